@@ -1,0 +1,29 @@
+//! Cairn: an NBD server whose disks live in object storage, and an NBD protocol library and client.
+//!
+//! # The layers
+//!
+//! Arrows go one way only; `tests/tidy.rs` fails on an arrow that is not in this list.
+//!
+//! ```text
+//! protocol        → nothing                    wire types and the handshake machine: no tokio, no clock, no log
+//! task, metrics, config → nothing              spawning with an owner; every metric; every setting
+//! store           → metrics, task              get/put/delete/list over S3, a directory, memory; decorators
+//! volume          → store, metrics, task       what a disk is: map, journal, cache, commit, fold, recovery
+//! server          → protocol, metrics, task    NBD over TCP and Unix sockets; owns the trait `Export`
+//! client          → protocol, task             an NBD client
+//! admin           → volume, server, metrics, task   HTTP: metrics and health
+//! cli             → all                        maps configuration to each layer's `Options`; main → cli
+//! ```
+//!
+//! # The way of a command through the house
+//!
+//! * WRITE: `server::connection` → `server::transmission` → `server::Export` → `volume::Volume::write` → `volume::layer`
+//! * FLUSH: … → `volume::Volume::flush` → `volume::commit` → `store::Store::put`
+//! * cold READ: … → `volume::Volume::read` → `volume::read` → `volume::cache` → `store::Store::get`
+
+pub mod metrics;
+pub mod protocol;
+pub mod server;
+pub mod store;
+pub mod task;
+pub mod volume;

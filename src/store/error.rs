@@ -1,0 +1,91 @@
+//! Errors of the store: each variant says what the caller should do.
+
+use std::sync::Arc;
+
+/// A cause, kept for the log.
+pub type Source = Arc<dyn std::error::Error + Send + Sync>;
+
+/// Why a store request failed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// No object has that key. Definite.
+    #[error("{key}: no such object")]
+    NotFound {
+        /// Key.
+        key: String,
+    },
+    /// A condition did not hold (412); after a lost answer it may be the caller's own success: read and compare.
+    #[error("{key}: the object stands in another version")]
+    PreconditionFailed {
+        /// Key.
+        key: String,
+    },
+    /// The object ends before the range asked for, or the body before its announced length. Retry.
+    #[error("{key}: body of {got} bytes, {wanted} expected")]
+    Truncated {
+        /// Key.
+        key: String,
+        /// Bytes expected.
+        wanted: u64,
+        /// Bytes received.
+        got: u64,
+    },
+    /// The store asks for less (429, 503 SlowDown). Retry after a pause.
+    #[error("{key}: the store asks to slow down")]
+    Throttled {
+        /// Key.
+        key: String,
+        /// Cause.
+        #[source]
+        source: Source,
+    },
+    /// No answer in time: the effect of a PUT or DELETE is unknown. Retry the same bytes.
+    #[error("{key}: no answer within {after_ms} ms")]
+    Timeout {
+        /// Key.
+        key: String,
+        /// Milliseconds waited.
+        after_ms: u64,
+    },
+    /// Connection trouble, 409 or 5xx: the effect of a PUT or DELETE is unknown. Retry the same bytes.
+    #[error("{key}: {source}")]
+    Transient {
+        /// Key.
+        key: String,
+        /// Cause.
+        #[source]
+        source: Source,
+    },
+    /// Credentials or permissions (401, 403): an operator must act; retried since credentials may rotate.
+    #[error("{key}: access denied: {source}")]
+    Denied {
+        /// Key.
+        key: String,
+        /// Cause.
+        #[source]
+        source: Source,
+    },
+    /// The request itself is wrong, or the bucket does not exist: an operator must act.
+    #[error("{key}: {source}")]
+    Rejected {
+        /// Key.
+        key: String,
+        /// Cause.
+        #[source]
+        source: Source,
+    },
+}
+
+impl Error {
+    /// Whether the answer is the store's definite word on the state of the object: nothing to retry.
+    #[must_use]
+    pub fn is_definite(&self) -> bool {
+        matches!(self, Self::NotFound { .. } | Self::PreconditionFailed { .. })
+    }
+
+    /// Whether a PUT or DELETE that failed so may have taken effect.
+    #[must_use]
+    pub fn effect_unknown(&self) -> bool {
+        matches!(self, Self::Truncated { .. } | Self::Timeout { .. } | Self::Transient { .. })
+    }
+}

@@ -1,0 +1,103 @@
+//! Object storage: the trait [`Store`], its implementations and decorators.
+//!
+//! Knows nothing of volumes: keys are strings, bodies are bytes. Invariant: an error never stands for a result; a
+//! body is whole or it is an error.
+
+pub mod error;
+
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+pub use error::Error;
+
+/// An opaque version of an object, as the store gives it; only ever compared.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ETag(pub Arc<str>);
+
+/// Which bytes of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ByteRange {
+    /// All of it.
+    Full,
+    /// `length` bytes from `offset`; an object that ends before is [`Error::Truncated`]. `length` is not 0.
+    Bounded {
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        length: u64,
+    },
+}
+
+/// When a PUT takes effect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// Always (for names that are bound to their bytes).
+    Always,
+    /// `If-None-Match: *`: only where no object stands.
+    IfAbsent,
+    /// `If-Match`: only where exactly this version stands. A missing object is [`Error::PreconditionFailed`] or
+    /// [`Error::NotFound`].
+    IfMatch(ETag),
+}
+
+/// An object, or the part of it that was asked for.
+#[derive(Clone, Debug)]
+pub struct Object {
+    /// Exactly the bytes asked for.
+    pub body: Bytes,
+    /// Version.
+    pub etag: ETag,
+}
+
+/// One object of a listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Key relative to the store's root.
+    pub key: String,
+    /// Bytes.
+    pub size_bytes: u64,
+}
+
+/// One page of a listing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// In ascending order of key (bytes).
+    pub entries: Vec<Entry>,
+    /// Whether more follow the last entry; ask again with it as `start_after`.
+    pub more: bool,
+}
+
+/// Object storage. Keys are relative to the store's root, `/`-separated, of `[A-Za-z0-9._-]` segments; no segment is
+/// empty, `.` or `..`.
+///
+/// A call may be dropped at any await point; a PUT or DELETE so dropped has an unknown effect.
+#[async_trait]
+pub trait Store: Send + Sync + fmt::Debug + 'static {
+    /// Reads an object or a range of it.
+    async fn get(&self, key: &str, range: ByteRange) -> Result<Object, Error>;
+    /// Creates or replaces an object, atomically and durably: when it returns, the object survives power loss.
+    async fn put(&self, key: &str, body: Bytes, condition: Condition) -> Result<ETag, Error>;
+    /// Deletes objects, at most 1,000; one that is absent counts as deleted. On an error any of them may be gone.
+    async fn delete(&self, keys: &[String]) -> Result<(), Error>;
+    /// Lists keys that begin with `prefix` (a string, not only whole segments) and follow `start_after`, in order.
+    async fn list(&self, prefix: &str, start_after: Option<&str>) -> Result<Listing, Error>;
+}
+
+#[async_trait]
+impl<S: Store + ?Sized> Store for Arc<S> {
+    async fn get(&self, key: &str, range: ByteRange) -> Result<Object, Error> {
+        (**self).get(key, range).await
+    }
+    async fn put(&self, key: &str, body: Bytes, condition: Condition) -> Result<ETag, Error> {
+        (**self).put(key, body, condition).await
+    }
+    async fn delete(&self, keys: &[String]) -> Result<(), Error> {
+        (**self).delete(keys).await
+    }
+    async fn list(&self, prefix: &str, start_after: Option<&str>) -> Result<Listing, Error> {
+        (**self).list(prefix, start_after).await
+    }
+}

@@ -1,0 +1,105 @@
+//! Tasks with an owner: the only file that spawns.
+//!
+//! A [`Tasks`] owns every task spawned through it: they share one cancellation token, and [`Tasks::shutdown`]
+//! cancels and joins them. Dropping it cancels them. It knows nothing of what the tasks do.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the one place where tasks are spawned, each owned by its `Tasks`"
+)]
+
+use std::future::Future;
+
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// An owner of tasks: spawns, cancels and joins them.
+#[derive(Debug)]
+pub struct Tasks {
+    tracker: TaskTracker,
+    token: CancellationToken,
+}
+
+impl Default for Tasks {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Tasks {
+    /// An owner without tasks.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { tracker: TaskTracker::new(), token: CancellationToken::new() }
+    }
+
+    /// An owner that is also cancelled when this one is; it is joined on its own.
+    #[must_use]
+    pub fn child(&self) -> Self {
+        Self { tracker: TaskTracker::new(), token: self.token.child_token() }
+    }
+
+    /// Spawns a task that is joined by [`Tasks::shutdown`]. It should end soon after [`Tasks::token`] is cancelled.
+    pub fn spawn<F>(&self, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        self.tracker.spawn(future)
+    }
+
+    /// Spawns a task that is dropped at its next await point once [`Tasks::token`] is cancelled.
+    pub fn spawn_until_cancelled<F>(&self, future: F) -> JoinHandle<Option<F::Output>>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        let token = self.token.clone();
+        self.tracker.spawn(async move { token.run_until_cancelled_owned(future).await })
+    }
+
+    /// Runs blocking work (file I/O) on the runtime's blocking threads and joins it with the others.
+    pub fn spawn_blocking<F, T>(&self, work: F) -> JoinHandle<T>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        self.tracker.spawn_blocking(work)
+    }
+
+    /// The token that tells the tasks to end.
+    #[must_use]
+    pub fn token(&self) -> &CancellationToken {
+        &self.token
+    }
+
+    /// How many tasks have not ended.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.tracker.len()
+    }
+
+    /// Whether every task has ended.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.tracker.is_empty()
+    }
+
+    /// Waits until every task has ended by itself.
+    pub async fn join(&self) {
+        self.tracker.close();
+        self.tracker.wait().await;
+    }
+
+    /// Cancels every task and waits until all have ended.
+    pub async fn shutdown(&self) {
+        self.token.cancel();
+        self.join().await;
+    }
+}
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        self.token.cancel();
+    }
+}
