@@ -1,1 +1,5 @@
-//! Integration tests.
+//! The integration tests: one binary, so that the crate graph is linked once; each module is a suite of `tests/run.sh`.
+
+mod interop;
+mod support;
+mod vm;
