@@ -4,6 +4,13 @@
 //! body is whole or it is an error.
 
 pub mod error;
+pub mod fault;
+pub mod instrument;
+pub mod key;
+pub mod limit;
+pub mod location;
+pub mod memory;
+pub mod retry;
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,7 +18,14 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub use crate::metrics::StoreOperation as Operation;
 pub use error::Error;
+pub use fault::Fault;
+pub use instrument::Instrument;
+pub use limit::Limit;
+pub use location::Location;
+pub use memory::MemoryStore;
+pub use retry::Retry;
 
 /// An opaque version of an object, as the store gives it; only ever compared.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
