@@ -1,5 +1,7 @@
 //! The integration tests: one binary, so that the crate graph is linked once; each module is a suite of `tests/run.sh`.
 
 mod interop;
+mod model;
 mod support;
+mod tidy;
 mod vm;
