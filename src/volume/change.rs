@@ -80,6 +80,9 @@ impl Change {
     pub(super) fn write(offset: u64, data: &[u8]) -> Self {
         let (whole, parts) = split(offset..offset + data.len() as u64);
         let slice = |part: &Range<u64>| {
+            if part.is_empty() {
+                return &data[..0];
+            }
             let start = usize::try_from(part.start - offset).expect("within the data");
             &data[start..start + usize::try_from(part.end - part.start).expect("within the data")]
         };
