@@ -1,0 +1,6 @@
+//! The store: one contract for every implementation, the start-up probe, and S3 servers that misbehave.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod contract;
+mod probe;
+mod s3;
