@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use cairn::metrics::StoreOutcome;
-use cairn::store::{ByteRange, Condition, ETag, Entry, Error, Listing, S3Store, Store};
+use cairn::store::{ByteRange, Condition, ETag, Entry, Error, Listing, S3Options, S3Store, Store};
 
 use crate::support::fake_s3::{FakeS3, Reply, Request, answer, error, head};
 
@@ -97,6 +97,19 @@ async fn a_connection_that_is_closed_or_refused_leaves_the_effect_unknown() {
     let error = store.put("key", Bytes::from_static(b"x"), Condition::IfAbsent).await.unwrap_err();
     assert!(matches!(error, Error::Transient { .. }) && error.effect_unknown(), "{error}");
     assert_eq!(server.requests().len(), 1, "nobody but the caller sends it again");
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_no_url_is_named() {
+    let server = FakeS3::start(|_| Reply::Close(Vec::new())).await;
+    for endpoint in ["minio:9000", "ftp://minio", "minio", "http://", "http://user:secret@minio"] {
+        let options = S3Options { endpoint: Some(endpoint.into()), ..server.options() };
+        let error = S3Store::open("disks", "", options).await.unwrap_err();
+        assert!(
+            matches!(error, Error::Rejected { .. }) && error.to_string().contains("s3://disks"),
+            "{error}"
+        );
+    }
 }
 
 #[tokio::test]
