@@ -1,5 +1,7 @@
 //! Integration tests.
 
 mod model;
+mod store;
+mod support;
 mod tidy;
 mod volume;
