@@ -1,4 +1,10 @@
-//! What tests need beside Cairn: other programs, and servers that misbehave.
+//! What the integration tests share: processes, stores, gateways, servers that misbehave, and a proxy that watches and
+//! disturbs HTTP.
 
+pub(crate) mod cairn;
 pub(crate) mod fake_s3;
+pub(crate) mod files;
+pub(crate) mod http;
 pub(crate) mod minio;
+pub(crate) mod process;
+pub(crate) mod proxy;
