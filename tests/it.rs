@@ -1,5 +1,7 @@
 //! The integration tests: one binary, so that the crate graph is linked once; each module is a suite of `tests/run.sh`.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by unwrapping")]
+
 mod interop;
 mod model;
 mod store;

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::codec::Checksum;
 use super::error::Error;
-use super::geometry::{BLOCK_BYTES, PAGE_BYTES};
+use super::geometry::{BLOCK_BYTES, PAGE_BYTES, PAGE_LEN};
 use super::head::Checkpoint;
 use super::interval::IntervalMap;
 use super::keys::Slot;
@@ -190,7 +190,7 @@ fn add_run(writer: &mut RecordWriter, run: &[(Range<u64>, &Arc<Block>)]) {
         writer.data(range.start, bytes);
         return;
     }
-    let mut bytes = Vec::with_capacity(usize::try_from(PAGE_BYTES).expect("64 KiB"));
+    let mut bytes = Vec::with_capacity(PAGE_LEN);
     for (range, block) in run {
         bytes.extend_from_slice(&block.data[within(range)]);
     }

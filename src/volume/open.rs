@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::codec::DecodeError;
 use super::commit::Committer;
+use super::disk::Volume;
 use super::error::OpenError;
 use super::fold::Folder;
 use super::head::{Head, Lease, MAX_HOLDER_BYTES, VolumeState};
@@ -20,7 +21,6 @@ use super::replay::Replay;
 use super::root::{Root, RootTable};
 use super::shared::{Environment, Shared};
 use super::state::{State, Status};
-use super::volume::Volume;
 use crate::store::{self, ByteRange, ETag};
 
 /// How often a lease is looked at while it may run out.

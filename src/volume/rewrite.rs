@@ -11,7 +11,7 @@ use super::base::{self, LoadedMapPage};
 use super::cache::Fetch;
 use super::chunk::ChunkWriter;
 use super::error::Error;
-use super::geometry::{ChunkIndex, PAGE_BYTES, SECTOR_BYTES};
+use super::geometry::{ChunkIndex, PAGE_BYTES, PAGE_LEN, SECTOR_LEN};
 use super::interval::Value;
 use super::keys::Slot;
 use super::map::{Base, Damage, Entry, SECTOR_MASK_BYTES};
@@ -19,8 +19,6 @@ use super::page_set::PageSet;
 use super::piece::{InMemory, Piece, is_zero};
 use super::shared::Shared;
 use crate::store::Condition;
-
-const PAGE: usize = PAGE_BYTES as usize;
 
 /// A part of a page that changed: where in the page, and its bytes (or the fetch that gives them, from a byte of it).
 struct Part {
@@ -203,7 +201,7 @@ impl PagePlan {
         {
             return Ok(Composed { bytes: bytes.clone(), damage: None });
         }
-        let mut page = vec![0; PAGE];
+        let mut page = vec![0; PAGE_LEN];
         let mut good = [0xff; SECTOR_MASK_BYTES];
         if let Some(base) = self.base {
             match &fetched[base] {
@@ -249,8 +247,7 @@ impl PagePlan {
 }
 
 fn mark(good: &mut [u8; SECTOR_MASK_BYTES], within: &Range<usize>, is_good: bool) {
-    let sector_bytes = usize::try_from(SECTOR_BYTES).expect("512");
-    for sector in within.start / sector_bytes..within.end / sector_bytes {
+    for sector in within.start / SECTOR_LEN..within.end / SECTOR_LEN {
         match is_good {
             true => good[sector / 8] |= 1 << (sector % 8),
             false => good[sector / 8] &= !(1 << (sector % 8)),
