@@ -266,6 +266,7 @@ impl Shared {
         if !chunks.is_empty() || state.dirty_since == Some(now) || self.record_is_full(state) {
             self.commit_wake.notify_one();
         }
+        self.gauge(state);
         chunks
     }
 

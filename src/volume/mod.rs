@@ -2,6 +2,7 @@
 
 pub mod base;
 pub mod cache;
+mod cache_counts;
 pub mod catalog;
 mod change;
 pub mod chunk;

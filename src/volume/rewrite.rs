@@ -18,6 +18,7 @@ use super::map::{Base, Damage, Entry, SECTOR_MASK_BYTES};
 use super::page_set::PageSet;
 use super::piece::{InMemory, Piece, is_zero};
 use super::shared::Shared;
+use crate::metrics::labels::ObjectKind;
 use crate::store::Condition;
 
 /// A part of a page that changed: where in the page, and its bytes (or the fetch that gives them, from a byte of it).
@@ -104,7 +105,10 @@ impl Shared {
         for (page, bytes, _) in &pages {
             writer.page(*page, bytes);
         }
-        self.env.store.put(&self.keys.chunk(index, id), writer.finish(), Condition::Always).await?;
+        let object = writer.finish();
+        let bytes = object.len() as u64;
+        self.env.store.put(&self.keys.chunk(index, id), object, Condition::Always).await?;
+        self.metrics.put_bytes.of(ObjectKind::Chunk).inc_by(bytes);
         let chunk = super::piece::ChunkRef::durable(index, id, pages_per_chunk, stored);
         for (page, bytes, is_hot) in pages {
             // Pages that were in use under their old names stay so under the new one.
