@@ -5,6 +5,8 @@
 
 use std::path::PathBuf;
 
+use aws_sdk_s3::config::Credentials;
+use cairn::store::S3Options;
 use tempfile::TempDir;
 use tokio::process::Command;
 
@@ -47,6 +49,18 @@ impl Minio {
     /// The endpoint's URL.
     pub(crate) fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// How the library reaches it, making the bucket.
+    pub(crate) fn options(&self) -> S3Options {
+        S3Options {
+            endpoint: Some(self.endpoint()),
+            region: Some("us-east-1".into()),
+            credentials: Some(Credentials::new(KEY, KEY, None, None, "test")),
+            path_style: true,
+            create_bucket: true,
+            ..S3Options::default()
+        }
     }
 
     /// What a client needs in its environment.

@@ -1,8 +1,8 @@
-//! What the integration tests share: processes, stores, gateways, and a proxy that watches and disturbs HTTP.
-//!
-//! Nothing here knows Cairn's library beyond `task::Tasks`: the product is driven from outside, as its users do.
+//! What the integration tests share: processes, stores, gateways, servers that misbehave, and a proxy that watches and
+//! disturbs HTTP.
 
 pub(crate) mod cairn;
+pub(crate) mod fake_s3;
 pub(crate) mod files;
 pub(crate) mod http;
 pub(crate) mod minio;
