@@ -1,1 +1,5 @@
 //! Integration tests.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod conformance;
+mod support;
