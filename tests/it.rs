@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by unwrapping")]
 
+mod conformance;
 mod interop;
 mod model;
 mod store;
