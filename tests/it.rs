@@ -1,4 +1,5 @@
 //! Integration tests.
 
+mod golden;
 mod model;
 mod tidy;
