@@ -4,6 +4,7 @@
 
 mod conformance;
 mod interop;
+mod golden;
 mod model;
 mod store;
 mod support;
