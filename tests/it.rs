@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by unwrapping")]
 
 mod conformance;
-mod interop;
 mod golden;
+mod interop;
 mod model;
 mod store;
 mod support;
