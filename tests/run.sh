@@ -10,7 +10,7 @@ set -u -o pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/tools/common.sh"
 cd "$ROOT" || exit 1
 exec </dev/null
-export CARGO_TERM_COLOR=never CARGO_INCREMENTAL=0 NO_COLOR=1
+export CARGO_TERM_COLOR=never CARGO_INCREMENTAL=0 NO_COLOR=1 RUST_BACKTRACE=0
 export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
 
 ONLY=("$@")
@@ -71,7 +71,7 @@ suite() {
 
 # --- the suites ------------------------------------------------------------------------------------------------------
 
-suite_tools() { "$ROOT/tests/tools/install.sh" packages deny s3 && count 3 0; }
+suite_tools() { "$ROOT/tests/tools/install.sh" packages deny s3 machine && count 4 0; }
 
 suite_fmt() { cargo fmt --check && count 1 0; }
 

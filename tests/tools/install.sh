@@ -1,8 +1,8 @@
 #!/bin/bash
-# Puts what the tests need on this machine: Debian packages, cargo-deny, an S3 server. Nothing that is there is
+# Puts what the tests need on this machine: Debian packages, cargo-deny, an S3 server, a virtual machine. Nothing that is there is
 # fetched again. Tools that are built are kept in the tools cache, each under the version it was built from.
 #
-#   tests/tools/install.sh [packages|deny|s3]...     (all three without an argument)
+#   tests/tools/install.sh [packages|deny|s3|machine]...     (all of them without an argument)
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -93,12 +93,13 @@ install_s3() {
 }
 
 mkdir -p "$TOOLS/bin"
-[ $# -gt 0 ] || set -- packages deny s3
+[ $# -gt 0 ] || set -- packages deny s3 machine
 for part; do
     case $part in
     packages) locked packages install_packages ;;
     deny) locked deny install_deny ;;
     s3) locked minio install_s3 ;;
-    *) die "no such part: $part (packages, deny, s3)" ;;
+    machine) "$ROOT/tests/tools/vm-image.sh" >/dev/null ;;
+    *) die "no such part: $part (packages, deny, s3, machine)" ;;
     esac
 done
