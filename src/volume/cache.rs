@@ -96,6 +96,13 @@ impl Fetch {
     }
 }
 
+/// Whether what is fetched stays in the cache.
+#[derive(Clone, Copy)]
+enum Keep {
+    Cached,
+    Passing,
+}
+
 type Outcome = Option<Result<Bytes, Error>>;
 
 /// Clean pieces of objects in memory.
@@ -193,6 +200,20 @@ impl PageCache {
 
     /// Gives every piece, fetched where it is not in memory; pieces that lie side by side share a GET.
     pub async fn fetch(&self, store: &Arc<dyn Store>, wanted: &[Fetch]) -> Vec<Result<Bytes, Error>> {
+        self.fetch_and(store, wanted, Keep::Cached).await
+    }
+
+    /// As [`PageCache::fetch`], but leaves nothing in the cache that was not there: for what is read only once.
+    pub async fn fetch_passing(&self, store: &Arc<dyn Store>, wanted: &[Fetch]) -> Vec<Result<Bytes, Error>> {
+        self.fetch_and(store, wanted, Keep::Passing).await
+    }
+
+    async fn fetch_and(
+        &self,
+        store: &Arc<dyn Store>,
+        wanted: &[Fetch],
+        keep: Keep,
+    ) -> Vec<Result<Bytes, Error>> {
         let mut results: Vec<Option<Result<Bytes, Error>>> = Vec::with_capacity(wanted.len());
         let mut missing = Vec::new();
         for (place, fetch) in wanted.iter().enumerate() {
@@ -202,7 +223,7 @@ impl PageCache {
             }
             results.push(hit.map(Ok));
         }
-        let waits = self.start(store, wanted, &missing);
+        let waits = self.start(store, wanted, &missing, keep);
         for (place, mut wait) in missing.into_iter().zip(waits) {
             let outcome = match wait.wait_for(Option::is_some).await {
                 Ok(outcome) => outcome.clone().expect("just waited for it"),
@@ -217,7 +238,7 @@ impl PageCache {
     pub fn prefetch(&self, store: &Arc<dyn Store>, wanted: &[Fetch]) {
         let missing: Vec<usize> =
             (0..wanted.len()).filter(|place| !self.clean.contains_key(&wanted[*place].key)).collect();
-        drop(self.start(store, wanted, &missing));
+        drop(self.start(store, wanted, &missing, Keep::Cached));
     }
 
     /// Joins or begins the load of each of `missing`, a GET for each run of neighbours.
@@ -226,6 +247,7 @@ impl PageCache {
         store: &Arc<dyn Store>,
         wanted: &[Fetch],
         missing: &[usize],
+        keep: Keep,
     ) -> Vec<watch::Receiver<Outcome>> {
         let mut waits = Vec::with_capacity(missing.len());
         let mut run: Vec<(Fetch, watch::Sender<Outcome>)> = Vec::new();
@@ -245,25 +267,25 @@ impl PageCache {
                     && fetch.at + fetch.stored_bytes() - run[0].0.at <= self.get_bytes
             });
             if !joins && !run.is_empty() {
-                self.spawn_load(store, std::mem::take(&mut run));
+                self.spawn_load(store, std::mem::take(&mut run), keep);
             }
             run.push((fetch.clone(), done));
         }
         if !run.is_empty() {
-            self.spawn_load(store, run);
+            self.spawn_load(store, run, keep);
         }
         waits
     }
 
     /// Loads a run of neighbours in a task, so that a reader that goes away does not take the others' load with it.
-    fn spawn_load(&self, store: &Arc<dyn Store>, run: Vec<(Fetch, watch::Sender<Outcome>)>) {
+    fn spawn_load(&self, store: &Arc<dyn Store>, run: Vec<(Fetch, watch::Sender<Outcome>)>, keep: Keep) {
         let keys = run.iter().map(|(fetch, _)| fetch.key).collect();
         let begun = Begun { loading: Arc::clone(&self.loading), keys };
         let (store, clean) = (Arc::clone(store), self.clean.clone());
         self.tasks.spawn_until_cancelled(async move {
             let results = load(store.as_ref(), &run).await;
             for ((fetch, _), result) in run.iter().zip(&results) {
-                if let Ok(bytes) = result {
+                if let (Ok(bytes), Keep::Cached) = (result, keep) {
                     clean.insert(fetch.key, Cached::Bytes(bytes.clone())).await;
                 }
             }

@@ -144,7 +144,7 @@ impl Shared {
     }
 
     /// How to have a piece that left memory, and where in what is fetched it begins.
-    fn piece_fetch(&self, piece: &Piece) -> (Fetch, u64) {
+    pub(super) fn piece_fetch(&self, piece: &Piece) -> (Fetch, u64) {
         match piece {
             Piece::Data { record, change, at } => (self.change_fetch(record, *change), *at),
             Piece::Chunk(chunk, at) => (self.chunk_fetch(chunk, *at), at % PAGE_BYTES),

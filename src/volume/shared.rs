@@ -152,14 +152,19 @@ impl Shared {
         ObjectId { epoch: self.epoch, k: self.next_k.fetch_add(1, Ordering::Relaxed) }
     }
 
-    /// Stops the volume: nothing more succeeds, and nothing is deleted.
+    /// Stops the volume for a reason that an operator must know: nothing more succeeds, and nothing is deleted.
     pub(super) fn stop(&self, why: String) {
+        tracing::error!(volume = %self.keys.volume(), epoch = self.epoch, "volume stopped: {why}");
+        self.retire(why);
+    }
+
+    /// Stops the volume.
+    pub(super) fn retire(&self, why: String) {
         {
             let mut state = self.state.lock();
             if matches!(state.status, Status::Stopped(_)) {
                 return;
             }
-            tracing::error!(volume = %self.keys.volume(), epoch = self.epoch, "volume stopped: {why}");
             state.status = Status::Stopped(why);
         }
         self.progress.send_modify(|progress| progress.stopped = true);
