@@ -135,7 +135,7 @@ settings! {
         /// Requests of one connection that are not yet answered.
         requests_in_flight: u32 = 256, 1..=65_536;
         /// Payload of such requests and their replies.
-        bytes_in_flight: Size = mib(64), mib(64)..=Size(4 << 30);
+        bytes_in_flight: Size = mib(64), mib(64)..=Size(2 << 30);
         /// How long commands in flight are waited for on SIGTERM.
         drain_timeout: Duration = seconds(10), seconds(0)..=seconds(3600);
     }
@@ -198,6 +198,8 @@ settings! {
         chunk_size: Size = mib(4), Size(65_536)..=mib(32);
         /// A volume opened for a client is closed when no client has used it for so long.
         idle_timeout: Duration = seconds(60), seconds(0)..=DAY;
+        /// Volumes open at a time.
+        maximum: u32 = 256, 1..=65_536;
         /// How old the list of volumes that clients see may be.
         catalogue_age: Duration = seconds(5), seconds(0)..=seconds(3600);
         /// How long closing the volumes may take on SIGTERM: commit, checkpoint, release of the lease.
