@@ -41,7 +41,9 @@ impl FromStr for Location {
             Some(("s3", rest)) => bucket(rest),
             Some(_) => Err("its scheme is neither file nor s3"),
         };
-        parsed.map_err(|fault| LocationError { value: value.to_owned(), fault })
+        // What stands before an @ may be a secret.
+        let shown = value.rsplit_once('@').map_or_else(|| value.to_owned(), |(_, rest)| format!("…@{rest}"));
+        parsed.map_err(|fault| LocationError { value: shown, fault })
     }
 }
 
@@ -127,11 +129,12 @@ mod tests {
             ("s3://disks//a", "segments"),
             ("s3://disks/a/../b", "segments"),
             ("s3://disks/a?region=x", "set apart"),
-            ("s3://key:secret@disks/a", "set apart"),
         ] {
             let message = text.parse::<Location>().unwrap_err().to_string();
             assert!(message.contains(&format!("{text:?}")) && message.contains(fault), "{message}");
             assert!(message.contains("s3://bucket/prefix"), "{message}");
         }
+        let message = "s3://key:secret@disks/a".parse::<Location>().unwrap_err().to_string();
+        assert!(message.contains("set apart") && !message.contains("secret"), "{message}");
     }
 }

@@ -48,8 +48,8 @@ pub enum OpenError {
         #[source]
         source: std::io::Error,
     },
-    /// The bucket cannot be made.
-    #[error("the bucket cannot be made: {0}")]
+    /// The bucket cannot be made, or the configuration for it cannot work.
+    #[error("the bucket cannot be opened: {0}")]
     Bucket(#[source] Error),
     /// The store failed the probe.
     #[error("{location}: {source}")]

@@ -144,6 +144,14 @@ pub async fn probe(store: &dyn Store, options: &ProbeOptions, nonce: &str) -> Re
     outcome
 }
 
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Sequence,
+    RaceToCreate,
+    RaceToUpdate,
+    Listing,
+}
+
 struct Probe<'a> {
     store: &'a dyn Store,
     options: &'a ProbeOptions,
@@ -159,24 +167,21 @@ fn body(text: impl std::fmt::Display) -> Bytes {
 
 impl Probe<'_> {
     async fn run(&mut self) -> Result<(), ProbeError> {
-        self.step(async |probe, key| probe.sequence(&key).await).await?;
+        self.step(Step::Sequence).await?;
         for _ in 0..self.options.rounds {
-            self.step(async |probe, key| probe.race_to_create(&key).await).await?;
-            self.step(async |probe, key| probe.race_to_update(&key).await).await?;
+            self.step(Step::RaceToCreate).await?;
+            self.step(Step::RaceToUpdate).await?;
         }
-        self.step(async |probe, _| probe.listing().await).await
+        self.step(Step::Listing).await
     }
 
-    /// Runs a step under a fresh key until it ends, or the time does.
-    async fn step<'s>(
-        &'s mut self,
-        run: impl AsyncFn(&Self, String) -> Result<(), Stop>,
-    ) -> Result<(), ProbeError> {
+    /// Tries a step, each time under a fresh key, until it ends or the time does.
+    async fn step(&mut self, step: Step) -> Result<(), ProbeError> {
         let mut last = None;
         loop {
             let key = format!("{}{}", self.root, self.keys.len());
             self.keys.push(key.clone());
-            let error = match self.in_time(run(self, key)).await {
+            let error = match self.in_time(self.attempt(step, &key)).await {
                 None => return Err(self.late(last)),
                 Some(Ok(())) => return Ok(()),
                 Some(Err(Stop::Failed(error))) => return Err(error),
@@ -187,6 +192,15 @@ impl Probe<'_> {
             if self.in_time(tokio::time::sleep(self.options.pause)).await.is_none() {
                 return Err(self.late(last));
             }
+        }
+    }
+
+    async fn attempt(&self, step: Step, key: &str) -> Result<(), Stop> {
+        match step {
+            Step::Sequence => self.sequence(key).await,
+            Step::RaceToCreate => self.race_to_create(key).await,
+            Step::RaceToUpdate => self.race_to_update(key).await,
+            Step::Listing => self.listing().await,
         }
     }
 

@@ -17,14 +17,20 @@ use super::error::{Error, OpenError};
 use super::keys::ObjectId;
 use super::map::Entry;
 use super::open::read_head;
-use super::root::{KeptRoot, Root, RootTable};
+use super::root::{KeptRoot, MAX_ROOTS, Root, RootTable};
 use super::shared::Shared;
 use crate::store::{self, ByteRange};
 
 /// Keys of one delete request at most.
 const DELETE_KEYS: usize = 1000;
+/// Garbage of so many checkpoints waits for its grace at most; the root table has room for more.
+const MAX_WAITING: usize = 1024;
 /// Pause after a collection that failed.
 const RETRY_PAUSE: Duration = Duration::from_secs(10);
+
+/// The root table has no room for another root.
+#[derive(Debug)]
+pub(super) struct TableFull;
 
 /// What is to be deleted.
 #[derive(Debug)]
@@ -66,15 +72,27 @@ impl Trash {
     }
 
     /// The table once `root` has replaced `old`.
-    pub(super) fn next_table(&self, id: ObjectId, old: &Root, root: &Root, now_seconds: u64) -> RootTable {
+    ///
+    /// # Errors
+    /// If the table is full, until the collector has made room.
+    pub(super) fn next_table(
+        &self,
+        id: ObjectId,
+        old: &Root,
+        root: &Root,
+        now_seconds: u64,
+    ) -> Result<RootTable, TableFull> {
         let mut roots = self.kept();
+        if roots.len() >= MAX_ROOTS {
+            return Err(TableFull);
+        }
         for kept in &mut roots {
             if kept.root == old.id && kept.snapshot.is_empty() && kept.pins.is_empty() {
                 kept.retired_at_seconds = now_seconds.max(1);
             }
         }
         roots.push(KeptRoot::current(root, old.id));
-        RootTable { id, roots }
+        Ok(RootTable { id, roots })
     }
 
     /// Notes the table that the head now names.
@@ -94,6 +112,14 @@ impl Trash {
         let mut queue = self.queue.lock();
         let place = queue.partition_point(|(other, _)| *other <= due);
         queue.insert(place, (due, garbage));
+        if queue.len() > MAX_WAITING {
+            // The grace is a courtesy: where checkpoints outrun it, the oldest garbage goes now.
+            let now = Instant::now();
+            let hasty = queue.len() - MAX_WAITING;
+            for (due, _) in queue.iter_mut().take(hasty) {
+                *due = now.min(*due);
+            }
+        }
         self.wake.notify_one();
     }
 }

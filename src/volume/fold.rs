@@ -28,6 +28,7 @@ use super::root::{KeptRoot, MapPageRef, Root, RootTable};
 use super::shared::Shared;
 use super::state::{Committed, State};
 use super::store_exact::{Placed, create_exact};
+use crate::metrics::labels::{FoldResult, ObjectKind};
 
 /// Requests for a fold that wait at most.
 const REQUESTS: usize = 16;
@@ -119,15 +120,19 @@ impl Folder {
 
     async fn fold_until_done(&self) {
         let Some(folding) = self.begin() else { return };
+        let begun = tokio::time::Instant::now();
         let mut orphans = Vec::new();
         while let Err(error) = self.fold(&folding, &mut orphans).await {
             if self.shared.check_serving().is_err() {
                 // Waits to be cancelled: a volume that stopped folds no more.
                 return std::future::pending().await;
             }
+            self.shared.metrics.folds.of(FoldResult::Failed).inc();
             tracing::warn!(volume = %self.shared.keys.volume(), "checkpoint failed, trying again: {error}");
             tokio::time::sleep(RETRY_PAUSE).await;
         }
+        self.shared.metrics.folds.of(FoldResult::Done).inc();
+        self.shared.metrics.fold_duration.observe(begun.elapsed().as_secs_f64());
     }
 
     /// Takes the committed changes to be folded.
@@ -151,7 +156,12 @@ impl Folder {
         let result = self.make_root(&old, folding, checkpoint, &mut made).await;
         let (root, table) = match result {
             Ok(Some(root)) => {
-                let table = self.trash.next_table(shared.next_id(), &old, &root, (shared.env.wall_clock)());
+                let now = (shared.env.wall_clock)();
+                let Ok(table) = self.trash.next_table(shared.next_id(), &old, &root, now) else {
+                    orphans.append(&mut made.names);
+                    let why = "is full until old roots are deleted".to_owned();
+                    return Err(Error::Damaged { key: shared.keys.root(self.trash.table_id()), why });
+                };
                 (Arc::new(root), Some(table))
             }
             Ok(None) => (Arc::clone(&old), None),
@@ -163,8 +173,8 @@ impl Folder {
         let old_table = self.trash.table_id();
         if let Some(table) = &table {
             let volume = shared.keys.volume();
-            put_new(shared, &shared.keys.root(root.id), root.encode(volume)).await?;
-            put_new(shared, &shared.keys.root(table.id), table.encode(volume)).await?;
+            put_new(shared, ObjectKind::Root, &shared.keys.root(root.id), root.encode(volume)).await?;
+            put_new(shared, ObjectKind::Root, &shared.keys.root(table.id), table.encode(volume)).await?;
         }
         let table_id = table.as_ref().map_or(old_table, |table| table.id);
         self.head.publish(shared, checkpoint, root.id, table_id).await?;
@@ -172,6 +182,7 @@ impl Folder {
             let mut state = shared.state.lock();
             state.root = Arc::clone(&root);
             state.folding = None;
+            shared.gauge(&state);
         }
         shared.progress.send_modify(|progress| progress.checkpoints += 1);
         tracing::debug!(volume = %shared.keys.volume(), ?checkpoint.slot, records = folding.slots.len(),
@@ -287,7 +298,7 @@ impl Folder {
         let id = shared.next_id();
         let volume = shared.keys.volume();
         let key = shared.keys.map_page(number, id);
-        put_new(shared, &key, page.encode(volume, id)).await?;
+        put_new(shared, ObjectKind::Map, &key, page.encode(volume, id)).await?;
         made.names.push(key);
         let cache_key = CacheKey { volume, unit: Unit::Map(number, id) };
         shared.env.cache.insert_map_page(cache_key, Arc::new(page)).await;
@@ -378,7 +389,8 @@ pub(super) async fn names_chunk(
 }
 
 /// Creates an object under a name that was never used.
-async fn put_new(shared: &Shared, key: &str, bytes: Vec<u8>) -> Result<(), Error> {
+async fn put_new(shared: &Shared, kind: ObjectKind, key: &str, bytes: Vec<u8>) -> Result<(), Error> {
+    shared.metrics.put_bytes.of(kind).inc_by(bytes.len() as u64);
     match create_exact(shared.env.store.as_ref(), key, &Bytes::from(bytes)).await? {
         Placed::Ours => Ok(()),
         Placed::Other(_) => {

@@ -14,6 +14,7 @@ use super::error::Error;
 use super::head::{Checkpoint, Head, Lease};
 use super::keys::ObjectId;
 use super::shared::Shared;
+use crate::metrics::labels::ObjectKind;
 use crate::store::{self, ByteRange, Condition, ETag, Store};
 
 /// What is asked of the owner of the head.
@@ -174,12 +175,22 @@ impl HeadKeeper {
     /// Writes the head under the next version; `false` once the volume has stopped.
     async fn update(&mut self) -> bool {
         self.head.version += 1;
+        let begun = Instant::now();
         let key = self.shared.keys.head();
         loop {
             match update_head(self.shared.env.store.as_ref(), &key, &self.etag, &self.head).await {
                 Ok(Updated::Done(etag)) => {
                     self.etag = etag;
                     self.updated_at = Instant::now();
+                    // Counted from before the renewal was sent: the others may have seen it at once.
+                    let ends =
+                        (self.head.lease != Lease::Released).then_some(begun + self.shared.options.lease_ttl);
+                    self.shared.metrics.lease_ends.set(ends);
+                    self.shared
+                        .metrics
+                        .put_bytes
+                        .of(ObjectKind::Head)
+                        .inc_by(self.head.encode().len() as u64);
                     return true;
                 }
                 Ok(Updated::Lost(to)) => {

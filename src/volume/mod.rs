@@ -2,12 +2,14 @@
 
 pub mod base;
 pub mod cache;
+mod cache_counts;
 pub mod catalog;
 mod change;
 pub mod chunk;
 pub mod codec;
 mod collect;
 mod commit;
+mod disk;
 pub mod error;
 mod fence;
 mod fold;
@@ -36,12 +38,11 @@ pub mod state;
 mod store_exact;
 mod sweep;
 mod upload;
-mod volume;
 
 pub use cache::PageCache;
+pub use disk::{Usage, Volume};
 pub use error::{Error, OpenError};
 pub use options::{Entropy, Options, WallClock};
 pub use read::{Extent, Segment};
 pub use shared::{DirtyBudget, Environment};
 pub use state::Status;
-pub use volume::{Usage, Volume};

@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::codec::DecodeError;
 use super::commit::Committer;
+use super::disk::Volume;
 use super::error::OpenError;
 use super::fold::Folder;
 use super::head::{Head, Lease, MAX_HOLDER_BYTES, VolumeState};
@@ -20,7 +21,6 @@ use super::replay::Replay;
 use super::root::{Root, RootTable};
 use super::shared::{Environment, Shared};
 use super::state::{State, Status};
-use super::volume::Volume;
 use crate::store::{self, ByteRange, ETag};
 
 /// How often a lease is looked at while it may run out.
@@ -77,7 +77,7 @@ impl Volume {
             dirty_since: None,
             dirty_permits: 0,
             filled_at: None,
-            flush_wanted: false,
+            flushes: 0,
             waiting_writes: 0,
             next_n: 2,
             in_flight: VecDeque::new(),
@@ -86,6 +86,9 @@ impl Volume {
             root: Arc::new(root),
         };
         let shared = Arc::new(Shared::new(env.clone(), options, keys, geometry, head.epoch, state));
+        shared.metrics.size_bytes.set(i64::try_from(shared.size_bytes).unwrap_or(i64::MAX));
+        shared.metrics.fenced.set(0);
+        shared.gauge(&shared.state.lock());
         let (handle, requests) = HeadHandle::new();
         let committer = Committer::new(Arc::clone(&shared), opening);
         shared.tasks.spawn_until_cancelled(committer.run());

@@ -6,8 +6,8 @@ use std::ops::Range;
 
 /// Streams followed at once.
 const STREAMS: usize = 8;
-/// First window, in bytes.
-const FIRST_WINDOW: u64 = 256 * 1024;
+/// Bytes read in sequence before anything is read ahead.
+const LEAST_RUN: u64 = 128 * 1024;
 /// How far a read may lie from where its stream stands, in bytes: requests of one stream overtake each other.
 const SLACK: u64 = 2 * 1024 * 1024;
 
@@ -17,8 +17,8 @@ struct Stream {
     next: u64,
     /// Up to where was asked for.
     ahead: u64,
-    /// How far ahead to be; 0 until a second read follows the first.
-    window: u64,
+    /// Bytes read in sequence so far.
+    run: u64,
     used: u64,
 }
 
@@ -47,7 +47,8 @@ impl ReadAhead {
         let exact = self.streams.iter().position(|stream| stream.used > 0 && stream.next == read.start);
         let Some(place) = exact.or_else(|| self.streams.iter().position(near)) else {
             let oldest = self.streams.iter_mut().min_by_key(|stream| stream.used).expect("there are eight");
-            *oldest = Stream { next: read.end, ahead: read.end, window: 0, used: self.clock };
+            *oldest =
+                Stream { next: read.end, ahead: read.end, run: read.end - read.start, used: self.clock };
             return None;
         };
         let stream = &mut self.streams[place];
@@ -55,14 +56,17 @@ impl ReadAhead {
         if read.end <= stream.next {
             return None;
         }
-        if exact.is_some() {
-            stream.window = (stream.window * 2).clamp(FIRST_WINDOW, self.most.max(FIRST_WINDOW));
-        }
+        stream.run += read.end - read.start.max(stream.next);
         stream.next = read.end;
-        let until = (read.end + stream.window.min(self.most)).min(size);
+        if stream.run < LEAST_RUN {
+            return None;
+        }
+        // As much ahead as the stream has shown itself to be worth.
+        let window = (2 * stream.run).min(self.most);
+        let until = (read.end + window).min(size);
         let from = stream.ahead.max(read.end);
         // Asked for in halves of the window, so that a GET is worth its price.
-        if stream.window == 0 || until < from + stream.window / 2 {
+        if until < from + window / 2 {
             return None;
         }
         stream.ahead = until;

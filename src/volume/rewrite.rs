@@ -11,16 +11,15 @@ use super::base::{self, LoadedMapPage};
 use super::cache::Fetch;
 use super::chunk::ChunkWriter;
 use super::error::Error;
-use super::geometry::{ChunkIndex, PAGE_BYTES, SECTOR_BYTES};
+use super::geometry::{ChunkIndex, PAGE_BYTES, PAGE_LEN, SECTOR_LEN};
 use super::interval::Value;
 use super::keys::Slot;
 use super::map::{Base, Damage, Entry, SECTOR_MASK_BYTES};
 use super::page_set::PageSet;
 use super::piece::{InMemory, Piece, is_zero};
 use super::shared::Shared;
+use crate::metrics::labels::ObjectKind;
 use crate::store::Condition;
-
-const PAGE: usize = PAGE_BYTES as usize;
 
 /// A part of a page that changed: where in the page, and its bytes (or the fetch that gives them, from a byte of it).
 struct Part {
@@ -106,7 +105,10 @@ impl Shared {
         for (page, bytes, _) in &pages {
             writer.page(*page, bytes);
         }
-        self.env.store.put(&self.keys.chunk(index, id), writer.finish(), Condition::Always).await?;
+        let object = writer.finish();
+        let bytes = object.len() as u64;
+        self.env.store.put(&self.keys.chunk(index, id), object, Condition::Always).await?;
+        self.metrics.put_bytes.of(ObjectKind::Chunk).inc_by(bytes);
         let chunk = super::piece::ChunkRef::durable(index, id, pages_per_chunk, stored);
         for (page, bytes, is_hot) in pages {
             // Pages that were in use under their old names stay so under the new one.
@@ -203,7 +205,7 @@ impl PagePlan {
         {
             return Ok(Composed { bytes: bytes.clone(), damage: None });
         }
-        let mut page = vec![0; PAGE];
+        let mut page = vec![0; PAGE_LEN];
         let mut good = [0xff; SECTOR_MASK_BYTES];
         if let Some(base) = self.base {
             match &fetched[base] {
@@ -249,8 +251,7 @@ impl PagePlan {
 }
 
 fn mark(good: &mut [u8; SECTOR_MASK_BYTES], within: &Range<usize>, is_good: bool) {
-    let sector_bytes = usize::try_from(SECTOR_BYTES).expect("512");
-    for sector in within.start / sector_bytes..within.end / sector_bytes {
+    for sector in within.start / SECTOR_LEN..within.end / SECTOR_LEN {
         match is_good {
             true => good[sector / 8] |= 1 << (sector % 8),
             false => good[sector / 8] &= !(1 << (sector % 8)),

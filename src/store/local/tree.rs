@@ -410,3 +410,24 @@ fn clean(temporary: &File) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::StoreOutcome;
+
+    #[test]
+    fn an_error_of_the_file_system_says_whether_to_try_again() {
+        // Numbers of Linux: ENOSPC, EDQUOT, EIO, EMFILE; EACCES, EPERM, EROFS; ENOTDIR, EISDIR, ENAMETOOLONG.
+        for (errors, outcome) in [
+            (&[28, 122, 5, 24][..], StoreOutcome::Transient),
+            (&[13, 1, 30], StoreOutcome::Denied),
+            (&[20, 21, 36], StoreOutcome::Rejected),
+        ] {
+            for number in errors {
+                let error = failure("k", io::Error::from_raw_os_error(*number));
+                assert_eq!(error.outcome(), outcome, "{error}");
+            }
+        }
+    }
+}

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 
 use super::super::error::{Source, cause};
 use super::super::{Condition, Error};
@@ -39,12 +39,12 @@ where
         let code = error.code().unwrap_or("");
         let message = match error.message() {
             Some(message) => message.to_owned(),
-            None => DisplayErrorContext(error).to_string(),
+            None => chain(error),
         };
         return judge(key, asked, &Answer { status, code, message });
     }
     let key = key.to_owned();
-    let source = cause(DisplayErrorContext(error).to_string());
+    let source = cause(chain(error));
     match error {
         SdkError::TimeoutError(_) => timeout(&key, waited),
         SdkError::DispatchFailure(failure) if failure.is_timeout() => timeout(&key, waited),
@@ -55,6 +55,14 @@ where
         SdkError::ConstructionFailure(_) => Error::Rejected { key, source },
         _ => Error::Transient { key, source },
     }
+}
+
+/// An error and its causes, in one line.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    let mut said: Vec<String> = causes.map(|error| error.to_string().replace(['\n', '\r'], " ")).collect();
+    said.dedup();
+    said.join(": ")
 }
 
 /// No answer in time.

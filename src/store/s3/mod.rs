@@ -136,10 +136,12 @@ impl S3Store {
     /// but to make the bucket where that is asked for.
     ///
     /// # Errors
-    /// Of making the bucket.
+    /// Of a configuration that cannot work, and of making the bucket.
     pub async fn open(bucket: &str, prefix: &str, options: S3Options) -> Result<Self, Error> {
         let transport = Transport::default();
-        let client = client(&options, &transport).await;
+        let client = client(&options, &transport)
+            .await
+            .map_err(|why| Error::Rejected { key: format!("s3://{bucket}"), source: cause(why) })?;
         let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
         let store = Self { client, bucket: bucket.to_owned(), prefix, options, transport };
         if store.options.create_bucket {
@@ -307,7 +309,7 @@ impl Failed {
     }
 }
 
-async fn client(options: &S3Options, transport: &Transport) -> Client {
+async fn client(options: &S3Options, transport: &Transport) -> Result<Client, String> {
     let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
         .retry_config(RetryConfig::disabled())
         .timeout_config(TimeoutConfig::builder().connect_timeout(options.connect_timeout).build())
@@ -326,11 +328,29 @@ async fn client(options: &S3Options, transport: &Transport) -> Client {
         loader = loader.credentials_provider(credentials.clone());
     }
     let shared = loader.load().await;
-    let config = aws_sdk_s3::config::Builder::from(&shared)
+    let mut config = aws_sdk_s3::config::Builder::from(&shared)
         .force_path_style(options.path_style)
-        .interceptor(transport.clone())
-        .build();
-    Client::from_conf(config)
+        .interceptor(transport.clone());
+    if let Some(endpoint) = shared.endpoint_url() {
+        let parsed = url::Url::parse(endpoint).ok().filter(|url| {
+            matches!(url.scheme(), "http" | "https") && url.has_host() && url.username().is_empty()
+        });
+        if parsed.is_none() {
+            // What stands before an @ may be a secret.
+            let shown = endpoint.rsplit_once('@').map_or(endpoint, |(_, shown)| shown);
+            return Err(format!("the endpoint {shown:?} is no http:// or https:// URL of a host alone"));
+        }
+    }
+    if shared.region().is_none() {
+        if shared.endpoint_url().is_none() {
+            return Err(
+                "no region is set, in Cairn's configuration, the environment or the profile".to_owned()
+            );
+        }
+        // Servers other than Amazon's mostly take any, this one by custom.
+        config = config.region(Region::new(PLAIN_REGION));
+    }
+    Ok(Client::from_conf(config.build()))
 }
 
 /// The offset that `Content-Range: bytes <first>-<last>/<size>` begins with.
