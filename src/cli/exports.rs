@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::time::Instant;
 
 use super::catalogue::Catalogue;
 use super::error::chain;
@@ -126,39 +125,22 @@ struct VolumeExport {
 }
 
 impl VolumeExport {
-    /// Carries a command out, and counts it.
+    /// Waits for a command; the volume counts what succeeds, this what a client sees fail.
     async fn count<T>(
         &self,
         command: Command,
-        bytes: u64,
         work: impl Future<Output = Result<T, volume::Error>> + Send,
     ) -> Result<T, ExportError> {
-        let metrics = &self.of.metrics;
-        let _in_flight = metrics.in_flight();
-        let started = Instant::now();
         let beyond = match command {
             Command::Write | Command::WriteZeroes => Error::NoSpc,
             _ => Error::Inval,
         };
-        let result = work.await.map_err(|error| command_error(&error, beyond));
-        match &result {
-            Ok(_) => {
-                metrics.succeeded(command, bytes);
-                let seconds = started.elapsed().as_secs_f64();
-                match command {
-                    Command::Write | Command::Trim | Command::WriteZeroes => {
-                        metrics.write_duration.observe(seconds)
-                    }
-                    Command::Flush => metrics.flush_duration.observe(seconds),
-                    Command::Read | Command::Cache | Command::BlockStatus | Command::Other => {}
-                }
-            }
-            Err(failure) => {
-                metrics.failed(command, errno(failure.error));
-                tracing::debug!(volume = self.of.name, ?command, "failed: {failure}");
-            }
-        }
-        result
+        work.await.map_err(|error| {
+            let failure = command_error(&error, beyond);
+            self.of.metrics.failed(command, errno(failure.error));
+            tracing::debug!(volume = self.of.name, ?command, "failed: {failure}");
+            failure
+        })
     }
 }
 
@@ -184,7 +166,7 @@ impl Export for VolumeExport {
 
     async fn read(&self, offset: u64, length: u32) -> Result<Vec<Segment>, ExportError> {
         let length = u64::from(length);
-        let segments = self.count(Command::Read, length, self.of.volume.read(offset, length)).await?;
+        let segments = self.count(Command::Read, self.of.volume.read(offset, length)).await?;
         let zero = |length| Segment::Zero(u32::try_from(length).expect("a part of a READ of 32 bits"));
         let convert = |segment| match segment {
             volume::Segment::Data(data) => Segment::Data(data),
@@ -194,16 +176,15 @@ impl Export for VolumeExport {
     }
 
     async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), ExportError> {
-        let length = u64::try_from(data.len()).expect("a usize fits 64 bits");
-        self.count(Command::Write, length, self.of.volume.write(offset, data, fua)).await
+        self.count(Command::Write, self.of.volume.write(offset, data, fua)).await
     }
 
     async fn flush(&self) -> Result<(), ExportError> {
-        self.count(Command::Flush, 0, self.of.volume.flush()).await
+        self.count(Command::Flush, self.of.volume.flush()).await
     }
 
     async fn trim(&self, offset: u64, length: u64, fua: bool) -> Result<(), ExportError> {
-        self.count(Command::Trim, length, self.of.volume.zero(offset, length, true, fua)).await
+        self.count(Command::Trim, self.of.volume.zero(offset, length, true, fua)).await
     }
 
     async fn write_zeroes(
@@ -216,11 +197,11 @@ impl Export for VolumeExport {
     ) -> Result<(), ExportError> {
         // Zeroing is always fast, so the flag asks for nothing.
         let work = self.of.volume.zero(offset, length, !no_hole, fua);
-        self.count(Command::WriteZeroes, length, work).await
+        self.count(Command::WriteZeroes, work).await
     }
 
     async fn cache(&self, offset: u64, length: u64) -> Result<(), ExportError> {
-        self.count(Command::Cache, length, self.of.volume.prefetch(offset, length)).await
+        self.count(Command::Cache, self.of.volume.prefetch(offset, length)).await
     }
 
     async fn block_status(
@@ -230,8 +211,33 @@ impl Export for VolumeExport {
         limit: usize,
     ) -> Result<Vec<Allocation>, ExportError> {
         let work = self.of.volume.allocation(offset, length, limit);
-        let extents = self.count(Command::BlockStatus, length, work).await?;
+        let extents = self.count(Command::BlockStatus, work).await?;
         let convert = |e: volume::Extent| Allocation { length_bytes: e.length, hole: e.hole, zero: e.zero };
         Ok(extents.into_iter().map(convert).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volume::error::Error as Why;
+
+    #[test]
+    fn each_failure_has_its_error_value() {
+        let stored = crate::store::Error::NotFound { key: "volume/x/head".to_owned() };
+        for (error, value) in [
+            (Why::OutOfRange { offset: 1, length: 1, size: 1 }, Error::NoSpc),
+            (Why::Stopped("fenced".to_owned()), Error::Shutdown),
+            (Why::Damaged { key: "k".to_owned(), why: "checksum".to_owned() }, Error::Io),
+            (Why::Lost { key: "k".to_owned() }, Error::Io),
+            (Why::Deadline { after_ms: 1 }, Error::Io),
+            (Why::Store(stored), Error::Io),
+        ] {
+            let failure = command_error(&error, Error::NoSpc);
+            assert_eq!(failure.error, value, "{failure}");
+            assert_eq!(failure.message, error.to_string());
+        }
+        let beyond = Why::OutOfRange { offset: 1, length: 1, size: 1 };
+        assert_eq!(command_error(&beyond, Error::Inval).error, Error::Inval);
     }
 }

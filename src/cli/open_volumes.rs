@@ -234,15 +234,14 @@ impl OpenVolumes {
     }
 
     async fn run(&self, name: &str, slot: &Slot, stay: Stay, takeover: bool) {
-        let volume = match self.open_volume(name, takeover).await {
-            Ok(volume) => volume,
+        let (volume, metrics) = match self.open_volume(name, takeover).await {
+            Ok(opened) => opened,
             Err(error) => {
                 tracing::warn!(volume = name, "cannot be opened: {}", chain(&error));
                 return self.leave(name, slot, Some(Arc::new(error)));
             }
         };
         tracing::info!(volume = name, id = %volume.id(), epoch = volume.epoch(), "open");
-        let metrics = self.metrics.volume(name);
         let users = watch::Sender::new(0);
         let served = Arc::new(Served { name: name.to_owned(), volume, metrics, users });
         if stay == Stay::Always {
@@ -271,9 +270,17 @@ impl OpenVolumes {
         self.leave(name, slot, None);
     }
 
-    async fn open_volume(&self, name: &str, takeover: bool) -> Result<Arc<Volume>, OpenError> {
+    async fn open_volume(
+        &self,
+        name: &str,
+        takeover: bool,
+    ) -> Result<(Arc<Volume>, VolumeMetrics), OpenError> {
+        // Only a name that stands gets time series.
         let id = catalog::resolve(&self.env, name).await?;
-        Volume::open(&self.env, self.options.volume.clone(), id, takeover).await
+        let metrics = self.metrics.volume(name);
+        let options = volume::Options { metrics: Some(metrics.clone()), ..self.options.volume.clone() };
+        let volume = Volume::open(&self.env, options, id, takeover).await?;
+        Ok((volume, metrics))
     }
 
     /// Returns when nobody has used the volume for the idle time; nobody can from then on.
@@ -326,3 +333,6 @@ async fn close(served: &Served) -> bool {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

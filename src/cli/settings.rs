@@ -180,6 +180,8 @@ fn server_options(config: &Config) -> server::Options {
 fn volume_options(config: &Config) -> volume::Options {
     let Config { store, cache, commit, journal, lease, .. } = config;
     volume::Options {
+        // Each volume has its own.
+        metrics: None,
         holder_name: given(&lease.holder).unwrap_or_else(super::process::name),
         commit_max_age: commit.max_age,
         commit_chunk_wait: commit.chunk_wait,
