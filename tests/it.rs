@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by unwrapping")]
 
+mod conformance;
+mod golden;
 mod interop;
 mod model;
 mod store;

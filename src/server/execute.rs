@@ -102,6 +102,9 @@ async fn run(export: &dyn Export, rules: &Rules, job: Job, payload: Bytes) -> Re
             export.write_zeroes(offset, length, no_hole, fast, fua).await?;
         }
         Job::Cache { offset, length } => export.cache(offset, length).await?,
+        Job::Read { length: 0, single_chunk, .. } => {
+            return Ok(Answer::Data { segments: Vec::new(), single_chunk });
+        }
         Job::Read { offset, length, single_chunk } => {
             let mut segments = export.read(offset, length).await?;
             segments.retain(|segment| segment.length_bytes() != 0);
