@@ -176,9 +176,14 @@ suite yaml suite_yaml
 suite minima suite_minima
 suite deny suite_deny
 suite clippy suite_clippy
-if [ ${#ONLY[@]} -gt 0 ]; then ONLY+=(build); fi
+for name in "${ONLY[@]}"; do
+    case $name in
+    tools | fmt | shell | yaml | minima | deny | clippy | build) ;;
+    *) ONLY+=(build) ;;
+    esac
+done
 suite build suite_build
-if [ "${FAILED[build]}" = 0 ]; then
+if [ "${FAILED[build]:-1}" = 0 ]; then
     suite unit suite_unit
     suite doc suite_doc
     for module in $(modules); do suite "$module" suite_module "$module"; done
