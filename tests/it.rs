@@ -1,5 +1,13 @@
-//! Integration tests.
+//! The integration tests: one binary, so that the crate graph is linked once; each module is a suite of `tests/run.sh`.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by unwrapping")]
+
+mod conformance;
 mod golden;
+mod interop;
 mod model;
+mod store;
+mod support;
 mod tidy;
+mod vm;
+mod volume;

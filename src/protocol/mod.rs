@@ -1,7 +1,31 @@
-//! The NBD protocol: wire types and the handshake machine, without I/O.
+//! The NBD protocol: wire types and the handshake machines, without I/O.
+//!
+//! Names are those of the specification, `doc/proto.md` of NetworkBlockDevice/nbd, with its extension for extended
+//! headers. Every type has its decoder and encoder side by side, for both roles. Invariant: any bytes give a value or
+//! an error.
 
+pub mod announcement;
+pub mod chunk;
+pub mod codec;
+pub mod command;
 pub mod error;
 pub mod flags;
+pub mod info;
+pub mod meta_context;
+pub mod negotiate_server;
+pub mod option;
+pub mod option_reply;
+pub mod reply;
+pub mod request;
 
+pub use announcement::{Announcement, Negotiate, NegotiateResponse};
+pub use chunk::{BlockDescriptor, Chunk};
+pub use codec::{DecodeError, WireString};
+pub use command::Command;
 pub use error::Error;
-pub use flags::TransmissionFlags;
+pub use flags::{AllocationFlags, ClientFlags, CommandFlags, HandshakeFlags, ReplyFlags, TransmissionFlags};
+pub use info::{BlockSize, ExportInfo, Info, InfoType};
+pub use option::{DiskInfo, ExportName, InfoRequest, MetaContextRequest, OptionCode, OptionRequestHeader};
+pub use option_reply::{MetaContext, OptionError, OptionReply, OptionReplyHeader, Refusal, ServerEntry};
+pub use reply::{Reply, ReplyType};
+pub use request::{BlockStatusPayload, Cookie, HeaderStyle, Request};

@@ -39,6 +39,17 @@ pub enum Segment {
     Zero(u32),
 }
 
+impl Segment {
+    /// How many bytes of the READ it stands for.
+    #[must_use]
+    pub fn length_bytes(&self) -> u64 {
+        match self {
+            Self::Data(data) => u64::try_from(data.len()).expect("a usize fits 64 bits"),
+            Self::Zero(length) => u64::from(*length),
+        }
+    }
+}
+
 /// An extent of BLOCK_STATUS (`base:allocation`), in order and without gaps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Allocation {
@@ -87,6 +98,8 @@ pub struct ListEntry {
 }
 
 /// The exports of a server by name. The empty name stands for the default export, if there is one.
+///
+/// A call may be dropped at any await point: when the server drains it answers in its place.
 #[async_trait]
 pub trait Exports: Send + Sync + 'static {
     /// All exports, in order of name.

@@ -1,7 +1,25 @@
-//! The NBD server: connections over TCP and Unix sockets.
+//! The NBD server: connections over TCP, Unix sockets or any stream.
+//!
+//! A connection is negotiated ([`connection`]), then its requests are judged ([`dispatch`]), carried out on an
+//! [`Export`] ([`execute`]) and answered ([`outgoing`]), many at a time ([`transmission`]). It must not know what a
+//! disk is; it owns the traits [`Exports`] and [`Export`] that it serves.
 
+mod connection;
+mod dispatch;
+mod execute;
 pub mod export;
+mod listener;
+mod options;
+mod outgoing;
+mod serve;
+mod transmission;
+mod transport;
 
+pub use connection::Greeting;
 pub use export::{
     Allocation, Export, ExportDescription, ExportError, Exports, ListEntry, OpenError, Segment,
 };
+pub use listener::{AddressError, ListenAddress, ListenError, Listener};
+pub use options::Options;
+pub use serve::{Drained, Server};
+pub use transport::Stream;

@@ -15,12 +15,14 @@ use tokio::sync::watch;
 use uuid::Uuid;
 use xxhash_rust::xxh3::Xxh3Builder;
 
+use super::cache_counts::Counts;
 use super::codec::Checksum;
 use super::error::Error;
 use super::frame::{Place, TAG_BYTES};
 use super::geometry::ChunkIndex;
 use super::keys::{ObjectId, Slot};
 use super::map::MapPage;
+use crate::metrics::VolumeMetrics;
 use crate::store::{self, ByteRange, Store};
 use crate::task::Tasks;
 
@@ -96,12 +98,20 @@ impl Fetch {
     }
 }
 
+/// Whether what is fetched stays in the cache.
+#[derive(Clone, Copy)]
+enum Keep {
+    Cached,
+    Passing,
+}
+
 type Outcome = Option<Result<Bytes, Error>>;
 
 /// Clean pieces of objects in memory.
 pub struct PageCache {
     clean: Cache<CacheKey, Cached, Xxh3Builder>,
     loading: Arc<Mutex<Loading>>,
+    counts: Arc<Counts>,
     get_bytes: u64,
     tasks: Tasks,
 }
@@ -114,6 +124,21 @@ impl fmt::Debug for PageCache {
     }
 }
 
+impl Cached {
+    fn weight(&self) -> u32 {
+        let bytes = match self {
+            Self::Bytes(bytes) => bytes.len(),
+            Self::Map(page) => page.memory_bytes(),
+        };
+        u32::try_from(bytes + ENTRY_BYTES).unwrap_or(u32::MAX)
+    }
+}
+
+async fn put(clean: &Cache<CacheKey, Cached, Xxh3Builder>, counts: &Counts, key: CacheKey, value: Cached) {
+    counts.added(&key, value.weight());
+    clean.insert(key, value).await;
+}
+
 /// What an entry costs beside its bytes: keys, counters and lists of the cache, as measured.
 const ENTRY_BYTES: usize = 320;
 /// How often a piece is fetched again when its check fails: a flip on the way is not damage.
@@ -123,19 +148,19 @@ impl PageCache {
     /// A cache of at most `bytes` bytes; one GET fetches at most `get_bytes`.
     #[must_use]
     pub fn new(bytes: u64, get_bytes: u64) -> Arc<Self> {
+        let counts = Arc::new(Counts::default());
+        let evicted = Arc::clone(&counts);
         let clean = Cache::builder()
             .max_capacity(bytes)
-            .weigher(|_: &CacheKey, value: &Cached| {
-                let weight = match value {
-                    Cached::Bytes(bytes) => bytes.len(),
-                    Cached::Map(page) => page.memory_bytes(),
-                };
-                u32::try_from(weight + ENTRY_BYTES).unwrap_or(u32::MAX)
+            .eviction_listener(move |key: Arc<CacheKey>, value: Cached, cause| {
+                evicted.dropped(&key, value.weight(), cause.was_evicted());
             })
+            .weigher(|_: &CacheKey, value: &Cached| value.weight())
             .build_with_hasher(Xxh3Builder::new());
         Arc::new(Self {
             clean,
             loading: Arc::new(Mutex::new(BTreeMap::new())),
+            counts,
             get_bytes,
             tasks: Tasks::new(),
         })
@@ -147,9 +172,19 @@ impl PageCache {
         self.clean.weighted_size()
     }
 
+    /// Counts the pieces of a volume's objects there from now on.
+    pub fn count_for(&self, volume: Uuid, metrics: VolumeMetrics) {
+        self.counts.volumes.lock().insert(volume, metrics);
+    }
+
+    /// Counts the pieces of a volume's objects no more.
+    pub fn forget(&self, volume: Uuid) {
+        self.counts.volumes.lock().remove(&volume);
+    }
+
     /// Puts a piece that is durable into the cache.
     pub async fn insert(&self, key: CacheKey, bytes: Bytes) {
-        self.clean.insert(key, Cached::Bytes(bytes)).await;
+        put(&self.clean, &self.counts, key, Cached::Bytes(bytes)).await;
     }
 
     /// Lets pending evictions happen, so that bursts of insertions stay within the bound.
@@ -179,7 +214,12 @@ impl PageCache {
     where
         F: Future<Output = Result<Arc<MapPage>, Error>> + Send,
     {
-        match self.clean.try_get_with(key, async { load.await.map(Cached::Map) }).await {
+        let load = async {
+            let page = load.await.map(Cached::Map)?;
+            self.counts.added(&key, page.weight());
+            Ok(page)
+        };
+        match self.clean.try_get_with(key, load).await {
             Ok(Cached::Map(page)) => Ok(page),
             Ok(Cached::Bytes(_)) => unreachable!("a map page's key never maps to bytes"),
             Err(error) => Err(Error::clone(&error)),
@@ -188,11 +228,25 @@ impl PageCache {
 
     /// Puts a map page that is durable into the cache.
     pub async fn insert_map_page(&self, key: CacheKey, page: Arc<MapPage>) {
-        self.clean.insert(key, Cached::Map(page)).await;
+        put(&self.clean, &self.counts, key, Cached::Map(page)).await;
     }
 
     /// Gives every piece, fetched where it is not in memory; pieces that lie side by side share a GET.
     pub async fn fetch(&self, store: &Arc<dyn Store>, wanted: &[Fetch]) -> Vec<Result<Bytes, Error>> {
+        self.fetch_and(store, wanted, Keep::Cached).await
+    }
+
+    /// As [`PageCache::fetch`], but leaves nothing in the cache that was not there: for what is read only once.
+    pub async fn fetch_passing(&self, store: &Arc<dyn Store>, wanted: &[Fetch]) -> Vec<Result<Bytes, Error>> {
+        self.fetch_and(store, wanted, Keep::Passing).await
+    }
+
+    async fn fetch_and(
+        &self,
+        store: &Arc<dyn Store>,
+        wanted: &[Fetch],
+        keep: Keep,
+    ) -> Vec<Result<Bytes, Error>> {
         let mut results: Vec<Option<Result<Bytes, Error>>> = Vec::with_capacity(wanted.len());
         let mut missing = Vec::new();
         for (place, fetch) in wanted.iter().enumerate() {
@@ -202,7 +256,10 @@ impl PageCache {
             }
             results.push(hit.map(Ok));
         }
-        let waits = self.start(store, wanted, &missing);
+        self.counts.asked(wanted, &missing);
+        // Pieces of one object in order of place, whatever the order in which they are wanted.
+        missing.sort_by(|a, b| (&wanted[*a].object, wanted[*a].at).cmp(&(&wanted[*b].object, wanted[*b].at)));
+        let waits = self.start(store, wanted, &missing, keep);
         for (place, mut wait) in missing.into_iter().zip(waits) {
             let outcome = match wait.wait_for(Option::is_some).await {
                 Ok(outcome) => outcome.clone().expect("just waited for it"),
@@ -217,7 +274,8 @@ impl PageCache {
     pub fn prefetch(&self, store: &Arc<dyn Store>, wanted: &[Fetch]) {
         let missing: Vec<usize> =
             (0..wanted.len()).filter(|place| !self.clean.contains_key(&wanted[*place].key)).collect();
-        drop(self.start(store, wanted, &missing));
+        self.counts.read_ahead(wanted, &missing);
+        drop(self.start(store, wanted, &missing, Keep::Cached));
     }
 
     /// Joins or begins the load of each of `missing`, a GET for each run of neighbours.
@@ -226,6 +284,7 @@ impl PageCache {
         store: &Arc<dyn Store>,
         wanted: &[Fetch],
         missing: &[usize],
+        keep: Keep,
     ) -> Vec<watch::Receiver<Outcome>> {
         let mut waits = Vec::with_capacity(missing.len());
         let mut run: Vec<(Fetch, watch::Sender<Outcome>)> = Vec::new();
@@ -245,26 +304,26 @@ impl PageCache {
                     && fetch.at + fetch.stored_bytes() - run[0].0.at <= self.get_bytes
             });
             if !joins && !run.is_empty() {
-                self.spawn_load(store, std::mem::take(&mut run));
+                self.spawn_load(store, std::mem::take(&mut run), keep);
             }
             run.push((fetch.clone(), done));
         }
         if !run.is_empty() {
-            self.spawn_load(store, run);
+            self.spawn_load(store, run, keep);
         }
         waits
     }
 
     /// Loads a run of neighbours in a task, so that a reader that goes away does not take the others' load with it.
-    fn spawn_load(&self, store: &Arc<dyn Store>, run: Vec<(Fetch, watch::Sender<Outcome>)>) {
+    fn spawn_load(&self, store: &Arc<dyn Store>, run: Vec<(Fetch, watch::Sender<Outcome>)>, keep: Keep) {
         let keys = run.iter().map(|(fetch, _)| fetch.key).collect();
         let begun = Begun { loading: Arc::clone(&self.loading), keys };
-        let (store, clean) = (Arc::clone(store), self.clean.clone());
+        let (store, clean, counts) = (Arc::clone(store), self.clean.clone(), Arc::clone(&self.counts));
         self.tasks.spawn_until_cancelled(async move {
             let results = load(store.as_ref(), &run).await;
             for ((fetch, _), result) in run.iter().zip(&results) {
-                if let Ok(bytes) = result {
-                    clean.insert(fetch.key, Cached::Bytes(bytes.clone())).await;
+                if let (Ok(bytes), Keep::Cached) = (result, keep) {
+                    put(&clean, &counts, fetch.key, Cached::Bytes(bytes.clone())).await;
                 }
             }
             drop(begun);

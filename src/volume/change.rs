@@ -10,14 +10,12 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::error::Error;
-use super::geometry::{PAGE_BYTES, SECTOR_BYTES};
+use super::geometry::{PAGE_BYTES, SECTOR_BYTES, SECTOR_LEN};
 use super::keys::ObjectId;
 use super::layer::PreparedWrite;
 use super::piece::{ChunkRef, InMemory, Piece};
 use super::shared::Shared;
 use super::state::{State, Status};
-
-const SECTOR: usize = SECTOR_BYTES as usize;
 
 /// Bytes of a sector that a change covers in part.
 #[derive(Debug)]
@@ -80,6 +78,9 @@ impl Change {
     pub(super) fn write(offset: u64, data: &[u8]) -> Self {
         let (whole, parts) = split(offset..offset + data.len() as u64);
         let slice = |part: &Range<u64>| {
+            if part.is_empty() {
+                return &data[..0];
+            }
             let start = usize::try_from(part.start - offset).expect("within the data");
             &data[start..start + usize::try_from(part.end - part.start).expect("within the data")]
         };
@@ -265,6 +266,7 @@ impl Shared {
         if !chunks.is_empty() || state.dirty_since == Some(now) || self.record_is_full(state) {
             self.commit_wake.notify_one();
         }
+        self.gauge(state);
         chunks
     }
 
@@ -274,12 +276,12 @@ impl Shared {
     }
 
     /// What a sector reads as now, if that is in memory or known.
-    fn sector_below(&self, state: &State, sector: u64, known: &[Known]) -> Option<[u8; SECTOR]> {
+    fn sector_below(&self, state: &State, sector: u64, known: &[Known]) -> Option<[u8; SECTOR_LEN]> {
         let resolved = state.resolve(self.geometry, sector..sector + SECTOR_BYTES);
         if let Some((_, piece)) = resolved.pieces.first() {
             match piece.in_memory(SECTOR_BYTES) {
                 Some(InMemory::Bytes(bytes)) => return Some(bytes[..].try_into().expect("a sector")),
-                Some(InMemory::Zero) => return Some([0; SECTOR]),
+                Some(InMemory::Zero) => return Some([0; SECTOR_LEN]),
                 None => {}
             }
         }

@@ -6,10 +6,16 @@ use std::ops::Range;
 
 /// Unit of dirty tracking, in bytes.
 pub const SECTOR_BYTES: u64 = 512;
+/// [`SECTOR_BYTES`] as a length of memory.
+pub const SECTOR_LEN: usize = 512;
 /// Unit in which dirty data is held, in bytes.
 pub const BLOCK_BYTES: u64 = 4096;
+/// [`BLOCK_BYTES`] as a length of memory.
+pub const BLOCK_LEN: usize = 4096;
 /// Unit of caching and checksumming, in bytes.
 pub const PAGE_BYTES: u64 = 64 * 1024;
+/// [`PAGE_BYTES`] as a length of memory.
+pub const PAGE_LEN: usize = 64 * 1024;
 /// Entries of a map page.
 pub const MAP_PAGE_ENTRIES: u32 = 4096;
 /// Map pages of a root at most.

@@ -9,11 +9,10 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::geometry::{BLOCK_BYTES, ChunkIndex, Geometry, SECTOR_BYTES};
+use super::geometry::{BLOCK_BYTES, BLOCK_LEN, ChunkIndex, Geometry, SECTOR_BYTES, SECTOR_LEN};
 use super::interval::{IntervalMap, gaps};
 use super::piece::{Block, ChunkRef, Piece};
 
-const BLOCK: usize = BLOCK_BYTES as usize;
 const ALL_SECTORS: u8 = 0xff;
 
 /// The bits of the sectors that a range covers within its block.
@@ -41,9 +40,9 @@ impl PreparedWrite {
         let (mut at, mut rest) = (offset, data);
         while !rest.is_empty() {
             let within = usize::try_from(at % BLOCK_BYTES).expect("4 KiB");
-            let length = rest.len().min(BLOCK - within);
+            let length = rest.len().min(BLOCK_LEN - within);
             let (part, after) = rest.split_at(length);
-            if length == BLOCK {
+            if length == BLOCK_LEN {
                 let data = part.try_into().expect("a whole block");
                 prepared.full.push((at / BLOCK_BYTES, Arc::new(Block { sectors: ALL_SECTORS, data })));
             } else {
@@ -56,7 +55,7 @@ impl PreparedWrite {
     }
 
     /// Adds a sector that the write covered in part, now whole.
-    pub fn add_sector(&mut self, offset: u64, sector: [u8; SECTOR_BYTES as usize]) {
+    pub fn add_sector(&mut self, offset: u64, sector: [u8; SECTOR_LEN]) {
         self.edges.push((offset, sector.to_vec()));
     }
 
@@ -108,8 +107,10 @@ impl DirtyLayer {
         for (offset, data) in write.edges {
             let number = offset / BLOCK_BYTES;
             let within = usize::try_from(offset % BLOCK_BYTES).expect("4 KiB");
-            let entry =
-                self.blocks.entry(number).or_insert_with(|| Arc::new(Block { sectors: 0, data: [0; BLOCK] }));
+            let entry = self
+                .blocks
+                .entry(number)
+                .or_insert_with(|| Arc::new(Block { sectors: 0, data: [0; BLOCK_LEN] }));
             let block = Arc::make_mut(entry);
             block.data[within..within + data.len()].copy_from_slice(&data);
             let before = block.sectors;

@@ -88,7 +88,7 @@ impl PageSet {
         for word in &mut set.words[..usize::from(pages.div_ceil(64))] {
             *word = from.u64()?;
         }
-        if pages % 64 != 0 && set.words[usize::from(pages / 64)] >> (pages % 64) != 0 {
+        if !pages.is_multiple_of(64) && set.words[usize::from(pages / 64)] >> (pages % 64) != 0 {
             return Err(invalid("pages", format!("a page from {pages} on in a chunk of {pages}")));
         }
         Ok(set)

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::chunk::frame_offset;
 use super::codec::Checksum;
-use super::geometry::{BLOCK_BYTES, ChunkIndex, PAGE_BYTES};
+use super::geometry::{BLOCK_BYTES, BLOCK_LEN, ChunkIndex, PAGE_BYTES, PAGE_LEN};
 use super::interval::Value;
 use super::keys::{ObjectId, Slot};
 use super::page_set::PageSet;
@@ -21,7 +21,7 @@ pub struct Block {
     /// One bit a sector, lowest first: set where `data` holds it.
     pub sectors: u8,
     /// The bytes; meaningless where the sector's bit is not set.
-    pub data: [u8; BLOCK_BYTES as usize],
+    pub data: [u8; BLOCK_LEN],
 }
 
 /// Lets a block be the owner of a [`Bytes`].
@@ -192,7 +192,7 @@ pub enum InMemory {
 }
 
 fn copy_blocks(blocks: &[Arc<Block>], at: u64, length: usize) -> Bytes {
-    let block_bytes = usize::try_from(BLOCK_BYTES).expect("4 KiB");
+    let block_bytes = BLOCK_LEN;
     let mut at = usize::try_from(at).expect("within a chunk");
     let end = at + length;
     if at / block_bytes == (end - 1) / block_bytes {
@@ -213,7 +213,7 @@ fn copy_blocks(blocks: &[Arc<Block>], at: u64, length: usize) -> Bytes {
 /// The bytes of a page of a chunk made of blocks.
 #[must_use]
 pub fn page_of_blocks(blocks: &[Arc<Block>], page: u16) -> Bytes {
-    copy_blocks(blocks, u64::from(page) * PAGE_BYTES, usize::try_from(PAGE_BYTES).expect("64 KiB"))
+    copy_blocks(blocks, u64::from(page) * PAGE_BYTES, PAGE_LEN)
 }
 
 /// Whether all bytes are zero.

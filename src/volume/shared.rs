@@ -15,6 +15,7 @@ use super::geometry::{BLOCK_BYTES, Geometry};
 use super::keys::{Epoch, Keys, ObjectId};
 use super::options::{Entropy, Options, WallClock};
 use super::state::{State, Status};
+use crate::metrics::{Metrics, VolumeMetrics};
 use crate::store::Store;
 use crate::task::Tasks;
 
@@ -104,6 +105,7 @@ impl std::fmt::Debug for Environment {
 pub(super) struct Shared {
     pub(super) env: Environment,
     pub(super) options: Options,
+    pub(super) metrics: VolumeMetrics,
     pub(super) keys: Keys,
     pub(super) geometry: Geometry,
     pub(super) size_bytes: u64,
@@ -129,10 +131,14 @@ impl Shared {
         epoch: Epoch,
         state: State,
     ) -> Self {
+        let metrics =
+            options.metrics.clone().unwrap_or_else(|| Metrics::new().volume(&keys.volume().to_string()));
+        env.cache.count_for(keys.volume(), metrics.clone());
         let durable_n = state.next_n - 1;
         Self {
             env,
             options,
+            metrics,
             keys,
             geometry,
             size_bytes: state.root.size_bytes,
@@ -152,19 +158,41 @@ impl Shared {
         ObjectId { epoch: self.epoch, k: self.next_k.fetch_add(1, Ordering::Relaxed) }
     }
 
-    /// Stops the volume: nothing more succeeds, and nothing is deleted.
+    /// Stops the volume for a reason that an operator must know: nothing more succeeds, and nothing is deleted.
     pub(super) fn stop(&self, why: String) {
+        tracing::error!(volume = %self.keys.volume(), epoch = self.epoch, "volume stopped: {why}");
+        self.metrics.fenced.set(1);
+        self.retire(why);
+    }
+
+    /// Stops the volume.
+    pub(super) fn retire(&self, why: String) {
         {
             let mut state = self.state.lock();
             if matches!(state.status, Status::Stopped(_)) {
                 return;
             }
-            tracing::error!(volume = %self.keys.volume(), epoch = self.epoch, "volume stopped: {why}");
             state.status = Status::Stopped(why);
         }
         self.progress.send_modify(|progress| progress.stopped = true);
         self.commit_wake.notify_one();
         self.fold_wake.notify_one();
+    }
+
+    /// Brings the gauges up to the state.
+    pub(super) fn gauge(&self, state: &State) {
+        let count = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        let dirty = state.dirty_permits as u64 * BLOCK_BYTES;
+        let on_their_way: u64 =
+            state.in_flight.iter().map(|commit| commit.permits as u64 * BLOCK_BYTES).sum();
+        let (journal_bytes, journal_records) = state.journal();
+        let oldest = state.in_flight.front().map(|commit| commit.dirty_since).or(state.dirty_since);
+        self.metrics.dirty_bytes.set(count(dirty));
+        self.metrics.uncommitted_bytes.set(count(dirty + on_their_way));
+        self.metrics.uncommitted_since.set(oldest);
+        self.metrics.commits_in_flight.set(count(state.in_flight.len() as u64));
+        self.metrics.journal_bytes.set(count(journal_bytes));
+        self.metrics.journal_records.set(count(journal_records));
     }
 
     /// The error of a volume that stopped.

@@ -40,8 +40,12 @@ pub struct InFlight {
     pub durable: bool,
     /// Permits of the dirty budget that it holds.
     pub permits: usize,
-    /// Changes answered before the cut.
+    /// When it was cut.
     pub cut_at: Instant,
+    /// When the oldest of its changes was made.
+    pub dirty_since: Instant,
+    /// Flushes that wait for it.
+    pub flushes: u32,
 }
 
 /// How far a commit is.
@@ -132,8 +136,8 @@ pub struct State {
     pub dirty_permits: usize,
     /// When a chunk was last filled: a sequential stream is under way.
     pub filled_at: Option<Instant>,
-    /// Whether a flush waits for a cut.
-    pub flush_wanted: bool,
+    /// Flushes that wait for a cut.
+    pub flushes: u32,
     /// Writes that wait for the dirty budget.
     pub waiting_writes: usize,
     /// Slot of the next commit.
@@ -184,10 +188,11 @@ impl State {
             durable: false,
             permits,
             cut_at: now,
+            dirty_since: self.dirty_since.unwrap_or(now),
+            flushes: std::mem::take(&mut self.flushes),
         });
         self.next_n += 1;
         self.dirty_since = None;
-        self.flush_wanted = false;
         self.filled_at = None;
     }
 

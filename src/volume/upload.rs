@@ -6,9 +6,10 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::chunk::{ChunkWriter, frame_offset};
-use super::geometry::PAGE_BYTES;
+use super::geometry::{PAGE_BYTES, PAGE_LEN};
 use super::piece::{ChunkMemory, ChunkRef, page_of_blocks};
 use super::shared::Shared;
+use crate::metrics::labels::ObjectKind;
 use crate::store::Condition;
 
 /// Gives a chunk's permits back when its upload ends, however it does.
@@ -43,11 +44,11 @@ impl Shared {
                 tracing::error!(%key, "chunk not durable yet, sending it again: {error}");
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
-            let page_bytes = usize::try_from(PAGE_BYTES).expect("64 KiB");
+            self.metrics.put_bytes.of(ObjectKind::Chunk).inc_by(object.len() as u64);
             for page in chunk.stored.iter() {
                 let at = frame_offset(chunk.pages_per_chunk, chunk.stored.rank(page));
                 let start = usize::try_from(at).expect("within the object");
-                let bytes = Bytes::copy_from_slice(&object[start..start + page_bytes]);
+                let bytes = Bytes::copy_from_slice(&object[start..start + PAGE_LEN]);
                 self.env.cache.insert(self.chunk_fetch(chunk, u64::from(page) * PAGE_BYTES).key, bytes).await;
             }
             self.env.cache.settle().await;

@@ -30,7 +30,11 @@ const FOREIGN: &[(&str, &[&str], &str)] = &[
         &["tokio", "tokio_util", "futures", "tracing", "rand", "std::time", "std::net", "std::fs", "std::io"],
         "the protocol has no I/O, no clock and no log",
     ),
-    ("metrics", &["tokio", "tracing"], "metrics are plain counters"),
+    (
+        "metrics",
+        &["tokio::net", "tokio::fs", "tokio::io", "tokio::task", "tokio::sync", "tracing"],
+        "metrics count, and know the time of the runtime, no more",
+    ),
 ];
 
 /// Whether two paths, of which either may end in `*`, can name the same or one something within the other.

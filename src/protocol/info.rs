@@ -1,0 +1,216 @@
+//! What INFO and GO tell of an export (NBD `doc/proto.md`, `NBD_REP_INFO` and "Block size constraints").
+//!
+//! Owns the information types and their payloads. Invariant: block sizes that do not keep the rules of the
+//! specification do not decode.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::codec::{DecodeError, Decoder, WireString};
+use super::option::DiskInfo;
+
+/// A kind of information.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum InfoType {
+    /// `NBD_INFO_EXPORT` (0).
+    Export,
+    /// `NBD_INFO_NAME` (1).
+    Name,
+    /// `NBD_INFO_DESCRIPTION` (2).
+    Description,
+    /// `NBD_INFO_BLOCK_SIZE` (3).
+    BlockSize,
+    /// A kind that the specification does not name.
+    Unknown(u16),
+}
+
+impl InfoType {
+    /// The kind of an information type field.
+    #[must_use]
+    pub fn from_wire(value: u16) -> Self {
+        match value {
+            0 => Self::Export,
+            1 => Self::Name,
+            2 => Self::Description,
+            3 => Self::BlockSize,
+            other => Self::Unknown(other),
+        }
+    }
+
+    /// The number on the wire.
+    #[must_use]
+    pub fn value(self) -> u16 {
+        match self {
+            Self::Export => 0,
+            Self::Name => 1,
+            Self::Description => 2,
+            Self::BlockSize => 3,
+            Self::Unknown(other) => other,
+        }
+    }
+}
+
+/// Block size constraints in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockSize {
+    /// Alignment of offsets and lengths: a power of two, at most 65,536.
+    pub minimum: u32,
+    /// What is efficient: a power of two, at least 512 and at least the minimum.
+    pub preferred: u32,
+    /// Largest payload: a multiple of the minimum, or `u32::MAX` for no limit.
+    pub maximum: u32,
+}
+
+impl BlockSize {
+    /// What holds where nothing was advertised.
+    pub const DEFAULT: Self = Self { minimum: 1, preferred: 4096, maximum: u32::MAX };
+
+    /// Whether the constraints keep the rules of the specification.
+    #[must_use]
+    pub fn is_valid(self) -> bool {
+        self.minimum.is_power_of_two()
+            && self.minimum <= 65_536
+            && self.preferred.is_power_of_two()
+            && self.preferred >= self.minimum.max(512)
+            && self.maximum != 0
+            && (self.maximum == u32::MAX || self.maximum.is_multiple_of(self.minimum))
+    }
+}
+
+/// One piece of information: the payload of an `NBD_REP_INFO`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Info {
+    /// Size and flags.
+    Export(DiskInfo),
+    /// Canonical name.
+    Name(WireString),
+    /// Text for people.
+    Description(WireString),
+    /// Block size constraints.
+    BlockSize(BlockSize),
+    /// A kind that the specification does not name, to be ignored.
+    Unknown {
+        /// Its number.
+        info_type: u16,
+        /// The rest of the payload.
+        payload: Bytes,
+    },
+}
+
+impl Info {
+    /// Reads the whole data of the reply.
+    pub fn decode(data: &[u8]) -> Result<Self, DecodeError> {
+        let mut decoder = Decoder::new(data);
+        let info = match InfoType::from_wire(decoder.u16()?) {
+            InfoType::Export => match decoder.take_rest() {
+                rest if rest.len() == DiskInfo::LENGTH => Self::Export(DiskInfo::decode(rest)?),
+                _ => return Err(DecodeError::Invalid("length of NBD_INFO_EXPORT is not 12")),
+            },
+            InfoType::Name => Self::Name(WireString::try_from(decoder.take_rest())?),
+            InfoType::Description => Self::Description(WireString::try_from(decoder.take_rest())?),
+            InfoType::BlockSize => {
+                let sizes =
+                    BlockSize { minimum: decoder.u32()?, preferred: decoder.u32()?, maximum: decoder.u32()? };
+                if !sizes.is_valid() {
+                    return Err(DecodeError::Invalid("block size constraints break their rules"));
+                }
+                Self::BlockSize(sizes)
+            }
+            InfoType::Unknown(info_type) => {
+                Self::Unknown { info_type, payload: Bytes::copy_from_slice(decoder.take_rest()) }
+            }
+        };
+        decoder.finish()?;
+        Ok(info)
+    }
+
+    /// Appends the data of the reply.
+    pub fn encode(&self, out: &mut BytesMut) {
+        match self {
+            Self::Export(disk) => {
+                out.put_u16(InfoType::Export.value());
+                disk.encode(false, out);
+            }
+            Self::Name(name) => {
+                out.put_u16(InfoType::Name.value());
+                name.encode(out);
+            }
+            Self::Description(description) => {
+                out.put_u16(InfoType::Description.value());
+                description.encode(out);
+            }
+            Self::BlockSize(sizes) => {
+                out.put_u16(InfoType::BlockSize.value());
+                out.put_u32(sizes.minimum);
+                out.put_u32(sizes.preferred);
+                out.put_u32(sizes.maximum);
+            }
+            Self::Unknown { info_type, payload } => {
+                out.put_u16(*info_type);
+                out.put_slice(payload);
+            }
+        }
+    }
+}
+
+/// All that is known of an export.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExportInfo {
+    /// Canonical name.
+    pub name: WireString,
+    /// Text for people; empty for none.
+    pub description: WireString,
+    /// Size and flags.
+    pub disk: DiskInfo,
+    /// Block size constraints.
+    pub block_size: BlockSize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::flags::TransmissionFlags;
+
+    fn both_ways(wire: &[u8], info: &Info) {
+        assert_eq!(Info::decode(wire).as_ref(), Ok(info));
+        let mut out = BytesMut::new();
+        info.encode(&mut out);
+        assert_eq!(out, wire);
+    }
+
+    #[test]
+    fn payloads_are_laid_out_as_specified() {
+        let flags = TransmissionFlags::HAS_FLAGS | TransmissionFlags::SEND_FLUSH;
+        both_ways(
+            b"\x00\x00\x00\x00\x00\x00\x00\x00\x10\x00\x00\x05",
+            &Info::Export(DiskInfo { size_bytes: 4096, flags }),
+        );
+        both_ways(b"\x00\x01disk", &Info::Name(WireString::try_from("disk").unwrap()));
+        both_ways(b"\x00\x02", &Info::Description(WireString::default()));
+        both_ways(
+            b"\x00\x03\x00\x00\x02\x00\x00\x00\x10\x00\x02\x00\x00\x00",
+            &Info::BlockSize(BlockSize { minimum: 512, preferred: 4096, maximum: 32 << 20 }),
+        );
+        both_ways(b"\x00\x63ab", &Info::Unknown { info_type: 99, payload: Bytes::from_static(b"ab") });
+    }
+
+    #[test]
+    fn the_length_of_info_export_is_12() {
+        let mut wire = vec![0; 12];
+        assert!(Info::decode(&wire).is_ok());
+        wire.extend([0; 124]);
+        assert!(Info::decode(&wire).is_err());
+    }
+
+    #[test]
+    fn block_sizes_keep_their_rules() {
+        let good = BlockSize { minimum: 512, preferred: 4096, maximum: 1 << 20 };
+        assert!(good.is_valid());
+        assert!(BlockSize::DEFAULT.is_valid());
+        assert!(!BlockSize { minimum: 3, ..good }.is_valid());
+        assert!(!BlockSize { minimum: 0, ..good }.is_valid());
+        assert!(!BlockSize { minimum: 131_072, preferred: 131_072, ..good }.is_valid());
+        assert!(!BlockSize { preferred: 256, ..good }.is_valid());
+        assert!(!BlockSize { maximum: 1000, ..good }.is_valid());
+        assert!(!BlockSize { maximum: 0, ..good }.is_valid());
+    }
+}

@@ -1,0 +1,328 @@
+//! What a client asks during option haggling (NBD `doc/proto.md`, "Option types"): the header of every option, and the
+//! payloads of EXPORT_NAME, INFO and GO, LIST_META_CONTEXT and SET_META_CONTEXT.
+//!
+//! It does not know which options are allowed when; that is the handshake machines' matter.
+
+use std::fmt;
+
+use bytes::{BufMut, BytesMut};
+
+use super::announcement::{OPTION_MAGIC, RESERVED_ZEROES};
+use super::codec::{DecodeError, Decoder, WireString};
+use super::flags::TransmissionFlags;
+use super::info::InfoType;
+
+/// An option.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OptionCode {
+    /// `NBD_OPT_EXPORT_NAME` (1).
+    ExportName,
+    /// `NBD_OPT_ABORT` (2).
+    Abort,
+    /// `NBD_OPT_LIST` (3).
+    List,
+    /// `NBD_OPT_PEEK_EXPORT` (4), withdrawn.
+    PeekExport,
+    /// `NBD_OPT_STARTTLS` (5).
+    StartTls,
+    /// `NBD_OPT_INFO` (6).
+    Info,
+    /// `NBD_OPT_GO` (7).
+    Go,
+    /// `NBD_OPT_STRUCTURED_REPLY` (8).
+    StructuredReply,
+    /// `NBD_OPT_LIST_META_CONTEXT` (9).
+    ListMetaContext,
+    /// `NBD_OPT_SET_META_CONTEXT` (10).
+    SetMetaContext,
+    /// `NBD_OPT_EXTENDED_HEADERS` (11).
+    ExtendedHeaders,
+    /// An option that the specification does not name.
+    Unknown(u32),
+}
+
+impl OptionCode {
+    /// The option of an option field.
+    #[must_use]
+    pub fn from_wire(value: u32) -> Self {
+        match value {
+            1 => Self::ExportName,
+            2 => Self::Abort,
+            3 => Self::List,
+            4 => Self::PeekExport,
+            5 => Self::StartTls,
+            6 => Self::Info,
+            7 => Self::Go,
+            8 => Self::StructuredReply,
+            9 => Self::ListMetaContext,
+            10 => Self::SetMetaContext,
+            11 => Self::ExtendedHeaders,
+            other => Self::Unknown(other),
+        }
+    }
+
+    /// The number on the wire.
+    #[must_use]
+    pub fn value(self) -> u32 {
+        match self {
+            Self::ExportName => 1,
+            Self::Abort => 2,
+            Self::List => 3,
+            Self::PeekExport => 4,
+            Self::StartTls => 5,
+            Self::Info => 6,
+            Self::Go => 7,
+            Self::StructuredReply => 8,
+            Self::ListMetaContext => 9,
+            Self::SetMetaContext => 10,
+            Self::ExtendedHeaders => 11,
+            Self::Unknown(other) => other,
+        }
+    }
+}
+
+/// The name in the specification, without its prefix.
+impl fmt::Display for OptionCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ExportName => "EXPORT_NAME",
+            Self::Abort => "ABORT",
+            Self::List => "LIST",
+            Self::PeekExport => "PEEK_EXPORT",
+            Self::StartTls => "STARTTLS",
+            Self::Info => "INFO",
+            Self::Go => "GO",
+            Self::StructuredReply => "STRUCTURED_REPLY",
+            Self::ListMetaContext => "LIST_META_CONTEXT",
+            Self::SetMetaContext => "SET_META_CONTEXT",
+            Self::ExtendedHeaders => "EXTENDED_HEADERS",
+            Self::Unknown(value) => return write!(f, "unknown option {value}"),
+        })
+    }
+}
+
+/// The header of every option.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OptionRequestHeader {
+    /// Which option.
+    pub option: OptionCode,
+    /// Bytes of data that follow.
+    pub length: u32,
+}
+
+impl OptionRequestHeader {
+    /// Bytes on the wire.
+    pub const LENGTH: usize = 16;
+
+    /// Reads exactly [`Self::LENGTH`] bytes.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut decoder = Decoder::new(bytes);
+        decoder.magic_u64(OPTION_MAGIC)?;
+        let header = Self { option: OptionCode::from_wire(decoder.u32()?), length: decoder.u32()? };
+        decoder.finish()?;
+        Ok(header)
+    }
+
+    /// Appends [`Self::LENGTH`] bytes.
+    pub fn encode(self, out: &mut BytesMut) {
+        out.put_u64(OPTION_MAGIC);
+        out.put_u32(self.option.value());
+        out.put_u32(self.length);
+    }
+}
+
+/// Appends an option with its header.
+pub fn encode_option(option: OptionCode, data: &[u8], out: &mut BytesMut) {
+    let length = u32::try_from(data.len()).expect("option data is built from bounded strings and lists");
+    OptionRequestHeader { option, length }.encode(out);
+    out.put_slice(data);
+}
+
+/// The data of `NBD_OPT_EXPORT_NAME`: all of it is the name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExportName(pub WireString);
+
+impl ExportName {
+    /// Reads the whole data of the option.
+    pub fn decode(data: &[u8]) -> Result<Self, DecodeError> {
+        WireString::try_from(data).map(Self)
+    }
+
+    /// Appends the data of the option.
+    pub fn encode(&self, out: &mut BytesMut) {
+        self.0.encode(out);
+    }
+}
+
+/// What the server tells of the chosen export: the answer to EXPORT_NAME, and `NBD_INFO_EXPORT`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskInfo {
+    /// Size of the export in bytes.
+    pub size_bytes: u64,
+    /// What it can do.
+    pub flags: TransmissionFlags,
+}
+
+impl DiskInfo {
+    /// Bytes on the wire without reserved zeroes.
+    pub const LENGTH: usize = 10;
+    /// Bytes on the wire with reserved zeroes: in answer to EXPORT_NAME, unless NO_ZEROES was negotiated.
+    pub const LENGTH_WITH_ZEROES: usize = Self::LENGTH + RESERVED_ZEROES;
+
+    /// Reads exactly [`Self::LENGTH`] or [`Self::LENGTH_WITH_ZEROES`] bytes; what stands for the zeroes is ignored.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut decoder = Decoder::new(bytes);
+        let info = Self { size_bytes: decoder.u64()?, flags: TransmissionFlags::from_wire(decoder.u16()?) };
+        if decoder.remaining() == RESERVED_ZEROES {
+            decoder.bytes(RESERVED_ZEROES)?;
+        }
+        decoder.finish()?;
+        Ok(info)
+    }
+
+    /// Appends [`Self::LENGTH`] bytes, and the reserved zeroes if told.
+    pub fn encode(self, zeroes: bool, out: &mut BytesMut) {
+        out.put_u64(self.size_bytes);
+        out.put_u16(self.flags.bits());
+        if zeroes {
+            out.put_bytes(0, RESERVED_ZEROES);
+        }
+    }
+}
+
+/// The data of `NBD_OPT_INFO` and `NBD_OPT_GO`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InfoRequest {
+    /// The export; empty for the default.
+    pub name: WireString,
+    /// What the client would like to know besides `NBD_INFO_EXPORT`.
+    pub requests: Vec<InfoType>,
+}
+
+impl InfoRequest {
+    /// Reads the whole data of the option.
+    pub fn decode(data: &[u8]) -> Result<Self, DecodeError> {
+        let mut decoder = Decoder::new(data);
+        let name = decoder.string_with_length()?;
+        let count = usize::from(decoder.u16()?);
+        if decoder.remaining() != count * 2 {
+            return Err(DecodeError::Invalid("number of information requests disagrees with the length"));
+        }
+        let requests =
+            (0..count).map(|_| decoder.u16().map(InfoType::from_wire)).collect::<Result<_, _>>()?;
+        decoder.finish()?;
+        Ok(Self { name, requests })
+    }
+
+    /// Appends the data of the option. Of the requests, at most 65,535 are sent.
+    pub fn encode(&self, out: &mut BytesMut) {
+        self.name.encode_with_length(out);
+        let count = u16::try_from(self.requests.len()).unwrap_or(u16::MAX);
+        out.put_u16(count);
+        for request in self.requests.iter().take(usize::from(count)) {
+            out.put_u16(request.value());
+        }
+    }
+}
+
+/// The data of `NBD_OPT_LIST_META_CONTEXT` and `NBD_OPT_SET_META_CONTEXT`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MetaContextRequest {
+    /// The export.
+    pub export: WireString,
+    /// Queries, each of a namespace, a colon and a leaf-name.
+    pub queries: Vec<WireString>,
+}
+
+impl MetaContextRequest {
+    /// Reads the whole data of the option.
+    pub fn decode(data: &[u8]) -> Result<Self, DecodeError> {
+        let mut decoder = Decoder::new(data);
+        let export = decoder.string_with_length()?;
+        let count = decoder.u32()?;
+        let mut queries = Vec::new();
+        for _ in 0..count {
+            queries.push(decoder.string_with_length()?);
+        }
+        decoder.finish()?;
+        Ok(Self { export, queries })
+    }
+
+    /// Appends the data of the option.
+    pub fn encode(&self, out: &mut BytesMut) {
+        self.export.encode_with_length(out);
+        out.put_u32(
+            u32::try_from(self.queries.len()).expect("fewer queries than bytes of memory in 32 bits"),
+        );
+        for query in &self.queries {
+            query.encode_with_length(out);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn go_with_two_information_requests() {
+        let data = b"\x00\x00\x00\x04disk\x00\x02\x00\x01\x00\x03";
+        let request = InfoRequest::decode(data).unwrap();
+        assert_eq!(request.name.as_str(), "disk");
+        assert_eq!(request.requests, [InfoType::Name, InfoType::BlockSize]);
+        let mut out = BytesMut::new();
+        request.encode(&mut out);
+        assert_eq!(out, &data[..]);
+    }
+
+    #[test]
+    fn the_name_of_go_is_no_larger_than_the_data_minus_6() {
+        assert_eq!(InfoRequest::decode(b"\x00\x00\x00\x05diskx\x00"), Err(DecodeError::Truncated));
+        assert_eq!(InfoRequest::decode(b"\xff\xff\xff\xffdisk\x00\x00"), Err(DecodeError::Truncated));
+    }
+
+    #[test]
+    fn the_requests_of_go_fill_the_data() {
+        assert!(InfoRequest::decode(b"\x00\x00\x00\x00\x00\x01").is_err());
+        assert!(InfoRequest::decode(b"\x00\x00\x00\x00\x00\x00\x00\x03").is_err());
+    }
+
+    #[test]
+    fn a_query_may_not_reach_beyond_the_option() {
+        let data = b"\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x06base:";
+        assert_eq!(MetaContextRequest::decode(data), Err(DecodeError::Truncated));
+        let many = b"\x00\x00\x00\x00\xff\xff\xff\xff";
+        assert_eq!(MetaContextRequest::decode(many), Err(DecodeError::Truncated));
+    }
+
+    #[test]
+    fn set_meta_context() {
+        let data = b"\x00\x00\x00\x01x\x00\x00\x00\x01\x00\x00\x00\x0fbase:allocation";
+        let request = MetaContextRequest::decode(data).unwrap();
+        assert_eq!(request.export.as_str(), "x");
+        assert_eq!(request.queries[0].as_str(), "base:allocation");
+        let mut out = BytesMut::new();
+        request.encode(&mut out);
+        assert_eq!(out, &data[..]);
+    }
+
+    #[test]
+    fn an_option_opens_with_ihaveopt() {
+        let header = OptionRequestHeader::decode(b"IHAVEOPT\x00\x00\x00\x03\x00\x00\x00\x00").unwrap();
+        assert_eq!(header, OptionRequestHeader { option: OptionCode::List, length: 0 });
+        assert!(OptionRequestHeader::decode(b"IHAVEOPX\x00\x00\x00\x03\x00\x00\x00\x00").is_err());
+    }
+
+    #[test]
+    fn disk_info_with_and_without_zeroes() {
+        let mut wire = b"\x00\x00\x00\x00\x40\x00\x00\x00\x01\x6d".to_vec();
+        let info = DiskInfo::decode(&wire).unwrap();
+        assert_eq!((info.size_bytes, info.flags.bits()), (1 << 30, 0x16d));
+        wire.extend([0; 124]);
+        assert_eq!(DiskInfo::decode(&wire), Ok(info));
+        let mut out = BytesMut::new();
+        info.encode(true, &mut out);
+        assert_eq!(out, wire);
+        assert!(DiskInfo::decode(&wire[..133]).is_err());
+    }
+}

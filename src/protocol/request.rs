@@ -1,0 +1,218 @@
+//! What a client asks during transmission (NBD `doc/proto.md`, "Request message"): compact and extended headers, and
+//! the payload of a BLOCK_STATUS that selects contexts.
+//!
+//! It does not judge a request; it only tells how many bytes of payload follow it.
+
+use bytes::{BufMut, BytesMut};
+
+use super::codec::{DecodeError, Decoder};
+use super::command::Command;
+use super::flags::CommandFlags;
+
+/// `NBD_REQUEST_MAGIC`.
+pub const REQUEST_MAGIC: u32 = 0x2560_9513;
+/// `NBD_EXTENDED_REQUEST_MAGIC`.
+pub const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
+
+/// Which headers requests and replies have, as negotiated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum HeaderStyle {
+    /// Compact requests, simple replies.
+    #[default]
+    Simple,
+    /// Compact requests; structured replies to READ and BLOCK_STATUS, either kind to others.
+    Structured,
+    /// Extended requests and replies.
+    Extended,
+}
+
+impl HeaderStyle {
+    /// Bytes of a request's header.
+    #[must_use]
+    pub fn request_length(self) -> usize {
+        match self {
+            Self::Simple | Self::Structured => Request::COMPACT_LENGTH,
+            Self::Extended => Request::EXTENDED_LENGTH,
+        }
+    }
+}
+
+/// The client's name for a request, given back in its reply ("cookie", in earlier versions "handle").
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Cookie(pub u64);
+
+/// The header of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// Flags, unknown ones included.
+    pub flags: CommandFlags,
+    /// What is asked.
+    pub command: Command,
+    /// Given back in the reply.
+    pub cookie: Cookie,
+    /// First byte of the range.
+    pub offset: u64,
+    /// Bytes of the range, or of the payload where [`Request::payload_length`] is not 0.
+    pub length: u64,
+}
+
+impl Request {
+    /// Bytes of a compact header.
+    pub const COMPACT_LENGTH: usize = 28;
+    /// Bytes of an extended header.
+    pub const EXTENDED_LENGTH: usize = 32;
+
+    /// Reads exactly one header of the style.
+    pub fn decode(style: HeaderStyle, bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut decoder = Decoder::new(bytes);
+        let extended = style == HeaderStyle::Extended;
+        decoder.magic_u32(if extended { EXTENDED_REQUEST_MAGIC } else { REQUEST_MAGIC })?;
+        let request = Self {
+            flags: CommandFlags::from_wire(decoder.u16()?),
+            command: Command::from_wire(decoder.u16()?),
+            cookie: Cookie(decoder.u64()?),
+            offset: decoder.u64()?,
+            length: if extended { decoder.u64()? } else { u64::from(decoder.u32()?) },
+        };
+        decoder.finish()?;
+        Ok(request)
+    }
+
+    /// Appends one header of the style. Fails where a compact header cannot hold the length.
+    pub fn encode(self, style: HeaderStyle, out: &mut BytesMut) -> Result<(), DecodeError> {
+        let extended = style == HeaderStyle::Extended;
+        let compact_length = u32::try_from(self.length);
+        if !extended && compact_length.is_err() {
+            return Err(DecodeError::Invalid("length does not fit a compact request"));
+        }
+        out.put_u32(if extended { EXTENDED_REQUEST_MAGIC } else { REQUEST_MAGIC });
+        out.put_u16(self.flags.bits());
+        out.put_u16(self.command.value());
+        out.put_u64(self.cookie.0);
+        out.put_u64(self.offset);
+        match compact_length {
+            Ok(length) if !extended => out.put_u32(length),
+            _ => out.put_u64(self.length),
+        }
+        Ok(())
+    }
+
+    /// Bytes of payload that follow the header: those of a WRITE, and with extended headers those of any command that
+    /// says so.
+    #[must_use]
+    pub fn payload_length(&self, style: HeaderStyle) -> u64 {
+        let has_payload = match style {
+            HeaderStyle::Simple | HeaderStyle::Structured => self.command == Command::Write,
+            HeaderStyle::Extended => self.flags.contains(CommandFlags::PAYLOAD_LEN),
+        };
+        if has_payload { self.length } else { 0 }
+    }
+}
+
+/// The payload of a BLOCK_STATUS with PAYLOAD_LEN: which contexts are asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockStatusPayload {
+    /// Bytes of the range.
+    pub effect_length: u64,
+    /// Contexts, as SET_META_CONTEXT numbered them.
+    pub context_ids: Vec<u32>,
+}
+
+impl BlockStatusPayload {
+    /// Reads the whole payload.
+    pub fn decode(payload: &[u8]) -> Result<Self, DecodeError> {
+        let mut decoder = Decoder::new(payload);
+        let effect_length = decoder.u64()?;
+        if !decoder.remaining().is_multiple_of(4) {
+            return Err(DecodeError::Invalid("payload is not 8 + n * 4 bytes"));
+        }
+        let count = decoder.remaining() / 4;
+        let context_ids = (0..count).map(|_| decoder.u32()).collect::<Result<_, _>>()?;
+        Ok(Self { effect_length, context_ids })
+    }
+
+    /// Appends the payload.
+    pub fn encode(&self, out: &mut BytesMut) {
+        out.put_u64(self.effect_length);
+        for id in &self.context_ids {
+            out.put_u32(*id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_compact_write_is_followed_by_its_data() {
+        let wire =
+            b"\x25\x60\x95\x13\x00\x01\x00\x01cookie:)\x00\x00\x00\x00\x00\x01\x00\x00\x00\x00\x02\x00";
+        let request = Request::decode(HeaderStyle::Structured, wire).unwrap();
+        assert_eq!(request.command, Command::Write);
+        assert_eq!(request.flags, CommandFlags::FUA);
+        assert_eq!(request.cookie, Cookie(u64::from_be_bytes(*b"cookie:)")));
+        assert_eq!((request.offset, request.length), (65_536, 512));
+        assert_eq!(request.payload_length(HeaderStyle::Structured), 512);
+        let mut out = BytesMut::new();
+        request.encode(HeaderStyle::Simple, &mut out).unwrap();
+        assert_eq!(out, &wire[..]);
+    }
+
+    #[test]
+    fn an_extended_request_says_whether_a_payload_follows() {
+        let wire =
+            b"\x21\xe4\x1c\x71\x00\x02\x00\x06\0\0\0\0\0\0\0\x07\0\0\0\0\0\0\0\0\x00\x00\x01\x00\0\0\0\0";
+        let request = Request::decode(HeaderStyle::Extended, wire).unwrap();
+        assert_eq!(request.command, Command::WriteZeroes);
+        assert_eq!(request.length, 1 << 40);
+        assert_eq!(request.payload_length(HeaderStyle::Extended), 0);
+        let mut out = BytesMut::new();
+        request.encode(HeaderStyle::Extended, &mut out).unwrap();
+        assert_eq!(out, &wire[..]);
+        let with_payload =
+            Request { flags: CommandFlags::PAYLOAD_LEN, command: Command::Write, length: 512, ..request };
+        assert_eq!(with_payload.payload_length(HeaderStyle::Extended), 512);
+    }
+
+    #[test]
+    fn the_magic_of_the_other_style_is_refused() {
+        let mut out = BytesMut::new();
+        let request = Request {
+            flags: CommandFlags::empty(),
+            command: Command::Flush,
+            cookie: Cookie(1),
+            offset: 0,
+            length: 0,
+        };
+        request.encode(HeaderStyle::Extended, &mut out).unwrap();
+        let bad = DecodeError::BadMagic(u64::from(EXTENDED_REQUEST_MAGIC));
+        assert_eq!(Request::decode(HeaderStyle::Simple, &out[..28]), Err(bad));
+    }
+
+    #[test]
+    fn a_length_of_64_bits_needs_an_extended_header() {
+        let request = Request {
+            flags: CommandFlags::empty(),
+            command: Command::Trim,
+            cookie: Cookie(1),
+            offset: 0,
+            length: 1 << 32,
+        };
+        let mut out = BytesMut::new();
+        assert!(request.encode(HeaderStyle::Structured, &mut out).is_err());
+        assert!(out.is_empty());
+    }
+
+    #[test]
+    fn the_payload_of_block_status_is_8_plus_4_n_bytes() {
+        let wire = b"\0\0\0\x01\0\0\0\0\0\0\0\x01\0\0\0\x09";
+        let payload = BlockStatusPayload::decode(wire).unwrap();
+        assert_eq!(payload, BlockStatusPayload { effect_length: 1 << 32, context_ids: vec![1, 9] });
+        let mut out = BytesMut::new();
+        payload.encode(&mut out);
+        assert_eq!(out, &wire[..]);
+        assert!(BlockStatusPayload::decode(&wire[..10]).is_err());
+        assert!(BlockStatusPayload::decode(&wire[..7]).is_err());
+    }
+}

@@ -1,0 +1,259 @@
+//! One connection, from its first byte to its last: the handshake with its timeout, then transmission.
+//!
+//! Drives [`ServerHandshake`] over a socket and answers its questions from [`Exports`]. Invariant: a client that has
+//! sent no option has cost nothing but its socket, and is gone after the handshake timeout.
+
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use super::dispatch::Rules;
+use super::export::{Export, ExportDescription, Exports, OpenError};
+use super::options::Options;
+use super::transmission::{self, Broken, End, READ_BYTES, Transmission};
+use super::transport::Transport;
+use crate::protocol::negotiate_server::{
+    CloseReason, HandshakePolicy, ServerAction, ServerHandshake, Session, TlsPolicy,
+};
+use crate::protocol::{
+    BlockSize, DiskInfo, ExportInfo, OptionError, Refusal, ServerEntry, TransmissionFlags, WireString,
+};
+use crate::task::Tasks;
+
+/// Longest data of an option that is looked at.
+const MAXIMUM_OPTION_BYTES: u32 = 64 << 10;
+
+/// How clients of a listener are greeted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Greeting {
+    /// Fixed newstyle: the client chooses an export by options.
+    #[default]
+    Newstyle,
+    /// Oldstyle: every client gets this export.
+    Oldstyle {
+        /// Its name.
+        export: String,
+    },
+}
+
+/// What all connections of a server share.
+pub(crate) struct Shared {
+    pub(crate) exports: Arc<dyn Exports>,
+    pub(crate) options: Options,
+    pub(crate) tasks: Arc<Tasks>,
+    pub(crate) drain: CancellationToken,
+}
+
+/// Why a connection did not reach transmission.
+#[derive(Debug, thiserror::Error)]
+enum HandshakeEnd {
+    #[error("{0}")]
+    Closed(CloseReason),
+    #[error("the client left")]
+    Left,
+    #[error("the client took too long")]
+    TimedOut,
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("the server is shutting down")]
+    Drained,
+    #[error("oldstyle export refused: {0}")]
+    Oldstyle(Refusal),
+}
+
+/// Serves one connection to its end.
+pub(crate) async fn serve(shared: &Shared, transport: Transport, greeting: &Greeting) {
+    let handshake = Handshake::new(shared, transport);
+    let ready = match greeting {
+        Greeting::Newstyle => handshake.newstyle().await,
+        Greeting::Oldstyle { export } => handshake.oldstyle(export).await,
+    };
+    let Ready { session, export, transport, input } = match ready {
+        Ok(ready) => ready,
+        Err(end) => return tracing::debug!("handshake ended: {end}"),
+    };
+    tracing::debug!(export = %session.export.name, headers = ?session.headers, "transmission begins");
+    let rules = Rules::new(&session);
+    let (reader, writer) = transport.into_halves();
+    let transmission = Transmission { reader, writer, input, rules, export };
+    match transmission::run(transmission, &shared.options, &shared.tasks, &shared.drain).await {
+        Ok(End::Disconnected) => tracing::debug!("the client disconnected"),
+        Ok(End::Closed) => tracing::debug!("the client closed without DISC"),
+        Ok(End::Drained) => tracing::debug!("drained"),
+        Err(broken @ (Broken::Read(_) | Broken::Write)) => tracing::debug!("connection lost: {broken}"),
+        Err(broken) => tracing::warn!("connection dropped: {broken}"),
+    }
+}
+
+/// A connection that is ready for transmission.
+struct Ready {
+    session: Session,
+    export: Arc<dyn Export>,
+    transport: Transport,
+    input: BytesMut,
+}
+
+struct Handshake<'a> {
+    shared: &'a Shared,
+    transport: Transport,
+    input: BytesMut,
+    /// When the client's time is over. Time that the server itself takes does not count.
+    deadline: Instant,
+}
+
+impl<'a> Handshake<'a> {
+    fn new(shared: &'a Shared, transport: Transport) -> Self {
+        let deadline = Instant::now() + shared.options.handshake_timeout;
+        Self { shared, transport, input: BytesMut::new(), deadline }
+    }
+
+    async fn newstyle(mut self) -> Result<Ready, HandshakeEnd> {
+        let mut machine = ServerHandshake::new(HandshakePolicy {
+            tls: TlsPolicy::Off,
+            maximum_option_bytes: MAXIMUM_OPTION_BYTES,
+        });
+        let mut opened = None;
+        loop {
+            if self.shared.drain.is_cancelled() {
+                machine.handle_shutdown();
+            }
+            let action = machine.poll(&mut self.input);
+            self.send(&machine.take_output()).await?;
+            match action {
+                ServerAction::NeedInput => self.receive().await?,
+                ServerAction::List(ticket) => {
+                    let listed = self.ask(self.shared.exports.list()).await;
+                    machine.handle_list(ticket, listed.and_then(entries));
+                }
+                ServerAction::Describe(ticket) => {
+                    let described = self.ask(self.shared.exports.describe(ticket.name())).await;
+                    machine.handle_description(ticket, described.and_then(|it| self.export_info(&it)));
+                }
+                ServerAction::Open(ticket) => {
+                    let result = self.open(ticket.name()).await;
+                    let (export, info) = match result {
+                        Ok((export, info)) => (Some(export), Ok(info)),
+                        Err(refusal) => (None, Err(refusal)),
+                    };
+                    opened = export;
+                    machine.handle_opened(ticket, info);
+                }
+                ServerAction::StartTls(_) => return Err(HandshakeEnd::Closed(CloseReason::Unanswered)),
+                ServerAction::Transmit(session) => {
+                    let export = opened.ok_or(HandshakeEnd::Closed(CloseReason::Unanswered))?;
+                    let Self { transport, input, .. } = self;
+                    return Ok(Ready { session, export, transport, input });
+                }
+                ServerAction::Close(reason) => {
+                    self.transport.shutdown().await?;
+                    return Err(HandshakeEnd::Closed(reason));
+                }
+            }
+        }
+    }
+
+    async fn oldstyle(mut self, name: &str) -> Result<Ready, HandshakeEnd> {
+        let (export, info) = self.open(name).await.map_err(HandshakeEnd::Oldstyle)?;
+        let (greeting, session) = ServerHandshake::oldstyle(info);
+        self.send(&greeting).await?;
+        let Self { transport, input, .. } = self;
+        Ok(Ready { session, export, transport, input })
+    }
+
+    async fn open(&mut self, name: &str) -> Result<(Arc<dyn Export>, ExportInfo), Refusal> {
+        let export = self.ask(self.shared.exports.open(name)).await?;
+        let info = self.export_info(&export.description())?;
+        Ok((export, info))
+    }
+
+    /// What the exports answer, unless the server drains first.
+    async fn ask<T>(&mut self, question: impl Future<Output = Result<T, OpenError>>) -> Result<T, Refusal> {
+        let asked = Instant::now();
+        let answer = tokio::select! {
+            answer = question => answer,
+            () = self.shared.drain.cancelled() => Err(OpenError::Shutdown),
+        };
+        self.deadline += asked.elapsed();
+        answer.map_err(|error| refusal(&error))
+    }
+
+    async fn send(&mut self, bytes: &[u8]) -> Result<(), HandshakeEnd> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let send = async {
+            self.transport.write_all(bytes).await?;
+            self.transport.flush().await
+        };
+        timeout_at(self.deadline, send).await.map_err(|_| HandshakeEnd::TimedOut)?.map_err(HandshakeEnd::Io)
+    }
+
+    /// Waits for bytes of the client. When the server drains and owes nothing, this is the end.
+    async fn receive(&mut self) -> Result<(), HandshakeEnd> {
+        if self.shared.drain.is_cancelled() {
+            self.transport.shutdown().await?;
+            transmission::linger(&mut self.transport).await;
+            return Err(HandshakeEnd::Drained);
+        }
+        self.input.reserve(READ_BYTES);
+        tokio::select! {
+            read = timeout_at(self.deadline, self.transport.read_buf(&mut self.input)) => match read {
+                Ok(Ok(0)) => Err(HandshakeEnd::Left),
+                Ok(Ok(_)) => Ok(()),
+                Ok(Err(error)) => Err(HandshakeEnd::Io(error)),
+                Err(_) => Err(HandshakeEnd::TimedOut),
+            },
+            () = self.shared.drain.cancelled() => Ok(()),
+        }
+    }
+
+    fn export_info(&self, description: &ExportDescription) -> Result<ExportInfo, Refusal> {
+        let unfit = |message| Refusal::new(OptionError::Platform, message);
+        let name = WireString::try_from(description.name.as_str())
+            .map_err(|_| unfit("the export's name does not fit the protocol"))?;
+        let minimum = description.minimum_block_bytes.max(1);
+        let maximum = description.maximum_block_bytes.min(self.shared.options.maximum_payload_bytes);
+        let block_size = BlockSize {
+            minimum,
+            preferred: description.preferred_block_bytes,
+            maximum: maximum - maximum % minimum,
+        };
+        if !block_size.is_valid() {
+            return Err(unfit("the export's block sizes do not fit the protocol"));
+        }
+        let flags = description.flags | TransmissionFlags::HAS_FLAGS;
+        Ok(ExportInfo {
+            name,
+            description: WireString::truncated(&description.description),
+            disk: DiskInfo { size_bytes: description.size_bytes, flags },
+            block_size,
+        })
+    }
+}
+
+fn entries(exports: Vec<super::export::ListEntry>) -> Result<Vec<ServerEntry>, Refusal> {
+    exports
+        .into_iter()
+        .map(|entry| {
+            let name = WireString::try_from(entry.name.as_str()).map_err(|_| {
+                Refusal::new(OptionError::Platform, "an export's name does not fit the protocol")
+            })?;
+            Ok(ServerEntry { name, description: WireString::truncated(&entry.description) })
+        })
+        .collect()
+}
+
+fn refusal(error: &OpenError) -> Refusal {
+    let kind = match error {
+        OpenError::Unknown(_) => OptionError::Unknown,
+        OpenError::Refused(_) => OptionError::Policy,
+        OpenError::Shutdown => OptionError::Shutdown,
+        OpenError::Failed(_) => OptionError::Platform,
+    };
+    Refusal::new(kind, &error.to_string())
+}

@@ -1,0 +1,35 @@
+//! Bounds of the server.
+//!
+//! Owns their defaults. Every queue, timeout and length that a client can influence is bounded by a field here.
+
+use std::time::Duration;
+
+/// What the server is configured with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// How long a client may take for its part of the handshake.
+    pub handshake_timeout: Duration,
+    /// Most connections at a time; further ones are closed at once.
+    pub maximum_connections: usize,
+    /// Most requests of a connection that are not yet answered; reading pauses at the bound.
+    pub in_flight_requests: u32,
+    /// Most payload bytes of such requests, theirs and their replies'; reading pauses at the bound.
+    pub in_flight_bytes: u32,
+    /// Largest payload of a request or reply in bytes; advertised as the maximum block size.
+    pub maximum_payload_bytes: u32,
+    /// How long commands in flight are waited for when the server drains.
+    pub drain_timeout: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            handshake_timeout: Duration::from_secs(10),
+            maximum_connections: 1024,
+            in_flight_requests: 256,
+            in_flight_bytes: 64 << 20,
+            maximum_payload_bytes: 64 << 20,
+            drain_timeout: Duration::from_secs(30),
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! The [`Server`]: accepts connections on its listeners, bounds their number, and drains them.
+//!
+//! Knows no protocol. Invariant: no connection outlives the server; what happens in one is not felt in another.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+
+use super::connection::{self, Greeting, Shared};
+use super::export::Exports;
+use super::listener::{ListenAddress, Listener, Peer};
+use super::options::Options;
+use super::transport::{Stream, Transport};
+use crate::task::Tasks;
+
+/// How long to wait after a failed accept: it may be for want of file descriptors, which others must give back.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// An NBD server. Dropping it drops every connection; [`Server::drain`] ends them in order.
+pub struct Server {
+    shared: Arc<Shared>,
+    slots: Arc<Semaphore>,
+    next_connection: Arc<AtomicU64>,
+}
+
+/// How a drain ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drained {
+    /// Every command in flight was answered.
+    Answered,
+    /// The time was over with so many tasks (connections and their commands) still busy; they were dropped.
+    TimedOut {
+        /// How many.
+        tasks: usize,
+    },
+}
+
+impl Server {
+    /// A server of these exports, which listens nowhere yet.
+    #[must_use]
+    pub fn new(exports: Arc<dyn Exports>, options: Options) -> Self {
+        let slots = Arc::new(Semaphore::new(options.maximum_connections));
+        let shared =
+            Shared { exports, options, tasks: Arc::new(Tasks::new()), drain: CancellationToken::new() };
+        Self { shared: Arc::new(shared), slots, next_connection: Arc::new(AtomicU64::new(1)) }
+    }
+
+    /// Takes connections from a listener until the server drains; gives back where that is.
+    pub fn listen(&self, listener: Listener, greeting: Greeting) -> ListenAddress {
+        let address = listener.address().clone();
+        let acceptor = Acceptor {
+            shared: Arc::clone(&self.shared),
+            slots: Arc::clone(&self.slots),
+            next_connection: Arc::clone(&self.next_connection),
+            greeting,
+        };
+        drop(self.shared.tasks.spawn_until_cancelled(acceptor.run(listener)));
+        address
+    }
+
+    /// Serves one connection over any stream: an inherited socket, standard input and output, a pipe in memory.
+    /// Returns when it has ended.
+    pub async fn serve_stream(&self, stream: impl Stream, greeting: Greeting) {
+        let acceptor = Acceptor {
+            shared: Arc::clone(&self.shared),
+            slots: Arc::clone(&self.slots),
+            next_connection: Arc::clone(&self.next_connection),
+            greeting,
+        };
+        if let Some(connection) = acceptor.admit(Transport::Other(Box::new(stream)), Peer::Other) {
+            // The task ends by itself when it is cancelled, and a panic in it is the connection's end.
+            drop(connection.await);
+        }
+    }
+
+    /// How many connections may still be taken.
+    #[must_use]
+    pub fn free_connections(&self) -> usize {
+        self.slots.available_permits()
+    }
+
+    /// Ends service in order: no connection is taken any more, options and new commands get errors that say why,
+    /// commands in flight are answered, then connections are closed. Takes at most the drain timeout.
+    pub async fn drain(&self) -> Drained {
+        let Shared { tasks, drain, options, .. } = &*self.shared;
+        drain.cancel();
+        match tokio::time::timeout(options.drain_timeout, tasks.join()).await {
+            Ok(()) => Drained::Answered,
+            Err(_) => {
+                let left = tasks.len();
+                tasks.shutdown().await;
+                Drained::TimedOut { tasks: left }
+            }
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.shared.tasks.token().cancel();
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("options", &self.shared.options).finish_non_exhaustive()
+    }
+}
+
+/// Takes connections with one greeting.
+struct Acceptor {
+    shared: Arc<Shared>,
+    slots: Arc<Semaphore>,
+    next_connection: Arc<AtomicU64>,
+    greeting: Greeting,
+}
+
+impl Acceptor {
+    async fn run(self, listener: Listener) {
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = self.shared.drain.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((transport, peer)) => drop(self.admit(transport, peer)),
+                Err(error) => {
+                    tracing::warn!("cannot accept on {}: {error}", listener.address());
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Starts serving a connection, unless there are too many; then it is closed at once.
+    fn admit(&self, transport: Transport, peer: Peer) -> Option<tokio::task::JoinHandle<Option<()>>> {
+        let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
+            tracing::warn!(%peer, "connection refused: {} are open", self.shared.options.maximum_connections);
+            return None;
+        };
+        let id = self.next_connection.fetch_add(1, Ordering::Relaxed);
+        let span = tracing::info_span!("connection", id, %peer);
+        let serve = serve_in_slot(Arc::clone(&self.shared), transport, self.greeting.clone(), slot);
+        Some(self.shared.tasks.spawn_until_cancelled(serve.instrument(span)))
+    }
+}
+
+async fn serve_in_slot(
+    shared: Arc<Shared>,
+    transport: Transport,
+    greeting: Greeting,
+    slot: OwnedSemaphorePermit,
+) {
+    connection::serve(&shared, transport, &greeting).await;
+    drop(slot);
+}

@@ -1,0 +1,325 @@
+//! The transmission phase of one connection: requests in, replies out, many at a time.
+//!
+//! A reader judges requests ([`super::dispatch`]) and starts them ([`super::execute`]); a writer sends replies as they
+//! come ([`super::outgoing`]). Invariant: what is in flight is bounded, in requests and in bytes; at the bound nothing
+//! is read from the socket. When [`run`] returns, no request of the connection is running.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use super::dispatch::{Job, Refused, Rules};
+use super::execute::{Answered, Charge, execute};
+use super::export::{Export, ExportError};
+use super::options::Options;
+use super::outgoing::Outgoing;
+use super::transport::{Reader, Writer};
+use crate::protocol::request::HeaderStyle;
+use crate::protocol::{Command, DecodeError, Error, Request};
+use crate::task::Tasks;
+
+/// What is read from the socket at a time, unless it is the payload of a WRITE.
+pub(crate) const READ_BYTES: usize = 64 << 10;
+/// Most replies that are gathered before they are written.
+const BATCH_REPLIES: usize = 64;
+/// Longest list of contexts that is looked at; no longer one is free of repetitions.
+const CONTEXTS_PAYLOAD_BYTES: u64 = 4096;
+/// How long a client that was told of the end may take to close.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// How transmission ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The client sent DISC.
+    Disconnected,
+    /// The client closed its side without DISC.
+    Closed,
+    /// The server drained.
+    Drained,
+}
+
+/// Why a connection was broken off.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Broken {
+    #[error("cannot read: {0}")]
+    Read(io::Error),
+    #[error("cannot write replies")]
+    Write,
+    #[error("no request: {0}")]
+    NotARequest(DecodeError),
+    #[error("payload of {0} bytes")]
+    PayloadTooLong(u64),
+}
+
+/// A connection after its handshake.
+pub(crate) struct Transmission {
+    pub(crate) reader: Reader,
+    pub(crate) writer: Writer,
+    /// What was read after the handshake's last option.
+    pub(crate) input: BytesMut,
+    pub(crate) rules: Rules,
+    pub(crate) export: Arc<dyn Export>,
+}
+
+/// Serves requests until the client or the server ends it.
+pub(crate) async fn run(
+    transmission: Transmission,
+    options: &Options,
+    tasks: &Arc<Tasks>,
+    drain: &CancellationToken,
+) -> Result<End, Broken> {
+    let Transmission { reader, writer, input, rules, export } = transmission;
+    let capacity = usize::try_from(options.in_flight_requests).expect("32 bits fit a usize").max(1);
+    let (replies, queue) = mpsc::channel(capacity);
+    let writer = tasks.spawn_until_cancelled(write_replies(queue, writer));
+    let in_flight = InFlight::new(options);
+    let closed = replies.clone();
+    let mut receiver = Receiver {
+        requests: Requests { reader, buffer: input },
+        rules,
+        export,
+        in_flight: in_flight.clone(),
+        replies,
+        tasks: Arc::clone(tasks),
+        drain: drain.clone(),
+    };
+    let end = tokio::select! {
+        end = receiver.receive() => end,
+        () = closed.closed() => Err(Broken::Write),
+    };
+    let Receiver { mut requests, replies, .. } = receiver;
+    drop((replies, closed));
+    in_flight.wait_until_idle().await;
+    let written = writer.await;
+    if end.as_ref().is_ok_and(|end| *end == End::Drained) {
+        requests.linger().await;
+    }
+    match written {
+        Ok(Some(Ok(()))) => end,
+        _ => end.and(Err(Broken::Write)),
+    }
+}
+
+/// What a connection may have in flight.
+#[derive(Clone)]
+struct InFlight {
+    requests: Arc<Semaphore>,
+    request_bound: u32,
+    bytes: Arc<Semaphore>,
+    byte_bound: u32,
+}
+
+impl InFlight {
+    fn new(options: &Options) -> Self {
+        let semaphore =
+            |bound: u32| Arc::new(Semaphore::new(usize::try_from(bound).expect("32 bits fit a usize")));
+        let request_bound = options.in_flight_requests.max(1);
+        let byte_bound = options.in_flight_bytes.max(1);
+        Self { requests: semaphore(request_bound), request_bound, bytes: semaphore(byte_bound), byte_bound }
+    }
+
+    /// Waits for a share. One request is let through whatever its size, when nothing else holds bytes.
+    async fn charge(&self, bytes: u32) -> Charge {
+        let bytes = bytes.min(self.byte_bound);
+        let never_closed = "the semaphores of a connection are never closed";
+        Charge {
+            _request: Arc::clone(&self.requests).acquire_owned().await.expect(never_closed),
+            _bytes: Arc::clone(&self.bytes).acquire_many_owned(bytes).await.expect(never_closed),
+        }
+    }
+
+    /// Waits until every reply is written, or dropped because the connection is broken.
+    async fn wait_until_idle(&self) {
+        drop(self.requests.acquire_many(self.request_bound).await);
+    }
+}
+
+struct Receiver {
+    requests: Requests,
+    rules: Rules,
+    export: Arc<dyn Export>,
+    in_flight: InFlight,
+    replies: mpsc::Sender<Answered>,
+    tasks: Arc<Tasks>,
+    drain: CancellationToken,
+}
+
+impl Receiver {
+    async fn receive(&mut self) -> Result<End, Broken> {
+        loop {
+            let draining = self.drain.is_cancelled();
+            tokio::select! {
+                biased;
+                request = self.requests.next(self.rules.headers) => match request? {
+                    None => return Ok(End::Closed),
+                    Some(Request { command: Command::Disc, .. }) => return Ok(End::Disconnected),
+                    Some(request) => self.handle(request).await?,
+                },
+                () = self.drain.cancelled(), if !draining => {}
+                () = self.in_flight.wait_until_idle(), if draining => return Ok(End::Drained),
+            }
+        }
+    }
+
+    async fn handle(&mut self, request: Request) -> Result<(), Broken> {
+        let payload_length = request.payload_length(self.rules.headers);
+        let maximum = u64::from(self.rules.maximum_payload_bytes());
+        if self.rules.headers == HeaderStyle::Extended && payload_length > maximum {
+            return Err(Broken::PayloadTooLong(payload_length));
+        }
+        let (request, judged) =
+            if self.rules.takes_contexts(&request) && payload_length <= CONTEXTS_PAYLOAD_BYTES {
+                let payload = self.requests.payload(payload_length).await?;
+                match self.rules.with_contexts(request, &payload) {
+                    Ok(request) => (request, self.judge(&request)),
+                    Err(refused) => (Request { length: 0, ..request }, Err(refused)),
+                }
+            } else {
+                (request, self.judge(&request))
+            };
+        match judged {
+            Ok(job) => self.start(request, job).await,
+            Err(refused) => {
+                let charge = self.in_flight.charge(0).await;
+                self.requests.skip(request.payload_length(self.rules.headers)).await?;
+                let answered = self.answered(&request, Err(ExportError::from(refused)), charge);
+                self.replies.send(answered).await.map_err(|_| Broken::Write)
+            }
+        }
+    }
+
+    fn judge(&self, request: &Request) -> Result<Job, Refused> {
+        if self.drain.is_cancelled() {
+            return Err(Refused { error: Error::Shutdown, message: "the server is shutting down" });
+        }
+        self.rules.judge(request)
+    }
+
+    async fn start(&mut self, request: Request, job: Job) -> Result<(), Broken> {
+        let charge = self.in_flight.charge(job.payload_bytes(&request)).await;
+        let payload = self.requests.payload(request.payload_length(self.rules.headers)).await?;
+        let (rules, export, replies) = (self.rules, Arc::clone(&self.export), self.replies.clone());
+        let mut work = Box::pin(async move {
+            let outcome = execute(&*export, &rules, &request, job, payload).await;
+            drop(export);
+            let Request { cookie, offset, .. } = request;
+            let answered = Answered { headers: rules.headers, cookie, offset, outcome, _charge: charge };
+            if replies.send(answered).await.is_err() {
+                tracing::trace!("the client left before its reply");
+            }
+        });
+        // Most commands need not wait for anything; those that do go on in a task of their own.
+        if futures::poll!(work.as_mut()).is_pending() {
+            drop(self.tasks.spawn_until_cancelled(work));
+        }
+        Ok(())
+    }
+
+    fn answered(
+        &self,
+        request: &Request,
+        outcome: Result<super::execute::Answer, ExportError>,
+        charge: Charge,
+    ) -> Answered {
+        let &Request { cookie, offset, .. } = request;
+        Answered { headers: self.rules.headers, cookie, offset, outcome, _charge: charge }
+    }
+}
+
+/// The stream of requests.
+struct Requests {
+    reader: Reader,
+    buffer: BytesMut,
+}
+
+impl Requests {
+    /// The next request; none where the client closed between two. May be dropped without losing anything.
+    async fn next(&mut self, style: HeaderStyle) -> Result<Option<Request>, Broken> {
+        let length = style.request_length();
+        while self.buffer.len() < length {
+            self.buffer.reserve(READ_BYTES);
+            match self.reader.read_buf(&mut self.buffer).await {
+                Ok(0) if self.buffer.is_empty() => return Ok(None),
+                Ok(0) => return Err(Broken::Read(io::ErrorKind::UnexpectedEof.into())),
+                Ok(_) => {}
+                Err(error) => return Err(Broken::Read(error)),
+            }
+        }
+        let request = Request::decode(style, &self.buffer[..length]).map_err(Broken::NotARequest)?;
+        self.buffer.advance(length);
+        Ok(Some(request))
+    }
+
+    /// So many bytes of payload, read into their place.
+    async fn payload(&mut self, length: u64) -> Result<Bytes, Broken> {
+        let length = usize::try_from(length).map_err(|_| Broken::PayloadTooLong(length))?;
+        let mut payload = BytesMut::with_capacity(length);
+        let buffered = self.buffer.len().min(length);
+        payload.extend_from_slice(&self.buffer[..buffered]);
+        self.buffer.advance(buffered);
+        while payload.len() < length {
+            let missing = length - payload.len();
+            match self.reader.read_buf(&mut (&mut payload).limit(missing)).await {
+                Ok(0) => return Err(Broken::Read(io::ErrorKind::UnexpectedEof.into())),
+                Ok(_) => {}
+                Err(error) => return Err(Broken::Read(error)),
+            }
+        }
+        Ok(payload.freeze())
+    }
+
+    /// Passes over so many bytes without keeping them.
+    async fn skip(&mut self, mut length: u64) -> Result<(), Broken> {
+        loop {
+            let buffered = usize::try_from(length).unwrap_or(usize::MAX).min(self.buffer.len());
+            self.buffer.advance(buffered);
+            length -= u64::try_from(buffered).expect("a usize fits 64 bits");
+            if length == 0 {
+                return Ok(());
+            }
+            self.buffer.reserve(READ_BYTES);
+            match self.reader.read_buf(&mut self.buffer).await {
+                Ok(0) => return Err(Broken::Read(io::ErrorKind::UnexpectedEof.into())),
+                Ok(_) => {}
+                Err(error) => return Err(Broken::Read(error)),
+            }
+        }
+    }
+
+    /// Reads to the end for a while: a socket closed with bytes unread would take back replies on their way.
+    async fn linger(&mut self) {
+        linger(&mut self.reader).await;
+    }
+}
+
+/// Reads to the end, for [`LINGER`] at most.
+pub(crate) async fn linger(reader: &mut (impl tokio::io::AsyncRead + Unpin)) {
+    let mut discarded = [0; 4096];
+    let read_to_end = async { while matches!(reader.read(&mut discarded).await, Ok(1..)) {} };
+    if tokio::time::timeout(LINGER, read_to_end).await.is_err() {
+        tracing::debug!("the client did not close its side");
+    }
+}
+
+/// Sends replies in the order in which they come, as many at a time as there are, then ends the stream.
+async fn write_replies(mut replies: mpsc::Receiver<Answered>, mut writer: Writer) -> io::Result<()> {
+    let mut batch = Vec::with_capacity(BATCH_REPLIES);
+    let mut outgoing = Outgoing::default();
+    while replies.recv_many(&mut batch, BATCH_REPLIES).await > 0 {
+        for answered in &batch {
+            outgoing.push_reply(answered);
+        }
+        outgoing.seal();
+        writer.write_all_buf(&mut outgoing).await?;
+        if replies.is_empty() {
+            writer.flush().await?;
+        }
+        batch.clear();
+    }
+    writer.shutdown().await
+}
