@@ -21,7 +21,7 @@ const ONES: &[u8] = &[0xff; 8];
 
 const CASES: &[Case] = &[
     ("identity.bin", &[(26, &[1])], "features"),
-    ("identity.bin", &[(33, &[0x80])], "features"),
+    ("identity.bin", &[(29, &[0x80])], "features"),
     ("identity.bin", &[(30, &[1])], "write features"),
     ("identity.bin", &[(34, &65_537_u32.to_le_bytes())], "chunk size"),
     ("identity.bin", &[(34, &32_768_u32.to_le_bytes())], "chunk size"),
