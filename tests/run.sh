@@ -18,6 +18,7 @@ TARGET=${CARGO_TARGET_DIR:-$ROOT/target}
 LOGS=$TARGET/test-logs
 MINIMA=$ROOT/tests/minima.tsv
 mkdir -p "$LOGS"
+: >"$LOGS/counts.tsv"
 
 declare -a ORDER=() NOTES=()
 declare -A PASSED=() FAILED=() SECONDS_OF=()
@@ -62,6 +63,7 @@ suite() {
     ORDER+=("$name")
     PASSED[$name]=$passed FAILED[$name]=$failed SECONDS_OF[$name]=$((SECONDS - begun))
     TOTAL_PASSED=$((TOTAL_PASSED + passed)) TOTAL_FAILED=$((TOTAL_FAILED + failed))
+    printf '%s\t%s\n' "$name" "$passed" >>"$LOGS/counts.tsv"
     if [ "$failed" -gt 0 ]; then
         say "-- $name FAILED (exit status $status), the end of $log:"
         tail -n 80 "$log" >&2
@@ -135,9 +137,9 @@ suite_build() {
 
 # executable NAME: the test binary that cargo built from the library or from the integration target NAME.
 executable() {
-    jq -e -r --arg name "$1" 'select(.reason == "compiler-artifact" and .profile.test and .executable)
-        | select(if $name == "lib" then .target.kind == ["lib"] else .target.kind == ["test"] and .target.name == $name end)
-        | .executable' "$LOGS/artifacts.json"
+    jq -e -r -s --arg name "$1" 'map(select(.reason == "compiler-artifact" and .profile.test and .executable)
+        | select(if $name == "lib" then .target.kind == ["lib"] else .target.kind == ["test"] and .target.name == $name end))
+        | first | .executable' "$LOGS/artifacts.json"
 }
 
 suite_unit() { limited 1200 "$(cat "$LOGS/lib.path")"; }
