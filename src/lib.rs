@@ -22,6 +22,7 @@
 //! * FLUSH: … → `volume::Volume::flush` → `volume::commit` → `store::Store::put`
 //! * cold READ: … → `volume::Volume::read` → `volume::read` → `volume::cache` → `store::Store::get`
 
+pub mod admin;
 pub mod cli;
 pub mod config;
 pub mod metrics;

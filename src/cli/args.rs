@@ -45,6 +45,9 @@ pub(super) struct Serve {
     /// Do not wait for leases that other gateways left unexpired: they lose the volumes named here
     #[arg(long)]
     takeover: bool,
+    /// Metrics, health and volumes over HTTP: HOST:PORT, unix:PATH or none [default: 127.0.0.1:9180]
+    #[arg(long, value_name = "ADDRESS")]
+    admin: Option<String>,
 }
 
 impl Serve {
@@ -59,6 +62,10 @@ impl Serve {
         if self.takeover {
             let value = FlagValue::One(true.to_string());
             flags.push(Flag { key: "lease.takeover", flag: "--takeover", value });
+        }
+        if let Some(address) = &self.admin {
+            let value = FlagValue::One(address.clone());
+            flags.push(Flag { key: "admin.listen", flag: "--admin", value });
         }
         self.common.config(flags)
     }

@@ -13,6 +13,7 @@ mod process;
 mod serve;
 mod settings;
 mod size;
+mod status;
 mod volume;
 mod welcome;
 

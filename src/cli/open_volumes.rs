@@ -12,9 +12,11 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::error::chain;
+use crate::admin::OpenReport;
 use crate::metrics::{Metrics, VolumeMetrics};
 use crate::server;
 use crate::task::Tasks;
+use crate::volume::geometry::BLOCK_BYTES;
 use crate::volume::{self, Environment, OpenError, Status, Volume, catalog};
 
 /// How often the log says what is still being closed.
@@ -34,6 +36,7 @@ pub(super) struct Served {
     pub(super) name: String,
     pub(super) volume: Arc<Volume>,
     pub(super) metrics: VolumeMetrics,
+    stay: Stay,
     users: watch::Sender<usize>,
 }
 
@@ -187,6 +190,39 @@ impl OpenVolumes {
         }
     }
 
+    /// Configured volumes that stopped, and why.
+    pub(super) fn lost(&self) -> Vec<String> {
+        let configured = self.open_now().into_iter().filter(|served| served.stay == Stay::Always);
+        let lost = configured.filter_map(|served| match served.volume.status() {
+            Status::Stopped(why) => Some(format!("volume {:?} stopped: {why}", served.name)),
+            Status::Serving | Status::Draining => None,
+        });
+        lost.collect()
+    }
+
+    /// A volume's state here; `None` if it is not open.
+    pub(super) fn report(&self, name: &str) -> Option<OpenReport> {
+        let served = match &*self.slots.lock().by_name.get(name)?.borrow() {
+            Phase::Open(served) | Phase::Closing(served) => Arc::clone(served),
+            Phase::Opening | Phase::Gone(_) => return None,
+        };
+        let usage = served.volume.usage();
+        let connections = *served.users.borrow();
+        Some(OpenReport {
+            stopped: match served.volume.status() {
+                Status::Stopped(why) => Some(why),
+                Status::Serving | Status::Draining => None,
+            },
+            configured: served.stay == Stay::Always,
+            connections,
+            dirty_bytes: u64::try_from(usage.dirty_blocks).unwrap_or(u64::MAX).saturating_mul(BLOCK_BYTES),
+            commits_in_flight: usage.commits_in_flight,
+            journal_bytes: usage.journal_bytes,
+            journal_records: usage.journal_records,
+            checkpoints: usage.checkpoints,
+        })
+    }
+
     fn open_now(&self) -> Vec<Arc<Served>> {
         let slots = self.slots.lock();
         let mut open = Vec::new();
@@ -256,14 +292,14 @@ impl OpenVolumes {
         };
         tracing::info!(volume = name, id = %volume.id(), epoch = volume.epoch(), "open");
         let users = watch::Sender::new(0);
-        let served = Arc::new(Served { name: name.to_owned(), volume, metrics, users });
+        let served = Arc::new(Served { name: name.to_owned(), volume, metrics, stay, users });
         if stay == Stay::Always {
             self.configured_left.send_modify(|left| *left += 1);
         }
         slot.send_replace(Phase::Open(Arc::clone(&served)));
         if stay == Stay::Always {
             let why = served.volume.stopped().await;
-            tracing::error!(volume = name, "is no longer served: {why}");
+            tracing::error!(volume = name, "fenced, and no longer served: {why}");
             served.volume.abandon().await;
             self.configured_left.send_modify(|left| *left -= 1);
             // The slot stays, so that clients are told why.
@@ -271,7 +307,7 @@ impl OpenVolumes {
         }
         tokio::select! {
             why = served.volume.stopped() => {
-                tracing::error!(volume = name, "is no longer served: {why}");
+                tracing::error!(volume = name, "fenced, and no longer served: {why}");
                 served.volume.abandon().await;
             }
             () = self.idle(&served, slot) => {

@@ -41,6 +41,11 @@ pub(super) struct Options {
     pub(super) idle_timeout: Duration,
     pub(super) catalogue_age: Duration,
     pub(super) close_timeout: Duration,
+    /// Where the admin server listens, if anywhere.
+    pub(super) admin: Option<ListenAddress>,
+    /// Whether it must: somebody asked for it.
+    pub(super) admin_required: bool,
+    pub(super) admin_token: Option<String>,
 }
 
 impl Options {
@@ -65,6 +70,14 @@ impl Options {
         if config.store.retry_base > config.store.retry_cap {
             errors.0.push(config.refuse("store.retry_base", "must not be more than store.retry_cap"));
         }
+        let admin = match config.admin.listen.as_str() {
+            "none" => None,
+            text => keep(
+                text.parse().map_err(|e| config.refuse("admin.listen", format!("{e}, or none"))),
+                &mut errors,
+            ),
+        };
+        let admin_token = keep(read_token(config), &mut errors).flatten();
         match (location, geometry) {
             (Some(location), Some(geometry)) if errors.0.is_empty() => Ok(Self {
                 location,
@@ -82,6 +95,9 @@ impl Options {
                 idle_timeout: config.volumes.idle_timeout,
                 catalogue_age: config.volumes.catalogue_age,
                 close_timeout: config.volumes.close_timeout,
+                admin,
+                admin_required: config.is_given("admin.listen"),
+                admin_token,
             }),
             _ => Err(errors),
         }
@@ -127,6 +143,16 @@ fn check_names(config: &Config, create: &[Wanted], errors: &mut config::Errors) 
         if create[..n].iter().any(|other| other.name == *name) {
             errors.0.push(config.refuse("volumes.create", format!("{name:?} is named twice")));
         }
+    }
+}
+
+/// The token of the admin server, without white space around it.
+fn read_token(config: &Config) -> Result<Option<String>, config::Error> {
+    let Some(path) = given(&config.admin.token_file) else { return Ok(None) };
+    let text = std::fs::read_to_string(path).map_err(|e| config.refuse("admin.token_file", e))?;
+    match text.trim() {
+        "" => Err(config.refuse("admin.token_file", "the file holds no token")),
+        token => Ok(Some(token.to_owned())),
     }
 }
 
@@ -237,6 +263,9 @@ mod tests {
             ("CAIRN_VOLUMES__CREATE", "a=1GiB,a=2GiB", "volumes.create = |named twice"),
             ("CAIRN_VOLUMES__OPEN", ".x", "volumes.open = |not a volume name"),
             ("CAIRN_VOLUMES__CHUNK_SIZE", "3MiB", "volumes.chunk_size = \"3MiB\"|power of two"),
+            ("CAIRN_ADMIN__LISTEN", "nowhere", "admin.listen = \"nowhere\": |unix:PATH, or none"),
+            ("CAIRN_ADMIN__TOKEN_FILE", "/no/such", "admin.token_file = \"/no/such\": |No such file"),
+            ("CAIRN_ADMIN__TOKEN_FILE", "/dev/null", "admin.token_file = |no token"),
             ("CAIRN_STORE__RETRY_BASE", "10s", "store.retry_base = \"10s\"|store.retry_cap"),
         ] {
             let message = of(&[(name, value)]).unwrap_err().to_string();
