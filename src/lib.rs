@@ -12,7 +12,8 @@
 //! server          → protocol, metrics, task    NBD over TCP and Unix sockets; owns the trait `Export`
 //! client          → protocol, task             an NBD client
 //! admin           → volume, server, metrics, task   HTTP: metrics and health
-//! cli             → all                        maps configuration to each layer's `Options`; main → cli
+//! cli             → all                        maps configuration to each layer's `Options`
+//! main            → cli                        the program
 //! ```
 //!
 //! # The way of a command through the house
@@ -21,6 +22,8 @@
 //! * FLUSH: … → `volume::Volume::flush` → `volume::commit` → `store::Store::put`
 //! * cold READ: … → `volume::Volume::read` → `volume::read` → `volume::cache` → `store::Store::get`
 
+pub mod cli;
+pub mod config;
 pub mod metrics;
 pub mod protocol;
 pub mod server;

@@ -1,6 +1,14 @@
-//! Integration tests.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+//! The integration tests: one binary, so that the crate graph is linked once; each module is a suite of `tests/run.sh`.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by unwrapping")]
 
 mod conformance;
 mod protocol;
+mod golden;
+mod interop;
+mod model;
+mod store;
 mod support;
+mod tidy;
+mod vm;
+mod volume;

@@ -2,8 +2,15 @@
 
 use std::sync::Arc;
 
+use crate::metrics::StoreOutcome;
+
 /// A cause, kept for the log.
 pub type Source = Arc<dyn std::error::Error + Send + Sync>;
+
+/// A cause that is only a message.
+pub fn cause(message: impl Into<String>) -> Source {
+    Source::from(Box::<dyn std::error::Error + Send + Sync>::from(message.into()))
+}
 
 /// Why a store request failed.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -77,6 +84,36 @@ pub enum Error {
 }
 
 impl Error {
+    /// The key that the request was for.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        match self {
+            Self::NotFound { key }
+            | Self::PreconditionFailed { key }
+            | Self::Truncated { key, .. }
+            | Self::Throttled { key, .. }
+            | Self::Timeout { key, .. }
+            | Self::Transient { key, .. }
+            | Self::Denied { key, .. }
+            | Self::Rejected { key, .. } => key,
+        }
+    }
+
+    /// The outcome that metrics count it under.
+    #[must_use]
+    pub fn outcome(&self) -> StoreOutcome {
+        match self {
+            Self::NotFound { .. } => StoreOutcome::NotFound,
+            Self::PreconditionFailed { .. } => StoreOutcome::PreconditionFailed,
+            Self::Truncated { .. } => StoreOutcome::Truncated,
+            Self::Throttled { .. } => StoreOutcome::Throttled,
+            Self::Timeout { .. } => StoreOutcome::Timeout,
+            Self::Transient { .. } => StoreOutcome::Transient,
+            Self::Denied { .. } => StoreOutcome::Denied,
+            Self::Rejected { .. } => StoreOutcome::Rejected,
+        }
+    }
+
     /// Whether the answer is the store's definite word on the state of the object: nothing to retry.
     #[must_use]
     pub fn is_definite(&self) -> bool {

@@ -4,6 +4,17 @@
 //! body is whole or it is an error.
 
 pub mod error;
+pub mod fault;
+pub mod instrument;
+pub mod key;
+pub mod limit;
+pub mod local;
+pub mod location;
+pub mod memory;
+pub mod open;
+pub mod probe;
+pub mod retry;
+pub mod s3;
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,7 +22,17 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub use crate::metrics::StoreOperation as Operation;
 pub use error::Error;
+pub use fault::Fault;
+pub use instrument::Instrument;
+pub use limit::Limit;
+pub use local::LocalStore;
+pub use location::Location;
+pub use memory::MemoryStore;
+pub use open::{OpenError, Options, open};
+pub use retry::Retry;
+pub use s3::{S3Options, S3Store};
 
 /// An opaque version of an object, as the store gives it; only ever compared.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -71,7 +92,7 @@ pub struct Listing {
 }
 
 /// Object storage. Keys are relative to the store's root, `/`-separated, of `[A-Za-z0-9._-]` segments; no segment is
-/// empty, `.` or `..`.
+/// empty, `.` or `..`. No key goes on where another ends (`a` and `a/b`), since in a directory one is a file.
 ///
 /// A call may be dropped at any await point; a PUT or DELETE so dropped has an unknown effect.
 #[async_trait]

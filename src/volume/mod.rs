@@ -1,1 +1,48 @@
 //! What a disk is.
+
+pub mod base;
+pub mod cache;
+mod cache_counts;
+pub mod catalog;
+mod change;
+pub mod chunk;
+pub mod codec;
+mod collect;
+mod commit;
+mod disk;
+pub mod error;
+mod fence;
+mod fold;
+pub mod frame;
+pub mod geometry;
+pub mod head;
+pub mod identity;
+pub mod interval;
+pub mod keys;
+pub mod layer;
+mod lease;
+pub mod map;
+mod open;
+pub mod options;
+pub mod pack;
+pub mod page_set;
+pub mod piece;
+pub mod read;
+mod read_ahead;
+pub mod record;
+mod replay;
+mod rewrite;
+pub mod root;
+pub mod shared;
+pub mod state;
+mod store_exact;
+mod sweep;
+mod upload;
+
+pub use cache::PageCache;
+pub use disk::{Usage, Volume};
+pub use error::{Error, OpenError};
+pub use options::{Entropy, Options, WallClock};
+pub use read::{Extent, Segment};
+pub use shared::{DirtyBudget, Environment};
+pub use state::Status;

@@ -1,5 +1,13 @@
-//! What several test modules share.
+//! What the integration tests share: processes, stores, gateways, servers that misbehave, and a proxy that watches and
+//! disturbs HTTP.
 
+pub(crate) mod cairn;
+pub(crate) mod fake_s3;
+pub(crate) mod files;
+pub(crate) mod http;
 pub(crate) mod memory_export;
+pub(crate) mod minio;
+pub(crate) mod process;
+pub(crate) mod proxy;
 pub(crate) mod scripted_export;
 pub(crate) mod wire;

@@ -1,0 +1,178 @@
+//! Every metric: name, type, unit, help, labels and buckets. The one place where they are named.
+//!
+//! Knows nothing of who counts. Invariant: names are distinct, and [`ALL`] names every metric that Cairn exports.
+
+/// What a metric is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// Only grows.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Counts observations in buckets.
+    Histogram,
+}
+
+impl Kind {
+    /// The name that the text format has for it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
+/// A metric as it is documented.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Definition {
+    /// Name in the text format; of a histogram without `_bucket`, `_sum` and `_count`.
+    pub name: &'static str,
+    /// Type.
+    pub kind: Kind,
+    /// Unit: `bytes`, `seconds`, or what is counted.
+    pub unit: &'static str,
+    /// One sentence.
+    pub help: &'static str,
+    /// Label names.
+    pub labels: &'static [&'static str],
+    /// Upper bounds of a histogram's buckets; empty for the others.
+    pub buckets: &'static [f64],
+}
+
+/// From a hit in memory (50 µs) to a store that struggles (60 s): object stores answer in 5 to 200 ms.
+const LATENCY: &[f64] = &[
+    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64,
+    1.28, 2.5, 5.0, 10.0, 30.0, 60.0,
+];
+/// A fold moves up to a journal's worth of data.
+const FOLD: &[f64] = &[0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0];
+/// FLUSH commands that one commit answered.
+const GROUP: &[f64] = &[0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
+
+const fn counter(
+    name: &'static str,
+    unit: &'static str,
+    labels: &'static [&'static str],
+    help: &'static str,
+) -> Definition {
+    Definition { name, kind: Kind::Counter, unit, help, labels, buckets: &[] }
+}
+
+const fn gauge(
+    name: &'static str,
+    unit: &'static str,
+    labels: &'static [&'static str],
+    help: &'static str,
+) -> Definition {
+    Definition { name, kind: Kind::Gauge, unit, help, labels, buckets: &[] }
+}
+
+const fn histogram(
+    name: &'static str,
+    unit: &'static str,
+    labels: &'static [&'static str],
+    buckets: &'static [f64],
+    help: &'static str,
+) -> Definition {
+    Definition { name, kind: Kind::Histogram, unit, help, labels, buckets }
+}
+
+/// Declares each definition as a constant, and [`ALL`] of them.
+macro_rules! definitions {
+    ($($constant:ident = $definition:expr;)*) => {
+        $(pub(super) const $constant: Definition = $definition;)*
+        /// Every metric, those of the process collector too.
+        pub const ALL: &[Definition] = &[$($constant),*];
+    };
+}
+
+definitions! {
+    BUILD_INFO = gauge("cairn_build_info", "builds", &["version"], "Always 1; the label tells the version of Cairn.");
+
+    CONNECTIONS = gauge("cairn_connections", "connections", &["transport"], "NBD connections that are open.");
+    CONNECTIONS_TOTAL = counter("cairn_connections_total", "connections", &["transport"],
+        "NBD connections accepted.");
+    HANDSHAKE_FAILURES = counter("cairn_handshake_failures_total", "connections", &["transport", "reason"],
+        "NBD connections that ended before transmission began, by reason.");
+    SERVER_REQUESTS_IN_FLIGHT = gauge("cairn_server_requests_in_flight", "requests", &[],
+        "NBD requests read from a connection and not yet answered.");
+    SERVER_BYTES_IN_FLIGHT = gauge("cairn_server_bytes_in_flight", "bytes", &[],
+        "Payload bytes held for NBD requests that are not yet answered.");
+
+    REQUESTS = counter("cairn_requests_total", "requests", &["volume", "command"], "NBD commands answered with success.");
+    REQUEST_BYTES = counter("cairn_request_bytes_total", "bytes", &["volume", "command"],
+        "Bytes that NBD commands answered with success covered.");
+    REQUEST_ERRORS = counter("cairn_request_errors_total", "requests", &["volume", "command", "errno"],
+        "NBD commands answered with an error.");
+    REQUESTS_IN_FLIGHT = gauge("cairn_requests_in_flight", "requests", &["volume"],
+        "NBD commands that the volume works on.");
+    READ_DURATION = histogram("cairn_read_duration_seconds", "seconds", &["volume", "source"], LATENCY,
+        "Time to answer a READ, by the slowest place that served a part of it.");
+    WRITE_DURATION = histogram("cairn_write_duration_seconds", "seconds", &["volume"], LATENCY,
+        "Time to answer a WRITE, TRIM or WRITE_ZEROES.");
+    FLUSH_DURATION = histogram("cairn_flush_duration_seconds", "seconds", &["volume"], LATENCY,
+        "Time to answer a FLUSH, or the flush of a command with FUA.");
+
+    SIZE_BYTES = gauge("cairn_volume_size_bytes", "bytes", &["volume"], "Size of the disk.");
+    DIRTY_BYTES = gauge("cairn_dirty_bytes", "bytes", &["volume"],
+        "Changed bytes held in memory: uncommitted, being committed, or committed and not yet dropped.");
+    UNCOMMITTED_BYTES = gauge("cairn_uncommitted_bytes", "bytes", &["volume"],
+        "Changed bytes that the store does not hold durably.");
+    UNCOMMITTED_AGE = gauge("cairn_oldest_uncommitted_age_seconds", "seconds", &["volume"],
+        "Age of the oldest write that the store does not hold durably; 0 if there is none.");
+
+    COMMITS = counter("cairn_commits_total", "commits", &["volume"], "Commit records made durable.");
+    COMMIT_BYTES = counter("cairn_commit_bytes_total", "bytes", &["volume"], "Bytes of commit records made durable.");
+    COMMITS_IN_FLIGHT = gauge("cairn_commits_in_flight", "commits", &["volume"],
+        "Commit records cut and not yet durable.");
+    COMMIT_GROUP = histogram("cairn_commit_group_size", "requests", &["volume"], GROUP,
+        "FLUSH and FUA commands that one commit answered.");
+    COMMIT_DURATION = histogram("cairn_commit_duration_seconds", "seconds", &["volume"], LATENCY,
+        "Time from the cut of a commit until it is durable.");
+    FOLDS = counter("cairn_folds_total", "folds", &["volume", "result"], "Checkpoints finished, by result.");
+    FOLD_DURATION = histogram("cairn_fold_duration_seconds", "seconds", &["volume"], FOLD,
+        "Time that a checkpoint took.");
+    JOURNAL_BYTES = gauge("cairn_journal_bytes", "bytes", &["volume"], "Bytes of commit records not yet folded.");
+    JOURNAL_RECORDS = gauge("cairn_journal_records", "records", &["volume"], "Commit records not yet folded.");
+    PUT_BYTES = counter("cairn_put_bytes_total", "bytes", &["volume", "kind"],
+        "Bytes of objects put for the volume, by kind of object; over the bytes written it is the write amplification.");
+
+    CACHE_HITS = counter("cairn_cache_hits_total", "pages", &["volume", "tier"], "Pages found in a cache.");
+    CACHE_MISSES = counter("cairn_cache_misses_total", "pages", &["volume", "tier"], "Pages not found in a cache.");
+    CACHE_EVICTIONS = counter("cairn_cache_evictions_total", "pages", &["volume", "tier"],
+        "Pages dropped from a cache for want of room.");
+    CACHE_BYTES = gauge("cairn_cache_bytes", "bytes", &["volume", "tier"], "Bytes that a cache holds.");
+    READ_AHEAD = counter("cairn_read_ahead_bytes_total", "bytes", &["volume", "result"],
+        "Bytes fetched ahead of a sequential reader: used, or dropped unread.");
+
+    LEASE_REMAINING = gauge("cairn_lease_remaining_seconds", "seconds", &["volume"],
+        "Time until the lease ends unless it is renewed; 0 once it is over.");
+    FENCED = gauge("cairn_fenced", "volumes", &["volume"],
+        "1 once another gateway has taken the volume over, else 0.");
+
+    STORE_REQUESTS = counter("cairn_store_requests_total", "requests", &["operation", "outcome"],
+        "Requests to the store, each attempt for itself.");
+    STORE_RETRIES = counter("cairn_store_retries_total", "requests", &["operation"],
+        "Requests to the store that repeat a failed one.");
+    STORE_BYTES = counter("cairn_store_bytes_total", "bytes", &["operation"],
+        "Bytes of bodies moved by requests that succeeded.");
+    STORE_DURATION = histogram("cairn_store_request_duration_seconds", "seconds", &["operation"], LATENCY,
+        "Time that a request to the store took, each attempt for itself.");
+    STORE_IN_FLIGHT = gauge("cairn_store_requests_in_flight", "requests", &["operation"],
+        "Requests that the store has not answered.");
+    STORE_WAITING = gauge("cairn_store_requests_waiting", "requests", &[],
+        "Requests that wait because the bound on concurrent ones is reached.");
+
+    PROCESS_CPU = counter("process_cpu_seconds_total", "seconds", &[],
+        "Total user and system CPU time spent in seconds.");
+    PROCESS_OPEN_FDS = gauge("process_open_fds", "descriptors", &[], "Number of open file descriptors.");
+    PROCESS_MAX_FDS = gauge("process_max_fds", "descriptors", &[], "Maximum number of open file descriptors.");
+    PROCESS_VIRTUAL = gauge("process_virtual_memory_bytes", "bytes", &[], "Virtual memory size in bytes.");
+    PROCESS_RESIDENT = gauge("process_resident_memory_bytes", "bytes", &[], "Resident memory size in bytes.");
+    PROCESS_START = gauge("process_start_time_seconds", "seconds", &[],
+        "Start time of the process since unix epoch in seconds.");
+    PROCESS_THREADS = gauge("process_threads", "threads", &[], "Number of OS threads in the process.");
+}

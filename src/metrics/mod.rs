@@ -1,0 +1,208 @@
+//! Metrics: what is counted, and the text that a scraper reads.
+//!
+//! [`definitions`] names every metric; the other files hand out typed handles. Knows nothing of the layers that
+//! count. Invariant: no metric is exported that [`definitions::ALL`] does not name.
+
+pub mod definitions;
+mod family;
+pub mod labels;
+mod server;
+mod store;
+mod volume;
+
+use std::sync::Arc;
+
+use prometheus::process_collector::ProcessCollector;
+use prometheus::{Registry, TextEncoder};
+use tokio::time::Instant;
+
+pub use definitions::{Definition, Kind};
+pub use family::By;
+pub use labels::{
+    Command, Errno, FoldResult, HandshakeFailure, Label, ObjectKind, ReadAhead, ReadSource, StoreOperation,
+    StoreOutcome, Tier, Transport,
+};
+pub use server::ServerMetrics;
+pub use store::StoreMetrics;
+pub use volume::{InFlight, Moment, VolumeHandles, VolumeMetrics};
+
+/// All metrics of a process. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    registry: Registry,
+    server: ServerMetrics,
+    store: StoreMetrics,
+    volumes: Arc<volume::VolumeFamilies>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// Metrics that start at zero.
+    #[must_use]
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        registry
+            .register(Box::new(ProcessCollector::for_self()))
+            .expect("the registry is empty, so no name is taken");
+        family::gauges(&registry, &definitions::BUILD_INFO)
+            .with_label_values(&[env!("CARGO_PKG_VERSION")])
+            .set(1);
+        Self {
+            server: ServerMetrics::new(&registry),
+            store: StoreMetrics::new(&registry),
+            volumes: Arc::new(volume::VolumeFamilies::new(&registry)),
+            registry,
+        }
+    }
+
+    /// Those of the NBD server.
+    #[must_use]
+    pub fn server(&self) -> ServerMetrics {
+        self.server.clone()
+    }
+
+    /// Those of the store.
+    #[must_use]
+    pub fn store(&self) -> StoreMetrics {
+        self.store.clone()
+    }
+
+    /// Those of the volume `name`, shared by all who ask for it; its time series end when the last is dropped.
+    #[must_use]
+    pub fn volume(&self, name: &str) -> VolumeMetrics {
+        volume::VolumeFamilies::volume(&self.volumes, name)
+    }
+
+    /// The text format (version 0.0.4), with ages and remaining times as of now.
+    #[must_use]
+    pub fn render(&self) -> String {
+        self.volumes.refresh(Instant::now());
+        TextEncoder::new()
+            .encode_to_string(&self.registry.gather())
+            .expect("gathered families have a name and at least one metric")
+    }
+
+    /// Every metric as it is documented, in order of definition.
+    #[must_use]
+    pub fn table() -> &'static [Definition] {
+        definitions::ALL
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Touches every lazy child, so that every family shows.
+    fn everything() -> (Metrics, VolumeMetrics) {
+        let metrics = Metrics::new();
+        let volume = metrics.volume("disk");
+        volume.failed(Command::Read, Errno::Io);
+        metrics.server().handshake_failed(Transport::Tcp, HandshakeFailure::Timeout);
+        metrics.store().ended(StoreOperation::Put, StoreOutcome::Ok, 7, Duration::from_millis(3));
+        (metrics, volume)
+    }
+
+    #[test]
+    fn the_text_and_the_table_name_the_same_metrics_types_and_helps() {
+        let (metrics, _volume) = everything();
+        let text = metrics.render();
+        let mut types = BTreeMap::new();
+        let mut helps = BTreeMap::new();
+        for line in text.lines() {
+            if let Some(rest) = line.strip_prefix("# TYPE ") {
+                let (name, kind) = rest.split_once(' ').unwrap();
+                types.insert(name, kind);
+            } else if let Some(rest) = line.strip_prefix("# HELP ") {
+                let (name, help) = rest.split_once(' ').unwrap();
+                helps.insert(name, help);
+            }
+        }
+        let table = Metrics::table();
+        assert_eq!(types, table.iter().map(|d| (d.name, d.kind.as_str())).collect());
+        assert_eq!(helps, table.iter().map(|d| (d.name, d.help)).collect());
+    }
+
+    #[test]
+    fn names_are_distinct_and_say_their_unit() {
+        let names: BTreeSet<_> = Metrics::table().iter().map(|d| d.name).collect();
+        assert_eq!(names.len(), Metrics::table().len());
+        for definition in Metrics::table() {
+            assert_eq!(definition.kind == Kind::Counter, definition.name.ends_with("_total"));
+            assert_eq!(definition.kind == Kind::Histogram, !definition.buckets.is_empty());
+            for unit in ["bytes", "seconds"] {
+                assert_eq!(
+                    definition.unit == unit,
+                    definition.name.contains(unit),
+                    "{} has the unit {}",
+                    definition.name,
+                    definition.unit
+                );
+            }
+            assert!(definition.buckets.is_sorted());
+        }
+    }
+
+    #[test]
+    fn what_is_counted_is_shown() {
+        let (metrics, volume) = everything();
+        volume.succeeded(Command::Write, 4096);
+        volume.put_bytes.of(ObjectKind::Chunk).inc_by(65536);
+        volume.read_duration.of(ReadSource::Store).observe(0.03);
+        let open = metrics.server().connected(Transport::Unix);
+        let text = metrics.render();
+        for line in [
+            r#"cairn_requests_total{command="write",volume="disk"} 1"#,
+            r#"cairn_request_bytes_total{command="write",volume="disk"} 4096"#,
+            r#"cairn_request_errors_total{command="read",errno="eio",volume="disk"} 1"#,
+            r#"cairn_put_bytes_total{kind="chunk",volume="disk"} 65536"#,
+            r#"cairn_read_duration_seconds_bucket{source="store",volume="disk",le="0.02"} 0"#,
+            r#"cairn_read_duration_seconds_bucket{source="store",volume="disk",le="0.04"} 1"#,
+            r#"cairn_connections{transport="unix"} 1"#,
+            r#"cairn_store_requests_total{operation="put",outcome="ok"} 1"#,
+            r#"cairn_store_bytes_total{operation="put"} 7"#,
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is not in:\n{text}");
+        }
+        drop(open);
+        assert!(metrics.render().contains("cairn_connections{transport=\"unix\"} 0\n"));
+    }
+
+    #[test]
+    fn a_volume_leaves_with_its_last_handle() {
+        let (metrics, volume) = everything();
+        let second = metrics.volume("disk");
+        second.dirty_bytes.set(5);
+        assert_eq!(volume.dirty_bytes.get(), 5);
+        drop(volume);
+        assert!(metrics.render().contains("cairn_dirty_bytes{volume=\"disk\"} 5\n"));
+        drop(second);
+        assert!(!metrics.render().contains("disk\""));
+        assert_eq!(metrics.volume("disk").dirty_bytes.get(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ages_and_remaining_times_are_as_of_now() {
+        let (metrics, volume) = everything();
+        let now = Instant::now();
+        volume.uncommitted_since.set(Some(now));
+        volume.lease_ends.set(Some(now + Duration::from_secs(30)));
+        tokio::time::advance(Duration::from_secs(10)).await;
+        let text = metrics.render();
+        assert!(text.contains("cairn_oldest_uncommitted_age_seconds{volume=\"disk\"} 10\n"));
+        assert!(text.contains("cairn_lease_remaining_seconds{volume=\"disk\"} 20\n"));
+        tokio::time::advance(Duration::from_secs(30)).await;
+        volume.uncommitted_since.set(None);
+        let text = metrics.render();
+        assert!(text.contains("cairn_oldest_uncommitted_age_seconds{volume=\"disk\"} 0\n"));
+        assert!(text.contains("cairn_lease_remaining_seconds{volume=\"disk\"} 0\n"));
+    }
+}

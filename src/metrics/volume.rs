@@ -1,0 +1,327 @@
+//! Metrics of one volume.
+//!
+//! Knows nothing of what a volume is. Invariant: the label values of a volume are removed when the last
+//! [`VolumeMetrics`] of its name is dropped, and not before.
+
+use std::collections::BTreeMap;
+use std::ops::Deref;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use prometheus::{
+    Gauge, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry,
+};
+use tokio::time::Instant;
+
+use super::definitions as define;
+use super::family::{By, Owned, counters, float_gauges, gauges, histograms};
+use super::labels::{Command, Errno, FoldResult, Label, ObjectKind, ReadAhead, ReadSource, Tier};
+
+/// The families of all volumes.
+#[derive(Debug)]
+pub(super) struct VolumeFamilies {
+    requests: IntCounterVec,
+    request_bytes: IntCounterVec,
+    request_errors: IntCounterVec,
+    requests_in_flight: IntGaugeVec,
+    read_duration: HistogramVec,
+    write_duration: HistogramVec,
+    flush_duration: HistogramVec,
+    size_bytes: IntGaugeVec,
+    dirty_bytes: IntGaugeVec,
+    uncommitted_bytes: IntGaugeVec,
+    uncommitted_age: GaugeVec,
+    commits: IntCounterVec,
+    commit_bytes: IntCounterVec,
+    commits_in_flight: IntGaugeVec,
+    commit_group: HistogramVec,
+    commit_duration: HistogramVec,
+    folds: IntCounterVec,
+    fold_duration: HistogramVec,
+    journal_bytes: IntGaugeVec,
+    journal_records: IntGaugeVec,
+    put_bytes: IntCounterVec,
+    cache_hits: IntCounterVec,
+    cache_misses: IntCounterVec,
+    cache_evictions: IntCounterVec,
+    cache_bytes: IntGaugeVec,
+    read_ahead: IntCounterVec,
+    lease_remaining: GaugeVec,
+    fenced: IntGaugeVec,
+    open: Mutex<BTreeMap<String, Weak<Inner>>>,
+}
+
+impl VolumeFamilies {
+    pub(super) fn new(registry: &Registry) -> Self {
+        Self {
+            requests: counters(registry, &define::REQUESTS),
+            request_bytes: counters(registry, &define::REQUEST_BYTES),
+            request_errors: counters(registry, &define::REQUEST_ERRORS),
+            requests_in_flight: gauges(registry, &define::REQUESTS_IN_FLIGHT),
+            read_duration: histograms(registry, &define::READ_DURATION),
+            write_duration: histograms(registry, &define::WRITE_DURATION),
+            flush_duration: histograms(registry, &define::FLUSH_DURATION),
+            size_bytes: gauges(registry, &define::SIZE_BYTES),
+            dirty_bytes: gauges(registry, &define::DIRTY_BYTES),
+            uncommitted_bytes: gauges(registry, &define::UNCOMMITTED_BYTES),
+            uncommitted_age: float_gauges(registry, &define::UNCOMMITTED_AGE),
+            commits: counters(registry, &define::COMMITS),
+            commit_bytes: counters(registry, &define::COMMIT_BYTES),
+            commits_in_flight: gauges(registry, &define::COMMITS_IN_FLIGHT),
+            commit_group: histograms(registry, &define::COMMIT_GROUP),
+            commit_duration: histograms(registry, &define::COMMIT_DURATION),
+            folds: counters(registry, &define::FOLDS),
+            fold_duration: histograms(registry, &define::FOLD_DURATION),
+            journal_bytes: gauges(registry, &define::JOURNAL_BYTES),
+            journal_records: gauges(registry, &define::JOURNAL_RECORDS),
+            put_bytes: counters(registry, &define::PUT_BYTES),
+            cache_hits: counters(registry, &define::CACHE_HITS),
+            cache_misses: counters(registry, &define::CACHE_MISSES),
+            cache_evictions: counters(registry, &define::CACHE_EVICTIONS),
+            cache_bytes: gauges(registry, &define::CACHE_BYTES),
+            read_ahead: counters(registry, &define::READ_AHEAD),
+            lease_remaining: float_gauges(registry, &define::LEASE_REMAINING),
+            fenced: gauges(registry, &define::FENCED),
+            open: Mutex::new(BTreeMap::new()),
+        }
+    }
+
+    /// The metrics of the volume `name`, shared with whoever has them already.
+    pub(super) fn volume(families: &Arc<Self>, name: &str) -> VolumeMetrics {
+        let mut open = families.open.lock();
+        if let Some(weak) = open.get(name) {
+            if let Some(inner) = weak.upgrade() {
+                return VolumeMetrics(inner);
+            }
+            // The last owner is being dropped and waits for the lock: what it would remove goes now, since its
+            // children would otherwise be handed out again and then removed.
+            Self::owned(families, name).remove();
+        }
+        let mut owned = Owned::default();
+        let handles = families.handles(&mut owned, name);
+        let inner = Arc::new(Inner { name: name.to_owned(), handles, owned, families: Arc::clone(families) });
+        open.insert(name.to_owned(), Arc::downgrade(&inner));
+        VolumeMetrics(inner)
+    }
+
+    fn owned(families: &Arc<Self>, name: &str) -> Owned {
+        let mut owned = Owned::default();
+        drop(families.handles(&mut owned, name));
+        owned
+    }
+
+    fn handles(&self, owned: &mut Owned, name: &str) -> VolumeHandles {
+        for command in Command::ALL {
+            for errno in Errno::ALL {
+                owned.remove_later(&self.request_errors, &[name, command.as_str(), errno.as_str()]);
+            }
+        }
+        VolumeHandles {
+            requests: By::new(|l: Command| owned.child(&self.requests, &[name, l.as_str()])),
+            request_bytes: By::new(|l: Command| owned.child(&self.request_bytes, &[name, l.as_str()])),
+            requests_in_flight: owned.child(&self.requests_in_flight, &[name]),
+            read_duration: By::new(|l: ReadSource| owned.child(&self.read_duration, &[name, l.as_str()])),
+            write_duration: owned.child(&self.write_duration, &[name]),
+            flush_duration: owned.child(&self.flush_duration, &[name]),
+            size_bytes: owned.child(&self.size_bytes, &[name]),
+            dirty_bytes: owned.child(&self.dirty_bytes, &[name]),
+            uncommitted_bytes: owned.child(&self.uncommitted_bytes, &[name]),
+            uncommitted_since: Moment::new(owned.child(&self.uncommitted_age, &[name]), Reading::Age),
+            commits: owned.child(&self.commits, &[name]),
+            commit_bytes: owned.child(&self.commit_bytes, &[name]),
+            commits_in_flight: owned.child(&self.commits_in_flight, &[name]),
+            commit_group: owned.child(&self.commit_group, &[name]),
+            commit_duration: owned.child(&self.commit_duration, &[name]),
+            folds: By::new(|l: FoldResult| owned.child(&self.folds, &[name, l.as_str()])),
+            fold_duration: owned.child(&self.fold_duration, &[name]),
+            journal_bytes: owned.child(&self.journal_bytes, &[name]),
+            journal_records: owned.child(&self.journal_records, &[name]),
+            put_bytes: By::new(|l: ObjectKind| owned.child(&self.put_bytes, &[name, l.as_str()])),
+            cache_hits: By::new(|l: Tier| owned.child(&self.cache_hits, &[name, l.as_str()])),
+            cache_misses: By::new(|l: Tier| owned.child(&self.cache_misses, &[name, l.as_str()])),
+            cache_evictions: By::new(|l: Tier| owned.child(&self.cache_evictions, &[name, l.as_str()])),
+            cache_bytes: By::new(|l: Tier| owned.child(&self.cache_bytes, &[name, l.as_str()])),
+            read_ahead_bytes: By::new(|l: ReadAhead| owned.child(&self.read_ahead, &[name, l.as_str()])),
+            lease_ends: Moment::new(owned.child(&self.lease_remaining, &[name]), Reading::Remaining),
+            fenced: owned.child(&self.fenced, &[name]),
+        }
+    }
+
+    /// Brings the gauges that depend on the time up to `now`.
+    pub(super) fn refresh(&self, now: Instant) {
+        let open: Vec<_> = self.open.lock().values().filter_map(Weak::upgrade).collect();
+        for inner in open {
+            inner.handles.uncommitted_since.refresh(now);
+            inner.handles.lease_ends.refresh(now);
+        }
+    }
+}
+
+/// Whether a moment is shown as the time since it or until it.
+#[derive(Clone, Copy, Debug)]
+enum Reading {
+    Age,
+    Remaining,
+}
+
+/// A gauge of seconds since a moment, or until one, read when metrics are rendered.
+#[derive(Debug)]
+pub struct Moment {
+    gauge: Gauge,
+    reading: Reading,
+    at: Mutex<Option<Instant>>,
+}
+
+impl Moment {
+    fn new(gauge: Gauge, reading: Reading) -> Self {
+        Self { gauge, reading, at: Mutex::new(None) }
+    }
+
+    /// Sets the moment; `None` reads as 0.
+    pub fn set(&self, at: Option<Instant>) {
+        *self.at.lock() = at;
+    }
+
+    fn refresh(&self, now: Instant) {
+        let at = *self.at.lock();
+        let length = at.map_or(Duration::ZERO, |at| match self.reading {
+            Reading::Age => now.saturating_duration_since(at),
+            Reading::Remaining => at.saturating_duration_since(now),
+        });
+        self.gauge.set(length.as_secs_f64());
+    }
+}
+
+/// Handles of one volume's metrics; [`definitions`](super::definitions) says what each means.
+#[derive(Debug)]
+pub struct VolumeHandles {
+    /// Commands answered with success.
+    pub requests: By<Command, IntCounter>,
+    /// Bytes that they covered.
+    pub request_bytes: By<Command, IntCounter>,
+    /// Commands that are worked on.
+    pub requests_in_flight: IntGauge,
+    /// Seconds of a READ.
+    pub read_duration: By<ReadSource, Histogram>,
+    /// Seconds of a WRITE, TRIM or WRITE_ZEROES.
+    pub write_duration: Histogram,
+    /// Seconds of a FLUSH or FUA.
+    pub flush_duration: Histogram,
+    /// Size of the disk.
+    pub size_bytes: IntGauge,
+    /// Changed bytes in memory.
+    pub dirty_bytes: IntGauge,
+    /// Changed bytes that are not durable.
+    pub uncommitted_bytes: IntGauge,
+    /// When the oldest write that is not durable was answered.
+    pub uncommitted_since: Moment,
+    /// Commits made durable.
+    pub commits: IntCounter,
+    /// Their bytes.
+    pub commit_bytes: IntCounter,
+    /// Commits cut and not yet durable.
+    pub commits_in_flight: IntGauge,
+    /// FLUSH and FUA commands that a commit answered.
+    pub commit_group: Histogram,
+    /// Seconds from cut to durable.
+    pub commit_duration: Histogram,
+    /// Checkpoints.
+    pub folds: By<FoldResult, IntCounter>,
+    /// Seconds of a checkpoint.
+    pub fold_duration: Histogram,
+    /// Bytes not yet folded.
+    pub journal_bytes: IntGauge,
+    /// Records not yet folded.
+    pub journal_records: IntGauge,
+    /// Bytes put.
+    pub put_bytes: By<ObjectKind, IntCounter>,
+    /// Pages found.
+    pub cache_hits: By<Tier, IntCounter>,
+    /// Pages not found.
+    pub cache_misses: By<Tier, IntCounter>,
+    /// Pages dropped.
+    pub cache_evictions: By<Tier, IntCounter>,
+    /// Bytes held.
+    pub cache_bytes: By<Tier, IntGauge>,
+    /// Bytes read ahead.
+    pub read_ahead_bytes: By<ReadAhead, IntCounter>,
+    /// When the lease ends.
+    pub lease_ends: Moment,
+    /// 1 once fenced.
+    pub fenced: IntGauge,
+}
+
+#[derive(Debug)]
+struct Inner {
+    name: String,
+    handles: VolumeHandles,
+    owned: Owned,
+    families: Arc<VolumeFamilies>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let mut open = self.families.open.lock();
+        // A successor of the same name has removed this one's children and stands in its place.
+        if open.get(&self.name).is_some_and(|weak| std::ptr::eq(weak.as_ptr(), self)) {
+            open.remove(&self.name);
+            self.owned.remove();
+        }
+    }
+}
+
+/// Metrics of one volume. Clones and all that were made for the same name share them.
+#[derive(Clone, Debug)]
+pub struct VolumeMetrics(Arc<Inner>);
+
+impl Deref for VolumeMetrics {
+    type Target = VolumeHandles;
+
+    fn deref(&self) -> &VolumeHandles {
+        &self.0.handles
+    }
+}
+
+impl VolumeMetrics {
+    /// The label value.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// Counts a command answered with success that covered `bytes`.
+    pub fn succeeded(&self, command: Command, bytes: u64) {
+        self.requests.of(command).inc();
+        self.request_bytes.of(command).inc_by(bytes);
+    }
+
+    /// Counts a command answered with an error.
+    pub fn failed(&self, command: Command, errno: Errno) {
+        let labels = [self.name(), command.as_str(), errno.as_str()];
+        self.0.families.request_errors.with_label_values(&labels).inc();
+    }
+
+    /// Counts a command as in flight until the guard is dropped.
+    #[must_use]
+    pub fn in_flight(&self) -> InFlight {
+        InFlight::new(self.requests_in_flight.clone())
+    }
+}
+
+/// Holds a gauge one higher while it lives.
+#[derive(Debug)]
+pub struct InFlight(IntGauge);
+
+impl InFlight {
+    pub(super) fn new(gauge: IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}

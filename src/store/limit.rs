@@ -1,0 +1,109 @@
+//! Bounded concurrency: a decorator that lets so many requests through at a time, in the order in which they came.
+//!
+//! Stands below [`Retry`](super::Retry), so that no permit is held while a request waits for its next attempt.
+//! Invariant: a permit is held exactly while the inner store works on the request.
+
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use crate::metrics::StoreMetrics;
+
+use super::{ByteRange, Condition, ETag, Error, Listing, Object, Store};
+
+/// The decorator.
+pub struct Limit {
+    inner: Arc<dyn Store>,
+    permits: Semaphore,
+    metrics: StoreMetrics,
+}
+
+impl fmt::Debug for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let free = self.permits.available_permits();
+        f.debug_struct("Limit").field("inner", &self.inner).field("free", &free).finish_non_exhaustive()
+    }
+}
+
+impl Limit {
+    /// Lets `requests` through at a time.
+    ///
+    /// # Panics
+    /// If `requests` is 0.
+    #[must_use]
+    pub fn new(inner: Arc<dyn Store>, requests: usize, metrics: StoreMetrics) -> Self {
+        assert!(requests > 0, "a limit of 0 would let nothing through");
+        Self { inner, permits: Semaphore::new(requests.min(Semaphore::MAX_PERMITS)), metrics }
+    }
+
+    async fn permit(&self) -> SemaphorePermit<'_> {
+        // The semaphore is fair, so a newcomer must not overtake those who wait.
+        if let Ok(permit) = self.permits.try_acquire() {
+            return permit;
+        }
+        let _waiting = self.metrics.waiting();
+        self.permits.acquire().await.expect("the semaphore is never closed")
+    }
+}
+
+#[async_trait]
+impl Store for Limit {
+    async fn get(&self, key: &str, range: ByteRange) -> Result<Object, Error> {
+        let _permit = self.permit().await;
+        self.inner.get(key, range).await
+    }
+
+    async fn put(&self, key: &str, body: Bytes, condition: Condition) -> Result<ETag, Error> {
+        let _permit = self.permit().await;
+        self.inner.put(key, body, condition).await
+    }
+
+    async fn delete(&self, keys: &[String]) -> Result<(), Error> {
+        let _permit = self.permit().await;
+        self.inner.delete(keys).await
+    }
+
+    async fn list(&self, prefix: &str, start_after: Option<&str>) -> Result<Listing, Error> {
+        let _permit = self.permit().await;
+        self.inner.list(prefix, start_after).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+    use crate::metrics::Metrics;
+    use crate::store::{Fault, MemoryStore, Operation};
+
+    #[tokio::test]
+    async fn requests_wait_for_their_turn_in_order() {
+        let memory = MemoryStore::new();
+        let fault = Fault::new(Arc::new(memory.clone()), 0);
+        let metrics = Metrics::new();
+        let limit = Limit::new(Arc::new(fault.clone()), 2, metrics.store());
+        let gates = ["1", "2", "3", "4"].map(|key| fault.hold(Operation::Put, key));
+        let mut puts: Vec<_> =
+            ["1", "2", "3", "4"].iter().map(|key| limit.put(key, Bytes::new(), Condition::Always)).collect();
+        for put in &mut puts {
+            assert!(put.now_or_never().is_none());
+        }
+        assert_eq!(gates.each_ref().map(fault_count), [1, 1, 0, 0]);
+        assert!(metrics.render().contains("cairn_store_requests_waiting 2\n"));
+        gates[1].release();
+        assert!((&mut puts[1]).now_or_never().is_some());
+        assert!((&mut puts[3]).now_or_never().is_none());
+        assert!((&mut puts[2]).now_or_never().is_none());
+        assert_eq!(gates.each_ref().map(fault_count), [1, 1, 1, 0]);
+        drop(puts);
+        assert!(metrics.render().contains("cairn_store_requests_waiting 0\n"));
+    }
+
+    fn fault_count(gate: &crate::store::fault::Gate) -> u64 {
+        gate.count()
+    }
+}

@@ -1,0 +1,193 @@
+//! A store in a directory: each object is a file of its key's name, with the conditions of S3.
+//!
+//! This file carries the blocking work to the runtime's blocking threads; [`tree`] does it. Several processes of one
+//! host may share a directory. Invariant: what a PUT or DELETE did is on disk, directories too, before it returns.
+
+mod tree;
+mod walk;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::task::Tasks;
+
+use super::error::cause;
+use super::{ByteRange, Condition, ETag, Error, Listing, Object, Store, key};
+use tree::Tree;
+
+/// Keys in a page of a listing.
+const PAGE_ENTRIES: usize = 1000;
+
+/// A store in a directory.
+#[derive(Debug)]
+pub struct LocalStore {
+    root: PathBuf,
+    tree: Arc<Tree>,
+    tasks: Tasks,
+}
+
+impl LocalStore {
+    /// Opens the directory `root`, which is made where it is absent, and removes what a crash left half written.
+    ///
+    /// # Errors
+    /// Of the file system.
+    pub async fn open(root: &Path) -> std::io::Result<Self> {
+        let tasks = Tasks::new();
+        let path = root.to_owned();
+        let opened = tasks.spawn_blocking(move || Tree::open(&path)).await;
+        let tree = Arc::new(opened.map_err(std::io::Error::other)??);
+        Ok(Self { root: root.to_owned(), tree, tasks })
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        key: &str,
+        work: impl FnOnce(&Tree) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let tree = Arc::clone(&self.tree);
+        match self.tasks.spawn_blocking(move || work(&tree)).await {
+            Ok(answer) => answer,
+            Err(failed) => match failed.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(cancelled) => {
+                    Err(Error::Transient { key: key.to_owned(), source: cause(cancelled.to_string()) })
+                }
+            },
+        }
+    }
+}
+
+#[async_trait]
+impl Store for LocalStore {
+    async fn get(&self, key: &str, range: ByteRange) -> Result<Object, Error> {
+        key::check(key)?;
+        let name = key.to_owned();
+        self.run(key, move |tree| tree.read(&name, range)).await
+    }
+
+    async fn put(&self, key: &str, body: Bytes, condition: Condition) -> Result<ETag, Error> {
+        key::check(key)?;
+        let name = key.to_owned();
+        self.run(key, move |tree| tree.write(&name, &body, &condition)).await
+    }
+
+    async fn delete(&self, keys: &[String]) -> Result<(), Error> {
+        keys.iter().try_for_each(|key| key::check(key))?;
+        let first = keys.first().map_or("", String::as_str);
+        let names = keys.to_vec();
+        self.run(first, move |tree| tree.delete(&names)).await
+    }
+
+    async fn list(&self, prefix: &str, start_after: Option<&str>) -> Result<Listing, Error> {
+        key::check_prefix(prefix)?;
+        let (wanted, after) = (prefix.to_owned(), start_after.map(str::to_owned));
+        self.run(prefix, move |tree| walk::list(tree.root(), &wanted, after.as_deref(), PAGE_ENTRIES)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+    use super::*;
+
+    fn names(path: &Path) -> Vec<String> {
+        let entries = std::fs::read_dir(path).unwrap();
+        let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[tokio::test]
+    async fn an_object_is_a_file_of_its_name_and_nothing_else_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("new/root");
+        let store = LocalStore::open(&root).await.unwrap();
+        let body = Bytes::from_static(b"body");
+        store.put("volume/a/head", body.clone(), Condition::IfAbsent).await.unwrap();
+        store.put("volume/a/head", body.clone(), Condition::IfAbsent).await.unwrap_err();
+        store.put("volume/a/head", body.clone(), Condition::Always).await.unwrap();
+        store.put("volume/a/head", body, Condition::IfMatch(ETag("x".into()))).await.unwrap_err();
+        assert_eq!(std::fs::read(root.join("volume/a/head")).unwrap(), b"body");
+        assert_eq!(
+            std::fs::metadata(root.join("volume/a/head")).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        assert_eq!(names(&root.join("~tmp")), [""; 0]);
+        store.delete(&["volume/a/head".into()]).await.unwrap();
+        assert_eq!(names(&root), ["~lock", "~tmp"], "emptied directories go");
+    }
+
+    #[tokio::test]
+    async fn what_a_crash_left_half_written_goes_and_what_is_being_written_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        drop(LocalStore::open(root).await.unwrap());
+        std::fs::write(root.join("~tmp/1-0"), b"left by a crash").unwrap();
+        let writing = std::fs::File::create(root.join("~tmp/1-1")).unwrap();
+        writing.lock().unwrap();
+        let store = LocalStore::open(root).await.unwrap();
+        assert_eq!(names(&root.join("~tmp")), ["1-1"]);
+        assert_eq!(store.list("", None).await.unwrap(), Listing::default());
+    }
+
+    #[tokio::test]
+    async fn the_version_of_a_file_that_came_from_elsewhere_is_that_of_its_content() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(directory.path()).await.unwrap();
+        let body = Bytes::from(vec![7; 100_000]);
+        let etag = store.put("ours", body.clone(), Condition::Always).await.unwrap();
+        std::fs::write(directory.path().join("copied"), &body).unwrap();
+        let range = ByteRange::Bounded { offset: 10, length: 10 };
+        assert_eq!(store.get("copied", range).await.unwrap().etag, etag);
+        assert_eq!(store.get("ours", range).await.unwrap().etag, etag);
+        store.put("copied", Bytes::from_static(b"next"), Condition::IfMatch(etag)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn two_processes_worth_of_stores_share_a_directory() {
+        let directory = tempfile::tempdir().unwrap();
+        let one = LocalStore::open(directory.path()).await.unwrap();
+        let two = LocalStore::open(directory.path()).await.unwrap();
+        let mut etag = one.put("head", Bytes::from_static(b"0"), Condition::IfAbsent).await.unwrap();
+        for round in 1..50u32 {
+            let when = Condition::IfMatch(etag.clone());
+            let (a, b) = (format!("{round} one"), format!("{round} two"));
+            let answers =
+                tokio::join!(one.put("head", a.into(), when.clone()), two.put("head", b.into(), when));
+            etag = match answers {
+                (Ok(etag), Err(Error::PreconditionFailed { .. }))
+                | (Err(Error::PreconditionFailed { .. }), Ok(etag)) => etag,
+                other => panic!("not one winner: {other:?}"),
+            };
+        }
+    }
+
+    #[tokio::test]
+    async fn errors_of_the_file_system_say_what_to_do() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(directory.path()).await.unwrap();
+        let body = Bytes::from_static(b"x");
+        store.put("a", body.clone(), Condition::Always).await.unwrap();
+        let below = store.put("a/b", body.clone(), Condition::Always).await.unwrap_err();
+        assert!(matches!(below, Error::Rejected { .. }), "{below}");
+        assert!(matches!(store.get("a/b", ByteRange::Full).await, Err(Error::NotFound { .. })));
+        store.put("d/e", body.clone(), Condition::Always).await.unwrap();
+        for condition in [Condition::Always, Condition::IfAbsent] {
+            let above = store.put("d", body.clone(), condition).await.unwrap_err();
+            assert!(matches!(above, Error::Rejected { .. }), "{above}");
+        }
+        assert!(matches!(store.get("d", ByteRange::Full).await, Err(Error::NotFound { .. })));
+        store.delete(&["d".into(), "a/b".into()]).await.unwrap();
+        assert!(std::fs::metadata(directory.path().join("d/e")).unwrap().size() == 1);
+    }
+}

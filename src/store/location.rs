@@ -1,0 +1,140 @@
+//! Where a store is: the URL of a directory or of a bucket.
+//!
+//! Invariant: a [`Location`] that parsed is well-formed; its text parses to itself.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use super::key;
+
+/// Where a store is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Location {
+    /// `file:///absolute/path`, `file://./relative/path` or `file://relative/path`; taken literally, without
+    /// percent-encoding.
+    Directory(PathBuf),
+    /// `s3://bucket/prefix`.
+    S3 {
+        /// Bucket.
+        bucket: String,
+        /// What every key begins with, without a `/` at its end; empty for none.
+        prefix: String,
+    },
+}
+
+/// Why a text is no [`Location`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{value:?} is no store: {fault}; a store is file:///path, file://./path or s3://bucket/prefix")]
+pub struct LocationError {
+    value: String,
+    fault: &'static str,
+}
+
+impl FromStr for Location {
+    type Err = LocationError;
+
+    fn from_str(value: &str) -> Result<Self, LocationError> {
+        let parsed = match value.split_once("://") {
+            None => Err("it has no scheme"),
+            Some(("file", path)) => directory(path),
+            Some(("s3", rest)) => bucket(rest),
+            Some(_) => Err("its scheme is neither file nor s3"),
+        };
+        // What stands before an @ may be a secret.
+        let shown = value.rsplit_once('@').map_or_else(|| value.to_owned(), |(_, rest)| format!("…@{rest}"));
+        parsed.map_err(|fault| LocationError { value: shown, fault })
+    }
+}
+
+fn directory(path: &str) -> Result<Location, &'static str> {
+    match path {
+        "" => Err("the path is empty"),
+        _ if path.contains('\0') => Err("the path holds a NUL"),
+        _ => Ok(Location::Directory(PathBuf::from(path))),
+    }
+}
+
+fn bucket(rest: &str) -> Result<Location, &'static str> {
+    if rest.contains(['?', '#', '@', ':']) {
+        return Err(
+            "only a bucket and a prefix may follow s3:// (region, endpoint and credentials are set apart)",
+        );
+    }
+    let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+    let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let ends_plain =
+        |name: &[u8]| name.first().is_some_and(|b| plain(*b)) && name.last().is_some_and(|b| plain(*b));
+    if !(3..=63).contains(&bucket.len())
+        || !bucket.bytes().all(|b| plain(b) || matches!(b, b'.' | b'-'))
+        || !ends_plain(bucket.as_bytes())
+    {
+        return Err("a bucket's name has 3 to 63 of [a-z0-9.-] and begins and ends with a letter or digit");
+    }
+    // S3 allows keys of 1,024 bytes.
+    if !prefix.is_empty() && (key::check(prefix).is_err() || prefix.len() + 1 + key::MAX_KEY_BYTES > 1024) {
+        return Err("the prefix is made of segments of [A-Za-z0-9._-] joined by /, at most 255 bytes");
+    }
+    Ok(Location::S3 { bucket: bucket.to_owned(), prefix: prefix.to_owned() })
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Directory(path) => write!(f, "file://{}", path.display()),
+            Self::S3 { bucket, prefix } if prefix.is_empty() => write!(f, "s3://{bucket}"),
+            Self::S3 { bucket, prefix } => write!(f, "s3://{bucket}/{prefix}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn s3(bucket: &str, prefix: &str) -> Location {
+        Location::S3 { bucket: bucket.into(), prefix: prefix.into() }
+    }
+
+    #[test]
+    fn urls_of_directories_and_buckets() {
+        let directory = |path: &str| Location::Directory(path.into());
+        for (text, location, shown) in [
+            ("file:///var/lib/cairn", directory("/var/lib/cairn"), "file:///var/lib/cairn"),
+            ("file://./cairn-data", directory("./cairn-data"), "file://./cairn-data"),
+            ("file://data/a b%20c", directory("data/a b%20c"), "file://data/a b%20c"),
+            ("s3://disks", s3("disks", ""), "s3://disks"),
+            ("s3://disks/", s3("disks", ""), "s3://disks"),
+            ("s3://my.disks-1/team/a/", s3("my.disks-1", "team/a"), "s3://my.disks-1/team/a"),
+        ] {
+            let parsed: Location = text.parse().unwrap();
+            assert_eq!(parsed, location);
+            assert_eq!(parsed.to_string(), shown);
+            assert_eq!(shown.parse::<Location>().unwrap(), location);
+        }
+    }
+
+    #[test]
+    fn an_error_names_the_value_and_what_is_allowed() {
+        for (text, fault) in [
+            ("", "no scheme"),
+            ("/var/lib", "no scheme"),
+            ("http://x/y", "neither file nor s3"),
+            ("file://", "path is empty"),
+            ("s3://", "3 to 63"),
+            ("s3://ab", "3 to 63"),
+            ("s3://Disks", "[a-z0-9.-]"),
+            ("s3://-disks", "begins and ends"),
+            ("s3://disks//a", "segments"),
+            ("s3://disks/a/../b", "segments"),
+            ("s3://disks/a?region=x", "set apart"),
+        ] {
+            let message = text.parse::<Location>().unwrap_err().to_string();
+            assert!(message.contains(&format!("{text:?}")) && message.contains(fault), "{message}");
+            assert!(message.contains("s3://bucket/prefix"), "{message}");
+        }
+        let message = "s3://key:secret@disks/a".parse::<Location>().unwrap_err().to_string();
+        assert!(message.contains("set apart") && !message.contains("secret"), "{message}");
+    }
+}

@@ -1,0 +1,207 @@
+//! A store in memory, for tests and simulation: full conditions, ranges, paged listings, and tallies of requests.
+//!
+//! Deterministic: no clock, no randomness, no task; a request takes effect in its first poll. Invariant: like S3,
+//! equal bytes have equal [`ETag`]s, so whoever relies on more than that fails here too.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::{ByteRange, Condition, ETag, Entry, Error, Listing, Object, Operation, Store, key};
+
+/// Requests and the bytes of their bodies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Requests, failed ones too; a DELETE counts once for each key.
+    pub requests: u64,
+    /// Body bytes of those that succeeded.
+    pub bytes: u64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    objects: BTreeMap<String, Bytes>,
+    /// By operation and key (of a LIST: its prefix). Grows with the keys ever used; [`MemoryStore::reset_tallies`]
+    /// empties it.
+    tallies: BTreeMap<(Operation, String), Tally>,
+}
+
+impl State {
+    fn count(&mut self, operation: Operation, key: &str) -> &mut Tally {
+        let tally = self.tallies.entry((operation, key.to_owned())).or_default();
+        tally.requests += 1;
+        tally
+    }
+}
+
+/// A store in memory. Clones share their objects.
+#[derive(Clone, Debug)]
+pub struct MemoryStore {
+    state: Arc<Mutex<State>>,
+    page_entries: usize,
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl MemoryStore {
+    /// An empty store that lists up to 1,000 keys at a time.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::with_page_entries(1000)
+    }
+
+    /// An empty store that lists up to `page_entries` keys at a time.
+    ///
+    /// # Panics
+    /// If `page_entries` is 0.
+    #[must_use]
+    pub fn with_page_entries(page_entries: usize) -> Self {
+        assert!(page_entries > 0, "a page of a listing holds a key");
+        Self { state: Arc::default(), page_entries }
+    }
+
+    /// What was asked for `operation` on the keys (of a LIST: the prefixes) that `matches`.
+    pub fn tally(&self, operation: Operation, matches: impl Fn(&str) -> bool) -> Tally {
+        let state = self.state.lock();
+        let counted = state.tallies.iter().filter(|((o, key), _)| *o == operation && matches(key));
+        counted.fold(Tally::default(), |sum, (_, tally)| Tally {
+            requests: sum.requests + tally.requests,
+            bytes: sum.bytes + tally.bytes,
+        })
+    }
+
+    /// Sets every tally to 0.
+    pub fn reset_tallies(&self) {
+        self.state.lock().tallies.clear();
+    }
+
+    /// Every object, uncounted.
+    #[must_use]
+    pub fn objects(&self) -> BTreeMap<String, Bytes> {
+        self.state.lock().objects.clone()
+    }
+
+    /// Puts an object as if it had always been there, uncounted and unchecked: to damage one, or to restore a state.
+    pub fn insert(&self, key: &str, body: Bytes) {
+        self.state.lock().objects.insert(key.to_owned(), body);
+    }
+
+    /// Removes an object, uncounted, and returns it.
+    #[must_use]
+    pub fn remove(&self, key: &str) -> Option<Bytes> {
+        self.state.lock().objects.remove(key)
+    }
+}
+
+fn etag(body: &[u8]) -> ETag {
+    ETag(format!("{:032x}", xxhash_rust::xxh3::xxh3_128(body)).into())
+}
+
+/// The part of `body` that `range` asks for.
+fn slice(key: &str, body: &Bytes, range: ByteRange) -> Result<Bytes, Error> {
+    let ByteRange::Bounded { offset, length } = range else { return Ok(body.clone()) };
+    let truncated = || {
+        let held = u64::try_from(body.len()).expect("a length fits in 64 bits");
+        Error::Truncated { key: key.to_owned(), wanted: length, got: held.saturating_sub(offset).min(length) }
+    };
+    let start = usize::try_from(offset).map_err(|_| truncated())?;
+    let end = offset.checked_add(length).and_then(|end| usize::try_from(end).ok()).ok_or_else(truncated)?;
+    if end > body.len() { Err(truncated()) } else { Ok(body.slice(start..end)) }
+}
+
+fn length(body: &Bytes) -> u64 {
+    u64::try_from(body.len()).expect("a length fits in 64 bits")
+}
+
+#[async_trait]
+impl Store for MemoryStore {
+    async fn get(&self, key: &str, range: ByteRange) -> Result<Object, Error> {
+        key::check(key)?;
+        let mut state = self.state.lock();
+        state.count(Operation::Get, key);
+        let body = state.objects.get(key).ok_or_else(|| Error::NotFound { key: key.to_owned() })?.clone();
+        let object = Object { etag: etag(&body), body: slice(key, &body, range)? };
+        state.tallies.entry((Operation::Get, key.to_owned())).or_default().bytes += length(&object.body);
+        Ok(object)
+    }
+
+    async fn put(&self, key: &str, body: Bytes, condition: Condition) -> Result<ETag, Error> {
+        key::check(key)?;
+        let mut state = self.state.lock();
+        state.count(Operation::Put, key);
+        let holds = match (&condition, state.objects.get(key)) {
+            (Condition::Always, _) | (Condition::IfAbsent, None) => true,
+            (Condition::IfMatch(wanted), Some(stands)) => *wanted == etag(stands),
+            (Condition::IfAbsent, Some(_)) | (Condition::IfMatch(_), None) => false,
+        };
+        if !holds {
+            return Err(Error::PreconditionFailed { key: key.to_owned() });
+        }
+        let etag = etag(&body);
+        state.tallies.entry((Operation::Put, key.to_owned())).or_default().bytes += length(&body);
+        state.objects.insert(key.to_owned(), body);
+        Ok(etag)
+    }
+
+    async fn delete(&self, keys: &[String]) -> Result<(), Error> {
+        keys.iter().try_for_each(|key| key::check(key))?;
+        let mut state = self.state.lock();
+        for key in keys {
+            state.count(Operation::Delete, key);
+            state.objects.remove(key);
+        }
+        Ok(())
+    }
+
+    async fn list(&self, prefix: &str, start_after: Option<&str>) -> Result<Listing, Error> {
+        key::check_prefix(prefix)?;
+        let mut state = self.state.lock();
+        state.count(Operation::List, prefix);
+        let start = match start_after {
+            Some(after) if after >= prefix => Bound::Excluded(after),
+            _ => Bound::Included(prefix),
+        };
+        let mut following = state
+            .objects
+            .range::<str, _>((start, Bound::Unbounded))
+            .take_while(|(key, _)| key.starts_with(prefix))
+            .map(|(key, body)| Entry { key: key.clone(), size_bytes: length(body) });
+        let entries = following.by_ref().take(self.page_entries).collect();
+        Ok(Listing { entries, more: following.next().is_some() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn requests_are_tallied_by_operation_and_key() {
+        let store = MemoryStore::new();
+        let body = Bytes::from_static(b"12345");
+        store.put("a/1", body.clone(), Condition::IfAbsent).await.unwrap();
+        store.put("a/1", body.clone(), Condition::IfAbsent).await.unwrap_err();
+        store.put("b/1", body, Condition::Always).await.unwrap();
+        store.get("a/1", ByteRange::Bounded { offset: 1, length: 2 }).await.unwrap();
+        store.delete(&["a/1".into(), "a/2".into()]).await.unwrap();
+        let tally = |operation, prefix: &str| {
+            let Tally { requests, bytes } = store.tally(operation, |key| key.starts_with(prefix));
+            (requests, bytes)
+        };
+        assert_eq!(tally(Operation::Put, "a/"), (2, 5));
+        assert_eq!(tally(Operation::Put, ""), (3, 10));
+        assert_eq!(tally(Operation::Get, ""), (1, 2));
+        assert_eq!(tally(Operation::Delete, ""), (2, 0));
+        assert_eq!(tally(Operation::List, ""), (0, 0));
+        store.reset_tallies();
+        assert_eq!(tally(Operation::Put, ""), (0, 0));
+    }
+}

@@ -1,0 +1,210 @@
+//! Retries: a decorator that repeats failed requests with exponential backoff and full jitter.
+//!
+//! Knows nothing of what a request is for: it sends the same bytes again. Deterministic: only the clock of
+//! `tokio::time` and the seed it is given. Invariant: a definite answer passes through at once, so a 412 that
+//! follows a lost answer reaches the caller, who alone can tell whether it is its own success; and an error says that
+//! the effect is unknown if any attempt left it so.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use tokio::time::Instant;
+
+use crate::metrics::StoreMetrics;
+
+use super::{ByteRange, Condition, ETag, Error, Listing, Object, Operation, Store, key};
+
+/// When to give up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// Time for all attempts together; `None`: for ever.
+    pub deadline: Option<Duration>,
+    /// How often [`Error::Denied`] and [`Error::Rejected`] are tried again; `None`: for ever, since an operator can
+    /// mend credentials, permissions and buckets.
+    pub refusals: Option<u32>,
+}
+
+/// How to retry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetryOptions {
+    /// Longest pause before the first retry; doubles with each further one. A pause is drawn between 0 and this.
+    pub base: Duration,
+    /// Bound of the longest pause.
+    pub cap: Duration,
+    /// For GET and LIST.
+    pub read: Patience,
+    /// For PUT and DELETE.
+    pub write: Patience,
+    /// Between two log lines about failures, of all requests together.
+    pub log_interval: Duration,
+}
+
+impl Default for RetryOptions {
+    fn default() -> Self {
+        Self {
+            base: Duration::from_millis(100),
+            cap: Duration::from_secs(5),
+            read: Patience { deadline: Some(Duration::from_secs(60)), refusals: Some(3) },
+            write: Patience { deadline: None, refusals: None },
+            log_interval: Duration::from_secs(10),
+        }
+    }
+}
+
+/// The decorator.
+pub struct Retry {
+    inner: Arc<dyn Store>,
+    options: RetryOptions,
+    metrics: StoreMetrics,
+    random: Mutex<SmallRng>,
+    log: Mutex<Log>,
+}
+
+/// What was last said about failures.
+#[derive(Debug, Default)]
+struct Log {
+    last: Option<Instant>,
+    unsaid: u64,
+}
+
+impl fmt::Debug for Retry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { inner, options, .. } = self;
+        f.debug_struct("Retry").field("inner", inner).field("options", options).finish_non_exhaustive()
+    }
+}
+
+impl Retry {
+    /// Retries requests to `inner`; pauses are drawn from `seed`.
+    #[must_use]
+    pub fn new(inner: Arc<dyn Store>, options: RetryOptions, metrics: StoreMetrics, seed: u64) -> Self {
+        let random = Mutex::new(SmallRng::seed_from_u64(seed));
+        Self { inner, options, metrics, random, log: Mutex::default() }
+    }
+
+    fn pause(&self, failures: u32) -> Duration {
+        let doubled = 1u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX);
+        let longest = self.options.base.saturating_mul(doubled).min(self.options.cap);
+        self.random.lock().random_range(Duration::ZERO..=longest)
+    }
+
+    fn say(&self, operation: Operation, error: &Error, attempt: u32) {
+        let mut log = self.log.lock();
+        let now = Instant::now();
+        if log.last.is_some_and(|last| now.saturating_duration_since(last) < self.options.log_interval) {
+            log.unsaid += 1;
+            return;
+        }
+        tracing::warn!(?operation, attempt, unsaid = log.unsaid, %error, "store request failed, trying again");
+        *log = Log { last: Some(now), unsaid: 0 };
+    }
+
+    async fn retry<T, F>(
+        &self,
+        operation: Operation,
+        patience: Patience,
+        key: &str,
+        mut request: impl FnMut() -> F,
+    ) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let begun = Instant::now();
+        let deadline = patience.deadline.and_then(|deadline| begun.checked_add(deadline));
+        let mut attempts = Attempts::default();
+        loop {
+            let error = match until(deadline, request()).await {
+                Some(Ok(answer)) => {
+                    if attempts.failures > 0 {
+                        tracing::debug!(
+                            ?operation,
+                            key,
+                            failures = attempts.failures,
+                            "store request succeeded at last"
+                        );
+                    }
+                    return Ok(answer);
+                }
+                Some(Err(error)) if error.is_definite() => return Err(error),
+                Some(Err(error)) => error,
+                None => {
+                    let waited = begun.elapsed().as_millis();
+                    let after_ms = u64::try_from(waited).unwrap_or(u64::MAX);
+                    // This attempt is dropped without an answer, so its effect is unknown.
+                    return Err(Error::Timeout { key: key.to_owned(), after_ms });
+                }
+            };
+            if matches!(error, Error::Denied { .. } | Error::Rejected { .. }) {
+                attempts.refusals += 1;
+                if patience.refusals.is_some_and(|bound| attempts.refusals > bound) {
+                    return Err(attempts.give_up(error));
+                }
+            }
+            attempts.failures = attempts.failures.saturating_add(1);
+            self.say(operation, &error, attempts.failures);
+            let pause = self.pause(attempts.failures);
+            if until(deadline, tokio::time::sleep(pause)).await.is_none() {
+                return Err(attempts.give_up(error));
+            }
+            if error.effect_unknown() && matches!(operation, Operation::Put | Operation::Delete) {
+                attempts.unknown = Some(error);
+            }
+            self.metrics.retried(operation);
+        }
+    }
+}
+
+/// The failed attempts of one request.
+#[derive(Debug, Default)]
+struct Attempts {
+    failures: u32,
+    refusals: u32,
+    /// The last one that may have taken effect.
+    unknown: Option<Error>,
+}
+
+impl Attempts {
+    fn give_up(self, last: Error) -> Error {
+        if last.effect_unknown() { last } else { self.unknown.unwrap_or(last) }
+    }
+}
+
+/// `None` if the deadline comes first.
+async fn until<F: Future>(deadline: Option<Instant>, future: F) -> Option<F::Output> {
+    match deadline {
+        Some(deadline) => tokio::time::timeout_at(deadline, future).await.ok(),
+        None => Some(future.await),
+    }
+}
+
+#[async_trait]
+impl Store for Retry {
+    async fn get(&self, key: &str, range: ByteRange) -> Result<Object, Error> {
+        key::check(key)?;
+        self.retry(Operation::Get, self.options.read, key, || self.inner.get(key, range)).await
+    }
+
+    async fn put(&self, key: &str, body: Bytes, condition: Condition) -> Result<ETag, Error> {
+        key::check(key)?;
+        let request = || self.inner.put(key, body.clone(), condition.clone());
+        self.retry(Operation::Put, self.options.write, key, request).await
+    }
+
+    async fn delete(&self, keys: &[String]) -> Result<(), Error> {
+        keys.iter().try_for_each(|key| key::check(key))?;
+        let first = keys.first().map_or("", String::as_str);
+        self.retry(Operation::Delete, self.options.write, first, || self.inner.delete(keys)).await
+    }
+
+    async fn list(&self, prefix: &str, start_after: Option<&str>) -> Result<Listing, Error> {
+        key::check_prefix(prefix)?;
+        self.retry(Operation::List, self.options.read, prefix, || self.inner.list(prefix, start_after)).await
+    }
+}

@@ -1,0 +1,207 @@
+//! The base of a volume: what its root says of a range.
+//!
+//! Map pages load on first touch into the page cache. Knows nothing of changes since the root. Invariant: a range
+//! resolves to zeros only where the map says so; whatever cannot be read is an error.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::cache::{CacheKey, Check, Fetch, Unit};
+use super::chunk::frame_offset;
+use super::error::Error;
+use super::frame::Place;
+use super::geometry::{ChunkIndex, Geometry, PAGE_BYTES, SECTOR_BYTES};
+use super::keys::Keys;
+use super::map::{Damage, Entry, MapPage};
+use super::root::{MapPageRef, Root};
+use super::shared::Environment;
+use crate::store::{self, ByteRange};
+
+/// What the base has of a range.
+#[derive(Clone, Debug)]
+pub enum BasePart {
+    /// Zeros.
+    Zero {
+        /// Whether it is unallocated.
+        hole: bool,
+    },
+    /// A stored page, from this byte of it.
+    Page {
+        /// How to have the page.
+        fetch: Fetch,
+        /// First byte within the page.
+        at: u64,
+        /// Sectors of the page that were lost.
+        damage: Option<Damage>,
+    },
+}
+
+/// A map page with the volume whose objects its entries name.
+#[derive(Clone, Debug)]
+pub struct LoadedMapPage {
+    /// The page.
+    pub page: Arc<MapPage>,
+    /// The volume that made it.
+    pub owner: Keys,
+}
+
+impl LoadedMapPage {
+    /// The volume whose object an entry's `origin` names.
+    #[must_use]
+    pub fn origin(&self, origin: u16) -> Keys {
+        match origin {
+            0 => self.owner,
+            other => Keys::new(self.page.origins()[usize::from(other) - 1]),
+        }
+    }
+}
+
+/// Loads map page `number` of `root`; `None` where the root has none: all holes.
+///
+/// # Errors
+/// If it cannot be had whole.
+pub async fn map_page(
+    env: &Environment,
+    keys: Keys,
+    geometry: Geometry,
+    root: &Root,
+    number: u32,
+) -> Result<Option<LoadedMapPage>, Error> {
+    let Some(&MapPageRef { origin, id }) = root.map_pages.get(&number) else { return Ok(None) };
+    let owner = match origin {
+        0 => keys,
+        other => Keys::new(root.origins[usize::from(other) - 1]),
+    };
+    let cache_key = CacheKey { volume: owner.volume(), unit: Unit::Map(number, id) };
+    let load = async {
+        let key = owner.map_page(number, id);
+        let body = match env.store.get(&key, ByteRange::Full).await {
+            Ok(object) => object.body,
+            Err(store::Error::NotFound { key }) => return Err(Error::Lost { key }),
+            Err(error) => return Err(Error::Store(error)),
+        };
+        let page = MapPage::decode(owner.volume(), number, id, geometry, &body)
+            .map_err(|error| Error::Damaged { key, why: error.to_string() })?;
+        Ok(Arc::new(page))
+    };
+    let page = env.cache.map_page(cache_key, load).await?;
+    Ok(Some(LoadedMapPage { page, owner }))
+}
+
+/// How to have page `page` of chunk `index`, if it is stored.
+#[must_use]
+pub fn page_fetch(
+    map: &LoadedMapPage,
+    geometry: Geometry,
+    index: ChunkIndex,
+    entry: &Entry,
+    page: u16,
+) -> Option<Fetch> {
+    let length = u32::try_from(PAGE_BYTES).expect("64 KiB");
+    let frame_bytes = super::chunk::FRAME_BYTES;
+    if let Some(pack) = entry.packs.iter().find(|pack| pack.pages.contains(page)) {
+        let owner = map.origin(pack.origin);
+        let frame = pack.first_frame + pack.pages.rank(page);
+        let unit = Unit::Packed(index.map_page(), pack.id, frame);
+        let place = Place::pack(owner.volume(), index.map_page(), pack.id);
+        return Some(Fetch {
+            key: CacheKey { volume: owner.volume(), unit },
+            object: Arc::from(owner.pack(index.map_page(), pack.id)),
+            at: super::pack::HEADER_BYTES + u64::from(frame) * frame_bytes,
+            length,
+            check: Check::Frame(place, frame),
+        });
+    }
+    let base = entry.base.as_ref().filter(|base| base.stored.contains(page))?;
+    let owner = map.origin(base.origin);
+    let place = Place::chunk(owner.volume(), index.0, base.id);
+    Some(Fetch {
+        key: CacheKey { volume: owner.volume(), unit: Unit::Page(index, base.id, page) },
+        object: Arc::from(owner.chunk(index, base.id)),
+        at: frame_offset(geometry.pages_per_chunk(), base.stored.rank(page)),
+        length,
+        check: Check::Frame(place, u32::from(page)),
+    })
+}
+
+/// What `root` says of `range`: parts in order, none across a page that is stored.
+///
+/// # Errors
+/// If a map page cannot be had.
+pub async fn resolve(
+    env: &Environment,
+    keys: Keys,
+    root: &Root,
+    range: Range<u64>,
+) -> Result<Vec<(Range<u64>, BasePart)>, Error> {
+    let geometry = root.geometry;
+    let mut parts = Vec::new();
+    let mut at = range.start;
+    while at < range.end {
+        let number = geometry.chunk_at(at).map_page();
+        let end = range.end.min((u64::from(number) + 1) * geometry.map_page_bytes());
+        match map_page(env, keys, geometry, root, number).await? {
+            None => parts.push((at..end, BasePart::Zero { hole: true })),
+            Some(map) => resolve_page(&map, geometry, at..end, &mut parts),
+        }
+        at = end;
+    }
+    Ok(parts)
+}
+
+fn resolve_page(
+    map: &LoadedMapPage,
+    geometry: Geometry,
+    range: Range<u64>,
+    parts: &mut Vec<(Range<u64>, BasePart)>,
+) {
+    let mut at = range.start;
+    while at < range.end {
+        let index = geometry.chunk_at(at);
+        let end = range.end.min(geometry.chunk_range(index).end);
+        match map.page.entry(index.slot()) {
+            None => push_zero(parts, at..end, true),
+            Some(entry) => {
+                while at < end {
+                    let page = geometry.page_at(at);
+                    let page_end = end.min((at / PAGE_BYTES + 1) * PAGE_BYTES);
+                    match page_fetch(map, geometry, index, &entry, page) {
+                        Some(fetch) => {
+                            let damage = entry.damage_of(page).copied();
+                            parts.push((at..page_end, BasePart::Page { fetch, at: at % PAGE_BYTES, damage }));
+                        }
+                        None => push_zero(parts, at..page_end, !entry.allocated.contains(page)),
+                    }
+                    at = page_end;
+                }
+            }
+        }
+        at = end;
+    }
+}
+
+fn push_zero(parts: &mut Vec<(Range<u64>, BasePart)>, range: Range<u64>, hole: bool) {
+    if let Some((last, BasePart::Zero { hole: same })) = parts.last_mut()
+        && *same == hole
+        && last.end == range.start
+    {
+        last.end = range.end;
+    } else {
+        parts.push((range, BasePart::Zero { hole }));
+    }
+}
+
+impl Damage {
+    /// Whether all sectors of a range within the page are good.
+    #[must_use]
+    pub fn spares(&self, range: Range<u64>) -> bool {
+        (range.start / SECTOR_BYTES..range.end.div_ceil(SECTOR_BYTES)).all(|sector| self.is_good(sector))
+    }
+
+    /// Whether a sector of the page is good.
+    #[must_use]
+    pub fn is_good(&self, sector: u64) -> bool {
+        let sector = usize::try_from(sector).expect("128 sectors");
+        self.good_sectors[sector / 8] >> (sector % 8) & 1 == 1
+    }
+}

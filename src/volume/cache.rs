@@ -1,0 +1,382 @@
+//! The page cache: clean, verified pieces of objects, shared by all volumes of the process.
+//!
+//! Keyed by object and place within it, never by disk offset, so that a late fetch of an old object cannot pass for a
+//! new one. Holds only what the store holds too: eviction loses nothing. Invariants: what is in the cache has passed
+//! its check; concurrent misses of one piece share one GET; a failed fetch leaves nothing behind.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use moka::future::Cache;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use uuid::Uuid;
+use xxhash_rust::xxh3::Xxh3Builder;
+
+use super::cache_counts::Counts;
+use super::codec::Checksum;
+use super::error::Error;
+use super::frame::{Place, TAG_BYTES};
+use super::geometry::ChunkIndex;
+use super::keys::{ObjectId, Slot};
+use super::map::MapPage;
+use crate::metrics::VolumeMetrics;
+use crate::store::{self, ByteRange, Store};
+use crate::task::Tasks;
+
+/// A piece of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CacheKey {
+    /// Whose object.
+    pub volume: Uuid,
+    /// Which piece.
+    pub unit: Unit,
+}
+
+/// A piece of an object of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Unit {
+    /// A page of a chunk object.
+    Page(ChunkIndex, ObjectId, u16),
+    /// A frame of a pack.
+    Packed(u32, ObjectId, u32),
+    /// The data of a change of a record.
+    Change(Slot, u32),
+    /// A map page.
+    Map(u32, ObjectId),
+}
+
+#[derive(Clone)]
+enum Cached {
+    Bytes(Bytes),
+    Map(Arc<MapPage>),
+}
+
+/// How the bytes of a piece are verified.
+#[derive(Clone, Copy, Debug)]
+pub enum Check {
+    /// By the tag behind them.
+    Frame(Place, u32),
+    /// By a tag that is known.
+    Tag(Place, u32, Checksum),
+}
+
+/// A piece to be fetched.
+#[derive(Clone, Debug)]
+pub struct Fetch {
+    /// What it is.
+    pub key: CacheKey,
+    /// Key of the object.
+    pub object: Arc<str>,
+    /// First byte in the object.
+    pub at: u64,
+    /// Bytes of payload.
+    pub length: u32,
+    /// How to verify it.
+    pub check: Check,
+}
+
+impl Fetch {
+    /// Bytes in the object: the payload, and its tag where that follows it.
+    fn stored_bytes(&self) -> u64 {
+        u64::from(self.length)
+            + match self.check {
+                Check::Frame(..) => TAG_BYTES,
+                Check::Tag(..) => 0,
+            }
+    }
+
+    fn verify(&self, stored: &[u8]) -> Option<Bytes> {
+        let payload = match self.check {
+            Check::Frame(place, number) => place.open(number, stored)?,
+            Check::Tag(place, number, tag) => (place.tag(number, stored) == tag).then_some(stored)?,
+        };
+        // Copied, since a slice would keep the whole GET in memory.
+        Some(Bytes::copy_from_slice(payload))
+    }
+}
+
+/// Whether what is fetched stays in the cache.
+#[derive(Clone, Copy)]
+enum Keep {
+    Cached,
+    Passing,
+}
+
+type Outcome = Option<Result<Bytes, Error>>;
+
+/// Clean pieces of objects in memory.
+pub struct PageCache {
+    clean: Cache<CacheKey, Cached, Xxh3Builder>,
+    loading: Arc<Mutex<Loading>>,
+    counts: Arc<Counts>,
+    get_bytes: u64,
+    tasks: Tasks,
+}
+
+impl fmt::Debug for PageCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PageCache")
+            .field("weighted_bytes", &self.clean.weighted_size())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Cached {
+    fn weight(&self) -> u32 {
+        let bytes = match self {
+            Self::Bytes(bytes) => bytes.len(),
+            Self::Map(page) => page.memory_bytes(),
+        };
+        u32::try_from(bytes + ENTRY_BYTES).unwrap_or(u32::MAX)
+    }
+}
+
+async fn put(clean: &Cache<CacheKey, Cached, Xxh3Builder>, counts: &Counts, key: CacheKey, value: Cached) {
+    counts.added(&key, value.weight());
+    clean.insert(key, value).await;
+}
+
+/// What an entry costs beside its bytes: keys, counters and lists of the cache, as measured.
+const ENTRY_BYTES: usize = 320;
+/// How often a piece is fetched again when its check fails: a flip on the way is not damage.
+const CHECKED_FETCHES: u32 = 3;
+
+impl PageCache {
+    /// A cache of at most `bytes` bytes; one GET fetches at most `get_bytes`.
+    #[must_use]
+    pub fn new(bytes: u64, get_bytes: u64) -> Arc<Self> {
+        let counts = Arc::new(Counts::default());
+        let evicted = Arc::clone(&counts);
+        let clean = Cache::builder()
+            .max_capacity(bytes)
+            .eviction_listener(move |key: Arc<CacheKey>, value: Cached, cause| {
+                evicted.dropped(&key, value.weight(), cause.was_evicted());
+            })
+            .weigher(|_: &CacheKey, value: &Cached| value.weight())
+            .build_with_hasher(Xxh3Builder::new());
+        Arc::new(Self {
+            clean,
+            loading: Arc::new(Mutex::new(BTreeMap::new())),
+            counts,
+            get_bytes,
+            tasks: Tasks::new(),
+        })
+    }
+
+    /// Bytes held.
+    #[must_use]
+    pub fn held_bytes(&self) -> u64 {
+        self.clean.weighted_size()
+    }
+
+    /// Counts the pieces of a volume's objects there from now on.
+    pub fn count_for(&self, volume: Uuid, metrics: VolumeMetrics) {
+        self.counts.volumes.lock().insert(volume, metrics);
+    }
+
+    /// Counts the pieces of a volume's objects no more.
+    pub fn forget(&self, volume: Uuid) {
+        self.counts.volumes.lock().remove(&volume);
+    }
+
+    /// Puts a piece that is durable into the cache.
+    pub async fn insert(&self, key: CacheKey, bytes: Bytes) {
+        put(&self.clean, &self.counts, key, Cached::Bytes(bytes)).await;
+    }
+
+    /// Lets pending evictions happen, so that bursts of insertions stay within the bound.
+    pub async fn settle(&self) {
+        self.clean.run_pending_tasks().await;
+    }
+
+    /// A piece, if it is in memory.
+    pub async fn peek(&self, key: &CacheKey) -> Option<Bytes> {
+        match self.clean.get(key).await {
+            Some(Cached::Bytes(bytes)) => Some(bytes),
+            _ => None,
+        }
+    }
+
+    /// Whether a piece is in memory, without counting as a use.
+    #[must_use]
+    pub fn contains(&self, key: &CacheKey) -> bool {
+        self.clean.contains_key(key)
+    }
+
+    /// A map page, loaded by `load` unless it is in memory.
+    ///
+    /// # Errors
+    /// Those of `load`.
+    pub async fn map_page<F>(&self, key: CacheKey, load: F) -> Result<Arc<MapPage>, Error>
+    where
+        F: Future<Output = Result<Arc<MapPage>, Error>> + Send,
+    {
+        let load = async {
+            let page = load.await.map(Cached::Map)?;
+            self.counts.added(&key, page.weight());
+            Ok(page)
+        };
+        match self.clean.try_get_with(key, load).await {
+            Ok(Cached::Map(page)) => Ok(page),
+            Ok(Cached::Bytes(_)) => unreachable!("a map page's key never maps to bytes"),
+            Err(error) => Err(Error::clone(&error)),
+        }
+    }
+
+    /// Puts a map page that is durable into the cache.
+    pub async fn insert_map_page(&self, key: CacheKey, page: Arc<MapPage>) {
+        put(&self.clean, &self.counts, key, Cached::Map(page)).await;
+    }
+
+    /// Gives every piece, fetched where it is not in memory; pieces that lie side by side share a GET.
+    pub async fn fetch(&self, store: &Arc<dyn Store>, wanted: &[Fetch]) -> Vec<Result<Bytes, Error>> {
+        self.fetch_and(store, wanted, Keep::Cached).await
+    }
+
+    /// As [`PageCache::fetch`], but leaves nothing in the cache that was not there: for what is read only once.
+    pub async fn fetch_passing(&self, store: &Arc<dyn Store>, wanted: &[Fetch]) -> Vec<Result<Bytes, Error>> {
+        self.fetch_and(store, wanted, Keep::Passing).await
+    }
+
+    async fn fetch_and(
+        &self,
+        store: &Arc<dyn Store>,
+        wanted: &[Fetch],
+        keep: Keep,
+    ) -> Vec<Result<Bytes, Error>> {
+        let mut results: Vec<Option<Result<Bytes, Error>>> = Vec::with_capacity(wanted.len());
+        let mut missing = Vec::new();
+        for (place, fetch) in wanted.iter().enumerate() {
+            let hit = self.peek(&fetch.key).await;
+            if hit.is_none() {
+                missing.push(place);
+            }
+            results.push(hit.map(Ok));
+        }
+        self.counts.asked(wanted, &missing);
+        // Pieces of one object in order of place, whatever the order in which they are wanted.
+        missing.sort_by(|a, b| (&wanted[*a].object, wanted[*a].at).cmp(&(&wanted[*b].object, wanted[*b].at)));
+        let waits = self.start(store, wanted, &missing, keep);
+        for (place, mut wait) in missing.into_iter().zip(waits) {
+            let outcome = match wait.wait_for(Option::is_some).await {
+                Ok(outcome) => outcome.clone().expect("just waited for it"),
+                Err(_) => Err(Error::Stopped("the cache is shut down".to_owned())),
+            };
+            results[place] = Some(outcome);
+        }
+        results.into_iter().map(|result| result.expect("hit or waited for")).collect()
+    }
+
+    /// Starts fetching what is neither in memory nor on its way, and waits for nothing.
+    pub fn prefetch(&self, store: &Arc<dyn Store>, wanted: &[Fetch]) {
+        let missing: Vec<usize> =
+            (0..wanted.len()).filter(|place| !self.clean.contains_key(&wanted[*place].key)).collect();
+        self.counts.read_ahead(wanted, &missing);
+        drop(self.start(store, wanted, &missing, Keep::Cached));
+    }
+
+    /// Joins or begins the load of each of `missing`, a GET for each run of neighbours.
+    fn start(
+        &self,
+        store: &Arc<dyn Store>,
+        wanted: &[Fetch],
+        missing: &[usize],
+        keep: Keep,
+    ) -> Vec<watch::Receiver<Outcome>> {
+        let mut waits = Vec::with_capacity(missing.len());
+        let mut run: Vec<(Fetch, watch::Sender<Outcome>)> = Vec::new();
+        let mut loading = self.loading.lock();
+        for &place in missing {
+            let fetch = &wanted[place];
+            if let Some(wait) = loading.get(&fetch.key) {
+                waits.push(wait.clone());
+                continue;
+            }
+            let (done, wait) = watch::channel(None);
+            loading.insert(fetch.key, wait.clone());
+            waits.push(wait);
+            let joins = run.last().is_some_and(|(last, _)| {
+                last.object == fetch.object
+                    && last.at + last.stored_bytes() == fetch.at
+                    && fetch.at + fetch.stored_bytes() - run[0].0.at <= self.get_bytes
+            });
+            if !joins && !run.is_empty() {
+                self.spawn_load(store, std::mem::take(&mut run), keep);
+            }
+            run.push((fetch.clone(), done));
+        }
+        if !run.is_empty() {
+            self.spawn_load(store, run, keep);
+        }
+        waits
+    }
+
+    /// Loads a run of neighbours in a task, so that a reader that goes away does not take the others' load with it.
+    fn spawn_load(&self, store: &Arc<dyn Store>, run: Vec<(Fetch, watch::Sender<Outcome>)>, keep: Keep) {
+        let keys = run.iter().map(|(fetch, _)| fetch.key).collect();
+        let begun = Begun { loading: Arc::clone(&self.loading), keys };
+        let (store, clean, counts) = (Arc::clone(store), self.clean.clone(), Arc::clone(&self.counts));
+        self.tasks.spawn_until_cancelled(async move {
+            let results = load(store.as_ref(), &run).await;
+            for ((fetch, _), result) in run.iter().zip(&results) {
+                if let (Ok(bytes), Keep::Cached) = (result, keep) {
+                    put(&clean, &counts, fetch.key, Cached::Bytes(bytes.clone())).await;
+                }
+            }
+            drop(begun);
+            for ((_, done), result) in run.into_iter().zip(results) {
+                done.send_replace(Some(result));
+            }
+        });
+    }
+}
+
+type Loading = BTreeMap<CacheKey, watch::Receiver<Outcome>>;
+
+/// Loads that have begun; when they end, however they do, new readers begin anew.
+struct Begun {
+    loading: Arc<Mutex<Loading>>,
+    keys: Vec<CacheKey>,
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        let mut loading = self.loading.lock();
+        for key in &self.keys {
+            loading.remove(key);
+        }
+    }
+}
+
+/// Fetches a run of neighbours with one GET, and again while a check fails.
+async fn load(store: &dyn Store, run: &[(Fetch, watch::Sender<Outcome>)]) -> Vec<Result<Bytes, Error>> {
+    let (first, last) = (&run[0].0, &run[run.len() - 1].0);
+    let length = last.at + last.stored_bytes() - first.at;
+    for attempt in 1.. {
+        let body = match store.get(&first.object, ByteRange::Bounded { offset: first.at, length }).await {
+            Ok(object) => object.body,
+            Err(store::Error::NotFound { key }) => return vec![Err(Error::Lost { key }); run.len()],
+            Err(error) => return vec![Err(Error::Store(error)); run.len()],
+        };
+        let results: Vec<Result<Bytes, Error>> = run
+            .iter()
+            .map(|(fetch, _)| {
+                let start = usize::try_from(fetch.at - first.at).expect("within the GET");
+                let end = start + usize::try_from(fetch.stored_bytes()).expect("a page");
+                let stored = body.get(start..end);
+                stored.and_then(|stored| fetch.verify(stored)).ok_or_else(|| Error::Damaged {
+                    key: fetch.object.to_string(),
+                    why: format!("the {} bytes at {} fail their check", fetch.length, fetch.at),
+                })
+            })
+            .collect();
+        if attempt == CHECKED_FETCHES || results.iter().all(Result::is_ok) {
+            return results;
+        }
+        tracing::warn!(object = %first.object, attempt, "fetched bytes fail their check, fetching again");
+    }
+    unreachable!("the last attempt returns")
+}

@@ -1,0 +1,340 @@
+//! WRITE, TRIM and WRITE_ZEROES: changes to the dirty layer.
+//!
+//! A change is applied whole at one instant under the volume's lock, so that no commit has half of it. A sector that
+//! a change covers only in part is read first; what was read is used only if it is still what the sector reads as.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::error::Error;
+use super::geometry::{PAGE_BYTES, SECTOR_BYTES, SECTOR_LEN};
+use super::keys::ObjectId;
+use super::layer::PreparedWrite;
+use super::piece::{ChunkRef, InMemory, Piece};
+use super::shared::Shared;
+use super::state::{State, Status};
+
+/// Bytes of a sector that a change covers in part.
+#[derive(Debug)]
+struct Partial {
+    sector: u64,
+    from: usize,
+    bytes: Vec<u8>,
+}
+
+/// A change, cut at sectors.
+#[derive(Debug)]
+pub(super) struct Change {
+    zero: Option<(Range<u64>, bool)>,
+    write: PreparedWrite,
+    partials: Vec<Partial>,
+}
+
+/// What a sector reads as below the change, and where that was found.
+struct Known {
+    sector: u64,
+    source: Source,
+    bytes: Bytes,
+}
+
+/// Where a sector's bytes were found.
+enum Source {
+    Piece(Piece),
+    Base(ObjectId),
+}
+
+/// What keeps a change from being applied.
+enum Obstacle {
+    /// These sectors must be read first.
+    Unread(Vec<u64>),
+    /// The changes so far must be cut first, and too many commits are on their way.
+    CommitsInFlight,
+    /// The journal is at its bound until a checkpoint is published.
+    Journal,
+    /// Nothing more is served.
+    Stopped(String),
+}
+
+/// The whole sectors within a range, and the parts of sectors at its ends.
+fn split(range: Range<u64>) -> (Range<u64>, Vec<Range<u64>>) {
+    let first = range.start.next_multiple_of(SECTOR_BYTES);
+    let last = range.end / SECTOR_BYTES * SECTOR_BYTES;
+    if first > last {
+        return (first..first, vec![range]);
+    }
+    let ends = [range.start..first, last..range.end];
+    (first..last, ends.into_iter().filter(|part| !part.is_empty()).collect())
+}
+
+fn within_sector(at: u64) -> usize {
+    usize::try_from(at % SECTOR_BYTES).expect("less than 512")
+}
+
+impl Change {
+    /// A WRITE.
+    pub(super) fn write(offset: u64, data: &[u8]) -> Self {
+        let (whole, parts) = split(offset..offset + data.len() as u64);
+        let slice = |part: &Range<u64>| {
+            if part.is_empty() {
+                return &data[..0];
+            }
+            let start = usize::try_from(part.start - offset).expect("within the data");
+            &data[start..start + usize::try_from(part.end - part.start).expect("within the data")]
+        };
+        let partials = parts
+            .iter()
+            .map(|part| Partial {
+                sector: part.start / SECTOR_BYTES * SECTOR_BYTES,
+                from: within_sector(part.start),
+                bytes: slice(part).to_vec(),
+            })
+            .collect();
+        Self { zero: None, write: PreparedWrite::new(whole.start, slice(&whole)), partials }
+    }
+
+    /// A TRIM or WRITE_ZEROES.
+    pub(super) fn zero(range: Range<u64>, hole: bool) -> Self {
+        let (whole, parts) = split(range);
+        let partials = parts
+            .iter()
+            .map(|part| Partial {
+                sector: part.start / SECTOR_BYTES * SECTOR_BYTES,
+                from: within_sector(part.start),
+                bytes: vec![0; usize::try_from(part.end - part.start).expect("less than 512")],
+            })
+            .collect();
+        let zero = (!whole.is_empty()).then_some((whole, hole));
+        Self { zero, write: PreparedWrite::default(), partials }
+    }
+
+    /// Blocks that the change may make dirty.
+    fn blocks(&self) -> usize {
+        self.write.blocks() + self.partials.len() + usize::from(self.zero.is_some())
+    }
+}
+
+impl Shared {
+    /// Applies a change; returns when it is part of what every later command sees.
+    pub(super) async fn change(self: &Arc<Self>, change: Change) -> Result<(), Error> {
+        let permits = self.take_budget(change.blocks()).await?;
+        let mut guard = Permits { shared: self, permits };
+        let mut change = Some(change);
+        let mut known = Vec::new();
+        loop {
+            let obstacle = match self.try_apply(&mut change, &known, &mut guard.permits) {
+                Ok(filled) => {
+                    for (chunk, permits) in filled {
+                        self.start_upload(chunk, permits);
+                    }
+                    return Ok(());
+                }
+                Err(obstacle) => obstacle,
+            };
+            match obstacle {
+                Obstacle::Unread(sectors) => {
+                    known.clear();
+                    for sector in sectors {
+                        known.push(self.read_sector(sector).await?);
+                    }
+                }
+                Obstacle::CommitsInFlight => {
+                    let most = self.options.commits_in_flight;
+                    self.wait(|_| self.state.lock().in_flight.len() < most).await?;
+                }
+                Obstacle::Journal => {
+                    self.fold_wake.notify_one();
+                    self.wait(|_| !self.journal_is_full(&self.state.lock())).await?;
+                }
+                Obstacle::Stopped(why) => return Err(Error::Stopped(why)),
+            }
+        }
+    }
+
+    async fn take_budget(&self, blocks: usize) -> Result<usize, Error> {
+        if let Some(permits) = self.env.budget.try_take(blocks) {
+            return Ok(permits);
+        }
+        let _waiting = WaitingWrite::new(self);
+        let taken = self.env.budget.take(blocks);
+        tokio::pin!(taken);
+        let mut progress = self.progress.subscribe();
+        let stopped = progress.wait_for(|now| now.stopped);
+        let either = async {
+            tokio::select! {
+                biased;
+                permits = &mut taken => Some(permits),
+                _ = stopped => None,
+            }
+        };
+        let outcome = match self.options.store_deadline {
+            None => either.await,
+            Some(deadline) => tokio::time::timeout(deadline, either).await.map_err(|_| Error::Deadline {
+                after_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX),
+            })?,
+        };
+        match outcome {
+            Some(permits) => Ok(permits),
+            None => self.check_serving().map(|()| 0),
+        }
+    }
+
+    /// Whether the journal is at twice its limit, so that folding must catch up first.
+    fn journal_is_full(&self, state: &State) -> bool {
+        let (_, records) = state.journal();
+        state.journal_weight() > 2 * self.options.journal_max_bytes
+            || records > 2 * self.options.journal_max_records
+    }
+
+    fn try_apply(
+        &self,
+        change: &mut Option<Change>,
+        known: &[Known],
+        permits: &mut usize,
+    ) -> Result<Vec<(Arc<ChunkRef>, usize)>, Obstacle> {
+        let mut state = self.state.lock();
+        match &state.status {
+            Status::Serving => {}
+            Status::Draining => return Err(Obstacle::Stopped("the volume is being closed".to_owned())),
+            Status::Stopped(why) => return Err(Obstacle::Stopped(why.clone())),
+        }
+        if self.journal_is_full(&state) {
+            return Err(Obstacle::Journal);
+        }
+        let pending = change.as_mut().expect("applied once");
+        let mut edges = Vec::with_capacity(pending.partials.len());
+        let mut unread = Vec::new();
+        for partial in &pending.partials {
+            match self.sector_below(&state, partial.sector, known) {
+                Some(mut sector) => {
+                    sector[partial.from..partial.from + partial.bytes.len()].copy_from_slice(&partial.bytes);
+                    edges.push((partial.sector, sector));
+                }
+                None => unread.push(partial.sector),
+            }
+        }
+        if !unread.is_empty() {
+            return Err(Obstacle::Unread(unread));
+        }
+        let now = Instant::now();
+        if let Some((range, _)) = &pending.zero
+            && state.dirty.cuts_filled_chunk(self.geometry, range)
+        {
+            if state.in_flight.len() >= self.options.commits_in_flight {
+                return Err(Obstacle::CommitsInFlight);
+            }
+            state.cut(now);
+            self.commit_wake.notify_one();
+        }
+        let Change { zero, mut write, .. } = change.take().expect("checked above");
+        for (sector, bytes) in edges {
+            write.add_sector(sector, bytes);
+        }
+        Ok(self.apply(&mut state, zero, write, permits, now))
+    }
+
+    fn apply(
+        &self,
+        state: &mut State,
+        zero: Option<(Range<u64>, bool)>,
+        write: PreparedWrite,
+        permits: &mut usize,
+        now: Instant,
+    ) -> Vec<(Arc<ChunkRef>, usize)> {
+        if let Some((range, hole)) = zero {
+            state.dirty.zero(self.geometry, range, hole);
+        }
+        let filled = state.dirty.write(self.geometry, write);
+        let held = state.dirty_permits + *permits;
+        let needed = state.dirty.block_count();
+        // A write larger than the whole budget holds less than it needs.
+        state.dirty_permits = held.min(needed);
+        *permits = held - state.dirty_permits;
+        state.dirty_since.get_or_insert(now);
+        let mut chunks = Vec::with_capacity(filled.len());
+        for index in filled {
+            let blocks = state.dirty.take_filled(self.geometry, index);
+            let id = self.next_id();
+            let chunk = Arc::new(ChunkRef::filled(index, id, self.geometry.pages_per_chunk(), blocks));
+            state.dirty.promote(Arc::clone(&chunk));
+            state.filled_at = Some(now);
+            let moved = state.dirty_permits - state.dirty_permits.min(state.dirty.block_count());
+            state.dirty_permits -= moved;
+            chunks.push((chunk, moved));
+        }
+        if !chunks.is_empty() || state.dirty_since == Some(now) || self.record_is_full(state) {
+            self.commit_wake.notify_one();
+        }
+        self.gauge(state);
+        chunks
+    }
+
+    /// Whether the dirty layer is as large as a record may be.
+    pub(super) fn record_is_full(&self, state: &State) -> bool {
+        state.dirty.block_count() as u64 * super::geometry::BLOCK_BYTES >= self.options.commit_max_bytes
+    }
+
+    /// What a sector reads as now, if that is in memory or known.
+    fn sector_below(&self, state: &State, sector: u64, known: &[Known]) -> Option<[u8; SECTOR_LEN]> {
+        let resolved = state.resolve(self.geometry, sector..sector + SECTOR_BYTES);
+        if let Some((_, piece)) = resolved.pieces.first() {
+            match piece.in_memory(SECTOR_BYTES) {
+                Some(InMemory::Bytes(bytes)) => return Some(bytes[..].try_into().expect("a sector")),
+                Some(InMemory::Zero) => return Some([0; SECTOR_LEN]),
+                None => {}
+            }
+        }
+        let known = known.iter().find(|known| known.sector == sector)?;
+        let same = match (&known.source, resolved.pieces.first()) {
+            (Source::Piece(found), Some((_, piece))) => found.is_same(piece),
+            (Source::Base(root), None) => *root == resolved.root.id,
+            _ => false,
+        };
+        same.then(|| known.bytes[..].try_into().expect("a sector"))
+    }
+
+    async fn read_sector(&self, sector: u64) -> Result<Known, Error> {
+        let range = sector..sector + SECTOR_BYTES;
+        let resolved = self.state.lock().resolve(self.geometry, range.clone());
+        let source = match resolved.pieces.first() {
+            Some((_, piece)) => Source::Piece(piece.clone()),
+            None => Source::Base(resolved.root.id),
+        };
+        let bytes = self.read_resolved(range, resolved).await?;
+        debug_assert!(sector % PAGE_BYTES + SECTOR_BYTES <= PAGE_BYTES);
+        Ok(Known { sector, source, bytes })
+    }
+}
+
+/// Permits that a change holds and has not passed on to the dirty layer; given back when it ends, however it does.
+struct Permits<'a> {
+    shared: &'a Shared,
+    permits: usize,
+}
+
+impl Drop for Permits<'_> {
+    fn drop(&mut self) {
+        self.shared.env.budget.give(self.permits);
+    }
+}
+
+/// Counts a write that waits for the budget, which makes the committer cut.
+struct WaitingWrite<'a> {
+    shared: &'a Shared,
+}
+
+impl<'a> WaitingWrite<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        shared.state.lock().waiting_writes += 1;
+        shared.commit_wake.notify_one();
+        Self { shared }
+    }
+}
+
+impl Drop for WaitingWrite<'_> {
+    fn drop(&mut self) {
+        self.shared.state.lock().waiting_writes -= 1;
+    }
+}

@@ -1,0 +1,160 @@
+//! Chunk objects: the pages of one chunk as frames of one size, so that a cold read is one ranged GET.
+//!
+//! `prologue | index (4) | id (12) | pages of a chunk (2) | codec, cipher (2) | stored pages | frames | checksum (16)`.
+//! Invariant: the frame of page p begins at [`frame_offset`], wherever the bitmap of the map entry says it is stored.
+
+use bytes::Bytes;
+use uuid::Uuid;
+
+use super::codec::{Checksum, DecodeError, Decoder, Encoder, Kind, invalid};
+use super::frame::{Place, TAG_BYTES};
+use super::geometry::{ChunkIndex, PAGE_BYTES};
+use super::keys::ObjectId;
+use super::page_set::PageSet;
+
+/// Bytes of an uncompressed frame.
+pub const FRAME_BYTES: u64 = PAGE_BYTES + TAG_BYTES;
+
+/// Bytes before the first frame.
+#[must_use]
+pub fn header_bytes(pages_per_chunk: u16) -> u64 {
+    let fixed = Encoder::PROLOGUE_BYTES + 4 + 12 + 2 + 2;
+    u64::try_from(fixed + PageSet::encoded_bytes(pages_per_chunk)).expect("a small number")
+}
+
+/// Where the frame with this rank begins.
+#[must_use]
+pub fn frame_offset(pages_per_chunk: u16, rank: u32) -> u64 {
+    header_bytes(pages_per_chunk) + u64::from(rank) * FRAME_BYTES
+}
+
+/// Writes a chunk object page by page.
+#[derive(Debug)]
+pub struct ChunkWriter {
+    to: Encoder,
+    place: Place,
+    stored: PageSet,
+    next: u16,
+}
+
+impl ChunkWriter {
+    /// Begins the object `id` that stores the pages `stored`.
+    #[must_use]
+    pub fn new(volume: Uuid, index: ChunkIndex, id: ObjectId, pages_per_chunk: u16, stored: PageSet) -> Self {
+        let capacity = frame_offset(pages_per_chunk, stored.len()) + TAG_BYTES;
+        let mut to = Encoder::new(Kind::Chunk, volume, usize::try_from(capacity).expect("at most 33 MiB"));
+        to.u32(index.0);
+        to.u32(id.epoch);
+        to.u64(id.k);
+        to.u16(pages_per_chunk);
+        to.u8(0);
+        to.u8(0);
+        stored.encode(pages_per_chunk, &mut to);
+        Self { to, place: Place::chunk(volume, index.0, id), stored, next: 0 }
+    }
+
+    /// Appends a page; they come in order, each of the stored ones once.
+    ///
+    /// # Panics
+    /// If the page is not the next stored one, or not a page long.
+    pub fn page(&mut self, page: u16, payload: &[u8]) {
+        assert!(page >= self.next && self.stored.contains(page), "page {page} is not the next stored one");
+        assert_eq!(payload.len() as u64, PAGE_BYTES, "a page is whole");
+        self.to.raw(payload);
+        self.to.raw(&self.place.tag(u32::from(page), payload).0);
+        self.next = page + 1;
+    }
+
+    /// The object.
+    ///
+    /// # Panics
+    /// If a stored page was not given.
+    #[must_use]
+    pub fn finish(self) -> Bytes {
+        let frames = u64::from(self.stored.len()) * FRAME_BYTES;
+        let fixed = Encoder::PROLOGUE_BYTES as u64;
+        assert!(self.to.position() as u64 > fixed + frames, "every stored page was given");
+        Bytes::from(self.to.finish())
+    }
+}
+
+/// A decoded chunk object.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ChunkObject<'a> {
+    /// Its chunk.
+    pub index: ChunkIndex,
+    /// Its name.
+    pub id: ObjectId,
+    /// Pages that it stores.
+    pub stored: PageSet,
+    /// Their payloads, in order.
+    pub pages: Vec<&'a [u8]>,
+}
+
+impl<'a> ChunkObject<'a> {
+    /// Reads a whole object.
+    ///
+    /// # Errors
+    /// If it is damaged.
+    pub fn decode(volume: Uuid, bytes: &'a [u8]) -> Result<Self, DecodeError> {
+        let mut from = Decoder::object_of(Kind::Chunk, volume, bytes)?;
+        let index = ChunkIndex(from.u32()?);
+        let id = ObjectId { epoch: from.u32()?, k: from.u64()? };
+        let pages_per_chunk = from.u16()?;
+        if !pages_per_chunk.is_power_of_two() || pages_per_chunk > super::geometry::MAX_PAGES_PER_CHUNK {
+            return Err(invalid(
+                "pages of a chunk",
+                format!("{pages_per_chunk} is no power of two up to 512"),
+            ));
+        }
+        let (codec, cipher) = (from.u8()?, from.u8()?);
+        if (codec, cipher) != (0, 0) {
+            return Err(invalid("codec and cipher", format!("{codec} and {cipher} are unknown")));
+        }
+        let stored = PageSet::decode(pages_per_chunk, &mut from)?;
+        let place = Place::chunk(volume, index.0, id);
+        let frame_bytes = usize::try_from(FRAME_BYTES).expect("64 KiB and a tag");
+        let mut pages = Vec::new();
+        for page in stored.iter() {
+            pages.push(place.open(u32::from(page), from.raw(frame_bytes)?).ok_or(DecodeError::Checksum)?);
+        }
+        from.finish()?;
+        Ok(Self { index, id, stored, pages })
+    }
+}
+
+/// Bytes that a chunk object with so many pages takes.
+#[must_use]
+pub fn object_bytes(pages_per_chunk: u16, stored: u32) -> u64 {
+    frame_offset(pages_per_chunk, stored) + Checksum::BYTES as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_frame_lies_where_the_bitmap_says() {
+        let volume = Uuid::from_u128(1);
+        let id = ObjectId { epoch: 1, k: 2 };
+        let mut stored = PageSet::EMPTY;
+        [1, 5, 63].into_iter().for_each(|p| stored.insert(p));
+        let mut writer = ChunkWriter::new(volume, ChunkIndex(3), id, 64, stored);
+        for page in stored.iter() {
+            writer.page(page, &vec![u8::try_from(page).unwrap(); 65_536]);
+        }
+        let bytes = writer.finish();
+        assert_eq!(bytes.len() as u64, object_bytes(64, 3));
+        for page in stored.iter() {
+            let at = usize::try_from(frame_offset(64, stored.rank(page))).unwrap();
+            let frame = &bytes[at..at + usize::try_from(FRAME_BYTES).unwrap()];
+            let payload = Place::chunk(volume, 3, id).open(u32::from(page), frame).expect("the tag fits");
+            assert!(payload.iter().all(|b| u16::from(*b) == page));
+        }
+        let object = ChunkObject::decode(volume, &bytes).unwrap();
+        assert_eq!(
+            (object.index, object.id, object.stored, object.pages.len()),
+            (ChunkIndex(3), id, stored, 3)
+        );
+    }
+}

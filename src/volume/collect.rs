@@ -1,0 +1,314 @@
+//! Deleting what nothing names any more, after a grace.
+//!
+//! One rule: when a root goes, those of this volume's objects that it names and neither its parent nor a child does
+//! die, then its entry in the root table. Only the holder of the epoch deletes: the list is fixed, then the head is
+//! read; if its epoch is another, nothing is deleted. Seals are never deleted.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::base;
+use super::error::{Error, OpenError};
+use super::keys::ObjectId;
+use super::map::Entry;
+use super::open::read_head;
+use super::root::{KeptRoot, MAX_ROOTS, Root, RootTable};
+use super::shared::Shared;
+use crate::store::{self, ByteRange};
+
+/// Keys of one delete request at most.
+const DELETE_KEYS: usize = 1000;
+/// Garbage of so many checkpoints waits for its grace at most; the root table has room for more.
+const MAX_WAITING: usize = 1024;
+/// Pause after a collection that failed.
+const RETRY_PAUSE: Duration = Duration::from_secs(10);
+
+/// The root table has no room for another root.
+#[derive(Debug)]
+pub(super) struct TableFull;
+
+/// What is to be deleted.
+#[derive(Debug)]
+pub(super) enum Garbage {
+    /// These objects, in this order.
+    Objects(Vec<String>),
+    /// A root that a checkpoint replaced, and what only it names.
+    Root(ObjectId),
+}
+
+/// What waits to be deleted, and the root table that the folder and the collector share.
+#[derive(Debug)]
+pub(super) struct Trash {
+    table: Mutex<RootTable>,
+    /// Roots whose objects are gone, to be left out of the next table.
+    collected: Mutex<BTreeSet<ObjectId>>,
+    queue: Mutex<VecDeque<(Instant, Garbage)>>,
+    wake: Notify,
+}
+
+impl Trash {
+    pub(super) fn new(table: RootTable) -> Self {
+        Self {
+            table: Mutex::new(table),
+            collected: Mutex::new(BTreeSet::new()),
+            queue: Mutex::new(VecDeque::new()),
+            wake: Notify::new(),
+        }
+    }
+
+    /// Name of the table that the head names.
+    pub(super) fn table_id(&self) -> ObjectId {
+        self.table.lock().id
+    }
+
+    /// Roots that are kept: those of the table whose objects are not gone.
+    pub(super) fn kept(&self) -> Vec<KeptRoot> {
+        without(&self.table.lock().roots, &self.collected.lock())
+    }
+
+    /// The table once `root` has replaced `old`.
+    ///
+    /// # Errors
+    /// If the table is full, until the collector has made room.
+    pub(super) fn next_table(
+        &self,
+        id: ObjectId,
+        old: &Root,
+        root: &Root,
+        now_seconds: u64,
+    ) -> Result<RootTable, TableFull> {
+        let mut roots = self.kept();
+        if roots.len() >= MAX_ROOTS {
+            return Err(TableFull);
+        }
+        for kept in &mut roots {
+            if kept.root == old.id && kept.snapshot.is_empty() && kept.pins.is_empty() {
+                kept.retired_at_seconds = now_seconds.max(1);
+            }
+        }
+        roots.push(KeptRoot::current(root, old.id));
+        Ok(RootTable { id, roots })
+    }
+
+    /// Notes the table that the head now names.
+    pub(super) fn set_table(&self, table: RootTable) {
+        *self.table.lock() = table;
+    }
+
+    /// Queues garbage, to be deleted after the grace.
+    pub(super) fn add(&self, shared: &Shared, garbage: Garbage) {
+        self.add_due(Instant::now() + shared.options.deletion_grace, garbage);
+    }
+
+    fn add_due(&self, due: Instant, garbage: Garbage) {
+        if matches!(&garbage, Garbage::Objects(names) if names.is_empty()) {
+            return;
+        }
+        let mut queue = self.queue.lock();
+        let place = queue.partition_point(|(other, _)| *other <= due);
+        queue.insert(place, (due, garbage));
+        if queue.len() > MAX_WAITING {
+            // The grace is a courtesy: where checkpoints outrun it, the oldest garbage goes now.
+            let now = Instant::now();
+            let hasty = queue.len() - MAX_WAITING;
+            for (due, _) in queue.iter_mut().take(hasty) {
+                *due = now.min(*due);
+            }
+        }
+        self.wake.notify_one();
+    }
+}
+
+/// The roots without those that are collected; their children pass to their parents.
+fn without(roots: &[KeptRoot], collected: &BTreeSet<ObjectId>) -> Vec<KeptRoot> {
+    let parent_of = |id: ObjectId| roots.iter().find(|kept| kept.root == id).and_then(|kept| kept.parent);
+    roots
+        .iter()
+        .filter(|kept| !collected.contains(&kept.root))
+        .map(|kept| {
+            let mut kept = kept.clone();
+            while let Some(parent) = kept.parent.filter(|parent| collected.contains(parent)) {
+                kept.parent = parent_of(parent);
+            }
+            kept
+        })
+        .collect()
+}
+
+/// The task that deletes.
+#[derive(Debug)]
+pub(super) struct Collector {
+    pub(super) shared: Arc<Shared>,
+    pub(super) trash: Arc<Trash>,
+    clean: bool,
+}
+
+impl Collector {
+    pub(super) fn new(shared: Arc<Shared>, trash: Arc<Trash>, clean: bool) -> Self {
+        Self { shared, trash, clean }
+    }
+
+    /// Runs until the volume stops.
+    pub(super) async fn run(self) {
+        self.queue_retired();
+        while let Err(error) = self.queue_leftovers(self.clean).await {
+            tracing::warn!(volume = %self.shared.keys.volume(), "looking for leftovers failed, trying again: {error}");
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
+        loop {
+            let due = self.trash.queue.lock().front().map(|(due, _)| *due);
+            match due {
+                None => self.trash.wake.notified().await,
+                Some(due) if due > Instant::now() => {
+                    tokio::select! {
+                        biased;
+                        () = self.trash.wake.notified() => {}
+                        () = tokio::time::sleep_until(due) => {}
+                    }
+                }
+                Some(_) => {
+                    let Some((_, garbage)) = self.trash.queue.lock().pop_front() else { continue };
+                    if let Err(error) = self.delete(&garbage).await {
+                        if self.shared.check_serving().is_err() {
+                            return;
+                        }
+                        tracing::warn!(volume = %self.shared.keys.volume(), "deleting failed, trying again: {error}");
+                        self.trash.add_due(Instant::now() + RETRY_PAUSE, garbage);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Queues the roots that earlier epochs retired.
+    fn queue_retired(&self) {
+        let now = (self.shared.env.wall_clock)();
+        for kept in self.trash.kept() {
+            if kept.retired_at_seconds != 0 && kept.snapshot.is_empty() && kept.pins.is_empty() {
+                let age = Duration::from_secs(now.saturating_sub(kept.retired_at_seconds));
+                let left = self.shared.options.deletion_grace.saturating_sub(age);
+                self.trash.add_due(Instant::now() + left, Garbage::Root(kept.root));
+            }
+        }
+    }
+
+    async fn delete(&self, garbage: &Garbage) -> Result<(), Error> {
+        match garbage {
+            Garbage::Objects(names) => self.delete_objects(names).await,
+            Garbage::Root(id) => self.delete_root(*id).await,
+        }
+    }
+
+    /// Deletes objects in order, if the epoch is still ours.
+    async fn delete_objects(&self, names: &[String]) -> Result<(), Error> {
+        for batch in names.chunks(DELETE_KEYS) {
+            self.check_epoch().await?;
+            self.shared.env.store.delete(batch).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads the head: another epoch there stops the volume.
+    async fn check_epoch(&self) -> Result<(), Error> {
+        self.shared.check_serving()?;
+        let head = match read_head(&self.shared.env, self.shared.keys).await {
+            Ok((head, _)) => head,
+            Err(OpenError::Store(error)) => return Err(Error::Store(error)),
+            Err(error) => {
+                return Err(Error::Damaged { key: self.shared.keys.head(), why: error.to_string() });
+            }
+        };
+        if head.epoch != self.shared.epoch {
+            let why = format!("the volume was taken over by epoch {} of {}", head.epoch, head.holder_name);
+            self.shared.stop(why.clone());
+            return Err(Error::Stopped(why));
+        }
+        Ok(())
+    }
+
+    /// Deletes what only a retired root names: chunk objects, then map pages, then the root itself.
+    async fn delete_root(&self, id: ObjectId) -> Result<(), Error> {
+        let shared = &self.shared;
+        let kept = self.trash.kept();
+        let Some(own) = kept.iter().find(|kept| kept.root == id) else { return Ok(()) };
+        let neighbour_ids: Vec<ObjectId> = kept
+            .iter()
+            .filter(|other| other.parent == Some(id) || own.parent == Some(other.root))
+            .map(|other| other.root)
+            .collect();
+        let Some(root) = self.root(id).await? else {
+            self.trash.collected.lock().insert(id);
+            return Ok(());
+        };
+        let mut neighbours = Vec::new();
+        for neighbour in neighbour_ids {
+            let Some(root) = self.root(neighbour).await? else {
+                return Err(Error::Lost { key: shared.keys.root(neighbour) });
+            };
+            neighbours.push(root);
+        }
+        let mut map_pages = Vec::new();
+        for (number, reference) in root.map_pages.iter().filter(|(_, reference)| reference.origin == 0) {
+            if neighbours.iter().any(|other| other.map_pages.get(number) == Some(reference)) {
+                continue;
+            }
+            let chunks = self.only_named_by(&root, &neighbours, *number).await?;
+            self.delete_objects(&chunks).await?;
+            map_pages.push(shared.keys.map_page(*number, reference.id));
+        }
+        self.delete_objects(&map_pages).await?;
+        self.delete_objects(&[shared.keys.root(id)]).await?;
+        self.trash.collected.lock().insert(id);
+        Ok(())
+    }
+
+    /// A root that is kept; `None` once it was deleted.
+    pub(super) async fn root(&self, id: ObjectId) -> Result<Option<Root>, Error> {
+        let key = self.shared.keys.root(id);
+        match self.shared.env.store.get(&key, ByteRange::Full).await {
+            Ok(object) => Root::decode(self.shared.keys.volume(), id, &object.body)
+                .map(Some)
+                .map_err(|error| Error::Damaged { key, why: error.to_string() }),
+            Err(store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(Error::Store(error)),
+        }
+    }
+
+    /// Chunk objects of ours that a map page of `root` names and the same page of no neighbour does.
+    async fn only_named_by(
+        &self,
+        root: &Root,
+        neighbours: &[Root],
+        number: u32,
+    ) -> Result<Vec<String>, Error> {
+        let shared = &self.shared;
+        let load = |root| base::map_page(&shared.env, shared.keys, shared.geometry, root, number);
+        let page = match load(root).await {
+            Ok(Some(page)) => page,
+            // Deleted by an earlier attempt, after the objects that it named.
+            Ok(None) | Err(Error::Lost { .. }) => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let mut others = Vec::new();
+        for neighbour in neighbours {
+            others.extend(load(neighbour).await?);
+        }
+        let base_of = |entry: &Entry| entry.base.filter(|base| base.origin == 0).map(|base| base.id);
+        let mut names = Vec::new();
+        for (slot, entry) in page.page.entries() {
+            let Some(id) = base_of(&entry) else { continue };
+            let named = others.iter().any(|other| {
+                other.owner == shared.keys && other.page.entry(slot).as_ref().and_then(base_of) == Some(id)
+            });
+            if !named {
+                names.push(shared.keys.chunk(super::geometry::ChunkIndex::at(number, slot), id));
+            }
+        }
+        Ok(names)
+    }
+}

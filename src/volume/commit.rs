@@ -1,0 +1,348 @@
+//! Group commit: cuts the dirty layer, makes the record, sends it, and settles commits in order.
+//!
+//! One task decides when to cut and makes the records, since each names the one before; every record is sent by a task of its own,
+//! the same bytes to the same slot until its fate is known. Invariants: a record is sent only when the chunk objects that it names
+//! are durable; commit k is settled only when all before it are; nothing is answered for a commit that is not.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::codec::Checksum;
+use super::error::Error;
+use super::geometry::{BLOCK_BYTES, PAGE_BYTES, PAGE_LEN};
+use super::head::Checkpoint;
+use super::interval::IntervalMap;
+use super::keys::Slot;
+use super::layer::DirtyLayer;
+use super::piece::{Block, BlockBytes, ChunkRef, DataPlace, Piece, RecordRef};
+use super::record::{Change, RecordKind, RecordWriter};
+use super::shared::Shared;
+use super::state::{InFlight, Sent, Stage, State, Status};
+use super::store_exact::{Placed, create_exact};
+use crate::metrics::labels::ObjectKind;
+
+/// Weight of the newest sample in the moving average of PUT latency.
+const LATENCY_WEIGHT: u32 = 8;
+/// A flush waits for this part of the recent PUT latency after the last cut, to be shared by more flushes.
+const GATHER_PART: u32 = 8;
+
+/// The task that cuts and makes records.
+#[derive(Debug)]
+pub(super) struct Committer {
+    shared: Arc<Shared>,
+    /// Checksum of the last record made.
+    previous: Checksum,
+    last_cut: Option<Instant>,
+}
+
+/// What the committer does next.
+enum Next {
+    Cut,
+    Wait(Option<Instant>),
+    End,
+}
+
+impl Committer {
+    pub(super) fn new(shared: Arc<Shared>, previous: Checksum) -> Self {
+        Self { shared, previous, last_cut: None }
+    }
+
+    /// Runs until the volume stops.
+    pub(super) async fn run(mut self) {
+        loop {
+            let now = Instant::now();
+            let next = {
+                let mut state = self.shared.state.lock();
+                let next = self.next(&state, now);
+                if matches!(next, Next::Cut) {
+                    state.cut(now);
+                }
+                next
+            };
+            self.send_frozen();
+            match next {
+                Next::Cut => self.last_cut = Some(now),
+                Next::Wait(None) => self.shared.commit_wake.notified().await,
+                Next::Wait(Some(until)) => {
+                    tokio::select! {
+                        biased;
+                        () = self.shared.commit_wake.notified() => {}
+                        () = tokio::time::sleep_until(until) => {}
+                    }
+                }
+                Next::End => return,
+            }
+        }
+    }
+
+    fn next(&self, state: &State, now: Instant) -> Next {
+        let options = &self.shared.options;
+        if matches!(state.status, Status::Stopped(_)) {
+            return Next::End;
+        }
+        let Some(since) = state.dirty_since else { return Next::Wait(None) };
+        if state.in_flight.len() >= options.commits_in_flight {
+            return Next::Wait(None);
+        }
+        if state.flushes > 0 || self.shared.record_is_full(state) || self.writes_starve(state) {
+            let gather = *self.shared.put_latency.lock() / GATHER_PART;
+            return match self.last_cut.map(|last| last + gather) {
+                Some(earliest) if !state.in_flight.is_empty() && now < earliest => Next::Wait(Some(earliest)),
+                _ => Next::Cut,
+            };
+        }
+        let due = since + options.commit_max_age;
+        if now < due {
+            return Next::Wait(Some(due));
+        }
+        // A stream is filling chunks: the cut waits for the next one to be full, so that it is sent once.
+        let deadline = due + options.commit_chunk_wait;
+        match state.filled_at {
+            Some(filled) if filled < due && now < deadline => Next::Wait(Some(deadline)),
+            _ => Next::Cut,
+        }
+    }
+
+    /// Whether writes wait for the dirty budget and a cut would free a good part of it.
+    fn writes_starve(&self, state: &State) -> bool {
+        let most = self.shared.options.commit_max_bytes / BLOCK_BYTES;
+        let share = most.min(self.shared.env.budget.total() as u64).div_ceil(4);
+        state.waiting_writes > 0 && state.dirty.block_count() as u64 >= share
+    }
+
+    /// Makes the records of commits that were cut, in order, and starts sending them.
+    fn send_frozen(&mut self) {
+        loop {
+            let frozen = {
+                let state = self.shared.state.lock();
+                state.in_flight.iter().find_map(|commit| match &commit.stage {
+                    Stage::Frozen(layer) => Some((commit.n, Arc::clone(layer))),
+                    Stage::Sent(_) => None,
+                })
+            };
+            let Some((n, layer)) = frozen else { return };
+            let slot = Slot { epoch: self.shared.epoch, n };
+            let (sent, body) = make_record(&self.shared, slot, self.previous, &layer);
+            self.previous = sent.end.checksum;
+            let sent = Arc::new(sent);
+            {
+                let mut state = self.shared.state.lock();
+                let commit = state.in_flight.iter_mut().find(|commit| commit.n == n);
+                commit.expect("only settled commits leave, and this was not sent").stage =
+                    Stage::Sent(Arc::clone(&sent));
+            }
+            // Superseded ones are waited for too: they are deleted later, which must not come before they are there.
+            let chunks = layer.chunks().chain(layer.superseded()).map(Arc::clone).collect();
+            let shared = Arc::clone(&self.shared);
+            self.shared.tasks.spawn_until_cancelled(shared.send(slot, chunks, body));
+        }
+    }
+}
+
+/// Makes the record of a frozen layer: zeros first, then chunks, then data, as they lie from below.
+fn make_record(shared: &Shared, slot: Slot, previous: Checksum, layer: &DirtyLayer) -> (Sent, Bytes) {
+    let (volume, nonce) = (shared.keys.volume(), shared.env.entropy.next_u64());
+    let pages = shared.geometry.pages_per_chunk();
+    let mut writer = RecordWriter::new(volume, RecordKind::Commit, slot, slot.epoch, nonce, previous, pages);
+    let mut pieces = IntervalMap::default();
+    for (range, hole) in layer.zeros() {
+        writer.change(Change::Zero { offset: range.start, length: range.end - range.start, hole });
+        pieces.insert(range, Piece::Zero { hole });
+    }
+    for chunk in layer.chunks() {
+        writer.change(Change::Chunk { index: chunk.index, id: chunk.id, stored: chunk.stored });
+        pieces.insert(shared.geometry.chunk_range(chunk.index), Piece::Chunk(Arc::clone(chunk), 0));
+    }
+    let mut run: Vec<(Range<u64>, &Arc<Block>)> = Vec::new();
+    for (range, block) in layer.runs() {
+        let joins = run
+            .last()
+            .is_some_and(|(last, _)| last.end == range.start && !range.start.is_multiple_of(PAGE_BYTES));
+        if !joins && !run.is_empty() {
+            add_run(&mut writer, &std::mem::take(&mut run));
+        }
+        run.push((range, block));
+    }
+    if !run.is_empty() {
+        add_run(&mut writer, &run);
+    }
+    let (record, body, checksum) = writer.finish();
+    let reference = Arc::new(RecordRef::new(&record, Some(body.clone())));
+    insert_data(&reference, &record.changes, &mut pieces);
+    let chunks = layer.chunks().filter(|c| !c.stored.is_empty()).map(|c| (c.index, c.id)).collect();
+    let superseded =
+        layer.superseded().iter().filter(|c| !c.stored.is_empty()).map(|c| (c.index, c.id)).collect();
+    let sent =
+        Sent { pieces, bytes: body.len() as u64, end: Checkpoint { slot, checksum }, chunks, superseded };
+    (sent, body)
+}
+
+fn add_run(writer: &mut RecordWriter, run: &[(Range<u64>, &Arc<Block>)]) {
+    let within = |range: &Range<u64>| {
+        let start = usize::try_from(range.start % BLOCK_BYTES).expect("4 KiB");
+        start..start + usize::try_from(range.end - range.start).expect("a block at most")
+    };
+    if let [(range, block)] = run {
+        let bytes = Bytes::from_owner(BlockBytes(Arc::clone(block))).slice(within(range));
+        writer.data(range.start, bytes);
+        return;
+    }
+    let mut bytes = Vec::with_capacity(PAGE_LEN);
+    for (range, block) in run {
+        bytes.extend_from_slice(&block.data[within(range)]);
+    }
+    writer.data(run[0].0.start, Bytes::from(bytes));
+}
+
+/// Maps the data changes of a record to where they lie in it.
+pub(super) fn insert_data(record: &Arc<RecordRef>, changes: &[Change], pieces: &mut IntervalMap<Piece>) {
+    for (number, change) in changes.iter().enumerate() {
+        if let Change::Data { offset, length, .. } = change {
+            let change = u32::try_from(number).expect("a count is four bytes");
+            let piece = Piece::Data { record: Arc::clone(record), change, at: 0 };
+            pieces.insert(*offset..*offset + u64::from(*length), piece);
+        }
+    }
+}
+
+impl RecordRef {
+    /// A reference to a record, with its bytes while they are to stay in memory.
+    pub(super) fn new(record: &super::record::Record, body: Option<Bytes>) -> Self {
+        let data = record
+            .changes
+            .iter()
+            .map(|change| match change {
+                Change::Data { at, length, tag, .. } => {
+                    Some(DataPlace { at: *at, length: *length, tag: *tag })
+                }
+                _ => None,
+            })
+            .collect();
+        Self { slot: record.slot, data, body: parking_lot::Mutex::new(body) }
+    }
+}
+
+impl Shared {
+    /// Sends a record until its fate is known, then settles it.
+    async fn send(self: Arc<Self>, slot: Slot, chunks: Vec<Arc<ChunkRef>>, body: Bytes) {
+        for chunk in chunks {
+            let mut uploaded = chunk.uploaded.subscribe();
+            uploaded.wait_for(|uploaded| *uploaded).await.expect("the sender lives in the chunk");
+        }
+        let begun = Instant::now();
+        let key = self.keys.record(slot);
+        loop {
+            match create_exact(self.env.store.as_ref(), &key, &body).await {
+                Ok(Placed::Ours) => {
+                    self.metrics.put_bytes.of(ObjectKind::Journal).inc_by(body.len() as u64);
+                    break;
+                }
+                Ok(Placed::Other(found)) => {
+                    let what = super::fence::describe(self.keys.volume(), slot, &found);
+                    return self
+                        .stop(format!("another gateway took the volume over: {what} stands at {key}"));
+                }
+                Err(error) => {
+                    tracing::error!(%key, "commit record not durable yet, sending it again: {error}");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+        }
+        let took = begun.elapsed();
+        {
+            let mut latency = self.put_latency.lock();
+            *latency = match latency.is_zero() {
+                true => took,
+                false => (*latency * (LATENCY_WEIGHT - 1) + took) / LATENCY_WEIGHT,
+            };
+        }
+        self.settle(slot.n).await;
+    }
+
+    /// Marks a commit durable, and merges it and those after it that are, as far as there is no gap.
+    async fn settle(&self, n: u64) {
+        let mut settled: Vec<InFlight> = Vec::new();
+        let now = Instant::now();
+        let fold;
+        {
+            let mut state = self.state.lock();
+            if matches!(state.status, Status::Stopped(_)) {
+                return;
+            }
+            if let Some(commit) = state.in_flight.iter_mut().find(|commit| commit.n == n) {
+                commit.durable = true;
+            }
+            while state.in_flight.front().is_some_and(|commit| commit.durable) {
+                let commit = state.in_flight.pop_front().expect("just seen");
+                if let Stage::Sent(sent) = &commit.stage {
+                    state.committed.merge(sent, now);
+                }
+                settled.push(commit);
+            }
+            fold = self.wants_fold(&state);
+            self.gauge(&state);
+        }
+        let Some(last) = settled.last() else { return };
+        let durable_n = last.n;
+        self.progress.send_modify(|progress| progress.durable_n = progress.durable_n.max(durable_n));
+        self.commit_wake.notify_one();
+        if fold {
+            self.fold_wake.notify_one();
+        }
+        for commit in settled {
+            if let Stage::Sent(sent) = &commit.stage {
+                self.metrics.commits.inc();
+                self.metrics.commit_bytes.inc_by(sent.bytes);
+                self.metrics.commit_duration.observe((now - commit.cut_at).as_secs_f64());
+                self.metrics.commit_group.observe(f64::from(commit.flushes));
+                self.leave_memory(sent).await;
+            }
+            self.env.budget.give(commit.permits);
+        }
+    }
+
+    /// Moves the data of a durable record from its body into the page cache.
+    async fn leave_memory(&self, sent: &Sent) {
+        for (_, piece) in sent.pieces.iter() {
+            if let Piece::Data { record, change, .. } = piece {
+                let body = record.body.lock().clone();
+                let (Some(body), Some(place)) = (body, record.data[*change as usize]) else { continue };
+                let start = usize::try_from(place.at).expect("within the record");
+                let bytes = &body[start..start + place.length as usize];
+                self.env
+                    .cache
+                    .insert(self.change_fetch(record, *change).key, Bytes::copy_from_slice(bytes))
+                    .await;
+            }
+        }
+        self.env.cache.settle().await;
+        if let Some(record) = sent.pieces.iter().find_map(|(_, piece)| match piece {
+            Piece::Data { record, .. } => Some(record),
+            _ => None,
+        }) {
+            *record.body.lock() = None;
+        }
+    }
+
+    /// Returns when every change applied before the call is durable.
+    pub(super) async fn flush(&self) -> Result<(), Error> {
+        let target = {
+            let mut state = self.state.lock();
+            if let Status::Stopped(why) = &state.status {
+                return Err(Error::Stopped(why.clone()));
+            }
+            if state.dirty.is_empty() {
+                state.next_n - 1
+            } else {
+                state.flushes += 1;
+                self.commit_wake.notify_one();
+                state.next_n
+            }
+        };
+        self.wait(|progress| progress.durable_n >= target).await
+    }
+}

@@ -1,0 +1,105 @@
+//! Errors of the volume layer: each variant says what the caller should do.
+
+use super::codec::DecodeError;
+use super::geometry::GeometryError;
+use crate::store;
+
+/// Why a command on a volume failed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// The range is not within the volume. The caller's mistake.
+    #[error("{length} bytes at {offset} are beyond the volume's {size} bytes")]
+    OutOfRange {
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        length: u64,
+        /// Size of the volume.
+        size: u64,
+    },
+    /// Another gateway took the volume over, or this one gave it up: nothing more is served.
+    #[error("{0}")]
+    Stopped(String),
+    /// An object is not what was written: its range is unreadable.
+    #[error("{key}: {why}")]
+    Damaged {
+        /// Key of the object.
+        key: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// An object that the map names is gone: its range is unreadable.
+    #[error("{key}: the object is gone although the volume names it")]
+    Lost {
+        /// Key of the object.
+        key: String,
+    },
+    /// The store did not do it within the deadline. What was written stays dirty; a later flush may succeed.
+    #[error("not durable within {after_ms} ms; the data is kept and sent on")]
+    Deadline {
+        /// Milliseconds waited.
+        after_ms: u64,
+    },
+    /// The store failed for good.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}
+
+/// Why a volume cannot be opened, created or deleted.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum OpenError {
+    /// No volume has that name.
+    #[error("no volume named {0:?}")]
+    NoSuchVolume(String),
+    /// A volume of that name stands already.
+    #[error("a volume named {0:?} exists already")]
+    Exists(String),
+    /// It cannot have that name.
+    #[error("{0:?} is not a volume name: 1 to 128 of A-Z a-z 0-9 . _ -, not beginning with a dot")]
+    BadName(String),
+    /// It stands with another size.
+    #[error("volume {name:?} has {found} bytes, not the {wanted} asked for")]
+    SizeDiffers {
+        /// Name.
+        name: String,
+        /// Its size.
+        found: u64,
+        /// The size asked for.
+        wanted: u64,
+    },
+    /// Another gateway holds it. Wait for it to end, or take over.
+    #[error("volume is in use by {holder}; if that gateway is gone for good, take over")]
+    Held {
+        /// Who.
+        holder: String,
+    },
+    /// Another gateway opened it at the same time, or is deleting it.
+    #[error("lost the volume to another gateway while opening it: {0}")]
+    Lost(String),
+    /// It is being deleted.
+    #[error("volume is being deleted")]
+    Deleting,
+    /// An object is not what was written.
+    #[error("{key}: {source}")]
+    Damaged {
+        /// Key of the object.
+        key: String,
+        /// What is wrong with it.
+        #[source]
+        source: DecodeError,
+    },
+    /// The journal is not a chain: refuse rather than serve wrong data.
+    #[error("{key}: {why}")]
+    BrokenJournal {
+        /// Key of the record.
+        key: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// A size that cannot be.
+    #[error(transparent)]
+    Geometry(#[from] GeometryError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}

@@ -1,0 +1,415 @@
+//! Folding: all commits up to an exact one, and nothing newer, become new objects under a new root.
+//!
+//! One task folds. Reads, writes and commits go on meanwhile: what is being folded stays in force above the old root
+//! until the new one is published. Invariants: the new root is the volume at exactly the checkpoint's commit; a head
+//! names only objects that are durable; nothing is handed to the collector before the head that replaces it is.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::stream::{self, StreamExt, TryStreamExt};
+use tokio::sync::{mpsc, oneshot};
+
+use super::base::{self, LoadedMapPage};
+use super::cache::{CacheKey, Unit};
+use super::collect::{Collector, Garbage, Trash};
+use super::error::Error;
+use super::geometry::{ChunkIndex, MAP_PAGE_ENTRIES};
+use super::head::Checkpoint;
+use super::keys::{ObjectId, Slot};
+use super::lease::HeadHandle;
+use super::map::{Base, Entry, MapPage};
+use super::page_set::PageSet;
+use super::piece::Piece;
+use super::root::{KeptRoot, MapPageRef, Root, RootTable};
+use super::shared::Shared;
+use super::state::{Committed, State};
+use super::store_exact::{Placed, create_exact};
+use crate::metrics::labels::{FoldResult, ObjectKind};
+
+/// Requests for a fold that wait at most.
+const REQUESTS: usize = 16;
+/// Pause after a fold that failed.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// A way to ask for a fold.
+#[derive(Clone, Debug)]
+pub(super) struct FoldHandle {
+    requests: mpsc::Sender<oneshot::Sender<()>>,
+}
+
+impl FoldHandle {
+    /// Folds everything that is committed now; returns when the checkpoint is published.
+    pub(super) async fn fold(&self, shared: &Shared) -> Result<(), Error> {
+        let (done, answer) = oneshot::channel();
+        if self.requests.send(done).await.is_err() || answer.await.is_err() {
+            shared.check_serving()?;
+            return Err(Error::Stopped("the volume is closed".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+/// The task that folds.
+#[derive(Debug)]
+pub(super) struct Folder {
+    shared: Arc<Shared>,
+    head: HeadHandle,
+    trash: Arc<Trash>,
+    clean: bool,
+    requests: mpsc::Receiver<oneshot::Sender<()>>,
+    sender: mpsc::Sender<oneshot::Sender<()>>,
+}
+
+impl Shared {
+    /// Whether the journal is over its limit.
+    pub(super) fn wants_fold(&self, state: &State) -> bool {
+        let (bytes, records) = (state.committed.weight, state.committed.slots.len() as u64);
+        state.folding.is_none()
+            && (bytes >= self.options.journal_max_bytes || records >= self.options.journal_max_records)
+    }
+}
+
+impl Folder {
+    pub(super) fn new(shared: Arc<Shared>, head: HeadHandle, table: RootTable, clean: bool) -> Self {
+        let (sender, requests) = mpsc::channel(REQUESTS);
+        let trash = Arc::new(Trash::new(table));
+        Self { shared, head, trash, clean, requests, sender }
+    }
+
+    pub(super) fn handle(&self) -> FoldHandle {
+        FoldHandle { requests: self.sender.clone() }
+    }
+
+    /// Runs until the volume stops.
+    pub(super) async fn run(mut self) {
+        let collector = Collector::new(Arc::clone(&self.shared), Arc::clone(&self.trash), self.clean);
+        self.shared.tasks.spawn_until_cancelled(collector.run());
+        loop {
+            let age = self.shared.options.journal_max_age;
+            let due = self.shared.state.lock().committed.since.map(|since| since + age);
+            let due = due.unwrap_or_else(|| tokio::time::Instant::now() + age);
+            let mut done = None;
+            tokio::select! {
+                biased;
+                request = self.requests.recv() => done = request,
+                () = self.shared.fold_wake.notified() => {}
+                () = tokio::time::sleep_until(due) => {}
+            }
+            if self.shared.check_serving().is_err() {
+                return;
+            }
+            let wanted = done.is_some() || {
+                let state = self.shared.state.lock();
+                self.shared.wants_fold(&state)
+                    || state.committed.since.is_some_and(|since| since.elapsed() >= age)
+            };
+            if wanted {
+                self.fold_until_done().await;
+            }
+            if let Some(done) = done
+                && done.send(()).is_err()
+            {
+                tracing::debug!("nobody waits for the checkpoint any more");
+            }
+        }
+    }
+
+    async fn fold_until_done(&self) {
+        let Some(folding) = self.begin() else { return };
+        let begun = tokio::time::Instant::now();
+        let mut orphans = Vec::new();
+        while let Err(error) = self.fold(&folding, &mut orphans).await {
+            if self.shared.check_serving().is_err() {
+                // Waits to be cancelled: a volume that stopped folds no more.
+                return std::future::pending().await;
+            }
+            self.shared.metrics.folds.of(FoldResult::Failed).inc();
+            tracing::warn!(volume = %self.shared.keys.volume(), "checkpoint failed, trying again: {error}");
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
+        self.shared.metrics.folds.of(FoldResult::Done).inc();
+        self.shared.metrics.fold_duration.observe(begun.elapsed().as_secs_f64());
+    }
+
+    /// Takes the committed changes to be folded.
+    fn begin(&self) -> Option<Arc<Committed>> {
+        let mut state = self.shared.state.lock();
+        debug_assert!(state.folding.is_none(), "one task folds");
+        if state.committed.is_empty() {
+            return None;
+        }
+        let folding = Arc::new(std::mem::take(&mut state.committed));
+        state.folding = Some(Arc::clone(&folding));
+        Some(folding)
+    }
+
+    /// Folds and publishes; `orphans` collects the names of objects that a failed attempt left behind.
+    async fn fold(&self, folding: &Committed, orphans: &mut Vec<String>) -> Result<(), Error> {
+        let shared = &self.shared;
+        let checkpoint = folding.end.expect("what is folded has records");
+        let old = Arc::clone(&shared.state.lock().root);
+        let mut made = Made { names: Vec::new() };
+        let result = self.make_root(&old, folding, checkpoint, &mut made).await;
+        let (root, table) = match result {
+            Ok(Some(root)) => {
+                let now = (shared.env.wall_clock)();
+                let Ok(table) = self.trash.next_table(shared.next_id(), &old, &root, now) else {
+                    orphans.append(&mut made.names);
+                    let why = "is full until old roots are deleted".to_owned();
+                    return Err(Error::Damaged { key: shared.keys.root(self.trash.table_id()), why });
+                };
+                (Arc::new(root), Some(table))
+            }
+            Ok(None) => (Arc::clone(&old), None),
+            Err(error) => {
+                orphans.append(&mut made.names);
+                return Err(error);
+            }
+        };
+        let old_table = self.trash.table_id();
+        if let Some(table) = &table {
+            let volume = shared.keys.volume();
+            put_new(shared, ObjectKind::Root, &shared.keys.root(root.id), root.encode(volume)).await?;
+            put_new(shared, ObjectKind::Root, &shared.keys.root(table.id), table.encode(volume)).await?;
+        }
+        let table_id = table.as_ref().map_or(old_table, |table| table.id);
+        self.head.publish(shared, checkpoint, root.id, table_id).await?;
+        {
+            let mut state = shared.state.lock();
+            state.root = Arc::clone(&root);
+            state.folding = None;
+            shared.gauge(&state);
+        }
+        shared.progress.send_modify(|progress| progress.checkpoints += 1);
+        tracing::debug!(volume = %shared.keys.volume(), ?checkpoint.slot, records = folding.slots.len(),
+            bytes = folding.bytes, "checkpoint published");
+        self.discard(&old, &root, table, old_table, folding, std::mem::take(orphans)).await;
+        Ok(())
+    }
+
+    /// Hands what the checkpoint replaced to the collector.
+    async fn discard(
+        &self,
+        old: &Root,
+        root: &Root,
+        table: Option<RootTable>,
+        old_table: ObjectId,
+        folding: &Committed,
+        mut names: Vec<String>,
+    ) {
+        let shared = &self.shared;
+        if let Some(table) = table {
+            self.trash.set_table(table);
+            names.push(shared.keys.root(old_table));
+            self.trash.add(shared, Garbage::Root(old.id));
+        }
+        names.extend(folding.superseded.iter().map(|(index, id)| shared.keys.chunk(*index, *id)));
+        for (index, id) in &folding.chunks {
+            match names_chunk(shared, root, *index, *id).await {
+                Ok(true) => {}
+                Ok(false) => names.push(shared.keys.chunk(*index, *id)),
+                // Left to the sweep, with the records that name it.
+                Err(error) => {
+                    tracing::warn!("folded records are kept until the next opening: {error}");
+                    self.trash.add(shared, Garbage::Objects(names));
+                    return;
+                }
+            }
+        }
+        // Chunk objects that only folded records name die before those records.
+        names.extend(folding.slots.iter().map(|slot| shared.keys.record(*slot)));
+        self.trash.add(shared, Garbage::Objects(names));
+    }
+
+    /// The root at the checkpoint; `None` where it has no change.
+    async fn make_root(
+        &self,
+        old: &Root,
+        folding: &Committed,
+        checkpoint: Checkpoint,
+        made: &mut Made,
+    ) -> Result<Option<Root>, Error> {
+        if folding.pieces.is_empty() {
+            return Ok(None);
+        }
+        let shared = &self.shared;
+        let page_bytes = shared.geometry.map_page_bytes();
+        let mut affected = BTreeSet::new();
+        for (range, _) in folding.pieces.iter() {
+            affected.extend(range.start / page_bytes..range.end.div_ceil(page_bytes));
+        }
+        let mut map_pages = old.map_pages.clone();
+        for number in affected {
+            let number = u32::try_from(number).expect("a volume has at most 65,536 map pages");
+            match self.fold_map_page(old, folding, checkpoint.slot, number, made).await? {
+                Some(id) => map_pages.insert(number, MapPageRef { origin: 0, id }),
+                None => map_pages.remove(&number),
+            };
+        }
+        let id = shared.next_id();
+        let root = Root { id, commit: checkpoint.slot, map_pages, ..old.clone() };
+        Ok(Some(root))
+    }
+
+    async fn fold_map_page(
+        &self,
+        old: &Root,
+        folding: &Committed,
+        birth: Slot,
+        number: u32,
+        made: &mut Made,
+    ) -> Result<Option<ObjectId>, Error> {
+        let shared = &self.shared;
+        let geometry = shared.geometry;
+        let start = u64::from(number) * geometry.map_page_bytes();
+        let covers = start..(start + geometry.map_page_bytes()).min(shared.size_bytes);
+        let changes: Vec<(Range<u64>, Piece)> = folding.pieces.overlaps(covers.clone()).collect();
+        if let [(range, Piece::Zero { hole: true })] = &changes[..]
+            && *range == covers
+        {
+            return Ok(None);
+        }
+        let map = base::map_page(&shared.env, shared.keys, geometry, old, number).await?;
+        let mut entries = map.as_ref().map(|map| map.page.entries()).unwrap_or_default();
+        let touched = self.fold_whole_chunks(&mut entries, changes, birth);
+        let jobs = touched.into_iter().map(|(index, changes)| {
+            let old = entries.get(&index.slot()).cloned().unwrap_or_default();
+            self.rewrite(map.as_ref(), index, old, changes, birth)
+        });
+        let parallel = shared.options.fold_bytes / (2 * geometry.chunk_bytes());
+        let parallel = usize::try_from(parallel).unwrap_or(1).max(1);
+        let rewritten: Vec<(ChunkIndex, Entry)> =
+            stream::iter(jobs).buffer_unordered(parallel).try_collect().await?;
+        for (index, entry) in rewritten {
+            if let Some(base) = &entry.base {
+                made.names.push(shared.keys.chunk(index, base.id));
+            }
+            entries.insert(index.slot(), entry);
+        }
+        let origins = map.as_ref().map(|map| map.page.origins().to_vec()).unwrap_or_default();
+        let page = MapPage::new(number, geometry, origins, &entries);
+        if page.is_empty() {
+            return Ok(None);
+        }
+        let id = shared.next_id();
+        let volume = shared.keys.volume();
+        let key = shared.keys.map_page(number, id);
+        put_new(shared, ObjectKind::Map, &key, page.encode(volume, id)).await?;
+        made.names.push(key);
+        let cache_key = CacheKey { volume, unit: Unit::Map(number, id) };
+        shared.env.cache.insert_map_page(cache_key, Arc::new(page)).await;
+        Ok(Some(id))
+    }
+
+    async fn rewrite(
+        &self,
+        map: Option<&LoadedMapPage>,
+        index: ChunkIndex,
+        old: Entry,
+        changes: Vec<(Range<u64>, Piece)>,
+        birth: Slot,
+    ) -> Result<(ChunkIndex, Entry), Error> {
+        let entry = self.shared.rewrite_chunk(map, index, &old, changes, birth).await?;
+        Ok((index, entry))
+    }
+
+    /// Applies the changes that replace whole chunks to the entries; gives the rest by chunk.
+    fn fold_whole_chunks(
+        &self,
+        entries: &mut BTreeMap<u16, Entry>,
+        changes: Vec<(Range<u64>, Piece)>,
+        birth: Slot,
+    ) -> BTreeMap<ChunkIndex, Vec<(Range<u64>, Piece)>> {
+        use super::interval::Value;
+        let geometry = self.shared.geometry;
+        let pages = geometry.pages_per_chunk();
+        let mut touched: BTreeMap<ChunkIndex, Vec<(Range<u64>, Piece)>> = BTreeMap::new();
+        for (range, piece) in changes {
+            let mut at = range.start;
+            while at < range.end {
+                let index = geometry.chunk_at(at);
+                let chunk = geometry.chunk_range(index);
+                let part = at..range.end.min(chunk.end);
+                // The last chunk of a volume may reach beyond its end: nothing there was ever written.
+                let whole = part.start == chunk.start && part.end == chunk.end.min(self.shared.size_bytes);
+                at = part.end;
+                match &piece {
+                    Piece::Zero { hole: true } if whole => {
+                        entries.remove(&index.slot());
+                    }
+                    Piece::Zero { hole: false } if whole => {
+                        let allocated = PageSet::first(pages);
+                        entries.insert(
+                            index.slot(),
+                            Entry { birth: Some(birth), allocated, ..Entry::default() },
+                        );
+                    }
+                    Piece::Chunk(chunk, 0) if whole => {
+                        let base = (!chunk.stored.is_empty()).then_some(Base {
+                            origin: 0,
+                            id: chunk.id,
+                            stored: chunk.stored,
+                        });
+                        let allocated = PageSet::first(pages);
+                        let entry = Entry { birth: Some(birth), base, allocated, ..Entry::default() };
+                        entries.insert(index.slot(), entry);
+                    }
+                    other => {
+                        let piece = other.advanced(part.start - range.start);
+                        touched.entry(index).or_default().push((part, piece));
+                    }
+                }
+            }
+        }
+        touched
+    }
+}
+
+/// Names of objects that an attempt made.
+struct Made {
+    names: Vec<String>,
+}
+
+/// Whether a root names a chunk object of ours.
+pub(super) async fn names_chunk(
+    shared: &Shared,
+    root: &Root,
+    index: ChunkIndex,
+    id: ObjectId,
+) -> Result<bool, Error> {
+    let map = base::map_page(&shared.env, shared.keys, shared.geometry, root, index.map_page()).await?;
+    let Some(map) = map else { return Ok(false) };
+    debug_assert!(u32::from(index.slot()) < MAP_PAGE_ENTRIES);
+    let Some(base) = map.page.entry(index.slot()).and_then(|entry| entry.base) else { return Ok(false) };
+    Ok(map.origin(base.origin) == shared.keys && base.id == id)
+}
+
+/// Creates an object under a name that was never used.
+async fn put_new(shared: &Shared, kind: ObjectKind, key: &str, bytes: Vec<u8>) -> Result<(), Error> {
+    shared.metrics.put_bytes.of(kind).inc_by(bytes.len() as u64);
+    match create_exact(shared.env.store.as_ref(), key, &Bytes::from(bytes)).await? {
+        Placed::Ours => Ok(()),
+        Placed::Other(_) => {
+            let why = "stands already, with bytes that we did not write".to_owned();
+            Err(Error::Damaged { key: key.to_owned(), why })
+        }
+    }
+}
+
+impl KeptRoot {
+    /// A root that a checkpoint just made.
+    pub(super) fn current(root: &Root, parent: ObjectId) -> Self {
+        Self {
+            root: root.id,
+            parent: Some(parent),
+            commit: root.commit,
+            snapshot: String::new(),
+            pins: Vec::new(),
+            retired_at_seconds: 0,
+        }
+    }
+}

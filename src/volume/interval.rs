@@ -1,0 +1,172 @@
+//! A map from disjoint ranges of bytes to values, newest wins.
+//!
+//! Knows nothing of what the values mean but how to cut one ([`Value::advanced`]). Invariant: ranges are not empty
+//! and do not overlap.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// What a range maps to.
+pub trait Value: Clone {
+    /// The value of the part of the range that begins `by` bytes later.
+    #[must_use]
+    fn advanced(&self, by: u64) -> Self;
+}
+
+impl Value for bool {
+    fn advanced(&self, _by: u64) -> Self {
+        *self
+    }
+}
+
+/// Disjoint ranges with values.
+#[derive(Clone, Debug)]
+pub struct IntervalMap<V> {
+    ranges: BTreeMap<u64, (u64, V)>,
+}
+
+impl<V> Default for IntervalMap<V> {
+    fn default() -> Self {
+        Self { ranges: BTreeMap::new() }
+    }
+}
+
+impl<V: Value> IntervalMap<V> {
+    /// Whether it maps nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ranges.is_empty()
+    }
+
+    /// How many ranges.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.ranges.len()
+    }
+
+    /// Unmaps a range.
+    pub fn remove(&mut self, range: Range<u64>) {
+        if range.is_empty() {
+            return;
+        }
+        if let Some((&start, (end, _))) = self.ranges.range_mut(..range.start).next_back()
+            && *end > range.start
+        {
+            let old_end = std::mem::replace(end, range.start);
+            if old_end > range.end {
+                let value = self.ranges[&start].1.advanced(range.end - start);
+                self.ranges.insert(range.end, (old_end, value));
+                return;
+            }
+        }
+        while let Some((&start, &(end, _))) = self.ranges.range(range.clone()).next() {
+            let (_, value) = self.ranges.remove(&start).expect("just found");
+            if end > range.end {
+                self.ranges.insert(range.end, (end, value.advanced(range.end - start)));
+                return;
+            }
+        }
+    }
+
+    /// Maps a range to a value, over whatever was there.
+    pub fn insert(&mut self, range: Range<u64>, value: V) {
+        if range.is_empty() {
+            return;
+        }
+        self.remove(range.clone());
+        self.ranges.insert(range.start, (range.end, value));
+    }
+
+    /// The mapped parts of a range, in order, each with the value of its first byte.
+    pub fn overlaps(&self, range: Range<u64>) -> impl Iterator<Item = (Range<u64>, V)> + '_ {
+        let first = self
+            .ranges
+            .range(..range.start)
+            .next_back()
+            .filter(|(_, (end, _))| *end > range.start)
+            .map(|(start, _)| *start)
+            .unwrap_or(range.start);
+        let within = if range.is_empty() { first..first } else { first..range.end };
+        self.ranges.range(within).map(move |(&start, (end, value))| {
+            let from = start.max(range.start);
+            let value = if from == start { value.clone() } else { value.advanced(from - start) };
+            (from..(*end).min(range.end), value)
+        })
+    }
+
+    /// All ranges, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (Range<u64>, &V)> + '_ {
+        self.ranges.iter().map(|(&start, (end, value))| (start..*end, value))
+    }
+}
+
+/// The parts of `range` that none of `covered` covers; `covered` is in order and disjoint.
+pub fn gaps(range: Range<u64>, covered: impl Iterator<Item = Range<u64>>) -> Vec<Range<u64>> {
+    let mut gaps = Vec::new();
+    let mut at = range.start;
+    for part in covered {
+        if part.start > at {
+            gaps.push(at..part.start);
+        }
+        at = at.max(part.end);
+    }
+    if at < range.end {
+        gaps.push(at..range.end);
+    }
+    gaps
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A value that knows which byte it is for: (number of the insertion, offset within it).
+    #[derive(Clone, Debug, PartialEq)]
+    struct Mark(usize, u64);
+
+    impl Value for Mark {
+        fn advanced(&self, by: u64) -> Self {
+            Self(self.0, self.1 + by)
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn behaves_as_an_array_of_bytes(steps in prop::collection::vec((0_u64..64, 0_u64..20, any::<bool>()), 1..40),
+                                        asked in (0_u64..64, 0_u64..30)) {
+            let mut map = IntervalMap::default();
+            let mut array: Vec<Option<Mark>> = vec![None; 128];
+            for (number, (start, length, remove)) in steps.into_iter().enumerate() {
+                if remove { map.remove(start..start + length) } else { map.insert(start..start + length, Mark(number, 0)) }
+                for i in 0..length {
+                    array[usize::try_from(start + i).unwrap()] = (!remove).then_some(Mark(number, i));
+                }
+            }
+            let mut seen: Vec<Option<Mark>> = vec![None; 128];
+            let mut last = 0;
+            for (range, value) in map.overlaps(0..128) {
+                prop_assert!(!range.is_empty() && range.start >= last);
+                last = range.end;
+                for i in 0..range.end - range.start {
+                    seen[usize::try_from(range.start + i).unwrap()] = Some(value.advanced(i));
+                }
+            }
+            prop_assert_eq!(&seen, &array);
+            let (start, end) = (asked.0, asked.0 + asked.1);
+            let mut part: Vec<Option<Mark>> = vec![None; 128];
+            for (range, value) in map.overlaps(start..end) {
+                for i in 0..range.end - range.start {
+                    part[usize::try_from(range.start + i).unwrap()] = Some(value.advanced(i));
+                }
+            }
+            for (i, mark) in part.iter().enumerate() {
+                let within = (start..end).contains(&(i as u64));
+                prop_assert_eq!(mark.as_ref(), if within { array[i].as_ref() } else { None });
+            }
+            let unmapped: u64 = gaps(start..end, map.overlaps(start..end).map(|(r, _)| r)).iter().map(|r| r.end - r.start).sum();
+            prop_assert_eq!(usize::try_from(unmapped).unwrap(), (start..end).filter(|i| array[usize::try_from(*i).unwrap()].is_none()).count());
+        }
+    }
+}

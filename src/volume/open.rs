@@ -1,0 +1,194 @@
+//! Opening a volume for writing: take the epoch, replay, prove it, serve.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use uuid::Uuid;
+
+use super::codec::DecodeError;
+use super::commit::Committer;
+use super::disk::Volume;
+use super::error::OpenError;
+use super::fold::Folder;
+use super::head::{Head, Lease, MAX_HOLDER_BYTES, VolumeState};
+use super::identity::Identity;
+use super::keys::Keys;
+use super::lease::{HeadHandle, HeadKeeper, Updated, update_head};
+use super::options::Options;
+use super::replay::Replay;
+use super::root::{Root, RootTable};
+use super::shared::{Environment, Shared};
+use super::state::{State, Status};
+use crate::store::{self, ByteRange, ETag};
+
+/// How often a lease is looked at while it may run out.
+const LOOKS_PER_TTL: u32 = 10;
+/// Logs replayed without a checkpoint right after.
+const REPLAYED_EPOCHS: u32 = 4;
+/// How often the epoch is bid for when the holder updates its head meanwhile.
+const BIDS: u32 = 100;
+
+/// Fetches an object that must stand.
+pub(super) async fn fetch<T>(
+    env: &Environment,
+    key: &str,
+    decode: impl FnOnce(&[u8]) -> Result<T, DecodeError>,
+) -> Result<(T, ETag), OpenError> {
+    let object = env.store.get(key, ByteRange::Full).await?;
+    let value = decode(&object.body).map_err(|source| OpenError::Damaged { key: key.to_owned(), source })?;
+    Ok((value, object.etag))
+}
+
+/// Reads the head.
+pub(super) async fn read_head(env: &Environment, keys: Keys) -> Result<(Head, ETag), OpenError> {
+    let key = keys.head();
+    fetch(env, &key, |bytes| Head::decode(keys.volume(), bytes)).await
+}
+
+impl Volume {
+    /// Opens a volume for writing. Where another gateway's lease has not run out, waits for one lease time whether
+    /// that gateway still lives; with `takeover`, does not ask.
+    ///
+    /// # Errors
+    /// If another gateway holds the volume or wins it, if an object is damaged, or if the store fails.
+    pub async fn open(
+        env: &Environment,
+        options: Options,
+        volume: Uuid,
+        takeover: bool,
+    ) -> Result<Arc<Self>, OpenError> {
+        let keys = Keys::new(volume);
+        let (identity, _) =
+            fetch(env, &keys.identity(), |bytes| Identity::decode(volume, bytes)).await.map_err(no_volume)?;
+        let (head, etag, clean) = take_epoch(env, &options, keys, takeover).await?;
+        let (root, table) = load_roots(env, keys, &head).await?;
+        if root.geometry != identity.geometry {
+            let why = "its chunk size is not the volume's".to_owned();
+            return Err(OpenError::BrokenJournal { key: keys.root(root.id), why });
+        }
+        let from = head.checkpoint;
+        let replay = Replay::new(env, keys, root.geometry, head.epoch, from);
+        let (committed, opening) = replay.run(from).await?;
+        tracing::info!(%volume, epoch = head.epoch, clean, records = committed.slots.len() - 1,
+            journal_bytes = committed.bytes, "volume opened");
+        let geometry = root.geometry;
+        let state = State {
+            status: Status::Serving,
+            dirty: super::layer::DirtyLayer::default(),
+            dirty_since: None,
+            dirty_permits: 0,
+            filled_at: None,
+            flushes: 0,
+            waiting_writes: 0,
+            next_n: 2,
+            in_flight: VecDeque::new(),
+            committed,
+            folding: None,
+            root: Arc::new(root),
+        };
+        let shared = Arc::new(Shared::new(env.clone(), options, keys, geometry, head.epoch, state));
+        shared.metrics.size_bytes.set(i64::try_from(shared.size_bytes).unwrap_or(i64::MAX));
+        shared.metrics.fenced.set(0);
+        shared.gauge(&shared.state.lock());
+        let (handle, requests) = HeadHandle::new();
+        let committer = Committer::new(Arc::clone(&shared), opening);
+        shared.tasks.spawn_until_cancelled(committer.run());
+        let keeper = HeadKeeper::new(Arc::clone(&shared), requests, head, etag);
+        shared.tasks.spawn_until_cancelled(keeper.run());
+        let folder = Folder::new(Arc::clone(&shared), handle.clone(), table, clean);
+        let folds = folder.handle();
+        shared.tasks.spawn_until_cancelled(folder.run());
+        if shared.epoch - from.slot.epoch > REPLAYED_EPOCHS {
+            // A gateway that keeps dying must not leave ever more logs to replay.
+            let (shared, folds) = (Arc::clone(&shared), folds.clone());
+            Arc::clone(&shared).tasks.spawn_until_cancelled(async move {
+                if let Err(error) = folds.fold(&shared).await {
+                    tracing::warn!("checkpoint after the opening failed: {error}");
+                }
+            });
+        }
+        Ok(Arc::new(Self::new(shared, handle, folds)))
+    }
+}
+
+fn no_volume(error: OpenError) -> OpenError {
+    match error {
+        OpenError::Store(store::Error::NotFound { key }) => OpenError::NoSuchVolume(key),
+        other => other,
+    }
+}
+
+/// Waits until nobody else's lease protects the volume, and takes the next epoch; says whether the last holder left
+/// in good order.
+async fn take_epoch(
+    env: &Environment,
+    options: &Options,
+    keys: Keys,
+    takeover: bool,
+) -> Result<(Head, ETag, bool), OpenError> {
+    for _ in 0..BIDS {
+        let (old, etag) = read_head(env, keys).await?;
+        if old.state == VolumeState::Deleting {
+            return Err(OpenError::Deleting);
+        }
+        let clean = old.lease == Lease::Released;
+        if let (Lease::Held { ttl_ms }, false) = (old.lease, takeover) {
+            watch_lease(env, keys, &old, Duration::from_millis(u64::from(ttl_ms))).await?;
+        }
+        let mut holder_name = options.holder_name.clone();
+        holder_name.truncate(holder_name.floor_char_boundary(MAX_HOLDER_BYTES));
+        let ttl_ms = u32::try_from(options.lease_ttl.as_millis()).unwrap_or(u32::MAX).max(1);
+        let head = Head {
+            version: old.version + 1,
+            epoch: old.epoch + 1,
+            holder: env.entropy.next_u128(),
+            holder_name,
+            lease: Lease::Held { ttl_ms },
+            ..old.clone()
+        };
+        match update_head(env.store.as_ref(), &keys.head(), &etag, &head).await? {
+            Updated::Done(etag) => return Ok((head, etag, clean)),
+            Updated::Lost(to) if !takeover => return Err(OpenError::Lost(to)),
+            Updated::Lost(_) => {}
+        }
+    }
+    Err(OpenError::Lost("its holder, which updates the head faster than we can take it over".to_owned()))
+}
+
+/// Returns once a lease was not renewed for its whole time by our own clock; refuses as soon as it is.
+async fn watch_lease(env: &Environment, keys: Keys, old: &Head, ttl: Duration) -> Result<(), OpenError> {
+    tracing::info!(volume = %keys.volume(), holder = %old.holder_name, ?ttl,
+        "another gateway holds the lease, waiting whether it is renewed");
+    for _ in 0..LOOKS_PER_TTL {
+        tokio::time::sleep(ttl / LOOKS_PER_TTL).await;
+        let (now, _) = read_head(env, keys).await?;
+        if now.version != old.version {
+            let holder = format!("{} (epoch {})", now.holder_name, now.epoch);
+            return Err(OpenError::Held { holder });
+        }
+    }
+    Ok(())
+}
+
+/// Loads the root and the root table that a head names.
+pub(super) async fn load_roots(
+    env: &Environment,
+    keys: Keys,
+    head: &Head,
+) -> Result<(Root, RootTable), OpenError> {
+    let volume = keys.volume();
+    let (root, _) = fetch(env, &keys.root(head.root), |bytes| Root::decode(volume, head.root, bytes)).await?;
+    let (table, _) =
+        fetch(env, &keys.root(head.root_table), |bytes| RootTable::decode(volume, head.root_table, bytes))
+            .await?;
+    Ok((root, table))
+}
+
+/// Creates an object that must not stand yet.
+pub(super) async fn create(env: &Environment, key: &str, bytes: Vec<u8>) -> Result<bool, OpenError> {
+    use super::store_exact::{Placed, create_exact};
+    let placed = create_exact(env.store.as_ref(), key, &Bytes::from(bytes)).await?;
+    Ok(matches!(placed, Placed::Ours))
+}

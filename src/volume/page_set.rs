@@ -1,0 +1,114 @@
+//! A set of pages of one chunk: the bitmaps of map entries and chunk objects.
+
+use super::codec::{DecodeError, Decoder, Encoder, invalid};
+use super::geometry::MAX_PAGES_PER_CHUNK;
+
+const WORDS: usize = MAX_PAGES_PER_CHUNK as usize / 64;
+
+/// A set of page numbers below 512.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PageSet {
+    words: [u64; WORDS],
+}
+
+impl PageSet {
+    /// No page.
+    pub const EMPTY: Self = Self { words: [0; WORDS] };
+
+    /// The pages `0..count`.
+    #[must_use]
+    pub fn first(count: u16) -> Self {
+        let mut set = Self::EMPTY;
+        for page in 0..count {
+            set.insert(page);
+        }
+        set
+    }
+
+    /// Whether the page is in the set.
+    #[must_use]
+    pub fn contains(&self, page: u16) -> bool {
+        self.words[usize::from(page / 64)] >> (page % 64) & 1 == 1
+    }
+
+    /// Adds a page.
+    pub fn insert(&mut self, page: u16) {
+        self.words[usize::from(page / 64)] |= 1 << (page % 64);
+    }
+
+    /// Removes a page.
+    pub fn remove(&mut self, page: u16) {
+        self.words[usize::from(page / 64)] &= !(1 << (page % 64));
+    }
+
+    /// How many pages of the set come before this one: the place of its frame.
+    #[must_use]
+    pub fn rank(&self, page: u16) -> u32 {
+        let word = usize::from(page / 64);
+        let before: u32 = self.words[..word].iter().map(|w| w.count_ones()).sum();
+        before + (self.words[word] & ((1 << (page % 64)) - 1)).count_ones()
+    }
+
+    /// How many pages.
+    #[must_use]
+    pub fn len(&self) -> u32 {
+        self.words.iter().map(|w| w.count_ones()).sum()
+    }
+
+    /// Whether no page is in the set.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.words == [0; WORDS]
+    }
+
+    /// The pages in order.
+    pub fn iter(&self) -> impl Iterator<Item = u16> + '_ {
+        (0..MAX_PAGES_PER_CHUNK).filter(|&page| self.contains(page))
+    }
+
+    /// Bytes that the set takes where a chunk has `pages` pages: whole 64-bit words.
+    #[must_use]
+    pub fn encoded_bytes(pages: u16) -> usize {
+        usize::from(pages.div_ceil(64)) * 8
+    }
+
+    /// Appends the set.
+    pub fn encode(&self, pages: u16, to: &mut Encoder) {
+        for word in &self.words[..usize::from(pages.div_ceil(64))] {
+            to.u64(*word);
+        }
+    }
+
+    /// Takes a set.
+    ///
+    /// # Errors
+    /// If it has pages that the chunk does not have.
+    pub fn decode(pages: u16, from: &mut Decoder<'_>) -> Result<Self, DecodeError> {
+        let mut set = Self::EMPTY;
+        for word in &mut set.words[..usize::from(pages.div_ceil(64))] {
+            *word = from.u64()?;
+        }
+        if !pages.is_multiple_of(64) && set.words[usize::from(pages / 64)] >> (pages % 64) != 0 {
+            return Err(invalid("pages", format!("a page from {pages} on in a chunk of {pages}")));
+        }
+        Ok(set)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rank_counts_the_pages_before() {
+        let mut set = PageSet::EMPTY;
+        for page in [0, 3, 63, 64, 200, 511] {
+            set.insert(page);
+        }
+        assert_eq!(set.iter().collect::<Vec<_>>(), [0, 3, 63, 64, 200, 511]);
+        assert_eq!([0, 3, 4, 63, 64, 65, 200, 511].map(|p| set.rank(p)), [0, 1, 2, 2, 3, 4, 4, 5]);
+        set.remove(63);
+        assert_eq!((set.len(), set.rank(511), set.contains(63)), (5, 4, false));
+        assert_eq!(PageSet::first(70).len(), 70);
+    }
+}

@@ -1,0 +1,285 @@
+//! READ, CACHE and BLOCK_STATUS: from the changes in memory down to a ranged GET.
+//!
+//! Invariant: a byte is given only if it is in memory or has passed its check; an object that is gone is looked up
+//! anew, since a checkpoint may have moved its bytes.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::base::{self, BasePart};
+use super::cache::{CacheKey, Check, Fetch, Unit};
+use super::error::Error;
+use super::frame::Place;
+use super::geometry::PAGE_BYTES;
+use super::piece::{ChunkRef, InMemory, Piece, RecordRef};
+use super::shared::Shared;
+use super::state::Resolved;
+use crate::metrics::labels::ReadSource;
+
+/// A part of what a read gives, in order and without gaps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Segment {
+    /// Bytes.
+    Data(Bytes),
+    /// So many zeros.
+    Zero(u64),
+}
+
+/// Allocation of a part of the volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Bytes.
+    pub length: u64,
+    /// Nothing is allocated.
+    pub hole: bool,
+    /// Reads as zeros.
+    pub zero: bool,
+}
+
+/// How often a range is looked up again when an object that it names is gone.
+const LOOKUPS: u32 = 4;
+
+enum Source {
+    Ready(InMemory),
+    /// From this byte of the n-th fetch.
+    Fetched(usize, u64),
+}
+
+impl Shared {
+    /// Reads a range within the volume.
+    pub(super) async fn read(&self, range: Range<u64>) -> Result<Vec<Segment>, Error> {
+        let begun = tokio::time::Instant::now();
+        for lookup in 1.. {
+            self.check_serving()?;
+            let resolved = self.state.lock().resolve(self.geometry, range.clone());
+            match self.read_segments(resolved).await {
+                Err(Error::Lost { key }) if lookup < LOOKUPS => {
+                    tracing::debug!(%key, lookup, "object is gone, looking the range up again");
+                }
+                outcome => {
+                    let (segments, source) = outcome?;
+                    self.metrics.read_duration.of(source).observe(begun.elapsed().as_secs_f64());
+                    return Ok(segments);
+                }
+            }
+        }
+        unreachable!("the last look-up returns")
+    }
+
+    /// Reads what a range was resolved to as one piece of memory.
+    pub(super) async fn read_resolved(&self, range: Range<u64>, resolved: Resolved) -> Result<Bytes, Error> {
+        let mut segments = match self.read_segments(resolved).await {
+            Err(Error::Lost { .. }) => self.read(range.clone()).await?,
+            outcome => outcome?.0,
+        };
+        if let [Segment::Data(_)] = segments[..] {
+            let Some(Segment::Data(bytes)) = segments.pop() else { unreachable!("just matched") };
+            return Ok(bytes);
+        }
+        Ok(Bytes::from(concat(&segments)))
+    }
+
+    /// Reads what a range was resolved to, and says from where at the farthest.
+    async fn read_segments(&self, resolved: Resolved) -> Result<(Vec<Segment>, ReadSource), Error> {
+        let (sources, fetches) = self.plan(resolved).await?;
+        let changed = sources.iter().any(|(_, source)| matches!(source, Source::Ready(InMemory::Bytes(_))));
+        let farthest = match fetches.iter().all(|fetch| self.env.cache.contains(&fetch.key)) {
+            false => ReadSource::Store,
+            true if fetches.is_empty() && changed => ReadSource::Dirty,
+            true => ReadSource::Memory,
+        };
+        let fetched = self.env.cache.fetch(&self.env.store, &fetches).await;
+        let mut segments = Vec::with_capacity(sources.len());
+        for (range, source) in sources {
+            let length = range.end - range.start;
+            match source {
+                Source::Ready(InMemory::Zero) => push_zero(&mut segments, length),
+                Source::Ready(InMemory::Bytes(bytes)) => segments.push(Segment::Data(bytes)),
+                Source::Fetched(number, at) => {
+                    let bytes = fetched[number].clone()?;
+                    let start = usize::try_from(at).expect("within a page");
+                    let end = start + usize::try_from(length).expect("within a page");
+                    segments.push(Segment::Data(bytes.slice(start..end)));
+                }
+            }
+        }
+        Ok((segments, farthest))
+    }
+
+    /// Where each part comes from, in order, and what must be fetched for it.
+    async fn plan(&self, resolved: Resolved) -> Result<(Vec<(Range<u64>, Source)>, Vec<Fetch>), Error> {
+        let mut parts = Vec::with_capacity(resolved.pieces.len());
+        let mut fetches = Vec::new();
+        for (range, piece) in resolved.pieces {
+            for (range, piece) in at_pages(range, piece) {
+                let source = match piece.in_memory(range.end - range.start) {
+                    Some(memory) => Source::Ready(memory),
+                    None => {
+                        let (fetch, at) = self.piece_fetch(&piece);
+                        fetches.push((range.start, fetch));
+                        Source::Fetched(0, at)
+                    }
+                };
+                parts.push((range, source));
+            }
+        }
+        for gap in resolved.base {
+            for (range, part) in base::resolve(&self.env, self.keys, &resolved.root, gap).await? {
+                let source = match part {
+                    BasePart::Zero { .. } => Source::Ready(InMemory::Zero),
+                    BasePart::Page { fetch, at, damage } => {
+                        if let Some(damage) = damage
+                            && !damage.spares(at..at + (range.end - range.start))
+                        {
+                            let why =
+                                format!("sectors of the {} bytes at {} were lost", fetch.length, range.start);
+                            return Err(Error::Damaged { key: fetch.object.to_string(), why });
+                        }
+                        fetches.push((range.start, fetch));
+                        Source::Fetched(0, at)
+                    }
+                };
+                parts.push((range, source));
+            }
+        }
+        parts.sort_by_key(|(range, _)| range.start);
+        fetches.sort_by_key(|(start, _)| *start);
+        let mut number = 0;
+        for (_, source) in &mut parts {
+            if let Source::Fetched(place, _) = source {
+                *place = number;
+                number += 1;
+            }
+        }
+        Ok((parts, fetches.into_iter().map(|(_, fetch)| fetch).collect()))
+    }
+
+    /// How to have a piece that left memory, and where in what is fetched it begins.
+    pub(super) fn piece_fetch(&self, piece: &Piece) -> (Fetch, u64) {
+        match piece {
+            Piece::Data { record, change, at } => (self.change_fetch(record, *change), *at),
+            Piece::Chunk(chunk, at) => (self.chunk_fetch(chunk, *at), at % PAGE_BYTES),
+            Piece::Block(..) | Piece::Zero { .. } => unreachable!("always in memory"),
+        }
+    }
+
+    /// How to have the data of a change of a durable record.
+    pub(super) fn change_fetch(&self, record: &RecordRef, change: u32) -> Fetch {
+        let place = record.data[change as usize].expect("a piece names a data change");
+        let volume = self.keys.volume();
+        Fetch {
+            key: CacheKey { volume, unit: Unit::Change(record.slot, change) },
+            object: Arc::from(self.keys.record(record.slot)),
+            at: place.at,
+            length: place.length,
+            check: Check::Tag(Place::record(volume, record.slot), change, place.tag),
+        }
+    }
+
+    /// How to have the page at byte `at` of a chunk that a commit names.
+    pub(super) fn chunk_fetch(&self, chunk: &ChunkRef, at: u64) -> Fetch {
+        let volume = self.keys.volume();
+        let page = u16::try_from(at / PAGE_BYTES).expect("within a chunk");
+        Fetch {
+            key: CacheKey { volume, unit: Unit::Page(chunk.index, chunk.id, page) },
+            object: Arc::from(self.keys.chunk(chunk.index, chunk.id)),
+            at: super::chunk::frame_offset(chunk.pages_per_chunk, chunk.stored.rank(page)),
+            length: u32::try_from(PAGE_BYTES).expect("64 KiB"),
+            check: Check::Frame(Place::chunk(volume, chunk.index.0, chunk.id), u32::from(page)),
+        }
+    }
+
+    /// Starts bringing a range into the cache.
+    pub(super) async fn prefetch(&self, range: Range<u64>) -> Result<(), Error> {
+        let resolved = self.state.lock().resolve(self.geometry, range);
+        let (_, fetches) = self.plan(resolved).await?;
+        self.env.cache.prefetch(&self.env.store, &fetches);
+        Ok(())
+    }
+
+    /// Allocation of a range: at most `limit` extents, adjacent ones alike merged; may end before the range does.
+    pub(super) async fn allocation(&self, range: Range<u64>, limit: usize) -> Result<Vec<Extent>, Error> {
+        let mut extents: Vec<Extent> = Vec::new();
+        let mut at = range.start;
+        while at < range.end {
+            let window =
+                at..range.end.min((at / self.geometry.map_page_bytes() + 1) * self.geometry.map_page_bytes());
+            at = window.end;
+            let resolved = self.state.lock().resolve(self.geometry, window);
+            let mut parts: Vec<(Range<u64>, bool, bool)> = Vec::new();
+            for (range, piece) in resolved.pieces {
+                parts.extend(at_pages(range, piece).map(|(range, piece)| {
+                    let (hole, zero) = match &piece {
+                        Piece::Zero { hole } => (*hole, true),
+                        Piece::Chunk(chunk, at) => (false, !chunk.stored.contains(page_of(*at))),
+                        Piece::Block(..) | Piece::Data { .. } => (false, false),
+                    };
+                    (range, hole, zero)
+                }));
+            }
+            for gap in resolved.base {
+                for (range, part) in base::resolve(&self.env, self.keys, &resolved.root, gap).await? {
+                    parts.push(match part {
+                        BasePart::Zero { hole } => (range, hole, true),
+                        BasePart::Page { .. } => (range, false, false),
+                    });
+                }
+            }
+            parts.sort_by_key(|(range, _, _)| range.start);
+            for (range, hole, zero) in parts {
+                let length = range.end - range.start;
+                let full = extents.len() == limit;
+                match extents.last_mut() {
+                    Some(last) if (last.hole, last.zero) == (hole, zero) => last.length += length,
+                    _ if full => return Ok(extents),
+                    _ => extents.push(Extent { length, hole, zero }),
+                }
+            }
+        }
+        Ok(extents)
+    }
+}
+
+fn page_of(at: u64) -> u16 {
+    u16::try_from(at / PAGE_BYTES).expect("within a chunk")
+}
+
+/// A piece cut at pages where its bytes are had page by page.
+fn at_pages(range: Range<u64>, piece: Piece) -> impl Iterator<Item = (Range<u64>, Piece)> {
+    use super::interval::Value;
+    let whole = !matches!(piece, Piece::Chunk(..));
+    let mut at = range.start;
+    std::iter::from_fn(move || {
+        if at == range.end {
+            return None;
+        }
+        let end = if whole { range.end } else { range.end.min((at / PAGE_BYTES + 1) * PAGE_BYTES) };
+        let part = (at..end, piece.advanced(at - range.start));
+        at = end;
+        Some(part)
+    })
+}
+
+fn push_zero(segments: &mut Vec<Segment>, length: u64) {
+    match segments.last_mut() {
+        Some(Segment::Zero(last)) => *last += length,
+        _ => segments.push(Segment::Zero(length)),
+    }
+}
+
+/// The bytes of segments, one after the other.
+#[must_use]
+pub fn concat(segments: &[Segment]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for segment in segments {
+        match segment {
+            Segment::Data(data) => bytes.extend_from_slice(data),
+            Segment::Zero(length) => {
+                bytes.resize(bytes.len() + usize::try_from(*length).expect("a read fits into memory"), 0);
+            }
+        }
+    }
+    bytes
+}

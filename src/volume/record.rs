@@ -1,0 +1,339 @@
+//! Records of the journal: commits, opening records and seals.
+//!
+//! `prologue | kind, flags (2) | slot (12) | writer's epoch (4) | nonce (8) | previous record's checksum (16) | count (4) |
+//! data bytes (8) | table | data | checksum (16)`. The table lists the changes in the order in which they apply; the
+//! data of each `Data` change lies in the same order behind it, with a tag of its own, so that it can be fetched and
+//! verified alone. Invariant: a record's checksum stands for all of the journal up to it.
+
+use bytes::Bytes;
+use uuid::Uuid;
+
+use super::codec::{Checksum, DecodeError, Decoder, Encoder, Kind, invalid};
+use super::frame::Place;
+use super::geometry::{ChunkIndex, MAX_PAGES_PER_CHUNK, PAGE_BYTES};
+use super::keys::{Epoch, ObjectId, Slot};
+use super::page_set::PageSet;
+
+/// What a record is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecordKind {
+    /// First of its epoch's log: proves that its writer replayed all before.
+    Opening,
+    /// A batch of changes.
+    Commit,
+    /// Ends the log of an older epoch.
+    Seal,
+}
+
+/// A change, as the table lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Bytes at an offset, within one page; where they lie in the record.
+    Data {
+        /// First byte on the volume.
+        offset: u64,
+        /// How many.
+        length: u32,
+        /// First byte in the record.
+        at: u64,
+        /// Tag of the data.
+        tag: Checksum,
+    },
+    /// Zeros.
+    Zero {
+        /// First byte.
+        offset: u64,
+        /// How many.
+        length: u64,
+        /// Whether the range is then unallocated.
+        hole: bool,
+    },
+    /// A chunk that was uploaded whole.
+    Chunk {
+        /// Which.
+        index: ChunkIndex,
+        /// Its object.
+        id: ObjectId,
+        /// Pages that the object stores; all are allocated.
+        stored: PageSet,
+    },
+    /// A new size; a shrink is preceded by zeros from there on.
+    Resize {
+        /// Bytes.
+        size_bytes: u64,
+    },
+    /// The volume as it is at this change.
+    Snapshot {
+        /// Name of the snapshot.
+        name: String,
+    },
+}
+
+/// Everything of a record but its data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// What it is.
+    pub kind: RecordKind,
+    /// Where it stands.
+    pub slot: Slot,
+    /// Epoch of its writer: the slot's own, or for a seal a later one.
+    pub writer: Epoch,
+    /// Tells this record from another with the same content.
+    pub nonce: u64,
+    /// Checksum of the record (or seal) before it.
+    pub previous: Checksum,
+    /// Pages of a chunk, which says how long the bitmaps are.
+    pub pages_per_chunk: u16,
+    /// The changes, in order.
+    pub changes: Vec<Change>,
+    /// Bytes of data behind the table.
+    pub data_bytes: u64,
+}
+
+const LEAST_CHANGE_BYTES: usize = 2;
+const HEADER_BYTES: usize = Encoder::PROLOGUE_BYTES + 2 + 12 + 4 + 8 + 16 + 2 + 4 + 8;
+/// Bytes that a `Data` change takes beside its data.
+pub const DATA_CHANGE_BYTES: u64 = 1 + 8 + 4 + 16;
+
+/// Assembles a record.
+#[derive(Debug)]
+pub struct RecordWriter {
+    record: Record,
+    place: Place,
+    volume: Uuid,
+    data: Vec<Bytes>,
+}
+
+impl RecordWriter {
+    /// Begins a record.
+    #[must_use]
+    pub fn new(
+        volume: Uuid,
+        kind: RecordKind,
+        slot: Slot,
+        writer: Epoch,
+        nonce: u64,
+        previous: Checksum,
+        pages_per_chunk: u16,
+    ) -> Self {
+        let record = Record {
+            kind,
+            slot,
+            writer,
+            nonce,
+            previous,
+            pages_per_chunk,
+            changes: Vec::new(),
+            data_bytes: 0,
+        };
+        Self { record, place: Place::record(volume, slot), volume, data: Vec::new() }
+    }
+
+    /// Appends a change without data.
+    pub fn change(&mut self, change: Change) {
+        debug_assert!(!matches!(change, Change::Data { .. }), "data comes by RecordWriter::data");
+        self.record.changes.push(change);
+    }
+
+    /// Appends bytes at an offset, which must lie within one page.
+    ///
+    /// # Panics
+    /// If they do not.
+    pub fn data(&mut self, offset: u64, data: Bytes) {
+        let length = u32::try_from(data.len()).expect("at most a page");
+        assert!(is_within_page(offset, length), "a data change lies within one page");
+        let number = u32::try_from(self.record.changes.len()).expect("changes are bounded");
+        let tag = self.place.tag(number, &data);
+        // Offsets within the record are known once the table is; until then they count from the data's start.
+        self.record.changes.push(Change::Data { offset, length, at: self.record.data_bytes, tag });
+        self.record.data_bytes += u64::from(length);
+        self.data.push(data);
+    }
+
+    /// The record, its bytes and its checksum.
+    #[must_use]
+    pub fn finish(mut self) -> (Record, Bytes, Checksum) {
+        let mut table = HEADER_BYTES;
+        for change in &self.record.changes {
+            table += change_bytes(change, self.record.pages_per_chunk);
+        }
+        let data_bytes = usize::try_from(self.record.data_bytes).expect("a record fits into memory");
+        let mut to = Encoder::new(Kind::Record, self.volume, table + data_bytes + Checksum::BYTES);
+        self.record.encode_table(&mut to);
+        assert_eq!(to.position(), table, "the table is as long as its changes");
+        for data in self.data {
+            to.raw(&data);
+        }
+        for change in &mut self.record.changes {
+            if let Change::Data { at, .. } = change {
+                *at += u64::try_from(table).expect("small");
+            }
+        }
+        let bytes = to.finish();
+        let checksum = Checksum(*bytes.last_chunk().expect("a record ends with its checksum"));
+        (self.record, Bytes::from(bytes), checksum)
+    }
+}
+
+fn is_within_page(offset: u64, length: u32) -> bool {
+    length > 0 && offset % PAGE_BYTES + u64::from(length) <= PAGE_BYTES
+}
+
+fn change_bytes(change: &Change, pages: u16) -> usize {
+    match change {
+        Change::Data { .. } => usize::try_from(DATA_CHANGE_BYTES).expect("29"),
+        Change::Zero { .. } => 18,
+        Change::Chunk { .. } => 17 + PageSet::encoded_bytes(pages),
+        Change::Resize { .. } => 9,
+        Change::Snapshot { name } => 2 + name.len(),
+    }
+}
+
+impl Record {
+    fn encode_table(&self, to: &mut Encoder) {
+        to.u8(match self.kind {
+            RecordKind::Opening => 1,
+            RecordKind::Commit => 2,
+            RecordKind::Seal => 3,
+        });
+        to.u8(0);
+        to.u32(self.slot.epoch);
+        to.u64(self.slot.n);
+        to.u32(self.writer);
+        to.u64(self.nonce);
+        to.raw(&self.previous.0);
+        to.u16(self.pages_per_chunk);
+        to.len(self.changes.len());
+        to.u64(self.data_bytes);
+        for change in &self.changes {
+            match change {
+                Change::Data { offset, length, tag, .. } => {
+                    to.u8(1);
+                    to.u64(*offset);
+                    to.u32(*length);
+                    to.raw(&tag.0);
+                }
+                Change::Zero { offset, length, hole } => {
+                    to.u8(2);
+                    to.u64(*offset);
+                    to.u64(*length);
+                    to.u8(u8::from(*hole));
+                }
+                Change::Chunk { index, id, stored } => {
+                    to.u8(3);
+                    to.u32(index.0);
+                    to.u32(id.epoch);
+                    to.u64(id.k);
+                    stored.encode(self.pages_per_chunk, to);
+                }
+                Change::Resize { size_bytes } => {
+                    to.u8(4);
+                    to.u64(*size_bytes);
+                }
+                Change::Snapshot { name } => {
+                    to.u8(5);
+                    to.short_string(name);
+                }
+            }
+        }
+    }
+
+    /// Reads a whole record and verifies all of it; gives its checksum too.
+    ///
+    /// # Errors
+    /// If it is damaged, of another volume, or not the record of `slot`.
+    pub fn decode(volume: Uuid, slot: Slot, bytes: &[u8]) -> Result<(Self, Checksum), DecodeError> {
+        let mut from = Decoder::object_of(Kind::Record, volume, bytes)?;
+        let checksum = Checksum(*bytes.last_chunk().expect("the envelope has a checksum"));
+        let kind = match from.u8()? {
+            1 => RecordKind::Opening,
+            2 => RecordKind::Commit,
+            3 => RecordKind::Seal,
+            other => return Err(invalid("kind", format!("{other} is unknown"))),
+        };
+        let flags = from.u8()?;
+        if flags != 0 {
+            return Err(invalid("flags", format!("{flags:#x} are unknown")));
+        }
+        let found = Slot { epoch: from.u32()?, n: from.u64()? };
+        if found != slot {
+            return Err(invalid("slot", format!("is {found:?}, not {slot:?}")));
+        }
+        let writer = from.u32()?;
+        let fits = match kind {
+            RecordKind::Opening => writer == slot.epoch && slot.n == 1,
+            RecordKind::Commit => writer == slot.epoch && slot.n > 1,
+            RecordKind::Seal => writer > slot.epoch && slot.n > 0,
+        };
+        if !fits {
+            return Err(invalid("writer", format!("epoch {writer} cannot put a {kind:?} at {slot:?}")));
+        }
+        let nonce = from.u64()?;
+        let previous = from.checksum()?;
+        let pages_per_chunk = from.u16()?;
+        if !pages_per_chunk.is_power_of_two() || pages_per_chunk > MAX_PAGES_PER_CHUNK {
+            return Err(invalid(
+                "pages of a chunk",
+                format!("{pages_per_chunk} is no power of two up to 512"),
+            ));
+        }
+        let count = from.count(LEAST_CHANGE_BYTES)?;
+        if kind != RecordKind::Commit && count != 0 {
+            return Err(invalid("count", format!("a {kind:?} has no changes")));
+        }
+        let data_bytes = from.u64()?;
+        let mut changes = Vec::with_capacity(count.min(bytes.len() / 16));
+        let mut data_total = 0_u64;
+        for _ in 0..count {
+            let change = decode_change(&mut from, pages_per_chunk, data_total)?;
+            if let Change::Data { length, .. } = &change {
+                data_total += u64::from(*length);
+            }
+            changes.push(change);
+        }
+        if data_total != data_bytes || from.remaining() as u64 != data_bytes {
+            return Err(invalid("data", format!("{} bytes, {data_total} expected", from.remaining())));
+        }
+        let table = (bytes.len() - Checksum::BYTES - from.remaining()) as u64;
+        let place = Place::record(volume, slot);
+        for (number, change) in changes.iter_mut().enumerate() {
+            if let Change::Data { at, length, tag, .. } = change {
+                *at += table;
+                let data = from.raw(usize::try_from(*length).expect("at most a page"))?;
+                let number = u32::try_from(number).expect("a count is four bytes");
+                if place.tag(number, data) != *tag {
+                    return Err(DecodeError::Checksum);
+                }
+            }
+        }
+        let record = Self { kind, slot, writer, nonce, previous, pages_per_chunk, changes, data_bytes };
+        Ok((record, checksum))
+    }
+}
+
+fn decode_change(from: &mut Decoder<'_>, pages: u16, at: u64) -> Result<Change, DecodeError> {
+    Ok(match from.u8()? {
+        1 => {
+            let (offset, length, tag) = (from.u64()?, from.u32()?, from.checksum()?);
+            if u64::from(length) > PAGE_BYTES || !is_within_page(offset, length) {
+                return Err(invalid("data", format!("{length} bytes at {offset} are not within one page")));
+            }
+            Change::Data { offset, length, at, tag }
+        }
+        2 => {
+            let (offset, length, hole) = (from.u64()?, from.u64()?, from.bool("hole")?);
+            if length == 0 || offset.checked_add(length).is_none() {
+                return Err(invalid("zero", format!("{length} bytes at {offset}")));
+            }
+            Change::Zero { offset, length, hole }
+        }
+        3 => Change::Chunk {
+            index: ChunkIndex(from.u32()?),
+            id: ObjectId { epoch: from.u32()?, k: from.u64()? },
+            stored: PageSet::decode(pages, from)?,
+        },
+        4 => Change::Resize { size_bytes: from.u64()? },
+        5 => Change::Snapshot { name: from.short_string("snapshot")? },
+        other => return Err(invalid("change", format!("{other} is unknown"))),
+    })
+}

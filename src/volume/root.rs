@@ -1,0 +1,207 @@
+//! Roots (size and map pages of a volume at one commit) and the root table (every root that is kept).
+
+use std::collections::BTreeMap;
+
+use uuid::Uuid;
+
+use super::codec::{DecodeError, Decoder, Encoder, Kind, invalid};
+use super::geometry::{Geometry, MAX_MAP_PAGES};
+use super::keys::{ObjectId, Slot};
+
+/// A volume's content at one commit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Root {
+    /// Name of this object.
+    pub id: ObjectId,
+    /// The last commit that is in it.
+    pub commit: Slot,
+    /// Size of the volume in bytes.
+    pub size_bytes: u64,
+    /// Division into chunks.
+    pub geometry: Geometry,
+    /// Other volumes whose map pages it names; map pages name their own.
+    pub origins: Vec<Uuid>,
+    /// The map pages; an absent one is all holes.
+    pub map_pages: BTreeMap<u32, MapPageRef>,
+}
+
+/// A map page as a root names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MapPageRef {
+    /// Whose object it is: 0 for the volume's own, else a place in the origins, counted from 1.
+    pub origin: u16,
+    /// Its name.
+    pub id: ObjectId,
+}
+
+const MAP_PAGE_REF_BYTES: usize = 4 + 2 + 4 + 8;
+
+/// Origins of a root or map page at most.
+pub const MAX_ORIGINS: usize = 1024;
+
+/// Appends a list of origins.
+pub(crate) fn encode_origins(origins: &[Uuid], to: &mut Encoder) {
+    to.len(origins.len());
+    for origin in origins {
+        to.raw(origin.as_bytes());
+    }
+}
+
+/// Takes a list of origins.
+pub(crate) fn decode_origins(from: &mut Decoder<'_>) -> Result<Vec<Uuid>, DecodeError> {
+    let count = from.count(16)?;
+    if count > MAX_ORIGINS {
+        return Err(invalid("origins", format!("{count} are more than {MAX_ORIGINS}")));
+    }
+    (0..count).map(|_| Ok(Uuid::from_bytes(from.array()?))).collect()
+}
+
+impl Root {
+    /// The object's bytes.
+    #[must_use]
+    pub fn encode(&self, volume: Uuid) -> Vec<u8> {
+        let mut to = Encoder::new(
+            Kind::Root,
+            volume,
+            128 + self.map_pages.len() * MAP_PAGE_REF_BYTES + 16 * self.origins.len(),
+        );
+        to.u32(self.id.epoch);
+        to.u64(self.id.k);
+        to.u32(self.commit.epoch);
+        to.u64(self.commit.n);
+        to.u64(self.size_bytes);
+        to.u32(u32::try_from(self.geometry.chunk_bytes()).expect("at most 32 MiB"));
+        encode_origins(&self.origins, &mut to);
+        to.len(self.map_pages.len());
+        for (page, reference) in &self.map_pages {
+            to.u32(*page);
+            to.u16(reference.origin);
+            to.u32(reference.id.epoch);
+            to.u64(reference.id.k);
+        }
+        to.finish()
+    }
+
+    /// Reads the object named `id`.
+    ///
+    /// # Errors
+    /// If it is damaged or another object.
+    pub fn decode(volume: Uuid, id: ObjectId, bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut from = Decoder::object_of(Kind::Root, volume, bytes)?;
+        let found = ObjectId { epoch: from.u32()?, k: from.u64()? };
+        if found != id {
+            return Err(invalid("root", format!("is {found:?}, not {id:?}")));
+        }
+        let commit = Slot { epoch: from.u32()?, n: from.u64()? };
+        let size_bytes = from.u64()?;
+        let geometry =
+            Geometry::new(u64::from(from.u32()?)).map_err(|e| invalid("chunk size", e.to_string()))?;
+        geometry.check_size(size_bytes).map_err(|e| invalid("size", e.to_string()))?;
+        let origins = decode_origins(&mut from)?;
+        let count = from.count(MAP_PAGE_REF_BYTES)?;
+        let mut map_pages = BTreeMap::new();
+        let mut least = 0;
+        for _ in 0..count {
+            let page = from.u32()?;
+            if page < least || page >= geometry.map_pages(size_bytes).min(MAX_MAP_PAGES) {
+                return Err(invalid("map page", format!("{page} is out of order or beyond the size")));
+            }
+            least = page + 1;
+            let origin = from.u16()?;
+            if usize::from(origin) > origins.len() {
+                return Err(invalid("origin", format!("{origin} is beyond the {} origins", origins.len())));
+            }
+            let id = ObjectId { epoch: from.u32()?, k: from.u64()? };
+            map_pages.insert(page, MapPageRef { origin, id });
+        }
+        from.finish()?;
+        Ok(Self { id, commit, size_bytes, geometry, origins, map_pages })
+    }
+}
+
+/// A root that is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptRoot {
+    /// The root.
+    pub root: ObjectId,
+    /// The root from which it was made, if that is kept.
+    pub parent: Option<ObjectId>,
+    /// Its commit.
+    pub commit: Slot,
+    /// Name of the snapshot that keeps it; empty for none.
+    pub snapshot: String,
+    /// Clones that keep it.
+    pub pins: Vec<Uuid>,
+    /// When a checkpoint replaced it, in seconds since 1970; 0 while it is current or kept by a snapshot or pin.
+    pub retired_at_seconds: u64,
+}
+
+/// Every root that is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RootTable {
+    /// Name of this object.
+    pub id: ObjectId,
+    /// In order of their making; the current root is the last.
+    pub roots: Vec<KeptRoot>,
+}
+
+/// Roots kept at most.
+pub const MAX_ROOTS: usize = 4096;
+const KEPT_ROOT_BYTES: usize = 12 + 1 + 12 + 1 + 4 + 8;
+
+impl RootTable {
+    /// The object's bytes.
+    #[must_use]
+    pub fn encode(&self, volume: Uuid) -> Vec<u8> {
+        let mut to = Encoder::new(Kind::RootTable, volume, 128 + self.roots.len() * 64);
+        to.u32(self.id.epoch);
+        to.u64(self.id.k);
+        to.len(self.roots.len());
+        for kept in &self.roots {
+            to.u32(kept.root.epoch);
+            to.u64(kept.root.k);
+            to.u8(u8::from(kept.parent.is_some()));
+            if let Some(parent) = kept.parent {
+                to.u32(parent.epoch);
+                to.u64(parent.k);
+            }
+            to.u32(kept.commit.epoch);
+            to.u64(kept.commit.n);
+            to.short_string(&kept.snapshot);
+            encode_origins(&kept.pins, &mut to);
+            to.u64(kept.retired_at_seconds);
+        }
+        to.finish()
+    }
+
+    /// Reads the object named `id`.
+    ///
+    /// # Errors
+    /// If it is damaged or another object.
+    pub fn decode(volume: Uuid, id: ObjectId, bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut from = Decoder::object_of(Kind::RootTable, volume, bytes)?;
+        let found = ObjectId { epoch: from.u32()?, k: from.u64()? };
+        if found != id {
+            return Err(invalid("root table", format!("is {found:?}, not {id:?}")));
+        }
+        let count = from.count(KEPT_ROOT_BYTES)?;
+        if count > MAX_ROOTS {
+            return Err(invalid("roots", format!("{count} are more than {MAX_ROOTS}")));
+        }
+        let mut roots = Vec::with_capacity(count);
+        for _ in 0..count {
+            let root = ObjectId { epoch: from.u32()?, k: from.u64()? };
+            let parent = match from.bool("parent")? {
+                true => Some(ObjectId { epoch: from.u32()?, k: from.u64()? }),
+                false => None,
+            };
+            let commit = Slot { epoch: from.u32()?, n: from.u64()? };
+            let snapshot = from.short_string("snapshot")?;
+            let pins = decode_origins(&mut from)?;
+            let retired_at_seconds = from.u64()?;
+            roots.push(KeptRoot { root, parent, commit, snapshot, pins, retired_at_seconds });
+        }
+        from.finish()?;
+        Ok(Self { id, roots })
+    }
+}

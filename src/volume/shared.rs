@@ -1,0 +1,224 @@
+//! What the parts of an open volume share: state, store, cache, budget, progress.
+//!
+//! Invariants: the state's lock is never held across an await; `progress` only grows; once stopped, a volume stays so.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, Semaphore, watch};
+
+use super::cache::PageCache;
+use super::error::Error;
+use super::geometry::{BLOCK_BYTES, Geometry};
+use super::keys::{Epoch, Keys, ObjectId};
+use super::options::{Entropy, Options, WallClock};
+use super::state::{State, Status};
+use crate::metrics::{Metrics, VolumeMetrics};
+use crate::store::Store;
+use crate::task::Tasks;
+
+/// The bound on dirty bytes of the process, shared by its volumes: first come, first served, block by block.
+#[derive(Debug)]
+pub struct DirtyBudget {
+    permits: Semaphore,
+    total: usize,
+}
+
+impl DirtyBudget {
+    /// A budget of so many bytes, at least one block.
+    #[must_use]
+    pub fn new(bytes: u64) -> Arc<Self> {
+        let total = usize::try_from(bytes / BLOCK_BYTES).unwrap_or(Semaphore::MAX_PERMITS);
+        let total = total.clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
+        Arc::new(Self { permits: Semaphore::new(total), total })
+    }
+
+    /// Blocks in all.
+    #[must_use]
+    pub fn total(&self) -> usize {
+        self.total
+    }
+
+    /// Takes permits for so many blocks, or all there are; `None` where they are not free at once.
+    pub(super) fn try_take(&self, blocks: usize) -> Option<usize> {
+        let blocks = blocks.min(self.total);
+        self.permits.try_acquire_many(u32::try_from(blocks).expect("clamped")).ok()?.forget();
+        Some(blocks)
+    }
+
+    /// Waits for permits for so many blocks, or all there are, and takes them.
+    pub(super) async fn take(&self, blocks: usize) -> usize {
+        let blocks = blocks.min(self.total);
+        let permits = self.permits.acquire_many(u32::try_from(blocks).expect("clamped")).await;
+        permits.expect("the semaphore is never closed").forget();
+        blocks
+    }
+
+    /// Gives permits back.
+    pub(super) fn give(&self, blocks: usize) {
+        self.permits.add_permits(blocks);
+    }
+
+    /// Blocks that are dirty now.
+    #[must_use]
+    pub fn used(&self) -> usize {
+        self.total - self.permits.available_permits()
+    }
+}
+
+/// How far the volume has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Every commit up to this number of our epoch is durable.
+    pub durable_n: u64,
+    /// Checkpoints published since the opening.
+    pub checkpoints: u64,
+    /// Whether the volume stopped.
+    pub stopped: bool,
+}
+
+/// What process-wide resources a volume uses.
+#[derive(Clone)]
+pub struct Environment {
+    /// Where the objects are.
+    pub store: Arc<dyn Store>,
+    /// Clean pages.
+    pub cache: Arc<PageCache>,
+    /// Bound on dirty bytes.
+    pub budget: Arc<DirtyBudget>,
+    /// Randomness.
+    pub entropy: Entropy,
+    /// Time of day.
+    pub wall_clock: WallClock,
+}
+
+impl std::fmt::Debug for Environment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Environment").field("store", &self.store).finish_non_exhaustive()
+    }
+}
+
+/// What the parts of an open volume share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) env: Environment,
+    pub(super) options: Options,
+    pub(super) metrics: VolumeMetrics,
+    pub(super) keys: Keys,
+    pub(super) geometry: Geometry,
+    pub(super) size_bytes: u64,
+    pub(super) epoch: Epoch,
+    pub(super) state: Mutex<State>,
+    pub(super) progress: watch::Sender<Progress>,
+    /// Wakes the committer.
+    pub(super) commit_wake: Notify,
+    /// Wakes the folder.
+    pub(super) fold_wake: Notify,
+    pub(super) tasks: Tasks,
+    /// Moving average of how long a record's PUT takes.
+    pub(super) put_latency: Mutex<Duration>,
+    next_k: AtomicU64,
+}
+
+impl Shared {
+    pub(super) fn new(
+        env: Environment,
+        options: Options,
+        keys: Keys,
+        geometry: Geometry,
+        epoch: Epoch,
+        state: State,
+    ) -> Self {
+        let metrics =
+            options.metrics.clone().unwrap_or_else(|| Metrics::new().volume(&keys.volume().to_string()));
+        env.cache.count_for(keys.volume(), metrics.clone());
+        let durable_n = state.next_n - 1;
+        Self {
+            env,
+            options,
+            metrics,
+            keys,
+            geometry,
+            size_bytes: state.root.size_bytes,
+            epoch,
+            state: Mutex::new(state),
+            progress: watch::Sender::new(Progress { durable_n, checkpoints: 0, stopped: false }),
+            commit_wake: Notify::new(),
+            fold_wake: Notify::new(),
+            tasks: Tasks::new(),
+            put_latency: Mutex::new(Duration::ZERO),
+            next_k: AtomicU64::new(1),
+        }
+    }
+
+    /// A name that this epoch never used.
+    pub(super) fn next_id(&self) -> ObjectId {
+        ObjectId { epoch: self.epoch, k: self.next_k.fetch_add(1, Ordering::Relaxed) }
+    }
+
+    /// Stops the volume for a reason that an operator must know: nothing more succeeds, and nothing is deleted.
+    pub(super) fn stop(&self, why: String) {
+        tracing::error!(volume = %self.keys.volume(), epoch = self.epoch, "volume stopped: {why}");
+        self.metrics.fenced.set(1);
+        self.retire(why);
+    }
+
+    /// Stops the volume.
+    pub(super) fn retire(&self, why: String) {
+        {
+            let mut state = self.state.lock();
+            if matches!(state.status, Status::Stopped(_)) {
+                return;
+            }
+            state.status = Status::Stopped(why);
+        }
+        self.progress.send_modify(|progress| progress.stopped = true);
+        self.commit_wake.notify_one();
+        self.fold_wake.notify_one();
+    }
+
+    /// Brings the gauges up to the state.
+    pub(super) fn gauge(&self, state: &State) {
+        let count = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        let dirty = state.dirty_permits as u64 * BLOCK_BYTES;
+        let on_their_way: u64 =
+            state.in_flight.iter().map(|commit| commit.permits as u64 * BLOCK_BYTES).sum();
+        let (journal_bytes, journal_records) = state.journal();
+        let oldest = state.in_flight.front().map(|commit| commit.dirty_since).or(state.dirty_since);
+        self.metrics.dirty_bytes.set(count(dirty));
+        self.metrics.uncommitted_bytes.set(count(dirty + on_their_way));
+        self.metrics.uncommitted_since.set(oldest);
+        self.metrics.commits_in_flight.set(count(state.in_flight.len() as u64));
+        self.metrics.journal_bytes.set(count(journal_bytes));
+        self.metrics.journal_records.set(count(journal_records));
+    }
+
+    /// The error of a volume that stopped.
+    pub(super) fn check_serving(&self) -> Result<(), Error> {
+        match &self.state.lock().status {
+            Status::Stopped(why) => Err(Error::Stopped(why.clone())),
+            Status::Serving | Status::Draining => Ok(()),
+        }
+    }
+
+    /// Waits until `reached` holds of the progress; fails once the volume stops, or at the deadline.
+    pub(super) async fn wait(&self, reached: impl FnMut(&Progress) -> bool + Send) -> Result<(), Error> {
+        let mut reached = reached;
+        let mut progress = self.progress.subscribe();
+        let waited = progress.wait_for(|now| now.stopped || reached(now));
+        let now = match self.options.store_deadline {
+            None => waited.await,
+            Some(deadline) => match tokio::time::timeout(deadline, waited).await {
+                Ok(now) => now,
+                Err(_) => {
+                    let after_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
+                    return Err(Error::Deadline { after_ms });
+                }
+            },
+        };
+        let stopped = now.expect("the sender lives in self").stopped;
+        if stopped { self.check_serving() } else { Ok(()) }
+    }
+}

@@ -1,0 +1,60 @@
+//! Drives `blocks.py`: a client that writes numbered blocks and says which of them were answered.
+
+use crate::support::process::{Process, command, run};
+
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop/blocks.py");
+
+/// A client that goes on writing until a command fails.
+pub(super) struct Writer {
+    process: Process,
+}
+
+impl Writer {
+    /// Starts it on a disk of a power of two bytes.
+    pub(super) fn start(uri: &str) -> Self {
+        Self {
+            process: Process::spawn(
+                "blocks.py write",
+                &mut command(["/usr/bin/python3", SCRIPT, "write", uri]),
+            ),
+        }
+    }
+
+    /// Waits until at least `count` blocks have been flushed.
+    pub(super) async fn has_flushed(&mut self, count: u64) {
+        let reached = |line: &str| (number(line, "flushed ")? >= count).then_some(());
+        self.process.wait_for(&format!("{count} blocks are flushed"), reached).await;
+    }
+
+    /// Waits for its end; what it was told until then.
+    pub(super) async fn end(mut self) -> Answers {
+        self.process.exit().await;
+        let said = self.process.output();
+        let last = |word: &str| said.lines().filter_map(|line| number(line, word)).next_back();
+        let failures =
+            said.lines().filter_map(|line| line.strip_prefix("failed ")).map(str::to_owned).collect();
+        Answers { written: last("written "), flushed: last("flushed "), failures, said: said.clone() }
+    }
+}
+
+/// What a [`Writer`] was answered before its connections failed.
+#[derive(Debug)]
+pub(super) struct Answers {
+    /// The last block whose WRITE, and that of all before it, was answered.
+    pub(super) written: Option<u64>,
+    /// The last block covered by an answered FLUSH.
+    pub(super) flushed: Option<u64>,
+    /// `COMMAND ERRNO` for each command that failed.
+    pub(super) failures: Vec<String>,
+    /// All of its output.
+    pub(super) said: String,
+}
+
+fn number(line: &str, word: &str) -> Option<u64> {
+    line.strip_prefix(word)?.parse().ok()
+}
+
+/// Blocks 0 to `last` are as written, and no other block is half there.
+pub(super) async fn assert_blocks(uri: &str, last: u64) {
+    run(&mut command(["/usr/bin/python3", SCRIPT, "check", uri, &last.to_string()])).await;
+}

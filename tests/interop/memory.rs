@@ -1,0 +1,28 @@
+//! The bound on resident memory, under the load that is worst for it: random writes over a wide address space.
+
+use crate::support::cairn::{Setup, Store};
+use crate::support::process::{command, run};
+
+const LIMIT_KIB: u64 = 400 * 1024;
+
+fn status_kib(pid: u32, field: &str) -> u64 {
+    let status =
+        std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a running process has a status");
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("the kernel reports it");
+    line.trim_start_matches(':').trim().trim_end_matches(" kB").parse().expect("a number of KiB")
+}
+
+/// One minute of 4 KiB writes over 64 GiB with the default cache of 256 MiB.
+#[tokio::test]
+async fn random_writes_over_64_gib_stay_below_400_mib_of_memory() {
+    let store = Store::directory();
+    let gateway = Setup::new(&store).create("disk", "64GiB").tcp().start().await;
+    let mut fio =
+        command(["fio", "--name=wide", "--ioengine=nbd", "--rw=randwrite", "--bs=4k", "--iodepth=32"]);
+    fio.args(["--size=64g", "--norandommap", "--time_based", "--runtime=60", "--refill_buffers", "--thread"]);
+    run(fio.arg(format!("--uri={}", gateway.uri("disk")))).await;
+    let pid = gateway.process.id();
+    let peak = status_kib(pid, "VmHWM");
+    println!("VmHWM {} MiB, VmRSS {} MiB", peak / 1024, status_kib(pid, "VmRSS") / 1024);
+    assert!(peak < LIMIT_KIB, "{} MiB of memory at the peak", peak / 1024);
+}

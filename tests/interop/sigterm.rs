@@ -1,0 +1,38 @@
+//! SIGTERM: what is in flight is answered and durable, the exit status is 0, and the next start has nothing to do.
+
+use rustix::process::Signal;
+
+use super::blocks::{Writer, assert_blocks};
+use crate::support::cairn::{Setup, Store};
+use crate::support::process::{Process, command};
+
+/// Under the load of fio and of a client that remembers every answer. The lease outlives the test, so that a successor
+/// that had to wait for it would never come to serve.
+#[tokio::test]
+async fn a_drained_gateway_leaves_nothing_to_replay_and_no_lease() {
+    let store = Store::minio().await;
+    let proxy = store.proxy().await;
+    let setup = || Setup::new(&store).through(&proxy).tcp().env("CAIRN_LEASE__TTL", "1h");
+    let mut gateway = setup().create("disk", "1GiB").create("load", "1GiB").start().await;
+
+    let mut fio =
+        command(["fio", "--name=load", "--ioengine=nbd", "--rw=randrw", "--bs=16k", "--iodepth=16"]);
+    fio.args(["--size=1g", "--time_based", "--runtime=600", "--thread", "--status-interval=1"]);
+    fio.arg(format!("--uri={}", gateway.uri("load")));
+    let mut load = Process::spawn("fio", &mut fio);
+    let mut writer = Writer::start(&gateway.uri("disk"));
+    load.wait_for("fio writes", |line| (line.contains("WRITE: bw=")).then_some(())).await;
+    writer.has_flushed(200).await;
+
+    gateway.process.signal(Signal::TERM);
+    let status = gateway.process.exit().await;
+    assert!(status.success(), "{status}: {}", gateway.process.output());
+    let answers = writer.end().await;
+    load.kill().await;
+
+    proxy.forget();
+    let next = setup().create("disk", "1GiB").create("load", "1GiB").start().await;
+    assert_eq!(proxy.count(|request| request.gets("/journal/")), 0, "{:#?}", proxy.requests());
+    assert_blocks(&next.uri("disk"), answers.written.expect("some were written")).await;
+    proxy.stop().await;
+}

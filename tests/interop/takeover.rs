@@ -1,0 +1,76 @@
+//! Two gateways and one volume: the lease, the takeover, and what a killed gateway leaves behind.
+
+use serde_json::Value;
+
+use super::blocks::{Writer, assert_blocks};
+use crate::support::cairn::{Setup, Store};
+use crate::support::process::run;
+
+/// While the first lives, the second is refused and its error names the holder.
+#[tokio::test]
+async fn a_second_gateway_is_refused_while_the_lease_lives() {
+    let store = Store::minio().await;
+    let first = Setup::new(&store).create("disk", "1GiB").tcp().start().await;
+    let info = run(&mut store.cairn(["volume", "info", "disk", "--store", &store.url(), "--json"])).await;
+    let info: Value = serde_json::from_str(&info).expect("volume info --json prints JSON");
+    let holder = info["holder"].as_str().expect("a leased volume has a holder");
+    assert!(!holder.is_empty());
+
+    let (status, said) = Setup::new(&store).create("disk", "1GiB").tcp().refused().await;
+    assert!(!status.success(), "{said}");
+    assert!(said.contains(holder), "the error does not name the holder {holder}: {said}");
+    drop(first);
+}
+
+/// A takeover under load: the second wins, the first fails everything and says why, and nothing flushed is missing.
+#[tokio::test]
+async fn a_takeover_fences_the_first_gateway_and_loses_no_flushed_write() {
+    let store = Store::minio().await;
+    let mut first = Setup::new(&store).create("disk", "1GiB").tcp().start().await;
+    let mut writer = Writer::start(&first.uri("disk"));
+    writer.has_flushed(300).await;
+    let second = Setup::new(&store).create("disk", "1GiB").tcp().takeover().start().await;
+    let answers = writer.end().await;
+
+    assert_eq!(
+        answers.failures.len(),
+        5,
+        "the first failure and READ, WRITE, FLUSH, TRIM after it: {}",
+        answers.said
+    );
+    for failure in &answers.failures {
+        assert!(failure.ends_with(" ESHUTDOWN"), "{}", answers.said);
+    }
+    assert_blocks(&second.uri("disk"), answers.flushed.expect("some were flushed")).await;
+    first
+        .process
+        .wait_for("it says why it stopped", |line| {
+            let line = line.to_lowercase();
+            (line.contains("fenced") || line.contains("taken over")).then_some(())
+        })
+        .await;
+}
+
+async fn killed_gateways_lose_nothing(store: Store) {
+    let mut gateway = Setup::new(&store).create("disk", "1GiB").tcp().start().await;
+    for flushed in [16, 200, 700] {
+        let mut writer = Writer::start(&gateway.uri("disk"));
+        writer.has_flushed(flushed).await;
+        gateway.process.kill().await;
+        let answers = writer.end().await;
+        gateway = Setup::new(&store).create("disk", "1GiB").tcp().takeover().start().await;
+        assert_blocks(&gateway.uri("disk"), answers.flushed.expect("some were flushed")).await;
+    }
+}
+
+/// SIGKILL under load, several times on one volume; each successor has all that was flushed and no half block.
+#[tokio::test]
+async fn a_killed_gateway_loses_no_flushed_write_on_a_directory() {
+    killed_gateways_lose_nothing(Store::directory()).await;
+}
+
+/// The same in a bucket.
+#[tokio::test]
+async fn a_killed_gateway_loses_no_flushed_write_on_minio() {
+    killed_gateways_lose_nothing(Store::minio().await).await;
+}

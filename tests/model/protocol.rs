@@ -1,0 +1,376 @@
+//! The protocol of the journal as a machine of small states: what each gateway may do next, and what a PUT does
+//! when it lands.
+//!
+//! It models slots, seals, opening records, epochs, checkpoints and the deletion of folded records; chunk objects,
+//! snapshots, leases and local journals are not in it. A PUT is sent in one step and lands in another, however
+//! late, even after its sender died or was deposed; a gateway that crashes is one that takes no further step. It
+//! must not know what has to hold. Invariant: [`State::steps`] gives every step that some interleaving can take.
+
+use std::fmt;
+
+/// Place of a record: epoch of the log, and number within it. Orders as the journal does.
+pub(super) type Slot = (u8, u8);
+
+/// A commit: the gateway that cut it, and its number there.
+pub(super) type Commit = (u8, u8);
+
+/// A rule of the protocol that can be broken, to see that the rule is needed and that its breaking is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Broken {
+    /// Seals are deleted with the records of their log.
+    DeletesSeals,
+    /// An opener goes on to the next epoch without sealing the log that it replayed.
+    SkipsSeal,
+    /// An opener serves without an opening record of its own.
+    SkipsOpening,
+    /// A FLUSH is answered when as many commits are durable, not when all before it are.
+    AnswersOutOfOrder,
+    /// A commit whose slot is taken counts as durable.
+    IgnoresTakenSlot,
+}
+
+/// How much is checked.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Scope {
+    /// Gateways that open the volume, each once.
+    pub gateways: u8,
+    /// Commits that each may cut.
+    pub commits: u8,
+    /// Commits in flight at most.
+    pub window: u8,
+    /// Whether the PUT of a commit may land twice.
+    pub late_duplicates: bool,
+    /// The rule that is broken, if any.
+    pub broken: Option<Broken>,
+}
+
+/// The object that is overwritten, by compare-and-swap.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
+pub(super) struct Head {
+    pub epoch: u8,
+    /// Slot of the last folded record.
+    pub checkpoint: Slot,
+    /// Commits that the map holds, in order.
+    pub folded: Vec<Commit>,
+}
+
+/// What a record is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Kind {
+    Opening,
+    Commit(Commit),
+    Seal,
+}
+
+/// An object of the journal, created where none stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Record {
+    pub slot: Slot,
+    pub kind: Kind,
+    /// Epoch of its writer.
+    pub writer: u8,
+}
+
+/// How far a gateway has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Phase {
+    New,
+    Replaying,
+    Opening,
+    Serving,
+    Fenced,
+}
+
+/// What one gateway knows.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Gateway {
+    pub phase: Phase,
+    pub epoch: u8,
+    /// Next slot to replay.
+    pub at: Slot,
+    /// Commits that it began with.
+    pub seen: Vec<Commit>,
+    /// Commits that it sent.
+    pub cut: u8,
+    /// Commits that it knows to be durable, one bit each.
+    pub durable: u8,
+    /// Flushes that it answered, in order.
+    pub answered: u8,
+    /// Checkpoint that it published.
+    pub folded_to: Option<Slot>,
+}
+
+/// A PUT on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Flight {
+    pub sender: u8,
+    pub record: Record,
+    /// How often it may yet land.
+    pub landings: u8,
+}
+
+/// The bucket, the network and every gateway.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct State {
+    pub head: Head,
+    /// In order of slot, of which each is taken once.
+    pub journal: Vec<Record>,
+    pub gateways: Vec<Gateway>,
+    /// In order, each once.
+    pub flights: Vec<Flight>,
+}
+
+/// What happens between two states.
+#[derive(Clone, Debug)]
+pub(super) enum Step {
+    TakesEpoch { gateway: u8, epoch: u8 },
+    FindsHigherSeal { gateway: u8 },
+    ServesUnopened { gateway: u8 },
+    LeavesUnsealed { gateway: u8, slot: Slot },
+    Sends { gateway: u8, record: Record },
+    Answers { gateway: u8, commit: u8 },
+    Checkpoints { gateway: u8, slot: Slot },
+    Deletes { gateway: u8, slots: Vec<Slot> },
+    Lands { flight: Flight, taken_by: Option<Record> },
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TakesEpoch { gateway, epoch } => write!(f, "G{gateway} takes epoch {epoch}"),
+            Self::FindsHigherSeal { gateway } => write!(f, "G{gateway} finds a seal of a higher epoch"),
+            Self::ServesUnopened { gateway } => write!(f, "G{gateway} serves without an opening record"),
+            Self::LeavesUnsealed { gateway, slot } => write!(f, "G{gateway} leaves {slot:?} unsealed"),
+            Self::Sends { gateway, record } => {
+                write!(f, "G{gateway} sends {:?} to {:?}", record.kind, record.slot)
+            }
+            Self::Answers { gateway, commit } => write!(f, "G{gateway} answers the flush of commit {commit}"),
+            Self::Checkpoints { gateway, slot } => write!(f, "G{gateway} publishes a checkpoint at {slot:?}"),
+            Self::Deletes { gateway, slots } => write!(f, "G{gateway} deletes {slots:?}"),
+            Self::Lands { flight: Flight { sender, record, .. }, taken_by } => {
+                write!(f, "  PUT of G{sender}, {:?} to {:?}, lands: ", record.kind, record.slot)?;
+                match taken_by {
+                    None => write!(f, "created"),
+                    Some(other) => write!(f, "taken by {:?} of epoch {}", other.kind, other.writer),
+                }
+            }
+        }
+    }
+}
+
+/// The record in a slot.
+fn record_at(journal: &[Record], slot: Slot) -> Option<&Record> {
+    journal.binary_search_by_key(&slot, |r| r.slot).ok().map(|place| &journal[place])
+}
+
+/// Puts an item into its place among ordered ones, once.
+fn insert<T: Ord>(items: &mut Vec<T>, item: T) {
+    if let Err(place) = items.binary_search(&item) {
+        items.insert(place, item);
+    }
+}
+
+impl State {
+    /// A fresh volume that nobody has opened.
+    pub(super) fn first(scope: &Scope) -> Self {
+        let gateway = Gateway {
+            phase: Phase::New,
+            epoch: 0,
+            at: (0, 0),
+            seen: Vec::new(),
+            cut: 0,
+            durable: 0,
+            answered: 0,
+            folded_to: None,
+        };
+        Self {
+            head: Head::default(),
+            journal: Vec::new(),
+            gateways: vec![gateway; usize::from(scope.gateways)],
+            flights: Vec::new(),
+        }
+    }
+
+    /// The commits that an opener would find now, and the slot where the newest log ends.
+    pub(super) fn replayed(&self) -> (Vec<Commit>, Slot) {
+        let mut commits = self.head.folded.clone();
+        let (mut epoch, mut n) = self.head.checkpoint;
+        n += 1;
+        while let Some(record) = record_at(&self.journal, (epoch, n)) {
+            match record.kind {
+                Kind::Seal if epoch + 1 > self.head.epoch => break,
+                Kind::Seal => (epoch, n) = (epoch + 1, 1),
+                Kind::Commit(commit) => {
+                    commits.push(commit);
+                    n += 1;
+                }
+                Kind::Opening => n += 1,
+            }
+        }
+        (commits, (epoch, n))
+    }
+
+    /// This state with another of its gateways, which `change` makes.
+    fn with(&self, gateway: u8, change: impl FnOnce(&mut Gateway)) -> Self {
+        let mut next = self.clone();
+        change(&mut next.gateways[usize::from(gateway)]);
+        next
+    }
+
+    fn send(&mut self, sender: u8, record: Record, landings: u8) {
+        insert(&mut self.flights, Flight { sender, record, landings });
+    }
+
+    /// Every step that can be taken, and the state after it.
+    pub(super) fn steps(&self, scope: &Scope) -> Vec<(Step, Self)> {
+        let mut steps = Vec::new();
+        for (g, gateway) in (0_u8..).zip(&self.gateways) {
+            match gateway.phase {
+                Phase::New => steps.push(self.take_epoch(g)),
+                Phase::Replaying if self.flights.iter().all(|f| f.sender != g) => {
+                    steps.push(self.replay(scope, g, gateway));
+                }
+                Phase::Serving => self.serve(scope, g, gateway, &mut steps),
+                Phase::Replaying | Phase::Opening | Phase::Fenced => {}
+            }
+            if matches!(gateway.phase, Phase::Serving | Phase::Fenced) {
+                steps.extend(self.delete(scope, g, gateway));
+            }
+        }
+        steps.extend(self.flights.iter().map(|flight| self.land(scope, *flight)));
+        steps
+    }
+
+    /// The epoch is bumped by a compare-and-swap of the head whose checkpoint is then used.
+    fn take_epoch(&self, g: u8) -> (Step, Self) {
+        let epoch = self.head.epoch + 1;
+        let mut next = self.with(g, |gateway| {
+            gateway.phase = Phase::Replaying;
+            gateway.epoch = epoch;
+            gateway.at = (self.head.checkpoint.0, self.head.checkpoint.1 + 1);
+            gateway.seen.clone_from(&self.head.folded);
+        });
+        next.head.epoch = epoch;
+        (Step::TakesEpoch { gateway: g, epoch }, next)
+    }
+
+    /// Replays to the first free slot, and sends what belongs there.
+    fn replay(&self, scope: &Scope, g: u8, gateway: &Gateway) -> (Step, Self) {
+        let ((mut epoch, mut n), mut seen) = (gateway.at, gateway.seen.clone());
+        while epoch < gateway.epoch
+            && let Some(record) = record_at(&self.journal, (epoch, n))
+        {
+            match record.kind {
+                Kind::Seal if record.writer > gateway.epoch => {
+                    let next = self.with(g, |gateway| gateway.phase = Phase::Fenced);
+                    return (Step::FindsHigherSeal { gateway: g }, next);
+                }
+                Kind::Seal => (epoch, n) = (epoch + 1, 1),
+                Kind::Commit(commit) => {
+                    seen.push(commit);
+                    n += 1;
+                }
+                Kind::Opening => n += 1,
+            }
+        }
+        let slot = (epoch, n);
+        let mut next = self.with(g, |gateway| (gateway.at, gateway.seen) = (slot, seen));
+        let own = &mut next.gateways[usize::from(g)];
+        let record = if epoch == gateway.epoch {
+            if scope.broken == Some(Broken::SkipsOpening) {
+                own.phase = Phase::Serving;
+                return (Step::ServesUnopened { gateway: g }, next);
+            }
+            own.phase = Phase::Opening;
+            Record { slot: (epoch, 1), kind: Kind::Opening, writer: gateway.epoch }
+        } else if scope.broken == Some(Broken::SkipsSeal) {
+            own.at = (epoch + 1, 1);
+            return (Step::LeavesUnsealed { gateway: g, slot }, next);
+        } else {
+            Record { slot, kind: Kind::Seal, writer: gateway.epoch }
+        };
+        next.send(g, record, 1);
+        (Step::Sends { gateway: g, record }, next)
+    }
+
+    /// Cuts commits, answers flushes in order, folds what is durable.
+    fn serve(&self, scope: &Scope, g: u8, gateway: &Gateway, steps: &mut Vec<(Step, Self)>) {
+        if gateway.cut < scope.commits && gateway.cut - gateway.answered < scope.window {
+            let first = if scope.broken == Some(Broken::SkipsOpening) { 1 } else { 2 };
+            let slot = (gateway.epoch, first + gateway.cut);
+            let record = Record { slot, kind: Kind::Commit((g, gateway.cut)), writer: gateway.epoch };
+            let mut next = self.with(g, |gateway| gateway.cut += 1);
+            next.send(g, record, if scope.late_duplicates { 2 } else { 1 });
+            steps.push((Step::Sends { gateway: g, record }, next));
+        }
+        let durable = gateway.durable.count_ones();
+        let ready = gateway.durable >> gateway.answered & 1 == 1
+            || scope.broken == Some(Broken::AnswersOutOfOrder) && durable > u32::from(gateway.answered);
+        if ready {
+            let next = self.with(g, |gateway| gateway.answered += 1);
+            steps.push((Step::Answers { gateway: g, commit: gateway.answered }, next));
+        }
+        if self.head.epoch == gateway.epoch {
+            let (commits, end) = self.replayed();
+            let own = commits.iter().filter(|commit| commit.0 == g).count();
+            if end.0 == gateway.epoch && commits != self.head.folded && own <= durable as usize {
+                let slot = (end.0, end.1 - 1);
+                let mut next = self.with(g, |gateway| gateway.folded_to = Some(slot));
+                next.head.checkpoint = slot;
+                next.head.folded = commits;
+                steps.push((Step::Checkpoints { gateway: g, slot }, next));
+            }
+        }
+    }
+
+    /// A list of folded records may be deleted late, even by a gateway that was deposed since.
+    fn delete(&self, scope: &Scope, g: u8, gateway: &Gateway) -> Option<(Step, Self)> {
+        let to = gateway.folded_to?;
+        let seals_too = scope.broken == Some(Broken::DeletesSeals);
+        let dies = |record: &Record| record.slot <= to && (record.kind != Kind::Seal || seals_too);
+        let slots: Vec<Slot> = self.journal.iter().filter(|r| dies(r)).map(|r| r.slot).collect();
+        if slots.is_empty() {
+            return None;
+        }
+        let mut next = self.clone();
+        next.journal.retain(|record| !dies(record));
+        Some((Step::Deletes { gateway: g, slots }, next))
+    }
+
+    /// A PUT lands: it creates its record, or finds the slot taken, perhaps by itself.
+    fn land(&self, scope: &Scope, flight: Flight) -> (Step, Self) {
+        let Flight { sender, record, landings } = flight;
+        let mut next = self.clone();
+        next.flights.retain(|other| *other != flight);
+        if landings > 1 {
+            next.send(sender, record, landings - 1);
+        }
+        let there = record_at(&self.journal, record.slot).copied();
+        if there.is_none() {
+            insert(&mut next.journal, record);
+        }
+        let taken_by = there.filter(|other| *other != record);
+        let created = taken_by.is_none();
+        let gateway = &mut next.gateways[usize::from(sender)];
+        match (record.kind, gateway.phase) {
+            (Kind::Commit((_, k)), Phase::Serving) => {
+                if created || scope.broken == Some(Broken::IgnoresTakenSlot) {
+                    gateway.durable |= 1 << k;
+                } else {
+                    gateway.phase = Phase::Fenced;
+                }
+            }
+            (Kind::Opening, Phase::Opening) => {
+                gateway.phase = if created { Phase::Serving } else { Phase::Fenced };
+            }
+            // Any other record in the slot of a seal is replayed, and the next slot tried.
+            (Kind::Seal, _)
+                if taken_by.is_some_and(|other| other.kind == Kind::Seal && other.writer > gateway.epoch) =>
+            {
+                gateway.phase = Phase::Fenced;
+            }
+            _ => {}
+        }
+        (Step::Lands { flight, taken_by }, next)
+    }
+}

@@ -1,0 +1,207 @@
+#!/bin/bash
+# Every check and every test of Cairn, from a machine with nothing but a Rust toolchain on it.
+#
+#   tests/run.sh            everything
+#   tests/run.sh SUITE...   only these (no comparison with the minima of the others)
+#
+# Ends with a table of suites and a last line "N passed, N failed"; the exit status is non-zero if anything failed.
+# A suite that has fewer passing tests than tests/minima.tsv says has failed: no test is lost without being noticed.
+set -u -o pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/tools/common.sh"
+cd "$ROOT" || exit 1
+exec </dev/null
+export CARGO_TERM_COLOR=never CARGO_INCREMENTAL=0 NO_COLOR=1 RUST_BACKTRACE=0
+export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
+
+ONLY=("$@")
+TARGET=${CARGO_TARGET_DIR:-$ROOT/target}
+LOGS=$TARGET/test-logs
+MINIMA=$ROOT/tests/minima.tsv
+mkdir -p "$LOGS"
+: >"$LOGS/counts.tsv"
+
+declare -a ORDER=() NOTES=()
+declare -A PASSED=() FAILED=() SECONDS_OF=()
+TOTAL_PASSED=0 TOTAL_FAILED=0
+
+# --- running one suite -----------------------------------------------------------------------------------------------
+
+wanted() {
+    local suite
+    [ ${#ONLY[@]} -gt 0 ] || return 0
+    for suite in "${ONLY[@]}"; do [ "$suite" != "$1" ] || return 0; done
+    return 1
+}
+
+minimum() { awk -F'\t' -v suite="$1" '$1 == suite { print $2 }' "$MINIMA" 2>/dev/null; }
+
+# count PASSED FAILED: what a suite that is not libtest's reports.
+count() { printf 'counted: %s passed; %s failed\n' "$1" "$2"; }
+
+# limited SECONDS COMMAND...: a hang is a failure, and takes its children with it.
+limited() { timeout --kill-after=10 "$@"; }
+
+# suite NAME FUNCTION [ARGUMENT...]: its output goes to a log, its counts into the table.
+suite() {
+    local name=$1 log=$LOGS/$1.log begun=$SECONDS status=0 passed failed least
+    shift
+    wanted "$name" || return 0
+    say "== $name"
+    "$@" >"$log" 2>&1 || status=$?
+    # libtest's ignored tests count as failed: nothing is skipped here.
+    read -r passed failed < <(awk '
+        /^test result: / { gsub(";", ""); for (i = 2; i < NF; i++) { if ($(i+1) == "passed") p += $i
+                                          if ($(i+1) == "failed" || $(i+1) == "ignored") f += $i } }
+        /^counted: /     { p += $2; f += $4 }
+        END              { print p + 0, f + 0 }' "$log")
+    [ "$status" = 0 ] || [ "$failed" -gt 0 ] || failed=1
+    least=$(minimum "$name")
+    if [ "$status" = 0 ] && [ "$failed" = 0 ] && [ "$passed" -lt "${least:-0}" ]; then
+        echo "$passed passed, but tests/minima.tsv asks for $least" >>"$log"
+        failed=1
+    fi
+    ORDER+=("$name")
+    PASSED[$name]=$passed FAILED[$name]=$failed SECONDS_OF[$name]=$((SECONDS - begun))
+    TOTAL_PASSED=$((TOTAL_PASSED + passed)) TOTAL_FAILED=$((TOTAL_FAILED + failed))
+    printf '%s\t%s\n' "$name" "$passed" >>"$LOGS/counts.tsv"
+    if [ "$failed" -gt 0 ]; then
+        say "-- $name FAILED (exit status $status), the end of $log:"
+        tail -n 80 "$log" >&2
+    fi
+    return 0
+}
+
+# --- the suites ------------------------------------------------------------------------------------------------------
+
+suite_tools() { "$ROOT/tests/tools/install.sh" packages deny s3 machine && count 4 0; }
+
+suite_fmt() { cargo fmt --check && count 1 0; }
+
+suite_shell() {
+    local files
+    mapfile -t files < <(scripts)
+    shellcheck --external-sources --source-path=SCRIPTDIR "${files[@]}" && count ${#files[@]} 0
+}
+
+scripts() { tracked | while read -r file; do head -c 64 "$file" | head -n 1 | grep -qE '^#!.*\b(ba)?sh\b|^# shellcheck shell=' && echo "$file"; done; }
+
+# Files of the working tree that are or may become part of the repository; in a copy without history, all but the build.
+tracked() {
+    history_git ls-files --cached --others --exclude-standard 2>/dev/null ||
+        find . -path ./target -prune -o -type f -printf '%P\n'
+}
+
+history_git() { git -c safe.directory='*' -C "$ROOT" "$@"; }
+
+suite_yaml() {
+    local files
+    mapfile -t files < <(tracked | grep -E '\.ya?ml$' | grep -v '/templates/')
+    [ ${#files[@]} -gt 0 ] || { count 0 0; return; }
+    yamllint --strict -d '{extends: default, rules: {line-length: {max: 140}, document-start: disable, truthy: {check-keys: false}}}' \
+        "${files[@]}" && count ${#files[@]} 0
+}
+
+# The minima only rise: not from the parent commits to this one, not from this one to the working tree.
+suite_minima() {
+    local revision
+    awk -F'\t' '!/^#/ && (NF != 2 || $2 !~ /^[0-9]+$/) { print "not `suite<TAB>minimum`: " $0; bad = 1 } END { exit bad }' \
+        "$MINIMA" || return 1
+    if history_git rev-parse --verify --quiet HEAD >/dev/null; then
+        for revision in HEAD $(history_git rev-list --parents -n 1 HEAD | cut -s -d' ' -f2-); do
+            history_git show "$revision:tests/minima.tsv" >"$LOGS/minima.older" 2>/dev/null || continue
+            awk -F'\t' -v older="$revision" '
+                FNR == 1       { file++ }
+                /^#/           { next }
+                file == 1      { before[$1] = $2; next }
+                               { now[$1] = $2 }
+                END { for (s in before) if (now[s] + 0 < before[s] + 0) {
+                          printf "the minimum of %s fell from %d (%s) to %d\n", s, before[s], older, now[s]; bad = 1 }
+                      exit bad }' "$LOGS/minima.older" "$MINIMA" || return 1
+        done
+    else
+        echo "no history here: only the form of tests/minima.tsv was checked"
+    fi
+    count 1 0
+}
+
+# The release profile throughout: build scripts and macros are shared with the tests, and what is tested is what ships.
+suite_clippy() { limited 1800 cargo clippy --release --all-targets --quiet -- -D warnings && count 1 0; }
+
+suite_deny() { limited 300 "$TOOLS/bin/cargo-deny" --offline check bans licenses sources && count 3 0; }
+
+suite_build() {
+    limited 3000 cargo test --release --no-run --lib --test it --message-format=json-render-diagnostics \
+        >"$LOGS/artifacts.json" || return 1
+    executable lib >"$LOGS/lib.path" && executable it >"$LOGS/it.path" && count 1 0
+}
+
+# executable NAME: the test binary that cargo built from the library or from the integration target NAME.
+executable() {
+    jq -e -r -s --arg name "$1" 'map(select(.reason == "compiler-artifact" and .profile.test and .executable)
+        | select(if $name == "lib" then .target.kind == ["lib"] else .target.kind == ["test"] and .target.name == $name end))
+        | first | .executable' "$LOGS/artifacts.json"
+}
+
+suite_unit() { limited 1200 "$(cat "$LOGS/lib.path")"; }
+
+suite_doc() { limited 1200 cargo test --release --doc; }
+
+# One suite per module of the integration binary, as libtest lists them: cheap ones first, virtual machines last.
+modules() {
+    local listed
+    listed=$("$(cat "$LOGS/it.path")" --list --format terse | sed -n 's/: test$//p' | cut -d: -f1 | sort -u)
+    for first in tidy format model conformance store volume simulation; do grep -qx "$first" <<<"$listed" && echo "$first"; done
+    grep -vxE 'tidy|format|model|conformance|store|volume|simulation|interop|vm' <<<"$listed"
+    for last in interop vm; do grep -qx "$last" <<<"$listed" && echo "$last"; done
+    return 0
+}
+
+suite_module() {
+    local tests binary threads=()
+    binary=$(cat "$LOGS/it.path")
+    mapfile -t tests < <("$binary" --list --format terse | sed -n 's/: test$//p' | grep -E "^$1(::|$)")
+    [ ${#tests[@]} -gt 0 ] || { echo "the integration binary has no module $1"; return 1; }
+    [ "$1" != vm ] || threads=(--test-threads=1)
+    limited 2400 "$binary" --exact "${tests[@]}" "${threads[@]}"
+}
+
+# --- all of them -----------------------------------------------------------------------------------------------------
+
+suite tools suite_tools
+[ "$(cat "$TOOLS/s3-server" 2>/dev/null)" != moto ] ||
+    NOTES+=("MinIO could not be built here: THE S3 TESTS RAN AGAINST MOTO.")
+suite fmt suite_fmt
+suite shell suite_shell
+suite yaml suite_yaml
+suite minima suite_minima
+suite deny suite_deny
+suite clippy suite_clippy
+if [ ${#ONLY[@]} -gt 0 ]; then ONLY+=(build); fi
+suite build suite_build
+if [ "${FAILED[build]}" = 0 ]; then
+    suite unit suite_unit
+    suite doc suite_doc
+    for module in $(modules); do suite "$module" suite_module "$module"; done
+fi
+
+# What has a minimum and was not run, has failed.
+if [ ${#ONLY[@]} = 0 ] && [ -r "$MINIMA" ]; then
+    while IFS=$'\t' read -r name least; do
+        case $name in '#'*) continue ;; esac
+        [ -z "${PASSED[$name]:-}" ] || continue
+        [ "$least" -gt 0 ] || continue
+        ORDER+=("$name")
+        PASSED[$name]=0 FAILED[$name]=1 SECONDS_OF[$name]=0
+        TOTAL_FAILED=$((TOTAL_FAILED + 1))
+    done <"$MINIMA"
+fi
+
+{
+    printf 'suite|passed|failed|seconds|minimum\n'
+    for name in "${ORDER[@]}"; do
+        printf '%s|%s|%s|%s|%s\n' "$name" "${PASSED[$name]}" "${FAILED[$name]}" "${SECONDS_OF[$name]}" "$(minimum "$name")"
+    done
+} | awk -F'|' '{ printf "%-14s %8s %8s %8s %8s\n", $1, $2, $3, $4, $5 }'
+for note in "${NOTES[@]}"; do echo "$note"; done
+echo "$TOTAL_PASSED passed, $TOTAL_FAILED failed"
+[ "$TOTAL_FAILED" = 0 ]

@@ -1,0 +1,9 @@
+//! The store: one contract for every implementation, its decorators, the start-up probe, and S3 servers that
+//! misbehave.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod contract;
+mod fault;
+mod probe;
+mod retry;
+mod s3;

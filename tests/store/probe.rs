@@ -1,0 +1,248 @@
+//! The start-up probe: stores that must be refused are, and the error says what they do wrong.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use cairn::metrics::Metrics;
+use cairn::store::fault::{Action, Failure, Gate, Rule};
+use cairn::store::probe::{ProbeError, ProbeOptions, Violation, probe};
+use cairn::store::{
+    self, ByteRange, Condition, ETag, Error, Fault, Listing, Location, MemoryStore, Object, OpenError,
+    Operation, Options, S3Options, Store,
+};
+
+use crate::support::fake_s3::{FakeS3, Reply, error};
+use crate::support::minio::Minio;
+
+/// What a [`Careless`] store does wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wrong {
+    /// PUTs with `If-None-Match` always take effect.
+    IgnoresIfNoneMatch,
+    /// PUTs with `If-Match` always take effect.
+    IgnoresIfMatch,
+    /// PUTs with `If-Match` take effect where nothing stands.
+    CreatesOnIfMatch,
+    /// Looks first and puts later, others coming in between; only for `If-None-Match`.
+    LooksBeforeItCreates,
+    /// Looks first and puts later, others coming in between; only for `If-Match`.
+    LooksBeforeItUpdates,
+    /// Every PUT with `If-Match` fails.
+    RefusesIfMatch,
+    /// Answers 412 and writes all the same.
+    WritesAfterAll,
+    /// Lists nothing.
+    ListsNothing,
+}
+
+/// A store that heeds conditions badly.
+#[derive(Debug)]
+struct Careless {
+    inner: MemoryStore,
+    wrong: Wrong,
+}
+
+impl Careless {
+    async fn holds(&self, key: &str, condition: &Condition) -> bool {
+        let stands = self.inner.get(key, ByteRange::Full).await.ok().map(|object| object.etag);
+        match condition {
+            Condition::Always => true,
+            Condition::IfAbsent => stands.is_none(),
+            Condition::IfMatch(etag) => stands.as_ref() == Some(etag),
+        }
+    }
+}
+
+#[async_trait]
+impl Store for Careless {
+    async fn get(&self, key: &str, range: ByteRange) -> Result<Object, Error> {
+        self.inner.get(key, range).await
+    }
+
+    async fn put(&self, key: &str, body: Bytes, condition: Condition) -> Result<ETag, Error> {
+        let failed = || Err(Error::PreconditionFailed { key: key.to_owned() });
+        let absent = self.inner.get(key, ByteRange::Full).await.is_err();
+        let condition = match (self.wrong, condition) {
+            (Wrong::IgnoresIfNoneMatch, Condition::IfAbsent)
+            | (Wrong::IgnoresIfMatch, Condition::IfMatch(_)) => Condition::Always,
+            (Wrong::CreatesOnIfMatch, Condition::IfMatch(_)) if absent => Condition::Always,
+            (Wrong::RefusesIfMatch, Condition::IfMatch(_)) => return failed(),
+            (Wrong::LooksBeforeItCreates, condition @ Condition::IfAbsent)
+            | (Wrong::LooksBeforeItUpdates, condition @ Condition::IfMatch(_)) => {
+                if !self.holds(key, &condition).await {
+                    return failed();
+                }
+                tokio::task::yield_now().await;
+                Condition::Always
+            }
+            (Wrong::WritesAfterAll, condition) => {
+                if !self.holds(key, &condition).await {
+                    self.inner.put(key, body, Condition::Always).await?;
+                    return failed();
+                }
+                condition
+            }
+            (_, condition) => condition,
+        };
+        self.inner.put(key, body, condition).await
+    }
+
+    async fn delete(&self, keys: &[String]) -> Result<(), Error> {
+        self.inner.delete(keys).await
+    }
+
+    async fn list(&self, prefix: &str, start_after: Option<&str>) -> Result<Listing, Error> {
+        match self.wrong {
+            Wrong::ListsNothing => Ok(Listing::default()),
+            _ => self.inner.list(prefix, start_after).await,
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_heeds_conditions_badly_is_refused_for_just_that() {
+    for (wrong, violation) in [
+        (Wrong::IgnoresIfNoneMatch, Violation::IgnoresIfNoneMatch),
+        (Wrong::IgnoresIfMatch, Violation::IgnoresIfMatch),
+        (Wrong::CreatesOnIfMatch, Violation::CreatesOnIfMatch),
+        (Wrong::LooksBeforeItCreates, Violation::SeveralCreators { racers: 8, winners: 8 }),
+        (Wrong::LooksBeforeItUpdates, Violation::SeveralUpdaters { racers: 8, winners: 8 }),
+        (Wrong::RefusesIfMatch, Violation::RefusesIfMatch),
+        (Wrong::WritesAfterAll, Violation::StaleRead),
+        (Wrong::ListsNothing, Violation::StaleList),
+    ] {
+        let inner = MemoryStore::new();
+        let store = Careless { inner: inner.clone(), wrong };
+        let error = probe(&store, &ProbeOptions::default(), "nonce").await.unwrap_err();
+        let ProbeError::Unsafe(found) = error else { panic!("{wrong:?}: {error}") };
+        assert_eq!(found, violation, "{wrong:?}");
+        assert!(inner.objects().is_empty(), "the probe's keys are gone");
+    }
+}
+
+#[tokio::test]
+async fn the_errors_name_the_header() {
+    for (wrong, header) in [
+        (Wrong::IgnoresIfNoneMatch, "it ignores If-None-Match"),
+        (Wrong::IgnoresIfMatch, "it ignores If-Match"),
+        (Wrong::LooksBeforeItCreates, "of 8 racing PUTs with `If-None-Match: *` on one key it let 8 win"),
+    ] {
+        let store = Careless { inner: MemoryStore::new(), wrong };
+        let error = probe(&store, &ProbeOptions::default(), "nonce").await.unwrap_err().to_string();
+        assert!(error.contains("cannot keep data safe") && error.contains(header), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_good_store_passes_and_only_the_probes_keys_were_touched() {
+    let memory = MemoryStore::new();
+    memory.insert("volume/x/head", Bytes::from_static(b"someone's"));
+    probe(&memory, &ProbeOptions::default(), "a-nonce").await.unwrap();
+    assert_eq!(memory.objects().into_keys().collect::<Vec<_>>(), ["volume/x/head"]);
+    for operation in [Operation::Put, Operation::Delete, Operation::List] {
+        let elsewhere = memory.tally(operation, |key| !key.starts_with("probe/a-nonce/"));
+        assert_eq!(elsewhere.requests, 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn trouble_on_the_way_is_no_verdict() {
+    for seed in 0..20 {
+        let fault = Fault::new(Arc::new(MemoryStore::new()), seed);
+        fault.add(Rule::new(Action::FailBefore(Failure::Throttled)).probability(0.03));
+        fault.add(Rule::new(Action::FailAfter(Failure::Timeout)).probability(0.03));
+        fault.add(Rule::new(Action::Delay(Duration::ZERO, Duration::from_millis(200))));
+        let options = ProbeOptions { deadline: Duration::from_secs(3600), ..ProbeOptions::default() };
+        if let Err(error) = probe(&fault, &options, "nonce").await {
+            panic!("seed {seed}: {error}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_down_or_hangs_is_reported_in_time() {
+    let fault = Fault::new(Arc::new(MemoryStore::new()), 0);
+    fault.add(Rule::new(Action::FailBefore(Failure::Transient)));
+    let error = probe(&fault, &ProbeOptions::default(), "nonce").await.unwrap_err();
+    assert!(matches!(&error, ProbeError::Unreachable { last: Error::Transient { .. }, .. }), "{error}");
+    assert!(error.to_string().contains("did not answer in 60 s"), "{error}");
+
+    fault.clear();
+    fault.add(Rule::new(Action::Hold(Gate::new())));
+    let error = probe(&fault, &ProbeOptions::default(), "nonce").await.unwrap_err();
+    assert!(matches!(error, ProbeError::Slow(_)), "{error}");
+}
+
+#[tokio::test]
+async fn a_refusal_is_reported_at_once() {
+    for failure in [Failure::Denied, Failure::Rejected] {
+        for (operation, needs) in [
+            (Operation::Get, "ListBucket"),
+            (Operation::Put, "PUT with If-None-Match"),
+            (Operation::Delete, "DELETE"),
+            (Operation::List, "LIST"),
+        ] {
+            let fault = Fault::new(Arc::new(MemoryStore::new()), 0);
+            fault.add(Rule::new(Action::FailBefore(failure)).on(operation));
+            let error = probe(&fault, &ProbeOptions::default(), "nonce").await.unwrap_err();
+            assert!(matches!(error, ProbeError::Refused { .. }), "{error}");
+            assert!(error.to_string().contains(needs), "{error}");
+        }
+    }
+}
+
+async fn opened(location: &str, s3: S3Options) -> Result<Arc<dyn Store>, OpenError> {
+    let location: Location = location.parse().expect("a location");
+    let options = Options { s3, ..Options::default() };
+    // What a caller spawns must be `Send`.
+    let open: std::pin::Pin<Box<dyn Future<Output = _> + Send>> = {
+        let metrics = Metrics::new().store();
+        Box::pin(async move { store::open(&location, &options, metrics, 1, "nonce").await })
+    };
+    open.await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_directory_and_minio_pass() {
+    let directory = tempfile::tempdir().unwrap();
+    let minio = Minio::start().await;
+    let local = format!("file://{}", directory.path().join("store").display());
+    for location in [&local, "s3://passes/below"] {
+        let store = opened(location, minio.options()).await.unwrap();
+        assert_eq!(store.list("", None).await.unwrap(), Listing::default(), "{location}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_absent_bucket_and_wrong_credentials_are_named() {
+    let minio = Minio::start().await;
+    let absent = S3Options { create_bucket: false, ..minio.options() };
+    let error = opened("s3://absent", absent.clone()).await.unwrap_err().to_string();
+    assert!(error.contains("s3://absent: ") && error.contains("NoSuchBucket"), "{error}");
+    let stranger = aws_sdk_s3::config::Credentials::new("stranger", "secret", None, None, "test");
+    let wrong = S3Options { credentials: Some(stranger), ..absent };
+    let error = opened("s3://absent", wrong).await.unwrap_err().to_string();
+    assert!(error.contains("access denied"), "{error}");
+}
+
+#[tokio::test]
+async fn a_file_in_the_place_of_a_directory_is_named() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let location = format!("file://{}", file.path().display());
+    let error = opened(&location, S3Options::default()).await.unwrap_err().to_string();
+    assert!(error.contains(&file.path().display().to_string()), "{error}");
+}
+
+#[tokio::test]
+async fn a_bucket_that_may_not_be_made_is_an_error() {
+    let server = FakeS3::start(|request| match request.method.as_str() {
+        "HEAD" => Reply::Whole(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".to_vec()),
+        _ => Reply::Whole(error("403 Forbidden", "AccessDenied")),
+    })
+    .await;
+    let options = S3Options { create_bucket: true, ..server.options() };
+    let error = opened("s3://disks", options).await.unwrap_err();
+    assert!(matches!(error, OpenError::Bucket(Error::Denied { .. })), "{error}");
+}

@@ -1,0 +1,239 @@
+//! S3 as it goes wrong: what a server says, or fails to say, becomes the error that tells the caller what to do.
+
+use bytes::Bytes;
+use cairn::metrics::StoreOutcome;
+use cairn::store::{ByteRange, Condition, ETag, Entry, Error, Listing, S3Options, S3Store, Store};
+
+use crate::support::fake_s3::{FakeS3, Reply, Request, answer, error, head};
+
+const ETAG: (&str, &str) = ("ETag", "\"9b2cf535f27731c974343645a3985328\"");
+
+async fn served(reply: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> (FakeS3, S3Store) {
+    let server = FakeS3::start(reply).await;
+    let store = S3Store::open("disks", "at", server.options()).await.expect("opening sends nothing");
+    (server, store)
+}
+
+async fn full(reply: Reply) -> Result<Bytes, Error> {
+    let (_server, store) = served(move |_| reply.clone()).await;
+    store.get("key", ByteRange::Full).await.map(|object| object.body)
+}
+
+async fn ranged(reply: Reply) -> Result<Bytes, Error> {
+    let (_server, store) = served(move |_| reply.clone()).await;
+    store.get("key", ByteRange::Bounded { offset: 4, length: 4 }).await.map(|object| object.body)
+}
+
+#[tokio::test]
+async fn a_body_that_ends_early_is_truncated() {
+    let mut cut = head("200 OK", &[ETAG], 8);
+    cut.extend_from_slice(b"only");
+    let error = full(Reply::Close(cut)).await.unwrap_err();
+    assert!(matches!(error, Error::Truncated { wanted: 8, got: 4, .. }), "{error}");
+
+    let mut cut = head("206 Partial Content", &[ETAG, ("Content-Range", "bytes 4-7/8")], 4);
+    cut.extend_from_slice(b"4");
+    let error = ranged(Reply::Close(cut)).await.unwrap_err();
+    assert!(matches!(error, Error::Truncated { wanted: 4, got: 1, .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_range_that_the_object_does_not_hold_is_truncated() {
+    let short = answer("206 Partial Content", &[ETAG, ("Content-Range", "bytes 4-5/6")], b"45");
+    let error = ranged(Reply::Whole(short)).await.unwrap_err();
+    assert!(matches!(error, Error::Truncated { wanted: 4, got: 2, .. }), "{error}");
+    let error = ranged(Reply::Whole(error_416())).await.unwrap_err();
+    assert!(matches!(error, Error::Truncated { wanted: 4, got: 0, .. }), "{error}");
+}
+
+fn error_416() -> Vec<u8> {
+    error("416 Requested Range Not Satisfiable", "InvalidRange")
+}
+
+#[tokio::test]
+async fn a_range_that_is_not_the_one_asked_for_is_refused() {
+    let right = ("Content-Range", "bytes 4-7/8");
+    let body = ranged(Reply::Whole(answer("206 Partial Content", &[ETAG, right], b"4567"))).await.unwrap();
+    assert_eq!(body, "4567");
+    for wrong in [
+        answer("200 OK", &[ETAG], b"01234567"),
+        answer("206 Partial Content", &[ETAG, ("Content-Range", "bytes 0-3/8")], b"0123"),
+        answer("206 Partial Content", &[ETAG, right], b"45678"),
+        answer("206 Partial Content", &[right], b"4567"),
+    ] {
+        let error = ranged(Reply::Whole(wrong)).await.unwrap_err();
+        assert!(matches!(error, Error::Rejected { .. }), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_flipped_bit_in_a_checksummed_body_is_an_error() {
+    // CRC-32 of "123456789" is cbf43926 (the check value of CRC-32/ISO-HDLC), here in base64.
+    let checksum = ("x-amz-checksum-crc32", "y/Q5Jg==");
+    let body = full(Reply::Whole(answer("200 OK", &[ETAG, checksum], b"123456789"))).await.unwrap();
+    assert_eq!(body, "123456789");
+    let error = full(Reply::Whole(answer("200 OK", &[ETAG, checksum], b"123456788"))).await.unwrap_err();
+    assert!(matches!(error, Error::Transient { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn silence_is_a_timeout() {
+    let mut stalled = head("200 OK", &[ETAG], 8);
+    stalled.extend_from_slice(b"only");
+    for reply in
+        [Reply::Stall(stalled), Reply::Stall(Vec::new()), Reply::Stall(b"HTTP/1.1 200 OK\r\n".to_vec())]
+    {
+        let error = full(reply).await.unwrap_err();
+        assert!(matches!(error, Error::Timeout { .. }), "{error}");
+    }
+    let (_server, store) = served(|_| Reply::Stall(Vec::new())).await;
+    let error = store.put("key", Bytes::from_static(b"x"), Condition::Always).await.unwrap_err();
+    assert!(matches!(error, Error::Timeout { .. }) && error.effect_unknown(), "{error}");
+}
+
+#[tokio::test]
+async fn a_connection_that_is_closed_or_refused_leaves_the_effect_unknown() {
+    let (server, store) = served(|_| Reply::Close(Vec::new())).await;
+    let error = store.put("key", Bytes::from_static(b"x"), Condition::IfAbsent).await.unwrap_err();
+    assert!(matches!(error, Error::Transient { .. }) && error.effect_unknown(), "{error}");
+    assert_eq!(server.requests().len(), 1, "nobody but the caller sends it again");
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_no_url_is_named() {
+    let server = FakeS3::start(|_| Reply::Close(Vec::new())).await;
+    for endpoint in ["minio:9000", "ftp://minio", "minio", "http://", "http://user:secret@minio"] {
+        let options = S3Options { endpoint: Some(endpoint.into()), ..server.options() };
+        let error = S3Store::open("disks", "", options).await.unwrap_err();
+        assert!(
+            matches!(error, Error::Rejected { .. }) && error.to_string().contains("s3://disks"),
+            "{error}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_put_is_answered_once_and_means_what_it_says() {
+    use StoreOutcome as Is;
+    for (status, code, condition, expected) in [
+        ("412 Precondition Failed", "PreconditionFailed", Condition::IfAbsent, Is::PreconditionFailed),
+        ("409 Conflict", "ConditionalRequestConflict", Condition::IfAbsent, Is::Transient),
+        ("404 Not Found", "NoSuchKey", Condition::IfMatch(ETag("\"e\"".into())), Is::PreconditionFailed),
+        ("404 Not Found", "NoSuchBucket", Condition::IfMatch(ETag("\"e\"".into())), Is::Rejected),
+        ("404 Not Found", "NoSuchBucket", Condition::IfAbsent, Is::Rejected),
+        ("403 Forbidden", "AccessDenied", Condition::IfAbsent, Is::Denied),
+        ("400 Bad Request", "InvalidArgument", Condition::Always, Is::Rejected),
+        ("501 Not Implemented", "NotImplemented", Condition::IfAbsent, Is::Rejected),
+        ("429 Too Many Requests", "TooManyRequests", Condition::IfAbsent, Is::Throttled),
+        ("503 Slow Down", "SlowDown", Condition::IfAbsent, Is::Throttled),
+        ("500 Internal Server Error", "InternalError", Condition::IfAbsent, Is::Transient),
+        ("502 Bad Gateway", "", Condition::IfAbsent, Is::Transient),
+    ] {
+        let (server, store) = served(move |_| Reply::Whole(error(status, code))).await;
+        let error = store.put("key", Bytes::from_static(b"x"), condition).await.unwrap_err();
+        assert_eq!(error.outcome(), expected, "{status} {code}: {error}");
+        assert_eq!(server.requests().len(), 1, "{status} {code}");
+        if expected == Is::Rejected {
+            assert!(error.to_string().contains(code), "{error}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn only_the_stores_own_word_means_that_there_is_no_object() {
+    let missing = full(Reply::Whole(error("404 Not Found", "NoSuchKey"))).await.unwrap_err();
+    assert!(matches!(missing, Error::NotFound { .. }), "{missing}");
+    for other in [error("404 Not Found", "NoSuchBucket"), answer("404 Not Found", &[], b"<html>nginx</html>")]
+    {
+        let error = full(Reply::Whole(other)).await.unwrap_err();
+        assert!(matches!(error, Error::Rejected { .. }), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_put_carries_its_condition_its_length_and_checksums() {
+    let (server, store) = served(|_| Reply::Whole(answer("200 OK", &[ETAG], b""))).await;
+    let body = Bytes::from_static(b"123456789");
+    let etag = store.put("a/key", body.clone(), Condition::IfAbsent).await.unwrap();
+    assert_eq!(&*etag.0, ETAG.1);
+    store.put("a/key", body.clone(), Condition::IfMatch(etag)).await.unwrap();
+    store.put("a/key", body.clone(), Condition::Always).await.unwrap();
+    let requests = server.requests();
+    let header = |n: usize, name: &str| requests[n].headers.get(name).map(String::as_str);
+    for (n, request) in requests.iter().enumerate() {
+        assert_eq!((request.method.as_str(), &request.body), ("PUT", &body.to_vec()));
+        assert_eq!(request.target.split('?').next(), Some("/disks/at/a/key"));
+        assert_eq!(header(n, "content-length"), Some("9"));
+        assert_eq!(header(n, "x-amz-checksum-crc32"), Some("y/Q5Jg=="));
+        // `printf 123456789 | sha256sum`: over plain HTTP the signature covers the body.
+        let sha256 = "15e2b0d3c33891ebb0f1ef609ec419420c20e320ce94c65fbc8c3312448eb225";
+        assert_eq!(header(n, "x-amz-content-sha256"), Some(sha256));
+        assert_eq!((header(n, "expect"), header(n, "content-encoding")), (None, None));
+    }
+    let conditions = [0, 1, 2].map(|n| (header(n, "if-none-match"), header(n, "if-match")));
+    assert_eq!(conditions, [(Some("*"), None), (None, Some(ETAG.1)), (None, None)]);
+}
+
+#[tokio::test]
+async fn the_fate_of_each_deleted_key_is_looked_at() {
+    let deleted = |errors: &str| {
+        let body = format!(
+            "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<DeleteResult \
+             xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">{errors}</DeleteResult>"
+        );
+        Reply::Whole(answer("200 OK", &[("Content-Type", "application/xml")], body.as_bytes()))
+    };
+    let error = |key: &str, code: &str| {
+        format!("<Error><Key>at/{key}</Key><Code>{code}</Code><Message>said</Message></Error>")
+    };
+    let keys = ["a".to_owned(), "b".to_owned()];
+    for (errors, expected) in [
+        (String::new(), None),
+        (error("a", "NoSuchKey"), None),
+        (error("a", "NoSuchKey") + &error("b", "AccessDenied"), Some(StoreOutcome::Denied)),
+        (error("b", "InternalError"), Some(StoreOutcome::Transient)),
+        (error("b", "SlowDown"), Some(StoreOutcome::Throttled)),
+    ] {
+        let reply = deleted(&errors);
+        let (_server, store) = served(move |_| reply.clone()).await;
+        let answer = store.delete(&keys).await;
+        assert_eq!(answer.as_ref().err().map(Error::outcome), expected, "{errors}");
+        assert!(answer.err().is_none_or(|error| error.key() == "b"), "{errors}");
+    }
+}
+
+fn listing(keys: &[&str], more: bool) -> Reply {
+    let contents: String = keys
+        .iter()
+        .map(|key| format!("<Contents><Key>{key}</Key><ETag>&quot;e&quot;</ETag><Size>3</Size></Contents>"))
+        .collect();
+    let body = format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<ListBucketResult \
+         xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Name>disks</Name><KeyCount>{}</KeyCount>\
+         <IsTruncated>{more}</IsTruncated>{contents}</ListBucketResult>",
+        keys.len()
+    );
+    Reply::Whole(answer("200 OK", &[("Content-Type", "application/xml")], body.as_bytes()))
+}
+
+#[tokio::test]
+async fn a_listing_skips_what_is_not_ours_and_goes_on_behind_it() {
+    let (server, store) = served(|request| {
+        if request.target.contains("start-after=at%2F%21b") {
+            listing(&["at/!c", "at/d"], true)
+        } else {
+            listing(&["at/!a", "at/!b"], true)
+        }
+    })
+    .await;
+    let page = store.list("", None).await.unwrap();
+    assert_eq!(page, Listing { entries: vec![Entry { key: "d".into(), size_bytes: 3 }], more: true });
+    assert_eq!(server.requests().len(), 2);
+}
+
+#[tokio::test]
+async fn a_listing_out_of_order_is_refused() {
+    let (_server, store) = served(|_| listing(&["at/b", "at/a"], false)).await;
+    let error = store.list("", None).await.unwrap_err();
+    assert!(matches!(error, Error::Rejected { .. }), "{error}");
+}

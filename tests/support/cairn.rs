@@ -1,0 +1,198 @@
+//! The `cairn` program under test: started against a store, awaited until it serves, signalled and killed.
+//!
+//! `CAIRN_TEST_BINARY` names another binary with the same command line than the one cargo built.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+
+use tempfile::TempDir;
+use tokio::process::Command;
+
+use super::minio::Minio;
+use super::process::{Process, command};
+use super::proxy::Proxy;
+
+/// Where the gateways of a test keep their volumes.
+pub(crate) enum Store {
+    /// A local directory.
+    Directory(TempDir),
+    /// A bucket on a MinIO of its own.
+    Minio(Box<Minio>),
+}
+
+impl Store {
+    pub(crate) fn directory() -> Self {
+        Self::Directory(tempfile::tempdir().expect("a directory for the store"))
+    }
+
+    pub(crate) async fn minio() -> Self {
+        Self::Minio(Box::new(Minio::start().await))
+    }
+
+    /// The store's URL.
+    pub(crate) fn url(&self) -> String {
+        match self {
+            Self::Directory(directory) => format!("file://{}", directory.path().display()),
+            Self::Minio(_) => "s3://disks/tests".to_owned(),
+        }
+    }
+
+    /// A proxy in front of the bucket, to be passed to [`Setup::through`].
+    pub(crate) async fn proxy(&self) -> Proxy {
+        match self {
+            Self::Directory(_) => panic!("a directory has no port to put a proxy in front of"),
+            Self::Minio(minio) => Proxy::start(minio.port()).await,
+        }
+    }
+
+    fn env(&self) -> Vec<(String, String)> {
+        match self {
+            Self::Directory(_) => Vec::new(),
+            Self::Minio(minio) => {
+                let mut env = minio.env();
+                env.push(("CAIRN_STORE__CREATE_BUCKET".to_owned(), "true".to_owned()));
+                env.push(("CAIRN_STORE__PATH_STYLE".to_owned(), "true".to_owned()));
+                env
+            }
+        }
+    }
+
+    /// The `cairn` command with this store's environment and nothing else of Cairn's or of AWS's.
+    pub(crate) fn cairn<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Command {
+        let binary = std::env::var_os("CAIRN_TEST_BINARY")
+            .unwrap_or_else(|| OsString::from(env!("CARGO_BIN_EXE_cairn")));
+        let mut cairn = command([binary]);
+        for (name, _) in std::env::vars_os() {
+            let text = name.to_string_lossy();
+            if text.starts_with("CAIRN_") || text.starts_with("AWS_") {
+                cairn.env_remove(&name);
+            }
+        }
+        cairn.args(args).envs(self.env());
+        cairn
+    }
+}
+
+/// Where a gateway listens.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Endpoint {
+    Tcp(u16),
+    Unix(PathBuf),
+}
+
+impl Endpoint {
+    /// The NBD URI of an export there.
+    pub(crate) fn uri(&self, export: &str) -> String {
+        match self {
+            Self::Tcp(port) => format!("nbd://127.0.0.1:{port}/{export}"),
+            Self::Unix(path) => format!("nbd+unix:///{export}?socket={}", path.display()),
+        }
+    }
+
+    /// Reads the line that announces a listener.
+    fn announced(line: &str) -> Option<Self> {
+        let uri = line.split("listening on ").nth(1)?.split_whitespace().next()?;
+        if let Some(path) = uri.strip_prefix("nbd+unix:///?socket=") {
+            return Some(Self::Unix(PathBuf::from(path)));
+        }
+        let port = uri.strip_prefix("nbd://127.0.0.1:")?.trim_end_matches('/');
+        port.parse().ok().map(Self::Tcp)
+    }
+}
+
+/// How a gateway is to be started.
+pub(crate) struct Setup {
+    command: Command,
+    listeners: usize,
+}
+
+impl Setup {
+    /// `cairn serve` on a store, with no listener and no volume yet.
+    pub(crate) fn new(store: &Store) -> Self {
+        Self { command: store.cairn(["serve", "--store", &store.url()]), listeners: 0 }
+    }
+
+    /// Makes the volume where it is absent, and opens it at the start.
+    pub(crate) fn create(mut self, name: &str, size: &str) -> Self {
+        self.command.args(["--create", &format!("{name}={size}")]);
+        self
+    }
+
+    /// Listens on a free TCP port.
+    pub(crate) fn tcp(mut self) -> Self {
+        self.command.args(["--listen", "127.0.0.1:0"]);
+        self.listeners += 1;
+        self
+    }
+
+    /// Listens on a Unix socket.
+    pub(crate) fn unix(mut self, path: &Path) -> Self {
+        self.command.arg("--listen").arg(format!("unix:{}", path.display()));
+        self.listeners += 1;
+        self
+    }
+
+    /// Does not wait for a lease that another holder left unexpired.
+    pub(crate) fn takeover(mut self) -> Self {
+        self.command.arg("--takeover");
+        self
+    }
+
+    /// A setting, as `CAIRN_<SECTION>__<KEY>`.
+    pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    /// Reaches its bucket through the proxy.
+    pub(crate) fn through(self, proxy: &Proxy) -> Self {
+        self.env("AWS_ENDPOINT_URL", &proxy.endpoint())
+    }
+
+    /// Starts it and waits until every listener accepts and every volume is open.
+    pub(crate) async fn start(mut self) -> Gateway {
+        let mut process = Process::spawn("cairn serve", &mut self.command);
+        let listeners = self.listeners;
+        let endpoints = process
+            .wait_until("all its listeners", |lines| {
+                let found: Vec<_> = lines.iter().filter_map(|line| Endpoint::announced(line)).collect();
+                (found.len() == listeners).then_some(found)
+            })
+            .await;
+        Gateway { process, endpoints }
+    }
+
+    /// Starts it where it must not come to serve; returns its exit status and what it said.
+    pub(crate) async fn refused(mut self) -> (ExitStatus, String) {
+        let mut process = Process::spawn("cairn serve", &mut self.command);
+        let status = process.exit().await;
+        (status, process.output())
+    }
+}
+
+/// A gateway that serves. Dropping it kills it.
+pub(crate) struct Gateway {
+    pub(crate) process: Process,
+    endpoints: Vec<Endpoint>,
+}
+
+impl Gateway {
+    /// The URI of an export at its TCP port, or at its Unix socket if it has no port.
+    pub(crate) fn uri(&self, export: &str) -> String {
+        self.endpoint().uri(export)
+    }
+
+    /// Its TCP port.
+    pub(crate) fn port(&self) -> u16 {
+        match self.endpoint() {
+            Endpoint::Tcp(port) => *port,
+            Endpoint::Unix(path) => panic!("the gateway listens only at {}", path.display()),
+        }
+    }
+
+    fn endpoint(&self) -> &Endpoint {
+        let tcp = self.endpoints.iter().find(|endpoint| matches!(endpoint, Endpoint::Tcp(_)));
+        tcp.or(self.endpoints.first()).expect("a test's gateway has a listener")
+    }
+}

@@ -1,0 +1,153 @@
+//! A TCP server that reads HTTP requests and answers each with the bytes that a test gives it, however wrong.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_sdk_s3::config::Credentials;
+use cairn::store::S3Options;
+use cairn::task::Tasks;
+use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+/// A request as it came.
+#[derive(Clone, Debug)]
+pub(crate) struct Request {
+    pub(crate) method: String,
+    /// Path and query.
+    pub(crate) target: String,
+    /// Names in lower case.
+    pub(crate) headers: BTreeMap<String, String>,
+    pub(crate) body: Vec<u8>,
+}
+
+/// What is sent back.
+#[derive(Clone, Debug)]
+pub(crate) enum Reply {
+    /// These bytes; then the connection takes the next request.
+    Whole(Vec<u8>),
+    /// These bytes; then the connection is closed.
+    Close(Vec<u8>),
+    /// These bytes; then nothing more, and the connection stays open.
+    Stall(Vec<u8>),
+}
+
+/// An answer with these headers and body, well-formed.
+pub(crate) fn answer(status: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
+    let mut bytes = head(status, headers, body.len());
+    bytes.extend_from_slice(body);
+    bytes
+}
+
+/// The head of an answer that announces a body of so many bytes.
+pub(crate) fn head(status: &str, headers: &[(&str, &str)], length: usize) -> Vec<u8> {
+    let mut text = format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\n");
+    for (name, value) in headers {
+        text.push_str(&format!("{name}: {value}\r\n"));
+    }
+    text.push_str("\r\n");
+    text.into_bytes()
+}
+
+/// An error as S3 words it.
+pub(crate) fn error(status: &str, code: &str) -> Vec<u8> {
+    let body = format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>as the test has it\
+         </Message><RequestId>1</RequestId></Error>"
+    );
+    answer(status, &[("Content-Type", "application/xml")], body.as_bytes())
+}
+
+/// The server. It ends with the value.
+pub(crate) struct FakeS3 {
+    port: u16,
+    requests: Arc<Mutex<Vec<Request>>>,
+    _tasks: Arc<Tasks>,
+}
+
+impl FakeS3 {
+    pub(crate) async fn start(reply: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("there is a free port");
+        let port = listener.local_addr().expect("a bound socket has an address").port();
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let tasks = Arc::new(Tasks::new());
+        let (seen, reply, connections) = (Arc::clone(&requests), Arc::new(reply), tasks.child());
+        tasks.spawn_until_cancelled(async move {
+            loop {
+                let (socket, _) = listener.accept().await.expect("a listener accepts");
+                let (seen, reply) = (Arc::clone(&seen), Arc::clone(&reply));
+                connections.spawn_until_cancelled(async move { serve(socket, &seen, &*reply).await });
+            }
+        });
+        Self { port, requests, _tasks: tasks }
+    }
+
+    /// Every request so far.
+    pub(crate) fn requests(&self) -> Vec<Request> {
+        self.requests.lock().clone()
+    }
+
+    /// How to reach it; impatient, since some tests wait for a timeout.
+    pub(crate) fn options(&self) -> S3Options {
+        S3Options {
+            endpoint: Some(format!("http://127.0.0.1:{}", self.port)),
+            region: Some("us-east-1".into()),
+            credentials: Some(Credentials::new("user", "secret", None, None, "test")),
+            path_style: true,
+            request_timeout: Duration::from_millis(500),
+            stall_timeout: Duration::from_millis(250),
+            ..S3Options::default()
+        }
+    }
+}
+
+/// Serves one connection until the client closes it.
+async fn serve(
+    mut socket: TcpStream,
+    seen: &Mutex<Vec<Request>>,
+    reply: &(impl Fn(&Request) -> Reply + Sync),
+) {
+    let mut buffer = Vec::new();
+    while let Some(request) = read(&mut socket, &mut buffer).await {
+        let reply = reply(&request);
+        seen.lock().push(request);
+        let (Reply::Whole(bytes) | Reply::Close(bytes) | Reply::Stall(bytes)) = &reply;
+        // A client that gave up has closed the connection.
+        if socket.write_all(bytes).await.is_err() || matches!(reply, Reply::Close(_)) {
+            return;
+        }
+        if matches!(reply, Reply::Stall(_)) {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+async fn read(socket: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<Request> {
+    let end = loop {
+        if let Some(end) = buffer.windows(4).position(|four| four == b"\r\n\r\n") {
+            break end + 4;
+        }
+        if socket.read_buf(buffer).await.ok()? == 0 {
+            return None;
+        }
+    };
+    let head = String::from_utf8(buffer[..end].to_vec()).expect("a request's head is text");
+    let mut lines = head.split("\r\n");
+    let mut first = lines.next()?.split(' ');
+    let (method, target) = (first.next()?.to_owned(), first.next()?.to_owned());
+    let headers: BTreeMap<_, _> = lines
+        .filter_map(|line| line.split_once(": "))
+        .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
+        .collect();
+    let length = headers.get("content-length").map_or(0, |length| length.parse().expect("a number"));
+    while buffer.len() < end + length {
+        if socket.read_buf(buffer).await.ok()? == 0 {
+            return None;
+        }
+    }
+    let body = buffer[end..end + length].to_vec();
+    buffer.drain(..end + length);
+    Some(Request { method, target, headers, body })
+}

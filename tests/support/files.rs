@@ -1,0 +1,38 @@
+//! Files that tests write and compare: reproducible random bytes, checksums of trees.
+
+use std::path::Path;
+
+use rand::rngs::SmallRng;
+use rand::{RngCore, SeedableRng};
+
+use super::process::{command, run};
+
+/// `length` bytes that depend on the seed alone and do not compress.
+pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    SmallRng::seed_from_u64(seed).fill_bytes(&mut bytes);
+    bytes
+}
+
+/// Panics at the first byte where two files differ.
+pub(crate) async fn assert_same(left: &Path, right: &Path) {
+    run(command(["cmp"]).arg(left).arg(right)).await;
+}
+
+/// `sha256sum`'s lines for every regular file below a directory, in the order of their names.
+pub(crate) async fn checksums(directory: &Path) -> String {
+    let script = "find . -xdev -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum";
+    run(command(["bash", "-o", "pipefail", "-c", script]).current_dir(directory)).await
+}
+
+/// Whether the file system in an image is clean, as `e2fsck -fn` sees it.
+pub(crate) async fn assert_clean_ext4(image: &Path) {
+    run(command(["/sbin/e2fsck", "-fn"]).arg(image)).await;
+}
+
+/// Copies a file system's directory out of an ext4 image without mounting it.
+pub(crate) async fn extract_ext4(image: &Path, from: &str, to: &Path) {
+    let request = format!("rdump {from} {}", to.display());
+    let said = super::process::finish(command(["/sbin/debugfs", "-R", &request]).arg(image)).await;
+    assert!(said.status.success(), "debugfs {request}: {said:?}");
+}

@@ -1,0 +1,262 @@
+//! A proxy between a gateway and its S3 server: it records every request and disturbs those that a test chooses.
+//!
+//! It speaks as much plain HTTP/1.1 as S3 clients use (one request at a time on a connection, bodies by length or in
+//! chunks) and forwards bytes unchanged, so that signatures stay valid. It knows nothing of what the objects mean.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use cairn::task::Tasks;
+use parking_lot::Mutex;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+use super::http::{Head, Peer};
+use super::process::within;
+
+/// One request as the proxy saw it.
+#[derive(Clone, Debug)]
+pub(crate) struct Request {
+    /// The method.
+    pub(crate) method: String,
+    /// The path without the bucket, and the query.
+    pub(crate) key: String,
+    /// The bytes of its body that were forwarded.
+    pub(crate) sent: u64,
+    /// The status that the server answered with, once it did.
+    pub(crate) status: Option<u16>,
+    /// The bytes of the answer's body that were forwarded.
+    pub(crate) received: u64,
+}
+
+impl Request {
+    /// Whether it puts an object whose key contains `part`.
+    pub(crate) fn puts(&self, part: &str) -> bool {
+        self.method == "PUT" && self.key.contains(part)
+    }
+
+    /// Whether it gets an object whose key contains `part` (a listing is none).
+    pub(crate) fn gets(&self, part: &str) -> bool {
+        self.method == "GET" && self.key.contains(part) && !self.key.contains("list-type=")
+    }
+}
+
+/// What becomes of a request.
+#[derive(Clone)]
+pub(crate) enum Action {
+    /// It goes its way.
+    Pass,
+    /// The server does not get it before the gate opens.
+    HoldRequest(Gate),
+    /// The server gets it, the client gets no answer before the gate opens.
+    HoldAnswer(Gate),
+    /// The server gets it, and the connection is cut instead of an answer.
+    LoseAnswer,
+    /// The server does not get it; the client gets this status.
+    Refuse(u16),
+    /// The answer's body ends early: half of it, then the connection is cut.
+    ShortenAnswer,
+    /// One bit in the middle of the answer's body is flipped.
+    FlipBit,
+}
+
+/// Holds requests until a test has seen what it wants to see.
+#[derive(Clone)]
+pub(crate) struct Gate {
+    reached: Arc<watch::Sender<usize>>,
+    open: Arc<watch::Sender<bool>>,
+}
+
+impl Gate {
+    /// A closed gate.
+    pub(crate) fn new() -> Self {
+        Self { reached: Arc::new(watch::channel(0).0), open: Arc::new(watch::channel(false).0) }
+    }
+
+    /// Waits until a request stands at the gate.
+    pub(crate) async fn reached(&self) {
+        let mut reached = self.reached.subscribe();
+        within("a request reaches the gate", reached.wait_for(|count| *count > 0))
+            .await
+            .expect("we hold the sender");
+    }
+
+    /// Lets through who waits and who comes.
+    pub(crate) fn open(&self) {
+        self.open.send_replace(true);
+    }
+
+    async fn pass(&self) {
+        self.reached.send_modify(|count| *count += 1);
+        let mut open = self.open.subscribe();
+        open.wait_for(|open| *open).await.expect("we hold the sender");
+    }
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Mode {
+    Open,
+    Stalled,
+    Cut,
+}
+
+type Rule = Box<dyn Fn(&Request) -> Action + Send + Sync>;
+
+struct Shared {
+    upstream: SocketAddr,
+    requests: Mutex<Vec<Request>>,
+    rule: Mutex<Rule>,
+    mode: watch::Sender<Mode>,
+}
+
+/// The proxy. Its connections end when it is dropped.
+pub(crate) struct Proxy {
+    shared: Arc<Shared>,
+    port: u16,
+    tasks: Tasks,
+}
+
+impl Proxy {
+    /// Listens on a free port of 127.0.0.1 and forwards to `port` there.
+    pub(crate) async fn start(port: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let own = listener.local_addr().expect("a bound socket has an address").port();
+        let shared = Arc::new(Shared {
+            upstream: SocketAddr::from(([127, 0, 0, 1], port)),
+            requests: Mutex::new(Vec::new()),
+            rule: Mutex::new(Box::new(|_| Action::Pass)),
+            mode: watch::channel(Mode::Open).0,
+        });
+        let tasks = Tasks::new();
+        tasks.spawn_until_cancelled(accept(listener, Arc::clone(&shared), tasks.child()));
+        Self { shared, port: own, tasks }
+    }
+
+    /// The endpoint's URL for clients.
+    pub(crate) fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// From now on `rule` decides what becomes of each request.
+    pub(crate) fn rule(&self, rule: impl Fn(&Request) -> Action + Send + Sync + 'static) {
+        *self.shared.rule.lock() = Box::new(rule);
+    }
+
+    /// Cuts every connection, and every new one, until [`Proxy::resume`].
+    pub(crate) fn cut(&self) {
+        self.shared.mode.send_replace(Mode::Cut);
+    }
+
+    /// Forwards nothing more, and cuts nothing, until [`Proxy::resume`].
+    pub(crate) fn stall(&self) {
+        self.shared.mode.send_replace(Mode::Stalled);
+    }
+
+    /// Ends [`Proxy::cut`] and [`Proxy::stall`].
+    pub(crate) fn resume(&self) {
+        self.shared.mode.send_replace(Mode::Open);
+    }
+
+    /// Every request so far, in the order in which their heads came.
+    pub(crate) fn requests(&self) -> Vec<Request> {
+        self.shared.requests.lock().clone()
+    }
+
+    /// How many requests match.
+    pub(crate) fn count(&self, matches: impl Fn(&Request) -> bool) -> usize {
+        self.shared.requests.lock().iter().filter(|request| matches(request)).count()
+    }
+
+    /// Forgets the requests so far.
+    pub(crate) fn forget(&self) {
+        self.shared.requests.lock().clear();
+    }
+
+    /// Ends every connection and waits until they are gone.
+    pub(crate) async fn stop(&self) {
+        self.tasks.shutdown().await;
+    }
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>, connections: Tasks) {
+    loop {
+        let (client, _) = listener.accept().await.expect("a listening socket accepts");
+        let shared = Arc::clone(&shared);
+        connections.spawn_until_cancelled(async move {
+            let mut mode = shared.mode.subscribe();
+            tokio::select! {
+                // A connection that breaks is the business of the client and the server.
+                _ended = relay(client, &shared) => {}
+                _cut = mode.wait_for(|mode| *mode == Mode::Cut) => {}
+            }
+        });
+    }
+}
+
+async fn relay(client: TcpStream, shared: &Shared) -> std::io::Result<()> {
+    let server = TcpStream::connect(shared.upstream).await?;
+    let (mut client, mut server) = (Peer::new(client)?, Peer::new(server)?);
+    while let Some(head) = client.head().await? {
+        if !exchange(&mut client, &mut server, head, shared).await? {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// One request and its answer. False: the connection cannot go on.
+async fn exchange(
+    client: &mut Peer,
+    server: &mut Peer,
+    head: Head,
+    shared: &Shared,
+) -> std::io::Result<bool> {
+    let request = Request { method: head.word(0), key: head.key(), sent: 0, status: None, received: 0 };
+    let action = (shared.rule.lock())(&request);
+    let index = {
+        let mut requests = shared.requests.lock();
+        requests.push(request);
+        requests.len() - 1
+    };
+    // A test that has called `forget` no longer wants to know.
+    let note = |change: &dyn Fn(&mut Request)| shared.requests.lock().get_mut(index).map(change);
+    shared.flowing().await;
+    if let Action::HoldRequest(gate) = &action {
+        gate.pass().await;
+    }
+    if let Action::Refuse(status) = action {
+        client.discard_body(&head).await?;
+        note(&|request| request.status = Some(status));
+        client.write(format!("HTTP/1.1 {status} Refused\r\nContent-Length: 0\r\n\r\n").as_bytes()).await?;
+        return Ok(true);
+    }
+    server.write(head.bytes()).await?;
+    let sent = client.forward_body(&head, server, None).await?;
+    note(&|request| request.sent = sent);
+
+    let Some(answer) = server.answer(&head).await? else { return Ok(false) };
+    let status = answer.word(1).parse().unwrap_or(0);
+    shared.flowing().await;
+    match &action {
+        Action::HoldAnswer(gate) => gate.pass().await,
+        Action::LoseAnswer => return Ok(false),
+        _ => {}
+    }
+    note(&|request| request.status = Some(status));
+    client.write(answer.bytes()).await?;
+    let damage = match action {
+        Action::ShortenAnswer => Some(super::http::Damage::Short),
+        Action::FlipBit => Some(super::http::Damage::Flip),
+        _ => None,
+    };
+    let received = server.forward_body(&answer, client, damage).await?;
+    note(&|request| request.received = received);
+    Ok(damage != Some(super::http::Damage::Short))
+}
+
+impl Shared {
+    async fn flowing(&self) {
+        let mut mode = self.mode.subscribe();
+        mode.wait_for(|mode| *mode != Mode::Stalled).await.expect("we hold the sender");
+    }
+}

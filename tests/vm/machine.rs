@@ -1,0 +1,59 @@
+//! One virtual machine: QEMU in software emulation, a serial console to read, a script to run.
+
+use tempfile::TempDir;
+
+use crate::support::minio::tools;
+use crate::support::process::{Process, command};
+
+/// A machine that runs one script. Its lines that begin with `vm: ` are what it says.
+pub(super) struct Machine {
+    process: Process,
+    _files: TempDir,
+}
+
+impl Machine {
+    /// Boots with the script and with further arguments to QEMU.
+    pub(super) fn boot(script: &str, arguments: &[&str]) -> Self {
+        let files = tempfile::tempdir().expect("a directory for the machine");
+        let path = files.path().join("script");
+        std::fs::write(&path, script).expect("the directory can be written");
+        let image = tools().join("vm/current");
+        let mut qemu =
+            command(["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", "512"]);
+        qemu.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"]);
+        qemu.arg("-kernel").arg(image.join("vmlinuz")).arg("-initrd").arg(image.join("initrd"));
+        qemu.args(["-append", "console=ttyS0 quiet panic=-1"]);
+        qemu.arg("-fw_cfg").arg(format!("name=opt/script,file={}", path.display()));
+        let process =
+            Process::spawn("the virtual machine (see tests/tools/vm-image.sh)", qemu.args(arguments));
+        Self { process, _files: files }
+    }
+
+    /// Waits until the guest has said this.
+    pub(super) async fn says(&mut self, what: &str) {
+        let wanted = format!("vm: {what}");
+        self.process
+            .wait_until(&format!("the guest says {what}"), |lines| {
+                let ended = lines.iter().any(|line| line.starts_with("vm: ended"));
+                assert!(!ended, "the guest's script ended:\n{}", lines.join("\n"));
+                lines.contains(&wanted).then_some(())
+            })
+            .await;
+    }
+
+    /// What the guest has said so far that begins with `prefix`, without it.
+    pub(super) fn lines(&self, prefix: &str) -> Vec<String> {
+        let prefix = format!("vm: {prefix}");
+        self.process
+            .output()
+            .lines()
+            .filter_map(|line| line.strip_prefix(&prefix))
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// Ends it as a power cut does: nothing more is written, nothing is said.
+    pub(super) async fn cut_power(&mut self) {
+        self.process.kill().await;
+    }
+}

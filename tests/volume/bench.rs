@@ -1,0 +1,122 @@
+//! A volume over a store in memory with faults to order, on a paused clock.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use cairn::store::{Fault, MemoryStore, Operation};
+use cairn::volume::{DirtyBudget, Entropy, Environment, Options, PageCache, Segment, Volume, catalog};
+
+pub(crate) const MIB: u64 = 1 << 20;
+
+/// A store with one volume named `disk`.
+pub(crate) struct Bench {
+    pub(crate) memory: MemoryStore,
+    pub(crate) fault: Fault,
+    pub(crate) options: Options,
+    pub(crate) dirty_bytes: u64,
+    seed: u64,
+}
+
+impl Bench {
+    pub(crate) async fn new(size_bytes: u64) -> Self {
+        Self::with_chunks(size_bytes, 4 * MIB).await
+    }
+
+    pub(crate) async fn with_chunks(size_bytes: u64, chunk_bytes: u64) -> Self {
+        let memory = MemoryStore::new();
+        let fault = Fault::new(Arc::new(memory.clone()), 1);
+        let options = Options { holder_name: "first".to_owned(), ..Options::default() };
+        let bench = Self { memory, fault, options, dirty_bytes: 128 * MIB, seed: 1 };
+        let env = bench.env(64 * MIB);
+        catalog::create(&env, &bench.options, "disk", size_bytes, chunk_bytes).await.expect("created");
+        bench
+    }
+
+    /// The same store without the faults.
+    pub(crate) fn beside(&self) -> Self {
+        let fault = Fault::new(Arc::new(self.memory.clone()), 2);
+        Self {
+            memory: self.memory.clone(),
+            fault,
+            options: self.options.clone(),
+            dirty_bytes: self.dirty_bytes,
+            seed: self.seed + 1000,
+        }
+    }
+
+    /// What a gateway of its own has: an empty cache of so many bytes.
+    pub(crate) fn env(&self, cache_bytes: u64) -> Environment {
+        Environment {
+            store: Arc::new(self.fault.clone()),
+            cache: PageCache::new(cache_bytes, MIB),
+            budget: DirtyBudget::new(self.dirty_bytes),
+            entropy: Entropy::seeded(self.seed),
+            wall_clock: Arc::new(|| 1_800_000_000),
+        }
+    }
+
+    /// Opens the volume by a new gateway with an empty cache.
+    pub(crate) async fn open(&mut self) -> Arc<Volume> {
+        self.try_open(true).await.expect("opened")
+    }
+
+    pub(crate) async fn try_open(&mut self, takeover: bool) -> Result<Arc<Volume>, cairn::volume::OpenError> {
+        self.seed += 1;
+        let env = self.env(64 * MIB);
+        let volume = catalog::resolve(&env, "disk").await?;
+        let mut options = self.options.clone();
+        options.holder_name = format!("gateway {}", self.seed);
+        Volume::open(&env, options, volume, takeover).await
+    }
+
+    pub(crate) fn puts(&self, part: &str) -> cairn::store::memory::Tally {
+        self.memory.tally(Operation::Put, |key| key.contains(part))
+    }
+
+    pub(crate) fn gets(&self, part: &str) -> cairn::store::memory::Tally {
+        self.memory.tally(Operation::Get, |key| key.contains(part))
+    }
+
+    /// Keys that contain `part`.
+    pub(crate) fn keys(&self, part: &str) -> Vec<String> {
+        self.memory.objects().into_keys().filter(|key| key.contains(part)).collect()
+    }
+}
+
+/// Bytes that differ from sector to sector and from seed to seed.
+pub(crate) fn pattern(seed: u64, length: usize) -> Bytes {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(length);
+    Bytes::from(bytes)
+}
+
+pub(crate) async fn read(volume: &Volume, offset: u64, length: u64) -> Vec<u8> {
+    bytes_of(&volume.read(offset, length).await.expect("read"))
+}
+
+pub(crate) fn bytes_of(segments: &[Segment]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for segment in segments {
+        match segment {
+            Segment::Data(data) => bytes.extend_from_slice(data),
+            Segment::Zero(length) => bytes.resize(bytes.len() + usize::try_from(*length).unwrap(), 0),
+        }
+    }
+    bytes
+}
+
+/// Lets every task run until all wait for something, time aside.
+pub(crate) async fn quiesce() {
+    tokio::time::advance(Duration::from_millis(1)).await;
+    for _ in 0..200 {
+        tokio::task::yield_now().await;
+    }
+}

@@ -1,0 +1,90 @@
+//! Nothing is deleted that anything names, and what nothing names goes.
+
+use std::time::Duration;
+
+use cairn::volume::catalog;
+
+use super::bench::{Bench, MIB, pattern, read};
+
+#[tokio::test(start_paused = true)]
+async fn a_trim_of_a_full_volume_reads_no_data_and_its_objects_go() {
+    let mut bench = Bench::new(64 * MIB).await;
+    let volume = bench.open().await;
+    for n in 0..16_u64 {
+        volume.write(n * 4 * MIB, pattern(n, 4 << 20), false).await.unwrap();
+    }
+    volume.checkpoint().await.unwrap();
+    assert_eq!(bench.keys("/chunk/").len(), 16);
+    bench.memory.reset_tallies();
+    volume.zero(0, 64 * MIB, true, true).await.unwrap();
+    volume.checkpoint().await.unwrap();
+    assert_eq!(bench.keys("/chunk/").len(), 16, "kept for the grace");
+    assert_eq!(read(&volume, 0, MIB).await, vec![0; 1 << 20]);
+    tokio::time::sleep(bench.options.deletion_grace + Duration::from_secs(60)).await;
+    assert_eq!(bench.keys("/chunk/"), Vec::<String>::new());
+    assert_eq!(bench.gets("/chunk/").requests, 0);
+    volume.close().await.unwrap();
+    let volume = bench.open().await;
+    assert_eq!(read(&volume, 0, MIB).await, vec![0; 1 << 20]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn overwriting_for_ever_keeps_the_bucket_small() {
+    let mut bench = Bench::new(64 * MIB).await;
+    bench.options.deletion_grace = Duration::ZERO;
+    let volume = bench.open().await;
+    for round in 0..20_u64 {
+        for n in 0..4_u64 {
+            volume.write(n * 4 * MIB + round * 4096, pattern(round * 10 + n, 100_000), false).await.unwrap();
+        }
+        volume.write(32 * MIB, pattern(round, 4 << 20), true).await.unwrap();
+        volume.checkpoint().await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(bench.keys("/chunk/").len(), 5, "{:?}", bench.keys("/chunk/"));
+    assert_eq!(bench.keys("/map/").len(), 1);
+    assert!(bench.keys("/journal/").len() <= 1, "{:?}", bench.keys("/journal/"));
+    assert!(bench.keys("/root/").len() <= 2, "{:?}", bench.keys("/root/"));
+    assert_eq!(read(&volume, 32 * MIB, 4 * MIB).await, pattern(19, 4 << 20));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_unclean_end_left_behind_is_swept() {
+    let mut bench = Bench::new(64 * MIB).await;
+    bench.options.deletion_grace = Duration::from_secs(60);
+    let volume = bench.open().await;
+    volume.write(0, pattern(1, 4 << 20), true).await.unwrap();
+    // A chunk that is uploaded and in no record when the gateway dies.
+    volume.write(8 * MIB, pattern(2, 4 << 20), false).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(bench.keys("/chunk/").len(), 2);
+    volume.abandon().await;
+    let volume = bench.open().await;
+    volume.checkpoint().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(200)).await;
+    assert_eq!(bench.keys("/chunk/").len(), 1);
+    assert_eq!(read(&volume, 0, 4 * MIB).await, pattern(1, 4 << 20));
+    assert_eq!(read(&volume, 8 * MIB, 4 * MIB).await, vec![0; 4 << 20]);
+    volume.close().await.unwrap();
+    let volume = bench.open().await;
+    assert_eq!(read(&volume, 0, 4 * MIB).await, pattern(1, 4 << 20));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deleted_volume_leaves_nothing_and_fences_its_writer() {
+    let mut bench = Bench::new(64 * MIB).await;
+    let volume = bench.open().await;
+    volume.write(0, pattern(1, 4 << 20), true).await.unwrap();
+    let env = bench.env(MIB);
+    let error = catalog::delete(&env, &bench.options, "disk", false).await.expect_err("it is in use");
+    assert!(error.to_string().contains("in use"), "{error}");
+    let gate = bench.fault.hold(cairn::store::Operation::Delete, "/journal/");
+    let delete = catalog::delete(&env, &bench.options, "disk", true);
+    let (deleted, ()) = tokio::join!(delete, async {
+        gate.reached(1).await;
+        volume.write(4096, pattern(2, 4096), true).await.expect_err("its log is sealed");
+        gate.release();
+    });
+    deleted.unwrap();
+    assert_eq!(bench.memory.objects().len(), 0, "{:?}", bench.memory.objects().keys());
+}

@@ -1,0 +1,9 @@
+//! The volume over a store in memory: each test a sentence of its promises.
+
+mod bench;
+mod deletion;
+mod durability;
+mod model;
+mod recovery;
+mod requests;
+mod trouble;

@@ -1,0 +1,141 @@
+//! One writer, and recovery to exactly the state after some commit.
+
+use std::time::Duration;
+
+use cairn::store::Operation;
+use cairn::volume::{Error, OpenError, Status};
+
+use super::bench::{Bench, MIB, pattern, quiesce, read};
+
+#[tokio::test(start_paused = true)]
+async fn a_second_gateway_is_refused_while_the_lease_lives() {
+    let mut bench = Bench::new(64 * MIB).await;
+    let first = bench.open().await;
+    let error = bench.try_open(false).await.expect_err("the first renews its lease");
+    assert!(matches!(&error, OpenError::Held { holder } if holder.contains("gateway 2")), "{error}");
+    first.write(0, pattern(1, 4096), true).await.unwrap();
+    first.abandon().await;
+    let begun = tokio::time::Instant::now();
+    let second = bench.try_open(false).await.expect("the lease ran out");
+    assert!(begun.elapsed() >= bench.options.lease_ttl, "a whole lease time was waited");
+    assert_eq!(read(&second, 0, 4096).await, pattern(1, 4096));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_deposed_gateway_fails_everything_and_no_flushed_write_is_missing() {
+    let mut bench = Bench::new(64 * MIB).await;
+    let first = bench.open().await;
+    first.write(0, pattern(1, 4096), true).await.unwrap();
+    let second = bench.open().await;
+    first.write(4096, pattern(2, 4096), false).await.unwrap();
+    let error = first.flush().await.expect_err("its log is sealed");
+    assert!(matches!(&error, Error::Stopped(why) if why.contains("seal of epoch 2")), "{error}");
+    assert!(matches!(first.status(), Status::Stopped(_)));
+    first.write(0, pattern(3, 512), false).await.expect_err("nothing more is served");
+    first.read(0, 512).await.expect_err("nothing more is served");
+    assert_eq!(read(&second, 0, 4096).await, pattern(1, 4096));
+    assert_eq!(read(&second, 4096, 4096).await, vec![0; 4096], "what was not flushed is not there");
+    second.write(4096, pattern(4, 4096), true).await.unwrap();
+    second.close().await.unwrap();
+    let third = bench.open().await;
+    assert_eq!(read(&third, 0, 8192).await, [pattern(1, 4096), pattern(4, 4096)].concat());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_lands_late_counts_only_before_the_seal() {
+    let mut bench = Bench::new(64 * MIB).await;
+    let first = bench.open().await;
+    let gate = bench.fault.hold(Operation::Put, "/journal/0000000001/");
+    first.write(0, pattern(1, 4096), false).await.unwrap();
+    let flush = first.flush();
+    tokio::pin!(flush);
+    assert!(tokio::time::timeout(Duration::from_secs(1), &mut flush).await.is_err());
+    gate.reached(1).await;
+    bench.fault.clear();
+    let second = bench.open().await;
+    assert_eq!(read(&second, 0, 4096).await, vec![0; 4096]);
+    gate.release();
+    let error = flush.await.expect_err("the slot is sealed");
+    assert!(matches!(error, Error::Stopped(_)), "{error}");
+    assert_eq!(read(&second, 0, 4096).await, vec![0; 4096]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_close_the_next_opening_replays_nothing_and_waits_for_nothing() {
+    let mut bench = Bench::new(64 * MIB).await;
+    let volume = bench.open().await;
+    for n in 0..50_u64 {
+        volume.write(n * 100_000, pattern(n, 3000), n % 5 == 0).await.unwrap();
+    }
+    volume.close().await.unwrap();
+    bench.memory.reset_tallies();
+    let begun = tokio::time::Instant::now();
+    let volume = bench.try_open(false).await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(1), "no lease was waited for");
+    assert_eq!(volume.usage().journal_records, 1, "only our opening record");
+    for n in (0..50_u64).rev() {
+        let end = (n * 100_000 + 3000).min((n + 1) * 100_000);
+        assert_eq!(read(&volume, n * 100_000, end - n * 100_000).await, pattern(n, 3000));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broken_chain_is_refused() {
+    let mut bench = Bench::new(64 * MIB).await;
+    let volume = bench.open().await;
+    for n in 0..3_u64 {
+        volume.write(n * 4096, pattern(n, 4096), true).await.unwrap();
+    }
+    volume.abandon().await;
+    let record = bench.keys("/journal/0000000001/00000000000000000003").pop().unwrap();
+    let body = bench.memory.objects()[&record].clone();
+    let mut flipped = body.to_vec();
+    flipped[100] ^= 0x10;
+    bench.memory.insert(&record, flipped.into());
+    let error = bench.try_open(true).await.expect_err("the record fails its check");
+    assert!(matches!(&error, OpenError::Damaged { key, .. } if *key == record), "{error}");
+    bench.memory.insert(&record, body);
+    let volume = bench.open().await;
+    for n in 0..3_u64 {
+        assert_eq!(read(&volume, n * 4096, 4096).await, pattern(n, 4096));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_openers_at_once_leave_one_writer() {
+    let mut bench = Bench::new(64 * MIB).await;
+    let first = bench.open().await;
+    first.write(0, pattern(1, 4096), true).await.unwrap();
+    first.abandon().await;
+    let gate = bench.fault.hold(Operation::Put, "/journal/0000000001/");
+    let mut other = bench.beside();
+    let slow = bench.try_open(true);
+    tokio::pin!(slow);
+    assert!(tokio::time::timeout(Duration::from_secs(5), &mut slow).await.is_err(), "held at its seal");
+    let fast = other.open().await;
+    fast.write(4096, pattern(2, 4096), true).await.unwrap();
+    gate.release();
+    let error = slow.await.expect_err("a later epoch sealed the log");
+    assert!(matches!(error, OpenError::Lost(_)), "{error}");
+    quiesce().await;
+    fast.write(8192, pattern(3, 4096), true).await.unwrap();
+    assert_eq!(read(&fast, 0, 4096).await, pattern(1, 4096));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gateway_that_keeps_dying_leaves_no_ever_longer_journal() {
+    let mut bench = Bench::new(64 * MIB).await;
+    for n in 0..40_u64 {
+        let volume = bench.open().await;
+        volume.write(n * 4096, pattern(n, 4096), true).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        volume.abandon().await;
+    }
+    bench.memory.reset_tallies();
+    let volume = bench.open().await;
+    let gets = bench.gets("/journal/").requests;
+    assert!(gets < 20, "{gets} records and seals were read");
+    for n in 0..40_u64 {
+        assert_eq!(read(&volume, n * 4096, 4096).await, pattern(n, 4096));
+    }
+}

@@ -1,0 +1,125 @@
+//! Trouble in the store: never wrong data, never given up early.
+
+use std::time::Duration;
+
+use cairn::store::Operation;
+use cairn::store::fault::{Action, Failure, Rule};
+use cairn::volume::Error;
+
+use super::bench::{Bench, MIB, pattern, read};
+
+async fn stored(bench: &mut Bench) -> std::sync::Arc<cairn::volume::Volume> {
+    let volume = bench.open().await;
+    volume.write(0, pattern(1, 4 << 20), false).await.unwrap();
+    volume.close().await.unwrap();
+    bench.open().await
+}
+
+#[tokio::test(start_paused = true)]
+async fn flipped_bits_are_an_error_and_never_cached() {
+    let mut bench = Bench::new(64 * MIB).await;
+    let volume = stored(&mut bench).await;
+    read(&volume, 65_536, 4096).await;
+    let rule = bench.fault.add(Rule::new(Action::FlipBit).on(Operation::Get).containing("/chunk/"));
+    let error = volume.read(0, 4096).await.expect_err("the page fails its check");
+    assert!(matches!(error, Error::Damaged { .. }), "{error}");
+    bench.fault.remove(rule);
+    assert_eq!(read(&volume, 0, 4096).await, pattern(1, 4 << 20)[..4096]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_object_that_is_gone_is_an_error_not_zeros() {
+    let mut bench = Bench::new(64 * MIB).await;
+    let volume = stored(&mut bench).await;
+    let key = bench.keys("/chunk/").pop().expect("one chunk");
+    let body = bench.memory.remove(&key).expect("stands");
+    let error = volume.read(0, 4096).await.expect_err("the page is gone");
+    assert!(matches!(error, Error::Lost { .. }), "{error}");
+    bench.memory.insert(&key, body);
+    assert_eq!(read(&volume, 0, 4096).await, pattern(1, 4 << 20)[..4096]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_page_stays_damaged_until_it_is_overwritten() {
+    let mut bench = Bench::new(64 * MIB).await;
+    let volume = stored(&mut bench).await;
+    let key = bench.keys("/chunk/").pop().expect("one chunk");
+    let mut body = bench.memory.objects()[&key].to_vec();
+    body[200] ^= 1;
+    bench.memory.insert(&key, body.into());
+    volume.write(1024, pattern(2, 1024), true).await.unwrap();
+    volume.checkpoint().await.unwrap();
+    volume.close().await.unwrap();
+    let volume = bench.open().await;
+    assert_eq!(read(&volume, 1024, 1024).await, pattern(2, 1024), "what was overwritten is good");
+    assert_eq!(
+        read(&volume, 65_536, 4096).await,
+        pattern(1, 4 << 20)[65_536..65_536 + 4096],
+        "other pages too"
+    );
+    for bad in [0, 2048, 65_024] {
+        volume.read(bad, 512).await.expect_err("a sector that was lost is never zeros");
+    }
+    volume.write(0, pattern(3, 65_536), true).await.unwrap();
+    volume.close().await.unwrap();
+    let volume = bench.open().await;
+    assert_eq!(read(&volume, 0, 65_536).await, pattern(3, 65_536));
+}
+
+#[tokio::test(start_paused = true)]
+async fn writes_and_flushes_wait_for_the_store_and_go_on_when_it_is_back() {
+    let mut bench = Bench::new(64 * MIB).await;
+    let volume = bench.open().await;
+    volume.write(0, pattern(1, 4096), true).await.unwrap();
+    let rule = bench.fault.add(Rule::new(Action::FailBefore(Failure::Transient)));
+    volume.write(4096, pattern(2, 4096), false).await.unwrap();
+    let flush = volume.flush();
+    tokio::pin!(flush);
+    assert!(tokio::time::timeout(Duration::from_secs(300), &mut flush).await.is_err(), "it waits");
+    assert_eq!(read(&volume, 0, 8192).await, [pattern(1, 4096), pattern(2, 4096)].concat(), "from memory");
+    bench.fault.remove(rule);
+    flush.await.unwrap();
+    volume.abandon().await;
+    let volume = bench.open().await;
+    assert_eq!(read(&volume, 0, 8192).await, [pattern(1, 4096), pattern(2, 4096)].concat());
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_the_dirty_bound_writes_are_slowed_not_refused() {
+    let mut bench = Bench::new(1 << 30).await;
+    let volume = bench.open().await;
+    let rule = bench.fault.add(Rule::new(Action::FailBefore(Failure::Transient)).on(Operation::Put));
+    let mut written = 0_u64;
+    while tokio::time::timeout(
+        Duration::from_secs(30),
+        volume.write(written * MIB, pattern(written, 1 << 20), false),
+    )
+    .await
+    .is_ok_and(|write| write.is_ok())
+    {
+        written += 1;
+        assert!(written <= 128, "the bound is 128 MiB");
+    }
+    assert_eq!(written, 128, "all of the bound is used");
+    bench.fault.remove(rule);
+    volume.write(written * MIB, pattern(written, 1 << 20), true).await.unwrap();
+    for n in 0..=written {
+        assert_eq!(read(&volume, n * MIB, MIB).await, pattern(n, 1 << 20));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_the_dirty_bound_trims_are_slowed_too() {
+    let mut bench = Bench::new(1 << 30).await;
+    bench.dirty_bytes = MIB;
+    let volume = bench.open().await;
+    bench.fault.add(Rule::new(Action::FailBefore(Failure::Transient)).on(Operation::Put));
+    let mut trimmed = 0_u64;
+    while tokio::time::timeout(Duration::from_secs(30), volume.zero(trimmed * 1024, 512, true, false))
+        .await
+        .is_ok_and(|trim| trim.is_ok())
+    {
+        trimmed += 1;
+        assert!(trimmed <= 256 * 64, "the bound is 256 blocks, and 64 ranges weigh as much as one");
+    }
+}
