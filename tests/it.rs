@@ -4,6 +4,7 @@
 
 mod cli;
 mod conformance;
+mod protocol;
 mod golden;
 mod interop;
 mod model;
