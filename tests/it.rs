@@ -4,10 +4,10 @@
 
 mod cli;
 mod conformance;
-mod protocol;
 mod golden;
 mod interop;
 mod model;
+mod protocol;
 mod store;
 mod support;
 mod tidy;
