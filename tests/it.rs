@@ -4,6 +4,7 @@
 
 mod interop;
 mod model;
+mod simulation;
 mod store;
 mod support;
 mod tidy;
