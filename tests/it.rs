@@ -8,6 +8,7 @@ mod golden;
 mod interop;
 mod model;
 mod protocol;
+mod simulation;
 mod store;
 mod support;
 mod tidy;
