@@ -3,10 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by unwrapping")]
 
 mod conformance;
-mod protocol;
 mod golden;
 mod interop;
 mod model;
+mod protocol;
 mod store;
 mod support;
 mod tidy;
