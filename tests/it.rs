@@ -2,10 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by unwrapping")]
 
+mod cli;
 mod conformance;
 mod golden;
 mod interop;
 mod model;
+mod protocol;
 mod store;
 mod support;
 mod tidy;
