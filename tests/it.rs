@@ -7,6 +7,8 @@ mod conformance;
 mod golden;
 mod interop;
 mod model;
+mod protocol;
+mod simulation;
 mod store;
 mod support;
 mod tidy;

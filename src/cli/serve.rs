@@ -62,7 +62,7 @@ pub(super) async fn serve(options: Options) -> Result<(), Error> {
     let default = if let [only] = &configured[..] { Some(only.clone()) } else { None };
     let catalogue = Arc::new(Catalogue::new(env, options.catalogue_age));
     let exports = VolumeExports::new(Arc::clone(&volumes), Arc::clone(&catalogue), default);
-    let server = Server::new(Arc::new(exports), options.server.clone());
+    let server = Server::new(Arc::new(exports), options.server.clone(), metrics.server());
     let addresses: Vec<_> =
         listeners.into_iter().map(|listener| server.listen(listener, Greeting::Newstyle)).collect();
     status.serves(Arc::clone(&volumes), catalogue);
