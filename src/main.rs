@@ -1,2 +1,5 @@
 //! The `cairn` program.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    cairn::cli::main()
+}

@@ -112,7 +112,7 @@ impl Change {
 
     /// Blocks that the change may make dirty.
     fn blocks(&self) -> usize {
-        self.write.blocks() + self.partials.len()
+        self.write.blocks() + self.partials.len() + usize::from(self.zero.is_some())
     }
 }
 
@@ -183,8 +183,9 @@ impl Shared {
 
     /// Whether the journal is at twice its limit, so that folding must catch up first.
     fn journal_is_full(&self, state: &State) -> bool {
-        let (bytes, records) = state.journal();
-        bytes > 2 * self.options.journal_max_bytes || records > 2 * self.options.journal_max_records
+        let (_, records) = state.journal();
+        state.journal_weight() > 2 * self.options.journal_max_bytes
+            || records > 2 * self.options.journal_max_records
     }
 
     fn try_apply(

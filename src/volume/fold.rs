@@ -67,7 +67,7 @@ pub(super) struct Folder {
 impl Shared {
     /// Whether the journal is over its limit.
     pub(super) fn wants_fold(&self, state: &State) -> bool {
-        let (bytes, records) = (state.committed.bytes, state.committed.slots.len() as u64);
+        let (bytes, records) = (state.committed.weight, state.committed.slots.len() as u64);
         state.folding.is_none()
             && (bytes >= self.options.journal_max_bytes || records >= self.options.journal_max_records)
     }

@@ -25,6 +25,8 @@ use crate::store::{self, ByteRange, ETag};
 
 /// How often a lease is looked at while it may run out.
 const LOOKS_PER_TTL: u32 = 10;
+/// Logs replayed without a checkpoint right after.
+const REPLAYED_EPOCHS: u32 = 4;
 /// How often the epoch is bid for when the holder updates its head meanwhile.
 const BIDS: u32 = 100;
 
@@ -66,8 +68,9 @@ impl Volume {
             let why = "its chunk size is not the volume's".to_owned();
             return Err(OpenError::BrokenJournal { key: keys.root(root.id), why });
         }
-        let replay = Replay::new(env, keys, root.geometry, head.epoch, head.checkpoint);
-        let (committed, opening) = replay.run(head.checkpoint).await?;
+        let from = head.checkpoint;
+        let replay = Replay::new(env, keys, root.geometry, head.epoch, from);
+        let (committed, opening) = replay.run(from).await?;
         tracing::info!(%volume, epoch = head.epoch, clean, records = committed.slots.len() - 1,
             journal_bytes = committed.bytes, "volume opened");
         let geometry = root.geometry;
@@ -97,6 +100,15 @@ impl Volume {
         let folder = Folder::new(Arc::clone(&shared), handle.clone(), table, clean);
         let folds = folder.handle();
         shared.tasks.spawn_until_cancelled(folder.run());
+        if shared.epoch - from.slot.epoch > REPLAYED_EPOCHS {
+            // A gateway that keeps dying must not leave ever more logs to replay.
+            let (shared, folds) = (Arc::clone(&shared), folds.clone());
+            Arc::clone(&shared).tasks.spawn_until_cancelled(async move {
+                if let Err(error) = folds.fold(&shared).await {
+                    tracing::warn!("checkpoint after the opening failed: {error}");
+                }
+            });
+        }
         Ok(Arc::new(Self::new(shared, handle, folds)))
     }
 }

@@ -18,6 +18,9 @@ use super::layer::DirtyLayer;
 use super::piece::Piece;
 use super::root::Root;
 
+/// Bytes of memory that a change takes until it is folded.
+const PIECE_WEIGHT: u64 = 96;
+
 /// Whether the volume serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Status {
@@ -79,6 +82,8 @@ pub struct Committed {
     pub pieces: IntervalMap<Piece>,
     /// Bytes of the records.
     pub bytes: u64,
+    /// What bounds the journal: the records' bytes, and what their changes take of memory.
+    pub weight: u64,
     /// The records, in order.
     pub slots: Vec<Slot>,
     /// The last record, or `None` where there is none.
@@ -104,6 +109,7 @@ impl Committed {
             self.pieces.insert(range, piece.clone());
         }
         self.bytes += sent.bytes;
+        self.weight += sent.bytes + sent.pieces.len() as u64 * PIECE_WEIGHT;
         self.slots.push(sent.end.slot);
         self.end = Some(sent.end);
         self.chunks.extend_from_slice(&sent.chunks);
@@ -197,6 +203,12 @@ impl State {
         self.next_n += 1;
         self.dirty_since = None;
         self.filled_at = None;
+    }
+
+    /// What the journal that no root has weighs.
+    #[must_use]
+    pub fn journal_weight(&self) -> u64 {
+        self.committed.weight + self.folding.as_ref().map_or(0, |folding| folding.weight)
     }
 
     /// Bytes and records of the journal that no root has.
