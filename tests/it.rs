@@ -6,6 +6,7 @@ mod conformance;
 mod golden;
 mod interop;
 mod model;
+mod ops;
 mod store;
 mod support;
 mod tidy;

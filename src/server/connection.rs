@@ -12,6 +12,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use super::connections::{Connections, Seat};
 use super::dispatch::Rules;
 use super::export::{Export, ExportDescription, Exports, OpenError};
 use super::options::Options;
@@ -47,6 +48,7 @@ pub(crate) struct Shared {
     pub(crate) options: Options,
     pub(crate) tasks: Arc<Tasks>,
     pub(crate) drain: CancellationToken,
+    pub(crate) connections: Connections,
 }
 
 /// Why a connection did not reach transmission.
@@ -67,7 +69,7 @@ enum HandshakeEnd {
 }
 
 /// Serves one connection to its end.
-pub(crate) async fn serve(shared: &Shared, transport: Transport, greeting: &Greeting) {
+pub(crate) async fn serve(shared: &Shared, transport: Transport, greeting: &Greeting, seat: &Seat) {
     let handshake = Handshake::new(shared, transport);
     let ready = match greeting {
         Greeting::Newstyle => handshake.newstyle().await,
@@ -78,6 +80,7 @@ pub(crate) async fn serve(shared: &Shared, transport: Transport, greeting: &Gree
         Err(end) => return tracing::debug!("handshake ended: {end}"),
     };
     tracing::debug!(export = %session.export.name, headers = ?session.headers, "transmission begins");
+    seat.uses(&session.export.name.to_string());
     let rules = Rules::new(&session);
     let (reader, writer) = transport.into_halves();
     let transmission = Transmission { reader, writer, input, rules, export };

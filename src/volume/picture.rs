@@ -36,7 +36,8 @@ pub struct Picture {
 impl Picture {
     fn new(size_bytes: u64, cells: u64) -> Self {
         let cell_bytes = size_bytes.div_ceil(cells.max(1)).next_multiple_of(BLOCK_BYTES);
-        let count = usize::try_from(size_bytes.div_ceil(cell_bytes)).expect("no more cells than were asked for");
+        let count =
+            usize::try_from(size_bytes.div_ceil(cell_bytes)).expect("no more cells than were asked for");
         Self { cell_bytes, cells: vec![Cell::default(); count] }
     }
 
@@ -91,7 +92,8 @@ impl Shared {
         for number in 0..self.geometry.map_pages(self.size_bytes) {
             let start = u64::from(number) * window_bytes;
             let window = start..self.size_bytes.min(start + window_bytes);
-            let Resolved { pieces, uncommitted, base, root } = self.state.lock().resolve(self.geometry, window);
+            let Resolved { pieces, uncommitted, base, root } =
+                self.state.lock().resolve(self.geometry, window);
             for (n, (range, piece)) in pieces.into_iter().enumerate() {
                 match piece {
                     _ if n < uncommitted => picture.add(range, |cell, bytes| cell.dirty_bytes += bytes),

@@ -1,0 +1,4 @@
+//! What operators use: the admin server, and the files under `deploy` and `helm`.
+
+mod admin;
+mod client;
