@@ -210,7 +210,7 @@ async fn an_open_volume_is_shown_flushed_folded_and_not_deleted() {
 
     assert_eq!(bench.ask("POST", "/api/v1/volumes/disk/flush", None).await.0, 204);
     assert_eq!(bench.ask("GET", "/api/v1/volumes/disk/map?cells=4", None).await.1, expected(65_536, 0));
-    assert_eq!(volume.usage().journal_records, 1);
+    assert!(volume.usage().journal_records > 0);
     assert_eq!(bench.ask("POST", "/api/v1/volumes/disk/checkpoint", None).await.0, 204);
     assert_eq!(volume.usage().journal_records, 0);
 
