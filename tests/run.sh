@@ -18,6 +18,7 @@ TARGET=${CARGO_TARGET_DIR:-$ROOT/target}
 LOGS=$TARGET/test-logs
 MINIMA=$ROOT/tests/minima.tsv
 mkdir -p "$LOGS"
+: >"$LOGS/counts.tsv"
 
 declare -a ORDER=() NOTES=()
 declare -A PASSED=() FAILED=() SECONDS_OF=()
@@ -62,6 +63,7 @@ suite() {
     ORDER+=("$name")
     PASSED[$name]=$passed FAILED[$name]=$failed SECONDS_OF[$name]=$((SECONDS - begun))
     TOTAL_PASSED=$((TOTAL_PASSED + passed)) TOTAL_FAILED=$((TOTAL_FAILED + failed))
+    printf '%s\t%s\n' "$name" "$passed" >>"$LOGS/counts.tsv"
     if [ "$failed" -gt 0 ]; then
         say "-- $name FAILED (exit status $status), the end of $log:"
         tail -n 80 "$log" >&2
@@ -127,6 +129,9 @@ suite_clippy() { limited 1800 cargo clippy --release --all-targets --quiet -- -D
 
 suite_deny() { limited 300 "$TOOLS/bin/cargo-deny" --offline check bans licenses sources && count 3 0; }
 
+# Each golden file, read by a program that shares nothing with Cairn.
+suite_peer() { limited 300 /usr/bin/python3 "$ROOT/tests/golden/codec.py" && count 1 0; }
+
 suite_build() {
     limited 3000 cargo test --release --no-run --lib --test it --message-format=json-render-diagnostics \
         >"$LOGS/artifacts.json" || return 1
@@ -135,9 +140,9 @@ suite_build() {
 
 # executable NAME: the test binary that cargo built from the library or from the integration target NAME.
 executable() {
-    jq -e -r --arg name "$1" 'select(.reason == "compiler-artifact" and .profile.test and .executable)
-        | select(if $name == "lib" then .target.kind == ["lib"] else .target.kind == ["test"] and .target.name == $name end)
-        | .executable' "$LOGS/artifacts.json"
+    jq -e -r -s --arg name "$1" 'map(select(.reason == "compiler-artifact" and .profile.test and .executable)
+        | select(if $name == "lib" then .target.kind == ["lib"] else .target.kind == ["test"] and .target.name == $name end))
+        | first | .executable' "$LOGS/artifacts.json"
 }
 
 suite_unit() { limited 1200 "$(cat "$LOGS/lib.path")"; }
@@ -148,8 +153,8 @@ suite_doc() { limited 1200 cargo test --release --doc; }
 modules() {
     local listed
     listed=$("$(cat "$LOGS/it.path")" --list --format terse | sed -n 's/: test$//p' | cut -d: -f1 | sort -u)
-    for first in tidy format model conformance store volume simulation; do grep -qx "$first" <<<"$listed" && echo "$first"; done
-    grep -vxE 'tidy|format|model|conformance|store|volume|simulation|interop|vm' <<<"$listed"
+    for first in tidy golden model conformance store volume simulation; do grep -qx "$first" <<<"$listed" && echo "$first"; done
+    grep -vxE 'tidy|golden|model|conformance|store|volume|simulation|interop|vm' <<<"$listed"
     for last in interop vm; do grep -qx "$last" <<<"$listed" && echo "$last"; done
     return 0
 }
@@ -173,6 +178,7 @@ suite shell suite_shell
 suite yaml suite_yaml
 suite minima suite_minima
 suite deny suite_deny
+suite peer suite_peer
 suite clippy suite_clippy
 if [ ${#ONLY[@]} -gt 0 ]; then ONLY+=(build); fi
 suite build suite_build

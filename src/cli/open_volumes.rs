@@ -180,6 +180,24 @@ impl OpenVolumes {
         left.wait_for(|left| *left == 0).await.expect("we hold the sender");
     }
 
+    /// Returns once no client uses any volume that is open now.
+    pub(super) async fn unused(&self) {
+        for served in self.open_now() {
+            served.users.subscribe().wait_for(|users| *users == 0).await.expect("we hold the sender");
+        }
+    }
+
+    fn open_now(&self) -> Vec<Arc<Served>> {
+        let slots = self.slots.lock();
+        let mut open = Vec::new();
+        for slot in slots.by_name.values() {
+            if let Phase::Open(served) | Phase::Closing(served) = &*slot.borrow() {
+                open.push(Arc::clone(served));
+            }
+        }
+        open
+    }
+
     /// Closes every volume: commit, checkpoint, release of the lease; gives the names of those that were not closed in
     /// good order within `patience`. Nothing can be opened any more.
     pub(super) async fn close_all(&self, patience: Duration) -> Vec<String> {
@@ -187,12 +205,7 @@ impl OpenVolumes {
         // Ends the watch over each volume, an opening, which has at most taken a lease, and a closing, which is begun
         // again below.
         self.tasks.shutdown().await;
-        let mut open = Vec::new();
-        for slot in self.slots.lock().by_name.values() {
-            if let Phase::Open(served) | Phase::Closing(served) = &*slot.borrow() {
-                open.push(Arc::clone(served));
-            }
-        }
+        let open = self.open_now();
         let closing: Mutex<Vec<&str>> = Mutex::new(open.iter().map(|served| served.name.as_str()).collect());
         let failed = Mutex::new(Vec::new());
         let close_each = futures::future::join_all(open.iter().map(|served| {

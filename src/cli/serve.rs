@@ -4,6 +4,7 @@
 //! of a volume is released last, after what clients were told is durable.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::catalogue::Catalogue;
 use super::error::Error;
@@ -67,7 +68,7 @@ pub(super) async fn serve(options: Options) -> Result<(), Error> {
             tracing::info!("{signal}: finishing what is in flight");
             Ok(())
         }
-        () = volumes.nothing_left(configured.len()) => Err(Error::NothingLeft),
+        () = lost(&volumes, configured.len(), options.server.drain_timeout) => Err(Error::NothingLeft),
     };
     tokio::select! {
         drained = server.drain() => match drained {
@@ -78,6 +79,16 @@ pub(super) async fn serve(options: Options) -> Result<(), Error> {
     }
     let closed = close(&volumes, &options, &mut signals).await;
     ended.and(closed)
+}
+
+/// Returns when no configured volume is left and their clients had time to learn why: their commands get ESHUTDOWN, which
+/// tells them more than a connection that is cut.
+async fn lost(volumes: &OpenVolumes, configured: usize, patience: Duration) {
+    volumes.nothing_left(configured).await;
+    tracing::error!("no configured volume is left; ends when its clients leave, or in {patience:?}");
+    if tokio::time::timeout(patience, volumes.unused()).await.is_err() {
+        tracing::warn!("clients that did not leave are cut off");
+    }
 }
 
 /// Makes the volumes that are absent, and opens all that are configured, at the same time.

@@ -136,7 +136,7 @@ settings! {
         requests_in_flight: u32 = 256, 1..=65_536;
         /// Payload of such requests and their replies.
         bytes_in_flight: Size = mib(64), mib(64)..=Size(2 << 30);
-        /// How long commands in flight are waited for on SIGTERM.
+        /// How long commands in flight are waited for on SIGTERM, and clients to leave whose volume was taken over.
         drain_timeout: Duration = seconds(10), seconds(0)..=seconds(3600);
     }
 

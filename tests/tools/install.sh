@@ -7,7 +7,7 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 PACKAGES=(
-    build-essential ca-certificates git jq python3 python3-pip python3-venv
+    build-essential ca-certificates curl git jq python3 python3-pip python3-venv python3-xxhash
     shellcheck yamllint
     nbdkit libnbd-bin python3-libnbd nbd-client fio
     qemu-utils qemu-system-x86

@@ -1,0 +1,148 @@
+//! `cairn serve`: how it starts, what it refuses, how it ends.
+
+use std::net::TcpListener;
+
+use rustix::process::Signal;
+use tempfile::tempdir;
+
+use super::{Gateway, cairn, fail, refuse, succeed};
+
+#[test]
+fn help_is_there_at_every_level() {
+    let at = tempdir().unwrap();
+    for (line, parts) in [
+        ("--help", vec!["serve", "volume"]),
+        (
+            "serve --help",
+            vec!["--config", "--store", "--listen", "--create", "--takeover", "file://./cairn-data"],
+        ),
+        ("volume --help", vec!["create", "list", "info", "delete"]),
+        ("volume create --help", vec!["<NAME>", "<SIZE>", "--chunk-size", "--store", "--json"]),
+        ("volume delete --help", vec!["<NAME>", "--takeover", "--store"]),
+        ("--version", vec![env!("CARGO_PKG_VERSION")]),
+    ] {
+        let help = succeed(at.path(), line);
+        for part in parts {
+            assert!(help.contains(part), "{line}: no {part} in: {help}");
+        }
+    }
+}
+
+#[test]
+fn a_command_line_that_is_none_exits_with_2() {
+    let at = tempdir().unwrap();
+    for line in
+        ["", "serv", "serve --lisen x", "serve --listen", "volume", "volume drop x", "volume create x"]
+    {
+        assert!(fail(at.path(), line, 2).contains("help"), "{line}");
+    }
+}
+
+#[test]
+fn settings_that_are_wrong_are_told_before_anything_is_made() {
+    let at = tempdir().unwrap();
+    for (line, parts) in [
+        ("serve --listen nowhere", ["server.listen", "\"nowhere\"", "flag --listen", "unix:PATH"]),
+        ("serve --create disk", ["volumes.create", "\"disk\"", "flag --create", "NAME=SIZE"]),
+        ("serve --create disk=1T", ["volumes.create", "1TiB for", "flag --create", "1TB for"]),
+        ("serve --create /=1TiB", ["volumes.create", "\"/\"", "flag --create", "volume name"]),
+        ("serve --store ftp://x", ["store.url", "ftp://x", "flag --store", "file:///path"]),
+        ("serve --config none.toml", ["none.toml", "No such file", "", ""]),
+    ] {
+        let error = fail(at.path(), line, 2);
+        for part in parts {
+            assert!(error.contains(part), "{line}: no {part} in: {error}");
+        }
+    }
+    let mut serve = cairn(at.path(), "serve");
+    serve.env("CAIRN_LOG__LEVEL", "cairn=loud");
+    assert!(refuse(serve, 2).contains("log.level"));
+    assert_eq!(std::fs::read_dir(at.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn it_makes_a_volume_once_and_is_satisfied_with_it_after() {
+    let at = tempdir().unwrap();
+    let line = "serve --listen 127.0.0.1:0 --create disk=64MiB";
+    let first = Gateway::start(cairn(at.path(), line)).terminate();
+    assert!(first.err.contains("created"), "{}", first.err);
+    let second = Gateway::start(cairn(at.path(), line)).terminate();
+    assert!(!second.err.contains("created"), "{}", second.err);
+    let error = fail(at.path(), "serve --listen 127.0.0.1:0 --create disk=65MiB", 1);
+    for part in ["\"disk\"", "67108864", "68157440"] {
+        assert!(error.contains(part), "no {part} in: {error}");
+    }
+}
+
+#[test]
+fn it_says_where_it_listens_and_what_to_type_next() {
+    let at = tempdir().unwrap();
+    let socket = at.path().join("nbd.sock");
+    let line = format!("serve --listen 127.0.0.1:0 --listen unix:{} --create disk=1MiB", socket.display());
+    let mut gateway = Gateway::start(cairn(at.path(), &line));
+    while !gateway.lines.last().is_some_and(|line| line.contains("nbd-client")) {
+        assert!(gateway.read_line(), "{:?}", gateway.lines);
+    }
+    assert!(gateway.lines[0].starts_with("listening on nbd://127.0.0.1:"), "{:?}", gateway.lines);
+    let unix = format!("listening on nbd+unix:///?socket={}", socket.display());
+    assert_eq!(gateway.lines[1], unix);
+    let port = gateway.lines[0].rsplit(':').next().expect("a port").to_owned();
+    std::net::TcpStream::connect(format!("127.0.0.1:{port}")).expect("it accepts");
+    std::os::unix::net::UnixStream::connect(&socket).expect("it accepts");
+    for part in ["nbdinfo 'nbd://", "nbdcopy ", "qemu-system-x86_64 ", "nbd-client -N disk 127.0.0.1 "] {
+        assert!(gateway.lines.iter().any(|line| line.contains(part)), "no {part} in {:?}", gateway.lines);
+    }
+    gateway.terminate();
+    assert!(!socket.exists());
+}
+
+#[test]
+fn an_address_in_use_is_an_error() {
+    let at = tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let error = fail(at.path(), &format!("serve --listen {address} --create disk=1MiB"), 1);
+    assert!(error.contains(&address) && error.contains("in use"), "{error}");
+    assert_eq!(std::fs::read_dir(at.path()).unwrap().count(), 0, "no volume was made");
+}
+
+#[test]
+fn a_volume_that_must_be_there_and_is_not_is_an_error() {
+    let at = tempdir().unwrap();
+    let mut serve = cairn(at.path(), "serve --listen 127.0.0.1:0");
+    serve.env("CAIRN_VOLUMES__OPEN", "disk");
+    let error = refuse(serve, 1);
+    assert!(error.contains("no volume named \"disk\""), "{error}");
+}
+
+#[test]
+fn both_signals_end_it_in_good_order_and_its_successor_waits_for_nothing() {
+    let at = tempdir().unwrap();
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut serve = cairn(at.path(), "serve --listen 127.0.0.1:0 --create disk=1MiB");
+        serve.env("CAIRN_LEASE__TTL", "1day").env("CAIRN_LOG__FORMAT", "json");
+        let mut gateway = Gateway::start(serve);
+        gateway.signal(signal);
+        let (status, run) = gateway.end();
+        assert!(status.success(), "{status}: {}", run.err);
+        for line in run.err.lines() {
+            let entry: serde_json::Value = serde_json::from_str(line).expect("a line of JSON");
+            assert!(entry["message"].is_string() && entry["level"].is_string(), "{line}");
+        }
+        assert!(run.err.contains("lease released"), "{}", run.err);
+    }
+}
+
+#[test]
+fn a_takeover_ends_the_gateway_that_lost_its_only_volume() {
+    let at = tempdir().unwrap();
+    let line = "serve --listen 127.0.0.1:0 --create disk=1MiB";
+    let mut first = cairn(at.path(), line);
+    first.env("CAIRN_LEASE__TTL", "3s");
+    let mut first = Gateway::start(first);
+    let second = Gateway::start(cairn(at.path(), &format!("{line} --takeover")));
+    let (status, run) = first.end();
+    assert_eq!(status.code(), Some(1), "{}", run.err);
+    assert!(run.err.contains("taken over") || run.err.contains("fenced"), "{}", run.err);
+    second.terminate();
+}
