@@ -11,7 +11,7 @@
 //! volume          → store, metrics, task       what a disk is: map, journal, cache, commit, fold, recovery
 //! server          → protocol, metrics, task    NBD over TCP and Unix sockets; owns the trait `Export`
 //! client          → protocol, task             an NBD client
-//! admin           → volume, server, metrics, task   HTTP: metrics and health
+//! admin           → volume, server, metrics, task   HTTP: metrics, health, the API, the status page
 //! cli             → all                        maps configuration to each layer's `Options`
 //! main            → cli                        the program
 //! ```

@@ -7,6 +7,7 @@ mod conformance;
 mod golden;
 mod interop;
 mod model;
+mod ops;
 mod protocol;
 mod simulation;
 mod store;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use url::Url;
 
 use crate::config::{self, Config, Flag, FlagValue, Size};
 
@@ -20,6 +21,15 @@ pub(super) enum Command {
     Serve(Serve),
     /// Create, list, show and delete volumes
     Volume(Volume),
+    /// Ask a gateway whether it is ready; exits with 0 if it is, else with 1
+    Health(Health),
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct Health {
+    /// What to ask; /health/live asks only whether it answers
+    #[arg(default_value = "http://127.0.0.1:9180/health/ready", value_parser = super::health::parse)]
+    pub(super) url: Url,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -198,6 +208,7 @@ mod tests {
             "cairn volume create disk -1",
             "cairn volume info",
             "cairn volume list name",
+            "cairn health 127.0.0.1:9180",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }

@@ -8,6 +8,7 @@ mod args;
 mod catalogue;
 mod error;
 mod exports;
+mod health;
 mod open_volumes;
 mod process;
 mod serve;
@@ -49,6 +50,7 @@ fn run(cli: Cli) -> Result<(), Error> {
             process::raise_descriptor_limit();
             process::block_on(serve::serve(options))
         }
+        Command::Health(args) => process::block_on(health::ask(&args.url)),
         Command::Volume(args) => {
             let config = args.config()?;
             let options = settings::Options::of(&config)?;

@@ -12,11 +12,10 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::error::chain;
-use crate::admin::OpenReport;
+use crate::admin::OpenVolume;
 use crate::metrics::{Metrics, VolumeMetrics};
 use crate::server;
 use crate::task::Tasks;
-use crate::volume::geometry::BLOCK_BYTES;
 use crate::volume::{self, Environment, OpenError, Status, Volume, catalog};
 
 /// How often the log says what is still being closed.
@@ -200,27 +199,15 @@ impl OpenVolumes {
         lost.collect()
     }
 
-    /// A volume's state here; `None` if it is not open.
-    pub(super) fn report(&self, name: &str) -> Option<OpenReport> {
-        let served = match &*self.slots.lock().by_name.get(name)?.borrow() {
-            Phase::Open(served) | Phase::Closing(served) => Arc::clone(served),
-            Phase::Opening | Phase::Gone(_) => return None,
+    /// The volumes that are open, in order of name.
+    pub(super) fn reports(&self) -> Vec<OpenVolume> {
+        let report = |served: Arc<Served>| OpenVolume {
+            name: served.name.clone(),
+            volume: Arc::clone(&served.volume),
+            metrics: served.metrics.clone(),
+            clients: *served.users.borrow(),
         };
-        let usage = served.volume.usage();
-        let connections = *served.users.borrow();
-        Some(OpenReport {
-            stopped: match served.volume.status() {
-                Status::Stopped(why) => Some(why),
-                Status::Serving | Status::Draining => None,
-            },
-            configured: served.stay == Stay::Always,
-            connections,
-            dirty_bytes: u64::try_from(usage.dirty_blocks).unwrap_or(u64::MAX).saturating_mul(BLOCK_BYTES),
-            commits_in_flight: usage.commits_in_flight,
-            journal_bytes: usage.journal_bytes,
-            journal_records: usage.journal_records,
-            checkpoints: usage.checkpoints,
-        })
+        self.open_now().into_iter().map(report).collect()
     }
 
     fn open_now(&self) -> Vec<Arc<Served>> {

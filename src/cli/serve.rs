@@ -13,11 +13,11 @@ use super::open_volumes::{self, OpenVolumes};
 use super::process::{self, Signals};
 use super::settings::Options;
 use super::size::Wanted;
-use super::status::GatewayStatus;
+use super::status::{GatewayStatus, Serving};
 use super::{volume, welcome};
-use crate::admin::{Access, Admin, Gateway};
+use crate::admin::{self, Access, Admin, Gateway};
 use crate::metrics::Metrics;
-use crate::server::{Drained, Greeting, ListenAddress, Listener, Server};
+use crate::server::{Drained, Greeting, Listener, Server};
 use crate::volume::catalog;
 use crate::volume::{Environment, OpenError};
 
@@ -60,17 +60,28 @@ pub(super) async fn serve(options: Options) -> Result<(), Error> {
 
     let configured = options.configured();
     let default = if let [only] = &configured[..] { Some(only.clone()) } else { None };
-    let catalogue = Arc::new(Catalogue::new(env, options.catalogue_age));
+    let catalogue = Arc::new(Catalogue::new(env.clone(), options.catalogue_age));
     let exports = VolumeExports::new(Arc::clone(&volumes), Arc::clone(&catalogue), default);
-    let server = Server::new(Arc::new(exports), options.server.clone(), metrics.server());
+    let server = Arc::new(Server::new(Arc::new(exports), options.server.clone(), metrics.server()));
     let addresses: Vec<_> =
         listeners.into_iter().map(|listener| server.listen(listener, Greeting::Newstyle)).collect();
-    status.serves(Arc::clone(&volumes), catalogue);
-    welcome::print(&addresses, &configured, admin.as_ref().map(|(address, _)| address));
+    status.serves(Serving {
+        env,
+        volumes: Arc::clone(&volumes),
+        catalogue,
+        server: Arc::clone(&server),
+        options: options.volume.clone(),
+        chunk_bytes: options.chunk_bytes,
+    });
+    welcome::print(&addresses, &configured, admin.as_ref().map(Admin::address));
 
     let ended = tokio::select! {
         signal = signals.next() => {
             tracing::info!("{signal}: finishing what is in flight");
+            Ok(())
+        }
+        () = status.asked_to_end() => {
+            tracing::info!("asked to end: finishing what is in flight");
             Ok(())
         }
         () = lost(&volumes, configured.len(), options.server.drain_timeout) => Err(Error::NothingLeft),
@@ -84,7 +95,7 @@ pub(super) async fn serve(options: Options) -> Result<(), Error> {
         signal = signals.next() => give_up(signal),
     }
     let closed = close(&volumes, &options, &mut signals).await;
-    if let Some((_, admin)) = admin {
+    if let Some(admin) = admin {
         admin.stop().await;
     }
     ended.and(closed)
@@ -96,7 +107,7 @@ async fn start_admin(
     options: &Options,
     metrics: &Metrics,
     status: &Arc<GatewayStatus>,
-) -> Result<Option<(ListenAddress, Admin)>, Error> {
+) -> Result<Option<Admin>, Error> {
     let Some(address) = &options.admin else { return Ok(None) };
     let listener = match Listener::bind(address).await {
         Err(error) if !options.admin_required => {
@@ -105,15 +116,16 @@ async fn start_admin(
         }
         bound => bound?,
     };
-    let address = listener.address().clone();
-    let access = Access::at(&address, options.admin_token.clone());
+    let address = listener.address();
+    let access = Access::at(address, options.admin_token.clone());
     if access == Access::Closed {
         tracing::warn!(
             "{address} is not local and admin.token_file is not set: only metrics and health are served"
         );
     }
     let gateway: Arc<dyn Gateway> = Arc::<GatewayStatus>::clone(status);
-    Ok(Some((address, Admin::start(listener, metrics.clone(), gateway, access))))
+    let bounds = admin::Options::default();
+    Ok(Some(Admin::start(listener, metrics.clone(), gateway, access, bounds)))
 }
 
 /// Returns when no configured volume is left and their clients had time to learn why: their commands get ESHUTDOWN, which

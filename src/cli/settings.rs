@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use super::size::Wanted;
+use crate::admin::Token;
 use crate::config::{self, Config};
 use crate::server::ListenAddress;
 use crate::store::Location;
@@ -45,7 +46,7 @@ pub(super) struct Options {
     pub(super) admin: Option<ListenAddress>,
     /// Whether it must: somebody asked for it.
     pub(super) admin_required: bool,
-    pub(super) admin_token: Option<String>,
+    pub(super) admin_token: Option<Token>,
 }
 
 impl Options {
@@ -146,14 +147,11 @@ fn check_names(config: &Config, create: &[Wanted], errors: &mut config::Errors) 
     }
 }
 
-/// The token of the admin server, without white space around it.
-fn read_token(config: &Config) -> Result<Option<String>, config::Error> {
+/// The token of the admin server.
+fn read_token(config: &Config) -> Result<Option<Token>, config::Error> {
     let Some(path) = given(&config.admin.token_file) else { return Ok(None) };
     let text = std::fs::read_to_string(path).map_err(|e| config.refuse("admin.token_file", e))?;
-    match text.trim() {
-        "" => Err(config.refuse("admin.token_file", "the file holds no token")),
-        token => Ok(Some(token.to_owned())),
-    }
+    text.parse().map(Some).map_err(|e| config.refuse("admin.token_file", e))
 }
 
 fn count(n: u32) -> usize {
@@ -265,7 +263,7 @@ mod tests {
             ("CAIRN_VOLUMES__CHUNK_SIZE", "3MiB", "volumes.chunk_size = \"3MiB\"|power of two"),
             ("CAIRN_ADMIN__LISTEN", "nowhere", "admin.listen = \"nowhere\": |unix:PATH, or none"),
             ("CAIRN_ADMIN__TOKEN_FILE", "/no/such", "admin.token_file = \"/no/such\": |No such file"),
-            ("CAIRN_ADMIN__TOKEN_FILE", "/dev/null", "admin.token_file = |no token"),
+            ("CAIRN_ADMIN__TOKEN_FILE", "/dev/null", "admin.token_file = |at least 16"),
             ("CAIRN_STORE__RETRY_BASE", "10s", "store.retry_base = \"10s\"|store.retry_cap"),
         ] {
             let message = of(&[(name, value)]).unwrap_err().to_string();

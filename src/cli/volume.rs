@@ -116,7 +116,7 @@ impl<'a> Shown<'a> {
 }
 
 /// Seconds since 1970 as RFC 3339 has them.
-pub(super) fn time(seconds: u64) -> String {
+fn time(seconds: u64) -> String {
     // The year 9999, which is as far as that goes.
     const LAST: u64 = 253_402_300_799;
     let since = std::time::Duration::from_secs(seconds.min(LAST));

@@ -12,6 +12,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use super::connections::{Connections, Seat};
 use super::dispatch::Rules;
 use super::export::{Export, ExportDescription, Exports, OpenError};
 use super::options::Options;
@@ -49,6 +50,7 @@ pub(crate) struct Shared {
     pub(crate) tasks: Arc<Tasks>,
     pub(crate) drain: CancellationToken,
     pub(crate) metrics: ServerMetrics,
+    pub(crate) connections: Connections,
 }
 
 /// Why a connection did not reach transmission.
@@ -81,7 +83,7 @@ impl HandshakeEnd {
 }
 
 /// Serves one connection to its end.
-pub(crate) async fn serve(shared: &Shared, transport: Transport, greeting: &Greeting) {
+pub(crate) async fn serve(shared: &Shared, transport: Transport, greeting: &Greeting, seat: &Seat) {
     let label = transport.label();
     let _open = shared.metrics.connected(label);
     let handshake = Handshake::new(shared, transport);
@@ -97,6 +99,7 @@ pub(crate) async fn serve(shared: &Shared, transport: Transport, greeting: &Gree
         }
     };
     tracing::debug!(export = %session.export.name, headers = ?session.headers, "transmission begins");
+    seat.uses(&session.export.name.to_string());
     let rules = Rules::new(&session);
     let (reader, writer) = transport.into_halves();
     let transmission = Transmission { reader, writer, input, rules, export };

@@ -11,17 +11,6 @@ fn the_table_of_settings_is_that_of_the_program() {
     assert!(README.contains(&table), "README.md lacks this table:\n\n{table}");
 }
 
-#[test]
-fn the_table_of_metrics_is_that_of_the_program() {
-    let mut table = "| metric | type | unit | labels | meaning |\n|---|---|---|---|---|\n".to_owned();
-    for metric in cairn::metrics::Metrics::table() {
-        let labels: Vec<String> = metric.labels.iter().map(|label| format!("`{label}`")).collect();
-        let (name, kind, unit, help) = (metric.name, metric.kind.as_str(), metric.unit, metric.help);
-        table.push_str(&format!("| `{name}` | {kind} | {unit} | {} | {help} |\n", labels.join(", ")));
-    }
-    assert!(README.contains(&table), "README.md lacks this table:\n\n{table}");
-}
-
 /// The lines of code blocks, those that end in `\` joined with the next.
 fn code_lines() -> Vec<String> {
     let code = README.split("```").skip(1).step_by(2).flat_map(|block| block.lines().skip(1));

@@ -60,8 +60,7 @@ pub fn recover(objects: &Objects, volume: Uuid, layout: &Layout) -> Result<Recov
     let head = head(objects, volume)?;
     let keys = Keys::new(volume);
     let image = vec![0; layout.cells() as usize];
-    let mut reader =
-        Reader { objects, layout, keys, image, lost: BTreeSet::new(), named: BTreeSet::new() };
+    let mut reader = Reader { objects, layout, keys, image, lost: BTreeSet::new(), named: BTreeSet::new() };
     reader.named.extend([keys.head(), keys.identity()]);
     let root = reader.root(head.root)?;
     let table = reader.object(&keys.root(head.root_table))?;
@@ -76,8 +75,7 @@ pub fn recover(objects: &Objects, volume: Uuid, layout: &Layout) -> Result<Recov
 pub fn check_root(objects: &Objects, volume: Uuid, layout: &Layout, id: ObjectId) -> Result<(), String> {
     let image = vec![0; layout.cells() as usize];
     let keys = Keys::new(volume);
-    let mut reader =
-        Reader { objects, layout, keys, image, lost: BTreeSet::new(), named: BTreeSet::new() };
+    let mut reader = Reader { objects, layout, keys, image, lost: BTreeSet::new(), named: BTreeSet::new() };
     let root = reader.root(id)?;
     reader.apply_root(&root)
 }
@@ -182,8 +180,8 @@ impl<'a> Reader<'a> {
                 return Ok(());
             };
             self.named.insert(key.clone());
-            let (record, checksum) = Record::decode(self.keys.volume(), slot, bytes)
-                .map_err(|error| format!("{key}: {error}"))?;
+            let (record, checksum) =
+                Record::decode(self.keys.volume(), slot, bytes).map_err(|error| format!("{key}: {error}"))?;
             if record.previous != previous {
                 return Err(format!("{key} does not follow the record before it"));
             }

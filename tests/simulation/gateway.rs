@@ -299,7 +299,9 @@ impl Inner {
             Ok(head) if head.epoch > epoch => {}
             Ok(head) => {
                 let newest = head.epoch;
-                self.broken(format!("P{process} of epoch {epoch} stopped, though {newest} is the newest: {why}"));
+                self.broken(format!(
+                    "P{process} of epoch {epoch} stopped, though {newest} is the newest: {why}"
+                ));
             }
             Err(error) => self.broken(error),
         }

@@ -104,9 +104,8 @@ impl Epoch {
             _ => false,
         };
         let base_stands = newest.is_none() && self.base[cell as usize] == found;
-        let allowed = |change: &Change| {
-            (if change.zero { found == 0 } else { found == change.id }) && !is_past(change)
-        };
+        let allowed =
+            |change: &Change| (if change.zero { found == 0 } else { found == change.id }) && !is_past(change);
         if base_stands || covering.clone().any(allowed) {
             return Ok(());
         }
@@ -141,12 +140,7 @@ impl History {
     /// A volume that was just created, all zeros, as epoch 0.
     pub fn new(cells: u32) -> Self {
         let base = Arc::new(vec![0; cells as usize]);
-        Self {
-            now: 1,
-            next_id: 1,
-            epochs: BTreeMap::from([(0, Epoch::new(base))]),
-            openings: Vec::new(),
-        }
+        Self { now: 1, next_id: 1, epochs: BTreeMap::from([(0, Epoch::new(base))]), openings: Vec::new() }
     }
 
     /// The next moment.

@@ -57,12 +57,16 @@ impl Plan {
         let layout = layout(&mut random);
         let ms = Duration::from_millis;
         let options = Options {
+            metrics: None,
             holder_name: String::new(),
             commit_max_age: ms(pick(&mut random, &[20, 200, 1000, 5000])),
             commit_chunk_wait: ms(pick(&mut random, &[0, 100, 3000])),
             commit_max_bytes: pick(&mut random, &[8, 32, 128, 1024]) << 10,
             commits_in_flight: usize::try_from(pick(&mut random, &[1, 2, 3, 8])).unwrap(),
-            store_deadline: [None, None, Some(ms(2000)), Some(ms(20_000))].choose(&mut random).copied().unwrap(),
+            store_deadline: [None, None, Some(ms(2000)), Some(ms(20_000))]
+                .choose(&mut random)
+                .copied()
+                .unwrap(),
             journal_max_bytes: pick(&mut random, &[32, 128, 512, 4096]) << 10,
             journal_max_records: pick(&mut random, &[2, 5, 20, 100]),
             journal_max_age: ms(pick(&mut random, &[1000, 10_000, 300_000])),

@@ -233,7 +233,12 @@ pub fn draw(rates: &Rates, random: &mut SmallRng, changes: bool, has_body: bool)
         if failure == Failure::Timeout {
             fate.answered = rates.timeout;
         }
-        return Fate { lands: None, outcome: Outcome::Fails(failure), fault: Some(Fault::ErrorBefore), ..fate };
+        return Fate {
+            lands: None,
+            outcome: Outcome::Fails(failure),
+            fault: Some(Fault::ErrorBefore),
+            ..fate
+        };
     }
     if hit(rates.lost_answer) {
         let failure = if random.random() { Failure::Transient } else { Failure::Timeout };

@@ -194,7 +194,9 @@ fn short(call: &Call, prefix: &str) -> String {
     let cut = |key: &str| key.strip_prefix(prefix).unwrap_or(key).to_owned();
     match call {
         Call::Get(key, ByteRange::Full) => format!("get {}", cut(key)),
-        Call::Get(key, ByteRange::Bounded { offset, length }) => format!("get {}[{offset}+{length}]", cut(key)),
+        Call::Get(key, ByteRange::Bounded { offset, length }) => {
+            format!("get {}[{offset}+{length}]", cut(key))
+        }
         Call::Put(key, body, condition) => {
             let how = match condition {
                 Condition::Always => "",
@@ -203,7 +205,9 @@ fn short(call: &Call, prefix: &str) -> String {
             };
             format!("put {} {} bytes{how}", cut(key), body.len())
         }
-        Call::Delete(keys) => format!("delete {}", keys.iter().map(|key| cut(key)).collect::<Vec<_>>().join(" ")),
+        Call::Delete(keys) => {
+            format!("delete {}", keys.iter().map(|key| cut(key)).collect::<Vec<_>>().join(" "))
+        }
         Call::List(prefix, after) => format!("list {} after {:?}", cut(prefix), after.as_deref().map(cut)),
     }
 }
@@ -290,10 +294,14 @@ impl Inner {
         let prefix = Keys::new(self.volume).prefix();
         self.trace.line(
             at,
-            format_args!("P{process} #{number} {phase:?} {}{}", short(&call, &prefix), match fate.fault {
-                Some(fault) => format!(" [{fault:?}]"),
-                None => String::new(),
-            }),
+            format_args!(
+                "P{process} #{number} {phase:?} {}{}",
+                short(&call, &prefix),
+                match fate.fault {
+                    Some(fault) => format!(" [{fault:?}]"),
+                    None => String::new(),
+                }
+            ),
         );
         let answer_at = at + fate.answered;
         let outcome = fate.outcome;

@@ -6,9 +6,10 @@ use super::*;
 use crate::admin::Gateway as _;
 use crate::cli::catalogue::Catalogue;
 use crate::cli::exports::VolumeExports;
-use crate::cli::status::GatewayStatus;
+use crate::cli::status::{GatewayStatus, Serving};
 use crate::protocol::Error as Value;
 use crate::server::{Exports as _, OpenError as Refusal, Segment};
+use crate::store::fault::{Action, Failure as Refused, Rule};
 use crate::store::{Fault, MemoryStore, Operation};
 use crate::volume::{DirtyBudget, Entropy, PageCache};
 
@@ -171,20 +172,32 @@ async fn it_is_ready_while_the_store_answers_and_no_configured_volume_is_lost() 
     first.volumes.open_configured("a", false).await.unwrap();
     let fault = Fault::new(Arc::new(store.clone()), 0);
     let env = Environment { store: Arc::new(fault.clone()), ..environment(&store, 3) };
-    let catalogue = Arc::new(Catalogue::new(env, Duration::ZERO));
+    let catalogue = Arc::new(Catalogue::new(env.clone(), Duration::ZERO));
+    let exports = Arc::new(gateway(&store, 4, None).exports);
+    let server = server::Server::new(exports, server::Options::default(), Metrics::new().server());
     let status = GatewayStatus::starting();
-    status.serves(Arc::clone(&first.volumes), catalogue);
+    status.serves(Serving {
+        env,
+        volumes: Arc::clone(&first.volumes),
+        catalogue,
+        server: Arc::new(server),
+        options: volume::Options::default(),
+        chunk_bytes: 4 << 20,
+    });
     assert_eq!(status.obstacles().await, Vec::<String>::new());
     let _client = first.exports.open("a").await.unwrap();
-    let reports = status.volumes().await.unwrap();
-    assert_eq!(reports.iter().map(|r| &*r.name).collect::<Vec<_>>(), ["a", "b"]);
-    let open = reports[0].open.as_ref().unwrap();
-    assert_eq!((open.configured, open.connections, &open.stopped), (true, 1, &None));
-    assert_eq!(reports[1].open, None);
-    let gate = fault.hold(Operation::List, "name/");
+    let names = |infos: Vec<catalog::Info>| infos.into_iter().map(|info| info.name).collect::<Vec<_>>();
+    assert_eq!(names(status.volumes().await.unwrap()), ["a", "b"]);
+    let open = status.open_volumes();
+    assert_eq!(open.iter().map(|open| (&*open.name, open.clients)).collect::<Vec<_>>(), [("a", 1)]);
+    status.create("c", SIZE, None).await.unwrap();
+    assert_eq!(status.volume("c").await.unwrap().chunk_bytes, 4 << 20);
+    status.delete("b", false).await.unwrap();
+    assert_eq!(names(status.volumes().await.unwrap()), ["a", "c"]);
+    fault.add(Rule::new(Action::FailBefore(Refused::Denied)).on(Operation::List));
     let obstacles = status.obstacles().await;
-    assert!(matches!(&obstacles[..], [only] if only.contains("did not answer")), "{obstacles:?}");
-    gate.release();
+    assert!(matches!(&obstacles[..], [only] if only.contains("store cannot be read")), "{obstacles:?}");
+    fault.clear();
     second.volumes.open_configured("a", true).await.unwrap();
     first.volumes.nothing_left(1).await;
     let obstacles = status.obstacles().await;
