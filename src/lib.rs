@@ -2,7 +2,7 @@
 //!
 //! # The layers
 //!
-//! Arrows go one way only; `tests/tidy.rs` fails on an arrow that is not in this list.
+//! Arrows go one way only; `tests/tidy` fails on an arrow that is not in this list.
 //!
 //! ```text
 //! protocol        → nothing                    wire types and the handshake machine: no tokio, no clock, no log

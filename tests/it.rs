@@ -9,6 +9,7 @@ mod interop;
 mod model;
 mod ops;
 mod protocol;
+mod simulation;
 mod store;
 mod support;
 mod tidy;

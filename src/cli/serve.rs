@@ -40,6 +40,7 @@ pub(super) async fn serve(options: Options) -> Result<(), Error> {
         idle_timeout: options.idle_timeout,
         maximum_open: options.maximum_open,
     };
+    let server_metrics = metrics.server();
     let volumes = OpenVolumes::new(env.clone(), how, metrics);
     let opened = tokio::select! {
         opened = open_configured(&env, &options, &volumes) => opened,
@@ -58,7 +59,7 @@ pub(super) async fn serve(options: Options) -> Result<(), Error> {
     let default = if let [only] = &configured[..] { Some(only.clone()) } else { None };
     let catalogue = Catalogue::new(env, options.catalogue_age);
     let exports = VolumeExports::new(Arc::clone(&volumes), catalogue, default);
-    let server = Server::new(Arc::new(exports), options.server.clone());
+    let server = Server::new(Arc::new(exports), options.server.clone(), server_metrics);
     let addresses: Vec<_> =
         listeners.into_iter().map(|listener| server.listen(listener, Greeting::Newstyle)).collect();
     welcome::print(&addresses, &configured);

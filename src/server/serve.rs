@@ -17,6 +17,7 @@ use super::export::Exports;
 use super::listener::{ListenAddress, Listener, Peer};
 use super::options::Options;
 use super::transport::{Stream, Transport};
+use crate::metrics::{HandshakeFailure, ServerMetrics};
 use crate::task::Tasks;
 
 /// How long to wait after a failed accept: it may be for want of file descriptors, which others must give back.
@@ -44,13 +45,14 @@ pub enum Drained {
 impl Server {
     /// A server of these exports, which listens nowhere yet.
     #[must_use]
-    pub fn new(exports: Arc<dyn Exports>, options: Options) -> Self {
+    pub fn new(exports: Arc<dyn Exports>, options: Options, metrics: ServerMetrics) -> Self {
         let slots = Arc::new(Semaphore::new(options.maximum_connections));
         let shared = Shared {
             exports,
             options,
             tasks: Arc::new(Tasks::new()),
             drain: CancellationToken::new(),
+            metrics,
             connections: Connections::default(),
         };
         Self { shared: Arc::new(shared), slots, next_connection: Arc::new(AtomicU64::new(1)) }
@@ -153,6 +155,7 @@ impl Acceptor {
     /// Starts serving a connection, unless there are too many; then it is closed at once.
     fn admit(&self, transport: Transport, peer: Peer) -> Option<tokio::task::JoinHandle<Option<()>>> {
         let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
+            self.shared.metrics.handshake_failed(transport.label(), HandshakeFailure::Limit);
             tracing::warn!(%peer, "connection refused: {} are open", self.shared.options.maximum_connections);
             return None;
         };
