@@ -1,11 +1,11 @@
 //! The admin HTTP server: metrics, health, the API and the status page.
 //!
 //! Owns the trait [`Gateway`], what it asks of the process around it. It must not know how volumes are opened or
-//! configured. Invariant: what changes anything, or tells of volumes, is behind the [guard](guard); metrics and health
-//! are not, so that probes and scrapers need no secret.
+//! configured. Invariant: what changes anything, or tells of volumes, is only for those whom [`Access`] lets in; metrics
+//! and health are for everybody, so that probes and scrapers need no secret.
 
+mod access;
 mod api;
-mod guard;
 mod health;
 mod http;
 mod status;
@@ -20,23 +20,19 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 
 use crate::metrics::{Metrics, VolumeMetrics};
-use crate::server::{Connection, ListenAddress, ListenError, Listener};
+use crate::server::{Connection, ListenAddress, Listener};
 use crate::task::Tasks;
 use crate::volume::catalog::Info;
 use crate::volume::{OpenError, Volume};
 
-pub use guard::{Token, TokenError};
+pub use access::{Access, Token, TokenError};
 
 /// Longest body of a request.
 const BODY_BYTES: usize = 64 << 10;
 
-/// Where the admin server listens, and its bounds.
-#[derive(Clone, Debug)]
+/// Bounds of the admin server.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Where.
-    pub listen: ListenAddress,
-    /// What a client must present; without it the API answers only on loopback and Unix sockets.
-    pub token: Option<Token>,
     /// Connections at a time; further ones wait.
     pub maximum_connections: usize,
     /// How long a client may take to send the head of a request.
@@ -48,8 +44,6 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            listen: ListenAddress::Tcp("127.0.0.1:9180".to_owned()),
-            token: None,
             maximum_connections: 64,
             header_timeout: Duration::from_secs(10),
             ready_timeout: Duration::from_secs(5),
@@ -70,24 +64,36 @@ pub struct OpenVolume {
     pub clients: usize,
 }
 
+/// Why the gateway cannot do what was asked.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Failure {
+    /// It starts or ends.
+    #[error("{0}")]
+    NotServing(String),
+    /// What the volume's layer says.
+    #[error(transparent)]
+    Volume(#[from] Arc<OpenError>),
+}
+
+impl From<OpenError> for Failure {
+    fn from(error: OpenError) -> Self {
+        Self::Volume(Arc::new(error))
+    }
+}
+
 /// What the admin server asks of the process around it. A call may be dropped at any await point.
 #[async_trait]
 pub trait Gateway: Send + Sync + 'static {
     /// What keeps it from serving, one line each; empty where the store answers and every configured volume is open.
     async fn obstacles(&self) -> Vec<String>;
     /// Every volume of the store, in order of name.
-    async fn volumes(&self) -> Result<Vec<Info>, Arc<OpenError>>;
+    async fn volumes(&self) -> Result<Vec<Info>, Failure>;
     /// One volume.
-    async fn volume(&self, name: &str) -> Result<Info, Arc<OpenError>>;
+    async fn volume(&self, name: &str) -> Result<Info, Failure>;
     /// Makes a volume of holes; without `chunk_bytes`, with chunks as configured.
-    async fn create(
-        &self,
-        name: &str,
-        size_bytes: u64,
-        chunk_bytes: Option<u64>,
-    ) -> Result<Info, Arc<OpenError>>;
+    async fn create(&self, name: &str, size_bytes: u64, chunk_bytes: Option<u64>) -> Result<Info, Failure>;
     /// Deletes a volume that is not open here; with `takeover` although another gateway holds it.
-    async fn delete(&self, name: &str, takeover: bool) -> Result<(), Arc<OpenError>>;
+    async fn delete(&self, name: &str, takeover: bool) -> Result<(), Failure>;
     /// The volumes that are open here, in order of name.
     fn open_volumes(&self) -> Vec<OpenVolume>;
     /// The NBD connections.
@@ -105,9 +111,9 @@ struct Context {
 }
 
 /// All routes.
-fn router(context: Context, guard: guard::Guard) -> Router {
+fn router(context: Context, access: Access) -> Router {
     api::routes()
-        .layer(axum::middleware::from_fn_with_state(Arc::new(guard), guard::check))
+        .layer(axum::middleware::from_fn_with_state(Arc::new(access), access::check))
         .merge(health::routes())
         .merge(status::routes())
         .layer(DefaultBodyLimit::max(BODY_BYTES))
@@ -121,29 +127,21 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Listens and serves.
-    ///
-    /// # Errors
-    /// If it cannot listen there.
-    pub async fn start(
-        options: Options,
-        gateway: Arc<dyn Gateway>,
+    /// Serves on a listener.
+    #[must_use]
+    pub fn start(
+        listener: Listener,
         metrics: Metrics,
-    ) -> Result<Self, ListenError> {
-        let listener = Listener::bind(&options.listen).await?;
+        gateway: Arc<dyn Gateway>,
+        access: Access,
+        options: Options,
+    ) -> Self {
         let address = listener.address().clone();
-        let guard = guard::Guard::of(&address, options.token.clone());
-        if guard.is_closed() {
-            tracing::warn!(
-                "{address} is reachable from elsewhere and there is no token: only metrics and health are served"
-            );
-        }
-        let context = Context { gateway, metrics, ready_timeout: options.ready_timeout };
         let tasks = Tasks::new();
         let connections = tasks.child();
-        let router = router(context, guard);
+        let router = router(Context { gateway, metrics, ready_timeout: options.ready_timeout }, access);
         drop(tasks.spawn_until_cancelled(http::serve(listener, router, options, connections)));
-        Ok(Self { address, tasks })
+        Self { address, tasks }
     }
 
     /// Where it listens; for port 0, the port that was chosen.
@@ -152,8 +150,8 @@ impl Admin {
         &self.address
     }
 
-    /// Ends every connection.
-    pub async fn shutdown(&self) {
+    /// Ends it, and every connection.
+    pub async fn stop(self) {
         self.tasks.shutdown().await;
     }
 }

@@ -2,7 +2,6 @@
 //!
 //! Invariant: every field here is described there; a test compares them.
 
-use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use axum::Json;
@@ -10,7 +9,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
-use super::OpenVolume;
+use super::{Failure, OpenVolume};
 use crate::metrics::{Command, Label as _, ReadSource, VolumeMetrics};
 use crate::server;
 use crate::volume::catalog::Info;
@@ -40,8 +39,11 @@ impl IntoResponse for Problem {
     }
 }
 
-impl From<Arc<OpenError>> for Problem {
-    fn from(error: Arc<OpenError>) -> Self {
+impl From<Failure> for Problem {
+    fn from(failure: Failure) -> Self {
+        let Failure::Volume(error) = failure else {
+            return Self::new(StatusCode::SERVICE_UNAVAILABLE, failure.to_string());
+        };
         let status = match &*error {
             OpenError::NoSuchVolume(_) => StatusCode::NOT_FOUND,
             OpenError::BadName(_) | OpenError::Geometry(_) => StatusCode::UNPROCESSABLE_ENTITY,

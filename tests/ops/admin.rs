@@ -6,14 +6,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use cairn::admin::{Admin, Gateway, OpenVolume, Options, Token};
+use cairn::admin::{Access, Admin, Failure, Gateway, OpenVolume, Options};
 use cairn::metrics::Metrics;
-use cairn::server::{Connection, ListenAddress};
+use cairn::server::{Connection, ListenAddress, Listener};
 use cairn::store::MemoryStore;
 use cairn::volume::catalog::{self, Info};
-use cairn::volume::{
-    DirtyBudget, Entropy, Environment, OpenError, Options as VolumeOptions, PageCache, Volume,
-};
+use cairn::volume::{DirtyBudget, Entropy, Environment, Options as VolumeOptions, PageCache, Volume};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
@@ -66,7 +64,7 @@ impl Gateway for House {
         self.obstacles.lock().clone()
     }
 
-    async fn volumes(&self) -> Result<Vec<Info>, Arc<OpenError>> {
+    async fn volumes(&self) -> Result<Vec<Info>, Failure> {
         let mut infos = Vec::new();
         for name in catalog::list(&self.env).await? {
             infos.push(catalog::info(&self.env, &name).await?);
@@ -74,15 +72,15 @@ impl Gateway for House {
         Ok(infos)
     }
 
-    async fn volume(&self, name: &str) -> Result<Info, Arc<OpenError>> {
+    async fn volume(&self, name: &str) -> Result<Info, Failure> {
         Ok(catalog::info(&self.env, name).await?)
     }
 
-    async fn create(&self, name: &str, size: u64, chunk: Option<u64>) -> Result<Info, Arc<OpenError>> {
+    async fn create(&self, name: &str, size: u64, chunk: Option<u64>) -> Result<Info, Failure> {
         Ok(catalog::create(&self.env, &self.options, name, size, chunk.unwrap_or(4 * MIB)).await?)
     }
 
-    async fn delete(&self, name: &str, takeover: bool) -> Result<(), Arc<OpenError>> {
+    async fn delete(&self, name: &str, takeover: bool) -> Result<(), Failure> {
         Ok(catalog::delete(&self.env, &self.options, name, takeover).await?)
     }
 
@@ -112,13 +110,20 @@ impl Bench {
     async fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let listen = ListenAddress::Unix(directory.path().join("admin"));
-        Self::listening(Options { listen, ..Options::default() }, directory).await
+        Self::listening(listen, None, directory).await
     }
 
-    async fn listening(options: Options, directory: tempfile::TempDir) -> Self {
+    async fn over_tcp(host: &str, token: Option<&str>) -> Self {
+        let listen = ListenAddress::Tcp(format!("{host}:0"));
+        Self::listening(listen, token, tempfile::tempdir().unwrap()).await
+    }
+
+    async fn listening(listen: ListenAddress, token: Option<&str>, directory: tempfile::TempDir) -> Self {
         let (house, metrics) = (House::new(), Metrics::new());
         let gateway = Arc::clone(&house) as Arc<dyn Gateway>;
-        let admin = Admin::start(options, gateway, metrics.clone()).await.unwrap();
+        let listener = Listener::bind(&listen).await.unwrap();
+        let access = Access::at(listener.address(), token.map(|token| token.parse().unwrap()));
+        let admin = Admin::start(listener, metrics.clone(), gateway, access, Options::default());
         let client = Client::of(admin.address());
         Self { house, metrics, admin, client, _directory: directory }
     }
@@ -263,9 +268,7 @@ const OPEN: [&str; 6] = ["/metrics", "/health/live", "/health/ready", "/", "/sta
 
 #[tokio::test]
 async fn beyond_loopback_and_without_a_token_the_api_is_not_served() {
-    let listen = ListenAddress::Tcp("0.0.0.0:0".to_owned());
-    let bench =
-        Bench::listening(Options { listen, ..Options::default() }, tempfile::tempdir().unwrap()).await;
+    let bench = Bench::over_tcp("0.0.0.0", None).await;
     for (method, path) in operations() {
         let (status, answer) = bench.ask(&method, &path, None).await;
         assert_eq!(status, 403, "{method} {path}");
@@ -279,12 +282,7 @@ async fn beyond_loopback_and_without_a_token_the_api_is_not_served() {
 
 #[tokio::test]
 async fn with_a_token_the_api_is_served_to_whoever_has_it() {
-    let directory = tempfile::tempdir().unwrap();
-    let file = directory.path().join("token");
-    std::fs::write(&file, "correct-horse-battery\n").unwrap();
-    let listen = ListenAddress::Tcp("0.0.0.0:0".to_owned());
-    let options = Options { listen, token: Some(Token::read(&file).unwrap()), ..Options::default() };
-    let bench = Bench::listening(options, directory).await;
+    let bench = Bench::over_tcp("0.0.0.0", Some("correct-horse-battery")).await;
     for (method, path) in operations() {
         let answer = bench.client.send(&method, &path, &[], None).await;
         assert_eq!((answer.status, answer.header("www-authenticate")), (401, "Bearer"), "{method} {path}");
@@ -301,9 +299,7 @@ async fn with_a_token_the_api_is_served_to_whoever_has_it() {
 
 #[tokio::test]
 async fn on_loopback_a_page_of_another_site_gets_nothing_done() {
-    let listen = ListenAddress::Tcp("127.0.0.1:0".to_owned());
-    let bench =
-        Bench::listening(Options { listen, ..Options::default() }, tempfile::tempdir().unwrap()).await;
+    let bench = Bench::over_tcp("127.0.0.1", None).await;
     assert_eq!(bench.get("/api/v1/volumes").await.status, 200);
     let foreign = [("Origin", "http://elsewhere.example")];
     assert_eq!(bench.client.send("POST", "/api/v1/drain", &foreign, None).await.status, 403);
@@ -330,7 +326,7 @@ async fn it_ends_and_takes_its_socket_with_it() {
     let bench = Bench::new().await;
     let ListenAddress::Unix(path) = bench.admin.address().clone() else { panic!("not a Unix socket") };
     assert!(path.exists());
-    bench.admin.shutdown().await;
+    bench.admin.stop().await;
     assert!(!path.exists());
 }
 

@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
@@ -21,43 +21,28 @@ use crate::server::ListenAddress;
 const TOKEN_BYTES: usize = 16;
 
 /// A secret that a client presents.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Token(Arc<str>);
 
-/// Why there is no token.
-#[derive(Debug, thiserror::Error)]
-pub enum TokenError {
-    /// The file cannot be read.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// What is in it is no token.
-    #[error("{}: a token is one line of at least {TOKEN_BYTES} visible ASCII characters", path.display())]
-    Bad {
-        /// The file.
-        path: PathBuf,
-    },
-}
+/// Why a text is no token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a token is one line of at least {TOKEN_BYTES} visible ASCII characters")]
+pub struct TokenError;
 
-impl Token {
-    /// Reads it from a file of one line.
-    ///
-    /// # Errors
-    /// If the file cannot be read or holds no token.
-    pub fn read(path: &Path) -> Result<Self, TokenError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| TokenError::Io { path: path.to_path_buf(), source })?;
+impl FromStr for Token {
+    type Err = TokenError;
+
+    /// Reads it from the text of a file of one line.
+    fn from_str(text: &str) -> Result<Self, TokenError> {
         let token = text.trim_end_matches(['\r', '\n']);
         if token.len() < TOKEN_BYTES || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(TokenError::Bad { path: path.to_path_buf() });
+            return Err(TokenError);
         }
         Ok(Self(Arc::from(token)))
     }
+}
 
+impl Token {
     /// Compares in a time that tells nothing of where they differ.
     fn is(&self, given: &[u8]) -> bool {
         let ours = self.0.as_bytes();
@@ -72,8 +57,8 @@ impl fmt::Debug for Token {
 }
 
 /// Who may use the API.
-#[derive(Clone, Debug)]
-pub(super) enum Guard {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Access {
     /// Whoever can open the Unix socket.
     Everybody,
     /// Whoever is on this machine, but no foreign web page.
@@ -81,24 +66,22 @@ pub(super) enum Guard {
     /// Whoever has it.
     Token(Token),
     /// Nobody.
-    Nobody,
+    Closed,
 }
 
-impl Guard {
-    pub(super) fn of(address: &ListenAddress, token: Option<Token>) -> Self {
+impl Access {
+    /// Who may where: with a token whoever has it, without one whoever is on this machine.
+    #[must_use]
+    pub fn at(address: &ListenAddress, token: Option<Token>) -> Self {
         match (token, address) {
             (Some(token), _) => Self::Token(token),
             (None, ListenAddress::Unix(_)) => Self::Everybody,
             // After binding, the address is a number.
             (None, ListenAddress::Tcp(address)) => match address.parse::<SocketAddr>() {
                 Ok(address) if address.ip().is_loopback() => Self::Loopback,
-                _ => Self::Nobody,
+                _ => Self::Closed,
             },
         }
-    }
-
-    pub(super) fn is_closed(&self) -> bool {
-        matches!(self, Self::Nobody)
     }
 
     fn judge(&self, headers: &HeaderMap) -> Result<(), (StatusCode, &'static str)> {
@@ -114,7 +97,7 @@ impl Guard {
                     None => Err((StatusCode::UNAUTHORIZED, "a bearer token is needed")),
                 }
             }
-            Self::Nobody => Err((
+            Self::Closed => Err((
                 StatusCode::FORBIDDEN,
                 "beyond loopback the API is served only with a token (admin.token_file)",
             )),
@@ -138,8 +121,8 @@ fn is_local(headers: &HeaderMap) -> bool {
 }
 
 /// Lets a request pass, or says why not.
-pub(super) async fn check(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
-    match guard.judge(request.headers()) {
+pub(super) async fn check(State(access): State<Arc<Access>>, request: Request, next: Next) -> Response {
+    match access.judge(request.headers()) {
         Ok(()) => next.run(request).await,
         Err((status, why)) => {
             let mut response = Problem::new(status, why).into_response();
@@ -159,24 +142,24 @@ mod tests {
         pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
     }
 
-    fn tcp(address: &str) -> Guard {
-        Guard::of(&ListenAddress::Tcp(address.to_owned()), None)
+    fn tcp(address: &str) -> Access {
+        Access::at(&ListenAddress::Tcp(address.to_owned()), None)
     }
 
     #[test]
     fn without_a_token_only_this_machine_is_served() {
-        assert!(matches!(Guard::of(&ListenAddress::Unix("/run/x".into()), None), Guard::Everybody));
-        assert!(matches!(tcp("127.0.0.1:9180"), Guard::Loopback));
-        assert!(matches!(tcp("[::1]:9180"), Guard::Loopback));
+        assert!(matches!(Access::at(&ListenAddress::Unix("/run/x".into()), None), Access::Everybody));
+        assert!(matches!(tcp("127.0.0.1:9180"), Access::Loopback));
+        assert!(matches!(tcp("[::1]:9180"), Access::Loopback));
         for address in ["0.0.0.0:9180", "[::]:9180", "192.0.2.1:9180"] {
-            assert!(tcp(address).is_closed(), "{address}");
+            assert_eq!(tcp(address), Access::Closed, "{address}");
             assert!(tcp(address).judge(&headers(&[("host", "localhost")])).is_err(), "{address}");
         }
     }
 
     #[test]
     fn on_loopback_a_foreign_page_gets_nothing() {
-        let guard = tcp("127.0.0.1:9180");
+        let access = tcp("127.0.0.1:9180");
         for good in [
             &[("host", "localhost:9180")][..],
             &[("host", "127.0.0.1:9180")],
@@ -184,7 +167,7 @@ mod tests {
             &[("host", "[::1]")],
             &[("host", "localhost:9180"), ("origin", "http://localhost:9180")],
         ] {
-            assert!(guard.judge(&headers(good)).is_ok(), "{good:?}");
+            assert!(access.judge(&headers(good)).is_ok(), "{good:?}");
         }
         for bad in [
             &[][..],
@@ -194,34 +177,28 @@ mod tests {
             &[("host", "localhost:9180"), ("origin", "null")],
             &[("host", "localhost:9180"), ("origin", "http://localhost:8080")],
         ] {
-            assert_eq!(guard.judge(&headers(bad)).unwrap_err().0, StatusCode::FORBIDDEN, "{bad:?}");
+            assert_eq!(access.judge(&headers(bad)).unwrap_err().0, StatusCode::FORBIDDEN, "{bad:?}");
         }
     }
 
     #[test]
     fn a_token_is_needed_in_full() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("token");
-        std::fs::write(&path, "0123456789abcdef\n").unwrap();
-        let guard = Guard::of(&ListenAddress::Unix("/x".into()), Some(Token::read(&path).unwrap()));
-        assert!(guard.judge(&headers(&[("authorization", "Bearer 0123456789abcdef")])).is_ok());
+        let token = "0123456789abcdef\n".parse().unwrap();
+        let access = Access::at(&ListenAddress::Unix("/x".into()), Some(token));
+        assert!(access.judge(&headers(&[("authorization", "Bearer 0123456789abcdef")])).is_ok());
         for wrong in ["Bearer 0123456789abcdeF", "Bearer 0123456789abcde", "Bearer ", "0123456789abcdef", ""]
         {
-            let refused = guard.judge(&headers(&[("authorization", wrong)])).unwrap_err();
+            let refused = access.judge(&headers(&[("authorization", wrong)])).unwrap_err();
             assert_eq!(refused.0, StatusCode::UNAUTHORIZED, "{wrong}");
         }
-        assert_eq!(guard.judge(&headers(&[])).unwrap_err().0, StatusCode::UNAUTHORIZED);
-        assert!(!format!("{guard:?}").contains("0123"));
+        assert_eq!(access.judge(&headers(&[])).unwrap_err().0, StatusCode::UNAUTHORIZED);
+        assert!(!format!("{access:?}").contains("0123"));
     }
 
     #[test]
-    fn a_file_without_a_token_is_refused() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("token");
-        assert!(matches!(Token::read(&path), Err(TokenError::Io { .. })));
+    fn what_is_no_token_is_refused() {
         for bad in ["", "\n", "short", "0123456789 abcdef", "0123456789abcdef\n0123456789abcdef\n"] {
-            std::fs::write(&path, bad).unwrap();
-            assert!(matches!(Token::read(&path), Err(TokenError::Bad { .. })), "{bad:?}");
+            assert_eq!(bad.parse::<Token>(), Err(TokenError), "{bad:?}");
         }
     }
 }
