@@ -99,7 +99,7 @@ pub(crate) async fn serve(shared: &Shared, transport: Transport, greeting: &Gree
         }
     };
     tracing::debug!(export = %session.export.name, headers = ?session.headers, "transmission begins");
-    seat.uses(&session.export.name.to_string());
+    seat.uses(session.export.name.as_ref());
     let rules = Rules::new(&session);
     let (reader, writer) = transport.into_halves();
     let transmission = Transmission { reader, writer, input, rules, export };
