@@ -4,9 +4,9 @@ mod readme;
 mod serve;
 mod volume;
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Output, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -66,15 +66,24 @@ fn refuse(command: Command, expected: i32) -> String {
 struct Gateway {
     child: Child,
     out: BufReader<ChildStdout>,
+    err: BufReader<ChildStderr>,
+    /// What was read of its log so far.
+    log: String,
     /// What it printed until it said what to try next.
     lines: Vec<String>,
 }
 
 impl Gateway {
-    fn start(mut command: Command) -> Self {
+    fn spawn(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
         let out = BufReader::new(child.stdout.take().expect("it is piped"));
-        let mut gateway = Self { child, out, lines: Vec::new() };
+        let err = BufReader::new(child.stderr.take().expect("it is piped"));
+        Self { child, out, err, log: String::new(), lines: Vec::new() }
+    }
+
+    /// Starts it and waits until it serves.
+    fn start(command: Command) -> Self {
+        let mut gateway = Self::spawn(command);
         while !gateway.lines.last().is_some_and(|line| line.starts_with("listening on ")) {
             assert!(gateway.read_line(), "it ended: {}", gateway.end().1.err);
         }
@@ -88,6 +97,14 @@ impl Gateway {
         length > 0
     }
 
+    /// Waits until it logs that.
+    fn wait_for_log(&mut self, text: &str) {
+        while !self.log.contains(text) {
+            let length = self.err.read_line(&mut self.log).expect("it logs UTF-8");
+            assert!(length > 0, "it ended before it logged {text:?}: {}", self.log);
+        }
+    }
+
     fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a process id")).expect("not 0");
         kill_process(pid, signal).expect("it is there");
@@ -97,11 +114,8 @@ impl Gateway {
     fn end(&mut self) -> (ExitStatus, Run) {
         while self.read_line() {}
         let status = self.child.wait().expect("it is our child");
-        let mut err = String::new();
-        if let Some(mut pipe) = self.child.stderr.take() {
-            std::io::Read::read_to_string(&mut pipe, &mut err).expect("it prints UTF-8");
-        }
-        (status, Run { code: status.code(), out: self.lines.join("\n"), err })
+        self.err.read_to_string(&mut self.log).expect("it logs UTF-8");
+        (status, Run { code: status.code(), out: self.lines.join("\n"), err: self.log.clone() })
     }
 
     /// Ends it with SIGTERM, in good order.

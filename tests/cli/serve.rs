@@ -2,6 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 
 use rustix::process::Signal;
 use tempfile::tempdir;
@@ -154,6 +155,57 @@ fn a_takeover_ends_the_gateway_that_lost_its_only_volume() {
     assert_eq!(status.code(), Some(1), "{}", run.err);
     assert!(run.err.contains("taken over") || run.err.contains("fenced"), "{}", run.err);
     second.terminate();
+}
+
+/// A store that takes connections and never answers.
+#[test]
+fn a_signal_ends_it_while_it_waits_for_the_store() {
+    let at = tempdir().unwrap();
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut serve = cairn(at.path(), "serve --listen 127.0.0.1:0 --store s3://disks --create disk=1MiB");
+    serve.env("AWS_ACCESS_KEY_ID", "x").env("AWS_SECRET_ACCESS_KEY", "x").env("AWS_REGION", "us-east-1");
+    serve.env("AWS_ENDPOINT_URL", format!("http://{}", silent.local_addr().unwrap()));
+    let mut gateway = Gateway::spawn(serve);
+    let _asked = silent.accept().unwrap();
+    gateway.signal(Signal::TERM);
+    let (status, run) = gateway.end();
+    assert!(status.success(), "{status}: {}", run.err);
+    assert!(!run.out.contains("listening"), "{}", run.out);
+}
+
+/// Serves from a store that will not let the lease be released: a directory stands where the head should.
+fn gateway_that_cannot_close(at: &Path, close_timeout: &str) -> Gateway {
+    let mut serve = cairn(at, "serve --listen 127.0.0.1:0 --create disk=1MiB");
+    serve.env("CAIRN_VOLUMES__CLOSE_TIMEOUT", close_timeout).env("CAIRN_LEASE__TTL", "1day");
+    let gateway = Gateway::start(serve);
+    let volumes: Vec<_> = std::fs::read_dir(at.join("cairn-data/volume")).unwrap().collect();
+    let [Ok(volume)] = &volumes[..] else { panic!("{volumes:?}") };
+    let head = volume.path().join("head");
+    std::fs::remove_file(&head).unwrap();
+    std::fs::create_dir(&head).unwrap();
+    gateway
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let at = tempdir().unwrap();
+    let mut gateway = gateway_that_cannot_close(at.path(), "1day");
+    gateway.signal(Signal::TERM);
+    gateway.wait_for_log("SIGTERM: ");
+    gateway.signal(Signal::INT);
+    let (status, run) = gateway.end();
+    assert_eq!(status.code(), Some(1), "{}", run.err);
+    assert!(run.err.contains("SIGINT again"), "{}", run.err);
+}
+
+#[test]
+fn what_cannot_be_closed_in_time_is_told() {
+    let at = tempdir().unwrap();
+    let mut gateway = gateway_that_cannot_close(at.path(), "1s");
+    gateway.signal(Signal::TERM);
+    let (status, run) = gateway.end();
+    assert_eq!(status.code(), Some(1), "{}", run.err);
+    assert!(run.err.contains("not closed in good order: disk"), "{}", run.err);
 }
 
 /// The body of the answer to a GET; it must have that status.
