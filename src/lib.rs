@@ -22,6 +22,8 @@
 //! * FLUSH: … → `volume::Volume::flush` → `volume::commit` → `store::Store::put`
 //! * cold READ: … → `volume::Volume::read` → `volume::read` → `volume::cache` → `store::Store::get`
 
+#![forbid(unsafe_code)]
+
 pub mod admin;
 pub mod cli;
 pub mod config;

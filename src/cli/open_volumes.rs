@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::error::chain;
+use crate::admin::OpenVolume;
 use crate::metrics::{Metrics, VolumeMetrics};
 use crate::server;
 use crate::task::Tasks;
@@ -34,6 +35,7 @@ pub(super) struct Served {
     pub(super) name: String,
     pub(super) volume: Arc<Volume>,
     pub(super) metrics: VolumeMetrics,
+    stay: Stay,
     users: watch::Sender<usize>,
 }
 
@@ -187,6 +189,27 @@ impl OpenVolumes {
         }
     }
 
+    /// Configured volumes that stopped, and why.
+    pub(super) fn lost(&self) -> Vec<String> {
+        let configured = self.open_now().into_iter().filter(|served| served.stay == Stay::Always);
+        let lost = configured.filter_map(|served| match served.volume.status() {
+            Status::Stopped(why) => Some(format!("volume {:?} stopped: {why}", served.name)),
+            Status::Serving | Status::Draining => None,
+        });
+        lost.collect()
+    }
+
+    /// The volumes that are open, in order of name.
+    pub(super) fn reports(&self) -> Vec<OpenVolume> {
+        let report = |served: Arc<Served>| OpenVolume {
+            name: served.name.clone(),
+            volume: Arc::clone(&served.volume),
+            metrics: served.metrics.clone(),
+            clients: *served.users.borrow(),
+        };
+        self.open_now().into_iter().map(report).collect()
+    }
+
     fn open_now(&self) -> Vec<Arc<Served>> {
         let slots = self.slots.lock();
         let mut open = Vec::new();
@@ -256,14 +279,14 @@ impl OpenVolumes {
         };
         tracing::info!(volume = name, id = %volume.id(), epoch = volume.epoch(), "open");
         let users = watch::Sender::new(0);
-        let served = Arc::new(Served { name: name.to_owned(), volume, metrics, users });
+        let served = Arc::new(Served { name: name.to_owned(), volume, metrics, stay, users });
         if stay == Stay::Always {
             self.configured_left.send_modify(|left| *left += 1);
         }
         slot.send_replace(Phase::Open(Arc::clone(&served)));
         if stay == Stay::Always {
             let why = served.volume.stopped().await;
-            tracing::error!(volume = name, "is no longer served: {why}");
+            tracing::error!(volume = name, "fenced, and no longer served: {why}");
             served.volume.abandon().await;
             self.configured_left.send_modify(|left| *left -= 1);
             // The slot stays, so that clients are told why.
@@ -271,7 +294,7 @@ impl OpenVolumes {
         }
         tokio::select! {
             why = served.volume.stopped() => {
-                tracing::error!(volume = name, "is no longer served: {why}");
+                tracing::error!(volume = name, "fenced, and no longer served: {why}");
                 served.volume.abandon().await;
             }
             () = self.idle(&served, slot) => {

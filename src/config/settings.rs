@@ -206,6 +206,14 @@ settings! {
         close_timeout: Duration = seconds(60), seconds(1)..=DAY;
     }
 
+    /// The admin server: metrics, health and volumes over HTTP.
+    admin: Admin {
+        /// Where it listens: `ADDRESS:PORT`, `unix:PATH` or `none`. Where the default is taken, none.
+        listen: String = "127.0.0.1:9180".to_owned(), Any;
+        /// File with the bearer token for all but metrics and health; without it those are for this machine only.
+        token_file: String = String::new(), Any;
+    }
+
     /// The log, on standard error.
     log: Log {
         /// What is logged; directives such as `info,cairn::store=debug` too.

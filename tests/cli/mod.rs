@@ -19,6 +19,8 @@ fn cairn(directory: &Path, line: &str) -> Command {
             command.env_remove(&name);
         }
     }
+    // The default address is one for the whole machine.
+    command.env("CAIRN_ADMIN__LISTEN", "none");
     command.args(line.split_whitespace()).current_dir(directory).stdin(Stdio::null());
     command
 }

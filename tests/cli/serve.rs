@@ -1,6 +1,7 @@
 //! `cairn serve`: how it starts, what it refuses, how it ends.
 
-use std::net::TcpListener;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 
 use rustix::process::Signal;
 use tempfile::tempdir;
@@ -14,7 +15,15 @@ fn help_is_there_at_every_level() {
         ("--help", vec!["serve", "volume"]),
         (
             "serve --help",
-            vec!["--config", "--store", "--listen", "--create", "--takeover", "file://./cairn-data"],
+            vec![
+                "--config",
+                "--store",
+                "--listen",
+                "--create",
+                "--takeover",
+                "--admin",
+                "file://./cairn-data",
+            ],
         ),
         ("volume --help", vec!["create", "list", "info", "delete"]),
         ("volume create --help", vec!["<NAME>", "<SIZE>", "--chunk-size", "--store", "--json"]),
@@ -87,7 +96,7 @@ fn it_says_where_it_listens_and_what_to_type_next() {
     let unix = format!("listening on nbd+unix:///?socket={}", socket.display());
     assert_eq!(gateway.lines[1], unix);
     let port = gateway.lines[0].rsplit(':').next().expect("a port").to_owned();
-    std::net::TcpStream::connect(format!("127.0.0.1:{port}")).expect("it accepts");
+    TcpStream::connect(format!("127.0.0.1:{port}")).expect("it accepts");
     std::os::unix::net::UnixStream::connect(&socket).expect("it accepts");
     for part in ["nbdinfo 'nbd://", "nbdcopy ", "qemu-system-x86_64 ", "nbd-client -N disk 127.0.0.1 "] {
         assert!(gateway.lines.iter().any(|line| line.contains(part)), "no {part} in {:?}", gateway.lines);
@@ -145,4 +154,47 @@ fn a_takeover_ends_the_gateway_that_lost_its_only_volume() {
     assert_eq!(status.code(), Some(1), "{}", run.err);
     assert!(run.err.contains("taken over") || run.err.contains("fenced"), "{}", run.err);
     second.terminate();
+}
+
+/// The body of the answer to a GET; it must have that status.
+fn get(address: &str, path: &str, status: u16) -> String {
+    let mut stream = TcpStream::connect(address).expect("it accepts");
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").expect("it reads");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("it answers");
+    assert!(text.starts_with(&format!("HTTP/1.1 {status} ")), "{text}");
+    text.split_once("\r\n\r\n").expect("it has a head").1.to_owned()
+}
+
+#[test]
+fn metrics_health_and_volumes_over_http() {
+    let at = tempdir().unwrap();
+    let line = "serve --listen 127.0.0.1:0 --admin 127.0.0.1:0 --create disk=1MiB";
+    let mut gateway = Gateway::start(cairn(at.path(), line));
+    while !gateway.lines.last().is_some_and(|line| line.starts_with("metrics and health: ")) {
+        assert!(gateway.read_line(), "{:?}", gateway.lines);
+    }
+    let last = gateway.lines.last().expect("there is one");
+    let address = last.split("http://").nth(1).and_then(|url| url.strip_suffix("/metrics")).expect("a URL");
+    get(address, "/health/live", 200);
+    let ready: serde_json::Value = serde_json::from_str(&get(address, "/health/ready", 200)).unwrap();
+    assert_eq!(ready["ready"], true);
+    succeed(at.path(), &format!("health http://{address}/health/ready"));
+    assert!(fail(at.path(), &format!("health http://{address}/nowhere"), 1).contains("404"));
+    assert!(get(address, "/metrics", 200).contains("\ncairn_volume_size_bytes{volume=\"disk\"} 1048576\n"));
+    let volumes: serde_json::Value = serde_json::from_str(&get(address, "/api/v1/volumes", 200)).unwrap();
+    let [disk] = &volumes.as_array().unwrap()[..] else { panic!("{volumes}") };
+    assert_eq!((&disk["name"], &disk["size_bytes"]), (&"disk".into(), &1_048_576.into()));
+    assert_eq!((&disk["open"]["state"], &disk["open"]["clients"]), (&"serving".into(), &0.into()));
+    gateway.terminate();
+}
+
+#[test]
+fn an_admin_address_that_was_asked_for_and_is_taken_is_an_error() {
+    let at = tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let error =
+        fail(at.path(), &format!("serve --listen 127.0.0.1:0 --admin {address} --create disk=1MiB"), 1);
+    assert!(error.contains(&address) && error.contains("in use"), "{error}");
 }
