@@ -73,7 +73,7 @@ suite() {
 
 # --- the suites ------------------------------------------------------------------------------------------------------
 
-suite_tools() { "$ROOT/tests/tools/install.sh" packages deny s3 machine && count 4 0; }
+suite_tools() { "$ROOT/tests/tools/install.sh" packages deny s3 machine operations && count 5 0; }
 
 suite_fmt() { cargo fmt --check && count 1 0; }
 
@@ -123,6 +123,11 @@ suite_minima() {
     fi
     count 1 0
 }
+
+# The charts, and the files under deploy.
+suite_helm() { limited 600 tests/ops/helm.sh; }
+
+suite_deploy() { limited 300 tests/ops/deploy.sh; }
 
 # The release profile throughout: build scripts and macros are shared with the tests, and what is tested is what ships.
 suite_clippy() { limited 1800 cargo clippy --release --all-targets --quiet -- -D warnings && count 1 0; }
@@ -177,6 +182,8 @@ suite fmt suite_fmt
 suite shell suite_shell
 suite yaml suite_yaml
 suite minima suite_minima
+suite helm suite_helm
+suite deploy suite_deploy
 suite deny suite_deny
 suite peer suite_peer
 suite clippy suite_clippy
