@@ -21,11 +21,11 @@ use uuid::Uuid;
 use super::cells::{CELL, CELL_LEN, Id, Layout, TORN, identify};
 
 /// All objects of a store.
-pub type Objects = BTreeMap<String, Bytes>;
+pub(super) type Objects = BTreeMap<String, Bytes>;
 
 /// What an opener would find.
 #[derive(Debug)]
-pub struct Recovered {
+pub(super) struct Recovered {
     /// Content of every cell.
     pub image: Vec<Id>,
     /// Cells that are marked as lost.
@@ -49,14 +49,14 @@ struct Reader<'a> {
 }
 
 /// The head of the volume.
-pub fn head(objects: &Objects, volume: Uuid) -> Result<Head, String> {
+pub(super) fn head(objects: &Objects, volume: Uuid) -> Result<Head, String> {
     let key = Keys::new(volume).head();
     let bytes = objects.get(&key).ok_or_else(|| format!("{key} is gone"))?;
     Head::decode(volume, bytes).map_err(|error| format!("{key}: {error}"))
 }
 
 /// What an opener would recover now.
-pub fn recover(objects: &Objects, volume: Uuid, layout: &Layout) -> Result<Recovered, String> {
+pub(super) fn recover(objects: &Objects, volume: Uuid, layout: &Layout) -> Result<Recovered, String> {
     let head = head(objects, volume)?;
     let keys = Keys::new(volume);
     let image = vec![0; layout.cells() as usize];
@@ -72,7 +72,12 @@ pub fn recover(objects: &Objects, volume: Uuid, layout: &Layout) -> Result<Recov
 }
 
 /// Checks that everything that a kept root names is there and whole.
-pub fn check_root(objects: &Objects, volume: Uuid, layout: &Layout, id: ObjectId) -> Result<(), String> {
+pub(super) fn check_root(
+    objects: &Objects,
+    volume: Uuid,
+    layout: &Layout,
+    id: ObjectId,
+) -> Result<(), String> {
     let image = vec![0; layout.cells() as usize];
     let keys = Keys::new(volume);
     let mut reader = Reader { objects, layout, keys, image, lost: BTreeSet::new(), named: BTreeSet::new() };
@@ -215,7 +220,7 @@ impl<'a> Reader<'a> {
 
 /// Objects of the volume that nothing names: not the head, the current root, the journal after the checkpoint, nor
 /// a seal.
-pub fn garbage(objects: &Objects, volume: Uuid, recovered: &Recovered) -> Vec<String> {
+pub(super) fn garbage(objects: &Objects, volume: Uuid, recovered: &Recovered) -> Vec<String> {
     let keys = Keys::new(volume);
     let is_kept = |key: &str| match keys.parse(key) {
         Some(Parsed::Root(id)) => id == recovered.head.root_table || recovered.named.contains(key),

@@ -19,7 +19,7 @@ const COLLECTING: Duration = Duration::from_secs(120);
 
 impl Driver {
     /// Ends the run.
-    pub fn finale(&mut self) {
+    pub(super) fn finale(&mut self) {
         if self.world.lock().violation.is_some() {
             return;
         }

@@ -25,7 +25,7 @@ use super::world::{Inner, Order, Process, Time, World};
 const DAWN: u64 = 1_700_000_000;
 
 /// A gateway that is alive.
-pub struct Gateway {
+pub(super) struct Gateway {
     pub process: Process,
     /// How far it has come, by the world's time.
     pub time: Time,
@@ -38,12 +38,12 @@ pub struct Gateway {
 
 impl Gateway {
     /// Starts a gateway that serves clients.
-    pub fn start(world: &World, process: Process, takeover: bool, metrics: &StoreMetrics) -> Self {
+    pub(super) fn start(world: &World, process: Process, takeover: bool, metrics: &StoreMetrics) -> Self {
         Self::spawn(world, process, metrics, |parts| Life { parts, takeover }.live())
     }
 
     /// Starts a process that does what `run` says.
-    pub fn spawn<F>(
+    pub(super) fn spawn<F>(
         world: &World,
         process: Process,
         metrics: &StoreMetrics,
@@ -74,7 +74,7 @@ impl Gateway {
     }
 
     /// Runs until a time of the world, or until a request was sent.
-    pub fn run_until(&mut self, until: Time) {
+    pub(super) fn run_until(&mut self, until: Time) {
         let deadline = self.clock.local(until);
         let sent = Arc::clone(&self.sent);
         let (reached, now) = self.runtime.block_on(async move {
@@ -90,7 +90,7 @@ impl Gateway {
     }
 
     /// Goes on after standing still: its clock has gone on without it.
-    pub fn resume(&mut self, time: Time) {
+    pub(super) fn resume(&mut self, time: Time) {
         let until = self.clock.local(time);
         self.runtime.block_on(async move {
             let gone = until.saturating_duration_since(Instant::now());
@@ -124,7 +124,7 @@ fn environment(
 }
 
 /// What a process is made of.
-pub struct Parts {
+pub(super) struct Parts {
     pub world: World,
     pub process: Process,
     pub env: Environment,
@@ -294,7 +294,7 @@ impl Inner {
     }
 
     /// A volume that stops must have been taken over.
-    pub fn check_superseded(&mut self, process: Process, epoch: u32, why: &str) {
+    pub(super) fn check_superseded(&mut self, process: Process, epoch: u32, why: &str) {
         match bucket::head(&self.objects(), self.volume) {
             Ok(head) if head.epoch > epoch => {}
             Ok(head) => {

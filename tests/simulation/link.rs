@@ -13,7 +13,7 @@ use super::world::{Answer, Call, Process, Time, World};
 
 /// The clock of a gateway against the world's.
 #[derive(Debug)]
-pub struct Clock {
+pub(super) struct Clock {
     /// When the gateway was started, by the world.
     pub started: Time,
     /// Thousandths of a second that go by for the gateway in a second of the world.
@@ -24,12 +24,12 @@ pub struct Clock {
 
 impl Clock {
     /// The gateway's time at a time of the world.
-    pub fn local(&self, time: Time) -> Instant {
+    pub(super) fn local(&self, time: Time) -> Instant {
         self.base + Duration::from_millis(time.saturating_sub(self.started) * self.rate / 1000)
     }
 
     /// The world's time at the gateway's own.
-    pub fn world(&self, now: Instant) -> Time {
+    pub(super) fn world(&self, now: Instant) -> Time {
         let gone = u64::try_from(now.duration_since(self.base).as_millis()).expect("runs are short");
         self.started + (gone * 1000).div_ceil(self.rate)
     }
@@ -37,7 +37,7 @@ impl Clock {
 
 /// A gateway's way to the store.
 #[derive(Debug)]
-pub struct Link {
+pub(super) struct Link {
     pub world: World,
     pub process: Process,
     pub clock: Arc<Clock>,

@@ -13,7 +13,7 @@ use super::weather::Rates;
 
 /// A run.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub(super) struct Plan {
     /// The seed.
     pub seed: u64,
     /// The volume.
@@ -52,7 +52,7 @@ pub struct Plan {
 
 impl Plan {
     /// The run of a seed.
-    pub fn draw(seed: u64) -> Self {
+    pub(super) fn draw(seed: u64) -> Self {
         let mut random = SmallRng::seed_from_u64(seed ^ 0x5eed_0000_0000_0001);
         let layout = layout(&mut random);
         let ms = Duration::from_millis;
@@ -125,7 +125,7 @@ fn layout(random: &mut SmallRng) -> Layout {
     let size = pick(random, &[8, 16, 32, 64]) * (64 << 10);
     // Now and then the last chunk, page and block are not whole.
     let size = size + pick(random, &[0, 0, 512, 4096 + 1536]);
-    Layout { size, chunk, windows: vec![0..size] }
+    Layout { size, chunk, windows: std::iter::once(0..size).collect() }
 }
 
 fn rates(random: &mut SmallRng, damages: bool, timeout: u64) -> Rates {

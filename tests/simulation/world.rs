@@ -26,13 +26,13 @@ use super::trace::Trace;
 use super::weather::{Coverage, Failure, Fate, Fault, Outcome, Phase, draw, fair};
 
 /// Time of the world in milliseconds.
-pub type Time = u64;
+pub(super) type Time = u64;
 /// A gateway's life from start to end; each has its own number.
-pub type Process = u32;
+pub(super) type Process = u32;
 
 /// A request to the store.
 #[derive(Clone, Debug)]
-pub enum Call {
+pub(super) enum Call {
     Get(String, ByteRange),
     Put(String, Bytes, Condition),
     Delete(Vec<String>),
@@ -41,7 +41,7 @@ pub enum Call {
 
 /// What the store answers.
 #[derive(Clone, Debug)]
-pub enum Answer {
+pub(super) enum Answer {
     Object(Object),
     ETag(ETag),
     Deleted,
@@ -49,14 +49,13 @@ pub enum Answer {
 }
 
 /// Where an answer goes.
-pub type Reply = oneshot::Sender<Result<Answer, Error>>;
+pub(super) type Reply = oneshot::Sender<Result<Answer, Error>>;
 
 /// A request on its way to the store.
 #[derive(Debug)]
-pub struct Flight {
+pub(super) struct Flight {
     process: Process,
     number: u64,
-    phase: Phase,
     call: Call,
     /// `None` where the caller will not hear of it.
     reply: Option<Reply>,
@@ -66,7 +65,7 @@ pub struct Flight {
 
 /// What happens.
 #[derive(Debug)]
-pub enum Event {
+pub(super) enum Event {
     /// A request takes effect.
     Land(Box<Flight>),
     /// A caller hears.
@@ -77,7 +76,7 @@ pub enum Event {
 
 /// What the driver does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Act {
+pub(super) enum Act {
     /// Draws a disaster, or starts a gateway.
     Disaster,
     /// Ends a partition.
@@ -92,7 +91,7 @@ pub enum Act {
 
 /// What a gateway is told to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
+pub(super) enum Order {
     /// To serve its clients.
     Serve,
     /// To end its clients after the command at hand, and to wait.
@@ -103,7 +102,7 @@ pub enum Order {
 
 /// What is known of a gateway.
 #[derive(Debug)]
-pub struct ProcessState {
+pub(super) struct ProcessState {
     /// Whether it is alive.
     pub alive: bool,
     /// Whether its requests are those of an opening.
@@ -123,7 +122,7 @@ pub struct ProcessState {
 
 /// Shared by all parts of a run.
 #[derive(Clone)]
-pub struct World(Arc<Mutex<Inner>>);
+pub(super) struct World(Arc<Mutex<Inner>>);
 
 impl std::fmt::Debug for World {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -132,7 +131,7 @@ impl std::fmt::Debug for World {
 }
 
 /// The world's state.
-pub struct Inner {
+pub(super) struct Inner {
     pub now: Time,
     pub plan: Plan,
     pub volume: Uuid,
@@ -160,7 +159,7 @@ pub struct Inner {
 
 impl World {
     /// A world with an empty store.
-    pub fn new(plan: Plan, volume: Uuid, memory: MemoryStore, print: bool) -> Self {
+    pub(super) fn new(plan: Plan, volume: Uuid, memory: MemoryStore, print: bool) -> Self {
         let cells = plan.layout.cells();
         let random = SmallRng::seed_from_u64(plan.seed ^ 0x0dd5_0000_0000_0002);
         Self(Arc::new(Mutex::new(Inner {
@@ -185,7 +184,7 @@ impl World {
     }
 
     /// The state, until the guard is dropped.
-    pub fn lock(&self) -> MutexGuard<'_, Inner> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
         self.0.lock()
     }
 }
@@ -223,41 +222,41 @@ fn told(result: &Result<Answer, Error>) -> String {
 
 impl Inner {
     /// Adds to the trace.
-    pub fn say(&mut self, event: std::fmt::Arguments<'_>) {
+    pub(super) fn say(&mut self, event: std::fmt::Arguments<'_>) {
         self.trace.line(self.now, event);
     }
 
     /// Notes that a promise is broken.
-    pub fn broken(&mut self, why: String) {
+    pub(super) fn broken(&mut self, why: String) {
         self.say(format_args!("VIOLATION {why}"));
         self.violation.get_or_insert(why);
     }
 
     /// Lets an event happen at a time.
-    pub fn push(&mut self, at: Time, event: Event) {
+    pub(super) fn push(&mut self, at: Time, event: Event) {
         self.numbers += 1;
         self.queue.insert((at.max(self.now), self.numbers), event);
     }
 
     /// The time of the next event.
-    pub fn next_time(&self) -> Option<Time> {
+    pub(super) fn next_time(&self) -> Option<Time> {
         self.queue.first_key_value().map(|((time, _), _)| *time)
     }
 
     /// Takes the next event; its time is now.
-    pub fn pop(&mut self) -> Option<Event> {
+    pub(super) fn pop(&mut self) -> Option<Event> {
         let ((time, _), event) = self.queue.pop_first()?;
         self.now = self.now.max(time);
         Some(event)
     }
 
     /// Forgets what the driver was still to do.
-    pub fn forget_acts(&mut self) {
+    pub(super) fn forget_acts(&mut self) {
         self.queue.retain(|_, event| !matches!(event, Event::Act(_)));
     }
 
     /// Every object of the store.
-    pub fn objects(&self) -> bucket::Objects {
+    pub(super) fn objects(&self) -> bucket::Objects {
         self.memory.objects()
     }
 
@@ -282,7 +281,7 @@ impl Inner {
     }
 
     /// Sends a request at a time, which may be a little ahead of the world's.
-    pub fn send(&mut self, process: Process, at: Time, call: Call, reply: Reply) {
+    pub(super) fn send(&mut self, process: Process, at: Time, call: Call, reply: Reply) {
         let at = at.max(self.now);
         let phase = self.phase(process, &call);
         self.numbers += 1;
@@ -305,7 +304,7 @@ impl Inner {
         );
         let answer_at = at + fate.answered;
         let outcome = fate.outcome;
-        let flight = |reply| Flight { process, number, phase, call: call.clone(), reply, outcome, answer_at };
+        let flight = |reply| Flight { process, number, call: call.clone(), reply, outcome, answer_at };
         if let Some(again) = fate.again {
             self.push(at + again, Event::Land(Box::new(flight(None))));
         }
@@ -358,13 +357,13 @@ impl Inner {
     }
 
     /// Counts a fault of a gateway against what it has on its way.
-    pub fn strike(&mut self, process: Process, fault: Fault) {
+    pub(super) fn strike(&mut self, process: Process, fault: Fault) {
         let phases: Vec<Phase> = self.processes[&process].flights.values().copied().collect();
         phases.into_iter().for_each(|phase| self.coverage.met(fault, phase));
     }
 
     /// A request takes effect.
-    pub fn land(&mut self, flight: Flight) {
+    pub(super) fn land(&mut self, flight: Flight) {
         let Flight { process, number, call, reply, outcome, answer_at, .. } = flight;
         if !self.processes[&process].alive && self.random.random_bool(0.3) {
             self.say(format_args!("P{process} #{number} never arrives: its sender is dead"));
@@ -421,7 +420,13 @@ impl Inner {
     }
 
     /// A caller hears, unless it is cut off.
-    pub fn answer(&mut self, process: Process, number: u64, reply: Reply, result: Result<Answer, Error>) {
+    pub(super) fn answer(
+        &mut self,
+        process: Process,
+        number: u64,
+        reply: Reply,
+        result: Result<Answer, Error>,
+    ) {
         let state = self.processes.get_mut(&process).expect("it sent a request");
         if !state.alive {
             return;
@@ -453,7 +458,7 @@ impl Inner {
     }
 
     /// Checks what an opener would recover now; gives the image.
-    pub fn check_now(&mut self) -> Option<Vec<super::cells::Id>> {
+    pub(super) fn check_now(&mut self) -> Option<Vec<super::cells::Id>> {
         let objects = self.objects();
         let found = bucket::recover(&objects, self.volume, &self.plan.layout);
         let found = match found {
@@ -481,7 +486,7 @@ impl Inner {
     }
 
     /// A gateway begins.
-    pub fn born(&mut self, process: Process) -> watch::Receiver<Order> {
+    pub(super) fn born(&mut self, process: Process) -> watch::Receiver<Order> {
         let (order, orders) = watch::channel(Order::Serve);
         let state = ProcessState {
             alive: true,
@@ -498,7 +503,7 @@ impl Inner {
     }
 
     /// Tells a gateway what to do.
-    pub fn order(&mut self, process: Process, order: Order) {
+    pub(super) fn order(&mut self, process: Process, order: Order) {
         self.processes[&process].order.send_replace(order);
     }
 }
