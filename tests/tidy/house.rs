@@ -5,7 +5,7 @@
 
 use super::layers::covers;
 use super::paths::{Survey, Target, survey};
-use super::read_tree;
+use super::{read_tree, survey_of_src};
 
 /// Lines of a file at most.
 const MAX_LINES: usize = 600;
@@ -121,10 +121,6 @@ fn borrowed(sources: &[(String, String)]) -> Vec<Source<'_>> {
     sources.iter().map(|(file, text)| (file.as_str(), text.as_str())).collect()
 }
 
-fn survey_of_src() -> Survey {
-    survey(&borrowed(&read_tree("src"))).expect("the sources parse")
-}
-
 #[test]
 fn every_file_says_what_it_is() {
     complain(&heads(&borrowed(&all_sources())));
@@ -142,23 +138,23 @@ fn nothing_is_marked_unfinished() {
 
 #[test]
 fn only_tests_unwrap() {
-    complain(&unwraps(&survey_of_src()));
+    complain(&unwraps(survey_of_src()));
 }
 
 #[test]
 fn only_task_rs_spawns() {
-    complain(&spawns(&survey_of_src()));
+    complain(&spawns(survey_of_src()));
 }
 
 #[test]
 fn modules_are_named_for_what_they_are() {
-    complain(&names(&survey_of_src()));
+    complain(&names(survey_of_src()));
     complain(&names(&survey(&borrowed(&read_tree("tests"))).expect("the tests parse")));
 }
 
 #[test]
 fn no_source_hides() {
-    complain(&evasions(&survey_of_src()));
+    complain(&evasions(survey_of_src()));
 }
 
 #[test]
