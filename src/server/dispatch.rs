@@ -176,9 +176,6 @@ impl Rules {
             }
         }
         if self.headers == HeaderStyle::Extended && request.command == Command::Write {
-            if !request.flags.contains(CommandFlags::PAYLOAD_LEN) {
-                return refused(Error::Inval, "WRITE without a payload");
-            }
             allowed.insert(CommandFlags::PAYLOAD_LEN);
         }
         if request.flags.bits() & !allowed.bits() == 0 {

@@ -187,6 +187,14 @@ impl PageCache {
         put(&self.clean, &self.counts, key, Cached::Bytes(bytes)).await;
     }
 
+    /// Drops pieces that nothing names any more.
+    pub async fn remove(&self, keys: impl IntoIterator<Item = CacheKey>) {
+        for key in keys {
+            self.clean.invalidate(&key).await;
+        }
+        self.settle().await;
+    }
+
     /// Lets pending evictions happen, so that bursts of insertions stay within the bound.
     pub async fn settle(&self) {
         self.clean.run_pending_tasks().await;

@@ -187,6 +187,12 @@ impl Folder {
         shared.progress.send_modify(|progress| progress.checkpoints += 1);
         tracing::debug!(volume = %shared.keys.volume(), ?checkpoint.slot, records = folding.slots.len(),
             bytes = folding.bytes, "checkpoint published");
+        // What is folded is read under its new name from now on.
+        let folded = folding.pieces.iter().filter_map(|(_, piece)| match piece {
+            Piece::Data { record, change, .. } => Some(shared.change_fetch(record, *change).key),
+            _ => None,
+        });
+        shared.env.cache.remove(folded.collect::<Vec<_>>()).await;
         self.discard(&old, &root, table, old_table, folding, std::mem::take(orphans)).await;
         Ok(())
     }

@@ -150,3 +150,23 @@ async fn connections_past_the_cap_are_closed_and_the_others_are_not_affected() {
     harness.simple().await.is_alive().await;
     first.is_alive().await;
 }
+
+#[tokio::test]
+async fn what_is_in_flight_is_measured_and_falls_back() {
+    let export = held_disk();
+    let harness = harness(&export, Options::default());
+    let mut wire = harness.simple().await;
+    wire.send([request(0, READ, 1, 0, 500), request(0, READ, 2, 0, 100)].concat()).await;
+    export.wait_started(2).await;
+    let measured = harness.metrics.render();
+    assert!(measured.contains("cairn_server_requests_in_flight 2"), "{measured}");
+    assert!(measured.contains("cairn_server_bytes_in_flight 600"), "{measured}");
+    export.release(2);
+    wire.read(632).await;
+    wire.send(request(0, DISC, 3, 0, 0)).await;
+    wire.expect_closed().await;
+    harness.tasks.join().await;
+    let measured = harness.metrics.render();
+    assert!(measured.contains("cairn_server_requests_in_flight 0"), "{measured}");
+    assert!(measured.contains("cairn_server_bytes_in_flight 0"), "{measured}");
+}

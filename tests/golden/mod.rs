@@ -6,6 +6,7 @@
 
 mod objects;
 mod properties;
+mod refusals;
 mod samples;
 
 use std::collections::BTreeSet;

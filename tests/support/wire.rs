@@ -6,6 +6,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cairn::metrics::Metrics;
 use cairn::server::{Export, Exports, Greeting, Options, Server};
 use cairn::task::Tasks;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
@@ -283,11 +284,14 @@ impl Wire {
 pub(crate) struct Harness {
     pub(crate) server: Arc<Server>,
     pub(crate) tasks: Tasks,
+    pub(crate) metrics: Metrics,
 }
 
 impl Harness {
     pub(crate) fn new(exports: impl Exports, options: Options) -> Self {
-        Self { server: Arc::new(Server::new(Arc::new(exports), options)), tasks: Tasks::new() }
+        let metrics = Metrics::new();
+        let server = Server::new(Arc::new(exports), options, metrics.server());
+        Self { server: Arc::new(server), tasks: Tasks::new(), metrics }
     }
 
     /// Serves one export, as `disk` and as the default.
