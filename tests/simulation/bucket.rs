@@ -27,15 +27,15 @@ pub(super) type Objects = BTreeMap<String, Bytes>;
 #[derive(Debug)]
 pub(super) struct Recovered {
     /// Content of every cell.
-    pub image: Vec<Id>,
+    pub(super) image: Vec<Id>,
     /// Cells that are marked as lost.
-    pub lost: BTreeSet<u32>,
+    pub(super) lost: BTreeSet<u32>,
     /// The head.
-    pub head: Head,
+    pub(super) head: Head,
     /// The root table.
-    pub table: RootTable,
+    pub(super) table: RootTable,
     /// Every object that the head, the current root and the journal after the checkpoint name.
-    pub named: BTreeSet<String>,
+    pub(super) named: BTreeSet<String>,
 }
 
 /// Reads a bucket.

@@ -52,11 +52,11 @@ pub(super) fn identify(bytes: &[u8], cell: u32) -> Id {
 #[derive(Clone, Debug)]
 pub(super) struct Layout {
     /// Bytes of the volume.
-    pub size: u64,
+    pub(super) size: u64,
     /// Bytes of a chunk.
-    pub chunk: u64,
+    pub(super) chunk: u64,
     /// Parts of the volume in use, in order, of whole cells; elsewhere nothing is ever written.
-    pub windows: Vec<Range<u64>>,
+    pub(super) windows: Vec<Range<u64>>,
 }
 
 impl Layout {

@@ -18,12 +18,12 @@ use super::world::{Inner, Order, Process, World};
 
 /// A client.
 pub(super) struct Client {
-    pub world: World,
-    pub process: Process,
-    pub epoch: u32,
-    pub volume: Arc<Volume>,
-    pub orders: watch::Receiver<Order>,
-    pub random: SmallRng,
+    pub(super) world: World,
+    pub(super) process: Process,
+    pub(super) epoch: u32,
+    pub(super) volume: Arc<Volume>,
+    pub(super) orders: watch::Receiver<Order>,
+    pub(super) random: SmallRng,
 }
 
 /// A command.
@@ -272,10 +272,12 @@ impl Inner {
                 }
                 true
             }
-            Error::Deadline { .. } => self.plan.options.store_deadline.is_some() && !self.calm,
+            Error::Deadline { .. } => self.plan.options.store_deadline.is_some(),
             Error::Damaged { .. } => self.plan.damages && !self.calm,
             Error::Store(_) => !self.calm,
-            Error::OutOfRange { .. } | Error::Lost { .. } => false,
+            // A successor has folded it away.
+            Error::Lost { .. } => self.is_superseded(epoch),
+            Error::OutOfRange { .. } => false,
         };
         if !is_explained {
             self.broken(format!("P{process} of epoch {epoch}: a command failed: {error}"));

@@ -27,21 +27,21 @@ pub(super) const PATIENCE: Time = 10 * 60 * 1000;
 
 /// What came of a run.
 pub(super) struct Outcome {
-    pub hash: u64,
-    pub lines: u64,
-    pub commands: u64,
-    pub crashes: u64,
-    pub openings: u64,
-    pub coverage: Coverage,
+    pub(super) hash: u64,
+    pub(super) lines: u64,
+    pub(super) commands: u64,
+    pub(super) crashes: u64,
+    pub(super) openings: u64,
+    pub(super) coverage: Coverage,
     /// The promise that was broken, with the events that led there.
-    pub violation: Option<String>,
+    pub(super) violation: Option<String>,
 }
 
 /// A run.
 pub(super) struct Driver {
-    pub world: World,
-    pub gateways: BTreeMap<Process, Gateway>,
-    pub metrics: StoreMetrics,
+    pub(super) world: World,
+    pub(super) gateways: BTreeMap<Process, Gateway>,
+    pub(super) metrics: StoreMetrics,
     next_process: Process,
     crashes: u64,
     events: u64,

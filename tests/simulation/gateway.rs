@@ -19,18 +19,15 @@ use tokio::time::Instant;
 use super::bucket;
 use super::client::Client;
 use super::link::{Clock, Link};
-use super::world::{Inner, Order, Process, Time, World};
-
-/// Seconds since 1970 when the world begins.
-const DAWN: u64 = 1_700_000_000;
+use super::world::{DAWN, Inner, MAX_SKEW, Order, Process, Time, World};
 
 /// A gateway that is alive.
 pub(super) struct Gateway {
-    pub process: Process,
+    pub(super) process: Process,
     /// How far it has come, by the world's time.
-    pub time: Time,
+    pub(super) time: Time,
     /// Whether it stands still.
-    pub paused: bool,
+    pub(super) paused: bool,
     runtime: Runtime,
     clock: Arc<Clock>,
     sent: Arc<Notify>,
@@ -112,7 +109,7 @@ fn environment(
     let counted = Instrument::new(Arc::new(link), metrics.clone());
     let limited = Limit::new(Arc::new(counted), plan.concurrency, metrics.clone());
     let store = Arc::new(Retry::new(Arc::new(limited), plan.retry, metrics.clone(), random.random()));
-    let skew = random.random_range(0..120);
+    let skew = random.random_range(0..MAX_SKEW);
     let world = world.clone();
     Environment {
         store,
@@ -125,11 +122,11 @@ fn environment(
 
 /// What a process is made of.
 pub(super) struct Parts {
-    pub world: World,
-    pub process: Process,
-    pub env: Environment,
-    pub orders: watch::Receiver<Order>,
-    pub random: SmallRng,
+    pub(super) world: World,
+    pub(super) process: Process,
+    pub(super) env: Environment,
+    pub(super) orders: watch::Receiver<Order>,
+    pub(super) random: SmallRng,
 }
 
 /// What a gateway does from its start to its end.
@@ -295,15 +292,13 @@ impl Inner {
 
     /// A volume that stops must have been taken over.
     pub(super) fn check_superseded(&mut self, process: Process, epoch: u32, why: &str) {
-        match bucket::head(&self.objects(), self.volume) {
-            Ok(head) if head.epoch > epoch => {}
-            Ok(head) => {
-                let newest = head.epoch;
-                self.broken(format!(
-                    "P{process} of epoch {epoch} stopped, though {newest} is the newest: {why}"
-                ));
-            }
-            Err(error) => self.broken(error),
+        if !self.is_superseded(epoch) {
+            self.broken(format!("P{process} of epoch {epoch} stopped, though that is the newest: {why}"));
         }
+    }
+
+    /// Whether a later epoch was begun.
+    pub(super) fn is_superseded(&self, epoch: u32) -> bool {
+        bucket::head(&self.objects(), self.volume).is_ok_and(|head| head.epoch > epoch)
     }
 }

@@ -21,17 +21,17 @@ pub(super) type Image = Arc<Vec<Id>>;
 #[derive(Clone, Debug)]
 pub(super) struct Change {
     /// Which.
-    pub id: Id,
+    pub(super) id: Id,
     /// Cells that it covers, in order.
-    pub cells: Vec<Range<u32>>,
+    pub(super) cells: Vec<Range<u32>>,
     /// Whether it zeroes them.
-    pub zero: bool,
+    pub(super) zero: bool,
     /// When it was issued.
-    pub issued: Moment,
+    pub(super) issued: Moment,
     /// When it was answered with success; one that failed, or was never answered, may or may not be applied.
-    pub answered: Option<Moment>,
+    pub(super) answered: Option<Moment>,
     /// Whether its answer said that it is durable.
-    pub durable: bool,
+    pub(super) durable: bool,
 }
 
 impl Change {
@@ -50,15 +50,15 @@ impl Change {
 #[derive(Debug)]
 pub(super) struct Epoch {
     /// What its opener recovered.
-    pub base: Image,
+    pub(super) base: Image,
     /// Changes issued to it, in order of issue.
-    pub changes: Vec<Change>,
+    pub(super) changes: Vec<Change>,
     /// Positions in `changes` by the block of cells that they touch, in order of issue.
     by_block: BTreeMap<u32, Vec<usize>>,
     /// When the last of the flushes that were answered with success was issued; 0 for none.
-    pub flushed: Moment,
+    pub(super) flushed: Moment,
     /// When its closing was answered with success.
-    pub closed: Option<Moment>,
+    pub(super) closed: Option<Moment>,
 }
 
 impl Epoch {
@@ -131,9 +131,9 @@ pub(super) struct History {
     now: Moment,
     next_id: Id,
     /// By number.
-    pub epochs: BTreeMap<u32, Epoch>,
+    pub(super) epochs: BTreeMap<u32, Epoch>,
     /// Each opening: the epoch that came before, the one that began, and what it recovered.
-    pub openings: Vec<(u32, u32, Image)>,
+    pub(super) openings: Vec<(u32, u32, Image)>,
 }
 
 impl History {

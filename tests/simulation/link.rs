@@ -15,11 +15,11 @@ use super::world::{Answer, Call, Process, Time, World};
 #[derive(Debug)]
 pub(super) struct Clock {
     /// When the gateway was started, by the world.
-    pub started: Time,
+    pub(super) started: Time,
     /// Thousandths of a second that go by for the gateway in a second of the world.
-    pub rate: u64,
+    pub(super) rate: u64,
     /// When it was started, by the gateway.
-    pub base: Instant,
+    pub(super) base: Instant,
 }
 
 impl Clock {
@@ -38,11 +38,11 @@ impl Clock {
 /// A gateway's way to the store.
 #[derive(Debug)]
 pub(super) struct Link {
-    pub world: World,
-    pub process: Process,
-    pub clock: Arc<Clock>,
+    pub(super) world: World,
+    pub(super) process: Process,
+    pub(super) clock: Arc<Clock>,
     /// Tells the driver that a request was sent.
-    pub sent: Arc<Notify>,
+    pub(super) sent: Arc<Notify>,
 }
 
 impl Link {

@@ -15,39 +15,39 @@ use super::weather::Rates;
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
     /// The seed.
-    pub seed: u64,
+    pub(super) seed: u64,
     /// The volume.
-    pub layout: Layout,
+    pub(super) layout: Layout,
     /// Bounds of the volume.
-    pub options: Options,
+    pub(super) options: Options,
     /// Clean pages in memory.
-    pub cache_bytes: u64,
+    pub(super) cache_bytes: u64,
     /// Dirty bytes.
-    pub budget_bytes: u64,
+    pub(super) budget_bytes: u64,
     /// Requests of a gateway at a time.
-    pub concurrency: usize,
+    pub(super) concurrency: usize,
     /// Retries.
-    pub retry: RetryOptions,
+    pub(super) retry: RetryOptions,
     /// Commands issued before the finale.
-    pub commands: u32,
+    pub(super) commands: u32,
     /// Clients of a gateway.
-    pub clients: u32,
+    pub(super) clients: u32,
     /// Longest pause of a client between commands, in milliseconds.
-    pub think: u64,
+    pub(super) think: u64,
     /// Share of the windows that most commands go to, in percent.
-    pub hot_percent: u64,
+    pub(super) hot_percent: u64,
     /// Store requests in rough weather.
-    pub rough: Rates,
+    pub(super) rough: Rates,
     /// Gateways that may live at a time.
-    pub gateways: usize,
+    pub(super) gateways: usize,
     /// Longest time between two disasters, in milliseconds.
-    pub disaster_every: u64,
+    pub(super) disaster_every: u64,
     /// Bodies are flipped or cut on the way, so that reads may fail.
-    pub damages: bool,
+    pub(super) damages: bool,
     /// The clocks of gateways run at rates of their own.
-    pub skewed: bool,
+    pub(super) skewed: bool,
     /// Probability of a crash just when a request is sent or takes effect, of 10,000.
-    pub crash_at_request: u32,
+    pub(super) crash_at_request: u32,
 }
 
 impl Plan {

@@ -99,18 +99,19 @@ fn try_prefix(epoch: &Epoch, image: &[Id], held: &BTreeSet<Id>) -> Result<(), Wr
                 }
                 continue;
             }
-            let last = inside.iter().copied().find(|change| {
+            let mut last = inside.iter().copied().filter(|change| {
                 change.covers(cell)
                     && (if change.zero { found == 0 } else { found == change.id })
                     && !covering.clone().any(|other| change.precedes(other))
             });
+            let (last, another) = (last.next(), last.next());
             let Some(last) = last else { return Err(told("lost a change")) };
+            if another.is_some() {
+                // Of several zeros, any may be the last one.
+                continue;
+            }
             for other in covering.filter(|other| other.id != last.id && !other.precedes(last)) {
-                // Of two zeros, either may be the last one.
-                if !(other.zero && last.zero)
-                    && order.insert((other.id, last.id))
-                    && order.contains(&(last.id, other.id))
-                {
+                if order.insert((other.id, last.id)) && order.contains(&(last.id, other.id)) {
                     return Err(told("is decided unlike another cell of the same changes"));
                 }
             }

@@ -129,19 +129,19 @@ impl Coverage {
 /// How often what happens, each of 10,000 requests; and how long they take.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Rates {
-    pub error_before: u32,
-    pub lost_answer: u32,
-    pub late: u32,
-    pub duplicate: u32,
-    pub throttled: u32,
-    pub denied: u32,
-    pub slow: u32,
-    pub flip: u32,
-    pub short: u32,
+    pub(super) error_before: u32,
+    pub(super) lost_answer: u32,
+    pub(super) late: u32,
+    pub(super) duplicate: u32,
+    pub(super) throttled: u32,
+    pub(super) denied: u32,
+    pub(super) slow: u32,
+    pub(super) flip: u32,
+    pub(super) short: u32,
     /// Longest usual time of a request in milliseconds.
-    pub latency: u64,
+    pub(super) latency: u64,
     /// A request without an answer fails after so many milliseconds.
-    pub timeout: u64,
+    pub(super) timeout: u64,
 }
 
 /// How a request ends for its caller.
@@ -183,15 +183,15 @@ impl Failure {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Fate {
     /// When it takes effect, if ever.
-    pub lands: Option<u64>,
+    pub(super) lands: Option<u64>,
     /// When it takes effect once more.
-    pub again: Option<u64>,
+    pub(super) again: Option<u64>,
     /// When its caller hears.
-    pub answered: u64,
+    pub(super) answered: u64,
     /// What its caller hears.
-    pub outcome: Outcome,
+    pub(super) outcome: Outcome,
     /// What was done to it.
-    pub fault: Option<Fault>,
+    pub(super) fault: Option<Fault>,
 }
 
 fn latency(rates: &Rates, random: &mut SmallRng) -> u64 {

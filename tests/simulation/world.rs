@@ -4,13 +4,14 @@
 //! is its own: it lands and is answered whether or not its sender still lives. Invariant: every request is answered,
 //! unless its sender died.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use cairn::store::{ByteRange, Condition, ETag, Error, Listing, MemoryStore, Object, Store};
 use cairn::volume::keys::{Keys, Parsed};
 use cairn::volume::record::{Record, RecordKind};
+use cairn::volume::root::KeptRoot;
 use futures::FutureExt;
 use parking_lot::{Mutex, MutexGuard};
 use rand::rngs::SmallRng;
@@ -24,6 +25,11 @@ use super::plan::Plan;
 use super::prefix;
 use super::trace::Trace;
 use super::weather::{Coverage, Failure, Fate, Fault, Outcome, Phase, draw, fair};
+
+/// Seconds since 1970 when the world begins.
+pub(super) const DAWN: u64 = 1_700_000_000;
+/// Seconds that the time of day of a gateway is ahead at most.
+pub(super) const MAX_SKEW: u64 = 120;
 
 /// Time of the world in milliseconds.
 pub(super) type Time = u64;
@@ -104,19 +110,19 @@ pub(super) enum Order {
 #[derive(Debug)]
 pub(super) struct ProcessState {
     /// Whether it is alive.
-    pub alive: bool,
+    pub(super) alive: bool,
     /// Whether its requests are those of an opening.
-    pub opening: bool,
+    pub(super) opening: bool,
     /// The epoch that it serves.
-    pub epoch: Option<u32>,
+    pub(super) epoch: Option<u32>,
     /// Whether it closed the volume, or lost it.
-    pub ended: bool,
+    pub(super) ended: bool,
     /// Whether it is cut off.
-    pub partitioned: bool,
+    pub(super) partitioned: bool,
     /// What it was told.
-    pub order: watch::Sender<Order>,
+    pub(super) order: watch::Sender<Order>,
     /// Commands without an answer, by number.
-    pub commands: BTreeMap<u64, String>,
+    pub(super) commands: BTreeMap<u64, String>,
     flights: BTreeMap<u64, Phase>,
 }
 
@@ -132,27 +138,31 @@ impl std::fmt::Debug for World {
 
 /// The world's state.
 pub(super) struct Inner {
-    pub now: Time,
-    pub plan: Plan,
-    pub volume: Uuid,
-    pub memory: MemoryStore,
-    pub random: SmallRng,
-    pub trace: Trace,
-    pub history: History,
-    pub coverage: Coverage,
+    pub(super) now: Time,
+    pub(super) plan: Plan,
+    pub(super) volume: Uuid,
+    pub(super) memory: MemoryStore,
+    pub(super) random: SmallRng,
+    pub(super) trace: Trace,
+    pub(super) history: History,
+    pub(super) coverage: Coverage,
     /// The first promise that was found broken.
-    pub violation: Option<String>,
-    pub processes: BTreeMap<Process, ProcessState>,
+    pub(super) violation: Option<String>,
+    pub(super) processes: BTreeMap<Process, ProcessState>,
     /// No more faults.
-    pub calm: bool,
+    pub(super) calm: bool,
+    /// Nothing is late any more.
+    pub(super) drained: bool,
+    /// Keys of PUTs that landed without their caller's knowing, or after it lost the volume.
+    pub(super) strays: BTreeSet<String>,
     /// Most requests fail.
-    pub storm: bool,
+    pub(super) storm: bool,
     /// Gateways that die at this instant.
-    pub crashing: Vec<Process>,
+    pub(super) crashing: Vec<Process>,
     /// Commands that may still be issued.
-    pub commands_left: u32,
+    pub(super) commands_left: u32,
     /// Commands that were issued.
-    pub commands: u64,
+    pub(super) commands: u64,
     numbers: u64,
     queue: BTreeMap<(Time, u64), Event>,
 }
@@ -173,6 +183,8 @@ impl World {
             violation: None,
             processes: BTreeMap::new(),
             calm: false,
+            drained: false,
+            strays: BTreeSet::new(),
             storm: false,
             crashing: Vec::new(),
             commands_left: plan.commands,
@@ -350,7 +362,9 @@ impl Inner {
     }
 
     fn crash_by_chance(&mut self, process: Process) {
-        let rate = self.plan.crash_at_request;
+        // Openings are many requests, and crash in peace else.
+        let opening = self.processes.get(&process).is_some_and(|state| state.opening);
+        let rate = self.plan.crash_at_request / if opening { 10 } else { 1 };
         if !self.calm && rate > 0 && self.random.random_range(0..10_000) < rate {
             self.crashing.push(process);
         }
@@ -373,6 +387,11 @@ impl Inner {
         self.say(format_args!("P{process} #{number} lands: {}", told(&result)));
         if let (Call::Put(key, body, _), Ok(_)) = (&call, &result) {
             self.landed(key, body);
+            let superseded =
+                self.processes[&process].epoch.is_some_and(|epoch| epoch < self.history.newest());
+            if reply.is_none() || superseded {
+                self.strays.insert(key.clone());
+            }
         }
         if let Some(reply) = reply {
             let result = self.on_the_way(outcome, result);
@@ -475,14 +494,22 @@ impl Inner {
         if let Err(why) = prefix::check(&self.history.epochs[&newest], &found.image) {
             self.broken(format!("after epoch {newest}: {why}"));
         }
-        if self.plan.options.deletion_grace.as_secs() >= 3600 {
-            for kept in &found.table.roots {
-                if let Err(why) = bucket::check_root(&objects, self.volume, &self.plan.layout, kept.root) {
-                    self.broken(format!("a root within its grace is not whole: {why}"));
-                }
+        for kept in &found.table.roots {
+            if !self.is_within_grace(kept) {
+                continue;
+            }
+            if let Err(why) = bucket::check_root(&objects, self.volume, &self.plan.layout, kept.root) {
+                self.broken(format!("a root within its grace is not whole: {why}"));
             }
         }
         Some(found.image)
+    }
+
+    /// Whether a kept root may not be deleted yet, whatever the clocks of gateways say.
+    fn is_within_grace(&self, kept: &KeptRoot) -> bool {
+        let now = DAWN + self.now / 1000;
+        let ends = kept.retired_at_seconds + self.plan.options.deletion_grace.as_secs();
+        kept.retired_at_seconds == 0 || now + 2 * MAX_SKEW < ends
     }
 
     /// A gateway begins.
