@@ -6,6 +6,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use crate::metrics::StoreMetrics;
 
 use super::probe::{self, ProbeError, ProbeOptions};
@@ -80,8 +82,7 @@ pub async fn open(
             Arc::new(LocalStore::open(path).await.map_err(failed)?)
         }
         Location::S3 { bucket, prefix } => {
-            let opened = S3Store::open(bucket, prefix, options.s3.clone()).await;
-            Arc::new(opened.map_err(OpenError::Bucket)?)
+            Arc::new(open_bucket(bucket, prefix, options).await.map_err(OpenError::Bucket)?)
         }
     };
     let counted = Arc::new(Instrument::new(backend, metrics.clone()));
@@ -91,4 +92,21 @@ pub async fn open(
         probe::probe(limited.as_ref(), probe, nonce).await.map_err(failed)?;
     }
     Ok(Arc::new(Retry::new(limited, options.retry, metrics, seed)))
+}
+
+/// Opens a bucket; a service that does not answer yet is waited for as long as the probe waits.
+async fn open_bucket(bucket: &str, prefix: &str, options: &Options) -> Result<S3Store, Error> {
+    let ProbeOptions { deadline, pause, .. } = options.probe.clone().unwrap_or_default();
+    let end = Instant::now() + deadline;
+    loop {
+        match S3Store::open(bucket, prefix, options.s3.clone()).await {
+            Err(error @ (Error::Throttled { .. } | Error::Timeout { .. } | Error::Transient { .. }))
+                if Instant::now() + pause < end =>
+            {
+                tracing::debug!("the bucket cannot be opened yet: {error}");
+                tokio::time::sleep(pause).await;
+            }
+            opened => return opened,
+        }
+    }
 }

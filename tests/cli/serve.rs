@@ -157,15 +157,19 @@ fn a_takeover_ends_the_gateway_that_lost_its_only_volume() {
     second.terminate();
 }
 
-/// A store that takes connections and never answers.
+/// A store that first closes connections and then takes them without ever answering.
 #[test]
-fn a_signal_ends_it_while_it_waits_for_the_store() {
+fn it_waits_for_a_store_that_does_not_answer_yet_until_a_signal_ends_it() {
     let at = tempdir().unwrap();
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut serve = cairn(at.path(), "serve --listen 127.0.0.1:0 --store s3://disks --create disk=1MiB");
     serve.env("AWS_ACCESS_KEY_ID", "x").env("AWS_SECRET_ACCESS_KEY", "x").env("AWS_REGION", "us-east-1");
     serve.env("AWS_ENDPOINT_URL", format!("http://{}", silent.local_addr().unwrap()));
+    serve.env("CAIRN_STORE__CREATE_BUCKET", "true");
     let mut gateway = Gateway::spawn(serve);
+    for _ in 0..3 {
+        drop(silent.accept().unwrap());
+    }
     let _asked = silent.accept().unwrap();
     gateway.signal(Signal::TERM);
     let (status, run) = gateway.end();
