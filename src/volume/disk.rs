@@ -205,7 +205,7 @@ impl Volume {
             }
         }
         self.checkpoint().await?;
-        self.head.release(&self.shared).await?;
+        self.head.release(&self.shared, self.folds.is_unswept()).await?;
         self.shared.retire("the volume is closed".to_owned());
         self.shared.tasks.shutdown().await;
         Ok(())

@@ -67,6 +67,8 @@ pub struct Head {
     pub local_journal: String,
     /// Live or deleting.
     pub state: VolumeState,
+    /// Objects that nothing names may stand: an opener must look for them.
+    pub unswept: bool,
 }
 
 impl Head {
@@ -103,6 +105,7 @@ impl Head {
             VolumeState::Live => 0,
             VolumeState::Deleting => 1,
         });
+        to.u8(u8::from(self.unswept));
         let bytes = to.finish();
         assert!(bytes.len() <= MAX_HEAD_BYTES, "all fields at their bounds stay under 1 KiB");
         bytes
@@ -140,6 +143,7 @@ impl Head {
             1 => VolumeState::Deleting,
             other => return Err(invalid("state", format!("{other} is unknown"))),
         };
+        let unswept = from.bool("unswept")?;
         from.finish()?;
         Ok(Self {
             volume,
@@ -154,6 +158,7 @@ impl Head {
             wrapped_key,
             local_journal,
             state,
+            unswept,
         })
     }
 }

@@ -20,7 +20,7 @@ use crate::store::{self, ByteRange, Condition, ETag, Store};
 #[derive(Debug)]
 enum Request {
     Publish { checkpoint: Checkpoint, root: ObjectId, root_table: ObjectId, done: oneshot::Sender<()> },
-    Release { done: oneshot::Sender<()> },
+    Release { unswept: bool, done: oneshot::Sender<()> },
 }
 
 /// A way to ask the owner of the head.
@@ -51,10 +51,10 @@ impl HeadHandle {
         self.ask(shared, Request::Publish { checkpoint, root, root_table, done }, answer).await
     }
 
-    /// Releases the lease; the owner ends.
-    pub(super) async fn release(&self, shared: &Shared) -> Result<(), Error> {
+    /// Releases the lease, and says whether objects that nothing names may stand; the owner ends.
+    pub(super) async fn release(&self, shared: &Shared, unswept: bool) -> Result<(), Error> {
         let (done, answer) = oneshot::channel();
-        self.ask(shared, Request::Release { done }, answer).await
+        self.ask(shared, Request::Release { unswept, done }, answer).await
     }
 
     async fn ask(
@@ -151,8 +151,9 @@ impl HeadKeeper {
                     self.head.root_table = root_table;
                     (done, false)
                 }
-                Some(Request::Release { done }) => {
+                Some(Request::Release { unswept, done }) => {
                     self.head.lease = Lease::Released;
+                    self.head.unswept = unswept;
                     (done, true)
                 }
             };

@@ -60,7 +60,7 @@ impl Volume {
         let keys = Keys::new(volume);
         let (identity, _) =
             fetch(env, &keys.identity(), |bytes| Identity::decode(volume, bytes)).await.map_err(no_volume)?;
-        let (head, etag, clean) = take_epoch(env, &options, keys, takeover).await?;
+        let (head, etag) = take_epoch(env, &options, keys, takeover).await?;
         let (root, table) = load_roots(env, keys, &head).await?;
         if root.geometry != identity.geometry {
             let why = "its chunk size is not the volume's".to_owned();
@@ -68,7 +68,7 @@ impl Volume {
         }
         let replay = Replay::new(env, keys, root.geometry, head.epoch, head.checkpoint);
         let (committed, opening) = replay.run(head.checkpoint).await?;
-        tracing::info!(%volume, epoch = head.epoch, clean, records = committed.slots.len() - 1,
+        tracing::info!(%volume, epoch = head.epoch, unswept = head.unswept, records = committed.slots.len() - 1,
             journal_bytes = committed.bytes, "volume opened");
         let geometry = root.geometry;
         let state = State {
@@ -89,9 +89,10 @@ impl Volume {
         let (handle, requests) = HeadHandle::new();
         let committer = Committer::new(Arc::clone(&shared), opening);
         shared.tasks.spawn_until_cancelled(committer.run());
+        let unswept = head.unswept;
         let keeper = HeadKeeper::new(Arc::clone(&shared), requests, head, etag);
         shared.tasks.spawn_until_cancelled(keeper.run());
-        let folder = Folder::new(Arc::clone(&shared), handle.clone(), table, clean);
+        let folder = Folder::new(Arc::clone(&shared), handle.clone(), table, unswept);
         let folds = folder.handle();
         shared.tasks.spawn_until_cancelled(folder.run());
         Ok(Arc::new(Self::new(shared, handle, folds)))
@@ -105,20 +106,18 @@ fn no_volume(error: OpenError) -> OpenError {
     }
 }
 
-/// Waits until nobody else's lease protects the volume, and takes the next epoch; says whether the last holder left
-/// in good order.
+/// Waits until nobody else's lease protects the volume, and takes the next epoch.
 async fn take_epoch(
     env: &Environment,
     options: &Options,
     keys: Keys,
     takeover: bool,
-) -> Result<(Head, ETag, bool), OpenError> {
+) -> Result<(Head, ETag), OpenError> {
     for _ in 0..BIDS {
         let (old, etag) = read_head(env, keys).await?;
         if old.state == VolumeState::Deleting {
             return Err(OpenError::Deleting);
         }
-        let clean = old.lease == Lease::Released;
         if let (Lease::Held { ttl_ms }, false) = (old.lease, takeover) {
             watch_lease(env, keys, &old, Duration::from_millis(u64::from(ttl_ms))).await?;
         }
@@ -131,10 +130,11 @@ async fn take_epoch(
             holder: env.entropy.next_u128(),
             holder_name,
             lease: Lease::Held { ttl_ms },
+            unswept: old.unswept || old.lease != Lease::Released,
             ..old.clone()
         };
         match update_head(env.store.as_ref(), &keys.head(), &etag, &head).await? {
-            Updated::Done(etag) => return Ok((head, etag, clean)),
+            Updated::Done(etag) => return Ok((head, etag)),
             Updated::Lost(to) if !takeover => return Err(OpenError::Lost(to)),
             Updated::Lost(_) => {}
         }

@@ -11,6 +11,7 @@ use super::base::{self, LoadedMapPage};
 use super::cache::Fetch;
 use super::chunk::ChunkWriter;
 use super::error::Error;
+use super::fold::Made;
 use super::geometry::{ChunkIndex, PAGE_BYTES, PAGE_LEN, SECTOR_LEN};
 use super::interval::Value;
 use super::keys::Slot;
@@ -61,6 +62,7 @@ impl Shared {
         old: &Entry,
         changes: Vec<(Range<u64>, Piece)>,
         birth: Slot,
+        made: &Made,
     ) -> Result<Entry, Error> {
         let mut fetches = Vec::new();
         let mut allocated = old.allocated;
@@ -83,7 +85,7 @@ impl Shared {
         }
         let base = match stored.is_empty() {
             true => None,
-            false => Some(self.put_chunk(index, stored, pages).await?),
+            false => Some(self.put_chunk(index, stored, pages, made).await?),
         };
         for page in damage.iter().map(|damage: &Damage| damage.page) {
             tracing::error!(volume = %self.keys.volume(), chunk = index.0, page, "sectors of a page were lost");
@@ -97,6 +99,7 @@ impl Shared {
         index: ChunkIndex,
         stored: PageSet,
         pages: Vec<(u16, Bytes, bool)>,
+        made: &Made,
     ) -> Result<Base, Error> {
         let id = self.next_id();
         let pages_per_chunk = self.geometry.pages_per_chunk();
@@ -104,7 +107,8 @@ impl Shared {
         for (page, bytes, _) in &pages {
             writer.page(*page, bytes);
         }
-        self.env.store.put(&self.keys.chunk(index, id), writer.finish(), Condition::Always).await?;
+        let key = made.note(self.keys.chunk(index, id));
+        self.env.store.put(&key, writer.finish(), Condition::Always).await?;
         let chunk = super::piece::ChunkRef::durable(index, id, pages_per_chunk, stored);
         for (page, bytes, is_hot) in pages {
             // Pages that were in use under their old names stay so under the new one.

@@ -21,21 +21,21 @@ use uuid::Uuid;
 use super::cells::{CELL, CELL_LEN, Id, Layout, TORN, identify};
 
 /// All objects of a store.
-pub type Objects = BTreeMap<String, Bytes>;
+pub(super) type Objects = BTreeMap<String, Bytes>;
 
 /// What an opener would find.
 #[derive(Debug)]
-pub struct Recovered {
+pub(super) struct Recovered {
     /// Content of every cell.
-    pub image: Vec<Id>,
+    pub(super) image: Vec<Id>,
     /// Cells that are marked as lost.
-    pub lost: BTreeSet<u32>,
+    pub(super) lost: BTreeSet<u32>,
     /// The head.
-    pub head: Head,
+    pub(super) head: Head,
     /// The root table.
-    pub table: RootTable,
+    pub(super) table: RootTable,
     /// Every object that the head, the current root and the journal after the checkpoint name.
-    pub named: BTreeSet<String>,
+    pub(super) named: BTreeSet<String>,
 }
 
 /// Reads a bucket.
@@ -49,19 +49,18 @@ struct Reader<'a> {
 }
 
 /// The head of the volume.
-pub fn head(objects: &Objects, volume: Uuid) -> Result<Head, String> {
+pub(super) fn head(objects: &Objects, volume: Uuid) -> Result<Head, String> {
     let key = Keys::new(volume).head();
     let bytes = objects.get(&key).ok_or_else(|| format!("{key} is gone"))?;
     Head::decode(volume, bytes).map_err(|error| format!("{key}: {error}"))
 }
 
 /// What an opener would recover now.
-pub fn recover(objects: &Objects, volume: Uuid, layout: &Layout) -> Result<Recovered, String> {
+pub(super) fn recover(objects: &Objects, volume: Uuid, layout: &Layout) -> Result<Recovered, String> {
     let head = head(objects, volume)?;
     let keys = Keys::new(volume);
     let image = vec![0; layout.cells() as usize];
-    let mut reader =
-        Reader { objects, layout, keys, image, lost: BTreeSet::new(), named: BTreeSet::new() };
+    let mut reader = Reader { objects, layout, keys, image, lost: BTreeSet::new(), named: BTreeSet::new() };
     reader.named.extend([keys.head(), keys.identity()]);
     let root = reader.root(head.root)?;
     let table = reader.object(&keys.root(head.root_table))?;
@@ -73,11 +72,15 @@ pub fn recover(objects: &Objects, volume: Uuid, layout: &Layout) -> Result<Recov
 }
 
 /// Checks that everything that a kept root names is there and whole.
-pub fn check_root(objects: &Objects, volume: Uuid, layout: &Layout, id: ObjectId) -> Result<(), String> {
+pub(super) fn check_root(
+    objects: &Objects,
+    volume: Uuid,
+    layout: &Layout,
+    id: ObjectId,
+) -> Result<(), String> {
     let image = vec![0; layout.cells() as usize];
     let keys = Keys::new(volume);
-    let mut reader =
-        Reader { objects, layout, keys, image, lost: BTreeSet::new(), named: BTreeSet::new() };
+    let mut reader = Reader { objects, layout, keys, image, lost: BTreeSet::new(), named: BTreeSet::new() };
     let root = reader.root(id)?;
     reader.apply_root(&root)
 }
@@ -182,8 +185,8 @@ impl<'a> Reader<'a> {
                 return Ok(());
             };
             self.named.insert(key.clone());
-            let (record, checksum) = Record::decode(self.keys.volume(), slot, bytes)
-                .map_err(|error| format!("{key}: {error}"))?;
+            let (record, checksum) =
+                Record::decode(self.keys.volume(), slot, bytes).map_err(|error| format!("{key}: {error}"))?;
             if record.previous != previous {
                 return Err(format!("{key} does not follow the record before it"));
             }
@@ -217,7 +220,7 @@ impl<'a> Reader<'a> {
 
 /// Objects of the volume that nothing names: not the head, the current root, the journal after the checkpoint, nor
 /// a seal.
-pub fn garbage(objects: &Objects, volume: Uuid, recovered: &Recovered) -> Vec<String> {
+pub(super) fn garbage(objects: &Objects, volume: Uuid, recovered: &Recovered) -> Vec<String> {
     let keys = Keys::new(volume);
     let is_kept = |key: &str| match keys.parse(key) {
         Some(Parsed::Root(id)) => id == recovered.head.root_table || recovered.named.contains(key),

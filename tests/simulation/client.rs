@@ -17,13 +17,13 @@ use super::plan::Plan;
 use super::world::{Inner, Order, Process, World};
 
 /// A client.
-pub struct Client {
-    pub world: World,
-    pub process: Process,
-    pub epoch: u32,
-    pub volume: Arc<Volume>,
-    pub orders: watch::Receiver<Order>,
-    pub random: SmallRng,
+pub(super) struct Client {
+    pub(super) world: World,
+    pub(super) process: Process,
+    pub(super) epoch: u32,
+    pub(super) volume: Arc<Volume>,
+    pub(super) orders: watch::Receiver<Order>,
+    pub(super) random: SmallRng,
 }
 
 /// A command.
@@ -40,7 +40,7 @@ enum Command {
 
 impl Client {
     /// Issues commands until there are no more to issue, or the volume stops.
-    pub async fn run(mut self) {
+    pub(super) async fn run(mut self) {
         loop {
             let think = self.world.lock().plan.think;
             let pause = self.random.random_range(0..=think);
@@ -190,7 +190,7 @@ impl Inner {
     }
 
     /// A command is issued.
-    pub fn begin(&mut self, process: Process, what: String) -> u64 {
+    pub(super) fn begin(&mut self, process: Process, what: String) -> u64 {
         let number = self.history.tick();
         self.say(format_args!("P{process} !{number} {what}"));
         let state = self.processes.get_mut(&process).expect("its gateway was born");
@@ -199,7 +199,7 @@ impl Inner {
     }
 
     /// A command is answered, or given up.
-    pub fn end(&mut self, process: Process, number: u64, how: &str) {
+    pub(super) fn end(&mut self, process: Process, number: u64, how: &str) {
         self.say(format_args!("P{process} !{number} {how}"));
         let state = self.processes.get_mut(&process).expect("its gateway was born");
         drop(state.commands.remove(&number));
@@ -239,7 +239,7 @@ impl Inner {
     }
 
     /// Checks the bytes that a read gave.
-    pub fn check_read(&mut self, epoch: u32, range: &Range<u64>, issued: Moment, bytes: &[u8]) {
+    pub(super) fn check_read(&mut self, epoch: u32, range: &Range<u64>, issued: Moment, bytes: &[u8]) {
         if bytes.len() as u64 != range.end - range.start {
             return self.broken(format!("a read of {range:?} gave {} bytes", bytes.len()));
         }
@@ -264,7 +264,7 @@ impl Inner {
     }
 
     /// A command failed: is that explained?
-    pub fn failed(&mut self, process: Process, epoch: u32, error: &Error) {
+    pub(super) fn failed(&mut self, process: Process, epoch: u32, error: &Error) {
         let is_explained = match error {
             Error::Stopped(why) => {
                 if *self.processes[&process].order.borrow() != Order::Close {
@@ -272,10 +272,12 @@ impl Inner {
                 }
                 true
             }
-            Error::Deadline { .. } => self.plan.options.store_deadline.is_some() && !self.calm,
+            Error::Deadline { .. } => self.plan.options.store_deadline.is_some(),
             Error::Damaged { .. } => self.plan.damages && !self.calm,
             Error::Store(_) => !self.calm,
-            Error::OutOfRange { .. } | Error::Lost { .. } => false,
+            // A successor has folded it away.
+            Error::Lost { .. } => self.is_superseded(epoch),
+            Error::OutOfRange { .. } => false,
         };
         if !is_explained {
             self.broken(format!("P{process} of epoch {epoch}: a command failed: {error}"));

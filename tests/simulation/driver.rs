@@ -5,7 +5,6 @@
 //! the gateways say, and the whole run is a function of the seed.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use cairn::metrics::{Metrics, StoreMetrics};
 use cairn::store::MemoryStore;
@@ -24,33 +23,32 @@ const MAX_EVENTS: u64 = 3_000_000;
 /// The time of the world after which no more disasters strike, in milliseconds.
 const CHAOS_ENDS: Time = 45 * 60 * 1000;
 /// How long anything may take in fair weather, in milliseconds.
-pub const PATIENCE: Time = 10 * 60 * 1000;
+pub(super) const PATIENCE: Time = 10 * 60 * 1000;
 
 /// What came of a run.
-pub struct Outcome {
-    pub seed: u64,
-    pub hash: u64,
-    pub lines: u64,
-    pub commands: u64,
-    pub crashes: u64,
-    pub openings: u64,
-    pub coverage: Coverage,
+pub(super) struct Outcome {
+    pub(super) hash: u64,
+    pub(super) lines: u64,
+    pub(super) commands: u64,
+    pub(super) crashes: u64,
+    pub(super) openings: u64,
+    pub(super) coverage: Coverage,
     /// The promise that was broken, with the events that led there.
-    pub violation: Option<String>,
+    pub(super) violation: Option<String>,
 }
 
 /// A run.
-pub struct Driver {
-    pub world: World,
-    pub gateways: BTreeMap<Process, Gateway>,
-    pub metrics: StoreMetrics,
+pub(super) struct Driver {
+    pub(super) world: World,
+    pub(super) gateways: BTreeMap<Process, Gateway>,
+    pub(super) metrics: StoreMetrics,
     next_process: Process,
     crashes: u64,
     events: u64,
 }
 
 /// Runs a seed.
-pub fn run(seed: u64, print: bool) -> Outcome {
+pub(super) fn run(seed: u64, print: bool) -> Outcome {
     let mut driver = Driver::new(Plan::draw(seed), print);
     driver.chaos();
     driver.finale();
@@ -91,7 +89,7 @@ impl Driver {
     }
 
     /// Lets time go on to the next event and lets that happen; `false` once a promise is broken.
-    pub fn step(&mut self) -> bool {
+    pub(super) fn step(&mut self) -> bool {
         let panics = super::panics();
         loop {
             self.crash_those_who_must();
@@ -124,7 +122,7 @@ impl Driver {
     }
 
     /// Lets time go on until `done`; says whether that came to be.
-    pub fn run_while(&mut self, patience: Time, done: impl Fn(&Inner) -> bool) -> bool {
+    pub(super) fn run_while(&mut self, patience: Time, done: impl Fn(&Inner) -> bool) -> bool {
         let until = self.world.lock().now + patience;
         loop {
             {
@@ -166,7 +164,7 @@ impl Driver {
     }
 
     /// Ends a pause.
-    pub fn resume(&mut self, process: Process) {
+    pub(super) fn resume(&mut self, process: Process) {
         let mut inner = self.world.lock();
         let now = inner.now;
         if let Some(gateway) = self.gateways.get_mut(&process).filter(|gateway| gateway.paused) {
@@ -214,7 +212,7 @@ impl Driver {
     }
 
     /// The number of a process that is about to be started.
-    pub fn number(&mut self) -> Process {
+    pub(super) fn number(&mut self) -> Process {
         self.next_process += 1;
         self.next_process - 1
     }
@@ -229,7 +227,7 @@ impl Driver {
     }
 
     /// Ends a gateway wherever it stands.
-    pub fn crash(&mut self, process: Process) {
+    pub(super) fn crash(&mut self, process: Process) {
         self.crashes += 1;
         {
             let mut inner = self.world.lock();
@@ -302,7 +300,6 @@ impl Driver {
         }
         let violation = inner.violation.take();
         Outcome {
-            seed: inner.plan.seed,
             hash: inner.trace.hash(),
             lines: inner.trace.lines(),
             commands: inner.commands,
@@ -312,9 +309,4 @@ impl Driver {
             violation: violation.map(|why| format!("{why}\n{}", inner.trace.tail())),
         }
     }
-}
-
-/// A time of the world as a duration.
-pub fn millis(time: Time) -> Duration {
-    Duration::from_millis(time)
 }

@@ -19,7 +19,7 @@ const COLLECTING: Duration = Duration::from_secs(120);
 
 impl Driver {
     /// Ends the run.
-    pub fn finale(&mut self) {
+    pub(super) fn finale(&mut self) {
         if self.world.lock().violation.is_some() {
             return;
         }
@@ -37,12 +37,14 @@ impl Driver {
         if drains {
             // Whatever is late arrives before the last look; else it does while it lasts.
             self.run_while(PATIENCE, |_| false);
+            self.world.lock().drained = true;
         }
         let gateway = Gateway::spawn(&self.world, number, &self.metrics, look);
         self.gateways.insert(number, gateway);
         let grace = self.world.lock().plan.options.deletion_grace;
         let grace = u64::try_from(grace.as_millis()).expect("an hour at most");
-        if !self.run_while(4 * PATIENCE + 4 * grace, |inner| inner.processes[&number].ended) {
+        let ended = self.run_while(4 * PATIENCE + 4 * grace, |inner| inner.processes[&number].ended);
+        if !ended && self.world.lock().violation.is_none() {
             self.world.lock().broken("the last look does not end in fair weather".to_owned());
         }
     }
@@ -125,7 +127,9 @@ async fn look(parts: Parts) {
             return world.lock().broken(format!("no checkpoint in fair weather: {error}"));
         }
         tokio::time::sleep(options.deletion_grace + COLLECTING).await;
-        world.lock().look_for_garbage(time);
+        if time == 1 {
+            world.lock().look_for_garbage();
+        }
         if let Err(error) = volume.close().await {
             return world.lock().broken(format!("no closing in fair weather: {error}"));
         }
@@ -168,15 +172,16 @@ impl Inner {
         (state.opening, state.epoch) = (false, Some(epoch));
     }
 
-    /// Nothing stands in the bucket that nothing names; the first look may still leave what is late.
-    fn look_for_garbage(&mut self, time: u32) {
+    /// Nothing stands in the bucket that nothing names, unless it came when nobody knew.
+    fn look_for_garbage(&mut self) {
         let objects = self.objects();
         match bucket::recover(&objects, self.volume, &self.plan.layout) {
             Err(why) => self.broken(format!("at last: {why}")),
             Ok(found) => {
-                let garbage = bucket::garbage(&objects, self.volume, &found);
-                if !garbage.is_empty() {
-                    self.broken(format!("look {time}: nothing names {}", garbage.join(", ")));
+                let mut garbage = bucket::garbage(&objects, self.volume, &found);
+                garbage.retain(|key| !self.strays.contains(key));
+                if self.drained && !garbage.is_empty() {
+                    self.broken(format!("nothing names {}", garbage.join(", ")));
                 }
             }
         }

@@ -19,18 +19,15 @@ use tokio::time::Instant;
 use super::bucket;
 use super::client::Client;
 use super::link::{Clock, Link};
-use super::world::{Inner, Order, Process, Time, World};
-
-/// Seconds since 1970 when the world begins.
-const DAWN: u64 = 1_700_000_000;
+use super::world::{DAWN, Inner, MAX_SKEW, Order, Process, Time, World};
 
 /// A gateway that is alive.
-pub struct Gateway {
-    pub process: Process,
+pub(super) struct Gateway {
+    pub(super) process: Process,
     /// How far it has come, by the world's time.
-    pub time: Time,
+    pub(super) time: Time,
     /// Whether it stands still.
-    pub paused: bool,
+    pub(super) paused: bool,
     runtime: Runtime,
     clock: Arc<Clock>,
     sent: Arc<Notify>,
@@ -38,12 +35,12 @@ pub struct Gateway {
 
 impl Gateway {
     /// Starts a gateway that serves clients.
-    pub fn start(world: &World, process: Process, takeover: bool, metrics: &StoreMetrics) -> Self {
+    pub(super) fn start(world: &World, process: Process, takeover: bool, metrics: &StoreMetrics) -> Self {
         Self::spawn(world, process, metrics, |parts| Life { parts, takeover }.live())
     }
 
     /// Starts a process that does what `run` says.
-    pub fn spawn<F>(
+    pub(super) fn spawn<F>(
         world: &World,
         process: Process,
         metrics: &StoreMetrics,
@@ -74,7 +71,7 @@ impl Gateway {
     }
 
     /// Runs until a time of the world, or until a request was sent.
-    pub fn run_until(&mut self, until: Time) {
+    pub(super) fn run_until(&mut self, until: Time) {
         let deadline = self.clock.local(until);
         let sent = Arc::clone(&self.sent);
         let (reached, now) = self.runtime.block_on(async move {
@@ -90,7 +87,7 @@ impl Gateway {
     }
 
     /// Goes on after standing still: its clock has gone on without it.
-    pub fn resume(&mut self, time: Time) {
+    pub(super) fn resume(&mut self, time: Time) {
         let until = self.clock.local(time);
         self.runtime.block_on(async move {
             let gone = until.saturating_duration_since(Instant::now());
@@ -112,7 +109,7 @@ fn environment(
     let counted = Instrument::new(Arc::new(link), metrics.clone());
     let limited = Limit::new(Arc::new(counted), plan.concurrency, metrics.clone());
     let store = Arc::new(Retry::new(Arc::new(limited), plan.retry, metrics.clone(), random.random()));
-    let skew = random.random_range(0..120);
+    let skew = random.random_range(0..MAX_SKEW);
     let world = world.clone();
     Environment {
         store,
@@ -124,12 +121,12 @@ fn environment(
 }
 
 /// What a process is made of.
-pub struct Parts {
-    pub world: World,
-    pub process: Process,
-    pub env: Environment,
-    pub orders: watch::Receiver<Order>,
-    pub random: SmallRng,
+pub(super) struct Parts {
+    pub(super) world: World,
+    pub(super) process: Process,
+    pub(super) env: Environment,
+    pub(super) orders: watch::Receiver<Order>,
+    pub(super) random: SmallRng,
 }
 
 /// What a gateway does from its start to its end.
@@ -294,14 +291,14 @@ impl Inner {
     }
 
     /// A volume that stops must have been taken over.
-    pub fn check_superseded(&mut self, process: Process, epoch: u32, why: &str) {
-        match bucket::head(&self.objects(), self.volume) {
-            Ok(head) if head.epoch > epoch => {}
-            Ok(head) => {
-                let newest = head.epoch;
-                self.broken(format!("P{process} of epoch {epoch} stopped, though {newest} is the newest: {why}"));
-            }
-            Err(error) => self.broken(error),
+    pub(super) fn check_superseded(&mut self, process: Process, epoch: u32, why: &str) {
+        if !self.is_superseded(epoch) {
+            self.broken(format!("P{process} of epoch {epoch} stopped, though that is the newest: {why}"));
         }
+    }
+
+    /// Whether a later epoch was begun.
+    pub(super) fn is_superseded(&self, epoch: u32) -> bool {
+        bucket::head(&self.objects(), self.volume).is_ok_and(|head| head.epoch > epoch)
     }
 }

@@ -13,23 +13,23 @@ use super::world::{Answer, Call, Process, Time, World};
 
 /// The clock of a gateway against the world's.
 #[derive(Debug)]
-pub struct Clock {
+pub(super) struct Clock {
     /// When the gateway was started, by the world.
-    pub started: Time,
+    pub(super) started: Time,
     /// Thousandths of a second that go by for the gateway in a second of the world.
-    pub rate: u64,
+    pub(super) rate: u64,
     /// When it was started, by the gateway.
-    pub base: Instant,
+    pub(super) base: Instant,
 }
 
 impl Clock {
     /// The gateway's time at a time of the world.
-    pub fn local(&self, time: Time) -> Instant {
+    pub(super) fn local(&self, time: Time) -> Instant {
         self.base + Duration::from_millis(time.saturating_sub(self.started) * self.rate / 1000)
     }
 
     /// The world's time at the gateway's own.
-    pub fn world(&self, now: Instant) -> Time {
+    pub(super) fn world(&self, now: Instant) -> Time {
         let gone = u64::try_from(now.duration_since(self.base).as_millis()).expect("runs are short");
         self.started + (gone * 1000).div_ceil(self.rate)
     }
@@ -37,12 +37,12 @@ impl Clock {
 
 /// A gateway's way to the store.
 #[derive(Debug)]
-pub struct Link {
-    pub world: World,
-    pub process: Process,
-    pub clock: Arc<Clock>,
+pub(super) struct Link {
+    pub(super) world: World,
+    pub(super) process: Process,
+    pub(super) clock: Arc<Clock>,
     /// Tells the driver that a request was sent.
-    pub sent: Arc<Notify>,
+    pub(super) sent: Arc<Notify>,
 }
 
 impl Link {

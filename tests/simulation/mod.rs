@@ -87,5 +87,8 @@ fn every_promise_holds_in_every_seed() {
         }
     }
     println!("{commands} commands, {crashes} crashes, {openings} openings\n{}", coverage.table());
-    assert!(broken.is_empty(), "promises were broken in seeds {broken:?}: replay with CAIRN_SIM_SEEDS=<seed> CAIRN_SIM_TRACE=1");
+    assert!(
+        broken.is_empty(),
+        "promises were broken in seeds {broken:?}: replay with CAIRN_SIM_SEEDS=<seed> CAIRN_SIM_TRACE=1"
+    );
 }

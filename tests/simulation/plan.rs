@@ -13,46 +13,46 @@ use super::weather::Rates;
 
 /// A run.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub(super) struct Plan {
     /// The seed.
-    pub seed: u64,
+    pub(super) seed: u64,
     /// The volume.
-    pub layout: Layout,
+    pub(super) layout: Layout,
     /// Bounds of the volume.
-    pub options: Options,
+    pub(super) options: Options,
     /// Clean pages in memory.
-    pub cache_bytes: u64,
+    pub(super) cache_bytes: u64,
     /// Dirty bytes.
-    pub budget_bytes: u64,
+    pub(super) budget_bytes: u64,
     /// Requests of a gateway at a time.
-    pub concurrency: usize,
+    pub(super) concurrency: usize,
     /// Retries.
-    pub retry: RetryOptions,
+    pub(super) retry: RetryOptions,
     /// Commands issued before the finale.
-    pub commands: u32,
+    pub(super) commands: u32,
     /// Clients of a gateway.
-    pub clients: u32,
+    pub(super) clients: u32,
     /// Longest pause of a client between commands, in milliseconds.
-    pub think: u64,
+    pub(super) think: u64,
     /// Share of the windows that most commands go to, in percent.
-    pub hot_percent: u64,
+    pub(super) hot_percent: u64,
     /// Store requests in rough weather.
-    pub rough: Rates,
+    pub(super) rough: Rates,
     /// Gateways that may live at a time.
-    pub gateways: usize,
+    pub(super) gateways: usize,
     /// Longest time between two disasters, in milliseconds.
-    pub disaster_every: u64,
+    pub(super) disaster_every: u64,
     /// Bodies are flipped or cut on the way, so that reads may fail.
-    pub damages: bool,
+    pub(super) damages: bool,
     /// The clocks of gateways run at rates of their own.
-    pub skewed: bool,
+    pub(super) skewed: bool,
     /// Probability of a crash just when a request is sent or takes effect, of 10,000.
-    pub crash_at_request: u32,
+    pub(super) crash_at_request: u32,
 }
 
 impl Plan {
     /// The run of a seed.
-    pub fn draw(seed: u64) -> Self {
+    pub(super) fn draw(seed: u64) -> Self {
         let mut random = SmallRng::seed_from_u64(seed ^ 0x5eed_0000_0000_0001);
         let layout = layout(&mut random);
         let ms = Duration::from_millis;
@@ -62,7 +62,10 @@ impl Plan {
             commit_chunk_wait: ms(pick(&mut random, &[0, 100, 3000])),
             commit_max_bytes: pick(&mut random, &[8, 32, 128, 1024]) << 10,
             commits_in_flight: usize::try_from(pick(&mut random, &[1, 2, 3, 8])).unwrap(),
-            store_deadline: [None, None, Some(ms(2000)), Some(ms(20_000))].choose(&mut random).copied().unwrap(),
+            store_deadline: [None, None, Some(ms(2000)), Some(ms(20_000))]
+                .choose(&mut random)
+                .copied()
+                .unwrap(),
             journal_max_bytes: pick(&mut random, &[32, 128, 512, 4096]) << 10,
             journal_max_records: pick(&mut random, &[2, 5, 20, 100]),
             journal_max_age: ms(pick(&mut random, &[1000, 10_000, 300_000])),

@@ -26,7 +26,7 @@ struct Wrong {
 }
 
 /// Checks what was recovered after `epoch` ended, or would be if it ended now.
-pub fn check(epoch: &Epoch, image: &[Id]) -> Result<(), String> {
+pub(super) fn check(epoch: &Epoch, image: &[Id]) -> Result<(), String> {
     let mut held: BTreeSet<Id> = BTreeSet::new();
     for (cell, found) in (0..).zip(image) {
         if *found == TORN {
@@ -37,7 +37,9 @@ pub fn check(epoch: &Epoch, image: &[Id]) -> Result<(), String> {
                 Some(change) if change.covers(cell) && !change.zero => drop(held.insert(*found)),
                 _ => {
                     let base = epoch.base[cell as usize];
-                    return Err(format!("cell {cell} recovered as change {found} of another epoch; base {base}"));
+                    return Err(format!(
+                        "cell {cell} recovered as change {found} of another epoch; base {base}"
+                    ));
                 }
             }
         }
@@ -73,8 +75,9 @@ fn fits(epoch: &Epoch, image: &[Id], zero: &Change) -> bool {
 fn try_prefix(epoch: &Epoch, image: &[Id], held: &BTreeSet<Id>) -> Result<(), Wrong> {
     let issued = held.iter().filter_map(|id| epoch.change(*id)).map(|change| change.issued).max();
     let until: Moment = issued.unwrap_or(0).max(epoch.flushed).max(epoch.closed.unwrap_or(0));
-    let is_in =
-        |change: &Change| held.contains(&change.id) || change.answered.is_some_and(|answered| answered < until);
+    let is_in = |change: &Change| {
+        held.contains(&change.id) || change.answered.is_some_and(|answered| answered < until)
+    };
     let mut order: BTreeSet<(Id, Id)> = BTreeSet::new();
     let cells = u32::try_from(image.len()).expect("images are small");
     for block in 0..cells.div_ceil(BLOCK_CELLS) {
@@ -96,16 +99,19 @@ fn try_prefix(epoch: &Epoch, image: &[Id], held: &BTreeSet<Id>) -> Result<(), Wr
                 }
                 continue;
             }
-            let last = inside.iter().copied().find(|change| {
+            let mut last = inside.iter().copied().filter(|change| {
                 change.covers(cell)
                     && (if change.zero { found == 0 } else { found == change.id })
                     && !covering.clone().any(|other| change.precedes(other))
             });
+            let (last, another) = (last.next(), last.next());
             let Some(last) = last else { return Err(told("lost a change")) };
+            if another.is_some() {
+                // Of several zeros, any may be the last one.
+                continue;
+            }
             for other in covering.filter(|other| other.id != last.id && !other.precedes(last)) {
-                // Of two zeros, either may be the last one.
-                if !(other.zero && last.zero) && order.insert((other.id, last.id)) && order.contains(&(last.id, other.id))
-                {
+                if order.insert((other.id, last.id)) && order.contains(&(last.id, other.id)) {
                     return Err(told("is decided unlike another cell of the same changes"));
                 }
             }

@@ -8,7 +8,7 @@ use xxhash_rust::xxh3::Xxh3;
 const KEPT: usize = 60;
 
 /// Events so far.
-pub struct Trace {
+pub(super) struct Trace {
     hash: Xxh3,
     print: bool,
     lines: u64,
@@ -17,12 +17,12 @@ pub struct Trace {
 
 impl Trace {
     /// An empty trace.
-    pub fn new(print: bool) -> Self {
+    pub(super) fn new(print: bool) -> Self {
         Self { hash: Xxh3::new(), print, lines: 0, last: std::collections::VecDeque::new() }
     }
 
     /// Adds an event at a time in milliseconds.
-    pub fn line(&mut self, now: u64, event: Arguments<'_>) {
+    pub(super) fn line(&mut self, now: u64, event: Arguments<'_>) {
         let mut line = if self.last.len() == KEPT { self.last.pop_front().unwrap() } else { String::new() };
         line.clear();
         write!(line, "{:>5}.{:03} {event}", now / 1000, now % 1000).expect("a string takes all");
@@ -36,17 +36,17 @@ impl Trace {
     }
 
     /// Hash of all events.
-    pub fn hash(&self) -> u64 {
+    pub(super) fn hash(&self) -> u64 {
         self.hash.digest()
     }
 
     /// How many events.
-    pub fn lines(&self) -> u64 {
+    pub(super) fn lines(&self) -> u64 {
         self.lines
     }
 
     /// The last events.
-    pub fn tail(&self) -> String {
+    pub(super) fn tail(&self) -> String {
         self.last.iter().map(|line| format!("  {line}\n")).collect()
     }
 }

@@ -12,7 +12,7 @@ use rand::rngs::SmallRng;
 
 /// What a request was for, as far as an onlooker can tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Phase {
+pub(super) enum Phase {
     /// Of a gateway that is opening the volume.
     Open,
     /// A record, or a chunk object, on its way.
@@ -28,12 +28,12 @@ pub enum Phase {
 }
 
 /// Every phase.
-pub const PHASES: [Phase; 6] =
+pub(super) const PHASES: [Phase; 6] =
     [Phase::Open, Phase::Commit, Phase::Fold, Phase::Head, Phase::Collect, Phase::Read];
 
 /// What is done to a request, or to its gateway while the request is on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Fault {
+pub(super) enum Fault {
     /// It fails without effect.
     ErrorBefore,
     /// It takes effect, and its answer is lost.
@@ -61,7 +61,7 @@ pub enum Fault {
 }
 
 /// Every fault.
-pub const FAULTS: [Fault; 12] = [
+pub(super) const FAULTS: [Fault; 12] = [
     Fault::ErrorBefore,
     Fault::LostAnswer,
     Fault::Late,
@@ -78,7 +78,7 @@ pub const FAULTS: [Fault; 12] = [
 
 impl Fault {
     /// Whether a request of that phase can meet it: bodies are only read, and only changes land late or twice.
-    pub fn meets(self, phase: Phase) -> bool {
+    pub(super) fn meets(self, phase: Phase) -> bool {
         match self {
             Self::Flip | Self::Short => matches!(phase, Phase::Open | Phase::Collect | Phase::Read),
             Self::Late | Self::Duplicate => phase != Phase::Read,
@@ -89,28 +89,28 @@ impl Fault {
 
 /// How often each fault met each phase.
 #[derive(Clone, Debug, Default)]
-pub struct Coverage(BTreeMap<(Fault, Phase), u64>);
+pub(super) struct Coverage(BTreeMap<(Fault, Phase), u64>);
 
 impl Coverage {
     /// Counts a meeting.
-    pub fn met(&mut self, fault: Fault, phase: Phase) {
+    pub(super) fn met(&mut self, fault: Fault, phase: Phase) {
         *self.0.entry((fault, phase)).or_default() += 1;
     }
 
     /// Adds what another run met.
-    pub fn add(&mut self, other: &Self) {
+    pub(super) fn add(&mut self, other: &Self) {
         for (pair, count) in &other.0 {
             *self.0.entry(*pair).or_default() += count;
         }
     }
 
     /// How often a pair was met.
-    pub fn of(&self, fault: Fault, phase: Phase) -> u64 {
+    pub(super) fn of(&self, fault: Fault, phase: Phase) -> u64 {
         self.0.get(&(fault, phase)).copied().unwrap_or(0)
     }
 
     /// The pairs met less often than `least`, of those that can meet.
-    pub fn rare(&self, least: u64) -> Vec<(Fault, Phase, u64)> {
+    pub(super) fn rare(&self, least: u64) -> Vec<(Fault, Phase, u64)> {
         let pairs = FAULTS.iter().flat_map(|fault| PHASES.iter().map(|phase| (*fault, *phase)));
         pairs
             .filter(|(fault, phase)| fault.meets(*phase) && self.of(*fault, *phase) < least)
@@ -119,7 +119,7 @@ impl Coverage {
     }
 
     /// A table for people.
-    pub fn table(&self) -> String {
+    pub(super) fn table(&self) -> String {
         let mut table = format!("{:>12}", "");
         for phase in PHASES {
             table += &format!("{:>10}", format!("{phase:?}"));
@@ -137,25 +137,25 @@ impl Coverage {
 
 /// How often what happens, each of 10,000 requests; and how long they take.
 #[derive(Clone, Debug, Default)]
-pub struct Rates {
-    pub error_before: u32,
-    pub lost_answer: u32,
-    pub late: u32,
-    pub duplicate: u32,
-    pub throttled: u32,
-    pub denied: u32,
-    pub slow: u32,
-    pub flip: u32,
-    pub short: u32,
+pub(super) struct Rates {
+    pub(super) error_before: u32,
+    pub(super) lost_answer: u32,
+    pub(super) late: u32,
+    pub(super) duplicate: u32,
+    pub(super) throttled: u32,
+    pub(super) denied: u32,
+    pub(super) slow: u32,
+    pub(super) flip: u32,
+    pub(super) short: u32,
     /// Longest usual time of a request in milliseconds.
-    pub latency: u64,
+    pub(super) latency: u64,
     /// A request without an answer fails after so many milliseconds.
-    pub timeout: u64,
+    pub(super) timeout: u64,
 }
 
 /// How a request ends for its caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub(super) enum Outcome {
     /// As the store says.
     Real,
     /// With a bit of its body flipped.
@@ -168,7 +168,7 @@ pub enum Outcome {
 
 /// An error that a request meets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Failure {
+pub(super) enum Failure {
     Timeout,
     Transient,
     Throttled,
@@ -177,7 +177,7 @@ pub enum Failure {
 
 impl Failure {
     /// As the store's errors say it.
-    pub fn error(self, key: &str) -> Error {
+    pub(super) fn error(self, key: &str) -> Error {
         let key = key.to_owned();
         match self {
             Self::Timeout => Error::Timeout { key, after_ms: 10_000 },
@@ -190,17 +190,17 @@ impl Failure {
 
 /// What becomes of a request; times in milliseconds after it was sent.
 #[derive(Clone, Copy, Debug)]
-pub struct Fate {
+pub(super) struct Fate {
     /// When it takes effect, if ever.
-    pub lands: Option<u64>,
+    pub(super) lands: Option<u64>,
     /// When it takes effect once more.
-    pub again: Option<u64>,
+    pub(super) again: Option<u64>,
     /// When its caller hears.
-    pub answered: u64,
+    pub(super) answered: u64,
     /// What its caller hears.
-    pub outcome: Outcome,
+    pub(super) outcome: Outcome,
     /// What was done to it.
-    pub fault: Option<Fault>,
+    pub(super) fault: Option<Fault>,
 }
 
 fn latency(rates: &Rates, random: &mut SmallRng) -> u64 {
@@ -213,14 +213,14 @@ fn latency(rates: &Rates, random: &mut SmallRng) -> u64 {
 }
 
 /// Draws what becomes of a request in fair weather: only its times differ.
-pub fn fair(rates: &Rates, random: &mut SmallRng) -> Fate {
+pub(super) fn fair(rates: &Rates, random: &mut SmallRng) -> Fate {
     let lands = latency(rates, random).min(rates.timeout / 3);
     let answered = lands + latency(rates, random).min(rates.timeout / 3);
     Fate { lands: Some(lands), again: None, answered, outcome: Outcome::Real, fault: None }
 }
 
 /// Draws what becomes of a request; `changes` says that it is a PUT or DELETE, `has_body` that it is a GET.
-pub fn draw(rates: &Rates, random: &mut SmallRng, changes: bool, has_body: bool) -> Fate {
+pub(super) fn draw(rates: &Rates, random: &mut SmallRng, changes: bool, has_body: bool) -> Fate {
     let mut fate = fair(rates, random);
     let mut dice = random.random_range(0..10_000_u32);
     let mut hit = |rate: u32| {
@@ -233,7 +233,12 @@ pub fn draw(rates: &Rates, random: &mut SmallRng, changes: bool, has_body: bool)
         if failure == Failure::Timeout {
             fate.answered = rates.timeout;
         }
-        return Fate { lands: None, outcome: Outcome::Fails(failure), fault: Some(Fault::ErrorBefore), ..fate };
+        return Fate {
+            lands: None,
+            outcome: Outcome::Fails(failure),
+            fault: Some(Fault::ErrorBefore),
+            ..fate
+        };
     }
     if hit(rates.lost_answer) {
         let failure = if random.random() { Failure::Transient } else { Failure::Timeout };

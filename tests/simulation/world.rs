@@ -4,13 +4,14 @@
 //! is its own: it lands and is answered whether or not its sender still lives. Invariant: every request is answered,
 //! unless its sender died.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use cairn::store::{ByteRange, Condition, ETag, Error, Listing, MemoryStore, Object, Store};
 use cairn::volume::keys::{Keys, Parsed};
 use cairn::volume::record::{Record, RecordKind};
+use cairn::volume::root::KeptRoot;
 use futures::FutureExt;
 use parking_lot::{Mutex, MutexGuard};
 use rand::rngs::SmallRng;
@@ -25,14 +26,19 @@ use super::prefix;
 use super::trace::Trace;
 use super::weather::{Coverage, Failure, Fate, Fault, Outcome, Phase, draw, fair};
 
+/// Seconds since 1970 when the world begins.
+pub(super) const DAWN: u64 = 1_700_000_000;
+/// Seconds that the time of day of a gateway is ahead at most.
+pub(super) const MAX_SKEW: u64 = 120;
+
 /// Time of the world in milliseconds.
-pub type Time = u64;
+pub(super) type Time = u64;
 /// A gateway's life from start to end; each has its own number.
-pub type Process = u32;
+pub(super) type Process = u32;
 
 /// A request to the store.
 #[derive(Clone, Debug)]
-pub enum Call {
+pub(super) enum Call {
     Get(String, ByteRange),
     Put(String, Bytes, Condition),
     Delete(Vec<String>),
@@ -41,7 +47,7 @@ pub enum Call {
 
 /// What the store answers.
 #[derive(Clone, Debug)]
-pub enum Answer {
+pub(super) enum Answer {
     Object(Object),
     ETag(ETag),
     Deleted,
@@ -49,11 +55,11 @@ pub enum Answer {
 }
 
 /// Where an answer goes.
-pub type Reply = oneshot::Sender<Result<Answer, Error>>;
+pub(super) type Reply = oneshot::Sender<Result<Answer, Error>>;
 
 /// A request on its way to the store.
 #[derive(Debug)]
-pub struct Flight {
+pub(super) struct Flight {
     process: Process,
     number: u64,
     phase: Phase,
@@ -66,7 +72,7 @@ pub struct Flight {
 
 /// What happens.
 #[derive(Debug)]
-pub enum Event {
+pub(super) enum Event {
     /// A request takes effect.
     Land(Box<Flight>),
     /// A caller hears.
@@ -77,7 +83,7 @@ pub enum Event {
 
 /// What the driver does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Act {
+pub(super) enum Act {
     /// Draws a disaster, or starts a gateway.
     Disaster,
     /// Ends a partition.
@@ -92,7 +98,7 @@ pub enum Act {
 
 /// What a gateway is told to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
+pub(super) enum Order {
     /// To serve its clients.
     Serve,
     /// To end its clients after the command at hand, and to wait.
@@ -103,27 +109,27 @@ pub enum Order {
 
 /// What is known of a gateway.
 #[derive(Debug)]
-pub struct ProcessState {
+pub(super) struct ProcessState {
     /// Whether it is alive.
-    pub alive: bool,
+    pub(super) alive: bool,
     /// Whether its requests are those of an opening.
-    pub opening: bool,
+    pub(super) opening: bool,
     /// The epoch that it serves.
-    pub epoch: Option<u32>,
+    pub(super) epoch: Option<u32>,
     /// Whether it closed the volume, or lost it.
-    pub ended: bool,
+    pub(super) ended: bool,
     /// Whether it is cut off.
-    pub partitioned: bool,
+    pub(super) partitioned: bool,
     /// What it was told.
-    pub order: watch::Sender<Order>,
+    pub(super) order: watch::Sender<Order>,
     /// Commands without an answer, by number.
-    pub commands: BTreeMap<u64, String>,
+    pub(super) commands: BTreeMap<u64, String>,
     flights: BTreeMap<u64, Phase>,
 }
 
 /// Shared by all parts of a run.
 #[derive(Clone)]
-pub struct World(Arc<Mutex<Inner>>);
+pub(super) struct World(Arc<Mutex<Inner>>);
 
 impl std::fmt::Debug for World {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -132,35 +138,39 @@ impl std::fmt::Debug for World {
 }
 
 /// The world's state.
-pub struct Inner {
-    pub now: Time,
-    pub plan: Plan,
-    pub volume: Uuid,
-    pub memory: MemoryStore,
-    pub random: SmallRng,
-    pub trace: Trace,
-    pub history: History,
-    pub coverage: Coverage,
+pub(super) struct Inner {
+    pub(super) now: Time,
+    pub(super) plan: Plan,
+    pub(super) volume: Uuid,
+    pub(super) memory: MemoryStore,
+    pub(super) random: SmallRng,
+    pub(super) trace: Trace,
+    pub(super) history: History,
+    pub(super) coverage: Coverage,
     /// The first promise that was found broken.
-    pub violation: Option<String>,
-    pub processes: BTreeMap<Process, ProcessState>,
+    pub(super) violation: Option<String>,
+    pub(super) processes: BTreeMap<Process, ProcessState>,
     /// No more faults.
-    pub calm: bool,
+    pub(super) calm: bool,
+    /// Nothing is late any more.
+    pub(super) drained: bool,
+    /// Keys of PUTs that landed without their caller's knowing, or after it lost the volume.
+    pub(super) strays: BTreeSet<String>,
     /// Most requests fail.
-    pub storm: bool,
+    pub(super) storm: bool,
     /// Gateways that die at this instant.
-    pub crashing: Vec<Process>,
+    pub(super) crashing: Vec<Process>,
     /// Commands that may still be issued.
-    pub commands_left: u32,
+    pub(super) commands_left: u32,
     /// Commands that were issued.
-    pub commands: u64,
+    pub(super) commands: u64,
     numbers: u64,
     queue: BTreeMap<(Time, u64), Event>,
 }
 
 impl World {
     /// A world with an empty store.
-    pub fn new(plan: Plan, volume: Uuid, memory: MemoryStore, print: bool) -> Self {
+    pub(super) fn new(plan: Plan, volume: Uuid, memory: MemoryStore, print: bool) -> Self {
         let cells = plan.layout.cells();
         let random = SmallRng::seed_from_u64(plan.seed ^ 0x0dd5_0000_0000_0002);
         Self(Arc::new(Mutex::new(Inner {
@@ -174,6 +184,8 @@ impl World {
             violation: None,
             processes: BTreeMap::new(),
             calm: false,
+            drained: false,
+            strays: BTreeSet::new(),
             storm: false,
             crashing: Vec::new(),
             commands_left: plan.commands,
@@ -185,7 +197,7 @@ impl World {
     }
 
     /// The state, until the guard is dropped.
-    pub fn lock(&self) -> MutexGuard<'_, Inner> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
         self.0.lock()
     }
 }
@@ -194,7 +206,9 @@ fn short(call: &Call, prefix: &str) -> String {
     let cut = |key: &str| key.strip_prefix(prefix).unwrap_or(key).to_owned();
     match call {
         Call::Get(key, ByteRange::Full) => format!("get {}", cut(key)),
-        Call::Get(key, ByteRange::Bounded { offset, length }) => format!("get {}[{offset}+{length}]", cut(key)),
+        Call::Get(key, ByteRange::Bounded { offset, length }) => {
+            format!("get {}[{offset}+{length}]", cut(key))
+        }
         Call::Put(key, body, condition) => {
             let how = match condition {
                 Condition::Always => "",
@@ -203,7 +217,9 @@ fn short(call: &Call, prefix: &str) -> String {
             };
             format!("put {} {} bytes{how}", cut(key), body.len())
         }
-        Call::Delete(keys) => format!("delete {}", keys.iter().map(|key| cut(key)).collect::<Vec<_>>().join(" ")),
+        Call::Delete(keys) => {
+            format!("delete {}", keys.iter().map(|key| cut(key)).collect::<Vec<_>>().join(" "))
+        }
         Call::List(prefix, after) => format!("list {} after {:?}", cut(prefix), after.as_deref().map(cut)),
     }
 }
@@ -219,41 +235,41 @@ fn told(result: &Result<Answer, Error>) -> String {
 
 impl Inner {
     /// Adds to the trace.
-    pub fn say(&mut self, event: std::fmt::Arguments<'_>) {
+    pub(super) fn say(&mut self, event: std::fmt::Arguments<'_>) {
         self.trace.line(self.now, event);
     }
 
     /// Notes that a promise is broken.
-    pub fn broken(&mut self, why: String) {
+    pub(super) fn broken(&mut self, why: String) {
         self.say(format_args!("VIOLATION {why}"));
         self.violation.get_or_insert(why);
     }
 
     /// Lets an event happen at a time.
-    pub fn push(&mut self, at: Time, event: Event) {
+    pub(super) fn push(&mut self, at: Time, event: Event) {
         self.numbers += 1;
         self.queue.insert((at.max(self.now), self.numbers), event);
     }
 
     /// The time of the next event.
-    pub fn next_time(&self) -> Option<Time> {
+    pub(super) fn next_time(&self) -> Option<Time> {
         self.queue.first_key_value().map(|((time, _), _)| *time)
     }
 
     /// Takes the next event; its time is now.
-    pub fn pop(&mut self) -> Option<Event> {
+    pub(super) fn pop(&mut self) -> Option<Event> {
         let ((time, _), event) = self.queue.pop_first()?;
         self.now = self.now.max(time);
         Some(event)
     }
 
     /// Forgets what the driver was still to do.
-    pub fn forget_acts(&mut self) {
+    pub(super) fn forget_acts(&mut self) {
         self.queue.retain(|_, event| !matches!(event, Event::Act(_)));
     }
 
     /// Every object of the store.
-    pub fn objects(&self) -> bucket::Objects {
+    pub(super) fn objects(&self) -> bucket::Objects {
         self.memory.objects()
     }
 
@@ -278,7 +294,7 @@ impl Inner {
     }
 
     /// Sends a request at a time, which may be a little ahead of the world's.
-    pub fn send(&mut self, process: Process, at: Time, call: Call, reply: Reply) {
+    pub(super) fn send(&mut self, process: Process, at: Time, call: Call, reply: Reply) {
         let at = at.max(self.now);
         let phase = self.phase(process, &call);
         self.numbers += 1;
@@ -290,10 +306,14 @@ impl Inner {
         let prefix = Keys::new(self.volume).prefix();
         self.trace.line(
             at,
-            format_args!("P{process} #{number} {phase:?} {}{}", short(&call, &prefix), match fate.fault {
-                Some(fault) => format!(" [{fault:?}]"),
-                None => String::new(),
-            }),
+            format_args!(
+                "P{process} #{number} {phase:?} {}{}",
+                short(&call, &prefix),
+                match fate.fault {
+                    Some(fault) => format!(" [{fault:?}]"),
+                    None => String::new(),
+                }
+            ),
         );
         let answer_at = at + fate.answered;
         let outcome = fate.outcome;
@@ -343,20 +363,22 @@ impl Inner {
     }
 
     fn crash_by_chance(&mut self, process: Process) {
-        let rate = self.plan.crash_at_request;
+        // Openings are many requests, and crash in peace else.
+        let opening = self.processes.get(&process).is_some_and(|state| state.opening);
+        let rate = self.plan.crash_at_request / if opening { 10 } else { 1 };
         if !self.calm && rate > 0 && self.random.random_range(0..10_000) < rate {
             self.crashing.push(process);
         }
     }
 
     /// Counts a fault of a gateway against what it has on its way.
-    pub fn strike(&mut self, process: Process, fault: Fault) {
+    pub(super) fn strike(&mut self, process: Process, fault: Fault) {
         let phases: Vec<Phase> = self.processes[&process].flights.values().copied().collect();
         phases.into_iter().for_each(|phase| self.coverage.met(fault, phase));
     }
 
     /// A request takes effect.
-    pub fn land(&mut self, flight: Flight) {
+    pub(super) fn land(&mut self, flight: Flight) {
         let Flight { process, number, call, reply, outcome, answer_at, .. } = flight;
         if !self.processes[&process].alive && self.random.random_bool(0.3) {
             self.say(format_args!("P{process} #{number} never arrives: its sender is dead"));
@@ -366,6 +388,11 @@ impl Inner {
         self.say(format_args!("P{process} #{number} lands: {}", told(&result)));
         if let (Call::Put(key, body, _), Ok(_)) = (&call, &result) {
             self.landed(key, body);
+            let superseded =
+                self.processes[&process].epoch.is_some_and(|epoch| epoch < self.history.newest());
+            if reply.is_none() || superseded {
+                self.strays.insert(key.clone());
+            }
         }
         if let Some(reply) = reply {
             let result = self.on_the_way(outcome, result);
@@ -413,7 +440,13 @@ impl Inner {
     }
 
     /// A caller hears, unless it is cut off.
-    pub fn answer(&mut self, process: Process, number: u64, reply: Reply, result: Result<Answer, Error>) {
+    pub(super) fn answer(
+        &mut self,
+        process: Process,
+        number: u64,
+        reply: Reply,
+        result: Result<Answer, Error>,
+    ) {
         let state = self.processes.get_mut(&process).expect("it sent a request");
         if !state.alive {
             return;
@@ -445,7 +478,7 @@ impl Inner {
     }
 
     /// Checks what an opener would recover now; gives the image.
-    pub fn check_now(&mut self) -> Option<Vec<super::cells::Id>> {
+    pub(super) fn check_now(&mut self) -> Option<Vec<super::cells::Id>> {
         let objects = self.objects();
         let found = bucket::recover(&objects, self.volume, &self.plan.layout);
         let found = match found {
@@ -462,18 +495,26 @@ impl Inner {
         if let Err(why) = prefix::check(&self.history.epochs[&newest], &found.image) {
             self.broken(format!("after epoch {newest}: {why}"));
         }
-        if self.plan.options.deletion_grace.as_secs() >= 3600 {
-            for kept in &found.table.roots {
-                if let Err(why) = bucket::check_root(&objects, self.volume, &self.plan.layout, kept.root) {
-                    self.broken(format!("a root within its grace is not whole: {why}"));
-                }
+        for kept in &found.table.roots {
+            if !self.is_within_grace(kept) {
+                continue;
+            }
+            if let Err(why) = bucket::check_root(&objects, self.volume, &self.plan.layout, kept.root) {
+                self.broken(format!("a root within its grace is not whole: {why}"));
             }
         }
         Some(found.image)
     }
 
+    /// Whether a kept root may not be deleted yet, whatever the clocks of gateways say.
+    fn is_within_grace(&self, kept: &KeptRoot) -> bool {
+        let now = DAWN + self.now / 1000;
+        let ends = kept.retired_at_seconds + self.plan.options.deletion_grace.as_secs();
+        kept.retired_at_seconds == 0 || now + 2 * MAX_SKEW < ends
+    }
+
     /// A gateway begins.
-    pub fn born(&mut self, process: Process) -> watch::Receiver<Order> {
+    pub(super) fn born(&mut self, process: Process) -> watch::Receiver<Order> {
         let (order, orders) = watch::channel(Order::Serve);
         let state = ProcessState {
             alive: true,
@@ -490,7 +531,7 @@ impl Inner {
     }
 
     /// Tells a gateway what to do.
-    pub fn order(&mut self, process: Process, order: Order) {
+    pub(super) fn order(&mut self, process: Process, order: Order) {
         self.processes[&process].order.send_replace(order);
     }
 }
