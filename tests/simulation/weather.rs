@@ -118,6 +118,16 @@ impl Coverage {
             .collect()
     }
 
+    /// How often the rarest pair was met.
+    pub(super) fn least(&self) -> u64 {
+        let pairs = FAULTS.iter().flat_map(|fault| PHASES.iter().map(|phase| (*fault, *phase)));
+        pairs
+            .filter(|(fault, phase)| fault.meets(*phase))
+            .map(|(fault, phase)| self.of(fault, phase))
+            .min()
+            .unwrap_or(0)
+    }
+
     /// A table for people.
     pub(super) fn table(&self) -> String {
         let mut table = format!("{:>12}", "");

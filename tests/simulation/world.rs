@@ -62,7 +62,6 @@ pub(super) type Reply = oneshot::Sender<Result<Answer, Error>>;
 pub(super) struct Flight {
     process: Process,
     number: u64,
-    phase: Phase,
     call: Call,
     /// `None` where the caller will not hear of it.
     reply: Option<Reply>,
@@ -317,7 +316,7 @@ impl Inner {
         );
         let answer_at = at + fate.answered;
         let outcome = fate.outcome;
-        let flight = |reply| Flight { process, number, phase, call: call.clone(), reply, outcome, answer_at };
+        let flight = |reply| Flight { process, number, call: call.clone(), reply, outcome, answer_at };
         if let Some(again) = fate.again {
             self.push(at + again, Event::Land(Box::new(flight(None))));
         }
