@@ -13,6 +13,7 @@ mod memory_export;
 use std::error::Error;
 use std::sync::Arc;
 
+use cairn::metrics::Metrics;
 use cairn::server::{Greeting, ListenAddress, Listener, Options, Server};
 use memory_export::{MemoryExport, MemoryExports};
 use tokio::signal::unix::{SignalKind, signal};
@@ -24,7 +25,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         Arc::new(MemoryExport::new("disk", 1 << 30)),
         Arc::new(MemoryExport::new("large", 1 << 40)),
     ]);
-    let server = Server::new(Arc::new(exports), Options::default());
+    let server = Server::new(Arc::new(exports), Options::default(), Metrics::new().server());
     for address in std::env::args().skip(1) {
         let listener = Listener::bind(&address.parse::<ListenAddress>()?).await?;
         println!("listening on {}", server.listen(listener, Greeting::Newstyle));

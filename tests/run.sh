@@ -10,7 +10,7 @@ set -u -o pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/tools/common.sh"
 cd "$ROOT" || exit 1
 exec </dev/null
-export CARGO_TERM_COLOR=never CARGO_INCREMENTAL=0 NO_COLOR=1
+export CARGO_TERM_COLOR=never CARGO_INCREMENTAL=0 NO_COLOR=1 RUST_BACKTRACE=0
 export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
 
 ONLY=("$@")
@@ -18,6 +18,7 @@ TARGET=${CARGO_TARGET_DIR:-$ROOT/target}
 LOGS=$TARGET/test-logs
 MINIMA=$ROOT/tests/minima.tsv
 mkdir -p "$LOGS"
+: >"$LOGS/counts.tsv"
 
 declare -a ORDER=() NOTES=()
 declare -A PASSED=() FAILED=() SECONDS_OF=()
@@ -62,6 +63,7 @@ suite() {
     ORDER+=("$name")
     PASSED[$name]=$passed FAILED[$name]=$failed SECONDS_OF[$name]=$((SECONDS - begun))
     TOTAL_PASSED=$((TOTAL_PASSED + passed)) TOTAL_FAILED=$((TOTAL_FAILED + failed))
+    printf '%s\t%s\n' "$name" "$passed" >>"$LOGS/counts.tsv"
     if [ "$failed" -gt 0 ]; then
         say "-- $name FAILED (exit status $status), the end of $log:"
         tail -n 80 "$log" >&2
@@ -71,7 +73,7 @@ suite() {
 
 # --- the suites ------------------------------------------------------------------------------------------------------
 
-suite_tools() { "$ROOT/tests/tools/install.sh" packages deny s3 && count 3 0; }
+suite_tools() { "$ROOT/tests/tools/install.sh" packages deny s3 machine operations && count 5 0; }
 
 suite_fmt() { cargo fmt --check && count 1 0; }
 
@@ -122,10 +124,18 @@ suite_minima() {
     count 1 0
 }
 
+# The charts, and the files under deploy.
+suite_helm() { limited 600 tests/ops/helm.sh; }
+
+suite_deploy() { limited 300 tests/ops/deploy.sh; }
+
 # The release profile throughout: build scripts and macros are shared with the tests, and what is tested is what ships.
 suite_clippy() { limited 1800 cargo clippy --release --all-targets --quiet -- -D warnings && count 1 0; }
 
 suite_deny() { limited 300 "$TOOLS/bin/cargo-deny" --offline check bans licenses sources && count 3 0; }
+
+# Each golden file, read by a program that shares nothing with Cairn.
+suite_peer() { limited 300 /usr/bin/python3 "$ROOT/tests/golden/codec.py" && count 1 0; }
 
 suite_build() {
     limited 3000 cargo test --release --no-run --lib --test it --message-format=json-render-diagnostics \
@@ -135,9 +145,9 @@ suite_build() {
 
 # executable NAME: the test binary that cargo built from the library or from the integration target NAME.
 executable() {
-    jq -e -r --arg name "$1" 'select(.reason == "compiler-artifact" and .profile.test and .executable)
-        | select(if $name == "lib" then .target.kind == ["lib"] else .target.kind == ["test"] and .target.name == $name end)
-        | .executable' "$LOGS/artifacts.json"
+    jq -e -r -s --arg name "$1" 'map(select(.reason == "compiler-artifact" and .profile.test and .executable)
+        | select(if $name == "lib" then .target.kind == ["lib"] else .target.kind == ["test"] and .target.name == $name end))
+        | first | .executable' "$LOGS/artifacts.json"
 }
 
 suite_unit() { limited 1200 "$(cat "$LOGS/lib.path")"; }
@@ -148,8 +158,8 @@ suite_doc() { limited 1200 cargo test --release --doc; }
 modules() {
     local listed
     listed=$("$(cat "$LOGS/it.path")" --list --format terse | sed -n 's/: test$//p' | cut -d: -f1 | sort -u)
-    for first in tidy format model conformance store volume simulation; do grep -qx "$first" <<<"$listed" && echo "$first"; done
-    grep -vxE 'tidy|format|model|conformance|store|volume|simulation|interop|vm' <<<"$listed"
+    for first in tidy golden model conformance store volume simulation; do grep -qx "$first" <<<"$listed" && echo "$first"; done
+    grep -vxE 'tidy|golden|model|conformance|store|volume|simulation|interop|vm' <<<"$listed"
     for last in interop vm; do grep -qx "$last" <<<"$listed" && echo "$last"; done
     return 0
 }
@@ -172,7 +182,10 @@ suite fmt suite_fmt
 suite shell suite_shell
 suite yaml suite_yaml
 suite minima suite_minima
+suite helm suite_helm
+suite deploy suite_deploy
 suite deny suite_deny
+suite peer suite_peer
 suite clippy suite_clippy
 if [ ${#ONLY[@]} -gt 0 ]; then ONLY+=(build); fi
 suite build suite_build

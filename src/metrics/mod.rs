@@ -22,7 +22,7 @@ pub use labels::{
     Command, Errno, FoldResult, HandshakeFailure, Label, ObjectKind, ReadAhead, ReadSource, StoreOperation,
     StoreOutcome, Tier, Transport,
 };
-pub use server::ServerMetrics;
+pub use server::{HeldBytes, ServerMetrics};
 pub use store::StoreMetrics;
 pub use volume::{InFlight, Moment, VolumeHandles, VolumeMetrics};
 

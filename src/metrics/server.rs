@@ -56,9 +56,24 @@ impl ServerMetrics {
         InFlight::new(self.0.requests_in_flight.clone())
     }
 
-    /// Payload bytes held for requests in flight.
+    /// Counts payload bytes as held for a request in flight, until the guard is dropped.
     #[must_use]
-    pub fn bytes_in_flight(&self) -> &IntGauge {
-        &self.0.bytes_in_flight
+    pub fn hold_bytes(&self, bytes: u32) -> HeldBytes {
+        let held = HeldBytes { gauge: self.0.bytes_in_flight.clone(), bytes: i64::from(bytes) };
+        held.gauge.add(held.bytes);
+        held
+    }
+}
+
+/// Payload bytes that are held while this lives.
+#[derive(Debug)]
+pub struct HeldBytes {
+    gauge: IntGauge,
+    bytes: i64,
+}
+
+impl Drop for HeldBytes {
+    fn drop(&mut self) {
+        self.gauge.sub(self.bytes);
     }
 }

@@ -98,14 +98,11 @@ impl Request {
     }
 
     /// Bytes of payload that follow the header: those of a WRITE, and with extended headers those of any command that
-    /// says so.
+    /// says so. A WRITE must say so too, but QEMU's client (seen in 10.0) does not and sends its payload all the same.
     #[must_use]
     pub fn payload_length(&self, style: HeaderStyle) -> u64 {
-        let has_payload = match style {
-            HeaderStyle::Simple | HeaderStyle::Structured => self.command == Command::Write,
-            HeaderStyle::Extended => self.flags.contains(CommandFlags::PAYLOAD_LEN),
-        };
-        if has_payload { self.length } else { 0 }
+        let says_so = style == HeaderStyle::Extended && self.flags.contains(CommandFlags::PAYLOAD_LEN);
+        if says_so || self.command == Command::Write { self.length } else { 0 }
     }
 }
 

@@ -12,11 +12,13 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use super::connections::{Connections, Seat};
 use super::dispatch::Rules;
 use super::export::{Export, ExportDescription, Exports, OpenError};
 use super::options::Options;
 use super::transmission::{self, Broken, End, READ_BYTES, Transmission};
 use super::transport::Transport;
+use crate::metrics::{HandshakeFailure, ServerMetrics};
 use crate::protocol::negotiate_server::{
     CloseReason, HandshakePolicy, ServerAction, ServerHandshake, Session, TlsPolicy,
 };
@@ -47,6 +49,8 @@ pub(crate) struct Shared {
     pub(crate) options: Options,
     pub(crate) tasks: Arc<Tasks>,
     pub(crate) drain: CancellationToken,
+    pub(crate) metrics: ServerMetrics,
+    pub(crate) connections: Connections,
 }
 
 /// Why a connection did not reach transmission.
@@ -66,8 +70,22 @@ enum HandshakeEnd {
     Oldstyle(Refusal),
 }
 
+impl HandshakeEnd {
+    fn failure(&self) -> HandshakeFailure {
+        match self {
+            Self::Closed(CloseReason::Aborted) => HandshakeFailure::Aborted,
+            Self::Closed(CloseReason::ExportName(_)) | Self::Oldstyle(_) => HandshakeFailure::Export,
+            Self::Closed(_) => HandshakeFailure::Protocol,
+            Self::TimedOut => HandshakeFailure::Timeout,
+            Self::Left | Self::Io(_) | Self::Drained => HandshakeFailure::Disconnected,
+        }
+    }
+}
+
 /// Serves one connection to its end.
-pub(crate) async fn serve(shared: &Shared, transport: Transport, greeting: &Greeting) {
+pub(crate) async fn serve(shared: &Shared, transport: Transport, greeting: &Greeting, seat: &Seat) {
+    let label = transport.label();
+    let _open = shared.metrics.connected(label);
     let handshake = Handshake::new(shared, transport);
     let ready = match greeting {
         Greeting::Newstyle => handshake.newstyle().await,
@@ -75,13 +93,17 @@ pub(crate) async fn serve(shared: &Shared, transport: Transport, greeting: &Gree
     };
     let Ready { session, export, transport, input } = match ready {
         Ok(ready) => ready,
-        Err(end) => return tracing::debug!("handshake ended: {end}"),
+        Err(end) => {
+            shared.metrics.handshake_failed(label, end.failure());
+            return tracing::debug!("handshake ended: {end}");
+        }
     };
     tracing::debug!(export = %session.export.name, headers = ?session.headers, "transmission begins");
+    seat.uses(session.export.name.as_ref());
     let rules = Rules::new(&session);
     let (reader, writer) = transport.into_halves();
     let transmission = Transmission { reader, writer, input, rules, export };
-    match transmission::run(transmission, &shared.options, &shared.tasks, &shared.drain).await {
+    match transmission::run(transmission, shared).await {
         Ok(End::Disconnected) => tracing::debug!("the client disconnected"),
         Ok(End::Closed) => tracing::debug!("the client closed without DISC"),
         Ok(End::Drained) => tracing::debug!("drained"),

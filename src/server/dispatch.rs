@@ -1,7 +1,7 @@
 //! What a request asks an export to do, or the error it earns (NBD `doc/proto.md`, "Request types", "Error values").
 //!
 //! A pure function of the request and of what was negotiated: it does no I/O. Invariant: a [`Job`] lies within the
-//! export, its length is not 0, and a read-only export gets no job that writes.
+//! export, its length is not 0 (except for a READ's), and a read-only export gets no job that writes.
 
 use crate::protocol::info::BlockSize;
 use crate::protocol::negotiate_server::Session;
@@ -11,7 +11,7 @@ use crate::protocol::{BlockStatusPayload, Command, CommandFlags, Error, Request,
 /// What is to be done for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Job {
-    /// Read so many bytes; with `single_chunk`, answer in one content chunk.
+    /// Read so many bytes, maybe none; with `single_chunk`, answer in one content chunk.
     Read { offset: u64, length: u32, single_chunk: bool },
     /// Write the payload that follows the request.
     Write { offset: u64, fua: bool },
@@ -103,6 +103,7 @@ impl Rules {
         self.check_range(command, offset, length)?;
         if length == 0 {
             return match command {
+                Command::Read => Ok(Job::Read { offset, length: 0, single_chunk: false }),
                 Command::BlockStatus => refused(Error::Inval, "BLOCK_STATUS of no bytes"),
                 _ => Ok(Job::Nothing),
             };
@@ -175,9 +176,6 @@ impl Rules {
             }
         }
         if self.headers == HeaderStyle::Extended && request.command == Command::Write {
-            if !request.flags.contains(CommandFlags::PAYLOAD_LEN) {
-                return refused(Error::Inval, "WRITE without a payload");
-            }
             allowed.insert(CommandFlags::PAYLOAD_LEN);
         }
         if request.flags.bits() & !allowed.bits() == 0 {

@@ -11,6 +11,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::dispatch::{Job, Refused, Rules};
 use super::export::{Allocation, Export, ExportError, Segment};
+use crate::metrics;
 use crate::protocol::request::HeaderStyle;
 use crate::protocol::{Cookie, Error, Request};
 
@@ -45,8 +46,8 @@ pub(crate) struct Answered {
 /// A request's share of what a connection may have in flight.
 #[derive(Debug)]
 pub(crate) struct Charge {
-    pub(crate) _request: OwnedSemaphorePermit,
-    pub(crate) _bytes: OwnedSemaphorePermit,
+    pub(crate) _request: (OwnedSemaphorePermit, metrics::InFlight),
+    pub(crate) _bytes: (OwnedSemaphorePermit, metrics::HeldBytes),
 }
 
 impl From<Refused> for ExportError {
@@ -102,6 +103,9 @@ async fn run(export: &dyn Export, rules: &Rules, job: Job, payload: Bytes) -> Re
             export.write_zeroes(offset, length, no_hole, fast, fua).await?;
         }
         Job::Cache { offset, length } => export.cache(offset, length).await?,
+        Job::Read { length: 0, single_chunk, .. } => {
+            return Ok(Answer::Data { segments: Vec::new(), single_chunk });
+        }
         Job::Read { offset, length, single_chunk } => {
             let mut segments = export.read(offset, length).await?;
             segments.retain(|segment| segment.length_bytes() != 0);

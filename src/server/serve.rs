@@ -12,10 +12,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::connection::{self, Greeting, Shared};
+use super::connections::{Connection, Connections, Seat};
 use super::export::Exports;
 use super::listener::{ListenAddress, Listener, Peer};
 use super::options::Options;
 use super::transport::{Stream, Transport};
+use crate::metrics::{HandshakeFailure, ServerMetrics};
 use crate::task::Tasks;
 
 /// How long to wait after a failed accept: it may be for want of file descriptors, which others must give back.
@@ -43,10 +45,16 @@ pub enum Drained {
 impl Server {
     /// A server of these exports, which listens nowhere yet.
     #[must_use]
-    pub fn new(exports: Arc<dyn Exports>, options: Options) -> Self {
+    pub fn new(exports: Arc<dyn Exports>, options: Options, metrics: ServerMetrics) -> Self {
         let slots = Arc::new(Semaphore::new(options.maximum_connections));
-        let shared =
-            Shared { exports, options, tasks: Arc::new(Tasks::new()), drain: CancellationToken::new() };
+        let shared = Shared {
+            exports,
+            options,
+            tasks: Arc::new(Tasks::new()),
+            drain: CancellationToken::new(),
+            metrics,
+            connections: Connections::default(),
+        };
         Self { shared: Arc::new(shared), slots, next_connection: Arc::new(AtomicU64::new(1)) }
     }
 
@@ -82,6 +90,12 @@ impl Server {
     #[must_use]
     pub fn free_connections(&self) -> usize {
         self.slots.available_permits()
+    }
+
+    /// The connections that are open, in the order in which they came.
+    #[must_use]
+    pub fn connections(&self) -> Vec<Connection> {
+        self.shared.connections.list()
     }
 
     /// Ends service in order: no connection is taken any more, options and new commands get errors that say why,
@@ -141,12 +155,14 @@ impl Acceptor {
     /// Starts serving a connection, unless there are too many; then it is closed at once.
     fn admit(&self, transport: Transport, peer: Peer) -> Option<tokio::task::JoinHandle<Option<()>>> {
         let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
+            self.shared.metrics.handshake_failed(transport.label(), HandshakeFailure::Limit);
             tracing::warn!(%peer, "connection refused: {} are open", self.shared.options.maximum_connections);
             return None;
         };
         let id = self.next_connection.fetch_add(1, Ordering::Relaxed);
         let span = tracing::info_span!("connection", id, %peer);
-        let serve = serve_in_slot(Arc::clone(&self.shared), transport, self.greeting.clone(), slot);
+        let seat = self.shared.connections.seat(id, peer.to_string());
+        let serve = serve_in_slot(Arc::clone(&self.shared), transport, self.greeting.clone(), slot, seat);
         Some(self.shared.tasks.spawn_until_cancelled(serve.instrument(span)))
     }
 }
@@ -156,7 +172,9 @@ async fn serve_in_slot(
     transport: Transport,
     greeting: Greeting,
     slot: OwnedSemaphorePermit,
+    seat: Seat,
 ) {
-    connection::serve(&shared, transport, &greeting).await;
+    connection::serve(&shared, transport, &greeting, &seat).await;
+    drop(seat);
     drop(slot);
 }

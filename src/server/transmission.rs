@@ -13,12 +13,14 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
+use super::connection::Shared;
 use super::dispatch::{Job, Refused, Rules};
 use super::execute::{Answered, Charge, execute};
 use super::export::{Export, ExportError};
 use super::options::Options;
 use super::outgoing::Outgoing;
 use super::transport::{Reader, Writer};
+use crate::metrics::ServerMetrics;
 use crate::protocol::request::HeaderStyle;
 use crate::protocol::{Command, DecodeError, Error, Request};
 use crate::task::Tasks;
@@ -67,17 +69,13 @@ pub(crate) struct Transmission {
 }
 
 /// Serves requests until the client or the server ends it.
-pub(crate) async fn run(
-    transmission: Transmission,
-    options: &Options,
-    tasks: &Arc<Tasks>,
-    drain: &CancellationToken,
-) -> Result<End, Broken> {
+pub(crate) async fn run(transmission: Transmission, shared: &Shared) -> Result<End, Broken> {
+    let Shared { options, tasks, drain, metrics, .. } = shared;
     let Transmission { reader, writer, input, rules, export } = transmission;
     let capacity = usize::try_from(options.in_flight_requests).expect("32 bits fit a usize").max(1);
     let (replies, queue) = mpsc::channel(capacity);
     let writer = tasks.spawn_until_cancelled(write_replies(queue, writer));
-    let in_flight = InFlight::new(options);
+    let in_flight = InFlight::new(options, metrics.clone());
     let closed = replies.clone();
     let mut receiver = Receiver {
         requests: Requests { reader, buffer: input },
@@ -112,25 +110,26 @@ struct InFlight {
     request_bound: u32,
     bytes: Arc<Semaphore>,
     byte_bound: u32,
+    metrics: ServerMetrics,
 }
 
 impl InFlight {
-    fn new(options: &Options) -> Self {
+    fn new(options: &Options, metrics: ServerMetrics) -> Self {
         let semaphore =
             |bound: u32| Arc::new(Semaphore::new(usize::try_from(bound).expect("32 bits fit a usize")));
         let request_bound = options.in_flight_requests.max(1);
         let byte_bound = options.in_flight_bytes.max(1);
-        Self { requests: semaphore(request_bound), request_bound, bytes: semaphore(byte_bound), byte_bound }
+        let (requests, bytes) = (semaphore(request_bound), semaphore(byte_bound));
+        Self { requests, request_bound, bytes, byte_bound, metrics }
     }
 
     /// Waits for a share. One request is let through whatever its size, when nothing else holds bytes.
     async fn charge(&self, bytes: u32) -> Charge {
         let bytes = bytes.min(self.byte_bound);
         let never_closed = "the semaphores of a connection are never closed";
-        Charge {
-            _request: Arc::clone(&self.requests).acquire_owned().await.expect(never_closed),
-            _bytes: Arc::clone(&self.bytes).acquire_many_owned(bytes).await.expect(never_closed),
-        }
+        let request = Arc::clone(&self.requests).acquire_owned().await.expect(never_closed);
+        let held = Arc::clone(&self.bytes).acquire_many_owned(bytes).await.expect(never_closed);
+        Charge { _request: (request, self.metrics.request()), _bytes: (held, self.metrics.hold_bytes(bytes)) }
     }
 
     /// Waits until every reply is written, or dropped because the connection is broken.

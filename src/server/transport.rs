@@ -10,6 +10,8 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
+use crate::metrics;
+
 /// Any stream of bytes.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
 
@@ -26,6 +28,14 @@ pub(crate) enum Transport {
 }
 
 impl Transport {
+    /// What metrics call it. Streams that are no sockets were made on this machine, as Unix sockets are.
+    pub(crate) fn label(&self) -> metrics::Transport {
+        match self {
+            Self::Tcp(_) => metrics::Transport::Tcp,
+            Self::Unix(_) | Self::Other(_) => metrics::Transport::Unix,
+        }
+    }
+
     /// Halves that are used by two tasks at a time; those of sockets share no lock.
     pub(crate) fn into_halves(self) -> (Reader, Writer) {
         match self {

@@ -92,7 +92,7 @@ pub struct Listing {
 }
 
 /// Object storage. Keys are relative to the store's root, `/`-separated, of `[A-Za-z0-9._-]` segments; no segment is
-/// empty, `.` or `..`.
+/// empty, `.` or `..`. No key goes on where another ends (`a` and `a/b`), since in a directory one is a file.
 ///
 /// A call may be dropped at any await point; a PUT or DELETE so dropped has an unknown effect.
 #[async_trait]

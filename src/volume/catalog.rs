@@ -98,7 +98,6 @@ pub async fn create(
         wrapped_key: Vec::new(),
         local_journal: String::new(),
         state: VolumeState::Live,
-        unswept: false,
     };
     // A name of 128 random bits: what stands under it can only be ours.
     create_object(env, &keys.identity(), identity.encode()).await?;

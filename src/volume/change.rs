@@ -112,7 +112,7 @@ impl Change {
 
     /// Blocks that the change may make dirty.
     fn blocks(&self) -> usize {
-        self.write.blocks() + self.partials.len()
+        self.write.blocks() + self.partials.len() + usize::from(self.zero.is_some())
     }
 }
 
@@ -161,13 +161,12 @@ impl Shared {
         let _waiting = WaitingWrite::new(self);
         let taken = self.env.budget.take(blocks);
         tokio::pin!(taken);
-        let mut progress = self.progress.subscribe();
-        let stopped = progress.wait_for(|now| now.stopped);
+        let stopped = self.progress.wait(|now| now.stopped.then_some(()));
         let either = async {
             tokio::select! {
                 biased;
                 permits = &mut taken => Some(permits),
-                _ = stopped => None,
+                () = stopped => None,
             }
         };
         let outcome = match self.options.store_deadline {
@@ -184,8 +183,9 @@ impl Shared {
 
     /// Whether the journal is at twice its limit, so that folding must catch up first.
     fn journal_is_full(&self, state: &State) -> bool {
-        let (bytes, records) = state.journal();
-        bytes > 2 * self.options.journal_max_bytes || records > 2 * self.options.journal_max_records
+        let (_, records) = state.journal();
+        state.journal_weight() > 2 * self.options.journal_max_bytes
+            || records > 2 * self.options.journal_max_records
     }
 
     fn try_apply(
@@ -267,6 +267,7 @@ impl Shared {
         if !chunks.is_empty() || state.dirty_since == Some(now) || self.record_is_full(state) {
             self.commit_wake.notify_one();
         }
+        self.gauge(state);
         chunks
     }
 

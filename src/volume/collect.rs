@@ -18,14 +18,21 @@ use super::error::{Error, OpenError};
 use super::keys::ObjectId;
 use super::map::Entry;
 use super::open::read_head;
-use super::root::{KeptRoot, Root, RootTable};
+use super::root::{KeptRoot, MAX_ROOTS, Root, RootTable};
 use super::shared::Shared;
-use crate::store::{self, ByteRange};
+use super::store_exact::{CheckedError, fetch_checked};
+use crate::store;
 
 /// Keys of one delete request at most.
 const DELETE_KEYS: usize = 1000;
+/// Garbage of so many checkpoints waits for its grace at most; the root table has room for more.
+const MAX_WAITING: usize = 1024;
 /// Pause after a collection that failed.
 const RETRY_PAUSE: Duration = Duration::from_secs(10);
+
+/// The root table has no room for another root.
+#[derive(Debug)]
+pub(super) struct TableFull;
 
 /// What is to be deleted.
 #[derive(Debug)]
@@ -82,15 +89,27 @@ impl Trash {
     }
 
     /// The table once `root` has replaced `old`.
-    pub(super) fn next_table(&self, id: ObjectId, old: &Root, root: &Root, now_seconds: u64) -> RootTable {
+    ///
+    /// # Errors
+    /// If the table is full, until the collector has made room.
+    pub(super) fn next_table(
+        &self,
+        id: ObjectId,
+        old: &Root,
+        root: &Root,
+        now_seconds: u64,
+    ) -> Result<RootTable, TableFull> {
         let mut roots = self.kept();
+        if roots.len() >= MAX_ROOTS {
+            return Err(TableFull);
+        }
         for kept in &mut roots {
             if kept.root == old.id && kept.snapshot.is_empty() && kept.pins.is_empty() {
                 kept.retired_at_seconds = now_seconds.max(1);
             }
         }
         roots.push(KeptRoot::current(root, old.id));
-        RootTable { id, roots }
+        Ok(RootTable { id, roots })
     }
 
     /// Notes the table that the head now names.
@@ -114,6 +133,14 @@ impl Trash {
         let mut queue = self.queue.lock();
         let place = queue.partition_point(|(other, _)| *other <= due);
         queue.insert(place, (due, garbage));
+        if queue.len() > MAX_WAITING {
+            // The grace is a courtesy: where checkpoints outrun it, the oldest garbage goes now.
+            let now = Instant::now();
+            let hasty = queue.len() - MAX_WAITING;
+            for (due, _) in queue.iter_mut().take(hasty) {
+                *due = now.min(*due);
+            }
+        }
         self.wake.notify_one();
     }
 }
@@ -272,12 +299,12 @@ impl Collector {
     /// A root that is kept; `None` once it was deleted.
     pub(super) async fn root(&self, id: ObjectId) -> Result<Option<Root>, Error> {
         let key = self.shared.keys.root(id);
-        match self.shared.env.store.get(&key, ByteRange::Full).await {
-            Ok(object) => Root::decode(self.shared.keys.volume(), id, &object.body)
-                .map(Some)
-                .map_err(|error| Error::Damaged { key, why: error.to_string() }),
-            Err(store::Error::NotFound { .. }) => Ok(None),
-            Err(error) => Err(Error::Store(error)),
+        let decode = |body: &[u8]| Root::decode(self.shared.keys.volume(), id, body);
+        match fetch_checked(self.shared.env.store.as_ref(), &key, decode).await {
+            Ok((root, _)) => Ok(Some(root)),
+            Err(CheckedError::Store(store::Error::NotFound { .. })) => Ok(None),
+            Err(CheckedError::Store(error)) => Err(Error::Store(error)),
+            Err(CheckedError::Damaged(error)) => Err(Error::Damaged { key, why: error.to_string() }),
         }
     }
 

@@ -23,6 +23,7 @@ use super::record::{Change, RecordKind, RecordWriter};
 use super::shared::Shared;
 use super::state::{InFlight, Sent, Stage, State, Status};
 use super::store_exact::{Placed, create_exact};
+use crate::metrics::labels::ObjectKind;
 
 /// Weight of the newest sample in the moving average of PUT latency.
 const LATENCY_WEIGHT: u32 = 8;
@@ -87,7 +88,7 @@ impl Committer {
         if state.in_flight.len() >= options.commits_in_flight {
             return Next::Wait(None);
         }
-        if state.flush_wanted || self.shared.record_is_full(state) || self.writes_starve(state) {
+        if state.flushes > 0 || self.shared.record_is_full(state) || self.writes_starve(state) {
             let gather = *self.shared.put_latency.lock() / GATHER_PART;
             return match self.last_cut.map(|last| last + gather) {
                 Some(earliest) if !state.in_flight.is_empty() && now < earliest => Next::Wait(Some(earliest)),
@@ -229,14 +230,16 @@ impl Shared {
     /// Sends a record until its fate is known, then settles it.
     async fn send(self: Arc<Self>, slot: Slot, chunks: Vec<Arc<ChunkRef>>, body: Bytes) {
         for chunk in chunks {
-            let mut uploaded = chunk.uploaded.subscribe();
-            uploaded.wait_for(|uploaded| *uploaded).await.expect("the sender lives in the chunk");
+            chunk.uploaded.wait(|uploaded| uploaded.then_some(())).await;
         }
         let begun = Instant::now();
         let key = self.keys.record(slot);
         loop {
             match create_exact(self.env.store.as_ref(), &key, &body).await {
-                Ok(Placed::Ours) => break,
+                Ok(Placed::Ours) => {
+                    self.metrics.put_bytes.of(ObjectKind::Journal).inc_by(body.len() as u64);
+                    break;
+                }
                 Ok(Placed::Other(found)) => {
                     let what = super::fence::describe(self.keys.volume(), slot, &found);
                     return self
@@ -280,16 +283,21 @@ impl Shared {
                 settled.push(commit);
             }
             fold = self.wants_fold(&state);
+            self.gauge(&state);
         }
         let Some(last) = settled.last() else { return };
         let durable_n = last.n;
-        self.progress.send_modify(|progress| progress.durable_n = progress.durable_n.max(durable_n));
+        self.progress.update(|progress| progress.durable_n = progress.durable_n.max(durable_n));
         self.commit_wake.notify_one();
         if fold {
             self.fold_wake.notify_one();
         }
         for commit in settled {
             if let Stage::Sent(sent) = &commit.stage {
+                self.metrics.commits.inc();
+                self.metrics.commit_bytes.inc_by(sent.bytes);
+                self.metrics.commit_duration.observe((now - commit.cut_at).as_secs_f64());
+                self.metrics.commit_group.observe(f64::from(commit.flushes));
                 self.leave_memory(sent).await;
             }
             self.env.budget.give(commit.permits);
@@ -329,7 +337,7 @@ impl Shared {
             if state.dirty.is_empty() {
                 state.next_n - 1
             } else {
-                state.flush_wanted = true;
+                state.flushes += 1;
                 self.commit_wake.notify_one();
                 state.next_n
             }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::change::Change;
@@ -12,10 +13,12 @@ use super::error::Error;
 use super::fold::FoldHandle;
 use super::keys::Epoch;
 use super::lease::HeadHandle;
+use super::picture::Picture;
 use super::read::{Extent, Segment};
 use super::read_ahead::ReadAhead;
 use super::shared::Shared;
 use super::state::Status;
+use crate::metrics::labels::Command;
 
 /// A volume that is open for writing. All methods may run concurrently.
 #[derive(Debug)]
@@ -73,10 +76,7 @@ impl Volume {
 
     /// Waits until the volume stops by itself; gives the reason.
     pub async fn stopped(&self) -> String {
-        let mut progress = self.shared.progress.subscribe();
-        if progress.wait_for(|now| now.stopped).await.is_err() {
-            return "the volume is closed".to_owned();
-        }
+        self.shared.progress.wait(|now| now.stopped.then_some(())).await;
         match self.status() {
             Status::Stopped(why) => why,
             Status::Serving | Status::Draining => unreachable!("progress says stopped after the status does"),
@@ -124,7 +124,10 @@ impl Volume {
                 }
             });
         }
-        self.shared.read(range).await
+        let _busy = self.shared.metrics.in_flight();
+        let segments = self.shared.read(range).await?;
+        self.shared.metrics.succeeded(Command::Read, length);
+        Ok(segments)
     }
 
     /// Writes `data` at `offset`; with `fua`, returns when it is durable.
@@ -134,11 +137,31 @@ impl Volume {
     /// nothing of `data` was written then.
     pub async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), Error> {
         let range = self.range(offset, data.len() as u64)?;
+        let length = range.end - range.start;
+        let _busy = self.shared.metrics.in_flight();
         if !range.is_empty() {
-            self.shared.change(Change::write(offset, &data)).await?;
+            self.timed(Change::write(offset, &data)).await?;
         }
         drop(data);
-        if fua { self.flush().await } else { Ok(()) }
+        if fua {
+            self.durable().await?;
+        }
+        self.shared.metrics.succeeded(Command::Write, length);
+        Ok(())
+    }
+
+    async fn timed(&self, change: Change) -> Result<(), Error> {
+        let begun = Instant::now();
+        self.shared.change(change).await?;
+        self.shared.metrics.write_duration.observe(begun.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    async fn durable(&self) -> Result<(), Error> {
+        let begun = Instant::now();
+        self.shared.flush().await?;
+        self.shared.metrics.flush_duration.observe(begun.elapsed().as_secs_f64());
+        Ok(())
     }
 
     /// Zeroes a range; with `hole` it is then unallocated; with `fua`, returns when that is durable.
@@ -147,10 +170,16 @@ impl Volume {
     /// As [`Volume::write`].
     pub async fn zero(&self, offset: u64, length: u64, hole: bool, fua: bool) -> Result<(), Error> {
         let range = self.range(offset, length)?;
+        let _busy = self.shared.metrics.in_flight();
         if !range.is_empty() {
-            self.shared.change(Change::zero(range, hole)).await?;
+            self.timed(Change::zero(range, hole)).await?;
         }
-        if fua { self.flush().await } else { Ok(()) }
+        if fua {
+            self.durable().await?;
+        }
+        let command = if hole { Command::Trim } else { Command::WriteZeroes };
+        self.shared.metrics.succeeded(command, length);
+        Ok(())
     }
 
     /// Returns when every change that was answered before the call is durable: in the object store, where it survives
@@ -159,7 +188,10 @@ impl Volume {
     /// # Errors
     /// If the volume stopped, or the store's deadline passed; what was written stays dirty and is sent on.
     pub async fn flush(&self) -> Result<(), Error> {
-        self.shared.flush().await
+        let _busy = self.shared.metrics.in_flight();
+        self.durable().await?;
+        self.shared.metrics.succeeded(Command::Flush, 0);
+        Ok(())
     }
 
     /// Starts bringing a range into the cache.
@@ -169,7 +201,11 @@ impl Volume {
     pub async fn prefetch(&self, offset: u64, length: u64) -> Result<(), Error> {
         let range = self.range(offset, length)?;
         self.shared.check_serving()?;
-        if range.is_empty() { Ok(()) } else { self.shared.prefetch(range).await }
+        if !range.is_empty() {
+            self.shared.prefetch(range).await?;
+        }
+        self.shared.metrics.succeeded(Command::Cache, length);
+        Ok(())
     }
 
     /// Allocation of a range: at most `limit` extents, adjacent ones alike merged; may end before the range does.
@@ -180,7 +216,18 @@ impl Volume {
     pub async fn allocation(&self, offset: u64, length: u64, limit: usize) -> Result<Vec<Extent>, Error> {
         let range = self.range(offset, length)?;
         self.shared.check_serving()?;
-        self.shared.allocation(range, limit).await
+        let extents = self.shared.allocation(range, limit).await?;
+        self.shared.metrics.succeeded(Command::BlockStatus, extents.iter().map(|extent| extent.length).sum());
+        Ok(extents)
+    }
+
+    /// The disk in at most `cells` equal parts, for people. Touches no data.
+    ///
+    /// # Errors
+    /// If the volume stopped, or its map cannot be read.
+    pub async fn picture(&self, cells: u64) -> Result<Picture, Error> {
+        self.shared.check_serving()?;
+        self.shared.picture(cells).await
     }
 
     /// Commits, and folds every commit into a new root.
@@ -188,7 +235,7 @@ impl Volume {
     /// # Errors
     /// If the volume stopped.
     pub async fn checkpoint(&self) -> Result<(), Error> {
-        self.flush().await?;
+        self.shared.flush().await?;
         self.folds.fold(&self.shared).await
     }
 
@@ -223,5 +270,6 @@ impl Drop for Volume {
         // The tasks share the state, so that only this ends them.
         self.shared.retire("the volume is closed".to_owned());
         self.shared.tasks.token().cancel();
+        self.shared.env.cache.forget(self.id());
     }
 }

@@ -29,6 +29,7 @@ use super::root::{KeptRoot, MapPageRef, Root, RootTable};
 use super::shared::Shared;
 use super::state::{Committed, State};
 use super::store_exact::{Placed, create_exact};
+use crate::metrics::labels::{FoldResult, ObjectKind};
 
 /// Requests for a fold that wait at most.
 const REQUESTS: usize = 16;
@@ -73,7 +74,7 @@ pub(super) struct Folder {
 impl Shared {
     /// Whether the journal is over its limit.
     pub(super) fn wants_fold(&self, state: &State) -> bool {
-        let (bytes, records) = (state.committed.bytes, state.committed.slots.len() as u64);
+        let (bytes, records) = (state.committed.weight, state.committed.slots.len() as u64);
         state.folding.is_none()
             && (bytes >= self.options.journal_max_bytes || records >= self.options.journal_max_records)
     }
@@ -128,15 +129,20 @@ impl Folder {
     /// Folds what is committed now; fails only once the volume has stopped.
     async fn fold_until_done(&self) -> Result<(), Error> {
         let Some(folding) = self.begin() else { return Ok(()) };
+        let begun = tokio::time::Instant::now();
         loop {
             let made = Made::default();
-            let Err(error) = self.fold(&folding, &made).await else { return Ok(()) };
+            let Err(error) = self.fold(&folding, &made).await else { break };
             self.shared.check_serving()?;
             // Nothing was published, so nothing names them.
             self.trash.add(&self.shared, Garbage::Orphans(made.names.into_inner()));
+            self.shared.metrics.folds.of(FoldResult::Failed).inc();
             tracing::warn!(volume = %self.shared.keys.volume(), "checkpoint failed, trying again: {error}");
             tokio::time::sleep(RETRY_PAUSE).await;
         }
+        self.shared.metrics.folds.of(FoldResult::Done).inc();
+        self.shared.metrics.fold_duration.observe(begun.elapsed().as_secs_f64());
+        Ok(())
     }
 
     /// Takes the committed changes to be folded.
@@ -158,7 +164,11 @@ impl Folder {
         let old = Arc::clone(&shared.state.lock().root);
         let (root, table) = match self.make_root(&old, folding, checkpoint, made).await? {
             Some(root) => {
-                let table = self.trash.next_table(shared.next_id(), &old, &root, (shared.env.wall_clock)());
+                let now = (shared.env.wall_clock)();
+                let Ok(table) = self.trash.next_table(shared.next_id(), &old, &root, now) else {
+                    let why = "is full until old roots are deleted".to_owned();
+                    return Err(Error::Damaged { key: shared.keys.root(self.trash.table_id()), why });
+                };
                 (Arc::new(root), Some(table))
             }
             None => (Arc::clone(&old), None),
@@ -167,7 +177,7 @@ impl Folder {
         if let Some(table) = &table {
             let volume = shared.keys.volume();
             for (id, bytes) in [(root.id, root.encode(volume)), (table.id, table.encode(volume))] {
-                put_new(shared, made.note(shared.keys.root(id)), bytes).await?;
+                put_new(shared, ObjectKind::Root, made.note(shared.keys.root(id)), bytes).await?;
             }
         }
         let table_id = table.as_ref().map_or(old_table, |table| table.id);
@@ -176,10 +186,17 @@ impl Folder {
             let mut state = shared.state.lock();
             state.root = Arc::clone(&root);
             state.folding = None;
+            shared.gauge(&state);
         }
-        shared.progress.send_modify(|progress| progress.checkpoints += 1);
+        shared.progress.update(|progress| progress.checkpoints += 1);
         tracing::debug!(volume = %shared.keys.volume(), ?checkpoint.slot, records = folding.slots.len(),
             bytes = folding.bytes, "checkpoint published");
+        // What is folded is read under its new name from now on.
+        let folded = folding.pieces.iter().filter_map(|(_, piece)| match piece {
+            Piece::Data { record, change, .. } => Some(shared.change_fetch(record, *change).key),
+            _ => None,
+        });
+        shared.env.cache.remove(folded.collect::<Vec<_>>()).await;
         self.discard(&old, &root, table, old_table, folding).await;
         Ok(())
     }
@@ -291,7 +308,7 @@ impl Folder {
         let id = shared.next_id();
         let volume = shared.keys.volume();
         let key = shared.keys.map_page(number, id);
-        put_new(shared, made.note(key), page.encode(volume, id)).await?;
+        put_new(shared, ObjectKind::Map, made.note(key), page.encode(volume, id)).await?;
         let cache_key = CacheKey { volume, unit: Unit::Map(number, id) };
         shared.env.cache.insert_map_page(cache_key, Arc::new(page)).await;
         Ok(Some(id))
@@ -391,7 +408,8 @@ pub(super) async fn names_chunk(
 }
 
 /// Creates an object under a name that was never used.
-async fn put_new(shared: &Shared, key: String, bytes: Vec<u8>) -> Result<(), Error> {
+async fn put_new(shared: &Shared, kind: ObjectKind, key: String, bytes: Vec<u8>) -> Result<(), Error> {
+    shared.metrics.put_bytes.of(kind).inc_by(bytes.len() as u64);
     match create_exact(shared.env.store.as_ref(), &key, &Bytes::from(bytes)).await? {
         Placed::Ours => Ok(()),
         Placed::Other(_) => {

@@ -24,6 +24,8 @@ pub struct Checkpoint {
 pub enum Lease {
     /// Nobody: it may be opened at once.
     Released,
+    /// Nobody, but objects that nothing names may stand: the opener must look for them.
+    Unswept,
     /// The holder, for this long after each renewal.
     Held {
         /// Milliseconds.
@@ -67,8 +69,6 @@ pub struct Head {
     pub local_journal: String,
     /// Live or deleting.
     pub state: VolumeState,
-    /// Objects that nothing names may stand: an opener must look for them.
-    pub unswept: bool,
 }
 
 impl Head {
@@ -89,7 +89,8 @@ impl Head {
         to.short_string(&self.holder_name);
         to.u32(match self.lease {
             Lease::Released => 0,
-            Lease::Held { ttl_ms } => ttl_ms.max(1),
+            Lease::Unswept => u32::MAX,
+            Lease::Held { ttl_ms } => ttl_ms.clamp(1, u32::MAX - 1),
         });
         to.u32(self.checkpoint.slot.epoch);
         to.u64(self.checkpoint.slot.n);
@@ -105,7 +106,6 @@ impl Head {
             VolumeState::Live => 0,
             VolumeState::Deleting => 1,
         });
-        to.u8(u8::from(self.unswept));
         let bytes = to.finish();
         assert!(bytes.len() <= MAX_HEAD_BYTES, "all fields at their bounds stay under 1 KiB");
         bytes
@@ -126,6 +126,7 @@ impl Head {
         }
         let lease = match from.u32()? {
             0 => Lease::Released,
+            u32::MAX => Lease::Unswept,
             ttl_ms => Lease::Held { ttl_ms },
         };
         let slot = Slot { epoch: from.u32()?, n: from.u64()? };
@@ -143,7 +144,6 @@ impl Head {
             1 => VolumeState::Deleting,
             other => return Err(invalid("state", format!("{other} is unknown"))),
         };
-        let unswept = from.bool("unswept")?;
         from.finish()?;
         Ok(Self {
             volume,
@@ -158,7 +158,6 @@ impl Head {
             wrapped_key,
             local_journal,
             state,
-            unswept,
         })
     }
 }

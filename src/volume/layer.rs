@@ -14,6 +14,8 @@ use super::interval::{IntervalMap, gaps};
 use super::piece::{Block, ChunkRef, Piece};
 
 const ALL_SECTORS: u8 = 0xff;
+/// Zeroed ranges that weigh as much as a block.
+const ZEROS_PER_BLOCK: usize = 64;
 
 /// The bits of the sectors that a range covers within its block.
 fn sector_bits(range: &Range<u64>) -> u8 {
@@ -83,10 +85,11 @@ impl DirtyLayer {
         self.blocks.is_empty() && self.chunks.is_empty() && self.zeros.is_empty()
     }
 
-    /// Blocks in memory, those of filled chunks not included.
+    /// What the layer takes of memory, in blocks: filled chunks are not included, and zeroed ranges count by what it
+    /// takes to remember them.
     #[must_use]
     pub fn block_count(&self) -> usize {
-        self.blocks.len()
+        self.blocks.len() + self.zeros.len().div_ceil(ZEROS_PER_BLOCK)
     }
 
     /// Filled chunks that later changes of this layer replaced: no record will name them.

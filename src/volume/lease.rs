@@ -14,6 +14,8 @@ use super::error::Error;
 use super::head::{Checkpoint, Head, Lease};
 use super::keys::ObjectId;
 use super::shared::Shared;
+use super::store_exact::agreed;
+use crate::metrics::labels::ObjectKind;
 use crate::store::{self, ByteRange, Condition, ETag, Store};
 
 /// What is asked of the owner of the head.
@@ -113,6 +115,11 @@ pub(super) async fn update_head(
             // Neither ours nor another's: the refusal was for a version that stands no more, or was none.
             Ok(found) if found.etag == *etag => tokio::task::yield_now().await,
             Ok(found) => {
+                // Bytes that were damaged on the way must not pass for another's.
+                let found = agreed(store, key, found).await?;
+                if found.body == bytes {
+                    return Ok(Updated::Done(found.etag));
+                }
                 return Ok(Updated::Lost(match Head::decode(head.volume, &found.body) {
                     Ok(other) => format!("epoch {} of {}", other.epoch, other.holder_name),
                     Err(error) => format!("a head that cannot be read ({error})"),
@@ -152,8 +159,7 @@ impl HeadKeeper {
                     (done, false)
                 }
                 Some(Request::Release { unswept, done }) => {
-                    self.head.lease = Lease::Released;
-                    self.head.unswept = unswept;
+                    self.head.lease = if unswept { Lease::Unswept } else { Lease::Released };
                     (done, true)
                 }
             };
@@ -175,12 +181,22 @@ impl HeadKeeper {
     /// Writes the head under the next version; `false` once the volume has stopped.
     async fn update(&mut self) -> bool {
         self.head.version += 1;
+        let begun = Instant::now();
         let key = self.shared.keys.head();
         loop {
             match update_head(self.shared.env.store.as_ref(), &key, &self.etag, &self.head).await {
                 Ok(Updated::Done(etag)) => {
                     self.etag = etag;
                     self.updated_at = Instant::now();
+                    // Counted from before the renewal was sent: the others may have seen it at once.
+                    let ends = matches!(self.head.lease, Lease::Held { .. })
+                        .then_some(begun + self.shared.options.lease_ttl);
+                    self.shared.metrics.lease_ends.set(ends);
+                    self.shared
+                        .metrics
+                        .put_bytes
+                        .of(ObjectKind::Head)
+                        .inc_by(self.head.encode().len() as u64);
                     return true;
                 }
                 Ok(Updated::Lost(to)) => {

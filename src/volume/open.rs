@@ -21,10 +21,13 @@ use super::replay::Replay;
 use super::root::{Root, RootTable};
 use super::shared::{Environment, Shared};
 use super::state::{State, Status};
-use crate::store::{self, ByteRange, ETag};
+use super::store_exact::{CheckedError, fetch_checked};
+use crate::store::{self, ETag};
 
 /// How often a lease is looked at while it may run out.
 const LOOKS_PER_TTL: u32 = 10;
+/// Logs replayed without a checkpoint right after.
+const REPLAYED_EPOCHS: u32 = 4;
 /// How often the epoch is bid for when the holder updates its head meanwhile.
 const BIDS: u32 = 100;
 
@@ -32,11 +35,12 @@ const BIDS: u32 = 100;
 pub(super) async fn fetch<T>(
     env: &Environment,
     key: &str,
-    decode: impl FnOnce(&[u8]) -> Result<T, DecodeError>,
+    decode: impl Fn(&[u8]) -> Result<T, DecodeError>,
 ) -> Result<(T, ETag), OpenError> {
-    let object = env.store.get(key, ByteRange::Full).await?;
-    let value = decode(&object.body).map_err(|source| OpenError::Damaged { key: key.to_owned(), source })?;
-    Ok((value, object.etag))
+    fetch_checked(env.store.as_ref(), key, decode).await.map_err(|error| match error {
+        CheckedError::Store(error) => error.into(),
+        CheckedError::Damaged(source) => OpenError::Damaged { key: key.to_owned(), source },
+    })
 }
 
 /// Reads the head.
@@ -60,15 +64,16 @@ impl Volume {
         let keys = Keys::new(volume);
         let (identity, _) =
             fetch(env, &keys.identity(), |bytes| Identity::decode(volume, bytes)).await.map_err(no_volume)?;
-        let (head, etag) = take_epoch(env, &options, keys, takeover).await?;
+        let (head, etag, unswept) = take_epoch(env, &options, keys, takeover).await?;
         let (root, table) = load_roots(env, keys, &head).await?;
         if root.geometry != identity.geometry {
             let why = "its chunk size is not the volume's".to_owned();
             return Err(OpenError::BrokenJournal { key: keys.root(root.id), why });
         }
-        let replay = Replay::new(env, keys, root.geometry, head.epoch, head.checkpoint);
-        let (committed, opening) = replay.run(head.checkpoint).await?;
-        tracing::info!(%volume, epoch = head.epoch, unswept = head.unswept, records = committed.slots.len() - 1,
+        let from = head.checkpoint;
+        let replay = Replay::new(env, keys, root.geometry, head.epoch, from);
+        let (committed, opening) = replay.run(from).await?;
+        tracing::info!(%volume, epoch = head.epoch, unswept, records = committed.slots.len() - 1,
             journal_bytes = committed.bytes, "volume opened");
         let geometry = root.geometry;
         let state = State {
@@ -77,7 +82,7 @@ impl Volume {
             dirty_since: None,
             dirty_permits: 0,
             filled_at: None,
-            flush_wanted: false,
+            flushes: 0,
             waiting_writes: 0,
             next_n: 2,
             in_flight: VecDeque::new(),
@@ -86,15 +91,26 @@ impl Volume {
             root: Arc::new(root),
         };
         let shared = Arc::new(Shared::new(env.clone(), options, keys, geometry, head.epoch, state));
+        shared.metrics.size_bytes.set(i64::try_from(shared.size_bytes).unwrap_or(i64::MAX));
+        shared.metrics.fenced.set(0);
+        shared.gauge(&shared.state.lock());
         let (handle, requests) = HeadHandle::new();
         let committer = Committer::new(Arc::clone(&shared), opening);
         shared.tasks.spawn_until_cancelled(committer.run());
-        let unswept = head.unswept;
         let keeper = HeadKeeper::new(Arc::clone(&shared), requests, head, etag);
         shared.tasks.spawn_until_cancelled(keeper.run());
         let folder = Folder::new(Arc::clone(&shared), handle.clone(), table, unswept);
         let folds = folder.handle();
         shared.tasks.spawn_until_cancelled(folder.run());
+        if shared.epoch - from.slot.epoch > REPLAYED_EPOCHS {
+            // A gateway that keeps dying must not leave ever more logs to replay.
+            let (shared, folds) = (Arc::clone(&shared), folds.clone());
+            Arc::clone(&shared).tasks.spawn_until_cancelled(async move {
+                if let Err(error) = folds.fold(&shared).await {
+                    tracing::warn!("checkpoint after the opening failed: {error}");
+                }
+            });
+        }
         Ok(Arc::new(Self::new(shared, handle, folds)))
     }
 }
@@ -106,13 +122,14 @@ fn no_volume(error: OpenError) -> OpenError {
     }
 }
 
-/// Waits until nobody else's lease protects the volume, and takes the next epoch.
+/// Waits until nobody else's lease protects the volume, and takes the next epoch; says whether objects that nothing
+/// names may stand.
 async fn take_epoch(
     env: &Environment,
     options: &Options,
     keys: Keys,
     takeover: bool,
-) -> Result<(Head, ETag), OpenError> {
+) -> Result<(Head, ETag, bool), OpenError> {
     for _ in 0..BIDS {
         let (old, etag) = read_head(env, keys).await?;
         if old.state == VolumeState::Deleting {
@@ -130,11 +147,10 @@ async fn take_epoch(
             holder: env.entropy.next_u128(),
             holder_name,
             lease: Lease::Held { ttl_ms },
-            unswept: old.unswept || old.lease != Lease::Released,
             ..old.clone()
         };
         match update_head(env.store.as_ref(), &keys.head(), &etag, &head).await? {
-            Updated::Done(etag) => return Ok((head, etag)),
+            Updated::Done(etag) => return Ok((head, etag, old.lease != Lease::Released)),
             Updated::Lost(to) if !takeover => return Err(OpenError::Lost(to)),
             Updated::Lost(_) => {}
         }

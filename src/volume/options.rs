@@ -8,9 +8,13 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use uuid::Uuid;
 
+use crate::metrics::VolumeMetrics;
+
 /// Bounds and times of a volume.
 #[derive(Clone, Debug)]
 pub struct Options {
+    /// Where the volume counts; `None`: nowhere that anybody sees.
+    pub metrics: Option<VolumeMetrics>,
     /// Who we are, for people: written into the head.
     pub holder_name: String,
     /// Dirty data is committed when it is older.
@@ -46,6 +50,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            metrics: None,
             holder_name: String::new(),
             commit_max_age: Duration::from_secs(5),
             commit_chunk_wait: Duration::from_secs(3),

@@ -16,6 +16,7 @@ use super::geometry::PAGE_BYTES;
 use super::piece::{ChunkRef, InMemory, Piece, RecordRef};
 use super::shared::Shared;
 use super::state::Resolved;
+use crate::metrics::labels::ReadSource;
 
 /// A part of what a read gives, in order and without gaps.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +50,7 @@ enum Source {
 impl Shared {
     /// Reads a range within the volume.
     pub(super) async fn read(&self, range: Range<u64>) -> Result<Vec<Segment>, Error> {
+        let begun = tokio::time::Instant::now();
         for lookup in 1.. {
             self.check_serving()?;
             let resolved = self.state.lock().resolve(self.geometry, range.clone());
@@ -56,7 +58,11 @@ impl Shared {
                 Err(Error::Lost { key }) if lookup < LOOKUPS => {
                     tracing::debug!(%key, lookup, "object is gone, looking the range up again");
                 }
-                outcome => return outcome,
+                outcome => {
+                    let (segments, source) = outcome?;
+                    self.metrics.read_duration.of(source).observe(begun.elapsed().as_secs_f64());
+                    return Ok(segments);
+                }
             }
         }
         unreachable!("the last look-up returns")
@@ -66,7 +72,7 @@ impl Shared {
     pub(super) async fn read_resolved(&self, range: Range<u64>, resolved: Resolved) -> Result<Bytes, Error> {
         let mut segments = match self.read_segments(resolved).await {
             Err(Error::Lost { .. }) => self.read(range.clone()).await?,
-            outcome => outcome?,
+            outcome => outcome?.0,
         };
         if let [Segment::Data(_)] = segments[..] {
             let Some(Segment::Data(bytes)) = segments.pop() else { unreachable!("just matched") };
@@ -75,8 +81,15 @@ impl Shared {
         Ok(Bytes::from(concat(&segments)))
     }
 
-    async fn read_segments(&self, resolved: Resolved) -> Result<Vec<Segment>, Error> {
+    /// Reads what a range was resolved to, and says from where at the farthest.
+    async fn read_segments(&self, resolved: Resolved) -> Result<(Vec<Segment>, ReadSource), Error> {
         let (sources, fetches) = self.plan(resolved).await?;
+        let changed = sources.iter().any(|(_, source)| matches!(source, Source::Ready(InMemory::Bytes(_))));
+        let farthest = match fetches.iter().all(|fetch| self.env.cache.contains(&fetch.key)) {
+            false => ReadSource::Store,
+            true if fetches.is_empty() && changed => ReadSource::Dirty,
+            true => ReadSource::Memory,
+        };
         let fetched = self.env.cache.fetch(&self.env.store, &fetches).await;
         let mut segments = Vec::with_capacity(sources.len());
         for (range, source) in sources {
@@ -92,7 +105,7 @@ impl Shared {
                 }
             }
         }
-        Ok(segments)
+        Ok((segments, farthest))
     }
 
     /// Where each part comes from, in order, and what must be fetched for it.

@@ -7,14 +7,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, Semaphore};
 
 use super::cache::PageCache;
 use super::error::Error;
 use super::geometry::{BLOCK_BYTES, Geometry};
 use super::keys::{Epoch, Keys, ObjectId};
 use super::options::{Entropy, Options, WallClock};
+use super::signal::Signal;
 use super::state::{State, Status};
+use crate::metrics::{Metrics, VolumeMetrics};
 use crate::store::Store;
 use crate::task::Tasks;
 
@@ -104,12 +106,13 @@ impl std::fmt::Debug for Environment {
 pub(super) struct Shared {
     pub(super) env: Environment,
     pub(super) options: Options,
+    pub(super) metrics: VolumeMetrics,
     pub(super) keys: Keys,
     pub(super) geometry: Geometry,
     pub(super) size_bytes: u64,
     pub(super) epoch: Epoch,
     pub(super) state: Mutex<State>,
-    pub(super) progress: watch::Sender<Progress>,
+    pub(super) progress: Signal<Progress>,
     /// Wakes the committer.
     pub(super) commit_wake: Notify,
     /// Wakes the folder.
@@ -129,16 +132,20 @@ impl Shared {
         epoch: Epoch,
         state: State,
     ) -> Self {
+        let metrics =
+            options.metrics.clone().unwrap_or_else(|| Metrics::new().volume(&keys.volume().to_string()));
+        env.cache.count_for(keys.volume(), metrics.clone());
         let durable_n = state.next_n - 1;
         Self {
             env,
             options,
+            metrics,
             keys,
             geometry,
             size_bytes: state.root.size_bytes,
             epoch,
             state: Mutex::new(state),
-            progress: watch::Sender::new(Progress { durable_n, checkpoints: 0, stopped: false }),
+            progress: Signal::new(Progress { durable_n, checkpoints: 0, stopped: false }),
             commit_wake: Notify::new(),
             fold_wake: Notify::new(),
             tasks: Tasks::new(),
@@ -155,6 +162,7 @@ impl Shared {
     /// Stops the volume for a reason that an operator must know: nothing more succeeds, and nothing is deleted.
     pub(super) fn stop(&self, why: String) {
         tracing::error!(volume = %self.keys.volume(), epoch = self.epoch, "volume stopped: {why}");
+        self.metrics.fenced.set(1);
         self.retire(why);
     }
 
@@ -167,9 +175,25 @@ impl Shared {
             }
             state.status = Status::Stopped(why);
         }
-        self.progress.send_modify(|progress| progress.stopped = true);
+        self.progress.update(|progress| progress.stopped = true);
         self.commit_wake.notify_one();
         self.fold_wake.notify_one();
+    }
+
+    /// Brings the gauges up to the state.
+    pub(super) fn gauge(&self, state: &State) {
+        let count = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        let dirty = state.dirty_permits as u64 * BLOCK_BYTES;
+        let on_their_way: u64 =
+            state.in_flight.iter().map(|commit| commit.permits as u64 * BLOCK_BYTES).sum();
+        let (journal_bytes, journal_records) = state.journal();
+        let oldest = state.in_flight.front().map(|commit| commit.dirty_since).or(state.dirty_since);
+        self.metrics.dirty_bytes.set(count(dirty));
+        self.metrics.uncommitted_bytes.set(count(dirty + on_their_way));
+        self.metrics.uncommitted_since.set(oldest);
+        self.metrics.commits_in_flight.set(count(state.in_flight.len() as u64));
+        self.metrics.journal_bytes.set(count(journal_bytes));
+        self.metrics.journal_records.set(count(journal_records));
     }
 
     /// The error of a volume that stopped.
@@ -183,19 +207,17 @@ impl Shared {
     /// Waits until `reached` holds of the progress; fails once the volume stops, or at the deadline.
     pub(super) async fn wait(&self, reached: impl FnMut(&Progress) -> bool + Send) -> Result<(), Error> {
         let mut reached = reached;
-        let mut progress = self.progress.subscribe();
-        let waited = progress.wait_for(|now| now.stopped || reached(now));
-        let now = match self.options.store_deadline {
+        let waited = self.progress.wait(|now| (now.stopped || reached(now)).then_some(now.stopped));
+        let stopped = match self.options.store_deadline {
             None => waited.await,
             Some(deadline) => match tokio::time::timeout(deadline, waited).await {
-                Ok(now) => now,
+                Ok(stopped) => stopped,
                 Err(_) => {
                     let after_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
                     return Err(Error::Deadline { after_ms });
                 }
             },
         };
-        let stopped = now.expect("the sender lives in self").stopped;
         if stopped { self.check_serving() } else { Ok(()) }
     }
 }

@@ -18,6 +18,9 @@ use super::layer::DirtyLayer;
 use super::piece::Piece;
 use super::root::Root;
 
+/// Bytes of memory that a change takes until it is folded.
+const PIECE_WEIGHT: u64 = 96;
+
 /// Whether the volume serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Status {
@@ -40,8 +43,12 @@ pub struct InFlight {
     pub durable: bool,
     /// Permits of the dirty budget that it holds.
     pub permits: usize,
-    /// Changes answered before the cut.
+    /// When it was cut.
     pub cut_at: Instant,
+    /// When the oldest of its changes was made.
+    pub dirty_since: Instant,
+    /// Flushes that wait for it.
+    pub flushes: u32,
 }
 
 /// How far a commit is.
@@ -75,6 +82,8 @@ pub struct Committed {
     pub pieces: IntervalMap<Piece>,
     /// Bytes of the records.
     pub bytes: u64,
+    /// What bounds the journal: the records' bytes, and what their changes take of memory.
+    pub weight: u64,
     /// The records, in order.
     pub slots: Vec<Slot>,
     /// The last record, or `None` where there is none.
@@ -100,6 +109,7 @@ impl Committed {
             self.pieces.insert(range, piece.clone());
         }
         self.bytes += sent.bytes;
+        self.weight += sent.bytes + sent.pieces.len() as u64 * PIECE_WEIGHT;
         self.slots.push(sent.end.slot);
         self.end = Some(sent.end);
         self.chunks.extend_from_slice(&sent.chunks);
@@ -113,6 +123,8 @@ impl Committed {
 pub struct Resolved {
     /// Parts that changed since the root, in no order.
     pub pieces: Vec<(Range<u64>, Piece)>,
+    /// How many of them, at the front, are in no commit that was answered.
+    pub uncommitted: usize,
     /// Parts that the root has.
     pub base: Vec<Range<u64>>,
     /// The root to ask.
@@ -132,8 +144,8 @@ pub struct State {
     pub dirty_permits: usize,
     /// When a chunk was last filled: a sequential stream is under way.
     pub filled_at: Option<Instant>,
-    /// Whether a flush waits for a cut.
-    pub flush_wanted: bool,
+    /// Flushes that wait for a cut.
+    pub flushes: u32,
     /// Writes that wait for the dirty budget.
     pub waiting_writes: usize,
     /// Slot of the next commit.
@@ -167,11 +179,12 @@ impl State {
                 Stage::Sent(sent) => left = overlay(&sent.pieces, left, &mut pieces),
             }
         }
+        let uncommitted = pieces.len();
         left = overlay(&self.committed.pieces, left, &mut pieces);
         if let Some(folding) = &self.folding {
             left = overlay(&folding.pieces, left, &mut pieces);
         }
-        Resolved { pieces, base: left, root: Arc::clone(&self.root) }
+        Resolved { pieces, uncommitted, base: left, root: Arc::clone(&self.root) }
     }
 
     /// Takes the dirty layer as the next commit.
@@ -184,11 +197,18 @@ impl State {
             durable: false,
             permits,
             cut_at: now,
+            dirty_since: self.dirty_since.unwrap_or(now),
+            flushes: std::mem::take(&mut self.flushes),
         });
         self.next_n += 1;
         self.dirty_since = None;
-        self.flush_wanted = false;
         self.filled_at = None;
+    }
+
+    /// What the journal that no root has weighs.
+    #[must_use]
+    pub fn journal_weight(&self) -> u64 {
+        self.committed.weight + self.folding.as_ref().map_or(0, |folding| folding.weight)
     }
 
     /// Bytes and records of the journal that no root has.

@@ -9,6 +9,7 @@ use super::chunk::{ChunkWriter, frame_offset};
 use super::geometry::{PAGE_BYTES, PAGE_LEN};
 use super::piece::{ChunkMemory, ChunkRef, page_of_blocks};
 use super::shared::Shared;
+use crate::metrics::labels::ObjectKind;
 use crate::store::Condition;
 
 /// Gives a chunk's permits back when its upload ends, however it does.
@@ -43,6 +44,7 @@ impl Shared {
                 tracing::error!(%key, "chunk not durable yet, sending it again: {error}");
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
+            self.metrics.put_bytes.of(ObjectKind::Chunk).inc_by(object.len() as u64);
             for page in chunk.stored.iter() {
                 let at = frame_offset(chunk.pages_per_chunk, chunk.stored.rank(page));
                 let start = usize::try_from(at).expect("within the object");
@@ -52,7 +54,7 @@ impl Shared {
             self.env.cache.settle().await;
         }
         *chunk.memory.lock() = ChunkMemory::Gone;
-        chunk.uploaded.send_replace(true);
+        chunk.uploaded.set(true);
     }
 
     fn chunk_object(&self, chunk: &ChunkRef) -> Bytes {

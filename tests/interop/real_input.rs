@@ -9,12 +9,13 @@ use crate::support::process::{command, run};
 /// How much of this machine's own files is taken.
 const TREE_BYTES: u64 = 520 << 20;
 
-/// Copies files of this machine, in the order of their names, until there are enough of them.
+/// Copies files of this machine, in the order of their names, until there are enough of them. Of the small ones every
+/// sixteenth: tens of thousands of them would test this machine's file system rather than the disk.
 async fn gather(tree: &Path) {
     let script = r#"
         find /usr/lib /usr/share /usr/bin "${HOME:-/root}/.rustup" -xdev -type f -size -64M -printf '%s\t%p\0' 2>/dev/null |
             LC_ALL=C sort -z -t $'\t' -k 2 |
-            awk -v RS='\0' -v ORS='\0' -v most="$BYTES" -F '\t' 'sum < most { sum += $1; print $2 }' |
+            awk -v RS='\0' -v ORS='\0' -v most="$BYTES" -F '\t' 'sum < most && ($1 >= 16384 || NR % 16 == 0) { sum += $1; print $2 }' |
             cpio --quiet --null --pass-through --make-directories "$TREE"
     "#;
     let mut gather = command(["bash", "-c", script]);
@@ -43,7 +44,7 @@ async fn a_file_tree_survives_the_gateway_that_took_it_in() {
     first.process.kill().await;
     std::fs::remove_file(path("image")).expect("the image was ours");
 
-    let second = Setup::new(&store).tcp().takeover().start().await;
+    let second = Setup::new(&store).create("disk", "1GiB").tcp().takeover().start().await;
     run(command(["qemu-img", "convert", "-f", "raw", "-O", "raw", &second.uri("disk")]).arg(path("out")))
         .await;
     assert_clean_ext4(&path("out")).await;

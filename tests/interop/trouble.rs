@@ -14,18 +14,14 @@ fn nbdsh(uri: &str, script: &str) -> tokio::process::Command {
 }
 
 /// No FLUSH is answered while the commit's PUT is out: not the one that cut it, not one with nothing newly dirty.
-#[tokio::test]
-async fn no_flush_is_answered_before_its_commit_is_durable() {
+async fn flushes_wait_for(hold: fn(Gate) -> Action) {
     let store = Store::minio().await;
     let proxy = store.proxy().await;
     let setup = Setup::new(&store).through(&proxy).create("disk", "1GiB").tcp();
     let gateway = setup.env("CAIRN_COMMIT__MAX_AGE", "1h").start().await;
     let gate = Gate::new();
     let held = gate.clone();
-    proxy.rule(move |request| match request.puts("/journal/") {
-        true => Action::HoldAnswer(held.clone()),
-        false => Action::Pass,
-    });
+    proxy.rule(move |request| if request.puts("/journal/") { hold(held.clone()) } else { Action::Pass });
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop/held.py");
     let mut client =
         Process::spawn("held.py", &mut command(["/usr/bin/python3", script, &gateway.uri("disk")]));
@@ -38,6 +34,16 @@ async fn no_flush_is_answered_before_its_commit_is_durable() {
     proxy.stop().await;
 }
 
+#[tokio::test]
+async fn no_flush_is_answered_before_the_store_has_the_commit() {
+    flushes_wait_for(Action::HoldRequest).await;
+}
+
+#[tokio::test]
+async fn no_flush_is_answered_before_the_store_has_said_so() {
+    flushes_wait_for(Action::HoldAnswer).await;
+}
+
 /// Commits that the store took without an answer reaching us are neither lost nor doubled nor taken for a fence.
 #[tokio::test]
 async fn lost_answers_to_commits_are_settled() {
@@ -46,7 +52,7 @@ async fn lost_answers_to_commits_are_settled() {
     let mut gateway = Setup::new(&store).through(&proxy).create("disk", "1GiB").tcp().start().await;
     let seen = AtomicUsize::new(0);
     proxy.rule(move |request| {
-        let turn = request.puts("/journal/") && seen.fetch_add(1, Ordering::Relaxed) % 3 == 0;
+        let turn = request.puts("/journal/") && seen.fetch_add(1, Ordering::Relaxed).is_multiple_of(3);
         if turn { Action::LoseAnswer } else { Action::Pass }
     });
     let mut writer = Writer::start(&gateway.uri("disk"));
@@ -84,7 +90,7 @@ async fn writers_outlast_a_store_that_goes_away_and_comes_back() {
     );
     drop(gateway);
     let answers = writer.end().await;
-    let next = Setup::new(&store).tcp().takeover().start().await;
+    let next = Setup::new(&store).create("disk", "1GiB").tcp().takeover().start().await;
     assert_blocks(&next.uri("disk"), answers.flushed.expect("some were flushed")).await;
     proxy.stop().await;
 }

@@ -55,7 +55,7 @@ impl Driver {
         paused.into_iter().for_each(|process| self.resume(process));
         let mut inner = self.world.lock();
         inner.say(format_args!("the weather clears"));
-        (inner.calm, inner.storm, inner.commands_left) = (true, false, 0);
+        (inner.calm, inner.storm, inner.commands_left) = (Some(inner.now), false, 0);
         inner.forget_acts();
         let all: Vec<Process> = self.gateways.keys().copied().collect();
         for process in all {

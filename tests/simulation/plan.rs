@@ -57,6 +57,7 @@ impl Plan {
         let layout = layout(&mut random);
         let ms = Duration::from_millis;
         let options = Options {
+            metrics: None,
             holder_name: String::new(),
             commit_max_age: ms(pick(&mut random, &[20, 200, 1000, 5000])),
             commit_chunk_wait: ms(pick(&mut random, &[0, 100, 3000])),
@@ -124,7 +125,7 @@ fn layout(random: &mut SmallRng) -> Layout {
     let size = pick(random, &[8, 16, 32, 64]) * (64 << 10);
     // Now and then the last chunk, page and block are not whole.
     let size = size + pick(random, &[0, 0, 512, 4096 + 1536]);
-    Layout { size, chunk, windows: vec![0..size] }
+    Layout { size, chunk, windows: std::iter::once(0..size).collect() }
 }
 
 fn rates(random: &mut SmallRng, damages: bool, timeout: u64) -> Rates {

@@ -197,8 +197,8 @@ mod tests {
     #[test]
     fn changes_at_one_time_may_go_either_way_but_whole() {
         let mut history = history();
-        let a = history.issue(1, false, |_| vec![0..8]);
-        let b = history.issue(1, false, |_| vec![0..8]);
+        let a = history.issue(1, false, |_| std::iter::once(0..8).collect());
+        let b = history.issue(1, false, |_| std::iter::once(0..8).collect());
         history.answer(1, a, false);
         history.answer(1, b, false);
         let issued = history.tick();
@@ -215,7 +215,7 @@ mod tests {
         let a = write(&mut history, 0..16);
         let issued = history.tick();
         history.flush_answered(1, issued);
-        let trim = history.issue(1, true, |_| vec![0..8]);
+        let trim = history.issue(1, true, |_| std::iter::once(0..8).collect());
         let epoch = &history.epochs[&1];
         check(epoch, &image(&[(0..16, a)])).unwrap();
         check(epoch, &image(&[(8..16, a)])).unwrap();

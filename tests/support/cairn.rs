@@ -18,7 +18,7 @@ pub(crate) enum Store {
     /// A local directory.
     Directory(TempDir),
     /// A bucket on a MinIO of its own.
-    Minio(Minio),
+    Minio(Box<Minio>),
 }
 
 impl Store {
@@ -27,7 +27,7 @@ impl Store {
     }
 
     pub(crate) async fn minio() -> Self {
-        Self::Minio(Minio::start().await)
+        Self::Minio(Box::new(Minio::start().await))
     }
 
     /// The store's URL.

@@ -100,11 +100,6 @@ impl Process {
         self.child.id().expect("the child has not been reaped")
     }
 
-    /// Whether the process still runs.
-    pub(crate) fn is_running(&mut self) -> bool {
-        self.child.try_wait().expect("a child can be waited for").is_none()
-    }
-
     /// Sends a signal.
     pub(crate) fn signal(&self, signal: Signal) {
         let id = i32::try_from(self.id()).expect("process ids are positive i32");

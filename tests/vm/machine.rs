@@ -31,10 +31,12 @@ impl Machine {
 
     /// Waits until the guest has said this.
     pub(super) async fn says(&mut self, what: &str) {
+        let wanted = format!("vm: {what}");
         self.process
-            .wait_for(&format!("the guest says {what}"), |line| {
-                assert!(!line.starts_with("vm: ended"), "the guest's script ended: {line}");
-                (line.strip_prefix("vm: ") == Some(what)).then_some(())
+            .wait_until(&format!("the guest says {what}"), |lines| {
+                let ended = lines.iter().any(|line| line.starts_with("vm: ended"));
+                assert!(!ended, "the guest's script ended:\n{}", lines.join("\n"));
+                lines.contains(&wanted).then_some(())
             })
             .await;
     }

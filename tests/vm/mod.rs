@@ -26,7 +26,7 @@ async fn power_cut(store: &Store, mut gateway: Gateway, mut machine: Machine) {
     assert!(sums.len() > 100, "{sums:?}");
     assert_trimmed(&trimmed);
 
-    let next = Setup::new(store).tcp().takeover().start().await;
+    let next = Setup::new(store).create("disk", "1GiB").tcp().takeover().start().await;
     let files = tempfile::tempdir().expect("a directory for the test");
     let image = copy_out(&next, &files).await;
     assert_eq!(sums, kept(&image, &files).await, "the files of before the power cut");
@@ -73,7 +73,7 @@ async fn a_guest_with_nbd_ko_on_four_connections_finds_what_it_synced_after_a_po
     // 10.0.2.2 is the host in QEMU's user network.
     let script = format!(
         "ip link set lo up\nip link set eth0 up\nip address add 10.0.2.15/24 dev eth0\n\
-         nbd-client 10.0.2.2 {port} /dev/nbd0 -name disk -connections 4 -block-size 4096\n\
+         /usr/sbin/nbd-client 10.0.2.2 {port} /dev/nbd0 -name disk -connections 4 -block-size 4096\n\
          echo 'vm: connected'\nDISK=/dev/nbd0\n{WORKLOAD}"
     );
     let network = ["-smp", "4", "-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="];

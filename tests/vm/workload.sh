@@ -1,8 +1,8 @@
 # shellcheck shell=dash
 # What the guest does to the disk "$DISK": a file system with files of every size, written by several processes, synced,
 # partly removed and trimmed. Says the checksum of every file that must survive, then goes on writing without ever
-# syncing again, until the power is cut.
-mke2fs -q -t ext4 "$DISK"
+# syncing again, until the power is cut. Programs that busybox has too are called by their path.
+/sbin/mke2fs -q -t ext4 "$DISK"
 mount -t ext4 "$DISK" /mnt
 mkdir -p /mnt/kept /mnt/dropped
 
@@ -21,7 +21,7 @@ find . -type f | sort | xargs sha256sum | sed 's/^/vm: sum /'
 cd / || exit
 rm -r /mnt/dropped
 sync
-fstrim -v /mnt | sed 's/^/vm: trim /'
+/sbin/fstrim -v /mnt | sed 's/^/vm: trim /'
 sync
 echo "vm: synced"
 

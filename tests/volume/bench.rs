@@ -14,6 +14,7 @@ pub(crate) struct Bench {
     pub(crate) memory: MemoryStore,
     pub(crate) fault: Fault,
     pub(crate) options: Options,
+    pub(crate) dirty_bytes: u64,
     seed: u64,
 }
 
@@ -26,7 +27,7 @@ impl Bench {
         let memory = MemoryStore::new();
         let fault = Fault::new(Arc::new(memory.clone()), 1);
         let options = Options { holder_name: "first".to_owned(), ..Options::default() };
-        let bench = Self { memory, fault, options, seed: 1 };
+        let bench = Self { memory, fault, options, dirty_bytes: 128 * MIB, seed: 1 };
         let env = bench.env(64 * MIB);
         catalog::create(&env, &bench.options, "disk", size_bytes, chunk_bytes).await.expect("created");
         bench
@@ -35,7 +36,13 @@ impl Bench {
     /// The same store without the faults.
     pub(crate) fn beside(&self) -> Self {
         let fault = Fault::new(Arc::new(self.memory.clone()), 2);
-        Self { memory: self.memory.clone(), fault, options: self.options.clone(), seed: self.seed + 1000 }
+        Self {
+            memory: self.memory.clone(),
+            fault,
+            options: self.options.clone(),
+            dirty_bytes: self.dirty_bytes,
+            seed: self.seed + 1000,
+        }
     }
 
     /// What a gateway of its own has: an empty cache of so many bytes.
@@ -43,7 +50,7 @@ impl Bench {
         Environment {
             store: Arc::new(self.fault.clone()),
             cache: PageCache::new(cache_bytes, MIB),
-            budget: DirtyBudget::new(128 * MIB),
+            budget: DirtyBudget::new(self.dirty_bytes),
             entropy: Entropy::seeded(self.seed),
             wall_clock: Arc::new(|| 1_800_000_000),
         }

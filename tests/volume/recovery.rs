@@ -121,3 +121,21 @@ async fn two_openers_at_once_leave_one_writer() {
     fast.write(8192, pattern(3, 4096), true).await.unwrap();
     assert_eq!(read(&fast, 0, 4096).await, pattern(1, 4096));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_gateway_that_keeps_dying_leaves_no_ever_longer_journal() {
+    let mut bench = Bench::new(64 * MIB).await;
+    for n in 0..40_u64 {
+        let volume = bench.open().await;
+        volume.write(n * 4096, pattern(n, 4096), true).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        volume.abandon().await;
+    }
+    bench.memory.reset_tallies();
+    let volume = bench.open().await;
+    let gets = bench.gets("/journal/").requests;
+    assert!(gets < 20, "{gets} records and seals were read");
+    for n in 0..40_u64 {
+        assert_eq!(read(&volume, n * 4096, 4096).await, pattern(n, 4096));
+    }
+}

@@ -107,3 +107,19 @@ async fn at_the_dirty_bound_writes_are_slowed_not_refused() {
         assert_eq!(read(&volume, n * MIB, MIB).await, pattern(n, 1 << 20));
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn at_the_dirty_bound_trims_are_slowed_too() {
+    let mut bench = Bench::new(1 << 30).await;
+    bench.dirty_bytes = MIB;
+    let volume = bench.open().await;
+    bench.fault.add(Rule::new(Action::FailBefore(Failure::Transient)).on(Operation::Put));
+    let mut trimmed = 0_u64;
+    while tokio::time::timeout(Duration::from_secs(30), volume.zero(trimmed * 1024, 512, true, false))
+        .await
+        .is_ok_and(|trim| trim.is_ok())
+    {
+        trimmed += 1;
+        assert!(trimmed <= 256 * 64, "the bound is 256 blocks, and 64 ranges weigh as much as one");
+    }
+}

@@ -5,6 +5,8 @@
 //! action with a ticket; its result comes back with the ticket by a `handle_` method. Invariant: the stream stays in
 //! step, whatever a client sends, or the connection is closed.
 
+mod action;
+
 use bytes::{Buf, Bytes, BytesMut};
 
 use super::announcement::{Announcement, Negotiate, NegotiateResponse};
@@ -16,131 +18,14 @@ use super::option::{DiskInfo, ExportName, InfoRequest, MetaContextRequest, Optio
 use super::option_reply::{MetaContext, OptionError, OptionReply, Refusal, ServerEntry, encode_option_reply};
 use super::request::HeaderStyle;
 
+use action::DescribePurpose;
+pub use action::{
+    CloseReason, DescribeTicket, HandshakePolicy, ListTicket, OpenTicket, ServerAction, Session, TlsPolicy,
+    TlsTicket,
+};
+
 /// How the server numbers `base:allocation` in answer to SET_META_CONTEXT.
 pub const BASE_ALLOCATION_ID: u32 = 1;
-
-/// Whether clients can or must use TLS.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum TlsPolicy {
-    /// No TLS ("NOTLS").
-    #[default]
-    Off,
-    /// At the client's option, except for exports that the server refuses without ("SELECTIVETLS").
-    Allowed,
-    /// Nothing without TLS ("FORCEDTLS").
-    Required,
-}
-
-/// What the server's side of a handshake is configured with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HandshakePolicy {
-    /// TLS.
-    pub tls: TlsPolicy,
-    /// Longest data of an option in bytes; longer data is skipped and the option refused.
-    pub maximum_option_bytes: u32,
-}
-
-/// What is to be done next, once the output is sent.
-#[derive(Debug)]
-pub enum ServerAction {
-    /// Wait for more bytes.
-    NeedInput,
-    /// Find the exports, then call [`ServerHandshake::handle_list`].
-    List(ListTicket),
-    /// Describe an export, then call [`ServerHandshake::handle_description`].
-    Describe(DescribeTicket),
-    /// Open an export, then call [`ServerHandshake::handle_opened`].
-    Open(OpenTicket),
-    /// Run the TLS handshake, then call [`ServerHandshake::handle_tls_started`]; close if it fails.
-    StartTls(TlsTicket),
-    /// The handshake is over; transmission begins with whatever input is left.
-    Transmit(Session),
-    /// Close the connection.
-    Close(CloseReason),
-}
-
-/// A LIST that waits for the exports.
-#[derive(Debug)]
-pub struct ListTicket(());
-
-/// An INFO, LIST_META_CONTEXT or SET_META_CONTEXT that waits for an export's description.
-#[derive(Debug)]
-pub struct DescribeTicket {
-    name: WireString,
-    purpose: DescribePurpose,
-}
-
-#[derive(Debug)]
-enum DescribePurpose {
-    Info(Vec<InfoType>),
-    ListContexts(Vec<WireString>),
-    SetContexts(Vec<WireString>),
-}
-
-impl DescribeTicket {
-    /// The export's name; empty for the default.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        self.name.as_str()
-    }
-}
-
-/// A GO or EXPORT_NAME that waits for its export.
-#[derive(Debug)]
-pub struct OpenTicket {
-    name: WireString,
-    /// The requests of a GO; none for EXPORT_NAME.
-    requests: Option<Vec<InfoType>>,
-}
-
-impl OpenTicket {
-    /// The export's name; empty for the default.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        self.name.as_str()
-    }
-}
-
-/// A STARTTLS that waits for the TLS handshake.
-#[derive(Debug)]
-pub struct TlsTicket(());
-
-/// What was negotiated.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Session {
-    /// The export, with the flags that the client was told.
-    pub export: ExportInfo,
-    /// Kind of headers.
-    pub headers: HeaderStyle,
-    /// The number of the context `base:allocation`, if the client selected it.
-    pub base_allocation: Option<u32>,
-}
-
-/// Why the server closes the connection during the handshake.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum CloseReason {
-    /// The client sent ABORT.
-    #[error("the client aborted")]
-    Aborted,
-    /// Bytes that are no option.
-    #[error("no option: {0}")]
-    NotAnOption(DecodeError),
-    /// Client flags that the server must drop the connection for.
-    #[error("unknown client flags {0:#x}")]
-    UnknownClientFlags(u32),
-    /// An option other than EXPORT_NAME from a client that does not know fixed newstyle.
-    #[error("{0} without fixed newstyle")]
-    NotFixedNewstyle(OptionCode),
-    /// An EXPORT_NAME that cannot be granted: it knows no error reply.
-    #[error("EXPORT_NAME refused: {0}")]
-    ExportName(Refusal),
-    /// Polled although an action was not answered.
-    #[error("an action was not answered")]
-    Unanswered,
-    /// Polled after the handshake was over.
-    #[error("the handshake is over")]
-    Over,
-}
 
 #[derive(Debug)]
 enum State {

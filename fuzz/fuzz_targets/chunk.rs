@@ -1,0 +1,14 @@
+//! Any bytes are a chunk object or an error.
+#![no_main]
+
+use cairn::volume::chunk::ChunkObject;
+use cairn::volume::codec::Kind;
+use cairn_fuzz::{VOLUME, object};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|input: &[u8]| {
+    let bytes = object(Kind::Chunk, input);
+    if let Ok(chunk) = ChunkObject::decode(VOLUME, &bytes) {
+        assert_eq!(chunk.pages.len(), chunk.stored.len() as usize);
+    }
+});

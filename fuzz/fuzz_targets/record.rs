@@ -1,0 +1,25 @@
+//! Any bytes are a record of the journal or an error; the data of a record lies within it.
+#![no_main]
+
+use cairn::volume::codec::Kind;
+use cairn::volume::keys::Slot;
+use cairn::volume::record::{Change, Record};
+use cairn_fuzz::{VOLUME, object, pair_at};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|input: &[u8]| {
+    let bytes = object(Kind::Record, input);
+    let (epoch, n) = pair_at(&bytes, 28);
+    if let Ok((record, checksum)) = Record::decode(VOLUME, Slot { epoch, n }, &bytes) {
+        assert!(bytes.ends_with(&checksum.0));
+        let end = (bytes.len() - checksum.0.len()) as u64;
+        let mut next = end - record.data_bytes;
+        for change in &record.changes {
+            if let Change::Data { at, length, .. } = change {
+                assert_eq!(*at, next, "data lies in order and without gaps");
+                next += u64::from(*length);
+            }
+        }
+        assert_eq!(next, end);
+    }
+});

@@ -1,0 +1,16 @@
+//! Any bytes are a root or an error, and a root has one encoding.
+#![no_main]
+
+use cairn::volume::codec::Kind;
+use cairn::volume::keys::ObjectId;
+use cairn::volume::root::Root;
+use cairn_fuzz::{VOLUME, object, pair_at};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|input: &[u8]| {
+    let bytes = object(Kind::Root, input);
+    let (epoch, k) = pair_at(&bytes, 26);
+    if let Ok(root) = Root::decode(VOLUME, ObjectId { epoch, k }, &bytes) {
+        assert_eq!(root.encode(VOLUME), bytes);
+    }
+});

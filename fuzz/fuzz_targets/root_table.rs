@@ -1,0 +1,16 @@
+//! Any bytes are a root table or an error, and a root table has one encoding.
+#![no_main]
+
+use cairn::volume::codec::Kind;
+use cairn::volume::keys::ObjectId;
+use cairn::volume::root::RootTable;
+use cairn_fuzz::{VOLUME, object, pair_at};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|input: &[u8]| {
+    let bytes = object(Kind::RootTable, input);
+    let (epoch, k) = pair_at(&bytes, 26);
+    if let Ok(table) = RootTable::decode(VOLUME, ObjectId { epoch, k }, &bytes) {
+        assert_eq!(table.encode(VOLUME), bytes);
+    }
+});

@@ -1,0 +1,216 @@
+//! The command line's grammar, and which flag sets which key of the configuration.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use url::Url;
+
+use crate::config::{self, Config, Flag, FlagValue, Size};
+
+/// NBD disks that live in object storage.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "cairn", version, max_term_width = 100, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(super) enum Command {
+    /// Serve volumes over NBD until SIGTERM or SIGINT
+    Serve(Serve),
+    /// Create, list, show and delete volumes
+    Volume(Volume),
+    /// Ask a gateway whether it is ready; exits with 0 if it is, else with 1
+    Health(Health),
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct Health {
+    /// What to ask; /health/live asks only whether it answers
+    #[arg(default_value = "http://127.0.0.1:9180/health/ready", value_parser = super::health::parse)]
+    pub(super) url: Url,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct Common {
+    /// Configuration file (TOML); the environment (CAIRN_<SECTION>__<KEY>) and flags go over it
+    #[arg(long, value_name = "FILE", env = config::CONFIG_FILE)]
+    config: Option<PathBuf>,
+    /// Where the volumes are: file:///path, file://./path or s3://bucket/prefix [default: file://./cairn-data]
+    #[arg(long, value_name = "URL")]
+    store: Option<String>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct Serve {
+    #[command(flatten)]
+    common: Common,
+    /// Listen there: HOST:PORT or unix:PATH; several times for several [default: 127.0.0.1:10809]
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Vec<String>,
+    /// Make the volume where it is absent, and open it; an error where it stands with another size
+    #[arg(long, value_name = "NAME=SIZE")]
+    create: Vec<String>,
+    /// Do not wait for leases that other gateways left unexpired: they lose the volumes named here
+    #[arg(long)]
+    takeover: bool,
+    /// Metrics, health and volumes over HTTP: HOST:PORT, unix:PATH or none [default: 127.0.0.1:9180]
+    #[arg(long, value_name = "ADDRESS")]
+    admin: Option<String>,
+}
+
+impl Serve {
+    /// The settings, with these flags over them.
+    pub(super) fn config(&self) -> Result<Config, config::Errors> {
+        let mut flags = Vec::new();
+        let many = |key, flag, values: &[String]| {
+            (!values.is_empty()).then(|| Flag { key, flag, value: FlagValue::Many(values.to_vec()) })
+        };
+        flags.extend(many("server.listen", "--listen", &self.listen));
+        flags.extend(many("volumes.create", "--create", &self.create));
+        if self.takeover {
+            let value = FlagValue::One(true.to_string());
+            flags.push(Flag { key: "lease.takeover", flag: "--takeover", value });
+        }
+        if let Some(address) = &self.admin {
+            let value = FlagValue::One(address.clone());
+            flags.push(Flag { key: "admin.listen", flag: "--admin", value });
+        }
+        self.common.config(flags)
+    }
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct Volume {
+    #[command(subcommand)]
+    pub(super) action: Action,
+}
+
+impl Volume {
+    /// The settings, with these flags over them.
+    pub(super) fn config(&self) -> Result<Config, config::Errors> {
+        match &self.action {
+            Action::Create(Create { common, chunk_size, .. }) => {
+                let chunk = chunk_size.as_ref().map(|size| {
+                    let value = FlagValue::One(size.clone());
+                    Flag { key: "volumes.chunk_size", flag: "--chunk-size", value }
+                });
+                common.config(chunk.into_iter().collect())
+            }
+            Action::List(List { common, .. })
+            | Action::Info(Info { common, .. })
+            | Action::Delete(Delete { common, .. }) => common.config(Vec::new()),
+        }
+    }
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(super) enum Action {
+    /// Create a volume that reads as zeros
+    Create(Create),
+    /// List all volumes
+    List(List),
+    /// Show one volume
+    Info(Info),
+    /// Delete a volume and all that it holds
+    Delete(Delete),
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct Create {
+    #[command(flatten)]
+    common: Common,
+    /// 1 to 128 of A-Z a-z 0-9 . _ -, not beginning with a dot
+    pub(super) name: String,
+    /// Such as 10GiB, 10GB or 4096
+    pub(super) size: Size,
+    /// Size of the objects that hold the data, fixed for ever: 64KiB to 32MiB, a power of two [default: 4MiB]
+    #[arg(long, value_name = "SIZE")]
+    chunk_size: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct List {
+    #[command(flatten)]
+    common: Common,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct Info {
+    #[command(flatten)]
+    common: Common,
+    /// Its name
+    pub(super) name: String,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct Delete {
+    #[command(flatten)]
+    common: Common,
+    /// Its name
+    pub(super) name: String,
+    /// Delete it although a gateway holds it: that gateway loses it
+    #[arg(long)]
+    pub(super) takeover: bool,
+}
+
+impl Common {
+    fn config(&self, mut flags: Vec<Flag>) -> Result<Config, config::Errors> {
+        if let Some(url) = &self.store {
+            flags.push(Flag { key: "store.url", flag: "--store", value: FlagValue::One(url.clone()) });
+        }
+        config::load(self.config.as_deref(), std::env::vars_os(), flags)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_grammar_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_full_command_line() {
+        let line =
+            "cairn serve --store s3://b/p --listen 127.0.0.1:0 --listen unix:/s --create a=1GiB --takeover";
+        let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+        let Command::Serve(serve) = cli.command else { panic!("not serve") };
+        assert_eq!(serve.listen, ["127.0.0.1:0", "unix:/s"]);
+        assert_eq!(serve.create, ["a=1GiB"]);
+        assert!(serve.takeover);
+    }
+
+    #[test]
+    fn mistakes_are_refused() {
+        for line in [
+            "cairn",
+            "cairn sevre",
+            "cairn serve extra",
+            "cairn serve --listen",
+            "cairn volume",
+            "cairn volume create disk",
+            "cairn volume create disk 1G",
+            "cairn volume create disk -1",
+            "cairn volume info",
+            "cairn volume list name",
+            "cairn health 127.0.0.1:9180",
+        ] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
+        }
+    }
+}

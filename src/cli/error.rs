@@ -1,0 +1,107 @@
+//! Why the program ends otherwise than in good order.
+
+use std::io;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use crate::{config, server, store, volume};
+
+/// What a mistake in the command line or configuration exits with, as clap does.
+const USAGE: u8 = 2;
+
+/// Why the program failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    /// Settings are wrong.
+    #[error(transparent)]
+    Config(#[from] config::Errors),
+    /// The store cannot be used.
+    #[error("{}", chain(.0))]
+    Store(#[from] store::OpenError),
+    /// Something cannot be done with a volume.
+    #[error("volume {name:?}: {}", chain(.source))]
+    Volume {
+        /// Its name.
+        name: String,
+        /// Why.
+        source: volume::OpenError,
+    },
+    /// A configured volume cannot be opened.
+    #[error("volume {name:?}: {}", chain(.source.as_ref()))]
+    Open {
+        /// Its name.
+        name: String,
+        /// Why.
+        source: Arc<volume::OpenError>,
+    },
+    /// The list of volumes cannot be had.
+    #[error("{}", chain(.0))]
+    List(volume::OpenError),
+    /// The server cannot listen.
+    #[error("{}", chain(.0))]
+    Listen(#[from] server::ListenError),
+    /// Every volume that was to be served stopped.
+    #[error("no volume is left to serve")]
+    NothingLeft,
+    /// A gateway is not as it should be.
+    #[error("{url}: {why}")]
+    Unhealthy {
+        /// What was asked.
+        url: String,
+        /// What came.
+        why: String,
+    },
+    /// Volumes were not closed in good order.
+    #[error("not closed in good order: {}", .0.join(", "))]
+    Close(Vec<String>),
+    /// The system fails.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+impl From<config::Error> for Error {
+    fn from(error: config::Error) -> Self {
+        Self::Config(config::Errors(vec![error]))
+    }
+}
+
+impl Error {
+    /// 2 for what must be said otherwise, 1 for what failed.
+    pub(super) fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Config(_)
+            | Self::Volume {
+                source: volume::OpenError::BadName(_) | volume::OpenError::Geometry(_), ..
+            } => ExitCode::from(USAGE),
+            Self::Store(_)
+            | Self::Volume { .. }
+            | Self::Open { .. }
+            | Self::List(_)
+            | Self::Listen(_)
+            | Self::NothingLeft
+            | Self::Unhealthy { .. }
+            | Self::Close(_)
+            | Self::System { .. } => ExitCode::FAILURE,
+        }
+    }
+}
+
+/// An error with its causes, each said once.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,243 @@
+//! Volumes as exports: names, commands, and which error value a client sees.
+//!
+//! Invariant: every error of a volume becomes an error value in one exhaustive match.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::catalogue::Catalogue;
+use super::error::chain;
+use super::open_volumes::{OpenVolumes, Use};
+use crate::metrics::{Command, Errno};
+use crate::protocol::{Error, TransmissionFlags};
+use crate::server::{
+    Allocation, Export, ExportDescription, ExportError, Exports, ListEntry, OpenError, Segment,
+};
+use crate::volume;
+
+/// Smallest block that clients should use, in bytes.
+const MINIMUM_BLOCK_BYTES: u32 = 1;
+/// Block that suits best, in bytes: the unit in which changes are held.
+const PREFERRED_BLOCK_BYTES: u32 = 4096;
+/// Largest payload, in bytes.
+const MAXIMUM_BLOCK_BYTES: u32 = 64 << 20;
+
+/// What every volume can do.
+const FLAGS: TransmissionFlags = TransmissionFlags::HAS_FLAGS
+    .union(TransmissionFlags::SEND_FLUSH)
+    .union(TransmissionFlags::SEND_FUA)
+    .union(TransmissionFlags::SEND_TRIM)
+    .union(TransmissionFlags::SEND_WRITE_ZEROES)
+    .union(TransmissionFlags::SEND_FAST_ZERO)
+    .union(TransmissionFlags::SEND_CACHE)
+    .union(TransmissionFlags::CAN_MULTI_CONN);
+
+/// The volumes of a store as exports.
+#[derive(Debug)]
+pub(super) struct VolumeExports {
+    volumes: Arc<OpenVolumes>,
+    catalogue: Arc<Catalogue>,
+    /// What the empty name stands for.
+    default: Option<String>,
+}
+
+impl VolumeExports {
+    /// All volumes by their names, and `default` by the empty name too.
+    pub(super) fn new(volumes: Arc<OpenVolumes>, catalogue: Arc<Catalogue>, default: Option<String>) -> Self {
+        Self { volumes, catalogue, default }
+    }
+
+    fn resolve<'a>(&'a self, name: &'a str) -> Result<&'a str, OpenError> {
+        match (name, &self.default) {
+            ("", Some(default)) => Ok(default),
+            ("", None) => Err(OpenError::Unknown(String::new())),
+            (name, _) => Ok(name),
+        }
+    }
+}
+
+#[async_trait]
+impl Exports for VolumeExports {
+    async fn list(&self) -> Result<Vec<ListEntry>, OpenError> {
+        let names = self.catalogue.names().await.map_err(|e| open_error("", &e))?;
+        Ok(names.iter().map(|name| ListEntry { name: name.clone(), description: String::new() }).collect())
+    }
+
+    async fn describe(&self, name: &str) -> Result<ExportDescription, OpenError> {
+        let name = self.resolve(name)?;
+        let size_bytes = match self.volumes.size_bytes(name) {
+            Some(size_bytes) => size_bytes,
+            None => self.catalogue.info(name).await.map_err(|e| open_error(name, &e))?.size_bytes,
+        };
+        Ok(description(name, size_bytes))
+    }
+
+    async fn open(&self, name: &str) -> Result<Arc<dyn Export>, OpenError> {
+        let of = self.volumes.open(self.resolve(name)?).await?;
+        Ok(Arc::new(VolumeExport { of }))
+    }
+}
+
+fn description(name: &str, size_bytes: u64) -> ExportDescription {
+    ExportDescription {
+        name: name.to_owned(),
+        description: String::new(),
+        size_bytes,
+        flags: FLAGS,
+        minimum_block_bytes: MINIMUM_BLOCK_BYTES,
+        preferred_block_bytes: PREFERRED_BLOCK_BYTES,
+        maximum_block_bytes: MAXIMUM_BLOCK_BYTES,
+    }
+}
+
+/// Why a volume cannot be had, for a client.
+pub(super) fn open_error(name: &str, error: &volume::OpenError) -> OpenError {
+    use volume::OpenError as Why;
+    match error {
+        Why::NoSuchVolume(_) | Why::BadName(_) => OpenError::Unknown(name.to_owned()),
+        Why::Held { .. } | Why::Lost(_) | Why::Deleting => OpenError::Refused(chain(error)),
+        Why::Exists(_)
+        | Why::SizeDiffers { .. }
+        | Why::Damaged { .. }
+        | Why::BrokenJournal { .. }
+        | Why::Geometry(_)
+        | Why::Store(_) => OpenError::Failed(chain(error)),
+    }
+}
+
+/// Why a command failed, for a client; `beyond` is what its kind gets for a range that ends beyond the volume.
+fn command_error(error: &volume::Error, beyond: Error) -> ExportError {
+    use volume::Error as Why;
+    let value = match error {
+        Why::OutOfRange { .. } => beyond,
+        Why::Stopped(_) => Error::Shutdown,
+        Why::Damaged { .. } | Why::Lost { .. } | Why::Deadline { .. } | Why::Store(_) => Error::Io,
+    };
+    ExportError { error: value, message: chain(error) }
+}
+
+/// A volume that a client uses.
+#[derive(Debug)]
+struct VolumeExport {
+    of: Use,
+}
+
+impl VolumeExport {
+    /// Waits for a command; the volume counts what succeeds, this what a client sees fail.
+    async fn count<T>(
+        &self,
+        command: Command,
+        work: impl Future<Output = Result<T, volume::Error>> + Send,
+    ) -> Result<T, ExportError> {
+        let beyond = match command {
+            Command::Write | Command::WriteZeroes => Error::NoSpc,
+            _ => Error::Inval,
+        };
+        work.await.map_err(|error| {
+            let failure = command_error(&error, beyond);
+            self.of.metrics.failed(command, errno(failure.error));
+            tracing::debug!(volume = self.of.name, ?command, "failed: {failure}");
+            failure
+        })
+    }
+}
+
+fn errno(error: Error) -> Errno {
+    match error {
+        Error::Perm => Errno::Perm,
+        Error::Io => Errno::Io,
+        Error::NoMem => Errno::NoMem,
+        Error::Inval => Errno::Inval,
+        Error::NoSpc => Errno::NoSpc,
+        Error::Overflow => Errno::Overflow,
+        Error::NotSup => Errno::NotSup,
+        Error::Shutdown => Errno::Shutdown,
+        Error::Unknown(_) => Errno::Other,
+    }
+}
+
+#[async_trait]
+impl Export for VolumeExport {
+    fn description(&self) -> ExportDescription {
+        description(&self.of.name, self.of.volume.size_bytes())
+    }
+
+    async fn read(&self, offset: u64, length: u32) -> Result<Vec<Segment>, ExportError> {
+        let length = u64::from(length);
+        let segments = self.count(Command::Read, self.of.volume.read(offset, length)).await?;
+        let zero = |length| Segment::Zero(u32::try_from(length).expect("a part of a READ of 32 bits"));
+        let convert = |segment| match segment {
+            volume::Segment::Data(data) => Segment::Data(data),
+            volume::Segment::Zero(length) => zero(length),
+        };
+        Ok(segments.into_iter().map(convert).collect())
+    }
+
+    async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), ExportError> {
+        self.count(Command::Write, self.of.volume.write(offset, data, fua)).await
+    }
+
+    async fn flush(&self) -> Result<(), ExportError> {
+        self.count(Command::Flush, self.of.volume.flush()).await
+    }
+
+    async fn trim(&self, offset: u64, length: u64, fua: bool) -> Result<(), ExportError> {
+        self.count(Command::Trim, self.of.volume.zero(offset, length, true, fua)).await
+    }
+
+    async fn write_zeroes(
+        &self,
+        offset: u64,
+        length: u64,
+        no_hole: bool,
+        _fast: bool,
+        fua: bool,
+    ) -> Result<(), ExportError> {
+        // Zeroing is always fast, so the flag asks for nothing.
+        let work = self.of.volume.zero(offset, length, !no_hole, fua);
+        self.count(Command::WriteZeroes, work).await
+    }
+
+    async fn cache(&self, offset: u64, length: u64) -> Result<(), ExportError> {
+        self.count(Command::Cache, self.of.volume.prefetch(offset, length)).await
+    }
+
+    async fn block_status(
+        &self,
+        offset: u64,
+        length: u64,
+        limit: usize,
+    ) -> Result<Vec<Allocation>, ExportError> {
+        let work = self.of.volume.allocation(offset, length, limit);
+        let extents = self.count(Command::BlockStatus, work).await?;
+        let convert = |e: volume::Extent| Allocation { length_bytes: e.length, hole: e.hole, zero: e.zero };
+        Ok(extents.into_iter().map(convert).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volume::error::Error as Why;
+
+    #[test]
+    fn each_failure_has_its_error_value() {
+        let stored = crate::store::Error::NotFound { key: "volume/x/head".to_owned() };
+        for (error, value) in [
+            (Why::OutOfRange { offset: 1, length: 1, size: 1 }, Error::NoSpc),
+            (Why::Stopped("fenced".to_owned()), Error::Shutdown),
+            (Why::Damaged { key: "k".to_owned(), why: "checksum".to_owned() }, Error::Io),
+            (Why::Lost { key: "k".to_owned() }, Error::Io),
+            (Why::Deadline { after_ms: 1 }, Error::Io),
+            (Why::Store(stored), Error::Io),
+        ] {
+            let failure = command_error(&error, Error::NoSpc);
+            assert_eq!(failure.error, value, "{failure}");
+            assert_eq!(failure.message, error.to_string());
+        }
+        let beyond = Why::OutOfRange { offset: 1, length: 1, size: 1 };
+        assert_eq!(command_error(&beyond, Error::Inval).error, Error::Inval);
+    }
+}

@@ -1,0 +1,61 @@
+//! The command line: what can be said, and which layer does it.
+//!
+//! The only layer that knows all others: it maps settings to each layer's options, implements the server's `Export`
+//! for volumes, and owns the process (log, signals, exit status). Invariant: nothing listens and nothing is written
+//! before every setting was read and found right.
+
+mod args;
+mod catalogue;
+mod error;
+mod exports;
+mod health;
+mod open_volumes;
+mod process;
+mod serve;
+mod settings;
+mod size;
+mod status;
+mod volume;
+mod welcome;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+pub use args::Cli;
+use args::Command;
+use error::Error;
+
+/// Runs the program on the command line of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    // Clap prints help and mistakes itself, and exits with 0 or 2.
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cairn: {error}");
+            error.exit_code()
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Error> {
+    match cli.command {
+        Command::Serve(args) => {
+            let config = args.config()?;
+            let options = settings::Options::of(&config)?;
+            process::start_log(&config)?;
+            process::abort_on_panic();
+            process::raise_descriptor_limit();
+            process::block_on(serve::serve(options))
+        }
+        Command::Health(args) => process::block_on(health::ask(&args.url)),
+        Command::Volume(args) => {
+            let config = args.config()?;
+            let options = settings::Options::of(&config)?;
+            process::start_quiet_log(&config)?;
+            process::block_on(volume::run(args.action, options))
+        }
+    }
+}

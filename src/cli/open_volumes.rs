@@ -1,0 +1,374 @@
+//! The volumes that are open: each once, however many clients use it.
+//!
+//! Volumes named by the configuration are opened at the start and stay; others are opened for their first client and
+//! closed when nobody has used them for a while. Invariants: a volume is never open twice; one that is in use is not
+//! closed but by [`OpenVolumes::close_all`], after which nothing is opened.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::error::chain;
+use crate::admin::OpenVolume;
+use crate::metrics::{Metrics, VolumeMetrics};
+use crate::server;
+use crate::task::Tasks;
+use crate::volume::{self, Environment, OpenError, Status, Volume, catalog};
+
+/// How often the log says what is still being closed.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How volumes are opened and closed.
+#[derive(Clone, Debug)]
+pub(super) struct Options {
+    pub(super) volume: volume::Options,
+    pub(super) idle_timeout: Duration,
+    pub(super) maximum_open: usize,
+}
+
+/// An open volume.
+#[derive(Debug)]
+pub(super) struct Served {
+    pub(super) name: String,
+    pub(super) volume: Arc<Volume>,
+    pub(super) metrics: VolumeMetrics,
+    stay: Stay,
+    users: watch::Sender<usize>,
+}
+
+/// The right to use an open volume, given back when it is dropped.
+#[derive(Debug)]
+pub(super) struct Use(Arc<Served>);
+
+impl Use {
+    fn of(served: &Arc<Served>) -> Self {
+        served.users.send_modify(|users| *users += 1);
+        Self(Arc::clone(served))
+    }
+}
+
+impl std::ops::Deref for Use {
+    type Target = Served;
+
+    fn deref(&self) -> &Served {
+        &self.0
+    }
+}
+
+impl Drop for Use {
+    fn drop(&mut self) {
+        self.0.users.send_modify(|users| *users -= 1);
+    }
+}
+
+/// Whether a volume stays open without users.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stay {
+    /// It is configured.
+    Always,
+    /// It was opened for a client.
+    WhileUsed,
+}
+
+/// Where a volume is on its way from closed to closed.
+#[derive(Clone, Debug)]
+enum Phase {
+    Opening,
+    Open(Arc<Served>),
+    /// Nobody may use it any more.
+    Closing(Arc<Served>),
+    /// It could not be opened, or is closed; the slot is no longer in the map.
+    Gone(Option<Arc<OpenError>>),
+}
+
+type Slot = watch::Sender<Phase>;
+
+#[derive(Debug, Default)]
+struct Slots {
+    by_name: BTreeMap<String, Arc<Slot>>,
+    draining: bool,
+}
+
+/// The volumes that are open.
+#[derive(Debug)]
+pub(super) struct OpenVolumes {
+    env: Environment,
+    options: Options,
+    metrics: Metrics,
+    slots: Mutex<Slots>,
+    /// Configured volumes that serve.
+    configured_left: watch::Sender<usize>,
+    tasks: Tasks,
+}
+
+impl OpenVolumes {
+    /// None is open yet.
+    pub(super) fn new(env: Environment, options: Options, metrics: Metrics) -> Arc<Self> {
+        Arc::new(Self {
+            env,
+            options,
+            metrics,
+            slots: Mutex::default(),
+            configured_left: watch::Sender::new(0),
+            tasks: Tasks::new(),
+        })
+    }
+
+    /// Opens a configured volume, to stay.
+    pub(super) async fn open_configured(
+        self: &Arc<Self>,
+        name: &str,
+        takeover: bool,
+    ) -> Result<(), Arc<OpenError>> {
+        let slot = {
+            let mut slots = self.slots.lock();
+            self.start(&mut slots, name, Stay::Always, takeover)
+        };
+        let mut phase = slot.subscribe();
+        match &*phase.wait_for(|phase| !matches!(phase, Phase::Opening)).await.expect("we hold the sender") {
+            Phase::Gone(Some(error)) => Err(Arc::clone(error)),
+            Phase::Opening | Phase::Open(_) | Phase::Closing(_) | Phase::Gone(None) => Ok(()),
+        }
+    }
+
+    /// Opens a volume for a client, or joins those who use it.
+    pub(super) async fn open(self: &Arc<Self>, name: &str) -> Result<Use, server::OpenError> {
+        loop {
+            let slot = {
+                let mut slots = self.slots.lock();
+                if slots.draining {
+                    return Err(server::OpenError::Shutdown);
+                }
+                match slots.by_name.get(name) {
+                    // Counted under the lock, as the idle check is.
+                    Some(slot) => match &*slot.borrow() {
+                        Phase::Open(served) => return admit(served),
+                        Phase::Opening | Phase::Closing(_) | Phase::Gone(_) => Arc::clone(slot),
+                    },
+                    None if slots.by_name.len() >= self.options.maximum_open => {
+                        let maximum = self.options.maximum_open;
+                        let why = format!("{maximum} volumes are open, which is the configured maximum");
+                        return Err(server::OpenError::Refused(why));
+                    }
+                    None => self.start(&mut slots, name, Stay::WhileUsed, false),
+                }
+            };
+            let mut phase = slot.subscribe();
+            let settled = phase.wait_for(|phase| matches!(phase, Phase::Open(_) | Phase::Gone(_))).await;
+            if let Phase::Gone(Some(error)) = &*settled.expect("we hold the sender") {
+                return Err(super::exports::open_error(name, error));
+            }
+        }
+    }
+
+    /// What is open under that name, for a description that asks the store nothing.
+    pub(super) fn size_bytes(&self, name: &str) -> Option<u64> {
+        let slots = self.slots.lock();
+        match &*slots.by_name.get(name)?.borrow() {
+            Phase::Open(served) => Some(served.volume.size_bytes()),
+            Phase::Opening | Phase::Closing(_) | Phase::Gone(_) => None,
+        }
+    }
+
+    /// Returns once none of the configured volumes, which were all opened, serves any more; never if there were none.
+    pub(super) async fn nothing_left(&self, configured: usize) {
+        if configured == 0 {
+            std::future::pending::<()>().await;
+        }
+        let mut left = self.configured_left.subscribe();
+        left.wait_for(|left| *left == 0).await.expect("we hold the sender");
+    }
+
+    /// Returns once no client uses any volume that is open now.
+    pub(super) async fn unused(&self) {
+        for served in self.open_now() {
+            served.users.subscribe().wait_for(|users| *users == 0).await.expect("we hold the sender");
+        }
+    }
+
+    /// Configured volumes that stopped, and why.
+    pub(super) fn lost(&self) -> Vec<String> {
+        let configured = self.open_now().into_iter().filter(|served| served.stay == Stay::Always);
+        let lost = configured.filter_map(|served| match served.volume.status() {
+            Status::Stopped(why) => Some(format!("volume {:?} stopped: {why}", served.name)),
+            Status::Serving | Status::Draining => None,
+        });
+        lost.collect()
+    }
+
+    /// The volumes that are open, in order of name.
+    pub(super) fn reports(&self) -> Vec<OpenVolume> {
+        let report = |served: Arc<Served>| OpenVolume {
+            name: served.name.clone(),
+            volume: Arc::clone(&served.volume),
+            metrics: served.metrics.clone(),
+            clients: *served.users.borrow(),
+        };
+        self.open_now().into_iter().map(report).collect()
+    }
+
+    fn open_now(&self) -> Vec<Arc<Served>> {
+        let slots = self.slots.lock();
+        let mut open = Vec::new();
+        for slot in slots.by_name.values() {
+            if let Phase::Open(served) | Phase::Closing(served) = &*slot.borrow() {
+                open.push(Arc::clone(served));
+            }
+        }
+        open
+    }
+
+    /// Closes every volume: commit, checkpoint, release of the lease; gives the names of those that were not closed in
+    /// good order within `patience`. Nothing can be opened any more.
+    pub(super) async fn close_all(&self, patience: Duration) -> Vec<String> {
+        self.slots.lock().draining = true;
+        // Ends the watch over each volume, an opening, which has at most taken a lease, and a closing, which is begun
+        // again below.
+        self.tasks.shutdown().await;
+        let open = self.open_now();
+        let closing: Mutex<Vec<&str>> = Mutex::new(open.iter().map(|served| served.name.as_str()).collect());
+        let failed = Mutex::new(Vec::new());
+        let close_each = futures::future::join_all(open.iter().map(|served| {
+            let (closing, failed) = (&closing, &failed);
+            async move {
+                if !close(served).await {
+                    failed.lock().push(served.name.clone());
+                }
+                closing.lock().retain(|name| *name != served.name);
+            }
+        }));
+        let progress = async {
+            loop {
+                tokio::time::sleep(PROGRESS_INTERVAL).await;
+                tracing::info!("still closing {}", closing.lock().join(", "));
+            }
+        };
+        tokio::select! {
+            _ = close_each => {}
+            () = progress => {}
+            () = tokio::time::sleep(patience) => {
+                let left: Vec<String> = closing.lock().iter().map(|name| (*name).to_owned()).collect();
+                tracing::error!("not closed within {patience:?}: {}", left.join(", "));
+                failed.lock().extend(left);
+            }
+        }
+        failed.into_inner()
+    }
+
+    /// Makes a slot, and the task that opens the volume and later closes it.
+    fn start(self: &Arc<Self>, slots: &mut Slots, name: &str, stay: Stay, takeover: bool) -> Arc<Slot> {
+        let slot = Arc::new(Slot::new(Phase::Opening));
+        slots.by_name.insert(name.to_owned(), Arc::clone(&slot));
+        let (this, of_task, name) = (Arc::clone(self), Arc::clone(&slot), name.to_owned());
+        drop(
+            self.tasks.spawn_until_cancelled(async move { this.run(&name, &of_task, stay, takeover).await }),
+        );
+        slot
+    }
+
+    async fn run(&self, name: &str, slot: &Slot, stay: Stay, takeover: bool) {
+        let (volume, metrics) = match self.open_volume(name, takeover).await {
+            Ok(opened) => opened,
+            Err(error) => {
+                tracing::warn!(volume = name, "cannot be opened: {}", chain(&error));
+                return self.leave(name, slot, Some(Arc::new(error)));
+            }
+        };
+        tracing::info!(volume = name, id = %volume.id(), epoch = volume.epoch(), "open");
+        let users = watch::Sender::new(0);
+        let served = Arc::new(Served { name: name.to_owned(), volume, metrics, stay, users });
+        if stay == Stay::Always {
+            self.configured_left.send_modify(|left| *left += 1);
+        }
+        slot.send_replace(Phase::Open(Arc::clone(&served)));
+        if stay == Stay::Always {
+            let why = served.volume.stopped().await;
+            tracing::error!(volume = name, "fenced, and no longer served: {why}");
+            served.volume.abandon().await;
+            self.configured_left.send_modify(|left| *left -= 1);
+            // The slot stays, so that clients are told why.
+            return;
+        }
+        tokio::select! {
+            why = served.volume.stopped() => {
+                tracing::error!(volume = name, "fenced, and no longer served: {why}");
+                served.volume.abandon().await;
+            }
+            () = self.idle(&served, slot) => {
+                if close(&served).await {
+                    tracing::info!(volume = name, "closed, since nobody used it");
+                }
+            }
+        }
+        self.leave(name, slot, None);
+    }
+
+    async fn open_volume(
+        &self,
+        name: &str,
+        takeover: bool,
+    ) -> Result<(Arc<Volume>, VolumeMetrics), OpenError> {
+        // Only a name that stands gets time series.
+        let id = catalog::resolve(&self.env, name).await?;
+        let metrics = self.metrics.volume(name);
+        let options = volume::Options { metrics: Some(metrics.clone()), ..self.options.volume.clone() };
+        let volume = Volume::open(&self.env, options, id, takeover).await?;
+        Ok((volume, metrics))
+    }
+
+    /// Returns when nobody has used the volume for the idle time; nobody can from then on.
+    async fn idle(&self, served: &Arc<Served>, slot: &Slot) {
+        let mut users = served.users.subscribe();
+        loop {
+            users.wait_for(|users| *users == 0).await.expect("we hold the sender");
+            let used_again = users.wait_for(|users| *users > 0);
+            if tokio::time::timeout(self.options.idle_timeout, used_again).await.is_ok() {
+                continue;
+            }
+            let slots = self.slots.lock();
+            if *served.users.borrow() == 0 && !slots.draining {
+                slot.send_replace(Phase::Closing(Arc::clone(served)));
+                return;
+            }
+        }
+    }
+
+    /// Takes the slot out, and tells those who wait on it.
+    fn leave(&self, name: &str, slot: &Slot, error: Option<Arc<OpenError>>) {
+        self.slots.lock().by_name.remove(name);
+        slot.send_replace(Phase::Gone(error));
+    }
+}
+
+/// Lets a client use an open volume, unless it stopped.
+fn admit(served: &Arc<Served>) -> Result<Use, server::OpenError> {
+    match served.volume.status() {
+        Status::Stopped(why) => Err(server::OpenError::Refused(format!("{} stopped: {why}", served.name))),
+        Status::Serving | Status::Draining => Ok(Use::of(served)),
+    }
+}
+
+/// Closes a volume; whether that went in good order.
+async fn close(served: &Served) -> bool {
+    if let Status::Stopped(why) = served.volume.status() {
+        tracing::info!(volume = served.name, "nothing to close: {why}");
+        return true;
+    }
+    match served.volume.close().await {
+        Ok(()) => {
+            tracing::info!(volume = served.name, "closed, its lease released");
+            true
+        }
+        Err(error) => {
+            tracing::error!(volume = served.name, "not closed in good order: {}", chain(&error));
+            served.volume.abandon().await;
+            false
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,228 @@
+//! Tests of which volumes are open when, on a store in memory under a paused clock.
+
+use bytes::Bytes;
+
+use super::*;
+use crate::admin::Gateway as _;
+use crate::cli::catalogue::Catalogue;
+use crate::cli::exports::VolumeExports;
+use crate::cli::status::{GatewayStatus, Serving};
+use crate::protocol::Error as Value;
+use crate::server::{Exports as _, OpenError as Refusal, Segment};
+use crate::store::fault::{Action, Failure as Refused, Rule};
+use crate::store::{Fault, MemoryStore, Operation};
+use crate::volume::{DirtyBudget, Entropy, PageCache};
+
+const IDLE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(600);
+const SIZE: u64 = 1 << 30;
+
+struct Gateway {
+    volumes: Arc<OpenVolumes>,
+    exports: VolumeExports,
+    metrics: Metrics,
+}
+
+fn environment(store: &MemoryStore, seed: u64) -> Environment {
+    Environment {
+        store: Arc::new(store.clone()),
+        cache: PageCache::new(16 << 20, 1 << 20),
+        budget: DirtyBudget::new(16 << 20),
+        entropy: Entropy::seeded(seed),
+        wall_clock: Arc::new(|| 1_700_000_000),
+    }
+}
+
+/// A gateway on a store, told apart from others by a number.
+fn gateway(store: &MemoryStore, number: u64, default: Option<&str>) -> Gateway {
+    let env = environment(store, number);
+    let volume = volume::Options { holder_name: format!("gateway {number}"), ..volume::Options::default() };
+    let options = Options { volume, idle_timeout: IDLE, maximum_open: 2 };
+    let metrics = Metrics::new();
+    let volumes = OpenVolumes::new(env.clone(), options, metrics.clone());
+    let catalogue = Arc::new(Catalogue::new(env, Duration::from_secs(5)));
+    let exports = VolumeExports::new(Arc::clone(&volumes), catalogue, default.map(str::to_owned));
+    Gateway { volumes, exports, metrics }
+}
+
+async fn store_of(names: &[&str]) -> MemoryStore {
+    let store = MemoryStore::new();
+    let env = environment(&store, 99);
+    for name in names {
+        catalog::create(&env, &volume::Options::default(), name, SIZE, 4 << 20).await.unwrap();
+    }
+    store
+}
+
+async fn holder(store: &MemoryStore, name: &str) -> Option<String> {
+    catalog::info(&environment(store, 98), name).await.unwrap().holder
+}
+
+#[tokio::test(start_paused = true)]
+async fn looking_takes_no_lease_and_going_does() {
+    let store = store_of(&["a", "b"]).await;
+    let gateway = gateway(&store, 1, None);
+    let listed = gateway.exports.list().await.unwrap();
+    assert_eq!(listed.iter().map(|e| &*e.name).collect::<Vec<_>>(), ["a", "b"]);
+    let described = gateway.exports.describe("a").await.unwrap();
+    assert_eq!((described.name.as_str(), described.size_bytes), ("a", SIZE));
+    assert_eq!(holder(&store, "a").await, None);
+    let export = gateway.exports.open("a").await.unwrap();
+    assert_eq!(export.description(), described);
+    assert_eq!(holder(&store, "a").await.as_deref(), Some("gateway 1"));
+    assert_eq!(gateway.volumes.close_all(PATIENCE).await, Vec::<String>::new());
+    assert_eq!(holder(&store, "a").await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_nobody_uses_is_closed_and_opened_again_when_asked_for() {
+    let store = store_of(&["a"]).await;
+    let gateway = gateway(&store, 1, None);
+    let first = gateway.exports.open("a").await.unwrap();
+    let second = gateway.exports.open("a").await.unwrap();
+    first.write(0, Bytes::from_static(b"kept"), false).await.unwrap();
+    drop(first);
+    tokio::time::sleep(IDLE * 2).await;
+    assert!(holder(&store, "a").await.is_some(), "the second still uses it");
+    drop(second);
+    let third = gateway.exports.open("a").await.unwrap();
+    tokio::time::sleep(IDLE * 2).await;
+    assert!(holder(&store, "a").await.is_some(), "it was used again in time");
+    drop(third);
+    while holder(&store, "a").await.is_some() {
+        tokio::time::sleep(IDLE / 10).await;
+    }
+    assert!(!gateway.metrics.render().contains("volume=\"a\""), "its time series end");
+    let again = gateway.exports.open("a").await.unwrap();
+    assert_eq!(again.read(0, 4).await.unwrap(), [Segment::Data(Bytes::from_static(b"kept"))]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn clients_that_come_at_once_share_one_volume() {
+    let store = store_of(&["a"]).await;
+    let gateway = gateway(&store, 1, None);
+    let opened = futures::future::join_all((0..8).map(|_| gateway.exports.open("a"))).await;
+    let exports: Vec<_> = opened.into_iter().collect::<Result<_, _>>().unwrap();
+    exports[0].write(4096, Bytes::from_static(b"shared"), false).await.unwrap();
+    for export in &exports {
+        assert_eq!(export.read(4096, 6).await.unwrap(), [Segment::Data(Bytes::from_static(b"shared"))]);
+    }
+    let info = catalog::info(&environment(&store, 98), "a").await.unwrap();
+    assert_eq!(info.epoch, 1, "it was opened once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_configured_volume_stays_and_is_the_default() {
+    let store = store_of(&["a", "b"]).await;
+    let gateway = gateway(&store, 1, Some("a"));
+    gateway.volumes.open_configured("a", false).await.unwrap();
+    tokio::time::sleep(IDLE * 3).await;
+    assert!(holder(&store, "a").await.is_some());
+    assert_eq!(gateway.exports.open("").await.unwrap().description().name, "a");
+    assert_eq!(gateway.exports.describe("").await.unwrap().name, "a");
+}
+
+#[tokio::test(start_paused = true)]
+async fn names_that_stand_for_nothing_are_unknown() {
+    let store = store_of(&["a"]).await;
+    let gateway = gateway(&store, 1, None);
+    for name in ["", "b", "a/b", "../a", "A"] {
+        let described = gateway.exports.describe(name).await.unwrap_err();
+        assert!(matches!(&described, Refusal::Unknown(unknown) if unknown == name), "{described:?}");
+        let opened = gateway.exports.open(name).await.map(|_| ()).unwrap_err();
+        assert!(matches!(&opened, Refusal::Unknown(unknown) if unknown == name), "{opened:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_of_another_gateway_is_refused_with_its_name() {
+    let store = store_of(&["a"]).await;
+    let (first, second) = (gateway(&store, 1, None), gateway(&store, 2, None));
+    let _used = first.exports.open("a").await.unwrap();
+    let refused = second.exports.open("a").await.map(|_| ()).unwrap_err();
+    assert!(matches!(&refused, Refusal::Refused(why) if why.contains("gateway 1")), "{refused:?}");
+    let configured = second.volumes.open_configured("a", false).await.unwrap_err();
+    assert!(configured.to_string().contains("gateway 1"), "{configured}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_was_taken_over_answers_eshutdown_and_nothing_is_left() {
+    let store = store_of(&["a"]).await;
+    let (first, second) = (gateway(&store, 1, None), gateway(&store, 2, None));
+    first.volumes.open_configured("a", false).await.unwrap();
+    let export = first.exports.open("a").await.unwrap();
+    second.volumes.open_configured("a", true).await.unwrap();
+    export.write(0, Bytes::from_static(b"late"), false).await.unwrap();
+    let failure = export.flush().await.unwrap_err();
+    assert_eq!(failure.error, Value::Shutdown, "{failure}");
+    first.volumes.nothing_left(1).await;
+    let refused = first.exports.open("a").await.map(|_| ()).unwrap_err();
+    assert!(matches!(&refused, Refusal::Refused(why) if why.contains("stopped")), "{refused:?}");
+    let failure = export.read(0, 1).await.unwrap_err();
+    assert_eq!(failure.error, Value::Shutdown, "{failure}");
+    let text = first.metrics.render();
+    let counted = r#"cairn_request_errors_total{command="flush",errno="eshutdown",volume="a"} 1"#;
+    assert!(text.contains(counted), "{text}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_is_ready_while_the_store_answers_and_no_configured_volume_is_lost() {
+    let store = store_of(&["a", "b"]).await;
+    let (first, second) = (gateway(&store, 1, None), gateway(&store, 2, None));
+    first.volumes.open_configured("a", false).await.unwrap();
+    let fault = Fault::new(Arc::new(store.clone()), 0);
+    let env = Environment { store: Arc::new(fault.clone()), ..environment(&store, 3) };
+    let catalogue = Arc::new(Catalogue::new(env.clone(), Duration::ZERO));
+    let exports = Arc::new(gateway(&store, 4, None).exports);
+    let server = server::Server::new(exports, server::Options::default(), Metrics::new().server());
+    let status = GatewayStatus::starting();
+    status.serves(Serving {
+        env,
+        volumes: Arc::clone(&first.volumes),
+        catalogue,
+        server: Arc::new(server),
+        options: volume::Options::default(),
+        chunk_bytes: 4 << 20,
+    });
+    assert_eq!(status.obstacles().await, Vec::<String>::new());
+    let _client = first.exports.open("a").await.unwrap();
+    let names = |infos: Vec<catalog::Info>| infos.into_iter().map(|info| info.name).collect::<Vec<_>>();
+    assert_eq!(names(status.volumes().await.unwrap()), ["a", "b"]);
+    let open = status.open_volumes();
+    assert_eq!(open.iter().map(|open| (&*open.name, open.clients)).collect::<Vec<_>>(), [("a", 1)]);
+    status.create("c", SIZE, None).await.unwrap();
+    assert_eq!(status.volume("c").await.unwrap().chunk_bytes, 4 << 20);
+    status.delete("b", false).await.unwrap();
+    assert_eq!(names(status.volumes().await.unwrap()), ["a", "c"]);
+    fault.add(Rule::new(Action::FailBefore(Refused::Denied)).on(Operation::List));
+    let obstacles = status.obstacles().await;
+    assert!(matches!(&obstacles[..], [only] if only.contains("store cannot be read")), "{obstacles:?}");
+    fault.clear();
+    second.volumes.open_configured("a", true).await.unwrap();
+    first.volumes.nothing_left(1).await;
+    let obstacles = status.obstacles().await;
+    assert!(matches!(&obstacles[..], [only] if only.contains("\"a\" stopped")), "{obstacles:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_volumes_are_open_than_configured() {
+    let store = store_of(&["a", "b", "c"]).await;
+    let gateway = gateway(&store, 1, None);
+    let _two = (gateway.exports.open("a").await.unwrap(), gateway.exports.open("b").await.unwrap());
+    let refused = gateway.exports.open("c").await.map(|_| ()).unwrap_err();
+    assert!(matches!(&refused, Refusal::Refused(why) if why.contains("maximum")), "{refused:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_opened_once_all_is_closed() {
+    let store = store_of(&["a", "b"]).await;
+    let gateway = gateway(&store, 1, None);
+    gateway.volumes.open_configured("a", false).await.unwrap();
+    let export = gateway.exports.open("a").await.unwrap();
+    assert_eq!(gateway.volumes.close_all(PATIENCE).await, Vec::<String>::new());
+    for name in ["a", "b"] {
+        let refused = gateway.exports.open(name).await.map(|_| ()).unwrap_err();
+        assert!(matches!(refused, Refusal::Shutdown), "{refused:?}");
+    }
+    assert_eq!(export.flush().await.unwrap_err().error, Value::Shutdown);
+}

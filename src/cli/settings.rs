@@ -1,0 +1,283 @@
+//! From settings to each layer's options.
+//!
+//! Invariant: all that can be found wrong without asking the store or the system is found here, and said with the
+//! setting's name and origin.
+
+use std::time::Duration;
+
+use super::size::Wanted;
+use crate::admin::Token;
+use crate::config::{self, Config};
+use crate::server::ListenAddress;
+use crate::store::Location;
+use crate::store::retry::{Patience, RetryOptions};
+use crate::volume::geometry::Geometry;
+use crate::volume::keys::is_valid_name;
+use crate::{server, store, volume};
+
+/// How often a request that the store refuses (credentials, permissions) is sent again where somebody waits for it.
+const REFUSALS: u32 = 3;
+
+/// How long a command that somebody waits for is tried.
+const COMMAND_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Every layer's options.
+#[derive(Clone, Debug)]
+pub(super) struct Options {
+    pub(super) location: Location,
+    pub(super) store: store::Options,
+    pub(super) server: server::Options,
+    pub(super) listen: Vec<ListenAddress>,
+    pub(super) volume: volume::Options,
+    pub(super) clean_bytes: u64,
+    pub(super) dirty_bytes: u64,
+    /// Volumes to make where they are absent, and to open at the start.
+    pub(super) create: Vec<Wanted>,
+    /// Volumes to open at the start.
+    pub(super) open: Vec<String>,
+    /// Take leases that have not run out.
+    pub(super) takeover: bool,
+    pub(super) chunk_bytes: u64,
+    pub(super) maximum_open: usize,
+    pub(super) idle_timeout: Duration,
+    pub(super) catalogue_age: Duration,
+    pub(super) close_timeout: Duration,
+    /// Where the admin server listens, if anywhere.
+    pub(super) admin: Option<ListenAddress>,
+    /// Whether it must: somebody asked for it.
+    pub(super) admin_required: bool,
+    pub(super) admin_token: Option<Token>,
+}
+
+impl Options {
+    /// What the settings say.
+    pub(super) fn of(config: &Config) -> Result<Self, config::Errors> {
+        let mut errors = config::Errors::default();
+        let location = config.store.url.parse().map_err(|e| config.refuse("store.url", e));
+        let location = keep(location, &mut errors);
+        let listen = parse_each(config, "server.listen", &config.server.listen, &mut errors);
+        if config.server.listen.is_empty() {
+            errors.0.push(config.refuse("server.listen", "at least one address is needed"));
+        }
+        let create: Vec<Wanted> = parse_each(config, "volumes.create", &config.volumes.create, &mut errors);
+        let geometry = Geometry::new(config.volumes.chunk_size.0);
+        let geometry = keep(geometry.map_err(|e| config.refuse("volumes.chunk_size", e)), &mut errors);
+        check_names(config, &create, &mut errors);
+        for Wanted { name, size_bytes } in &create {
+            if let Some(Err(why)) = geometry.map(|g| g.check_size(*size_bytes)) {
+                errors.0.push(config.refuse("volumes.create", format!("{name}: {why}")));
+            }
+        }
+        if config.store.retry_base > config.store.retry_cap {
+            errors.0.push(config.refuse("store.retry_base", "must not be more than store.retry_cap"));
+        }
+        let admin = match config.admin.listen.as_str() {
+            "none" => None,
+            text => keep(
+                text.parse().map_err(|e| config.refuse("admin.listen", format!("{e}, or none"))),
+                &mut errors,
+            ),
+        };
+        let admin_token = keep(read_token(config), &mut errors).flatten();
+        match (location, geometry) {
+            (Some(location), Some(geometry)) if errors.0.is_empty() => Ok(Self {
+                location,
+                store: store_options(config),
+                server: server_options(config),
+                listen,
+                volume: volume_options(config),
+                clean_bytes: config.cache.clean.0,
+                dirty_bytes: config.cache.dirty.0,
+                create,
+                open: config.volumes.open.clone(),
+                takeover: config.lease.takeover,
+                chunk_bytes: geometry.chunk_bytes(),
+                maximum_open: count(config.volumes.maximum),
+                idle_timeout: config.volumes.idle_timeout,
+                catalogue_age: config.volumes.catalogue_age,
+                close_timeout: config.volumes.close_timeout,
+                admin,
+                admin_required: config.is_given("admin.listen"),
+                admin_token,
+            }),
+            _ => Err(errors),
+        }
+    }
+
+    /// Gives up on a store that does not answer, since somebody waits.
+    pub(super) fn impatient(mut self) -> Self {
+        self.store.retry.write = Patience { deadline: Some(COMMAND_PATIENCE), refusals: Some(REFUSALS) };
+        self
+    }
+
+    /// Names of the volumes that are opened at the start, each once.
+    pub(super) fn configured(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.create.iter().map(|w| w.name.clone()).collect();
+        names.extend(self.open.iter().cloned());
+        names.sort();
+        names.dedup();
+        names
+    }
+}
+
+fn keep<T>(result: Result<T, config::Error>, errors: &mut config::Errors) -> Option<T> {
+    result.map_err(|error| errors.0.push(error)).ok()
+}
+
+fn parse_each<T: std::str::FromStr<Err: std::fmt::Display>>(
+    config: &Config,
+    key: &'static str,
+    texts: &[String],
+    errors: &mut config::Errors,
+) -> Vec<T> {
+    texts.iter().filter_map(|text| keep(text.parse().map_err(|e| config.refuse(key, e)), errors)).collect()
+}
+
+fn check_names(config: &Config, create: &[Wanted], errors: &mut config::Errors) {
+    let created = create.iter().map(|wanted| ("volumes.create", &wanted.name));
+    let opened = config.volumes.open.iter().map(|name| ("volumes.open", name));
+    for (key, name) in created.chain(opened).filter(|(_, name)| !is_valid_name(name)) {
+        let why = volume::OpenError::BadName(name.clone());
+        errors.0.push(config.refuse(key, why));
+    }
+    for (n, Wanted { name, .. }) in create.iter().enumerate() {
+        if create[..n].iter().any(|other| other.name == *name) {
+            errors.0.push(config.refuse("volumes.create", format!("{name:?} is named twice")));
+        }
+    }
+}
+
+/// The token of the admin server.
+fn read_token(config: &Config) -> Result<Option<Token>, config::Error> {
+    let Some(path) = given(&config.admin.token_file) else { return Ok(None) };
+    let text = std::fs::read_to_string(path).map_err(|e| config.refuse("admin.token_file", e))?;
+    text.parse().map(Some).map_err(|e| config.refuse("admin.token_file", e))
+}
+
+fn count(n: u32) -> usize {
+    usize::try_from(n).expect("32 bits fit a usize")
+}
+
+fn given(text: &str) -> Option<String> {
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+fn store_options(config: &Config) -> store::Options {
+    let of = &config.store;
+    store::Options {
+        s3: store::S3Options {
+            endpoint: given(&of.endpoint),
+            region: given(&of.region),
+            path_style: of.path_style,
+            create_bucket: of.create_bucket,
+            connect_timeout: of.connect_timeout,
+            request_timeout: of.request_timeout,
+            minimum_bytes_per_second: of.minimum_rate.0,
+            stall_timeout: of.stall_timeout,
+            ..store::S3Options::default()
+        },
+        concurrency: count(of.concurrency),
+        retry: RetryOptions {
+            base: of.retry_base,
+            cap: of.retry_cap,
+            read: Patience { deadline: of.read_deadline, refusals: Some(REFUSALS) },
+            // What was sent is sent again until its fate is known; who waits for it has a deadline of their own.
+            write: Patience { deadline: None, refusals: None },
+            ..RetryOptions::default()
+        },
+        ..store::Options::default()
+    }
+}
+
+fn server_options(config: &Config) -> server::Options {
+    let of = &config.server;
+    server::Options {
+        handshake_timeout: of.handshake_timeout,
+        maximum_connections: count(of.connections),
+        in_flight_requests: of.requests_in_flight,
+        in_flight_bytes: u32::try_from(of.bytes_in_flight.0).unwrap_or(u32::MAX),
+        drain_timeout: of.drain_timeout,
+        ..server::Options::default()
+    }
+}
+
+fn volume_options(config: &Config) -> volume::Options {
+    let Config { store, cache, commit, journal, lease, .. } = config;
+    volume::Options {
+        // Each volume has its own.
+        metrics: None,
+        holder_name: given(&lease.holder).unwrap_or_else(super::process::name),
+        commit_max_age: commit.max_age,
+        commit_chunk_wait: commit.chunk_wait,
+        commit_max_bytes: commit.max_bytes.0,
+        commits_in_flight: count(commit.in_flight),
+        store_deadline: store.deadline,
+        journal_max_bytes: journal.max_bytes.0,
+        journal_max_records: u64::from(journal.max_records),
+        journal_max_age: journal.max_age,
+        fold_bytes: journal.fold_bytes.0,
+        lease_ttl: lease.ttl,
+        head_interval: lease.head_interval,
+        deletion_grace: store.deletion_grace,
+        read_ahead_bytes: cache.read_ahead.0,
+        get_bytes: cache.fetch.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(pairs: &[(&str, &str)]) -> Result<Options, config::Errors> {
+        let pairs = pairs.iter().map(|(name, value)| (name.into(), value.into()));
+        Options::of(&config::load(None, pairs, []).unwrap())
+    }
+
+    /// The settings' defaults and the layers' own are the same.
+    #[test]
+    fn defaults_agree_with_those_of_the_layers() {
+        let options = of(&[]).unwrap();
+        assert_eq!(options.location, Location::Directory("./cairn-data".into()));
+        assert_eq!(format!("{:?}", options.store), format!("{:?}", store::Options::default()));
+        let server = server::Options { drain_timeout: options.server.drain_timeout, ..Default::default() };
+        assert_eq!(options.server, server);
+        let holder_name = options.volume.holder_name.clone();
+        assert!(holder_name.ends_with(&format!("/{}", std::process::id())), "{holder_name}");
+        let volume = volume::Options { holder_name, ..Default::default() };
+        assert_eq!(format!("{:?}", options.volume), format!("{volume:?}"));
+        assert!(options.configured().is_empty());
+    }
+
+    #[test]
+    fn what_the_layers_cannot_take_is_said_with_its_setting() {
+        for (name, value, parts) in [
+            ("CAIRN_STORE__URL", "http://x", "store.url = \"http://x\": |s3://bucket/prefix"),
+            ("CAIRN_SERVER__LISTEN", "127.0.0.1:1,nowhere", "server.listen = |\"nowhere\"|unix:PATH"),
+            ("CAIRN_SERVER__LISTEN", "", "server.listen = \"\": |at least one"),
+            ("CAIRN_VOLUMES__CREATE", "disk", "volumes.create = \"disk\": |NAME=SIZE"),
+            ("CAIRN_VOLUMES__CREATE", "disk=1G", "volumes.create = |1GiB for|1GB for"),
+            ("CAIRN_VOLUMES__CREATE", "a/b=1GiB", "volumes.create = |not a volume name"),
+            ("CAIRN_VOLUMES__CREATE", "a=1000", "volumes.create = |multiple of 512"),
+            ("CAIRN_VOLUMES__CREATE", "a=1GiB,a=2GiB", "volumes.create = |named twice"),
+            ("CAIRN_VOLUMES__OPEN", ".x", "volumes.open = |not a volume name"),
+            ("CAIRN_VOLUMES__CHUNK_SIZE", "3MiB", "volumes.chunk_size = \"3MiB\"|power of two"),
+            ("CAIRN_ADMIN__LISTEN", "nowhere", "admin.listen = \"nowhere\": |unix:PATH, or none"),
+            ("CAIRN_ADMIN__TOKEN_FILE", "/no/such", "admin.token_file = \"/no/such\": |No such file"),
+            ("CAIRN_ADMIN__TOKEN_FILE", "/dev/null", "admin.token_file = |at least 16"),
+            ("CAIRN_STORE__RETRY_BASE", "10s", "store.retry_base = \"10s\"|store.retry_cap"),
+        ] {
+            let message = of(&[(name, value)]).unwrap_err().to_string();
+            for part in parts.split('|').chain([name]) {
+                assert!(message.contains(part), "no {part} in: {message}");
+            }
+        }
+    }
+
+    #[test]
+    fn configured_volumes_are_those_to_make_and_those_to_open() {
+        let options =
+            of(&[("CAIRN_VOLUMES__CREATE", "b=1GiB,c=512"), ("CAIRN_VOLUMES__OPEN", "a,b")]).unwrap();
+        assert_eq!(options.configured(), ["a", "b", "c"]);
+        assert_eq!(options.create[1], Wanted { name: "c".to_owned(), size_bytes: 512 });
+    }
+}

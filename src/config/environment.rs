@@ -1,0 +1,144 @@
+//! Which environment variables are settings: `CAIRN_<SECTION>__<KEY>`.
+//!
+//! Kubernetes gives every pod variables for each Service of its namespace; for one named `cairn`, or `cairn-…`, they
+//! begin as ours do and are not. Invariant: any other variable that begins with `CAIRN_` is a setting or an error.
+
+use std::ffi::OsStr;
+
+use super::load::Error;
+use super::settings::Setting;
+
+const PREFIX: &str = "CAIRN_";
+
+/// Names the configuration file; read by the command line.
+pub const CONFIG_FILE: &str = "CAIRN_CONFIG";
+
+/// What a variable is.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Variable {
+    /// None of ours.
+    NotOurs,
+    /// A setting, which may turn out to be unknown.
+    Setting { section: String, key: String, value: String },
+    /// Meant for us, and wrong.
+    Wrong(Error),
+}
+
+/// What the variable `name` is.
+pub(super) fn read(name: &OsStr, value: &OsStr, known: &[Setting]) -> Variable {
+    let Some(name) = name.to_str() else { return Variable::NotOurs };
+    let Some(rest) = name.strip_prefix(PREFIX) else { return Variable::NotOurs };
+    if name == CONFIG_FILE {
+        return Variable::NotOurs;
+    }
+    let Some((section, key)) = rest.split_once("__") else {
+        return if is_of_kubernetes(rest) {
+            Variable::NotOurs
+        } else {
+            Variable::Wrong(stray(name, rest, known))
+        };
+    };
+    let (section, key) = (section.to_lowercase(), key.to_lowercase());
+    match value.to_str() {
+        Some(value) => Variable::Setting { section, key, value: value.to_owned() },
+        None => Variable::Wrong(Error::Invalid {
+            key: format!("{section}.{key}"),
+            value: format!("{value:?}"),
+            why: "must be UTF-8".to_owned(),
+            origin: format!("environment variable {name}"),
+        }),
+    }
+}
+
+fn stray(name: &str, rest: &str, known: &[Setting]) -> Error {
+    let joined = |s: &&Setting| format!("{}_{}", s.section, s.key).eq_ignore_ascii_case(rest);
+    let hint = match known.iter().find(joined) {
+        Some(s) => format!("it is written {}", variable(s)),
+        None => "settings are CAIRN_<SECTION>__<KEY>, with two underscores between".to_owned(),
+    };
+    Error::Unknown { key: name.to_owned(), origin: "environment".to_owned(), hint }
+}
+
+/// The variable of a setting.
+#[must_use]
+pub fn variable(setting: &Setting) -> String {
+    format!("{PREFIX}{}__{}", setting.section, setting.key).to_uppercase()
+}
+
+/// Whether `CAIRN_<rest>` is a variable that Kubernetes makes for a Service: `[NAME_]SERVICE_HOST`,
+/// `[NAME_]SERVICE_PORT[_PORTNAME]`, `[NAME_]PORT[_80_TCP[_PROTO|_PORT|_ADDR]]`.
+fn is_of_kubernetes(rest: &str) -> bool {
+    let words: Vec<&str> = rest.split('_').collect();
+    if words.iter().any(|word| word.is_empty() || word.bytes().any(|b| !b.is_ascii_alphanumeric())) {
+        return false;
+    }
+    (0..words.len()).any(|start| match words[start..] {
+        ["SERVICE", "HOST"] | ["SERVICE", "PORT", ..] | ["PORT"] => true,
+        ["PORT", number, "TCP" | "UDP" | "SCTP", ref rest @ ..] => {
+            number.parse::<u16>().is_ok() && matches!(rest, [] | ["PROTO" | "PORT" | "ADDR"])
+        }
+        _ => false,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::settings::reference;
+
+    fn of(name: &str) -> Variable {
+        read(OsStr::new(name), OsStr::new("x"), &reference())
+    }
+
+    #[test]
+    fn variables_of_kubernetes_are_not_ours() {
+        for name in [
+            "CAIRN_SERVICE_HOST",
+            "CAIRN_SERVICE_PORT",
+            "CAIRN_SERVICE_PORT_NBD",
+            "CAIRN_SERVICE_PORT_HTTP_METRICS",
+            "CAIRN_PORT",
+            "CAIRN_PORT_10809_TCP",
+            "CAIRN_PORT_10809_TCP_PROTO",
+            "CAIRN_PORT_10809_TCP_PORT",
+            "CAIRN_PORT_10809_TCP_ADDR",
+            "CAIRN_PORT_53_UDP",
+            "CAIRN_STORE_SERVICE_HOST",
+            "CAIRN_MY_GATEWAY_PORT_9180_TCP_ADDR",
+            "PATH",
+            "CAIRNSTORE__URL",
+            "CAIRN_CONFIG",
+        ] {
+            assert_eq!(of(name), Variable::NotOurs, "{name}");
+        }
+    }
+
+    #[test]
+    fn two_underscores_make_a_setting() {
+        let setting = |section: &str, key: &str| Variable::Setting {
+            section: section.into(),
+            key: key.into(),
+            value: "x".into(),
+        };
+        assert_eq!(of("CAIRN_STORE__URL"), setting("store", "url"));
+        assert_eq!(of("CAIRN_COMMIT__MAX_AGE"), setting("commit", "max_age"));
+        assert_eq!(of("CAIRN_STORE__TYPO"), setting("store", "typo"));
+        assert_eq!(of("CAIRN_SERVER__PORT"), setting("server", "port"), "not of Kubernetes");
+    }
+
+    #[test]
+    fn what_is_neither_is_an_error_with_a_hint() {
+        for (name, hint) in [
+            ("CAIRN_STORE_URL", "CAIRN_STORE__URL"),
+            ("CAIRN_COMMIT_MAX_AGE", "CAIRN_COMMIT__MAX_AGE"),
+            ("CAIRN_STORE", "CAIRN_<SECTION>__<KEY>"),
+            ("CAIRN_", "CAIRN_<SECTION>__<KEY>"),
+            ("CAIRN_PORT_X_TCP", "CAIRN_<SECTION>__<KEY>"),
+            ("CAIRN_PORT_1_TCP_FOO", "CAIRN_<SECTION>__<KEY>"),
+        ] {
+            let Variable::Wrong(error) = of(name) else { panic!("{name} passes") };
+            let message = error.to_string();
+            assert!(message.contains(name) && message.contains(hint), "{message}");
+        }
+    }
+}

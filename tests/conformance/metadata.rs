@@ -1,0 +1,160 @@
+//! "Metadata querying": LIST_META_CONTEXT, SET_META_CONTEXT and BLOCK_STATUS.
+
+use crate::support::memory_export::MemoryExport;
+use crate::support::scripted_export::{Script, ScriptedExport};
+use crate::support::wire::*;
+
+async fn structured_options(harness: &Harness) -> Wire {
+    let mut wire = harness.options().await;
+    wire.haggle(STRUCTURED_REPLY, b"", REP_ACK).await;
+    wire
+}
+
+/// Payload of a BLOCK_STATUS chunk of context 1.
+fn status(descriptors: &[(u32, u32)]) -> Vec<u8> {
+    let mut payload = 1_u32.to_be_bytes().to_vec();
+    for (length, flags) in descriptors {
+        payload.extend(length.to_be_bytes());
+        payload.extend(flags.to_be_bytes());
+    }
+    payload
+}
+
+#[tokio::test]
+async fn contexts_need_structured_replies() {
+    let mut wire = Harness::disk().options().await;
+    wire.haggle(SET_META_CONTEXT, &meta_context("disk", &["base:allocation"]), REP_ERR_INVALID).await;
+    wire.haggle(LIST_META_CONTEXT, &meta_context("disk", &[]), REP_ERR_INVALID).await;
+    wire.go("disk").await;
+}
+
+#[tokio::test]
+async fn listing_without_queries_must_return_all_contexts_and_with_base_those_of_base() {
+    let mut wire = structured_options(&Harness::disk()).await;
+    for queries in [&[][..], &["base:"], &["base:allocation"], &["x-other:a", "base:"]] {
+        let replies = wire.replies_to(LIST_META_CONTEXT, &meta_context("disk", queries)).await;
+        assert_eq!(replies.len(), 1, "{queries:?}");
+        assert_eq!(replies[0].reply, REP_META_CONTEXT);
+        assert_eq!(replies[0].data, b"\x00\x00\x00\x00base:allocation");
+    }
+}
+
+#[tokio::test]
+async fn the_server_must_ignore_queries_of_unknown_namespaces_and_leaves() {
+    let mut wire = structured_options(&Harness::disk()).await;
+    for option in [LIST_META_CONTEXT, SET_META_CONTEXT] {
+        let replies = wire.replies_to(option, &meta_context("disk", &["qemu:", "base:unheard-of"])).await;
+        assert_eq!(replies, []);
+    }
+}
+
+#[tokio::test]
+async fn the_wildcard_and_no_query_must_select_nothing() {
+    let mut wire = structured_options(&Harness::disk()).await;
+    for queries in [&[][..], &["base:"]] {
+        assert_eq!(wire.replies_to(SET_META_CONTEXT, &meta_context("disk", queries)).await, []);
+    }
+}
+
+#[tokio::test]
+async fn malformed_queries_get_err_invalid_and_the_stream_stays_in_step() {
+    let mut wire = structured_options(&Harness::disk()).await;
+    let beyond_the_end = [&meta_context("disk", &[])[..8], b"\x00\x00\x00\x01\x00\x00\x00\x10base:"].concat();
+    let trailing = [&meta_context("disk", &[])[..], b"x"].concat();
+    for data in [&b""[..], &beyond_the_end, &trailing, &meta_context("disk", &["allocation"])] {
+        wire.haggle(SET_META_CONTEXT, data, REP_ERR_INVALID).await;
+        wire.haggle(LIST_META_CONTEXT, data, REP_ERR_INVALID).await;
+    }
+    wire.go("disk").await;
+}
+
+#[tokio::test]
+async fn contexts_of_an_export_that_does_not_exist_are_err_unknown() {
+    let mut wire = structured_options(&Harness::disk()).await;
+    wire.haggle(LIST_META_CONTEXT, &meta_context("nothing", &[]), REP_ERR_UNKNOWN).await;
+    wire.haggle(SET_META_CONTEXT, &meta_context("nothing", &["base:allocation"]), REP_ERR_UNKNOWN).await;
+}
+
+#[tokio::test]
+async fn block_status_without_a_selected_context_is_einval() {
+    let harness = Harness::disk();
+    let mut simple = harness.simple().await;
+    simple.fails(request(0, BLOCK_STATUS, 1, 0, 512), EINVAL).await;
+    let mut structured = structured_options(&harness).await;
+    structured.go("disk").await;
+    structured.fails(request(0, BLOCK_STATUS, 1, 0, 512), EINVAL).await;
+    structured.is_alive().await;
+}
+
+#[tokio::test]
+async fn contexts_hold_only_for_the_export_they_were_set_for() {
+    let mut wire = structured_options(&Harness::disk()).await;
+    wire.replies_to(SET_META_CONTEXT, &meta_context("disk", &["base:allocation"])).await;
+    wire.go("").await;
+    wire.fails(request(0, BLOCK_STATUS, 1, 0, 512), EINVAL).await;
+}
+
+#[tokio::test]
+async fn setting_contexts_replaces_those_set_before_even_when_it_fails() {
+    let harness = Harness::disk();
+    let failing = [
+        meta_context("nothing", &["base:allocation"]),
+        meta_context("disk", &["no colon"]),
+        vec![0; 1 << 20],
+    ];
+    for data in failing {
+        let mut wire = structured_options(&harness).await;
+        wire.replies_to(SET_META_CONTEXT, &meta_context("disk", &["base:allocation"])).await;
+        wire.send(option(SET_META_CONTEXT, &data)).await;
+        assert!(wire.option_reply().await.reply > 0x8000_0000);
+        wire.go("disk").await;
+        wire.fails(request(0, BLOCK_STATUS, 1, 0, 512), EINVAL).await;
+    }
+}
+
+#[tokio::test]
+async fn block_status_tells_data_from_holes() {
+    let mut wire = Harness::disk().structured().await;
+    wire.fails(request(0, BLOCK_STATUS, 1, 1 << 20, 1), EINVAL).await;
+    wire.send([&request(0, WRITE, 2, 8192, 4)[..], b"data"].concat()).await;
+    wire.expect(simple_reply(0, 2)).await;
+    wire.send(request(0, BLOCK_STATUS, 3, 0, 1 << 20)).await;
+    let extents = [(8192, 3), (4096, 0), ((1 << 20) - 12_288, 3)];
+    wire.expect(chunk(1, 5, 3, &status(&extents))).await;
+}
+
+#[tokio::test]
+async fn req_one_must_be_answered_with_one_extent_no_longer_than_the_request() {
+    let mut wire = Harness::disk().structured().await;
+    wire.send([&request(0, WRITE, 2, 8192, 4)[..], b"data"].concat()).await;
+    wire.expect(simple_reply(0, 2)).await;
+    wire.send(request(REQ_ONE, BLOCK_STATUS, 3, 4096, 512)).await;
+    wire.expect(chunk(1, 5, 3, &status(&[(512, 3)]))).await;
+    wire.send(request(REQ_ONE, BLOCK_STATUS, 4, 4096, 65_536)).await;
+    wire.expect(chunk(1, 5, 4, &status(&[(4096, 3)]))).await;
+}
+
+#[tokio::test]
+async fn an_extent_of_more_than_32_bits_is_cut_or_ends_with_the_request() {
+    let disk = MemoryExport::new("disk", 1 << 50);
+    let harness = Harness::of(ScriptedExport::new(disk, Script::LongExtent(1 << 40)));
+    let mut wire = harness.structured().await;
+    wire.send(request(0, BLOCK_STATUS, 1, 0, 4096)).await;
+    wire.expect(chunk(1, 5, 1, &status(&[(0xffff_0000, 3)]))).await;
+    wire.send(request(REQ_ONE, BLOCK_STATUS, 2, 0, 4096)).await;
+    wire.expect(chunk(1, 5, 2, &status(&[(4096, 3)]))).await;
+}
+
+#[tokio::test]
+async fn an_export_that_tells_nothing_is_eio() {
+    let disk = MemoryExport::new("disk", 1 << 20);
+    let mut wire = Harness::of(ScriptedExport::new(disk, Script::BreakContract)).structured().await;
+    wire.fails(request(0, BLOCK_STATUS, 1, 0, 4096), EIO).await;
+}
+
+#[tokio::test]
+async fn block_status_of_no_bytes_is_einval_and_no_disconnect() {
+    let mut wire = Harness::disk().structured().await;
+    wire.fails(request(0, BLOCK_STATUS, 1, 0, 0), EINVAL).await;
+    wire.is_alive().await;
+}

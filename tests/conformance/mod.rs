@@ -1,0 +1,12 @@
+//! The NBD specification, MUST by MUST, against the real server over a pipe in memory.
+//!
+//! Each test is a sentence of `doc/proto.md`; what is sent and expected is bytes.
+
+mod commands;
+mod extended_headers;
+mod greeting;
+mod limits;
+mod metadata;
+mod options;
+mod shutdown;
+mod structured_replies;

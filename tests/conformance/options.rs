@@ -1,0 +1,225 @@
+//! "Option types" and "Option reply types": option haggling without metadata contexts.
+
+use std::sync::Arc;
+
+use cairn::server::{ExportDescription, Options};
+
+use crate::support::memory_export::{MemoryExport, MemoryExports};
+use crate::support::wire::*;
+
+fn two_disks() -> Harness {
+    let plain = ExportDescription {
+        name: "plain".to_owned(),
+        description: String::new(),
+        size_bytes: 512,
+        flags: cairn::protocol::TransmissionFlags::READ_ONLY,
+        minimum_block_bytes: 512,
+        preferred_block_bytes: 512,
+        maximum_block_bytes: 1 << 30,
+    };
+    let exports = MemoryExports::new(vec![
+        Arc::new(MemoryExport::new("disk", 1 << 20)),
+        Arc::new(MemoryExport::described(plain)),
+    ]);
+    Harness::new(exports, Options::default())
+}
+
+fn data_of(replies: &[OptionReply]) -> Vec<&[u8]> {
+    replies.iter().map(|reply| reply.data.as_slice()).collect()
+}
+
+#[tokio::test]
+async fn an_unknown_option_gets_err_unsup_and_the_stream_stays_in_step() {
+    let mut wire = Harness::disk().options().await;
+    wire.haggle(99, b"some data", REP_ERR_UNSUP).await;
+    wire.haggle(PEEK_EXPORT, b"disk", REP_ERR_UNSUP).await;
+    wire.haggle(0xffff_ffff, &vec![0; 1 << 20], REP_ERR_UNSUP).await;
+    wire.go("disk").await;
+    wire.is_alive().await;
+}
+
+#[tokio::test]
+async fn an_over_long_option_gets_err_too_big_and_the_stream_stays_in_step() {
+    let mut wire = Harness::disk().options().await;
+    wire.haggle(INFO, &vec![0; 32 << 20], REP_ERR_TOO_BIG).await;
+    wire.go("disk").await;
+    wire.is_alive().await;
+}
+
+#[tokio::test]
+async fn list_returns_one_server_reply_for_each_export_and_an_ack() {
+    let mut wire = two_disks().options().await;
+    let replies = wire.replies_to(LIST, b"").await;
+    assert!(replies.iter().all(|reply| reply.reply == REP_SERVER));
+    assert_eq!(data_of(&replies), [&b"\x00\x00\x00\x04diska disk in memory"[..], b"\x00\x00\x00\x05plain"]);
+}
+
+#[tokio::test]
+async fn list_with_data_is_rejected_with_err_invalid() {
+    let mut wire = Harness::disk().options().await;
+    wire.haggle(LIST, b"x", REP_ERR_INVALID).await;
+    wire.go("disk").await;
+}
+
+#[tokio::test]
+async fn the_server_must_reply_to_abort_with_an_ack() {
+    let mut wire = Harness::disk().options().await;
+    assert_eq!(wire.haggle(ABORT, b"", REP_ACK).await, b"");
+    wire.expect_closed().await;
+}
+
+#[tokio::test]
+async fn data_of_abort_is_ignored() {
+    let mut wire = Harness::disk().options().await;
+    wire.haggle(ABORT, &vec![1; 100_000], REP_ACK).await;
+    wire.expect_closed().await;
+}
+
+#[tokio::test]
+async fn starttls_is_refused_by_policy_where_tls_is_not_configured() {
+    let mut wire = Harness::disk().options().await;
+    wire.haggle(STARTTLS, b"", REP_ERR_POLICY).await;
+    wire.go("disk").await;
+}
+
+#[tokio::test]
+async fn starttls_and_structured_reply_with_data_get_err_invalid() {
+    let mut wire = Harness::disk().options().await;
+    wire.haggle(STARTTLS, b"x", REP_ERR_INVALID).await;
+    wire.haggle(STRUCTURED_REPLY, b"x", REP_ERR_INVALID).await;
+    wire.haggle(EXTENDED_HEADERS, b"x", REP_ERR_INVALID).await;
+    wire.go("disk").await;
+    wire.is_alive().await;
+}
+
+#[tokio::test]
+async fn info_must_send_info_export_before_the_ack() {
+    let mut wire = Harness::disk().options().await;
+    let replies = wire.replies_to(INFO, &info_request("disk", &[])).await;
+    assert!(replies.iter().all(|reply| reply.reply == REP_INFO));
+    assert_eq!(
+        data_of(&replies),
+        [
+            &b"\x00\x00\x00\x00\x00\x00\x00\x10\x00\x00\x0d\x6d"[..],
+            b"\x00\x03\x00\x00\x00\x01\x00\x00\x10\x00\x04\x00\x00\x00",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn info_tells_name_and_description_when_asked() {
+    let mut wire = Harness::disk().options().await;
+    let replies = wire.replies_to(INFO, &info_request("disk", &[1, 2, 3])).await;
+    let data = data_of(&replies);
+    assert!(data.contains(&&b"\x00\x01disk"[..]));
+    assert!(data.contains(&&b"\x00\x02a disk in memory"[..]));
+}
+
+#[tokio::test]
+async fn the_canonical_name_is_told_where_the_client_used_another() {
+    let mut wire = Harness::disk().options().await;
+    let replies = wire.replies_to(INFO, &info_request("", &[])).await;
+    assert!(data_of(&replies).contains(&&b"\x00\x01disk"[..]));
+}
+
+#[tokio::test]
+async fn block_sizes_keep_the_rules_of_the_specification() {
+    let mut wire = two_disks().options().await;
+    let replies = wire.replies_to(INFO, &info_request("plain", &[3])).await;
+    // Minimum and preferred as they are; the maximum is what the server takes.
+    let sizes = b"\x00\x03\x00\x00\x02\x00\x00\x00\x02\x00\x04\x00\x00\x00";
+    assert!(data_of(&replies).contains(&&sizes[..]));
+}
+
+#[tokio::test]
+async fn the_server_must_ignore_information_requests_it_does_not_understand() {
+    let mut wire = Harness::disk().options().await;
+    let replies = wire.replies_to(INFO, &info_request("disk", &[9, 0xffff, 9])).await;
+    assert_eq!(replies.len(), 2);
+}
+
+#[tokio::test]
+async fn go_tells_the_same_as_info_before_it() {
+    let mut wire = Harness::disk().options().await;
+    wire.haggle(STRUCTURED_REPLY, b"", REP_ACK).await;
+    let info = wire.replies_to(INFO, &info_request("disk", &[1, 2, 3])).await;
+    let go = wire.replies_to(GO, &info_request("disk", &[1, 2, 3])).await;
+    assert_eq!(data_of(&info), data_of(&go));
+}
+
+#[tokio::test]
+async fn go_must_not_be_followed_by_zeroes() {
+    let mut wire = Harness::disk().connect();
+    wire.greet(1).await;
+    wire.go("disk").await;
+    wire.is_alive().await;
+}
+
+#[tokio::test]
+async fn an_export_that_does_not_exist_gets_err_unknown_and_haggling_goes_on() {
+    let mut wire = Harness::disk().options().await;
+    wire.haggle(INFO, &info_request("nothing", &[]), REP_ERR_UNKNOWN).await;
+    wire.haggle(GO, &info_request("nothing", &[]), REP_ERR_UNKNOWN).await;
+    wire.go("disk").await;
+    wire.is_alive().await;
+}
+
+#[tokio::test]
+async fn malformed_options_get_err_invalid_and_the_stream_stays_in_step() {
+    let mut wire = Harness::disk().options().await;
+    for data in [
+        &b""[..],
+        b"\x00\x00\x00\x04dis",
+        b"\x00\x00\x00\x04disk",
+        b"\x00\x00\x00\x04disk\x00\x01",
+        b"\x00\x00\x00\x04disk\x00\x00\x00\x03",
+        b"\xff\xff\xff\xffdisk\x00\x00",
+        b"\x00\x00\x00\x04di\x00k\x00\x00",
+        b"\x00\x00\x00\x04di\xffk\x00\x00",
+    ] {
+        wire.haggle(GO, data, REP_ERR_INVALID).await;
+        wire.haggle(INFO, data, REP_ERR_INVALID).await;
+    }
+    wire.go("disk").await;
+    wire.is_alive().await;
+}
+
+#[tokio::test]
+async fn a_name_of_more_than_4096_bytes_gets_err_too_big() {
+    let mut wire = Harness::disk().options().await;
+    wire.haggle(GO, &info_request(&"a".repeat(4097), &[]), REP_ERR_TOO_BIG).await;
+    wire.haggle(GO, &info_request(&"a".repeat(4096), &[]), REP_ERR_UNKNOWN).await;
+}
+
+#[tokio::test]
+async fn send_df_must_be_clear_unless_structured_replies_were_negotiated() {
+    let mut wire = Harness::disk().options().await;
+    let send_df = |replies: &[OptionReply]| replies[0].data[11] & 0x80 != 0;
+    assert!(!send_df(&wire.replies_to(INFO, &info_request("disk", &[])).await));
+    wire.haggle(STRUCTURED_REPLY, b"", REP_ACK).await;
+    assert!(send_df(&wire.go("disk").await));
+}
+
+#[tokio::test]
+async fn send_fast_zero_must_be_clear_without_send_write_zeroes() {
+    let mut wire = two_disks().options().await;
+    let replies = wire.replies_to(INFO, &info_request("plain", &[])).await;
+    // HAS_FLAGS and READ_ONLY.
+    assert_eq!(replies[0].data[10..], [0, 3]);
+}
+
+#[tokio::test]
+async fn extended_headers_take_precedence_over_structured_replies() {
+    let mut wire = Harness::disk().options().await;
+    wire.haggle(STRUCTURED_REPLY, b"", REP_ACK).await;
+    wire.haggle(EXTENDED_HEADERS, b"", REP_ACK).await;
+    wire.haggle(STRUCTURED_REPLY, b"", REP_ERR_EXT_HEADER_REQD).await;
+}
+
+#[tokio::test]
+async fn export_name_after_extended_headers_is_a_violation() {
+    let mut wire = Harness::disk().options().await;
+    wire.haggle(EXTENDED_HEADERS, b"", REP_ACK).await;
+    wire.send(option(EXPORT_NAME, b"disk")).await;
+    wire.expect_closed().await;
+}

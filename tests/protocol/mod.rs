@@ -1,0 +1,5 @@
+//! The protocol's types against other programs' bytes, and against any bytes.
+
+mod golden;
+mod handshake;
+mod properties;

@@ -1,0 +1,143 @@
+//! A disk that does as it is told: holds commands back, fails them, breaks its contract, counts.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use cairn::protocol::Error;
+use cairn::server::{Allocation, Export, ExportDescription, ExportError, Segment};
+use tokio::sync::{Semaphore, watch};
+
+use super::memory_export::MemoryExport;
+
+/// What a [`ScriptedExport`] does with commands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Script {
+    /// Passes them on once [`ScriptedExport::release`] lets one through.
+    Hold,
+    /// Fails them.
+    Fail(Error),
+    /// Panics.
+    Panic,
+    /// Answers a READ with one byte, a BLOCK_STATUS with no extent.
+    BreakContract,
+    /// Answers a BLOCK_STATUS with one extent of so many bytes, whatever was asked.
+    LongExtent(u64),
+    /// Passes them on.
+    Pass,
+}
+
+/// A [`MemoryExport`] under a script. Only commands at offset 0 are held back; others pass.
+pub(crate) struct ScriptedExport {
+    inner: MemoryExport,
+    script: Script,
+    gate: Semaphore,
+    started: watch::Sender<usize>,
+    /// FLUSHes, and writes with FUA.
+    pub(crate) durable: AtomicUsize,
+}
+
+impl ScriptedExport {
+    pub(crate) fn new(inner: MemoryExport, script: Script) -> Arc<Self> {
+        let (gate, started) = (Semaphore::new(0), watch::channel(0).0);
+        Arc::new(Self { inner, script, gate, started, durable: AtomicUsize::new(0) })
+    }
+
+    /// Waits until so many commands were started in all.
+    pub(crate) async fn wait_started(&self, count: usize) {
+        self.started.subscribe().wait_for(|started| *started >= count).await.expect("the sender is ours");
+    }
+
+    /// How many commands were started.
+    pub(crate) fn started(&self) -> usize {
+        *self.started.borrow()
+    }
+
+    /// Lets so many held commands through.
+    pub(crate) fn release(&self, count: usize) {
+        self.gate.add_permits(count);
+    }
+
+    async fn follow_script(&self, offset: u64) -> Result<(), ExportError> {
+        self.started.send_modify(|started| *started += 1);
+        match self.script {
+            Script::Hold if offset == 0 => {
+                self.gate.acquire().await.expect("the gate is never closed").forget();
+                Ok(())
+            }
+            Script::Fail(error) => Err(ExportError { error, message: "as scripted".to_owned() }),
+            Script::Panic => panic!("as scripted"),
+            Script::Hold | Script::Pass | Script::BreakContract | Script::LongExtent(_) => Ok(()),
+        }
+    }
+
+    fn count_durable(&self, durable: bool) {
+        self.durable.fetch_add(usize::from(durable), Ordering::SeqCst);
+    }
+}
+
+#[async_trait]
+impl Export for ScriptedExport {
+    fn description(&self) -> ExportDescription {
+        self.inner.description()
+    }
+
+    async fn read(&self, offset: u64, length: u32) -> Result<Vec<Segment>, ExportError> {
+        self.follow_script(offset).await?;
+        match self.script {
+            Script::BreakContract => Ok(vec![Segment::Data(Bytes::from_static(b"x"))]),
+            _ => self.inner.read(offset, length).await,
+        }
+    }
+
+    async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), ExportError> {
+        self.follow_script(offset).await?;
+        self.count_durable(fua);
+        self.inner.write(offset, data, fua).await
+    }
+
+    async fn flush(&self) -> Result<(), ExportError> {
+        self.follow_script(0).await?;
+        self.count_durable(true);
+        self.inner.flush().await
+    }
+
+    async fn trim(&self, offset: u64, length: u64, fua: bool) -> Result<(), ExportError> {
+        self.follow_script(offset).await?;
+        self.count_durable(fua);
+        self.inner.trim(offset, length, fua).await
+    }
+
+    async fn write_zeroes(
+        &self,
+        offset: u64,
+        length: u64,
+        no_hole: bool,
+        fast: bool,
+        fua: bool,
+    ) -> Result<(), ExportError> {
+        self.follow_script(offset).await?;
+        self.count_durable(fua);
+        self.inner.write_zeroes(offset, length, no_hole, fast, fua).await
+    }
+
+    async fn cache(&self, offset: u64, length: u64) -> Result<(), ExportError> {
+        self.follow_script(offset).await?;
+        self.inner.cache(offset, length).await
+    }
+
+    async fn block_status(
+        &self,
+        offset: u64,
+        length: u64,
+        limit: usize,
+    ) -> Result<Vec<Allocation>, ExportError> {
+        self.follow_script(offset).await?;
+        match self.script {
+            Script::BreakContract => Ok(Vec::new()),
+            Script::LongExtent(length_bytes) => Ok(vec![Allocation { length_bytes, hole: true, zero: true }]),
+            _ => self.inner.block_status(offset, length, limit).await,
+        }
+    }
+}
