@@ -15,7 +15,8 @@ use super::keys::Keys;
 use super::map::{Damage, Entry, MapPage};
 use super::root::{MapPageRef, Root};
 use super::shared::Environment;
-use crate::store::{self, ByteRange};
+use super::store_exact::{CheckedError, fetch_checked};
+use crate::store;
 
 /// What the base has of a range.
 #[derive(Clone, Debug)]
@@ -75,14 +76,13 @@ pub async fn map_page(
     let cache_key = CacheKey { volume: owner.volume(), unit: Unit::Map(number, id) };
     let load = async {
         let key = owner.map_page(number, id);
-        let body = match env.store.get(&key, ByteRange::Full).await {
-            Ok(object) => object.body,
-            Err(store::Error::NotFound { key }) => return Err(Error::Lost { key }),
-            Err(error) => return Err(Error::Store(error)),
-        };
-        let page = MapPage::decode(owner.volume(), number, id, geometry, &body)
-            .map_err(|error| Error::Damaged { key, why: error.to_string() })?;
-        Ok(Arc::new(page))
+        let decode = |body: &[u8]| MapPage::decode(owner.volume(), number, id, geometry, body);
+        match fetch_checked(env.store.as_ref(), &key, decode).await {
+            Ok((page, _)) => Ok(Arc::new(page)),
+            Err(CheckedError::Store(store::Error::NotFound { key })) => Err(Error::Lost { key }),
+            Err(CheckedError::Store(error)) => Err(Error::Store(error)),
+            Err(CheckedError::Damaged(error)) => Err(Error::Damaged { key, why: error.to_string() }),
+        }
     };
     let page = env.cache.map_page(cache_key, load).await?;
     Ok(Some(LoadedMapPage { page, owner }))

@@ -11,7 +11,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use moka::future::Cache;
 use parking_lot::Mutex;
-use tokio::sync::watch;
 use uuid::Uuid;
 use xxhash_rust::xxh3::Xxh3Builder;
 
@@ -22,6 +21,8 @@ use super::frame::{Place, TAG_BYTES};
 use super::geometry::ChunkIndex;
 use super::keys::{ObjectId, Slot};
 use super::map::MapPage;
+use super::signal::Signal;
+use super::store_exact::CHECKED_FETCHES;
 use crate::metrics::VolumeMetrics;
 use crate::store::{self, ByteRange, Store};
 use crate::task::Tasks;
@@ -105,13 +106,13 @@ enum Keep {
     Passing,
 }
 
-type Outcome = Option<Result<Bytes, Error>>;
+/// A load on its way: what came of it, once that is known.
+type Load = Signal<Option<Result<Bytes, Error>>>;
 
 /// Clean pieces of objects in memory.
 pub struct PageCache {
-    clean: Cache<CacheKey, Cached, Xxh3Builder>,
+    clean: Clean,
     loading: Arc<Mutex<Loading>>,
-    counts: Arc<Counts>,
     get_bytes: u64,
     tasks: Tasks,
 }
@@ -119,7 +120,7 @@ pub struct PageCache {
 impl fmt::Debug for PageCache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PageCache")
-            .field("weighted_bytes", &self.clean.weighted_size())
+            .field("weighted_bytes", &self.clean.pieces.weighted_size())
             .finish_non_exhaustive()
     }
 }
@@ -134,24 +135,50 @@ impl Cached {
     }
 }
 
-async fn put(clean: &Cache<CacheKey, Cached, Xxh3Builder>, counts: &Counts, key: CacheKey, value: Cached) {
-    counts.added(&key, value.weight());
-    clean.insert(key, value).await;
+/// The pieces in memory.
+#[derive(Clone)]
+struct Clean {
+    pieces: Cache<CacheKey, Cached, Xxh3Builder>,
+    counts: Arc<Counts>,
+    eager: bool,
+}
+
+impl Clean {
+    async fn put(&self, key: CacheKey, value: Cached) {
+        self.counts.added(&key, value.weight());
+        self.pieces.insert(key, value).await;
+        self.settle_eagerly().await;
+    }
+
+    async fn settle_eagerly(&self) {
+        if self.eager {
+            self.pieces.run_pending_tasks().await;
+        }
+    }
 }
 
 /// What an entry costs beside its bytes: keys, counters and lists of the cache, and what the allocator loses on small
 /// ones. With 320, a cache of 256 MiB full of blocks took the process to 411 MiB.
 const ENTRY_BYTES: usize = 768;
-/// How often a piece is fetched again when its check fails: a flip on the way is not damage.
-const CHECKED_FETCHES: u32 = 3;
 
 impl PageCache {
     /// A cache of at most `bytes` bytes; one GET fetches at most `get_bytes`.
     #[must_use]
     pub fn new(bytes: u64, get_bytes: u64) -> Arc<Self> {
+        Self::with(bytes, get_bytes, false)
+    }
+
+    /// As [`PageCache::new`], but evicts with each insertion: slower, and what is held depends on the order of uses
+    /// alone, not on the time that went by between them.
+    #[must_use]
+    pub fn eager(bytes: u64, get_bytes: u64) -> Arc<Self> {
+        Self::with(bytes, get_bytes, true)
+    }
+
+    fn with(bytes: u64, get_bytes: u64, eager: bool) -> Arc<Self> {
         let counts = Arc::new(Counts::default());
         let evicted = Arc::clone(&counts);
-        let clean = Cache::builder()
+        let pieces = Cache::builder()
             .max_capacity(bytes)
             .eviction_listener(move |key: Arc<CacheKey>, value: Cached, cause| {
                 evicted.dropped(&key, value.weight(), cause.was_evicted());
@@ -159,9 +186,8 @@ impl PageCache {
             .weigher(|_: &CacheKey, value: &Cached| value.weight())
             .build_with_hasher(Xxh3Builder::new());
         Arc::new(Self {
-            clean,
+            clean: Clean { pieces, counts, eager },
             loading: Arc::new(Mutex::new(BTreeMap::new())),
-            counts,
             get_bytes,
             tasks: Tasks::new(),
         })
@@ -170,40 +196,40 @@ impl PageCache {
     /// Bytes held.
     #[must_use]
     pub fn held_bytes(&self) -> u64 {
-        self.clean.weighted_size()
+        self.clean.pieces.weighted_size()
     }
 
     /// Counts the pieces of a volume's objects there from now on.
     pub fn count_for(&self, volume: Uuid, metrics: VolumeMetrics) {
-        self.counts.volumes.lock().insert(volume, metrics);
+        self.clean.counts.volumes.lock().insert(volume, metrics);
     }
 
     /// Counts the pieces of a volume's objects no more.
     pub fn forget(&self, volume: Uuid) {
-        self.counts.volumes.lock().remove(&volume);
+        self.clean.counts.volumes.lock().remove(&volume);
     }
 
     /// Puts a piece that is durable into the cache.
     pub async fn insert(&self, key: CacheKey, bytes: Bytes) {
-        put(&self.clean, &self.counts, key, Cached::Bytes(bytes)).await;
+        self.clean.put(key, Cached::Bytes(bytes)).await;
     }
 
     /// Drops pieces that nothing names any more.
     pub async fn remove(&self, keys: impl IntoIterator<Item = CacheKey>) {
         for key in keys {
-            self.clean.invalidate(&key).await;
+            self.clean.pieces.invalidate(&key).await;
         }
         self.settle().await;
     }
 
     /// Lets pending evictions happen, so that bursts of insertions stay within the bound.
     pub async fn settle(&self) {
-        self.clean.run_pending_tasks().await;
+        self.clean.pieces.run_pending_tasks().await;
     }
 
     /// A piece, if it is in memory.
     pub async fn peek(&self, key: &CacheKey) -> Option<Bytes> {
-        match self.clean.get(key).await {
+        match self.clean.pieces.get(key).await {
             Some(Cached::Bytes(bytes)) => Some(bytes),
             _ => None,
         }
@@ -212,7 +238,7 @@ impl PageCache {
     /// Whether a piece is in memory, without counting as a use.
     #[must_use]
     pub fn contains(&self, key: &CacheKey) -> bool {
-        self.clean.contains_key(key)
+        self.clean.pieces.contains_key(key)
     }
 
     /// A map page, loaded by `load` unless it is in memory.
@@ -225,10 +251,12 @@ impl PageCache {
     {
         let load = async {
             let page = load.await.map(Cached::Map)?;
-            self.counts.added(&key, page.weight());
+            self.clean.counts.added(&key, page.weight());
             Ok(page)
         };
-        match self.clean.try_get_with(key, load).await {
+        let loaded = self.clean.pieces.try_get_with(key, load).await;
+        self.clean.settle_eagerly().await;
+        match loaded {
             Ok(Cached::Map(page)) => Ok(page),
             Ok(Cached::Bytes(_)) => unreachable!("a map page's key never maps to bytes"),
             Err(error) => Err(Error::clone(&error)),
@@ -237,7 +265,7 @@ impl PageCache {
 
     /// Puts a map page that is durable into the cache.
     pub async fn insert_map_page(&self, key: CacheKey, page: Arc<MapPage>) {
-        put(&self.clean, &self.counts, key, Cached::Map(page)).await;
+        self.clean.put(key, Cached::Map(page)).await;
     }
 
     /// Gives every piece, fetched where it is not in memory; pieces that lie side by side share a GET.
@@ -265,16 +293,12 @@ impl PageCache {
             }
             results.push(hit.map(Ok));
         }
-        self.counts.asked(wanted, &missing);
+        self.clean.counts.asked(wanted, &missing);
         // Pieces of one object in order of place, whatever the order in which they are wanted.
         missing.sort_by(|a, b| (&wanted[*a].object, wanted[*a].at).cmp(&(&wanted[*b].object, wanted[*b].at)));
         let waits = self.start(store, wanted, &missing, keep);
-        for (place, mut wait) in missing.into_iter().zip(waits) {
-            let outcome = match wait.wait_for(Option::is_some).await {
-                Ok(outcome) => outcome.clone().expect("just waited for it"),
-                Err(_) => Err(Error::Stopped("the cache is shut down".to_owned())),
-            };
-            results[place] = Some(outcome);
+        for (place, load) in missing.into_iter().zip(waits) {
+            results[place] = Some(load.wait(Option::clone).await);
         }
         results.into_iter().map(|result| result.expect("hit or waited for")).collect()
     }
@@ -282,8 +306,8 @@ impl PageCache {
     /// Starts fetching what is neither in memory nor on its way, and waits for nothing.
     pub fn prefetch(&self, store: &Arc<dyn Store>, wanted: &[Fetch]) {
         let missing: Vec<usize> =
-            (0..wanted.len()).filter(|place| !self.clean.contains_key(&wanted[*place].key)).collect();
-        self.counts.read_ahead(wanted, &missing);
+            (0..wanted.len()).filter(|place| !self.clean.pieces.contains_key(&wanted[*place].key)).collect();
+        self.clean.counts.read_ahead(wanted, &missing);
         drop(self.start(store, wanted, &missing, Keep::Cached));
     }
 
@@ -294,19 +318,19 @@ impl PageCache {
         wanted: &[Fetch],
         missing: &[usize],
         keep: Keep,
-    ) -> Vec<watch::Receiver<Outcome>> {
+    ) -> Vec<Arc<Load>> {
         let mut waits = Vec::with_capacity(missing.len());
-        let mut run: Vec<(Fetch, watch::Sender<Outcome>)> = Vec::new();
+        let mut run: Vec<(Fetch, Arc<Load>)> = Vec::new();
         let mut loading = self.loading.lock();
         for &place in missing {
             let fetch = &wanted[place];
-            if let Some(wait) = loading.get(&fetch.key) {
-                waits.push(wait.clone());
+            if let Some(load) = loading.get(&fetch.key) {
+                waits.push(Arc::clone(load));
                 continue;
             }
-            let (done, wait) = watch::channel(None);
-            loading.insert(fetch.key, wait.clone());
-            waits.push(wait);
+            let load = Arc::new(Load::new(None));
+            loading.insert(fetch.key, Arc::clone(&load));
+            waits.push(Arc::clone(&load));
             let joins = run.last().is_some_and(|(last, _)| {
                 last.object == fetch.object
                     && last.at + last.stored_bytes() == fetch.at
@@ -315,7 +339,7 @@ impl PageCache {
             if !joins && !run.is_empty() {
                 self.spawn_load(store, std::mem::take(&mut run), keep);
             }
-            run.push((fetch.clone(), done));
+            run.push((fetch.clone(), load));
         }
         if !run.is_empty() {
             self.spawn_load(store, run, keep);
@@ -324,44 +348,57 @@ impl PageCache {
     }
 
     /// Loads a run of neighbours in a task, so that a reader that goes away does not take the others' load with it.
-    fn spawn_load(&self, store: &Arc<dyn Store>, run: Vec<(Fetch, watch::Sender<Outcome>)>, keep: Keep) {
-        let keys = run.iter().map(|(fetch, _)| fetch.key).collect();
-        let begun = Begun { loading: Arc::clone(&self.loading), keys };
-        let (store, clean, counts) = (Arc::clone(store), self.clean.clone(), Arc::clone(&self.counts));
+    fn spawn_load(&self, store: &Arc<dyn Store>, run: Vec<(Fetch, Arc<Load>)>, keep: Keep) {
+        let begun = Begun { loading: Arc::clone(&self.loading), run };
+        let (store, clean) = (Arc::clone(store), self.clean.clone());
         self.tasks.spawn_until_cancelled(async move {
-            let results = load(store.as_ref(), &run).await;
-            for ((fetch, _), result) in run.iter().zip(&results) {
+            let results = load(store.as_ref(), &begun.run).await;
+            for ((fetch, _), result) in begun.run.iter().zip(&results) {
                 if let (Ok(bytes), Keep::Cached) = (result, keep) {
-                    put(&clean, &counts, fetch.key, Cached::Bytes(bytes.clone())).await;
+                    clean.put(fetch.key, Cached::Bytes(bytes.clone())).await;
                 }
             }
-            drop(begun);
-            for ((_, done), result) in run.into_iter().zip(results) {
-                done.send_replace(Some(result));
-            }
+            begun.end(results);
         });
     }
 }
 
-type Loading = BTreeMap<CacheKey, watch::Receiver<Outcome>>;
+type Loading = BTreeMap<CacheKey, Arc<Load>>;
 
-/// Loads that have begun; when they end, however they do, new readers begin anew.
+/// Loads that have begun; when they end, however they do, those who wait hear, and new readers begin anew.
 struct Begun {
     loading: Arc<Mutex<Loading>>,
-    keys: Vec<CacheKey>,
+    run: Vec<(Fetch, Arc<Load>)>,
 }
 
-impl Drop for Begun {
-    fn drop(&mut self) {
-        let mut loading = self.loading.lock();
-        for key in &self.keys {
-            loading.remove(key);
+impl Begun {
+    fn end(mut self, results: Vec<Result<Bytes, Error>>) {
+        self.hand_over(results);
+    }
+
+    fn hand_over(&mut self, results: Vec<Result<Bytes, Error>>) {
+        let run = std::mem::take(&mut self.run);
+        {
+            let mut loading = self.loading.lock();
+            for (fetch, _) in &run {
+                loading.remove(&fetch.key);
+            }
+        }
+        for ((_, load), result) in run.into_iter().zip(results) {
+            load.set(Some(result));
         }
     }
 }
 
+impl Drop for Begun {
+    fn drop(&mut self) {
+        let stopped = Err(Error::Stopped("the cache is shut down".to_owned()));
+        self.hand_over(vec![stopped; self.run.len()]);
+    }
+}
+
 /// Fetches a run of neighbours with one GET, and again while a check fails.
-async fn load(store: &dyn Store, run: &[(Fetch, watch::Sender<Outcome>)]) -> Vec<Result<Bytes, Error>> {
+async fn load(store: &dyn Store, run: &[(Fetch, Arc<Load>)]) -> Vec<Result<Bytes, Error>> {
     let (first, last) = (&run[0].0, &run[run.len() - 1].0);
     let length = last.at + last.stored_bytes() - first.at;
     for attempt in 1.. {

@@ -161,13 +161,12 @@ impl Shared {
         let _waiting = WaitingWrite::new(self);
         let taken = self.env.budget.take(blocks);
         tokio::pin!(taken);
-        let mut progress = self.progress.subscribe();
-        let stopped = progress.wait_for(|now| now.stopped);
+        let stopped = self.progress.wait(|now| now.stopped.then_some(()));
         let either = async {
             tokio::select! {
                 biased;
                 permits = &mut taken => Some(permits),
-                _ = stopped => None,
+                () = stopped => None,
             }
         };
         let outcome = match self.options.store_deadline {

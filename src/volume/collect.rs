@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -19,7 +20,8 @@ use super::map::Entry;
 use super::open::read_head;
 use super::root::{KeptRoot, MAX_ROOTS, Root, RootTable};
 use super::shared::Shared;
-use crate::store::{self, ByteRange};
+use super::store_exact::{CheckedError, fetch_checked};
+use crate::store;
 
 /// Keys of one delete request at most.
 const DELETE_KEYS: usize = 1000;
@@ -35,8 +37,10 @@ pub(super) struct TableFull;
 /// What is to be deleted.
 #[derive(Debug)]
 pub(super) enum Garbage {
-    /// These objects, in this order.
+    /// These objects, in this order. Each is found again by the next opener.
     Objects(Vec<String>),
+    /// These objects, which no head, root or record ever named: only a sweep would find them again.
+    Orphans(Vec<String>),
     /// A root that a checkpoint replaced, and what only it names.
     Root(ObjectId),
 }
@@ -48,17 +52,30 @@ pub(super) struct Trash {
     /// Roots whose objects are gone, to be left out of the next table.
     collected: Mutex<BTreeSet<ObjectId>>,
     queue: Mutex<VecDeque<(Instant, Garbage)>>,
+    /// What only a sweep finds: orphans that wait here, and the sweep itself until it is done.
+    unswept: AtomicUsize,
     wake: Notify,
 }
 
 impl Trash {
-    pub(super) fn new(table: RootTable) -> Self {
+    pub(super) fn new(table: RootTable, unswept: bool) -> Self {
         Self {
             table: Mutex::new(table),
             collected: Mutex::new(BTreeSet::new()),
             queue: Mutex::new(VecDeque::new()),
+            unswept: AtomicUsize::new(usize::from(unswept)),
             wake: Notify::new(),
         }
+    }
+
+    /// Whether objects may stand that only a sweep finds.
+    pub(super) fn is_unswept(&self) -> bool {
+        self.unswept.load(Ordering::Relaxed) > 0
+    }
+
+    /// The sweep, or the deletion of some orphans, is done.
+    fn swept(&self) {
+        self.unswept.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Name of the table that the head names.
@@ -100,15 +117,19 @@ impl Trash {
         *self.table.lock() = table;
     }
 
-    /// Queues garbage, to be deleted after the grace.
+    /// Queues garbage, to be deleted after the grace; orphans are known to nobody, and need none.
     pub(super) fn add(&self, shared: &Shared, garbage: Garbage) {
-        self.add_due(Instant::now() + shared.options.deletion_grace, garbage);
+        match &garbage {
+            Garbage::Objects(names) | Garbage::Orphans(names) if names.is_empty() => {}
+            Garbage::Orphans(_) => {
+                self.unswept.fetch_add(1, Ordering::Relaxed);
+                self.add_due(Instant::now(), garbage);
+            }
+            _ => self.add_due(Instant::now() + shared.options.deletion_grace, garbage),
+        }
     }
 
     fn add_due(&self, due: Instant, garbage: Garbage) {
-        if matches!(&garbage, Garbage::Objects(names) if names.is_empty()) {
-            return;
-        }
         let mut queue = self.queue.lock();
         let place = queue.partition_point(|(other, _)| *other <= due);
         queue.insert(place, (due, garbage));
@@ -145,20 +166,23 @@ fn without(roots: &[KeptRoot], collected: &BTreeSet<ObjectId>) -> Vec<KeptRoot> 
 pub(super) struct Collector {
     pub(super) shared: Arc<Shared>,
     pub(super) trash: Arc<Trash>,
-    clean: bool,
+    unswept: bool,
 }
 
 impl Collector {
-    pub(super) fn new(shared: Arc<Shared>, trash: Arc<Trash>, clean: bool) -> Self {
-        Self { shared, trash, clean }
+    pub(super) fn new(shared: Arc<Shared>, trash: Arc<Trash>, unswept: bool) -> Self {
+        Self { shared, trash, unswept }
     }
 
     /// Runs until the volume stops.
     pub(super) async fn run(self) {
         self.queue_retired();
-        while let Err(error) = self.queue_leftovers(self.clean).await {
+        while let Err(error) = self.queue_leftovers(self.unswept).await {
             tracing::warn!(volume = %self.shared.keys.volume(), "looking for leftovers failed, trying again: {error}");
             tokio::time::sleep(RETRY_PAUSE).await;
+        }
+        if self.unswept {
+            self.trash.swept();
         }
         loop {
             let due = self.trash.queue.lock().front().map(|(due, _)| *due);
@@ -200,6 +224,11 @@ impl Collector {
     async fn delete(&self, garbage: &Garbage) -> Result<(), Error> {
         match garbage {
             Garbage::Objects(names) => self.delete_objects(names).await,
+            Garbage::Orphans(names) => {
+                self.delete_objects(names).await?;
+                self.trash.swept();
+                Ok(())
+            }
             Garbage::Root(id) => self.delete_root(*id).await,
         }
     }
@@ -270,12 +299,12 @@ impl Collector {
     /// A root that is kept; `None` once it was deleted.
     pub(super) async fn root(&self, id: ObjectId) -> Result<Option<Root>, Error> {
         let key = self.shared.keys.root(id);
-        match self.shared.env.store.get(&key, ByteRange::Full).await {
-            Ok(object) => Root::decode(self.shared.keys.volume(), id, &object.body)
-                .map(Some)
-                .map_err(|error| Error::Damaged { key, why: error.to_string() }),
-            Err(store::Error::NotFound { .. }) => Ok(None),
-            Err(error) => Err(Error::Store(error)),
+        let decode = |body: &[u8]| Root::decode(self.shared.keys.volume(), id, body);
+        match fetch_checked(self.shared.env.store.as_ref(), &key, decode).await {
+            Ok((root, _)) => Ok(Some(root)),
+            Err(CheckedError::Store(store::Error::NotFound { .. })) => Ok(None),
+            Err(CheckedError::Store(error)) => Err(Error::Store(error)),
+            Err(CheckedError::Damaged(error)) => Err(Error::Damaged { key, why: error.to_string() }),
         }
     }
 

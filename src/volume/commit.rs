@@ -230,8 +230,7 @@ impl Shared {
     /// Sends a record until its fate is known, then settles it.
     async fn send(self: Arc<Self>, slot: Slot, chunks: Vec<Arc<ChunkRef>>, body: Bytes) {
         for chunk in chunks {
-            let mut uploaded = chunk.uploaded.subscribe();
-            uploaded.wait_for(|uploaded| *uploaded).await.expect("the sender lives in the chunk");
+            chunk.uploaded.wait(|uploaded| uploaded.then_some(())).await;
         }
         let begun = Instant::now();
         let key = self.keys.record(slot);
@@ -288,7 +287,7 @@ impl Shared {
         }
         let Some(last) = settled.last() else { return };
         let durable_n = last.n;
-        self.progress.send_modify(|progress| progress.durable_n = progress.durable_n.max(durable_n));
+        self.progress.update(|progress| progress.durable_n = progress.durable_n.max(durable_n));
         self.commit_wake.notify_one();
         if fold {
             self.fold_wake.notify_one();

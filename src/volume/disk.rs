@@ -76,10 +76,7 @@ impl Volume {
 
     /// Waits until the volume stops by itself; gives the reason.
     pub async fn stopped(&self) -> String {
-        let mut progress = self.shared.progress.subscribe();
-        if progress.wait_for(|now| now.stopped).await.is_err() {
-            return "the volume is closed".to_owned();
-        }
+        self.shared.progress.wait(|now| now.stopped.then_some(())).await;
         match self.status() {
             Status::Stopped(why) => why,
             Status::Serving | Status::Draining => unreachable!("progress says stopped after the status does"),
@@ -255,7 +252,7 @@ impl Volume {
             }
         }
         self.checkpoint().await?;
-        self.head.release(&self.shared).await?;
+        self.head.release(&self.shared, self.folds.is_unswept()).await?;
         self.shared.retire("the volume is closed".to_owned());
         self.shared.tasks.shutdown().await;
         Ok(())

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::stream::{self, StreamExt, TryStreamExt};
+use futures::stream::{self, StreamExt};
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
 use super::base::{self, LoadedMapPage};
@@ -39,6 +40,7 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub(super) struct FoldHandle {
     requests: mpsc::Sender<oneshot::Sender<()>>,
+    trash: Arc<Trash>,
 }
 
 impl FoldHandle {
@@ -51,6 +53,11 @@ impl FoldHandle {
         }
         Ok(())
     }
+
+    /// Whether objects may stand that only a sweep finds.
+    pub(super) fn is_unswept(&self) -> bool {
+        self.trash.is_unswept()
+    }
 }
 
 /// The task that folds.
@@ -59,7 +66,7 @@ pub(super) struct Folder {
     shared: Arc<Shared>,
     head: HeadHandle,
     trash: Arc<Trash>,
-    clean: bool,
+    unswept: bool,
     requests: mpsc::Receiver<oneshot::Sender<()>>,
     sender: mpsc::Sender<oneshot::Sender<()>>,
 }
@@ -74,19 +81,19 @@ impl Shared {
 }
 
 impl Folder {
-    pub(super) fn new(shared: Arc<Shared>, head: HeadHandle, table: RootTable, clean: bool) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, head: HeadHandle, table: RootTable, unswept: bool) -> Self {
         let (sender, requests) = mpsc::channel(REQUESTS);
-        let trash = Arc::new(Trash::new(table));
-        Self { shared, head, trash, clean, requests, sender }
+        let trash = Arc::new(Trash::new(table, unswept));
+        Self { shared, head, trash, unswept, requests, sender }
     }
 
     pub(super) fn handle(&self) -> FoldHandle {
-        FoldHandle { requests: self.sender.clone() }
+        FoldHandle { requests: self.sender.clone(), trash: Arc::clone(&self.trash) }
     }
 
     /// Runs until the volume stops.
     pub(super) async fn run(mut self) {
-        let collector = Collector::new(Arc::clone(&self.shared), Arc::clone(&self.trash), self.clean);
+        let collector = Collector::new(Arc::clone(&self.shared), Arc::clone(&self.trash), self.unswept);
         self.shared.tasks.spawn_until_cancelled(collector.run());
         loop {
             let age = self.shared.options.journal_max_age;
@@ -123,9 +130,12 @@ impl Folder {
     async fn fold_until_done(&self) -> Result<(), Error> {
         let Some(folding) = self.begin() else { return Ok(()) };
         let begun = tokio::time::Instant::now();
-        let mut orphans = Vec::new();
-        while let Err(error) = self.fold(&folding, &mut orphans).await {
+        loop {
+            let made = Made::default();
+            let Err(error) = self.fold(&folding, &made).await else { break };
             self.shared.check_serving()?;
+            // Nothing was published, so nothing names them.
+            self.trash.add(&self.shared, Garbage::Orphans(made.names.into_inner()));
             self.shared.metrics.folds.of(FoldResult::Failed).inc();
             tracing::warn!(volume = %self.shared.keys.volume(), "checkpoint failed, trying again: {error}");
             tokio::time::sleep(RETRY_PAUSE).await;
@@ -147,34 +157,28 @@ impl Folder {
         Some(folding)
     }
 
-    /// Folds and publishes; `orphans` collects the names of objects that a failed attempt left behind.
-    async fn fold(&self, folding: &Committed, orphans: &mut Vec<String>) -> Result<(), Error> {
+    /// Folds and publishes; `made` collects the names of the objects of this attempt.
+    async fn fold(&self, folding: &Committed, made: &Made) -> Result<(), Error> {
         let shared = &self.shared;
         let checkpoint = folding.end.expect("what is folded has records");
         let old = Arc::clone(&shared.state.lock().root);
-        let mut made = Made { names: Vec::new() };
-        let result = self.make_root(&old, folding, checkpoint, &mut made).await;
-        let (root, table) = match result {
-            Ok(Some(root)) => {
+        let (root, table) = match self.make_root(&old, folding, checkpoint, made).await? {
+            Some(root) => {
                 let now = (shared.env.wall_clock)();
                 let Ok(table) = self.trash.next_table(shared.next_id(), &old, &root, now) else {
-                    orphans.append(&mut made.names);
                     let why = "is full until old roots are deleted".to_owned();
                     return Err(Error::Damaged { key: shared.keys.root(self.trash.table_id()), why });
                 };
                 (Arc::new(root), Some(table))
             }
-            Ok(None) => (Arc::clone(&old), None),
-            Err(error) => {
-                orphans.append(&mut made.names);
-                return Err(error);
-            }
+            None => (Arc::clone(&old), None),
         };
         let old_table = self.trash.table_id();
         if let Some(table) = &table {
             let volume = shared.keys.volume();
-            put_new(shared, ObjectKind::Root, &shared.keys.root(root.id), root.encode(volume)).await?;
-            put_new(shared, ObjectKind::Root, &shared.keys.root(table.id), table.encode(volume)).await?;
+            for (id, bytes) in [(root.id, root.encode(volume)), (table.id, table.encode(volume))] {
+                put_new(shared, ObjectKind::Root, made.note(shared.keys.root(id)), bytes).await?;
+            }
         }
         let table_id = table.as_ref().map_or(old_table, |table| table.id);
         self.head.publish(shared, checkpoint, root.id, table_id).await?;
@@ -184,7 +188,7 @@ impl Folder {
             state.folding = None;
             shared.gauge(&state);
         }
-        shared.progress.send_modify(|progress| progress.checkpoints += 1);
+        shared.progress.update(|progress| progress.checkpoints += 1);
         tracing::debug!(volume = %shared.keys.volume(), ?checkpoint.slot, records = folding.slots.len(),
             bytes = folding.bytes, "checkpoint published");
         // What is folded is read under its new name from now on.
@@ -193,7 +197,7 @@ impl Folder {
             _ => None,
         });
         shared.env.cache.remove(folded.collect::<Vec<_>>()).await;
-        self.discard(&old, &root, table, old_table, folding, std::mem::take(orphans)).await;
+        self.discard(&old, &root, table, old_table, folding).await;
         Ok(())
     }
 
@@ -205,15 +209,16 @@ impl Folder {
         table: Option<RootTable>,
         old_table: ObjectId,
         folding: &Committed,
-        mut names: Vec<String>,
     ) {
         let shared = &self.shared;
+        let mut names = Vec::new();
         if let Some(table) = table {
             self.trash.set_table(table);
             names.push(shared.keys.root(old_table));
             self.trash.add(shared, Garbage::Root(old.id));
         }
-        names.extend(folding.superseded.iter().map(|(index, id)| shared.keys.chunk(*index, *id)));
+        let superseded = folding.superseded.iter().map(|(index, id)| shared.keys.chunk(*index, *id));
+        self.trash.add(shared, Garbage::Orphans(superseded.collect()));
         for (index, id) in &folding.chunks {
             match names_chunk(shared, root, *index, *id).await {
                 Ok(true) => {}
@@ -237,7 +242,7 @@ impl Folder {
         old: &Root,
         folding: &Committed,
         checkpoint: Checkpoint,
-        made: &mut Made,
+        made: &Made,
     ) -> Result<Option<Root>, Error> {
         if folding.pieces.is_empty() {
             return Ok(None);
@@ -267,7 +272,7 @@ impl Folder {
         folding: &Committed,
         birth: Slot,
         number: u32,
-        made: &mut Made,
+        made: &Made,
     ) -> Result<Option<ObjectId>, Error> {
         let shared = &self.shared;
         let geometry = shared.geometry;
@@ -284,16 +289,15 @@ impl Folder {
         let touched = self.fold_whole_chunks(&mut entries, changes, birth);
         let jobs = touched.into_iter().map(|(index, changes)| {
             let old = entries.get(&index.slot()).cloned().unwrap_or_default();
-            self.rewrite(map.as_ref(), index, old, changes, birth)
+            self.rewrite(map.as_ref(), index, old, changes, birth, made)
         });
         let parallel = shared.options.fold_bytes / (2 * geometry.chunk_bytes());
         let parallel = usize::try_from(parallel).unwrap_or(1).max(1);
-        let rewritten: Vec<(ChunkIndex, Entry)> =
-            stream::iter(jobs).buffer_unordered(parallel).try_collect().await?;
-        for (index, entry) in rewritten {
-            if let Some(base) = &entry.base {
-                made.names.push(shared.keys.chunk(index, base.id));
-            }
+        // All of them end, even if one fails: what is still on its way could land after its deletion.
+        let rewritten: Vec<Result<(ChunkIndex, Entry), Error>> =
+            stream::iter(jobs).buffer_unordered(parallel).collect().await;
+        for rewritten in rewritten {
+            let (index, entry) = rewritten?;
             entries.insert(index.slot(), entry);
         }
         let origins = map.as_ref().map(|map| map.page.origins().to_vec()).unwrap_or_default();
@@ -304,8 +308,7 @@ impl Folder {
         let id = shared.next_id();
         let volume = shared.keys.volume();
         let key = shared.keys.map_page(number, id);
-        put_new(shared, ObjectKind::Map, &key, page.encode(volume, id)).await?;
-        made.names.push(key);
+        put_new(shared, ObjectKind::Map, made.note(key), page.encode(volume, id)).await?;
         let cache_key = CacheKey { volume, unit: Unit::Map(number, id) };
         shared.env.cache.insert_map_page(cache_key, Arc::new(page)).await;
         Ok(Some(id))
@@ -318,8 +321,9 @@ impl Folder {
         old: Entry,
         changes: Vec<(Range<u64>, Piece)>,
         birth: Slot,
+        made: &Made,
     ) -> Result<(ChunkIndex, Entry), Error> {
-        let entry = self.shared.rewrite_chunk(map, index, &old, changes, birth).await?;
+        let entry = self.shared.rewrite_chunk(map, index, &old, changes, birth, made).await?;
         Ok((index, entry))
     }
 
@@ -375,9 +379,18 @@ impl Folder {
     }
 }
 
-/// Names of objects that an attempt made.
-struct Made {
-    names: Vec<String>,
+/// Names of objects that an attempt makes, noted before they are sent.
+#[derive(Debug, Default)]
+pub(super) struct Made {
+    names: Mutex<Vec<String>>,
+}
+
+impl Made {
+    /// Notes a name; gives it back.
+    pub(super) fn note(&self, key: String) -> String {
+        self.names.lock().push(key.clone());
+        key
+    }
 }
 
 /// Whether a root names a chunk object of ours.
@@ -395,13 +408,13 @@ pub(super) async fn names_chunk(
 }
 
 /// Creates an object under a name that was never used.
-async fn put_new(shared: &Shared, kind: ObjectKind, key: &str, bytes: Vec<u8>) -> Result<(), Error> {
+async fn put_new(shared: &Shared, kind: ObjectKind, key: String, bytes: Vec<u8>) -> Result<(), Error> {
     shared.metrics.put_bytes.of(kind).inc_by(bytes.len() as u64);
-    match create_exact(shared.env.store.as_ref(), key, &Bytes::from(bytes)).await? {
+    match create_exact(shared.env.store.as_ref(), &key, &Bytes::from(bytes)).await? {
         Placed::Ours => Ok(()),
         Placed::Other(_) => {
             let why = "stands already, with bytes that we did not write".to_owned();
-            Err(Error::Damaged { key: key.to_owned(), why })
+            Err(Error::Damaged { key, why })
         }
     }
 }

@@ -24,6 +24,8 @@ pub struct Checkpoint {
 pub enum Lease {
     /// Nobody: it may be opened at once.
     Released,
+    /// Nobody, but objects that nothing names may stand: the opener must look for them.
+    Unswept,
     /// The holder, for this long after each renewal.
     Held {
         /// Milliseconds.
@@ -87,7 +89,8 @@ impl Head {
         to.short_string(&self.holder_name);
         to.u32(match self.lease {
             Lease::Released => 0,
-            Lease::Held { ttl_ms } => ttl_ms.max(1),
+            Lease::Unswept => u32::MAX,
+            Lease::Held { ttl_ms } => ttl_ms.clamp(1, u32::MAX - 1),
         });
         to.u32(self.checkpoint.slot.epoch);
         to.u64(self.checkpoint.slot.n);
@@ -123,6 +126,7 @@ impl Head {
         }
         let lease = match from.u32()? {
             0 => Lease::Released,
+            u32::MAX => Lease::Unswept,
             ttl_ms => Lease::Held { ttl_ms },
         };
         let slot = Slot { epoch: from.u32()?, n: from.u64()? };

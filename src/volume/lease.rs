@@ -14,6 +14,7 @@ use super::error::Error;
 use super::head::{Checkpoint, Head, Lease};
 use super::keys::ObjectId;
 use super::shared::Shared;
+use super::store_exact::agreed;
 use crate::metrics::labels::ObjectKind;
 use crate::store::{self, ByteRange, Condition, ETag, Store};
 
@@ -21,7 +22,7 @@ use crate::store::{self, ByteRange, Condition, ETag, Store};
 #[derive(Debug)]
 enum Request {
     Publish { checkpoint: Checkpoint, root: ObjectId, root_table: ObjectId, done: oneshot::Sender<()> },
-    Release { done: oneshot::Sender<()> },
+    Release { unswept: bool, done: oneshot::Sender<()> },
 }
 
 /// A way to ask the owner of the head.
@@ -52,10 +53,10 @@ impl HeadHandle {
         self.ask(shared, Request::Publish { checkpoint, root, root_table, done }, answer).await
     }
 
-    /// Releases the lease; the owner ends.
-    pub(super) async fn release(&self, shared: &Shared) -> Result<(), Error> {
+    /// Releases the lease, and says whether objects that nothing names may stand; the owner ends.
+    pub(super) async fn release(&self, shared: &Shared, unswept: bool) -> Result<(), Error> {
         let (done, answer) = oneshot::channel();
-        self.ask(shared, Request::Release { done }, answer).await
+        self.ask(shared, Request::Release { unswept, done }, answer).await
     }
 
     async fn ask(
@@ -114,6 +115,11 @@ pub(super) async fn update_head(
             // Neither ours nor another's: the refusal was for a version that stands no more, or was none.
             Ok(found) if found.etag == *etag => tokio::task::yield_now().await,
             Ok(found) => {
+                // Bytes that were damaged on the way must not pass for another's.
+                let found = agreed(store, key, found).await?;
+                if found.body == bytes {
+                    return Ok(Updated::Done(found.etag));
+                }
                 return Ok(Updated::Lost(match Head::decode(head.volume, &found.body) {
                     Ok(other) => format!("epoch {} of {}", other.epoch, other.holder_name),
                     Err(error) => format!("a head that cannot be read ({error})"),
@@ -152,8 +158,8 @@ impl HeadKeeper {
                     self.head.root_table = root_table;
                     (done, false)
                 }
-                Some(Request::Release { done }) => {
-                    self.head.lease = Lease::Released;
+                Some(Request::Release { unswept, done }) => {
+                    self.head.lease = if unswept { Lease::Unswept } else { Lease::Released };
                     (done, true)
                 }
             };
@@ -183,8 +189,8 @@ impl HeadKeeper {
                     self.etag = etag;
                     self.updated_at = Instant::now();
                     // Counted from before the renewal was sent: the others may have seen it at once.
-                    let ends =
-                        (self.head.lease != Lease::Released).then_some(begun + self.shared.options.lease_ttl);
+                    let ends = matches!(self.head.lease, Lease::Held { .. })
+                        .then_some(begun + self.shared.options.lease_ttl);
                     self.shared.metrics.lease_ends.set(ends);
                     self.shared
                         .metrics

@@ -35,6 +35,7 @@ mod replay;
 mod rewrite;
 pub mod root;
 pub mod shared;
+pub mod signal;
 pub mod state;
 mod store_exact;
 mod sweep;

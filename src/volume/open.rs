@@ -21,7 +21,8 @@ use super::replay::Replay;
 use super::root::{Root, RootTable};
 use super::shared::{Environment, Shared};
 use super::state::{State, Status};
-use crate::store::{self, ByteRange, ETag};
+use super::store_exact::{CheckedError, fetch_checked};
+use crate::store::{self, ETag};
 
 /// How often a lease is looked at while it may run out.
 const LOOKS_PER_TTL: u32 = 10;
@@ -34,11 +35,12 @@ const BIDS: u32 = 100;
 pub(super) async fn fetch<T>(
     env: &Environment,
     key: &str,
-    decode: impl FnOnce(&[u8]) -> Result<T, DecodeError>,
+    decode: impl Fn(&[u8]) -> Result<T, DecodeError>,
 ) -> Result<(T, ETag), OpenError> {
-    let object = env.store.get(key, ByteRange::Full).await?;
-    let value = decode(&object.body).map_err(|source| OpenError::Damaged { key: key.to_owned(), source })?;
-    Ok((value, object.etag))
+    fetch_checked(env.store.as_ref(), key, decode).await.map_err(|error| match error {
+        CheckedError::Store(error) => error.into(),
+        CheckedError::Damaged(source) => OpenError::Damaged { key: key.to_owned(), source },
+    })
 }
 
 /// Reads the head.
@@ -62,7 +64,7 @@ impl Volume {
         let keys = Keys::new(volume);
         let (identity, _) =
             fetch(env, &keys.identity(), |bytes| Identity::decode(volume, bytes)).await.map_err(no_volume)?;
-        let (head, etag, clean) = take_epoch(env, &options, keys, takeover).await?;
+        let (head, etag, unswept) = take_epoch(env, &options, keys, takeover).await?;
         let (root, table) = load_roots(env, keys, &head).await?;
         if root.geometry != identity.geometry {
             let why = "its chunk size is not the volume's".to_owned();
@@ -71,7 +73,7 @@ impl Volume {
         let from = head.checkpoint;
         let replay = Replay::new(env, keys, root.geometry, head.epoch, from);
         let (committed, opening) = replay.run(from).await?;
-        tracing::info!(%volume, epoch = head.epoch, clean, records = committed.slots.len() - 1,
+        tracing::info!(%volume, epoch = head.epoch, unswept, records = committed.slots.len() - 1,
             journal_bytes = committed.bytes, "volume opened");
         let geometry = root.geometry;
         let state = State {
@@ -97,7 +99,7 @@ impl Volume {
         shared.tasks.spawn_until_cancelled(committer.run());
         let keeper = HeadKeeper::new(Arc::clone(&shared), requests, head, etag);
         shared.tasks.spawn_until_cancelled(keeper.run());
-        let folder = Folder::new(Arc::clone(&shared), handle.clone(), table, clean);
+        let folder = Folder::new(Arc::clone(&shared), handle.clone(), table, unswept);
         let folds = folder.handle();
         shared.tasks.spawn_until_cancelled(folder.run());
         if shared.epoch - from.slot.epoch > REPLAYED_EPOCHS {
@@ -120,8 +122,8 @@ fn no_volume(error: OpenError) -> OpenError {
     }
 }
 
-/// Waits until nobody else's lease protects the volume, and takes the next epoch; says whether the last holder left
-/// in good order.
+/// Waits until nobody else's lease protects the volume, and takes the next epoch; says whether objects that nothing
+/// names may stand.
 async fn take_epoch(
     env: &Environment,
     options: &Options,
@@ -133,7 +135,6 @@ async fn take_epoch(
         if old.state == VolumeState::Deleting {
             return Err(OpenError::Deleting);
         }
-        let clean = old.lease == Lease::Released;
         if let (Lease::Held { ttl_ms }, false) = (old.lease, takeover) {
             watch_lease(env, keys, &old, Duration::from_millis(u64::from(ttl_ms))).await?;
         }
@@ -149,7 +150,7 @@ async fn take_epoch(
             ..old.clone()
         };
         match update_head(env.store.as_ref(), &keys.head(), &etag, &head).await? {
-            Updated::Done(etag) => return Ok((head, etag, clean)),
+            Updated::Done(etag) => return Ok((head, etag, old.lease != Lease::Released)),
             Updated::Lost(to) if !takeover => return Err(OpenError::Lost(to)),
             Updated::Lost(_) => {}
         }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::watch;
 
 use super::chunk::frame_offset;
 use super::codec::Checksum;
@@ -14,6 +13,7 @@ use super::geometry::{BLOCK_BYTES, BLOCK_LEN, ChunkIndex, PAGE_BYTES, PAGE_LEN};
 use super::interval::Value;
 use super::keys::{ObjectId, Slot};
 use super::page_set::PageSet;
+use super::signal::Signal;
 
 /// A block with dirty sectors.
 #[derive(Clone, Debug)]
@@ -81,7 +81,7 @@ pub struct ChunkRef {
     /// What memory holds of it.
     pub memory: Mutex<ChunkMemory>,
     /// Whether the object is durable.
-    pub uploaded: watch::Sender<bool>,
+    pub uploaded: Signal<bool>,
 }
 
 impl ChunkRef {
@@ -96,14 +96,14 @@ impl ChunkRef {
             }
         }
         let memory = Mutex::new(ChunkMemory::Blocks(Arc::new(blocks)));
-        Self { index, id, pages_per_chunk, stored, memory, uploaded: watch::Sender::new(false) }
+        Self { index, id, pages_per_chunk, stored, memory, uploaded: Signal::new(false) }
     }
 
     /// A chunk whose object is durable.
     #[must_use]
     pub fn durable(index: ChunkIndex, id: ObjectId, pages_per_chunk: u16, stored: PageSet) -> Self {
         let memory = Mutex::new(ChunkMemory::Gone);
-        Self { index, id, pages_per_chunk, stored, memory, uploaded: watch::Sender::new(true) }
+        Self { index, id, pages_per_chunk, stored, memory, uploaded: Signal::new(true) }
     }
 
     /// `length` bytes from byte `at` of the chunk, within one page, if they need no fetch.

@@ -11,6 +11,7 @@ use super::base::{self, LoadedMapPage};
 use super::cache::Fetch;
 use super::chunk::ChunkWriter;
 use super::error::Error;
+use super::fold::Made;
 use super::geometry::{ChunkIndex, PAGE_BYTES, PAGE_LEN, SECTOR_LEN};
 use super::interval::Value;
 use super::keys::Slot;
@@ -65,6 +66,7 @@ impl Shared {
         old: &Entry,
         changes: Vec<(Range<u64>, Piece)>,
         birth: Slot,
+        made: &Made,
     ) -> Result<Entry, Error> {
         let mut fetches = Vec::new();
         let mut allocated = old.allocated;
@@ -87,7 +89,7 @@ impl Shared {
         }
         let base = match stored.is_empty() {
             true => None,
-            false => Some(self.put_chunk(index, stored, pages).await?),
+            false => Some(self.put_chunk(index, stored, pages, made).await?),
         };
         for page in damage.iter().map(|damage: &Damage| damage.page) {
             tracing::error!(volume = %self.keys.volume(), chunk = index.0, page, "sectors of a page were lost");
@@ -101,6 +103,7 @@ impl Shared {
         index: ChunkIndex,
         stored: PageSet,
         pages: Vec<(u16, Bytes, bool)>,
+        made: &Made,
     ) -> Result<Base, Error> {
         let id = self.next_id();
         let pages_per_chunk = self.geometry.pages_per_chunk();
@@ -110,7 +113,8 @@ impl Shared {
         }
         let object = writer.finish();
         let bytes = object.len() as u64;
-        self.env.store.put(&self.keys.chunk(index, id), object, Condition::Always).await?;
+        let key = made.note(self.keys.chunk(index, id));
+        self.env.store.put(&key, object, Condition::Always).await?;
         self.metrics.put_bytes.of(ObjectKind::Chunk).inc_by(bytes);
         let chunk = super::piece::ChunkRef::durable(index, id, pages_per_chunk, stored);
         for (page, bytes, is_hot) in pages {

@@ -7,13 +7,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, Semaphore};
 
 use super::cache::PageCache;
 use super::error::Error;
 use super::geometry::{BLOCK_BYTES, Geometry};
 use super::keys::{Epoch, Keys, ObjectId};
 use super::options::{Entropy, Options, WallClock};
+use super::signal::Signal;
 use super::state::{State, Status};
 use crate::metrics::{Metrics, VolumeMetrics};
 use crate::store::Store;
@@ -111,7 +112,7 @@ pub(super) struct Shared {
     pub(super) size_bytes: u64,
     pub(super) epoch: Epoch,
     pub(super) state: Mutex<State>,
-    pub(super) progress: watch::Sender<Progress>,
+    pub(super) progress: Signal<Progress>,
     /// Wakes the committer.
     pub(super) commit_wake: Notify,
     /// Wakes the folder.
@@ -144,7 +145,7 @@ impl Shared {
             size_bytes: state.root.size_bytes,
             epoch,
             state: Mutex::new(state),
-            progress: watch::Sender::new(Progress { durable_n, checkpoints: 0, stopped: false }),
+            progress: Signal::new(Progress { durable_n, checkpoints: 0, stopped: false }),
             commit_wake: Notify::new(),
             fold_wake: Notify::new(),
             tasks: Tasks::new(),
@@ -174,7 +175,7 @@ impl Shared {
             }
             state.status = Status::Stopped(why);
         }
-        self.progress.send_modify(|progress| progress.stopped = true);
+        self.progress.update(|progress| progress.stopped = true);
         self.commit_wake.notify_one();
         self.fold_wake.notify_one();
     }
@@ -206,19 +207,17 @@ impl Shared {
     /// Waits until `reached` holds of the progress; fails once the volume stops, or at the deadline.
     pub(super) async fn wait(&self, reached: impl FnMut(&Progress) -> bool + Send) -> Result<(), Error> {
         let mut reached = reached;
-        let mut progress = self.progress.subscribe();
-        let waited = progress.wait_for(|now| now.stopped || reached(now));
-        let now = match self.options.store_deadline {
+        let waited = self.progress.wait(|now| (now.stopped || reached(now)).then_some(now.stopped));
+        let stopped = match self.options.store_deadline {
             None => waited.await,
             Some(deadline) => match tokio::time::timeout(deadline, waited).await {
-                Ok(now) => now,
+                Ok(stopped) => stopped,
                 Err(_) => {
                     let after_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
                     return Err(Error::Deadline { after_ms });
                 }
             },
         };
-        let stopped = now.expect("the sender lives in self").stopped;
         if stopped { self.check_serving() } else { Ok(()) }
     }
 }

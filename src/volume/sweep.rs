@@ -19,8 +19,9 @@ use crate::store::{self, ByteRange};
 const WINDOW: usize = 10_000;
 
 impl Collector {
-    /// Queues folded records that stand still, and after an unclean end also objects that nothing names.
-    pub(super) async fn queue_leftovers(&self, clean: bool) -> Result<(), Error> {
+    /// Queues folded records that stand still, replaced root tables, and where the volume is unswept also all other
+    /// objects that nothing names.
+    pub(super) async fn queue_leftovers(&self, unswept: bool) -> Result<(), Error> {
         let shared = &self.shared;
         // What records after the checkpoint name must stay: taken before the roots, since a
         // checkpoint moves it there.
@@ -39,9 +40,11 @@ impl Collector {
             roots.extend(self.root(kept.root).await?);
         }
         self.queue_folded_records(head.checkpoint.slot, &roots, &named).await?;
-        if !clean {
-            let tables = BTreeSet::from([head.root_table, self.trash.table_id()]);
-            self.sweep(&roots, &named, &tables).await?;
+        let tables = BTreeSet::from([head.root_table, self.trash.table_id()]);
+        self.sweep(&shared.keys.roots(), &roots, &named, &tables).await?;
+        if unswept {
+            self.sweep(&shared.keys.chunks(), &roots, &named, &tables).await?;
+            self.sweep(&shared.keys.map_pages(), &roots, &named, &tables).await?;
         }
         Ok(())
     }
@@ -117,54 +120,53 @@ impl Collector {
         Ok(false)
     }
 
-    /// Queues objects of older epochs that nothing names.
+    /// Queues objects under a prefix, of older epochs, that nothing names.
     async fn sweep(
         &self,
+        prefix: &str,
         roots: &[Root],
         named: &BTreeSet<(ChunkIndex, ObjectId)>,
         tables: &BTreeSet<ObjectId>,
     ) -> Result<(), Error> {
         let shared = &self.shared;
         let mut found = 0;
-        for prefix in [shared.keys.chunks(), shared.keys.map_pages(), shared.keys.roots()] {
-            let mut after = None;
-            loop {
-                let listing = shared.env.store.list(&prefix, after.as_deref()).await?;
-                let mut garbage = Vec::new();
-                for entry in &listing.entries {
-                    let is_garbage = match shared.keys.parse(&entry.key) {
-                        Some(Parsed::Chunk(index, id)) if id.epoch < shared.epoch => {
-                            !named.contains(&(index, id)) && !self.is_named(roots, index, id).await?
-                        }
-                        Some(Parsed::MapPage(number, id)) if id.epoch < shared.epoch => {
-                            !roots.iter().any(|root| {
-                                root.map_pages
-                                    .get(&number)
-                                    .is_some_and(|page| page.origin == 0 && page.id == id)
-                            })
-                        }
-                        Some(Parsed::Root(id)) if id.epoch < shared.epoch => {
-                            !tables.contains(&id) && !roots.iter().any(|root| root.id == id)
-                        }
-                        _ => false,
-                    };
-                    if is_garbage {
-                        garbage.push(entry.key.clone());
+        let mut after = None;
+        loop {
+            let listing = shared.env.store.list(prefix, after.as_deref()).await?;
+            let mut garbage = Vec::new();
+            for entry in &listing.entries {
+                let is_garbage = match shared.keys.parse(&entry.key) {
+                    Some(Parsed::Chunk(index, id)) if id.epoch < shared.epoch => {
+                        !named.contains(&(index, id)) && !self.is_named(roots, index, id).await?
                     }
-                    if garbage.len() == WINDOW {
-                        found += garbage.len();
-                        self.trash.add(shared, Garbage::Objects(std::mem::take(&mut garbage)));
+                    Some(Parsed::MapPage(number, id)) if id.epoch < shared.epoch => {
+                        !roots.iter().any(|root| {
+                            root.map_pages.get(&number).is_some_and(|page| page.origin == 0 && page.id == id)
+                        })
                     }
+                    Some(Parsed::Root(id)) if id.epoch < shared.epoch => {
+                        !tables.contains(&id) && !roots.iter().any(|root| root.id == id)
+                    }
+                    _ => false,
+                };
+                if is_garbage {
+                    garbage.push(entry.key.clone());
                 }
-                found += garbage.len();
-                self.trash.add(shared, Garbage::Objects(garbage));
-                match listing.entries.last() {
-                    Some(last) if listing.more => after = Some(last.key.clone()),
-                    _ => break,
+                if garbage.len() == WINDOW {
+                    found += garbage.len();
+                    self.trash.add(shared, Garbage::Orphans(std::mem::take(&mut garbage)));
                 }
             }
+            found += garbage.len();
+            self.trash.add(shared, Garbage::Orphans(garbage));
+            match listing.entries.last() {
+                Some(last) if listing.more => after = Some(last.key.clone()),
+                _ => break,
+            }
         }
-        tracing::info!(volume = %shared.keys.volume(), objects = found, "swept what an unclean end left behind");
+        if found > 0 {
+            tracing::info!(volume = %shared.keys.volume(), prefix, objects = found, "swept what earlier epochs left");
+        }
         Ok(())
     }
 }

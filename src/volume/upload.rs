@@ -54,7 +54,7 @@ impl Shared {
             self.env.cache.settle().await;
         }
         *chunk.memory.lock() = ChunkMemory::Gone;
-        chunk.uploaded.send_replace(true);
+        chunk.uploaded.set(true);
     }
 
     fn chunk_object(&self, chunk: &ChunkRef) -> Bytes {

@@ -72,7 +72,11 @@ fn name() -> impl Strategy<Value = Object> {
 }
 
 fn head() -> impl Strategy<Value = Object> {
-    let lease = prop_oneof![Just(Lease::Released), (1_u32..).prop_map(|ttl_ms| Lease::Held { ttl_ms })];
+    let lease = prop_oneof![
+        Just(Lease::Released),
+        Just(Lease::Unswept),
+        (1..u32::MAX).prop_map(|ttl_ms| Lease::Held { ttl_ms })
+    ];
     let state = prop_oneof![Just(VolumeState::Live), Just(VolumeState::Deleting)];
     let checkpoint = (slot(), checksum()).prop_map(|(slot, checksum)| Checkpoint { slot, checksum });
     let strings = ("[ -~é]{0,100}", "[ -~é]{0,120}", vec(any::<u8>(), 0..=255));

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cairn::volume::read::concat;
+use cairn::volume::signal::Signal;
 use cairn::volume::{Error, Volume};
 use rand::Rng;
 use rand::rngs::SmallRng;
-use tokio::sync::watch;
 
 use super::cells::{CELL, CELL_LEN, Id, identify};
 use super::history::Moment;
@@ -22,7 +22,7 @@ pub(super) struct Client {
     pub(super) process: Process,
     pub(super) epoch: u32,
     pub(super) volume: Arc<Volume>,
-    pub(super) orders: watch::Receiver<Order>,
+    pub(super) orders: Arc<Signal<Order>>,
     pub(super) random: SmallRng,
 }
 
@@ -273,8 +273,8 @@ impl Inner {
                 true
             }
             Error::Deadline { .. } => self.plan.options.store_deadline.is_some(),
-            Error::Damaged { .. } => self.plan.damages && !self.calm,
-            Error::Store(_) => !self.calm,
+            Error::Damaged { .. } => self.plan.damages && !self.is_fair(),
+            Error::Store(_) => !self.is_fair(),
             // A successor has folded it away.
             Error::Lost { .. } => self.is_superseded(epoch),
             Error::OutOfRange { .. } => false,

@@ -90,7 +90,7 @@ impl Driver {
 
     /// Lets time go on to the next event and lets that happen; `false` once a promise is broken.
     pub(super) fn step(&mut self) -> bool {
-        let panics = super::panics();
+        let panics = super::seeds::panics();
         loop {
             self.crash_those_who_must();
             let next = self.world.lock().next_time().expect("something is always to come");
@@ -99,7 +99,7 @@ impl Driver {
                 Some(gateway) => gateway.run_until(next),
                 None => break,
             }
-            if super::panics() > panics {
+            if super::seeds::panics() > panics {
                 self.world.lock().broken("a task panicked".to_owned());
             }
             if self.world.lock().violation.is_some() {

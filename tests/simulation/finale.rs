@@ -55,7 +55,7 @@ impl Driver {
         paused.into_iter().for_each(|process| self.resume(process));
         let mut inner = self.world.lock();
         inner.say(format_args!("the weather clears"));
-        (inner.calm, inner.storm, inner.commands_left) = (true, false, 0);
+        (inner.calm, inner.storm, inner.commands_left) = (Some(inner.now), false, 0);
         inner.forget_acts();
         let all: Vec<Process> = self.gateways.keys().copied().collect();
         for process in all {
@@ -172,8 +172,7 @@ impl Inner {
         (state.opening, state.epoch) = (false, Some(epoch));
     }
 
-    /// Nothing stands in the bucket that nothing names, unless it came when nobody knew. Asked for by `CAIRN_SIM_LEAKS`,
-    /// since a clean closing still leaves orphans behind: space that is lost, not data.
+    /// Nothing stands in the bucket that nothing names, unless it came when nobody knew.
     fn look_for_garbage(&mut self) {
         let objects = self.objects();
         match bucket::recover(&objects, self.volume, &self.plan.layout) {
@@ -181,8 +180,7 @@ impl Inner {
             Ok(found) => {
                 let mut garbage = bucket::garbage(&objects, self.volume, &found);
                 garbage.retain(|key| !self.strays.contains(key));
-                let is_asked = std::env::var_os("CAIRN_SIM_LEAKS").is_some();
-                if is_asked && self.drained && !garbage.is_empty() {
+                if self.drained && !garbage.is_empty() {
                     self.broken(format!("nothing names {}", garbage.join(", ")));
                 }
             }

@@ -9,11 +9,12 @@ use std::time::Duration;
 use cairn::metrics::StoreMetrics;
 use cairn::store::{Instrument, Limit, Retry};
 use cairn::task::Tasks;
+use cairn::volume::signal::Signal;
 use cairn::volume::{DirtyBudget, Entropy, Environment, Error, OpenError, PageCache, Volume};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use tokio::runtime::Runtime;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::bucket;
@@ -113,7 +114,7 @@ fn environment(
     let world = world.clone();
     Environment {
         store,
-        cache: PageCache::new(plan.cache_bytes, plan.options.get_bytes),
+        cache: PageCache::eager(plan.cache_bytes, plan.options.get_bytes),
         budget: DirtyBudget::new(plan.budget_bytes),
         entropy: Entropy::seeded(random.random()),
         wall_clock: Arc::new(move || DAWN + skew + world.lock().now / 1000),
@@ -125,7 +126,7 @@ pub(super) struct Parts {
     pub(super) world: World,
     pub(super) process: Process,
     pub(super) env: Environment,
-    pub(super) orders: watch::Receiver<Order>,
+    pub(super) orders: Arc<Signal<Order>>,
     pub(super) random: SmallRng,
 }
 
@@ -152,7 +153,7 @@ impl Life {
                 End::Closed => self.parts.world.lock().order(self.parts.process, Order::Serve),
                 End::Lost => again &= *self.parts.orders.borrow() == Order::Serve,
             }
-            again &= !self.parts.world.lock().calm;
+            again &= !self.parts.world.lock().calm.is_some();
             if !again {
                 return self.rest().await;
             }
@@ -205,7 +206,7 @@ impl Life {
                 process: self.parts.process,
                 epoch: volume.epoch(),
                 volume: Arc::clone(volume),
-                orders: self.parts.orders.clone(),
+                orders: Arc::clone(&self.parts.orders),
                 random: SmallRng::seed_from_u64(self.parts.random.random()),
             };
             drop(tasks.spawn(client.run()));
@@ -213,10 +214,7 @@ impl Life {
         let lost = tokio::select! {
             biased;
             why = volume.stopped() => Some(why),
-            closing = self.parts.orders.wait_for(|order| *order == Order::Close) => {
-                drop(closing);
-                None
-            }
+            () = self.parts.orders.wait(|order| (*order == Order::Close).then_some(())) => None,
         };
         let end = match lost {
             Some(why) => {
@@ -275,8 +273,8 @@ impl Inner {
         self.say(format_args!("P{process} cannot open: {error}"));
         let is_explained = match error {
             OpenError::Held { .. } | OpenError::Lost(_) => true,
-            OpenError::Store(_) => !self.calm,
-            OpenError::Damaged { .. } => self.plan.damages && !self.calm,
+            OpenError::Store(_) => !self.is_fair(),
+            OpenError::Damaged { .. } => self.plan.damages && !self.is_fair(),
             _ => false,
         };
         if !is_explained {

@@ -109,6 +109,25 @@ impl Coverage {
         self.0.get(&(fault, phase)).copied().unwrap_or(0)
     }
 
+    /// The pairs met less often than `least`, of those that can meet.
+    pub(super) fn rare(&self, least: u64) -> Vec<(Fault, Phase, u64)> {
+        let pairs = FAULTS.iter().flat_map(|fault| PHASES.iter().map(|phase| (*fault, *phase)));
+        pairs
+            .filter(|(fault, phase)| fault.meets(*phase) && self.of(*fault, *phase) < least)
+            .map(|(fault, phase)| (fault, phase, self.of(fault, phase)))
+            .collect()
+    }
+
+    /// How often the rarest pair was met.
+    pub(super) fn least(&self) -> u64 {
+        let pairs = FAULTS.iter().flat_map(|fault| PHASES.iter().map(|phase| (*fault, *phase)));
+        pairs
+            .filter(|(fault, phase)| fault.meets(*phase))
+            .map(|(fault, phase)| self.of(fault, phase))
+            .min()
+            .unwrap_or(0)
+    }
+
     /// A table for people.
     pub(super) fn table(&self) -> String {
         let mut table = format!("{:>12}", "");

@@ -12,11 +12,12 @@ use cairn::store::{ByteRange, Condition, ETag, Error, Listing, MemoryStore, Obje
 use cairn::volume::keys::{Keys, Parsed};
 use cairn::volume::record::{Record, RecordKind};
 use cairn::volume::root::KeptRoot;
+use cairn::volume::signal::Signal;
 use futures::FutureExt;
 use parking_lot::{Mutex, MutexGuard};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::bucket;
@@ -120,7 +121,7 @@ pub(super) struct ProcessState {
     /// Whether it is cut off.
     pub(super) partitioned: bool,
     /// What it was told.
-    pub(super) order: watch::Sender<Order>,
+    pub(super) order: Arc<Signal<Order>>,
     /// Commands without an answer, by number.
     pub(super) commands: BTreeMap<u64, String>,
     flights: BTreeMap<u64, Phase>,
@@ -149,8 +150,8 @@ pub(super) struct Inner {
     /// The first promise that was found broken.
     pub(super) violation: Option<String>,
     pub(super) processes: BTreeMap<Process, ProcessState>,
-    /// No more faults.
-    pub(super) calm: bool,
+    /// Since when there are no more faults.
+    pub(super) calm: Option<Time>,
     /// Nothing is late any more.
     pub(super) drained: bool,
     /// Keys of PUTs that landed without their caller's knowing, or after it lost the volume.
@@ -182,7 +183,7 @@ impl World {
             coverage: Coverage::default(),
             violation: None,
             processes: BTreeMap::new(),
-            calm: false,
+            calm: None,
             drained: false,
             strays: BTreeSet::new(),
             storm: false,
@@ -267,6 +268,11 @@ impl Inner {
         self.queue.retain(|_, event| !matches!(event, Event::Act(_)));
     }
 
+    /// Whether the faults of before are over too, for whoever met them.
+    pub(super) fn is_fair(&self) -> bool {
+        self.calm.is_some_and(|since| self.now > since + 20 * self.plan.rough.timeout)
+    }
+
     /// Every object of the store.
     pub(super) fn objects(&self) -> bucket::Objects {
         self.memory.objects()
@@ -343,7 +349,7 @@ impl Inner {
     fn fate(&mut self, process: Process, call: &Call) -> Fate {
         let changes = matches!(call, Call::Put(..) | Call::Delete(_));
         let has_body = matches!(call, Call::Get(..));
-        if self.calm {
+        if self.calm.is_some() {
             return fair(&self.plan.rough, &mut self.random);
         }
         if self.processes[&process].partitioned {
@@ -365,7 +371,7 @@ impl Inner {
         // Openings are many requests, and crash in peace else.
         let opening = self.processes.get(&process).is_some_and(|state| state.opening);
         let rate = self.plan.crash_at_request / if opening { 10 } else { 1 };
-        if !self.calm && rate > 0 && self.random.random_range(0..10_000) < rate {
+        if self.calm.is_none() && rate > 0 && self.random.random_range(0..10_000) < rate {
             self.crashing.push(process);
         }
     }
@@ -513,24 +519,24 @@ impl Inner {
     }
 
     /// A gateway begins.
-    pub(super) fn born(&mut self, process: Process) -> watch::Receiver<Order> {
-        let (order, orders) = watch::channel(Order::Serve);
+    pub(super) fn born(&mut self, process: Process) -> Arc<Signal<Order>> {
+        let order = Arc::new(Signal::new(Order::Serve));
         let state = ProcessState {
             alive: true,
             opening: true,
             epoch: None,
             ended: false,
             partitioned: false,
-            order,
+            order: Arc::clone(&order),
             commands: BTreeMap::new(),
             flights: BTreeMap::new(),
         };
         self.processes.insert(process, state);
-        orders
+        order
     }
 
     /// Tells a gateway what to do.
     pub(super) fn order(&mut self, process: Process, order: Order) {
-        self.processes[&process].order.send_replace(order);
+        self.processes[&process].order.set(order);
     }
 }

@@ -1,0 +1,170 @@
+//! Runs of many seeds, and what they add up to.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::ops::Range;
+use std::process::Command;
+use std::sync::Once;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use super::driver::{Outcome, run};
+use super::weather::Coverage;
+
+/// Seeds of a plain `cargo test`.
+const FEW: Range<u64> = 0..24;
+/// From so many seeds on, every fault must have met every phase so often.
+const MANY: u64 = 1000;
+const MET: u64 = 20;
+/// Seeds that are run in two processes.
+const TWICE: Range<u64> = 0..50;
+
+thread_local! {
+    static PANICS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Panics on this thread so far: a task that panics ends alone, and nobody else would know.
+pub(super) fn panics() -> u64 {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            PANICS.with(|panics| panics.set(panics.get() + 1));
+            before(info);
+        }));
+    });
+    PANICS.with(Cell::get)
+}
+
+fn seeds(variable: &str, default: Range<u64>) -> Range<u64> {
+    let Ok(text) = std::env::var(variable) else { return default };
+    let ends = text.split_once("..").map(|(from, to)| (from.parse(), to.parse()));
+    match (ends, text.parse()) {
+        (Some((Ok(from), Ok(to))), _) if from < to => from..to,
+        (_, Ok(one)) => one..one + 1,
+        _ => panic!("{variable}={text:?} is not like 0..2000"),
+    }
+}
+
+/// What many runs add up to.
+#[derive(Debug, Default)]
+struct Sum {
+    commands: u64,
+    crashes: u64,
+    openings: u64,
+    coverage: Coverage,
+    broken: BTreeMap<u64, String>,
+}
+
+impl Sum {
+    fn add(&mut self, seed: u64, outcome: Outcome) {
+        self.commands += outcome.commands;
+        self.crashes += outcome.crashes;
+        self.openings += outcome.openings;
+        self.coverage.add(&outcome.coverage);
+        if let Some(why) = outcome.violation {
+            println!("seed {seed}: {why}");
+            self.broken.insert(seed, why);
+        }
+    }
+}
+
+/// Runs seeds on all processors; each run stays on one thread.
+fn run_all(seeds: &Range<u64>, print: bool) -> Sum {
+    let (next, sum) = (AtomicU64::new(seeds.start), Mutex::new(Sum::default()));
+    let threads = if print { 1 } else { std::thread::available_parallelism().map_or(1, usize::from) };
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end {
+                        return;
+                    }
+                    let outcome = run(seed, print);
+                    sum.lock().add(seed, outcome);
+                }
+            });
+        }
+    });
+    sum.into_inner()
+}
+
+#[test]
+fn every_promise_holds_in_every_seed() {
+    let print = std::env::var_os("CAIRN_SIM_TRACE").is_some();
+    let seeds = seeds("CAIRN_SIM_SEEDS", FEW);
+    let sum = run_all(&seeds, print);
+    let Sum { commands, crashes, openings, coverage, broken } = sum;
+    println!(
+        "seeds {seeds:?}: {commands} commands, {crashes} crashes, {openings} recoveries\n{}",
+        coverage.table()
+    );
+    let broken: Vec<u64> = broken.into_keys().collect();
+    assert!(
+        broken.is_empty(),
+        "promises broken in seeds {broken:?}: replay one with CAIRN_SIM_SEEDS and CAIRN_SIM_TRACE=1"
+    );
+    assert!(commands >= 200 * (seeds.end - seeds.start), "every seed issues 200 commands");
+    if seeds.end - seeds.start >= MANY {
+        let rare = coverage.rare(MET);
+        assert!(rare.is_empty(), "met fewer than {MET} times: {rare:?}");
+    }
+    if let Some(ledger) = std::env::var_os("CAIRN_SIM_LEDGER") {
+        let commit = Command::new("git").args(["rev-parse", "--short", "HEAD"]).output();
+        let commit = commit.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+        let line = format!(
+            "{}\t{}..{}\t{commands}\t{crashes}\t{openings}\t{}\n",
+            commit.unwrap_or_default(),
+            seeds.start,
+            seeds.end,
+            coverage.least()
+        );
+        let mut file =
+            OpenOptions::new().create(true).append(true).open(ledger).expect("the ledger can be written");
+        file.write_all(line.as_bytes()).expect("the ledger can be written");
+    }
+}
+
+/// What is printed before the hashes, so that the other process can find them.
+const MARK: &str = "hashes of runs:";
+
+fn hashes(seeds: Range<u64>) -> String {
+    seeds.fold(MARK.to_owned(), |mut all, seed| {
+        let outcome = run(seed, false);
+        write!(all, " {seed}:{:016x}/{}", outcome.hash, outcome.lines).expect("a string takes all");
+        all
+    })
+}
+
+/// Run by the test below in other processes.
+#[test]
+fn a_seed_is_one_run() {
+    let seeds = seeds("CAIRN_SIM_TWICE", 0..2);
+    let first = hashes(seeds.clone());
+    println!("{first}");
+    assert!(std::env::var_os("CAIRN_SIM_TWICE").is_some() || first == hashes(seeds), "a run repeats");
+}
+
+#[test]
+fn a_seed_is_one_run_in_every_process() {
+    let name = "simulation::seeds::a_seed_is_one_run";
+    let run = || {
+        let output = Command::new(std::env::current_exe().expect("we run"))
+            .args(["--exact", name, "--nocapture"])
+            .env("CAIRN_SIM_TWICE", format!("{}..{}", TWICE.start, TWICE.end))
+            .output()
+            .expect("this program can be run");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let line = text.lines().find_map(|line| line.find(MARK).map(|at| line[at..].to_owned()));
+        line.unwrap_or_else(|| panic!("no hashes in {text}"))
+    };
+    let (first, second) = (run(), run());
+    assert_eq!(first.matches(':').count() as u64, TWICE.end - TWICE.start + 1, "every seed says its hash");
+    let differ: Vec<(&str, &str)> = first.split(' ').zip(second.split(' ')).filter(|(a, b)| a != b).collect();
+    assert!(differ.is_empty(), "runs differ from process to process: {differ:?}");
+}
