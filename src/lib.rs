@@ -23,6 +23,7 @@
 //! * cold READ: … → `volume::Volume::read` → `volume::read` → `volume::cache` → `store::Store::get`
 
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod metrics;
 pub mod protocol;

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by unwrapping")]
 
+mod client;
 mod conformance;
 mod golden;
 mod interop;

@@ -12,6 +12,7 @@ mod listener;
 mod options;
 mod outgoing;
 mod serve;
+mod tls;
 mod transmission;
 mod transport;
 
@@ -22,4 +23,5 @@ pub use export::{
 pub use listener::{AddressError, ListenAddress, ListenError, Listener};
 pub use options::Options;
 pub use serve::{Drained, Server};
+pub use tls::{Tls, TlsError, TlsOptions};
 pub use transport::Stream;

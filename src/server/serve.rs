@@ -15,6 +15,7 @@ use super::connection::{self, Greeting, Shared};
 use super::export::Exports;
 use super::listener::{ListenAddress, Listener, Peer};
 use super::options::Options;
+use super::tls::Tls;
 use super::transport::{Stream, Transport};
 use crate::metrics::{HandshakeFailure, ServerMetrics};
 use crate::task::Tasks;
@@ -47,8 +48,23 @@ impl Server {
     pub fn new(exports: Arc<dyn Exports>, options: Options, metrics: ServerMetrics) -> Self {
         let slots = Arc::new(Semaphore::new(options.maximum_connections));
         let (tasks, drain) = (Arc::new(Tasks::new()), CancellationToken::new());
-        let shared = Shared { exports, options, tasks, drain, metrics };
+        let shared = Shared { exports, options, tasks, drain, metrics, tls: None };
         Self { shared: Arc::new(shared), slots, next_connection: Arc::new(AtomicU64::new(1)) }
+    }
+
+    /// Lets clients use TLS, or makes them; for connections that come after.
+    #[must_use]
+    pub fn with_tls(mut self, tls: Tls) -> Self {
+        let Shared { exports, options, tasks, drain, metrics, .. } = &*self.shared;
+        self.shared = Arc::new(Shared {
+            exports: Arc::clone(exports),
+            options: options.clone(),
+            tasks: Arc::clone(tasks),
+            drain: drain.clone(),
+            metrics: metrics.clone(),
+            tls: Some(tls),
+        });
+        self
     }
 
     /// Takes connections from a listener until the server drains; gives back where that is.
