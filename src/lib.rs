@@ -2,7 +2,7 @@
 //!
 //! # The layers
 //!
-//! Arrows go one way only; `tests/tidy.rs` fails on an arrow that is not in this list.
+//! Arrows go one way only; `tests/tidy` fails on an arrow that is not in this list.
 //!
 //! ```text
 //! protocol        → nothing                    wire types and the handshake machine: no tokio, no clock, no log
@@ -11,7 +11,7 @@
 //! volume          → store, metrics, task       what a disk is: map, journal, cache, commit, fold, recovery
 //! server          → protocol, metrics, task    NBD over TCP and Unix sockets; owns the trait `Export`
 //! client          → protocol, task             an NBD client
-//! admin           → volume, server, metrics, task   HTTP: metrics and health
+//! admin           → volume, server, metrics, task   HTTP: metrics, health, the API, the status page
 //! cli             → all                        maps configuration to each layer's `Options`
 //! main            → cli                        the program
 //! ```
@@ -22,6 +22,9 @@
 //! * FLUSH: … → `volume::Volume::flush` → `volume::commit` → `store::Store::put`
 //! * cold READ: … → `volume::Volume::read` → `volume::read` → `volume::cache` → `store::Store::get`
 
+#![forbid(unsafe_code)]
+
+pub mod admin;
 pub mod cli;
 pub mod client;
 pub mod config;

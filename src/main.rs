@@ -1,5 +1,26 @@
 //! The `cairn` program.
 
+/// Bytes from which memory is had from and given back to the system by itself.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+const MAPPED_FROM_BYTES: libc::c_int = 128 * 1024;
+
+/// Keeps memory near what is in use. By default glibc has an arena a thread, and each keeps its own peak: under random
+/// writes at a cache of 256 MiB that made 484 MB of what is 351 MB with one.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[allow(unsafe_code, reason = "glibc offers these settings by this call or by the environment only")]
+fn tune_allocator() {
+    // SAFETY: mallopt is given settings that it documents, before any other thread runs.
+    let tuned = unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1) == 1
+            && libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_FROM_BYTES) == 1
+    };
+    if !tuned {
+        eprintln!("cairn: the allocator cannot be tuned, more memory may be used");
+    }
+}
+
 fn main() -> std::process::ExitCode {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    tune_allocator();
     cairn::cli::main()
 }

@@ -2,12 +2,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by unwrapping")]
 
+mod cli;
 mod client;
 mod conformance;
 mod golden;
 mod interop;
 mod model;
+mod ops;
 mod protocol;
+mod simulation;
 mod store;
 mod support;
 mod tidy;

@@ -73,7 +73,7 @@ suite() {
 
 # --- the suites ------------------------------------------------------------------------------------------------------
 
-suite_tools() { "$ROOT/tests/tools/install.sh" packages deny s3 machine && count 4 0; }
+suite_tools() { "$ROOT/tests/tools/install.sh" packages deny s3 machine operations && count 5 0; }
 
 suite_fmt() { cargo fmt --check && count 1 0; }
 
@@ -124,10 +124,18 @@ suite_minima() {
     count 1 0
 }
 
+# The charts, and the files under deploy.
+suite_helm() { limited 600 tests/ops/helm.sh; }
+
+suite_deploy() { limited 300 tests/ops/deploy.sh; }
+
 # The release profile throughout: build scripts and macros are shared with the tests, and what is tested is what ships.
 suite_clippy() { limited 1800 cargo clippy --release --all-targets --quiet -- -D warnings && count 1 0; }
 
 suite_deny() { limited 300 "$TOOLS/bin/cargo-deny" --offline check bans licenses sources && count 3 0; }
+
+# Each golden file, read by a program that shares nothing with Cairn.
+suite_peer() { limited 300 /usr/bin/python3 "$ROOT/tests/golden/codec.py" && count 1 0; }
 
 suite_build() {
     limited 3000 cargo test --release --no-run --lib --test it --message-format=json-render-diagnostics \
@@ -150,8 +158,8 @@ suite_doc() { limited 1200 cargo test --release --doc; }
 modules() {
     local listed
     listed=$("$(cat "$LOGS/it.path")" --list --format terse | sed -n 's/: test$//p' | cut -d: -f1 | sort -u)
-    for first in tidy format model conformance store volume simulation; do grep -qx "$first" <<<"$listed" && echo "$first"; done
-    grep -vxE 'tidy|format|model|conformance|store|volume|simulation|interop|vm' <<<"$listed"
+    for first in tidy golden model conformance store volume simulation; do grep -qx "$first" <<<"$listed" && echo "$first"; done
+    grep -vxE 'tidy|golden|model|conformance|store|volume|simulation|interop|vm' <<<"$listed"
     for last in interop vm; do grep -qx "$last" <<<"$listed" && echo "$last"; done
     return 0
 }
@@ -174,7 +182,10 @@ suite fmt suite_fmt
 suite shell suite_shell
 suite yaml suite_yaml
 suite minima suite_minima
+suite helm suite_helm
+suite deploy suite_deploy
 suite deny suite_deny
+suite peer suite_peer
 suite clippy suite_clippy
 if [ ${#ONLY[@]} -gt 0 ]; then ONLY+=(build); fi
 suite build suite_build

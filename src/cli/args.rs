@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use url::Url;
 
 use crate::config::{self, Config, Flag, FlagValue, Size};
 
@@ -20,6 +21,15 @@ pub(super) enum Command {
     Serve(Serve),
     /// Create, list, show and delete volumes
     Volume(Volume),
+    /// Ask a gateway whether it is ready; exits with 0 if it is, else with 1
+    Health(Health),
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct Health {
+    /// What to ask; /health/live asks only whether it answers
+    #[arg(default_value = "http://127.0.0.1:9180/health/ready", value_parser = super::health::parse)]
+    pub(super) url: Url,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -45,6 +55,9 @@ pub(super) struct Serve {
     /// Do not wait for leases that other gateways left unexpired: they lose the volumes named here
     #[arg(long)]
     takeover: bool,
+    /// Metrics, health and volumes over HTTP: HOST:PORT, unix:PATH or none [default: 127.0.0.1:9180]
+    #[arg(long, value_name = "ADDRESS")]
+    admin: Option<String>,
 }
 
 impl Serve {
@@ -59,6 +72,10 @@ impl Serve {
         if self.takeover {
             let value = FlagValue::One(true.to_string());
             flags.push(Flag { key: "lease.takeover", flag: "--takeover", value });
+        }
+        if let Some(address) = &self.admin {
+            let value = FlagValue::One(address.clone());
+            flags.push(Flag { key: "admin.listen", flag: "--admin", value });
         }
         self.common.config(flags)
     }
@@ -191,6 +208,7 @@ mod tests {
             "cairn volume create disk -1",
             "cairn volume info",
             "cairn volume list name",
+            "cairn health 127.0.0.1:9180",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }

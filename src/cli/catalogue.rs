@@ -37,6 +37,12 @@ impl Catalogue {
         self.names.try_get_with((), load).await
     }
 
+    /// Forgets a volume that was made or deleted here, and the names.
+    pub(super) async fn forget(&self, name: &str) {
+        self.infos.invalidate(name).await;
+        self.names.invalidate(&()).await;
+    }
+
     /// A volume.
     pub(super) async fn info(&self, name: &str) -> Result<Arc<Info>, Arc<OpenError>> {
         let load = async { catalog::info(&self.env, name).await.map(Arc::new) };

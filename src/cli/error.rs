@@ -43,6 +43,14 @@ pub(super) enum Error {
     /// Every volume that was to be served stopped.
     #[error("no volume is left to serve")]
     NothingLeft,
+    /// A gateway is not as it should be.
+    #[error("{url}: {why}")]
+    Unhealthy {
+        /// What was asked.
+        url: String,
+        /// What came.
+        why: String,
+    },
     /// Volumes were not closed in good order.
     #[error("not closed in good order: {}", .0.join(", "))]
     Close(Vec<String>),
@@ -76,6 +84,7 @@ impl Error {
             | Self::List(_)
             | Self::Listen(_)
             | Self::NothingLeft
+            | Self::Unhealthy { .. }
             | Self::Close(_)
             | Self::System { .. } => ExitCode::FAILURE,
         }

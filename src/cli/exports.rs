@@ -38,14 +38,14 @@ const FLAGS: TransmissionFlags = TransmissionFlags::HAS_FLAGS
 #[derive(Debug)]
 pub(super) struct VolumeExports {
     volumes: Arc<OpenVolumes>,
-    catalogue: Catalogue,
+    catalogue: Arc<Catalogue>,
     /// What the empty name stands for.
     default: Option<String>,
 }
 
 impl VolumeExports {
     /// All volumes by their names, and `default` by the empty name too.
-    pub(super) fn new(volumes: Arc<OpenVolumes>, catalogue: Catalogue, default: Option<String>) -> Self {
+    pub(super) fn new(volumes: Arc<OpenVolumes>, catalogue: Arc<Catalogue>, default: Option<String>) -> Self {
         Self { volumes, catalogue, default }
     }
 

@@ -8,11 +8,13 @@ mod args;
 mod catalogue;
 mod error;
 mod exports;
+mod health;
 mod open_volumes;
 mod process;
 mod serve;
 mod settings;
 mod size;
+mod status;
 mod volume;
 mod welcome;
 
@@ -48,6 +50,7 @@ fn run(cli: Cli) -> Result<(), Error> {
             process::raise_descriptor_limit();
             process::block_on(serve::serve(options))
         }
+        Command::Health(args) => process::block_on(health::ask(&args.url)),
         Command::Volume(args) => {
             let config = args.config()?;
             let options = settings::Options::of(&config)?;

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::error::chain;
+use crate::admin::OpenVolume;
 use crate::metrics::{Metrics, VolumeMetrics};
 use crate::server;
 use crate::task::Tasks;
@@ -34,6 +35,7 @@ pub(super) struct Served {
     pub(super) name: String,
     pub(super) volume: Arc<Volume>,
     pub(super) metrics: VolumeMetrics,
+    stay: Stay,
     users: watch::Sender<usize>,
 }
 
@@ -180,6 +182,45 @@ impl OpenVolumes {
         left.wait_for(|left| *left == 0).await.expect("we hold the sender");
     }
 
+    /// Returns once no client uses any volume that is open now.
+    pub(super) async fn unused(&self) {
+        for served in self.open_now() {
+            served.users.subscribe().wait_for(|users| *users == 0).await.expect("we hold the sender");
+        }
+    }
+
+    /// Configured volumes that stopped, and why.
+    pub(super) fn lost(&self) -> Vec<String> {
+        let configured = self.open_now().into_iter().filter(|served| served.stay == Stay::Always);
+        let lost = configured.filter_map(|served| match served.volume.status() {
+            Status::Stopped(why) => Some(format!("volume {:?} stopped: {why}", served.name)),
+            Status::Serving | Status::Draining => None,
+        });
+        lost.collect()
+    }
+
+    /// The volumes that are open, in order of name.
+    pub(super) fn reports(&self) -> Vec<OpenVolume> {
+        let report = |served: Arc<Served>| OpenVolume {
+            name: served.name.clone(),
+            volume: Arc::clone(&served.volume),
+            metrics: served.metrics.clone(),
+            clients: *served.users.borrow(),
+        };
+        self.open_now().into_iter().map(report).collect()
+    }
+
+    fn open_now(&self) -> Vec<Arc<Served>> {
+        let slots = self.slots.lock();
+        let mut open = Vec::new();
+        for slot in slots.by_name.values() {
+            if let Phase::Open(served) | Phase::Closing(served) = &*slot.borrow() {
+                open.push(Arc::clone(served));
+            }
+        }
+        open
+    }
+
     /// Closes every volume: commit, checkpoint, release of the lease; gives the names of those that were not closed in
     /// good order within `patience`. Nothing can be opened any more.
     pub(super) async fn close_all(&self, patience: Duration) -> Vec<String> {
@@ -187,12 +228,7 @@ impl OpenVolumes {
         // Ends the watch over each volume, an opening, which has at most taken a lease, and a closing, which is begun
         // again below.
         self.tasks.shutdown().await;
-        let mut open = Vec::new();
-        for slot in self.slots.lock().by_name.values() {
-            if let Phase::Open(served) | Phase::Closing(served) = &*slot.borrow() {
-                open.push(Arc::clone(served));
-            }
-        }
+        let open = self.open_now();
         let closing: Mutex<Vec<&str>> = Mutex::new(open.iter().map(|served| served.name.as_str()).collect());
         let failed = Mutex::new(Vec::new());
         let close_each = futures::future::join_all(open.iter().map(|served| {
@@ -243,14 +279,14 @@ impl OpenVolumes {
         };
         tracing::info!(volume = name, id = %volume.id(), epoch = volume.epoch(), "open");
         let users = watch::Sender::new(0);
-        let served = Arc::new(Served { name: name.to_owned(), volume, metrics, users });
+        let served = Arc::new(Served { name: name.to_owned(), volume, metrics, stay, users });
         if stay == Stay::Always {
             self.configured_left.send_modify(|left| *left += 1);
         }
         slot.send_replace(Phase::Open(Arc::clone(&served)));
         if stay == Stay::Always {
             let why = served.volume.stopped().await;
-            tracing::error!(volume = name, "is no longer served: {why}");
+            tracing::error!(volume = name, "fenced, and no longer served: {why}");
             served.volume.abandon().await;
             self.configured_left.send_modify(|left| *left -= 1);
             // The slot stays, so that clients are told why.
@@ -258,7 +294,7 @@ impl OpenVolumes {
         }
         tokio::select! {
             why = served.volume.stopped() => {
-                tracing::error!(volume = name, "is no longer served: {why}");
+                tracing::error!(volume = name, "fenced, and no longer served: {why}");
                 served.volume.abandon().await;
             }
             () = self.idle(&served, slot) => {

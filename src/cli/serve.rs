@@ -4,15 +4,18 @@
 //! of a volume is released last, after what clients were told is durable.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::catalogue::Catalogue;
-use super::error::Error;
+use super::error::{Error, chain};
 use super::exports::VolumeExports;
 use super::open_volumes::{self, OpenVolumes};
 use super::process::{self, Signals};
 use super::settings::Options;
 use super::size::Wanted;
+use super::status::{GatewayStatus, Serving};
 use super::{volume, welcome};
+use crate::admin::{self, Access, Admin, Gateway};
 use crate::metrics::Metrics;
 use crate::server::{Drained, Greeting, Listener, Server};
 use crate::volume::catalog;
@@ -26,6 +29,8 @@ pub(super) async fn serve(options: Options) -> Result<(), Error> {
     for address in &options.listen {
         listeners.push(Listener::bind(address).await?);
     }
+    let status = GatewayStatus::starting();
+    let admin = start_admin(&options, &metrics, &status).await?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), store = %options.location, "cairn starts");
     let env = tokio::select! {
         env = volume::environment(&options, &metrics) => env?,
@@ -39,8 +44,7 @@ pub(super) async fn serve(options: Options) -> Result<(), Error> {
         idle_timeout: options.idle_timeout,
         maximum_open: options.maximum_open,
     };
-    let server_metrics = metrics.server();
-    let volumes = OpenVolumes::new(env.clone(), how, metrics);
+    let volumes = OpenVolumes::new(env.clone(), how, metrics.clone());
     let opened = tokio::select! {
         opened = open_configured(&env, &options, &volumes) => opened,
         signal = signals.next() => {
@@ -56,20 +60,33 @@ pub(super) async fn serve(options: Options) -> Result<(), Error> {
 
     let configured = options.configured();
     let default = if let [only] = &configured[..] { Some(only.clone()) } else { None };
-    let catalogue = Catalogue::new(env, options.catalogue_age);
-    let exports = VolumeExports::new(Arc::clone(&volumes), catalogue, default);
-    let server = Server::new(Arc::new(exports), options.server.clone(), server_metrics);
+    let catalogue = Arc::new(Catalogue::new(env.clone(), options.catalogue_age));
+    let exports = VolumeExports::new(Arc::clone(&volumes), Arc::clone(&catalogue), default);
+    let server = Arc::new(Server::new(Arc::new(exports), options.server.clone(), metrics.server()));
     let addresses: Vec<_> =
         listeners.into_iter().map(|listener| server.listen(listener, Greeting::Newstyle)).collect();
-    welcome::print(&addresses, &configured);
+    status.serves(Serving {
+        env,
+        volumes: Arc::clone(&volumes),
+        catalogue,
+        server: Arc::clone(&server),
+        options: options.volume.clone(),
+        chunk_bytes: options.chunk_bytes,
+    });
+    welcome::print(&addresses, &configured, admin.as_ref().map(Admin::address));
 
     let ended = tokio::select! {
         signal = signals.next() => {
             tracing::info!("{signal}: finishing what is in flight");
             Ok(())
         }
-        () = volumes.nothing_left(configured.len()) => Err(Error::NothingLeft),
+        () = status.asked_to_end() => {
+            tracing::info!("asked to end: finishing what is in flight");
+            Ok(())
+        }
+        () = lost(&volumes, configured.len(), options.server.drain_timeout) => Err(Error::NothingLeft),
     };
+    status.ends();
     tokio::select! {
         drained = server.drain() => match drained {
             Drained::Answered => tracing::info!("every command in flight is answered"),
@@ -78,7 +95,47 @@ pub(super) async fn serve(options: Options) -> Result<(), Error> {
         signal = signals.next() => give_up(signal),
     }
     let closed = close(&volumes, &options, &mut signals).await;
+    if let Some(admin) = admin {
+        admin.stop().await;
+    }
     ended.and(closed)
+}
+
+/// Starts the admin server, from the start, so that it can say that the gateway is not ready. Where nobody asked for it
+/// and its address is taken, by another gateway on this machine say, there is none.
+async fn start_admin(
+    options: &Options,
+    metrics: &Metrics,
+    status: &Arc<GatewayStatus>,
+) -> Result<Option<Admin>, Error> {
+    let Some(address) = &options.admin else { return Ok(None) };
+    let listener = match Listener::bind(address).await {
+        Err(error) if !options.admin_required => {
+            tracing::warn!("no admin server: {}", chain(&error));
+            return Ok(None);
+        }
+        bound => bound?,
+    };
+    let address = listener.address();
+    let access = Access::at(address, options.admin_token.clone());
+    if access == Access::Closed {
+        tracing::warn!(
+            "{address} is not local and admin.token_file is not set: only metrics and health are served"
+        );
+    }
+    let gateway: Arc<dyn Gateway> = Arc::<GatewayStatus>::clone(status);
+    let bounds = admin::Options::default();
+    Ok(Some(Admin::start(listener, metrics.clone(), gateway, access, bounds)))
+}
+
+/// Returns when no configured volume is left and their clients had time to learn why: their commands get ESHUTDOWN, which
+/// tells them more than a connection that is cut.
+async fn lost(volumes: &OpenVolumes, configured: usize, patience: Duration) {
+    volumes.nothing_left(configured).await;
+    tracing::error!("no configured volume is left; ends when its clients leave, or in {patience:?}");
+    if tokio::time::timeout(patience, volumes.unused()).await.is_err() {
+        tracing::warn!("clients that did not leave are cut off");
+    }
 }
 
 /// Makes the volumes that are absent, and opens all that are configured, at the same time.
@@ -139,4 +196,32 @@ async fn close(volumes: &OpenVolumes, options: &Options, signals: &mut Signals) 
 fn give_up(signal: &str) -> ! {
     tracing::warn!("{signal} again: ends at once, without a checkpoint and with the leases held");
     std::process::exit(process::GIVEN_UP)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+
+    /// A second gateway on this machine has no admin server, unless somebody asked for one.
+    #[tokio::test]
+    async fn a_taken_admin_address_matters_only_if_it_was_asked_for() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let variable = ("CAIRN_ADMIN__LISTEN".into(), taken.local_addr().unwrap().to_string().into());
+        let mut options = Options::of(&config::load(None, [variable], []).unwrap()).unwrap();
+        let (metrics, status) = (Metrics::new(), GatewayStatus::starting());
+        assert!(options.admin_required);
+        assert!(matches!(start_admin(&options, &metrics, &status).await, Err(Error::Listen(_))));
+        options.admin_required = false;
+        assert!(matches!(start_admin(&options, &metrics, &status).await, Ok(None)));
+    }
+
+    #[tokio::test]
+    async fn it_is_ready_only_while_it_serves() {
+        let status = GatewayStatus::starting();
+        assert!(status.obstacles().await[0].contains("starting"));
+        assert!(status.volumes().await.is_err());
+        status.ends();
+        assert_eq!(status.obstacles().await, ["shutting down"]);
+    }
 }

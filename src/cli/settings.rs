@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use super::size::Wanted;
+use crate::admin::Token;
 use crate::config::{self, Config};
 use crate::server::ListenAddress;
 use crate::store::Location;
@@ -41,6 +42,11 @@ pub(super) struct Options {
     pub(super) idle_timeout: Duration,
     pub(super) catalogue_age: Duration,
     pub(super) close_timeout: Duration,
+    /// Where the admin server listens, if anywhere.
+    pub(super) admin: Option<ListenAddress>,
+    /// Whether it must: somebody asked for it.
+    pub(super) admin_required: bool,
+    pub(super) admin_token: Option<Token>,
 }
 
 impl Options {
@@ -65,6 +71,14 @@ impl Options {
         if config.store.retry_base > config.store.retry_cap {
             errors.0.push(config.refuse("store.retry_base", "must not be more than store.retry_cap"));
         }
+        let admin = match config.admin.listen.as_str() {
+            "none" => None,
+            text => keep(
+                text.parse().map_err(|e| config.refuse("admin.listen", format!("{e}, or none"))),
+                &mut errors,
+            ),
+        };
+        let admin_token = keep(read_token(config), &mut errors).flatten();
         match (location, geometry) {
             (Some(location), Some(geometry)) if errors.0.is_empty() => Ok(Self {
                 location,
@@ -82,6 +96,9 @@ impl Options {
                 idle_timeout: config.volumes.idle_timeout,
                 catalogue_age: config.volumes.catalogue_age,
                 close_timeout: config.volumes.close_timeout,
+                admin,
+                admin_required: config.is_given("admin.listen"),
+                admin_token,
             }),
             _ => Err(errors),
         }
@@ -128,6 +145,13 @@ fn check_names(config: &Config, create: &[Wanted], errors: &mut config::Errors) 
             errors.0.push(config.refuse("volumes.create", format!("{name:?} is named twice")));
         }
     }
+}
+
+/// The token of the admin server.
+fn read_token(config: &Config) -> Result<Option<Token>, config::Error> {
+    let Some(path) = given(&config.admin.token_file) else { return Ok(None) };
+    let text = std::fs::read_to_string(path).map_err(|e| config.refuse("admin.token_file", e))?;
+    text.parse().map(Some).map_err(|e| config.refuse("admin.token_file", e))
 }
 
 fn count(n: u32) -> usize {
@@ -237,6 +261,9 @@ mod tests {
             ("CAIRN_VOLUMES__CREATE", "a=1GiB,a=2GiB", "volumes.create = |named twice"),
             ("CAIRN_VOLUMES__OPEN", ".x", "volumes.open = |not a volume name"),
             ("CAIRN_VOLUMES__CHUNK_SIZE", "3MiB", "volumes.chunk_size = \"3MiB\"|power of two"),
+            ("CAIRN_ADMIN__LISTEN", "nowhere", "admin.listen = \"nowhere\": |unix:PATH, or none"),
+            ("CAIRN_ADMIN__TOKEN_FILE", "/no/such", "admin.token_file = \"/no/such\": |No such file"),
+            ("CAIRN_ADMIN__TOKEN_FILE", "/dev/null", "admin.token_file = |at least 16"),
             ("CAIRN_STORE__RETRY_BASE", "10s", "store.retry_base = \"10s\"|store.retry_cap"),
         ] {
             let message = of(&[(name, value)]).unwrap_err().to_string();

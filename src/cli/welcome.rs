@@ -6,8 +6,15 @@ use std::io::Write as _;
 use crate::server::ListenAddress;
 
 /// Prints where it listens, a line each, and how to connect.
-pub(super) fn print(addresses: &[ListenAddress], volumes: &[String]) {
-    let text = text(addresses, volumes);
+pub(super) fn print(addresses: &[ListenAddress], volumes: &[String], admin: Option<&ListenAddress>) {
+    let mut text = text(addresses, volumes);
+    match admin {
+        Some(ListenAddress::Tcp(address)) => {
+            text.push_str(&format!("metrics and health: http://{address}/metrics\n"))
+        }
+        Some(unix) => text.push_str(&format!("metrics and health: HTTP on {unix}\n")),
+        None => {}
+    }
     let mut out = std::io::stdout().lock();
     // Nobody reads: that is no reason not to serve.
     if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) {

@@ -13,7 +13,9 @@ mod tests;
 
 pub use environment::{CONFIG_FILE, variable};
 pub use load::{Error, Errors, Flag, FlagValue, load};
-pub use settings::{Cache, Commit, Config, Journal, Lease, Log, Server, Setting, Store, Volumes, reference};
+pub use settings::{
+    Admin, Cache, Commit, Config, Journal, Lease, Log, Server, Setting, Store, Volumes, reference,
+};
 pub use size::{Size, SizeError};
 
 /// The reference of all settings as a table in Markdown.

@@ -136,7 +136,7 @@ settings! {
         requests_in_flight: u32 = 256, 1..=65_536;
         /// Payload of such requests and their replies.
         bytes_in_flight: Size = mib(64), mib(64)..=Size(2 << 30);
-        /// How long commands in flight are waited for on SIGTERM.
+        /// How long commands in flight are waited for on SIGTERM, and clients to leave whose volume was taken over.
         drain_timeout: Duration = seconds(10), seconds(0)..=seconds(3600);
     }
 
@@ -204,6 +204,14 @@ settings! {
         catalogue_age: Duration = seconds(5), seconds(0)..=seconds(3600);
         /// How long closing the volumes may take on SIGTERM: commit, checkpoint, release of the lease.
         close_timeout: Duration = seconds(60), seconds(1)..=DAY;
+    }
+
+    /// The admin server: metrics, health and volumes over HTTP.
+    admin: Admin {
+        /// Where it listens: `ADDRESS:PORT`, `unix:PATH` or `none`. Where the default is taken, none.
+        listen: String = "127.0.0.1:9180".to_owned(), Any;
+        /// File with the bearer token for all but metrics and health; without it those are for this machine only.
+        token_file: String = String::new(), Any;
     }
 
     /// The log, on standard error.

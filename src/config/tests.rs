@@ -143,7 +143,7 @@ fn all_errors_are_told_at_once() {
 #[test]
 fn every_default_can_be_written() {
     let shown = |c: Config| {
-        format!("{:?}", (c.store, c.server, c.cache, c.commit, c.journal, c.lease, c.volumes, c.log))
+        format!("{:?}", (c.store, c.server, c.cache, c.commit, c.journal, c.lease, c.volumes, c.admin, c.log))
     };
     let defaults = shown(from_env(&[]).unwrap());
     let written: Vec<(String, String)> =

@@ -12,6 +12,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use super::connections::{Connections, Seat};
 use super::dispatch::Rules;
 use super::export::{Export, ExportDescription, Exports, OpenError};
 use super::options::Options;
@@ -44,6 +45,7 @@ pub enum Greeting {
 }
 
 /// What all connections of a server share.
+#[derive(Clone)]
 pub(crate) struct Shared {
     pub(crate) exports: Arc<dyn Exports>,
     pub(crate) options: Options,
@@ -51,6 +53,7 @@ pub(crate) struct Shared {
     pub(crate) drain: CancellationToken,
     pub(crate) metrics: ServerMetrics,
     pub(crate) tls: Option<Tls>,
+    pub(crate) connections: Connections,
 }
 
 /// Why a connection did not reach transmission.
@@ -86,7 +89,7 @@ impl HandshakeEnd {
 }
 
 /// Serves one connection to its end.
-pub(crate) async fn serve(shared: &Shared, transport: Transport, greeting: &Greeting) {
+pub(crate) async fn serve(shared: &Shared, transport: Transport, greeting: &Greeting, seat: &Seat) {
     let label = transport.label();
     let mut _open = shared.metrics.connected(label);
     let handshake = Handshake::new(shared, transport);
@@ -105,6 +108,7 @@ pub(crate) async fn serve(shared: &Shared, transport: Transport, greeting: &Gree
         _open = shared.metrics.connected(transport.label());
     }
     tracing::debug!(export = %session.export.name, headers = ?session.headers, "transmission begins");
+    seat.uses(session.export.name.as_ref());
     let rules = Rules::new(&session);
     let (reader, writer) = transport.into_halves();
     let transmission = Transmission { reader, writer, input, rules, export };

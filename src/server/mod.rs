@@ -5,6 +5,7 @@
 //! disk is; it owns the traits [`Exports`] and [`Export`] that it serves.
 
 mod connection;
+mod connections;
 mod dispatch;
 mod execute;
 pub mod export;
@@ -17,6 +18,7 @@ mod transmission;
 mod transport;
 
 pub use connection::Greeting;
+pub use connections::Connection;
 pub use export::{
     Allocation, Export, ExportDescription, ExportError, Exports, ListEntry, OpenError, Segment,
 };

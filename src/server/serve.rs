@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::connection::{self, Greeting, Shared};
+use super::connections::{Connection, Connections, Seat};
 use super::export::Exports;
 use super::listener::{ListenAddress, Listener, Peer};
 use super::options::Options;
@@ -48,22 +49,15 @@ impl Server {
     pub fn new(exports: Arc<dyn Exports>, options: Options, metrics: ServerMetrics) -> Self {
         let slots = Arc::new(Semaphore::new(options.maximum_connections));
         let (tasks, drain) = (Arc::new(Tasks::new()), CancellationToken::new());
-        let shared = Shared { exports, options, tasks, drain, metrics, tls: None };
+        let connections = Connections::default();
+        let shared = Shared { exports, options, tasks, drain, metrics, tls: None, connections };
         Self { shared: Arc::new(shared), slots, next_connection: Arc::new(AtomicU64::new(1)) }
     }
 
     /// Lets clients use TLS, or makes them; for connections that come after.
     #[must_use]
     pub fn with_tls(mut self, tls: Tls) -> Self {
-        let Shared { exports, options, tasks, drain, metrics, .. } = &*self.shared;
-        self.shared = Arc::new(Shared {
-            exports: Arc::clone(exports),
-            options: options.clone(),
-            tasks: Arc::clone(tasks),
-            drain: drain.clone(),
-            metrics: metrics.clone(),
-            tls: Some(tls),
-        });
+        self.shared = Arc::new(Shared { tls: Some(tls), ..Shared::clone(&self.shared) });
         self
     }
 
@@ -99,6 +93,12 @@ impl Server {
     #[must_use]
     pub fn free_connections(&self) -> usize {
         self.slots.available_permits()
+    }
+
+    /// The connections that are open, in the order in which they came.
+    #[must_use]
+    pub fn connections(&self) -> Vec<Connection> {
+        self.shared.connections.list()
     }
 
     /// Ends service in order: no connection is taken any more, options and new commands get errors that say why,
@@ -164,7 +164,8 @@ impl Acceptor {
         };
         let id = self.next_connection.fetch_add(1, Ordering::Relaxed);
         let span = tracing::info_span!("connection", id, %peer);
-        let serve = serve_in_slot(Arc::clone(&self.shared), transport, self.greeting.clone(), slot);
+        let seat = self.shared.connections.seat(id, peer.to_string());
+        let serve = serve_in_slot(Arc::clone(&self.shared), transport, self.greeting.clone(), slot, seat);
         Some(self.shared.tasks.spawn_until_cancelled(serve.instrument(span)))
     }
 }
@@ -174,7 +175,9 @@ async fn serve_in_slot(
     transport: Transport,
     greeting: Greeting,
     slot: OwnedSemaphorePermit,
+    seat: Seat,
 ) {
-    connection::serve(&shared, transport, &greeting).await;
+    connection::serve(&shared, transport, &greeting, &seat).await;
+    drop(seat);
     drop(slot);
 }

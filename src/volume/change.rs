@@ -135,7 +135,8 @@ impl Shared {
             };
             match obstacle {
                 Obstacle::Unread(sectors) => {
-                    known.clear();
+                    // What is known of the others stays: else two sectors could drive each other out for ever.
+                    known.retain(|known: &Known| !sectors.contains(&known.sector));
                     for sector in sectors {
                         known.push(self.read_sector(sector).await?);
                     }

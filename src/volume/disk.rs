@@ -13,6 +13,7 @@ use super::error::Error;
 use super::fold::FoldHandle;
 use super::keys::Epoch;
 use super::lease::HeadHandle;
+use super::picture::Picture;
 use super::read::{Extent, Segment};
 use super::read_ahead::ReadAhead;
 use super::shared::Shared;
@@ -221,6 +222,15 @@ impl Volume {
         let extents = self.shared.allocation(range, limit).await?;
         self.shared.metrics.succeeded(Command::BlockStatus, extents.iter().map(|extent| extent.length).sum());
         Ok(extents)
+    }
+
+    /// The disk in at most `cells` equal parts, for people. Touches no data.
+    ///
+    /// # Errors
+    /// If the volume stopped, or its map cannot be read.
+    pub async fn picture(&self, cells: u64) -> Result<Picture, Error> {
+        self.shared.check_serving()?;
+        self.shared.picture(cells).await
     }
 
     /// Commits, and folds every commit into a new root.

@@ -107,8 +107,9 @@ impl Folder {
                 self.shared.wants_fold(&state)
                     || state.committed.since.is_some_and(|since| since.elapsed() >= age)
             };
-            if wanted {
-                self.fold_until_done().await;
+            if wanted && self.fold_until_done().await.is_err() {
+                // Whoever waits for the checkpoint hears so by the end of this task.
+                return;
             }
             if let Some(done) = done
                 && done.send(()).is_err()
@@ -118,21 +119,20 @@ impl Folder {
         }
     }
 
-    async fn fold_until_done(&self) {
-        let Some(folding) = self.begin() else { return };
+    /// Folds what is committed now; fails only once the volume has stopped.
+    async fn fold_until_done(&self) -> Result<(), Error> {
+        let Some(folding) = self.begin() else { return Ok(()) };
         let begun = tokio::time::Instant::now();
         let mut orphans = Vec::new();
         while let Err(error) = self.fold(&folding, &mut orphans).await {
-            if self.shared.check_serving().is_err() {
-                // Waits to be cancelled: a volume that stopped folds no more.
-                return std::future::pending().await;
-            }
+            self.shared.check_serving()?;
             self.shared.metrics.folds.of(FoldResult::Failed).inc();
             tracing::warn!(volume = %self.shared.keys.volume(), "checkpoint failed, trying again: {error}");
             tokio::time::sleep(RETRY_PAUSE).await;
         }
         self.shared.metrics.folds.of(FoldResult::Done).inc();
         self.shared.metrics.fold_duration.observe(begun.elapsed().as_secs_f64());
+        Ok(())
     }
 
     /// Takes the committed changes to be folded.
@@ -187,6 +187,12 @@ impl Folder {
         shared.progress.send_modify(|progress| progress.checkpoints += 1);
         tracing::debug!(volume = %shared.keys.volume(), ?checkpoint.slot, records = folding.slots.len(),
             bytes = folding.bytes, "checkpoint published");
+        // What is folded is read under its new name from now on.
+        let folded = folding.pieces.iter().filter_map(|(_, piece)| match piece {
+            Piece::Data { record, change, .. } => Some(shared.change_fetch(record, *change).key),
+            _ => None,
+        });
+        shared.env.cache.remove(folded.collect::<Vec<_>>()).await;
         self.discard(&old, &root, table, old_table, folding, std::mem::take(orphans)).await;
         Ok(())
     }

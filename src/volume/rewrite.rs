@@ -21,6 +21,9 @@ use super::shared::Shared;
 use crate::metrics::labels::ObjectKind;
 use crate::store::Condition;
 
+/// A page of which so much changed is taken for one that is in use: a page for a block would crowd the cache out.
+const HOT_LEN: usize = PAGE_LEN / 4;
+
 /// A part of a page that changed: where in the page, and its bytes (or the fetch that gives them, from a byte of it).
 struct Part {
     within: Range<usize>,
@@ -72,7 +75,7 @@ impl Shared {
         let mut damage = Vec::new();
         let mut pages = Vec::with_capacity(plans.len());
         for plan in plans {
-            let is_hot = plan.fetches().any(|fetch| hot[fetch]);
+            let is_hot = plan.base.is_some_and(|base| hot[base]) || plan.changed_len() >= HOT_LEN;
             let page = plan.page;
             let composed = plan.compose(&fetched)?;
             if composed.damage.is_none() && is_zero(&composed.bytes) {
@@ -191,11 +194,9 @@ impl Shared {
 }
 
 impl PagePlan {
-    fn fetches(&self) -> impl Iterator<Item = usize> + '_ {
-        self.base.into_iter().chain(self.parts.iter().filter_map(|part| match part.bytes {
-            PartBytes::Fetched(number, _) => Some(number),
-            PartBytes::Ready(_) => None,
-        }))
+    /// Bytes of the page that changed.
+    fn changed_len(&self) -> usize {
+        self.parts.iter().map(|part| part.within.len()).sum()
     }
 
     fn compose(self, fetched: &[Result<Bytes, Error>]) -> Result<Composed, Error> {

@@ -123,6 +123,8 @@ impl Committed {
 pub struct Resolved {
     /// Parts that changed since the root, in no order.
     pub pieces: Vec<(Range<u64>, Piece)>,
+    /// How many of them, at the front, are in no commit that was answered.
+    pub uncommitted: usize,
     /// Parts that the root has.
     pub base: Vec<Range<u64>>,
     /// The root to ask.
@@ -177,11 +179,12 @@ impl State {
                 Stage::Sent(sent) => left = overlay(&sent.pieces, left, &mut pieces),
             }
         }
+        let uncommitted = pieces.len();
         left = overlay(&self.committed.pieces, left, &mut pieces);
         if let Some(folding) = &self.folding {
             left = overlay(&folding.pieces, left, &mut pieces);
         }
-        Resolved { pieces, base: left, root: Arc::clone(&self.root) }
+        Resolved { pieces, uncommitted, base: left, root: Arc::clone(&self.root) }
     }
 
     /// Takes the dirty layer as the next commit.

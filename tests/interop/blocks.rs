@@ -33,7 +33,10 @@ impl Writer {
         let last = |word: &str| said.lines().filter_map(|line| number(line, word)).next_back();
         let failures =
             said.lines().filter_map(|line| line.strip_prefix("failed ")).map(str::to_owned).collect();
-        Answers { written: last("written "), flushed: last("flushed "), failures, said: said.clone() }
+        let (written, flushed) = (last("written "), last("flushed "));
+        let lines: Vec<_> = said.lines().collect();
+        let said = lines[lines.len().saturating_sub(20)..].join("\n");
+        Answers { written, flushed, failures, said }
     }
 }
 
@@ -46,7 +49,7 @@ pub(super) struct Answers {
     pub(super) flushed: Option<u64>,
     /// `COMMAND ERRNO` for each command that failed.
     pub(super) failures: Vec<String>,
-    /// All of its output.
+    /// The end of its output.
     pub(super) said: String,
 }
 

@@ -31,9 +31,9 @@ pub(super) async fn nbdinfo_reads_size_flags_and_block_sizes(uri: &str, _files: 
     ] {
         assert_eq!(export[flag], set, "{flag} in {json}");
     }
-    assert_eq!(export["block_minimum"], 1);
-    assert_eq!(export["block_preferred"], 4096);
-    assert_eq!(export["block_maximum"], 64 << 20);
+    assert_eq!(export["block_size_minimum"], 1);
+    assert_eq!(export["block_size_preferred"], 4096);
+    assert_eq!(export["block_size_maximum"], 64 << 20);
 
     let text = run(&mut command(["nbdinfo", uri])).await;
     assert!(text.contains("export-size: 1073741824 (1G)"), "{text}");

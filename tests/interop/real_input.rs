@@ -44,7 +44,7 @@ async fn a_file_tree_survives_the_gateway_that_took_it_in() {
     first.process.kill().await;
     std::fs::remove_file(path("image")).expect("the image was ours");
 
-    let second = Setup::new(&store).tcp().takeover().start().await;
+    let second = Setup::new(&store).create("disk", "1GiB").tcp().takeover().start().await;
     run(command(["qemu-img", "convert", "-f", "raw", "-O", "raw", &second.uri("disk")]).arg(path("out")))
         .await;
     assert_clean_ext4(&path("out")).await;

@@ -22,11 +22,13 @@ async fn a_second_gateway_is_refused_while_the_lease_lives() {
     drop(first);
 }
 
-/// A takeover under load: the second wins, the first fails everything and says why, and nothing flushed is missing.
+/// A takeover under load: the second wins, the first fails everything on that volume, says why, and goes on serving the
+/// other; nothing flushed is missing.
 #[tokio::test]
 async fn a_takeover_fences_the_first_gateway_and_loses_no_flushed_write() {
     let store = Store::minio().await;
-    let mut first = Setup::new(&store).create("disk", "1GiB").tcp().start().await;
+    let setup = Setup::new(&store).create("disk", "1GiB").create("other", "1GiB").tcp();
+    let mut first = setup.start().await;
     let mut writer = Writer::start(&first.uri("disk"));
     writer.has_flushed(300).await;
     let second = Setup::new(&store).create("disk", "1GiB").tcp().takeover().start().await;
@@ -42,13 +44,34 @@ async fn a_takeover_fences_the_first_gateway_and_loses_no_flushed_write() {
         assert!(failure.ends_with(" ESHUTDOWN"), "{}", answers.said);
     }
     assert_blocks(&second.uri("disk"), answers.flushed.expect("some were flushed")).await;
-    first
-        .process
-        .wait_for("it says why it stopped", |line| {
-            let line = line.to_lowercase();
-            (line.contains("fenced") || line.contains("taken over")).then_some(())
-        })
-        .await;
+    first.process.wait_for("it says why it stopped", says_why).await;
+
+    let mut other = Writer::start(&first.uri("other"));
+    other.has_flushed(100).await;
+}
+
+/// With nothing left to serve, the first ends with an error, so that its supervisor sees it.
+#[tokio::test]
+async fn a_gateway_that_lost_its_only_volume_ends_and_says_why() {
+    let store = Store::minio().await;
+    let mut first = Setup::new(&store).create("disk", "1GiB").tcp().start().await;
+    let mut writer = Writer::start(&first.uri("disk"));
+    writer.has_flushed(100).await;
+    let second = Setup::new(&store).create("disk", "1GiB").tcp().takeover().start().await;
+    let answers = writer.end().await;
+    assert!(answers.failures[0].ends_with(" ESHUTDOWN"), "{}", answers.said);
+    assert!(!first.process.exit().await.success(), "{}", first.process.output());
+    assert!(
+        first.process.output().lines().any(|line| says_why(line).is_some()),
+        "{}",
+        first.process.output()
+    );
+    assert_blocks(&second.uri("disk"), answers.flushed.expect("some were flushed")).await;
+}
+
+fn says_why(line: &str) -> Option<()> {
+    let line = line.to_lowercase();
+    (line.contains("fenced") || line.contains("taken over")).then_some(())
 }
 
 async fn killed_gateways_lose_nothing(store: Store) {

@@ -90,7 +90,7 @@ async fn writers_outlast_a_store_that_goes_away_and_comes_back() {
     );
     drop(gateway);
     let answers = writer.end().await;
-    let next = Setup::new(&store).tcp().takeover().start().await;
+    let next = Setup::new(&store).create("disk", "1GiB").tcp().takeover().start().await;
     assert_blocks(&next.uri("disk"), answers.flushed.expect("some were flushed")).await;
     proxy.stop().await;
 }

@@ -3,6 +3,7 @@
 //! It speaks as much plain HTTP/1.1 as S3 clients use (one request at a time on a connection, bodies by length or in
 //! chunks) and forwards bytes unchanged, so that signatures stay valid. It knows nothing of what the objects mean.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use super::http::{Head, Peer};
 use super::process::within;
 
 /// One request as the proxy saw it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Request {
     /// The method.
     pub(crate) method: String,
@@ -38,6 +39,13 @@ impl Request {
     /// Whether it gets an object whose key contains `part` (a listing is none).
     pub(crate) fn gets(&self, part: &str) -> bool {
         self.method == "GET" && self.key.contains(part) && !self.key.contains("list-type=")
+    }
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { method, key, sent, status, received } = self;
+        write!(formatter, "{method} {key} {sent} → {status:?} {received}")
     }
 }
 

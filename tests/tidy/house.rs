@@ -5,7 +5,7 @@
 
 use super::layers::covers;
 use super::paths::{Survey, Target, survey};
-use super::read_tree;
+use super::{read_tree, survey_of_src};
 
 /// Lines of a file at most.
 const MAX_LINES: usize = 600;
@@ -94,6 +94,21 @@ fn spawns(survey: &Survey) -> Vec<String> {
     found
 }
 
+/// Names of tests in a document, in backticks, of which no source has the function.
+fn missing_tests(document: &str, sources: &[Source<'_>]) -> Vec<String> {
+    let quoted = document.split('`').skip(1).step_by(2).filter_map(|name| name.rsplit("::").next());
+    let named = quoted.filter(|name| name.matches('_').count() > 1 && name.chars().all(is_of_a_name));
+    let missing = named.filter(|name| {
+        let function = format!("fn {name}(");
+        !sources.iter().any(|(_, text)| text.contains(&function))
+    });
+    missing.map(|name| format!("no test is named {name}")).collect()
+}
+
+fn is_of_a_name(c: char) -> bool {
+    c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'
+}
+
 fn complain(complaints: &[String]) {
     assert!(complaints.is_empty(), "{}", complaints.join("\n"));
 }
@@ -104,10 +119,6 @@ fn all_sources() -> Vec<(String, String)> {
 
 fn borrowed(sources: &[(String, String)]) -> Vec<Source<'_>> {
     sources.iter().map(|(file, text)| (file.as_str(), text.as_str())).collect()
-}
-
-fn survey_of_src() -> Survey {
-    survey(&borrowed(&read_tree("src"))).expect("the sources parse")
 }
 
 #[test]
@@ -127,23 +138,33 @@ fn nothing_is_marked_unfinished() {
 
 #[test]
 fn only_tests_unwrap() {
-    complain(&unwraps(&survey_of_src()));
+    complain(&unwraps(survey_of_src()));
 }
 
 #[test]
 fn only_task_rs_spawns() {
-    complain(&spawns(&survey_of_src()));
+    complain(&spawns(survey_of_src()));
 }
 
 #[test]
 fn modules_are_named_for_what_they_are() {
-    complain(&names(&survey_of_src()));
+    complain(&names(survey_of_src()));
     complain(&names(&survey(&borrowed(&read_tree("tests"))).expect("the tests parse")));
 }
 
 #[test]
 fn no_source_hides() {
-    complain(&evasions(&survey_of_src()));
+    complain(&evasions(survey_of_src()));
+}
+
+#[test]
+fn every_test_that_the_architecture_names_exists() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/ARCHITECTURE.md");
+    let document = std::fs::read_to_string(path).expect("the architecture can be read");
+    complain(&missing_tests(&document, &borrowed(&all_sources())));
+    let sources = [("a.rs", "fn one_of_them() {}")];
+    let document = "`x::one_of_them`, `one_of_those` and `local_journal`, `a_b_c()`";
+    assert_eq!(missing_tests(document, &sources), ["no test is named one_of_those"]);
 }
 
 /// Complaints of a rule about one file of the layer `store`.

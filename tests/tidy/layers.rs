@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::paths::{Mention, Target, survey};
-use super::read_tree;
+use super::{read_tree, survey_of_src};
 
 /// Each layer, and the layers that it may name.
 const LAYERS: &[(&str, &[&str])] = &[
@@ -113,9 +113,7 @@ fn listed() -> BTreeMap<String, BTreeSet<String>> {
 
 #[test]
 fn arrows_between_layers_go_one_way() {
-    let sources = read_tree("src");
-    let sources: Vec<(&str, &str)> = sources.iter().map(|(f, t)| (f.as_str(), t.as_str())).collect();
-    let survey = survey(&sources).expect("the sources parse");
+    let survey = survey_of_src();
     assert!(survey.mentions.len() > 100, "paths were found");
     let wrong = forbidden_arrows(&survey.mentions);
     assert!(wrong.is_empty(), "{}", Vec::from_iter(wrong).join("\n"));

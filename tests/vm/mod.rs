@@ -26,7 +26,7 @@ async fn power_cut(store: &Store, mut gateway: Gateway, mut machine: Machine) {
     assert!(sums.len() > 100, "{sums:?}");
     assert_trimmed(&trimmed);
 
-    let next = Setup::new(store).tcp().takeover().start().await;
+    let next = Setup::new(store).create("disk", "1GiB").tcp().takeover().start().await;
     let files = tempfile::tempdir().expect("a directory for the test");
     let image = copy_out(&next, &files).await;
     assert_eq!(sums, kept(&image, &files).await, "the files of before the power cut");

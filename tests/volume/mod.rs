@@ -4,6 +4,7 @@ mod bench;
 mod deletion;
 mod durability;
 mod model;
+mod picture;
 mod recovery;
 mod requests;
 mod trouble;

@@ -3,11 +3,14 @@
 use bytes::Bytes;
 
 use super::*;
+use crate::admin::Gateway as _;
 use crate::cli::catalogue::Catalogue;
 use crate::cli::exports::VolumeExports;
+use crate::cli::status::{GatewayStatus, Serving};
 use crate::protocol::Error as Value;
 use crate::server::{Exports as _, OpenError as Refusal, Segment};
-use crate::store::MemoryStore;
+use crate::store::fault::{Action, Failure as Refused, Rule};
+use crate::store::{Fault, MemoryStore, Operation};
 use crate::volume::{DirtyBudget, Entropy, PageCache};
 
 const IDLE: Duration = Duration::from_secs(60);
@@ -37,7 +40,7 @@ fn gateway(store: &MemoryStore, number: u64, default: Option<&str>) -> Gateway {
     let options = Options { volume, idle_timeout: IDLE, maximum_open: 2 };
     let metrics = Metrics::new();
     let volumes = OpenVolumes::new(env.clone(), options, metrics.clone());
-    let catalogue = Catalogue::new(env, Duration::from_secs(5));
+    let catalogue = Arc::new(Catalogue::new(env, Duration::from_secs(5)));
     let exports = VolumeExports::new(Arc::clone(&volumes), catalogue, default.map(str::to_owned));
     Gateway { volumes, exports, metrics }
 }
@@ -160,6 +163,45 @@ async fn a_volume_that_was_taken_over_answers_eshutdown_and_nothing_is_left() {
     let text = first.metrics.render();
     let counted = r#"cairn_request_errors_total{command="flush",errno="eshutdown",volume="a"} 1"#;
     assert!(text.contains(counted), "{text}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_is_ready_while_the_store_answers_and_no_configured_volume_is_lost() {
+    let store = store_of(&["a", "b"]).await;
+    let (first, second) = (gateway(&store, 1, None), gateway(&store, 2, None));
+    first.volumes.open_configured("a", false).await.unwrap();
+    let fault = Fault::new(Arc::new(store.clone()), 0);
+    let env = Environment { store: Arc::new(fault.clone()), ..environment(&store, 3) };
+    let catalogue = Arc::new(Catalogue::new(env.clone(), Duration::ZERO));
+    let exports = Arc::new(gateway(&store, 4, None).exports);
+    let server = server::Server::new(exports, server::Options::default(), Metrics::new().server());
+    let status = GatewayStatus::starting();
+    status.serves(Serving {
+        env,
+        volumes: Arc::clone(&first.volumes),
+        catalogue,
+        server: Arc::new(server),
+        options: volume::Options::default(),
+        chunk_bytes: 4 << 20,
+    });
+    assert_eq!(status.obstacles().await, Vec::<String>::new());
+    let _client = first.exports.open("a").await.unwrap();
+    let names = |infos: Vec<catalog::Info>| infos.into_iter().map(|info| info.name).collect::<Vec<_>>();
+    assert_eq!(names(status.volumes().await.unwrap()), ["a", "b"]);
+    let open = status.open_volumes();
+    assert_eq!(open.iter().map(|open| (&*open.name, open.clients)).collect::<Vec<_>>(), [("a", 1)]);
+    status.create("c", SIZE, None).await.unwrap();
+    assert_eq!(status.volume("c").await.unwrap().chunk_bytes, 4 << 20);
+    status.delete("b", false).await.unwrap();
+    assert_eq!(names(status.volumes().await.unwrap()), ["a", "c"]);
+    fault.add(Rule::new(Action::FailBefore(Refused::Denied)).on(Operation::List));
+    let obstacles = status.obstacles().await;
+    assert!(matches!(&obstacles[..], [only] if only.contains("store cannot be read")), "{obstacles:?}");
+    fault.clear();
+    second.volumes.open_configured("a", true).await.unwrap();
+    first.volumes.nothing_left(1).await;
+    let obstacles = status.obstacles().await;
+    assert!(matches!(&obstacles[..], [only] if only.contains("\"a\" stopped")), "{obstacles:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,0 +1,143 @@
+//! The API below `/api/v1`: volumes, connections, draining, and its own description.
+//!
+//! Invariant: every route is described in `openapi.json`, and nothing else is.
+
+use axum::Router;
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::http::header::{CONTENT_TYPE, LOCATION};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post};
+use axum::{Json, extract::rejection::QueryRejection};
+use serde::Deserialize;
+
+use super::view::{ConnectionView, MapView, NewVolume, Problem, VolumeView};
+use super::{Context, OpenVolume};
+
+/// The description of the API.
+pub(super) const OPENAPI: &str = include_str!("openapi.json");
+
+/// Parts of a map unless a client asks for another number.
+const MAP_CELLS: u64 = 1024;
+/// Parts of a map at most.
+const MAXIMUM_MAP_CELLS: u64 = 4096;
+
+type Answer<T> = Result<T, Problem>;
+
+pub(super) fn routes() -> Router<Context> {
+    Router::new()
+        .route("/api/v1/openapi.json", get(openapi))
+        .route("/api/v1/volumes", get(list).post(create))
+        .route("/api/v1/volumes/{name}", get(info).delete(delete))
+        .route("/api/v1/volumes/{name}/map", get(map))
+        .route("/api/v1/volumes/{name}/flush", post(flush))
+        .route("/api/v1/volumes/{name}/checkpoint", post(checkpoint))
+        .route("/api/v1/connections", get(connections))
+        .route("/api/v1/drain", post(drain))
+}
+
+async fn openapi() -> Response {
+    ([(CONTENT_TYPE, "application/json")], OPENAPI).into_response()
+}
+
+async fn list(State(context): State<Context>) -> Answer<Json<Vec<VolumeView>>> {
+    let infos = context.gateway.volumes().await?;
+    let open = context.gateway.open_volumes();
+    let views = infos.into_iter().map(|info| {
+        let open = open.iter().find(|open| open.name == info.name);
+        VolumeView::new(info, open)
+    });
+    Ok(Json(views.collect()))
+}
+
+async fn info(State(context): State<Context>, Path(name): Path<String>) -> Answer<Json<VolumeView>> {
+    let info = context.gateway.volume(&name).await?;
+    let open = context.gateway.open_volumes().into_iter().find(|open| open.name == name);
+    Ok(Json(VolumeView::new(info, open.as_ref())))
+}
+
+async fn create(
+    State(context): State<Context>,
+    body: Result<Json<NewVolume>, JsonRejection>,
+) -> Answer<Response> {
+    let Json(new) = body.map_err(|error| Problem::new(error.status(), error.body_text()))?;
+    let info = context.gateway.create(&new.name, new.size_bytes, new.chunk_bytes).await?;
+    // A name that passed is of characters that a path may have.
+    let location = format!("/api/v1/volumes/{}", info.name);
+    Ok((StatusCode::CREATED, [(LOCATION, location)], Json(VolumeView::new(info, None))).into_response())
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Deletion {
+    #[serde(default)]
+    takeover: bool,
+}
+
+async fn delete(
+    State(context): State<Context>,
+    Path(name): Path<String>,
+    query: Result<Query<Deletion>, QueryRejection>,
+) -> Answer<StatusCode> {
+    let Query(Deletion { takeover }) =
+        query.map_err(|error| Problem::new(error.status(), error.body_text()))?;
+    if context.gateway.open_volumes().iter().any(|open| open.name == name) {
+        let why = format!("{name} is open here: disconnect its clients, or take it out of the configuration");
+        return Err(Problem::new(StatusCode::CONFLICT, why));
+    }
+    context.gateway.delete(&name, takeover).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// The volume of that name that is open here.
+async fn opened(context: &Context, name: &str) -> Answer<OpenVolume> {
+    if let Some(open) = context.gateway.open_volumes().into_iter().find(|open| open.name == name) {
+        return Ok(open);
+    }
+    // One that is not there at all is another matter.
+    context.gateway.volume(name).await?;
+    Err(Problem::new(StatusCode::CONFLICT, format!("{name} is not open here")))
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MapSize {
+    cells: Option<u64>,
+}
+
+async fn map(
+    State(context): State<Context>,
+    Path(name): Path<String>,
+    query: Result<Query<MapSize>, QueryRejection>,
+) -> Answer<Json<MapView>> {
+    let Query(size) = query.map_err(|error| Problem::new(error.status(), error.body_text()))?;
+    let cells = size.cells.unwrap_or(MAP_CELLS);
+    if !(1..=MAXIMUM_MAP_CELLS).contains(&cells) {
+        let why = format!("cells = {cells}: must be 1 to {MAXIMUM_MAP_CELLS}");
+        return Err(Problem::new(StatusCode::BAD_REQUEST, why));
+    }
+    let open = opened(&context, &name).await?;
+    let picture = open.volume.picture(cells).await?;
+    Ok(Json(MapView::new(open.volume.size_bytes(), &picture)))
+}
+
+async fn flush(State(context): State<Context>, Path(name): Path<String>) -> Answer<StatusCode> {
+    opened(&context, &name).await?.volume.flush().await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn checkpoint(State(context): State<Context>, Path(name): Path<String>) -> Answer<StatusCode> {
+    opened(&context, &name).await?.volume.checkpoint().await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn connections(State(context): State<Context>) -> Json<Vec<ConnectionView>> {
+    Json(context.gateway.connections().into_iter().map(ConnectionView::from).collect())
+}
+
+async fn drain(State(context): State<Context>) -> StatusCode {
+    tracing::info!("asked over the admin API to end");
+    context.gateway.drain();
+    StatusCode::ACCEPTED
+}

@@ -1,0 +1,38 @@
+//! The status page: what the API tells, to look at.
+//!
+//! Three files that hold nothing of this gateway, so that they are served to whoever asks; the page fetches the API
+//! as any client does. Invariant: nothing is loaded from elsewhere, and the content security policy forbids it.
+
+use axum::Router;
+use axum::http::header::{
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+    X_FRAME_OPTIONS,
+};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::get;
+
+use super::Context;
+
+/// Only our own files, no inline code, no frames, no forms.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
+    base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+pub(super) fn routes() -> Router<Context> {
+    let file = |kind, text| get(move || async move { file(kind, text) });
+    Router::new()
+        .route("/", file("text/html; charset=utf-8", include_str!("status.html")))
+        .route("/status.css", file("text/css; charset=utf-8", include_str!("status.css")))
+        .route("/status.js", file("text/javascript; charset=utf-8", include_str!("status.js")))
+}
+
+fn file(kind: &'static str, text: &'static str) -> Response {
+    let headers = [
+        (CONTENT_TYPE, kind),
+        (CONTENT_SECURITY_POLICY, POLICY),
+        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (X_FRAME_OPTIONS, "DENY"),
+        (REFERRER_POLICY, "no-referrer"),
+        (CACHE_CONTROL, "no-cache"),
+    ];
+    (headers, text).into_response()
+}

@@ -1,0 +1,220 @@
+//! What the API says, as JSON: the types of `openapi.json`, made from what the layers below tell.
+//!
+//! Invariant: every field here is described there; a test compares them.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use axum::Json;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+
+use super::{Failure, OpenVolume};
+use crate::metrics::{Command, Label as _, ReadSource, VolumeMetrics};
+use crate::server;
+use crate::volume::catalog::Info;
+use crate::volume::geometry::BLOCK_BYTES;
+use crate::volume::{self, OpenError, Picture, Status};
+
+/// The last second of the year 9999, which is as far as RFC 3339 goes.
+const LAST_SECOND: u64 = 253_402_300_799;
+
+/// Why a request failed.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Problem {
+    #[serde(skip)]
+    status: StatusCode,
+    error: String,
+}
+
+impl Problem {
+    pub(super) fn new(status: StatusCode, error: impl Into<String>) -> Self {
+        Self { status, error: error.into() }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        (self.status, Json(self)).into_response()
+    }
+}
+
+impl From<Failure> for Problem {
+    fn from(failure: Failure) -> Self {
+        let Failure::Volume(error) = failure else {
+            return Self::new(StatusCode::SERVICE_UNAVAILABLE, failure.to_string());
+        };
+        let status = match &*error {
+            OpenError::NoSuchVolume(_) => StatusCode::NOT_FOUND,
+            OpenError::BadName(_) | OpenError::Geometry(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            OpenError::Exists(_)
+            | OpenError::SizeDiffers { .. }
+            | OpenError::Held { .. }
+            | OpenError::Lost(_)
+            | OpenError::Deleting => StatusCode::CONFLICT,
+            OpenError::Damaged { .. } | OpenError::BrokenJournal { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+            OpenError::Store(_) => StatusCode::BAD_GATEWAY,
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+impl From<volume::Error> for Problem {
+    fn from(error: volume::Error) -> Self {
+        let status = match &error {
+            volume::Error::OutOfRange { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+            volume::Error::Stopped(_) => StatusCode::CONFLICT,
+            volume::Error::Damaged { .. } | volume::Error::Lost { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+            volume::Error::Deadline { .. } => StatusCode::GATEWAY_TIMEOUT,
+            volume::Error::Store(_) => StatusCode::BAD_GATEWAY,
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+/// Whether the gateway is ready.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Ready {
+    pub(super) ready: bool,
+    pub(super) reasons: Vec<String>,
+}
+
+/// A volume to make.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NewVolume {
+    pub(super) name: String,
+    pub(super) size_bytes: u64,
+    pub(super) chunk_bytes: Option<u64>,
+}
+
+/// A volume.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct VolumeView {
+    name: String,
+    id: uuid::Uuid,
+    size_bytes: u64,
+    chunk_bytes: u64,
+    created_at: String,
+    epoch: u32,
+    holder: Option<String>,
+    open: Option<OpenView>,
+}
+
+impl VolumeView {
+    pub(super) fn new(info: Info, open: Option<&OpenVolume>) -> Self {
+        let created = UNIX_EPOCH + Duration::from_secs(info.created_at_seconds.min(LAST_SECOND));
+        Self {
+            name: info.name,
+            id: info.volume,
+            size_bytes: info.size_bytes,
+            chunk_bytes: info.chunk_bytes,
+            created_at: humantime::format_rfc3339_seconds(created).to_string(),
+            epoch: info.epoch,
+            holder: info.holder,
+            open: open.map(OpenView::of),
+        }
+    }
+}
+
+/// What is known of a volume that is open here.
+#[derive(Clone, Debug, Serialize)]
+struct OpenView {
+    state: &'static str,
+    reason: Option<String>,
+    clients: usize,
+    dirty_bytes: u64,
+    uncommitted_bytes: u64,
+    commits_in_flight: usize,
+    journal_bytes: u64,
+    journal_records: u64,
+    checkpoints: u64,
+    totals: Totals,
+}
+
+impl OpenView {
+    fn of(open: &OpenVolume) -> Self {
+        let usage = open.volume.usage();
+        let (state, reason) = match open.volume.status() {
+            Status::Serving => ("serving", None),
+            Status::Draining => ("draining", None),
+            Status::Stopped(why) => ("stopped", Some(why)),
+        };
+        let dirty_blocks = u64::try_from(usage.dirty_blocks).expect("a usize fits 64 bits");
+        Self {
+            state,
+            reason,
+            clients: open.clients,
+            dirty_bytes: dirty_blocks * BLOCK_BYTES,
+            uncommitted_bytes: u64::try_from(open.metrics.uncommitted_bytes.get()).unwrap_or(0),
+            commits_in_flight: usage.commits_in_flight,
+            journal_bytes: usage.journal_bytes,
+            journal_records: usage.journal_records,
+            checkpoints: usage.checkpoints,
+            totals: Totals::of(&open.metrics),
+        }
+    }
+}
+
+/// What was counted since the volume was opened; a client takes differences.
+#[derive(Clone, Debug, Serialize)]
+struct Totals {
+    reads: u64,
+    read_bytes: u64,
+    read_seconds: f64,
+    writes: u64,
+    write_bytes: u64,
+    write_seconds: f64,
+    flushes: u64,
+    flush_seconds: f64,
+}
+
+impl Totals {
+    fn of(metrics: &VolumeMetrics) -> Self {
+        let reads = ReadSource::ALL.iter().map(|source| metrics.read_duration.of(*source));
+        Self {
+            reads: reads.clone().map(|histogram| histogram.get_sample_count()).sum(),
+            read_bytes: metrics.request_bytes.of(Command::Read).get(),
+            read_seconds: reads.map(|histogram| histogram.get_sample_sum()).sum(),
+            writes: metrics.write_duration.get_sample_count(),
+            write_bytes: metrics.request_bytes.of(Command::Write).get(),
+            write_seconds: metrics.write_duration.get_sample_sum(),
+            flushes: metrics.flush_duration.get_sample_count(),
+            flush_seconds: metrics.flush_duration.get_sample_sum(),
+        }
+    }
+}
+
+/// The disk in parts.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct MapView {
+    size_bytes: u64,
+    cell_bytes: u64,
+    stored_bytes: Vec<u64>,
+    dirty_bytes: Vec<u64>,
+}
+
+impl MapView {
+    pub(super) fn new(size_bytes: u64, picture: &Picture) -> Self {
+        Self {
+            size_bytes,
+            cell_bytes: picture.cell_bytes,
+            stored_bytes: picture.cells.iter().map(|cell| cell.stored_bytes).collect(),
+            dirty_bytes: picture.cells.iter().map(|cell| cell.dirty_bytes).collect(),
+        }
+    }
+}
+
+/// An NBD connection.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct ConnectionView {
+    id: u64,
+    peer: String,
+    export: Option<String>,
+}
+
+impl From<server::Connection> for ConnectionView {
+    fn from(connection: server::Connection) -> Self {
+        Self { id: connection.id, peer: connection.peer, export: connection.export }
+    }
+}

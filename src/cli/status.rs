@@ -1,0 +1,138 @@
+//! What the admin server is told of this gateway, and what it may ask of it.
+//!
+//! Invariant: it answers from before the gateway serves until after it has drained.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::catalogue::Catalogue;
+use super::error::chain;
+use super::open_volumes::OpenVolumes;
+use crate::admin::{Failure, Gateway, OpenVolume};
+use crate::server::{Connection, Server};
+use crate::volume::catalog::{self, Info};
+use crate::volume::{self, Environment, OpenError};
+
+/// Volumes looked up at a time.
+const CONCURRENT_LOOKUPS: usize = 16;
+
+/// What there is to ask once the gateway serves.
+pub(super) struct Serving {
+    pub(super) env: Environment,
+    pub(super) volumes: Arc<OpenVolumes>,
+    pub(super) catalogue: Arc<Catalogue>,
+    pub(super) server: Arc<Server>,
+    /// For volumes that are made.
+    pub(super) options: volume::Options,
+    /// Their chunk size unless another is asked for.
+    pub(super) chunk_bytes: u64,
+}
+
+enum Stage {
+    Starting,
+    Serving(Arc<Serving>),
+    Ending,
+}
+
+/// The gateway, from before it serves to its end.
+pub(super) struct GatewayStatus {
+    stage: Mutex<Stage>,
+    end: Notify,
+}
+
+impl GatewayStatus {
+    /// It starts.
+    pub(super) fn starting() -> Arc<Self> {
+        Arc::new(Self { stage: Mutex::new(Stage::Starting), end: Notify::new() })
+    }
+
+    /// All listeners accept, all configured volumes are open.
+    pub(super) fn serves(&self, serving: Serving) {
+        *self.stage.lock() = Stage::Serving(Arc::new(serving));
+    }
+
+    /// It drains.
+    pub(super) fn ends(&self) {
+        *self.stage.lock() = Stage::Ending;
+    }
+
+    /// Returns once somebody asked it to end.
+    pub(super) async fn asked_to_end(&self) {
+        self.end.notified().await;
+    }
+
+    fn serving(&self) -> Result<Arc<Serving>, Failure> {
+        match &*self.stage.lock() {
+            Stage::Starting => Err(Failure::NotServing("starting: not every volume is open yet".to_owned())),
+            Stage::Serving(serving) => Ok(Arc::clone(serving)),
+            Stage::Ending => Err(Failure::NotServing("shutting down".to_owned())),
+        }
+    }
+}
+
+#[async_trait]
+impl Gateway for GatewayStatus {
+    async fn obstacles(&self) -> Vec<String> {
+        let serving = match self.serving() {
+            Ok(serving) => serving,
+            Err(failure) => return vec![failure.to_string()],
+        };
+        let mut obstacles = serving.volumes.lost();
+        if let Err(error) = serving.catalogue.names().await {
+            obstacles.push(format!("the store cannot be read: {}", chain(&*error)));
+        }
+        obstacles
+    }
+
+    async fn volumes(&self) -> Result<Vec<Info>, Failure> {
+        let serving = self.serving()?;
+        let names = serving.catalogue.names().await?;
+        let catalogue = &serving.catalogue;
+        let lookups = stream::iter(names.iter().cloned()).map(|name| async move {
+            match catalogue.info(&name).await {
+                Ok(info) => Ok(Some((*info).clone())),
+                // Deleted since it was listed.
+                Err(error) if matches!(*error, OpenError::NoSuchVolume(_) | OpenError::Deleting) => Ok(None),
+                Err(error) => Err(Failure::from(error)),
+            }
+        });
+        let found: Vec<Option<Info>> = lookups.buffered(CONCURRENT_LOOKUPS).try_collect().await?;
+        Ok(found.into_iter().flatten().collect())
+    }
+
+    async fn volume(&self, name: &str) -> Result<Info, Failure> {
+        let info = self.serving()?.catalogue.info(name).await?;
+        Ok((*info).clone())
+    }
+
+    async fn create(&self, name: &str, size_bytes: u64, chunk_bytes: Option<u64>) -> Result<Info, Failure> {
+        let serving = self.serving()?;
+        let chunk_bytes = chunk_bytes.unwrap_or(serving.chunk_bytes);
+        let made = catalog::create(&serving.env, &serving.options, name, size_bytes, chunk_bytes).await?;
+        serving.catalogue.forget(name).await;
+        Ok(made)
+    }
+
+    async fn delete(&self, name: &str, takeover: bool) -> Result<(), Failure> {
+        let serving = self.serving()?;
+        let deleted = catalog::delete(&serving.env, &serving.options, name, takeover).await;
+        serving.catalogue.forget(name).await;
+        Ok(deleted?)
+    }
+
+    fn open_volumes(&self) -> Vec<OpenVolume> {
+        self.serving().map(|serving| serving.volumes.reports()).unwrap_or_default()
+    }
+
+    fn connections(&self) -> Vec<Connection> {
+        self.serving().map(|serving| serving.server.connections()).unwrap_or_default()
+    }
+
+    fn drain(&self) {
+        self.end.notify_one();
+    }
+}

@@ -1,0 +1,74 @@
+//! Who is connected, for operators.
+//!
+//! Knows no protocol. Invariant: a connection is listed exactly as long as its [`Seat`] lives.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+/// A connection as operators see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// Its number, as in the log.
+    pub id: u64,
+    /// Who is at the other end, as in the log.
+    pub peer: String,
+    /// The export, once the client has chosen one.
+    pub export: Option<String>,
+}
+
+/// The connections of a server. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Connections(Arc<Mutex<BTreeMap<u64, Connection>>>);
+
+impl Connections {
+    /// Lists a connection until the seat is dropped.
+    pub(crate) fn seat(&self, id: u64, peer: String) -> Seat {
+        self.0.lock().insert(id, Connection { id, peer, export: None });
+        Seat { id, all: self.clone() }
+    }
+
+    /// All of them, in the order in which they came.
+    pub(crate) fn list(&self) -> Vec<Connection> {
+        self.0.lock().values().cloned().collect()
+    }
+}
+
+/// A connection's place in the list.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    id: u64,
+    all: Connections,
+}
+
+impl Seat {
+    /// Says which export the client has chosen.
+    pub(crate) fn uses(&self, export: &str) {
+        if let Some(connection) = self.all.0.lock().get_mut(&self.id) {
+            connection.export = Some(export.to_owned());
+        }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.all.0.lock().remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_is_listed_while_its_seat_lives() {
+        let all = Connections::default();
+        let (first, second) = (all.seat(1, "a".to_owned()), all.seat(2, "b".to_owned()));
+        second.uses("disk");
+        let shown: Vec<_> = all.list().into_iter().map(|c| (c.id, c.peer, c.export)).collect();
+        assert_eq!(shown, [(1, "a".to_owned(), None), (2, "b".to_owned(), Some("disk".to_owned()))]);
+        drop(first);
+        assert_eq!(all.list().iter().map(|c| c.id).collect::<Vec<_>>(), [2]);
+    }
+}

@@ -1,0 +1,85 @@
+//! README.md says what the program does: its settings, its commands.
+
+use cairn::cli::Cli;
+use clap::Parser as _;
+
+const README: &str = include_str!("../../README.md");
+
+#[test]
+fn the_table_of_settings_is_that_of_the_program() {
+    let table = cairn::config::reference_table();
+    assert!(README.contains(&table), "README.md lacks this table:\n\n{table}");
+}
+
+/// The lines of code blocks, those that end in `\` joined with the next.
+fn code_lines() -> Vec<String> {
+    let code = README.split("```").skip(1).step_by(2).flat_map(|block| block.lines().skip(1));
+    let mut lines: Vec<String> = Vec::new();
+    let mut open = false;
+    for line in code {
+        let part = line.trim_end_matches('\\').trim();
+        match lines.last_mut().filter(|_| open) {
+            Some(last) => *last = format!("{last} {part}"),
+            None => lines.push(part.to_owned()),
+        }
+        open = line.ends_with('\\');
+    }
+    lines
+}
+
+/// The words of a command of ours: without what runs it, variables before it, and a comment after it.
+fn words(line: &str) -> Option<Vec<String>> {
+    let line = line.split(" #").next().unwrap_or(line).trim_end_matches('&').trim();
+    let mut words: Vec<&str> = line.split_whitespace().collect();
+    while words.first().is_some_and(|word| word.contains('=')) {
+        words.remove(0);
+    }
+    let rest = match &words[..] {
+        ["cairn", rest @ ..] | ["cargo", "run", "--release", "--", rest @ ..] => rest,
+        _ => return None,
+    };
+    Some(
+        std::iter::once("cairn")
+            .chain(rest.iter().copied())
+            .map(|w| w.trim_matches(['\'', '"']).to_owned())
+            .collect(),
+    )
+}
+
+#[test]
+fn every_command_parses() {
+    let commands: Vec<Vec<String>> = code_lines().iter().filter_map(|line| words(line)).collect();
+    assert!(commands.len() >= 6, "{commands:?}");
+    for words in commands {
+        if let Err(error) = Cli::try_parse_from(&words) {
+            panic!("{}: {error}", words.join(" "));
+        }
+    }
+}
+
+#[test]
+fn every_configuration_file_is_right() {
+    let blocks: Vec<&str> =
+        README.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert!(!blocks.is_empty());
+    for block in blocks {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), block).unwrap();
+        if let Err(errors) = cairn::config::load(Some(file.path()), [], []) {
+            panic!("{errors} in:\n{block}");
+        }
+    }
+}
+
+#[test]
+fn every_variable_is_a_setting() {
+    let known: Vec<String> = cairn::config::reference().iter().map(cairn::config::variable).collect();
+    let found: Vec<&str> = README
+        .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+        .filter(|word| word.starts_with("CAIRN_") && word.contains("__"))
+        .collect();
+    assert!(!found.is_empty());
+    for variable in found {
+        assert!(known.iter().any(|known| known == variable), "{variable} is no setting");
+    }
+}

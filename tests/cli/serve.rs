@@ -1,0 +1,252 @@
+//! `cairn serve`: how it starts, what it refuses, how it ends.
+
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+
+use rustix::process::Signal;
+use tempfile::tempdir;
+
+use super::{Gateway, cairn, fail, refuse, succeed};
+
+#[test]
+fn help_is_there_at_every_level() {
+    let at = tempdir().unwrap();
+    for (line, parts) in [
+        ("--help", vec!["serve", "volume"]),
+        (
+            "serve --help",
+            vec![
+                "--config",
+                "--store",
+                "--listen",
+                "--create",
+                "--takeover",
+                "--admin",
+                "file://./cairn-data",
+            ],
+        ),
+        ("volume --help", vec!["create", "list", "info", "delete"]),
+        ("volume create --help", vec!["<NAME>", "<SIZE>", "--chunk-size", "--store", "--json"]),
+        ("volume delete --help", vec!["<NAME>", "--takeover", "--store"]),
+        ("--version", vec![env!("CARGO_PKG_VERSION")]),
+    ] {
+        let help = succeed(at.path(), line);
+        for part in parts {
+            assert!(help.contains(part), "{line}: no {part} in: {help}");
+        }
+    }
+}
+
+#[test]
+fn a_command_line_that_is_none_exits_with_2() {
+    let at = tempdir().unwrap();
+    for line in
+        ["", "serv", "serve --lisen x", "serve --listen", "volume", "volume drop x", "volume create x"]
+    {
+        assert!(fail(at.path(), line, 2).contains("help"), "{line}");
+    }
+}
+
+#[test]
+fn settings_that_are_wrong_are_told_before_anything_is_made() {
+    let at = tempdir().unwrap();
+    for (line, parts) in [
+        ("serve --listen nowhere", ["server.listen", "\"nowhere\"", "flag --listen", "unix:PATH"]),
+        ("serve --create disk", ["volumes.create", "\"disk\"", "flag --create", "NAME=SIZE"]),
+        ("serve --create disk=1T", ["volumes.create", "1TiB for", "flag --create", "1TB for"]),
+        ("serve --create /=1TiB", ["volumes.create", "\"/\"", "flag --create", "volume name"]),
+        ("serve --store ftp://x", ["store.url", "ftp://x", "flag --store", "file:///path"]),
+        ("serve --config none.toml", ["none.toml", "No such file", "", ""]),
+    ] {
+        let error = fail(at.path(), line, 2);
+        for part in parts {
+            assert!(error.contains(part), "{line}: no {part} in: {error}");
+        }
+    }
+    let mut serve = cairn(at.path(), "serve");
+    serve.env("CAIRN_LOG__LEVEL", "cairn=loud");
+    assert!(refuse(serve, 2).contains("log.level"));
+    assert_eq!(std::fs::read_dir(at.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn it_makes_a_volume_once_and_is_satisfied_with_it_after() {
+    let at = tempdir().unwrap();
+    let line = "serve --listen 127.0.0.1:0 --create disk=64MiB";
+    let first = Gateway::start(cairn(at.path(), line)).terminate();
+    assert!(first.err.contains("created"), "{}", first.err);
+    let second = Gateway::start(cairn(at.path(), line)).terminate();
+    assert!(!second.err.contains("created"), "{}", second.err);
+    let error = fail(at.path(), "serve --listen 127.0.0.1:0 --create disk=65MiB", 1);
+    for part in ["\"disk\"", "67108864", "68157440"] {
+        assert!(error.contains(part), "no {part} in: {error}");
+    }
+}
+
+#[test]
+fn it_says_where_it_listens_and_what_to_type_next() {
+    let at = tempdir().unwrap();
+    let socket = at.path().join("nbd.sock");
+    let line = format!("serve --listen 127.0.0.1:0 --listen unix:{} --create disk=1MiB", socket.display());
+    let mut gateway = Gateway::start(cairn(at.path(), &line));
+    while !gateway.lines.last().is_some_and(|line| line.contains("nbd-client")) {
+        assert!(gateway.read_line(), "{:?}", gateway.lines);
+    }
+    assert!(gateway.lines[0].starts_with("listening on nbd://127.0.0.1:"), "{:?}", gateway.lines);
+    let unix = format!("listening on nbd+unix:///?socket={}", socket.display());
+    assert_eq!(gateway.lines[1], unix);
+    let port = gateway.lines[0].rsplit(':').next().expect("a port").to_owned();
+    TcpStream::connect(format!("127.0.0.1:{port}")).expect("it accepts");
+    std::os::unix::net::UnixStream::connect(&socket).expect("it accepts");
+    for part in ["nbdinfo 'nbd://", "nbdcopy ", "qemu-system-x86_64 ", "nbd-client -N disk 127.0.0.1 "] {
+        assert!(gateway.lines.iter().any(|line| line.contains(part)), "no {part} in {:?}", gateway.lines);
+    }
+    gateway.terminate();
+    assert!(!socket.exists());
+}
+
+#[test]
+fn an_address_in_use_is_an_error() {
+    let at = tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let error = fail(at.path(), &format!("serve --listen {address} --create disk=1MiB"), 1);
+    assert!(error.contains(&address) && error.contains("in use"), "{error}");
+    assert_eq!(std::fs::read_dir(at.path()).unwrap().count(), 0, "no volume was made");
+}
+
+#[test]
+fn a_volume_that_must_be_there_and_is_not_is_an_error() {
+    let at = tempdir().unwrap();
+    let mut serve = cairn(at.path(), "serve --listen 127.0.0.1:0");
+    serve.env("CAIRN_VOLUMES__OPEN", "disk");
+    let error = refuse(serve, 1);
+    assert!(error.contains("no volume named \"disk\""), "{error}");
+}
+
+#[test]
+fn both_signals_end_it_in_good_order_and_its_successor_waits_for_nothing() {
+    let at = tempdir().unwrap();
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut serve = cairn(at.path(), "serve --listen 127.0.0.1:0 --create disk=1MiB");
+        serve.env("CAIRN_LEASE__TTL", "1day").env("CAIRN_LOG__FORMAT", "json");
+        let mut gateway = Gateway::start(serve);
+        gateway.signal(signal);
+        let (status, run) = gateway.end();
+        assert!(status.success(), "{status}: {}", run.err);
+        for line in run.err.lines() {
+            let entry: serde_json::Value = serde_json::from_str(line).expect("a line of JSON");
+            assert!(entry["message"].is_string() && entry["level"].is_string(), "{line}");
+        }
+        assert!(run.err.contains("lease released"), "{}", run.err);
+    }
+}
+
+#[test]
+fn a_takeover_ends_the_gateway_that_lost_its_only_volume() {
+    let at = tempdir().unwrap();
+    let line = "serve --listen 127.0.0.1:0 --create disk=1MiB";
+    let mut first = cairn(at.path(), line);
+    first.env("CAIRN_LEASE__TTL", "3s");
+    let mut first = Gateway::start(first);
+    let second = Gateway::start(cairn(at.path(), &format!("{line} --takeover")));
+    let (status, run) = first.end();
+    assert_eq!(status.code(), Some(1), "{}", run.err);
+    assert!(run.err.contains("taken over") || run.err.contains("fenced"), "{}", run.err);
+    second.terminate();
+}
+
+/// A store that takes connections and never answers.
+#[test]
+fn a_signal_ends_it_while_it_waits_for_the_store() {
+    let at = tempdir().unwrap();
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut serve = cairn(at.path(), "serve --listen 127.0.0.1:0 --store s3://disks --create disk=1MiB");
+    serve.env("AWS_ACCESS_KEY_ID", "x").env("AWS_SECRET_ACCESS_KEY", "x").env("AWS_REGION", "us-east-1");
+    serve.env("AWS_ENDPOINT_URL", format!("http://{}", silent.local_addr().unwrap()));
+    let mut gateway = Gateway::spawn(serve);
+    let _asked = silent.accept().unwrap();
+    gateway.signal(Signal::TERM);
+    let (status, run) = gateway.end();
+    assert!(status.success(), "{status}: {}", run.err);
+    assert!(!run.out.contains("listening"), "{}", run.out);
+}
+
+/// Serves from a store that will not let the lease be released: a directory stands where the head should.
+fn gateway_that_cannot_close(at: &Path, close_timeout: &str) -> Gateway {
+    let mut serve = cairn(at, "serve --listen 127.0.0.1:0 --create disk=1MiB");
+    serve.env("CAIRN_VOLUMES__CLOSE_TIMEOUT", close_timeout).env("CAIRN_LEASE__TTL", "1day");
+    let gateway = Gateway::start(serve);
+    let volumes: Vec<_> = std::fs::read_dir(at.join("cairn-data/volume")).unwrap().collect();
+    let [Ok(volume)] = &volumes[..] else { panic!("{volumes:?}") };
+    let head = volume.path().join("head");
+    std::fs::remove_file(&head).unwrap();
+    std::fs::create_dir(&head).unwrap();
+    gateway
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let at = tempdir().unwrap();
+    let mut gateway = gateway_that_cannot_close(at.path(), "1day");
+    gateway.signal(Signal::TERM);
+    gateway.wait_for_log("SIGTERM: ");
+    gateway.signal(Signal::INT);
+    let (status, run) = gateway.end();
+    assert_eq!(status.code(), Some(1), "{}", run.err);
+    assert!(run.err.contains("SIGINT again"), "{}", run.err);
+}
+
+#[test]
+fn what_cannot_be_closed_in_time_is_told() {
+    let at = tempdir().unwrap();
+    let mut gateway = gateway_that_cannot_close(at.path(), "1s");
+    gateway.signal(Signal::TERM);
+    let (status, run) = gateway.end();
+    assert_eq!(status.code(), Some(1), "{}", run.err);
+    assert!(run.err.contains("not closed in good order: disk"), "{}", run.err);
+}
+
+/// The body of the answer to a GET; it must have that status.
+fn get(address: &str, path: &str, status: u16) -> String {
+    let mut stream = TcpStream::connect(address).expect("it accepts");
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").expect("it reads");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("it answers");
+    assert!(text.starts_with(&format!("HTTP/1.1 {status} ")), "{text}");
+    text.split_once("\r\n\r\n").expect("it has a head").1.to_owned()
+}
+
+#[test]
+fn metrics_health_and_volumes_over_http() {
+    let at = tempdir().unwrap();
+    let line = "serve --listen 127.0.0.1:0 --admin 127.0.0.1:0 --create disk=1MiB";
+    let mut gateway = Gateway::start(cairn(at.path(), line));
+    while !gateway.lines.last().is_some_and(|line| line.starts_with("metrics and health: ")) {
+        assert!(gateway.read_line(), "{:?}", gateway.lines);
+    }
+    let last = gateway.lines.last().expect("there is one");
+    let address = last.split("http://").nth(1).and_then(|url| url.strip_suffix("/metrics")).expect("a URL");
+    get(address, "/health/live", 200);
+    let ready: serde_json::Value = serde_json::from_str(&get(address, "/health/ready", 200)).unwrap();
+    assert_eq!(ready["ready"], true);
+    succeed(at.path(), &format!("health http://{address}/health/ready"));
+    assert!(fail(at.path(), &format!("health http://{address}/nowhere"), 1).contains("404"));
+    assert!(get(address, "/metrics", 200).contains("\ncairn_volume_size_bytes{volume=\"disk\"} 1048576\n"));
+    let volumes: serde_json::Value = serde_json::from_str(&get(address, "/api/v1/volumes", 200)).unwrap();
+    let [disk] = &volumes.as_array().unwrap()[..] else { panic!("{volumes}") };
+    assert_eq!((&disk["name"], &disk["size_bytes"]), (&"disk".into(), &1_048_576.into()));
+    assert_eq!((&disk["open"]["state"], &disk["open"]["clients"]), (&"serving".into(), &0.into()));
+    gateway.terminate();
+}
+
+#[test]
+fn an_admin_address_that_was_asked_for_and_is_taken_is_an_error() {
+    let at = tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let error =
+        fail(at.path(), &format!("serve --listen 127.0.0.1:0 --admin {address} --create disk=1MiB"), 1);
+    assert!(error.contains(&address) && error.contains("in use"), "{error}");
+}

@@ -1,0 +1,435 @@
+//! The admin server over volumes in memory, asked over a socket: what it answers, and that its description says so.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use cairn::admin::{Access, Admin, Failure, Gateway, OpenVolume, Options};
+use cairn::metrics::Metrics;
+use cairn::server::{Connection, ListenAddress, Listener};
+use cairn::store::MemoryStore;
+use cairn::volume::catalog::{self, Info};
+use cairn::volume::{DirtyBudget, Entropy, Environment, Options as VolumeOptions, PageCache, Volume};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+
+use super::client::{Answer, Client};
+
+const MIB: u64 = 1 << 20;
+
+/// A gateway over a store in memory.
+struct House {
+    env: Environment,
+    options: VolumeOptions,
+    open: Mutex<Vec<OpenVolume>>,
+    obstacles: Mutex<Vec<String>>,
+    drained: Mutex<bool>,
+}
+
+impl House {
+    fn new() -> Arc<Self> {
+        let env = Environment {
+            store: Arc::new(MemoryStore::new()),
+            cache: PageCache::new(16 * MIB, MIB),
+            budget: DirtyBudget::new(16 * MIB),
+            entropy: Entropy::seeded(1),
+            wall_clock: Arc::new(|| 1_800_000_000),
+        };
+        let options = VolumeOptions {
+            holder_name: "here".to_owned(),
+            head_interval: Duration::from_millis(10),
+            ..VolumeOptions::default()
+        };
+        let (open, obstacles, drained) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Arc::new(Self { env, options, open, obstacles, drained })
+    }
+
+    /// Makes a volume and opens it.
+    async fn opened(self: &Arc<Self>, metrics: &Metrics, name: &str) -> Arc<Volume> {
+        let info = catalog::create(&self.env, &self.options, name, 64 * MIB, 4 * MIB).await.unwrap();
+        let metrics = metrics.volume(name);
+        let options = VolumeOptions { metrics: Some(metrics.clone()), ..self.options.clone() };
+        let volume = Volume::open(&self.env, options, info.volume, false).await.unwrap();
+        let open = OpenVolume { name: name.to_owned(), volume: Arc::clone(&volume), metrics, clients: 1 };
+        self.open.lock().push(open);
+        volume
+    }
+}
+
+#[async_trait]
+impl Gateway for House {
+    async fn obstacles(&self) -> Vec<String> {
+        self.obstacles.lock().clone()
+    }
+
+    async fn volumes(&self) -> Result<Vec<Info>, Failure> {
+        let mut infos = Vec::new();
+        for name in catalog::list(&self.env).await? {
+            infos.push(catalog::info(&self.env, &name).await?);
+        }
+        Ok(infos)
+    }
+
+    async fn volume(&self, name: &str) -> Result<Info, Failure> {
+        Ok(catalog::info(&self.env, name).await?)
+    }
+
+    async fn create(&self, name: &str, size: u64, chunk: Option<u64>) -> Result<Info, Failure> {
+        Ok(catalog::create(&self.env, &self.options, name, size, chunk.unwrap_or(4 * MIB)).await?)
+    }
+
+    async fn delete(&self, name: &str, takeover: bool) -> Result<(), Failure> {
+        Ok(catalog::delete(&self.env, &self.options, name, takeover).await?)
+    }
+
+    fn open_volumes(&self) -> Vec<OpenVolume> {
+        self.open.lock().clone()
+    }
+
+    fn connections(&self) -> Vec<Connection> {
+        vec![Connection { id: 7, peer: "127.0.0.1:4711".to_owned(), export: Some("disk".to_owned()) }]
+    }
+
+    fn drain(&self) {
+        *self.drained.lock() = true;
+    }
+}
+
+/// An admin server over a Unix socket, which lets all pass.
+struct Bench {
+    house: Arc<House>,
+    metrics: Metrics,
+    admin: Admin,
+    client: Client,
+    _directory: tempfile::TempDir,
+}
+
+impl Bench {
+    async fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let listen = ListenAddress::Unix(directory.path().join("admin"));
+        Self::listening(listen, None, directory).await
+    }
+
+    async fn over_tcp(host: &str, token: Option<&str>) -> Self {
+        let listen = ListenAddress::Tcp(format!("{host}:0"));
+        Self::listening(listen, token, tempfile::tempdir().unwrap()).await
+    }
+
+    async fn listening(listen: ListenAddress, token: Option<&str>, directory: tempfile::TempDir) -> Self {
+        let (house, metrics) = (House::new(), Metrics::new());
+        let gateway = Arc::clone(&house) as Arc<dyn Gateway>;
+        let listener = Listener::bind(&listen).await.unwrap();
+        let access = Access::at(listener.address(), token.map(|token| token.parse().unwrap()));
+        let admin = Admin::start(listener, metrics.clone(), gateway, access, Options::default());
+        let client = Client::of(admin.address());
+        Self { house, metrics, admin, client, _directory: directory }
+    }
+
+    async fn ask(&self, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
+        let answer = self.client.send(method, path, &[], body.as_ref()).await;
+        (answer.status, answer.json())
+    }
+
+    async fn get(&self, path: &str) -> Answer {
+        self.client.send("GET", path, &[], None).await
+    }
+}
+
+#[tokio::test]
+async fn a_volume_is_made_shown_and_deleted() {
+    let bench = Bench::new().await;
+    assert_eq!(bench.ask("GET", "/api/v1/volumes", None).await, (200, json!([])));
+    let new = json!({ "name": "disk", "size_bytes": 1 << 30 });
+    let (status, made) = bench.ask("POST", "/api/v1/volumes", Some(new.clone())).await;
+    assert_eq!(status, 201);
+    let expected = json!({
+        "name": "disk", "id": made["id"], "size_bytes": 1 << 30, "chunk_bytes": 4 << 20,
+        "created_at": "2027-01-15T08:00:00Z", "epoch": 0, "holder": null, "open": null,
+    });
+    assert_eq!(made, expected);
+    assert_eq!(bench.ask("GET", "/api/v1/volumes", None).await, (200, json!([expected])));
+    assert_eq!(bench.ask("GET", "/api/v1/volumes/disk", None).await, (200, expected));
+    assert_eq!(bench.ask("POST", "/api/v1/volumes", Some(new)).await.0, 409);
+    assert_eq!(bench.ask("DELETE", "/api/v1/volumes/disk", None).await, (204, Value::Null));
+    assert_eq!(bench.ask("DELETE", "/api/v1/volumes/disk", None).await.0, 404);
+    assert_eq!(bench.ask("GET", "/api/v1/volumes/disk", None).await.0, 404);
+}
+
+#[tokio::test]
+async fn mistakes_are_answered_with_what_is_wrong() {
+    let bench = Bench::new().await;
+    catalog::create(&bench.house.env, &bench.house.options, "idle", MIB, MIB).await.unwrap();
+    for (method, path, body, status, word) in [
+        ("POST", "/api/v1/volumes", Some(json!({ "name": "a/b", "size_bytes": 512 })), 422, "name"),
+        ("POST", "/api/v1/volumes", Some(json!({ "name": "a", "size_bytes": 513 })), 422, "512"),
+        ("POST", "/api/v1/volumes", Some(json!({ "name": "a" })), 422, "size_bytes"),
+        ("POST", "/api/v1/volumes", Some(json!({ "name": "a", "size_bytes": 512, "x": 1 })), 422, "x"),
+        (
+            "POST",
+            "/api/v1/volumes",
+            Some(json!({ "name": "a", "size_bytes": 512, "chunk_bytes": 7 })),
+            422,
+            "7",
+        ),
+        ("POST", "/api/v1/volumes", None, 415, "Content-Type"),
+        ("GET", "/api/v1/volumes/none", None, 404, "none"),
+        ("POST", "/api/v1/volumes/none/flush", None, 404, "none"),
+        ("POST", "/api/v1/volumes/idle/flush", None, 409, "not open"),
+        ("POST", "/api/v1/volumes/idle/checkpoint", None, 409, "not open"),
+        ("GET", "/api/v1/volumes/idle/map", None, 409, "not open"),
+        ("GET", "/api/v1/volumes/idle/map?cells=0", None, 400, "4096"),
+        ("GET", "/api/v1/volumes/idle/map?cells=4097", None, 400, "4096"),
+        ("DELETE", "/api/v1/volumes/idle?takeover=perhaps", None, 400, "takeover"),
+        ("DELETE", "/api/v1/volumes/idle?take=true", None, 400, "take"),
+    ] {
+        let (got, answer) = bench.ask(method, path, body).await;
+        assert_eq!(got, status, "{method} {path}: {answer}");
+        assert!(answer["error"].as_str().unwrap().contains(word), "{method} {path}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn an_open_volume_is_shown_flushed_folded_and_not_deleted() {
+    let bench = Bench::new().await;
+    let volume = bench.house.opened(&bench.metrics, "disk").await;
+    volume.write(4 * MIB, Bytes::from(vec![7; 65_536]), false).await.unwrap();
+    volume.read(0, 4096).await.unwrap();
+
+    let open = bench.ask("GET", "/api/v1/volumes/disk", None).await.1["open"].clone();
+    assert_eq!(
+        (&open["state"], &open["dirty_bytes"], &open["clients"]),
+        (&json!("serving"), &json!(65_536), &json!(1))
+    );
+    let totals = &open["totals"];
+    assert_eq!((&totals["writes"], &totals["write_bytes"]), (&json!(1), &json!(65_536)));
+    assert_eq!((&totals["reads"], &totals["read_bytes"]), (&json!(1), &json!(4096)));
+    let map = bench.ask("GET", "/api/v1/volumes/disk/map?cells=4", None).await.1;
+    let expected = |stored: u64, dirty: u64| {
+        json!({ "size_bytes": 64 * MIB, "cell_bytes": 16 * MIB,
+        "stored_bytes": [stored, 0, 0, 0], "dirty_bytes": [dirty, 0, 0, 0] })
+    };
+    assert_eq!(map, expected(0, 65_536));
+
+    assert_eq!(bench.ask("POST", "/api/v1/volumes/disk/flush", None).await.0, 204);
+    assert_eq!(bench.ask("GET", "/api/v1/volumes/disk/map?cells=4", None).await.1, expected(65_536, 0));
+    assert!(volume.usage().journal_records > 0);
+    assert_eq!(bench.ask("POST", "/api/v1/volumes/disk/checkpoint", None).await.0, 204);
+    assert_eq!(volume.usage().journal_records, 0);
+
+    let (status, answer) = bench.ask("DELETE", "/api/v1/volumes/disk?takeover=true", None).await;
+    assert_eq!(status, 409, "{answer}");
+    volume.abandon().await;
+    let (_, shown) = bench.ask("GET", "/api/v1/volumes/disk", None).await;
+    assert_eq!(shown["open"]["state"], "stopped");
+    assert_eq!(bench.ask("POST", "/api/v1/volumes/disk/flush", None).await.0, 409);
+}
+
+#[tokio::test]
+async fn health_says_what_is_in_the_way() {
+    let bench = Bench::new().await;
+    assert_eq!(bench.get("/health/live").await.status, 200);
+    assert_eq!(bench.ask("GET", "/health/ready", None).await, (200, json!({ "ready": true, "reasons": [] })));
+    bench.house.obstacles.lock().push("disk is not open".to_owned());
+    let expected = json!({ "ready": false, "reasons": ["disk is not open"] });
+    assert_eq!(bench.ask("GET", "/health/ready", None).await, (503, expected));
+    assert_eq!(bench.get("/health/live").await.status, 200);
+}
+
+#[tokio::test]
+async fn metrics_connections_and_drain() {
+    let bench = Bench::new().await;
+    let answer = bench.get("/metrics").await;
+    assert_eq!(
+        (answer.status, answer.header("content-type")),
+        (200, "text/plain; version=0.0.4; charset=utf-8")
+    );
+    assert!(answer.body.contains("cairn_build_info{version="));
+    let expected = json!([{ "id": 7, "peer": "127.0.0.1:4711", "export": "disk" }]);
+    assert_eq!(bench.ask("GET", "/api/v1/connections", None).await, (200, expected));
+    assert!(!*bench.house.drained.lock());
+    assert_eq!(bench.ask("POST", "/api/v1/drain", None).await.0, 202);
+    assert!(*bench.house.drained.lock());
+}
+
+/// Every method and path of the description, with a name for the volume.
+fn operations() -> Vec<(String, String)> {
+    let document = description();
+    let paths = document["paths"].as_object().unwrap().iter();
+    paths
+        .flat_map(|(path, of)| methods(of).into_iter().map(|m| (m, path.replace("{name}", "disk"))))
+        .collect()
+}
+
+/// What needs no secret: metrics, health, and a page that holds nothing of the gateway.
+const OPEN: [&str; 6] = ["/metrics", "/health/live", "/health/ready", "/", "/status.css", "/status.js"];
+
+#[tokio::test]
+async fn beyond_loopback_and_without_a_token_the_api_is_not_served() {
+    let bench = Bench::over_tcp("0.0.0.0", None).await;
+    for (method, path) in operations() {
+        let (status, answer) = bench.ask(&method, &path, None).await;
+        assert_eq!(status, 403, "{method} {path}");
+        assert!(answer["error"].as_str().unwrap().contains("token"), "{answer}");
+    }
+    for path in OPEN {
+        assert_eq!(bench.get(path).await.status, 200, "{path}");
+    }
+    assert!(!*bench.house.drained.lock());
+}
+
+#[tokio::test]
+async fn with_a_token_the_api_is_served_to_whoever_has_it() {
+    let bench = Bench::over_tcp("0.0.0.0", Some("correct-horse-battery")).await;
+    for (method, path) in operations() {
+        let answer = bench.client.send(&method, &path, &[], None).await;
+        assert_eq!((answer.status, answer.header("www-authenticate")), (401, "Bearer"), "{method} {path}");
+        let wrong = [("Authorization", "Bearer correct-horse-batterx")];
+        assert_eq!(bench.client.send(&method, &path, &wrong, None).await.status, 401, "{method} {path}");
+    }
+    for path in OPEN {
+        assert_eq!(bench.get(path).await.status, 200, "{path}");
+    }
+    let right = [("Authorization", "Bearer correct-horse-battery")];
+    let answer = bench.client.send("GET", "/api/v1/volumes", &right, None).await;
+    assert_eq!((answer.status, answer.json()), (200, json!([])));
+}
+
+#[tokio::test]
+async fn on_loopback_a_page_of_another_site_gets_nothing_done() {
+    let bench = Bench::over_tcp("127.0.0.1", None).await;
+    assert_eq!(bench.get("/api/v1/volumes").await.status, 200);
+    let foreign = [("Origin", "http://elsewhere.example")];
+    assert_eq!(bench.client.send("POST", "/api/v1/drain", &foreign, None).await.status, 403);
+    assert!(!*bench.house.drained.lock());
+    bench.client.send("POST", "/api/v1/drain", &[], None).await;
+    assert!(*bench.house.drained.lock());
+}
+
+#[tokio::test]
+async fn the_page_loads_nothing_from_elsewhere_and_runs_nothing_inline() {
+    let bench = Bench::new().await;
+    for path in ["/", "/status.css", "/status.js"] {
+        let answer = bench.get(path).await;
+        let policy = answer.header("content-security-policy");
+        assert!(policy.starts_with("default-src 'none'") && !policy.contains("unsafe"), "{policy}");
+        for outside in ["http://", "https://", "//cdn", "url(", "@import", "style=", "onclick", "innerHTML"] {
+            assert!(!answer.body.contains(outside), "{path} has {outside}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn it_ends_and_takes_its_socket_with_it() {
+    let bench = Bench::new().await;
+    let ListenAddress::Unix(path) = bench.admin.address().clone() else { panic!("not a Unix socket") };
+    assert!(path.exists());
+    bench.admin.stop().await;
+    assert!(!path.exists());
+}
+
+fn description() -> Value {
+    serde_json::from_str(include_str!("../../src/admin/openapi.json")).unwrap()
+}
+
+fn methods(operations: &Value) -> Vec<String> {
+    let known = operations.as_object().unwrap().keys().filter(|key| *key != "parameters");
+    known.map(|method| method.to_uppercase()).collect()
+}
+
+/// The routes that `api.rs` makes, as its source has them.
+fn routes_of_the_source() -> BTreeMap<String, BTreeSet<String>> {
+    let source = include_str!("../../src/admin/api.rs");
+    let lines = source.lines().filter_map(|line| line.trim().strip_prefix(".route(\""));
+    lines
+        .map(|line| {
+            let (path, handlers) = line.split_once("\", ").unwrap();
+            let methods =
+                ["get(", "post(", "delete(", "put(", "patch("].iter().filter(|m| handlers.contains(**m));
+            (path.to_owned(), methods.map(|m| m.trim_end_matches('(').to_uppercase()).collect())
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn the_description_has_every_route_and_no_other() {
+    let described: BTreeMap<String, BTreeSet<String>> = description()["paths"]
+        .as_object()
+        .unwrap()
+        .iter()
+        .map(|(path, operations)| (path.clone(), methods(operations).into_iter().collect()))
+        .collect();
+    assert_eq!(described, routes_of_the_source());
+    let bench = Bench::new().await;
+    for (path, methods) in &described {
+        for method in ["GET", "POST", "PUT", "PATCH", "DELETE"] {
+            let answer = bench.client.send(method, &path.replace("{name}", "x"), &[], None).await;
+            assert_eq!(answer.status != 405, methods.contains(method), "{method} {path}: {}", answer.status);
+        }
+    }
+    assert_eq!(bench.ask("GET", "/api/v1/openapi.json", None).await, (200, description()));
+}
+
+/// Whether a value is as a schema says; says where it is not.
+fn conforms(value: &Value, schema: &Value, document: &Value, at: &str) {
+    if let Some(path) = schema["$ref"].as_str() {
+        let name = path.strip_prefix("#/components/schemas/").unwrap();
+        return conforms(value, &document["components"]["schemas"][name], document, at);
+    }
+    if let Some(choices) = schema["oneOf"].as_array() {
+        let choice = choices.iter().find(|choice| (choice["type"] == "null") == value.is_null()).unwrap();
+        return conforms(value, choice, document, at);
+    }
+    let kind = match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(number) if number.is_f64() => "number",
+        Value::Number(_) => "integer",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    };
+    let kinds: Vec<&str> = match &schema["type"] {
+        Value::Array(kinds) => kinds.iter().map(|kind| kind.as_str().unwrap()).collect(),
+        kind => vec![kind.as_str().unwrap_or_else(|| panic!("{at} has no type"))],
+    };
+    assert!(kinds.contains(&kind), "{at} is a {kind}, not {kinds:?}");
+    match value {
+        Value::Array(items) => items.iter().for_each(|item| conforms(item, &schema["items"], document, at)),
+        Value::Object(fields) => {
+            let described: BTreeSet<&String> = schema["properties"].as_object().unwrap().keys().collect();
+            assert_eq!(fields.keys().collect::<BTreeSet<_>>(), described, "fields of {at}");
+            assert_eq!(
+                schema["required"].as_array().unwrap().len(),
+                described.len(),
+                "{at} has all its fields"
+            );
+            for (name, field) in fields {
+                conforms(field, &schema["properties"][name], document, &format!("{at}.{name}"));
+            }
+        }
+        _ => {}
+    }
+}
+
+#[tokio::test]
+async fn answers_are_as_the_description_says() {
+    let bench = Bench::new().await;
+    bench.house.opened(&bench.metrics, "disk").await;
+    let document = description();
+    for (path, asked) in [
+        ("/api/v1/volumes", "/api/v1/volumes"),
+        ("/api/v1/volumes/{name}", "/api/v1/volumes/disk"),
+        ("/api/v1/volumes/{name}/map", "/api/v1/volumes/disk/map"),
+        ("/api/v1/connections", "/api/v1/connections"),
+    ] {
+        let (status, answer) = bench.ask("GET", asked, None).await;
+        assert_eq!(status, 200, "{answer}");
+        let content = &document["paths"][path]["get"]["responses"]["200"]["content"];
+        conforms(&answer, &content["application/json"]["schema"], &document, path);
+    }
+    let (_, answer) = bench.ask("GET", "/api/v1/volumes/none", None).await;
+    conforms(&answer, &document["components"]["schemas"]["Problem"], &document, "Problem");
+}

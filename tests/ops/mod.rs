@@ -1,0 +1,5 @@
+//! What operators use: the admin server, and the files under `deploy` and `helm`.
+
+mod admin;
+mod client;
+mod queries;

@@ -1,0 +1,132 @@
+//! Cells: the unit in which content is stamped and attributed, and the parts of a volume that a run uses.
+//!
+//! A cell is 64 bytes, eight to a sector, so that changes of parts of sectors are seen too. A stamp names the change
+//! that wrote it and the cell, and fills the rest with what only these two give: bytes of another cell, another
+//! change, or half of one never pass for it. Invariant: [`identify`] undoes [`stamp`], and whatever is neither a stamp
+//! of its cell nor all zeros is [`TORN`].
+
+use std::ops::Range;
+
+/// Bytes of a cell.
+pub(super) const CELL: u64 = 64;
+/// [`CELL`] as a length of memory.
+pub(super) const CELL_LEN: usize = 64;
+/// Cells of a block of 4 KiB, by which changes are looked up.
+pub(super) const BLOCK_CELLS: u32 = 64;
+
+/// The change that wrote a cell; 0 for zeros.
+pub(super) type Id = u32;
+
+/// What no change wrote.
+pub(super) const TORN: Id = u32::MAX;
+
+fn mix(mut x: u64) -> u64 {
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+/// What change `id` writes into `cell`.
+pub(super) fn stamp(id: Id, cell: u32) -> [u8; CELL_LEN] {
+    let head = u64::from(id) << 32 | u64::from(cell);
+    let mut bytes = [0; CELL_LEN];
+    let mut word = head;
+    for part in bytes.chunks_exact_mut(8) {
+        part.copy_from_slice(&word.to_le_bytes());
+        word = mix(word.wrapping_add(0x9e37_79b9_7f4a_7c15));
+    }
+    bytes
+}
+
+/// The change that wrote these bytes of `cell`.
+pub(super) fn identify(bytes: &[u8], cell: u32) -> Id {
+    let head = u64::from_le_bytes(*bytes.first_chunk().expect("a cell is 64 bytes"));
+    if head == 0 {
+        return if bytes.iter().all(|byte| *byte == 0) { 0 } else { TORN };
+    }
+    let id = u32::try_from(head >> 32).expect("shifted");
+    if bytes == stamp(id, cell) { id } else { TORN }
+}
+
+/// Size and chunk size of the volume, and the windows of it that a run writes and reads.
+#[derive(Clone, Debug)]
+pub(super) struct Layout {
+    /// Bytes of the volume.
+    pub(super) size: u64,
+    /// Bytes of a chunk.
+    pub(super) chunk: u64,
+    /// Parts of the volume in use, in order, of whole cells; elsewhere nothing is ever written.
+    pub(super) windows: Vec<Range<u64>>,
+}
+
+impl Layout {
+    /// Bytes of all windows.
+    pub(super) fn bytes(&self) -> u64 {
+        self.windows.iter().map(|window| window.end - window.start).sum()
+    }
+
+    /// Cells of all windows; they are numbered through.
+    pub(super) fn cells(&self) -> u32 {
+        u32::try_from(self.bytes() / CELL).expect("windows are small")
+    }
+
+    /// The cells that lie in a range of whole cells, with the offset of the first of each run.
+    pub(super) fn cells_of(&self, range: &Range<u64>) -> Vec<(u64, Range<u32>)> {
+        let (mut found, mut first) = (Vec::new(), 0);
+        for window in &self.windows {
+            let part = range.start.max(window.start)..range.end.min(window.end);
+            if part.start < part.end {
+                let at = |offset: u64| {
+                    u32::try_from(first + (offset - window.start) / CELL).expect("windows are small")
+                };
+                found.push((part.start, at(part.start)..at(part.end)));
+            }
+            first += (window.end - window.start) / CELL;
+        }
+        found
+    }
+
+    /// The offset of a position counted through all windows, and how much of its window follows it.
+    pub(super) fn place(&self, position: u64) -> (u64, u64) {
+        let mut before = 0;
+        for window in &self.windows {
+            let length = window.end - window.start;
+            if position < before + length {
+                let offset = window.start + (position - before);
+                return (offset, window.end - offset);
+            }
+            before += length;
+        }
+        unreachable!("positions lie within the windows")
+    }
+
+    /// What change `id` writes into a range that lies in one window.
+    pub(super) fn payload(&self, range: &Range<u64>, id: Id) -> Vec<u8> {
+        let cells = self.cells_of(range);
+        cells.into_iter().flat_map(|(_, cells)| cells).flat_map(|cell| stamp(id, cell)).collect()
+    }
+}
+
+#[test]
+fn a_stamp_is_of_one_change_and_one_cell() {
+    let good = stamp(7, 9);
+    assert_eq!(identify(&good, 9), 7);
+    assert_eq!(identify(&good, 10), TORN);
+    assert_eq!(identify(&[0; CELL_LEN], 9), 0);
+    let (mut half, other) = (good, stamp(8, 9));
+    half[32..].copy_from_slice(&other[32..]);
+    assert_eq!(identify(&half, 9), TORN);
+    half = good;
+    half[63] ^= 1;
+    assert_eq!(identify(&half, 9), TORN);
+}
+
+#[test]
+fn cells_are_numbered_through_the_windows() {
+    let layout = Layout { size: 1 << 20, chunk: 1 << 16, windows: vec![0..4096, 8192..12288] };
+    assert_eq!(layout.cells(), 128);
+    assert_eq!(layout.cells_of(&(0..1 << 20)), vec![(0, 0..64), (8192, 64..128)]);
+    assert_eq!(layout.cells_of(&(64..128)), vec![(64, 1..2)]);
+    assert_eq!(layout.cells_of(&(4096..8192)), vec![]);
+    assert_eq!(layout.place(4096 + 64), (8256, 4032));
+}

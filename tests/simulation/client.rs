@@ -1,0 +1,286 @@
+//! A client of a gateway: what a virtual machine would ask of its disk, and what it makes of the answers.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use cairn::volume::read::concat;
+use cairn::volume::{Error, Volume};
+use rand::Rng;
+use rand::rngs::SmallRng;
+use tokio::sync::watch;
+
+use super::cells::{CELL, CELL_LEN, Id, identify};
+use super::history::Moment;
+use super::plan::Plan;
+use super::world::{Inner, Order, Process, World};
+
+/// A client.
+pub(super) struct Client {
+    pub(super) world: World,
+    pub(super) process: Process,
+    pub(super) epoch: u32,
+    pub(super) volume: Arc<Volume>,
+    pub(super) orders: watch::Receiver<Order>,
+    pub(super) random: SmallRng,
+}
+
+/// A command.
+#[derive(Clone, Debug)]
+enum Command {
+    Read(Range<u64>),
+    Write(Range<u64>, bool),
+    Zero { range: Range<u64>, hole: bool, fua: bool },
+    Flush,
+    Allocation(Range<u64>),
+    Prefetch(Range<u64>),
+    Checkpoint,
+}
+
+impl Client {
+    /// Issues commands until there are no more to issue, or the volume stops.
+    pub(super) async fn run(mut self) {
+        loop {
+            let think = self.world.lock().plan.think;
+            let pause = self.random.random_range(0..=think);
+            if self.random.random_bool(0.8) {
+                tokio::time::sleep(Duration::from_millis(pause)).await;
+            }
+            for _ in 0..self.random.random_range(0..3) {
+                tokio::task::yield_now().await;
+            }
+            if *self.orders.borrow() != Order::Serve || !self.world.lock().take_command() {
+                return;
+            }
+            let command = draw(&self.world.lock().plan, &mut self.random);
+            // Now and then a client goes away before the answer.
+            let patience = self.random.random_range(0..400_u64);
+            let number = self.world.lock().begin(self.process, format!("{command:?}"));
+            let outcome = if patience < 10 {
+                let patience = Duration::from_millis(patience * patience);
+                tokio::time::timeout(patience, self.execute(command)).await.unwrap_or(Ok(()))
+            } else {
+                self.execute(command).await
+            };
+            let mut inner = self.world.lock();
+            match outcome {
+                Ok(()) => inner.end(self.process, number, "done"),
+                Err(error) => {
+                    inner.end(self.process, number, &error.to_string());
+                    inner.failed(self.process, self.epoch, &error);
+                    if matches!(error, Error::Stopped(_)) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn execute(&self, command: Command) -> Result<(), Error> {
+        let volume = &self.volume;
+        match command {
+            Command::Read(range) => {
+                let issued = self.world.lock().history.tick();
+                let segments = volume.read(range.start, range.end - range.start).await?;
+                self.world.lock().check_read(self.epoch, &range, issued, &concat(&segments));
+            }
+            Command::Write(range, fua) => {
+                let (id, data) = self.world.lock().issue_write(self.epoch, &range);
+                volume.write(range.start, data, fua).await?;
+                self.world.lock().answered(self.epoch, id, fua);
+            }
+            Command::Zero { range, hole, fua } => {
+                let id = self.world.lock().issue_zero(self.epoch, &range);
+                volume.zero(range.start, range.end - range.start, hole, fua).await?;
+                self.world.lock().answered(self.epoch, id, fua);
+            }
+            Command::Flush => {
+                let issued = self.world.lock().history.tick();
+                volume.flush().await?;
+                self.world.lock().flushed(self.epoch, issued);
+            }
+            Command::Checkpoint => {
+                let issued = self.world.lock().history.tick();
+                volume.checkpoint().await?;
+                self.world.lock().flushed(self.epoch, issued);
+            }
+            Command::Prefetch(range) => volume.prefetch(range.start, range.end - range.start).await?,
+            Command::Allocation(range) => {
+                let issued = self.world.lock().history.tick();
+                let extents = volume.allocation(range.start, range.end - range.start, 32).await?;
+                let mut inner = self.world.lock();
+                let mut at = range.start;
+                for extent in extents {
+                    let part = at..at + extent.length;
+                    at = part.end;
+                    if extent.zero || extent.hole {
+                        inner.check_zeros(self.epoch, &part, issued);
+                    }
+                }
+                if at == range.start || at > range.end {
+                    inner.broken(format!("the allocation of {range:?} ends at {at}"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Draws a command.
+fn draw(plan: &Plan, random: &mut SmallRng) -> Command {
+    let fua = random.random_bool(0.15);
+    match random.random_range(0..100) {
+        0..42 => Command::Write(range(plan, random), fua),
+        42..66 => Command::Read(range(plan, random)),
+        66..76 => Command::Flush,
+        76..90 => {
+            let range = if random.random_bool(0.1) { wide(plan, random) } else { range(plan, random) };
+            Command::Zero { range, hole: random.random(), fua }
+        }
+        90..95 => {
+            let range = if random.random_bool(0.3) { wide(plan, random) } else { range(plan, random) };
+            Command::Allocation(range)
+        }
+        95..97 => Command::Prefetch(range(plan, random)),
+        _ => Command::Checkpoint,
+    }
+}
+
+/// A range within a window: parts of sectors, sectors, blocks, pages, chunks, and some of each.
+fn range(plan: &Plan, random: &mut SmallRng) -> Range<u64> {
+    let all = plan.layout.bytes();
+    let hot = (all * plan.hot_percent / 100).max(8192).min(all);
+    let within = if random.random_bool(0.8) { hot } else { all };
+    let position = random.random_range(0..within);
+    let chunk = plan.layout.chunk;
+    let (unit, most) = match random.random_range(0..100) {
+        0..25 => (CELL, 20),
+        25..50 => (512, 16),
+        50..70 => (4096, 4),
+        70..80 => (65_536, 1),
+        80..92 => (chunk, 1),
+        _ => (CELL, chunk * 3 / 2 / CELL),
+    };
+    let (offset, room) = plan.layout.place(position / unit * unit);
+    let length = (unit * random.random_range(1..=most)).min(room);
+    offset..offset + length
+}
+
+/// A range that may span windows, or all of the volume.
+fn wide(plan: &Plan, random: &mut SmallRng) -> Range<u64> {
+    if random.random_bool(0.3) {
+        return 0..plan.layout.size;
+    }
+    let mut ends = [random.random_range(0..=plan.layout.size), random.random_range(0..=plan.layout.size)];
+    ends.sort_unstable();
+    let start = (ends[0] / CELL * CELL).min(plan.layout.size - CELL);
+    start..(ends[1] / CELL * CELL).max(start + CELL)
+}
+
+impl Inner {
+    /// Whether one more command may be issued; counts it.
+    fn take_command(&mut self) -> bool {
+        if self.commands_left == 0 {
+            return false;
+        }
+        self.commands_left -= 1;
+        self.commands += 1;
+        true
+    }
+
+    /// A command is issued.
+    pub(super) fn begin(&mut self, process: Process, what: String) -> u64 {
+        let number = self.history.tick();
+        self.say(format_args!("P{process} !{number} {what}"));
+        let state = self.processes.get_mut(&process).expect("its gateway was born");
+        state.commands.insert(number, what);
+        number
+    }
+
+    /// A command is answered, or given up.
+    pub(super) fn end(&mut self, process: Process, number: u64, how: &str) {
+        self.say(format_args!("P{process} !{number} {how}"));
+        let state = self.processes.get_mut(&process).expect("its gateway was born");
+        drop(state.commands.remove(&number));
+    }
+
+    fn issue_write(&mut self, epoch: u32, range: &Range<u64>) -> (Id, Bytes) {
+        let cells = self.plan.layout.cells_of(range).into_iter().map(|(_, cells)| cells).collect();
+        let id = self.history.issue(epoch, false, |_| cells);
+        self.say(format_args!("change {id}"));
+        (id, Bytes::from(self.plan.layout.payload(range, id)))
+    }
+
+    fn issue_zero(&mut self, epoch: u32, range: &Range<u64>) -> Id {
+        let cells = self.plan.layout.cells_of(range).into_iter().map(|(_, cells)| cells).collect();
+        let id = self.history.issue(epoch, true, |_| cells);
+        self.say(format_args!("change {id}"));
+        id
+    }
+
+    fn answered(&mut self, epoch: u32, id: Id, durable: bool) {
+        self.history.answer(epoch, id, durable);
+        if durable {
+            self.look_after_flush(epoch);
+        }
+    }
+
+    fn flushed(&mut self, epoch: u32, issued: Moment) {
+        self.history.flush_answered(epoch, issued);
+        self.look_after_flush(epoch);
+    }
+
+    /// Now and then, what a crash right after the answer would leave.
+    fn look_after_flush(&mut self, epoch: u32) {
+        if epoch == self.history.newest() && self.random.random_bool(0.2) {
+            drop(self.check_now());
+        }
+    }
+
+    /// Checks the bytes that a read gave.
+    pub(super) fn check_read(&mut self, epoch: u32, range: &Range<u64>, issued: Moment, bytes: &[u8]) {
+        if bytes.len() as u64 != range.end - range.start {
+            return self.broken(format!("a read of {range:?} gave {} bytes", bytes.len()));
+        }
+        for (start, cells) in self.plan.layout.cells_of(range) {
+            let at = usize::try_from(start - range.start).expect("within the read");
+            for (cell, part) in cells.zip(bytes[at..].chunks_exact(CELL_LEN)) {
+                let found = identify(part, cell);
+                if let Err(why) = self.history.epochs[&epoch].check_read(cell, found, issued) {
+                    return self.broken(format!("epoch {epoch}, read of {range:?}: {why}"));
+                }
+            }
+        }
+    }
+
+    /// Checks that a range said to be zeros may be.
+    fn check_zeros(&mut self, epoch: u32, range: &Range<u64>, issued: Moment) {
+        for cell in self.plan.layout.cells_of(range).into_iter().flat_map(|(_, cells)| cells) {
+            if let Err(why) = self.history.epochs[&epoch].check_read(cell, 0, issued) {
+                return self.broken(format!("epoch {epoch}, allocation of {range:?} says zeros: {why}"));
+            }
+        }
+    }
+
+    /// A command failed: is that explained?
+    pub(super) fn failed(&mut self, process: Process, epoch: u32, error: &Error) {
+        let is_explained = match error {
+            Error::Stopped(why) => {
+                if *self.processes[&process].order.borrow() != Order::Close {
+                    self.check_superseded(process, epoch, why);
+                }
+                true
+            }
+            Error::Deadline { .. } => self.plan.options.store_deadline.is_some(),
+            Error::Damaged { .. } => self.plan.damages && !self.calm,
+            Error::Store(_) => !self.calm,
+            // A successor has folded it away.
+            Error::Lost { .. } => self.is_superseded(epoch),
+            Error::OutOfRange { .. } => false,
+        };
+        if !is_explained {
+            self.broken(format!("P{process} of epoch {epoch}: a command failed: {error}"));
+        }
+    }
+}

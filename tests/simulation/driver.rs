@@ -1,0 +1,312 @@
+//! One run: starts gateways, lets time pass in order, and strikes.
+//!
+//! Gateways run one at a time, the one that is furthest behind first, up to the next event of the world; a request
+//! that one sends may bring that event nearer. So every request takes effect in order of time, whatever the clocks of
+//! the gateways say, and the whole run is a function of the seed.
+
+use std::collections::BTreeMap;
+
+use cairn::metrics::{Metrics, StoreMetrics};
+use cairn::store::MemoryStore;
+use cairn::volume::{DirtyBudget, Entropy, Environment, PageCache, catalog};
+use futures::FutureExt;
+use rand::Rng;
+
+use super::gateway::Gateway;
+use super::plan::Plan;
+use super::prefix;
+use super::weather::{Coverage, Fault};
+use super::world::{Act, Event, Inner, Order, Process, Time, World};
+
+/// Events of a run at most: more mean that it goes round in circles.
+const MAX_EVENTS: u64 = 3_000_000;
+/// The time of the world after which no more disasters strike, in milliseconds.
+const CHAOS_ENDS: Time = 45 * 60 * 1000;
+/// How long anything may take in fair weather, in milliseconds.
+pub(super) const PATIENCE: Time = 10 * 60 * 1000;
+
+/// What came of a run.
+pub(super) struct Outcome {
+    pub(super) hash: u64,
+    pub(super) lines: u64,
+    pub(super) commands: u64,
+    pub(super) crashes: u64,
+    pub(super) openings: u64,
+    pub(super) coverage: Coverage,
+    /// The promise that was broken, with the events that led there.
+    pub(super) violation: Option<String>,
+}
+
+/// A run.
+pub(super) struct Driver {
+    pub(super) world: World,
+    pub(super) gateways: BTreeMap<Process, Gateway>,
+    pub(super) metrics: StoreMetrics,
+    next_process: Process,
+    crashes: u64,
+    events: u64,
+}
+
+/// Runs a seed.
+pub(super) fn run(seed: u64, print: bool) -> Outcome {
+    let mut driver = Driver::new(Plan::draw(seed), print);
+    driver.chaos();
+    driver.finale();
+    driver.outcome()
+}
+
+impl Driver {
+    fn new(plan: Plan, print: bool) -> Self {
+        let memory = MemoryStore::with_page_entries(7);
+        let env = Environment {
+            store: std::sync::Arc::new(memory.clone()),
+            cache: PageCache::new(0, 1 << 20),
+            budget: DirtyBudget::new(4096),
+            entropy: Entropy::seeded(plan.seed),
+            wall_clock: std::sync::Arc::new(|| 0),
+        };
+        let layout = &plan.layout;
+        let created = catalog::create(&env, &plan.options, "disk", layout.size, layout.chunk).now_or_never();
+        let volume = created.expect("memory answers at once").expect("an empty store takes a volume").volume;
+        let world = World::new(plan, volume, memory, print);
+        {
+            let mut inner = world.lock();
+            let plan = format!("{:?}", inner.plan);
+            inner.say(format_args!("{plan}"));
+            inner.push(0, Event::Act(Act::Disaster));
+        }
+        let metrics = Metrics::new().store();
+        Self { world, gateways: BTreeMap::new(), metrics, next_process: 1, crashes: 0, events: 0 }
+    }
+
+    fn chaos(&mut self) {
+        while self.step() {
+            let inner = self.world.lock();
+            if inner.commands_left == 0 || inner.now > CHAOS_ENDS {
+                return;
+            }
+        }
+    }
+
+    /// Lets time go on to the next event and lets that happen; `false` once a promise is broken.
+    pub(super) fn step(&mut self) -> bool {
+        let panics = super::panics();
+        loop {
+            self.crash_those_who_must();
+            let next = self.world.lock().next_time().expect("something is always to come");
+            let behind = self.gateways.values_mut().filter(|gateway| !gateway.paused && gateway.time < next);
+            match behind.min_by_key(|gateway| (gateway.time, gateway.process)) {
+                Some(gateway) => gateway.run_until(next),
+                None => break,
+            }
+            if super::panics() > panics {
+                self.world.lock().broken("a task panicked".to_owned());
+            }
+            if self.world.lock().violation.is_some() {
+                return false;
+            }
+        }
+        let event = self.world.lock().pop().expect("there is a next one");
+        self.events += 1;
+        if self.events > MAX_EVENTS {
+            self.world.lock().broken("the run comes to no end".to_owned());
+        }
+        match event {
+            Event::Land(flight) => self.world.lock().land(*flight),
+            Event::Answer(process, number, reply, result) => {
+                self.world.lock().answer(process, number, reply, *result);
+            }
+            Event::Act(act) => self.act(act),
+        }
+        self.world.lock().violation.is_none()
+    }
+
+    /// Lets time go on until `done`; says whether that came to be.
+    pub(super) fn run_while(&mut self, patience: Time, done: impl Fn(&Inner) -> bool) -> bool {
+        let until = self.world.lock().now + patience;
+        loop {
+            {
+                let mut inner = self.world.lock();
+                if done(&inner) {
+                    return true;
+                }
+                if inner.now >= until {
+                    return false;
+                }
+                let soon = inner.now + 1000;
+                inner.push(soon, Event::Act(Act::Wake));
+            }
+            let soon = self.world.lock().now + 1000;
+            while self.world.lock().now < soon {
+                if !self.step() {
+                    return false;
+                }
+            }
+        }
+    }
+
+    fn act(&mut self, act: Act) {
+        match act {
+            Act::Wake => {}
+            Act::Disaster => self.disaster(),
+            Act::Heal(process) => {
+                let mut inner = self.world.lock();
+                inner.say(format_args!("P{process} can reach the store again"));
+                inner.processes.get_mut(&process).expect("it was born").partitioned = false;
+            }
+            Act::Resume(process) => self.resume(process),
+            Act::Clear => {
+                let mut inner = self.world.lock();
+                inner.say(format_args!("the storm is over"));
+                inner.storm = false;
+            }
+        }
+    }
+
+    /// Ends a pause.
+    pub(super) fn resume(&mut self, process: Process) {
+        let mut inner = self.world.lock();
+        let now = inner.now;
+        if let Some(gateway) = self.gateways.get_mut(&process).filter(|gateway| gateway.paused) {
+            inner.say(format_args!("P{process} goes on"));
+            drop(inner);
+            gateway.resume(now);
+        }
+    }
+
+    fn disaster(&mut self) {
+        let mut inner = self.world.lock();
+        let every = inner.plan.disaster_every;
+        let (next, dice) = (inner.random.random_range(1..=2 * every), inner.random.random_range(0..100_u32));
+        let at = inner.now + next;
+        inner.push(at, Event::Act(Act::Disaster));
+        let most = inner.plan.gateways;
+        let done: Vec<Process> =
+            self.gateways.keys().copied().filter(|process| inner.processes[process].ended).collect();
+        let alive = self.gateways.len() - done.len();
+        let pick = inner.random.random_range(0..self.gateways.len().max(1));
+        let victim = self.gateways.keys().copied().nth(pick);
+        drop(inner);
+        done.into_iter().for_each(|process| self.bury(process));
+        let Some(victim) = victim.filter(|_| alive > 0) else { return self.start(dice < 50) };
+        if !self.gateways.contains_key(&victim) {
+            return;
+        }
+        match dice {
+            0..25 => self.crash(victim),
+            25..45 if alive < most => self.start(dice < 35),
+            45..58 => self.partition(victim),
+            58..70 => self.pause(victim),
+            70..80 => self.world.lock().order(victim, Order::Close),
+            80..95 => self.storm(),
+            _ => drop(self.world.lock().check_now()),
+        }
+    }
+
+    /// Starts a gateway.
+    fn start(&mut self, takeover: bool) {
+        let process = self.next_process;
+        self.next_process += 1;
+        let gateway = Gateway::start(&self.world, process, takeover, &self.metrics);
+        self.gateways.insert(process, gateway);
+    }
+
+    /// The number of a process that is about to be started.
+    pub(super) fn number(&mut self) -> Process {
+        self.next_process += 1;
+        self.next_process - 1
+    }
+
+    fn crash_those_who_must(&mut self) {
+        let crashing = std::mem::take(&mut self.world.lock().crashing);
+        for process in crashing {
+            if self.gateways.contains_key(&process) {
+                self.crash(process);
+            }
+        }
+    }
+
+    /// Ends a gateway wherever it stands.
+    pub(super) fn crash(&mut self, process: Process) {
+        self.crashes += 1;
+        {
+            let mut inner = self.world.lock();
+            inner.say(format_args!("P{process} crashes"));
+            inner.strike(process, Fault::Crash);
+        }
+        self.bury(process);
+    }
+
+    fn bury(&mut self, process: Process) {
+        drop(self.gateways.remove(&process));
+        let mut inner = self.world.lock();
+        let state = inner.processes.get_mut(&process).expect("it was born");
+        state.alive = false;
+        state.commands.clear();
+    }
+
+    fn partition(&mut self, process: Process) {
+        let mut inner = self.world.lock();
+        let state = inner.processes.get_mut(&process).expect("it was born");
+        if std::mem::replace(&mut state.partitioned, true) {
+            return;
+        }
+        inner.strike(process, Fault::Partition);
+        let lasts = inner.random.random_range(10..60_000);
+        inner.say(format_args!("P{process} is cut off for {lasts} ms"));
+        let at = inner.now + lasts;
+        inner.push(at, Event::Act(Act::Heal(process)));
+    }
+
+    fn pause(&mut self, process: Process) {
+        let gateway = self.gateways.get_mut(&process).expect("it is alive");
+        if std::mem::replace(&mut gateway.paused, true) {
+            return;
+        }
+        let mut inner = self.world.lock();
+        inner.strike(process, Fault::Pause);
+        let most = if inner.random.random_bool(0.3) { 300_000 } else { 10_000 };
+        let lasts = inner.random.random_range(10..most);
+        inner.say(format_args!("P{process} stands still for {lasts} ms"));
+        let at = inner.now + lasts;
+        inner.push(at, Event::Act(Act::Resume(process)));
+    }
+
+    fn storm(&mut self) {
+        let mut inner = self.world.lock();
+        if std::mem::replace(&mut inner.storm, true) {
+            return;
+        }
+        let lasts = inner.random.random_range(100..20_000);
+        inner.say(format_args!("a storm of {lasts} ms"));
+        let at = inner.now + lasts;
+        inner.push(at, Event::Act(Act::Clear));
+    }
+
+    fn outcome(self) -> Outcome {
+        let Self { world, gateways, crashes, .. } = self;
+        drop(gateways);
+        let mut inner = world.lock();
+        if inner.violation.is_none() {
+            // Now that all answers are known, those of gateways that had lost the volume too.
+            let history = &inner.history;
+            let broken = history.openings.iter().find_map(|(before, epoch, image)| {
+                let checked = prefix::check(&history.epochs[before], image);
+                checked.err().map(|why| format!("epoch {epoch} began without all of epoch {before}: {why}"))
+            });
+            if let Some(why) = broken {
+                inner.broken(why);
+            }
+        }
+        let violation = inner.violation.take();
+        Outcome {
+            hash: inner.trace.hash(),
+            lines: inner.trace.lines(),
+            commands: inner.commands,
+            crashes,
+            openings: inner.history.openings.len() as u64,
+            coverage: inner.coverage.clone(),
+            violation: violation.map(|why| format!("{why}\n{}", inner.trace.tail())),
+        }
+    }
+}

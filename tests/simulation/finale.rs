@@ -1,0 +1,191 @@
+//! The end of a run: the weather clears, every command must be answered, and the volume is read once more, whole.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cairn::volume::read::concat;
+use cairn::volume::{OpenError, Volume};
+use rand::Rng;
+
+use super::bucket;
+use super::driver::{Driver, PATIENCE};
+use super::gateway::{Gateway, Parts};
+use super::world::{Inner, Order, Process};
+
+/// Bytes of a read of the last look.
+const READ: u64 = 256 << 10;
+/// How long collecting may take in fair weather, after the grace.
+const COLLECTING: Duration = Duration::from_secs(120);
+
+impl Driver {
+    /// Ends the run.
+    pub(super) fn finale(&mut self) {
+        if self.world.lock().violation.is_some() {
+            return;
+        }
+        self.clear_up();
+        if !self.run_while(PATIENCE, |inner| inner.pending().is_none()) {
+            let mut inner = self.world.lock();
+            let left = inner.pending().unwrap_or_default();
+            return inner.broken(format!("in fair weather still without an answer: {left}"));
+        }
+        if !self.end_gateways() {
+            return;
+        }
+        let number = self.number();
+        let drains = self.world.lock().random.random();
+        if drains {
+            // Whatever is late arrives before the last look; else it does while it lasts.
+            self.run_while(PATIENCE, |_| false);
+            self.world.lock().drained = true;
+        }
+        let gateway = Gateway::spawn(&self.world, number, &self.metrics, look);
+        self.gateways.insert(number, gateway);
+        let grace = self.world.lock().plan.options.deletion_grace;
+        let grace = u64::try_from(grace.as_millis()).expect("an hour at most");
+        let ended = self.run_while(4 * PATIENCE + 4 * grace, |inner| inner.processes[&number].ended);
+        if !ended && self.world.lock().violation.is_none() {
+            self.world.lock().broken("the last look does not end in fair weather".to_owned());
+        }
+    }
+
+    fn clear_up(&mut self) {
+        let paused: Vec<Process> =
+            self.gateways.values().filter(|gateway| gateway.paused).map(|gateway| gateway.process).collect();
+        paused.into_iter().for_each(|process| self.resume(process));
+        let mut inner = self.world.lock();
+        inner.say(format_args!("the weather clears"));
+        (inner.calm, inner.storm, inner.commands_left) = (true, false, 0);
+        inner.forget_acts();
+        let all: Vec<Process> = self.gateways.keys().copied().collect();
+        for process in all {
+            inner.processes.get_mut(&process).expect("it was born").partitioned = false;
+            if *inner.processes[&process].order.borrow() == Order::Serve {
+                inner.order(process, Order::Rest);
+            }
+        }
+    }
+
+    /// Closes some gateways and crashes the others; `false` if one does not close.
+    fn end_gateways(&mut self) -> bool {
+        let all: Vec<Process> = self.gateways.keys().copied().collect();
+        for process in all {
+            let (closes, epoch) = {
+                let mut inner = self.world.lock();
+                (inner.random.random_bool(0.6), inner.processes[&process].epoch)
+            };
+            if let Some(epoch) = epoch.filter(|_| closes) {
+                self.world.lock().order(process, Order::Close);
+                if !self.run_while(PATIENCE, |inner| {
+                    inner.processes[&process].ended || inner.history.epochs[&epoch].closed.is_some()
+                }) {
+                    self.world.lock().broken(format!("P{process} does not close in fair weather"));
+                    return false;
+                }
+            }
+            self.crash(process);
+        }
+        self.world.lock().violation.is_none()
+    }
+}
+
+impl Inner {
+    /// Commands without an answer.
+    fn pending(&self) -> Option<String> {
+        let pending = self.processes.iter().flat_map(|(process, state)| {
+            state.commands.iter().map(move |(number, what)| format!("P{process} !{number} {what}"))
+        });
+        pending.reduce(|all, one| format!("{all}, {one}"))
+    }
+}
+
+/// Opens the volume, reads all of it, waits for the collector, closes, opens again and looks for garbage.
+async fn look(parts: Parts) {
+    let Parts { world, process, env, .. } = parts;
+    for time in 0..2 {
+        let (volume, mut options) = {
+            let inner = world.lock();
+            (inner.volume, inner.plan.options.clone())
+        };
+        options.holder_name = "the last look".to_owned();
+        let volume = loop {
+            match Volume::open(&env, options.clone(), volume, true).await {
+                Ok(volume) => break volume,
+                // A bid for the epoch that was late.
+                Err(OpenError::Lost(_)) => {}
+                Err(error) => {
+                    return world.lock().broken(format!("the volume cannot be opened: {error}"));
+                }
+            }
+        };
+        world.lock().looked(process, volume.epoch());
+        if let Err(why) = read_all(&parts_of(&world, &volume)).await {
+            return world.lock().broken(why);
+        }
+        tokio::time::sleep(options.deletion_grace + COLLECTING).await;
+        if let Err(error) = volume.checkpoint().await {
+            return world.lock().broken(format!("no checkpoint in fair weather: {error}"));
+        }
+        tokio::time::sleep(options.deletion_grace + COLLECTING).await;
+        if time == 1 {
+            world.lock().look_for_garbage();
+        }
+        if let Err(error) = volume.close().await {
+            return world.lock().broken(format!("no closing in fair weather: {error}"));
+        }
+    }
+    let mut inner = world.lock();
+    inner.processes.get_mut(&process).expect("it was born").ended = true;
+}
+
+/// What the last look reads with.
+struct Looking {
+    world: super::world::World,
+    volume: Arc<Volume>,
+}
+
+fn parts_of(world: &super::world::World, volume: &Arc<Volume>) -> Looking {
+    Looking { world: world.clone(), volume: Arc::clone(volume) }
+}
+
+async fn read_all(looking: &Looking) -> Result<(), String> {
+    let Looking { world, volume } = looking;
+    let windows = world.lock().plan.layout.windows.clone();
+    for window in windows {
+        let mut at = window.start;
+        while at < window.end {
+            let range = at..window.end.min(at + READ);
+            at = range.end;
+            let issued = world.lock().history.tick();
+            let segments = volume.read(range.start, range.end - range.start).await;
+            let segments = segments.map_err(|error| format!("{range:?} cannot be read: {error}"))?;
+            world.lock().check_read(volume.epoch(), &range, issued, &concat(&segments));
+        }
+    }
+    Ok(())
+}
+
+impl Inner {
+    fn looked(&mut self, process: Process, epoch: u32) {
+        self.say(format_args!("P{process} looks at epoch {epoch}"));
+        let state = self.processes.get_mut(&process).expect("it was born");
+        (state.opening, state.epoch) = (false, Some(epoch));
+    }
+
+    /// Nothing stands in the bucket that nothing names, unless it came when nobody knew. Asked for by `CAIRN_SIM_LEAKS`,
+    /// since a clean closing still leaves orphans behind: space that is lost, not data.
+    fn look_for_garbage(&mut self) {
+        let objects = self.objects();
+        match bucket::recover(&objects, self.volume, &self.plan.layout) {
+            Err(why) => self.broken(format!("at last: {why}")),
+            Ok(found) => {
+                let mut garbage = bucket::garbage(&objects, self.volume, &found);
+                garbage.retain(|key| !self.strays.contains(key));
+                let is_asked = std::env::var_os("CAIRN_SIM_LEAKS").is_some();
+                if is_asked && self.drained && !garbage.is_empty() {
+                    self.broken(format!("nothing names {}", garbage.join(", ")));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! A gateway: a process of its own, with its own runtime and clock, that opens the volume and serves clients.
+//!
+//! A runtime of its own is what makes a crash one: dropping it ends every task at the await point where it stands.
+//! One that is not run stands still, and its clock then jumps.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cairn::metrics::StoreMetrics;
+use cairn::store::{Instrument, Limit, Retry};
+use cairn::task::Tasks;
+use cairn::volume::{DirtyBudget, Entropy, Environment, Error, OpenError, PageCache, Volume};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use tokio::runtime::Runtime;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+use super::bucket;
+use super::client::Client;
+use super::link::{Clock, Link};
+use super::world::{DAWN, Inner, MAX_SKEW, Order, Process, Time, World};
+
+/// A gateway that is alive.
+pub(super) struct Gateway {
+    pub(super) process: Process,
+    /// How far it has come, by the world's time.
+    pub(super) time: Time,
+    /// Whether it stands still.
+    pub(super) paused: bool,
+    runtime: Runtime,
+    clock: Arc<Clock>,
+    sent: Arc<Notify>,
+}
+
+impl Gateway {
+    /// Starts a gateway that serves clients.
+    pub(super) fn start(world: &World, process: Process, takeover: bool, metrics: &StoreMetrics) -> Self {
+        Self::spawn(world, process, metrics, |parts| Life { parts, takeover }.live())
+    }
+
+    /// Starts a process that does what `run` says.
+    pub(super) fn spawn<F>(
+        world: &World,
+        process: Process,
+        metrics: &StoreMetrics,
+        run: impl FnOnce(Parts) -> F,
+    ) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        let runtime = builder.enable_time().start_paused(true).build().expect("a runtime without I/O");
+        let base = runtime.block_on(async { Instant::now() });
+        let mut inner = world.lock();
+        let seed = inner.random.random();
+        let mut random = SmallRng::seed_from_u64(seed);
+        let rate = if inner.plan.skewed { random.random_range(900..1100) } else { 1000 };
+        let clock = Arc::new(Clock { started: inner.now, rate, base });
+        let sent = Arc::new(Notify::new());
+        let orders = inner.born(process);
+        inner.say(format_args!("P{process} starts"));
+        let link = Link { world: world.clone(), process, clock: Arc::clone(&clock), sent: Arc::clone(&sent) };
+        let env = environment(&inner, link, metrics, &mut random, world);
+        let time = inner.now;
+        drop(inner);
+        let parts = Parts { world: world.clone(), process, env, orders, random };
+        // The handle is of no use: the task ends with the runtime.
+        drop(runtime.spawn(run(parts)));
+        Self { process, time, paused: false, runtime, clock, sent }
+    }
+
+    /// Runs until a time of the world, or until a request was sent.
+    pub(super) fn run_until(&mut self, until: Time) {
+        let deadline = self.clock.local(until);
+        let sent = Arc::clone(&self.sent);
+        let (reached, now) = self.runtime.block_on(async move {
+            let reached = tokio::select! {
+                biased;
+                () = sent.notified() => false,
+                () = tokio::time::sleep_until(deadline) => true,
+            };
+            (reached, Instant::now())
+        });
+        let come = if reached { until } else { self.clock.world(now).min(until) };
+        self.time = self.time.max(come);
+    }
+
+    /// Goes on after standing still: its clock has gone on without it.
+    pub(super) fn resume(&mut self, time: Time) {
+        let until = self.clock.local(time);
+        self.runtime.block_on(async move {
+            let gone = until.saturating_duration_since(Instant::now());
+            tokio::time::advance(gone).await;
+        });
+        self.time = self.time.max(time);
+        self.paused = false;
+    }
+}
+
+fn environment(
+    inner: &Inner,
+    link: Link,
+    metrics: &StoreMetrics,
+    random: &mut SmallRng,
+    world: &World,
+) -> Environment {
+    let plan = &inner.plan;
+    let counted = Instrument::new(Arc::new(link), metrics.clone());
+    let limited = Limit::new(Arc::new(counted), plan.concurrency, metrics.clone());
+    let store = Arc::new(Retry::new(Arc::new(limited), plan.retry, metrics.clone(), random.random()));
+    let skew = random.random_range(0..MAX_SKEW);
+    let world = world.clone();
+    Environment {
+        store,
+        cache: PageCache::new(plan.cache_bytes, plan.options.get_bytes),
+        budget: DirtyBudget::new(plan.budget_bytes),
+        entropy: Entropy::seeded(random.random()),
+        wall_clock: Arc::new(move || DAWN + skew + world.lock().now / 1000),
+    }
+}
+
+/// What a process is made of.
+pub(super) struct Parts {
+    pub(super) world: World,
+    pub(super) process: Process,
+    pub(super) env: Environment,
+    pub(super) orders: watch::Receiver<Order>,
+    pub(super) random: SmallRng,
+}
+
+/// What a gateway does from its start to its end.
+struct Life {
+    parts: Parts,
+    takeover: bool,
+}
+
+/// How the time of an open volume ended.
+enum End {
+    Closed,
+    Lost,
+}
+
+impl Life {
+    async fn live(mut self) {
+        loop {
+            let Some(volume) = self.open().await else { return self.rest().await };
+            let end = self.serve(&volume).await;
+            drop(volume);
+            let mut again = self.parts.random.random_bool(0.5);
+            match end {
+                End::Closed => self.parts.world.lock().order(self.parts.process, Order::Serve),
+                End::Lost => again &= *self.parts.orders.borrow() == Order::Serve,
+            }
+            again &= !self.parts.world.lock().calm;
+            if !again {
+                return self.rest().await;
+            }
+            self.parts.world.lock().again(self.parts.process);
+            let pause = Duration::from_millis(self.parts.random.random_range(1..2000));
+            tokio::time::sleep(pause).await;
+            self.takeover = self.parts.random.random_bool(0.3);
+        }
+    }
+
+    /// Nothing more comes of this process.
+    async fn rest(&self) {
+        let mut inner = self.parts.world.lock();
+        inner.processes.get_mut(&self.parts.process).expect("it was born").ended = true;
+        inner.say(format_args!("P{} is done", self.parts.process));
+    }
+
+    /// Opens the volume, however often it takes; `None` once it is told not to.
+    async fn open(&mut self) -> Option<Arc<Volume>> {
+        loop {
+            if *self.parts.orders.borrow() != Order::Serve {
+                return None;
+            }
+            let (options, volume) = {
+                let inner = self.parts.world.lock();
+                let mut options = inner.plan.options.clone();
+                options.holder_name = format!("P{}", self.parts.process);
+                (options, inner.volume)
+            };
+            match Volume::open(&self.parts.env, options, volume, self.takeover).await {
+                Ok(volume) => {
+                    self.parts.world.lock().opened(self.parts.process, volume.epoch());
+                    return Some(volume);
+                }
+                Err(error) => self.parts.world.lock().opening_failed(self.parts.process, &error),
+            }
+            let pause = Duration::from_millis(self.parts.random.random_range(10..3000));
+            tokio::time::sleep(pause).await;
+            self.takeover |= self.parts.random.random_bool(0.3);
+        }
+    }
+
+    /// Serves clients until the volume is lost, or closed as told.
+    async fn serve(&mut self, volume: &Arc<Volume>) -> End {
+        let tasks = Tasks::new();
+        let clients = self.parts.world.lock().plan.clients;
+        for _ in 0..clients {
+            let client = Client {
+                world: self.parts.world.clone(),
+                process: self.parts.process,
+                epoch: volume.epoch(),
+                volume: Arc::clone(volume),
+                orders: self.parts.orders.clone(),
+                random: SmallRng::seed_from_u64(self.parts.random.random()),
+            };
+            drop(tasks.spawn(client.run()));
+        }
+        let lost = tokio::select! {
+            biased;
+            why = volume.stopped() => Some(why),
+            closing = self.parts.orders.wait_for(|order| *order == Order::Close) => {
+                drop(closing);
+                None
+            }
+        };
+        let end = match lost {
+            Some(why) => {
+                self.parts.world.lock().lost(self.parts.process, volume.epoch(), &why);
+                End::Lost
+            }
+            None => self.close(volume).await,
+        };
+        tasks.join().await;
+        end
+    }
+
+    async fn close(&mut self, volume: &Volume) -> End {
+        let number = self.parts.world.lock().begin(self.parts.process, "close".to_owned());
+        let end = loop {
+            match volume.close().await {
+                Ok(()) => {
+                    let mut inner = self.parts.world.lock();
+                    inner.history.close_answered(volume.epoch());
+                    inner.say(format_args!("P{} closed epoch {}", self.parts.process, volume.epoch()));
+                    break End::Closed;
+                }
+                Err(Error::Deadline { .. }) => {}
+                Err(error) => {
+                    self.parts.world.lock().lost(self.parts.process, volume.epoch(), &error.to_string());
+                    break End::Lost;
+                }
+            }
+        };
+        self.parts.world.lock().end(self.parts.process, number, "close");
+        end
+    }
+}
+
+impl Inner {
+    /// A gateway opened the volume.
+    fn opened(&mut self, process: Process, epoch: u32) {
+        self.say(format_args!("P{process} opened epoch {epoch}"));
+        if !self.history.epochs.contains_key(&epoch)
+            && let Some(image) = self.check_now()
+        {
+            self.history.begin(epoch, Arc::new(image));
+        }
+        let state = self.processes.get_mut(&process).expect("it was born");
+        (state.opening, state.epoch) = (false, Some(epoch));
+    }
+
+    /// A gateway that is done serving begins again.
+    fn again(&mut self, process: Process) {
+        let state = self.processes.get_mut(&process).expect("it was born");
+        (state.opening, state.epoch) = (true, None);
+        self.say(format_args!("P{process} begins again"));
+    }
+
+    fn opening_failed(&mut self, process: Process, error: &OpenError) {
+        self.say(format_args!("P{process} cannot open: {error}"));
+        let is_explained = match error {
+            OpenError::Held { .. } | OpenError::Lost(_) => true,
+            OpenError::Store(_) => !self.calm,
+            OpenError::Damaged { .. } => self.plan.damages && !self.calm,
+            _ => false,
+        };
+        if !is_explained {
+            self.broken(format!("P{process} cannot open the volume: {error}"));
+        }
+    }
+
+    /// A gateway's volume stopped.
+    fn lost(&mut self, process: Process, epoch: u32, why: &str) {
+        self.say(format_args!("P{process} lost epoch {epoch}: {why}"));
+        self.check_superseded(process, epoch, why);
+    }
+
+    /// A volume that stops must have been taken over.
+    pub(super) fn check_superseded(&mut self, process: Process, epoch: u32, why: &str) {
+        if !self.is_superseded(epoch) {
+            self.broken(format!("P{process} of epoch {epoch} stopped, though that is the newest: {why}"));
+        }
+    }
+
+    /// Whether a later epoch was begun.
+    pub(super) fn is_superseded(&self, epoch: u32) -> bool {
+        bucket::head(&self.objects(), self.volume).is_ok_and(|head| head.epoch > epoch)
+    }
+}

@@ -1,0 +1,201 @@
+//! What clients were told, and which content of each cell that allows.
+//!
+//! Everything that happens takes the next moment of one clock, so that "answered before it was issued" is a
+//! comparison. Each epoch has a history of its own: the image that its opener recovered, the changes that clients
+//! issued to it, and the flushes that it answered. Knows nothing of the volume's insides: no order of changes is
+//! assumed but that of answers and issues; changes that overlap in time may have been applied in either order.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::cells::{BLOCK_CELLS, Id, TORN};
+
+/// A point of a run's time; every event has its own.
+pub(super) type Moment = u64;
+
+/// Content of every cell.
+pub(super) type Image = Arc<Vec<Id>>;
+
+/// A change that a client issued.
+#[derive(Clone, Debug)]
+pub(super) struct Change {
+    /// Which.
+    pub(super) id: Id,
+    /// Cells that it covers, in order.
+    pub(super) cells: Vec<Range<u32>>,
+    /// Whether it zeroes them.
+    pub(super) zero: bool,
+    /// When it was issued.
+    pub(super) issued: Moment,
+    /// When it was answered with success; one that failed, or was never answered, may or may not be applied.
+    pub(super) answered: Option<Moment>,
+    /// Whether its answer said that it is durable.
+    pub(super) durable: bool,
+}
+
+impl Change {
+    /// Whether it covers a cell.
+    pub(super) fn covers(&self, cell: u32) -> bool {
+        self.cells.iter().any(|cells| cells.contains(&cell))
+    }
+
+    /// Whether it was answered before another was issued.
+    pub(super) fn precedes(&self, other: &Self) -> bool {
+        self.answered.is_some_and(|answered| answered < other.issued)
+    }
+}
+
+/// The time of one writer.
+#[derive(Debug)]
+pub(super) struct Epoch {
+    /// What its opener recovered.
+    pub(super) base: Image,
+    /// Changes issued to it, in order of issue.
+    pub(super) changes: Vec<Change>,
+    /// Positions in `changes` by the block of cells that they touch, in order of issue.
+    by_block: BTreeMap<u32, Vec<usize>>,
+    /// When the last of the flushes that were answered with success was issued; 0 for none.
+    pub(super) flushed: Moment,
+    /// When its closing was answered with success.
+    pub(super) closed: Option<Moment>,
+}
+
+impl Epoch {
+    /// An epoch that begins with this content.
+    pub(super) fn new(base: Image) -> Self {
+        Self { base, changes: Vec::new(), by_block: BTreeMap::new(), flushed: 0, closed: None }
+    }
+
+    fn add(&mut self, change: Change) {
+        let position = self.changes.len();
+        for cells in &change.cells {
+            for block in cells.start / BLOCK_CELLS..=(cells.end - 1) / BLOCK_CELLS {
+                self.by_block.entry(block).or_default().push(position);
+            }
+        }
+        self.changes.push(change);
+    }
+
+    /// A change by its id.
+    pub(super) fn change(&self, id: Id) -> Option<&Change> {
+        self.changes.binary_search_by_key(&id, |change| change.id).ok().map(|at| &self.changes[at])
+    }
+
+    /// Changes that touch a block of cells, in order of issue.
+    pub(super) fn touching(&self, block: u32) -> impl Iterator<Item = &Change> + Clone {
+        self.by_block.get(&block).into_iter().flatten().map(|at| &self.changes[*at])
+    }
+
+    /// Checks what a read found in a cell.
+    ///
+    /// A change is past if another one of the cell was issued after its answer, and was itself answered before the
+    /// read was issued. A read gives the content of a change that is not past, or the base while no change was
+    /// answered before the read was issued.
+    pub(super) fn check_read(&self, cell: u32, found: Id, issued: Moment) -> Result<(), String> {
+        if found == TORN {
+            return Err(format!("cell {cell} holds what nobody wrote"));
+        }
+        let covering = self.touching(cell / BLOCK_CELLS).filter(|change| change.covers(cell));
+        let settled = covering.clone().filter(|change| change.answered.is_some_and(|at| at < issued));
+        let newest = settled.map(|change| change.issued).max();
+        let is_past = |change: &Change| match (change.answered, newest) {
+            (Some(answered), Some(newest)) => answered < newest,
+            _ => false,
+        };
+        let base_stands = newest.is_none() && self.base[cell as usize] == found;
+        let allowed =
+            |change: &Change| (if change.zero { found == 0 } else { found == change.id }) && !is_past(change);
+        if base_stands || covering.clone().any(allowed) {
+            return Ok(());
+        }
+        let known: Vec<String> = covering.map(describe).collect();
+        let base = self.base[cell as usize];
+        Err(format!(
+            "cell {cell} reads as change {found}, issued at {issued}; base {base}, changes {}",
+            known.join(", ")
+        ))
+    }
+}
+
+/// A change, for people.
+pub(super) fn describe(change: &Change) -> String {
+    let kind = if change.zero { "zero " } else { "" };
+    let end = change.answered.map_or("?".to_owned(), |at| at.to_string());
+    format!("{kind}{}@{}..{end}", change.id, change.issued)
+}
+
+/// All epochs.
+#[derive(Debug)]
+pub(super) struct History {
+    now: Moment,
+    next_id: Id,
+    /// By number.
+    pub(super) epochs: BTreeMap<u32, Epoch>,
+    /// Each opening: the epoch that came before, the one that began, and what it recovered.
+    pub(super) openings: Vec<(u32, u32, Image)>,
+}
+
+impl History {
+    /// A volume that was just created, all zeros, as epoch 0.
+    pub(super) fn new(cells: u32) -> Self {
+        let base = Arc::new(vec![0; cells as usize]);
+        Self { now: 1, next_id: 1, epochs: BTreeMap::from([(0, Epoch::new(base))]), openings: Vec::new() }
+    }
+
+    /// The next moment.
+    pub(super) fn tick(&mut self) -> Moment {
+        self.now += 1;
+        self.now
+    }
+
+    /// The newest epoch.
+    pub(super) fn newest(&self) -> u32 {
+        *self.epochs.last_key_value().expect("epoch 0 stays").0
+    }
+
+    /// An opener proved what it recovered.
+    pub(super) fn begin(&mut self, epoch: u32, image: Image) {
+        let before = self.newest();
+        self.openings.push((before, epoch, Arc::clone(&image)));
+        self.epochs.insert(epoch, Epoch::new(image));
+    }
+
+    fn epoch(&mut self, epoch: u32) -> &mut Epoch {
+        self.epochs.get_mut(&epoch).expect("commands come after the opening")
+    }
+
+    /// A client issues a change.
+    pub(super) fn issue(&mut self, epoch: u32, zero: bool, cells: impl FnOnce(Id) -> Vec<Range<u32>>) -> Id {
+        let (id, issued) = (self.next_id, self.tick());
+        self.next_id += 1;
+        let cells = cells(id);
+        self.epoch(epoch).add(Change { id, cells, zero, issued, answered: None, durable: false });
+        id
+    }
+
+    /// A change was answered with success.
+    pub(super) fn answer(&mut self, epoch: u32, id: Id, durable: bool) {
+        let now = self.tick();
+        let changes = &mut self.epoch(epoch).changes;
+        let at = changes.binary_search_by_key(&id, |change| change.id).expect("it was issued");
+        changes[at].answered = Some(now);
+        changes[at].durable = durable;
+        if durable {
+            let issued = changes[at].issued;
+            self.flush_answered(epoch, issued);
+        }
+    }
+
+    /// A flush that was issued then was answered with success.
+    pub(super) fn flush_answered(&mut self, epoch: u32, issued: Moment) {
+        let epoch = self.epoch(epoch);
+        epoch.flushed = epoch.flushed.max(issued);
+    }
+
+    /// A closing was answered with success.
+    pub(super) fn close_answered(&mut self, epoch: u32) {
+        let now = self.tick();
+        self.epoch(epoch).closed.get_or_insert(now);
+    }
+}

@@ -1,0 +1,155 @@
+//! What a seed stands for: sizes, bounds, loads and troubles of one run.
+
+use std::time::Duration;
+
+use cairn::store::retry::{Patience, RetryOptions};
+use cairn::volume::Options;
+use rand::rngs::SmallRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+
+use super::cells::Layout;
+use super::weather::Rates;
+
+/// A run.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    /// The seed.
+    pub(super) seed: u64,
+    /// The volume.
+    pub(super) layout: Layout,
+    /// Bounds of the volume.
+    pub(super) options: Options,
+    /// Clean pages in memory.
+    pub(super) cache_bytes: u64,
+    /// Dirty bytes.
+    pub(super) budget_bytes: u64,
+    /// Requests of a gateway at a time.
+    pub(super) concurrency: usize,
+    /// Retries.
+    pub(super) retry: RetryOptions,
+    /// Commands issued before the finale.
+    pub(super) commands: u32,
+    /// Clients of a gateway.
+    pub(super) clients: u32,
+    /// Longest pause of a client between commands, in milliseconds.
+    pub(super) think: u64,
+    /// Share of the windows that most commands go to, in percent.
+    pub(super) hot_percent: u64,
+    /// Store requests in rough weather.
+    pub(super) rough: Rates,
+    /// Gateways that may live at a time.
+    pub(super) gateways: usize,
+    /// Longest time between two disasters, in milliseconds.
+    pub(super) disaster_every: u64,
+    /// Bodies are flipped or cut on the way, so that reads may fail.
+    pub(super) damages: bool,
+    /// The clocks of gateways run at rates of their own.
+    pub(super) skewed: bool,
+    /// Probability of a crash just when a request is sent or takes effect, of 10,000.
+    pub(super) crash_at_request: u32,
+}
+
+impl Plan {
+    /// The run of a seed.
+    pub(super) fn draw(seed: u64) -> Self {
+        let mut random = SmallRng::seed_from_u64(seed ^ 0x5eed_0000_0000_0001);
+        let layout = layout(&mut random);
+        let ms = Duration::from_millis;
+        let options = Options {
+            metrics: None,
+            holder_name: String::new(),
+            commit_max_age: ms(pick(&mut random, &[20, 200, 1000, 5000])),
+            commit_chunk_wait: ms(pick(&mut random, &[0, 100, 3000])),
+            commit_max_bytes: pick(&mut random, &[8, 32, 128, 1024]) << 10,
+            commits_in_flight: usize::try_from(pick(&mut random, &[1, 2, 3, 8])).unwrap(),
+            store_deadline: [None, None, Some(ms(2000)), Some(ms(20_000))]
+                .choose(&mut random)
+                .copied()
+                .unwrap(),
+            journal_max_bytes: pick(&mut random, &[32, 128, 512, 4096]) << 10,
+            journal_max_records: pick(&mut random, &[2, 5, 20, 100]),
+            journal_max_age: ms(pick(&mut random, &[1000, 10_000, 300_000])),
+            fold_bytes: pick(&mut random, &[1, 2, 8]) * 2 * layout.chunk,
+            lease_ttl: ms(pick(&mut random, &[1000, 3000, 30_000])),
+            head_interval: ms(pick(&mut random, &[0, 20, 1000])),
+            deletion_grace: ms(pick(&mut random, &[0, 0, 0, 3000, 3_600_000])),
+            read_ahead_bytes: pick(&mut random, &[0, 256, 1024]) << 10,
+            get_bytes: pick(&mut random, &[1, 2, 16]) * 65_552,
+        };
+        let timeout = pick(&mut random, &[500, 2000, 10_000]);
+        let read = Patience { deadline: Some(ms(timeout * 6)), refusals: Some(3) };
+        let retry = RetryOptions {
+            base: ms(pick(&mut random, &[10, 100])),
+            cap: ms(pick(&mut random, &[200, 5000])),
+            read,
+            write: Patience { deadline: None, refusals: None },
+            log_interval: ms(10_000),
+        };
+        let damages = random.random_bool(0.3);
+        let rough = rates(&mut random, damages, timeout);
+        Self {
+            seed,
+            options,
+            cache_bytes: pick(&mut random, &[0, 2, 8, 64]) * 66_000,
+            budget_bytes: pick(&mut random, &[16, 64, 256, 4096]) << 10,
+            concurrency: usize::try_from(pick(&mut random, &[2, 8, 64])).unwrap(),
+            retry,
+            commands: random.random_range(200..400),
+            clients: random.random_range(1..=6),
+            think: pick(&mut random, &[1, 10, 100, 1000]),
+            hot_percent: pick(&mut random, &[5, 20, 100]),
+            rough,
+            gateways: random.random_range(1..=3),
+            disaster_every: pick(&mut random, &[500, 3000, 10_000, 60_000]),
+            damages,
+            skewed: random.random_bool(0.3),
+            crash_at_request: u32::try_from(pick(&mut random, &[0, 0, 20, 100])).unwrap(),
+            layout,
+        }
+    }
+}
+
+fn pick(random: &mut SmallRng, from: &[u64]) -> u64 {
+    *from.choose(random).expect("there are some")
+}
+
+/// Sizes: mostly one map page; sometimes two, with the border between them in use.
+fn layout(random: &mut SmallRng) -> Layout {
+    let chunk = pick(random, &[64, 64, 128, 256]) << 10;
+    if random.random_bool(0.2) {
+        let border = chunk * 4096;
+        let (low, high) = (border - (256 << 10), border + (256 << 10));
+        return Layout { size: border + (1 << 20), chunk, windows: vec![0..256 << 10, low..high] };
+    }
+    let size = pick(random, &[8, 16, 32, 64]) * (64 << 10);
+    // Now and then the last chunk, page and block are not whole.
+    let size = size + pick(random, &[0, 0, 512, 4096 + 1536]);
+    Layout { size, chunk, windows: std::iter::once(0..size).collect() }
+}
+
+fn rates(random: &mut SmallRng, damages: bool, timeout: u64) -> Rates {
+    let level = pick(random, &[0, 1, 3, 10]);
+    let mut rate = |usual: u64| {
+        let on = random.random_bool(0.7);
+        u32::try_from(if on { usual * level } else { 0 }).expect("small")
+    };
+    let mut rates = Rates {
+        error_before: rate(60),
+        lost_answer: rate(60),
+        late: rate(15),
+        duplicate: rate(20),
+        throttled: rate(40),
+        denied: rate(5),
+        slow: rate(15),
+        flip: rate(30),
+        short: rate(30),
+        latency: 0,
+        timeout,
+    };
+    if !damages {
+        (rates.flip, rates.short) = (0, 0);
+    }
+    rates.latency = pick(random, &[2, 10, 40]);
+    rates
+}

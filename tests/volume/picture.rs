@@ -1,0 +1,41 @@
+//! The picture of a disk: absent, stored, dirty.
+
+use cairn::volume::Cell;
+
+use super::bench::{Bench, MIB, pattern};
+
+/// Bytes stored and dirty of each cell, in pages of 64 KiB.
+fn pages(cells: &[Cell]) -> Vec<(u64, u64)> {
+    cells.iter().map(|cell| (cell.stored_bytes / 65_536, cell.dirty_bytes / 65_536)).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_is_dirty_until_it_is_durable_and_absent_after_a_trim() {
+    let mut bench = Bench::new(64 * MIB).await;
+    let volume = bench.open().await;
+    let shown = async || {
+        let picture = volume.picture(16).await.unwrap();
+        assert_eq!(picture.cell_bytes, 4 * MIB);
+        pages(&picture.cells)
+    };
+    let mut expected = vec![(0, 0); 16];
+    assert_eq!(shown().await, expected, "a fresh disk is absent");
+
+    // Half in one cell, half in the next.
+    volume.write(8 * MIB - 65_536, pattern(1, 131_072), false).await.unwrap();
+    (expected[1], expected[2]) = ((0, 1), (0, 1));
+    assert_eq!(shown().await, expected);
+
+    volume.flush().await.unwrap();
+    (expected[1], expected[2]) = ((1, 0), (1, 0));
+    assert_eq!(shown().await, expected, "durable in the journal");
+    volume.checkpoint().await.unwrap();
+    assert_eq!(shown().await, expected, "durable in objects");
+
+    volume.zero(8 * MIB, 65_536, true, false).await.unwrap();
+    expected[2] = (0, 1);
+    assert_eq!(shown().await, expected, "a TRIM is a change like any other");
+    volume.checkpoint().await.unwrap();
+    expected[2] = (0, 0);
+    assert_eq!(shown().await, expected);
+}
