@@ -26,6 +26,7 @@
 
 pub mod admin;
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod metrics;
 pub mod protocol;

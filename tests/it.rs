@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by unwrapping")]
 
 mod cli;
+mod client;
 mod conformance;
 mod golden;
 mod interop;

@@ -12,6 +12,7 @@ pub mod error;
 pub mod flags;
 pub mod info;
 pub mod meta_context;
+pub mod negotiate_client;
 pub mod negotiate_server;
 pub mod option;
 pub mod option_reply;

@@ -14,8 +14,8 @@ pub const REQUEST_MAGIC: u32 = 0x2560_9513;
 /// `NBD_EXTENDED_REQUEST_MAGIC`.
 pub const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
 
-/// Which headers requests and replies have, as negotiated.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+/// Which headers requests and replies have, as negotiated; the later, the more they can tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum HeaderStyle {
     /// Compact requests, simple replies.
     #[default]

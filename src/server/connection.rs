@@ -16,6 +16,7 @@ use super::connections::{Connections, Seat};
 use super::dispatch::Rules;
 use super::export::{Export, ExportDescription, Exports, OpenError};
 use super::options::Options;
+use super::tls::{Identity, Tls};
 use super::transmission::{self, Broken, End, READ_BYTES, Transmission};
 use super::transport::Transport;
 use crate::metrics::{HandshakeFailure, ServerMetrics};
@@ -44,12 +45,14 @@ pub enum Greeting {
 }
 
 /// What all connections of a server share.
+#[derive(Clone)]
 pub(crate) struct Shared {
     pub(crate) exports: Arc<dyn Exports>,
     pub(crate) options: Options,
     pub(crate) tasks: Arc<Tasks>,
     pub(crate) drain: CancellationToken,
     pub(crate) metrics: ServerMetrics,
+    pub(crate) tls: Option<Tls>,
     pub(crate) connections: Connections,
 }
 
@@ -68,6 +71,8 @@ enum HandshakeEnd {
     Drained,
     #[error("oldstyle export refused: {0}")]
     Oldstyle(Refusal),
+    #[error("TLS failed: {0}")]
+    Tls(io::Error),
 }
 
 impl HandshakeEnd {
@@ -77,6 +82,7 @@ impl HandshakeEnd {
             Self::Closed(CloseReason::ExportName(_)) | Self::Oldstyle(_) => HandshakeFailure::Export,
             Self::Closed(_) => HandshakeFailure::Protocol,
             Self::TimedOut => HandshakeFailure::Timeout,
+            Self::Tls(_) => HandshakeFailure::Tls,
             Self::Left | Self::Io(_) | Self::Drained => HandshakeFailure::Disconnected,
         }
     }
@@ -85,7 +91,7 @@ impl HandshakeEnd {
 /// Serves one connection to its end.
 pub(crate) async fn serve(shared: &Shared, transport: Transport, greeting: &Greeting, seat: &Seat) {
     let label = transport.label();
-    let _open = shared.metrics.connected(label);
+    let mut _open = shared.metrics.connected(label);
     let handshake = Handshake::new(shared, transport);
     let ready = match greeting {
         Greeting::Newstyle => handshake.newstyle().await,
@@ -98,6 +104,9 @@ pub(crate) async fn serve(shared: &Shared, transport: Transport, greeting: &Gree
             return tracing::debug!("handshake ended: {end}");
         }
     };
+    if transport.label() != label {
+        _open = shared.metrics.connected(transport.label());
+    }
     tracing::debug!(export = %session.export.name, headers = ?session.headers, "transmission begins");
     seat.uses(session.export.name.as_ref());
     let rules = Rules::new(&session);
@@ -124,6 +133,7 @@ struct Handshake<'a> {
     shared: &'a Shared,
     transport: Transport,
     input: BytesMut,
+    identity: Identity,
     /// When the client's time is over. Time that the server itself takes does not count.
     deadline: Instant,
 }
@@ -131,12 +141,12 @@ struct Handshake<'a> {
 impl<'a> Handshake<'a> {
     fn new(shared: &'a Shared, transport: Transport) -> Self {
         let deadline = Instant::now() + shared.options.handshake_timeout;
-        Self { shared, transport, input: BytesMut::new(), deadline }
+        Self { shared, transport, input: BytesMut::new(), identity: Identity::Plain, deadline }
     }
 
     async fn newstyle(mut self) -> Result<Ready, HandshakeEnd> {
         let mut machine = ServerHandshake::new(HandshakePolicy {
-            tls: TlsPolicy::Off,
+            tls: self.shared.tls.as_ref().map_or(TlsPolicy::Off, Tls::policy),
             maximum_option_bytes: MAXIMUM_OPTION_BYTES,
         });
         let mut opened = None;
@@ -149,12 +159,12 @@ impl<'a> Handshake<'a> {
             match action {
                 ServerAction::NeedInput => self.receive().await?,
                 ServerAction::List(ticket) => {
-                    let listed = self.ask(self.shared.exports.list()).await;
-                    machine.handle_list(ticket, listed.and_then(entries));
+                    let listed = self.list().await;
+                    machine.handle_list(ticket, listed);
                 }
                 ServerAction::Describe(ticket) => {
-                    let described = self.ask(self.shared.exports.describe(ticket.name())).await;
-                    machine.handle_description(ticket, described.and_then(|it| self.export_info(&it)));
+                    let described = self.describe(ticket.name()).await;
+                    machine.handle_description(ticket, described);
                 }
                 ServerAction::Open(ticket) => {
                     let result = self.open(ticket.name()).await;
@@ -165,7 +175,10 @@ impl<'a> Handshake<'a> {
                     opened = export;
                     machine.handle_opened(ticket, info);
                 }
-                ServerAction::StartTls(_) => return Err(HandshakeEnd::Closed(CloseReason::Unanswered)),
+                ServerAction::StartTls(ticket) => {
+                    self = self.start_tls().await?;
+                    machine.handle_tls_started(ticket);
+                }
                 ServerAction::Transmit(session) => {
                     let export = opened.ok_or(HandshakeEnd::Closed(CloseReason::Unanswered))?;
                     let Self { transport, input, .. } = self;
@@ -180,6 +193,10 @@ impl<'a> Handshake<'a> {
     }
 
     async fn oldstyle(mut self, name: &str) -> Result<Ready, HandshakeEnd> {
+        if self.shared.tls.as_ref().is_some_and(|tls| tls.policy() == TlsPolicy::Required) {
+            let message = "TLS is required, and oldstyle cannot have it";
+            return Err(HandshakeEnd::Oldstyle(Refusal::new(OptionError::TlsReqd, message)));
+        }
         let (export, info) = self.open(name).await.map_err(HandshakeEnd::Oldstyle)?;
         let (greeting, session) = ServerHandshake::oldstyle(info);
         self.send(&greeting).await?;
@@ -187,10 +204,47 @@ impl<'a> Handshake<'a> {
         Ok(Ready { session, export, transport, input })
     }
 
+    /// The exports that this client may be told of.
+    async fn list(&mut self) -> Result<Vec<ServerEntry>, Refusal> {
+        let mut exports = self.ask(self.shared.exports.list()).await?;
+        exports.retain(|entry| self.admit(&entry.name).is_ok());
+        entries(exports)
+    }
+
+    async fn describe(&mut self, name: &str) -> Result<ExportInfo, Refusal> {
+        self.admit(name)?;
+        let described = self.ask(self.shared.exports.describe(name)).await;
+        let description =
+            described.map_err(|refusal| self.identity.hide(self.shared.tls.as_ref(), refusal))?;
+        self.admit(&description.name)?;
+        self.export_info(&description)
+    }
+
     async fn open(&mut self, name: &str) -> Result<(Arc<dyn Export>, ExportInfo), Refusal> {
-        let export = self.ask(self.shared.exports.open(name)).await?;
-        let info = self.export_info(&export.description())?;
+        self.admit(name)?;
+        let opened = self.ask(self.shared.exports.open(name)).await;
+        let export = opened.map_err(|refusal| self.identity.hide(self.shared.tls.as_ref(), refusal))?;
+        let description = export.description();
+        // The name that was asked for may stand for another, as the empty one does.
+        self.admit(&description.name)?;
+        let info = self.export_info(&description)?;
         Ok((export, info))
+    }
+
+    fn admit(&self, export: &str) -> Result<(), Refusal> {
+        self.identity.admit(self.shared.tls.as_ref(), export)
+    }
+
+    async fn start_tls(self) -> Result<Self, HandshakeEnd> {
+        let Self { shared, transport, input, deadline, .. } = self;
+        let tls = shared.tls.as_ref().ok_or(HandshakeEnd::Closed(CloseReason::Unanswered))?;
+        let accepted = tokio::select! {
+            accepted = timeout_at(deadline, tls.accept(transport)) => accepted,
+            () = shared.drain.cancelled() => return Err(HandshakeEnd::Drained),
+        };
+        let (transport, identity) =
+            accepted.map_err(|_| HandshakeEnd::TimedOut)?.map_err(HandshakeEnd::Tls)?;
+        Ok(Self { shared, transport, input, identity, deadline })
     }
 
     /// What the exports answer, unless the server drains first.

@@ -13,6 +13,7 @@ mod listener;
 mod options;
 mod outgoing;
 mod serve;
+mod tls;
 mod transmission;
 mod transport;
 
@@ -24,4 +25,5 @@ pub use export::{
 pub use listener::{AddressError, ListenAddress, ListenError, Listener};
 pub use options::Options;
 pub use serve::{Drained, Server};
+pub use tls::{Tls, TlsError, TlsOptions};
 pub use transport::Stream;

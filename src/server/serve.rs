@@ -16,6 +16,7 @@ use super::connections::{Connection, Connections, Seat};
 use super::export::Exports;
 use super::listener::{ListenAddress, Listener, Peer};
 use super::options::Options;
+use super::tls::Tls;
 use super::transport::{Stream, Transport};
 use crate::metrics::{HandshakeFailure, ServerMetrics};
 use crate::task::Tasks;
@@ -47,15 +48,17 @@ impl Server {
     #[must_use]
     pub fn new(exports: Arc<dyn Exports>, options: Options, metrics: ServerMetrics) -> Self {
         let slots = Arc::new(Semaphore::new(options.maximum_connections));
-        let shared = Shared {
-            exports,
-            options,
-            tasks: Arc::new(Tasks::new()),
-            drain: CancellationToken::new(),
-            metrics,
-            connections: Connections::default(),
-        };
+        let (tasks, drain) = (Arc::new(Tasks::new()), CancellationToken::new());
+        let connections = Connections::default();
+        let shared = Shared { exports, options, tasks, drain, metrics, tls: None, connections };
         Self { shared: Arc::new(shared), slots, next_connection: Arc::new(AtomicU64::new(1)) }
+    }
+
+    /// Lets clients use TLS, or makes them; for connections that come after.
+    #[must_use]
+    pub fn with_tls(mut self, tls: Tls) -> Self {
+        self.shared = Arc::new(Shared { tls: Some(tls), ..Shared::clone(&self.shared) });
+        self
     }
 
     /// Takes connections from a listener until the server drains; gives back where that is.

@@ -1,4 +1,4 @@
-//! What a connection runs over: TCP, a Unix socket, or any stream of bytes.
+//! What a connection runs over: TCP, a Unix socket, any stream of bytes, and TLS over these.
 //!
 //! One type, so that nothing above it is generic. Knows no protocol.
 
@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::server::TlsStream;
 
 use crate::metrics;
 
@@ -25,6 +26,7 @@ pub(crate) enum Transport {
     Tcp(TcpStream),
     Unix(UnixStream),
     Other(Box<dyn Stream>),
+    Tls(Box<TlsStream<Transport>>),
 }
 
 impl Transport {
@@ -33,6 +35,7 @@ impl Transport {
         match self {
             Self::Tcp(_) => metrics::Transport::Tcp,
             Self::Unix(_) | Self::Other(_) => metrics::Transport::Unix,
+            Self::Tls(_) => metrics::Transport::Tls,
         }
     }
 
@@ -51,6 +54,10 @@ impl Transport {
                 let (reader, writer) = tokio::io::split(stream);
                 (Box::new(reader), Box::new(writer))
             }
+            Self::Tls(stream) => {
+                let (reader, writer) = tokio::io::split(stream);
+                (Box::new(reader), Box::new(writer))
+            }
         }
     }
 
@@ -59,6 +66,7 @@ impl Transport {
             Self::Tcp(stream) => Pin::new(stream),
             Self::Unix(stream) => Pin::new(stream),
             Self::Other(stream) => Pin::new(stream),
+            Self::Tls(stream) => Pin::new(stream),
         }
     }
 
@@ -67,6 +75,7 @@ impl Transport {
             Self::Tcp(stream) => Pin::new(stream),
             Self::Unix(stream) => Pin::new(stream),
             Self::Other(stream) => Pin::new(stream),
+            Self::Tls(stream) => Pin::new(stream),
         }
     }
 }
@@ -77,6 +86,7 @@ impl fmt::Debug for Transport {
             Self::Tcp(_) => "Tcp",
             Self::Unix(_) => "Unix",
             Self::Other(_) => "Other",
+            Self::Tls(_) => "Tls",
         })
     }
 }
@@ -117,6 +127,7 @@ impl AsyncWrite for Transport {
             Self::Tcp(stream) => stream.is_write_vectored(),
             Self::Unix(stream) => stream.is_write_vectored(),
             Self::Other(stream) => stream.is_write_vectored(),
+            Self::Tls(stream) => stream.is_write_vectored(),
         }
     }
 }

@@ -10,3 +10,4 @@ mod metadata;
 mod options;
 mod shutdown;
 mod structured_replies;
+mod tls;

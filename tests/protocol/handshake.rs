@@ -1,6 +1,9 @@
 //! The handshake machines, driven by any bytes.
 
 use bytes::BytesMut;
+use cairn::protocol::negotiate_client::{
+    ClientAction, ClientHandshake, ClientTls, Goal, HandshakeError, Outcome, Wishes,
+};
 use cairn::protocol::negotiate_server::*;
 use cairn::protocol::*;
 use proptest::collection::vec;
@@ -100,5 +103,155 @@ proptest! {
         }
         // What may be left is the answer to EXPORT_NAME.
         prop_assert!(matches!(rest.len(), 0 | 10 | 134), "{} bytes are left", rest.len());
+    }
+}
+
+/// What a client comes to that is told these bytes, and then the end.
+fn client_hears(wishes: Wishes, bytes: &[u8]) -> Result<Outcome, HandshakeError> {
+    let mut machine = ClientHandshake::new(wishes);
+    let mut input = BytesMut::from(bytes);
+    loop {
+        match machine.poll(&mut input) {
+            ClientAction::NeedInput => return Err(machine.handle_closed()),
+            ClientAction::StartTls(ticket) => machine.handle_tls_started(ticket),
+            ClientAction::Finish(outcome) => return Ok(outcome),
+            ClientAction::Fail(error) => return Err(error),
+        }
+    }
+}
+
+/// What a client and a server come to.
+fn converse(wishes: Wishes, policy: HandshakePolicy) -> (Result<Outcome, HandshakeError>, Option<Session>) {
+    let (mut client, mut server) = (ClientHandshake::new(wishes), ServerHandshake::new(policy));
+    let (mut to_client, mut to_server) = (BytesMut::new(), BytesMut::new());
+    let (mut session, mut tls) = (None, None);
+    let export = |name: &str| match name {
+        "" | "disk" => Ok(ExportInfo {
+            name: WireString::try_from("disk").unwrap(),
+            description: WireString::try_from("a disk").unwrap(),
+            disk: DiskInfo { size_bytes: 1 << 20, flags: TransmissionFlags::SEND_FLUSH },
+            block_size: BlockSize { minimum: 1, preferred: 4096, maximum: 1 << 25 },
+        }),
+        _ => Err(Refusal::new(OptionError::Unknown, "none")),
+    };
+    loop {
+        let action = if session.is_none() { Some(server.poll(&mut to_server)) } else { None };
+        to_client.extend(server.take_output());
+        match action {
+            None | Some(ServerAction::NeedInput | ServerAction::Close(_)) => {}
+            Some(ServerAction::List(ticket)) => {
+                let entry =
+                    ServerEntry { name: WireString::truncated("disk"), description: WireString::default() };
+                server.handle_list(ticket, Ok(vec![entry]));
+                continue;
+            }
+            Some(ServerAction::Describe(ticket)) => {
+                let export = export(ticket.name());
+                server.handle_description(ticket, export);
+                continue;
+            }
+            Some(ServerAction::Open(ticket)) => {
+                let export = export(ticket.name());
+                server.handle_opened(ticket, export);
+                continue;
+            }
+            Some(ServerAction::StartTls(ticket)) => tls = Some(ticket),
+            Some(ServerAction::Transmit(reached)) => {
+                session = Some(reached);
+                continue;
+            }
+        }
+        let action = client.poll(&mut to_client);
+        to_server.extend(client.take_output());
+        match action {
+            ClientAction::NeedInput => assert!(!to_server.is_empty(), "both wait"),
+            ClientAction::StartTls(ticket) => {
+                client.handle_tls_started(ticket);
+                to_server.extend(client.take_output());
+                server.handle_tls_started(tls.take().expect("the server starts TLS too"));
+            }
+            ClientAction::Finish(outcome) => return (Ok(outcome), session),
+            ClientAction::Fail(error) => return (Err(error), session),
+        }
+    }
+}
+
+#[test]
+fn client_and_server_come_to_the_same_session() {
+    for structured_replies in [false, true] {
+        for extended_headers in [false, true] {
+            for tls in [TlsPolicy::Off, TlsPolicy::Allowed, TlsPolicy::Required] {
+                for queries in [&[][..], &["base:allocation"], &["base:", "x-other:thing"]] {
+                    let query = |text: &&str| WireString::try_from(*text).unwrap();
+                    let wishes = Wishes {
+                        tls: ClientTls::Opportunistic,
+                        structured_replies,
+                        extended_headers,
+                        contexts: queries.iter().map(query).collect(),
+                        ..Wishes::new(Goal::Go(WireString::default()))
+                    };
+                    let policy = HandshakePolicy { tls, maximum_option_bytes: 1024 };
+                    let (outcome, session) = converse(wishes, policy);
+                    let (Ok(Outcome::Transmit(client)), Some(server)) = (outcome, session) else {
+                        panic!("no session for {queries:?} with {tls:?}");
+                    };
+                    assert_eq!(client.export, server.export);
+                    assert_eq!(client.headers, server.headers);
+                    let ids: Vec<_> = client.contexts.iter().map(|context| context.id).collect();
+                    assert_eq!(ids, server.base_allocation.into_iter().collect::<Vec<_>>());
+                    let selects = queries == ["base:allocation"] && server.headers > HeaderStyle::Simple;
+                    assert_eq!(server.base_allocation.is_some(), selects);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_client_without_tls_is_told_that_it_is_required() {
+    let policy = HandshakePolicy { tls: TlsPolicy::Required, maximum_option_bytes: 1024 };
+    for goal in [Goal::List, Goal::Info(WireString::default()), Goal::Go(WireString::default())] {
+        match converse(Wishes::new(goal), policy).0 {
+            Err(HandshakeError::Refused { refusal, .. }) => assert_eq!(refusal.error, OptionError::TlsReqd),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn lists_and_descriptions_end_the_session() {
+    let policy = HandshakePolicy { tls: TlsPolicy::Off, maximum_option_bytes: 1024 };
+    let (listed, session) = converse(Wishes::new(Goal::List), policy);
+    assert!(matches!(listed, Ok(Outcome::Listed(entries)) if entries.len() == 1));
+    assert_eq!(session, None);
+    let mut wishes = Wishes::new(Goal::Info(WireString::try_from("disk").unwrap()));
+    wishes.contexts = vec![WireString::try_from("base:").unwrap()];
+    let (described, session) = converse(wishes, policy);
+    let Ok(Outcome::Described(export, contexts)) = described else { panic!("{described:?}") };
+    assert_eq!((export.description.as_str(), contexts[0].name.as_str()), ("a disk", "base:allocation"));
+    assert_eq!(session, None);
+}
+
+proptest! {
+    #[test]
+    fn a_client_survives_any_bytes(
+        replies in vec((0_u32..12, prop_oneof![1_u32..6, 0x8000_0000_u32..0x8000_000b], vec(any::<u8>(), 0..40)), 0..8),
+        garbage in vec(any::<u8>(), 0..200), fixed: bool,
+    ) {
+        let flags = if fixed { b"\x00\x03" } else { b"\x00\x00" };
+        let mut bytes = [&b"NBDMAGICIHAVEOPT"[..], flags].concat();
+        for (option, reply, data) in replies {
+            bytes.extend(b"\x00\x03\xe8\x89\x04\x55\x65\xa9");
+            bytes.extend(option.to_be_bytes());
+            bytes.extend(reply.to_be_bytes());
+            bytes.extend(u32::try_from(data.len()).unwrap().to_be_bytes());
+            bytes.extend(data);
+        }
+        bytes.extend(&garbage);
+        for goal in [Goal::List, Goal::Info(WireString::default()), Goal::Go(WireString::default())] {
+            let wishes = Wishes { tls: ClientTls::Opportunistic, ..Wishes::new(goal) };
+            drop(client_hears(wishes.clone(), &bytes));
+            drop(client_hears(wishes, &garbage));
+        }
     }
 }

@@ -2,6 +2,7 @@
 //! disturbs HTTP.
 
 pub(crate) mod cairn;
+pub(crate) mod certificates;
 pub(crate) mod fake_s3;
 pub(crate) mod files;
 pub(crate) mod http;

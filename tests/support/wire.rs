@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cairn::metrics::Metrics;
-use cairn::server::{Export, Exports, Greeting, Options, Server};
+use cairn::server::{Export, Exports, Greeting, Options, Server, Stream, Tls};
 use cairn::task::Tasks;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::memory_export::{MemoryExport, MemoryExports};
 
@@ -32,6 +32,7 @@ pub(crate) const REP_META_CONTEXT: u32 = 4;
 pub(crate) const REP_ERR_UNSUP: u32 = 0x8000_0001;
 pub(crate) const REP_ERR_POLICY: u32 = 0x8000_0002;
 pub(crate) const REP_ERR_INVALID: u32 = 0x8000_0003;
+pub(crate) const REP_ERR_TLS_REQD: u32 = 0x8000_0005;
 pub(crate) const REP_ERR_UNKNOWN: u32 = 0x8000_0006;
 pub(crate) const REP_ERR_SHUTDOWN: u32 = 0x8000_0007;
 pub(crate) const REP_ERR_TOO_BIG: u32 = 0x8000_0009;
@@ -148,7 +149,7 @@ async fn in_time<T>(future: impl Future<Output = T>) -> T {
 }
 
 /// The client's end of a connection.
-pub(crate) struct Wire(DuplexStream);
+pub(crate) struct Wire(Box<dyn Stream>);
 
 impl Wire {
     pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
@@ -176,6 +177,21 @@ impl Wire {
         let mut rest = Vec::new();
         in_time(self.0.read_to_end(&mut rest)).await.expect("a pipe in memory does not fail");
         assert!(rest.is_empty(), "the server sent {} before it closed", rest.escape_ascii());
+    }
+
+    /// What is left when something else than these bytes goes on with the stream.
+    pub(crate) fn into_stream(self) -> Box<dyn Stream> {
+        self.0
+    }
+
+    /// A client that goes on with a stream.
+    pub(crate) fn over(stream: impl Stream) -> Self {
+        Self(Box::new(stream))
+    }
+
+    /// Whether the connection ends, in whatever way, before the server says anything more.
+    pub(crate) async fn is_dropped(&mut self) -> bool {
+        !matches!(in_time(self.0.read(&mut [0])).await, Ok(1..))
     }
 
     /// Closes our side for writing.
@@ -294,6 +310,12 @@ impl Harness {
         Self { server: Arc::new(server), tasks: Tasks::new(), metrics }
     }
 
+    /// The same server with TLS.
+    pub(crate) fn with_tls(self, tls: Tls) -> Self {
+        let server = Arc::into_inner(self.server).expect("nobody is connected yet");
+        Self { server: Arc::new(server.with_tls(tls)), ..self }
+    }
+
     /// Serves one export, as `disk` and as the default.
     pub(crate) fn of(export: Arc<dyn Export>) -> Self {
         Self::new(MemoryExports::new(vec![export]), Options::default())
@@ -312,7 +334,7 @@ impl Harness {
         let (ours, theirs) = tokio::io::duplex(64 << 10);
         let server = Arc::clone(&self.server);
         drop(self.tasks.spawn(async move { server.serve_stream(theirs, greeting).await }));
-        Wire(ours)
+        Wire(Box::new(ours))
     }
 
     /// Connects and reaches option haggling.

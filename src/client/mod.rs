@@ -1,0 +1,314 @@
+//! An NBD client: asynchronous, with many requests at a time over one connection.
+//!
+//! [`Client::connect`] negotiates as much as the server has ([`connect`]), falls back to what it has not, and then
+//! sends commands as they come ([`pipeline`]). It does what the specification asks of a client: it sends no command and
+//! no flag that the server has not offered, and breaks off where the server breaks the protocol.
+
+mod connect;
+mod error;
+mod pipeline;
+mod reply;
+mod tls;
+pub mod uri;
+
+use std::fmt;
+
+use bytes::Bytes;
+
+pub use connect::{ByteStream, Options};
+pub use error::{Broken, Error};
+pub use reply::{ContextExtents, Segment};
+pub use tls::TlsOptions;
+pub use uri::{Address, Uri, UriError};
+
+use self::connect::Connected;
+use self::pipeline::Pipeline;
+use self::reply::Outcome as Reply;
+use crate::protocol::meta_context::BASE_ALLOCATION;
+use crate::protocol::negotiate_client::{ClientSession, Goal, HandshakeError, Outcome};
+use crate::protocol::{
+    BlockDescriptor, Command, CommandFlags, ExportInfo, HeaderStyle, MetaContext, ServerEntry,
+    TransmissionFlags as Flags, WireString,
+};
+
+/// Largest payload where the server does not tell: what the specification advises for interoperability.
+const PORTABLE_PAYLOAD_BYTES: u32 = 32 << 20;
+
+/// A connection to an export.
+pub struct Client {
+    pipeline: Pipeline,
+    session: ClientSession,
+    /// Where to connect anew, unless it was connected over a stream that was given.
+    uri: Option<Uri>,
+    options: Options,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("session", &self.session).finish_non_exhaustive()
+    }
+}
+
+/// The exports of a server. The export of the URI plays no part.
+pub async fn list(uri: &Uri, options: &Options) -> Result<Vec<ServerEntry>, Error> {
+    let options = options.clone().for_uri(uri);
+    match connect::connect(&uri.address, Goal::List, &options).await?.outcome {
+        Outcome::Listed(entries) => Ok(entries),
+        Outcome::Described(..) | Outcome::Transmit(_) => Err(HandshakeError::Over.into()),
+    }
+}
+
+/// What a server tells of an export without opening it, and the metadata contexts that it has for it.
+pub async fn info(uri: &Uri, options: &Options) -> Result<(ExportInfo, Vec<MetaContext>), Error> {
+    let options = options.clone().for_uri(uri);
+    match connect::connect(&uri.address, Goal::Info(name(&uri.export)?), &options).await?.outcome {
+        Outcome::Described(export, contexts) => Ok((export, contexts)),
+        Outcome::Listed(_) | Outcome::Transmit(_) => Err(HandshakeError::Over.into()),
+    }
+}
+
+fn name(export: &str) -> Result<WireString, Error> {
+    WireString::try_from(export).map_err(|error| HandshakeError::Protocol(error).into())
+}
+
+impl Client {
+    /// Connects to an export.
+    pub async fn connect(uri: &Uri, options: &Options) -> Result<Self, Error> {
+        let for_uri = options.clone().for_uri(uri);
+        let connected = connect::connect(&uri.address, Goal::Go(name(&uri.export)?), &for_uri).await?;
+        Self::start(connected, Some(uri.clone()), options)
+    }
+
+    /// Connects to an export over a stream that leads to a server.
+    pub async fn connect_over(
+        stream: impl ByteStream,
+        export: &str,
+        options: &Options,
+    ) -> Result<Self, Error> {
+        let goal = Goal::Go(name(export)?);
+        Self::start(connect::connect_over(Box::new(stream), goal, options).await?, None, options)
+    }
+
+    /// Connects anew to the same export, and makes sure that it still has the same size and can do the same.
+    pub async fn reconnect(&self) -> Result<Self, Error> {
+        let uri = self.uri.as_ref().ok_or(Error::NotAllowed("this client was given its stream"))?;
+        let again = Self::connect(uri, &self.options).await?;
+        if again.session.export.disk != self.session.export.disk {
+            return Err(Error::NotAllowed("the export is not what it was"));
+        }
+        Ok(again)
+    }
+
+    fn start(connected: Connected, uri: Option<Uri>, options: &Options) -> Result<Self, Error> {
+        let Connected { stream, input, outcome: Outcome::Transmit(session) } = connected else {
+            return Err(HandshakeError::Over.into());
+        };
+        let pipeline = Pipeline::start(stream, input, &session, options.in_flight_requests);
+        Ok(Self { pipeline, session, uri, options: options.clone() })
+    }
+
+    /// The export as the server tells of it.
+    #[must_use]
+    pub fn export(&self) -> &ExportInfo {
+        &self.session.export
+    }
+
+    /// Size of the export in bytes.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.session.export.disk.size_bytes
+    }
+
+    /// What the export can do.
+    #[must_use]
+    pub fn flags(&self) -> Flags {
+        self.session.export.disk.flags
+    }
+
+    /// The kind of headers that was agreed on.
+    #[must_use]
+    pub fn headers(&self) -> HeaderStyle {
+        self.session.headers
+    }
+
+    /// The metadata contexts that were selected.
+    #[must_use]
+    pub fn contexts(&self) -> &[MetaContext] {
+        &self.session.contexts
+    }
+
+    /// Largest length of one READ or WRITE in bytes.
+    #[must_use]
+    pub fn maximum_payload_bytes(&self) -> u32 {
+        match self.session.export.block_size.maximum {
+            u32::MAX => PORTABLE_PAYLOAD_BYTES,
+            told => told,
+        }
+    }
+
+    /// Largest length of a TRIM, WRITE_ZEROES, CACHE or BLOCK_STATUS in bytes: a multiple of any minimum block size.
+    #[must_use]
+    pub fn maximum_effect_bytes(&self) -> u64 {
+        match self.session.headers {
+            HeaderStyle::Extended => 1 << 62,
+            HeaderStyle::Simple | HeaderStyle::Structured => 0xffff_0000,
+        }
+    }
+
+    /// Whether the connection is gone, and why.
+    #[must_use]
+    pub fn broken(&self) -> Option<Broken> {
+        self.pipeline.broken()
+    }
+
+    /// Reads bytes.
+    pub async fn read(&self, offset: u64, length: u32) -> Result<Bytes, Error> {
+        self.read_segments(offset, length).await.map(reply::concatenate)
+    }
+
+    /// Reads bytes and holes.
+    pub async fn read_segments(&self, offset: u64, length: u32) -> Result<Vec<Segment>, Error> {
+        self.check_payload(length)?;
+        let length = u64::from(length);
+        self.check_range(offset, length)?;
+        match self.call(CommandFlags::empty(), Command::Read, offset, length).await? {
+            Reply::Read(segments) => Ok(segments),
+            Reply::Done | Reply::Extents(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// Writes bytes; with `fua`, returns when they are durable.
+    pub async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), Error> {
+        let length = u32::try_from(data.len()).map_err(|_| TOO_LONG)?;
+        self.check_payload(length)?;
+        let length = u64::from(length);
+        self.check_range(offset, length)?;
+        self.check_writable()?;
+        let mut flags = self.fua(fua)?;
+        flags.set(CommandFlags::PAYLOAD_LEN, self.session.headers == HeaderStyle::Extended);
+        self.pipeline.call(flags, Command::Write, offset, length, data).await.map(drop)
+    }
+
+    /// Returns when every write that was answered before the call is durable.
+    pub async fn flush(&self) -> Result<(), Error> {
+        self.check_offered(Flags::SEND_FLUSH)?;
+        self.call(CommandFlags::empty(), Command::Flush, 0, 0).await.map(drop)
+    }
+
+    /// Discards a range.
+    pub async fn trim(&self, offset: u64, length: u64, fua: bool) -> Result<(), Error> {
+        self.check_offered(Flags::SEND_TRIM)?;
+        self.check_effect(offset, length)?;
+        self.check_writable()?;
+        self.call(self.fua(fua)?, Command::Trim, offset, length).await.map(drop)
+    }
+
+    /// Zeroes a range; `no_hole` keeps it allocated, `fast` fails where it is not faster than writing.
+    pub async fn write_zeroes(
+        &self,
+        offset: u64,
+        length: u64,
+        no_hole: bool,
+        fast: bool,
+        fua: bool,
+    ) -> Result<(), Error> {
+        self.check_offered(Flags::SEND_WRITE_ZEROES)?;
+        self.check_effect(offset, length)?;
+        self.check_writable()?;
+        let mut flags = self.fua(fua)?;
+        flags.set(CommandFlags::NO_HOLE, no_hole);
+        if fast {
+            self.check_offered(Flags::SEND_FAST_ZERO)?;
+            flags.insert(CommandFlags::FAST_ZERO);
+        }
+        self.call(flags, Command::WriteZeroes, offset, length).await.map(drop)
+    }
+
+    /// Asks the server to make a range ready for reading.
+    pub async fn cache(&self, offset: u64, length: u64) -> Result<(), Error> {
+        self.check_offered(Flags::SEND_CACHE)?;
+        self.check_effect(offset, length)?;
+        self.call(CommandFlags::empty(), Command::Cache, offset, length).await.map(drop)
+    }
+
+    /// What every selected metadata context tells of a range; with `one`, one extent each.
+    pub async fn block_status(
+        &self,
+        offset: u64,
+        length: u64,
+        one: bool,
+    ) -> Result<Vec<ContextExtents>, Error> {
+        if self.session.contexts.is_empty() {
+            return Err(Error::NotAllowed("no metadata context was selected"));
+        }
+        self.check_effect(offset, length)?;
+        let flags = if one { CommandFlags::REQ_ONE } else { CommandFlags::empty() };
+        match self.call(flags, Command::BlockStatus, offset, length).await? {
+            Reply::Extents(extents) => Ok(extents),
+            Reply::Done | Reply::Read(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// What `base:allocation` tells of a range: extents from its start; they may end before the range or after it.
+    pub async fn allocation(&self, offset: u64, length: u64) -> Result<Vec<BlockDescriptor>, Error> {
+        let contexts = self.block_status(offset, length, false).await?;
+        let allocation = contexts.into_iter().find(|it| it.context.name.as_str() == BASE_ALLOCATION);
+        allocation.map(|it| it.extents).ok_or(Error::NotAllowed("base:allocation was not selected"))
+    }
+
+    /// Tells the server that this is the end and waits until it has closed.
+    pub async fn disconnect(self) {
+        self.pipeline.disconnect().await;
+    }
+
+    async fn call(
+        &self,
+        flags: CommandFlags,
+        command: Command,
+        offset: u64,
+        length: u64,
+    ) -> Result<Reply, Error> {
+        self.pipeline.call(flags, command, offset, length, Bytes::new()).await
+    }
+
+    fn fua(&self, fua: bool) -> Result<CommandFlags, Error> {
+        if !fua {
+            return Ok(CommandFlags::empty());
+        }
+        self.check_offered(Flags::SEND_FUA)?;
+        Ok(CommandFlags::FUA)
+    }
+
+    fn check_offered(&self, flag: Flags) -> Result<(), Error> {
+        if self.flags().contains(flag) { Ok(()) } else { Err(NOT_OFFERED) }
+    }
+
+    fn check_writable(&self) -> Result<(), Error> {
+        if self.flags().contains(Flags::READ_ONLY) { Err(READ_ONLY) } else { Ok(()) }
+    }
+
+    fn check_payload(&self, length: u32) -> Result<(), Error> {
+        if length <= self.maximum_payload_bytes() { Ok(()) } else { Err(TOO_LONG) }
+    }
+
+    fn check_effect(&self, offset: u64, length: u64) -> Result<(), Error> {
+        if length > self.maximum_effect_bytes() {
+            return Err(TOO_LONG);
+        }
+        self.check_range(offset, length)
+    }
+
+    fn check_range(&self, offset: u64, length: u64) -> Result<(), Error> {
+        if offset.checked_add(length).is_none_or(|end| end > self.size_bytes()) {
+            return Err(BEYOND);
+        }
+        let unit = u64::from(self.session.export.block_size.minimum);
+        if offset.is_multiple_of(unit) && length.is_multiple_of(unit) { Ok(()) } else { Err(UNALIGNED) }
+    }
+}
+
+const NOT_OFFERED: Error = Error::NotAllowed("the export does not support this");
+const READ_ONLY: Error = Error::NotAllowed("the export is read-only");
+const TOO_LONG: Error = Error::NotAllowed("longer than the server allows");
+const BEYOND: Error = Error::NotAllowed("the range ends beyond the export");
+const UNALIGNED: Error = Error::NotAllowed("the range is not aligned to the minimum block size");

@@ -1,0 +1,188 @@
+//! TLS of the server: certificates, and who may use which export.
+//!
+//! Knows certificates and names, no NBD message. Invariant: an export with a list of subjects is opened to no one else,
+//! and without TLS nothing is told of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::crypto::aws_lc_rs;
+use tokio_rustls::rustls::pki_types::pem::{self, PemObject as _};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
+use tokio_rustls::rustls::{self, RootCertStore, ServerConfig};
+use tokio_rustls::server::TlsStream;
+
+use super::transport::Transport;
+use crate::protocol::negotiate_server::TlsPolicy;
+use crate::protocol::{OptionError, Refusal};
+
+/// How the server uses TLS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsOptions {
+    /// Whether clients that do not ask for TLS are served at all.
+    pub required: bool,
+    /// PEM file with the server's certificate, and those between it and its authority.
+    pub certificate: PathBuf,
+    /// PEM file with the key of the certificate.
+    pub key: PathBuf,
+    /// PEM file with the authorities of clients; if given, every TLS client must have a certificate of theirs.
+    pub client_authorities: Option<PathBuf>,
+    /// Exports that only some clients may use: the distinguished names of their certificates, such as
+    /// `O=Example, CN=vm-1`, by the name of the export. Needs `client_authorities`.
+    pub subjects: BTreeMap<String, BTreeSet<String>>,
+}
+
+/// Why TLS cannot be used as configured.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file cannot be read, or is not PEM of its kind.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: pem::Error,
+    },
+    /// A file has no certificate.
+    #[error("{} has no certificate", path.display())]
+    NoCertificate {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Certificate and key do not fit each other or what rustls supports.
+    #[error("certificate and key: {0}")]
+    Certificate(#[source] rustls::Error),
+    /// The certificates of authorities are of no use.
+    #[error("client authorities: {0}")]
+    Authorities(#[source] VerifierBuilderError),
+    /// Subjects are named, but no certificate of a client would be verified.
+    #[error("subjects are allowed for {export:?}, but there are no client authorities")]
+    SubjectsWithoutAuthorities {
+        /// The export.
+        export: String,
+    },
+}
+
+/// TLS, ready for use.
+#[derive(Clone)]
+pub struct Tls {
+    acceptor: TlsAcceptor,
+    required: bool,
+    subjects: Arc<BTreeMap<String, BTreeSet<String>>>,
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tls").field("required", &self.required).finish_non_exhaustive()
+    }
+}
+
+impl Tls {
+    /// Reads certificates and keys.
+    pub fn load(options: &TlsOptions) -> Result<Self, TlsError> {
+        if let (None, Some((export, _))) = (&options.client_authorities, options.subjects.first_key_value()) {
+            return Err(TlsError::SubjectsWithoutAuthorities { export: export.clone() });
+        }
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let config = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .map_err(TlsError::Certificate)?;
+        let config = match &options.client_authorities {
+            None => config.with_no_client_auth(),
+            Some(path) => {
+                let mut roots = RootCertStore::empty();
+                for certificate in certificates(path)? {
+                    roots.add(certificate).map_err(TlsError::Certificate)?;
+                }
+                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+                    .build()
+                    .map_err(TlsError::Authorities)?;
+                config.with_client_cert_verifier(verifier)
+            }
+        };
+        let key = PrivateKeyDer::from_pem_file(&options.key)
+            .map_err(|source| TlsError::File { path: options.key.clone(), source })?;
+        let config = config
+            .with_single_cert(certificates(&options.certificate)?, key)
+            .map_err(TlsError::Certificate)?;
+        Ok(Self {
+            acceptor: TlsAcceptor::from(Arc::new(config)),
+            required: options.required,
+            subjects: Arc::new(options.subjects.clone()),
+        })
+    }
+
+    pub(crate) fn policy(&self) -> TlsPolicy {
+        if self.required { TlsPolicy::Required } else { TlsPolicy::Allowed }
+    }
+
+    /// Runs the TLS handshake; tells who the client is, if it showed a certificate.
+    pub(crate) async fn accept(&self, transport: Transport) -> io::Result<(Transport, Identity)> {
+        let stream: TlsStream<Transport> = self.acceptor.accept(transport).await?;
+        let subject =
+            stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).and_then(subject);
+        Ok((Transport::Tls(Box::new(stream)), Identity::Tls { subject }))
+    }
+}
+
+/// Who the client is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Identity {
+    /// Nobody knows: TLS is not in use.
+    Plain,
+    /// The subject of the client's certificate, if it has shown one.
+    Tls { subject: Option<String> },
+}
+
+impl Identity {
+    /// Whether this client may use the export, or be told of it.
+    pub(crate) fn admit(&self, tls: Option<&Tls>, export: &str) -> Result<(), Refusal> {
+        let Some(allowed) = tls.and_then(|tls| tls.subjects.get(export)) else { return Ok(()) };
+        match self {
+            Self::Plain => Err(tls_required()),
+            Self::Tls { subject: Some(subject) } if allowed.contains(subject) => Ok(()),
+            Self::Tls { .. } => {
+                Err(Refusal::new(OptionError::Policy, "the client's certificate does not allow this export"))
+            }
+        }
+    }
+
+    /// What is said of an export that does not exist: where some exports need TLS, the same as of those.
+    pub(crate) fn hide(&self, tls: Option<&Tls>, refusal: Refusal) -> Refusal {
+        let hides = tls.is_some_and(|tls| !tls.subjects.is_empty());
+        if hides && *self == Self::Plain && refusal.error == OptionError::Unknown {
+            return tls_required();
+        }
+        refusal
+    }
+}
+
+fn tls_required() -> Refusal {
+    Refusal::new(OptionError::TlsReqd, "TLS is required for this export")
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let failed = |source| TlsError::File { path: path.to_path_buf(), source };
+    let found: Vec<_> =
+        CertificateDer::pem_file_iter(path).map_err(failed)?.collect::<Result<_, _>>().map_err(failed)?;
+    if found.is_empty() {
+        return Err(TlsError::NoCertificate { path: path.to_path_buf() });
+    }
+    Ok(found)
+}
+
+/// The distinguished name of a certificate that was verified.
+fn subject(certificate: &CertificateDer<'_>) -> Option<String> {
+    match x509_parser::parse_x509_certificate(certificate) {
+        Ok((_, parsed)) => Some(parsed.subject().to_string()),
+        Err(error) => {
+            tracing::warn!("the client's certificate was verified but has no subject: {error}");
+            None
+        }
+    }
+}

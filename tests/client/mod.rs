@@ -1,0 +1,5 @@
+//! The client: against our server, against other programs' servers, and against servers that break the protocol.
+
+mod others;
+mod ours;
+mod violations;

@@ -1,0 +1,264 @@
+//! The client against nbdkit, QEMU and the reference server.
+
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use cairn::client::{self, Client, Error, Options, Uri};
+use cairn::protocol::negotiate_client::{ClientTls, HandshakeError};
+use cairn::protocol::{HeaderStyle, OptionCode, TransmissionFlags};
+
+use crate::support::certificates::Authority;
+use crate::support::process::{Process, command, free_port, until};
+
+const SIZE: u64 = 1 << 20;
+
+/// A server of another program, on a Unix socket in a directory of its own.
+struct Server {
+    _process: Process,
+    directory: tempfile::TempDir,
+}
+
+impl Server {
+    /// Starts a server whose arguments may name `{socket}` and `{image}`, a file of zeros of 1 MiB.
+    async fn start(line: &[&str]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        std::fs::File::create(path("image")).unwrap().set_len(SIZE).unwrap();
+        let fill = |word: &&str| {
+            let image = word.replace("{image}", path("image").to_str().unwrap());
+            image.replace("{socket}", path("socket").to_str().unwrap())
+        };
+        let process = Process::spawn(line[0], &mut command(line.iter().map(fill)));
+        until("the server listens", || path("socket").exists()).await;
+        Self { _process: process, directory }
+    }
+
+    async fn nbdkit(arguments: &[&str]) -> Self {
+        let line = ["nbdkit", "--foreground", "--exit-with-parent", "--unix", "{socket}"];
+        Self::start(&[&line, arguments].concat()).await
+    }
+
+    async fn qemu(arguments: &[&str]) -> Self {
+        let line = ["qemu-nbd", "--persistent", "--shared=4", "--format=raw", "--socket={socket}", "{image}"];
+        Self::start(&[&line, arguments].concat()).await
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.directory.path().join("socket")
+    }
+
+    fn uri(&self, export: &str) -> Uri {
+        format!("nbd+unix:///{export}?socket={}", self.socket().display()).parse().unwrap()
+    }
+
+    async fn connect(&self) -> Client {
+        Client::connect(&self.uri(""), &Options::default()).await.unwrap()
+    }
+}
+
+/// All that a disk of zeros of 1 MiB should be able to do.
+async fn exercise(client: &Client) {
+    assert_eq!(client.size_bytes(), SIZE);
+    assert!(client.flags().contains(TransmissionFlags::HAS_FLAGS));
+    client.write(1000, Bytes::from_static(b"some data"), false).await.unwrap();
+    let large = Bytes::from(vec![0x5a; 300_000]);
+    client.write(100_000, large.clone(), false).await.unwrap();
+    client.flush().await.unwrap();
+    assert_eq!(client.read(998, 13).await.unwrap(), &b"\0\0some data\0\0"[..]);
+    assert_eq!(client.read(100_000, 300_000).await.unwrap(), large);
+    client.write_zeroes(1002, 3, false, false, false).await.unwrap();
+    assert_eq!(client.read(1000, 9).await.unwrap(), &b"so\0\0\0data"[..]);
+    client.trim(131_072, 65_536, false).await.unwrap();
+    let reads = (0..16_u64).map(|i| client.read(i * 65_536, 65_536));
+    let parts = futures::future::try_join_all(reads).await.unwrap();
+    assert_eq!(parts.concat().len(), usize::try_from(SIZE).unwrap());
+    if client.contexts().is_empty() {
+        return;
+    }
+    let extents = client.allocation(0, SIZE).await.unwrap();
+    assert!(extents.iter().map(|extent| extent.length).sum::<u64>() <= SIZE);
+    assert!(!extents[0].allocation().contains(cairn::protocol::AllocationFlags::ZERO));
+}
+
+#[tokio::test]
+async fn nbdkit_with_structured_replies() {
+    let server = Server::nbdkit(&["memory", "1M"]).await;
+    let client = server.connect().await;
+    assert_eq!(client.headers(), HeaderStyle::Structured);
+    assert_eq!(client.contexts().len(), 1);
+    exercise(&client).await;
+    client.disconnect().await;
+}
+
+#[tokio::test]
+async fn nbdkit_with_simple_replies() {
+    let server = Server::nbdkit(&["--no-sr", "memory", "1M"]).await;
+    let client = server.connect().await;
+    assert_eq!(client.headers(), HeaderStyle::Simple);
+    exercise(&client).await;
+}
+
+#[tokio::test]
+async fn nbdkit_with_oldstyle() {
+    let server = Server::nbdkit(&["--oldstyle", "memory", "1M"]).await;
+    exercise(&server.connect().await).await;
+    let listed = client::list(&server.uri(""), &Options::default()).await;
+    assert!(matches!(listed, Err(Error::Handshake(HandshakeError::TooOld(OptionCode::List)))), "{listed:?}");
+}
+
+#[tokio::test]
+async fn nbdkit_without_fixed_newstyle_is_asked_by_export_name() {
+    for mask in ["0", "2"] {
+        let server = Server::nbdkit(&["--mask-handshake", mask, "memory", "1M"]).await;
+        exercise(&server.connect().await).await;
+    }
+}
+
+#[tokio::test]
+async fn nbdkit_fails_commands_and_the_connection_stands() {
+    let server =
+        Server::nbdkit(&["--filter=error", "memory", "1M", "error-pread=ENOSPC", "error-pread-rate=100%"])
+            .await;
+    let client = server.connect().await;
+    for _ in 0..2 {
+        let failed = client.read(0, 512).await;
+        assert!(
+            matches!(failed, Err(Error::Command { error: cairn::protocol::Error::NoSpc, .. })),
+            "{failed:?}"
+        );
+        client.write(0, Bytes::from_static(b"data"), false).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn nbdkit_lists_and_describes() {
+    let server =
+        Server::nbdkit(&["--filter=exportname", "memory", "1M", "exportname=a", "exportname=b"]).await;
+    let listed = client::list(&server.uri(""), &Options::default()).await.unwrap();
+    let names: Vec<_> = listed.iter().map(|entry| entry.name.as_str()).collect();
+    assert_eq!(names, ["a", "b"]);
+    let (export, contexts) = client::info(&server.uri("a"), &Options::default()).await.unwrap();
+    assert_eq!((export.disk.size_bytes, contexts.len()), (SIZE, 1));
+}
+
+#[tokio::test]
+async fn qemu_as_far_as_it_goes() {
+    let server = Server::qemu(&["--export-name=disk", "--description=a test"]).await;
+    let options = Options::default();
+    let client = Client::connect(&server.uri("disk"), &options).await.unwrap();
+    assert!(client.headers() >= HeaderStyle::Structured);
+    assert_eq!(client.export().description.as_str(), "a test");
+    exercise(&client).await;
+    let again = client.reconnect().await.unwrap();
+    assert_eq!(again.read(1000, 2).await.unwrap(), &b"so"[..]);
+    let listed = client::list(&server.uri(""), &options).await.unwrap();
+    assert_eq!((listed[0].name.as_str(), listed[0].description.as_str()), ("disk", "a test"));
+    let unknown = Client::connect(&server.uri("nothing"), &options).await;
+    assert!(matches!(unknown, Err(Error::Handshake(HandshakeError::Refused { .. }))), "{unknown:?}");
+}
+
+#[tokio::test]
+async fn a_read_only_export_of_qemu() {
+    let server = Server::qemu(&["--read-only"]).await;
+    let client = server.connect().await;
+    assert!(client.flags().contains(TransmissionFlags::READ_ONLY));
+    let refused = client.write(0, Bytes::from_static(b"data"), false).await;
+    assert!(matches!(refused, Err(Error::NotAllowed(_))), "{refused:?}");
+}
+
+#[tokio::test]
+async fn the_reference_server() {
+    let directory = tempfile::tempdir().unwrap();
+    let (image, config) = (directory.path().join("image"), directory.path().join("config"));
+    std::fs::File::create(&image).unwrap().set_len(SIZE).unwrap();
+    let port = free_port();
+    let text = format!(
+        "[generic]\nlistenaddr = 127.0.0.1\nport = {port}\nallowlist = true\n\
+         [disk]\nexportname = {}\nflush = true\nfua = true\ntrim = true\n",
+        image.display()
+    );
+    std::fs::write(&config, text).unwrap();
+    let line = ["nbd-server", "-d", "-C", config.to_str().unwrap()];
+    let _process = Process::spawn("nbd-server", &mut command(line));
+    let listens = || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok();
+    until("nbd-server listens", listens).await;
+    let uri: Uri = format!("nbd://127.0.0.1:{port}/disk").parse().unwrap();
+    let listed = client::list(&uri, &Options::default()).await.unwrap();
+    assert_eq!(listed[0].name.as_str(), "disk");
+    let client = Client::connect(&uri, &Options::default()).await.unwrap();
+    assert_eq!(client.size_bytes(), SIZE);
+    client.write(1000, Bytes::from_static(b"some data"), true).await.unwrap();
+    client.flush().await.unwrap();
+    assert_eq!(client.read(998, 13).await.unwrap(), &b"\0\0some data\0\0"[..]);
+    client.disconnect().await;
+}
+
+/// A directory as nbdkit, QEMU and libnbd take it: the authority, a server and a client.
+fn pki(authority: &Authority, directory: &Path) {
+    let (server, client) = (authority.server(), authority.client("client"));
+    for (from, to) in [
+        (&authority.certificate(), "ca-cert.pem"),
+        (&server.certificate, "server-cert.pem"),
+        (&server.key, "server-key.pem"),
+        (&client.certificate, "client-cert.pem"),
+        (&client.key, "client-key.pem"),
+    ] {
+        std::fs::copy(from, directory.join(to)).unwrap();
+    }
+}
+
+fn tls_uri(server: &Server, certificates: &Path) -> Uri {
+    let (socket, certificates) = (server.socket(), certificates.display().to_string());
+    format!("nbds+unix:///?socket={}&tls-certificates={certificates}", socket.display()).parse().unwrap()
+}
+
+#[tokio::test]
+async fn nbdkit_over_tls_with_client_certificates() {
+    let (authority, directory) = (Authority::new(), tempfile::tempdir().unwrap());
+    pki(&authority, directory.path());
+    let certificates = format!("--tls-certificates={}", directory.path().display());
+    let server = Server::nbdkit(&["--tls=require", &certificates, "--tls-verify-peer", "memory", "1M"]).await;
+    let client = Client::connect(&tls_uri(&server, directory.path()), &Options::default()).await.unwrap();
+    exercise(&client).await;
+    client.disconnect().await;
+    let plain = Client::connect(&server.uri(""), &Options::default()).await;
+    assert!(matches!(plain, Err(Error::Handshake(HandshakeError::Refused { .. }))), "{plain:?}");
+}
+
+#[tokio::test]
+async fn a_server_of_another_authority_is_not_trusted() {
+    let (theirs, ours) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    pki(&Authority::new(), theirs.path());
+    pki(&Authority::new(), ours.path());
+    let certificates = format!("--tls-certificates={}", theirs.path().display());
+    let server = Server::nbdkit(&["--tls=on", &certificates, "memory", "1M"]).await;
+    let refused = Client::connect(&tls_uri(&server, ours.path()), &Options::default()).await;
+    assert!(matches!(refused, Err(Error::Tls(_))), "{refused:?}");
+    let mut trusting = tls_uri(&server, ours.path());
+    trusting.tls.as_mut().unwrap().verify_peer = false;
+    exercise(&Client::connect(&trusting, &Options::default()).await.unwrap()).await;
+}
+
+#[tokio::test]
+async fn qemu_over_tls() {
+    let (authority, directory) = (Authority::new(), tempfile::tempdir().unwrap());
+    pki(&authority, directory.path());
+    let object = format!(
+        "--object=tls-creds-x509,id=tls0,endpoint=server,verify-peer=on,dir={}",
+        directory.path().display()
+    );
+    let server = Server::qemu(&[&object, "--tls-creds=tls0"]).await;
+    let client = Client::connect(&tls_uri(&server, directory.path()), &Options::default()).await.unwrap();
+    exercise(&client).await;
+}
+
+#[tokio::test]
+async fn opportunistic_tls_uses_it_where_it_is() {
+    let (authority, directory) = (Authority::new(), tempfile::tempdir().unwrap());
+    pki(&authority, directory.path());
+    let certificates = format!("--tls-certificates={}", directory.path().display());
+    let server = Server::nbdkit(&["--tls=require", &certificates, "memory", "1M"]).await;
+    let mut options = Options { tls: ClientTls::Opportunistic, ..Options::default() };
+    options.tls_options.authorities = Some(authority.certificate());
+    exercise(&Client::connect(&server.uri(""), &options).await.unwrap()).await;
+}

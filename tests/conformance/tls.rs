@@ -1,0 +1,247 @@
+//! "TLS support": NOTLS is in [`super::options`]; here are SELECTIVETLS and FORCEDTLS, certificates and subjects.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::Arc;
+
+use cairn::server::{Greeting, Options, Tls, TlsError, TlsOptions};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::ClientConfig;
+use tokio_rustls::rustls::pki_types::ServerName;
+
+use crate::support::certificates::{Authority, Pair};
+use crate::support::memory_export::{MemoryExport, MemoryExports};
+use crate::support::wire::*;
+
+fn two_disks() -> Harness {
+    let exports = MemoryExports::new(vec![
+        Arc::new(MemoryExport::new("disk", 1 << 20)),
+        Arc::new(MemoryExport::new("secret", 1 << 20)),
+    ]);
+    Harness::new(exports, Options::default())
+}
+
+fn harness(options: &TlsOptions) -> Harness {
+    two_disks().with_tls(Tls::load(options).unwrap())
+}
+
+/// Goes on with TLS.
+async fn handshake(wire: Wire, config: Arc<ClientConfig>) -> io::Result<Wire> {
+    let name = ServerName::try_from("localhost").unwrap();
+    let stream = TlsConnector::from(config).connect(name, wire.into_stream()).await?;
+    Ok(Wire::over(stream))
+}
+
+/// STARTTLS, and TLS.
+async fn start_tls(mut wire: Wire, config: Arc<ClientConfig>) -> Wire {
+    assert_eq!(wire.haggle(STARTTLS, b"", REP_ACK).await, b"");
+    handshake(wire, config).await.expect("the TLS handshake succeeds")
+}
+
+fn names(replies: &[OptionReply]) -> Vec<&[u8]> {
+    replies
+        .iter()
+        .map(|reply| {
+            let length = u32::from_be_bytes(*reply.data.first_chunk().unwrap());
+            &reply.data[4..4 + usize::try_from(length).unwrap()]
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn after_starttls_everything_goes_over_tls() {
+    for required in [false, true] {
+        let authority = Authority::new();
+        let harness = harness(&authority.tls(required));
+        let mut wire = start_tls(harness.options().await, authority.client_config(None)).await;
+        wire.go("disk").await;
+        wire.send([&request(0, WRITE, 1, 0, 4)[..], b"data"].concat()).await;
+        wire.expect(simple_reply(0, 1)).await;
+        wire.send(request(0, READ, 2, 0, 100_000)).await;
+        wire.expect([&simple_reply(0, 2)[..], b"data", &[0; 99_996]].concat()).await;
+        wire.send(request(0, DISC, 3, 0, 0)).await;
+        wire.expect_closed().await;
+    }
+}
+
+#[tokio::test]
+async fn where_tls_is_allowed_a_client_may_do_without() {
+    let authority = Authority::new();
+    let mut wire = harness(&authority.tls(false)).simple().await;
+    wire.is_alive().await;
+}
+
+#[tokio::test]
+async fn where_tls_is_required_every_other_option_must_get_err_tls_reqd() {
+    let authority = Authority::new();
+    let harness = harness(&authority.tls(true));
+    let mut wire = harness.options().await;
+    let contexts = meta_context("disk", &[]);
+    for (code, data) in [
+        (LIST, &b""[..]),
+        (LIST, b"data"),
+        (INFO, &info_request("disk", &[])),
+        (INFO, b"malformed"),
+        (GO, &info_request("nothing", &[])),
+        (STRUCTURED_REPLY, b""),
+        (LIST_META_CONTEXT, &contexts),
+        (SET_META_CONTEXT, &contexts),
+        (EXTENDED_HEADERS, b""),
+        (99, &[0; 100_000]),
+    ] {
+        wire.haggle(code, data, REP_ERR_TLS_REQD).await;
+    }
+    wire.haggle(STARTTLS, b"data", REP_ERR_INVALID).await;
+    wire.haggle(ABORT, b"", REP_ACK).await;
+    wire.expect_closed().await;
+}
+
+#[tokio::test]
+async fn where_tls_is_required_export_name_must_terminate_the_session() {
+    let authority = Authority::new();
+    let harness = harness(&authority.tls(true));
+    let mut wire = harness.options().await;
+    wire.send(option(EXPORT_NAME, b"disk")).await;
+    wire.expect_closed().await;
+    let mut old = harness.connect();
+    old.greet(0).await;
+    old.send(option(EXPORT_NAME, b"disk")).await;
+    old.expect_closed().await;
+    harness.connect_with(Greeting::Oldstyle { export: "disk".to_owned() }).expect_closed().await;
+}
+
+#[tokio::test]
+async fn starttls_over_tls_must_get_err_invalid() {
+    let authority = Authority::new();
+    let harness = harness(&authority.tls(true));
+    let mut wire = start_tls(harness.options().await, authority.client_config(None)).await;
+    wire.haggle(STARTTLS, b"", REP_ERR_INVALID).await;
+    wire.go("disk").await;
+    wire.is_alive().await;
+}
+
+#[tokio::test]
+async fn the_server_must_not_preserve_what_was_negotiated_before_tls() {
+    let authority = Authority::new();
+    let harness = harness(&authority.tls(false));
+    let mut wire = harness.options().await;
+    wire.haggle(STRUCTURED_REPLY, b"", REP_ACK).await;
+    wire.replies_to(SET_META_CONTEXT, &meta_context("disk", &["base:allocation"])).await;
+    let mut wire = start_tls(wire, authority.client_config(None)).await;
+    wire.go("disk").await;
+    wire.is_alive().await;
+    wire.fails(request(0, BLOCK_STATUS, 1, 0, 512), EINVAL).await;
+}
+
+#[tokio::test]
+async fn plaintext_that_was_injected_behind_starttls_is_forgotten() {
+    let authority = Authority::new();
+    let harness = harness(&authority.tls(false));
+    let mut wire = harness.connect();
+    wire.expect(b"NBDMAGICIHAVEOPT\x00\x03").await;
+    let injected = option(GO, &info_request("secret", &[]));
+    wire.send([b"\x00\x00\x00\x03", &option(STARTTLS, b"")[..], &injected].concat()).await;
+    wire.expect_reply(STARTTLS, REP_ACK).await;
+    let mut wire = handshake(wire, authority.client_config(None)).await.unwrap();
+    // The first answer over TLS is to the first option over TLS.
+    assert_eq!(names(&wire.replies_to(LIST, b"").await), [&b"disk"[..], b"secret"]);
+}
+
+#[tokio::test]
+async fn a_tls_handshake_that_fails_must_end_the_session() {
+    let authority = Authority::new();
+    let harness = harness(&authority.tls(false));
+    let mut wire = harness.options().await;
+    wire.haggle(STARTTLS, b"", REP_ACK).await;
+    wire.send(option(GO, &info_request("disk", &[]))).await;
+    // An alert of TLS may come first; no reply to an option does.
+    let alert = wire.read(1).await;
+    assert_eq!(alert, [21]);
+    while !wire.is_dropped().await {}
+}
+
+#[tokio::test]
+async fn a_server_with_another_certificate_is_not_trusted() {
+    let (ours, theirs) = (Authority::new(), Authority::new());
+    let mut wire = harness(&ours.tls(false)).options().await;
+    wire.haggle(STARTTLS, b"", REP_ACK).await;
+    assert!(handshake(wire, theirs.client_config(None)).await.is_err());
+}
+
+/// Whether a client with this certificate gets as far as an option over TLS.
+async fn is_admitted(harness: &Harness, authority: &Authority, own: Option<&Pair>) -> bool {
+    let mut wire = harness.options().await;
+    wire.haggle(STARTTLS, b"", REP_ACK).await;
+    // With TLS 1.3 the client's part is over before the server has seen its certificate.
+    let Ok(wire) = handshake(wire, authority.client_config(own)).await else { return false };
+    let mut stream = wire.into_stream();
+    if tokio::io::AsyncWriteExt::write_all(&mut stream, &option(LIST, b"")).await.is_err() {
+        return false;
+    }
+    !Wire::over(stream).is_dropped().await
+}
+
+#[tokio::test]
+async fn where_clients_need_certificates_only_those_of_the_authority_are_admitted() {
+    let (authority, other) = (Authority::new(), Authority::new());
+    let client_authorities = Some(authority.certificate());
+    let harness = harness(&TlsOptions { client_authorities, ..authority.tls(true) });
+    assert!(is_admitted(&harness, &authority, Some(&authority.client("vm-1"))).await);
+    assert!(!is_admitted(&harness, &authority, None).await);
+    assert!(!is_admitted(&harness, &authority, Some(&other.client("vm-1"))).await);
+    assert!(!is_admitted(&harness, &authority, Some(&authority.expired("vm-2"))).await);
+}
+
+fn for_subject(authority: &Authority, subject: &str) -> TlsOptions {
+    let subjects = BTreeMap::from([("secret".to_owned(), BTreeSet::from([subject.to_owned()]))]);
+    let client_authorities = Some(authority.certificate());
+    TlsOptions { client_authorities, subjects, ..authority.tls(false) }
+}
+
+#[tokio::test]
+async fn an_export_with_subjects_is_tls_only_and_hidden_among_those_that_do_not_exist() {
+    let authority = Authority::new();
+    let harness = harness(&for_subject(&authority, "CN=vm-1"));
+    let mut wire = harness.options().await;
+    assert_eq!(names(&wire.replies_to(LIST, b"").await), [b"disk"]);
+    let secret = wire.haggle(INFO, &info_request("secret", &[]), REP_ERR_TLS_REQD).await;
+    let nothing = wire.haggle(INFO, &info_request("nothing", &[]), REP_ERR_TLS_REQD).await;
+    assert_eq!(secret, nothing);
+    let secret = wire.haggle(GO, &info_request("secret", &[]), REP_ERR_TLS_REQD).await;
+    let nothing = wire.haggle(GO, &info_request("nothing", &[]), REP_ERR_TLS_REQD).await;
+    assert_eq!(secret, nothing);
+    wire.send(option(EXPORT_NAME, b"secret")).await;
+    wire.expect_closed().await;
+}
+
+#[tokio::test]
+async fn an_export_with_subjects_is_for_them_alone() {
+    let authority = Authority::new();
+    let harness = harness(&for_subject(&authority, "CN=vm-1"));
+    let client = |name: &str| authority.client_config(Some(&authority.client(name)));
+    let mut admitted = start_tls(harness.options().await, client("vm-1")).await;
+    assert_eq!(names(&admitted.replies_to(LIST, b"").await), [&b"disk"[..], b"secret"]);
+    admitted.haggle(INFO, &info_request("nothing", &[]), REP_ERR_UNKNOWN).await;
+    admitted.go("secret").await;
+    admitted.is_alive().await;
+    let mut other = start_tls(harness.options().await, client("vm-10")).await;
+    assert_eq!(names(&other.replies_to(LIST, b"").await), [b"disk"]);
+    other.haggle(GO, &info_request("secret", &[]), REP_ERR_POLICY).await;
+    other.go("disk").await;
+    other.is_alive().await;
+}
+
+#[test]
+fn what_cannot_work_is_refused_before_anything_listens() {
+    let authority = Authority::new();
+    let good = authority.tls(false);
+    let missing = TlsOptions { key: "/nonexistent".into(), ..good.clone() };
+    assert!(matches!(Tls::load(&missing), Err(TlsError::File { .. })));
+    let no_certificate = TlsOptions { certificate: good.key.clone(), ..good.clone() };
+    assert!(matches!(Tls::load(&no_certificate), Err(TlsError::NoCertificate { .. })));
+    let other = Authority::new();
+    let stranger = TlsOptions { key: other.server().key, ..good };
+    assert!(matches!(Tls::load(&stranger), Err(TlsError::Certificate(_))));
+    let subjects = TlsOptions { client_authorities: None, ..for_subject(&authority, "CN=vm-1") };
+    assert!(matches!(Tls::load(&subjects), Err(TlsError::SubjectsWithoutAuthorities { .. })));
+}

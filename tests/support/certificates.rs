@@ -1,0 +1,104 @@
+//! Certificates that are made for one test: an authority, a server, clients good and bad.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cairn::server::TlsOptions;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    date_time_ymd,
+};
+use tokio_rustls::rustls::crypto::aws_lc_rs;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+
+/// A certificate with its key, as PEM files.
+pub(crate) struct Pair {
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
+}
+
+/// An authority, and what it has signed, in a directory that lives as long.
+pub(crate) struct Authority {
+    directory: tempfile::TempDir,
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Authority {
+    pub(crate) fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, "an authority");
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let authority = Self { directory: tempfile::tempdir().unwrap(), issuer };
+        std::fs::write(authority.certificate(), authority.issuer.pem()).unwrap();
+        authority
+    }
+
+    /// The authority's own certificate.
+    pub(crate) fn certificate(&self) -> PathBuf {
+        self.directory.path().join("authority.pem")
+    }
+
+    /// A certificate for `localhost`.
+    pub(crate) fn server(&self) -> Pair {
+        self.sign("localhost", |_| {})
+    }
+
+    /// A client's certificate with the subject `CN=name`.
+    pub(crate) fn client(&self, name: &str) -> Pair {
+        self.sign(name, |params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth])
+    }
+
+    /// A certificate whose time is over.
+    pub(crate) fn expired(&self, name: &str) -> Pair {
+        self.sign(name, |params| {
+            params.not_before = date_time_ymd(2001, 1, 1);
+            params.not_after = date_time_ymd(2002, 1, 1);
+        })
+    }
+
+    fn sign(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> Pair {
+        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
+        change(&mut params);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        let path = |kind: &str| self.directory.path().join(format!("{name}.{kind}.pem"));
+        let pair = Pair { certificate: path("certificate"), key: path("key") };
+        std::fs::write(&pair.certificate, certificate.pem()).unwrap();
+        std::fs::write(&pair.key, key.serialize_pem()).unwrap();
+        pair
+    }
+
+    /// A server's TLS with a certificate of this authority.
+    pub(crate) fn tls(&self, required: bool) -> TlsOptions {
+        let Pair { certificate, key } = self.server();
+        let subjects = std::collections::BTreeMap::new();
+        TlsOptions { required, certificate, key, client_authorities: None, subjects }
+    }
+
+    /// What a client needs that trusts this authority.
+    pub(crate) fn client_config(&self, own: Option<&Pair>) -> Arc<ClientConfig> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(self.certificate()).unwrap()).unwrap();
+        let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots);
+        Arc::new(match own {
+            None => config.with_no_client_auth(),
+            Some(own) => config.with_client_auth_cert(chain(&own.certificate), key(&own.key)).unwrap(),
+        })
+    }
+}
+
+fn chain(path: &Path) -> Vec<CertificateDer<'static>> {
+    CertificateDer::pem_file_iter(path).unwrap().map(Result::unwrap).collect()
+}
+
+fn key(path: &Path) -> PrivateKeyDer<'static> {
+    PrivateKeyDer::from_pem_file(path).unwrap()
+}
