@@ -5,6 +5,7 @@
 mod cli;
 mod client;
 mod conformance;
+mod crash;
 mod golden;
 mod interop;
 mod model;

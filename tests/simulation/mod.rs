@@ -17,15 +17,15 @@
 //! appends a line on a run that broke no promise.
 
 mod bucket;
-mod cells;
+pub(crate) mod cells;
 mod client;
 mod driver;
 mod finale;
 mod gateway;
-mod history;
+pub(crate) mod history;
 mod link;
 mod plan;
-mod prefix;
+pub(crate) mod prefix;
 mod seeds;
 mod trace;
 mod weather;
