@@ -11,7 +11,6 @@ mod interop;
 mod model;
 mod ops;
 mod protocol;
-mod simulation;
 mod store;
 mod support;
 mod tidy;

@@ -239,6 +239,7 @@ impl<'a> Handshake<'a> {
         let Self { shared, transport, input, deadline, .. } = self;
         let tls = shared.tls.as_ref().ok_or(HandshakeEnd::Closed(CloseReason::Unanswered))?;
         let accepted = tokio::select! {
+            biased;
             accepted = timeout_at(deadline, tls.accept(transport)) => accepted,
             () = shared.drain.cancelled() => return Err(HandshakeEnd::Drained),
         };
@@ -251,6 +252,7 @@ impl<'a> Handshake<'a> {
     async fn ask<T>(&mut self, question: impl Future<Output = Result<T, OpenError>>) -> Result<T, Refusal> {
         let asked = Instant::now();
         let answer = tokio::select! {
+            biased;
             answer = question => answer,
             () = self.shared.drain.cancelled() => Err(OpenError::Shutdown),
         };
@@ -278,6 +280,7 @@ impl<'a> Handshake<'a> {
         }
         self.input.reserve(READ_BYTES);
         tokio::select! {
+            biased;
             read = timeout_at(self.deadline, self.transport.read_buf(&mut self.input)) => match read {
                 Ok(Ok(0)) => Err(HandshakeEnd::Left),
                 Ok(Ok(_)) => Ok(()),

@@ -21,6 +21,7 @@ use super::options::Options;
 use super::outgoing::Outgoing;
 use super::transport::{Reader, Writer};
 use crate::metrics::ServerMetrics;
+use crate::mutant::{self, Mutant};
 use crate::protocol::request::HeaderStyle;
 use crate::protocol::{Command, DecodeError, Error, Request};
 use crate::task::Tasks;
@@ -87,6 +88,7 @@ pub(crate) async fn run(transmission: Transmission, shared: &Shared) -> Result<E
         drain: drain.clone(),
     };
     let end = tokio::select! {
+        biased;
         end = receiver.receive() => end,
         () = closed.closed() => Err(Broken::Write),
     };
@@ -310,6 +312,11 @@ async fn write_replies(mut replies: mpsc::Receiver<Answered>, mut writer: Writer
     let mut batch = Vec::with_capacity(BATCH_REPLIES);
     let mut outgoing = Outgoing::default();
     while replies.recv_many(&mut batch, BATCH_REPLIES).await > 0 {
+        if mutant::is(Mutant::RepliesCrossed)
+            && let [first, second, ..] = &mut batch[..]
+        {
+            std::mem::swap(&mut first.cookie, &mut second.cookie);
+        }
         for answered in &batch {
             outgoing.push_reply(answered);
         }

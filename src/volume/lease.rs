@@ -16,6 +16,7 @@ use super::keys::ObjectId;
 use super::shared::Shared;
 use super::store_exact::agreed;
 use crate::metrics::labels::ObjectKind;
+use crate::mutant::{self, Mutant};
 use crate::store::{self, ByteRange, Condition, ETag, Store};
 
 /// What is asked of the owner of the head.
@@ -105,7 +106,11 @@ pub(super) async fn update_head(
 ) -> Result<Updated, store::Error> {
     let bytes = Bytes::from(head.encode());
     loop {
-        match store.put(key, bytes.clone(), Condition::IfMatch(etag.clone())).await {
+        let condition = match mutant::is(Mutant::HeadUnconditional) {
+            false => Condition::IfMatch(etag.clone()),
+            true => Condition::Always,
+        };
+        match store.put(key, bytes.clone(), condition).await {
             Ok(etag) => return Ok(Updated::Done(etag)),
             Err(store::Error::PreconditionFailed { .. } | store::Error::NotFound { .. }) => {}
             Err(error) => return Err(error),
@@ -153,6 +158,7 @@ impl HeadKeeper {
             let (done, last) = match request {
                 None => return,
                 Some(Request::Publish { checkpoint, root, root_table, done }) => {
+                    assert!(checkpoint.slot >= self.head.checkpoint.slot, "a checkpoint never goes back");
                     self.head.checkpoint = checkpoint;
                     self.head.root = root;
                     self.head.root_table = root_table;

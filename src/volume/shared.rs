@@ -17,6 +17,7 @@ use super::options::{Entropy, Options, WallClock};
 use super::signal::Signal;
 use super::state::{State, Status};
 use crate::metrics::{Metrics, VolumeMetrics};
+use crate::mutant::{self, Mutant};
 use crate::store::Store;
 use crate::task::Tasks;
 
@@ -59,6 +60,7 @@ impl DirtyBudget {
 
     /// Gives permits back.
     pub(super) fn give(&self, blocks: usize) {
+        assert!(blocks <= self.used(), "only what was taken is given back");
         self.permits.add_permits(blocks);
     }
 
@@ -166,14 +168,20 @@ impl Shared {
         self.retire(why);
     }
 
-    /// Stops the volume.
+    /// Stops the volume. What is dirty is given up, and with it the share of the budget: others may need it.
     pub(super) fn retire(&self, why: String) {
-        {
+        let permits = {
             let mut state = self.state.lock();
             if matches!(state.status, Status::Stopped(_)) {
                 return;
             }
             state.status = Status::Stopped(why);
+            let permits = state.give_up();
+            self.gauge(&state);
+            permits
+        };
+        if !mutant::is(Mutant::BudgetKept) {
+            self.env.budget.give(permits);
         }
         self.progress.update(|progress| progress.stopped = true);
         self.commit_wake.notify_one();
