@@ -81,7 +81,11 @@ async fn infos(env: &Environment) -> Result<Vec<Info>, Error> {
         match catalog::info(env, &name).await {
             Ok(info) => Ok(Some(info)),
             // Deleted since it was listed.
-            Err(OpenError::NoSuchVolume(_) | OpenError::Deleting) => Ok(None),
+            Err(OpenError::NoSuchVolume(_)) => Ok(None),
+            Err(error @ OpenError::Deleting) => {
+                tracing::warn!("{name}: {error}");
+                Ok(None)
+            }
             Err(source) => Err(Error::Volume { name, source }),
         }
     });

@@ -1,7 +1,8 @@
 //! The volumes of a store by name: create, list, look up, delete.
 //!
-//! Invariants: a name is created last and deleted first, so that a name that stands points to a whole volume; a volume
-//! that is being deleted is never opened again.
+//! Invariants: a name is created last, so that a name that stands points to a whole volume or to one that is being
+//! deleted, which is never opened again; it is deleted when nothing but the head is left, so that whoever finds a
+//! deletion that was cut short can end it by the name.
 
 use uuid::Uuid;
 
@@ -186,36 +187,40 @@ pub async fn info(env: &Environment, name: &str) -> Result<Info, OpenError> {
     })
 }
 
-/// Deletes a volume: its name, then everything of it, the journal and the head last. A writer that still lives is
-/// fenced by a new epoch.
+/// Deletes a volume: marks its head under a new epoch, which fences a writer that still lives, then everything of it,
+/// its name and the head last. Goes on with a deletion that was cut short.
 ///
 /// # Errors
-/// If a gateway holds it (unless `takeover`), or the store fails; it can then be called again with the volume's name
-/// if that still stands, else the next attempt is up to [`delete_volume`].
+/// If a gateway holds it (unless `takeover`), or the store fails; it can then be called again.
 pub async fn delete(
     env: &Environment,
     options: &Options,
     name: &str,
     takeover: bool,
 ) -> Result<(), OpenError> {
-    let volume = resolve(env, name).await?;
-    let keys = Keys::new(volume);
-    let (head, _) = read_head(env, keys).await?;
-    if matches!(head.lease, Lease::Held { .. }) && !takeover {
-        return Err(OpenError::Held { holder: format!("{} (epoch {})", head.holder_name, head.epoch) });
+    let keys = Keys::new(resolve(env, name).await?);
+    match mark(env, options, keys, takeover).await {
+        Ok(head) => {
+            delete_objects(env, keys, &head).await?;
+            env.store.delete(&[keys::name(name)]).await?;
+            env.store.delete(&[keys.head()]).await?;
+            Ok(())
+        }
+        // Its creator or an earlier deletion ended between the name and the head.
+        Err(OpenError::Store(store::Error::NotFound { .. })) => {
+            Ok(env.store.delete(&[keys::name(name)]).await?)
+        }
+        Err(error) => Err(error),
     }
-    env.store.delete(&[keys::name(name)]).await?;
-    delete_volume(env, options, volume).await
 }
 
-/// Deletes a volume that no name stands for any more.
-///
-/// # Errors
-/// If the store fails, or another gateway is deleting it too.
-pub async fn delete_volume(env: &Environment, options: &Options, volume: Uuid) -> Result<(), OpenError> {
-    let keys = Keys::new(volume);
+/// Marks a volume as one that is being deleted.
+async fn mark(env: &Environment, options: &Options, keys: Keys, takeover: bool) -> Result<Head, OpenError> {
     loop {
         let (old, etag) = read_head(env, keys).await?;
+        if matches!(old.lease, Lease::Held { .. }) && !takeover {
+            return Err(OpenError::Held { holder: format!("{} (epoch {})", old.holder_name, old.epoch) });
+        }
         let head = Head {
             version: old.version + 1,
             epoch: old.epoch + 1,
@@ -225,22 +230,24 @@ pub async fn delete_volume(env: &Environment, options: &Options, volume: Uuid) -
             state: VolumeState::Deleting,
             ..old
         };
-        match update_head(env.store.as_ref(), &keys.head(), &etag, &head).await? {
-            Updated::Done(_) => {
-                // Seals what a writer that still lives would put next, so that no flush of it is answered any more.
-                super::replay::seal_all(env, keys, &head).await?;
-                break;
-            }
-            Updated::Lost(_) => {}
+        if let Updated::Done(_) = update_head(env.store.as_ref(), &keys.head(), &etag, &head).await? {
+            return Ok(head);
         }
     }
-    for prefix in [keys.chunks(), keys.packs(), keys.map_pages(), keys.roots()] {
+}
+
+/// Deletes everything of a volume but its name and head.
+async fn delete_objects(env: &Environment, keys: Keys, head: &Head) -> Result<(), OpenError> {
+    // Seals what a writer that still lives would put next, so that no flush of it is answered any more. Roots go after
+    // that and before the journal: where they are gone, an earlier deletion has sealed all.
+    match super::replay::seal_all(env, keys, head).await {
+        Ok(()) | Err(OpenError::Store(store::Error::NotFound { .. })) => {}
+        Err(error) => return Err(error),
+    }
+    for prefix in [keys.chunks(), keys.packs(), keys.map_pages(), keys.roots(), keys.journal()] {
         delete_prefix(env, &prefix).await?;
     }
-    env.store.delete(&[keys.identity()]).await?;
-    delete_prefix(env, &keys.journal()).await?;
-    env.store.delete(&[keys.head()]).await?;
-    Ok(())
+    Ok(env.store.delete(&[keys.identity()]).await?)
 }
 
 async fn delete_prefix(env: &Environment, prefix: &str) -> Result<(), OpenError> {

@@ -77,7 +77,7 @@ pub enum OpenError {
     #[error("lost the volume to another gateway while opening it: {0}")]
     Lost(String),
     /// It is being deleted.
-    #[error("volume is being deleted")]
+    #[error("volume is being deleted; deleting it again ends a deletion that was cut short")]
     Deleting,
     /// An object is not what was written.
     #[error("{key}: {source}")]

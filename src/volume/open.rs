@@ -71,7 +71,7 @@ impl Volume {
             return Err(OpenError::BrokenJournal { key: keys.root(root.id), why });
         }
         let from = head.checkpoint;
-        let replay = Replay::new(env, keys, root.geometry, head.epoch, from);
+        let replay = Replay::new(env, keys, &root, head.epoch, from);
         let (committed, opening) = replay.run(from).await?;
         tracing::info!(%volume, epoch = head.epoch, unswept, records = committed.slots.len() - 1,
             journal_bytes = committed.bytes, "volume opened");

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::codec::{Checksum, DecodeError, Decoder, Encoder, Kind, invalid};
 use super::frame::Place;
 use super::geometry::{ChunkIndex, MAX_PAGES_PER_CHUNK, PAGE_BYTES};
-use super::keys::{Epoch, ObjectId, Slot};
+use super::keys::{Epoch, ObjectId, Slot, is_valid_name};
 use super::page_set::PageSet;
 
 /// What a record is.
@@ -333,7 +333,13 @@ fn decode_change(from: &mut Decoder<'_>, pages: u16, at: u64) -> Result<Change, 
             stored: PageSet::decode(pages, from)?,
         },
         4 => Change::Resize { size_bytes: from.u64()? },
-        5 => Change::Snapshot { name: from.short_string("snapshot")? },
+        5 => {
+            let name = from.short_string("snapshot")?;
+            if !is_valid_name(&name) {
+                return Err(invalid("snapshot", format!("{name:?} is not a name")));
+            }
+            Change::Snapshot { name }
+        }
         other => return Err(invalid("change", format!("{other} is unknown"))),
     })
 }

@@ -19,6 +19,7 @@ use super::interval::IntervalMap;
 use super::keys::{Epoch, Keys, ObjectId, Parsed, Slot};
 use super::piece::{ChunkRef, Piece, RecordRef};
 use super::record::{Change, Record, RecordKind, RecordWriter};
+use super::root::Root;
 use super::shared::Environment;
 use super::state::{Committed, Sent};
 use super::store_exact::{Placed, create_exact};
@@ -33,6 +34,7 @@ pub(super) struct Replay<'a> {
     env: &'a Environment,
     keys: Keys,
     geometry: Geometry,
+    size_bytes: u64,
     /// Our epoch.
     epoch: Epoch,
     /// Checksum of the last record or seal.
@@ -47,14 +49,17 @@ enum Found {
 }
 
 impl<'a> Replay<'a> {
-    pub(super) fn new(
-        env: &'a Environment,
-        keys: Keys,
-        geometry: Geometry,
-        epoch: Epoch,
-        from: Checkpoint,
-    ) -> Self {
-        Self { env, keys, geometry, epoch, previous: from.checksum, committed: Committed::default() }
+    pub(super) fn new(env: &'a Environment, keys: Keys, root: &Root, epoch: Epoch, from: Checkpoint) -> Self {
+        let (geometry, size_bytes) = (root.geometry, root.size_bytes);
+        Self {
+            env,
+            keys,
+            geometry,
+            size_bytes,
+            epoch,
+            previous: from.checksum,
+            committed: Committed::default(),
+        }
     }
 
     /// Replays everything after `from` below our epoch, seals what is not sealed, and puts our opening record; gives
@@ -191,6 +196,15 @@ impl<'a> Replay<'a> {
         let mut pieces = IntervalMap::default();
         let mut chunks = Vec::new();
         for change in &record.changes {
+            let end = match change {
+                Change::Data { offset, length, .. } => offset.saturating_add(u64::from(*length)),
+                Change::Zero { offset, length, .. } => offset.saturating_add(*length),
+                Change::Chunk { index, .. } => self.geometry.chunk_range(*index).start.saturating_add(1),
+                Change::Resize { .. } | Change::Snapshot { .. } => 0,
+            };
+            if end > self.size_bytes {
+                return Err(format!("changes byte {} of a volume of {}", end - 1, self.size_bytes));
+            }
             match change {
                 Change::Zero { offset, length, hole } => {
                     pieces.insert(*offset..*offset + *length, Piece::Zero { hole: *hole });
@@ -227,6 +241,6 @@ async fn fetch(store: Arc<dyn Store>, key: String) -> Result<Option<Bytes>, Open
 /// Seals every log below the epoch of a head that is being deleted: whatever stands in them will go.
 pub(super) async fn seal_all(env: &Environment, keys: Keys, head: &Head) -> Result<(), OpenError> {
     let (root, _) = super::open::load_roots(env, keys, head).await?;
-    let replay = Replay::new(env, keys, root.geometry, head.epoch, head.checkpoint);
+    let replay = Replay::new(env, keys, &root, head.epoch, head.checkpoint);
     replay.run(head.checkpoint).await.map(|_| ())
 }

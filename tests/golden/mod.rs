@@ -184,7 +184,7 @@ fn kind(sample: &Sample) -> std::mem::Discriminant<objects::Expected> {
 }
 
 /// Makes the checksum fit the bytes before it, so that what is wrong with them is looked at.
-fn seal(bytes: &mut [u8]) {
+pub(crate) fn seal(bytes: &mut [u8]) {
     let (body, checksum) = bytes.split_at_mut(bytes.len() - Checksum::BYTES);
     checksum.copy_from_slice(&Checksum::of(body).0);
 }

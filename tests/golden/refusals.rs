@@ -64,6 +64,7 @@ const CASES: &[Case] = &[
     ("record-commit.bin", &[(128, &[2])], "hole"),
     ("record-commit.bin", &[(68, &32_u16.to_le_bytes())], "pages"),
     ("record-commit.bin", &[(212, &[0xff])], "snapshot"),
+    ("record-commit.bin", &[(212, b"/")], "snapshot"),
     ("root.bin", &[(26, &[8])], "root"),
     ("root.bin", &[(30, &[11])], "root"),
     ("root.bin", &[(50, &513_u64.to_le_bytes())], "size"),

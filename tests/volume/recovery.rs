@@ -6,6 +6,7 @@ use cairn::store::Operation;
 use cairn::volume::{Error, OpenError, Status};
 
 use super::bench::{Bench, MIB, pattern, quiesce, read};
+use crate::golden::seal;
 
 #[tokio::test(start_paused = true)]
 async fn a_second_gateway_is_refused_while_the_lease_lives() {
@@ -99,6 +100,26 @@ async fn a_broken_chain_is_refused() {
     for n in 0..3_u64 {
         assert_eq!(read(&volume, n * 4096, 4096).await, pattern(n, 4096));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_of_what_lies_past_the_end_is_refused() {
+    let mut bench = Bench::new(64 * MIB).await;
+    let volume = bench.open().await;
+    volume.write(32 * MIB, pattern(1, 4096), true).await.unwrap();
+    volume.abandon().await;
+    // The same journal under a root that says half the size.
+    let (key, body) = bench.memory.objects().into_iter().find(|(key, _)| key.contains("/root/0-1")).unwrap();
+    let size = (64 * MIB).to_le_bytes();
+    let at = body.windows(8).position(|bytes| bytes == size).expect("a root has the size");
+    let mut smaller = body.to_vec();
+    smaller[at..at + 8].copy_from_slice(&(32 * MIB).to_le_bytes());
+    seal(&mut smaller);
+    bench.memory.insert(&key, smaller.into());
+    let error = bench.try_open(true).await.expect_err("a write past the end");
+    assert!(error.to_string().contains("changes byte 33558527 of a volume of 33554432"), "{error}");
+    bench.memory.insert(&key, body);
+    assert_eq!(read(&*bench.open().await, 32 * MIB, 4096).await, pattern(1, 4096));
 }
 
 #[tokio::test(start_paused = true)]
