@@ -21,8 +21,16 @@ pub(super) enum Command {
     Serve(Serve),
     /// Create, list, show and delete volumes
     Volume(Volume),
+    /// Work with NBD alone: serve files, ask servers, copy and mirror disks
+    Nbd(Nbd),
     /// Ask a gateway whether it is ready; exits with 0 if it is, else with 1
     Health(Health),
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct Nbd {
+    #[command(subcommand)]
+    pub(super) action: super::nbd::Action,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -58,6 +66,9 @@ pub(super) struct Serve {
     /// Metrics, health and volumes over HTTP: HOST:PORT, unix:PATH or none [default: 127.0.0.1:9180]
     #[arg(long, value_name = "ADDRESS")]
     admin: Option<String>,
+    /// Serve the one client on standard input and output, and end when it leaves
+    #[arg(long)]
+    pub(super) stdio: bool,
 }
 
 impl Serve {
@@ -209,6 +220,16 @@ mod tests {
             "cairn volume info",
             "cairn volume list name",
             "cairn health 127.0.0.1:9180",
+            "cairn nbd",
+            "cairn nbd serve disk.img",
+            "cairn nbd serve disk.img --certfile c.pem --no-tls",
+            "cairn nbd serve --no-tls",
+            "cairn nbd size host",
+            "cairn nbd size host 70000",
+            "cairn nbd list host",
+            "cairn nbd copy a b c",
+            "cairn nbd copy a b --connections 0",
+            "cairn nbd mirror a --no-tls",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }

@@ -4,6 +4,7 @@ use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use super::nbd::NbdError;
 use crate::{config, server, store, volume};
 
 /// What a mistake in the command line or configuration exits with, as clap does.
@@ -40,6 +41,9 @@ pub(super) enum Error {
     /// The server cannot listen.
     #[error("{}", chain(.0))]
     Listen(#[from] server::ListenError),
+    /// What whoever started the process has opened for it is of no use.
+    #[error("inherited sockets: {0}")]
+    Inherited(String),
     /// Every volume that was to be served stopped.
     #[error("no volume is left to serve")]
     NothingLeft,
@@ -51,6 +55,9 @@ pub(super) enum Error {
         /// What came.
         why: String,
     },
+    /// A command of `cairn nbd` failed.
+    #[error("{}", chain(.0))]
+    Nbd(#[from] NbdError),
     /// Volumes were not closed in good order.
     #[error("not closed in good order: {}", .0.join(", "))]
     Close(Vec<String>),
@@ -78,11 +85,13 @@ impl Error {
             | Self::Volume {
                 source: volume::OpenError::BadName(_) | volume::OpenError::Geometry(_), ..
             } => ExitCode::from(USAGE),
+            Self::Nbd(error) => error.exit_code(),
             Self::Store(_)
             | Self::Volume { .. }
             | Self::Open { .. }
             | Self::List(_)
             | Self::Listen(_)
+            | Self::Inherited(_)
             | Self::NothingLeft
             | Self::Unhealthy { .. }
             | Self::Close(_)

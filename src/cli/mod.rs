@@ -9,6 +9,8 @@ mod catalogue;
 mod error;
 mod exports;
 mod health;
+mod listeners;
+mod nbd;
 mod open_volumes;
 mod process;
 mod serve;
@@ -25,6 +27,7 @@ use clap::Parser;
 pub use args::Cli;
 use args::Command;
 use error::Error;
+use listeners::Inherited;
 
 /// Runs the program on the command line of this process.
 #[must_use]
@@ -43,14 +46,22 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<(), Error> {
     match cli.command {
         Command::Serve(args) => {
+            let inherited = Inherited::take(args.stdio)?;
             let config = args.config()?;
             let options = settings::Options::of(&config)?;
             process::start_log(&config)?;
             process::abort_on_panic();
             process::raise_descriptor_limit();
-            process::block_on(serve::serve(options))
+            process::block_on(serve::serve(options, inherited))
         }
         Command::Health(args) => process::block_on(health::ask(&args.url)),
+        Command::Nbd(args) => {
+            let inherited = Inherited::take(args.action.stdio())?;
+            let config = crate::config::load(None, std::env::vars_os(), Vec::new())?;
+            process::start_quiet_log(&config)?;
+            process::raise_descriptor_limit();
+            process::block_on(nbd::run(args.action, inherited))
+        }
         Command::Volume(args) => {
             let config = args.config()?;
             let options = settings::Options::of(&config)?;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::catalogue::Catalogue;
 use super::error::{Error, chain};
 use super::exports::VolumeExports;
+use super::listeners::{Inherited, Listeners};
 use super::open_volumes::{self, OpenVolumes};
 use super::process::{self, Signals};
 use super::settings::Options;
@@ -17,20 +18,17 @@ use super::status::{GatewayStatus, Serving};
 use super::{volume, welcome};
 use crate::admin::{self, Access, Admin, Gateway};
 use crate::metrics::Metrics;
-use crate::server::{Drained, Greeting, Listener, Server};
+use crate::server::{Drained, Greeting, Listener, Server, Stream, Tls};
 use crate::volume::catalog;
 use crate::volume::{Environment, OpenError};
 
 /// Serves until told to end.
-pub(super) async fn serve(options: Options) -> Result<(), Error> {
+pub(super) async fn serve(options: Options, inherited: Inherited) -> Result<(), Error> {
     let mut signals = Signals::new()?;
     let metrics = Metrics::new();
-    let mut listeners = Vec::new();
-    for address in &options.listen {
-        listeners.push(Listener::bind(address).await?);
-    }
+    let listeners = Listeners::open(&options.listeners, inherited).await?;
     let status = GatewayStatus::starting();
-    let admin = start_admin(&options, &metrics, &status).await?;
+    let admin = start_admin(&options, listeners.admin, &metrics, &status).await?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), store = %options.location, "cairn starts");
     let env = tokio::select! {
         env = volume::environment(&options, &metrics) => env?,
@@ -62,9 +60,17 @@ pub(super) async fn serve(options: Options) -> Result<(), Error> {
     let default = if let [only] = &configured[..] { Some(only.clone()) } else { None };
     let catalogue = Arc::new(Catalogue::new(env.clone(), options.catalogue_age));
     let exports = VolumeExports::new(Arc::clone(&volumes), Arc::clone(&catalogue), default);
-    let server = Arc::new(Server::new(Arc::new(exports), options.server.clone(), metrics.server()));
-    let addresses: Vec<_> =
-        listeners.into_iter().map(|listener| server.listen(listener, Greeting::Newstyle)).collect();
+    let server = Server::new(Arc::new(exports), options.server.clone(), metrics.server());
+    let server = Arc::new(match &options.tls {
+        Some(tls) => server.with_tls(tls.clone()),
+        None => server,
+    });
+    let addresses: Vec<_> = listeners
+        .nbd
+        .into_iter()
+        .map(|(listener, greeting)| (server.listen(listener, greeting.clone()), greeting))
+        .collect();
+    let stream_ended = serve_stream(&server, listeners.stream);
     status.serves(Serving {
         env,
         volumes: Arc::clone(&volumes),
@@ -73,11 +79,18 @@ pub(super) async fn serve(options: Options) -> Result<(), Error> {
         options: options.volume.clone(),
         chunk_bytes: options.chunk_bytes,
     });
-    welcome::print(&addresses, &configured, admin.as_ref().map(Admin::address));
+    if !addresses.is_empty() {
+        let encrypted = options.tls.as_ref().is_some_and(Tls::is_required);
+        welcome::print(&addresses, encrypted, &configured, admin.as_ref().map(Admin::address));
+    }
 
     let ended = tokio::select! {
         signal = signals.next() => {
             tracing::info!("{signal}: finishing what is in flight");
+            Ok(())
+        }
+        () = stream_ended => {
+            tracing::info!("the client has left");
             Ok(())
         }
         () = status.asked_to_end() => {
@@ -101,20 +114,32 @@ pub(super) async fn serve(options: Options) -> Result<(), Error> {
     ended.and(closed)
 }
 
+/// Serves a connection that is there already, beside all others; returns when it has ended, without one never.
+async fn serve_stream(server: &Server, stream: Option<Box<dyn Stream>>) {
+    match stream {
+        Some(stream) => server.serve_stream(stream, Greeting::Newstyle).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Starts the admin server, from the start, so that it can say that the gateway is not ready. Where nobody asked for it
 /// and its address is taken, by another gateway on this machine say, there is none.
 async fn start_admin(
     options: &Options,
+    inherited: Option<Listener>,
     metrics: &Metrics,
     status: &Arc<GatewayStatus>,
 ) -> Result<Option<Admin>, Error> {
-    let Some(address) = &options.admin else { return Ok(None) };
-    let listener = match Listener::bind(address).await {
-        Err(error) if !options.admin_required => {
-            tracing::warn!("no admin server: {}", chain(&error));
-            return Ok(None);
-        }
-        bound => bound?,
+    let listener = match (inherited, &options.admin) {
+        (Some(listener), _) => listener,
+        (None, None) => return Ok(None),
+        (None, Some(address)) => match Listener::bind(address).await {
+            Err(error) if !options.admin_required => {
+                tracing::warn!("no admin server: {}", chain(&error));
+                return Ok(None);
+            }
+            bound => bound?,
+        },
     };
     let address = listener.address();
     let access = Access::at(address, options.admin_token.clone());
@@ -211,9 +236,9 @@ mod tests {
         let mut options = Options::of(&config::load(None, [variable], []).unwrap()).unwrap();
         let (metrics, status) = (Metrics::new(), GatewayStatus::starting());
         assert!(options.admin_required);
-        assert!(matches!(start_admin(&options, &metrics, &status).await, Err(Error::Listen(_))));
+        assert!(matches!(start_admin(&options, None, &metrics, &status).await, Err(Error::Listen(_))));
         options.admin_required = false;
-        assert!(matches!(start_admin(&options, &metrics, &status).await, Ok(None)));
+        assert!(matches!(start_admin(&options, None, &metrics, &status).await, Ok(None)));
     }
 
     #[tokio::test]

@@ -3,12 +3,15 @@
 //! Invariant: all that can be found wrong without asking the store or the system is found here, and said with the
 //! setting's name and origin.
 
+mod tls;
+
 use std::time::Duration;
 
+use super::listeners::Plan;
 use super::size::Wanted;
 use crate::admin::Token;
 use crate::config::{self, Config};
-use crate::server::ListenAddress;
+use crate::server::{ListenAddress, Tls};
 use crate::store::Location;
 use crate::store::retry::{Patience, RetryOptions};
 use crate::volume::geometry::Geometry;
@@ -27,7 +30,8 @@ pub(super) struct Options {
     pub(super) location: Location,
     pub(super) store: store::Options,
     pub(super) server: server::Options,
-    pub(super) listen: Vec<ListenAddress>,
+    pub(super) tls: Option<Tls>,
+    pub(super) listeners: Plan,
     pub(super) volume: volume::Options,
     pub(super) clean_bytes: u64,
     pub(super) dirty_bytes: u64,
@@ -59,6 +63,9 @@ impl Options {
         if config.server.listen.is_empty() {
             errors.0.push(config.refuse("server.listen", "at least one address is needed"));
         }
+        let oldstyle = parse_each(config, "server.oldstyle", &config.server.oldstyle, &mut errors);
+        let listen_given = config.is_given("server.listen");
+        let tls = keep(tls::of(config), &mut errors).flatten();
         let create: Vec<Wanted> = parse_each(config, "volumes.create", &config.volumes.create, &mut errors);
         let geometry = Geometry::new(config.volumes.chunk_size.0);
         let geometry = keep(geometry.map_err(|e| config.refuse("volumes.chunk_size", e)), &mut errors);
@@ -84,7 +91,8 @@ impl Options {
                 location,
                 store: store_options(config),
                 server: server_options(config),
-                listen,
+                tls,
+                listeners: Plan { listen, listen_given, oldstyle },
                 volume: volume_options(config),
                 clean_bytes: config.cache.clean.0,
                 dirty_bytes: config.cache.dirty.0,
@@ -254,6 +262,8 @@ mod tests {
             ("CAIRN_STORE__URL", "http://x", "store.url = \"http://x\": |s3://bucket/prefix"),
             ("CAIRN_SERVER__LISTEN", "127.0.0.1:1,nowhere", "server.listen = |\"nowhere\"|unix:PATH"),
             ("CAIRN_SERVER__LISTEN", "", "server.listen = \"\": |at least one"),
+            ("CAIRN_SERVER__OLDSTYLE", "127.0.0.1:1", "server.oldstyle = |ADDRESS=EXPORT"),
+            ("CAIRN_SERVER__OLDSTYLE", "here=disk", "server.oldstyle = |\"here\"|unix:PATH"),
             ("CAIRN_VOLUMES__CREATE", "disk", "volumes.create = \"disk\": |NAME=SIZE"),
             ("CAIRN_VOLUMES__CREATE", "disk=1G", "volumes.create = |1GiB for|1GB for"),
             ("CAIRN_VOLUMES__CREATE", "a/b=1GiB", "volumes.create = |not a volume name"),

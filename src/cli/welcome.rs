@@ -3,11 +3,16 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 
-use crate::server::ListenAddress;
+use crate::server::{Greeting, ListenAddress};
 
 /// Prints where it listens, a line each, and how to connect.
-pub(super) fn print(addresses: &[ListenAddress], volumes: &[String], admin: Option<&ListenAddress>) {
-    let mut text = text(addresses, volumes);
+pub(super) fn print(
+    addresses: &[(ListenAddress, Greeting)],
+    encrypted: bool,
+    volumes: &[String],
+    admin: Option<&ListenAddress>,
+) {
+    let mut text = text(addresses, encrypted, volumes);
     match admin {
         Some(ListenAddress::Tcp(address)) => {
             text.push_str(&format!("metrics and health: http://{address}/metrics\n"))
@@ -23,20 +28,27 @@ pub(super) fn print(addresses: &[ListenAddress], volumes: &[String], admin: Opti
 }
 
 /// The NBD URI of an export.
-fn uri(address: &ListenAddress, export: &str) -> String {
+fn uri(address: &ListenAddress, encrypted: bool, export: &str) -> String {
+    let scheme = if encrypted { "nbds" } else { "nbd" };
     match address {
-        ListenAddress::Tcp(address) => format!("nbd://{address}/{export}"),
-        ListenAddress::Unix(path) => format!("nbd+unix:///{export}?socket={}", path.display()),
+        ListenAddress::Tcp(address) => format!("{scheme}://{address}/{export}"),
+        ListenAddress::Unix(path) => format!("{scheme}+unix:///{export}?socket={}", path.display()),
     }
 }
 
-fn text(addresses: &[ListenAddress], volumes: &[String]) -> String {
+fn text(addresses: &[(ListenAddress, Greeting)], encrypted: bool, volumes: &[String]) -> String {
     let mut text = String::new();
     let mut line = |line: String| writeln!(text, "{line}").expect("a String takes all");
-    for address in addresses {
-        line(format!("listening on {}", uri(address, "").trim_end_matches('/')));
+    for (address, greeting) in addresses {
+        let uri = uri(address, encrypted, "");
+        let uri = uri.trim_end_matches('/');
+        match greeting {
+            Greeting::Newstyle => line(format!("listening on {uri}")),
+            Greeting::Oldstyle { export } => line(format!("oldstyle, {export}: listening on {uri}")),
+        }
     }
-    let Some(address) = addresses.first() else { return text };
+    let newstyle = addresses.iter().find(|(_, greeting)| *greeting == Greeting::Newstyle);
+    let Some((address, _)) = newstyle else { return text };
     // Clients connect to an address, not to all of them.
     let address = match address {
         ListenAddress::Tcp(text) => {
@@ -51,7 +63,7 @@ fn text(addresses: &[ListenAddress], volumes: &[String]) -> String {
         );
         return text;
     };
-    let uri = uri(&address, volume);
+    let uri = uri(&address, encrypted, volume);
     line("try:".to_owned());
     line(format!("  nbdinfo '{uri}'"));
     line(format!("  nbdcopy disk.img '{uri}'"));
@@ -59,6 +71,8 @@ fn text(addresses: &[ListenAddress], volumes: &[String]) -> String {
         "  qemu-system-x86_64 -drive 'file={uri},format=raw,if=virtio,cache=writeback,discard=unmap'"
     ));
     match &address {
+        // It has TLS by options of its own, and not on Unix sockets.
+        _ if encrypted => {}
         ListenAddress::Tcp(address) => {
             let (host, port) = address.rsplit_once(':').unwrap_or((address, "10809"));
             let host = host.trim_matches(['[', ']']);
@@ -77,6 +91,23 @@ mod tests {
 
     fn tcp(address: &str) -> ListenAddress {
         ListenAddress::Tcp(address.to_owned())
+    }
+
+    fn text(addresses: &[ListenAddress], volumes: &[String]) -> String {
+        let newstyle = |address: &ListenAddress| (address.clone(), Greeting::Newstyle);
+        super::text(&addresses.iter().map(newstyle).collect::<Vec<_>>(), false, volumes)
+    }
+
+    #[test]
+    fn tls_and_oldstyle_are_told() {
+        let oldstyle = Greeting::Oldstyle { export: "disk".to_owned() };
+        let addresses = [(tcp("127.0.0.1:1"), oldstyle), (tcp("127.0.0.1:2"), Greeting::Newstyle)];
+        let text = super::text(&addresses, true, &["disk".to_owned()]);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "oldstyle, disk: listening on nbds://127.0.0.1:1");
+        assert_eq!(lines[1], "listening on nbds://127.0.0.1:2");
+        assert!(lines.contains(&"  nbdinfo 'nbds://127.0.0.1:2/disk'"), "{text}");
+        assert!(!text.contains("nbd-client"), "{text}");
     }
 
     #[test]

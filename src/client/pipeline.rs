@@ -240,7 +240,9 @@ impl Receiver {
         if is_read && headers != HeaderStyle::Simple
             || request.command == Command::BlockStatus && result.is_ok()
         {
-            return Err(DecodeError::Invalid("simple reply to a command that needs chunks").into());
+            let broken = Broken::from(DecodeError::Invalid("simple reply to a command that needs chunks"));
+            pending.answer(Err(broken.clone().into()));
+            return Err(broken);
         }
         let data = match result {
             Ok(()) if is_read => match self.payload(request.length).await {

@@ -14,7 +14,7 @@ mod tests;
 pub use environment::{CONFIG_FILE, variable};
 pub use load::{Error, Errors, Flag, FlagValue, load};
 pub use settings::{
-    Admin, Cache, Commit, Config, Journal, Lease, Log, Server, Setting, Store, Volumes, reference,
+    Admin, Cache, Commit, Config, Journal, Lease, Log, Server, Setting, Store, Tls, Volumes, reference,
 };
 pub use size::{Size, SizeError};
 

@@ -128,6 +128,8 @@ settings! {
     server: Server {
         /// Where to listen: `ADDRESS:PORT` or `unix:PATH`, several at once.
         listen: Vec<String> = vec!["127.0.0.1:10809".to_owned()], Any;
+        /// Where to serve clients that know oldstyle only: `ADDRESS=EXPORT`, several at once; all get that export.
+        oldstyle: Vec<String> = Vec::new(), Any;
         /// How long a client may take for its part of the handshake.
         handshake_timeout: Duration = seconds(10), milliseconds(100)..=seconds(600);
         /// Connections at a time; further ones are closed at once.
@@ -138,6 +140,20 @@ settings! {
         bytes_in_flight: Size = mib(64), mib(64)..=Size(2 << 30);
         /// How long commands in flight are waited for on SIGTERM, and clients to leave whose volume was taken over.
         drain_timeout: Duration = seconds(10), seconds(0)..=seconds(3600);
+    }
+
+    /// Encryption, and who may use which export.
+    tls: Tls {
+        /// Whether clients may use TLS, or must.
+        mode: String = "off".to_owned(), &["off", "allowed", "required"][..];
+        /// PEM file with the server's certificate, and those between it and its authority.
+        certificate: String = String::new(), Any;
+        /// PEM file with the key of the certificate.
+        key: String = String::new(), Any;
+        /// PEM file with the authorities of clients; if given, every client that uses TLS must have a certificate of theirs.
+        client_authorities: String = String::new(), Any;
+        /// `EXPORT=SUBJECT`, such as `disk=O=Example, CN=vm-1`: an export that is named here is for these subjects alone.
+        subjects: Vec<String> = Vec::new(), Any;
     }
 
     /// Memory.

@@ -16,6 +16,8 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
 use tokio_rustls::rustls::{self, RootCertStore, ServerConfig};
 use tokio_rustls::server::TlsStream;
+use x509_parser::objects::{oid_registry, oid2abbrev};
+use x509_parser::x509::{RelativeDistinguishedName, X509Name};
 
 use super::transport::Transport;
 use crate::protocol::negotiate_server::TlsPolicy;
@@ -57,6 +59,14 @@ pub enum TlsError {
     /// Certificate and key do not fit each other or what rustls supports.
     #[error("certificate and key: {0}")]
     Certificate(#[source] rustls::Error),
+    /// The certificate of an authority is none.
+    #[error("{}: {source}", path.display())]
+    Authority {
+        /// The file that has it.
+        path: PathBuf,
+        /// Why.
+        source: rustls::Error,
+    },
     /// The certificates of authorities are of no use.
     #[error("client authorities: {0}")]
     Authorities(#[source] VerifierBuilderError),
@@ -97,7 +107,8 @@ impl Tls {
             Some(path) => {
                 let mut roots = RootCertStore::empty();
                 for certificate in certificates(path)? {
-                    roots.add(certificate).map_err(TlsError::Certificate)?;
+                    let failed = |source| TlsError::Authority { path: path.clone(), source };
+                    roots.add(certificate).map_err(failed)?;
                 }
                 let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
                     .build()
@@ -115,6 +126,12 @@ impl Tls {
             required: options.required,
             subjects: Arc::new(options.subjects.clone()),
         })
+    }
+
+    /// Whether clients that do not ask for TLS are turned away.
+    #[must_use]
+    pub fn is_required(&self) -> bool {
+        self.required
     }
 
     pub(crate) fn policy(&self) -> TlsPolicy {
@@ -146,7 +163,8 @@ impl Identity {
         match self {
             Self::Plain => Err(tls_required()),
             Self::Tls { subject: Some(subject) } if allowed.contains(subject) => Ok(()),
-            Self::Tls { .. } => {
+            Self::Tls { subject } => {
+                tracing::info!(subject = subject.as_deref().unwrap_or("none"), export, "refused");
                 Err(Refusal::new(OptionError::Policy, "the client's certificate does not allow this export"))
             }
         }
@@ -179,10 +197,62 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
 /// The distinguished name of a certificate that was verified.
 fn subject(certificate: &CertificateDer<'_>) -> Option<String> {
     match x509_parser::parse_x509_certificate(certificate) {
-        Ok((_, parsed)) => Some(parsed.subject().to_string()),
+        Ok((_, parsed)) => distinguished_name(parsed.subject()),
         Err(error) => {
             tracing::warn!("the client's certificate was verified but has no subject: {error}");
             None
+        }
+    }
+}
+
+/// A name as configuration has it: attributes in the certificate's order, separated by `, ` (by `+` within one part),
+/// and escaped as in RFC 4514, so that no value can pass for several. None if a value is no text.
+fn distinguished_name(name: &X509Name<'_>) -> Option<String> {
+    let part = |part: &RelativeDistinguishedName<'_>| {
+        let attributes = part.iter().map(|attribute| {
+            let kind = oid2abbrev(attribute.attr_type(), oid_registry())
+                .map_or_else(|_| attribute.attr_type().to_id_string(), str::to_owned);
+            Some(format!("{kind}={}", escaped(attribute.as_str().ok()?)))
+        });
+        attributes.collect::<Option<Vec<_>>>().map(|attributes| attributes.join("+"))
+    };
+    name.iter().map(part).collect::<Option<Vec<_>>>().map(|parts| parts.join(", "))
+}
+
+/// A value of a distinguished name (RFC 4514, section 2.4).
+fn escaped(value: &str) -> String {
+    let mut text = String::with_capacity(value.len());
+    let last = value.chars().count().saturating_sub(1);
+    for (at, character) in value.chars().enumerate() {
+        let special = match character {
+            '"' | '+' | ',' | ';' | '<' | '>' | '\\' => true,
+            ' ' => at == 0 || at == last,
+            '#' => at == 0,
+            _ => false,
+        };
+        if special {
+            text.push('\\');
+        }
+        text.push(character);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_of_a_name_cannot_pass_for_several() {
+        for (value, expected) in [
+            ("vm-1", "vm-1"),
+            ("Example, CN=vm-1", "Example\\, CN=vm-1"),
+            ("a+b", "a\\+b"),
+            ("#1 # ", "\\#1 #\\ "),
+            ("back\\slash", "back\\\\slash"),
+            ("", ""),
+        ] {
+            assert_eq!(escaped(value), expected);
         }
     }
 }

@@ -1,14 +1,15 @@
 //! The client against our server, over a pipe in memory, with every kind of headers.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use cairn::client::{Broken, Client, Error, Options, Segment};
-use cairn::protocol::negotiate_client::ClientTls;
+use cairn::protocol::negotiate_client::{ClientTls, HandshakeError};
 use cairn::protocol::{Error as CommandError, HeaderStyle, OptionError, TransmissionFlags};
-use cairn::server::{Export as _, ExportDescription};
+use cairn::server::{Export as _, ExportDescription, Options as ServerOptions};
 
-use crate::support::memory_export::MemoryExport;
+use crate::support::memory_export::{MemoryExport, MemoryExports};
 use crate::support::scripted_export::{Script, ScriptedExport};
 use crate::support::wire::Harness;
 
@@ -132,11 +133,12 @@ async fn after_eshutdown_nothing_more_is_sent() {
 #[tokio::test]
 async fn a_server_that_goes_away_fails_what_is_out() {
     let export = ScriptedExport::new(MemoryExport::new("disk", MIB), Script::Hold);
-    let harness = Harness::of(Arc::clone(&export) as _);
+    let impatient = ServerOptions { drain_timeout: Duration::ZERO, ..ServerOptions::default() };
+    let harness = Harness::new(MemoryExports::new(vec![Arc::clone(&export) as _]), impatient);
     let client = connect(&harness, HeaderStyle::Extended).await;
     let lost = async {
         export.wait_started(1).await;
-        drop(harness);
+        harness.server.drain().await;
     };
     let (read, ()) = tokio::join!(client.read(0, 512), lost);
     assert!(matches!(read, Err(Error::Broken(_))), "{read:?}");
@@ -181,8 +183,6 @@ async fn an_export_that_does_not_exist_is_refused() {
     let Error::Handshake(HandshakeError::Refused { refusal, .. }) = refused else { panic!("{refused:?}") };
     assert_eq!(refusal.error, OptionError::Unknown);
 }
-
-use cairn::protocol::negotiate_client::HandshakeError;
 
 #[tokio::test]
 async fn required_tls_is_not_done_without() {

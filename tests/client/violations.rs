@@ -50,9 +50,9 @@ async fn answered(answer: &[u8]) -> (Result<Bytes, Error>, Result<Bytes, Error>)
     let answers = async {
         server.expect(request(0, READ, 1, 0, 8)).await;
         server.send(answer).await;
+        server.close_writing().await;
     };
     let (read, ()) = tokio::join!(client.read(0, 8), answers);
-    drop(server);
     (read, client.read(0, 8).await)
 }
 

@@ -1,0 +1,290 @@
+//! Where connections come from: addresses to bind, sockets inherited from whoever started us, standard input and output.
+//!
+//! Knows the conventions of `LISTEN_FDS` (`sd_listen_fds(3)`), not what is served. Invariant: an inherited socket is
+//! used or refused by name, never left open and unattended.
+
+use std::fmt;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::str::FromStr;
+
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::net::{AddressFamily, SocketType, sockopt};
+use tokio::net::unix::pipe::{Receiver, Sender};
+use tokio::net::{TcpStream, UnixStream};
+
+use super::error::Error;
+use crate::server::{AddressError, Greeting, ListenAddress, Listener, Stream};
+
+/// The name (`FileDescriptorName=`) of a socket for the admin server.
+const ADMIN: &str = "admin";
+/// What the name of a socket for oldstyle clients begins with; the export follows.
+const OLDSTYLE: &str = "oldstyle=";
+
+/// Where every client gets one export without a choice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Oldstyle {
+    pub(super) address: ListenAddress,
+    pub(super) export: String,
+}
+
+/// Why a text is no [`Oldstyle`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum OldstyleError {
+    #[error("{0:?} is not ADDRESS=EXPORT")]
+    Form(String),
+    #[error(transparent)]
+    Address(#[from] AddressError),
+}
+
+impl FromStr for Oldstyle {
+    type Err = OldstyleError;
+
+    fn from_str(text: &str) -> Result<Self, OldstyleError> {
+        let form = || OldstyleError::Form(text.to_owned());
+        let (address, export) = text.rsplit_once('=').ok_or_else(form)?;
+        if export.is_empty() {
+            return Err(form());
+        }
+        Ok(Self { address: address.parse()?, export: export.to_owned() })
+    }
+}
+
+/// Where to listen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Plan {
+    pub(super) listen: Vec<ListenAddress>,
+    /// Whether somebody asked for these, so that inherited sockets come beside them and not in their place.
+    pub(super) listen_given: bool,
+    pub(super) oldstyle: Vec<Oldstyle>,
+}
+
+/// What whoever started this process has opened for it.
+#[derive(Debug, Default)]
+pub(super) struct Inherited {
+    /// Sockets that listen, with their names.
+    listening: Vec<(String, OwnedFd)>,
+    /// One connection, or standard input and output.
+    stream: Option<InheritedStream>,
+}
+
+#[derive(Debug)]
+enum InheritedStream {
+    Socket(OwnedFd),
+    Standard,
+}
+
+impl Inherited {
+    /// Takes the sockets of `LISTEN_FDS`, and with `stdio` the connection on standard input and output. To be called
+    /// once, before anything else opens a file or starts a thread.
+    pub(super) fn take(stdio: bool) -> Result<Self, Error> {
+        let mut inherited = Self::default();
+        if stdio {
+            inherited.stream = Some(InheritedStream::Standard);
+        }
+        let found = sd_listen_fds::get().map_err(|error| refused(&error))?;
+        for (number, (name, socket)) in (3..).zip(found) {
+            let name = name.unwrap_or_default();
+            let of = |what: &dyn fmt::Display| {
+                refused(&format_args!("file descriptor {number} ({name:?}): {what}"))
+            };
+            inherited.add(name.clone(), socket.into_std()).map_err(|why| of(&why))?;
+        }
+        Ok(inherited)
+    }
+
+    fn add(&mut self, name: String, socket: OwnedFd) -> Result<(), String> {
+        let text = |error: rustix::io::Errno| error.to_string();
+        fcntl_setfd(&socket, FdFlags::CLOEXEC).map_err(text)?;
+        if sockopt::socket_type(&socket).map_err(text)? != SocketType::STREAM {
+            return Err("not a stream socket".to_owned());
+        }
+        if sockopt::socket_acceptconn(&socket).map_err(text)? {
+            self.listening.push((name, socket));
+        } else if self.stream.is_none() {
+            self.stream = Some(InheritedStream::Socket(socket));
+        } else {
+            return Err("a second connection; only one can be served".to_owned());
+        }
+        Ok(())
+    }
+}
+
+fn refused(why: &dyn fmt::Display) -> Error {
+    Error::Inherited(why.to_string())
+}
+
+/// Everything that connections come from.
+pub(super) struct Listeners {
+    pub(super) nbd: Vec<(Listener, Greeting)>,
+    pub(super) admin: Option<Listener>,
+    /// One connection that is there already; when it ends, so does the process.
+    pub(super) stream: Option<Box<dyn Stream>>,
+}
+
+impl Listeners {
+    /// Opens all that is planned. An inherited socket at a planned address takes its place; others come beside the
+    /// planned ones, or in place of those that nobody asked for.
+    pub(super) async fn open(plan: &Plan, inherited: Inherited) -> Result<Self, Error> {
+        let Inherited { listening, stream } = inherited;
+        let default_is_wanted = listening.is_empty() && stream.is_none();
+        let stream = stream.map(InheritedStream::open).transpose().map_err(|error| refused(&error))?;
+        let mut opened = Self { nbd: Vec::new(), admin: None, stream };
+        for (name, socket) in listening {
+            let listener = listener(socket).map_err(|error| refused(&error))?;
+            let planned = plan.oldstyle.iter().find(|planned| planned.address == *listener.address());
+            if name == ADMIN {
+                opened.admin = Some(listener);
+            } else if let Some(Oldstyle { export, .. }) = planned {
+                opened.nbd.push((listener, Greeting::Oldstyle { export: export.clone() }));
+            } else if let Some(export) = name.strip_prefix(OLDSTYLE) {
+                opened.nbd.push((listener, Greeting::Oldstyle { export: export.to_owned() }));
+            } else {
+                opened.nbd.push((listener, Greeting::Newstyle));
+            }
+        }
+        if plan.listen_given || default_is_wanted {
+            for address in &plan.listen {
+                opened.bind(address, Greeting::Newstyle).await?;
+            }
+        }
+        for Oldstyle { address, export } in &plan.oldstyle {
+            opened.bind(address, Greeting::Oldstyle { export: export.clone() }).await?;
+        }
+        Ok(opened)
+    }
+
+    async fn bind(&mut self, address: &ListenAddress, greeting: Greeting) -> Result<(), Error> {
+        if !self.nbd.iter().any(|(listener, _)| listener.address() == address) {
+            self.nbd.push((Listener::bind(address).await?, greeting));
+        }
+        Ok(())
+    }
+}
+
+fn listener(socket: OwnedFd) -> std::io::Result<Listener> {
+    match sockopt::socket_domain(&socket)? {
+        AddressFamily::UNIX => Listener::from_unix(socket.into()),
+        _ => Listener::from_tcp(socket.into()),
+    }
+}
+
+impl InheritedStream {
+    fn open(self) -> std::io::Result<Box<dyn Stream>> {
+        match self {
+            Self::Socket(socket) => connection(socket),
+            Self::Standard => {
+                let input = std::io::stdin().as_fd().try_clone_to_owned()?;
+                // A socket is both; anything else is one of two pipes.
+                match sockopt::socket_type(&input) {
+                    Ok(_) => connection(input),
+                    Err(_) => {
+                        let output = std::io::stdout().as_fd().try_clone_to_owned()?;
+                        let (input, output) =
+                            (Receiver::from_owned_fd(input)?, Sender::from_owned_fd(output)?);
+                        Ok(Box::new(tokio::io::join(input, output)))
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn connection(socket: OwnedFd) -> std::io::Result<Box<dyn Stream>> {
+    if sockopt::socket_domain(&socket)? == AddressFamily::UNIX {
+        let stream = std::os::unix::net::UnixStream::from(socket);
+        stream.set_nonblocking(true)?;
+        return Ok(Box::new(UnixStream::from_std(stream)?));
+    }
+    let stream = std::net::TcpStream::from(socket);
+    stream.set_nonblocking(true)?;
+    stream.set_nodelay(true)?;
+    Ok(Box::new(TcpStream::from_std(stream)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tcp() -> (String, OwnedFd) {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        (socket.local_addr().unwrap().to_string(), socket.into())
+    }
+
+    fn plan(listen: &[&str], listen_given: bool, oldstyle: &[&str]) -> Plan {
+        Plan {
+            listen: listen.iter().map(|text| text.parse().unwrap()).collect(),
+            listen_given,
+            oldstyle: oldstyle.iter().map(|text| text.parse().unwrap()).collect(),
+        }
+    }
+
+    async fn greetings(plan: &Plan, sockets: Vec<(&str, OwnedFd)>) -> Vec<(String, Greeting)> {
+        let mut inherited = Inherited::default();
+        for (name, socket) in sockets {
+            inherited.add(name.to_owned(), socket).unwrap();
+        }
+        let opened = Listeners::open(plan, inherited).await.unwrap();
+        opened.nbd.iter().map(|(it, greeting)| (it.address().to_string(), greeting.clone())).collect()
+    }
+
+    fn oldstyle(export: &str) -> Greeting {
+        Greeting::Oldstyle { export: export.to_owned() }
+    }
+
+    #[test]
+    fn an_oldstyle_address_names_its_export() {
+        let parsed: Oldstyle = "127.0.0.1:10810=disk".parse().unwrap();
+        assert_eq!(
+            (parsed.address.to_string().as_str(), parsed.export.as_str()),
+            ("127.0.0.1:10810", "disk")
+        );
+        let parsed: Oldstyle = "unix:/a=b=disk".parse().unwrap();
+        assert_eq!(parsed.address, ListenAddress::Unix("/a=b".into()));
+        for bad in ["", "127.0.0.1:10810", "127.0.0.1:10810=", "=disk", "nowhere=disk"] {
+            assert!(bad.parse::<Oldstyle>().is_err(), "{bad}");
+        }
+    }
+
+    #[tokio::test]
+    async fn inherited_sockets_stand_in_for_the_default_and_beside_what_was_asked_for() {
+        let (address, socket) = tcp();
+        let found = greetings(&plan(&["127.0.0.1:0"], false, &[]), vec![("cairn.socket", socket)]).await;
+        assert_eq!(found, [(address, Greeting::Newstyle)]);
+        let (address, socket) = tcp();
+        let found = greetings(&plan(&["127.0.0.1:0"], true, &[]), vec![("", socket)]).await;
+        assert_eq!((found.len(), &found[0].0), (2, &address));
+    }
+
+    #[tokio::test]
+    async fn an_inherited_socket_takes_the_place_of_its_address() {
+        let ((address, socket), (old_address, old_socket)) = (tcp(), tcp());
+        let plan = plan(&[&address], true, &[&format!("{old_address}=disk")]);
+        let found = greetings(&plan, vec![("", socket), ("", old_socket)]).await;
+        assert_eq!(found, [(address, Greeting::Newstyle), (old_address, oldstyle("disk"))]);
+    }
+
+    #[tokio::test]
+    async fn names_tell_what_sockets_are_for() {
+        let ((_, admin), (old_address, old)) = (tcp(), tcp());
+        let mut inherited = Inherited::default();
+        inherited.add("admin".to_owned(), admin).unwrap();
+        inherited.add("oldstyle=disk".to_owned(), old).unwrap();
+        let opened = Listeners::open(&Plan::default(), inherited).await.unwrap();
+        assert!(opened.admin.is_some() && opened.stream.is_none());
+        let [(listener, greeting)] = &opened.nbd[..] else { panic!("one listener") };
+        assert_eq!((listener.address().to_string(), greeting), (old_address, &oldstyle("disk")));
+    }
+
+    #[tokio::test]
+    async fn what_is_no_stream_socket_is_refused() {
+        let mut inherited = Inherited::default();
+        let datagrams = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        assert!(inherited.add(String::new(), datagrams.into()).unwrap_err().contains("stream"));
+        let file = std::fs::File::open("/dev/null").unwrap();
+        assert!(inherited.add(String::new(), file.into()).is_err());
+        let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
+        inherited.add(String::new(), one.into()).unwrap();
+        assert!(inherited.add(String::new(), other.into()).unwrap_err().contains("second"));
+        assert!(Listeners::open(&Plan::default(), inherited).await.unwrap().stream.is_some());
+    }
+}

@@ -1,0 +1,286 @@
+//! A plain file or a block device as an export.
+//!
+//! Holes are told by the file system and made by punching them. Invariant: FLUSH is fdatasync, and what a file system
+//! cannot do is done by writing zeros or refused, never pretended.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
+use rustix::io::Errno;
+
+use crate::protocol::{Error, TransmissionFlags};
+use crate::server::{Allocation, Export, ExportDescription, ExportError, Segment};
+use crate::task::Tasks;
+
+/// What is written at a time where zeros must be written.
+const ZEROS_BYTES: u64 = 1 << 20;
+/// Largest payload, in bytes.
+const MAXIMUM_BLOCK_BYTES: u32 = 32 << 20;
+
+/// A file or block device.
+#[derive(Debug)]
+pub(super) struct FileExport {
+    file: Arc<File>,
+    name: String,
+    size_bytes: u64,
+    read_only: bool,
+    tasks: Tasks,
+}
+
+impl FileExport {
+    /// Opens what is there; read-only where it may not be written, or where that is wanted.
+    pub(super) fn open(path: &Path, name: &str, read_only: bool) -> io::Result<Self> {
+        let for_writing = || OpenOptions::new().read(true).write(true).open(path);
+        let (file, read_only) = match if read_only { File::open(path) } else { for_writing() } {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+                ) =>
+            {
+                (File::open(path)?, true)
+            }
+            opened => (opened?, read_only),
+        };
+        Self::of(file, name, read_only)
+    }
+
+    /// Makes or replaces a file of zeros; a block device is used as it is.
+    pub(super) fn create(path: &Path, size_bytes: u64) -> io::Result<Self> {
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        if file.metadata()?.is_file() {
+            file.set_len(0)?;
+            file.set_len(size_bytes)?;
+        }
+        Self::of(file, "", false)
+    }
+
+    fn of(file: File, name: &str, read_only: bool) -> io::Result<Self> {
+        let kind = file.metadata()?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "neither a file nor a block device"));
+        }
+        let size_bytes = seek(&file, SeekFrom::End(0))?;
+        Ok(Self { file: Arc::new(file), name: name.to_owned(), size_bytes, read_only, tasks: Tasks::new() })
+    }
+
+    async fn work<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&File) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, ExportError> {
+        let file = Arc::clone(&self.file);
+        match self.tasks.spawn_blocking(move || work(&file)).await {
+            Ok(done) => done.map_err(|error| failed(&error)),
+            Err(_) => Err(failed(&io::Error::other("it was cut off"))),
+        }
+    }
+}
+
+/// Why a command failed, for a client.
+fn failed(error: &io::Error) -> ExportError {
+    let value = match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => Error::NoSpc,
+        Some(Errno::PERM | Errno::ACCESS | Errno::ROFS) => Error::Perm,
+        Some(Errno::NOMEM) => Error::NoMem,
+        Some(Errno::OPNOTSUPP) => Error::NotSup,
+        _ => Error::Io,
+    };
+    ExportError { error: value, message: error.to_string() }
+}
+
+/// Zeroes a range: as a hole, as allocated zeros, or where `slow` allows it by writing them.
+fn zero(file: &File, offset: u64, length: u64, hole: bool, slow: bool) -> io::Result<()> {
+    let flags = if hole { FallocateFlags::PUNCH_HOLE } else { FallocateFlags::ZERO_RANGE };
+    match fallocate(file, flags | FallocateFlags::KEEP_SIZE, offset, length) {
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) if slow => {}
+        done => return done.map_err(io::Error::from),
+    }
+    let zeros = vec![0; usize::try_from(length.min(ZEROS_BYTES)).expect("at most a MiB")];
+    let mut at = offset;
+    while at < offset + length {
+        let piece = usize::try_from((offset + length - at).min(ZEROS_BYTES)).expect("at most a MiB");
+        file.write_all_at(&zeros[..piece], at)?;
+        at += u64::try_from(piece).expect("a usize fits 64 bits");
+    }
+    Ok(())
+}
+
+/// Where the next hole or data begins, no further than `end`; `None` if the file system cannot tell.
+fn next(file: &File, from: SeekFrom, end: u64) -> io::Result<Option<u64>> {
+    match seek(file, from) {
+        Ok(at) => Ok(Some(at.min(end))),
+        // There is no more data.
+        Err(Errno::NXIO) => Ok(Some(end)),
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn extents(file: &File, offset: u64, length: u64, limit: usize) -> io::Result<Vec<Allocation>> {
+    let end = offset + length;
+    let mut extents = Vec::new();
+    let mut at = offset;
+    while at < end && extents.len() < limit {
+        let data = next(file, SeekFrom::Data(at), end)?.unwrap_or(at);
+        let hole = data > at;
+        let until = if hole { data } else { next(file, SeekFrom::Hole(at), end)?.unwrap_or(end) };
+        // A file that shrank under us has no data where it ended.
+        let until = if until > at { until } else { end };
+        extents.push(Allocation { length_bytes: until - at, hole, zero: hole });
+        at = until;
+    }
+    Ok(extents)
+}
+
+#[async_trait]
+impl Export for FileExport {
+    fn description(&self) -> ExportDescription {
+        use TransmissionFlags as Flags;
+        let mut flags = Flags::SEND_FLUSH | Flags::SEND_FUA | Flags::SEND_TRIM | Flags::SEND_WRITE_ZEROES;
+        flags |= Flags::SEND_FAST_ZERO | Flags::SEND_CACHE | Flags::CAN_MULTI_CONN;
+        flags.set(Flags::READ_ONLY, self.read_only);
+        ExportDescription {
+            name: self.name.clone(),
+            description: String::new(),
+            size_bytes: self.size_bytes,
+            flags,
+            minimum_block_bytes: 1,
+            preferred_block_bytes: 4096,
+            maximum_block_bytes: MAXIMUM_BLOCK_BYTES,
+        }
+    }
+
+    async fn read(&self, offset: u64, length: u32) -> Result<Vec<Segment>, ExportError> {
+        let read = move |file: &File| {
+            let mut data = vec![0; usize::try_from(length).expect("32 bits fit a usize")];
+            file.read_exact_at(&mut data, offset)?;
+            Ok(vec![Segment::Data(data.into())])
+        };
+        self.work(read).await
+    }
+
+    async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), ExportError> {
+        let write = move |file: &File| {
+            file.write_all_at(&data, offset)?;
+            if fua { file.sync_data() } else { Ok(()) }
+        };
+        self.work(write).await
+    }
+
+    async fn flush(&self) -> Result<(), ExportError> {
+        self.work(File::sync_data).await
+    }
+
+    async fn trim(&self, offset: u64, length: u64, fua: bool) -> Result<(), ExportError> {
+        let trim = move |file: &File| match zero(file, offset, length, true, false) {
+            // It is advice, which some file systems cannot take.
+            Err(error) if error.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) => Ok(()),
+            Ok(()) if fua => file.sync_data(),
+            done => done,
+        };
+        self.work(trim).await
+    }
+
+    async fn write_zeroes(
+        &self,
+        offset: u64,
+        length: u64,
+        no_hole: bool,
+        fast: bool,
+        fua: bool,
+    ) -> Result<(), ExportError> {
+        let write_zeroes = move |file: &File| {
+            zero(file, offset, length, !no_hole, !fast)?;
+            if fua { file.sync_data() } else { Ok(()) }
+        };
+        self.work(write_zeroes).await
+    }
+
+    async fn cache(&self, offset: u64, length: u64) -> Result<(), ExportError> {
+        let advise = move |file: &File| {
+            let length = std::num::NonZeroU64::new(length);
+            Ok(rustix::fs::fadvise(file, offset, length, rustix::fs::Advice::WillNeed)?)
+        };
+        self.work(advise).await
+    }
+
+    async fn block_status(
+        &self,
+        offset: u64,
+        length: u64,
+        limit: usize,
+    ) -> Result<Vec<Allocation>, ExportError> {
+        self.work(move |file| extents(file, offset, length, limit)).await
+    }
+}
+
+/// Opens a file, with its name in the error.
+pub(super) fn named<T>(path: &Path, opened: io::Result<T>) -> Result<T, super::NbdError> {
+    opened.map_err(|source| super::NbdError::File { path: PathBuf::from(path), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn found(extents: &[Allocation]) -> Vec<(u64, bool)> {
+        extents.iter().map(|it| (it.length_bytes, it.hole && it.zero)).collect()
+    }
+
+    #[tokio::test]
+    async fn holes_are_told_made_and_filled() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = FileExport::create(&directory.path().join("image"), 4 * MIB).unwrap();
+        assert_eq!(found(&file.block_status(0, 4 * MIB, 9).await.unwrap()), [(4 * MIB, true)]);
+        file.write(MIB, vec![7; 1 << 20].into(), true).await.unwrap();
+        let whole = [(MIB, true), (MIB, false), (2 * MIB, true)];
+        assert_eq!(found(&file.block_status(0, 4 * MIB, 9).await.unwrap()), whole);
+        assert_eq!(found(&file.block_status(0, 4 * MIB, 2).await.unwrap()), whole[..2]);
+        assert_eq!(found(&file.block_status(MIB + 4096, 8192, 9).await.unwrap()), [(8192, false)]);
+        file.write_zeroes(MIB, MIB, false, true, false).await.unwrap();
+        assert_eq!(found(&file.block_status(0, 4 * MIB, 9).await.unwrap()), [(4 * MIB, true)]);
+        file.write_zeroes(0, 1, true, false, true).await.unwrap();
+        file.cache(0, MIB).await.unwrap();
+        file.flush().await.unwrap();
+        assert_eq!(file.read(0, 3).await.unwrap(), [Segment::Data(Bytes::from_static(&[0; 3]))]);
+    }
+
+    #[tokio::test]
+    async fn a_file_that_may_not_be_written_is_read_only() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("image");
+        std::fs::write(&path, "0123456789").unwrap();
+        let file = FileExport::open(&path, "x", true).unwrap();
+        let told = file.description();
+        assert_eq!((told.size_bytes, told.name.as_str()), (10, "x"));
+        assert!(told.flags.contains(TransmissionFlags::READ_ONLY));
+        assert!(file.write(0, Bytes::from_static(b"x"), false).await.is_err());
+        assert!(
+            !FileExport::open(&path, "x", false)
+                .unwrap()
+                .description()
+                .flags
+                .contains(TransmissionFlags::READ_ONLY)
+        );
+    }
+
+    #[test]
+    fn only_files_and_block_devices_are_disks() {
+        assert_eq!(
+            FileExport::open(Path::new("/dev/null"), "", false).unwrap_err().kind(),
+            io::ErrorKind::InvalidInput
+        );
+        assert_eq!(
+            FileExport::open(Path::new("/none"), "", false).unwrap_err().kind(),
+            io::ErrorKind::NotFound
+        );
+    }
+}

@@ -1,0 +1,154 @@
+//! One export served by itself: `cairn nbd serve`, and the serving half of `cairn nbd mirror`.
+//!
+//! Knows no volume. Invariant: it says that it listens only once it does, and ends in order.
+
+use std::future::Future;
+use std::io::Write as _;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::args::{Host, Serve};
+use super::error::NbdError;
+use super::file::{FileExport, named};
+use crate::cli::error::Error;
+use crate::cli::listeners::{Inherited, Listeners, Plan};
+use crate::cli::process::Signals;
+use crate::client::{Address, Uri, uri::UriTls};
+use crate::metrics::Metrics;
+use crate::server::{
+    Drained, Export, ExportDescription, Exports, Greeting, ListEntry, ListenAddress, OpenError, Options,
+    Server, Tls, TlsOptions,
+};
+
+/// `cairn nbd serve`.
+pub(super) async fn serve_file(args: Serve, inherited: Inherited) -> Result<(), Error> {
+    let file = named(&args.file, FileExport::open(&args.file, &args.host.exportname, args.read_only))?;
+    let hosted = Hosted::start(&args.host, Arc::new(file), inherited).await?;
+    hosted.until_told(std::future::pending()).await;
+    Ok(())
+}
+
+/// The only export of a server: by its name, and by the empty one.
+struct OnlyExport {
+    name: String,
+    export: Arc<dyn Export>,
+}
+
+impl OnlyExport {
+    fn find(&self, name: &str) -> Result<&Arc<dyn Export>, OpenError> {
+        if name.is_empty() || name == self.name {
+            Ok(&self.export)
+        } else {
+            Err(OpenError::Unknown(name.to_owned()))
+        }
+    }
+}
+
+#[async_trait]
+impl Exports for OnlyExport {
+    async fn list(&self) -> Result<Vec<ListEntry>, OpenError> {
+        Ok(vec![ListEntry { name: self.name.clone(), description: String::new() }])
+    }
+
+    async fn describe(&self, name: &str) -> Result<ExportDescription, OpenError> {
+        Ok(self.find(name)?.description())
+    }
+
+    async fn open(&self, name: &str) -> Result<Arc<dyn Export>, OpenError> {
+        Ok(Arc::clone(self.find(name)?))
+    }
+}
+
+/// An export that is served.
+pub(super) struct Hosted {
+    server: Server,
+    signals: Signals,
+    stream: Option<Box<dyn crate::server::Stream>>,
+}
+
+impl Hosted {
+    /// Listens, and says where.
+    pub(super) async fn start(
+        host: &Host,
+        export: Arc<dyn Export>,
+        inherited: Inherited,
+    ) -> Result<Self, Error> {
+        let signals = Signals::new()?;
+        let tls = host.encryption.certfile.as_ref().map(|pem| {
+            Tls::load(&TlsOptions {
+                required: true,
+                certificate: pem.clone(),
+                key: pem.clone(),
+                client_authorities: None,
+                subjects: std::collections::BTreeMap::new(),
+            })
+        });
+        let tls = tls.transpose().map_err(NbdError::Tls)?;
+        let address = match &host.socket {
+            Some(path) => ListenAddress::Unix(path.clone()),
+            None if host.address.contains(':') => {
+                ListenAddress::Tcp(format!("[{}]:{}", host.address, host.port))
+            }
+            None => ListenAddress::Tcp(format!("{}:{}", host.address, host.port)),
+        };
+        let plan = Plan { listen: vec![address], ..Plan::default() };
+        let Listeners { nbd, stream, .. } = Listeners::open(&plan, inherited).await?;
+        let exports = OnlyExport { name: host.exportname.clone(), export };
+        let mut server = Server::new(Arc::new(exports), Options::default(), Metrics::new().server());
+        let encrypted = tls.is_some();
+        if let Some(tls) = tls {
+            server = server.with_tls(tls);
+        }
+        for (listener, greeting) in nbd {
+            let address = server.listen(listener, greeting);
+            if stream.is_none() {
+                say(&format!("listening on {}", uri(address, &host.exportname, encrypted)));
+            }
+        }
+        Ok(Self { server, signals, stream })
+    }
+
+    /// Serves until a signal, or until the client that was there from the start has left; `background` goes on beside it
+    /// and is dropped then.
+    pub(super) async fn until_told(self, background: impl Future<Output = ()>) -> Drained {
+        let Self { server, mut signals, stream } = self;
+        let client = async {
+            match stream {
+                Some(stream) => server.serve_stream(stream, Greeting::Newstyle).await,
+                None => std::future::pending().await,
+            }
+        };
+        let background = async {
+            background.await;
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            signal = signals.next() => tracing::info!("{signal}: finishing what is in flight"),
+            () = client => tracing::info!("the client has left"),
+            () = background => {}
+        }
+        server.drain().await
+    }
+}
+
+fn uri(address: ListenAddress, export: &str, encrypted: bool) -> Uri {
+    let address = match address {
+        ListenAddress::Unix(path) => Address::Unix(path),
+        ListenAddress::Tcp(text) => {
+            let (host, port) = text.rsplit_once(':').unwrap_or((&text, ""));
+            let host = host.trim_matches(['[', ']']).to_owned();
+            Address::Tcp { host, port: port.parse().unwrap_or(crate::client::uri::DEFAULT_PORT) }
+        }
+    };
+    let tls = encrypted.then_some(UriTls { hostname: None, verify_peer: true, certificates: None });
+    Uri { address, export: export.to_owned(), tls }
+}
+
+/// Prints a line. That nobody reads it is no reason to end.
+pub(super) fn say(line: &str) {
+    let mut out = std::io::stdout().lock();
+    if let Err(error) = writeln!(out, "{line}").and_then(|()| out.flush()) {
+        tracing::debug!("nothing printed: {error}");
+    }
+}

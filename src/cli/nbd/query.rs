@@ -1,0 +1,231 @@
+//! `cairn nbd size`, `list` and `info`: what servers tell of their exports.
+
+use serde::Serialize;
+
+use super::args::{Info, List, Size};
+use super::error::NbdError;
+use super::host::say;
+use crate::cli::error::Error;
+use crate::client::{self, Client, Options, Uri};
+use crate::protocol::negotiate_client::HandshakeError;
+use crate::protocol::{AllocationFlags, HeaderStyle, OptionError, TransmissionFlags};
+
+/// `cairn nbd size`.
+pub(super) async fn size(args: Size) -> Result<(), Error> {
+    let uri = at(args.host, args.port, args.export);
+    // The size is all that is asked for, and every server tells it with the plainest of handshakes.
+    let options = Options { structured_replies: false, extended_headers: false, ..Options::default() };
+    let client = connect(&uri, &options).await?;
+    say(&client.size_bytes().to_string());
+    client.disconnect().await;
+    Ok(())
+}
+
+/// `cairn nbd list`.
+pub(super) async fn list(args: List) -> Result<(), Error> {
+    let uri = at(args.host, args.port, String::new());
+    let entries = client::list(&uri, &Options::default()).await.map_err(|error| list_error(&uri, error))?;
+    for entry in entries {
+        say(entry.name.as_str());
+    }
+    Ok(())
+}
+
+/// Scripts tell these apart by the exit status.
+fn list_error(uri: &Uri, source: client::Error) -> NbdError {
+    let server = uri.address.to_string();
+    match &source {
+        client::Error::Handshake(HandshakeError::TooOld(_)) => NbdError::ListUnsupported { server, source },
+        client::Error::Handshake(HandshakeError::Refused { refusal, .. }) => match refusal.error {
+            OptionError::Unsup => NbdError::ListUnsupported { server, source },
+            OptionError::Policy => NbdError::ListForbidden { server, source },
+            _ => NbdError::ListFailed { server, source },
+        },
+        _ => NbdError::ListFailed { server, source },
+    }
+}
+
+/// `cairn nbd info`.
+pub(super) async fn info(args: Info) -> Result<(), Error> {
+    let uri: Uri = args.uri.parse().map_err(NbdError::Uri)?;
+    let client = connect(&uri, &Options::default()).await?;
+    let map = if args.map { Some(map(&client, &uri).await?) } else { None };
+    let told = Told::of(&client, &uri, map);
+    client.disconnect().await;
+    if args.json {
+        say(&serde_json::to_string_pretty(&told).expect("numbers, texts and lists are JSON"));
+    } else if let Some(map) = &told.map {
+        map.iter().for_each(|extent| say(&extent.line()));
+    } else {
+        told.lines().iter().for_each(|line| say(line));
+    }
+    Ok(())
+}
+
+fn at(host: String, port: u16, export: String) -> Uri {
+    Uri { address: client::Address::Tcp { host, port }, export, tls: None }
+}
+
+async fn connect(uri: &Uri, options: &Options) -> Result<Client, NbdError> {
+    let failed = |source| NbdError::Client { server: uri.to_string(), source };
+    Client::connect(uri, options).await.map_err(failed)
+}
+
+/// All that is told of an export.
+#[derive(Debug, Serialize)]
+struct Told {
+    uri: String,
+    export: String,
+    description: String,
+    size: u64,
+    read_only: bool,
+    headers: &'static str,
+    tls: bool,
+    block_size: BlockSizes,
+    can: Vec<&'static str>,
+    contexts: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    map: Option<Vec<Extent>>,
+}
+
+#[derive(Debug, Serialize)]
+struct BlockSizes {
+    minimum: u32,
+    preferred: u32,
+    maximum: u32,
+}
+
+/// An extent of `base:allocation`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+struct Extent {
+    offset: u64,
+    length: u64,
+    hole: bool,
+    zero: bool,
+}
+
+impl Told {
+    fn of(client: &Client, uri: &Uri, map: Option<Vec<Extent>>) -> Self {
+        use TransmissionFlags as Flags;
+        let export = client.export();
+        let can = [
+            (Flags::SEND_FLUSH, "flush"),
+            (Flags::SEND_FUA, "fua"),
+            (Flags::SEND_TRIM, "trim"),
+            (Flags::SEND_WRITE_ZEROES, "write_zeroes"),
+            (Flags::SEND_FAST_ZERO, "fast_zero"),
+            (Flags::SEND_CACHE, "cache"),
+            (Flags::SEND_DF, "df"),
+            (Flags::CAN_MULTI_CONN, "multi_conn"),
+            (Flags::BLOCK_STATUS_PAYLOAD, "block_status_payload"),
+            (Flags::ROTATIONAL, "rotational"),
+        ];
+        Self {
+            uri: uri.to_string(),
+            export: export.name.as_str().to_owned(),
+            description: export.description.as_str().to_owned(),
+            size: client.size_bytes(),
+            read_only: client.flags().contains(Flags::READ_ONLY),
+            headers: match client.headers() {
+                HeaderStyle::Simple => "simple",
+                HeaderStyle::Structured => "structured",
+                HeaderStyle::Extended => "extended",
+            },
+            tls: uri.tls.is_some(),
+            block_size: BlockSizes {
+                minimum: export.block_size.minimum,
+                preferred: export.block_size.preferred,
+                maximum: export.block_size.maximum,
+            },
+            can: can
+                .into_iter()
+                .filter(|(flag, _)| client.flags().contains(*flag))
+                .map(|(_, it)| it)
+                .collect(),
+            contexts: client.contexts().iter().map(|context| context.name.as_str().to_owned()).collect(),
+            map,
+        }
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let BlockSizes { minimum, preferred, maximum } = self.block_size;
+        let list = |items: &[&str]| if items.is_empty() { "nothing".to_owned() } else { items.join(", ") };
+        let contexts: Vec<&str> = self.contexts.iter().map(String::as_str).collect();
+        let mut lines = vec![format!("export: {:?}", self.export), format!("uri: {}", self.uri)];
+        if !self.description.is_empty() {
+            lines.push(format!("description: {}", self.description));
+        }
+        lines.extend([
+            format!("size: {} ({})", self.size, bytesize::ByteSize::b(self.size).display().iec()),
+            format!("read-only: {}", if self.read_only { "yes" } else { "no" }),
+            format!("block size: {minimum} minimum, {preferred} preferred, {maximum} maximum"),
+            format!("can: {}", list(&self.can)),
+            format!("contexts: {}", list(&contexts)),
+            format!("headers: {}{}", self.headers, if self.tls { ", over TLS" } else { "" }),
+        ]);
+        lines
+    }
+}
+
+impl Extent {
+    /// A line as `nbdinfo --map` prints it.
+    fn line(&self) -> String {
+        let Self { offset, length, hole, zero } = *self;
+        let (state, name) = match (hole, zero) {
+            (false, false) => (0, "data"),
+            (true, false) => (1, "hole"),
+            (false, true) => (2, "zero"),
+            (true, true) => (3, "hole,zero"),
+        };
+        format!("{offset:>10}  {length:>10}    {state}  {name}")
+    }
+}
+
+/// What is allocated, from the first byte to the last; neighbours differ.
+async fn map(client: &Client, uri: &Uri) -> Result<Vec<Extent>, NbdError> {
+    let failed = |source| NbdError::Client { server: uri.to_string(), source };
+    let size = client.size_bytes();
+    let mut map: Vec<Extent> = Vec::new();
+    let mut offset = 0;
+    while offset < size {
+        let asked = (size - offset).min(client.maximum_effect_bytes());
+        for extent in client.allocation(offset, asked).await.map_err(failed)? {
+            let state = extent.allocation();
+            let (hole, zero) = (state.contains(AllocationFlags::HOLE), state.contains(AllocationFlags::ZERO));
+            let length = extent.length.min(size - offset);
+            match map.last_mut() {
+                _ if length == 0 => {}
+                Some(last) if (last.hole, last.zero) == (hole, zero) => last.length += length,
+                _ => map.push(Extent { offset, length, hole, zero }),
+            }
+            offset += length;
+        }
+    }
+    Ok(map)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{OptionCode, Refusal};
+
+    #[test]
+    fn what_keeps_a_list_back_has_its_exit_status() {
+        let refused = |error| {
+            let (option, refusal) = (OptionCode::List, Refusal::new(error, "no"));
+            client::Error::Handshake(HandshakeError::Refused { option, refusal })
+        };
+        let too_old = client::Error::Handshake(HandshakeError::TooOld(OptionCode::List));
+        for (error, expected) in [
+            (too_old, 1),
+            (refused(OptionError::Unsup), 1),
+            (refused(OptionError::Policy), 2),
+            (refused(OptionError::TlsReqd), 3),
+            (client::Error::TimedOut, 3),
+        ] {
+            let error = list_error(&at("host".to_owned(), 1, String::new()), error);
+            let code = format!("{:?}", error.exit_code());
+            assert_eq!(code, format!("{:?}", std::process::ExitCode::from(expected)), "{error}");
+        }
+    }
+}

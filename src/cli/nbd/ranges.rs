@@ -1,0 +1,107 @@
+//! Locks on ranges of a disk: who holds one keeps others off the same bytes, and no one else.
+//!
+//! Invariant: those who want overlapping ranges get them in the order in which they asked, so nobody waits for ever.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+
+/// Ranges that are held or waited for.
+#[derive(Clone, Debug, Default)]
+pub(super) struct RangeLocks(Arc<Mutex<Table>>);
+
+#[derive(Debug, Default)]
+struct Table {
+    next: u64,
+    /// In the order in which they were asked for.
+    wanted: BTreeMap<u64, Wanted>,
+}
+
+#[derive(Debug)]
+struct Wanted {
+    range: Range<u64>,
+    /// Cancelled when it is given back.
+    released: CancellationToken,
+}
+
+/// A range that is held until this is dropped.
+#[derive(Debug)]
+pub(super) struct Held {
+    locks: RangeLocks,
+    number: u64,
+}
+
+impl RangeLocks {
+    /// Waits until nobody who asked earlier holds any of these bytes.
+    pub(super) async fn lock(&self, range: Range<u64>) -> Held {
+        let (held, earlier) = self.ask(range);
+        for released in earlier {
+            released.cancelled().await;
+        }
+        held
+    }
+
+    fn ask(&self, range: Range<u64>) -> (Held, Vec<CancellationToken>) {
+        let mut table = self.0.lock();
+        let overlaps = |wanted: &&Wanted| wanted.range.start < range.end && range.start < wanted.range.end;
+        let earlier = table.wanted.values().filter(overlaps).map(|it| it.released.clone()).collect();
+        let number = table.next;
+        table.next += 1;
+        table.wanted.insert(number, Wanted { range, released: CancellationToken::new() });
+        (Held { locks: self.clone(), number }, earlier)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(wanted) = self.locks.0.lock().wanted.remove(&self.number) {
+            wanted.released.cancel();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::{FutureExt as _, poll};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn disjoint_ranges_do_not_wait_for_each_other() {
+        let locks = RangeLocks::default();
+        let _first = locks.lock(0..10).await;
+        let _second = locks.lock(10..20).await;
+        assert!(locks.lock(5..15).now_or_never().is_none());
+        assert!(locks.lock(20..21).now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn overlapping_ranges_are_had_in_the_order_of_asking() {
+        let locks = RangeLocks::default();
+        let first = locks.lock(0..10).await;
+        let mut second = Box::pin(locks.lock(5..15));
+        let mut third = Box::pin(locks.lock(12..20));
+        assert!(poll!(&mut second).is_pending());
+        assert!(poll!(&mut third).is_pending(), "the second asked before it");
+        drop(first);
+        let second = second.await;
+        assert!(poll!(&mut third).is_pending());
+        drop(second);
+        third.await;
+        assert!(locks.0.lock().wanted.is_empty());
+    }
+
+    #[tokio::test]
+    async fn who_stops_waiting_keeps_nobody_else_waiting() {
+        let locks = RangeLocks::default();
+        let first = locks.lock(0..10).await;
+        let mut second = Box::pin(locks.lock(0..10));
+        assert!(poll!(&mut second).is_pending());
+        drop(second);
+        drop(first);
+        assert!(locks.lock(0..10).now_or_never().is_some());
+    }
+}

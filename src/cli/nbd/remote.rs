@@ -1,0 +1,176 @@
+//! An export of another server as an export of ours, over one connection or several.
+//!
+//! Invariant: there are several connections only where the server says that a FLUSH on one holds for all.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::error::NbdError;
+use crate::client::{self, Client, Options, Uri};
+use crate::protocol::{AllocationFlags, Error, TransmissionFlags};
+use crate::server::{Allocation, Export, ExportDescription, ExportError, Segment};
+
+/// An export of another server.
+#[derive(Debug)]
+pub(super) struct RemoteExport {
+    /// At least one.
+    clients: Vec<Client>,
+    next: AtomicUsize,
+}
+
+impl RemoteExport {
+    /// Connects, as often as is asked for and allowed.
+    pub(super) async fn connect(uri: &Uri, connections: u16) -> Result<Self, NbdError> {
+        let options = Options::default();
+        let failed = |source| NbdError::Client { server: uri.to_string(), source };
+        let first = Client::connect(uri, &options).await.map_err(failed)?;
+        let several = first.flags().contains(TransmissionFlags::CAN_MULTI_CONN);
+        let mut clients = vec![first];
+        for _ in 1..if several { connections } else { 1 } {
+            clients.push(Client::connect(uri, &options).await.map_err(failed)?);
+        }
+        Ok(Self { clients, next: AtomicUsize::new(0) })
+    }
+
+    /// Tells the server that this is the end.
+    pub(super) async fn disconnect(self) {
+        futures::future::join_all(self.clients.into_iter().map(Client::disconnect)).await;
+    }
+
+    /// One of the connections, each in turn.
+    fn client(&self) -> &Client {
+        let turn = self.next.fetch_add(1, Ordering::Relaxed);
+        &self.clients[turn % self.clients.len()]
+    }
+}
+
+fn failed(error: client::Error) -> ExportError {
+    let value = match &error {
+        client::Error::Command { error, .. } => *error,
+        client::Error::NotAllowed(_) => Error::Inval,
+        _ => Error::Io,
+    };
+    ExportError { error: value, message: error.to_string() }
+}
+
+#[async_trait]
+impl Export for RemoteExport {
+    fn description(&self) -> ExportDescription {
+        use TransmissionFlags as Flags;
+        let first = &self.clients[0];
+        let (export, block_size) = (first.export(), first.export().block_size);
+        // What depends on headers and contexts is the matter of each connection.
+        let flags = export.disk.flags.difference(Flags::SEND_DF | Flags::BLOCK_STATUS_PAYLOAD);
+        ExportDescription {
+            name: export.name.as_str().to_owned(),
+            description: export.description.as_str().to_owned(),
+            size_bytes: first.size_bytes(),
+            flags,
+            minimum_block_bytes: block_size.minimum,
+            preferred_block_bytes: block_size.preferred,
+            maximum_block_bytes: first.maximum_payload_bytes(),
+        }
+    }
+
+    async fn read(&self, offset: u64, length: u32) -> Result<Vec<Segment>, ExportError> {
+        let segments = self.client().read_segments(offset, length).await.map_err(failed)?;
+        let convert = |segment| match segment {
+            client::Segment::Data(data) => Segment::Data(data),
+            client::Segment::Hole(length) => {
+                Segment::Zero(u32::try_from(length).expect("a part of a READ of 32 bits"))
+            }
+        };
+        Ok(segments.into_iter().map(convert).collect())
+    }
+
+    async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), ExportError> {
+        self.client().write(offset, data, fua).await.map_err(failed)
+    }
+
+    async fn flush(&self) -> Result<(), ExportError> {
+        self.client().flush().await.map_err(failed)
+    }
+
+    async fn trim(&self, offset: u64, length: u64, fua: bool) -> Result<(), ExportError> {
+        let client = self.client();
+        for (at, piece) in pieces(offset, length, client.maximum_effect_bytes()) {
+            client.trim(at, piece, fua).await.map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    async fn write_zeroes(
+        &self,
+        offset: u64,
+        length: u64,
+        no_hole: bool,
+        fast: bool,
+        fua: bool,
+    ) -> Result<(), ExportError> {
+        let client = self.client();
+        for (at, piece) in pieces(offset, length, client.maximum_effect_bytes()) {
+            client.write_zeroes(at, piece, no_hole, fast, fua).await.map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    async fn cache(&self, offset: u64, length: u64) -> Result<(), ExportError> {
+        let client = self.client();
+        for (at, piece) in pieces(offset, length, client.maximum_effect_bytes()) {
+            client.cache(at, piece).await.map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    async fn block_status(
+        &self,
+        offset: u64,
+        length: u64,
+        limit: usize,
+    ) -> Result<Vec<Allocation>, ExportError> {
+        let client = self.client();
+        if client.contexts().is_empty() {
+            // It does not tell: then all of it may be data.
+            return Ok(vec![Allocation { length_bytes: length, hole: false, zero: false }]);
+        }
+        let asked = length.min(client.maximum_effect_bytes());
+        let extents = client.allocation(offset, asked).await.map_err(failed)?;
+        let mut left = length;
+        let mut told: Vec<Allocation> = Vec::new();
+        for extent in extents {
+            let state = extent.allocation();
+            let (hole, zero) = (state.contains(AllocationFlags::HOLE), state.contains(AllocationFlags::ZERO));
+            // The last extent may go on behind what was asked for.
+            let length_bytes = extent.length.min(left);
+            left -= length_bytes;
+            let full = told.len() == limit;
+            match told.last_mut() {
+                _ if length_bytes == 0 => break,
+                Some(last) if (last.hole, last.zero) == (hole, zero) => last.length_bytes += length_bytes,
+                _ if full => break,
+                _ => told.push(Allocation { length_bytes, hole, zero }),
+            }
+        }
+        Ok(told)
+    }
+}
+
+/// A range in pieces that are not too long.
+fn pieces(offset: u64, length: u64, maximum: u64) -> impl Iterator<Item = (u64, u64)> {
+    let starts = (0..length.div_ceil(maximum)).map(move |n| n * maximum);
+    starts.map(move |start| (offset + start, maximum.min(length - start)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_ranges_go_in_pieces() {
+        assert_eq!(pieces(5, 10, 4).collect::<Vec<_>>(), [(5, 4), (9, 4), (13, 2)]);
+        assert_eq!(pieces(5, 4, 4).collect::<Vec<_>>(), [(5, 4)]);
+        assert_eq!(pieces(5, 0, 4).count(), 0);
+    }
+}

@@ -1,0 +1,118 @@
+//! The settings of TLS: whether it is used, with which files, and which subjects may use which export.
+//!
+//! Invariant: what is wrong is said with the setting that it stands in, not with another of TLS.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use super::given;
+use crate::config::{self, Config};
+use crate::server::{Tls, TlsError, TlsOptions};
+
+/// TLS as configured, its files read; none where it is off.
+pub(super) fn of(config: &Config) -> Result<Option<Tls>, config::Error> {
+    let of = &config.tls;
+    if of.mode == "off" {
+        return Ok(None);
+    }
+    let file = |key, path: &String| {
+        let needed = || config.refuse(key, format!("a file is needed where tls.mode is {}", of.mode));
+        given(path).map(PathBuf::from).ok_or_else(needed)
+    };
+    let options = TlsOptions {
+        required: of.mode == "required",
+        certificate: file("tls.certificate", &of.certificate)?,
+        key: file("tls.key", &of.key)?,
+        client_authorities: given(&of.client_authorities).map(PathBuf::from),
+        subjects: subjects(&of.subjects).map_err(|why| config.refuse("tls.subjects", why))?,
+    };
+    Tls::load(&options).map(Some).map_err(|error| config.refuse(culprit(&options, &error), error))
+}
+
+/// Which setting an error stems from.
+fn culprit(options: &TlsOptions, error: &TlsError) -> &'static str {
+    let of = |path: &Path| {
+        if path == options.certificate {
+            "tls.certificate"
+        } else if path == options.key {
+            "tls.key"
+        } else {
+            "tls.client_authorities"
+        }
+    };
+    match error {
+        TlsError::File { path, .. } | TlsError::NoCertificate { path } | TlsError::Authority { path, .. } => {
+            of(path)
+        }
+        TlsError::Certificate(_) => "tls.certificate",
+        TlsError::Authorities(_) => "tls.client_authorities",
+        TlsError::SubjectsWithoutAuthorities { .. } => "tls.subjects",
+    }
+}
+
+/// Who may use which export.
+fn subjects(texts: &[String]) -> Result<BTreeMap<String, BTreeSet<String>>, String> {
+    let mut allowed: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for text in texts {
+        let wrong = || format!("{text:?} is not EXPORT=SUBJECT, such as disk=O=Example, CN=vm-1");
+        let (export, subject) = text.split_once('=').ok_or_else(wrong)?;
+        if export.is_empty() || !subject.contains('=') {
+            return Err(wrong());
+        }
+        allowed.entry(export.to_owned()).or_default().insert(subject.to_owned());
+    }
+    Ok(allowed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(pairs: &[(&str, &str)]) -> Result<Option<Tls>, config::Error> {
+        let pairs = pairs.iter().map(|(name, value)| (name.into(), value.into()));
+        of(&config::load(None, pairs, []).unwrap())
+    }
+
+    #[test]
+    fn it_is_off_unless_asked_for() {
+        assert!(load(&[]).unwrap().is_none());
+        assert!(load(&[("CAIRN_TLS__CERTIFICATE", "/none")]).unwrap().is_none());
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_setting() {
+        let mode = ("CAIRN_TLS__MODE", "required");
+        let certificate = ("CAIRN_TLS__CERTIFICATE", "/dev/null");
+        let key = ("CAIRN_TLS__KEY", "/none/key.pem");
+        let subjects = ("CAIRN_TLS__SUBJECTS", "disk=CN=vm");
+        for (pairs, parts) in [
+            (vec![mode], "tls.certificate = |tls.mode is required"),
+            (vec![mode, certificate], "tls.key = |tls.mode is required"),
+            (vec![mode, certificate, key], "tls.key = \"/none/key.pem\"|CAIRN_TLS__KEY"),
+            (vec![mode, certificate, ("CAIRN_TLS__KEY", "/dev/null")], "tls.key = \"/dev/null\""),
+            (vec![mode, certificate, key, subjects], "tls.subjects = |no client authorities"),
+            (vec![mode, certificate, key, ("CAIRN_TLS__SUBJECTS", "disk")], "tls.subjects = |EXPORT=SUBJECT"),
+            (
+                vec![mode, certificate, key, ("CAIRN_TLS__SUBJECTS", "disk=vm")],
+                "tls.subjects = |EXPORT=SUBJECT",
+            ),
+            (
+                vec![mode, certificate, key, ("CAIRN_TLS__CLIENT_AUTHORITIES", "/none/ca.pem")],
+                "tls.client_authorities = \"/none/ca.pem\"",
+            ),
+        ] {
+            let message = load(&pairs).unwrap_err().to_string();
+            for part in parts.split('|') {
+                assert!(message.contains(part), "no {part} in: {message}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_export_may_have_several_subjects() {
+        let texts = ["a=CN=x", "b=O=Example, CN=y", "a=CN=z"].map(str::to_owned);
+        let found = subjects(&texts).unwrap();
+        assert_eq!(found["a"], BTreeSet::from(["CN=x".to_owned(), "CN=z".to_owned()]));
+        assert_eq!(found["b"], BTreeSet::from(["O=Example, CN=y".to_owned()]));
+    }
+}
