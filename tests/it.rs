@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by unwrapping")]
 
+#[allow(dead_code, reason = "the simulation uses the rest")]
+mod checker;
 mod cli;
 mod client;
 mod conformance;

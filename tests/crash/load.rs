@@ -16,8 +16,8 @@ use rand::{Rng, SeedableRng};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::simulation::cells::{CELL, CELL_LEN, Layout, identify};
-use crate::simulation::history::History;
+use crate::checker::cells::{CELL, CELL_LEN, Layout, identify};
+use crate::checker::history::History;
 use crate::support::process::within;
 
 const CONNECTIONS: u64 = 3;

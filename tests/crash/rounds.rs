@@ -11,9 +11,9 @@ use tokio::sync::watch;
 use super::ends::{CRASHES, End, Serving, TAKEOVERS, end};
 use super::load::{Ledger, Load};
 use super::trap::{PLACES, Trap};
-use crate::simulation::cells::{CELL_LEN, Id, Layout, identify};
-use crate::simulation::history::History;
-use crate::simulation::prefix;
+use crate::checker::cells::{CELL_LEN, Id, Layout, identify};
+use crate::checker::history::History;
+use crate::checker::prefix;
 use crate::support::cairn::{Gateway, Setup, Store};
 use crate::support::process::{command, run};
 
