@@ -135,7 +135,8 @@ impl Folder {
             let made = Made::default();
             let Err(error) = self.fold(&folding, &made).await else { break };
             if mutant::is(Mutant::CleansUpWhenFenced) && self.shared.check_serving().is_err() {
-                self.shared.env.store.delete(&made.names.lock().clone()).await?;
+                let names = made.names.lock().clone();
+                self.shared.env.store.delete(&names).await?;
             }
             self.shared.check_serving()?;
             // Nothing was published, so nothing names them.

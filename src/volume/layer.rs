@@ -176,7 +176,10 @@ impl DirtyLayer {
                 && !range.is_empty(),
             "what is zeroed is whole sectors"
         );
-        assert!(!self.cuts_filled_chunk(geometry, &range), "a zero that would cut a chunk is for a later layer");
+        assert!(
+            !self.cuts_filled_chunk(geometry, &range),
+            "a zero that would cut a chunk is for a later layer"
+        );
         self.zero_chunks(geometry, &range);
         let touched = range.start / BLOCK_BYTES..range.end.div_ceil(BLOCK_BYTES);
         let mut numbers: Vec<u64> = self.blocks.range(touched).map(|(number, _)| *number).collect();

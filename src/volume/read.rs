@@ -218,9 +218,7 @@ impl Shared {
             let window =
                 at..range.end.min((at / self.geometry.map_page_bytes() + 1) * self.geometry.map_page_bytes());
             at = window.end;
-            for (range, hole, zero) in
-                self.look_up(&window, |resolved| self.allocation_of(resolved)).await?
-            {
+            for (range, hole, zero) in self.look_up(&window, |resolved| self.allocation_of(resolved)).await? {
                 let length = range.end - range.start;
                 let full = extents.len() == limit;
                 match extents.last_mut() {

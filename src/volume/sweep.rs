@@ -142,11 +142,9 @@ impl Collector {
                     Some(Parsed::Chunk(index, id)) if id.epoch < end => {
                         !named.contains(&(index, id)) && !self.is_named(roots, index, id).await?
                     }
-                    Some(Parsed::MapPage(number, id)) if id.epoch < end => {
-                        !roots.iter().any(|root| {
-                            root.map_pages.get(&number).is_some_and(|page| page.origin == 0 && page.id == id)
-                        })
-                    }
+                    Some(Parsed::MapPage(number, id)) if id.epoch < end => !roots.iter().any(|root| {
+                        root.map_pages.get(&number).is_some_and(|page| page.origin == 0 && page.id == id)
+                    }),
                     Some(Parsed::Root(id)) if id.epoch < end => {
                         !tables.contains(&id) && !roots.iter().any(|root| root.id == id)
                     }
