@@ -9,7 +9,6 @@ macro_rules! mutants {
     ($($(#[$doc:meta])+ $mutant:ident = $name:literal,)+) => {
         /// A deliberate fault.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        #[repr(usize)]
         pub enum Mutant {
             $($(#[$doc])+ $mutant,)+
         }
@@ -128,21 +127,23 @@ mutants! {
 
 #[cfg(feature = "mutants")]
 mod choice {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::cell::Cell;
 
     use super::Mutant;
 
-    static CHOSEN: AtomicUsize = AtomicUsize::new(usize::MAX);
-
-    /// Makes this process commit a fault, or none, from now on.
-    pub fn choose(mutant: Option<Mutant>) {
-        CHOSEN.store(mutant.map_or(usize::MAX, |mutant| mutant as usize), Ordering::Relaxed);
+    thread_local! {
+        static CHOSEN: Cell<Option<Mutant>> = const { Cell::new(None) };
     }
 
-    /// Whether a fault is to be committed.
+    /// Makes this thread commit a fault, or none, from now on.
+    pub fn choose(mutant: Option<Mutant>) {
+        CHOSEN.set(mutant);
+    }
+
+    /// Whether this thread is to commit a fault.
     #[must_use]
     pub fn is(mutant: Mutant) -> bool {
-        CHOSEN.load(Ordering::Relaxed) == mutant as usize
+        CHOSEN.get() == Some(mutant)
     }
 }
 

@@ -138,16 +138,17 @@ suite_deny() { limited 300 "$TOOLS/bin/cargo-deny" --offline check bans licenses
 suite_peer() { limited 300 /usr/bin/python3 "$ROOT/tests/golden/codec.py" && count 1 0; }
 
 suite_build() {
-    limited 3000 cargo test --release --no-run --lib --test it --message-format=json-render-diagnostics \
-        >"$LOGS/artifacts.json" || return 1
-    executable lib >"$LOGS/lib.path" && executable it >"$LOGS/it.path" && count 1 0
+    limited 3000 cargo test --release --no-run --lib --test it --test simulation \
+        --message-format=json-render-diagnostics >"$LOGS/artifacts.json" || return 1
+    executable lib >"$LOGS/lib.path" && executable it >"$LOGS/it.path" &&
+        executable simulation >"$LOGS/simulation.path" && count 1 0
 }
 
-# executable NAME: the test binary that cargo built from the library or from the integration target NAME.
+# executable NAME [LIST]: the test binary that cargo built from the library or from the integration target NAME.
 executable() {
     jq -e -r -s --arg name "$1" 'map(select(.reason == "compiler-artifact" and .profile.test and .executable)
         | select(if $name == "lib" then .target.kind == ["lib"] else .target.kind == ["test"] and .target.name == $name end))
-        | first | .executable' "$LOGS/artifacts.json"
+        | first | .executable' "${2:-$LOGS/artifacts.json}"
 }
 
 suite_unit() { limited 1200 "$(cat "$LOGS/lib.path")"; }
@@ -158,8 +159,8 @@ suite_doc() { limited 1200 cargo test --release --doc; }
 modules() {
     local listed
     listed=$("$(cat "$LOGS/it.path")" --list --format terse | sed -n 's/: test$//p' | cut -d: -f1 | sort -u)
-    for first in tidy golden model conformance store volume simulation; do grep -qx "$first" <<<"$listed" && echo "$first"; done
-    grep -vxE 'tidy|golden|model|conformance|store|volume|simulation|interop|vm' <<<"$listed"
+    for first in tidy golden model conformance store volume; do grep -qx "$first" <<<"$listed" && echo "$first"; done
+    grep -vxE 'tidy|golden|model|conformance|store|volume|interop|vm' <<<"$listed"
     for last in interop vm; do grep -qx "$last" <<<"$listed" && echo "$last"; done
     return 0
 }
@@ -171,6 +172,17 @@ suite_module() {
     [ ${#tests[@]} -gt 0 ] || { echo "the integration binary has no module $1"; return 1; }
     [ "$1" != vm ] || threads=(--test-threads=1)
     limited 2400 "$binary" --exact "${tests[@]}" "${threads[@]}"
+}
+
+# So many seeds on all processors; every fault must meet every phase.
+suite_simulation() { CAIRN_SIM_SEEDS=0..2000 limited 1500 "$(cat "$LOGS/simulation.path")" --nocapture; }
+
+# Deliberate faults, each of which the simulation must catch.
+suite_mutants() {
+    local list=$LOGS/artifacts-mutants.json
+    limited 3000 cargo test --release --no-run --features mutants --test simulation \
+        --message-format=json-render-diagnostics >"$list" || return 1
+    limited 1800 "$(executable simulation "$list")" --exact --nocapture mutants::committed::every_mutant_is_caught
 }
 
 # --- all of them -----------------------------------------------------------------------------------------------------
@@ -189,7 +201,7 @@ suite peer suite_peer
 suite clippy suite_clippy
 for name in "${ONLY[@]}"; do
     case $name in
-    tools | fmt | shell | yaml | minima | deny | clippy | build) ;;
+    tools | fmt | shell | yaml | minima | deny | clippy | build | mutants) ;;
     *) ONLY+=(build) ;;
     esac
 done
@@ -197,8 +209,11 @@ suite build suite_build
 if [ "${FAILED[build]:-1}" = 0 ]; then
     suite unit suite_unit
     suite doc suite_doc
+    suite simulation suite_simulation
     for module in $(modules); do suite "$module" suite_module "$module"; done
 fi
+
+suite mutants suite_mutants
 
 # What has a minimum and was not run, has failed.
 if [ ${#ONLY[@]} = 0 ] && [ -r "$MINIMA" ]; then
