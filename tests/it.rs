@@ -8,6 +8,7 @@ mod conformance;
 mod golden;
 mod interop;
 mod model;
+mod nbd;
 mod ops;
 mod protocol;
 mod simulation;

@@ -73,7 +73,7 @@ suite() {
 
 # --- the suites ------------------------------------------------------------------------------------------------------
 
-suite_tools() { "$ROOT/tests/tools/install.sh" packages deny s3 machine operations && count 5 0; }
+suite_tools() { "$ROOT/tests/tools/install.sh" packages deny s3 machine operations qemu10 fuzz && count 7 0; }
 
 suite_fmt() { cargo fmt --check && count 1 0; }
 
@@ -137,6 +137,9 @@ suite_deny() { limited 300 "$TOOLS/bin/cargo-deny" --offline check bans licenses
 # Each golden file, read by a program that shares nothing with Cairn.
 suite_peer() { limited 300 /usr/bin/python3 "$ROOT/tests/golden/codec.py" && count 1 0; }
 
+# Every fuzz target from its corpus: half a minute for each of the protocol's machines, a few seconds for each decoder.
+suite_fuzz() { limited 3600 "$ROOT/tests/tools/fuzz.sh" 30 5; }
+
 suite_build() {
     limited 3000 cargo test --release --no-run --lib --test it --message-format=json-render-diagnostics \
         >"$LOGS/artifacts.json" || return 1
@@ -189,7 +192,7 @@ suite peer suite_peer
 suite clippy suite_clippy
 for name in "${ONLY[@]}"; do
     case $name in
-    tools | fmt | shell | yaml | minima | deny | clippy | build) ;;
+    tools | fmt | shell | yaml | minima | deny | clippy | build | fuzz) ;;
     *) ONLY+=(build) ;;
     esac
 done
@@ -199,6 +202,8 @@ if [ "${FAILED[build]:-1}" = 0 ]; then
     suite doc suite_doc
     for module in $(modules); do suite "$module" suite_module "$module"; done
 fi
+
+suite fuzz suite_fuzz
 
 # What has a minimum and was not run, has failed.
 if [ ${#ONLY[@]} = 0 ] && [ -r "$MINIMA" ]; then

@@ -153,7 +153,7 @@ impl Life {
                 End::Closed => self.parts.world.lock().order(self.parts.process, Order::Serve),
                 End::Lost => again &= *self.parts.orders.borrow() == Order::Serve,
             }
-            again &= !self.parts.world.lock().calm.is_some();
+            again &= self.parts.world.lock().calm.is_none();
             if !again {
                 return self.rest().await;
             }
