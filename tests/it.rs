@@ -11,6 +11,7 @@ mod crash;
 mod golden;
 mod interop;
 mod model;
+mod nbd;
 mod ops;
 mod protocol;
 mod store;

@@ -73,7 +73,7 @@ suite() {
 
 # --- the suites ------------------------------------------------------------------------------------------------------
 
-suite_tools() { "$ROOT/tests/tools/install.sh" packages deny s3 machine operations && count 5 0; }
+suite_tools() { "$ROOT/tests/tools/install.sh" packages deny s3 machine operations qemu10 fuzz && count 7 0; }
 
 suite_fmt() { cargo fmt --check && count 1 0; }
 
@@ -136,6 +136,9 @@ suite_deny() { limited 300 "$TOOLS/bin/cargo-deny" --offline check bans licenses
 
 # Each golden file, read by a program that shares nothing with Cairn.
 suite_peer() { limited 300 /usr/bin/python3 "$ROOT/tests/golden/codec.py" && count 1 0; }
+
+# Every fuzz target from its corpus: half a minute for each of the protocol's machines, a few seconds for each decoder.
+suite_fuzz() { limited 3600 "$ROOT/tests/tools/fuzz.sh" 30 5; }
 
 suite_build() {
     limited 3000 cargo test --release --no-run --lib --test it --test simulation \
@@ -201,7 +204,7 @@ suite peer suite_peer
 suite clippy suite_clippy
 for name in "${ONLY[@]}"; do
     case $name in
-    tools | fmt | shell | yaml | minima | deny | clippy | build | mutants) ;;
+    tools | fmt | shell | yaml | minima | deny | clippy | build | mutants | fuzz) ;;
     *) ONLY+=(build) ;;
     esac
 done
@@ -214,6 +217,7 @@ if [ "${FAILED[build]:-1}" = 0 ]; then
 fi
 
 suite mutants suite_mutants
+suite fuzz suite_fuzz
 
 # What has a minimum and was not run, has failed.
 if [ ${#ONLY[@]} = 0 ] && [ -r "$MINIMA" ]; then

@@ -92,6 +92,11 @@ impl Inherited {
         Ok(inherited)
     }
 
+    /// Whether there is nothing.
+    pub(super) fn is_empty(&self) -> bool {
+        self.listening.is_empty() && self.stream.is_none()
+    }
+
     fn add(&mut self, name: String, socket: OwnedFd) -> Result<(), String> {
         let text = |error: rustix::io::Errno| error.to_string();
         fcntl_setfd(&socket, FdFlags::CLOEXEC).map_err(text)?;
@@ -125,8 +130,8 @@ impl Listeners {
     /// Opens all that is planned. An inherited socket at a planned address takes its place; others come beside the
     /// planned ones, or in place of those that nobody asked for.
     pub(super) async fn open(plan: &Plan, inherited: Inherited) -> Result<Self, Error> {
+        let default_is_wanted = inherited.is_empty();
         let Inherited { listening, stream } = inherited;
-        let default_is_wanted = listening.is_empty() && stream.is_none();
         let stream = stream.map(InheritedStream::open).transpose().map_err(|error| refused(&error))?;
         let mut opened = Self { nbd: Vec::new(), admin: None, stream };
         for (name, socket) in listening {

@@ -56,7 +56,7 @@ fn run(cli: Cli) -> Result<(), Error> {
         }
         Command::Health(args) => process::block_on(health::ask(&args.url)),
         Command::Nbd(args) => {
-            let inherited = Inherited::take(args.action.stdio())?;
+            let inherited = args.action.inherited()?;
             let config = crate::config::load(None, std::env::vars_os(), Vec::new())?;
             process::start_quiet_log(&config)?;
             process::raise_descriptor_limit();

@@ -62,6 +62,7 @@ pub(crate) struct Pipeline {
 
 struct Shared {
     table: Mutex<Table>,
+    outbound: mpsc::WeakSender<Outbound>,
     headers: HeaderStyle,
     contexts: Vec<MetaContext>,
 }
@@ -74,6 +75,7 @@ impl Pipeline {
         let table = Table { pending: BTreeMap::new(), next_cookie: 1, closed: None };
         let shared = Arc::new(Shared {
             table: Mutex::new(table),
+            outbound: outbound.downgrade(),
             headers: session.headers,
             contexts: session.contexts.clone(),
         });
@@ -122,11 +124,10 @@ impl Pipeline {
 
     /// Sends DISC and waits until the server has closed. Requests that are not answered by then are broken off.
     pub(crate) async fn disconnect(self) {
-        let cookie = Cookie(0);
-        let (flags, command) = (CommandFlags::empty(), Command::Disc);
-        let request = Request { flags, command, cookie, offset: 0, length: 0 };
-        // If the writer is gone, so is the connection.
-        drop(self.outbound.send(Outbound { request, payload: Bytes::new() }).await);
+        if self.broken().is_none() {
+            // If the writer is gone, so is the connection.
+            drop(self.outbound.send(disc()).await);
+        }
         drop(self.outbound);
         if tokio::time::timeout(DISCONNECT_TIMEOUT, self.tasks.join()).await.is_err() {
             tracing::debug!("the server did not close after DISC");
@@ -152,10 +153,17 @@ impl Shared {
         self.table.lock().pending.remove(&cookie).ok_or(DecodeError::Invalid("reply to no request"))
     }
 
-    /// No request is taken any more, as the specification demands after ESHUTDOWN.
+    /// After ESHUTDOWN no request is taken any more, and a soft disconnect begins, as the specification demands.
     fn close_after_shutdown(&self, result: &Result<Outcome, Error>) {
-        if matches!(result, Err(Error::Command { error: CommandError::Shutdown, .. })) {
-            self.table.lock().closed.get_or_insert(Broken::ByServer);
+        if !matches!(result, Err(Error::Command { error: CommandError::Shutdown, .. })) {
+            return;
+        }
+        let first = self.table.lock().closed.replace(Broken::ByServer).is_none();
+        if first
+            && let Some(outbound) = self.outbound.upgrade()
+            && outbound.try_send(disc()).is_err()
+        {
+            tracing::debug!("no DISC after ESHUTDOWN: too many requests are in its way");
         }
     }
 }
@@ -166,6 +174,12 @@ impl Pending {
             tracing::trace!("nobody waits for this answer any more");
         }
     }
+}
+
+/// The request to disconnect.
+fn disc() -> Outbound {
+    let (flags, command, cookie) = (CommandFlags::empty(), Command::Disc, Cookie(0));
+    Outbound { request: Request { flags, command, cookie, offset: 0, length: 0 }, payload: Bytes::new() }
 }
 
 async fn write_requests(mut queue: mpsc::Receiver<Outbound>, writer: WriteHalf<Stream>, shared: Arc<Shared>) {

@@ -3,6 +3,28 @@
 //! Names are those of the specification, `doc/proto.md` of NetworkBlockDevice/nbd, with its extension for extended
 //! headers. Every type has its decoder and encoder side by side, for both roles. Invariant: any bytes give a value or
 //! an error.
+//!
+//! Whoever knows the OCaml package `nbd` finds its types here under these names:
+//!
+//! | there | here |
+//! |---|---|
+//! | `Error` | [`Error`] |
+//! | `Command` | [`Command`] |
+//! | `PerExportFlag` | [`TransmissionFlags`] |
+//! | `GlobalFlag` | [`HandshakeFlags`] |
+//! | `ClientFlag` | [`ClientFlags`] |
+//! | `Option` | [`OptionCode`] |
+//! | `OptionResponse` | [`OptionReply`] |
+//! | `Announcement` | [`Announcement`] |
+//! | `Negotiate` | [`Negotiate`] |
+//! | `NegotiateResponse` | [`NegotiateResponse`] |
+//! | `OptionRequestHeader` | [`OptionRequestHeader`] |
+//! | `ExportName` | [`ExportName`] |
+//! | `DiskInfo` | [`DiskInfo`] |
+//! | `OptionResponseHeader` | [`OptionReplyHeader`] |
+//! | `Server` | [`ServerEntry`] |
+//! | `Request` | [`Request`] |
+//! | `Reply` | [`Reply`] |
 
 pub mod announcement;
 pub mod chunk;

@@ -207,7 +207,7 @@ impl<'a> Handshake<'a> {
     /// The exports that this client may be told of.
     async fn list(&mut self) -> Result<Vec<ServerEntry>, Refusal> {
         let mut exports = self.ask(self.shared.exports.list()).await?;
-        exports.retain(|entry| self.admit(&entry.name).is_ok());
+        exports.retain(|entry| self.identity.admit(self.shared.tls.as_ref(), &entry.name).is_ok());
         entries(exports)
     }
 
@@ -232,7 +232,11 @@ impl<'a> Handshake<'a> {
     }
 
     fn admit(&self, export: &str) -> Result<(), Refusal> {
-        self.identity.admit(self.shared.tls.as_ref(), export)
+        let admitted = self.identity.admit(self.shared.tls.as_ref(), export);
+        admitted.inspect_err(|refusal| {
+            let subject = self.identity.subject().unwrap_or("none");
+            tracing::info!(export, subject, "refused: {refusal}");
+        })
     }
 
     async fn start_tls(self) -> Result<Self, HandshakeEnd> {

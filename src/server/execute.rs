@@ -53,7 +53,7 @@ pub(crate) struct Charge {
 
 impl From<Refused> for ExportError {
     fn from(refused: Refused) -> Self {
-        Self { error: refused.error, message: refused.message.to_owned() }
+        Self::new(refused.error, refused.message)
     }
 }
 
@@ -84,7 +84,7 @@ pub(crate) async fn execute(
     let outcome = AssertUnwindSafe(run(export, rules, job, payload)).catch_unwind().await;
     let outcome = outcome.unwrap_or_else(|_| {
         tracing::error!(command = %request.command, offset = request.offset, "export panicked");
-        Err(ExportError { error: Error::Io, message: "internal error".to_owned() })
+        Err(ExportError::new(Error::Io, "internal error"))
     });
     outcome.map_err(|refusal| ExportError { error: fitting(refusal.error, job), ..refusal }).inspect_err(
         |refusal| {
@@ -171,5 +171,5 @@ fn fitting(error: Error, job: Job) -> Error {
 
 fn broken(message: &str) -> ExportError {
     tracing::error!("export broke its contract: {message}");
-    ExportError { error: Error::Io, message: message.to_owned() }
+    ExportError::new(Error::Io, message)
 }

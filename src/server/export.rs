@@ -69,6 +69,16 @@ pub struct ExportError {
     pub error: Error,
     /// For people, one line.
     pub message: String,
+    /// Where in the range of the command it failed, if that is known. What lies before could have been had.
+    pub at: Option<u64>,
+}
+
+impl ExportError {
+    /// A failure of which nobody knows where in the range it is.
+    #[must_use]
+    pub fn new(error: Error, message: impl Into<String>) -> Self {
+        Self { error, message: message.into(), at: None }
+    }
 }
 
 /// Why an export cannot be had.

@@ -40,8 +40,12 @@ impl Outgoing {
             Ok(answer) => self.push_answer(framing, answer),
             Err(refusal) if headers == HeaderStyle::Simple => self.push_simple(cookie, Err(refusal.error)),
             Err(refusal) => {
-                let message = WireString::truncated(&refusal.message);
-                self.push_chunk(framing, true, &Chunk::Error { error: refusal.error, message }, &[]);
+                let (error, message) = (refusal.error, WireString::truncated(&refusal.message));
+                let chunk = match refusal.at {
+                    Some(offset) => Chunk::ErrorOffset { error, message, offset },
+                    None => Chunk::Error { error, message },
+                };
+                self.push_chunk(framing, true, &chunk, &[]);
             }
         }
     }

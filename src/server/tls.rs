@@ -163,10 +163,17 @@ impl Identity {
         match self {
             Self::Plain => Err(tls_required()),
             Self::Tls { subject: Some(subject) } if allowed.contains(subject) => Ok(()),
-            Self::Tls { subject } => {
-                tracing::info!(subject = subject.as_deref().unwrap_or("none"), export, "refused");
+            Self::Tls { .. } => {
                 Err(Refusal::new(OptionError::Policy, "the client's certificate does not allow this export"))
             }
+        }
+    }
+
+    /// The subject of the client's certificate, for the log.
+    pub(crate) fn subject(&self) -> Option<&str> {
+        match self {
+            Self::Plain => None,
+            Self::Tls { subject } => subject.as_deref(),
         }
     }
 

@@ -1,5 +1,6 @@
 //! The client: against our server, against other programs' servers, and against servers that break the protocol.
 
+mod encrypted;
 mod others;
 mod ours;
 mod violations;

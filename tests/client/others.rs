@@ -1,19 +1,18 @@
 //! The client against nbdkit, QEMU and the reference server.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use bytes::Bytes;
 use cairn::client::{self, Client, Error, Options, Uri};
-use cairn::protocol::negotiate_client::{ClientTls, HandshakeError};
+use cairn::protocol::negotiate_client::HandshakeError;
 use cairn::protocol::{HeaderStyle, OptionCode, TransmissionFlags};
 
-use crate::support::certificates::Authority;
 use crate::support::process::{Process, command, free_port, until};
 
 const SIZE: u64 = 1 << 20;
 
 /// A server of another program, on a Unix socket in a directory of its own.
-struct Server {
+pub(super) struct Server {
     _process: Process,
     directory: tempfile::TempDir,
 }
@@ -33,21 +32,21 @@ impl Server {
         Self { _process: process, directory }
     }
 
-    async fn nbdkit(arguments: &[&str]) -> Self {
+    pub(super) async fn nbdkit(arguments: &[&str]) -> Self {
         let line = ["nbdkit", "--foreground", "--exit-with-parent", "--unix", "{socket}"];
         Self::start(&[&line, arguments].concat()).await
     }
 
-    async fn qemu(arguments: &[&str]) -> Self {
+    pub(super) async fn qemu(arguments: &[&str]) -> Self {
         let line = ["qemu-nbd", "--persistent", "--shared=4", "--format=raw", "--socket={socket}", "{image}"];
         Self::start(&[&line, arguments].concat()).await
     }
 
-    fn socket(&self) -> PathBuf {
+    pub(super) fn socket(&self) -> PathBuf {
         self.directory.path().join("socket")
     }
 
-    fn uri(&self, export: &str) -> Uri {
+    pub(super) fn uri(&self, export: &str) -> Uri {
         format!("nbd+unix:///{export}?socket={}", self.socket().display()).parse().unwrap()
     }
 
@@ -68,7 +67,7 @@ async fn write_and_read(client: &Client) {
 }
 
 /// All that a disk of zeros of 1 MiB should be able to do.
-async fn exercise(client: &Client) {
+pub(super) async fn exercise(client: &Client) {
     write_and_read(client).await;
     client.flush().await.unwrap();
     client.write_zeroes(1002, 3, false, false, false).await.unwrap();
@@ -202,74 +201,4 @@ async fn the_reference_server() {
     client.flush().await.unwrap();
     assert_eq!(client.read(998, 13).await.unwrap(), &b"\0\0some data\0\0"[..]);
     client.disconnect().await;
-}
-
-/// A directory as nbdkit, QEMU and libnbd take it: the authority, a server and a client.
-fn pki(authority: &Authority, directory: &Path) {
-    let (server, client) = (authority.server(), authority.client("client"));
-    for (from, to) in [
-        (&authority.certificate(), "ca-cert.pem"),
-        (&server.certificate, "server-cert.pem"),
-        (&server.key, "server-key.pem"),
-        (&client.certificate, "client-cert.pem"),
-        (&client.key, "client-key.pem"),
-    ] {
-        std::fs::copy(from, directory.join(to)).unwrap();
-    }
-}
-
-fn tls_uri(server: &Server, certificates: &Path) -> Uri {
-    let (socket, certificates) = (server.socket(), certificates.display().to_string());
-    format!("nbds+unix:///?socket={}&tls-certificates={certificates}", socket.display()).parse().unwrap()
-}
-
-#[tokio::test]
-async fn nbdkit_over_tls_with_client_certificates() {
-    let (authority, directory) = (Authority::new(), tempfile::tempdir().unwrap());
-    pki(&authority, directory.path());
-    let certificates = format!("--tls-certificates={}", directory.path().display());
-    let server = Server::nbdkit(&["--tls=require", &certificates, "--tls-verify-peer", "memory", "1M"]).await;
-    let client = Client::connect(&tls_uri(&server, directory.path()), &Options::default()).await.unwrap();
-    exercise(&client).await;
-    client.disconnect().await;
-    let plain = Client::connect(&server.uri(""), &Options::default()).await;
-    assert!(matches!(plain, Err(Error::Handshake(HandshakeError::Refused { .. }))), "{plain:?}");
-}
-
-#[tokio::test]
-async fn a_server_of_another_authority_is_not_trusted() {
-    let (theirs, ours) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    pki(&Authority::new(), theirs.path());
-    pki(&Authority::new(), ours.path());
-    let certificates = format!("--tls-certificates={}", theirs.path().display());
-    let server = Server::nbdkit(&["--tls=on", &certificates, "memory", "1M"]).await;
-    let refused = Client::connect(&tls_uri(&server, ours.path()), &Options::default()).await;
-    assert!(matches!(refused, Err(Error::Tls(_))), "{refused:?}");
-    let mut trusting = tls_uri(&server, ours.path());
-    trusting.tls.as_mut().unwrap().verify_peer = false;
-    exercise(&Client::connect(&trusting, &Options::default()).await.unwrap()).await;
-}
-
-#[tokio::test]
-async fn qemu_over_tls() {
-    let (authority, directory) = (Authority::new(), tempfile::tempdir().unwrap());
-    pki(&authority, directory.path());
-    let object = format!(
-        "--object=tls-creds-x509,id=tls0,endpoint=server,verify-peer=on,dir={}",
-        directory.path().display()
-    );
-    let server = Server::qemu(&[&object, "--tls-creds=tls0"]).await;
-    let client = Client::connect(&tls_uri(&server, directory.path()), &Options::default()).await.unwrap();
-    exercise(&client).await;
-}
-
-#[tokio::test]
-async fn opportunistic_tls_uses_it_where_it_is() {
-    let (authority, directory) = (Authority::new(), tempfile::tempdir().unwrap());
-    pki(&authority, directory.path());
-    let certificates = format!("--tls-certificates={}", directory.path().display());
-    let server = Server::nbdkit(&["--tls=require", &certificates, "memory", "1M"]).await;
-    let mut options = Options { tls: ClientTls::Opportunistic, ..Options::default() };
-    options.tls_options.authorities = Some(authority.certificate());
-    exercise(&Client::connect(&server.uri(""), &options).await.unwrap()).await;
 }

@@ -95,6 +95,20 @@ async fn a_reply_that_is_cut_off_fails_its_command() {
     }
 }
 
+/// "If the client receives an ESHUTDOWN error it MUST initiate a soft disconnect."
+#[tokio::test]
+async fn eshutdown_must_be_followed_by_a_soft_disconnect() {
+    let (mut server, client) = connected().await;
+    let answers = async {
+        server.expect(request(0, READ, 1, 0, 8)).await;
+        server.send(chunk(1, 0x8001, 1, b"\0\0\0\x6c\0\0")).await;
+        server.expect(request(0, DISC, 0, 0, 0)).await;
+    };
+    let (read, ()) = tokio::join!(client.read(0, 8), answers);
+    assert!(matches!(read, Err(Error::Command { .. })), "{read:?}");
+    assert!(matches!(client.read(0, 8).await, Err(Error::Broken(Broken::ByServer))));
+}
+
 #[tokio::test]
 async fn an_unknown_type_of_error_is_an_error_and_no_more() {
     let (first, second) = answered(&chunk(1, 0x8009, 1, b"\0\0\0\x05\0\x04gone with more")).await;

@@ -153,6 +153,19 @@ async fn an_export_that_tells_nothing_is_eio() {
 }
 
 #[tokio::test]
+async fn block_status_past_the_end_is_einval() {
+    let harness = Harness::disk();
+    let mut wire = harness.structured().await;
+    for (offset, length) in [(1 << 20, 512), ((1 << 20) - 512, 1024), (u64::MAX - 511, 512), (0, u32::MAX)] {
+        wire.fails(request(0, BLOCK_STATUS, 1, offset, length), EINVAL).await;
+    }
+    let mut wire = harness.extended().await;
+    for (offset, length) in [(1 << 20, 512), (0, u64::MAX), (u64::MAX, u64::MAX)] {
+        wire.fails(extended_request(0, BLOCK_STATUS, 1, offset, length), EINVAL).await;
+    }
+}
+
+#[tokio::test]
 async fn block_status_of_no_bytes_is_einval_and_no_disconnect() {
     let mut wire = Harness::disk().structured().await;
     wire.fails(request(0, BLOCK_STATUS, 1, 0, 0), EINVAL).await;

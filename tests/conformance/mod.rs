@@ -5,6 +5,7 @@
 mod commands;
 mod extended_headers;
 mod greeting;
+mod leavers;
 mod limits;
 mod metadata;
 mod options;

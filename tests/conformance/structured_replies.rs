@@ -91,6 +91,22 @@ async fn the_message_of_an_error_is_the_exports() {
 }
 
 #[tokio::test]
+async fn an_error_whose_place_is_known_has_its_offset() {
+    let export = ScriptedExport::new(MemoryExport::new("disk", 1 << 20), Script::FailAt(Error::Io, 300));
+    let harness = Harness::of(export);
+    let payload = b"\x00\x00\x00\x05\x00\x0bas scripted\x00\x00\x00\x00\x00\x00\x01\x2c";
+    let mut wire = harness.structured().await;
+    wire.send(request(0, READ, 2, 0, 512)).await;
+    wire.expect(chunk(DONE, 0x8002, 2, payload)).await;
+    let mut wire = harness.extended().await;
+    wire.send(extended_request(0, READ, 2, 0, 512)).await;
+    wire.expect(extended_chunk(DONE, 0x8002, 2, 0, payload)).await;
+    // A simple reply has no place for it.
+    let mut wire = harness.simple().await;
+    wire.fails(request(0, READ, 2, 0, 512), EIO).await;
+}
+
+#[tokio::test]
 async fn an_unfragmented_read_of_65536_bytes_must_be_supported() {
     let (_harness, mut wire) = disk_with_data().await;
     wire.send(request(DF, READ, 2, 0, 65_536)).await;

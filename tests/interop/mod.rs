@@ -6,10 +6,14 @@
 mod blocks;
 mod clients;
 mod counting;
+mod lists;
 mod memory;
 mod real_input;
 mod sigterm;
+mod sparse;
+mod storm;
 mod takeover;
+mod tls;
 mod trouble;
 
 use tempfile::TempDir;

@@ -2,4 +2,5 @@
 
 mod golden;
 mod handshake;
+mod names;
 mod properties;

@@ -60,18 +60,24 @@ impl Store {
 
     /// The `cairn` command with this store's environment and nothing else of Cairn's or of AWS's.
     pub(crate) fn cairn<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Command {
-        let binary = std::env::var_os("CAIRN_TEST_BINARY")
-            .unwrap_or_else(|| OsString::from(env!("CARGO_BIN_EXE_cairn")));
-        let mut cairn = command([binary]);
-        for (name, _) in std::env::vars_os() {
-            let text = name.to_string_lossy();
-            if text.starts_with("CAIRN_") || text.starts_with("AWS_") {
-                cairn.env_remove(&name);
-            }
-        }
+        let mut cairn = program();
         cairn.args(args).envs(self.env());
         cairn
     }
+}
+
+/// The `cairn` program with nothing of Cairn's or of AWS's in its environment.
+pub(crate) fn program() -> Command {
+    let binary =
+        std::env::var_os("CAIRN_TEST_BINARY").unwrap_or_else(|| OsString::from(env!("CARGO_BIN_EXE_cairn")));
+    let mut cairn = command([binary]);
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CAIRN_") || text.starts_with("AWS_") {
+            cairn.env_remove(&name);
+        }
+    }
+    cairn
 }
 
 /// Where a gateway listens.
@@ -92,11 +98,12 @@ impl Endpoint {
 
     /// Reads the line that announces a listener.
     fn announced(line: &str) -> Option<Self> {
-        let uri = line.split("listening on ").nth(1)?.split_whitespace().next()?;
-        if let Some(path) = uri.strip_prefix("nbd+unix:///?socket=") {
+        let uri = line.strip_prefix("listening on nbd")?.split_whitespace().next()?;
+        let uri = uri.strip_prefix('s').unwrap_or(uri);
+        if let Some(path) = uri.strip_prefix("+unix:///?socket=") {
             return Some(Self::Unix(PathBuf::from(path)));
         }
-        let port = uri.strip_prefix("nbd://127.0.0.1:")?.trim_end_matches('/');
+        let port = uri.strip_prefix("://127.0.0.1:")?.trim_end_matches('/');
         port.parse().ok().map(Self::Tcp)
     }
 }

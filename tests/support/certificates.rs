@@ -11,7 +11,7 @@ use rcgen::{
 use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 /// A certificate with its key, as PEM files.
 pub(crate) struct Pair {
@@ -73,11 +73,39 @@ impl Authority {
         pair
     }
 
+    /// A certificate for `localhost` whose time is over.
+    pub(crate) fn expired_server(&self) -> Pair {
+        self.expired("localhost")
+    }
+
+    /// A directory as libnbd, nbdkit and QEMU take it: the authority, and maybe a server's and a client's certificate.
+    pub(crate) fn directory(&self, server: Option<&Pair>, client: Option<&Pair>) -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::copy(self.certificate(), directory.path().join("ca-cert.pem")).unwrap();
+        for (whose, pair) in [("server", server), ("client", client)] {
+            let Some(Pair { certificate, key }) = pair else { continue };
+            std::fs::copy(certificate, directory.path().join(format!("{whose}-cert.pem"))).unwrap();
+            std::fs::copy(key, directory.path().join(format!("{whose}-key.pem"))).unwrap();
+        }
+        directory
+    }
+
     /// A server's TLS with a certificate of this authority.
     pub(crate) fn tls(&self, required: bool) -> TlsOptions {
         let Pair { certificate, key } = self.server();
         let subjects = std::collections::BTreeMap::new();
         TlsOptions { required, certificate, key, client_authorities: None, subjects }
+    }
+
+    /// What a server needs that is played by a test.
+    pub(crate) fn server_config(&self) -> Arc<ServerConfig> {
+        let Pair { certificate, key: path } = self.server();
+        let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain(&certificate), key(&path));
+        Arc::new(config.unwrap())
     }
 
     /// What a client needs that trusts this authority.

@@ -18,6 +18,8 @@ pub(crate) enum Script {
     Hold,
     /// Fails them.
     Fail(Error),
+    /// Fails them, and says where in their range.
+    FailAt(Error, u64),
     /// Panics.
     Panic,
     /// Answers a READ with one byte, a BLOCK_STATUS with no extent.
@@ -66,7 +68,10 @@ impl ScriptedExport {
                 self.gate.acquire().await.expect("the gate is never closed").forget();
                 Ok(())
             }
-            Script::Fail(error) => Err(ExportError { error, message: "as scripted".to_owned() }),
+            Script::Fail(error) => Err(ExportError::new(error, "as scripted")),
+            Script::FailAt(error, at) => {
+                Err(ExportError { at: Some(at), ..ExportError::new(error, "as scripted") })
+            }
             Script::Panic => panic!("as scripted"),
             Script::Hold | Script::Pass | Script::BreakContract | Script::LongExtent(_) => Ok(()),
         }

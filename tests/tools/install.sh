@@ -2,14 +2,14 @@
 # Puts what the tests need on this machine: Debian packages, cargo-deny, an S3 server, a virtual machine. Nothing that is there is
 # fetched again. Tools that are built are kept in the tools cache, each under the version it was built from.
 #
-#   tests/tools/install.sh [packages|deny|s3|machine|operations]...     (all of them without an argument)
+#   tests/tools/install.sh [packages|deny|s3|machine|operations|qemu10|fuzz]...     (all of them without an argument)
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 PACKAGES=(
     build-essential ca-certificates curl git jq python3 python3-pip python3-venv python3-xxhash
     shellcheck yamllint
-    nbdkit libnbd-bin python3-libnbd nbd-client fio
+    nbdkit libnbd-bin python3-libnbd nbd-client nbd-server fio
     qemu-utils qemu-system-x86
     prometheus systemd
     e2fsprogs xfsprogs busybox-static cpio zstd kmod util-linux
@@ -27,6 +27,10 @@ HELM_VERSION=v3.22.0
 KUBERNETES_VALIDATE_VERSION=1.37.0
 COMPOSE_VERSION=5.6.1.0
 MOTO_VERSION=5.2.5
+FUZZ_VERSION=0.13.2
+# The first with extended headers that runs on this release; what it is beside is left as it is.
+QEMU10_SUITE=bookworm-backports
+QEMU10_VERSION=1:10.
 
 install_packages() {
     local package missing=()
@@ -96,6 +100,35 @@ install_s3() {
     fi
 }
 
+# QEMU's programs with extended headers, unpacked beside those of the distribution.
+install_qemu10() {
+    local state options package
+    stamped qemu10 "$QEMU10_SUITE $QEMU10_VERSION" && return
+    say "fetching qemu-utils of $QEMU10_SUITE"
+    state=$(mktemp -d)
+    mkdir -p "$state/lists/partial"
+    printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian %s main\n' \
+        "$QEMU10_SUITE" >"$state/sources.list"
+    options=(-q -o "Dir::Etc::sourcelist=$state/sources.list" -o Dir::Etc::sourceparts=/dev/null
+        -o "Dir::State::lists=$state/lists" -o APT::Get::List-Cleanup=0 -o APT::Sandbox::User=root)
+    apt-get "${options[@]}" update
+    (cd "$state" && apt-get "${options[@]}" download qemu-utils)
+    package=$(ls "$state"/qemu-utils_*.deb)
+    [[ $(dpkg-deb --field "$package" Version) == "$QEMU10_VERSION"* ]] || die "$package is not $QEMU10_VERSION"
+    rm -rf "$TOOLS/qemu10"
+    dpkg-deb --extract "$package" "$TOOLS/qemu10"
+    rm -rf "$state"
+    "$TOOLS/qemu10/usr/bin/qemu-io" --version >&2
+    stamp qemu10 "$QEMU10_SUITE $QEMU10_VERSION"
+}
+
+install_fuzz() {
+    stamped cargo-fuzz "$FUZZ_VERSION" && return
+    say "building cargo-fuzz $FUZZ_VERSION"
+    cargo install --quiet --locked --force --root "$TOOLS" "cargo-fuzz@$FUZZ_VERSION"
+    stamp cargo-fuzz "$FUZZ_VERSION"
+}
+
 install_helm() {
     local go
     stamped helm "$HELM_VERSION" && return
@@ -121,14 +154,16 @@ install_operations() {
 }
 
 mkdir -p "$TOOLS/bin"
-[ $# -gt 0 ] || set -- packages deny s3 machine operations
+[ $# -gt 0 ] || set -- packages deny s3 machine operations qemu10 fuzz
 for part; do
     case $part in
     packages) locked packages install_packages ;;
     deny) locked deny install_deny ;;
     s3) locked minio install_s3 ;;
     operations) locked operations install_operations ;;
+    qemu10) locked qemu10 install_qemu10 ;;
+    fuzz) locked fuzz install_fuzz ;;
     machine) "$ROOT/tests/tools/vm-image.sh" >/dev/null ;;
-    *) die "no such part: $part (packages, deny, s3, machine, operations)" ;;
+    *) die "no such part: $part (packages, deny, s3, machine, operations, qemu10, fuzz)" ;;
     esac
 done

@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use crate::cli::error::Error;
+use crate::cli::listeners::Inherited;
+
 #[derive(Clone, Debug, Subcommand)]
 pub(in crate::cli) enum Action {
     /// Serve a file or a block device over NBD until SIGTERM or SIGINT
@@ -121,11 +124,13 @@ pub(in crate::cli) struct Mirror {
 }
 
 impl Action {
-    /// Whether the client is on standard input and output.
-    pub(in crate::cli) fn stdio(&self) -> bool {
+    /// What whoever started this process has opened for it, where that is of use.
+    pub(in crate::cli) fn inherited(&self) -> Result<Inherited, Error> {
         match self {
-            Self::Serve(Serve { host, .. }) | Self::Mirror(Mirror { host, .. }) => host.stdio,
-            Self::Size(_) | Self::List(_) | Self::Info(_) | Self::Copy(_) => false,
+            Self::Serve(Serve { host, .. }) | Self::Mirror(Mirror { host, .. }) => {
+                Inherited::take(host.stdio)
+            }
+            Self::Size(_) | Self::List(_) | Self::Info(_) | Self::Copy(_) => Ok(Inherited::default()),
         }
     }
 }

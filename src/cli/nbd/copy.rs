@@ -154,8 +154,8 @@ impl Copier {
             }
         }
         if at == offset {
-            let message = "it tells nothing of its allocation".to_owned();
-            return Err(Failure::Source(ExportError { error: CommandError::Io, message }));
+            let error = ExportError::new(CommandError::Io, "it tells nothing of its allocation");
+            return Err(Failure::Source(error));
         }
         Ok((pieces, at))
     }

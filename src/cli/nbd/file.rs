@@ -91,7 +91,7 @@ fn failed(error: &io::Error) -> ExportError {
         Some(Errno::OPNOTSUPP) => Error::NotSup,
         _ => Error::Io,
     };
-    ExportError { error: value, message: error.to_string() }
+    ExportError::new(value, error.to_string())
 }
 
 /// Zeroes a range: as a hole, as allocated zeros, or where `slow` allows it by writing them.

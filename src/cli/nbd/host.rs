@@ -93,6 +93,8 @@ impl Hosted {
             None => ListenAddress::Tcp(format!("{}:{}", host.address, host.port)),
         };
         let plan = Plan { listen: vec![address], ..Plan::default() };
+        // Whoever opened it knows where it is, and may have put something else at the end of standard output.
+        let is_ours = inherited.is_empty();
         let Listeners { nbd, stream, .. } = Listeners::open(&plan, inherited).await?;
         let exports = OnlyExport { name: host.exportname.clone(), export };
         let mut server = Server::new(Arc::new(exports), Options::default(), Metrics::new().server());
@@ -102,7 +104,7 @@ impl Hosted {
         }
         for (listener, greeting) in nbd {
             let address = server.listen(listener, greeting);
-            if stream.is_none() {
+            if is_ours {
                 say(&format!("listening on {}", uri(address, &host.exportname, encrypted)));
             }
         }

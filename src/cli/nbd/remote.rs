@@ -52,7 +52,7 @@ fn failed(error: client::Error) -> ExportError {
         client::Error::NotAllowed(_) => Error::Inval,
         _ => Error::Io,
     };
-    ExportError { error: value, message: error.to_string() }
+    ExportError::new(value, error.to_string())
 }
 
 #[async_trait]

@@ -1,0 +1,128 @@
+//! What is sparse stays sparse: maps tell what was written, and copying a huge disk reads what it holds.
+
+use std::collections::BTreeMap;
+
+use crate::support::cairn::{Setup, Store};
+use crate::support::process::{command, run};
+use crate::support::proxy::Proxy;
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+
+/// Offset, length and whether it is data, as `nbdinfo --map` tells it, neighbours of a kind joined.
+async fn map(uri: &str) -> Vec<(u64, u64, bool)> {
+    let mut map: Vec<(u64, u64, bool)> = Vec::new();
+    for line in run(&mut command(["nbdinfo", "--map", uri])).await.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let (offset, length) = (words[0].parse().unwrap(), words[1].parse::<u64>().unwrap());
+        let data = words[2] == "0";
+        match map.last_mut() {
+            Some((_, before, same)) if *same == data => *before += length,
+            _ => map.push((offset, length, data)),
+        }
+    }
+    map
+}
+
+/// What the map must be after data was written to these ranges, at this granularity.
+fn expected(written: &[(u64, u64)], size: u64, unit: u64) -> Vec<(u64, u64, bool)> {
+    let units = written.iter().flat_map(|(offset, length)| offset / unit..(offset + length).div_ceil(unit));
+    let units: BTreeMap<u64, ()> = units.map(|unit| (unit, ())).collect();
+    let mut map: Vec<(u64, u64, bool)> = Vec::new();
+    let mut push = |offset, length, data| match map.last_mut() {
+        _ if length == 0 => {}
+        Some((_, before, same)) if *same == data => *before += length,
+        _ => map.push((offset, length, data)),
+    };
+    let mut at = 0;
+    for start in units.keys().map(|number| number * unit) {
+        push(at, start - at, false);
+        push(start, unit, true);
+        at = start + unit;
+    }
+    push(at, size - at, false);
+    map
+}
+
+/// In memory, in the journal, after a restart, and folded: the map is always that of what was written, to 64 KiB.
+#[tokio::test]
+async fn the_map_is_what_was_written() {
+    let store = Store::minio().await;
+    let size = 1 << 30;
+    let written = [
+        (0, 4096),
+        (MIB, 64 * KIB),
+        (10 * MIB + 5, 1),
+        (100 * MIB, 9 * MIB),
+        (512 * MIB + 65_535, 2),
+        (size - 512, 512),
+    ];
+    let script: String =
+        written.iter().map(|(offset, length)| format!("h.pwrite(b'x' * {length}, {offset})\n")).collect();
+    // What is trimmed and zeroed is a hole again.
+    let script = format!(
+        "{script}h.pwrite(b'y' * 1048576, 734003200)\nh.trim(1048576, 734003200)\n\
+                          h.pwrite(b'y' * 1048576, 838860800)\nh.zero(1048576, 838860800)\nh.flush()"
+    );
+    let expected = expected(&written, size, 64 * KIB);
+    let gateway = Setup::new(&store).create("disk", "1GiB").tcp().start().await;
+    run(command(["nbdsh", "-u", &gateway.uri("disk"), "-c", &script]).env("PATH", "/usr/bin:/bin")).await;
+    assert_map(&gateway.uri("disk"), &expected).await;
+    let mut process = gateway.process;
+    process.kill().await;
+    let mut again = Setup::new(&store).create("disk", "1GiB").takeover().tcp().start().await;
+    assert_map(&again.uri("disk"), &expected).await;
+    // On SIGTERM the journal is folded.
+    again.process.signal(rustix::process::Signal::TERM);
+    assert!(again.process.exit().await.success(), "{}", again.process.output());
+    let folded = Setup::new(&store).create("disk", "1GiB").tcp().start().await;
+    assert_map(&folded.uri("disk"), &expected).await;
+}
+
+/// Finer than 64 KiB is allowed, coarser is not; and data is never told to be a hole.
+async fn assert_map(uri: &str, expected: &[(u64, u64, bool)]) {
+    let found = map(uri).await;
+    let rounded: Vec<(u64, u64)> =
+        found.iter().filter(|(.., data)| *data).map(|(offset, length, _)| (*offset, *length)).collect();
+    let size = found.iter().map(|(_, length, _)| length).sum();
+    assert_eq!(self::expected(&rounded, size, 64 * KIB), expected, "{found:?}");
+}
+
+fn got_bytes(proxy: &Proxy) -> u64 {
+    proxy.requests().iter().filter(|request| request.method == "GET").map(|request| request.received).sum()
+}
+
+/// Copying 1 TiB that holds 100 MB reads about 100 MB from the store, by either program.
+#[tokio::test]
+async fn a_sparse_tebibyte_is_read_by_what_it_holds() {
+    let store = Store::minio().await;
+    let proxy = store.proxy().await;
+    let files = tempfile::tempdir().unwrap();
+    let gateway = Setup::new(&store).create("disk", "1TiB").tcp().start().await;
+    // 100 pieces of a megabyte, all over the disk.
+    let script = "import os\nfor i in range(100): h.pwrite(os.urandom(1000000), i * 10995116277 // 4096 * 4096)\nh.flush()";
+    run(command(["nbdsh", "-u", &gateway.uri("disk"), "-c", script]).env("PATH", "/usr/bin:/bin")).await;
+    let mut process = gateway.process;
+    process.signal(rustix::process::Signal::TERM);
+    assert!(process.exit().await.success(), "{}", process.output());
+    let copies = [
+        ("qemu", vec!["qemu-img", "convert", "-f", "raw", "-O", "raw"]),
+        ("nbdcopy", vec!["nbdcopy", "--connections=4"]),
+    ];
+    for (name, line) in copies {
+        // A gateway of its own for each, so that nothing is in its memory.
+        let gateway = Setup::new(&store).through(&proxy).create("disk", "1TiB").tcp().start().await;
+        proxy.forget();
+        let out = files.path().join(name);
+        run(command(line).arg(gateway.uri("disk")).arg(&out)).await;
+        let read = got_bytes(&proxy);
+        println!("{name} read {read} bytes from the store");
+        assert!((100_000_000..150_000_000).contains(&read), "{name} read {read} bytes");
+        let mut process = gateway.process;
+        process.signal(rustix::process::Signal::TERM);
+        assert!(process.exit().await.success(), "{}", process.output());
+    }
+    proxy.stop().await;
+    let [one, other] = ["qemu", "nbdcopy"].map(|name| files.path().join(name));
+    run(command(["qemu-img", "compare", "-f", "raw", "-F", "raw"]).arg(one).arg(other)).await;
+}

@@ -1,0 +1,114 @@
+//! `cairn nbd copy`: between files and servers of every kind; what it wrote is read by others.
+
+use crate::support::files::{assert_same, noise};
+use crate::support::process::{command, run};
+
+use super::{Files, Other, Served, allocated, assert_alike, ends_with};
+
+const MIB: usize = 1 << 20;
+
+/// 32 MiB: noise, zeros that are written, noise at odd places.
+fn picture() -> Vec<u8> {
+    let mut bytes = vec![0; 32 * MIB];
+    bytes[..5 * MIB].copy_from_slice(&noise(1, 5 * MIB));
+    bytes[17 * MIB + 4321..20 * MIB + 1].copy_from_slice(&noise(2, 3 * MIB - 4320));
+    bytes[32 * MIB - 1] = 7;
+    bytes
+}
+
+#[tokio::test]
+async fn file_to_file_keeps_bytes_and_holes() {
+    let files = Files::new();
+    let source = files.write("source", &picture());
+    // What stood there before is gone.
+    let target = files.write("target", &noise(9, 40 * MIB));
+    let said = ends_with(0, &["copy", &source, &target]).await.stdout;
+    assert_same(&files.path("source"), &files.path("target")).await;
+    assert!(said.starts_with("copied 33554432 bytes, of which "), "{said}");
+    assert!(allocated(&files.path("target")) < 10 << 20, "{}", allocated(&files.path("target")));
+}
+
+#[tokio::test]
+async fn a_file_goes_to_servers_and_comes_back() {
+    let files = Files::new();
+    let source = files.write("source", &picture());
+    let (one, two) = (files.write("one", &noise(8, 32 * MIB)), files.write("two", &noise(9, 32 * MIB)));
+    let ours = Served::start(&["serve", &one]).await;
+    let qemu = Other::qemu(&[&two]).await;
+    let nbdkit = Other::nbdkit(&["memory", "33554432"]).await;
+    let simple = Other::nbdkit(&["--no-sr", "memory", "33554432"]).await;
+    let plain = Other::nbdkit(&["--filter=nozero", "memory", "33554432"]).await;
+    let uris = [ours.uri.clone(), qemu.uri(""), nbdkit.uri(""), simple.uri(""), plain.uri("")];
+    for (at, uri) in uris.iter().enumerate() {
+        ends_with(0, &["copy", &source, uri]).await;
+        // Read by another program than the one that wrote.
+        let out = files.path(&format!("out{at}"));
+        run(command(["nbdcopy", uri]).arg(&out)).await;
+        assert_same(&files.path("source"), &out).await;
+        let back = files.path(&format!("back{at}"));
+        ends_with(0, &["copy", uri, back.to_str().unwrap(), "--connections", "1"]).await;
+        assert_same(&files.path("source"), &back).await;
+    }
+}
+
+#[tokio::test]
+async fn a_sparse_tebibyte_is_copied_by_what_it_holds() {
+    let files = Files::new();
+    let data = "data=( 0x55 )*3000000 @5000000000 ( 0xaa )*2000000 @1099511627775 1";
+    let server = Other::nbdkit(&["data", data]).await;
+    let target = files.text("target");
+    let said = ends_with(0, &["copy", &server.uri(""), &target]).await.stdout;
+    assert!(said.starts_with("copied 1099511627776 bytes"), "{said}");
+    assert!(allocated(&files.path("target")) < 8 << 20, "{}", allocated(&files.path("target")));
+    assert_alike(&server.uri(""), &target).await;
+    // And to a server that has the same already, where there is nothing to do but compare.
+    let ours = Served::start(&["serve", &target]).await;
+    let said = ends_with(0, &["copy", &target, &ours.uri]).await.stdout;
+    assert!(said.starts_with("copied 1099511627776 bytes"), "{said}");
+}
+
+#[tokio::test]
+async fn between_servers_with_several_connections() {
+    let files = Files::new();
+    let (source, target) = (files.write("source", &noise(3, 64 * MIB)), files.sparse("target", 80 << 20));
+    let (from, to) = (Served::start(&["serve", &source]).await, Served::start(&["serve", &target]).await);
+    ends_with(0, &["copy", &from.uri, &to.uri, "--connections", "8"]).await;
+    let out = std::fs::read(files.path("target")).unwrap();
+    assert!(out[..64 * MIB] == noise(3, 64 * MIB)[..] && out[64 * MIB..].iter().all(|byte| *byte == 0));
+}
+
+#[tokio::test]
+async fn what_does_not_fit_is_refused() {
+    let files = Files::new();
+    let (source, small) = (files.write("source", &noise(3, 2 * MIB)), files.sparse("small", 1 << 20));
+    let served = Served::start(&["serve", &small]).await;
+    let refused = ends_with(1, &["copy", &source, &served.uri]).await;
+    assert!(refused.stderr.contains("1048576") && refused.stderr.contains("2097152"), "{refused:?}");
+    let read_only = Other::nbdkit(&["--readonly", "memory", "2M"]).await;
+    assert!(ends_with(1, &["copy", &source, &read_only.uri("")]).await.stderr.contains("read-only"));
+    assert!(ends_with(1, &["copy", "/none", &small]).await.stderr.contains("/none"));
+    ends_with(2, &["copy", &source, "http://host/disk"]).await;
+    assert!(!files.path("http:").exists());
+}
+
+#[tokio::test]
+async fn a_disk_that_fails_is_named() {
+    let files = Files::new();
+    let source = files.write("source", &noise(3, MIB));
+    let broken =
+        Other::nbdkit(&["--filter=error", "memory", "1M", "error-pwrite=ENOSPC", "error-rate=100%"]).await;
+    let failed = ends_with(1, &["copy", &source, &broken.uri("")]).await;
+    assert!(failed.stderr.contains("nbd+unix") && failed.stderr.contains("ENOSPC"), "{failed:?}");
+}
+
+#[tokio::test]
+async fn on_a_terminal_it_shows_how_far_it_is() {
+    let files = Files::new();
+    let (source, target) = (files.write("source", &noise(3, 8 * MIB)), files.text("target"));
+    let line = format!("{} nbd copy {source} {target}", env!("CARGO_BIN_EXE_cairn"));
+    let mut on_terminal = command(["script", "--quiet", "--return", "--command", &line, "/dev/null"]);
+    let said = run(on_terminal.env("TERM", "xterm")).await;
+    assert!(said.contains(" % [") && said.contains("8.00 MiB"), "{said:?}");
+    let quiet = ends_with(0, &["copy", "--quiet", &source, &target]).await;
+    assert!(quiet.stderr.is_empty(), "{quiet:?}");
+}

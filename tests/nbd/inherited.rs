@@ -1,0 +1,120 @@
+//! Sockets that others opened: systemd's activation, as systemd and as libnbd do it, and standard input and output.
+
+use crate::support::cairn::{Store, program};
+use crate::support::files::noise;
+use crate::support::process::{Process, command, finish, free_port, run, until};
+
+use super::Files;
+
+const MIB: usize = 1 << 20;
+
+fn words(line: &str) -> Vec<String> {
+    line.split_whitespace().map(str::to_owned).collect()
+}
+
+/// libnbd's tools pass a socket that listens, in the manner of systemd.
+#[tokio::test]
+async fn libnbd_starts_a_server_by_socket_activation() {
+    let files = Files::new();
+    let image = files.write("image", &noise(1, MIB));
+    let cairn = env!("CARGO_BIN_EXE_cairn");
+    let line = format!("nbdinfo --size [ {cairn} nbd serve --no-tls {image} ]");
+    assert_eq!(run(&mut command(words(&line))).await.trim(), "1048576");
+    let line = format!("nbdcopy [ {cairn} nbd serve --no-tls {image} ] {}", files.text("out"));
+    run(&mut command(words(&line))).await;
+    assert_eq!(std::fs::read(files.path("out")).unwrap(), noise(1, MIB));
+}
+
+/// libnbd's other way: one end of a socket pair as standard input and output.
+#[tokio::test]
+async fn a_client_on_standard_input_and_output_is_served_until_it_leaves() {
+    let files = Files::new();
+    let image = files.write("image", &noise(1, MIB));
+    let cairn = env!("CARGO_BIN_EXE_cairn");
+    let script = format!(
+        "h.connect_command(['{cairn}', 'nbd', 'serve', '--no-tls', '--stdio', '{image}'])\n\
+         assert h.get_size() == 1048576\nh.pwrite(b'by stdio', 5000)\nh.flush()\nh.shutdown()"
+    );
+    run(command(["nbdsh", "-c", &script]).env("PATH", "/usr/bin:/bin")).await;
+    assert_eq!(&std::fs::read(files.path("image")).unwrap()[5000..5008], b"by stdio");
+}
+
+/// Two pipes are as good as a socket.
+#[tokio::test]
+async fn two_pipes_are_as_good_as_a_socket() {
+    let files = Files::new();
+    let image = files.sparse("image", 1 << 20);
+    // Fixed newstyle; ABORT.
+    let line = format!(
+        "printf '\\0\\0\\0\\3IHAVEOPT\\0\\0\\0\\2\\0\\0\\0\\0' | {} nbd serve --no-tls --stdio {image} | cat",
+        env!("CARGO_BIN_EXE_cairn")
+    );
+    let said = finish(&mut command(["bash", "-o", "pipefail", "-c", &line])).await;
+    assert!(said.status.success(), "{said:?}");
+    assert!(said.stdout.starts_with("NBDMAGICIHAVEOPT\0\x03"), "{said:?}");
+}
+
+/// systemd's own tool passes sockets to `cairn serve`, each for its purpose by its name.
+#[tokio::test]
+async fn systemd_passes_sockets_by_name() {
+    let (store, files) = (Store::directory(), Files::new());
+    let (nbd, old, admin) = (free_port(), free_port(), files.text("admin.sock"));
+    let mut line = words("systemd-socket-activate --fdname=cairn.socket:oldstyle=disk:admin");
+    line.extend([nbd, old].map(|port| format!("--listen=127.0.0.1:{port}")));
+    line.push(format!("--listen={admin}"));
+    line.extend(words(&format!(
+        "{} serve --create disk=64MiB --store {}",
+        env!("CARGO_BIN_EXE_cairn"),
+        store.url()
+    )));
+    let mut process = Process::spawn("systemd-socket-activate", &mut command(line));
+    until("the sockets are there", || files.path("admin.sock").exists()).await;
+    // The first client starts it.
+    let uri = format!("nbd://127.0.0.1:{nbd}/disk");
+    assert_eq!(run(&mut command(["nbdinfo", "--size", &uri])).await.trim(), "67108864");
+    let oldstyle = run(&mut command(["nbdinfo", &format!("nbd://127.0.0.1:{old}")])).await;
+    assert!(oldstyle.contains("oldstyle") && oldstyle.contains("67108864"), "{oldstyle}");
+    let ready = ["curl", "--silent", "--fail", "--unix-socket", &admin, "http://cairn/health/ready"];
+    run(&mut command(ready)).await;
+    let said = process
+        .wait_for("the welcome", |line| line.starts_with("listening on ").then(|| line.to_owned()))
+        .await;
+    assert_eq!(said, format!("listening on nbd://127.0.0.1:{nbd}"));
+    process.signal(rustix::process::Signal::TERM);
+    assert!(process.exit().await.success(), "{}", process.output());
+}
+
+/// One connection a process, as `Accept=yes` has it.
+#[tokio::test]
+async fn systemd_passes_a_connection() {
+    let files = Files::new();
+    let (image, port) = (files.write("image", &noise(1, MIB)), free_port());
+    let mut line = words("systemd-socket-activate --accept");
+    line.push(format!("--listen=127.0.0.1:{port}"));
+    line.extend(words(&format!("{} nbd serve --no-tls {image}", env!("CARGO_BIN_EXE_cairn"))));
+    let mut process = Process::spawn("systemd-socket-activate", &mut command(line));
+    process.wait_for("the socket", |line| line.contains("Listening on").then_some(())).await;
+    for _ in 0..2 {
+        let out = files.text("out");
+        run(&mut command(["nbdcopy", "--connections=1", &format!("nbd://127.0.0.1:{port}"), &out])).await;
+        assert_eq!(std::fs::read(out).unwrap(), noise(1, MIB));
+    }
+}
+
+/// What is inherited and is of no use is said, not left open.
+#[tokio::test]
+async fn what_is_of_no_use_is_refused() {
+    let files = Files::new();
+    let image = files.sparse("image", 1 << 20);
+    let line = format!(
+        "exec 3</dev/null; LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=stray exec {} nbd serve --no-tls {image}",
+        env!("CARGO_BIN_EXE_cairn")
+    );
+    let done = finish(&mut command(["bash", "-c", &line])).await;
+    assert_eq!(done.status.code(), Some(1), "{done:?}");
+    assert!(done.stderr.contains("file descriptor 3") && done.stderr.contains("stray"), "{done:?}");
+    // Another process's sockets are none of ours.
+    let mut others = program();
+    others.args(["nbd", "size", "127.0.0.1", "1"]).env("LISTEN_PID", "1").env("LISTEN_FDS", "nonsense");
+    assert!(!finish(&mut others).await.stderr.contains("inherited"));
+}

@@ -1,0 +1,103 @@
+//! `cairn nbd serve`.
+
+use crate::support::certificates::Authority;
+use crate::support::files::noise;
+use crate::support::process::{command, finish, run};
+
+use super::{Files, Served, assert_alike, ends_with};
+
+const MIB: usize = 1 << 20;
+
+#[tokio::test]
+async fn what_clients_write_is_in_the_file() {
+    let files = Files::new();
+    let (image, source) = (files.sparse("image", 8 << 20), files.write("source", &noise(1, 8 * MIB)));
+    let served = Served::start(&["serve", &image, "--exportname", "disk"]).await;
+    assert!(served.uri.ends_with("/disk"), "{}", served.uri);
+    run(&mut command(["nbdcopy", "--flush", &source, &served.uri])).await;
+    assert_alike(&source, &image).await;
+    let mut io = command(["qemu-io", "-f", "raw", "--discard", "unmap"]);
+    io.args(["-c", "discard 1M 2M", "-c", "write -z 4M 64k", "-c", "write -f -P 7 5000 100"]);
+    let said = run(io.args(["-c", "flush", &served.uri])).await;
+    assert!(!said.contains("failed"), "{said}");
+    let written = std::fs::read(files.path("image")).unwrap();
+    assert!(written[MIB..3 * MIB].iter().chain(&written[4 * MIB..4 * MIB + 65_536]).all(|byte| *byte == 0));
+    assert!(written[5000..5100].iter().all(|byte| *byte == 7));
+    assert_eq!(written[5100..MIB], noise(1, 8 * MIB)[5100..MIB]);
+    served.terminate(0).await;
+}
+
+#[tokio::test]
+async fn the_map_of_an_export_is_that_of_the_file() {
+    let files = Files::new();
+    let image = files.sparse("image", 16 << 20);
+    std::os::unix::fs::FileExt::write_all_at(
+        &std::fs::File::options().write(true).open(&image).unwrap(),
+        &noise(2, 2 * MIB),
+        4 << 20,
+    )
+    .unwrap();
+    let served = Served::start(&["serve", &image]).await;
+    let map = run(&mut command(["nbdinfo", "--map", &served.uri])).await;
+    let found: Vec<Vec<&str>> = map.lines().map(|line| line.split_whitespace().take(3).collect()).collect();
+    assert_eq!(found, [["0", "4194304", "3"], ["4194304", "2097152", "0"], ["6291456", "10485760", "3"]]);
+}
+
+#[tokio::test]
+async fn an_export_is_had_by_its_name_and_by_none() {
+    let files = Files::new();
+    let image = files.sparse("image", 1 << 20);
+    let served = Served::start(&["serve", &image, "--exportname", "disk"]).await;
+    let at = served.uri.trim_end_matches("disk");
+    for (name, status) in [("disk", true), ("", true), ("other", false)] {
+        let done = finish(&mut command(["nbdinfo", &format!("{at}{name}")])).await;
+        assert_eq!(done.status.success(), status, "{name}: {done:?}");
+    }
+    let list = run(&mut command(["nbdinfo", "--list", at])).await;
+    assert!(list.contains("export=\"disk\""), "{list}");
+}
+
+#[tokio::test]
+async fn a_file_may_be_served_for_reading_alone() {
+    let files = Files::new();
+    let image = files.write("image", &noise(3, MIB));
+    let served = Served::start(&["serve", &image, "--read-only"]).await;
+    let info = run(&mut command(["nbdinfo", "--is", "read-only", &served.uri])).await;
+    assert_eq!(info, "");
+    assert!(!finish(&mut command(["nbdcopy", "--", &image, &served.uri])).await.status.success());
+    assert_eq!(std::fs::read(files.path("image")).unwrap(), noise(3, MIB));
+}
+
+#[tokio::test]
+async fn with_a_certificate_clients_must_use_tls() {
+    let (files, authority) = (Files::new(), Authority::new());
+    let pair = authority.server();
+    let both = [std::fs::read(&pair.certificate).unwrap(), std::fs::read(&pair.key).unwrap()].concat();
+    let (image, pem) = (files.write("image", &noise(4, MIB)), files.write("both.pem", &both));
+    let served = Served::encrypted(&["serve", &image, "--certfile", &pem]).await;
+    assert!(served.uri.starts_with("nbds://127.0.0.1:"), "{}", served.uri);
+    std::fs::copy(authority.certificate(), files.path("ca-cert.pem")).unwrap();
+    let trusting = |uri: &str| format!("{uri}?tls-certificates={}&tls-hostname=localhost", files.text(""));
+    let out = files.text("out");
+    run(&mut command(["nbdcopy", &trusting(&served.uri), &out])).await;
+    assert_eq!(std::fs::read(out).unwrap(), noise(4, MIB));
+    let info = ends_with(0, &["info", &trusting(&served.uri)]).await;
+    assert!(info.stdout.contains("over TLS"), "{info:?}");
+    // Without TLS, and with another authority.
+    let plain = served.uri.replace("nbds:", "nbd:");
+    assert!(!finish(&mut command(["nbdinfo", &plain])).await.status.success());
+    ends_with(1, &["info", &plain]).await;
+    std::fs::copy(Authority::new().certificate(), files.path("ca-cert.pem")).unwrap();
+    let refused = ends_with(1, &["info", &trusting(&served.uri)]).await;
+    assert!(refused.stderr.contains("certificate"), "{refused:?}");
+}
+
+#[tokio::test]
+async fn what_cannot_be_served_is_refused_before_it_listens() {
+    let files = Files::new();
+    let image = files.sparse("image", 1 << 20);
+    assert!(ends_with(1, &["serve", "/none", "--no-tls"]).await.stderr.contains("/none"));
+    assert!(ends_with(1, &["serve", "/dev/null", "--no-tls"]).await.stderr.contains("neither a file"));
+    assert!(ends_with(1, &["serve", &image, "--certfile", &image]).await.stderr.contains(&image));
+    assert!(ends_with(2, &["serve", &image]).await.stderr.contains("--no-tls"));
+}
