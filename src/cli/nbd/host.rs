@@ -12,7 +12,7 @@ use super::args::{Host, Serve};
 use super::error::NbdError;
 use super::file::{FileExport, named};
 use crate::cli::error::Error;
-use crate::cli::listeners::{Inherited, Listeners, Plan};
+use crate::cli::listeners::{Door, Inherited, Listeners, Plan};
 use crate::cli::process::Signals;
 use crate::client::{Address, Uri, uri::UriTls};
 use crate::metrics::Metrics;
@@ -93,14 +93,14 @@ impl Hosted {
             None => ListenAddress::Tcp(format!("{}:{}", host.address, host.port)),
         };
         let plan = Plan { listen: vec![address], ..Plan::default() };
-        let Listeners { nbd, stream, .. } = Listeners::open(&plan, inherited).await?;
+        let Listeners { nbd, stream, .. } = Listeners::open(&plan, inherited, None).await?;
         let exports = OnlyExport { name: host.exportname.clone(), export };
         let mut server = Server::new(Arc::new(exports), Options::default(), Metrics::new().server());
         let encrypted = tls.is_some();
         if let Some(tls) = tls {
             server = server.with_tls(tls);
         }
-        for (listener, greeting) in nbd {
+        for Door { listener, greeting, .. } in nbd {
             let address = server.listen(listener, greeting);
             if stream.is_none() {
                 say(&format!("listening on {}", uri(address, &host.exportname, encrypted)));
