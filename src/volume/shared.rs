@@ -86,6 +86,9 @@ impl DirtyBudget {
                 // All there are may be fewer now.
                 changed = total.changed() => changed.expect("we hold the sender"),
             }
+            // The wait has given back what it had gathered, which nobody was to have.
+            let mut owed = self.owed.lock();
+            *owed -= self.permits.forget_permits(*owed);
         }
     }
 

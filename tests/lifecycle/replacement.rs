@@ -43,7 +43,13 @@ async fn replaced_under_load(
     let report = files.path().join("report.json");
     let mut fio = command(["fio", "--name=load", "--ioengine=nbd", "--thread", "--rw=randwrite", "--bs=16k"]);
     fio.args(["--iodepth=8", "--size=256m", "--fsync=32", "--verify=crc32c", "--verify_backlog=64"]);
-    fio.args(["--verify_fatal=1", "--verify_state_save=0", "--time_based", "--runtime=1200", "--status-interval=1"]);
+    fio.args([
+        "--verify_fatal=1",
+        "--verify_state_save=0",
+        "--time_based",
+        "--runtime=1200",
+        "--status-interval=1",
+    ]);
     fio.arg(format!("--uri={uri}"))
         .args(["--output-format=json"])
         .arg(format!("--output={}", report.display()));
