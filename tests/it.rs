@@ -10,6 +10,7 @@ mod conformance;
 mod crash;
 mod golden;
 mod interop;
+mod lifecycle;
 mod model;
 mod nbd;
 mod ops;

@@ -127,6 +127,9 @@ suite_minima() {
 # The charts, and the files under deploy.
 suite_helm() { limited 600 tests/ops/helm.sh; }
 
+# docker-compose.yml in real containers, on an engine that is started for it.
+suite_container() { limited 2400 tests/container/run.sh; }
+
 suite_deploy() { limited 300 tests/ops/deploy.sh; }
 
 # The release profile throughout: build scripts and macros are shared with the tests, and what is tested is what ships.
@@ -199,12 +202,13 @@ suite yaml suite_yaml
 suite minima suite_minima
 suite helm suite_helm
 suite deploy suite_deploy
+suite container suite_container
 suite deny suite_deny
 suite peer suite_peer
 suite clippy suite_clippy
 for name in "${ONLY[@]}"; do
     case $name in
-    tools | fmt | shell | yaml | minima | deny | clippy | build | mutants | fuzz) ;;
+    tools | fmt | shell | yaml | minima | deny | clippy | build | mutants | fuzz | helm | deploy | container) ;;
     *) ONLY+=(build) ;;
     esac
 done

@@ -11,10 +11,10 @@ use std::time::Duration;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{Semaphore, mpsc};
-use tokio_util::sync::CancellationToken;
 
 use super::connection::Shared;
 use super::dispatch::{Job, Refused, Rules};
+use super::drain::Drain;
 use super::execute::{Answered, Charge, execute};
 use super::export::{Export, ExportError};
 use super::options::Options;
@@ -147,16 +147,16 @@ struct Receiver {
     in_flight: InFlight,
     replies: mpsc::Sender<Answered>,
     tasks: Arc<Tasks>,
-    drain: CancellationToken,
+    drain: Drain,
 }
 
 impl Receiver {
     async fn receive(&mut self) -> Result<End, Broken> {
         loop {
-            let draining = self.drain.is_cancelled();
+            let (draining, deaf) = (self.drain.is_cancelled(), self.drain.hangs_up());
             tokio::select! {
                 biased;
-                request = self.requests.next(self.rules.headers) => match request? {
+                request = self.requests.next(self.rules.headers), if !deaf => match request? {
                     None => return Ok(End::Closed),
                     Some(Request { command: Command::Disc, .. }) => return Ok(End::Disconnected),
                     Some(request) => self.handle(request).await?,
@@ -186,6 +186,7 @@ impl Receiver {
         match judged {
             Ok(job) => self.start(request, job).await,
             Err(refused) => {
+                self.export.refused(request.command, refused.error);
                 let charge = self.in_flight.charge(0).await;
                 self.requests.skip(request.payload_length(self.rules.headers)).await?;
                 let answered = self.answered(&request, Err(ExportError::from(refused)), charge);
@@ -195,7 +196,7 @@ impl Receiver {
     }
 
     fn judge(&self, request: &Request) -> Result<Job, Refused> {
-        if self.drain.is_cancelled() {
+        if self.drain.is_cancelled() && !self.drain.hangs_up() {
             return Err(Refused { error: Error::Shutdown, message: "the server is shutting down" });
         }
         self.rules.judge(request)

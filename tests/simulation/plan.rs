@@ -91,6 +91,7 @@ impl Plan {
             journal_max_age: ms(pick(&mut random, &[1000, 10_000, 300_000])),
             fold_bytes: pick(&mut random, &[1, 2, 8]) * 2 * layout.chunk,
             lease_ttl: ms(pick(&mut random, &[1000, 3000, 30_000])),
+            lease_strict: false,
             head_interval: ms(pick(&mut random, &[0, 20, 1000])),
             deletion_grace: ms(pick(&mut random, &[0, 0, 0, 3000, 3_600_000])),
             read_ahead_bytes: pick(&mut random, &[0, 256, 1024]) << 10,

@@ -150,3 +150,30 @@ async fn at_the_dirty_bound_trims_are_slowed_too() {
         assert!(trimmed <= 256 * 64, "the bound is 256 blocks, and 64 ranges weigh as much as one");
     }
 }
+
+/// Cuts a volume off from its head for ten lease times; why it stopped, if it did, and whether it reads then.
+async fn without_renewal(strict: bool) -> (Option<String>, bool) {
+    let mut bench = Bench::new(64 * MIB).await;
+    bench.options.lease_strict = strict;
+    let volume = bench.open().await;
+    volume.write(0, pattern(1, 4096), true).await.unwrap();
+    let cut_off = tokio::time::Instant::now();
+    bench.fault.add(Rule::new(Action::FailBefore(Failure::Transient)).containing("/head"));
+    let stopped = tokio::time::timeout(bench.options.lease_ttl * 10, volume.stopped()).await.ok();
+    if stopped.is_some() {
+        assert!(cut_off.elapsed() <= bench.options.lease_ttl, "not served beyond the lease");
+    }
+    (stopped, volume.read(0, 4096).await.is_ok())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gateway_that_cannot_renew_its_lease_serves_on() {
+    assert_eq!(without_renewal(false).await, (None, true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_a_strict_lease_it_stops_when_the_lease_is_over() {
+    let (stopped, reads) = without_renewal(true).await;
+    assert!(stopped.is_some_and(|why| why.contains("lease.strict")));
+    assert!(!reads);
+}
