@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use cairn::store::Error as StoreError;
 use cairn::volume::keys::{Keys, Parsed};
 use cairn::volume::read::concat;
 use cairn::volume::{Error, OpenError, Volume};
@@ -76,11 +77,12 @@ impl Inner {
 
     /// Whether what is read of a volume that is not whole may fail so.
     fn may_fail(&mut self, what: &str, error: &Error) -> bool {
-        // What ends early is asked for again until the deadline.
-        let explained = matches!(
-            error,
-            Error::Damaged { .. } | Error::Lost { .. } | Error::Store(cairn::store::Error::Timeout { .. })
-        );
+        // What ends early is asked for again until the deadline; what cannot be folded is kept.
+        let explained = match error {
+            Error::Damaged { .. } | Error::Lost { .. } | Error::Deadline { .. } => true,
+            Error::Store(error) => matches!(error, StoreError::Timeout { .. } | StoreError::Truncated { .. }),
+            Error::Stopped(_) | Error::OutOfRange { .. } => false,
+        };
         if !explained {
             self.broken(format!("{what} failed, of a volume that is not whole: {error}"));
         }
