@@ -14,16 +14,19 @@
 //! WRITE would be half there). Zeros have no stamp: a cell of zeros is explained by any change that zeroes it, one
 //! that the image need not hold only if all other cells that it covers allow for it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::cells::{BLOCK_CELLS, Id, TORN};
 use super::history::{Change, Epoch, Moment, describe};
 
-/// A cell and what is wrong with it.
+/// What is wrong, and the cells that say so.
 struct Wrong {
-    cell: u32,
+    cells: Vec<u32>,
     why: String,
 }
+
+/// Which change comes before which, with the cell that decided so.
+type Order = BTreeMap<(Id, Id), u32>;
 
 /// Checks what was recovered after `epoch` ended, or would be if it ended now.
 pub(crate) fn check(epoch: &Epoch, image: &[Id]) -> Result<(), String> {
@@ -51,10 +54,12 @@ pub(crate) fn check(epoch: &Epoch, image: &[Id]) -> Result<(), String> {
             Err(wrong) => wrong,
         };
         // Another zero may explain it, if everything else allows for that.
-        let candidate = epoch
-            .touching(wrong.cell / BLOCK_CELLS)
-            .filter(|change| change.zero && change.covers(wrong.cell) && !held.contains(&change.id))
-            .find(|change| image[wrong.cell as usize] == 0 && fits(epoch, image, change));
+        let zeros = wrong.cells.iter().copied().filter(|cell| image[*cell as usize] == 0);
+        let candidate = zeros
+            .flat_map(|cell| epoch.touching(cell / BLOCK_CELLS).map(move |change| (cell, change)))
+            .filter(|(cell, change)| change.zero && change.covers(*cell) && !held.contains(&change.id))
+            .map(|(_, change)| change)
+            .find(|change| fits(epoch, image, change));
         match candidate {
             Some(change) => drop(held.insert(change.id)),
             None => return Err(wrong.why),
@@ -78,7 +83,7 @@ fn try_prefix(epoch: &Epoch, image: &[Id], held: &BTreeSet<Id>) -> Result<(), Wr
     let is_in = |change: &Change| {
         held.contains(&change.id) || change.answered.is_some_and(|answered| answered < until)
     };
-    let mut order: BTreeSet<(Id, Id)> = BTreeSet::new();
+    let mut order = Order::new();
     let cells = u32::try_from(image.len()).expect("images are small");
     for block in 0..cells.div_ceil(BLOCK_CELLS) {
         let inside: Vec<&Change> = epoch.touching(block).filter(|change| is_in(change)).collect();
@@ -91,7 +96,7 @@ fn try_prefix(epoch: &Epoch, image: &[Id], held: &BTreeSet<Id>) -> Result<(), Wr
                 let why = format!(
                     "cell {cell} {what}: recovered {found}, base {base}; the prefix answered before {until} has {inside}"
                 );
-                Wrong { cell, why }
+                Wrong { cells: vec![cell], why }
             };
             if covering.peek().is_none() {
                 if found != base {
@@ -111,28 +116,33 @@ fn try_prefix(epoch: &Epoch, image: &[Id], held: &BTreeSet<Id>) -> Result<(), Wr
                 continue;
             }
             for other in covering.filter(|other| other.id != last.id && !other.precedes(last)) {
-                if order.insert((other.id, last.id)) && order.contains(&(last.id, other.id)) {
-                    return Err(told("is decided unlike another cell of the same changes"));
+                order.entry((other.id, last.id)).or_insert(cell);
+                if let Some(unlike) = order.get(&(last.id, other.id)) {
+                    let mut wrong = told("is decided unlike another cell of the same changes");
+                    wrong.cells.push(*unlike);
+                    return Err(wrong);
                 }
             }
         }
     }
-    acyclic(epoch, &order).map_err(|why| Wrong { cell: 0, why })
+    acyclic(epoch, &order)
 }
 
 /// Whether some order of all changes has those that were decided, and those that answers decide.
-fn acyclic(epoch: &Epoch, order: &BTreeSet<(Id, Id)>) -> Result<(), String> {
-    let mut left: BTreeSet<Id> = order.iter().flat_map(|(a, b)| [*a, *b]).collect();
+fn acyclic(epoch: &Epoch, order: &Order) -> Result<(), Wrong> {
+    let mut left: BTreeSet<Id> = order.keys().flat_map(|(a, b)| [*a, *b]).collect();
     while !left.is_empty() {
         let change = |id: Id| epoch.change(id).expect("it was issued");
         let is_first = |id: Id| {
             !left.iter().any(|other| {
-                *other != id && (order.contains(&(*other, id)) || change(*other).precedes(change(id)))
+                *other != id && (order.contains_key(&(*other, id)) || change(*other).precedes(change(id)))
             })
         };
         let Some(first) = left.iter().copied().find(|id| is_first(*id)) else {
             let all: Vec<String> = left.iter().map(|id| describe(change(*id))).collect();
-            return Err(format!("no order explains the image, of changes {}", all.join(", ")));
+            let why = format!("no order explains the image, of changes {}", all.join(", "));
+            let among = order.iter().filter(|((a, b), _)| left.contains(a) && left.contains(b));
+            return Err(Wrong { cells: among.map(|(_, cell)| *cell).collect(), why });
         };
         left.remove(&first);
     }
@@ -207,6 +217,18 @@ mod tests {
         check(epoch, &image(&[(0..8, a)])).unwrap();
         check(epoch, &image(&[(0..8, b)])).unwrap();
         check(epoch, &image(&[(0..4, a), (4..8, b)])).expect_err("torn");
+    }
+
+    #[test]
+    fn a_later_trim_may_explain_what_an_earlier_one_seems_to() {
+        let mut history = history();
+        let earlier = history.issue(1, true, |_| std::iter::once(0..32).collect());
+        let a = write(&mut history, 8..24);
+        let later = history.issue(1, true, |_| std::iter::once(0..16).collect());
+        let epoch = &history.epochs[&1];
+        check(epoch, &image(&[(16..24, a)])).unwrap();
+        check(epoch, &image(&[(8..12, a), (16..24, a)])).expect_err("half a trim");
+        assert!(earlier < later);
     }
 
     #[test]

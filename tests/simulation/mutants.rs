@@ -11,14 +11,14 @@ use cairn::mutant::Mutant;
 /// Seeds within which every mutant must be caught.
 const WITHIN: u64 = 2000;
 
-/// A row of the table: the mutant, and how many seeds it took.
-fn rows() -> Vec<(String, u64)> {
+/// A row of the table: the mutant, and how many seeds it took, where that was measured.
+fn rows() -> Vec<(String, Option<u64>)> {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/README.md");
     let text = std::fs::read_to_string(path).expect("tests/README.md can be read");
     let rows = text.lines().filter_map(|line| {
         let mut cells = line.strip_prefix("| ")?.strip_suffix(" |")?.split(" | ");
         let mutant = cells.nth(2)?.strip_prefix('`')?.strip_suffix('`')?;
-        Some((mutant.to_owned(), cells.next()?.trim().parse().ok()?))
+        Some((mutant.to_owned(), cells.next()?.trim().parse().ok()))
     });
     rows.collect()
 }
@@ -31,7 +31,7 @@ fn the_table_has_every_mutant_and_no_other() {
     assert_eq!(listed, all);
     assert_eq!(rows.len(), all.len(), "each stands once");
     for (name, seeds) in &rows {
-        assert!((1..=WITHIN).contains(seeds), "{name} took {seeds} seeds");
+        assert!(seeds.is_none_or(|seeds| (1..=WITHIN).contains(&seeds)), "{name} took {seeds:?} seeds");
     }
 }
 

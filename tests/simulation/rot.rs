@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use cairn::store::Error as StoreError;
 use cairn::volume::keys::{Keys, Parsed};
 use cairn::volume::read::concat;
 use cairn::volume::{Error, OpenError, Volume};
@@ -76,11 +77,12 @@ impl Inner {
 
     /// Whether what is read of a volume that is not whole may fail so.
     fn may_fail(&mut self, what: &str, error: &Error) -> bool {
-        // What ends early is asked for again until the deadline.
-        let explained = matches!(
-            error,
-            Error::Damaged { .. } | Error::Lost { .. } | Error::Store(cairn::store::Error::Timeout { .. })
-        );
+        // What ends early is asked for again until the deadline; what cannot be folded is kept.
+        let explained = match error {
+            Error::Damaged { .. } | Error::Lost { .. } | Error::Deadline { .. } => true,
+            Error::Store(error) => matches!(error, StoreError::Timeout { .. } | StoreError::Truncated { .. }),
+            Error::Stopped(_) | Error::OutOfRange { .. } => false,
+        };
         if !explained {
             self.broken(format!("{what} failed, of a volume that is not whole: {error}"));
         }
@@ -148,7 +150,12 @@ async fn read_all(world: &World, volume: &Arc<Volume>, epoch: u32) {
             let issued = world.lock().history.tick();
             match volume.read(range.start, range.end - range.start).await {
                 Ok(segments) => world.lock().check_read(epoch, &range, issued, &concat(&segments)),
-                Err(error) => drop(world.lock().may_fail("a read", &error)),
+                Err(error) => {
+                    // One that is cut short is asked for until the deadline: once is enough.
+                    if !world.lock().may_fail("a read", &error) || matches!(error, Error::Store(_)) {
+                        return;
+                    }
+                }
             }
             if world.lock().violation.is_some() {
                 return;
@@ -168,7 +175,11 @@ async fn change_some(world: &World, volume: &Arc<Volume>, epoch: u32, random: &m
         let (change, data): (_, Bytes) = world.lock().issue_write(epoch, &range);
         match tokio::time::timeout(PATIENCE, volume.write(range.start, data, false)).await {
             Ok(Ok(())) => world.lock().answered(epoch, change, false),
-            Ok(Err(error)) => drop(world.lock().may_fail("a write of a part", &error)),
+            Ok(Err(error)) => {
+                if !world.lock().may_fail("a write of a part", &error) || matches!(error, Error::Store(_)) {
+                    return;
+                }
+            }
             // The journal is full, and cannot be folded.
             Err(_) => return,
         }

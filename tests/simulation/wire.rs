@@ -113,7 +113,11 @@ impl Way {
                 let extents = volume.allocation(offset, length, 32).await.map_err(Failure::Volume)?;
                 Ok(extents.iter().map(|e| Extent { length: e.length, zero: e.zero || e.hole }).collect())
             }
-            Self::Wire(client, _) if client.contexts().is_empty() => Ok(vec![Extent { length, zero: false }]),
+            Self::Wire(client, _) if client.contexts().is_empty() => {
+                // Without the context there is nothing to be told.
+                client.cache(offset, length).await.map_err(Failure::Wire)?;
+                Ok(vec![Extent { length, zero: false }])
+            }
             Self::Wire(client, _) => {
                 let extents = client.allocation(offset, length).await.map_err(Failure::Wire)?;
                 let zeros = AllocationFlags::HOLE | AllocationFlags::ZERO;
