@@ -7,9 +7,10 @@
 //! ```text
 //! protocol        → nothing                    wire types and the handshake machine: no tokio, no clock, no log
 //! task, metrics, config → nothing              spawning with an owner; every metric; every setting
-//! store           → metrics, task              get/put/delete/list over S3, a directory, memory; decorators
-//! volume          → store, metrics, task       what a disk is: map, journal, cache, commit, fold, recovery
-//! server          → protocol, metrics, task    NBD over TCP and Unix sockets; owns the trait `Export`
+//! mutant          → nothing                    deliberate faults, in builds that test the tests
+//! store           → metrics, task, mutant      get/put/delete/list over S3, a directory, memory; decorators
+//! volume          → store, metrics, task, mutant   what a disk is: map, journal, cache, commit, fold, recovery
+//! server          → protocol, metrics, task, mutant   NBD over TCP and Unix sockets; owns the trait `Export`
 //! client          → protocol, task             an NBD client
 //! admin           → volume, server, metrics, task   HTTP: metrics, health, the API, the status page
 //! cli             → all                        maps configuration to each layer's `Options`
@@ -29,6 +30,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod metrics;
+pub mod mutant;
 pub mod protocol;
 pub mod server;
 pub mod store;

@@ -2,16 +2,19 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by unwrapping")]
 
+#[allow(dead_code, reason = "the simulation uses the rest")]
+mod checker;
 mod cli;
 mod client;
 mod conformance;
+mod crash;
 mod golden;
 mod interop;
+mod lifecycle;
 mod model;
 mod nbd;
 mod ops;
 mod protocol;
-mod simulation;
 mod store;
 mod support;
 mod tidy;

@@ -127,6 +127,9 @@ suite_minima() {
 # The charts, and the files under deploy.
 suite_helm() { limited 600 tests/ops/helm.sh; }
 
+# docker-compose.yml in real containers, on an engine that is started for it.
+suite_container() { limited 2400 tests/container/run.sh; }
+
 suite_deploy() { limited 300 tests/ops/deploy.sh; }
 
 # The release profile throughout: build scripts and macros are shared with the tests, and what is tested is what ships.
@@ -141,16 +144,17 @@ suite_peer() { limited 300 /usr/bin/python3 "$ROOT/tests/golden/codec.py" && cou
 suite_fuzz() { limited 3600 "$ROOT/tests/tools/fuzz.sh" 30 5; }
 
 suite_build() {
-    limited 3000 cargo test --release --no-run --lib --test it --message-format=json-render-diagnostics \
-        >"$LOGS/artifacts.json" || return 1
-    executable lib >"$LOGS/lib.path" && executable it >"$LOGS/it.path" && count 1 0
+    limited 3000 cargo test --release --no-run --lib --test it --test simulation \
+        --message-format=json-render-diagnostics >"$LOGS/artifacts.json" || return 1
+    executable lib >"$LOGS/lib.path" && executable it >"$LOGS/it.path" &&
+        executable simulation >"$LOGS/simulation.path" && count 1 0
 }
 
-# executable NAME: the test binary that cargo built from the library or from the integration target NAME.
+# executable NAME [LIST]: the test binary that cargo built from the library or from the integration target NAME.
 executable() {
     jq -e -r -s --arg name "$1" 'map(select(.reason == "compiler-artifact" and .profile.test and .executable)
         | select(if $name == "lib" then .target.kind == ["lib"] else .target.kind == ["test"] and .target.name == $name end))
-        | first | .executable' "$LOGS/artifacts.json"
+        | first | .executable' "${2:-$LOGS/artifacts.json}"
 }
 
 suite_unit() { limited 1200 "$(cat "$LOGS/lib.path")"; }
@@ -161,8 +165,8 @@ suite_doc() { limited 1200 cargo test --release --doc; }
 modules() {
     local listed
     listed=$("$(cat "$LOGS/it.path")" --list --format terse | sed -n 's/: test$//p' | cut -d: -f1 | sort -u)
-    for first in tidy golden model conformance store volume simulation; do grep -qx "$first" <<<"$listed" && echo "$first"; done
-    grep -vxE 'tidy|golden|model|conformance|store|volume|simulation|interop|vm' <<<"$listed"
+    for first in tidy golden model conformance store volume; do grep -qx "$first" <<<"$listed" && echo "$first"; done
+    grep -vxE 'tidy|golden|model|conformance|store|volume|interop|vm' <<<"$listed"
     for last in interop vm; do grep -qx "$last" <<<"$listed" && echo "$last"; done
     return 0
 }
@@ -176,6 +180,17 @@ suite_module() {
     limited 2400 "$binary" --exact "${tests[@]}" "${threads[@]}"
 }
 
+# So many seeds on all processors; every fault must meet every phase.
+suite_simulation() { CAIRN_SIM_SEEDS=0..2000 limited 1500 "$(cat "$LOGS/simulation.path")" --nocapture; }
+
+# Deliberate faults, each of which the simulation must catch.
+suite_mutants() {
+    local list=$LOGS/artifacts-mutants.json
+    limited 3000 cargo test --release --no-run --features mutants --test simulation \
+        --message-format=json-render-diagnostics >"$list" || return 1
+    limited 1800 "$(executable simulation "$list")" --exact --nocapture mutants::committed::every_mutant_is_caught
+}
+
 # --- all of them -----------------------------------------------------------------------------------------------------
 
 suite tools suite_tools
@@ -187,12 +202,13 @@ suite yaml suite_yaml
 suite minima suite_minima
 suite helm suite_helm
 suite deploy suite_deploy
+suite container suite_container
 suite deny suite_deny
 suite peer suite_peer
 suite clippy suite_clippy
 for name in "${ONLY[@]}"; do
     case $name in
-    tools | fmt | shell | yaml | minima | deny | clippy | build | fuzz) ;;
+    tools | fmt | shell | yaml | minima | deny | clippy | build | mutants | fuzz | helm | deploy | container) ;;
     *) ONLY+=(build) ;;
     esac
 done
@@ -200,9 +216,11 @@ suite build suite_build
 if [ "${FAILED[build]:-1}" = 0 ]; then
     suite unit suite_unit
     suite doc suite_doc
+    suite simulation suite_simulation
     for module in $(modules); do suite "$module" suite_module "$module"; done
 fi
 
+suite mutants suite_mutants
 suite fuzz suite_fuzz
 
 # What has a minimum and was not run, has failed.

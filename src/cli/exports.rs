@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use parking_lot::RwLock;
 
 use super::catalogue::Catalogue;
 use super::error::chain;
 use super::open_volumes::{OpenVolumes, Use};
 use crate::metrics::{Command, Errno};
-use crate::protocol::{Error, TransmissionFlags};
+use crate::protocol::{self, Error, TransmissionFlags};
 use crate::server::{
     Allocation, Export, ExportDescription, ExportError, Exports, ListEntry, OpenError, Segment,
 };
@@ -41,20 +42,24 @@ pub(super) struct VolumeExports {
     volumes: Arc<OpenVolumes>,
     catalogue: Arc<Catalogue>,
     /// What the empty name stands for.
-    default: Option<String>,
+    default: RwLock<Option<String>>,
 }
 
 impl VolumeExports {
     /// All volumes by their names, and `default` by the empty name too.
     pub(super) fn new(volumes: Arc<OpenVolumes>, catalogue: Arc<Catalogue>, default: Option<String>) -> Self {
-        Self { volumes, catalogue, default }
+        Self { volumes, catalogue, default: RwLock::new(default) }
     }
 
-    fn resolve<'a>(&'a self, name: &'a str) -> Result<&'a str, OpenError> {
-        match (name, &self.default) {
-            ("", Some(default)) => Ok(default),
-            ("", None) => Err(OpenError::Unknown(String::new())),
-            (name, _) => Ok(name),
+    /// Lets the empty name stand for another volume, or none.
+    pub(super) fn set_default(&self, default: Option<String>) {
+        *self.default.write() = default;
+    }
+
+    fn resolve(&self, name: &str) -> Result<String, OpenError> {
+        match name {
+            "" => self.default.read().clone().ok_or_else(|| OpenError::Unknown(String::new())),
+            name => Ok(name.to_owned()),
         }
     }
 }
@@ -67,7 +72,7 @@ impl Exports for VolumeExports {
     }
 
     async fn describe(&self, name: &str) -> Result<ExportDescription, OpenError> {
-        let name = self.resolve(name)?;
+        let name = &*self.resolve(name)?;
         let size_bytes = match self.volumes.size_bytes(name) {
             Some(size_bytes) => size_bytes,
             None => self.catalogue.info(name).await.map_err(|e| open_error(name, &e))?.size_bytes,
@@ -76,7 +81,7 @@ impl Exports for VolumeExports {
     }
 
     async fn open(&self, name: &str) -> Result<Arc<dyn Export>, OpenError> {
-        let of = self.volumes.open(self.resolve(name)?).await?;
+        let of = self.volumes.open(&self.resolve(name)?).await?;
         Ok(Arc::new(VolumeExport { of }))
     }
 }
@@ -159,6 +164,21 @@ impl VolumeExport {
     }
 }
 
+/// What a command is counted as; those that no export has are not.
+fn counted(command: protocol::Command) -> Option<Command> {
+    use protocol::Command as Asked;
+    Some(match command {
+        Asked::Read => Command::Read,
+        Asked::Write => Command::Write,
+        Asked::Flush => Command::Flush,
+        Asked::Trim => Command::Trim,
+        Asked::Cache => Command::Cache,
+        Asked::WriteZeroes => Command::WriteZeroes,
+        Asked::BlockStatus => Command::BlockStatus,
+        Asked::Disc | Asked::Resize | Asked::Unknown(_) => return None,
+    })
+}
+
 fn errno(error: Error) -> Errno {
     match error {
         Error::Perm => Errno::Perm,
@@ -177,6 +197,12 @@ fn errno(error: Error) -> Errno {
 impl Export for VolumeExport {
     fn description(&self) -> ExportDescription {
         description(&self.of.name, self.of.volume.size_bytes())
+    }
+
+    fn refused(&self, command: protocol::Command, error: Error) {
+        if let Some(command) = counted(command) {
+            self.of.metrics.failed(command, errno(error));
+        }
     }
 
     async fn read(&self, offset: u64, length: u32) -> Result<Vec<Segment>, ExportError> {

@@ -4,6 +4,7 @@
 //! used or refused by name, never left open and unattended.
 
 use std::fmt;
+use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::str::FromStr;
 
@@ -13,10 +14,11 @@ use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::error::Error;
+use super::handover::{Heirs, Predecessor};
 use crate::server::{AddressError, Greeting, ListenAddress, Listener, Stream};
 
 /// The name (`FileDescriptorName=`) of a socket for the admin server.
-const ADMIN: &str = "admin";
+pub(super) const ADMIN: &str = "admin";
 /// What the name of a socket for oldstyle clients begins with; the export follows.
 const OLDSTYLE: &str = "oldstyle=";
 
@@ -118,51 +120,94 @@ fn refused(why: &dyn fmt::Display) -> Error {
     Error::Inherited(why.to_string())
 }
 
+/// A socket for NBD clients.
+pub(super) struct Door {
+    /// What it is called when it is handed over: the address that was asked for, or where it is.
+    name: String,
+    pub(super) listener: Listener,
+    pub(super) greeting: Greeting,
+}
+
 /// Everything that connections come from.
 pub(super) struct Listeners {
-    pub(super) nbd: Vec<(Listener, Greeting)>,
+    pub(super) nbd: Vec<Door>,
     pub(super) admin: Option<Listener>,
     /// One connection that is there already; when it ends, so does the process.
     pub(super) stream: Option<Box<dyn Stream>>,
+    /// Whether sockets stay open when this process ends, in the hands of whoever opened them.
+    pub(super) inherited: bool,
 }
 
 impl Listeners {
-    /// Opens all that is planned. An inherited socket at a planned address takes its place; others come beside the
-    /// planned ones, or in place of those that nobody asked for.
-    pub(super) async fn open(plan: &Plan, inherited: Inherited) -> Result<Self, Error> {
+    /// Opens all that is planned, or takes it from a predecessor. An inherited socket at a planned address takes its
+    /// place; others come beside the planned ones, or in place of those that nobody asked for.
+    pub(super) async fn open(
+        plan: &Plan,
+        inherited: Inherited,
+        mut predecessor: Option<&mut Predecessor>,
+    ) -> Result<Self, Error> {
         let default_is_wanted = inherited.is_empty();
         let Inherited { listening, stream } = inherited;
         let stream = stream.map(InheritedStream::open).transpose().map_err(|error| refused(&error))?;
-        let mut opened = Self { nbd: Vec::new(), admin: None, stream };
+        let mut opened = Self { nbd: Vec::new(), admin: None, stream, inherited: !listening.is_empty() };
         for (name, socket) in listening {
             let listener = listener(socket).map_err(|error| refused(&error))?;
             let planned = plan.oldstyle.iter().find(|planned| planned.address == *listener.address());
             if name == ADMIN {
                 opened.admin = Some(listener);
             } else if let Some(Oldstyle { export, .. }) = planned {
-                opened.nbd.push((listener, Greeting::Oldstyle { export: export.clone() }));
+                opened.add(listener, Greeting::Oldstyle { export: export.clone() });
             } else if let Some(export) = name.strip_prefix(OLDSTYLE) {
-                opened.nbd.push((listener, Greeting::Oldstyle { export: export.to_owned() }));
+                opened.add(listener, Greeting::Oldstyle { export: export.to_owned() });
             } else {
-                opened.nbd.push((listener, Greeting::Newstyle));
+                opened.add(listener, Greeting::Newstyle);
             }
         }
         if plan.listen_given || default_is_wanted {
             for address in &plan.listen {
-                opened.bind(address, Greeting::Newstyle).await?;
+                opened.bind(address, Greeting::Newstyle, predecessor.as_deref_mut()).await?;
             }
         }
         for Oldstyle { address, export } in &plan.oldstyle {
-            opened.bind(address, Greeting::Oldstyle { export: export.clone() }).await?;
+            let greeting = Greeting::Oldstyle { export: export.clone() };
+            opened.bind(address, greeting, predecessor.as_deref_mut()).await?;
         }
         Ok(opened)
     }
 
-    async fn bind(&mut self, address: &ListenAddress, greeting: Greeting) -> Result<(), Error> {
-        if !self.nbd.iter().any(|(listener, _)| listener.address() == address) {
-            self.nbd.push((Listener::bind(address).await?, greeting));
+    fn add(&mut self, listener: Listener, greeting: Greeting) {
+        let name = listener.address().to_string();
+        self.nbd.push(Door { name, listener, greeting });
+    }
+
+    async fn bind(
+        &mut self,
+        address: &ListenAddress,
+        greeting: Greeting,
+        predecessor: Option<&mut Predecessor>,
+    ) -> Result<(), Error> {
+        if self.nbd.iter().any(|door| door.listener.address() == address) {
+            return Ok(());
         }
+        let name = address.to_string();
+        let listener = match predecessor.and_then(|predecessor| predecessor.take(&name)) {
+            Some(listener) => listener,
+            None => Listener::bind(address).await?,
+        };
+        self.nbd.push(Door { name, listener, greeting });
         Ok(())
+    }
+
+    /// All sockets once more, and the admin server's, to be handed over.
+    pub(super) fn heirs(&self, admin: Option<&Listener>) -> io::Result<Heirs> {
+        let mut heirs = Heirs::default();
+        for door in &self.nbd {
+            heirs.add(&door.name, &door.listener)?;
+        }
+        if let Some(admin) = admin {
+            heirs.add(ADMIN, admin)?;
+        }
+        Ok(heirs)
     }
 }
 
@@ -228,8 +273,9 @@ mod tests {
         for (name, socket) in sockets {
             inherited.add(name.to_owned(), socket).unwrap();
         }
-        let opened = Listeners::open(plan, inherited).await.unwrap();
-        opened.nbd.iter().map(|(it, greeting)| (it.address().to_string(), greeting.clone())).collect()
+        let opened = Listeners::open(plan, inherited, None).await.unwrap();
+        let doors = opened.nbd.iter();
+        doors.map(|door| (door.listener.address().to_string(), door.greeting.clone())).collect()
     }
 
     fn oldstyle(export: &str) -> Greeting {
@@ -274,9 +320,9 @@ mod tests {
         let mut inherited = Inherited::default();
         inherited.add("admin".to_owned(), admin).unwrap();
         inherited.add("oldstyle=disk".to_owned(), old).unwrap();
-        let opened = Listeners::open(&Plan::default(), inherited).await.unwrap();
-        assert!(opened.admin.is_some() && opened.stream.is_none());
-        let [(listener, greeting)] = &opened.nbd[..] else { panic!("one listener") };
+        let opened = Listeners::open(&Plan::default(), inherited, None).await.unwrap();
+        assert!(opened.inherited && opened.admin.is_some() && opened.stream.is_none());
+        let [Door { listener, greeting, .. }] = &opened.nbd[..] else { panic!("one listener") };
         assert_eq!((listener.address().to_string(), greeting), (old_address, &oldstyle("disk")));
     }
 
@@ -290,6 +336,6 @@ mod tests {
         let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
         inherited.add(String::new(), one.into()).unwrap();
         assert!(inherited.add(String::new(), other.into()).unwrap_err().contains("second"));
-        assert!(Listeners::open(&Plan::default(), inherited).await.unwrap().stream.is_some());
+        assert!(Listeners::open(&Plan::default(), inherited, None).await.unwrap().stream.is_some());
     }
 }

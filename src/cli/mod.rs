@@ -8,15 +8,18 @@ mod args;
 mod catalogue;
 mod error;
 mod exports;
+mod handover;
 mod health;
 mod listeners;
 mod nbd;
 mod open_volumes;
 mod process;
+mod reload;
 mod serve;
 mod settings;
 mod size;
 mod status;
+mod supervisor;
 mod volume;
 mod welcome;
 
@@ -49,10 +52,11 @@ fn run(cli: Cli) -> Result<(), Error> {
             let inherited = Inherited::take(args.stdio)?;
             let config = args.config()?;
             let options = settings::Options::of(&config)?;
-            process::start_log(&config)?;
+            let set_level = process::start_log(&config)?;
             process::abort_on_panic();
             process::raise_descriptor_limit();
-            process::block_on(serve::serve(options, inherited))
+            let settings = reload::Settings::new(args, config, set_level);
+            process::block_on(serve::serve(options, settings, inherited))
         }
         Command::Health(args) => process::block_on(health::ask(&args.url)),
         Command::Nbd(args) => {

@@ -35,7 +35,7 @@ pub(super) struct Served {
     pub(super) name: String,
     pub(super) volume: Arc<Volume>,
     pub(super) metrics: VolumeMetrics,
-    stay: Stay,
+    stay: watch::Sender<Stay>,
     users: watch::Sender<usize>,
 }
 
@@ -99,9 +99,16 @@ pub(super) struct OpenVolumes {
     options: Options,
     metrics: Metrics,
     slots: Mutex<Slots>,
-    /// Configured volumes that serve.
-    configured_left: watch::Sender<usize>,
+    configured: watch::Sender<Configured>,
     tasks: Tasks,
+}
+
+/// The volumes that stay open, counted once they are.
+#[derive(Clone, Copy, Debug, Default)]
+struct Configured {
+    opened: usize,
+    /// Of these, those that stopped.
+    lost: usize,
 }
 
 impl OpenVolumes {
@@ -112,25 +119,58 @@ impl OpenVolumes {
             options,
             metrics,
             slots: Mutex::default(),
-            configured_left: watch::Sender::new(0),
+            configured: watch::Sender::default(),
             tasks: Tasks::new(),
         })
     }
 
-    /// Opens a configured volume, to stay.
+    /// Opens a configured volume, to stay; one that a client has opened stays from now on.
     pub(super) async fn open_configured(
         self: &Arc<Self>,
         name: &str,
         takeover: bool,
     ) -> Result<(), Arc<OpenError>> {
-        let slot = {
-            let mut slots = self.slots.lock();
-            self.start(&mut slots, name, Stay::Always, takeover)
-        };
-        let mut phase = slot.subscribe();
-        match &*phase.wait_for(|phase| !matches!(phase, Phase::Opening)).await.expect("we hold the sender") {
-            Phase::Gone(Some(error)) => Err(Arc::clone(error)),
-            Phase::Opening | Phase::Open(_) | Phase::Closing(_) | Phase::Gone(None) => Ok(()),
+        loop {
+            let slot = {
+                let mut slots = self.slots.lock();
+                match slots.by_name.get(name) {
+                    // Under the lock, as the idle check is.
+                    Some(slot) => match &*slot.borrow() {
+                        Phase::Open(served) => {
+                            self.pin(served);
+                            return Ok(());
+                        }
+                        Phase::Opening | Phase::Closing(_) | Phase::Gone(_) => Arc::clone(slot),
+                    },
+                    None => self.start(&mut slots, name, Stay::Always, takeover),
+                }
+            };
+            let mut phase = slot.subscribe();
+            let settled = phase.wait_for(|phase| matches!(phase, Phase::Open(_) | Phase::Gone(_))).await;
+            if let Phase::Gone(Some(error)) = &*settled.expect("we hold the sender") {
+                return Err(Arc::clone(error));
+            }
+        }
+    }
+
+    /// A volume that is no longer configured: it is closed when nobody uses it.
+    pub(super) fn unpin(&self, name: &str) {
+        let slots = self.slots.lock();
+        let Some(slot) = slots.by_name.get(name) else { return };
+        if let Phase::Open(served) = &*slot.borrow()
+            && served.stay.send_replace(Stay::WhileUsed) == Stay::Always
+        {
+            let lost = usize::from(matches!(served.volume.status(), Status::Stopped(_)));
+            self.configured.send_modify(|now| {
+                now.opened -= 1;
+                now.lost -= lost.min(now.lost);
+            });
+        }
+    }
+
+    fn pin(&self, served: &Served) {
+        if served.stay.send_replace(Stay::Always) == Stay::WhileUsed {
+            self.configured.send_modify(|now| now.opened += 1);
         }
     }
 
@@ -173,13 +213,11 @@ impl OpenVolumes {
         }
     }
 
-    /// Returns once none of the configured volumes, which were all opened, serves any more; never if there were none.
-    pub(super) async fn nothing_left(&self, configured: usize) {
-        if configured == 0 {
-            std::future::pending::<()>().await;
-        }
-        let mut left = self.configured_left.subscribe();
-        left.wait_for(|left| *left == 0).await.expect("we hold the sender");
+    /// Returns once none of the configured volumes serves any more; never while there are none.
+    pub(super) async fn nothing_left(&self) {
+        let mut configured = self.configured.subscribe();
+        let lost = configured.wait_for(|now| now.opened > 0 && now.lost >= now.opened).await;
+        lost.map(drop).expect("we hold the sender");
     }
 
     /// Returns once no client uses any volume that is open now.
@@ -191,7 +229,7 @@ impl OpenVolumes {
 
     /// Configured volumes that stopped, and why.
     pub(super) fn lost(&self) -> Vec<String> {
-        let configured = self.open_now().into_iter().filter(|served| served.stay == Stay::Always);
+        let configured = self.open_now().into_iter().filter(|served| *served.stay.borrow() == Stay::Always);
         let lost = configured.filter_map(|served| match served.volume.status() {
             Status::Stopped(why) => Some(format!("volume {:?} stopped: {why}", served.name)),
             Status::Serving | Status::Draining => None,
@@ -269,7 +307,7 @@ impl OpenVolumes {
         slot
     }
 
-    async fn run(&self, name: &str, slot: &Slot, stay: Stay, takeover: bool) {
+    async fn run(&self, name: &str, slot: &Slot, pinned: Stay, takeover: bool) {
         let (volume, metrics) = match self.open_volume(name, takeover).await {
             Ok(opened) => opened,
             Err(error) => {
@@ -279,23 +317,21 @@ impl OpenVolumes {
         };
         tracing::info!(volume = name, id = %volume.id(), epoch = volume.epoch(), "open");
         let users = watch::Sender::new(0);
+        let stay = watch::Sender::new(Stay::WhileUsed);
         let served = Arc::new(Served { name: name.to_owned(), volume, metrics, stay, users });
-        if stay == Stay::Always {
-            self.configured_left.send_modify(|left| *left += 1);
+        if pinned == Stay::Always {
+            self.pin(&served);
         }
         slot.send_replace(Phase::Open(Arc::clone(&served)));
-        if stay == Stay::Always {
-            let why = served.volume.stopped().await;
-            tracing::error!(volume = name, "fenced, and no longer served: {why}");
-            served.volume.abandon().await;
-            self.configured_left.send_modify(|left| *left -= 1);
-            // The slot stays, so that clients are told why.
-            return;
-        }
         tokio::select! {
             why = served.volume.stopped() => {
-                tracing::error!(volume = name, "fenced, and no longer served: {why}");
+                tracing::error!(volume = name, "no longer served: {why}");
                 served.volume.abandon().await;
+                if *served.stay.borrow() == Stay::Always {
+                    self.configured.send_modify(|now| now.lost += 1);
+                    // The slot stays while it is configured, so that clients are told why.
+                    released(&served).await;
+                }
             }
             () = self.idle(&served, slot) => {
                 if close(&served).await {
@@ -319,17 +355,19 @@ impl OpenVolumes {
         Ok((volume, metrics))
     }
 
-    /// Returns when nobody has used the volume for the idle time; nobody can from then on.
+    /// Returns when the volume is not configured and nobody has used it for the idle time; nobody can from then on.
     async fn idle(&self, served: &Arc<Served>, slot: &Slot) {
         let mut users = served.users.subscribe();
         loop {
+            released(served).await;
             users.wait_for(|users| *users == 0).await.expect("we hold the sender");
             let used_again = users.wait_for(|users| *users > 0);
             if tokio::time::timeout(self.options.idle_timeout, used_again).await.is_ok() {
                 continue;
             }
             let slots = self.slots.lock();
-            if *served.users.borrow() == 0 && !slots.draining {
+            let wanted = *served.users.borrow() > 0 || *served.stay.borrow() == Stay::Always;
+            if !wanted && !slots.draining {
                 slot.send_replace(Phase::Closing(Arc::clone(served)));
                 return;
             }
@@ -349,6 +387,12 @@ fn admit(served: &Arc<Served>) -> Result<Use, server::OpenError> {
         Status::Stopped(why) => Err(server::OpenError::Refused(format!("{} stopped: {why}", served.name))),
         Status::Serving | Status::Draining => Ok(Use::of(served)),
     }
+}
+
+/// Returns once a volume need not stay open without users.
+async fn released(served: &Served) {
+    let mut stay = served.stay.subscribe();
+    stay.wait_for(|stay| *stay == Stay::WhileUsed).await.map(drop).expect("we hold the sender");
 }
 
 /// Closes a volume; whether that went in good order.

@@ -19,28 +19,46 @@ use crate::volume::WallClock;
 /// What a process that was told twice to end exits with.
 pub(super) const GIVEN_UP: i32 = 1;
 
-/// Logs to standard error, as the settings say.
-pub(super) fn start_log(config: &Config) -> Result<(), config::Error> {
+/// Changes what is logged.
+pub(super) type SetLevel = Box<dyn Fn(&Config) -> Result<(), config::Error> + Send + Sync>;
+
+/// Logs to standard error, as the settings say; gives back how to change what is logged.
+pub(super) fn start_log(config: &Config) -> Result<SetLevel, config::Error> {
     install(config, &config.log.level)
 }
 
 /// The same for commands whose answer is what matters: only what goes wrong, unless told otherwise.
 pub(super) fn start_quiet_log(config: &Config) -> Result<(), config::Error> {
-    install(config, if config.is_given("log.level") { &config.log.level } else { "warn" })
+    install(config, if config.is_given("log.level") { &config.log.level } else { "warn" }).map(drop)
 }
 
-fn install(config: &Config, level: &str) -> Result<(), config::Error> {
-    let filter = EnvFilter::builder().parse(level);
-    let filter = filter.map_err(|e: ParseError| config.refuse("log.level", e))?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+fn filter(config: &Config, level: &str) -> Result<EnvFilter, config::Error> {
+    EnvFilter::builder().parse(level).map_err(|e: ParseError| config.refuse("log.level", e))
+}
+
+fn install(config: &Config, level: &str) -> Result<SetLevel, config::Error> {
+    let log = tracing_subscriber::fmt().with_env_filter(filter(config, level)?).with_writer(io::stderr);
     match config.log.format.as_str() {
-        "json" => log.json().flatten_event(true).init(),
+        "json" => {
+            let log = log.json().flatten_event(true).with_filter_reloading();
+            let handle = log.reload_handle();
+            log.init();
+            Ok(Box::new(move |config| {
+                let filter = filter(config, &config.log.level)?;
+                handle.reload(filter).map_err(|e| config.refuse("log.level", e))
+            }))
+        }
         _ => {
             let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-            log.with_ansi(colours).with_target(false).init();
+            let log = log.with_ansi(colours).with_target(false).with_filter_reloading();
+            let handle = log.reload_handle();
+            log.init();
+            Ok(Box::new(move |config| {
+                let filter = filter(config, &config.log.level)?;
+                handle.reload(filter).map_err(|e| config.refuse("log.level", e))
+            }))
         }
     }
-    Ok(())
 }
 
 /// From now on a panic is logged and aborts.
@@ -90,21 +108,45 @@ pub(super) fn block_on<T>(future: impl Future<Output = Result<T, Error>>) -> Res
     result
 }
 
-/// Requests to end.
+/// Requests to end, and to read the settings again.
 pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
+}
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// To end, by the signal of that name.
+    End(&'static str),
+    /// To read the settings again.
+    Reload,
 }
 
 impl Signals {
-    /// Listens for SIGTERM and SIGINT from now on.
+    /// Listens for SIGTERM, SIGINT and SIGHUP from now on.
     pub(super) fn new() -> Result<Self, Error> {
         let listen =
             |kind| signal(kind).map_err(|source| Error::System { what: "cannot await signals", source });
-        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hangup: listen(SignalKind::hangup())?,
+        })
     }
 
-    /// The name of the next one.
+    /// What the next one asks for.
+    pub(super) async fn asked(&mut self) -> Asked {
+        tokio::select! {
+            Some(()) = self.hangup.recv() => Asked::Reload,
+            Some(()) = self.terminate.recv() => Asked::End("SIGTERM"),
+            Some(()) = self.interrupt.recv() => Asked::End("SIGINT"),
+            else => std::future::pending().await,
+        }
+    }
+
+    /// The name of the next one that asks to end.
     pub(super) async fn next(&mut self) -> &'static str {
         tokio::select! {
             Some(()) = self.terminate.recv() => "SIGTERM",

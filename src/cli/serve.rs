@@ -9,13 +9,15 @@ use std::time::Duration;
 use super::catalogue::Catalogue;
 use super::error::{Error, chain};
 use super::exports::VolumeExports;
+use super::handover::{Point, Predecessor, Successor};
 use super::listeners::{Inherited, Listeners};
 use super::open_volumes::{self, OpenVolumes};
-use super::process::{self, Signals};
+use super::process::{self, Asked, Signals};
+use super::reload::{self, Running, Settings};
 use super::settings::Options;
 use super::size::Wanted;
 use super::status::{GatewayStatus, Serving};
-use super::{volume, welcome};
+use super::{supervisor, volume, welcome};
 use crate::admin::{self, Access, Admin, Gateway};
 use crate::metrics::Metrics;
 use crate::server::{Drained, Greeting, Listener, Server, Stream, Tls};
@@ -23,20 +25,57 @@ use crate::volume::catalog;
 use crate::volume::{Environment, OpenError};
 
 /// Serves until told to end.
-pub(super) async fn serve(options: Options, inherited: Inherited) -> Result<(), Error> {
+pub(super) async fn serve(
+    mut options: Options,
+    mut settings: Settings,
+    inherited: Inherited,
+) -> Result<(), Error> {
     let mut signals = Signals::new()?;
     let metrics = Metrics::new();
-    let listeners = Listeners::open(&options.listeners, inherited).await?;
+    let mut predecessor = match &options.handover {
+        Some(path) => Predecessor::at(path).await?,
+        None => None,
+    };
+    let mut listeners = Listeners::open(&options.listeners, inherited, predecessor.as_mut()).await?;
+    // Who inherited the sockets leaves them to a successor.
+    options.hang_up |= listeners.inherited;
     let status = GatewayStatus::starting();
-    let admin = start_admin(&options, listeners.admin, &metrics, &status).await?;
+    let mut admin_socket = bind_admin(&options, listeners.admin.take(), predecessor.as_mut()).await?;
+    let mut point = match &options.handover {
+        Some(path) => {
+            let heirs = listeners.heirs(admin_socket.as_ref()).map_err(cannot_share)?;
+            Some(Point::at(path, predecessor.as_mut(), heirs).await?)
+        }
+        None => None,
+    };
+    // While a predecessor serves, so does its admin server.
+    let mut admin = None;
+    if predecessor.is_none() {
+        admin = admin_socket.take().map(|socket| start_admin(&options, socket, &metrics, &status));
+    }
     tracing::info!(version = env!("CARGO_PKG_VERSION"), store = %options.location, "cairn starts");
+    let succeeds = predecessor.is_some();
+    let ready = async {
+        let env = volume::environment(&options, &metrics).await?;
+        if let Some(predecessor) = predecessor {
+            let released = predecessor.succeed().await?;
+            tracing::info!(released, "the gateway before this one has ended");
+        }
+        Ok::<_, Error>(env)
+    };
     let env = tokio::select! {
-        env = volume::environment(&options, &metrics) => env?,
+        env = ready => env?,
         signal = signals.next() => {
             tracing::info!("{signal}: ends before it served");
             return Ok(());
         }
     };
+    if let Some(socket) = admin_socket {
+        admin = Some(start_admin(&options, socket, &metrics, &status));
+    }
+    // A predecessor has agreed to end: whatever it did not release protects nobody.
+    options.takeover |= succeeds;
+    let options = options;
     let how = open_volumes::Options {
         volume: options.volume.clone(),
         idle_timeout: options.idle_timeout,
@@ -57,22 +96,17 @@ pub(super) async fn serve(options: Options, inherited: Inherited) -> Result<(), 
     }
 
     let configured = options.configured();
-    let default = if let [only] = &configured[..] { Some(only.clone()) } else { None };
     let catalogue = Arc::new(Catalogue::new(env.clone(), options.catalogue_age));
-    let exports = VolumeExports::new(Arc::clone(&volumes), Arc::clone(&catalogue), default);
-    let server = Server::new(Arc::new(exports), options.server.clone(), metrics.server());
-    let server = Arc::new(match &options.tls {
-        Some(tls) => server.with_tls(tls.clone()),
-        None => server,
-    });
-    let addresses: Vec<_> = listeners
-        .nbd
-        .into_iter()
-        .map(|(listener, greeting)| (server.listen(listener, greeting.clone()), greeting))
-        .collect();
+    let exports =
+        Arc::new(VolumeExports::new(Arc::clone(&volumes), Arc::clone(&catalogue), reload::only(&configured)));
+    let server = Arc::new(Server::new(Arc::clone(&exports) as _, options.server.clone(), metrics.server()));
+    server.set_tls(options.tls.clone());
+    let doors = listeners.nbd.into_iter();
+    let addresses: Vec<_> =
+        doors.map(|door| (server.listen(door.listener, door.greeting.clone()), door.greeting)).collect();
     let stream_ended = serve_stream(&server, listeners.stream);
     status.serves(Serving {
-        env,
+        env: env.clone(),
         volumes: Arc::clone(&volumes),
         catalogue,
         server: Arc::clone(&server),
@@ -83,35 +117,39 @@ pub(super) async fn serve(options: Options, inherited: Inherited) -> Result<(), 
         let encrypted = options.tls.as_ref().is_some_and(Tls::is_required);
         welcome::print(&addresses, encrypted, &configured, admin.as_ref().map(Admin::address));
     }
+    supervisor::ready("serving");
 
-    let ended = tokio::select! {
-        signal = signals.next() => {
-            tracing::info!("{signal}: finishing what is in flight");
-            Ok(())
-        }
+    let running = Running { env: &env, volumes: &volumes, exports: &exports, server: &server };
+    let end = tokio::select! {
+        end = serve_on(&mut signals, &status, &mut settings, &running, point.as_mut(), &options) => end,
         () = stream_ended => {
             tracing::info!("the client has left");
-            Ok(())
+            End::Told
         }
-        () = status.asked_to_end() => {
-            tracing::info!("asked to end: finishing what is in flight");
-            Ok(())
-        }
-        () = lost(&volumes, configured.len(), options.server.drain_timeout) => Err(Error::NothingLeft),
     };
     status.ends();
-    tokio::select! {
-        drained = server.drain() => match drained {
-            Drained::Answered => tracing::info!("every command in flight is answered"),
-            Drained::TimedOut { tasks } => tracing::warn!(tasks, "commands in flight took too long and were dropped"),
-        },
-        signal = signals.next() => give_up(signal),
+    supervisor::stopping("answering what is in flight");
+    let (result, successor) = match end {
+        End::Told => (Ok(()), None),
+        End::NothingLeft => (Err(Error::NothingLeft), None),
+        End::Succeeded(by) => (Ok(()), Some(by)),
+    };
+    if successor.is_some()
+        && let Some(admin) = admin.take()
+    {
+        // The successor answers from now on.
+        admin.stop().await;
     }
+    drain(&server, options.hang_up || successor.is_some(), &mut signals).await;
+    supervisor::status("closing the volumes");
     let closed = close(&volumes, &options, &mut signals).await;
+    if let Some(successor) = successor {
+        successor.released().await;
+    }
     if let Some(admin) = admin {
         admin.stop().await;
     }
-    ended.and(closed)
+    result.and(closed)
 }
 
 /// Serves a connection that is there already, beside all others; returns when it has ended, without one never.
@@ -122,25 +160,116 @@ async fn serve_stream(server: &Server, stream: Option<Box<dyn Stream>>) {
     }
 }
 
-/// Starts the admin server, from the start, so that it can say that the gateway is not ready. Where nobody asked for it
-/// and its address is taken, by another gateway on this machine say, there is none.
-async fn start_admin(
+/// Why it ends.
+enum End {
+    /// Somebody said so.
+    Told,
+    /// No configured volume is served any more.
+    NothingLeft,
+    /// Another gateway takes over.
+    Succeeded(Successor),
+}
+
+/// Serves, and reads the settings again when told, until there is a reason to end.
+async fn serve_on(
+    signals: &mut Signals,
+    status: &GatewayStatus,
+    settings: &mut Settings,
+    running: &Running<'_>,
+    point: Option<&mut Point>,
+    options: &Options,
+) -> End {
+    let succeeded = async {
+        match point {
+            Some(point) => point.successor().await,
+            None => std::future::pending().await,
+        }
+    };
+    let end = async {
+        tokio::select! {
+            () = status.asked_to_end() => {
+                tracing::info!("asked to end: finishing what is in flight");
+                End::Told
+            }
+            () = lost(running.volumes, options.server.drain_timeout) => End::NothingLeft,
+            successor = succeeded => {
+                tracing::info!("a successor takes over: hanging up once what is in flight is answered");
+                End::Succeeded(successor)
+            }
+            () = supervisor::say_alive() => unreachable!("it never ends"),
+        }
+    };
+    tokio::pin!(end);
+    loop {
+        let asked = tokio::select! {
+            end = &mut end => return end,
+            asked = signals.asked() => asked,
+        };
+        let told = |signal| {
+            tracing::info!("{signal}: finishing what is in flight");
+            End::Told
+        };
+        match asked {
+            Asked::End(signal) => return told(signal),
+            Asked::Reload => {
+                supervisor::reloading();
+                tokio::select! {
+                    end = &mut end => return end,
+                    signal = signals.next() => return told(signal),
+                    () = settings.reload(running) => {}
+                }
+                supervisor::ready("serving");
+            }
+        }
+    }
+}
+
+/// Has every command in flight answered, unless a further signal says not to wait.
+async fn drain(server: &Server, hang_up: bool, signals: &mut Signals) {
+    let drain = async { if hang_up { server.hang_up().await } else { server.drain().await } };
+    tokio::select! {
+        drained = drain => match drained {
+            Drained::Answered => tracing::info!("every command in flight is answered"),
+            Drained::TimedOut { tasks } => {
+                tracing::warn!(tasks, "commands in flight took too long and were dropped");
+            }
+        },
+        signal = signals.next() => give_up(signal),
+    }
+}
+
+fn cannot_share(source: std::io::Error) -> Error {
+    Error::System { what: "cannot hand sockets over", source }
+}
+
+/// The admin server's socket: inherited, a predecessor's, or a new one. Where nobody asked for it and its address is
+/// taken, by another gateway on this machine say, there is none.
+async fn bind_admin(
     options: &Options,
     inherited: Option<Listener>,
-    metrics: &Metrics,
-    status: &Arc<GatewayStatus>,
-) -> Result<Option<Admin>, Error> {
-    let listener = match (inherited, &options.admin) {
-        (Some(listener), _) => listener,
-        (None, None) => return Ok(None),
+    predecessor: Option<&mut Predecessor>,
+) -> Result<Option<Listener>, Error> {
+    let given = inherited.or_else(|| predecessor?.take(super::listeners::ADMIN));
+    match (given, &options.admin) {
+        (Some(listener), _) => Ok(Some(listener)),
+        (None, None) => Ok(None),
         (None, Some(address)) => match Listener::bind(address).await {
             Err(error) if !options.admin_required => {
                 tracing::warn!("no admin server: {}", chain(&error));
-                return Ok(None);
+                Ok(None)
             }
-            bound => bound?,
+            bound => Ok(Some(bound?)),
         },
-    };
+    }
+}
+
+/// Starts the admin server, from the start, so that it can say that the gateway is not ready.
+fn start_admin(
+    options: &Options,
+    listener: Listener,
+    metrics: &Metrics,
+    status: &Arc<GatewayStatus>,
+) -> Admin {
     let address = listener.address();
     let access = Access::at(address, options.admin_token.clone());
     if access == Access::Closed {
@@ -150,13 +279,13 @@ async fn start_admin(
     }
     let gateway: Arc<dyn Gateway> = Arc::<GatewayStatus>::clone(status);
     let bounds = admin::Options::default();
-    Ok(Some(Admin::start(listener, metrics.clone(), gateway, access, bounds)))
+    Admin::start(listener, metrics.clone(), gateway, access, bounds)
 }
 
 /// Returns when no configured volume is left and their clients had time to learn why: their commands get ESHUTDOWN, which
 /// tells them more than a connection that is cut.
-async fn lost(volumes: &OpenVolumes, configured: usize, patience: Duration) {
-    volumes.nothing_left(configured).await;
+async fn lost(volumes: &OpenVolumes, patience: Duration) {
+    volumes.nothing_left().await;
     tracing::error!("no configured volume is left; ends when its clients leave, or in {patience:?}");
     if tokio::time::timeout(patience, volumes.unused()).await.is_err() {
         tracing::warn!("clients that did not leave are cut off");
@@ -164,7 +293,7 @@ async fn lost(volumes: &OpenVolumes, configured: usize, patience: Duration) {
 }
 
 /// Makes the volumes that are absent, and opens all that are configured, at the same time.
-async fn open_configured(
+pub(super) async fn open_configured(
     env: &Environment,
     options: &Options,
     volumes: &Arc<OpenVolumes>,
@@ -234,11 +363,10 @@ mod tests {
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let variable = ("CAIRN_ADMIN__LISTEN".into(), taken.local_addr().unwrap().to_string().into());
         let mut options = Options::of(&config::load(None, [variable], []).unwrap()).unwrap();
-        let (metrics, status) = (Metrics::new(), GatewayStatus::starting());
         assert!(options.admin_required);
-        assert!(matches!(start_admin(&options, None, &metrics, &status).await, Err(Error::Listen(_))));
+        assert!(matches!(bind_admin(&options, None, None).await, Err(Error::Listen(_))));
         options.admin_required = false;
-        assert!(matches!(start_admin(&options, None, &metrics, &status).await, Ok(None)));
+        assert!(matches!(bind_admin(&options, None, None).await, Ok(None)));
     }
 
     #[tokio::test]

@@ -5,6 +5,7 @@
 
 mod tls;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::listeners::Plan;
@@ -32,6 +33,10 @@ pub(super) struct Options {
     pub(super) server: server::Options,
     pub(super) tls: Option<Tls>,
     pub(super) listeners: Plan,
+    /// Where a successor gets the listening sockets.
+    pub(super) handover: Option<PathBuf>,
+    /// Whether clients are left to connect again rather than refused when this ends.
+    pub(super) hang_up: bool,
     pub(super) volume: volume::Options,
     pub(super) clean_bytes: u64,
     pub(super) dirty_bytes: u64,
@@ -93,6 +98,8 @@ impl Options {
                 server: server_options(config),
                 tls,
                 listeners: Plan { listen, listen_given, oldstyle },
+                handover: given(&config.server.handover).map(PathBuf::from),
+                hang_up: config.server.farewell == "hang-up",
                 volume: volume_options(config),
                 clean_bytes: config.cache.clean.0,
                 dirty_bytes: config.cache.dirty.0,
@@ -225,6 +232,7 @@ fn volume_options(config: &Config) -> volume::Options {
         journal_max_age: journal.max_age,
         fold_bytes: journal.fold_bytes.0,
         lease_ttl: lease.ttl,
+        lease_strict: lease.strict,
         head_interval: lease.head_interval,
         deletion_grace: store.deletion_grace,
         read_ahead_bytes: cache.read_ahead.0,

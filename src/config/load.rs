@@ -88,6 +88,20 @@ impl Config {
         Error::Invalid { key: key.to_owned(), value, why: why.to_string(), origin }
     }
 
+    /// Keys whose value here is not the one there, in order.
+    #[must_use]
+    pub fn changed(&self, there: &Self) -> Vec<&'static str> {
+        let keys = self.sources.0.keys().chain(there.sources.0.keys());
+        let differs = |key: &&'static str| {
+            let value = |of: &Self| of.sources.0.get(*key).map(|(value, _)| value.clone());
+            value(self) != value(there)
+        };
+        let mut changed: Vec<_> = keys.copied().filter(differs).collect();
+        changed.sort_unstable();
+        changed.dedup();
+        changed
+    }
+
     /// Whether a setting was given, by whatever source.
     #[must_use]
     pub fn is_given(&self, key: &str) -> bool {

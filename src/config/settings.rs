@@ -140,6 +140,10 @@ settings! {
         bytes_in_flight: Size = mib(64), mib(64)..=Size(2 << 30);
         /// How long commands in flight are waited for on SIGTERM, and clients to leave whose volume was taken over.
         drain_timeout: Duration = seconds(10), seconds(0)..=seconds(3600);
+        /// What clients get for commands after SIGTERM: `refuse`, an error that says why, or `hang-up`, nothing, so that one that connects again sends them to the successor.
+        farewell: String = "refuse".to_owned(), &["refuse", "hang-up"][..];
+        /// Unix socket where a successor gets the listening sockets, and where one that starts looks for a predecessor.
+        handover: String = String::new(), Any;
     }
 
     /// Encryption, and who may use which export.
@@ -200,6 +204,8 @@ settings! {
         head_interval: Duration = seconds(1), milliseconds(10)..=seconds(60);
         /// Open volumes without waiting for a lease that another holder left unexpired.
         takeover: bool = false, Any;
+        /// Stop a volume whose lease is over because it could not be renewed; else reads and writes go on, and FLUSH waits.
+        strict: bool = false, Any;
         /// Name of this gateway in the lease; by default host name and process id.
         holder: String = String::new(), Any;
     }

@@ -8,12 +8,13 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::BytesMut;
+use parking_lot::RwLock;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{Instant, timeout_at};
-use tokio_util::sync::CancellationToken;
 
 use super::connections::{Connections, Seat};
 use super::dispatch::Rules;
+use super::drain::Drain;
 use super::export::{Export, ExportDescription, Exports, OpenError};
 use super::options::Options;
 use super::tls::{Identity, Tls};
@@ -45,14 +46,14 @@ pub enum Greeting {
 }
 
 /// What all connections of a server share.
-#[derive(Clone)]
 pub(crate) struct Shared {
     pub(crate) exports: Arc<dyn Exports>,
     pub(crate) options: Options,
     pub(crate) tasks: Arc<Tasks>,
-    pub(crate) drain: CancellationToken,
+    pub(crate) drain: Drain,
     pub(crate) metrics: ServerMetrics,
-    pub(crate) tls: Option<Tls>,
+    /// As it is for connections that begin now.
+    pub(crate) tls: RwLock<Option<Tls>>,
     pub(crate) connections: Connections,
 }
 
@@ -131,6 +132,8 @@ struct Ready {
 
 struct Handshake<'a> {
     shared: &'a Shared,
+    /// As it was when the connection began.
+    tls: Option<Tls>,
     transport: Transport,
     input: BytesMut,
     identity: Identity,
@@ -141,16 +144,22 @@ struct Handshake<'a> {
 impl<'a> Handshake<'a> {
     fn new(shared: &'a Shared, transport: Transport) -> Self {
         let deadline = Instant::now() + shared.options.handshake_timeout;
-        Self { shared, transport, input: BytesMut::new(), identity: Identity::Plain, deadline }
+        let tls = shared.tls.read().clone();
+        Self { shared, tls, transport, input: BytesMut::new(), identity: Identity::Plain, deadline }
     }
 
     async fn newstyle(mut self) -> Result<Ready, HandshakeEnd> {
         let mut machine = ServerHandshake::new(HandshakePolicy {
-            tls: self.shared.tls.as_ref().map_or(TlsPolicy::Off, Tls::policy),
+            tls: self.tls.as_ref().map_or(TlsPolicy::Off, Tls::policy),
             maximum_option_bytes: MAXIMUM_OPTION_BYTES,
         });
         let mut opened = None;
         loop {
+            if self.shared.drain.hangs_up() {
+                self.transport.shutdown().await?;
+                transmission::linger(&mut self.transport).await;
+                return Err(HandshakeEnd::Drained);
+            }
             if self.shared.drain.is_cancelled() {
                 machine.handle_shutdown();
             }
@@ -193,7 +202,7 @@ impl<'a> Handshake<'a> {
     }
 
     async fn oldstyle(mut self, name: &str) -> Result<Ready, HandshakeEnd> {
-        if self.shared.tls.as_ref().is_some_and(|tls| tls.policy() == TlsPolicy::Required) {
+        if self.tls.as_ref().is_some_and(|tls| tls.policy() == TlsPolicy::Required) {
             let message = "TLS is required, and oldstyle cannot have it";
             return Err(HandshakeEnd::Oldstyle(Refusal::new(OptionError::TlsReqd, message)));
         }
@@ -214,8 +223,7 @@ impl<'a> Handshake<'a> {
     async fn describe(&mut self, name: &str) -> Result<ExportInfo, Refusal> {
         self.admit(name)?;
         let described = self.ask(self.shared.exports.describe(name)).await;
-        let description =
-            described.map_err(|refusal| self.identity.hide(self.shared.tls.as_ref(), refusal))?;
+        let description = described.map_err(|refusal| self.identity.hide(self.tls.as_ref(), refusal))?;
         self.admit(&description.name)?;
         self.export_info(&description)
     }
@@ -223,7 +231,7 @@ impl<'a> Handshake<'a> {
     async fn open(&mut self, name: &str) -> Result<(Arc<dyn Export>, ExportInfo), Refusal> {
         self.admit(name)?;
         let opened = self.ask(self.shared.exports.open(name)).await;
-        let export = opened.map_err(|refusal| self.identity.hide(self.shared.tls.as_ref(), refusal))?;
+        let export = opened.map_err(|refusal| self.identity.hide(self.tls.as_ref(), refusal))?;
         let description = export.description();
         // The name that was asked for may stand for another, as the empty one does.
         self.admit(&description.name)?;
@@ -232,7 +240,7 @@ impl<'a> Handshake<'a> {
     }
 
     fn admit(&self, export: &str) -> Result<(), Refusal> {
-        let admitted = self.identity.admit(self.shared.tls.as_ref(), export);
+        let admitted = self.identity.admit(self.tls.as_ref(), export);
         admitted.inspect_err(|refusal| {
             let subject = self.identity.subject().unwrap_or("none");
             tracing::info!(export, subject, "refused: {refusal}");
@@ -240,21 +248,23 @@ impl<'a> Handshake<'a> {
     }
 
     async fn start_tls(self) -> Result<Self, HandshakeEnd> {
-        let Self { shared, transport, input, deadline, .. } = self;
-        let tls = shared.tls.as_ref().ok_or(HandshakeEnd::Closed(CloseReason::Unanswered))?;
+        let Self { shared, tls: ours, transport, input, deadline, .. } = self;
+        let tls = ours.as_ref().ok_or(HandshakeEnd::Closed(CloseReason::Unanswered))?;
         let accepted = tokio::select! {
+            biased;
             accepted = timeout_at(deadline, tls.accept(transport)) => accepted,
             () = shared.drain.cancelled() => return Err(HandshakeEnd::Drained),
         };
         let (transport, identity) =
             accepted.map_err(|_| HandshakeEnd::TimedOut)?.map_err(HandshakeEnd::Tls)?;
-        Ok(Self { shared, transport, input, identity, deadline })
+        Ok(Self { shared, tls: ours, transport, input, identity, deadline })
     }
 
     /// What the exports answer, unless the server drains first.
     async fn ask<T>(&mut self, question: impl Future<Output = Result<T, OpenError>>) -> Result<T, Refusal> {
         let asked = Instant::now();
         let answer = tokio::select! {
+            biased;
             answer = question => answer,
             () = self.shared.drain.cancelled() => Err(OpenError::Shutdown),
         };
@@ -282,6 +292,7 @@ impl<'a> Handshake<'a> {
         }
         self.input.reserve(READ_BYTES);
         tokio::select! {
+            biased;
             read = timeout_at(self.deadline, self.transport.read_buf(&mut self.input)) => match read {
                 Ok(Ok(0)) => Err(HandshakeEnd::Left),
                 Ok(Ok(_)) => Ok(()),

@@ -12,6 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::dispatch::{Job, Refused, Rules};
 use super::export::{Allocation, Export, ExportError, Segment};
 use crate::metrics;
+use crate::mutant::{self, Mutant};
 use crate::protocol::request::HeaderStyle;
 use crate::protocol::{Cookie, Error, Request};
 
@@ -96,8 +97,12 @@ pub(crate) async fn execute(
 async fn run(export: &dyn Export, rules: &Rules, job: Job, payload: Bytes) -> Result<Answer, ExportError> {
     match job {
         Job::Nothing => {}
+        Job::Flush if mutant::is(Mutant::FlushNotPassedOn) => {}
         Job::Flush => export.flush().await?,
-        Job::Write { offset, fua } => export.write(offset, payload, fua).await?,
+        Job::Write { offset, fua } => {
+            let fua = fua && !mutant::is(Mutant::FuaNotPassedOn);
+            export.write(offset, payload, fua).await?;
+        }
         Job::Trim { offset, length, fua } => export.trim(offset, length, fua).await?,
         Job::WriteZeroes { offset, length, no_hole, fast, fua } => {
             export.write_zeroes(offset, length, no_hole, fast, fua).await?;
@@ -107,7 +112,10 @@ async fn run(export: &dyn Export, rules: &Rules, job: Job, payload: Bytes) -> Re
             return Ok(Answer::Data { segments: Vec::new(), single_chunk });
         }
         Job::Read { offset, length, single_chunk } => {
-            let mut segments = export.read(offset, length).await?;
+            let mut segments = match export.read(offset, length).await {
+                Err(_) if mutant::is(Mutant::FailedReadIsZeros) => vec![Segment::Zero(length)],
+                outcome => outcome?,
+            };
             segments.retain(|segment| segment.length_bytes() != 0);
             if segments.iter().map(Segment::length_bytes).sum::<u64>() != u64::from(length) {
                 return Err(broken("READ gave another length than was asked for"));

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::protocol::{Error, TransmissionFlags};
+use crate::protocol::{Command, Error, TransmissionFlags};
 
 /// What a client is told of an export. Fixed while it is open; a resize is seen by new connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,6 +125,9 @@ pub trait Exports: Send + Sync + 'static {
 pub trait Export: Send + Sync + 'static {
     /// What clients are told.
     fn description(&self) -> ExportDescription;
+
+    /// A command was answered with an error without having been started: its range, flags or time are wrong.
+    fn refused(&self, _command: Command, _error: Error) {}
 
     /// Reads `length` bytes at `offset`.
     async fn read(&self, offset: u64, length: u32) -> Result<Vec<Segment>, ExportError>;

@@ -6,9 +6,12 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::net::sockopt;
 use tokio::net::{TcpListener, UnixListener, UnixStream};
@@ -89,7 +92,7 @@ pub struct Listener {
 #[derive(Debug)]
 enum Socket {
     Tcp(TcpListener),
-    Unix { listener: UnixListener, _file: Option<SocketFile> },
+    Unix { listener: UnixListener, file: Option<Arc<SocketFile>> },
 }
 
 impl Listener {
@@ -106,7 +109,7 @@ impl Listener {
                 remove_stale(path).await?;
                 let listener = UnixListener::bind(path).map_err(failed)?;
                 let file = SocketFile::of(path).map_err(failed)?;
-                let socket = Socket::Unix { listener, _file: Some(file) };
+                let socket = Socket::Unix { listener, file: Some(Arc::new(file)) };
                 Ok(Self { socket, address: address.clone() })
             }
         }
@@ -125,7 +128,33 @@ impl Listener {
         listener.set_nonblocking(true)?;
         let path = listener.local_addr()?.as_pathname().map(Path::to_path_buf).unwrap_or_default();
         let listener = UnixListener::from_std(listener)?;
-        Ok(Self { socket: Socket::Unix { listener, _file: None }, address: ListenAddress::Unix(path) })
+        Ok(Self { socket: Socket::Unix { listener, file: None }, address: ListenAddress::Unix(path) })
+    }
+
+    /// Takes over a socket that listens already from a server on this machine that will end; the file of a Unix socket is
+    /// ours only once [`SharedListener::claim`] is called.
+    pub fn adopt(socket: OwnedFd) -> io::Result<Self> {
+        if rustix::net::getsockname(&socket)?.address_family() != rustix::net::AddressFamily::UNIX {
+            return Self::from_tcp(socket.into());
+        }
+        let mut listener = Self::from_unix(socket.into())?;
+        if let (Socket::Unix { file, .. }, ListenAddress::Unix(path)) =
+            (&mut listener.socket, &listener.address)
+        {
+            // Without its file it serves all the same.
+            *file = SocketFile::of(path).ok().map(Arc::new);
+            listener.share()?.give_away();
+        }
+        Ok(listener)
+    }
+
+    /// The same socket once more, to be given to another process.
+    pub fn share(&self) -> io::Result<SharedListener> {
+        let (socket, file) = match &self.socket {
+            Socket::Tcp(listener) => (listener.as_fd().try_clone_to_owned()?, None),
+            Socket::Unix { listener, file } => (listener.as_fd().try_clone_to_owned()?, file.clone()),
+        };
+        Ok(SharedListener { socket, file, address: self.address.clone() })
     }
 
     /// Where it listens; for port 0, the port that was chosen.
@@ -148,6 +177,44 @@ impl Listener {
                 let (stream, _) = listener.accept().await?;
                 Ok((Transport::Unix(stream), Peer::Unix))
             }
+        }
+    }
+}
+
+/// A listening socket that another process may take over while a [`Listener`] still serves it.
+#[derive(Debug)]
+pub struct SharedListener {
+    socket: OwnedFd,
+    file: Option<Arc<SocketFile>>,
+    address: ListenAddress,
+}
+
+impl SharedListener {
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> &ListenAddress {
+        &self.address
+    }
+
+    /// The socket.
+    #[must_use]
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// Another process has it: its file stays when we end.
+    pub fn give_away(self) {
+        self.mark(true);
+    }
+
+    /// It is ours: its file goes when we end.
+    pub fn claim(self) {
+        self.mark(false);
+    }
+
+    fn mark(self, given_away: bool) {
+        if let Some(file) = &self.file {
+            file.given_away.store(given_away, Ordering::Relaxed);
         }
     }
 }
@@ -175,17 +242,23 @@ impl fmt::Display for Peer {
 struct SocketFile {
     path: PathBuf,
     device_and_inode: (u64, u64),
+    given_away: AtomicBool,
 }
 
 impl SocketFile {
     fn of(path: &Path) -> io::Result<Self> {
-        Ok(Self { path: path.to_path_buf(), device_and_inode: identity(path)? })
+        Ok(Self {
+            path: path.to_path_buf(),
+            device_and_inode: identity(path)?,
+            given_away: AtomicBool::new(false),
+        })
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if identity(&self.path).is_ok_and(|found| found == self.device_and_inode)
+        if !self.given_away.load(Ordering::Relaxed)
+            && identity(&self.path).is_ok_and(|found| found == self.device_and_inode)
             && let Err(error) = std::fs::remove_file(&self.path)
         {
             tracing::warn!("cannot remove {}: {error}", self.path.display());

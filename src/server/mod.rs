@@ -7,6 +7,7 @@
 mod connection;
 mod connections;
 mod dispatch;
+mod drain;
 mod execute;
 pub mod export;
 mod listener;
@@ -22,7 +23,7 @@ pub use connections::Connection;
 pub use export::{
     Allocation, Export, ExportDescription, ExportError, Exports, ListEntry, OpenError, Segment,
 };
-pub use listener::{AddressError, ListenAddress, ListenError, Listener};
+pub use listener::{AddressError, ListenAddress, ListenError, Listener, SharedListener};
 pub use options::Options;
 pub use serve::{Drained, Server};
 pub use tls::{Tls, TlsError, TlsOptions};

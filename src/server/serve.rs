@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use parking_lot::RwLock;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::connection::{self, Greeting, Shared};
 use super::connections::{Connection, Connections, Seat};
+use super::drain::{Drain, Farewell};
 use super::export::Exports;
 use super::listener::{ListenAddress, Listener, Peer};
 use super::options::Options;
@@ -48,17 +49,22 @@ impl Server {
     #[must_use]
     pub fn new(exports: Arc<dyn Exports>, options: Options, metrics: ServerMetrics) -> Self {
         let slots = Arc::new(Semaphore::new(options.maximum_connections));
-        let (tasks, drain) = (Arc::new(Tasks::new()), CancellationToken::new());
+        let (tasks, drain) = (Arc::new(Tasks::new()), Drain::default());
         let connections = Connections::default();
-        let shared = Shared { exports, options, tasks, drain, metrics, tls: None, connections };
+        let shared = Shared { exports, options, tasks, drain, metrics, tls: RwLock::new(None), connections };
         Self { shared: Arc::new(shared), slots, next_connection: Arc::new(AtomicU64::new(1)) }
     }
 
     /// Lets clients use TLS, or makes them; for connections that come after.
     #[must_use]
-    pub fn with_tls(mut self, tls: Tls) -> Self {
-        self.shared = Arc::new(Shared { tls: Some(tls), ..Shared::clone(&self.shared) });
+    pub fn with_tls(self, tls: Tls) -> Self {
+        self.set_tls(Some(tls));
         self
+    }
+
+    /// Replaces what TLS there is; for connections that come after.
+    pub fn set_tls(&self, tls: Option<Tls>) {
+        *self.shared.tls.write() = tls;
     }
 
     /// Takes connections from a listener until the server drains; gives back where that is.
@@ -104,8 +110,18 @@ impl Server {
     /// Ends service in order: no connection is taken any more, options and new commands get errors that say why,
     /// commands in flight are answered, then connections are closed. Takes at most the drain timeout.
     pub async fn drain(&self) -> Drained {
+        self.end(Farewell::Refuse).await
+    }
+
+    /// Ends service in order for a successor: as [`Server::drain`], but new options and commands are left unread, so that
+    /// no command fails: a client that connects again, as many do by themselves, sends them to whoever listens then.
+    pub async fn hang_up(&self) -> Drained {
+        self.end(Farewell::HangUp).await
+    }
+
+    async fn end(&self, farewell: Farewell) -> Drained {
         let Shared { tasks, drain, options, .. } = &*self.shared;
-        drain.cancel();
+        drain.begin(farewell);
         match tokio::time::timeout(options.drain_timeout, tasks.join()).await {
             Ok(()) => Drained::Answered,
             Err(_) => {

@@ -11,16 +11,17 @@ use std::time::Duration;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{Semaphore, mpsc};
-use tokio_util::sync::CancellationToken;
 
 use super::connection::Shared;
 use super::dispatch::{Job, Refused, Rules};
+use super::drain::Drain;
 use super::execute::{Answered, Charge, execute};
 use super::export::{Export, ExportError};
 use super::options::Options;
 use super::outgoing::Outgoing;
 use super::transport::{Reader, Writer};
 use crate::metrics::ServerMetrics;
+use crate::mutant::{self, Mutant};
 use crate::protocol::request::HeaderStyle;
 use crate::protocol::{Command, DecodeError, Error, Request};
 use crate::task::Tasks;
@@ -87,6 +88,7 @@ pub(crate) async fn run(transmission: Transmission, shared: &Shared) -> Result<E
         drain: drain.clone(),
     };
     let end = tokio::select! {
+        biased;
         end = receiver.receive() => end,
         () = closed.closed() => Err(Broken::Write),
     };
@@ -145,16 +147,16 @@ struct Receiver {
     in_flight: InFlight,
     replies: mpsc::Sender<Answered>,
     tasks: Arc<Tasks>,
-    drain: CancellationToken,
+    drain: Drain,
 }
 
 impl Receiver {
     async fn receive(&mut self) -> Result<End, Broken> {
         loop {
-            let draining = self.drain.is_cancelled();
+            let (draining, deaf) = (self.drain.is_cancelled(), self.drain.hangs_up());
             tokio::select! {
                 biased;
-                request = self.requests.next(self.rules.headers) => match request? {
+                request = self.requests.next(self.rules.headers), if !deaf => match request? {
                     None => return Ok(End::Closed),
                     Some(Request { command: Command::Disc, .. }) => return Ok(End::Disconnected),
                     Some(request) => self.handle(request).await?,
@@ -184,6 +186,7 @@ impl Receiver {
         match judged {
             Ok(job) => self.start(request, job).await,
             Err(refused) => {
+                self.export.refused(request.command, refused.error);
                 let charge = self.in_flight.charge(0).await;
                 self.requests.skip(request.payload_length(self.rules.headers)).await?;
                 let answered = self.answered(&request, Err(ExportError::from(refused)), charge);
@@ -193,7 +196,7 @@ impl Receiver {
     }
 
     fn judge(&self, request: &Request) -> Result<Job, Refused> {
-        if self.drain.is_cancelled() {
+        if self.drain.is_cancelled() && !self.drain.hangs_up() {
             return Err(Refused { error: Error::Shutdown, message: "the server is shutting down" });
         }
         self.rules.judge(request)
@@ -310,6 +313,11 @@ async fn write_replies(mut replies: mpsc::Receiver<Answered>, mut writer: Writer
     let mut batch = Vec::with_capacity(BATCH_REPLIES);
     let mut outgoing = Outgoing::default();
     while replies.recv_many(&mut batch, BATCH_REPLIES).await > 0 {
+        if mutant::is(Mutant::RepliesCrossed)
+            && let [first, second, ..] = &mut batch[..]
+        {
+            std::mem::swap(&mut first.cookie, &mut second.cookie);
+        }
         for answered in &batch {
             outgoing.push_reply(answered);
         }

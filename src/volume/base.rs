@@ -116,7 +116,7 @@ pub fn page_fetch(
     let owner = map.origin(base.origin);
     let place = Place::chunk(owner.volume(), index.0, base.id);
     Some(Fetch {
-        key: CacheKey { volume: owner.volume(), unit: Unit::Page(index, base.id, page) },
+        key: CacheKey { volume: owner.volume(), unit: Unit::page(index, base.id, page) },
         object: Arc::from(owner.chunk(index, base.id)),
         at: frame_offset(geometry.pages_per_chunk(), base.stored.rank(page)),
         length,

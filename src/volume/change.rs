@@ -10,12 +10,13 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::error::Error;
-use super::geometry::{PAGE_BYTES, SECTOR_BYTES, SECTOR_LEN};
+use super::geometry::{SECTOR_BYTES, SECTOR_LEN};
 use super::keys::ObjectId;
 use super::layer::PreparedWrite;
 use super::piece::{ChunkRef, InMemory, Piece};
 use super::shared::Shared;
 use super::state::{State, Status};
+use crate::mutant::{self, Mutant};
 
 /// Bytes of a sector that a change covers in part.
 #[derive(Debug)]
@@ -107,6 +108,7 @@ impl Change {
             })
             .collect();
         let zero = (!whole.is_empty()).then_some((whole, hole));
+        let partials = if mutant::is(Mutant::TrimEdgeDropped) { Vec::new() } else { partials };
         Self { zero, write: PreparedWrite::default(), partials }
     }
 
@@ -245,6 +247,9 @@ impl Shared {
     ) -> Vec<(Arc<ChunkRef>, usize)> {
         if let Some((range, hole)) = zero {
             state.dirty.zero(self.geometry, range, hole);
+            if mutant::is(Mutant::ChangeTorn) && state.in_flight.len() < self.options.commits_in_flight {
+                state.cut(now);
+            }
         }
         let filled = state.dirty.write(self.geometry, write);
         let held = state.dirty_permits + *permits;
@@ -292,6 +297,7 @@ impl Shared {
             (Source::Base(root), None) => *root == resolved.root.id,
             _ => false,
         };
+        let same = same || mutant::is(Mutant::StaleSector);
         same.then(|| known.bytes[..].try_into().expect("a sector"))
     }
 
@@ -303,15 +309,15 @@ impl Shared {
             None => Source::Base(resolved.root.id),
         };
         let bytes = self.read_resolved(range, resolved).await?;
-        debug_assert!(sector % PAGE_BYTES + SECTOR_BYTES <= PAGE_BYTES);
+        assert_eq!(bytes.len(), SECTOR_LEN, "a sector was asked for");
         Ok(Known { sector, source, bytes })
     }
 }
 
-/// Permits that a change holds and has not passed on to the dirty layer; given back when it ends, however it does.
-struct Permits<'a> {
-    shared: &'a Shared,
-    permits: usize,
+/// Permits that a command or task holds and has passed on to nobody; given back when it ends, however it does.
+pub(super) struct Permits<'a> {
+    pub(super) shared: &'a Shared,
+    pub(super) permits: usize,
 }
 
 impl Drop for Permits<'_> {

@@ -21,6 +21,7 @@ use super::open::read_head;
 use super::root::{KeptRoot, MAX_ROOTS, Root, RootTable};
 use super::shared::Shared;
 use super::store_exact::{CheckedError, fetch_checked};
+use crate::mutant::{self, Mutant};
 use crate::store;
 
 /// Keys of one delete request at most.
@@ -125,6 +126,7 @@ impl Trash {
                 self.unswept.fetch_add(1, Ordering::Relaxed);
                 self.add_due(Instant::now(), garbage);
             }
+            _ if mutant::is(Mutant::GraceSkipped) => self.add_due(Instant::now(), garbage),
             _ => self.add_due(Instant::now() + shared.options.deletion_grace, garbage),
         }
     }
@@ -244,6 +246,9 @@ impl Collector {
 
     /// Reads the head: another epoch there stops the volume.
     async fn check_epoch(&self) -> Result<(), Error> {
+        if mutant::is(Mutant::DeletesUnasked) {
+            return Ok(());
+        }
         self.shared.check_serving()?;
         let head = match read_head(&self.shared.env, self.shared.keys).await {
             Ok((head, _)) => head,
@@ -280,6 +285,9 @@ impl Collector {
                 return Err(Error::Lost { key: shared.keys.root(neighbour) });
             };
             neighbours.push(root);
+        }
+        if mutant::is(Mutant::SharedDeleted) {
+            neighbours.clear();
         }
         let mut map_pages = Vec::new();
         for (number, reference) in root.map_pages.iter().filter(|(_, reference)| reference.origin == 0) {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use super::change::Permits;
 use super::codec::Checksum;
 use super::error::Error;
 use super::geometry::{BLOCK_BYTES, PAGE_BYTES, PAGE_LEN};
@@ -24,6 +25,7 @@ use super::shared::Shared;
 use super::state::{InFlight, Sent, Stage, State, Status};
 use super::store_exact::{Placed, create_exact};
 use crate::metrics::labels::ObjectKind;
+use crate::mutant::{self, Mutant};
 
 /// Weight of the newest sample in the moving average of PUT latency.
 const LATENCY_WEIGHT: u32 = 8;
@@ -137,8 +139,10 @@ impl Committer {
             }
             // Superseded ones are waited for too: they are deleted later, which must not come before they are there.
             let chunks = layer.chunks().chain(layer.superseded()).map(Arc::clone).collect();
+            let recut = mutant::is(Mutant::SlotRecut)
+                .then(|| make_record(&self.shared, slot, sent.end.checksum, &layer).1);
             let shared = Arc::clone(&self.shared);
-            self.shared.tasks.spawn_until_cancelled(shared.send(slot, chunks, body));
+            self.shared.tasks.spawn_until_cancelled(shared.send(slot, chunks, body, recut));
         }
     }
 }
@@ -149,12 +153,19 @@ fn make_record(shared: &Shared, slot: Slot, previous: Checksum, layer: &DirtyLay
     let pages = shared.geometry.pages_per_chunk();
     let mut writer = RecordWriter::new(volume, RecordKind::Commit, slot, slot.epoch, nonce, previous, pages);
     let mut pieces = IntervalMap::default();
+    let chunk_change =
+        |chunk: &ChunkRef| Change::Chunk { index: chunk.index, id: chunk.id, stored: chunk.stored };
+    if mutant::is(Mutant::ZerosAfterChunks) {
+        layer.chunks().for_each(|chunk| writer.change(chunk_change(chunk)));
+    }
     for (range, hole) in layer.zeros() {
         writer.change(Change::Zero { offset: range.start, length: range.end - range.start, hole });
         pieces.insert(range, Piece::Zero { hole });
     }
     for chunk in layer.chunks() {
-        writer.change(Change::Chunk { index: chunk.index, id: chunk.id, stored: chunk.stored });
+        if !mutant::is(Mutant::ZerosAfterChunks) {
+            writer.change(chunk_change(chunk));
+        }
         pieces.insert(shared.geometry.chunk_range(chunk.index), Piece::Chunk(Arc::clone(chunk), 0));
     }
     let mut run: Vec<(Range<u64>, &Arc<Block>)> = Vec::new();
@@ -228,14 +239,29 @@ impl RecordRef {
 
 impl Shared {
     /// Sends a record until its fate is known, then settles it.
-    async fn send(self: Arc<Self>, slot: Slot, chunks: Vec<Arc<ChunkRef>>, body: Bytes) {
+    async fn send(
+        self: Arc<Self>,
+        slot: Slot,
+        chunks: Vec<Arc<ChunkRef>>,
+        mut body: Bytes,
+        recut: Option<Bytes>,
+    ) {
         for chunk in chunks {
-            chunk.uploaded.wait(|uploaded| uploaded.then_some(())).await;
+            if !mutant::is(Mutant::RecordBeforeChunks) {
+                chunk.uploaded.wait(|uploaded| uploaded.then_some(())).await;
+            }
         }
         let begun = Instant::now();
         let key = self.keys.record(slot);
+        if let Some(recut) = recut {
+            let first = create_exact(self.env.store.as_ref(), &key, &body);
+            if tokio::time::timeout(Duration::from_millis(500), first).await.is_err() {
+                body = recut;
+            }
+        }
         loop {
             match create_exact(self.env.store.as_ref(), &key, &body).await {
+                Ok(Placed::Other(_)) if mutant::is(Mutant::TakenSlotIgnored) => break,
                 Ok(Placed::Ours) => {
                     self.metrics.put_bytes.of(ObjectKind::Journal).inc_by(body.len() as u64);
                     break;
@@ -272,18 +298,19 @@ impl Shared {
             if matches!(state.status, Status::Stopped(_)) {
                 return;
             }
-            if let Some(commit) = state.in_flight.iter_mut().find(|commit| commit.n == n) {
-                commit.durable = true;
-            }
+            let commit = state.in_flight.iter_mut().find(|commit| commit.n == n);
+            commit.expect("only settled commits leave, and this one is settled now").durable = true;
             while state.in_flight.front().is_some_and(|commit| commit.durable) {
                 let commit = state.in_flight.pop_front().expect("just seen");
-                if let Stage::Sent(sent) = &commit.stage {
-                    state.committed.merge(sent, now);
-                }
+                let Stage::Sent(sent) = &commit.stage else { panic!("durable before it was sent") };
+                state.committed.merge(sent, now);
                 settled.push(commit);
             }
             fold = self.wants_fold(&state);
             self.gauge(&state);
+        }
+        if mutant::is(Mutant::AnsweredOutOfOrder) {
+            self.progress.update(|progress| progress.durable_n = progress.durable_n.max(n));
         }
         let Some(last) = settled.last() else { return };
         let durable_n = last.n;
@@ -292,7 +319,9 @@ impl Shared {
         if fold {
             self.fold_wake.notify_one();
         }
-        for commit in settled {
+        // Given back however this ends: a task may be cancelled where it waits.
+        let held = |commit: InFlight| (Permits { shared: self, permits: commit.permits }, commit);
+        for (_permits, commit) in settled.into_iter().map(held).collect::<Vec<_>>() {
             if let Stage::Sent(sent) = &commit.stage {
                 self.metrics.commits.inc();
                 self.metrics.commit_bytes.inc_by(sent.bytes);
@@ -300,7 +329,6 @@ impl Shared {
                 self.metrics.commit_group.observe(f64::from(commit.flushes));
                 self.leave_memory(sent).await;
             }
-            self.env.budget.give(commit.permits);
         }
     }
 
@@ -342,6 +370,13 @@ impl Shared {
                 state.next_n
             }
         };
-        self.wait(|progress| progress.durable_n >= target).await
+        if mutant::is(Mutant::FlushAnsweredEarly) {
+            return Ok(());
+        }
+        let outcome = self.wait(|progress| progress.durable_n >= target).await;
+        if outcome.is_err() && mutant::is(Mutant::CleanAfterFailure) {
+            self.state.lock().dirty = DirtyLayer::default();
+        }
+        outcome
     }
 }

@@ -19,6 +19,7 @@ use super::read_ahead::ReadAhead;
 use super::shared::Shared;
 use super::state::Status;
 use crate::metrics::labels::Command;
+use crate::mutant::{self, Mutant};
 
 /// A volume that is open for writing. All methods may run concurrently.
 #[derive(Debug)]
@@ -251,7 +252,9 @@ impl Volume {
                 state.status = Status::Draining;
             }
         }
-        self.checkpoint().await?;
+        if !mutant::is(Mutant::ClosedUncommitted) {
+            self.checkpoint().await?;
+        }
         self.head.release(&self.shared, self.folds.is_unswept()).await?;
         self.shared.retire("the volume is closed".to_owned());
         self.shared.tasks.shutdown().await;

@@ -27,9 +27,10 @@ use super::page_set::PageSet;
 use super::piece::Piece;
 use super::root::{KeptRoot, MapPageRef, Root, RootTable};
 use super::shared::Shared;
-use super::state::{Committed, State};
+use super::state::{Committed, Stage, State};
 use super::store_exact::{Placed, create_exact};
 use crate::metrics::labels::{FoldResult, ObjectKind};
+use crate::mutant::{self, Mutant};
 
 /// Requests for a fold that wait at most.
 const REQUESTS: usize = 16;
@@ -133,6 +134,10 @@ impl Folder {
         loop {
             let made = Made::default();
             let Err(error) = self.fold(&folding, &made).await else { break };
+            if mutant::is(Mutant::CleansUpWhenFenced) && self.shared.check_serving().is_err() {
+                let names = made.names.lock().clone();
+                self.shared.env.store.delete(&names).await?;
+            }
             self.shared.check_serving()?;
             // Nothing was published, so nothing names them.
             self.trash.add(&self.shared, Garbage::Orphans(made.names.into_inner()));
@@ -148,11 +153,19 @@ impl Folder {
     /// Takes the committed changes to be folded.
     fn begin(&self) -> Option<Arc<Committed>> {
         let mut state = self.shared.state.lock();
-        debug_assert!(state.folding.is_none(), "one task folds");
+        assert!(state.folding.is_none(), "one task folds");
         if state.committed.is_empty() {
             return None;
         }
-        let folding = Arc::new(std::mem::take(&mut state.committed));
+        let mut folding = std::mem::take(&mut state.committed);
+        if mutant::is(Mutant::FoldsNewer)
+            && let Some(Stage::Sent(newest)) = state.in_flight.back().map(|commit| &commit.stage)
+        {
+            for (range, piece) in newest.pieces.iter().step_by(2) {
+                folding.pieces.insert(range, piece.clone());
+            }
+        }
+        let folding = Arc::new(folding);
         state.folding = Some(Arc::clone(&folding));
         Some(folding)
     }
@@ -162,6 +175,7 @@ impl Folder {
         let shared = &self.shared;
         let checkpoint = folding.end.expect("what is folded has records");
         let old = Arc::clone(&shared.state.lock().root);
+        assert!(checkpoint.slot > old.commit, "a checkpoint goes forward");
         let (root, table) = match self.make_root(&old, folding, checkpoint, made).await? {
             Some(root) => {
                 let now = (shared.env.wall_clock)();
@@ -174,6 +188,11 @@ impl Folder {
             None => (Arc::clone(&old), None),
         };
         let old_table = self.trash.table_id();
+        if mutant::is(Mutant::HeadBeforeRoot)
+            && let Some(table) = &table
+        {
+            self.head.publish(shared, checkpoint, root.id, table.id).await?;
+        }
         if let Some(table) = &table {
             let volume = shared.keys.volume();
             for (id, bytes) in [(root.id, root.encode(volume)), (table.id, table.encode(volume))] {
@@ -186,6 +205,9 @@ impl Folder {
             let mut state = shared.state.lock();
             state.root = Arc::clone(&root);
             state.folding = None;
+            if mutant::is(Mutant::NewerDropped) {
+                state.committed = Committed::default();
+            }
             shared.gauge(&state);
         }
         shared.progress.update(|progress| progress.checkpoints += 1);
@@ -402,7 +424,7 @@ pub(super) async fn names_chunk(
 ) -> Result<bool, Error> {
     let map = base::map_page(&shared.env, shared.keys, shared.geometry, root, index.map_page()).await?;
     let Some(map) = map else { return Ok(false) };
-    debug_assert!(u32::from(index.slot()) < MAP_PAGE_ENTRIES);
+    assert!(u32::from(index.slot()) < MAP_PAGE_ENTRIES, "a slot is one of a map page");
     let Some(base) = map.page.entry(index.slot()).and_then(|entry| entry.base) else { return Ok(false) };
     Ok(map.origin(base.origin) == shared.keys && base.id == id)
 }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use super::geometry::{BLOCK_BYTES, BLOCK_LEN, ChunkIndex, Geometry, SECTOR_BYTES, SECTOR_LEN};
 use super::interval::{IntervalMap, gaps};
 use super::piece::{Block, ChunkRef, Piece};
+use crate::mutant::{self, Mutant};
 
 const ALL_SECTORS: u8 = 0xff;
 /// Zeroed ranges that weigh as much as a block.
@@ -35,8 +36,9 @@ impl PreparedWrite {
     /// Cuts `data` at `offset`, both whole sectors.
     #[must_use]
     pub fn new(offset: u64, data: &[u8]) -> Self {
-        debug_assert!(
-            offset.is_multiple_of(SECTOR_BYTES) && (data.len() as u64).is_multiple_of(SECTOR_BYTES)
+        assert!(
+            offset.is_multiple_of(SECTOR_BYTES) && (data.len() as u64).is_multiple_of(SECTOR_BYTES),
+            "what lies in the layer is whole sectors"
         );
         let mut prepared = Self::default();
         let (mut at, mut rest) = (offset, data);
@@ -168,15 +170,22 @@ impl DirtyLayer {
 
     /// Zeroes whole sectors. The range must not cut a filled chunk in part.
     pub fn zero(&mut self, geometry: Geometry, range: Range<u64>, hole: bool) {
-        debug_assert!(
+        assert!(
             range.start.is_multiple_of(SECTOR_BYTES)
                 && range.end.is_multiple_of(SECTOR_BYTES)
-                && !range.is_empty()
+                && !range.is_empty(),
+            "what is zeroed is whole sectors"
         );
-        debug_assert!(!self.cuts_filled_chunk(geometry, &range));
+        assert!(
+            !self.cuts_filled_chunk(geometry, &range),
+            "a zero that would cut a chunk is for a later layer"
+        );
         self.zero_chunks(geometry, &range);
         let touched = range.start / BLOCK_BYTES..range.end.div_ceil(BLOCK_BYTES);
-        let numbers: Vec<u64> = self.blocks.range(touched).map(|(number, _)| *number).collect();
+        let mut numbers: Vec<u64> = self.blocks.range(touched).map(|(number, _)| *number).collect();
+        if mutant::is(Mutant::TrimLeavesBlocks) {
+            numbers.clear();
+        }
         for number in numbers {
             let start = number * BLOCK_BYTES;
             let part = range.start.max(start)..range.end.min(start + BLOCK_BYTES);

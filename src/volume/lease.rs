@@ -16,6 +16,7 @@ use super::keys::ObjectId;
 use super::shared::Shared;
 use super::store_exact::agreed;
 use crate::metrics::labels::ObjectKind;
+use crate::mutant::{self, Mutant};
 use crate::store::{self, ByteRange, Condition, ETag, Store};
 
 /// What is asked of the owner of the head.
@@ -86,6 +87,8 @@ pub(super) struct HeadKeeper {
     head: Head,
     etag: ETag,
     updated_at: Instant,
+    /// When the lease is over, counted from before its renewal was sent.
+    ends_at: Instant,
 }
 
 /// How an update ended.
@@ -105,7 +108,11 @@ pub(super) async fn update_head(
 ) -> Result<Updated, store::Error> {
     let bytes = Bytes::from(head.encode());
     loop {
-        match store.put(key, bytes.clone(), Condition::IfMatch(etag.clone())).await {
+        let condition = match mutant::is(Mutant::HeadUnconditional) {
+            false => Condition::IfMatch(etag.clone()),
+            true => Condition::Always,
+        };
+        match store.put(key, bytes.clone(), condition).await {
             Ok(etag) => return Ok(Updated::Done(etag)),
             Err(store::Error::PreconditionFailed { .. } | store::Error::NotFound { .. }) => {}
             Err(error) => return Err(error),
@@ -135,7 +142,9 @@ pub(super) async fn update_head(
 
 impl HeadKeeper {
     pub(super) fn new(shared: Arc<Shared>, requests: HeadRequests, head: Head, etag: ETag) -> Self {
-        Self { shared, requests, head, etag, updated_at: Instant::now() }
+        let updated_at = Instant::now();
+        let ends_at = updated_at + shared.options.lease_ttl;
+        Self { shared, requests, head, etag, updated_at, ends_at }
     }
 
     /// Runs until the lease is released or the volume stops.
@@ -153,6 +162,7 @@ impl HeadKeeper {
             let (done, last) = match request {
                 None => return,
                 Some(Request::Publish { checkpoint, root, root_table, done }) => {
+                    assert!(checkpoint.slot >= self.head.checkpoint.slot, "a checkpoint never goes back");
                     self.head.checkpoint = checkpoint;
                     self.head.root = root;
                     self.head.root_table = root_table;
@@ -180,6 +190,21 @@ impl HeadKeeper {
 
     /// Writes the head under the next version; `false` once the volume has stopped.
     async fn update(&mut self) -> bool {
+        if !self.shared.options.lease_strict {
+            return self.update_at_last().await;
+        }
+        let ends_at = self.ends_at;
+        match tokio::time::timeout_at(ends_at, self.update_at_last()).await {
+            Ok(updated) => updated,
+            Err(_) => {
+                self.shared.stop("the lease is over and could not be renewed (lease.strict)".to_owned());
+                false
+            }
+        }
+    }
+
+    /// The same, however long it takes.
+    async fn update_at_last(&mut self) -> bool {
         self.head.version += 1;
         let begun = Instant::now();
         let key = self.shared.keys.head();
@@ -192,6 +217,7 @@ impl HeadKeeper {
                     let ends = matches!(self.head.lease, Lease::Held { .. })
                         .then_some(begun + self.shared.options.lease_ttl);
                     self.shared.metrics.lease_ends.set(ends);
+                    self.ends_at = begun + self.shared.options.lease_ttl;
                     self.shared
                         .metrics
                         .put_bytes

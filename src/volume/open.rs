@@ -22,6 +22,7 @@ use super::root::{Root, RootTable};
 use super::shared::{Environment, Shared};
 use super::state::{State, Status};
 use super::store_exact::{CheckedError, fetch_checked};
+use crate::mutant::{self, Mutant};
 use crate::store::{self, ETag};
 
 /// How often a lease is looked at while it may run out.
@@ -130,8 +131,13 @@ async fn take_epoch(
     keys: Keys,
     takeover: bool,
 ) -> Result<(Head, ETag, bool), OpenError> {
+    let mut first = None;
     for _ in 0..BIDS {
-        let (old, etag) = read_head(env, keys).await?;
+        let (mut old, etag) = read_head(env, keys).await?;
+        let first: &Head = first.get_or_insert_with(|| old.clone());
+        if mutant::is(Mutant::StaleCheckpoint) {
+            (old.checkpoint, old.root, old.root_table) = (first.checkpoint, first.root, first.root_table);
+        }
         if old.state == VolumeState::Deleting {
             return Err(OpenError::Deleting);
         }

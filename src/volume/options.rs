@@ -37,6 +37,8 @@ pub struct Options {
     pub fold_bytes: u64,
     /// How long a lease lasts after its renewal.
     pub lease_ttl: Duration,
+    /// Whether the volume stops once its lease is over; else it serves on, and what must be durable waits.
+    pub lease_strict: bool,
     /// The least time between two updates of the head.
     pub head_interval: Duration,
     /// How long what nothing names is kept.
@@ -62,6 +64,7 @@ impl Default for Options {
             journal_max_age: Duration::from_secs(300),
             fold_bytes: 32 << 20,
             lease_ttl: Duration::from_secs(30),
+            lease_strict: false,
             head_interval: Duration::from_secs(1),
             deletion_grace: Duration::from_secs(3600),
             read_ahead_bytes: 8 << 20,

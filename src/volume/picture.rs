@@ -92,8 +92,16 @@ impl Shared {
         for number in 0..self.geometry.map_pages(self.size_bytes) {
             let start = u64::from(number) * window_bytes;
             let window = start..self.size_bytes.min(start + window_bytes);
-            let Resolved { pieces, uncommitted, base, root } =
-                self.state.lock().resolve(self.geometry, window);
+            let (Resolved { pieces, uncommitted, base, root }, map) = self
+                .look_up(&window, |resolved| async move {
+                    let (env, root) = (&self.env, &resolved.root);
+                    let map = match loads > 0 {
+                        true => base::map_page(env, self.keys, self.geometry, root, number).await?,
+                        false => None,
+                    };
+                    Ok((resolved, map))
+                })
+                .await?;
             for (n, (range, piece)) in pieces.into_iter().enumerate() {
                 match piece {
                     _ if n < uncommitted => picture.add(range, |cell, bytes| cell.dirty_bytes += bytes),
@@ -101,18 +109,15 @@ impl Shared {
                     Piece::Block(..) | Piece::Data { .. } | Piece::Chunk(..) => picture.add_stored(range),
                 }
             }
-            if !root.map_pages.contains_key(&number) {
-                continue;
-            }
-            if loads == 0 {
-                base.into_iter().for_each(|gap| picture.add_stored(gap));
-                continue;
-            }
-            loads -= 1;
-            if let Some(map) = base::map_page(&self.env, self.keys, self.geometry, &root, number).await? {
-                for gap in base {
-                    picture.add_mapped(&map, self.geometry, gap);
+            match map {
+                Some(map) => {
+                    loads -= 1;
+                    base.into_iter().for_each(|gap| picture.add_mapped(&map, self.geometry, gap));
                 }
+                None if root.map_pages.contains_key(&number) => {
+                    base.into_iter().for_each(|gap| picture.add_stored(gap));
+                }
+                None => {}
             }
         }
         Ok(picture)

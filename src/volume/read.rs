@@ -3,6 +3,7 @@
 //! Invariant: a byte is given only if it is in memory or has passed its check; an object that is gone is looked up
 //! anew, since a checkpoint may have moved its bytes.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -17,6 +18,7 @@ use super::piece::{ChunkRef, InMemory, Piece, RecordRef};
 use super::shared::Shared;
 use super::state::Resolved;
 use crate::metrics::labels::ReadSource;
+use crate::mutant::{self, Mutant};
 
 /// A part of what a read gives, in order and without gaps.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,9 +40,6 @@ pub struct Extent {
     pub zero: bool,
 }
 
-/// How often a range is looked up again when an object that it names is gone.
-const LOOKUPS: u32 = 4;
-
 enum Source {
     Ready(InMemory),
     /// From this byte of the n-th fetch.
@@ -48,24 +47,37 @@ enum Source {
 }
 
 impl Shared {
+    /// Looks a range up and asks `of` for it; again whenever an object is gone, since a checkpoint may have moved its
+    /// bytes. One that is named once more after it was gone is lost.
+    pub(super) async fn look_up<T, F>(
+        &self,
+        range: &Range<u64>,
+        mut of: impl FnMut(Resolved) -> F,
+    ) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Error>> + Send,
+    {
+        let mut gone = BTreeSet::new();
+        loop {
+            if !mutant::is(Mutant::ReadsAfterStop) {
+                self.check_serving()?;
+            }
+            let resolved = self.state.lock().resolve(self.geometry, range.clone());
+            match of(resolved).await {
+                Err(Error::Lost { key }) if gone.insert(key.clone()) => {
+                    tracing::debug!(%key, "object is gone, looking the range up again");
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
     /// Reads a range within the volume.
     pub(super) async fn read(&self, range: Range<u64>) -> Result<Vec<Segment>, Error> {
         let begun = tokio::time::Instant::now();
-        for lookup in 1.. {
-            self.check_serving()?;
-            let resolved = self.state.lock().resolve(self.geometry, range.clone());
-            match self.read_segments(resolved).await {
-                Err(Error::Lost { key }) if lookup < LOOKUPS => {
-                    tracing::debug!(%key, lookup, "object is gone, looking the range up again");
-                }
-                outcome => {
-                    let (segments, source) = outcome?;
-                    self.metrics.read_duration.of(source).observe(begun.elapsed().as_secs_f64());
-                    return Ok(segments);
-                }
-            }
-        }
-        unreachable!("the last look-up returns")
+        let (segments, source) = self.look_up(&range, |resolved| self.read_segments(resolved)).await?;
+        self.metrics.read_duration.of(source).observe(begun.elapsed().as_secs_f64());
+        Ok(segments)
     }
 
     /// Reads what a range was resolved to as one piece of memory.
@@ -183,7 +195,7 @@ impl Shared {
         let volume = self.keys.volume();
         let page = u16::try_from(at / PAGE_BYTES).expect("within a chunk");
         Fetch {
-            key: CacheKey { volume, unit: Unit::Page(chunk.index, chunk.id, page) },
+            key: CacheKey { volume, unit: Unit::page(chunk.index, chunk.id, page) },
             object: Arc::from(self.keys.chunk(chunk.index, chunk.id)),
             at: super::chunk::frame_offset(chunk.pages_per_chunk, chunk.stored.rank(page)),
             length: u32::try_from(PAGE_BYTES).expect("64 KiB"),
@@ -193,8 +205,7 @@ impl Shared {
 
     /// Starts bringing a range into the cache.
     pub(super) async fn prefetch(&self, range: Range<u64>) -> Result<(), Error> {
-        let resolved = self.state.lock().resolve(self.geometry, range);
-        let (_, fetches) = self.plan(resolved).await?;
+        let (_, fetches) = self.look_up(&range, |resolved| self.plan(resolved)).await?;
         self.env.cache.prefetch(&self.env.store, &fetches);
         Ok(())
     }
@@ -207,28 +218,7 @@ impl Shared {
             let window =
                 at..range.end.min((at / self.geometry.map_page_bytes() + 1) * self.geometry.map_page_bytes());
             at = window.end;
-            let resolved = self.state.lock().resolve(self.geometry, window);
-            let mut parts: Vec<(Range<u64>, bool, bool)> = Vec::new();
-            for (range, piece) in resolved.pieces {
-                parts.extend(at_pages(range, piece).map(|(range, piece)| {
-                    let (hole, zero) = match &piece {
-                        Piece::Zero { hole } => (*hole, true),
-                        Piece::Chunk(chunk, at) => (false, !chunk.stored.contains(page_of(*at))),
-                        Piece::Block(..) | Piece::Data { .. } => (false, false),
-                    };
-                    (range, hole, zero)
-                }));
-            }
-            for gap in resolved.base {
-                for (range, part) in base::resolve(&self.env, self.keys, &resolved.root, gap).await? {
-                    parts.push(match part {
-                        BasePart::Zero { hole } => (range, hole, true),
-                        BasePart::Page { .. } => (range, false, false),
-                    });
-                }
-            }
-            parts.sort_by_key(|(range, _, _)| range.start);
-            for (range, hole, zero) in parts {
+            for (range, hole, zero) in self.look_up(&window, |resolved| self.allocation_of(resolved)).await? {
                 let length = range.end - range.start;
                 let full = extents.len() == limit;
                 match extents.last_mut() {
@@ -239,6 +229,31 @@ impl Shared {
             }
         }
         Ok(extents)
+    }
+
+    /// The parts of what a range was resolved to, in order, each with whether it is a hole and whether it is zeros.
+    async fn allocation_of(&self, resolved: Resolved) -> Result<Vec<(Range<u64>, bool, bool)>, Error> {
+        let mut parts = Vec::new();
+        for (range, piece) in resolved.pieces {
+            parts.extend(at_pages(range, piece).map(|(range, piece)| {
+                let (hole, zero) = match &piece {
+                    Piece::Zero { hole } => (*hole, true),
+                    Piece::Chunk(chunk, at) => (false, !chunk.stored.contains(page_of(*at))),
+                    Piece::Block(..) | Piece::Data { .. } => (false, false),
+                };
+                (range, hole, zero)
+            }));
+        }
+        for gap in resolved.base {
+            for (range, part) in base::resolve(&self.env, self.keys, &resolved.root, gap).await? {
+                parts.push(match part {
+                    BasePart::Zero { hole } => (range, hole, true),
+                    BasePart::Page { .. } => (range, false, false),
+                });
+            }
+        }
+        parts.sort_by_key(|(range, _, _)| range.start);
+        Ok(parts)
     }
 }
 

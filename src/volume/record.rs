@@ -131,7 +131,7 @@ impl RecordWriter {
 
     /// Appends a change without data.
     pub fn change(&mut self, change: Change) {
-        debug_assert!(!matches!(change, Change::Data { .. }), "data comes by RecordWriter::data");
+        assert!(!matches!(change, Change::Data { .. }), "data comes by RecordWriter::data");
         self.record.changes.push(change);
     }
 

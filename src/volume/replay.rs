@@ -23,6 +23,7 @@ use super::root::Root;
 use super::shared::Environment;
 use super::state::{Committed, Sent};
 use super::store_exact::{Placed, create_exact};
+use crate::mutant::{self, Mutant};
 use crate::store::{self, ByteRange, Store};
 
 /// Records fetched ahead of the one that is applied.
@@ -66,7 +67,8 @@ impl<'a> Replay<'a> {
     /// the changes and the opening record's checksum.
     pub(super) async fn run(mut self, from: Checkpoint) -> Result<(Committed, Checksum), OpenError> {
         let listed = self.list(from.slot).await?;
-        for epoch in from.slot.epoch..self.epoch {
+        let end = if mutant::is(Mutant::OneLogReplayed) { from.slot.epoch + 1 } else { self.epoch };
+        for epoch in from.slot.epoch..end {
             let first = if epoch == from.slot.epoch { from.slot.n + 1 } else { 1 };
             self.replay_log(epoch, first, &listed).await?;
         }
@@ -113,6 +115,21 @@ impl<'a> Replay<'a> {
         }
         loop {
             let slot = Slot { epoch, n: next };
+            if mutant::is(Mutant::GapIgnored)
+                && !listed.contains(&slot)
+                && listed.range(slot..).next().is_some_and(|later| later.epoch == epoch)
+            {
+                next += 1;
+                continue;
+            }
+            if mutant::is(Mutant::LogUnsealed) {
+                let Some(body) = fetch(Arc::clone(&store), keys.record(slot)).await? else { return Ok(()) };
+                if let Found::Seal = self.apply(slot, &body)? {
+                    return Ok(());
+                }
+                next += 1;
+                continue;
+            }
             let (bytes, checksum) = self.record(RecordKind::Seal, slot);
             match create_exact(self.env.store.as_ref(), &self.keys.record(slot), &bytes).await? {
                 Placed::Ours => {
@@ -143,7 +160,11 @@ impl<'a> Replay<'a> {
         let slot = Slot { epoch: self.epoch, n: 1 };
         let (bytes, checksum) = self.record(RecordKind::Opening, slot);
         let key = self.keys.record(slot);
-        match create_exact(self.env.store.as_ref(), &key, &bytes).await? {
+        let placed = match mutant::is(Mutant::OpeningUnproved) {
+            false => create_exact(self.env.store.as_ref(), &key, &bytes).await?,
+            true => Placed::Ours,
+        };
+        match placed {
             Placed::Ours => {
                 let end = Checkpoint { slot, checksum };
                 self.merge(IntervalMap::default(), bytes.len() as u64, end, Vec::new());
@@ -163,7 +184,8 @@ impl<'a> Replay<'a> {
         if record.kind == RecordKind::Seal && record.writer > self.epoch {
             return Err(OpenError::Lost(format!("epoch {} sealed the journal", record.writer)));
         }
-        if record.previous != self.previous {
+        let unchecked = mutant::is(Mutant::PreviousUnchecked) || mutant::is(Mutant::GapIgnored);
+        if record.previous != self.previous && !unchecked {
             let why =
                 format!("follows record {:?}, but {:?} stands before it", record.previous, self.previous);
             return Err(broken(why));
@@ -173,7 +195,7 @@ impl<'a> Replay<'a> {
         }
         self.previous = checksum;
         if record.kind == RecordKind::Seal {
-            return Ok(Found::Seal);
+            return Ok(if mutant::is(Mutant::SealPassed) { Found::Record } else { Found::Seal });
         }
         let (pieces, chunks) = self.pieces(&record).map_err(broken)?;
         self.merge(pieces, body.len() as u64, Checkpoint { slot, checksum }, chunks);

@@ -14,12 +14,13 @@ use super::error::Error;
 use super::fold::Made;
 use super::geometry::{ChunkIndex, PAGE_BYTES, PAGE_LEN, SECTOR_LEN};
 use super::interval::Value;
-use super::keys::Slot;
+use super::keys::{ObjectId, Slot};
 use super::map::{Base, Damage, Entry, SECTOR_MASK_BYTES};
 use super::page_set::PageSet;
 use super::piece::{InMemory, Piece, is_zero};
 use super::shared::Shared;
 use crate::metrics::labels::ObjectKind;
+use crate::mutant::{self, Mutant};
 use crate::store::Condition;
 
 /// A page of which so much changed is taken for one that is in use: a page for a block would crowd the cache out.
@@ -78,14 +79,18 @@ impl Shared {
         let mut pages = Vec::with_capacity(plans.len());
         for plan in plans {
             let is_hot = plan.base.is_some_and(|base| hot[base]) || plan.changed_len() >= HOT_LEN;
-            let page = plan.page;
+            let (page, below) = (plan.page, plan.base.and_then(|base| fetched[base].as_ref().ok()));
             let composed = plan.compose(&fetched)?;
             if composed.damage.is_none() && is_zero(&composed.bytes) {
                 continue;
             }
             damage.extend(composed.damage);
             stored.insert(page);
-            pages.push((page, composed.bytes, is_hot));
+            let cached = match mutant::is(Mutant::OldPageCached) {
+                false => is_hot.then(|| composed.bytes.clone()),
+                true => below.filter(|_| is_hot).cloned(),
+            };
+            pages.push((page, composed.bytes, cached));
         }
         let base = match stored.is_empty() {
             true => None,
@@ -102,10 +107,11 @@ impl Shared {
         &self,
         index: ChunkIndex,
         stored: PageSet,
-        pages: Vec<(u16, Bytes, bool)>,
+        pages: Vec<(u16, Bytes, Option<Bytes>)>,
         made: &Made,
     ) -> Result<Base, Error> {
         let id = self.next_id();
+        let id = if mutant::is(Mutant::NameReused) { ObjectId { k: 1, ..id } } else { id };
         let pages_per_chunk = self.geometry.pages_per_chunk();
         let mut writer = ChunkWriter::new(self.keys.volume(), index, id, pages_per_chunk, stored);
         for (page, bytes, _) in &pages {
@@ -117,9 +123,9 @@ impl Shared {
         self.env.store.put(&key, object, Condition::Always).await?;
         self.metrics.put_bytes.of(ObjectKind::Chunk).inc_by(bytes);
         let chunk = super::piece::ChunkRef::durable(index, id, pages_per_chunk, stored);
-        for (page, bytes, is_hot) in pages {
+        for (page, _, cached) in pages {
             // Pages that were in use under their old names stay so under the new one.
-            if is_hot {
+            if let Some(bytes) = cached {
                 let key = self.chunk_fetch(&chunk, u64::from(page) * PAGE_BYTES).key;
                 self.env.cache.insert(key, bytes).await;
             }
@@ -203,7 +209,10 @@ impl PagePlan {
         self.parts.iter().map(|part| part.within.len()).sum()
     }
 
-    fn compose(self, fetched: &[Result<Bytes, Error>]) -> Result<Composed, Error> {
+    fn compose(mut self, fetched: &[Result<Bytes, Error>]) -> Result<Composed, Error> {
+        if mutant::is(Mutant::FoldEdgeLost) && self.parts.len() > 1 {
+            self.parts.pop();
+        }
         if self.parts.is_empty()
             && let (Some(base), None) = (self.base, self.damage)
             && let Ok(bytes) = &fetched[base]
@@ -248,6 +257,9 @@ impl PagePlan {
                 },
             };
             mark(&mut good, &part.within, is_good);
+        }
+        if mutant::is(Mutant::DamageForgotten) {
+            good = [0xff; SECTOR_MASK_BYTES];
         }
         let damage =
             (good != [0xff; SECTOR_MASK_BYTES]).then_some(Damage { page: self.page, good_sectors: good });

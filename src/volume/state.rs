@@ -17,6 +17,7 @@ use super::keys::{ObjectId, Slot};
 use super::layer::DirtyLayer;
 use super::piece::Piece;
 use super::root::Root;
+use crate::mutant::{self, Mutant};
 
 /// Bytes of memory that a change takes until it is folded.
 const PIECE_WEIGHT: u64 = 96;
@@ -104,7 +105,11 @@ impl Committed {
     }
 
     /// Takes a durable commit in.
+    ///
+    /// # Panics
+    /// If it is not newer than those before.
     pub fn merge(&mut self, sent: &Sent, now: Instant) {
+        assert!(self.end.is_none_or(|end| end.slot < sent.end.slot), "commits are taken in order");
         for (range, piece) in sent.pieces.iter() {
             self.pieces.insert(range, piece.clone());
         }
@@ -166,10 +171,14 @@ impl State {
     pub fn resolve(&self, geometry: Geometry, range: Range<u64>) -> Resolved {
         let mut pieces = Vec::new();
         let mut left = self.dirty.resolve(geometry, range, &mut pieces);
-        for commit in self.in_flight.iter().rev() {
+        for place in (0..self.in_flight.len()).rev() {
             if left.is_empty() {
                 break;
             }
+            let commit = match mutant::is(Mutant::OldestCommitFirst) {
+                false => &self.in_flight[place],
+                true => &self.in_flight[self.in_flight.len() - 1 - place],
+            };
             match &commit.stage {
                 Stage::Frozen(layer) => {
                     let gaps = std::mem::take(&mut left);
@@ -203,6 +212,14 @@ impl State {
         self.next_n += 1;
         self.dirty_since = None;
         self.filled_at = None;
+    }
+
+    /// Forgets what no commit has, and takes the permits of all that is not settled.
+    pub fn give_up(&mut self) -> usize {
+        self.dirty = DirtyLayer::default();
+        self.dirty_since = None;
+        let in_flight = self.in_flight.iter_mut().map(|commit| std::mem::take(&mut commit.permits));
+        in_flight.sum::<usize>() + std::mem::take(&mut self.dirty_permits)
     }
 
     /// What the journal that no root has weighs.

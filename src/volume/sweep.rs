@@ -13,6 +13,7 @@ use super::keys::{ObjectId, Parsed, Slot};
 use super::open::read_head;
 use super::record::{Change, Record, RecordKind};
 use super::root::Root;
+use crate::mutant::{self, Mutant};
 use crate::store::{self, ByteRange};
 
 /// Names looked at before the garbage among them is queued.
@@ -30,6 +31,7 @@ impl Collector {
             let folding = state.folding.iter().flat_map(|folding| folding.chunks.iter());
             state.committed.chunks.iter().chain(folding).copied().collect()
         };
+        let named = if mutant::is(Mutant::JournalForgotten) { BTreeSet::new() } else { named };
         let (head, _) = match read_head(&shared.env, shared.keys).await {
             Ok(found) => found,
             Err(OpenError::Store(error)) => return Err(Error::Store(error)),
@@ -75,7 +77,7 @@ impl Collector {
                     tracing::warn!(key = %entry.key, "a folded record cannot be read, left alone");
                     continue;
                 };
-                if record.kind == RecordKind::Seal {
+                if record.kind == RecordKind::Seal && !mutant::is(Mutant::SealsDeleted) {
                     continue;
                 }
                 for change in &record.changes {
@@ -129,6 +131,7 @@ impl Collector {
         tables: &BTreeSet<ObjectId>,
     ) -> Result<(), Error> {
         let shared = &self.shared;
+        let end = shared.epoch + u32::from(mutant::is(Mutant::OwnEpochSwept));
         let mut found = 0;
         let mut after = None;
         loop {
@@ -136,15 +139,13 @@ impl Collector {
             let mut garbage = Vec::new();
             for entry in &listing.entries {
                 let is_garbage = match shared.keys.parse(&entry.key) {
-                    Some(Parsed::Chunk(index, id)) if id.epoch < shared.epoch => {
+                    Some(Parsed::Chunk(index, id)) if id.epoch < end => {
                         !named.contains(&(index, id)) && !self.is_named(roots, index, id).await?
                     }
-                    Some(Parsed::MapPage(number, id)) if id.epoch < shared.epoch => {
-                        !roots.iter().any(|root| {
-                            root.map_pages.get(&number).is_some_and(|page| page.origin == 0 && page.id == id)
-                        })
-                    }
-                    Some(Parsed::Root(id)) if id.epoch < shared.epoch => {
+                    Some(Parsed::MapPage(number, id)) if id.epoch < end => !roots.iter().any(|root| {
+                        root.map_pages.get(&number).is_some_and(|page| page.origin == 0 && page.id == id)
+                    }),
+                    Some(Parsed::Root(id)) if id.epoch < end => {
                         !tables.contains(&id) && !roots.iter().any(|root| root.id == id)
                     }
                     _ => false,

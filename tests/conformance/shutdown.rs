@@ -118,3 +118,28 @@ async fn no_connection_outlives_the_server() {
     harness.tasks.join().await;
     wire.expect_closed().await;
 }
+
+/// What a client sends after that is left to whoever it connects to next.
+#[tokio::test]
+async fn for_a_successor_commands_in_flight_are_answered_and_new_ones_left_unread() {
+    let export = ScriptedExport::new(MemoryExport::new("disk", 1 << 20), Script::Hold);
+    let harness = Harness::of(Arc::clone(&export) as _);
+    let (mut wire, mut idle) = (harness.structured().await, harness.options().await);
+    wire.send([&request(0, WRITE, 1, 0, 4)[..], b"data"].concat()).await;
+    export.wait_started(1).await;
+    let hang_up = harness.server.hang_up();
+    tokio::pin!(hang_up);
+    assert!(futures::poll!(hang_up.as_mut()).is_pending());
+    // Once this one is told, so is the other.
+    idle.expect_closed().await;
+    wire.send([&request(0, WRITE, 2, 512, 4)[..], b"data"].concat()).await;
+    export.release(1);
+    let client = async {
+        wire.expect(simple_reply(0, 1)).await;
+        wire.expect_closed().await;
+        drop((wire, idle));
+    };
+    let (drained, ()) = tokio::join!(hang_up, client);
+    assert_eq!(drained, Drained::Answered);
+    assert_eq!(export.started(), 1);
+}

@@ -245,3 +245,16 @@ fn what_cannot_work_is_refused_before_anything_listens() {
     let subjects = TlsOptions { client_authorities: None, ..for_subject(&authority, "CN=vm-1") };
     assert!(matches!(Tls::load(&subjects), Err(TlsError::SubjectsWithoutAuthorities { .. })));
 }
+
+#[tokio::test]
+async fn certificates_that_are_replaced_hold_for_connections_that_come_after() {
+    let (old, new) = (Authority::new(), Authority::new());
+    let harness = harness(&old.tls(true));
+    let mut before = start_tls(harness.options().await, old.client_config(None)).await;
+    harness.server.set_tls(Some(Tls::load(&new.tls(true)).unwrap()));
+    before.go("disk").await;
+    start_tls(harness.options().await, new.client_config(None)).await.go("disk").await;
+    let mut distrusting = harness.options().await;
+    distrusting.haggle(STARTTLS, b"", REP_ACK).await;
+    assert!(handshake(distrusting, old.client_config(None)).await.is_err());
+}

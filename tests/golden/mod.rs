@@ -24,6 +24,7 @@ const FILES: &[(u16, &str, u128)] = &[
     (1, "chunk.bin", 0xae1b_c7d5_5ea7_f1f0_6512_b0b4_fa6e_60a7),
     (1, "head-fresh.bin", 0xb2c7_911c_0ce6_ba9a_56c0_d5ce_d010_b23e),
     (1, "head-full.bin", 0xc0ec_d1fc_2332_e7a6_bce2_1ba8_6f19_1291),
+    (1, "head-unswept.bin", 0x516e_bc76_961a_84cf_5935_206d_8771_931a),
     (1, "identity.bin", 0xa098_b480_9ef7_08e6_ca9b_a394_ebc9_dfe0),
     (1, "map-page-of-large-chunks.bin", 0x826f_622c_e2b2_d917_a3b2_779b_c900_119d),
     (1, "map-page.bin", 0xad02_1cbd_65d0_8df2_d0e0_a512_5227_5698),

@@ -54,6 +54,7 @@ pub(super) fn samples() -> Vec<Sample> {
         ),
         sample("head-fresh.bin", keys.head(), Object::Head(fresh_head())),
         sample("head-full.bin", keys.head(), Object::Head(full_head())),
+        sample("head-unswept.bin", keys.head(), Object::Head(unswept_head())),
         sample("record-opening.bin", keys.record(slot(7, 1)), opening()),
         sample("record-seal.bin", keys.record(slot(6, 98)), seal()),
         sample("record-commit.bin", keys.record(slot(7, 2)), commit()),
@@ -91,6 +92,20 @@ fn fresh_head() -> Head {
         wrapped_key: Vec::new(),
         local_journal: String::new(),
         state: VolumeState::Live,
+    }
+}
+
+fn unswept_head() -> Head {
+    Head {
+        version: 12,
+        epoch: 3,
+        holder: 0x0f0e_0d0c_0b0a_0908_0706_0504_0302_0100,
+        holder_name: "host-a".into(),
+        lease: Lease::Unswept,
+        checkpoint: Checkpoint { slot: slot(3, 9), checksum: PREVIOUS },
+        root: id(3, 17),
+        root_table: id(3, 18),
+        ..fresh_head()
     }
 }
 

@@ -6,9 +6,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use cairn::volume::chunk::ChunkObject;
+use cairn::volume::codec::Checksum;
 use cairn::volume::geometry::{ChunkIndex, PAGE_BYTES};
 use cairn::volume::head::Head;
 use cairn::volume::keys::{Keys, ObjectId, Parsed, Slot};
@@ -38,9 +40,64 @@ pub(super) struct Recovered {
     pub(super) named: BTreeSet<String>,
 }
 
+/// What the objects say, found out once for each: they never change, but for those that are damaged at rest.
+#[derive(Default)]
+pub(super) struct Known {
+    chunks: BTreeMap<String, (Bytes, Arc<Chunk>)>,
+    records: BTreeMap<String, (Bytes, Arc<Told>)>,
+    maps: BTreeMap<String, (Bytes, Arc<MapPage>)>,
+}
+
+/// What a chunk object says.
+struct Chunk {
+    index: ChunkIndex,
+    id: ObjectId,
+    stored: PageSet,
+    /// Where each page begins, and who wrote its cells.
+    pages: Vec<(u64, Vec<Id>)>,
+}
+
+/// What a record says.
+struct Told {
+    record: Record,
+    checksum: Checksum,
+    /// Who wrote the cells of each `Data` change.
+    data: Vec<Vec<Id>>,
+}
+
+/// Gives what is known of an object, found out by `find` where its bytes are not those that are known.
+fn once<T>(
+    known: &mut BTreeMap<String, (Bytes, Arc<T>)>,
+    key: &str,
+    bytes: &Bytes,
+    find: impl FnOnce() -> Result<T, String>,
+) -> Result<Arc<T>, String> {
+    if let Some((seen, told)) = known.get(key)
+        && seen.as_ptr() == bytes.as_ptr()
+        && seen.len() == bytes.len()
+    {
+        return Ok(Arc::clone(told));
+    }
+    let told = Arc::new(find()?);
+    known.insert(key.to_owned(), (bytes.clone(), Arc::clone(&told)));
+    Ok(told)
+}
+
+impl Known {
+    /// Forgets objects that stand no more.
+    fn forget(&mut self, objects: &Objects) {
+        if self.chunks.len() + self.records.len() + self.maps.len() > 4 * objects.len() + 64 {
+            self.chunks.retain(|key, _| objects.contains_key(key));
+            self.records.retain(|key, _| objects.contains_key(key));
+            self.maps.retain(|key, _| objects.contains_key(key));
+        }
+    }
+}
+
 /// Reads a bucket.
 struct Reader<'a> {
     objects: &'a Objects,
+    known: &'a mut Known,
     layout: &'a Layout,
     keys: Keys,
     image: Vec<Id>,
@@ -56,11 +113,18 @@ pub(super) fn head(objects: &Objects, volume: Uuid) -> Result<Head, String> {
 }
 
 /// What an opener would recover now.
-pub(super) fn recover(objects: &Objects, volume: Uuid, layout: &Layout) -> Result<Recovered, String> {
+pub(super) fn recover(
+    objects: &Objects,
+    volume: Uuid,
+    layout: &Layout,
+    known: &mut Known,
+) -> Result<Recovered, String> {
+    known.forget(objects);
     let head = head(objects, volume)?;
     let keys = Keys::new(volume);
     let image = vec![0; layout.cells() as usize];
-    let mut reader = Reader { objects, layout, keys, image, lost: BTreeSet::new(), named: BTreeSet::new() };
+    let (lost, named) = (BTreeSet::new(), BTreeSet::new());
+    let mut reader = Reader { objects, known, layout, keys, image, lost, named };
     reader.named.extend([keys.head(), keys.identity()]);
     let root = reader.root(head.root)?;
     let table = reader.object(&keys.root(head.root_table))?;
@@ -77,10 +141,12 @@ pub(super) fn check_root(
     volume: Uuid,
     layout: &Layout,
     id: ObjectId,
+    known: &mut Known,
 ) -> Result<(), String> {
     let image = vec![0; layout.cells() as usize];
     let keys = Keys::new(volume);
-    let mut reader = Reader { objects, layout, keys, image, lost: BTreeSet::new(), named: BTreeSet::new() };
+    let (lost, named) = (BTreeSet::new(), BTreeSet::new());
+    let mut reader = Reader { objects, known, layout, keys, image, lost, named };
     let root = reader.root(id)?;
     reader.apply_root(&root)
 }
@@ -101,8 +167,11 @@ impl<'a> Reader<'a> {
         for (number, reference) in &root.map_pages {
             let key = self.keys.map_page(*number, reference.id);
             let bytes = self.object(&key)?;
-            let page = MapPage::decode(self.keys.volume(), *number, reference.id, root.geometry, bytes)
-                .map_err(|error| format!("{key}: {error}"))?;
+            let volume = self.keys.volume();
+            let page = once(&mut self.known.maps, &key, bytes, || {
+                MapPage::decode(volume, *number, reference.id, root.geometry, bytes)
+                    .map_err(|error| format!("{key}: {error}"))
+            })?;
             for (slot, entry) in page.entries() {
                 self.apply_entry(ChunkIndex::at(*number, slot), &entry)?;
             }
@@ -137,39 +206,46 @@ impl<'a> Reader<'a> {
         }
         let key = self.keys.chunk(index, id);
         let bytes = self.object(&key)?;
-        let object =
-            ChunkObject::decode(self.keys.volume(), bytes).map_err(|error| format!("{key}: {error}"))?;
-        if (object.index, object.id, object.stored) != (index, id, stored) {
+        let (volume, layout) = (self.keys.volume(), self.layout);
+        let chunk = once(&mut self.known.chunks, &key, bytes, || {
+            let object = ChunkObject::decode(volume, bytes).map_err(|error| format!("{key}: {error}"))?;
+            let pages = object.stored.iter().zip(&object.pages).map(|(page, payload)| {
+                let start = start + u64::from(page) * PAGE_BYTES;
+                (start, who(layout, start, payload))
+            });
+            let pages = pages.collect();
+            Ok(Chunk { index: object.index, id: object.id, stored: object.stored, pages })
+        })?;
+        if (chunk.index, chunk.id, chunk.stored) != (index, id, stored) {
             return Err(format!("{key} is another object"));
         }
-        for (page, payload) in object.stored.iter().zip(object.pages) {
-            self.data(start + u64::from(page) * PAGE_BYTES, payload);
+        for (start, ids) in &chunk.pages {
+            self.data(*start..start + PAGE_BYTES, ids);
         }
         Ok(())
     }
 
-    fn cells(&mut self, range: &Range<u64>, mut each: impl FnMut(&mut Id, u64, u32)) {
-        for (offset, cells) in self.layout.cells_of(range) {
-            for (cell, offset) in cells.zip((offset..).step_by(CELL_LEN)) {
-                each(&mut self.image[cell as usize], offset, cell);
-                self.lost.remove(&cell);
-            }
-        }
-    }
-
     fn zero(&mut self, range: Range<u64>) {
-        self.cells(&range, |id, _, _| *id = 0);
+        for (_, cells) in self.layout.cells_of(&range) {
+            self.found(&cells);
+            self.image[cells.start as usize..cells.end as usize].fill(0);
+        }
     }
 
-    fn data(&mut self, start: u64, bytes: &[u8]) {
-        if !start.is_multiple_of(CELL) || !(bytes.len() as u64).is_multiple_of(CELL) {
-            self.cells(&(start..start + bytes.len() as u64), |id, _, _| *id = TORN);
-            return;
+    /// The cells of a range, in order, are whose `ids` say.
+    fn data(&mut self, range: Range<u64>, mut ids: &[Id]) {
+        for (_, cells) in self.layout.cells_of(&range) {
+            self.found(&cells);
+            let (these, rest) = ids.split_at(cells.len());
+            self.image[cells.start as usize..cells.end as usize].copy_from_slice(these);
+            ids = rest;
         }
-        self.cells(&(start..start + bytes.len() as u64), |id, offset, cell| {
-            let at = usize::try_from(offset - start).expect("within the data");
-            *id = identify(&bytes[at..at + CELL_LEN], cell);
-        });
+    }
+
+    fn found(&mut self, cells: &Range<u32>) {
+        if !self.lost.is_empty() {
+            self.lost.retain(|cell| !cells.contains(cell));
+        }
     }
 
     fn replay(&mut self, head: &Head) -> Result<(), String> {
@@ -185,27 +261,30 @@ impl<'a> Reader<'a> {
                 return Ok(());
             };
             self.named.insert(key.clone());
-            let (record, checksum) =
-                Record::decode(self.keys.volume(), slot, bytes).map_err(|error| format!("{key}: {error}"))?;
-            if record.previous != previous {
+            let (volume, layout) = (self.keys.volume(), self.layout);
+            let told = once(&mut self.known.records, &key, bytes, || {
+                Told::of(volume, layout, slot, bytes).map_err(|why| format!("{key}: {why}"))
+            })?;
+            if told.record.previous != previous {
                 return Err(format!("{key} does not follow the record before it"));
             }
-            previous = checksum;
-            if record.kind == RecordKind::Seal {
+            previous = told.checksum;
+            if told.record.kind == RecordKind::Seal {
                 slot = Slot { epoch: slot.epoch + 1, n: 1 };
                 continue;
             }
-            self.apply_record(&record, bytes)?;
+            self.apply_record(&told)?;
             slot.n += 1;
         }
     }
 
-    fn apply_record(&mut self, record: &Record, bytes: &Bytes) -> Result<(), String> {
-        for change in &record.changes {
+    fn apply_record(&mut self, told: &Told) -> Result<(), String> {
+        let mut data = told.data.iter();
+        for change in &told.record.changes {
             match change {
-                Change::Data { offset, length, at, .. } => {
-                    let at = usize::try_from(*at).expect("within the record");
-                    self.data(*offset, &bytes[at..at + *length as usize]);
+                Change::Data { offset, length, .. } => {
+                    let ids = data.next().expect("one for each");
+                    self.data(*offset..*offset + u64::from(*length), ids);
                 }
                 Change::Zero { offset, length, .. } => self.zero(*offset..offset + length),
                 Change::Chunk { index, id, stored } => self.apply_chunk(*index, *id, *stored)?,
@@ -215,6 +294,34 @@ impl<'a> Reader<'a> {
             }
         }
         Ok(())
+    }
+}
+
+/// Who wrote each cell of `bytes` at `start`, of those in use.
+fn who(layout: &Layout, start: u64, bytes: &[u8]) -> Vec<Id> {
+    let whole = start.is_multiple_of(CELL) && (bytes.len() as u64).is_multiple_of(CELL);
+    let mut ids = Vec::with_capacity(bytes.len() / CELL_LEN);
+    for (offset, cells) in layout.cells_of(&(start..start + bytes.len() as u64)) {
+        for (cell, offset) in cells.zip((offset..).step_by(CELL_LEN)) {
+            let at = usize::try_from(offset - start).expect("within the data");
+            ids.push(if whole { identify(&bytes[at..at + CELL_LEN], cell) } else { TORN });
+        }
+    }
+    ids
+}
+
+impl Told {
+    fn of(volume: Uuid, layout: &Layout, slot: Slot, bytes: &Bytes) -> Result<Self, String> {
+        let (record, checksum) = Record::decode(volume, slot, bytes).map_err(|error| error.to_string())?;
+        let data = record.changes.iter().filter_map(|change| match change {
+            Change::Data { offset, length, at, .. } => {
+                let at = usize::try_from(*at).expect("within the record");
+                Some(who(layout, *offset, &bytes[at..at + *length as usize]))
+            }
+            _ => None,
+        });
+        let data = data.collect();
+        Ok(Self { record, checksum, data })
     }
 }
 

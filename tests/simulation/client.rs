@@ -5,15 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use cairn::volume::read::concat;
+use cairn::client::{Broken, Error as WireError};
+use cairn::protocol::Error as Value;
+use cairn::volume::Error;
 use cairn::volume::signal::Signal;
-use cairn::volume::{Error, Volume};
 use rand::Rng;
 use rand::rngs::SmallRng;
 
 use super::cells::{CELL, CELL_LEN, Id, identify};
 use super::history::Moment;
 use super::plan::Plan;
+use super::wire::{Failure, Way};
 use super::world::{Inner, Order, Process, World};
 
 /// A client.
@@ -21,7 +23,7 @@ pub(super) struct Client {
     pub(super) world: World,
     pub(super) process: Process,
     pub(super) epoch: u32,
-    pub(super) volume: Arc<Volume>,
+    pub(super) way: Way,
     pub(super) orders: Arc<Signal<Order>>,
     pub(super) random: SmallRng,
 }
@@ -56,20 +58,34 @@ impl Client {
             let command = draw(&self.world.lock().plan, &mut self.random);
             // Now and then a client goes away before the answer.
             let patience = self.random.random_range(0..400_u64);
-            let number = self.world.lock().begin(self.process, format!("{command:?}"));
+            let was_stopped = self.way.is_stopped();
+            let number = self.world.lock().begin(self.process, &command);
             let outcome = if patience < 10 {
                 let patience = Duration::from_millis(patience * patience);
-                tokio::time::timeout(patience, self.execute(command)).await.unwrap_or(Ok(()))
+                tokio::time::timeout(patience, self.execute(&command)).await.ok()
             } else {
-                self.execute(command).await
+                Some(self.execute(&command).await)
             };
             let mut inner = self.world.lock();
             match outcome {
-                Ok(()) => inner.end(self.process, number, "done"),
-                Err(error) => {
+                None => inner.end(self.process, number, "given up"),
+                Some(Ok(())) => {
+                    inner.end(self.process, number, "done");
+                    inner.quiet = 0;
+                    if was_stopped {
+                        inner.broken(format!("{command:?} succeeded after the volume had stopped"));
+                    }
+                }
+                Some(Err(Failure::Volume(error))) => {
                     inner.end(self.process, number, &error.to_string());
                     inner.failed(self.process, self.epoch, &error);
                     if matches!(error, Error::Stopped(_)) {
+                        return;
+                    }
+                }
+                Some(Err(Failure::Wire(error))) => {
+                    inner.end(self.process, number, &error.to_string());
+                    if inner.failed_on_the_wire(&error) {
                         return;
                     }
                 }
@@ -77,44 +93,44 @@ impl Client {
         }
     }
 
-    async fn execute(&self, command: Command) -> Result<(), Error> {
-        let volume = &self.volume;
-        match command {
+    async fn execute(&self, command: &Command) -> Result<(), Failure> {
+        let way = &self.way;
+        match command.clone() {
             Command::Read(range) => {
                 let issued = self.world.lock().history.tick();
-                let segments = volume.read(range.start, range.end - range.start).await?;
-                self.world.lock().check_read(self.epoch, &range, issued, &concat(&segments));
+                let bytes = way.read(range.start, range.end - range.start).await?;
+                self.world.lock().check_read(self.epoch, &range, issued, &bytes);
             }
             Command::Write(range, fua) => {
                 let (id, data) = self.world.lock().issue_write(self.epoch, &range);
-                volume.write(range.start, data, fua).await?;
+                way.write(range.start, data, fua).await?;
                 self.world.lock().answered(self.epoch, id, fua);
             }
             Command::Zero { range, hole, fua } => {
                 let id = self.world.lock().issue_zero(self.epoch, &range);
-                volume.zero(range.start, range.end - range.start, hole, fua).await?;
+                way.zero(range.start, range.end - range.start, hole, fua).await?;
                 self.world.lock().answered(self.epoch, id, fua);
             }
             Command::Flush => {
                 let issued = self.world.lock().history.tick();
-                volume.flush().await?;
+                way.flush().await?;
                 self.world.lock().flushed(self.epoch, issued);
             }
             Command::Checkpoint => {
                 let issued = self.world.lock().history.tick();
-                volume.checkpoint().await?;
+                way.volume().checkpoint().await.map_err(Failure::Volume)?;
                 self.world.lock().flushed(self.epoch, issued);
             }
-            Command::Prefetch(range) => volume.prefetch(range.start, range.end - range.start).await?,
+            Command::Prefetch(range) => way.prefetch(range.start, range.end - range.start).await?,
             Command::Allocation(range) => {
                 let issued = self.world.lock().history.tick();
-                let extents = volume.allocation(range.start, range.end - range.start, 32).await?;
+                let extents = way.allocation(range.start, range.end - range.start).await?;
                 let mut inner = self.world.lock();
                 let mut at = range.start;
                 for extent in extents {
-                    let part = at..at + extent.length;
+                    let part = at..range.end.min(at + extent.length);
                     at = part.end;
-                    if extent.zero || extent.hole {
+                    if extent.zero {
                         inner.check_zeros(self.epoch, &part, issued);
                     }
                 }
@@ -190,11 +206,11 @@ impl Inner {
     }
 
     /// A command is issued.
-    pub(super) fn begin(&mut self, process: Process, what: String) -> u64 {
+    pub(super) fn begin(&mut self, process: Process, what: &dyn std::fmt::Debug) -> u64 {
         let number = self.history.tick();
-        self.say(format_args!("P{process} !{number} {what}"));
+        self.say(format_args!("P{process} !{number} {what:?}"));
         let state = self.processes.get_mut(&process).expect("its gateway was born");
-        state.commands.insert(number, what);
+        state.commands.insert(number, format!("{what:?}"));
         number
     }
 
@@ -205,7 +221,7 @@ impl Inner {
         drop(state.commands.remove(&number));
     }
 
-    fn issue_write(&mut self, epoch: u32, range: &Range<u64>) -> (Id, Bytes) {
+    pub(super) fn issue_write(&mut self, epoch: u32, range: &Range<u64>) -> (Id, Bytes) {
         let cells = self.plan.layout.cells_of(range).into_iter().map(|(_, cells)| cells).collect();
         let id = self.history.issue(epoch, false, |_| cells);
         self.say(format_args!("change {id}"));
@@ -219,7 +235,7 @@ impl Inner {
         id
     }
 
-    fn answered(&mut self, epoch: u32, id: Id, durable: bool) {
+    pub(super) fn answered(&mut self, epoch: u32, id: Id, durable: bool) {
         self.history.answer(epoch, id, durable);
         if durable {
             self.look_after_flush(epoch);
@@ -259,6 +275,20 @@ impl Inner {
         for cell in self.plan.layout.cells_of(range).into_iter().flat_map(|(_, cells)| cells) {
             if let Err(why) = self.history.epochs[&epoch].check_read(cell, 0, issued) {
                 return self.broken(format!("epoch {epoch}, allocation of {range:?} says zeros: {why}"));
+            }
+        }
+    }
+
+    /// A command failed on the wire: is that explained? Says whether the connection is of no more use.
+    fn failed_on_the_wire(&mut self, error: &WireError) -> bool {
+        match error {
+            // The volume's errors are judged where the server hears them.
+            WireError::Command { error: Value::Io, .. } => false,
+            WireError::Command { error: Value::Shutdown, .. } => true,
+            WireError::Broken(Broken::Closed | Broken::ByServer | Broken::Io(_)) => true,
+            other => {
+                self.broken(format!("a command failed on the wire: {other}"));
+                true
             }
         }
     }

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use cairn::metrics::{Metrics, StoreMetrics};
+use cairn::metrics::Metrics;
 use cairn::store::MemoryStore;
 use cairn::volume::{DirtyBudget, Entropy, Environment, PageCache, catalog};
 use futures::FutureExt;
@@ -25,6 +25,15 @@ const CHAOS_ENDS: Time = 45 * 60 * 1000;
 /// How long anything may take in fair weather, in milliseconds.
 pub(super) const PATIENCE: Time = 10 * 60 * 1000;
 
+thread_local! {
+    static METRICS: Metrics = Metrics::new();
+}
+
+/// The metrics of all runs of this thread: nobody looks at them.
+pub(super) fn metrics() -> Metrics {
+    METRICS.with(Metrics::clone)
+}
+
 /// What came of a run.
 pub(super) struct Outcome {
     pub(super) hash: u64,
@@ -41,7 +50,6 @@ pub(super) struct Outcome {
 pub(super) struct Driver {
     pub(super) world: World,
     pub(super) gateways: BTreeMap<Process, Gateway>,
-    pub(super) metrics: StoreMetrics,
     next_process: Process,
     crashes: u64,
     events: u64,
@@ -75,15 +83,19 @@ impl Driver {
             inner.say(format_args!("{plan}"));
             inner.push(0, Event::Act(Act::Disaster));
         }
-        let metrics = Metrics::new().store();
-        Self { world, gateways: BTreeMap::new(), metrics, next_process: 1, crashes: 0, events: 0 }
+        Self { world, gateways: BTreeMap::new(), next_process: 1, crashes: 0, events: 0 }
     }
 
     fn chaos(&mut self) {
         while self.step() {
-            let inner = self.world.lock();
-            if inner.commands_left == 0 || inner.now > CHAOS_ENDS {
+            let mut inner = self.world.lock();
+            if inner.commands_left == 0 {
                 return;
+            }
+            if inner.now > CHAOS_ENDS && inner.calm.is_none() {
+                // What is left to be asked is asked in fair weather.
+                inner.calm = Some(inner.now);
+                inner.storm = false;
             }
         }
     }
@@ -96,7 +108,16 @@ impl Driver {
             let next = self.world.lock().next_time().expect("something is always to come");
             let behind = self.gateways.values_mut().filter(|gateway| !gateway.paused && gateway.time < next);
             match behind.min_by_key(|gateway| (gateway.time, gateway.process)) {
-                Some(gateway) => gateway.run_until(next),
+                Some(gateway) => {
+                    let process = gateway.process;
+                    let dies = self.world.lock().dies_midway(process);
+                    if let Some(rounds) = dies {
+                        gateway.run_some(rounds);
+                        self.crash(process);
+                    } else {
+                        gateway.run_until(next);
+                    }
+                }
                 None => break,
             }
             if super::seeds::panics() > panics {
@@ -176,7 +197,10 @@ impl Driver {
 
     fn disaster(&mut self) {
         let mut inner = self.world.lock();
-        let every = inner.plan.disaster_every;
+        // Ever rarer while nothing is answered, so that every run gets through.
+        let every = inner.plan.disaster_every << (inner.quiet / 2).min(10);
+        inner.quiet += 1;
+        let calm = inner.calm.is_some();
         let (next, dice) = (inner.random.random_range(1..=2 * every), inner.random.random_range(0..100_u32));
         let at = inner.now + next;
         inner.push(at, Event::Act(Act::Disaster));
@@ -189,7 +213,7 @@ impl Driver {
         drop(inner);
         done.into_iter().for_each(|process| self.bury(process));
         let Some(victim) = victim.filter(|_| alive > 0) else { return self.start(dice < 50) };
-        if !self.gateways.contains_key(&victim) {
+        if calm || !self.gateways.contains_key(&victim) {
             return;
         }
         match dice {
@@ -207,7 +231,7 @@ impl Driver {
     fn start(&mut self, takeover: bool) {
         let process = self.next_process;
         self.next_process += 1;
-        let gateway = Gateway::start(&self.world, process, takeover, &self.metrics);
+        let gateway = Gateway::start(&self.world, process, takeover);
         self.gateways.insert(process, gateway);
     }
 

@@ -39,7 +39,14 @@ impl Driver {
             self.run_while(PATIENCE, |_| false);
             self.world.lock().drained = true;
         }
-        let gateway = Gateway::spawn(&self.world, number, &self.metrics, look);
+        let rots = {
+            let mut inner = self.world.lock();
+            inner.plan.rots && inner.rot()
+        };
+        let gateway = match rots {
+            false => Gateway::spawn(&self.world, number, look),
+            true => Gateway::spawn(&self.world, number, super::rot::look),
+        };
         self.gateways.insert(number, gateway);
         let grace = self.world.lock().plan.options.deletion_grace;
         let grace = u64::try_from(grace.as_millis()).expect("an hour at most");
@@ -166,7 +173,7 @@ async fn read_all(looking: &Looking) -> Result<(), String> {
 }
 
 impl Inner {
-    fn looked(&mut self, process: Process, epoch: u32) {
+    pub(super) fn looked(&mut self, process: Process, epoch: u32) {
         self.say(format_args!("P{process} looks at epoch {epoch}"));
         let state = self.processes.get_mut(&process).expect("it was born");
         (state.opening, state.epoch) = (false, Some(epoch));
@@ -175,7 +182,7 @@ impl Inner {
     /// Nothing stands in the bucket that nothing names, unless it came when nobody knew.
     fn look_for_garbage(&mut self) {
         let objects = self.objects();
-        match bucket::recover(&objects, self.volume, &self.plan.layout) {
+        match bucket::recover(&objects, self.volume, &self.plan.layout, &mut self.known) {
             Err(why) => self.broken(format!("at last: {why}")),
             Ok(found) => {
                 let mut garbage = bucket::garbage(&objects, self.volume, &found);

@@ -6,7 +6,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use cairn::metrics::StoreMetrics;
 use cairn::store::{Instrument, Limit, Retry};
 use cairn::task::Tasks;
 use cairn::volume::signal::Signal;
@@ -19,7 +18,9 @@ use tokio::time::Instant;
 
 use super::bucket;
 use super::client::Client;
+use super::driver::metrics;
 use super::link::{Clock, Link};
+use super::wire::Front;
 use super::world::{DAWN, Inner, MAX_SKEW, Order, Process, Time, World};
 
 /// A gateway that is alive.
@@ -36,22 +37,22 @@ pub(super) struct Gateway {
 
 impl Gateway {
     /// Starts a gateway that serves clients.
-    pub(super) fn start(world: &World, process: Process, takeover: bool, metrics: &StoreMetrics) -> Self {
-        Self::spawn(world, process, metrics, |parts| Life { parts, takeover }.live())
+    pub(super) fn start(world: &World, process: Process, takeover: bool) -> Self {
+        Self::spawn(world, process, |parts| Life { parts, takeover }.live())
     }
 
     /// Starts a process that does what `run` says.
-    pub(super) fn spawn<F>(
-        world: &World,
-        process: Process,
-        metrics: &StoreMetrics,
-        run: impl FnOnce(Parts) -> F,
-    ) -> Self
+    pub(super) fn spawn<F>(world: &World, process: Process, run: impl FnOnce(Parts) -> F) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
     {
         let mut builder = tokio::runtime::Builder::new_current_thread();
-        let runtime = builder.enable_time().start_paused(true).build().expect("a runtime without I/O");
+        builder.enable_time().start_paused(true);
+        if world.lock().plan.crash_at_await > 0 {
+            // One task at a time, so that a crash may come between any two of them.
+            builder.event_interval(1);
+        }
+        let runtime = builder.build().expect("a runtime without I/O");
         let base = runtime.block_on(async { Instant::now() });
         let mut inner = world.lock();
         let seed = inner.random.random();
@@ -62,7 +63,8 @@ impl Gateway {
         let orders = inner.born(process);
         inner.say(format_args!("P{process} starts"));
         let link = Link { world: world.clone(), process, clock: Arc::clone(&clock), sent: Arc::clone(&sent) };
-        let env = environment(&inner, link, metrics, &mut random, world);
+        inner.processes.get_mut(&process).expect("just born").skewed = rate != 1000;
+        let env = environment(&inner, link, &mut random, world);
         let time = inner.now;
         drop(inner);
         let parts = Parts { world: world.clone(), process, env, orders, random };
@@ -87,6 +89,15 @@ impl Gateway {
         self.time = self.time.max(come);
     }
 
+    /// Lets so many tasks run, and leaves the others where they stand.
+    pub(super) fn run_some(&mut self, rounds: u32) {
+        self.runtime.block_on(async move {
+            for _ in 0..rounds {
+                tokio::task::yield_now().await;
+            }
+        });
+    }
+
     /// Goes on after standing still: its clock has gone on without it.
     pub(super) fn resume(&mut self, time: Time) {
         let until = self.clock.local(time);
@@ -99,14 +110,8 @@ impl Gateway {
     }
 }
 
-fn environment(
-    inner: &Inner,
-    link: Link,
-    metrics: &StoreMetrics,
-    random: &mut SmallRng,
-    world: &World,
-) -> Environment {
-    let plan = &inner.plan;
+fn environment(inner: &Inner, link: Link, random: &mut SmallRng, world: &World) -> Environment {
+    let (plan, metrics) = (&inner.plan, metrics().store());
     let counted = Instrument::new(Arc::new(link), metrics.clone());
     let limited = Limit::new(Arc::new(counted), plan.concurrency, metrics.clone());
     let store = Arc::new(Retry::new(Arc::new(limited), plan.retry, metrics.clone(), random.random()));
@@ -181,6 +186,7 @@ impl Life {
                 let inner = self.parts.world.lock();
                 let mut options = inner.plan.options.clone();
                 options.holder_name = format!("P{}", self.parts.process);
+                options.metrics = Some(metrics().volume("simulated"));
                 (options, inner.volume)
             };
             match Volume::open(&self.parts.env, options, volume, self.takeover).await {
@@ -199,13 +205,17 @@ impl Life {
     /// Serves clients until the volume is lost, or closed as told.
     async fn serve(&mut self, volume: &Arc<Volume>) -> End {
         let tasks = Tasks::new();
-        let clients = self.parts.world.lock().plan.clients;
-        for _ in 0..clients {
+        let (clients, wire) = {
+            let inner = self.parts.world.lock();
+            (inner.plan.clients, inner.plan.wire)
+        };
+        let front = Front::new(&self.parts.world, self.parts.process, volume, clients, wire).await;
+        for way in &front.ways {
             let client = Client {
                 world: self.parts.world.clone(),
                 process: self.parts.process,
                 epoch: volume.epoch(),
-                volume: Arc::clone(volume),
+                way: way.clone(),
                 orders: Arc::clone(&self.parts.orders),
                 random: SmallRng::seed_from_u64(self.parts.random.random()),
             };
@@ -221,14 +231,18 @@ impl Life {
                 self.parts.world.lock().lost(self.parts.process, volume.epoch(), &why);
                 End::Lost
             }
-            None => self.close(volume).await,
+            None => {
+                front.drain().await;
+                self.close(volume).await
+            }
         };
+        drop(front);
         tasks.join().await;
         end
     }
 
     async fn close(&mut self, volume: &Volume) -> End {
-        let number = self.parts.world.lock().begin(self.parts.process, "close".to_owned());
+        let number = self.parts.world.lock().begin(self.parts.process, &"close");
         let end = loop {
             match volume.close().await {
                 Ok(()) => {

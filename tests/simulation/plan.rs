@@ -31,7 +31,7 @@ pub(super) struct Plan {
     /// Commands issued before the finale.
     pub(super) commands: u32,
     /// Clients of a gateway.
-    pub(super) clients: u32,
+    pub(super) clients: usize,
     /// Longest pause of a client between commands, in milliseconds.
     pub(super) think: u64,
     /// Share of the windows that most commands go to, in percent.
@@ -48,6 +48,25 @@ pub(super) struct Plan {
     pub(super) skewed: bool,
     /// Probability of a crash just when a request is sent or takes effect, of 10,000.
     pub(super) crash_at_request: u32,
+    /// Probability of a crash among the tasks of a gateway each time it runs, of 10,000.
+    pub(super) crash_at_await: u32,
+    /// How clients reach the volume; `None` for calls.
+    pub(super) wire: Option<Wire>,
+    /// Whether an object is damaged or lost at last.
+    pub(super) rots: bool,
+}
+
+/// How clients reach a server.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wire {
+    /// All over one connection.
+    pub(super) shared: bool,
+    /// With structured replies.
+    pub(super) structured: bool,
+    /// With extended headers.
+    pub(super) extended: bool,
+    /// Requests in flight of a connection.
+    pub(super) in_flight: u32,
 }
 
 impl Plan {
@@ -72,6 +91,7 @@ impl Plan {
             journal_max_age: ms(pick(&mut random, &[1000, 10_000, 300_000])),
             fold_bytes: pick(&mut random, &[1, 2, 8]) * 2 * layout.chunk,
             lease_ttl: ms(pick(&mut random, &[1000, 3000, 30_000])),
+            lease_strict: false,
             head_interval: ms(pick(&mut random, &[0, 20, 1000])),
             deletion_grace: ms(pick(&mut random, &[0, 0, 0, 3000, 3_600_000])),
             read_ahead_bytes: pick(&mut random, &[0, 256, 1024]) << 10,
@@ -96,7 +116,7 @@ impl Plan {
             concurrency: usize::try_from(pick(&mut random, &[2, 8, 64])).unwrap(),
             retry,
             commands: random.random_range(200..400),
-            clients: random.random_range(1..=6),
+            clients: random.random_range(1..=6_u32) as usize,
             think: pick(&mut random, &[1, 10, 100, 1000]),
             hot_percent: pick(&mut random, &[5, 20, 100]),
             rough,
@@ -105,8 +125,21 @@ impl Plan {
             damages,
             skewed: random.random_bool(0.3),
             crash_at_request: u32::try_from(pick(&mut random, &[0, 0, 20, 100])).unwrap(),
+            crash_at_await: u32::try_from(pick(&mut random, &[0, 0, 0, 20])).unwrap(),
+            wire: random.random_bool(0.5).then(|| wire(&mut random)),
+            rots: random.random_bool(0.15),
             layout,
         }
+    }
+}
+
+fn wire(random: &mut SmallRng) -> Wire {
+    let structured = random.random_bool(0.8);
+    Wire {
+        shared: random.random(),
+        structured,
+        extended: structured && random.random(),
+        in_flight: u32::try_from(pick(random, &[1, 2, 16])).unwrap(),
     }
 }
 
@@ -141,6 +174,7 @@ fn rates(random: &mut SmallRng, damages: bool, timeout: u64) -> Rates {
         duplicate: rate(20),
         throttled: rate(40),
         denied: rate(5),
+        conflict: rate(20),
         slow: rate(15),
         flip: rate(30),
         short: rate(30),

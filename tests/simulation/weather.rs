@@ -19,17 +19,17 @@ pub(super) enum Phase {
     Commit,
     /// A map page or a root on its way.
     Fold,
-    /// An update of the head.
+    /// An update of the head: the state that the next opener begins with.
     Head,
-    /// A listing, a deletion, or a look at the head or a root before one.
-    Collect,
+    /// Looking for what nothing names: a listing, a deletion, or a look at records, roots or the head before one.
+    Sweep,
     /// A piece of an object, for a reader or a fold.
     Read,
 }
 
 /// Every phase.
 pub(super) const PHASES: [Phase; 6] =
-    [Phase::Open, Phase::Commit, Phase::Fold, Phase::Head, Phase::Collect, Phase::Read];
+    [Phase::Open, Phase::Commit, Phase::Fold, Phase::Head, Phase::Sweep, Phase::Read];
 
 /// What is done to a request, or to its gateway while the request is on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,6 +44,8 @@ pub(super) enum Fault {
     Duplicate,
     /// The store asks to slow down.
     Throttled,
+    /// It is refused because another for the same key is under way (409).
+    Conflict,
     /// Access is denied for a while.
     Denied,
     /// It takes seconds.
@@ -58,15 +60,24 @@ pub(super) enum Fault {
     Pause,
     /// The gateway dies.
     Crash,
+    /// An earlier one of its gateway is answered later.
+    Reordered,
+    /// Its gateway's clock goes at a rate of its own.
+    Skew,
+    /// Another gateway lives at the time.
+    Fight,
+    /// Nothing is kept for a while before it is deleted.
+    NoGrace,
 }
 
 /// Every fault.
-pub(super) const FAULTS: [Fault; 12] = [
+pub(super) const FAULTS: [Fault; 17] = [
     Fault::ErrorBefore,
     Fault::LostAnswer,
     Fault::Late,
     Fault::Duplicate,
     Fault::Throttled,
+    Fault::Conflict,
     Fault::Denied,
     Fault::Slow,
     Fault::Flip,
@@ -74,14 +85,18 @@ pub(super) const FAULTS: [Fault; 12] = [
     Fault::Partition,
     Fault::Pause,
     Fault::Crash,
+    Fault::Reordered,
+    Fault::Skew,
+    Fault::Fight,
+    Fault::NoGrace,
 ];
 
 impl Fault {
     /// Whether a request of that phase can meet it: bodies are only read, and only changes land late or twice.
     pub(super) fn meets(self, phase: Phase) -> bool {
         match self {
-            Self::Flip | Self::Short => matches!(phase, Phase::Open | Phase::Collect | Phase::Read),
-            Self::Late | Self::Duplicate => phase != Phase::Read,
+            Self::Flip | Self::Short => matches!(phase, Phase::Open | Phase::Sweep | Phase::Read),
+            Self::Late | Self::Duplicate | Self::Conflict => phase != Phase::Read,
             _ => true,
         }
     }
@@ -153,6 +168,7 @@ pub(super) struct Rates {
     pub(super) late: u32,
     pub(super) duplicate: u32,
     pub(super) throttled: u32,
+    pub(super) conflict: u32,
     pub(super) denied: u32,
     pub(super) slow: u32,
     pub(super) flip: u32,
@@ -182,6 +198,7 @@ pub(super) enum Failure {
     Timeout,
     Transient,
     Throttled,
+    Conflict,
     Denied,
 }
 
@@ -192,6 +209,7 @@ impl Failure {
         match self {
             Self::Timeout => Error::Timeout { key, after_ms: 10_000 },
             Self::Transient => Error::Transient { key, source: cause("simulated") },
+            Self::Conflict => Error::Transient { key, source: cause("simulated 409") },
             Self::Throttled => Error::Throttled { key, source: cause("simulated") },
             Self::Denied => Error::Denied { key, source: cause("simulated") },
         }
@@ -260,6 +278,10 @@ pub(super) fn draw(rates: &Rates, random: &mut SmallRng, changes: bool, has_body
     if hit(rates.throttled) {
         let outcome = Outcome::Fails(Failure::Throttled);
         return Fate { lands: None, outcome, fault: Some(Fault::Throttled), ..fate };
+    }
+    if changes && hit(rates.conflict) {
+        let outcome = Outcome::Fails(Failure::Conflict);
+        return Fate { lands: None, outcome, fault: Some(Fault::Conflict), ..fate };
     }
     if hit(rates.denied) {
         let outcome = Outcome::Fails(Failure::Denied);

@@ -7,16 +7,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
-use cairn::store::{ByteRange, Condition, ETag, Error, Listing, MemoryStore, Object, Store};
+use bytes::Bytes;
+use cairn::store::{ByteRange, Condition, ETag, Error, Listing, MemoryStore, Object};
 use cairn::volume::keys::{Keys, Parsed};
 use cairn::volume::record::{Record, RecordKind};
 use cairn::volume::root::KeptRoot;
 use cairn::volume::signal::Signal;
-use futures::FutureExt;
 use parking_lot::{Mutex, MutexGuard};
+use rand::SeedableRng;
 use rand::rngs::SmallRng;
-use rand::{Rng, SeedableRng};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
@@ -25,7 +24,7 @@ use super::history::History;
 use super::plan::Plan;
 use super::prefix;
 use super::trace::Trace;
-use super::weather::{Coverage, Failure, Fate, Fault, Outcome, Phase, draw, fair};
+use super::weather::{Coverage, Outcome, Phase};
 
 /// Seconds since 1970 when the world begins.
 pub(super) const DAWN: u64 = 1_700_000_000;
@@ -61,13 +60,13 @@ pub(super) type Reply = oneshot::Sender<Result<Answer, Error>>;
 /// A request on its way to the store.
 #[derive(Debug)]
 pub(super) struct Flight {
-    process: Process,
-    number: u64,
-    call: Call,
+    pub(super) process: Process,
+    pub(super) number: u64,
+    pub(super) call: Call,
     /// `None` where the caller will not hear of it.
-    reply: Option<Reply>,
-    outcome: Outcome,
-    answer_at: Time,
+    pub(super) reply: Option<Reply>,
+    pub(super) outcome: Outcome,
+    pub(super) answer_at: Time,
 }
 
 /// What happens.
@@ -120,11 +119,13 @@ pub(super) struct ProcessState {
     pub(super) ended: bool,
     /// Whether it is cut off.
     pub(super) partitioned: bool,
+    /// Whether its clock goes at a rate of its own.
+    pub(super) skewed: bool,
     /// What it was told.
     pub(super) order: Arc<Signal<Order>>,
     /// Commands without an answer, by number.
     pub(super) commands: BTreeMap<u64, String>,
-    flights: BTreeMap<u64, Phase>,
+    pub(super) flights: BTreeMap<u64, Phase>,
 }
 
 /// Shared by all parts of a run.
@@ -160,11 +161,19 @@ pub(super) struct Inner {
     pub(super) storm: bool,
     /// Gateways that die at this instant.
     pub(super) crashing: Vec<Process>,
+    /// Disasters since a command was answered.
+    pub(super) quiet: u32,
+    /// An object was damaged or lost at rest: what would be recovered is not to be had from the store any more.
+    pub(super) rotten: bool,
+    /// What was recovered right before.
+    pub(super) image: Option<super::history::Image>,
+    /// What is known of the objects.
+    pub(super) known: bucket::Known,
     /// Commands that may still be issued.
     pub(super) commands_left: u32,
     /// Commands that were issued.
     pub(super) commands: u64,
-    numbers: u64,
+    pub(super) numbers: u64,
     queue: BTreeMap<(Time, u64), Event>,
 }
 
@@ -188,6 +197,10 @@ impl World {
             strays: BTreeSet::new(),
             storm: false,
             crashing: Vec::new(),
+            quiet: 0,
+            rotten: false,
+            image: None,
+            known: bucket::Known::default(),
             commands_left: plan.commands,
             commands: 0,
             numbers: 0,
@@ -199,37 +212,6 @@ impl World {
     /// The state, until the guard is dropped.
     pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
         self.0.lock()
-    }
-}
-
-fn short(call: &Call, prefix: &str) -> String {
-    let cut = |key: &str| key.strip_prefix(prefix).unwrap_or(key).to_owned();
-    match call {
-        Call::Get(key, ByteRange::Full) => format!("get {}", cut(key)),
-        Call::Get(key, ByteRange::Bounded { offset, length }) => {
-            format!("get {}[{offset}+{length}]", cut(key))
-        }
-        Call::Put(key, body, condition) => {
-            let how = match condition {
-                Condition::Always => "",
-                Condition::IfAbsent => " if absent",
-                Condition::IfMatch(_) => " if match",
-            };
-            format!("put {} {} bytes{how}", cut(key), body.len())
-        }
-        Call::Delete(keys) => {
-            format!("delete {}", keys.iter().map(|key| cut(key)).collect::<Vec<_>>().join(" "))
-        }
-        Call::List(prefix, after) => format!("list {} after {:?}", cut(prefix), after.as_deref().map(cut)),
-    }
-}
-
-fn told(result: &Result<Answer, Error>) -> String {
-    match result {
-        Ok(Answer::Object(object)) => format!("{} bytes", object.body.len()),
-        Ok(Answer::Listing(listing)) => format!("{} entries", listing.entries.len()),
-        Ok(_) => "ok".to_owned(),
-        Err(error) => format!("{:?}", error.outcome()),
     }
 }
 
@@ -278,197 +260,8 @@ impl Inner {
         self.memory.objects()
     }
 
-    fn phase(&self, process: Process, call: &Call) -> Phase {
-        if self.processes[&process].opening {
-            return Phase::Open;
-        }
-        let parse = |key: &str| Keys::new(self.volume).parse(key);
-        match call {
-            Call::Delete(_) | Call::List(..) => Phase::Collect,
-            Call::Put(key, ..) => match parse(key) {
-                Some(Parsed::Head) => Phase::Head,
-                Some(Parsed::Root(_) | Parsed::MapPage(..)) => Phase::Fold,
-                _ => Phase::Commit,
-            },
-            Call::Get(key, range) => match (parse(key), range) {
-                (Some(Parsed::Record(_)), ByteRange::Full) => Phase::Commit,
-                (Some(Parsed::Record(_) | Parsed::Chunk(..) | Parsed::MapPage(..)), _) => Phase::Read,
-                _ => Phase::Collect,
-            },
-        }
-    }
-
-    /// Sends a request at a time, which may be a little ahead of the world's.
-    pub(super) fn send(&mut self, process: Process, at: Time, call: Call, reply: Reply) {
-        let at = at.max(self.now);
-        let phase = self.phase(process, &call);
-        self.numbers += 1;
-        let number = self.numbers;
-        let fate = self.fate(process, &call);
-        if let Some(fault) = fate.fault {
-            self.coverage.met(fault, phase);
-        }
-        let prefix = Keys::new(self.volume).prefix();
-        self.trace.line(
-            at,
-            format_args!(
-                "P{process} #{number} {phase:?} {}{}",
-                short(&call, &prefix),
-                match fate.fault {
-                    Some(fault) => format!(" [{fault:?}]"),
-                    None => String::new(),
-                }
-            ),
-        );
-        let answer_at = at + fate.answered;
-        let outcome = fate.outcome;
-        let flight = |reply| Flight { process, number, call: call.clone(), reply, outcome, answer_at };
-        if let Some(again) = fate.again {
-            self.push(at + again, Event::Land(Box::new(flight(None))));
-        }
-        let reply = match outcome {
-            Outcome::Fails(failure) => {
-                let key = match &call {
-                    Call::Get(key, _) | Call::Put(key, ..) | Call::List(key, _) => key.as_str(),
-                    Call::Delete(keys) => keys.first().map_or("", String::as_str),
-                };
-                let error = Box::new(Err(failure.error(key)));
-                self.push(answer_at, Event::Answer(process, number, reply, error));
-                None
-            }
-            _ => Some(reply),
-        };
-        if let Some(lands) = fate.lands {
-            self.push(at + lands, Event::Land(Box::new(flight(reply))));
-        }
-        let state = self.processes.get_mut(&process).expect("it sent a request");
-        state.flights.insert(number, phase);
-        self.crash_by_chance(process);
-    }
-
-    fn fate(&mut self, process: Process, call: &Call) -> Fate {
-        let changes = matches!(call, Call::Put(..) | Call::Delete(_));
-        let has_body = matches!(call, Call::Get(..));
-        if self.calm.is_some() {
-            return fair(&self.plan.rough, &mut self.random);
-        }
-        if self.processes[&process].partitioned {
-            let timeout = self.plan.rough.timeout;
-            let refused = self.random.random_bool(0.5);
-            let answered = if refused { self.random.random_range(1..50) } else { timeout };
-            let failure = if refused { Failure::Transient } else { Failure::Timeout };
-            let outcome = Outcome::Fails(failure);
-            return Fate { lands: None, again: None, answered, outcome, fault: Some(Fault::Partition) };
-        }
-        let mut rates = self.plan.rough.clone();
-        if self.storm {
-            (rates.throttled, rates.error_before, rates.lost_answer) = (5000, 2000, 1000);
-        }
-        draw(&rates, &mut self.random, changes, has_body)
-    }
-
-    fn crash_by_chance(&mut self, process: Process) {
-        // Openings are many requests, and crash in peace else.
-        let opening = self.processes.get(&process).is_some_and(|state| state.opening);
-        let rate = self.plan.crash_at_request / if opening { 10 } else { 1 };
-        if self.calm.is_none() && rate > 0 && self.random.random_range(0..10_000) < rate {
-            self.crashing.push(process);
-        }
-    }
-
-    /// Counts a fault of a gateway against what it has on its way.
-    pub(super) fn strike(&mut self, process: Process, fault: Fault) {
-        let phases: Vec<Phase> = self.processes[&process].flights.values().copied().collect();
-        phases.into_iter().for_each(|phase| self.coverage.met(fault, phase));
-    }
-
-    /// A request takes effect.
-    pub(super) fn land(&mut self, flight: Flight) {
-        let Flight { process, number, call, reply, outcome, answer_at, .. } = flight;
-        if !self.processes[&process].alive && self.random.random_bool(0.3) {
-            self.say(format_args!("P{process} #{number} never arrives: its sender is dead"));
-            return;
-        }
-        let result = self.apply(&call);
-        self.say(format_args!("P{process} #{number} lands: {}", told(&result)));
-        if let (Call::Put(key, body, _), Ok(_)) = (&call, &result) {
-            self.landed(key, body);
-            let superseded =
-                self.processes[&process].epoch.is_some_and(|epoch| epoch < self.history.newest());
-            if reply.is_none() || superseded {
-                self.strays.insert(key.clone());
-            }
-        }
-        if let Some(reply) = reply {
-            let result = self.on_the_way(outcome, result);
-            self.push(answer_at, Event::Answer(process, number, reply, Box::new(result)));
-            self.crash_by_chance(process);
-        }
-    }
-
-    fn apply(&self, call: &Call) -> Result<Answer, Error> {
-        let now = "the store in memory answers at once";
-        match call {
-            Call::Get(key, range) => {
-                self.memory.get(key, *range).now_or_never().expect(now).map(Answer::Object)
-            }
-            Call::Put(key, body, condition) => {
-                let put = self.memory.put(key, body.clone(), condition.clone());
-                put.now_or_never().expect(now).map(Answer::ETag)
-            }
-            Call::Delete(keys) => {
-                self.memory.delete(keys).now_or_never().expect(now).map(|()| Answer::Deleted)
-            }
-            Call::List(prefix, after) => {
-                let list = self.memory.list(prefix, after.as_deref());
-                list.now_or_never().expect(now).map(Answer::Listing)
-            }
-        }
-    }
-
-    /// What is left of an answer on its way.
-    fn on_the_way(&mut self, outcome: Outcome, result: Result<Answer, Error>) -> Result<Answer, Error> {
-        let Ok(Answer::Object(object)) = result else { return result };
-        match outcome {
-            Outcome::Flipped if !object.body.is_empty() => {
-                let mut body = BytesMut::from(&object.body[..]);
-                let at = self.random.random_range(0..body.len());
-                body[at] ^= 1 << self.random.random_range(0..8_u8);
-                Ok(Answer::Object(Object { body: body.freeze(), etag: object.etag }))
-            }
-            Outcome::Short => {
-                let wanted = object.body.len() as u64;
-                Err(Error::Truncated { key: String::new(), wanted, got: wanted / 2 })
-            }
-            _ => Ok(Answer::Object(object)),
-        }
-    }
-
-    /// A caller hears, unless it is cut off.
-    pub(super) fn answer(
-        &mut self,
-        process: Process,
-        number: u64,
-        reply: Reply,
-        result: Result<Answer, Error>,
-    ) {
-        let state = self.processes.get_mut(&process).expect("it sent a request");
-        if !state.alive {
-            return;
-        }
-        if state.partitioned && !matches!(result, Err(Error::Timeout { .. })) {
-            let error = Box::new(Err(Failure::Timeout.error("")));
-            let later = self.now + self.plan.rough.timeout;
-            return self.push(later, Event::Answer(process, number, reply, error));
-        }
-        state.flights.remove(&number);
-        self.say(format_args!("P{process} #{number} hears: {}", told(&result)));
-        // Nobody listens where the caller gave the request up.
-        drop(reply.send(result));
-    }
-
     /// What a PUT that took effect means: an opening record proves what its writer recovered.
-    fn landed(&mut self, key: &str, body: &Bytes) {
+    pub(super) fn landed(&mut self, key: &str, body: &Bytes) {
         let Some(Parsed::Record(slot)) = Keys::new(self.volume).parse(key) else { return };
         if slot.n != 1 || self.history.newest() >= slot.epoch {
             return;
@@ -484,8 +277,11 @@ impl Inner {
 
     /// Checks what an opener would recover now; gives the image.
     pub(super) fn check_now(&mut self) -> Option<Vec<super::cells::Id>> {
+        if self.rotten {
+            return None;
+        }
         let objects = self.objects();
-        let found = bucket::recover(&objects, self.volume, &self.plan.layout);
+        let found = bucket::recover(&objects, self.volume, &self.plan.layout, &mut self.known);
         let found = match found {
             Ok(found) => found,
             Err(why) => {
@@ -504,7 +300,9 @@ impl Inner {
             if !self.is_within_grace(kept) {
                 continue;
             }
-            if let Err(why) = bucket::check_root(&objects, self.volume, &self.plan.layout, kept.root) {
+            let checked =
+                bucket::check_root(&objects, self.volume, &self.plan.layout, kept.root, &mut self.known);
+            if let Err(why) = checked {
                 self.broken(format!("a root within its grace is not whole: {why}"));
             }
         }
@@ -527,6 +325,7 @@ impl Inner {
             epoch: None,
             ended: false,
             partitioned: false,
+            skewed: false,
             order: Arc::clone(&order),
             commands: BTreeMap::new(),
             flights: BTreeMap::new(),

@@ -133,6 +133,13 @@ impl Setup {
         self
     }
 
+    /// Listens on that TCP port.
+    pub(crate) fn tcp_at(mut self, port: u16) -> Self {
+        self.command.args(["--listen", &format!("127.0.0.1:{port}")]);
+        self.listeners += 1;
+        self
+    }
+
     /// Listens on a Unix socket.
     pub(crate) fn unix(mut self, path: &Path) -> Self {
         self.command.arg("--listen").arg(format!("unix:{}", path.display()));
@@ -143,6 +150,17 @@ impl Setup {
     /// Does not wait for a lease that another holder left unexpired.
     pub(crate) fn takeover(mut self) -> Self {
         self.command.arg("--takeover");
+        self
+    }
+
+    /// Hands its sockets to a successor there, and takes them from a predecessor.
+    pub(crate) fn handover(self, path: &Path) -> Self {
+        self.env("CAIRN_SERVER__HANDOVER", &path.display().to_string())
+    }
+
+    /// A configuration file.
+    pub(crate) fn config(mut self, path: &Path) -> Self {
+        self.command.arg("--config").arg(path);
         self
     }
 

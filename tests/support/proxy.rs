@@ -150,6 +150,11 @@ impl Proxy {
         *self.shared.rule.lock() = Box::new(rule);
     }
 
+    /// From now on every request goes its way.
+    pub(crate) fn pass(&self) {
+        self.rule(|_| Action::Pass);
+    }
+
     /// Cuts every connection, and every new one, until [`Proxy::resume`].
     pub(crate) fn cut(&self) {
         self.shared.mode.send_replace(Mode::Cut);

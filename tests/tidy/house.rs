@@ -94,6 +94,24 @@ fn spawns(survey: &Survey) -> Vec<String> {
     found
 }
 
+/// Where the order of events must depend on nothing but the events: what a simulation runs.
+const ORDERED: &[&str] = &["src/client/", "src/server/", "src/store/", "src/volume/"];
+
+/// `select!` without `biased;`, which draws who is asked first.
+fn drawn_selects(sources: &[Source<'_>]) -> Vec<String> {
+    let mut found = Vec::new();
+    for (file, text) in sources.iter().filter(|(file, _)| ORDERED.iter().any(|of| file.starts_with(of))) {
+        for (at, _) in text.match_indices("select!") {
+            let body = text[at..].split_once('{').map_or("", |(_, body)| body.trim_start());
+            if !body.starts_with("biased;") {
+                let line = text[..at].lines().count();
+                found.push(format!("{file}:{line}: select! without biased"));
+            }
+        }
+    }
+    found
+}
+
 /// Names of tests in a document, in backticks, of which no source has the function.
 fn missing_tests(document: &str, sources: &[Source<'_>]) -> Vec<String> {
     let quoted = document.split('`').skip(1).step_by(2).filter_map(|name| name.rsplit("::").next());
@@ -147,6 +165,11 @@ fn only_task_rs_spawns() {
 }
 
 #[test]
+fn who_is_asked_first_is_not_drawn() {
+    complain(&drawn_selects(&borrowed(&read_tree("src"))));
+}
+
+#[test]
 fn modules_are_named_for_what_they_are() {
     complain(&names(survey_of_src()));
     complain(&names(&survey(&borrowed(&read_tree("tests"))).expect("the tests parse")));
@@ -189,6 +212,10 @@ fn each_rule_finds_what_it_looks_for() {
         assert_eq!(of(names, text), 1, "{text}");
     }
     assert_eq!(names(&survey(&[("src/store/util.rs", "")]).expect("it parses")).len(), 1);
+    let select = |body: &str| format!("fn f() {{ tokio::select! {{{body}}} }}");
+    assert_eq!(drawn_selects(&[("src/volume/a.rs", &select(" a = b => {} "))]).len(), 1);
+    assert_eq!(drawn_selects(&[("src/volume/a.rs", &select("\n    biased;\n a = b => {}"))]).len(), 0);
+    assert_eq!(drawn_selects(&[("src/cli/a.rs", &select(" a = b => {} "))]).len(), 0);
     assert_eq!(of(names, "mod manage {} mod helping {}"), 0);
     for text in ["#[path = \"x.rs\"] mod a;", "include!(\"x.rs\");", "#[macro_use] mod a {}"] {
         assert_eq!(of(evasions, text), 1, "{text}");

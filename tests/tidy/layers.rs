@@ -14,12 +14,16 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("task", &[]),
     ("metrics", &[]),
     ("config", &[]),
-    ("store", &["metrics", "task"]),
-    ("volume", &["store", "metrics", "task"]),
-    ("server", &["protocol", "metrics", "task"]),
+    ("mutant", &[]),
+    ("store", &["metrics", "task", "mutant"]),
+    ("volume", &["store", "metrics", "task", "mutant"]),
+    ("server", &["protocol", "metrics", "task", "mutant"]),
     ("client", &["protocol", "task"]),
     ("admin", &["volume", "server", "metrics", "task"]),
-    ("cli", &["protocol", "task", "metrics", "config", "store", "volume", "server", "client", "admin"]),
+    (
+        "cli",
+        &["protocol", "task", "metrics", "config", "mutant", "store", "volume", "server", "client", "admin"],
+    ),
     ("main", &["cli"]),
 ];
 

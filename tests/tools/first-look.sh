@@ -12,6 +12,8 @@ set -euo pipefail
 
 RUNTIME=${1:-15}
 CAIRN=${CAIRN_TEST_BINARY:-${CARGO_TARGET_DIR:-$ROOT/target}/release/cairn}
+# Cairn refuses settings that it does not know.
+unset CAIRN_TEST_BINARY CAIRN_CACHE
 WORK=$(mktemp -d)
 KEY=cairn-tests
 PIDS=()

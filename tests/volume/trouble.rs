@@ -40,6 +40,33 @@ async fn an_object_that_is_gone_is_an_error_not_zeros() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_checkpoint_moves_meanwhile_is_looked_up_again() {
+    let mut bench = Bench::new(64 * MIB).await;
+    bench.options.deletion_grace = Duration::ZERO;
+    stored(&mut bench).await.close().await.unwrap();
+    bench.options.holder_name = "without a cache".to_owned();
+    let env = bench.env(0);
+    let id = cairn::volume::catalog::resolve(&env, "disk").await.unwrap();
+    let volume = cairn::volume::Volume::open(&env, bench.options.clone(), id, true).await.unwrap();
+    let map = bench.keys("/map/").pop().expect("one map page");
+    // What is dirty leaves gaps, and each asks for the map page anew: the last does so when that is gone.
+    for gap in [1, 3] {
+        volume.write(gap * 4096, pattern(2, 4096), false).await.unwrap();
+    }
+    for (skip, seconds) in [(0, 1), (1, 1), (2, 100)] {
+        let delay = Action::Delay(Duration::from_secs(seconds), Duration::from_secs(seconds));
+        bench.fault.add(Rule::new(delay).on(Operation::Get).containing(&map).skip(skip).times(1));
+    }
+    let (extents, checkpoint) =
+        tokio::join!(volume.allocation(0, 65_536, 8), async { volume.checkpoint().await });
+    checkpoint.unwrap();
+    assert!(!bench.keys("/map/").contains(&map), "the map page was replaced and deleted meanwhile");
+    let extents = extents.unwrap();
+    assert_eq!(extents.len(), 1, "one extent of data");
+    assert!(!extents[0].hole && !extents[0].zero);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_damaged_page_stays_damaged_until_it_is_overwritten() {
     let mut bench = Bench::new(64 * MIB).await;
     let volume = stored(&mut bench).await;
@@ -122,4 +149,31 @@ async fn at_the_dirty_bound_trims_are_slowed_too() {
         trimmed += 1;
         assert!(trimmed <= 256 * 64, "the bound is 256 blocks, and 64 ranges weigh as much as one");
     }
+}
+
+/// Cuts a volume off from its head for ten lease times; why it stopped, if it did, and whether it reads then.
+async fn without_renewal(strict: bool) -> (Option<String>, bool) {
+    let mut bench = Bench::new(64 * MIB).await;
+    bench.options.lease_strict = strict;
+    let volume = bench.open().await;
+    volume.write(0, pattern(1, 4096), true).await.unwrap();
+    let cut_off = tokio::time::Instant::now();
+    bench.fault.add(Rule::new(Action::FailBefore(Failure::Transient)).containing("/head"));
+    let stopped = tokio::time::timeout(bench.options.lease_ttl * 10, volume.stopped()).await.ok();
+    if stopped.is_some() {
+        assert!(cut_off.elapsed() <= bench.options.lease_ttl, "not served beyond the lease");
+    }
+    (stopped, volume.read(0, 4096).await.is_ok())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gateway_that_cannot_renew_its_lease_serves_on() {
+    assert_eq!(without_renewal(false).await, (None, true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_a_strict_lease_it_stops_when_the_lease_is_over() {
+    let (stopped, reads) = without_renewal(true).await;
+    assert!(stopped.is_some_and(|why| why.contains("lease.strict")));
+    assert!(!reads);
 }

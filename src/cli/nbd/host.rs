@@ -12,7 +12,7 @@ use super::args::{Host, Serve};
 use super::error::NbdError;
 use super::file::{FileExport, named};
 use crate::cli::error::Error;
-use crate::cli::listeners::{Inherited, Listeners, Plan};
+use crate::cli::listeners::{Door, Inherited, Listeners, Plan};
 use crate::cli::process::Signals;
 use crate::client::{Address, Uri, uri::UriTls};
 use crate::metrics::Metrics;
@@ -95,14 +95,14 @@ impl Hosted {
         let plan = Plan { listen: vec![address], ..Plan::default() };
         // Whoever opened it knows where it is, and may have put something else at the end of standard output.
         let is_ours = inherited.is_empty();
-        let Listeners { nbd, stream, .. } = Listeners::open(&plan, inherited).await?;
+        let Listeners { nbd, stream, .. } = Listeners::open(&plan, inherited, None).await?;
         let exports = OnlyExport { name: host.exportname.clone(), export };
         let mut server = Server::new(Arc::new(exports), Options::default(), Metrics::new().server());
         let encrypted = tls.is_some();
         if let Some(tls) = tls {
             server = server.with_tls(tls);
         }
-        for (listener, greeting) in nbd {
+        for Door { listener, greeting, .. } in nbd {
             let address = server.listen(listener, greeting);
             if is_ours {
                 say(&format!("listening on {}", uri(address, &host.exportname, encrypted)));

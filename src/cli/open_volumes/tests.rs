@@ -123,6 +123,33 @@ async fn a_configured_volume_stays_and_is_the_default() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_configured_later_stays_and_what_no_longer_is_goes_when_unused() {
+    let store = store_of(&["a"]).await;
+    let gateway = gateway(&store, 1, None);
+    let export = gateway.exports.open("a").await.unwrap();
+    gateway.volumes.open_configured("a", false).await.unwrap();
+    drop(export);
+    tokio::time::sleep(IDLE * 3).await;
+    assert!(holder(&store, "a").await.is_some(), "it stays");
+    assert_eq!(catalog::info(&environment(&store, 98), "a").await.unwrap().epoch, 1, "it was opened once");
+
+    let export = gateway.exports.open("a").await.unwrap();
+    gateway.volumes.unpin("a");
+    gateway.volumes.unpin("a");
+    tokio::time::sleep(IDLE * 3).await;
+    assert!(holder(&store, "a").await.is_some(), "it is in use");
+    drop(export);
+    while holder(&store, "a").await.is_some() {
+        tokio::time::sleep(IDLE / 10).await;
+    }
+    gateway.volumes.open_configured("a", false).await.unwrap();
+    assert!(holder(&store, "a").await.is_some());
+    let nothing_left = gateway.volumes.nothing_left();
+    tokio::pin!(nothing_left);
+    assert!(futures::poll!(nothing_left.as_mut()).is_pending());
+}
+
+#[tokio::test(start_paused = true)]
 async fn names_that_stand_for_nothing_are_unknown() {
     let store = store_of(&["a"]).await;
     let gateway = gateway(&store, 1, None);
@@ -155,7 +182,7 @@ async fn a_volume_that_was_taken_over_answers_eshutdown_and_nothing_is_left() {
     export.write(0, Bytes::from_static(b"late"), false).await.unwrap();
     let failure = export.flush().await.unwrap_err();
     assert_eq!(failure.error, Value::Shutdown, "{failure}");
-    first.volumes.nothing_left(1).await;
+    first.volumes.nothing_left().await;
     let refused = first.exports.open("a").await.map(|_| ()).unwrap_err();
     assert!(matches!(&refused, Refusal::Refused(why) if why.contains("stopped")), "{refused:?}");
     let failure = export.read(0, 1).await.unwrap_err();
@@ -199,7 +226,7 @@ async fn it_is_ready_while_the_store_answers_and_no_configured_volume_is_lost() 
     assert!(matches!(&obstacles[..], [only] if only.contains("store cannot be read")), "{obstacles:?}");
     fault.clear();
     second.volumes.open_configured("a", true).await.unwrap();
-    first.volumes.nothing_left(1).await;
+    first.volumes.nothing_left().await;
     let obstacles = status.obstacles().await;
     assert!(matches!(&obstacles[..], [only] if only.contains("\"a\" stopped")), "{obstacles:?}");
 }

@@ -89,7 +89,7 @@ mod tests {
             (vec![mode], "tls.certificate = |tls.mode is required"),
             (vec![mode, certificate], "tls.key = |tls.mode is required"),
             (vec![mode, certificate, key], "tls.key = \"/none/key.pem\"|CAIRN_TLS__KEY"),
-            (vec![mode, certificate, ("CAIRN_TLS__KEY", "/dev/null")], "tls.key = \"/dev/null\""),
+            (vec![mode, certificate, ("CAIRN_TLS__KEY", "/proc/version")], "tls.key = \"/proc/version\""),
             (vec![mode, certificate, key, subjects], "tls.subjects = |no client authorities"),
             (vec![mode, certificate, key, ("CAIRN_TLS__SUBJECTS", "disk")], "tls.subjects = |EXPORT=SUBJECT"),
             (

@@ -3,6 +3,7 @@
 //! This file carries the blocking work to the runtime's blocking threads; [`tree`] does it. Several processes of one
 //! host may share a directory. Invariant: what a PUT or DELETE did is on disk, directories too, before it returns.
 
+mod direct;
 mod tree;
 mod walk;
 

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,6 +21,7 @@ use xxhash_rust::xxh3;
 
 use super::super::error::Source;
 use super::super::{ByteRange, Condition, ETag, Error, Object};
+use super::direct;
 
 const TEMPORARY: &str = "~tmp";
 const LOCKS: &str = "~lock";
@@ -215,7 +216,7 @@ impl Tree {
                 Err(rustix::io::Errno::EXIST) => continue,
                 Err(error) => return Err(error.into()),
             };
-            let mut temporary = Temporary { tree: self, name, file };
+            let temporary = Temporary { tree: self, name, file };
             // Whoever cleans up removes what nobody has locked, so one that was removed before it was locked is
             // made again.
             match rustix::fs::flock(&temporary.file, FlockOperation::NonBlockingLockExclusive) {
@@ -229,7 +230,7 @@ impl Tree {
             {
                 tracing::trace!(%error, "no extended attribute: reading a range will hash the whole file");
             }
-            temporary.file.write_all(body)?;
+            direct::write_all(&temporary.file, body)?;
             temporary.file.sync_all()?;
             return Ok(temporary);
         }

@@ -12,58 +12,58 @@ use std::sync::Arc;
 use super::cells::{BLOCK_CELLS, Id, TORN};
 
 /// A point of a run's time; every event has its own.
-pub(super) type Moment = u64;
+pub(crate) type Moment = u64;
 
 /// Content of every cell.
-pub(super) type Image = Arc<Vec<Id>>;
+pub(crate) type Image = Arc<Vec<Id>>;
 
 /// A change that a client issued.
 #[derive(Clone, Debug)]
-pub(super) struct Change {
+pub(crate) struct Change {
     /// Which.
-    pub(super) id: Id,
+    pub(crate) id: Id,
     /// Cells that it covers, in order.
-    pub(super) cells: Vec<Range<u32>>,
+    pub(crate) cells: Vec<Range<u32>>,
     /// Whether it zeroes them.
-    pub(super) zero: bool,
+    pub(crate) zero: bool,
     /// When it was issued.
-    pub(super) issued: Moment,
+    pub(crate) issued: Moment,
     /// When it was answered with success; one that failed, or was never answered, may or may not be applied.
-    pub(super) answered: Option<Moment>,
+    pub(crate) answered: Option<Moment>,
     /// Whether its answer said that it is durable.
-    pub(super) durable: bool,
+    pub(crate) durable: bool,
 }
 
 impl Change {
     /// Whether it covers a cell.
-    pub(super) fn covers(&self, cell: u32) -> bool {
+    pub(crate) fn covers(&self, cell: u32) -> bool {
         self.cells.iter().any(|cells| cells.contains(&cell))
     }
 
     /// Whether it was answered before another was issued.
-    pub(super) fn precedes(&self, other: &Self) -> bool {
+    pub(crate) fn precedes(&self, other: &Self) -> bool {
         self.answered.is_some_and(|answered| answered < other.issued)
     }
 }
 
 /// The time of one writer.
 #[derive(Debug)]
-pub(super) struct Epoch {
+pub(crate) struct Epoch {
     /// What its opener recovered.
-    pub(super) base: Image,
+    pub(crate) base: Image,
     /// Changes issued to it, in order of issue.
-    pub(super) changes: Vec<Change>,
+    pub(crate) changes: Vec<Change>,
     /// Positions in `changes` by the block of cells that they touch, in order of issue.
     by_block: BTreeMap<u32, Vec<usize>>,
     /// When the last of the flushes that were answered with success was issued; 0 for none.
-    pub(super) flushed: Moment,
+    pub(crate) flushed: Moment,
     /// When its closing was answered with success.
-    pub(super) closed: Option<Moment>,
+    pub(crate) closed: Option<Moment>,
 }
 
 impl Epoch {
     /// An epoch that begins with this content.
-    pub(super) fn new(base: Image) -> Self {
+    pub(crate) fn new(base: Image) -> Self {
         Self { base, changes: Vec::new(), by_block: BTreeMap::new(), flushed: 0, closed: None }
     }
 
@@ -78,12 +78,12 @@ impl Epoch {
     }
 
     /// A change by its id.
-    pub(super) fn change(&self, id: Id) -> Option<&Change> {
+    pub(crate) fn change(&self, id: Id) -> Option<&Change> {
         self.changes.binary_search_by_key(&id, |change| change.id).ok().map(|at| &self.changes[at])
     }
 
     /// Changes that touch a block of cells, in order of issue.
-    pub(super) fn touching(&self, block: u32) -> impl Iterator<Item = &Change> + Clone {
+    pub(crate) fn touching(&self, block: u32) -> impl Iterator<Item = &Change> + Clone {
         self.by_block.get(&block).into_iter().flatten().map(|at| &self.changes[*at])
     }
 
@@ -92,7 +92,7 @@ impl Epoch {
     /// A change is past if another one of the cell was issued after its answer, and was itself answered before the
     /// read was issued. A read gives the content of a change that is not past, or the base while no change was
     /// answered before the read was issued.
-    pub(super) fn check_read(&self, cell: u32, found: Id, issued: Moment) -> Result<(), String> {
+    pub(crate) fn check_read(&self, cell: u32, found: Id, issued: Moment) -> Result<(), String> {
         if found == TORN {
             return Err(format!("cell {cell} holds what nobody wrote"));
         }
@@ -119,7 +119,7 @@ impl Epoch {
 }
 
 /// A change, for people.
-pub(super) fn describe(change: &Change) -> String {
+pub(crate) fn describe(change: &Change) -> String {
     let kind = if change.zero { "zero " } else { "" };
     let end = change.answered.map_or("?".to_owned(), |at| at.to_string());
     format!("{kind}{}@{}..{end}", change.id, change.issued)
@@ -127,35 +127,35 @@ pub(super) fn describe(change: &Change) -> String {
 
 /// All epochs.
 #[derive(Debug)]
-pub(super) struct History {
+pub(crate) struct History {
     now: Moment,
     next_id: Id,
     /// By number.
-    pub(super) epochs: BTreeMap<u32, Epoch>,
+    pub(crate) epochs: BTreeMap<u32, Epoch>,
     /// Each opening: the epoch that came before, the one that began, and what it recovered.
-    pub(super) openings: Vec<(u32, u32, Image)>,
+    pub(crate) openings: Vec<(u32, u32, Image)>,
 }
 
 impl History {
     /// A volume that was just created, all zeros, as epoch 0.
-    pub(super) fn new(cells: u32) -> Self {
+    pub(crate) fn new(cells: u32) -> Self {
         let base = Arc::new(vec![0; cells as usize]);
         Self { now: 1, next_id: 1, epochs: BTreeMap::from([(0, Epoch::new(base))]), openings: Vec::new() }
     }
 
     /// The next moment.
-    pub(super) fn tick(&mut self) -> Moment {
+    pub(crate) fn tick(&mut self) -> Moment {
         self.now += 1;
         self.now
     }
 
     /// The newest epoch.
-    pub(super) fn newest(&self) -> u32 {
+    pub(crate) fn newest(&self) -> u32 {
         *self.epochs.last_key_value().expect("epoch 0 stays").0
     }
 
     /// An opener proved what it recovered.
-    pub(super) fn begin(&mut self, epoch: u32, image: Image) {
+    pub(crate) fn begin(&mut self, epoch: u32, image: Image) {
         let before = self.newest();
         self.openings.push((before, epoch, Arc::clone(&image)));
         self.epochs.insert(epoch, Epoch::new(image));
@@ -166,7 +166,7 @@ impl History {
     }
 
     /// A client issues a change.
-    pub(super) fn issue(&mut self, epoch: u32, zero: bool, cells: impl FnOnce(Id) -> Vec<Range<u32>>) -> Id {
+    pub(crate) fn issue(&mut self, epoch: u32, zero: bool, cells: impl FnOnce(Id) -> Vec<Range<u32>>) -> Id {
         let (id, issued) = (self.next_id, self.tick());
         self.next_id += 1;
         let cells = cells(id);
@@ -175,7 +175,7 @@ impl History {
     }
 
     /// A change was answered with success.
-    pub(super) fn answer(&mut self, epoch: u32, id: Id, durable: bool) {
+    pub(crate) fn answer(&mut self, epoch: u32, id: Id, durable: bool) {
         let now = self.tick();
         let changes = &mut self.epoch(epoch).changes;
         let at = changes.binary_search_by_key(&id, |change| change.id).expect("it was issued");
@@ -188,13 +188,13 @@ impl History {
     }
 
     /// A flush that was issued then was answered with success.
-    pub(super) fn flush_answered(&mut self, epoch: u32, issued: Moment) {
+    pub(crate) fn flush_answered(&mut self, epoch: u32, issued: Moment) {
         let epoch = self.epoch(epoch);
         epoch.flushed = epoch.flushed.max(issued);
     }
 
     /// A closing was answered with success.
-    pub(super) fn close_answered(&mut self, epoch: u32) {
+    pub(crate) fn close_answered(&mut self, epoch: u32) {
         let now = self.tick();
         self.epoch(epoch).closed.get_or_insert(now);
     }

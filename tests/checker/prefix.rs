@@ -26,7 +26,7 @@ struct Wrong {
 }
 
 /// Checks what was recovered after `epoch` ended, or would be if it ended now.
-pub(super) fn check(epoch: &Epoch, image: &[Id]) -> Result<(), String> {
+pub(crate) fn check(epoch: &Epoch, image: &[Id]) -> Result<(), String> {
     let mut held: BTreeSet<Id> = BTreeSet::new();
     for (cell, found) in (0..).zip(image) {
         if *found == TORN {

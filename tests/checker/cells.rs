@@ -8,17 +8,17 @@
 use std::ops::Range;
 
 /// Bytes of a cell.
-pub(super) const CELL: u64 = 64;
+pub(crate) const CELL: u64 = 64;
 /// [`CELL`] as a length of memory.
-pub(super) const CELL_LEN: usize = 64;
+pub(crate) const CELL_LEN: usize = 64;
 /// Cells of a block of 4 KiB, by which changes are looked up.
-pub(super) const BLOCK_CELLS: u32 = 64;
+pub(crate) const BLOCK_CELLS: u32 = 64;
 
 /// The change that wrote a cell; 0 for zeros.
-pub(super) type Id = u32;
+pub(crate) type Id = u32;
 
 /// What no change wrote.
-pub(super) const TORN: Id = u32::MAX;
+pub(crate) const TORN: Id = u32::MAX;
 
 fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -27,7 +27,7 @@ fn mix(mut x: u64) -> u64 {
 }
 
 /// What change `id` writes into `cell`.
-pub(super) fn stamp(id: Id, cell: u32) -> [u8; CELL_LEN] {
+pub(crate) fn stamp(id: Id, cell: u32) -> [u8; CELL_LEN] {
     let head = u64::from(id) << 32 | u64::from(cell);
     let mut bytes = [0; CELL_LEN];
     let mut word = head;
@@ -39,7 +39,7 @@ pub(super) fn stamp(id: Id, cell: u32) -> [u8; CELL_LEN] {
 }
 
 /// The change that wrote these bytes of `cell`.
-pub(super) fn identify(bytes: &[u8], cell: u32) -> Id {
+pub(crate) fn identify(bytes: &[u8], cell: u32) -> Id {
     let head = u64::from_le_bytes(*bytes.first_chunk().expect("a cell is 64 bytes"));
     if head == 0 {
         return if bytes.iter().all(|byte| *byte == 0) { 0 } else { TORN };
@@ -50,28 +50,28 @@ pub(super) fn identify(bytes: &[u8], cell: u32) -> Id {
 
 /// Size and chunk size of the volume, and the windows of it that a run writes and reads.
 #[derive(Clone, Debug)]
-pub(super) struct Layout {
+pub(crate) struct Layout {
     /// Bytes of the volume.
-    pub(super) size: u64,
+    pub(crate) size: u64,
     /// Bytes of a chunk.
-    pub(super) chunk: u64,
+    pub(crate) chunk: u64,
     /// Parts of the volume in use, in order, of whole cells; elsewhere nothing is ever written.
-    pub(super) windows: Vec<Range<u64>>,
+    pub(crate) windows: Vec<Range<u64>>,
 }
 
 impl Layout {
     /// Bytes of all windows.
-    pub(super) fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.windows.iter().map(|window| window.end - window.start).sum()
     }
 
     /// Cells of all windows; they are numbered through.
-    pub(super) fn cells(&self) -> u32 {
+    pub(crate) fn cells(&self) -> u32 {
         u32::try_from(self.bytes() / CELL).expect("windows are small")
     }
 
     /// The cells that lie in a range of whole cells, with the offset of the first of each run.
-    pub(super) fn cells_of(&self, range: &Range<u64>) -> Vec<(u64, Range<u32>)> {
+    pub(crate) fn cells_of(&self, range: &Range<u64>) -> Vec<(u64, Range<u32>)> {
         let (mut found, mut first) = (Vec::new(), 0);
         for window in &self.windows {
             let part = range.start.max(window.start)..range.end.min(window.end);
@@ -87,7 +87,7 @@ impl Layout {
     }
 
     /// The offset of a position counted through all windows, and how much of its window follows it.
-    pub(super) fn place(&self, position: u64) -> (u64, u64) {
+    pub(crate) fn place(&self, position: u64) -> (u64, u64) {
         let mut before = 0;
         for window in &self.windows {
             let length = window.end - window.start;
@@ -101,7 +101,7 @@ impl Layout {
     }
 
     /// What change `id` writes into a range that lies in one window.
-    pub(super) fn payload(&self, range: &Range<u64>, id: Id) -> Vec<u8> {
+    pub(crate) fn payload(&self, range: &Range<u64>, id: Id) -> Vec<u8> {
         let cells = self.cells_of(range);
         cells.into_iter().flat_map(|(_, cells)| cells).flat_map(|cell| stamp(id, cell)).collect()
     }

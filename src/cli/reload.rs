@@ -1,0 +1,93 @@
+//! SIGHUP: the settings are read again; what can change in a running gateway changes, and of the rest is said that it does
+//! not.
+//!
+//! Invariant: settings that are wrong change nothing.
+
+use std::sync::Arc;
+
+use super::args;
+use super::error::{Error, chain};
+use super::exports::VolumeExports;
+use super::open_volumes::OpenVolumes;
+use super::process::SetLevel;
+use super::serve::open_configured;
+use super::settings::Options;
+use crate::config::Config;
+use crate::server::Server;
+use crate::volume::Environment;
+
+/// Keys that take effect at once.
+const TAKEN: [&str; 9] = [
+    "cache.dirty",
+    "log.level",
+    "tls.certificate",
+    "tls.client_authorities",
+    "tls.key",
+    "tls.mode",
+    "tls.subjects",
+    "volumes.create",
+    "volumes.open",
+];
+
+/// The settings as they were read last, and how to read them.
+pub(super) struct Settings {
+    args: args::Serve,
+    config: Config,
+    set_level: SetLevel,
+}
+
+/// What settings can be changed of.
+pub(super) struct Running<'a> {
+    pub(super) env: &'a Environment,
+    pub(super) volumes: &'a Arc<OpenVolumes>,
+    pub(super) exports: &'a VolumeExports,
+    pub(super) server: &'a Server,
+}
+
+impl Settings {
+    pub(super) fn new(args: args::Serve, config: Config, set_level: SetLevel) -> Self {
+        Self { args, config, set_level }
+    }
+
+    /// Reads the settings again.
+    pub(super) async fn reload(&mut self, running: &Running<'_>) {
+        match self.apply(running).await {
+            Ok(taken) if taken.is_empty() => {
+                tracing::info!("settings read again: none of those that can change has")
+            }
+            Ok(taken) => tracing::info!("settings read again: {} changed", taken.join(", ")),
+            Err(error) => tracing::error!("the settings stay as they are: {}", chain(&error)),
+        }
+    }
+
+    async fn apply(&mut self, running: &Running<'_>) -> Result<Vec<&'static str>, Error> {
+        let config = self.args.config()?;
+        let options = Options::of(&config)?;
+        let changed = config.changed(&self.config);
+        (self.set_level)(&config)?;
+        let (taken, left): (Vec<_>, Vec<_>) = changed.into_iter().partition(|key| TAKEN.contains(key));
+        if !left.is_empty() {
+            tracing::warn!("{} changed, which takes a restart", left.join(", "));
+        }
+        running.env.budget.resize(options.dirty_bytes);
+        if options.tls.is_some() {
+            tracing::info!("certificates read again, for connections from now on");
+        }
+        running.server.set_tls(options.tls.clone());
+        let before = Options::of(&self.config)?.configured();
+        let now = options.configured();
+        for gone in before.iter().filter(|name| !now.contains(name)) {
+            running.volumes.unpin(gone);
+        }
+        running.exports.set_default(only(&now));
+        // Those that can be opened are; what is wrong with the others is in the log.
+        self.config = config;
+        open_configured(running.env, &options, running.volumes).await?;
+        Ok(taken)
+    }
+}
+
+/// What the empty name stands for: the configured volume, if there is one and no other.
+pub(super) fn only(configured: &[String]) -> Option<String> {
+    if let [only] = configured { Some(only.clone()) } else { None }
+}

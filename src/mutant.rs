@@ -1,0 +1,159 @@
+//! Deliberate faults, which show that the tests would find such faults.
+//!
+//! Only a build with the feature `mutants` can commit one, and only the one that was chosen; in every other build
+//! [`is`] is the constant `false`, and what hangs on it is not in the program. A mutant changes what Cairn does at one
+//! place; nothing that checks knows of it. tests/README.md says what each breaks and how soon that is found.
+
+/// Declares the mutants, with the names by which they are chosen.
+macro_rules! mutants {
+    ($($(#[$doc:meta])+ $mutant:ident = $name:literal,)+) => {
+        /// A deliberate fault.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Mutant {
+            $($(#[$doc])+ $mutant,)+
+        }
+
+        impl Mutant {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$mutant,)+];
+
+            /// What it is called.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$mutant => $name,)+ }
+            }
+        }
+    };
+}
+
+mutants! {
+    /// A FLUSH is answered before its commit is durable.
+    FlushAnsweredEarly = "flush-answered-early",
+    /// A commit is answered when it is durable, whether or not those before it are.
+    AnsweredOutOfOrder = "answered-out-of-order",
+    /// Data is forgotten once a FLUSH of it has failed.
+    CleanAfterFailure = "clean-after-failure",
+    /// A wait that ends because the volume stopped is taken for success.
+    StopIsSuccess = "stop-is-success",
+    /// Closing releases the lease without committing.
+    ClosedUncommitted = "closed-uncommitted",
+    /// A slot that another's record has taken is taken for ours.
+    TakenSlotIgnored = "taken-slot-ignored",
+    /// A record without an answer is made anew for the same slot.
+    SlotRecut = "slot-recut",
+    /// A record is sent before the chunk objects that it names are durable.
+    RecordBeforeChunks = "record-before-chunks",
+    /// A record lists the chunks before the zeros that lie below them.
+    ZerosAfterChunks = "zeros-after-chunks",
+    /// Of the commits on their way, a read asks the oldest first.
+    OldestCommitFirst = "oldest-commit-first",
+    /// The parts of sectors at the ends of a TRIM are left alone.
+    TrimEdgeDropped = "trim-edge-dropped",
+    /// A TRIM leaves dirty blocks above it.
+    TrimLeavesBlocks = "trim-leaves-blocks",
+    /// A commit may be cut between the two halves of a change.
+    ChangeTorn = "change-torn",
+    /// A sector that was read for a write in part is used although it has changed since.
+    StaleSector = "stale-sector",
+    /// Replay does not compare a record with the checksum of the one before it.
+    PreviousUnchecked = "previous-unchecked",
+    /// Replay goes on behind a free slot.
+    GapIgnored = "gap-ignored",
+    /// Replay goes on behind a seal.
+    SealPassed = "seal-passed",
+    /// Replay reads only the log of the checkpoint.
+    OneLogReplayed = "one-log-replayed",
+    /// An opener does not seal the logs before its own.
+    LogUnsealed = "log-unsealed",
+    /// An opener serves without an opening record.
+    OpeningUnproved = "opening-unproved",
+    /// An opener whose bid failed bids again for the newer head, with the checkpoint of the older.
+    StaleCheckpoint = "stale-checkpoint",
+    /// The head is replaced whatever stands there.
+    HeadUnconditional = "head-unconditional",
+    /// The head names a root that is not durable yet.
+    HeadBeforeRoot = "head-before-root",
+    /// Fewer names are used than objects are made.
+    NameReused = "name-reused",
+    /// A fold takes data that is newer than its checkpoint.
+    FoldsNewer = "folds-newer",
+    /// A fold loses the last of several changes of a page.
+    FoldEdgeLost = "fold-edge-lost",
+    /// What was committed during a fold is dropped with what was folded.
+    NewerDropped = "newer-dropped",
+    /// The page of an older chunk object is cached under the newer one's name.
+    OldPageCached = "old-page-cached",
+    /// The cache does not tell a chunk's objects apart.
+    CachedByOffset = "cached-by-offset",
+    /// A fetch that failed gives zeros, which stay in the cache.
+    FailureIsZeros = "failure-is-zeros",
+    /// An object that is gone reads as zeros.
+    MissingIsZeros = "missing-is-zeros",
+    /// Fetched pages are not verified.
+    TagUnchecked = "tag-unchecked",
+    /// A fold writes zeros where it could not read, and does not mark them.
+    DamageForgotten = "damage-forgotten",
+    /// A volume that stopped still serves reads.
+    ReadsAfterStop = "reads-after-stop",
+    /// Nothing waits for the grace before it is deleted.
+    GraceSkipped = "grace-skipped",
+    /// The collector does not look whether the epoch is still its own.
+    DeletesUnasked = "deletes-unasked",
+    /// A fold that a takeover ended deletes what it has made.
+    CleansUpWhenFenced = "cleans-up-when-fenced",
+    /// Deleting a root does not spare what the next one shares with it.
+    SharedDeleted = "shared-deleted",
+    /// The sweep does not know which chunk objects the journal names.
+    JournalForgotten = "journal-forgotten",
+    /// Seals are deleted with the records before them.
+    SealsDeleted = "seals-deleted",
+    /// The sweep takes the objects of its own epoch for orphans.
+    OwnEpochSwept = "own-epoch-swept",
+    /// A volume that stops keeps its share of the dirty budget.
+    BudgetKept = "budget-kept",
+    /// The retries take a PUT without an answer for done.
+    TimeoutIsSuccess = "timeout-is-success",
+    /// An object that could not be created because one stands there is taken for another's, unread.
+    OwnSuccessUnknown = "own-success-unknown",
+    /// The server answers FLUSH without asking the export.
+    FlushNotPassedOn = "flush-not-passed-on",
+    /// The server does not pass FUA on.
+    FuaNotPassedOn = "fua-not-passed-on",
+    /// The server answers a READ that failed with zeros.
+    FailedReadIsZeros = "failed-read-is-zeros",
+    /// The server mixes up who gets which of two replies.
+    RepliesCrossed = "replies-crossed",
+}
+
+#[cfg(feature = "mutants")]
+mod choice {
+    use std::cell::Cell;
+
+    use super::Mutant;
+
+    thread_local! {
+        static CHOSEN: Cell<Option<Mutant>> = const { Cell::new(None) };
+    }
+
+    /// Makes this thread commit a fault, or none, from now on.
+    pub fn choose(mutant: Option<Mutant>) {
+        CHOSEN.set(mutant);
+    }
+
+    /// Whether this thread is to commit a fault.
+    #[must_use]
+    pub fn is(mutant: Mutant) -> bool {
+        CHOSEN.get() == Some(mutant)
+    }
+}
+
+#[cfg(feature = "mutants")]
+pub use choice::{choose, is};
+
+/// Whether a fault is to be committed: never, in this build.
+#[cfg(not(feature = "mutants"))]
+#[inline]
+#[must_use]
+pub const fn is(_: Mutant) -> bool {
+    false
+}

@@ -1,0 +1,37 @@
+# What docker-compose.yml and deploy/Dockerfile build on, made from Debian's packages and from programs of this machine.
+# Each stage is tagged with the name and tag of the image that it stands in for; tests/container/images.sh says which.
+
+# For rust: its compiler in a Debian that has a linker.
+FROM debian:bookworm-slim AS rust
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends build-essential ca-certificates git \
+    && rm -rf /var/lib/apt/lists/*
+# Networks with an authority of their own need it inside, too.
+COPY authorities.crt /etc/ssl/certs/ca-certificates.crt
+ADD toolchain.tar /usr/local/toolchain/
+ENV PATH=/usr/local/toolchain/bin:$PATH CARGO_HOME=/usr/local/cargo
+
+# For minio/minio, with what its health check calls.
+FROM debian:bookworm-slim AS minio
+COPY minio busybox mc /usr/local/bin/
+VOLUME /data
+EXPOSE 9000 9001
+ENTRYPOINT ["minio"]
+
+# For prom/prometheus.
+FROM debian:bookworm-slim AS prometheus
+COPY prometheus busybox /bin/
+RUN ln -s busybox /bin/wget && install -d -o 65534 -g 65534 /prometheus
+USER 65534:65534
+WORKDIR /prometheus
+VOLUME /prometheus
+EXPOSE 9090
+ENTRYPOINT ["/bin/prometheus"]
+CMD ["--config.file=/etc/prometheus/prometheus.yml", "--storage.tsdb.path=/prometheus"]
+
+# For grafana/grafana: serves only its health, and only if it finds what it is provisioned with.
+FROM debian:bookworm-slim AS grafana
+COPY busybox grafana /bin/
+RUN ln -s busybox /bin/wget
+EXPOSE 3000
+ENTRYPOINT ["/bin/grafana"]

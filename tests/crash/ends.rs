@@ -1,0 +1,113 @@
+//! How a gateway's round ends.
+
+use rustix::process::Signal;
+
+use super::load::{Ledger, Load};
+use crate::support::cairn::{Gateway, Setup, Store};
+use crate::support::proxy::Proxy;
+
+/// What strikes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum End {
+    /// The gateway is killed.
+    Kill,
+    /// The gateway and the store are killed together, and the store comes back.
+    KillWithStore,
+    /// The store is killed and comes back; the gateway is killed later, after further answers.
+    KillStoreFirst,
+    /// Every connection to the store breaks; the gateway is killed later, after further answers.
+    CutFirst,
+    /// SIGTERM: the gateway closes its volume in good order.
+    Terminate,
+    /// Another gateway takes over while this one serves.
+    Takeover,
+    /// Another gateway takes over while this one stands still; then it wakes up.
+    TakeoverOfSleeper,
+}
+
+/// Ends of one gateway at a time.
+pub(super) const CRASHES: [End; 7] =
+    [End::Kill, End::Kill, End::Kill, End::KillWithStore, End::KillStoreFirst, End::CutFirst, End::Terminate];
+
+/// Ends by another gateway.
+pub(super) const TAKEOVERS: [End; 3] = [End::Takeover, End::TakeoverOfSleeper, End::Kill];
+
+/// A gateway under load.
+pub(super) struct Serving {
+    pub(super) gateway: Gateway,
+    pub(super) load: Load,
+    pub(super) epoch: u32,
+}
+
+/// Ends a round; gives the gateway that serves after it, which was opened under disturbances too.
+pub(super) async fn end(
+    end: End,
+    serving: Serving,
+    next: Setup,
+    store: &mut Store,
+    proxy: &Proxy,
+    ledger: &Ledger,
+) -> Gateway {
+    let Serving { mut gateway, load, epoch } = serving;
+    match end {
+        End::Takeover | End::TakeoverOfSleeper => {
+            if end == End::TakeoverOfSleeper {
+                gateway.process.signal(Signal::STOP);
+            }
+            let next = next.takeover().start().await;
+            gateway.process.signal(Signal::CONT);
+            load.end().await;
+            let status = gateway.process.exit().await;
+            assert!(!status.success(), "a gateway that lost its volume says so");
+            return next;
+        }
+        End::Terminate => {
+            gateway.process.signal(Signal::TERM);
+            // What the trap holds would hold the closing too.
+            proxy.pass();
+            load.end().await;
+            let status = gateway.process.exit().await;
+            assert!(status.success(), "{}", gateway.process.output());
+            ledger.history.lock().close_answered(epoch);
+            return next.start().await;
+        }
+        End::Kill => {}
+        End::KillWithStore => {
+            gateway.process.kill().await;
+            minio(store).kill().await;
+            minio(store).restart().await;
+        }
+        End::KillStoreFirst => {
+            minio(store).kill().await;
+            proxy.pass();
+            minio(store).restart().await;
+            further_answers(ledger).await;
+        }
+        End::CutFirst => {
+            proxy.pass();
+            proxy.cut();
+            proxy.resume();
+            further_answers(ledger).await;
+        }
+    }
+    if end != End::KillWithStore {
+        gateway.process.kill().await;
+    }
+    load.end().await;
+    next.takeover().start().await
+}
+
+fn minio(store: &mut Store) -> &mut crate::support::minio::Minio {
+    match store {
+        Store::Minio(minio) => minio,
+        Store::Directory(_) => unreachable!("the rounds run on MinIO"),
+    }
+}
+
+/// Waits until the gateway has answered a good many further commands.
+async fn further_answers(ledger: &Ledger) {
+    let before = *ledger.answers.borrow();
+    let mut answers = ledger.answers.subscribe();
+    let waited = answers.wait_for(|count| *count > before + 200);
+    crate::support::process::within("the gateway goes on", waited).await.expect("the ledger lives");
+}

@@ -1,0 +1,153 @@
+//! Clients of one gateway: many commands at a time over several connections, every answer put down in the history.
+//!
+//! Invariant: an answer is put down before the client that got it issues anything else, so "answered before it was
+//! issued" is never claimed of two commands that overlapped.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use cairn::client::{Client, Error, Options};
+use cairn::protocol::Error as CommandError;
+use cairn::task::Tasks;
+use parking_lot::Mutex;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::checker::cells::{CELL, CELL_LEN, Layout, identify};
+use crate::checker::history::History;
+use crate::support::process::within;
+
+const CONNECTIONS: u64 = 3;
+const COMMANDS_AT_A_TIME: u64 = 4;
+
+/// What all clients of all gateways know.
+pub(super) struct Ledger {
+    pub(super) layout: Layout,
+    pub(super) history: Mutex<History>,
+    /// Answers with success so far.
+    pub(super) answers: watch::Sender<u64>,
+}
+
+/// The clients of one gateway.
+pub(super) struct Load {
+    workers: Vec<JoinHandle<()>>,
+}
+
+impl Load {
+    /// Connects, and issues commands until the gateway serves no more.
+    pub(super) async fn start(ledger: &Arc<Ledger>, uri: &str, epoch: u32, seed: u64) -> Self {
+        let (tasks, mut workers) = (Tasks::new(), Vec::new());
+        for connection in 0..CONNECTIONS {
+            let uri = uri.parse().expect("a gateway's URI");
+            let client = Client::connect(&uri, &Options::default()).await.expect("the gateway serves");
+            let client = Arc::new(client);
+            for number in 0..COMMANDS_AT_A_TIME {
+                let random = SmallRng::seed_from_u64(seed ^ (connection << 8 | number) << 32);
+                let worker =
+                    Worker { ledger: Arc::clone(ledger), client: Arc::clone(&client), epoch, random };
+                workers.push(tasks.spawn(worker.run()));
+            }
+        }
+        Self { workers }
+    }
+
+    /// Waits until no client is served any more. Panics if one was told what is not true.
+    pub(super) async fn end(self) {
+        for worker in self.workers {
+            within("clients are served or told that they are not", worker)
+                .await
+                .expect("they are told the truth");
+        }
+    }
+}
+
+struct Worker {
+    ledger: Arc<Ledger>,
+    client: Arc<Client>,
+    epoch: u32,
+    random: SmallRng,
+}
+
+impl Worker {
+    async fn run(mut self) {
+        loop {
+            match self.command().await {
+                Ok(()) => self.ledger.answers.send_modify(|count| *count += 1),
+                Err(Error::Broken(_) | Error::Command { error: CommandError::Shutdown, .. }) => return,
+                // The store failed a read; a change that failed may be applied or not.
+                Err(Error::Command { error: CommandError::Io, .. }) => {}
+                Err(error) => panic!("no such answer was due: {error}"),
+            }
+        }
+    }
+
+    async fn command(&mut self) -> Result<(), Error> {
+        let fua = self.random.random_bool(0.1);
+        let range = self.range();
+        let (offset, length) = (range.start, range.end - range.start);
+        let history = &self.ledger.history;
+        match self.random.random_range(0..100) {
+            0..45 => {
+                let id = self.issue(false, &range);
+                let data = Bytes::from(self.ledger.layout.payload(&range, id));
+                self.client.write(offset, data, fua).await?;
+                history.lock().answer(self.epoch, id, fua);
+            }
+            45..60 => {
+                let id = self.issue(true, &range);
+                match self.random.random_range(0..3) {
+                    0 => self.client.trim(offset, length, fua).await?,
+                    1 => self.client.write_zeroes(offset, length, true, false, fua).await?,
+                    _ => self.client.write_zeroes(offset, length, false, false, fua).await?,
+                }
+                history.lock().answer(self.epoch, id, fua);
+            }
+            60..75 => {
+                let issued = history.lock().tick();
+                self.client.flush().await?;
+                history.lock().flush_answered(self.epoch, issued);
+            }
+            _ => {
+                let issued = history.lock().tick();
+                let length = u32::try_from(length).expect("ranges are short");
+                let data = self.client.read(offset, length).await?;
+                self.check_read(&range, issued, &data);
+            }
+        }
+        Ok(())
+    }
+
+    fn issue(&self, zero: bool, range: &Range<u64>) -> u32 {
+        let cells = self.ledger.layout.cells_of(range).into_iter().map(|(_, cells)| cells).collect();
+        self.ledger.history.lock().issue(self.epoch, zero, |_| cells)
+    }
+
+    fn check_read(&self, range: &Range<u64>, issued: u64, data: &[u8]) {
+        let history = self.ledger.history.lock();
+        let cells = self.ledger.layout.cells_of(range).into_iter().flat_map(|(_, cells)| cells);
+        for (cell, bytes) in cells.zip(data.chunks_exact(CELL_LEN)) {
+            let found = identify(bytes, cell);
+            if let Err(why) = history.epochs[&self.epoch].check_read(cell, found, issued) {
+                panic!("a read of {range:?}: {why}");
+            }
+        }
+    }
+
+    /// Parts of sectors, sectors, blocks, pages and whole chunks, near each other more often than not.
+    fn range(&mut self) -> Range<u64> {
+        let Layout { size, chunk, .. } = self.ledger.layout;
+        let within = if self.random.random_bool(0.7) { size / 16 } else { size };
+        let (unit, most) = match self.random.random_range(0..10) {
+            0..2 => (CELL, 20),
+            2..4 => (512, 16),
+            4..7 => (4096, 8),
+            7..9 => (65_536, 2),
+            _ => (chunk, 1),
+        };
+        let start = self.random.random_range(0..within) / unit * unit;
+        start..(start + unit * self.random.random_range(1..=most)).min(size)
+    }
+}

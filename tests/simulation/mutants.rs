@@ -1,0 +1,82 @@
+//! The tests, tested: every deliberate fault is caught by a check of the promises.
+//!
+//! The checks know of no mutant; this file alone does. Built with the feature `mutants`, each is committed in turn,
+//! seed after seed, until a promise is seen broken. Without it, only the table of tests/README.md is compared with the
+//! list. `CAIRN_MUTANTS=name,name` says which mutants are committed.
+
+use std::collections::BTreeSet;
+
+use cairn::mutant::Mutant;
+
+/// Seeds within which every mutant must be caught.
+const WITHIN: u64 = 2000;
+
+/// A row of the table: the mutant, and how many seeds it took.
+fn rows() -> Vec<(String, u64)> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/README.md");
+    let text = std::fs::read_to_string(path).expect("tests/README.md can be read");
+    let rows = text.lines().filter_map(|line| {
+        let mut cells = line.strip_prefix("| ")?.strip_suffix(" |")?.split(" | ");
+        let mutant = cells.nth(2)?.strip_prefix('`')?.strip_suffix('`')?;
+        Some((mutant.to_owned(), cells.next()?.trim().parse().ok()?))
+    });
+    rows.collect()
+}
+
+#[test]
+fn the_table_has_every_mutant_and_no_other() {
+    let rows = rows();
+    let listed: BTreeSet<&str> = rows.iter().map(|(name, _)| name.as_str()).collect();
+    let all: BTreeSet<&str> = Mutant::ALL.iter().map(|mutant| mutant.name()).collect();
+    assert_eq!(listed, all);
+    assert_eq!(rows.len(), all.len(), "each stands once");
+    for (name, seeds) in &rows {
+        assert!((1..=WITHIN).contains(seeds), "{name} took {seeds} seeds");
+    }
+}
+
+#[cfg(feature = "mutants")]
+mod committed {
+    use std::collections::BTreeMap;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use parking_lot::Mutex;
+
+    use super::super::driver::run;
+    use super::super::seeds::{on_threads, threads};
+    use super::*;
+
+    /// The first seed that catches a mutant, counted from 1, and what was seen.
+    fn caught(mutant: Mutant, watch: &super::super::seeds::Watch) -> Option<(u64, String)> {
+        cairn::mutant::choose(Some(mutant));
+        let found = (0..WITHIN).find_map(|seed| {
+            watch.begins(&format!("{} with seed {seed}", mutant.name()));
+            let why = run(seed, false).violation?;
+            Some((seed + 1, why.lines().next().unwrap_or_default().to_owned()))
+        });
+        cairn::mutant::choose(None);
+        found
+    }
+
+    #[test]
+    fn every_mutant_is_caught() {
+        let chosen = std::env::var("CAIRN_MUTANTS").ok();
+        let chosen: Option<Vec<&str>> = chosen.as_deref().map(|names| names.split(',').collect());
+        let is_chosen = |mutant: &&Mutant| chosen.as_ref().is_none_or(|names| names.contains(&mutant.name()));
+        let mutants: Vec<Mutant> = Mutant::ALL.iter().filter(is_chosen).copied().collect();
+        assert!(!mutants.is_empty(), "CAIRN_MUTANTS names no mutant");
+        let (next, missed) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
+        on_threads(threads(), |watch| {
+            while let Some(&mutant) = mutants.get(next.fetch_add(1, Ordering::Relaxed)) {
+                match caught(mutant, watch) {
+                    Some((seeds, why)) => {
+                        println!("{} is caught within {seeds} seeds: {why}", mutant.name());
+                    }
+                    None => drop(missed.lock().insert(mutant.name(), WITHIN)),
+                }
+            }
+        });
+        let missed = missed.into_inner();
+        assert!(missed.is_empty(), "not caught within so many seeds: {missed:?}");
+    }
+}

@@ -1,0 +1,271 @@
+//! Requests: what becomes of each on its way to the store and back, what it was for, and who dies of it.
+//!
+//! Invariant: a request is its own once it was sent: it lands, whether or not its sender still lives.
+
+use bytes::BytesMut;
+use cairn::store::{ByteRange, Condition, Error, Object, Store};
+use cairn::volume::keys::{Keys, Parsed};
+use futures::FutureExt;
+use rand::Rng;
+
+use super::weather::{Failure, Fate, Fault, Outcome, Phase, draw, fair};
+use super::world::{Answer, Call, Event, Flight, Inner, Process, Reply, Time};
+
+fn short(call: &Call, prefix: &str) -> String {
+    let cut = |key: &str| key.strip_prefix(prefix).unwrap_or(key).to_owned();
+    match call {
+        Call::Get(key, ByteRange::Full) => format!("get {}", cut(key)),
+        Call::Get(key, ByteRange::Bounded { offset, length }) => {
+            format!("get {}[{offset}+{length}]", cut(key))
+        }
+        Call::Put(key, body, condition) => {
+            let how = match condition {
+                Condition::Always => "",
+                Condition::IfAbsent => " if absent",
+                Condition::IfMatch(_) => " if match",
+            };
+            format!("put {} {} bytes{how}", cut(key), body.len())
+        }
+        Call::Delete(keys) => {
+            format!("delete {}", keys.iter().map(|key| cut(key)).collect::<Vec<_>>().join(" "))
+        }
+        Call::List(prefix, after) => format!("list {} after {:?}", cut(prefix), after.as_deref().map(cut)),
+    }
+}
+
+fn told(result: &Result<Answer, Error>) -> String {
+    match result {
+        Ok(Answer::Object(object)) => format!("{} bytes", object.body.len()),
+        Ok(Answer::Listing(listing)) => format!("{} entries", listing.entries.len()),
+        Ok(_) => "ok".to_owned(),
+        Err(error) => format!("{:?}", error.outcome()),
+    }
+}
+
+impl Inner {
+    fn phase(&self, process: Process, call: &Call) -> Phase {
+        if self.processes[&process].opening {
+            return Phase::Open;
+        }
+        let parse = |key: &str| Keys::new(self.volume).parse(key);
+        match call {
+            Call::Delete(_) | Call::List(..) => Phase::Sweep,
+            Call::Put(key, ..) => match parse(key) {
+                Some(Parsed::Head) => Phase::Head,
+                Some(Parsed::Root(_) | Parsed::MapPage(..)) => Phase::Fold,
+                _ => Phase::Commit,
+            },
+            Call::Get(key, range) => match (parse(key), range) {
+                (Some(Parsed::Record(slot)), ByteRange::Full) => {
+                    let is_own = self.processes[&process].epoch == Some(slot.epoch);
+                    if is_own { Phase::Commit } else { Phase::Sweep }
+                }
+                (Some(Parsed::Record(_) | Parsed::Chunk(..) | Parsed::MapPage(..)), _) => Phase::Read,
+                _ => Phase::Sweep,
+            },
+        }
+    }
+
+    /// Sends a request at a time, which may be a little ahead of the world's.
+    pub(super) fn send(&mut self, process: Process, at: Time, call: Call, reply: Reply) {
+        let at = at.max(self.now);
+        let phase = self.phase(process, &call);
+        self.numbers += 1;
+        let number = self.numbers;
+        let fate = self.fate(process, &call);
+        if let Some(fault) = fate.fault {
+            self.coverage.met(fault, phase);
+        }
+        self.circumstances(process, phase);
+        let prefix = Keys::new(self.volume).prefix();
+        self.trace.line(
+            at,
+            format_args!(
+                "P{process} #{number} {phase:?} {}{}",
+                short(&call, &prefix),
+                match fate.fault {
+                    Some(fault) => format!(" [{fault:?}]"),
+                    None => String::new(),
+                }
+            ),
+        );
+        let answer_at = at + fate.answered;
+        let outcome = fate.outcome;
+        let flight = |reply| Flight { process, number, call: call.clone(), reply, outcome, answer_at };
+        if let Some(again) = fate.again {
+            self.push(at + again, Event::Land(Box::new(flight(None))));
+        }
+        let reply = match outcome {
+            Outcome::Fails(failure) => {
+                let key = match &call {
+                    Call::Get(key, _) | Call::Put(key, ..) | Call::List(key, _) => key.as_str(),
+                    Call::Delete(keys) => keys.first().map_or("", String::as_str),
+                };
+                let error = Box::new(Err(failure.error(key)));
+                self.push(answer_at, Event::Answer(process, number, reply, error));
+                None
+            }
+            _ => Some(reply),
+        };
+        if let Some(lands) = fate.lands {
+            self.push(at + lands, Event::Land(Box::new(flight(reply))));
+        }
+        let state = self.processes.get_mut(&process).expect("it sent a request");
+        state.flights.insert(number, phase);
+        self.crash_by_chance(process);
+    }
+
+    /// Counts under which circumstances a request is sent.
+    fn circumstances(&mut self, process: Process, phase: Phase) {
+        let alive = self.processes.values().filter(|state| state.alive && !state.ended).count();
+        let no_grace = self.plan.options.deletion_grace.is_zero();
+        let here = [
+            (Fault::Skew, self.processes[&process].skewed),
+            (Fault::Fight, alive > 1),
+            (Fault::NoGrace, no_grace),
+        ];
+        here.into_iter().filter(|(_, is)| *is).for_each(|(fault, _)| self.coverage.met(fault, phase));
+    }
+
+    fn fate(&mut self, process: Process, call: &Call) -> Fate {
+        let changes = matches!(call, Call::Put(..) | Call::Delete(_));
+        let has_body = matches!(call, Call::Get(..));
+        if self.calm.is_some() {
+            return fair(&self.plan.rough, &mut self.random);
+        }
+        if self.processes[&process].partitioned {
+            let timeout = self.plan.rough.timeout;
+            let refused = self.random.random_bool(0.5);
+            let answered = if refused { self.random.random_range(1..50) } else { timeout };
+            let failure = if refused { Failure::Transient } else { Failure::Timeout };
+            let outcome = Outcome::Fails(failure);
+            return Fate { lands: None, again: None, answered, outcome, fault: Some(Fault::Partition) };
+        }
+        let mut rates = self.plan.rough.clone();
+        if self.storm {
+            (rates.throttled, rates.error_before, rates.lost_answer) = (5000, 2000, 1000);
+        }
+        draw(&rates, &mut self.random, changes, has_body)
+    }
+
+    fn crash_by_chance(&mut self, process: Process) {
+        // Openings are many requests, and crash in peace else.
+        let opening = self.processes.get(&process).is_some_and(|state| state.opening);
+        let rate = self.plan.crash_at_request / if opening { 10 } else { 1 };
+        let dice = self.random.random_range(0..10_000_u32 << (self.quiet / 2).min(10));
+        if self.calm.is_none() && dice < rate {
+            self.quiet += 1;
+            self.crashing.push(process);
+        }
+    }
+
+    /// Whether a gateway dies before it has done all that it could do now, and after how many tasks' turns.
+    pub(super) fn dies_midway(&mut self, process: Process) -> Option<u32> {
+        let rate = self.plan.crash_at_await;
+        if rate == 0 || self.calm.is_some() || !self.processes.get(&process).is_some_and(|state| state.alive)
+        {
+            return None;
+        }
+        let dice = self.random.random_range(0..10_000_u32 << (self.quiet / 2).min(10));
+        if dice >= rate {
+            return None;
+        }
+        self.quiet += 1;
+        Some(self.random.random_range(0..24))
+    }
+
+    /// Counts a fault of a gateway against what it has on its way.
+    pub(super) fn strike(&mut self, process: Process, fault: Fault) {
+        let phases: Vec<Phase> = self.processes[&process].flights.values().copied().collect();
+        phases.into_iter().for_each(|phase| self.coverage.met(fault, phase));
+    }
+
+    /// A request takes effect.
+    pub(super) fn land(&mut self, flight: Flight) {
+        let Flight { process, number, call, reply, outcome, answer_at, .. } = flight;
+        if !self.processes[&process].alive && self.random.random_bool(0.3) {
+            self.say(format_args!("P{process} #{number} never arrives: its sender is dead"));
+            return;
+        }
+        let result = self.apply(&call);
+        self.say(format_args!("P{process} #{number} lands: {}", told(&result)));
+        if let (Call::Put(key, body, _), Ok(_)) = (&call, &result) {
+            self.landed(key, body);
+            let superseded =
+                self.processes[&process].epoch.is_some_and(|epoch| epoch < self.history.newest());
+            if reply.is_none() || superseded {
+                self.strays.insert(key.clone());
+            }
+        }
+        if let Some(reply) = reply {
+            let result = self.on_the_way(outcome, result);
+            self.push(answer_at, Event::Answer(process, number, reply, Box::new(result)));
+            self.crash_by_chance(process);
+        }
+    }
+
+    fn apply(&self, call: &Call) -> Result<Answer, Error> {
+        let now = "the store in memory answers at once";
+        match call {
+            Call::Get(key, range) => {
+                self.memory.get(key, *range).now_or_never().expect(now).map(Answer::Object)
+            }
+            Call::Put(key, body, condition) => {
+                let put = self.memory.put(key, body.clone(), condition.clone());
+                put.now_or_never().expect(now).map(Answer::ETag)
+            }
+            Call::Delete(keys) => {
+                self.memory.delete(keys).now_or_never().expect(now).map(|()| Answer::Deleted)
+            }
+            Call::List(prefix, after) => {
+                let list = self.memory.list(prefix, after.as_deref());
+                list.now_or_never().expect(now).map(Answer::Listing)
+            }
+        }
+    }
+
+    /// What is left of an answer on its way.
+    fn on_the_way(&mut self, outcome: Outcome, result: Result<Answer, Error>) -> Result<Answer, Error> {
+        let Ok(Answer::Object(object)) = result else { return result };
+        match outcome {
+            Outcome::Flipped if !object.body.is_empty() => {
+                let mut body = BytesMut::from(&object.body[..]);
+                let at = self.random.random_range(0..body.len());
+                body[at] ^= 1 << self.random.random_range(0..8_u8);
+                Ok(Answer::Object(Object { body: body.freeze(), etag: object.etag }))
+            }
+            Outcome::Short => {
+                let wanted = object.body.len() as u64;
+                Err(Error::Truncated { key: String::new(), wanted, got: wanted / 2 })
+            }
+            _ => Ok(Answer::Object(object)),
+        }
+    }
+
+    /// A caller hears, unless it is cut off.
+    pub(super) fn answer(
+        &mut self,
+        process: Process,
+        number: u64,
+        reply: Reply,
+        result: Result<Answer, Error>,
+    ) {
+        let state = self.processes.get_mut(&process).expect("it sent a request");
+        if !state.alive {
+            return;
+        }
+        if state.partitioned && !matches!(result, Err(Error::Timeout { .. })) {
+            let error = Box::new(Err(Failure::Timeout.error("")));
+            let later = self.now + self.plan.rough.timeout;
+            return self.push(later, Event::Answer(process, number, reply, error));
+        }
+        let phase = state.flights.remove(&number);
+        let overtakes = state.flights.range(..number).next().is_some();
+        if let Some(phase) = phase.filter(|_| overtakes) {
+            self.coverage.met(Fault::Reordered, phase);
+        }
+        self.say(format_args!("P{process} #{number} hears: {}", told(&result)));
+        // Nobody listens where the caller gave the request up.
+        drop(reply.send(result));
+    }
+}

@@ -1,0 +1,38 @@
+#!/bin/bash
+# Long runs of the simulation, and the ledger of them.
+#
+#   tests/tools/simulate.sh next SEEDS     so many seeds after the last of tests/simulation-ledger.tsv
+#   tests/tools/simulate.sh FROM TO        these seeds, of which no line of the ledger may have one
+#
+# Runs 2,000 seeds at a time, and adds what they came to as a line of the ledger, so that little is lost when it is
+# stopped. Ends at the first promise that is seen broken. CAIRN_SIM_THREADS says how many processors it takes.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+cd "$ROOT"
+
+LEDGER=$ROOT/tests/simulation-ledger.tsv
+AT_A_TIME=2000
+
+# Where the ledger ends.
+last() { awk -F'\t' '!/^#/ && $3 > last { last = $3 } END { print last + 0 }' "$LEDGER"; }
+
+case ${1:-} in
+next) from=$(last) to=$(($(last) + ${2:?how many seeds})) ;;
+[0-9]*) from=$1 to=${2:?up to which seed} ;;
+*) die "usage: ${0##*/} next SEEDS | FROM TO" ;;
+esac
+awk -F'\t' -v from="$from" -v to="$to" '!/^#/ && $2 < to && $3 > from { print "seeds " $2 " to " $3 " were run already"; bad = 1 }
+    END { exit bad }' "$LEDGER" >&2
+
+[ -z "$(git status --porcelain --untracked-files=no -- src tests Cargo.toml Cargo.lock ':!tests/simulation-ledger.tsv')" ] ||
+    die "there are changes that no commit has: the ledger could not say what was run"
+commit=$(git rev-parse --short=12 HEAD)
+binary=$(cargo test --release --no-run --test simulation --message-format=json-render-diagnostics |
+    jq -e -r 'select(.reason == "compiler-artifact" and .target.name == "simulation" and .executable).executable' | tail -n 1)
+
+while [ "$from" -lt "$to" ]; do
+    end=$((from + AT_A_TIME < to ? from + AT_A_TIME : to))
+    CAIRN_SIM_SEEDS=$from..$end CAIRN_SIM_LEDGER=$LEDGER CAIRN_SIM_COMMIT=$commit \
+        "$binary" --exact --nocapture seeds::every_promise_holds_in_every_seed
+    from=$end
+done
