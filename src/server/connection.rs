@@ -216,7 +216,7 @@ impl<'a> Handshake<'a> {
     /// The exports that this client may be told of.
     async fn list(&mut self) -> Result<Vec<ServerEntry>, Refusal> {
         let mut exports = self.ask(self.shared.exports.list()).await?;
-        exports.retain(|entry| self.identity.admit(self.shared.tls.as_ref(), &entry.name).is_ok());
+        exports.retain(|entry| self.identity.admit(self.tls.as_ref(), &entry.name).is_ok());
         entries(exports)
     }
 
