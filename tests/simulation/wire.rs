@@ -223,7 +223,7 @@ impl Disk {
                 volume::Error::OutOfRange { .. } => Value::Inval,
                 _ => Value::Io,
             };
-            ExportError { error: value, message: error.to_string() }
+            ExportError { error: value, message: error.to_string(), at: None }
         })
     }
 }
