@@ -1,14 +1,15 @@
 //! Clients that come and go, and clients that come and say nothing: neither is felt by others, and nothing of them is left.
 
 use std::os::fd::AsFd as _;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use cairn::client::{Client, Options, Uri};
+use cairn::task::Tasks;
 use futures::{StreamExt as _, stream};
 use rustix::net::sockopt::set_socket_linger;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
 
 use crate::support::cairn::{Gateway, Setup, Store};
 use crate::support::process::{command, free_port, run, until, within};
@@ -90,14 +91,6 @@ async fn ten_thousand_clients_that_leave_at_every_point_leave_nothing_behind() {
     assert_eq!(run(&mut command(["nbdinfo", "--size", &gateway.uri("disk")])).await.trim(), "67108864");
 }
 
-/// Reads until told to stop, and counts.
-async fn work(client: &Client, done: &AtomicU64, stop: &AtomicBool) {
-    while !stop.load(Ordering::Relaxed) {
-        client.read(0, 4096).await.expect("a working client is served");
-        done.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
 /// Connects and says nothing until the gateway closes.
 async fn say_nothing(port: u16) {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await.expect("the gateway accepts");
@@ -110,18 +103,26 @@ async fn say_nothing(port: u16) {
 async fn done_beside(gateway: &Gateway, idle: usize) -> u64 {
     let uri: Uri = gateway.uri("disk").parse().unwrap();
     let client = Client::connect(&uri, &Options::default()).await.unwrap();
-    let (done, stop) = (AtomicU64::new(0), AtomicBool::new(false));
-    let silence = async {
-        let silent = (0..idle).map(|_| say_nothing(gateway.port()));
-        futures::future::join_all(silent).await;
-        stop.store(true, Ordering::Relaxed);
-    };
-    within("the silent are closed", async { tokio::join!(silence, work(&client, &done, &stop)) }).await;
-    client.disconnect().await;
-    done.into_inner()
+    let (tasks, stop) = (Tasks::new(), CancellationToken::new());
+    let work = tasks.spawn({
+        let stop = stop.clone();
+        async move {
+            let mut done = 0;
+            while !stop.is_cancelled() {
+                client.read(0, 4096).await.expect("a working client is served");
+                done += 1;
+            }
+            done
+        }
+    });
+    let port = gateway.port();
+    let silence = stream::iter(0..idle).for_each_concurrent(None, |_| say_nothing(port));
+    within("the silent are closed", silence).await;
+    stop.cancel();
+    within("the working client ends", work).await.expect("it does not panic")
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_silent_clients_are_closed_and_a_working_one_keeps_its_speed() {
     let store = Store::directory();
     let setup = Setup::new(&store).create("disk", "64MiB").tcp();

@@ -18,9 +18,9 @@ async fn libnbd_starts_a_server_by_socket_activation() {
     let files = Files::new();
     let image = files.write("image", &noise(1, MIB));
     let cairn = env!("CARGO_BIN_EXE_cairn");
-    let line = format!("nbdinfo --size [ {cairn} nbd serve --no-tls {image} ]");
+    let line = format!("nbdinfo --size -- [ {cairn} nbd serve --no-tls {image} ]");
     assert_eq!(run(&mut command(words(&line))).await.trim(), "1048576");
-    let line = format!("nbdcopy [ {cairn} nbd serve --no-tls {image} ] {}", files.text("out"));
+    let line = format!("nbdcopy -- [ {cairn} nbd serve --no-tls {image} ] {}", files.text("out"));
     run(&mut command(words(&line))).await;
     assert_eq!(std::fs::read(files.path("out")).unwrap(), noise(1, MIB));
 }
