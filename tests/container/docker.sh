@@ -32,13 +32,14 @@ stop_engine() {
     [ -n "$ENGINE" ] || return 0
     kill "$ENGINE" 2>/dev/null
     wait "$ENGINE" 2>/dev/null
+    if kill -0 "$(cat "$WORK/docker.pid" 2>/dev/null)" 2>/dev/null; then die "the Docker engine runs on"; fi
     ENGINE=
 }
 
 engine_for_builds() { start_engine -- --bridge=none --iptables=false --ip-forward=false; }
 
 engine_for_containers() {
-    ip netns add "$SPACE" && inside ip link set lo up && start_engine inside --
+    ip netns add "$SPACE" && inside ip link set lo up && start_engine nsenter "--net=/run/netns/$SPACE" --
 }
 
 # The network and every container in it, whatever happened.

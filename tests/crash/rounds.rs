@@ -86,7 +86,7 @@ async fn rounds(name: &str, ends: &'static [End]) {
         let mut trap = Trap::set(&proxy, place, random.random_range(0..6), random.random());
         let load = Load::start(&ledger, &gateway.uri("disk"), epoch, random.random()).await;
         let what = format!("round {round}: {} of {}", place.0, place.1);
-        trap.springs(&what).await;
+        trap.springs(&what, &gateway).await;
         let strike = ends[random.random_range(0..ends.len())];
         *counts.entry(format!("{strike:?} at {} {}", place.0, place.1)).or_default() += 1;
         let (serving, next) = (Serving { gateway, load, epoch }, setup(&store, &endpoint));

@@ -2,13 +2,14 @@
 //! not where a clock puts it; besides, a share of all requests is disturbed.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use tokio::sync::watch;
 
-use crate::support::process::within;
+use crate::support::cairn::Gateway;
 use crate::support::proxy::{Action, Gate, Proxy, Request};
 
 /// What a gateway does when it is struck: a method, and what the key contains.
@@ -21,6 +22,9 @@ pub(super) const PLACES: [(&str, &str); 7] = [
     ("GET", "/chunk/"),
     ("POST", "delete"),
 ];
+
+/// How long a gateway under load may go without doing what all of them do every second or so.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Springs once.
 pub(super) struct Trap {
@@ -59,8 +63,12 @@ impl Trap {
     }
 
     /// Waits until it springs.
-    pub(super) async fn springs(&mut self, what: &str) {
-        within(what, self.sprung.wait_for(|sprung| *sprung)).await.expect("the proxy has the rule");
+    pub(super) async fn springs(&mut self, what: &str, gateway: &Gateway) {
+        let sprung = tokio::time::timeout(PATIENCE, self.sprung.wait_for(|sprung| *sprung)).await;
+        let Ok(sprung) = sprung else {
+            panic!("{what} does not come; it says:\n{}", gateway.process.output())
+        };
+        sprung.expect("the proxy has the rule");
     }
 }
 

@@ -1,5 +1,6 @@
 //! What operators use: the admin server, and the files under `deploy` and `helm`.
 
 mod admin;
+mod browser;
 mod client;
 mod queries;
