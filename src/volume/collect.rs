@@ -179,6 +179,11 @@ impl Collector {
     /// Runs until the volume stops.
     pub(super) async fn run(self) {
         self.queue_retired();
+        // Roots that are due go first: the look for leftovers asks every root that is kept about every object, and
+        // gateways that die young leave more of them than one can ask in its own short life.
+        if self.delete_due().await.is_err() {
+            return;
+        }
         while let Err(error) = self.queue_leftovers(self.unswept).await {
             tracing::warn!(volume = %self.shared.keys.volume(), "looking for leftovers failed, trying again: {error}");
             tokio::time::sleep(RETRY_PAUSE).await;
@@ -186,27 +191,34 @@ impl Collector {
         if self.unswept {
             self.trash.swept();
         }
-        loop {
+        while self.delete_due().await.is_ok() {
             let due = self.trash.queue.lock().front().map(|(due, _)| *due);
             match due {
                 None => self.trash.wake.notified().await,
-                Some(due) if due > Instant::now() => {
-                    tokio::select! {
-                        biased;
-                        () = self.trash.wake.notified() => {}
-                        () = tokio::time::sleep_until(due) => {}
-                    }
+                Some(due) => tokio::select! {
+                    biased;
+                    () = self.trash.wake.notified() => {}
+                    () = tokio::time::sleep_until(due) => {}
+                },
+            }
+        }
+    }
+
+    /// Deletes all that is due; what fails is due again a little later. Fails once the volume has stopped.
+    async fn delete_due(&self) -> Result<(), Error> {
+        loop {
+            let garbage = {
+                let mut queue = self.trash.queue.lock();
+                match queue.front() {
+                    Some((due, _)) if *due <= Instant::now() => queue.pop_front(),
+                    _ => None,
                 }
-                Some(_) => {
-                    let Some((_, garbage)) = self.trash.queue.lock().pop_front() else { continue };
-                    if let Err(error) = self.delete(&garbage).await {
-                        if self.shared.check_serving().is_err() {
-                            return;
-                        }
-                        tracing::warn!(volume = %self.shared.keys.volume(), "deleting failed, trying again: {error}");
-                        self.trash.add_due(Instant::now() + RETRY_PAUSE, garbage);
-                    }
-                }
+            };
+            let Some((_, garbage)) = garbage else { return Ok(()) };
+            if let Err(error) = self.delete(&garbage).await {
+                self.shared.check_serving()?;
+                tracing::warn!(volume = %self.shared.keys.volume(), "deleting failed, trying again: {error}");
+                self.trash.add_due(Instant::now() + RETRY_PAUSE, garbage);
             }
         }
     }
