@@ -71,7 +71,7 @@ async fn a_gateway_that_lost_its_only_volume_ends_and_says_why() {
 
 fn says_why(line: &str) -> Option<()> {
     let line = line.to_lowercase();
-    (line.contains("fenced") || line.contains("taken over")).then_some(())
+    line.contains("another gateway took the volume over").then_some(())
 }
 
 async fn killed_gateways_lose_nothing(store: Store) {

@@ -84,13 +84,17 @@ impl Driver {
             if let Some(epoch) = epoch.filter(|_| closes) {
                 self.world.lock().order(process, Order::Close);
                 if !self.run_while(PATIENCE, |inner| {
-                    inner.processes[&process].ended || inner.history.epochs[&epoch].closed.is_some()
+                    let state = &inner.processes[&process];
+                    // One that was struck as the weather cleared closes nothing any more.
+                    !state.alive || state.ended || inner.history.epochs[&epoch].closed.is_some()
                 }) {
                     self.world.lock().broken(format!("P{process} does not close in fair weather"));
                     return false;
                 }
             }
-            self.crash(process);
+            if self.gateways.contains_key(&process) {
+                self.crash(process);
+            }
         }
         self.world.lock().violation.is_none()
     }
