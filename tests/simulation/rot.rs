@@ -44,15 +44,20 @@ impl Inner {
             _ => None,
         };
         let newest = found.named.iter().filter_map(epoch_of).max();
+        let is_older = |key: &&String| epoch_of(key).is_some_and(|epoch| Some(epoch) < newest);
         let named: Vec<&String> = found.named.iter().collect();
-        let Some(&key) = named.choose(&mut self.random) else { return false };
+        // Few objects are records of logs that ended, and only the chain tells that the last of one is gone.
+        let older: Vec<&String> = named.iter().copied().filter(is_older).collect();
+        let from = if !older.is_empty() && self.random.random() { &older } else { &named };
+        let Some(&key) = from.choose(&mut self.random) else { return false };
+        let loses = std::ptr::eq(from, &older);
         let body = objects[key].clone();
         let same_kind = |other: &&&String| {
             let (a, b) = (keys.parse(key), keys.parse(other));
             **other != key && std::mem::discriminant(&a) == std::mem::discriminant(&b)
         };
         let others: Vec<&&String> = named.iter().filter(same_kind).collect();
-        let what = self.random.random_range(0..4);
+        let what = if loses { 0 } else { self.random.random_range(0..4) };
         match (what, others.choose(&mut self.random)) {
             (0, _) if epoch_of(key).is_none_or(|epoch| Some(epoch) < newest) => {
                 drop(self.memory.remove(key));
