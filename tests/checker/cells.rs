@@ -102,8 +102,11 @@ impl Layout {
 
     /// What change `id` writes into a range that lies in one window.
     pub(crate) fn payload(&self, range: &Range<u64>, id: Id) -> Vec<u8> {
-        let cells = self.cells_of(range);
-        cells.into_iter().flat_map(|(_, cells)| cells).flat_map(|cell| stamp(id, cell)).collect()
+        let mut bytes = Vec::with_capacity(usize::try_from(range.end - range.start).expect("a payload"));
+        for (_, cells) in self.cells_of(range) {
+            cells.for_each(|cell| bytes.extend_from_slice(&stamp(id, cell)));
+        }
+        bytes
     }
 }
 

@@ -35,6 +35,35 @@ fn the_table_has_every_mutant_and_no_other() {
     }
 }
 
+/// Sources below `folder`, without the list of the mutants itself.
+fn sources(folder: &std::path::Path, all: &mut String) {
+    for entry in std::fs::read_dir(folder).expect("the sources are there") {
+        let path = entry.expect("the sources can be listed").path();
+        if path.is_dir() {
+            sources(&path, all);
+        } else if path.extension().is_some_and(|is| is == "rs") && !path.ends_with("src/mutant.rs") {
+            all.push_str(&std::fs::read_to_string(&path).expect("a source can be read"));
+        }
+    }
+}
+
+#[test]
+fn every_mutant_is_committed_somewhere() {
+    let mut all = String::new();
+    sources(std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src")), &mut all);
+    let committed: BTreeSet<&str> = all
+        .split("Mutant::")
+        .skip(1)
+        .map(|rest| rest.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default())
+        .collect();
+    let idle: Vec<&str> = Mutant::ALL
+        .iter()
+        .filter(|mutant| !committed.contains(format!("{mutant:?}").as_str()))
+        .map(|m| m.name())
+        .collect();
+    assert!(idle.is_empty(), "no place in the sources commits {idle:?}");
+}
+
 #[cfg(feature = "mutants")]
 mod committed {
     use std::collections::BTreeMap;

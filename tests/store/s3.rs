@@ -99,6 +99,28 @@ async fn a_connection_that_is_closed_or_refused_leaves_the_effect_unknown() {
     assert_eq!(server.requests().len(), 1, "nobody but the caller sends it again");
 }
 
+/// An error that breaks off says nothing: neither that an object is absent, nor that a request is refused for good.
+#[tokio::test]
+async fn an_error_that_ends_early_is_tried_again() {
+    for (status, code) in [
+        ("404 Not Found", "NoSuchKey"),
+        ("412 Precondition Failed", "PreconditionFailed"),
+        ("403 Forbidden", "RequestTimeTooSkewed"),
+        ("400 Bad Request", "RequestTimeout"),
+    ] {
+        let whole = error(status, code);
+        let body = whole.windows(4).position(|four| four == b"\r\n\r\n").expect("a head ends") + 4;
+        for end in [body, body + 1, whole.len() - 20, whole.len() - 1] {
+            let cut = whole[..end].to_vec();
+            let (_server, store) = served(move |_| Reply::Close(cut.clone())).await;
+            let got = store.get("key", ByteRange::Full).await.unwrap_err();
+            assert!(matches!(got, Error::Transient { .. }), "{status}, {end} bytes: {got}");
+            let put = store.put("key", Bytes::from_static(b"x"), Condition::IfAbsent).await.unwrap_err();
+            assert!(matches!(put, Error::Transient { .. }), "{status}, {end} bytes: {put}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn an_endpoint_that_is_no_url_is_named() {
     let server = FakeS3::start(|_| Reply::Close(Vec::new())).await;

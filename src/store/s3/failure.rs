@@ -1,7 +1,7 @@
 //! What an S3 error means for the caller: the one place where statuses and codes are judged.
 //!
-//! Invariant: only an answer that names its cause is definite. A bare 404 may be a proxy's word and not the store's,
-//! so it is never [`Error::NotFound`], which callers take for the end of a log.
+//! Invariant: only an answer that came whole and names its cause is definite. A bare 404 may be a proxy's word and not
+//! the store's, so it is never [`Error::NotFound`], which callers take for the end of a log.
 
 use std::time::Duration;
 
@@ -35,7 +35,9 @@ where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {
     let status = error.raw_response().map(|response| response.status().as_u16());
-    if let Some(status) = status {
+    // An answer that broke off is none, whatever its first line says.
+    let is_whole = !matches!(error, SdkError::ResponseError(_));
+    if let Some(status) = status.filter(|_| is_whole) {
         let code = error.code().unwrap_or("");
         let message = match error.message() {
             Some(message) => message.to_owned(),
