@@ -106,11 +106,16 @@ pub enum Violation {
     StaleList,
 }
 
+/// How often in a row what was read must be wrong before the store is blamed, and not the way to it.
+const WRONG_READINGS: u32 = 3;
+
 /// Why a step did not end.
 enum Stop {
     Failed(ProbeError),
     /// No definite answer; the step may be tried again under other keys.
     Unclear(Error),
+    /// What was read is wrong: so the store has it, or it was damaged on its way.
+    Misread(Violation),
 }
 
 impl From<Violation> for Stop {
@@ -137,6 +142,7 @@ pub async fn probe(store: &dyn Store, options: &ProbeOptions, nonce: &str) -> Re
         options,
         root: format!("{PREFIX}{nonce}/"),
         keys: Vec::new(),
+        listed: Vec::new(),
         ends: Instant::now() + options.deadline,
     };
     let outcome = probe.run().await;
@@ -158,7 +164,14 @@ struct Probe<'a> {
     root: String,
     /// All that were used, to be deleted.
     keys: Vec<String>,
+    /// Those below which keys were put, to be listed.
+    listed: Vec<String>,
     ends: Instant,
+}
+
+/// What is put below a key, to be listed.
+fn listed_below(key: &str) -> [String; 3] {
+    ["a", "b", "c"].map(|name| format!("{key}/{name}"))
 }
 
 fn body(text: impl std::fmt::Display) -> Bytes {
@@ -177,18 +190,29 @@ impl Probe<'_> {
 
     /// Tries a step, each time under a fresh key, until it ends or the time does.
     async fn step(&mut self, step: Step) -> Result<(), ProbeError> {
-        let mut last = None;
+        let (mut last, mut wrong_readings) = (None, 0);
         loop {
             let key = format!("{}{}", self.root, self.keys.len());
             self.keys.push(key.clone());
-            let error = match self.in_time(self.attempt(step, &key)).await {
+            if matches!(step, Step::Listing) {
+                self.listed.push(key.clone());
+            }
+            match self.in_time(self.attempt(step, &key)).await {
                 None => return Err(self.late(last)),
                 Some(Ok(())) => return Ok(()),
                 Some(Err(Stop::Failed(error))) => return Err(error),
-                Some(Err(Stop::Unclear(error))) => error,
-            };
-            tracing::warn!(%error, "the store did not answer the probe, trying again");
-            last = Some(error);
+                Some(Err(Stop::Unclear(error))) => {
+                    tracing::warn!(%error, "the store did not answer the probe, trying again");
+                    last = Some(error);
+                }
+                Some(Err(Stop::Misread(violation))) => {
+                    wrong_readings += 1;
+                    if wrong_readings == WRONG_READINGS {
+                        return Err(ProbeError::Unsafe(violation));
+                    }
+                    tracing::warn!(%violation, "the probe read what it should not, trying again");
+                }
+            }
             if self.in_time(tokio::time::sleep(self.options.pause)).await.is_none() {
                 return Err(self.late(last));
             }
@@ -200,7 +224,7 @@ impl Probe<'_> {
             Step::Sequence => self.sequence(key).await,
             Step::RaceToCreate => self.race_to_create(key).await,
             Step::RaceToUpdate => self.race_to_update(key).await,
-            Step::Listing => self.listing().await,
+            Step::Listing => self.listing(key).await,
         }
     }
 
@@ -238,7 +262,7 @@ impl Probe<'_> {
     async fn must_read(&self, key: &str, wanted: &[u8]) -> Result<(), Stop> {
         match self.store.get(key, ByteRange::Full).await {
             Ok(object) if object.body == wanted => Ok(()),
-            Ok(_) | Err(Error::NotFound { .. }) => Err(Violation::StaleRead.into()),
+            Ok(_) | Err(Error::NotFound { .. }) => Err(Stop::Misread(Violation::StaleRead)),
             Err(error) => Err(stop("GET", error)),
         }
     }
@@ -248,7 +272,7 @@ impl Probe<'_> {
         let (create, update) = ("PUT with If-None-Match", "PUT with If-Match");
         match self.store.get(key, ByteRange::Full).await {
             Err(Error::NotFound { .. }) => {}
-            Ok(_) => return Err(Violation::StaleRead.into()),
+            Ok(_) => return Err(Stop::Misread(Violation::StaleRead)),
             Err(error) => return Err(stop("GET of an absent key, which needs ListBucket too", error)),
         }
         let first = match self.put(key, "first", Condition::IfAbsent).await {
@@ -324,25 +348,24 @@ impl Probe<'_> {
     }
 
     /// What stands, and only that, is listed.
-    async fn listing(&self) -> Result<(), Stop> {
-        let root = format!("{}list/", self.root);
-        let keys = ["a", "b", "c"].map(|name| format!("{root}{name}"));
+    async fn listing(&self, key: &str) -> Result<(), Stop> {
+        let keys = listed_below(key);
         for key in &keys {
             self.put(key, "listed", Condition::Always).await.map_err(|error| stop("PUT", error))?;
         }
         let deleted = &keys[1..2];
         self.store.delete(deleted).await.map_err(|error| stop("DELETE", error))?;
-        let listing = self.store.list(&root, None).await.map_err(|error| stop("LIST", error))?;
+        let listing = self.store.list(&format!("{key}/"), None).await.map_err(|error| stop("LIST", error))?;
         let listed: Vec<_> = listing.entries.iter().map(|entry| &entry.key).collect();
         let stands = listed == [&keys[0], &keys[2]] && !listing.more;
         self.store.delete(&keys).await.map_err(|error| stop("DELETE", error))?;
-        if stands { Ok(()) } else { Err(Violation::StaleList.into()) }
+        if stands { Ok(()) } else { Err(Stop::Misread(Violation::StaleList)) }
     }
 
     /// Deletes what the probe put. A store that does not answer keeps it: it is small, and under its own prefix.
     async fn clean(&self) {
         let mut keys = self.keys.clone();
-        keys.extend(["a", "b", "c"].map(|name| format!("{}list/{name}", self.root)));
+        keys.extend(self.listed.iter().flat_map(|key| listed_below(key)));
         for some in keys.chunks(1000) {
             let deleted = tokio::time::timeout(self.options.deadline, self.store.delete(some)).await;
             if !matches!(deleted, Ok(Ok(()))) {

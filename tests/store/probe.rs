@@ -1,6 +1,7 @@
 //! The start-up probe: stores that must be refused are, and the error says what they do wrong.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -159,6 +160,57 @@ async fn trouble_on_the_way_is_no_verdict() {
             panic!("seed {seed}: {error}");
         }
     }
+}
+
+/// A store whose answers are damaged on their way, so many of each kind.
+#[derive(Debug)]
+struct Garbled {
+    inner: MemoryStore,
+    objects: AtomicU32,
+    listings: AtomicU32,
+}
+
+impl Garbled {
+    fn new(times: u32) -> Self {
+        Self { inner: MemoryStore::new(), objects: times.into(), listings: times.into() }
+    }
+}
+
+fn damages(left: &AtomicU32) -> bool {
+    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
+}
+
+#[async_trait]
+impl Store for Garbled {
+    async fn get(&self, key: &str, range: ByteRange) -> Result<Object, Error> {
+        let object = self.inner.get(key, range).await?;
+        let body = if damages(&self.objects) { Bytes::from_static(b"fjrst") } else { object.body };
+        Ok(Object { body, ..object })
+    }
+
+    async fn put(&self, key: &str, body: Bytes, condition: Condition) -> Result<ETag, Error> {
+        self.inner.put(key, body, condition).await
+    }
+
+    async fn delete(&self, keys: &[String]) -> Result<(), Error> {
+        self.inner.delete(keys).await
+    }
+
+    async fn list(&self, prefix: &str, start_after: Option<&str>) -> Result<Listing, Error> {
+        let listing = self.inner.list(prefix, start_after).await?;
+        Ok(if damages(&self.listings) { Listing::default() } else { listing })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_was_damaged_on_its_way_is_no_verdict() {
+    let garbled = Garbled::new(2);
+    probe(&garbled, &ProbeOptions::default(), "nonce").await.unwrap();
+    assert!(garbled.inner.objects().is_empty(), "the probe's keys are gone");
+    let left = garbled.objects.load(Ordering::Relaxed) + garbled.listings.load(Ordering::Relaxed);
+    assert_eq!(left, 0, "both kinds were met");
+    let error = probe(&Garbled::new(3), &ProbeOptions::default(), "nonce").await.unwrap_err();
+    assert!(matches!(error, ProbeError::Unsafe(Violation::StaleRead)), "{error}");
 }
 
 #[tokio::test(start_paused = true)]
