@@ -4,7 +4,11 @@
 //! for deletion only if no kept root, no record after the checkpoint and no head names it.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
+use uuid::Uuid;
+
+use super::codec::{DecodeError, invalid};
 use super::collect::{Collector, Garbage};
 use super::error::{Error, OpenError};
 use super::fold::names_chunk;
@@ -13,11 +17,41 @@ use super::keys::{ObjectId, Parsed, Slot};
 use super::open::read_head;
 use super::record::{Change, Record, RecordKind};
 use super::root::Root;
+use super::store_exact::{CheckedError, fetch_checked};
 use crate::mutant::{self, Mutant};
-use crate::store::{self, ByteRange};
+use crate::store::{self, ByteRange, Entry, Store};
 
 /// Names looked at before the garbage among them is queued.
 const WINDOW: usize = 10_000;
+/// Bytes from which on a record is not read whole, and that are read first for its table: that of a commit of 16 MiB
+/// in blocks of 4 KiB fits.
+const TABLE_BYTES: u64 = 128 << 10;
+
+/// Reads a record up to its data.
+async fn read_table(store: &dyn Store, volume: Uuid, entry: &Entry) -> Result<Vec<u8>, CheckedError> {
+    let get = async |range: Range<u64>| {
+        let range = ByteRange::Bounded { offset: range.start, length: range.end - range.start };
+        store.get(&entry.key, range).await.map(|object| object.body).map_err(CheckedError::Store)
+    };
+    let mut table = get(0..TABLE_BYTES).await?.to_vec();
+    let end = Record::table_bytes(volume, &table, entry.size_bytes).map_err(CheckedError::Damaged)?;
+    if end > TABLE_BYTES {
+        table.extend_from_slice(&get(TABLE_BYTES..end).await?);
+    }
+    table.truncate(usize::try_from(end).expect("a record fits into memory"));
+    Ok(table)
+}
+
+/// A record names chunk objects of its own epoch alone, which is over: one that seems to name another's is not to be
+/// trusted with what it tells to delete.
+fn own_chunks_only(record: Record) -> Result<Record, DecodeError> {
+    let epoch = record.slot.epoch;
+    let is_foreign = |change: &Change| matches!(change, Change::Chunk { id, .. } if id.epoch != epoch);
+    match record.changes.iter().any(is_foreign) {
+        false => Ok(record),
+        true => Err(invalid("chunk", format!("is not of epoch {epoch}"))),
+    }
+}
 
 impl Collector {
     /// Queues folded records that stand still, replaced root tables, and where the volume is unswept also all other
@@ -68,14 +102,14 @@ impl Collector {
                 if slot > checkpoint || slot.epoch >= shared.epoch {
                     break;
                 }
-                let body = match shared.env.store.get(&entry.key, ByteRange::Full).await {
-                    Ok(object) => object.body,
-                    Err(store::Error::NotFound { .. }) => continue,
-                    Err(error) => return Err(Error::Store(error)),
-                };
-                let Ok((record, _)) = Record::decode(shared.keys.volume(), slot, &body) else {
-                    tracing::warn!(key = %entry.key, "a folded record cannot be read, left alone");
-                    continue;
+                let record = match self.folded_record(slot, entry).await {
+                    Ok(record) => record,
+                    Err(CheckedError::Store(store::Error::NotFound { .. })) => continue,
+                    Err(CheckedError::Store(error)) => return Err(Error::Store(error)),
+                    Err(CheckedError::Damaged(error)) => {
+                        tracing::warn!(key = %entry.key, "a folded record cannot be read, left alone: {error}");
+                        continue;
+                    }
                 };
                 if record.kind == RecordKind::Seal && !mutant::is(Mutant::SealsDeleted) {
                     continue;
@@ -100,6 +134,31 @@ impl Collector {
             match done {
                 Some(last) => after = Some(last.key.clone()),
                 None => return Ok(()),
+            }
+        }
+    }
+
+    /// A folded record. Of a large one only the table is read: what it tells to delete is asked about before.
+    async fn folded_record(&self, slot: Slot, entry: &Entry) -> Result<Record, CheckedError> {
+        let (store, volume) = (self.shared.env.store.as_ref(), self.shared.keys.volume());
+        if entry.size_bytes <= TABLE_BYTES {
+            let decode = |body: &[u8]| Record::decode(volume, slot, body).map(|(record, _)| record);
+            return fetch_checked(store, &entry.key, decode).await.map(|(record, _)| record);
+        }
+        // Nothing but another reading stands for a table without its data.
+        let mut last = read_table(store, volume, entry).await;
+        loop {
+            let next = read_table(store, volume, entry).await;
+            match (last, next) {
+                (Ok(last), Ok(next)) if last == next => {
+                    let record =
+                        Record::decode_unverified(volume, slot, &next).map_err(CheckedError::Damaged)?;
+                    return own_chunks_only(record).map_err(CheckedError::Damaged);
+                }
+                (Err(CheckedError::Damaged(_)), Err(error)) | (_, Err(error @ CheckedError::Store(_))) => {
+                    return Err(error);
+                }
+                (_, next) => last = next,
             }
         }
     }
