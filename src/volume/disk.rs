@@ -141,9 +141,8 @@ impl Volume {
         let length = range.end - range.start;
         let _busy = self.shared.metrics.in_flight();
         if !range.is_empty() {
-            self.timed(Change::write(offset, &data)).await?;
+            self.timed(Change::write(offset, data)).await?;
         }
-        drop(data);
         if fua {
             self.durable().await?;
         }

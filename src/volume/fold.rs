@@ -15,9 +15,9 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
 use super::base::{self, LoadedMapPage};
-use super::cache::{CacheKey, Unit};
 use super::collect::{Collector, Garbage, Trash};
 use super::error::Error;
+use super::fetch::{CacheKey, Unit};
 use super::geometry::{ChunkIndex, MAP_PAGE_ENTRIES};
 use super::head::Checkpoint;
 use super::keys::{ObjectId, Slot};
@@ -214,11 +214,16 @@ impl Folder {
         tracing::debug!(volume = %shared.keys.volume(), ?checkpoint.slot, records = folding.slots.len(),
             bytes = folding.bytes, "checkpoint published");
         // What is folded is read under its new name from now on.
-        let folded = folding.pieces.iter().filter_map(|(_, piece)| match piece {
-            Piece::Data { record, change, .. } => Some(shared.change_fetch(record, *change).key),
-            _ => None,
-        });
-        shared.env.cache.remove(folded.collect::<Vec<_>>()).await;
+        let volume = shared.keys.volume();
+        let folded: BTreeSet<Unit> = folding
+            .pieces
+            .iter()
+            .filter_map(|(_, piece)| match piece {
+                Piece::Data { record, change, .. } => Some(Unit::Run(record.slot, record.run_of(*change))),
+                _ => None,
+            })
+            .collect();
+        shared.env.cache.remove(folded.into_iter().map(|unit| CacheKey { volume, unit })).await;
         self.discard(&old, &root, table, old_table, folding).await;
         Ok(())
     }
@@ -401,10 +406,12 @@ impl Folder {
     }
 }
 
-/// Names of objects that an attempt makes, noted before they are sent.
+/// What an attempt to fold makes: names of objects, noted before they are sent, and memory that it uses again.
 #[derive(Debug, Default)]
 pub(super) struct Made {
     names: Mutex<Vec<String>>,
+    /// Of objects that are durable: as many at most as are made at a time.
+    memory: Mutex<Vec<Vec<u8>>>,
 }
 
 impl Made {
@@ -412,6 +419,19 @@ impl Made {
     pub(super) fn note(&self, key: String) -> String {
         self.names.lock().push(key.clone());
         key
+    }
+
+    /// Memory for an object of so many bytes. What the system gives anew it must first clear, page by page.
+    pub(super) fn memory(&self, bytes: u64) -> Vec<u8> {
+        let bytes = usize::try_from(bytes).expect("at most 33 MiB");
+        self.memory.lock().pop().unwrap_or_else(|| Vec::with_capacity(bytes))
+    }
+
+    /// Takes the memory of an object back, unless the store still holds on to it.
+    pub(super) fn reclaim(&self, object: Bytes) {
+        if object.is_unique() {
+            self.memory.lock().push(Vec::from(object));
+        }
     }
 }
 

@@ -12,6 +12,7 @@ mod commit;
 mod disk;
 pub mod error;
 mod fence;
+pub mod fetch;
 mod fold;
 pub mod frame;
 pub mod geometry;

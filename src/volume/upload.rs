@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::chunk::{ChunkWriter, frame_offset};
 use super::geometry::{PAGE_BYTES, PAGE_LEN};
-use super::piece::{ChunkMemory, ChunkRef, page_of_blocks};
+use super::piece::{ChunkMemory, ChunkRef, blocks_of_page};
 use super::shared::Shared;
 use crate::metrics::labels::ObjectKind;
 use crate::store::Condition;
@@ -61,10 +61,15 @@ impl Shared {
         let ChunkMemory::Blocks(blocks) = chunk.memory.lock().clone() else {
             unreachable!("only the upload takes the blocks");
         };
-        let mut writer =
-            ChunkWriter::new(self.keys.volume(), chunk.index, chunk.id, chunk.pages_per_chunk, chunk.stored);
+        let mut writer = ChunkWriter::new(
+            self.keys.volume(),
+            chunk.index,
+            chunk.id,
+            chunk.pages_per_chunk,
+            chunk.stored.len(),
+        );
         for page in chunk.stored.iter() {
-            writer.page(page, &page_of_blocks(&blocks, page));
+            writer.page_of(page, blocks_of_page(&blocks, page).iter().map(|block| &block[..]));
         }
         writer.finish()
     }
