@@ -97,6 +97,8 @@ definitions! {
         "NBD connections accepted.");
     HANDSHAKE_FAILURES = counter("cairn_handshake_failures_total", "connections", &["transport", "reason"],
         "NBD connections that ended before transmission began, by reason.");
+    CONNECTIONS_STALLED = counter("cairn_connections_stalled_total", "connections", &["direction"],
+        "NBD connections closed because their client sent no more of a request, or read no more replies.");
     SERVER_REQUESTS_IN_FLIGHT = gauge("cairn_server_requests_in_flight", "requests", &[],
         "NBD requests read from a connection and not yet answered.");
     SERVER_BYTES_IN_FLIGHT = gauge("cairn_server_bytes_in_flight", "bytes", &[],

@@ -15,6 +15,7 @@ use super::connection::{self, Greeting, Shared};
 use super::connections::{Connection, Connections, Seat};
 use super::drain::{Drain, Farewell};
 use super::export::Exports;
+use super::in_flight::Budget;
 use super::listener::{ListenAddress, Listener, Peer};
 use super::options::Options;
 use super::tls::Tls;
@@ -51,7 +52,8 @@ impl Server {
         let slots = Arc::new(Semaphore::new(options.maximum_connections));
         let (tasks, drain) = (Arc::new(Tasks::new()), Drain::default());
         let connections = Connections::default();
-        let shared = Shared { exports, options, tasks, drain, metrics, tls: RwLock::new(None), connections };
+        let (budget, tls) = (Budget::new(&options), RwLock::new(None));
+        let shared = Shared { exports, options, budget, tasks, drain, metrics, tls, connections };
         Self { shared: Arc::new(shared), slots, next_connection: Arc::new(AtomicU64::new(1)) }
     }
 

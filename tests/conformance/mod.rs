@@ -10,5 +10,6 @@ mod limits;
 mod metadata;
 mod options;
 mod shutdown;
+mod stalled;
 mod structured_replies;
 mod tls;

@@ -199,6 +199,9 @@ proptest! {
         same(&bytes, Request::decode(HeaderStyle::Simple, &bytes), |it, out| {
             it.encode(HeaderStyle::Simple, out).unwrap();
         });
+        same(&bytes, Request::decode(HeaderStyle::Extended, &bytes), |it, out| {
+            it.encode(HeaderStyle::Extended, out).unwrap();
+        });
         same(&bytes, BlockStatusPayload::decode(&bytes), BlockStatusPayload::encode);
         same(&bytes, Reply::decode(&bytes), |it, out| it.encode(out));
         if let Ok(info) = DiskInfo::decode(&bytes) {
