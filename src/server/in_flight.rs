@@ -45,7 +45,8 @@ pub(crate) struct InFlight {
     requests: Arc<Semaphore>,
     request_bound: u32,
     bytes: Arc<Semaphore>,
-    byte_bound: u32,
+    /// The most that one request is charged: a larger one is let through when nothing else holds bytes.
+    largest_bytes: u32,
     share: Arc<Semaphore>,
     common: Arc<Semaphore>,
     metrics: ServerMetrics,
@@ -66,12 +67,12 @@ impl InFlight {
         let semaphore =
             |bound: u32| Arc::new(Semaphore::new(usize::try_from(bound).expect("32 bits fit a usize")));
         let request_bound = options.in_flight_requests.max(1);
-        let byte_bound = options.in_flight_bytes.min(budget.common_bytes).max(1);
+        let byte_bound = options.in_flight_bytes.max(1);
         Self {
             requests: semaphore(request_bound),
             request_bound,
             bytes: semaphore(byte_bound),
-            byte_bound,
+            largest_bytes: byte_bound.min(budget.common_bytes),
             share: semaphore(budget.share_bytes),
             common: Arc::clone(&budget.common),
             metrics,
@@ -80,7 +81,7 @@ impl InFlight {
 
     /// Waits for what a request needs. One is let through whatever its size, when nothing else holds bytes.
     pub(crate) async fn charge(&self, bytes: u32) -> Charge {
-        let bytes = bytes.min(self.byte_bound);
+        let bytes = bytes.min(self.largest_bytes);
         let request = Arc::clone(&self.requests).acquire_owned().await.expect(NEVER_CLOSED);
         let held = Arc::clone(&self.bytes).acquire_many_owned(bytes).await.expect(NEVER_CLOSED);
         let memory = match Arc::clone(&self.share).try_acquire_many_owned(bytes) {

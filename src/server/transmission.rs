@@ -127,7 +127,8 @@ struct Receiver {
 
 impl Receiver {
     async fn receive(&mut self) -> Result<End, Broken> {
-        loop {
+        // Nobody would hear what requests come to that are still in the buffer.
+        while !self.replies.is_closed() {
             let (draining, deaf) = (self.drain.is_cancelled(), self.drain.hangs_up());
             tokio::select! {
                 biased;
@@ -140,6 +141,7 @@ impl Receiver {
                 () = self.in_flight.wait_until_idle(), if draining => return Ok(End::Drained),
             }
         }
+        Err(Broken::Write)
     }
 
     async fn handle(&mut self, request: Request) -> Result<(), Broken> {

@@ -113,7 +113,7 @@ impl Shared {
                     let bytes = fetched[number].clone()?;
                     let start = usize::try_from(at).expect("within a page");
                     let end = start + usize::try_from(length).expect("within a page");
-                    segments.push(Segment::Data(bytes.slice(start..end)));
+                    segments.push(Segment::Data(part(&bytes, start..end)));
                 }
             }
         }
@@ -255,6 +255,12 @@ impl Shared {
         parts.sort_by_key(|(range, _, _)| range.start);
         Ok(parts)
     }
+}
+
+/// A part of a page. A short one is copied: a slice keeps its whole page, and a reply that nobody reads would hold many times
+/// the bytes that it was charged for.
+fn part(page: &Bytes, range: Range<usize>) -> Bytes {
+    if range.len() * 2 <= page.len() { Bytes::copy_from_slice(&page[range]) } else { page.slice(range) }
 }
 
 fn page_of(at: u64) -> u16 {

@@ -80,9 +80,8 @@ async fn what_all_connections_hold_together_stays_within_the_bound() {
     assert_eq!(held(&harness), 16 << 20);
     // All are answered in the end, whoever waited for whom.
     export.release(32);
-    for wire in &mut wires {
-        wire.read(16 + (1 << 19) + 16 + (4 << 20)).await;
-    }
+    let reading = wires.iter_mut().map(|wire| wire.read(16 + (1 << 19) + 16 + (4 << 20)));
+    futures::future::join_all(reading).await;
     assert_eq!(export.started(), 32);
     drop(wires);
     harness.tasks.join().await;

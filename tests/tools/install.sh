@@ -105,7 +105,7 @@ install_s3() {
 
 # The repository that this machine has Debian's own packages from.
 debian_repository() {
-    apt-get indextargets --format '$(REPO_URI)' 'Origin: Debian' 'Label: Debian' 'Component: main' \
+    apt-get indextargets --format "\$(REPO_URI)" 'Origin: Debian' 'Label: Debian' 'Component: main' \
         'Created-By: Packages' | sed -n 1p
 }
 

@@ -111,13 +111,11 @@ mod tests {
             |label: &str, base64: &str| format!("-----BEGIN {label}-----\n{base64}\n-----END {label}-----\n");
         let no_key = pem("PRIVATE KEY", "AAAA");
         let no_certificate = pem("CERTIFICATE", "AAAA");
-        let unfinished = "-----BEGIN PRIVATE KEY-----\nAAAA\n";
         for (content, setting) in [
             (format!("{certificate}{no_key}"), "tls.key = "),
             (certificate.clone(), "tls.key = "),
             (format!("{no_certificate}{key}"), "tls.client_authorities = "),
             (key.clone(), "tls.client_authorities = "),
-            (format!("{certificate}{unfinished}"), "tls.key = "),
         ] {
             let file = tempfile::NamedTempFile::new().unwrap();
             std::fs::write(file.path(), &content).unwrap();
