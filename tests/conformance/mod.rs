@@ -5,6 +5,7 @@
 mod commands;
 mod extended_headers;
 mod greeting;
+mod index;
 mod leavers;
 mod limits;
 mod metadata;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cairn::server::{Export, Options};
+use tokio::io::AsyncWriteExt as _;
 use tokio::time::{Instant, sleep};
 
 use crate::support::memory_export::{MemoryExport, MemoryExports};
@@ -179,4 +180,18 @@ async fn what_a_stalled_client_held_goes_to_those_who_wait() {
     waiting.read(2 << 20).await;
     assert!(stalled.is_dropped().await);
     assert_eq!(export.started(), 1);
+}
+
+/// In the handshake it is the client's time for all of it that counts.
+#[tokio::test(start_paused = true)]
+async fn who_sends_options_for_ever_and_reads_no_answers_is_closed_at_the_handshake_timeout() {
+    let (_, harness) = harness(Script::Pass, Options::default());
+    for refused in [option(77, b""), option(LIST, b"x"), option(INFO, &info_request("nothing", &[]))] {
+        let mut stream = harness.options().await.into_stream();
+        let begun = Instant::now();
+        // Until the answers fill the pipe, and the server waits for the client to read them.
+        while stream.write_all(&refused).await.is_ok() {}
+        assert!(begun.elapsed() <= Options::default().handshake_timeout, "{:?}", begun.elapsed());
+    }
+    harness.tasks.join().await;
 }
