@@ -33,8 +33,10 @@ async fn write_most_and_stop(port: u16) {
     stream.write_all(&said.concat()).await.expect("the gateway reads");
     let payload = vec![7; MIB];
     for _ in 0..60 {
-        // It waits for its turn, and is read on then.
-        stream.write_all(&payload).await.expect("the gateway reads");
+        // It waits for its turn, and is read on then. On a machine that is busy enough it may be closed in between.
+        if stream.write_all(&payload).await.is_err() {
+            return;
+        }
     }
     // The end is a reset if bytes of ours were not read.
     drop(stream.read_to_end(&mut Vec::new()).await);
