@@ -2,7 +2,7 @@
 
 use rustix::process::Signal;
 
-use super::load::{Ledger, Load};
+use crate::support::load::{Ledger, Load};
 use crate::support::cairn::{Gateway, Setup, Store};
 use crate::support::proxy::Proxy;
 

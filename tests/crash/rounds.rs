@@ -9,7 +9,7 @@ use rand::{Rng, SeedableRng};
 use tokio::sync::watch;
 
 use super::ends::{CRASHES, End, Serving, TAKEOVERS, end};
-use super::load::{Ledger, Load};
+use crate::support::load::{Ledger, Load};
 use super::trap::{PLACES, Trap};
 use crate::checker::cells::{CELL_LEN, Id, Layout, identify};
 use crate::checker::history::History;

@@ -19,6 +19,8 @@ use parking_lot::RwLock;
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, XattrFlags};
 use xxhash_rust::xxh3;
 
+use crate::mutant::{self, Mutant};
+
 use super::super::error::Source;
 use super::super::{ByteRange, Condition, ETag, Error, Object};
 use super::direct;
@@ -52,10 +54,20 @@ fn open_directory(at: &File, path: &str) -> io::Result<File> {
     Ok(rustix::fs::openat(at, path, flags, Mode::empty())?.into())
 }
 
+/// Makes what was written into a file durable.
+fn sync_file(file: &File) -> io::Result<()> {
+    if mutant::is(Mutant::FileUnsynced) { Ok(()) } else { file.sync_all() }
+}
+
+/// Makes the names in a directory durable.
+fn sync_directory(directory: &File) -> io::Result<()> {
+    if mutant::is(Mutant::DirectoryUnsynced) { Ok(()) } else { directory.sync_all() }
+}
+
 /// Makes a directory where there is none, and makes that durable either way.
 fn make_directory(at: &File, name: &str) -> io::Result<File> {
     match rustix::fs::mkdirat(at, name, DIRECTORY_MODE) {
-        Ok(()) | Err(rustix::io::Errno::EXIST) => at.sync_all()?,
+        Ok(()) | Err(rustix::io::Errno::EXIST) => sync_directory(at)?,
         Err(other) => return Err(other.into()),
     }
     open_directory(at, name)
@@ -231,7 +243,7 @@ impl Tree {
                 tracing::trace!(%error, "no extended attribute: reading a range will hash the whole file");
             }
             direct::write_all(&temporary.file, body)?;
-            temporary.file.sync_all()?;
+            sync_file(&temporary.file)?;
             return Ok(temporary);
         }
     }
@@ -244,7 +256,7 @@ impl Tree {
             match self.enter(&parent, key, name, temporary, condition) {
                 Ok(entered) => {
                     // Also where another stands: whoever is told so may rely on it.
-                    parent.sync_all()?;
+                    sync_directory(&parent)?;
                     return Ok(entered);
                 }
                 // The directory was emptied and removed in between.
@@ -354,7 +366,7 @@ impl Tree {
     /// Makes deletions in a directory durable, then removes it and those above it that are empty.
     fn settle(&self, directory: &str) -> io::Result<()> {
         match open_directory(&self.root, directory) {
-            Ok(opened) => opened.sync_all()?,
+            Ok(opened) => sync_directory(&opened)?,
             Err(error) if absent(&error) => {}
             Err(error) => return Err(error),
         }
@@ -386,7 +398,7 @@ fn make_path(path: &Path) -> io::Result<()> {
             _ => {}
         }
         if let Some(above) = directory.parent() {
-            File::open(above)?.sync_all()?;
+            sync_directory(&File::open(above)?)?;
         }
     }
     Ok(())
