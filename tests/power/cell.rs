@@ -103,16 +103,10 @@ impl Workload {
     /// The scripts that run it and that check what it left.
     pub(crate) fn scripts(self) -> (&'static [&'static str], &'static [&'static str]) {
         match self {
-            Self::Postgres => (
-                &[include_str!("scripts/postgres.sh")],
-                &[include_str!("scripts/postgres-check.sh")],
-            ),
-            Self::Sqlite => (&[include_str!("scripts/sqlite.sh")], &[include_str!("scripts/sqlite-check.sh")]),
-            Self::Fio => (
-                &[include_str!("scripts/fio-job.sh"), include_str!("scripts/fio.sh")],
-                &[include_str!("scripts/fio-job.sh"), include_str!("scripts/fio-check.sh")],
-            ),
-            Self::Fsx => (&[include_str!("scripts/fsx.sh")], &[include_str!("scripts/fsx-check.sh")]),
+            Self::Postgres => (&["postgres.sh"], &["postgres-check.sh"]),
+            Self::Sqlite => (&["sqlite.sh"], &["sqlite-check.sh"]),
+            Self::Fio => (&["fio-job.sh", "fio.sh"], &["fio-job.sh", "fio-check.sh"]),
+            Self::Fsx => (&["fsx.sh"], &["fsx-check.sh"]),
         }
     }
 

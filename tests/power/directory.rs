@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 
 use super::asked;
-use super::running::payload;
+use super::running::{payload, scripts};
 use crate::checker::cells::{CELL_LEN, Id, Layout, identify};
 use crate::checker::history::History;
 use crate::checker::prefix;
@@ -68,7 +68,7 @@ impl Guest {
         if let Some(mutant) = self.mutant {
             script += &format!("export MUTANT={mutant}\n");
         }
-        script += include_str!("scripts/inside.sh");
+        script += &scripts(&["inside.sh"]);
         let drive = |name: &str, more: &str| {
             let path = self.path(name);
             format!("file={},format=raw,if=virtio,cache=writeback{more}", path.display())
@@ -109,7 +109,8 @@ async fn rounds(rounds: u64, seed: u64, mutant: Option<&'static str>) -> Result<
     let ledger = Arc::new(Ledger { layout, history, answers: watch::channel(0).0 });
     let guest = Guest::new(mutant).await;
     for round in 1..=rounds + 1 {
-        let mut machine = guest.boot().await.map_err(|said| (round - 1, format!("it does not open: {said}")))?;
+        let mut machine =
+            guest.boot().await.map_err(|said| (round - 1, format!("it does not open: {said}")))?;
         let epoch = u32::try_from(round).expect("rounds are few");
         let found = guest.image().await;
         {
@@ -143,7 +144,8 @@ async fn rounds(rounds: u64, seed: u64, mutant: Option<&'static str>) -> Result<
 #[tokio::test]
 async fn a_store_in_a_directory_keeps_what_a_flush_answered_when_the_machine_loses_its_power() {
     let (count, seed) = (asked("CAIRN_POWER_ROUNDS", ROUNDS), asked("CAIRN_POWER_SEED", 1));
-    let answers = rounds(count, seed, None).await.unwrap_or_else(|(round, why)| panic!("round {round}: {why}"));
+    let answers =
+        rounds(count, seed, None).await.unwrap_or_else(|(round, why)| panic!("round {round}: {why}"));
     println!("{count} rounds, {answers} answers");
 }
 

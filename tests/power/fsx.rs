@@ -88,7 +88,11 @@ impl Model {
             Operation::Read(range) => {
                 let mut found = vec![0; range.len()];
                 file.read_exact_at(&mut found, range.start as u64).unwrap();
-                assert!(found == self.bytes[range.clone()], "operation {}: {range:?} differs", self.operations);
+                assert!(
+                    found == self.bytes[range.clone()],
+                    "operation {}: {range:?} differs",
+                    self.operations
+                );
             }
             Operation::Sync { data_only: true } => file.sync_data().unwrap(),
             Operation::Sync { data_only: false } => file.sync_all().unwrap(),

@@ -5,7 +5,7 @@ use rand::{Rng, SeedableRng};
 
 use super::asked;
 use super::cell::Cell;
-use super::recovered::{check, make};
+use super::recovered::{DISK, check, make};
 use super::running::{Round, Running};
 use crate::support::cairn::{Setup, Store};
 
@@ -32,14 +32,14 @@ async fn rounds(cell: Cell, rounds: u64, seed: u64, mutant: Option<&str>) -> Res
         None => setup,
     };
     let mut gateway = faulty(setup(&store)).start().await;
-    make(cell.file_system, &gateway).await;
+    make(cell.file_system, &gateway.uri("disk"), DISK).await;
     let mut answered = Vec::new();
     for number in 1..=rounds {
         let round = Round { cell, number, seed: u64::from(random.random::<u32>()) };
         let count = random.random_range(cell.workload.answers(cell.place));
-        let mut running = Running::start(&round, &gateway).await;
+        let mut running = Running::start(&round, &gateway.uri("disk")).await;
         running.answers(count).await;
-        let told = running.cut(&mut gateway).await;
+        let told = running.cut_with(&mut gateway).await;
         println!("{cell}: round {number} of seed {seed}: power cut after {} answers", told.len());
         answered.extend(told);
         gateway = faulty(setup(&store)).takeover().start().await;
@@ -67,7 +67,9 @@ async fn what_was_answered_survives_a_power_cut() {
     let mut broken = Vec::new();
     for cell in chosen() {
         println!("{cell}");
-        broken.extend(rounds(cell, asked("CAIRN_POWER_ROUNDS", 1), asked("CAIRN_POWER_SEED", 1), None).await.err());
+        broken.extend(
+            rounds(cell, asked("CAIRN_POWER_ROUNDS", 1), asked("CAIRN_POWER_SEED", 1), None).await.err(),
+        );
     }
     assert!(broken.is_empty(), "{}", broken.join("\n\n"));
 }

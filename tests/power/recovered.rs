@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::cell::FileSystem;
-use super::running::{Round, power};
+use super::running::{Round, power, scripts};
 use crate::support::cairn::Gateway;
 use crate::support::process::{command, finish, run};
 
@@ -11,13 +11,13 @@ use crate::support::process::{command, finish, run};
 pub(crate) const DISK: u64 = 512 << 20;
 
 /// Makes an empty file system on the disk, durably.
-pub(crate) async fn make(file_system: FileSystem, gateway: &Gateway) {
+pub(crate) async fn make(file_system: FileSystem, uri: &str, size: u64) {
     let files = tempfile::tempdir().expect("a directory for the image");
     let image = files.path().join("image");
     let file = std::fs::File::create(&image).expect("the directory can be written");
-    file.set_len(DISK).expect("files may have holes");
+    file.set_len(size).expect("files may have holes");
     run(command(file_system.maker()).arg(&image)).await;
-    run(command(["nbdcopy", "--flush"]).arg(&image).arg(gateway.uri("disk"))).await;
+    run(command(["nbdcopy", "--flush"]).arg(&image).arg(uri)).await;
 }
 
 /// Checks the disk that a new gateway serves: what was answered in the round is there, and the file system is whole.
@@ -40,11 +40,15 @@ pub(crate) async fn check_image(
     let told = work.join("answered");
     std::fs::write(&told, answered.join("\n") + "\n").expect("the directory can be written");
     let (_, check) = round.cell.workload.scripts();
-    std::fs::write(work.join("check.sh"), check.concat()).expect("the directory can be written");
+    std::fs::write(work.join("check.sh"), scripts(check)).expect("the directory can be written");
     let mut script = round.variables(work, &power());
     script += &format!("IMAGE={}\nANSWERED={}\n", image.display(), told.display());
-    script += include_str!("scripts/recovered.sh");
+    script += &scripts(&["recovered.sh"]);
     let unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "sh", "-c", &script];
     let done = finish(&mut command(unshare)).await;
-    if done.status.success() { Ok(()) } else { Err(format!("{}\n{}\n{}", done.status, done.stdout, done.stderr)) }
+    if done.status.success() {
+        Ok(())
+    } else {
+        Err(format!("{}\n{}\n{}", done.status, done.stdout, done.stderr))
+    }
 }

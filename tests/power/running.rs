@@ -14,6 +14,14 @@ use crate::support::process::{Process, command, run, within};
 const ANSWERED: &str = "vm: answered ";
 const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/power/scripts");
 
+/// Scripts of these names, one after the other.
+pub(crate) fn scripts(names: &[&str]) -> String {
+    let text = |name: &&str| {
+        std::fs::read_to_string(Path::new(SCRIPTS).join(name)).expect("the workloads' scripts can be read")
+    };
+    names.iter().map(text).collect()
+}
+
 /// Where in its cell a round is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Round {
@@ -62,11 +70,11 @@ pub(crate) fn power() -> String {
 
 impl Running {
     /// Mounts the disk and starts the workload of a round.
-    pub(crate) async fn start(round: &Round, gateway: &Gateway) -> Self {
+    pub(crate) async fn start(round: &Round, uri: &str) -> Self {
         let files = tempfile::tempdir().expect("a directory for the workload");
         let user = match round.cell.place {
-            Place::Host => User::Host(on_host(round, gateway, files.path())),
-            Place::Guest => User::Guest(in_guest(round, gateway, files.path()).await),
+            Place::Host => User::Host(on_host(round, uri, files.path())),
+            Place::Guest => User::Guest(in_guest(round, uri, files.path()).await),
         };
         Self { user, files }
     }
@@ -80,14 +88,26 @@ impl Running {
         self.user.process().wait_until(&format!("{count} answers"), enough).await;
     }
 
-    /// Cuts the power of the disk's user and of the gateway; gives what was answered.
-    pub(crate) async fn cut(mut self, gateway: &mut Gateway) -> Vec<String> {
-        tokio::join!(self.user.process().kill(), gateway.process.kill());
-        unmounted(self.files.path()).await;
+    /// What was answered so far.
+    pub(crate) fn told(&mut self) -> Vec<String> {
         let output = self.user.process().output();
         // The last line may be half of one.
         let told = output.lines().filter_map(|line| line.strip_prefix(ANSWERED)?.strip_suffix('.'));
         told.map(str::to_owned).collect()
+    }
+
+    /// Cuts the power of the disk's user; gives what was answered.
+    pub(crate) async fn cut(mut self) -> Vec<String> {
+        self.user.process().kill().await;
+        unmounted(self.files.path()).await;
+        self.told()
+    }
+
+    /// Cuts the power of the gateway too, at the same time.
+    pub(crate) async fn cut_with(mut self, gateway: &mut Gateway) -> Vec<String> {
+        tokio::join!(self.user.process().kill(), gateway.process.kill());
+        unmounted(self.files.path()).await;
+        self.told()
     }
 }
 
@@ -97,9 +117,9 @@ async fn unmounted(directory: &Path) {
     let path = directory.display().to_string();
     let is_held = || {
         let devices = std::fs::read_dir("/sys/block").expect("sysfs is mounted");
-        devices.map(|device| device.expect("sysfs is read").path().join("loop/backing_file")).any(|file| {
-            std::fs::read_to_string(file).is_ok_and(|backing| backing.starts_with(&path))
-        })
+        devices
+            .map(|device| device.expect("sysfs is read").path().join("loop/backing_file"))
+            .any(|file| std::fs::read_to_string(file).is_ok_and(|backing| backing.starts_with(&path)))
     };
     let gone = async {
         let mut interval = tokio::time::interval(Duration::from_millis(20));
@@ -111,30 +131,32 @@ async fn unmounted(directory: &Path) {
 }
 
 /// In namespaces that end with their first process, so that nothing of it outlives the power cut.
-fn on_host(round: &Round, gateway: &Gateway, files: &Path) -> Process {
+fn on_host(round: &Round, uri: &str, files: &Path) -> Process {
     let (workload, _) = round.cell.workload.scripts();
     let mut script = round.variables(files, &power());
-    script += &format!("URI='{}'\nOPTIONS=discard\nLINEWISE='stdbuf -oL'\n", gateway.uri("disk"));
-    script += include_str!("scripts/host.sh");
-    script += &workload.concat();
+    script += &format!("URI='{uri}'\nOPTIONS=discard\nLINEWISE='stdbuf -oL'\n");
+    let inner = script.clone() + &scripts(&["loop.sh"]) + &scripts(workload);
+    std::fs::write(files.join("inner.sh"), inner).expect("the directory can be written");
+    script += &scripts(&["host.sh"]);
     let mut unshare =
         command(["unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "sh", "-c", &script]);
     Process::spawn(&format!("the workload {}", round.cell), &mut unshare)
 }
 
-async fn in_guest(round: &Round, gateway: &Gateway, files: &Path) -> Machine {
+async fn in_guest(round: &Round, uri: &str, files: &Path) -> Machine {
     let (workload, _) = round.cell.workload.scripts();
     let mut script = round.variables(Path::new("/tmp"), "power");
     script += "OPTIONS=discard\nLINEWISE=\n";
-    script += include_str!("scripts/guest.sh");
-    script += &workload.concat();
+    script += &scripts(&["guest.sh"]);
+    script += &scripts(workload);
     let archive = files.join("payload.tar");
-    let mut programs: Vec<String> = round.cell.workload.programs().iter().map(|text| (*text).into()).collect();
+    let mut programs: Vec<String> =
+        round.cell.workload.programs().iter().map(|text| (*text).into()).collect();
     if round.cell.workload == Workload::Fsx {
         programs.push(format!("power={}", power()));
     }
     payload(&archive, &programs).await;
-    let disk = format!("file={},format=raw,if=virtio,discard=unmap", gateway.uri("disk"));
+    let disk = format!("file={uri},format=raw,if=virtio,discard=unmap");
     let archive = format!("file={},format=raw,if=virtio,read-only=on", archive.display());
     Machine::boot(&script, &["-drive", &disk, "-drive", &archive])
 }

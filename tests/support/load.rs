@@ -17,9 +17,9 @@ use rand::{Rng, SeedableRng};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::process::within;
 use crate::checker::cells::{CELL, CELL_LEN, Layout, identify};
 use crate::checker::history::History;
-use super::process::within;
 
 const CONNECTIONS: u64 = 3;
 const COMMANDS_AT_A_TIME: u64 = 4;

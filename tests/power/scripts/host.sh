@@ -1,9 +1,9 @@
 # shellcheck shell=dash
-# The host's side of a disk: nbdfuse makes a file of the export, a loop device makes a disk of that, and the file system
-# on it is mounted below "$W". Runs as the first process of a PID namespace in a mount namespace of its own: when it is
-# killed, all of this goes at once, and nothing that it still holds finds its way to the gateway.
+# The host's side of a disk: nbdfuse makes a file of the export. Runs as the first process of a PID namespace in a mount
+# namespace of its own: when it is killed, all of it goes at once, and nothing that it still holds finds its way to the
+# gateway. The file system has a mount namespace of its own in turn: as the last of its namespace, nbdfuse would have to
+# unmount what can only be unmounted once nbdfuse is gone.
 mkdir -p "$W/fuse" "$W/mnt"
 nbdfuse -P "$W/fuse.pid" "$W/fuse/disk" "$URI" &
 until [ -s "$W/fuse.pid" ]; do sleep 0.05; done
-D=$W/mnt
-mount -t "$FS" -o "loop,$OPTIONS" "$W/fuse/disk" "$D"
+unshare --mount sh "$W/inner.sh"

@@ -13,7 +13,7 @@ sqlite3 -bail "$base" "
     PRAGMA journal_mode=$journal;"
 n=$(sqlite3 "$base" 'SELECT coalesce(max(n), 0) FROM entry')
 {
-    echo "PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint=50; PRAGMA cache_size=20;"
+    echo "PRAGMA synchronous=EXTRA; PRAGMA wal_autocheckpoint=50; PRAGMA cache_size=20;"
     while :; do
         n=$((n + 1))
         echo "BEGIN IMMEDIATE;"
