@@ -113,11 +113,12 @@ impl Workload {
     /// Answers after which the power is cut at the earliest and the latest.
     pub(crate) fn answers(self, place: Place) -> std::ops::Range<usize> {
         match (self, place) {
-            (Self::Postgres, _) => 100..1500,
-            (Self::Sqlite | Self::Fsx, Place::Host) => 50..800,
-            (Self::Sqlite | Self::Fsx, Place::Guest) => 30..300,
-            (Self::Fio, Place::Host) => 5..40,
-            (Self::Fio, Place::Guest) => 3..12,
+            (Self::Postgres, _) => 50..500,
+            (Self::Sqlite, _) => 20..150,
+            (Self::Fsx, Place::Host) => 30..400,
+            (Self::Fsx, Place::Guest) => 20..200,
+            (Self::Fio, Place::Host) => 4..20,
+            (Self::Fio, Place::Guest) => 3..8,
         }
     }
 

@@ -193,7 +193,7 @@ async fn replay(workload: Workload, points: u64, seed: u64) {
     let cell = Cell { file_system: FileSystem::Ext4, workload, place: Place::Host };
     let round = Round { cell, number: 1, seed };
     let (size, count) = match workload {
-        Workload::Postgres => (256 * MIB, 300),
+        Workload::Postgres => (256 * MIB, 200),
         Workload::Sqlite | Workload::Fsx => (64 * MIB, 150),
         Workload::Fio => (64 * MIB, 16),
     };

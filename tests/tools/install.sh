@@ -13,7 +13,8 @@ PACKAGES=(
     qemu-utils qemu-system-x86
     prometheus systemd chromium
     docker.io debootstrap iproute2 busybox-static
-    e2fsprogs xfsprogs cpio zstd kmod util-linux
+    e2fsprogs xfsprogs btrfs-progs cpio zstd kmod util-linux
+    postgresql-15 postgresql-client-15 sqlite3
 )
 DENY_VERSION=0.20.2
 # The first that the module proxy still has. The last release that its owners published as source, under its tag, under

@@ -7,7 +7,7 @@ sync
 n=0
 while :; do
     n=$((n + 1))
-    # shellcheck disable=SC2086
+    # shellcheck disable=SC2046
     fio $(fio_job "$n") --do_verify=0 --end_fsync=1 --fsync=16 >/dev/null
     echo "vm: answered $n."
 done
