@@ -23,8 +23,6 @@ pub(crate) async fn make(file_system: FileSystem, uri: &str, size: u64) {
 /// Checks the disk that a new gateway serves: what was answered in the round is there, and the file system is whole.
 pub(crate) async fn check(round: &Round, gateway: &Gateway, answered: &[String]) -> Result<(), String> {
     let files = tempfile::tempdir().expect("a directory for the image");
-    // The workload's user looks into it.
-    run(command(["chmod", "755"]).arg(files.path())).await;
     let image = files.path().join("image");
     run(command(["nbdcopy", &gateway.uri("disk")]).arg(&image)).await;
     check_image(round, files.path(), &image, answered).await

@@ -214,8 +214,6 @@ async fn replay(workload: Workload, points: u64, seed: u64) {
     for (number, change) in recording.changes.iter().enumerate() {
         if chosen.contains(&number) {
             let files = tempfile::tempdir().expect("a directory for the image");
-            std::fs::set_permissions(files.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))
-                .expect("the directory is ours");
             let image = files.path().join("image");
             recover(&store, number as u64 + 3, &image).await;
             let answered =

@@ -3,6 +3,7 @@
 data=$D/pg
 socket=$W/socket
 export PGHOST="$socket"
+cd /
 
 postgres_as() { setpriv --reuid=postgres --regid=postgres --clear-groups "$@"; }
 

@@ -16,4 +16,4 @@ postgres_start
     sync
 }
 postgres_as pgbench --no-vacuum --client=4 --jobs=2 --time=100000 --define=round="$ROUND" --define=n=0 \
-    --random-seed="$SEED" --file="$SCRIPTS/transaction.sql" postgres
+    --random-seed="$SEED" --file=- postgres <"$SCRIPTS/transaction.sql"

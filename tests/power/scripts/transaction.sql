@@ -10,4 +10,4 @@ UPDATE pgbench_branches SET bbalance = bbalance + :delta WHERE bid = 1;
 INSERT INTO pgbench_history (tid, bid, aid, delta, mtime) VALUES (:tid, 1, :aid, :delta, CURRENT_TIMESTAMP);
 INSERT INTO answered VALUES (:round, :client_id, :n);
 END;
-\shell echo vm: answered :round,:client_id,:n.
+\shell printf 'vm: answered %s,%s,%s.\n' :round :client_id :n
