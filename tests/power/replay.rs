@@ -27,7 +27,7 @@ use super::running::{Round, Running};
 use crate::support::memory_export::{MemoryExport, MemoryExports};
 
 /// Crashes of a run that nobody asked for more of.
-const POINTS: u64 = 50;
+const POINTS: u64 = 200;
 const MIB: u64 = 1 << 20;
 
 /// What a disk was told to do.
