@@ -22,7 +22,7 @@ impl Machine {
             command(["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", "512"]);
         qemu.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"]);
         qemu.arg("-kernel").arg(image.join("vmlinuz")).arg("-initrd").arg(image.join("initrd"));
-        qemu.args(["-append", "console=ttyS0 quiet panic=-1"]);
+        qemu.args(["-append", "console=ttyS0 quiet panic=-1 no_timer_check"]);
         qemu.arg("-fw_cfg").arg(format!("name=opt/script,file={}", path.display()));
         let process =
             Process::spawn("the virtual machine (see tests/tools/vm-image.sh)", qemu.args(arguments));

@@ -6,6 +6,7 @@ pub(crate) mod certificates;
 pub(crate) mod fake_s3;
 pub(crate) mod files;
 pub(crate) mod http;
+#[allow(dead_code, reason = "the power cuts use the rest")]
 pub(crate) mod load;
 pub(crate) mod machine;
 pub(crate) mod memory_export;
