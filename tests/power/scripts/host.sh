@@ -6,4 +6,4 @@
 mkdir -p "$W/fuse" "$W/mnt"
 nbdfuse -P "$W/fuse.pid" "$W/fuse/disk" "$URI" &
 until [ -s "$W/fuse.pid" ]; do sleep 0.05; done
-unshare --mount sh "$W/inner.sh"
+unshare --mount --ipc sh "$W/inner.sh"

@@ -12,6 +12,6 @@ postgres_start() {
     rm -f "$socket"/.s.PGSQL*
     postgres_as /usr/lib/postgresql/15/bin/pg_ctl start --wait --timeout=250 --silent --pgdata="$data" --log="$socket/log" \
         --options="-c listen_addresses='' -c unix_socket_directories='$socket' -c shared_buffers=8MB -c max_wal_size=64MB \
-            -c min_wal_size=32MB -c checkpoint_timeout=30s -c checkpoint_completion_target=0.2" ||
+            -c min_wal_size=32MB -c dynamic_shared_memory_type=mmap -c checkpoint_timeout=30s -c checkpoint_completion_target=0.2" ||
         { cat "$socket/log"; exit 1; }
 }
