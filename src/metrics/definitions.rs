@@ -118,9 +118,9 @@ definitions! {
 
     SIZE_BYTES = gauge("cairn_volume_size_bytes", "bytes", &["volume"], "Size of the disk.");
     DIRTY_BYTES = gauge("cairn_dirty_bytes", "bytes", &["volume"],
-        "Changed bytes held in memory: uncommitted, being committed, or committed and not yet dropped.");
+        "Changed bytes that are in no commit yet.");
     UNCOMMITTED_BYTES = gauge("cairn_uncommitted_bytes", "bytes", &["volume"],
-        "Changed bytes that the store does not hold durably.");
+        "Changed bytes that the store does not hold durably: dirty, or in a commit on its way.");
     UNCOMMITTED_AGE = gauge("cairn_oldest_uncommitted_age_seconds", "seconds", &["volume"],
         "Age of the oldest write that the store does not hold durably; 0 if there is none.");
 

@@ -9,12 +9,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use moka::future::Cache;
 use parking_lot::Mutex;
 use uuid::Uuid;
-use xxhash_rust::xxh3::Xxh3Builder;
 
-use super::cache_counts::Counts;
+use super::clean::{Cached, Clean, HeldPages};
 use super::codec::Checksum;
 use super::error::Error;
 use super::frame::{Place, TAG_BYTES};
@@ -59,12 +57,6 @@ impl Unit {
             true => Self::Page(index, ObjectId { epoch: 0, k: 0 }, page),
         }
     }
-}
-
-#[derive(Clone)]
-enum Cached {
-    Bytes(Bytes),
-    Map(Arc<MapPage>),
 }
 
 /// How the bytes of a piece are verified.
@@ -124,7 +116,7 @@ type Load = Signal<Option<Result<Bytes, Error>>>;
 
 /// Clean pieces of objects in memory.
 pub struct PageCache {
-    clean: Clean,
+    clean: Arc<Clean>,
     loading: Arc<Mutex<Loading>>,
     get_bytes: u64,
     tasks: Tasks,
@@ -132,84 +124,31 @@ pub struct PageCache {
 
 impl fmt::Debug for PageCache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PageCache")
-            .field("weighted_bytes", &self.clean.pieces.weighted_size())
-            .finish_non_exhaustive()
+        f.debug_struct("PageCache").field("held_bytes", &self.held_bytes()).finish_non_exhaustive()
     }
 }
-
-impl Cached {
-    fn weight(&self) -> u32 {
-        let bytes = match self {
-            Self::Bytes(bytes) => bytes.len(),
-            Self::Map(page) => page.memory_bytes(),
-        };
-        u32::try_from(bytes + ENTRY_BYTES).unwrap_or(u32::MAX)
-    }
-}
-
-/// The pieces in memory.
-#[derive(Clone)]
-struct Clean {
-    pieces: Cache<CacheKey, Cached, Xxh3Builder>,
-    counts: Arc<Counts>,
-    eager: bool,
-}
-
-impl Clean {
-    async fn put(&self, key: CacheKey, value: Cached) {
-        self.counts.added(&key, value.weight());
-        self.pieces.insert(key, value).await;
-        self.settle_eagerly().await;
-    }
-
-    async fn settle_eagerly(&self) {
-        if self.eager {
-            self.pieces.run_pending_tasks().await;
-        }
-    }
-}
-
-/// What an entry costs beside its bytes: keys, counters and lists of the cache, and what the allocator loses on small
-/// ones. With 320, a cache of 256 MiB full of blocks took the process to 411 MiB.
-const ENTRY_BYTES: usize = 768;
 
 impl PageCache {
     /// A cache of at most `bytes` bytes; one GET fetches at most `get_bytes`.
     #[must_use]
     pub fn new(bytes: u64, get_bytes: u64) -> Arc<Self> {
-        Self::with(bytes, get_bytes, false)
-    }
-
-    /// As [`PageCache::new`], but evicts with each insertion: slower, and what is held depends on the order of uses
-    /// alone, not on the time that went by between them.
-    #[must_use]
-    pub fn eager(bytes: u64, get_bytes: u64) -> Arc<Self> {
-        Self::with(bytes, get_bytes, true)
-    }
-
-    fn with(bytes: u64, get_bytes: u64, eager: bool) -> Arc<Self> {
-        let counts = Arc::new(Counts::default());
-        let evicted = Arc::clone(&counts);
-        let pieces = Cache::builder()
-            .max_capacity(bytes)
-            .eviction_listener(move |key: Arc<CacheKey>, value: Cached, cause| {
-                evicted.dropped(&key, value.weight(), cause.was_evicted());
-            })
-            .weigher(|_: &CacheKey, value: &Cached| value.weight())
-            .build_with_hasher(Xxh3Builder::new());
         Arc::new(Self {
-            clean: Clean { pieces, counts, eager },
+            clean: Arc::new(Clean::new(bytes)),
             loading: Arc::new(Mutex::new(BTreeMap::new())),
             get_bytes,
             tasks: Tasks::new(),
         })
     }
 
+    /// Makes it one of at most `bytes` bytes, though not of less than a few pages; what is used least goes at once.
+    pub fn resize(&self, bytes: u64) {
+        self.clean.resize(bytes);
+    }
+
     /// Bytes held.
     #[must_use]
     pub fn held_bytes(&self) -> u64 {
-        self.clean.pieces.weighted_size()
+        self.clean.held_bytes()
     }
 
     /// Counts the pieces of a volume's objects there from now on.
@@ -223,35 +162,32 @@ impl PageCache {
     }
 
     /// Puts a piece that is durable into the cache.
-    pub async fn insert(&self, key: CacheKey, bytes: Bytes) {
-        self.clean.put(key, Cached::Bytes(bytes)).await;
+    pub fn insert(&self, key: CacheKey, bytes: Bytes) {
+        self.clean.put(key, Cached::Bytes(bytes));
     }
 
     /// Drops pieces that nothing names any more.
-    pub async fn remove(&self, keys: impl IntoIterator<Item = CacheKey>) {
+    pub fn remove(&self, keys: impl IntoIterator<Item = CacheKey>) {
         for key in keys {
-            self.clean.pieces.invalidate(&key).await;
+            self.clean.remove(&key);
         }
-        self.settle().await;
-    }
-
-    /// Lets pending evictions happen, so that bursts of insertions stay within the bound.
-    pub async fn settle(&self) {
-        self.clean.pieces.run_pending_tasks().await;
     }
 
     /// A piece, if it is in memory.
-    pub async fn peek(&self, key: &CacheKey) -> Option<Bytes> {
-        match self.clean.pieces.get(key).await {
-            Some(Cached::Bytes(bytes)) => Some(bytes),
-            _ => None,
-        }
+    #[must_use]
+    pub fn peek(&self, key: &CacheKey) -> Option<Bytes> {
+        self.clean.bytes(key)
     }
 
     /// Whether a piece is in memory, without counting as a use.
     #[must_use]
     pub fn contains(&self, key: &CacheKey) -> bool {
-        self.clean.pieces.contains_key(key)
+        self.clean.contains(key)
+    }
+
+    /// The pages in memory now, to be looked at.
+    pub(super) fn pages(&self) -> HeldPages {
+        self.clean.pages()
     }
 
     /// A map page, loaded by `load` unless it is in memory.
@@ -262,23 +198,12 @@ impl PageCache {
     where
         F: Future<Output = Result<Arc<MapPage>, Error>> + Send,
     {
-        let load = async {
-            let page = load.await.map(Cached::Map)?;
-            self.clean.counts.added(&key, page.weight());
-            Ok(page)
-        };
-        let loaded = self.clean.pieces.try_get_with(key, load).await;
-        self.clean.settle_eagerly().await;
-        match loaded {
-            Ok(Cached::Map(page)) => Ok(page),
-            Ok(Cached::Bytes(_)) => unreachable!("a map page's key never maps to bytes"),
-            Err(error) => Err(Error::clone(&error)),
-        }
+        self.clean.map_page(key, load).await
     }
 
     /// Puts a map page that is durable into the cache.
-    pub async fn insert_map_page(&self, key: CacheKey, page: Arc<MapPage>) {
-        self.clean.put(key, Cached::Map(page)).await;
+    pub fn insert_map_page(&self, key: CacheKey, page: Arc<MapPage>) {
+        self.clean.put(key, Cached::Map(page));
     }
 
     /// Gives every piece, fetched where it is not in memory; pieces that lie side by side share a GET.
@@ -300,7 +225,7 @@ impl PageCache {
         let mut results: Vec<Option<Result<Bytes, Error>>> = Vec::with_capacity(wanted.len());
         let mut missing = Vec::new();
         for (place, fetch) in wanted.iter().enumerate() {
-            let hit = self.peek(&fetch.key).await;
+            let hit = self.peek(&fetch.key);
             if hit.is_none() {
                 missing.push(place);
             }
@@ -319,7 +244,7 @@ impl PageCache {
     /// Starts fetching what is neither in memory nor on its way, and waits for nothing.
     pub fn prefetch(&self, store: &Arc<dyn Store>, wanted: &[Fetch]) {
         let missing: Vec<usize> =
-            (0..wanted.len()).filter(|place| !self.clean.pieces.contains_key(&wanted[*place].key)).collect();
+            (0..wanted.len()).filter(|place| !self.contains(&wanted[*place].key)).collect();
         self.clean.counts.read_ahead(wanted, &missing);
         drop(self.start(store, wanted, &missing, Keep::Cached));
     }
@@ -363,12 +288,12 @@ impl PageCache {
     /// Loads a run of neighbours in a task, so that a reader that goes away does not take the others' load with it.
     fn spawn_load(&self, store: &Arc<dyn Store>, run: Vec<(Fetch, Arc<Load>)>, keep: Keep) {
         let begun = Begun { loading: Arc::clone(&self.loading), run };
-        let (store, clean) = (Arc::clone(store), self.clean.clone());
+        let (store, clean) = (Arc::clone(store), Arc::clone(&self.clean));
         self.tasks.spawn_until_cancelled(async move {
             let results = load(store.as_ref(), &begun.run).await;
             for ((fetch, _), result) in begun.run.iter().zip(&results) {
                 if let (Ok(bytes), Keep::Cached) = (result, keep) {
-                    clean.put(fetch.key, Cached::Bytes(bytes.clone())).await;
+                    clean.put(fetch.key, Cached::Bytes(bytes.clone()));
                 }
             }
             begun.end(results);

@@ -29,20 +29,23 @@ impl Counts {
     }
 
     /// A piece was put in.
-    pub(super) fn added(&self, key: &CacheKey, weight: u32) {
-        self.with(key.volume, |metrics| metrics.cache_bytes.of(Tier::Memory).add(i64::from(weight)));
+    pub(super) fn added(&self, key: &CacheKey, weight: u64) {
+        let weight = i64::try_from(weight).unwrap_or(i64::MAX);
+        self.with(key.volume, |metrics| metrics.cache_bytes.of(Tier::Memory).add(weight));
     }
 
-    /// A piece went, by eviction or since another took its place.
-    pub(super) fn dropped(&self, key: &CacheKey, weight: u32, evicted: bool) {
+    /// A piece will go for want of room.
+    pub(super) fn evicted(&self, key: &CacheKey) {
+        self.with(key.volume, |metrics| metrics.cache_evictions.of(Tier::Memory).inc());
+    }
+
+    /// A piece went, for whatever reason.
+    pub(super) fn dropped(&self, key: &CacheKey, weight: u64) {
         let wasted = self.ahead.lock().remove(key);
         self.with(key.volume, |metrics| {
-            metrics.cache_bytes.of(Tier::Memory).sub(i64::from(weight));
-            if evicted {
-                metrics.cache_evictions.of(Tier::Memory).inc();
-            }
+            metrics.cache_bytes.of(Tier::Memory).sub(i64::try_from(weight).unwrap_or(i64::MAX));
             if wasted {
-                metrics.read_ahead_bytes.of(ReadAhead::Wasted).inc_by(u64::from(weight));
+                metrics.read_ahead_bytes.of(ReadAhead::Wasted).inc_by(weight);
             }
         });
     }

@@ -327,26 +327,23 @@ impl Shared {
                 self.metrics.commit_bytes.inc_by(sent.bytes);
                 self.metrics.commit_duration.observe((now - commit.cut_at).as_secs_f64());
                 self.metrics.commit_group.observe(f64::from(commit.flushes));
-                self.leave_memory(sent).await;
+                self.leave_memory(sent);
             }
         }
     }
 
     /// Moves the data of a durable record from its body into the page cache.
-    async fn leave_memory(&self, sent: &Sent) {
+    fn leave_memory(&self, sent: &Sent) {
         for (_, piece) in sent.pieces.iter() {
             if let Piece::Data { record, change, .. } = piece {
                 let body = record.body.lock().clone();
                 let (Some(body), Some(place)) = (body, record.data[*change as usize]) else { continue };
                 let start = usize::try_from(place.at).expect("within the record");
                 let bytes = &body[start..start + place.length as usize];
-                self.env
-                    .cache
-                    .insert(self.change_fetch(record, *change).key, Bytes::copy_from_slice(bytes))
-                    .await;
+                let key = self.change_fetch(record, *change).key;
+                self.env.cache.insert(key, Bytes::copy_from_slice(bytes));
             }
         }
-        self.env.cache.settle().await;
         if let Some(record) = sent.pieces.iter().find_map(|(_, piece)| match piece {
             Piece::Data { record, .. } => Some(record),
             _ => None,

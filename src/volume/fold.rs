@@ -37,10 +37,19 @@ const REQUESTS: usize = 16;
 /// Pause after a fold that failed.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
+/// What is asked of the task that folds.
+#[derive(Debug)]
+enum Request {
+    /// To fold what is committed.
+    Fold(oneshot::Sender<()>),
+    /// To fold nothing more.
+    Rest(oneshot::Sender<()>),
+}
+
 /// A way to ask for a fold.
 #[derive(Clone, Debug)]
 pub(super) struct FoldHandle {
-    requests: mpsc::Sender<oneshot::Sender<()>>,
+    requests: mpsc::Sender<Request>,
     trash: Arc<Trash>,
 }
 
@@ -48,11 +57,20 @@ impl FoldHandle {
     /// Folds everything that is committed now; returns when the checkpoint is published.
     pub(super) async fn fold(&self, shared: &Shared) -> Result<(), Error> {
         let (done, answer) = oneshot::channel();
-        if self.requests.send(done).await.is_err() || answer.await.is_err() {
+        if self.requests.send(Request::Fold(done)).await.is_err() || answer.await.is_err() {
             shared.check_serving()?;
             return Err(Error::Stopped("the volume is closed".to_owned()));
         }
         Ok(())
+    }
+
+    /// Returns once nothing is being folded and nothing will be.
+    pub(super) async fn rest(&self) {
+        let (done, answer) = oneshot::channel();
+        // Where nobody answers, the task has ended before.
+        if self.requests.send(Request::Rest(done)).await.is_err() || answer.await.is_err() {
+            tracing::debug!("the folder rests already");
+        }
     }
 
     /// Whether objects may stand that only a sweep finds.
@@ -68,8 +86,8 @@ pub(super) struct Folder {
     head: HeadHandle,
     trash: Arc<Trash>,
     unswept: bool,
-    requests: mpsc::Receiver<oneshot::Sender<()>>,
-    sender: mpsc::Sender<oneshot::Sender<()>>,
+    requests: mpsc::Receiver<Request>,
+    sender: mpsc::Sender<Request>,
 }
 
 impl Shared {
@@ -92,7 +110,7 @@ impl Folder {
         FoldHandle { requests: self.sender.clone(), trash: Arc::clone(&self.trash) }
     }
 
-    /// Runs until the volume stops.
+    /// Runs until the volume stops, or it is told to rest.
     pub(super) async fn run(mut self) {
         let collector = Collector::new(Arc::clone(&self.shared), Arc::clone(&self.trash), self.unswept);
         self.shared.tasks.spawn_until_cancelled(collector.run());
@@ -103,7 +121,16 @@ impl Folder {
             let mut done = None;
             tokio::select! {
                 biased;
-                request = self.requests.recv() => done = request,
+                request = self.requests.recv() => match request {
+                    Some(Request::Fold(asker)) => done = Some(asker),
+                    Some(Request::Rest(asker)) => {
+                        if asker.send(()).is_err() {
+                            tracing::debug!("nobody waits for the folder to rest any more");
+                        }
+                        return;
+                    }
+                    None => {}
+                },
                 () = self.shared.fold_wake.notified() => {}
                 () = tokio::time::sleep_until(due) => {}
             }
@@ -218,7 +245,7 @@ impl Folder {
             Piece::Data { record, change, .. } => Some(shared.change_fetch(record, *change).key),
             _ => None,
         });
-        shared.env.cache.remove(folded.collect::<Vec<_>>()).await;
+        shared.env.cache.remove(folded);
         self.discard(&old, &root, table, old_table, folding).await;
         Ok(())
     }
@@ -332,7 +359,7 @@ impl Folder {
         let key = shared.keys.map_page(number, id);
         put_new(shared, ObjectKind::Map, made.note(key), page.encode(volume, id)).await?;
         let cache_key = CacheKey { volume, unit: Unit::Map(number, id) };
-        shared.env.cache.insert_map_page(cache_key, Arc::new(page)).await;
+        shared.env.cache.insert_map_page(cache_key, Arc::new(page));
         Ok(Some(id))
     }
 

@@ -6,6 +6,7 @@ mod cache_counts;
 pub mod catalog;
 mod change;
 pub mod chunk;
+mod clean;
 pub mod codec;
 mod collect;
 mod commit;

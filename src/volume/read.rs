@@ -257,12 +257,12 @@ impl Shared {
     }
 }
 
-fn page_of(at: u64) -> u16 {
+pub(super) fn page_of(at: u64) -> u16 {
     u16::try_from(at / PAGE_BYTES).expect("within a chunk")
 }
 
 /// A piece cut at pages where its bytes are had page by page.
-fn at_pages(range: Range<u64>, piece: Piece) -> impl Iterator<Item = (Range<u64>, Piece)> {
+pub(super) fn at_pages(range: Range<u64>, piece: Piece) -> impl Iterator<Item = (Range<u64>, Piece)> {
     use super::interval::Value;
     let whole = !matches!(piece, Piece::Chunk(..));
     let mut at = range.start;

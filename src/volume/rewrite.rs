@@ -127,7 +127,7 @@ impl Shared {
             // Pages that were in use under their old names stay so under the new one.
             if let Some(bytes) = cached {
                 let key = self.chunk_fetch(&chunk, u64::from(page) * PAGE_BYTES).key;
-                self.env.cache.insert(key, bytes).await;
+                self.env.cache.insert(key, bytes);
             }
         }
         Ok(Base { origin: 0, id, stored })

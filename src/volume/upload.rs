@@ -49,9 +49,8 @@ impl Shared {
                 let at = frame_offset(chunk.pages_per_chunk, chunk.stored.rank(page));
                 let start = usize::try_from(at).expect("within the object");
                 let bytes = Bytes::copy_from_slice(&object[start..start + PAGE_LEN]);
-                self.env.cache.insert(self.chunk_fetch(chunk, u64::from(page) * PAGE_BYTES).key, bytes).await;
+                self.env.cache.insert(self.chunk_fetch(chunk, u64::from(page) * PAGE_BYTES).key, bytes);
             }
-            self.env.cache.settle().await;
         }
         *chunk.memory.lock() = ChunkMemory::Gone;
         chunk.uploaded.set(true);

@@ -20,7 +20,7 @@ use super::client::{Answer, Client};
 const MIB: u64 = 1 << 20;
 
 /// A gateway over a store in memory.
-struct House {
+pub(super) struct House {
     env: Environment,
     options: VolumeOptions,
     open: Mutex<Vec<OpenVolume>>,
@@ -29,7 +29,7 @@ struct House {
 }
 
 impl House {
-    fn new() -> Arc<Self> {
+    pub(super) fn new() -> Arc<Self> {
         let env = Environment {
             store: Arc::new(MemoryStore::new()),
             cache: PageCache::new(16 * MIB, MIB),
