@@ -158,6 +158,7 @@ pub(super) async fn serve(
     if let Some(successor) = successor {
         successor.released().await;
     }
+    server.closed().await;
     if let Some(admin) = admin {
         admin.stop().await;
     }

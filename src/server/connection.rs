@@ -50,6 +50,8 @@ pub(crate) struct Shared {
     pub(crate) exports: Arc<dyn Exports>,
     pub(crate) options: Options,
     pub(crate) tasks: Arc<Tasks>,
+    /// Connections on which all is answered, and which the client has not closed.
+    pub(crate) lingering: Tasks,
     pub(crate) drain: Drain,
     pub(crate) metrics: ServerMetrics,
     /// As it is for connections that begin now.

@@ -71,7 +71,7 @@ pub(crate) struct Transmission {
 
 /// Serves requests until the client or the server ends it.
 pub(crate) async fn run(transmission: Transmission, shared: &Shared) -> Result<End, Broken> {
-    let Shared { options, tasks, drain, metrics, .. } = shared;
+    let Shared { options, tasks, lingering, drain, metrics, .. } = shared;
     let Transmission { reader, writer, input, rules, export } = transmission;
     let capacity = usize::try_from(options.in_flight_requests).expect("32 bits fit a usize").max(1);
     let (replies, queue) = mpsc::channel(capacity);
@@ -97,7 +97,8 @@ pub(crate) async fn run(transmission: Transmission, shared: &Shared) -> Result<E
     in_flight.wait_until_idle().await;
     let written = writer.await;
     if end.as_ref().is_ok_and(|end| *end == End::Drained) {
-        requests.linger().await;
+        // Beside the connection, whose export can be closed already.
+        drop(lingering.spawn_until_cancelled(async move { requests.linger().await }));
     }
     match written {
         Ok(Some(Ok(()))) => end,
