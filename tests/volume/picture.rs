@@ -53,7 +53,7 @@ async fn what_is_stored_is_cached_while_memory_has_it_too() {
     let mut bench = Bench::new(64 * MIB).await;
     let volume = bench.open().await;
     // A whole chunk, which is uploaded at once, and two pages, which go through the journal.
-    volume.write(0, pattern(1, 4 * MIB as usize), false).await.unwrap();
+    volume.write(0, pattern(1, 4 << 20), false).await.unwrap();
     volume.write(8 * MIB, pattern(2, 131_072), true).await.unwrap();
     assert_eq!(cached(&volume).await, [(64, 64), (0, 0), (2, 2)], "just written");
     volume.checkpoint().await.unwrap();
