@@ -19,8 +19,20 @@ fn tune_allocator() {
     }
 }
 
+/// Gives memory that is free between pieces that are in use back to the system.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[allow(unsafe_code, reason = "glibc offers this by this call only")]
+fn give_memory_back() {
+    // SAFETY: malloc_trim takes any number and may be called at any time by any thread.
+    unsafe { libc::malloc_trim(0) };
+}
+
+/// Other allocators see to that themselves.
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn give_memory_back() {}
+
 fn main() -> std::process::ExitCode {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     tune_allocator();
-    cairn::cli::main()
+    cairn::cli::main(give_memory_back)
 }

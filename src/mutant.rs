@@ -1,6 +1,7 @@
 //! Deliberate faults, which show that the tests would find such faults.
 //!
-//! Only a build with the feature `mutants` can commit one, and only the one that was chosen; in every other build
+//! Only a build with the feature `mutants` can commit one, and only the one that was chosen, by a test for its thread or by the variable
+//! `MUTANT` for a program; in every other build
 //! [`is`] is the constant `false`, and what hangs on it is not in the program. A mutant changes what Cairn does at one
 //! place; nothing that checks knows of it. tests/README.md says what each breaks and how soon that is found.
 
@@ -115,6 +116,10 @@ mutants! {
     TimeoutIsSuccess = "timeout-is-success",
     /// An object that could not be created because one stands there is taken for another's, unread.
     OwnSuccessUnknown = "own-success-unknown",
+    /// The store in a directory does not sync what it writes into a file.
+    FileUnsynced = "file-unsynced",
+    /// The store in a directory does not sync the directory that it gives a name in.
+    DirectoryUnsynced = "directory-unsynced",
     /// The server answers FLUSH without asking the export.
     FlushNotPassedOn = "flush-not-passed-on",
     /// The server does not pass FUA on.
@@ -125,11 +130,20 @@ mutants! {
     RepliesCrossed = "replies-crossed",
 }
 
+impl Mutant {
+    /// Those that nothing shows but the loss of a machine.
+    pub const UNSYNCED: &[Self] = &[Self::FileUnsynced, Self::DirectoryUnsynced];
+}
+
 #[cfg(feature = "mutants")]
 mod choice {
     use std::cell::Cell;
+    use std::sync::OnceLock;
 
     use super::Mutant;
+
+    /// Names the fault that every thread of a program commits which chose none by itself.
+    const VARIABLE: &str = "MUTANT";
 
     thread_local! {
         static CHOSEN: Cell<Option<Mutant>> = const { Cell::new(None) };
@@ -140,10 +154,20 @@ mod choice {
         CHOSEN.set(mutant);
     }
 
+    /// What the environment says. A name that is none is a test that would test nothing.
+    fn of_the_program() -> Option<Mutant> {
+        static CHOSEN: OnceLock<Option<Mutant>> = OnceLock::new();
+        *CHOSEN.get_or_init(|| {
+            let name = std::env::var(VARIABLE).ok()?;
+            let named = Mutant::ALL.iter().find(|mutant| mutant.name() == name);
+            Some(*named.unwrap_or_else(|| panic!("{VARIABLE} names no mutant: {name}")))
+        })
+    }
+
     /// Whether this thread is to commit a fault.
     #[must_use]
     pub fn is(mutant: Mutant) -> bool {
-        CHOSEN.get() == Some(mutant)
+        CHOSEN.get().or_else(of_the_program) == Some(mutant)
     }
 }
 

@@ -144,10 +144,10 @@ suite_peer() { limited 300 /usr/bin/python3 "$ROOT/tests/golden/codec.py" && cou
 suite_fuzz() { limited 3600 "$ROOT/tests/tools/fuzz.sh" 30 5; }
 
 suite_build() {
-    limited 3000 cargo test --release --no-run --lib --test it --test simulation \
+    limited 3000 cargo test --release --no-run --lib --test it --test simulation --test power \
         --message-format=json-render-diagnostics >"$LOGS/artifacts.json" || return 1
     executable lib >"$LOGS/lib.path" && executable it >"$LOGS/it.path" &&
-        executable simulation >"$LOGS/simulation.path" && count 1 0
+        executable simulation >"$LOGS/simulation.path" && executable power >"$LOGS/power.path" && count 1 0
 }
 
 # executable NAME [LIST]: the test binary that cargo built from the library or from the integration target NAME.
@@ -183,12 +183,23 @@ suite_module() {
 # So many seeds on all processors; every fault must meet every phase.
 suite_simulation() { CAIRN_SIM_SEEDS=0..2000 limited 1500 "$(cat "$LOGS/simulation.path")" --nocapture; }
 
-# Deliberate faults, each of which the simulation must catch.
+# Power cuts: one cell of the matrix and one workload's replay, those whose turn it is by the number of commits; what
+# CAIRN_POWER_CELLS asks for takes its time.
+suite_power() {
+    local turn
+    turn=$(history_git rev-list --count HEAD 2>/dev/null) || turn=0
+    echo "turn $turn"
+    CAIRN_POWER_TURN=$turn limited "${CAIRN_POWER_LIMIT:-1500}" "$(cat "$LOGS/power.path")" --nocapture --test-threads=1
+}
+
+# Deliberate faults, each of which the simulation or a power cut must catch.
 suite_mutants() {
     local list=$LOGS/artifacts-mutants.json
-    limited 3000 cargo test --release --no-run --features mutants --test simulation \
+    limited 3000 cargo test --release --no-run --features mutants --test simulation --test power \
         --message-format=json-render-diagnostics >"$list" || return 1
-    limited 1800 "$(executable simulation "$list")" --exact --nocapture mutants::committed::every_mutant_is_caught
+    limited 1800 "$(executable simulation "$list")" --exact --nocapture mutants::committed::every_mutant_is_caught &&
+        limited 1800 "$(executable power "$list")" --exact --nocapture --test-threads=1 \
+            matrix::a_flush_that_is_not_passed_on_is_caught directory::a_sync_that_is_left_out_is_caught
 }
 
 # --- all of them -----------------------------------------------------------------------------------------------------
@@ -218,6 +229,7 @@ if [ "${FAILED[build]:-1}" = 0 ]; then
     suite doc suite_doc
     suite simulation suite_simulation
     for module in $(modules); do suite "$module" suite_module "$module"; done
+    suite power suite_power
 fi
 
 suite mutants suite_mutants

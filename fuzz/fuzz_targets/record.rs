@@ -10,7 +10,12 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|input: &[u8]| {
     let bytes = object(Kind::Record, input);
     let (epoch, n) = pair_at(&bytes, 28);
-    if let Ok((record, checksum)) = Record::decode(VOLUME, Slot { epoch, n }, &bytes) {
+    let slot = Slot { epoch, n };
+    let table =
+        Record::table_bytes(VOLUME, &bytes, bytes.len() as u64).ok().map(|end| &bytes[..end as usize]);
+    let unverified = table.and_then(|table| Record::decode_unverified(VOLUME, slot, table).ok());
+    if let Ok((record, checksum)) = Record::decode(VOLUME, slot, &bytes) {
+        assert_eq!(unverified.as_ref(), Some(&record), "the table alone says the same");
         assert!(bytes.ends_with(&checksum.0));
         let end = (bytes.len() - checksum.0.len()) as u64;
         let mut next = end - record.data_bytes;

@@ -13,6 +13,7 @@ use axum::http::header::{AUTHORIZATION, HOST, ORIGIN, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
+use parking_lot::RwLock;
 
 use super::view::Problem;
 use crate::server::ListenAddress;
@@ -121,8 +122,13 @@ fn is_local(headers: &HeaderMap) -> bool {
 }
 
 /// Lets a request pass, or says why not.
-pub(super) async fn check(State(access): State<Arc<Access>>, request: Request, next: Next) -> Response {
-    match access.judge(request.headers()) {
+pub(super) async fn check(
+    State(access): State<Arc<RwLock<Access>>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let judged = access.read().judge(request.headers());
+    match judged {
         Ok(()) => next.run(request).await,
         Err((status, why)) => {
             let mut response = Problem::new(status, why).into_response();

@@ -62,7 +62,8 @@ async fn create(
     body: Result<Json<NewVolume>, JsonRejection>,
 ) -> Answer<Response> {
     let Json(new) = body.map_err(|error| Problem::new(error.status(), error.body_text()))?;
-    let info = context.gateway.create(&new.name, new.size_bytes, new.chunk_bytes).await?;
+    let chunk_bytes = new.chunk_bytes.map(|whole| whole.0);
+    let info = context.gateway.create(&new.name, new.size_bytes.0, chunk_bytes).await?;
     // A name that passed is of characters that a path may have.
     let location = format!("/api/v1/volumes/{}", info.name);
     Ok((StatusCode::CREATED, [(LOCATION, location)], Json(VolumeView::new(info, None))).into_response())

@@ -1,26 +1,48 @@
 //! HTTP/1.1 connections: accepts, bounds and ends them. Knows no route.
+//!
+//! Invariant: whoever comes is served, however many connections others keep: the one that has been without a request in
+//! hand for longest makes room.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse as _, Response};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use super::Options;
+use super::view::Problem;
 use crate::server::Listener;
 use crate::task::Tasks;
 
 /// How long to wait after a failed accept: it may be for want of file descriptors, which others must give back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Longest body of a request.
+const BODY_BYTES: usize = 64 << 10;
+/// Longest head of a request, and what is read ahead of one that is answered.
+const HEAD_BYTES: usize = 64 << 10;
+
+/// A connection, for whoever may end it.
+#[derive(Debug, Default)]
+struct Connection {
+    /// Whether a request is there, with its body, and its answer is not ready.
+    answers: AtomicBool,
+    end: CancellationToken,
+}
 
 /// Serves until it is dropped; the connections end with `connections`.
 pub(super) async fn serve(listener: Listener, router: Router, options: Options, connections: Tasks) {
-    let slots = Arc::new(Semaphore::new(options.maximum_connections));
+    let mut open: VecDeque<Arc<Connection>> = VecDeque::new();
     loop {
-        let slot = Arc::clone(&slots).acquire_owned().await.expect("the semaphore is never closed");
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -29,15 +51,57 @@ pub(super) async fn serve(listener: Listener, router: Router, options: Options, 
                 continue;
             }
         };
+        open.retain(|connection| Arc::strong_count(connection) > 1);
+        make_room(&mut open, options.maximum_connections);
+        let ours = Arc::new(Connection::default());
+        open.push_back(Arc::clone(&ours));
         let mut builder = http1::Builder::new();
-        builder.timer(TokioTimer::new()).header_read_timeout(options.header_timeout);
-        let service = TowerToHyperService::new(router.clone());
-        let connection = builder.serve_connection(TokioIo::new(stream), service);
+        builder.timer(TokioTimer::new()).header_read_timeout(options.header_timeout).max_buf_size(HEAD_BYTES);
+        let router = router
+            .clone()
+            .layer(from_fn_with_state(Arc::clone(&ours), note))
+            .layer(from_fn_with_state(options.body_timeout, with_body));
+        let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
         drop(connections.spawn_until_cancelled(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!("admin connection ended: {error}");
+            tokio::select! {
+                biased;
+                () = ours.end.cancelled() => tracing::debug!("admin connection ended: others came"),
+                ended = connection => if let Err(error) = ended {
+                    tracing::debug!("admin connection ended: {error}");
+                },
             }
-            drop(slot);
         }));
+    }
+}
+
+/// Ends the oldest connection that answers nothing, or the oldest of all, where there are as many as may be.
+fn make_room(open: &mut VecDeque<Arc<Connection>>, maximum: usize) {
+    while open.len() >= maximum.max(1) {
+        let idle = open.iter().position(|connection| !connection.answers.load(Ordering::Relaxed));
+        if let Some(ended) = open.remove(idle.unwrap_or(0)) {
+            ended.end.cancel();
+        }
+    }
+}
+
+/// Notes that a request is in hand, once all of it is there.
+async fn note(State(connection): State<Arc<Connection>>, request: Request, next: Next) -> Response {
+    connection.answers.store(true, Ordering::Relaxed);
+    let response = next.run(request).await;
+    connection.answers.store(false, Ordering::Relaxed);
+    response
+}
+
+/// Reads the body, which is short, before anything is done: within a time, so that nobody keeps a request open.
+async fn with_body(State(timeout): State<Duration>, request: Request, next: Next) -> Response {
+    let (head, body) = request.into_parts();
+    let refuse = |status, why: String| Problem::new(status, why).into_response();
+    match tokio::time::timeout(timeout, to_bytes(body, BODY_BYTES)).await {
+        Ok(Ok(body)) => next.run(Request::from_parts(head, Body::from(body))).await,
+        Ok(Err(_)) => {
+            let why = format!("the body did not arrive whole, or is longer than {BODY_BYTES} bytes");
+            refuse(StatusCode::PAYLOAD_TOO_LARGE, why)
+        }
+        Err(_) => refuse(StatusCode::REQUEST_TIMEOUT, format!("the body took longer than {timeout:?}")),
     }
 }

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
+use parking_lot::RwLock;
 
 use crate::metrics::{Metrics, VolumeMetrics};
 use crate::server::{Connection, ListenAddress, Listener};
@@ -27,16 +27,15 @@ use crate::volume::{OpenError, Volume};
 
 pub use access::{Access, Token, TokenError};
 
-/// Longest body of a request.
-const BODY_BYTES: usize = 64 << 10;
-
 /// Bounds of the admin server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Connections at a time; further ones wait.
+    /// Connections at a time; beyond, the oldest that has no request in hand makes room.
     pub maximum_connections: usize,
     /// How long a client may take to send the head of a request.
     pub header_timeout: Duration,
+    /// How long a client may take to send the body of a request.
+    pub body_timeout: Duration,
     /// How long readiness may take to find out.
     pub ready_timeout: Duration,
 }
@@ -46,6 +45,7 @@ impl Default for Options {
         Self {
             maximum_connections: 64,
             header_timeout: Duration::from_secs(10),
+            body_timeout: Duration::from_secs(10),
             ready_timeout: Duration::from_secs(5),
         }
     }
@@ -111,18 +111,18 @@ struct Context {
 }
 
 /// All routes.
-fn router(context: Context, access: Access) -> Router {
+fn router(context: Context, access: Arc<RwLock<Access>>) -> Router {
     api::routes()
-        .layer(axum::middleware::from_fn_with_state(Arc::new(access), access::check))
+        .layer(axum::middleware::from_fn_with_state(access, access::check))
         .merge(health::routes())
         .merge(status::routes())
-        .layer(DefaultBodyLimit::max(BODY_BYTES))
         .with_state(context)
 }
 
 /// The admin server. Dropping it drops every connection.
 pub struct Admin {
     address: ListenAddress,
+    access: Arc<RwLock<Access>>,
     tasks: Tasks,
 }
 
@@ -139,15 +139,22 @@ impl Admin {
         let address = listener.address().clone();
         let tasks = Tasks::new();
         let connections = tasks.child();
-        let router = router(Context { gateway, metrics, ready_timeout: options.ready_timeout }, access);
+        let access = Arc::new(RwLock::new(access));
+        let context = Context { gateway, metrics, ready_timeout: options.ready_timeout };
+        let router = router(context, Arc::clone(&access));
         drop(tasks.spawn_until_cancelled(http::serve(listener, router, options, connections)));
-        Self { address, tasks }
+        Self { address, access, tasks }
     }
 
     /// Where it listens; for port 0, the port that was chosen.
     #[must_use]
     pub fn address(&self) -> &ListenAddress {
         &self.address
+    }
+
+    /// Lets others in, or out, from the next request on.
+    pub fn set_access(&self, access: Access) {
+        *self.access.write() = access;
     }
 
     /// Ends it, and every connection.

@@ -49,7 +49,7 @@ function draw(canvas, map) {
   const [width, height] = [canvas.width / columns, canvas.height / rows];
   const pen = canvas.getContext("2d");
   pen.clearRect(0, 0, canvas.width, canvas.height);
-  const [stored, dirty] = [colour("--stored"), colour("--dirty")];
+  const [stored, cached, dirty] = [colour("--stored"), colour("--cached"), colour("--dirty")];
   map.stored_bytes.forEach((held, n) => {
     const [x, y] = [(n % columns) * width, Math.floor(n / columns) * height];
     const fill = (part, style) => {
@@ -59,7 +59,8 @@ function draw(canvas, map) {
       pen.fillStyle = style;
       pen.fillRect(x, y, Math.ceil(width), Math.ceil(height));
     };
-    fill(held, stored);
+    fill(held - map.cached_bytes[n], stored);
+    fill(map.cached_bytes[n], cached);
     fill(map.dirty_bytes[n], dirty);
   });
   pen.globalAlpha = 1;
@@ -106,7 +107,7 @@ async function show(volume) {
   draw(article.querySelector("canvas"), map);
   const sum = (list) => list.reduce((a, b) => a + b, 0);
   article.querySelector(".stored-total").textContent =
-    `${bytes(sum(map.stored_bytes))} stored, ${bytes(sum(map.dirty_bytes))} dirty`;
+    `${bytes(sum(map.stored_bytes))} stored, ${bytes(sum(map.cached_bytes))} of that cached, ${bytes(sum(map.dirty_bytes))} dirty`;
 }
 
 function showConnections(connections) {

@@ -2,12 +2,14 @@
 //!
 //! Invariant: every field here is described there; a test compares them.
 
+use std::fmt;
 use std::time::{Duration, UNIX_EPOCH};
 
 use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use serde::{Deserialize, Serialize};
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{Failure, OpenVolume};
 use crate::metrics::{Command, Label as _, ReadSource, VolumeMetrics};
@@ -84,8 +86,41 @@ pub(super) struct Ready {
 #[serde(deny_unknown_fields)]
 pub(super) struct NewVolume {
     pub(super) name: String,
-    pub(super) size_bytes: u64,
-    pub(super) chunk_bytes: Option<u64>,
+    pub(super) size_bytes: Whole,
+    pub(super) chunk_bytes: Option<Whole>,
+}
+
+/// A whole number that is not negative. JSON has one kind of number, and `512.0` is an integer to its schemas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Whole(pub(super) u64);
+
+impl<'de> Deserialize<'de> for Whole {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Number;
+
+        impl Visitor<'_> for Number {
+            type Value = Whole;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a whole number")
+            }
+
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Whole, E> {
+                Ok(Whole(number))
+            }
+
+            fn visit_f64<E: de::Error>(self, number: f64) -> Result<Whole, E> {
+                // Shown without a fraction or exponent, however large.
+                let digits = format!("{number:.0}");
+                match digits.parse() {
+                    Ok(whole) if number.fract() == 0.0 => Ok(Whole(whole)),
+                    _ => Err(E::invalid_value(de::Unexpected::Float(number), &self)),
+                }
+            }
+        }
+
+        from.deserialize_any(Number)
+    }
 }
 
 /// A volume.
@@ -191,6 +226,7 @@ pub(super) struct MapView {
     size_bytes: u64,
     cell_bytes: u64,
     stored_bytes: Vec<u64>,
+    cached_bytes: Vec<u64>,
     dirty_bytes: Vec<u64>,
 }
 
@@ -200,6 +236,7 @@ impl MapView {
             size_bytes,
             cell_bytes: picture.cell_bytes,
             stored_bytes: picture.cells.iter().map(|cell| cell.stored_bytes).collect(),
+            cached_bytes: picture.cells.iter().map(|cell| cell.cached_bytes).collect(),
             dirty_bytes: picture.cells.iter().map(|cell| cell.dirty_bytes).collect(),
         }
     }

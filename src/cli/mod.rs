@@ -32,12 +32,12 @@ use args::Command;
 use error::Error;
 use listeners::Inherited;
 
-/// Runs the program on the command line of this process.
+/// Runs the program on the command line of this process; `give_memory_back` is called when much of it was freed.
 #[must_use]
-pub fn main() -> ExitCode {
+pub fn main(give_memory_back: fn()) -> ExitCode {
     // Clap prints help and mistakes itself, and exits with 0 or 2.
     let cli = Cli::parse();
-    match run(cli) {
+    match run(cli, give_memory_back) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("cairn: {error}");
@@ -46,7 +46,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> Result<(), Error> {
+fn run(cli: Cli, give_memory_back: fn()) -> Result<(), Error> {
     match cli.command {
         Command::Serve(args) => {
             let inherited = Inherited::take(args.stdio)?;
@@ -55,7 +55,7 @@ fn run(cli: Cli) -> Result<(), Error> {
             let set_level = process::start_log(&config)?;
             process::abort_on_panic();
             process::raise_descriptor_limit();
-            let settings = reload::Settings::new(args, config, set_level);
+            let settings = reload::Settings::new(args, config, set_level, give_memory_back);
             process::block_on(serve::serve(options, settings, inherited))
         }
         Command::Health(args) => process::block_on(health::ask(&args.url)),

@@ -29,6 +29,15 @@ pub(super) struct Options {
     pub(super) maximum_open: usize,
 }
 
+/// Who opens a volume after it is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// A gateway that waits for it, with clients that wait.
+    Waits,
+    /// Somebody, some time.
+    Unknown,
+}
+
 /// An open volume.
 #[derive(Debug)]
 pub(super) struct Served {
@@ -100,6 +109,8 @@ pub(super) struct OpenVolumes {
     metrics: Metrics,
     slots: Mutex<Slots>,
     configured: watch::Sender<Configured>,
+    /// Names of volumes that should be open, whoever opened them.
+    wanted: Mutex<Vec<String>>,
     tasks: Tasks,
 }
 
@@ -120,6 +131,7 @@ impl OpenVolumes {
             metrics,
             slots: Mutex::default(),
             configured: watch::Sender::default(),
+            wanted: Mutex::default(),
             tasks: Tasks::new(),
         })
     }
@@ -227,12 +239,21 @@ impl OpenVolumes {
         }
     }
 
-    /// Configured volumes that stopped, and why.
+    /// Says which volumes should be open.
+    pub(super) fn configure(&self, names: &[String]) {
+        *self.wanted.lock() = names.to_vec();
+    }
+
+    /// Configured volumes that do not serve, and why.
     pub(super) fn lost(&self) -> Vec<String> {
-        let configured = self.open_now().into_iter().filter(|served| *served.stay.borrow() == Stay::Always);
-        let lost = configured.filter_map(|served| match served.volume.status() {
-            Status::Stopped(why) => Some(format!("volume {:?} stopped: {why}", served.name)),
-            Status::Serving | Status::Draining => None,
+        let open = self.open_now();
+        let wanted = self.wanted.lock();
+        let lost = wanted.iter().filter_map(|name| match open.iter().find(|served| served.name == *name) {
+            None => Some(format!("volume {name:?} is not open")),
+            Some(served) => match served.volume.status() {
+                Status::Stopped(why) => Some(format!("volume {name:?} stopped: {why}")),
+                Status::Serving | Status::Draining => None,
+            },
         });
         lost.collect()
     }
@@ -259,9 +280,20 @@ impl OpenVolumes {
         open
     }
 
-    /// Closes every volume: commit, checkpoint, release of the lease; gives the names of those that were not closed in
-    /// good order within `patience`. Nothing can be opened any more.
-    pub(super) async fn close_all(&self, patience: Duration) -> Vec<String> {
+    /// Makes a checkpoint of every volume that is in use meanwhile, so that little is left to do when they are closed.
+    pub(super) async fn checkpoint_all(&self) {
+        let open = self.open_now();
+        futures::future::join_all(open.iter().map(|served| async move {
+            if let Err(error) = served.volume.checkpoint().await {
+                tracing::warn!(volume = served.name, "no checkpoint ahead of the end: {}", chain(&error));
+            }
+        }))
+        .await;
+    }
+
+    /// Closes every volume: commit, checkpoint unless a successor waits and the journal is short, release of the lease;
+    /// gives the names of those that were not closed in good order within `patience`. Nothing can be opened any more.
+    pub(super) async fn close_all(&self, patience: Duration, next: Next) -> Vec<String> {
         self.slots.lock().draining = true;
         // Ends the watch over each volume, an opening, which has at most taken a lease, and a closing, which is begun
         // again below.
@@ -272,7 +304,7 @@ impl OpenVolumes {
         let close_each = futures::future::join_all(open.iter().map(|served| {
             let (closing, failed) = (&closing, &failed);
             async move {
-                if !close(served).await {
+                if !close(served, next).await {
                     failed.lock().push(served.name.clone());
                 }
                 closing.lock().retain(|name| *name != served.name);
@@ -334,7 +366,7 @@ impl OpenVolumes {
                 }
             }
             () = self.idle(&served, slot) => {
-                if close(&served).await {
+                if close(&served, Next::Unknown).await {
                     tracing::info!(volume = name, "closed, since nobody used it");
                 }
             }
@@ -396,12 +428,16 @@ async fn released(served: &Served) {
 }
 
 /// Closes a volume; whether that went in good order.
-async fn close(served: &Served) -> bool {
+async fn close(served: &Served, next: Next) -> bool {
     if let Status::Stopped(why) = served.volume.status() {
         tracing::info!(volume = served.name, "nothing to close: {why}");
         return true;
     }
-    match served.volume.close().await {
+    let closed = match next {
+        Next::Waits => served.volume.hand_on().await,
+        Next::Unknown => served.volume.close().await,
+    };
+    match closed {
         Ok(()) => {
             tracing::info!(volume = served.name, "closed, its lease released");
             true

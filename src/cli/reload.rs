@@ -12,12 +12,15 @@ use super::open_volumes::OpenVolumes;
 use super::process::SetLevel;
 use super::serve::open_configured;
 use super::settings::Options;
+use crate::admin::{Access, Admin};
 use crate::config::Config;
 use crate::server::Server;
 use crate::volume::Environment;
 
 /// Keys that take effect at once.
-const TAKEN: [&str; 9] = [
+const TAKEN: [&str; 11] = [
+    "admin.token_file",
+    "cache.clean",
     "cache.dirty",
     "log.level",
     "tls.certificate",
@@ -34,6 +37,7 @@ pub(super) struct Settings {
     args: args::Serve,
     config: Config,
     set_level: SetLevel,
+    give_memory_back: fn(),
 }
 
 /// What settings can be changed of.
@@ -42,25 +46,45 @@ pub(super) struct Running<'a> {
     pub(super) volumes: &'a Arc<OpenVolumes>,
     pub(super) exports: &'a VolumeExports,
     pub(super) server: &'a Server,
+    pub(super) admin: Option<&'a Admin>,
 }
 
 impl Settings {
-    pub(super) fn new(args: args::Serve, config: Config, set_level: SetLevel) -> Self {
-        Self { args, config, set_level }
+    pub(super) fn new(
+        args: args::Serve,
+        config: Config,
+        set_level: SetLevel,
+        give_memory_back: fn(),
+    ) -> Self {
+        Self { args, config, set_level, give_memory_back }
     }
 
     /// Reads the settings again.
     pub(super) async fn reload(&mut self, running: &Running<'_>) {
-        match self.apply(running).await {
-            Ok(taken) if taken.is_empty() => {
-                tracing::info!("settings read again: none of those that can change has")
+        let (options, taken) = match self.apply(running) {
+            Ok(applied) => applied,
+            Err(error) => {
+                tracing::error!("the settings stay as they are: {}", chain(&error));
+                return;
             }
-            Ok(taken) => tracing::info!("settings read again: {} changed", taken.join(", ")),
-            Err(error) => tracing::error!("the settings stay as they are: {}", chain(&error)),
+        };
+        if taken.contains(&"cache.clean") {
+            running.env.cache.resize(options.clean_bytes).await;
+            (self.give_memory_back)();
+        }
+        let opened = open_configured(running.env, &options, running.volumes).await;
+        if taken.is_empty() {
+            tracing::info!("settings read again: none of those that can change has");
+        } else {
+            tracing::info!("settings read again: {} changed", taken.join(", "));
+        }
+        if let Err(error) = opened {
+            tracing::error!("not every configured volume is open; SIGHUP tries again: {}", chain(&error));
         }
     }
 
-    async fn apply(&mut self, running: &Running<'_>) -> Result<Vec<&'static str>, Error> {
+    /// Puts what can change into force, but for the cache and volumes that are to be opened; gives what did.
+    fn apply(&mut self, running: &Running<'_>) -> Result<(Options, Vec<&'static str>), Error> {
         let config = self.args.config()?;
         let options = Options::of(&config)?;
         let changed = config.changed(&self.config);
@@ -68,6 +92,9 @@ impl Settings {
         let (taken, left): (Vec<_>, Vec<_>) = changed.into_iter().partition(|key| TAKEN.contains(key));
         if !left.is_empty() {
             tracing::warn!("{} changed, which takes a restart", left.join(", "));
+        }
+        if let Some(admin) = running.admin {
+            admin.set_access(Access::at(admin.address(), options.admin_token.clone()));
         }
         running.env.budget.resize(options.dirty_bytes);
         if options.tls.is_some() {
@@ -80,10 +107,8 @@ impl Settings {
             running.volumes.unpin(gone);
         }
         running.exports.set_default(only(&now));
-        // Those that can be opened are; what is wrong with the others is in the log.
         self.config = config;
-        open_configured(running.env, &options, running.volumes).await?;
-        Ok(taken)
+        Ok((options, taken))
     }
 }
 

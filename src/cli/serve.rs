@@ -6,12 +6,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::catalogue::Catalogue;
 use super::error::{Error, chain};
 use super::exports::VolumeExports;
 use super::handover::{Point, Predecessor, Successor};
 use super::listeners::{Inherited, Listeners};
-use super::open_volumes::{self, OpenVolumes};
+use super::open_volumes::{self, Next, OpenVolumes};
 use super::process::{self, Asked, Signals};
 use super::reload::{self, Running, Settings};
 use super::settings::Options;
@@ -86,12 +88,12 @@ pub(super) async fn serve(
         opened = open_configured(&env, &options, &volumes) => opened,
         signal = signals.next() => {
             tracing::info!("{signal}: ends before it served");
-            return close(&volumes, &options, &mut signals).await;
+            return close(&volumes, options.close_timeout, Next::Unknown, &mut signals).await;
         }
     };
     if let Err(error) = opened {
         // What was opened is given back; that this fails too would not change what there is to say.
-        drop(close(&volumes, &options, &mut signals).await);
+        drop(close(&volumes, options.close_timeout, Next::Unknown, &mut signals).await);
         return Err(error);
     }
 
@@ -119,7 +121,8 @@ pub(super) async fn serve(
     }
     supervisor::ready("serving");
 
-    let running = Running { env: &env, volumes: &volumes, exports: &exports, server: &server };
+    let running =
+        Running { env: &env, volumes: &volumes, exports: &exports, server: &server, admin: admin.as_ref() };
     let end = tokio::select! {
         end = serve_on(&mut signals, &status, &mut settings, &running, point.as_mut(), &options) => end,
         () = stream_ended => {
@@ -127,6 +130,15 @@ pub(super) async fn serve(
             End::Told
         }
     };
+    let next = match &end {
+        End::Told if !options.hang_up => Next::Unknown,
+        End::NothingLeft => Next::Unknown,
+        End::Told | End::Succeeded(_) => Next::Waits,
+    };
+    let mut patience = options.close_timeout;
+    if next == Next::Waits {
+        patience -= checkpoint_ahead(&volumes, patience / 2, &mut signals).await;
+    }
     status.ends();
     supervisor::stopping("answering what is in flight");
     let (result, successor) = match end {
@@ -140,12 +152,13 @@ pub(super) async fn serve(
         // The successor answers from now on.
         admin.stop().await;
     }
-    drain(&server, options.hang_up || successor.is_some(), &mut signals).await;
+    drain(&server, next == Next::Waits, &mut signals).await;
     supervisor::status("closing the volumes");
-    let closed = close(&volumes, &options, &mut signals).await;
+    let closed = close(&volumes, patience, next, &mut signals).await;
     if let Some(successor) = successor {
         successor.released().await;
     }
+    server.closed().await;
     if let Some(admin) = admin {
         admin.stop().await;
     }
@@ -222,6 +235,20 @@ async fn serve_on(
             }
         }
     }
+}
+
+/// Makes checkpoints while clients are still served, since those who connect again wait from the drain until the next
+/// gateway has opened the volumes; gives how long that took, `patience` at most.
+async fn checkpoint_ahead(volumes: &OpenVolumes, patience: Duration, signals: &mut Signals) -> Duration {
+    supervisor::status("making checkpoints ahead of the end");
+    let begun = Instant::now();
+    tokio::select! {
+        () = volumes.checkpoint_all() => tracing::info!(took = ?begun.elapsed(), "checkpoints made ahead of the end"),
+        () = tokio::time::sleep(patience) => tracing::warn!("checkpoints ahead of the end take over {patience:?}"),
+        () = supervisor::say_alive() => unreachable!("it never ends"),
+        signal = signals.next() => give_up(signal),
+    }
+    begun.elapsed().min(patience)
 }
 
 /// Has every command in flight answered, unless a further signal says not to wait.
@@ -302,10 +329,11 @@ pub(super) async fn open_configured(
         let name = name.to_owned();
         move |source| Error::Volume { name, source }
     };
+    let names = options.configured();
+    volumes.configure(&names);
     for wanted in &options.create {
         ensure(env, options, wanted).await.map_err(of(&wanted.name))?;
     }
-    let names = options.configured();
     let opening = names.iter().map(|name| async move {
         let opened = volumes.open_configured(name, options.takeover).await;
         opened.map_err(|source| Error::Open { name: name.clone(), source })
@@ -338,9 +366,14 @@ async fn ensure(env: &Environment, options: &Options, wanted: &Wanted) -> Result
 }
 
 /// Closes all volumes, unless a further signal says not to wait.
-async fn close(volumes: &OpenVolumes, options: &Options, signals: &mut Signals) -> Result<(), Error> {
+async fn close(
+    volumes: &OpenVolumes,
+    patience: Duration,
+    next: Next,
+    signals: &mut Signals,
+) -> Result<(), Error> {
     let failed = tokio::select! {
-        failed = volumes.close_all(options.close_timeout) => failed,
+        failed = volumes.close_all(patience, next) => failed,
         signal = signals.next() => give_up(signal),
     };
     if failed.is_empty() { Ok(()) } else { Err(Error::Close(failed)) }

@@ -211,6 +211,8 @@ fn server_options(config: &Config) -> server::Options {
         maximum_connections: count(of.connections),
         in_flight_requests: of.requests_in_flight,
         in_flight_bytes: u32::try_from(of.bytes_in_flight.0).unwrap_or(u32::MAX),
+        total_in_flight_bytes: of.total_bytes_in_flight.0,
+        stall_timeout: of.stall_timeout,
         drain_timeout: of.drain_timeout,
         ..server::Options::default()
     }

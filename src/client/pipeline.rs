@@ -124,12 +124,16 @@ impl Pipeline {
 
     /// Sends DISC and waits until the server has closed. Requests that are not answered by then are broken off.
     pub(crate) async fn disconnect(self) {
-        if self.broken().is_none() {
-            // If the writer is gone, so is the connection.
-            drop(self.outbound.send(disc()).await);
-        }
-        drop(self.outbound);
-        if tokio::time::timeout(DISCONNECT_TIMEOUT, self.tasks.join()).await.is_err() {
+        let Self { shared, outbound, tasks, .. } = self;
+        let leave = async {
+            if shared.table.lock().closed.is_none() {
+                // If the writer is gone, so is the connection.
+                drop(outbound.send(disc()).await);
+            }
+            drop(outbound);
+            tasks.join().await;
+        };
+        if tokio::time::timeout(DISCONNECT_TIMEOUT, leave).await.is_err() {
             tracing::debug!("the server did not close after DISC");
         }
     }

@@ -42,6 +42,7 @@ pub(crate) struct Gathering {
     request: Request,
     /// Content of a READ: where it begins, and what it is.
     content: Vec<(u64, Segment)>,
+    content_bytes: u64,
     extents: Vec<ContextExtents>,
     /// The first error that came.
     error: Option<Error>,
@@ -49,7 +50,7 @@ pub(crate) struct Gathering {
 
 impl Gathering {
     pub(crate) fn new(request: Request) -> Self {
-        Self { request, content: Vec::new(), extents: Vec::new(), error: None }
+        Self { request, content: Vec::new(), content_bytes: 0, extents: Vec::new(), error: None }
     }
 
     /// The request.
@@ -106,6 +107,11 @@ impl Gathering {
         }
         if self.content.len() > MAXIMUM_PARTS {
             return Err(invalid("READ answered in too many chunks"));
+        }
+        // What overlaps is found at the end; until then no more is kept than was asked for.
+        self.content_bytes += length;
+        if self.content_bytes > self.request.length {
+            return Err(invalid("content of a READ overlaps"));
         }
         self.content.push((offset, segment));
         Ok(())
@@ -228,9 +234,12 @@ mod tests {
         missing.add(data(100, b"abcdefgh"), &[]).unwrap();
         assert!(missing.finish(&[]).is_err());
         let mut overlapping = asked(Command::Read);
-        overlapping.add(data(100, b"abcdefgh"), &[]).unwrap();
-        overlapping.add(data(106, b"abcd"), &[]).unwrap();
+        overlapping.add(data(100, b"abcdef"), &[]).unwrap();
+        overlapping.add(data(105, b"abcd"), &[]).unwrap();
         assert!(overlapping.finish(&[]).is_err());
+        let mut repeated = asked(Command::Read);
+        repeated.add(data(100, b"abcdefgh"), &[]).unwrap();
+        assert!(repeated.add(data(100, b"abcdefgh"), &[]).is_err(), "no more is kept than was asked for");
         assert!(asked(Command::Read).add(data(99, b"a"), &[]).is_err());
         assert!(asked(Command::Read).add(data(109, b"ab"), &[]).is_err());
         assert!(asked(Command::Read).add(data(u64::MAX, b"ab"), &[]).is_err());

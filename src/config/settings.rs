@@ -136,8 +136,12 @@ settings! {
         connections: u32 = 1024, 1..=65_536;
         /// Requests of one connection that are not yet answered.
         requests_in_flight: u32 = 256, 1..=65_536;
-        /// Payload of such requests and their replies.
+        /// Payload of such requests and their replies, of one connection.
         bytes_in_flight: Size = mib(64), mib(64)..=Size(2 << 30);
+        /// Payload of such requests and their replies, of all connections together. Half of it is shared out among `server.connections`, so that each has some of its own; the other half is for those that come first.
+        total_bytes_in_flight: Size = mib(256), mib(128)..=Size(1 << 40);
+        /// How long a client may stop within a request, or stop reading replies, before its connection is closed.
+        stall_timeout: Duration = seconds(60), milliseconds(100)..=seconds(3600);
         /// How long commands in flight are waited for on SIGTERM, and clients to leave whose volume was taken over.
         drain_timeout: Duration = seconds(10), seconds(0)..=seconds(3600);
         /// What clients get for commands after SIGTERM: `refuse`, an error that says why, or `hang-up`, nothing, so that one that connects again sends them to the successor.

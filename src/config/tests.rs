@@ -30,6 +30,8 @@ fn without_anything_the_defaults_hold() {
     assert_eq!(config.server.listen, ["127.0.0.1:10809"]);
     assert_eq!((config.server.handshake_timeout, config.server.connections), (Duration::from_secs(10), 1024));
     assert_eq!((config.server.requests_in_flight, config.server.bytes_in_flight), (256, Size(64 << 20)));
+    assert_eq!(config.server.total_bytes_in_flight, Size(256 << 20));
+    assert_eq!(config.server.stall_timeout, Duration::from_secs(60));
     assert_eq!((config.cache.clean, config.cache.dirty), (Size(256 << 20), Size(128 << 20)));
     assert_eq!((config.commit.max_age, config.commit.max_bytes), (Duration::from_secs(5), Size(16 << 20)));
     assert_eq!(config.commit.in_flight, 8);

@@ -97,6 +97,8 @@ definitions! {
         "NBD connections accepted.");
     HANDSHAKE_FAILURES = counter("cairn_handshake_failures_total", "connections", &["transport", "reason"],
         "NBD connections that ended before transmission began, by reason.");
+    CONNECTIONS_STALLED = counter("cairn_connections_stalled_total", "connections", &["direction"],
+        "NBD connections closed because their client sent no more of a request, or read no more replies.");
     SERVER_REQUESTS_IN_FLIGHT = gauge("cairn_server_requests_in_flight", "requests", &[],
         "NBD requests read from a connection and not yet answered.");
     SERVER_BYTES_IN_FLIGHT = gauge("cairn_server_bytes_in_flight", "bytes", &[],
@@ -118,9 +120,9 @@ definitions! {
 
     SIZE_BYTES = gauge("cairn_volume_size_bytes", "bytes", &["volume"], "Size of the disk.");
     DIRTY_BYTES = gauge("cairn_dirty_bytes", "bytes", &["volume"],
-        "Changed bytes held in memory: uncommitted, being committed, or committed and not yet dropped.");
+        "Changed bytes that are in no commit yet.");
     UNCOMMITTED_BYTES = gauge("cairn_uncommitted_bytes", "bytes", &["volume"],
-        "Changed bytes that the store does not hold durably.");
+        "Changed bytes that the store does not hold durably: dirty, or in a commit on its way.");
     UNCOMMITTED_AGE = gauge("cairn_oldest_uncommitted_age_seconds", "seconds", &["volume"],
         "Age of the oldest write that the store does not hold durably; 0 if there is none.");
 

@@ -97,6 +97,16 @@ label! {
 }
 
 label! {
+    /// What a client stood still in.
+    Direction {
+        /// Sending a request or its payload.
+        Requests = "requests",
+        /// Reading replies.
+        Replies = "replies",
+    }
+}
+
+label! {
     /// What an object that was put is.
     ObjectKind {
         /// A commit record or a seal.

@@ -19,8 +19,8 @@ use tokio::time::Instant;
 pub use definitions::{Definition, Kind};
 pub use family::By;
 pub use labels::{
-    Command, Errno, FoldResult, HandshakeFailure, Label, ObjectKind, ReadAhead, ReadSource, StoreOperation,
-    StoreOutcome, Tier, Transport,
+    Command, Direction, Errno, FoldResult, HandshakeFailure, Label, ObjectKind, ReadAhead, ReadSource,
+    StoreOperation, StoreOutcome, Tier, Transport,
 };
 pub use server::{HeldBytes, ServerMetrics};
 pub use store::StoreMetrics;

@@ -8,7 +8,7 @@ use prometheus::{IntCounter, IntCounterVec, IntGauge, Registry};
 
 use super::definitions as define;
 use super::family::{By, counters, gauges};
-use super::labels::{HandshakeFailure, Label, Transport};
+use super::labels::{Direction, HandshakeFailure, Label, Transport};
 use super::volume::InFlight;
 
 /// Metrics of the NBD server.
@@ -20,6 +20,7 @@ struct Inner {
     connections: By<Transport, IntGauge>,
     connections_total: By<Transport, IntCounter>,
     handshake_failures: IntCounterVec,
+    stalled: By<Direction, IntCounter>,
     requests_in_flight: IntGauge,
     bytes_in_flight: IntGauge,
 }
@@ -28,10 +29,12 @@ impl ServerMetrics {
     pub(super) fn new(registry: &Registry) -> Self {
         let connections = gauges(registry, &define::CONNECTIONS);
         let connections_total = counters(registry, &define::CONNECTIONS_TOTAL);
+        let stalled = counters(registry, &define::CONNECTIONS_STALLED);
         Self(Arc::new(Inner {
             connections: By::new(|l: Transport| connections.with_label_values(&[l.as_str()])),
             connections_total: By::new(|l: Transport| connections_total.with_label_values(&[l.as_str()])),
             handshake_failures: counters(registry, &define::HANDSHAKE_FAILURES),
+            stalled: By::new(|l: Direction| stalled.with_label_values(&[l.as_str()])),
             requests_in_flight: gauges(registry, &define::SERVER_REQUESTS_IN_FLIGHT)
                 .with_label_values::<&str>(&[]),
             bytes_in_flight: gauges(registry, &define::SERVER_BYTES_IN_FLIGHT).with_label_values::<&str>(&[]),
@@ -48,6 +51,11 @@ impl ServerMetrics {
     /// Counts a connection that ended before transmission.
     pub fn handshake_failed(&self, transport: Transport, reason: HandshakeFailure) {
         self.0.handshake_failures.with_label_values(&[transport.as_str(), reason.as_str()]).inc();
+    }
+
+    /// Counts a connection that was closed because its client stood still.
+    pub fn stalled(&self, direction: Direction) {
+        self.0.stalled.of(direction).inc();
     }
 
     /// Counts a request as in flight until the guard is dropped.

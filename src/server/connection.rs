@@ -16,6 +16,7 @@ use super::connections::{Connections, Seat};
 use super::dispatch::Rules;
 use super::drain::Drain;
 use super::export::{Export, ExportDescription, Exports, OpenError};
+use super::in_flight::Budget;
 use super::options::Options;
 use super::tls::{Identity, Tls};
 use super::transmission::{self, Broken, End, READ_BYTES, Transmission};
@@ -49,7 +50,10 @@ pub enum Greeting {
 pub(crate) struct Shared {
     pub(crate) exports: Arc<dyn Exports>,
     pub(crate) options: Options,
+    pub(crate) budget: Budget,
     pub(crate) tasks: Arc<Tasks>,
+    /// Connections on which all is answered, and which the client has not closed.
+    pub(crate) lingering: Tasks,
     pub(crate) drain: Drain,
     pub(crate) metrics: ServerMetrics,
     /// As it is for connections that begin now.
@@ -111,12 +115,15 @@ pub(crate) async fn serve(shared: &Shared, transport: Transport, greeting: &Gree
     tracing::debug!(export = %session.export.name, headers = ?session.headers, "transmission begins");
     seat.uses(session.export.name.as_ref());
     let rules = Rules::new(&session);
-    let (reader, writer) = transport.into_halves();
-    let transmission = Transmission { reader, writer, input, rules, export };
+    let transmission = Transmission { halves: transport.into_halves(), input, rules, export };
     match transmission::run(transmission, shared).await {
         Ok(End::Disconnected) => tracing::debug!("the client disconnected"),
         Ok(End::Closed) => tracing::debug!("the client closed without DISC"),
         Ok(End::Drained) => tracing::debug!("drained"),
+        Err(broken @ Broken::Stalled(direction)) => {
+            shared.metrics.stalled(direction);
+            tracing::info!("connection closed: {broken}");
+        }
         Err(broken @ (Broken::Read(_) | Broken::Write)) => tracing::debug!("connection lost: {broken}"),
         Err(broken) => tracing::warn!("connection dropped: {broken}"),
     }
@@ -156,7 +163,7 @@ impl<'a> Handshake<'a> {
         let mut opened = None;
         loop {
             if self.shared.drain.hangs_up() {
-                self.transport.shutdown().await?;
+                self.close().await?;
                 transmission::linger(&mut self.transport).await;
                 return Err(HandshakeEnd::Drained);
             }
@@ -194,7 +201,7 @@ impl<'a> Handshake<'a> {
                     return Ok(Ready { session, export, transport, input });
                 }
                 ServerAction::Close(reason) => {
-                    self.transport.shutdown().await?;
+                    self.close().await?;
                     return Err(HandshakeEnd::Closed(reason));
                 }
             }
@@ -283,10 +290,16 @@ impl<'a> Handshake<'a> {
         timeout_at(self.deadline, send).await.map_err(|_| HandshakeEnd::TimedOut)?.map_err(HandshakeEnd::Io)
     }
 
+    /// Ends our side. Under TLS that is bytes, too, for which a client that does not read has no room.
+    async fn close(&mut self) -> Result<(), HandshakeEnd> {
+        let closed = timeout_at(self.deadline, self.transport.shutdown()).await;
+        closed.map_err(|_| HandshakeEnd::TimedOut)?.map_err(HandshakeEnd::Io)
+    }
+
     /// Waits for bytes of the client. When the server drains and owes nothing, this is the end.
     async fn receive(&mut self) -> Result<(), HandshakeEnd> {
         if self.shared.drain.is_cancelled() {
-            self.transport.shutdown().await?;
+            self.close().await?;
             transmission::linger(&mut self.transport).await;
             return Err(HandshakeEnd::Drained);
         }

@@ -7,11 +7,10 @@ use std::panic::AssertUnwindSafe;
 
 use bytes::Bytes;
 use futures::FutureExt as _;
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::dispatch::{Job, Refused, Rules};
 use super::export::{Allocation, Export, ExportError, Segment};
-use crate::metrics;
+use super::in_flight::Charge;
 use crate::mutant::{self, Mutant};
 use crate::protocol::request::HeaderStyle;
 use crate::protocol::{Cookie, Error, Request};
@@ -42,13 +41,6 @@ pub(crate) struct Answered {
     pub(crate) outcome: Result<Answer, ExportError>,
     /// The request's share of the bounds, given back once the reply is written.
     pub(crate) _charge: Charge,
-}
-
-/// A request's share of what a connection may have in flight.
-#[derive(Debug)]
-pub(crate) struct Charge {
-    pub(crate) _request: (OwnedSemaphorePermit, metrics::InFlight),
-    pub(crate) _bytes: (OwnedSemaphorePermit, metrics::HeldBytes),
 }
 
 impl From<Refused> for ExportError {
@@ -86,12 +78,10 @@ pub(crate) async fn execute(
         tracing::error!(command = %request.command, offset = request.offset, "export panicked");
         Err(ExportError::new(Error::Io, "internal error"))
     });
-    outcome.map_err(|refusal| ExportError { error: fitting(refusal.error, job), ..refusal }).inspect_err(
-        |refusal| {
-            let &Request { command, offset, length, .. } = request;
-            tracing::debug!(%command, offset, length, error = %refusal.error, "{}", refusal.message);
-        },
-    )
+    let &Request { command, offset, length, .. } = request;
+    outcome.map_err(|refusal| fitting(refusal, job, request)).inspect_err(|refusal| {
+        tracing::debug!(%command, offset, length, error = %refusal.error, "{}", refusal.message);
+    })
 }
 
 async fn run(export: &dyn Export, rules: &Rules, job: Job, payload: Bytes) -> Result<Answer, ExportError> {
@@ -159,14 +149,17 @@ fn clip(extents: &mut Vec<Allocation>, length: u64, limit: usize, longest: u64) 
     extents.truncate(kept);
 }
 
-/// The values that the specification keeps for one command each are EINVAL for any other.
-fn fitting(error: Error, job: Job) -> Error {
-    match (error, job) {
+/// The values that the specification keeps for one command each are EINVAL for any other, and the place of an error lies
+/// within the range of its command.
+fn fitting(refusal: ExportError, job: Job, request: &Request) -> ExportError {
+    let error = match (refusal.error, job) {
         (Error::NotSup, Job::WriteZeroes { fast: true, .. })
-        | (Error::Overflow, Job::Read { single_chunk: true, .. }) => error,
+        | (Error::Overflow, Job::Read { single_chunk: true, .. }) => refusal.error,
         (Error::NotSup | Error::Overflow, _) => Error::Inval,
-        _ => error,
-    }
+        _ => refusal.error,
+    };
+    let within = |at: &u64| *at >= request.offset && at - request.offset < request.length;
+    ExportError { error, at: refusal.at.filter(within), ..refusal }
 }
 
 fn broken(message: &str) -> ExportError {

@@ -15,6 +15,11 @@ pub struct Options {
     pub in_flight_requests: u32,
     /// Most payload bytes of such requests, theirs and their replies'; reading pauses at the bound.
     pub in_flight_bytes: u32,
+    /// Most payload bytes of the requests of all connections; one that finds no room is not read on. Each connection has a
+    /// share of its own of one half, divided by the most connections there may be; the other half is for who comes first.
+    pub total_in_flight_bytes: u64,
+    /// How long a payload, or a client's reading of its replies, may stand still before the connection is closed.
+    pub stall_timeout: Duration,
     /// Largest payload of a request or reply in bytes; advertised as the maximum block size.
     pub maximum_payload_bytes: u32,
     /// How long commands in flight are waited for when the server drains.
@@ -28,6 +33,8 @@ impl Default for Options {
             maximum_connections: 1024,
             in_flight_requests: 256,
             in_flight_bytes: 64 << 20,
+            total_in_flight_bytes: 256 << 20,
+            stall_timeout: Duration::from_secs(60),
             maximum_payload_bytes: 64 << 20,
             drain_timeout: Duration::from_secs(30),
         }

@@ -15,6 +15,7 @@ use super::connection::{self, Greeting, Shared};
 use super::connections::{Connection, Connections, Seat};
 use super::drain::{Drain, Farewell};
 use super::export::Exports;
+use super::in_flight::Budget;
 use super::listener::{ListenAddress, Listener, Peer};
 use super::options::Options;
 use super::tls::Tls;
@@ -51,7 +52,9 @@ impl Server {
         let slots = Arc::new(Semaphore::new(options.maximum_connections));
         let (tasks, drain) = (Arc::new(Tasks::new()), Drain::default());
         let connections = Connections::default();
-        let shared = Shared { exports, options, tasks, drain, metrics, tls: RwLock::new(None), connections };
+        let (budget, tls) = (Budget::new(&options), RwLock::new(None));
+        let lingering = tasks.child();
+        let shared = Shared { exports, options, budget, tasks, lingering, drain, metrics, tls, connections };
         Self { shared: Arc::new(shared), slots, next_connection: Arc::new(AtomicU64::new(1)) }
     }
 
@@ -115,18 +118,32 @@ impl Server {
 
     /// Ends service in order for a successor: as [`Server::drain`], but new options and commands are left unread, so that
     /// no command fails: a client that connects again, as many do by themselves, sends them to whoever listens then.
+    ///
+    /// Returns when all is answered; clients may not have closed their side yet, see [`Server::closed`].
     pub async fn hang_up(&self) -> Drained {
         self.end(Farewell::HangUp).await
     }
 
+    /// Returns when every client that was told of the end has closed its side, or had the time to.
+    pub async fn closed(&self) {
+        self.shared.lingering.join().await;
+    }
+
     async fn end(&self, farewell: Farewell) -> Drained {
-        let Shared { tasks, drain, options, .. } = &*self.shared;
+        let Shared { tasks, lingering, drain, options, .. } = &*self.shared;
         drain.begin(farewell);
-        match tokio::time::timeout(options.drain_timeout, tasks.join()).await {
+        let ended = async {
+            tasks.join().await;
+            if farewell == Farewell::Refuse {
+                lingering.join().await;
+            }
+        };
+        match tokio::time::timeout(options.drain_timeout, ended).await {
             Ok(()) => Drained::Answered,
             Err(_) => {
-                let left = tasks.len();
+                let left = tasks.len() + lingering.len();
                 tasks.shutdown().await;
+                lingering.shutdown().await;
                 Drained::TimedOut { tasks: left }
             }
         }

@@ -19,6 +19,7 @@ use tokio_rustls::server::TlsStream;
 use x509_parser::objects::{oid_registry, oid2abbrev};
 use x509_parser::x509::{RelativeDistinguishedName, X509Name};
 
+use super::stall::Counted;
 use super::transport::Transport;
 use crate::protocol::negotiate_server::TlsPolicy;
 use crate::protocol::{OptionError, Refusal};
@@ -39,12 +40,25 @@ pub struct TlsOptions {
     pub subjects: BTreeMap<String, BTreeSet<String>>,
 }
 
+/// What a file of [`TlsOptions`] is for. Several may be the same file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlsFile {
+    /// The server's certificate.
+    Certificate,
+    /// Its key.
+    Key,
+    /// The authorities of clients.
+    ClientAuthorities,
+}
+
 /// Why TLS cannot be used as configured.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file cannot be read, or is not PEM of its kind.
     #[error("{}: {source}", path.display())]
     File {
+        /// What it is for.
+        file: TlsFile,
         /// The file.
         path: PathBuf,
         /// Why.
@@ -53,8 +67,18 @@ pub enum TlsError {
     /// A file has no certificate.
     #[error("{} has no certificate", path.display())]
     NoCertificate {
+        /// What it is for.
+        file: TlsFile,
         /// The file.
         path: PathBuf,
+    },
+    /// The key is of no kind that rustls supports.
+    #[error("{}: {source}", path.display())]
+    Key {
+        /// The file that has it.
+        path: PathBuf,
+        /// Why.
+        source: rustls::Error,
     },
     /// Certificate and key do not fit each other or what rustls supports.
     #[error("certificate and key: {0}")]
@@ -106,20 +130,27 @@ impl Tls {
             None => config.with_no_client_auth(),
             Some(path) => {
                 let mut roots = RootCertStore::empty();
-                for certificate in certificates(path)? {
+                for certificate in certificates(TlsFile::ClientAuthorities, path)? {
                     let failed = |source| TlsError::Authority { path: path.clone(), source };
                     roots.add(certificate).map_err(failed)?;
                 }
-                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-                    .build()
-                    .map_err(TlsError::Authorities)?;
+                let verifier =
+                    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+                        .build()
+                        .map_err(TlsError::Authorities)?;
                 config.with_client_cert_verifier(verifier)
             }
         };
-        let key = PrivateKeyDer::from_pem_file(&options.key)
-            .map_err(|source| TlsError::File { path: options.key.clone(), source })?;
+        let path = &options.key;
+        let key = PrivateKeyDer::from_pem_file(path).map_err(|source| TlsError::File {
+            file: TlsFile::Key,
+            path: path.clone(),
+            source,
+        })?;
+        let usable = provider.key_provider.load_private_key(key.clone_key());
+        usable.map_err(|source| TlsError::Key { path: path.clone(), source })?;
         let config = config
-            .with_single_cert(certificates(&options.certificate)?, key)
+            .with_single_cert(certificates(TlsFile::Certificate, &options.certificate)?, key)
             .map_err(TlsError::Certificate)?;
         Ok(Self {
             acceptor: TlsAcceptor::from(Arc::new(config)),
@@ -140,7 +171,7 @@ impl Tls {
 
     /// Runs the TLS handshake; tells who the client is, if it showed a certificate.
     pub(crate) async fn accept(&self, transport: Transport) -> io::Result<(Transport, Identity)> {
-        let stream: TlsStream<Transport> = self.acceptor.accept(transport).await?;
+        let stream: TlsStream<Counted<Transport>> = self.acceptor.accept(Counted::new(transport)).await?;
         let subject =
             stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).and_then(subject);
         Ok((Transport::Tls(Box::new(stream)), Identity::Tls { subject }))
@@ -191,12 +222,12 @@ fn tls_required() -> Refusal {
     Refusal::new(OptionError::TlsReqd, "TLS is required for this export")
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let failed = |source| TlsError::File { path: path.to_path_buf(), source };
+fn certificates(file: TlsFile, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let failed = |source| TlsError::File { file, path: path.to_path_buf(), source };
     let found: Vec<_> =
         CertificateDer::pem_file_iter(path).map_err(failed)?.collect::<Result<_, _>>().map_err(failed)?;
     if found.is_empty() {
-        return Err(TlsError::NoCertificate { path: path.to_path_buf() });
+        return Err(TlsError::NoCertificate { file, path: path.to_path_buf() });
     }
     Ok(found)
 }

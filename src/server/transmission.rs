@@ -10,17 +10,19 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 
 use super::connection::Shared;
 use super::dispatch::{Job, Refused, Rules};
 use super::drain::Drain;
-use super::execute::{Answered, Charge, execute};
+use super::execute::{Answered, execute};
 use super::export::{Export, ExportError};
-use super::options::Options;
+use super::in_flight::{Charge, InFlight};
 use super::outgoing::Outgoing;
-use super::transport::{Reader, Writer};
-use crate::metrics::ServerMetrics;
+use super::stall::Patience;
+use super::transport::{Halves, Reader, Writer};
+use crate::metrics::Direction;
+use crate::metrics::labels::Label as _;
 use crate::mutant::{self, Mutant};
 use crate::protocol::request::HeaderStyle;
 use crate::protocol::{Command, DecodeError, Error, Request};
@@ -28,6 +30,8 @@ use crate::task::Tasks;
 
 /// What is read from the socket at a time, unless it is the payload of a WRITE.
 pub(crate) const READ_BYTES: usize = 64 << 10;
+/// Most of a payload that is read at a time.
+const PAYLOAD_READ_BYTES: usize = 1 << 20;
 /// Most replies that are gathered before they are written.
 const BATCH_REPLIES: usize = 64;
 /// Longest list of contexts that is looked at; no longer one is free of repetitions.
@@ -49,6 +53,8 @@ pub(crate) enum End {
 /// Why a connection was broken off.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Broken {
+    #[error("{} stand still", .0.as_str())]
+    Stalled(Direction),
     #[error("cannot read: {0}")]
     Read(io::Error),
     #[error("cannot write replies")]
@@ -61,8 +67,7 @@ pub(crate) enum Broken {
 
 /// A connection after its handshake.
 pub(crate) struct Transmission {
-    pub(crate) reader: Reader,
-    pub(crate) writer: Writer,
+    pub(crate) halves: Halves,
     /// What was read after the handshake's last option.
     pub(crate) input: BytesMut,
     pub(crate) rules: Rules,
@@ -71,15 +76,17 @@ pub(crate) struct Transmission {
 
 /// Serves requests until the client or the server ends it.
 pub(crate) async fn run(transmission: Transmission, shared: &Shared) -> Result<End, Broken> {
-    let Shared { options, tasks, drain, metrics, .. } = shared;
-    let Transmission { reader, writer, input, rules, export } = transmission;
+    let Shared { options, tasks, lingering, drain, metrics, .. } = shared;
+    let Transmission { halves: Halves { reader, writer, read, written }, input, rules, export } =
+        transmission;
     let capacity = usize::try_from(options.in_flight_requests).expect("32 bits fit a usize").max(1);
     let (replies, queue) = mpsc::channel(capacity);
-    let writer = tasks.spawn_until_cancelled(write_replies(queue, writer));
-    let in_flight = InFlight::new(options, metrics.clone());
+    let patience = Patience::new(options.stall_timeout, written);
+    let writer = tasks.spawn_until_cancelled(write_replies(queue, writer, patience));
+    let in_flight = InFlight::new(options, &shared.budget, metrics.clone());
     let closed = replies.clone();
     let mut receiver = Receiver {
-        requests: Requests { reader, buffer: input },
+        requests: Requests { reader, buffer: input, patience: Patience::new(options.stall_timeout, read) },
         rules,
         export,
         in_flight: in_flight.clone(),
@@ -97,46 +104,15 @@ pub(crate) async fn run(transmission: Transmission, shared: &Shared) -> Result<E
     in_flight.wait_until_idle().await;
     let written = writer.await;
     if end.as_ref().is_ok_and(|end| *end == End::Drained) {
-        requests.linger().await;
+        // Beside the connection, whose export can be closed already.
+        drop(lingering.spawn_until_cancelled(async move { requests.linger().await }));
     }
     match written {
         Ok(Some(Ok(()))) => end,
+        Ok(Some(Err(error))) if error.kind() == io::ErrorKind::TimedOut => {
+            Err(Broken::Stalled(Direction::Replies))
+        }
         _ => end.and(Err(Broken::Write)),
-    }
-}
-
-/// What a connection may have in flight.
-#[derive(Clone)]
-struct InFlight {
-    requests: Arc<Semaphore>,
-    request_bound: u32,
-    bytes: Arc<Semaphore>,
-    byte_bound: u32,
-    metrics: ServerMetrics,
-}
-
-impl InFlight {
-    fn new(options: &Options, metrics: ServerMetrics) -> Self {
-        let semaphore =
-            |bound: u32| Arc::new(Semaphore::new(usize::try_from(bound).expect("32 bits fit a usize")));
-        let request_bound = options.in_flight_requests.max(1);
-        let byte_bound = options.in_flight_bytes.max(1);
-        let (requests, bytes) = (semaphore(request_bound), semaphore(byte_bound));
-        Self { requests, request_bound, bytes, byte_bound, metrics }
-    }
-
-    /// Waits for a share. One request is let through whatever its size, when nothing else holds bytes.
-    async fn charge(&self, bytes: u32) -> Charge {
-        let bytes = bytes.min(self.byte_bound);
-        let never_closed = "the semaphores of a connection are never closed";
-        let request = Arc::clone(&self.requests).acquire_owned().await.expect(never_closed);
-        let held = Arc::clone(&self.bytes).acquire_many_owned(bytes).await.expect(never_closed);
-        Charge { _request: (request, self.metrics.request()), _bytes: (held, self.metrics.hold_bytes(bytes)) }
-    }
-
-    /// Waits until every reply is written, or dropped because the connection is broken.
-    async fn wait_until_idle(&self) {
-        drop(self.requests.acquire_many(self.request_bound).await);
     }
 }
 
@@ -152,7 +128,8 @@ struct Receiver {
 
 impl Receiver {
     async fn receive(&mut self) -> Result<End, Broken> {
-        loop {
+        // Nobody would hear what requests come to that are still in the buffer.
+        while !self.replies.is_closed() {
             let (draining, deaf) = (self.drain.is_cancelled(), self.drain.hangs_up());
             tokio::select! {
                 biased;
@@ -165,6 +142,7 @@ impl Receiver {
                 () = self.in_flight.wait_until_idle(), if draining => return Ok(End::Drained),
             }
         }
+        Err(Broken::Write)
     }
 
     async fn handle(&mut self, request: Request) -> Result<(), Broken> {
@@ -237,6 +215,7 @@ impl Receiver {
 struct Requests {
     reader: Reader,
     buffer: BytesMut,
+    patience: Patience,
 }
 
 impl Requests {
@@ -244,12 +223,16 @@ impl Requests {
     async fn next(&mut self, style: HeaderStyle) -> Result<Option<Request>, Broken> {
         let length = style.request_length();
         while self.buffer.len() < length {
-            self.buffer.reserve(READ_BYTES);
-            match self.reader.read_buf(&mut self.buffer).await {
-                Ok(0) if self.buffer.is_empty() => return Ok(None),
-                Ok(0) => return Err(Broken::Read(io::ErrorKind::UnexpectedEof.into())),
-                Ok(_) => {}
-                Err(error) => return Err(Broken::Read(error)),
+            // Between two requests a client may rest.
+            if self.buffer.is_empty() {
+                self.buffer.reserve(READ_BYTES);
+                match self.reader.read_buf(&mut self.buffer).await {
+                    Ok(0) => return Ok(None),
+                    Ok(_) => {}
+                    Err(error) => return Err(Broken::Read(error)),
+                }
+            } else {
+                self.read_more().await?;
             }
         }
         let request = Request::decode(style, &self.buffer[..length]).map_err(Broken::NotARequest)?;
@@ -265,12 +248,9 @@ impl Requests {
         payload.extend_from_slice(&self.buffer[..buffered]);
         self.buffer.advance(buffered);
         while payload.len() < length {
-            let missing = length - payload.len();
-            match self.reader.read_buf(&mut (&mut payload).limit(missing)).await {
-                Ok(0) => return Err(Broken::Read(io::ErrorKind::UnexpectedEof.into())),
-                Ok(_) => {}
-                Err(error) => return Err(Broken::Read(error)),
-            }
+            let missing = (length - payload.len()).min(PAYLOAD_READ_BYTES);
+            let mut rest = (&mut payload).limit(missing);
+            arrived(self.patience.wait_for(self.reader.read_buf(&mut rest)).await)?;
         }
         Ok(payload.freeze())
     }
@@ -284,18 +264,29 @@ impl Requests {
             if length == 0 {
                 return Ok(());
             }
-            self.buffer.reserve(READ_BYTES);
-            match self.reader.read_buf(&mut self.buffer).await {
-                Ok(0) => return Err(Broken::Read(io::ErrorKind::UnexpectedEof.into())),
-                Ok(_) => {}
-                Err(error) => return Err(Broken::Read(error)),
-            }
+            self.read_more().await?;
         }
+    }
+
+    /// Waits for more of what has begun.
+    async fn read_more(&mut self) -> Result<(), Broken> {
+        self.buffer.reserve(READ_BYTES);
+        arrived(self.patience.wait_for(self.reader.read_buf(&mut self.buffer)).await)
     }
 
     /// Reads to the end for a while: a socket closed with bytes unread would take back replies on their way.
     async fn linger(&mut self) {
         linger(&mut self.reader).await;
+    }
+}
+
+/// What a read gave in the midst of a request.
+fn arrived(read: io::Result<usize>) -> Result<(), Broken> {
+    match read {
+        Ok(0) => Err(Broken::Read(io::ErrorKind::UnexpectedEof.into())),
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(Broken::Stalled(Direction::Requests)),
+        Err(error) => Err(Broken::Read(error)),
     }
 }
 
@@ -309,7 +300,11 @@ pub(crate) async fn linger(reader: &mut (impl tokio::io::AsyncRead + Unpin)) {
 }
 
 /// Sends replies in the order in which they come, as many at a time as there are, then ends the stream.
-async fn write_replies(mut replies: mpsc::Receiver<Answered>, mut writer: Writer) -> io::Result<()> {
+async fn write_replies(
+    mut replies: mpsc::Receiver<Answered>,
+    mut writer: Writer,
+    patience: Patience,
+) -> io::Result<()> {
     let mut batch = Vec::with_capacity(BATCH_REPLIES);
     let mut outgoing = Outgoing::default();
     while replies.recv_many(&mut batch, BATCH_REPLIES).await > 0 {
@@ -322,11 +317,15 @@ async fn write_replies(mut replies: mpsc::Receiver<Answered>, mut writer: Writer
             outgoing.push_reply(answered);
         }
         outgoing.seal();
-        writer.write_all_buf(&mut outgoing).await?;
+        while outgoing.has_remaining() {
+            if patience.wait_for(writer.write_buf(&mut outgoing)).await? == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+        }
         if replies.is_empty() {
-            writer.flush().await?;
+            patience.wait_for(writer.flush()).await?;
         }
         batch.clear();
     }
-    writer.shutdown().await
+    patience.wait_for(writer.shutdown()).await
 }

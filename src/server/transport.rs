@@ -11,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
 
+use super::stall::{Counted, Moved};
 use crate::metrics;
 
 /// Any stream of bytes.
@@ -21,12 +22,30 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Stream for S {}
 pub(crate) type Reader = Box<dyn AsyncRead + Send + Unpin>;
 pub(crate) type Writer = Box<dyn AsyncWrite + Send + Unpin>;
 
+/// A stream for two tasks, and what moves below it where that is not seen from above.
+pub(crate) struct Halves {
+    pub(crate) reader: Reader,
+    pub(crate) writer: Writer,
+    pub(crate) read: Moved,
+    pub(crate) written: Moved,
+}
+
+impl Halves {
+    fn new(
+        reader: impl AsyncRead + Send + Unpin + 'static,
+        writer: impl AsyncWrite + Send + Unpin + 'static,
+    ) -> Self {
+        let (read, written) = (Moved::default(), Moved::default());
+        Self { reader: Box::new(reader), writer: Box::new(writer), read, written }
+    }
+}
+
 /// A connected stream.
 pub(crate) enum Transport {
     Tcp(TcpStream),
     Unix(UnixStream),
     Other(Box<dyn Stream>),
-    Tls(Box<TlsStream<Transport>>),
+    Tls(Box<TlsStream<Counted<Transport>>>),
 }
 
 impl Transport {
@@ -40,23 +59,25 @@ impl Transport {
     }
 
     /// Halves that are used by two tasks at a time; those of sockets share no lock.
-    pub(crate) fn into_halves(self) -> (Reader, Writer) {
+    pub(crate) fn into_halves(self) -> Halves {
         match self {
             Self::Tcp(stream) => {
                 let (reader, writer) = stream.into_split();
-                (Box::new(reader), Box::new(writer))
+                Halves::new(reader, writer)
             }
             Self::Unix(stream) => {
                 let (reader, writer) = stream.into_split();
-                (Box::new(reader), Box::new(writer))
+                Halves::new(reader, writer)
             }
             Self::Other(stream) => {
                 let (reader, writer) = tokio::io::split(stream);
-                (Box::new(reader), Box::new(writer))
+                Halves::new(reader, writer)
             }
             Self::Tls(stream) => {
+                let socket = stream.get_ref().0;
+                let (read, written) = (socket.read.clone(), socket.written.clone());
                 let (reader, writer) = tokio::io::split(stream);
-                (Box::new(reader), Box::new(writer))
+                Halves { read, written, ..Halves::new(reader, writer) }
             }
         }
     }

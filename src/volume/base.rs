@@ -6,9 +6,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::cache::{CacheKey, Check, Fetch, Unit};
 use super::chunk::frame_offset;
 use super::error::Error;
+use super::fetch::{CacheKey, Check, Fetch, Source, Unit};
 use super::frame::Place;
 use super::geometry::{ChunkIndex, Geometry, PAGE_BYTES, SECTOR_BYTES};
 use super::keys::Keys;
@@ -106,7 +106,7 @@ pub fn page_fetch(
         let place = Place::pack(owner.volume(), index.map_page(), pack.id);
         return Some(Fetch {
             key: CacheKey { volume: owner.volume(), unit },
-            object: Arc::from(owner.pack(index.map_page(), pack.id)),
+            object: Source::Pack(index.map_page(), pack.id),
             at: super::pack::HEADER_BYTES + u64::from(frame) * frame_bytes,
             length,
             check: Check::Frame(place, frame),
@@ -117,7 +117,7 @@ pub fn page_fetch(
     let place = Place::chunk(owner.volume(), index.0, base.id);
     Some(Fetch {
         key: CacheKey { volume: owner.volume(), unit: Unit::page(index, base.id, page) },
-        object: Arc::from(owner.chunk(index, base.id)),
+        object: Source::Chunk(index, base.id),
         at: frame_offset(geometry.pages_per_chunk(), base.stored.rank(page)),
         length,
         check: Check::Frame(place, u32::from(page)),

@@ -9,108 +9,20 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use moka::future::Cache;
 use parking_lot::Mutex;
 use uuid::Uuid;
-use xxhash_rust::xxh3::Xxh3Builder;
 
-use super::cache_counts::Counts;
-use super::codec::Checksum;
+use super::clean::{Cached, Clean, HeldPages};
 use super::error::Error;
-use super::frame::{Place, TAG_BYTES};
-use super::geometry::ChunkIndex;
-use super::keys::{ObjectId, Slot};
+use super::fetch::{CacheKey, Check, Fetch};
 use super::map::MapPage;
+use super::piece::own;
 use super::signal::Signal;
 use super::store_exact::CHECKED_FETCHES;
 use crate::metrics::VolumeMetrics;
 use crate::mutant::{self, Mutant};
 use crate::store::{self, ByteRange, Store};
 use crate::task::Tasks;
-
-/// A piece of an object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct CacheKey {
-    /// Whose object.
-    pub volume: Uuid,
-    /// Which piece.
-    pub unit: Unit,
-}
-
-/// A piece of an object of a volume.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Unit {
-    /// A page of a chunk object.
-    Page(ChunkIndex, ObjectId, u16),
-    /// A frame of a pack.
-    Packed(u32, ObjectId, u32),
-    /// The data of a change of a record.
-    Change(Slot, u32),
-    /// A map page.
-    Map(u32, ObjectId),
-}
-
-impl Unit {
-    /// A page of a chunk object.
-    #[must_use]
-    pub fn page(index: ChunkIndex, id: ObjectId, page: u16) -> Self {
-        match mutant::is(Mutant::CachedByOffset) {
-            false => Self::Page(index, id, page),
-            true => Self::Page(index, ObjectId { epoch: 0, k: 0 }, page),
-        }
-    }
-}
-
-#[derive(Clone)]
-enum Cached {
-    Bytes(Bytes),
-    Map(Arc<MapPage>),
-}
-
-/// How the bytes of a piece are verified.
-#[derive(Clone, Copy, Debug)]
-pub enum Check {
-    /// By the tag behind them.
-    Frame(Place, u32),
-    /// By a tag that is known.
-    Tag(Place, u32, Checksum),
-}
-
-/// A piece to be fetched.
-#[derive(Clone, Debug)]
-pub struct Fetch {
-    /// What it is.
-    pub key: CacheKey,
-    /// Key of the object.
-    pub object: Arc<str>,
-    /// First byte in the object.
-    pub at: u64,
-    /// Bytes of payload.
-    pub length: u32,
-    /// How to verify it.
-    pub check: Check,
-}
-
-impl Fetch {
-    /// Bytes in the object: the payload, and its tag where that follows it.
-    fn stored_bytes(&self) -> u64 {
-        u64::from(self.length)
-            + match self.check {
-                Check::Frame(..) => TAG_BYTES,
-                Check::Tag(..) => 0,
-            }
-    }
-
-    fn verify(&self, stored: &[u8]) -> Option<Bytes> {
-        let payload = match self.check {
-            _ if mutant::is(Mutant::TagUnchecked) => stored.get(..self.length as usize)?,
-            Check::Frame(place, number) => place.open(number, stored)?,
-            Check::Tag(place, number, tag) => (place.tag(number, stored) == tag).then_some(stored)?,
-        };
-        // Copied, since a slice would keep the whole GET in memory.
-        Some(Bytes::copy_from_slice(payload))
-    }
-}
 
 /// Whether what is fetched stays in the cache.
 #[derive(Clone, Copy)]
@@ -119,12 +31,18 @@ enum Keep {
     Passing,
 }
 
+/// What of a piece is had already.
+enum Found {
+    Loaded(Result<Bytes, Error>),
+    Loading,
+}
+
 /// A load on its way: what came of it, once that is known.
 type Load = Signal<Option<Result<Bytes, Error>>>;
 
 /// Clean pieces of objects in memory.
 pub struct PageCache {
-    clean: Clean,
+    clean: Arc<Clean>,
     loading: Arc<Mutex<Loading>>,
     get_bytes: u64,
     tasks: Tasks,
@@ -132,47 +50,9 @@ pub struct PageCache {
 
 impl fmt::Debug for PageCache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PageCache")
-            .field("weighted_bytes", &self.clean.pieces.weighted_size())
-            .finish_non_exhaustive()
+        f.debug_struct("PageCache").field("held_bytes", &self.held_bytes()).finish_non_exhaustive()
     }
 }
-
-impl Cached {
-    fn weight(&self) -> u32 {
-        let bytes = match self {
-            Self::Bytes(bytes) => bytes.len(),
-            Self::Map(page) => page.memory_bytes(),
-        };
-        u32::try_from(bytes + ENTRY_BYTES).unwrap_or(u32::MAX)
-    }
-}
-
-/// The pieces in memory.
-#[derive(Clone)]
-struct Clean {
-    pieces: Cache<CacheKey, Cached, Xxh3Builder>,
-    counts: Arc<Counts>,
-    eager: bool,
-}
-
-impl Clean {
-    async fn put(&self, key: CacheKey, value: Cached) {
-        self.counts.added(&key, value.weight());
-        self.pieces.insert(key, value).await;
-        self.settle_eagerly().await;
-    }
-
-    async fn settle_eagerly(&self) {
-        if self.eager {
-            self.pieces.run_pending_tasks().await;
-        }
-    }
-}
-
-/// What an entry costs beside its bytes: keys, counters and lists of the cache, and what the allocator loses on small
-/// ones. With 320, a cache of 256 MiB full of blocks took the process to 411 MiB.
-const ENTRY_BYTES: usize = 768;
 
 impl PageCache {
     /// A cache of at most `bytes` bytes; one GET fetches at most `get_bytes`.
@@ -189,27 +69,23 @@ impl PageCache {
     }
 
     fn with(bytes: u64, get_bytes: u64, eager: bool) -> Arc<Self> {
-        let counts = Arc::new(Counts::default());
-        let evicted = Arc::clone(&counts);
-        let pieces = Cache::builder()
-            .max_capacity(bytes)
-            .eviction_listener(move |key: Arc<CacheKey>, value: Cached, cause| {
-                evicted.dropped(&key, value.weight(), cause.was_evicted());
-            })
-            .weigher(|_: &CacheKey, value: &Cached| value.weight())
-            .build_with_hasher(Xxh3Builder::new());
         Arc::new(Self {
-            clean: Clean { pieces, counts, eager },
+            clean: Arc::new(Clean::new(bytes, eager)),
             loading: Arc::new(Mutex::new(BTreeMap::new())),
             get_bytes,
             tasks: Tasks::new(),
         })
     }
 
+    /// Makes it one of at most `bytes` bytes; what does not fit goes at once.
+    pub async fn resize(&self, bytes: u64) {
+        self.clean.resize(bytes).await;
+    }
+
     /// Bytes held.
     #[must_use]
     pub fn held_bytes(&self) -> u64 {
-        self.clean.pieces.weighted_size()
+        self.clean.held_bytes()
     }
 
     /// Counts the pieces of a volume's objects there from now on.
@@ -230,28 +106,30 @@ impl PageCache {
     /// Drops pieces that nothing names any more.
     pub async fn remove(&self, keys: impl IntoIterator<Item = CacheKey>) {
         for key in keys {
-            self.clean.pieces.invalidate(&key).await;
+            self.clean.remove(&key).await;
         }
         self.settle().await;
     }
 
     /// Lets pending evictions happen, so that bursts of insertions stay within the bound.
     pub async fn settle(&self) {
-        self.clean.pieces.run_pending_tasks().await;
+        self.clean.settle().await;
     }
 
     /// A piece, if it is in memory.
     pub async fn peek(&self, key: &CacheKey) -> Option<Bytes> {
-        match self.clean.pieces.get(key).await {
-            Some(Cached::Bytes(bytes)) => Some(bytes),
-            _ => None,
-        }
+        self.clean.bytes(key).await
     }
 
     /// Whether a piece is in memory, without counting as a use.
     #[must_use]
     pub fn contains(&self, key: &CacheKey) -> bool {
-        self.clean.pieces.contains_key(key)
+        self.clean.contains(key)
+    }
+
+    /// The pages in memory now, to be looked at.
+    pub(super) fn pages(&self) -> HeldPages {
+        self.clean.pages()
     }
 
     /// A map page, loaded by `load` unless it is in memory.
@@ -262,18 +140,7 @@ impl PageCache {
     where
         F: Future<Output = Result<Arc<MapPage>, Error>> + Send,
     {
-        let load = async {
-            let page = load.await.map(Cached::Map)?;
-            self.clean.counts.added(&key, page.weight());
-            Ok(page)
-        };
-        let loaded = self.clean.pieces.try_get_with(key, load).await;
-        self.clean.settle_eagerly().await;
-        match loaded {
-            Ok(Cached::Map(page)) => Ok(page),
-            Ok(Cached::Bytes(_)) => unreachable!("a map page's key never maps to bytes"),
-            Err(error) => Err(Error::clone(&error)),
-        }
+        self.clean.map_page(key, load).await
     }
 
     /// Puts a map page that is durable into the cache.
@@ -286,7 +153,8 @@ impl PageCache {
         self.fetch_and(store, wanted, Keep::Cached).await
     }
 
-    /// As [`PageCache::fetch`], but leaves nothing in the cache that was not there: for what is read only once.
+    /// As [`PageCache::fetch`], but leaves no page in the cache that was not there: for what is read only once. Runs of
+    /// changes stay, since other chunks want their share of them.
     pub async fn fetch_passing(&self, store: &Arc<dyn Store>, wanted: &[Fetch]) -> Vec<Result<Bytes, Error>> {
         self.fetch_and(store, wanted, Keep::Passing).await
     }
@@ -297,43 +165,78 @@ impl PageCache {
         wanted: &[Fetch],
         keep: Keep,
     ) -> Vec<Result<Bytes, Error>> {
-        let mut results: Vec<Option<Result<Bytes, Error>>> = Vec::with_capacity(wanted.len());
+        if let [fetch] = wanted
+            && let Some(payload) = self.peek(&fetch.key).await
+        {
+            self.clean.counts.asked(wanted, 0);
+            return vec![Ok(fetch.wanted(&payload))];
+        }
+        let mut loaded: BTreeMap<CacheKey, Found> = BTreeMap::new();
         let mut missing = Vec::new();
+        let mut misses = 0;
         for (place, fetch) in wanted.iter().enumerate() {
-            let hit = self.peek(&fetch.key).await;
-            if hit.is_none() {
-                missing.push(place);
+            match loaded.get(&fetch.key) {
+                Some(Found::Loading) => misses += 1,
+                Some(Found::Loaded(_)) => {}
+                None => {
+                    let found = self.peek(&fetch.key).await;
+                    if found.is_none() {
+                        missing.push(place);
+                        misses += 1;
+                    }
+                    loaded.insert(fetch.key, found.map_or(Found::Loading, |bytes| Found::Loaded(Ok(bytes))));
+                }
             }
-            results.push(hit.map(Ok));
         }
-        self.clean.counts.asked(wanted, &missing);
+        self.clean.counts.asked(wanted, misses);
         // Pieces of one object in order of place, whatever the order in which they are wanted.
-        missing.sort_by(|a, b| (&wanted[*a].object, wanted[*a].at).cmp(&(&wanted[*b].object, wanted[*b].at)));
-        let waits = self.start(store, wanted, &missing, keep);
-        for (place, load) in missing.into_iter().zip(waits) {
-            results[place] = Some(load.wait(Option::clone).await);
+        missing.sort_by_key(|place| (wanted[*place].object, wanted[*place].at));
+        let (waits, runs) = self.begin(wanted, &missing);
+        for begun in runs {
+            let mut load = Box::pin(begun.load(Arc::clone(store), Arc::clone(&self.clean), keep));
+            // What the store has at hand needs no task. All else has one, so that a reader that goes away does not take
+            // the load with it.
+            if futures::poll!(load.as_mut()).is_pending() {
+                drop(self.tasks.spawn_until_cancelled(load));
+            }
         }
-        results.into_iter().map(|result| result.expect("hit or waited for")).collect()
+        for (place, load) in missing.into_iter().zip(waits) {
+            loaded.insert(wanted[place].key, Found::Loaded(load.wait(Option::clone).await));
+        }
+        let mut results = Vec::with_capacity(wanted.len());
+        for fetch in wanted {
+            let Some(Found::Loaded(found)) = loaded.get(&fetch.key) else {
+                unreachable!("in memory or waited for");
+            };
+            results.push(match found {
+                Ok(payload) => Ok(fetch.wanted(payload)),
+                Err(error) => match (error, fetch.alone()) {
+                    (Error::Damaged { .. }, Some(alone)) => load_alone(store.as_ref(), alone).await,
+                    _ => Err(error.clone()),
+                },
+            });
+        }
+        results
     }
 
     /// Starts fetching what is neither in memory nor on its way, and waits for nothing.
     pub fn prefetch(&self, store: &Arc<dyn Store>, wanted: &[Fetch]) {
         let missing: Vec<usize> =
-            (0..wanted.len()).filter(|place| !self.clean.pieces.contains_key(&wanted[*place].key)).collect();
+            (0..wanted.len()).filter(|place| !self.contains(&wanted[*place].key)).collect();
         self.clean.counts.read_ahead(wanted, &missing);
-        drop(self.start(store, wanted, &missing, Keep::Cached));
+        for begun in self.begin(wanted, &missing).1 {
+            drop(self.tasks.spawn_until_cancelled(begun.load(
+                Arc::clone(store),
+                Arc::clone(&self.clean),
+                Keep::Cached,
+            )));
+        }
     }
 
-    /// Joins or begins the load of each of `missing`, a GET for each run of neighbours.
-    fn start(
-        &self,
-        store: &Arc<dyn Store>,
-        wanted: &[Fetch],
-        missing: &[usize],
-        keep: Keep,
-    ) -> Vec<Arc<Load>> {
+    /// Joins or begins the load of each of `missing`: what to wait for, and a GET for each run of neighbours.
+    fn begin(&self, wanted: &[Fetch], missing: &[usize]) -> (Vec<Arc<Load>>, Vec<Begun>) {
         let mut waits = Vec::with_capacity(missing.len());
-        let mut run: Vec<(Fetch, Arc<Load>)> = Vec::new();
+        let mut runs: Vec<Begun> = Vec::new();
         let mut loading = self.loading.lock();
         for &place in missing {
             let fetch = &wanted[place];
@@ -344,35 +247,17 @@ impl PageCache {
             let load = Arc::new(Load::new(None));
             loading.insert(fetch.key, Arc::clone(&load));
             waits.push(Arc::clone(&load));
-            let joins = run.last().is_some_and(|(last, _)| {
-                last.object == fetch.object
-                    && last.at + last.stored_bytes() == fetch.at
-                    && fetch.at + fetch.stored_bytes() - run[0].0.at <= self.get_bytes
-            });
-            if !joins && !run.is_empty() {
-                self.spawn_load(store, std::mem::take(&mut run), keep);
-            }
-            run.push((fetch.clone(), load));
-        }
-        if !run.is_empty() {
-            self.spawn_load(store, run, keep);
-        }
-        waits
-    }
-
-    /// Loads a run of neighbours in a task, so that a reader that goes away does not take the others' load with it.
-    fn spawn_load(&self, store: &Arc<dyn Store>, run: Vec<(Fetch, Arc<Load>)>, keep: Keep) {
-        let begun = Begun { loading: Arc::clone(&self.loading), run };
-        let (store, clean) = (Arc::clone(store), self.clean.clone());
-        self.tasks.spawn_until_cancelled(async move {
-            let results = load(store.as_ref(), &begun.run).await;
-            for ((fetch, _), result) in begun.run.iter().zip(&results) {
-                if let (Ok(bytes), Keep::Cached) = (result, keep) {
-                    clean.put(fetch.key, Cached::Bytes(bytes.clone())).await;
+            match runs.last_mut() {
+                Some(begun) if begun.is_followed_by(fetch, self.get_bytes) => {
+                    begun.run.push((fetch.clone(), load))
+                }
+                _ => {
+                    let run = vec![(fetch.clone(), load)];
+                    runs.push(Begun { loading: Arc::clone(&self.loading), run });
                 }
             }
-            begun.end(results);
-        });
+        }
+        (waits, runs)
     }
 }
 
@@ -385,7 +270,25 @@ struct Begun {
 }
 
 impl Begun {
-    fn end(mut self, results: Vec<Result<Bytes, Error>>) {
+    /// Whether a piece lies right behind the others, and one GET can have them all.
+    fn is_followed_by(&self, fetch: &Fetch, get_bytes: u64) -> bool {
+        let (first, last) = (&self.run[0].0, &self.run[self.run.len() - 1].0);
+        last.object == fetch.object
+            && last.key.volume == fetch.key.volume
+            && last.at + last.stored_bytes() == fetch.at
+            && fetch.at + fetch.stored_bytes() - first.at <= get_bytes
+    }
+
+    /// Loads the run of neighbours.
+    async fn load(mut self, store: Arc<dyn Store>, clean: Arc<Clean>, keep: Keep) {
+        let mut results = load(store.as_ref(), &self.run).await;
+        for ((fetch, _), result) in self.run.iter().zip(&mut results) {
+            let stays = matches!(keep, Keep::Cached) || matches!(fetch.check, Check::Run(..));
+            if let (Ok(bytes), true) = (result, stays) {
+                *bytes = own(std::mem::take(bytes));
+                clean.put(fetch.key, Cached::Bytes(bytes.clone())).await;
+            }
+        }
         self.hand_over(results);
     }
 
@@ -410,6 +313,12 @@ impl Drop for Begun {
     }
 }
 
+/// Fetches a piece that shares nothing.
+async fn load_alone(store: &dyn Store, fetch: Fetch) -> Result<Bytes, Error> {
+    let run = [(fetch, Arc::new(Load::new(None)))];
+    load(store, &run).await.pop().expect("one for each")
+}
+
 /// Fetches a run of neighbours.
 async fn load(store: &dyn Store, run: &[(Fetch, Arc<Load>)]) -> Vec<Result<Bytes, Error>> {
     let mut results = fetch_run(store, run).await;
@@ -429,29 +338,31 @@ async fn load(store: &dyn Store, run: &[(Fetch, Arc<Load>)]) -> Vec<Result<Bytes
 /// Fetches a run of neighbours with one GET, and again while a check fails.
 async fn fetch_run(store: &dyn Store, run: &[(Fetch, Arc<Load>)]) -> Vec<Result<Bytes, Error>> {
     let (first, last) = (&run[0].0, &run[run.len() - 1].0);
+    let object = first.object_key();
     let length = last.at + last.stored_bytes() - first.at;
     for attempt in 1.. {
-        let body = match store.get(&first.object, ByteRange::Bounded { offset: first.at, length }).await {
+        let body = match store.get(&object, ByteRange::Bounded { offset: first.at, length }).await {
             Ok(object) => object.body,
             Err(store::Error::NotFound { key }) => return vec![Err(Error::Lost { key }); run.len()],
             Err(error) => return vec![Err(Error::Store(error)); run.len()],
         };
-        let results: Vec<Result<Bytes, Error>> = run
-            .iter()
-            .map(|(fetch, _)| {
-                let start = usize::try_from(fetch.at - first.at).expect("within the GET");
-                let end = start + usize::try_from(fetch.stored_bytes()).expect("a page");
-                let stored = body.get(start..end);
-                stored.and_then(|stored| fetch.verify(stored)).ok_or_else(|| Error::Damaged {
-                    key: fetch.object.to_string(),
-                    why: format!("the {} bytes at {} fail their check", fetch.length, fetch.at),
-                })
-            })
-            .collect();
+        let results: Vec<Result<Bytes, Error>> =
+            run.iter().map(|(fetch, _)| cut(fetch, first.at, &body)).collect();
         if attempt == CHECKED_FETCHES || results.iter().all(Result::is_ok) {
             return results;
         }
-        tracing::warn!(object = %first.object, attempt, "fetched bytes fail their check, fetching again");
+        tracing::warn!(%object, attempt, "fetched bytes fail their check, fetching again");
     }
     unreachable!("the last attempt returns")
+}
+
+/// The payload of a piece from the body of a GET from byte `from` on, if it passes its check.
+fn cut(fetch: &Fetch, from: u64, body: &Bytes) -> Result<Bytes, Error> {
+    let start = usize::try_from(fetch.at - from).expect("within the GET");
+    let end = start + usize::try_from(fetch.stored_bytes()).expect("a page");
+    if body.get(start..end).is_none_or(|stored| !fetch.verify(stored)) {
+        let why = format!("the {} bytes at {} fail their check", fetch.length, fetch.at);
+        return Err(Error::Damaged { key: fetch.object_key(), why });
+    }
+    Ok(body.slice(start..start + usize::try_from(fetch.length).expect("a page")))
 }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use parking_lot::Mutex;
 use uuid::Uuid;
 
-use super::cache::{CacheKey, Fetch};
+use super::fetch::{CacheKey, Fetch};
 use crate::metrics::VolumeMetrics;
 use crate::metrics::labels::{ReadAhead, Tier};
 
@@ -47,8 +47,8 @@ impl Counts {
         });
     }
 
-    /// Pieces were asked for, `missing` of them not in memory.
-    pub(super) fn asked(&self, wanted: &[Fetch], missing: &[usize]) {
+    /// Pieces were asked for, so many of them not in memory.
+    pub(super) fn asked(&self, wanted: &[Fetch], misses: usize) {
         let Some(first) = wanted.first() else { return };
         let used: u64 = {
             let mut ahead = self.ahead.lock();
@@ -56,8 +56,8 @@ impl Counts {
             used.map(|fetch| u64::from(fetch.length)).sum()
         };
         self.with(first.key.volume, |metrics| {
-            metrics.cache_misses.of(Tier::Memory).inc_by(missing.len() as u64);
-            metrics.cache_hits.of(Tier::Memory).inc_by((wanted.len() - missing.len()) as u64);
+            metrics.cache_misses.of(Tier::Memory).inc_by(misses as u64);
+            metrics.cache_hits.of(Tier::Memory).inc_by((wanted.len() - misses) as u64);
             metrics.read_ahead_bytes.of(ReadAhead::Used).inc_by(used);
         });
     }

@@ -76,24 +76,23 @@ fn within_sector(at: u64) -> usize {
 
 impl Change {
     /// A WRITE.
-    pub(super) fn write(offset: u64, data: &[u8]) -> Self {
+    pub(super) fn write(offset: u64, data: Bytes) -> Self {
         let (whole, parts) = split(offset..offset + data.len() as u64);
-        let slice = |part: &Range<u64>| {
-            if part.is_empty() {
-                return &data[..0];
-            }
-            let start = usize::try_from(part.start - offset).expect("within the data");
-            &data[start..start + usize::try_from(part.end - part.start).expect("within the data")]
-        };
+        let within = |at: u64| usize::try_from(at - offset).expect("within the data");
         let partials = parts
             .iter()
             .map(|part| Partial {
                 sector: part.start / SECTOR_BYTES * SECTOR_BYTES,
                 from: within_sector(part.start),
-                bytes: slice(part).to_vec(),
+                bytes: data[within(part.start)..within(part.end)].to_vec(),
             })
             .collect();
-        Self { zero: None, write: PreparedWrite::new(whole.start, slice(&whole)), partials }
+        let write = match whole.is_empty() {
+            true => PreparedWrite::default(),
+            false if parts.is_empty() => PreparedWrite::new(offset, data),
+            false => PreparedWrite::new(whole.start, data.slice(within(whole.start)..within(whole.end))),
+        };
+        Self { zero: None, write, partials }
     }
 
     /// A TRIM or WRITE_ZEROES.
@@ -228,6 +227,7 @@ impl Shared {
                 return Err(Obstacle::CommitsInFlight);
             }
             state.cut(now);
+            self.gauge(&state);
             self.commit_wake.notify_one();
         }
         let Change { zero, mut write, .. } = change.take().expect("checked above");
@@ -272,7 +272,7 @@ impl Shared {
         if !chunks.is_empty() || state.dirty_since == Some(now) || self.record_is_full(state) {
             self.commit_wake.notify_one();
         }
-        self.gauge(state);
+        self.gauge_dirty(state);
         chunks
     }
 

@@ -3,6 +3,8 @@
 //! `prologue | index (4) | id (12) | pages of a chunk (2) | codec, cipher (2) | stored pages | frames | checksum (16)`.
 //! Invariant: the frame of page p begins at [`frame_offset`], wherever the bitmap of the map entry says it is stored.
 
+use std::convert::Infallible;
+
 use bytes::Bytes;
 use uuid::Uuid;
 
@@ -33,47 +35,101 @@ pub fn frame_offset(pages_per_chunk: u16, rank: u32) -> u64 {
 pub struct ChunkWriter {
     to: Encoder,
     place: Place,
+    pages_per_chunk: u16,
     stored: PageSet,
     next: u16,
 }
 
 impl ChunkWriter {
-    /// Begins the object `id` that stores the pages `stored`.
+    /// Begins the object `id`, with room for so many pages.
     #[must_use]
-    pub fn new(volume: Uuid, index: ChunkIndex, id: ObjectId, pages_per_chunk: u16, stored: PageSet) -> Self {
-        let capacity = frame_offset(pages_per_chunk, stored.len()) + TAG_BYTES;
-        let mut to = Encoder::new(Kind::Chunk, volume, usize::try_from(capacity).expect("at most 33 MiB"));
+    pub fn new(volume: Uuid, index: ChunkIndex, id: ObjectId, pages_per_chunk: u16, pages: u32) -> Self {
+        let capacity = object_bytes(pages_per_chunk, pages);
+        let memory = Vec::with_capacity(usize::try_from(capacity).expect("at most 33 MiB"));
+        Self::within(volume, index, id, pages_per_chunk, memory)
+    }
+
+    /// Begins the object `id` in memory that held something else before.
+    #[must_use]
+    pub fn within(
+        volume: Uuid,
+        index: ChunkIndex,
+        id: ObjectId,
+        pages_per_chunk: u16,
+        memory: Vec<u8>,
+    ) -> Self {
+        let mut to = Encoder::within(Kind::Chunk, volume, memory);
         to.u32(index.0);
         to.u32(id.epoch);
         to.u64(id.k);
         to.u16(pages_per_chunk);
         to.u8(0);
         to.u8(0);
-        stored.encode(pages_per_chunk, &mut to);
-        Self { to, place: Place::chunk(volume, index.0, id), stored, next: 0 }
+        PageSet::EMPTY.encode(pages_per_chunk, &mut to);
+        let place = Place::chunk(volume, index.0, id);
+        Self { to, place, pages_per_chunk, stored: PageSet::EMPTY, next: 0 }
     }
 
-    /// Appends a page; they come in order, each of the stored ones once.
+    /// Appends a page; they come in order.
     ///
     /// # Panics
-    /// If the page is not the next stored one, or not a page long.
+    /// If the page is not behind the others, or not a page long.
     pub fn page(&mut self, page: u16, payload: &[u8]) {
-        assert!(page >= self.next && self.stored.contains(page), "page {page} is not the next stored one");
-        assert_eq!(payload.len() as u64, PAGE_BYTES, "a page is whole");
-        self.to.raw(payload);
-        self.to.raw(&self.place.tag(u32::from(page), payload).0);
+        self.page_of(page, [payload]);
+    }
+
+    /// Appends a page made of parts.
+    ///
+    /// # Panics
+    /// As [`ChunkWriter::page`].
+    pub fn page_of<'a>(&mut self, page: u16, parts: impl IntoIterator<Item = &'a [u8]>) {
+        let append = |bytes: &mut Vec<u8>| -> Result<bool, Infallible> {
+            parts.into_iter().for_each(|part| bytes.extend_from_slice(part));
+            Ok(true)
+        };
+        let Ok(_) = self.compose(page, append);
+    }
+
+    /// Appends the page that `compose` appends to the object's bytes, or none where that gives `false`.
+    ///
+    /// # Errors
+    /// Those of `compose`; there is no page then.
+    ///
+    /// # Panics
+    /// If the page is not behind the others, or not a page long.
+    pub fn compose<E>(
+        &mut self,
+        page: u16,
+        compose: impl FnOnce(&mut Vec<u8>) -> Result<bool, E>,
+    ) -> Result<bool, E> {
+        assert!((self.next..self.pages_per_chunk).contains(&page), "page {page} is not behind the others");
+        let bytes = self.to.bytes();
+        let start = bytes.len();
+        let composed = compose(bytes);
+        if !matches!(composed, Ok(true)) {
+            bytes.truncate(start);
+            return composed;
+        }
+        assert_eq!((bytes.len() - start) as u64, PAGE_BYTES, "a page is whole");
+        let tag = self.place.tag(u32::from(page), &bytes[start..]);
+        self.to.raw(&tag.0);
+        self.stored.insert(page);
         self.next = page + 1;
+        Ok(true)
+    }
+
+    /// The pages so far.
+    #[must_use]
+    pub fn stored(&self) -> PageSet {
+        self.stored
     }
 
     /// The object.
-    ///
-    /// # Panics
-    /// If a stored page was not given.
     #[must_use]
-    pub fn finish(self) -> Bytes {
-        let frames = u64::from(self.stored.len()) * FRAME_BYTES;
-        let fixed = Encoder::PROLOGUE_BYTES as u64;
-        assert!(self.to.position() as u64 > fixed + frames, "every stored page was given");
+    pub fn finish(mut self) -> Bytes {
+        let end = usize::try_from(header_bytes(self.pages_per_chunk)).expect("a small number");
+        let start = end - PageSet::encoded_bytes(self.pages_per_chunk);
+        self.stored.write(&mut self.to.bytes()[start..end]);
         Bytes::from(self.to.finish())
     }
 }
@@ -139,7 +195,7 @@ mod tests {
         let id = ObjectId { epoch: 1, k: 2 };
         let mut stored = PageSet::EMPTY;
         [1, 5, 63].into_iter().for_each(|p| stored.insert(p));
-        let mut writer = ChunkWriter::new(volume, ChunkIndex(3), id, 64, stored);
+        let mut writer = ChunkWriter::new(volume, ChunkIndex(3), id, 64, stored.len());
         for page in stored.iter() {
             writer.page(page, &vec![u8::try_from(page).unwrap(); 65_536]);
         }

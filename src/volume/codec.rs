@@ -124,7 +124,14 @@ impl Encoder {
     /// Begins an object with room for `capacity` bytes.
     #[must_use]
     pub fn new(kind: Kind, volume: Uuid, capacity: usize) -> Self {
-        let mut bytes = Vec::with_capacity(capacity);
+        Self::within(kind, volume, Vec::with_capacity(capacity))
+    }
+
+    /// Begins an object in memory that held something else before.
+    #[must_use]
+    pub fn within(kind: Kind, volume: Uuid, memory: Vec<u8>) -> Self {
+        let mut bytes = memory;
+        bytes.clear();
         bytes.extend_from_slice(kind.magic());
         bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
         bytes.extend_from_slice(volume.as_bytes());
@@ -177,6 +184,11 @@ impl Encoder {
     #[must_use]
     pub fn position(&self) -> usize {
         self.bytes.len()
+    }
+
+    /// Bytes so far, to append to, or to set what was not known before.
+    pub fn bytes(&mut self) -> &mut Vec<u8> {
+        &mut self.bytes
     }
 
     /// Bytes so far.

@@ -179,12 +179,14 @@ impl Collector {
     /// Runs until the volume stops.
     pub(super) async fn run(self) {
         self.queue_retired();
-        // Roots that are due go first: the look for leftovers asks every root that is kept about every object, and
-        // gateways that die young leave more of them than one can ask in its own short life.
+        // Roots that are due go first: the look for leftovers asks every root that is kept about every object.
         if self.delete_due().await.is_err() {
             return;
         }
         while let Err(error) = self.queue_leftovers(self.unswept).await {
+            if self.shared.check_serving().is_err() {
+                return;
+            }
             tracing::warn!(volume = %self.shared.keys.volume(), "looking for leftovers failed, trying again: {error}");
             tokio::time::sleep(RETRY_PAUSE).await;
         }
@@ -205,7 +207,7 @@ impl Collector {
     }
 
     /// Deletes all that is due; what fails is due again a little later. Fails once the volume has stopped.
-    async fn delete_due(&self) -> Result<(), Error> {
+    pub(super) async fn delete_due(&self) -> Result<(), Error> {
         loop {
             let garbage = {
                 let mut queue = self.trash.queue.lock();

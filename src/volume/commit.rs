@@ -14,12 +14,13 @@ use tokio::time::Instant;
 use super::change::Permits;
 use super::codec::Checksum;
 use super::error::Error;
-use super::geometry::{BLOCK_BYTES, PAGE_BYTES, PAGE_LEN};
+use super::fetch::{CacheKey, Unit};
+use super::geometry::{BLOCK_BYTES, PAGE_BYTES};
 use super::head::Checkpoint;
 use super::interval::IntervalMap;
 use super::keys::Slot;
 use super::layer::DirtyLayer;
-use super::piece::{Block, BlockBytes, ChunkRef, DataPlace, Piece, RecordRef};
+use super::piece::{ChunkRef, Piece, RecordRef};
 use super::record::{Change, RecordKind, RecordWriter};
 use super::shared::Shared;
 use super::state::{InFlight, Sent, Stage, State, Status};
@@ -62,6 +63,7 @@ impl Committer {
                 let next = self.next(&state, now);
                 if matches!(next, Next::Cut) {
                     state.cut(now);
+                    self.shared.gauge(&state);
                 }
                 next
             };
@@ -168,45 +170,45 @@ fn make_record(shared: &Shared, slot: Slot, previous: Checksum, layer: &DirtyLay
         }
         pieces.insert(shared.geometry.chunk_range(chunk.index), Piece::Chunk(Arc::clone(chunk), 0));
     }
-    let mut run: Vec<(Range<u64>, &Arc<Block>)> = Vec::new();
-    for (range, block) in layer.runs() {
+    let mut run: Vec<(Range<u64>, Bytes)> = Vec::new();
+    for (range, bytes) in layer.runs() {
         let joins = run
             .last()
             .is_some_and(|(last, _)| last.end == range.start && !range.start.is_multiple_of(PAGE_BYTES));
         if !joins && !run.is_empty() {
-            add_run(&mut writer, &std::mem::take(&mut run));
+            add_run(&mut writer, std::mem::take(&mut run));
         }
-        run.push((range, block));
+        run.push((range, bytes));
     }
     if !run.is_empty() {
-        add_run(&mut writer, &run);
+        add_run(&mut writer, run);
     }
-    let (record, body, checksum) = writer.finish();
+    let memory = std::mem::take(&mut *shared.record_memory.lock());
+    let (record, body, checksum) = writer.finish_within(memory);
     let reference = Arc::new(RecordRef::new(&record, Some(body.clone())));
     insert_data(&reference, &record.changes, &mut pieces);
+    let record = (record.data_bytes > 0).then_some(reference);
     let chunks = layer.chunks().filter(|c| !c.stored.is_empty()).map(|c| (c.index, c.id)).collect();
     let superseded =
         layer.superseded().iter().filter(|c| !c.stored.is_empty()).map(|c| (c.index, c.id)).collect();
-    let sent =
-        Sent { pieces, bytes: body.len() as u64, end: Checkpoint { slot, checksum }, chunks, superseded };
+    let sent = Sent {
+        pieces,
+        record,
+        bytes: body.len() as u64,
+        end: Checkpoint { slot, checksum },
+        chunks,
+        superseded,
+    };
     (sent, body)
 }
 
-fn add_run(writer: &mut RecordWriter, run: &[(Range<u64>, &Arc<Block>)]) {
-    let within = |range: &Range<u64>| {
-        let start = usize::try_from(range.start % BLOCK_BYTES).expect("4 KiB");
-        start..start + usize::try_from(range.end - range.start).expect("a block at most")
+fn add_run(writer: &mut RecordWriter, mut run: Vec<(Range<u64>, Bytes)>) {
+    let start = run[0].0.start;
+    let bytes = match run.len() {
+        1 => run.remove(0).1,
+        _ => Bytes::from(run.iter().map(|(_, bytes)| &bytes[..]).collect::<Vec<_>>().concat()),
     };
-    if let [(range, block)] = run {
-        let bytes = Bytes::from_owner(BlockBytes(Arc::clone(block))).slice(within(range));
-        writer.data(range.start, bytes);
-        return;
-    }
-    let mut bytes = Vec::with_capacity(PAGE_LEN);
-    for (range, block) in run {
-        bytes.extend_from_slice(&block.data[within(range)]);
-    }
-    writer.data(run[0].0.start, Bytes::from(bytes));
+    writer.data(start, bytes);
 }
 
 /// Maps the data changes of a record to where they lie in it.
@@ -217,23 +219,6 @@ pub(super) fn insert_data(record: &Arc<RecordRef>, changes: &[Change], pieces: &
             let piece = Piece::Data { record: Arc::clone(record), change, at: 0 };
             pieces.insert(*offset..*offset + u64::from(*length), piece);
         }
-    }
-}
-
-impl RecordRef {
-    /// A reference to a record, with its bytes while they are to stay in memory.
-    pub(super) fn new(record: &super::record::Record, body: Option<Bytes>) -> Self {
-        let data = record
-            .changes
-            .iter()
-            .map(|change| match change {
-                Change::Data { at, length, tag, .. } => {
-                    Some(DataPlace { at: *at, length: *length, tag: *tag })
-                }
-                _ => None,
-            })
-            .collect();
-        Self { slot: record.slot, data, body: parking_lot::Mutex::new(body) }
     }
 }
 
@@ -278,6 +263,7 @@ impl Shared {
             }
         }
         let took = begun.elapsed();
+        drop(body);
         {
             let mut latency = self.put_latency.lock();
             *latency = match latency.is_zero() {
@@ -334,25 +320,25 @@ impl Shared {
 
     /// Moves the data of a durable record from its body into the page cache.
     async fn leave_memory(&self, sent: &Sent) {
-        for (_, piece) in sent.pieces.iter() {
-            if let Piece::Data { record, change, .. } = piece {
-                let body = record.body.lock().clone();
-                let (Some(body), Some(place)) = (body, record.data[*change as usize]) else { continue };
-                let start = usize::try_from(place.at).expect("within the record");
-                let bytes = &body[start..start + place.length as usize];
-                self.env
-                    .cache
-                    .insert(self.change_fetch(record, *change).key, Bytes::copy_from_slice(bytes))
-                    .await;
-            }
+        let Some(record) = &sent.record else { return };
+        let body = record.body.lock().clone().expect("only this drops it");
+        for (number, run) in (0..).zip(record.runs()) {
+            let start = usize::try_from(run.at).expect("within the record");
+            let bytes = Bytes::copy_from_slice(&body[start..start + run.length as usize]);
+            let key = CacheKey { volume: self.keys.volume(), unit: Unit::Run(record.slot, number) };
+            self.env.cache.insert(key, bytes).await;
         }
         self.env.cache.settle().await;
-        if let Some(record) = sent.pieces.iter().find_map(|(_, piece)| match piece {
-            Piece::Data { record, .. } => Some(record),
-            _ => None,
-        }) {
-            *record.body.lock() = None;
-        }
+        drop(body);
+        let body = record.body.lock().take();
+        self.reclaim(body.expect("only this drops it"));
+    }
+
+    /// Keeps the memory of a record for the next while there is more to commit.
+    fn reclaim(&self, body: Bytes) {
+        let is_busy = !self.state.lock().dirty.is_empty();
+        let memory = if is_busy && body.is_unique() { Vec::from(body) } else { Vec::new() };
+        *self.record_memory.lock() = memory;
     }
 
     /// Returns when every change applied before the call is durable.

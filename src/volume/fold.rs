@@ -15,9 +15,9 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
 use super::base::{self, LoadedMapPage};
-use super::cache::{CacheKey, Unit};
 use super::collect::{Collector, Garbage, Trash};
 use super::error::Error;
+use super::fetch::{CacheKey, Unit};
 use super::geometry::{ChunkIndex, MAP_PAGE_ENTRIES};
 use super::head::Checkpoint;
 use super::keys::{ObjectId, Slot};
@@ -37,10 +37,19 @@ const REQUESTS: usize = 16;
 /// Pause after a fold that failed.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
+/// What is asked of the task that folds.
+#[derive(Debug)]
+enum Request {
+    /// To fold what is committed.
+    Fold(oneshot::Sender<()>),
+    /// To fold nothing more.
+    Rest(oneshot::Sender<()>),
+}
+
 /// A way to ask for a fold.
 #[derive(Clone, Debug)]
 pub(super) struct FoldHandle {
-    requests: mpsc::Sender<oneshot::Sender<()>>,
+    requests: mpsc::Sender<Request>,
     trash: Arc<Trash>,
 }
 
@@ -48,11 +57,20 @@ impl FoldHandle {
     /// Folds everything that is committed now; returns when the checkpoint is published.
     pub(super) async fn fold(&self, shared: &Shared) -> Result<(), Error> {
         let (done, answer) = oneshot::channel();
-        if self.requests.send(done).await.is_err() || answer.await.is_err() {
+        if self.requests.send(Request::Fold(done)).await.is_err() || answer.await.is_err() {
             shared.check_serving()?;
             return Err(Error::Stopped("the volume is closed".to_owned()));
         }
         Ok(())
+    }
+
+    /// Returns once nothing is being folded and nothing will be.
+    pub(super) async fn rest(&self) {
+        let (done, answer) = oneshot::channel();
+        // Where nobody answers, the task has ended before.
+        if self.requests.send(Request::Rest(done)).await.is_err() || answer.await.is_err() {
+            tracing::debug!("the folder rests already");
+        }
     }
 
     /// Whether objects may stand that only a sweep finds.
@@ -68,8 +86,8 @@ pub(super) struct Folder {
     head: HeadHandle,
     trash: Arc<Trash>,
     unswept: bool,
-    requests: mpsc::Receiver<oneshot::Sender<()>>,
-    sender: mpsc::Sender<oneshot::Sender<()>>,
+    requests: mpsc::Receiver<Request>,
+    sender: mpsc::Sender<Request>,
 }
 
 impl Shared {
@@ -92,7 +110,7 @@ impl Folder {
         FoldHandle { requests: self.sender.clone(), trash: Arc::clone(&self.trash) }
     }
 
-    /// Runs until the volume stops.
+    /// Runs until the volume stops, or it is told to rest.
     pub(super) async fn run(mut self) {
         let collector = Collector::new(Arc::clone(&self.shared), Arc::clone(&self.trash), self.unswept);
         self.shared.tasks.spawn_until_cancelled(collector.run());
@@ -103,7 +121,16 @@ impl Folder {
             let mut done = None;
             tokio::select! {
                 biased;
-                request = self.requests.recv() => done = request,
+                request = self.requests.recv() => match request {
+                    Some(Request::Fold(asker)) => done = Some(asker),
+                    Some(Request::Rest(asker)) => {
+                        if asker.send(()).is_err() {
+                            tracing::debug!("nobody waits for the folder to rest any more");
+                        }
+                        return;
+                    }
+                    None => {}
+                },
                 () = self.shared.fold_wake.notified() => {}
                 () = tokio::time::sleep_until(due) => {}
             }
@@ -214,11 +241,16 @@ impl Folder {
         tracing::debug!(volume = %shared.keys.volume(), ?checkpoint.slot, records = folding.slots.len(),
             bytes = folding.bytes, "checkpoint published");
         // What is folded is read under its new name from now on.
-        let folded = folding.pieces.iter().filter_map(|(_, piece)| match piece {
-            Piece::Data { record, change, .. } => Some(shared.change_fetch(record, *change).key),
-            _ => None,
-        });
-        shared.env.cache.remove(folded.collect::<Vec<_>>()).await;
+        let volume = shared.keys.volume();
+        let folded: BTreeSet<Unit> = folding
+            .pieces
+            .iter()
+            .filter_map(|(_, piece)| match piece {
+                Piece::Data { record, change, .. } => Some(Unit::Run(record.slot, record.run_of(*change))),
+                _ => None,
+            })
+            .collect();
+        shared.env.cache.remove(folded.into_iter().map(|unit| CacheKey { volume, unit })).await;
         self.discard(&old, &root, table, old_table, folding).await;
         Ok(())
     }
@@ -401,10 +433,12 @@ impl Folder {
     }
 }
 
-/// Names of objects that an attempt makes, noted before they are sent.
+/// What an attempt to fold makes: names of objects, noted before they are sent, and memory that it uses again.
 #[derive(Debug, Default)]
 pub(super) struct Made {
     names: Mutex<Vec<String>>,
+    /// Of objects that are durable: as many at most as are made at a time.
+    memory: Mutex<Vec<Vec<u8>>>,
 }
 
 impl Made {
@@ -412,6 +446,19 @@ impl Made {
     pub(super) fn note(&self, key: String) -> String {
         self.names.lock().push(key.clone());
         key
+    }
+
+    /// Memory for an object of so many bytes. What the system gives anew it must first clear, page by page.
+    pub(super) fn memory(&self, bytes: u64) -> Vec<u8> {
+        let bytes = usize::try_from(bytes).expect("at most 33 MiB");
+        self.memory.lock().pop().unwrap_or_else(|| Vec::with_capacity(bytes))
+    }
+
+    /// Takes the memory of an object back, unless the store still holds on to it.
+    pub(super) fn reclaim(&self, object: Bytes) {
+        if object.is_unique() {
+            self.memory.lock().push(Vec::from(object));
+        }
     }
 }
 

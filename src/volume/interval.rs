@@ -73,6 +73,13 @@ impl<V: Value> IntervalMap<V> {
         if range.is_empty() {
             return;
         }
+        // Blocks that are written again and again keep their place.
+        if let Some((end, old)) = self.ranges.get_mut(&range.start)
+            && *end == range.end
+        {
+            *old = value;
+            return;
+        }
         self.remove(range.clone());
         self.ranges.insert(range.start, (range.end, value));
     }

@@ -9,9 +9,11 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use bytes::{Bytes, BytesMut};
+
 use super::geometry::{BLOCK_BYTES, BLOCK_LEN, ChunkIndex, Geometry, SECTOR_BYTES, SECTOR_LEN};
 use super::interval::{IntervalMap, gaps};
-use super::piece::{Block, ChunkRef, Piece};
+use super::piece::{Block, ChunkRef, Piece, own};
 use crate::mutant::{self, Mutant};
 
 const ALL_SECTORS: u8 = 0xff;
@@ -28,29 +30,32 @@ fn sector_bits(range: &Range<u64>) -> u8 {
 /// A write cut into blocks, so that little is done under the volume's lock.
 #[derive(Debug, Default)]
 pub struct PreparedWrite {
-    full: Vec<(u64, Arc<Block>)>,
-    edges: Vec<(u64, Vec<u8>)>,
+    full: Vec<(u64, Bytes)>,
+    edges: Vec<(u64, Bytes)>,
 }
 
 impl PreparedWrite {
-    /// Cuts `data` at `offset`, both whole sectors.
+    /// Cuts `data` at `offset`, both whole sectors. What is kept is copied, unless `data` is a block in memory of its own:
+    /// of a long write, one block must not keep all.
     #[must_use]
-    pub fn new(offset: u64, data: &[u8]) -> Self {
+    pub fn new(offset: u64, data: Bytes) -> Self {
         assert!(
             offset.is_multiple_of(SECTOR_BYTES) && (data.len() as u64).is_multiple_of(SECTOR_BYTES),
             "what lies in the layer is whole sectors"
         );
         let mut prepared = Self::default();
-        let (mut at, mut rest) = (offset, data);
+        if data.len() == BLOCK_LEN && offset.is_multiple_of(BLOCK_BYTES) {
+            prepared.full.push((offset / BLOCK_BYTES, own(data)));
+            return prepared;
+        }
+        let (mut at, mut rest) = (offset, &data[..]);
         while !rest.is_empty() {
             let within = usize::try_from(at % BLOCK_BYTES).expect("4 KiB");
             let length = rest.len().min(BLOCK_LEN - within);
             let (part, after) = rest.split_at(length);
-            if length == BLOCK_LEN {
-                let data = part.try_into().expect("a whole block");
-                prepared.full.push((at / BLOCK_BYTES, Arc::new(Block { sectors: ALL_SECTORS, data })));
-            } else {
-                prepared.edges.push((at, part.to_vec()));
+            match length {
+                BLOCK_LEN => prepared.full.push((at / BLOCK_BYTES, Bytes::copy_from_slice(part))),
+                _ => prepared.edges.push((at, Bytes::copy_from_slice(part))),
             }
             at += length as u64;
             rest = after;
@@ -60,7 +65,7 @@ impl PreparedWrite {
 
     /// Adds a sector that the write covered in part, now whole.
     pub fn add_sector(&mut self, offset: u64, sector: [u8; SECTOR_LEN]) {
-        self.edges.push((offset, sector.to_vec()));
+        self.edges.push((offset, Bytes::copy_from_slice(&sector)));
     }
 
     /// Blocks that the write may add to a layer.
@@ -73,7 +78,7 @@ impl PreparedWrite {
 /// Uncommitted changes.
 #[derive(Debug, Default)]
 pub struct DirtyLayer {
-    blocks: BTreeMap<u64, Arc<Block>>,
+    blocks: BTreeMap<u64, Block>,
     full_blocks: BTreeMap<ChunkIndex, u64>,
     chunks: BTreeMap<ChunkIndex, Arc<ChunkRef>>,
     superseded: Vec<Arc<ChunkRef>>,
@@ -103,8 +108,8 @@ impl DirtyLayer {
     /// Applies a write; gives the chunks that it filled.
     pub fn write(&mut self, geometry: Geometry, write: PreparedWrite) -> Vec<ChunkIndex> {
         let mut filled = Vec::new();
-        for (number, block) in write.full {
-            let old = self.blocks.insert(number, block);
+        for (number, data) in write.full {
+            let old = self.blocks.insert(number, Block { sectors: ALL_SECTORS, data });
             if old.is_none_or(|old| old.sectors != ALL_SECTORS) {
                 self.count_full(geometry, number, &mut filled);
             }
@@ -112,12 +117,12 @@ impl DirtyLayer {
         for (offset, data) in write.edges {
             let number = offset / BLOCK_BYTES;
             let within = usize::try_from(offset % BLOCK_BYTES).expect("4 KiB");
-            let entry = self
-                .blocks
-                .entry(number)
-                .or_insert_with(|| Arc::new(Block { sectors: 0, data: [0; BLOCK_LEN] }));
-            let block = Arc::make_mut(entry);
-            block.data[within..within + data.len()].copy_from_slice(&data);
+            let empty = || Block { sectors: 0, data: Bytes::from_static(&[0; BLOCK_LEN]) };
+            let block = self.blocks.entry(number).or_insert_with(empty);
+            // In place, unless somebody reads it.
+            let mut bytes = BytesMut::from(std::mem::take(&mut block.data));
+            bytes[within..within + data.len()].copy_from_slice(&data);
+            block.data = bytes.freeze();
             let before = block.sectors;
             block.sectors |= sector_bits(&(offset..offset + data.len() as u64));
             if before != ALL_SECTORS && block.sectors == ALL_SECTORS {
@@ -151,14 +156,14 @@ impl DirtyLayer {
     /// # Panics
     /// If the chunk is not full.
     #[must_use]
-    pub fn take_filled(&mut self, geometry: Geometry, index: ChunkIndex) -> Vec<Arc<Block>> {
+    pub fn take_filled(&mut self, geometry: Geometry, index: ChunkIndex) -> Vec<Bytes> {
         let range = geometry.chunk_range(index);
         let mut rest = self.blocks.split_off(&(range.start / BLOCK_BYTES));
         let mut after = rest.split_off(&(range.end / BLOCK_BYTES));
         self.blocks.append(&mut after);
         self.full_blocks.remove(&index);
         assert_eq!(rest.len() as u64, geometry.blocks_per_chunk(), "a filled chunk has all its blocks");
-        rest.into_values().collect()
+        rest.into_values().map(|block| block.data).collect()
     }
 
     /// Puts a filled chunk below later blocks; it takes the place of an earlier one.
@@ -195,7 +200,7 @@ impl DirtyLayer {
             if left == 0 {
                 self.blocks.remove(&number);
             } else {
-                Arc::make_mut(block).sectors = left;
+                block.sectors = left;
             }
             if was_full {
                 self.uncount_full(geometry, number);
@@ -244,7 +249,8 @@ impl DirtyLayer {
         for (number, block) in self.blocks.range(touched) {
             for_each_run(number * BLOCK_BYTES, block.sectors, &range, |part| {
                 let at = usize::try_from(part.start % BLOCK_BYTES).expect("4 KiB");
-                found.push((part, Piece::Block(Arc::clone(block), at)));
+                let length = usize::try_from(part.end - part.start).expect("4 KiB");
+                found.push((part, Piece::Block(block.data.slice(at..at + length))));
             });
         }
         let mut left = gaps(range, found[before..].iter().map(|(part, _)| part.clone()));
@@ -297,12 +303,14 @@ impl DirtyLayer {
     }
 
     /// Runs of dirty sectors of each block, in order of offset.
-    pub fn runs(&self) -> impl Iterator<Item = (Range<u64>, &Arc<Block>)> + '_ {
+    pub fn runs(&self) -> impl Iterator<Item = (Range<u64>, Bytes)> + '_ {
         self.blocks.iter().flat_map(|(number, block)| {
             let start = number * BLOCK_BYTES;
             let mut runs = Vec::new();
             for_each_run(start, block.sectors, &(start..start + BLOCK_BYTES), |part| {
-                runs.push((part, block))
+                let within = |at| usize::try_from(at - start).expect("4 KiB");
+                let bytes = block.data.slice(within(part.start)..within(part.end));
+                runs.push((part, bytes));
             });
             runs
         })

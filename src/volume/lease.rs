@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::error::Error;
 use super::head::{Checkpoint, Head, Lease};
@@ -30,6 +31,7 @@ enum Request {
 #[derive(Clone, Debug)]
 pub(super) struct HeadHandle {
     requests: mpsc::Sender<Request>,
+    hurry: CancellationToken,
 }
 
 /// Requests that wait at most; there is one folder and one closing.
@@ -39,7 +41,13 @@ impl HeadHandle {
     /// A handle and what the owner receives from it.
     pub(super) fn new() -> (Self, HeadRequests) {
         let (requests, receiver) = mpsc::channel(REQUESTS);
-        (Self { requests }, HeadRequests(receiver))
+        let hurry = CancellationToken::new();
+        (Self { requests, hurry: hurry.clone() }, HeadRequests { requests: receiver, hurry })
+    }
+
+    /// Lets no update wait for the one before to be old enough: the volume is being closed, and somebody waits for it.
+    pub(super) fn hurry(&self) {
+        self.hurry.cancel();
     }
 
     /// Publishes a checkpoint; returns when it is durable.
@@ -77,7 +85,10 @@ impl HeadHandle {
 
 /// What the owner of the head receives.
 #[derive(Debug)]
-pub(super) struct HeadRequests(mpsc::Receiver<Request>);
+pub(super) struct HeadRequests {
+    requests: mpsc::Receiver<Request>,
+    hurry: CancellationToken,
+}
 
 /// The owner of the head.
 #[derive(Debug)]
@@ -153,7 +164,7 @@ impl HeadKeeper {
         loop {
             let request = tokio::select! {
                 biased;
-                request = self.requests.0.recv() => request,
+                request = self.requests.requests.recv() => request,
                 () = tokio::time::sleep_until(self.updated_at + renewal) => {
                     if !self.update().await { return }
                     continue;
@@ -174,7 +185,12 @@ impl HeadKeeper {
                 }
             };
             if !last {
-                tokio::time::sleep_until(self.updated_at + self.shared.options.head_interval).await;
+                let rested = self.updated_at + self.shared.options.head_interval;
+                tokio::select! {
+                    biased;
+                    () = self.requests.hurry.cancelled() => {}
+                    () = tokio::time::sleep_until(rested) => {}
+                }
             }
             if !self.update().await {
                 return;

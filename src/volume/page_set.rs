@@ -79,6 +79,13 @@ impl PageSet {
         }
     }
 
+    /// Puts the set where room was left for it.
+    pub fn write(&self, to: &mut [u8]) {
+        for (word, room) in self.words.iter().zip(to.chunks_exact_mut(8)) {
+            room.copy_from_slice(&word.to_le_bytes());
+        }
+    }
+
     /// Takes a set.
     ///
     /// # Errors

@@ -1,14 +1,19 @@
-//! A picture of the disk for people: how much of each part is stored, and how much is not durable yet.
+//! A picture of the disk for people: how much of each part is stored, how much of that is in memory too, and how much
+//! is not durable yet.
 //!
 //! Reads no data, and a bounded number of map pages. Invariant: the cells cover the volume, in order and without gaps.
 
 use std::ops::Range;
 
 use super::base::{self, LoadedMapPage};
+use super::clean::HeldPages;
 use super::error::Error;
-use super::geometry::{BLOCK_BYTES, Geometry, PAGE_BYTES};
+use super::fetch::Fetch;
+use super::geometry::{BLOCK_BYTES, ChunkIndex, Geometry, PAGE_BYTES};
 use super::map::Entry;
-use super::piece::Piece;
+use super::page_set::PageSet;
+use super::piece::{ChunkMemory, Piece};
+use super::read::{at_pages, page_of};
 use super::shared::Shared;
 use super::state::Resolved;
 
@@ -20,6 +25,8 @@ const MAP_PAGES: usize = 64;
 pub struct Cell {
     /// Bytes that the store holds durably and that are no holes.
     pub stored_bytes: u64,
+    /// Of these, bytes that are in memory too, so that a READ need not fetch them.
+    pub cached_bytes: u64,
     /// Bytes written, discarded or zeroed that are not durable.
     pub dirty_bytes: u64,
 }
@@ -53,21 +60,26 @@ impl Picture {
         }
     }
 
-    fn add_stored(&mut self, range: Range<u64>) {
-        self.add(range, |cell, bytes| cell.stored_bytes += bytes);
+    fn add_stored(&mut self, range: Range<u64>, is_cached: bool) {
+        self.add(range, |cell, bytes| {
+            cell.stored_bytes += bytes;
+            cell.cached_bytes += if is_cached { bytes } else { 0 };
+        });
     }
 
     /// Adds what a map page says of a range.
-    fn add_mapped(&mut self, map: &LoadedMapPage, geometry: Geometry, range: Range<u64>) {
+    fn add_mapped(&mut self, map: &LoadedMapPage, held: &HeldPages, geometry: Geometry, range: Range<u64>) {
         let mut at = range.start;
         while at < range.end {
             let index = geometry.chunk_at(at);
             let end = range.end.min(geometry.chunk_range(index).end);
             if let Some(entry) = map.page.entry(index.slot()) {
+                let pages = ChunkPages::of(map, held, index, &entry);
                 while at < end {
                     let page_end = end.min((at / PAGE_BYTES + 1) * PAGE_BYTES);
-                    if stores(&entry, geometry.page_at(at)) {
-                        self.add_stored(at..page_end);
+                    let page = geometry.page_at(at);
+                    if pages.stored.contains(page) {
+                        self.add_stored(at..page_end, pages.cached.contains(page));
                     }
                     at = page_end;
                 }
@@ -77,10 +89,34 @@ impl Picture {
     }
 }
 
-/// Whether an object holds the page.
-fn stores(entry: &Entry, page: u16) -> bool {
-    entry.base.as_ref().is_some_and(|base| base.stored.contains(page))
-        || entry.packs.iter().any(|pack| pack.pages.contains(page))
+/// Pages of a chunk.
+struct ChunkPages {
+    /// That an object holds.
+    stored: PageSet,
+    /// That are in memory.
+    cached: PageSet,
+}
+
+impl ChunkPages {
+    fn of(map: &LoadedMapPage, held: &HeldPages, index: ChunkIndex, entry: &Entry) -> Self {
+        let (mut stored, mut cached) = (PageSet::EMPTY, PageSet::EMPTY);
+        if let Some(base) = &entry.base {
+            stored = base.stored;
+            cached = held.of_chunk(map.origin(base.origin).volume(), index, base.id);
+        }
+        for pack in &entry.packs {
+            let owner = map.origin(pack.origin).volume();
+            for page in pack.pages.iter() {
+                stored.insert(page);
+                cached.remove(page);
+                let frame = pack.first_frame + pack.pages.rank(page);
+                if held.has_packed(owner, index.map_page(), pack.id, frame) {
+                    cached.insert(page);
+                }
+            }
+        }
+        Self { stored, cached }
+    }
 }
 
 impl Shared {
@@ -88,6 +124,7 @@ impl Shared {
     pub(super) async fn picture(&self, cells: u64) -> Result<Picture, Error> {
         let mut picture = Picture::new(self.size_bytes, cells);
         let mut loads = MAP_PAGES;
+        let held = self.env.cache.pages();
         let window_bytes = self.geometry.map_page_bytes();
         for number in 0..self.geometry.map_pages(self.size_bytes) {
             let start = u64::from(number) * window_bytes;
@@ -103,24 +140,45 @@ impl Shared {
                 })
                 .await?;
             for (n, (range, piece)) in pieces.into_iter().enumerate() {
-                match piece {
-                    _ if n < uncommitted => picture.add(range, |cell, bytes| cell.dirty_bytes += bytes),
-                    Piece::Zero { .. } => {}
-                    Piece::Block(..) | Piece::Data { .. } | Piece::Chunk(..) => picture.add_stored(range),
+                if n < uncommitted {
+                    picture.add(range, |cell, bytes| cell.dirty_bytes += bytes);
+                    continue;
+                }
+                for (range, piece) in at_pages(range, piece) {
+                    if let Some(is_cached) = self.stored_in_memory(&piece) {
+                        picture.add_stored(range, is_cached);
+                    }
                 }
             }
             match map {
                 Some(map) => {
                     loads -= 1;
-                    base.into_iter().for_each(|gap| picture.add_mapped(&map, self.geometry, gap));
+                    base.into_iter().for_each(|gap| picture.add_mapped(&map, &held, self.geometry, gap));
                 }
                 None if root.map_pages.contains_key(&number) => {
-                    base.into_iter().for_each(|gap| picture.add_stored(gap));
+                    base.into_iter().for_each(|gap| picture.add_stored(gap, false));
                 }
                 None => {}
             }
         }
         Ok(picture)
+    }
+
+    /// Whether a durable piece, which lies within one page, is in memory too; `None` where it is zeros.
+    fn stored_in_memory(&self, piece: &Piece) -> Option<bool> {
+        Some(match piece {
+            Piece::Zero { .. } => return None,
+            Piece::Chunk(chunk, at) if !chunk.stored.contains(page_of(*at)) => return None,
+            Piece::Block(..) => true,
+            Piece::Data { record, change, .. } => {
+                record.body.lock().is_some()
+                    || self.env.cache.contains(&Fetch::change(self.keys.volume(), record, *change).key)
+            }
+            Piece::Chunk(chunk, at) => {
+                !matches!(*chunk.memory.lock(), ChunkMemory::Gone)
+                    || self.env.cache.contains(&self.chunk_fetch(chunk, *at).key)
+            }
+        })
     }
 }
 
@@ -132,7 +190,7 @@ mod tests {
     fn cells_cover_the_volume_and_share_a_range_by_bytes() {
         let mut picture = Picture::new(100 * 4096, 8);
         assert_eq!((picture.cell_bytes, picture.cells.len()), (13 * 4096, 8));
-        picture.add_stored(12 * 4096..27 * 4096);
+        picture.add_stored(12 * 4096..27 * 4096, false);
         let stored: Vec<u64> = picture.cells.iter().map(|cell| cell.stored_bytes / 4096).collect();
         assert_eq!(stored, [1, 13, 1, 0, 0, 0, 0, 0]);
     }

@@ -6,13 +6,16 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use uuid::Uuid;
 
 use super::chunk::frame_offset;
 use super::codec::Checksum;
+use super::frame::Place;
 use super::geometry::{BLOCK_BYTES, BLOCK_LEN, ChunkIndex, PAGE_BYTES, PAGE_LEN};
 use super::interval::Value;
 use super::keys::{ObjectId, Slot};
 use super::page_set::PageSet;
+use super::record::{Change, Record};
 use super::signal::Signal;
 
 /// A block with dirty sectors.
@@ -21,17 +24,7 @@ pub struct Block {
     /// One bit a sector, lowest first: set where `data` holds it.
     pub sectors: u8,
     /// The bytes; meaningless where the sector's bit is not set.
-    pub data: [u8; BLOCK_LEN],
-}
-
-/// Lets a block be the owner of a [`Bytes`].
-#[derive(Debug)]
-pub struct BlockBytes(pub Arc<Block>);
-
-impl AsRef<[u8]> for BlockBytes {
-    fn as_ref(&self) -> &[u8] {
-        &self.0.data
-    }
+    pub data: Bytes,
 }
 
 /// Where one `Data` change of a record lies in it.
@@ -45,22 +38,104 @@ pub struct DataPlace {
     pub tag: Checksum,
 }
 
+/// Successive `Data` changes of a record, whose data lies side by side: what is cached and fetched at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// The first change.
+    first: u32,
+    /// First byte in the record.
+    pub at: u64,
+    /// Bytes, a page at most.
+    pub length: u32,
+}
+
 /// A record that changes are read from.
 #[derive(Debug)]
 pub struct RecordRef {
     /// Where it stands in the journal.
     pub slot: Slot,
     /// Its `Data` changes by number; `None` for other changes.
-    pub data: Vec<Option<DataPlace>>,
+    data: Vec<Option<DataPlace>>,
+    /// All of them, in order.
+    runs: Vec<Run>,
     /// Its bytes, until it is known to be durable.
     pub body: Mutex<Option<Bytes>>,
+}
+
+impl RecordRef {
+    /// A reference to a record, with its bytes while they are to stay in memory.
+    #[must_use]
+    pub fn new(record: &Record, body: Option<Bytes>) -> Self {
+        let data: Vec<Option<DataPlace>> = record
+            .changes
+            .iter()
+            .map(|change| match change {
+                &Change::Data { at, length, tag, .. } => Some(DataPlace { at, length, tag }),
+                _ => None,
+            })
+            .collect();
+        let mut runs: Vec<Run> = Vec::new();
+        for (first, place) in (0_u32..).zip(&data) {
+            let Some(place) = place else { continue };
+            match runs.last_mut() {
+                Some(run) if u64::from(run.length) + u64::from(place.length) <= PAGE_BYTES => {
+                    assert_eq!(run.at + u64::from(run.length), place.at, "the data of a record has no gaps");
+                    run.length += place.length;
+                }
+                _ => runs.push(Run { first, at: place.at, length: place.length }),
+            }
+        }
+        Self { slot: record.slot, data, runs, body: Mutex::new(body) }
+    }
+
+    /// Where the data of a `Data` change lies.
+    ///
+    /// # Panics
+    /// If the change is another.
+    #[must_use]
+    pub fn place(&self, change: u32) -> DataPlace {
+        self.data[change as usize].expect("a piece names a data change")
+    }
+
+    /// The number of the run that a `Data` change is part of.
+    #[must_use]
+    pub fn run_of(&self, change: u32) -> u32 {
+        let after = self.runs.partition_point(|run| run.first <= change);
+        u32::try_from(after - 1).expect("no more than changes")
+    }
+
+    /// A run.
+    #[must_use]
+    pub fn run(&self, number: u32) -> Run {
+        self.runs[number as usize]
+    }
+
+    /// All runs, in order.
+    #[must_use]
+    pub fn runs(&self) -> &[Run] {
+        &self.runs
+    }
+
+    /// Whether the data of every change of a run is what its tag says.
+    #[must_use]
+    pub fn verify_run(&self, volume: Uuid, number: u32, bytes: &[u8]) -> bool {
+        let run = self.run(number);
+        let end = self.runs.get(number as usize + 1).map_or(self.data.len(), |next| next.first as usize);
+        let frame = Place::record(volume, self.slot);
+        (run.first..).zip(&self.data[run.first as usize..end]).all(|(change, place)| {
+            let Some(place) = place else { return true };
+            let start = usize::try_from(place.at - run.at).expect("within the run");
+            let data = bytes.get(start..start + place.length as usize);
+            data.is_some_and(|data| frame.tag(change, data) == place.tag)
+        })
+    }
 }
 
 /// What memory holds of a chunk that was filled.
 #[derive(Clone, Debug)]
 pub enum ChunkMemory {
     /// Its blocks: the object is not made yet.
-    Blocks(Arc<Vec<Arc<Block>>>),
+    Blocks(Arc<Vec<Bytes>>),
     /// The object's bytes: it is being uploaded.
     Object(Bytes),
     /// Nothing: the object is durable.
@@ -87,11 +162,11 @@ pub struct ChunkRef {
 impl ChunkRef {
     /// A chunk in memory, to be uploaded.
     #[must_use]
-    pub fn filled(index: ChunkIndex, id: ObjectId, pages_per_chunk: u16, blocks: Vec<Arc<Block>>) -> Self {
+    pub fn filled(index: ChunkIndex, id: ObjectId, pages_per_chunk: u16, blocks: Vec<Bytes>) -> Self {
         let mut stored = PageSet::EMPTY;
         let blocks_per_page = usize::try_from(PAGE_BYTES / BLOCK_BYTES).expect("16");
         for (page, blocks) in (0..pages_per_chunk).zip(blocks.chunks(blocks_per_page)) {
-            if !blocks.iter().all(|block| is_zero(&block.data)) {
+            if !blocks.iter().all(|block| is_zero(block)) {
                 stored.insert(page);
             }
         }
@@ -127,8 +202,8 @@ impl ChunkRef {
 /// Where a range's bytes are.
 #[derive(Clone, Debug)]
 pub enum Piece {
-    /// In a block, from this byte of it.
-    Block(Arc<Block>, usize),
+    /// In a block: these bytes.
+    Block(Bytes),
     /// Zeros.
     Zero {
         /// Whether the range is unallocated.
@@ -152,7 +227,7 @@ impl Piece {
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Block(a, i), Self::Block(b, j)) => Arc::ptr_eq(a, b) && i == j,
+            (Self::Block(a), Self::Block(b)) => a.as_ptr() == b.as_ptr(),
             (Self::Zero { .. }, Self::Zero { .. }) => true,
             (Self::Data { record: a, change: c, at: i }, Self::Data { record: b, change: d, at: j }) => {
                 a.slot == b.slot && c == d && i == j
@@ -167,13 +242,11 @@ impl Piece {
     pub fn in_memory(&self, length: u64) -> Option<InMemory> {
         let length_bytes = usize::try_from(length).expect("a piece that is read fits into memory");
         match self {
-            Self::Block(block, at) => Some(InMemory::Bytes(
-                Bytes::from_owner(BlockBytes(Arc::clone(block))).slice(*at..at + length_bytes),
-            )),
+            Self::Block(bytes) => Some(InMemory::Bytes(bytes.slice(..length_bytes))),
             Self::Zero { .. } => Some(InMemory::Zero),
             Self::Data { record, change, at } => {
                 let body = record.body.lock().clone()?;
-                let place = record.data[*change as usize].expect("a piece names a data change");
+                let place = record.place(*change);
                 let start = usize::try_from(place.at + at).expect("within the record");
                 Some(InMemory::Bytes(body.slice(start..start + length_bytes)))
             }
@@ -191,29 +264,28 @@ pub enum InMemory {
     Zero,
 }
 
-fn copy_blocks(blocks: &[Arc<Block>], at: u64, length: usize) -> Bytes {
-    let block_bytes = BLOCK_LEN;
+fn copy_blocks(blocks: &[Bytes], at: u64, length: usize) -> Bytes {
     let mut at = usize::try_from(at).expect("within a chunk");
     let end = at + length;
-    if at / block_bytes == (end - 1) / block_bytes {
-        let within = at % block_bytes;
-        let block = Arc::clone(&blocks[at / block_bytes]);
-        return Bytes::from_owner(BlockBytes(block)).slice(within..within + length);
+    if at / BLOCK_LEN == (end - 1) / BLOCK_LEN {
+        let within = at % BLOCK_LEN;
+        return blocks[at / BLOCK_LEN].slice(within..within + length);
     }
     let mut bytes = Vec::with_capacity(length);
     while at < end {
-        let within = at % block_bytes;
-        let until = block_bytes.min(within + (end - at));
-        bytes.extend_from_slice(&blocks[at / block_bytes].data[within..until]);
+        let within = at % BLOCK_LEN;
+        let until = BLOCK_LEN.min(within + (end - at));
+        bytes.extend_from_slice(&blocks[at / BLOCK_LEN][within..until]);
         at += until - within;
     }
     Bytes::from(bytes)
 }
 
-/// The bytes of a page of a chunk made of blocks.
+/// The blocks of a page of a chunk made of blocks.
 #[must_use]
-pub fn page_of_blocks(blocks: &[Arc<Block>], page: u16) -> Bytes {
-    copy_blocks(blocks, u64::from(page) * PAGE_BYTES, PAGE_LEN)
+pub fn blocks_of_page(blocks: &[Bytes], page: u16) -> &[Bytes] {
+    let blocks_per_page = PAGE_LEN / BLOCK_LEN;
+    &blocks[usize::from(page) * blocks_per_page..][..blocks_per_page]
 }
 
 /// Whether all bytes are zero.
@@ -227,14 +299,23 @@ pub fn is_zero(bytes: &[u8]) -> bool {
 impl Value for Piece {
     fn advanced(&self, by: u64) -> Self {
         match self {
-            Self::Block(block, at) => {
-                Self::Block(Arc::clone(block), at + usize::try_from(by).expect("within a block"))
-            }
+            Self::Block(bytes) => Self::Block(bytes.slice(usize::try_from(by).expect("within a block")..)),
             Self::Zero { hole } => Self::Zero { hole: *hole },
             Self::Data { record, change, at } => {
                 Self::Data { record: Arc::clone(record), change: *change, at: at + by }
             }
             Self::Chunk(chunk, at) => Self::Chunk(Arc::clone(chunk), at + by),
         }
+    }
+}
+
+/// The bytes in memory that holds little else: a slice would keep all of it.
+#[must_use]
+pub fn own(bytes: Bytes) -> Bytes {
+    let most = bytes.len() + bytes.len() / 16;
+    match bytes.try_into_mut() {
+        Ok(sole) if sole.capacity() <= most => sole.freeze(),
+        Ok(sole) => Bytes::copy_from_slice(&sole),
+        Err(shared) => Bytes::copy_from_slice(&shared),
     }
 }

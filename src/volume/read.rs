@@ -5,16 +5,15 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
-use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::base::{self, BasePart};
-use super::cache::{CacheKey, Check, Fetch, Unit};
 use super::error::Error;
+use super::fetch::{CacheKey, Check, Fetch, Source, Unit};
 use super::frame::Place;
 use super::geometry::PAGE_BYTES;
-use super::piece::{ChunkRef, InMemory, Piece, RecordRef};
+use super::piece::{ChunkRef, InMemory, Piece};
 use super::shared::Shared;
 use super::state::Resolved;
 use crate::metrics::labels::ReadSource;
@@ -40,7 +39,7 @@ pub struct Extent {
     pub zero: bool,
 }
 
-enum Source {
+enum Origin {
     Ready(InMemory),
     /// From this byte of the n-th fetch.
     Fetched(usize, u64),
@@ -96,7 +95,7 @@ impl Shared {
     /// Reads what a range was resolved to, and says from where at the farthest.
     async fn read_segments(&self, resolved: Resolved) -> Result<(Vec<Segment>, ReadSource), Error> {
         let (sources, fetches) = self.plan(resolved).await?;
-        let changed = sources.iter().any(|(_, source)| matches!(source, Source::Ready(InMemory::Bytes(_))));
+        let changed = sources.iter().any(|(_, source)| matches!(source, Origin::Ready(InMemory::Bytes(_))));
         let farthest = match fetches.iter().all(|fetch| self.env.cache.contains(&fetch.key)) {
             false => ReadSource::Store,
             true if fetches.is_empty() && changed => ReadSource::Dirty,
@@ -107,13 +106,13 @@ impl Shared {
         for (range, source) in sources {
             let length = range.end - range.start;
             match source {
-                Source::Ready(InMemory::Zero) => push_zero(&mut segments, length),
-                Source::Ready(InMemory::Bytes(bytes)) => segments.push(Segment::Data(bytes)),
-                Source::Fetched(number, at) => {
+                Origin::Ready(InMemory::Zero) => push_zero(&mut segments, length),
+                Origin::Ready(InMemory::Bytes(bytes)) => segments.push(Segment::Data(bytes)),
+                Origin::Fetched(number, at) => {
                     let bytes = fetched[number].clone()?;
                     let start = usize::try_from(at).expect("within a page");
                     let end = start + usize::try_from(length).expect("within a page");
-                    segments.push(Segment::Data(bytes.slice(start..end)));
+                    segments.push(Segment::Data(part(&bytes, start..end)));
                 }
             }
         }
@@ -121,17 +120,17 @@ impl Shared {
     }
 
     /// Where each part comes from, in order, and what must be fetched for it.
-    async fn plan(&self, resolved: Resolved) -> Result<(Vec<(Range<u64>, Source)>, Vec<Fetch>), Error> {
+    async fn plan(&self, resolved: Resolved) -> Result<(Vec<(Range<u64>, Origin)>, Vec<Fetch>), Error> {
         let mut parts = Vec::with_capacity(resolved.pieces.len());
         let mut fetches = Vec::new();
         for (range, piece) in resolved.pieces {
             for (range, piece) in at_pages(range, piece) {
                 let source = match piece.in_memory(range.end - range.start) {
-                    Some(memory) => Source::Ready(memory),
+                    Some(memory) => Origin::Ready(memory),
                     None => {
                         let (fetch, at) = self.piece_fetch(&piece);
                         fetches.push((range.start, fetch));
-                        Source::Fetched(0, at)
+                        Origin::Fetched(0, at)
                     }
                 };
                 parts.push((range, source));
@@ -140,17 +139,17 @@ impl Shared {
         for gap in resolved.base {
             for (range, part) in base::resolve(&self.env, self.keys, &resolved.root, gap).await? {
                 let source = match part {
-                    BasePart::Zero { .. } => Source::Ready(InMemory::Zero),
+                    BasePart::Zero { .. } => Origin::Ready(InMemory::Zero),
                     BasePart::Page { fetch, at, damage } => {
                         if let Some(damage) = damage
                             && !damage.spares(at..at + (range.end - range.start))
                         {
                             let why =
                                 format!("sectors of the {} bytes at {} were lost", fetch.length, range.start);
-                            return Err(Error::Damaged { key: fetch.object.to_string(), why });
+                            return Err(Error::Damaged { key: fetch.object_key(), why });
                         }
                         fetches.push((range.start, fetch));
-                        Source::Fetched(0, at)
+                        Origin::Fetched(0, at)
                     }
                 };
                 parts.push((range, source));
@@ -160,7 +159,7 @@ impl Shared {
         fetches.sort_by_key(|(start, _)| *start);
         let mut number = 0;
         for (_, source) in &mut parts {
-            if let Source::Fetched(place, _) = source {
+            if let Origin::Fetched(place, _) = source {
                 *place = number;
                 number += 1;
             }
@@ -171,22 +170,9 @@ impl Shared {
     /// How to have a piece that left memory, and where in what is fetched it begins.
     pub(super) fn piece_fetch(&self, piece: &Piece) -> (Fetch, u64) {
         match piece {
-            Piece::Data { record, change, at } => (self.change_fetch(record, *change), *at),
+            Piece::Data { record, change, at } => (Fetch::change(self.keys.volume(), record, *change), *at),
             Piece::Chunk(chunk, at) => (self.chunk_fetch(chunk, *at), at % PAGE_BYTES),
             Piece::Block(..) | Piece::Zero { .. } => unreachable!("always in memory"),
-        }
-    }
-
-    /// How to have the data of a change of a durable record.
-    pub(super) fn change_fetch(&self, record: &RecordRef, change: u32) -> Fetch {
-        let place = record.data[change as usize].expect("a piece names a data change");
-        let volume = self.keys.volume();
-        Fetch {
-            key: CacheKey { volume, unit: Unit::Change(record.slot, change) },
-            object: Arc::from(self.keys.record(record.slot)),
-            at: place.at,
-            length: place.length,
-            check: Check::Tag(Place::record(volume, record.slot), change, place.tag),
         }
     }
 
@@ -196,7 +182,7 @@ impl Shared {
         let page = u16::try_from(at / PAGE_BYTES).expect("within a chunk");
         Fetch {
             key: CacheKey { volume, unit: Unit::page(chunk.index, chunk.id, page) },
-            object: Arc::from(self.keys.chunk(chunk.index, chunk.id)),
+            object: Source::Chunk(chunk.index, chunk.id),
             at: super::chunk::frame_offset(chunk.pages_per_chunk, chunk.stored.rank(page)),
             length: u32::try_from(PAGE_BYTES).expect("64 KiB"),
             check: Check::Frame(Place::chunk(volume, chunk.index.0, chunk.id), u32::from(page)),
@@ -257,12 +243,18 @@ impl Shared {
     }
 }
 
-fn page_of(at: u64) -> u16 {
+/// A part of a page. A short one is copied: a slice keeps its whole page, and a reply that nobody reads would hold many times
+/// the bytes that it was charged for.
+fn part(page: &Bytes, range: Range<usize>) -> Bytes {
+    if range.len() * 2 <= page.len() { Bytes::copy_from_slice(&page[range]) } else { page.slice(range) }
+}
+
+pub(super) fn page_of(at: u64) -> u16 {
     u16::try_from(at / PAGE_BYTES).expect("within a chunk")
 }
 
 /// A piece cut at pages where its bytes are had page by page.
-fn at_pages(range: Range<u64>, piece: Piece) -> impl Iterator<Item = (Range<u64>, Piece)> {
+pub(super) fn at_pages(range: Range<u64>, piece: Piece) -> impl Iterator<Item = (Range<u64>, Piece)> {
     use super::interval::Value;
     let whole = !matches!(piece, Piece::Chunk(..));
     let mut at = range.start;

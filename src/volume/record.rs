@@ -91,6 +91,7 @@ pub struct Record {
 }
 
 const LEAST_CHANGE_BYTES: usize = 2;
+/// Bytes before the table.
 const HEADER_BYTES: usize = Encoder::PROLOGUE_BYTES + 2 + 12 + 4 + 8 + 16 + 2 + 4 + 8;
 /// Bytes that a `Data` change takes beside its data.
 pub const DATA_CHANGE_BYTES: u64 = 1 + 8 + 4 + 16;
@@ -152,13 +153,23 @@ impl RecordWriter {
 
     /// The record, its bytes and its checksum.
     #[must_use]
-    pub fn finish(mut self) -> (Record, Bytes, Checksum) {
+    pub fn finish(self) -> (Record, Bytes, Checksum) {
+        self.finish_within(Vec::new())
+    }
+
+    /// As [`RecordWriter::finish`], in memory that held another record before.
+    #[must_use]
+    pub fn finish_within(mut self, mut memory: Vec<u8>) -> (Record, Bytes, Checksum) {
         let mut table = HEADER_BYTES;
         for change in &self.record.changes {
             table += change_bytes(change, self.record.pages_per_chunk);
         }
         let data_bytes = usize::try_from(self.record.data_bytes).expect("a record fits into memory");
-        let mut to = Encoder::new(Kind::Record, self.volume, table + data_bytes + Checksum::BYTES);
+        let bytes = table + data_bytes + Checksum::BYTES;
+        if memory.capacity() < bytes {
+            memory = Vec::with_capacity(bytes);
+        }
+        let mut to = Encoder::within(Kind::Record, self.volume, memory);
         self.record.encode_table(&mut to);
         assert_eq!(to.position(), table, "the table is as long as its changes");
         for data in self.data {
@@ -245,6 +256,62 @@ impl Record {
     pub fn decode(volume: Uuid, slot: Slot, bytes: &[u8]) -> Result<(Self, Checksum), DecodeError> {
         let mut from = Decoder::object_of(Kind::Record, volume, bytes)?;
         let checksum = Checksum(*bytes.last_chunk().expect("the envelope has a checksum"));
+        let record = Self::decode_table(slot, &mut from)?;
+        if from.remaining() as u64 != record.data_bytes {
+            let expected = record.data_bytes;
+            return Err(invalid("data", format!("{} bytes, {expected} expected", from.remaining())));
+        }
+        let place = Place::record(volume, slot);
+        for (number, change) in record.changes.iter().enumerate() {
+            if let Change::Data { length, tag, .. } = change {
+                let data = from.raw(usize::try_from(*length).expect("at most a page"))?;
+                let number = u32::try_from(number).expect("a count is four bytes");
+                if place.tag(number, data) != *tag {
+                    return Err(DecodeError::Checksum);
+                }
+            }
+        }
+        Ok((record, checksum))
+    }
+
+    /// Where the table ends of a record of `size_bytes`, of which `start` are the first bytes.
+    ///
+    /// # Errors
+    /// If that is no record of the volume, or of another size.
+    pub fn table_bytes(volume: Uuid, start: &[u8], size_bytes: u64) -> Result<u64, DecodeError> {
+        let Some(last) = start.get(HEADER_BYTES - 8..HEADER_BYTES) else {
+            return Err(DecodeError::Truncated { missing: HEADER_BYTES - start.len() });
+        };
+        let (found, _) = Decoder::prologue(Kind::Record, start)?;
+        if found != volume {
+            return Err(DecodeError::Volume(found));
+        }
+        let data_bytes = Decoder::fields(last).u64()?;
+        let behind = data_bytes.saturating_add(Checksum::BYTES as u64);
+        match size_bytes.checked_sub(behind) {
+            Some(table) if table >= HEADER_BYTES as u64 => Ok(table),
+            _ => Err(invalid("data", format!("{data_bytes} bytes of an object of {size_bytes}"))),
+        }
+    }
+
+    /// Reads a record without its data, from bytes that end with its table: its form is checked, but nothing stands
+    /// for what it says.
+    ///
+    /// # Errors
+    /// If that is not the table of the record of `slot` of the volume.
+    pub fn decode_unverified(volume: Uuid, slot: Slot, table: &[u8]) -> Result<Self, DecodeError> {
+        let (found, mut from) = Decoder::prologue(Kind::Record, table)?;
+        if found != volume {
+            return Err(DecodeError::Volume(found));
+        }
+        let record = Self::decode_table(slot, &mut from)?;
+        from.finish()?;
+        Ok(record)
+    }
+
+    /// Reads the fields between the prologue and the data.
+    fn decode_table(slot: Slot, from: &mut Decoder<'_>) -> Result<Self, DecodeError> {
+        let input = from.remaining();
         let kind = match from.u8()? {
             1 => RecordKind::Opening,
             2 => RecordKind::Commit,
@@ -282,32 +349,25 @@ impl Record {
             return Err(invalid("count", format!("a {kind:?} has no changes")));
         }
         let data_bytes = from.u64()?;
-        let mut changes = Vec::with_capacity(count.min(bytes.len() / 16));
+        let mut changes = Vec::with_capacity(count.min(input / 16));
         let mut data_total = 0_u64;
         for _ in 0..count {
-            let change = decode_change(&mut from, pages_per_chunk, data_total)?;
+            let change = decode_change(from, pages_per_chunk, data_total)?;
             if let Change::Data { length, .. } = &change {
                 data_total += u64::from(*length);
             }
             changes.push(change);
         }
-        if data_total != data_bytes || from.remaining() as u64 != data_bytes {
-            return Err(invalid("data", format!("{} bytes, {data_total} expected", from.remaining())));
+        if data_total != data_bytes {
+            return Err(invalid("data", format!("{data_bytes} bytes, {data_total} expected")));
         }
-        let table = (bytes.len() - Checksum::BYTES - from.remaining()) as u64;
-        let place = Place::record(volume, slot);
-        for (number, change) in changes.iter_mut().enumerate() {
-            if let Change::Data { at, length, tag, .. } = change {
+        let table = (Encoder::PROLOGUE_BYTES + input - from.remaining()) as u64;
+        for change in &mut changes {
+            if let Change::Data { at, .. } = change {
                 *at += table;
-                let data = from.raw(usize::try_from(*length).expect("at most a page"))?;
-                let number = u32::try_from(number).expect("a count is four bytes");
-                if place.tag(number, data) != *tag {
-                    return Err(DecodeError::Checksum);
-                }
             }
         }
-        let record = Self { kind, slot, writer, nonce, previous, pages_per_chunk, changes, data_bytes };
-        Ok((record, checksum))
+        Ok(Self { kind, slot, writer, nonce, previous, pages_per_chunk, changes, data_bytes })
     }
 }
 
@@ -342,4 +402,37 @@ fn decode_change(from: &mut Decoder<'_>, pages: u16, at: u64) -> Result<Change, 
         }
         other => return Err(invalid("change", format!("{other} is unknown"))),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_says_what_the_record_says_and_nothing_shorter_does() {
+        let (volume, slot) = (Uuid::from_u128(1), Slot { epoch: 1, n: 2 });
+        let mut to = RecordWriter::new(volume, RecordKind::Commit, slot, 1, 7, Checksum::default(), 64);
+        to.change(Change::Zero { offset: 512, length: 512, hole: true });
+        to.change(Change::Chunk {
+            index: ChunkIndex(3),
+            id: ObjectId { epoch: 1, k: 9 },
+            stored: PageSet::first(64),
+        });
+        to.data(65_536, Bytes::from(vec![1; 4096]));
+        to.data(131_072, Bytes::from(vec![2; 512]));
+        let (record, bytes, _) = to.finish_within(vec![0xff; 100]);
+        assert_eq!(Record::decode(volume, slot, &bytes).unwrap().0, record);
+        let end = Record::table_bytes(volume, &bytes[..HEADER_BYTES], bytes.len() as u64).unwrap();
+        let table = &bytes[..usize::try_from(end).unwrap()];
+        assert_eq!(Record::decode_unverified(volume, slot, table).unwrap(), record);
+        for length in 0..table.len() {
+            Record::decode_unverified(volume, slot, &table[..length]).expect_err("it is cut short");
+        }
+        for length in 0..HEADER_BYTES {
+            Record::table_bytes(volume, &bytes[..length], bytes.len() as u64)
+                .expect_err("there is no header");
+        }
+        Record::table_bytes(Uuid::nil(), &bytes, bytes.len() as u64).expect_err("it is another volume's");
+        Record::table_bytes(volume, &bytes, 4608 + 16).expect_err("there is no room for a header");
+    }
 }

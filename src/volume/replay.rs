@@ -209,7 +209,7 @@ impl<'a> Replay<'a> {
         end: Checkpoint,
         chunks: Vec<(ChunkIndex, ObjectId)>,
     ) {
-        let sent = Sent { pieces, bytes, end, chunks, superseded: Vec::new() };
+        let sent = Sent { pieces, record: None, bytes, end, chunks, superseded: Vec::new() };
         self.committed.merge(&sent, Instant::now());
     }
 

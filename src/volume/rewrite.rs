@@ -8,9 +8,9 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use super::base::{self, LoadedMapPage};
-use super::cache::Fetch;
-use super::chunk::ChunkWriter;
+use super::chunk::{ChunkWriter, object_bytes};
 use super::error::Error;
+use super::fetch::Fetch;
 use super::fold::Made;
 use super::geometry::{ChunkIndex, PAGE_BYTES, PAGE_LEN, SECTOR_LEN};
 use super::interval::Value;
@@ -46,12 +46,6 @@ struct PagePlan {
     parts: Vec<Part>,
 }
 
-/// A page of the new object.
-struct Composed {
-    bytes: Bytes,
-    damage: Option<Damage>,
-}
-
 /// Whether a fetch failed because the bytes are lost, not because the store is away.
 fn is_loss(error: &Error) -> bool {
     matches!(error, Error::Damaged { .. } | Error::Lost { .. })
@@ -72,29 +66,39 @@ impl Shared {
         let mut fetches = Vec::new();
         let mut allocated = old.allocated;
         let plans = self.plan_pages(map, index, old, &changes, &mut allocated, &mut fetches);
-        let hot: Vec<bool> = fetches.iter().map(|fetch| self.env.cache.contains(&fetch.key)).collect();
+        let in_use = |plan: &PagePlan| {
+            let below = plan.base.is_some_and(|base| self.env.cache.contains(&fetches[base].key));
+            below || plan.changed_len() >= HOT_LEN
+        };
+        let hot: Vec<bool> = plans.iter().map(in_use).collect();
         let fetched = self.env.cache.fetch_passing(&self.env.store, &fetches).await;
-        let mut stored = PageSet::EMPTY;
+        let (volume, pages_per_chunk) = (self.keys.volume(), self.geometry.pages_per_chunk());
+        let id = self.next_id();
+        let id = if mutant::is(Mutant::NameReused) { ObjectId { k: 1, ..id } } else { id };
+        let memory = made.memory(object_bytes(pages_per_chunk, u32::from(pages_per_chunk)));
+        let mut writer = ChunkWriter::within(volume, index, id, pages_per_chunk, memory);
         let mut damage = Vec::new();
-        let mut pages = Vec::with_capacity(plans.len());
-        for plan in plans {
-            let is_hot = plan.base.is_some_and(|base| hot[base]) || plan.changed_len() >= HOT_LEN;
+        let mut cached = Vec::new();
+        for (plan, is_hot) in plans.into_iter().zip(hot) {
             let (page, below) = (plan.page, plan.base.and_then(|base| fetched[base].as_ref().ok()));
-            let composed = plan.compose(&fetched)?;
-            if composed.damage.is_none() && is_zero(&composed.bytes) {
-                continue;
+            let stored = writer.compose(page, |bytes| {
+                let start = bytes.len();
+                let lost = plan.compose(&fetched, bytes)?;
+                damage.extend(lost);
+                Ok::<_, Error>(lost.is_some() || !is_zero(&bytes[start..]))
+            })?;
+            if stored && is_hot {
+                cached.push((page, below.filter(|_| mutant::is(Mutant::OldPageCached)).cloned()));
             }
-            damage.extend(composed.damage);
-            stored.insert(page);
-            let cached = match mutant::is(Mutant::OldPageCached) {
-                false => is_hot.then(|| composed.bytes.clone()),
-                true => below.filter(|_| is_hot).cloned(),
-            };
-            pages.push((page, composed.bytes, cached));
         }
-        let base = match stored.is_empty() {
-            true => None,
-            false => Some(self.put_chunk(index, stored, pages, made).await?),
+        drop(fetched);
+        let base = match writer.stored() {
+            PageSet::EMPTY => None,
+            stored => {
+                let base = Base { origin: 0, id, stored };
+                self.put_chunk(index, base, writer.finish(), cached, made).await?;
+                Some(base)
+            }
         };
         for page in damage.iter().map(|damage: &Damage| damage.page) {
             tracing::error!(volume = %self.keys.volume(), chunk = index.0, page, "sectors of a page were lost");
@@ -103,34 +107,29 @@ impl Shared {
         Ok(Entry { birth: Some(birth), base, allocated, packs: Vec::new(), damage })
     }
 
+    /// Uploads a chunk object; its pages that are in use are cached, or what a mutant takes for them.
     async fn put_chunk(
         &self,
         index: ChunkIndex,
-        stored: PageSet,
-        pages: Vec<(u16, Bytes, Option<Bytes>)>,
+        base: Base,
+        object: Bytes,
+        pages: Vec<(u16, Option<Bytes>)>,
         made: &Made,
-    ) -> Result<Base, Error> {
-        let id = self.next_id();
-        let id = if mutant::is(Mutant::NameReused) { ObjectId { k: 1, ..id } } else { id };
+    ) -> Result<(), Error> {
+        let key = made.note(self.keys.chunk(index, base.id));
+        self.env.store.put(&key, object.clone(), Condition::Always).await?;
+        self.metrics.put_bytes.of(ObjectKind::Chunk).inc_by(object.len() as u64);
         let pages_per_chunk = self.geometry.pages_per_chunk();
-        let mut writer = ChunkWriter::new(self.keys.volume(), index, id, pages_per_chunk, stored);
-        for (page, bytes, _) in &pages {
-            writer.page(*page, bytes);
-        }
-        let object = writer.finish();
-        let bytes = object.len() as u64;
-        let key = made.note(self.keys.chunk(index, id));
-        self.env.store.put(&key, object, Condition::Always).await?;
-        self.metrics.put_bytes.of(ObjectKind::Chunk).inc_by(bytes);
-        let chunk = super::piece::ChunkRef::durable(index, id, pages_per_chunk, stored);
-        for (page, _, cached) in pages {
+        let chunk = super::piece::ChunkRef::durable(index, base.id, pages_per_chunk, base.stored);
+        for (page, instead) in pages {
             // Pages that were in use under their old names stay so under the new one.
-            if let Some(bytes) = cached {
-                let key = self.chunk_fetch(&chunk, u64::from(page) * PAGE_BYTES).key;
-                self.env.cache.insert(key, bytes).await;
-            }
+            let fetch = self.chunk_fetch(&chunk, u64::from(page) * PAGE_BYTES);
+            let start = usize::try_from(fetch.at).expect("within the object");
+            let bytes = instead.unwrap_or_else(|| Bytes::copy_from_slice(&object[start..start + PAGE_LEN]));
+            self.env.cache.insert(fetch.key, bytes).await;
         }
-        Ok(Base { origin: 0, id, stored })
+        made.reclaim(object);
+        Ok(())
     }
 
     /// What each page that the new object may store is made of; keeps `allocated` up to date.
@@ -189,14 +188,8 @@ impl Shared {
             Some(memory) => PartBytes::Ready(memory),
             None => {
                 let (fetch, at) = self.piece_fetch(piece);
-                let number = match fetches.last() {
-                    Some(last) if last.key == fetch.key => fetches.len() - 1,
-                    _ => {
-                        fetches.push(fetch);
-                        fetches.len() - 1
-                    }
-                };
-                PartBytes::Fetched(number, usize::try_from(at).expect("within a page"))
+                fetches.push(fetch);
+                PartBytes::Fetched(fetches.len() - 1, usize::try_from(at).expect("within a page"))
             }
         };
         Part { within: within(range.start)..within(range.end), bytes }
@@ -209,30 +202,33 @@ impl PagePlan {
         self.parts.iter().map(|part| part.within.len()).sum()
     }
 
-    fn compose(mut self, fetched: &[Result<Bytes, Error>]) -> Result<Composed, Error> {
+    /// Appends the page to `bytes`; gives what of it is lost.
+    fn compose(
+        mut self,
+        fetched: &[Result<Bytes, Error>],
+        bytes: &mut Vec<u8>,
+    ) -> Result<Option<Damage>, Error> {
         if mutant::is(Mutant::FoldEdgeLost) && self.parts.len() > 1 {
             self.parts.pop();
         }
-        if self.parts.is_empty()
-            && let (Some(base), None) = (self.base, self.damage)
-            && let Ok(bytes) = &fetched[base]
-        {
-            return Ok(Composed { bytes: bytes.clone(), damage: None });
-        }
-        let mut page = vec![0; PAGE_LEN];
+        let start = bytes.len();
         let mut good = [0xff; SECTOR_MASK_BYTES];
-        if let Some(base) = self.base {
-            match &fetched[base] {
-                Ok(bytes) => {
-                    page.copy_from_slice(bytes);
-                    if let Some(damage) = self.damage {
-                        good = damage.good_sectors;
-                    }
+        match self.base.map(|base| &fetched[base]) {
+            Some(Ok(below)) => {
+                bytes.extend_from_slice(below);
+                if let Some(damage) = self.damage {
+                    good = damage.good_sectors;
                 }
-                Err(error) if is_loss(error) => good = [0; SECTOR_MASK_BYTES],
-                Err(error) => return Err(error.clone()),
+            }
+            Some(Err(error)) if !is_loss(error) => return Err(error.clone()),
+            below => {
+                bytes.resize(start + PAGE_LEN, 0);
+                if below.is_some() {
+                    good = [0; SECTOR_MASK_BYTES];
+                }
             }
         }
+        let page = &mut bytes[start..];
         for part in self.parts {
             let length = part.within.len();
             let is_good = match part.bytes {
@@ -263,7 +259,7 @@ impl PagePlan {
         }
         let damage =
             (good != [0xff; SECTOR_MASK_BYTES]).then_some(Damage { page: self.page, good_sectors: good });
-        Ok(Composed { bytes: Bytes::from(page), damage })
+        Ok(damage)
     }
 }
 

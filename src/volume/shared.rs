@@ -161,6 +161,8 @@ pub(super) struct Shared {
     pub(super) tasks: Tasks,
     /// Moving average of how long a record's PUT takes.
     pub(super) put_latency: Mutex<Duration>,
+    /// Memory of the last record, for the next: what the system gives anew it clears first, page by page.
+    pub(super) record_memory: Mutex<Vec<u8>>,
     next_k: AtomicU64,
 }
 
@@ -191,6 +193,7 @@ impl Shared {
             fold_wake: Notify::new(),
             tasks: Tasks::new(),
             put_latency: Mutex::new(Duration::ZERO),
+            record_memory: Mutex::default(),
             next_k: AtomicU64::new(1),
         }
     }
@@ -229,18 +232,22 @@ impl Shared {
 
     /// Brings the gauges up to the state.
     pub(super) fn gauge(&self, state: &State) {
-        let count = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        let (journal_bytes, journal_records) = state.journal();
+        self.gauge_dirty(state);
+        self.metrics.commits_in_flight.set(count(state.in_flight.len() as u64));
+        self.metrics.journal_bytes.set(count(journal_bytes));
+        self.metrics.journal_records.set(count(journal_records));
+    }
+
+    /// Brings those gauges up to the state that a write changes.
+    pub(super) fn gauge_dirty(&self, state: &State) {
         let dirty = state.dirty_permits as u64 * BLOCK_BYTES;
         let on_their_way: u64 =
             state.in_flight.iter().map(|commit| commit.permits as u64 * BLOCK_BYTES).sum();
-        let (journal_bytes, journal_records) = state.journal();
         let oldest = state.in_flight.front().map(|commit| commit.dirty_since).or(state.dirty_since);
         self.metrics.dirty_bytes.set(count(dirty));
         self.metrics.uncommitted_bytes.set(count(dirty + on_their_way));
         self.metrics.uncommitted_since.set(oldest);
-        self.metrics.commits_in_flight.set(count(state.in_flight.len() as u64));
-        self.metrics.journal_bytes.set(count(journal_bytes));
-        self.metrics.journal_records.set(count(journal_records));
     }
 
     /// The error of a volume that stopped.
@@ -267,6 +274,11 @@ impl Shared {
         };
         if stopped && !mutant::is(Mutant::StopIsSuccess) { self.check_serving() } else { Ok(()) }
     }
+}
+
+/// As a gauge shows it.
+fn count(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use super::head::Checkpoint;
 use super::interval::{IntervalMap, gaps};
 use super::keys::{ObjectId, Slot};
 use super::layer::DirtyLayer;
-use super::piece::Piece;
+use super::piece::{Piece, RecordRef};
 use super::root::Root;
 use crate::mutant::{self, Mutant};
 
@@ -66,6 +66,8 @@ pub enum Stage {
 pub struct Sent {
     /// Its changes.
     pub pieces: IntervalMap<Piece>,
+    /// The record, where it has data that is read from it.
+    pub record: Option<Arc<RecordRef>>,
     /// Bytes of the record.
     pub bytes: u64,
     /// The record's slot and checksum.

@@ -1,10 +1,15 @@
 //! Finding what earlier epochs left behind: folded records, and objects that were never published.
 //!
-//! Looks at names of older epochs only: what our own epoch makes is never an orphan. Invariant: an object is queued
-//! for deletion only if no kept root, no record after the checkpoint and no head names it.
+//! Looks at names of older epochs only: what our own epoch makes is never an orphan. What is found is deleted as the look
+//! goes on, as is all else that is due, so that gateways that live shortly get further than the one before. Invariant: an
+//! object is queued for deletion only if no kept root, no record after the checkpoint and no head names it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
+use uuid::Uuid;
+
+use super::codec::{DecodeError, invalid};
 use super::collect::{Collector, Garbage};
 use super::error::{Error, OpenError};
 use super::fold::names_chunk;
@@ -13,99 +18,188 @@ use super::keys::{ObjectId, Parsed, Slot};
 use super::open::read_head;
 use super::record::{Change, Record, RecordKind};
 use super::root::Root;
+use super::store_exact::{CheckedError, fetch_checked};
 use crate::mutant::{self, Mutant};
-use crate::store::{self, ByteRange};
+use crate::store::{self, ByteRange, Entry, Store};
 
-/// Names looked at before the garbage among them is queued.
-const WINDOW: usize = 10_000;
+/// Folded records read before what they leave behind is deleted.
+const WINDOW: usize = 128;
+/// Bytes from which on a record is not read whole, and that are read first for its table: that of a commit of 16 MiB
+/// in blocks of 4 KiB fits.
+const TABLE_BYTES: u64 = 128 << 10;
+
+/// Reads a record up to its data.
+async fn read_table(store: &dyn Store, volume: Uuid, entry: &Entry) -> Result<Vec<u8>, CheckedError> {
+    let get = async |range: Range<u64>| {
+        let range = ByteRange::Bounded { offset: range.start, length: range.end - range.start };
+        store.get(&entry.key, range).await.map(|object| object.body).map_err(CheckedError::Store)
+    };
+    let mut table = get(0..TABLE_BYTES).await?.to_vec();
+    let end = Record::table_bytes(volume, &table, entry.size_bytes).map_err(CheckedError::Damaged)?;
+    if end > TABLE_BYTES {
+        table.extend_from_slice(&get(TABLE_BYTES..end).await?);
+    }
+    table.truncate(usize::try_from(end).expect("a record fits into memory"));
+    Ok(table)
+}
+
+/// A record names chunk objects of its own epoch alone, which is over: one that seems to name another's is not to be
+/// trusted with what it tells to delete.
+fn own_chunks_only(record: Record) -> Result<Record, DecodeError> {
+    let epoch = record.slot.epoch;
+    let is_foreign = |change: &Change| matches!(change, Change::Chunk { id, .. } if id.epoch != epoch);
+    match record.changes.iter().any(is_foreign) {
+        false => Ok(record),
+        true => Err(invalid("chunk", format!("is not of epoch {epoch}"))),
+    }
+}
+
+/// What must stay of older epochs' objects.
+struct Needed {
+    /// Chunk objects that records after the checkpoint named when the look began: those that a checkpoint took over since
+    /// are named by its root too.
+    by_journal: BTreeSet<(ChunkIndex, ObjectId)>,
+    /// Roots that are kept.
+    roots: BTreeMap<ObjectId, Root>,
+    /// Root tables.
+    tables: BTreeSet<ObjectId>,
+}
 
 impl Collector {
     /// Queues folded records that stand still, replaced root tables, and where the volume is unswept also all other
     /// objects that nothing names.
     pub(super) async fn queue_leftovers(&self, unswept: bool) -> Result<(), Error> {
         let shared = &self.shared;
-        // What records after the checkpoint name must stay: taken before the roots, since a
-        // checkpoint moves it there.
-        let named: BTreeSet<(ChunkIndex, ObjectId)> = {
+        // Taken before the roots, since a checkpoint moves it there.
+        let by_journal: BTreeSet<(ChunkIndex, ObjectId)> = {
             let state = shared.state.lock();
             let folding = state.folding.iter().flat_map(|folding| folding.chunks.iter());
             state.committed.chunks.iter().chain(folding).copied().collect()
         };
-        let named = if mutant::is(Mutant::JournalForgotten) { BTreeSet::new() } else { named };
+        let by_journal = if mutant::is(Mutant::JournalForgotten) { BTreeSet::new() } else { by_journal };
         let (head, _) = match read_head(&shared.env, shared.keys).await {
             Ok(found) => found,
             Err(OpenError::Store(error)) => return Err(Error::Store(error)),
             Err(error) => return Err(Error::Damaged { key: shared.keys.head(), why: error.to_string() }),
         };
-        let mut roots = Vec::new();
-        for kept in self.trash.kept() {
-            roots.extend(self.root(kept.root).await?);
-        }
-        self.queue_folded_records(head.checkpoint.slot, &roots, &named).await?;
         let tables = BTreeSet::from([head.root_table, self.trash.table_id()]);
-        self.sweep(&shared.keys.roots(), &roots, &named, &tables).await?;
+        let mut needed = Needed { by_journal, roots: BTreeMap::new(), tables };
+        self.renew(&mut needed).await?;
+        self.queue_folded_records(head.checkpoint.slot, &mut needed).await?;
+        self.sweep(&shared.keys.roots(), &mut needed).await?;
         if unswept {
-            self.sweep(&shared.keys.chunks(), &roots, &named, &tables).await?;
-            self.sweep(&shared.keys.map_pages(), &roots, &named, &tables).await?;
+            self.sweep(&shared.keys.chunks(), &mut needed).await?;
+            self.sweep(&shared.keys.map_pages(), &mut needed).await?;
         }
         Ok(())
     }
 
-    async fn queue_folded_records(
-        &self,
-        checkpoint: Slot,
-        roots: &[Root],
-        named: &BTreeSet<(ChunkIndex, ObjectId)>,
-    ) -> Result<(), Error> {
+    /// Deletes what is due, and brings the roots up to date: of one that is gone, nobody can say any more what it shares
+    /// with those that took its place.
+    async fn give_way(&self, needed: &mut Needed) -> Result<(), Error> {
+        self.delete_due().await?;
+        self.renew(needed).await
+    }
+
+    async fn renew(&self, needed: &mut Needed) -> Result<(), Error> {
+        let kept: BTreeSet<ObjectId> = self.trash.kept().iter().map(|kept| kept.root).collect();
+        needed.roots.retain(|id, _| kept.contains(id));
+        for id in kept {
+            if !needed.roots.contains_key(&id)
+                && let Some(root) = self.root(id).await?
+            {
+                needed.roots.insert(id, root);
+            }
+        }
+        Ok(())
+    }
+
+    async fn queue_folded_records(&self, checkpoint: Slot, needed: &mut Needed) -> Result<(), Error> {
         let shared = &self.shared;
         let mut after = None;
         loop {
             let listing = shared.env.store.list(&shared.keys.journal(), after.as_deref()).await?;
-            let mut garbage = Vec::new();
-            for entry in &listing.entries {
-                let Some(Parsed::Record(slot)) = shared.keys.parse(&entry.key) else { continue };
-                // Only logs of older epochs: our own records are known.
-                if slot > checkpoint || slot.epoch >= shared.epoch {
-                    break;
-                }
-                let body = match shared.env.store.get(&entry.key, ByteRange::Full).await {
-                    Ok(object) => object.body,
-                    Err(store::Error::NotFound { .. }) => continue,
-                    Err(error) => return Err(Error::Store(error)),
-                };
-                let Ok((record, _)) = Record::decode(shared.keys.volume(), slot, &body) else {
-                    tracing::warn!(key = %entry.key, "a folded record cannot be read, left alone");
-                    continue;
-                };
-                if record.kind == RecordKind::Seal && !mutant::is(Mutant::SealsDeleted) {
-                    continue;
-                }
-                for change in &record.changes {
-                    if let Change::Chunk { index, id, stored } = change
-                        && !stored.is_empty()
-                        && !named.contains(&(*index, *id))
-                        && !self.is_named(roots, *index, *id).await?
-                    {
-                        garbage.push(shared.keys.chunk(*index, *id));
+            for window in listing.entries.chunks(WINDOW) {
+                let mut garbage = Vec::new();
+                for entry in window {
+                    // Only logs of older epochs: our own records are known.
+                    match shared.keys.parse(&entry.key) {
+                        Some(Parsed::Record(slot)) if slot <= checkpoint && slot.epoch < shared.epoch => {
+                            garbage.extend(self.left_by(slot, entry, needed).await?);
+                        }
+                        _ => {}
                     }
                 }
-                garbage.push(entry.key.clone());
+                self.trash.add(shared, Garbage::Objects(garbage));
+                self.give_way(needed).await?;
             }
-            let done = listing
-                .entries
-                .last()
-                .filter(|_| listing.more)
-                .filter(|last| !matches!(shared.keys.parse(&last.key), Some(Parsed::Record(slot)) if slot > checkpoint));
-            self.trash.add(shared, Garbage::Objects(garbage));
-            match done {
-                Some(last) => after = Some(last.key.clone()),
-                None => return Ok(()),
+            let last = listing.entries.last().filter(|_| listing.more);
+            let is_over =
+                |key: &str| matches!(shared.keys.parse(key), Some(Parsed::Record(slot)) if slot > checkpoint);
+            match last {
+                Some(last) if !is_over(&last.key) => after = Some(last.key.clone()),
+                _ => return Ok(()),
             }
         }
     }
 
-    async fn is_named(&self, roots: &[Root], index: ChunkIndex, id: ObjectId) -> Result<bool, Error> {
-        for root in roots {
+    /// What can go with a folded record: the chunk objects that nothing else names, then the record.
+    async fn left_by(&self, slot: Slot, entry: &Entry, needed: &Needed) -> Result<Vec<String>, Error> {
+        let record = match self.folded_record(slot, entry).await {
+            Ok(record) => record,
+            Err(CheckedError::Store(store::Error::NotFound { .. })) => return Ok(Vec::new()),
+            Err(CheckedError::Store(error)) => return Err(Error::Store(error)),
+            Err(CheckedError::Damaged(error)) => {
+                tracing::warn!(key = %entry.key, "a folded record cannot be read, left alone: {error}");
+                return Ok(Vec::new());
+            }
+        };
+        if record.kind == RecordKind::Seal && !mutant::is(Mutant::SealsDeleted) {
+            return Ok(Vec::new());
+        }
+        let mut garbage = Vec::new();
+        for change in &record.changes {
+            if let Change::Chunk { index, id, stored } = change
+                && !stored.is_empty()
+                && !self.is_needed(needed, *index, *id).await?
+            {
+                garbage.push(self.shared.keys.chunk(*index, *id));
+            }
+        }
+        garbage.push(entry.key.clone());
+        Ok(garbage)
+    }
+
+    /// A folded record. Of a large one only the table is read: what it tells to delete is asked about before.
+    async fn folded_record(&self, slot: Slot, entry: &Entry) -> Result<Record, CheckedError> {
+        let (store, volume) = (self.shared.env.store.as_ref(), self.shared.keys.volume());
+        if entry.size_bytes <= TABLE_BYTES {
+            let decode = |body: &[u8]| Record::decode(volume, slot, body).map(|(record, _)| record);
+            return fetch_checked(store, &entry.key, decode).await.map(|(record, _)| record);
+        }
+        // Nothing but another reading stands for a table without its data.
+        let mut last = read_table(store, volume, entry).await;
+        loop {
+            let next = read_table(store, volume, entry).await;
+            match (last, next) {
+                (Ok(last), Ok(next)) if last == next => {
+                    let record =
+                        Record::decode_unverified(volume, slot, &next).map_err(CheckedError::Damaged)?;
+                    return own_chunks_only(record).map_err(CheckedError::Damaged);
+                }
+                (Err(CheckedError::Damaged(_)), Err(error)) | (_, Err(error @ CheckedError::Store(_))) => {
+                    return Err(error);
+                }
+                (_, next) => last = next,
+            }
+        }
+    }
+
+    async fn is_needed(&self, needed: &Needed, index: ChunkIndex, id: ObjectId) -> Result<bool, Error> {
+        if needed.by_journal.contains(&(index, id)) {
+            return Ok(true);
+        }
+        for root in needed.roots.values() {
             match names_chunk(&self.shared, root, index, id).await {
                 Ok(true) => return Ok(true),
                 Ok(false) => {}
@@ -123,43 +217,21 @@ impl Collector {
     }
 
     /// Queues objects under a prefix, of older epochs, that nothing names.
-    async fn sweep(
-        &self,
-        prefix: &str,
-        roots: &[Root],
-        named: &BTreeSet<(ChunkIndex, ObjectId)>,
-        tables: &BTreeSet<ObjectId>,
-    ) -> Result<(), Error> {
+    async fn sweep(&self, prefix: &str, needed: &mut Needed) -> Result<(), Error> {
         let shared = &self.shared;
-        let end = shared.epoch + u32::from(mutant::is(Mutant::OwnEpochSwept));
         let mut found = 0;
         let mut after = None;
         loop {
             let listing = shared.env.store.list(prefix, after.as_deref()).await?;
             let mut garbage = Vec::new();
             for entry in &listing.entries {
-                let is_garbage = match shared.keys.parse(&entry.key) {
-                    Some(Parsed::Chunk(index, id)) if id.epoch < end => {
-                        !named.contains(&(index, id)) && !self.is_named(roots, index, id).await?
-                    }
-                    Some(Parsed::MapPage(number, id)) if id.epoch < end => !roots.iter().any(|root| {
-                        root.map_pages.get(&number).is_some_and(|page| page.origin == 0 && page.id == id)
-                    }),
-                    Some(Parsed::Root(id)) if id.epoch < end => {
-                        !tables.contains(&id) && !roots.iter().any(|root| root.id == id)
-                    }
-                    _ => false,
-                };
-                if is_garbage {
+                if self.is_orphan(&entry.key, needed).await? {
                     garbage.push(entry.key.clone());
-                }
-                if garbage.len() == WINDOW {
-                    found += garbage.len();
-                    self.trash.add(shared, Garbage::Orphans(std::mem::take(&mut garbage)));
                 }
             }
             found += garbage.len();
             self.trash.add(shared, Garbage::Orphans(garbage));
+            self.give_way(needed).await?;
             match listing.entries.last() {
                 Some(last) if listing.more => after = Some(last.key.clone()),
                 _ => break,
@@ -169,5 +241,20 @@ impl Collector {
             tracing::info!(volume = %shared.keys.volume(), prefix, objects = found, "swept what earlier epochs left");
         }
         Ok(())
+    }
+
+    /// Whether an object is of an older epoch and nothing names it.
+    async fn is_orphan(&self, key: &str, needed: &Needed) -> Result<bool, Error> {
+        let end = self.shared.epoch + u32::from(mutant::is(Mutant::OwnEpochSwept));
+        Ok(match self.shared.keys.parse(key) {
+            Some(Parsed::Chunk(index, id)) if id.epoch < end => !self.is_needed(needed, index, id).await?,
+            Some(Parsed::MapPage(number, id)) if id.epoch < end => !needed.roots.values().any(|root| {
+                root.map_pages.get(&number).is_some_and(|page| page.origin == 0 && page.id == id)
+            }),
+            Some(Parsed::Root(id)) if id.epoch < end => {
+                !needed.tables.contains(&id) && !needed.roots.contains_key(&id)
+            }
+            _ => false,
+        })
     }
 }

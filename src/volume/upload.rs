@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::chunk::{ChunkWriter, frame_offset};
 use super::geometry::{PAGE_BYTES, PAGE_LEN};
-use super::piece::{ChunkMemory, ChunkRef, page_of_blocks};
+use super::piece::{ChunkMemory, ChunkRef, blocks_of_page};
 use super::shared::Shared;
 use crate::metrics::labels::ObjectKind;
 use crate::store::Condition;
@@ -51,7 +51,6 @@ impl Shared {
                 let bytes = Bytes::copy_from_slice(&object[start..start + PAGE_LEN]);
                 self.env.cache.insert(self.chunk_fetch(chunk, u64::from(page) * PAGE_BYTES).key, bytes).await;
             }
-            self.env.cache.settle().await;
         }
         *chunk.memory.lock() = ChunkMemory::Gone;
         chunk.uploaded.set(true);
@@ -61,10 +60,15 @@ impl Shared {
         let ChunkMemory::Blocks(blocks) = chunk.memory.lock().clone() else {
             unreachable!("only the upload takes the blocks");
         };
-        let mut writer =
-            ChunkWriter::new(self.keys.volume(), chunk.index, chunk.id, chunk.pages_per_chunk, chunk.stored);
+        let mut writer = ChunkWriter::new(
+            self.keys.volume(),
+            chunk.index,
+            chunk.id,
+            chunk.pages_per_chunk,
+            chunk.stored.len(),
+        );
         for page in chunk.stored.iter() {
-            writer.page(page, &page_of_blocks(&blocks, page));
+            writer.page_of(page, blocks_of_page(&blocks, page).iter().map(|block| &block[..]));
         }
         writer.finish()
     }

@@ -1,8 +1,10 @@
 //! Servers that break the protocol: the client breaks off, and nobody waits for ever.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use cairn::client::{Broken, Client, Error, Options};
-use cairn::protocol::negotiate_client::HandshakeError;
+use cairn::protocol::negotiate_client::{
+    ClientAction, ClientHandshake, ClientTls, Goal, HandshakeError, Wishes,
+};
 
 use crate::support::wire::*;
 
@@ -78,6 +80,17 @@ async fn replies_that_break_the_protocol_break_the_connection() {
             "overlap",
         ),
         (b"\x66\x8e\x33\xef\0\x01\0\x01\0\0\0\0\0\0\0\x01\xff\xff\xff\xff".to_vec(), "4 GiB"),
+        (
+            [&chunk(0, 1, 1, &data(0, b"01234567"))[..], &chunk(0, 1, 1, &data(0, b"01234567"))].concat(),
+            "twice",
+        ),
+        (chunk(1, 1, 1, &data(0, b"")), "data of no bytes"),
+        (chunk(1, 1, 1, b"\0\0\0\0"), "data without an offset"),
+        (chunk(1, 2, 1, b"\0\0\0\0\0\0\0\0\0\0\0\x08more"), "a hole with more"),
+        (chunk(1, 2, 1, b"\0\0\0\0\0\0\0\0\0\0\0\x09"), "a hole beyond the request"),
+        (chunk(1, 0x8001, 1, b"\0\0\0\0\0\0"), "an error that is none"),
+        (chunk(1, 0x8001, 1, b"\0\0\0\x05\0"), "an error that is cut"),
+        (chunk(1, 0x8002, 1, b"\0\0\0\x05\0\0\0\0"), "an offset that is cut"),
     ];
     for (answer, what) in broken {
         let (first, second) = answered(&answer).await;
@@ -192,4 +205,102 @@ async fn err_shutdown_ends_the_session_softly() {
     let options = options();
     let (client, ()) = tokio::join!(Client::connect_over(stream, "disk", &options), serve);
     assert!(matches!(client, Err(Error::Handshake(HandshakeError::Refused { .. }))), "{client:?}");
+}
+
+/// Chunks after the last belong to no request; the one that was answered keeps its answer.
+#[tokio::test]
+async fn a_chunk_after_the_last_breaks_the_connection() {
+    let whole = chunk(1, 1, 1, b"\0\0\0\0\0\0\0\x0001234567");
+    let (first, second) = answered(&[&whole[..], &chunk(1, 0, 1, b"")].concat()).await;
+    assert_eq!(first.unwrap(), &b"01234567"[..]);
+    assert!(matches!(second, Err(Error::Broken(Broken::Protocol(_)))), "{second:?}");
+}
+
+/// "Clients MUST ignore unrecognized flags" of replies, and "SHOULD ignore unknown flags" of the transmission.
+#[tokio::test]
+async fn unknown_flags_of_a_reply_must_be_ignored() {
+    let (first, _) = answered(&chunk(0xff01, 1, 1, b"\0\0\0\0\0\0\0\x0001234567")).await;
+    assert_eq!(first.unwrap(), &b"01234567"[..]);
+}
+
+/// "it MUST consider the current reply as errored, but MAY continue transmission": what came with it is not given.
+#[tokio::test]
+async fn content_beside_an_error_is_not_given() {
+    let content = chunk(0, 1, 1, b"\0\0\0\0\0\0\0\x0001234567");
+    let (first, _) = answered(&[&content[..], &chunk(1, 0x8001, 1, b"\0\0\0\x05\0\0")].concat()).await;
+    assert!(matches!(first, Err(Error::Command { .. })), "{first:?}");
+}
+
+/// A reply of the server to what a client needs for transmission, with something of it unusual.
+async fn goes_on(greeting: &[u8], client_flags: &[u8], info: &[u8]) -> Client {
+    let (mut server, stream) = pipe();
+    let options = Options { structured_replies: false, extended_headers: false, ..Options::default() };
+    let serve = async {
+        server.send(greeting).await;
+        server.expect(client_flags).await;
+        server.expect(option(GO, &info_request("disk", &[1, 2, 3]))).await;
+        server.send(reply(GO, REP_INFO, b"\xff\x99of no known kind")).await;
+        server.send(reply(GO, REP_INFO, info)).await;
+        server.send(reply(GO, REP_ACK, b"")).await;
+    };
+    let (client, ()) = tokio::join!(Client::connect_over(stream, "disk", &options), serve);
+    client.unwrap()
+}
+
+/// "The client SHOULD ignore any handshake flags it does not recognize"; NO_ZEROES "MUST NOT be set if the server did not
+/// set NBD_FLAG_NO_ZEROES"; and unknown transmission flags and information are ignored.
+#[tokio::test]
+async fn what_a_client_does_not_know_is_ignored_and_what_was_not_offered_not_taken() {
+    let info = b"\0\0\0\0\0\0\0\x10\0\0\xf0\x01";
+    for (greeting, flags) in [
+        (&b"NBDMAGICIHAVEOPT\xff\xff"[..], b"\0\0\0\x03"),
+        (&b"NBDMAGICIHAVEOPT\x00\x03"[..], b"\0\0\0\x03"),
+        (&b"NBDMAGICIHAVEOPT\x00\x01"[..], b"\0\0\0\x01"),
+    ] {
+        assert_eq!(goes_on(greeting, flags, info).await.size_bytes(), 1 << 20);
+    }
+}
+
+/// "The client MUST NOT issue NBD_OPT_STARTTLS unless the server set flag NBD_FLAG_FIXED_NEWSTYLE".
+#[tokio::test]
+async fn starttls_must_not_be_sent_without_fixed_newstyle() {
+    let (mut server, stream) = pipe();
+    let options = Options { tls: ClientTls::Required, ..options() };
+    let serve = async {
+        server.send(b"NBDMAGICIHAVEOPT\x00\x00").await;
+        server.expect(b"\0\0\0\0").await;
+        server.expect_closed().await;
+    };
+    let (client, ()) = tokio::join!(Client::connect_over(stream, "disk", &options), serve);
+    assert!(matches!(client, Err(Error::Handshake(HandshakeError::NoTls))), "{client:?}");
+}
+
+/// "that string [...] MUST be no longer than 4096 bytes", "MUST NOT contain NUL", and is UTF-8.
+#[tokio::test]
+async fn strings_that_are_none_are_a_violation() {
+    let named = |name: &[u8]| [&u32::try_from(name.len()).unwrap().to_be_bytes()[..], name].concat();
+    for entry in [
+        named(&[b'a'; 4097]),
+        named(b"nul\0"),
+        named(b"\xff\xfe"),
+        b"\0\0\0\x09too".to_vec(),
+        b"\0\0".to_vec(),
+    ] {
+        let mut machine = ClientHandshake::new(Wishes {
+            goal: Goal::List,
+            tls: ClientTls::Off,
+            structured_replies: false,
+            extended_headers: false,
+            contexts: Vec::new(),
+        });
+        let mut input = BytesMut::from(&[NEWSTYLE, &reply(LIST, REP_SERVER, &entry)].concat()[..]);
+        let listed = machine.poll(&mut input);
+        let protocol = matches!(listed, ClientAction::Fail(HandshakeError::Protocol(_)));
+        assert!(protocol, "{}: {listed:?}", entry.escape_ascii());
+    }
+    for context in [&[&b"\0\0\0\x07"[..], &[b'a'; 4097]].concat()[..], b"\0\0\0\x07nul\0", b"\0\0"] {
+        let selected = reply(SET_META_CONTEXT, REP_META_CONTEXT, context);
+        let error = greeted(NEWSTYLE, &[reply(STRUCTURED_REPLY, REP_ACK, b""), selected].concat()).await;
+        assert!(matches!(error, Error::Handshake(HandshakeError::Protocol(_))), "{error:?}");
+    }
 }

@@ -265,3 +265,55 @@ async fn bytes_that_are_no_request_end_the_connection() {
     wire.send(b"\x12\x56\x09\x53 the magic of before Linux 2.1.116").await;
     wire.expect_closed().await;
 }
+
+#[tokio::test]
+async fn what_follows_disc_is_not_read() {
+    let export = ScriptedExport::new(MemoryExport::new("disk", MIB), Script::Pass);
+    let mut wire = Harness::of(Arc::clone(&export) as _).simple().await;
+    let write = [&request(0, WRITE, 2, 0, 4)[..], b"data"].concat();
+    wire.send([request(0, DISC, 1, 0, 0), write, b"and no request at all".to_vec()].concat()).await;
+    wire.expect_closed().await;
+    assert_eq!(export.started(), 0);
+}
+
+/// "Clients SHOULD use a cookie that is distinct from all other currently pending transactions, but MAY reuse cookies that
+/// are no longer in flight": a server need not care.
+#[tokio::test]
+async fn cookies_may_be_used_again_even_in_flight() {
+    let mut wire = Harness::disk().simple().await;
+    for _ in 0..3 {
+        write(&mut wire, 7, 0, b"data").await;
+    }
+    wire.send([request(0, READ, 7, 0, 4), request(0, READ, 7, 0, 4)].concat()).await;
+    for _ in 0..2 {
+        wire.expect([&simple_reply(0, 7)[..], b"data"].concat()).await;
+    }
+}
+
+/// `NBD_FLAG_CAN_MULTI_CONN`: "the effects of NBD_CMD_FLUSH and NBD_CMD_FLAG_FUA MUST be visible across all connections".
+#[tokio::test]
+async fn what_was_answered_on_one_connection_is_flushed_and_seen_on_another() {
+    let export = ScriptedExport::new(MemoryExport::new("disk", MIB), Script::Pass);
+    let harness = Harness::of(Arc::clone(&export) as _);
+    let (mut one, mut other) = (harness.simple().await, harness.simple().await);
+    write(&mut one, 1, 512, b"data").await;
+    other.is_alive().await;
+    assert_eq!(export.durable.load(Ordering::SeqCst), 1);
+    other.send(request(0, READ, 2, 512, 4)).await;
+    other.expect([&simple_reply(0, 2)[..], b"data"].concat()).await;
+}
+
+#[tokio::test]
+async fn cache_is_answered_without_data() {
+    let mut wire = Harness::disk().simple().await;
+    wire.send(request(0, CACHE, 1, 512, 1024)).await;
+    wire.expect(simple_reply(0, 1)).await;
+    wire.is_alive().await;
+}
+
+#[tokio::test]
+async fn resize_was_never_part_of_the_specification_and_is_einval() {
+    let mut wire = Harness::disk().simple().await;
+    wire.fails(request(0, 8, 1, 1 << 21, 0), EINVAL).await;
+    wire.is_alive().await;
+}

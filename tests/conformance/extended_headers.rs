@@ -110,3 +110,13 @@ async fn a_compact_request_is_a_violation() {
     wire.send([&request(0, FLUSH, 1, 0, 0)[..], &[0; 4]].concat()).await;
     wire.expect_closed().await;
 }
+
+#[tokio::test]
+async fn an_error_has_the_offset_of_its_request_and_an_error_chunk() {
+    let mut wire = large_disk().extended().await;
+    wire.send(extended_request(0x8000, READ, 3, 4096, 512)).await;
+    wire.expect(b"\x6e\x8a\x27\x8c\x00\x01\x80\x01\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\x10\0").await;
+    let length = u64::from_be_bytes(wire.read(8).await.try_into().unwrap());
+    let payload = wire.read(usize::try_from(length).unwrap()).await;
+    assert_eq!(payload[..4], EINVAL.to_be_bytes());
+}

@@ -171,3 +171,37 @@ async fn block_status_of_no_bytes_is_einval_and_no_disconnect() {
     wire.fails(request(0, BLOCK_STATUS, 1, 0, 0), EINVAL).await;
     wire.is_alive().await;
 }
+
+/// LIST_META_CONTEXT asks; it is SET_META_CONTEXT that selects.
+#[tokio::test]
+async fn listing_contexts_selects_none_and_takes_none_back() {
+    let harness = Harness::disk();
+    let mut wire = structured_options(&harness).await;
+    wire.replies_to(LIST_META_CONTEXT, &meta_context("disk", &["base:allocation"])).await;
+    wire.go("disk").await;
+    wire.fails(request(0, BLOCK_STATUS, 1, 0, 512), EINVAL).await;
+
+    let mut wire = structured_options(&harness).await;
+    wire.replies_to(SET_META_CONTEXT, &meta_context("disk", &["base:allocation"])).await;
+    assert_eq!(wire.replies_to(LIST_META_CONTEXT, &meta_context("disk", &["x-none:"])).await, []);
+    wire.go("disk").await;
+    wire.send(request(0, BLOCK_STATUS, 1, 0, 512)).await;
+    wire.expect(chunk(1, 5, 1, &status(&[(512, 3)]))).await;
+}
+
+#[tokio::test]
+async fn ids_of_listed_contexts_are_zero() {
+    let harness = Harness::disk();
+    let mut wire = structured_options(&harness).await;
+    let listed = wire.replies_to(LIST_META_CONTEXT, &meta_context("disk", &[])).await;
+    assert_eq!(listed[0].data, b"\0\0\0\0base:allocation");
+}
+
+/// A context that is asked for twice, or by several queries, is one.
+#[tokio::test]
+async fn a_context_that_is_asked_for_twice_is_selected_once() {
+    let harness = Harness::disk();
+    let mut wire = structured_options(&harness).await;
+    let twice = meta_context("disk", &["base:allocation", "x-other:", "base:allocation"]);
+    assert_eq!(wire.replies_to(SET_META_CONTEXT, &twice).await.len(), 1);
+}

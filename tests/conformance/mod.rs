@@ -5,10 +5,12 @@
 mod commands;
 mod extended_headers;
 mod greeting;
+mod index;
 mod leavers;
 mod limits;
 mod metadata;
 mod options;
 mod shutdown;
+mod stalled;
 mod structured_replies;
 mod tls;

@@ -223,3 +223,65 @@ async fn export_name_after_extended_headers_is_a_violation() {
     wire.send(option(EXPORT_NAME, b"disk")).await;
     wire.expect_closed().await;
 }
+
+/// "The client MUST NOT send any option until it has received a final reply to any option it has sent." One that does is
+/// answered in order.
+#[tokio::test]
+async fn options_that_come_all_at_once_are_answered_one_after_the_other() {
+    let mut wire = Harness::disk().options().await;
+    let options = [
+        option(77, b"data"),
+        option(STRUCTURED_REPLY, b""),
+        option(LIST, b""),
+        option(INFO, &info_request("nothing", &[])),
+        option(ABORT, b""),
+        option(LIST, b""),
+    ];
+    wire.send(options.concat()).await;
+    wire.expect_reply(77, REP_ERR_UNSUP).await;
+    wire.expect_reply(STRUCTURED_REPLY, REP_ACK).await;
+    wire.expect_reply(LIST, REP_SERVER).await;
+    wire.expect_reply(LIST, REP_ACK).await;
+    wire.expect_reply(INFO, REP_ERR_UNKNOWN).await;
+    wire.expect_reply(ABORT, REP_ACK).await;
+    wire.expect_closed().await;
+}
+
+/// A request may follow GO in the same packet: what was read of it with the option is not lost.
+#[tokio::test]
+async fn a_request_that_comes_with_go_is_answered() {
+    let mut wire = Harness::disk().options().await;
+    wire.send([option(GO, &info_request("disk", &[])), request(0, READ, 9, 0, 2)].concat()).await;
+    while wire.option_reply().await.reply != REP_ACK {}
+    wire.expect([&simple_reply(0, 9)[..], b"\0\0"].concat()).await;
+}
+
+#[tokio::test]
+async fn an_information_request_that_is_repeated_is_answered_once() {
+    let mut wire = Harness::disk().options().await;
+    let replies = wire.replies_to(INFO, &info_request("disk", &[1, 1, 3, 3, 1, 0, 0])).await;
+    let of = |kind: u16| data_of(&replies).iter().filter(|data| data[..2] == kind.to_be_bytes()).count();
+    assert_eq!([of(0), of(1), of(3)], [1, 1, 1]);
+}
+
+#[tokio::test]
+async fn structured_replies_may_be_asked_for_twice() {
+    let mut wire = Harness::disk().options().await;
+    wire.haggle(STRUCTURED_REPLY, b"", REP_ACK).await;
+    wire.haggle(STRUCTURED_REPLY, b"", REP_ACK).await;
+    wire.haggle(EXTENDED_HEADERS, b"", REP_ACK).await;
+    wire.haggle(EXTENDED_HEADERS, b"", REP_ACK).await;
+    wire.go("disk").await;
+    wire.send(extended_request(0, FLUSH, 1, 0, 0)).await;
+    wire.expect(extended_chunk(1, 0, 1, 0, b"")).await;
+}
+
+/// "The server MUST NOT set flags for features it does not support"; that it has block status is told by the contexts.
+#[tokio::test]
+async fn has_flags_must_always_be_set() {
+    let mut wire = two_disks().options().await;
+    for name in ["disk", "plain"] {
+        let replies = wire.replies_to(INFO, &info_request(name, &[])).await;
+        assert_eq!(replies[0].data[11] & 1, 1, "{name}");
+    }
+}

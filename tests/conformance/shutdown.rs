@@ -143,3 +143,18 @@ async fn for_a_successor_commands_in_flight_are_answered_and_new_ones_left_unrea
     assert_eq!(drained, Drained::Answered);
     assert_eq!(export.started(), 1);
 }
+
+/// The export can be closed, and opened by the successor, while the client takes its time.
+#[tokio::test]
+async fn a_hang_up_does_not_wait_for_the_client_to_close_but_the_end_does() {
+    let harness = Harness::disk();
+    let mut wire = harness.simple().await;
+    wire.is_alive().await;
+    assert_eq!(harness.server.hang_up().await, Drained::Answered);
+    let closed = harness.server.closed();
+    tokio::pin!(closed);
+    assert!(futures::poll!(closed.as_mut()).is_pending(), "the client has not closed");
+    wire.expect_closed().await;
+    drop(wire);
+    closed.await;
+}

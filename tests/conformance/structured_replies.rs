@@ -113,3 +113,14 @@ async fn an_unfragmented_read_of_65536_bytes_must_be_supported() {
     let bytes = [vec![0; 4096], vec![b'd'; 4096], vec![0; 57_344]].concat();
     wire.expect(chunk(DONE, OFFSET_DATA, 2, &data(0, &bytes))).await;
 }
+
+/// "an error occurred at a given offset, which MUST lie within the original offset and length of the request".
+#[tokio::test]
+async fn the_offset_of_an_error_must_lie_within_the_request() {
+    for at in [0, 511, 1024, u64::MAX] {
+        let export = ScriptedExport::new(MemoryExport::new("disk", 1 << 20), Script::FailAt(Error::Io, at));
+        let mut wire = Harness::of(export).structured().await;
+        wire.send(request(0, READ, 2, 512, 512)).await;
+        wire.expect(chunk(DONE, 0x8001, 2, b"\x00\x00\x00\x05\x00\x0bas scripted")).await;
+    }
+}

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use cairn::server::{Greeting, Options, Tls, TlsError, TlsOptions};
 use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{self, ClientConfig};
 
 use crate::support::certificates::{Authority, Pair};
 use crate::support::memory_export::{MemoryExport, MemoryExports};
@@ -257,4 +257,45 @@ async fn certificates_that_are_replaced_hold_for_connections_that_come_after() {
     let mut distrusting = harness.options().await;
     distrusting.haggle(STARTTLS, b"", REP_ACK).await;
     assert!(handshake(distrusting, old.client_config(None)).await.is_err());
+}
+
+/// "NBD implementations supporting TLS MUST support TLS version 1.2, SHOULD support any later versions."
+#[tokio::test]
+async fn tls_1_2_must_be_supported_and_1_3_is() {
+    let authority = Authority::new();
+    let harness = harness(&authority.tls(true));
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let config = authority.client_config_of(&[version], None);
+        let mut wire = start_tls(harness.options().await, config).await;
+        wire.go("disk").await;
+        wire.is_alive().await;
+    }
+}
+
+/// "The server MUST operate in NOTLS mode unless [...] the client replied with NBD_FLAG_C_FIXED_NEWSTYLE"; STARTTLS is not
+/// known to such a client's newstyle.
+#[tokio::test]
+async fn a_client_without_fixed_newstyle_cannot_start_tls() {
+    let authority = Authority::new();
+    for required in [false, true] {
+        let mut wire = harness(&authority.tls(required)).connect();
+        wire.greet(0).await;
+        wire.send(option(STARTTLS, b"")).await;
+        wire.expect_closed().await;
+    }
+}
+
+/// A TLS handshake counts as the client's part of the negotiation, however it is drawn out.
+#[tokio::test(start_paused = true)]
+async fn a_tls_handshake_that_does_not_go_on_is_closed_at_the_handshake_timeout() {
+    let authority = Authority::new();
+    let harness = harness(&authority.tls(true));
+    let mut wire = harness.options().await;
+    assert_eq!(wire.haggle(STARTTLS, b"", REP_ACK).await, b"");
+    // A record of a ClientHello, of which little comes.
+    wire.send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03").await;
+    let begun = tokio::time::Instant::now();
+    assert!(wire.is_dropped().await);
+    assert!(begun.elapsed() <= Options::default().handshake_timeout);
+    harness.tasks.join().await;
 }

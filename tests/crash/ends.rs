@@ -2,8 +2,8 @@
 
 use rustix::process::Signal;
 
-use super::load::{Ledger, Load};
 use crate::support::cairn::{Gateway, Setup, Store};
+use crate::support::load::{Ledger, Load};
 use crate::support::proxy::Proxy;
 
 /// What strikes.

@@ -5,7 +5,6 @@
 //! `CAIRN_CRASH_ROUNDS` asks for more rounds than a run of all tests has time for, `CAIRN_CRASH_SEED` for others.
 
 mod ends;
-mod load;
 mod outage;
 mod rounds;
 mod trap;

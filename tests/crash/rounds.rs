@@ -9,12 +9,12 @@ use rand::{Rng, SeedableRng};
 use tokio::sync::watch;
 
 use super::ends::{CRASHES, End, Serving, TAKEOVERS, end};
-use super::load::{Ledger, Load};
 use super::trap::{PLACES, Trap};
 use crate::checker::cells::{CELL_LEN, Id, Layout, identify};
 use crate::checker::history::History;
 use crate::checker::prefix;
 use crate::support::cairn::{Gateway, Setup, Store};
+use crate::support::load::{Ledger, Load};
 use crate::support::process::{command, run};
 
 const SIZE: u64 = 16 << 20;

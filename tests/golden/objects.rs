@@ -125,8 +125,8 @@ impl Object {
                 MapPage::new(*page, *geometry, origins.clone(), entries).encode(volume, *id)
             }
             Self::Chunk { index, id, pages_per_chunk, pages } => {
-                let stored = page_set(pages.keys().copied());
-                let mut to = ChunkWriter::new(volume, *index, *id, *pages_per_chunk, stored);
+                let count = u32::try_from(pages.len()).unwrap();
+                let mut to = ChunkWriter::new(volume, *index, *id, *pages_per_chunk, count);
                 for (page, payload) in pages {
                     to.page(*page, payload);
                 }

@@ -11,6 +11,7 @@ mod memory;
 mod real_input;
 mod sigterm;
 mod sparse;
+mod stalled;
 mod storm;
 mod takeover;
 mod tls;

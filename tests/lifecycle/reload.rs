@@ -4,7 +4,7 @@ use rustix::process::Signal;
 
 use crate::support::cairn::{Gateway, Setup, Store};
 use crate::support::files::noise;
-use crate::support::process::{command, finish, run};
+use crate::support::process::{command, finish, free_port, run};
 
 /// Signals, and waits for a line with these words that was not there before.
 async fn reloads(gateway: &mut Gateway, words: &str) {
@@ -29,9 +29,10 @@ async fn a_reload_takes_what_it_can_and_names_the_rest() {
         "[volumes]\ncreate = [\"a=64MiB\", \"b=32MiB\"]\n[log]\nlevel = \"debug\"\n\
          [cache]\ndirty = \"8MiB\"\nclean = \"32MiB\"\n[lease]\nttl = \"20s\"\n",
     );
-    reloads(&mut gateway, "settings read again: cache.dirty, log.level, volumes.create changed").await;
+    reloads(&mut gateway, "settings read again: cache.clean, cache.dirty, log.level, volumes.create changed")
+        .await;
     let output = gateway.process.output();
-    assert!(output.contains("cache.clean, lease.ttl changed, which takes a restart"), "{output}");
+    assert!(output.contains("lease.ttl changed, which takes a restart"), "{output}");
     assert_eq!(size(&gateway, "b").await.as_deref(), Some("33554432"));
     assert_eq!(size(&gateway, "").await, None, "of two volumes none is the default");
     gateway.process.wait_for("debug is logged", |line| line.contains("DEBUG").then_some(())).await;
@@ -48,6 +49,97 @@ async fn a_reload_takes_what_it_can_and_names_the_rest() {
     write("[volumes]\ncreate = [\"b=32MiB\"]\n");
     reloads(&mut gateway, "settings read again").await;
     assert_eq!(size(&gateway, "").await.as_deref(), Some("33554432"), "one is left");
+}
+
+/// A volume that cannot be opened does not keep the rest from changing, and is tried again.
+#[tokio::test]
+async fn a_volume_that_cannot_be_opened_is_named_and_tried_again() {
+    let store = Store::directory();
+    let files = tempfile::tempdir().expect("a directory for the settings");
+    let path = files.path().join("cairn.toml");
+    let write = |text: &str| std::fs::write(&path, text).expect("the settings can be written");
+    write("[volumes]\ncreate = [\"a=64MiB\"]\n");
+    let admin = format!("127.0.0.1:{}", free_port());
+    let setup = Setup::new(&store).tcp().config(&path).env("CAIRN_ADMIN__LISTEN", &admin);
+    let mut gateway = setup.start().await;
+    let health = async || finish(&mut store.cairn(["health", &format!("http://{admin}/health/ready")])).await;
+    assert!(health().await.status.success());
+    write("[volumes]\ncreate = [\"a=64MiB\"]\nopen = [\"later\"]\n[cache]\ndirty = \"8MiB\"\n");
+    reloads(&mut gateway, "settings read again: cache.dirty, volumes.open changed").await;
+    gateway
+        .process
+        .wait_for("the volume is named", |line| {
+            (line.contains("not every configured volume is open") && line.contains("later")).then_some(())
+        })
+        .await;
+    let unready = health().await;
+    assert!(!unready.status.success() && unready.stderr.contains("later"), "{unready:?}");
+    run(&mut store.cairn(["volume", "create", "later", "32MiB", "--store", &store.url()])).await;
+    reloads(&mut gateway, "settings read again: none of those that can change has").await;
+    assert_eq!(size(&gateway, "later").await.as_deref(), Some("33554432"));
+    assert!(health().await.status.success());
+}
+
+/// A secret that is changed in its file is the new one after a reload, and the old one is none.
+#[tokio::test]
+async fn a_new_token_takes_the_place_of_the_old_one() {
+    let store = Store::directory();
+    let files = tempfile::tempdir().expect("a directory for the token");
+    let path = files.path().join("token");
+    let write = |token: &str| std::fs::write(&path, token).expect("the token can be written");
+    write("the-first-of-two-tokens\n");
+    let admin = format!("127.0.0.1:{}", free_port());
+    let setup = Setup::new(&store).create("a", "64MiB").tcp().env("CAIRN_ADMIN__LISTEN", &admin);
+    let mut gateway = setup.env("CAIRN_ADMIN__TOKEN_FILE", &path.display().to_string()).start().await;
+    let ask = async |token: &str| {
+        let mut curl = command(["curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}"]);
+        curl.args(["-H", &format!("Authorization: Bearer {token}")]);
+        run(curl.arg(format!("http://{admin}/api/v1/volumes"))).await
+    };
+    assert_eq!(ask("the-first-of-two-tokens").await, "200");
+    write("the-second-of-two-tokens\n");
+    assert_eq!(ask("the-second-of-two-tokens").await, "401");
+    reloads(&mut gateway, "settings read again").await;
+    assert_eq!(ask("the-second-of-two-tokens").await, "200");
+    assert_eq!(ask("the-first-of-two-tokens").await, "401");
+    write("short\n");
+    reloads(&mut gateway, "the settings stay as they are").await;
+    assert_eq!(ask("the-second-of-two-tokens").await, "200");
+}
+
+/// Memory that the process has, in MiB.
+fn resident_mib(gateway: &Gateway) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", gateway.process.id()));
+    let status = status.expect("a running process has a status");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("the kernel reports it");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number of KiB") / 1024
+}
+
+#[tokio::test]
+async fn a_smaller_cache_gives_its_memory_back() {
+    let store = Store::directory();
+    let files = tempfile::tempdir().expect("a directory for the settings");
+    let path = files.path().join("cairn.toml");
+    let write = |clean: &str| {
+        let text = format!("[volumes]\ncreate = [\"a=1GiB\"]\n[cache]\nclean = \"{clean}\"\n");
+        std::fs::write(&path, text).expect("the settings can be written");
+    };
+    write("256MiB");
+    let mut gateway = Setup::new(&store).tcp().config(&path).start().await;
+    let image = files.path().join("image");
+    std::fs::write(&image, noise(1, 192 << 20)).expect("an image can be written");
+    run(command(["nbdcopy", "--flush"]).arg(&image).arg(gateway.uri("a"))).await;
+    let full = resident_mib(&gateway);
+    assert!(full > 192, "the cache is full of what was written: {full} MiB");
+    write("16MiB");
+    reloads(&mut gateway, "settings read again: cache.clean changed").await;
+    let small = resident_mib(&gateway);
+    println!("{full} MiB resident with 192 MiB cached, {small} MiB with a bound of 16 MiB");
+    assert!(small < full - 128, "{small} MiB of {full} MiB stay");
+    let copy = files.path().join("copy");
+    run(command(["nbdcopy"]).arg(gateway.uri("a")).arg(&copy)).await;
+    let read = std::fs::read(&copy).expect("a copy was made");
+    assert!(read.starts_with(&std::fs::read(&image).expect("the image")), "all of it is there");
 }
 
 /// The size of an export in bytes, if it is there.

@@ -74,6 +74,7 @@ has vm 'value: "unix:/run/cairn/nbd.sock"'
 has defaults 'readOnlyRootFilesystem: true'
 has two-gateways 'value: "x=1GiB,w=2TiB"'
 has two-gateways 'value: "z=4096"'
+has defaults 'CAIRN_SERVER__FAREWELL: hang-up'
 has role 'eks.amazonaws.com/role-arn: arn:aws:iam::1:role/x'
 has secret 'name: mine'
 has secret 'value: /run/secrets/cairn/token'
@@ -114,6 +115,8 @@ refused accessKeyId --set store.secretAccessKey=b
 refused CAIRN_STORE__URL --set settings.CAIRN_STORE__URL=s3://x
 refused CAIRN_PORT --set settings.CAIRN_PORT=1
 refused closeSeconds --set drain.closeSeconds=0
+refused farewell --set drain.farewell=wave
+refused CAIRN_SERVER__FAREWELL --set settings.CAIRN_SERVER__FAREWELL=refuse
 refused replicas --set replicas=3
 refused pullPolicy --set image.pullPolicy=Sometimes
 refused kubeVersion --kube-version 1.28.0

@@ -3,4 +3,5 @@
 mod admin;
 mod browser;
 mod client;
+mod hostile;
 mod queries;

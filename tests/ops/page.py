@@ -36,7 +36,7 @@ with sync_playwright() as driver:
         expect(page.locator("#summary")).to_contain_text("1 volume")
         expect(article.locator("[data-of=clients]")).to_have_text("1")
         expect(page.locator("#connections td").last).to_have_text(volume)
-        expect(article.locator(".stored-total")).to_contain_text("stored")
+        expect(article.locator(".stored-total")).to_contain_text("16.0 MiB stored, 16.0 MiB of that cached")
         # The second look has rates.
         expect(article.locator("[data-of=read]")).to_contain_text("a second")
         drawn = article.locator("canvas").evaluate(DRAWN)

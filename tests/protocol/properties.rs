@@ -177,6 +177,45 @@ proptest! {
         prop_assert_eq!(Chunk::decode(chunk.reply_type(), wire), Ok(chunk));
     }
 
+    /// Also of those that the specification does not name.
+    #[test]
+    fn every_value_of_a_code_or_of_flags_is_kept(
+        value in prop_oneof![0_u32..200, 0x8000_0000_u32..0x8000_0010, any::<u32>()],
+        short in prop_oneof![0_u16..20, 0x8000_u16..0x8010, any::<u16>()],
+    ) {
+        prop_assert_eq!(OptionCode::from_wire(value).value(), value);
+        prop_assert_eq!(OptionReply::from_wire(value).value(), value);
+        prop_assert_eq!(Command::from_wire(short).value(), short);
+        prop_assert_eq!(InfoType::from_wire(short).value(), short);
+        prop_assert_eq!(ReplyType::from_wire(short).value(), short);
+        prop_assert_eq!(Error::check(value).map_or_else(Error::value, |()| 0), value);
+        prop_assert_eq!(HandshakeFlags::from_wire(short).bits(), short);
+        prop_assert_eq!(ClientFlags::from_wire(value).bits(), value);
+        prop_assert_eq!(TransmissionFlags::from_wire(short).bits(), short);
+        prop_assert_eq!(CommandFlags::from_wire(short).bits(), short);
+        prop_assert_eq!(ReplyFlags::from_wire(short).bits(), short);
+    }
+
+    /// The whole reply: header, and the message as its data.
+    #[test]
+    fn refusals(code in 0x8000_0000_u32.., message in text()) {
+        let OptionReply::Error(error) = OptionReply::from_wire(code) else { panic!("bit 31 is set") };
+        let refusal = Refusal { error, message };
+        let wire = encoded(|out| refusal.encode(OptionCode::Go, out));
+        let (header, data) = wire.split_at(OptionReplyHeader::LENGTH);
+        let header = OptionReplyHeader::decode(header).unwrap();
+        prop_assert_eq!((header.option, header.reply), (OptionCode::Go, OptionReply::Error(error)));
+        prop_assert_eq!(usize::try_from(header.length).unwrap(), data.len());
+        prop_assert_eq!(Refusal::decode(error, data), refusal);
+    }
+
+    #[test]
+    fn any_bytes_are_the_message_of_a_refusal_or_none(data in vec(any::<u8>(), 0..200)) {
+        let OptionReply::Error(error) = OptionReply::from_wire(0x8000_0003) else { panic!("bit 31 is set") };
+        let message = Refusal::decode(error, &data).message;
+        prop_assert!(message.is_empty() || message.as_str().as_bytes() == data);
+    }
+
     /// Messages that carry no reserved places are those bytes again.
     #[test]
     fn any_bytes_are_a_value_or_an_error(bytes in vec(any::<u8>(), 0..200), reply_type: u16) {
@@ -198,6 +237,9 @@ proptest! {
         same(&bytes, Info::decode(&bytes), Info::encode);
         same(&bytes, Request::decode(HeaderStyle::Simple, &bytes), |it, out| {
             it.encode(HeaderStyle::Simple, out).unwrap();
+        });
+        same(&bytes, Request::decode(HeaderStyle::Extended, &bytes), |it, out| {
+            it.encode(HeaderStyle::Extended, out).unwrap();
         });
         same(&bytes, BlockStatusPayload::decode(&bytes), BlockStatusPayload::encode);
         same(&bytes, Reply::decode(&bytes), |it, out| it.encode(out));

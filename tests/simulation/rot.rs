@@ -181,11 +181,12 @@ async fn change_some(world: &World, volume: &Arc<Volume>, epoch: u32, random: &m
         match tokio::time::timeout(PATIENCE, volume.write(range.start, data, false)).await {
             Ok(Ok(())) => world.lock().answered(epoch, change, false),
             Ok(Err(error)) => {
-                if !world.lock().may_fail("a write of a part", &error) || matches!(error, Error::Store(_)) {
+                let goes_on = world.lock().may_fail("a write of a part", &error);
+                // At the deadline, the journal is full and cannot be folded: the next would wait as long.
+                if !goes_on || matches!(error, Error::Store(_) | Error::Deadline { .. }) {
                     return;
                 }
             }
-            // The journal is full, and cannot be folded.
             Err(_) => return,
         }
     }

@@ -11,7 +11,7 @@ use rcgen::{
 use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
+use tokio_rustls::rustls::{self, ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
 
 /// A certificate with its key, as PEM files.
 pub(crate) struct Pair {
@@ -110,10 +110,19 @@ impl Authority {
 
     /// What a client needs that trusts this authority.
     pub(crate) fn client_config(&self, own: Option<&Pair>) -> Arc<ClientConfig> {
+        self.client_config_of(rustls::DEFAULT_VERSIONS, own)
+    }
+
+    /// The same with these versions of TLS.
+    pub(crate) fn client_config_of(
+        &self,
+        versions: &[&'static SupportedProtocolVersion],
+        own: Option<&Pair>,
+    ) -> Arc<ClientConfig> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(self.certificate()).unwrap()).unwrap();
         let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
+            .with_protocol_versions(versions)
             .unwrap()
             .with_root_certificates(roots);
         Arc::new(match own {

@@ -6,6 +6,9 @@ pub(crate) mod certificates;
 pub(crate) mod fake_s3;
 pub(crate) mod files;
 pub(crate) mod http;
+#[allow(dead_code, reason = "the power cuts use the rest")]
+pub(crate) mod load;
+pub(crate) mod machine;
 pub(crate) mod memory_export;
 pub(crate) mod minio;
 pub(crate) mod process;

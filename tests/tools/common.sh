@@ -23,3 +23,15 @@ locked() {
     mkdir -p "$CACHE"
     (flock 9; "$@") 9>"$CACHE/$name.lock"
 }
+
+# add_programs TREE FILE...: puts programs into the tree with every library that they load.
+add_programs() {
+    local tree=$1 file
+    shift
+    for file; do
+        install -D -m 755 "$file" "$tree/$file"
+        ldd "$file" | grep -oE '/[^ ]+\.so[^ ]*' | while read -r library; do
+            install -D -m 755 "$library" "$tree/$library"
+        done
+    done
+}

@@ -4,6 +4,9 @@
 # unless --keep DIRECTORY says where to.
 #
 #   tests/tools/fuzz.sh [--keep DIRECTORY] SECONDS SECONDS_OF_DECODERS [TARGET]...
+#
+# What a long run kept goes into the corpus by as few files as have all of its coverage: run the target's program with
+# `-set_cover_merge=1 NEW fuzz/corpus/TARGET DIRECTORY/TARGET` and commit what NEW has that the corpus has not.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

@@ -13,7 +13,8 @@ PACKAGES=(
     qemu-utils qemu-system-x86
     prometheus systemd chromium
     docker.io debootstrap iproute2 busybox-static
-    e2fsprogs xfsprogs cpio zstd kmod util-linux
+    e2fsprogs xfsprogs btrfs-progs cpio zstd kmod util-linux
+    postgresql-15 postgresql-client-15 sqlite3
 )
 DENY_VERSION=0.20.2
 # The first that the module proxy still has. The last release that its owners published as source, under its tag, under
@@ -103,15 +104,27 @@ install_s3() {
     fi
 }
 
+# The repository that this machine has Debian's own packages from.
+debian_repository() {
+    apt-get indextargets --format "\$(REPO_URI)" 'Origin: Debian' 'Label: Debian' 'Component: main' \
+        'Created-By: Packages' | sed -n 1p
+}
+
 # QEMU's programs with extended headers, unpacked beside those of the distribution.
 install_qemu10() {
-    local state options package
+    local state options package repository
     stamped qemu10 "$QEMU10_SUITE $QEMU10_VERSION" && return
     say "fetching qemu-utils of $QEMU10_SUITE"
+    repository=$(debian_repository)
+    if [ -z "$repository" ]; then
+        apt-get update -q >&2
+        repository=$(debian_repository)
+    fi
+    [ -n "$repository" ] || die "apt's sources name no repository of Debian"
     state=$(mktemp -d)
     mkdir -p "$state/lists/partial"
-    printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian %s main\n' \
-        "$QEMU10_SUITE" >"$state/sources.list"
+    printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s main\n' \
+        "$repository" "$QEMU10_SUITE" >"$state/sources.list"
     options=(-q -o "Dir::Etc::sourcelist=$state/sources.list" -o Dir::Etc::sourceparts=/dev/null
         -o "Dir::State::lists=$state/lists" -o APT::Get::List-Cleanup=0 -o APT::Sandbox::User=root)
     apt-get "${options[@]}" update

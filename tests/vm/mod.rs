@@ -3,11 +3,9 @@
 //! The machine (Debian's kernel, busybox) comes from `tests/tools/vm-image.sh`. What a guest has synced is known from its
 //! serial console alone, so nothing that the disk says is taken for proof of itself.
 
-mod machine;
-
 use std::path::Path;
 
-use machine::Machine;
+use crate::support::machine::Machine;
 use tempfile::TempDir;
 
 use crate::support::cairn::{Gateway, Setup, Store};

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use cairn::store::Operation;
-use cairn::store::fault::{Action, Failure, Rule};
+use cairn::store::fault::{Action, Failure, Gate, Rule};
 use cairn::volume::{OpenError, catalog};
 
 use super::bench::{Bench, MIB, pattern, read};
@@ -119,4 +119,80 @@ async fn a_deletion_that_was_cut_short_is_ended_by_the_name() {
         catalog::create(&env, &bench.options, "disk", MIB, 4 * MIB).await.unwrap();
         bench.open().await;
     }
+}
+
+/// A volume of 256 MiB whose one large record names a chunk object that the root does not, closed before the grace is over.
+async fn closed_with_leftovers() -> (Bench, String) {
+    let mut bench = Bench::new(256 * MIB).await;
+    bench.options.deletion_grace = Duration::from_secs(60);
+    let volume = bench.open().await;
+    volume.write(0, pattern(1, 4 << 20), false).await.unwrap();
+    for n in 0..3000_u64 {
+        volume.write(4 * MIB + n * 81_920, pattern(n, 4096), false).await.unwrap();
+    }
+    volume.flush().await.unwrap();
+    volume.write(0, pattern(2, 4 << 20), true).await.unwrap();
+    volume.close().await.unwrap();
+    let sizes = bench.memory.objects();
+    let large = |key: &&String| key.contains("/journal/") && sizes[*key].len() > 3000 * 4096;
+    let large = sizes.keys().find(large).expect("its data went into one record").clone();
+    (bench, large)
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_look_for_leftovers_reads_no_data_of_folded_records() {
+    let (mut bench, _) = closed_with_leftovers().await;
+    let chunks = bench.keys("/chunk/").len();
+    bench.memory.reset_tallies();
+    let volume = bench.open().await;
+    tokio::time::sleep(Duration::from_secs(200)).await;
+    assert_eq!(bench.keys("/chunk/").len(), chunks - 1, "the one that a later record replaced is gone");
+    let left: Vec<String> =
+        bench.keys("/journal/").into_iter().filter(|key| !key.contains("/0000000002/")).collect();
+    assert_eq!(left.len(), 2, "only the seals of the creator's and the first epoch are left: {left:?}");
+    let read = bench.gets("/journal/");
+    assert!(read.bytes < 300_000, "{read:?}");
+    assert_eq!(self::read(&volume, 0, 4 * MIB).await, pattern(2, 4 << 20));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_left_goes_while_the_look_for_more_is_on_its_way() {
+    let mut bench = Bench::new(64 * MIB).await;
+    let volume = bench.open().await;
+    for n in 0..400_u64 {
+        volume.write(n * 4096, pattern(n, 512), true).await.unwrap();
+    }
+    volume.checkpoint().await.unwrap();
+    volume.abandon().await;
+    let log = |bench: &Bench| bench.keys("/journal/0000000001/").len();
+    assert_eq!(log(&bench), 401, "an opening record, and 400 for which the grace was not over");
+    bench.options.deletion_grace = Duration::ZERO;
+    let gate = Gate::new();
+    let hold = Rule::new(Action::Hold(gate.clone())).on(Operation::Get).containing("/journal/0000000001/");
+    let held = bench.fault.add(hold.skip(300));
+    let volume = bench.open().await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let left = log(&bench);
+    assert!((100..=200).contains(&left), "{left} of 401 are left when 300 were looked at");
+    bench.fault.remove(held);
+    gate.release();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(log(&bench), 1, "the seal");
+    assert_eq!(read(&volume, 399 * 4096, 512).await, pattern(399, 512));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_folded_record_that_names_the_chunk_of_another_epoch_is_left_alone() {
+    let (mut bench, key) = closed_with_leftovers().await;
+    let chunks = bench.keys("/chunk/");
+    let mut record = bench.memory.objects()[&key].to_vec();
+    // Behind the header of 82 bytes: a change of kind 3, the chunk's index, the epoch of its object.
+    assert_eq!(record[82..91], [3, 0, 0, 0, 0, 1, 0, 0, 0]);
+    record[87] = 2;
+    bench.memory.insert(&key, record.into());
+    let volume = bench.open().await;
+    tokio::time::sleep(Duration::from_secs(200)).await;
+    assert_eq!(bench.keys("/chunk/"), chunks);
+    assert!(bench.memory.objects().contains_key(&key));
+    assert_eq!(self::read(&volume, 0, 4 * MIB).await, pattern(2, 4 << 20));
 }

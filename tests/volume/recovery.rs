@@ -81,6 +81,62 @@ async fn after_a_close_the_next_opening_replays_nothing_and_waits_for_nothing() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_handed_on_is_committed_and_replayed_without_a_wait_or_a_checkpoint() {
+    let mut bench = Bench::new(64 * MIB).await;
+    let volume = bench.open().await;
+    for n in 0..5_u64 {
+        volume.write(n * 100_000, pattern(n, 3000), false).await.unwrap();
+    }
+    volume.checkpoint().await.unwrap();
+    for n in 5..10_u64 {
+        volume.write(n * 100_000, pattern(n, 3000), n % 2 == 0).await.unwrap();
+    }
+    bench.memory.reset_tallies();
+    let begun = tokio::time::Instant::now();
+    volume.hand_on().await.unwrap();
+    assert_eq!(bench.puts("/root/").requests, 0, "no checkpoint");
+    let volume = bench.try_open(false).await.unwrap();
+    assert!(
+        begun.elapsed() < Duration::from_secs(1),
+        "neither the lease nor the age of the head was waited for"
+    );
+    assert!(volume.usage().journal_records > 1, "the journal is replayed");
+    for n in 0..10_u64 {
+        assert_eq!(read(&volume, n * 100_000, 3000).await, pattern(n, 3000), "{n}");
+    }
+    let late = volume.hand_on().await;
+    assert!(late.is_ok() && volume.write(0, pattern(0, 512), false).await.is_err(), "{late:?}");
+}
+
+/// Replaying a long journal would keep clients waiting for longer than folding it.
+#[tokio::test(start_paused = true)]
+async fn a_long_journal_is_folded_before_it_is_handed_on() {
+    let mut bench = Bench::new(64 * MIB).await;
+    bench.options.journal_max_records = 80;
+    let volume = bench.open().await;
+    for n in 0..20_u64 {
+        volume.write(n * 100_000, pattern(n, 3000), true).await.unwrap();
+    }
+    volume.hand_on().await.unwrap();
+    let volume = bench.try_open(false).await.unwrap();
+    assert_eq!(volume.usage().journal_records, 1, "only our opening record");
+    assert_eq!(read(&volume, 1_900_000, 3000).await, pattern(19, 3000));
+}
+
+/// An update of the head waits until the one before is old enough, but not while somebody waits for the closing.
+#[tokio::test(start_paused = true)]
+async fn a_closing_waits_for_no_age_of_the_head() {
+    let mut bench = Bench::new(64 * MIB).await;
+    bench.options.head_interval = Duration::from_secs(600);
+    bench.options.lease_ttl = Duration::from_secs(3600);
+    let volume = bench.open().await;
+    volume.write(0, pattern(1, 4096), true).await.unwrap();
+    let begun = tokio::time::Instant::now();
+    volume.close().await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_broken_chain_is_refused() {
     let mut bench = Bench::new(64 * MIB).await;
     let volume = bench.open().await;

@@ -6,7 +6,7 @@ use cairn::store::Operation;
 use cairn::store::fault::{Action, Failure, Rule};
 use cairn::volume::Error;
 
-use super::bench::{Bench, MIB, pattern, read};
+use super::bench::{Bench, MIB, bytes_of, pattern, read};
 
 async fn stored(bench: &mut Bench) -> std::sync::Arc<cairn::volume::Volume> {
     let volume = bench.open().await;
@@ -91,6 +91,42 @@ async fn a_damaged_page_stays_damaged_until_it_is_overwritten() {
     volume.close().await.unwrap();
     let volume = bench.open().await;
     assert_eq!(read(&volume, 0, 65_536).await, pattern(3, 65_536));
+}
+
+/// What lies side by side in a record is fetched and cached together, and lost one by one.
+#[tokio::test(start_paused = true)]
+async fn a_damaged_change_takes_none_of_its_neighbours_with_it() {
+    let mut bench = Bench::new(64 * MIB).await;
+    let volume = bench.open().await;
+    for n in 0..8_u64 {
+        volume.write(n * MIB, pattern(n, 4096), false).await.unwrap();
+    }
+    volume.flush().await.unwrap();
+    volume.abandon().await;
+    let volume = bench.open().await;
+    let objects = bench.memory.objects();
+    let key = objects.keys().find(|key| key.contains("/journal/") && objects[*key].len() > 8 * 4096);
+    let key = key.expect("all went into one record");
+    let mut record = objects[key].to_vec();
+    let fourth = record.len() - 16 - 5 * 4096;
+    record[fourth + 7] ^= 1;
+    bench.memory.insert(key, record.into());
+    for folded in [false, true] {
+        if folded {
+            volume.checkpoint().await.unwrap();
+        }
+        for n in 0..8_u64 {
+            match volume.read(n * MIB, 4096).await {
+                Ok(segments) => {
+                    assert_ne!(n, 3, "what was lost is never given");
+                    assert_eq!(bytes_of(&segments), pattern(n, 4096));
+                }
+                Err(error) => assert!(n == 3 && matches!(error, Error::Damaged { .. }), "{n}: {error}"),
+            }
+        }
+    }
+    volume.write(3 * MIB, pattern(9, 4096), true).await.unwrap();
+    assert_eq!(read(&volume, 3 * MIB, 4096).await, pattern(9, 4096));
 }
 
 #[tokio::test(start_paused = true)]

@@ -70,7 +70,7 @@ async fn looking_takes_no_lease_and_going_does() {
     let export = gateway.exports.open("a").await.unwrap();
     assert_eq!(export.description(), described);
     assert_eq!(holder(&store, "a").await.as_deref(), Some("gateway 1"));
-    assert_eq!(gateway.volumes.close_all(PATIENCE).await, Vec::<String>::new());
+    assert_eq!(gateway.volumes.close_all(PATIENCE, Next::Unknown).await, Vec::<String>::new());
     assert_eq!(holder(&store, "a").await, None);
 }
 
@@ -211,6 +211,9 @@ async fn it_is_ready_while_the_store_answers_and_no_configured_volume_is_lost() 
         options: volume::Options::default(),
         chunk_bytes: 4 << 20,
     });
+    first.volumes.configure(&["a".to_owned(), "z".to_owned()]);
+    assert_eq!(status.obstacles().await, ["volume \"z\" is not open"]);
+    first.volumes.configure(&["a".to_owned()]);
     assert_eq!(status.obstacles().await, Vec::<String>::new());
     let _client = first.exports.open("a").await.unwrap();
     let names = |infos: Vec<catalog::Info>| infos.into_iter().map(|info| info.name).collect::<Vec<_>>();
@@ -246,7 +249,7 @@ async fn nothing_is_opened_once_all_is_closed() {
     let gateway = gateway(&store, 1, None);
     gateway.volumes.open_configured("a", false).await.unwrap();
     let export = gateway.exports.open("a").await.unwrap();
-    assert_eq!(gateway.volumes.close_all(PATIENCE).await, Vec::<String>::new());
+    assert_eq!(gateway.volumes.close_all(PATIENCE, Next::Unknown).await, Vec::<String>::new());
     for name in ["a", "b"] {
         let refused = gateway.exports.open(name).await.map(|_| ()).unwrap_err();
         assert!(matches!(refused, Refusal::Shutdown), "{refused:?}");

@@ -3,11 +3,11 @@
 //! Invariant: what is wrong is said with the setting that it stands in, not with another of TLS.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::given;
 use crate::config::{self, Config};
-use crate::server::{Tls, TlsError, TlsOptions};
+use crate::server::{Tls, TlsError, TlsFile, TlsOptions};
 
 /// TLS as configured, its files read; none where it is off.
 pub(super) fn of(config: &Config) -> Result<Option<Tls>, config::Error> {
@@ -26,26 +26,20 @@ pub(super) fn of(config: &Config) -> Result<Option<Tls>, config::Error> {
         client_authorities: given(&of.client_authorities).map(PathBuf::from),
         subjects: subjects(&of.subjects).map_err(|why| config.refuse("tls.subjects", why))?,
     };
-    Tls::load(&options).map(Some).map_err(|error| config.refuse(culprit(&options, &error), error))
+    Tls::load(&options).map(Some).map_err(|error| config.refuse(culprit(&error), error))
 }
 
 /// Which setting an error stems from.
-fn culprit(options: &TlsOptions, error: &TlsError) -> &'static str {
-    let of = |path: &Path| {
-        if path == options.certificate {
-            "tls.certificate"
-        } else if path == options.key {
-            "tls.key"
-        } else {
-            "tls.client_authorities"
-        }
-    };
+fn culprit(error: &TlsError) -> &'static str {
     match error {
-        TlsError::File { path, .. } | TlsError::NoCertificate { path } | TlsError::Authority { path, .. } => {
-            of(path)
-        }
+        TlsError::File { file, .. } | TlsError::NoCertificate { file, .. } => match file {
+            TlsFile::Certificate => "tls.certificate",
+            TlsFile::Key => "tls.key",
+            TlsFile::ClientAuthorities => "tls.client_authorities",
+        },
+        TlsError::Key { .. } => "tls.key",
         TlsError::Certificate(_) => "tls.certificate",
-        TlsError::Authorities(_) => "tls.client_authorities",
+        TlsError::Authority { .. } | TlsError::Authorities(_) => "tls.client_authorities",
         TlsError::SubjectsWithoutAuthorities { .. } => "tls.subjects",
     }
 }
@@ -105,6 +99,36 @@ mod tests {
             for part in parts.split('|') {
                 assert!(message.contains(part), "no {part} in: {message}");
             }
+        }
+    }
+
+    /// Certificate, key and authorities may share a file; each has its own faults there.
+    #[test]
+    fn what_is_wrong_in_a_file_of_several_settings_is_said_with_the_one_it_is_wrong_for() {
+        let pair = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let (certificate, key) = (pair.cert.pem(), pair.signing_key.serialize_pem());
+        let pem =
+            |label: &str, base64: &str| format!("-----BEGIN {label}-----\n{base64}\n-----END {label}-----\n");
+        let no_key = pem("PRIVATE KEY", "AAAA");
+        let no_certificate = pem("CERTIFICATE", "AAAA");
+        for (content, setting) in [
+            (format!("{certificate}{no_key}"), "tls.key = "),
+            (certificate.clone(), "tls.key = "),
+            (format!("{no_certificate}{key}"), "tls.client_authorities = "),
+            (key.clone(), "tls.client_authorities = "),
+        ] {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), &content).unwrap();
+            let path = file.path().to_str().unwrap();
+            let message = load(&[
+                ("CAIRN_TLS__MODE", "required"),
+                ("CAIRN_TLS__CERTIFICATE", path),
+                ("CAIRN_TLS__KEY", path),
+                ("CAIRN_TLS__CLIENT_AUTHORITIES", path),
+            ])
+            .unwrap_err()
+            .to_string();
+            assert!(message.contains(setting), "no {setting} in: {message}\n{content}");
         }
     }
 

@@ -7,29 +7,31 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use rustix::fs::OFlags;
+
+use super::memory::Pool;
 
 /// Objects from here on are written so.
 pub(super) const LEAST_BYTES: usize = 1 << 20;
 /// What memory, offset and length must be multiples of: no file system in use asks for more.
-const ALIGNMENT: usize = 4096;
+pub(super) const ALIGNMENT: usize = 4096;
 /// Bytes of one write.
-const SLICE_BYTES: usize = 1 << 20;
+pub(super) const SLICE_BYTES: usize = 1 << 20;
 
 /// Writes all of a file that is empty.
-pub(super) fn write_all(file: &File, body: &[u8]) -> io::Result<()> {
-    let written = if body.len() >= LEAST_BYTES { write_direct(file, body)? } else { 0 };
+pub(super) fn write_all(file: &File, body: &[u8], pool: &Arc<Pool>) -> io::Result<()> {
+    let written = if body.len() >= LEAST_BYTES { write_direct(file, body, pool.take().memory())? } else { 0 };
     file.write_all_at(&body[written..], written as u64)
 }
 
 /// Writes as many whole blocks as it can; how many bytes these were.
-fn write_direct(file: &File, body: &[u8]) -> io::Result<usize> {
+fn write_direct(file: &File, body: &[u8], memory: &mut [u8]) -> io::Result<usize> {
     let flags = rustix::fs::fcntl_getfl(file)?;
     if rustix::fs::fcntl_setfl(file, flags | OFlags::DIRECT).is_err() {
         return Ok(0);
     }
-    let mut memory = vec![0; SLICE_BYTES + ALIGNMENT];
     let start = memory.as_ptr().align_offset(ALIGNMENT);
     let slice = &mut memory[start..start + SLICE_BYTES];
     let (blocks, _) = body.split_at(body.len() / ALIGNMENT * ALIGNMENT);
@@ -56,12 +58,13 @@ mod tests {
     #[test]
     fn a_file_is_what_was_written_whatever_its_length() {
         let directory = tempfile::tempdir().unwrap();
+        let pool = Arc::new(Pool::default());
         let lengths =
             [0, 1, LEAST_BYTES - 1, LEAST_BYTES, LEAST_BYTES + 1, (3 << 20) + 4096, (5 << 20) + 777];
         for length in lengths {
             let body: Vec<u8> = (0..length).map(|at| u8::try_from(at % 251).unwrap()).collect();
             let path = directory.path().join(length.to_string());
-            write_all(&File::create(&path).unwrap(), &body).unwrap();
+            write_all(&File::create(&path).unwrap(), &body, &pool).unwrap();
             assert!(std::fs::read(&path).unwrap() == body, "{length} bytes");
         }
     }

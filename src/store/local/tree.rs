@@ -8,7 +8,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, IoSliceMut};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,12 +16,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::RwLock;
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, XattrFlags};
+use rustix::buffer::spare_capacity;
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, ResolveFlags, XattrFlags};
+use rustix::io::ReadWriteFlags;
 use xxhash_rust::xxh3;
+
+use crate::mutant::{self, Mutant};
 
 use super::super::error::Source;
 use super::super::{ByteRange, Condition, ETag, Error, Object};
 use super::direct;
+use super::memory::{Buffer, Pool};
 
 const TEMPORARY: &str = "~tmp";
 const LOCKS: &str = "~lock";
@@ -32,6 +37,8 @@ const LOCK_COUNT: u64 = 16;
 const VERSION_ATTRIBUTE: &str = "user.cairn.etag";
 /// How often a directory that others remove as empty is made anew.
 const PARENT_ATTEMPTS: u32 = 64;
+/// Bytes from which on a range is read into memory of the pool.
+const POOLED_FROM: usize = 128 << 10;
 /// Only the owner: these are people's disks.
 const FILE_MODE: Mode = Mode::from_raw_mode(0o600);
 const DIRECTORY_MODE: Mode = Mode::from_raw_mode(0o700);
@@ -43,6 +50,7 @@ pub(super) struct Tree {
     locks: File,
     process: u32,
     temporaries: AtomicU64,
+    pool: Arc<Pool>,
     /// Held for writing while directories are made, so that no one builds on one that is not yet durable.
     making: RwLock<()>,
 }
@@ -52,10 +60,20 @@ fn open_directory(at: &File, path: &str) -> io::Result<File> {
     Ok(rustix::fs::openat(at, path, flags, Mode::empty())?.into())
 }
 
+/// Makes what was written into a file durable.
+fn sync_file(file: &File) -> io::Result<()> {
+    if mutant::is(Mutant::FileUnsynced) { Ok(()) } else { file.sync_all() }
+}
+
+/// Makes the names in a directory durable.
+fn sync_directory(directory: &File) -> io::Result<()> {
+    if mutant::is(Mutant::DirectoryUnsynced) { Ok(()) } else { directory.sync_all() }
+}
+
 /// Makes a directory where there is none, and makes that durable either way.
 fn make_directory(at: &File, name: &str) -> io::Result<File> {
     match rustix::fs::mkdirat(at, name, DIRECTORY_MODE) {
-        Ok(()) | Err(rustix::io::Errno::EXIST) => at.sync_all()?,
+        Ok(()) | Err(rustix::io::Errno::EXIST) => sync_directory(at)?,
         Err(other) => return Err(other.into()),
     }
     open_directory(at, name)
@@ -99,9 +117,27 @@ fn kept_version(file: &File, size_bytes: u64) -> Option<ETag> {
 }
 
 fn read_at(file: &File, offset: u64, length: usize) -> io::Result<Bytes> {
-    let mut body = vec![0; length];
-    file.read_exact_at(&mut body, offset)?;
+    let mut body = Vec::with_capacity(length);
+    while body.len() < length {
+        let at = offset + body.len() as u64;
+        match rustix::io::pread(file, spare_capacity(&mut body), at) {
+            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    body.truncate(length);
     Ok(body.into())
+}
+
+/// As [`read_at`], into memory that is used again where it is large enough to be had from the system each time.
+fn read_range(file: &File, offset: u64, length: usize, pool: &Arc<Pool>) -> io::Result<Bytes> {
+    if !(POOLED_FROM..=Buffer::LONGEST).contains(&length) {
+        return read_at(file, offset, length);
+    }
+    let mut buffer = pool.take();
+    file.read_exact_at(&mut buffer.memory()[..length], offset)?;
+    Ok(buffer.filled(length))
 }
 
 /// A lock that ends with its file description.
@@ -142,6 +178,7 @@ impl Tree {
             locks,
             process: std::process::id(),
             temporaries: AtomicU64::new(0),
+            pool: Arc::default(),
             making: RwLock::new(()),
         })
     }
@@ -160,6 +197,21 @@ impl Tree {
         };
         let metadata = file.metadata()?;
         Ok(metadata.is_file().then_some((file, metadata.len())))
+    }
+
+    /// A range of an object, if the system has all of it in memory: waits for no disk. `None` says nothing else.
+    pub(super) fn read_at_hand(&self, key: &str, offset: u64, length: usize) -> Option<Object> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let opened = rustix::fs::openat2(&self.root, key, flags, Mode::empty(), ResolveFlags::CACHED);
+        let file: File = opened.ok()?.into();
+        let metadata = file.metadata().ok().filter(std::fs::Metadata::is_file)?;
+        // To the system, the largest offset is none at all.
+        offset.checked_add(length as u64).filter(|end| *end <= metadata.len())?;
+        let etag = kept_version(&file, metadata.len())?;
+        let mut body = vec![0; length];
+        let slices = &mut [IoSliceMut::new(&mut body)];
+        let read = rustix::io::preadv2(&file, slices, offset, ReadWriteFlags::NOWAIT).ok()?;
+        (read == length).then(|| Object { body: body.into(), etag })
     }
 
     fn version(file: &File, size_bytes: u64) -> io::Result<ETag> {
@@ -186,7 +238,11 @@ impl Tree {
             return Err(short());
         }
         let length = usize::try_from(wanted).map_err(|_| short())?;
-        let body = read_at(&file, offset, length).map_err(failed)?;
+        let body = match range {
+            ByteRange::Full => read_at(&file, offset, length),
+            ByteRange::Bounded { .. } => read_range(&file, offset, length, &self.pool),
+        };
+        let body = body.map_err(failed)?;
         let etag = match range {
             ByteRange::Full => kept_version(&file, size_bytes).unwrap_or_else(|| etag_of(&body)),
             ByteRange::Bounded { .. } => Self::version(&file, size_bytes).map_err(failed)?,
@@ -230,8 +286,8 @@ impl Tree {
             {
                 tracing::trace!(%error, "no extended attribute: reading a range will hash the whole file");
             }
-            direct::write_all(&temporary.file, body)?;
-            temporary.file.sync_all()?;
+            direct::write_all(&temporary.file, body, &self.pool)?;
+            sync_file(&temporary.file)?;
             return Ok(temporary);
         }
     }
@@ -244,7 +300,7 @@ impl Tree {
             match self.enter(&parent, key, name, temporary, condition) {
                 Ok(entered) => {
                     // Also where another stands: whoever is told so may rely on it.
-                    parent.sync_all()?;
+                    sync_directory(&parent)?;
                     return Ok(entered);
                 }
                 // The directory was emptied and removed in between.
@@ -354,7 +410,7 @@ impl Tree {
     /// Makes deletions in a directory durable, then removes it and those above it that are empty.
     fn settle(&self, directory: &str) -> io::Result<()> {
         match open_directory(&self.root, directory) {
-            Ok(opened) => opened.sync_all()?,
+            Ok(opened) => sync_directory(&opened)?,
             Err(error) if absent(&error) => {}
             Err(error) => return Err(error),
         }
@@ -386,7 +442,7 @@ fn make_path(path: &Path) -> io::Result<()> {
             _ => {}
         }
         if let Some(above) = directory.parent() {
-            File::open(above)?.sync_all()?;
+            sync_directory(&File::open(above)?)?;
         }
     }
     Ok(())

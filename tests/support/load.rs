@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use cairn::client::{Client, Error, Options};
@@ -16,46 +17,64 @@ use rand::{Rng, SeedableRng};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::process::within;
 use crate::checker::cells::{CELL, CELL_LEN, Layout, identify};
 use crate::checker::history::History;
-use crate::support::process::within;
 
 const CONNECTIONS: u64 = 3;
 const COMMANDS_AT_A_TIME: u64 = 4;
 
 /// What all clients of all gateways know.
-pub(super) struct Ledger {
-    pub(super) layout: Layout,
-    pub(super) history: Mutex<History>,
+pub(crate) struct Ledger {
+    pub(crate) layout: Layout,
+    pub(crate) history: Mutex<History>,
     /// Answers with success so far.
-    pub(super) answers: watch::Sender<u64>,
+    pub(crate) answers: watch::Sender<u64>,
 }
 
 /// The clients of one gateway.
-pub(super) struct Load {
+pub(crate) struct Load {
     workers: Vec<JoinHandle<()>>,
+    client: Arc<Client>,
+    epoch: u32,
+    settling: Arc<AtomicBool>,
 }
 
 impl Load {
     /// Connects, and issues commands until the gateway serves no more.
-    pub(super) async fn start(ledger: &Arc<Ledger>, uri: &str, epoch: u32, seed: u64) -> Self {
+    pub(crate) async fn start(ledger: &Arc<Ledger>, uri: &str, epoch: u32, seed: u64) -> Self {
         let (tasks, mut workers) = (Tasks::new(), Vec::new());
+        let settling = Arc::new(AtomicBool::new(false));
+        let uri = uri.parse().expect("a gateway's URI");
+        let connect = async || {
+            let client = Client::connect(&uri, &Options::default()).await;
+            Arc::new(client.expect("the gateway serves"))
+        };
         for connection in 0..CONNECTIONS {
-            let uri = uri.parse().expect("a gateway's URI");
-            let client = Client::connect(&uri, &Options::default()).await.expect("the gateway serves");
-            let client = Arc::new(client);
+            let client = connect().await;
             for number in 0..COMMANDS_AT_A_TIME {
                 let random = SmallRng::seed_from_u64(seed ^ (connection << 8 | number) << 32);
-                let worker =
-                    Worker { ledger: Arc::clone(ledger), client: Arc::clone(&client), epoch, random };
+                let (ledger, client) = (Arc::clone(ledger), Arc::clone(&client));
+                let worker = Worker { ledger, client, epoch, random, settling: Arc::clone(&settling) };
                 workers.push(tasks.spawn(worker.run()));
             }
         }
-        Self { workers }
+        Self { workers, client: connect().await, epoch, settling }
+    }
+
+    /// Lets every client finish what it has issued, and issue no more; then has one FLUSH answered.
+    pub(crate) async fn settle(&mut self, ledger: &Ledger) {
+        self.settling.store(true, Ordering::Relaxed);
+        for worker in self.workers.drain(..) {
+            within("clients are served", worker).await.expect("they are told the truth");
+        }
+        let issued = ledger.history.lock().tick();
+        within("a flush is answered", self.client.flush()).await.expect("the gateway serves");
+        ledger.history.lock().flush_answered(self.epoch, issued);
     }
 
     /// Waits until no client is served any more. Panics if one was told what is not true.
-    pub(super) async fn end(self) {
+    pub(crate) async fn end(self) {
         for worker in self.workers {
             within("clients are served or told that they are not", worker)
                 .await
@@ -69,11 +88,12 @@ struct Worker {
     client: Arc<Client>,
     epoch: u32,
     random: SmallRng,
+    settling: Arc<AtomicBool>,
 }
 
 impl Worker {
     async fn run(mut self) {
-        loop {
+        while !self.settling.load(Ordering::Relaxed) {
             match self.command().await {
                 Ok(()) => self.ledger.answers.send_modify(|count| *count += 1),
                 Err(Error::Broken(_) | Error::Command { error: CommandError::Shutdown, .. }) => return,

@@ -2,18 +2,18 @@
 
 use tempfile::TempDir;
 
-use crate::support::minio::tools;
-use crate::support::process::{Process, command};
+use super::minio::tools;
+use super::process::{Process, command};
 
 /// A machine that runs one script. Its lines that begin with `vm: ` are what it says.
-pub(super) struct Machine {
-    process: Process,
+pub(crate) struct Machine {
+    pub(crate) process: Process,
     _files: TempDir,
 }
 
 impl Machine {
     /// Boots with the script and with further arguments to QEMU.
-    pub(super) fn boot(script: &str, arguments: &[&str]) -> Self {
+    pub(crate) fn boot(script: &str, arguments: &[&str]) -> Self {
         let files = tempfile::tempdir().expect("a directory for the machine");
         let path = files.path().join("script");
         std::fs::write(&path, script).expect("the directory can be written");
@@ -22,7 +22,7 @@ impl Machine {
             command(["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", "512"]);
         qemu.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"]);
         qemu.arg("-kernel").arg(image.join("vmlinuz")).arg("-initrd").arg(image.join("initrd"));
-        qemu.args(["-append", "console=ttyS0 quiet panic=-1"]);
+        qemu.args(["-append", "console=ttyS0 quiet panic=-1 no_timer_check"]);
         qemu.arg("-fw_cfg").arg(format!("name=opt/script,file={}", path.display()));
         let process =
             Process::spawn("the virtual machine (see tests/tools/vm-image.sh)", qemu.args(arguments));
@@ -30,7 +30,7 @@ impl Machine {
     }
 
     /// Waits until the guest has said this.
-    pub(super) async fn says(&mut self, what: &str) {
+    pub(crate) async fn says(&mut self, what: &str) {
         let wanted = format!("vm: {what}");
         self.process
             .wait_until(&format!("the guest says {what}"), |lines| {
@@ -42,7 +42,7 @@ impl Machine {
     }
 
     /// What the guest has said so far that begins with `prefix`, without it.
-    pub(super) fn lines(&self, prefix: &str) -> Vec<String> {
+    pub(crate) fn lines(&self, prefix: &str) -> Vec<String> {
         let prefix = format!("vm: {prefix}");
         self.process
             .output()
@@ -53,7 +53,7 @@ impl Machine {
     }
 
     /// Ends it as a power cut does: nothing more is written, nothing is said.
-    pub(super) async fn cut_power(&mut self) {
+    pub(crate) async fn cut_power(&mut self) {
         self.process.kill().await;
     }
 }

@@ -1,0 +1,52 @@
+//! Making the file system before the first power cut, and looking at it after each.
+
+use std::path::Path;
+
+use super::cell::FileSystem;
+use super::running::{Round, power, scripts};
+use crate::support::cairn::Gateway;
+use crate::support::process::{command, finish, run};
+
+/// Bytes of the disk. xfs wants 300 MiB.
+pub(crate) const DISK: u64 = 512 << 20;
+
+/// Makes an empty file system on the disk, durably.
+pub(crate) async fn make(file_system: FileSystem, uri: &str, size: u64) {
+    let files = tempfile::tempdir().expect("a directory for the image");
+    let image = files.path().join("image");
+    let file = std::fs::File::create(&image).expect("the directory can be written");
+    file.set_len(size).expect("files may have holes");
+    run(command(file_system.maker()).arg(&image)).await;
+    run(command(["nbdcopy", "--flush"]).arg(&image).arg(uri)).await;
+}
+
+/// Checks the disk that a new gateway serves: what was answered in the round is there, and the file system is whole.
+pub(crate) async fn check(round: &Round, gateway: &Gateway, answered: &[String]) -> Result<(), String> {
+    let files = tempfile::tempdir().expect("a directory for the image");
+    let image = files.path().join("image");
+    run(command(["nbdcopy", &gateway.uri("disk")]).arg(&image)).await;
+    check_image(round, files.path(), &image, answered).await
+}
+
+/// Checks an image; changes it, as mounting does.
+pub(crate) async fn check_image(
+    round: &Round,
+    work: &Path,
+    image: &Path,
+    answered: &[String],
+) -> Result<(), String> {
+    let told = work.join("answered");
+    std::fs::write(&told, answered.join("\n") + "\n").expect("the directory can be written");
+    let (_, check) = round.cell.workload.scripts();
+    std::fs::write(work.join("check.sh"), scripts(check)).expect("the directory can be written");
+    let mut script = round.variables(work, &power());
+    script += &format!("IMAGE={}\nANSWERED={}\n", image.display(), told.display());
+    script += &scripts(&["recovered.sh"]);
+    let unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "sh", "-c", &script];
+    let done = finish(&mut command(unshare)).await;
+    if done.status.success() {
+        Ok(())
+    } else {
+        Err(format!("{}\n{}\n{}", done.status, done.stdout, done.stderr))
+    }
+}
