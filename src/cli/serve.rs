@@ -251,10 +251,21 @@ async fn checkpoint_ahead(volumes: &OpenVolumes, patience: Duration, signals: &m
     begun.elapsed().min(patience)
 }
 
+/// How often the log says how many clients are still waited for.
+const DRAIN_PROGRESS: Duration = Duration::from_secs(2);
+
 /// Has every command in flight answered, unless a further signal says not to wait.
 async fn drain(server: &Server, hang_up: bool, signals: &mut Signals) {
     let drain = async { if hang_up { server.hang_up().await } else { server.drain().await } };
+    let progress = async {
+        loop {
+            tokio::time::sleep(DRAIN_PROGRESS).await;
+            let connections = server.connections().len();
+            tracing::info!(connections, "still answering what is in flight");
+        }
+    };
     tokio::select! {
+        () = progress => unreachable!("it never ends"),
         drained = drain => match drained {
             Drained::Answered => tracing::info!("every command in flight is answered"),
             Drained::TimedOut { tasks } => {

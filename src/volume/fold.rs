@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{self, StreamExt};
-use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
 use super::base::{self, LoadedMapPage};
@@ -22,6 +21,7 @@ use super::geometry::{ChunkIndex, MAP_PAGE_ENTRIES};
 use super::head::Checkpoint;
 use super::keys::{ObjectId, Slot};
 use super::lease::HeadHandle;
+use super::made::Made;
 use super::map::{Base, Entry, MapPage};
 use super::page_set::PageSet;
 use super::piece::Piece;
@@ -162,12 +162,11 @@ impl Folder {
             let made = Made::default();
             let Err(error) = self.fold(&folding, &made).await else { break };
             if mutant::is(Mutant::CleansUpWhenFenced) && self.shared.check_serving().is_err() {
-                let names = made.names.lock().clone();
-                self.shared.env.store.delete(&names).await?;
+                self.shared.env.store.delete(&made.names()).await?;
             }
             self.shared.check_serving()?;
             // Nothing was published, so nothing names them.
-            self.trash.add(&self.shared, Garbage::Orphans(made.names.into_inner()));
+            self.trash.add(&self.shared, Garbage::Orphans(made.names()));
             self.shared.metrics.folds.of(FoldResult::Failed).inc();
             tracing::warn!(volume = %self.shared.keys.volume(), "checkpoint failed, trying again: {error}");
             tokio::time::sleep(RETRY_PAUSE).await;
@@ -430,35 +429,6 @@ impl Folder {
             }
         }
         touched
-    }
-}
-
-/// What an attempt to fold makes: names of objects, noted before they are sent, and memory that it uses again.
-#[derive(Debug, Default)]
-pub(super) struct Made {
-    names: Mutex<Vec<String>>,
-    /// Of objects that are durable: as many at most as are made at a time.
-    memory: Mutex<Vec<Vec<u8>>>,
-}
-
-impl Made {
-    /// Notes a name; gives it back.
-    pub(super) fn note(&self, key: String) -> String {
-        self.names.lock().push(key.clone());
-        key
-    }
-
-    /// Memory for an object of so many bytes. What the system gives anew it must first clear, page by page.
-    pub(super) fn memory(&self, bytes: u64) -> Vec<u8> {
-        let bytes = usize::try_from(bytes).expect("at most 33 MiB");
-        self.memory.lock().pop().unwrap_or_else(|| Vec::with_capacity(bytes))
-    }
-
-    /// Takes the memory of an object back, unless the store still holds on to it.
-    pub(super) fn reclaim(&self, object: Bytes) {
-        if object.is_unique() {
-            self.memory.lock().push(Vec::from(object));
-        }
     }
 }
 

@@ -23,6 +23,7 @@ pub mod interval;
 pub mod keys;
 pub mod layer;
 mod lease;
+mod made;
 pub mod map;
 mod open;
 pub mod options;

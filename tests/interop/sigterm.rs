@@ -5,7 +5,7 @@ use rustix::process::Signal;
 use super::blocks::{Writer, assert_blocks};
 use crate::support::cairn::{Setup, Store};
 use crate::support::process::{Process, command};
-use crate::support::proxy::Request;
+use crate::support::proxy::{Action, Gate, Request};
 
 /// Under the load of fio and of a client that remembers every answer. The lease outlives the test, so that a successor
 /// that had to wait for it would never come to serve.
@@ -35,6 +35,32 @@ async fn a_drained_gateway_leaves_nothing_to_replay_and_no_lease() {
     let next = setup().create("disk", "1GiB").create("load", "1GiB").start().await;
     assert_nothing_replayed(&proxy.requests());
     assert_blocks(&next.uri("disk"), answers.written.expect("some were written")).await;
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn the_log_tells_how_a_drain_gets_on() {
+    let store = Store::minio().await;
+    let proxy = store.proxy().await;
+    let mut gateway = Setup::new(&store).through(&proxy).tcp().create("disk", "64MiB").start().await;
+    let gate = Gate::new();
+    let held = gate.clone();
+    proxy.rule(move |request| match request.puts("/journal/") {
+        true => Action::HoldRequest(held.clone()),
+        false => Action::Pass,
+    });
+    let script = "h.pwrite(b'in time!' * 512, 0)\nh.flush()";
+    let mut nbdsh = command(["nbdsh", "-u", &gateway.uri("disk"), "-c", script]);
+    let mut client = Process::spawn("nbdsh", nbdsh.env("PATH", "/usr/bin:/bin"));
+    gate.reached().await;
+    gateway.process.signal(Signal::TERM);
+    let told = |line: &str| {
+        (line.contains("still answering what is in flight") && line.contains("connections=1")).then_some(())
+    };
+    gateway.process.wait_for("the log tells of the client", told).await;
+    gate.open();
+    assert!(client.exit().await.success(), "{}", client.output());
+    assert!(gateway.process.exit().await.success(), "{}", gateway.process.output());
     proxy.stop().await;
 }
 
