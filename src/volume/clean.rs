@@ -252,7 +252,7 @@ mod tests {
         let mut loading = Box::pin(clean.map_page(key(1), async { given.await.expect("it is given") }));
         assert!(futures::poll!(loading.as_mut()).is_pending());
         clean.resize(16 << 20).await;
-        give.send(Ok(Arc::new(map_page))).ok().expect("it waits");
+        give.send(Ok(Arc::new(map_page))).expect("it waits");
         loading.await.unwrap();
         assert_eq!((counted(&metrics).0, clean.held_bytes()), (0, 0));
     }
