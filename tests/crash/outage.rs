@@ -48,7 +48,7 @@ async fn an_outage_of_the_store_is_waited_out() {
     // Less than two writes of room: the bound.
     let full = async {
         let mut interval = tokio::time::interval(Duration::from_millis(50));
-        while metric(&metrics, "cairn_dirty_bytes{volume=\"disk\"}").await < DIRTY - (128 << 10) {
+        while metric(&metrics, "cairn_uncommitted_bytes{volume=\"disk\"}").await < DIRTY - (128 << 10) {
             interval.tick().await;
         }
     };
@@ -60,7 +60,7 @@ async fn an_outage_of_the_store_is_waited_out() {
         \x20   assert h.pread(8 << 20, 512 << 20) == bytes(range(256)) * 32768\n";
     run(&mut nbdsh(&uri, &read.replace("SECONDS", &seconds.to_string()))).await;
     let (dirty, resident) =
-        (metric(&metrics, "cairn_dirty_bytes{volume=\"disk\"}").await, resident_kib(gateway.process.id()));
+        (metric(&metrics, "cairn_uncommitted_bytes{volume=\"disk\"}").await, resident_kib(gateway.process.id()));
     println!("an outage of {seconds} s or more: {dirty} bytes dirty, {resident} KiB resident");
     assert!(dirty <= DIRTY, "{dirty} bytes dirty");
     assert!(resident < RESIDENT_KIB, "{resident} KiB resident");
