@@ -59,8 +59,10 @@ async fn an_outage_of_the_store_is_waited_out() {
         while time.monotonic() < until:\n\
         \x20   assert h.pread(8 << 20, 512 << 20) == bytes(range(256)) * 32768\n";
     run(&mut nbdsh(&uri, &read.replace("SECONDS", &seconds.to_string()))).await;
-    let (dirty, resident) =
-        (metric(&metrics, "cairn_uncommitted_bytes{volume=\"disk\"}").await, resident_kib(gateway.process.id()));
+    let (dirty, resident) = (
+        metric(&metrics, "cairn_uncommitted_bytes{volume=\"disk\"}").await,
+        resident_kib(gateway.process.id()),
+    );
     println!("an outage of {seconds} s or more: {dirty} bytes dirty, {resident} KiB resident");
     assert!(dirty <= DIRTY, "{dirty} bytes dirty");
     assert!(resident < RESIDENT_KIB, "{resident} KiB resident");

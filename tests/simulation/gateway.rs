@@ -23,6 +23,9 @@ use super::link::{Clock, Link};
 use super::wire::Front;
 use super::world::{DAWN, Inner, MAX_SKEW, Order, Process, Time, World};
 
+/// How long a process may take to give back what a volume took of the dirty bound.
+const GIVING_BACK: Duration = Duration::from_secs(60);
+
 /// A gateway that is alive.
 pub(super) struct Gateway {
     pub(super) process: Process,
@@ -153,6 +156,7 @@ impl Life {
             let Some(volume) = self.open().await else { return self.rest().await };
             let end = self.serve(&volume).await;
             drop(volume);
+            self.gives_back().await;
             let mut again = self.parts.random.random_bool(0.5);
             match end {
                 End::Closed => self.parts.world.lock().order(self.parts.process, Order::Serve),
@@ -167,6 +171,23 @@ impl Life {
             tokio::time::sleep(pause).await;
             self.takeover = self.parts.random.random_bool(0.3);
         }
+    }
+
+    /// Waits until nothing of the dirty bound is taken any more: other volumes, and this one when it is opened again, need it.
+    async fn gives_back(&self) {
+        let budget = &self.parts.env.budget;
+        for _ in 0..GIVING_BACK.as_millis() {
+            if budget.used() == 0 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let kept = budget.used();
+        let mut inner = self.parts.world.lock();
+        inner.broken(format!(
+            "P{} keeps {kept} dirty blocks of a volume that it lost or closed",
+            self.parts.process
+        ));
     }
 
     /// Nothing more comes of this process.
@@ -244,7 +265,12 @@ impl Life {
     async fn close(&mut self, volume: &Volume) -> End {
         let number = self.parts.world.lock().begin(self.parts.process, &"close");
         let end = loop {
-            match volume.close().await {
+            // Every other epoch is closed as for a successor that waits.
+            let closed = match volume.epoch().is_multiple_of(2) {
+                true => volume.hand_on().await,
+                false => volume.close().await,
+            };
+            match closed {
                 Ok(()) => {
                     let mut inner = self.parts.world.lock();
                     inner.history.close_answered(volume.epoch());

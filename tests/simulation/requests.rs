@@ -77,6 +77,7 @@ impl Inner {
             self.coverage.met(fault, phase);
         }
         self.circumstances(process, phase);
+        self.look_before_deletion(process, &call);
         let prefix = Keys::new(self.volume).prefix();
         self.trace.line(
             at,
@@ -113,6 +114,22 @@ impl Inner {
         let state = self.processes.get_mut(&process).expect("it sent a request");
         state.flights.insert(number, phase);
         self.crash_by_chance(process);
+    }
+
+    /// Who deletes must have looked whose the volume is, once what goes was fixed.
+    fn look_before_deletion(&mut self, process: Process, call: &Call) {
+        let head = Keys::new(self.volume).head();
+        let state = self.processes.get_mut(&process).expect("it sent a request");
+        match call {
+            Call::Get(key, _) if *key == head => state.asked = true,
+            Call::Delete(keys) if *keys != state.deleted => {
+                state.deleted.clone_from(keys);
+                if !std::mem::take(&mut state.asked) {
+                    self.broken(format!("P{process} deletes {} unasked whose the volume is", keys.join(" ")));
+                }
+            }
+            _ => {}
+        }
     }
 
     /// Counts under which circumstances a request is sent.

@@ -126,6 +126,10 @@ pub(super) struct ProcessState {
     /// Commands without an answer, by number.
     pub(super) commands: BTreeMap<u64, String>,
     pub(super) flights: BTreeMap<u64, Phase>,
+    /// Whether it has asked for the head since it last deleted anything.
+    pub(super) asked: bool,
+    /// What it last deleted: an attempt that failed may be made again.
+    pub(super) deleted: Vec<String>,
 }
 
 /// Shared by all parts of a run.
@@ -329,6 +333,8 @@ impl Inner {
             order: Arc::clone(&order),
             commands: BTreeMap::new(),
             flights: BTreeMap::new(),
+            asked: false,
+            deleted: Vec::new(),
         };
         self.processes.insert(process, state);
         order
