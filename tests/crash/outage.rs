@@ -58,7 +58,16 @@ async fn an_outage_of_the_store_is_waited_out() {
         until = time.monotonic() + SECONDS\n\
         while time.monotonic() < until:\n\
         \x20   assert h.pread(8 << 20, 512 << 20) == bytes(range(256)) * 32768\n";
-    run(&mut nbdsh(&uri, &read.replace("SECONDS", &seconds.to_string()))).await;
+    // A minute at a time: who waits longer for one command takes it to hang.
+    let mut left = seconds;
+    loop {
+        let slice = left.min(60);
+        run(&mut nbdsh(&uri, &read.replace("SECONDS", &slice.to_string()))).await;
+        left -= slice;
+        if left == 0 {
+            break;
+        }
+    }
     let (dirty, resident) = (
         metric(&metrics, "cairn_uncommitted_bytes{volume=\"disk\"}").await,
         resident_kib(gateway.process.id()),
