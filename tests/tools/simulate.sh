@@ -28,7 +28,8 @@ awk -F'\t' -v from="$from" -v to="$to" '!/^#/ && $2 < to && $3 > from { print "s
     die "there are changes that no commit has: the ledger could not say what was run"
 commit=$(git rev-parse --short=12 HEAD)
 binary=$(cargo test --release --no-run --test simulation --message-format=json-render-diagnostics |
-    jq -e -r 'select(.reason == "compiler-artifact" and .target.name == "simulation" and .executable).executable' | tail -n 1)
+    jq -r 'select(.reason == "compiler-artifact" and .target.name == "simulation" and .executable).executable' | tail -n 1)
+[ -x "$binary" ] || die "cargo built no simulation"
 
 while [ "$from" -lt "$to" ]; do
     end=$((from + AT_A_TIME < to ? from + AT_A_TIME : to))
