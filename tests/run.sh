@@ -172,12 +172,16 @@ modules() {
 }
 
 suite_module() {
-    local tests binary threads=()
+    local tests binary options=()
     binary=$(cat "$LOGS/it.path")
     mapfile -t tests < <("$binary" --list --format terse | sed -n 's/: test$//p' | grep -E "^$1(::|$)")
     [ ${#tests[@]} -gt 0 ] || { echo "the integration binary has no module $1"; return 1; }
-    [ "$1" != vm ] || threads=(--test-threads=1)
-    limited 2400 "$binary" --exact "${tests[@]}" "${threads[@]}"
+    case $1 in
+    vm) options=(--test-threads=1) ;;
+    # It says how long commands waited while gateways were replaced.
+    lifecycle) options=(--nocapture) ;;
+    esac
+    limited 2400 "$binary" --exact "${tests[@]}" "${options[@]}"
 }
 
 # So many seeds on all processors; every fault must meet every phase.
@@ -253,6 +257,8 @@ fi
         printf '%s|%s|%s|%s|%s\n' "$name" "${PASSED[$name]}" "${FAILED[$name]}" "${SECONDS_OF[$name]}" "$(minimum "$name")"
     done
 } | awk -F'|' '{ printf "%-14s %8s %8s %8s %8s\n", $1, $2, $3, $4, $5 }'
+# What was measured on the way.
+for name in "${ORDER[@]}"; do grep -hE '^measured: |the longest stall' "$LOGS/$name.log"; done
 for note in "${NOTES[@]}"; do echo "$note"; done
 echo "$TOTAL_PASSED passed, $TOTAL_FAILED failed"
 [ "$TOTAL_FAILED" = 0 ]
