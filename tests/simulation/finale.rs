@@ -33,8 +33,9 @@ impl Driver {
             return;
         }
         let number = self.number();
-        let drains = self.world.lock().random.random();
-        if drains {
+        let drains: bool = self.world.lock().random.random();
+        // What is recovered before an object rots is what a reader is held to: nothing may come after it.
+        if drains || self.world.lock().plan.rots {
             // Whatever is late arrives before the last look; else it does while it lasts.
             self.run_while(PATIENCE, |_| false);
             self.world.lock().drained = true;
