@@ -92,6 +92,8 @@ mutants! {
     MissingIsZeros = "missing-is-zeros",
     /// Fetched pages are not verified.
     TagUnchecked = "tag-unchecked",
+    /// What arrives damaged three times counts as damaged at rest, though no two readings are alike.
+    FlipsBelieved = "flips-believed",
     /// A fold writes zeros where it could not read, and does not mark them.
     DamageForgotten = "damage-forgotten",
     /// A volume that stopped still serves reads.

@@ -22,9 +22,22 @@ pub struct Tally {
     pub bytes: u64,
 }
 
+#[derive(Debug)]
+struct Stored {
+    body: Bytes,
+    /// Of the body: found once, since most objects are read more than once.
+    etag: ETag,
+}
+
+impl Stored {
+    fn new(body: Bytes) -> Self {
+        Self { etag: ETag(format!("{:032x}", xxhash_rust::xxh3::xxh3_128(&body)).into()), body }
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
-    objects: BTreeMap<String, Bytes>,
+    objects: BTreeMap<String, Stored>,
     /// By operation and key (of a LIST: its prefix). Grows with the keys ever used; [`MemoryStore::reset_tallies`]
     /// empties it.
     tallies: BTreeMap<(Operation, String), Tally>,
@@ -86,23 +99,20 @@ impl MemoryStore {
     /// Every object, uncounted.
     #[must_use]
     pub fn objects(&self) -> BTreeMap<String, Bytes> {
-        self.state.lock().objects.clone()
+        let state = self.state.lock();
+        state.objects.iter().map(|(key, stored)| (key.clone(), stored.body.clone())).collect()
     }
 
     /// Puts an object as if it had always been there, uncounted and unchecked: to damage one, or to restore a state.
     pub fn insert(&self, key: &str, body: Bytes) {
-        self.state.lock().objects.insert(key.to_owned(), body);
+        self.state.lock().objects.insert(key.to_owned(), Stored::new(body));
     }
 
     /// Removes an object, uncounted, and returns it.
     #[must_use]
     pub fn remove(&self, key: &str) -> Option<Bytes> {
-        self.state.lock().objects.remove(key)
+        self.state.lock().objects.remove(key).map(|stored| stored.body)
     }
-}
-
-fn etag(body: &[u8]) -> ETag {
-    ETag(format!("{:032x}", xxhash_rust::xxh3::xxh3_128(body)).into())
 }
 
 /// The part of `body` that `range` asks for.
@@ -127,8 +137,8 @@ impl Store for MemoryStore {
         key::check(key)?;
         let mut state = self.state.lock();
         state.count(Operation::Get, key);
-        let body = state.objects.get(key).ok_or_else(|| Error::NotFound { key: key.to_owned() })?.clone();
-        let object = Object { etag: etag(&body), body: slice(key, &body, range)? };
+        let stored = state.objects.get(key).ok_or_else(|| Error::NotFound { key: key.to_owned() })?;
+        let object = Object { etag: stored.etag.clone(), body: slice(key, &stored.body, range)? };
         state.tallies.entry((Operation::Get, key.to_owned())).or_default().bytes += length(&object.body);
         Ok(object)
     }
@@ -139,15 +149,16 @@ impl Store for MemoryStore {
         state.count(Operation::Put, key);
         let holds = match (&condition, state.objects.get(key)) {
             (Condition::Always, _) | (Condition::IfAbsent, None) => true,
-            (Condition::IfMatch(wanted), Some(stands)) => *wanted == etag(stands),
+            (Condition::IfMatch(wanted), Some(stands)) => *wanted == stands.etag,
             (Condition::IfAbsent, Some(_)) | (Condition::IfMatch(_), None) => false,
         };
         if !holds {
             return Err(Error::PreconditionFailed { key: key.to_owned() });
         }
-        let etag = etag(&body);
-        state.tallies.entry((Operation::Put, key.to_owned())).or_default().bytes += length(&body);
-        state.objects.insert(key.to_owned(), body);
+        let stored = Stored::new(body);
+        let etag = stored.etag.clone();
+        state.tallies.entry((Operation::Put, key.to_owned())).or_default().bytes += length(&stored.body);
+        state.objects.insert(key.to_owned(), stored);
         Ok(etag)
     }
 
@@ -173,7 +184,7 @@ impl Store for MemoryStore {
             .objects
             .range::<str, _>((start, Bound::Unbounded))
             .take_while(|(key, _)| key.starts_with(prefix))
-            .map(|(key, body)| Entry { key: key.clone(), size_bytes: length(body) });
+            .map(|(key, stored)| Entry { key: key.clone(), size_bytes: length(&stored.body) });
         let entries = following.by_ref().take(self.page_entries).collect();
         Ok(Listing { entries, more: following.next().is_some() })
     }

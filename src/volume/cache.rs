@@ -18,7 +18,7 @@ use super::fetch::{CacheKey, Check, Fetch};
 use super::map::MapPage;
 use super::piece::own;
 use super::signal::Signal;
-use super::store_exact::CHECKED_FETCHES;
+use super::store_exact::{Doubt, Verdict, damaged_on_the_way};
 use crate::metrics::VolumeMetrics;
 use crate::mutant::{self, Mutant};
 use crate::store::{self, ByteRange, Store};
@@ -335,12 +335,13 @@ async fn load(store: &dyn Store, run: &[(Fetch, Arc<Load>)]) -> Vec<Result<Bytes
     results
 }
 
-/// Fetches a run of neighbours with one GET, and again while a check fails.
+/// Fetches a run of neighbours with one GET, and again while a check fails that may be for damage on the way.
 async fn fetch_run(store: &dyn Store, run: &[(Fetch, Arc<Load>)]) -> Vec<Result<Bytes, Error>> {
     let (first, last) = (&run[0].0, &run[run.len() - 1].0);
     let object = first.object_key();
     let length = last.at + last.stored_bytes() - first.at;
-    for attempt in 1.. {
+    let mut doubt = Doubt::default();
+    loop {
         let body = match store.get(&object, ByteRange::Bounded { offset: first.at, length }).await {
             Ok(object) => object.body,
             Err(store::Error::NotFound { key }) => return vec![Err(Error::Lost { key }); run.len()],
@@ -348,12 +349,15 @@ async fn fetch_run(store: &dyn Store, run: &[(Fetch, Arc<Load>)]) -> Vec<Result<
         };
         let results: Vec<Result<Bytes, Error>> =
             run.iter().map(|(fetch, _)| cut(fetch, first.at, &body)).collect();
-        if attempt == CHECKED_FETCHES || results.iter().all(Result::is_ok) {
+        if results.iter().all(Result::is_ok) {
             return results;
         }
-        tracing::warn!(%object, attempt, "fetched bytes fail their check, fetching again");
+        match doubt.note(&object, &body) {
+            Verdict::Again => {}
+            Verdict::AtRest => return results,
+            Verdict::OnTheWay => return vec![Err(Error::Store(damaged_on_the_way(&object))); run.len()],
+        }
     }
-    unreachable!("the last attempt returns")
 }
 
 /// The payload of a piece from the body of a GET from byte `from` on, if it passes its check.

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -24,6 +25,9 @@ use super::page_set::PageSet;
 /// What an entry costs beside its bytes: keys, counters and lists of the cache, and what the allocator loses on small
 /// ones. With 320, a cache of 256 MiB full of blocks took the process to 411 MiB.
 const ENTRY_BYTES: usize = 768;
+
+/// Bytes that are put in at most before what is too much goes.
+const UNSETTLED_BYTES: u64 = 1 << 20;
 
 /// A piece as it is held.
 #[derive(Clone)]
@@ -50,7 +54,9 @@ type Pieces = Cache<CacheKey, Cached, Xxh3Builder>;
 pub(super) struct Clean {
     pieces: ArcSwap<Pieces>,
     pub(super) counts: Arc<Counts>,
-    eager: bool,
+    /// Bytes put in since evictions were last asked for, and how many there may be.
+    unsettled_bytes: AtomicU64,
+    most_unsettled_bytes: u64,
 }
 
 fn pieces(bytes: u64, counts: &Arc<Counts>) -> Pieces {
@@ -68,7 +74,12 @@ impl Clean {
     /// Holds at most `bytes` bytes; if `eager`, evicts with each insertion.
     pub(super) fn new(bytes: u64, eager: bool) -> Self {
         let counts = Arc::new(Counts::default());
-        Self { pieces: ArcSwap::from_pointee(pieces(bytes, &counts)), counts, eager }
+        Self {
+            pieces: ArcSwap::from_pointee(pieces(bytes, &counts)),
+            counts,
+            unsettled_bytes: AtomicU64::new(0),
+            most_unsettled_bytes: if eager { 0 } else { UNSETTLED_BYTES },
+        }
     }
 
     /// Holds at most `bytes` bytes from now on. Of what is too much, it is not the use that decides what goes.
@@ -94,10 +105,10 @@ impl Clean {
     /// Puts a piece in.
     pub(super) async fn put(&self, key: CacheKey, value: Cached) {
         let pieces = self.pieces.load_full();
-        self.counts.added(&key, value.weight());
+        self.added(&key, &value);
         pieces.insert(key, value).await;
         self.leave_if_replaced(&pieces, &key).await;
-        self.settle_eagerly().await;
+        self.settle_when_due().await;
     }
 
     /// A piece that came into a cache while that was replaced may have come behind the move.
@@ -130,8 +141,16 @@ impl Clean {
         self.pieces.load().run_pending_tasks().await;
     }
 
-    async fn settle_eagerly(&self) {
-        if self.eager {
+    fn added(&self, key: &CacheKey, value: &Cached) {
+        let weight = value.weight();
+        self.counts.added(key, weight);
+        self.unsettled_bytes.fetch_add(u64::from(weight), Ordering::Relaxed);
+    }
+
+    /// moka evicts after so many insertions, of whatever size: pages would go far beyond its bound.
+    async fn settle_when_due(&self) {
+        if self.unsettled_bytes.load(Ordering::Relaxed) >= self.most_unsettled_bytes {
+            self.unsettled_bytes.store(0, Ordering::Relaxed);
             self.settle().await;
         }
     }
@@ -143,13 +162,13 @@ impl Clean {
     {
         let load = async {
             let page = load.await.map(Cached::Map)?;
-            self.counts.added(&key, page.weight());
+            self.added(&key, &page);
             Ok(page)
         };
         let pieces = self.pieces.load_full();
         let loaded = pieces.try_get_with(key, load).await;
         self.leave_if_replaced(&pieces, &key).await;
-        self.settle_eagerly().await;
+        self.settle_when_due().await;
         match loaded {
             Ok(Cached::Map(page)) => Ok(page),
             Ok(Cached::Bytes(_)) => unreachable!("a map page's key never maps to bytes"),

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::base;
 use super::error::{Error, OpenError};
-use super::keys::ObjectId;
+use super::keys::{ObjectId, Slot};
 use super::map::Entry;
 use super::open::read_head;
 use super::root::{KeptRoot, MAX_ROOTS, Root, RootTable};
@@ -50,7 +50,9 @@ pub(super) enum Garbage {
 #[derive(Debug)]
 pub(super) struct Trash {
     table: Mutex<RootTable>,
-    /// Roots whose objects are gone, to be left out of the next table.
+    /// Last record that no read needs any more. The head may be further: its answer can be on its way.
+    folded: Mutex<Slot>,
+    /// Roots that are gone or about to go, to be left out of the next table.
     collected: Mutex<BTreeSet<ObjectId>>,
     queue: Mutex<VecDeque<(Instant, Garbage)>>,
     /// What only a sweep finds: orphans that wait here, and the sweep itself until it is done.
@@ -59,9 +61,10 @@ pub(super) struct Trash {
 }
 
 impl Trash {
-    pub(super) fn new(table: RootTable, unswept: bool) -> Self {
+    pub(super) fn new(table: RootTable, folded: Slot, unswept: bool) -> Self {
         Self {
             table: Mutex::new(table),
+            folded: Mutex::new(folded),
             collected: Mutex::new(BTreeSet::new()),
             queue: Mutex::new(VecDeque::new()),
             unswept: AtomicUsize::new(usize::from(unswept)),
@@ -84,7 +87,7 @@ impl Trash {
         self.table.lock().id
     }
 
-    /// Roots that are kept: those of the table whose objects are not gone.
+    /// Roots that are kept: those of the table that are not collected.
     pub(super) fn kept(&self) -> Vec<KeptRoot> {
         without(&self.table.lock().roots, &self.collected.lock())
     }
@@ -116,6 +119,16 @@ impl Trash {
     /// Notes the table that the head now names.
     pub(super) fn set_table(&self, table: RootTable) {
         *self.table.lock() = table;
+    }
+
+    /// Last record that no read needs any more.
+    pub(super) fn folded(&self) -> Slot {
+        *self.folded.lock()
+    }
+
+    /// Notes that no read needs this record and those before any more.
+    pub(super) fn set_folded(&self, folded: Slot) {
+        *self.folded.lock() = folded;
     }
 
     /// Queues garbage, to be deleted after the grace; orphans are known to nobody, and need none.
@@ -279,14 +292,14 @@ impl Collector {
         Ok(())
     }
 
-    /// Deletes what only a retired root names: chunk objects, then map pages, then the root itself.
+    /// Deletes the chunk objects that only a retired root names; then its map pages and the root itself are orphans.
     async fn delete_root(&self, id: ObjectId) -> Result<(), Error> {
         let shared = &self.shared;
         let kept = self.trash.kept();
-        let Some(own) = kept.iter().find(|kept| kept.root == id) else { return Ok(()) };
+        let Some(entry) = kept.iter().find(|kept| kept.root == id) else { return Ok(()) };
         let neighbour_ids: Vec<ObjectId> = kept
             .iter()
-            .filter(|other| other.parent == Some(id) || own.parent == Some(other.root))
+            .filter(|other| other.parent == Some(id) || entry.parent == Some(other.root))
             .map(|other| other.root)
             .collect();
         let Some(root) = self.root(id).await? else {
@@ -303,18 +316,19 @@ impl Collector {
         if mutant::is(Mutant::SharedDeleted) {
             neighbours.clear();
         }
-        let mut map_pages = Vec::new();
+        let mut own = Vec::new();
         for (number, reference) in root.map_pages.iter().filter(|(_, reference)| reference.origin == 0) {
             if neighbours.iter().any(|other| other.map_pages.get(number) == Some(reference)) {
                 continue;
             }
             let chunks = self.only_named_by(&root, &neighbours, *number).await?;
             self.delete_objects(&chunks).await?;
-            map_pages.push(shared.keys.map_page(*number, reference.id));
+            own.push(shared.keys.map_page(*number, reference.id));
         }
-        self.delete_objects(&map_pages).await?;
-        self.delete_objects(&[shared.keys.root(id)]).await?;
+        own.push(shared.keys.root(id));
+        // First nobody asks it any more what it shares: what a neighbour would leave to it, it could not tell again.
         self.trash.collected.lock().insert(id);
+        self.trash.add(shared, Garbage::Orphans(own));
         Ok(())
     }
 

@@ -100,9 +100,15 @@ impl Shared {
 }
 
 impl Folder {
-    pub(super) fn new(shared: Arc<Shared>, head: HeadHandle, table: RootTable, unswept: bool) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        head: HeadHandle,
+        table: RootTable,
+        folded: Slot,
+        unswept: bool,
+    ) -> Self {
         let (sender, requests) = mpsc::channel(REQUESTS);
-        let trash = Arc::new(Trash::new(table, unswept));
+        let trash = Arc::new(Trash::new(table, folded, unswept));
         Self { shared, head, trash, unswept, requests, sender }
     }
 
@@ -227,6 +233,11 @@ impl Folder {
         }
         let table_id = table.as_ref().map_or(old_table, |table| table.id);
         self.head.publish(shared, checkpoint, root.id, table_id).await?;
+        // The new root is kept before what it took over leaves the state: who looks for leftovers finds it here or there.
+        let replaced_table = table.as_ref().map(|_| old_table);
+        if let Some(table) = table {
+            self.trash.set_table(table);
+        }
         {
             let mut state = shared.state.lock();
             state.root = Arc::clone(&root);
@@ -236,6 +247,7 @@ impl Folder {
             }
             shared.gauge(&state);
         }
+        self.trash.set_folded(checkpoint.slot);
         shared.progress.update(|progress| progress.checkpoints += 1);
         tracing::debug!(volume = %shared.keys.volume(), ?checkpoint.slot, records = folding.slots.len(),
             bytes = folding.bytes, "checkpoint published");
@@ -250,24 +262,16 @@ impl Folder {
             })
             .collect();
         shared.env.cache.remove(folded.into_iter().map(|unit| CacheKey { volume, unit })).await;
-        self.discard(&old, &root, table, old_table, folding).await;
+        self.discard(&old, &root, replaced_table, folding).await;
         Ok(())
     }
 
     /// Hands what the checkpoint replaced to the collector.
-    async fn discard(
-        &self,
-        old: &Root,
-        root: &Root,
-        table: Option<RootTable>,
-        old_table: ObjectId,
-        folding: &Committed,
-    ) {
+    async fn discard(&self, old: &Root, root: &Root, replaced_table: Option<ObjectId>, folding: &Committed) {
         let shared = &self.shared;
         let mut names = Vec::new();
-        if let Some(table) = table {
-            self.trash.set_table(table);
-            names.push(shared.keys.root(old_table));
+        if let Some(table) = replaced_table {
+            names.push(shared.keys.root(table));
             self.trash.add(shared, Garbage::Root(old.id));
         }
         let superseded = folding.superseded.iter().map(|(index, id)| shared.keys.chunk(*index, *id));

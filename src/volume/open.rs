@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use uuid::Uuid;
 
-use super::codec::DecodeError;
+use super::codec::{Checksum, DecodeError};
 use super::commit::Committer;
 use super::disk::Volume;
 use super::error::OpenError;
@@ -20,7 +20,7 @@ use super::options::Options;
 use super::replay::Replay;
 use super::root::{Root, RootTable};
 use super::shared::{Environment, Shared};
-use super::state::{State, Status};
+use super::state::{Committed, State, Status};
 use super::store_exact::{CheckedError, fetch_checked};
 use crate::mutant::{self, Mutant};
 use crate::store::{self, ETag};
@@ -66,14 +66,11 @@ impl Volume {
         let (identity, _) =
             fetch(env, &keys.identity(), |bytes| Identity::decode(volume, bytes)).await.map_err(no_volume)?;
         let (head, etag, unswept) = take_epoch(env, &options, keys, takeover).await?;
-        let (root, table) = load_roots(env, keys, &head).await?;
-        if root.geometry != identity.geometry {
-            let why = "its chunk size is not the volume's".to_owned();
-            return Err(OpenError::BrokenJournal { key: keys.root(root.id), why });
-        }
         let from = head.checkpoint;
-        let replay = Replay::new(env, keys, &root, head.epoch, from);
-        let (committed, opening) = replay.run(from).await?;
+        let Recovered { root, table, committed, opening } = match recover(env, keys, &identity, &head).await {
+            Ok(recovered) => recovered,
+            Err(error) => return Err(explained(env, keys, &head, error).await),
+        };
         tracing::info!(%volume, epoch = head.epoch, unswept, records = committed.slots.len() - 1,
             journal_bytes = committed.bytes, "volume opened");
         let geometry = root.geometry;
@@ -100,7 +97,7 @@ impl Volume {
         shared.tasks.spawn_until_cancelled(committer.run());
         let keeper = HeadKeeper::new(Arc::clone(&shared), requests, head, etag);
         shared.tasks.spawn_until_cancelled(keeper.run());
-        let folder = Folder::new(Arc::clone(&shared), handle.clone(), table, unswept);
+        let folder = Folder::new(Arc::clone(&shared), handle.clone(), table, from.slot, unswept);
         let folds = folder.handle();
         shared.tasks.spawn_until_cancelled(folder.run());
         if shared.epoch - from.slot.epoch > REPLAYED_EPOCHS {
@@ -113,6 +110,53 @@ impl Volume {
             });
         }
         Ok(Arc::new(Self::new(shared, handle, folds)))
+    }
+}
+
+/// What an opening recovers.
+struct Recovered {
+    root: Root,
+    table: RootTable,
+    /// The journal after the checkpoint.
+    committed: Committed,
+    /// Of our opening record.
+    opening: Checksum,
+}
+
+/// Recovers what the head names, and proves with an opening record that this is all.
+async fn recover(
+    env: &Environment,
+    keys: Keys,
+    identity: &Identity,
+    head: &Head,
+) -> Result<Recovered, OpenError> {
+    let (root, table) = load_roots(env, keys, head).await?;
+    if root.geometry != identity.geometry {
+        let why = "its chunk size is not the volume's".to_owned();
+        return Err(OpenError::BrokenJournal { key: keys.root(root.id), why });
+    }
+    let replay = Replay::new(env, keys, &root, head.epoch, head.checkpoint);
+    let (committed, opening) = replay.run(head.checkpoint).await?;
+    Ok(Recovered { root, table, committed, opening })
+}
+
+/// Why an opening failed: where a later gateway has the volume, that one may have folded and deleted what we were
+/// reading, and nothing is damaged.
+async fn explained(env: &Environment, keys: Keys, ours: &Head, error: OpenError) -> OpenError {
+    let looks_damaged = matches!(
+        error,
+        OpenError::Damaged { .. }
+            | OpenError::BrokenJournal { .. }
+            | OpenError::Store(store::Error::NotFound { .. })
+    );
+    if !looks_damaged {
+        return error;
+    }
+    match read_head(env, keys).await {
+        Ok((now, _)) if now.epoch > ours.epoch => {
+            OpenError::Lost(format!("epoch {} of {}", now.epoch, now.holder_name))
+        }
+        _ => error,
     }
 }
 

@@ -63,7 +63,10 @@ impl PageSet {
 
     /// The pages in order.
     pub fn iter(&self) -> impl Iterator<Item = u16> + '_ {
-        (0..MAX_PAGES_PER_CHUNK).filter(|&page| self.contains(page))
+        let places = (0..MAX_PAGES_PER_CHUNK).step_by(64).zip(self.words).filter(|(_, word)| *word != 0);
+        places.flat_map(|(first, word)| {
+            (0..64).filter(move |bit| word >> bit & 1 == 1).map(move |bit| first + bit)
+        })
     }
 
     /// Bytes that the set takes where a chunk has `pages` pages: whole 64-bit words.

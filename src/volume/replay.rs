@@ -9,14 +9,16 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use tokio::time::Instant;
+use uuid::Uuid;
 
-use super::codec::Checksum;
+use super::codec::{Checksum, DecodeError};
 use super::commit::insert_data;
 use super::error::OpenError;
 use super::geometry::{ChunkIndex, Geometry};
 use super::head::{Checkpoint, Head};
 use super::interval::IntervalMap;
 use super::keys::{Epoch, Keys, ObjectId, Parsed, Slot};
+use super::open::fetch;
 use super::piece::{ChunkRef, Piece, RecordRef};
 use super::record::{Change, Record, RecordKind, RecordWriter};
 use super::root::Root;
@@ -24,7 +26,7 @@ use super::shared::Environment;
 use super::state::{Committed, Sent};
 use super::store_exact::{Placed, create_exact};
 use crate::mutant::{self, Mutant};
-use crate::store::{self, ByteRange, Store};
+use crate::store;
 
 /// Records fetched ahead of the one that is applied.
 const FETCHED_AHEAD: usize = 4;
@@ -41,6 +43,21 @@ pub(super) struct Replay<'a> {
     /// Checksum of the last record or seal.
     previous: Checksum,
     committed: Committed,
+}
+
+/// A record of the journal, read and verified.
+struct Entry {
+    record: Record,
+    checksum: Checksum,
+    /// Bytes of its object.
+    bytes: u64,
+}
+
+impl Entry {
+    fn decode(volume: Uuid, slot: Slot, body: &[u8]) -> Result<Self, DecodeError> {
+        let (record, checksum) = Record::decode(volume, slot, body)?;
+        Ok(Self { record, checksum, bytes: body.len() as u64 })
+    }
 }
 
 /// What stood in a slot.
@@ -100,15 +117,15 @@ impl<'a> Replay<'a> {
         first: u64,
         listed: &BTreeSet<Slot>,
     ) -> Result<(), OpenError> {
-        let (store, keys) = (Arc::clone(&self.env.store), self.keys);
+        let (env, keys) = (self.env, self.keys);
         let run = (first..).map(|n| Slot { epoch, n }).take_while(|slot| listed.contains(slot));
-        let fetches = run.map(|slot| fetch(Arc::clone(&store), keys.record(slot)));
-        let mut bodies = stream::iter(fetches).buffered(FETCHED_AHEAD);
+        let fetches = run.map(|slot| fetch_entry(env, keys, slot));
+        let mut entries = stream::iter(fetches).buffered(FETCHED_AHEAD);
         let mut next = first;
-        while let Some(body) = bodies.next().await {
+        while let Some(entry) = entries.next().await {
             // Listed but gone: another opener deleted it, which the seal or the opening record will tell.
-            let Some(body) = body? else { break };
-            if let Found::Seal = self.apply(Slot { epoch, n: next }, &body)? {
+            let Some(entry) = entry? else { break };
+            if let Found::Seal = self.apply(Slot { epoch, n: next }, &entry)? {
                 return Ok(());
             }
             next += 1;
@@ -123,8 +140,8 @@ impl<'a> Replay<'a> {
                 continue;
             }
             if mutant::is(Mutant::LogUnsealed) {
-                let Some(body) = fetch(Arc::clone(&store), keys.record(slot)).await? else { return Ok(()) };
-                if let Found::Seal = self.apply(slot, &body)? {
+                let Some(entry) = fetch_entry(env, keys, slot).await? else { return Ok(()) };
+                if let Found::Seal = self.apply(slot, &entry)? {
                     return Ok(());
                 }
                 next += 1;
@@ -137,7 +154,9 @@ impl<'a> Replay<'a> {
                     return Ok(());
                 }
                 Placed::Other(body) => {
-                    if let Found::Seal = self.apply(slot, &body)? {
+                    let entry = Entry::decode(keys.volume(), slot, &body)
+                        .map_err(|source| OpenError::Damaged { key: keys.record(slot), source })?;
+                    if let Found::Seal = self.apply(slot, &entry)? {
                         return Ok(());
                     }
                 }
@@ -176,11 +195,9 @@ impl<'a> Replay<'a> {
         }
     }
 
-    fn apply(&mut self, slot: Slot, body: &Bytes) -> Result<Found, OpenError> {
-        let key = || self.keys.record(slot);
-        let (record, checksum) = Record::decode(self.keys.volume(), slot, body)
-            .map_err(|source| OpenError::Damaged { key: key(), source })?;
-        let broken = |why: String| OpenError::BrokenJournal { key: key(), why };
+    fn apply(&mut self, slot: Slot, entry: &Entry) -> Result<Found, OpenError> {
+        let Entry { record, checksum, bytes } = entry;
+        let broken = |why: String| OpenError::BrokenJournal { key: self.keys.record(slot), why };
         if record.kind == RecordKind::Seal && record.writer > self.epoch {
             return Err(OpenError::Lost(format!("epoch {} sealed the journal", record.writer)));
         }
@@ -193,12 +210,12 @@ impl<'a> Replay<'a> {
         if record.pages_per_chunk != self.geometry.pages_per_chunk() {
             return Err(broken("was written for another chunk size".to_owned()));
         }
-        self.previous = checksum;
+        self.previous = *checksum;
         if record.kind == RecordKind::Seal {
             return Ok(if mutant::is(Mutant::SealPassed) { Found::Record } else { Found::Seal });
         }
-        let (pieces, chunks) = self.pieces(&record).map_err(broken)?;
-        self.merge(pieces, body.len() as u64, Checkpoint { slot, checksum }, chunks);
+        let (pieces, chunks) = self.pieces(record).map_err(broken)?;
+        self.merge(pieces, *bytes, Checkpoint { slot, checksum: *checksum }, chunks);
         Ok(Found::Record)
     }
 
@@ -252,11 +269,11 @@ impl<'a> Replay<'a> {
     }
 }
 
-async fn fetch(store: Arc<dyn Store>, key: String) -> Result<Option<Bytes>, OpenError> {
-    match store.get(&key, ByteRange::Full).await {
-        Ok(object) => Ok(Some(object.body)),
-        Err(store::Error::NotFound { .. }) => Ok(None),
-        Err(error) => Err(error.into()),
+async fn fetch_entry(env: &Environment, keys: Keys, slot: Slot) -> Result<Option<Entry>, OpenError> {
+    match fetch(env, &keys.record(slot), |body| Entry::decode(keys.volume(), slot, body)).await {
+        Ok((entry, _)) => Ok(Some(entry)),
+        Err(OpenError::Store(store::Error::NotFound { .. })) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

@@ -5,10 +5,14 @@ use bytes::Bytes;
 
 use super::codec::DecodeError;
 use crate::mutant::{self, Mutant};
+use crate::store::error::cause;
 use crate::store::{ByteRange, Condition, ETag, Error, Object, Store};
 
-/// How often an object is fetched when its check fails: a flip on the way is not damage.
-pub(super) const CHECKED_FETCHES: u32 = 3;
+/// Readings in a row that must be alike to be believed when they are not what they should be: two of a small object may
+/// be damaged alike by chance.
+const ALIKE: u32 = 3;
+/// Readings after which none is tried any more although not enough of them agree.
+const MOST_READINGS: u32 = 10;
 
 /// What stands under the name now.
 #[derive(Debug)]
@@ -46,16 +50,71 @@ pub(super) async fn create_exact(store: &dyn Store, key: &str, bytes: &Bytes) ->
     }
 }
 
-/// Reads an object again until two readings in a row agree.
+/// Reads an object again until enough readings in a row agree.
 pub(super) async fn agreed(store: &dyn Store, key: &str, first: Object) -> Result<Object, Error> {
+    let mut readings = Readings::default();
     let mut last = first;
-    loop {
-        let next = store.get(key, ByteRange::Full).await?;
-        if next.body == last.body {
-            return Ok(next);
-        }
-        last = next;
+    while readings.alike(&last.body) < ALIKE {
+        last = store.get(key, ByteRange::Full).await?;
     }
+    Ok(last)
+}
+
+/// How often the same was read in a row.
+#[derive(Debug, Default)]
+struct Readings {
+    last: Bytes,
+    alike: u32,
+}
+
+impl Readings {
+    /// Notes a reading, and says how many in a row, with this one, were like it.
+    fn alike(&mut self, reading: &Bytes) -> u32 {
+        self.alike = if self.last == *reading { self.alike + 1 } else { 1 };
+        self.last = reading.clone();
+        self.alike
+    }
+}
+
+/// Tells damage at rest, which reads alike again and again, from damage on the way: what is lost on the way is not lost.
+#[derive(Debug, Default)]
+pub(super) struct Doubt {
+    alike: Readings,
+    readings: u32,
+}
+
+/// What a reading that failed its check says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Nothing yet: read again.
+    Again,
+    /// The object is not what was written.
+    AtRest,
+    /// The readings differ: nothing is known of the object.
+    OnTheWay,
+}
+
+impl Doubt {
+    /// Notes a reading that failed its check.
+    pub(super) fn note(&mut self, key: &str, reading: &Bytes) -> Verdict {
+        self.readings += 1;
+        let alike = self.alike.alike(reading);
+        let believed = if mutant::is(Mutant::FlipsBelieved) { self.readings } else { alike };
+        if believed == ALIKE {
+            return Verdict::AtRest;
+        }
+        if self.readings == MOST_READINGS {
+            return Verdict::OnTheWay;
+        }
+        tracing::warn!(%key, reading = self.readings, "what was fetched fails its check, fetching again");
+        Verdict::Again
+    }
+}
+
+/// The error of a request whose answers are damaged on the way.
+pub(super) fn damaged_on_the_way(key: &str) -> Error {
+    let why = format!("each of {MOST_READINGS} readings fails its check, no {ALIKE} in a row alike");
+    Error::Transient { key: key.to_owned(), source: cause(why) }
 }
 
 /// Why an object could not be had.
@@ -67,20 +126,58 @@ pub(super) enum CheckedError {
     Damaged(DecodeError),
 }
 
-/// Fetches and decodes an object, and again while that fails.
+/// Fetches and decodes an object, and again while that may be for damage on the way.
 pub(super) async fn fetch_checked<T>(
     store: &dyn Store,
     key: &str,
     decode: impl Fn(&[u8]) -> Result<T, DecodeError>,
 ) -> Result<(T, ETag), CheckedError> {
-    let mut attempt = 1;
+    let mut doubt = Doubt::default();
     loop {
         let object = store.get(key, ByteRange::Full).await.map_err(CheckedError::Store)?;
-        match decode(&object.body) {
+        let error = match decode(&object.body) {
             Ok(value) => return Ok((value, object.etag)),
-            Err(error) if attempt == CHECKED_FETCHES => return Err(CheckedError::Damaged(error)),
-            Err(error) => tracing::warn!(%key, attempt, "fetching again what fails its check: {error}"),
+            Err(error) => error,
+        };
+        match doubt.note(key, &object.body) {
+            Verdict::Again => {}
+            Verdict::AtRest => return Err(CheckedError::Damaged(error)),
+            Verdict::OnTheWay => return Err(CheckedError::Store(damaged_on_the_way(key))),
         }
-        attempt += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::fault::{Action, Fault, Rule};
+    use crate::store::{MemoryStore, Operation};
+
+    fn verdicts(readings: &[&'static str]) -> Vec<Verdict> {
+        let mut doubt = Doubt::default();
+        readings.iter().map(|reading| doubt.note("object", &Bytes::from_static(reading.as_bytes()))).collect()
+    }
+
+    #[test]
+    fn damage_is_at_rest_where_three_readings_in_a_row_are_alike() {
+        use Verdict::{Again, AtRest, OnTheWay};
+        assert_eq!(verdicts(&["a", "a", "a"]), [Again, Again, AtRest]);
+        assert_eq!(verdicts(&["", "", ""]), [Again, Again, AtRest]);
+        assert_eq!(verdicts(&["a", "a", "b", "a", "a", "a"]), [Again, Again, Again, Again, Again, AtRest]);
+        assert_eq!(verdicts(&["a", "b", "a", "b", "a", "b", "a", "b", "a", "b"])[8..], [Again, OnTheWay]);
+        assert_eq!(verdicts(&["a", "a", "b", "b", "a", "a", "b", "b", "b"])[7..], [Again, AtRest]);
+    }
+
+    #[tokio::test]
+    async fn readings_are_repeated_until_three_in_a_row_agree() {
+        let memory = MemoryStore::new();
+        memory.insert("object", Bytes::from_static(b"what stands there"));
+        let fault = Fault::new(std::sync::Arc::new(memory.clone()), 1);
+        let first = fault.get("object", ByteRange::Full).await.unwrap();
+        fault.add(Rule::new(Action::FlipBit).on(Operation::Get).times(2));
+        memory.reset_tallies();
+        let found = agreed(&fault, "object", first).await.unwrap();
+        assert_eq!(found.body, "what stands there");
+        assert_eq!(memory.tally(Operation::Get, |_| true).requests, 5, "two damaged, three alike");
     }
 }

@@ -11,11 +11,10 @@ use uuid::Uuid;
 
 use super::codec::{DecodeError, invalid};
 use super::collect::{Collector, Garbage};
-use super::error::{Error, OpenError};
+use super::error::Error;
 use super::fold::names_chunk;
 use super::geometry::ChunkIndex;
 use super::keys::{ObjectId, Parsed, Slot};
-use super::open::read_head;
 use super::record::{Change, Record, RecordKind};
 use super::root::Root;
 use super::store_exact::{CheckedError, fetch_checked};
@@ -61,8 +60,8 @@ struct Needed {
     by_journal: BTreeSet<(ChunkIndex, ObjectId)>,
     /// Roots that are kept.
     roots: BTreeMap<ObjectId, Root>,
-    /// Root tables.
-    tables: BTreeSet<ObjectId>,
+    /// The root table.
+    table: ObjectId,
 }
 
 impl Collector {
@@ -77,15 +76,9 @@ impl Collector {
             state.committed.chunks.iter().chain(folding).copied().collect()
         };
         let by_journal = if mutant::is(Mutant::JournalForgotten) { BTreeSet::new() } else { by_journal };
-        let (head, _) = match read_head(&shared.env, shared.keys).await {
-            Ok(found) => found,
-            Err(OpenError::Store(error)) => return Err(Error::Store(error)),
-            Err(error) => return Err(Error::Damaged { key: shared.keys.head(), why: error.to_string() }),
-        };
-        let tables = BTreeSet::from([head.root_table, self.trash.table_id()]);
-        let mut needed = Needed { by_journal, roots: BTreeMap::new(), tables };
+        let mut needed = Needed { by_journal, roots: BTreeMap::new(), table: self.trash.table_id() };
         self.renew(&mut needed).await?;
-        self.queue_folded_records(head.checkpoint.slot, &mut needed).await?;
+        self.queue_folded_records(self.trash.folded(), &mut needed).await?;
         self.sweep(&shared.keys.roots(), &mut needed).await?;
         if unswept {
             self.sweep(&shared.keys.chunks(), &mut needed).await?;
@@ -251,9 +244,7 @@ impl Collector {
             Some(Parsed::MapPage(number, id)) if id.epoch < end => !needed.roots.values().any(|root| {
                 root.map_pages.get(&number).is_some_and(|page| page.origin == 0 && page.id == id)
             }),
-            Some(Parsed::Root(id)) if id.epoch < end => {
-                !needed.tables.contains(&id) && !needed.roots.contains_key(&id)
-            }
+            Some(Parsed::Root(id)) if id.epoch < end => needed.table != id && !needed.roots.contains_key(&id),
             _ => false,
         })
     }

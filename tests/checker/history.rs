@@ -87,6 +87,43 @@ impl Epoch {
         self.by_block.get(&block).into_iter().flatten().map(|at| &self.changes[*at])
     }
 
+    /// Whether `is_in` has each change, by its position.
+    pub(crate) fn which(&self, is_in: impl Fn(&Change) -> bool) -> Vec<bool> {
+        self.changes.iter().map(is_in).collect()
+    }
+
+    /// Changes that touch a block of cells, in order of issue, of those that `which` has; but for those that surely came
+    /// before another one that covers the whole block: nothing of them is to be seen in it.
+    pub(crate) fn seen_in(&self, block: Range<u32>, which: &[bool]) -> Vec<&Change> {
+        let positions = self.by_block.get(&(block.start / BLOCK_CELLS)).into_iter().flatten();
+        let mut found: Vec<&Change> =
+            positions.filter(|at| which[**at]).map(|at| &self.changes[*at]).collect();
+        let covers_all = |change: &&&Change| {
+            change.cells.iter().any(|cells| cells.start <= block.start && block.end <= cells.end)
+        };
+        if let Some(last) = found.iter().rev().find(covers_all).copied() {
+            found.retain(|change| !change.precedes(last));
+        }
+        found
+    }
+
+    /// Checks what a read found in the cells from `first` on.
+    pub(crate) fn check_reads(&self, first: u32, found: &[Id], issued: Moment) -> Result<(), String> {
+        let end = first + u32::try_from(found.len()).expect("reads are short");
+        let mut start = first;
+        while start < end {
+            let block = start / BLOCK_CELLS;
+            let cells = start..end.min((block + 1) * BLOCK_CELLS);
+            start = cells.end;
+            let touching: Vec<&Change> = self.touching(block).collect();
+            let content = |cell: u32| (found[(cell - first) as usize], self.base[cell as usize]);
+            for cell in unlike(&touching, cells, content) {
+                self.check_read(cell, found[(cell - first) as usize], issued)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Checks what a read found in a cell.
     ///
     /// A change is past if another one of the cell was issued after its answer, and was itself answered before the
@@ -116,6 +153,24 @@ impl Epoch {
             known.join(", ")
         ))
     }
+}
+
+/// The cells, of some in one block, that are not like the one before: what covers them is another, or what they hold.
+pub(crate) fn unlike<C: PartialEq>(
+    touching: &[&Change],
+    cells: Range<u32>,
+    content: impl Fn(u32) -> C,
+) -> impl Iterator<Item = u32> {
+    let mut differs = 1_u64;
+    for ends in touching.iter().flat_map(|change| &change.cells).flat_map(|part| [part.start, part.end]) {
+        if cells.contains(&ends) {
+            differs |= 1 << (ends - cells.start);
+        }
+    }
+    for cell in cells.start + 1..cells.end {
+        differs |= u64::from(content(cell) != content(cell - 1)) << (cell - cells.start);
+    }
+    cells.clone().filter(move |cell| differs >> (cell - cells.start) & 1 == 1)
 }
 
 /// A change, for people.

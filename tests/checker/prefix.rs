@@ -14,28 +14,36 @@
 //! WRITE would be half there). Zeros have no stamp: a cell of zeros is explained by any change that zeroes it, one
 //! that the image need not hold only if all other cells that it covers allow for it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::cells::{BLOCK_CELLS, Id, TORN};
-use super::history::{Change, Epoch, Moment, describe};
+use super::history::{Change, Epoch, Moment, describe, unlike};
 
 /// What is wrong, and the cells that say so.
 struct Wrong {
     cells: Vec<u32>,
     why: String,
+    /// The prefix has all that was answered before.
+    until: Moment,
 }
 
 /// Which change comes before which, with the cell that decided so.
 type Order = BTreeMap<(Id, Id), u32>;
 
+/// Zeros that are tried at most before an image counts as wrong.
+const TRIES: u32 = 10_000;
+
 /// Checks what was recovered after `epoch` ended, or would be if it ended now.
 pub(crate) fn check(epoch: &Epoch, image: &[Id]) -> Result<(), String> {
     let mut held: BTreeSet<Id> = BTreeSet::new();
     for (cell, found) in (0..).zip(image) {
+        if *found == 0 {
+            continue;
+        }
         if *found == TORN {
             return Err(format!("cell {cell} recovered as what nobody wrote"));
         }
-        if *found != 0 && epoch.base[cell as usize] != *found {
+        if epoch.base[cell as usize] != *found {
             match epoch.change(*found) {
                 Some(change) if change.covers(cell) && !change.zero => drop(held.insert(*found)),
                 _ => {
@@ -48,23 +56,53 @@ pub(crate) fn check(epoch: &Epoch, image: &[Id]) -> Result<(), String> {
         }
     }
     held.extend(epoch.changes.iter().filter(|change| change.durable).map(|change| change.id));
-    loop {
-        let wrong = match try_prefix(epoch, image, &held) {
-            Ok(()) => return Ok(()),
-            Err(wrong) => wrong,
-        };
-        // Another zero may explain it, if everything else allows for that.
-        let zeros = wrong.cells.iter().copied().filter(|cell| image[*cell as usize] == 0);
-        let candidate = zeros
-            .flat_map(|cell| epoch.touching(cell / BLOCK_CELLS).map(move |change| (cell, change)))
-            .filter(|(cell, change)| change.zero && change.covers(*cell) && !held.contains(&change.id))
-            .map(|(_, change)| change)
-            .find(|change| fits(epoch, image, change));
-        match candidate {
-            Some(change) => drop(held.insert(change.id)),
-            None => return Err(wrong.why),
+    explain(epoch, image, &mut held, &BTreeSet::new(), &mut TRIES.clone()).map_err(|wrong| wrong.why)
+}
+
+/// Checks the image against a prefix that holds `held` and whatever zeros it takes to explain the rest, but none of
+/// `without`.
+///
+/// Those that were issued first are tried first: the less else must be there. One that leaves all that is wrong as it
+/// was is none of them; one that was tried with whatever else it took need not be tried again.
+fn explain(
+    epoch: &Epoch,
+    image: &[Id],
+    held: &mut BTreeSet<Id>,
+    without: &BTreeSet<Id>,
+    tries: &mut u32,
+) -> Result<(), Wrong> {
+    let Err(wrong) = try_prefix(epoch, image, held) else { return Ok(()) };
+    let is_there = |change: &Change| {
+        held.contains(&change.id) || change.answered.is_some_and(|answered| answered < wrong.until)
+    };
+    // It must be new, and may be the last one there.
+    let may_help = |cell: u32, zero: &Change| {
+        !is_there(zero)
+            && !without.contains(&zero.id)
+            && !epoch
+                .touching(cell / BLOCK_CELLS)
+                .any(|other| other.covers(cell) && is_there(other) && zero.precedes(other))
+    };
+    let zeros = wrong.cells.iter().copied().filter(|cell| image[*cell as usize] == 0);
+    let candidates: BTreeMap<Moment, &Change> = zeros
+        .flat_map(|cell| epoch.touching(cell / BLOCK_CELLS).map(move |change| (cell, change)))
+        .filter(|(cell, change)| change.zero && change.covers(*cell) && may_help(*cell, change))
+        .map(|(_, change)| (change.issued, change))
+        .collect();
+    let mut without = without.clone();
+    for candidate in candidates.into_values().filter(|change| fits(epoch, image, change)) {
+        if *tries == 0 {
+            break;
         }
+        *tries -= 1;
+        held.insert(candidate.id);
+        match explain(epoch, image, held, &without, tries) {
+            Ok(()) => return Ok(()),
+            Err(_) => drop(held.remove(&candidate.id)),
+        }
+        without.insert(candidate.id);
     }
+    Err(wrong)
 }
 
 /// Whether every cell that a zero covers may have been zeroed by it.
@@ -80,14 +118,16 @@ fn fits(epoch: &Epoch, image: &[Id], zero: &Change) -> bool {
 fn try_prefix(epoch: &Epoch, image: &[Id], held: &BTreeSet<Id>) -> Result<(), Wrong> {
     let issued = held.iter().filter_map(|id| epoch.change(*id)).map(|change| change.issued).max();
     let until: Moment = issued.unwrap_or(0).max(epoch.flushed).max(epoch.closed.unwrap_or(0));
-    let is_in = |change: &Change| {
-        held.contains(&change.id) || change.answered.is_some_and(|answered| answered < until)
-    };
+    let which = epoch.which(|change| {
+        change.answered.is_some_and(|answered| answered < until) || held.contains(&change.id)
+    });
     let mut order = Order::new();
     let cells = u32::try_from(image.len()).expect("images are small");
     for block in 0..cells.div_ceil(BLOCK_CELLS) {
-        let inside: Vec<&Change> = epoch.touching(block).filter(|change| is_in(change)).collect();
-        for cell in block * BLOCK_CELLS..cells.min((block + 1) * BLOCK_CELLS) {
+        let block = block * BLOCK_CELLS..cells.min((block + 1) * BLOCK_CELLS);
+        let inside = epoch.seen_in(block.clone(), &which);
+        let content = |cell: u32| (image[cell as usize], epoch.base[cell as usize]);
+        for cell in unlike(&inside, block, content) {
             let (found, base) = (image[cell as usize], epoch.base[cell as usize]);
             let mut covering = inside.iter().copied().filter(|change| change.covers(cell)).peekable();
             let told = |what: &str| {
@@ -96,7 +136,7 @@ fn try_prefix(epoch: &Epoch, image: &[Id], held: &BTreeSet<Id>) -> Result<(), Wr
                 let why = format!(
                     "cell {cell} {what}: recovered {found}, base {base}; the prefix answered before {until} has {inside}"
                 );
-                Wrong { cells: vec![cell], why }
+                Wrong { cells: vec![cell], why, until }
             };
             if covering.peek().is_none() {
                 if found != base {
@@ -125,28 +165,62 @@ fn try_prefix(epoch: &Epoch, image: &[Id], held: &BTreeSet<Id>) -> Result<(), Wr
             }
         }
     }
-    acyclic(epoch, &order)
+    acyclic(epoch, &order).map_err(|(cells, why)| Wrong { cells, why, until })
 }
 
 /// Whether some order of all changes has those that were decided, and those that answers decide.
-fn acyclic(epoch: &Epoch, order: &Order) -> Result<(), Wrong> {
+fn acyclic(epoch: &Epoch, order: &Order) -> Result<(), (Vec<u32>, String)> {
+    let change = |id: Id| epoch.change(id).expect("it was issued");
+    let is_before = |a: Id, b: Id| a != b && (order.contains_key(&(a, b)) || change(a).precedes(change(b)));
     let mut left: BTreeSet<Id> = order.keys().flat_map(|(a, b)| [*a, *b]).collect();
     while !left.is_empty() {
-        let change = |id: Id| epoch.change(id).expect("it was issued");
-        let is_first = |id: Id| {
-            !left.iter().any(|other| {
-                *other != id && (order.contains_key(&(*other, id)) || change(*other).precedes(change(id)))
-            })
-        };
+        let is_first = |id: Id| !left.iter().any(|other| is_before(*other, id));
         let Some(first) = left.iter().copied().find(|id| is_first(*id)) else {
-            let all: Vec<String> = left.iter().map(|id| describe(change(*id))).collect();
+            let circle = circle(&left, order, is_before);
+            let all: Vec<String> = circle.iter().map(|id| describe(change(*id))).collect();
             let why = format!("no order explains the image, of changes {}", all.join(", "));
-            let among = order.iter().filter(|((a, b), _)| left.contains(a) && left.contains(b));
-            return Err(Wrong { cells: among.map(|(_, cell)| *cell).collect(), why });
+            let steps = circle.iter().zip(circle.iter().cycle().skip(1));
+            let cells = steps.filter_map(|(a, b)| order.get(&(*a, *b))).copied().collect();
+            return Err((cells, why));
         };
         left.remove(&first);
     }
     Ok(())
+}
+
+/// A circle of changes each of which comes before the next: the shortest, or one of three. Answers alone make none.
+fn circle(left: &BTreeSet<Id>, order: &Order, is_before: impl Fn(Id, Id) -> bool) -> Vec<Id> {
+    let mut shortest: Vec<Id> = Vec::new();
+    for (from, to) in order.keys().copied().filter(|(a, b)| left.contains(a) && left.contains(b)) {
+        // From `to` on until `from` is met, by ever more steps.
+        let mut steps = BTreeMap::from([(to, to)]);
+        let mut queue = VecDeque::from([to]);
+        while !steps.contains_key(&from)
+            && let Some(id) = queue.pop_front()
+        {
+            for next in left.iter().copied().filter(|next| is_before(id, *next)) {
+                steps.entry(next).or_insert_with(|| {
+                    queue.push_back(next);
+                    id
+                });
+            }
+        }
+        if !steps.contains_key(&from) {
+            continue;
+        }
+        let mut path = vec![from];
+        while let Some(id) = path.last().copied().filter(|id| *id != to) {
+            path.push(steps[&id]);
+        }
+        path.reverse();
+        if shortest.is_empty() || path.len() < shortest.len() {
+            shortest = path;
+        }
+        if shortest.len() <= 3 {
+            break;
+        }
+    }
+    shortest
 }
 
 #[cfg(test)]
@@ -205,6 +279,40 @@ mod tests {
     }
 
     #[test]
+    fn a_zero_that_need_not_be_there_may_undo_a_circle() {
+        let mut history = history();
+        let early = history.issue(1, true, |_| std::iter::once(0..16).collect());
+        let a = write(&mut history, 8..16);
+        let b = write(&mut history, 0..4);
+        history.answer(1, early, false);
+        let issued = history.tick();
+        history.flush_answered(1, issued);
+        // Zeros in place of `b`: `early` came before `a`, and `a` before `b`.
+        check(&history.epochs[&1], &image(&[(8..16, a)])).expect_err("no order explains it");
+        let bait = history.issue(1, true, |_| std::iter::once(4..8).collect());
+        check(&history.epochs[&1], &image(&[(8..16, a)])).expect_err("that zero is elsewhere");
+        let late = history.issue(1, true, |_| std::iter::once(0..4).collect());
+        check(&history.epochs[&1], &image(&[(8..16, a)])).unwrap();
+        check(&history.epochs[&1], &image(&[(0..2, b), (8..16, a)])).expect_err("half a trim");
+        assert!(bait < late);
+    }
+
+    #[test]
+    fn nothing_of_what_another_change_covers_comes_back() {
+        let mut history = history();
+        let (a, all) = (write(&mut history, 8..16), write(&mut history, 0..64));
+        let at_one_time = history.issue(1, false, |_| std::iter::once(32..48).collect());
+        let later = write(&mut history, 40..44);
+        let epoch = &history.epochs[&1];
+        check(epoch, &image(&[(0..64, all)])).unwrap();
+        check(epoch, &image(&[(0..64, all), (40..44, later)])).unwrap();
+        check(epoch, &image(&[(0..64, all), (32..48, at_one_time), (40..44, later)])).unwrap();
+        check(epoch, &image(&[(0..64, all), (8..16, a)])).expect_err("written over before");
+        check(epoch, &image(&[(0..64, all), (8..9, a), (40..44, later)])).expect_err("written over before");
+        check(epoch, &image(&[(0..63, all)])).expect_err("half a write");
+    }
+
+    #[test]
     fn changes_at_one_time_may_go_either_way_but_whole() {
         let mut history = history();
         let a = history.issue(1, false, |_| std::iter::once(0..8).collect());
@@ -229,6 +337,21 @@ mod tests {
         check(epoch, &image(&[(16..24, a)])).unwrap();
         check(epoch, &image(&[(8..12, a), (16..24, a)])).expect_err("half a trim");
         assert!(earlier < later);
+    }
+
+    #[test]
+    fn the_zero_that_explains_is_found_among_thousands_that_cannot() {
+        let mut history = history();
+        for _ in 0..2 * TRIES {
+            let zero = history.issue(1, true, |_| std::iter::once(0..8).collect());
+            history.answer(1, zero, false);
+        }
+        let a = write(&mut history, 0..16);
+        let issued = history.tick();
+        history.flush_answered(1, issued);
+        check(&history.epochs[&1], &image(&[(8..16, a)])).expect_err("all of them came before");
+        history.issue(1, true, |_| std::iter::once(0..8).collect());
+        check(&history.epochs[&1], &image(&[(8..16, a)])).unwrap();
     }
 
     #[test]

@@ -7,7 +7,7 @@ use cairn::client::{self, Client, Error, Options, Uri};
 use cairn::protocol::negotiate_client::HandshakeError;
 use cairn::protocol::{HeaderStyle, OptionCode, TransmissionFlags};
 
-use crate::support::process::{Process, command, free_port, until};
+use crate::support::process::{Process, command, free_port, listens_at, until};
 
 const SIZE: u64 = 1 << 20;
 
@@ -28,7 +28,7 @@ impl Server {
             image.replace("{socket}", path("socket").to_str().unwrap())
         };
         let process = Process::spawn(line[0], &mut command(line.iter().map(fill)));
-        until("the server listens", || path("socket").exists()).await;
+        listens_at(&path("socket")).await;
         Self { _process: process, directory }
     }
 

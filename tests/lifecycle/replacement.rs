@@ -25,9 +25,10 @@ async fn reconnecting(gateway: &Gateway, files: &TempDir) -> (Process, String) {
     qemu.args(["--chardev", &format!("file,id=monitor,path={}", monitor.display()), "--monitor", "monitor"]);
     let process = Process::spawn("qemu-storage-daemon", &mut qemu);
     crate::support::process::until("qemu-storage-daemon serves", || {
-        std::fs::read_to_string(&monitor).is_ok_and(|said| said.contains("QMP")) && socket.exists()
+        std::fs::read_to_string(&monitor).is_ok_and(|said| said.contains("QMP"))
     })
     .await;
+    crate::support::process::listens_at(&socket).await;
     (process, format!("nbd+unix:///disk?socket={}", socket.display()))
 }
 

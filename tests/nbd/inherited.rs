@@ -2,7 +2,7 @@
 
 use crate::support::cairn::{Store, program};
 use crate::support::files::noise;
-use crate::support::process::{Process, command, finish, free_port, run, until};
+use crate::support::process::{Process, command, finish, free_port, listens_at, run};
 
 use super::Files;
 
@@ -68,7 +68,7 @@ async fn systemd_passes_sockets_by_name() {
         store.url()
     )));
     let mut process = Process::spawn("systemd-socket-activate", &mut command(line));
-    until("the sockets are there", || files.path("admin.sock").exists()).await;
+    listens_at(&files.path("admin.sock")).await;
     // The first client starts it.
     let uri = format!("nbd://127.0.0.1:{nbd}/disk");
     assert_eq!(run(&mut command(["nbdinfo", "--size", &uri])).await.trim(), "67108864");

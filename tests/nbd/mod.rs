@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use tokio::process::Command;
 
 use crate::support::cairn::program;
-use crate::support::process::{Finished, Process, command, finish, run, until};
+use crate::support::process::{Finished, Process, command, finish, listens_at, run};
 
 /// `cairn nbd`, with nothing of Cairn's in its environment.
 fn cairn_nbd<'a>(words: impl IntoIterator<Item = &'a str>) -> Command {
@@ -100,7 +100,7 @@ impl Other {
         let socket = directory.path().join("socket");
         let line = ["nbdkit", "--foreground", "--exit-with-parent", "--unix", socket.to_str().unwrap()];
         let process = Process::spawn("nbdkit", &mut command([&line[..], words].concat()));
-        until("nbdkit listens", || socket.exists()).await;
+        listens_at(&socket).await;
         Self { process, socket, _directory: directory }
     }
 
@@ -110,7 +110,7 @@ impl Other {
         let at = format!("--socket={}", socket.display());
         let line = ["qemu-nbd", "--persistent", "--shared=8", "--format=raw", &at];
         let process = Process::spawn("qemu-nbd", &mut command([&line[..], words].concat()));
-        until("qemu-nbd listens", || socket.exists()).await;
+        listens_at(&socket).await;
         Self { process, socket, _directory: directory }
     }
 

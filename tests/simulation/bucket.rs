@@ -45,7 +45,7 @@ pub(super) struct Recovered {
 pub(super) struct Known {
     chunks: BTreeMap<String, (Bytes, Arc<Chunk>)>,
     records: BTreeMap<String, (Bytes, Arc<Told>)>,
-    maps: BTreeMap<String, (Bytes, Arc<MapPage>)>,
+    maps: BTreeMap<String, (Bytes, Arc<BTreeMap<u16, Entry>>)>,
 }
 
 /// What a chunk object says.
@@ -168,12 +168,12 @@ impl<'a> Reader<'a> {
             let key = self.keys.map_page(*number, reference.id);
             let bytes = self.object(&key)?;
             let volume = self.keys.volume();
-            let page = once(&mut self.known.maps, &key, bytes, || {
-                MapPage::decode(volume, *number, reference.id, root.geometry, bytes)
-                    .map_err(|error| format!("{key}: {error}"))
+            let entries = once(&mut self.known.maps, &key, bytes, || {
+                let page = MapPage::decode(volume, *number, reference.id, root.geometry, bytes);
+                page.map(|page| page.entries()).map_err(|error| format!("{key}: {error}"))
             })?;
-            for (slot, entry) in page.entries() {
-                self.apply_entry(ChunkIndex::at(*number, slot), &entry)?;
+            for (slot, entry) in entries.iter() {
+                self.apply_entry(ChunkIndex::at(*number, *slot), entry)?;
             }
         }
         Ok(())

@@ -146,16 +146,20 @@ impl Client {
 /// Draws a command.
 fn draw(plan: &Plan, random: &mut SmallRng) -> Command {
     let fua = random.random_bool(0.15);
+    let wide = |often: f64, random: &mut SmallRng| {
+        let often = if plan.busy { often / 10.0 } else { often };
+        if random.random_bool(often) { wide(plan, random) } else { range(plan, random) }
+    };
     match random.random_range(0..100) {
         0..42 => Command::Write(range(plan, random), fua),
         42..66 => Command::Read(range(plan, random)),
         66..76 => Command::Flush,
         76..90 => {
-            let range = if random.random_bool(0.1) { wide(plan, random) } else { range(plan, random) };
+            let range = wide(0.1, random);
             Command::Zero { range, hole: random.random(), fua }
         }
         90..95 => {
-            let range = if random.random_bool(0.3) { wide(plan, random) } else { range(plan, random) };
+            let range = wide(0.3, random);
             Command::Allocation(range)
         }
         95..97 => Command::Prefetch(range(plan, random)),
@@ -170,7 +174,7 @@ fn range(plan: &Plan, random: &mut SmallRng) -> Range<u64> {
     let within = if random.random_bool(0.8) { hot } else { all };
     let position = random.random_range(0..within);
     let chunk = plan.layout.chunk;
-    let (unit, most) = match random.random_range(0..100) {
+    let (unit, most) = match random.random_range(0..if plan.busy { 72 } else { 100 }) {
         0..25 => (CELL, 20),
         25..50 => (512, 16),
         50..70 => (4096, 4),
@@ -249,7 +253,8 @@ impl Inner {
 
     /// Now and then, what a crash right after the answer would leave.
     fn look_after_flush(&mut self, epoch: u32) {
-        if epoch == self.history.newest() && self.random.random_bool(0.2) {
+        let often = if self.plan.busy { 0.02 } else { 0.2 };
+        if epoch == self.history.newest() && self.random.random_bool(often) {
             drop(self.check_now());
         }
     }
@@ -261,19 +266,19 @@ impl Inner {
         }
         for (start, cells) in self.plan.layout.cells_of(range) {
             let at = usize::try_from(start - range.start).expect("within the read");
-            for (cell, part) in cells.zip(bytes[at..].chunks_exact(CELL_LEN)) {
-                let found = identify(part, cell);
-                if let Err(why) = self.history.epochs[&epoch].check_read(cell, found, issued) {
-                    return self.broken(format!("epoch {epoch}, read of {range:?}: {why}"));
-                }
+            let parts = cells.clone().zip(bytes[at..].chunks_exact(CELL_LEN));
+            let found: Vec<Id> = parts.map(|(cell, part)| identify(part, cell)).collect();
+            if let Err(why) = self.history.epochs[&epoch].check_reads(cells.start, &found, issued) {
+                return self.broken(format!("epoch {epoch}, read of {range:?}: {why}"));
             }
         }
     }
 
     /// Checks that a range said to be zeros may be.
     fn check_zeros(&mut self, epoch: u32, range: &Range<u64>, issued: Moment) {
-        for cell in self.plan.layout.cells_of(range).into_iter().flat_map(|(_, cells)| cells) {
-            if let Err(why) = self.history.epochs[&epoch].check_read(cell, 0, issued) {
+        for (_, cells) in self.plan.layout.cells_of(range) {
+            let zeros = vec![0; cells.len()];
+            if let Err(why) = self.history.epochs[&epoch].check_reads(cells.start, &zeros, issued) {
                 return self.broken(format!("epoch {epoch}, allocation of {range:?} says zeros: {why}"));
             }
         }
@@ -303,11 +308,11 @@ impl Inner {
                 true
             }
             Error::Deadline { .. } => self.plan.options.store_deadline.is_some(),
-            Error::Damaged { .. } => self.plan.damages && !self.is_fair(),
             Error::Store(_) => !self.is_fair(),
             // A successor has folded it away.
             Error::Lost { .. } => self.is_superseded(epoch),
-            Error::OutOfRange { .. } => false,
+            // Nothing is damaged at rest: what is damaged on the way is not to be taken for it.
+            Error::Damaged { .. } | Error::OutOfRange { .. } => false,
         };
         if !is_explained {
             self.broken(format!("P{process} of epoch {epoch}: a command failed: {error}"));

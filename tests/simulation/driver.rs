@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use cairn::metrics::Metrics;
+use cairn::metrics::{Metrics, VolumeMetrics};
 use cairn::store::MemoryStore;
 use cairn::volume::{DirtyBudget, Entropy, Environment, PageCache, catalog};
 use futures::FutureExt;
@@ -27,11 +27,17 @@ pub(super) const PATIENCE: Time = 10 * 60 * 1000;
 
 thread_local! {
     static METRICS: Metrics = Metrics::new();
+    static VOLUME_METRICS: VolumeMetrics = metrics().volume("simulated");
 }
 
 /// The metrics of all runs of this thread: nobody looks at them.
 pub(super) fn metrics() -> Metrics {
     METRICS.with(Metrics::clone)
+}
+
+/// Those of the volume.
+pub(super) fn volume_metrics() -> VolumeMetrics {
+    VOLUME_METRICS.with(VolumeMetrics::clone)
 }
 
 /// What came of a run.
@@ -144,20 +150,21 @@ impl Driver {
 
     /// Lets time go on until `done`; says whether that came to be.
     pub(super) fn run_while(&mut self, patience: Time, done: impl Fn(&Inner) -> bool) -> bool {
-        let until = self.world.lock().now + patience;
+        let began = self.world.lock().now;
         loop {
-            {
+            let soon = {
                 let mut inner = self.world.lock();
                 if done(&inner) {
                     return true;
                 }
-                if inner.now >= until {
+                if inner.now >= began + patience {
                     return false;
                 }
-                let soon = inner.now + 1000;
+                // What takes long is looked at ever more seldom.
+                let soon = inner.now + 1000.max((inner.now - began) / 16);
                 inner.push(soon, Event::Act(Act::Wake));
-            }
-            let soon = self.world.lock().now + 1000;
+                soon
+            };
             while self.world.lock().now < soon {
                 if !self.step() {
                     return false;
@@ -174,6 +181,7 @@ impl Driver {
                 let mut inner = self.world.lock();
                 inner.say(format_args!("P{process} can reach the store again"));
                 inner.processes.get_mut(&process).expect("it was born").partitioned = false;
+                inner.ends_a_fault();
             }
             Act::Resume(process) => self.resume(process),
             Act::Clear => {
@@ -190,6 +198,7 @@ impl Driver {
         let now = inner.now;
         if let Some(gateway) = self.gateways.get_mut(&process).filter(|gateway| gateway.paused) {
             inner.say(format_args!("P{process} goes on"));
+            inner.ends_a_fault();
             drop(inner);
             gateway.resume(now);
         }

@@ -16,6 +16,8 @@ use super::world::{Inner, Order, Process};
 const READ: u64 = 256 << 10;
 /// How long collecting may take in fair weather, after the grace.
 const COLLECTING: Duration = Duration::from_secs(120);
+/// Least lease of the last look: all else rests then, and renewing it would be most of what a run does.
+const LONG_LEASE: Duration = Duration::from_secs(60);
 
 impl Driver {
     /// Ends the run.
@@ -120,6 +122,7 @@ async fn look(parts: Parts) {
             (inner.volume, inner.plan.options.clone())
         };
         options.holder_name = "the last look".to_owned();
+        options.lease_ttl = options.lease_ttl.max(LONG_LEASE).max(options.deletion_grace / 4);
         let volume = loop {
             match Volume::open(&env, options.clone(), volume, true).await {
                 Ok(volume) => break volume,

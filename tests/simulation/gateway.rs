@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use super::bucket;
 use super::client::Client;
-use super::driver::metrics;
+use super::driver::{metrics, volume_metrics};
 use super::link::{Clock, Link};
 use super::wire::Front;
 use super::world::{DAWN, Inner, MAX_SKEW, Order, Process, Time, World};
@@ -207,7 +207,7 @@ impl Life {
                 let inner = self.parts.world.lock();
                 let mut options = inner.plan.options.clone();
                 options.holder_name = format!("P{}", self.parts.process);
-                options.metrics = Some(metrics().volume("simulated"));
+                options.metrics = Some(volume_metrics());
                 (options, inner.volume)
             };
             match Volume::open(&self.parts.env, options, volume, self.takeover).await {
@@ -314,7 +314,6 @@ impl Inner {
         let is_explained = match error {
             OpenError::Held { .. } | OpenError::Lost(_) => true,
             OpenError::Store(_) => !self.is_fair(),
-            OpenError::Damaged { .. } => self.plan.damages && !self.is_fair(),
             _ => false,
         };
         if !is_explained {

@@ -32,6 +32,8 @@ pub(super) struct Plan {
     pub(super) commands: u32,
     /// Clients of a gateway.
     pub(super) clients: usize,
+    /// Many clients that ask much and little at a time, as databases do: most changes of one commit, and of a run.
+    pub(super) busy: bool,
     /// Longest pause of a client between commands, in milliseconds.
     pub(super) think: u64,
     /// Share of the windows that most commands go to, in percent.
@@ -42,8 +44,6 @@ pub(super) struct Plan {
     pub(super) gateways: usize,
     /// Longest time between two disasters, in milliseconds.
     pub(super) disaster_every: u64,
-    /// Bodies are flipped or cut on the way, so that reads may fail.
-    pub(super) damages: bool,
     /// The clocks of gateways run at rates of their own.
     pub(super) skewed: bool,
     /// Probability of a crash just when a request is sent or takes effect, of 10,000.
@@ -107,6 +107,7 @@ impl Plan {
             log_interval: ms(10_000),
         };
         let damages = random.random_bool(0.3);
+        let busy = random.random_bool(0.45);
         let rough = rates(&mut random, damages, timeout);
         Self {
             seed,
@@ -115,19 +116,19 @@ impl Plan {
             budget_bytes: pick(&mut random, &[16, 64, 256, 4096]) << 10,
             concurrency: usize::try_from(pick(&mut random, &[2, 8, 64])).unwrap(),
             retry,
-            commands: random.random_range(200..400),
-            clients: random.random_range(1..=6_u32) as usize,
-            think: pick(&mut random, &[1, 10, 100, 1000]),
+            commands: random.random_range(200..400) * if busy { 10 } else { 1 },
+            clients: random.random_range(1..=6_u32) as usize * if busy { 20 } else { 1 },
+            think: if busy { random.random_range(0..2) } else { pick(&mut random, &[1, 10, 100, 1000]) },
             hot_percent: pick(&mut random, &[5, 20, 100]),
             rough,
             gateways: random.random_range(1..=3),
             disaster_every: pick(&mut random, &[500, 3000, 10_000, 60_000]),
-            damages,
             skewed: random.random_bool(0.3),
             crash_at_request: u32::try_from(pick(&mut random, &[0, 0, 20, 100])).unwrap(),
             crash_at_await: u32::try_from(pick(&mut random, &[0, 0, 0, 20])).unwrap(),
             wire: random.random_bool(0.5).then(|| wire(&mut random)),
             rots: random.random_bool(0.15),
+            busy,
             layout,
         }
     }
@@ -181,6 +182,10 @@ fn rates(random: &mut SmallRng, damages: bool, timeout: u64) -> Rates {
         latency: 0,
         timeout,
     };
+    if random.random_bool(0.2) {
+        // A way that damages much: several readings in a row.
+        rates.flip = 1000;
+    }
     if !damages {
         (rates.flip, rates.short) = (0, 0);
     }

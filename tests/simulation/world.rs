@@ -30,6 +30,8 @@ use super::weather::{Coverage, Outcome, Phase};
 pub(super) const DAWN: u64 = 1_700_000_000;
 /// Seconds that the time of day of a gateway is ahead at most.
 pub(super) const MAX_SKEW: u64 = 120;
+/// Roots whose grace is held to: a gateway lets 1,024 things wait at most, some three of a checkpoint.
+const GRACED: usize = 300;
 
 /// Time of the world in milliseconds.
 pub(super) type Time = u64;
@@ -254,9 +256,15 @@ impl Inner {
         self.queue.retain(|_, event| !matches!(event, Event::Act(_)));
     }
 
+    /// What was stopped or cut off goes on: it has not met calm weather yet.
+    pub(super) fn ends_a_fault(&mut self) {
+        self.calm = self.calm.map(|_| self.now);
+    }
+
     /// Whether the faults of before are over too, for whoever met them.
     pub(super) fn is_fair(&self) -> bool {
-        self.calm.is_some_and(|since| self.now > since + 20 * self.plan.rough.timeout)
+        let cut_off = self.processes.values().any(|state| state.alive && state.partitioned);
+        !cut_off && self.calm.is_some_and(|since| self.now > since + 20 * self.plan.rough.timeout)
     }
 
     /// Every object of the store.
@@ -300,7 +308,7 @@ impl Inner {
         if let Err(why) = prefix::check(&self.history.epochs[&newest], &found.image) {
             self.broken(format!("after epoch {newest}: {why}"));
         }
-        for kept in &found.table.roots {
+        for kept in found.table.roots.iter().rev().take(GRACED) {
             if !self.is_within_grace(kept) {
                 continue;
             }

@@ -3,6 +3,7 @@
 //! Every wait has a deadline, so that a hang is a failure with the child's output in it. Nothing here measures time.
 
 use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -187,6 +188,20 @@ pub(crate) fn free_port() -> u16 {
         }
     }
     panic!("no free port between 20000 and 29600");
+}
+
+/// Waits until a process listens at a Unix socket: its name appears before connections are taken.
+pub(crate) async fn listens_at(path: &Path) {
+    let is_listening = |line: &str| {
+        // Num RefCount Protocol Flags Type St Inode Path; the flag is __SO_ACCEPTCON of the kernel's net.h.
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        fields.get(3) == Some(&"00010000") && fields.get(7).is_some_and(|name| Path::new(name) == path)
+    };
+    until(&format!("somebody listens at {}", path.display()), || {
+        let sockets = std::fs::read_to_string("/proc/net/unix").expect("Linux lists its sockets");
+        sockets.lines().any(is_listening)
+    })
+    .await;
 }
 
 /// Looks again and again until `condition` holds. For conditions that nobody announces.

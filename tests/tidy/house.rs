@@ -34,6 +34,35 @@ const SPAWNING_FILE: &str = "src/task.rs";
 /// Parts of names that say nothing of what a module is for.
 const EMPTY_NAMES: &[&str] = &["util", "utils", "helper", "helpers", "manager", "managers"];
 
+/// What stands at the top of the repository, and what building and serving there leave.
+const TOP: &[&str] = &[
+    ".ci",
+    ".dockerignore",
+    ".editorconfig",
+    ".git",
+    ".gitignore",
+    "ARCHITECTURE.md",
+    "CHANGELOG.md",
+    "Cargo.lock",
+    "Cargo.toml",
+    "LICENSE-APACHE",
+    "LICENSE-MIT",
+    "README.md",
+    "cairn-data",
+    "clippy.toml",
+    "deny.toml",
+    "deploy",
+    "docker-compose.yml",
+    "docs",
+    "examples",
+    "fuzz",
+    "helm",
+    "rustfmt.toml",
+    "src",
+    "target",
+    "tests",
+];
+
 type Source<'a> = (&'a str, &'a str);
 
 /// Marks of what is not finished.
@@ -188,6 +217,20 @@ fn every_test_that_the_architecture_names_exists() {
     let sources = [("a.rs", "fn one_of_them() {}")];
     let document = "`x::one_of_them`, `one_of_those` and `local_journal`, `a_b_c()`";
     assert_eq!(missing_tests(document, &sources), ["no test is named one_of_those"]);
+}
+
+fn strays(names: &[String]) -> Vec<String> {
+    let strays = names.iter().filter(|name| !TOP.contains(&name.as_str()));
+    strays.map(|name| format!("{name}: does not belong at the top of the repository")).collect()
+}
+
+/// Programs under test leave files where they run: they are not to become part of the repository.
+#[test]
+fn nothing_strays_to_the_top() {
+    let top = std::fs::read_dir(env!("CARGO_MANIFEST_DIR")).expect("the repository can be read");
+    let names = top.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned());
+    complain(&strays(&names.collect::<Vec<_>>()));
+    assert_eq!(strays(&["src".to_owned(), "local-outage-0-verify.state".to_owned()]).len(), 1);
 }
 
 /// Complaints of a rule about one file of the layer `store`.

@@ -196,3 +196,66 @@ async fn a_folded_record_that_names_the_chunk_of_another_epoch_is_left_alone() {
     assert!(bench.memory.objects().contains_key(&key));
     assert_eq!(self::read(&volume, 0, 4 * MIB).await, pattern(2, 4 << 20));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_record_stays_while_reads_need_it_though_the_head_is_further() {
+    let mut bench = Bench::new(64 * MIB).await;
+    let volume = bench.open().await;
+    volume.write(0, pattern(1, 8192), true).await.unwrap();
+    volume.abandon().await;
+    bench.options.deletion_grace = Duration::ZERO;
+    // The look for leftovers begins with the roots that are kept; the opening reads a root and a table.
+    let look = Gate::new();
+    let held = Rule::new(Action::Hold(look.clone())).on(Operation::Get).containing("/root/");
+    bench.fault.add(held.skip(2));
+    let volume = bench.open().await;
+    look.reached(1).await;
+    let head = Gate::new();
+    bench.fault.add(Rule::new(Action::HoldAnswer(head.clone())).on(Operation::Put).containing("/head"));
+    let folds = async { volume.checkpoint().await.unwrap() };
+    let looks = async {
+        head.reached(1).await;
+        look.release();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let data = read(&volume, 0, 8192).await;
+        head.release();
+        data
+    };
+    let ((), data) = tokio::join!(folds, looks);
+    assert_eq!(data, pattern(1, 8192));
+    assert_eq!(read(&volume, 0, 8192).await, pattern(1, 8192));
+    volume.close().await.unwrap();
+    bench.fault.clear();
+    let volume = bench.open().await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(bench.keys("/journal/0000000001/").len(), 1, "only the seal is left");
+    assert_eq!(read(&volume, 0, 8192).await, pattern(1, 8192));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_root_whose_deletion_was_cut_short_keeps_nothing() {
+    let mut bench = Bench::new(64 * MIB).await;
+    bench.options.deletion_grace = Duration::ZERO;
+    let volume = bench.open().await;
+    volume.write(0, pattern(1, 4 << 20), true).await.unwrap();
+    volume.checkpoint().await.unwrap();
+    bench
+        .fault
+        .add(Rule::new(Action::FailBefore(Failure::Rejected)).on(Operation::Delete).containing("/root/"));
+    // The first root is replaced; the second shares the first chunk's object with it alone.
+    volume.write(4 * MIB, pattern(2, 4 << 20), true).await.unwrap();
+    volume.checkpoint().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    volume.write(0, pattern(3, 4 << 20), true).await.unwrap();
+    volume.checkpoint().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    volume.close().await.unwrap();
+    bench.fault.clear();
+    let volume = bench.open().await;
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    assert_eq!(bench.keys("/chunk/").len(), 2, "{:?}", bench.keys("/chunk/"));
+    assert_eq!(bench.keys("/map/").len(), 1, "{:?}", bench.keys("/map/"));
+    assert_eq!(bench.keys("/root/").len(), 2, "{:?}", bench.keys("/root/"));
+    assert_eq!(read(&volume, 0, 4 * MIB).await, pattern(3, 4 << 20));
+    assert_eq!(read(&volume, 4 * MIB, 4 * MIB).await, pattern(2, 4 << 20));
+}

@@ -199,6 +199,35 @@ async fn two_openers_at_once_leave_one_writer() {
     assert_eq!(read(&fast, 0, 4096).await, pattern(1, 4096));
 }
 
+/// What it listed is folded and deleted while it stands still, but for the seals, which follow what is gone.
+#[tokio::test(start_paused = true)]
+async fn an_opener_that_was_overtaken_says_so() {
+    let mut bench = Bench::new(64 * MIB).await;
+    bench.options.deletion_grace = Duration::ZERO;
+    let first = bench.open().await;
+    first.write(0, pattern(1, 4096), true).await.unwrap();
+    first.abandon().await;
+    // Epoch 2 dies before it begins its log, so that the next one seals that log at its start.
+    let gate = bench.fault.hold(Operation::List, "/journal/");
+    let dies = tokio::time::timeout(Duration::from_secs(5), bench.try_open(true)).await;
+    assert!(dies.is_err() && gate.count() == 1, "held at the listing");
+    bench.fault.clear();
+    bench.open().await.abandon().await;
+    let gate = bench.fault.hold(Operation::List, "/journal/");
+    let mut other = bench.beside();
+    let slow = bench.try_open(true);
+    tokio::pin!(slow);
+    assert!(tokio::time::timeout(Duration::from_secs(5), &mut slow).await.is_err(), "held at the listing");
+    let fast = other.open().await;
+    fast.checkpoint().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert_eq!(other.keys("/journal/0000000001/").len(), 1, "its seal stays");
+    gate.release();
+    let error = slow.await.expect_err("it lost the volume");
+    assert!(matches!(&error, OpenError::Lost(to) if to.contains("epoch 5")), "{error}");
+    assert_eq!(read(&fast, 0, 4096).await, pattern(1, 4096));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_gateway_that_keeps_dying_leaves_no_ever_longer_journal() {
     let mut bench = Bench::new(64 * MIB).await;
