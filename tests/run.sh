@@ -196,16 +196,15 @@ suite_power() {
     CAIRN_POWER_TURN=$turn limited "${CAIRN_POWER_LIMIT:-1500}" "$(cat "$LOGS/power.path")" --nocapture --test-threads=1
 }
 
-# Deliberate faults, each of which the simulation must catch, and those that take a power cut where CAIRN_POWER_MUTANTS is set.
+# Deliberate faults, each of which the simulation must catch, and those that take a power cut.
 suite_mutants() {
     local list=$LOGS/artifacts-mutants.json
     limited 3000 cargo test --release --no-run --features mutants --test simulation --test power \
         --message-format=json-render-diagnostics >"$list" || return 1
     limited 1800 "$(executable simulation "$list")" --exact --nocapture mutants::committed::every_mutant_is_caught || return 1
-    # Machines are lost for these, which takes long: only where they are asked for.
-    [ -n "${CAIRN_POWER_MUTANTS:-}" ] || return 0
     limited 1800 "$(executable power "$list")" --exact --nocapture --test-threads=1 \
-        matrix::a_flush_that_is_not_passed_on_is_caught directory::a_sync_that_is_left_out_is_caught
+        matrix::a_flush_that_is_not_passed_on_is_caught directory::a_sync_that_is_left_out_is_caught \
+        replay::what_breaks_a_promise_is_caught
 }
 
 # --- all of them -----------------------------------------------------------------------------------------------------

@@ -36,14 +36,15 @@ pub(crate) struct Cell {
     pub(crate) place: Place,
 }
 
-/// Workloads and places that go together: PostgreSQL would take most of its minutes in the guest to start.
-const WORK: [(Workload, Place); 7] = [
+/// Workloads and where each runs.
+const WORK: [(Workload, Place); 8] = [
     (Workload::Sqlite, Place::Guest),
     (Workload::Postgres, Place::Host),
     (Workload::Fsx, Place::Guest),
     (Workload::Sqlite, Place::Host),
     (Workload::Fio, Place::Guest),
     (Workload::Fsx, Place::Host),
+    (Workload::Postgres, Place::Guest),
     (Workload::Fio, Place::Host),
 ];
 
@@ -110,10 +111,19 @@ impl Workload {
         }
     }
 
+    /// The scripts that put on a new file system what it starts from.
+    pub(crate) fn makers(self) -> &'static [&'static str] {
+        match self {
+            Self::Postgres => &["postgres-make.sh"],
+            Self::Sqlite | Self::Fio | Self::Fsx => &[],
+        }
+    }
+
     /// Answers after which the power is cut at the earliest and the latest.
     pub(crate) fn answers(self, place: Place) -> std::ops::Range<usize> {
         match (self, place) {
-            (Self::Postgres, _) => 50..500,
+            (Self::Postgres, Place::Host) => 50..500,
+            (Self::Postgres, Place::Guest) => 20..200,
             (Self::Sqlite, _) => 20..150,
             (Self::Fsx, Place::Host) => 30..400,
             (Self::Fsx, Place::Guest) => 20..200,
@@ -122,10 +132,19 @@ impl Workload {
         }
     }
 
-    /// Programs that it needs beside those of any system.
+    /// Programs and files that it needs in a guest.
     pub(crate) fn programs(self) -> &'static [&'static str] {
         match self {
-            Self::Postgres => &[],
+            Self::Postgres => &[
+                "/usr/lib/postgresql/15/bin/postgres",
+                "/usr/lib/postgresql/15/bin/pg_ctl",
+                "pgbench=/usr/lib/postgresql/15/bin/pgbench",
+                "/usr/lib/postgresql/15/lib/plpgsql.so",
+                "/usr/share/postgresql/15/timezonesets",
+                "/usr/bin/setpriv",
+                "/etc/passwd",
+                "/etc/group",
+            ],
             Self::Sqlite => &["sqlite3=/usr/bin/sqlite3"],
             Self::Fio => &["fio=/usr/bin/fio"],
             Self::Fsx => &[],
@@ -136,10 +155,10 @@ impl Workload {
 #[test]
 fn every_cell_comes_once() {
     let mut names: Vec<String> = Cell::all().iter().map(Cell::to_string).collect();
-    assert_eq!(names.len(), 21);
+    assert_eq!(names.len(), 24);
     names.sort();
     names.dedup();
-    assert_eq!(names.len(), 21);
+    assert_eq!(names.len(), 24);
     assert_eq!(Cell::asked("all"), Cell::all());
     assert_eq!(Cell::asked(&names[3])[0].to_string(), names[3]);
 }

@@ -5,7 +5,7 @@
 //!   and on this one; the machine's power and the gateway go at a point that the seed picks.
 //! * [`directory`]: Cairn in a virtual machine with its store in a directory of the guest's disk, so that what was not
 //!   synced there is lost with the guest's memory.
-//! * [`replay`]: the commands that a workload gave to a disk, given to a volume that crashes between them.
+//! * [`replay`]: the commands that a workload gave to a disk ([`recorded`]), given to a volume in a simulation that crashes.
 //!
 //! A binary of its own, which is built once more to test the tests, and which runs in the guest as [`fsx`].
 //! tests/README.md says what the variables `CAIRN_POWER_*` choose.
@@ -19,6 +19,7 @@ mod checker;
 mod directory;
 mod fsx;
 mod matrix;
+mod recorded;
 mod recovered;
 mod replay;
 mod running;

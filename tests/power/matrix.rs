@@ -32,7 +32,7 @@ async fn rounds(cell: Cell, rounds: u64, seed: u64, mutant: Option<&str>) -> Res
         None => setup,
     };
     let mut gateway = faulty(setup(&store)).start().await;
-    make(cell.file_system, &gateway.uri("disk"), DISK).await;
+    make(cell, &gateway.uri("disk"), DISK).await;
     let mut answered = Vec::new();
     for number in 1..=rounds {
         let round = Round { cell, number, seed: u64::from(random.random::<u32>()) };

@@ -1,195 +1,214 @@
-//! The commands that a workload gave to a disk, given to a volume that crashes between them.
+//! The commands that a workload gave to a disk, given to a volume in a simulation that crashes at any time.
 //!
-//! A disk in memory puts down every change and flush, and how many answers the workload had by then. A volume over a
-//! store in memory is given the same; at points that the seed picks, what the store holds is what a crash would leave:
-//! a fresh gateway recovers from a copy of it, and the image is checked as after any power cut.
+//! The volume runs on a runtime whose clock is simulated, over a store in memory whose answers are late, lost, refused and
+//! damaged as the seed draws it. It is asked what the workload asked, one command beside the other where the workload did
+//! not wait. Every READ must give what it gave to the workload. At points that the seed picks the runtime stands still:
+//! what the store holds then, with requests on their way, is what a crash would leave. A fresh gateway recovers from a
+//! copy of it, in the same weather, and the image is checked as after any power cut.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use async_trait::async_trait;
-use bytes::Bytes;
 use cairn::metrics::Metrics;
-use cairn::protocol::TransmissionFlags;
-use cairn::server::{
-    Allocation, Export, ExportDescription, ExportError, Greeting, Listener, Options, Segment, Server,
-};
-use cairn::store::MemoryStore;
-use cairn::volume::{DirtyBudget, Entropy, Environment, PageCache, Volume, catalog};
+use cairn::store::fault::{Action, Failure, Rule};
+use cairn::store::retry::{Patience, RetryOptions};
+use cairn::store::{Fault, MemoryStore, Operation, Retry};
+use cairn::task::Tasks;
+use cairn::volume::read::concat;
+use cairn::volume::{DirtyBudget, Entropy, Environment, PageCache, Segment, Volume, catalog};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use tokio::sync::Mutex;
+use tokio::runtime::{Builder, Runtime};
+use tokio::task::JoinHandle;
 
 use super::asked;
 use super::cell::{Cell, FileSystem, Place, Workload};
-use super::recovered::{check_image, make};
-use super::running::{Round, Running};
-use crate::support::memory_export::{MemoryExport, MemoryExports};
+use super::recorded::{Command, Event, Recording, record};
+use super::recovered::check_image;
+use super::running::Round;
 
 /// Crashes of a run that nobody asked for more of.
 const POINTS: u64 = 200;
 const MIB: u64 = 1 << 20;
+const CHUNK: u64 = 256 << 10;
+/// Longest time between the event and the crash after it, in milliseconds.
+const LINGER: u64 = 40;
 
-/// What a disk was told to do.
-enum Change {
-    Write(u64, Bytes, bool),
-    Zero { offset: u64, length: u64, hole: bool, fua: bool },
-    Flush,
+const fn ms(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds)
 }
 
-/// A disk in memory that remembers what it was told, in the order in which it did it.
-struct Recorder {
-    inner: MemoryExport,
-    trace: Mutex<Vec<Change>>,
+/// A runtime whose clock goes on when there is nothing else to do.
+fn simulated() -> Runtime {
+    Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime without I/O")
 }
 
-#[async_trait]
-impl Export for Recorder {
-    fn description(&self) -> ExportDescription {
-        let inner = self.inner.description();
-        ExportDescription { flags: inner.flags - TransmissionFlags::CAN_MULTI_CONN, ..inner }
+/// A store in memory, and rough weather on the way to it.
+fn weather(memory: &MemoryStore, seed: u64) -> Fault {
+    let fault = Fault::new(Arc::new(memory.clone()), seed);
+    let often = |action, share| fault.add(Rule::new(action).probability(share));
+    often(Action::Delay(ms(0), ms(20)), 1.0);
+    often(Action::DelayAnswer(ms(0), ms(20)), 1.0);
+    often(Action::Delay(ms(100), ms(2000)), 0.01);
+    often(Action::FailBefore(Failure::Transient), 0.03);
+    often(Action::FailBefore(Failure::Throttled), 0.03);
+    often(Action::FailAfter(Failure::Timeout), 0.03);
+    for operation in [Operation::Put, Operation::Delete] {
+        fault.add(Rule::new(Action::Late(Failure::Timeout, 20)).on(operation).probability(0.01));
     }
-
-    async fn read(&self, offset: u64, length: u32) -> Result<Vec<Segment>, ExportError> {
-        self.inner.read(offset, length).await
+    for damage in [Action::FlipBit, Action::Short] {
+        fault.add(Rule::new(damage).on(Operation::Get).probability(0.01));
     }
-
-    async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), ExportError> {
-        let mut trace = self.trace.lock().await;
-        // A copy: what came off the wire is part of a larger buffer.
-        trace.push(Change::Write(offset, Bytes::copy_from_slice(&data), fua));
-        self.inner.write(offset, data, fua).await
-    }
-
-    async fn flush(&self) -> Result<(), ExportError> {
-        let mut trace = self.trace.lock().await;
-        trace.push(Change::Flush);
-        self.inner.flush().await
-    }
-
-    async fn trim(&self, offset: u64, length: u64, fua: bool) -> Result<(), ExportError> {
-        self.write_zeroes(offset, length, false, false, fua).await
-    }
-
-    async fn write_zeroes(
-        &self,
-        offset: u64,
-        length: u64,
-        no_hole: bool,
-        fast: bool,
-        fua: bool,
-    ) -> Result<(), ExportError> {
-        let mut trace = self.trace.lock().await;
-        trace.push(Change::Zero { offset, length, hole: !no_hole, fua });
-        self.inner.write_zeroes(offset, length, no_hole, fast, fua).await
-    }
-
-    async fn cache(&self, offset: u64, length: u64) -> Result<(), ExportError> {
-        self.inner.cache(offset, length).await
-    }
-
-    async fn block_status(
-        &self,
-        offset: u64,
-        length: u64,
-        limit: usize,
-    ) -> Result<Vec<Allocation>, ExportError> {
-        self.inner.block_status(offset, length, limit).await
-    }
+    fault
 }
 
-/// What was recorded: the changes, and after how many of them each answer was heard of.
-struct Recording {
-    changes: Vec<Change>,
-    answers: Vec<(usize, String)>,
-}
-
-/// Runs a workload on a disk in memory until it has had so many answers.
-async fn record(round: &Round, size: u64, count: usize) -> Recording {
-    let recorder = Arc::new(Recorder { inner: MemoryExport::new("disk", size), trace: Mutex::default() });
-    let exports = MemoryExports::new(vec![Arc::clone(&recorder) as _]);
-    let server = Server::new(Arc::new(exports), Options::default(), Metrics::new().server());
-    let address = "127.0.0.1:0".parse().expect("an address");
-    let listener = Listener::bind(&address).await.expect("loopback has free ports");
-    let uri = format!("nbd://{}/disk", server.listen(listener, Greeting::Newstyle));
-    make(round.cell.file_system, &uri, size).await;
-    let mut running = Running::start(round, &uri).await;
-    let mut answers = Vec::new();
-    while answers.len() < count {
-        running.answers(answers.len() + 1).await;
-        let changes = recorder.trace.lock().await.len();
-        answers.extend(running.told().drain(answers.len()..).map(|answer| (changes, answer)));
-    }
-    running.cut().await;
-    server.hang_up().await;
-    let changes = std::mem::take(&mut *recorder.trace.lock().await);
-    Recording { changes, answers }
-}
-
-fn environment(store: &MemoryStore, seed: u64) -> Environment {
+fn environment(memory: &MemoryStore, seed: u64) -> Environment {
+    let patient = Patience { deadline: None, refusals: None };
+    let retry =
+        RetryOptions { base: ms(10), cap: ms(200), read: patient, write: patient, log_interval: ms(10_000) };
+    let store = Retry::new(Arc::new(weather(memory, seed)), retry, Metrics::new().store(), seed);
     Environment {
-        store: Arc::new(store.clone()),
-        cache: PageCache::new(64 * MIB, MIB),
-        budget: DirtyBudget::new(64 * MIB),
+        store: Arc::new(store),
+        cache: PageCache::new(4 * MIB, MIB),
+        budget: DirtyBudget::new(16 * MIB),
         entropy: Entropy::seeded(seed),
         wall_clock: Arc::new(|| 1_800_000_000),
     }
 }
 
 /// A volume that commits, folds and deletes much more often than one would have it.
-async fn open(store: &MemoryStore, seed: u64) -> Arc<Volume> {
-    let env = environment(store, seed);
-    let volume = catalog::resolve(&env, "disk").await.expect("the volume is there");
-    Volume::open(&env, volume_options(), volume, true).await.expect("the volume opens")
-}
-
 fn volume_options() -> cairn::volume::Options {
     cairn::volume::Options {
         commit_max_bytes: 512 << 10,
         journal_max_bytes: 4 * MIB,
-        deletion_grace: std::time::Duration::ZERO,
-        head_interval: std::time::Duration::from_millis(20),
+        deletion_grace: Duration::ZERO,
+        head_interval: ms(20),
         ..cairn::volume::Options::default()
     }
 }
 
-async fn apply(volume: &Volume, change: &Change) {
-    let done = match change {
-        Change::Write(offset, data, fua) => volume.write(*offset, data.clone(), *fua).await,
-        Change::Zero { offset, length, hole, fua } => volume.zero(*offset, *length, *hole, *fua).await,
-        Change::Flush => volume.flush().await,
-    };
-    done.expect("a store in memory does not fail");
+async fn open(env: &Environment) -> Arc<Volume> {
+    let volume = catalog::resolve(env, "disk").await.expect("the volume is there");
+    Volume::open(env, volume_options(), volume, true).await.expect("the volume opens")
+}
+
+/// Does what the workload did: says what is wrong with it.
+async fn perform(volume: Arc<Volume>, command: Command, is_overlapped: bool) -> Result<(), String> {
+    match command {
+        Command::Read(offset, data) => {
+            let segments = volume.read(offset, data.len() as u64).await.map_err(|why| why.to_string())?;
+            if concat(&segments) != data[..] && !is_overlapped {
+                return Err(format!("{} bytes at {offset} are read otherwise", data.len()));
+            }
+            Ok(())
+        }
+        Command::Write { offset, data, fua } => {
+            volume.write(offset, data, fua).await.map_err(|why| why.to_string())
+        }
+        Command::Zero { offset, length, hole, fua } => {
+            volume.zero(offset, length, hole, fua).await.map_err(|why| why.to_string())
+        }
+        Command::Flush => volume.flush().await.map_err(|why| why.to_string()),
+    }
+}
+
+/// The volume at work.
+struct Player<'a> {
+    recording: &'a Recording,
+    overlaps: Vec<bool>,
+    volume: Arc<Volume>,
+    tasks: Tasks,
+    under_way: BTreeMap<usize, JoinHandle<Result<(), String>>>,
+    random: SmallRng,
+    /// Events that have happened.
+    come: usize,
+}
+
+impl Player<'_> {
+    /// Goes on until so many events have happened, and a little longer.
+    async fn play(&mut self, until: usize) -> Result<(), String> {
+        for event in &self.recording.events[self.come..until] {
+            match event {
+                Event::Asked(number) => {
+                    let command = self.recording.commands[*number].clone();
+                    let doing = perform(Arc::clone(&self.volume), command, self.overlaps[*number]);
+                    self.under_way.insert(*number, self.tasks.spawn(doing));
+                }
+                Event::Answered(number) => {
+                    let done = self.under_way.remove(number).expect("what is answered was asked");
+                    done.await.expect("no task panics").map_err(|why| format!("command {number}: {why}"))?;
+                }
+            }
+            if self.random.random_bool(0.02) {
+                tokio::time::sleep(ms(self.random.random_range(0..500))).await;
+            }
+        }
+        self.come = until;
+        if self.random.random() {
+            tokio::time::sleep(ms(self.random.random_range(0..LINGER))).await;
+        } else {
+            for _ in 0..self.random.random_range(0..24_u32) {
+                tokio::task::yield_now().await;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// What a fresh gateway recovers from what stands in the store now, as an image.
-async fn recover(store: &MemoryStore, seed: u64, image: &std::path::Path) {
-    let left = MemoryStore::new();
-    for (key, body) in store.objects() {
-        left.insert(&key, body);
-    }
-    let volume = open(&left, seed).await;
+async fn recover(left: MemoryStore, seed: u64, image: &Path) {
+    let volume = open(&environment(&left, seed)).await;
     let file = std::fs::File::create(image).expect("the directory can be written");
     file.set_len(volume.size_bytes()).expect("files may have holes");
     for offset in (0..volume.size_bytes()).step_by(4 << 20) {
         let length = (4 * MIB).min(volume.size_bytes() - offset);
         let mut at = offset;
-        for segment in volume.read(offset, length).await.expect("a store in memory does not fail") {
+        for segment in volume.read(offset, length).await.expect("retries have no end") {
             match segment {
-                cairn::volume::Segment::Data(data) => {
+                Segment::Data(data) => {
                     std::os::unix::fs::FileExt::write_all_at(&file, &data, at)
                         .expect("the image can be written");
                     at += data.len() as u64;
                 }
-                cairn::volume::Segment::Zero(length) => at += length,
+                Segment::Zero(length) => at += length,
             }
         }
     }
-    volume.abandon().await;
 }
 
-/// Crashes at so many points of what a workload did.
-async fn replay(workload: Workload, points: u64, seed: u64) {
+fn copy(store: &MemoryStore) -> MemoryStore {
+    let copy = MemoryStore::new();
+    for (key, body) in store.objects() {
+        copy.insert(&key, body);
+    }
+    copy
+}
+
+/// Draws so many events to crash after, every other one a FLUSH that was just asked for.
+fn points_of(recording: &Recording, points: u64, seed: u64) -> BTreeSet<usize> {
+    let (first, events) = (recording.answers[0].0, recording.events.len());
+    let is_flush = |event: &Event| match event {
+        Event::Asked(number) => recording.commands[*number] == Command::Flush,
+        Event::Answered(_) => false,
+    };
+    let flushes: Vec<usize> =
+        (first..events).filter(|at| is_flush(&recording.events[*at])).map(|at| at + 1).collect();
+    let mut random = SmallRng::seed_from_u64(seed);
+    let mut chosen = BTreeSet::new();
+    assert!(flushes.len() as u64 >= points / 2, "the workload asks for {} flushes", flushes.len());
+    while (chosen.len() as u64) < points / 2 {
+        chosen.insert(flushes[random.random_range(0..flushes.len())]);
+    }
+    while (chosen.len() as u64) < points {
+        chosen.insert(random.random_range(first..=events));
+    }
+    chosen
+}
+
+/// Crashes at so many points of what a workload did; what was broken, if anything was.
+fn replay(workload: Workload, points: u64, seed: u64) -> Result<(), String> {
     let cell = Cell { file_system: FileSystem::Ext4, workload, place: Place::Host };
     let round = Round { cell, number: 1, seed };
     let (size, count) = match workload {
@@ -197,44 +216,66 @@ async fn replay(workload: Workload, points: u64, seed: u64) {
         Workload::Sqlite | Workload::Fsx => (64 * MIB, 150),
         Workload::Fio => (64 * MIB, 16),
     };
-    let recording = record(&round, size, count).await;
-    let changes = recording.changes.len();
-    let first = recording.answers[0].0;
-    let mut random = SmallRng::seed_from_u64(seed);
-    let mut chosen: BTreeSet<usize> = BTreeSet::new();
-    while (chosen.len() as u64) < points.min((changes - first) as u64) {
-        chosen.insert(random.random_range(first..changes));
+    let real = Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let recording = real.block_on(record(&round, size, count));
+    let chosen = points_of(&recording, points, seed);
+    let memory = MemoryStore::new();
+    let runtime = simulated();
+    let volume = runtime.block_on(async {
+        let env = environment(&memory, seed);
+        catalog::create(&env, &volume_options(), "disk", size, CHUNK).await.expect("created");
+        open(&env).await
+    });
+    let overlaps = recording.overlaps();
+    let mut player = Player {
+        recording: &recording,
+        overlaps,
+        volume,
+        tasks: Tasks::new(),
+        under_way: BTreeMap::new(),
+        random: SmallRng::seed_from_u64(seed + 1),
+        come: 0,
+    };
+    let mut under_way = 0;
+    for &event in &chosen {
+        let broken = |why: String| format!("{cell}: crash after event {event} of seed {seed}: {why}");
+        runtime.block_on(player.play(event)).map_err(broken)?;
+        under_way += player.under_way.values().filter(|doing| !doing.is_finished()).count();
+        let files = tempfile::tempdir().expect("a directory for the image");
+        let image = files.path().join("image");
+        simulated().block_on(recover(copy(&memory), seed + 3 + event as u64, &image));
+        let answered = recording.answers.iter().filter(|(at, _)| *at <= event);
+        let answered: Vec<String> = answered.map(|(_, answer)| answer.clone()).collect();
+        real.block_on(check_image(&round, files.path(), &image, &answered)).map_err(broken)?;
     }
-
-    let store = MemoryStore::new();
-    catalog::create(&environment(&store, 1), &volume_options(), "disk", size, 256 << 10)
-        .await
-        .expect("created");
-    let volume = open(&store, 2).await;
-    for (number, change) in recording.changes.iter().enumerate() {
-        if chosen.contains(&number) {
-            let files = tempfile::tempdir().expect("a directory for the image");
-            let image = files.path().join("image");
-            recover(&store, number as u64 + 3, &image).await;
-            let answered =
-                recording.answers.iter().filter(|(at, _)| *at <= number).map(|(_, answer)| answer.clone());
-            let checked = check_image(&round, files.path(), &image, &answered.collect::<Vec<_>>()).await;
-            checked
-                .unwrap_or_else(|why| panic!("{cell}: crash before change {number} of seed {seed}: {why}"));
-        }
-        apply(&volume, change).await;
-    }
-    volume.abandon().await;
-    println!("{cell}: {} crashes between {changes} changes, {count} answers", chosen.len());
+    println!(
+        "{cell}: {} crashes among {} commands with {under_way} of them under way, {count} answers",
+        chosen.len(),
+        recording.commands.len()
+    );
+    Ok(())
 }
 
-#[tokio::test]
-async fn what_was_answered_survives_a_crash_between_any_two_commands() {
+#[test]
+fn what_was_answered_survives_a_crash_at_any_time() {
     let all = [Workload::Sqlite, Workload::Fsx, Workload::Fio, Workload::Postgres];
     let (points, seed) = (asked("CAIRN_POWER_POINTS", POINTS), asked("CAIRN_POWER_SEED", 1));
     let turn = usize::try_from(asked("CAIRN_POWER_TURN", 0)).expect("turns are few");
     let is_all = std::env::var("CAIRN_POWER_CELLS").is_ok_and(|names| names == "all");
     for workload in if is_all { &all[..] } else { std::slice::from_ref(&all[turn % all.len()]) } {
-        replay(*workload, points, seed).await;
+        replay(*workload, points, seed).unwrap_or_else(|why| panic!("{why}"));
+    }
+}
+
+/// The replay, tested: commits that are answered before they are durable, and folds that lose an edge.
+#[cfg(feature = "mutants")]
+#[test]
+fn what_breaks_a_promise_is_caught() {
+    use cairn::mutant::{Mutant, choose};
+    for mutant in [Mutant::FlushAnsweredEarly, Mutant::FoldEdgeLost] {
+        choose(Some(mutant));
+        let why = replay(Workload::Fsx, POINTS, 1).expect_err("a promise was broken");
+        choose(None);
+        println!("{}: {why}", mutant.name());
     }
 }

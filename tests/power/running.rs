@@ -146,12 +146,12 @@ fn on_host(round: &Round, uri: &str, files: &Path) -> Process {
 async fn in_guest(round: &Round, uri: &str, files: &Path) -> Machine {
     let (workload, _) = round.cell.workload.scripts();
     let mut script = round.variables(Path::new("/tmp"), "power");
-    script += "OPTIONS=discard\nLINEWISE=\n";
+    script += "SCRIPTS=/payload/scripts\nOPTIONS=discard\nLINEWISE=\n";
     script += &scripts(&["guest.sh"]);
     script += &scripts(workload);
     let archive = files.join("payload.tar");
-    let mut programs: Vec<String> =
-        round.cell.workload.programs().iter().map(|text| (*text).into()).collect();
+    let mut programs = vec![format!("scripts={SCRIPTS}")];
+    programs.extend(round.cell.workload.programs().iter().map(|text| (*text).into()));
     if round.cell.workload == Workload::Fsx {
         programs.push(format!("power={}", power()));
     }
@@ -161,7 +161,7 @@ async fn in_guest(round: &Round, uri: &str, files: &Path) -> Machine {
     Machine::boot(&script, &["-drive", &disk, "-drive", &archive])
 }
 
-/// Makes an archive of programs for a guest.
+/// Makes an archive of programs and files for a guest.
 pub(crate) async fn payload(archive: &Path, programs: &[String]) {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tools/vm-payload.sh");
     run(command([script]).arg(archive).args(programs)).await;

@@ -17,5 +17,5 @@ postgres_as psql --quiet --no-align --tuples-only --set=ON_ERROR_STOP=1 postgres
 " >"$W/said"
 [ ! -s "$W/said" ] || { cat "$W/said"; exit 1; }
 postgres_as /usr/lib/postgresql/15/bin/pg_amcheck --install-missing --heapallindexed postgres
-postgres_as /usr/lib/postgresql/15/bin/pg_ctl stop --wait --silent --mode=fast --pgdata="$data"
+postgres_stop
 postgres_as /usr/lib/postgresql/15/bin/pg_checksums --check --pgdata="$data" >"$W/said" || { cat "$W/said"; exit 1; }
