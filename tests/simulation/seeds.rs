@@ -184,10 +184,12 @@ fn every_promise_holds_in_every_seed() {
         assert!(rare.is_empty(), "met fewer than {MET} times: {rare:?}");
     }
     if let Some(ledger) = std::env::var_os("CAIRN_SIM_LEDGER") {
-        let commit = std::env::var("CAIRN_SIM_COMMIT").expect("CAIRN_SIM_COMMIT says what is run");
+        let said = |name| std::env::var(name).unwrap_or_else(|_| panic!("{name} says what is run"));
+        let (commit, sources) = (said("CAIRN_SIM_COMMIT"), said("CAIRN_SIM_SOURCES"));
         let Range { start, end } = seeds;
         let least = coverage.least();
-        let line = format!("{commit}\t{start}\t{end}\t{commands}\t{crashes}\t{openings}\t{least}\n");
+        let line =
+            format!("{commit}\t{start}\t{end}\t{commands}\t{crashes}\t{openings}\t{least}\t{sources}\n");
         let mut file =
             OpenOptions::new().create(true).append(true).open(ledger).expect("the ledger can be written");
         file.write_all(line.as_bytes()).expect("the ledger can be written");

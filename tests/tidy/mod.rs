@@ -4,6 +4,7 @@
 
 mod house;
 mod layers;
+mod ledger;
 mod paths;
 
 use std::fs;

@@ -27,13 +27,15 @@ awk -F'\t' -v from="$from" -v to="$to" '!/^#/ && $2 < to && $3 > from { print "s
 [ -z "$(git status --porcelain --untracked-files=no -- src tests Cargo.toml Cargo.lock ':!tests/simulation-ledger.tsv')" ] ||
     die "there are changes that no commit has: the ledger could not say what was run"
 commit=$(git rev-parse --short=12 HEAD)
+# Stays the same where history is rewritten, and where only tests change.
+sources=$(git rev-parse --short=12 HEAD:src)
 binary=$(cargo test --release --no-run --test simulation --message-format=json-render-diagnostics |
     jq -r 'select(.reason == "compiler-artifact" and .target.name == "simulation" and .executable).executable' | tail -n 1)
 [ -x "$binary" ] || die "cargo built no simulation"
 
 while [ "$from" -lt "$to" ]; do
     end=$((from + AT_A_TIME < to ? from + AT_A_TIME : to))
-    CAIRN_SIM_SEEDS=$from..$end CAIRN_SIM_LEDGER=$LEDGER CAIRN_SIM_COMMIT=$commit \
+    CAIRN_SIM_SEEDS=$from..$end CAIRN_SIM_LEDGER=$LEDGER CAIRN_SIM_COMMIT=$commit CAIRN_SIM_SOURCES=$sources \
         "$binary" --exact --nocapture seeds::every_promise_holds_in_every_seed
     from=$end
 done
