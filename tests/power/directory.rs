@@ -13,8 +13,8 @@ use rand::{Rng, SeedableRng};
 use tempfile::TempDir;
 use tokio::sync::watch;
 
-use super::asked;
 use super::running::{payload, scripts};
+use super::{asked, seed};
 use crate::checker::cells::{CELL_LEN, Id, Layout, identify};
 use crate::checker::history::History;
 use crate::checker::prefix;
@@ -143,7 +143,7 @@ async fn rounds(rounds: u64, seed: u64, mutant: Option<&'static str>) -> Result<
 
 #[tokio::test]
 async fn a_store_in_a_directory_keeps_what_a_flush_answered_when_the_machine_loses_its_power() {
-    let (count, seed) = (asked("CAIRN_POWER_ROUNDS", ROUNDS), asked("CAIRN_POWER_SEED", 1));
+    let (count, seed) = (asked("CAIRN_POWER_ROUNDS", ROUNDS), seed());
     let answers =
         rounds(count, seed, None).await.unwrap_or_else(|(round, why)| panic!("round {round}: {why}"));
     println!("{count} rounds, {answers} answers");
@@ -154,7 +154,7 @@ async fn a_store_in_a_directory_keeps_what_a_flush_answered_when_the_machine_los
 #[tokio::test]
 async fn a_sync_that_is_left_out_is_caught() {
     for mutant in cairn::mutant::Mutant::UNSYNCED {
-        let answered = rounds(WITHIN, asked("CAIRN_POWER_SEED", 1), Some(mutant.name())).await;
+        let answered = rounds(WITHIN, seed(), Some(mutant.name())).await;
         let (round, why) = answered.expect_err(mutant.name());
         println!("{} is caught within {round} rounds: {why}", mutant.name());
     }

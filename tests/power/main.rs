@@ -31,3 +31,8 @@ mod support;
 fn asked(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
 }
+
+/// What the points at which the power is cut are drawn from: another number with each commit, unless one is asked for.
+fn seed() -> u64 {
+    asked("CAIRN_POWER_SEED", asked("CAIRN_POWER_TURN", 0) + 1)
+}

@@ -23,11 +23,11 @@ use rand::{Rng, SeedableRng};
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinHandle;
 
-use super::asked;
 use super::cell::{Cell, FileSystem, Place, Workload};
 use super::recorded::{Command, Event, Recording, record};
 use super::recovered::check_image;
 use super::running::Round;
+use super::{asked, seed};
 
 /// Crashes of a run that nobody asked for more of.
 const POINTS: u64 = 200;
@@ -259,7 +259,7 @@ fn replay(workload: Workload, points: u64, seed: u64) -> Result<(), String> {
 #[test]
 fn what_was_answered_survives_a_crash_at_any_time() {
     let all = [Workload::Sqlite, Workload::Fsx, Workload::Fio, Workload::Postgres];
-    let (points, seed) = (asked("CAIRN_POWER_POINTS", POINTS), asked("CAIRN_POWER_SEED", 1));
+    let (points, seed) = (asked("CAIRN_POWER_POINTS", POINTS), seed());
     let turn = usize::try_from(asked("CAIRN_POWER_TURN", 0)).expect("turns are few");
     let is_all = std::env::var("CAIRN_POWER_CELLS").is_ok_and(|names| names == "all");
     for workload in if is_all { &all[..] } else { std::slice::from_ref(&all[turn % all.len()]) } {
