@@ -19,6 +19,8 @@ LOGS=$TARGET/test-logs
 MINIMA=$ROOT/tests/minima.tsv
 mkdir -p "$LOGS"
 : >"$LOGS/counts.tsv"
+top() { find "$ROOT" -mindepth 1 -maxdepth 1 -printf '%f\n' | LC_ALL=C sort; }
+TOP=$(top)
 
 declare -a ORDER=() NOTES=()
 declare -A PASSED=() FAILED=() SECONDS_OF=()
@@ -207,6 +209,15 @@ suite_mutants() {
         replay::what_breaks_a_promise_is_caught
 }
 
+# Programs under test leave files where they run: none may become part of the repository.
+suite_strays() {
+    local new
+    new=$(LC_ALL=C comm -13 <(printf '%s\n' "$TOP") <(top))
+    [ -z "$new" ] || echo "left by a test: $new"
+    if [ -z "$new" ]; then count 1 0; else count 0 1; fi
+    [ -z "$new" ]
+}
+
 # --- all of them -----------------------------------------------------------------------------------------------------
 
 suite tools suite_tools
@@ -224,7 +235,7 @@ suite peer suite_peer
 suite clippy suite_clippy
 for name in "${ONLY[@]}"; do
     case $name in
-    tools | fmt | shell | yaml | minima | deny | clippy | build | mutants | fuzz | helm | deploy | container) ;;
+    tools | fmt | shell | yaml | minima | deny | clippy | build | mutants | fuzz | helm | deploy | container | strays) ;;
     *) ONLY+=(build) ;;
     esac
 done
@@ -239,6 +250,7 @@ fi
 
 suite mutants suite_mutants
 suite fuzz suite_fuzz
+suite strays suite_strays
 
 # What has a minimum and was not run, has failed.
 if [ ${#ONLY[@]} = 0 ] && [ -r "$MINIMA" ]; then

@@ -83,6 +83,7 @@ async fn an_outage_of_the_store_is_waited_out() {
     let next = Setup::new(&store).create("disk", "1GiB").tcp().takeover().start().await;
     let mut check = command(["fio", "--name=outage", "--ioengine=nbd", "--rw=randwrite", "--bs=64k"]);
     check.args(["--iodepth=16", "--size=256m", "--verify=crc32c", "--thread", "--verify_only"]);
+    check.arg("--verify_state_save=0");
     run(check.arg(format!("--uri={}", next.uri("disk")))).await;
     proxy.stop().await;
 }
