@@ -4,6 +4,7 @@
 
 use bytes::BytesMut;
 use cairn::store::{ByteRange, Condition, Error, Object, Store};
+use cairn::volume::head::Head;
 use cairn::volume::keys::{Keys, Parsed};
 use futures::FutureExt;
 use rand::Rng;
@@ -116,20 +117,27 @@ impl Inner {
         self.crash_by_chance(process);
     }
 
-    /// Who deletes must have looked whose the volume is, once what goes was fixed.
+    /// Who deletes must have seen whose the volume is, once what goes was fixed.
     fn look_before_deletion(&mut self, process: Process, call: &Call) {
-        let head = Keys::new(self.volume).head();
         let state = self.processes.get_mut(&process).expect("it sent a request");
-        match call {
-            Call::Get(key, _) if *key == head => state.asked = true,
-            Call::Delete(keys) if *keys != state.deleted => {
-                state.deleted.clone_from(keys);
-                if !std::mem::take(&mut state.asked) {
-                    self.broken(format!("P{process} deletes {} unasked whose the volume is", keys.join(" ")));
-                }
+        if let Call::Delete(keys) = call
+            && *keys != state.deleted
+        {
+            state.deleted.clone_from(keys);
+            if !std::mem::take(&mut state.asked) {
+                self.broken(format!("P{process} deletes {} unasked whose the volume is", keys.join(" ")));
             }
-            _ => {}
         }
+    }
+
+    /// Notes that a gateway is told whose the volume is: by a head that it can read.
+    fn told_whose(&mut self, process: Process, call: &Call, answer: &Result<Answer, Error>) {
+        let (Call::Get(key, _), Ok(Answer::Object(object))) = (call, answer) else { return };
+        if *key != Keys::new(self.volume).head() {
+            return;
+        }
+        let state = self.processes.get_mut(&process).expect("it sent a request");
+        state.asked |= Head::decode(self.volume, &object.body).is_ok();
     }
 
     /// Counts under which circumstances a request is sent.
@@ -216,6 +224,7 @@ impl Inner {
         }
         if let Some(reply) = reply {
             let result = self.on_the_way(outcome, result);
+            self.told_whose(process, &call, &result);
             self.push(answer_at, Event::Answer(process, number, reply, Box::new(result)));
             self.crash_by_chance(process);
         }

@@ -128,7 +128,7 @@ pub(super) struct ProcessState {
     /// Commands without an answer, by number.
     pub(super) commands: BTreeMap<u64, String>,
     pub(super) flights: BTreeMap<u64, Phase>,
-    /// Whether it has asked for the head since it last deleted anything.
+    /// Whether it was told since it last deleted anything whose the volume is.
     pub(super) asked: bool,
     /// What it last deleted: an attempt that failed may be made again.
     pub(super) deleted: Vec<String>,
