@@ -213,9 +213,10 @@ suite_mutants() {
 suite_strays() {
     local new
     new=$(LC_ALL=C comm -13 <(printf '%s\n' "$TOP") <(top))
-    [ -z "$new" ] || echo "left by a test: $new"
-    if [ -z "$new" ]; then count 1 0; else count 0 1; fi
-    [ -z "$new" ]
+    if [ -z "$new" ]; then count 1 0; else
+        echo "left by a test: $new"
+        count 0 1
+    fi
 }
 
 # --- all of them -----------------------------------------------------------------------------------------------------

@@ -26,8 +26,8 @@ fn setup(store: &Store) -> Setup {
 /// Rounds of a cell; what was broken, if anything was.
 async fn rounds(cell: Cell, rounds: u64, seed: u64, mutant: Option<&str>) -> Result<(), String> {
     // Cells of one seed are not all cut at the same answers.
-    let place = Cell::all().iter().position(|other| *other == cell).expect("it is one of them") as u64;
-    let mut random = SmallRng::seed_from_u64(seed ^ place << 32);
+    let turn = Cell::all().iter().position(|other| *other == cell).expect("it is one of them") as u64;
+    let mut random = SmallRng::seed_from_u64(seed ^ turn << 32);
     let store = Store::minio().await;
     let faulty = |setup: Setup| match mutant {
         Some(mutant) => setup.env("MUTANT", mutant),
