@@ -54,7 +54,8 @@ async fn a_takeover_fences_the_first_gateway_and_loses_no_flushed_write() {
 #[tokio::test]
 async fn a_gateway_that_lost_its_only_volume_ends_and_says_why() {
     let store = Store::minio().await;
-    let mut first = Setup::new(&store).create("disk", "1GiB").tcp().start().await;
+    let setup = Setup::new(&store).create("disk", "1GiB").tcp();
+    let mut first = setup.start().await;
     let mut writer = Writer::start(&first.uri("disk"));
     writer.has_flushed(100).await;
     let second = Setup::new(&store).create("disk", "1GiB").tcp().takeover().start().await;
@@ -69,9 +70,30 @@ async fn a_gateway_that_lost_its_only_volume_ends_and_says_why() {
     assert_blocks(&second.uri("disk"), answers.flushed.expect("some were flushed")).await;
 }
 
+/// A gateway to which nobody writes learns of the takeover when it renews its lease, and names the holder that
+/// `volume info` shows.
+#[tokio::test]
+async fn an_idle_gateway_learns_of_a_takeover_when_it_renews_its_lease() {
+    let store = Store::minio().await;
+    let setup = Setup::new(&store).create("disk", "1GiB").tcp();
+    let mut first = setup.env("CAIRN_LEASE__TTL", "1s").start().await;
+    let second = Setup::new(&store).create("disk", "1GiB").tcp().takeover().start().await;
+    let info = run(&mut store.cairn(["volume", "info", "disk", "--store", &store.url(), "--json"])).await;
+    let info: Value = serde_json::from_str(&info).expect("volume info --json prints JSON");
+    let holder = info["holder"].as_str().expect("a leased volume has a holder");
+    let why = format!("the volume was taken over by epoch 2 of {holder}");
+    assert!(!first.process.exit().await.success(), "{}", first.process.output());
+    assert!(first.process.output().contains(&why), "not said: {why}\n{}", first.process.output());
+    drop(second);
+}
+
+/// What stopped a gateway: its commit met a record of the epoch that took over, or its update of the head met the new head.
+/// Which of them comes first is a race that both may win; either names the epoch.
 fn says_why(line: &str) -> Option<()> {
-    let line = line.to_lowercase();
-    line.contains("another gateway took the volume over").then_some(())
+    let by_commit =
+        line.contains("another gateway took the volume over: ") && line.contains(" of epoch 2 stands at ");
+    let by_head = line.contains("the volume was taken over by epoch 2 of ");
+    (by_commit || by_head).then_some(())
 }
 
 async fn killed_gateways_lose_nothing(store: Store) {
