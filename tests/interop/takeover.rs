@@ -54,8 +54,7 @@ async fn a_takeover_fences_the_first_gateway_and_loses_no_flushed_write() {
 #[tokio::test]
 async fn a_gateway_that_lost_its_only_volume_ends_and_says_why() {
     let store = Store::minio().await;
-    let setup = Setup::new(&store).create("disk", "1GiB").tcp();
-    let mut first = setup.start().await;
+    let mut first = Setup::new(&store).create("disk", "1GiB").tcp().start().await;
     let mut writer = Writer::start(&first.uri("disk"));
     writer.has_flushed(100).await;
     let second = Setup::new(&store).create("disk", "1GiB").tcp().takeover().start().await;
