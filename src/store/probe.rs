@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures::future::join_all;
 use tokio::time::Instant;
 
-use super::{ByteRange, Condition, ETag, Error, Store};
+use super::{ByteRange, Condition, ETag, Error, Pages, Store};
 
 /// What all keys of probes begin with.
 pub const PREFIX: &str = "probe/";
@@ -355,9 +355,14 @@ impl Probe<'_> {
         }
         let deleted = &keys[1..2];
         self.store.delete(deleted).await.map_err(|error| stop("DELETE", error))?;
-        let listing = self.store.list(&format!("{key}/"), None).await.map_err(|error| stop("LIST", error))?;
-        let listed: Vec<_> = listing.entries.iter().map(|entry| &entry.key).collect();
-        let stands = listed == [&keys[0], &keys[2]] && !listing.more;
+        let mut listed = Vec::new();
+        let below = format!("{key}/");
+        let mut pages = Pages::new(self.store, &below);
+        while let Some(entries) = pages.next().await.map_err(|error| stop("LIST", error))? {
+            listed.extend(entries.into_iter().map(|entry| entry.key));
+        }
+        listed.sort_unstable();
+        let stands = listed == [keys[0].as_str(), keys[2].as_str()];
         self.store.delete(&keys).await.map_err(|error| stop("DELETE", error))?;
         if stands { Ok(()) } else { Err(Stop::Misread(Violation::StaleList)) }
     }

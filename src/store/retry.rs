@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use crate::metrics::StoreMetrics;
 use crate::mutant::{self, Mutant};
 
-use super::{ByteRange, Condition, ETag, Error, Listing, Object, Operation, Store, key};
+use super::{ByteRange, Condition, ETag, Error, ListFrom, Listing, Object, Operation, Store, key};
 
 /// When to give up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -209,8 +209,8 @@ impl Store for Retry {
         self.retry(Operation::Delete, self.options.write, first, || self.inner.delete(keys)).await
     }
 
-    async fn list(&self, prefix: &str, start_after: Option<&str>) -> Result<Listing, Error> {
+    async fn list(&self, prefix: &str, from: &ListFrom) -> Result<Listing, Error> {
         key::check_prefix(prefix)?;
-        self.retry(Operation::List, self.options.read, prefix, || self.inner.list(prefix, start_after)).await
+        self.retry(Operation::List, self.options.read, prefix, || self.inner.list(prefix, from)).await
     }
 }

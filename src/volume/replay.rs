@@ -26,7 +26,7 @@ use super::shared::Environment;
 use super::state::{Committed, Sent};
 use super::store_exact::{Placed, create_exact};
 use crate::mutant::{self, Mutant};
-use crate::store;
+use crate::store::{self, Pages};
 
 /// Records fetched ahead of the one that is applied.
 const FETCHED_AHEAD: usize = 4;
@@ -96,19 +96,16 @@ impl<'a> Replay<'a> {
     /// The slots that a listing shows after the checkpoint: a hint of what to fetch ahead.
     async fn list(&self, from: Slot) -> Result<BTreeSet<Slot>, OpenError> {
         let mut slots = BTreeSet::new();
-        let mut after = self.keys.record(from);
-        loop {
-            let listing = self.env.store.list(&self.keys.journal(), Some(&after)).await?;
-            for entry in &listing.entries {
+        let (journal, after) = (self.keys.journal(), self.keys.record(from));
+        let mut pages = Pages::after(self.env.store.as_ref(), &journal, &after);
+        while let Some(entries) = pages.next().await? {
+            for entry in entries {
                 if let Some(Parsed::Record(slot)) = self.keys.parse(&entry.key) {
                     slots.insert(slot);
                 }
             }
-            match listing.entries.last() {
-                Some(last) if listing.more => after.clone_from(&last.key),
-                _ => return Ok(slots),
-            }
         }
+        Ok(slots)
     }
 
     async fn replay_log(

@@ -19,7 +19,7 @@ use super::record::{Change, Record, RecordKind};
 use super::root::Root;
 use super::store_exact::{CheckedError, fetch_checked};
 use crate::mutant::{self, Mutant};
-use crate::store::{self, ByteRange, Entry, Store};
+use crate::store::{self, ByteRange, Entry, Pages, Store};
 
 /// Folded records read before what they leave behind is deleted.
 const WINDOW: usize = 128;
@@ -109,10 +109,10 @@ impl Collector {
 
     async fn queue_folded_records(&self, checkpoint: Slot, needed: &mut Needed) -> Result<(), Error> {
         let shared = &self.shared;
-        let mut after = None;
-        loop {
-            let listing = shared.env.store.list(&shared.keys.journal(), after.as_deref()).await?;
-            for window in listing.entries.chunks(WINDOW) {
+        let journal = shared.keys.journal();
+        let mut pages = Pages::new(shared.env.store.as_ref(), &journal);
+        while let Some(entries) = pages.next().await.map_err(Error::Store)? {
+            for window in entries.chunks(WINDOW) {
                 let mut garbage = Vec::new();
                 for entry in window {
                     // Only logs of older epochs: our own records are known.
@@ -126,14 +126,8 @@ impl Collector {
                 self.trash.add(shared, Garbage::Objects(garbage));
                 self.give_way(needed).await?;
             }
-            let last = listing.entries.last().filter(|_| listing.more);
-            let is_over =
-                |key: &str| matches!(shared.keys.parse(key), Some(Parsed::Record(slot)) if slot > checkpoint);
-            match last {
-                Some(last) if !is_over(&last.key) => after = Some(last.key.clone()),
-                _ => return Ok(()),
-            }
         }
+        Ok(())
     }
 
     /// What can go with a folded record: the chunk objects that nothing else names, then the record.
@@ -213,11 +207,10 @@ impl Collector {
     async fn sweep(&self, prefix: &str, needed: &mut Needed) -> Result<(), Error> {
         let shared = &self.shared;
         let mut found = 0;
-        let mut after = None;
-        loop {
-            let listing = shared.env.store.list(prefix, after.as_deref()).await?;
+        let mut pages = Pages::new(shared.env.store.as_ref(), prefix);
+        while let Some(entries) = pages.next().await.map_err(Error::Store)? {
             let mut garbage = Vec::new();
-            for entry in &listing.entries {
+            for entry in &entries {
                 if self.is_orphan(&entry.key, needed).await? {
                     garbage.push(entry.key.clone());
                 }
@@ -225,10 +218,6 @@ impl Collector {
             found += garbage.len();
             self.trash.add(shared, Garbage::Orphans(garbage));
             self.give_way(needed).await?;
-            match listing.entries.last() {
-                Some(last) if listing.more => after = Some(last.key.clone()),
-                _ => break,
-            }
         }
         if found > 0 {
             tracing::info!(volume = %shared.keys.volume(), prefix, objects = found, "swept what earlier epochs left");

@@ -30,7 +30,7 @@ fn short(call: &Call, prefix: &str) -> String {
         Call::Delete(keys) => {
             format!("delete {}", keys.iter().map(|key| cut(key)).collect::<Vec<_>>().join(" "))
         }
-        Call::List(prefix, after) => format!("list {} after {:?}", cut(prefix), after.as_deref().map(cut)),
+        Call::List(prefix, from) => format!("list {} from {from:?}", cut(prefix)),
     }
 }
 
@@ -243,8 +243,8 @@ impl Inner {
             Call::Delete(keys) => {
                 self.memory.delete(keys).now_or_never().expect(now).map(|()| Answer::Deleted)
             }
-            Call::List(prefix, after) => {
-                let list = self.memory.list(prefix, after.as_deref());
+            Call::List(prefix, from) => {
+                let list = self.memory.list(prefix, from);
                 list.now_or_never().expect(now).map(Answer::Listing)
             }
         }

@@ -10,8 +10,8 @@ use cairn::metrics::Metrics;
 use cairn::store::fault::{Action, Failure, Gate, Rule};
 use cairn::store::probe::{ProbeError, ProbeOptions, Violation, probe};
 use cairn::store::{
-    self, ByteRange, Condition, ETag, Error, Fault, Listing, Location, MemoryStore, Object, OpenError,
-    Operation, Options, S3Options, Store,
+    self, ByteRange, Condition, ETag, Error, Fault, ListFrom, Listing, Location, MemoryStore, Object,
+    OpenError, Operation, Options, S3Options, Store,
 };
 
 use crate::support::fake_s3::{FakeS3, Reply, error};
@@ -94,10 +94,10 @@ impl Store for Careless {
         self.inner.delete(keys).await
     }
 
-    async fn list(&self, prefix: &str, start_after: Option<&str>) -> Result<Listing, Error> {
+    async fn list(&self, prefix: &str, from: &ListFrom) -> Result<Listing, Error> {
         match self.wrong {
             Wrong::ListsNothing => Ok(Listing::default()),
-            _ => self.inner.list(prefix, start_after).await,
+            _ => self.inner.list(prefix, from).await,
         }
     }
 }
@@ -196,8 +196,8 @@ impl Store for Garbled {
         self.inner.delete(keys).await
     }
 
-    async fn list(&self, prefix: &str, start_after: Option<&str>) -> Result<Listing, Error> {
-        let listing = self.inner.list(prefix, start_after).await?;
+    async fn list(&self, prefix: &str, from: &ListFrom) -> Result<Listing, Error> {
+        let listing = self.inner.list(prefix, from).await?;
         Ok(if damages(&self.listings) { Listing::default() } else { listing })
     }
 }
@@ -263,7 +263,7 @@ async fn a_directory_and_minio_pass() {
     let local = format!("file://{}", directory.path().join("store").display());
     for location in [&local, "s3://passes/below"] {
         let store = opened(location, minio.options()).await.unwrap();
-        assert_eq!(store.list("", None).await.unwrap(), Listing::default(), "{location}");
+        assert_eq!(store.list("", &ListFrom::Start).await.unwrap(), Listing::default(), "{location}");
     }
 }
 

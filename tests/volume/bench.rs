@@ -24,7 +24,8 @@ impl Bench {
     }
 
     pub(crate) async fn with_chunks(size_bytes: u64, chunk_bytes: u64) -> Self {
-        let memory = MemoryStore::new();
+        // Listings in no order, in small and empty pages: nothing may rely on more.
+        let memory = MemoryStore::unsorted(5);
         let fault = Fault::new(Arc::new(memory.clone()), 1);
         let options = Options { holder_name: "first".to_owned(), ..Options::default() };
         let bench = Self { memory, fault, options, dirty_bytes: 128 * MIB, seed: 1 };
