@@ -74,6 +74,8 @@ mutants! {
     HeadUnconditional = "head-unconditional",
     /// The head names a root that is not durable yet.
     HeadBeforeRoot = "head-before-root",
+    /// A listing ends at its first empty page.
+    EmptyPageEnds = "empty-page-ends",
     /// Fewer names are used than objects are made.
     NameReused = "name-reused",
     /// A fold takes data that is newer than its checkpoint.

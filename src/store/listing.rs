@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::error::cause;
 use super::{Error, Store};
+use crate::mutant::{self, Mutant};
 
 /// One object of a listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,7 +81,7 @@ impl<'a> Pages<'a> {
             let source = cause("a page of the listing says that the next page is the same page");
             return Err(Error::Rejected { key: self.prefix.to_owned(), source });
         }
-        self.next = next;
+        self.next = next.filter(|_| !(entries.is_empty() && mutant::is(Mutant::EmptyPageEnds)));
         if let Some(after) = self.after {
             entries.retain(|entry| entry.key.as_str() > after);
         }
