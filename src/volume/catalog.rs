@@ -13,7 +13,7 @@ use super::head::{Checkpoint, Head, Lease, VolumeState};
 use super::identity::{Identity, NameBinding};
 use super::keys::{self, Keys, NAMES, ObjectId, Slot};
 use super::lease::{Updated, update_head};
-use super::open::{create as create_object, fetch, read_head};
+use super::open::{create as create_object, fetch, fetch_if_present, read_head};
 use super::options::Options;
 use super::root::{KeptRoot, Root, RootTable};
 use super::shared::Environment;
@@ -134,7 +134,7 @@ fn check_name(name: &str) -> Result<(), OpenError> {
 pub async fn resolve(env: &Environment, name: &str) -> Result<Uuid, OpenError> {
     check_name(name)?;
     let key = keys::name(name);
-    match fetch(env, &key, NameBinding::decode).await {
+    match fetch_if_present(env, &key, NameBinding::decode).await {
         Ok((binding, _)) if binding.name == name => Ok(binding.volume),
         Ok((binding, _)) => {
             let why = format!("binds the name {:?}", binding.name);

@@ -18,12 +18,13 @@ use super::geometry::{ChunkIndex, Geometry};
 use super::head::{Checkpoint, Head};
 use super::interval::IntervalMap;
 use super::keys::{Epoch, Keys, ObjectId, Parsed, Slot};
+use super::open::fetch_if_present;
 use super::piece::{ChunkRef, Piece, RecordRef};
 use super::record::{Change, Record, RecordKind, RecordWriter};
 use super::root::Root;
 use super::shared::Environment;
 use super::state::{Committed, Sent};
-use super::store_exact::{CheckedError, Placed, create_exact, fetch_if_present};
+use super::store_exact::{Placed, create_exact};
 use crate::mutant::{self, Mutant};
 use crate::store::{self, Pages};
 
@@ -266,14 +267,12 @@ impl<'a> Replay<'a> {
 }
 
 async fn fetch_entry(env: &Environment, keys: Keys, slot: Slot) -> Result<Option<Entry>, OpenError> {
-    let key = keys.record(slot);
     let decode = |body: &[u8]| Entry::decode(keys.volume(), slot, body);
     // A record that is there after all is found when the seal is refused.
-    match fetch_if_present(env.store.as_ref(), &key, decode).await {
+    match fetch_if_present(env, &keys.record(slot), decode).await {
         Ok((entry, _)) => Ok(Some(entry)),
-        Err(CheckedError::Store(store::Error::NotFound { .. })) => Ok(None),
-        Err(CheckedError::Store(error)) => Err(error.into()),
-        Err(CheckedError::Damaged(source)) => Err(OpenError::Damaged { key, source }),
+        Err(OpenError::Store(store::Error::NotFound { .. })) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
