@@ -65,6 +65,8 @@ pub struct Access {
     changes: Rule,
     /// Whether a browser on this machine can reach it under any name that resolves to loopback.
     loopback: bool,
+    /// The host that whoever configured it calls it by, besides those of every machine.
+    name: Option<Arc<str>>,
 }
 
 /// Who may.
@@ -95,7 +97,7 @@ impl Access {
     /// Everything, for whoever reaches it: of a socket that is for one user alone.
     #[must_use]
     pub fn everything() -> Self {
-        Self { reads: Rule::Everybody, changes: Rule::Everybody, loopback: false }
+        Self { reads: Rule::Everybody, changes: Rule::Everybody, loopback: false, name: None }
     }
 
     /// Who may what at an address of a listener. With a token, whoever has it; without one, whoever can open a Unix socket
@@ -114,7 +116,14 @@ impl Access {
             (None, ListenAddress::Tcp(_)) if loopback => (Rule::Everybody, Rule::Nobody(NO_PROOF)),
             (None, ListenAddress::Tcp(_)) => (Rule::Nobody(NOT_LOCAL), Rule::Nobody(NOT_LOCAL)),
         };
-        Self { reads, changes, loopback }
+        Self { reads, changes, loopback, name: None }
+    }
+
+    /// The same, where requests may be for that `HOST:PORT`, too: the address as it was configured.
+    #[must_use]
+    pub fn named(mut self, address: &str) -> Self {
+        self.name = Some(Arc::from(without_port(address)));
+        self
     }
 
     /// Why nobody may read the API, if nobody may.
@@ -132,7 +141,9 @@ impl Access {
     /// Of a request for the API.
     fn judge(&self, asked: &Asked<'_>) -> Result<(), Refusal> {
         match if asked.reads() { &self.reads } else { &self.changes } {
-            Rule::Everybody if self.loopback && !asked.is_local() => Err((StatusCode::FORBIDDEN, FOREIGN)),
+            Rule::Everybody if self.loopback && !asked.is_local(self.name.as_deref()) => {
+                Err((StatusCode::FORBIDDEN, FOREIGN))
+            }
             Rule::Everybody => Ok(()),
             Rule::Token(token) => match asked.bearer() {
                 Some(given) if token.is(given) => Ok(()),
@@ -150,7 +161,7 @@ impl Access {
             (Rule::Token(token), Some(given)) => token.is(given),
             _ => false,
         };
-        if self.loopback && !asked.is_local() && !has_token() {
+        if self.loopback && !asked.is_local(self.name.as_deref()) && !has_token() {
             return Err((StatusCode::FORBIDDEN, FOREIGN));
         }
         Ok(())
@@ -192,7 +203,7 @@ impl<'a> Asked<'a> {
 
     /// Whether it is for this machine by name or number (a name of another site that resolves to loopback is not), and not
     /// from another site's page. A browser names its host; only HTTP/1.0 does without (RFC 9112, section 3.2).
-    fn is_local(&self) -> bool {
+    fn is_local(&self, own_name: Option<&str>) -> bool {
         let mut hosts = self.headers.get_all(HOST).iter();
         let host = match (hosts.next(), hosts.next()) {
             (None, _) => return self.version < Version::HTTP_11 && !self.headers.contains_key(ORIGIN),
@@ -202,17 +213,22 @@ impl<'a> Asked<'a> {
         let same_site = self.headers.get(ORIGIN).is_none_or(|origin| {
             origin.to_str().is_ok_and(|origin| origin.strip_prefix("http://") == Some(host))
         });
-        names_this_machine(host) && same_site
+        let name = without_port(host);
+        let is_ours = own_name.is_some_and(|own| own.eq_ignore_ascii_case(name));
+        (is_ours || names_this_machine(name)) && same_site
     }
 }
 
-/// Whether a `Host` is `localhost` or an address of loopback, with whatever port. Only names can be made to resolve here
-/// by somebody else.
-fn names_this_machine(host: &str) -> bool {
-    let name = match host.rsplit_once(':') {
+/// The host of `HOST` or `HOST:PORT`.
+fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
         _ => host,
-    };
+    }
+}
+
+/// Whether a host is `localhost` or an address of loopback. Only names can be made to resolve here by somebody else.
+fn names_this_machine(name: &str) -> bool {
     if name.eq_ignore_ascii_case("localhost") {
         return true;
     }
@@ -366,6 +382,17 @@ mod tests {
         }
         // A probe of HTTP/1.0 names no host; a browser always does.
         assert_eq!(statuses(&access, &Method::GET, Version::HTTP_10, &[]), (200, 200));
+    }
+
+    #[test]
+    fn on_loopback_the_name_that_was_configured_is_its_own() {
+        let access = tcp("127.0.1.1:9180").named("Disks:9180");
+        let asked = |host: &str| statuses(&access, &Method::GET, Version::HTTP_11, &[("host", host)]);
+        for (host, status) in
+            [("disks:9180", 200), ("disks", 200), ("127.0.1.1", 200), ("disks.example", 403)]
+        {
+            assert_eq!(asked(host), (status, status), "{host}");
+        }
     }
 
     /// Scrapers and probes have many names for a pod: its address, a service's name, what a proxy makes of it.

@@ -14,7 +14,7 @@ use super::listeners::ADMIN;
 use super::runtime_directory::{self, Unusable};
 use super::settings::{Options, SocketPlace};
 use super::status::GatewayStatus;
-use crate::admin::{self, Access, Admin, Gateway, Token};
+use crate::admin::{self, Access, Admin, Gateway};
 use crate::metrics::Metrics;
 use crate::server::{ListenAddress, ListenError, Listener};
 
@@ -81,7 +81,7 @@ impl AdminSockets {
     /// Serves, from the start, so that it can be asked whether the gateway is ready.
     pub(super) fn start(
         self,
-        token: Option<Token>,
+        options: &Options,
         metrics: &Metrics,
         status: &Arc<GatewayStatus>,
     ) -> AdminServers {
@@ -94,11 +94,20 @@ impl AdminSockets {
             serve(listener, Access::everything())
         });
         let listen = self.listen.map(|listener| {
-            let access = Access::at(listener.address(), token);
+            let access = access(listener.address(), options);
             say_what_is_refused(listener.address(), &access, own.is_some());
             serve(listener, access)
         });
         AdminServers { listen, own }
+    }
+}
+
+/// Who may do what at `admin.listen`, or at what stands in for it.
+fn access(address: &ListenAddress, options: &Options) -> Access {
+    let access = Access::at(address, options.admin_token.clone());
+    match &options.admin {
+        Some(ListenAddress::Tcp(configured)) => access.named(configured),
+        Some(ListenAddress::Unix(_)) | None => access,
     }
 }
 
@@ -131,9 +140,9 @@ impl AdminServers {
     }
 
     /// Takes another token, or none, from the next request on.
-    pub(super) fn set_token(&self, token: Option<Token>) {
+    pub(super) fn set_access(&self, options: &Options) {
         if let Some(admin) = &self.listen {
-            admin.set_access(Access::at(admin.address(), token));
+            admin.set_access(access(admin.address(), options));
         }
     }
 

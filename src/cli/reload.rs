@@ -98,7 +98,7 @@ impl Settings {
             tracing::warn!("{} changed, which takes a restart", left.join(", "));
         }
         if let Some(admin) = running.admin {
-            admin.set_token(options.admin_token.clone());
+            admin.set_access(&options);
         }
         running.env.budget.resize(options.dirty_bytes);
         if options.tls.is_some() {

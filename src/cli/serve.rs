@@ -55,7 +55,7 @@ pub(super) async fn serve(
         None => None,
     };
     // While a predecessor serves, so do its admin servers.
-    let start_admin = |sockets: AdminSockets| sockets.start(options.admin_token.clone(), &metrics, &status);
+    let start_admin = |sockets: AdminSockets| sockets.start(&options, &metrics, &status);
     let (mut admin_sockets, mut admin) = (Some(admin_sockets), None);
     if predecessor.is_none() {
         admin = admin_sockets.take().map(&start_admin);
