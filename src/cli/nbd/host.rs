@@ -85,14 +85,8 @@ impl Hosted {
             })
         });
         let tls = tls.transpose().map_err(NbdError::Tls)?;
-        let address = match &host.socket {
-            Some(path) => ListenAddress::Unix(path.clone()),
-            None if host.address.contains(':') => {
-                ListenAddress::Tcp(format!("[{}]:{}", host.address, host.port))
-            }
-            None => ListenAddress::Tcp(format!("{}:{}", host.address, host.port)),
-        };
-        let plan = Plan { listen: vec![address], ..Plan::default() };
+        let listen_given = host.socket.is_some() || host.address.is_some() || host.port.is_some();
+        let plan = Plan { listen: vec![host.listen_address()], listen_given, ..Plan::default() };
         // Whoever opened it knows where it is, and may have put something else at the end of standard output.
         let is_ours = inherited.is_empty();
         let Listeners { nbd, stream, .. } = Listeners::open(&plan, inherited, None).await?;
@@ -131,6 +125,19 @@ impl Hosted {
             () = background => {}
         }
         server.drain().await
+    }
+}
+
+impl Host {
+    fn listen_address(&self) -> ListenAddress {
+        if let Some(path) = &self.socket {
+            return ListenAddress::Unix(path.clone());
+        }
+        let port = self.port.unwrap_or(crate::client::uri::DEFAULT_PORT);
+        match self.address.as_deref().unwrap_or("127.0.0.1") {
+            ip if ip.contains(':') => ListenAddress::Tcp(format!("[{ip}]:{port}")),
+            host => ListenAddress::Tcp(format!("{host}:{port}")),
+        }
     }
 }
 
