@@ -1,12 +1,16 @@
 //! From an address to a finished handshake: sockets, timeouts, and the driver of [`ClientHandshake`].
 
 use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use rustix::net::sockopt;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::error::{Broken, Error};
 use super::tls::{self, TlsOptions};
@@ -18,6 +22,14 @@ use crate::protocol::{DecodeError, WireString};
 
 /// What is read from the socket at a time.
 const READ_BYTES: usize = 16 << 10;
+/// How long the server may take to close after ABORT.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
+/// After this time without a packet the system asks whether the server's machine is still there.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+/// Time between two such questions.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// How many of them may stay unanswered before the connection counts as lost.
+const KEEPALIVE_PROBES: u32 = 3;
 
 /// Any stream of bytes.
 pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
@@ -41,6 +53,9 @@ pub struct Options {
     pub contexts: Vec<String>,
     /// How long connecting and the handshake may take.
     pub handshake_timeout: Duration,
+    /// How long the server may neither send nor take a byte while a command waits for its answer; without a limit the
+    /// client waits for ever.
+    pub stall_timeout: Option<Duration>,
     /// Most requests that are not yet answered; further ones wait.
     pub in_flight_requests: u32,
 }
@@ -54,6 +69,7 @@ impl Default for Options {
             extended_headers: true,
             contexts: vec![crate::protocol::meta_context::BASE_ALLOCATION.to_owned()],
             handshake_timeout: Duration::from_secs(30),
+            stall_timeout: None,
             in_flight_requests: 128,
         }
     }
@@ -97,6 +113,8 @@ pub(super) struct Connected {
     /// What was read after the server's last word of the handshake.
     pub(super) input: BytesMut,
     pub(super) outcome: Outcome,
+    /// Where the server is, over TCP.
+    pub(super) peer: Option<SocketAddr>,
 }
 
 /// Connects to an address and reaches a goal.
@@ -105,32 +123,50 @@ pub(super) async fn connect(address: &Address, goal: Goal, options: &Options) ->
         Address::Tcp { host, .. } => host.clone(),
         Address::Unix(_) => "localhost".to_owned(),
     };
-    let connect = async {
-        let stream = open(address).await?;
-        negotiate(stream, &host, goal, options).await
+    let deadline = Instant::now() + options.handshake_timeout;
+    let (stream, peer) = match timeout_at(deadline, open(address)).await {
+        Ok(opened) => opened?,
+        Err(_) => return Err(unreachable(address, io::ErrorKind::TimedOut.into())),
     };
-    in_time(options, connect).await
+    let connected = in_time(deadline, negotiate(stream, &host, goal, options)).await?;
+    Ok(Connected { peer, ..connected })
 }
 
 /// Reaches a goal over a stream that is connected already.
 pub(super) async fn connect_over(stream: Stream, goal: Goal, options: &Options) -> Result<Connected, Error> {
-    in_time(options, negotiate(stream, "localhost", goal, options)).await
+    let deadline = Instant::now() + options.handshake_timeout;
+    in_time(deadline, negotiate(stream, "localhost", goal, options)).await
 }
 
-async fn in_time<T>(options: &Options, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    tokio::time::timeout(options.handshake_timeout, work).await.map_err(|_| Error::TimedOut)?
+async fn in_time<T>(deadline: Instant, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    timeout_at(deadline, work).await.map_err(|_| Error::TimedOut)?
 }
 
-async fn open(address: &Address) -> Result<Stream, Error> {
-    let failed = |source| Error::Connect { address: address.clone(), source: Arc::new(source) };
+fn unreachable(address: &Address, source: io::Error) -> Error {
+    Error::Connect { address: address.clone(), source: Arc::new(source) }
+}
+
+async fn open(address: &Address) -> Result<(Stream, Option<SocketAddr>), Error> {
+    let failed = |source| unreachable(address, source);
     match address {
         Address::Tcp { host, port } => {
             let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(failed)?;
             stream.set_nodelay(true).map_err(failed)?;
-            Ok(Box::new(stream))
+            keep_alive(&stream).map_err(failed)?;
+            let peer = stream.peer_addr().map_err(failed)?;
+            Ok((Box::new(stream), Some(peer)))
         }
-        Address::Unix(path) => Ok(Box::new(UnixStream::connect(path).await.map_err(failed)?)),
+        Address::Unix(path) => Ok((Box::new(UnixStream::connect(path).await.map_err(failed)?), None)),
     }
+}
+
+/// A server whose machine is gone says nothing any more, not even that it is gone.
+fn keep_alive(stream: &TcpStream) -> io::Result<()> {
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(stream, KEEPALIVE_INTERVAL)?;
+    sockopt::set_tcp_keepcnt(stream, KEEPALIVE_PROBES)?;
+    Ok(())
 }
 
 async fn negotiate(
@@ -169,8 +205,33 @@ async fn negotiate(
                 stream = tls::connect(stream, host, &options.tls_options).await.map_err(failed)?;
                 machine.handle_tls_started(ticket);
             }
-            ClientAction::Finish(outcome) => return Ok(Connected { stream, input, outcome }),
-            ClientAction::Fail(error) => return Err(error.into()),
+            ClientAction::Finish(outcome) => {
+                if let Outcome::Listed(_) | Outcome::Described(..) = outcome {
+                    leave(&mut stream).await;
+                }
+                return Ok(Connected { stream, input, outcome, peer: None });
+            }
+            ClientAction::Fail(error) => {
+                leave(&mut stream).await;
+                return Err(error.into());
+            }
         }
+    }
+}
+
+/// Ends the connection. "\[ABORT\] MUST be followed by the client shutting down TLS (if it is running), and the client
+/// dropping the connection." What the server still sends is read, so that the system does not reset the connection
+/// before the server has got all of this.
+async fn leave(stream: &mut Stream) {
+    let end = async {
+        stream.shutdown().await?;
+        let mut rest = [0; 1024];
+        while stream.read(&mut rest).await? > 0 {}
+        Ok::<_, io::Error>(())
+    };
+    match timeout(LEAVE_TIMEOUT, end).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!("the server has left before the client: {error}"),
+        Err(_) => tracing::debug!("the server did not close after ABORT"),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::uri::Address;
 use crate::protocol::negotiate_client::HandshakeError;
@@ -55,6 +56,9 @@ pub enum Broken {
     /// It failed.
     #[error("{0}")]
     Io(#[source] Arc<io::Error>),
+    /// The server moved no byte for so long while a command waited for its answer.
+    #[error("the server has neither sent nor taken a byte for {}", humantime::format_duration(*.0))]
+    Stalled(Duration),
     /// The server broke the protocol.
     #[error("the server broke the protocol: {0}")]
     Protocol(#[from] DecodeError),

@@ -12,6 +12,7 @@ mod tls;
 pub mod uri;
 
 use std::fmt;
+use std::net::SocketAddr;
 
 use bytes::Bytes;
 
@@ -41,6 +42,7 @@ pub struct Client {
     /// Where to connect anew, unless it was connected over a stream that was given.
     uri: Option<Uri>,
     options: Options,
+    peer: Option<SocketAddr>,
 }
 
 impl fmt::Debug for Client {
@@ -94,23 +96,30 @@ impl Client {
         let uri = self.uri.as_ref().ok_or(Error::NotAllowed("this client was given its stream"))?;
         let again = Self::connect(uri, &self.options).await?;
         if again.session.export.disk != self.session.export.disk {
+            again.disconnect().await;
             return Err(Error::NotAllowed("the export is not what it was"));
         }
         Ok(again)
     }
 
     fn start(connected: Connected, uri: Option<Uri>, options: &Options) -> Result<Self, Error> {
-        let Connected { stream, input, outcome: Outcome::Transmit(session) } = connected else {
+        let Connected { stream, input, outcome: Outcome::Transmit(session), peer } = connected else {
             return Err(HandshakeError::Over.into());
         };
-        let pipeline = Pipeline::start(stream, input, &session, options.in_flight_requests);
-        Ok(Self { pipeline, session, uri, options: options.clone() })
+        let pipeline = Pipeline::start(stream, input, &session, options);
+        Ok(Self { pipeline, session, uri, options: options.clone(), peer })
     }
 
     /// The export as the server tells of it.
     #[must_use]
     pub fn export(&self) -> &ExportInfo {
         &self.session.export
+    }
+
+    /// Where the server is; none for a Unix socket, or a stream that was given.
+    #[must_use]
+    pub fn peer(&self) -> Option<SocketAddr> {
+        self.peer
     }
 
     /// Size of the export in bytes.

@@ -10,8 +10,9 @@ use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufWriter, ReadHalf, WriteHalf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
 
-use super::connect::Stream;
+use super::connect::{Options, Stream};
 use super::error::{Broken, Error};
 use super::reply::{Gathering, Outcome};
 use crate::protocol::negotiate_client::ClientSession;
@@ -28,6 +29,8 @@ const BATCH_REQUESTS: usize = 64;
 /// Longest payload of a chunk that is no content: as many descriptors as a server should send.
 const MAXIMUM_STATUS_BYTES: u64 = (1 << 20) * 16 + 8;
 
+/// How long requests that nobody waits for any more may delay DISC.
+const QUIET_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the server may take to close after DISC.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -48,6 +51,8 @@ struct Pending {
 struct Table {
     pending: BTreeMap<Cookie, Pending>,
     next_cookie: u64,
+    /// When the server last moved a byte, or was first asked for one after it had answered all.
+    moved: Instant,
     /// Why no request is taken any more.
     closed: Option<Broken>,
 }
@@ -57,7 +62,10 @@ pub(crate) struct Pipeline {
     shared: Arc<Shared>,
     outbound: mpsc::Sender<Outbound>,
     in_flight: Arc<Semaphore>,
+    in_flight_bound: u32,
     tasks: Tasks,
+    /// Watches for a server that stands still.
+    watch: Tasks,
 }
 
 struct Shared {
@@ -69,10 +77,11 @@ struct Shared {
 
 impl Pipeline {
     /// Goes on with a stream after its handshake.
-    pub(crate) fn start(stream: Stream, input: BytesMut, session: &ClientSession, in_flight: u32) -> Self {
-        let bound = usize::try_from(in_flight.max(1)).expect("32 bits fit a usize");
+    pub(crate) fn start(stream: Stream, input: BytesMut, session: &ClientSession, options: &Options) -> Self {
+        let in_flight_bound = options.in_flight_requests.max(1);
+        let bound = usize::try_from(in_flight_bound).expect("32 bits fit a usize");
         let (outbound, queue) = mpsc::channel(bound);
-        let table = Table { pending: BTreeMap::new(), next_cookie: 1, closed: None };
+        let table = Table { pending: BTreeMap::new(), next_cookie: 1, moved: Instant::now(), closed: None };
         let shared = Arc::new(Shared {
             table: Mutex::new(table),
             outbound: outbound.downgrade(),
@@ -84,7 +93,12 @@ impl Pipeline {
         let receiver = Receiver { reader, buffer: input, shared: Arc::clone(&shared) };
         drop(tasks.spawn_until_cancelled(receiver.run()));
         drop(tasks.spawn_until_cancelled(write_requests(queue, writer, Arc::clone(&shared))));
-        Self { shared, outbound, in_flight: Arc::new(Semaphore::new(bound)), tasks }
+        let watch = tasks.child();
+        if let Some(limit) = options.stall_timeout {
+            drop(watch.spawn_until_cancelled(break_off_when_stalled(Arc::clone(&shared), limit)));
+        }
+        let in_flight = Arc::new(Semaphore::new(bound));
+        Self { shared, outbound, in_flight, in_flight_bound, tasks, watch }
     }
 
     /// Sends a request and waits for its answer. Dropping the future does not take the request back.
@@ -108,6 +122,9 @@ impl Pipeline {
             table.next_cookie += 1;
             let request = Request { flags, command, cookie, offset, length };
             let gathering = Gathering::new(request);
+            if table.pending.is_empty() {
+                table.moved = Instant::now();
+            }
             table.pending.insert(cookie, Pending { gathering, answer, _permit: permit });
             request
         };
@@ -122,9 +139,20 @@ impl Pipeline {
         self.shared.table.lock().closed.clone()
     }
 
-    /// Sends DISC and waits until the server has closed. Requests that are not answered by then are broken off.
+    /// Sends DISC and waits until the server has closed. "The client MAY issue a soft disconnect at any time, but SHOULD
+    /// wait until there are no inflight requests first": it waits a moment. Requests that are not answered when the
+    /// server closes are broken off.
     pub(crate) async fn disconnect(self) {
-        let Self { shared, outbound, tasks, .. } = self;
+        let Self { shared, outbound, in_flight, in_flight_bound, tasks, watch } = self;
+        let quiet = in_flight.acquire_many(in_flight_bound);
+        if tokio::time::timeout(QUIET_TIMEOUT, quiet).await.is_err() {
+            tracing::debug!("DISC goes out although requests are not answered");
+        }
+        watch.shutdown().await;
+        if let Some(Broken::Stalled(_)) = shared.table.lock().closed {
+            // Nobody takes a DISC from us.
+            return;
+        }
         let leave = async {
             if shared.table.lock().closed.is_none() {
                 // If the writer is gone, so is the connection.
@@ -150,6 +178,17 @@ impl Shared {
         for (_, pending) in pending {
             pending.answer(Err(broken.clone().into()));
         }
+    }
+
+    /// The server has sent or taken something.
+    fn moved(&self) {
+        self.table.lock().moved = Instant::now();
+    }
+
+    /// When the server's time is over, if nothing moves; none if it owes nothing.
+    fn stalled_at(&self, limit: Duration) -> Option<Instant> {
+        let table = self.table.lock();
+        (!table.pending.is_empty()).then(|| table.moved + limit)
     }
 
     /// Takes a request out of the table, answered.
@@ -186,6 +225,17 @@ fn disc() -> Outbound {
     Outbound { request: Request { flags, command, cookie, offset: 0, length: 0 }, payload: Bytes::new() }
 }
 
+/// Closes the table once the server has stood still for so long although it owes an answer.
+async fn break_off_when_stalled(shared: Arc<Shared>, limit: Duration) {
+    loop {
+        let due = shared.stalled_at(limit);
+        tokio::time::sleep_until(due.unwrap_or_else(|| Instant::now() + limit)).await;
+        if shared.stalled_at(limit).is_some_and(|due| due <= Instant::now()) {
+            return shared.close(Broken::Stalled(limit));
+        }
+    }
+}
+
 async fn write_requests(mut queue: mpsc::Receiver<Outbound>, writer: WriteHalf<Stream>, shared: Arc<Shared>) {
     let mut writer = BufWriter::with_capacity(READ_BYTES, writer);
     let mut header = BytesMut::with_capacity(Request::EXTENDED_LENGTH);
@@ -196,9 +246,14 @@ async fn write_requests(mut queue: mpsc::Receiver<Outbound>, writer: WriteHalf<S
                 header.clear();
                 request.encode(shared.headers, &mut header).map_err(Broken::Protocol)?;
                 writer.write_all(&header).await?;
-                writer.write_all(&payload).await?;
+                // Piece by piece, so that a server that takes them slowly is seen to move.
+                for piece in payload.chunks(READ_BYTES) {
+                    writer.write_all(piece).await?;
+                    shared.moved();
+                }
             }
             writer.flush().await?;
+            shared.moved();
         }
         writer.shutdown().await?;
         Ok::<_, Broken>(())
@@ -327,6 +382,7 @@ impl Receiver {
             if self.reader.read_buf(&mut self.buffer).await? == 0 {
                 return Err(Broken::ByServer);
             }
+            self.shared.moved();
         }
         Ok(())
     }
@@ -347,6 +403,7 @@ impl Receiver {
             if self.reader.read_buf(&mut (&mut payload).limit(room)).await? == 0 {
                 return Err(Broken::ByServer);
             }
+            self.shared.moved();
         }
         Ok(payload.freeze())
     }

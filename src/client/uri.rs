@@ -95,7 +95,8 @@ impl FromStr for Uri {
     fn from_str(text: &str) -> Result<Self, UriError> {
         let scheme = || UriError::Scheme(text.to_owned());
         let (name, rest) = text.split_once("://").ok_or_else(scheme)?;
-        let (unix, encrypted) = match name {
+        // "schemes are case-insensitive" (RFC 3986, section 3.1).
+        let (unix, encrypted) = match name.to_ascii_lowercase().as_str() {
             "nbd" => (false, false),
             "nbds" => (false, true),
             "nbd+unix" => (true, false),
@@ -250,6 +251,19 @@ mod tests {
         assert_eq!(tcp("nbd://example.com:10809/export"), of("example.com", 10809, "export"));
         let unix: Uri = "nbd+unix:///disk?socket=sock".parse().unwrap();
         assert_eq!((unix.address, unix.export.as_str()), (Address::Unix("sock".into()), "disk"));
+    }
+
+    /// "Although schemes are case-insensitive, the canonical form is lowercase" (RFC 3986, section 3.1).
+    #[test]
+    fn schemes_are_case_insensitive_and_shown_in_lower_case() {
+        for (text, canonical) in [
+            ("NBD://host/Disk", "nbd://host:10809/Disk"),
+            ("Nbds://host", "nbds://host:10809/"),
+            ("NBD+unix:///x?socket=/S", "nbd+unix:///x?socket=/S"),
+            ("nbds+UNIX:///?socket=/s", "nbds+unix:///?socket=/s"),
+        ] {
+            assert_eq!(text.parse::<Uri>().unwrap().to_string(), canonical);
+        }
     }
 
     #[test]

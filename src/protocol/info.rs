@@ -56,7 +56,7 @@ pub struct BlockSize {
     pub minimum: u32,
     /// What is efficient: a power of two, at least 512 and at least the minimum.
     pub preferred: u32,
-    /// Largest payload: a multiple of the minimum, or `u32::MAX` for no limit.
+    /// Largest payload: at least the preferred size; `u32::MAX` for no limit. It need not be a multiple of anything.
     pub maximum: u32,
 }
 
@@ -64,15 +64,15 @@ impl BlockSize {
     /// What holds where nothing was advertised.
     pub const DEFAULT: Self = Self { minimum: 1, preferred: 4096, maximum: u32::MAX };
 
-    /// Whether the constraints keep the rules of the specification.
+    /// Whether the constraints keep the rules of the specification ("Size constraints"). The maximum "MAY be something
+    /// other than a power of 2, but MUST be at least as large as the preferred block size".
     #[must_use]
     pub fn is_valid(self) -> bool {
         self.minimum.is_power_of_two()
             && self.minimum <= 65_536
             && self.preferred.is_power_of_two()
             && self.preferred >= self.minimum.max(512)
-            && self.maximum != 0
-            && (self.maximum == u32::MAX || self.maximum.is_multiple_of(self.minimum))
+            && self.maximum >= self.preferred
     }
 }
 
@@ -210,7 +210,25 @@ mod tests {
         assert!(!BlockSize { minimum: 0, ..good }.is_valid());
         assert!(!BlockSize { minimum: 131_072, preferred: 131_072, ..good }.is_valid());
         assert!(!BlockSize { preferred: 256, ..good }.is_valid());
-        assert!(!BlockSize { maximum: 1000, ..good }.is_valid());
         assert!(!BlockSize { maximum: 0, ..good }.is_valid());
+    }
+
+    /// "it MAY be something other than a power of 2, but MUST be at least as large as the preferred block size".
+    #[test]
+    fn the_maximum_is_at_least_the_preferred_size_and_need_not_be_a_multiple_of_the_minimum() {
+        let good = BlockSize { minimum: 512, preferred: 4096, maximum: 1 << 20 };
+        assert!(BlockSize { maximum: 4096, ..good }.is_valid());
+        assert!(BlockSize { maximum: 4097, ..good }.is_valid());
+        assert!(BlockSize { maximum: 1_000_001, ..good }.is_valid());
+        assert!(!BlockSize { maximum: 4095, ..good }.is_valid());
+        assert!(!BlockSize { maximum: 512, ..good }.is_valid());
+        let wire = |maximum: u32| {
+            [&b"\x00\x03\x00\x00\x02\x00\x00\x00\x10\x00"[..], &maximum.to_be_bytes()].concat()
+        };
+        assert_eq!(
+            Info::decode(&wire(1_000_001)),
+            Ok(Info::BlockSize(BlockSize { maximum: 1_000_001, ..good }))
+        );
+        assert!(Info::decode(&wire(2048)).is_err());
     }
 }

@@ -114,7 +114,7 @@ pub(crate) async fn serve(shared: &Shared, transport: Transport, greeting: &Gree
     }
     tracing::debug!(export = %session.export.name, headers = ?session.headers, "transmission begins");
     seat.uses(session.export.name.as_ref());
-    let rules = Rules::new(&session);
+    let rules = Rules::new(&session, export.alignment());
     let transmission = Transmission { halves: transport.into_halves(), input, rules, export };
     match transmission::run(transmission, shared).await {
         Ok(End::Disconnected) => tracing::debug!("the client disconnected"),
@@ -322,11 +322,10 @@ impl<'a> Handshake<'a> {
             .map_err(|_| unfit("the export's name does not fit the protocol"))?;
         let minimum = description.minimum_block_bytes.max(1);
         let maximum = description.maximum_block_bytes.min(self.shared.options.maximum_payload_bytes);
-        let block_size = BlockSize {
-            minimum,
-            preferred: description.preferred_block_bytes,
-            maximum: maximum - maximum % minimum,
-        };
+        let maximum = maximum - maximum % minimum;
+        // "MUST be at least as large as the preferred block size": the bound on memory decides.
+        let preferred = description.preferred_block_bytes.min(1 << maximum.max(1).ilog2());
+        let block_size = BlockSize { minimum, preferred, maximum };
         if !block_size.is_valid() {
             return Err(unfit("the export's block sizes do not fit the protocol"));
         }

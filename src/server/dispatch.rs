@@ -3,6 +3,7 @@
 //! A pure function of the request and of what was negotiated: it does no I/O. Invariant: a [`Job`] lies within the
 //! export, its length is not 0 (except for a READ's), and a read-only export gets no job that writes.
 
+use super::export::Alignment;
 use crate::protocol::info::BlockSize;
 use crate::protocol::negotiate_server::Session;
 use crate::protocol::request::HeaderStyle;
@@ -49,16 +50,18 @@ pub(crate) struct Rules {
     size_bytes: u64,
     flags: TransmissionFlags,
     block_size: BlockSize,
+    alignment: Alignment,
     pub(crate) base_allocation: Option<u32>,
 }
 
 impl Rules {
-    pub(crate) fn new(session: &Session) -> Self {
+    pub(crate) fn new(session: &Session, alignment: Alignment) -> Self {
         Self {
             headers: session.headers,
             size_bytes: session.export.disk.size_bytes,
             flags: session.export.disk.flags,
             block_size: session.export.block_size,
+            alignment,
             base_allocation: session.base_allocation,
         }
     }
@@ -194,7 +197,10 @@ impl Rules {
             };
             return refused(error, "range ends beyond the export");
         }
-        let unit = u64::from(self.block_size.minimum);
+        let unit = match self.alignment {
+            Alignment::Required => u64::from(self.block_size.minimum),
+            Alignment::Preferred => 1,
+        };
         if offset.is_multiple_of(unit) && length.is_multiple_of(unit) {
             Ok(())
         } else {

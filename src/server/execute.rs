@@ -149,13 +149,16 @@ fn clip(extents: &mut Vec<Allocation>, length: u64, limit: usize, longest: u64) 
     extents.truncate(kept);
 }
 
-/// The values that the specification keeps for one command each are EINVAL for any other, and the place of an error lies
+/// Values that the specification does not list are EIO, those that it keeps for one command each are EINVAL for any other,
+/// and the place of an error lies
 /// within the range of its command.
 fn fitting(refusal: ExportError, job: Job, request: &Request) -> ExportError {
     let error = match (refusal.error, job) {
         (Error::NotSup, Job::WriteZeroes { fast: true, .. })
         | (Error::Overflow, Job::Read { single_chunk: true, .. }) => refusal.error,
         (Error::NotSup | Error::Overflow, _) => Error::Inval,
+        // "the allowed values for the error field have been restricted to set of possibilities".
+        (Error::Unknown(_), _) => Error::Io,
         _ => refusal.error,
     };
     let within = |at: &u64| *at >= request.offset && at - request.offset < request.length;

@@ -61,6 +61,15 @@ pub struct Allocation {
     pub zero: bool,
 }
 
+/// What becomes of a command whose range is not aligned to the minimum block size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Alignment {
+    /// It is refused with EINVAL.
+    Required,
+    /// The export carries it out, at the cost of reading and writing whole blocks.
+    Preferred,
+}
+
 /// Why a command failed: the error value for the wire, and a message for the log and for structured error chunks.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]
@@ -125,6 +134,12 @@ pub trait Exports: Send + Sync + 'static {
 pub trait Export: Send + Sync + 'static {
     /// What clients are told.
     fn description(&self) -> ExportDescription;
+
+    /// What becomes of a command whose range is not aligned to the minimum block size. "The server SHOULD report an
+    /// `NBD_EINVAL` error", and does so unless an export does better.
+    fn alignment(&self) -> Alignment {
+        Alignment::Required
+    }
 
     /// A command was answered with an error without having been started: its range, flags or time are wrong.
     fn refused(&self, _command: Command, _error: Error) {}

@@ -23,7 +23,7 @@ mod transport;
 pub use connection::Greeting;
 pub use connections::Connection;
 pub use export::{
-    Allocation, Export, ExportDescription, ExportError, Exports, ListEntry, OpenError, Segment,
+    Alignment, Allocation, Export, ExportDescription, ExportError, Exports, ListEntry, OpenError, Segment,
 };
 pub use listener::{AddressError, ListenAddress, ListenError, Listener, SharedListener};
 pub use options::Options;

@@ -37,8 +37,9 @@ impl FromStr for Location {
     fn from_str(value: &str) -> Result<Self, LocationError> {
         let parsed = match value.split_once("://") {
             None => Err("it has no scheme"),
-            Some(("file", path)) => directory(path),
-            Some(("s3", rest)) => bucket(rest),
+            // "schemes are case-insensitive" (RFC 3986, section 3.1).
+            Some((scheme, path)) if scheme.eq_ignore_ascii_case("file") => directory(path),
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("s3") => bucket(rest),
             Some(_) => Err("its scheme is neither file nor s3"),
         };
         // What stands before an @ may be a secret.
@@ -104,7 +105,9 @@ mod tests {
             ("file:///var/lib/cairn", directory("/var/lib/cairn"), "file:///var/lib/cairn"),
             ("file://./cairn-data", directory("./cairn-data"), "file://./cairn-data"),
             ("file://data/a b%20c", directory("data/a b%20c"), "file://data/a b%20c"),
+            ("FILE:///var/lib/Cairn", directory("/var/lib/Cairn"), "file:///var/lib/Cairn"),
             ("s3://disks", s3("disks", ""), "s3://disks"),
+            ("S3://disks/A", s3("disks", "A"), "s3://disks/A"),
             ("s3://disks/", s3("disks", ""), "s3://disks"),
             ("s3://my.disks-1/team/a/", s3("my.disks-1", "team/a"), "s3://my.disks-1/team/a"),
         ] {

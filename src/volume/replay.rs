@@ -127,6 +127,8 @@ impl<'a> Replay<'a> {
             }
             next += 1;
         }
+        // Fetches that nobody waits for any more would keep their share of the store's bound on requests.
+        drop(entries);
         loop {
             let slot = Slot { epoch, n: next };
             if mutant::is(Mutant::GapIgnored)

@@ -139,6 +139,51 @@ fn reply(code: u32, reply: u32, data: &[u8]) -> Vec<u8> {
     [magic, &code.to_be_bytes()[..], &reply.to_be_bytes(), &length, data].concat()
 }
 
+/// "[ABORT] MUST be followed by the client shutting down TLS (if it is running), and the client dropping the connection."
+#[tokio::test]
+async fn abort_is_followed_by_the_end_of_tls() {
+    let authority = Authority::new();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let uri: Uri = format!("nbds://localhost:{port}/disk").parse().unwrap();
+    let mut options = Options { structured_replies: false, extended_headers: false, ..Options::default() };
+    options.tls_options.authorities = Some(authority.certificate());
+    // LIST that is answered, INFO that is refused.
+    for goal in [LIST, INFO] {
+        let serve = async {
+            let mut server = Wire::over(listener.accept().await.unwrap().0);
+            server.send(b"NBDMAGICIHAVEOPT\x00\x03").await;
+            server.expect(b"\x00\x00\x00\x03").await;
+            server.expect(option(STARTTLS, b"")).await;
+            server.send(reply(STARTTLS, REP_ACK, b"")).await;
+            let acceptor = TlsAcceptor::from(authority.server_config());
+            let stream = acceptor.accept(server.into_stream()).await.unwrap();
+            let mut server = Wire::over(stream);
+            if goal == LIST {
+                server.expect(option(LIST, b"")).await;
+                server.send(reply(LIST, REP_ACK, b"")).await;
+            } else {
+                server.expect(option(INFO, &info_request("disk", &[1, 2, 3]))).await;
+                server.send(reply(INFO, REP_ERR_UNKNOWN, b"")).await;
+            }
+            server.expect(option(ABORT, b"")).await;
+            server.send(reply(ABORT, REP_ACK, b"")).await;
+            let mut stream = server.into_stream();
+            // Without close_notify rustls takes the end for one that somebody else has made.
+            let mut rest = Vec::new();
+            tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut rest).await.expect("TLS is shut down");
+            assert!(rest.is_empty(), "{rest:?}");
+        };
+        if goal == LIST {
+            let (listed, ()) = tokio::join!(client::list(&uri, &options), serve);
+            assert_eq!(listed.unwrap().len(), 0);
+        } else {
+            let (refused, ()) = tokio::join!(client::info(&uri, &options), serve);
+            assert!(matches!(refused, Err(Error::Handshake(HandshakeError::Refused { .. }))), "{refused:?}");
+        }
+    }
+}
+
 /// Whoever stands in between can put plaintext behind the server's last word before TLS: an export that is not there.
 #[tokio::test]
 async fn plaintext_that_was_injected_behind_the_acknowledgement_of_starttls_is_forgotten() {

@@ -9,7 +9,7 @@ use cairn::protocol::negotiate_client::{
 use crate::support::wire::*;
 
 /// A server that is played by the test, and a stream that leads to it.
-fn pipe() -> (Wire, tokio::io::DuplexStream) {
+pub(super) fn pipe() -> (Wire, tokio::io::DuplexStream) {
     let (ours, theirs) = tokio::io::duplex(1 << 20);
     (Wire::over(ours), theirs)
 }
@@ -22,7 +22,7 @@ fn reply(code: u32, reply: u32, data: &[u8]) -> Vec<u8> {
 }
 
 /// Takes the client through the handshake: structured replies, context 7, a disk of 1 MiB.
-async fn welcome(server: &mut Wire) {
+pub(super) async fn welcome(server: &mut Wire) {
     server.send(b"NBDMAGICIHAVEOPT\x00\x03").await;
     server.expect(b"\x00\x00\x00\x03").await;
     server.expect(option(STRUCTURED_REPLY, b"")).await;
@@ -35,7 +35,7 @@ async fn welcome(server: &mut Wire) {
     server.send(reply(GO, REP_ACK, b"")).await;
 }
 
-fn options() -> Options {
+pub(super) fn options() -> Options {
     Options { extended_headers: false, ..Options::default() }
 }
 

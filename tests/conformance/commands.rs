@@ -233,6 +233,19 @@ async fn a_command_that_the_export_fails_leaves_the_connection_up() {
     wire.fails(request(0, 0xff, 5, 0, 0), EINVAL).await;
 }
 
+/// "The allowed values for the error field have been restricted to set of possibilities."
+#[tokio::test]
+async fn a_value_that_is_not_defined_goes_out_as_eio() {
+    for value in [0, 2, 121, u32::MAX] {
+        let script = Script::Fail(Error::Unknown(value));
+        let export = ScriptedExport::new(MemoryExport::new("disk", MIB), script);
+        let mut wire = Harness::of(export).simple().await;
+        wire.fails(request(0, READ, 1, 0, 512), EIO).await;
+        wire.fails([&request(0, WRITE, 2, 0, 4)[..], b"data"].concat(), EIO).await;
+        wire.fails(request(FAST_ZERO, WRITE_ZEROES, 3, 0, 512), EIO).await;
+    }
+}
+
 #[tokio::test]
 async fn enotsup_is_kept_for_fast_zero() {
     let export = ScriptedExport::new(MemoryExport::new("disk", MIB), Script::Fail(Error::NotSup));

@@ -214,6 +214,28 @@ async fn an_export_with_subjects_is_tls_only_and_hidden_among_those_that_do_not_
     wire.expect_closed().await;
 }
 
+/// "The server MUST NOT send NBD_REP_ERR_TLS_REQD in response to any option other than NBD_OPT_INFO, NBD_OPT_GO and
+/// NBD_OPT_EXPORT_NAME, and only in those cases in respect of a TLS-only or non-existent export."
+#[tokio::test]
+async fn where_tls_is_allowed_only_info_and_go_may_get_err_tls_reqd() {
+    let authority = Authority::new();
+    let harness = harness(&for_subject(&authority, "CN=vm-1"));
+    let mut wire = harness.options().await;
+    wire.haggle(STRUCTURED_REPLY, b"", REP_ACK).await;
+    for option in [LIST_META_CONTEXT, SET_META_CONTEXT] {
+        let query = |export| meta_context(export, &["base:allocation"]);
+        let secret = wire.haggle(option, &query("secret"), REP_ERR_UNKNOWN).await;
+        let nothing = wire.haggle(option, &query("nothing"), REP_ERR_UNKNOWN).await;
+        assert_eq!(secret, nothing, "an export that needs TLS cannot be told from none");
+        assert_eq!(wire.replies_to(option, &query("disk")).await.len(), 1);
+    }
+    wire.haggle(INFO, &info_request("secret", &[]), REP_ERR_TLS_REQD).await;
+    // What failed has selected nothing, and the session goes on.
+    wire.haggle(SET_META_CONTEXT, &meta_context("secret", &["base:allocation"]), REP_ERR_UNKNOWN).await;
+    wire.go("disk").await;
+    wire.fails(request(0, BLOCK_STATUS, 1, 0, 512), EINVAL).await;
+}
+
 #[tokio::test]
 async fn an_export_with_subjects_is_for_them_alone() {
     let authority = Authority::new();

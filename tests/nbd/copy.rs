@@ -62,7 +62,9 @@ async fn a_sparse_tebibyte_is_copied_by_what_it_holds() {
     assert!(allocated(&files.path("target")) < 8 << 20, "{}", allocated(&files.path("target")));
     assert_alike(&server.uri(""), &target).await;
     // And to a server that has the same already, where there is nothing to do but compare.
-    let ours = Served::start(&["serve", &target]).await;
+    let same = files.text("same");
+    ends_with(0, &["copy", &target, &same]).await;
+    let ours = Served::start(&["serve", &same]).await;
     let said = ends_with(0, &["copy", &target, &ours.uri]).await.stdout;
     assert!(said.starts_with("copied 1099511627776 bytes"), "{said}");
 }
@@ -99,6 +101,40 @@ async fn a_disk_that_fails_is_named() {
         Other::nbdkit(&["--filter=error", "memory", "1M", "error-pwrite=ENOSPC", "error-rate=100%"]).await;
     let failed = ends_with(1, &["copy", &source, &broken.uri("")]).await;
     assert!(failed.stderr.contains("nbd+unix") && failed.stderr.contains("ENOSPC"), "{failed:?}");
+}
+
+/// "Soft disconnects can only be initiated by the client": the server that did not fail is told, too.
+#[tokio::test]
+async fn a_client_leaves_by_disc_also_where_it_failed() {
+    let files = Files::new();
+    let (image, small) = (files.write("image", &noise(3, MIB)), files.sparse("small", 512));
+    let broken =
+        Other::nbdkit(&["--filter=error", "memory", "1M", "error-pwrite=ENOSPC", "error-rate=100%"]).await;
+    let nowhere = format!("nbd+unix:///?socket={}", files.text("none"));
+    for target in [broken.uri(""), small, nowhere] {
+        for command in ["copy", "mirror"] {
+            if command == "mirror" && target == broken.uri("") {
+                // It serves on.
+                continue;
+            }
+            let mut served = Served::logging(&["serve", &image], "debug").await;
+            let target = match command {
+                "copy" if target.ends_with("small") => served.uri.clone(),
+                _ => target.clone(),
+            };
+            let mut words = vec![command, &served.uri, &target];
+            if command == "mirror" {
+                words.extend(["--no-tls", "--port", "0"]);
+            }
+            ends_with(1, &words).await;
+            let end = |line: &str| {
+                let ends = ["the client disconnected", "without DISC", "connection lost"];
+                ends.into_iter().find(|end| line.contains(end))
+            };
+            let how = served.process.wait_for("the end of the connection", end).await;
+            assert_eq!(how, "the client disconnected", "{command} to {target}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -39,6 +39,34 @@ async fn a_client_on_standard_input_and_output_is_served_until_it_leaves() {
     assert_eq!(&std::fs::read(files.path("image")).unwrap()[5000..5008], b"by stdio");
 }
 
+/// Whoever asks for a socket beside standard input and output would wait for it in vain.
+#[tokio::test]
+async fn standard_input_and_output_go_with_no_address() {
+    let files = Files::new();
+    let image = files.sparse("image", 1 << 20);
+    for more in [vec!["--socket", "s"], vec!["--port", "0"], vec!["--address", "127.0.0.1"]] {
+        let words = [vec!["serve", &image, "--no-tls", "--stdio"], more].concat();
+        let refused = super::ends_with(2, &words).await;
+        assert!(refused.stdout.is_empty() && refused.stderr.contains("--stdio"), "{refused:?}");
+    }
+}
+
+/// A socket that was asked for is there beside those that are passed.
+#[tokio::test]
+async fn a_socket_that_was_asked_for_is_served_beside_one_that_is_passed() {
+    let files = Files::new();
+    let (image, port, socket) = (files.write("image", &noise(1, MIB)), free_port(), files.text("socket"));
+    let mut line = words(&format!("systemd-socket-activate --listen=127.0.0.1:{port}"));
+    let cairn = env!("CARGO_BIN_EXE_cairn");
+    line.extend(words(&format!("{cairn} nbd serve --no-tls {image} --socket {socket}")));
+    let mut process = Process::spawn("systemd-socket-activate", &mut command(line));
+    process.wait_for("the socket", |line| line.contains("Listening on").then_some(())).await;
+    // The first client starts it.
+    for uri in [format!("nbd://127.0.0.1:{port}"), format!("nbd+unix:///?socket={socket}")] {
+        assert_eq!(run(&mut command(["nbdinfo", "--size", &uri])).await.trim(), "1048576", "{uri}");
+    }
+}
+
 /// Two pipes are as good as a socket.
 #[tokio::test]
 async fn two_pipes_are_as_good_as_a_socket() {

@@ -1,9 +1,11 @@
 //! `cairn nbd`: files served, servers asked, disks copied and mirrored; what comes of it is read by another program.
 
 mod copy;
+mod dead;
 mod inherited;
 mod mirror;
 mod query;
+mod same;
 mod serve;
 
 use std::path::{Path, PathBuf};
@@ -71,8 +73,17 @@ impl Served {
 
     /// The same with what the words say of TLS.
     async fn encrypted(words: &[&str]) -> Self {
-        let words = [words, &["--port", "0"]].concat();
-        let mut process = Process::spawn("cairn nbd", &mut cairn_nbd(words));
+        Self::spawn(&mut cairn_nbd([words, &["--port", "0"]].concat())).await
+    }
+
+    /// Without TLS; it logs as much as is said.
+    async fn logging(words: &[&str], level: &str) -> Self {
+        let words = [words, &["--no-tls", "--port", "0"]].concat();
+        Self::spawn(cairn_nbd(words).env("CAIRN_LOG__LEVEL", level)).await
+    }
+
+    async fn spawn(command: &mut Command) -> Self {
+        let mut process = Process::spawn("cairn nbd", command);
         let announced = |line: &str| line.strip_prefix("listening on ").map(str::to_owned);
         let uri = process.wait_for("its address", announced).await;
         Self { process, uri }

@@ -3,6 +3,7 @@
 use serde_json::Value;
 use tokio::net::TcpListener;
 
+use crate::support::certificates::Authority;
 use crate::support::files::noise;
 use crate::support::process::{Process, command, free_port, run};
 use crate::support::wire::{LIST, REP_ERR_POLICY, Wire, option};
@@ -68,6 +69,50 @@ async fn list_tells_by_its_status_why_there_is_none() {
     // No server at all.
     drop(listener);
     ends_with(3, &["list", "127.0.0.1", &port]).await;
+}
+
+#[tokio::test]
+async fn every_question_is_asked_by_uri_socket_and_tls_too() {
+    let (files, authority) = (Files::new(), Authority::new());
+    let pair = authority.server();
+    let both = [std::fs::read(&pair.certificate).unwrap(), std::fs::read(&pair.key).unwrap()].concat();
+    let (image, pem) = (files.sparse("image", 1 << 20), files.write("both.pem", &both));
+    std::fs::copy(authority.certificate(), files.path("ca-cert.pem")).unwrap();
+    let encrypted = Served::encrypted(&["serve", &image, "--certfile", &pem, "--exportname", "disk"]).await;
+    let over_tls = encrypted.uri.replace("127.0.0.1", "localhost");
+    let over_tls = format!("{over_tls}?tls-certificates={}", files.text(""));
+    let server = Other::qemu(&["--export-name=disk", &image]).await;
+    let by_socket = server.uri("disk");
+    for uri in [
+        over_tls.replace("nbds://", "NBDS://"),
+        over_tls,
+        by_socket.replace("nbd+unix://", "NBD+Unix://"),
+        by_socket,
+    ] {
+        assert_eq!(ends_with(0, &["size", &uri]).await.stdout, "1048576\n", "{uri}");
+        assert_eq!(ends_with(0, &["list", &uri]).await.stdout, "disk\n", "{uri}");
+        assert!(ends_with(0, &["info", &uri]).await.stdout.contains("size: 1048576"), "{uri}");
+    }
+    let socket = server.uri("");
+    assert_eq!(ends_with(0, &["size", &socket, "--export", "disk"]).await.stdout, "1048576\n");
+    // And by host and port, as of old, for every question.
+    let (_server, port) = at_port(&[&NBDKIT[..], &["memory", "1M"]].concat()).await;
+    assert!(ends_with(0, &["info", "127.0.0.1", &port]).await.stdout.contains("size: 1048576"));
+}
+
+#[tokio::test]
+async fn a_server_that_is_named_by_halves_is_a_mistake_of_the_command_line() {
+    for words in [
+        &["size", "host"][..],
+        &["list", "host"],
+        &["info", "host"],
+        &["list", "-"],
+        &["size", "nbd://host", "10809"],
+        &["size", "nbd://host/disk", "--export", "other"],
+        &["list", "http://host"],
+    ] {
+        ends_with(2, words).await;
+    }
 }
 
 #[tokio::test]

@@ -96,6 +96,67 @@ async fn with_a_certificate_clients_must_use_tls() {
     assert!(refused.stderr.contains("certificate"), "{refused:?}");
 }
 
+/// A loop device with sectors of 4096 bytes; it is gone with this.
+struct LoopDevice(String);
+
+impl LoopDevice {
+    async fn over(image: &str) -> Self {
+        let line = ["losetup", "--find", "--show", "--sector-size", "4096", image];
+        Self(run(&mut command(line)).await.trim().to_owned())
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let detached = std::process::Command::new("losetup").args(["--detach", &self.0]).status();
+        assert!(detached.is_ok_and(|status| status.success()), "{} stays", self.0);
+    }
+}
+
+/// "The values of 2^9 (512) or 2^12 (4,096) are more typical for an export backed by a block device": that of the device.
+#[tokio::test]
+async fn a_block_device_tells_its_sectors_and_takes_ranges_of_any_alignment() {
+    let files = Files::new();
+    let image = files.write("image", &vec![7; MIB]);
+    let device = LoopDevice::over(&image).await;
+    let served = Served::start(&["serve", &device.0]).await;
+    let info = run(&mut command(["nbdinfo", "--json", &served.uri])).await;
+    let info: serde_json::Value = serde_json::from_str(&info).unwrap();
+    let export = &info["exports"][0];
+    assert_eq!(
+        (&export["block_size_minimum"], &export["block_size_preferred"]),
+        (&4096.into(), &4096.into())
+    );
+    // libnbd takes the length before the offset. Less than a sector, sectors with edges, the edges of a whole; as holes, as zeros, and discarded.
+    let script = "h.set_strict_mode(0)\n\
+        h.zero(512, 512)\n\
+        h.zero(9500, 20000, nbd.CMD_FLAG_NO_HOLE)\n\
+        h.zero(4097, 50000, nbd.CMD_FLAG_FAST_ZERO)\n\
+        h.zero(65536 + 512, 16384)\n\
+        h.trim(2, 8191)\n\
+        h.trim(8192, 3 * 65536 - 512)\n\
+        h.pwrite(b'unaligned', 262143)\n\
+        assert h.pread(11, 262142) == bytearray(b'\\x07unaligned\\x07')\n\
+        h.flush()";
+    let mut shell = command(["nbdsh", "--uri", &served.uri, "--command", script]);
+    run(shell.env("PATH", "/usr/bin:/bin")).await;
+    let mut expected = vec![7; MIB];
+    for zeros in [512..1024, 20_000..29_500, 50_000..54_097, 16_384..82_432] {
+        expected[zeros].fill(0);
+    }
+    // Of what is discarded, whole sectors read as zeros on this device, and what is less stays.
+    expected[3 * 65_536..3 * 65_536 + 4096].fill(0);
+    expected[262_143..262_152].copy_from_slice(b"unaligned");
+    served.terminate(0).await;
+    assert!(std::fs::read(&device.0).unwrap() == expected);
+    // It lies on that file.
+    for (source, target) in [(&device.0, &image), (&image, &device.0)] {
+        let refused = ends_with(1, &["copy", source, target]).await.stderr;
+        assert!(refused.contains("same disk"), "{refused}");
+    }
+    assert!(std::fs::read(&device.0).unwrap() == expected);
+}
+
 #[tokio::test]
 async fn what_cannot_be_served_is_refused_before_it_listens() {
     let files = Files::new();

@@ -28,9 +28,9 @@ fn info() -> impl Strategy<Value = Info> {
         disk_info().prop_map(Info::Export),
         text().prop_map(Info::Name),
         text().prop_map(Info::Description),
-        (0_u32..=16, 9_u32..=31, 1_u32..=100).prop_map(|(minimum, preferred, maximum)| {
+        (0_u32..=16, 9_u32..=31, any::<u32>()).prop_map(|(minimum, preferred, maximum)| {
             let (minimum, preferred) = (1 << minimum, 1 << preferred.max(minimum));
-            Info::BlockSize(BlockSize { minimum, preferred, maximum: minimum * maximum })
+            Info::BlockSize(BlockSize { minimum, preferred, maximum: preferred.max(maximum) })
         }),
         (4_u16.., vec(any::<u8>(), 0..20))
             .prop_map(|(info_type, payload)| Info::Unknown { info_type, payload: payload.into() }),

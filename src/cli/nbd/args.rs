@@ -1,11 +1,15 @@
 //! The grammar of `cairn nbd`.
 
 use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
+use super::place::{DiskName, ServerName};
 use crate::cli::error::Error;
 use crate::cli::listeners::Inherited;
+use crate::client::Options;
 
 #[derive(Clone, Debug, Subcommand)]
 pub(in crate::cli) enum Action {
@@ -27,23 +31,66 @@ pub(in crate::cli) enum Action {
 /// How a single export is served.
 #[derive(Clone, Debug, Args)]
 pub(super) struct Host {
-    /// Address to listen on
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
-    pub(super) address: String,
-    /// TCP port to listen on; 0 for any
-    #[arg(long, default_value_t = crate::client::uri::DEFAULT_PORT)]
-    pub(super) port: u16,
+    /// Address to listen on [default: 127.0.0.1]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(super) address: Option<String>,
+    /// TCP port to listen on; 0 for any [default: 10809]
+    #[arg(long)]
+    pub(super) port: Option<u16>,
     /// Listen on this Unix socket, and on no port
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["address", "port"])]
     pub(super) socket: Option<PathBuf>,
     /// Name of the export, which is the default one too
     #[arg(long, value_name = "NAME", default_value = "")]
     pub(super) exportname: String,
     #[command(flatten)]
     pub(super) encryption: Encryption,
-    /// Serve the one client on standard input and output, and end when it leaves
-    #[arg(long)]
+    /// Serve the one client on standard input and output, listen nowhere, and end when the client leaves
+    #[arg(long, conflicts_with_all = ["address", "port", "socket"])]
     pub(super) stdio: bool,
+}
+
+/// How long servers are waited for.
+#[derive(Clone, Copy, Debug, Args)]
+pub(super) struct Waiting {
+    /// Give up a server that neither sends nor takes a byte for this long although it owes an answer, such as 30s; or never.
+    /// A server is given this time, and no more than 30s, for the handshake
+    #[arg(long, value_name = "DURATION", default_value = "5m")]
+    timeout: Limit,
+}
+
+/// A duration, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Limit(Option<Duration>);
+
+/// No longer than this is of use to anybody.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+
+impl FromStr for Limit {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "never" {
+            return Ok(Self(None));
+        }
+        let limit = humantime::parse_duration(text).map_err(|error| format!("{error}; 30s, 5m or never"))?;
+        if limit.is_zero() || limit > LONGEST {
+            return Err("more than 0 and at most a year, or never".to_owned());
+        }
+        Ok(Self(Some(limit)))
+    }
+}
+
+impl Waiting {
+    /// The client's options with these limits.
+    pub(super) fn options(self) -> Options {
+        let Limit(stall_timeout) = self.timeout;
+        let mut options = Options { stall_timeout, ..Options::default() };
+        if let Some(limit) = stall_timeout {
+            options.handshake_timeout = options.handshake_timeout.min(limit);
+        }
+        options
+    }
 }
 
 #[derive(Clone, Debug, Args)]
@@ -70,27 +117,32 @@ pub(in crate::cli) struct Serve {
 
 #[derive(Clone, Debug, Args)]
 pub(in crate::cli) struct Size {
-    /// Name or address of the server
-    pub(super) host: String,
-    /// Its port
-    pub(super) port: u16,
-    /// Name of the export
-    #[arg(long, value_name = "NAME", default_value = "")]
-    pub(super) export: String,
+    #[command(flatten)]
+    pub(super) server: ServerName,
+    /// Name of the export, if the URI has none
+    #[arg(long, value_name = "NAME")]
+    pub(super) export: Option<String>,
+    #[command(flatten)]
+    pub(super) waiting: Waiting,
 }
 
 #[derive(Clone, Debug, Args)]
 pub(in crate::cli) struct List {
-    /// Name or address of the server
-    pub(super) host: String,
-    /// Its port
-    pub(super) port: u16,
+    #[command(flatten)]
+    pub(super) server: ServerName,
+    #[command(flatten)]
+    pub(super) waiting: Waiting,
 }
 
 #[derive(Clone, Debug, Args)]
 pub(in crate::cli) struct Info {
-    /// nbd://HOST/EXPORT, nbd+unix:///EXPORT?socket=PATH, or nbds for TLS
-    pub(super) uri: String,
+    #[command(flatten)]
+    pub(super) server: ServerName,
+    /// Name of the export, if the URI has none
+    #[arg(long, value_name = "NAME")]
+    pub(super) export: Option<String>,
+    #[command(flatten)]
+    pub(super) waiting: Waiting,
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
@@ -102,9 +154,11 @@ pub(in crate::cli) struct Info {
 #[derive(Clone, Debug, Args)]
 pub(in crate::cli) struct Copy {
     /// File, block device or NBD URI
-    pub(super) source: String,
-    /// File, block device or NBD URI; a file is made, or replaced
-    pub(super) target: String,
+    pub(super) source: DiskName,
+    /// File, block device or NBD URI, and another disk than the source; a file is made, or replaced
+    pub(super) target: DiskName,
+    #[command(flatten)]
+    pub(super) waiting: Waiting,
     /// Connections to each server that allows several
     #[arg(long, value_name = "NUMBER", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(super) connections: u16,
@@ -116,9 +170,11 @@ pub(in crate::cli) struct Copy {
 #[derive(Clone, Debug, Args)]
 pub(in crate::cli) struct Mirror {
     /// File, block device or NBD URI: what is served
-    pub(super) primary: String,
-    /// File, block device or NBD URI of the same size: what it is copied to
-    pub(super) secondary: String,
+    pub(super) primary: DiskName,
+    /// File, block device or NBD URI of the same size, and another disk: what it is copied to
+    pub(super) secondary: DiskName,
+    #[command(flatten)]
+    pub(super) waiting: Waiting,
     #[command(flatten)]
     pub(super) host: Host,
 }
@@ -132,5 +188,29 @@ impl Action {
             }
             Self::Size(_) | Self::List(_) | Self::Info(_) | Self::Copy(_) => Ok(Inherited::default()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_is_a_duration_or_never() {
+        let limit = |text: &str| text.parse::<Limit>().map(|Limit(limit)| limit);
+        assert_eq!(limit("30s"), Ok(Some(Duration::from_secs(30))));
+        assert_eq!(limit("5m"), Ok(Some(Duration::from_secs(300))));
+        assert_eq!(limit("never"), Ok(None));
+        for bad in ["", "30", "0s", "-1s", "2years", "soon"] {
+            assert!(limit(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_handshake_takes_no_longer_than_the_limit() {
+        let options = |limit: &str| Waiting { timeout: limit.parse().unwrap() }.options();
+        assert_eq!(options("2s").handshake_timeout, Duration::from_secs(2));
+        assert_eq!(options("5m").handshake_timeout, Duration::from_secs(30));
+        assert_eq!(options("never").handshake_timeout, Duration::from_secs(30));
     }
 }

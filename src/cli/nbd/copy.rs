@@ -14,6 +14,7 @@ use super::args::Copy;
 use super::disk::Disk;
 use super::error::NbdError;
 use super::host::say;
+use super::remote::Connecting;
 use crate::cli::error::Error;
 use crate::protocol::{Error as CommandError, TransmissionFlags};
 use crate::server::{Export, ExportDescription, ExportError, Segment};
@@ -31,17 +32,25 @@ const STATUS_EXTENTS: usize = 4096;
 
 /// `cairn nbd copy`.
 pub(super) async fn run(args: Copy) -> Result<(), Error> {
-    let source = Disk::open(&args.source, args.connections, true).await?;
+    let how = Connecting { options: args.waiting.options(), connections: args.connections };
+    let source = Disk::open(&args.source, &how, true).await?;
     let size = source.export().description().size_bytes;
-    let target = Disk::create(&args.target, args.connections, size).await?;
-    let bar = if args.quiet { ProgressBar::hidden() } else { progress_bar(size) };
-    let copied = copy(&args, source.export(), target.export(), &bar).await;
-    bar.finish_and_clear();
-    let data = copied?;
+    let copied = copy_to_target(&args, &source, &how).await;
+    // Also where it failed: a client leaves by DISC.
     source.close().await;
-    target.close().await;
-    say(&format!("copied {size} bytes, of which {data} are data"));
+    say(&format!("copied {size} bytes, of which {} are data", copied?));
     Ok(())
+}
+
+/// How many bytes were data.
+async fn copy_to_target(args: &Copy, source: &Disk, how: &Connecting) -> Result<u64, NbdError> {
+    let target = source.create_target(&args.target, how).await?;
+    let size = source.export().description().size_bytes;
+    let bar = if args.quiet { ProgressBar::hidden() } else { progress_bar(size) };
+    let copied = copy(args, source.export(), target.export(), &bar).await;
+    bar.finish_and_clear();
+    target.close().await;
+    copied
 }
 
 async fn copy(
@@ -70,8 +79,8 @@ async fn copy(
         })
         .await;
     let named = |failure: Failure| match failure {
-        Failure::Source(source) => NbdError::Disk { disk: args.source.clone(), source },
-        Failure::Target(source) => NbdError::Disk { disk: args.target.clone(), source },
+        Failure::Source(source) => NbdError::Disk { disk: args.source.to_string(), source },
+        Failure::Target(source) => NbdError::Disk { disk: args.target.to_string(), source },
     };
     copied.map_err(named)?;
     copier.finish().await.map_err(named)?;

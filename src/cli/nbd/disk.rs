@@ -1,85 +1,97 @@
-//! A disk as it is named on the command line: a file, a block device, or an NBD URI.
+//! A disk that a command of `cairn nbd` works with: a file, a block device, or an export of another server.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use super::error::NbdError;
 use super::file::{FileExport, named};
-use super::remote::RemoteExport;
-use crate::client::Uri;
+use super::identity::Identity;
+use super::place::{DiskName, Place};
+use super::remote::{Connecting, RemoteExport};
 use crate::server::Export;
 
 /// A disk that is open.
-pub(super) enum Disk {
+pub(super) struct Disk {
+    name: DiskName,
+    kind: Kind,
+}
+
+enum Kind {
     File(Arc<FileExport>),
     Remote(Arc<RemoteExport>),
 }
 
 impl Disk {
     /// Opens what is there.
-    pub(super) async fn open(text: &str, connections: u16, read_only: bool) -> Result<Self, NbdError> {
-        match uri(text)? {
-            Some(uri) => Self::connect(&uri, connections).await,
-            None => {
-                let path = Path::new(text);
-                Ok(Self::File(Arc::new(named(path, FileExport::open(path, "", read_only))?)))
-            }
+    pub(super) async fn open(name: &DiskName, how: &Connecting, read_only: bool) -> Result<Self, NbdError> {
+        let kind = match &name.place {
+            Place::Export(uri) => Kind::Remote(Arc::new(RemoteExport::connect(uri, how).await?)),
+            Place::File(path) => Kind::File(Arc::new(named(path, FileExport::open(path, "", read_only))?)),
+        };
+        Ok(Self { name: name.clone(), kind })
+    }
+
+    /// Opens what is there and is to be written as this disk is read, unless it is the same disk.
+    pub(super) async fn open_target(&self, name: &DiskName, how: &Connecting) -> Result<Self, NbdError> {
+        if let Place::File(path) = &name.place {
+            self.check_apart_from_file(name, path)?;
+        }
+        self.checked(Self::open(name, how, false).await?).await
+    }
+
+    /// Opens what is to become a copy of this disk: a file is made or gets the size of this one, all else is there. What a
+    /// file held is not cut off first, so that nothing is lost where both are the same disk and nobody can see it.
+    pub(super) async fn create_target(&self, name: &DiskName, how: &Connecting) -> Result<Self, NbdError> {
+        let Place::File(path) = &name.place else { return self.open_target(name, how).await };
+        self.check_apart_from_file(name, path)?;
+        let size_bytes = self.export().description().size_bytes;
+        let kind = Kind::File(Arc::new(named(path, FileExport::create(path, size_bytes))?));
+        Ok(Self { name: name.clone(), kind })
+    }
+
+    /// By its name, before it is opened: to open a file for writing has effects of its own.
+    fn check_apart_from_file(&self, name: &DiskName, path: &Path) -> Result<(), NbdError> {
+        match std::fs::metadata(path) {
+            Ok(found) if self.identity().overlaps(&Identity::of_file(&found)) => Err(self.same(name)),
+            _ => Ok(()),
         }
     }
 
-    /// Opens what is to be written: a file is made or replaced, all else is there.
-    pub(super) async fn create(text: &str, connections: u16, size_bytes: u64) -> Result<Self, NbdError> {
-        match uri(text)? {
-            Some(uri) => Self::connect(&uri, connections).await,
-            None => {
-                let path = Path::new(text);
-                Ok(Self::File(Arc::new(named(path, FileExport::create(path, size_bytes))?)))
-            }
+    async fn checked(&self, target: Self) -> Result<Self, NbdError> {
+        if self.identity().overlaps(target.identity()) {
+            let same = self.same(&target.name);
+            target.close().await;
+            return Err(same);
         }
+        Ok(target)
     }
 
-    async fn connect(uri: &Uri, connections: u16) -> Result<Self, NbdError> {
-        Ok(Self::Remote(Arc::new(RemoteExport::connect(uri, connections).await?)))
+    fn same(&self, target: &DiskName) -> NbdError {
+        NbdError::Misfit(format!("{} and {target} are the same disk, or have bytes in common", self.name))
+    }
+
+    /// Which bytes it is made of.
+    pub(super) fn identity(&self) -> &Identity {
+        match &self.kind {
+            Kind::File(file) => file.identity(),
+            Kind::Remote(remote) => remote.identity(),
+        }
     }
 
     /// As something to be served or copied.
     pub(super) fn export(&self) -> Arc<dyn Export> {
-        match self {
-            Self::File(file) => Arc::<FileExport>::clone(file),
-            Self::Remote(remote) => Arc::<RemoteExport>::clone(remote),
+        match &self.kind {
+            Kind::File(file) => Arc::<FileExport>::clone(file),
+            Kind::Remote(remote) => Arc::<RemoteExport>::clone(remote),
         }
     }
 
     /// Takes leave of a server, if nothing uses it any more.
     pub(super) async fn close(self) {
-        if let Self::Remote(remote) = self
+        if let Kind::Remote(remote) = self.kind
             && let Some(remote) = Arc::into_inner(remote)
         {
             remote.disconnect().await;
-        }
-    }
-}
-
-/// The URI that a text is, unless it is a path. What has a scheme is meant as a URI.
-fn uri(text: &str) -> Result<Option<Uri>, NbdError> {
-    let scheme = text.split_once("://").map(|(scheme, _)| scheme);
-    let is_scheme = |scheme: &str| scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b));
-    match scheme {
-        Some(scheme) if is_scheme(scheme) => Ok(Some(text.parse()?)),
-        _ => Ok(None),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_has_a_scheme_is_a_uri() {
-        assert!(uri("nbd://host/disk").unwrap().is_some());
-        assert!(uri("http://host/disk").is_err());
-        for path in ["disk.img", "/dev/sda", "./nbd:/x", "/a b/c://d"] {
-            assert!(uri(path).unwrap().is_none(), "{path}");
         }
     }
 }

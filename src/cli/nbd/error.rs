@@ -17,6 +17,9 @@ const LIST_FAILED: u8 = 3;
 /// Why a command of `cairn nbd` failed.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::cli) enum NbdError {
+    /// The command line asks for what cannot be.
+    #[error("{0}")]
+    Usage(String),
     /// No NBD URI.
     #[error(transparent)]
     Uri(#[from] UriError),
@@ -82,7 +85,7 @@ pub(in crate::cli) enum NbdError {
 impl NbdError {
     pub(in crate::cli) fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Uri(_) => ExitCode::from(USAGE),
+            Self::Usage(_) | Self::Uri(_) => ExitCode::from(USAGE),
             Self::ListUnsupported { .. } => ExitCode::from(LIST_UNSUPPORTED),
             Self::ListForbidden { .. } => ExitCode::from(LIST_FORBIDDEN),
             Self::ListFailed { .. } => ExitCode::from(LIST_FAILED),

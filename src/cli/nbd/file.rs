@@ -1,27 +1,32 @@
 //! A plain file or a block device as an export.
 //!
-//! Holes are told by the file system and made by punching them. Invariant: FLUSH is fdatasync, and what a file system
-//! cannot do is done by writing zeros or refused, never pretended.
+//! Holes are told by the file system and made by punching them. A block device makes them in whole blocks; what of a range
+//! is less than a block is written. Invariant: FLUSH is fdatasync, and what a file system cannot do is done by writing
+//! zeros or refused, never pretended.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
+use rustix::fs::{FallocateFlags, SeekFrom, fallocate, ioctl_blkpbszget, ioctl_blksszget, seek};
 use rustix::io::Errno;
 
+use super::identity::Identity;
 use crate::protocol::{Error, TransmissionFlags};
-use crate::server::{Allocation, Export, ExportDescription, ExportError, Segment};
+use crate::server::{Alignment, Allocation, Export, ExportDescription, ExportError, Segment};
 use crate::task::Tasks;
 
 /// What is written at a time where zeros must be written.
 const ZEROS_BYTES: u64 = 1 << 20;
 /// Largest payload, in bytes.
 const MAXIMUM_BLOCK_BYTES: u32 = 32 << 20;
+/// Largest minimum block size that the protocol knows, in bytes.
+const LARGEST_MINIMUM_BYTES: u32 = 1 << 16;
 
 /// A file or block device.
 #[derive(Debug)]
@@ -30,12 +35,43 @@ pub(super) struct FileExport {
     name: String,
     size_bytes: u64,
     read_only: bool,
+    block: BlockBytes,
+    identity: Identity,
     tasks: Tasks,
+}
+
+/// Block sizes in bytes, powers of two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct BlockBytes {
+    /// In what the system frees and zeroes.
+    minimum: u32,
+    preferred: u32,
+}
+
+impl BlockBytes {
+    /// The file system knows how to do with any range.
+    const FILE: Self = Self { minimum: 1, preferred: 4096 };
+
+    fn of_device(device: &File, size_bytes: u64) -> io::Result<Self> {
+        let (logical, physical) = (ioctl_blksszget(device)?, ioctl_blkpbszget(device)?);
+        Ok(Self::of_sectors(logical, physical, size_bytes))
+    }
+
+    /// The minimum is the logical sector. "The advertised export size SHOULD be an integer multiple of that block size."
+    fn of_sectors(logical: u32, physical: u32, size_bytes: u64) -> Self {
+        let mut minimum = if logical.is_power_of_two() { logical.min(LARGEST_MINIMUM_BYTES) } else { 1 };
+        while !size_bytes.is_multiple_of(u64::from(minimum)) {
+            minimum /= 2;
+        }
+        let physical = if physical.is_power_of_two() { physical.min(MAXIMUM_BLOCK_BYTES) } else { 1 };
+        Self { minimum, preferred: Self::FILE.preferred.max(minimum).max(physical) }
+    }
 }
 
 impl FileExport {
     /// Opens what is there; read-only where it may not be written, or where that is wanted.
     pub(super) fn open(path: &Path, name: &str, read_only: bool) -> io::Result<Self> {
+        check_kind(&std::fs::metadata(path)?)?;
         let for_writing = || OpenOptions::new().read(true).write(true).open(path);
         let (file, read_only) = match if read_only { File::open(path) } else { for_writing() } {
             Err(error)
@@ -51,23 +87,42 @@ impl FileExport {
         Self::of(file, name, read_only)
     }
 
-    /// Makes or replaces a file of zeros; a block device is used as it is.
+    /// Makes a file, or gives it this size; what it holds up to there stays. A block device is used as it is.
     pub(super) fn create(path: &Path, size_bytes: u64) -> io::Result<Self> {
+        match std::fs::metadata(path) {
+            Ok(found) => check_kind(&found)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
         if file.metadata()?.is_file() {
-            file.set_len(0)?;
             file.set_len(size_bytes)?;
         }
         Self::of(file, "", false)
     }
 
     fn of(file: File, name: &str, read_only: bool) -> io::Result<Self> {
-        let kind = file.metadata()?.file_type();
-        if !kind.is_file() && !kind.is_block_device() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "neither a file nor a block device"));
-        }
+        let metadata = file.metadata()?;
+        check_kind(&metadata)?;
         let size_bytes = seek(&file, SeekFrom::End(0))?;
-        Ok(Self { file: Arc::new(file), name: name.to_owned(), size_bytes, read_only, tasks: Tasks::new() })
+        let block = match metadata.file_type().is_block_device() {
+            true => BlockBytes::of_device(&file, size_bytes)?,
+            false => BlockBytes::FILE,
+        };
+        Ok(Self {
+            file: Arc::new(file),
+            name: name.to_owned(),
+            size_bytes,
+            read_only,
+            block,
+            identity: Identity::of_file(&metadata),
+            tasks: Tasks::new(),
+        })
+    }
+
+    /// Which bytes it is made of.
+    pub(super) fn identity(&self) -> &Identity {
+        &self.identity
     }
 
     async fn work<T: Send + 'static>(
@@ -82,6 +137,15 @@ impl FileExport {
     }
 }
 
+/// Before it is opened, since opening a pipe may wait for its other end for ever.
+fn check_kind(metadata: &Metadata) -> io::Result<()> {
+    let kind = metadata.file_type();
+    if kind.is_file() || kind.is_block_device() {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidInput, "neither a file nor a block device"))
+}
+
 /// Why a command failed, for a client.
 fn failed(error: &io::Error) -> ExportError {
     let value = match error.raw_os_error().map(Errno::from_raw_os_error) {
@@ -94,13 +158,33 @@ fn failed(error: &io::Error) -> ExportError {
     ExportError::new(value, error.to_string())
 }
 
-/// Zeroes a range: as a hole, as allocated zeros, or where `slow` allows it by writing them.
-fn zero(file: &File, offset: u64, length: u64, hole: bool, slow: bool) -> io::Result<()> {
+/// The whole blocks in a range; none if it has not even one.
+fn whole_blocks(range: &Range<u64>, block_bytes: u32) -> Option<Range<u64>> {
+    let unit = u64::from(block_bytes);
+    let blocks = range.start.checked_next_multiple_of(unit)?..range.end - range.end % unit;
+    (blocks.start < blocks.end).then_some(blocks)
+}
+
+/// Zeroes a range of whole blocks: as a hole, or as allocated zeros.
+fn deallocate(file: &File, range: &Range<u64>, hole: bool) -> Result<(), Errno> {
     let flags = if hole { FallocateFlags::PUNCH_HOLE } else { FallocateFlags::ZERO_RANGE };
-    match fallocate(file, flags | FallocateFlags::KEEP_SIZE, offset, length) {
-        Err(Errno::OPNOTSUPP | Errno::NOSYS) if slow => {}
-        done => return done.map_err(io::Error::from),
+    fallocate(file, flags | FallocateFlags::KEEP_SIZE, range.start, range.end - range.start)
+}
+
+/// Zeroes a range: as a hole, as allocated zeros, or where `slow` allows it by writing them. What of it is less than a
+/// block is written in any case; the system reads and writes the block around it.
+fn zero(file: &File, range: Range<u64>, block_bytes: u32, hole: bool, slow: bool) -> io::Result<()> {
+    let Some(blocks) = whole_blocks(&range, block_bytes) else { return write_zeros(file, range) };
+    match deallocate(file, &blocks, hole) {
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) if slow => return write_zeros(file, range),
+        done => done?,
     }
+    write_zeros(file, range.start..blocks.start)?;
+    write_zeros(file, blocks.end..range.end)
+}
+
+fn write_zeros(file: &File, range: Range<u64>) -> io::Result<()> {
+    let (offset, length) = (range.start, range.end - range.start);
     let zeros = vec![0; usize::try_from(length.min(ZEROS_BYTES)).expect("at most a MiB")];
     let mut at = offset;
     while at < offset + length {
@@ -147,13 +231,17 @@ impl Export for FileExport {
         flags.set(Flags::READ_ONLY, self.read_only);
         ExportDescription {
             name: self.name.clone(),
-            description: String::new(),
+            description: self.identity.to_string(),
             size_bytes: self.size_bytes,
             flags,
-            minimum_block_bytes: 1,
-            preferred_block_bytes: 4096,
+            minimum_block_bytes: self.block.minimum,
+            preferred_block_bytes: self.block.preferred,
             maximum_block_bytes: MAXIMUM_BLOCK_BYTES,
         }
+    }
+
+    fn alignment(&self) -> Alignment {
+        Alignment::Preferred
     }
 
     async fn read(&self, offset: u64, length: u32) -> Result<Vec<Segment>, ExportError> {
@@ -178,11 +266,17 @@ impl Export for FileExport {
     }
 
     async fn trim(&self, offset: u64, length: u64, fua: bool) -> Result<(), ExportError> {
-        let trim = move |file: &File| match zero(file, offset, length, true, false) {
-            // It is advice, which some file systems cannot take.
-            Err(error) if error.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) => Ok(()),
-            Ok(()) if fua => file.sync_data(),
-            done => done,
+        let block_bytes = self.block.minimum;
+        let trim = move |file: &File| {
+            // What is less than a block stays as it is: TRIM is advice.
+            if let Some(blocks) = whole_blocks(&(offset..offset + length), block_bytes) {
+                match deallocate(file, &blocks, true) {
+                    // Some file systems cannot take it.
+                    Err(Errno::OPNOTSUPP) => return Ok(()),
+                    done => done?,
+                }
+            }
+            if fua { file.sync_data() } else { Ok(()) }
         };
         self.work(trim).await
     }
@@ -195,8 +289,9 @@ impl Export for FileExport {
         fast: bool,
         fua: bool,
     ) -> Result<(), ExportError> {
+        let block_bytes = self.block.minimum;
         let write_zeroes = move |file: &File| {
-            zero(file, offset, length, !no_hole, !fast)?;
+            zero(file, offset..offset + length, block_bytes, !no_hole, !fast)?;
             if fua { file.sync_data() } else { Ok(()) }
         };
         self.work(write_zeroes).await
@@ -270,6 +365,40 @@ mod tests {
                 .flags
                 .contains(TransmissionFlags::READ_ONLY)
         );
+    }
+
+    #[test]
+    fn block_sizes_are_those_of_the_device() {
+        let of = |logical, physical, size| {
+            let BlockBytes { minimum, preferred } = BlockBytes::of_sectors(logical, physical, size);
+            (minimum, preferred)
+        };
+        assert_eq!(of(512, 512, 1 << 30), (512, 4096));
+        assert_eq!(of(512, 4096, 1 << 30), (512, 4096));
+        assert_eq!(of(4096, 4096, 1 << 30), (4096, 4096));
+        assert_eq!(of(4096, 16_384, 1 << 30), (4096, 16_384));
+        // A size that the sector does not divide.
+        assert_eq!(of(4096, 4096, (1 << 30) + 512), (512, 4096));
+        assert_eq!(of(1 << 17, 1 << 17, 1 << 30), (1 << 16, 1 << 17));
+    }
+
+    #[test]
+    fn whole_blocks_are_those_that_lie_in_the_range() {
+        assert_eq!(whole_blocks(&(0..8192), 4096), Some(0..8192));
+        assert_eq!(whole_blocks(&(1..8191), 4096), None);
+        assert_eq!(whole_blocks(&(1..8192), 4096), Some(4096..8192));
+        assert_eq!(whole_blocks(&(512..12_800), 4096), Some(4096..12_288));
+        assert_eq!(whole_blocks(&(7..9), 1), Some(7..9));
+    }
+
+    #[tokio::test]
+    async fn a_file_that_becomes_a_copy_keeps_what_it_has_until_it_is_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("image");
+        std::fs::write(&path, "0123456789").unwrap();
+        let file = FileExport::create(&path, 4).unwrap();
+        assert_eq!(file.read(0, 4).await.unwrap(), [Segment::Data(Bytes::from_static(b"0123"))]);
+        assert_eq!(std::fs::read(&path).unwrap(), b"0123");
     }
 
     #[test]

@@ -85,14 +85,8 @@ impl Hosted {
             })
         });
         let tls = tls.transpose().map_err(NbdError::Tls)?;
-        let address = match &host.socket {
-            Some(path) => ListenAddress::Unix(path.clone()),
-            None if host.address.contains(':') => {
-                ListenAddress::Tcp(format!("[{}]:{}", host.address, host.port))
-            }
-            None => ListenAddress::Tcp(format!("{}:{}", host.address, host.port)),
-        };
-        let plan = Plan { listen: vec![address], ..Plan::default() };
+        let listen_given = host.socket.is_some() || host.address.is_some() || host.port.is_some();
+        let plan = Plan { listen: vec![host.listen_address()], listen_given, ..Plan::default() };
         // Whoever opened it knows where it is, and may have put something else at the end of standard output.
         let is_ours = inherited.is_empty();
         let listeners = Listeners::open(&plan, inherited, None).await?;
@@ -136,6 +130,35 @@ impl Hosted {
     }
 }
 
+<<<<<<< HEAD
+=======
+impl Host {
+    fn listen_address(&self) -> ListenAddress {
+        if let Some(path) = &self.socket {
+            return ListenAddress::Unix(path.clone());
+        }
+        let port = self.port.unwrap_or(crate::client::uri::DEFAULT_PORT);
+        match self.address.as_deref().unwrap_or("127.0.0.1") {
+            ip if ip.contains(':') => ListenAddress::Tcp(format!("[{ip}]:{port}")),
+            host => ListenAddress::Tcp(format!("{host}:{port}")),
+        }
+    }
+}
+
+fn uri(address: ListenAddress, export: &str, encrypted: bool) -> Uri {
+    let address = match address {
+        ListenAddress::Unix(path) => Address::Unix(path),
+        ListenAddress::Tcp(text) => {
+            let (host, port) = text.rsplit_once(':').unwrap_or((&text, ""));
+            let host = host.trim_matches(['[', ']']).to_owned();
+            Address::Tcp { host, port: port.parse().unwrap_or(crate::client::uri::DEFAULT_PORT) }
+        }
+    };
+    let tls = encrypted.then_some(UriTls { hostname: None, verify_peer: true, certificates: None });
+    Uri { address, export: export.to_owned(), tls }
+}
+
+>>>>>>> nbd
 /// Prints a line. That nobody reads it is no reason to end.
 pub(super) fn say(line: &str) {
     let mut out = std::io::stdout().lock();

@@ -18,10 +18,11 @@ use super::disk::Disk;
 use super::error::NbdError;
 use super::host::{Hosted, say};
 use super::ranges::RangeLocks;
+use super::remote::Connecting;
 use crate::cli::error::Error;
 use crate::cli::listeners::Inherited;
 use crate::protocol::TransmissionFlags;
-use crate::server::{Allocation, Drained, Export, ExportDescription, ExportError, Segment};
+use crate::server::{Alignment, Allocation, Drained, Export, ExportDescription, ExportError, Segment};
 
 /// Ranges that are copied at a time.
 const PIECES_IN_FLIGHT: usize = 4;
@@ -30,9 +31,23 @@ const CONNECTIONS: u16 = 4;
 
 /// `cairn nbd mirror`.
 pub(super) async fn run(args: Mirror, inherited: Inherited) -> Result<(), Error> {
-    let primary = Disk::open(&args.primary, CONNECTIONS, false).await?;
-    let secondary = Disk::open(&args.secondary, CONNECTIONS, false).await?;
-    let pair = Arc::new(Pair::new(&args, primary.export(), secondary.export())?);
+    let how = Connecting { options: args.waiting.options(), connections: CONNECTIONS };
+    let primary = Disk::open(&args.primary, &how, false).await?;
+    // Whatever comes of it, a client leaves by DISC.
+    let outcome = match primary.open_target(&args.secondary, &how).await {
+        Ok(secondary) => {
+            let outcome = mirror(&args, &primary, &secondary, inherited).await;
+            secondary.close().await;
+            outcome
+        }
+        Err(error) => Err(error.into()),
+    };
+    primary.close().await;
+    outcome
+}
+
+async fn mirror(args: &Mirror, primary: &Disk, secondary: &Disk, inherited: Inherited) -> Result<(), Error> {
+    let pair = Arc::new(Pair::new(args, primary, secondary)?);
     let hosted = Hosted::start(&args.host, Arc::<Pair>::clone(&pair), inherited).await?;
     let silent = args.host.stdio;
     let drained = hosted
@@ -48,11 +63,7 @@ pub(super) async fn run(args: Mirror, inherited: Inherited) -> Result<(), Error>
     if let Err(error) = pair.flush().await {
         pair.lose(format!("{}: {error}", args.primary));
     }
-    let outcome = pair.outcome();
-    drop(pair);
-    primary.close().await;
-    secondary.close().await;
-    Ok(outcome?)
+    Ok(pair.outcome()?)
 }
 
 /// How far the secondary is.
@@ -66,6 +77,7 @@ enum State {
 /// Two disks as one.
 struct Pair {
     name: String,
+    description: String,
     primary: Arc<dyn Export>,
     secondary: Arc<dyn Export>,
     primary_name: String,
@@ -77,7 +89,9 @@ struct Pair {
 }
 
 impl Pair {
-    fn new(args: &Mirror, primary: Arc<dyn Export>, secondary: Arc<dyn Export>) -> Result<Self, NbdError> {
+    fn new(args: &Mirror, primary: &Disk, secondary: &Disk) -> Result<Self, NbdError> {
+        let description = primary.identity().and(secondary.identity()).to_string();
+        let (primary, secondary) = (primary.export(), secondary.export());
         let (one, other) = (primary.description(), secondary.description());
         if one.size_bytes != other.size_bytes {
             let (one, other) = (one.size_bytes, other.size_bytes);
@@ -90,10 +104,11 @@ impl Pair {
         let copier = Copier::new(Arc::clone(&primary), Arc::clone(&secondary));
         Ok(Self {
             name: args.host.exportname.clone(),
+            description,
             primary,
             secondary,
-            primary_name: args.primary.clone(),
-            secondary_name: args.secondary.clone(),
+            primary_name: args.primary.to_string(),
+            secondary_name: args.secondary.to_string(),
             copier,
             locks: RangeLocks::default(),
             copied_bytes: AtomicU64::new(0),
@@ -207,11 +222,19 @@ impl Export for Pair {
         }
         ExportDescription {
             name: self.name.clone(),
+            description: self.description.clone(),
             flags,
             minimum_block_bytes: one.minimum_block_bytes.max(other.minimum_block_bytes),
             preferred_block_bytes: one.preferred_block_bytes.max(other.preferred_block_bytes),
             maximum_block_bytes: one.maximum_block_bytes.min(other.maximum_block_bytes),
             ..one
+        }
+    }
+
+    fn alignment(&self) -> Alignment {
+        match (self.primary.alignment(), self.secondary.alignment()) {
+            (Alignment::Preferred, Alignment::Preferred) => Alignment::Preferred,
+            _ => Alignment::Required,
         }
     }
 

@@ -12,9 +12,9 @@ use crate::protocol::{AllocationFlags, HeaderStyle, OptionError, TransmissionFla
 
 /// `cairn nbd size`.
 pub(super) async fn size(args: Size) -> Result<(), Error> {
-    let uri = at(args.host, args.port, args.export);
+    let uri = args.server.uri(args.export.as_deref())?;
     // The size is all that is asked for, and every server tells it with the plainest of handshakes.
-    let options = Options { structured_replies: false, extended_headers: false, ..Options::default() };
+    let options = Options { structured_replies: false, extended_headers: false, ..args.waiting.options() };
     let client = connect(&uri, &options).await?;
     say(&client.size_bytes().to_string());
     client.disconnect().await;
@@ -23,8 +23,9 @@ pub(super) async fn size(args: Size) -> Result<(), Error> {
 
 /// `cairn nbd list`.
 pub(super) async fn list(args: List) -> Result<(), Error> {
-    let uri = at(args.host, args.port, String::new());
-    let entries = client::list(&uri, &Options::default()).await.map_err(|error| list_error(&uri, error))?;
+    let uri = args.server.uri(None)?;
+    let listed = client::list(&uri, &args.waiting.options()).await;
+    let entries = listed.map_err(|error| list_error(&uri, error))?;
     for entry in entries {
         say(entry.name.as_str());
     }
@@ -47,11 +48,13 @@ fn list_error(uri: &Uri, source: client::Error) -> NbdError {
 
 /// `cairn nbd info`.
 pub(super) async fn info(args: Info) -> Result<(), Error> {
-    let uri: Uri = args.uri.parse().map_err(NbdError::Uri)?;
-    let client = connect(&uri, &Options::default()).await?;
-    let map = if args.map { Some(map(&client, &uri).await?) } else { None };
-    let told = Told::of(&client, &uri, map);
+    let uri = args.server.uri(args.export.as_deref())?;
+    let client = connect(&uri, &args.waiting.options()).await?;
+    let map = if args.map { map(&client, &uri).await.map(Some) } else { Ok(None) };
+    let told = map.map(|map| Told::of(&client, &uri, map));
+    // Also where it failed: a client leaves by DISC.
     client.disconnect().await;
+    let told = told?;
     if args.json {
         say(&serde_json::to_string_pretty(&told).expect("numbers, texts and lists are JSON"));
     } else if let Some(map) = &told.map {
@@ -60,10 +63,6 @@ pub(super) async fn info(args: Info) -> Result<(), Error> {
         told.lines().iter().for_each(|line| say(line));
     }
     Ok(())
-}
-
-fn at(host: String, port: u16, export: String) -> Uri {
-    Uri { address: client::Address::Tcp { host, port }, export, tls: None }
 }
 
 async fn connect(uri: &Uri, options: &Options) -> Result<Client, NbdError> {
@@ -223,7 +222,7 @@ mod tests {
             (refused(OptionError::TlsReqd), 3),
             (client::Error::TimedOut, 3),
         ] {
-            let error = list_error(&at("host".to_owned(), 1, String::new()), error);
+            let error = list_error(&"nbd://host".parse().unwrap(), error);
             let code = format!("{:?}", error.exit_code());
             assert_eq!(code, format!("{:?}", std::process::ExitCode::from(expected)), "{error}");
         }

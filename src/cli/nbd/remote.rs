@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::error::NbdError;
+use super::identity::Identity;
 use crate::client::{self, Client, Options, Uri};
 use crate::protocol::{AllocationFlags, Error, TransmissionFlags};
 use crate::server::{Allocation, Export, ExportDescription, ExportError, Segment};
@@ -18,20 +19,41 @@ pub(super) struct RemoteExport {
     /// At least one.
     clients: Vec<Client>,
     next: AtomicUsize,
+    identity: Identity,
+}
+
+/// How servers are connected to.
+#[derive(Clone, Debug)]
+pub(super) struct Connecting {
+    pub(super) options: Options,
+    /// Connections to a server that allows several.
+    pub(super) connections: u16,
 }
 
 impl RemoteExport {
     /// Connects, as often as is asked for and allowed.
-    pub(super) async fn connect(uri: &Uri, connections: u16) -> Result<Self, NbdError> {
-        let options = Options::default();
+    pub(super) async fn connect(uri: &Uri, how: &Connecting) -> Result<Self, NbdError> {
         let failed = |source| NbdError::Client { server: uri.to_string(), source };
-        let first = Client::connect(uri, &options).await.map_err(failed)?;
+        let first = Client::connect(uri, &how.options).await.map_err(failed)?;
+        let (name, description) = (first.export().name.as_str(), first.export().description.as_str());
+        let identity = Identity::of_export(&uri.address, first.peer(), name, description);
         let several = first.flags().contains(TransmissionFlags::CAN_MULTI_CONN);
-        let mut clients = vec![first];
-        for _ in 1..if several { connections } else { 1 } {
-            clients.push(Client::connect(uri, &options).await.map_err(failed)?);
+        let mut this = Self { clients: vec![first], next: AtomicUsize::new(0), identity };
+        for _ in 1..if several { how.connections } else { 1 } {
+            match Client::connect(uri, &how.options).await {
+                Ok(client) => this.clients.push(client),
+                Err(error) => {
+                    this.disconnect().await;
+                    return Err(failed(error));
+                }
+            }
         }
-        Ok(Self { clients, next: AtomicUsize::new(0) })
+        Ok(this)
+    }
+
+    /// Which bytes it is made of, as far as that can be seen.
+    pub(super) fn identity(&self) -> &Identity {
+        &self.identity
     }
 
     /// Tells the server that this is the end.
@@ -48,6 +70,8 @@ impl RemoteExport {
 
 fn failed(error: client::Error) -> ExportError {
     let value = match &error {
+        // A value that the protocol does not list is nothing to pass on.
+        client::Error::Command { error: Error::Unknown(_), .. } => Error::Io,
         client::Error::Command { error, .. } => *error,
         client::Error::NotAllowed(_) => Error::Inval,
         _ => Error::Io,
@@ -166,6 +190,19 @@ fn pieces(offset: u64, length: u64, maximum: u64) -> impl Iterator<Item = (u64, 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_errors_of_the_protocol_are_passed_on() {
+        let answered = |error| client::Error::Command { error, message: String::new() };
+        for (error, expected) in [
+            (answered(Error::NoSpc), Error::NoSpc),
+            (answered(Error::Perm), Error::Perm),
+            (answered(Error::Unknown(121)), Error::Io),
+            (client::Error::Broken(client::Broken::ByServer), Error::Io),
+        ] {
+            assert_eq!(failed(error).error, expected);
+        }
+    }
 
     #[test]
     fn long_ranges_go_in_pieces() {

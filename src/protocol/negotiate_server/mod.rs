@@ -166,7 +166,7 @@ impl ServerHandshake {
                 }
                 self.acknowledge(OptionCode::List);
             }
-            Err(refusal) => self.refuse(OptionCode::List, &refusal),
+            Err(refusal) => self.refuse(OptionCode::List, &self.fitting(OptionCode::List, refusal)),
         }
     }
 
@@ -179,7 +179,7 @@ impl ServerHandshake {
         };
         let export = match export {
             Ok(export) => export,
-            Err(refusal) => return self.refuse(option, &refusal),
+            Err(refusal) => return self.refuse(option, &self.fitting(option, refusal)),
         };
         match ticket.purpose {
             DescribePurpose::Info(requests) => {
@@ -205,7 +205,10 @@ impl ServerHandshake {
     pub fn handle_opened(&mut self, ticket: OpenTicket, export: Result<ExportInfo, Refusal>) {
         let export = match (export, &ticket.requests) {
             (Ok(export), _) => self.as_told(&ticket.name, export),
-            (Err(refusal), Some(_)) => return self.refuse(OptionCode::Go, &refusal),
+            (Err(refusal), Some(_)) => {
+                let refusal = self.fitting(OptionCode::Go, refusal);
+                return self.refuse(OptionCode::Go, &refusal);
+            }
             (Err(refusal), None) => {
                 self.state = State::Closed(CloseReason::ExportName(refusal));
                 return;
@@ -450,6 +453,19 @@ impl ServerHandshake {
     fn refuse(&mut self, option: OptionCode, refusal: &Refusal) {
         refusal.encode(option, &mut self.output);
         self.state = State::Option;
+    }
+
+    /// The refusal as this option may be refused. "The server MUST NOT send `NBD_REP_ERR_TLS_REQD` in response to any
+    /// option other than `NBD_OPT_INFO`, `NBD_OPT_GO` and `NBD_OPT_EXPORT_NAME`", nor "if TLS has already been
+    /// negotiated", nor without TLS at all. An export that needs TLS then looks as one that does not exist.
+    fn fitting(&self, option: OptionCode, refusal: Refusal) -> Refusal {
+        let may_start = self.policy.tls != TlsPolicy::Off && !self.tls_active;
+        if refusal.error != OptionError::TlsReqd
+            || may_start && matches!(option, OptionCode::Info | OptionCode::Go)
+        {
+            return refusal;
+        }
+        Refusal::new(OptionError::Unknown, "no such export")
     }
 
     fn close(&mut self, reason: CloseReason) -> Option<ServerAction> {

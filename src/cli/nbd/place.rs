@@ -1,0 +1,162 @@
+//! How a disk or a server is named on the command line: one grammar for every command of `cairn nbd`.
+//!
+//! Opens nothing. What has a scheme is a URI; all else is a path where a disk is wanted, and a host, with its port, where a
+//! server is.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::Args;
+
+use super::error::NbdError;
+use crate::client::{Address, Uri, UriError};
+
+/// A file, a block device or an export.
+#[derive(Clone, Debug)]
+pub(super) struct DiskName {
+    text: String,
+    pub(super) place: Place,
+}
+
+/// Where a disk is.
+#[derive(Clone, Debug)]
+pub(super) enum Place {
+    File(PathBuf),
+    Export(Box<Uri>),
+}
+
+/// Why a text names no disk.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DiskNameError {
+    #[error(
+        "standard input and output cannot be a disk, which is read and written at any place; ./- is a file of that name"
+    )]
+    Standard,
+    #[error(transparent)]
+    Uri(#[from] UriError),
+}
+
+impl FromStr for DiskName {
+    type Err = DiskNameError;
+
+    fn from_str(text: &str) -> Result<Self, DiskNameError> {
+        if text == "-" {
+            return Err(DiskNameError::Standard);
+        }
+        let place = match has_scheme(text) {
+            true => Place::Export(Box::new(text.parse()?)),
+            false => Place::File(PathBuf::from(text)),
+        };
+        Ok(Self { text: text.to_owned(), place })
+    }
+}
+
+/// As it was given.
+impl fmt::Display for DiskName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// Whether a text is meant as a URI.
+fn has_scheme(text: &str) -> bool {
+    let is_scheme = |scheme: &str| scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b));
+    text.split_once("://").is_some_and(|(scheme, _)| is_scheme(scheme))
+}
+
+/// A server, and maybe an export of it.
+#[derive(Clone, Debug, Args)]
+pub(super) struct ServerName {
+    /// nbd://HOST/EXPORT, nbd+unix:///EXPORT?socket=PATH, nbds:// or nbds+unix:// for TLS; or a host, and then its port
+    #[arg(value_name = "URI|HOST")]
+    server: String,
+    /// Port of the host
+    port: Option<u16>,
+}
+
+impl ServerName {
+    /// The URI of an export of the server: that of `--export`, or that of the URI.
+    pub(super) fn uri(&self, export: Option<&str>) -> Result<Uri, NbdError> {
+        let Self { server, port } = self;
+        let mut uri = match (has_scheme(server), *port) {
+            (true, None) => server.parse::<Uri>()?,
+            (true, Some(port)) => {
+                return Err(NbdError::Usage(format!(
+                    "{server} is a URI, which has its port in itself, so {port} means nothing"
+                )));
+            }
+            (false, Some(port)) => {
+                let address = Address::Tcp { host: server.clone(), port };
+                Uri { address, export: String::new(), tls: None }
+            }
+            (false, None) => {
+                return Err(NbdError::Usage(format!(
+                    "{server:?} is neither a URI such as nbd://{server}/ nor a host with its port"
+                )));
+            }
+        };
+        match export {
+            None => {}
+            Some(export) if uri.export.is_empty() || uri.export == export => {
+                export.clone_into(&mut uri.export)
+            }
+            Some(export) => {
+                return Err(NbdError::Usage(format!("{server} and --export {export:?} name two exports")));
+            }
+        }
+        Ok(uri)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_a_scheme_is_a_uri() {
+        for uri in ["nbd://host/disk", "NBD://host/disk", "Nbds+Unix:///?socket=/s"] {
+            let name: DiskName = uri.parse().unwrap();
+            assert!(matches!(name.place, Place::Export(_)), "{uri}");
+            assert_eq!(name.to_string(), uri);
+        }
+        assert!(matches!("http://host/disk".parse::<DiskName>(), Err(DiskNameError::Uri(_))));
+        for path in ["disk.img", "/dev/sda", "./nbd:/x", "/a b/c://d", "./-", "--"] {
+            assert!(matches!(path.parse::<DiskName>().unwrap().place, Place::File(_)), "{path}");
+        }
+    }
+
+    #[test]
+    fn standard_input_and_output_are_no_disk() {
+        assert!(matches!("-".parse::<DiskName>(), Err(DiskNameError::Standard)));
+    }
+
+    fn uri(server: &str, port: Option<u16>, export: Option<&str>) -> Result<String, NbdError> {
+        ServerName { server: server.to_owned(), port }.uri(export).map(|uri| uri.to_string())
+    }
+
+    #[test]
+    fn a_server_is_a_uri_or_a_host_with_its_port() {
+        for (server, port, export, expected) in [
+            ("host", Some(7), None, "nbd://host:7/"),
+            ("host", Some(7), Some("disk"), "nbd://host:7/disk"),
+            ("::1", Some(7), None, "nbd://[::1]:7/"),
+            ("NBD://host/disk", None, None, "nbd://host:10809/disk"),
+            ("nbd://host", None, Some("disk"), "nbd://host:10809/disk"),
+            ("nbd://host/disk", None, Some("disk"), "nbd://host:10809/disk"),
+            ("nbds+unix:///?socket=/s", None, Some("disk"), "nbds+unix:///disk?socket=/s"),
+        ] {
+            assert_eq!(uri(server, port, export).unwrap(), expected);
+        }
+        for (server, port, export) in [
+            ("host", None, None),
+            ("-", None, None),
+            ("nbd://host", Some(7), None),
+            ("nbd://host/disk", None, Some("other")),
+            ("http://host", None, None),
+        ] {
+            let error = uri(server, port, export).unwrap_err();
+            assert!(matches!(error, NbdError::Usage(_) | NbdError::Uri(_)), "{server}: {error}");
+        }
+    }
+}
