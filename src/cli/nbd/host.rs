@@ -130,8 +130,6 @@ impl Hosted {
     }
 }
 
-<<<<<<< HEAD
-=======
 impl Host {
     fn listen_address(&self) -> ListenAddress {
         if let Some(path) = &self.socket {
@@ -145,20 +143,6 @@ impl Host {
     }
 }
 
-fn uri(address: ListenAddress, export: &str, encrypted: bool) -> Uri {
-    let address = match address {
-        ListenAddress::Unix(path) => Address::Unix(path),
-        ListenAddress::Tcp(text) => {
-            let (host, port) = text.rsplit_once(':').unwrap_or((&text, ""));
-            let host = host.trim_matches(['[', ']']).to_owned();
-            Address::Tcp { host, port: port.parse().unwrap_or(crate::client::uri::DEFAULT_PORT) }
-        }
-    };
-    let tls = encrypted.then_some(UriTls { hostname: None, verify_peer: true, certificates: None });
-    Uri { address, export: export.to_owned(), tls }
-}
-
->>>>>>> nbd
 /// Prints a line. That nobody reads it is no reason to end.
 pub(super) fn say(line: &str) {
     let mut out = std::io::stdout().lock();
