@@ -3,21 +3,17 @@
 use std::io::Write as _;
 
 use bytesize::ByteSize;
-use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde::Serialize;
 
-use super::args::Action;
-use super::error::Error;
+use super::args::{Action, Delete};
+use super::error::{Error, chain};
 use super::process;
 use super::settings::Options;
 use crate::config::Size;
 use crate::metrics::Metrics;
-use crate::store;
-use crate::volume::catalog::{self, Info};
-use crate::volume::{DirtyBudget, Entropy, Environment, OpenError, PageCache};
-
-/// Volumes looked up at a time.
-const CONCURRENT_LOOKUPS: usize = 16;
+use crate::store::{self, Setup};
+use crate::volume::catalog::{self, Info, Listed, Unnamed};
+use crate::volume::{DirtyBudget, Entropy, Environment, PageCache};
 
 /// Opens the store, and what volumes share.
 pub(super) async fn environment(options: &Options, metrics: &Metrics) -> Result<Environment, Error> {
@@ -36,6 +32,18 @@ pub(super) async fn environment(options: &Options, metrics: &Metrics) -> Result<
 /// Does what was asked for.
 pub(super) async fn run(action: Action, options: Options) -> Result<(), Error> {
     let mut options = options.impatient();
+    match &action {
+        Action::Create(args) => {
+            // Before a store is made for it.
+            let checked = catalog::check(&args.name, args.size.0, options.chunk_bytes);
+            checked.map_err(|source| Error::Volume { name: args.name.clone(), source })?;
+        }
+        Action::List(_) | Action::Info(_) | Action::Delete(_) => {
+            // Where there is no store, there is nothing to show and nothing to delete.
+            options.store.setup = Setup::Existing;
+            options.store.s3.create_bucket = false;
+        }
+    }
     if matches!(action, Action::List(_) | Action::Info(_)) {
         // Who only looks needs no conditions, and may have no right to write.
         options.store.probe = None;
@@ -52,12 +60,20 @@ pub(super) async fn run(action: Action, options: Options) -> Result<(), Error> {
                 print(&format!("created {} of {}\n", info.name, size(info.size_bytes)))
             }
         }
-        Action::List(args) => {
-            let infos = infos(&env).await?;
+        Action::List(args) if args.unnamed => {
+            let unnamed = catalog::unnamed(&env).await.map_err(Error::List)?;
             if args.json {
-                print_json(&infos.iter().map(Shown::of).collect::<Vec<_>>())
+                print_json(&unnamed.iter().map(ShownUnnamed::of).collect::<Vec<_>>())
             } else {
-                print(&table(&infos))
+                print(&unnamed_table(&unnamed))
+            }
+        }
+        Action::List(args) => {
+            let volumes = catalog::volumes(&env).await.map_err(Error::List)?;
+            if args.json {
+                print_json(&volumes.iter().map(ShownListed::of).collect::<Vec<_>>())
+            } else {
+                print(&volumes_table(&volumes))
             }
         }
         Action::Info(args) => {
@@ -65,32 +81,20 @@ pub(super) async fn run(action: Action, options: Options) -> Result<(), Error> {
             let info = info.map_err(|source| Error::Volume { name: args.name, source })?;
             if args.json { print_json(&Shown::of(&info)) } else { print(&details(&info)) }
         }
-        Action::Delete(args) => {
-            let deleted = catalog::delete(&env, &options.volume, &args.name, args.takeover).await;
-            let name = args.name;
-            deleted.map_err(|source| Error::Volume { name: name.clone(), source })?;
-            print(&format!("deleted {name}\n"))
-        }
+        Action::Delete(args) => delete(&env, &options, args).await,
     }
 }
 
-/// All volumes, in order of name.
-async fn infos(env: &Environment) -> Result<Vec<Info>, Error> {
-    let names = catalog::list(env).await.map_err(Error::List)?;
-    let lookups = stream::iter(names).map(|name| async move {
-        match catalog::info(env, &name).await {
-            Ok(info) => Ok(Some(info)),
-            // Deleted since it was listed.
-            Err(OpenError::NoSuchVolume(_)) => Ok(None),
-            Err(error @ OpenError::Deleting) => {
-                tracing::warn!("{name}: {error}");
-                Ok(None)
-            }
-            Err(source) => Err(Error::Volume { name, source }),
+async fn delete(env: &Environment, options: &Options, args: Delete) -> Result<(), Error> {
+    let (deleted, shown) = match (args.name, args.id) {
+        (Some(name), _) => (catalog::delete(env, &options.volume, &name, args.takeover).await, name),
+        (None, Some(id)) => {
+            (catalog::delete_by_id(env, &options.volume, id, args.takeover).await, id.to_string())
         }
-    });
-    let found: Vec<Option<Info>> = lookups.buffered(CONCURRENT_LOOKUPS).try_collect().await?;
-    Ok(found.into_iter().flatten().collect())
+        (None, None) => unreachable!("the grammar asks for one of them"),
+    };
+    deleted.map_err(|source| Error::Volume { name: shown.clone(), source })?;
+    print(&format!("deleted {shown}\n"))
 }
 
 /// A volume as JSON shows it.
@@ -119,6 +123,43 @@ impl<'a> Shown<'a> {
     }
 }
 
+/// A name of a list as JSON shows it: the volume, or why nothing is known of it.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum ShownListed<'a> {
+    Volume(Shown<'a>),
+    Problem { name: &'a str, problem: String },
+}
+
+impl<'a> ShownListed<'a> {
+    fn of(listed: &'a Listed) -> Self {
+        match &listed.found {
+            Ok(info) => Self::Volume(Shown::of(info)),
+            Err(error) => Self::Problem { name: &listed.name, problem: chain(&**error) },
+        }
+    }
+}
+
+/// A volume without a name as JSON shows it.
+#[derive(Debug, Serialize)]
+struct ShownUnnamed<'a> {
+    id: uuid::Uuid,
+    made_for: Option<&'a str>,
+    created_at: Option<String>,
+    state: String,
+}
+
+impl<'a> ShownUnnamed<'a> {
+    fn of(unnamed: &'a Unnamed) -> Self {
+        Self {
+            id: unnamed.volume,
+            made_for: unnamed.made_for.as_deref(),
+            created_at: unnamed.created_at_seconds.map(time),
+            state: unnamed.progress.to_string(),
+        }
+    }
+}
+
 /// Seconds since 1970 as RFC 3339 has them.
 fn time(seconds: u64) -> String {
     // The year 9999, which is as far as that goes.
@@ -133,18 +174,41 @@ fn size(bytes: u64) -> String {
     if exact.len() <= 7 { exact } else { ByteSize(bytes).display().iec().to_string() }
 }
 
-fn table(infos: &[Info]) -> String {
+fn volumes_table(volumes: &[Listed]) -> String {
     let head = ["NAME", "SIZE", "CHUNK", "CREATED", "HELD BY"].map(str::to_owned);
-    let rows = infos.iter().map(|info| {
-        let holder = info.holder.clone().unwrap_or_else(|| "-".to_owned());
-        let created = time(info.created_at_seconds);
-        [info.name.clone(), size(info.size_bytes), size(info.chunk_bytes), created, holder]
+    let rows = volumes.iter().map(|listed| match &listed.found {
+        Ok(info) => {
+            let holder = info.holder.clone().unwrap_or_else(|| "-".to_owned());
+            let created = time(info.created_at_seconds);
+            [info.name.clone(), size(info.size_bytes), size(info.chunk_bytes), created, holder]
+        }
+        Err(error) => {
+            let unknown = || "?".to_owned();
+            [listed.name.clone(), unknown(), unknown(), unknown(), chain(&**error)]
+        }
     });
-    let rows: Vec<[String; 5]> = std::iter::once(head).chain(rows).collect();
+    table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
+}
+
+fn unnamed_table(unnamed: &[Unnamed]) -> String {
+    let head = ["ID", "MADE FOR", "CREATED", "STATE"].map(str::to_owned);
+    let unknown = || "?".to_owned();
+    let rows = unnamed.iter().map(|volume| {
+        let made_for = volume.made_for.clone().unwrap_or_else(unknown);
+        let created = volume.created_at_seconds.map_or_else(unknown, time);
+        [volume.volume.to_string(), made_for, created, volume.progress.to_string()]
+    });
+    table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
+}
+
+/// Lines of cells that stand below each other.
+fn table<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
-    let widths: [usize; 5] = std::array::from_fn(width);
+    // The last cell of a line is as long as it is.
+    let width = |column: usize| if column + 1 < COLUMNS { width(column) } else { 0 };
+    let widths: [usize; COLUMNS] = std::array::from_fn(width);
     let mut text = String::new();
-    for row in &rows {
+    for row in rows {
         let cells: Vec<String> =
             row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
         text.push_str(cells.join("  ").trim_end());

@@ -27,7 +27,7 @@ pub use error::Error;
 pub use fault::Fault;
 pub use instrument::Instrument;
 pub use limit::Limit;
-pub use local::LocalStore;
+pub use local::{LocalStore, Setup};
 pub use location::Location;
 pub use memory::MemoryStore;
 pub use open::{OpenError, Options, open};

@@ -63,8 +63,9 @@ impl Volume {
         takeover: bool,
     ) -> Result<Arc<Self>, OpenError> {
         let keys = Keys::new(volume);
-        let (identity, _) =
-            fetch(env, &keys.identity(), |bytes| Identity::decode(volume, bytes)).await.map_err(no_volume)?;
+        let (identity, _) = fetch(env, &keys.identity(), |bytes| Identity::decode(volume, bytes))
+            .await
+            .map_err(incomplete)?;
         let (head, etag, unswept) = take_epoch(env, &options, keys, takeover).await?;
         let from = head.checkpoint;
         let Recovered { root, table, committed, opening } = match recover(env, keys, &identity, &head).await {
@@ -141,7 +142,7 @@ async fn recover(
 }
 
 /// Why an opening failed: where a later gateway has the volume, that one may have folded and deleted what we were
-/// reading, and nothing is damaged.
+/// reading, and nothing is damaged; nor is it where the volume is being deleted.
 async fn explained(env: &Environment, keys: Keys, ours: &Head, error: OpenError) -> OpenError {
     let looks_damaged = matches!(
         error,
@@ -153,6 +154,8 @@ async fn explained(env: &Environment, keys: Keys, ours: &Head, error: OpenError)
         return error;
     }
     match read_head(env, keys).await {
+        Ok((now, _)) if now.state == VolumeState::Deleting => OpenError::Deleting,
+        Err(OpenError::Store(store::Error::NotFound { .. })) => incomplete(error),
         Ok((now, _)) if now.epoch > ours.epoch => {
             OpenError::Lost(format!("epoch {} of {}", now.epoch, now.holder_name))
         }
@@ -160,9 +163,10 @@ async fn explained(env: &Environment, keys: Keys, ours: &Head, error: OpenError)
     }
 }
 
-fn no_volume(error: OpenError) -> OpenError {
+/// An object that every whole volume has is not there.
+fn incomplete(error: OpenError) -> OpenError {
     match error {
-        OpenError::Store(store::Error::NotFound { key }) => OpenError::NoSuchVolume(key),
+        OpenError::Store(store::Error::NotFound { key }) => OpenError::Incomplete { key },
         other => other,
     }
 }
@@ -177,7 +181,7 @@ async fn take_epoch(
 ) -> Result<(Head, ETag, bool), OpenError> {
     let mut first = None;
     for _ in 0..BIDS {
-        let (mut old, etag) = read_head(env, keys).await?;
+        let (mut old, etag) = read_head(env, keys).await.map_err(incomplete)?;
         let first: &Head = first.get_or_insert_with(|| old.clone());
         if mutant::is(Mutant::StaleCheckpoint) {
             (old.checkpoint, old.root, old.root_table) = (first.checkpoint, first.root, first.root_table);

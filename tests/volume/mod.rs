@@ -1,9 +1,11 @@
 //! The volume over a store in memory: each test a sentence of its promises.
 
 mod bench;
+pub(crate) mod crowd;
 mod deletion;
 mod durability;
 mod model;
+mod names;
 mod picture;
 mod recovery;
 mod requests;
