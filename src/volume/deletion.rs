@@ -136,8 +136,11 @@ async fn mark(
             state: VolumeState::Deleting,
             ..old
         };
-        if let Updated::Done(_) = update_head(env.store.as_ref(), &keys.head(), &etag, &head).await? {
-            return Ok(Some(head));
+        match update_head(env.store.as_ref(), &keys.head(), &etag, &head).await {
+            Ok(Updated::Done(_)) => return Ok(Some(head)),
+            // The head was changed, or went, since it was read.
+            Ok(Updated::Lost(_)) | Err(store::Error::NotFound { .. }) => {}
+            Err(error) => return Err(error.into()),
         }
     }
     Err(OpenError::Lost("its holder, which updates the head faster than it can be marked".to_owned()))

@@ -66,7 +66,8 @@ impl Volume {
         let (identity, _) = fetch(env, &keys.identity(), |bytes| Identity::decode(volume, bytes))
             .await
             .map_err(incomplete)?;
-        let (head, etag, unswept) = take_epoch(env, &options, keys, takeover).await?;
+        // The head may go at any time while it is looked at: another deletes the volume.
+        let (head, etag, unswept) = take_epoch(env, &options, keys, takeover).await.map_err(incomplete)?;
         let from = head.checkpoint;
         let Recovered { root, table, committed, opening } = match recover(env, keys, &identity, &head).await {
             Ok(recovered) => recovered,
@@ -181,7 +182,7 @@ async fn take_epoch(
 ) -> Result<(Head, ETag, bool), OpenError> {
     let mut first = None;
     for _ in 0..BIDS {
-        let (mut old, etag) = read_head(env, keys).await.map_err(incomplete)?;
+        let (mut old, etag) = read_head(env, keys).await?;
         let first: &Head = first.get_or_insert_with(|| old.clone());
         if mutant::is(Mutant::StaleCheckpoint) {
             (old.checkpoint, old.root, old.root_table) = (first.checkpoint, first.root, first.root_table);

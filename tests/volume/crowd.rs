@@ -149,6 +149,7 @@ pub(crate) async fn crowd(store: impl Fn(u64) -> Arc<dyn Store>, quiet: Arc<dyn 
 /// Every volume with flushed data has a name or is being deleted, and every name stands for a whole volume.
 async fn check(store: Arc<dyn Store>, flushed: &BTreeMap<Uuid, BTreeMap<u64, u8>>, manners: Manners) {
     let seed = manners.seed;
+    assert!(flushed.len() >= NAMES.len(), "seed {seed}: only {} volumes were ever written", flushed.len());
     let env = environment(store, u64::MAX);
     let options = Options { lease_ttl: Duration::from_secs(2), ..Options::default() };
     let unnamed = catalog::unnamed(&env).await.unwrap();
