@@ -99,7 +99,7 @@ impl Keys {
         format!("{IDENTITIES}{}", self.volume)
     }
 
-    /// Head: the only object that is overwritten.
+    /// Head: the only object of a volume that is overwritten.
     #[must_use]
     pub fn head(&self) -> String {
         format!("volume/{}/head", self.volume)

@@ -170,7 +170,9 @@ impl Tree {
             Setup::Make => make_path(path)?,
             Setup::InPlace => {}
             // Looked at before anything is made.
-            Setup::Existing => drop(std::fs::metadata(path.join(LOCKS))?),
+            Setup::Existing => {
+                std::fs::metadata(path.join(LOCKS))?;
+            }
         }
         let root: File = {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
