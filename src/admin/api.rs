@@ -11,9 +11,12 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Json, extract::rejection::QueryRejection};
 use serde::Deserialize;
+use uuid::Uuid;
 
-use super::view::{ConnectionView, MapView, NewVolume, Problem, VolumeView};
+use super::view::{ConnectionView, MapView, NewVolume, Problem, UnnamedView, VolumeView};
 use super::{Context, OpenVolume};
+use crate::volume::Status;
+use crate::volume::catalog::Info;
 
 /// The description of the API.
 pub(super) const OPENAPI: &str = include_str!("openapi.json");
@@ -30,6 +33,8 @@ pub(super) fn routes() -> Router<Context> {
         .route("/api/v1/openapi.json", get(openapi))
         .route("/api/v1/volumes", get(list).post(create))
         .route("/api/v1/volumes/{name}", get(info).delete(delete))
+        .route("/api/v1/unnamed", get(unnamed))
+        .route("/api/v1/unnamed/{id}", axum::routing::delete(delete_by_id))
         .route("/api/v1/volumes/{name}/map", get(map))
         .route("/api/v1/volumes/{name}/flush", post(flush))
         .route("/api/v1/volumes/{name}/checkpoint", post(checkpoint))
@@ -42,19 +47,29 @@ async fn openapi() -> Response {
 }
 
 async fn list(State(context): State<Context>) -> Answer<Json<Vec<VolumeView>>> {
-    let infos = context.gateway.volumes().await?;
+    let volumes = context.gateway.volumes().await?;
     let open = context.gateway.open_volumes();
-    let views = infos.into_iter().map(|info| {
-        let open = open.iter().find(|open| open.name == info.name);
-        VolumeView::new(info, open)
+    let views = volumes.into_iter().map(|listed| match listed.found {
+        Ok(info) => view(info, &open),
+        Err(error) => VolumeView::problem(listed.name, &error),
     });
     Ok(Json(views.collect()))
 }
 
+/// A volume, and what is known of it where it is open here: what is open under its name may be one that was deleted.
+fn view(info: Info, open: &[OpenVolume]) -> VolumeView {
+    let open = open.iter().find(|open| open.name == info.name && open.volume.id() == info.volume);
+    VolumeView::new(info, open)
+}
+
 async fn info(State(context): State<Context>, Path(name): Path<String>) -> Answer<Json<VolumeView>> {
     let info = context.gateway.volume(&name).await?;
-    let open = context.gateway.open_volumes().into_iter().find(|open| open.name == name);
-    Ok(Json(VolumeView::new(info, open.as_ref())))
+    Ok(Json(view(info, &context.gateway.open_volumes())))
+}
+
+async fn unnamed(State(context): State<Context>) -> Answer<Json<Vec<UnnamedView>>> {
+    let unnamed = context.gateway.unnamed().await?;
+    Ok(Json(unnamed.into_iter().map(UnnamedView::from).collect()))
 }
 
 async fn create(
@@ -83,11 +98,33 @@ async fn delete(
 ) -> Answer<StatusCode> {
     let Query(Deletion { takeover }) =
         query.map_err(|error| Problem::new(error.status(), error.body_text()))?;
-    if context.gateway.open_volumes().iter().any(|open| open.name == name) {
+    // One that stopped is not in the way: another gateway has it, or deletes it.
+    let serves = |open: &OpenVolume| !matches!(open.volume.status(), Status::Stopped(_));
+    if context.gateway.open_volumes().iter().any(|open| open.name == name && serves(open)) {
         let why = format!("{name} is open here: disconnect its clients, or take it out of the configuration");
         return Err(Problem::new(StatusCode::CONFLICT, why));
     }
     context.gateway.delete(&name, takeover).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn delete_by_id(
+    State(context): State<Context>,
+    Path(id): Path<String>,
+    query: Result<Query<Deletion>, QueryRejection>,
+) -> Answer<StatusCode> {
+    let Query(Deletion { takeover }) =
+        query.map_err(|error| Problem::new(error.status(), error.body_text()))?;
+    let id: Uuid = id.parse().map_err(|error| {
+        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, format!("{id:?} is not an id: {error}"))
+    })?;
+    let serves =
+        |open: &OpenVolume| open.volume.id() == id && !matches!(open.volume.status(), Status::Stopped(_));
+    if context.gateway.open_volumes().iter().any(serves) {
+        let why = format!("{id} is open here: disconnect its clients, or take it out of the configuration");
+        return Err(Problem::new(StatusCode::CONFLICT, why));
+    }
+    context.gateway.delete_by_id(id, takeover).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

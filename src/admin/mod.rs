@@ -18,11 +18,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use axum::Router;
 use parking_lot::RwLock;
+use uuid::Uuid;
 
 use crate::metrics::{Metrics, VolumeMetrics};
 use crate::server::{Connection, ListenAddress, Listener};
 use crate::task::Tasks;
-use crate::volume::catalog::Info;
+use crate::volume::catalog::{Info, Listed, Unnamed};
 use crate::volume::{OpenError, Volume};
 
 pub use access::{Access, Token, TokenError};
@@ -86,14 +87,18 @@ impl From<OpenError> for Failure {
 pub trait Gateway: Send + Sync + 'static {
     /// What keeps it from serving, one line each; empty where the store answers and every configured volume is open.
     async fn obstacles(&self) -> Vec<String>;
-    /// Every volume of the store, in order of name.
-    async fn volumes(&self) -> Result<Vec<Info>, Failure>;
+    /// Every name of the store, in order, and the volume that it stands for.
+    async fn volumes(&self) -> Result<Vec<Listed>, Failure>;
+    /// The volumes for which no name stands.
+    async fn unnamed(&self) -> Result<Vec<Unnamed>, Failure>;
     /// One volume.
     async fn volume(&self, name: &str) -> Result<Info, Failure>;
     /// Makes a volume of holes; without `chunk_bytes`, with chunks as configured.
     async fn create(&self, name: &str, size_bytes: u64, chunk_bytes: Option<u64>) -> Result<Info, Failure>;
     /// Deletes a volume that is not open here; with `takeover` although another gateway holds it.
     async fn delete(&self, name: &str, takeover: bool) -> Result<(), Failure>;
+    /// Deletes a volume by its id, so that it need not have a name; with `takeover` although another gateway holds it.
+    async fn delete_by_id(&self, volume: Uuid, takeover: bool) -> Result<(), Failure>;
     /// The volumes that are open here, in order of name.
     fn open_volumes(&self) -> Vec<OpenVolume>;
     /// The NBD connections.

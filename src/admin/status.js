@@ -86,7 +86,8 @@ async function show(volume) {
   const { open } = volume;
   const state = open ? open.state + (open.reason ? `: ${open.reason}` : "")
     : volume.holder ? `held by ${volume.holder}` : "not open";
-  article.querySelector(".facts").textContent = `${bytes(volume.size_bytes)}, ${state}, epoch ${volume.epoch}`;
+  article.querySelector(".facts").textContent =
+    volume.problem ?? `${bytes(volume.size_bytes)}, ${state}, epoch ${volume.epoch}`;
   article.querySelector("dl").hidden = !open;
   article.querySelector("canvas").hidden = !open;
   article.querySelector(".legend").hidden = !open;

@@ -14,7 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::{Failure, OpenVolume};
 use crate::metrics::{Command, Label as _, ReadSource, VolumeMetrics};
 use crate::server;
-use crate::volume::catalog::Info;
+use crate::volume::catalog::{Info, Unnamed};
 use crate::volume::geometry::BLOCK_BYTES;
 use crate::volume::{self, OpenError, Picture, Status};
 
@@ -47,14 +47,18 @@ impl From<Failure> for Problem {
             return Self::new(StatusCode::SERVICE_UNAVAILABLE, failure.to_string());
         };
         let status = match &*error {
-            OpenError::NoSuchVolume(_) => StatusCode::NOT_FOUND,
+            OpenError::NoSuchVolume(_) | OpenError::NoSuchId(_) => StatusCode::NOT_FOUND,
             OpenError::BadName(_) | OpenError::Geometry(_) => StatusCode::UNPROCESSABLE_ENTITY,
             OpenError::Exists(_)
             | OpenError::SizeDiffers { .. }
             | OpenError::Held { .. }
             | OpenError::Lost(_)
+            | OpenError::Unclear { .. }
+            | OpenError::Contended(_)
             | OpenError::Deleting => StatusCode::CONFLICT,
-            OpenError::Damaged { .. } | OpenError::BrokenJournal { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+            OpenError::Damaged { .. } | OpenError::Incomplete { .. } | OpenError::BrokenJournal { .. } => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
             OpenError::Store(_) => StatusCode::BAD_GATEWAY,
         };
         Self::new(status, error.to_string())
@@ -127,27 +131,69 @@ impl<'de> Deserialize<'de> for Whole {
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct VolumeView {
     name: String,
-    id: uuid::Uuid,
-    size_bytes: u64,
-    chunk_bytes: u64,
-    created_at: String,
-    epoch: u32,
+    id: Option<uuid::Uuid>,
+    size_bytes: Option<u64>,
+    chunk_bytes: Option<u64>,
+    created_at: Option<String>,
+    epoch: Option<u32>,
     holder: Option<String>,
+    problem: Option<String>,
     open: Option<OpenView>,
+}
+
+/// Seconds since 1970 as RFC 3339 has them.
+fn time(seconds: u64) -> String {
+    let at = UNIX_EPOCH + Duration::from_secs(seconds.min(LAST_SECOND));
+    humantime::format_rfc3339_seconds(at).to_string()
 }
 
 impl VolumeView {
     pub(super) fn new(info: Info, open: Option<&OpenVolume>) -> Self {
-        let created = UNIX_EPOCH + Duration::from_secs(info.created_at_seconds.min(LAST_SECOND));
         Self {
             name: info.name,
-            id: info.volume,
-            size_bytes: info.size_bytes,
-            chunk_bytes: info.chunk_bytes,
-            created_at: humantime::format_rfc3339_seconds(created).to_string(),
-            epoch: info.epoch,
+            id: Some(info.volume),
+            size_bytes: Some(info.size_bytes),
+            chunk_bytes: Some(info.chunk_bytes),
+            created_at: Some(time(info.created_at_seconds)),
+            epoch: Some(info.epoch),
             holder: info.holder,
+            problem: None,
             open: open.map(OpenView::of),
+        }
+    }
+
+    /// A name of which no more is known than what is wrong.
+    pub(super) fn problem(name: String, error: &OpenError) -> Self {
+        Self {
+            name,
+            id: None,
+            size_bytes: None,
+            chunk_bytes: None,
+            created_at: None,
+            epoch: None,
+            holder: None,
+            problem: Some(error.to_string()),
+            open: None,
+        }
+    }
+}
+
+/// A volume without a name.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct UnnamedView {
+    id: uuid::Uuid,
+    made_for: Option<String>,
+    created_at: Option<String>,
+    state: String,
+}
+
+impl From<Unnamed> for UnnamedView {
+    fn from(unnamed: Unnamed) -> Self {
+        Self {
+            id: unnamed.volume,
+            made_for: unnamed.made_for,
+            created_at: unnamed.created_at_seconds.map(time),
+            state: unnamed.progress.to_string(),
         }
     }
 }

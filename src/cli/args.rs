@@ -172,6 +172,9 @@ pub(super) struct Create {
 pub(super) struct List {
     #[command(flatten)]
     place: Place,
+    /// Only volumes that have no name: they are being created or deleted, or that was cut short
+    #[arg(long)]
+    pub(super) unnamed: bool,
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
@@ -193,7 +196,11 @@ pub(super) struct Delete {
     #[command(flatten)]
     place: Place,
     /// Its name
-    pub(super) name: String,
+    #[arg(required_unless_present = "id")]
+    pub(super) name: Option<String>,
+    /// Its id instead of a name, as `volume list --unnamed` shows it; whoever is still creating it fails
+    #[arg(long, value_name = "ID", conflicts_with = "name")]
+    pub(super) id: Option<uuid::Uuid>,
     /// Delete it although a gateway holds it: that gateway loses it
     #[arg(long)]
     pub(super) takeover: bool,
@@ -256,6 +263,9 @@ mod tests {
             "cairn volume info",
             "cairn volume list name",
             "cairn volume list --gateway=/s --store file:///x",
+            "cairn volume delete",
+            "cairn volume delete disk --id 00000000-0000-4000-8000-000000000001",
+            "cairn volume delete --id disk",
             "cairn health 127.0.0.1:9180",
             "cairn nbd",
             "cairn nbd serve disk.img",

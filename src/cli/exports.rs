@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::{StreamExt as _, stream};
 use parking_lot::RwLock;
 
 use super::catalogue::Catalogue;
@@ -17,6 +18,7 @@ use crate::server::{
     Allocation, Export, ExportDescription, ExportError, Exports, ListEntry, OpenError, Segment,
 };
 use crate::volume;
+use crate::volume::catalog::CONCURRENT_LOOKUPS;
 use crate::volume::geometry::PAGE_BYTES;
 
 /// Smallest block that clients should use, in bytes.
@@ -68,7 +70,18 @@ impl VolumeExports {
 impl Exports for VolumeExports {
     async fn list(&self) -> Result<Vec<ListEntry>, OpenError> {
         let names = self.catalogue.names().await.map_err(|e| open_error("", &e))?;
-        Ok(names.iter().map(|name| ListEntry { name: name.clone(), description: String::new() }).collect())
+        let lookups = stream::iter(names.iter().cloned()).map(|name| async move {
+            let listed = match self.volumes.size_bytes(&name) {
+                Some(_) => true,
+                None => match self.catalogue.info(&name).await {
+                    Ok(_) => true,
+                    Err(error) => lists_without_description(&name, &error),
+                },
+            };
+            listed.then_some(ListEntry { name, description: String::new() })
+        });
+        let entries: Vec<Option<ListEntry>> = lookups.buffered(CONCURRENT_LOOKUPS).collect().await;
+        Ok(entries.into_iter().flatten().collect())
     }
 
     async fn describe(&self, name: &str) -> Result<ExportDescription, OpenError> {
@@ -84,6 +97,21 @@ impl Exports for VolumeExports {
         let of = self.volumes.open(&self.resolve(name)?).await?;
         Ok(Arc::new(VolumeExport { of }))
     }
+}
+
+/// Whether an export is listed that cannot be described now. Clients ask for a description of each that is listed, and
+/// some give up on all where one has none: what cannot be opened is left to `cairn volume list` and the API.
+fn lists_without_description(name: &str, error: &volume::OpenError) -> bool {
+    let itself = matches!(
+        error,
+        volume::OpenError::NoSuchVolume(_)
+            | volume::OpenError::Deleting
+            | volume::OpenError::Incomplete { .. }
+            | volume::OpenError::Damaged { .. }
+            | volume::OpenError::BrokenJournal { .. }
+    );
+    tracing::debug!(volume = name, "cannot be described: {}", chain(error));
+    !itself
 }
 
 fn description(name: &str, size_bytes: u64) -> ExportDescription {
@@ -103,8 +131,13 @@ pub(super) fn open_error(name: &str, error: &volume::OpenError) -> OpenError {
     use volume::OpenError as Why;
     match error {
         Why::NoSuchVolume(_) | Why::BadName(_) => OpenError::Unknown(name.to_owned()),
-        Why::Held { .. } | Why::Lost(_) | Why::Deleting => OpenError::Refused(chain(error)),
+        Why::Held { .. } | Why::Lost(_) | Why::Unclear { .. } | Why::Deleting => {
+            OpenError::Refused(chain(error))
+        }
         Why::Exists(_)
+        | Why::NoSuchId(_)
+        | Why::Contended(_)
+        | Why::Incomplete { .. }
         | Why::SizeDiffers { .. }
         | Why::Damaged { .. }
         | Why::BrokenJournal { .. }

@@ -11,6 +11,7 @@ use tokio::net::UnixStream;
 
 use super::error::Error;
 use super::http::{Answer, exchange};
+use super::volume::{Row, ShownUnnamed};
 use crate::volume::catalog::Info;
 use crate::volume::{OpenError, keys};
 
@@ -18,6 +19,11 @@ use crate::volume::{OpenError, keys};
 const PATIENCE: Duration = Duration::from_secs(90);
 /// Longest answer that is read: some hundred bytes for each volume.
 const ANSWER_BYTES: u64 = 256 << 20;
+
+/// Where the API has volumes.
+const VOLUMES: &str = "/api/v1/volumes";
+/// Where the API has volumes without a name.
+const UNNAMED: &str = "/api/v1/unnamed";
 
 /// A gateway that is asked.
 #[derive(Clone, Debug)]
@@ -37,6 +43,14 @@ struct Described {
     holder: Option<String>,
 }
 
+/// A name of a list, as the API describes it.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum DescribedRow {
+    Volume(Described),
+    Problem { name: String, problem: String },
+}
+
 impl Gateway {
     /// The one whose admin socket that is.
     pub(super) fn at(socket: &Path) -> Self {
@@ -44,9 +58,18 @@ impl Gateway {
     }
 
     /// All volumes, in order of name.
-    pub(super) async fn list(&self) -> Result<Vec<Info>, Error> {
-        let described: Vec<Described> = self.parsed(&self.ask("GET", "", None).await?)?;
-        described.into_iter().map(|described| self.info_of(described)).collect()
+    pub(super) async fn list(&self) -> Result<Vec<Row>, Error> {
+        let described: Vec<DescribedRow> = self.parsed(&self.ask("GET", VOLUMES, None).await?)?;
+        let row = |described| match described {
+            DescribedRow::Volume(volume) => self.info_of(volume).map(Row::Volume),
+            DescribedRow::Problem { name, problem } => Ok(Row::Problem { name, problem }),
+        };
+        described.into_iter().map(row).collect()
+    }
+
+    /// All volumes without a name.
+    pub(super) async fn unnamed(&self) -> Result<Vec<ShownUnnamed>, Error> {
+        self.parsed(&self.ask("GET", UNNAMED, None).await?)
     }
 
     /// One volume.
@@ -63,7 +86,7 @@ impl Gateway {
         chunk_bytes: Option<u64>,
     ) -> Result<Info, Error> {
         let new = json!({ "name": name, "size_bytes": size_bytes, "chunk_bytes": chunk_bytes });
-        self.info_of(self.parsed(&self.ask("POST", "", Some(&new)).await?)?)
+        self.info_of(self.parsed(&self.ask("POST", VOLUMES, Some(&new)).await?)?)
     }
 
     /// Deletes a volume that is not open there; with `takeover` although another gateway holds it.
@@ -72,10 +95,15 @@ impl Gateway {
         self.ask("DELETE", &path(name, query)?, None).await.map(drop)
     }
 
-    /// Asks for something below `/api/v1/volumes`; what is answered with success.
+    /// The same of a volume without a name.
+    pub(super) async fn delete_by_id(&self, id: uuid::Uuid, takeover: bool) -> Result<(), Error> {
+        let query = if takeover { "?takeover=true" } else { "" };
+        self.ask("DELETE", &format!("{UNNAMED}/{id}{query}"), None).await.map(drop)
+    }
+
+    /// Asks for something; what is answered with success.
     async fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> Result<String, Error> {
-        let mut request =
-            format!("{method} /api/v1/volumes{path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
+        let mut request = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
         if let Some(body) = body.map(Value::to_string) {
             request.push_str("Content-Type: application/json\r\n");
             request.push_str(&format!("Content-Length: {}\r\n\r\n{body}", body.len()));
@@ -129,7 +157,7 @@ impl Gateway {
 /// The path of a volume, whose name has nothing that a path cannot.
 fn path(name: &str, query: &str) -> Result<String, Error> {
     if keys::is_valid_name(name) {
-        return Ok(format!("/{name}{query}"));
+        return Ok(format!("{VOLUMES}/{name}{query}"));
     }
     Err(Error::Volume { name: name.to_owned(), source: OpenError::BadName(name.to_owned()) })
 }

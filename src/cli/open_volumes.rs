@@ -18,6 +18,9 @@ use crate::server;
 use crate::task::Tasks;
 use crate::volume::{self, Environment, OpenError, Status, Volume, catalog};
 
+/// How often a volume is opened by a name under which others delete and make volumes meanwhile.
+const OPENINGS: u32 = 4;
+
 /// How often the log says what is still being closed.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -379,12 +382,28 @@ impl OpenVolumes {
         name: &str,
         takeover: bool,
     ) -> Result<(Arc<Volume>, VolumeMetrics), OpenError> {
-        // Only a name that stands gets time series.
-        let id = catalog::resolve(&self.env, name).await?;
-        let metrics = self.metrics.volume(name);
-        let options = volume::Options { metrics: Some(metrics.clone()), ..self.options.volume.clone() };
-        let volume = Volume::open(&self.env, options, id, takeover).await?;
-        Ok((volume, metrics))
+        let mut id = catalog::resolve(&self.env, name).await?;
+        for _ in 0..OPENINGS {
+            // Only a name that stands gets time series.
+            let metrics = self.metrics.volume(name);
+            let options = volume::Options { metrics: Some(metrics.clone()), ..self.options.volume.clone() };
+            let error = match Volume::open(&self.env, options, id, takeover).await {
+                Ok(volume) => return Ok((volume, metrics)),
+                Err(error) => error,
+            };
+            let may_be_deleted =
+                matches!(error, OpenError::Deleting | OpenError::Incomplete { .. } | OpenError::Lost(_));
+            if !may_be_deleted {
+                return Err(error);
+            }
+            // The name may stand for another volume by now, or for none.
+            let now = catalog::resolve(&self.env, name).await?;
+            if now == id {
+                return Err(error);
+            }
+            id = now;
+        }
+        Err(OpenError::Contended(name.to_owned()))
     }
 
     /// Returns when the volume is not configured and nobody has used it for the idle time; nobody can from then on.

@@ -23,6 +23,7 @@ use super::status::{GatewayStatus, Serving};
 use super::{supervisor, volume, welcome};
 use crate::metrics::Metrics;
 use crate::server::{Drained, Greeting, Server, Stream, Tls};
+use crate::store::Setup;
 use crate::volume::catalog;
 use crate::volume::{Environment, OpenError};
 
@@ -35,6 +36,8 @@ pub(super) async fn serve(
     let mut signals = Signals::new()?;
     let metrics = Metrics::new();
     let stdout_is_nbd = inherited.is_stdio();
+    // A store is made for a volume that is to be made; otherwise its absence is a mistake in its URL.
+    options.store.setup = if options.create.is_empty() { Setup::InPlace } else { Setup::Make };
     let mut predecessor = match &options.handover {
         Some(path) => Predecessor::at(path).await?,
         None => None,
@@ -326,31 +329,46 @@ pub(super) async fn open_configured(
         let opened = volumes.open_configured(name, options.takeover).await;
         opened.map_err(|source| Error::Open { name: name.clone(), source })
     });
-    futures::future::try_join_all(opening).await.map(drop)
-}
-
-/// Makes a volume where it is absent; an error where it stands with another size.
-async fn ensure(env: &Environment, options: &Options, wanted: &Wanted) -> Result<(), OpenError> {
-    let Wanted { name, size_bytes } = wanted;
-    let found = match catalog::info(env, name).await {
-        Err(OpenError::NoSuchVolume(_)) => {
-            let made = catalog::create(env, &options.volume, name, *size_bytes, options.chunk_bytes).await;
-            match made {
-                Err(OpenError::Exists(_)) => catalog::info(env, name).await?,
-                made => {
-                    let made = made?;
-                    tracing::info!(volume = name, id = %made.volume, size_bytes, "created");
-                    made
-                }
-            }
+    futures::future::try_join_all(opening).await?;
+    // What is open now may be another volume than the one that was looked at.
+    for wanted in &options.create {
+        if let Some(found) = volumes.size_bytes(&wanted.name) {
+            check_size(wanted, found).map_err(of(&wanted.name))?;
         }
-        found => found?,
-    };
-    if found.size_bytes != *size_bytes {
-        let (found, wanted) = (found.size_bytes, *size_bytes);
-        return Err(OpenError::SizeDiffers { name: name.clone(), found, wanted });
     }
     Ok(())
+}
+
+fn check_size(wanted: &Wanted, found: u64) -> Result<(), OpenError> {
+    if found == wanted.size_bytes {
+        return Ok(());
+    }
+    Err(OpenError::SizeDiffers { name: wanted.name.clone(), found, wanted: wanted.size_bytes })
+}
+
+/// How often a volume is looked up and made where others delete and make it meanwhile.
+const ENSURINGS: u32 = 16;
+
+/// Makes a volume where it is absent or being deleted; an error where it stands with another size.
+async fn ensure(env: &Environment, options: &Options, wanted: &Wanted) -> Result<(), OpenError> {
+    let Wanted { name, size_bytes } = wanted;
+    for _ in 0..ENSURINGS {
+        match catalog::info(env, name).await {
+            Ok(found) => return check_size(wanted, found.size_bytes),
+            Err(OpenError::NoSuchVolume(_) | OpenError::Deleting) => {}
+            Err(error) => return Err(error),
+        }
+        match catalog::create(env, &options.volume, name, *size_bytes, options.chunk_bytes).await {
+            Ok(made) => {
+                tracing::info!(volume = name, id = %made.volume, size_bytes, "created");
+                return Ok(());
+            }
+            // By another since it was looked up.
+            Err(OpenError::Exists(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(OpenError::Contended(name.clone()))
 }
 
 /// Closes all volumes, unless a further signal says not to wait.

@@ -5,20 +5,18 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures::{StreamExt as _, TryStreamExt as _, stream};
+use futures::{StreamExt as _, stream};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use uuid::Uuid;
 
 use super::catalogue::Catalogue;
 use super::error::chain;
 use super::open_volumes::OpenVolumes;
 use crate::admin::{Failure, Gateway, OpenVolume};
 use crate::server::{Connection, Server};
-use crate::volume::catalog::{self, Info};
-use crate::volume::{self, Environment, OpenError};
-
-/// Volumes looked up at a time.
-const CONCURRENT_LOOKUPS: usize = 16;
+use crate::volume::catalog::{self, CONCURRENT_LOOKUPS, Info, Listed, Unnamed};
+use crate::volume::{self, Environment};
 
 /// What there is to ask once the gateway serves.
 pub(super) struct Serving {
@@ -88,20 +86,20 @@ impl Gateway for GatewayStatus {
         obstacles
     }
 
-    async fn volumes(&self) -> Result<Vec<Info>, Failure> {
+    async fn volumes(&self) -> Result<Vec<Listed>, Failure> {
         let serving = self.serving()?;
         let names = serving.catalogue.names().await?;
         let catalogue = &serving.catalogue;
         let lookups = stream::iter(names.iter().cloned()).map(|name| async move {
-            match catalogue.info(&name).await {
-                Ok(info) => Ok(Some((*info).clone())),
-                // Deleted since it was listed.
-                Err(error) if matches!(*error, OpenError::NoSuchVolume(_) | OpenError::Deleting) => Ok(None),
-                Err(error) => Err(Failure::from(error)),
-            }
+            let found = catalogue.info(&name).await.map(|info| (*info).clone());
+            Listed { name, found }
         });
-        let found: Vec<Option<Info>> = lookups.buffered(CONCURRENT_LOOKUPS).try_collect().await?;
-        Ok(found.into_iter().flatten().collect())
+        let all = lookups.buffered(CONCURRENT_LOOKUPS);
+        Ok(all.filter(|listed| std::future::ready(listed.stands())).collect().await)
+    }
+
+    async fn unnamed(&self) -> Result<Vec<Unnamed>, Failure> {
+        Ok(catalog::unnamed(&self.serving()?.env).await?)
     }
 
     async fn volume(&self, name: &str) -> Result<Info, Failure> {
@@ -113,14 +111,21 @@ impl Gateway for GatewayStatus {
         let serving = self.serving()?;
         let chunk_bytes = chunk_bytes.unwrap_or(serving.chunk_bytes);
         let made = catalog::create(&serving.env, &serving.options, name, size_bytes, chunk_bytes).await?;
-        serving.catalogue.forget(name).await;
+        serving.catalogue.forget();
         Ok(made)
     }
 
     async fn delete(&self, name: &str, takeover: bool) -> Result<(), Failure> {
         let serving = self.serving()?;
         let deleted = catalog::delete(&serving.env, &serving.options, name, takeover).await;
-        serving.catalogue.forget(name).await;
+        serving.catalogue.forget();
+        Ok(deleted?)
+    }
+
+    async fn delete_by_id(&self, volume: Uuid, takeover: bool) -> Result<(), Failure> {
+        let serving = self.serving()?;
+        let deleted = catalog::delete_by_id(&serving.env, &serving.options, volume, takeover).await;
+        serving.catalogue.forget();
         Ok(deleted?)
     }
 

@@ -87,4 +87,17 @@ impl<'a> Pages<'a> {
         }
         Ok(Some(entries))
     }
+
+    /// Whether no page has an entry.
+    ///
+    /// # Errors
+    /// As [`Pages::next`].
+    pub async fn are_empty(mut self) -> Result<bool, Error> {
+        while let Some(entries) = self.next().await? {
+            if !entries.is_empty() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
 }

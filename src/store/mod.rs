@@ -29,7 +29,7 @@ pub use fault::Fault;
 pub use instrument::Instrument;
 pub use limit::Limit;
 pub use listing::{Entry, ListFrom, Listing, PageToken, Pages};
-pub use local::LocalStore;
+pub use local::{LocalStore, Setup};
 pub use location::Location;
 pub use memory::MemoryStore;
 pub use open::{OpenError, Options, open};

@@ -12,7 +12,7 @@ use crate::metrics::StoreMetrics;
 
 use super::probe::{self, ProbeError, ProbeOptions};
 use super::retry::RetryOptions;
-use super::{Error, Instrument, Limit, LocalStore, Location, Retry, S3Options, S3Store, Store};
+use super::{Error, Instrument, Limit, LocalStore, Location, Retry, S3Options, S3Store, Setup, Store};
 
 /// How to use a store.
 #[derive(Clone, Debug)]
@@ -25,6 +25,8 @@ pub struct Options {
     pub retry: RetryOptions,
     /// The probe; `None` to trust that the store heeds conditions.
     pub probe: Option<ProbeOptions>,
+    /// What may be made of a directory.
+    pub setup: Setup,
 }
 
 impl Default for Options {
@@ -34,6 +36,7 @@ impl Default for Options {
             concurrency: 64,
             retry: RetryOptions::default(),
             probe: Some(ProbeOptions::default()),
+            setup: Setup::default(),
         }
     }
 }
@@ -49,6 +52,15 @@ pub enum OpenError {
         /// Cause.
         #[source]
         source: std::io::Error,
+    },
+    /// There is no such directory, or no store in it, and no reason to make one.
+    #[error(
+        "there is no store in the directory {}; `cairn volume create` and `cairn serve --create` make one",
+        path.display()
+    )]
+    NoStore {
+        /// Directory.
+        path: PathBuf,
     },
     /// The bucket cannot be made, or the configuration for it cannot work.
     #[error("the bucket cannot be opened: {0}")]
@@ -79,7 +91,11 @@ pub async fn open(
     let backend: Arc<dyn Store> = match location {
         Location::Directory(path) => {
             let failed = |source| OpenError::Directory { path: path.clone(), source };
-            Arc::new(LocalStore::open(path).await.map_err(failed)?)
+            let absent = |source: std::io::Error| match source.kind() {
+                std::io::ErrorKind::NotFound => OpenError::NoStore { path: path.clone() },
+                _ => failed(source),
+            };
+            Arc::new(LocalStore::open_as(path, options.setup).await.map_err(absent)?)
         }
         Location::S3 { bucket, prefix } => {
             Arc::new(open_bucket(bucket, prefix, options).await.map_err(OpenError::Bucket)?)

@@ -51,6 +51,27 @@ pub enum OpenError {
     /// No volume has that name.
     #[error("no volume named {0:?}")]
     NoSuchVolume(String),
+    /// There is nothing of a volume of that id.
+    #[error("no volume has the id {0}")]
+    NoSuchId(uuid::Uuid),
+    /// An object of it is missing.
+    #[error(
+        "{key} is missing: the volume is incomplete, since its creation or deletion was cut short or the store \
+         lost the object"
+    )]
+    Incomplete {
+        /// Key of the object.
+        key: String,
+    },
+    /// Nobody can say whether a gateway holds it.
+    #[error("whether a gateway holds the volume cannot be read ({why}); if none does, take over")]
+    Unclear {
+        /// What cannot be read.
+        why: String,
+    },
+    /// Others bound the name and took it away again, each time that it was about to be bound.
+    #[error("the name {0:?} is created and deleted by others all the time")]
+    Contended(String),
     /// A volume of that name stands already.
     #[error("a volume named {0:?} exists already")]
     Exists(String),

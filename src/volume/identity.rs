@@ -1,4 +1,5 @@
-//! The objects `volume` (identity of a volume, written once) and `name/<name>` (which volume a name stands for).
+//! The objects `identity/<uuid>` (identity of a volume, written once) and `name/<name>` (which volume a name stands
+//! for).
 
 use uuid::Uuid;
 
@@ -23,6 +24,8 @@ pub struct Identity {
     pub cipher: u8,
     /// Seconds since 1970, for people.
     pub created_at_seconds: u64,
+    /// The name that its creator binds to it: a deletion by id makes sure that this does not happen any more.
+    pub name: String,
 }
 
 impl Identity {
@@ -32,7 +35,7 @@ impl Identity {
     /// The object's bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let mut to = Encoder::new(Kind::Identity, self.volume, 96);
+        let mut to = Encoder::new(Kind::Identity, self.volume, 224);
         to.u32(self.features);
         to.u32(self.write_features);
         to.u32(u32::try_from(self.geometry.chunk_bytes()).expect("at most 32 MiB"));
@@ -40,6 +43,7 @@ impl Identity {
         to.u8(self.codec);
         to.u8(self.cipher);
         to.u64(self.created_at_seconds);
+        to.short_string(&self.name);
         to.finish()
     }
 
@@ -71,26 +75,41 @@ impl Identity {
             return Err(invalid("cipher", format!("{cipher} is unknown to this version of Cairn")));
         }
         let created_at_seconds = from.u64()?;
+        let name = valid_name(from.short_string("name")?)?;
         from.finish()?;
-        Ok(Self { volume, features, write_features, geometry, codec, cipher, created_at_seconds })
+        Ok(Self { volume, features, write_features, geometry, codec, cipher, created_at_seconds, name })
     }
 }
 
-/// Binds a name to a volume.
+fn valid_name(name: String) -> Result<String, DecodeError> {
+    if is_valid_name(&name) { Ok(name) } else { Err(invalid("name", format!("{name:?} is not a name"))) }
+}
+
+/// The object under a name: binds it to a volume, or says that it is free.
+///
+/// It is only ever replaced, by compare-and-swap, and never deleted: a request that was sent for an earlier version
+/// can then never take effect, however late it comes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NameBinding {
-    /// The volume.
+    /// Grows with every change, so that no two versions have equal bytes.
+    pub version: u64,
+    /// The volume that the name stands for; of a free name, the one that it was taken from.
     pub volume: Uuid,
-    /// Its name.
-    pub name: String,
+    /// The name; `None` if it is free (a tombstone).
+    pub name: Option<String>,
 }
 
 impl NameBinding {
+    /// Bytes of a free name; every bound one has more.
+    pub const FREE_BYTES: u64 = 52;
+
     /// The object's bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut to = Encoder::new(Kind::Name, self.volume, 192);
-        to.short_string(&self.name);
+        to.u64(self.version);
+        to.u8(u8::from(self.name.is_some()));
+        to.short_string(self.name.as_deref().unwrap_or_default());
         to.finish()
     }
 
@@ -100,11 +119,16 @@ impl NameBinding {
     /// If it is damaged or the name is none.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let (volume, mut from) = Decoder::object(Kind::Name, bytes)?;
+        let version = from.u64()?;
+        let state = from.u8()?;
         let name = from.short_string("name")?;
-        if !is_valid_name(&name) {
-            return Err(invalid("name", format!("{name:?} is not a name")));
-        }
+        let name = match state {
+            0 if name.is_empty() => None,
+            0 => return Err(invalid("name", "is free and has a name")),
+            1 => Some(valid_name(name)?),
+            other => return Err(invalid("state", format!("{other} is unknown"))),
+        };
         from.finish()?;
-        Ok(Self { volume, name })
+        Ok(Self { version, volume, name })
     }
 }

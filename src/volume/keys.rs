@@ -31,6 +31,9 @@ pub struct Slot {
 /// Prefix of all names.
 pub const NAMES: &str = "name/";
 
+/// Prefix of all identities: a listing of it shows every volume of which there is anything, with or without a name.
+pub const IDENTITIES: &str = "identity/";
+
 /// Key of the object that binds a name to a volume.
 #[must_use]
 pub fn name(name: &str) -> String {
@@ -57,8 +60,6 @@ pub struct Keys {
 /// What a key under a volume's prefix is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parsed {
-    /// Identity.
-    Identity,
     /// Head.
     Head,
     /// Record or seal.
@@ -92,13 +93,13 @@ impl Keys {
         format!("volume/{}/", self.volume)
     }
 
-    /// Identity: format, features, geometry. Written once.
+    /// Identity: format, features, geometry. Written once, before all else; deleted after all else.
     #[must_use]
     pub fn identity(&self) -> String {
-        format!("volume/{}/volume", self.volume)
+        format!("{IDENTITIES}{}", self.volume)
     }
 
-    /// Head: the only object that is overwritten.
+    /// Head: the only object of a volume that is overwritten.
     #[must_use]
     pub fn head(&self) -> String {
         format!("volume/{}/head", self.volume)
@@ -175,7 +176,6 @@ impl Keys {
     pub fn parse(&self, key: &str) -> Option<Parsed> {
         let rest = key.strip_prefix(&self.prefix())?;
         let parsed = match rest.split('/').collect::<Vec<_>>()[..] {
-            ["volume"] => Parsed::Identity,
             ["head"] => Parsed::Head,
             ["journal", epoch, n] => Parsed::Record(Slot { epoch: epoch.parse().ok()?, n: n.parse().ok()? }),
             ["root", name] => {
@@ -192,7 +192,6 @@ impl Keys {
 
     fn key_of(&self, parsed: Parsed) -> String {
         match parsed {
-            Parsed::Identity => self.identity(),
             Parsed::Head => self.head(),
             Parsed::Record(slot) => self.record(slot),
             Parsed::Root(id) => self.root(id),
@@ -224,7 +223,6 @@ mod tests {
         let keys = Keys::new(Uuid::from_u128(7));
         let id = ObjectId { epoch: 12, k: 34 };
         for (key, parsed) in [
-            (keys.identity(), Parsed::Identity),
             (keys.head(), Parsed::Head),
             (keys.record(Slot { epoch: 3, n: 9 }), Parsed::Record(Slot { epoch: 3, n: 9 })),
             (keys.root(id), Parsed::Root(id)),

@@ -77,9 +77,11 @@ impl Volume {
         takeover: bool,
     ) -> Result<Arc<Self>, OpenError> {
         let keys = Keys::new(volume);
-        let (identity, _) =
-            fetch(env, &keys.identity(), |bytes| Identity::decode(volume, bytes)).await.map_err(no_volume)?;
-        let (head, etag, unswept) = take_epoch(env, &options, keys, takeover).await?;
+        let (identity, _) = fetch(env, &keys.identity(), |bytes| Identity::decode(volume, bytes))
+            .await
+            .map_err(incomplete)?;
+        // The head may go at any time while it is looked at: another deletes the volume.
+        let (head, etag, unswept) = take_epoch(env, &options, keys, takeover).await.map_err(incomplete)?;
         let from = head.checkpoint;
         let Recovered { root, table, committed, opening } = match recover(env, keys, &identity, &head).await {
             Ok(recovered) => recovered,
@@ -155,7 +157,7 @@ async fn recover(
 }
 
 /// Why an opening failed: where a later gateway has the volume, that one may have folded and deleted what we were
-/// reading, and nothing is damaged.
+/// reading, and nothing is damaged; nor is it where the volume is being deleted.
 async fn explained(env: &Environment, keys: Keys, ours: &Head, error: OpenError) -> OpenError {
     let looks_damaged = matches!(
         error,
@@ -167,6 +169,8 @@ async fn explained(env: &Environment, keys: Keys, ours: &Head, error: OpenError)
         return error;
     }
     match read_head(env, keys).await {
+        Ok((now, _)) if now.state == VolumeState::Deleting => OpenError::Deleting,
+        Err(OpenError::Store(store::Error::NotFound { .. })) => incomplete(error),
         Ok((now, _)) if now.epoch > ours.epoch => {
             OpenError::Lost(format!("epoch {} of {}", now.epoch, now.holder_name))
         }
@@ -174,9 +178,10 @@ async fn explained(env: &Environment, keys: Keys, ours: &Head, error: OpenError)
     }
 }
 
-fn no_volume(error: OpenError) -> OpenError {
+/// An object that every whole volume has is not there.
+fn incomplete(error: OpenError) -> OpenError {
     match error {
-        OpenError::Store(store::Error::NotFound { key }) => OpenError::NoSuchVolume(key),
+        OpenError::Store(store::Error::NotFound { key }) => OpenError::Incomplete { key },
         other => other,
     }
 }

@@ -83,7 +83,8 @@ impl<'a> Replay<'a> {
     /// Replays everything after `from` below our epoch, seals what is not sealed, and puts our opening record; gives
     /// the changes and the opening record's checksum.
     pub(super) async fn run(mut self, from: Checkpoint) -> Result<(Committed, Checksum), OpenError> {
-        let listed = self.list(from.slot).await?;
+        // A hint of what to fetch ahead.
+        let Logs(listed) = Logs::list(self.env, self.keys, from.slot).await?;
         let end = if mutant::is(Mutant::OneLogReplayed) { from.slot.epoch + 1 } else { self.epoch };
         for epoch in from.slot.epoch..end {
             let first = if epoch == from.slot.epoch { from.slot.n + 1 } else { 1 };
@@ -91,21 +92,6 @@ impl<'a> Replay<'a> {
         }
         let opening = self.open_log().await?;
         Ok((self.committed, opening))
-    }
-
-    /// The slots that a listing shows after the checkpoint: a hint of what to fetch ahead.
-    async fn list(&self, from: Slot) -> Result<BTreeSet<Slot>, OpenError> {
-        let mut slots = BTreeSet::new();
-        let (journal, after) = (self.keys.journal(), self.keys.record(from));
-        let mut pages = Pages::after(self.env.store.as_ref(), &journal, &after);
-        while let Some(entries) = pages.next().await? {
-            for entry in entries {
-                if let Some(Parsed::Record(slot)) = self.keys.parse(&entry.key) {
-                    slots.insert(slot);
-                }
-            }
-        }
-        Ok(slots)
     }
 
     async fn replay_log(
@@ -278,9 +264,73 @@ async fn fetch_entry(env: &Environment, keys: Keys, slot: Slot) -> Result<Option
     }
 }
 
-/// Seals every log below the epoch of a head that is being deleted: whatever stands in them will go.
+/// The slots that a listing shows.
+#[derive(Debug)]
+pub(super) struct Logs(BTreeSet<Slot>);
+
+impl Logs {
+    /// Those after a slot.
+    pub(super) async fn list(env: &Environment, keys: Keys, from: Slot) -> Result<Self, OpenError> {
+        let mut slots = BTreeSet::new();
+        let (journal, after) = (keys.journal(), keys.record(from));
+        let mut pages = Pages::after(env.store.as_ref(), &journal, &after);
+        while let Some(entries) = pages.next().await? {
+            for entry in entries {
+                if let Some(Parsed::Record(slot)) = keys.parse(&entry.key) {
+                    slots.insert(slot);
+                }
+            }
+        }
+        Ok(Self(slots))
+    }
+
+    /// The newest epoch of which there is a record.
+    pub(super) fn last_epoch(&self) -> Option<Epoch> {
+        self.0.last().map(|slot| slot.epoch)
+    }
+}
+
+/// Seals every log below the epoch of a head that is being deleted: whatever stands in them will go, so that no record is
+/// read, and a damaged one is in nobody's way.
 pub(super) async fn seal_all(env: &Environment, keys: Keys, head: &Head) -> Result<(), OpenError> {
-    let (root, _) = super::open::load_roots(env, keys, head).await?;
-    let replay = Replay::new(env, keys, &root, head.epoch, head.checkpoint);
-    replay.run(head.checkpoint).await.map(|_| ())
+    let from = head.checkpoint.slot;
+    let logs = Logs::list(env, keys, from).await?;
+    for epoch in from.epoch..head.epoch {
+        let first = if epoch == from.epoch { from.n + 1 } else { 1 };
+        seal_log(env, keys, head.epoch, Slot { epoch, n: first }, &logs).await?;
+    }
+    Ok(())
+}
+
+/// Puts a seal into the first free slot of a log, from a slot on.
+async fn seal_log(
+    env: &Environment,
+    keys: Keys,
+    writer: Epoch,
+    first: Slot,
+    logs: &Logs,
+) -> Result<(), OpenError> {
+    let Slot { epoch, mut n } = first;
+    loop {
+        let slot = Slot { epoch, n };
+        if logs.0.contains(&slot) {
+            n += 1;
+            continue;
+        }
+        // Whoever replays this is of an earlier epoch, and reads no more than who wrote it.
+        let nonce = env.entropy.next_u64();
+        let seal =
+            RecordWriter::new(keys.volume(), RecordKind::Seal, slot, writer, nonce, Checksum::default(), 1);
+        let (_, bytes, _) = seal.finish();
+        match create_exact(env.store.as_ref(), &keys.record(slot), &bytes).await {
+            Ok(Placed::Ours) => return Ok(()),
+            Ok(Placed::Other(body)) => match Entry::decode(keys.volume(), slot, &body) {
+                Ok(entry) if entry.record.kind == RecordKind::Seal => return Ok(()),
+                Ok(_) | Err(_) => n += 1,
+            },
+            // Another deletion is further.
+            Err(store::Error::NotFound { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
 }

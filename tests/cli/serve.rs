@@ -29,7 +29,8 @@ fn help_is_there_at_every_level() {
         ),
         ("volume --help", vec!["create", "list", "info", "delete"]),
         ("volume create --help", vec!["<NAME>", "<SIZE>", "--chunk-size", "--store", "--json"]),
-        ("volume delete --help", vec!["<NAME>", "--takeover", "--store", "--gateway"]),
+        ("volume delete --help", vec!["[NAME]", "--id", "--takeover", "--store", "--gateway"]),
+        ("volume list --help", vec!["--unnamed", "--json", "--store"]),
         ("--version", vec![env!("CARGO_PKG_VERSION")]),
     ] {
         let help = succeed(at.path(), line);
@@ -120,6 +121,7 @@ fn an_address_in_use_is_an_error() {
 #[test]
 fn a_volume_that_must_be_there_and_is_not_is_an_error() {
     let at = tempdir().unwrap();
+    succeed(at.path(), "volume create other 1MiB");
     let mut serve = cairn(at.path(), "serve --listen 127.0.0.1:0");
     serve.env("CAIRN_VOLUMES__OPEN", "disk");
     let error = refuse(serve, 1);

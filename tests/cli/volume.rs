@@ -1,5 +1,7 @@
 //! `cairn volume` on a directory.
 
+use std::path::{Path, PathBuf};
+
 use serde_json::Value;
 use tempfile::tempdir;
 
@@ -13,7 +15,6 @@ fn json(text: &str) -> Value {
 fn a_volume_from_creation_to_deletion() {
     let at = tempdir().unwrap();
     let at = at.path();
-    assert_eq!(json(&succeed(at, "volume list --json")), json("[]"));
     succeed(at, "volume create disk 10GiB");
     let small = json(&succeed(at, "volume create a.small_one-2 512 --chunk-size 64KiB --json"));
     assert_eq!((&small["size_bytes"], &small["chunk_bytes"]), (&json("512"), &json("65536")));
@@ -70,7 +71,93 @@ fn names_and_sizes_that_cannot_be_are_refused() {
             assert!(error.contains(part), "no {part} in: {error}");
         }
     }
-    assert_eq!(json(&succeed(at.path(), "volume list --json")), json("[]"));
+    assert_eq!(std::fs::read_dir(at.path()).unwrap().count(), 0, "no store was made for them");
+}
+
+/// A mistake in the URL of the store is told, and leaves no directory behind.
+#[test]
+fn whoever_makes_no_volume_makes_no_store() {
+    let at = tempdir().unwrap();
+    let at = at.path();
+    for line in [
+        "volume list",
+        "volume list --json",
+        "volume list --unnamed",
+        "volume info disk",
+        "volume delete disk",
+        "volume delete --id 6f9619ff-8b86-4011-b42d-00c04fc964ff",
+        "serve --listen 127.0.0.1:0",
+    ] {
+        let error = fail(at, &format!("{line} --store file://./typo"), 1);
+        assert!(error.contains("there is no store in the directory ./typo"), "{line}: {error}");
+        assert_eq!(std::fs::read_dir(at).unwrap().count(), 0, "{line}");
+    }
+    // Nor is a directory of something else filled with what a store needs.
+    std::fs::create_dir(at.join("other")).unwrap();
+    for line in ["volume list", "volume info disk", "volume delete disk"] {
+        let error = fail(at, &format!("{line} --store file://./other"), 1);
+        assert!(error.contains("there is no store in the directory ./other"), "{line}: {error}");
+        assert_eq!(std::fs::read_dir(at.join("other")).unwrap().count(), 0, "{line}");
+    }
+    succeed(at, "volume create disk 1MiB --store file://./made");
+    succeed(at, "volume delete disk --store file://./made");
+    assert_eq!(json(&succeed(at, "volume list --json --store file://./made")), json("[]"));
+    let serve = "serve --listen 127.0.0.1:0 --store file://./served --create disk=1MiB";
+    Gateway::start(cairn(at, serve)).terminate();
+    // An empty directory that was mounted for it is enough to serve what others will make.
+    Gateway::start(cairn(at, "serve --listen 127.0.0.1:0 --store file://./other")).terminate();
+}
+
+/// The head of the volume of that name, in a store in the default directory.
+fn head_of(at: &Path, name: &str) -> PathBuf {
+    let info = json(&succeed(at, &format!("volume info {name} --json")));
+    at.join(format!("cairn-data/volume/{}/head", info["id"].as_str().expect("an id")))
+}
+
+#[test]
+fn what_is_wrong_with_one_volume_is_listed_with_the_others_and_can_be_deleted() {
+    let at = tempdir().unwrap();
+    let at = at.path();
+    for name in ["a", "b", "c"] {
+        succeed(at, &format!("volume create {name} 1MiB"));
+    }
+    std::fs::remove_file(head_of(at, "b")).unwrap();
+    let listed = json(&succeed(at, "volume list --json"));
+    assert_eq!((&listed[0]["name"], &listed[2]["name"]), (&"a".into(), &"c".into()));
+    assert!(listed[1]["problem"].as_str().is_some_and(|why| why.contains("incomplete")), "{listed}");
+    let table = succeed(at, "volume list");
+    assert!(table.lines().any(|line| line.starts_with("b ") && line.contains("incomplete")), "{table}");
+    assert!(fail(at, "volume info b", 1).contains("incomplete"));
+    succeed(at, "volume delete b");
+    assert_eq!(json(&succeed(at, "volume list --json")).as_array().map(Vec::len), Some(2));
+    succeed(at, "volume create b 2MiB");
+    // A damaged head does not tell who holds the volume.
+    let head = head_of(at, "c");
+    let mut bytes = std::fs::read(&head).unwrap();
+    bytes[60] ^= 1;
+    std::fs::write(&head, bytes).unwrap();
+    assert!(fail(at, "volume delete c", 1).contains("take over"));
+    succeed(at, "volume delete c --takeover");
+    assert_eq!(succeed(at, "volume list --unnamed").lines().count(), 1, "only the heading");
+}
+
+#[test]
+fn a_volume_without_a_name_is_shown_and_deleted_by_its_id() {
+    let at = tempdir().unwrap();
+    let at = at.path();
+    succeed(at, "volume create disk 1MiB");
+    let id = json(&succeed(at, "volume info disk --json"))["id"].as_str().unwrap().to_owned();
+    // As a creator that died before it bound the name leaves it.
+    std::fs::remove_file(at.join("cairn-data/name/disk")).unwrap();
+    assert_eq!(json(&succeed(at, "volume list --json")), json("[]"));
+    let unnamed = json(&succeed(at, "volume list --unnamed --json"));
+    assert_eq!((&unnamed[0]["id"], &unnamed[0]["made_for"]), (&id.clone().into(), &"disk".into()));
+    assert_eq!(unnamed[0]["state"], "not named yet");
+    let table = succeed(at, "volume list --unnamed");
+    assert!(table.lines().any(|line| line.starts_with(&id) && line.contains("disk")), "{table}");
+    succeed(at, &format!("volume delete --id {id}"));
+    assert_eq!(json(&succeed(at, "volume list --unnamed --json")), json("[]"));
+    assert!(fail(at, &format!("volume delete --id {id}"), 1).contains("no volume has the id"));
 }
 
 #[test]

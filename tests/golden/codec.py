@@ -156,11 +156,18 @@ def identity(io, _, f):
     constant(io, "B", 0)
     constant(io, "B", 0)
     f("created_at_seconds", u64)
+    need(is_name(f("name", text)), "name")
+
+
+def is_name(found):
+    return 1 <= len(found) <= 128 and found[0] != "." and all(c.isascii() and (c.isalnum() or c in "._-") for c in found)
 
 
 def name(io, _, f):
+    f("version", u64)
+    state = f("state", u8)
     found = f("name", text)
-    need(1 <= len(found) <= 128 and found[0] != "." and all(c.isascii() and (c.isalnum() or c in "._-") for c in found), "name")
+    need(state == 0 and found == "" or state == 1 and is_name(found), "name")
 
 
 def head(io, _, f):
@@ -353,8 +360,9 @@ def key(kind, volume, v):
     dashed = lambda *numbers: "-".join(map(str, numbers))
     if kind == "name":
         return f"name/{v['name']}"
+    if kind == "identity":
+        return f"identity/{volume}"
     return f"volume/{volume}/" + {
-        "identity": lambda: "volume",
         "head": lambda: "head",
         "record": lambda: f"journal/{v['slot'][0]:010}/{v['slot'][1]:020}",
         "root": lambda: "root/" + dashed(*v["id"]),

@@ -51,7 +51,7 @@ fn pages(pages_per_chunk: u16) -> impl Strategy<Value = PageSet> {
 }
 
 fn identity() -> impl Strategy<Value = Object> {
-    (pages_per_chunk(), any::<u64>()).prop_map(|(pages, created_at_seconds)| {
+    (pages_per_chunk(), any::<u64>(), NAME).prop_map(|(pages, created_at_seconds, name)| {
         let (features, write_features, codec, cipher) = (0, 0, 0, 0);
         let geometry = geometry(pages);
         let volume = VOLUME;
@@ -63,12 +63,17 @@ fn identity() -> impl Strategy<Value = Object> {
             codec,
             cipher,
             created_at_seconds,
+            name,
         })
     })
 }
 
+/// Names of volumes.
+const NAME: &str = "[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}";
+
 fn name() -> impl Strategy<Value = Object> {
-    "[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}".prop_map(|name| Object::Name(NameBinding { volume: VOLUME, name }))
+    (any::<u64>(), proptest::option::of(NAME))
+        .prop_map(|(version, name)| Object::Name(NameBinding { version, volume: VOLUME, name }))
 }
 
 fn head() -> impl Strategy<Value = Object> {

@@ -50,7 +50,13 @@ pub(super) fn samples() -> Vec<Sample> {
         sample(
             "name.bin",
             keys::name("Disk_1.img"),
-            Object::Name(NameBinding { volume: VOLUME, name: "Disk_1.img".into() }),
+            Object::Name(NameBinding { version: 3, volume: VOLUME, name: Some("Disk_1.img".into()) }),
+        ),
+        // A free name does not say which it is.
+        sample(
+            "name-free.bin",
+            keys::name(""),
+            Object::Name(NameBinding { version: 4, volume: VOLUME, name: None }),
         ),
         sample("head-fresh.bin", keys.head(), Object::Head(fresh_head())),
         sample("head-full.bin", keys.head(), Object::Head(full_head())),
@@ -75,6 +81,7 @@ fn identity() -> Identity {
         codec: 0,
         cipher: 0,
         created_at_seconds: 1_700_000_000,
+        name: "Disk_1.img".to_owned(),
     }
 }
 

@@ -8,6 +8,7 @@ mod clients;
 mod counting;
 mod lists;
 mod memory;
+mod names;
 mod real_input;
 mod sigterm;
 mod sparse;

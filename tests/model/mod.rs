@@ -1,18 +1,18 @@
 //! Exhaustive check, at small scope, of the protocol by which commits become durable and gateways take over.
 //!
-//! Every interleaving is visited, breadth first, so that what is found is found with the fewest steps. In each
-//! state, what the next opener would replay is held against what each gateway answered, committed and began with.
-//! Each rule of the protocol is broken once, and its breaking must be found; the unbroken protocol must show
-//! nothing. Invariant: the number of states is that of the expected table, which an independent implementation
+//! Every interleaving is visited ([`explore`]). In each state, what the next opener would replay is held against what
+//! each gateway answered, committed and began with. Each rule of the protocol is broken once, and its breaking must
+//! be found; the unbroken protocol must show nothing. Invariant: the number of states is that of the expected table, which an independent implementation
 //! of the same machine, in another language, printed for the same scope.
+//!
+//! [`binding`] checks in the same way how names are bound to volumes.
 
+mod binding;
+mod explore;
+mod names;
 mod protocol;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::hash::{Hash, Hasher};
-
-use xxhash_rust::xxh3::xxh3_128;
-
+use explore::{Machine, check};
 use protocol::{Broken, Commit, Phase, Scope, State};
 
 /// What must never be.
@@ -49,81 +49,22 @@ fn violation(state: &State) -> Option<Violation> {
     (!sorted).then_some(Violation::Order)
 }
 
-/// Collects what a state hashes as bytes, so that its hash is the same on every run.
-#[derive(Default)]
-struct Content(Vec<u8>);
+impl Machine for State {
+    type Scope = Scope;
+    type Step = protocol::Step;
+    type Violation = Violation;
 
-impl Hasher for Content {
-    fn write(&mut self, bytes: &[u8]) {
-        self.0.extend_from_slice(bytes);
+    fn first(scope: &Scope) -> Self {
+        Self::first(scope)
     }
 
-    fn finish(&self) -> u64 {
-        unreachable!("the content is hashed as a whole")
+    fn steps(&self, scope: &Scope) -> Vec<(Self::Step, Self)> {
+        self.steps(scope)
     }
-}
 
-/// A state in 128 bits.
-fn digest(state: &State, content: &mut Content) -> u128 {
-    content.0.clear();
-    state.hash(content);
-    xxh3_128(&content.0)
-}
-
-/// What a check found.
-#[derive(Debug, Default)]
-struct Findings {
-    /// Different states that were reached.
-    states: usize,
-    /// Each kind of violation, with the shortest way to it.
-    violations: BTreeMap<Violation, Vec<String>>,
-}
-
-/// Visits every state. Those that violate are not followed further.
-fn check(scope: &Scope) -> Findings {
-    let mut content = Content::default();
-    let first = State::first(scope);
-    // The place of each state's predecessor, in order of discovery, tells the way to it.
-    let (mut came_from, mut digests) = (vec![0], vec![digest(&first, &mut content)]);
-    let mut seen: BTreeSet<u128> = digests.iter().copied().collect();
-    let mut queue = VecDeque::from([(0, first)]);
-    let mut violations = BTreeMap::new();
-    while let Some((place, state)) = queue.pop_front() {
-        if let Some(violation) = violation(&state) {
-            violations.entry(violation).or_insert(place);
-            continue;
-        }
-        for (_, next) in state.steps(scope) {
-            let digest = digest(&next, &mut content);
-            if seen.insert(digest) {
-                queue.push_back((came_from.len(), next));
-                came_from.push(place);
-                digests.push(digest);
-            }
-        }
+    fn violation(&self, _: &Scope) -> Option<Violation> {
+        violation(self)
     }
-    let way = |place| way_to(scope, place, &came_from, &digests);
-    Findings {
-        states: seen.len(),
-        violations: violations.into_iter().map(|(kind, place)| (kind, way(place))).collect(),
-    }
-}
-
-/// The steps to a state, found again from the first.
-fn way_to(scope: &Scope, place: usize, came_from: &[usize], digests: &[u128]) -> Vec<String> {
-    let mut places = vec![place];
-    while let Some(&last) = places.last().filter(|place| **place != 0) {
-        places.push(came_from[last]);
-    }
-    let (mut content, mut state, mut way) = (Content::default(), State::first(scope), Vec::new());
-    for place in places.iter().rev().skip(1) {
-        let mut steps = state.steps(scope).into_iter();
-        let (step, next) =
-            steps.find(|(_, next)| digest(next, &mut content) == digests[*place]).expect("a step led there");
-        way.push(step.to_string());
-        state = next;
-    }
-    way
 }
 
 /// A scope by its parts.
@@ -133,14 +74,14 @@ fn scope(gateways: u8, commits: u8, window: u8, late_duplicates: bool, broken: O
 
 /// The unbroken protocol shows nothing, in exactly so many states.
 fn holds(scope: Scope, states: usize) {
-    let found = check(&scope);
+    let found = check::<State>(&scope);
     assert!(found.violations.is_empty(), "{scope:?}: {:#?}", found.violations);
     assert_eq!(found.states, states, "{scope:?}");
 }
 
 /// The breaking of a rule is found: exactly these violations, in exactly so many states.
 fn finds(scope: Scope, states: usize, expected: &[Violation]) {
-    let found = check(&scope);
+    let found = check::<State>(&scope);
     let kinds: Vec<Violation> = found.violations.keys().copied().collect();
     assert_eq!(kinds, expected, "{scope:?}: {:#?}", found.violations);
     assert_eq!(found.states, states, "{scope:?}");

@@ -10,10 +10,11 @@ use cairn::admin::{Access, Admin, Failure, Gateway, OpenVolume, Options};
 use cairn::metrics::Metrics;
 use cairn::server::{Connection, ListenAddress, Listener};
 use cairn::store::MemoryStore;
-use cairn::volume::catalog::{self, Info};
+use cairn::volume::catalog::{self, Info, Listed, Unnamed};
 use cairn::volume::{DirtyBudget, Entropy, Environment, Options as VolumeOptions, PageCache, Volume};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use super::client::{Answer, Client};
 
@@ -64,12 +65,12 @@ impl Gateway for House {
         self.obstacles.lock().clone()
     }
 
-    async fn volumes(&self) -> Result<Vec<Info>, Failure> {
-        let mut infos = Vec::new();
-        for name in catalog::list(&self.env).await? {
-            infos.push(catalog::info(&self.env, &name).await?);
-        }
-        Ok(infos)
+    async fn volumes(&self) -> Result<Vec<Listed>, Failure> {
+        Ok(catalog::volumes(&self.env).await?)
+    }
+
+    async fn unnamed(&self) -> Result<Vec<Unnamed>, Failure> {
+        Ok(catalog::unnamed(&self.env).await?)
     }
 
     async fn volume(&self, name: &str) -> Result<Info, Failure> {
@@ -82,6 +83,10 @@ impl Gateway for House {
 
     async fn delete(&self, name: &str, takeover: bool) -> Result<(), Failure> {
         Ok(catalog::delete(&self.env, &self.options, name, takeover).await?)
+    }
+
+    async fn delete_by_id(&self, volume: Uuid, takeover: bool) -> Result<(), Failure> {
+        Ok(catalog::delete_by_id(&self.env, &self.options, volume, takeover).await?)
     }
 
     fn open_volumes(&self) -> Vec<OpenVolume> {
@@ -150,7 +155,7 @@ async fn a_volume_is_made_shown_and_deleted() {
     assert_eq!(status, 201);
     let expected = json!({
         "name": "disk", "id": made["id"], "size_bytes": 1 << 30, "chunk_bytes": 4 << 20,
-        "created_at": "2027-01-15T08:00:00Z", "epoch": 0, "holder": null, "open": null,
+        "created_at": "2027-01-15T08:00:00Z", "epoch": 0, "holder": null, "problem": null, "open": null,
     });
     assert_eq!(made, expected);
     assert_eq!(bench.ask("GET", "/api/v1/volumes", None).await, (200, json!([expected])));
@@ -258,12 +263,17 @@ async fn metrics_connections_and_drain() {
     assert!(*bench.house.drained.lock());
 }
 
+/// An id that no volume has.
+const ID: &str = "6f9619ff-8b86-4011-b42d-00c04fc964ff";
+
 /// Every method and path of the description, with a name for the volume.
 fn operations() -> Vec<(String, String)> {
     let document = description();
     let paths = document["paths"].as_object().unwrap().iter();
     paths
-        .flat_map(|(path, of)| methods(of).into_iter().map(|m| (m, path.replace("{name}", "disk"))))
+        .flat_map(|(path, of)| {
+            methods(of).into_iter().map(|m| (m, path.replace("{name}", "disk").replace("{id}", ID)))
+        })
         .collect()
 }
 
@@ -453,7 +463,8 @@ async fn the_description_has_every_route_and_no_other() {
     let bench = Bench::new().await;
     for (path, methods) in &described {
         for method in ["GET", "POST", "PUT", "PATCH", "DELETE"] {
-            let answer = bench.client.send(method, &path.replace("{name}", "x"), &[], None).await;
+            let answer =
+                bench.client.send(method, &path.replace("{name}", "x").replace("{id}", ID), &[], None).await;
             assert_eq!(answer.status != 405, methods.contains(method), "{method} {path}: {}", answer.status);
         }
     }

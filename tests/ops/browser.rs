@@ -61,6 +61,13 @@ async fn the_status_page_shows_the_disk_in_a_browser() {
 #[tokio::test]
 async fn the_api_keeps_to_its_description_under_a_fuzzer() {
     let store = Store::directory();
+    let Store::Directory(directory) = &store else { unreachable!("it is one") };
+    for n in 0..8 {
+        // What a creator that died leaves.
+        let name = format!("unnamed-{n}");
+        run(&mut store.cairn(["volume", "create", &name, "1MiB", "--store", &store.url()])).await;
+        std::fs::remove_file(directory.path().join("name").join(name)).expect("it had a name");
+    }
     let files = tempfile::tempdir().expect("a directory for its notes");
     // Nothing is changed over TCP without one.
     let token = files.path().join("token");

@@ -3,5 +3,6 @@
 mod admin;
 mod browser;
 mod client;
+mod crowd;
 mod hostile;
 mod queries;

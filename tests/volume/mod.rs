@@ -2,9 +2,11 @@
 
 mod absence;
 mod bench;
+pub(crate) mod crowd;
 mod deletion;
 mod durability;
 mod model;
+mod names;
 mod picture;
 mod recovery;
 mod requests;

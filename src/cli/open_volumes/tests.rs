@@ -216,7 +216,8 @@ async fn it_is_ready_while_the_store_answers_and_no_configured_volume_is_lost() 
     first.volumes.configure(&["a".to_owned()]);
     assert_eq!(status.obstacles().await, Vec::<String>::new());
     let _client = first.exports.open("a").await.unwrap();
-    let names = |infos: Vec<catalog::Info>| infos.into_iter().map(|info| info.name).collect::<Vec<_>>();
+    let names =
+        |listed: Vec<catalog::Listed>| listed.into_iter().map(|listed| listed.name).collect::<Vec<_>>();
     assert_eq!(names(status.volumes().await.unwrap()), ["a", "b"]);
     let open = status.open_volumes();
     assert_eq!(open.iter().map(|open| (&*open.name, open.clients)).collect::<Vec<_>>(), [("a", 1)]);
@@ -255,4 +256,91 @@ async fn nothing_is_opened_once_all_is_closed() {
         assert!(matches!(refused, Refusal::Shutdown), "{refused:?}");
     }
     assert_eq!(export.flush().await.unwrap_err().error, Value::Shutdown);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_opened_is_not_listed_and_keeps_no_other_from_it() {
+    let store = store_of(&["a", "half-deleted", "headless", "z"]).await;
+    let env = environment(&store, 97);
+    let fault = Fault::new(Arc::new(store.clone()), 0);
+    fault.add(Rule::new(Action::FailBefore(Refused::Rejected)).on(Operation::Put).containing("name/"));
+    let failing = Environment { store: Arc::new(fault), ..env.clone() };
+    let options = volume::Options::default();
+    catalog::delete(&failing, &options, "half-deleted", false).await.expect_err("it is cut short");
+    let headless = catalog::resolve(&env, "headless").await.unwrap();
+    store.remove(&format!("volume/{headless}/head")).expect("it had one");
+    let gateway = gateway(&store, 1, None);
+    let listed = gateway.exports.list().await.unwrap();
+    assert_eq!(listed.iter().map(|e| &*e.name).collect::<Vec<_>>(), ["a", "z"]);
+    let opened = gateway.exports.open("half-deleted").await.map(|_| ()).unwrap_err();
+    assert!(matches!(&opened, Refusal::Refused(why) if why.contains("being deleted")), "{opened:?}");
+    let opened = gateway.exports.open("headless").await.map(|_| ()).unwrap_err();
+    assert!(matches!(&opened, Refusal::Failed(why) if why.contains("incomplete")), "{opened:?}");
+    gateway.exports.open("z").await.unwrap();
+}
+
+/// A client asked for a name: what it gets is what the name stands for when it gets it.
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_is_made_anew_while_it_is_opened_is_opened() {
+    for held in ["/head", "/root/"] {
+        let store = store_of(&["a"]).await;
+        let env = environment(&store, 97);
+        let fault = Fault::new(Arc::new(store.clone()), 0);
+        let mut opener = environment(&store, 1);
+        opener.store = Arc::new(fault.clone());
+        let options = Options { volume: volume::Options::default(), idle_timeout: IDLE, maximum_open: 2 };
+        let volumes = OpenVolumes::new(opener, options, Metrics::new());
+        let gate = fault.hold(Operation::Get, held);
+        let replaces = async {
+            gate.reached(1).await;
+            catalog::delete(&env, &volume::Options::default(), "a", true).await.unwrap();
+            let made = catalog::create(&env, &volume::Options::default(), "a", SIZE, 4 << 20).await.unwrap();
+            gate.release();
+            made.volume
+        };
+        let (opened, second) = tokio::join!(volumes.open("a"), replaces);
+        assert_eq!(opened.unwrap().volume.id(), second, "{held}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_goes_while_it_is_opened_is_unknown() {
+    let store = store_of(&["a"]).await;
+    let env = environment(&store, 97);
+    let fault = Fault::new(Arc::new(store.clone()), 0);
+    let mut opener = environment(&store, 1);
+    opener.store = Arc::new(fault.clone());
+    let options = Options { volume: volume::Options::default(), idle_timeout: IDLE, maximum_open: 2 };
+    let volumes = OpenVolumes::new(opener, options, Metrics::new());
+    let gate = fault.hold(Operation::Get, "/head");
+    let deletes = async {
+        gate.reached(1).await;
+        catalog::delete(&env, &volume::Options::default(), "a", false).await.unwrap();
+        gate.release();
+    };
+    let (opened, ()) = tokio::join!(volumes.open("a"), deletes);
+    let refused = opened.map(|_| ()).unwrap_err();
+    assert!(matches!(&refused, Refusal::Unknown(name) if name == "a"), "{refused:?}");
+}
+
+/// An answer that is on its way while a volume is deleted here is not kept.
+#[tokio::test(start_paused = true)]
+async fn the_catalogue_keeps_nothing_that_was_asked_before_a_change() {
+    let store = store_of(&["a"]).await;
+    let fault = Fault::new(Arc::new(store.clone()), 0);
+    let mut env = environment(&store, 1);
+    env.store = Arc::new(fault.clone());
+    let catalogue = Catalogue::new(env, Duration::from_secs(3600));
+    let gate = crate::store::fault::Gate::new();
+    fault.add(Rule::new(Action::HoldAnswer(gate.clone())).on(Operation::Get).containing("/root/"));
+    let deletes = async {
+        gate.reached(1).await;
+        catalog::delete(&environment(&store, 2), &volume::Options::default(), "a", false).await.unwrap();
+        catalogue.forget();
+        gate.release();
+    };
+    let (early, ()) = tokio::join!(catalogue.info("a"), deletes);
+    early.expect("it was there when it was asked for");
+    let late = catalogue.info("a").await.unwrap_err();
+    assert!(matches!(&*late, OpenError::NoSuchVolume(_)), "{late}");
 }

@@ -26,6 +26,18 @@ const PAGE_ENTRIES: usize = 1000;
 /// Bytes that are copied without another thread where the system has them in memory: to wake one costs more.
 const AT_HAND_BYTES: u64 = 128 << 10;
 
+/// What may be made of a directory in order to open a store in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Setup {
+    /// The directory, and a store in it.
+    #[default]
+    Make,
+    /// A store, in a directory that exists.
+    InPlace,
+    /// Nothing: a store was there before.
+    Existing,
+}
+
 /// A store in a directory.
 #[derive(Debug)]
 pub struct LocalStore {
@@ -40,9 +52,18 @@ impl LocalStore {
     /// # Errors
     /// Of the file system.
     pub async fn open(root: &Path) -> std::io::Result<Self> {
+        Self::open_as(root, Setup::Make).await
+    }
+
+    /// The same where there may be no store yet.
+    ///
+    /// # Errors
+    /// Of the file system; [`std::io::ErrorKind::NotFound`] if there is no directory, or no store in it, and `setup`
+    /// does not allow to make it.
+    pub async fn open_as(root: &Path, setup: Setup) -> std::io::Result<Self> {
         let tasks = Tasks::new();
         let path = root.to_owned();
-        let opened = tasks.spawn_blocking(move || Tree::open(&path)).await;
+        let opened = tasks.spawn_blocking(move || Tree::open(&path, setup)).await;
         let tree = Arc::new(opened.map_err(std::io::Error::other)??);
         Ok(Self { root: root.to_owned(), tree, tasks })
     }

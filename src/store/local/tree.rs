@@ -25,6 +25,7 @@ use crate::mutant::{self, Mutant};
 
 use super::super::error::Source;
 use super::super::{ByteRange, Condition, ETag, Error, Object};
+use super::Setup;
 use super::direct;
 use super::memory::{Buffer, Pool};
 
@@ -164,8 +165,15 @@ impl Drop for Temporary<'_> {
 }
 
 impl Tree {
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
-        make_path(path)?;
+    pub(super) fn open(path: &Path, setup: Setup) -> io::Result<Self> {
+        match setup {
+            Setup::Make => make_path(path)?,
+            Setup::InPlace => {}
+            // Looked at before anything is made.
+            Setup::Existing => {
+                std::fs::metadata(path.join(LOCKS))?;
+            }
+        }
         let root: File = {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
             rustix::fs::open(path, flags, Mode::empty())?.into()

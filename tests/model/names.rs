@@ -1,0 +1,558 @@
+//! How names are bound and unbound, as a machine of small states: what each process may do next, and what a request
+//! does when it lands.
+//!
+//! Processes create, delete (by name and by id) and open volumes under one name. A request is sent in one step and lands
+//! in another, however late, also after its sender died; a process that dies is one that takes no further step. With
+//! `late_duplicates` each change of the name may land twice, and the answer of the first landing may be lost. Journal and lease are
+//! only in it as far as a deletion must respect them. It must not know what has to hold: that is in [`super`]. A rename
+//! or a clone would be another [`Role`].
+
+use std::fmt;
+
+/// A volume: its place among all that are ever made.
+pub(super) type Volume = u8;
+
+/// The object under the name. Its version grows with every change, so that no version returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Binding {
+    /// No object: the name was never used.
+    Absent,
+    /// A tombstone of this version.
+    Free(u8),
+    /// Version, and the volume that the name stands for.
+    Bound(u8, Volume),
+}
+
+impl Binding {
+    fn version(self) -> u8 {
+        match self {
+            Self::Absent => 0,
+            Self::Free(version) | Self::Bound(version, _) => version,
+        }
+    }
+
+    pub(super) fn stands_for(self, volume: Volume) -> bool {
+        matches!(self, Self::Bound(_, bound) if bound == volume)
+    }
+}
+
+/// The head of a volume. Its version grows with every change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Head {
+    Absent,
+    /// Version, and whether somebody holds the lease.
+    Live(u8, bool),
+    Deleting(u8),
+}
+
+/// The objects of a volume, but for the head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Part {
+    /// What a listing of all volumes shows.
+    Identity,
+    /// Root, root table, data.
+    Content,
+    Head,
+}
+
+/// What lies in the bucket of one volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Disk {
+    pub identity: bool,
+    pub content: bool,
+    pub head: Head,
+    /// Somebody was told that data is safe in it.
+    pub committed: bool,
+}
+
+/// What a process is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Role {
+    Creates(Volume),
+    DeletesByName,
+    DeletesById(Volume),
+    Opens,
+}
+
+/// A rule that can be broken, to see that the rule is needed and that its breaking is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Broken {
+    /// A deletion removes the name, whatever it stands for by then.
+    UnbindsBlindly,
+    /// A deletion unbinds the name before it marks the head.
+    UnbindsFirst,
+    /// A deletion unbinds the name after the head is gone.
+    UnbindsLast,
+    /// A name is unbound by deleting its object.
+    DeletesName,
+    /// A creator binds the name whatever stands there.
+    BindsBlindly,
+    /// A creator binds the name before the volume has a head.
+    BindsHalfMade,
+    /// A creator that lost the name to nobody reads it again, and binds the volume that it has.
+    BindsAgain,
+    /// A creator takes a name from a volume that nobody deletes.
+    TakesLiveName,
+    /// A deletion by id leaves a free name as it is, so that the creator can still bind it.
+    LeavesNameFree,
+    /// A deletion by id that found no head takes the name from a volume that has got one since.
+    UnbindsUnmarked,
+    /// A deletion removes the identity before the rest.
+    IdentityFirst,
+    /// A deletion asks for the lease, and then marks whatever head there is.
+    MarksBlindly,
+}
+
+/// How much is checked.
+#[derive(Clone, Debug)]
+pub(super) struct Scope {
+    pub roles: Vec<Role>,
+    /// Whether volume 0 stands, whole, with data, under the name.
+    pub first_stands: bool,
+    /// Whether each change of the name may land twice.
+    pub late_duplicates: bool,
+    pub broken: Option<Broken>,
+}
+
+impl Scope {
+    fn breaks(&self, rule: Broken) -> bool {
+        self.broken == Some(rule)
+    }
+
+    /// How many volumes there may ever be.
+    fn volumes(&self) -> usize {
+        let made = self.roles.iter().filter_map(|role| match role {
+            Role::Creates(volume) => Some(usize::from(*volume) + 1),
+            _ => None,
+        });
+        made.max().unwrap_or(0).max(1)
+    }
+}
+
+/// How far a process has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum At {
+    Begins,
+    /// Creator: the name is bound; is that volume being deleted?
+    Checks(Volume),
+    Makes(Part),
+    Binds,
+    /// Deleter: reads the head, and marks it.
+    Marks(Volume),
+    /// Reads the name, and unbinds it.
+    Unbinds(Volume),
+    /// By id, where there is no head: makes sure that the name is never bound to the volume.
+    Fences(Volume),
+    Removes(Volume, Part),
+    /// Opener.
+    Takes(Volume),
+    Recovers(Volume),
+    Serves(Volume),
+    Releases(Volume),
+    /// Told that it is done.
+    Done(Option<Volume>),
+    /// Told that it is not.
+    Failed,
+}
+
+/// A request that changes something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Request {
+    /// Replaces exactly `from`; `None` whatever stands there.
+    Name {
+        from: Option<Binding>,
+        to: Binding,
+    },
+    Head {
+        volume: Volume,
+        from: Option<Head>,
+        to: Head,
+    },
+    Make(Volume, Part),
+    Delete(Volume, Part),
+}
+
+/// What one process knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Process {
+    pub at: At,
+    /// The name as it was read.
+    pub name: Binding,
+    /// The head that it made.
+    pub head: Head,
+    /// A request without an answer yet.
+    pub waits: Option<Request>,
+    /// A request that was refused: what stands there decides what that means.
+    pub refused: Option<Request>,
+}
+
+/// A request on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Flight {
+    pub sender: u8,
+    pub request: Request,
+    /// How often it may yet land.
+    pub landings: u8,
+}
+
+/// The bucket, the network and every process.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct State {
+    pub name: Binding,
+    pub disks: Vec<Disk>,
+    pub processes: Vec<Process>,
+    /// In order, each once.
+    pub flights: Vec<Flight>,
+}
+
+/// What happens between two states.
+#[derive(Clone, Debug)]
+pub(super) enum Step {
+    Reads { process: u8, role: Role, then: At },
+    Sends { process: u8, role: Role, request: Request },
+    Commits { process: u8, volume: Volume },
+    Lands { flight: Flight, applied: bool, answered: bool },
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Reads { process, role, then } => write!(f, "P{process} ({role:?}) reads; now {then:?}"),
+            Self::Sends { process, role, request } => write!(f, "P{process} ({role:?}) sends {request:?}"),
+            Self::Commits { process, volume } => write!(f, "P{process} answers a flush on volume {volume}"),
+            Self::Lands { flight, applied, answered } => {
+                let Flight { sender, request, .. } = flight;
+                let effect = if *applied { "done" } else { "refused" };
+                let answer = if *answered { "" } else { ", no answer" };
+                write!(f, "  {request:?} of P{sender} lands: {effect}{answer}")
+            }
+        }
+    }
+}
+
+impl State {
+    /// No process has begun.
+    pub(super) fn first(scope: &Scope) -> Self {
+        let none = Disk { identity: false, content: false, head: Head::Absent, committed: false };
+        let mut disks = vec![none; scope.volumes()];
+        let mut name = Binding::Absent;
+        if scope.first_stands {
+            disks[0] = Disk { identity: true, content: true, head: Head::Live(1, false), committed: true };
+            name = Binding::Bound(1, 0);
+        }
+        let process =
+            Process { at: At::Begins, name: Binding::Absent, head: Head::Absent, waits: None, refused: None };
+        Self { name, disks, processes: vec![process; scope.roles.len()], flights: Vec::new() }
+    }
+
+    fn disk(&self, volume: Volume) -> &Disk {
+        &self.disks[usize::from(volume)]
+    }
+
+    /// Every step that can be taken, and the state after it.
+    pub(super) fn steps(&self, scope: &Scope) -> Vec<(Step, Self)> {
+        let mut steps = Vec::new();
+        for (p, process) in (0_u8..).zip(&self.processes) {
+            if process.waits.is_none() {
+                let role = scope.roles[usize::from(p)];
+                steps.extend(self.step(scope, p, role, process));
+            }
+        }
+        for flight in &self.flights {
+            steps.push(self.land(scope, *flight, true));
+            if flight.landings > 1 && self.processes[usize::from(flight.sender)].waits == Some(flight.request)
+            {
+                steps.push(self.land(scope, *flight, false));
+            }
+        }
+        steps
+    }
+
+    /// The next step of a process that waits for nothing.
+    fn step(&self, scope: &Scope, p: u8, role: Role, process: &Process) -> Option<(Step, Self)> {
+        if let Some(request) = process.refused {
+            return Some(self.looks(scope, p, role, request));
+        }
+        match (process.at, role) {
+            (At::Begins, Role::Creates(_)) => Some(self.reads(p, role, |now| {
+                now.name = self.name;
+                now.at = match self.name {
+                    Binding::Bound(_, other) => At::Checks(other),
+                    Binding::Absent | Binding::Free(_) => At::Makes(Part::Identity),
+                };
+            })),
+            (At::Checks(other), _) => Some(self.reads(p, role, |now| {
+                let deleting = matches!(self.disk(other).head, Head::Deleting(_));
+                let takes = deleting || scope.breaks(Broken::TakesLiveName);
+                now.at = if takes { At::Makes(Part::Identity) } else { At::Failed };
+            })),
+            (At::Makes(part), Role::Creates(volume)) => {
+                let request = match part {
+                    Part::Head => {
+                        Request::Head { volume, from: Some(Head::Absent), to: Head::Live(1, false) }
+                    }
+                    Part::Identity | Part::Content => Request::Make(volume, part),
+                };
+                Some(self.sends(scope, p, role, request))
+            }
+            (At::Binds, Role::Creates(volume)) => {
+                let to = Binding::Bound(process.name.version() + 1, volume);
+                let from = (!scope.breaks(Broken::BindsBlindly)).then_some(process.name);
+                Some(self.sends(scope, p, role, Request::Name { from, to }))
+            }
+            (At::Begins, Role::DeletesByName) => Some(self.reads(p, role, |now| {
+                now.name = self.name;
+                now.at = match self.name {
+                    Binding::Bound(_, volume) if scope.breaks(Broken::UnbindsFirst) => At::Unbinds(volume),
+                    Binding::Bound(_, volume) => At::Marks(volume),
+                    Binding::Absent | Binding::Free(_) => At::Failed,
+                };
+            })),
+            (At::Begins, Role::DeletesById(volume)) => Some(self.reads(p, role, |now| {
+                now.at = if self.disk(volume).identity { At::Marks(volume) } else { At::Failed };
+            })),
+            (At::Marks(volume), _) => Some(self.mark(scope, p, role, volume)),
+            (At::Fences(volume), _) if self.name.stands_for(volume) => {
+                Some(self.reads(p, role, |now| now.at = At::Marks(volume)))
+            }
+            (At::Unbinds(volume) | At::Fences(volume), _) => Some(self.unbind(scope, p, role, volume)),
+            (At::Removes(volume, part), _) => Some(self.sends(scope, p, role, Request::Delete(volume, part))),
+            (At::Begins, Role::Opens) => Some(self.reads(p, role, |now| {
+                now.at = match self.name {
+                    Binding::Bound(_, volume) => At::Takes(volume),
+                    Binding::Absent | Binding::Free(_) => At::Failed,
+                };
+            })),
+            (At::Takes(volume), _) => match self.disk(volume).head {
+                Head::Live(version, false) => {
+                    let (from, to) = (Some(Head::Live(version, false)), Head::Live(version + 1, true));
+                    Some(self.sends(scope, p, role, Request::Head { volume, from, to }))
+                }
+                _ => Some(self.reads(p, role, |now| now.at = At::Failed)),
+            },
+            (At::Recovers(volume), _) => Some(self.reads(p, role, |now| {
+                let whole = self.disk(volume).identity && self.disk(volume).content;
+                now.at = if whole { At::Serves(volume) } else { At::Failed };
+            })),
+            (At::Serves(volume), _) => self.commit(p, process, volume),
+            (At::Releases(volume), _) => {
+                let Head::Live(version, _) = process.head else { return None };
+                let (from, to) = (Some(process.head), Head::Live(version + 1, false));
+                Some(self.sends(scope, p, role, Request::Head { volume, from, to }))
+            }
+            (At::Makes(_) | At::Binds | At::Done(_) | At::Failed, _) => None,
+        }
+    }
+
+    /// A flush is answered, unless the head says that another has the volume: its log is sealed then.
+    fn commit(&self, p: u8, process: &Process, volume: Volume) -> Option<(Step, Self)> {
+        (self.disk(volume).head == process.head).then(|| {
+            let mut next = self.clone();
+            next.disks[usize::from(volume)].committed = true;
+            next.processes[usize::from(p)].at = At::Releases(volume);
+            (Step::Commits { process: p, volume }, next)
+        })
+    }
+
+    /// Reads the head; one that is live and not held is replaced by one that says that the volume is being deleted.
+    fn mark(&self, scope: &Scope, p: u8, role: Role, volume: Volume) -> (Step, Self) {
+        let next = self.after_mark(scope, volume);
+        match self.disk(volume).head {
+            Head::Live(version, false) => {
+                let from = (!scope.breaks(Broken::MarksBlindly)).then_some(Head::Live(version, false));
+                self.sends(scope, p, role, Request::Head { volume, from, to: Head::Deleting(version + 1) })
+            }
+            Head::Live(_, true) => self.reads(p, role, |now| now.at = At::Failed),
+            // An earlier deletion was cut short, or a creation before it made the head.
+            Head::Deleting(_) => self.reads(p, role, |now| now.at = next),
+            Head::Absent if role != Role::DeletesByName => {
+                let unfenced = scope.breaks(Broken::UnbindsUnmarked);
+                self.reads(p, role, |now| now.at = if unfenced { next } else { At::Fences(volume) })
+            }
+            // By name: another deletion has removed the volume, and had unbound the name before.
+            Head::Absent => self.reads(p, role, |now| now.at = At::Failed),
+        }
+    }
+
+    fn after_mark(&self, scope: &Scope, volume: Volume) -> At {
+        if scope.breaks(Broken::UnbindsFirst) || scope.breaks(Broken::UnbindsLast) {
+            removal(scope, volume, None)
+        } else {
+            At::Unbinds(volume)
+        }
+    }
+
+    /// Unbinds the name if it stands for this volume. By id, a free name is changed too: a creator that has still to
+    /// bind it read it before it made the volume, so that it comes too late.
+    fn unbind(&self, scope: &Scope, p: u8, role: Role, volume: Volume) -> (Step, Self) {
+        let fences = matches!(role, Role::DeletesById(_)) && !scope.breaks(Broken::LeavesNameFree);
+        let to = if scope.breaks(Broken::DeletesName) {
+            Binding::Absent
+        } else {
+            Binding::Free(self.name.version() + 1)
+        };
+        let from = (!scope.breaks(Broken::UnbindsBlindly)).then_some(self.name);
+        match self.name {
+            name if name.stands_for(volume) => self.sends(scope, p, role, Request::Name { from, to }),
+            Binding::Absent | Binding::Free(_) if fences => {
+                self.sends(scope, p, role, Request::Name { from, to })
+            }
+            _ => self.reads(p, role, |now| now.at = after_unbinding(scope, volume)),
+        }
+    }
+
+    /// A refused request has taken effect all the same if its bytes stand there: an earlier answer was lost.
+    fn looks(&self, scope: &Scope, p: u8, role: Role, request: Request) -> (Step, Self) {
+        let ours = match request {
+            Request::Name { to, .. } => self.name == to,
+            Request::Head { volume, to, .. } => self.disk(volume).head == to,
+            Request::Make(..) | Request::Delete(..) => true,
+        };
+        self.reads(p, role, |now| {
+            now.refused = None;
+            answered(scope, role, now, request, ours);
+            if !ours && now.at == At::Binds && scope.breaks(Broken::BindsAgain) {
+                now.name = self.name;
+            }
+            if now.at == At::Binds && matches!(self.name, Binding::Bound(..)) && !ours {
+                now.at = At::Failed;
+            }
+        })
+    }
+
+    fn reads(&self, p: u8, role: Role, change: impl FnOnce(&mut Process)) -> (Step, Self) {
+        let mut next = self.clone();
+        let process = &mut next.processes[usize::from(p)];
+        change(process);
+        let then = process.at;
+        (Step::Reads { process: p, role, then }, next)
+    }
+
+    fn sends(&self, scope: &Scope, p: u8, role: Role, request: Request) -> (Step, Self) {
+        let mut next = self.clone();
+        next.processes[usize::from(p)].waits = Some(request);
+        let twice = scope.late_duplicates && matches!(request, Request::Name { .. });
+        next.flies(Flight { sender: p, request, landings: if twice { 2 } else { 1 } });
+        (Step::Sends { process: p, role, request }, next)
+    }
+
+    fn flies(&mut self, flight: Flight) {
+        if let Err(place) = self.flights.binary_search(&flight) {
+            self.flights.insert(place, flight);
+        }
+    }
+
+    /// The request takes effect or is refused, and is answered, unless the answer is lost.
+    fn land(&self, scope: &Scope, flight: Flight, answer: bool) -> (Step, Self) {
+        let Flight { sender, request, landings } = flight;
+        let mut next = self.clone();
+        next.flights.retain(|other| *other != flight);
+        if landings > 1 {
+            next.flies(Flight { landings: landings - 1, ..flight });
+        }
+        let applied = next.apply(request);
+        let process = &mut next.processes[usize::from(sender)];
+        let answered_now = answer && process.waits == Some(request);
+        if answered_now {
+            process.waits = None;
+            if applied {
+                answered(scope, scope.roles[usize::from(sender)], process, request, true);
+            } else {
+                process.refused = Some(request);
+            }
+        }
+        (Step::Lands { flight, applied, answered: answered_now }, next)
+    }
+
+    fn apply(&mut self, request: Request) -> bool {
+        match request {
+            Request::Name { from, to } => {
+                let applies = from.is_none_or(|from| from == self.name);
+                if applies {
+                    self.name = to;
+                }
+                applies
+            }
+            Request::Head { volume, from, to } => {
+                let head = &mut self.disks[usize::from(volume)].head;
+                let applies = from.is_none_or(|from| from == *head);
+                if applies {
+                    *head = to;
+                }
+                applies
+            }
+            Request::Make(volume, part) | Request::Delete(volume, part) => {
+                let disk = &mut self.disks[usize::from(volume)];
+                let made = matches!(request, Request::Make(..));
+                match part {
+                    Part::Identity => disk.identity = made,
+                    Part::Content => disk.content = made,
+                    Part::Head => disk.head = Head::Absent,
+                }
+                true
+            }
+        }
+    }
+}
+
+/// What a process does once it knows what became of its request.
+fn answered(scope: &Scope, role: Role, process: &mut Process, request: Request, done: bool) {
+    let half_made = scope.breaks(Broken::BindsHalfMade);
+    process.at = match (process.at, role) {
+        (At::Makes(Part::Identity), _) => At::Makes(Part::Content),
+        (At::Makes(Part::Content), _) if half_made => At::Binds,
+        (At::Makes(Part::Content), _) => At::Makes(Part::Head),
+        (At::Makes(Part::Head), Role::Creates(volume)) if half_made => At::Done(Some(volume)),
+        (At::Makes(Part::Head), _) => At::Binds,
+        (At::Binds, _) if done && half_made => At::Makes(Part::Head),
+        (At::Binds, Role::Creates(volume)) if done => At::Done(Some(volume)),
+        (At::Binds, _) if scope.breaks(Broken::BindsAgain) => At::Binds,
+        // The name is another's, or was changed since it was read: what was made goes.
+        (At::Binds, Role::Creates(volume)) => removal(scope, volume, None),
+        (At::Marks(volume), _) if done && scope.breaks(Broken::UnbindsFirst) => removal(scope, volume, None),
+        (At::Marks(volume), _) if done && scope.breaks(Broken::UnbindsLast) => removal(scope, volume, None),
+        (At::Marks(volume), _) if done => At::Unbinds(volume),
+        (At::Marks(volume), _) => At::Marks(volume),
+        (At::Unbinds(volume) | At::Fences(volume), _) if done => after_unbinding(scope, volume),
+        (At::Unbinds(volume), _) => At::Unbinds(volume),
+        (At::Removes(volume, part), Role::Creates(_)) => match removal(scope, volume, Some(part)) {
+            At::Unbinds(_) | At::Done(_) => At::Failed,
+            next => next,
+        },
+        (At::Removes(volume, part), _) => removal(scope, volume, Some(part)),
+        (At::Takes(volume), _) if done => {
+            let Request::Head { to, .. } = request else { unreachable!("it asked for the head") };
+            process.head = to;
+            At::Recovers(volume)
+        }
+        (At::Takes(_), _) => At::Failed,
+        (At::Releases(volume), _) if done => At::Done(Some(volume)),
+        (At::Releases(_), _) => At::Failed,
+        (at, _) => at,
+    };
+}
+
+fn after_unbinding(scope: &Scope, volume: Volume) -> At {
+    if scope.breaks(Broken::UnbindsFirst) {
+        At::Marks(volume)
+    } else if scope.breaks(Broken::UnbindsLast) {
+        At::Done(Some(volume))
+    } else {
+        removal(scope, volume, None)
+    }
+}
+
+/// What a deletion removes after a part; what a listing shows goes last.
+fn removal(scope: &Scope, volume: Volume, after: Option<Part>) -> At {
+    let order = if scope.breaks(Broken::IdentityFirst) {
+        [Part::Identity, Part::Content, Part::Head]
+    } else {
+        [Part::Content, Part::Head, Part::Identity]
+    };
+    let place = after.map_or(0, |part| order.iter().position(|p| *p == part).expect("a part") + 1);
+    match order.get(place) {
+        Some(part) => At::Removes(volume, *part),
+        None if scope.breaks(Broken::UnbindsLast) => At::Unbinds(volume),
+        None => At::Done(Some(volume)),
+    }
+}

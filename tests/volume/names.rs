@@ -1,0 +1,476 @@
+//! A name stands for a whole volume or for one that is being deleted, whatever is created, deleted and opened at once.
+
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use cairn::store::fault::{Action, Failure, Rule};
+use cairn::store::{Condition, Operation, Store as _};
+use cairn::volume::catalog::{self, Progress};
+use cairn::volume::{Entropy, Environment, OpenError, Volume};
+use uuid::Uuid;
+
+use super::bench::{Bench, MIB, pattern, read};
+
+const CHUNK: u64 = 4 * MIB;
+
+/// An environment whose ids and nonces are no other's.
+fn env(bench: &Bench) -> Environment {
+    static SEEDS: AtomicU64 = AtomicU64::new(1 << 40);
+    let seed = SEEDS.fetch_add(1, Ordering::Relaxed);
+    Environment { entropy: Entropy::seeded(seed), ..bench.env(MIB) }
+}
+
+async fn create(bench: &Bench, name: &str) -> Result<catalog::Info, OpenError> {
+    catalog::create(&env(bench), &bench.options, name, MIB, CHUNK).await
+}
+
+async fn delete(bench: &Bench, name: &str, takeover: bool) -> Result<(), OpenError> {
+    catalog::delete(&env(bench), &bench.options, name, takeover).await
+}
+
+async fn delete_id(bench: &Bench, id: Uuid, takeover: bool) -> Result<(), OpenError> {
+    catalog::delete_by_id(&env(bench), &bench.options, id, takeover).await
+}
+
+async fn id(bench: &Bench) -> Uuid {
+    catalog::resolve(&bench.env(MIB), "disk").await.expect("the name stands")
+}
+
+/// Opens the volume, has data flushed into it, and closes it.
+async fn fill(bench: &mut Bench, seed: u64) {
+    let volume = bench.open().await;
+    volume.write(0, pattern(seed, 8192), true).await.unwrap();
+    volume.close().await.unwrap();
+}
+
+/// The volume under the name serves what was flushed.
+async fn holds(bench: &mut Bench, seed: u64) {
+    let volume = bench.open().await;
+    assert_eq!(read(&volume, 0, 8192).await, pattern(seed, 8192));
+    volume.close().await.unwrap();
+}
+
+/// Removes, by their ids, all volumes that have no name; says how many these were.
+async fn remove_unnamed(bench: &Bench) -> usize {
+    let unnamed =
+        catalog::unnamed(&bench.env(MIB)).await.expect("a listing never fails because of one volume");
+    for volume in &unnamed {
+        delete_id(bench, volume.volume, false).await.unwrap_or_else(|e| panic!("{volume:?}: {e}"));
+    }
+    assert_eq!(catalog::unnamed(&bench.env(MIB)).await.unwrap().len(), 0);
+    unnamed.len()
+}
+
+/// Nothing is left in the store but names that are free.
+fn only_free_names(bench: &Bench) {
+    let left: Vec<_> = bench.memory.objects().into_iter().filter(|(_, body)| body.len() != 52).collect();
+    assert!(left.is_empty(), "{:?}", left.iter().map(|(key, _)| key).collect::<Vec<_>>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_deletion_leaves_the_name_of_a_new_volume_alone() {
+    let mut bench = Bench::new(64 * MIB).await;
+    let first = id(&bench).await;
+    let gate = bench.fault.hold(Operation::Get, "/head");
+    let mut other = bench.beside();
+    let (env, options) = (env(&bench), bench.options.clone());
+    let late = catalog::delete(&env, &options, "disk", false);
+    let meanwhile = async {
+        gate.reached(1).await;
+        delete(&other, "disk", false).await.unwrap();
+        let second = create(&other, "disk").await.unwrap().volume;
+        fill(&mut other, 2).await;
+        gate.release();
+        second
+    };
+    let (late, second) = tokio::join!(late, meanwhile);
+    late.expect("the volume that it was told to delete is gone");
+    assert_ne!(first, second);
+    assert_eq!(id(&bench).await, second);
+    bench.fault.clear();
+    holds(&mut bench, 2).await;
+}
+
+/// Wherever a deletion hangs, and whatever is done under its name meanwhile, it does no harm when it goes on.
+#[tokio::test(start_paused = true)]
+async fn a_deletion_that_hangs_anywhere_harms_no_new_volume() {
+    for operation in [Operation::Get, Operation::Put, Operation::Delete, Operation::List] {
+        // The first GET says which volume is deleted: what it finds is deleted rightly.
+        let first = u32::from(operation == Operation::Get);
+        for nth in first.. {
+            let mut bench = Bench::new(64 * MIB).await;
+            fill(&mut bench, 1).await;
+            let gate = cairn::store::fault::Gate::new();
+            bench.fault.add(Rule::new(Action::Hold(gate.clone())).on(operation).skip(nth));
+            let mut other = bench.beside();
+            let (env, options) = (env(&bench), bench.options.clone());
+            let mut late = pin!(catalog::delete(&env, &options, "disk", false));
+            let hangs = tokio::select! {
+                biased;
+                ended = late.as_mut() => { ended.unwrap(); false }
+                () = gate.reached(1) => true,
+            };
+            if !hangs {
+                assert!(nth > first, "a deletion has each of these requests: {operation:?}");
+                break;
+            }
+            // Ended by another; where it had taken the name already, by the id.
+            if let Err(error) = delete(&other, "disk", false).await {
+                assert!(matches!(error, OpenError::NoSuchVolume(_)), "{error}");
+            }
+            create(&other, "disk").await.unwrap();
+            fill(&mut other, 2).await;
+            gate.release();
+            late.await.unwrap();
+            bench.fault.clear();
+            holds(&mut bench, 2).await;
+            remove_unnamed(&bench).await;
+            delete(&bench, "disk", false).await.unwrap();
+            only_free_names(&bench);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deletion_that_is_cut_short_anywhere_leaves_what_is_found_and_removed() {
+    for effect in [Action::FailBefore(Failure::Rejected), Action::FailAfter(Failure::Rejected)] {
+        for requests in 0.. {
+            let mut bench = Bench::new(64 * MIB).await;
+            fill(&mut bench, 1).await;
+            let first = id(&bench).await;
+            bench.fault.add(Rule::new(effect.clone()).skip(requests).times(1));
+            bench.fault.add(Rule::new(Action::FailBefore(Failure::Rejected)).skip(requests + 1));
+            let ended = delete(&bench, "disk", false).await.is_ok();
+            bench.fault.clear();
+            let listed = catalog::volumes(&bench.env(MIB)).await.unwrap();
+            let info = catalog::info(&bench.env(MIB), "disk").await;
+            match &info {
+                Ok(info) => assert_eq!(info.volume, first),
+                Err(OpenError::Deleting | OpenError::NoSuchVolume(_)) => {
+                    let new = create(&bench, "disk").await.expect("a new one can be made at once");
+                    assert_ne!(new.volume, first);
+                    fill(&mut bench, 2).await;
+                    remove_unnamed(&bench).await;
+                    holds(&mut bench, 2).await;
+                }
+                Err(error) => panic!("after {requests} requests: {error}"),
+            }
+            assert!(listed.len() <= 1);
+            if info.is_ok() {
+                assert!(!ended);
+                holds(&mut bench, 1).await;
+                assert_eq!(remove_unnamed(&bench).await, 0);
+            }
+            delete(&bench, "disk", false).await.unwrap();
+            only_free_names(&bench);
+            if ended {
+                break;
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_creation_that_is_cut_short_anywhere_leaves_what_is_found_and_removed() {
+    for effect in [Action::FailBefore(Failure::Rejected), Action::FailAfter(Failure::Rejected)] {
+        for requests in 0.. {
+            let bench = Bench::new(64 * MIB).await;
+            delete(&bench, "disk", false).await.unwrap();
+            bench.fault.add(Rule::new(effect.clone()).skip(requests).times(1));
+            bench.fault.add(Rule::new(Action::FailBefore(Failure::Rejected)).skip(requests + 1));
+            let ended = create(&bench, "disk").await.is_ok();
+            bench.fault.clear();
+            let listed = catalog::volumes(&bench.env(MIB)).await.unwrap();
+            assert!(listed.iter().all(|listed| listed.found.is_ok()), "{listed:?}");
+            let named = !listed.is_empty();
+            if !named {
+                assert!(!ended);
+                create(&bench, "disk").await.expect("the name is free");
+            }
+            assert!(remove_unnamed(&bench).await <= 1);
+            let mut bench = bench.beside();
+            fill(&mut bench, 3).await;
+            holds(&mut bench, 3).await;
+            delete(&bench, "disk", false).await.unwrap();
+            only_free_names(&bench);
+            if ended {
+                break;
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_is_deleted_while_it_is_being_made_gets_no_name() {
+    for held in ["/root/0-1", "/root/0-2", "/head", "name/"] {
+        let bench = Bench::new(64 * MIB).await;
+        delete(&bench, "disk", false).await.unwrap();
+        let gate = bench.fault.hold(Operation::Put, held);
+        let other = bench.beside();
+        let creates = create(&bench, "disk");
+        let deletes = async {
+            gate.reached(1).await;
+            let unnamed = catalog::unnamed(&other.env(MIB)).await.unwrap();
+            let [only] = &unnamed[..] else { panic!("{unnamed:?}") };
+            assert_eq!(only.made_for.as_deref(), Some("disk"));
+            let whole = matches!(only.progress, Progress::Unbound);
+            assert_eq!(whole, held == "name/", "{only:?}");
+            delete_id(&other, only.volume, false).await.unwrap();
+            gate.release();
+            only.volume
+        };
+        let (created, first) = tokio::join!(creates, deletes);
+        // It made another volume, since the name is free.
+        let created = created.unwrap();
+        assert_ne!(created.volume, first, "{held}");
+        assert_eq!(catalog::info(&other.env(MIB), "disk").await.unwrap().volume, created.volume);
+        let mut bench = other;
+        fill(&mut bench, 1).await;
+        holds(&mut bench, 1).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_creators_one_has_the_name_and_the_other_leaves_nothing() {
+    let bench = Bench::new(64 * MIB).await;
+    let gate = bench.fault.hold(Operation::Put, "name/new");
+    let other = bench.beside();
+    let wins = async {
+        gate.reached(1).await;
+        let won = create(&other, "new").await.unwrap();
+        gate.release();
+        won.volume
+    };
+    let (lost, won) = tokio::join!(create(&bench, "new"), wins);
+    assert!(matches!(lost, Err(OpenError::Exists(_))), "{lost:?}");
+    assert_eq!(catalog::resolve(&other.env(MIB), "new").await.unwrap(), won);
+    assert_eq!(catalog::unnamed(&other.env(MIB)).await.unwrap().len(), 0);
+    assert_eq!(other.keys("identity/").len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_answer_is_known_as_ones_own_success_and_a_false_refusal_is_none() {
+    for failure in [
+        Action::FailAfter(Failure::PreconditionFailed),
+        Action::FailBefore(Failure::PreconditionFailed),
+        Action::FailBefore(Failure::NotFound),
+    ] {
+        let bench = Bench::new(64 * MIB).await;
+        let once = || Rule::new(failure.clone()).on(Operation::Put).containing("name/").times(1);
+        bench.fault.add(once());
+        delete(&bench, "disk", false).await.unwrap();
+        only_free_names(&bench);
+        bench.fault.add(once());
+        let made = create(&bench, "disk").await.unwrap();
+        assert_eq!(id(&bench).await, made.volume);
+        assert_eq!(bench.keys("identity/").len(), 1);
+    }
+}
+
+/// A name's versions are never alike, so that a request that was sent for an earlier one never takes effect.
+#[tokio::test(start_paused = true)]
+async fn no_version_of_a_name_comes_twice() {
+    let bench = Bench::new(64 * MIB).await;
+    let mut seen = std::collections::BTreeSet::new();
+    for _ in 0..5 {
+        assert!(seen.insert(bench.memory.objects()["name/disk"].clone()));
+        delete(&bench, "disk", false).await.unwrap();
+        assert!(seen.insert(bench.memory.objects()["name/disk"].clone()));
+        create(&bench, "disk").await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_is_opened_while_its_deletion_begins_stays_unless_taken_over() {
+    let mut bench = Bench::new(64 * MIB).await;
+    let gate = bench.fault.hold(Operation::Put, "/head");
+    let mut other = bench.beside();
+    let opens = async {
+        gate.reached(1).await;
+        let volume = other.open().await;
+        volume.write(0, pattern(1, 8192), true).await.unwrap();
+        gate.release();
+        volume
+    };
+    let (deleted, volume) = tokio::join!(delete(&bench, "disk", false), opens);
+    assert!(matches!(deleted, Err(OpenError::Held { .. })), "{deleted:?}");
+    volume.write(8192, pattern(2, 8192), true).await.unwrap();
+    volume.close().await.unwrap();
+    bench.fault.clear();
+    holds(&mut bench, 1).await;
+    assert_eq!(catalog::unnamed(&bench.env(MIB)).await.unwrap().len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_opening_of_a_volume_that_is_being_deleted_says_so() {
+    let mut bench = Bench::new(64 * MIB).await;
+    let first = id(&bench).await;
+    let gate = bench.fault.hold(Operation::Delete, "/root/");
+    let (env, options) = (env(&bench), bench.options.clone());
+    let mut deletes = pin!(catalog::delete(&env, &options, "disk", false));
+    assert!(futures::poll!(deletes.as_mut()).is_pending());
+    tokio::select! { _ = deletes.as_mut() => panic!("it is held"), () = gate.reached(1) => {} }
+    let other = bench.beside();
+    let opened = Volume::open(&other.env(MIB), other.options.clone(), first, true).await;
+    assert!(matches!(opened, Err(OpenError::Deleting)), "{opened:?}");
+    gate.release();
+    deletes.await.unwrap();
+    let opened = Volume::open(&other.env(MIB), other.options.clone(), first, true).await;
+    assert!(matches!(opened, Err(OpenError::Incomplete { .. })), "{opened:?}");
+    assert!(matches!(bench.try_open(true).await, Err(OpenError::NoSuchVolume(_))));
+}
+
+/// What can be wrong with one volume, as the keys to remove and the keys to damage.
+const WRONG: [(&str, bool); 8] = [
+    ("identity/", false),
+    ("identity/", true),
+    ("/head", false),
+    ("/head", true),
+    ("/root/0-1", false),
+    ("/root/0-1", true),
+    ("name/bad", true),
+    ("/journal/0000000001/00000000000000000002", true),
+];
+
+/// Removes or damages an object of the volume `bad` at rest.
+fn spoil(bench: &Bench, bad: Uuid, part: &str, damage: bool) {
+    let key = match part {
+        "name/bad" => part.to_owned(),
+        "identity/" => format!("identity/{bad}"),
+        _ => format!("volume/{bad}{part}"),
+    };
+    let body = bench.memory.remove(&key).unwrap_or_else(|| panic!("{key}"));
+    if damage {
+        let mut body = body.to_vec();
+        body[40] ^= 1;
+        bench.memory.insert(&key, Bytes::from(body));
+    }
+}
+
+/// A volume `bad` beside `disk`, with a record in its journal.
+async fn bad_volume(bench: &Bench) -> Uuid {
+    let bad = create(bench, "bad").await.unwrap().volume;
+    let volume = Volume::open(&bench.env(MIB), bench.options.clone(), bad, false).await.unwrap();
+    volume.write(0, pattern(7, 8192), true).await.unwrap();
+    volume.abandon().await;
+    bad
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_volume_that_is_damaged_or_incomplete_keeps_no_other_from_being_listed() {
+    for (part, damage) in WRONG {
+        let bench = Bench::new(64 * MIB).await;
+        let bad = bad_volume(&bench).await;
+        create(&bench, "zero").await.unwrap();
+        spoil(&bench, bad, part, damage);
+        let listed = catalog::volumes(&bench.env(MIB)).await.unwrap();
+        let names: Vec<&str> = listed.iter().map(|listed| &*listed.name).collect();
+        assert_eq!(names, ["bad", "disk", "zero"], "{part}");
+        let wrong = listed[0].found.is_err();
+        assert_eq!(wrong, !part.contains("journal"), "{part}: {:?}", listed[0]);
+        assert!(listed[1].found.is_ok() && listed[2].found.is_ok(), "{part}: {listed:?}");
+        catalog::unnamed(&bench.env(MIB)).await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_with_any_damaged_or_missing_object_can_be_deleted() {
+    for (part, damage) in WRONG {
+        let bench = Bench::new(64 * MIB).await;
+        let bad = bad_volume(&bench).await;
+        spoil(&bench, bad, part, damage);
+        if part == "name/bad" {
+            let error = delete(&bench, "bad", true).await.expect_err("its name cannot be read");
+            assert!(matches!(error, OpenError::Damaged { .. }), "{error}");
+            delete_id(&bench, bad, true).await.unwrap();
+        } else {
+            if part == "/head" && damage {
+                let error = delete(&bench, "bad", false).await.expect_err("who holds it cannot be read");
+                assert!(matches!(error, OpenError::Unclear { .. }), "{error}");
+            }
+            delete(&bench, "bad", true).await.unwrap_or_else(|e| panic!("{part}, {damage}: {e}"));
+        }
+        let left = bench.keys(&bad.to_string());
+        assert_eq!(left, Vec::<String>::new(), "{part}, {damage}");
+        create(&bench, "bad").await.unwrap_or_else(|e| panic!("{part}, {damage}: {e}"));
+        assert_eq!(catalog::unnamed(&bench.env(MIB)).await.unwrap().len(), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_by_its_id() {
+    for (part, damage) in WRONG {
+        let bench = Bench::new(64 * MIB).await;
+        let bad = bad_volume(&bench).await;
+        spoil(&bench, bad, part, damage);
+        delete_id(&bench, bad, true).await.unwrap_or_else(|e| panic!("{part}, {damage}: {e}"));
+        assert_eq!(bench.keys(&bad.to_string()), Vec::<String>::new(), "{part}, {damage}");
+        create(&bench, "bad").await.unwrap_or_else(|e| panic!("{part}, {damage}: {e}"));
+        let again = delete_id(&bench, bad, true).await;
+        assert!(matches!(again, Err(OpenError::NoSuchId(_))), "{again:?}");
+    }
+}
+
+/// The writer of a volume with a damaged record that is deleted has no flush answered any more.
+#[tokio::test(start_paused = true)]
+async fn deleting_a_volume_with_a_damaged_record_seals_its_log() {
+    let mut bench = Bench::new(64 * MIB).await;
+    let volume = bench.open().await;
+    for n in 0..4_u64 {
+        volume.write(n * 4096, pattern(n, 4096), true).await.unwrap();
+    }
+    let record = bench.keys("/journal/0000000001/00000000000000000003").pop().unwrap();
+    let mut body = bench.memory.remove(&record).unwrap().to_vec();
+    body[100] ^= 1;
+    bench.memory.insert(&record, body.into());
+    let gate = bench.fault.hold(Operation::Delete, "/journal/");
+    let (deleted, ()) = tokio::join!(delete(&bench, "disk", true), async {
+        gate.reached(1).await;
+        volume.write(0, pattern(9, 4096), true).await.expect_err("its log is sealed");
+        gate.release();
+    });
+    deleted.unwrap();
+    only_free_names(&bench);
+}
+
+/// A false 404 on a head that stands is no reason to delete without asking who holds the volume.
+#[tokio::test(start_paused = true)]
+async fn a_head_that_is_listed_is_not_taken_for_absent() {
+    let bench = Bench::new(64 * MIB).await;
+    let first = id(&bench).await;
+    bench.fault.add(Rule::new(Action::FailBefore(Failure::NotFound)).on(Operation::Get).containing("/head"));
+    for deleted in [delete(&bench, "disk", true).await, delete_id(&bench, first, true).await] {
+        let error = deleted.expect_err("the store contradicts itself");
+        assert!(matches!(error, OpenError::Store(cairn::store::Error::Transient { .. })), "{error}");
+    }
+    bench.fault.clear();
+    assert_eq!(catalog::info(&bench.env(MIB), "disk").await.unwrap().volume, first);
+}
+
+/// What stands under a name is known before a volume is made for it, so that many names cost no request each.
+#[tokio::test(start_paused = true)]
+async fn a_list_of_names_costs_no_request_for_each() {
+    let bench = Bench::new(64 * MIB).await;
+    for n in 0..20 {
+        create(&bench, &format!("kept-{n}")).await.unwrap();
+        create(&bench, &format!("gone-{n}")).await.unwrap();
+        delete(&bench, &format!("gone-{n}"), false).await.unwrap();
+    }
+    bench.memory.reset_tallies();
+    let names = catalog::list(&bench.env(MIB)).await.unwrap();
+    assert_eq!(names.len(), 21);
+    assert!(names.iter().all(|name| name == "disk" || name.starts_with("kept-")), "{names:?}");
+    assert_eq!(bench.gets("").requests, 0);
+}
+
+/// A name whose object somebody else made is an error, and is not overwritten.
+#[tokio::test(start_paused = true)]
+async fn what_is_no_name_object_is_not_overwritten_by_a_creation() {
+    let bench = Bench::new(64 * MIB).await;
+    let foreign = Bytes::from_static(b"something else");
+    bench.fault.put("name/new", foreign.clone(), Condition::IfAbsent).await.unwrap();
+    let error = create(&bench, "new").await.expect_err("it cannot be read");
+    assert!(matches!(error, OpenError::Damaged { .. }), "{error}");
+    assert_eq!(bench.memory.objects()["name/new"], foreign);
+}
