@@ -58,15 +58,15 @@ pub(super) async fn serve(
     tracing::info!(version = env!("CARGO_PKG_VERSION"), store = %options.location, "cairn starts");
     let succeeds = predecessor.is_some();
     let ready = async {
-        let env = volume::environment(&options, &metrics).await?;
+        let opened = volume::environment(&options, &metrics).await?;
         if let Some(predecessor) = predecessor {
             let released = predecessor.succeed().await?;
             tracing::info!(released, "the gateway before this one has ended");
         }
-        Ok::<_, Error>(env)
+        Ok::<_, Error>(opened)
     };
-    let env = tokio::select! {
-        env = ready => env?,
+    let (env, store) = tokio::select! {
+        opened = ready => opened?,
         signal = signals.next() => {
             tracing::info!("{signal}: ends before it served");
             return Ok(());
@@ -97,6 +97,8 @@ pub(super) async fn serve(
         return Err(error);
     }
 
+    // Clients rely on the disks from now on.
+    store.wait_out_refusals();
     let configured = options.configured();
     let catalogue = Arc::new(Catalogue::new(env.clone(), options.catalogue_age));
     let exports =
@@ -121,8 +123,14 @@ pub(super) async fn serve(
     }
     supervisor::ready("serving");
 
-    let running =
-        Running { env: &env, volumes: &volumes, exports: &exports, server: &server, admin: admin.as_ref() };
+    let running = Running {
+        env: &env,
+        store: &store,
+        volumes: &volumes,
+        exports: &exports,
+        server: &server,
+        admin: admin.as_ref(),
+    };
     let end = tokio::select! {
         end = serve_on(&mut signals, &status, &mut settings, &running, point.as_mut(), &options) => end,
         () = stream_ended => {
