@@ -123,19 +123,45 @@ fn json(key: &str) -> String {
     )
 }
 
-#[tokio::test]
-async fn a_profile_that_was_replaced_is_read_again_when_the_store_refuses_its_key() {
+/// A bench whose gateways take their key from a profile file.
+async fn with_profile() -> Bench {
     let mut bench = Bench::new().await;
     let path = bench.file("credentials", &profile("OLD"));
     bench.set("AWS_SHARED_CREDENTIALS_FILE", &path.display().to_string());
-    bench.survives(|bench| drop(bench.file("credentials", &profile("NEW")))).await;
+    bench
+}
+
+#[tokio::test]
+async fn a_profile_that_was_replaced_is_read_again_when_the_store_refuses_its_key() {
+    for (status, code) in [
+        ("403 Forbidden", "InvalidAccessKeyId"),
+        ("403 Forbidden", "SignatureDoesNotMatch"),
+        ("403 Forbidden", "AccessDenied"),
+        ("400 Bad Request", "ExpiredToken"),
+    ] {
+        let bench = with_profile().await;
+        bench.bucket.refuse_with(status, code);
+        bench.survives(|bench| drop(bench.file("credentials", &profile("NEW")))).await;
+    }
+}
+
+#[tokio::test]
+async fn what_was_not_flushed_is_durable_after_sigterm_with_the_new_key() {
+    let bench = with_profile().await;
+    let mut gateway = bench.gateway().await;
+    let disk = connect(&gateway).await;
+    write(&disk, 0).await;
+    bench.bucket.know_only("NEW");
+    bench.file("credentials", &profile("NEW"));
+    gateway.process.signal(Signal::TERM);
+    assert!(gateway.process.exit().await.success(), "{}", gateway.process.output());
+    let next = bench.gateway().await;
+    assert_eq!(read(&connect(&next).await, 0).await.unwrap(), pattern(0));
 }
 
 #[tokio::test]
 async fn a_flush_that_is_being_refused_goes_on_after_sighup() {
-    let mut bench = Bench::new().await;
-    let path = bench.file("credentials", &profile("OLD"));
-    bench.set("AWS_SHARED_CREDENTIALS_FILE", &path.display().to_string());
+    let bench = with_profile().await;
     let mut gateway = bench.gateway().await;
     let disk = connect(&gateway).await;
     write(&disk, 0).await;
@@ -263,9 +289,7 @@ async fn refusals_have_the_credentials_resolved_at_a_bounded_rate() {
 /// Reads wait for permissions to come back, as they do for a store that is away.
 #[tokio::test]
 async fn a_cold_read_waits_while_it_is_forbidden() {
-    let mut bench = Bench::new().await;
-    let path = bench.file("credentials", &profile("OLD"));
-    bench.set("AWS_SHARED_CREDENTIALS_FILE", &path.display().to_string());
+    let bench = with_profile().await;
     let mut gateway = bench.gateway().await;
     let disk = connect(&gateway).await;
     write(&disk, 0).await;

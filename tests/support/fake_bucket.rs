@@ -21,6 +21,8 @@ struct State {
     versions: u64,
     /// Access keys that it knows; `None`: any.
     known: Option<BTreeSet<String>>,
+    /// What it says of others.
+    refusal: Option<Reply>,
     rule: Option<Rule>,
 }
 
@@ -49,6 +51,11 @@ impl FakeBucket {
     /// Refuses requests that are signed with any other access key.
     pub(crate) fn know_only(&self, access_key: &str) {
         self.state.lock().known = Some([access_key.to_owned()].into());
+    }
+
+    /// What those are told that it does not know; else that there is no such access key.
+    pub(crate) fn refuse_with(&self, status: &str, code: &str) {
+        self.state.lock().refusal = Some(Reply::Whole(error(status, code)));
     }
 
     /// Answers so where the rule says something.
@@ -104,7 +111,8 @@ impl State {
             return Reply::Whole(error("403 Forbidden", "AccessDenied"));
         };
         if self.known.as_ref().is_some_and(|known| !known.contains(access_key)) {
-            return Reply::Whole(error("403 Forbidden", "InvalidAccessKeyId"));
+            let unknown = || Reply::Whole(error("403 Forbidden", "InvalidAccessKeyId"));
+            return self.refusal.clone().unwrap_or_else(unknown);
         }
         let (path, query) = request.target.split_once('?').unwrap_or((&request.target, ""));
         let query: BTreeMap<_, _> = url::form_urlencoded::parse(query.as_bytes()).into_owned().collect();
