@@ -10,7 +10,7 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use super::super::error::{Source, cause};
 use super::super::{Condition, Error};
 use super::connect::Service;
-use super::unreached::unreached;
+use super::unreached::{told, unreached};
 
 /// What was asked, as far as it matters to the meaning of an error.
 #[derive(Clone, Copy, Debug)]
@@ -80,7 +80,7 @@ where
         SdkError::TimeoutError(_) => timeout(&key, waited),
         SdkError::DispatchFailure(failure) => match failure.as_connector_error() {
             Some(error) if lacks_credentials(error) => {
-                Error::Denied { key, source: cause(format!("{}{CREDENTIALS}", chain(error))) }
+                Error::Denied { key, source: cause(format!("{}{CREDENTIALS}", told(error))) }
             }
             // Only a connection has a time of its own: nothing was sent.
             Some(_) if failure.is_timeout() => {

@@ -112,12 +112,12 @@ fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (
 }
 
 /// The causes in one line, each said once, without those that only say in which layer it happened.
-fn told(error: &(dyn StdError + 'static)) -> String {
+pub(super) fn told(error: &(dyn StdError + 'static)) -> String {
     let layers =
         ["dispatch failure", "io error", "other", "user error", "client error", "TLS handshake failed"];
     let mut said: Vec<String> = Vec::new();
     for cause in causes(error) {
-        let text = cause.to_string().replace(['\n', '\r'], " ");
+        let text = cause.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
         let is_layer = layers.iter().any(|layer| text == *layer || text.starts_with("client error ("));
         if !is_layer && !said.iter().any(|before| before.contains(&text)) {
             said.push(text);
