@@ -74,6 +74,12 @@ mutants! {
     HeadUnconditional = "head-unconditional",
     /// The head names a root that is not durable yet.
     HeadBeforeRoot = "head-before-root",
+    /// A sweep goes on without a root that the store does not give, be it the current one.
+    RootSkipped = "root-skipped",
+    /// One answer that an object does not exist is believed.
+    AbsenceBelieved = "absence-believed",
+    /// A listing ends at its first empty page.
+    EmptyPageEnds = "empty-page-ends",
     /// Fewer names are used than objects are made.
     NameReused = "name-reused",
     /// A fold takes data that is newer than its checkpoint.

@@ -1,16 +1,17 @@
-//! Who may use the API: whoever reaches a Unix socket or loopback, and elsewhere whoever has the token.
+//! Who may do what: read, and change something.
 //!
-//! Invariant: without a token nothing of the API is served beyond loopback; on loopback, no page of another site that a
-//! browser on this machine shows gets anything done.
+//! Invariants: whoever changes something has the token, or reaches a Unix socket that is for one user alone; beyond
+//! loopback nothing of the API is served without a token; on loopback, a page of another site that a browser on this
+//! machine shows learns nothing, whatever name it has for this machine.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::http::header::{AUTHORIZATION, HOST, ORIGIN, WWW_AUTHENTICATE};
-use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use parking_lot::RwLock;
@@ -57,77 +58,212 @@ impl fmt::Debug for Token {
     }
 }
 
-/// Who may use the API.
+/// Who may use the API at an address, and whether pages of other sites must be kept out there.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// Whoever can open the Unix socket.
+pub struct Access {
+    reads: Rule,
+    changes: Rule,
+    /// Whether a browser on this machine can reach it under any name that resolves to loopback.
+    loopback: bool,
+    /// The host that whoever configured it calls it by, besides those of every machine.
+    name: Option<Arc<str>>,
+}
+
+/// Who may.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Rule {
+    /// Whoever reaches the address.
     Everybody,
-    /// Whoever is on this machine, but no foreign web page.
-    Loopback,
     /// Whoever has it.
     Token(Token),
-    /// Nobody.
-    Closed,
+    /// Nobody, for that reason.
+    Nobody(&'static str),
 }
+
+/// Why nothing is served beyond loopback.
+const NOT_LOCAL: &str = "beyond loopback the API is served only with a token (admin.token_file)";
+/// Why nothing is changed on loopback.
+const NO_PROOF: &str = "every user of this machine reaches this address: to change something, use the admin socket \
+    (admin.socket) or a token (admin.token_file)";
+/// Why nothing is changed over a Unix socket.
+const SHARED: &str = "more than one user can open this socket: to change something, use the admin socket \
+    (admin.socket), a socket of mode 0600, or a token (admin.token_file)";
+/// Why a request on loopback gets nothing.
+const FOREIGN: &str = "the request is from a page of another site, or for another host than this machine";
+
+type Refusal = (StatusCode, &'static str);
 
 impl Access {
-    /// Who may where: with a token whoever has it, without one whoever is on this machine.
+    /// Everything, for whoever reaches it: of a socket that is for one user alone.
+    #[must_use]
+    pub fn everything() -> Self {
+        Self { reads: Rule::Everybody, changes: Rule::Everybody, loopback: false, name: None }
+    }
+
+    /// Who may what at an address of a listener. With a token, whoever has it; without one, whoever can open a Unix socket
+    /// or is on this machine may read, and whoever can open a Unix socket that is for one user alone may do everything.
     #[must_use]
     pub fn at(address: &ListenAddress, token: Option<Token>) -> Self {
-        match (token, address) {
-            (Some(token), _) => Self::Token(token),
-            (None, ListenAddress::Unix(_)) => Self::Everybody,
+        let loopback = match address {
+            ListenAddress::Unix(_) => false,
             // After binding, the address is a number.
-            (None, ListenAddress::Tcp(address)) => match address.parse::<SocketAddr>() {
-                Ok(address) if address.ip().is_loopback() => Self::Loopback,
-                _ => Self::Closed,
+            ListenAddress::Tcp(text) => text.parse().is_ok_and(|at: SocketAddr| is_loopback(at.ip())),
+        };
+        let (reads, changes) = match (token, address) {
+            (Some(token), _) => (Rule::Token(token.clone()), Rule::Token(token)),
+            (None, ListenAddress::Unix(_)) if address.is_private() => (Rule::Everybody, Rule::Everybody),
+            (None, ListenAddress::Unix(_)) => (Rule::Everybody, Rule::Nobody(SHARED)),
+            (None, ListenAddress::Tcp(_)) if loopback => (Rule::Everybody, Rule::Nobody(NO_PROOF)),
+            (None, ListenAddress::Tcp(_)) => (Rule::Nobody(NOT_LOCAL), Rule::Nobody(NOT_LOCAL)),
+        };
+        Self { reads, changes, loopback, name: None }
+    }
+
+    /// The same, where requests may be for that `HOST:PORT`, too: the address as it was configured.
+    #[must_use]
+    pub fn named(mut self, address: &str) -> Self {
+        self.name = Some(Arc::from(without_port(address)));
+        self
+    }
+
+    /// Why nobody may read the API, if nobody may.
+    #[must_use]
+    pub fn nobody_reads(&self) -> Option<&'static str> {
+        self.reads.refuses_all()
+    }
+
+    /// Why nobody may change anything, if nobody may.
+    #[must_use]
+    pub fn nobody_changes(&self) -> Option<&'static str> {
+        self.changes.refuses_all()
+    }
+
+    /// Of a request for the API.
+    fn judge(&self, asked: &Asked<'_>) -> Result<(), Refusal> {
+        match if asked.reads() { &self.reads } else { &self.changes } {
+            Rule::Everybody if self.loopback && !asked.is_local(self.name.as_deref()) => {
+                Err((StatusCode::FORBIDDEN, FOREIGN))
+            }
+            Rule::Everybody => Ok(()),
+            Rule::Token(token) => match asked.bearer() {
+                Some(given) if token.is(given) => Ok(()),
+                Some(_) => Err((StatusCode::UNAUTHORIZED, "the token is wrong")),
+                None => Err((StatusCode::UNAUTHORIZED, "a bearer token is needed")),
             },
+            Rule::Nobody(why) => Err((StatusCode::FORBIDDEN, why)),
         }
     }
 
-    fn judge(&self, headers: &HeaderMap) -> Result<(), (StatusCode, &'static str)> {
+    /// Of a request for metrics or health: everybody's, but for pages of other sites. A proxy that passes its own host on
+    /// has the token.
+    fn judge_public(&self, asked: &Asked<'_>) -> Result<(), Refusal> {
+        let has_token = || match (&self.reads, asked.bearer()) {
+            (Rule::Token(token), Some(given)) => token.is(given),
+            _ => false,
+        };
+        if self.loopback && !asked.is_local(self.name.as_deref()) && !has_token() {
+            return Err((StatusCode::FORBIDDEN, FOREIGN));
+        }
+        Ok(())
+    }
+}
+
+impl Rule {
+    fn refuses_all(&self) -> Option<&'static str> {
         match self {
-            Self::Everybody => Ok(()),
-            Self::Loopback if is_local(headers) => Ok(()),
-            Self::Loopback => Err((StatusCode::FORBIDDEN, "the request is from a page of another site")),
-            Self::Token(token) => {
-                let given = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes);
-                match given.and_then(|value| value.strip_prefix(b"Bearer ")) {
-                    Some(given) if token.is(given) => Ok(()),
-                    Some(_) => Err((StatusCode::UNAUTHORIZED, "the token is wrong")),
-                    None => Err((StatusCode::UNAUTHORIZED, "a bearer token is needed")),
-                }
-            }
-            Self::Closed => Err((
-                StatusCode::FORBIDDEN,
-                "beyond loopback the API is served only with a token (admin.token_file)",
-            )),
+            Self::Nobody(why) => Some(*why),
+            Self::Everybody | Self::Token(_) => None,
         }
     }
 }
 
-/// Whether a request on loopback is for this machine by name (a name of another site that resolves to loopback is not),
-/// and not from another site's page.
-fn is_local(headers: &HeaderMap) -> bool {
-    let Some(host) = headers.get(HOST).and_then(|host| host.to_str().ok()) else { return false };
-    let name = match host.rsplit_once(':') {
+/// What of a request says who asks.
+struct Asked<'a> {
+    method: &'a Method,
+    version: Version,
+    headers: &'a HeaderMap,
+}
+
+impl<'a> Asked<'a> {
+    fn of(request: &'a Request) -> Self {
+        Self { method: request.method(), version: request.version(), headers: request.headers() }
+    }
+
+    /// Whether it changes nothing (RFC 9110, section 9.2.1). A method that no route has is none of these.
+    fn reads(&self) -> bool {
+        matches!(*self.method, Method::GET | Method::HEAD)
+    }
+
+    /// The bearer token that it shows; the scheme's case does not matter (RFC 9110, section 11.1).
+    fn bearer(&self) -> Option<&'a [u8]> {
+        let value = self.headers.get(AUTHORIZATION)?.as_bytes();
+        let (scheme, rest) = value.split_at(value.iter().position(|byte| *byte == b' ')?);
+        scheme.eq_ignore_ascii_case(b"Bearer").then(|| rest.trim_ascii_start())
+    }
+
+    /// Whether it is for this machine by name or number (a name of another site that resolves to loopback is not), and not
+    /// from another site's page. A browser names its host; only HTTP/1.0 does without (RFC 9112, section 3.2).
+    fn is_local(&self, own_name: Option<&str>) -> bool {
+        let mut hosts = self.headers.get_all(HOST).iter();
+        let host = match (hosts.next(), hosts.next()) {
+            (None, _) => return self.version < Version::HTTP_11 && !self.headers.contains_key(ORIGIN),
+            (Some(host), None) => host.to_str().unwrap_or_default(),
+            (Some(_), Some(_)) => return false,
+        };
+        let same_site = self.headers.get(ORIGIN).is_none_or(|origin| {
+            origin.to_str().is_ok_and(|origin| origin.strip_prefix("http://") == Some(host))
+        });
+        let name = without_port(host);
+        let is_ours = own_name.is_some_and(|own| own.eq_ignore_ascii_case(name));
+        (is_ours || names_this_machine(name)) && same_site
+    }
+}
+
+/// The host of `HOST` or `HOST:PORT`.
+fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
         _ => host,
-    };
-    let ours = matches!(name, "localhost" | "127.0.0.1" | "[::1]");
-    let same_site = headers.get(ORIGIN).is_none_or(|origin| {
-        origin.to_str().is_ok_and(|origin| origin.strip_prefix("http://") == Some(host))
-    });
-    ours && same_site
+    }
 }
 
-/// Lets a request pass, or says why not.
+/// Whether a host is `localhost` or an address of loopback. Only names can be made to resolve here by somebody else.
+fn names_this_machine(name: &str) -> bool {
+    if name.eq_ignore_ascii_case("localhost") {
+        return true;
+    }
+    match name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        Some(inner) => inner.parse().is_ok_and(|address| is_loopback(IpAddr::V6(address))),
+        None => name.parse().is_ok_and(|address| is_loopback(IpAddr::V4(address))),
+    }
+}
+
+/// 127.0.0.0/8 and `::1`, the former also as IPv6 has it.
+fn is_loopback(address: IpAddr) -> bool {
+    address.to_canonical().is_loopback()
+}
+
+/// Lets a request for the API pass, or says why not.
 pub(super) async fn check(
     State(access): State<Arc<RwLock<Access>>>,
     request: Request,
     next: Next,
 ) -> Response {
-    let judged = access.read().judge(request.headers());
+    let judged = access.read().judge(&Asked::of(&request));
+    pass(judged, request, next).await
+}
+
+/// Lets a request for metrics or health pass, or says why not.
+pub(super) async fn check_public(
+    State(access): State<Arc<RwLock<Access>>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let judged = access.read().judge_public(&Asked::of(&request));
+    pass(judged, request, next).await
+}
+
+async fn pass(judged: Result<(), Refusal>, request: Request, next: Next) -> Response {
     match judged {
         Ok(()) => next.run(request).await,
         Err((status, why)) => {
@@ -144,60 +280,164 @@ pub(super) async fn check(
 mod tests {
     use super::*;
 
-    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
-        pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
-    }
-
     fn tcp(address: &str) -> Access {
         Access::at(&ListenAddress::Tcp(address.to_owned()), None)
     }
 
+    fn with_token(address: &str) -> Access {
+        Access::at(&ListenAddress::Tcp(address.to_owned()), Some("0123456789abcdef\n".parse().unwrap()))
+    }
+
+    type Headers<'a> = &'a [(&'static str, &'a str)];
+
+    /// The status that a request gets: of the API, and of metrics and health.
+    fn statuses(access: &Access, method: &Method, version: Version, pairs: Headers<'_>) -> (u16, u16) {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(*name, value.parse().unwrap());
+        }
+        let asked = Asked { method, version, headers: &headers };
+        let status =
+            |judged: Result<(), Refusal>| judged.map_or_else(|(status, _)| status.as_u16(), |()| 200);
+        (status(access.judge(&asked)), status(access.judge_public(&asked)))
+    }
+
+    fn read(access: &Access, pairs: Headers<'_>) -> u16 {
+        statuses(access, &Method::GET, Version::HTTP_11, pairs).0
+    }
+
+    fn change(access: &Access, pairs: Headers<'_>) -> u16 {
+        statuses(access, &Method::DELETE, Version::HTTP_11, pairs).0
+    }
+
     #[test]
-    fn without_a_token_only_this_machine_is_served() {
-        assert!(matches!(Access::at(&ListenAddress::Unix("/run/x".into()), None), Access::Everybody));
-        assert!(matches!(tcp("127.0.0.1:9180"), Access::Loopback));
-        assert!(matches!(tcp("[::1]:9180"), Access::Loopback));
+    fn without_a_token_this_machine_reads_and_one_user_alone_changes() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let unix = ListenAddress::Unix(path.clone());
+        let socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        for (mode, changes) in [(0o600, 200), (0o700, 200), (0o660, 403), (0o666, 403), (0o602, 403)] {
+            std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+            let access = Access::at(&unix, None);
+            assert_eq!((read(&access, &[]), change(&access, &[])), (200, changes), "{mode:o}");
+        }
+        drop(socket);
+        for address in ["127.0.0.1:9180", "127.0.0.2:9180", "[::1]:9180", "[::ffff:127.0.0.1]:9180"] {
+            let local = &[("host", "localhost")][..];
+            let access = tcp(address);
+            assert_eq!((read(&access, local), change(&access, local)), (200, 403), "{address}");
+            assert!(access.nobody_reads().is_none() && access.nobody_changes().is_some(), "{address}");
+        }
         for address in ["0.0.0.0:9180", "[::]:9180", "192.0.2.1:9180"] {
-            assert_eq!(tcp(address), Access::Closed, "{address}");
-            assert!(tcp(address).judge(&headers(&[("host", "localhost")])).is_err(), "{address}");
+            let (access, local) = (tcp(address), &[("host", "localhost")][..]);
+            assert_eq!((read(&access, local), change(&access, local)), (403, 403), "{address}");
+            assert!(access.nobody_reads().is_some(), "{address}");
         }
     }
 
     #[test]
-    fn on_loopback_a_foreign_page_gets_nothing() {
-        let access = tcp("127.0.0.1:9180");
+    fn every_method_but_those_that_are_safe_is_a_change() {
+        let (access, local) = (tcp("127.0.0.1:9180"), &[("host", "localhost")][..]);
+        let unknown: Method = "PURGE".parse().unwrap();
+        for (methods, status) in [
+            (&[Method::GET, Method::HEAD][..], 200),
+            (&[Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::CONNECT, unknown], 403),
+        ] {
+            for method in methods {
+                assert_eq!(statuses(&access, method, Version::HTTP_11, local).0, status, "{method}");
+            }
+        }
+    }
+
+    #[test]
+    fn on_loopback_a_foreign_page_learns_nothing() {
+        let access = tcp("127.0.0.2:9180");
         for good in [
             &[("host", "localhost:9180")][..],
+            &[("host", "LocalHost:9180")],
             &[("host", "127.0.0.1:9180")],
+            &[("host", "127.0.0.2:9180")],
+            &[("host", "127.255.0.9")],
             &[("host", "[::1]:9180")],
             &[("host", "[::1]")],
             &[("host", "localhost:9180"), ("origin", "http://localhost:9180")],
         ] {
-            assert!(access.judge(&headers(good)).is_ok(), "{good:?}");
+            assert_eq!(statuses(&access, &Method::GET, Version::HTTP_11, good), (200, 200), "{good:?}");
         }
         for bad in [
             &[][..],
+            &[("host", "")],
             &[("host", "evil.example")],
             &[("host", "evil.example:9180")],
+            &[("host", "127.0.0.1.evil.example")],
+            &[("host", "localhost.evil.example")],
+            &[("host", "::1")],
+            &[("host", "192.0.2.1:9180")],
+            &[("host", "localhost:9180"), ("host", "evil.example")],
             &[("host", "localhost:9180"), ("origin", "http://evil.example")],
             &[("host", "localhost:9180"), ("origin", "null")],
             &[("host", "localhost:9180"), ("origin", "http://localhost:8080")],
         ] {
-            assert_eq!(access.judge(&headers(bad)).unwrap_err().0, StatusCode::FORBIDDEN, "{bad:?}");
+            assert_eq!(statuses(&access, &Method::GET, Version::HTTP_11, bad), (403, 403), "{bad:?}");
+        }
+        // A probe of HTTP/1.0 names no host; a browser always does.
+        assert_eq!(statuses(&access, &Method::GET, Version::HTTP_10, &[]), (200, 200));
+    }
+
+    #[test]
+    fn on_loopback_the_name_that_was_configured_is_its_own() {
+        let access = tcp("127.0.1.1:9180").named("Disks:9180");
+        let asked = |host: &str| statuses(&access, &Method::GET, Version::HTTP_11, &[("host", host)]);
+        for (host, status) in
+            [("disks:9180", 200), ("disks", 200), ("127.0.1.1", 200), ("disks.example", 403)]
+        {
+            assert_eq!(asked(host), (status, status), "{host}");
+        }
+    }
+
+    /// Scrapers and probes have many names for a pod: its address, a service's name, what a proxy makes of it.
+    #[test]
+    fn beyond_loopback_metrics_and_health_have_any_host() {
+        for access in [tcp("0.0.0.0:9180"), with_token("[::]:9180"), tcp("192.0.2.1:9180")] {
+            for host in ["10.1.2.3:9180", "[fd00::1]:9180", "cairn.disks.svc:9180", "localhost:9180", ""] {
+                let asked = statuses(&access, &Method::GET, Version::HTTP_11, &[("host", host)]);
+                assert_eq!(asked.1, 200, "{host}");
+            }
+            assert_eq!(statuses(&access, &Method::GET, Version::HTTP_11, &[]).1, 200);
         }
     }
 
     #[test]
-    fn a_token_is_needed_in_full() {
-        let token = "0123456789abcdef\n".parse().unwrap();
-        let access = Access::at(&ListenAddress::Unix("/x".into()), Some(token));
-        assert!(access.judge(&headers(&[("authorization", "Bearer 0123456789abcdef")])).is_ok());
-        for wrong in ["Bearer 0123456789abcdeF", "Bearer 0123456789abcde", "Bearer ", "0123456789abcdef", ""]
-        {
-            let refused = access.judge(&headers(&[("authorization", wrong)])).unwrap_err();
-            assert_eq!(refused.0, StatusCode::UNAUTHORIZED, "{wrong}");
+    fn a_proxy_on_loopback_that_has_the_token_may_be_called_anything() {
+        let access = with_token("127.0.0.1:9180");
+        let asked = |pairs: Headers<'_>| statuses(&access, &Method::GET, Version::HTTP_11, pairs);
+        assert_eq!(asked(&[("host", "disks.example")]), (401, 403));
+        assert_eq!(asked(&[("host", "localhost")]), (401, 200));
+        let token = ("authorization", "Bearer 0123456789abcdef");
+        assert_eq!(asked(&[("host", "disks.example"), token]), (200, 200));
+    }
+
+    #[test]
+    fn a_token_is_needed_in_full_and_its_scheme_in_any_case() {
+        let access = with_token("127.0.0.1:9180");
+        for right in ["Bearer", "bearer", "BEARER", "Bearer  "] {
+            let value = format!("{right} 0123456789abcdef");
+            assert_eq!(read(&access, &[("authorization", &value)]), 200, "{value}");
+            assert_eq!(change(&access, &[("authorization", &value)]), 200, "{value}");
         }
-        assert_eq!(access.judge(&headers(&[])).unwrap_err().0, StatusCode::UNAUTHORIZED);
+        for wrong in [
+            "Bearer 0123456789abcdeF",
+            "Bearer 0123456789abcde",
+            "Bearer ",
+            "Bearer",
+            "Bearers 0123456789abcdef",
+            "Basic 0123456789abcdef",
+            "0123456789abcdef",
+            "",
+        ] {
+            assert_eq!(read(&access, &[("authorization", wrong)]), 401, "{wrong}");
+        }
+        assert_eq!((read(&access, &[]), change(&access, &[])), (401, 401));
         assert!(!format!("{access:?}").contains("0123"));
     }
 

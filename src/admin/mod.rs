@@ -2,7 +2,7 @@
 //!
 //! Owns the trait [`Gateway`], what it asks of the process around it. It must not know how volumes are opened or
 //! configured. Invariant: what changes anything, or tells of volumes, is only for those whom [`Access`] lets in; metrics
-//! and health are for everybody, so that probes and scrapers need no secret.
+//! and health are for everybody but pages of other sites, so that probes and scrapers need no secret.
 
 mod access;
 mod api;
@@ -112,9 +112,10 @@ struct Context {
 
 /// All routes.
 fn router(context: Context, access: Arc<RwLock<Access>>) -> Router {
+    let public = axum::middleware::from_fn_with_state(Arc::clone(&access), access::check_public);
     api::routes()
         .layer(axum::middleware::from_fn_with_state(access, access::check))
-        .merge(health::routes())
+        .merge(health::routes().layer(public))
         .merge(status::routes())
         .with_state(context)
 }

@@ -50,6 +50,16 @@ pub(super) struct Common {
     store: Option<String>,
 }
 
+/// Where a command on volumes is carried out.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Place {
+    #[command(flatten)]
+    common: Common,
+    /// Ask a gateway on this machine at its admin socket, not the store [default: admin.socket, or where it is by default]
+    #[arg(long, value_name = "SOCKET", num_args = 0..=1, require_equals = true, conflicts_with = "store")]
+    gateway: Option<Option<PathBuf>>,
+}
+
 #[derive(Clone, Debug, Args)]
 pub(super) struct Serve {
     #[command(flatten)]
@@ -102,17 +112,20 @@ impl Volume {
     /// The settings, with these flags over them.
     pub(super) fn config(&self) -> Result<Config, config::Errors> {
         match &self.action {
-            Action::Create(Create { common, chunk_size, .. }) => {
+            Action::Create(Create { place: Place { common, .. }, chunk_size, .. }) => {
                 let chunk = chunk_size.as_ref().map(|size| {
                     let value = FlagValue::One(size.clone());
                     Flag { key: "volumes.chunk_size", flag: "--chunk-size", value }
                 });
                 common.config(chunk.into_iter().collect())
             }
-            Action::List(List { common, .. })
-            | Action::Info(Info { common, .. })
-            | Action::Delete(Delete { common, .. }) => common.config(Vec::new()),
+            other => other.place().common.config(Vec::new()),
         }
+    }
+
+    /// The gateway to ask, if one is: its socket, unless that is left to the settings.
+    pub(super) fn gateway(&self) -> Option<&Option<PathBuf>> {
+        self.action.place().gateway.as_ref()
     }
 }
 
@@ -128,10 +141,21 @@ pub(super) enum Action {
     Delete(Delete),
 }
 
+impl Action {
+    fn place(&self) -> &Place {
+        match self {
+            Self::Create(Create { place, .. })
+            | Self::List(List { place, .. })
+            | Self::Info(Info { place, .. })
+            | Self::Delete(Delete { place, .. }) => place,
+        }
+    }
+}
+
 #[derive(Clone, Debug, Args)]
 pub(super) struct Create {
     #[command(flatten)]
-    common: Common,
+    place: Place,
     /// 1 to 128 of A-Z a-z 0-9 . _ -, not beginning with a dot
     pub(super) name: String,
     /// Such as 10GiB, 10GB or 4096
@@ -147,7 +171,7 @@ pub(super) struct Create {
 #[derive(Clone, Debug, Args)]
 pub(super) struct List {
     #[command(flatten)]
-    common: Common,
+    place: Place,
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
@@ -156,7 +180,7 @@ pub(super) struct List {
 #[derive(Clone, Debug, Args)]
 pub(super) struct Info {
     #[command(flatten)]
-    common: Common,
+    place: Place,
     /// Its name
     pub(super) name: String,
     /// Print JSON
@@ -167,7 +191,7 @@ pub(super) struct Info {
 #[derive(Clone, Debug, Args)]
 pub(super) struct Delete {
     #[command(flatten)]
-    common: Common,
+    place: Place,
     /// Its name
     pub(super) name: String,
     /// Delete it although a gateway holds it: that gateway loses it
@@ -207,6 +231,18 @@ mod tests {
     }
 
     #[test]
+    fn a_gateway_is_asked_where_it_is_named_or_expected() {
+        let gateway = |line: &str| {
+            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+            let Command::Volume(volume) = cli.command else { panic!("not volume") };
+            volume.gateway().cloned()
+        };
+        assert_eq!(gateway("cairn volume list"), None);
+        assert_eq!(gateway("cairn volume delete --gateway disk"), Some(None));
+        assert_eq!(gateway("cairn volume info disk --gateway=/s"), Some(Some("/s".into())));
+    }
+
+    #[test]
     fn mistakes_are_refused() {
         for line in [
             "cairn",
@@ -219,6 +255,7 @@ mod tests {
             "cairn volume create disk -1",
             "cairn volume info",
             "cairn volume list name",
+            "cairn volume list --gateway=/s --store file:///x",
             "cairn health 127.0.0.1:9180",
             "cairn nbd",
             "cairn nbd serve disk.img",

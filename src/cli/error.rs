@@ -1,10 +1,12 @@
 //! Why the program ends otherwise than in good order.
 
 use std::io;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use super::nbd::NbdError;
+use super::runtime_directory;
 use crate::{config, server, store, volume};
 
 /// What a mistake in the command line or configuration exits with, as clap does.
@@ -41,6 +43,20 @@ pub(super) enum Error {
     /// The server cannot listen.
     #[error("{}", chain(.0))]
     Listen(#[from] server::ListenError),
+    /// The admin socket that was asked for has no place.
+    #[error("admin.socket: {}", chain(.0))]
+    AdminSocket(runtime_directory::Unusable),
+    /// Clients that cannot use TLS would be turned away, each of them.
+    #[error(
+        "server.oldstyle, or an inherited socket, serves {export:?} at {address} to clients that cannot use TLS, which \
+         tls.mode or tls.subjects ask of them"
+    )]
+    OldstyleNeedsTls {
+        /// Where.
+        address: server::ListenAddress,
+        /// The export.
+        export: String,
+    },
     /// What whoever started the process has opened for it is of no use.
     #[error("inherited sockets: {0}")]
     Inherited(String),
@@ -54,6 +70,16 @@ pub(super) enum Error {
         url: String,
         /// What came.
         why: String,
+    },
+    /// A gateway does not do what it was asked for.
+    #[error("gateway at unix:{}: {why}", socket.display())]
+    Gateway {
+        /// Its admin socket.
+        socket: PathBuf,
+        /// Its word, or that it has none.
+        why: String,
+        /// Whether something else must be asked for.
+        is_mistake: bool,
     },
     /// A command of `cairn nbd` failed.
     #[error("{}", chain(.0))]
@@ -82,6 +108,8 @@ impl Error {
     pub(super) fn exit_code(&self) -> ExitCode {
         match self {
             Self::Config(_)
+            | Self::OldstyleNeedsTls { .. }
+            | Self::Gateway { is_mistake: true, .. }
             | Self::Volume {
                 source: volume::OpenError::BadName(_) | volume::OpenError::Geometry(_), ..
             } => ExitCode::from(USAGE),
@@ -91,9 +119,11 @@ impl Error {
             | Self::Open { .. }
             | Self::List(_)
             | Self::Listen(_)
+            | Self::AdminSocket(_)
             | Self::Inherited(_)
             | Self::NothingLeft
             | Self::Unhealthy { .. }
+            | Self::Gateway { .. }
             | Self::Close(_)
             | Self::System { .. } => ExitCode::FAILURE,
         }

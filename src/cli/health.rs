@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use url::Url;
 
 use super::error::Error;
+use super::http::{Answer, exchange};
 
 /// How long the answer may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -20,24 +20,20 @@ pub(super) async fn ask(url: &Url) -> Result<(), Error> {
         Ok(answer) => answer.map_err(|e| failed(e.to_string()))?,
         Err(_) => return Err(failed(format!("no answer within {PATIENCE:?}"))),
     };
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-    match head.split_whitespace().nth(1) {
-        Some("200") => Ok(()),
-        Some(status) => Err(failed(format!("{status}: {}", body.trim()))),
+    match answer.status {
+        Some(200) => Ok(()),
+        Some(status) => Err(failed(format!("{status}: {}", answer.body.trim()))),
         None => Err(failed("the answer is not HTTP".to_owned())),
     }
 }
 
-async fn get(url: &Url) -> std::io::Result<String> {
+async fn get(url: &Url) -> std::io::Result<Answer> {
     let host = url.host_str().unwrap_or_default();
     let port = url.port_or_known_default().unwrap_or(80);
-    let mut stream = TcpStream::connect((host.trim_matches(['[', ']']), port)).await?;
+    let stream = TcpStream::connect((host.trim_matches(['[', ']']), port)).await?;
     let path = url.path();
     let request = format!("GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await?;
-    let mut answer = Vec::new();
-    stream.take(ANSWER_BYTES).read_to_end(&mut answer).await?;
-    Ok(String::from_utf8_lossy(&answer).into_owned())
+    exchange(stream, &request, ANSWER_BYTES).await
 }
 
 /// Reads the URL of an admin server.
@@ -52,6 +48,8 @@ pub(super) fn parse(text: &str) -> Result<Url, String> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
     use super::*;
     use crate::task::Tasks;
 

@@ -15,7 +15,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::error::Error;
 use super::handover::{Heirs, Predecessor};
-use crate::server::{AddressError, Greeting, ListenAddress, Listener, Stream};
+use crate::server::{AddressError, Greeting, ListenAddress, Listener, Stream, Tls};
 
 /// The name (`FileDescriptorName=`) of a socket for the admin server.
 pub(super) const ADMIN: &str = "admin";
@@ -36,6 +36,19 @@ pub(super) enum OldstyleError {
     Form(String),
     #[error(transparent)]
     Address(#[from] AddressError),
+}
+
+impl Oldstyle {
+    /// Refuses TLS that these clients would need and cannot use: each would be turned away.
+    pub(super) fn check(all: &[Self], tls: Option<&Tls>) -> Result<(), Error> {
+        let Some(tls) = tls else { return Ok(()) };
+        match all.iter().find(|oldstyle| tls.needs_tls(&oldstyle.export)) {
+            None => Ok(()),
+            Some(Self { address, export }) => {
+                Err(Error::OldstyleNeedsTls { address: address.clone(), export: export.clone() })
+            }
+        }
+    }
 }
 
 impl FromStr for Oldstyle {
@@ -97,6 +110,11 @@ impl Inherited {
     /// Whether there is nothing.
     pub(super) fn is_empty(&self) -> bool {
         self.listening.is_empty() && self.stream.is_none()
+    }
+
+    /// Whether standard output is a client's: nothing but NBD may go there.
+    pub(super) fn is_stdio(&self) -> bool {
+        matches!(self.stream, Some(InheritedStream::Standard))
     }
 
     fn add(&mut self, name: String, socket: OwnedFd) -> Result<(), String> {
@@ -198,14 +216,24 @@ impl Listeners {
         Ok(())
     }
 
-    /// All sockets once more, and the admin server's, to be handed over.
-    pub(super) fn heirs(&self, admin: Option<&Listener>) -> io::Result<Heirs> {
+    /// Where oldstyle clients are served, and with what.
+    pub(super) fn oldstyle(&self) -> Vec<Oldstyle> {
+        let doors = self.nbd.iter().filter_map(|door| match &door.greeting {
+            Greeting::Oldstyle { export } => Some((door, export)),
+            Greeting::Newstyle => None,
+        });
+        let of = |(door, export): (&Door, &String)| Oldstyle {
+            address: door.listener.address().clone(),
+            export: export.clone(),
+        };
+        doors.map(of).collect()
+    }
+
+    /// All sockets once more, to be handed over.
+    pub(super) fn heirs(&self) -> io::Result<Heirs> {
         let mut heirs = Heirs::default();
         for door in &self.nbd {
             heirs.add(&door.name, &door.listener)?;
-        }
-        if let Some(admin) = admin {
-            heirs.add(ADMIN, admin)?;
         }
         Ok(heirs)
     }
@@ -254,6 +282,7 @@ fn connection(socket: OwnedFd) -> std::io::Result<Box<dyn Stream>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server::TlsOptions;
 
     fn tcp() -> (String, OwnedFd) {
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -324,6 +353,40 @@ mod tests {
         assert!(opened.inherited && opened.admin.is_some() && opened.stream.is_none());
         let [Door { listener, greeting, .. }] = &opened.nbd[..] else { panic!("one listener") };
         assert_eq!((listener.address().to_string(), greeting), (old_address, &oldstyle("disk")));
+    }
+
+    /// An inherited socket is in no setting, so that only this finds it.
+    #[tokio::test]
+    async fn oldstyle_clients_are_not_served_where_they_would_need_tls() {
+        let pair = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), pair.cert.pem() + &pair.signing_key.serialize_pem()).unwrap();
+        let path = file.path().to_path_buf();
+        let tls = |required, export: Option<&str>| {
+            let subjects = export.map(|export| (export.to_owned(), ["CN=vm".to_owned()].into()));
+            Tls::load(&TlsOptions {
+                required,
+                certificate: path.clone(),
+                key: path.clone(),
+                client_authorities: Some(path.clone()),
+                subjects: subjects.into_iter().collect(),
+            })
+        };
+        let mut inherited = Inherited::default();
+        inherited.add("oldstyle=disk".to_owned(), tcp().1).unwrap();
+        let opened = Listeners::open(&Plan::default(), inherited, None).await.unwrap();
+        let oldstyle = opened.oldstyle();
+        for (tls, served) in [
+            (None, true),
+            (Some(tls(false, None).unwrap()), true),
+            (Some(tls(false, Some("other")).unwrap()), true),
+            (Some(tls(false, Some("disk")).unwrap()), false),
+            (Some(tls(true, None).unwrap()), false),
+        ] {
+            let checked = Oldstyle::check(&oldstyle, tls.as_ref());
+            assert_eq!(checked.is_ok(), served, "{tls:?}: {checked:?}");
+            assert!(Oldstyle::check(&[], tls.as_ref()).is_ok());
+        }
     }
 
     #[tokio::test]

@@ -4,17 +4,21 @@
 //! for volumes, and owns the process (log, signals, exit status). Invariant: nothing listens and nothing is written
 //! before every setting was read and found right.
 
+mod admin;
 mod args;
 mod catalogue;
 mod error;
 mod exports;
+mod gateway;
 mod handover;
 mod health;
+mod http;
 mod listeners;
 mod nbd;
 mod open_volumes;
 mod process;
 mod reload;
+mod runtime_directory;
 mod serve;
 mod settings;
 mod size;
@@ -70,7 +74,17 @@ fn run(cli: Cli, give_memory_back: fn()) -> Result<(), Error> {
             let config = args.config()?;
             let options = settings::Options::of(&config)?;
             process::start_quiet_log(&config)?;
-            process::block_on(volume::run(args.action, options))
+            let place = match args.gateway() {
+                None => volume::Place::Store,
+                Some(socket) => {
+                    let socket = match socket {
+                        Some(socket) => socket.clone(),
+                        None => admin::expected_at(&options.admin_socket).map_err(Error::AdminSocket)?,
+                    };
+                    volume::Place::Gateway(gateway::Gateway::at(&socket))
+                }
+            };
+            process::block_on(volume::run(args.action, &config, options, place))
         }
     }
 }

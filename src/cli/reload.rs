@@ -6,14 +6,15 @@
 
 use std::sync::Arc;
 
+use super::admin::AdminServers;
 use super::args;
 use super::error::{Error, chain};
 use super::exports::VolumeExports;
+use super::listeners::Oldstyle;
 use super::open_volumes::OpenVolumes;
 use super::process::SetLevel;
 use super::serve::open_configured;
 use super::settings::Options;
-use crate::admin::{Access, Admin};
 use crate::config::Config;
 use crate::server::Server;
 use crate::store;
@@ -49,7 +50,9 @@ pub(super) struct Running<'a> {
     pub(super) volumes: &'a Arc<OpenVolumes>,
     pub(super) exports: &'a VolumeExports,
     pub(super) server: &'a Server,
-    pub(super) admin: Option<&'a Admin>,
+    pub(super) admin: Option<&'a AdminServers>,
+    /// Where it listens for clients that cannot use TLS, whatever the settings say by now.
+    pub(super) oldstyle: &'a [Oldstyle],
 }
 
 impl Settings {
@@ -92,6 +95,7 @@ impl Settings {
     fn apply(&mut self, running: &Running<'_>) -> Result<(Options, Vec<&'static str>), Error> {
         let config = self.args.config()?;
         let options = Options::of(&config)?;
+        Oldstyle::check(running.oldstyle, options.tls.as_ref())?;
         let changed = config.changed(&self.config);
         (self.set_level)(&config)?;
         let (taken, left): (Vec<_>, Vec<_>) = changed.into_iter().partition(|key| TAKEN.contains(key));
@@ -99,7 +103,7 @@ impl Settings {
             tracing::warn!("{} changed, which takes a restart", left.join(", "));
         }
         if let Some(admin) = running.admin {
-            admin.set_access(Access::at(admin.address(), options.admin_token.clone()));
+            admin.set_access(&options);
         }
         running.env.budget.resize(options.dirty_bytes);
         if options.tls.is_some() {

@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::admin::{AdminServers, AdminSockets};
 use super::catalogue::Catalogue;
-use super::error::{Error, chain};
+use super::error::Error;
 use super::exports::VolumeExports;
 use super::handover::{Point, Predecessor, Successor};
-use super::listeners::{Inherited, Listeners};
+use super::listeners::{Inherited, Listeners, Oldstyle};
 use super::open_volumes::{self, Next, OpenVolumes};
 use super::process::{self, Asked, Signals};
 use super::reload::{self, Running, Settings};
@@ -20,9 +21,8 @@ use super::settings::Options;
 use super::size::Wanted;
 use super::status::{GatewayStatus, Serving};
 use super::{supervisor, volume, welcome};
-use crate::admin::{self, Access, Admin, Gateway};
 use crate::metrics::Metrics;
-use crate::server::{Drained, Greeting, Listener, Server, Stream, Tls};
+use crate::server::{Drained, Greeting, Server, Stream, Tls};
 use crate::volume::catalog;
 use crate::volume::{Environment, OpenError};
 
@@ -34,26 +34,31 @@ pub(super) async fn serve(
 ) -> Result<(), Error> {
     let mut signals = Signals::new()?;
     let metrics = Metrics::new();
+    let stdout_is_nbd = inherited.is_stdio();
     let mut predecessor = match &options.handover {
         Some(path) => Predecessor::at(path).await?,
         None => None,
     };
     let mut listeners = Listeners::open(&options.listeners, inherited, predecessor.as_mut()).await?;
+    let oldstyle = listeners.oldstyle();
+    Oldstyle::check(&oldstyle, options.tls.as_ref())?;
     // Who inherited the sockets leaves them to a successor.
     options.hang_up |= listeners.inherited;
     let status = GatewayStatus::starting();
-    let mut admin_socket = bind_admin(&options, listeners.admin.take(), predecessor.as_mut()).await?;
+    let admin_sockets = AdminSockets::open(&options, listeners.admin.take(), predecessor.as_mut()).await?;
     let mut point = match &options.handover {
         Some(path) => {
-            let heirs = listeners.heirs(admin_socket.as_ref()).map_err(cannot_share)?;
+            let mut heirs = listeners.heirs().map_err(cannot_share)?;
+            admin_sockets.bequeath(&mut heirs).map_err(cannot_share)?;
             Some(Point::at(path, predecessor.as_mut(), heirs).await?)
         }
         None => None,
     };
-    // While a predecessor serves, so does its admin server.
-    let mut admin = None;
+    // While a predecessor serves, so do its admin servers.
+    let start_admin = |sockets: AdminSockets| sockets.start(&options, &metrics, &status);
+    let (mut admin_sockets, mut admin) = (Some(admin_sockets), None);
     if predecessor.is_none() {
-        admin = admin_socket.take().map(|socket| start_admin(&options, socket, &metrics, &status));
+        admin = admin_sockets.take().map(&start_admin);
     }
     tracing::info!(version = env!("CARGO_PKG_VERSION"), store = %options.location, "cairn starts");
     let succeeds = predecessor.is_some();
@@ -72,9 +77,7 @@ pub(super) async fn serve(
             return Ok(());
         }
     };
-    if let Some(socket) = admin_socket {
-        admin = Some(start_admin(&options, socket, &metrics, &status));
-    }
+    let mut admin = admin.or_else(|| admin_sockets.map(&start_admin));
     // A predecessor has agreed to end: whatever it did not release protects nobody.
     options.takeover |= succeeds;
     let options = options;
@@ -117,9 +120,17 @@ pub(super) async fn serve(
         options: options.volume.clone(),
         chunk_bytes: options.chunk_bytes,
     });
-    if !addresses.is_empty() {
-        let encrypted = options.tls.as_ref().is_some_and(Tls::is_required);
-        welcome::print(&addresses, encrypted, &configured, admin.as_ref().map(Admin::address));
+    let welcome = welcome::Welcome {
+        addresses: &addresses,
+        encrypted: options.tls.as_ref().is_some_and(Tls::is_required),
+        volumes: &configured,
+        metrics: admin.as_ref().and_then(AdminServers::address),
+        admin_socket: admin.as_ref().and_then(AdminServers::socket),
+    };
+    if stdout_is_nbd {
+        welcome.log()
+    } else {
+        welcome.print()
     }
     supervisor::ready("serving");
 
@@ -130,6 +141,7 @@ pub(super) async fn serve(
         exports: &exports,
         server: &server,
         admin: admin.as_ref(),
+        oldstyle: &oldstyle,
     };
     let end = tokio::select! {
         end = serve_on(&mut signals, &status, &mut settings, &running, point.as_mut(), &options) => end,
@@ -288,46 +300,6 @@ fn cannot_share(source: std::io::Error) -> Error {
     Error::System { what: "cannot hand sockets over", source }
 }
 
-/// The admin server's socket: inherited, a predecessor's, or a new one. Where nobody asked for it and its address is
-/// taken, by another gateway on this machine say, there is none.
-async fn bind_admin(
-    options: &Options,
-    inherited: Option<Listener>,
-    predecessor: Option<&mut Predecessor>,
-) -> Result<Option<Listener>, Error> {
-    let given = inherited.or_else(|| predecessor?.take(super::listeners::ADMIN));
-    match (given, &options.admin) {
-        (Some(listener), _) => Ok(Some(listener)),
-        (None, None) => Ok(None),
-        (None, Some(address)) => match Listener::bind(address).await {
-            Err(error) if !options.admin_required => {
-                tracing::warn!("no admin server: {}", chain(&error));
-                Ok(None)
-            }
-            bound => Ok(Some(bound?)),
-        },
-    }
-}
-
-/// Starts the admin server, from the start, so that it can say that the gateway is not ready.
-fn start_admin(
-    options: &Options,
-    listener: Listener,
-    metrics: &Metrics,
-    status: &Arc<GatewayStatus>,
-) -> Admin {
-    let address = listener.address();
-    let access = Access::at(address, options.admin_token.clone());
-    if access == Access::Closed {
-        tracing::warn!(
-            "{address} is not local and admin.token_file is not set: only metrics and health are served"
-        );
-    }
-    let gateway: Arc<dyn Gateway> = Arc::<GatewayStatus>::clone(status);
-    let bounds = admin::Options::default();
-    Admin::start(listener, metrics.clone(), gateway, access, bounds)
-}
-
 /// Returns when no configured volume is left and their clients had time to learn why: their commands get ESHUTDOWN, which
 /// tells them more than a connection that is cut.
 async fn lost(volumes: &OpenVolumes, patience: Duration) {
@@ -407,19 +379,7 @@ fn give_up(signal: &str) -> ! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config;
-
-    /// A second gateway on this machine has no admin server, unless somebody asked for one.
-    #[tokio::test]
-    async fn a_taken_admin_address_matters_only_if_it_was_asked_for() {
-        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let variable = ("CAIRN_ADMIN__LISTEN".into(), taken.local_addr().unwrap().to_string().into());
-        let mut options = Options::of(&config::load(None, [variable], []).unwrap()).unwrap();
-        assert!(options.admin_required);
-        assert!(matches!(bind_admin(&options, None, None).await, Err(Error::Listen(_))));
-        options.admin_required = false;
-        assert!(matches!(bind_admin(&options, None, None).await, Ok(None)));
-    }
+    use crate::admin::Gateway as _;
 
     #[tokio::test]
     async fn it_is_ready_only_while_it_serves() {

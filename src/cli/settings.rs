@@ -3,6 +3,7 @@
 //! Invariant: all that can be found wrong without asking the store or the system is found here, and said with the
 //! setting's name and origin.
 
+mod contradictions;
 mod tls;
 
 use std::path::PathBuf;
@@ -26,6 +27,17 @@ const REFUSALS: u32 = 3;
 
 /// How long a command that somebody waits for is tried.
 const COMMAND_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Where the admin socket is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum SocketPlace {
+    /// Nowhere.
+    None,
+    /// In this user's runtime directory, where there is room.
+    Default,
+    /// There.
+    At(PathBuf),
+}
 
 /// Every layer's options.
 #[derive(Clone, Debug)]
@@ -58,6 +70,8 @@ pub(super) struct Options {
     /// Whether it must: somebody asked for it.
     pub(super) admin_required: bool,
     pub(super) admin_token: Option<Token>,
+    /// Where the admin socket is.
+    pub(super) admin_socket: SocketPlace,
 }
 
 impl Options {
@@ -85,9 +99,6 @@ impl Options {
         if let Some(Err(why)) = given(&config.store.endpoint).map(|text| store::s3::endpoint::parse(&text)) {
             errors.0.push(config.refuse("store.endpoint", why));
         }
-        if config.store.retry_base > config.store.retry_cap {
-            errors.0.push(config.refuse("store.retry_base", "must not be more than store.retry_cap"));
-        }
         let admin = match config.admin.listen.as_str() {
             "none" => None,
             text => keep(
@@ -96,6 +107,13 @@ impl Options {
             ),
         };
         let admin_token = keep(read_token(config), &mut errors).flatten();
+        let admin_socket = match config.admin.socket.as_str() {
+            "none" => SocketPlace::None,
+            "" if config.admin.listen == "none" => SocketPlace::None,
+            "" => SocketPlace::Default,
+            path => SocketPlace::At(PathBuf::from(path)),
+        };
+        errors.0.extend(contradictions::of(config));
         match (location, geometry) {
             (Some(location), Some(geometry)) if errors.0.is_empty() => Ok(Self {
                 location,
@@ -119,6 +137,7 @@ impl Options {
                 admin,
                 admin_required: config.is_given("admin.listen"),
                 admin_token,
+                admin_socket,
             }),
             _ => Err(errors),
         }

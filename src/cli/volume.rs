@@ -1,4 +1,4 @@
-//! `cairn volume`: create, list, show and delete; and what it takes to work on a store.
+//! `cairn volume`: create, list, show and delete, in a store or by a gateway; and what it takes to work on a store.
 
 use std::io::Write as _;
 
@@ -8,9 +8,10 @@ use serde::Serialize;
 
 use super::args::Action;
 use super::error::Error;
+use super::gateway::Gateway;
 use super::process;
 use super::settings::Options;
-use crate::config::Size;
+use crate::config::{Config, Size};
 use crate::metrics::Metrics;
 use crate::store;
 use crate::volume::catalog::{self, Info};
@@ -41,8 +42,31 @@ pub(super) async fn environment(
     Ok((env, opened.control))
 }
 
+/// Where volumes are made, looked up and deleted.
+pub(super) enum Place {
+    /// In the store.
+    Store,
+    /// By a gateway.
+    Gateway(Gateway),
+}
+
 /// Does what was asked for.
-pub(super) async fn run(action: Action, options: Options) -> Result<(), Error> {
+pub(super) async fn run(
+    action: Action,
+    config: &Config,
+    options: Options,
+    place: Place,
+) -> Result<(), Error> {
+    match place {
+        Place::Store => in_store(action, options).await,
+        Place::Gateway(gateway) => {
+            let chunk_bytes = config.is_given("volumes.chunk_size").then_some(options.chunk_bytes);
+            by_gateway(action, chunk_bytes, &gateway).await
+        }
+    }
+}
+
+async fn in_store(action: Action, options: Options) -> Result<(), Error> {
     let mut options = options.impatient();
     if matches!(action, Action::List(_) | Action::Info(_)) {
         // Who only looks needs no conditions, and may have no right to write.
@@ -54,32 +78,55 @@ pub(super) async fn run(action: Action, options: Options) -> Result<(), Error> {
             let Size(bytes) = args.size;
             let made = catalog::create(&env, &options.volume, &args.name, bytes, options.chunk_bytes).await;
             let info = made.map_err(|source| Error::Volume { name: args.name, source })?;
-            if args.json {
-                print_json(&Shown::of(&info))
-            } else {
-                print(&format!("created {} of {}\n", info.name, size(info.size_bytes)))
-            }
+            print_created(&info, args.json)
         }
-        Action::List(args) => {
-            let infos = infos(&env).await?;
-            if args.json {
-                print_json(&infos.iter().map(Shown::of).collect::<Vec<_>>())
-            } else {
-                print(&table(&infos))
-            }
-        }
+        Action::List(args) => print_all(&infos(&env).await?, args.json),
         Action::Info(args) => {
             let info = catalog::info(&env, &args.name).await;
             let info = info.map_err(|source| Error::Volume { name: args.name, source })?;
-            if args.json { print_json(&Shown::of(&info)) } else { print(&details(&info)) }
+            print_one(&info, args.json)
         }
         Action::Delete(args) => {
             let deleted = catalog::delete(&env, &options.volume, &args.name, args.takeover).await;
             let name = args.name;
             deleted.map_err(|source| Error::Volume { name: name.clone(), source })?;
-            print(&format!("deleted {name}\n"))
+            print_deleted(&name)
         }
     }
+}
+
+async fn by_gateway(action: Action, chunk_bytes: Option<u64>, gateway: &Gateway) -> Result<(), Error> {
+    match action {
+        Action::Create(args) => {
+            let Size(bytes) = args.size;
+            print_created(&gateway.create(&args.name, bytes, chunk_bytes).await?, args.json)
+        }
+        Action::List(args) => print_all(&gateway.list().await?, args.json),
+        Action::Info(args) => print_one(&gateway.info(&args.name).await?, args.json),
+        Action::Delete(args) => {
+            gateway.delete(&args.name, args.takeover).await?;
+            print_deleted(&args.name)
+        }
+    }
+}
+
+fn print_created(info: &Info, json: bool) -> Result<(), Error> {
+    if json {
+        return print_json(&Shown::of(info));
+    }
+    print(&format!("created {} of {}\n", info.name, size(info.size_bytes)))
+}
+
+fn print_all(infos: &[Info], json: bool) -> Result<(), Error> {
+    if json { print_json(&infos.iter().map(Shown::of).collect::<Vec<_>>()) } else { print(&table(infos)) }
+}
+
+fn print_one(info: &Info, json: bool) -> Result<(), Error> {
+    if json { print_json(&Shown::of(info)) } else { print(&details(info)) }
+}
+
+fn print_deleted(name: &str) -> Result<(), Error> {
+    print(&format!("deleted {name}\n"))
 }
 
 /// All volumes, in order of name.

@@ -1,88 +1,167 @@
-//! What `cairn serve` says on standard output once it serves: where, and what to type next.
+//! What `cairn serve` says once it serves: where, and what to type next.
+//!
+//! Invariant: what it suggests can be typed as it stands, but for the directory of certificates, whatever the names are.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
 
+use crate::client::uri::{Address, DEFAULT_PORT, Uri, UriTls};
 use crate::server::{Greeting, ListenAddress};
 
-/// Prints where it listens, a line each, and how to connect.
-pub(super) fn print(
-    addresses: &[(ListenAddress, Greeting)],
-    encrypted: bool,
-    volumes: &[String],
-    admin: Option<&ListenAddress>,
-) {
-    let mut text = text(addresses, encrypted, volumes);
-    match admin {
-        Some(ListenAddress::Tcp(address)) => {
-            text.push_str(&format!("metrics and health: http://{address}/metrics\n"))
+/// Where QEMU's users have `ca-cert.pem`, and their own certificate where one is asked for.
+const CERTIFICATES: &str = "/etc/pki/qemu";
+
+/// What there is to say.
+pub(super) struct Welcome<'a> {
+    /// Where it listens, and for whom.
+    pub(super) addresses: &'a [(ListenAddress, Greeting)],
+    /// Whether clients must use TLS.
+    pub(super) encrypted: bool,
+    /// The configured volumes.
+    pub(super) volumes: &'a [String],
+    /// Where metrics and health are.
+    pub(super) metrics: Option<&'a ListenAddress>,
+    /// Where this user has everything done.
+    pub(super) admin_socket: Option<&'a ListenAddress>,
+}
+
+impl Welcome<'_> {
+    /// Prints all of it, if somebody can connect.
+    pub(super) fn print(&self) {
+        if self.addresses.is_empty() {
+            return;
         }
-        Some(unix) => text.push_str(&format!("metrics and health: HTTP on {unix}\n")),
-        None => {}
+        let mut out = std::io::stdout().lock();
+        // Nobody reads: that is no reason not to serve.
+        if let Err(error) = out.write_all(self.text().as_bytes()).and_then(|()| out.flush()) {
+            tracing::debug!("nothing printed: {error}");
+        }
     }
-    let mut out = std::io::stdout().lock();
-    // Nobody reads: that is no reason not to serve.
-    if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        tracing::debug!("nothing printed: {error}");
+
+    /// Logs where it listens: standard output is a client's.
+    pub(super) fn log(&self) {
+        for line in self.listening() {
+            tracing::info!("{line}");
+        }
+    }
+
+    fn text(&self) -> String {
+        let mut text = String::new();
+        let mut line = |line: String| writeln!(text, "{line}").expect("a String takes all");
+        self.listening().into_iter().for_each(&mut line);
+        self.suggestions().into_iter().for_each(&mut line);
+        match self.metrics {
+            Some(ListenAddress::Tcp(address)) => {
+                line(format!("metrics and health: http://{address}/metrics"));
+            }
+            Some(unix) => line(format!("metrics and health: HTTP on {unix}")),
+            None => {}
+        }
+        if let Some(ListenAddress::Unix(path)) = self.admin_socket {
+            let option = quote(&format!("--gateway={}", path.display()));
+            line(format!("admin socket: cairn volume list {option}"));
+        }
+        text
+    }
+
+    /// A line for each listener.
+    fn listening(&self) -> Vec<String> {
+        let of = |(address, greeting): &(ListenAddress, Greeting)| {
+            let uri = uri(address, "", self.encrypted).to_string();
+            let uri = uri.trim_end_matches('/');
+            match greeting {
+                Greeting::Newstyle => format!("listening on {uri}"),
+                Greeting::Oldstyle { export } => format!("oldstyle, {export}: listening on {uri}"),
+            }
+        };
+        self.addresses.iter().map(of).collect()
+    }
+
+    /// What to type next.
+    fn suggestions(&self) -> Vec<String> {
+        let newstyle = self.addresses.iter().find(|(_, greeting)| *greeting == Greeting::Newstyle);
+        let Some((address, _)) = newstyle else { return Vec::new() };
+        let Some(volume) = self.volumes.first() else {
+            let how = "make one with `cairn volume create NAME SIZE` or --create NAME=SIZE";
+            return vec![format!("no volume is configured; {how}")];
+        };
+        // Clients connect to an address, not to all of them.
+        let address = match address {
+            ListenAddress::Tcp(text) => {
+                ListenAddress::Tcp(text.replace("0.0.0.0:", "127.0.0.1:").replace("[::]:", "[::1]:"))
+            }
+            unix @ ListenAddress::Unix(_) => unix.clone(),
+        };
+        let uri = uri(&address, volume, self.encrypted);
+        let quoted = quote(&uri.to_string());
+        let mut lines =
+            vec!["try:".to_owned(), format!("  nbdinfo {quoted}"), format!("  nbdcopy disk.img {quoted}")];
+        lines.push(format!("  {}", qemu(&uri)));
+        lines.extend(nbd_client(&uri).map(|line| format!("  {line}")));
+        lines
     }
 }
 
-/// The NBD URI of an export.
-fn uri(address: &ListenAddress, encrypted: bool, export: &str) -> String {
-    let scheme = if encrypted { "nbds" } else { "nbd" };
-    match address {
-        ListenAddress::Tcp(address) => format!("{scheme}://{address}/{export}"),
-        ListenAddress::Unix(path) => format!("{scheme}+unix:///{export}?socket={}", path.display()),
-    }
-}
-
-fn text(addresses: &[(ListenAddress, Greeting)], encrypted: bool, volumes: &[String]) -> String {
-    let mut text = String::new();
-    let mut line = |line: String| writeln!(text, "{line}").expect("a String takes all");
-    for (address, greeting) in addresses {
-        let uri = uri(address, encrypted, "");
-        let uri = uri.trim_end_matches('/');
-        match greeting {
-            Greeting::Newstyle => line(format!("listening on {uri}")),
-            Greeting::Oldstyle { export } => line(format!("oldstyle, {export}: listening on {uri}")),
-        }
-    }
-    let newstyle = addresses.iter().find(|(_, greeting)| *greeting == Greeting::Newstyle);
-    let Some((address, _)) = newstyle else { return text };
-    // Clients connect to an address, not to all of them.
+/// The URI of an export where a server listens: its `Display` encodes what must be.
+pub(super) fn uri(address: &ListenAddress, export: &str, encrypted: bool) -> Uri {
+    let tls = UriTls { hostname: None, verify_peer: true, certificates: None };
     let address = match address {
+        ListenAddress::Unix(path) => Address::Unix(path.clone()),
         ListenAddress::Tcp(text) => {
-            ListenAddress::Tcp(text.replace("0.0.0.0:", "127.0.0.1:").replace("[::]:", "[::1]:"))
+            // After binding, the address is a number with a port.
+            let (host, port) = text.rsplit_once(':').unwrap_or((text, ""));
+            let host = host.trim_matches(['[', ']']).to_owned();
+            Address::Tcp { host, port: port.parse().unwrap_or(DEFAULT_PORT) }
         }
-        unix @ ListenAddress::Unix(_) => unix.clone(),
     };
-    let Some(volume) = volumes.first() else {
-        line(
-            "no volume is configured; make one with `cairn volume create NAME SIZE` or --create NAME=SIZE"
-                .into(),
-        );
-        return text;
-    };
-    let uri = uri(&address, encrypted, volume);
-    line("try:".to_owned());
-    line(format!("  nbdinfo '{uri}'"));
-    line(format!("  nbdcopy disk.img '{uri}'"));
-    line(format!(
-        "  qemu-system-x86_64 -drive 'file={uri},format=raw,if=virtio,cache=writeback,discard=unmap'"
-    ));
-    match &address {
-        // It has TLS by options of its own, and not on Unix sockets.
-        _ if encrypted => {}
-        ListenAddress::Tcp(address) => {
-            let (host, port) = address.rsplit_once(':').unwrap_or((address, "10809"));
-            let host = host.trim_matches(['[', ']']);
-            line(format!("  nbd-client -N {volume} {host} {port} /dev/nbd0"));
-        }
-        ListenAddress::Unix(path) => {
-            line(format!("  nbd-client -N {volume} -unix {} /dev/nbd0", path.display()));
-        }
+    Uri { address, export: export.to_owned(), tls: encrypted.then_some(tls) }
+}
+
+/// How QEMU uses a disk. It knows no URI with TLS, for which it has an object and options of their own.
+fn qemu(uri: &Uri) -> String {
+    if uri.tls.is_none() {
+        let file = quote(&format!("file={uri},format=raw,if=virtio,cache=writeback,discard=unmap"));
+        return format!("qemu-system-x86_64 -drive {file}");
     }
-    text
+    // In its options, a comma within a value is written twice.
+    let value = |text: &str| text.replace(',', ",,");
+    let server = match &uri.address {
+        Address::Tcp { host, port } => format!("server.type=inet,server.host={host},server.port={port}"),
+        // No host whose name the certificate could have; the option is QEMU's since 7.0.
+        Address::Unix(path) => {
+            let path = value(&path.to_string_lossy());
+            format!("server.type=unix,server.path={path},tls-hostname=localhost")
+        }
+    };
+    let export = value(&uri.export);
+    let object = quote(&format!("tls-creds-x509,id=tls0,endpoint=client,dir={CERTIFICATES}"));
+    let disk =
+        quote(&format!("driver=nbd,node-name=disk,export={export},{server},tls-creds=tls0,discard=unmap"));
+    format!("qemu-system-x86_64 -object {object} -blockdev {disk} -device virtio-blk-pci,drive=disk")
+}
+
+/// How the kernel uses a disk. The program has TLS by options of its own, and not on Unix sockets.
+fn nbd_client(uri: &Uri) -> Option<String> {
+    if uri.tls.is_some() {
+        return None;
+    }
+    let (export, server) = (
+        quote(&uri.export),
+        match &uri.address {
+            Address::Tcp { host, port } => format!("{host} {port}"),
+            Address::Unix(path) => format!("-unix {}", quote(&path.to_string_lossy())),
+        },
+    );
+    Some(format!("nbd-client -N {export} {server} /dev/nbd0"))
+}
+
+/// A word of a shell's command line.
+fn quote(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./:@%+=,".contains(&byte);
+    if !text.is_empty() && text.bytes().all(plain) && !text.contains("://") {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', "'\\''"))
 }
 
 #[cfg(test)]
@@ -93,27 +172,32 @@ mod tests {
         ListenAddress::Tcp(address.to_owned())
     }
 
-    fn text(addresses: &[ListenAddress], volumes: &[String]) -> String {
+    fn said(addresses: &[(ListenAddress, Greeting)], encrypted: bool, volumes: &[&str]) -> String {
+        let volumes: Vec<String> = volumes.iter().map(|name| (*name).to_owned()).collect();
+        Welcome { addresses, encrypted, volumes: &volumes, metrics: None, admin_socket: None }.text()
+    }
+
+    fn text(addresses: &[ListenAddress], volumes: &[&str]) -> String {
         let newstyle = |address: &ListenAddress| (address.clone(), Greeting::Newstyle);
-        super::text(&addresses.iter().map(newstyle).collect::<Vec<_>>(), false, volumes)
+        said(&addresses.iter().map(newstyle).collect::<Vec<_>>(), false, volumes)
     }
 
     #[test]
     fn tls_and_oldstyle_are_told() {
         let oldstyle = Greeting::Oldstyle { export: "disk".to_owned() };
         let addresses = [(tcp("127.0.0.1:1"), oldstyle), (tcp("127.0.0.1:2"), Greeting::Newstyle)];
-        let text = super::text(&addresses, true, &["disk".to_owned()]);
+        let text = said(&addresses, true, &["disk"]);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[0], "oldstyle, disk: listening on nbds://127.0.0.1:1");
         assert_eq!(lines[1], "listening on nbds://127.0.0.1:2");
         assert!(lines.contains(&"  nbdinfo 'nbds://127.0.0.1:2/disk'"), "{text}");
-        assert!(!text.contains("nbd-client"), "{text}");
+        assert!(!text.contains("nbd-client") && !text.contains("file=nbds"), "{text}");
+        assert!(text.contains("server.host=127.0.0.1,server.port=2,tls-creds=tls0"), "{text}");
     }
 
     #[test]
     fn every_listener_has_its_line() {
-        let text =
-            text(&[tcp("127.0.0.1:10809"), ListenAddress::Unix("/run/c.sock".into())], &["disk".to_owned()]);
+        let text = text(&[tcp("127.0.0.1:10809"), ListenAddress::Unix("/run/c.sock".into())], &["disk"]);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[0], "listening on nbd://127.0.0.1:10809");
         assert_eq!(lines[1], "listening on nbd+unix:///?socket=/run/c.sock");
@@ -123,12 +207,25 @@ mod tests {
 
     #[test]
     fn what_to_type_names_an_address_that_can_be_reached() {
-        let of = |address| text(&[address], &["d".to_owned()]);
+        let of = |address| text(&[address], &["d"]);
         assert!(of(tcp("0.0.0.0:1")).contains("'nbd://127.0.0.1:1/d'"));
         assert!(of(tcp("[::]:1")).contains("nbd-client -N d ::1 1 /dev/nbd0"));
+        assert!(of(tcp("[::1]:1")).contains("listening on nbd://[::1]:1\n"));
         let unix = of(ListenAddress::Unix("/s".into()));
         assert!(unix.contains("file=nbd+unix:///d?socket=/s,format=raw"), "{unix}");
         assert!(unix.contains("nbd-client -N d -unix /s /dev/nbd0"), "{unix}");
+    }
+
+    #[test]
+    fn paths_are_encoded_in_uris_and_quoted_in_command_lines() {
+        let path = "/run/it's 100%,&?#/ä";
+        let text = text(&[ListenAddress::Unix(path.into())], &["d"]);
+        let socket = "socket=/run/it%27s%20100%25%2C%26%3F%23/%C3%A4";
+        assert!(text.starts_with(&("listening on nbd+unix:///?".to_owned() + socket + "\n")), "{text}");
+        assert!(text.contains(&("nbdinfo 'nbd+unix:///d?".to_owned() + socket + "'\n")), "{text}");
+        assert!(text.contains(r"nbd-client -N d -unix '/run/it'\''s 100%,&?#/ä' /dev/nbd0"), "{text}");
+        let unix = [(ListenAddress::Unix("/a,b".into()), Greeting::Newstyle)];
+        assert!(said(&unix, true, &["d"]).contains("server.path=/a,,b,tls-hostname="));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Reads them strictly: what is not understood is an error that names it. It connects to nothing.
 
 use std::fmt;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -119,10 +120,12 @@ impl fmt::Display for Uri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = if self.tls.is_some() { "nbds" } else { "nbd" };
         match &self.address {
-            address @ Address::Tcp { .. } => write!(f, "{scheme}://{address}/{}", encode(&self.export)),
+            address @ Address::Tcp { .. } => {
+                write!(f, "{scheme}://{address}/{}", encode(self.export.as_bytes()))
+            }
             Address::Unix(path) => {
-                let socket = encode(&path.to_string_lossy());
-                write!(f, "{scheme}+unix:///{}?socket={socket}", encode(&self.export))
+                let socket = encode(path.as_os_str().as_bytes());
+                write!(f, "{scheme}+unix:///{}?socket={socket}", encode(self.export.as_bytes()))
             }
         }
     }
@@ -207,10 +210,11 @@ fn decode(text: &str) -> Result<String, UriError> {
     if decoded.contains('\0') { Err(wrong()) } else { Ok(decoded) }
 }
 
-/// Percent-encodes all but what may stand in a path and in a query.
-fn encode(text: &str) -> String {
-    let mut encoded = String::with_capacity(text.len());
-    for byte in text.bytes() {
+/// Percent-encodes all but what may stand in a path and in a query (RFC 3986), as the NBD URI specification has it. Whoever
+/// prints a URI does so by the `Display` of [`Uri`], and so by this.
+fn encode(bytes: &[u8]) -> String {
+    let mut encoded = String::with_capacity(bytes.len());
+    for &byte in bytes {
         match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' | b':' | b'@' => {
                 encoded.push(char::from(byte));

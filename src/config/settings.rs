@@ -238,7 +238,9 @@ settings! {
     admin: Admin {
         /// Where it listens: `ADDRESS:PORT`, `unix:PATH` or `none`. Where the default is taken, none.
         listen: String = "127.0.0.1:9180".to_owned(), Any;
-        /// File with the bearer token for all but metrics and health; without it those are for this machine only.
+        /// Unix socket for the gateway's own user alone (mode 0600), where all of the API is served without a token: a path, or `none`. By default `admin.sock` in `/run/cairn` for root, in `$XDG_RUNTIME_DIR/cairn` for others; further gateways have `admin-2.sock` and so on; none where `admin.listen` is `none`.
+        socket: String = String::new(), Any;
+        /// File with the bearer token for all but metrics and health at `admin.listen`; without it nothing is changed there, and only this machine reads more than those.
         token_file: String = String::new(), Any;
     }
 

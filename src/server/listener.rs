@@ -8,15 +8,24 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::net::sockopt;
+use rustix::fs::{Mode, fchmod};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 
 use super::transport::Transport;
+
+/// Permissions of a Unix socket that is for one user alone.
+const PRIVATE: u32 = 0o600;
+/// Permissions that others than its owner have.
+const OTHERS: u32 = 0o077;
+/// Connections that may wait to be accepted at a private socket.
+const BACKLOG: i32 = 128;
 
 /// Where to listen.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,6 +54,18 @@ impl FromStr for ListenAddress {
             return Err(bad());
         }
         Ok(Self::Tcp(text.to_owned()))
+    }
+}
+
+impl ListenAddress {
+    /// Whether one user alone, and root, can connect there: a Unix socket whose file gives nobody else a permission.
+    /// One without a file, or whose file cannot be looked at, is not.
+    #[must_use]
+    pub fn is_private(&self) -> bool {
+        match self {
+            Self::Tcp(_) => false,
+            Self::Unix(path) => std::fs::symlink_metadata(path).is_ok_and(|found| found.mode() & OTHERS == 0),
+        }
     }
 }
 
@@ -115,6 +136,23 @@ impl Listener {
         }
     }
 
+    /// Listens at a Unix socket that is for this user alone: its file never has other permissions than mode 0600.
+    pub async fn bind_private(path: &Path) -> Result<Self, ListenError> {
+        let address = ListenAddress::Unix(path.to_path_buf());
+        remove_stale(path).await?;
+        let bound = bind_private(path).and_then(|(listener, file)| {
+            listener.set_nonblocking(true)?;
+            Ok((UnixListener::from_std(listener)?, file))
+        });
+        match bound {
+            Ok((listener, file)) => {
+                let socket = Socket::Unix { listener, file: Some(Arc::new(file)) };
+                Ok(Self { socket, address })
+            }
+            Err(source) => Err(ListenError::Io { address, source }),
+        }
+    }
+
     /// Takes over a TCP socket that listens already, as systemd hands it over.
     pub fn from_tcp(listener: std::net::TcpListener) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
@@ -134,7 +172,7 @@ impl Listener {
     /// Takes over a socket that listens already from a server on this machine that will end; the file of a Unix socket is
     /// ours only once [`SharedListener::claim`] is called.
     pub fn adopt(socket: OwnedFd) -> io::Result<Self> {
-        if rustix::net::getsockname(&socket)?.address_family() != rustix::net::AddressFamily::UNIX {
+        if rustix::net::getsockname(&socket)?.address_family() != AddressFamily::UNIX {
             return Self::from_tcp(socket.into());
         }
         let mut listener = Self::from_unix(socket.into())?;
@@ -266,6 +304,23 @@ impl Drop for SocketFile {
     }
 }
 
+/// A socket's file is made with the permissions that the socket has, less those of the umask (Linux, `unix_bind`), so
+/// that they are set before. It listens only once the file was looked at, and nobody can have connected before.
+fn bind_private(path: &Path) -> io::Result<(StdUnixListener, SocketFile)> {
+    let socket =
+        rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    fchmod(&socket, Mode::from_raw_mode(PRIVATE))?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    let file = SocketFile::of(path)?;
+    let mode = std::fs::symlink_metadata(path)?.mode();
+    if mode & OTHERS != 0 {
+        let why = format!("the file system gave the socket the permissions {:o}", mode & 0o777);
+        return Err(io::Error::other(why));
+    }
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok((socket.into(), file))
+}
+
 fn identity(path: &Path) -> io::Result<(u64, u64)> {
     let metadata = std::fs::symlink_metadata(path)?;
     Ok((metadata.dev(), metadata.ino()))
@@ -326,6 +381,24 @@ mod tests {
         let _first = Listener::bind(&address).await.unwrap();
         let second = Listener::bind(&address).await;
         assert!(matches!(second, Err(ListenError::InUse { .. })), "{second:?}");
+    }
+
+    #[tokio::test]
+    async fn a_private_socket_is_for_its_user_alone_and_replaces_none_that_lives() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("admin.sock");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let ours = Listener::bind_private(&path).await.unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert!(ours.address().is_private());
+        let (accepted, connected) = tokio::join!(ours.accept(), UnixStream::connect(&path));
+        assert!(accepted.is_ok() && connected.is_ok());
+        assert!(matches!(Listener::bind_private(&path).await, Err(ListenError::InUse { .. })));
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o660)).unwrap();
+        assert!(!ours.address().is_private());
+        drop(ours);
+        assert!(!path.exists());
+        assert!(!ListenAddress::Unix(path).is_private());
     }
 
     #[tokio::test]

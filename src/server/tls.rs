@@ -72,6 +72,12 @@ pub enum TlsError {
         /// The file.
         path: PathBuf,
     },
+    /// A file has no key that can be used as it is.
+    #[error("{} has no private key in PEM, or one that is encrypted", path.display())]
+    NoKey {
+        /// The file.
+        path: PathBuf,
+    },
     /// The key is of no kind that rustls supports.
     #[error("{}: {source}", path.display())]
     Key {
@@ -142,10 +148,9 @@ impl Tls {
             }
         };
         let path = &options.key;
-        let key = PrivateKeyDer::from_pem_file(path).map_err(|source| TlsError::File {
-            file: TlsFile::Key,
-            path: path.clone(),
-            source,
+        let key = PrivateKeyDer::from_pem_file(path).map_err(|source| match source {
+            pem::Error::NoItemsFound => TlsError::NoKey { path: path.clone() },
+            source => TlsError::File { file: TlsFile::Key, path: path.clone(), source },
         })?;
         let usable = provider.key_provider.load_private_key(key.clone_key());
         usable.map_err(|source| TlsError::Key { path: path.clone(), source })?;
@@ -163,6 +168,12 @@ impl Tls {
     #[must_use]
     pub fn is_required(&self) -> bool {
         self.required
+    }
+
+    /// Whether clients without TLS are turned away from an export, or altogether.
+    #[must_use]
+    pub fn needs_tls(&self, export: &str) -> bool {
+        self.required || self.subjects.contains_key(export)
     }
 
     pub(crate) fn policy(&self) -> TlsPolicy {

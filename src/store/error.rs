@@ -37,6 +37,16 @@ pub enum Error {
         /// Bytes received.
         got: u64,
     },
+    /// The object, by its listing too, ends before the range asked for. Definite.
+    #[error("{key}: the object has {size_bytes} bytes, fewer than the {wanted} that it must have")]
+    CutShort {
+        /// Key.
+        key: String,
+        /// Bytes that the object must have at least.
+        wanted: u64,
+        /// Size of the object in bytes.
+        size_bytes: u64,
+    },
     /// The store asks for less (429, 503 SlowDown). Retry after a pause.
     #[error("{key}: the store asks to slow down")]
     Throttled {
@@ -101,6 +111,7 @@ impl Error {
             Self::NotFound { key }
             | Self::PreconditionFailed { key }
             | Self::Truncated { key, .. }
+            | Self::CutShort { key, .. }
             | Self::Throttled { key, .. }
             | Self::Timeout { key, .. }
             | Self::Transient { key, .. }
@@ -116,7 +127,7 @@ impl Error {
         match self {
             Self::NotFound { .. } => StoreOutcome::NotFound,
             Self::PreconditionFailed { .. } => StoreOutcome::PreconditionFailed,
-            Self::Truncated { .. } => StoreOutcome::Truncated,
+            Self::Truncated { .. } | Self::CutShort { .. } => StoreOutcome::Truncated,
             Self::Throttled { .. } => StoreOutcome::Throttled,
             Self::Timeout { .. } => StoreOutcome::Timeout,
             Self::Transient { .. } | Self::Unreachable { .. } => StoreOutcome::Transient,
@@ -128,7 +139,7 @@ impl Error {
     /// Whether the answer is the store's definite word on the state of the object: nothing to retry.
     #[must_use]
     pub fn is_definite(&self) -> bool {
-        matches!(self, Self::NotFound { .. } | Self::PreconditionFailed { .. })
+        matches!(self, Self::NotFound { .. } | Self::PreconditionFailed { .. } | Self::CutShort { .. })
     }
 
     /// Whether waiting alone cannot cure it: somebody must change permissions, the bucket or the configuration.

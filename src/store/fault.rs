@@ -16,7 +16,7 @@ use rand::{Rng, SeedableRng};
 use tokio::sync::watch;
 
 use super::error::cause;
-use super::{ByteRange, Condition, ETag, Error, Listing, Object, Operation, Store};
+use super::{ByteRange, Condition, ETag, Error, ListFrom, Listing, Object, Operation, Store};
 
 /// PUTs and DELETEs on the way at most; the oldest arrives when another would be too many.
 const MAX_LATE_REQUESTS: usize = 1024;
@@ -454,12 +454,12 @@ impl Store for Fault {
         finish(&plan, key, answer).await
     }
 
-    async fn list(&self, prefix: &str, start_after: Option<&str>) -> Result<Listing, Error> {
+    async fn list(&self, prefix: &str, from: &ListFrom) -> Result<Listing, Error> {
         let plan = self.begin(Operation::List, &[prefix.to_owned()]).await?;
         if let Some((failure, _)) = plan.late {
             return Err(failure.error(prefix));
         }
-        let answer = self.inner.list(prefix, start_after).await;
+        let answer = self.inner.list(prefix, from).await;
         finish(&plan, prefix, answer).await
     }
 }

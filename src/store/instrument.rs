@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::metrics::{InFlight, StoreMetrics, StoreOutcome};
 
-use super::{ByteRange, Condition, ETag, Error, Listing, Object, Operation, Store};
+use super::{ByteRange, Condition, ETag, Error, ListFrom, Listing, Object, Operation, Store};
 
 /// The decorator.
 #[derive(Debug)]
@@ -86,8 +86,8 @@ impl Store for Instrument {
         self.measure(Operation::Delete, self.inner.delete(keys), |()| 0).await
     }
 
-    async fn list(&self, prefix: &str, start_after: Option<&str>) -> Result<Listing, Error> {
-        self.measure(Operation::List, self.inner.list(prefix, start_after), |_| 0).await
+    async fn list(&self, prefix: &str, from: &ListFrom) -> Result<Listing, Error> {
+        self.measure(Operation::List, self.inner.list(prefix, from), |_| 0).await
     }
 }
 

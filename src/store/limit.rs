@@ -12,7 +12,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::metrics::StoreMetrics;
 
-use super::{ByteRange, Condition, ETag, Error, Listing, Object, Store};
+use super::{ByteRange, Condition, ETag, Error, ListFrom, Listing, Object, Store};
 
 /// The decorator.
 pub struct Limit {
@@ -66,9 +66,9 @@ impl Store for Limit {
         self.inner.delete(keys).await
     }
 
-    async fn list(&self, prefix: &str, start_after: Option<&str>) -> Result<Listing, Error> {
+    async fn list(&self, prefix: &str, from: &ListFrom) -> Result<Listing, Error> {
         let _permit = self.permit().await;
-        self.inner.list(prefix, start_after).await
+        self.inner.list(prefix, from).await
     }
 }
 

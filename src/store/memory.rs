@@ -11,7 +11,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::{ByteRange, Condition, ETag, Entry, Error, Listing, Object, Operation, Store, key};
+use super::{
+    ByteRange, Condition, ETag, Entry, Error, ListFrom, Listing, Object, Operation, PageToken, Store, key,
+};
 
 /// Requests and the bytes of their bodies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,6 +51,48 @@ impl State {
         tally.requests += 1;
         tally
     }
+
+    /// The objects whose keys begin with `prefix` and are not before `start`, in order of key.
+    fn entries<'a>(&'a self, prefix: &'a str, start: Bound<&'a str>) -> impl Iterator<Item = Entry> + 'a {
+        self.objects
+            .range::<str, _>((start, Bound::Unbounded))
+            .take_while(move |(key, _)| key.starts_with(prefix))
+            .map(|(key, stored)| Entry { key: key.clone(), size_bytes: length(&stored.body) })
+    }
+
+    fn list_sorted(&self, prefix: &str, from: &ListFrom, page_entries: usize) -> Listing {
+        let start = match from {
+            ListFrom::Start => "",
+            ListFrom::After(key) => key,
+            ListFrom::Page(PageToken(last)) => last,
+        };
+        let start = if start < prefix { Bound::Included(prefix) } else { Bound::Excluded(start) };
+        let mut following = self.entries(prefix, start);
+        let entries: Vec<Entry> = following.by_ref().take(page_entries).collect();
+        let last = entries.last().filter(|_| following.next().is_some());
+        let next = last.map(|last| PageToken(last.key.as_str().into()));
+        Listing { next, entries }
+    }
+
+    fn list_unsorted(&self, prefix: &str, from: &ListFrom, page_entries: usize) -> Listing {
+        let token = match from {
+            ListFrom::Start | ListFrom::After(_) => "",
+            ListFrom::Page(PageToken(token)) => token,
+        };
+        let after = token.trim_start_matches(BEHIND_EMPTY);
+        let mut entries: Vec<Entry> = self.entries(prefix, Bound::Included(prefix)).collect();
+        entries.retain(|entry| after.is_empty() || scattered(&entry.key) > scattered(after));
+        entries.sort_by(|a, b| scattered(&a.key).cmp(&scattered(&b.key)));
+        let is_empty = entries.first().is_some_and(|first| scattered(&first.key).0 % EMPTY_EVERY == 0);
+        if is_empty && !token.starts_with(BEHIND_EMPTY) {
+            let next = Some(PageToken(format!("{BEHIND_EMPTY}{after}").into()));
+            return Listing { entries: Vec::new(), next };
+        }
+        let more = entries.len() > page_entries;
+        entries.truncate(page_entries);
+        let last = entries.last().filter(|_| more);
+        Listing { next: last.map(|last| PageToken(last.key.as_str().into())), entries }
+    }
 }
 
 /// A store in memory. Clones share their objects.
@@ -56,6 +100,26 @@ impl State {
 pub struct MemoryStore {
     state: Arc<Mutex<State>>,
     page_entries: usize,
+    order: Order,
+}
+
+/// The order of keys in a listing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    /// That of their bytes, as S3's general-purpose buckets have it.
+    Sorted,
+    /// None that means anything, as in S3's directory buckets; some pages are empty although more follow.
+    Unsorted,
+}
+
+/// One page of every so many is empty in an unsorted listing.
+const EMPTY_EVERY: u64 = 4;
+/// Begins the token that an empty page gives: the page behind it is not empty.
+const BEHIND_EMPTY: char = '!';
+
+/// Where a key stands in an unsorted listing.
+fn scattered(key: &str) -> (u64, &str) {
+    (xxhash_rust::xxh3::xxh3_64(key.as_bytes()), key)
 }
 
 impl Default for MemoryStore {
@@ -78,7 +142,17 @@ impl MemoryStore {
     #[must_use]
     pub fn with_page_entries(page_entries: usize) -> Self {
         assert!(page_entries > 0, "a page of a listing holds a key");
-        Self { state: Arc::default(), page_entries }
+        Self { state: Arc::default(), page_entries, order: Order::Sorted }
+    }
+
+    /// As [`MemoryStore::with_page_entries`], but listings have no order, some pages are empty, and a listing cannot
+    /// begin behind a key.
+    ///
+    /// # Panics
+    /// If `page_entries` is 0.
+    #[must_use]
+    pub fn unsorted(page_entries: usize) -> Self {
+        Self { order: Order::Unsorted, ..Self::with_page_entries(page_entries) }
     }
 
     /// What was asked for `operation` on the keys (of a LIST: the prefixes) that `matches`.
@@ -172,21 +246,14 @@ impl Store for MemoryStore {
         Ok(())
     }
 
-    async fn list(&self, prefix: &str, start_after: Option<&str>) -> Result<Listing, Error> {
+    async fn list(&self, prefix: &str, from: &ListFrom) -> Result<Listing, Error> {
         key::check_prefix(prefix)?;
         let mut state = self.state.lock();
         state.count(Operation::List, prefix);
-        let start = match start_after {
-            Some(after) if after >= prefix => Bound::Excluded(after),
-            _ => Bound::Included(prefix),
-        };
-        let mut following = state
-            .objects
-            .range::<str, _>((start, Bound::Unbounded))
-            .take_while(|(key, _)| key.starts_with(prefix))
-            .map(|(key, stored)| Entry { key: key.clone(), size_bytes: length(&stored.body) });
-        let entries = following.by_ref().take(self.page_entries).collect();
-        Ok(Listing { entries, more: following.next().is_some() })
+        Ok(match self.order {
+            Order::Sorted => state.list_sorted(prefix, from, self.page_entries),
+            Order::Unsorted => state.list_unsorted(prefix, from, self.page_entries),
+        })
     }
 }
 

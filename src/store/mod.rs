@@ -8,6 +8,7 @@ pub mod fault;
 pub mod instrument;
 pub mod key;
 pub mod limit;
+pub mod listing;
 pub mod local;
 pub mod location;
 pub mod memory;
@@ -28,6 +29,7 @@ pub use error::Error;
 pub use fault::Fault;
 pub use instrument::Instrument;
 pub use limit::Limit;
+pub use listing::{Entry, ListFrom, Listing, PageToken, Pages};
 pub use local::LocalStore;
 pub use location::Location;
 pub use memory::MemoryStore;
@@ -74,24 +76,6 @@ pub struct Object {
     pub etag: ETag,
 }
 
-/// One object of a listing.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// Key relative to the store's root.
-    pub key: String,
-    /// Bytes.
-    pub size_bytes: u64,
-}
-
-/// One page of a listing.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Listing {
-    /// In ascending order of key (bytes).
-    pub entries: Vec<Entry>,
-    /// Whether more follow the last entry; ask again with it as `start_after`.
-    pub more: bool,
-}
-
 /// Object storage. Keys are relative to the store's root, `/`-separated, of `[A-Za-z0-9._-]` segments; no segment is
 /// empty, `.` or `..`. No key goes on where another ends (`a` and `a/b`), since in a directory one is a file.
 ///
@@ -104,8 +88,9 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     async fn put(&self, key: &str, body: Bytes, condition: Condition) -> Result<ETag, Error>;
     /// Deletes objects, at most 1,000; one that is absent counts as deleted. On an error any of them may be gone.
     async fn delete(&self, keys: &[String]) -> Result<(), Error>;
-    /// Lists keys that begin with `prefix` (a string, not only whole segments) and follow `start_after`, in order.
-    async fn list(&self, prefix: &str, start_after: Option<&str>) -> Result<Listing, Error>;
+    /// Lists one page of the keys that begin with `prefix` (a string, not only whole segments), in no particular order.
+    /// Use [`Pages`] to list them all.
+    async fn list(&self, prefix: &str, from: &ListFrom) -> Result<Listing, Error>;
 }
 
 #[async_trait]
@@ -119,7 +104,7 @@ impl<S: Store + ?Sized> Store for Arc<S> {
     async fn delete(&self, keys: &[String]) -> Result<(), Error> {
         (**self).delete(keys).await
     }
-    async fn list(&self, prefix: &str, start_after: Option<&str>) -> Result<Listing, Error> {
-        (**self).list(prefix, start_after).await
+    async fn list(&self, prefix: &str, from: &ListFrom) -> Result<Listing, Error> {
+        (**self).list(prefix, from).await
     }
 }

@@ -15,11 +15,11 @@ use futures::future::join_all;
 use tokio::time::Instant;
 
 use super::passed::{Passed, RECORD};
-use super::{ByteRange, Condition, ETag, Error, Store};
+use super::{ByteRange, Condition, ETag, Error, Pages, Store};
 
 /// What all keys of probes begin with.
 pub const PREFIX: &str = "probe/";
-/// Requests of a start that finds the store known.
+/// Requests of a start that finds the store known, with a listing of one page.
 pub const CHECKS: usize = 6;
 /// What is no object's ETag in any store; in the form of S3's own, since some parse it.
 const NO_ETAG: &str = "\"00000000000000000000000000000000\"";
@@ -392,8 +392,11 @@ impl<'a> Probe<'a> {
             Ok(_) => return Err(Violation::IgnoresIfMatch.into()),
             Err(error) => return Err(stop("PUT with If-Match", error)),
         }
-        let listing = self.store.list(RECORD, None).await.map_err(|error| stop("LIST", error))?;
-        if !listing.entries.iter().any(|entry| entry.key == RECORD) {
+        let (mut pages, mut listed) = (Pages::new(self.store, RECORD), false);
+        while let Some(entries) = pages.next().await.map_err(|error| stop("LIST", error))? {
+            listed |= entries.iter().any(|entry| entry.key == RECORD);
+        }
+        if !listed {
             return Err(Stop::Misread(Violation::StaleList));
         }
         self.store.delete(&[key.to_owned()]).await.map_err(|error| stop("DELETE", error))?;
@@ -484,9 +487,14 @@ impl<'a> Probe<'a> {
         }
         let deleted = &keys[1..2];
         self.store.delete(deleted).await.map_err(|error| stop("DELETE", error))?;
-        let listing = self.store.list(&format!("{key}/"), None).await.map_err(|error| stop("LIST", error))?;
-        let listed: Vec<_> = listing.entries.iter().map(|entry| &entry.key).collect();
-        let stands = listed == [&keys[0], &keys[2]] && !listing.more;
+        let mut listed = Vec::new();
+        let below = format!("{key}/");
+        let mut pages = Pages::new(self.store, &below);
+        while let Some(entries) = pages.next().await.map_err(|error| stop("LIST", error))? {
+            listed.extend(entries.into_iter().map(|entry| entry.key));
+        }
+        listed.sort_unstable();
+        let stands = listed == [keys[0].as_str(), keys[2].as_str()];
         self.store.delete(&keys).await.map_err(|error| stop("DELETE", error))?;
         if stands { Ok(()) } else { Err(Stop::Misread(Violation::StaleList)) }
     }

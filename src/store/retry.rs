@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use crate::metrics::StoreMetrics;
 use crate::mutant::{self, Mutant};
 
-use super::{ByteRange, Condition, ETag, Error, Listing, Object, Operation, Store, key};
+use super::{ByteRange, Condition, ETag, Error, ListFrom, Listing, Object, Operation, Pages, Store, key};
 
 /// When to give up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -177,6 +177,31 @@ impl Retry {
     }
 }
 
+impl Retry {
+    /// Reads, and where the body ends early, tells an object that is too short from a body that was cut on the way: the
+    /// listing has the object's size.
+    async fn get_or_learn_size(&self, key: &str, range: ByteRange) -> Result<Object, Error> {
+        let answer = self.inner.get(key, range).await;
+        let (Err(Error::Truncated { .. }), ByteRange::Bounded { offset, length }) = (&answer, range) else {
+            return answer;
+        };
+        let wanted = offset.saturating_add(length);
+        let mut pages = Pages::new(&*self.inner, key);
+        while let Some(entries) = pages.next().await? {
+            if let Some(entry) = entries.iter().find(|entry| entry.key == key) {
+                let size_bytes = entry.size_bytes;
+                let is_short = size_bytes < wanted;
+                return if is_short {
+                    Err(Error::CutShort { key: key.to_owned(), wanted, size_bytes })
+                } else {
+                    answer
+                };
+            }
+        }
+        answer
+    }
+}
+
 /// The failed attempts of one request.
 #[derive(Debug, Default)]
 struct Attempts {
@@ -220,7 +245,7 @@ async fn until<F: Future>(deadline: Option<Instant>, future: F) -> Option<F::Out
 impl Store for Retry {
     async fn get(&self, key: &str, range: ByteRange) -> Result<Object, Error> {
         key::check(key)?;
-        self.retry(Operation::Get, self.options.read, key, || self.inner.get(key, range)).await
+        self.retry(Operation::Get, self.options.read, key, || self.get_or_learn_size(key, range)).await
     }
 
     async fn put(&self, key: &str, body: Bytes, condition: Condition) -> Result<ETag, Error> {
@@ -240,8 +265,8 @@ impl Store for Retry {
         self.retry(Operation::Delete, self.options.write, first, || self.inner.delete(keys)).await
     }
 
-    async fn list(&self, prefix: &str, start_after: Option<&str>) -> Result<Listing, Error> {
+    async fn list(&self, prefix: &str, from: &ListFrom) -> Result<Listing, Error> {
         key::check_prefix(prefix)?;
-        self.retry(Operation::List, self.options.read, prefix, || self.inner.list(prefix, start_after)).await
+        self.retry(Operation::List, self.options.read, prefix, || self.inner.list(prefix, from)).await
     }
 }

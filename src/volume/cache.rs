@@ -18,7 +18,7 @@ use super::fetch::{CacheKey, Check, Fetch};
 use super::map::MapPage;
 use super::piece::own;
 use super::signal::Signal;
-use super::store_exact::{Doubt, Verdict, damaged_on_the_way};
+use super::store_exact::{Doubt, Verdict, damaged_on_the_way, get_referenced};
 use crate::metrics::VolumeMetrics;
 use crate::mutant::{self, Mutant};
 use crate::store::{self, ByteRange, Store};
@@ -342,22 +342,44 @@ async fn fetch_run(store: &dyn Store, run: &[(Fetch, Arc<Load>)]) -> Vec<Result<
     let length = last.at + last.stored_bytes() - first.at;
     let mut doubt = Doubt::default();
     loop {
-        let body = match store.get(&object, ByteRange::Bounded { offset: first.at, length }).await {
-            Ok(object) => object.body,
+        let got = get_referenced(store, &object, ByteRange::Bounded { offset: first.at, length }).await;
+        let (reading, results) = match got {
+            Ok(object) => {
+                let results = run.iter().map(|(fetch, _)| cut(fetch, first.at, &object.body)).collect();
+                (object.body, results)
+            }
+            // An object that is too short is damaged as one with other bytes is.
+            Err(error @ store::Error::CutShort { .. }) => {
+                let why = format!("is too short: {error}");
+                let damaged = Error::Damaged { key: object.clone(), why: why.clone() };
+                (Bytes::from(why), vec![Err(damaged); run.len()])
+            }
             Err(store::Error::NotFound { key }) => return vec![Err(Error::Lost { key }); run.len()],
             Err(error) => return vec![Err(Error::Store(error)); run.len()],
         };
-        let results: Vec<Result<Bytes, Error>> =
-            run.iter().map(|(fetch, _)| cut(fetch, first.at, &body)).collect();
+        let results: Vec<Result<Bytes, Error>> = results;
         if results.iter().all(Result::is_ok) {
             return results;
         }
-        match doubt.note(&object, &body) {
+        match doubt.note(&object, &reading) {
             Verdict::Again => {}
+            // What lies before the damage can still be had, piece by piece.
+            Verdict::AtRest if run.len() > 1 && results.iter().all(Result::is_err) => {
+                return one_by_one(store, run).await;
+            }
             Verdict::AtRest => return results,
             Verdict::OnTheWay => return vec![Err(Error::Store(damaged_on_the_way(&object))); run.len()],
         }
     }
+}
+
+/// Fetches each piece of a run with a GET of its own.
+async fn one_by_one(store: &dyn Store, run: &[(Fetch, Arc<Load>)]) -> Vec<Result<Bytes, Error>> {
+    let mut results = Vec::with_capacity(run.len());
+    for piece in run {
+        results.extend(Box::pin(fetch_run(store, std::slice::from_ref(piece))).await);
+    }
+    results
 }
 
 /// The payload of a piece from the body of a GET from byte `from` on, if it passes its check.

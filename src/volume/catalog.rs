@@ -13,11 +13,11 @@ use super::head::{Checkpoint, Head, Lease, VolumeState};
 use super::identity::{Identity, NameBinding};
 use super::keys::{self, Keys, NAMES, ObjectId, Slot};
 use super::lease::{Updated, update_head};
-use super::open::{create as create_object, fetch, read_head};
+use super::open::{create as create_object, fetch, fetch_if_present, read_head};
 use super::options::Options;
 use super::root::{KeptRoot, Root, RootTable};
 use super::shared::Environment;
-use crate::store;
+use crate::store::{self, Pages};
 
 /// Keys of one delete request at most.
 const DELETE_KEYS: usize = 1000;
@@ -134,7 +134,7 @@ fn check_name(name: &str) -> Result<(), OpenError> {
 pub async fn resolve(env: &Environment, name: &str) -> Result<Uuid, OpenError> {
     check_name(name)?;
     let key = keys::name(name);
-    match fetch(env, &key, NameBinding::decode).await {
+    match fetch_if_present(env, &key, NameBinding::decode).await {
         Ok((binding, _)) if binding.name == name => Ok(binding.volume),
         Ok((binding, _)) => {
             let why = format!("binds the name {:?}", binding.name);
@@ -151,16 +151,13 @@ pub async fn resolve(env: &Environment, name: &str) -> Result<Uuid, OpenError> {
 /// If the store fails.
 pub async fn list(env: &Environment) -> Result<Vec<String>, OpenError> {
     let mut names = Vec::new();
-    let mut after = None;
-    loop {
-        let listing = env.store.list(NAMES, after.as_deref()).await?;
-        let found = listing.entries.iter().filter_map(|entry| entry.key.strip_prefix(NAMES));
+    let mut pages = Pages::new(env.store.as_ref(), NAMES);
+    while let Some(entries) = pages.next().await? {
+        let found = entries.iter().filter_map(|entry| entry.key.strip_prefix(NAMES));
         names.extend(found.filter(|name| keys::is_valid_name(name)).map(str::to_owned));
-        match listing.entries.last() {
-            Some(last) if listing.more => after = Some(last.key.clone()),
-            _ => return Ok(names),
-        }
     }
+    names.sort_unstable();
+    Ok(names)
 }
 
 /// What is known of a volume without opening it.
@@ -251,16 +248,12 @@ async fn delete_objects(env: &Environment, keys: Keys, head: &Head) -> Result<()
 }
 
 async fn delete_prefix(env: &Environment, prefix: &str) -> Result<(), OpenError> {
-    let mut after: Option<String> = None;
-    loop {
-        let listing = env.store.list(prefix, after.as_deref()).await?;
-        let names: Vec<String> = listing.entries.iter().map(|entry| entry.key.clone()).collect();
+    let mut pages = Pages::new(env.store.as_ref(), prefix);
+    while let Some(entries) = pages.next().await? {
+        let names: Vec<String> = entries.into_iter().map(|entry| entry.key).collect();
         for batch in names.chunks(DELETE_KEYS) {
             env.store.delete(batch).await?;
         }
-        match listing.entries.last() {
-            Some(last) if listing.more => after = Some(last.key.clone()),
-            _ => return Ok(()),
-        }
     }
+    Ok(())
 }

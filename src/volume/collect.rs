@@ -2,7 +2,8 @@
 //!
 //! One rule: when a root goes, those of this volume's objects that it names and neither its parent nor a child does
 //! die, then its entry in the root table. Only the holder of the epoch deletes: the list is fixed, then the head is
-//! read; if its epoch is another, nothing is deleted. Seals are never deleted.
+//! read; if its epoch is another, nothing is deleted. Seals are never deleted. Whatever said that an object is garbage,
+//! what the open volume itself knows to be in use is not deleted.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -15,7 +16,8 @@ use tokio::time::Instant;
 
 use super::base;
 use super::error::{Error, OpenError};
-use super::keys::{ObjectId, Slot};
+use super::fold::names_chunk;
+use super::keys::{ObjectId, Parsed, Slot};
 use super::map::Entry;
 use super::open::read_head;
 use super::root::{KeptRoot, MAX_ROOTS, Root, RootTable};
@@ -34,6 +36,15 @@ const RETRY_PAUSE: Duration = Duration::from_secs(10);
 /// The root table has no room for another root.
 #[derive(Debug)]
 pub(super) struct TableFull;
+
+/// Faults in saying what is garbage. They are committed in the check before deletion too, which would hide them.
+const GARBAGE_MISJUDGED: [Mutant; 5] = [
+    Mutant::SharedDeleted,
+    Mutant::JournalForgotten,
+    Mutant::OwnEpochSwept,
+    Mutant::AbsenceBelieved,
+    Mutant::RootSkipped,
+];
 
 /// What is to be deleted.
 #[derive(Debug)]
@@ -92,6 +103,14 @@ impl Trash {
         without(&self.table.lock().roots, &self.collected.lock())
     }
 
+    /// Whether the next table has room for another root.
+    ///
+    /// # Errors
+    /// If the table is full, until the collector has made room.
+    pub(super) fn check_room(&self) -> Result<(), TableFull> {
+        if self.kept().len() >= MAX_ROOTS { Err(TableFull) } else { Ok(()) }
+    }
+
     /// The table once `root` has replaced `old`.
     ///
     /// # Errors
@@ -103,10 +122,8 @@ impl Trash {
         root: &Root,
         now_seconds: u64,
     ) -> Result<RootTable, TableFull> {
+        self.check_room()?;
         let mut roots = self.kept();
-        if roots.len() >= MAX_ROOTS {
-            return Err(TableFull);
-        }
         for kept in &mut roots {
             if kept.root == old.id && kept.snapshot.is_empty() && kept.pins.is_empty() {
                 kept.retired_at_seconds = now_seconds.max(1);
@@ -144,6 +161,14 @@ impl Trash {
         }
     }
 
+    /// Queues objects that an earlier epoch left, to be deleted when the grace since `retired_at_seconds` (since 1970) is
+    /// over: it does not begin anew with each opening.
+    pub(super) fn add_left(&self, shared: &Shared, names: Vec<String>, retired_at_seconds: u64) {
+        if !names.is_empty() {
+            self.add_due(Instant::now() + grace_left(shared, retired_at_seconds), Garbage::Objects(names));
+        }
+    }
+
     fn add_due(&self, due: Instant, garbage: Garbage) {
         let mut queue = self.queue.lock();
         let place = queue.partition_point(|(other, _)| *other <= due);
@@ -158,6 +183,12 @@ impl Trash {
         }
         self.wake.notify_one();
     }
+}
+
+/// What is left of the grace of something that was retired at a time, in seconds since 1970.
+fn grace_left(shared: &Shared, retired_at_seconds: u64) -> Duration {
+    let age = (shared.env.wall_clock)().saturating_sub(retired_at_seconds);
+    shared.options.deletion_grace.saturating_sub(Duration::from_secs(age))
 }
 
 /// The roots without those that are collected; their children pass to their parents.
@@ -240,11 +271,9 @@ impl Collector {
 
     /// Queues the roots that earlier epochs retired.
     fn queue_retired(&self) {
-        let now = (self.shared.env.wall_clock)();
         for kept in self.trash.kept() {
-            if kept.retired_at_seconds != 0 && kept.snapshot.is_empty() && kept.pins.is_empty() {
-                let age = Duration::from_secs(now.saturating_sub(kept.retired_at_seconds));
-                let left = self.shared.options.deletion_grace.saturating_sub(age);
+            if kept.is_retired() {
+                let left = grace_left(&self.shared, kept.retired_at_seconds);
                 self.trash.add_due(Instant::now() + left, Garbage::Root(kept.root));
             }
         }
@@ -265,10 +294,53 @@ impl Collector {
     /// Deletes objects in order, if the epoch is still ours.
     async fn delete_objects(&self, names: &[String]) -> Result<(), Error> {
         for batch in names.chunks(DELETE_KEYS) {
+            let batch = self.without_used(batch).await?;
             self.check_epoch().await?;
-            self.shared.env.store.delete(batch).await?;
+            self.shared.env.store.delete(&batch).await?;
         }
         Ok(())
+    }
+
+    /// The objects without those that the open volume uses, which would be deleted for a mistake or for a false answer of
+    /// the store.
+    async fn without_used(&self, names: &[String]) -> Result<Vec<String>, Error> {
+        let mut unused = Vec::with_capacity(names.len());
+        for name in names {
+            if self.is_used(name).await? {
+                tracing::error!(key = %name, "an object in use was taken for garbage; it is not deleted");
+            } else {
+                unused.push(name.clone());
+            }
+        }
+        Ok(unused)
+    }
+
+    /// Whether the open volume uses an object, by its own state: its root, and the journal after the checkpoint.
+    async fn is_used(&self, name: &str) -> Result<bool, Error> {
+        if GARBAGE_MISJUDGED.iter().any(|fault| mutant::is(*fault)) {
+            return Ok(false);
+        }
+        let shared = &self.shared;
+        match shared.keys.parse(name) {
+            Some(Parsed::Chunk(index, id)) => {
+                let root = {
+                    let state = shared.state.lock();
+                    let folding = state.folding.iter().flat_map(|folding| folding.chunks.iter());
+                    if state.committed.chunks.iter().chain(folding).any(|named| *named == (index, id)) {
+                        return Ok(true);
+                    }
+                    Arc::clone(&state.root)
+                };
+                names_chunk(shared, &root, index, id).await
+            }
+            Some(Parsed::MapPage(number, id)) => {
+                let root = Arc::clone(&shared.state.lock().root);
+                Ok(root.map_pages.get(&number).is_some_and(|page| page.origin == 0 && page.id == id))
+            }
+            Some(Parsed::Root(id)) => Ok(id == shared.state.lock().root.id || id == self.trash.table_id()),
+            Some(Parsed::Record(slot)) => Ok(slot > self.trash.folded()),
+            _ => Ok(false),
+        }
     }
 
     /// Reads the head: another epoch there stops the volume.

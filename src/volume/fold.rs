@@ -14,7 +14,7 @@ use futures::stream::{self, StreamExt};
 use tokio::sync::{mpsc, oneshot};
 
 use super::base::{self, LoadedMapPage};
-use super::collect::{Collector, Garbage, Trash};
+use super::collect::{Collector, Garbage, TableFull, Trash};
 use super::error::Error;
 use super::fetch::{CacheKey, Unit};
 use super::geometry::{ChunkIndex, MAP_PAGE_ENTRIES};
@@ -34,8 +34,10 @@ use crate::mutant::{self, Mutant};
 
 /// Requests for a fold that wait at most.
 const REQUESTS: usize = 16;
-/// Pause after a fold that failed.
+/// Shortest pause after a fold that failed; doubles with each further one.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// Longest pause after a fold that failed.
+const LONGEST_RETRY_PAUSE: Duration = Duration::from_secs(10);
 
 /// What is asked of the task that folds.
 #[derive(Debug)]
@@ -164,18 +166,22 @@ impl Folder {
     async fn fold_until_done(&self) -> Result<(), Error> {
         let Some(folding) = self.begin() else { return Ok(()) };
         let begun = tokio::time::Instant::now();
+        let (made, mut pause) = (Made::default(), RETRY_PAUSE);
         loop {
-            let made = Made::default();
             let Err(error) = self.fold(&folding, &made).await else { break };
             if mutant::is(Mutant::CleansUpWhenFenced) && self.shared.check_serving().is_err() {
                 self.shared.env.store.delete(&made.names()).await?;
             }
             self.shared.check_serving()?;
             // Nothing was published, so nothing names them.
-            self.trash.add(&self.shared, Garbage::Orphans(made.names()));
+            self.trash.add(&self.shared, Garbage::Orphans(made.take_unfinished(self.shared.keys)));
             self.shared.metrics.folds.of(FoldResult::Failed).inc();
-            tracing::warn!(volume = %self.shared.keys.volume(), "checkpoint failed, trying again: {error}");
-            tokio::time::sleep(RETRY_PAUSE).await;
+            tracing::warn!(volume = %self.shared.keys.volume(), ?pause, finished_chunks = made.finished_chunks(),
+                "checkpoint failed, trying again with what is finished: {error}");
+            // Gateways that failed together do not come back together.
+            let share = u32::try_from(self.shared.env.entropy.next_u64() % 256).expect("below 256");
+            tokio::time::sleep(pause / 2 + pause * share / 512).await;
+            pause = LONGEST_RETRY_PAUSE.min(pause * 2);
         }
         self.shared.metrics.folds.of(FoldResult::Done).inc();
         self.shared.metrics.fold_duration.observe(begun.elapsed().as_secs_f64());
@@ -208,13 +214,15 @@ impl Folder {
         let checkpoint = folding.end.expect("what is folded has records");
         let old = Arc::clone(&shared.state.lock().root);
         assert!(checkpoint.slot > old.commit, "a checkpoint goes forward");
+        if !folding.pieces.is_empty() {
+            // Before anything is made.
+            self.trash.check_room().map_err(|TableFull| self.table_full())?;
+        }
         let (root, table) = match self.make_root(&old, folding, checkpoint, made).await? {
             Some(root) => {
                 let now = (shared.env.wall_clock)();
-                let Ok(table) = self.trash.next_table(shared.next_id(), &old, &root, now) else {
-                    let why = "is full until old roots are deleted".to_owned();
-                    return Err(Error::Damaged { key: shared.keys.root(self.trash.table_id()), why });
-                };
+                let table = self.trash.next_table(shared.next_id(), &old, &root, now);
+                let table = table.map_err(|TableFull| self.table_full())?;
                 (Arc::new(root), Some(table))
             }
             None => (Arc::clone(&old), None),
@@ -266,6 +274,11 @@ impl Folder {
         Ok(())
     }
 
+    fn table_full(&self) -> Error {
+        let why = "is full until old roots are deleted".to_owned();
+        Error::Damaged { key: self.shared.keys.root(self.trash.table_id()), why }
+    }
+
     /// Hands what the checkpoint replaced to the collector.
     async fn discard(&self, old: &Root, root: &Root, replaced_table: Option<ObjectId>, folding: &Committed) {
         let shared = &self.shared;
@@ -313,7 +326,12 @@ impl Folder {
         let mut map_pages = old.map_pages.clone();
         for number in affected {
             let number = u32::try_from(number).expect("a volume has at most 65,536 map pages");
-            match self.fold_map_page(old, folding, checkpoint.slot, number, made).await? {
+            let folded = match made.finished_map_page(number) {
+                Some(folded) => folded,
+                None => self.fold_map_page(old, folding, checkpoint.slot, number, made).await?,
+            };
+            made.finish_map_page(number, folded);
+            match folded {
                 Some(id) => map_pages.insert(number, MapPageRef { origin: 0, id }),
                 None => map_pages.remove(&number),
             };
@@ -380,7 +398,11 @@ impl Folder {
         birth: Slot,
         made: &Made,
     ) -> Result<(ChunkIndex, Entry), Error> {
+        if let Some(entry) = made.finished_chunk(index) {
+            return Ok((index, entry));
+        }
         let entry = self.shared.rewrite_chunk(map, index, &old, changes, birth, made).await?;
+        made.finish_chunk(index, entry.clone());
         Ok((index, entry))
     }
 
@@ -463,6 +485,11 @@ async fn put_new(shared: &Shared, kind: ObjectKind, key: String, bytes: Vec<u8>)
 }
 
 impl KeptRoot {
+    /// Whether a checkpoint replaced it and nothing else needs it: its deletion may begin, or has begun.
+    pub(super) fn is_retired(&self) -> bool {
+        self.retired_at_seconds != 0 && self.snapshot.is_empty() && self.pins.is_empty()
+    }
+
     /// A root that a checkpoint just made.
     pub(super) fn current(root: &Root, parent: ObjectId) -> Self {
         Self {

@@ -15,7 +15,7 @@ use super::error::Error;
 use super::head::{Checkpoint, Head, Lease};
 use super::keys::ObjectId;
 use super::shared::Shared;
-use super::store_exact::agreed;
+use super::store_exact::{agreed, get_referenced};
 use crate::metrics::labels::ObjectKind;
 use crate::mutant::{self, Mutant};
 use crate::store::{self, ByteRange, Condition, ETag, Store};
@@ -128,7 +128,7 @@ pub(super) async fn update_head(
             Err(store::Error::PreconditionFailed { .. } | store::Error::NotFound { .. }) => {}
             Err(error) => return Err(error),
         }
-        match store.get(key, ByteRange::Full).await {
+        match get_referenced(store, key, ByteRange::Full).await {
             Ok(found) if found.body == bytes => return Ok(Updated::Done(found.etag)),
             // Neither ours nor another's: the refusal was for a version that stands no more, or was none.
             Ok(found) if found.etag == *etag => tokio::task::yield_now().await,

@@ -1,13 +1,24 @@
-//! What an attempt to fold makes. Invariant: a name is noted before anything is sent under it, so that what came of an
-//! attempt that failed can be deleted.
+//! What a fold makes, over all its attempts. Invariants: a name is noted before anything is sent under it, so that what
+//! came of an attempt that failed can be deleted; what an attempt finished is the same for the next, since all fold the
+//! same changes into the same root.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-/// What an attempt to fold makes: names of objects, noted before they are sent, and memory that it uses again.
+use super::geometry::ChunkIndex;
+use super::keys::{Keys, ObjectId};
+use super::map::Entry;
+
+/// What a fold makes: names of objects, noted before they are sent, what is finished, and memory that it uses again.
 #[derive(Debug, Default)]
 pub(super) struct Made {
     names: Mutex<Vec<String>>,
+    /// Chunks whose objects are durable, with their new entries.
+    chunks: Mutex<BTreeMap<ChunkIndex, Entry>>,
+    /// Map pages that are durable, or that are empty and so have no object.
+    map_pages: Mutex<BTreeMap<u32, Option<ObjectId>>>,
     /// Of objects that are durable: as many at most as are made at a time.
     memory: Mutex<Vec<Vec<u8>>>,
 }
@@ -22,6 +33,47 @@ impl Made {
     pub(super) fn note(&self, key: String) -> String {
         self.names.lock().push(key.clone());
         key
+    }
+
+    /// The entry of a chunk that an earlier attempt finished.
+    pub(super) fn finished_chunk(&self, index: ChunkIndex) -> Option<Entry> {
+        self.chunks.lock().get(&index).cloned()
+    }
+
+    /// Notes that a chunk's object is durable.
+    pub(super) fn finish_chunk(&self, index: ChunkIndex, entry: Entry) {
+        self.chunks.lock().insert(index, entry);
+    }
+
+    /// Chunks that are finished.
+    pub(super) fn finished_chunks(&self) -> usize {
+        self.chunks.lock().len()
+    }
+
+    /// The map page that an earlier attempt finished: `Some(None)` if it is empty.
+    pub(super) fn finished_map_page(&self, number: u32) -> Option<Option<ObjectId>> {
+        self.map_pages.lock().get(&number).copied()
+    }
+
+    /// Notes that a map page is durable, or empty.
+    pub(super) fn finish_map_page(&self, number: u32, id: Option<ObjectId>) {
+        self.map_pages.lock().insert(number, id);
+    }
+
+    /// Takes the names under which nothing stands that a further attempt uses.
+    pub(super) fn take_unfinished(&self, keys: Keys) -> Vec<String> {
+        let mut finished = BTreeSet::new();
+        for (index, entry) in &*self.chunks.lock() {
+            finished.extend(entry.base.map(|base| keys.chunk(*index, base.id)));
+        }
+        for (number, id) in &*self.map_pages.lock() {
+            finished.extend(id.map(|id| keys.map_page(*number, id)));
+        }
+        let mut names = self.names.lock();
+        let (kept, unfinished) =
+            std::mem::take(&mut *names).into_iter().partition(|name| finished.contains(name));
+        *names = kept;
+        unfinished
     }
 
     /// Memory for an object of so many bytes. What the system gives anew it must first clear, page by page.

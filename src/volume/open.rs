@@ -21,7 +21,7 @@ use super::replay::Replay;
 use super::root::{Root, RootTable};
 use super::shared::{Environment, Shared};
 use super::state::{Committed, State, Status};
-use super::store_exact::{CheckedError, fetch_checked};
+use super::store_exact::{self, CheckedError, fetch_checked};
 use crate::mutant::{self, Mutant};
 use crate::store::{self, ETag};
 
@@ -38,10 +38,24 @@ pub(super) async fn fetch<T>(
     key: &str,
     decode: impl Fn(&[u8]) -> Result<T, DecodeError>,
 ) -> Result<(T, ETag), OpenError> {
-    fetch_checked(env.store.as_ref(), key, decode).await.map_err(|error| match error {
+    fetch_checked(env.store.as_ref(), key, decode).await.map_err(|error| not_fetched(key, error))
+}
+
+/// Fetches an object that may well be absent; that is believed at once.
+pub(super) async fn fetch_if_present<T>(
+    env: &Environment,
+    key: &str,
+    decode: impl Fn(&[u8]) -> Result<T, DecodeError>,
+) -> Result<(T, ETag), OpenError> {
+    let fetched = store_exact::fetch_if_present(env.store.as_ref(), key, decode).await;
+    fetched.map_err(|error| not_fetched(key, error))
+}
+
+fn not_fetched(key: &str, error: CheckedError) -> OpenError {
+    match error {
         CheckedError::Store(error) => error.into(),
         CheckedError::Damaged(source) => OpenError::Damaged { key: key.to_owned(), source },
-    })
+    }
 }
 
 /// Reads the head.

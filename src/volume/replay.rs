@@ -18,7 +18,7 @@ use super::geometry::{ChunkIndex, Geometry};
 use super::head::{Checkpoint, Head};
 use super::interval::IntervalMap;
 use super::keys::{Epoch, Keys, ObjectId, Parsed, Slot};
-use super::open::fetch;
+use super::open::fetch_if_present;
 use super::piece::{ChunkRef, Piece, RecordRef};
 use super::record::{Change, Record, RecordKind, RecordWriter};
 use super::root::Root;
@@ -26,7 +26,7 @@ use super::shared::Environment;
 use super::state::{Committed, Sent};
 use super::store_exact::{Placed, create_exact};
 use crate::mutant::{self, Mutant};
-use crate::store;
+use crate::store::{self, Pages};
 
 /// Records fetched ahead of the one that is applied.
 const FETCHED_AHEAD: usize = 4;
@@ -96,19 +96,16 @@ impl<'a> Replay<'a> {
     /// The slots that a listing shows after the checkpoint: a hint of what to fetch ahead.
     async fn list(&self, from: Slot) -> Result<BTreeSet<Slot>, OpenError> {
         let mut slots = BTreeSet::new();
-        let mut after = self.keys.record(from);
-        loop {
-            let listing = self.env.store.list(&self.keys.journal(), Some(&after)).await?;
-            for entry in &listing.entries {
+        let (journal, after) = (self.keys.journal(), self.keys.record(from));
+        let mut pages = Pages::after(self.env.store.as_ref(), &journal, &after);
+        while let Some(entries) = pages.next().await? {
+            for entry in entries {
                 if let Some(Parsed::Record(slot)) = self.keys.parse(&entry.key) {
                     slots.insert(slot);
                 }
             }
-            match listing.entries.last() {
-                Some(last) if listing.more => after.clone_from(&last.key),
-                _ => return Ok(slots),
-            }
         }
+        Ok(slots)
     }
 
     async fn replay_log(
@@ -270,7 +267,9 @@ impl<'a> Replay<'a> {
 }
 
 async fn fetch_entry(env: &Environment, keys: Keys, slot: Slot) -> Result<Option<Entry>, OpenError> {
-    match fetch(env, &keys.record(slot), |body| Entry::decode(keys.volume(), slot, body)).await {
+    let decode = |body: &[u8]| Entry::decode(keys.volume(), slot, body);
+    // A record that is there after all is found when the seal is refused.
+    match fetch_if_present(env, &keys.record(slot), decode).await {
         Ok((entry, _)) => Ok(Some(entry)),
         Err(OpenError::Store(store::Error::NotFound { .. })) => Ok(None),
         Err(error) => Err(error),

@@ -3,6 +3,7 @@
 //! Invariant: a sector of the new object is what a read at the checkpoint's commit gives; one that cannot be read is
 //! marked as lost and stays so until it is overwritten, never zeros.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -19,6 +20,7 @@ use super::map::{Base, Damage, Entry, SECTOR_MASK_BYTES};
 use super::page_set::PageSet;
 use super::piece::{InMemory, Piece, is_zero};
 use super::shared::Shared;
+use super::store_exact::confirm_gone;
 use crate::metrics::labels::ObjectKind;
 use crate::mutant::{self, Mutant};
 use crate::store::Condition;
@@ -72,6 +74,7 @@ impl Shared {
         };
         let hot: Vec<bool> = plans.iter().map(in_use).collect();
         let fetched = self.env.cache.fetch_passing(&self.env.store, &fetches).await;
+        self.confirm_losses(&fetched).await?;
         let (volume, pages_per_chunk) = (self.keys.volume(), self.geometry.pages_per_chunk());
         let id = self.next_id();
         let id = if mutant::is(Mutant::NameReused) { ObjectId { k: 1, ..id } } else { id };
@@ -105,6 +108,24 @@ impl Shared {
             allocated.insert(page);
         }
         Ok(Entry { birth: Some(birth), base, allocated, packs: Vec::new(), damage })
+    }
+
+    /// Makes sure that objects which were not found are gone for good: the sectors of those are marked as lost, and what
+    /// is left of them is deleted.
+    async fn confirm_losses(&self, fetched: &[Result<Bytes, Error>]) -> Result<(), Error> {
+        let lost: BTreeSet<&str> = fetched
+            .iter()
+            .filter_map(|result| match result {
+                Err(Error::Lost { key }) => Some(key.as_str()),
+                _ => None,
+            })
+            .collect();
+        for key in lost {
+            if !mutant::is(Mutant::AbsenceBelieved) {
+                confirm_gone(self.env.store.as_ref(), key).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Uploads a chunk object; its pages that are in use are cached, or what a mutant takes for them.

@@ -1,18 +1,33 @@
-//! Creating an object whose name is bound to its bytes, whatever becomes of the answers, and reading one whose bytes
-//! must pass a check.
+//! Creating an object whose name is bound to its bytes, whatever becomes of the answers, and reading one that must be
+//! there and whose bytes must pass a check.
+//!
+//! Invariant: no single answer of the store is believed if a false one would cost data. Damage is believed where three
+//! readings in a row are alike, absence where the store says so again and again over a time, and lists no such object.
+
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::codec::DecodeError;
 use crate::mutant::{self, Mutant};
 use crate::store::error::cause;
-use crate::store::{ByteRange, Condition, ETag, Error, Object, Store};
+use crate::store::{ByteRange, Condition, ETag, Error, Object, Pages, Store};
 
 /// Readings in a row that must be alike to be believed when they are not what they should be: two of a small object may
 /// be damaged alike by chance.
 const ALIKE: u32 = 3;
 /// Readings after which none is tried any more although not enough of them agree.
 const MOST_READINGS: u32 = 10;
+
+/// Pauses between the answers that an object does not exist, until a read believes them: 1.5 s together. A lagging
+/// replica or a proxy's error page has passed by then.
+const ABSENT: &[Duration] = &[ms(50), ms(100), ms(200), ms(400), ms(750)];
+/// The same for a checkpoint, which marks what is lost for good: 15 s together.
+const ABSENT_FOR_GOOD: &[Duration] = &[ms(1000), ms(2000), ms(4000), ms(8000)];
+
+const fn ms(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds)
+}
 
 /// What stands under the name now.
 #[derive(Debug)]
@@ -55,7 +70,7 @@ pub(super) async fn agreed(store: &dyn Store, key: &str, first: Object) -> Resul
     let mut readings = Readings::default();
     let mut last = first;
     while readings.alike(&last.body) < ALIKE {
-        last = store.get(key, ByteRange::Full).await?;
+        last = get_referenced(store, key, ByteRange::Full).await?;
     }
     Ok(last)
 }
@@ -117,6 +132,84 @@ pub(super) fn damaged_on_the_way(key: &str) -> Error {
     Error::Transient { key: key.to_owned(), source: cause(why) }
 }
 
+/// Tells an object that is gone from one whose existence a single answer denies.
+#[derive(Debug, Default)]
+pub(super) struct Absence {
+    answers: usize,
+}
+
+impl Absence {
+    /// Notes the answer that an object does not exist although something references it; waits, and says whether to ask
+    /// again. If not, the object is gone.
+    ///
+    /// # Errors
+    /// If the store cannot be asked for a listing, or lists the object.
+    pub(super) async fn ask_again(&mut self, store: &dyn Store, key: &str) -> Result<bool, Error> {
+        self.ask_again_after(ABSENT, store, key).await
+    }
+
+    async fn ask_again_after(
+        &mut self,
+        pauses: &[Duration],
+        store: &dyn Store,
+        key: &str,
+    ) -> Result<bool, Error> {
+        if mutant::is(Mutant::AbsenceBelieved) {
+            return Ok(false);
+        }
+        if let Some(pause) = pauses.get(self.answers) {
+            self.answers += 1;
+            tracing::warn!(%key, answer = self.answers, "the store denies an object that must exist, asking again");
+            tokio::time::sleep(*pause).await;
+            return Ok(true);
+        }
+        let mut pages = Pages::new(store, key);
+        while let Some(entries) = pages.next().await? {
+            if entries.iter().any(|entry| entry.key == key) {
+                let source = cause("the store lists the object, and says that it does not exist");
+                return Err(Error::Transient { key: key.to_owned(), source });
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// Reads an object that something references, or a range of it.
+///
+/// # Errors
+/// [`Error::NotFound`] only if the object is gone; else those of the store.
+pub(super) async fn get_referenced(store: &dyn Store, key: &str, range: ByteRange) -> Result<Object, Error> {
+    let mut absence = Absence::default();
+    loop {
+        match store.get(key, range).await {
+            Err(Error::NotFound { .. }) if absence.ask_again(store, key).await? => {}
+            answer => return answer,
+        }
+    }
+}
+
+/// Makes sure that an object which a read took for gone is so for good, before anything permanent is concluded from it.
+///
+/// # Errors
+/// If it is there after all, or the store does not say.
+pub(super) async fn confirm_gone(store: &dyn Store, key: &str) -> Result<(), Error> {
+    let mut absence = Absence::default();
+    loop {
+        match store.get(key, ByteRange::Bounded { offset: 0, length: 1 }).await {
+            Err(Error::NotFound { .. }) => {
+                if !absence.ask_again_after(ABSENT_FOR_GOOD, store, key).await? {
+                    return Ok(());
+                }
+            }
+            Ok(_) | Err(Error::Truncated { .. } | Error::CutShort { .. }) => {
+                let source = cause("the object was not found at first, and exists after all");
+                return Err(Error::Transient { key: key.to_owned(), source });
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
 /// Why an object could not be had.
 #[derive(Debug)]
 pub(super) enum CheckedError {
@@ -126,15 +219,34 @@ pub(super) enum CheckedError {
     Damaged(DecodeError),
 }
 
-/// Fetches and decodes an object, and again while that may be for damage on the way.
+/// Fetches and decodes an object that something references, and again while that may be for damage on the way or for a
+/// false answer that it does not exist.
 pub(super) async fn fetch_checked<T>(
     store: &dyn Store,
     key: &str,
     decode: impl Fn(&[u8]) -> Result<T, DecodeError>,
 ) -> Result<(T, ETag), CheckedError> {
+    checked(|| get_referenced(store, key, ByteRange::Full), key, decode).await
+}
+
+/// Fetches and decodes an object that may well be absent; its absence is believed at once, so nothing that costs data may
+/// be concluded from it.
+pub(super) async fn fetch_if_present<T>(
+    store: &dyn Store,
+    key: &str,
+    decode: impl Fn(&[u8]) -> Result<T, DecodeError>,
+) -> Result<(T, ETag), CheckedError> {
+    checked(|| store.get(key, ByteRange::Full), key, decode).await
+}
+
+async fn checked<T, F: Future<Output = Result<Object, Error>>>(
+    get: impl Fn() -> F,
+    key: &str,
+    decode: impl Fn(&[u8]) -> Result<T, DecodeError>,
+) -> Result<(T, ETag), CheckedError> {
     let mut doubt = Doubt::default();
     loop {
-        let object = store.get(key, ByteRange::Full).await.map_err(CheckedError::Store)?;
+        let object = get().await.map_err(CheckedError::Store)?;
         let error = match decode(&object.body) {
             Ok(value) => return Ok((value, object.etag)),
             Err(error) => error,

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::sync::Arc;
 
 use uuid::Uuid;
 
@@ -16,10 +17,10 @@ use super::fold::names_chunk;
 use super::geometry::ChunkIndex;
 use super::keys::{ObjectId, Parsed, Slot};
 use super::record::{Change, Record, RecordKind};
-use super::root::Root;
+use super::root::{KeptRoot, Root};
 use super::store_exact::{CheckedError, fetch_checked};
 use crate::mutant::{self, Mutant};
-use crate::store::{self, ByteRange, Entry, Store};
+use crate::store::{self, ByteRange, Entry, Pages, Store};
 
 /// Folded records read before what they leave behind is deleted.
 const WINDOW: usize = 128;
@@ -31,7 +32,13 @@ const TABLE_BYTES: u64 = 128 << 10;
 async fn read_table(store: &dyn Store, volume: Uuid, entry: &Entry) -> Result<Vec<u8>, CheckedError> {
     let get = async |range: Range<u64>| {
         let range = ByteRange::Bounded { offset: range.start, length: range.end - range.start };
-        store.get(&entry.key, range).await.map(|object| object.body).map_err(CheckedError::Store)
+        match store.get(&entry.key, range).await {
+            Ok(object) => Ok(object.body),
+            Err(error @ store::Error::CutShort { .. }) => {
+                Err(CheckedError::Damaged(invalid("size", error.to_string())))
+            }
+            Err(error) => Err(CheckedError::Store(error)),
+        }
     };
     let mut table = get(0..TABLE_BYTES).await?.to_vec();
     let end = Record::table_bytes(volume, &table, entry.size_bytes).map_err(CheckedError::Damaged)?;
@@ -60,8 +67,18 @@ struct Needed {
     by_journal: BTreeSet<(ChunkIndex, ObjectId)>,
     /// Roots that are kept.
     roots: BTreeMap<ObjectId, Root>,
+    /// Those of them whose deletion may have begun: what they reference may be gone.
+    retired: BTreeSet<ObjectId>,
     /// The root table.
     table: ObjectId,
+}
+
+/// When a record of an earlier epoch was folded, in seconds since 1970: when the first kept root that holds it replaced
+/// the one before. 0 where that one is gone, since its grace is over, and where no root was made, since nothing changed.
+fn folded_at_seconds(kept: &[KeptRoot], slot: Slot) -> u64 {
+    let holder = kept.iter().filter(|kept| kept.commit >= slot).min_by_key(|kept| kept.commit);
+    let replaced = holder.and_then(|holder| kept.iter().find(|kept| Some(kept.root) == holder.parent));
+    replaced.map_or(0, |replaced| replaced.retired_at_seconds)
 }
 
 impl Collector {
@@ -76,7 +93,12 @@ impl Collector {
             state.committed.chunks.iter().chain(folding).copied().collect()
         };
         let by_journal = if mutant::is(Mutant::JournalForgotten) { BTreeSet::new() } else { by_journal };
-        let mut needed = Needed { by_journal, roots: BTreeMap::new(), table: self.trash.table_id() };
+        let mut needed = Needed {
+            by_journal,
+            roots: BTreeMap::new(),
+            retired: BTreeSet::new(),
+            table: self.trash.table_id(),
+        };
         self.renew(&mut needed).await?;
         self.queue_folded_records(self.trash.folded(), &mut needed).await?;
         self.sweep(&shared.keys.roots(), &mut needed).await?;
@@ -95,13 +117,23 @@ impl Collector {
     }
 
     async fn renew(&self, needed: &mut Needed) -> Result<(), Error> {
-        let kept: BTreeSet<ObjectId> = self.trash.kept().iter().map(|kept| kept.root).collect();
-        needed.roots.retain(|id, _| kept.contains(id));
-        for id in kept {
-            if !needed.roots.contains_key(&id)
-                && let Some(root) = self.root(id).await?
-            {
-                needed.roots.insert(id, root);
+        // The store is not asked for the root that is in force.
+        let current = Arc::clone(&self.shared.state.lock().root);
+        let kept = self.trash.kept();
+        needed.roots.retain(|id, _| kept.iter().any(|kept| kept.root == *id));
+        needed.retired = kept.iter().filter(|kept| kept.is_retired()).map(|kept| kept.root).collect();
+        if !mutant::is(Mutant::RootSkipped) {
+            needed.roots.insert(current.id, Root::clone(&current));
+        }
+        for id in kept.iter().map(|kept| kept.root) {
+            if needed.roots.contains_key(&id) {
+                continue;
+            }
+            match self.root(id).await? {
+                Some(root) => drop(needed.roots.insert(id, root)),
+                // Its deletion was cut short when only its place in the table was left.
+                None if needed.retired.contains(&id) || mutant::is(Mutant::RootSkipped) => {}
+                None => return Err(Error::Lost { key: self.shared.keys.root(id) }),
             }
         }
         Ok(())
@@ -109,31 +141,29 @@ impl Collector {
 
     async fn queue_folded_records(&self, checkpoint: Slot, needed: &mut Needed) -> Result<(), Error> {
         let shared = &self.shared;
-        let mut after = None;
-        loop {
-            let listing = shared.env.store.list(&shared.keys.journal(), after.as_deref()).await?;
-            for window in listing.entries.chunks(WINDOW) {
-                let mut garbage = Vec::new();
+        let journal = shared.keys.journal();
+        let mut pages = Pages::new(shared.env.store.as_ref(), &journal);
+        while let Some(entries) = pages.next().await.map_err(Error::Store)? {
+            for window in entries.chunks(WINDOW) {
+                let kept = self.trash.kept();
+                let mut garbage: BTreeMap<u64, Vec<String>> = BTreeMap::new();
                 for entry in window {
                     // Only logs of older epochs: our own records are known.
                     match shared.keys.parse(&entry.key) {
                         Some(Parsed::Record(slot)) if slot <= checkpoint && slot.epoch < shared.epoch => {
-                            garbage.extend(self.left_by(slot, entry, needed).await?);
+                            let left = self.left_by(slot, entry, needed).await?;
+                            garbage.entry(folded_at_seconds(&kept, slot)).or_default().extend(left);
                         }
                         _ => {}
                     }
                 }
-                self.trash.add(shared, Garbage::Objects(garbage));
+                for (folded_at_seconds, names) in garbage {
+                    self.trash.add_left(shared, names, folded_at_seconds);
+                }
                 self.give_way(needed).await?;
             }
-            let last = listing.entries.last().filter(|_| listing.more);
-            let is_over =
-                |key: &str| matches!(shared.keys.parse(key), Some(Parsed::Record(slot)) if slot > checkpoint);
-            match last {
-                Some(last) if !is_over(&last.key) => after = Some(last.key.clone()),
-                _ => return Ok(()),
-            }
         }
+        Ok(())
     }
 
     /// What can go with a folded record: the chunk objects that nothing else names, then the record.
@@ -197,12 +227,9 @@ impl Collector {
                 Ok(true) => return Ok(true),
                 Ok(false) => {}
                 // A retired root that an earlier attempt half deleted names nothing any more that it does not share;
-                // of the current one, whatever cannot be told is kept.
-                Err(Error::Lost { .. }) => {
-                    if root.id == self.shared.state.lock().root.id {
-                        return Ok(true);
-                    }
-                }
+                // of any other, whatever cannot be told is kept.
+                Err(Error::Lost { .. }) if needed.retired.contains(&root.id) => {}
+                Err(Error::Lost { .. }) => return Ok(true),
                 Err(error) => return Err(error),
             }
         }
@@ -213,11 +240,10 @@ impl Collector {
     async fn sweep(&self, prefix: &str, needed: &mut Needed) -> Result<(), Error> {
         let shared = &self.shared;
         let mut found = 0;
-        let mut after = None;
-        loop {
-            let listing = shared.env.store.list(prefix, after.as_deref()).await?;
+        let mut pages = Pages::new(shared.env.store.as_ref(), prefix);
+        while let Some(entries) = pages.next().await.map_err(Error::Store)? {
             let mut garbage = Vec::new();
-            for entry in &listing.entries {
+            for entry in &entries {
                 if self.is_orphan(&entry.key, needed).await? {
                     garbage.push(entry.key.clone());
                 }
@@ -225,10 +251,6 @@ impl Collector {
             found += garbage.len();
             self.trash.add(shared, Garbage::Orphans(garbage));
             self.give_way(needed).await?;
-            match listing.entries.last() {
-                Some(last) if listing.more => after = Some(last.key.clone()),
-                _ => break,
-            }
         }
         if found > 0 {
             tracing::info!(volume = %shared.keys.volume(), prefix, objects = found, "swept what earlier epochs left");

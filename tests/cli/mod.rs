@@ -1,5 +1,6 @@
 //! The `cairn` program as a user meets it: what it prints, what it refuses, and what it exits with.
 
+mod admin;
 mod readme;
 mod serve;
 mod volume;
@@ -20,7 +21,7 @@ fn cairn(directory: &Path, line: &str) -> Command {
         }
     }
     // The default address is one for the whole machine.
-    command.env("CAIRN_ADMIN__LISTEN", "none");
+    command.env("CAIRN_ADMIN__LISTEN", "none").env("CAIRN_ADMIN__SOCKET", "none");
     command.args(line.split_whitespace()).current_dir(directory).stdin(Stdio::null());
     command
 }

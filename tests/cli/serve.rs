@@ -3,6 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
+use std::process::Stdio;
 
 use rustix::process::Signal;
 use tempfile::tempdir;
@@ -28,7 +29,7 @@ fn help_is_there_at_every_level() {
         ),
         ("volume --help", vec!["create", "list", "info", "delete"]),
         ("volume create --help", vec!["<NAME>", "<SIZE>", "--chunk-size", "--store", "--json"]),
-        ("volume delete --help", vec!["<NAME>", "--takeover", "--store"]),
+        ("volume delete --help", vec!["<NAME>", "--takeover", "--store", "--gateway"]),
         ("--version", vec![env!("CARGO_PKG_VERSION")]),
     ] {
         let help = succeed(at.path(), line);
@@ -253,4 +254,54 @@ fn an_admin_address_that_was_asked_for_and_is_taken_is_an_error() {
     let error =
         fail(at.path(), &format!("serve --listen 127.0.0.1:0 --admin {address} --create disk=1MiB"), 1);
     assert!(error.contains(&address) && error.contains("in use"), "{error}");
+}
+
+/// Whatever else is asked for: standard output carries a client's bytes, and where it listens goes to the log.
+#[test]
+fn standard_output_is_its_clients_alone() {
+    let at = tempdir().unwrap();
+    let line = "serve --stdio --listen 127.0.0.1:0 --admin 127.0.0.1:0 --create disk=1MiB";
+    let mut serve = cairn(at.path(), line);
+    serve.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = serve.spawn().expect("it starts");
+    let mut out = child.stdout.take().expect("it is piped");
+    let mut greeting = [0; 18];
+    out.read_exact(&mut greeting).expect("it greets");
+    // NBDMAGIC, IHAVEOPT, and the flags of fixed newstyle without zeroes.
+    assert_eq!(greeting, *b"NBDMAGICIHAVEOPT\0\x03", "{:?}", String::from_utf8_lossy(&greeting));
+    drop(child.stdin.take());
+    let mut rest = Vec::new();
+    out.read_to_end(&mut rest).expect("it ends");
+    assert_eq!(rest, b"", "{:?}", String::from_utf8_lossy(&rest));
+    let mut log = String::new();
+    child.stderr.take().expect("it is piped").read_to_string(&mut log).expect("it logs UTF-8");
+    assert!(child.wait().expect("it is our child").success(), "{log}");
+    assert!(log.contains("listening on nbd://127.0.0.1:"), "{log}");
+}
+
+/// One of two settings would be ignored, or turn every client away: that is told before anything is opened.
+#[test]
+fn settings_that_cannot_hold_together_are_a_mistake() {
+    let at = tempdir().unwrap();
+    let pair = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let pem = at.path().join("pem");
+    std::fs::write(&pem, pair.cert.pem() + &pair.signing_key.serialize_pem()).unwrap();
+    let pem = pem.to_str().unwrap();
+    let tls = [("TLS__CERTIFICATE", pem), ("TLS__KEY", pem)];
+    for (variables, names) in [
+        (
+            [("TLS__MODE", "required"), ("SERVER__OLDSTYLE", "127.0.0.1:0=disk")],
+            ["server.oldstyle", "tls.mode"],
+        ),
+        ([("TLS__MODE", "off"), ("TLS__SUBJECTS", "disk=CN=vm")], ["tls.subjects", "tls.mode"]),
+        ([("LEASE__TTL", "1s"), ("LEASE__HEAD_INTERVAL", "1m")], ["lease.head_interval", "lease.ttl"]),
+    ] {
+        let mut serve = cairn(at.path(), "serve --listen 127.0.0.1:0 --create disk=1MiB");
+        for (name, value) in variables.iter().chain(&tls) {
+            serve.env(format!("CAIRN_{name}"), value);
+        }
+        let error = refuse(serve, 2);
+        assert!(names.iter().all(|name| error.contains(name)), "{error}");
+    }
+    assert!(!at.path().join("cairn-data").exists(), "no volume was made");
 }

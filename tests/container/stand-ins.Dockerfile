@@ -11,7 +11,7 @@ COPY authorities.crt /etc/ssl/certs/ca-certificates.crt
 ADD toolchain.tar /usr/local/toolchain/
 ENV PATH=/usr/local/toolchain/bin:$PATH CARGO_HOME=/usr/local/cargo
 
-# For minio/minio, with what its health check calls.
+# For MinIO, with what its health check calls.
 FROM debian:bookworm-slim AS minio
 COPY minio busybox mc /usr/local/bin/
 VOLUME /data

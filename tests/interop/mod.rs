@@ -16,6 +16,7 @@ mod storm;
 mod takeover;
 mod tls;
 mod trouble;
+mod welcome;
 
 use tempfile::TempDir;
 

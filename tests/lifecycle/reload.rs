@@ -3,6 +3,7 @@
 use rustix::process::Signal;
 
 use crate::support::cairn::{Gateway, Setup, Store};
+use crate::support::certificates::Authority;
 use crate::support::files::noise;
 use crate::support::process::{command, finish, free_port, run};
 
@@ -105,6 +106,27 @@ async fn a_new_token_takes_the_place_of_the_old_one() {
     write("short\n");
     reloads(&mut gateway, "the settings stay as they are").await;
     assert_eq!(ask("the-second-of-two-tokens").await, "200");
+}
+
+/// Clients that cannot use TLS are still listened for, although the settings have them no more: that takes a restart.
+#[tokio::test]
+async fn tls_is_not_required_while_oldstyle_clients_are_served() {
+    let (store, authority) = (Store::directory(), Authority::new());
+    let files = tempfile::tempdir().expect("a directory for the settings");
+    let path = files.path().join("cairn.toml");
+    let own = authority.server();
+    let write = |server: &str, tls: &str| {
+        let (certificate, key) = (own.certificate.display(), own.key.display());
+        let tls = format!("{tls}\ncertificate = \"{certificate}\"\nkey = \"{key}\"");
+        let text = format!("[volumes]\ncreate = [\"a=64MiB\"]\n[server]\n{server}\n[tls]\n{tls}\n");
+        std::fs::write(&path, text).expect("the settings can be written");
+    };
+    let port = free_port();
+    write(&format!("oldstyle = [\"127.0.0.1:{port}=a\"]"), "mode = \"allowed\"");
+    let mut gateway = Setup::new(&store).tcp().config(&path).start().await;
+    write("", "mode = \"required\"");
+    reloads(&mut gateway, "the settings stay as they are: server.oldstyle").await;
+    assert_eq!(size(&gateway, "a").await.as_deref(), Some("67108864"), "plain clients are served on");
 }
 
 /// Memory that the process has, in MiB.

@@ -157,3 +157,30 @@ async fn a_successor_that_fails_changes_nothing() {
     assert!(gateway.process.exit().await.success());
     run(command(["nbdinfo"]).arg(next.uri("disk"))).await;
 }
+
+/// Whoever changes something asks at the same socket before and after.
+#[tokio::test]
+async fn the_admin_socket_goes_to_the_successor() {
+    let store = Store::directory();
+    let directory = tempfile::tempdir().expect("a directory for the sockets");
+    let (handover, admin) = (directory.path().join("handover"), directory.path().join("admin.sock"));
+    let admin = admin.display().to_string();
+    let setup = || {
+        let setup = Setup::new(&store).create("disk", "64MiB").tcp().handover(&handover);
+        setup.env("CAIRN_ADMIN__SOCKET", &admin).start()
+    };
+    let by = format!("--gateway={admin}");
+    let mut gateway = setup().await;
+    for name in ["first", "second"] {
+        let next = setup().await;
+        let status = gateway.process.exit().await;
+        assert!(status.success(), "{status}: {}", gateway.process.output());
+        run(&mut store.cairn(["volume", "create", &by, name, "1MiB"])).await;
+        gateway = next;
+    }
+    let listed = run(&mut store.cairn(["volume", "list", &by])).await;
+    assert!(["disk", "first", "second"].iter().all(|name| listed.contains(name)), "{listed}");
+    gateway.process.signal(Signal::TERM);
+    assert!(gateway.process.exit().await.success());
+    assert!(!std::path::Path::new(&admin).exists(), "it goes with the last");
+}

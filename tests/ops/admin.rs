@@ -97,7 +97,7 @@ impl Gateway for House {
     }
 }
 
-/// An admin server over a Unix socket, which lets all pass.
+/// An admin server: over a Unix socket for one user alone, which lets all pass, or elsewhere.
 struct Bench {
     house: Arc<House>,
     metrics: Metrics,
@@ -121,7 +121,10 @@ impl Bench {
     async fn listening(listen: ListenAddress, token: Option<&str>, directory: tempfile::TempDir) -> Self {
         let (house, metrics) = (House::new(), Metrics::new());
         let gateway = Arc::clone(&house) as Arc<dyn Gateway>;
-        let listener = Listener::bind(&listen).await.unwrap();
+        let listener = match &listen {
+            ListenAddress::Unix(path) => Listener::bind_private(path).await.unwrap(),
+            tcp => Listener::bind(tcp).await.unwrap(),
+        };
         let access = Access::at(listener.address(), token.map(|token| token.parse().unwrap()));
         let admin = Admin::start(listener, metrics.clone(), gateway, access, Options::default());
         let client = Client::of(admin.address());
@@ -298,15 +301,99 @@ async fn with_a_token_the_api_is_served_to_whoever_has_it() {
     assert_eq!((answer.status, answer.json()), (200, json!([])));
 }
 
+/// Every user of this machine reaches loopback: they read, and nobody without the token changes anything.
 #[tokio::test]
-async fn on_loopback_a_page_of_another_site_gets_nothing_done() {
+async fn on_loopback_and_without_a_token_everything_is_read_and_nothing_changed() {
+    for host in ["127.0.0.1", "127.0.0.2"] {
+        let bench = Bench::over_tcp(host, None).await;
+        bench.house.opened(&bench.metrics, "disk").await;
+        catalog::create(&bench.house.env, &bench.house.options, "idle", MIB, MIB).await.unwrap();
+        let mut changes = operations();
+        changes.push(("DELETE".to_owned(), "/api/v1/volumes/idle?takeover=true".to_owned()));
+        for (method, path) in changes {
+            let body = (method == "POST").then(|| json!({ "name": "new", "size_bytes": 512 }));
+            let (status, answer) = bench.ask(&method, &path, body).await;
+            let expected = if method == "GET" { 200 } else { 403 };
+            assert_eq!(status, expected, "{method} {path}: {answer}");
+            let told = status == 200 || answer["error"].as_str().unwrap().contains("admin.socket");
+            assert!(told, "{method} {path}: {answer}");
+        }
+        for path in OPEN {
+            assert_eq!(bench.get(path).await.status, 200, "{path}");
+        }
+        assert!(!*bench.house.drained.lock());
+        assert_eq!(catalog::list(&bench.house.env).await.unwrap(), ["disk", "idle"]);
+    }
+}
+
+/// A Unix socket that more than one user can open, as a service manager may pass it, is like loopback.
+#[tokio::test]
+async fn over_a_unix_socket_of_many_users_nothing_is_changed() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("admin");
+    let listener = Listener::bind(&ListenAddress::Unix(path.clone())).await.unwrap();
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
+    let (house, access) = (House::new(), Access::at(listener.address(), None));
+    let gateway = Arc::clone(&house) as Arc<dyn Gateway>;
+    let admin = Admin::start(listener, Metrics::new(), gateway, access, Options::default());
+    let client = Client::of(admin.address());
+    assert_eq!(client.send("GET", "/api/v1/volumes", &[], None).await.status, 200);
+    let refused = client.send("POST", "/api/v1/drain", &[], None).await;
+    assert!(refused.status == 403 && refused.body.contains("0600"), "{refused:?}");
+    assert!(!*house.drained.lock());
+}
+
+#[tokio::test]
+async fn on_loopback_a_page_of_another_site_learns_nothing() {
     let bench = Bench::over_tcp("127.0.0.1", None).await;
-    assert_eq!(bench.get("/api/v1/volumes").await.status, 200);
-    let foreign = [("Origin", "http://elsewhere.example")];
-    assert_eq!(bench.client.send("POST", "/api/v1/drain", &foreign, None).await.status, 403);
-    assert!(!*bench.house.drained.lock());
-    bench.client.send("POST", "/api/v1/drain", &[], None).await;
-    assert!(*bench.house.drained.lock());
+    for path in ["/api/v1/volumes", "/metrics", "/health/live", "/health/ready"] {
+        assert_eq!(bench.get(path).await.status, 200, "{path}");
+        let foreign = [("Origin", "http://elsewhere.example")];
+        assert_eq!(bench.client.send("GET", path, &foreign, None).await.status, 403, "{path}");
+        // A name of another site that was made to resolve to this machine.
+        let rebound = bench.client.named("elsewhere.example:9180").send("GET", path, &[], None).await;
+        assert_eq!(rebound.status, 403, "{path}");
+        assert!(!rebound.body.contains("cairn_") && !rebound.body.contains("live"), "{rebound:?}");
+    }
+}
+
+/// Every address of loopback is this machine's, under each of its names.
+#[tokio::test]
+async fn on_any_address_of_loopback_its_own_names_are_served() {
+    for host in ["127.0.0.1", "127.0.0.2", "[::1]"] {
+        let bench = Bench::over_tcp(host, None).await;
+        for name in [host, "localhost", "LOCALHOST:80", "127.0.0.1", "127.9.9.9:1", "[::1]:9180"] {
+            for path in ["/api/v1/volumes", "/metrics", "/health/ready"] {
+                let answer = bench.client.named(name).send("GET", path, &[], None).await;
+                assert_eq!(answer.status, 200, "{path} on {host} as {name}: {answer:?}");
+            }
+        }
+    }
+}
+
+/// Prometheus and the kubelet name a pod by its address, others by a service or by what a proxy makes of it.
+#[tokio::test]
+async fn beyond_loopback_scrapers_and_probes_may_use_any_name() {
+    for token in [None, Some("correct-horse-battery")] {
+        let bench = Bench::over_tcp("0.0.0.0", token).await;
+        for name in ["10.42.0.7:9180", "[fd00::7]:9180", "disks-a.storage.svc.cluster.local:9180", "cairn"] {
+            for path in ["/metrics", "/health/live", "/health/ready"] {
+                let answer = bench.client.named(name).send("GET", path, &[], None).await;
+                assert_eq!(answer.status, 200, "{path} as {name}: {answer:?}");
+            }
+        }
+    }
+}
+
+/// RFC 9110, section 11.1: the name of a scheme has no case.
+#[tokio::test]
+async fn the_scheme_of_a_token_is_written_in_any_case() {
+    let bench = Bench::over_tcp("127.0.0.1", Some("correct-horse-battery")).await;
+    for scheme in ["Bearer", "bearer", "BEARER"] {
+        let given = [("Authorization", &*format!("{scheme} correct-horse-battery"))];
+        assert_eq!(bench.client.send("GET", "/api/v1/volumes", &given, None).await.status, 200, "{scheme}");
+        assert_eq!(bench.client.send("POST", "/api/v1/drain", &given, None).await.status, 202, "{scheme}");
+    }
 }
 
 #[tokio::test]

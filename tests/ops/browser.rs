@@ -8,12 +8,17 @@ use crate::support::process::{Process, command, free_port, run};
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/ops/page.py");
 
-/// A gateway with one volume, and where its admin server is.
-async fn gateway(store: &Store, size: &str) -> (Gateway, String) {
+const TOKEN: &str = "correct-horse-battery";
+
+/// A gateway with one volume, and where its admin server is; a file with a token makes it ask for that.
+async fn gateway(store: &Store, size: &str, token: Option<&Path>) -> (Gateway, String) {
     let port = free_port();
     let setup = Setup::new(store).create("disk", size).tcp();
-    let gateway = setup.env("CAIRN_ADMIN__LISTEN", &format!("127.0.0.1:{port}")).start().await;
-    (gateway, format!("http://127.0.0.1:{port}/"))
+    let mut setup = setup.env("CAIRN_ADMIN__LISTEN", &format!("127.0.0.1:{port}"));
+    if let Some(token) = token {
+        setup = setup.env("CAIRN_ADMIN__TOKEN_FILE", &token.display().to_string());
+    }
+    (setup.start().await, format!("http://127.0.0.1:{port}/"))
 }
 
 /// Where pictures go: `CAIRN_TEST_PICTURES`, to be looked at, or nowhere that stays.
@@ -38,7 +43,7 @@ async fn client(uri: &str) -> Process {
 #[tokio::test]
 async fn the_status_page_shows_the_disk_in_a_browser() {
     let (store, files) = (Store::directory(), tempfile::tempdir().expect("a directory for pictures"));
-    let (gateway, url) = gateway(&store, "64MiB").await;
+    let (gateway, url) = gateway(&store, "64MiB", None).await;
     let client = client(&gateway.uri("disk")).await;
     let directory = pictures(files.path());
     let picture = |name: &str| directory.join(name);
@@ -56,12 +61,16 @@ async fn the_status_page_shows_the_disk_in_a_browser() {
 #[tokio::test]
 async fn the_api_keeps_to_its_description_under_a_fuzzer() {
     let store = Store::directory();
-    let (gateway, url) = gateway(&store, "64MiB").await;
+    let files = tempfile::tempdir().expect("a directory for its notes");
+    // Nothing is changed over TCP without one.
+    let token = files.path().join("token");
+    std::fs::write(&token, TOKEN).expect("the token can be written");
+    let (gateway, url) = gateway(&store, "64MiB", Some(&token)).await;
     let mut fuzz = command([tools().join("schemathesis/bin/schemathesis")]);
     fuzz.args(["run", &format!("{url}api/v1/openapi.json"), "--checks", "all", "--seed", "1"]);
+    fuzz.args(["--header", &format!("Authorization: Bearer {TOKEN}")]);
     // It would end, as it should.
     fuzz.args(["--max-examples", "40", "--exclude-path", "/api/v1/drain", "--no-color"]);
-    let files = tempfile::tempdir().expect("a directory for its notes");
     let said = run(fuzz.current_dir(files.path())).await;
     assert!(said.contains("No issues found"), "{said}");
     run(command(["nbdinfo"]).arg(gateway.uri("disk"))).await;

@@ -63,6 +63,11 @@ impl Client {
         Self { address, host }
     }
 
+    /// The same server by another name.
+    pub(super) fn named(&self, host: &str) -> Self {
+        Self { address: self.address.clone(), host: host.to_owned() }
+    }
+
     /// Sends a request and waits for the whole answer.
     pub(super) async fn send(
         &self,

@@ -78,6 +78,9 @@ has defaults 'CAIRN_SERVER__FAREWELL: hang-up'
 has role 'eks.amazonaws.com/role-arn: arn:aws:iam::1:role/x'
 has secret 'name: mine'
 has secret 'value: /run/secrets/cairn/token'
+has secret 'mountPath: /run/secrets/cairn'
+has defaults 'value: /run/cairn/admin/admin.sock'
+has vm 'value: none'
 has monitored 'kind: PodMonitor'
 has monitored 'kind: PrometheusRule'
 runs_nothing() { [ -s "$1" ] && ! grep -qE '^kind: (StatefulSet|Deployment|Pod)$' "$1"; }
@@ -113,6 +116,7 @@ refused exclude --set store.existingSecret=a,store.accessKeyId=b,store.secretAcc
 refused secretAccessKey --set store.accessKeyId=b
 refused accessKeyId --set store.secretAccessKey=b
 refused CAIRN_STORE__URL --set settings.CAIRN_STORE__URL=s3://x
+refused CAIRN_ADMIN__SOCKET --set settings.CAIRN_ADMIN__SOCKET=/x
 refused CAIRN_PORT --set settings.CAIRN_PORT=1
 refused closeSeconds --set drain.closeSeconds=0
 refused farewell --set drain.farewell=wave

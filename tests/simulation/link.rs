@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use cairn::store::{ByteRange, Condition, ETag, Error, Listing, Object, Store};
+use cairn::store::{ByteRange, Condition, ETag, Error, ListFrom, Listing, Object, Store};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
@@ -82,8 +82,8 @@ impl Store for Link {
         }
     }
 
-    async fn list(&self, prefix: &str, start_after: Option<&str>) -> Result<Listing, Error> {
-        match self.request(Call::List(prefix.to_owned(), start_after.map(str::to_owned))).await? {
+    async fn list(&self, prefix: &str, from: &ListFrom) -> Result<Listing, Error> {
+        match self.request(Call::List(prefix.to_owned(), from.clone())).await? {
             Answer::Listing(listing) => Ok(listing),
             other => unreachable!("a LIST is answered by {other:?}"),
         }

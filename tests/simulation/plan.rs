@@ -179,12 +179,17 @@ fn rates(random: &mut SmallRng, damages: bool, timeout: u64) -> Rates {
         slow: rate(15),
         flip: rate(30),
         short: rate(30),
+        absent: rate(30),
         latency: 0,
         timeout,
     };
     if random.random_bool(0.2) {
         // A way that damages much: several readings in a row.
         rates.flip = 1000;
+    }
+    if random.random_bool(0.2) {
+        // A replica that lags: many objects seem to be missing.
+        rates.absent = 1000;
     }
     if !damages {
         (rates.flip, rates.short) = (0, 0);

@@ -30,7 +30,7 @@ fn short(call: &Call, prefix: &str) -> String {
         Call::Delete(keys) => {
             format!("delete {}", keys.iter().map(|key| cut(key)).collect::<Vec<_>>().join(" "))
         }
-        Call::List(prefix, after) => format!("list {} after {:?}", cut(prefix), after.as_deref().map(cut)),
+        Call::List(prefix, from) => format!("list {} from {from:?}", cut(prefix)),
     }
 }
 
@@ -223,7 +223,7 @@ impl Inner {
             }
         }
         if let Some(reply) = reply {
-            let result = self.on_the_way(outcome, result);
+            let result = self.on_the_way(outcome, &call, result);
             self.told_whose(process, &call, &result);
             self.push(answer_at, Event::Answer(process, number, reply, Box::new(result)));
             self.crash_by_chance(process);
@@ -243,17 +243,34 @@ impl Inner {
             Call::Delete(keys) => {
                 self.memory.delete(keys).now_or_never().expect(now).map(|()| Answer::Deleted)
             }
-            Call::List(prefix, after) => {
-                let list = self.memory.list(prefix, after.as_deref());
+            Call::List(prefix, from) => {
+                let list = self.memory.list(prefix, from);
                 list.now_or_never().expect(now).map(Answer::Listing)
             }
         }
     }
 
     /// What is left of an answer on its way.
-    fn on_the_way(&mut self, outcome: Outcome, result: Result<Answer, Error>) -> Result<Answer, Error> {
-        let Ok(Answer::Object(object)) = result else { return result };
+    fn on_the_way(
+        &mut self,
+        outcome: Outcome,
+        call: &Call,
+        result: Result<Answer, Error>,
+    ) -> Result<Answer, Error> {
+        let object = match result {
+            Ok(Answer::Object(object)) => object,
+            Ok(Answer::Listing(mut listing)) if outcome == Outcome::Absent && !listing.entries.is_empty() => {
+                let left_out = self.random.random_range(0..listing.entries.len());
+                listing.entries.remove(left_out);
+                return Ok(Answer::Listing(listing));
+            }
+            other => return other,
+        };
         match outcome {
+            Outcome::Absent => {
+                let Call::Get(key, _) = call else { unreachable!("a GET is answered by an object") };
+                Err(Error::NotFound { key: key.clone() })
+            }
             Outcome::Flipped if !object.body.is_empty() => {
                 let mut body = BytesMut::from(&object.body[..]);
                 let at = self.random.random_range(0..body.len());

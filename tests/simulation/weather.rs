@@ -54,6 +54,8 @@ pub(super) enum Fault {
     Flip,
     /// Its body ends early.
     Short,
+    /// The store denies an object that is there, or leaves it out of a listing.
+    Absent,
     /// The gateway is cut off from the store.
     Partition,
     /// The gateway stands still, and its clock goes on.
@@ -71,7 +73,7 @@ pub(super) enum Fault {
 }
 
 /// Every fault.
-pub(super) const FAULTS: [Fault; 17] = [
+pub(super) const FAULTS: [Fault; 18] = [
     Fault::ErrorBefore,
     Fault::LostAnswer,
     Fault::Late,
@@ -82,6 +84,7 @@ pub(super) const FAULTS: [Fault; 17] = [
     Fault::Slow,
     Fault::Flip,
     Fault::Short,
+    Fault::Absent,
     Fault::Partition,
     Fault::Pause,
     Fault::Crash,
@@ -95,7 +98,9 @@ impl Fault {
     /// Whether a request of that phase can meet it: bodies are only read, and only changes land late or twice.
     pub(super) fn meets(self, phase: Phase) -> bool {
         match self {
-            Self::Flip | Self::Short => matches!(phase, Phase::Open | Phase::Sweep | Phase::Read),
+            Self::Flip | Self::Short | Self::Absent => {
+                matches!(phase, Phase::Open | Phase::Sweep | Phase::Read)
+            }
             Self::Late | Self::Duplicate | Self::Conflict => phase != Phase::Read,
             _ => true,
         }
@@ -173,6 +178,7 @@ pub(super) struct Rates {
     pub(super) slow: u32,
     pub(super) flip: u32,
     pub(super) short: u32,
+    pub(super) absent: u32,
     /// Longest usual time of a request in milliseconds.
     pub(super) latency: u64,
     /// A request without an answer fails after so many milliseconds.
@@ -188,6 +194,8 @@ pub(super) enum Outcome {
     Flipped,
     /// With its body cut short.
     Short,
+    /// As if the object, or one of those listed, did not exist.
+    Absent,
     /// With an error that says nothing of the effect, or that there was none.
     Fails(Failure),
 }
@@ -247,7 +255,8 @@ pub(super) fn fair(rates: &Rates, random: &mut SmallRng) -> Fate {
     Fate { lands: Some(lands), again: None, answered, outcome: Outcome::Real, fault: None }
 }
 
-/// Draws what becomes of a request; `changes` says that it is a PUT or DELETE, `has_body` that it is a GET.
+/// Draws what becomes of a request; `changes` says that it is a PUT or DELETE, and not a LIST or GET, `has_body` that it
+/// is a GET.
 pub(super) fn draw(rates: &Rates, random: &mut SmallRng, changes: bool, has_body: bool) -> Fate {
     let mut fate = fair(rates, random);
     let mut dice = random.random_range(0..10_000_u32);
@@ -311,6 +320,9 @@ pub(super) fn draw(rates: &Rates, random: &mut SmallRng, changes: bool, has_body
     }
     if has_body && hit(rates.short) {
         return Fate { outcome: Outcome::Short, fault: Some(Fault::Short), ..fate };
+    }
+    if !changes && hit(rates.absent) {
+        return Fate { outcome: Outcome::Absent, fault: Some(Fault::Absent), ..fate };
     }
     fate
 }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use cairn::store::{ByteRange, Condition, ETag, Error, Listing, MemoryStore, Object};
+use cairn::store::{ByteRange, Condition, ETag, Error, ListFrom, Listing, MemoryStore, Object};
 use cairn::volume::keys::{Keys, Parsed};
 use cairn::volume::record::{Record, RecordKind};
 use cairn::volume::root::KeptRoot;
@@ -44,7 +44,7 @@ pub(super) enum Call {
     Get(String, ByteRange),
     Put(String, Bytes, Condition),
     Delete(Vec<String>),
-    List(String, Option<String>),
+    List(String, ListFrom),
 }
 
 /// What the store answers.

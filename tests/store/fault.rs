@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cairn::store::fault::{Action, Failure, Gate, Rule};
-use cairn::store::{ByteRange, Condition, Error, Fault, MemoryStore, Operation, Store};
+use cairn::store::{ByteRange, Condition, Error, Fault, ListFrom, MemoryStore, Operation, Store};
 use futures::FutureExt;
 use tokio::time::Instant;
 
@@ -49,7 +49,7 @@ async fn a_rule_is_for_its_operation_keys_and_count() {
         }
     }
     assert_eq!(failed, ["v/j/2", "v/j/3"]);
-    fault.list("v/j/", None).await.unwrap();
+    fault.list("v/j/", &ListFrom::Start).await.unwrap();
 }
 
 #[tokio::test]

@@ -11,8 +11,8 @@ use cairn::store::fault::{Action, Failure, Gate, Rule};
 use cairn::store::passed::{Passed, RECORD};
 use cairn::store::probe::{CHECKS, Occasion, ProbeError, ProbeOptions, Violation, When, ensure, probe};
 use cairn::store::{
-    self, ByteRange, Condition, Drawn, ETag, Error, Fault, Listing, Location, MemoryStore, Object, OpenError,
-    Operation, Options, S3Options, Store,
+    self, ByteRange, Condition, Drawn, ETag, Error, Fault, ListFrom, Listing, Location, MemoryStore, Object,
+    OpenError, Operation, Options, S3Options, Store,
 };
 
 use crate::support::fake_bucket::FakeBucket;
@@ -96,10 +96,10 @@ impl Store for Careless {
         self.inner.delete(keys).await
     }
 
-    async fn list(&self, prefix: &str, start_after: Option<&str>) -> Result<Listing, Error> {
+    async fn list(&self, prefix: &str, from: &ListFrom) -> Result<Listing, Error> {
         match self.wrong {
             Wrong::ListsNothing => Ok(Listing::default()),
-            _ => self.inner.list(prefix, start_after).await,
+            _ => self.inner.list(prefix, from).await,
         }
     }
 }
@@ -198,8 +198,8 @@ impl Store for Garbled {
         self.inner.delete(keys).await
     }
 
-    async fn list(&self, prefix: &str, start_after: Option<&str>) -> Result<Listing, Error> {
-        let listing = self.inner.list(prefix, start_after).await?;
+    async fn list(&self, prefix: &str, from: &ListFrom) -> Result<Listing, Error> {
+        let listing = self.inner.list(prefix, from).await?;
         Ok(if damages(&self.listings) { Listing::default() } else { listing })
     }
 }
@@ -361,7 +361,7 @@ async fn a_directory_and_minio_pass() {
     let local = format!("file://{}", directory.path().join("store").display());
     for location in [&local, "s3://passes/below"] {
         let store = opened(location, minio.options()).await.unwrap();
-        let left = store.list("", None).await.unwrap().entries;
+        let left = store.list("", &ListFrom::Start).await.unwrap().entries;
         assert_eq!(left.iter().map(|entry| entry.key.as_str()).collect::<Vec<_>>(), [RECORD], "{location}");
     }
 }

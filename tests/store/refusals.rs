@@ -2,7 +2,9 @@
 //! certificate that is not trusted, a bucket in another region, credentials, permissions.
 
 use cairn::metrics::Metrics;
-use cairn::store::{self, Control, Drawn, Error, Location, OpenError, Options, S3Options, S3Store, Store};
+use cairn::store::{
+    self, Control, Drawn, Error, ListFrom, Location, OpenError, Options, S3Options, S3Store, Store,
+};
 use cairn::task::Tasks;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
@@ -120,7 +122,7 @@ async fn an_endpoint_that_does_not_answer_is_named_with_its_cause_and_setting() 
     let endpoint = format!("http://127.0.0.1:{}", free_port());
     let options = S3Options { endpoint: Some(endpoint.clone()), ..FakeS3::start(nothing).await.options() };
     let store = S3Store::open(BUCKET, "", options).await.unwrap();
-    let error = store.list("name/", None).await.unwrap_err();
+    let error = store.list("name/", &ListFrom::Start).await.unwrap_err();
     assert!(matches!(error, Error::Transient { .. }), "{error}");
     for part in [&format!("no answer from {endpoint} (set by store.endpoint): "), "Connection refused"] {
         assert!(error.to_string().contains(part), "no {part} in: {error}");

@@ -10,7 +10,8 @@ use cairn::metrics::{Metrics, StoreOutcome as Is};
 use cairn::store::fault::{Action, Failure, Gate, Rule};
 use cairn::store::retry::{Patience, RetryOptions};
 use cairn::store::{
-    ByteRange, Condition, ETag, Error, Fault, Limit, Listing, MemoryStore, Object, Operation, Retry, Store,
+    ByteRange, Condition, ETag, Error, Fault, Limit, ListFrom, Listing, MemoryStore, Object, Operation,
+    Retry, Store,
 };
 use futures::FutureExt;
 use futures::future::join_all;
@@ -41,7 +42,7 @@ impl Store for Down {
     async fn delete(&self, _: &[String]) -> Result<(), Error> {
         self.fail("")
     }
-    async fn list(&self, prefix: &str, _: Option<&str>) -> Result<Listing, Error> {
+    async fn list(&self, prefix: &str, _: &ListFrom) -> Result<Listing, Error> {
         self.fail(prefix)
     }
 }
@@ -111,7 +112,7 @@ async fn reads_end_at_their_deadline_with_the_last_error() {
     let rule = fault.add(Rule::new(Action::FailBefore(Failure::Throttled)));
     let begun = Instant::now();
     assert!(matches!(get(&store, "a").await, Err(Error::Throttled { .. })));
-    assert!(matches!(store.list("", None).await, Err(Error::Throttled { .. })));
+    assert!(matches!(store.list("", &ListFrom::Start).await, Err(Error::Throttled { .. })));
     assert_eq!(begun.elapsed(), Duration::from_secs(120));
     fault.remove(rule);
     fault.add(Rule::new(Action::Hold(Gate::new())));
@@ -150,7 +151,7 @@ async fn a_refusal_is_told_soon_at_the_start_and_waited_for_later() {
         fault.add(Rule::new(Action::FailBefore(failure)));
         let begun = Instant::now();
         assert!(get(&store, "a").await.unwrap_err().is_refusal());
-        assert!(store.list("", None).await.unwrap_err().is_refusal());
+        assert!(store.list("", &ListFrom::Start).await.unwrap_err().is_refusal());
         assert!(create(&store, "b").await.unwrap_err().is_refusal());
         assert!(begun.elapsed() < Duration::from_secs(3), "{failure:?}: {:?}", begun.elapsed());
         store.wait_out_refusals();

@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 use cairn::metrics::StoreOutcome;
-use cairn::store::{ByteRange, Condition, ETag, Entry, Error, Listing, S3Options, S3Store, Store};
+use cairn::store::{
+    ByteRange, Condition, ETag, Entry, Error, ListFrom, Listing, PageToken, Pages, S3Options, S3Store, Store,
+};
 
 use crate::support::fake_s3::{FakeS3, Reply, Request, answer, error, head};
 
@@ -224,7 +226,13 @@ async fn the_fate_of_each_deleted_key_is_looked_at() {
     }
 }
 
-fn listing(keys: &[&str], more: bool) -> Reply {
+fn listing(keys: &[&str], next: Option<&str>) -> Reply {
+    let more = next.is_some();
+    let token = next.map(|token| format!("<NextContinuationToken>{token}</NextContinuationToken>"));
+    truncated(keys, more, &token.unwrap_or_default())
+}
+
+fn truncated(keys: &[&str], more: bool, token: &str) -> Reply {
     let contents: String = keys
         .iter()
         .map(|key| format!("<Contents><Key>{key}</Key><ETag>&quot;e&quot;</ETag><Size>3</Size></Contents>"))
@@ -232,30 +240,95 @@ fn listing(keys: &[&str], more: bool) -> Reply {
     let body = format!(
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<ListBucketResult \
          xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Name>disks</Name><KeyCount>{}</KeyCount>\
-         <IsTruncated>{more}</IsTruncated>{contents}</ListBucketResult>",
+         <IsTruncated>{more}</IsTruncated>{token}{contents}</ListBucketResult>",
         keys.len()
     );
     Reply::Whole(answer("200 OK", &[("Content-Type", "application/xml")], body.as_bytes()))
 }
 
-#[tokio::test]
-async fn a_listing_skips_what_is_not_ours_and_goes_on_behind_it() {
-    let (server, store) = served(|request| {
-        if request.target.contains("start-after=at%2F%21b") {
-            listing(&["at/!c", "at/d"], true)
-        } else {
-            listing(&["at/!a", "at/!b"], true)
-        }
-    })
-    .await;
-    let page = store.list("", None).await.unwrap();
-    assert_eq!(page, Listing { entries: vec![Entry { key: "d".into(), size_bytes: 3 }], more: true });
-    assert_eq!(server.requests().len(), 2);
+/// The parameters of a request's query.
+fn parameters(request: &Request) -> Vec<&str> {
+    request.target.split(['?', '&']).skip(1).collect()
+}
+
+/// Every key below `prefix`, in the order in which the store lists them.
+async fn listed(store: &S3Store, prefix: &str) -> Result<Vec<String>, Error> {
+    let mut keys = Vec::new();
+    let mut pages = Pages::new(store, prefix);
+    while let Some(entries) = pages.next().await? {
+        keys.extend(entries.into_iter().map(|entry| entry.key));
+    }
+    Ok(keys)
 }
 
 #[tokio::test]
-async fn a_listing_out_of_order_is_refused() {
-    let (_server, store) = served(|_| listing(&["at/b", "at/a"], false)).await;
-    let error = store.list("", None).await.unwrap_err();
+async fn a_listing_skips_what_is_not_ours_and_goes_on_behind_it() {
+    let (server, store) = served(|request| {
+        if request.target.contains("continuation-token=more%2F1") {
+            listing(&["at/!c", "at/d"], None)
+        } else {
+            listing(&["at/!a", "at/!b"], Some("more/1"))
+        }
+    })
+    .await;
+    let first = store.list("", &ListFrom::Start).await.unwrap();
+    let next = PageToken("more/1".into());
+    assert_eq!(first, Listing { entries: Vec::new(), next: Some(next.clone()) });
+    let second = store.list("", &ListFrom::Page(next)).await.unwrap();
+    assert_eq!(second, Listing { entries: vec![Entry { key: "d".into(), size_bytes: 3 }], next: None });
+    assert_eq!(server.requests().len(), 2);
+}
+
+/// Pages that are empty, tiny and in no order, as S3 directory buckets and some other stores send them.
+#[tokio::test]
+async fn a_listing_goes_on_behind_empty_pages_and_takes_keys_in_any_order() {
+    let pages = |request: &Request| {
+        let page = |n: u32| parameters(request).contains(&format!("continuation-token=t{n}").as_str());
+        match () {
+            () if page(1) => listing(&["at/e", "at/b"], Some("t2")),
+            () if page(2) => listing(&[], Some("t3")),
+            () if page(3) => listing(&["at/d"], Some("t4")),
+            () if page(4) => listing(&[], None),
+            () => listing(&[], Some("t1")),
+        }
+    };
+    let (server, store) = served(pages).await;
+    assert_eq!(listed(&store, "").await.unwrap(), ["e", "b", "d"]);
+    assert_eq!(server.requests().len(), 5);
+    let mut behind = Pages::after(&store, "", "c");
+    let mut keys = Vec::new();
+    while let Some(entries) = behind.next().await.unwrap() {
+        keys.extend(entries.into_iter().map(|entry| entry.key));
+    }
+    assert_eq!(keys, ["e", "d"], "a store that begins at the beginning shows nothing up to the key");
+}
+
+#[tokio::test]
+async fn a_listing_that_does_not_move_on_is_an_error_and_not_a_loop() {
+    let (_server, store) = served(|_| listing(&["at/b"], Some("same"))).await;
+    let error = listed(&store, "").await.unwrap_err();
     assert!(matches!(error, Error::Rejected { .. }), "{error}");
+    let (_server, store) = served(|_| truncated(&["at/b"], true, "")).await;
+    let error = listed(&store, "").await.unwrap_err();
+    assert!(matches!(error, Error::Transient { .. }), "{error}");
+}
+
+/// Directory buckets refuse StartAfter, and prefixes that do not end in `/`.
+#[tokio::test]
+async fn a_directory_bucket_is_asked_for_whole_segments_and_never_behind_a_key() {
+    let server = FakeS3::start(|_| listing(&["at/v/ab", "at/v/b", "at/v/ac"], None)).await;
+    let mut options = server.options();
+    options.path_style = true;
+    let store = S3Store::open("disks--use1-az4--x-s3", "at", options).await.unwrap();
+    let mut pages = Pages::after(&store, "v/a", "v/ab");
+    let mut keys = Vec::new();
+    while let Some(entries) = pages.next().await.unwrap() {
+        keys.extend(entries.into_iter().map(|entry| entry.key));
+    }
+    assert_eq!(keys, ["v/ac"]);
+    let asked = server.requests();
+    let lists: Vec<_> = asked.iter().map(parameters).filter(|all| all.contains(&"list-type=2")).collect();
+    assert!(!lists.is_empty(), "{asked:?}");
+    assert!(lists.iter().all(|all| all.contains(&"prefix=at%2Fv%2F")), "{asked:?}");
+    assert!(asked.iter().all(|request| !request.target.contains("start-after")), "{asked:?}");
 }

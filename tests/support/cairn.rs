@@ -77,6 +77,8 @@ pub(crate) fn program() -> Command {
             cairn.env_remove(&name);
         }
     }
+    // The place of the default socket is one for the whole machine.
+    cairn.env("CAIRN_ADMIN__SOCKET", "none");
     cairn
 }
 

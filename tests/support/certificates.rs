@@ -6,7 +6,7 @@ use std::sync::Arc;
 use cairn::server::TlsOptions;
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    date_time_ymd,
+    SanType, date_time_ymd,
 };
 use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
@@ -44,6 +44,14 @@ impl Authority {
     /// A certificate for `localhost`.
     pub(crate) fn server(&self) -> Pair {
         self.sign("localhost", |_| {})
+    }
+
+    /// A certificate for this machine by name and number.
+    pub(crate) fn server_by_number(&self) -> Pair {
+        self.sign("loopback", |params| {
+            let number = SanType::IpAddress(std::net::Ipv4Addr::LOCALHOST.into());
+            params.subject_alt_names.push(number);
+        })
     }
 
     /// A client's certificate with the subject `CN=name`.

@@ -123,6 +123,30 @@ fn spawns(survey: &Survey) -> Vec<String> {
     found
 }
 
+/// The one file that puts an NBD URI together, and encodes what goes into it.
+const URI_FILE: &str = "src/client/uri.rs";
+/// Schemes of other URIs, which programs put together from what needs no encoding.
+const OTHER_SCHEMES: &[&str] = &["http", "https", "file", "s3"];
+
+/// Formats of NBD URIs beside that of [`URI_FILE`], which would print a path or a name as it is.
+fn own_uris(sources: &[Source<'_>]) -> Vec<String> {
+    let mut found = Vec::new();
+    for (file, text) in sources.iter().filter(|(file, _)| *file != URI_FILE) {
+        for (number, line) in text.lines().enumerate() {
+            let formatted = line.match_indices("://").any(|(at, _)| {
+                let is_of_a_scheme = |c: char| c.is_ascii_alphanumeric() || "+{}".contains(c);
+                let scheme = line[..at].rsplit(|c| !is_of_a_scheme(c)).next().unwrap_or_default();
+                let rest = line[at..].split([' ', '"', '\'']).next().unwrap_or_default();
+                !OTHER_SCHEMES.contains(&scheme) && (rest.contains('{') || scheme.contains('{'))
+            });
+            if formatted || line.contains("socket={") {
+                found.push(format!("{file}:{}: an NBD URI that is not a Uri's Display", number + 1));
+            }
+        }
+    }
+    found
+}
+
 /// Where the order of events must depend on nothing but the events: what a simulation runs.
 const ORDERED: &[&str] = &["src/client/", "src/server/", "src/store/", "src/volume/"];
 
@@ -199,6 +223,11 @@ fn who_is_asked_first_is_not_drawn() {
 }
 
 #[test]
+fn nbd_uris_are_put_together_in_one_place() {
+    complain(&own_uris(&borrowed(&read_tree("src"))));
+}
+
+#[test]
 fn modules_are_named_for_what_they_are() {
     complain(&names(survey_of_src()));
     complain(&names(&survey(&borrowed(&read_tree("tests"))).expect("the tests parse")));
@@ -259,6 +288,19 @@ fn each_rule_finds_what_it_looks_for() {
     assert_eq!(drawn_selects(&[("src/volume/a.rs", &select(" a = b => {} "))]).len(), 1);
     assert_eq!(drawn_selects(&[("src/volume/a.rs", &select("\n    biased;\n a = b => {}"))]).len(), 0);
     assert_eq!(drawn_selects(&[("src/cli/a.rs", &select(" a = b => {} "))]).len(), 0);
+    for text in [
+        r#"format!("{scheme}://{address}/{export}")"#,
+        r#"format!("nbd://127.0.0.1:{port}/disk")"#,
+        r#"format!("x nbds+unix:///{export}?tls=1")"#,
+        r#"format!("nbd+unix:///disk?socket={path}")"#,
+    ] {
+        assert_eq!(own_uris(&[("src/cli/a.rs", text)]).len(), 1, "{text}");
+        assert_eq!(own_uris(&[(URI_FILE, text)]).len(), 0, "{text}");
+    }
+    for text in [r#"format!("http://{address}/")"#, r#""nbd://host/disk", "{}""#, r#"write!(f, "s3://{b}")"#]
+    {
+        assert_eq!(own_uris(&[("src/cli/a.rs", text)]).len(), 0, "{text}");
+    }
     assert_eq!(of(names, "mod manage {} mod helping {}"), 0);
     for text in ["#[path = \"x.rs\"] mod a;", "include!(\"x.rs\");", "#[macro_use] mod a {}"] {
         assert_eq!(of(evasions, text), 1, "{text}");

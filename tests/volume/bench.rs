@@ -1,6 +1,7 @@
 //! A volume over a store in memory with faults to order, on a paused clock.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,6 +16,8 @@ pub(crate) struct Bench {
     pub(crate) fault: Fault,
     pub(crate) options: Options,
     pub(crate) dirty_bytes: u64,
+    /// Time of day in seconds since 1970.
+    pub(crate) now_seconds: Arc<AtomicU64>,
     seed: u64,
 }
 
@@ -24,10 +27,12 @@ impl Bench {
     }
 
     pub(crate) async fn with_chunks(size_bytes: u64, chunk_bytes: u64) -> Self {
-        let memory = MemoryStore::new();
+        // Listings in no order, in small and empty pages: nothing may rely on more.
+        let memory = MemoryStore::unsorted(5);
         let fault = Fault::new(Arc::new(memory.clone()), 1);
         let options = Options { holder_name: "first".to_owned(), ..Options::default() };
-        let bench = Self { memory, fault, options, dirty_bytes: 128 * MIB, seed: 1 };
+        let now_seconds = Arc::new(AtomicU64::new(1_800_000_000));
+        let bench = Self { memory, fault, options, dirty_bytes: 128 * MIB, now_seconds, seed: 1 };
         let env = bench.env(64 * MIB);
         catalog::create(&env, &bench.options, "disk", size_bytes, chunk_bytes).await.expect("created");
         bench
@@ -41,6 +46,7 @@ impl Bench {
             fault,
             options: self.options.clone(),
             dirty_bytes: self.dirty_bytes,
+            now_seconds: Arc::clone(&self.now_seconds),
             seed: self.seed + 1000,
         }
     }
@@ -52,7 +58,10 @@ impl Bench {
             cache: PageCache::new(cache_bytes, MIB),
             budget: DirtyBudget::new(self.dirty_bytes),
             entropy: Entropy::seeded(self.seed),
-            wall_clock: Arc::new(|| 1_800_000_000),
+            wall_clock: {
+                let now = Arc::clone(&self.now_seconds);
+                Arc::new(move || now.load(Ordering::Relaxed))
+            },
         }
     }
 

@@ -1,5 +1,6 @@
 //! The volume over a store in memory: each test a sentence of its promises.
 
+mod absence;
 mod bench;
 mod deletion;
 mod durability;

@@ -28,6 +28,9 @@ In the pod's spec:
       value: {{ printf "unix:%s/nbd.sock" $root.Values.sidecar.socketDirectory | quote }}
     - name: CAIRN_VOLUMES__CREATE
       value: {{ include "cairn.volumes" (required "cairn.sidecar needs volumes" .volumes) | quote }}
+    # Your containers may have the same user, and are not to delete volumes.
+    - name: CAIRN_ADMIN__SOCKET
+      value: none
   ports:
     - name: admin
       containerPort: {{ $root.Values.admin.port }}

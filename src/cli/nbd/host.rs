@@ -12,9 +12,9 @@ use super::args::{Host, Serve};
 use super::error::NbdError;
 use super::file::{FileExport, named};
 use crate::cli::error::Error;
-use crate::cli::listeners::{Door, Inherited, Listeners, Plan};
+use crate::cli::listeners::{Door, Inherited, Listeners, Oldstyle, Plan};
 use crate::cli::process::Signals;
-use crate::client::{Address, Uri, uri::UriTls};
+use crate::cli::welcome::uri;
 use crate::metrics::Metrics;
 use crate::server::{
     Drained, Export, ExportDescription, Exports, Greeting, ListEntry, ListenAddress, OpenError, Options,
@@ -95,7 +95,9 @@ impl Hosted {
         let plan = Plan { listen: vec![address], ..Plan::default() };
         // Whoever opened it knows where it is, and may have put something else at the end of standard output.
         let is_ours = inherited.is_empty();
-        let Listeners { nbd, stream, .. } = Listeners::open(&plan, inherited, None).await?;
+        let listeners = Listeners::open(&plan, inherited, None).await?;
+        Oldstyle::check(&listeners.oldstyle(), tls.as_ref())?;
+        let Listeners { nbd, stream, .. } = listeners;
         let exports = OnlyExport { name: host.exportname.clone(), export };
         let mut server = Server::new(Arc::new(exports), Options::default(), Metrics::new().server());
         let encrypted = tls.is_some();
@@ -105,7 +107,7 @@ impl Hosted {
         for Door { listener, greeting, .. } in nbd {
             let address = server.listen(listener, greeting);
             if is_ours {
-                say(&format!("listening on {}", uri(address, &host.exportname, encrypted)));
+                say(&format!("listening on {}", uri(&address, &host.exportname, encrypted)));
             }
         }
         Ok(Self { server, signals, stream })
@@ -132,19 +134,6 @@ impl Hosted {
         }
         server.drain().await
     }
-}
-
-fn uri(address: ListenAddress, export: &str, encrypted: bool) -> Uri {
-    let address = match address {
-        ListenAddress::Unix(path) => Address::Unix(path),
-        ListenAddress::Tcp(text) => {
-            let (host, port) = text.rsplit_once(':').unwrap_or((&text, ""));
-            let host = host.trim_matches(['[', ']']).to_owned();
-            Address::Tcp { host, port: port.parse().unwrap_or(crate::client::uri::DEFAULT_PORT) }
-        }
-    };
-    let tls = encrypted.then_some(UriTls { hostname: None, verify_peer: true, certificates: None });
-    Uri { address, export: export.to_owned(), tls }
 }
 
 /// Prints a line. That nobody reads it is no reason to end.

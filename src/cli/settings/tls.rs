@@ -37,7 +37,7 @@ fn culprit(error: &TlsError) -> &'static str {
             TlsFile::Key => "tls.key",
             TlsFile::ClientAuthorities => "tls.client_authorities",
         },
-        TlsError::Key { .. } => "tls.key",
+        TlsError::Key { .. } | TlsError::NoKey { .. } => "tls.key",
         TlsError::Certificate(_) => "tls.certificate",
         TlsError::Authority { .. } | TlsError::Authorities(_) => "tls.client_authorities",
         TlsError::SubjectsWithoutAuthorities { .. } => "tls.subjects",
@@ -99,6 +99,41 @@ mod tests {
             for part in parts.split('|') {
                 assert!(message.contains(part), "no {part} in: {message}");
             }
+        }
+    }
+
+    /// What is missing in a file is said in words of this program, for each kind of file.
+    #[test]
+    fn a_file_without_what_it_is_for_is_said_to_lack_it() {
+        let pair = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let file = |content: &str| {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), content).unwrap();
+            file
+        };
+        let (certificate, key) = (file(&pair.cert.pem()), file(&pair.signing_key.serialize_pem()));
+        let encrypted = pair.signing_key.serialize_pem().replace("PRIVATE", "ENCRYPTED PRIVATE");
+        let (empty, encrypted) = (file(""), file(&encrypted));
+        let lacking = |certificate: &tempfile::NamedTempFile, key: &tempfile::NamedTempFile, ca| {
+            let text = |file: &tempfile::NamedTempFile| file.path().to_str().unwrap().to_owned();
+            let (certificate, key, ca) = (text(certificate), text(key), text(ca));
+            let error = load(&[
+                ("CAIRN_TLS__MODE", "required"),
+                ("CAIRN_TLS__CERTIFICATE", &certificate),
+                ("CAIRN_TLS__KEY", &key),
+                ("CAIRN_TLS__CLIENT_AUTHORITIES", &ca),
+            ]);
+            error.unwrap_err().to_string()
+        };
+        for (error, setting, lacks) in [
+            (lacking(&certificate, &certificate, &certificate), "tls.key", "no private key"),
+            (lacking(&certificate, &empty, &certificate), "tls.key", "no private key"),
+            (lacking(&certificate, &encrypted, &certificate), "tls.key", "encrypted"),
+            (lacking(&empty, &key, &certificate), "tls.certificate", "no certificate"),
+            (lacking(&certificate, &key, &key), "tls.client_authorities", "no certificate"),
+        ] {
+            assert!(error.starts_with(setting) && error.contains(lacks), "{error}");
+            assert!(!error.contains("no items"), "{error}");
         }
     }
 

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use crate::task::Tasks;
 
 use super::error::cause;
-use super::{ByteRange, Condition, ETag, Error, Listing, Object, Store, key};
+use super::{ByteRange, Condition, ETag, Error, ListFrom, Listing, Object, Store, key};
 use tree::Tree;
 
 /// Keys in a page of a listing.
@@ -98,10 +98,10 @@ impl Store for LocalStore {
         self.run(first, move |tree| tree.delete(&names)).await
     }
 
-    async fn list(&self, prefix: &str, start_after: Option<&str>) -> Result<Listing, Error> {
+    async fn list(&self, prefix: &str, from: &ListFrom) -> Result<Listing, Error> {
         key::check_prefix(prefix)?;
-        let (wanted, after) = (prefix.to_owned(), start_after.map(str::to_owned));
-        self.run(prefix, move |tree| walk::list(tree.root(), &wanted, after.as_deref(), PAGE_ENTRIES)).await
+        let (wanted, from) = (prefix.to_owned(), from.clone());
+        self.run(prefix, move |tree| walk::list(tree.root(), &wanted, &from, PAGE_ENTRIES)).await
     }
 }
 
@@ -148,7 +148,7 @@ mod tests {
         writing.lock().unwrap();
         let store = LocalStore::open(root).await.unwrap();
         assert_eq!(names(&root.join("~tmp")), ["1-1"]);
-        assert_eq!(store.list("", None).await.unwrap(), Listing::default());
+        assert_eq!(store.list("", &ListFrom::Start).await.unwrap(), Listing::default());
     }
 
     #[tokio::test]

@@ -1,4 +1,4 @@
-//! Listing a directory tree in order of key. It blocks.
+//! Listing a directory tree in order of key: a page ends at a key, and the next begins behind it. It blocks.
 //!
 //! Of a tree only those directories are read that can hold a key that is asked for. Invariant: a key's order is that
 //! of its bytes, so a directory is ordered by its name and the `/` that follows it (`a-b` < `a/b` < `a0`).
@@ -8,20 +8,22 @@ use std::io::{self, ErrorKind};
 
 use rustix::fs::{AtFlags, Dir, FileType};
 
-use super::super::{Entry, Error, Listing, key};
+use super::super::{Entry, Error, ListFrom, Listing, PageToken, key};
 use super::tree::failure;
 
-/// Up to `limit` keys below `root` that begin with `prefix` and follow `start_after`.
-pub(super) fn list(
-    root: &File,
-    prefix: &str,
-    start_after: Option<&str>,
-    limit: usize,
-) -> Result<Listing, Error> {
-    let mut walk = Walk { root, prefix, start_after: start_after.unwrap_or(""), limit, entries: Vec::new() };
+/// Up to `limit` keys below `root` that begin with `prefix`.
+pub(super) fn list(root: &File, prefix: &str, from: &ListFrom, limit: usize) -> Result<Listing, Error> {
+    let start_after = match from {
+        ListFrom::Start => "",
+        ListFrom::After(key) => key,
+        ListFrom::Page(PageToken(last)) => last,
+    };
+    let mut walk = Walk { root, prefix, start_after, limit, entries: Vec::new() };
     let directory = prefix.rsplit_once('/').map_or("", |(directory, _)| directory);
     let more = walk.directory(directory).map_err(|error| failure(prefix, error))?;
-    Ok(Listing { entries: walk.entries, more })
+    let last = walk.entries.last().filter(|_| more);
+    let next = last.map(|last| PageToken(last.key.as_str().into()));
+    Ok(Listing { entries: walk.entries, next })
 }
 
 struct Walk<'a> {

@@ -28,7 +28,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
 use super::error::cause;
-use super::{ByteRange, Condition, ETag, Entry, Error, Listing, Object, Store, key};
+use super::{ByteRange, Condition, ETag, Entry, Error, ListFrom, Listing, Object, PageToken, Store, key};
 use connect::{Connection, PLAIN_REGION, Service};
 use credentials::Clients;
 use failure::{Asked, delete_failure, failure, is_for_credentials, timeout};
@@ -310,36 +310,10 @@ impl S3Store {
     }
 
     /// One page of raw keys, which may hold some that are no keys of ours, and whether more follow.
-    async fn list_some(
-        &self,
-        prefix: &str,
-        start_after: Option<String>,
-    ) -> Result<(Vec<(String, u64)>, bool), Error> {
-        let request = self
-            .client()
-            .list_objects_v2()
-            .bucket(&self.bucket)
-            .prefix(self.full(prefix))
-            .set_start_after(start_after)
-            .send();
-        let page = self.within(prefix, Asked::List, 0, request).await.map_err(Failed::into_error)?;
-        let malformed = |what: &str| Error::Transient { key: prefix.to_owned(), source: cause(what) };
-        let mut objects: Vec<(String, u64)> = Vec::with_capacity(page.contents().len());
-        for object in page.contents() {
-            let key = object.key().ok_or_else(|| malformed("a listing without a key"))?;
-            let size = object.size().and_then(|size| u64::try_from(size).ok());
-            let size_bytes = size.ok_or_else(|| malformed("a listing without a size"))?;
-            if objects.last().is_some_and(|(last, _)| last.as_str() >= key) {
-                let source = cause("the store does not list keys in order");
-                return Err(Error::Rejected { key: prefix.to_owned(), source });
-            }
-            objects.push((key.to_owned(), size_bytes));
-        }
-        let more = page.is_truncated().unwrap_or(false);
-        if more && objects.is_empty() {
-            return Err(malformed("an empty page of a listing that goes on"));
-        }
-        Ok((objects, more))
+    /// Whether the bucket is one of S3 Express One Zone. Those list in no order, cannot begin behind a key, and take
+    /// no prefix but one that ends in `/`.
+    fn is_directory_bucket(&self) -> bool {
+        self.bucket.ends_with("--x-s3")
     }
 }
 
@@ -425,22 +399,41 @@ impl Store for S3Store {
         Ok(())
     }
 
-    async fn list(&self, prefix: &str, start_after: Option<&str>) -> Result<Listing, Error> {
+    async fn list(&self, prefix: &str, from: &ListFrom) -> Result<Listing, Error> {
         key::check_prefix(prefix)?;
-        let mut after = start_after.map(|after| self.full(after));
-        loop {
-            let (objects, more) = self.list_some(prefix, after).await?;
-            after = objects.last().map(|(key, _)| key.clone());
+        let mut asked = self.full(prefix);
+        let (mut after, mut token) = (None, None);
+        match from {
+            ListFrom::Start => {}
+            ListFrom::After(key) => after = Some(self.full(key)),
+            ListFrom::Page(PageToken(page)) => token = Some(page.to_string()),
+        }
+        if self.is_directory_bucket() {
+            after = None;
+            asked.truncate(asked.rfind('/').map_or(0, |last| last + 1));
+        }
+        let request = self.client().list_objects_v2().bucket(&self.bucket).prefix(asked);
+        let request = request.set_start_after(after).set_continuation_token(token).send();
+        let page = self.within(prefix, Asked::List, 0, request).await.map_err(Failed::into_error)?;
+        let malformed = |what: &str| Error::Transient { key: prefix.to_owned(), source: cause(what) };
+        let mut entries = Vec::with_capacity(page.contents().len());
+        for object in page.contents() {
+            let full = object.key().ok_or_else(|| malformed("a listing without a key"))?;
+            let size = object.size().and_then(|size| u64::try_from(size).ok());
+            let size_bytes = size.ok_or_else(|| malformed("a listing without a size"))?;
             // What others put into the bucket is not ours to see.
-            let ours = objects.into_iter().filter_map(|(full, size_bytes)| {
-                let key = full.strip_prefix(&self.prefix)?;
-                key::check(key).is_ok().then(|| Entry { key: key.to_owned(), size_bytes })
-            });
-            let entries: Vec<Entry> = ours.collect();
-            if !entries.is_empty() || !more {
-                return Ok(Listing { entries, more });
+            if let Some(key) = full.strip_prefix(&self.prefix)
+                && key.starts_with(prefix)
+                && key::check(key).is_ok()
+            {
+                entries.push(Entry { key: key.to_owned(), size_bytes });
             }
         }
+        let next = page.next_continuation_token().filter(|_| page.is_truncated().unwrap_or(false));
+        if page.is_truncated().unwrap_or(false) && next.is_none() {
+            return Err(malformed("a listing that goes on and does not say where"));
+        }
+        Ok(Listing { next: next.map(|token| PageToken(token.into())), entries })
     }
 }
 

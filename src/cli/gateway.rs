@@ -1,0 +1,135 @@
+//! A gateway on this machine, asked at its admin socket: what `cairn volume --gateway` does.
+//!
+//! Knows the API as `openapi.json` describes it. It sends no token: the socket is for the user who runs the gateway.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::net::UnixStream;
+
+use super::error::Error;
+use super::http::{Answer, exchange};
+use crate::volume::catalog::Info;
+use crate::volume::{OpenError, keys};
+
+/// How long an answer may take: the gateway asks the store, again and again where that fails.
+const PATIENCE: Duration = Duration::from_secs(90);
+/// Longest answer that is read: some hundred bytes for each volume.
+const ANSWER_BYTES: u64 = 256 << 20;
+
+/// A gateway that is asked.
+#[derive(Clone, Debug)]
+pub(super) struct Gateway {
+    socket: PathBuf,
+}
+
+/// A volume, as the API describes it.
+#[derive(Debug, Deserialize)]
+struct Described {
+    name: String,
+    id: uuid::Uuid,
+    size_bytes: u64,
+    chunk_bytes: u64,
+    created_at: String,
+    epoch: u32,
+    holder: Option<String>,
+}
+
+impl Gateway {
+    /// The one whose admin socket that is.
+    pub(super) fn at(socket: &Path) -> Self {
+        Self { socket: socket.to_path_buf() }
+    }
+
+    /// All volumes, in order of name.
+    pub(super) async fn list(&self) -> Result<Vec<Info>, Error> {
+        let described: Vec<Described> = self.parsed(&self.ask("GET", "", None).await?)?;
+        described.into_iter().map(|described| self.info_of(described)).collect()
+    }
+
+    /// One volume.
+    pub(super) async fn info(&self, name: &str) -> Result<Info, Error> {
+        let answer = self.ask("GET", &path(name, "")?, None).await?;
+        self.info_of(self.parsed(&answer)?)
+    }
+
+    /// Makes a volume; without `chunk_bytes`, with chunks as the gateway has them.
+    pub(super) async fn create(
+        &self,
+        name: &str,
+        size_bytes: u64,
+        chunk_bytes: Option<u64>,
+    ) -> Result<Info, Error> {
+        let new = json!({ "name": name, "size_bytes": size_bytes, "chunk_bytes": chunk_bytes });
+        self.info_of(self.parsed(&self.ask("POST", "", Some(&new)).await?)?)
+    }
+
+    /// Deletes a volume that is not open there; with `takeover` although another gateway holds it.
+    pub(super) async fn delete(&self, name: &str, takeover: bool) -> Result<(), Error> {
+        let query = if takeover { "?takeover=true" } else { "" };
+        self.ask("DELETE", &path(name, query)?, None).await.map(drop)
+    }
+
+    /// Asks for something below `/api/v1/volumes`; what is answered with success.
+    async fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> Result<String, Error> {
+        let mut request =
+            format!("{method} /api/v1/volumes{path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
+        if let Some(body) = body.map(Value::to_string) {
+            request.push_str("Content-Type: application/json\r\n");
+            request.push_str(&format!("Content-Length: {}\r\n\r\n{body}", body.len()));
+        } else {
+            request.push_str("\r\n");
+        }
+        let asked =
+            async { exchange(UnixStream::connect(&self.socket).await?, &request, ANSWER_BYTES).await };
+        let Answer { status, body } = match tokio::time::timeout(PATIENCE, asked).await {
+            Ok(answer) => answer.map_err(|error| self.failed(error.to_string()))?,
+            Err(_) => return Err(self.failed(format!("no answer within {PATIENCE:?}"))),
+        };
+        match status {
+            Some(200..=299) => Ok(body),
+            Some(status) => {
+                let why = serde_json::from_str(&body)
+                    .ok()
+                    .and_then(|problem: Value| problem["error"].as_str().map(str::to_owned));
+                let why = why.unwrap_or_else(|| format!("HTTP status {status}"));
+                Err(Error::Gateway { socket: self.socket.clone(), why, is_mistake: status == 422 })
+            }
+            None => Err(self.failed("the answer is not HTTP".to_owned())),
+        }
+    }
+
+    fn parsed<T: serde::de::DeserializeOwned>(&self, body: &str) -> Result<T, Error> {
+        serde_json::from_str(body)
+            .map_err(|error| self.failed(format!("the answer is not as expected: {error}")))
+    }
+
+    fn info_of(&self, described: Described) -> Result<Info, Error> {
+        let created = humantime::parse_rfc3339(&described.created_at).ok();
+        let since = created.and_then(|created| created.duration_since(std::time::UNIX_EPOCH).ok());
+        let wrong = || self.failed(format!("the answer has the time {:?}", described.created_at));
+        Ok(Info {
+            created_at_seconds: since.ok_or_else(wrong)?.as_secs(),
+            name: described.name,
+            volume: described.id,
+            size_bytes: described.size_bytes,
+            chunk_bytes: described.chunk_bytes,
+            epoch: described.epoch,
+            holder: described.holder,
+        })
+    }
+
+    fn failed(&self, why: String) -> Error {
+        Error::Gateway { socket: self.socket.clone(), why, is_mistake: false }
+    }
+}
+
+/// The path of a volume, whose name has nothing that a path cannot.
+fn path(name: &str, query: &str) -> Result<String, Error> {
+    if keys::is_valid_name(name) {
+        return Ok(format!("/{name}{query}"));
+    }
+    Err(Error::Volume { name: name.to_owned(), source: OpenError::BadName(name.to_owned()) })
+}

@@ -1,0 +1,168 @@
+//! Settings that are right each for itself and cannot hold together.
+//!
+//! Each is an error that names both, so that nobody relies on the one that would lose. What cannot be read as its type is
+//! passed over here: it is an error of its own.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use super::given;
+use crate::cli::listeners::Oldstyle;
+use crate::cli::size::Wanted;
+use crate::config::{self, Config};
+use crate::server::ListenAddress;
+
+/// All that contradicts each other.
+pub(super) fn of(config: &Config) -> Vec<config::Error> {
+    let mut errors = Vec::new();
+    bounds(config, &mut errors);
+    oldstyle_and_tls(config, &mut errors);
+    one_use_of_an_address(config, &mut errors);
+    errors
+}
+
+/// Bounds of which the smaller one wins, whatever the other says.
+fn bounds(config: &Config, errors: &mut Vec<config::Error>) {
+    let Config { store, server, lease, volumes, .. } = config;
+    let mut refuse = |key, why: String| errors.push(config.refuse(key, why));
+    if store.retry_base > store.retry_cap {
+        refuse("store.retry_base", "must not be more than store.retry_cap".to_owned());
+    }
+    if server.bytes_in_flight.0 > server.total_bytes_in_flight.0 {
+        let total = server.total_bytes_in_flight;
+        let why = format!("must not be more than server.total_bytes_in_flight, which is {total}");
+        refuse("server.bytes_in_flight", why);
+    }
+    if lease.head_interval > lease.ttl {
+        let ttl = humantime::format_duration(lease.ttl);
+        let why = format!(
+            "must not be more than lease.ttl, which is {ttl}: the lease would end before its renewal"
+        );
+        refuse("lease.head_interval", why);
+    }
+    let created =
+        volumes.create.iter().filter_map(|text| text.parse::<Wanted>().ok()).map(|wanted| wanted.name);
+    let configured: BTreeSet<String> = created.chain(volumes.open.iter().cloned()).collect();
+    if configured.len() > usize::try_from(volumes.maximum).expect("32 bits fit a usize") {
+        let why = format!("volumes.create and volumes.open have {}, all open at a time", configured.len());
+        refuse("volumes.maximum", why);
+    }
+}
+
+/// Clients that know oldstyle only cannot use TLS, and show no certificate.
+fn oldstyle_and_tls(config: &Config, errors: &mut Vec<config::Error>) {
+    let Config { server, tls, .. } = config;
+    if tls.mode == "off" {
+        // Without TLS nobody shows who they are: the export would be everybody's.
+        if !tls.subjects.is_empty() {
+            errors.push(
+                config.refuse("tls.subjects", "nobody's certificate is looked at where tls.mode is off"),
+            );
+        }
+        return;
+    }
+    if tls.mode == "required" && !server.oldstyle.is_empty() {
+        let why = "oldstyle clients cannot use TLS, and tls.mode is required";
+        errors.push(config.refuse("server.oldstyle", why));
+        return;
+    }
+    let exports =
+        server.oldstyle.iter().filter_map(|text| text.parse::<Oldstyle>().ok()).map(|old| old.export);
+    for export in exports {
+        let is_its = |text: &&String| text.split_once('=').is_some_and(|(of, _)| of == export);
+        if let Some(subject) = tls.subjects.iter().find(is_its) {
+            let why = format!("oldstyle clients show no certificate, and tls.subjects has {subject:?}");
+            errors.push(config.refuse("server.oldstyle", why));
+        }
+    }
+}
+
+/// An address serves one purpose. Where the admin server listens by default it gives way by itself.
+fn one_use_of_an_address(config: &Config, errors: &mut Vec<config::Error>) {
+    let Config { server, admin, .. } = config;
+    let unix = |path: &String| given(path).map(|path| ListenAddress::Unix(PathBuf::from(path)));
+    let mut uses: Vec<(&'static str, ListenAddress)> = Vec::new();
+    let listen = server.listen.iter().filter_map(|text| text.parse().ok());
+    uses.extend(listen.collect::<BTreeSet<_>>().into_iter().map(|address| ("server.listen", address)));
+    let oldstyle = server.oldstyle.iter().filter_map(|text| text.parse::<Oldstyle>().ok());
+    uses.extend(oldstyle.map(|old| ("server.oldstyle", old.address)));
+    uses.extend(unix(&server.handover).map(|address| ("server.handover", address)));
+    if config.is_given("admin.listen") && admin.listen != "none" {
+        uses.extend(admin.listen.parse().ok().map(|address| ("admin.listen", address)));
+    }
+    if admin.socket != "none" {
+        uses.extend(unix(&admin.socket).map(|address| ("admin.socket", address)));
+    }
+    for (n, (key, address)) in uses.iter().enumerate() {
+        // Port 0 is another port each time.
+        let any = matches!(address, ListenAddress::Tcp(text) if text.ends_with(":0"));
+        if let Some((other, _)) = uses[..n].iter().find(|(_, taken)| taken == address && !any) {
+            errors.push(config.refuse(key, format!("{address} is taken by {other}")));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(pairs: &[(&str, &str)]) -> Vec<String> {
+        let variable = |key: &str| format!("CAIRN_{}", key.to_uppercase().replace('.', "__"));
+        let pairs = pairs.iter().map(|(key, value)| (variable(key).into(), (*value).into()));
+        super::of(&config::load(None, pairs, []).unwrap()).iter().map(ToString::to_string).collect()
+    }
+
+    /// Pairs of settings, and whether they contradict each other. Of those that do, the error names both.
+    #[test]
+    fn what_cannot_hold_together_is_refused_by_both_names() {
+        for (one, other) in [
+            (("server.oldstyle", "127.0.0.1:1=disk"), ("tls.mode", "required")),
+            (("server.bytes_in_flight", "257MiB"), ("server.total_bytes_in_flight", "256MiB")),
+            (("lease.head_interval", "2s"), ("lease.ttl", "1999ms")),
+            (("store.retry_base", "2s"), ("store.retry_cap", "1s")),
+            (("volumes.maximum", "1"), ("volumes.open", "a,b")),
+            (("volumes.maximum", "2"), ("volumes.create", "a=1MiB,b=1MiB,c=1MiB")),
+            (("tls.subjects", "disk=CN=vm"), ("tls.mode", "off")),
+            (("server.oldstyle", "127.0.0.1:1=disk"), ("server.listen", "127.0.0.1:2,127.0.0.1:1")),
+            // The default.
+            (("server.oldstyle", "127.0.0.1:10809=disk"), ("server.listen", "127.0.0.1:10809")),
+            (("admin.listen", "127.0.0.1:1"), ("server.listen", "127.0.0.1:1")),
+            (("admin.listen", "unix:/s"), ("server.handover", "/s")),
+            (("admin.socket", "/s"), ("server.handover", "/s")),
+            (("admin.socket", "/s"), ("server.listen", "unix:/s")),
+            (("admin.socket", "/s"), ("admin.listen", "unix:/s")),
+            (("server.handover", "/s"), ("server.listen", "unix:/s")),
+            (("server.handover", "/s"), ("server.oldstyle", "unix:/s=disk")),
+        ] {
+            let errors = of(&[one, other]);
+            let [error] = &errors[..] else { panic!("{one:?} {other:?}: {errors:?}") };
+            assert!(error.starts_with(one.0) && error.contains(other.0), "{error}");
+        }
+        let alone = of(&[("server.oldstyle", "127.0.0.1:10809=disk")]);
+        assert!(alone[0].contains("server.listen"), "{alone:?}");
+        let twice = of(&[("server.oldstyle", "127.0.0.1:1=a,127.0.0.1:1=b")]);
+        assert!(twice[0].contains("taken by server.oldstyle"), "{twice:?}");
+        let subject = [("server.oldstyle", "127.0.0.1:1=disk"), ("tls.mode", "allowed")];
+        let hidden = of(&[&subject[..], &[("tls.subjects", "other=CN=a,disk=CN=b")]].concat());
+        assert!(hidden[0].starts_with("server.oldstyle") && hidden[0].contains("tls.subjects"), "{hidden:?}");
+    }
+
+    #[test]
+    fn what_can_hold_together_is_not() {
+        for pairs in [
+            &[][..],
+            &[("server.oldstyle", "127.0.0.1:1=disk"), ("tls.mode", "allowed")],
+            &[("server.oldstyle", "127.0.0.1:1=disk"), ("tls.mode", "allowed"), ("tls.subjects", "x=CN=a")],
+            &[("server.bytes_in_flight", "256MiB"), ("server.total_bytes_in_flight", "256MiB")],
+            &[("lease.head_interval", "1s"), ("lease.ttl", "1s")],
+            &[("volumes.maximum", "2"), ("volumes.open", "a,b"), ("volumes.create", "a=1MiB")],
+            &[("server.listen", "127.0.0.1:0,[::1]:0"), ("admin.listen", "127.0.0.1:0")],
+            &[("server.listen", "127.0.0.1:0,127.0.0.1:0"), ("server.oldstyle", "127.0.0.1:0=disk")],
+            &[("server.listen", "127.0.0.1:9180")],
+            &[("admin.socket", "none"), ("admin.listen", "none")],
+            &[("tls.certificate", "/c"), ("tls.key", "/k")],
+        ] {
+            assert_eq!(of(pairs), Vec::<String>::new(), "{pairs:?}");
+        }
+    }
+}
