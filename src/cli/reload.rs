@@ -1,7 +1,8 @@
 //! SIGHUP: the settings are read again; what can change in a running gateway changes, and of the rest is said that it does
 //! not.
 //!
-//! Invariant: settings that are wrong change nothing.
+//! Invariant: settings that are wrong change nothing. The credentials of the store are no settings of ours: they are
+//! resolved again each time.
 
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ use super::serve::open_configured;
 use super::settings::Options;
 use crate::config::Config;
 use crate::server::Server;
+use crate::store;
 use crate::volume::Environment;
 
 /// Keys that take effect at once.
@@ -44,6 +46,7 @@ pub(super) struct Settings {
 /// What settings can be changed of.
 pub(super) struct Running<'a> {
     pub(super) env: &'a Environment,
+    pub(super) store: &'a store::Control,
     pub(super) volumes: &'a Arc<OpenVolumes>,
     pub(super) exports: &'a VolumeExports,
     pub(super) server: &'a Server,
@@ -64,6 +67,8 @@ impl Settings {
 
     /// Reads the settings again.
     pub(super) async fn reload(&mut self, running: &Running<'_>) {
+        // First, since a volume that is to be opened needs them.
+        running.store.renew_credentials().await;
         let (options, taken) = match self.apply(running) {
             Ok(applied) => applied,
             Err(error) => {

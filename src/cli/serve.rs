@@ -66,15 +66,15 @@ pub(super) async fn serve(
     tracing::info!(version = env!("CARGO_PKG_VERSION"), store = %options.location, "cairn starts");
     let succeeds = predecessor.is_some();
     let ready = async {
-        let env = volume::environment(&options, &metrics).await?;
+        let opened = volume::environment(&options, &metrics).await?;
         if let Some(predecessor) = predecessor {
             let released = predecessor.succeed().await?;
             tracing::info!(released, "the gateway before this one has ended");
         }
-        Ok::<_, Error>(env)
+        Ok::<_, Error>(opened)
     };
-    let env = tokio::select! {
-        env = ready => env?,
+    let (env, store) = tokio::select! {
+        opened = ready => opened?,
         signal = signals.next() => {
             tracing::info!("{signal}: ends before it served");
             return Ok(());
@@ -103,6 +103,8 @@ pub(super) async fn serve(
         return Err(error);
     }
 
+    // Clients rely on the disks from now on.
+    store.wait_out_refusals();
     let configured = options.configured();
     let catalogue = Arc::new(Catalogue::new(env.clone(), options.catalogue_age));
     let exports =
@@ -137,6 +139,7 @@ pub(super) async fn serve(
 
     let running = Running {
         env: &env,
+        store: &store,
         volumes: &volumes,
         exports: &exports,
         server: &server,

@@ -15,12 +15,14 @@ use crate::admin::Token;
 use crate::config::{self, Config};
 use crate::server::{ListenAddress, Tls};
 use crate::store::Location;
+use crate::store::probe::{ProbeOptions, When};
 use crate::store::retry::{Patience, RetryOptions};
 use crate::volume::geometry::Geometry;
 use crate::volume::keys::is_valid_name;
 use crate::{server, store, volume};
 
-/// How often a request that the store refuses (credentials, permissions) is sent again where somebody waits for it.
+/// How often a request that the store refuses (credentials, permissions) is sent again where an operator looks on: by
+/// commands, and by a gateway until it serves.
 const REFUSALS: u32 = 3;
 
 /// How long a command that somebody waits for is tried.
@@ -93,6 +95,9 @@ impl Options {
             if let Some(Err(why)) = geometry.map(|g| g.check_size(*size_bytes)) {
                 errors.0.push(config.refuse("volumes.create", format!("{name}: {why}")));
             }
+        }
+        if let Some(Err(why)) = given(&config.store.endpoint).map(|text| store::s3::endpoint::parse(&text)) {
+            errors.0.push(config.refuse("store.endpoint", why));
         }
         let admin = match config.admin.listen.as_str() {
             "none" => None,
@@ -216,9 +221,13 @@ fn store_options(config: &Config) -> store::Options {
             cap: of.retry_cap,
             read: Patience { deadline: of.read_deadline, refusals: Some(REFUSALS) },
             // What was sent is sent again until its fate is known; who waits for it has a deadline of their own.
-            write: Patience { deadline: None, refusals: None },
+            write: Patience { deadline: None, refusals: Some(REFUSALS) },
             ..RetryOptions::default()
         },
+        probe: Some(ProbeOptions {
+            when: if of.probe == "always" { When::Always } else { When::Once },
+            ..ProbeOptions::default()
+        }),
         ..store::Options::default()
     }
 }
@@ -303,6 +312,7 @@ mod tests {
             ("CAIRN_ADMIN__LISTEN", "nowhere", "admin.listen = \"nowhere\": |unix:PATH, or none"),
             ("CAIRN_ADMIN__TOKEN_FILE", "/no/such", "admin.token_file = \"/no/such\": |No such file"),
             ("CAIRN_ADMIN__TOKEN_FILE", "/dev/null", "admin.token_file = |at least 16"),
+            ("CAIRN_STORE__ENDPOINT", "minio:9000", "store.endpoint = \"minio:9000\"|http://minio:9000 or"),
             ("CAIRN_STORE__RETRY_BASE", "10s", "store.retry_base = \"10s\"|store.retry_cap"),
         ] {
             let message = of(&[(name, value)]).unwrap_err().to_string();

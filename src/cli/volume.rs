@@ -17,17 +17,25 @@ use crate::volume::catalog::{self, Info, Listed, Unnamed};
 use crate::volume::{DirtyBudget, Entropy, Environment, PageCache};
 
 /// Opens the store, and what volumes share.
-pub(super) async fn environment(options: &Options, metrics: &Metrics) -> Result<Environment, Error> {
-    let entropy = Entropy::from_os();
-    let (seed, nonce) = (entropy.next_u64(), entropy.uuid().simple().to_string());
-    let store = store::open(&options.location, &options.store, metrics.store(), seed, &nonce).await?;
-    Ok(Environment {
-        store,
+pub(super) async fn environment(
+    options: &Options,
+    metrics: &Metrics,
+) -> Result<(Environment, store::Control), Error> {
+    let (entropy, wall_clock) = (Entropy::from_os(), process::wall_clock());
+    let drawn = store::Drawn {
+        seed: entropy.next_u64(),
+        nonce: entropy.uuid().simple().to_string(),
+        now_seconds: wall_clock(),
+    };
+    let opened = store::open(&options.location, &options.store, metrics.store(), &drawn).await?;
+    let env = Environment {
+        store: opened.store,
         cache: PageCache::new(options.clean_bytes, options.volume.get_bytes),
         budget: DirtyBudget::new(options.dirty_bytes),
         entropy,
-        wall_clock: process::wall_clock(),
-    })
+        wall_clock,
+    };
+    Ok((env, opened.control))
 }
 
 /// Where volumes are made, looked up and deleted.
@@ -72,7 +80,7 @@ async fn in_store(action: Action, options: Options) -> Result<(), Error> {
         // Who only looks needs no conditions, and may have no right to write.
         options.store.probe = None;
     }
-    let env = environment(&options, &Metrics::new()).await?;
+    let (env, _) = environment(&options, &Metrics::new()).await?;
     match action {
         Action::Create(args) => {
             let Size(bytes) = args.size;

@@ -94,7 +94,7 @@ settings! {
     store: Store {
         /// Where the volumes are: `file:///path`, `file://./path` or `s3://bucket/prefix`.
         url: String = "file://./cairn-data".to_owned(), Any;
-        /// URL of the S3 service; without it the AWS SDK's standard chain decides (`AWS_ENDPOINT_URL`, profile).
+        /// URL of the S3 service, with `http://` or `https://`; without it the AWS SDK's standard chain decides (`AWS_ENDPOINT_URL`, profile).
         endpoint: String = String::new(), Any;
         /// Region of the bucket; without it the AWS SDK's standard chain decides.
         region: String = String::new(), Any;
@@ -102,6 +102,8 @@ settings! {
         path_style: bool = false, Any;
         /// Make the bucket at the start where it is absent.
         create_bucket: bool = false, Any;
+        /// When a start races the store, to see whether it heeds conditions: `once`, until the object `probe/passed` says that it passed, or `always`.
+        probe: String = "once".to_owned(), &["once", "always"][..];
         /// Requests to the store at a time.
         concurrency: u32 = 64, 1..=4096;
         /// Time to connect to the S3 service.

@@ -73,6 +73,16 @@ pub enum Error {
         #[source]
         source: Source,
     },
+    /// The service cannot be reached as it is configured: no such host, or a certificate that is not trusted. Nothing
+    /// was sent, and an operator must act.
+    #[error("{key}: {source}")]
+    Unreachable {
+        /// Key.
+        key: String,
+        /// Cause.
+        #[source]
+        source: Source,
+    },
     /// Credentials or permissions (401, 403): an operator must act; retried since credentials may rotate.
     #[error("{key}: access denied: {source}")]
     Denied {
@@ -105,6 +115,7 @@ impl Error {
             | Self::Throttled { key, .. }
             | Self::Timeout { key, .. }
             | Self::Transient { key, .. }
+            | Self::Unreachable { key, .. }
             | Self::Denied { key, .. }
             | Self::Rejected { key, .. } => key,
         }
@@ -119,7 +130,7 @@ impl Error {
             Self::Truncated { .. } | Self::CutShort { .. } => StoreOutcome::Truncated,
             Self::Throttled { .. } => StoreOutcome::Throttled,
             Self::Timeout { .. } => StoreOutcome::Timeout,
-            Self::Transient { .. } => StoreOutcome::Transient,
+            Self::Transient { .. } | Self::Unreachable { .. } => StoreOutcome::Transient,
             Self::Denied { .. } => StoreOutcome::Denied,
             Self::Rejected { .. } => StoreOutcome::Rejected,
         }
@@ -129,6 +140,12 @@ impl Error {
     #[must_use]
     pub fn is_definite(&self) -> bool {
         matches!(self, Self::NotFound { .. } | Self::PreconditionFailed { .. } | Self::CutShort { .. })
+    }
+
+    /// Whether waiting alone cannot cure it: somebody must change permissions, the bucket or the configuration.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Denied { .. } | Self::Rejected { .. } | Self::Unreachable { .. })
     }
 
     /// Whether a PUT or DELETE that failed so may have taken effect.

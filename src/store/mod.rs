@@ -13,6 +13,7 @@ pub mod local;
 pub mod location;
 pub mod memory;
 pub mod open;
+pub mod passed;
 pub mod probe;
 pub mod retry;
 pub mod s3;
@@ -32,7 +33,7 @@ pub use listing::{Entry, ListFrom, Listing, PageToken, Pages};
 pub use local::{LocalStore, Setup};
 pub use location::Location;
 pub use memory::MemoryStore;
-pub use open::{OpenError, Options, open};
+pub use open::{Control, Drawn, OpenError, Opened, Options, open};
 pub use retry::Retry;
 pub use s3::{S3Options, S3Store};
 

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::metrics::StoreMetrics;
 
-use super::probe::{self, ProbeError, ProbeOptions};
+use super::probe::{self, Occasion, ProbeError, ProbeOptions};
 use super::retry::RetryOptions;
 use super::{Error, Instrument, Limit, LocalStore, Location, Retry, S3Options, S3Store, Setup, Store};
 
@@ -66,18 +66,58 @@ pub enum OpenError {
     #[error("the bucket cannot be opened: {0}")]
     Bucket(#[source] Error),
     /// The store failed the probe.
-    #[error("{location}: {source}")]
+    #[error("{at}: {source}")]
     Probe {
-        /// Store.
-        location: Location,
+        /// Where the store is, the service that has it, and the setting that says so.
+        at: String,
         /// Cause.
         #[source]
         source: ProbeError,
     },
 }
 
-/// Opens the store at `location` and probes it. Pauses between retries are drawn from `seed`; `nonce`, of key
-/// characters, sets this probe's keys apart from those of any other that runs at the same time.
+/// What is drawn, or looked at on a clock, once for each opening.
+#[derive(Clone, Debug)]
+pub struct Drawn {
+    /// Pauses between retries are drawn from it.
+    pub seed: u64,
+    /// Of key characters: sets this probe's keys apart from those of any other that runs at the same time.
+    pub nonce: String,
+    /// Seconds since 1970.
+    pub now_seconds: u64,
+}
+
+/// A store that was opened, and what only its owner may do with it.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    /// The store.
+    pub store: Arc<dyn Store>,
+    /// The same, for its owner.
+    pub control: Control,
+}
+
+/// What the owner of an open store can do besides reading and writing.
+#[derive(Clone, Debug)]
+pub struct Control {
+    retry: Arc<Retry>,
+    bucket: Option<Arc<S3Store>>,
+}
+
+impl Control {
+    /// Disks are in use from now on: see [`Retry::wait_out_refusals`].
+    pub fn wait_out_refusals(&self) {
+        self.retry.wait_out_refusals();
+    }
+
+    /// Resolves the credentials again: see [`S3Store::renew_credentials`]. A directory has none.
+    pub async fn renew_credentials(&self) {
+        if let Some(bucket) = &self.bucket {
+            bucket.renew_credentials().await;
+        }
+    }
+}
+
+/// Opens the store at `location` and probes it.
 ///
 /// # Errors
 /// Where the store cannot be reached in the probe's time, or cannot be relied on.
@@ -85,29 +125,48 @@ pub async fn open(
     location: &Location,
     options: &Options,
     metrics: StoreMetrics,
-    seed: u64,
-    nonce: &str,
-) -> Result<Arc<dyn Store>, OpenError> {
-    let backend: Arc<dyn Store> = match location {
+    drawn: &Drawn,
+) -> Result<Opened, OpenError> {
+    let (backend, bucket): (Arc<dyn Store>, _) = match location {
         Location::Directory(path) => {
             let failed = |source| OpenError::Directory { path: path.clone(), source };
             let absent = |source: std::io::Error| match source.kind() {
                 std::io::ErrorKind::NotFound => OpenError::NoStore { path: path.clone() },
                 _ => failed(source),
             };
-            Arc::new(LocalStore::open_as(path, options.setup).await.map_err(absent)?)
+            (Arc::new(LocalStore::open_as(path, options.setup).await.map_err(absent)?), None)
         }
         Location::S3 { bucket, prefix } => {
-            Arc::new(open_bucket(bucket, prefix, options).await.map_err(OpenError::Bucket)?)
+            let bucket = open_bucket(bucket, prefix, options).await.map_err(OpenError::Bucket)?;
+            let bucket = Arc::new(bucket);
+            (Arc::<S3Store>::clone(&bucket) as _, Some(bucket))
         }
     };
     let counted = Arc::new(Instrument::new(backend, metrics.clone()));
     let limited = Arc::new(Limit::new(counted, options.concurrency, metrics.clone()));
     if let Some(probe) = &options.probe {
-        let failed = |source| OpenError::Probe { location: location.clone(), source };
-        probe::probe(limited.as_ref(), probe, nonce).await.map_err(failed)?;
+        let (against, at) = match &bucket {
+            None => (whole(location), location.to_string()),
+            Some(bucket) => {
+                let at = |service: &str| format!("{location} at {service}");
+                (at(bucket.service()), at(&bucket.service_and_setting()))
+            }
+        };
+        let occasion = Occasion { nonce: &drawn.nonce, against: &against, now_seconds: drawn.now_seconds };
+        let probed = probe::ensure(limited.as_ref(), probe, &occasion).await;
+        probed.map_err(|source| OpenError::Probe { at, source })?;
     }
-    Ok(Arc::new(Retry::new(limited, options.retry, metrics, seed)))
+    let retry = Arc::new(Retry::new(limited, options.retry, metrics, drawn.seed));
+    Ok(Opened { store: Arc::<Retry>::clone(&retry) as _, control: Control { retry, bucket } })
+}
+
+/// A directory with its path from the root, so that it is the same from wherever it is opened.
+fn whole(location: &Location) -> String {
+    let path = match location {
+        Location::Directory(path) => std::fs::canonicalize(path).ok(),
+        Location::S3 { .. } => None,
+    };
+    path.map_or_else(|| location.to_string(), |path| Location::Directory(path).to_string())
 }
 
 /// Opens a bucket; a service that does not answer yet is waited for as long as the probe waits.

@@ -3,6 +3,9 @@
 //! Some stores ignore `If-None-Match` or `If-Match`; others heed them in sequence and let several racing writers win.
 //! Both would lose data without an error, so they are refused. Runs below [`Retry`](super::Retry), since a retried PUT
 //! cannot tell its own success from another's. Invariant: a store passes only if every condition was seen to hold.
+//!
+//! A store that passed is remembered in the store itself ([`RECORD`]). Later starts only look whether it still refuses
+//! what it must, and whether each operation is permitted: [`CHECKS`] requests in the place of some 190.
 
 use std::future::Future;
 use std::time::Duration;
@@ -11,10 +14,36 @@ use bytes::Bytes;
 use futures::future::join_all;
 use tokio::time::Instant;
 
+use super::passed::{Passed, RECORD};
 use super::{ByteRange, Condition, ETag, Error, Pages, Store};
 
 /// What all keys of probes begin with.
 pub const PREFIX: &str = "probe/";
+/// Requests of a start that finds the store known, with a listing of one page.
+pub const CHECKS: usize = 6;
+/// What is no object's ETag in any store; in the form of S3's own, since some parse it.
+const NO_ETAG: &str = "\"00000000000000000000000000000000\"";
+
+/// When a store that passed is raced again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum When {
+    /// When nothing says that it passed.
+    #[default]
+    Once,
+    /// At every start.
+    Always,
+}
+
+/// What sets a probe apart from others.
+#[derive(Clone, Debug)]
+pub struct Occasion<'a> {
+    /// Of key characters; the probe's keys have it, so that others may run at the same time.
+    pub nonce: &'a str,
+    /// What is probed: the service, bucket and prefix, or the directory.
+    pub against: &'a str,
+    /// Seconds since 1970.
+    pub now_seconds: u64,
+}
 
 /// How to probe.
 #[derive(Clone, Debug)]
@@ -27,11 +56,19 @@ pub struct ProbeOptions {
     pub deadline: Duration,
     /// Time between two tries where the store did not answer.
     pub pause: Duration,
+    /// When a store that passed is raced again.
+    pub when: When,
 }
 
 impl Default for ProbeOptions {
     fn default() -> Self {
-        Self { racers: 8, rounds: 10, deadline: Duration::from_secs(60), pause: Duration::from_millis(500) }
+        Self {
+            racers: 8,
+            rounds: 10,
+            deadline: Duration::from_secs(60),
+            pause: Duration::from_millis(500),
+            when: When::Once,
+        }
     }
 }
 
@@ -50,6 +87,9 @@ pub enum ProbeError {
         #[source]
         source: Error,
     },
+    /// It cannot be reached as it is configured.
+    #[error("{0}")]
+    Misconfigured(#[source] Error),
     /// It did not answer in time.
     #[error("the store did not answer in {} s, the last time: {last}", deadline.as_secs())]
     Unreachable {
@@ -127,31 +167,70 @@ impl From<Violation> for Stop {
 /// An error that says nothing of conditions.
 fn stop(needs: &'static str, source: Error) -> Stop {
     match source {
+        Error::Unreachable { .. } => Stop::Failed(ProbeError::Misconfigured(source)),
         Error::Denied { .. } | Error::Rejected { .. } => Stop::Failed(ProbeError::Refused { needs, source }),
         other => Stop::Unclear(other),
     }
 }
 
-/// Probes a store; `nonce`, of key characters, sets its keys apart.
+/// Probes a store, unless it is known to have passed; then looks only whether it still seems to be what it was.
+///
+/// # Errors
+/// Where the store must not be used.
+pub async fn ensure(
+    store: &dyn Store,
+    options: &ProbeOptions,
+    occasion: &Occasion<'_>,
+) -> Result<(), ProbeError> {
+    let mut probe = Probe::new(store, options, occasion.nonce);
+    if options.when == When::Once
+        && let Found::Known = probe.step(Step::Recall(occasion.against)).await?
+    {
+        return Ok(());
+    }
+    let outcome = probe.run().await;
+    probe.clean().await;
+    outcome?;
+    tracing::info!(against = occasion.against, "the store passed the probe");
+    remember(store, options, occasion).await;
+    Ok(())
+}
+
+/// Probes a store thoroughly; `nonce`, of key characters, sets its keys apart.
 ///
 /// # Errors
 /// Where the store must not be used.
 pub async fn probe(store: &dyn Store, options: &ProbeOptions, nonce: &str) -> Result<(), ProbeError> {
-    let mut probe = Probe {
-        store,
-        options,
-        root: format!("{PREFIX}{nonce}/"),
-        keys: Vec::new(),
-        listed: Vec::new(),
-        ends: Instant::now() + options.deadline,
-    };
+    let mut probe = Probe::new(store, options, nonce);
     let outcome = probe.run().await;
     probe.clean().await;
     outcome
 }
 
+/// Writes down that the store passed. Where that fails, the next start races it again.
+async fn remember(store: &dyn Store, options: &ProbeOptions, occasion: &Occasion<'_>) {
+    let passed = Passed::now(occasion.against, occasion.now_seconds);
+    let put = store.put(RECORD, passed.encode(), Condition::Always);
+    match tokio::time::timeout(options.deadline, put).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "it cannot be remembered that the store passed the probe"),
+        Err(_) => tracing::warn!("it cannot be remembered in time that the store passed the probe"),
+    }
+}
+
+/// What a step found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    /// The store does as it should.
+    Known,
+    /// Nothing says that it passed.
+    Unknown,
+}
+
 #[derive(Clone, Copy, Debug)]
-enum Step {
+enum Step<'a> {
+    /// The record that it passed there, and whether it still refuses what it must.
+    Recall(&'a str),
     Sequence,
     RaceToCreate,
     RaceToUpdate,
@@ -178,18 +257,29 @@ fn body(text: impl std::fmt::Display) -> Bytes {
     Bytes::from(text.to_string())
 }
 
-impl Probe<'_> {
+impl<'a> Probe<'a> {
+    fn new(store: &'a dyn Store, options: &'a ProbeOptions, nonce: &str) -> Self {
+        Self {
+            store,
+            options,
+            root: format!("{PREFIX}{nonce}/"),
+            keys: Vec::new(),
+            listed: Vec::new(),
+            ends: Instant::now() + options.deadline,
+        }
+    }
+
     async fn run(&mut self) -> Result<(), ProbeError> {
         self.step(Step::Sequence).await?;
         for _ in 0..self.options.rounds {
             self.step(Step::RaceToCreate).await?;
             self.step(Step::RaceToUpdate).await?;
         }
-        self.step(Step::Listing).await
+        self.step(Step::Listing).await.map(drop)
     }
 
     /// Tries a step, each time under a fresh key, until it ends or the time does.
-    async fn step(&mut self, step: Step) -> Result<(), ProbeError> {
+    async fn step(&mut self, step: Step<'_>) -> Result<Found, ProbeError> {
         let (mut last, mut wrong_readings) = (None, 0);
         loop {
             let key = format!("{}{}", self.root, self.keys.len());
@@ -199,7 +289,7 @@ impl Probe<'_> {
             }
             match self.in_time(self.attempt(step, &key)).await {
                 None => return Err(self.late(last)),
-                Some(Ok(())) => return Ok(()),
+                Some(Ok(found)) => return Ok(found),
                 Some(Err(Stop::Failed(error))) => return Err(error),
                 Some(Err(Stop::Unclear(error))) => {
                     tracing::warn!(%error, "the store did not answer the probe, trying again");
@@ -219,13 +309,15 @@ impl Probe<'_> {
         }
     }
 
-    async fn attempt(&self, step: Step, key: &str) -> Result<(), Stop> {
-        match step {
+    async fn attempt(&self, step: Step<'_>, key: &str) -> Result<Found, Stop> {
+        let passed = match step {
+            Step::Recall(against) => return self.recall(key, against).await,
             Step::Sequence => self.sequence(key).await,
             Step::RaceToCreate => self.race_to_create(key).await,
             Step::RaceToUpdate => self.race_to_update(key).await,
             Step::Listing => self.listing(key).await,
-        }
+        };
+        passed.map(|()| Found::Known)
     }
 
     async fn in_time<F: Future>(&self, future: F) -> Option<F::Output> {
@@ -267,14 +359,54 @@ impl Probe<'_> {
         }
     }
 
+    async fn must_be_absent(&self, key: &str) -> Result<(), Stop> {
+        match self.store.get(key, ByteRange::Full).await {
+            Err(Error::NotFound { .. }) => Ok(()),
+            Ok(_) => Err(Stop::Misread(Violation::StaleRead)),
+            Err(error) => Err(stop("GET of an absent key, which needs ListBucket too", error)),
+        }
+    }
+
+    /// Looks for the record, and in [`CHECKS`] requests whether conditions are heeded and every operation permitted.
+    ///
+    /// What must fail has the bytes of the record, so that a store which does it all the same does no harm.
+    async fn recall(&self, key: &str, against: &str) -> Result<Found, Stop> {
+        let record = match self.store.get(RECORD, ByteRange::Full).await {
+            Ok(record) => record.body,
+            Err(Error::NotFound { .. }) => return Ok(Found::Unknown),
+            Err(error) => return Err(stop("GET", error)),
+        };
+        if !Passed::says_so(&record, against) {
+            return Ok(Found::Unknown);
+        }
+        self.must_be_absent(key).await?;
+        let put = |condition| self.store.put(RECORD, record.clone(), condition);
+        match put(Condition::IfAbsent).await {
+            Err(Error::PreconditionFailed { .. }) => {}
+            // Somebody may just have deleted the record, to have the store raced again.
+            Ok(_) => return Err(Stop::Misread(Violation::IgnoresIfNoneMatch)),
+            Err(error) => return Err(stop("PUT with If-None-Match", error)),
+        }
+        match put(Condition::IfMatch(ETag(NO_ETAG.into()))).await {
+            Err(Error::PreconditionFailed { .. } | Error::NotFound { .. }) => {}
+            Ok(_) => return Err(Violation::IgnoresIfMatch.into()),
+            Err(error) => return Err(stop("PUT with If-Match", error)),
+        }
+        let (mut pages, mut listed) = (Pages::new(self.store, RECORD), false);
+        while let Some(entries) = pages.next().await.map_err(|error| stop("LIST", error))? {
+            listed |= entries.iter().any(|entry| entry.key == RECORD);
+        }
+        if !listed {
+            return Err(Stop::Misread(Violation::StaleList));
+        }
+        self.store.delete(&[key.to_owned()]).await.map_err(|error| stop("DELETE", error))?;
+        Ok(Found::Known)
+    }
+
     /// One writer: each condition where it holds, and where it does not.
     async fn sequence(&self, key: &str) -> Result<(), Stop> {
         let (create, update) = ("PUT with If-None-Match", "PUT with If-Match");
-        match self.store.get(key, ByteRange::Full).await {
-            Err(Error::NotFound { .. }) => {}
-            Ok(_) => return Err(Stop::Misread(Violation::StaleRead)),
-            Err(error) => return Err(stop("GET of an absent key, which needs ListBucket too", error)),
-        }
+        self.must_be_absent(key).await?;
         let first = match self.put(key, "first", Condition::IfAbsent).await {
             Ok(etag) => etag,
             Err(Error::PreconditionFailed { .. }) => return Err(Violation::RefusesIfNoneMatch.into()),

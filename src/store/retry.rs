@@ -4,10 +4,14 @@
 //! `tokio::time` and the seed it is given. Invariant: a definite answer passes through at once, so a 412 that
 //! follows a lost answer reaches the caller, who alone can tell whether it is its own success; and an error says that
 //! the effect is unknown if any attempt left it so.
+//!
+//! At the start, a refusal (credentials, permissions, bucket, name of the service) is an error after a few attempts: an
+//! operator looks on. Once disks are in use it is an outage like any other: [`Retry::wait_out_refusals`].
 
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -27,8 +31,8 @@ use super::{ByteRange, Condition, ETag, Error, ListFrom, Listing, Object, Operat
 pub struct Patience {
     /// Time for all attempts together; `None`: for ever.
     pub deadline: Option<Duration>,
-    /// How often [`Error::Denied`] and [`Error::Rejected`] are tried again; `None`: for ever, since an operator can
-    /// mend credentials, permissions and buckets.
+    /// How often a refusal ([`Error::is_refusal`]) is tried again; `None`: until the deadline, since an operator can
+    /// mend credentials, permissions and buckets. Does not count once refusals are waited out.
     pub refusals: Option<u32>,
 }
 
@@ -53,7 +57,7 @@ impl Default for RetryOptions {
             base: Duration::from_millis(100),
             cap: Duration::from_secs(5),
             read: Patience { deadline: Some(Duration::from_secs(60)), refusals: Some(3) },
-            write: Patience { deadline: None, refusals: None },
+            write: Patience { deadline: None, refusals: Some(3) },
             log_interval: Duration::from_secs(10),
         }
     }
@@ -66,6 +70,8 @@ pub struct Retry {
     metrics: StoreMetrics,
     random: Mutex<SmallRng>,
     log: Mutex<Log>,
+    /// Whether refusals are waited for as long as anything else.
+    waits_out_refusals: AtomicBool,
 }
 
 /// What was last said about failures.
@@ -87,7 +93,19 @@ impl Retry {
     #[must_use]
     pub fn new(inner: Arc<dyn Store>, options: RetryOptions, metrics: StoreMetrics, seed: u64) -> Self {
         let random = Mutex::new(SmallRng::seed_from_u64(seed));
-        Self { inner, options, metrics, random, log: Mutex::default() }
+        let waits_out_refusals = AtomicBool::new(false);
+        Self { inner, options, metrics, random, log: Mutex::default(), waits_out_refusals }
+    }
+
+    /// From now on a refusal is waited for until the deadline, as an outage is: disks are in use, and whoever broke the
+    /// credentials or the permissions can mend them.
+    pub fn wait_out_refusals(&self) {
+        self.waits_out_refusals.store(true, Ordering::Relaxed);
+    }
+
+    fn gives_up(&self, patience: Patience, refusals: u32) -> bool {
+        !self.waits_out_refusals.load(Ordering::Relaxed)
+            && patience.refusals.is_some_and(|bound| refusals > bound)
     }
 
     fn pause(&self, failures: u32) -> Duration {
@@ -138,13 +156,12 @@ impl Retry {
                 None => {
                     let waited = begun.elapsed().as_millis();
                     let after_ms = u64::try_from(waited).unwrap_or(u64::MAX);
-                    // This attempt is dropped without an answer, so its effect is unknown.
-                    return Err(Error::Timeout { key: key.to_owned(), after_ms });
+                    return Err(attempts.cut_off(operation, Error::Timeout { key: key.to_owned(), after_ms }));
                 }
             };
-            if matches!(error, Error::Denied { .. } | Error::Rejected { .. }) {
-                attempts.refusals += 1;
-                if patience.refusals.is_some_and(|bound| attempts.refusals > bound) {
+            if error.is_refusal() {
+                attempts.refusals = attempts.refusals.saturating_add(1);
+                if self.gives_up(patience, attempts.refusals) {
                     return Err(attempts.give_up(error));
                 }
             }
@@ -154,9 +171,7 @@ impl Retry {
             if until(deadline, tokio::time::sleep(pause)).await.is_none() {
                 return Err(attempts.give_up(error));
             }
-            if error.effect_unknown() && matches!(operation, Operation::Put | Operation::Delete) {
-                attempts.unknown = Some(error);
-            }
+            attempts.note(operation, error);
             self.metrics.retried(operation);
         }
     }
@@ -194,9 +209,25 @@ struct Attempts {
     refusals: u32,
     /// The last one that may have taken effect.
     unknown: Option<Error>,
+    /// The last one.
+    last: Option<Error>,
 }
 
 impl Attempts {
+    fn note(&mut self, operation: Operation, error: Error) {
+        if error.effect_unknown() && matches!(operation, Operation::Put | Operation::Delete) {
+            self.unknown = Some(error.clone());
+        }
+        self.last = Some(error);
+    }
+
+    /// The error of an attempt that was dropped without an answer: what the one before it said tells more. The effect
+    /// of a write is unknown, whatever that said.
+    fn cut_off(self, operation: Operation, timeout: Error) -> Error {
+        let reads = matches!(operation, Operation::Get | Operation::List);
+        self.last.filter(|last| reads || last.effect_unknown()).unwrap_or(timeout)
+    }
+
     fn give_up(self, last: Error) -> Error {
         if last.effect_unknown() { last } else { self.unknown.unwrap_or(last) }
     }

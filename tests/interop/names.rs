@@ -14,7 +14,8 @@ async fn opened(minio: &Minio, number: u64) -> Arc<dyn store::Store> {
     let location: Location = "s3://disks/names".parse().expect("a bucket and a prefix");
     let options = store::Options { s3: minio.options(), probe: None, ..store::Options::default() };
     let metrics = Metrics::new();
-    store::open(&location, &options, metrics.store(), number, "names").await.expect("MinIO serves")
+    let drawn = store::open::Drawn { seed: number, nonce: "names".to_owned(), now_seconds: 0 };
+    store::open(&location, &options, metrics.store(), &drawn).await.expect("MinIO serves").store
 }
 
 async fn on_minio(manners: Manners) {

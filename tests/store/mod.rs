@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod contract;
+mod credentials;
 mod fault;
 mod probe;
+mod refusals;
 mod retry;
 mod s3;

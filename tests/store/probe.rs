@@ -8,12 +8,14 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use cairn::metrics::Metrics;
 use cairn::store::fault::{Action, Failure, Gate, Rule};
-use cairn::store::probe::{ProbeError, ProbeOptions, Violation, probe};
+use cairn::store::passed::{Passed, RECORD};
+use cairn::store::probe::{CHECKS, Occasion, ProbeError, ProbeOptions, Violation, When, ensure, probe};
 use cairn::store::{
-    self, ByteRange, Condition, ETag, Error, Fault, ListFrom, Listing, Location, MemoryStore, Object,
+    self, ByteRange, Condition, Drawn, ETag, Error, Fault, ListFrom, Listing, Location, MemoryStore, Object,
     OpenError, Operation, Options, S3Options, Store,
 };
 
+use crate::support::fake_bucket::FakeBucket;
 use crate::support::fake_s3::{FakeS3, Reply, error};
 use crate::support::minio::Minio;
 
@@ -245,15 +247,111 @@ async fn a_refusal_is_reported_at_once() {
     }
 }
 
+const HERE: &str = "s3://disks/at at http://127.0.0.1:9000";
+
+async fn start(store: &dyn Store, when: When, against: &str) -> Result<(), ProbeError> {
+    let occasion = Occasion { nonce: "nonce", against, now_seconds: 1_700_000_000 };
+    ensure(store, &ProbeOptions { when, ..ProbeOptions::default() }, &occasion).await
+}
+
+/// Requests of one start.
+async fn requests_of(memory: &MemoryStore, when: When, against: &str) -> u64 {
+    memory.reset_tallies();
+    start(memory, when, against).await.unwrap();
+    let all = [Operation::Get, Operation::Put, Operation::Delete, Operation::List];
+    all.into_iter().map(|operation| memory.tally(operation, |_| true).requests).sum()
+}
+
+#[tokio::test]
+async fn a_store_is_raced_once_and_later_starts_make_a_few_requests() {
+    let memory = MemoryStore::new();
+    let few = u64::try_from(CHECKS).unwrap();
+    assert!(requests_of(&memory, When::Once, HERE).await > 100);
+    assert_eq!(memory.objects().into_keys().collect::<Vec<_>>(), [RECORD]);
+    let record = memory.objects()[RECORD].clone();
+    let passed: Passed = serde_json::from_slice(&record).unwrap();
+    let Passed { passed_at, cairn, against, .. } = &passed;
+    let expected = ("2023-11-14T22:13:20Z", env!("CARGO_PKG_VERSION"), HERE);
+    assert_eq!((passed_at.as_str(), cairn.as_str(), against.as_str()), expected);
+    for _ in 0..3 {
+        assert_eq!(requests_of(&memory, When::Once, HERE).await, few);
+        assert_eq!(memory.objects(), [(RECORD.to_owned(), record.clone())].into());
+    }
+    assert!(requests_of(&memory, When::Always, HERE).await > 100, "who asks again gets it");
+    // What was copied elsewhere, another probe's, and what cannot be read say nothing.
+    assert!(requests_of(&memory, When::Once, "file:///elsewhere").await > 100);
+    assert_eq!(requests_of(&memory, When::Once, "file:///elsewhere").await, few);
+    let other = Passed { probe: passed.probe + 1, against: "file:///elsewhere".into(), ..passed };
+    for unknown in [serde_json::to_vec(&other).unwrap(), record[..record.len() - 5].to_vec(), Vec::new()] {
+        memory.insert(RECORD, Bytes::from(unknown));
+        assert!(requests_of(&memory, When::Once, "file:///elsewhere").await > 100);
+        assert_eq!(requests_of(&memory, When::Once, "file:///elsewhere").await, few);
+    }
+}
+
+#[tokio::test]
+async fn a_second_start_on_s3_and_on_a_directory_makes_a_few_requests() {
+    let bucket = FakeBucket::start().await;
+    opened("s3://disks/at", bucket.server.options()).await.unwrap();
+    let first = bucket.server.requests().len();
+    opened("s3://disks/at", bucket.server.options()).await.unwrap();
+    assert_eq!(bucket.server.requests().len() - first, CHECKS);
+    let directory = tempfile::tempdir().unwrap();
+    let location = format!("file://{}", directory.path().display());
+    for _ in 0..2 {
+        opened(&location, S3Options::default()).await.unwrap();
+        assert!(directory.path().join(RECORD).exists());
+    }
+}
+
+/// A store that was exchanged, or lost its mind, since it passed.
+#[tokio::test(start_paused = true)]
+async fn a_store_that_ignores_conditions_is_caught_at_a_later_start_too() {
+    for (wrong, violation) in [
+        (Wrong::IgnoresIfNoneMatch, Violation::IgnoresIfNoneMatch),
+        (Wrong::IgnoresIfMatch, Violation::IgnoresIfMatch),
+        (Wrong::ListsNothing, Violation::StaleList),
+    ] {
+        let inner = MemoryStore::new();
+        start(&inner, When::Once, HERE).await.unwrap();
+        let record = inner.objects();
+        let error = start(&Careless { inner: inner.clone(), wrong }, When::Once, HERE).await.unwrap_err();
+        let ProbeError::Unsafe(found) = error else { panic!("{wrong:?}: {error}") };
+        assert_eq!(found, violation, "{wrong:?}");
+        assert_eq!(inner.objects(), record, "{wrong:?}: what must fail did no harm");
+    }
+}
+
+/// Two gateways that start at once, the first ever and later.
+#[tokio::test]
+async fn starts_at_once_do_not_disturb_each_other() {
+    let memory = MemoryStore::new();
+    for _ in 0..2 {
+        let starts = (0..4).map(|n| {
+            let memory = memory.clone();
+            async move {
+                let nonce = format!("nonce-{n}");
+                let occasion = Occasion { nonce: &nonce, against: HERE, now_seconds: n };
+                ensure(&memory, &ProbeOptions::default(), &occasion).await
+            }
+        });
+        for started in futures::future::join_all(starts).await {
+            started.unwrap();
+        }
+        assert_eq!(memory.objects().into_keys().collect::<Vec<_>>(), [RECORD]);
+    }
+}
+
 async fn opened(location: &str, s3: S3Options) -> Result<Arc<dyn Store>, OpenError> {
     let location: Location = location.parse().expect("a location");
     let options = Options { s3, ..Options::default() };
     // What a caller spawns must be `Send`.
     let open: std::pin::Pin<Box<dyn Future<Output = _> + Send>> = {
         let metrics = Metrics::new().store();
-        Box::pin(async move { store::open(&location, &options, metrics, 1, "nonce").await })
+        let drawn = Drawn { seed: 1, nonce: "nonce".into(), now_seconds: 0 };
+        Box::pin(async move { store::open(&location, &options, metrics, &drawn).await })
     };
-    open.await
+    open.await.map(|opened| opened.store)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -263,7 +361,8 @@ async fn a_directory_and_minio_pass() {
     let local = format!("file://{}", directory.path().join("store").display());
     for location in [&local, "s3://passes/below"] {
         let store = opened(location, minio.options()).await.unwrap();
-        assert_eq!(store.list("", &ListFrom::Start).await.unwrap(), Listing::default(), "{location}");
+        let left = store.list("", &ListFrom::Start).await.unwrap().entries;
+        assert_eq!(left.iter().map(|entry| entry.key.as_str()).collect::<Vec<_>>(), [RECORD], "{location}");
     }
 }
 
@@ -272,7 +371,7 @@ async fn an_absent_bucket_and_wrong_credentials_are_named() {
     let minio = Minio::start().await;
     let absent = S3Options { create_bucket: false, ..minio.options() };
     let error = opened("s3://absent", absent.clone()).await.unwrap_err().to_string();
-    assert!(error.contains("s3://absent: ") && error.contains("NoSuchBucket"), "{error}");
+    assert!(error.contains("s3://absent at http://127.0.0.1:") && error.contains("NoSuchBucket"), "{error}");
     let stranger = aws_sdk_s3::config::Credentials::new("stranger", "secret", None, None, "test");
     let wrong = S3Options { credentials: Some(stranger), ..absent };
     let error = opened("s3://absent", wrong).await.unwrap_err().to_string();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use cairn::metrics::Metrics;
+use cairn::metrics::{Metrics, StoreOutcome as Is};
 use cairn::store::fault::{Action, Failure, Gate, Rule};
 use cairn::store::retry::{Patience, RetryOptions};
 use cairn::store::{
@@ -119,12 +119,67 @@ async fn reads_end_at_their_deadline_with_the_last_error() {
     assert!(matches!(get(&store, "a").await, Err(Error::Timeout { after_ms: 60_000, .. })));
 }
 
+/// What was said before tells more than that the last attempt got no answer; of a write only what leaves it open whether
+/// it took effect.
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_the_deadline_cuts_off_ends_with_what_the_one_before_it_said() {
+    let patience = Patience { deadline: Some(Duration::from_secs(60)), refusals: Some(3) };
+    for (failure, outcome) in [(Failure::Transient, Is::Transient), (Failure::Throttled, Is::Timeout)] {
+        let fault = Fault::new(Arc::new(MemoryStore::new()), 0);
+        let options = RetryOptions { write: patience, ..RetryOptions::default() };
+        let store = retry(Arc::new(fault.clone()), options, 0);
+        let fail_once = || {
+            fault.clear();
+            fault.add(Rule::new(Action::Hold(Gate::new())).skip(1));
+            fault.add(Rule::new(Action::FailBefore(failure)).times(1));
+        };
+        fail_once();
+        let error = create(&store, "a").await.unwrap_err();
+        assert!(error.effect_unknown() && error.outcome() == outcome, "{error}");
+        fail_once();
+        let failed = Error::outcome(&get(&store, "a").await.unwrap_err());
+        assert_ne!(failed, Is::Timeout, "{failure:?}: {failed:?}");
+    }
+}
+
+/// At the start an operator looks on; later the disks are in use.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_is_told_soon_at_the_start_and_waited_for_later() {
+    for failure in [Failure::Denied, Failure::Rejected] {
+        let (memory, fault, store) = stack();
+        memory.insert("a", Bytes::from_static(b"a"));
+        fault.add(Rule::new(Action::FailBefore(failure)));
+        let begun = Instant::now();
+        assert!(get(&store, "a").await.unwrap_err().is_refusal());
+        assert!(store.list("", &ListFrom::Start).await.unwrap_err().is_refusal());
+        assert!(create(&store, "b").await.unwrap_err().is_refusal());
+        assert!(begun.elapsed() < Duration::from_secs(3), "{failure:?}: {:?}", begun.elapsed());
+        store.wait_out_refusals();
+        let keys = ["a".to_owned()];
+        let mut read = Box::pin(get(&store, "a"));
+        tokio::time::timeout(Duration::from_secs(50), &mut read).await.expect_err("it waits");
+        let mut written = Box::pin(create(&store, "b"));
+        let mut deleted = Box::pin(store.delete(&keys));
+        tokio::time::timeout(HOUR, &mut written).await.expect_err("it waits");
+        tokio::time::timeout(HOUR, &mut deleted).await.expect_err("it waits");
+        // That was longer than a read may take.
+        assert!(read.await.unwrap_err().is_refusal());
+        let mut read = Box::pin(get(&store, "a"));
+        tokio::time::timeout(Duration::from_secs(50), &mut read).await.expect_err("it waits");
+        fault.clear();
+        assert_eq!(read.await.unwrap(), "a");
+        written.await.unwrap();
+        deleted.await.unwrap();
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_write_outlasts_an_outage_however_it_looks() {
     for failure in
         [Failure::Timeout, Failure::Transient, Failure::Throttled, Failure::Denied, Failure::Rejected]
     {
         let (memory, fault, store) = stack();
+        store.wait_out_refusals();
         fault.add(Rule::new(Action::FailBefore(failure)));
         let keys = ["a".to_owned()];
         let mut put = Box::pin(create(&store, "a"));

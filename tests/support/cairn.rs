@@ -122,6 +122,13 @@ impl Setup {
         Self { command: store.cairn(["serve", "--store", &store.url()]), listeners: 0 }
     }
 
+    /// `cairn serve` on a store that the environment tells how to reach.
+    pub(crate) fn at<'a>(url: &str, env: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        let mut command = program();
+        command.args(["serve", "--store", url]).envs(env);
+        Self { command, listeners: 0 }
+    }
+
     /// Makes the volume where it is absent, and opens it at the start.
     pub(crate) fn create(mut self, name: &str, size: &str) -> Self {
         self.command.args(["--create", &format!("{name}={size}")]);

@@ -9,8 +9,13 @@ use aws_sdk_s3::config::Credentials;
 use cairn::store::S3Options;
 use cairn::task::Tasks;
 use parking_lot::Mutex;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+
+use super::process::within;
 
 /// A request as it came.
 #[derive(Clone, Debug)]
@@ -64,29 +69,65 @@ pub(crate) fn error(status: &str, code: &str) -> Vec<u8> {
 pub(crate) struct FakeS3 {
     port: u16,
     requests: Arc<Mutex<Vec<Request>>>,
+    /// How many there were.
+    answered: watch::Receiver<usize>,
     _tasks: Arc<Tasks>,
 }
 
 impl FakeS3 {
     pub(crate) async fn start(reply: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
+        Self::serve(None, reply).await
+    }
+
+    /// The same over TLS.
+    pub(crate) async fn start_tls(
+        config: Arc<ServerConfig>,
+        reply: impl Fn(&Request) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        Self::serve(Some(TlsAcceptor::from(config)), reply).await
+    }
+
+    async fn serve(
+        tls: Option<TlsAcceptor>,
+        reply: impl Fn(&Request) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("there is a free port");
         let port = listener.local_addr().expect("a bound socket has an address").port();
-        let requests = Arc::new(Mutex::new(Vec::new()));
         let tasks = Arc::new(Tasks::new());
-        let (seen, reply, connections) = (Arc::clone(&requests), Arc::new(reply), tasks.child());
+        let (count, answered) = watch::channel(0);
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::new(Seen { requests: Arc::clone(&requests), count });
+        let (reply, connections) = (Arc::new(reply), tasks.child());
         tasks.spawn_until_cancelled(async move {
             loop {
                 let (socket, _) = listener.accept().await.expect("a listener accepts");
-                let (seen, reply) = (Arc::clone(&seen), Arc::clone(&reply));
-                connections.spawn_until_cancelled(async move { serve(socket, &seen, &*reply).await });
+                let (seen, reply, tls) = (Arc::clone(&seen), Arc::clone(&reply), tls.clone());
+                connections.spawn_until_cancelled(async move {
+                    let Some(tls) = tls else { return serve(socket, &seen, &*reply).await };
+                    // A client that does not trust us has closed the connection.
+                    if let Ok(socket) = tls.accept(socket).await {
+                        serve(socket, &seen, &*reply).await;
+                    }
+                });
             }
         });
-        Self { port, requests, _tasks: tasks }
+        Self { port, requests, answered, _tasks: tasks }
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
     }
 
     /// Every request so far.
     pub(crate) fn requests(&self) -> Vec<Request> {
         self.requests.lock().clone()
+    }
+
+    /// Waits until the requests so far are as wanted.
+    pub(crate) async fn until(&self, what: &str, wanted: impl Fn(&[Request]) -> bool) {
+        let mut answered = self.answered.clone();
+        let reached = answered.wait_for(|_| wanted(&self.requests.lock()));
+        within(what, reached).await.expect("the server lives as long as this");
     }
 
     /// How to reach it; impatient, since some tests wait for a timeout.
@@ -103,28 +144,43 @@ impl FakeS3 {
     }
 }
 
+/// What came, and who is told.
+struct Seen {
+    requests: Arc<Mutex<Vec<Request>>>,
+    count: watch::Sender<usize>,
+}
+
+impl Seen {
+    fn note(&self, request: Request) {
+        self.requests.lock().push(request);
+        self.count.send_modify(|count| *count += 1);
+    }
+}
+
 /// Serves one connection until the client closes it.
 async fn serve(
-    mut socket: TcpStream,
-    seen: &Mutex<Vec<Request>>,
+    mut socket: impl AsyncRead + AsyncWrite + Unpin,
+    seen: &Seen,
     reply: &(impl Fn(&Request) -> Reply + Sync),
 ) {
     let mut buffer = Vec::new();
     while let Some(request) = read(&mut socket, &mut buffer).await {
         let reply = reply(&request);
-        seen.lock().push(request);
+        seen.note(request);
         let (Reply::Whole(bytes) | Reply::Close(bytes) | Reply::Stall(bytes)) = &reply;
         // A client that gave up has closed the connection.
-        if socket.write_all(bytes).await.is_err() || matches!(reply, Reply::Close(_)) {
+        if socket.write_all(bytes).await.is_err() || socket.flush().await.is_err() {
             return;
         }
-        if matches!(reply, Reply::Stall(_)) {
-            std::future::pending::<()>().await;
+        match reply {
+            Reply::Whole(_) => {}
+            Reply::Close(_) => return,
+            Reply::Stall(_) => std::future::pending().await,
         }
     }
 }
 
-async fn read(socket: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<Request> {
+async fn read(socket: &mut (impl AsyncRead + Unpin), buffer: &mut Vec<u8>) -> Option<Request> {
     let end = loop {
         if let Some(end) = buffer.windows(4).position(|four| four == b"\r\n\r\n") {
             break end + 4;

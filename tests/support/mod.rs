@@ -3,6 +3,7 @@
 
 pub(crate) mod cairn;
 pub(crate) mod certificates;
+pub(crate) mod fake_bucket;
 pub(crate) mod fake_s3;
 pub(crate) mod files;
 pub(crate) mod http;

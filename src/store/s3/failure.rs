@@ -9,6 +9,8 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 
 use super::super::error::{Source, cause};
 use super::super::{Condition, Error};
+use super::connect::Service;
+use super::unreached::{told, unreached};
 
 /// What was asked, as far as it matters to the meaning of an error.
 #[derive(Clone, Copy, Debug)]
@@ -17,8 +19,27 @@ pub(super) enum Asked<'a> {
     Get(Option<u64>),
     /// A PUT under this condition.
     Put(&'a Condition),
-    /// Anything else.
-    Other,
+    /// Objects to be gone.
+    Delete,
+    /// Keys.
+    List,
+    /// The bucket itself: whether it is there, or to make it.
+    Bucket,
+}
+
+impl Asked<'_> {
+    /// The permission that it takes.
+    fn permission(self) -> &'static str {
+        match self {
+            Self::Get(_) => {
+                "s3:GetObject, and s3:ListBucket, without which an object that is absent is forbidden too"
+            }
+            Self::Put(_) => "s3:PutObject",
+            Self::Delete => "s3:DeleteObject",
+            Self::List => "s3:ListBucket",
+            Self::Bucket => "s3:ListBucket and, to make the bucket, s3:CreateBucket",
+        }
+    }
 }
 
 /// What a store said was wrong.
@@ -27,10 +48,18 @@ struct Answer<'a> {
     status: u16,
     code: &'a str,
     message: String,
+    /// Where the bucket is, if that was said.
+    region: Option<&'a str>,
 }
 
-/// The error of a request that the SDK gave up.
-pub(super) fn failure<E>(key: &str, asked: Asked<'_>, error: &SdkError<E>, waited: Duration) -> Error
+/// The error of a request to this service that the SDK gave up.
+pub(super) fn failure<E>(
+    key: &str,
+    asked: Asked<'_>,
+    error: &SdkError<E>,
+    service: &Service,
+    waited: Duration,
+) -> Error
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {
@@ -43,24 +72,48 @@ where
             Some(message) => message.to_owned(),
             None => chain(error),
         };
-        return judge(key, asked, &Answer { status, code, message });
+        let region = error.raw_response().and_then(|response| response.headers().get(REGION_HEADER));
+        return judge(key, asked, &Answer { status, code, message, region });
     }
     let key = key.to_owned();
-    let source = cause(chain(error));
     match error {
         SdkError::TimeoutError(_) => timeout(&key, waited),
-        SdkError::DispatchFailure(failure) if failure.is_timeout() => timeout(&key, waited),
-        SdkError::DispatchFailure(failure) if lacks_credentials(failure.as_connector_error()) => {
-            Error::Denied { key, source }
-        }
+        SdkError::DispatchFailure(failure) => match failure.as_connector_error() {
+            Some(error) if lacks_credentials(error) => {
+                Error::Denied { key, source: cause(format!("{}{CREDENTIALS}", told(error))) }
+            }
+            // Only a connection has a time of its own: nothing was sent.
+            Some(_) if failure.is_timeout() => {
+                let setting = "store.connect_timeout";
+                let why = format!("cannot connect to {service} within {waited:.1?} ({setting})");
+                Error::Transient { key, source: cause(why) }
+            }
+            Some(error) => unreached(&key, error, service),
+            None => Error::Transient { key, source: cause(chain(error)) },
+        },
         // Nothing was sent: the configuration is wrong (no region, a malformed endpoint).
-        SdkError::ConstructionFailure(_) => Error::Rejected { key, source },
-        _ => Error::Transient { key, source },
+        SdkError::ConstructionFailure(_) => {
+            Error::Rejected { key, source: cause(format!("{}; check {}", chain(error), service.setting)) }
+        }
+        _ => Error::Transient { key, source: cause(chain(error)) },
     }
 }
 
+/// Whether other credentials may be taken where these were not. A clock that is wrong would make them wrong too.
+pub(super) fn is_for_credentials(error: &Error, code: Option<&str>) -> bool {
+    matches!(error, Error::Denied { .. }) && code != Some(SKEWED)
+}
+
+/// Said where credentials are missing or wrong.
+const CREDENTIALS: &str = "; the credentials are those that the AWS SDK finds: AWS_ACCESS_KEY_ID, a profile \
+     (AWS_PROFILE), a web identity, a container's or an instance's role";
+/// The code of a request whose time is too far from the store's.
+const SKEWED: &str = "RequestTimeTooSkewed";
+/// Where S3 says in which region a bucket is.
+const REGION_HEADER: &str = "x-amz-bucket-region";
+
 /// An error and its causes, in one line.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     let mut said: Vec<String> = causes.map(|error| error.to_string().replace(['\n', '\r'], " ")).collect();
     said.dedup();
@@ -80,12 +133,12 @@ pub(super) fn delete_failure(key: &str, code: &str, message: &str) -> Option<Err
         "SlowDown" => 503,
         _ => 500,
     };
-    Some(judge(key, Asked::Other, &Answer { status, code, message: message.to_owned() }))
+    Some(judge(key, Asked::Delete, &Answer { status, code, message: message.to_owned(), region: None }))
 }
 
 /// The SDK says so only by the type of a cause, which it does not export.
-fn lacks_credentials(error: Option<&(impl std::error::Error + 'static)>) -> bool {
-    let mut next = error.map(|error| error as &(dyn std::error::Error + 'static));
+fn lacks_credentials(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
     while let Some(error) = next {
         if error.to_string().contains("credential") {
             return true;
@@ -97,18 +150,19 @@ fn lacks_credentials(error: Option<&(impl std::error::Error + 'static)>) -> bool
 
 fn judge(key: &str, asked: Asked<'_>, answer: &Answer<'_>) -> Error {
     let key = key.to_owned();
-    let Answer { status, code, message } = answer;
+    let Answer { status, code, message, .. } = answer;
     let named = if code.is_empty() { "no code" } else { code };
     let source = |hint: &str| -> Source { cause(format!("{named} ({status}): {message}{hint}")) };
     match (status, *code, asked) {
-        (_, "NoSuchBucket", _) => {
-            Error::Rejected { key, source: source("; create the bucket, or have Cairn create it") }
-        }
+        (_, "NoSuchBucket", _) => Error::Rejected {
+            key,
+            source: source("; create the bucket, or have Cairn create it (store.create_bucket)"),
+        },
         (_, "SlowDown" | "TooManyRequests" | "ThrottlingException" | "RequestLimitExceeded", _) => {
             Error::Throttled { key, source: source("") }
         }
         (_, "ExpiredToken" | "InvalidToken" | "TokenRefreshRequired", _) | (401 | 403, _, _) => {
-            Error::Denied { key, source: source("") }
+            Error::Denied { key, source: source(&denied(code, asked)) }
         }
         (404, "NoSuchKey", Asked::Get(_)) => Error::NotFound { key },
         (404, "NoSuchKey", Asked::Put(Condition::IfMatch(_))) | (412, _, _) => {
@@ -119,11 +173,30 @@ fn judge(key: &str, asked: Asked<'_>, answer: &Answer<'_>) -> Error {
         // 409 is a conditional PUT that met another: it took no effect, and may now.
         (408 | 409, _, _) | (_, "RequestTimeout", _) => Error::Transient { key, source: source("") },
         (501, _, _) => Error::Rejected { key, source: source("; the store lacks what Cairn needs") },
-        (301 | 307, _, _) => Error::Rejected { key, source: source("; the bucket is in another region") },
+        (301 | 307, _, _) | (_, "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException", _) => {
+            Error::Rejected { key, source: source(&elsewhere(answer)) }
+        }
         (404, _, _) => Error::Rejected { key, source: source("; is the endpoint an S3 one?") },
         (300..=499, _, _) => Error::Rejected { key, source: source("") },
         _ => Error::Transient { key, source: source("") },
     }
+}
+
+/// What to look at where access is denied.
+fn denied(code: &str, asked: Asked<'_>) -> String {
+    let permission = asked.permission();
+    match code {
+        SKEWED => "; the clock of this machine is wrong: set it".to_owned(),
+        "AccessDenied" | "AllAccessDisabled" => format!("; the credentials need {permission}"),
+        "" | "Forbidden" | "Unauthorized" => format!("; the credentials need {permission}{CREDENTIALS}"),
+        _ => CREDENTIALS.to_owned(),
+    }
+}
+
+/// What to set where the bucket is in another region.
+fn elsewhere(answer: &Answer<'_>) -> String {
+    let region = answer.region.map_or_else(String::new, |region| format!(" to {region}"));
+    format!("; the bucket is in another region: set store.region (AWS_REGION){region}")
 }
 
 #[cfg(test)]
@@ -133,7 +206,11 @@ mod tests {
     use crate::store::ETag;
 
     fn outcome(status: u16, code: &str, asked: Asked<'_>) -> StoreOutcome {
-        judge("k", asked, &Answer { status, code, message: "said".into() }).outcome()
+        said(status, code, asked, None).outcome()
+    }
+
+    fn said(status: u16, code: &str, asked: Asked<'_>, region: Option<&str>) -> Error {
+        judge("k", asked, &Answer { status, code, message: "said".into(), region })
     }
 
     #[test]
@@ -158,7 +235,12 @@ mod tests {
             (400, "ExpiredToken", put, Is::Denied),
             (400, "RequestTimeout", put, Is::Transient),
             (400, "InvalidArgument", put, Is::Rejected),
+            (403, "InvalidAccessKeyId", put, Is::Denied),
+            (403, "SignatureDoesNotMatch", Asked::List, Is::Denied),
+            (403, SKEWED, Asked::Delete, Is::Denied),
             (301, "PermanentRedirect", get, Is::Rejected),
+            (400, "AuthorizationHeaderMalformed", Asked::Bucket, Is::Rejected),
+            (400, "InvalidBucketName", Asked::List, Is::Rejected),
             (429, "", put, Is::Throttled),
             (503, "SlowDown", put, Is::Throttled),
             (503, "ServiceUnavailable", put, Is::Throttled),
@@ -171,6 +253,58 @@ mod tests {
             assert_eq!(outcome(status, code, asked), expected, "{status} {code} {asked:?}");
             assert!(Is::ALL.contains(&expected));
         }
+    }
+
+    #[test]
+    fn what_waiting_cannot_cure_names_its_cause_and_what_to_change() {
+        let (get, put) = (Asked::Get(None), Asked::Put(&Condition::IfAbsent));
+        for (status, code, asked, parts) in [
+            (403, "AccessDenied", get, ["s3:GetObject", "s3:ListBucket"]),
+            (403, "AccessDenied", put, ["AccessDenied", "need s3:PutObject"]),
+            (403, "AccessDenied", Asked::Delete, ["AccessDenied", "need s3:DeleteObject"]),
+            (403, "AccessDenied", Asked::List, ["AccessDenied", "need s3:ListBucket"]),
+            (403, "AccessDenied", Asked::Bucket, ["s3:ListBucket", "s3:CreateBucket"]),
+            (403, "", Asked::Bucket, ["no code (403)", "AWS_ACCESS_KEY_ID"]),
+            (403, "InvalidAccessKeyId", put, ["InvalidAccessKeyId (403)", "AWS_ACCESS_KEY_ID, a profile"]),
+            (403, "SignatureDoesNotMatch", put, ["SignatureDoesNotMatch", "AWS_PROFILE"]),
+            (400, "ExpiredToken", get, ["ExpiredToken", "AWS_PROFILE"]),
+            (403, SKEWED, get, [SKEWED, "clock of this machine is wrong"]),
+            (404, "NoSuchBucket", put, ["NoSuchBucket", "store.create_bucket"]),
+            (
+                301,
+                "PermanentRedirect",
+                get,
+                ["PermanentRedirect", "set store.region (AWS_REGION) to eu-west-1"],
+            ),
+            (400, "AuthorizationHeaderMalformed", get, ["said", "store.region (AWS_REGION) to eu-west-1"]),
+        ] {
+            let error = said(status, code, asked, Some("eu-west-1"));
+            assert!(error.is_refusal(), "{error}");
+            for part in parts {
+                assert!(error.to_string().contains(part), "no {part} in: {error}");
+            }
+        }
+        let error = said(301, "", Asked::Bucket, None);
+        assert!(error.to_string().ends_with("set store.region (AWS_REGION)"), "{error}");
+    }
+
+    #[test]
+    fn a_refusal_of_the_credentials_asks_for_others_and_a_wrong_clock_does_not() {
+        for (status, code, others) in [
+            (403, "InvalidAccessKeyId", true),
+            (403, "SignatureDoesNotMatch", true),
+            (400, "ExpiredToken", true),
+            (403, "AccessDenied", true),
+            (403, "", true),
+            (403, SKEWED, false),
+            (404, "NoSuchBucket", false),
+            (503, "SlowDown", false),
+        ] {
+            let error = said(status, code, Asked::Get(None), None);
+            assert_eq!(is_for_credentials(&error, Some(code)), others, "{status} {code}");
+        }
+        let none = Error::Denied { key: "k".into(), source: cause("no credentials") };
+        assert!(is_for_credentials(&none, None));
     }
 
     #[test]

@@ -1,9 +1,15 @@
 //! A store in an S3 bucket, through the AWS SDK with its retries off.
 //!
 //! Knows nothing of what is stored. Bodies are held whole in memory, both ways, and the length of what arrives is
-//! checked. [`failure`] says what an error means. Invariant: an answer is given only for what the store said in full.
+//! checked. [`connect`] finds the service, [`credentials`] change while it is used, [`failure`] says what an error means.
+//! Invariant: an answer is given only for what the store said in full.
 
+mod connect;
+mod credentials;
+pub mod endpoint;
 mod failure;
+mod trust;
+mod unreached;
 
 use std::fmt;
 use std::future::Future;
@@ -12,14 +18,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use aws_config::BehaviorVersion;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextRef;
-use aws_sdk_s3::config::retry::RetryConfig;
-use aws_sdk_s3::config::timeout::TimeoutConfig;
-use aws_sdk_s3::config::{
-    AppName, ConfigBag, Credentials, Intercept, Region, RuntimeComponents, StalledStreamProtectionConfig,
-};
+use aws_sdk_s3::config::{ConfigBag, Credentials, Intercept, RuntimeComponents};
 use aws_sdk_s3::error::{BoxError, ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{BucketLocationConstraint, CreateBucketConfiguration, Delete, ObjectIdentifier};
@@ -28,14 +29,14 @@ use tokio::time::Instant;
 
 use super::error::cause;
 use super::{ByteRange, Condition, ETag, Entry, Error, ListFrom, Listing, Object, PageToken, Store, key};
-use failure::{Asked, delete_failure, failure, timeout};
+use connect::{Connection, PLAIN_REGION, Service};
+use credentials::Clients;
+use failure::{Asked, delete_failure, failure, is_for_credentials, timeout};
 
 /// Keys that one DeleteObjects may name.
 const DELETE_KEYS: usize = 1000;
 /// Bytes of an object that is read whole, at most; Cairn's largest are an eighth of this.
 const MAX_BODY_BYTES: u64 = 512 << 20;
-/// The region in which a bucket is made without naming one.
-const PLAIN_REGION: &str = "us-east-1";
 
 /// How to reach the bucket. What is `None` comes from the SDK's standard chain (environment, profile, instance).
 #[derive(Clone, Debug)]
@@ -78,7 +79,8 @@ impl Default for S3Options {
 
 /// A store in an S3 bucket, below a prefix.
 pub struct S3Store {
-    client: Client,
+    clients: Clients,
+    service: Service,
     bucket: String,
     /// Empty, or ends with `/`.
     prefix: String,
@@ -139,34 +141,61 @@ impl S3Store {
     /// Of a configuration that cannot work, and of making the bucket.
     pub async fn open(bucket: &str, prefix: &str, options: S3Options) -> Result<Self, Error> {
         let transport = Transport::default();
-        let client = client(&options, &transport)
-            .await
-            .map_err(|why| Error::Rejected { key: format!("s3://{bucket}"), source: cause(why) })?;
+        let rejected = |why| Error::Rejected { key: format!("s3://{bucket}"), source: cause(why) };
+        let connection = Box::pin(Connection::of(&options)).await.map_err(rejected)?;
+        let client = Box::pin(connection.client(&transport)).await;
+        let service = connection.service();
+        // What was given cannot be resolved again.
+        let connection = options.credentials.is_none().then_some(connection);
+        let clients = Clients::new(client, connection, options.request_timeout);
         let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
-        let store = Self { client, bucket: bucket.to_owned(), prefix, options, transport };
+        let store = Self { clients, service, bucket: bucket.to_owned(), prefix, options, transport };
         if store.options.create_bucket {
             store.create_bucket().await?;
         }
         Ok(store)
     }
 
+    /// The service: its URL, or which of Amazon's it is.
+    #[must_use]
+    pub fn service(&self) -> &str {
+        &self.service.name
+    }
+
+    /// The same with the setting that decides it, as errors name it.
+    #[must_use]
+    pub fn service_and_setting(&self) -> String {
+        self.service.to_string()
+    }
+
+    /// Resolves the credentials again, as an operator may ask after replacing them. Those that were given to
+    /// [`S3Store::open`] stay. Where none resolve, those in use do.
+    pub async fn renew_credentials(&self) {
+        Box::pin(self.clients.told()).await;
+    }
+
+    /// The client with the credentials in force; a request keeps the one that it began with.
+    fn client(&self) -> Arc<Client> {
+        Arc::clone(&self.clients.current())
+    }
+
     async fn create_bucket(&self) -> Result<(), Error> {
         let name = format!("s3://{}", self.bucket);
         // Asked first, since whoever may use a bucket need not be allowed to make one.
-        let head = self.client.head_bucket().bucket(&self.bucket).send();
-        let missing = self.within(&name, Asked::Other, 0, head).await;
+        let head = self.client().head_bucket().bucket(&self.bucket).send();
+        let missing = self.within(&name, Asked::Bucket, 0, head).await;
         if !matches!(&missing, Err(Failed { status: Some(404), .. })) {
             return missing.map(drop).map_err(Failed::into_error);
         }
-        let region = self.client.config().region().map(ToString::to_string);
+        let region = self.client().config().region().map(ToString::to_string);
         let place = region.filter(|region| region != PLAIN_REGION).map(|region| {
             CreateBucketConfiguration::builder()
                 .location_constraint(BucketLocationConstraint::from(region.as_str()))
                 .build()
         });
         let create =
-            self.client.create_bucket().bucket(&self.bucket).set_create_bucket_configuration(place).send();
-        match self.within(&name, Asked::Other, 0, create).await {
+            self.client().create_bucket().bucket(&self.bucket).set_create_bucket_configuration(place).send();
+        match self.within(&name, Asked::Bucket, 0, create).await {
             Err(failed) if failed.code.as_deref() != Some("BucketAlreadyOwnedByYou") => {
                 Err(failed.into_error())
             }
@@ -203,13 +232,28 @@ impl S3Store {
         // The futures of the SDK are large.
         match tokio::time::timeout(patience, Box::pin(request)).await {
             Err(_) => Err(Failed { status: None, code: None, error: timeout(key, patience) }),
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(Failed {
-                status: error.raw_response().map(|response| response.status().as_u16()),
-                code: error.code().map(str::to_owned),
-                error: failure(key, asked, &error, begun.elapsed()),
-            }),
+            Ok(Ok(answer)) => {
+                self.clients.accept();
+                Ok(answer)
+            }
+            Ok(Err(error)) => {
+                let judged = failure(key, asked, &error, &self.service, begun.elapsed());
+                Err(Failed {
+                    status: error.raw_response().map(|response| response.status().as_u16()),
+                    code: error.code().map(str::to_owned),
+                    error: self.noted(judged, error.code()).await,
+                })
+            }
         }
+    }
+
+    /// Has other credentials resolved where these were refused; whoever repeats the request then sends it with them.
+    async fn noted(&self, error: Error, code: Option<&str>) -> Error {
+        if is_for_credentials(&error, code) {
+            // The futures of the SDK are large.
+            Box::pin(self.clients.refused()).await;
+        }
+        error
     }
 
     /// Reads a body of exactly `wanted` bytes.
@@ -253,13 +297,16 @@ impl S3Store {
                 delete.objects(ObjectIdentifier::builder().key(self.full(key)).build().map_err(rejected)?);
         }
         let delete = delete.build().map_err(rejected)?;
-        let request = self.client.delete_objects().bucket(&self.bucket).delete(delete).send();
-        let answer = self.within(first, Asked::Other, 0, request).await.map_err(Failed::into_error)?;
-        let failed = answer.errors().iter().find_map(|error| {
+        let request = self.client().delete_objects().bucket(&self.bucket).delete(delete).send();
+        let answer = self.within(first, Asked::Delete, 0, request).await.map_err(Failed::into_error)?;
+        for error in answer.errors() {
             let key = error.key().and_then(|key| key.strip_prefix(&self.prefix)).unwrap_or(first);
-            delete_failure(key, error.code().unwrap_or(""), error.message().unwrap_or(""))
-        });
-        failed.map_or(Ok(()), Err)
+            let code = error.code().unwrap_or("");
+            if let Some(failure) = delete_failure(key, code, error.message().unwrap_or("")) {
+                return Err(self.noted(failure, Some(code)).await);
+            }
+        }
+        Ok(())
     }
 
     /// One page of raw keys, which may hold some that are no keys of ours, and whether more follow.
@@ -283,50 +330,6 @@ impl Failed {
     }
 }
 
-async fn client(options: &S3Options, transport: &Transport) -> Result<Client, String> {
-    let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
-        .retry_config(RetryConfig::disabled())
-        .timeout_config(TimeoutConfig::builder().connect_timeout(options.connect_timeout).build())
-        // The second line for downloads, which `collect` watches too.
-        .stalled_stream_protection(
-            StalledStreamProtectionConfig::enabled().grace_period(options.stall_timeout * 2).build(),
-        )
-        .app_name(AppName::new("cairn").expect("a plain word is a valid name"));
-    if let Some(endpoint) = &options.endpoint {
-        loader = loader.endpoint_url(endpoint);
-    }
-    if let Some(region) = &options.region {
-        loader = loader.region(Region::new(region.clone()));
-    }
-    if let Some(credentials) = &options.credentials {
-        loader = loader.credentials_provider(credentials.clone());
-    }
-    let shared = loader.load().await;
-    let mut config = aws_sdk_s3::config::Builder::from(&shared)
-        .force_path_style(options.path_style)
-        .interceptor(transport.clone());
-    if let Some(endpoint) = shared.endpoint_url() {
-        let parsed = url::Url::parse(endpoint).ok().filter(|url| {
-            matches!(url.scheme(), "http" | "https") && url.has_host() && url.username().is_empty()
-        });
-        if parsed.is_none() {
-            // What stands before an @ may be a secret.
-            let shown = endpoint.rsplit_once('@').map_or(endpoint, |(_, shown)| shown);
-            return Err(format!("the endpoint {shown:?} is no http:// or https:// URL of a host alone"));
-        }
-    }
-    if shared.region().is_none() {
-        if shared.endpoint_url().is_none() {
-            return Err(
-                "no region is set, in Cairn's configuration, the environment or the profile".to_owned()
-            );
-        }
-        // Servers other than Amazon's mostly take any, this one by custom.
-        config = config.region(Region::new(PLAIN_REGION));
-    }
-    Ok(Client::from_conf(config.build()))
-}
-
 /// The offset that `Content-Range: bytes <first>-<last>/<size>` begins with.
 fn range_start(header: &str) -> Option<u64> {
     header.strip_prefix("bytes ")?.split_once('-')?.0.parse().ok()
@@ -346,7 +349,7 @@ impl Store for S3Store {
         };
         let asked = Asked::Get(bounded.map(|(_, length)| length));
         let request =
-            self.client.get_object().bucket(&self.bucket).key(self.full(key)).set_range(header).send();
+            self.client().get_object().bucket(&self.bucket).key(self.full(key)).set_range(header).send();
         let answer = self.within(key, asked, 0, request).await.map_err(Failed::into_error)?;
         let rejected = |why: &str| Error::Rejected { key: key.to_owned(), source: cause(why) };
         let announced = answer.content_length().and_then(|length| u64::try_from(length).ok());
@@ -374,7 +377,7 @@ impl Store for S3Store {
     async fn put(&self, key: &str, body: Bytes, condition: Condition) -> Result<ETag, Error> {
         key::check(key)?;
         let length = u64::try_from(body.len()).expect("a length fits in 64 bits");
-        let request = self.client.put_object().bucket(&self.bucket).key(self.full(key));
+        let request = self.client().put_object().bucket(&self.bucket).key(self.full(key));
         let request = match &condition {
             Condition::Always => request,
             Condition::IfAbsent => request.if_none_match("*"),
@@ -409,9 +412,9 @@ impl Store for S3Store {
             after = None;
             asked.truncate(asked.rfind('/').map_or(0, |last| last + 1));
         }
-        let request = self.client.list_objects_v2().bucket(&self.bucket).prefix(asked);
+        let request = self.client().list_objects_v2().bucket(&self.bucket).prefix(asked);
         let request = request.set_start_after(after).set_continuation_token(token).send();
-        let page = self.within(prefix, Asked::Other, 0, request).await.map_err(Failed::into_error)?;
+        let page = self.within(prefix, Asked::List, 0, request).await.map_err(Failed::into_error)?;
         let malformed = |what: &str| Error::Transient { key: prefix.to_owned(), source: cause(what) };
         let mut entries = Vec::with_capacity(page.contents().len());
         for object in page.contents() {
