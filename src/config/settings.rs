@@ -102,7 +102,7 @@ settings! {
         path_style: bool = false, Any;
         /// Make the bucket at the start where it is absent.
         create_bucket: bool = false, Any;
-        /// Requests to the store at a time.
+        /// Requests to the store at a time, for reads, for commits and for their chunks each; background work gets a quarter as many.
         concurrency: u32 = 64, 1..=4096;
         /// Time to connect to the S3 service.
         connect_timeout: Duration = seconds(5), milliseconds(100)..=seconds(300);

@@ -12,7 +12,7 @@ use crate::metrics::StoreMetrics;
 
 use super::probe::{self, ProbeError, ProbeOptions};
 use super::retry::RetryOptions;
-use super::{Error, Instrument, Limit, LocalStore, Location, Retry, S3Options, S3Store, Store};
+use super::{Classes, Error, Instrument, Limit, LocalStore, Location, Retry, S3Options, S3Store, Store};
 
 /// How to use a store.
 #[derive(Clone, Debug)]
@@ -75,7 +75,7 @@ pub async fn open(
     metrics: StoreMetrics,
     seed: u64,
     nonce: &str,
-) -> Result<Arc<dyn Store>, OpenError> {
+) -> Result<Classes, OpenError> {
     let backend: Arc<dyn Store> = match location {
         Location::Directory(path) => {
             let failed = |source| OpenError::Directory { path: path.clone(), source };
@@ -85,13 +85,18 @@ pub async fn open(
             Arc::new(open_bucket(bucket, prefix, options).await.map_err(OpenError::Bucket)?)
         }
     };
-    let counted = Arc::new(Instrument::new(backend, metrics.clone()));
-    let limited = Arc::new(Limit::new(counted, options.concurrency, metrics.clone()));
+    let counted: Arc<dyn Store> = Arc::new(Instrument::new(backend, metrics.clone()));
     if let Some(probe) = &options.probe {
         let failed = |source| OpenError::Probe { location: location.clone(), source };
-        probe::probe(limited.as_ref(), probe, nonce).await.map_err(failed)?;
+        let limited = Limit::new(Arc::clone(&counted), options.concurrency, metrics.clone());
+        probe::probe(&limited, probe, nonce).await.map_err(failed)?;
     }
-    Ok(Arc::new(Retry::new(limited, options.retry, metrics, seed)))
+    let mut seeds = seed..;
+    let retried = |limited| -> Arc<dyn Store> {
+        let seed = seeds.next().unwrap_or(seed);
+        Arc::new(Retry::new(limited, options.retry, metrics.clone(), seed))
+    };
+    Ok(Classes::limited(&counted, options.concurrency, &metrics, retried))
 }
 
 /// Opens a bucket; a service that does not answer yet is waited for as long as the probe waits.

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::base;
+use super::base::{self, Mapped};
 use super::error::{Error, OpenError};
 use super::keys::{ObjectId, Slot};
 use super::map::Entry;
@@ -266,7 +266,7 @@ impl Collector {
     async fn delete_objects(&self, names: &[String]) -> Result<(), Error> {
         for batch in names.chunks(DELETE_KEYS) {
             self.check_epoch().await?;
-            self.shared.env.store.delete(batch).await?;
+            self.shared.env.store.bulk.delete(batch).await?;
         }
         Ok(())
     }
@@ -354,14 +354,16 @@ impl Collector {
         let shared = &self.shared;
         let load = |root| base::map_page(&shared.env, shared.keys, shared.geometry, root, number);
         let page = match load(root).await {
-            Ok(Some(page)) => page,
+            Ok(Mapped::Page(page)) => page,
             // Deleted by an earlier attempt, after the objects that it named.
-            Ok(None) | Err(Error::Lost { .. }) => return Ok(Vec::new()),
+            Ok(Mapped::Holes | Mapped::Zeroed(_)) | Err(Error::Lost { .. }) => return Ok(Vec::new()),
             Err(error) => return Err(error),
         };
         let mut others = Vec::new();
         for neighbour in neighbours {
-            others.extend(load(neighbour).await?);
+            if let Mapped::Page(page) = load(neighbour).await? {
+                others.push(page);
+            }
         }
         let base_of = |entry: &Entry| entry.base.filter(|base| base.origin == 0).map(|base| base.id);
         let mut names = Vec::new();

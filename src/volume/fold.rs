@@ -13,11 +13,11 @@ use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use tokio::sync::{mpsc, oneshot};
 
-use super::base::{self, LoadedMapPage};
+use super::base::{self, LoadedMapPage, Mapped};
 use super::collect::{Collector, Garbage, Trash};
 use super::error::Error;
 use super::fetch::{CacheKey, Unit};
-use super::geometry::{ChunkIndex, MAP_PAGE_ENTRIES};
+use super::geometry::{ChunkIndex, Geometry, MAP_PAGE_ENTRIES};
 use super::head::Checkpoint;
 use super::keys::{ObjectId, Slot};
 use super::lease::HeadHandle;
@@ -44,6 +44,14 @@ enum Request {
     Fold(oneshot::Sender<()>),
     /// To fold nothing more.
     Rest(oneshot::Sender<()>),
+}
+
+/// What became of a map page.
+enum FoldedPage {
+    /// An object of this name.
+    Object(ObjectId),
+    /// Zeros allocated at a commit throughout, or holes.
+    Uniform(Option<Slot>),
 }
 
 /// A way to ask for a fold.
@@ -305,22 +313,50 @@ impl Folder {
             return Ok(None);
         }
         let shared = &self.shared;
-        let page_bytes = shared.geometry.map_page_bytes();
+        let mut root = Root { commit: checkpoint.slot, ..old.clone() };
         let mut affected = BTreeSet::new();
-        for (range, _) in folding.pieces.iter() {
-            affected.extend(range.start / page_bytes..range.end.div_ceil(page_bytes));
+        for (range, piece) in folding.pieces.iter() {
+            let touched = self.map_pages_of(&range);
+            match piece {
+                Piece::Zero { hole } => {
+                    let whole = self.whole_map_pages(&range);
+                    affected.extend(touched.start..whole.start);
+                    affected.extend(whole.end..touched.end);
+                    if !whole.is_empty() {
+                        root.set_uniform(whole, (!hole).then_some(checkpoint.slot));
+                    }
+                }
+                _ => affected.extend(touched),
+            }
         }
-        let mut map_pages = old.map_pages.clone();
         for number in affected {
-            let number = u32::try_from(number).expect("a volume has at most 65,536 map pages");
             match self.fold_map_page(old, folding, checkpoint.slot, number, made).await? {
-                Some(id) => map_pages.insert(number, MapPageRef { origin: 0, id }),
-                None => map_pages.remove(&number),
-            };
+                FoldedPage::Object(id) => root.set_page(number, MapPageRef { origin: 0, id }),
+                FoldedPage::Uniform(zeroed) => root.set_uniform(number..number + 1, zeroed),
+            }
         }
-        let id = shared.next_id();
-        let root = Root { id, commit: checkpoint.slot, map_pages, ..old.clone() };
+        root.id = shared.next_id();
         Ok(Some(root))
+    }
+
+    /// The map pages that a range touches.
+    fn map_pages_of(&self, range: &Range<u64>) -> Range<u32> {
+        let page_bytes = self.shared.geometry.map_page_bytes();
+        number_of(range.start / page_bytes)..number_of(range.end.div_ceil(page_bytes))
+    }
+
+    /// The map pages that a range covers; without any, they begin and end within what it touches.
+    fn whole_map_pages(&self, range: &Range<u64>) -> Range<u32> {
+        let page_bytes = self.shared.geometry.map_page_bytes();
+        let touched = self.map_pages_of(range);
+        // The last map page of a volume may reach beyond its end: nothing there was ever written.
+        let ends_whole = range.end.is_multiple_of(page_bytes) || range.end == self.shared.size_bytes;
+        let end = if ends_whole { touched.end } else { touched.end - 1 };
+        let start = number_of(range.start.div_ceil(page_bytes)).min(touched.end);
+        if mutant::is(Mutant::ZeroReachesTooFar) {
+            return touched;
+        }
+        start..end.max(start)
     }
 
     async fn fold_map_page(
@@ -330,19 +366,22 @@ impl Folder {
         birth: Slot,
         number: u32,
         made: &Made,
-    ) -> Result<Option<ObjectId>, Error> {
+    ) -> Result<FoldedPage, Error> {
         let shared = &self.shared;
         let geometry = shared.geometry;
         let start = u64::from(number) * geometry.map_page_bytes();
         let covers = start..(start + geometry.map_page_bytes()).min(shared.size_bytes);
         let changes: Vec<(Range<u64>, Piece)> = folding.pieces.overlaps(covers.clone()).collect();
-        if let [(range, Piece::Zero { hole: true })] = &changes[..]
-            && *range == covers
+        let chunks = (covers.end - covers.start).div_ceil(geometry.chunk_bytes());
+        let (map, mut entries) = match base::map_page(&shared.env, shared.keys, geometry, old, number).await?
         {
-            return Ok(None);
-        }
-        let map = base::map_page(&shared.env, shared.keys, geometry, old, number).await?;
-        let mut entries = map.as_ref().map(|map| map.page.entries()).unwrap_or_default();
+            Mapped::Holes => (None, BTreeMap::new()),
+            Mapped::Zeroed(birth) => (None, zeroed_entries(geometry, chunks, birth)),
+            Mapped::Page(map) => {
+                let entries = map.page.entries();
+                (Some(map), entries)
+            }
+        };
         let touched = self.fold_whole_chunks(&mut entries, changes, birth);
         let jobs = touched.into_iter().map(|(index, changes)| {
             let old = entries.get(&index.slot()).cloned().unwrap_or_default();
@@ -358,9 +397,12 @@ impl Folder {
             entries.insert(index.slot(), entry);
         }
         let origins = map.as_ref().map(|map| map.page.origins().to_vec()).unwrap_or_default();
+        if let Some(birth) = zeroed_throughout(geometry, chunks, &entries) {
+            return Ok(FoldedPage::Uniform(Some(birth)));
+        }
         let page = MapPage::new(number, geometry, origins, &entries);
         if page.is_empty() {
-            return Ok(None);
+            return Ok(FoldedPage::Uniform(None));
         }
         let id = shared.next_id();
         let volume = shared.keys.volume();
@@ -368,7 +410,7 @@ impl Folder {
         put_new(shared, ObjectKind::Map, made.note(key), page.encode(volume, id)).await?;
         let cache_key = CacheKey { volume, unit: Unit::Map(number, id) };
         shared.env.cache.insert_map_page(cache_key, Arc::new(page)).await;
-        Ok(Some(id))
+        Ok(FoldedPage::Object(id))
     }
 
     async fn rewrite(
@@ -436,6 +478,34 @@ impl Folder {
     }
 }
 
+fn number_of(map_page: u64) -> u32 {
+    u32::try_from(map_page).expect("a volume has at most 65,536 map pages")
+}
+
+/// The entries of the first `chunks` chunks of a uniform map page.
+fn zeroed_entries(geometry: Geometry, chunks: u64, birth: Slot) -> BTreeMap<u16, Entry> {
+    let entry = Entry {
+        birth: Some(birth),
+        allocated: PageSet::first(geometry.pages_per_chunk()),
+        ..Entry::default()
+    };
+    (0..u16::try_from(chunks).expect("at most 4,096")).map(|slot| (slot, entry.clone())).collect()
+}
+
+/// The newest birth of the entries, if all `chunks` chunks of the map page are there, allocated and zeros.
+fn zeroed_throughout(geometry: Geometry, chunks: u64, entries: &BTreeMap<u16, Entry>) -> Option<Slot> {
+    let allocated = PageSet::first(geometry.pages_per_chunk());
+    let is_zeroed = |entry: &Entry| {
+        entry.base.is_none()
+            && entry.packs.is_empty()
+            && entry.damage.is_empty()
+            && entry.allocated == allocated
+    };
+    let looked_at = if mutant::is(Mutant::ZerosSwallowData) { 1 } else { entries.len() };
+    let all = entries.len() as u64 == chunks && entries.values().take(looked_at).all(is_zeroed);
+    entries.values().filter_map(|entry| entry.birth).max().filter(|_| all)
+}
+
 /// Whether a root names a chunk object of ours.
 pub(super) async fn names_chunk(
     shared: &Shared,
@@ -444,7 +514,7 @@ pub(super) async fn names_chunk(
     id: ObjectId,
 ) -> Result<bool, Error> {
     let map = base::map_page(&shared.env, shared.keys, shared.geometry, root, index.map_page()).await?;
-    let Some(map) = map else { return Ok(false) };
+    let Mapped::Page(map) = map else { return Ok(false) };
     assert!(u32::from(index.slot()) < MAP_PAGE_ENTRIES, "a slot is one of a map page");
     let Some(base) = map.page.entry(index.slot()).and_then(|entry| entry.base) else { return Ok(false) };
     Ok(map.origin(base.origin) == shared.keys && base.id == id)
@@ -453,7 +523,7 @@ pub(super) async fn names_chunk(
 /// Creates an object under a name that was never used.
 async fn put_new(shared: &Shared, kind: ObjectKind, key: String, bytes: Vec<u8>) -> Result<(), Error> {
     shared.metrics.put_bytes.of(kind).inc_by(bytes.len() as u64);
-    match create_exact(shared.env.store.as_ref(), &key, &Bytes::from(bytes)).await? {
+    match create_exact(shared.env.store.bulk.as_ref(), &key, &Bytes::from(bytes)).await? {
         Placed::Ours => Ok(()),
         Placed::Other(_) => {
             let why = "stands already, with bytes that we did not write".to_owned();

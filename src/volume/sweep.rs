@@ -111,7 +111,7 @@ impl Collector {
         let shared = &self.shared;
         let mut after = None;
         loop {
-            let listing = shared.env.store.list(&shared.keys.journal(), after.as_deref()).await?;
+            let listing = shared.env.store.bulk.list(&shared.keys.journal(), after.as_deref()).await?;
             for window in listing.entries.chunks(WINDOW) {
                 let mut garbage = Vec::new();
                 for entry in window {
@@ -165,7 +165,7 @@ impl Collector {
 
     /// A folded record. Of a large one only the table is read: what it tells to delete is asked about before.
     async fn folded_record(&self, slot: Slot, entry: &Entry) -> Result<Record, CheckedError> {
-        let (store, volume) = (self.shared.env.store.as_ref(), self.shared.keys.volume());
+        let (store, volume) = (self.shared.env.store.bulk.as_ref(), self.shared.keys.volume());
         if entry.size_bytes <= TABLE_BYTES {
             let decode = |body: &[u8]| Record::decode(volume, slot, body).map(|(record, _)| record);
             return fetch_checked(store, &entry.key, decode).await.map(|(record, _)| record);
@@ -215,7 +215,7 @@ impl Collector {
         let mut found = 0;
         let mut after = None;
         loop {
-            let listing = shared.env.store.list(prefix, after.as_deref()).await?;
+            let listing = shared.env.store.bulk.list(prefix, after.as_deref()).await?;
             let mut garbage = Vec::new();
             for entry in &listing.entries {
                 if self.is_orphan(&entry.key, needed).await? {

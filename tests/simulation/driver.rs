@@ -73,7 +73,7 @@ impl Driver {
     fn new(plan: Plan, print: bool) -> Self {
         let memory = MemoryStore::with_page_entries(7);
         let env = Environment {
-            store: std::sync::Arc::new(memory.clone()),
+            store: cairn::store::Classes::one(std::sync::Arc::new(memory.clone())),
             cache: PageCache::new(0, 1 << 20),
             budget: DirtyBudget::new(4096),
             entropy: Entropy::seeded(plan.seed),

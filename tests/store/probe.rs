@@ -10,8 +10,8 @@ use cairn::metrics::Metrics;
 use cairn::store::fault::{Action, Failure, Gate, Rule};
 use cairn::store::probe::{ProbeError, ProbeOptions, Violation, probe};
 use cairn::store::{
-    self, ByteRange, Condition, ETag, Error, Fault, Listing, Location, MemoryStore, Object, OpenError,
-    Operation, Options, S3Options, Store,
+    self, ByteRange, Classes, Condition, ETag, Error, Fault, Listing, Location, MemoryStore, Object,
+    OpenError, Operation, Options, S3Options, Store,
 };
 
 use crate::support::fake_s3::{FakeS3, Reply, error};
@@ -245,7 +245,7 @@ async fn a_refusal_is_reported_at_once() {
     }
 }
 
-async fn opened(location: &str, s3: S3Options) -> Result<Arc<dyn Store>, OpenError> {
+async fn opened(location: &str, s3: S3Options) -> Result<Classes, OpenError> {
     let location: Location = location.parse().expect("a location");
     let options = Options { s3, ..Options::default() };
     // What a caller spawns must be `Send`.

@@ -3,6 +3,7 @@
 mod bench;
 mod deletion;
 mod durability;
+mod huge;
 mod model;
 mod picture;
 mod recovery;

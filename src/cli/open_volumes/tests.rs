@@ -25,7 +25,7 @@ struct Gateway {
 
 fn environment(store: &MemoryStore, seed: u64) -> Environment {
     Environment {
-        store: Arc::new(store.clone()),
+        store: crate::store::Classes::one(Arc::new(store.clone())),
         cache: PageCache::new(16 << 20, 1 << 20),
         budget: DirtyBudget::new(16 << 20),
         entropy: Entropy::seeded(seed),
@@ -198,7 +198,8 @@ async fn it_is_ready_while_the_store_answers_and_no_configured_volume_is_lost() 
     let (first, second) = (gateway(&store, 1, None), gateway(&store, 2, None));
     first.volumes.open_configured("a", false).await.unwrap();
     let fault = Fault::new(Arc::new(store.clone()), 0);
-    let env = Environment { store: Arc::new(fault.clone()), ..environment(&store, 3) };
+    let env =
+        Environment { store: crate::store::Classes::one(Arc::new(fault.clone())), ..environment(&store, 3) };
     let catalogue = Arc::new(Catalogue::new(env.clone(), Duration::ZERO));
     let exports = Arc::new(gateway(&store, 4, None).exports);
     let server = server::Server::new(exports, server::Options::default(), Metrics::new().server());
