@@ -14,10 +14,10 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
+use super::chunk::FRAME_BYTES;
 use super::clean::{Cached, Clean, HeldPages};
 use super::error::Error;
 use super::fetch::{CacheKey, Check, Fetch};
-use super::geometry::PAGE_BYTES;
 use super::map::MapPage;
 use super::piece::own;
 use super::signal::Signal;
@@ -256,7 +256,7 @@ impl PageCache {
         self.clean.counts.read_ahead(wanted, &missing);
         missing.sort_by_key(|place| (wanted[*place].object, wanted[*place].at));
         let follows = |before: &usize, next: &usize| wanted[*next].lies_behind(&wanted[*before]);
-        let most = usize::try_from(self.get_bytes / PAGE_BYTES).unwrap_or(usize::MAX).max(1);
+        let most = usize::try_from(self.get_bytes / FRAME_BYTES).unwrap_or(usize::MAX).max(1);
         let mut turns = Vec::new();
         for get in missing.chunk_by(follows).flat_map(|run| run.chunks(most)) {
             turns.push(self.fetch_at_turn(store, wanted, get));

@@ -17,7 +17,7 @@ use super::base::{self, LoadedMapPage, Mapped};
 use super::collect::{Collector, Garbage, Trash};
 use super::error::Error;
 use super::fetch::{CacheKey, Unit};
-use super::geometry::{ChunkIndex, Geometry, MAP_PAGE_ENTRIES};
+use super::geometry::{ChunkIndex, MAP_PAGE_ENTRIES};
 use super::head::Checkpoint;
 use super::keys::{ObjectId, Slot};
 use super::lease::HeadHandle;
@@ -29,6 +29,7 @@ use super::root::{KeptRoot, MapPageRef, Root, RootTable};
 use super::shared::Shared;
 use super::state::{Committed, Stage, State};
 use super::store_exact::{Placed, create_exact};
+use super::uniform;
 use crate::metrics::labels::{FoldResult, ObjectKind};
 use crate::mutant::{self, Mutant};
 
@@ -316,10 +317,10 @@ impl Folder {
         let mut root = Root { commit: checkpoint.slot, ..old.clone() };
         let mut affected = BTreeSet::new();
         for (range, piece) in folding.pieces.iter() {
-            let touched = self.map_pages_of(&range);
+            let touched = uniform::map_pages_of(shared.geometry, &range);
             match piece {
                 Piece::Zero { hole } => {
-                    let whole = self.whole_map_pages(&range);
+                    let whole = uniform::whole_map_pages(shared.geometry, shared.size_bytes, &range);
                     affected.extend(touched.start..whole.start);
                     affected.extend(whole.end..touched.end);
                     if !whole.is_empty() {
@@ -339,26 +340,6 @@ impl Folder {
         Ok(Some(root))
     }
 
-    /// The map pages that a range touches.
-    fn map_pages_of(&self, range: &Range<u64>) -> Range<u32> {
-        let page_bytes = self.shared.geometry.map_page_bytes();
-        number_of(range.start / page_bytes)..number_of(range.end.div_ceil(page_bytes))
-    }
-
-    /// The map pages that a range covers; without any, they begin and end within what it touches.
-    fn whole_map_pages(&self, range: &Range<u64>) -> Range<u32> {
-        let page_bytes = self.shared.geometry.map_page_bytes();
-        let touched = self.map_pages_of(range);
-        // The last map page of a volume may reach beyond its end: nothing there was ever written.
-        let ends_whole = range.end.is_multiple_of(page_bytes) || range.end == self.shared.size_bytes;
-        let end = if ends_whole { touched.end } else { touched.end - 1 };
-        let start = number_of(range.start.div_ceil(page_bytes)).min(touched.end);
-        if mutant::is(Mutant::ZeroReachesTooFar) {
-            return touched;
-        }
-        start..end.max(start)
-    }
-
     async fn fold_map_page(
         &self,
         old: &Root,
@@ -376,7 +357,7 @@ impl Folder {
         let (map, mut entries) = match base::map_page(&shared.env, shared.keys, geometry, old, number).await?
         {
             Mapped::Holes => (None, BTreeMap::new()),
-            Mapped::Zeroed(birth) => (None, zeroed_entries(geometry, chunks, birth)),
+            Mapped::Zeroed(birth) => (None, uniform::zeroed_entries(geometry, chunks, birth)),
             Mapped::Page(map) => {
                 let entries = map.page.entries();
                 (Some(map), entries)
@@ -397,7 +378,7 @@ impl Folder {
             entries.insert(index.slot(), entry);
         }
         let origins = map.as_ref().map(|map| map.page.origins().to_vec()).unwrap_or_default();
-        if let Some(birth) = zeroed_throughout(geometry, chunks, &entries) {
+        if let Some(birth) = uniform::zeroed_throughout(geometry, chunks, &entries) {
             return Ok(FoldedPage::Uniform(Some(birth)));
         }
         let page = MapPage::new(number, geometry, origins, &entries);
@@ -476,34 +457,6 @@ impl Folder {
         }
         touched
     }
-}
-
-fn number_of(map_page: u64) -> u32 {
-    u32::try_from(map_page).expect("a volume has at most 65,536 map pages")
-}
-
-/// The entries of the first `chunks` chunks of a uniform map page.
-fn zeroed_entries(geometry: Geometry, chunks: u64, birth: Slot) -> BTreeMap<u16, Entry> {
-    let entry = Entry {
-        birth: Some(birth),
-        allocated: PageSet::first(geometry.pages_per_chunk()),
-        ..Entry::default()
-    };
-    (0..u16::try_from(chunks).expect("at most 4,096")).map(|slot| (slot, entry.clone())).collect()
-}
-
-/// The newest birth of the entries, if all `chunks` chunks of the map page are there, allocated and zeros.
-fn zeroed_throughout(geometry: Geometry, chunks: u64, entries: &BTreeMap<u16, Entry>) -> Option<Slot> {
-    let allocated = PageSet::first(geometry.pages_per_chunk());
-    let is_zeroed = |entry: &Entry| {
-        entry.base.is_none()
-            && entry.packs.is_empty()
-            && entry.damage.is_empty()
-            && entry.allocated == allocated
-    };
-    let looked_at = if mutant::is(Mutant::ZerosSwallowData) { 1 } else { entries.len() };
-    let all = entries.len() as u64 == chunks && entries.values().take(looked_at).all(is_zeroed);
-    entries.values().filter_map(|entry| entry.birth).max().filter(|_| all)
 }
 
 /// Whether a root names a chunk object of ours.

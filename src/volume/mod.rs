@@ -42,6 +42,7 @@ pub mod signal;
 pub mod state;
 mod store_exact;
 mod sweep;
+mod uniform;
 mod upload;
 
 pub use cache::PageCache;

@@ -164,6 +164,7 @@ async fn a_cache_of_the_whole_disk_ends_where_the_clean_cache_does() {
     volume.prefetch(0, TIB).await.unwrap();
     let got = bench.gets("/chunk/").bytes;
     assert!((24 * MIB..=33 * MIB).contains(&got), "{got} bytes were fetched into a cache of 32 MiB");
+    env.cache.settle().await;
     assert!(env.cache.held_bytes() <= 32 * MIB, "{} bytes are held", env.cache.held_bytes());
     volume.close().await.unwrap();
 }
@@ -204,7 +205,7 @@ fn slow(bench: &Bench) {
 #[tokio::test(start_paused = true)]
 async fn nothing_waits_behind_a_cache_of_much() {
     let mut bench = Bench::new(TIB).await;
-    bench.options.head_interval = Duration::from_secs(1);
+    bench.options.lease_ttl = Duration::from_secs(3);
     let (_env, volume) = filled(&mut bench, 128, 512, 4).await;
     slow(&bench);
     let command = tokio::spawn({
