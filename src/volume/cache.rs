@@ -277,7 +277,7 @@ impl PageCache {
             }));
         }
         for load in waits {
-            load.wait(|loaded| loaded.as_ref().map(drop)).await;
+            load.wait(|loaded| loaded.is_some().then_some(())).await;
         }
     }
 

@@ -127,7 +127,7 @@ impl Shared {
         let held = self.env.cache.pages();
         let mut at = 0;
         while at < self.size_bytes {
-            let window = self.window(at..self.size_bytes, PIECES);
+            let window = self.window(at..self.size_bytes, PIECES, u64::MAX);
             at = window.range.end;
             let is_looked_at = loads.note(&window);
             let range = window.range;

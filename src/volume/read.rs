@@ -235,9 +235,9 @@ impl Shared {
         }
     }
 
-    /// The first part of a range, not empty, that is looked at at once: of one kind in the map, and with at most `pieces`
-    /// pieces in each layer. It bounds the work; what the part is when it is looked at may have changed.
-    pub(super) fn window(&self, range: Range<u64>, pieces: usize) -> Window {
+    /// The first part of a range, not empty, that is looked at at once: of one kind in the map, with at most `pieces`
+    /// pieces in each layer, and at most `mapped_bytes` bytes of what a map page covers. It bounds the work; what the part is when it is looked at may have changed.
+    pub(super) fn window(&self, range: Range<u64>, pieces: usize, mapped_bytes: u64) -> Window {
         let (reach, root) = {
             let state = self.state.lock();
             (state.reach(self.geometry, &range, pieces), Arc::clone(&state.root))
@@ -246,9 +246,10 @@ impl Shared {
         let (stretch, next) = root.stretch(number);
         let end = reach.min(range.end).min(u64::from(next) * self.geometry.map_page_bytes());
         match stretch {
-            Stretch::Page(_) => {
-                Window { range: range.start..end.min(range.start + WINDOW_BYTES), map_page: Some(number) }
-            }
+            Stretch::Page(_) => Window {
+                range: range.start..end.min(range.start.saturating_add(mapped_bytes)),
+                map_page: Some(number),
+            },
             Stretch::Holes | Stretch::Zeroed(_) => Window { range: range.start..end, map_page: None },
         }
     }
@@ -268,7 +269,7 @@ impl Shared {
         let mut map_pages = Loads::new(CACHE_MAP_PAGES);
         let mut at = range.start;
         while at < range.end && self.state.lock().status == Status::Serving {
-            let window = self.window(at..range.end, CACHE_PIECES);
+            let window = self.window(at..range.end, CACHE_PIECES, WINDOW_BYTES);
             if !map_pages.note(&window) {
                 break;
             }
@@ -301,7 +302,7 @@ impl Shared {
             if at == range.end {
                 break;
             }
-            let window = self.window(at..range.end, PIECES).range;
+            let window = self.window(at..range.end, PIECES, WINDOW_BYTES).range;
             at = window.end;
             for (range, hole, zero) in self.look_up(&window, |resolved| self.allocation_of(resolved)).await? {
                 let length = range.end - range.start;
