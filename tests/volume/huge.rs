@@ -74,6 +74,8 @@ async fn zeroing_a_pebibyte_writes_no_map_page() {
         [&[0; 4096][..], &pattern(2, 4096), &[0; 8192]].concat()
     );
     assert_eq!(read(&volume, 5 * TIB, 4096).await, [0; 4096]);
+    // The look for leftovers, which begins with the opening, asks the first root for the chunk of a folded record.
+    quiesce().await;
     bench.memory.reset_tallies();
     zero(&volume, 0..PIB, true).await;
     volume.checkpoint().await.unwrap();
