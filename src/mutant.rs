@@ -86,6 +86,10 @@ mutants! {
     FoldsNewer = "folds-newer",
     /// A fold loses the last of several changes of a page.
     FoldEdgeLost = "fold-edge-lost",
+    /// A fold takes a map page that a TRIM or a zeroing covers in part for one that it covers whole.
+    ZeroReachesTooFar = "zero-reaches-too-far",
+    /// A fold takes a map page for zeros throughout although some of its chunks have data.
+    ZerosSwallowData = "zeros-swallow-data",
     /// What was committed during a fold is dropped with what was folded.
     NewerDropped = "newer-dropped",
     /// The page of an older chunk object is cached under the newer one's name.

@@ -104,7 +104,7 @@ settings! {
         create_bucket: bool = false, Any;
         /// When a start races the store, to see whether it heeds conditions: `once`, until the object `probe/passed` says that it passed, or `always`.
         probe: String = "once".to_owned(), &["once", "always"][..];
-        /// Requests to the store at a time.
+        /// Requests to the store at a time, for reads, for commits and for their chunks each; background work gets a quarter as many.
         concurrency: u32 = 64, 1..=4096;
         /// Time to connect to the S3 service.
         connect_timeout: Duration = seconds(5), milliseconds(100)..=seconds(300);

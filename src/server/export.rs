@@ -166,7 +166,7 @@ pub trait Export: Send + Sync + 'static {
         fua: bool,
     ) -> Result<(), ExportError>;
 
-    /// Brings the range into the cache (`NBD_CMD_CACHE`).
+    /// Brings the range into the cache (`NBD_CMD_CACHE`), or as much of it as that holds. May be dropped at any await point.
     async fn cache(&self, offset: u64, length: u64) -> Result<(), ExportError>;
 
     /// Allocation of the range: at most `limit` extents, the first at `offset`, adjacent ones alike merged. May end

@@ -11,11 +11,12 @@ use std::time::Duration;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use super::connection::Shared;
 use super::dispatch::{Job, Refused, Rules};
 use super::drain::Drain;
-use super::execute::{Answered, execute};
+use super::execute::{Answer, Answered, execute};
 use super::export::{Export, ExportError};
 use super::in_flight::{Charge, InFlight};
 use super::outgoing::Outgoing;
@@ -93,12 +94,14 @@ pub(crate) async fn run(transmission: Transmission, shared: &Shared) -> Result<E
         replies,
         tasks: Arc::clone(tasks),
         drain: drain.clone(),
+        over: CancellationToken::new(),
     };
     let end = tokio::select! {
         biased;
         end = receiver.receive() => end,
         () = closed.closed() => Err(Broken::Write),
     };
+    receiver.over.cancel();
     let Receiver { mut requests, replies, .. } = receiver;
     drop((replies, closed));
     in_flight.wait_until_idle().await;
@@ -124,6 +127,8 @@ struct Receiver {
     replies: mpsc::Sender<Answered>,
     tasks: Arc<Tasks>,
     drain: Drain,
+    /// Cancelled when no more requests come.
+    over: CancellationToken,
 }
 
 impl Receiver {
@@ -184,8 +189,19 @@ impl Receiver {
         let charge = self.in_flight.charge(job.payload_bytes(&request)).await;
         let payload = self.requests.payload(request.payload_length(self.rules.headers)).await?;
         let (rules, export, replies) = (self.rules, Arc::clone(&self.export), self.replies.clone());
+        let ends_early = matches!(job, Job::Cache { .. }).then(|| (self.over.clone(), self.drain.clone()));
         let mut work = Box::pin(async move {
-            let outcome = execute(&*export, &rules, &request, job, payload).await;
+            let outcome = execute(&*export, &rules, &request, job, payload);
+            let outcome = match ends_early {
+                None => outcome.await,
+                // A CACHE is a hint, and may take long: it keeps nobody waiting who wants to leave.
+                Some((over, drain)) => tokio::select! {
+                    biased;
+                    outcome = outcome => outcome,
+                    () = over.cancelled() => Ok(Answer::Done),
+                    () = drain.cancelled() => Ok(Answer::Done),
+                },
+            };
             drop(export);
             let Request { cookie, offset, .. } = request;
             let answered = Answered { headers: rules.headers, cookie, offset, outcome, _charge: charge };
@@ -200,12 +216,7 @@ impl Receiver {
         Ok(())
     }
 
-    fn answered(
-        &self,
-        request: &Request,
-        outcome: Result<super::execute::Answer, ExportError>,
-        charge: Charge,
-    ) -> Answered {
+    fn answered(&self, request: &Request, outcome: Result<Answer, ExportError>, charge: Charge) -> Answered {
         let &Request { cookie, offset, .. } = request;
         Answered { headers: self.rules.headers, cookie, offset, outcome, _charge: charge }
     }

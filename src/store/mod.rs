@@ -3,6 +3,7 @@
 //! Knows nothing of volumes: keys are strings, bodies are bytes. Invariant: an error never stands for a result; a
 //! body is whole or it is an error.
 
+pub mod classes;
 pub mod error;
 pub mod fault;
 pub mod instrument;
@@ -25,6 +26,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use crate::metrics::StoreOperation as Operation;
+pub use classes::Classes;
 pub use error::Error;
 pub use fault::Fault;
 pub use instrument::Instrument;

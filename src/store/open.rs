@@ -12,7 +12,9 @@ use crate::metrics::StoreMetrics;
 
 use super::probe::{self, Occasion, ProbeError, ProbeOptions};
 use super::retry::RetryOptions;
-use super::{Error, Instrument, Limit, LocalStore, Location, Retry, S3Options, S3Store, Setup, Store};
+use super::{
+    Classes, Error, Instrument, Limit, LocalStore, Location, Retry, S3Options, S3Store, Setup, Store,
+};
 
 /// How to use a store.
 #[derive(Clone, Debug)]
@@ -91,7 +93,7 @@ pub struct Drawn {
 #[derive(Clone, Debug)]
 pub struct Opened {
     /// The store.
-    pub store: Arc<dyn Store>,
+    pub store: Classes,
     /// The same, for its owner.
     pub control: Control,
 }
@@ -99,14 +101,15 @@ pub struct Opened {
 /// What the owner of an open store can do besides reading and writing.
 #[derive(Clone, Debug)]
 pub struct Control {
-    retry: Arc<Retry>,
+    /// One for each class of requests.
+    retries: Vec<Arc<Retry>>,
     bucket: Option<Arc<S3Store>>,
 }
 
 impl Control {
     /// Disks are in use from now on: see [`Retry::wait_out_refusals`].
     pub fn wait_out_refusals(&self) {
-        self.retry.wait_out_refusals();
+        self.retries.iter().for_each(|retry| retry.wait_out_refusals());
     }
 
     /// Resolves the credentials again: see [`S3Store::renew_credentials`]. A directory has none.
@@ -142,8 +145,7 @@ pub async fn open(
             (Arc::<S3Store>::clone(&bucket) as _, Some(bucket))
         }
     };
-    let counted = Arc::new(Instrument::new(backend, metrics.clone()));
-    let limited = Arc::new(Limit::new(counted, options.concurrency, metrics.clone()));
+    let counted: Arc<dyn Store> = Arc::new(Instrument::new(backend, metrics.clone()));
     if let Some(probe) = &options.probe {
         let (against, at) = match &bucket {
             None => (whole(location), location.to_string()),
@@ -153,11 +155,20 @@ pub async fn open(
             }
         };
         let occasion = Occasion { nonce: &drawn.nonce, against: &against, now_seconds: drawn.now_seconds };
-        let probed = probe::ensure(limited.as_ref(), probe, &occasion).await;
+        let limited = Limit::new(Arc::clone(&counted), options.concurrency, metrics.clone());
+        let probed = probe::ensure(&limited, probe, &occasion).await;
         probed.map_err(|source| OpenError::Probe { at, source })?;
     }
-    let retry = Arc::new(Retry::new(limited, options.retry, metrics, drawn.seed));
-    Ok(Opened { store: Arc::<Retry>::clone(&retry) as _, control: Control { retry, bucket } })
+    let mut retries = Vec::new();
+    let mut seed = drawn.seed;
+    let retried = |limited| -> Arc<dyn Store> {
+        let retry = Arc::new(Retry::new(limited, options.retry, metrics.clone(), seed));
+        seed = seed.wrapping_add(1);
+        retries.push(Arc::clone(&retry));
+        retry
+    };
+    let store = Classes::limited(&counted, options.concurrency, &metrics, retried);
+    Ok(Opened { store, control: Control { retries, bucket } })
 }
 
 /// A directory with its path from the root, so that it is the same from wherever it is opened.

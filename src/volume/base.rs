@@ -12,8 +12,9 @@ use super::fetch::{CacheKey, Check, Fetch, Source, Unit};
 use super::frame::Place;
 use super::geometry::{ChunkIndex, Geometry, PAGE_BYTES, SECTOR_BYTES};
 use super::keys::Keys;
+use super::keys::Slot;
 use super::map::{Damage, Entry, MapPage};
-use super::root::{MapPageRef, Root};
+use super::root::{MapPageRef, Root, Stretch};
 use super::shared::Environment;
 use super::store_exact::{CheckedError, fetch_checked};
 use crate::store;
@@ -57,7 +58,18 @@ impl LoadedMapPage {
     }
 }
 
-/// Loads map page `number` of `root`; `None` where the root has none: all holes.
+/// What a root has for a map page.
+#[derive(Clone, Debug)]
+pub enum Mapped {
+    /// Holes throughout.
+    Holes,
+    /// Allocated zeros throughout, as of this commit.
+    Zeroed(Slot),
+    /// An object.
+    Page(LoadedMapPage),
+}
+
+/// Loads map page `number` of `root`, if that is an object.
 ///
 /// # Errors
 /// If it cannot be had whole.
@@ -67,8 +79,12 @@ pub async fn map_page(
     geometry: Geometry,
     root: &Root,
     number: u32,
-) -> Result<Option<LoadedMapPage>, Error> {
-    let Some(&MapPageRef { origin, id }) = root.map_pages.get(&number) else { return Ok(None) };
+) -> Result<Mapped, Error> {
+    let MapPageRef { origin, id } = match root.stretch(number).0 {
+        Stretch::Holes => return Ok(Mapped::Holes),
+        Stretch::Zeroed(birth) => return Ok(Mapped::Zeroed(birth)),
+        Stretch::Page(reference) => reference,
+    };
     let owner = match origin {
         0 => keys,
         other => Keys::new(root.origins[usize::from(other) - 1]),
@@ -85,7 +101,7 @@ pub async fn map_page(
         }
     };
     let page = env.cache.map_page(cache_key, load).await?;
-    Ok(Some(LoadedMapPage { page, owner }))
+    Ok(Mapped::Page(LoadedMapPage { page, owner }))
 }
 
 /// How to have page `page` of chunk `index`, if it is stored.
@@ -139,10 +155,12 @@ pub async fn resolve(
     let mut at = range.start;
     while at < range.end {
         let number = geometry.chunk_at(at).map_page();
-        let end = range.end.min((u64::from(number) + 1) * geometry.map_page_bytes());
+        let next = root.stretch(number).1;
+        let end = range.end.min(u64::from(next) * geometry.map_page_bytes());
         match map_page(env, keys, geometry, root, number).await? {
-            None => parts.push((at..end, BasePart::Zero { hole: true })),
-            Some(map) => resolve_page(&map, geometry, at..end, &mut parts),
+            Mapped::Holes => push_zero(&mut parts, at..end, true),
+            Mapped::Zeroed(_) => push_zero(&mut parts, at..end, false),
+            Mapped::Page(map) => resolve_page(&map, geometry, at..end, &mut parts),
         }
         at = end;
     }

@@ -9,9 +9,12 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::stream::{self, StreamExt as _};
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 use uuid::Uuid;
 
+use super::chunk::FRAME_BYTES;
 use super::clean::{Cached, Clean, HeldPages};
 use super::error::Error;
 use super::fetch::{CacheKey, Check, Fetch};
@@ -23,6 +26,9 @@ use crate::metrics::VolumeMetrics;
 use crate::mutant::{self, Mutant};
 use crate::store::{self, ByteRange, Store};
 use crate::task::Tasks;
+
+/// GETs at a time, of the whole process, for what clients asked to have brought in by CACHE.
+pub const AHEAD_GETS: usize = 8;
 
 /// Whether what is fetched stays in the cache.
 #[derive(Clone, Copy)]
@@ -45,6 +51,8 @@ pub struct PageCache {
     clean: Arc<Clean>,
     loading: Arc<Mutex<Loading>>,
     get_bytes: u64,
+    /// A permit for each GET of what somebody asked to have brought in.
+    ahead: Arc<Semaphore>,
     tasks: Tasks,
 }
 
@@ -73,6 +81,7 @@ impl PageCache {
             clean: Arc::new(Clean::new(bytes, eager)),
             loading: Arc::new(Mutex::new(BTreeMap::new())),
             get_bytes,
+            ahead: Arc::new(Semaphore::new(AHEAD_GETS)),
             tasks: Tasks::new(),
         })
     }
@@ -80,6 +89,12 @@ impl PageCache {
     /// Makes it one of at most `bytes` bytes; what does not fit goes at once.
     pub async fn resize(&self, bytes: u64) {
         self.clean.resize(bytes).await;
+    }
+
+    /// Bytes that it holds at most.
+    #[must_use]
+    pub fn capacity_bytes(&self) -> u64 {
+        self.clean.capacity_bytes()
     }
 
     /// Bytes held.
@@ -233,6 +248,39 @@ impl PageCache {
         }
     }
 
+    /// Fetches what is neither in memory nor on its way, [`AHEAD_GETS`] GETs at a time for the whole process, and waits for
+    /// it. A load begins only when it has its turn, so that a reader who joins one never waits for those before it.
+    pub async fn fetch_ahead(&self, store: &Arc<dyn Store>, wanted: &[Fetch]) {
+        let mut missing: Vec<usize> =
+            (0..wanted.len()).filter(|place| !self.contains(&wanted[*place].key)).collect();
+        self.clean.counts.read_ahead(wanted, &missing);
+        missing.sort_by_key(|place| (wanted[*place].object, wanted[*place].at));
+        let follows = |before: &usize, next: &usize| wanted[*next].lies_behind(&wanted[*before]);
+        let most = usize::try_from(self.get_bytes / FRAME_BYTES).unwrap_or(usize::MAX).max(1);
+        let mut turns = Vec::new();
+        for get in missing.chunk_by(follows).flat_map(|run| run.chunks(most)) {
+            turns.push(self.fetch_at_turn(store, wanted, get));
+        }
+        stream::iter(turns).buffer_unordered(AHEAD_GETS).collect::<()>().await;
+    }
+
+    async fn fetch_at_turn(&self, store: &Arc<dyn Store>, wanted: &[Fetch], places: &[usize]) {
+        let turn = Arc::clone(&self.ahead).acquire_owned().await.expect("the semaphore is never closed");
+        let turn = Arc::new(turn);
+        let (waits, runs) = self.begin(wanted, places);
+        for begun in runs {
+            let load = begun.load(Arc::clone(store), Arc::clone(&self.clean), Keep::Cached);
+            let turn = Arc::clone(&turn);
+            drop(self.tasks.spawn_until_cancelled(async move {
+                load.await;
+                drop(turn);
+            }));
+        }
+        for load in waits {
+            load.wait(|loaded| loaded.is_some().then_some(())).await;
+        }
+    }
+
     /// Joins or begins the load of each of `missing`: what to wait for, and a GET for each run of neighbours.
     fn begin(&self, wanted: &[Fetch], missing: &[usize]) -> (Vec<Arc<Load>>, Vec<Begun>) {
         let mut waits = Vec::with_capacity(missing.len());
@@ -273,10 +321,7 @@ impl Begun {
     /// Whether a piece lies right behind the others, and one GET can have them all.
     fn is_followed_by(&self, fetch: &Fetch, get_bytes: u64) -> bool {
         let (first, last) = (&self.run[0].0, &self.run[self.run.len() - 1].0);
-        last.object == fetch.object
-            && last.key.volume == fetch.key.volume
-            && last.at + last.stored_bytes() == fetch.at
-            && fetch.at + fetch.stored_bytes() - first.at <= get_bytes
+        fetch.lies_behind(last) && fetch.at + fetch.stored_bytes() - first.at <= get_bytes
     }
 
     /// Loads the run of neighbours.

@@ -194,6 +194,7 @@ async fn make(
         geometry,
         origins: Vec::new(),
         map_pages: std::collections::BTreeMap::new(),
+        zeroed: super::interval::IntervalMap::default(),
     };
     let kept = KeptRoot { parent: None, ..KeptRoot::current(&root, root_id) };
     let table = RootTable { id: table_id, roots: vec![kept] };

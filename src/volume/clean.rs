@@ -97,6 +97,11 @@ impl Clean {
         new.run_pending_tasks().await;
     }
 
+    /// Bytes that it holds at most.
+    pub(super) fn capacity_bytes(&self) -> u64 {
+        self.pieces.load().policy().max_capacity().unwrap_or(u64::MAX)
+    }
+
     /// Bytes held.
     pub(super) fn held_bytes(&self) -> u64 {
         self.pieces.load().weighted_size()

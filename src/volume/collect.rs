@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::base;
+use super::base::{self, Mapped};
 use super::error::{Error, OpenError};
 use super::fold::names_chunk;
 use super::keys::{ObjectId, Parsed, Slot};
@@ -296,7 +296,7 @@ impl Collector {
         for batch in names.chunks(DELETE_KEYS) {
             let batch = self.without_used(batch).await?;
             self.check_epoch().await?;
-            self.shared.env.store.delete(&batch).await?;
+            self.shared.env.store.bulk.delete(&batch).await?;
         }
         Ok(())
     }
@@ -426,14 +426,16 @@ impl Collector {
         let shared = &self.shared;
         let load = |root| base::map_page(&shared.env, shared.keys, shared.geometry, root, number);
         let page = match load(root).await {
-            Ok(Some(page)) => page,
+            Ok(Mapped::Page(page)) => page,
             // Deleted by an earlier attempt, after the objects that it named.
-            Ok(None) | Err(Error::Lost { .. }) => return Ok(Vec::new()),
+            Ok(Mapped::Holes | Mapped::Zeroed(_)) | Err(Error::Lost { .. }) => return Ok(Vec::new()),
             Err(error) => return Err(error),
         };
         let mut others = Vec::new();
         for neighbour in neighbours {
-            others.extend(load(neighbour).await?);
+            if let Mapped::Page(page) = load(neighbour).await? {
+                others.push(page);
+            }
         }
         let base_of = |entry: &Entry| entry.base.filter(|base| base.origin == 0).map(|base| base.id);
         let mut names = Vec::new();

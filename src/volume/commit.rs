@@ -239,13 +239,13 @@ impl Shared {
         let begun = Instant::now();
         let key = self.keys.record(slot);
         if let Some(recut) = recut {
-            let first = create_exact(self.env.store.as_ref(), &key, &body);
+            let first = create_exact(self.env.store.journal.as_ref(), &key, &body);
             if tokio::time::timeout(Duration::from_millis(500), first).await.is_err() {
                 body = recut;
             }
         }
         loop {
-            match create_exact(self.env.store.as_ref(), &key, &body).await {
+            match create_exact(self.env.store.journal.as_ref(), &key, &body).await {
                 Ok(Placed::Other(_)) if mutant::is(Mutant::TakenSlotIgnored) => break,
                 Ok(Placed::Ours) => {
                     self.metrics.put_bytes.of(ObjectKind::Journal).inc_by(body.len() as u64);

@@ -123,7 +123,7 @@ impl Volume {
         if let Some(ahead) = ahead {
             let shared = Arc::clone(&self.shared);
             self.shared.tasks.spawn_until_cancelled(async move {
-                if let Err(error) = shared.prefetch(ahead).await {
+                if let Err(error) = shared.read_ahead(ahead).await {
                     tracing::debug!("read-ahead failed: {error}");
                 }
             });
@@ -197,7 +197,8 @@ impl Volume {
         Ok(())
     }
 
-    /// Starts bringing a range into the cache.
+    /// Brings a range into the cache, as far as that holds it; other work in the store goes first. May be dropped at any
+    /// time.
     ///
     /// # Errors
     /// If the range is not within the volume, or its map cannot be read.

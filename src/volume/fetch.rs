@@ -123,6 +123,14 @@ impl Fetch {
             }
     }
 
+    /// Whether it lies right behind another in the same object.
+    #[must_use]
+    pub fn lies_behind(&self, other: &Self) -> bool {
+        other.object == self.object
+            && other.key.volume == self.key.volume
+            && other.at + other.stored_bytes() == self.at
+    }
+
     /// Whether the payload, and what follows it, is what was written.
     #[must_use]
     pub fn verify(&self, stored: &[u8]) -> bool {

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use tokio::sync::{mpsc, oneshot};
 
-use super::base::{self, LoadedMapPage};
+use super::base::{self, LoadedMapPage, Mapped};
 use super::collect::{Collector, Garbage, TableFull, Trash};
 use super::error::Error;
 use super::fetch::{CacheKey, Unit};
@@ -21,7 +21,7 @@ use super::geometry::{ChunkIndex, MAP_PAGE_ENTRIES};
 use super::head::Checkpoint;
 use super::keys::{ObjectId, Slot};
 use super::lease::HeadHandle;
-use super::made::Made;
+use super::made::{FoldedPage, Made};
 use super::map::{Base, Entry, MapPage};
 use super::page_set::PageSet;
 use super::piece::Piece;
@@ -29,6 +29,7 @@ use super::root::{KeptRoot, MapPageRef, Root, RootTable};
 use super::shared::Shared;
 use super::state::{Committed, Stage, State};
 use super::store_exact::{Placed, create_exact};
+use super::uniform;
 use crate::metrics::labels::{FoldResult, ObjectKind};
 use crate::mutant::{self, Mutant};
 
@@ -318,26 +319,34 @@ impl Folder {
             return Ok(None);
         }
         let shared = &self.shared;
-        let page_bytes = shared.geometry.map_page_bytes();
+        let mut root = Root { commit: checkpoint.slot, ..old.clone() };
         let mut affected = BTreeSet::new();
-        for (range, _) in folding.pieces.iter() {
-            affected.extend(range.start / page_bytes..range.end.div_ceil(page_bytes));
+        for (range, piece) in folding.pieces.iter() {
+            let touched = uniform::map_pages_of(shared.geometry, &range);
+            match piece {
+                Piece::Zero { hole } => {
+                    let whole = uniform::whole_map_pages(shared.geometry, shared.size_bytes, &range);
+                    affected.extend(touched.start..whole.start);
+                    affected.extend(whole.end..touched.end);
+                    if !whole.is_empty() {
+                        root.set_uniform(whole, (!hole).then_some(checkpoint.slot));
+                    }
+                }
+                _ => affected.extend(touched),
+            }
         }
-        let mut map_pages = old.map_pages.clone();
         for number in affected {
-            let number = u32::try_from(number).expect("a volume has at most 65,536 map pages");
             let folded = match made.finished_map_page(number) {
                 Some(folded) => folded,
                 None => self.fold_map_page(old, folding, checkpoint.slot, number, made).await?,
             };
             made.finish_map_page(number, folded);
             match folded {
-                Some(id) => map_pages.insert(number, MapPageRef { origin: 0, id }),
-                None => map_pages.remove(&number),
-            };
+                FoldedPage::Object(id) => root.set_page(number, MapPageRef { origin: 0, id }),
+                FoldedPage::Uniform(zeroed) => root.set_uniform(number..number + 1, zeroed),
+            }
         }
-        let id = shared.next_id();
-        let root = Root { id, commit: checkpoint.slot, map_pages, ..old.clone() };
+        root.id = shared.next_id();
         Ok(Some(root))
     }
 
@@ -348,19 +357,22 @@ impl Folder {
         birth: Slot,
         number: u32,
         made: &Made,
-    ) -> Result<Option<ObjectId>, Error> {
+    ) -> Result<FoldedPage, Error> {
         let shared = &self.shared;
         let geometry = shared.geometry;
         let start = u64::from(number) * geometry.map_page_bytes();
         let covers = start..(start + geometry.map_page_bytes()).min(shared.size_bytes);
         let changes: Vec<(Range<u64>, Piece)> = folding.pieces.overlaps(covers.clone()).collect();
-        if let [(range, Piece::Zero { hole: true })] = &changes[..]
-            && *range == covers
+        let chunks = (covers.end - covers.start).div_ceil(geometry.chunk_bytes());
+        let (map, mut entries) = match base::map_page(&shared.env, shared.keys, geometry, old, number).await?
         {
-            return Ok(None);
-        }
-        let map = base::map_page(&shared.env, shared.keys, geometry, old, number).await?;
-        let mut entries = map.as_ref().map(|map| map.page.entries()).unwrap_or_default();
+            Mapped::Holes => (None, BTreeMap::new()),
+            Mapped::Zeroed(birth) => (None, uniform::zeroed_entries(geometry, chunks, birth)),
+            Mapped::Page(map) => {
+                let entries = map.page.entries();
+                (Some(map), entries)
+            }
+        };
         let touched = self.fold_whole_chunks(&mut entries, changes, birth);
         let jobs = touched.into_iter().map(|(index, changes)| {
             let old = entries.get(&index.slot()).cloned().unwrap_or_default();
@@ -376,9 +388,12 @@ impl Folder {
             entries.insert(index.slot(), entry);
         }
         let origins = map.as_ref().map(|map| map.page.origins().to_vec()).unwrap_or_default();
+        if let Some(birth) = uniform::zeroed_throughout(geometry, chunks, &entries) {
+            return Ok(FoldedPage::Uniform(Some(birth)));
+        }
         let page = MapPage::new(number, geometry, origins, &entries);
         if page.is_empty() {
-            return Ok(None);
+            return Ok(FoldedPage::Uniform(None));
         }
         let id = shared.next_id();
         let volume = shared.keys.volume();
@@ -386,7 +401,7 @@ impl Folder {
         put_new(shared, ObjectKind::Map, made.note(key), page.encode(volume, id)).await?;
         let cache_key = CacheKey { volume, unit: Unit::Map(number, id) };
         shared.env.cache.insert_map_page(cache_key, Arc::new(page)).await;
-        Ok(Some(id))
+        Ok(FoldedPage::Object(id))
     }
 
     async fn rewrite(
@@ -466,7 +481,7 @@ pub(super) async fn names_chunk(
     id: ObjectId,
 ) -> Result<bool, Error> {
     let map = base::map_page(&shared.env, shared.keys, shared.geometry, root, index.map_page()).await?;
-    let Some(map) = map else { return Ok(false) };
+    let Mapped::Page(map) = map else { return Ok(false) };
     assert!(u32::from(index.slot()) < MAP_PAGE_ENTRIES, "a slot is one of a map page");
     let Some(base) = map.page.entry(index.slot()).and_then(|entry| entry.base) else { return Ok(false) };
     Ok(map.origin(base.origin) == shared.keys && base.id == id)
@@ -475,7 +490,7 @@ pub(super) async fn names_chunk(
 /// Creates an object under a name that was never used.
 async fn put_new(shared: &Shared, kind: ObjectKind, key: String, bytes: Vec<u8>) -> Result<(), Error> {
     shared.metrics.put_bytes.of(kind).inc_by(bytes.len() as u64);
-    match create_exact(shared.env.store.as_ref(), &key, &Bytes::from(bytes)).await? {
+    match create_exact(shared.env.store.bulk.as_ref(), &key, &Bytes::from(bytes)).await? {
         Placed::Ours => Ok(()),
         Placed::Other(_) => {
             let why = "stands already, with bytes that we did not write".to_owned();

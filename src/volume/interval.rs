@@ -20,7 +20,7 @@ impl Value for bool {
 }
 
 /// Disjoint ranges with values.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IntervalMap<V> {
     ranges: BTreeMap<u64, (u64, V)>,
 }
@@ -42,6 +42,25 @@ impl<V: Value> IntervalMap<V> {
     #[must_use]
     pub fn len(&self) -> usize {
         self.ranges.len()
+    }
+
+    /// The range that covers `at`, and its value.
+    #[must_use]
+    pub fn at(&self, at: u64) -> Option<(Range<u64>, &V)> {
+        let (&start, (end, value)) = self.ranges.range(..=at).next_back()?;
+        (at < *end).then_some((start..*end, value))
+    }
+
+    /// Where the first range begins that begins at `at` or later.
+    #[must_use]
+    pub fn next_start(&self, at: u64) -> Option<u64> {
+        self.ranges.range(at..).next().map(|(&start, _)| start)
+    }
+
+    /// The end of the first part of `range` in which at most `most` ranges begin; `most` is not 0.
+    #[must_use]
+    pub fn reach(&self, range: Range<u64>, most: usize) -> u64 {
+        self.ranges.range(range.clone()).nth(most).map_or(range.end, |(&start, _)| start)
     }
 
     /// Unmaps a range.

@@ -271,6 +271,18 @@ impl DirtyLayer {
         left
     }
 
+    /// The end of the first part of `range` of which the layer holds at most `most` blocks, chunks and zeroed ranges
+    /// each; `most` is not 0.
+    #[must_use]
+    pub fn reach(&self, geometry: Geometry, range: Range<u64>, most: usize) -> u64 {
+        let touched = range.start / BLOCK_BYTES..range.end.div_ceil(BLOCK_BYTES);
+        let block = self.blocks.range(touched).nth(most).map(|(number, _)| number * BLOCK_BYTES);
+        let within = geometry.chunk_at(range.start)..=geometry.chunk_at(range.end - 1);
+        let chunk = self.chunks.range(within).nth(most).map(|(index, _)| geometry.chunk_range(*index).start);
+        let zeros = self.zeros.reach(range, most);
+        block.into_iter().chain(chunk).fold(zeros, u64::min)
+    }
+
     fn resolve_chunks(
         &self,
         geometry: Geometry,

@@ -225,7 +225,7 @@ impl HeadKeeper {
         let begun = Instant::now();
         let key = self.shared.keys.head();
         loop {
-            match update_head(self.shared.env.store.as_ref(), &key, &self.etag, &self.head).await {
+            match update_head(self.shared.env.store.journal.as_ref(), &key, &self.etag, &self.head).await {
                 Ok(Updated::Done(etag)) => {
                     self.etag = etag;
                     self.updated_at = Instant::now();

@@ -8,8 +8,17 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::geometry::ChunkIndex;
-use super::keys::{Keys, ObjectId};
+use super::keys::{Keys, ObjectId, Slot};
 use super::map::Entry;
+
+/// What became of a map page.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum FoldedPage {
+    /// An object of this name.
+    Object(ObjectId),
+    /// Zeros allocated at a commit throughout, or holes.
+    Uniform(Option<Slot>),
+}
 
 /// What a fold makes: names of objects, noted before they are sent, what is finished, and memory that it uses again.
 #[derive(Debug, Default)]
@@ -17,8 +26,8 @@ pub(super) struct Made {
     names: Mutex<Vec<String>>,
     /// Chunks whose objects are durable, with their new entries.
     chunks: Mutex<BTreeMap<ChunkIndex, Entry>>,
-    /// Map pages that are durable, or that are empty and so have no object.
-    map_pages: Mutex<BTreeMap<u32, Option<ObjectId>>>,
+    /// Map pages that are durable, or need no object.
+    map_pages: Mutex<BTreeMap<u32, FoldedPage>>,
     /// Of objects that are durable: as many at most as are made at a time.
     memory: Mutex<Vec<Vec<u8>>>,
 }
@@ -50,14 +59,14 @@ impl Made {
         self.chunks.lock().len()
     }
 
-    /// The map page that an earlier attempt finished: `Some(None)` if it is empty.
-    pub(super) fn finished_map_page(&self, number: u32) -> Option<Option<ObjectId>> {
+    /// The map page that an earlier attempt finished.
+    pub(super) fn finished_map_page(&self, number: u32) -> Option<FoldedPage> {
         self.map_pages.lock().get(&number).copied()
     }
 
-    /// Notes that a map page is durable, or empty.
-    pub(super) fn finish_map_page(&self, number: u32, id: Option<ObjectId>) {
-        self.map_pages.lock().insert(number, id);
+    /// Notes that a map page is durable, or needs no object.
+    pub(super) fn finish_map_page(&self, number: u32, folded: FoldedPage) {
+        self.map_pages.lock().insert(number, folded);
     }
 
     /// Takes the names under which nothing stands that a further attempt uses.
@@ -66,8 +75,10 @@ impl Made {
         for (index, entry) in &*self.chunks.lock() {
             finished.extend(entry.base.map(|base| keys.chunk(*index, base.id)));
         }
-        for (number, id) in &*self.map_pages.lock() {
-            finished.extend(id.map(|id| keys.map_page(*number, id)));
+        for (number, folded) in &*self.map_pages.lock() {
+            if let FoldedPage::Object(id) = folded {
+                finished.insert(keys.map_page(*number, *id));
+            }
         }
         let mut names = self.names.lock();
         let (kept, unfinished) =

@@ -44,6 +44,7 @@ pub mod signal;
 pub mod state;
 mod store_exact;
 mod sweep;
+mod uniform;
 mod upload;
 
 pub use cache::PageCache;

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::base::{self, LoadedMapPage};
+use super::base::{self, LoadedMapPage, Mapped};
 use super::clean::HeldPages;
 use super::error::Error;
 use super::fetch::Fetch;
@@ -13,7 +13,7 @@ use super::geometry::{BLOCK_BYTES, ChunkIndex, Geometry, PAGE_BYTES};
 use super::map::Entry;
 use super::page_set::PageSet;
 use super::piece::{ChunkMemory, Piece};
-use super::read::{at_pages, page_of};
+use super::read::{Loads, PIECES, at_pages, page_of};
 use super::shared::Shared;
 use super::state::Resolved;
 
@@ -123,18 +123,21 @@ impl Shared {
     /// The disk in at most `cells` parts.
     pub(super) async fn picture(&self, cells: u64) -> Result<Picture, Error> {
         let mut picture = Picture::new(self.size_bytes, cells);
-        let mut loads = MAP_PAGES;
+        let mut loads = Loads::new(MAP_PAGES);
         let held = self.env.cache.pages();
-        let window_bytes = self.geometry.map_page_bytes();
-        for number in 0..self.geometry.map_pages(self.size_bytes) {
-            let start = u64::from(number) * window_bytes;
-            let window = start..self.size_bytes.min(start + window_bytes);
+        let mut at = 0;
+        while at < self.size_bytes {
+            let window = self.window(at..self.size_bytes, PIECES, u64::MAX);
+            at = window.range.end;
+            let is_looked_at = loads.note(&window);
+            let range = window.range;
+            let number = self.geometry.chunk_at(range.start).map_page();
             let (Resolved { pieces, uncommitted, base, root }, map) = self
-                .look_up(&window, |resolved| async move {
+                .look_up(&range, |resolved| async move {
                     let (env, root) = (&self.env, &resolved.root);
-                    let map = match loads > 0 {
+                    let map = match is_looked_at {
                         true => base::map_page(env, self.keys, self.geometry, root, number).await?,
-                        false => None,
+                        false => Mapped::Holes,
                     };
                     Ok((resolved, map))
                 })
@@ -151,14 +154,13 @@ impl Shared {
                 }
             }
             match map {
-                Some(map) => {
-                    loads -= 1;
+                Mapped::Page(map) => {
                     base.into_iter().for_each(|gap| picture.add_mapped(&map, &held, self.geometry, gap));
                 }
-                None if root.map_pages.contains_key(&number) => {
+                _ if root.map_pages.contains_key(&number) => {
                     base.into_iter().for_each(|gap| picture.add_stored(gap, false));
                 }
-                None => {}
+                Mapped::Holes | Mapped::Zeroed(_) => {}
             }
         }
         Ok(picture)

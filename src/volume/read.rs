@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -14,8 +15,9 @@ use super::fetch::{CacheKey, Check, Fetch, Source, Unit};
 use super::frame::Place;
 use super::geometry::PAGE_BYTES;
 use super::piece::{ChunkRef, InMemory, Piece};
+use super::root::Stretch;
 use super::shared::Shared;
-use super::state::Resolved;
+use super::state::{Resolved, Status};
 use crate::metrics::labels::ReadSource;
 use crate::mutant::{self, Mutant};
 
@@ -37,6 +39,50 @@ pub struct Extent {
     pub hole: bool,
     /// Reads as zeros.
     pub zero: bool,
+}
+
+/// Pieces of each layer that are looked at at once.
+pub(super) const PIECES: usize = 1024;
+/// As [`PIECES`], where the pages of each piece are listed: a chunk has up to 512.
+const CACHE_PIECES: usize = 16;
+/// Bytes of what a map page covers that are looked at at once: 4,096 pages.
+const WINDOW_BYTES: u64 = 256 << 20;
+/// Parts of the volume that one BLOCK_STATUS looks at.
+const STATUS_WINDOWS: usize = 64;
+/// Map pages that one CACHE looks at.
+const CACHE_MAP_PAGES: usize = 64;
+
+/// A part of the volume that is looked at at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Window {
+    /// The part.
+    pub(super) range: Range<u64>,
+    /// The map page that must be loaded for it.
+    pub(super) map_page: Option<u32>,
+}
+
+/// Counts the map pages that a command loads.
+#[derive(Debug)]
+pub(super) struct Loads {
+    left: usize,
+    last: Option<u32>,
+}
+
+impl Loads {
+    /// At most so many.
+    pub(super) fn new(most: usize) -> Self {
+        Self { left: most, last: None }
+    }
+
+    /// Takes what a window needs; whether there is that much.
+    pub(super) fn note(&mut self, window: &Window) -> bool {
+        if window.map_page.is_some() && window.map_page != self.last {
+            let Some(left) = self.left.checked_sub(1) else { return false };
+            self.left = left;
+            self.last = window.map_page;
+        }
+        true
+    }
 }
 
 enum Origin {
@@ -189,20 +235,75 @@ impl Shared {
         }
     }
 
-    /// Starts bringing a range into the cache.
-    pub(super) async fn prefetch(&self, range: Range<u64>) -> Result<(), Error> {
+    /// The first part of a range, not empty, that is looked at at once: of one kind in the map, with at most `pieces`
+    /// pieces in each layer, and at most `mapped_bytes` bytes of what a map page covers. It bounds the work; what the part
+    /// is when it is looked at may have changed.
+    pub(super) fn window(&self, range: Range<u64>, pieces: usize, mapped_bytes: u64) -> Window {
+        let (reach, root) = {
+            let state = self.state.lock();
+            (state.reach(self.geometry, &range, pieces), Arc::clone(&state.root))
+        };
+        let number = self.geometry.chunk_at(range.start).map_page();
+        let (stretch, next) = root.stretch(number);
+        let end = reach.min(range.end).min(u64::from(next) * self.geometry.map_page_bytes());
+        match stretch {
+            Stretch::Page(_) => Window {
+                range: range.start..end.min(range.start.saturating_add(mapped_bytes)),
+                map_page: Some(number),
+            },
+            Stretch::Holes | Stretch::Zeroed(_) => Window { range: range.start..end, map_page: None },
+        }
+    }
+
+    /// Starts fetching what a client that reads in sequence will read next.
+    pub(super) async fn read_ahead(&self, range: Range<u64>) -> Result<(), Error> {
         let (_, fetches) = self.look_up(&range, |resolved| self.plan(resolved)).await?;
         self.env.cache.prefetch(&self.env.store, &fetches);
         Ok(())
     }
 
-    /// Allocation of a range: at most `limit` extents, adjacent ones alike merged; may end before the range does.
+    /// Brings a range into the cache: piece by piece, as much as the cache can hold, and no more than
+    /// [`CACHE_MAP_PAGES`] map pages of it. Ends early where the volume is being closed. What cannot be fetched is left
+    /// to the READ that needs it.
+    pub(super) async fn prefetch(&self, range: Range<u64>) -> Result<(), Error> {
+        let mut room = self.env.cache.capacity_bytes();
+        let mut map_pages = Loads::new(CACHE_MAP_PAGES);
+        let mut at = range.start;
+        while at < range.end && self.state.lock().status == Status::Serving {
+            let window = self.window(at..range.end, CACHE_PIECES, WINDOW_BYTES);
+            if !map_pages.note(&window) {
+                break;
+            }
+            at = window.range.end;
+            let (_, mut fetches) = self.look_up(&window.range, |resolved| self.plan(resolved)).await?;
+            let mut fits = 0;
+            while let Some(fetch) = fetches.get(fits)
+                && u64::from(fetch.length) <= room
+            {
+                room -= u64::from(fetch.length);
+                fits += 1;
+            }
+            let is_full = fits < fetches.len();
+            fetches.truncate(fits);
+            self.env.cache.fetch_ahead(&self.env.store.ahead, &fetches).await;
+            if is_full {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        Ok(())
+    }
+
+    /// Allocation of a range: at most `limit` extents, adjacent ones alike merged; may end before the range does: one
+    /// call looks at [`STATUS_WINDOWS`] parts at most, and so loads no more map pages than that.
     pub(super) async fn allocation(&self, range: Range<u64>, limit: usize) -> Result<Vec<Extent>, Error> {
         let mut extents: Vec<Extent> = Vec::new();
         let mut at = range.start;
-        while at < range.end {
-            let window =
-                at..range.end.min((at / self.geometry.map_page_bytes() + 1) * self.geometry.map_page_bytes());
+        for _ in 0..STATUS_WINDOWS {
+            if at == range.end {
+                break;
+            }
+            let window = self.window(at..range.end, PIECES, WINDOW_BYTES).range;
             at = window.end;
             for (range, hole, zero) in self.look_up(&window, |resolved| self.allocation_of(resolved)).await? {
                 let length = range.end - range.start;
@@ -213,22 +314,30 @@ impl Shared {
                     _ => extents.push(Extent { length, hole, zero }),
                 }
             }
+            tokio::task::yield_now().await;
         }
         Ok(extents)
     }
 
     /// The parts of what a range was resolved to, in order, each with whether it is a hole and whether it is zeros.
     async fn allocation_of(&self, resolved: Resolved) -> Result<Vec<(Range<u64>, bool, bool)>, Error> {
-        let mut parts = Vec::new();
+        let mut parts: Vec<(Range<u64>, bool, bool)> = Vec::new();
         for (range, piece) in resolved.pieces {
-            parts.extend(at_pages(range, piece).map(|(range, piece)| {
+            for (range, piece) in at_pages(range, piece) {
                 let (hole, zero) = match &piece {
                     Piece::Zero { hole } => (*hole, true),
                     Piece::Chunk(chunk, at) => (false, !chunk.stored.contains(page_of(*at))),
                     Piece::Block(..) | Piece::Data { .. } => (false, false),
                 };
-                (range, hole, zero)
-            }));
+                match parts.last_mut() {
+                    Some((last, was_hole, was_zero))
+                        if last.end == range.start && (*was_hole, *was_zero) == (hole, zero) =>
+                    {
+                        last.end = range.end;
+                    }
+                    _ => parts.push((range, hole, zero)),
+                }
+            }
         }
         for gap in resolved.base {
             for (range, part) in base::resolve(&self.env, self.keys, &resolved.root, gap).await? {

@@ -73,7 +73,7 @@ impl Shared {
             below || plan.changed_len() >= HOT_LEN
         };
         let hot: Vec<bool> = plans.iter().map(in_use).collect();
-        let fetched = self.env.cache.fetch_passing(&self.env.store, &fetches).await;
+        let fetched = self.env.cache.fetch_passing(&self.env.store.bulk, &fetches).await;
         self.confirm_losses(&fetched).await?;
         let (volume, pages_per_chunk) = (self.keys.volume(), self.geometry.pages_per_chunk());
         let id = self.next_id();
@@ -122,7 +122,7 @@ impl Shared {
             .collect();
         for key in lost {
             if !mutant::is(Mutant::AbsenceBelieved) {
-                confirm_gone(self.env.store.as_ref(), key).await?;
+                confirm_gone(self.env.store.bulk.as_ref(), key).await?;
             }
         }
         Ok(())
@@ -138,7 +138,7 @@ impl Shared {
         made: &Made,
     ) -> Result<(), Error> {
         let key = made.note(self.keys.chunk(index, base.id));
-        self.env.store.put(&key, object.clone(), Condition::Always).await?;
+        self.env.store.bulk.put(&key, object.clone(), Condition::Always).await?;
         self.metrics.put_bytes.of(ObjectKind::Chunk).inc_by(object.len() as u64);
         let pages_per_chunk = self.geometry.pages_per_chunk();
         let chunk = super::piece::ChunkRef::durable(index, base.id, pages_per_chunk, base.stored);

@@ -1,11 +1,13 @@
 //! Roots (size and map pages of a volume at one commit) and the root table (every root that is kept).
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use uuid::Uuid;
 
 use super::codec::{DecodeError, Decoder, Encoder, Kind, invalid};
 use super::geometry::{Geometry, MAX_MAP_PAGES};
+use super::interval::{IntervalMap, Value};
 use super::keys::{ObjectId, Slot};
 
 /// A volume's content at one commit.
@@ -21,8 +23,28 @@ pub struct Root {
     pub geometry: Geometry,
     /// Other volumes whose map pages it names; map pages name their own.
     pub origins: Vec<Uuid>,
-    /// The map pages; an absent one is all holes.
+    /// The map pages that are objects.
     pub map_pages: BTreeMap<u32, MapPageRef>,
+    /// Runs of uniform map pages, by number: all their chunks are allocated and zeros, as of the commit that is named. One
+    /// that is neither here nor an object is all holes.
+    pub zeroed: IntervalMap<Slot>,
+}
+
+impl Value for Slot {
+    fn advanced(&self, _by: u64) -> Self {
+        *self
+    }
+}
+
+/// What a root says of neighbouring map pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stretch {
+    /// Nothing is allocated.
+    Holes,
+    /// All is allocated and zeros, as of this commit.
+    Zeroed(Slot),
+    /// One map page, which is an object.
+    Page(MapPageRef),
 }
 
 /// A map page as a root names it.
@@ -35,6 +57,7 @@ pub struct MapPageRef {
 }
 
 const MAP_PAGE_REF_BYTES: usize = 4 + 2 + 4 + 8;
+const ZEROED_RUN_BYTES: usize = 4 + 4 + 4 + 8;
 
 /// Origins of a root or map page at most.
 pub const MAX_ORIGINS: usize = 1024;
@@ -57,14 +80,44 @@ pub(crate) fn decode_origins(from: &mut Decoder<'_>) -> Result<Vec<Uuid>, Decode
 }
 
 impl Root {
+    /// What it says of map page `number`, and up to which map page (exclusive) it says so.
+    #[must_use]
+    pub fn stretch(&self, number: u32) -> (Stretch, u32) {
+        if let Some(reference) = self.map_pages.get(&number) {
+            return (Stretch::Page(*reference), number + 1);
+        }
+        let as_number = |at: u64| u32::try_from(at).expect("a volume has at most 65,536 map pages");
+        if let Some((run, birth)) = self.zeroed.at(u64::from(number)) {
+            return (Stretch::Zeroed(*birth), as_number(run.end));
+        }
+        let page = self.map_pages.range(number..).next().map(|(page, _)| *page);
+        let run = self.zeroed.next_start(u64::from(number)).map(as_number);
+        let end = page.into_iter().chain(run).min();
+        (Stretch::Holes, end.unwrap_or_else(|| self.geometry.map_pages(self.size_bytes)))
+    }
+
+    /// Makes map pages uniform: zeros allocated at a commit, or holes. Costs what goes, not how many there are.
+    pub fn set_uniform(&mut self, numbers: Range<u32>, zeroed: Option<Slot>) {
+        let mut after = self.map_pages.split_off(&numbers.start);
+        self.map_pages.append(&mut after.split_off(&numbers.end));
+        let run = u64::from(numbers.start)..u64::from(numbers.end);
+        match zeroed {
+            Some(birth) => self.zeroed.insert(run, birth),
+            None => self.zeroed.remove(run),
+        }
+    }
+
+    /// Names an object for a map page.
+    pub fn set_page(&mut self, number: u32, reference: MapPageRef) {
+        self.zeroed.remove(u64::from(number)..u64::from(number) + 1);
+        self.map_pages.insert(number, reference);
+    }
+
     /// The object's bytes.
     #[must_use]
     pub fn encode(&self, volume: Uuid) -> Vec<u8> {
-        let mut to = Encoder::new(
-            Kind::Root,
-            volume,
-            128 + self.map_pages.len() * MAP_PAGE_REF_BYTES + 16 * self.origins.len(),
-        );
+        let maps = self.map_pages.len() * MAP_PAGE_REF_BYTES + self.zeroed.len() * ZEROED_RUN_BYTES;
+        let mut to = Encoder::new(Kind::Root, volume, 128 + maps + 16 * self.origins.len());
         to.u32(self.id.epoch);
         to.u64(self.id.k);
         to.u32(self.commit.epoch);
@@ -78,6 +131,13 @@ impl Root {
             to.u16(reference.origin);
             to.u32(reference.id.epoch);
             to.u64(reference.id.k);
+        }
+        to.len(self.zeroed.len());
+        for (run, birth) in self.zeroed.iter() {
+            to.u32(u32::try_from(run.start).expect("at most 65,536"));
+            to.u32(u32::try_from(run.end - run.start).expect("at most 65,536"));
+            to.u32(birth.epoch);
+            to.u64(birth.n);
         }
         to.finish()
     }
@@ -114,9 +174,35 @@ impl Root {
             let id = ObjectId { epoch: from.u32()?, k: from.u64()? };
             map_pages.insert(page, MapPageRef { origin, id });
         }
+        let zeroed = decode_zeroed(geometry.map_pages(size_bytes), &map_pages, &mut from)?;
         from.finish()?;
-        Ok(Self { id, commit, size_bytes, geometry, origins, map_pages })
+        Ok(Self { id, commit, size_bytes, geometry, origins, map_pages, zeroed })
     }
+}
+
+/// Takes the runs of uniform map pages, of a volume of so many map pages.
+fn decode_zeroed(
+    all: u32,
+    map_pages: &BTreeMap<u32, MapPageRef>,
+    from: &mut Decoder<'_>,
+) -> Result<IntervalMap<Slot>, DecodeError> {
+    let mut zeroed = IntervalMap::default();
+    let mut least = 0;
+    for _ in 0..from.count(ZEROED_RUN_BYTES)? {
+        let (first, count) = (from.u32()?, from.u32()?);
+        let birth = Slot { epoch: from.u32()?, n: from.u64()? };
+        let end = first.checked_add(count).filter(|end| *end <= all);
+        let Some(end) = end.filter(|_| first >= least && count > 0) else {
+            let why = format!("{count} map pages from {first} are none, out of order or beyond the size");
+            return Err(invalid("zeroed", why));
+        };
+        if let Some((page, _)) = map_pages.range(first..end).next() {
+            return Err(invalid("zeroed", format!("map page {page} is an object too")));
+        }
+        least = end;
+        zeroed.insert(u64::from(first)..u64::from(end), birth);
+    }
+    Ok(zeroed)
 }
 
 /// A root that is kept.

@@ -18,7 +18,7 @@ use super::signal::Signal;
 use super::state::{State, Status};
 use crate::metrics::{Metrics, VolumeMetrics};
 use crate::mutant::{self, Mutant};
-use crate::store::Store;
+use crate::store::Classes;
 use crate::task::Tasks;
 
 /// The bound on dirty bytes of the process, shared by its volumes: first come, first served, block by block.
@@ -124,8 +124,8 @@ pub struct Progress {
 /// What process-wide resources a volume uses.
 #[derive(Clone)]
 pub struct Environment {
-    /// Where the objects are.
-    pub store: Arc<dyn Store>,
+    /// Where the objects are, by class of request.
+    pub store: Classes,
     /// Clean pages.
     pub cache: Arc<PageCache>,
     /// Bound on dirty bytes.

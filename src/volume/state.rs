@@ -198,6 +198,20 @@ impl State {
         Resolved { pieces, uncommitted, base: left, root: Arc::clone(&self.root) }
     }
 
+    /// The end of the first part of `range`, not empty, of which each layer holds at most `most` pieces of a kind; so
+    /// what is looked at at once is bounded. `most` is not 0.
+    #[must_use]
+    pub fn reach(&self, geometry: Geometry, range: &Range<u64>, most: usize) -> u64 {
+        let commits = self.in_flight.iter().map(|commit| match &commit.stage {
+            Stage::Frozen(layer) => layer.reach(geometry, range.clone(), most),
+            Stage::Sent(sent) => sent.pieces.reach(range.clone(), most),
+        });
+        let folding = self.folding.iter().map(|folding| folding.pieces.reach(range.clone(), most));
+        let committed = self.committed.pieces.reach(range.clone(), most);
+        let dirty = self.dirty.reach(geometry, range.clone(), most);
+        commits.chain(folding).fold(committed.min(dirty), u64::min)
+    }
+
     /// Takes the dirty layer as the next commit.
     pub fn cut(&mut self, now: Instant) {
         let layer = Arc::new(std::mem::take(&mut self.dirty));

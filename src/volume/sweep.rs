@@ -142,7 +142,7 @@ impl Collector {
     async fn queue_folded_records(&self, checkpoint: Slot, needed: &mut Needed) -> Result<(), Error> {
         let shared = &self.shared;
         let journal = shared.keys.journal();
-        let mut pages = Pages::new(shared.env.store.as_ref(), &journal);
+        let mut pages = Pages::new(shared.env.store.bulk.as_ref(), &journal);
         while let Some(entries) = pages.next().await.map_err(Error::Store)? {
             for window in entries.chunks(WINDOW) {
                 let kept = self.trash.kept();
@@ -195,7 +195,7 @@ impl Collector {
 
     /// A folded record. Of a large one only the table is read: what it tells to delete is asked about before.
     async fn folded_record(&self, slot: Slot, entry: &Entry) -> Result<Record, CheckedError> {
-        let (store, volume) = (self.shared.env.store.as_ref(), self.shared.keys.volume());
+        let (store, volume) = (self.shared.env.store.bulk.as_ref(), self.shared.keys.volume());
         if entry.size_bytes <= TABLE_BYTES {
             let decode = |body: &[u8]| Record::decode(volume, slot, body).map(|(record, _)| record);
             return fetch_checked(store, &entry.key, decode).await.map(|(record, _)| record);
@@ -240,7 +240,7 @@ impl Collector {
     async fn sweep(&self, prefix: &str, needed: &mut Needed) -> Result<(), Error> {
         let shared = &self.shared;
         let mut found = 0;
-        let mut pages = Pages::new(shared.env.store.as_ref(), prefix);
+        let mut pages = Pages::new(shared.env.store.bulk.as_ref(), prefix);
         while let Some(entries) = pages.next().await.map_err(Error::Store)? {
             let mut garbage = Vec::new();
             for entry in &entries {

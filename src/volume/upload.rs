@@ -40,7 +40,7 @@ impl Shared {
             *chunk.memory.lock() = ChunkMemory::Object(object.clone());
             let key = self.keys.chunk(chunk.index, chunk.id);
             // The name is used once, so that an unconditional PUT can only repeat itself.
-            while let Err(error) = self.env.store.put(&key, object.clone(), Condition::Always).await {
+            while let Err(error) = self.env.store.uploads.put(&key, object.clone(), Condition::Always).await {
                 tracing::error!(%key, "chunk not durable yet, sending it again: {error}");
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }

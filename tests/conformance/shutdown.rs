@@ -33,6 +33,35 @@ async fn commands_in_flight_are_answered_and_new_ones_get_eshutdown() {
     assert_eq!(export.started(), 1);
 }
 
+/// A CACHE is a hint that may take hours: it is given up, and its reply is a success like that of any other.
+#[tokio::test]
+async fn a_cache_does_not_keep_the_server_from_going() {
+    let export = ScriptedExport::new(MemoryExport::new("disk", 1 << 20), Script::Hold);
+    let harness = Harness::of(Arc::clone(&export) as _);
+    let mut wire = harness.structured().await;
+    wire.send(request(0, CACHE, 1, 0, 1 << 20)).await;
+    export.wait_started(1).await;
+    let drained = drain(&harness);
+    wire.expect(simple_reply(0, 1)).await;
+    wire.expect_closed().await;
+    drop(wire);
+    assert_eq!(drained.await.unwrap(), Drained::Answered);
+}
+
+#[tokio::test]
+async fn a_cache_ends_when_its_client_leaves() {
+    let export = ScriptedExport::new(MemoryExport::new("disk", 1 << 20), Script::Hold);
+    let harness = Harness::of(Arc::clone(&export) as _);
+    let mut wire = harness.structured().await;
+    wire.send(request(0, CACHE, 1, 0, 1 << 20)).await;
+    export.wait_started(1).await;
+    drop(wire);
+    // Nobody releases the command, and yet its connection ends.
+    while !harness.server.connections().is_empty() {
+        tokio::task::yield_now().await;
+    }
+}
+
 #[tokio::test]
 async fn an_idle_connection_is_closed() {
     let harness = Harness::disk();

@@ -253,6 +253,18 @@ def root(io, _, f):
     found = f("map_pages", lambda io, v: many(io, v, page, 65536))
     need(ascending([p["page"] for p in found]), "order")
 
+    def run(io, v):
+        r = Fields(io, v)
+        first, count = r("first", u32), r("count", u32)
+        need(count and (first + count - 1) * chunk * 4096 < size, "a run beyond the size")
+        r("commit", pair)
+        return r.out
+
+    runs = f("zeroed", lambda io, v: many(io, v, run, 65536))
+    zeroed = [page for r in runs for page in range(r["first"], r["first"] + r["count"])]
+    need(ascending(zeroed), "order of runs")
+    need(not set(zeroed) & {p["page"] for p in found}, "a map page both listed and in a run")
+
 
 def root_table(io, _, f):
     f("id", pair)

@@ -34,7 +34,7 @@ const FILES: &[(u16, &str, u128)] = &[
     (1, "record-opening.bin", 0x9521_7758_a8e6_3f63_8e79_382f_487f_6145),
     (1, "record-seal.bin", 0xa415_3bb9_677e_5d3a_0ccb_fd88_4393_6a54),
     (1, "root-table.bin", 0xa539_23d4_bd00_3348_dbac_0156_d297_4c66),
-    (1, "root.bin", 0x780b_6edd_c39e_00d8_3165_f225_6132_3db9),
+    (1, "root.bin", 0x2c42_8dfb_7d08_834e_665d_312b_04f8_f490),
 ];
 
 /// Bytes of the payload of a chunk object that are flipped one bit each, not eight.

@@ -9,6 +9,7 @@ use cairn::volume::codec::{Checksum, DecodeError};
 use cairn::volume::geometry::{ChunkIndex, MAP_PAGE_ENTRIES, PAGE_BYTES};
 use cairn::volume::head::{Checkpoint, Head, Lease, MAX_HEAD_BYTES, VolumeState};
 use cairn::volume::identity::{Identity, NameBinding};
+use cairn::volume::interval::IntervalMap;
 use cairn::volume::keys::{ObjectId, Slot};
 use cairn::volume::map::{Base, Damage, Entry, InPack};
 use cairn::volume::page_set::PageSet;
@@ -111,15 +112,24 @@ fn root() -> impl Strategy<Value = Object> {
     let map_pages = |most: u32, origins: usize| {
         let origins = u16::try_from(origins).unwrap();
         let reference = (0..=origins, id()).prop_map(|(origin, id)| MapPageRef { origin, id });
-        btree_map(0..most, reference, 0..20)
+        (btree_map(0..most, reference, 0..20), vec((0..most, 1..=most, slot()), 0..5)).prop_map(
+            move |(pages, runs)| {
+                let mut zeroed = IntervalMap::default();
+                for (first, count, commit) in runs {
+                    zeroed.insert(u64::from(first)..u64::from(first.saturating_add(count).min(most)), commit);
+                }
+                pages.keys().for_each(|page| zeroed.remove(u64::from(*page)..u64::from(*page) + 1));
+                (pages, zeroed)
+            },
+        )
     };
     (pages_per_chunk(), 1_u64..=1 << 20, vec(uuid(), 0..4)).prop_flat_map(move |(pages, units, origins)| {
         let geometry = geometry(pages);
         let size_bytes = units * (geometry.max_volume_bytes() >> 20);
         let map_pages = map_pages(geometry.map_pages(size_bytes), origins.len());
-        (id(), slot(), map_pages).prop_map(move |(id, commit, map_pages)| {
+        (id(), slot(), map_pages).prop_map(move |(id, commit, (map_pages, zeroed))| {
             let origins = origins.clone();
-            Object::Root(Root { id, commit, size_bytes, geometry, origins, map_pages })
+            Object::Root(Root { id, commit, size_bytes, geometry, origins, map_pages, zeroed })
         })
     })
 }

@@ -9,6 +9,7 @@ use cairn::volume::codec::Checksum;
 use cairn::volume::geometry::ChunkIndex;
 use cairn::volume::head::{Checkpoint, Head, Lease, VolumeState};
 use cairn::volume::identity::{Identity, NameBinding};
+use cairn::volume::interval::IntervalMap;
 use cairn::volume::keys::{self, Keys, ObjectId, Slot};
 use cairn::volume::map::{Base, Damage, Entry, InPack};
 use cairn::volume::record::{Change, Record, RecordKind};
@@ -183,7 +184,15 @@ fn root() -> Root {
             (2, map_page(1, 3, 5)),
             (3, map_page(2, 9, 1 << 40)),
         ]),
+        zeroed: runs([(1..2, slot(6, 98))]),
     }
+}
+
+/// Runs of uniform map pages.
+fn runs<const N: usize>(runs: [(std::ops::Range<u64>, Slot); N]) -> IntervalMap<Slot> {
+    let mut map = IntervalMap::default();
+    runs.into_iter().for_each(|(run, commit)| map.insert(run, commit));
+    map
 }
 
 fn root_table() -> RootTable {

@@ -5,7 +5,7 @@ use crate::support::process::{command, run};
 
 const LIMIT_KIB: u64 = 400 * 1024;
 
-fn status_kib(pid: u32, field: &str) -> u64 {
+pub(super) fn status_kib(pid: u32, field: &str) -> u64 {
     let status =
         std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a running process has a status");
     let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("the kernel reports it");

@@ -6,6 +6,7 @@
 mod blocks;
 mod clients;
 mod counting;
+mod huge;
 mod lists;
 mod memory;
 mod names;

@@ -15,7 +15,7 @@ async fn opened(minio: &Minio, number: u64) -> Arc<dyn store::Store> {
     let options = store::Options { s3: minio.options(), probe: None, ..store::Options::default() };
     let metrics = Metrics::new();
     let drawn = store::open::Drawn { seed: number, nonce: "names".to_owned(), now_seconds: 0 };
-    store::open(&location, &options, metrics.store(), &drawn).await.expect("MinIO serves").store
+    store::open(&location, &options, metrics.store(), &drawn).await.expect("MinIO serves").store.reads
 }
 
 async fn on_minio(manners: Manners) {

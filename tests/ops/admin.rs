@@ -32,7 +32,7 @@ pub(super) struct House {
 impl House {
     pub(super) fn new() -> Arc<Self> {
         let env = Environment {
-            store: Arc::new(MemoryStore::new()),
+            store: cairn::store::Classes::one(Arc::new(MemoryStore::new())),
             cache: PageCache::new(16 * MIB, MIB),
             budget: DirtyBudget::new(16 * MIB),
             entropy: Entropy::seeded(1),

@@ -70,7 +70,7 @@ fn environment(memory: &MemoryStore, seed: u64) -> Environment {
         RetryOptions { base: ms(10), cap: ms(200), read: patient, write: patient, log_interval: ms(10_000) };
     let store = Retry::new(Arc::new(weather(memory, seed)), retry, Metrics::new().store(), seed);
     Environment {
-        store: Arc::new(store),
+        store: cairn::store::Classes::one(Arc::new(store)),
         cache: PageCache::new(4 * MIB, MIB),
         budget: DirtyBudget::new(16 * MIB),
         entropy: Entropy::seeded(seed),

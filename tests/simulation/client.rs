@@ -162,7 +162,7 @@ fn draw(plan: &Plan, random: &mut SmallRng) -> Command {
             let range = wide(0.3, random);
             Command::Allocation(range)
         }
-        95..97 => Command::Prefetch(range(plan, random)),
+        95..97 => Command::Prefetch(wide(0.3, random)),
         _ => Command::Checkpoint,
     }
 }

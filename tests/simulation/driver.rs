@@ -78,7 +78,7 @@ impl Driver {
             MemoryStore::unsorted(7)
         };
         let env = Environment {
-            store: std::sync::Arc::new(memory.clone()),
+            store: cairn::store::Classes::one(std::sync::Arc::new(memory.clone())),
             cache: PageCache::new(0, 1 << 20),
             budget: DirtyBudget::new(4096),
             entropy: Entropy::seeded(plan.seed),

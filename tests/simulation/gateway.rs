@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use cairn::store::{Instrument, Limit, Retry};
+use cairn::store::{Classes, Instrument, Retry, Store};
 use cairn::task::Tasks;
 use cairn::volume::signal::Signal;
 use cairn::volume::{DirtyBudget, Entropy, Environment, Error, OpenError, PageCache, Volume};
@@ -115,9 +115,10 @@ impl Gateway {
 
 fn environment(inner: &Inner, link: Link, random: &mut SmallRng, world: &World) -> Environment {
     let (plan, metrics) = (&inner.plan, metrics().store());
-    let counted = Instrument::new(Arc::new(link), metrics.clone());
-    let limited = Limit::new(Arc::new(counted), plan.concurrency, metrics.clone());
-    let store = Arc::new(Retry::new(Arc::new(limited), plan.retry, metrics.clone(), random.random()));
+    let counted: Arc<dyn Store> = Arc::new(Instrument::new(Arc::new(link), metrics.clone()));
+    let store = Classes::limited(&counted, plan.concurrency, &metrics, |limited| {
+        Arc::new(Retry::new(limited, plan.retry, metrics.clone(), random.random()))
+    });
     let skew = random.random_range(0..MAX_SKEW);
     let world = world.clone();
     Environment {

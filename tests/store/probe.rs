@@ -11,8 +11,8 @@ use cairn::store::fault::{Action, Failure, Gate, Rule};
 use cairn::store::passed::{Passed, RECORD};
 use cairn::store::probe::{CHECKS, Occasion, ProbeError, ProbeOptions, Violation, When, ensure, probe};
 use cairn::store::{
-    self, ByteRange, Condition, Drawn, ETag, Error, Fault, ListFrom, Listing, Location, MemoryStore, Object,
-    OpenError, Operation, Options, S3Options, Store,
+    self, ByteRange, Classes, Condition, Drawn, ETag, Error, Fault, ListFrom, Listing, Location, MemoryStore,
+    Object, OpenError, Operation, Options, S3Options, Store,
 };
 
 use crate::support::fake_bucket::FakeBucket;
@@ -342,7 +342,7 @@ async fn starts_at_once_do_not_disturb_each_other() {
     }
 }
 
-async fn opened(location: &str, s3: S3Options) -> Result<Arc<dyn Store>, OpenError> {
+async fn opened(location: &str, s3: S3Options) -> Result<Classes, OpenError> {
     let location: Location = location.parse().expect("a location");
     let options = Options { s3, ..Options::default() };
     // What a caller spawns must be `Send`.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use cairn::metrics::Metrics;
 use cairn::store::fault::{Action, Failure, Rule};
 use cairn::store::retry::{Patience, RetryOptions};
-use cairn::store::{Operation, Retry};
+use cairn::store::{Classes, Operation, Retry};
 use cairn::volume::head::Head;
 use cairn::volume::keys::{Keys, ObjectId};
 use cairn::volume::root::{KeptRoot, RootTable};
@@ -159,7 +159,7 @@ fn with_retries(bench: &Bench) -> Environment {
     let options = RetryOptions { read, ..RetryOptions::default() };
     let env = bench.env(64 * MIB);
     let store = Retry::new(Arc::new(bench.fault.clone()), options, Metrics::new().store(), 1);
-    Environment { store: Arc::new(store), ..env }
+    Environment { store: Classes::one(Arc::new(store)), ..env }
 }
 
 #[tokio::test(start_paused = true)]

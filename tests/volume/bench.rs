@@ -54,7 +54,7 @@ impl Bench {
     /// What a gateway of its own has: an empty cache of so many bytes.
     pub(crate) fn env(&self, cache_bytes: u64) -> Environment {
         Environment {
-            store: Arc::new(self.fault.clone()),
+            store: cairn::store::Classes::one(Arc::new(self.fault.clone())),
             cache: PageCache::new(cache_bytes, MIB),
             budget: DirtyBudget::new(self.dirty_bytes),
             entropy: Entropy::seeded(self.seed),

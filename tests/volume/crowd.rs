@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cairn::store::fault::{Action, Fault, Rule};
-use cairn::store::{MemoryStore, Store};
+use cairn::store::{Classes, MemoryStore, Store};
 use cairn::volume::catalog::{self, Progress};
 use cairn::volume::{DirtyBudget, Entropy, Environment, OpenError, Options, PageCache, Volume};
 use futures::future::join_all;
@@ -27,7 +27,7 @@ type Flushed = Mutex<BTreeMap<Uuid, BTreeMap<u64, u8>>>;
 
 fn environment(store: Arc<dyn Store>, seed: u64) -> Environment {
     Environment {
-        store,
+        store: Classes::one(store),
         cache: PageCache::new(MIB, MIB),
         budget: DirtyBudget::new(16 * MIB),
         entropy: Entropy::seeded(seed),

@@ -5,6 +5,7 @@ mod bench;
 pub(crate) mod crowd;
 mod deletion;
 mod durability;
+mod huge;
 mod model;
 mod names;
 mod picture;

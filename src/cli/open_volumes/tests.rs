@@ -10,7 +10,7 @@ use crate::cli::status::{GatewayStatus, Serving};
 use crate::protocol::Error as Value;
 use crate::server::{Exports as _, OpenError as Refusal, Segment};
 use crate::store::fault::{Action, Failure as Refused, Rule};
-use crate::store::{Fault, MemoryStore, Operation};
+use crate::store::{Classes, Fault, MemoryStore, Operation};
 use crate::volume::{DirtyBudget, Entropy, PageCache};
 
 const IDLE: Duration = Duration::from_secs(60);
@@ -25,7 +25,7 @@ struct Gateway {
 
 fn environment(store: &MemoryStore, seed: u64) -> Environment {
     Environment {
-        store: Arc::new(store.clone()),
+        store: crate::store::Classes::one(Arc::new(store.clone())),
         cache: PageCache::new(16 << 20, 1 << 20),
         budget: DirtyBudget::new(16 << 20),
         entropy: Entropy::seeded(seed),
@@ -198,7 +198,8 @@ async fn it_is_ready_while_the_store_answers_and_no_configured_volume_is_lost() 
     let (first, second) = (gateway(&store, 1, None), gateway(&store, 2, None));
     first.volumes.open_configured("a", false).await.unwrap();
     let fault = Fault::new(Arc::new(store.clone()), 0);
-    let env = Environment { store: Arc::new(fault.clone()), ..environment(&store, 3) };
+    let env =
+        Environment { store: crate::store::Classes::one(Arc::new(fault.clone())), ..environment(&store, 3) };
     let catalogue = Arc::new(Catalogue::new(env.clone(), Duration::ZERO));
     let exports = Arc::new(gateway(&store, 4, None).exports);
     let server = server::Server::new(exports, server::Options::default(), Metrics::new().server());
@@ -264,7 +265,7 @@ async fn what_cannot_be_opened_is_not_listed_and_keeps_no_other_from_it() {
     let env = environment(&store, 97);
     let fault = Fault::new(Arc::new(store.clone()), 0);
     fault.add(Rule::new(Action::FailBefore(Refused::Rejected)).on(Operation::Put).containing("name/"));
-    let failing = Environment { store: Arc::new(fault), ..env.clone() };
+    let failing = Environment { store: Classes::one(Arc::new(fault)), ..env.clone() };
     let options = volume::Options::default();
     catalog::delete(&failing, &options, "half-deleted", false).await.expect_err("it is cut short");
     let headless = catalog::resolve(&env, "headless").await.unwrap();
@@ -287,7 +288,7 @@ async fn a_volume_that_is_made_anew_while_it_is_opened_is_opened() {
         let env = environment(&store, 97);
         let fault = Fault::new(Arc::new(store.clone()), 0);
         let mut opener = environment(&store, 1);
-        opener.store = Arc::new(fault.clone());
+        opener.store = Classes::one(Arc::new(fault.clone()));
         let options = Options { volume: volume::Options::default(), idle_timeout: IDLE, maximum_open: 2 };
         let volumes = OpenVolumes::new(opener, options, Metrics::new());
         let gate = fault.hold(Operation::Get, held);
@@ -309,7 +310,7 @@ async fn a_name_that_goes_while_it_is_opened_is_unknown() {
     let env = environment(&store, 97);
     let fault = Fault::new(Arc::new(store.clone()), 0);
     let mut opener = environment(&store, 1);
-    opener.store = Arc::new(fault.clone());
+    opener.store = Classes::one(Arc::new(fault.clone()));
     let options = Options { volume: volume::Options::default(), idle_timeout: IDLE, maximum_open: 2 };
     let volumes = OpenVolumes::new(opener, options, Metrics::new());
     let gate = fault.hold(Operation::Get, "/head");
@@ -329,7 +330,7 @@ async fn the_catalogue_keeps_nothing_that_was_asked_before_a_change() {
     let store = store_of(&["a"]).await;
     let fault = Fault::new(Arc::new(store.clone()), 0);
     let mut env = environment(&store, 1);
-    env.store = Arc::new(fault.clone());
+    env.store = Classes::one(Arc::new(fault.clone()));
     let catalogue = Catalogue::new(env, Duration::from_secs(3600));
     let gate = crate::store::fault::Gate::new();
     fault.add(Rule::new(Action::HoldAnswer(gate.clone())).on(Operation::Get).containing("/root/"));

@@ -1,0 +1,275 @@
+//! What a command costs on a huge disk: as much as on a small one.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cairn::metrics::Metrics;
+use cairn::store::fault::{Action, Rule};
+use cairn::store::{Classes, Operation};
+use cairn::volume::{Environment, Extent, Volume, catalog};
+use tokio::time::Instant;
+
+use super::bench::{Bench, MIB, pattern, quiesce, read};
+
+const GIB: u64 = 1 << 30;
+const TIB: u64 = 1 << 40;
+const PIB: u64 = 1 << 50;
+
+const HOLE: (bool, bool) = (true, true);
+const ZEROS: (bool, bool) = (false, true);
+const DATA: (bool, bool) = (false, false);
+
+/// The whole disk by as many calls as it takes: where each extent ends, whether it is a hole, and whether it is zeros.
+async fn allocation(volume: &Volume) -> Vec<(u64, (bool, bool))> {
+    let mut extents: Vec<(u64, (bool, bool))> = Vec::new();
+    let mut at = 0;
+    while at < volume.size_bytes() {
+        for Extent { length, hole, zero } in
+            volume.allocation(at, volume.size_bytes() - at, 4096).await.unwrap()
+        {
+            at += length;
+            match extents.last_mut() {
+                Some((end, kind)) if *kind == (hole, zero) => *end = at,
+                _ => extents.push((at, (hole, zero))),
+            }
+        }
+    }
+    extents
+}
+
+async fn zero(volume: &Volume, range: Range<u64>, hole: bool) {
+    volume.zero(range.start, range.end - range.start, hole, false).await.unwrap();
+}
+
+/// Zeroes that stay allocated are one change of the root, however many map pages they cover, and so is a TRIM of them.
+#[tokio::test(start_paused = true)]
+async fn zeroing_a_pebibyte_writes_no_map_page() {
+    let mut bench = Bench::new(PIB).await;
+    let volume = bench.open().await;
+    volume.write(5 * TIB, pattern(1, 4 << 20), false).await.unwrap();
+    volume.checkpoint().await.unwrap();
+    bench.memory.reset_tallies();
+    zero(&volume, 0..PIB, false).await;
+    volume.checkpoint().await.unwrap();
+    assert_eq!(allocation(&volume).await, [(PIB, ZEROS)]);
+    assert_eq!((bench.puts("/map/").requests, bench.puts("/chunk/").requests), (0, 0));
+    assert!(bench.puts("").requests <= 8 && bench.puts("").bytes < MIB / 64, "{:?}", bench.puts(""));
+    volume.write(3 * TIB + 4096, pattern(2, 4096), false).await.unwrap();
+    zero(&volume, TIB..2 * TIB + 512, true).await;
+    let expected = [(TIB, ZEROS), (2 * TIB, HOLE), (3 * TIB, ZEROS), (3 * TIB + 65_536, DATA), (PIB, ZEROS)];
+    for _ in 0..2 {
+        volume.checkpoint().await.unwrap();
+        let page_of_the_last_sector = 2 * TIB + 65_536;
+        let mut found = allocation(&volume).await;
+        // A page that is a hole in part only may be told either way.
+        found.retain(|(end, _)| *end != page_of_the_last_sector && *end != 2 * TIB + 512);
+        assert_eq!(found, expected);
+    }
+    assert!(bench.puts("/map/").requests <= 2, "{:?}", bench.puts("/map/"));
+    volume.close().await.unwrap();
+    let volume = bench.open().await;
+    assert_eq!(
+        read(&volume, 3 * TIB, 16_384).await,
+        [&[0; 4096][..], &pattern(2, 4096), &[0; 8192]].concat()
+    );
+    assert_eq!(read(&volume, 5 * TIB, 4096).await, [0; 4096]);
+    // The look for leftovers, which begins with the opening, asks the first root for the chunk of a folded record.
+    quiesce().await;
+    bench.memory.reset_tallies();
+    zero(&volume, 0..PIB, true).await;
+    volume.checkpoint().await.unwrap();
+    assert_eq!(bench.gets("/map/").requests, 0, "what is replaced whole is not read");
+    assert_eq!(allocation(&volume).await, [(PIB, HOLE)]);
+    volume.close().await.unwrap();
+}
+
+/// The largest disk there can be.
+#[tokio::test(start_paused = true)]
+async fn eight_pebibytes_are_zeroed_and_trimmed_in_turn() {
+    let mut bench = Bench::with_chunks(8 * PIB, 32 * MIB).await;
+    let volume = bench.open().await;
+    bench.memory.reset_tallies();
+    for round in 0..4_u64 {
+        let middle = (1 + round) * PIB + round * 4096;
+        zero(&volume, 0..8 * PIB, round % 2 == 1).await;
+        zero(&volume, middle..8 * PIB, round % 2 == 0).await;
+        volume.checkpoint().await.unwrap();
+        volume.prefetch(0, 8 * PIB).await.unwrap();
+        let picture = volume.picture(1024).await.unwrap();
+        assert!(picture.cells.iter().all(|cell| cell.stored_bytes == 0), "zeros are stored nowhere");
+        let kinds: Vec<_> = allocation(&volume).await.into_iter().map(|(_, kind)| kind).collect();
+        assert_eq!(kinds, if round % 2 == 0 { [ZEROS, HOLE] } else { [HOLE, ZEROS] });
+    }
+    assert!(bench.puts("").requests < 50, "{:?}", bench.puts(""));
+    assert!(bench.gets("").requests < 50, "{:?}", bench.gets(""));
+    volume.close().await.unwrap();
+}
+
+/// Map pages of 256 MiB each that are objects, with one page of data in each.
+async fn scattered(bench: &mut Bench, pages: u64) -> Arc<Volume> {
+    let volume = bench.open().await;
+    for n in 0..pages {
+        volume.write(n * 256 * MIB, pattern(n, 4096), false).await.unwrap();
+    }
+    volume.close().await.unwrap();
+    let volume = bench.open().await;
+    bench.memory.reset_tallies();
+    volume
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_block_status_loads_a_bounded_number_of_map_pages() {
+    let mut bench = Bench::with_chunks(40 * GIB, MIB / 16).await;
+    let volume = scattered(&mut bench, 160).await;
+    volume.allocation(0, 40 * GIB, 1).await.unwrap();
+    assert_eq!(bench.gets("/map/").requests, 1, "one extent needs one map page");
+    let extents = volume.allocation(0, 40 * GIB, usize::MAX).await.unwrap();
+    let loaded = bench.gets("/map/").requests;
+    assert!((1..=64).contains(&loaded), "{loaded} map pages");
+    assert!(extents.len() > 64, "{} extents", extents.len());
+    assert_eq!(allocation(&volume).await.len(), 320);
+    volume.close().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_cache_loads_a_bounded_number_of_map_pages() {
+    let mut bench = Bench::with_chunks(40 * GIB, MIB / 16).await;
+    let volume = scattered(&mut bench, 160).await;
+    volume.prefetch(0, 40 * GIB).await.unwrap();
+    let (maps, chunks) = (bench.gets("/map/").requests, bench.gets("/chunk/").requests);
+    assert_eq!((maps, chunks), (64, 64));
+    volume.close().await.unwrap();
+}
+
+/// A disk with so many MiB of data in its chunks, opened by a gateway with a cache of so many.
+async fn filled(bench: &mut Bench, mib: u64, cache_mib: u64, requests: usize) -> (Environment, Arc<Volume>) {
+    let volume = bench.open().await;
+    for n in 0..mib {
+        volume.write(n * MIB, pattern(n, 1 << 20), false).await.unwrap();
+    }
+    volume.close().await.unwrap();
+    let plain = bench.env(cache_mib * MIB);
+    let metrics = Metrics::new().store();
+    let store = Classes::limited(&plain.store.reads, requests, &metrics, |limited| limited);
+    let env = Environment { store, ..plain };
+    let id = catalog::resolve(&env, "disk").await.unwrap();
+    let volume = Volume::open(&env, bench.options.clone(), id, true).await.unwrap();
+    bench.memory.reset_tallies();
+    (env, volume)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cache_of_the_whole_disk_ends_where_the_clean_cache_does() {
+    let mut bench = Bench::new(TIB).await;
+    let (env, volume) = filled(&mut bench, 96, 32, 64).await;
+    volume.prefetch(0, TIB).await.unwrap();
+    let got = bench.gets("/chunk/").bytes;
+    assert!((24 * MIB..=33 * MIB).contains(&got), "{got} bytes were fetched into a cache of 32 MiB");
+    env.cache.settle().await;
+    assert!(env.cache.held_bytes() <= 32 * MIB, "{} bytes are held", env.cache.held_bytes());
+    volume.close().await.unwrap();
+}
+
+/// Only so many of its GETs are out, and they end when nobody waits for the command any more.
+#[tokio::test(start_paused = true)]
+async fn a_cache_that_nobody_waits_for_ends() {
+    let mut bench = Bench::new(TIB).await;
+    let (_env, volume) = filled(&mut bench, 96, 256, 64).await;
+    let gate = bench.fault.hold(Operation::Get, "/chunk/");
+    let command = tokio::spawn({
+        let volume = Arc::clone(&volume);
+        async move { volume.prefetch(0, TIB).await }
+    });
+    quiesce().await;
+    assert_eq!(gate.count(), 8, "GETs of a CACHE at a time");
+    command.abort();
+    gate.release();
+    quiesce().await;
+    assert_eq!(bench.gets("/chunk/").requests, 8, "no more begin");
+    volume.close().await.unwrap();
+}
+
+/// The longest that a request to the store takes.
+const LATENCY: Duration = Duration::from_millis(40);
+/// How long a GET of a chunk takes, which is much longer.
+const BULK_LATENCY: Duration = Duration::from_secs(5);
+
+fn slow(bench: &Bench) {
+    bench.fault.add(Rule::new(Action::Delay(LATENCY, LATENCY)).on(Operation::Put));
+    bench
+        .fault
+        .add(Rule::new(Action::Delay(BULK_LATENCY, BULK_LATENCY)).on(Operation::Get).containing("/chunk/"));
+}
+
+/// Of four requests at a time, a CACHE would have all: yet a FUA takes the time of its PUT, the lease is renewed, and
+/// another client's read takes the time of its GET.
+#[tokio::test(start_paused = true)]
+async fn nothing_waits_behind_a_cache_of_much() {
+    let mut bench = Bench::new(TIB).await;
+    bench.options.lease_ttl = Duration::from_secs(3);
+    let (_env, volume) = filled(&mut bench, 128, 512, 4).await;
+    slow(&bench);
+    let command = tokio::spawn({
+        let volume = Arc::clone(&volume);
+        async move { volume.prefetch(0, 120 * MIB).await }
+    });
+    quiesce().await;
+    let begun = Instant::now();
+    volume.write(TIB / 2, pattern(1, 4096), true).await.unwrap();
+    assert!(begun.elapsed() <= LATENCY * 3 / 2, "FUA took {:?}", begun.elapsed());
+    let heads = bench.puts("/head").requests;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert!(bench.puts("/head").requests > heads, "the lease was renewed");
+    let begun = Instant::now();
+    assert_eq!(read(&volume, 125 * MIB, 4096).await, pattern(125, 4096));
+    assert!(begun.elapsed() <= BULK_LATENCY * 3 / 2, "the read took {:?}", begun.elapsed());
+    assert!(!command.is_finished(), "the CACHE was under way all the time");
+    command.abort();
+    volume.abandon().await;
+}
+
+/// A reader who wants what a CACHE will bring in does not wait until it is its turn there.
+#[tokio::test(start_paused = true)]
+async fn a_read_overtakes_the_cache_that_wants_the_same() {
+    let mut bench = Bench::new(TIB).await;
+    let (_env, volume) = filled(&mut bench, 128, 512, 4).await;
+    slow(&bench);
+    let command = tokio::spawn({
+        let volume = Arc::clone(&volume);
+        async move { volume.prefetch(0, 128 * MIB).await }
+    });
+    quiesce().await;
+    let begun = Instant::now();
+    assert_eq!(read(&volume, 100 * MIB, 4096).await, pattern(100, 4096));
+    assert!(begun.elapsed() <= BULK_LATENCY * 3 / 2, "the read took {:?}", begun.elapsed());
+    assert!(!command.is_finished());
+    command.abort();
+    volume.abandon().await;
+}
+
+/// A fold that writes many chunks holds no FLUSH back.
+#[tokio::test(start_paused = true)]
+async fn no_flush_waits_behind_a_fold() {
+    let mut bench = Bench::new(TIB).await;
+    let (_env, volume) = filled(&mut bench, 16, 64, 4).await;
+    for n in 0..64_u64 {
+        volume.write(GIB + n * 4 * MIB, pattern(n, 4096), false).await.unwrap();
+    }
+    let gate = bench.fault.hold(Operation::Put, "/chunk/");
+    bench.fault.add(Rule::new(Action::Delay(LATENCY, LATENCY)).on(Operation::Put).containing("/journal/"));
+    let folding = tokio::spawn({
+        let volume = Arc::clone(&volume);
+        async move { volume.checkpoint().await }
+    });
+    gate.reached(1).await;
+    quiesce().await;
+    let begun = Instant::now();
+    volume.write(TIB / 2, pattern(1, 4096), true).await.unwrap();
+    assert!(begun.elapsed() <= LATENCY * 3 / 2, "FUA took {:?}", begun.elapsed());
+    assert!(!folding.is_finished());
+    bench.fault.clear();
+    gate.release();
+    folding.await.unwrap().unwrap();
+    volume.close().await.unwrap();
+}
