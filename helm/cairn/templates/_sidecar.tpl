@@ -28,6 +28,7 @@ In the pod's spec:
       value: {{ printf "unix:%s/nbd.sock" $root.Values.sidecar.socketDirectory | quote }}
     - name: CAIRN_VOLUMES__CREATE
       value: {{ include "cairn.volumes" (required "cairn.sidecar needs volumes" .volumes) | quote }}
+    {{- include "cairn.holder" $root | nindent 4 }}
   ports:
     - name: admin
       containerPort: {{ $root.Values.admin.port }}
