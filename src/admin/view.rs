@@ -53,6 +53,7 @@ impl From<Failure> for Problem {
             | OpenError::SizeDiffers { .. }
             | OpenError::Held { .. }
             | OpenError::Lost(_)
+            | OpenError::LeaseOver
             | OpenError::Deleting => StatusCode::CONFLICT,
             OpenError::Damaged { .. } | OpenError::BrokenJournal { .. } => StatusCode::INTERNAL_SERVER_ERROR,
             OpenError::Store(_) => StatusCode::BAD_GATEWAY,

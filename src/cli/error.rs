@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use super::nbd::NbdError;
+use super::process::FENCED;
 use crate::{config, server, store, volume};
 
 /// What a mistake in the command line or configuration exits with, as clap does.
@@ -47,6 +48,9 @@ pub(super) enum Error {
     /// Every volume that was to be served stopped.
     #[error("no volume is left to serve")]
     NothingLeft,
+    /// No volume is left to serve, since another gateway has taken one over, or somebody has deleted it.
+    #[error("no volume is left to serve: they were taken over or deleted")]
+    Fenced,
     /// A gateway is not as it should be.
     #[error("{url}: {why}")]
     Unhealthy {
@@ -78,7 +82,7 @@ impl From<config::Error> for Error {
 }
 
 impl Error {
-    /// 2 for what must be said otherwise, 1 for what failed.
+    /// 2 for what must be said otherwise, 10 where another gateway took a volume over, 1 for what failed.
     pub(super) fn exit_code(&self) -> ExitCode {
         match self {
             Self::Config(_)
@@ -86,6 +90,10 @@ impl Error {
                 source: volume::OpenError::BadName(_) | volume::OpenError::Geometry(_), ..
             } => ExitCode::from(USAGE),
             Self::Nbd(error) => error.exit_code(),
+            Self::Fenced => ExitCode::from(FENCED),
+            Self::Open { source, .. } if matches!(**source, volume::OpenError::Lost(_)) => {
+                ExitCode::from(FENCED)
+            }
             Self::Store(_)
             | Self::Volume { .. }
             | Self::Open { .. }

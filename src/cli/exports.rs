@@ -103,7 +103,7 @@ pub(super) fn open_error(name: &str, error: &volume::OpenError) -> OpenError {
     use volume::OpenError as Why;
     match error {
         Why::NoSuchVolume(_) | Why::BadName(_) => OpenError::Unknown(name.to_owned()),
-        Why::Held { .. } | Why::Lost(_) | Why::Deleting => OpenError::Refused(chain(error)),
+        Why::Held { .. } | Why::Lost(_) | Why::LeaseOver | Why::Deleting => OpenError::Refused(chain(error)),
         Why::Exists(_)
         | Why::SizeDiffers { .. }
         | Why::Damaged { .. }

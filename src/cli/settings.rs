@@ -16,6 +16,7 @@ use crate::server::{ListenAddress, Tls};
 use crate::store::Location;
 use crate::store::retry::{Patience, RetryOptions};
 use crate::volume::geometry::Geometry;
+use crate::volume::head::MAX_HOLDER_BYTES;
 use crate::volume::keys::is_valid_name;
 use crate::{server, store, volume};
 
@@ -79,6 +80,10 @@ impl Options {
             if let Some(Err(why)) = geometry.map(|g| g.check_size(*size_bytes)) {
                 errors.0.push(config.refuse("volumes.create", format!("{name}: {why}")));
             }
+        }
+        if config.lease.holder.len() > MAX_HOLDER_BYTES {
+            let why = format!("must not have more than {MAX_HOLDER_BYTES} bytes");
+            errors.0.push(config.refuse("lease.holder", why));
         }
         if config.store.retry_base > config.store.retry_cap {
             errors.0.push(config.refuse("store.retry_base", "must not be more than store.retry_cap"));
@@ -224,6 +229,8 @@ fn volume_options(config: &Config) -> volume::Options {
         // Each volume has its own.
         metrics: None,
         holder_name: given(&lease.holder).unwrap_or_else(super::process::name),
+        // A process id is another's after a restart, and in a container it is everybody's.
+        holder_is_stable: !lease.holder.is_empty(),
         commit_max_age: commit.max_age,
         commit_chunk_wait: commit.chunk_wait,
         commit_max_bytes: commit.max_bytes.0,
@@ -284,6 +291,7 @@ mod tests {
             ("CAIRN_ADMIN__LISTEN", "nowhere", "admin.listen = \"nowhere\": |unix:PATH, or none"),
             ("CAIRN_ADMIN__TOKEN_FILE", "/no/such", "admin.token_file = \"/no/such\": |No such file"),
             ("CAIRN_ADMIN__TOKEN_FILE", "/dev/null", "admin.token_file = |at least 16"),
+            ("CAIRN_LEASE__HOLDER", &"x".repeat(201), "lease.holder = |more than 200 bytes"),
             ("CAIRN_STORE__RETRY_BASE", "10s", "store.retry_base = \"10s\"|store.retry_cap"),
         ] {
             let message = of(&[(name, value)]).unwrap_err().to_string();
@@ -291,6 +299,14 @@ mod tests {
                 assert!(message.contains(part), "no {part} in: {message}");
             }
         }
+    }
+
+    /// The name that a gateway has by default is not its own after a restart.
+    #[test]
+    fn only_a_holder_that_was_named_is_known_again() {
+        assert!(!of(&[]).unwrap().volume.holder_is_stable);
+        let named = of(&[("CAIRN_LEASE__HOLDER", "disks/cairn-a-0")]).unwrap().volume;
+        assert_eq!((named.holder_name.as_str(), named.holder_is_stable), ("disks/cairn-a-0", true));
     }
 
     #[test]

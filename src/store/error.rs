@@ -72,6 +72,14 @@ pub enum Error {
         #[source]
         source: Source,
     },
+    /// The object is larger than what is read whole. Definite. Read it in ranges.
+    #[error("{key}: {size_bytes} bytes are more than are read at once")]
+    TooLarge {
+        /// Key.
+        key: String,
+        /// Bytes of the object.
+        size_bytes: u64,
+    },
     /// The request itself is wrong, or the bucket does not exist: an operator must act.
     #[error("{key}: {source}")]
     Rejected {
@@ -95,6 +103,7 @@ impl Error {
             | Self::Timeout { key, .. }
             | Self::Transient { key, .. }
             | Self::Denied { key, .. }
+            | Self::TooLarge { key, .. }
             | Self::Rejected { key, .. } => key,
         }
     }
@@ -110,14 +119,14 @@ impl Error {
             Self::Timeout { .. } => StoreOutcome::Timeout,
             Self::Transient { .. } => StoreOutcome::Transient,
             Self::Denied { .. } => StoreOutcome::Denied,
-            Self::Rejected { .. } => StoreOutcome::Rejected,
+            Self::TooLarge { .. } | Self::Rejected { .. } => StoreOutcome::Rejected,
         }
     }
 
     /// Whether the answer is the store's definite word on the state of the object: nothing to retry.
     #[must_use]
     pub fn is_definite(&self) -> bool {
-        matches!(self, Self::NotFound { .. } | Self::PreconditionFailed { .. })
+        matches!(self, Self::NotFound { .. } | Self::PreconditionFailed { .. } | Self::TooLarge { .. })
     }
 
     /// Whether a PUT or DELETE that failed so may have taken effect.

@@ -14,12 +14,12 @@ use super::collect::{Collector, Garbage};
 use super::error::Error;
 use super::fold::names_chunk;
 use super::geometry::ChunkIndex;
-use super::keys::{ObjectId, Parsed, Slot};
-use super::record::{Change, Record, RecordKind};
+use super::keys::{Epoch, ObjectId, Parsed, Slot};
+use super::record::{Change, EMPTY_RECORD_BYTES, Record, RecordKind};
 use super::root::Root;
 use super::store_exact::{CheckedError, fetch_checked};
 use crate::mutant::{self, Mutant};
-use crate::store::{self, ByteRange, Entry, Store};
+use crate::store::{self, ByteRange, Entry, Listing, Store};
 
 /// Folded records read before what they leave behind is deleted.
 const WINDOW: usize = 128;
@@ -112,11 +112,13 @@ impl Collector {
         let mut after = None;
         loop {
             let listing = shared.env.store.list(&shared.keys.journal(), after.as_deref()).await?;
+            let seals = self.seals_among(&listing);
             for window in listing.entries.chunks(WINDOW) {
                 let mut garbage = Vec::new();
                 for entry in window {
                     // Only logs of older epochs: our own records are known.
                     match shared.keys.parse(&entry.key) {
+                        Some(Parsed::Record(slot)) if seals.contains(&slot) => {}
                         Some(Parsed::Record(slot)) if slot <= checkpoint && slot.epoch < shared.epoch => {
                             garbage.extend(self.left_by(slot, entry, needed).await?);
                         }
@@ -134,6 +136,28 @@ impl Collector {
                 _ => return Ok(()),
             }
         }
+    }
+
+    /// The slots of a page of the listing that hold seals, as far as that shows: there are as many as the volume was opened,
+    /// and each opening would read them all. What has no changes is a seal or an opening record; that stands first in
+    /// its log, and its log never ends with it.
+    fn seals_among(&self, listing: &Listing) -> BTreeSet<Slot> {
+        if mutant::is(Mutant::SealsDeleted) {
+            return BTreeSet::new();
+        }
+        let records = || {
+            listing.entries.iter().filter_map(|entry| match self.shared.keys.parse(&entry.key) {
+                Some(Parsed::Record(slot)) => Some((slot, entry.size_bytes)),
+                _ => None,
+            })
+        };
+        // What follows the last slot of the page may be on the next one.
+        let last = records().next_back().filter(|_| listing.more).map(|(slot, _)| slot.epoch);
+        let later = records().filter(|(slot, _)| slot.n > 1).map(|(slot, _)| slot.epoch);
+        let go_on: BTreeSet<Epoch> = later.chain(last).collect();
+        let is_seal = |slot: &Slot| slot.n > 1 || !go_on.contains(&slot.epoch);
+        let empty = records().filter(|(_, size_bytes)| *size_bytes == EMPTY_RECORD_BYTES);
+        empty.map(|(slot, _)| slot).filter(is_seal).collect()
     }
 
     /// What can go with a folded record: the chunk objects that nothing else names, then the record.

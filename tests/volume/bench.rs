@@ -15,6 +15,8 @@ pub(crate) struct Bench {
     pub(crate) fault: Fault,
     pub(crate) options: Options,
     pub(crate) dirty_bytes: u64,
+    /// What each gateway calls itself across its restarts; by default each has a name of its own.
+    pub(crate) holder: Option<String>,
     seed: u64,
 }
 
@@ -27,7 +29,7 @@ impl Bench {
         let memory = MemoryStore::new();
         let fault = Fault::new(Arc::new(memory.clone()), 1);
         let options = Options { holder_name: "first".to_owned(), ..Options::default() };
-        let bench = Self { memory, fault, options, dirty_bytes: 128 * MIB, seed: 1 };
+        let bench = Self { memory, fault, options, dirty_bytes: 128 * MIB, holder: None, seed: 1 };
         let env = bench.env(64 * MIB);
         catalog::create(&env, &bench.options, "disk", size_bytes, chunk_bytes).await.expect("created");
         bench
@@ -41,6 +43,7 @@ impl Bench {
             fault,
             options: self.options.clone(),
             dirty_bytes: self.dirty_bytes,
+            holder: self.holder.clone(),
             seed: self.seed + 1000,
         }
     }
@@ -66,7 +69,8 @@ impl Bench {
         let env = self.env(64 * MIB);
         let volume = catalog::resolve(&env, "disk").await?;
         let mut options = self.options.clone();
-        options.holder_name = format!("gateway {}", self.seed);
+        options.holder_is_stable = self.holder.is_some();
+        options.holder_name = self.holder.clone().unwrap_or_else(|| format!("gateway {}", self.seed));
         Volume::open(&env, options, volume, takeover).await
     }
 

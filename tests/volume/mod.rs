@@ -1,6 +1,7 @@
 //! The volume over a store in memory: each test a sentence of its promises.
 
 mod bench;
+mod bounds;
 mod deletion;
 mod durability;
 mod model;
