@@ -30,6 +30,8 @@ macro_rules! mutants {
 mutants! {
     /// A FLUSH is answered before its commit is durable.
     FlushAnsweredEarly = "flush-answered-early",
+    /// A FLUSH of several commits is answered when the first of them is durable.
+    FlushAnsweredByFirst = "flush-answered-by-first",
     /// A commit is answered when it is durable, whether or not those before it are.
     AnsweredOutOfOrder = "answered-out-of-order",
     /// Data is forgotten once a FLUSH of it has failed.
@@ -132,6 +134,10 @@ mutants! {
     FileUnsynced = "file-unsynced",
     /// The store in a directory does not sync the directory that it gives a name in.
     DirectoryUnsynced = "directory-unsynced",
+    /// What is dirty becomes one record, however much it is.
+    RecordUnbounded = "record-unbounded",
+    /// A strict volume serves reads after its lease is over.
+    LeaseOutlived = "lease-outlived",
     /// The server answers FLUSH without asking the export.
     FlushNotPassedOn = "flush-not-passed-on",
     /// The server does not pass FUA on.

@@ -55,6 +55,7 @@ impl From<Failure> for Problem {
             | OpenError::Lost(_)
             | OpenError::Unclear { .. }
             | OpenError::Contended(_)
+            | OpenError::LeaseOver
             | OpenError::Deleting => StatusCode::CONFLICT,
             OpenError::Damaged { .. } | OpenError::Incomplete { .. } | OpenError::BrokenJournal { .. } => {
                 StatusCode::INTERNAL_SERVER_ERROR

@@ -70,7 +70,7 @@ pub(super) struct Serve {
     /// Make the volume where it is absent, and open it; an error where it stands with another size
     #[arg(long, value_name = "NAME=SIZE")]
     create: Vec<String>,
-    /// Do not wait for leases that other gateways left unexpired: they lose the volumes named here
+    /// Take volumes named here from whoever holds them, for one start by hand: that gateway then exits with 10
     #[arg(long)]
     takeover: bool,
     /// Metrics, health and volumes over HTTP: HOST:PORT, unix:PATH or none [default: 127.0.0.1:9180]

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use super::nbd::NbdError;
+use super::process::FENCED;
 use super::runtime_directory;
 use crate::{config, server, store, volume};
 
@@ -63,6 +64,9 @@ pub(super) enum Error {
     /// Every volume that was to be served stopped.
     #[error("no volume is left to serve")]
     NothingLeft,
+    /// No volume is left to serve, since another gateway has taken one over, or somebody has deleted it.
+    #[error("no volume is left to serve: they were taken over or deleted")]
+    Fenced,
     /// A gateway is not as it should be.
     #[error("{url}: {why}")]
     Unhealthy {
@@ -104,7 +108,7 @@ impl From<config::Error> for Error {
 }
 
 impl Error {
-    /// 2 for what must be said otherwise, 1 for what failed.
+    /// 2 for what must be said otherwise, 10 where another gateway took a volume over, 1 for what failed.
     pub(super) fn exit_code(&self) -> ExitCode {
         match self {
             Self::Config(_)
@@ -114,6 +118,10 @@ impl Error {
                 source: volume::OpenError::BadName(_) | volume::OpenError::Geometry(_), ..
             } => ExitCode::from(USAGE),
             Self::Nbd(error) => error.exit_code(),
+            Self::Fenced => ExitCode::from(FENCED),
+            Self::Open { source, .. } if matches!(**source, volume::OpenError::Lost(_)) => {
+                ExitCode::from(FENCED)
+            }
             Self::Store(_)
             | Self::Volume { .. }
             | Self::Open { .. }

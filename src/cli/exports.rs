@@ -131,7 +131,7 @@ pub(super) fn open_error(name: &str, error: &volume::OpenError) -> OpenError {
     use volume::OpenError as Why;
     match error {
         Why::NoSuchVolume(_) | Why::BadName(_) => OpenError::Unknown(name.to_owned()),
-        Why::Held { .. } | Why::Lost(_) | Why::Unclear { .. } | Why::Deleting => {
+        Why::Held { .. } | Why::Lost(_) | Why::Unclear { .. } | Why::LeaseOver | Why::Deleting => {
             OpenError::Refused(chain(error))
         }
         Why::Exists(_)

@@ -123,6 +123,8 @@ struct Configured {
     opened: usize,
     /// Of these, those that stopped.
     lost: usize,
+    /// Whether another gateway took one of them over.
+    fenced: bool,
 }
 
 impl OpenVolumes {
@@ -233,6 +235,11 @@ impl OpenVolumes {
         let mut configured = self.configured.subscribe();
         let lost = configured.wait_for(|now| now.opened > 0 && now.lost >= now.opened).await;
         lost.map(drop).expect("we hold the sender");
+    }
+
+    /// Whether another gateway took one of the configured volumes over.
+    pub(super) fn is_fenced(&self) -> bool {
+        self.configured.borrow().fenced
     }
 
     /// Returns once no client uses any volume that is open now.
@@ -363,7 +370,11 @@ impl OpenVolumes {
                 tracing::error!(volume = name, "no longer served: {why}");
                 served.volume.abandon().await;
                 if *served.stay.borrow() == Stay::Always {
-                    self.configured.send_modify(|now| now.lost += 1);
+                    let fenced = served.volume.is_fenced();
+                    self.configured.send_modify(|now| {
+                        now.lost += 1;
+                        now.fenced |= fenced;
+                    });
                     // The slot stays while it is configured, so that clients are told why.
                     released(&served).await;
                 }

@@ -19,6 +19,9 @@ use crate::volume::WallClock;
 /// What a process that was told twice to end exits with.
 pub(super) const GIVEN_UP: i32 = 1;
 
+/// What a gateway exits with whose volumes were taken over by another: whoever restarts it must not let it take them back.
+pub(super) const FENCED: u8 = 10;
+
 /// Changes what is logged.
 pub(super) type SetLevel = Box<dyn Fn(&Config) -> Result<(), config::Error> + Send + Sync>;
 

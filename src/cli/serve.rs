@@ -166,6 +166,7 @@ pub(super) async fn serve(
     supervisor::stopping("answering what is in flight");
     let (result, successor) = match end {
         End::Told => (Ok(()), None),
+        End::NothingLeft if volumes.is_fenced() => (Err(Error::Fenced), None),
         End::NothingLeft => (Err(Error::NothingLeft), None),
         End::Succeeded(by) => (Ok(()), Some(by)),
     };

@@ -18,6 +18,7 @@ use crate::store::Location;
 use crate::store::probe::{ProbeOptions, When};
 use crate::store::retry::{Patience, RetryOptions};
 use crate::volume::geometry::Geometry;
+use crate::volume::head::MAX_HOLDER_BYTES;
 use crate::volume::keys::is_valid_name;
 use crate::{server, store, volume};
 
@@ -98,6 +99,10 @@ impl Options {
         }
         if let Some(Err(why)) = given(&config.store.endpoint).map(|text| store::s3::endpoint::parse(&text)) {
             errors.0.push(config.refuse("store.endpoint", why));
+        }
+        if config.lease.holder.len() > MAX_HOLDER_BYTES {
+            let why = format!("must not have more than {MAX_HOLDER_BYTES} bytes");
+            errors.0.push(config.refuse("lease.holder", why));
         }
         let admin = match config.admin.listen.as_str() {
             "none" => None,
@@ -252,6 +257,8 @@ fn volume_options(config: &Config) -> volume::Options {
         // Each volume has its own.
         metrics: None,
         holder_name: given(&lease.holder).unwrap_or_else(super::process::name),
+        // A process id is another's after a restart, and in a container it is everybody's.
+        holder_is_stable: !lease.holder.is_empty(),
         commit_max_age: commit.max_age,
         commit_chunk_wait: commit.chunk_wait,
         commit_max_bytes: commit.max_bytes.0,
@@ -313,6 +320,7 @@ mod tests {
             ("CAIRN_ADMIN__TOKEN_FILE", "/no/such", "admin.token_file = \"/no/such\": |No such file"),
             ("CAIRN_ADMIN__TOKEN_FILE", "/dev/null", "admin.token_file = |at least 16"),
             ("CAIRN_STORE__ENDPOINT", "minio:9000", "store.endpoint = \"minio:9000\"|http://minio:9000 or"),
+            ("CAIRN_LEASE__HOLDER", &"x".repeat(201), "lease.holder = |more than 200 bytes"),
             ("CAIRN_STORE__RETRY_BASE", "10s", "store.retry_base = \"10s\"|store.retry_cap"),
         ] {
             let message = of(&[(name, value)]).unwrap_err().to_string();
@@ -320,6 +328,14 @@ mod tests {
                 assert!(message.contains(part), "no {part} in: {message}");
             }
         }
+    }
+
+    /// The name that a gateway has by default is not its own after a restart.
+    #[test]
+    fn only_a_holder_that_was_named_is_known_again() {
+        assert!(!of(&[]).unwrap().volume.holder_is_stable);
+        let named = of(&[("CAIRN_LEASE__HOLDER", "disks/cairn-a-0")]).unwrap().volume;
+        assert_eq!((named.holder_name.as_str(), named.holder_is_stable), ("disks/cairn-a-0", true));
     }
 
     #[test]

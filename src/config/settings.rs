@@ -184,7 +184,7 @@ settings! {
         max_age: Duration = seconds(5), milliseconds(10)..=DAY;
         /// How much longer that may wait for a chunk that is filling in sequence.
         chunk_wait: Duration = seconds(3), seconds(0)..=seconds(3600);
-        /// A commit is cut before its data passes this.
+        /// Largest record of the journal; only a command that alone needs more makes a larger one, of less than two chunks.
         max_bytes: Size = mib(16), mib(1)..=mib(256);
         /// Commits on their way to the store at a time.
         in_flight: u32 = 8, 1..=64;
@@ -192,9 +192,9 @@ settings! {
 
     /// When the journal is folded into a checkpoint.
     journal: Journal {
-        /// Its largest size.
+        /// The journal is folded from this size on. Writes wait before it passes twice this size.
         max_bytes: Size = mib(256), mib(1)..=Size(64 << 30);
-        /// Most records in it.
+        /// The journal is folded from so many records on. Writes wait before it passes twice as many.
         max_records: u32 = 4096, 1..=1_048_576;
         /// Greatest age of its oldest record.
         max_age: Duration = seconds(300), seconds(1)..=seconds(30 * 86_400);
@@ -208,11 +208,11 @@ settings! {
         ttl: Duration = seconds(30), seconds(1)..=DAY;
         /// Least time between two updates of a volume's head.
         head_interval: Duration = seconds(1), milliseconds(10)..=seconds(60);
-        /// Open volumes without waiting for a lease that another holder left unexpired.
+        /// Take volumes from whoever holds them, without waiting to see whether that gateway lives. Meant for one start by hand: gateways that are restarted with it take a volume from each other again and again.
         takeover: bool = false, Any;
         /// Stop a volume whose lease is over because it could not be renewed; else reads and writes go on, and FLUSH waits.
         strict: bool = false, Any;
-        /// Name of this gateway in the lease; by default host name and process id.
+        /// Name of this gateway in the lease, at most 200 bytes. Give it a name that it keeps across restarts and that no other gateway has: then it does not wait for a lease that it left itself. By default host name and process id, for which it waits.
         holder: String = String::new(), Any;
     }
 

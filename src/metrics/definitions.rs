@@ -152,6 +152,8 @@ definitions! {
 
     LEASE_REMAINING = gauge("cairn_lease_remaining_seconds", "seconds", &["volume"],
         "Time until the lease ends unless it is renewed; 0 once it is over.");
+    LEASE_TTL = gauge("cairn_lease_ttl_seconds", "seconds", &["volume"],
+        "How long the lease lasts after a renewal; 0 while none is held.");
     FENCED = gauge("cairn_fenced", "volumes", &["volume"],
         "1 once another gateway has taken the volume over, else 0.");
 

@@ -48,6 +48,7 @@ pub(super) struct VolumeFamilies {
     cache_bytes: IntGaugeVec,
     read_ahead: IntCounterVec,
     lease_remaining: GaugeVec,
+    lease_ttl: GaugeVec,
     fenced: IntGaugeVec,
     open: Mutex<BTreeMap<String, Weak<Inner>>>,
 }
@@ -82,6 +83,7 @@ impl VolumeFamilies {
             cache_bytes: gauges(registry, &define::CACHE_BYTES),
             read_ahead: counters(registry, &define::READ_AHEAD),
             lease_remaining: float_gauges(registry, &define::LEASE_REMAINING),
+            lease_ttl: float_gauges(registry, &define::LEASE_TTL),
             fenced: gauges(registry, &define::FENCED),
             open: Mutex::new(BTreeMap::new()),
         }
@@ -144,6 +146,7 @@ impl VolumeFamilies {
             cache_bytes: By::new(|l: Tier| owned.child(&self.cache_bytes, &[name, l.as_str()])),
             read_ahead_bytes: By::new(|l: ReadAhead| owned.child(&self.read_ahead, &[name, l.as_str()])),
             lease_ends: Moment::new(owned.child(&self.lease_remaining, &[name]), Reading::Remaining),
+            lease_ttl: owned.child(&self.lease_ttl, &[name]),
             fenced: owned.child(&self.fenced, &[name]),
         }
     }
@@ -248,6 +251,8 @@ pub struct VolumeHandles {
     pub read_ahead_bytes: By<ReadAhead, IntCounter>,
     /// When the lease ends.
     pub lease_ends: Moment,
+    /// Seconds that it lasts after a renewal; 0 while none is held.
+    pub lease_ttl: Gauge,
     /// 1 once fenced.
     pub fenced: IntGauge,
 }

@@ -92,6 +92,14 @@ pub enum Error {
         #[source]
         source: Source,
     },
+    /// The object is larger than what is read whole. Definite. Read it in ranges.
+    #[error("{key}: {size_bytes} bytes are more than are read at once")]
+    TooLarge {
+        /// Key.
+        key: String,
+        /// Bytes of the object.
+        size_bytes: u64,
+    },
     /// The request itself is wrong, or the bucket does not exist: an operator must act.
     #[error("{key}: {source}")]
     Rejected {
@@ -117,6 +125,7 @@ impl Error {
             | Self::Transient { key, .. }
             | Self::Unreachable { key, .. }
             | Self::Denied { key, .. }
+            | Self::TooLarge { key, .. }
             | Self::Rejected { key, .. } => key,
         }
     }
@@ -132,14 +141,20 @@ impl Error {
             Self::Timeout { .. } => StoreOutcome::Timeout,
             Self::Transient { .. } | Self::Unreachable { .. } => StoreOutcome::Transient,
             Self::Denied { .. } => StoreOutcome::Denied,
-            Self::Rejected { .. } => StoreOutcome::Rejected,
+            Self::TooLarge { .. } | Self::Rejected { .. } => StoreOutcome::Rejected,
         }
     }
 
     /// Whether the answer is the store's definite word on the state of the object: nothing to retry.
     #[must_use]
     pub fn is_definite(&self) -> bool {
-        matches!(self, Self::NotFound { .. } | Self::PreconditionFailed { .. } | Self::CutShort { .. })
+        matches!(
+            self,
+            Self::NotFound { .. }
+                | Self::PreconditionFailed { .. }
+                | Self::CutShort { .. }
+                | Self::TooLarge { .. }
+        )
     }
 
     /// Whether waiting alone cannot cure it: somebody must change permissions, the bucket or the configuration.

@@ -12,7 +12,8 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::{
-    ByteRange, Condition, ETag, Entry, Error, ListFrom, Listing, Object, Operation, PageToken, Store, key,
+    ByteRange, Condition, ETag, Entry, Error, ListFrom, Listing, MAX_WHOLE_BYTES, Object, Operation,
+    PageToken, Store, key,
 };
 
 /// Requests and the bytes of their bodies.
@@ -37,12 +38,21 @@ impl Stored {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     objects: BTreeMap<String, Stored>,
+    /// Bytes of an object that is read whole, at most.
+    most_whole_bytes: u64,
     /// By operation and key (of a LIST: its prefix). Grows with the keys ever used; [`MemoryStore::reset_tallies`]
     /// empties it.
     tallies: BTreeMap<(Operation, String), Tally>,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        let (objects, tallies) = (BTreeMap::new(), BTreeMap::new());
+        Self { objects, most_whole_bytes: MAX_WHOLE_BYTES, tallies }
+    }
 }
 
 impl State {
@@ -170,6 +180,11 @@ impl MemoryStore {
         self.state.lock().tallies.clear();
     }
 
+    /// Refuses to give objects whole that have more bytes than this, in the place of [`MAX_WHOLE_BYTES`].
+    pub fn read_whole_at_most(&self, bytes: u64) {
+        self.state.lock().most_whole_bytes = bytes;
+    }
+
     /// Every object, uncounted.
     #[must_use]
     pub fn objects(&self) -> BTreeMap<String, Bytes> {
@@ -212,6 +227,10 @@ impl Store for MemoryStore {
         let mut state = self.state.lock();
         state.count(Operation::Get, key);
         let stored = state.objects.get(key).ok_or_else(|| Error::NotFound { key: key.to_owned() })?;
+        let size_bytes = length(&stored.body);
+        if range == ByteRange::Full && size_bytes > state.most_whole_bytes {
+            return Err(Error::TooLarge { key: key.to_owned(), size_bytes });
+        }
         let object = Object { etag: stored.etag.clone(), body: slice(key, &stored.body, range)? };
         state.tallies.entry((Operation::Get, key.to_owned())).or_default().bytes += length(&object.body);
         Ok(object)

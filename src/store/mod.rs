@@ -43,10 +43,13 @@ pub use s3::{S3Options, S3Store};
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ETag(pub Arc<str>);
 
+/// Bytes of an object that is read whole, at most: whoever asks holds all of it in memory.
+pub const MAX_WHOLE_BYTES: u64 = 512 << 20;
+
 /// Which bytes of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ByteRange {
-    /// All of it.
+    /// All of it; one of more than [`MAX_WHOLE_BYTES`] is [`Error::TooLarge`].
     Full,
     /// `length` bytes from `offset`; an object that ends before is [`Error::Truncated`]. `length` is not 0.
     Bounded {

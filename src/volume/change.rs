@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::error::Error;
 use super::geometry::{SECTOR_BYTES, SECTOR_LEN};
 use super::keys::ObjectId;
-use super::layer::PreparedWrite;
+use super::layer::{Growth, PreparedWrite};
 use super::piece::{ChunkRef, InMemory, Piece};
 use super::shared::Shared;
 use super::state::{State, Status};
@@ -51,8 +51,8 @@ enum Source {
 enum Obstacle {
     /// These sectors must be read first.
     Unread(Vec<u64>),
-    /// The changes so far must be cut first, and too many commits are on their way.
-    CommitsInFlight,
+    /// The changes so far must be cut first, and too many cuts wait for their records.
+    Cuts,
     /// The journal is at its bound until a checkpoint is published.
     Journal,
     /// Nothing more is served.
@@ -111,6 +111,10 @@ impl Change {
         Self { zero, write: PreparedWrite::default(), partials }
     }
 
+    fn growth(&self) -> Growth<'_> {
+        Growth { write: &self.write, sectors: self.partials.len(), zero: self.zero.is_some() }
+    }
+
     /// Blocks that the change may make dirty.
     fn blocks(&self) -> usize {
         self.write.blocks() + self.partials.len() + usize::from(self.zero.is_some())
@@ -121,6 +125,7 @@ impl Shared {
     /// Applies a change; returns when it is part of what every later command sees.
     pub(super) async fn change(self: &Arc<Self>, change: Change) -> Result<(), Error> {
         let permits = self.take_budget(change.blocks()).await?;
+        let growth = change.growth().record_bytes(self.geometry);
         let mut guard = Permits { shared: self, permits };
         let mut change = Some(change);
         let mut known = Vec::new();
@@ -142,13 +147,12 @@ impl Shared {
                         known.push(self.read_sector(sector).await?);
                     }
                 }
-                Obstacle::CommitsInFlight => {
-                    let most = self.options.commits_in_flight;
-                    self.wait(|_| self.state.lock().in_flight.len() < most).await?;
+                Obstacle::Cuts => {
+                    self.wait(|_| self.state.lock().may_cut(self.options.commits_in_flight)).await?;
                 }
                 Obstacle::Journal => {
                     self.fold_wake.notify_one();
-                    self.wait(|_| !self.journal_is_full(&self.state.lock())).await?;
+                    self.wait(|_| !self.journal_is_full(&self.state.lock(), growth)).await?;
                 }
                 Obstacle::Stopped(why) => return Err(Error::Stopped(why)),
             }
@@ -182,11 +186,27 @@ impl Shared {
         }
     }
 
-    /// Whether the journal is at twice its limit, so that folding must catch up first.
-    fn journal_is_full(&self, state: &State) -> bool {
-        let (_, records) = state.journal();
-        state.journal_weight() > 2 * self.options.journal_max_bytes
-            || records > 2 * self.options.journal_max_records
+    /// Whether the journal, with what it is still to take and a change that grows it so, passes twice its limit, so that folding must catch up first.
+    /// Below its limit nothing folds, and nothing would catch up.
+    fn journal_is_full(&self, state: &State, growth: u64) -> bool {
+        let (bytes, (_, records)) = (state.journal_weight(), state.journal());
+        let (most_bytes, most_records) = (self.options.journal_max_bytes, self.options.journal_max_records);
+        let coming = state.in_flight.len() as u64 + 1;
+        (bytes >= most_bytes && bytes + state.coming_bytes(self.geometry) + growth > 2 * most_bytes)
+            || (records >= most_records && records + coming > 2 * most_records)
+    }
+
+    /// Whether a change belongs into a later layer: it would cut a filled chunk in part, or the record would be too long.
+    fn needs_a_cut(&self, state: &State, change: &Change) -> bool {
+        if let Some((range, _)) = &change.zero
+            && state.dirty.cuts_filled_chunk(self.geometry, range)
+        {
+            return true;
+        }
+        let most = self.options.commit_max_bytes;
+        !state.dirty.is_empty()
+            && !mutant::is(Mutant::RecordUnbounded)
+            && !state.dirty.has_room(self.geometry, change.growth(), most)
     }
 
     fn try_apply(
@@ -201,10 +221,10 @@ impl Shared {
             Status::Draining => return Err(Obstacle::Stopped("the volume is being closed".to_owned())),
             Status::Stopped(why) => return Err(Obstacle::Stopped(why.clone())),
         }
-        if self.journal_is_full(&state) {
+        let pending = change.as_mut().expect("applied once");
+        if self.journal_is_full(&state, pending.growth().record_bytes(self.geometry)) {
             return Err(Obstacle::Journal);
         }
-        let pending = change.as_mut().expect("applied once");
         let mut edges = Vec::with_capacity(pending.partials.len());
         let mut unread = Vec::new();
         for partial in &pending.partials {
@@ -220,13 +240,11 @@ impl Shared {
             return Err(Obstacle::Unread(unread));
         }
         let now = Instant::now();
-        if let Some((range, _)) = &pending.zero
-            && state.dirty.cuts_filled_chunk(self.geometry, range)
-        {
-            if state.in_flight.len() >= self.options.commits_in_flight {
-                return Err(Obstacle::CommitsInFlight);
+        if self.needs_a_cut(&state, pending) {
+            if !state.may_cut(self.options.commits_in_flight) {
+                return Err(Obstacle::Cuts);
             }
-            state.cut(now);
+            state.cut(self.geometry, now);
             self.gauge(&state);
             self.commit_wake.notify_one();
         }
@@ -248,7 +266,7 @@ impl Shared {
         if let Some((range, hole)) = zero {
             state.dirty.zero(self.geometry, range, hole);
             if mutant::is(Mutant::ChangeTorn) && state.in_flight.len() < self.options.commits_in_flight {
-                state.cut(now);
+                state.cut(self.geometry, now);
             }
         }
         let filled = state.dirty.write(self.geometry, write);
@@ -278,7 +296,7 @@ impl Shared {
 
     /// Whether the dirty layer is as large as a record may be.
     pub(super) fn record_is_full(&self, state: &State) -> bool {
-        state.dirty.block_count() as u64 * super::geometry::BLOCK_BYTES >= self.options.commit_max_bytes
+        state.dirty.record_bytes(self.geometry) >= self.options.commit_max_bytes
     }
 
     /// What a sector reads as now, if that is in memory or known.

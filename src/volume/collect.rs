@@ -358,7 +358,7 @@ impl Collector {
         };
         if head.epoch != self.shared.epoch {
             let why = format!("the volume was taken over by epoch {} of {}", head.epoch, head.holder_name);
-            self.shared.stop(why.clone());
+            self.shared.fence(why.clone());
             return Err(Error::Stopped(why));
         }
         Ok(())

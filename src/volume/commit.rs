@@ -62,7 +62,7 @@ impl Committer {
                 let mut state = self.shared.state.lock();
                 let next = self.next(&state, now);
                 if matches!(next, Next::Cut) {
-                    state.cut(now);
+                    state.cut(self.shared.geometry, now);
                     self.shared.gauge(&state);
                 }
                 next
@@ -123,6 +123,10 @@ impl Committer {
         loop {
             let frozen = {
                 let state = self.shared.state.lock();
+                let is_sent = |commit: &&InFlight| matches!(commit.stage, Stage::Sent(_));
+                if state.in_flight.iter().filter(is_sent).count() >= self.shared.options.commits_in_flight {
+                    return;
+                }
                 state.in_flight.iter().find_map(|commit| match &commit.stage {
                     Stage::Frozen(layer) => Some((commit.n, Arc::clone(layer))),
                     Stage::Sent(_) => None,
@@ -246,7 +250,7 @@ impl Shared {
         }
         loop {
             match create_exact(self.env.store.journal.as_ref(), &key, &body).await {
-                Ok(Placed::Other(_)) if mutant::is(Mutant::TakenSlotIgnored) => break,
+                Ok(Placed::Other(_) | Placed::Larger(_)) if mutant::is(Mutant::TakenSlotIgnored) => break,
                 Ok(Placed::Ours) => {
                     self.metrics.put_bytes.of(ObjectKind::Journal).inc_by(body.len() as u64);
                     break;
@@ -254,7 +258,10 @@ impl Shared {
                 Ok(Placed::Other(found)) => {
                     let what = super::fence::describe(self.keys.volume(), slot, &found);
                     return self
-                        .stop(format!("another gateway took the volume over: {what} stands at {key}"));
+                        .fence(format!("another gateway took the volume over: {what} stands at {key}"));
+                }
+                Ok(Placed::Larger(bytes)) => {
+                    return self.fence(format!("another's record of {bytes} bytes stands at {key}"));
                 }
                 Err(error) => {
                     tracing::error!(%key, "commit record not durable yet, sending it again: {error}");
@@ -359,6 +366,10 @@ impl Shared {
         if mutant::is(Mutant::FlushAnsweredEarly) {
             return Ok(());
         }
+        let target = match mutant::is(Mutant::FlushAnsweredByFirst) {
+            true => self.state.lock().in_flight.front().map_or(target, |first| first.n),
+            false => target,
+        };
         let outcome = self.wait(|progress| progress.durable_n >= target).await;
         if outcome.is_err() && mutant::is(Mutant::CleanAfterFailure) {
             self.state.lock().dirty = DirtyLayer::default();

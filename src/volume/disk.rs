@@ -78,6 +78,13 @@ impl Volume {
         self.shared.state.lock().status.clone()
     }
 
+    /// Whether the volume stopped because another gateway has taken it over.
+    #[must_use]
+    pub fn is_fenced(&self) -> bool {
+        let progress = *self.shared.progress.borrow();
+        progress.stopped && progress.fenced
+    }
+
     /// Waits until the volume stops by itself; gives the reason.
     pub async fn stopped(&self) -> String {
         self.shared.progress.wait(|now| now.stopped.then_some(())).await;

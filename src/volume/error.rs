@@ -94,9 +94,12 @@ pub enum OpenError {
         /// Who.
         holder: String,
     },
-    /// Another gateway opened it at the same time, or is deleting it.
+    /// Another gateway took it over while it was being opened, or is deleting it.
     #[error("lost the volume to another gateway while opening it: {0}")]
     Lost(String),
+    /// The lease ran out while the volume was being opened, and could not be renewed, which `lease.strict` heeds.
+    #[error("the lease ran out while the volume was being opened, and could not be renewed (lease.strict)")]
+    LeaseOver,
     /// It is being deleted.
     #[error("volume is being deleted; deleting it again ends a deletion that was cut short")]
     Deleting,

@@ -12,7 +12,7 @@ use super::codec::Checksum;
 use super::frame::{Place, TAG_BYTES};
 use super::geometry::ChunkIndex;
 use super::keys::{Keys, ObjectId, Slot};
-use super::piece::RecordRef;
+use super::piece::{RecordRef, part};
 use crate::mutant::{self, Mutant};
 
 /// A piece of an object, as the cache calls it.
@@ -149,7 +149,7 @@ impl Fetch {
     pub fn wanted(&self, payload: &Bytes) -> Bytes {
         match &self.check {
             Check::Frame(..) | Check::Tag(..) => payload.clone(),
-            Check::Run(record, change) => payload.slice(self.within(record, *change)),
+            Check::Run(record, change) => part(payload, self.within(record, *change)),
         }
     }
 

@@ -492,7 +492,7 @@ async fn put_new(shared: &Shared, kind: ObjectKind, key: String, bytes: Vec<u8>)
     shared.metrics.put_bytes.of(kind).inc_by(bytes.len() as u64);
     match create_exact(shared.env.store.bulk.as_ref(), &key, &Bytes::from(bytes)).await? {
         Placed::Ours => Ok(()),
-        Placed::Other(_) => {
+        Placed::Other(_) | Placed::Larger(_) => {
             let why = "stands already, with bytes that we did not write".to_owned();
             Err(Error::Damaged { key, why })
         }

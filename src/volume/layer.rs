@@ -14,11 +14,14 @@ use bytes::{Bytes, BytesMut};
 use super::geometry::{BLOCK_BYTES, BLOCK_LEN, ChunkIndex, Geometry, SECTOR_BYTES, SECTOR_LEN};
 use super::interval::{IntervalMap, gaps};
 use super::piece::{Block, ChunkRef, Piece, own};
+use super::record::{DATA_CHANGE_BYTES, EMPTY_RECORD_BYTES, ZERO_CHANGE_BYTES, chunk_change_bytes};
 use crate::mutant::{self, Mutant};
 
 const ALL_SECTORS: u8 = 0xff;
 /// Zeroed ranges that weigh as much as a block.
 const ZEROS_PER_BLOCK: usize = 64;
+/// Bytes that a dirty block takes of a record at most: also in its parts it takes no more than as a whole.
+const BLOCK_RECORD_BYTES: u64 = BLOCK_BYTES + DATA_CHANGE_BYTES;
 
 /// The bits of the sectors that a range covers within its block.
 fn sector_bits(range: &Range<u64>) -> u8 {
@@ -73,6 +76,41 @@ impl PreparedWrite {
     pub fn blocks(&self) -> usize {
         self.full.len() + self.edges.len()
     }
+
+    /// Chunks that the write fills by itself: they are uploaded as objects of their own.
+    fn whole_chunks(&self, geometry: Geometry) -> u64 {
+        let (Some((first, _)), Some((last, _))) = (self.full.first(), self.full.last()) else { return 0 };
+        let blocks = geometry.blocks_per_chunk();
+        ((last + 1) / blocks).saturating_sub(first.div_ceil(blocks))
+    }
+
+    fn block_numbers(&self) -> impl Iterator<Item = u64> + '_ {
+        let edges = self.edges.iter().map(|(offset, _)| offset / BLOCK_BYTES);
+        self.full.iter().map(|(number, _)| *number).chain(edges)
+    }
+}
+
+/// A change, as far as it says how much longer it makes a record.
+#[derive(Clone, Copy, Debug)]
+pub struct Growth<'a> {
+    /// What it writes.
+    pub write: &'a PreparedWrite,
+    /// Sectors that it changes in part.
+    pub sectors: usize,
+    /// Whether it zeroes a range.
+    pub zero: bool,
+}
+
+impl Growth<'_> {
+    /// Bytes by which it makes a record longer, at most.
+    #[must_use]
+    pub fn record_bytes(&self, geometry: Geometry) -> u64 {
+        let chunks = self.write.whole_chunks(geometry);
+        let blocks = (self.write.blocks() + self.sectors) as u64 - chunks * geometry.blocks_per_chunk();
+        // A range that is zeroed may cut another in two.
+        let zeros = if self.zero { 2 * ZERO_CHANGE_BYTES } else { 0 };
+        blocks * BLOCK_RECORD_BYTES + chunks * chunk_change_bytes(geometry.pages_per_chunk()) + zeros
+    }
 }
 
 /// Uncommitted changes.
@@ -97,6 +135,30 @@ impl DirtyLayer {
     #[must_use]
     pub fn block_count(&self) -> usize {
         self.blocks.len() + self.zeros.len().div_ceil(ZEROS_PER_BLOCK)
+    }
+
+    /// Bytes that the record of this layer takes at most.
+    #[must_use]
+    pub fn record_bytes(&self, geometry: Geometry) -> u64 {
+        // Superseded chunks are in no record, but wait for it in memory.
+        let chunks = (self.chunks.len() + self.superseded.len()) as u64;
+        EMPTY_RECORD_BYTES
+            + self.blocks.len() as u64 * BLOCK_RECORD_BYTES
+            + self.zeros.len() as u64 * ZERO_CHANGE_BYTES
+            + chunks * chunk_change_bytes(geometry.pages_per_chunk())
+    }
+
+    /// Whether the record of this layer stays within `most` bytes with a change.
+    #[must_use]
+    pub fn has_room(&self, geometry: Geometry, change: Growth<'_>, most: u64) -> bool {
+        let with_all = self.record_bytes(geometry) + change.record_bytes(geometry);
+        if with_all <= most {
+            return true;
+        }
+        // What is dirty already takes no more room.
+        let numbers = change.write.block_numbers();
+        let known = numbers.filter(|number| self.blocks.contains_key(number)).count() as u64;
+        with_all - known * BLOCK_RECORD_BYTES <= most
     }
 
     /// Filled chunks that later changes of this layer replaced: no record will name them.

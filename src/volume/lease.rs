@@ -1,24 +1,17 @@
 //! The owner of `head`: renews the lease, publishes checkpoints, releases; one update at a time.
 //!
-//! Invariants: every update has a version of its own; an update whose answer is missing is sent again, the same bytes,
-//! until its fate is known; a head that another opening changed stops the volume; a missing head is never re-created.
+//! Invariant: a head that another opening changed stops the volume.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::error::Error;
-use super::head::{Checkpoint, Head, Lease};
+use super::head::{Checkpoint, Lease};
+use super::held::{HeldHead, Unheld};
 use super::keys::ObjectId;
 use super::shared::Shared;
-use super::store_exact::{agreed, get_referenced};
-use crate::metrics::labels::ObjectKind;
-use crate::mutant::{self, Mutant};
-use crate::store::{self, ByteRange, Condition, ETag, Store};
 
 /// What is asked of the owner of the head.
 #[derive(Debug)]
@@ -95,97 +88,44 @@ pub(super) struct HeadRequests {
 pub(super) struct HeadKeeper {
     shared: Arc<Shared>,
     requests: HeadRequests,
-    head: Head,
-    etag: ETag,
-    updated_at: Instant,
-    /// When the lease is over, counted from before its renewal was sent.
-    ends_at: Instant,
-}
-
-/// How an update ended.
-pub(super) enum Updated {
-    /// Our bytes stand.
-    Done(ETag),
-    /// Another's do.
-    Lost(String),
-}
-
-/// Replaces the head that has `etag` by `head`, until the fate of that is known.
-pub(super) async fn update_head(
-    store: &dyn Store,
-    key: &str,
-    etag: &ETag,
-    head: &Head,
-) -> Result<Updated, store::Error> {
-    let bytes = Bytes::from(head.encode());
-    loop {
-        let condition = match mutant::is(Mutant::HeadUnconditional) {
-            false => Condition::IfMatch(etag.clone()),
-            true => Condition::Always,
-        };
-        match store.put(key, bytes.clone(), condition).await {
-            Ok(etag) => return Ok(Updated::Done(etag)),
-            Err(store::Error::PreconditionFailed { .. } | store::Error::NotFound { .. }) => {}
-            Err(error) => return Err(error),
-        }
-        match get_referenced(store, key, ByteRange::Full).await {
-            Ok(found) if found.body == bytes => return Ok(Updated::Done(found.etag)),
-            // Neither ours nor another's: the refusal was for a version that stands no more, or was none.
-            Ok(found) if found.etag == *etag => tokio::task::yield_now().await,
-            Ok(found) => {
-                // Bytes that were damaged on the way must not pass for another's.
-                let found = agreed(store, key, found).await?;
-                if found.body == bytes {
-                    return Ok(Updated::Done(found.etag));
-                }
-                return Ok(Updated::Lost(match Head::decode(head.volume, &found.body) {
-                    Ok(other) => format!("epoch {} of {}", other.epoch, other.holder_name),
-                    Err(error) => format!("a head that cannot be read ({error})"),
-                }));
-            }
-            Err(store::Error::NotFound { .. }) => {
-                return Ok(Updated::Lost("nobody: the head is gone".to_owned()));
-            }
-            Err(error) => return Err(error),
-        }
-    }
+    held: HeldHead,
 }
 
 impl HeadKeeper {
-    pub(super) fn new(shared: Arc<Shared>, requests: HeadRequests, head: Head, etag: ETag) -> Self {
-        let updated_at = Instant::now();
-        let ends_at = updated_at + shared.options.lease_ttl;
-        Self { shared, requests, head, etag, updated_at, ends_at }
+    pub(super) fn new(shared: Arc<Shared>, requests: HeadRequests, held: HeldHead) -> Self {
+        Self { shared, requests, held }
     }
 
     /// Runs until the lease is released or the volume stops.
     pub(super) async fn run(mut self) {
-        let renewal = self.shared.options.lease_ttl / 3;
+        let renewal = self.held.renewal();
         loop {
             let request = tokio::select! {
                 biased;
                 request = self.requests.requests.recv() => request,
-                () = tokio::time::sleep_until(self.updated_at + renewal) => {
+                () = tokio::time::sleep_until(self.held.updated_at() + renewal) => {
                     if !self.update().await { return }
                     continue;
                 }
             };
+            let head = self.held.head_mut();
             let (done, last) = match request {
                 None => return,
                 Some(Request::Publish { checkpoint, root, root_table, done }) => {
-                    assert!(checkpoint.slot >= self.head.checkpoint.slot, "a checkpoint never goes back");
-                    self.head.checkpoint = checkpoint;
-                    self.head.root = root;
-                    self.head.root_table = root_table;
+                    assert!(checkpoint.slot >= head.checkpoint.slot, "a checkpoint never goes back");
+                    head.checkpoint = checkpoint;
+                    head.root = root;
+                    head.root_table = root_table;
                     (done, false)
                 }
                 Some(Request::Release { unswept, done }) => {
-                    self.head.lease = if unswept { Lease::Unswept } else { Lease::Released };
+                    head.lease = if unswept { Lease::Unswept } else { Lease::Released };
                     (done, true)
                 }
             };
             if !last {
-                let rested = self.updated_at + self.shared.options.head_interval;
+                // A rest never outlasts the lease.
+                let rested = self.held.updated_at() + self.shared.options.head_interval.min(renewal);
                 tokio::select! {
                     biased;
                     () = self.requests.hurry.cancelled() => {}
@@ -206,49 +146,22 @@ impl HeadKeeper {
 
     /// Writes the head under the next version; `false` once the volume has stopped.
     async fn update(&mut self) -> bool {
-        if !self.shared.options.lease_strict {
-            return self.update_at_last().await;
+        // Whoever serves no more keeps nobody waiting.
+        if self.shared.check_serving().is_err() {
+            return false;
         }
-        let ends_at = self.ends_at;
-        match tokio::time::timeout_at(ends_at, self.update_at_last()).await {
-            Ok(updated) => updated,
-            Err(_) => {
-                self.shared.stop("the lease is over and could not be renewed (lease.strict)".to_owned());
+        match self.held.update(self.shared.env.store.as_ref()).await {
+            Ok(()) => {
+                *self.shared.lease_ends_at.lock() = self.held.ends_at();
+                true
+            }
+            Err(unheld @ Unheld::TakenOver(_)) => {
+                self.shared.fence(unheld.why());
                 false
             }
-        }
-    }
-
-    /// The same, however long it takes.
-    async fn update_at_last(&mut self) -> bool {
-        self.head.version += 1;
-        let begun = Instant::now();
-        let key = self.shared.keys.head();
-        loop {
-            match update_head(self.shared.env.store.journal.as_ref(), &key, &self.etag, &self.head).await {
-                Ok(Updated::Done(etag)) => {
-                    self.etag = etag;
-                    self.updated_at = Instant::now();
-                    // Counted from before the renewal was sent: the others may have seen it at once.
-                    let ends = matches!(self.head.lease, Lease::Held { .. })
-                        .then_some(begun + self.shared.options.lease_ttl);
-                    self.shared.metrics.lease_ends.set(ends);
-                    self.ends_at = begun + self.shared.options.lease_ttl;
-                    self.shared
-                        .metrics
-                        .put_bytes
-                        .of(ObjectKind::Head)
-                        .inc_by(self.head.encode().len() as u64);
-                    return true;
-                }
-                Ok(Updated::Lost(to)) => {
-                    self.shared.stop(format!("the volume was taken over by {to}"));
-                    return false;
-                }
-                Err(error) => {
-                    tracing::error!(%key, "head not updated yet, sending it again: {error}");
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                }
+            Err(unheld @ Unheld::Over) => {
+                self.shared.stop(unheld.why());
+                false
             }
         }
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::codec::{Checksum, DecodeError};
@@ -13,15 +14,17 @@ use super::disk::Volume;
 use super::error::OpenError;
 use super::fold::Folder;
 use super::head::{Head, Lease, MAX_HOLDER_BYTES, VolumeState};
+use super::held::{HeldHead, Updated, update_head};
 use super::identity::Identity;
 use super::keys::Keys;
-use super::lease::{HeadHandle, HeadKeeper, Updated, update_head};
+use super::lease::{HeadHandle, HeadKeeper};
 use super::options::Options;
 use super::replay::Replay;
 use super::root::{Root, RootTable};
 use super::shared::{Environment, Shared};
 use super::state::{Committed, State, Status};
 use super::store_exact::{self, CheckedError, fetch_checked};
+use crate::metrics::{Metrics, VolumeMetrics};
 use crate::mutant::{self, Mutant};
 use crate::store::{self, ETag};
 
@@ -38,7 +41,7 @@ pub(super) async fn fetch<T>(
     key: &str,
     decode: impl Fn(&[u8]) -> Result<T, DecodeError>,
 ) -> Result<(T, ETag), OpenError> {
-    fetch_checked(env.store.as_ref(), key, decode).await.map_err(|error| not_fetched(key, error))
+    unless_damaged(key, fetch_checked(env.store.as_ref(), key, decode).await)
 }
 
 /// Fetches an object that may well be absent; that is believed at once.
@@ -47,15 +50,15 @@ pub(super) async fn fetch_if_present<T>(
     key: &str,
     decode: impl Fn(&[u8]) -> Result<T, DecodeError>,
 ) -> Result<(T, ETag), OpenError> {
-    let fetched = store_exact::fetch_if_present(env.store.as_ref(), key, decode).await;
-    fetched.map_err(|error| not_fetched(key, error))
+    unless_damaged(key, store_exact::fetch_if_present(env.store.as_ref(), key, decode).await)
 }
 
-fn not_fetched(key: &str, error: CheckedError) -> OpenError {
-    match error {
+/// What was read of an object that must stand.
+pub(super) fn unless_damaged<T>(key: &str, read: Result<T, CheckedError>) -> Result<T, OpenError> {
+    read.map_err(|error| match error {
         CheckedError::Store(error) => error.into(),
         CheckedError::Damaged(source) => OpenError::Damaged { key: key.to_owned(), source },
-    }
+    })
 }
 
 /// Reads the head.
@@ -80,13 +83,19 @@ impl Volume {
         let (identity, _) = fetch(env, &keys.identity(), |bytes| Identity::decode(volume, bytes))
             .await
             .map_err(incomplete)?;
+        let metrics =
+            options.metrics.clone().unwrap_or_else(|| Metrics::new().volume(&keys.volume().to_string()));
         // The head may go at any time while it is looked at: another deletes the volume.
-        let (head, etag, unswept) = take_epoch(env, &options, keys, takeover).await.map_err(incomplete)?;
+        let taken = take_epoch(env, &options, keys, takeover, &metrics).await;
+        let (mut held, unswept) = taken.map_err(incomplete)?;
+        let head = held.head().clone();
         let from = head.checkpoint;
-        let Recovered { root, table, committed, opening } = match recover(env, keys, &identity, &head).await {
-            Ok(recovered) => recovered,
-            Err(error) => return Err(explained(env, keys, &head, error).await),
-        };
+        let recovering = recover(env, keys, &identity, &head);
+        let Recovered { root, table, committed, opening } =
+            match held.renewed_during(env.store.journal.as_ref(), recovering).await.flatten() {
+                Ok(recovered) => recovered,
+                Err(error) => return Err(explained(env, keys, &head, error).await),
+            };
         tracing::info!(%volume, epoch = head.epoch, unswept, records = committed.slots.len() - 1,
             journal_bytes = committed.bytes, "volume opened");
         let geometry = root.geometry;
@@ -104,14 +113,14 @@ impl Volume {
             folding: None,
             root: Arc::new(root),
         };
-        let shared = Arc::new(Shared::new(env.clone(), options, keys, geometry, head.epoch, state));
+        let shared = Arc::new(Shared::new(env.clone(), options, keys, geometry, &held, metrics, state));
         shared.metrics.size_bytes.set(i64::try_from(shared.size_bytes).unwrap_or(i64::MAX));
         shared.metrics.fenced.set(0);
         shared.gauge(&shared.state.lock());
         let (handle, requests) = HeadHandle::new();
         let committer = Committer::new(Arc::clone(&shared), opening);
         shared.tasks.spawn_until_cancelled(committer.run());
-        let keeper = HeadKeeper::new(Arc::clone(&shared), requests, head, etag);
+        let keeper = HeadKeeper::new(Arc::clone(&shared), requests, held);
         shared.tasks.spawn_until_cancelled(keeper.run());
         let folder = Folder::new(Arc::clone(&shared), handle.clone(), table, from.slot, unswept);
         let folds = folder.handle();
@@ -193,7 +202,8 @@ async fn take_epoch(
     options: &Options,
     keys: Keys,
     takeover: bool,
-) -> Result<(Head, ETag, bool), OpenError> {
+    metrics: &VolumeMetrics,
+) -> Result<(HeldHead, bool), OpenError> {
     let mut first = None;
     for _ in 0..BIDS {
         let (mut old, etag) = read_head(env, keys).await?;
@@ -204,11 +214,18 @@ async fn take_epoch(
         if old.state == VolumeState::Deleting {
             return Err(OpenError::Deleting);
         }
-        if let (Lease::Held { ttl_ms }, false) = (old.lease, takeover) {
-            watch_lease(env, keys, &old, Duration::from_millis(u64::from(ttl_ms))).await?;
-        }
         let mut holder_name = options.holder_name.clone();
         holder_name.truncate(holder_name.floor_char_boundary(MAX_HOLDER_BYTES));
+        let is_own = options.holder_is_stable && old.holder_name == holder_name;
+        match old.lease {
+            Lease::Held { .. } if is_own => {
+                tracing::info!(volume = %keys.volume(), holder_name, "the lease is our own from before");
+            }
+            Lease::Held { ttl_ms } if !takeover => {
+                watch_lease(env, keys, &old, Duration::from_millis(u64::from(ttl_ms))).await?;
+            }
+            Lease::Held { .. } | Lease::Released | Lease::Unswept => {}
+        }
         let ttl_ms = u32::try_from(options.lease_ttl.as_millis()).unwrap_or(u32::MAX).max(1);
         let head = Head {
             version: old.version + 1,
@@ -218,9 +235,13 @@ async fn take_epoch(
             lease: Lease::Held { ttl_ms },
             ..old.clone()
         };
+        let sent_at = Instant::now();
         match update_head(env.store.as_ref(), &keys.head(), &etag, &head).await? {
-            Updated::Done(etag) => return Ok((head, etag, old.lease != Lease::Released)),
-            Updated::Lost(to) if !takeover => return Err(OpenError::Lost(to)),
+            Updated::Done(etag) => {
+                let held = HeldHead::new(head, etag, sent_at, options, metrics.clone());
+                return Ok((held, old.lease != Lease::Released));
+            }
+            Updated::Lost(holder) if !takeover && !is_own => return Err(OpenError::Held { holder }),
             Updated::Lost(_) => {}
         }
     }

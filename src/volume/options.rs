@@ -17,6 +17,9 @@ pub struct Options {
     pub metrics: Option<VolumeMetrics>,
     /// Who we are, for people: written into the head.
     pub holder_name: String,
+    /// Whether that name stands for the same gateway across its restarts, and for no other: a lease that carries it is our
+    /// own from before, and not waited for.
+    pub holder_is_stable: bool,
     /// Dirty data is committed when it is older.
     pub commit_max_age: Duration,
     /// How much longer an age cut may wait for a chunk that is filling in sequence.
@@ -54,6 +57,7 @@ impl Default for Options {
         Self {
             metrics: None,
             holder_name: String::new(),
+            holder_is_stable: false,
             commit_max_age: Duration::from_secs(5),
             commit_chunk_wait: Duration::from_secs(3),
             commit_max_bytes: 16 << 20,

@@ -2,6 +2,7 @@
 //!
 //! Invariant: a piece names immutable bytes. What it names may leave memory, never change.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -192,7 +193,7 @@ impl ChunkRef {
             ChunkMemory::Object(object) => {
                 let frame = frame_offset(self.pages_per_chunk, self.stored.rank(page));
                 let start = usize::try_from(frame + at % PAGE_BYTES).expect("within the object");
-                Some(InMemory::Bytes(object.slice(start..start + length)))
+                Some(InMemory::Bytes(part(object, start..start + length)))
             }
             ChunkMemory::Gone => None,
         }
@@ -242,13 +243,13 @@ impl Piece {
     pub fn in_memory(&self, length: u64) -> Option<InMemory> {
         let length_bytes = usize::try_from(length).expect("a piece that is read fits into memory");
         match self {
-            Self::Block(bytes) => Some(InMemory::Bytes(bytes.slice(..length_bytes))),
+            Self::Block(bytes) => Some(InMemory::Bytes(part_of_block(bytes, 0..length_bytes))),
             Self::Zero { .. } => Some(InMemory::Zero),
             Self::Data { record, change, at } => {
                 let body = record.body.lock().clone()?;
                 let place = record.place(*change);
                 let start = usize::try_from(place.at + at).expect("within the record");
-                Some(InMemory::Bytes(body.slice(start..start + length_bytes)))
+                Some(InMemory::Bytes(part(&body, start..start + length_bytes)))
             }
             Self::Chunk(chunk, at) => chunk.in_memory(*at, length_bytes),
         }
@@ -269,7 +270,7 @@ fn copy_blocks(blocks: &[Bytes], at: u64, length: usize) -> Bytes {
     let end = at + length;
     if at / BLOCK_LEN == (end - 1) / BLOCK_LEN {
         let within = at % BLOCK_LEN;
-        return blocks[at / BLOCK_LEN].slice(within..within + length);
+        return part_of_block(&blocks[at / BLOCK_LEN], within..within + length);
     }
     let mut bytes = Vec::with_capacity(length);
     while at < end {
@@ -309,6 +310,18 @@ impl Value for Piece {
     }
 }
 
+/// A part of a piece of memory. A short one is copied: a slice keeps all of it, and a reply that nobody reads would hold
+/// many times the bytes that it was charged for.
+#[must_use]
+pub fn part(whole: &Bytes, range: Range<usize>) -> Bytes {
+    if range.len() * 2 <= whole.len() { Bytes::copy_from_slice(&whole[range]) } else { whole.slice(range) }
+}
+
+/// The same of bytes that may be but a part of a block already.
+fn part_of_block(bytes: &Bytes, range: Range<usize>) -> Bytes {
+    if range.len() * 2 <= BLOCK_LEN { Bytes::copy_from_slice(&bytes[range]) } else { bytes.slice(range) }
+}
+
 /// The bytes in memory that holds little else: a slice would keep all of it.
 #[must_use]
 pub fn own(bytes: Bytes) -> Bytes {
@@ -317,5 +330,53 @@ pub fn own(bytes: Bytes) -> Bytes {
         Ok(sole) if sole.capacity() <= most => sole.freeze(),
         Ok(sole) => Bytes::copy_from_slice(&sole),
         Err(shared) => Bytes::copy_from_slice(&shared),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::codec::Checksum;
+    use super::super::record::{RecordKind, RecordWriter};
+    use super::*;
+
+    /// What a reply holds beside what it was charged for: nothing, once the memory that it was read from has gone.
+    fn held_alone(reply: Option<InMemory>) -> usize {
+        let Some(InMemory::Bytes(bytes)) = reply else { panic!("it is in memory") };
+        bytes.try_into_mut().expect("nobody else holds it").capacity()
+    }
+
+    fn record_of_blocks(blocks: u64) -> Arc<RecordRef> {
+        let slot = Slot { epoch: 1, n: 2 };
+        let kind = RecordKind::Commit;
+        let mut writer = RecordWriter::new(Uuid::from_u128(1), kind, slot, 1, 7, Checksum::default(), 64);
+        for block in 0..blocks {
+            writer.data(block * BLOCK_BYTES, Bytes::from(vec![7; BLOCK_LEN]));
+        }
+        let (record, body, _) = writer.finish();
+        Arc::new(RecordRef::new(&record, Some(body)))
+    }
+
+    #[test]
+    fn a_short_reply_keeps_no_record_in_memory() {
+        let record = record_of_blocks(256);
+        let piece = Piece::Data { record: Arc::clone(&record), change: 0, at: 0 };
+        let replies = [piece.in_memory(512), piece.in_memory(BLOCK_BYTES)];
+        let body = record.body.lock().take().expect("it is on its way");
+        assert!(body.is_unique(), "no reply holds the record");
+        assert_eq!(replies.map(held_alone), [512, BLOCK_LEN]);
+    }
+
+    #[test]
+    fn a_short_reply_keeps_neither_a_chunk_object_nor_a_block_in_memory() {
+        let id = ObjectId { epoch: 1, k: 1 };
+        let blocks = vec![Bytes::from(vec![7; BLOCK_LEN]); 16];
+        let chunk = Arc::new(ChunkRef::filled(ChunkIndex(0), id, 1, blocks));
+        let of_blocks = Piece::Chunk(Arc::clone(&chunk), 512).in_memory(512);
+        *chunk.memory.lock() = ChunkMemory::Object(Bytes::from(vec![7; 2 * PAGE_LEN]));
+        let of_object = Piece::Chunk(Arc::clone(&chunk), 512).in_memory(BLOCK_BYTES);
+        *chunk.memory.lock() = ChunkMemory::Gone;
+        let of_block = Piece::Block(Bytes::from(vec![7; BLOCK_LEN]).slice(512..)).in_memory(512);
+        let replies = [of_blocks, of_object, of_block];
+        assert_eq!(replies.map(held_alone), [512, BLOCK_LEN, 512]);
     }
 }

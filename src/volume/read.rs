@@ -14,7 +14,7 @@ use super::error::Error;
 use super::fetch::{CacheKey, Check, Fetch, Source, Unit};
 use super::frame::Place;
 use super::geometry::PAGE_BYTES;
-use super::piece::{ChunkRef, InMemory, Piece};
+use super::piece::{ChunkRef, InMemory, Piece, part};
 use super::root::Stretch;
 use super::shared::Shared;
 use super::state::{Resolved, Status};
@@ -350,12 +350,6 @@ impl Shared {
         parts.sort_by_key(|(range, _, _)| range.start);
         Ok(parts)
     }
-}
-
-/// A part of a page. A short one is copied: a slice keeps its whole page, and a reply that nobody reads would hold many times
-/// the bytes that it was charged for.
-fn part(page: &Bytes, range: Range<usize>) -> Bytes {
-    if range.len() * 2 <= page.len() { Bytes::copy_from_slice(&page[range]) } else { page.slice(range) }
 }
 
 pub(super) fn page_of(at: u64) -> u16 {

@@ -91,10 +91,20 @@ pub struct Record {
 }
 
 const LEAST_CHANGE_BYTES: usize = 2;
+/// Bytes of a record without changes: an opening record or a seal.
+pub const EMPTY_RECORD_BYTES: u64 = (HEADER_BYTES + Checksum::BYTES) as u64;
+/// Bytes that a `Zero` change takes.
+pub const ZERO_CHANGE_BYTES: u64 = 1 + 8 + 8 + 1;
 /// Bytes before the table.
 const HEADER_BYTES: usize = Encoder::PROLOGUE_BYTES + 2 + 12 + 4 + 8 + 16 + 2 + 4 + 8;
 /// Bytes that a `Data` change takes beside its data.
 pub const DATA_CHANGE_BYTES: u64 = 1 + 8 + 4 + 16;
+
+/// Bytes that a `Chunk` change takes.
+#[must_use]
+pub fn chunk_change_bytes(pages_per_chunk: u16) -> u64 {
+    (1 + 4 + 12 + PageSet::encoded_bytes(pages_per_chunk)) as u64
+}
 
 /// Assembles a record.
 #[derive(Debug)]
@@ -191,13 +201,14 @@ fn is_within_page(offset: u64, length: u32) -> bool {
 }
 
 fn change_bytes(change: &Change, pages: u16) -> usize {
-    match change {
-        Change::Data { .. } => usize::try_from(DATA_CHANGE_BYTES).expect("29"),
-        Change::Zero { .. } => 18,
-        Change::Chunk { .. } => 17 + PageSet::encoded_bytes(pages),
+    let bytes = match change {
+        Change::Data { .. } => DATA_CHANGE_BYTES,
+        Change::Zero { .. } => ZERO_CHANGE_BYTES,
+        Change::Chunk { .. } => chunk_change_bytes(pages),
         Change::Resize { .. } => 9,
-        Change::Snapshot { name } => 2 + name.len(),
-    }
+        Change::Snapshot { name } => 2 + name.len() as u64,
+    };
+    usize::try_from(bytes).expect("at most a name or a bitmap")
 }
 
 impl Record {

@@ -3,7 +3,7 @@
 //! Invariants: records apply in order and each names the checksum of the one before; a log ends only where a seal
 //! stands, ours or another's; a seal of a later epoch than ours means that we are fenced.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -18,9 +18,10 @@ use super::geometry::{ChunkIndex, Geometry};
 use super::head::{Checkpoint, Head};
 use super::interval::IntervalMap;
 use super::keys::{Epoch, Keys, ObjectId, Parsed, Slot};
-use super::open::fetch_if_present;
+use super::open::{fetch_if_present, unless_damaged};
 use super::piece::{ChunkRef, Piece, RecordRef};
 use super::record::{Change, Record, RecordKind, RecordWriter};
+use super::record_parts::{PART_BYTES, read_in_parts};
 use super::root::Root;
 use super::shared::Environment;
 use super::state::{Committed, Sent};
@@ -30,6 +31,9 @@ use crate::store::{self, Pages};
 
 /// Records fetched ahead of the one that is applied.
 const FETCHED_AHEAD: usize = 4;
+/// Bytes of a record from which on it is read in parts, of which each is forgotten once it is verified: records may be as
+/// long as the bound that was set when they were written, or, by an older version, far longer.
+const LONG_BYTES: u64 = 2 * PART_BYTES;
 
 /// Reads the journal.
 #[derive(Debug)]
@@ -98,11 +102,12 @@ impl<'a> Replay<'a> {
         &mut self,
         epoch: Epoch,
         first: u64,
-        listed: &BTreeSet<Slot>,
+        listed: &BTreeMap<Slot, u64>,
     ) -> Result<(), OpenError> {
         let (env, keys) = (self.env, self.keys);
-        let run = (first..).map(|n| Slot { epoch, n }).take_while(|slot| listed.contains(slot));
-        let fetches = run.map(|slot| fetch_entry(env, keys, slot));
+        let slots = (first..).map(|n| Slot { epoch, n });
+        let run = slots.map_while(|slot| listed.get(&slot).map(|size_bytes| (slot, *size_bytes)));
+        let fetches = run.map(|(slot, size_bytes)| fetch_entry(env, keys, slot, size_bytes));
         let mut entries = stream::iter(fetches).buffered(FETCHED_AHEAD);
         let mut next = first;
         while let Some(entry) = entries.next().await {
@@ -118,14 +123,14 @@ impl<'a> Replay<'a> {
         loop {
             let slot = Slot { epoch, n: next };
             if mutant::is(Mutant::GapIgnored)
-                && !listed.contains(&slot)
-                && listed.range(slot..).next().is_some_and(|later| later.epoch == epoch)
+                && !listed.contains_key(&slot)
+                && listed.range(slot..).next().is_some_and(|(later, _)| later.epoch == epoch)
             {
                 next += 1;
                 continue;
             }
             if mutant::is(Mutant::LogUnsealed) {
-                let Some(entry) = fetch_entry(env, keys, slot).await? else { return Ok(()) };
+                let Some(entry) = fetch_entry(env, keys, slot, 0).await? else { return Ok(()) };
                 if let Found::Seal = self.apply(slot, &entry)? {
                     return Ok(());
                 }
@@ -133,18 +138,17 @@ impl<'a> Replay<'a> {
                 continue;
             }
             let (bytes, checksum) = self.record(RecordKind::Seal, slot);
-            match create_exact(self.env.store.as_ref(), &self.keys.record(slot), &bytes).await? {
+            let entry = match create_exact(self.env.store.as_ref(), &self.keys.record(slot), &bytes).await? {
                 Placed::Ours => {
                     self.previous = checksum;
                     return Ok(());
                 }
-                Placed::Other(body) => {
-                    let entry = Entry::decode(keys.volume(), slot, &body)
-                        .map_err(|source| OpenError::Damaged { key: keys.record(slot), source })?;
-                    if let Found::Seal = self.apply(slot, &entry)? {
-                        return Ok(());
-                    }
-                }
+                Placed::Other(body) => Entry::decode(keys.volume(), slot, &body)
+                    .map_err(|source| OpenError::Damaged { key: keys.record(slot), source })?,
+                Placed::Larger(size_bytes) => fetch_long(env, keys, slot, size_bytes).await?,
+            };
+            if let Found::Seal = self.apply(slot, &entry)? {
+                return Ok(());
             }
             next += 1;
         }
@@ -177,6 +181,7 @@ impl<'a> Replay<'a> {
             Placed::Other(found) => {
                 Err(OpenError::Lost(super::fence::describe(self.keys.volume(), slot, &found)))
             }
+            Placed::Larger(bytes) => Err(OpenError::Lost(format!("a record of {bytes} bytes"))),
         }
     }
 
@@ -254,30 +259,52 @@ impl<'a> Replay<'a> {
     }
 }
 
-async fn fetch_entry(env: &Environment, keys: Keys, slot: Slot) -> Result<Option<Entry>, OpenError> {
-    let decode = |body: &[u8]| Entry::decode(keys.volume(), slot, body);
-    // A record that is there after all is found when the seal is refused.
-    match fetch_if_present(env, &keys.record(slot), decode).await {
-        Ok((entry, _)) => Ok(Some(entry)),
+/// The record in a slot, which is said to have so many bytes.
+async fn fetch_entry(
+    env: &Environment,
+    keys: Keys,
+    slot: Slot,
+    size_bytes: u64,
+) -> Result<Option<Entry>, OpenError> {
+    let fetched = match size_bytes {
+        LONG_BYTES.. => fetch_long(env, keys, slot, size_bytes).await,
+        // A record that is there after all is found when the seal is refused.
+        _ => match fetch_if_present(env, &keys.record(slot), |body| Entry::decode(keys.volume(), slot, body))
+            .await
+        {
+            Err(OpenError::Store(store::Error::TooLarge { size_bytes, .. })) => {
+                fetch_long(env, keys, slot, size_bytes).await
+            }
+            fetched => fetched.map(|(entry, _)| entry),
+        },
+    };
+    match fetched {
+        Ok(entry) => Ok(Some(entry)),
         Err(OpenError::Store(store::Error::NotFound { .. })) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-/// The slots that a listing shows.
+async fn fetch_long(env: &Environment, keys: Keys, slot: Slot, size_bytes: u64) -> Result<Entry, OpenError> {
+    let read = read_in_parts(env.store.as_ref(), keys, slot, size_bytes).await;
+    let (record, checksum) = unless_damaged(&keys.record(slot), read)?;
+    Ok(Entry { record, checksum, bytes: size_bytes })
+}
+
+/// The slots that a listing shows, with the sizes of what is in them.
 #[derive(Debug)]
-pub(super) struct Logs(BTreeSet<Slot>);
+pub(super) struct Logs(BTreeMap<Slot, u64>);
 
 impl Logs {
     /// Those after a slot.
     pub(super) async fn list(env: &Environment, keys: Keys, from: Slot) -> Result<Self, OpenError> {
-        let mut slots = BTreeSet::new();
+        let mut slots = BTreeMap::new();
         let (journal, after) = (keys.journal(), keys.record(from));
         let mut pages = Pages::after(env.store.as_ref(), &journal, &after);
         while let Some(entries) = pages.next().await? {
             for entry in entries {
                 if let Some(Parsed::Record(slot)) = keys.parse(&entry.key) {
-                    slots.insert(slot);
+                    slots.insert(slot, entry.size_bytes);
                 }
             }
         }
@@ -286,7 +313,7 @@ impl Logs {
 
     /// The newest epoch of which there is a record.
     pub(super) fn last_epoch(&self) -> Option<Epoch> {
-        self.0.last().map(|slot| slot.epoch)
+        self.0.last_key_value().map(|(slot, _)| slot.epoch)
     }
 }
 
@@ -313,7 +340,7 @@ async fn seal_log(
     let Slot { epoch, mut n } = first;
     loop {
         let slot = Slot { epoch, n };
-        if logs.0.contains(&slot) {
+        if logs.0.contains_key(&slot) {
             n += 1;
             continue;
         }
@@ -328,6 +355,7 @@ async fn seal_log(
                 Ok(entry) if entry.record.kind == RecordKind::Seal => return Ok(()),
                 Ok(_) | Err(_) => n += 1,
             },
+            Ok(Placed::Larger(_)) => n += 1,
             // Another deletion is further.
             Err(store::Error::NotFound { .. }) => {}
             Err(error) => return Err(error.into()),

@@ -8,15 +8,17 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, watch};
+use tokio::time::Instant;
 
 use super::cache::PageCache;
 use super::error::Error;
 use super::geometry::{BLOCK_BYTES, Geometry};
+use super::held::{HeldHead, Unheld};
 use super::keys::{Epoch, Keys, ObjectId};
 use super::options::{Entropy, Options, WallClock};
 use super::signal::Signal;
 use super::state::{State, Status};
-use crate::metrics::{Metrics, VolumeMetrics};
+use crate::metrics::VolumeMetrics;
 use crate::mutant::{self, Mutant};
 use crate::store::Classes;
 use crate::task::Tasks;
@@ -119,6 +121,8 @@ pub struct Progress {
     pub checkpoints: u64,
     /// Whether the volume stopped.
     pub stopped: bool,
+    /// Whether it did because another gateway took it over.
+    pub fenced: bool,
 }
 
 /// What process-wide resources a volume uses.
@@ -161,6 +165,8 @@ pub(super) struct Shared {
     pub(super) tasks: Tasks,
     /// Moving average of how long a record's PUT takes.
     pub(super) put_latency: Mutex<Duration>,
+    /// When our lease is over by what the store has answered: of a strict volume, nothing is read from then on.
+    pub(super) lease_ends_at: Mutex<Instant>,
     /// Memory of the last record, for the next: what the system gives anew it clears first, page by page.
     pub(super) record_memory: Mutex<Vec<u8>>,
     next_k: AtomicU64,
@@ -172,11 +178,10 @@ impl Shared {
         options: Options,
         keys: Keys,
         geometry: Geometry,
-        epoch: Epoch,
+        held: &HeldHead,
+        metrics: VolumeMetrics,
         state: State,
     ) -> Self {
-        let metrics =
-            options.metrics.clone().unwrap_or_else(|| Metrics::new().volume(&keys.volume().to_string()));
         env.cache.count_for(keys.volume(), metrics.clone());
         let durable_n = state.next_n - 1;
         Self {
@@ -186,13 +191,14 @@ impl Shared {
             keys,
             geometry,
             size_bytes: state.root.size_bytes,
-            epoch,
+            epoch: held.head().epoch,
             state: Mutex::new(state),
-            progress: Signal::new(Progress { durable_n, checkpoints: 0, stopped: false }),
+            progress: Signal::new(Progress { durable_n, checkpoints: 0, stopped: false, fenced: false }),
             commit_wake: Notify::new(),
             fold_wake: Notify::new(),
             tasks: Tasks::new(),
             put_latency: Mutex::new(Duration::ZERO),
+            lease_ends_at: Mutex::new(held.ends_at()),
             record_memory: Mutex::default(),
             next_k: AtomicU64::new(1),
         }
@@ -203,10 +209,16 @@ impl Shared {
         ObjectId { epoch: self.epoch, k: self.next_k.fetch_add(1, Ordering::Relaxed) }
     }
 
+    /// Stops the volume since another gateway has taken it over: nothing more succeeds, and nothing is deleted.
+    pub(super) fn fence(&self, why: String) {
+        self.metrics.fenced.set(1);
+        self.progress.update(|progress| progress.fenced |= !progress.stopped);
+        self.stop(why);
+    }
+
     /// Stops the volume for a reason that an operator must know: nothing more succeeds, and nothing is deleted.
     pub(super) fn stop(&self, why: String) {
         tracing::error!(volume = %self.keys.volume(), epoch = self.epoch, "volume stopped: {why}");
-        self.metrics.fenced.set(1);
         self.retire(why);
     }
 
@@ -250,12 +262,22 @@ impl Shared {
         self.metrics.uncommitted_since.set(oldest);
     }
 
-    /// The error of a volume that stopped.
+    /// The error of a volume that stopped. A strict one stops here too once its lease is over: the timer that watches
+    /// over that may come late, where the machine stood still.
     pub(super) fn check_serving(&self) -> Result<(), Error> {
+        if self.options.lease_strict && !mutant::is(Mutant::LeaseOutlived) && self.is_lease_over() {
+            self.stop(Unheld::Over.why());
+        }
         match &self.state.lock().status {
             Status::Stopped(why) => Err(Error::Stopped(why.clone())),
             Status::Serving | Status::Draining => Ok(()),
         }
+    }
+
+    fn is_lease_over(&self) -> bool {
+        // Once the volume is closed, there is none.
+        let stopped = matches!(self.state.lock().status, Status::Stopped(_));
+        !stopped && Instant::now() >= *self.lease_ends_at.lock()
     }
 
     /// Waits until `reached` holds of the progress; fails once the volume stops, or at the deadline.

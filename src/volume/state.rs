@@ -22,6 +22,9 @@ use crate::mutant::{self, Mutant};
 /// Bytes of memory that a change takes until it is folded.
 const PIECE_WEIGHT: u64 = 96;
 
+/// Layers that are cut and whose records wait for those on their way, at most. Each is asked by every read.
+const WAITING_CUTS: usize = 64;
+
 /// Whether the volume serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Status {
@@ -44,6 +47,8 @@ pub struct InFlight {
     pub durable: bool,
     /// Permits of the dirty budget that it holds.
     pub permits: usize,
+    /// Bytes of its record at most.
+    pub record_bytes: u64,
     /// When it was cut.
     pub cut_at: Instant,
     /// When the oldest of its changes was made.
@@ -212,8 +217,15 @@ impl State {
         commits.chain(folding).fold(committed.min(dirty), u64::min)
     }
 
+    /// Whether one more layer may be cut, where so many records are on their way at most.
+    #[must_use]
+    pub fn may_cut(&self, records: usize) -> bool {
+        self.in_flight.len() < records + WAITING_CUTS
+    }
+
     /// Takes the dirty layer as the next commit.
-    pub fn cut(&mut self, now: Instant) {
+    pub fn cut(&mut self, geometry: Geometry, now: Instant) {
+        let record_bytes = self.dirty.record_bytes(geometry);
         let layer = Arc::new(std::mem::take(&mut self.dirty));
         let permits = std::mem::take(&mut self.dirty_permits);
         self.in_flight.push_back(InFlight {
@@ -221,6 +233,7 @@ impl State {
             stage: Stage::Frozen(layer),
             durable: false,
             permits,
+            record_bytes,
             cut_at: now,
             dirty_since: self.dirty_since.unwrap_or(now),
             flushes: std::mem::take(&mut self.flushes),
@@ -242,6 +255,13 @@ impl State {
     #[must_use]
     pub fn journal_weight(&self) -> u64 {
         self.committed.weight + self.folding.as_ref().map_or(0, |folding| folding.weight)
+    }
+
+    /// Bytes at most of the records that the journal is still to take.
+    #[must_use]
+    pub fn coming_bytes(&self, geometry: Geometry) -> u64 {
+        let in_flight: u64 = self.in_flight.iter().map(|commit| commit.record_bytes).sum();
+        in_flight + self.dirty.record_bytes(geometry)
     }
 
     /// Bytes and records of the journal that no root has.

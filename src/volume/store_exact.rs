@@ -36,6 +36,8 @@ pub(super) enum Placed {
     Ours,
     /// Something else.
     Other(Bytes),
+    /// Something else, of so many bytes, which are more than are read at once.
+    Larger(u64),
 }
 
 /// Creates the object if nothing stands there, and says what does.
@@ -43,6 +45,7 @@ pub(super) enum Placed {
 /// An object that vanishes between the two requests was deleted by someone who could only do so after reading it:
 /// the creation is tried again.
 pub(super) async fn create_exact(store: &dyn Store, key: &str, bytes: &Bytes) -> Result<Placed, Error> {
+    let mut contradictions = Contradictions::default();
     loop {
         match store.put(key, bytes.clone(), Condition::IfAbsent).await {
             Ok(_) => return Ok(Placed::Ours),
@@ -59,9 +62,36 @@ pub(super) async fn create_exact(store: &dyn Store, key: &str, bytes: &Bytes) ->
                 let object = agreed(store, key, object).await?;
                 return Ok(if object.body == *bytes { Placed::Ours } else { Placed::Other(object.body) });
             }
-            Err(Error::NotFound { .. }) => tokio::task::yield_now().await,
+            Err(Error::TooLarge { size_bytes, .. }) => return Ok(Placed::Larger(size_bytes)),
+            Err(Error::NotFound { .. }) => contradictions.pause(key).await?,
             Err(error) => return Err(error),
         }
+    }
+}
+
+/// Pause after the first answer that contradicts the one before; doubles with each further one.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+/// Answers that contradict the one before until the store is no longer believed: with the pauses, some 20 s.
+const MOST_CONTRADICTIONS: u32 = 10;
+
+/// Answers of a store of which each contradicts the one before: an object that stands when it is to be created, and does
+/// not when it is read. Passes where it was deleted in between, or where a replica lags.
+#[derive(Debug, Default)]
+pub(super) struct Contradictions(u32);
+
+impl Contradictions {
+    /// Waits a while before the store is asked again.
+    ///
+    /// # Errors
+    /// If it has contradicted itself for too long: nothing is known of the object then.
+    pub(super) async fn pause(&mut self, key: &str) -> Result<(), Error> {
+        self.0 += 1;
+        if self.0 == MOST_CONTRADICTIONS {
+            let why = format!("the store contradicts itself, {MOST_CONTRADICTIONS} times in a row");
+            return Err(Error::Transient { key: key.to_owned(), source: cause(why) });
+        }
+        tokio::time::sleep(FIRST_PAUSE * 2_u32.pow(self.0)).await;
+        Ok(())
     }
 }
 
@@ -69,10 +99,13 @@ pub(super) async fn create_exact(store: &dyn Store, key: &str, bytes: &Bytes) ->
 pub(super) async fn agreed(store: &dyn Store, key: &str, first: Object) -> Result<Object, Error> {
     let mut readings = Readings::default();
     let mut last = first;
-    while readings.alike(&last.body) < ALIKE {
+    for _ in 0..MOST_READINGS {
+        if readings.alike(&last.body) == ALIKE {
+            return Ok(last);
+        }
         last = get_referenced(store, key, ByteRange::Full).await?;
     }
-    Ok(last)
+    Err(damaged_on_the_way(key))
 }
 
 /// How often the same was read in a row.
@@ -278,6 +311,32 @@ mod tests {
         assert_eq!(verdicts(&["a", "a", "b", "a", "a", "a"]), [Again, Again, Again, Again, Again, AtRest]);
         assert_eq!(verdicts(&["a", "b", "a", "b", "a", "b", "a", "b", "a", "b"])[8..], [Again, OnTheWay]);
         assert_eq!(verdicts(&["a", "a", "b", "b", "a", "a", "b", "b", "b"])[7..], [Again, AtRest]);
+    }
+
+    /// It paused nowhere, so that it sent requests as fast as the store answered, for ever.
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_contradicts_itself_is_asked_ever_more_seldom_and_given_up() {
+        let memory = MemoryStore::new();
+        memory.insert("object", Bytes::from_static(b"another's"));
+        let fault = Fault::new(std::sync::Arc::new(memory.clone()), 1);
+        let rule = Rule::new(Action::FailBefore(crate::store::fault::Failure::NotFound)).on(Operation::Get);
+        let passing = fault.add(rule.clone().times(3));
+        let begun = tokio::time::Instant::now();
+        let placed = create_exact(&fault, "object", &Bytes::from_static(b"ours")).await.unwrap();
+        assert!(matches!(placed, Placed::Other(found) if found == "another's"));
+        assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+        fault.remove(passing);
+        fault.add(rule);
+        memory.reset_tallies();
+        let begun = tokio::time::Instant::now();
+        let error =
+            create_exact(&fault, "object", &Bytes::from_static(b"ours")).await.expect_err("it gives up");
+        assert!(error.to_string().contains("contradicts itself"), "{error}");
+        assert!(matches!(error, Error::Transient { .. }), "whoever must know asks again later");
+        let asked = memory.tally(Operation::Put, |_| true).requests;
+        assert_eq!(asked, u64::from(MOST_CONTRADICTIONS));
+        let took = begun.elapsed();
+        assert!((Duration::from_secs(15)..Duration::from_secs(30)).contains(&took), "{took:?}");
     }
 
     #[tokio::test]

@@ -16,7 +16,7 @@ use super::error::Error;
 use super::fold::names_chunk;
 use super::geometry::ChunkIndex;
 use super::keys::{ObjectId, Parsed, Slot};
-use super::record::{Change, Record, RecordKind};
+use super::record::{Change, EMPTY_RECORD_BYTES, Record, RecordKind};
 use super::root::{KeptRoot, Root};
 use super::store_exact::{CheckedError, fetch_checked};
 use crate::mutant::{self, Mutant};
@@ -79,6 +79,12 @@ fn folded_at_seconds(kept: &[KeptRoot], slot: Slot) -> u64 {
     let holder = kept.iter().filter(|kept| kept.commit >= slot).min_by_key(|kept| kept.commit);
     let replaced = holder.and_then(|holder| kept.iter().find(|kept| Some(kept.root) == holder.parent));
     replaced.map_or(0, |replaced| replaced.retired_at_seconds)
+}
+
+/// Whether a listing shows that a slot holds a seal: there is one for each opening, and each opening would read them all.
+/// What has no changes is an opening record, which is the first of its log, or a seal.
+fn is_seal(slot: Slot, entry: &Entry) -> bool {
+    slot.n > 1 && entry.size_bytes == EMPTY_RECORD_BYTES && !mutant::is(Mutant::SealsDeleted)
 }
 
 impl Collector {
@@ -150,6 +156,7 @@ impl Collector {
                 for entry in window {
                     // Only logs of older epochs: our own records are known.
                     match shared.keys.parse(&entry.key) {
+                        Some(Parsed::Record(slot)) if is_seal(slot, entry) => {}
                         Some(Parsed::Record(slot)) if slot <= checkpoint && slot.epoch < shared.epoch => {
                             let left = self.left_by(slot, entry, needed).await?;
                             garbage.entry(folded_at_seconds(&kept, slot)).or_default().extend(left);

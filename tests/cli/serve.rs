@@ -155,8 +155,43 @@ fn a_takeover_ends_the_gateway_that_lost_its_only_volume() {
     let mut first = Gateway::start(first);
     let second = Gateway::start(cairn(at.path(), &format!("{line} --takeover")));
     let (status, run) = first.end();
-    assert_eq!(status.code(), Some(1), "{}", run.err);
+    assert_eq!(status.code(), Some(10), "{}", run.err);
     assert!(run.err.contains("taken over") || run.err.contains("fenced"), "{}", run.err);
+    second.terminate();
+}
+
+/// Both are started again whenever they end, as supervisors do. Neither takes the volume from the other, and the one that
+/// left a lease does not wait for it.
+#[test]
+fn gateways_in_restart_loops_take_no_volume_from_each_other() {
+    let at = tempdir().unwrap();
+    let named = |holder: &str, more: &str| {
+        let mut serve = cairn(at.path(), &format!("serve --listen 127.0.0.1:0 --create disk=1MiB{more}"));
+        serve.env("CAIRN_LEASE__TTL", "3s").env("CAIRN_LEASE__HOLDER", holder);
+        serve
+    };
+    let epoch = || {
+        let info = succeed(at.path(), "volume info disk --json");
+        serde_json::from_str::<serde_json::Value>(&info).unwrap()["epoch"].as_u64().unwrap()
+    };
+    let mut first = Gateway::start(named("site/a", ""));
+    for round in 1..=3 {
+        assert_eq!(epoch(), round);
+        let error = refuse(named("site/b", ""), 1);
+        assert!(error.contains("in use by site/a"), "{error}");
+        drop(first);
+        first = Gateway::start(named("site/a", ""));
+        first.wait_for_log("the lease is our own from before");
+        assert!(!first.log.contains("waiting"), "{}", first.log);
+    }
+    let second = Gateway::start(named("site/b", " --takeover"));
+    let (status, run) = first.end();
+    assert_eq!(status.code(), Some(10), "{}", run.err);
+    for _ in 0..2 {
+        let error = refuse(named("site/a", ""), 1);
+        assert!(error.contains("in use by site/b"), "{error}");
+    }
+    assert_eq!(epoch(), 5, "four starts of the first, one of the second");
     second.terminate();
 }
 

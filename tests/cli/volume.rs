@@ -221,6 +221,6 @@ fn a_volume_in_use_is_not_deleted_unless_taken_over() {
     succeed(at, "volume delete disk --takeover");
     assert_eq!(json(&succeed(at, "volume list --json")), json("[]"));
     let (status, run) = gateway.end();
-    assert_eq!(status.code(), Some(1), "{}", run.err);
+    assert_eq!(status.code(), Some(10), "{}", run.err);
     assert!(run.err.contains("no volume is left to serve"), "{}", run.err);
 }

@@ -56,7 +56,10 @@ async fn the_machine_stops_then_cairn_drains_and_nothing_is_lost() {
     let mut cairn = store.cairn(arguments);
     for variable in sidecar["env"].as_array().expect("settings") {
         let name = variable["name"].as_str().expect("a name");
-        cairn.env(name, here(variable["value"].as_str().expect("a value")));
+        // Of the pod's own fields, Kubernetes puts the values in.
+        let Some(value) = variable["value"].as_str() else { continue };
+        let value = value.replace("$(POD_NAMESPACE)", "default").replace("$(POD_NAME)", "demo-0");
+        cairn.env(name, here(&value));
     }
     cairn.env("CAIRN_STORE__URL", store.url()).env("CAIRN_ADMIN__LISTEN", format!("127.0.0.1:{port}"));
     let start = |cairn: &mut tokio::process::Command| Process::spawn("the sidecar", cairn);

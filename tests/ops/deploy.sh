@@ -59,6 +59,16 @@ cd "$ROOT" || exit 1
 check "the pod of a virtual machine" "$TOOLS/kubernetes-validate/bin/kubernetes-validate" --kubernetes-version 1.29 --strict \
     deploy/kubernetes/vm-pod.yaml
 
+# Nothing that is restarted by itself takes volumes from others, and each knows its own lease.
+nobody_takes_over() {
+    ! grep -rn 'LEASE__TAKEOVER\|--takeover' deploy docker-compose.yml &&
+        grep -q 'CAIRN_LEASE__HOLDER' docker-compose.yml &&
+        grep -q 'CAIRN_LEASE__HOLDER' deploy/kubernetes/vm-pod.yaml &&
+        grep -q '^Environment=CAIRN_LEASE__HOLDER=' deploy/systemd/cairn.service &&
+        grep -qx 'RestartPreventExitStatus=10' deploy/systemd/cairn.service
+}
+check "what is restarted by itself takes no volume over" nobody_takes_over
+
 compose() { "$TOOLS/compose/bin/docker-compose" --file docker-compose.yml "$@"; }
 check "docker-compose.yml" compose config --quiet
 # Every file that it mounts is there, and every image but ours is pinned.

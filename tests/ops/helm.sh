@@ -62,6 +62,7 @@ renders secret cairn --set store.existingSecret=mine,admin.tokenSecret=token,dra
 renders role cairn --set-string 'serviceAccount.annotations.eks\.amazonaws\.com/role-arn=arn:aws:iam::1:role/x'
 renders account cairn --set serviceAccount.create=false,serviceAccount.name=mine,podDisruptionBudget.enabled=false
 renders settings cairn --set settings.CAIRN_CACHE__CLEAN=1GiB,service.type=LoadBalancer
+renders named cairn --set clusterName=east
 renders vm vm
 
 # has NAME TEXT: a line of what was rendered is this, but for what stands before it.
@@ -73,6 +74,11 @@ has vm 'restartPolicy: Always'
 has vm 'value: "unix:/run/cairn/nbd.sock"'
 has defaults 'readOnlyRootFilesystem: true'
 has two-gateways 'value: "x=1GiB,w=2TiB"'
+# A pod knows its own lease and takes no other's.
+has defaults 'CAIRN_LEASE__TAKEOVER: "false"'
+has defaults 'value: \$\(POD_NAMESPACE\)/\$\(POD_NAME\)'
+has vm 'value: \$\(POD_NAMESPACE\)/\$\(POD_NAME\)'
+has named 'value: east/\$\(POD_NAMESPACE\)/\$\(POD_NAME\)'
 has two-gateways 'value: "z=4096"'
 has defaults 'CAIRN_SERVER__FAREWELL: hang-up'
 has role 'eks.amazonaws.com/role-arn: arn:aws:iam::1:role/x'
@@ -122,6 +128,8 @@ refused closeSeconds --set drain.closeSeconds=0
 refused farewell --set drain.farewell=wave
 refused CAIRN_SERVER__FAREWELL --set settings.CAIRN_SERVER__FAREWELL=refuse
 refused replicas --set replicas=3
+refused clusterName --set clusterName=a/b
+refused CAIRN_LEASE__HOLDER --set settings.CAIRN_LEASE__HOLDER=x
 refused pullPolicy --set image.pullPolicy=Sometimes
 refused kubeVersion --kube-version 1.28.0
 

@@ -97,9 +97,14 @@ impl Client {
         let way = &self.way;
         match command.clone() {
             Command::Read(range) => {
-                let issued = self.world.lock().history.tick();
+                let (issued, issued_at) = {
+                    let mut inner = self.world.lock();
+                    (inner.history.tick(), inner.now)
+                };
                 let bytes = way.read(range.start, range.end - range.start).await?;
-                self.world.lock().check_read(self.epoch, &range, issued, &bytes);
+                let mut inner = self.world.lock();
+                inner.check_read(self.epoch, &range, issued, &bytes);
+                inner.check_lease(self.process, issued_at);
             }
             Command::Write(range, fua) => {
                 let (id, data) = self.world.lock().issue_write(self.epoch, &range);

@@ -314,6 +314,7 @@ impl Inner {
         self.say(format_args!("P{process} cannot open: {error}"));
         let is_explained = match error {
             OpenError::Held { .. } | OpenError::Lost(_) => true,
+            OpenError::LeaseOver => self.plan.options.lease_strict,
             OpenError::Store(_) => !self.is_fair(),
             _ => false,
         };
@@ -328,9 +329,10 @@ impl Inner {
         self.check_superseded(process, epoch, why);
     }
 
-    /// A volume that stops must have been taken over.
+    /// A volume that stops must have been taken over, or be one that heeds its lease.
     pub(super) fn check_superseded(&mut self, process: Process, epoch: u32, why: &str) {
-        if !self.is_superseded(epoch) {
+        let is_strict = self.plan.options.lease_strict && why.contains("lease.strict");
+        if !is_strict && !self.is_superseded(epoch) {
             self.broken(format!("P{process} of epoch {epoch} stopped, though that is the newest: {why}"));
         }
     }

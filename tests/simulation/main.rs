@@ -12,7 +12,8 @@
 //! * at each opening, and at moments in between as if the gateway crashed there, what an opener recovers is the state
 //!   after a prefix of the changes, whole changes only, with all that a FLUSH covered ([`prefix`], [`bucket`]);
 //! * whatever head, root and journal name is there and whole; at the end, nothing else is;
-//! * nothing succeeds that was asked after the volume had stopped;
+//! * nothing succeeds that was asked after the volume had stopped, nor a read of a strict one after its lease was over;
+//! * every record is within its bound;
 //! * where an object was damaged or lost at rest, what is read is right or an error ([`rot`]);
 //! * errors are only those that the weather explains; in fair weather everything is answered.
 //!

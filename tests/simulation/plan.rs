@@ -92,6 +92,7 @@ impl Plan {
             fold_bytes: pick(&mut random, &[1, 2, 8]) * 2 * layout.chunk,
             lease_ttl: ms(pick(&mut random, &[1000, 3000, 30_000])),
             lease_strict: false,
+            holder_is_stable: false,
             head_interval: ms(pick(&mut random, &[0, 20, 1000])),
             deletion_grace: ms(pick(&mut random, &[0, 0, 0, 3000, 3_600_000])),
             read_ahead_bytes: pick(&mut random, &[0, 256, 1024]) << 10,
@@ -109,6 +110,15 @@ impl Plan {
         let damages = random.random_bool(0.3);
         let busy = random.random_bool(0.45);
         let rough = rates(&mut random, damages, timeout);
+        // Drawn apart, so that all else of a seed is as it was before there was this.
+        let mut apart = SmallRng::seed_from_u64(seed ^ 0x5eed_0000_0000_0003);
+        // A lease that fair weather lets run out would keep a strict volume from ever getting through.
+        let lasts = options.lease_ttl >= ms(2 * timeout);
+        let options = Options {
+            lease_strict: lasts && apart.random_bool(0.4),
+            holder_is_stable: apart.random_bool(0.3),
+            ..options
+        };
         Self {
             seed,
             options,

@@ -93,7 +93,8 @@ impl Inner {
         );
         let answer_at = at + fate.answered;
         let outcome = fate.outcome;
-        let flight = |reply| Flight { process, number, call: call.clone(), reply, outcome, answer_at };
+        let flight =
+            |reply| Flight { process, number, call: call.clone(), reply, outcome, answer_at, sent_at: at };
         if let Some(again) = fate.again {
             self.push(at + again, Event::Land(Box::new(flight(None))));
         }
@@ -207,7 +208,7 @@ impl Inner {
 
     /// A request takes effect.
     pub(super) fn land(&mut self, flight: Flight) {
-        let Flight { process, number, call, reply, outcome, answer_at, .. } = flight;
+        let Flight { process, number, call, reply, outcome, answer_at, sent_at } = flight;
         if !self.processes[&process].alive && self.random.random_bool(0.3) {
             self.say(format_args!("P{process} #{number} never arrives: its sender is dead"));
             return;
@@ -215,7 +216,7 @@ impl Inner {
         let result = self.apply(&call);
         self.say(format_args!("P{process} #{number} lands: {}", told(&result)));
         if let (Call::Put(key, body, _), Ok(_)) = (&call, &result) {
-            self.landed(key, body);
+            self.landed(process, sent_at, key, body);
             let superseded =
                 self.processes[&process].epoch.is_some_and(|epoch| epoch < self.history.newest());
             if reply.is_none() || superseded {

@@ -104,6 +104,7 @@ pub(super) async fn look(parts: Parts) {
             (inner.volume, inner.plan.options.clone())
         };
         options.holder_name = "who looks at what is left".to_owned();
+        options.lease_strict = false;
         options.store_deadline = Some(PATIENCE);
         let mut opened = None;
         for _ in 0..OPENINGS {

@@ -69,6 +69,7 @@ pub(super) struct Flight {
     pub(super) reply: Option<Reply>,
     pub(super) outcome: Outcome,
     pub(super) answer_at: Time,
+    pub(super) sent_at: Time,
 }
 
 /// What happens.
@@ -117,6 +118,8 @@ pub(super) struct ProcessState {
     pub(super) opening: bool,
     /// The epoch that it serves.
     pub(super) epoch: Option<u32>,
+    /// When the last of its updates of the head was sent that took effect: its lease cannot last longer than from there.
+    pub(super) leased_at: Time,
     /// Whether it closed the volume, or lost it.
     pub(super) ended: bool,
     /// Whether it is cut off.
@@ -272,9 +275,19 @@ impl Inner {
         self.memory.objects()
     }
 
-    /// What a PUT that took effect means: an opening record proves what its writer recovered.
-    pub(super) fn landed(&mut self, key: &str, body: &Bytes) {
-        let Some(Parsed::Record(slot)) = Keys::new(self.volume).parse(key) else { return };
+    /// What a PUT that took effect means: an opening record proves what its writer recovered, and an update of the head
+    /// renews the lease of who sent it.
+    pub(super) fn landed(&mut self, process: Process, sent_at: Time, key: &str, body: &Bytes) {
+        let slot = match Keys::new(self.volume).parse(key) {
+            Some(Parsed::Record(slot)) => slot,
+            Some(Parsed::Head) => {
+                let state = self.processes.get_mut(&process).expect("it sent a request");
+                state.leased_at = state.leased_at.max(sent_at);
+                return;
+            }
+            _ => return,
+        };
+        self.check_bound(key, body);
         if slot.n != 1 || self.history.newest() >= slot.epoch {
             return;
         }
@@ -284,6 +297,29 @@ impl Inner {
         }
         if let Some(image) = self.check_now() {
             self.history.begin(slot.epoch, Arc::new(image));
+        }
+    }
+
+    /// A record is within the bound, or has what one command needs: chunks that a WRITE fills are objects of their own, so
+    /// that less than two are left of it.
+    fn check_bound(&mut self, key: &str, body: &Bytes) {
+        let command = 2 * self.plan.layout.chunk;
+        let most = self.plan.options.commit_max_bytes.max(command + command / 64) + 1024;
+        if body.len() as u64 > most {
+            self.broken(format!("{key} has {} bytes, more than {most}", body.len()));
+        }
+    }
+
+    /// Whether a read that was issued then may be answered: a strict volume reads nothing once its lease is over, by a
+    /// clock that may go slower than ours.
+    pub(super) fn check_lease(&mut self, process: Process, issued_at: Time) {
+        let lasts = u64::try_from(self.plan.options.lease_ttl.as_millis()).expect("short");
+        let ends = self.processes[&process].leased_at + lasts * 9 / 8 + 2;
+        if self.plan.options.lease_strict && issued_at > ends {
+            let late = issued_at - ends;
+            self.broken(format!(
+                "P{process} answers a read that was asked {late} ms after its lease was over"
+            ));
         }
     }
 
@@ -335,6 +371,7 @@ impl Inner {
             alive: true,
             opening: true,
             epoch: None,
+            leased_at: 0,
             ended: false,
             partitioned: false,
             skewed: false,

@@ -18,6 +18,8 @@ pub(crate) struct Bench {
     pub(crate) dirty_bytes: u64,
     /// Time of day in seconds since 1970.
     pub(crate) now_seconds: Arc<AtomicU64>,
+    /// What each gateway calls itself across its restarts; by default each has a name of its own.
+    pub(crate) holder: Option<String>,
     seed: u64,
 }
 
@@ -32,7 +34,8 @@ impl Bench {
         let fault = Fault::new(Arc::new(memory.clone()), 1);
         let options = Options { holder_name: "first".to_owned(), ..Options::default() };
         let now_seconds = Arc::new(AtomicU64::new(1_800_000_000));
-        let bench = Self { memory, fault, options, dirty_bytes: 128 * MIB, now_seconds, seed: 1 };
+        let bench =
+            Self { memory, fault, options, dirty_bytes: 128 * MIB, now_seconds, holder: None, seed: 1 };
         let env = bench.env(64 * MIB);
         catalog::create(&env, &bench.options, "disk", size_bytes, chunk_bytes).await.expect("created");
         bench
@@ -47,6 +50,7 @@ impl Bench {
             options: self.options.clone(),
             dirty_bytes: self.dirty_bytes,
             now_seconds: Arc::clone(&self.now_seconds),
+            holder: self.holder.clone(),
             seed: self.seed + 1000,
         }
     }
@@ -75,7 +79,8 @@ impl Bench {
         let env = self.env(64 * MIB);
         let volume = catalog::resolve(&env, "disk").await?;
         let mut options = self.options.clone();
-        options.holder_name = format!("gateway {}", self.seed);
+        options.holder_is_stable = self.holder.is_some();
+        options.holder_name = self.holder.clone().unwrap_or_else(|| format!("gateway {}", self.seed));
         Volume::open(&env, options, volume, takeover).await
     }
 

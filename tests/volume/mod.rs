@@ -2,6 +2,7 @@
 
 mod absence;
 mod bench;
+mod bounds;
 pub(crate) mod crowd;
 mod deletion;
 mod durability;

@@ -105,6 +105,23 @@ lifecycle:
 {{- end }}
 {{- end -}}
 
+{{/*
+The name in the lease, by which a pod knows its own from before: Kubernetes runs one pod of a name at a time, and a
+StatefulSet gives its pods the same names again.
+*/}}
+{{- define "cairn.holder" -}}
+- name: POD_NAMESPACE
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.namespace
+- name: POD_NAME
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.name
+- name: CAIRN_LEASE__HOLDER
+  value: {{ with .Values.clusterName }}{{ . }}/{{ end }}$(POD_NAMESPACE)/$(POD_NAME)
+{{- end -}}
+
 {{/* Volumes as CAIRN_VOLUMES__CREATE has them. */}}
 {{- define "cairn.volumes" -}}
 {{- $parts := list -}}

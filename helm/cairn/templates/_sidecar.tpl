@@ -31,6 +31,7 @@ In the pod's spec:
     # Your containers may have the same user, and are not to delete volumes.
     - name: CAIRN_ADMIN__SOCKET
       value: none
+    {{- include "cairn.holder" $root | nindent 4 }}
   ports:
     - name: admin
       containerPort: {{ $root.Values.admin.port }}

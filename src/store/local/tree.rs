@@ -24,7 +24,7 @@ use xxhash_rust::xxh3;
 use crate::mutant::{self, Mutant};
 
 use super::super::error::Source;
-use super::super::{ByteRange, Condition, ETag, Error, Object};
+use super::super::{ByteRange, Condition, ETag, Error, MAX_WHOLE_BYTES, Object};
 use super::Setup;
 use super::direct;
 use super::memory::{Buffer, Pool};
@@ -235,6 +235,9 @@ impl Tree {
         let (file, size_bytes) =
             self.look(key).map_err(failed)?.ok_or_else(|| Error::NotFound { key: key.to_owned() })?;
         let (offset, wanted) = match range {
+            ByteRange::Full if size_bytes > MAX_WHOLE_BYTES => {
+                return Err(Error::TooLarge { key: key.to_owned(), size_bytes });
+            }
             ByteRange::Full => (0, size_bytes),
             ByteRange::Bounded { offset, length } => (offset, length),
         };

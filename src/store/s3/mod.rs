@@ -28,15 +28,16 @@ use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
 use super::error::cause;
-use super::{ByteRange, Condition, ETag, Entry, Error, ListFrom, Listing, Object, PageToken, Store, key};
+use super::{
+    ByteRange, Condition, ETag, Entry, Error, ListFrom, Listing, MAX_WHOLE_BYTES, Object, PageToken, Store,
+    key,
+};
 use connect::{Connection, PLAIN_REGION, Service};
 use credentials::Clients;
 use failure::{Asked, delete_failure, failure, is_for_credentials, timeout};
 
 /// Keys that one DeleteObjects may name.
 const DELETE_KEYS: usize = 1000;
-/// Bytes of an object that is read whole, at most; Cairn's largest are an eighth of this.
-const MAX_BODY_BYTES: u64 = 512 << 20;
 
 /// How to reach the bucket. What is `None` comes from the SDK's standard chain (environment, profile, instance).
 #[derive(Clone, Debug)]
@@ -365,8 +366,8 @@ impl Store for S3Store {
                 return Err(rejected("the store answers with more than the range asked for"));
             }
         }
-        if announced > MAX_BODY_BYTES {
-            return Err(rejected("the object is larger than any of Cairn's"));
+        if bounded.is_none() && announced > MAX_WHOLE_BYTES {
+            return Err(Error::TooLarge { key: key.to_owned(), size_bytes: announced });
         }
         let etag = ETag(answer.e_tag().ok_or_else(|| rejected("an answer without ETag"))?.into());
         let patience = self.patience(announced);

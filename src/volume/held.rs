@@ -1,0 +1,220 @@
+//! The head as its holder last wrote it, and the lease in it: how it is replaced and renewed.
+//!
+//! Knows nothing of open volumes: it is held from the moment the epoch is taken. Invariants: every update has a version of
+//! its own; an update whose answer is missing is sent again, the same bytes, until its fate is known; a missing head is
+//! never re-created.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::error::OpenError;
+use super::head::{Head, Lease};
+use super::keys::Keys;
+use super::options::Options;
+use super::store_exact::{Contradictions, agreed, get_referenced};
+use crate::metrics::VolumeMetrics;
+use crate::metrics::labels::ObjectKind;
+use crate::mutant::{self, Mutant};
+use crate::store::{self, ByteRange, Condition, ETag, Store};
+
+/// How an update ended.
+pub(super) enum Updated {
+    /// Our bytes stand.
+    Done(ETag),
+    /// Another's do.
+    Lost(String),
+}
+
+/// Replaces the head that has `etag` by `head`, until the fate of that is known.
+pub(super) async fn update_head(
+    store: &dyn Store,
+    key: &str,
+    etag: &ETag,
+    head: &Head,
+) -> Result<Updated, store::Error> {
+    let bytes = Bytes::from(head.encode());
+    let mut contradictions = Contradictions::default();
+    loop {
+        let condition = match mutant::is(Mutant::HeadUnconditional) {
+            false => Condition::IfMatch(etag.clone()),
+            true => Condition::Always,
+        };
+        match store.put(key, bytes.clone(), condition).await {
+            Ok(etag) => return Ok(Updated::Done(etag)),
+            Err(store::Error::PreconditionFailed { .. } | store::Error::NotFound { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        match get_referenced(store, key, ByteRange::Full).await {
+            Ok(found) if found.body == bytes => return Ok(Updated::Done(found.etag)),
+            // Neither ours nor another's: the refusal was for a version that stands no more, or was none.
+            Ok(found) if found.etag == *etag => contradictions.pause(key).await?,
+            Ok(found) => {
+                // Bytes that were damaged on the way must not pass for another's.
+                let found = agreed(store, key, found).await?;
+                if found.body == bytes {
+                    return Ok(Updated::Done(found.etag));
+                }
+                return Ok(Updated::Lost(match Head::decode(head.volume, &found.body) {
+                    Ok(other) => format!("epoch {} of {}", other.epoch, other.holder_name),
+                    Err(error) => format!("a head that cannot be read ({error})"),
+                }));
+            }
+            Err(store::Error::NotFound { .. }) => {
+                return Ok(Updated::Lost("nobody: the head is gone".to_owned()));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The head as its holder last wrote it, and how long the lease in it lasts.
+#[derive(Debug)]
+pub(super) struct HeldHead {
+    head: Head,
+    etag: ETag,
+    ttl: Duration,
+    is_strict: bool,
+    metrics: VolumeMetrics,
+    updated_at: Instant,
+    /// When the lease is over, counted from before its renewal was sent: the others may have seen it at once.
+    ends_at: Instant,
+}
+
+/// Why the head is no longer its holder's.
+pub(super) enum Unheld {
+    /// Another's stands there.
+    TakenOver(String),
+    /// The lease ran out, which is heeded where that is asked for.
+    Over,
+}
+
+impl Unheld {
+    pub(super) fn why(&self) -> String {
+        match self {
+            Self::TakenOver(to) => format!("the volume was taken over by {to}"),
+            Self::Over => "the lease is over and could not be renewed (lease.strict)".to_owned(),
+        }
+    }
+}
+
+impl HeldHead {
+    /// The head that was written by a request that was sent at `sent_at`.
+    pub(super) fn new(
+        head: Head,
+        etag: ETag,
+        sent_at: Instant,
+        options: &Options,
+        metrics: VolumeMetrics,
+    ) -> Self {
+        let (ttl, is_strict) = (options.lease_ttl, options.lease_strict);
+        let held =
+            Self { head, etag, ttl, is_strict, metrics, updated_at: Instant::now(), ends_at: sent_at + ttl };
+        held.show();
+        held
+    }
+
+    pub(super) fn head(&self) -> &Head {
+        &self.head
+    }
+
+    /// What the next update will write.
+    pub(super) fn head_mut(&mut self) -> &mut Head {
+        &mut self.head
+    }
+
+    /// When the last update was answered.
+    pub(super) fn updated_at(&self) -> Instant {
+        self.updated_at
+    }
+
+    /// When the lease is over.
+    pub(super) fn ends_at(&self) -> Instant {
+        self.ends_at
+    }
+
+    /// How long after an update the next one renews the lease.
+    pub(super) fn renewal(&self) -> Duration {
+        self.ttl / 3
+    }
+
+    fn show(&self) {
+        let is_held = matches!(self.head.lease, Lease::Held { .. });
+        self.metrics.lease_ends.set(is_held.then_some(self.ends_at));
+        self.metrics.lease_ttl.set(if is_held { self.ttl.as_secs_f64() } else { 0.0 });
+    }
+
+    /// Does `work` and renews the lease meanwhile. One that another has taken is renewed no more, but the work goes on: only
+    /// the journal says whether it was in vain, and two openers that gave up at each sight of the other would
+    /// never get through.
+    ///
+    /// # Errors
+    /// If the lease is over, of a strict holder.
+    pub(super) async fn renewed_during<T>(
+        &mut self,
+        store: &dyn Store,
+        work: impl Future<Output = T>,
+    ) -> Result<T, OpenError> {
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut work => return Ok(done),
+                () = tokio::time::sleep_until(self.updated_at + self.renewal()) => {}
+            }
+            let (update, mut done) = (self.update(store), None);
+            tokio::pin!(update);
+            // An update that was sent is seen through, whatever becomes of the work: its fate must be known.
+            let updated = loop {
+                tokio::select! {
+                    biased;
+                    updated = &mut update => break updated,
+                    output = &mut work, if done.is_none() => done = Some(output),
+                }
+            };
+            match (updated, done) {
+                (Err(Unheld::Over), _) => return Err(OpenError::LeaseOver),
+                (_, Some(done)) => return Ok(done),
+                (Ok(()), None) => {}
+                (Err(unheld @ Unheld::TakenOver(_)), None) => {
+                    tracing::warn!("while the volume is being opened, {}", unheld.why());
+                    return Ok(work.await);
+                }
+            }
+        }
+    }
+
+    /// Writes the head under the next version.
+    pub(super) async fn update(&mut self, store: &dyn Store) -> Result<(), Unheld> {
+        let ends_at = self.ends_at;
+        if !self.is_strict || mutant::is(Mutant::LeaseOutlived) {
+            return self.update_at_last(store).await;
+        }
+        tokio::time::timeout_at(ends_at, self.update_at_last(store)).await.unwrap_or(Err(Unheld::Over))
+    }
+
+    /// The same, however long it takes.
+    async fn update_at_last(&mut self, store: &dyn Store) -> Result<(), Unheld> {
+        self.head.version += 1;
+        let begun = Instant::now();
+        let key = Keys::new(self.head.volume).head();
+        loop {
+            match update_head(store, &key, &self.etag, &self.head).await {
+                Ok(Updated::Done(etag)) => {
+                    self.etag = etag;
+                    self.updated_at = Instant::now();
+                    self.ends_at = begun + self.ttl;
+                    self.show();
+                    self.metrics.put_bytes.of(ObjectKind::Head).inc_by(self.head.encode().len() as u64);
+                    return Ok(());
+                }
+                Ok(Updated::Lost(to)) => return Err(Unheld::TakenOver(to)),
+                Err(error) => {
+                    tracing::error!(%key, "head not updated yet, sending it again: {error}");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+        }
+    }
+}
