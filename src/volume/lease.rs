@@ -150,7 +150,7 @@ impl HeadKeeper {
         if self.shared.check_serving().is_err() {
             return false;
         }
-        match self.held.update(self.shared.env.store.as_ref()).await {
+        match self.held.update(self.shared.env.store.journal.as_ref()).await {
             Ok(()) => {
                 *self.shared.lease_ends_at.lock() = self.held.ends_at();
                 true

@@ -236,7 +236,7 @@ async fn take_epoch(
             ..old.clone()
         };
         let sent_at = Instant::now();
-        match update_head(env.store.as_ref(), &keys.head(), &etag, &head).await? {
+        match update_head(env.store.journal.as_ref(), &keys.head(), &etag, &head).await? {
             Updated::Done(etag) => {
                 let held = HeldHead::new(head, etag, sent_at, options, metrics.clone());
                 return Ok((held, old.lease != Lease::Released));

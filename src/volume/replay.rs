@@ -138,15 +138,16 @@ impl<'a> Replay<'a> {
                 continue;
             }
             let (bytes, checksum) = self.record(RecordKind::Seal, slot);
-            let entry = match create_exact(self.env.store.as_ref(), &self.keys.record(slot), &bytes).await? {
-                Placed::Ours => {
-                    self.previous = checksum;
-                    return Ok(());
-                }
-                Placed::Other(body) => Entry::decode(keys.volume(), slot, &body)
-                    .map_err(|source| OpenError::Damaged { key: keys.record(slot), source })?,
-                Placed::Larger(size_bytes) => fetch_long(env, keys, slot, size_bytes).await?,
-            };
+            let entry =
+                match create_exact(self.env.store.journal.as_ref(), &self.keys.record(slot), &bytes).await? {
+                    Placed::Ours => {
+                        self.previous = checksum;
+                        return Ok(());
+                    }
+                    Placed::Other(body) => Entry::decode(keys.volume(), slot, &body)
+                        .map_err(|source| OpenError::Damaged { key: keys.record(slot), source })?,
+                    Placed::Larger(size_bytes) => fetch_long(env, keys, slot, size_bytes).await?,
+                };
             if let Found::Seal = self.apply(slot, &entry)? {
                 return Ok(());
             }
@@ -169,7 +170,7 @@ impl<'a> Replay<'a> {
         let (bytes, checksum) = self.record(RecordKind::Opening, slot);
         let key = self.keys.record(slot);
         let placed = match mutant::is(Mutant::OpeningUnproved) {
-            false => create_exact(self.env.store.as_ref(), &key, &bytes).await?,
+            false => create_exact(self.env.store.journal.as_ref(), &key, &bytes).await?,
             true => Placed::Ours,
         };
         match placed {
