@@ -1,11 +1,13 @@
 //! What clients see of volumes that are not open: names and sizes, read from the store and kept for a few seconds.
 //!
-//! Takes no lease. Invariants: concurrent questions make one request; what is kept is bounded; an error is not kept.
+//! Takes no lease. Invariants: concurrent questions make one request; what is kept is bounded; an error is not kept. Names
+//! that anybody can make up cost a request each moment at most, and only so many at a time.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use moka::future::Cache;
+use tokio::sync::Semaphore;
 
 use crate::volume::catalog::{self, Info};
 use crate::volume::{Environment, OpenError};
@@ -13,10 +15,22 @@ use crate::volume::{Environment, OpenError};
 /// Volumes whose description is kept.
 const KEPT: u64 = 1024;
 
+/// Names of which it is kept whether they stand.
+const NAMES_KEPT: u64 = 4096;
+/// How long that is kept at most: who makes a volume finds it soon.
+const MOMENT: Duration = Duration::from_secs(1);
+/// Names that nobody knows are looked up so many at a time, so that others find room in the store.
+const LOOKUPS: usize = 16;
+
 /// A short memory of the store's volumes.
 #[derive(Debug)]
 pub(super) struct Catalogue {
     env: Environment,
+    /// Whether a name stands.
+    standing: Cache<String, bool>,
+    /// The same, of names that were asked for by those who may not know: what others ask is not felt by them.
+    concealed: Cache<String, bool>,
+    lookups: Semaphore,
     names: Cache<(), Arc<Vec<String>>>,
     infos: Cache<String, Arc<Info>>,
 }
@@ -24,8 +38,12 @@ pub(super) struct Catalogue {
 impl Catalogue {
     /// A memory that is at most so old.
     pub(super) fn new(env: Environment, age: Duration) -> Self {
+        let names = || Cache::builder().max_capacity(NAMES_KEPT).time_to_live(age.min(MOMENT)).build();
         Self {
             env,
+            standing: names(),
+            concealed: names(),
+            lookups: Semaphore::new(LOOKUPS),
             names: Cache::builder().max_capacity(1).time_to_live(age).build(),
             infos: Cache::builder().max_capacity(KEPT).time_to_live(age).build(),
         }
@@ -39,13 +57,65 @@ impl Catalogue {
 
     /// Forgets a volume that was made or deleted here, and the names.
     pub(super) async fn forget(&self, name: &str) {
+        self.standing.invalidate(name).await;
+        self.concealed.invalidate(name).await;
         self.infos.invalidate(name).await;
         self.names.invalidate(&()).await;
     }
 
+    /// Succeeds if a volume of that name was there a moment ago.
+    pub(super) async fn find(&self, name: &str) -> Result<(), Arc<OpenError>> {
+        let load = async {
+            let _turn = match self.lookups.try_acquire() {
+                Ok(turn) => Some(turn),
+                // Among many who make names up, one that is listed need not wait.
+                Err(_) if self.is_listed(name).await => None,
+                Err(_) => Some(self.lookups.acquire().await.expect("it is never closed")),
+            };
+            self.look_up(name).await
+        };
+        found(name, self.standing.try_get_with_by_ref(name, load).await?)
+    }
+
+    /// Does what [`Catalogue::find`] does for a name that stands for nothing, whatever this one stands for.
+    pub(super) async fn conceal(&self, name: &str) -> Arc<OpenError> {
+        let load = async {
+            let _turn = match self.lookups.try_acquire() {
+                Ok(turn) => turn,
+                Err(_) => {
+                    self.is_listed(name).await;
+                    self.lookups.acquire().await.expect("it is never closed")
+                }
+            };
+            self.look_up(name).await
+        };
+        let asked = self.concealed.try_get_with_by_ref(name, load).await;
+        asked.err().unwrap_or_else(|| Arc::new(OpenError::NoSuchVolume(name.to_owned())))
+    }
+
+    async fn is_listed(&self, name: &str) -> bool {
+        self.names().await.is_ok_and(|names| names.iter().any(|listed| listed == name))
+    }
+
+    async fn look_up(&self, name: &str) -> Result<bool, OpenError> {
+        match catalog::resolve(&self.env, name).await {
+            Ok(_) => Ok(true),
+            Err(OpenError::NoSuchVolume(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// A volume.
     pub(super) async fn info(&self, name: &str) -> Result<Arc<Info>, Arc<OpenError>> {
+        if let Some(info) = self.infos.get(name).await {
+            return Ok(info);
+        }
+        self.find(name).await?;
         let load = async { catalog::info(&self.env, name).await.map(Arc::new) };
         self.infos.try_get_with_by_ref(name, load).await
     }
+}
+
+fn found(name: &str, stands: bool) -> Result<(), Arc<OpenError>> {
+    if stands { Ok(()) } else { Err(Arc::new(OpenError::NoSuchVolume(name.to_owned()))) }
 }

@@ -19,7 +19,7 @@ use super::reload::{self, Running, Settings};
 use super::settings::Options;
 use super::size::Wanted;
 use super::status::{GatewayStatus, Serving};
-use super::{supervisor, volume, welcome};
+use super::{output, supervisor, volume, welcome};
 use crate::admin::{self, Access, Admin, Gateway};
 use crate::metrics::Metrics;
 use crate::server::{Drained, Greeting, Listener, Server, Stream, Tls};
@@ -31,9 +31,9 @@ pub(super) async fn serve(
     mut options: Options,
     mut settings: Settings,
     inherited: Inherited,
+    metrics: Metrics,
 ) -> Result<(), Error> {
     let mut signals = Signals::new()?;
-    let metrics = Metrics::new();
     let mut predecessor = match &options.handover {
         Some(path) => Predecessor::at(path).await?,
         None => None,
@@ -393,6 +393,7 @@ async fn close(
 /// A second signal: ends at once. What FLUSH promised is durable all the same.
 fn give_up(signal: &str) -> ! {
     tracing::warn!("{signal} again: ends at once, without a checkpoint and with the leases held");
+    output::finish();
     std::process::exit(process::GIVEN_UP)
 }
 

@@ -1,8 +1,8 @@
 //! What `cairn serve` says on standard output once it serves: where, and what to type next.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 
+use super::output;
 use crate::server::{Greeting, ListenAddress};
 
 /// Prints where it listens, a line each, and how to connect.
@@ -20,11 +20,8 @@ pub(super) fn print(
         Some(unix) => text.push_str(&format!("metrics and health: HTTP on {unix}\n")),
         None => {}
     }
-    let mut out = std::io::stdout().lock();
     // Nobody reads: that is no reason not to serve.
-    if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        tracing::debug!("nothing printed: {error}");
-    }
+    output::announce(&text);
 }
 
 /// The NBD URI of an export.

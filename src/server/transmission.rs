@@ -48,6 +48,8 @@ pub(crate) enum End {
     Closed,
     /// The server drained.
     Drained,
+    /// No command came for too long.
+    Rested,
 }
 
 /// Why a connection was broken off.
@@ -93,6 +95,7 @@ pub(crate) async fn run(transmission: Transmission, shared: &Shared) -> Result<E
         replies,
         tasks: Arc::clone(tasks),
         drain: drain.clone(),
+        idle_timeout: options.idle_timeout,
     };
     let end = tokio::select! {
         biased;
@@ -124,6 +127,7 @@ struct Receiver {
     replies: mpsc::Sender<Answered>,
     tasks: Arc<Tasks>,
     drain: Drain,
+    idle_timeout: Option<Duration>,
 }
 
 impl Receiver {
@@ -140,6 +144,7 @@ impl Receiver {
                 },
                 () = self.drain.cancelled(), if !draining => {}
                 () = self.in_flight.wait_until_idle(), if draining => return Ok(End::Drained),
+                () = rest(&self.in_flight, self.idle_timeout), if !draining => return Ok(End::Rested),
             }
         }
         Err(Broken::Write)
@@ -209,6 +214,13 @@ impl Receiver {
         let &Request { cookie, offset, .. } = request;
         Answered { headers: self.rules.headers, cookie, offset, outcome, _charge: charge }
     }
+}
+
+/// Returns when a connection has rested for the idle timeout: all was answered, and nothing came after.
+async fn rest(in_flight: &InFlight, idle_timeout: Option<Duration>) {
+    let Some(idle_timeout) = idle_timeout else { return std::future::pending().await };
+    in_flight.wait_until_idle().await;
+    tokio::time::sleep(idle_timeout).await;
 }
 
 /// The stream of requests.

@@ -16,7 +16,7 @@ use super::args::Mirror;
 use super::copy::{Copier, Failure, Piece};
 use super::disk::Disk;
 use super::error::NbdError;
-use super::host::{Hosted, say};
+use super::host::{Hosted, mention};
 use super::ranges::RangeLocks;
 use crate::cli::error::Error;
 use crate::cli::listeners::Inherited;
@@ -38,7 +38,7 @@ pub(super) async fn run(args: Mirror, inherited: Inherited) -> Result<(), Error>
     let drained = hosted
         .until_told(pair.copy_all(&|line| {
             if !silent {
-                say(line)
+                mention(line)
             }
         }))
         .await;
