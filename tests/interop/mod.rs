@@ -7,6 +7,7 @@ mod blocks;
 mod clients;
 mod counting;
 mod lists;
+mod log;
 mod memory;
 mod real_input;
 mod sigterm;
