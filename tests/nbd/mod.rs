@@ -5,6 +5,7 @@ mod inherited;
 mod mirror;
 mod query;
 mod serve;
+mod text;
 
 use std::path::{Path, PathBuf};
 

@@ -108,9 +108,12 @@ mod tests {
     use super::*;
     use crate::metrics::Metrics;
 
-    /// Remembers what was logged: the message, and how many lines it stands for.
+    /// The level of a line, and how many lines it tells of.
+    type Line = (Level, Option<u64>);
+
+    /// Remembers what was logged.
     #[derive(Clone, Default)]
-    struct Seen(Arc<Mutex<Vec<(Level, Option<u64>)>>>);
+    struct Seen(Arc<Mutex<Vec<Line>>>);
 
     impl<S: Subscriber> Layer<S> for Seen {
         fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
