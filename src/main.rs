@@ -4,19 +4,22 @@
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const MAPPED_FROM_BYTES: libc::c_int = 128 * 1024;
 
-/// Keeps memory near what is in use. By default glibc has an arena a thread, and each keeps its own peak: under random
+/// Keeps memory near what is in use; whether the allocator does so. By default glibc has an arena a thread, and each keeps its own peak: under random
 /// writes at a cache of 256 MiB that made 484 MB of what is 351 MB with one.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[allow(unsafe_code, reason = "glibc offers these settings by this call or by the environment only")]
-fn tune_allocator() {
+fn tune_allocator() -> bool {
     // SAFETY: mallopt is given settings that it documents, before any other thread runs.
-    let tuned = unsafe {
+    unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 1) == 1
             && libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_FROM_BYTES) == 1
-    };
-    if !tuned {
-        eprintln!("cairn: the allocator cannot be tuned, more memory may be used");
     }
+}
+
+/// Other allocators need none of it.
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn tune_allocator() -> bool {
+    true
 }
 
 /// Gives memory that is free between pieces that are in use back to the system.
@@ -32,7 +35,6 @@ fn give_memory_back() {
 fn give_memory_back() {}
 
 fn main() -> std::process::ExitCode {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    tune_allocator();
-    cairn::cli::main(give_memory_back)
+    let is_tuned = tune_allocator();
+    cairn::cli::main(cairn::cli::Allocator { is_tuned, give_back: give_memory_back })
 }

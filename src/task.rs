@@ -8,6 +8,7 @@
 )]
 
 use std::future::Future;
+use std::io;
 
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -96,6 +97,16 @@ impl Tasks {
         self.token.cancel();
         self.join().await;
     }
+}
+
+/// Runs work on a thread of its own that nobody waits for: it ends with the process, whatever it hangs in. Only for what
+/// may block for ever in a call to the system and holds nothing that must be given back.
+///
+/// # Errors
+/// If the system has no thread to give.
+pub fn run_detached(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    // Dropping the handle detaches the thread.
+    std::thread::Builder::new().name(name.to_owned()).spawn(work).map(drop)
 }
 
 impl Drop for Tasks {

@@ -94,8 +94,21 @@ impl Exports for VolumeExports {
     }
 
     async fn open(&self, name: &str) -> Result<Arc<dyn Export>, OpenError> {
-        let of = self.volumes.open(&self.resolve(name)?).await?;
+        let name = &*self.resolve(name)?;
+        // Only what is there takes a place among the volumes that are open.
+        if !self.volumes.has(name) {
+            self.catalogue.find(name).await.map_err(|e| open_error(name, &e))?;
+        }
+        let of = self.volumes.open(name).await?;
         Ok(Arc::new(VolumeExport { of }))
+    }
+
+    async fn conceal(&self, name: &str) -> OpenError {
+        match name {
+            // Without a default there is nothing to look up.
+            "" => OpenError::Unknown(String::new()),
+            name => open_error(name, &*self.catalogue.conceal(name).await),
+        }
     }
 }
 

@@ -14,8 +14,10 @@ mod handover;
 mod health;
 mod http;
 mod listeners;
+mod log;
 mod nbd;
 mod open_volumes;
+mod output;
 mod process;
 mod reload;
 mod runtime_directory;
@@ -24,6 +26,7 @@ mod settings;
 mod size;
 mod status;
 mod supervisor;
+mod text;
 mod volume;
 mod welcome;
 
@@ -36,44 +39,66 @@ use args::Command;
 use error::Error;
 use listeners::Inherited;
 
-/// Runs the program on the command line of this process; `give_memory_back` is called when much of it was freed.
-#[must_use]
-pub fn main(give_memory_back: fn()) -> ExitCode {
-    // Clap prints help and mistakes itself, and exits with 0 or 2.
-    let cli = Cli::parse();
-    match run(cli, give_memory_back) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("cairn: {error}");
-            error.exit_code()
-        }
-    }
+use crate::metrics::Metrics;
+
+/// What the program knows of the allocator that it was built with.
+#[derive(Clone, Copy, Debug)]
+pub struct Allocator {
+    /// Whether it does what was asked of it.
+    pub is_tuned: bool,
+    /// Is called when much memory was freed.
+    pub give_back: fn(),
 }
 
-fn run(cli: Cli, give_memory_back: fn()) -> Result<(), Error> {
+/// Runs the program on the command line of this process.
+#[must_use]
+pub fn main(allocator: Allocator) -> ExitCode {
+    // Clap prints help and mistakes itself, and exits with 0 or 2.
+    let cli = Cli::parse();
+    let code = match run(cli, allocator) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let text = error.to_string();
+            match error {
+                // Ours alone; all others may quote a server or a store.
+                Error::Config(_) => output::complain(text.lines()),
+                _ => output::complain([&*text]),
+            }
+            error.exit_code()
+        }
+    };
+    output::finish();
+    code
+}
+
+fn run(cli: Cli, allocator: Allocator) -> Result<(), Error> {
+    let metrics = Metrics::new();
     match cli.command {
         Command::Serve(args) => {
             let inherited = Inherited::take(args.stdio)?;
             let config = args.config()?;
             let options = settings::Options::of(&config)?;
-            let set_level = process::start_log(&config)?;
+            let set_level = log::start(&config, metrics.log())?;
             process::abort_on_panic();
             process::raise_descriptor_limit();
-            let settings = reload::Settings::new(args, config, set_level, give_memory_back);
-            process::block_on(serve::serve(options, settings, inherited))
+            if !allocator.is_tuned {
+                tracing::warn!("the allocator cannot be tuned, more memory may be used");
+            }
+            let settings = reload::Settings::new(args, config, set_level, allocator.give_back);
+            process::block_on(serve::serve(options, settings, inherited, metrics))
         }
         Command::Health(args) => process::block_on(health::ask(&args.url)),
         Command::Nbd(args) => {
             let inherited = args.action.inherited()?;
             let config = crate::config::load(None, std::env::vars_os(), Vec::new())?;
-            process::start_quiet_log(&config)?;
+            log::start_quiet(&config, metrics.log())?;
             process::raise_descriptor_limit();
             process::block_on(nbd::run(args.action, inherited))
         }
         Command::Volume(args) => {
             let config = args.config()?;
             let options = settings::Options::of(&config)?;
-            process::start_quiet_log(&config)?;
+            log::start_quiet(&config, metrics.log())?;
             let place = match args.gateway() {
                 None => volume::Place::Store,
                 Some(socket) => {

@@ -221,6 +221,11 @@ impl OpenVolumes {
         }
     }
 
+    /// Whether a volume of that name is open, or on its way.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.slots.lock().by_name.contains_key(name)
+    }
+
     /// What is open under that name, for a description that asks the store nothing.
     pub(super) fn size_bytes(&self, name: &str) -> Option<u64> {
         let slots = self.slots.lock();

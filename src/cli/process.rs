@@ -1,19 +1,17 @@
-//! The process: its log, its name, its limits, its signals, its end.
+//! The process: its name, its limits, its signals, its end.
 //!
 //! Invariant: a panic anywhere ends the process, since half of a storage process is worse than none: a restart
 //! replays the journal, whereas a dead committer would keep every FLUSH waiting.
 
 use std::future::Future;
-use std::io::{self, IsTerminal as _};
 use std::time::UNIX_EPOCH;
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::ParseError;
 
 use super::error::Error;
-use crate::config::{self, Config};
+use super::log::PANICS;
+use super::output;
 use crate::volume::WallClock;
 
 /// What a process that was told twice to end exits with.
@@ -22,53 +20,12 @@ pub(super) const GIVEN_UP: i32 = 1;
 /// What a gateway exits with whose volumes were taken over by another: whoever restarts it must not let it take them back.
 pub(super) const FENCED: u8 = 10;
 
-/// Changes what is logged.
-pub(super) type SetLevel = Box<dyn Fn(&Config) -> Result<(), config::Error> + Send + Sync>;
-
-/// Logs to standard error, as the settings say; gives back how to change what is logged.
-pub(super) fn start_log(config: &Config) -> Result<SetLevel, config::Error> {
-    install(config, &config.log.level)
-}
-
-/// The same for commands whose answer is what matters: only what goes wrong, unless told otherwise.
-pub(super) fn start_quiet_log(config: &Config) -> Result<(), config::Error> {
-    install(config, if config.is_given("log.level") { &config.log.level } else { "warn" }).map(drop)
-}
-
-fn filter(config: &Config, level: &str) -> Result<EnvFilter, config::Error> {
-    EnvFilter::builder().parse(level).map_err(|e: ParseError| config.refuse("log.level", e))
-}
-
-fn install(config: &Config, level: &str) -> Result<SetLevel, config::Error> {
-    let log = tracing_subscriber::fmt().with_env_filter(filter(config, level)?).with_writer(io::stderr);
-    match config.log.format.as_str() {
-        "json" => {
-            let log = log.json().flatten_event(true).with_filter_reloading();
-            let handle = log.reload_handle();
-            log.init();
-            Ok(Box::new(move |config| {
-                let filter = filter(config, &config.log.level)?;
-                handle.reload(filter).map_err(|e| config.refuse("log.level", e))
-            }))
-        }
-        _ => {
-            let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-            let log = log.with_ansi(colours).with_target(false).with_filter_reloading();
-            let handle = log.reload_handle();
-            log.init();
-            Ok(Box::new(move |config| {
-                let filter = filter(config, &config.log.level)?;
-                handle.reload(filter).map_err(|e| config.refuse("log.level", e))
-            }))
-        }
-    }
-}
-
 /// From now on a panic is logged and aborts.
 pub(super) fn abort_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
         let backtrace = std::backtrace::Backtrace::force_capture();
-        tracing::error!("{panic}; aborting, since nothing can be relied on any more\n{backtrace}");
+        tracing::error!(target: PANICS, "{panic}; aborting, since nothing can be relied on any more\n{backtrace}");
+        output::finish();
         std::process::abort();
     }));
 }

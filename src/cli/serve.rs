@@ -20,7 +20,7 @@ use super::reload::{self, Running, Settings};
 use super::settings::Options;
 use super::size::Wanted;
 use super::status::{GatewayStatus, Serving};
-use super::{supervisor, volume, welcome};
+use super::{output, supervisor, volume, welcome};
 use crate::metrics::Metrics;
 use crate::server::{Drained, Greeting, Server, Stream, Tls};
 use crate::store::Setup;
@@ -32,9 +32,9 @@ pub(super) async fn serve(
     mut options: Options,
     mut settings: Settings,
     inherited: Inherited,
+    metrics: Metrics,
 ) -> Result<(), Error> {
     let mut signals = Signals::new()?;
-    let metrics = Metrics::new();
     let stdout_is_nbd = inherited.is_stdio();
     // A store is made for a volume that is to be made; otherwise its absence is a mistake in its URL.
     options.store.setup = if options.create.is_empty() { Setup::InPlace } else { Setup::Make };
@@ -392,6 +392,7 @@ async fn close(
 /// A second signal: ends at once. What FLUSH promised is durable all the same.
 fn give_up(signal: &str) -> ! {
     tracing::warn!("{signal} again: ends at once, without a checkpoint and with the leases held");
+    output::finish();
     std::process::exit(process::GIVEN_UP)
 }
 

@@ -242,6 +242,9 @@ fn server_options(config: &Config) -> server::Options {
     server::Options {
         handshake_timeout: of.handshake_timeout,
         maximum_connections: count(of.connections),
+        reserved_connections: count(of.connections_reserved),
+        connections_per_address: count(of.connections_per_address),
+        idle_timeout: of.idle_timeout,
         in_flight_requests: of.requests_in_flight,
         in_flight_bytes: u32::try_from(of.bytes_in_flight.0).unwrap_or(u32::MAX),
         total_in_flight_bytes: of.total_bytes_in_flight.0,

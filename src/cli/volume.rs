@@ -1,15 +1,13 @@
 //! `cairn volume`: create, list, show and delete; and what it takes to work on a store.
 
-use std::io::Write as _;
-
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
 use super::args::{Action, Delete, List};
 use super::error::{Error, chain};
 use super::gateway::Gateway;
-use super::process;
 use super::settings::Options;
+use super::{output, process};
 use crate::config::{Config, Size};
 use crate::metrics::Metrics;
 use crate::store::{self, Setup};
@@ -327,7 +325,5 @@ fn print_json(value: &impl Serialize) -> Result<(), Error> {
 }
 
 fn print(text: &str) -> Result<(), Error> {
-    let mut out = std::io::stdout().lock();
-    let printed = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-    printed.map_err(|source| Error::System { what: "cannot print", source })
+    output::answer(text).map_err(|source| Error::System { what: "cannot print", source })
 }

@@ -3,8 +3,8 @@
 //! Invariant: what it suggests can be typed as it stands, but for the directory of certificates, whatever the names are.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 
+use super::output;
 use crate::client::uri::{Address, DEFAULT_PORT, Uri, UriTls};
 use crate::server::{Greeting, ListenAddress};
 
@@ -31,11 +31,8 @@ impl Welcome<'_> {
         if self.addresses.is_empty() {
             return;
         }
-        let mut out = std::io::stdout().lock();
         // Nobody reads: that is no reason not to serve.
-        if let Err(error) = out.write_all(self.text().as_bytes()).and_then(|()| out.flush()) {
-            tracing::debug!("nothing printed: {error}");
-        }
+        output::announce(&self.text());
     }
 
     /// Logs where it listens: standard output is a client's.

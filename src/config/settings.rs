@@ -136,6 +136,12 @@ settings! {
         handshake_timeout: Duration = seconds(10), milliseconds(100)..=seconds(600);
         /// Connections at a time; further ones are closed at once.
         connections: u32 = 1024, 1..=65_536;
+        /// Of these, connections that are kept for Unix sockets, so that clients over TCP lock out nobody on this machine; at most half of them are.
+        connections_reserved: u32 = 16, 0..=65_536;
+        /// Connections at a time from one address of TCP; the addresses of an IPv6 network of 64 bits count as one.
+        connections_per_address: u32 = 512, 1..=65_536;
+        /// How long a connection may rest without a command before it is closed; by default for ever, since a machine may have nothing to read or write for days.
+        idle_timeout: Option<Duration> = None, seconds(1)..=seconds(30 * 86_400);
         /// Requests of one connection that are not yet answered.
         requests_in_flight: u32 = 256, 1..=65_536;
         /// Payload of such requests and their replies, of one connection.

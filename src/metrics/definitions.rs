@@ -104,6 +104,9 @@ definitions! {
     SERVER_BYTES_IN_FLIGHT = gauge("cairn_server_bytes_in_flight", "bytes", &[],
         "Payload bytes held for NBD requests that are not yet answered.");
 
+    LOG_LINES_LOST = counter("cairn_log_lines_lost_total", "lines", &["reason"],
+        "Lines of the log that were not written, by reason.");
+
     REQUESTS = counter("cairn_requests_total", "requests", &["volume", "command"], "NBD commands answered with success.");
     REQUEST_BYTES = counter("cairn_request_bytes_total", "bytes", &["volume", "command"],
         "Bytes that NBD commands answered with success covered.");

@@ -189,6 +189,18 @@ label! {
 }
 
 label! {
+    /// Why a line of the log was not written.
+    LogLoss {
+        /// The lines before it were not taken, and there was no room for more.
+        Full = "full",
+        /// It could not be written: a full disk, a closed pipe.
+        Failed = "failed",
+        /// Too many like it came.
+        Similar = "similar",
+    }
+}
+
+label! {
     /// A request to the store.
     StoreOperation {
         /// Read.

@@ -6,6 +6,7 @@
 pub mod definitions;
 mod family;
 pub mod labels;
+mod log;
 mod server;
 mod store;
 mod volume;
@@ -19,9 +20,10 @@ use tokio::time::Instant;
 pub use definitions::{Definition, Kind};
 pub use family::By;
 pub use labels::{
-    Command, Direction, Errno, FoldResult, HandshakeFailure, Label, ObjectKind, ReadAhead, ReadSource,
-    StoreOperation, StoreOutcome, Tier, Transport,
+    Command, Direction, Errno, FoldResult, HandshakeFailure, Label, LogLoss, ObjectKind, ReadAhead,
+    ReadSource, StoreOperation, StoreOutcome, Tier, Transport,
 };
+pub use log::LogMetrics;
 pub use server::{HeldBytes, ServerMetrics};
 pub use store::StoreMetrics;
 pub use volume::{InFlight, Moment, VolumeHandles, VolumeMetrics};
@@ -30,6 +32,7 @@ pub use volume::{InFlight, Moment, VolumeHandles, VolumeMetrics};
 #[derive(Clone, Debug)]
 pub struct Metrics {
     registry: Registry,
+    log: LogMetrics,
     server: ServerMetrics,
     store: StoreMetrics,
     volumes: Arc<volume::VolumeFamilies>,
@@ -53,11 +56,18 @@ impl Metrics {
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
             .set(1);
         Self {
+            log: LogMetrics::new(&registry),
             server: ServerMetrics::new(&registry),
             store: StoreMetrics::new(&registry),
             volumes: Arc::new(volume::VolumeFamilies::new(&registry)),
             registry,
         }
+    }
+
+    /// Those of the log.
+    #[must_use]
+    pub fn log(&self) -> LogMetrics {
+        self.log.clone()
     }
 
     /// Those of the NBD server.

@@ -3,6 +3,7 @@
 //! Drives [`ServerHandshake`] over a socket and answers its questions from [`Exports`]. Invariant: a client that has
 //! sent no option has cost nothing but its socket, and is gone after the handshake timeout.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
@@ -120,6 +121,7 @@ pub(crate) async fn serve(shared: &Shared, transport: Transport, greeting: &Gree
         Ok(End::Disconnected) => tracing::debug!("the client disconnected"),
         Ok(End::Closed) => tracing::debug!("the client closed without DISC"),
         Ok(End::Drained) => tracing::debug!("drained"),
+        Ok(End::Rested) => tracing::info!("connection closed: no command came within the idle timeout"),
         Err(broken @ Broken::Stalled(direction)) => {
             shared.metrics.stalled(direction);
             tracing::info!("connection closed: {broken}");
@@ -223,35 +225,57 @@ impl<'a> Handshake<'a> {
     /// The exports that this client may be told of.
     async fn list(&mut self) -> Result<Vec<ServerEntry>, Refusal> {
         let mut exports = self.ask(self.shared.exports.list()).await?;
-        exports.retain(|entry| self.identity.admit(self.tls.as_ref(), &entry.name).is_ok());
+        exports.retain(|entry| self.identity.may_use(self.tls.as_ref(), &entry.name));
         entries(exports)
     }
 
     async fn describe(&mut self, name: &str) -> Result<ExportInfo, Refusal> {
-        self.admit(name)?;
+        if !self.may_use(name) {
+            return Err(self.conceal(name).await);
+        }
         let described = self.ask(self.shared.exports.describe(name)).await;
-        let description = described.map_err(|refusal| self.identity.hide(self.tls.as_ref(), refusal))?;
-        self.admit(&description.name)?;
+        let description = described.map_err(|refusal| self.hide(refusal))?;
+        // The name that was asked for may stand for another, as the empty one does.
+        if !self.may_use(&description.name) {
+            return Err(self.conceal(name).await);
+        }
         self.export_info(&description)
     }
 
     async fn open(&mut self, name: &str) -> Result<(Arc<dyn Export>, ExportInfo), Refusal> {
-        self.admit(name)?;
+        if !self.may_use(name) {
+            return Err(self.conceal(name).await);
+        }
         let opened = self.ask(self.shared.exports.open(name)).await;
-        let export = opened.map_err(|refusal| self.identity.hide(self.tls.as_ref(), refusal))?;
+        let export = opened.map_err(|refusal| self.hide(refusal))?;
         let description = export.description();
-        // The name that was asked for may stand for another, as the empty one does.
-        self.admit(&description.name)?;
+        if !self.may_use(&description.name) {
+            return Err(self.conceal(name).await);
+        }
         let info = self.export_info(&description)?;
         Ok((export, info))
     }
 
-    fn admit(&self, export: &str) -> Result<(), Refusal> {
-        let admitted = self.identity.admit(self.tls.as_ref(), export);
-        admitted.inspect_err(|refusal| {
+    fn may_use(&self, export: &str) -> bool {
+        let may_use = self.identity.may_use(self.tls.as_ref(), export);
+        if !may_use {
             let subject = self.identity.subject().unwrap_or("none");
-            tracing::info!(export, subject, "refused: {refusal}");
-        })
+            tracing::info!(export, subject, "refused: the export is for other subjects");
+        }
+        may_use
+    }
+
+    /// What is said of an export that this client may not know of: what is said of one that does not exist, after the
+    /// same work.
+    async fn conceal(&mut self, name: &str) -> Refusal {
+        let exports = Arc::clone(&self.shared.exports);
+        let refused = self.ask(async { Err::<Infallible, _>(exports.conceal(name).await) }).await;
+        let Err(refusal) = refused;
+        self.hide(refusal)
+    }
+
+    fn hide(&self, refusal: Refusal) -> Refusal {
+        self.identity.hide(self.tls.as_ref(), refusal)
     }
 
     async fn start_tls(self) -> Result<Self, HandshakeEnd> {

@@ -125,6 +125,11 @@ pub trait Exports: Send + Sync + 'static {
     async fn list(&self) -> Result<Vec<ListEntry>, OpenError>;
     /// What INFO says; opens nothing and takes no lease.
     async fn describe(&self, name: &str) -> Result<ExportDescription, OpenError>;
+    /// What a client is told that may not know of an export: what [`Exports::describe`] and [`Exports::open`] say of a
+    /// name that does not exist, after the same work, so that neither the answer nor its time tells one from the other.
+    async fn conceal(&self, name: &str) -> OpenError {
+        OpenError::Unknown(name.to_owned())
+    }
     /// Opens for GO or EXPORT_NAME. The export is in use until the last clone of the `Arc` is dropped.
     async fn open(&self, name: &str) -> Result<Arc<dyn Export>, OpenError>;
 }

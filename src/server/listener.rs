@@ -206,9 +206,14 @@ impl Listener {
         match &self.socket {
             Socket::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
-                stream.set_nodelay(true)?;
                 // A client that is cut off without a word is noticed, and its requests' memory given back.
-                sockopt::set_socket_keepalive(&stream, true)?;
+                let set = stream
+                    .set_nodelay(true)
+                    .and(sockopt::set_socket_keepalive(&stream, true).map_err(Into::into));
+                if let Err(error) = set {
+                    // Of a client that has left already, say: the next is not to wait for it.
+                    tracing::debug!(%peer, "the connection is served as it is: {error}");
+                }
                 Ok((Transport::Tcp(stream), Peer::Tcp(peer)))
             }
             Socket::Unix { listener, .. } => {

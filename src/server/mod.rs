@@ -4,6 +4,7 @@
 //! [`Export`] ([`execute`]) and answered ([`outgoing`]), many at a time ([`transmission`]). It must not know what a
 //! disk is; it owns the traits [`Exports`] and [`Export`] that it serves.
 
+mod admission;
 mod connection;
 mod connections;
 mod dispatch;

@@ -11,6 +11,13 @@ pub struct Options {
     pub handshake_timeout: Duration,
     /// Most connections at a time; further ones are closed at once.
     pub maximum_connections: usize,
+    /// Of these, connections that are kept for Unix sockets and inherited streams: this machine's own way in. At most
+    /// half of [`Options::maximum_connections`] is.
+    pub reserved_connections: usize,
+    /// Most connections of one address of TCP; of IPv6, of one network of 64 bits.
+    pub connections_per_address: usize,
+    /// How long a connection may rest without a command before it is closed; none for ever.
+    pub idle_timeout: Option<Duration>,
     /// Most requests of a connection that are not yet answered; reading pauses at the bound.
     pub in_flight_requests: u32,
     /// Most payload bytes of such requests, theirs and their replies'; reading pauses at the bound.
@@ -31,6 +38,9 @@ impl Default for Options {
         Self {
             handshake_timeout: Duration::from_secs(10),
             maximum_connections: 1024,
+            reserved_connections: 16,
+            connections_per_address: 512,
+            idle_timeout: None,
             in_flight_requests: 256,
             in_flight_bytes: 64 << 20,
             total_in_flight_bytes: 256 << 20,

@@ -3,14 +3,15 @@
 //! Knows no protocol. Invariant: no connection outlives the server; what happens in one is not felt in another.
 
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::RwLock;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::Instrument as _;
 
+use super::admission::{Admission, Place};
 use super::connection::{self, Greeting, Shared};
 use super::connections::{Connection, Connections, Seat};
 use super::drain::{Drain, Farewell};
@@ -29,7 +30,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// An NBD server. Dropping it drops every connection; [`Server::drain`] ends them in order.
 pub struct Server {
     shared: Arc<Shared>,
-    slots: Arc<Semaphore>,
+    admission: Admission,
     next_connection: Arc<AtomicU64>,
 }
 
@@ -49,13 +50,13 @@ impl Server {
     /// A server of these exports, which listens nowhere yet.
     #[must_use]
     pub fn new(exports: Arc<dyn Exports>, options: Options, metrics: ServerMetrics) -> Self {
-        let slots = Arc::new(Semaphore::new(options.maximum_connections));
+        let admission = Admission::new(&options);
         let (tasks, drain) = (Arc::new(Tasks::new()), Drain::default());
         let connections = Connections::default();
         let (budget, tls) = (Budget::new(&options), RwLock::new(None));
         let lingering = tasks.child();
         let shared = Shared { exports, options, budget, tasks, lingering, drain, metrics, tls, connections };
-        Self { shared: Arc::new(shared), slots, next_connection: Arc::new(AtomicU64::new(1)) }
+        Self { shared: Arc::new(shared), admission, next_connection: Arc::new(AtomicU64::new(1)) }
     }
 
     /// Lets clients use TLS, or makes them; for connections that come after.
@@ -75,7 +76,7 @@ impl Server {
         let address = listener.address().clone();
         let acceptor = Acceptor {
             shared: Arc::clone(&self.shared),
-            slots: Arc::clone(&self.slots),
+            admission: self.admission.clone(),
             next_connection: Arc::clone(&self.next_connection),
             greeting,
         };
@@ -88,7 +89,7 @@ impl Server {
     pub async fn serve_stream(&self, stream: impl Stream, greeting: Greeting) {
         let acceptor = Acceptor {
             shared: Arc::clone(&self.shared),
-            slots: Arc::clone(&self.slots),
+            admission: self.admission.clone(),
             next_connection: Arc::clone(&self.next_connection),
             greeting,
         };
@@ -101,7 +102,7 @@ impl Server {
     /// How many connections may still be taken.
     #[must_use]
     pub fn free_connections(&self) -> usize {
-        self.slots.available_permits()
+        self.admission.free()
     }
 
     /// The connections that are open, in the order in which they came.
@@ -165,7 +166,7 @@ impl fmt::Debug for Server {
 /// Takes connections with one greeting.
 struct Acceptor {
     shared: Arc<Shared>,
-    slots: Arc<Semaphore>,
+    admission: Admission,
     next_connection: Arc<AtomicU64>,
     greeting: Greeting,
 }
@@ -180,6 +181,8 @@ impl Acceptor {
             };
             match accepted {
                 Ok((transport, peer)) => drop(self.admit(transport, peer)),
+                // Of a client that left before its turn.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
                     tracing::warn!("cannot accept on {}: {error}", listener.address());
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -190,27 +193,30 @@ impl Acceptor {
 
     /// Starts serving a connection, unless there are too many; then it is closed at once.
     fn admit(&self, transport: Transport, peer: Peer) -> Option<tokio::task::JoinHandle<Option<()>>> {
-        let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
-            self.shared.metrics.handshake_failed(transport.label(), HandshakeFailure::Limit);
-            tracing::warn!(%peer, "connection refused: {} are open", self.shared.options.maximum_connections);
-            return None;
+        let place = match self.admission.admit(peer) {
+            Ok(place) => place,
+            Err(full) => {
+                self.shared.metrics.handshake_failed(transport.label(), HandshakeFailure::Limit);
+                tracing::warn!(%peer, "connection refused: {full}");
+                return None;
+            }
         };
         let id = self.next_connection.fetch_add(1, Ordering::Relaxed);
         let span = tracing::info_span!("connection", id, %peer);
         let seat = self.shared.connections.seat(id, peer.to_string());
-        let serve = serve_in_slot(Arc::clone(&self.shared), transport, self.greeting.clone(), slot, seat);
+        let serve = serve_in_place(Arc::clone(&self.shared), transport, self.greeting.clone(), place, seat);
         Some(self.shared.tasks.spawn_until_cancelled(serve.instrument(span)))
     }
 }
 
-async fn serve_in_slot(
+async fn serve_in_place(
     shared: Arc<Shared>,
     transport: Transport,
     greeting: Greeting,
-    slot: OwnedSemaphorePermit,
+    place: Place,
     seat: Seat,
 ) {
     connection::serve(&shared, transport, &greeting, &seat).await;
     drop(seat);
-    drop(slot);
+    drop(place);
 }

@@ -1,7 +1,7 @@
 //! TLS of the server: certificates, and who may use which export.
 //!
 //! Knows certificates and names, no NBD message. Invariant: an export with a list of subjects is opened to no one else,
-//! and without TLS nothing is told of it.
+//! and nobody else is told of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -200,15 +200,9 @@ pub(crate) enum Identity {
 
 impl Identity {
     /// Whether this client may use the export, or be told of it.
-    pub(crate) fn admit(&self, tls: Option<&Tls>, export: &str) -> Result<(), Refusal> {
-        let Some(allowed) = tls.and_then(|tls| tls.subjects.get(export)) else { return Ok(()) };
-        match self {
-            Self::Plain => Err(tls_required()),
-            Self::Tls { subject: Some(subject) } if allowed.contains(subject) => Ok(()),
-            Self::Tls { .. } => {
-                Err(Refusal::new(OptionError::Policy, "the client's certificate does not allow this export"))
-            }
-        }
+    pub(crate) fn may_use(&self, tls: Option<&Tls>, export: &str) -> bool {
+        let Some(allowed) = tls.and_then(|tls| tls.subjects.get(export)) else { return true };
+        self.subject().is_some_and(|subject| allowed.contains(subject))
     }
 
     /// The subject of the client's certificate, for the log.
@@ -219,18 +213,15 @@ impl Identity {
         }
     }
 
-    /// What is said of an export that does not exist: where some exports need TLS, the same as of those.
+    /// What is said of an export that does not exist, or that this client may not know of: without TLS, where some
+    /// exports need it, that they do.
     pub(crate) fn hide(&self, tls: Option<&Tls>, refusal: Refusal) -> Refusal {
         let hides = tls.is_some_and(|tls| !tls.subjects.is_empty());
         if hides && *self == Self::Plain && refusal.error == OptionError::Unknown {
-            return tls_required();
+            return Refusal::new(OptionError::TlsReqd, "TLS is required for this export");
         }
         refusal
     }
-}
-
-fn tls_required() -> Refusal {
-    Refusal::new(OptionError::TlsReqd, "TLS is required for this export")
 }
 
 fn certificates(file: TlsFile, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {

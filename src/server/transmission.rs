@@ -49,6 +49,8 @@ pub(crate) enum End {
     Closed,
     /// The server drained.
     Drained,
+    /// No command came for too long.
+    Rested,
 }
 
 /// Why a connection was broken off.
@@ -95,6 +97,7 @@ pub(crate) async fn run(transmission: Transmission, shared: &Shared) -> Result<E
         tasks: Arc::clone(tasks),
         drain: drain.clone(),
         over: CancellationToken::new(),
+        idle_timeout: options.idle_timeout,
     };
     let end = tokio::select! {
         biased;
@@ -129,6 +132,7 @@ struct Receiver {
     drain: Drain,
     /// Cancelled when no more requests come.
     over: CancellationToken,
+    idle_timeout: Option<Duration>,
 }
 
 impl Receiver {
@@ -145,6 +149,7 @@ impl Receiver {
                 },
                 () = self.drain.cancelled(), if !draining => {}
                 () = self.in_flight.wait_until_idle(), if draining => return Ok(End::Drained),
+                () = rest(&self.in_flight, self.idle_timeout), if !draining => return Ok(End::Rested),
             }
         }
         Err(Broken::Write)
@@ -220,6 +225,13 @@ impl Receiver {
         let &Request { cookie, offset, .. } = request;
         Answered { headers: self.rules.headers, cookie, offset, outcome, _charge: charge }
     }
+}
+
+/// Returns when a connection has rested for the idle timeout: all was answered, and nothing came after.
+async fn rest(in_flight: &InFlight, idle_timeout: Option<Duration>) {
+    let Some(idle_timeout) = idle_timeout else { return std::future::pending().await };
+    in_flight.wait_until_idle().await;
+    tokio::time::sleep(idle_timeout).await;
 }
 
 /// The stream of requests.

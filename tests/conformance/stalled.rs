@@ -195,3 +195,24 @@ async fn who_sends_options_for_ever_and_reads_no_answers_is_closed_at_the_handsh
     }
     harness.tasks.join().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_rests_longer_than_the_idle_timeout_is_closed_but_not_while_a_command_is_in_flight() {
+    let idle_timeout = Some(Duration::from_secs(100));
+    let (export, harness) = harness(Script::Hold, Options { idle_timeout, ..Options::default() });
+    let mut wire = harness.simple().await;
+    let rested = Duration::from_secs(99);
+    for _ in 0..3 {
+        sleep(rested).await;
+        wire.send(request(0, READ, 1, 0, 1)).await;
+        export.wait_started(1).await;
+        sleep(10 * rested).await;
+        export.release(1);
+        wire.expect([&simple_reply(0, 1)[..], b"\0"].concat()).await;
+    }
+    let begun = Instant::now();
+    wire.expect_closed().await;
+    assert_eq!(Some(begun.elapsed()), idle_timeout);
+    harness.tasks.join().await;
+    assert_eq!(harness.server.free_connections(), Options::default().maximum_connections);
+}

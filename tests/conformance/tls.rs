@@ -4,7 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 
-use cairn::server::{Greeting, Options, Tls, TlsError, TlsOptions};
+use async_trait::async_trait;
+use cairn::server::{
+    Export, ExportDescription, Exports, Greeting, ListEntry, OpenError, Options, Tls, TlsError, TlsOptions,
+};
+use parking_lot::Mutex;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{self, ClientConfig};
@@ -248,9 +252,97 @@ async fn an_export_with_subjects_is_for_them_alone() {
     admitted.is_alive().await;
     let mut other = start_tls(harness.options().await, client("vm-10")).await;
     assert_eq!(names(&other.replies_to(LIST, b"").await), [b"disk"]);
-    other.haggle(GO, &info_request("secret", &[]), REP_ERR_POLICY).await;
+    other.haggle(GO, &info_request("secret", &[]), REP_ERR_UNKNOWN).await;
     other.go("disk").await;
     other.is_alive().await;
+}
+
+/// Exports that put down which of their methods was called for which name.
+struct Recorded {
+    exports: MemoryExports,
+    calls: Arc<Mutex<Vec<String>>>,
+}
+
+impl Recorded {
+    fn record(&self, method: &str, name: &str) {
+        self.calls.lock().push(format!("{method} {name}"));
+    }
+}
+
+#[async_trait]
+impl Exports for Recorded {
+    async fn list(&self) -> Result<Vec<ListEntry>, OpenError> {
+        self.record("list", "");
+        self.exports.list().await
+    }
+
+    async fn describe(&self, name: &str) -> Result<ExportDescription, OpenError> {
+        self.record("describe", name);
+        self.exports.describe(name).await
+    }
+
+    async fn open(&self, name: &str) -> Result<Arc<dyn Export>, OpenError> {
+        self.record("open", name);
+        self.exports.open(name).await
+    }
+
+    async fn conceal(&self, name: &str) -> OpenError {
+        self.record("conceal", name);
+        OpenError::Unknown(name.to_owned())
+    }
+}
+
+/// For every client that may not use an export, with TLS and without: the answer is that for an export that does not
+/// exist, and it comes from [`Exports::conceal`], which does the work of looking for one.
+#[tokio::test]
+async fn an_export_that_is_hidden_answers_as_one_that_does_not_exist() {
+    let authority = Authority::new();
+    for subject in [None, Some("vm-2")] {
+        let calls = Arc::<Mutex<Vec<String>>>::default();
+        let exports = MemoryExports::new(vec![
+            // The first is the default, too.
+            Arc::new(MemoryExport::new("secret", 1 << 20)),
+            Arc::new(MemoryExport::new("disk", 1 << 20)),
+        ]);
+        let recorded = Recorded { exports, calls: Arc::clone(&calls) };
+        let tls = Tls::load(&for_subject(&authority, "CN=vm-1")).unwrap();
+        let harness = Harness::new(recorded, Options::default()).with_tls(tls);
+        let connect = async || {
+            let wire = harness.options().await;
+            match subject {
+                None => wire,
+                Some(name) => start_tls(wire, authority.client_config(Some(&authority.client(name)))).await,
+            }
+        };
+        let mut wire = connect().await;
+        assert_eq!(names(&wire.replies_to(LIST, b"").await), [b"disk"]);
+        wire.haggle(STRUCTURED_REPLY, b"", REP_ACK).await;
+        calls.lock().clear();
+        for (code, method) in [(INFO, "describe"), (GO, "open"), (SET_META_CONTEXT, "describe")] {
+            let asked = async |wire: &mut Wire, name: &str| {
+                let contexts = meta_context(name, &["base:allocation"]);
+                let data = if code == SET_META_CONTEXT { contexts } else { info_request(name, &[]) };
+                wire.send(option(code, &data)).await;
+                let reply = wire.option_reply().await;
+                (reply.reply, String::from_utf8(reply.data).unwrap().replace(name, "NAME"))
+            };
+            let hidden = asked(&mut wire, "secret").await;
+            let absent = asked(&mut wire, "absent").await;
+            assert_eq!(hidden, absent);
+            assert!([REP_ERR_UNKNOWN, REP_ERR_TLS_REQD].contains(&hidden.0), "{hidden:?}");
+            let called = std::mem::take(&mut *calls.lock());
+            assert_eq!(called, ["conceal secret".to_owned(), format!("{method} absent")]);
+        }
+        // The empty name stands for an export that is hidden.
+        let code = if subject.is_some() { REP_ERR_UNKNOWN } else { REP_ERR_TLS_REQD };
+        let told = wire.haggle(INFO, &info_request("", &[]), code).await;
+        assert!(!String::from_utf8(told).unwrap().contains("secret"));
+        for name in ["secret", "absent"] {
+            let mut wire = connect().await;
+            wire.send(option(EXPORT_NAME, name.as_bytes())).await;
+            assert!(wire.is_dropped().await, "{name}");
+        }
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod clients;
 mod counting;
 mod huge;
 mod lists;
+mod log;
 mod memory;
 mod names;
 mod real_input;

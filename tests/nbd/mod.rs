@@ -7,6 +7,7 @@ mod mirror;
 mod query;
 mod same;
 mod serve;
+mod text;
 
 use std::path::{Path, PathBuf};
 

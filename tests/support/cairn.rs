@@ -184,6 +184,26 @@ impl Setup {
         self.env("AWS_ENDPOINT_URL", &proxy.endpoint())
     }
 
+    /// Has a shell put its standard streams elsewhere, as `2>/dev/full` does.
+    pub(crate) fn redirected(mut self, redirections: &str) -> Self {
+        let mut shell = command(["sh", "-c", &format!("exec \"$0\" \"$@\" {redirections}")]);
+        let cairn = self.command.as_std();
+        shell.arg(cairn.get_program()).args(cairn.get_args());
+        for (name, value) in cairn.get_envs() {
+            match value {
+                Some(value) => shell.env(name, value),
+                None => shell.env_remove(name),
+            };
+        }
+        self.command = shell;
+        self
+    }
+
+    /// Starts it, whether or not it ever says anything.
+    pub(crate) fn spawn(mut self) -> Process {
+        Process::spawn("cairn serve", &mut self.command)
+    }
+
     /// Starts it and waits until every listener accepts and every volume is open.
     pub(crate) async fn start(mut self) -> Gateway {
         let mut process = Process::spawn("cairn serve", &mut self.command);

@@ -94,6 +94,29 @@ fn unfinished(sources: &[Source<'_>]) -> Vec<String> {
     found
 }
 
+/// The file that writes to standard output and standard error.
+const PRINTING_FILE: &str = "src/cli/output/mod.rs";
+
+/// What ends or stops the program where standard output or standard error is closed, full or not read.
+fn prints(sources: &[Source<'_>]) -> Vec<String> {
+    let print = ["pri", "nt"].concat();
+    let words = [
+        format!("{print}!("),
+        format!("{print}ln!("),
+        ["std", "err()"].concat(),
+        ["std", "out().lock()"].concat(),
+    ];
+    let mut found = Vec::new();
+    for (file, text) in sources.iter().filter(|(file, _)| *file != PRINTING_FILE) {
+        for (number, line) in text.lines().enumerate() {
+            for word in words.iter().filter(|word| line.contains(word.as_str())) {
+                found.push(format!("{file}:{}: {word} outside {PRINTING_FILE}", number + 1));
+            }
+        }
+    }
+    found
+}
+
 fn names(survey: &Survey) -> Vec<String> {
     let empty = survey.modules.iter().filter(|m| m.name.split('_').any(|part| EMPTY_NAMES.contains(&part)));
     empty.map(|m| format!("{}:{}: a module named {}", m.file, m.line, m.name)).collect()
@@ -215,6 +238,17 @@ fn only_tests_unwrap() {
 #[test]
 fn only_task_rs_spawns() {
     complain(&spawns(survey_of_src()));
+}
+
+#[test]
+fn nothing_prints_but_what_never_waits_or_fails() {
+    complain(&prints(&borrowed(&read_tree("src"))));
+    let print = ["pri", "nt"].concat();
+    for text in [format!("e{print}ln!(\"x\");"), format!("{print}!()"), ["io::std", "err().lock()"].concat()]
+    {
+        assert_eq!(prints(&[("src/a.rs", &text)]).len(), 1, "{text}");
+        assert_eq!(prints(&[(PRINTING_FILE, &text)]).len(), 0, "{text}");
+    }
 }
 
 #[test]

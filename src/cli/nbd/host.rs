@@ -3,7 +3,6 @@
 //! Knows no volume. Invariant: it says that it listens only once it does, and ends in order.
 
 use std::future::Future;
-use std::io::Write as _;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -13,7 +12,9 @@ use super::error::NbdError;
 use super::file::{FileExport, named};
 use crate::cli::error::Error;
 use crate::cli::listeners::{Door, Inherited, Listeners, Oldstyle, Plan};
+use crate::cli::output;
 use crate::cli::process::Signals;
+use crate::cli::text::printable;
 use crate::cli::welcome::uri;
 use crate::metrics::Metrics;
 use crate::server::{
@@ -101,7 +102,7 @@ impl Hosted {
         for Door { listener, greeting, .. } in nbd {
             let address = server.listen(listener, greeting);
             if is_ours {
-                say(&format!("listening on {}", uri(&address, &host.exportname, encrypted)));
+                mention(&format!("listening on {}", uri(&address, &host.exportname, encrypted)));
             }
         }
         Ok(Self { server, signals, stream })
@@ -143,10 +144,22 @@ impl Host {
     }
 }
 
-/// Prints a line. That nobody reads it is no reason to end.
+/// Prints a line that was asked for, and waits for whoever reads it. That nobody does is no reason to end.
 pub(super) fn say(line: &str) {
-    let mut out = std::io::stdout().lock();
-    if let Err(error) = writeln!(out, "{line}").and_then(|()| out.flush()) {
+    if let Err(error) = output::answer(&format!("{}\n", printable(line))) {
         tracing::debug!("nothing printed: {error}");
     }
+}
+
+/// Prints a value as JSON, which has escapes of its own.
+pub(super) fn say_json(value: &impl serde::Serialize) {
+    let text = serde_json::to_string_pretty(value).expect("numbers, texts and lists are JSON");
+    if let Err(error) = output::answer(&format!("{text}\n")) {
+        tracing::debug!("nothing printed: {error}");
+    }
+}
+
+/// Prints a line beside what the program does, which nobody needs to read.
+pub(super) fn mention(line: &str) {
+    output::announce(&format!("{}\n", printable(line)));
 }

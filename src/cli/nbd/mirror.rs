@@ -16,7 +16,7 @@ use super::args::Mirror;
 use super::copy::{Copier, Failure, Piece};
 use super::disk::Disk;
 use super::error::NbdError;
-use super::host::{Hosted, say};
+use super::host::{Hosted, mention};
 use super::ranges::RangeLocks;
 use super::remote::Connecting;
 use crate::cli::error::Error;
@@ -53,7 +53,7 @@ async fn mirror(args: &Mirror, primary: &Disk, secondary: &Disk, inherited: Inhe
     let drained = hosted
         .until_told(pair.copy_all(&|line| {
             if !silent {
-                say(line)
+                mention(line)
             }
         }))
         .await;

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::args::{Info, List, Size};
 use super::error::NbdError;
-use super::host::say;
+use super::host::{say, say_json};
 use crate::cli::error::Error;
 use crate::client::{self, Client, Options, Uri};
 use crate::protocol::negotiate_client::HandshakeError;
@@ -56,7 +56,7 @@ pub(super) async fn info(args: Info) -> Result<(), Error> {
     client.disconnect().await;
     let told = told?;
     if args.json {
-        say(&serde_json::to_string_pretty(&told).expect("numbers, texts and lists are JSON"));
+        say_json(&told);
     } else if let Some(map) = &told.map {
         map.iter().for_each(|extent| say(&extent.line()));
     } else {

@@ -7,10 +7,11 @@ use crate::admin::Gateway as _;
 use crate::cli::catalogue::Catalogue;
 use crate::cli::exports::VolumeExports;
 use crate::cli::status::{GatewayStatus, Serving};
+use crate::metrics::{Label as _, StoreMetrics, StoreOutcome};
 use crate::protocol::Error as Value;
 use crate::server::{Exports as _, OpenError as Refusal, Segment};
 use crate::store::fault::{Action, Failure as Refused, Rule};
-use crate::store::{Classes, Fault, MemoryStore, Operation};
+use crate::store::{Classes, Fault, Instrument, MemoryStore, Operation};
 use crate::volume::{DirtyBudget, Entropy, PageCache};
 
 const IDLE: Duration = Duration::from_secs(60);
@@ -35,7 +36,10 @@ fn environment(store: &MemoryStore, seed: u64) -> Environment {
 
 /// A gateway on a store, told apart from others by a number.
 fn gateway(store: &MemoryStore, number: u64, default: Option<&str>) -> Gateway {
-    let env = environment(store, number);
+    gateway_on(environment(store, number), number, default)
+}
+
+fn gateway_on(env: Environment, number: u64, default: Option<&str>) -> Gateway {
     let volume = volume::Options { holder_name: format!("gateway {number}"), ..volume::Options::default() };
     let options = Options { volume, idle_timeout: IDLE, maximum_open: 2 };
     let metrics = Metrics::new();
@@ -243,6 +247,82 @@ async fn no_more_volumes_are_open_than_configured() {
     let _two = (gateway.exports.open("a").await.unwrap(), gateway.exports.open("b").await.unwrap());
     let refused = gateway.exports.open("c").await.map(|_| ()).unwrap_err();
     assert!(matches!(&refused, Refusal::Refused(why) if why.contains("maximum")), "{refused:?}");
+}
+
+/// A gateway whose requests to the store are counted, and can be made to go wrong below that.
+fn counted(store: &MemoryStore) -> (Gateway, Fault, StoreMetrics) {
+    let (metrics, fault) = (Metrics::new().store(), Fault::new(Arc::new(store.clone()), 0));
+    let counting = Instrument::new(Arc::new(fault.clone()), metrics.clone());
+    let env = Environment { store: Classes::one(Arc::new(counting)), ..environment(store, 1) };
+    (gateway_on(env, 1, None), fault, metrics)
+}
+
+/// Requests to read and to list so far, whatever came of them.
+fn requests(metrics: &StoreMetrics) -> (u64, u64) {
+    let of = |operation| StoreOutcome::ALL.iter().map(|outcome| metrics.requests(operation, *outcome)).sum();
+    (of(Operation::Get), of(Operation::List))
+}
+
+#[tokio::test(start_paused = true)]
+async fn names_that_do_not_exist_take_no_place_of_a_volume_that_does() {
+    let store = store_of(&["a", "b"]).await;
+    let (gateway, fault, _) = counted(&store);
+    let held = fault.hold(Operation::Get, "name/none");
+    let names: Vec<String> = (0..260).map(|n| format!("none-{n}")).collect();
+    let mut unknown: Vec<_> = names.iter().map(|name| gateway.exports.open(name)).collect();
+    for asked in &mut unknown {
+        assert!(futures::poll!(asked.as_mut()).is_pending(), "the store does not answer");
+    }
+    let opened = (gateway.exports.open("a").await, gateway.exports.open("b").await);
+    assert!(opened.0.is_ok() && opened.1.is_ok(), "two are allowed, and two exist");
+    assert!(gateway.exports.describe("b").await.is_ok());
+    held.release();
+    for answer in futures::future::join_all(unknown).await {
+        assert!(matches!(answer.map(drop), Err(Refusal::Unknown(_))));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_does_not_exist_is_asked_for_once_in_a_while() {
+    let store = store_of(&["a"]).await;
+    let (gateway, _, metrics) = counted(&store);
+    for _ in 0..20 {
+        assert!(matches!(gateway.exports.open("none").await.map(drop), Err(Refusal::Unknown(_))));
+        assert!(matches!(gateway.exports.describe("none").await, Err(Refusal::Unknown(_))));
+    }
+    // The memory lasts a second of the system's clock, which may pass on a busy machine.
+    let (gets, lists) = requests(&metrics);
+    assert!(gets < 10 && lists == 0, "{gets} GETs, {lists} LISTs");
+    gateway.exports.open("a").await.unwrap();
+}
+
+/// What may not be known of costs the requests of what is not there, and is answered as that: whether the volume
+/// exists, is open or was just asked for by others.
+#[tokio::test(start_paused = true)]
+async fn what_is_concealed_is_looked_for_as_what_is_not_there() {
+    let store = store_of(&["secret"]).await;
+    for is_open in [false, true] {
+        let (gateway, fault, metrics) = counted(&store);
+        let _open = if is_open { Some(gateway.exports.open("secret").await.unwrap()) } else { None };
+        let before = requests(&metrics);
+        let concealed = gateway.exports.conceal("secret").await;
+        let between = requests(&metrics);
+        let absent = gateway.exports.describe("absent").await.unwrap_err();
+        let after = requests(&metrics);
+        let said = |error: &Refusal, name: &str| format!("{error:?}").replace(name, "NAME");
+        assert_eq!(said(&concealed, "secret"), said(&absent, "absent"));
+        let of_absent = (after.0 - between.0, after.1 - between.1);
+        assert_eq!((between.0 - before.0, between.1 - before.1), of_absent);
+        assert!(of_absent.0 > 0 && of_absent.1 == 0, "{of_absent:?}");
+
+        fault.add(Rule::new(Action::FailBefore(Refused::Denied)).on(Operation::Get));
+        let concealed = gateway.exports.conceal("secret-2").await;
+        let absent = gateway.exports.describe("absent-2").await.unwrap_err();
+        assert_eq!(said(&concealed, "secret-2"), said(&absent, "absent-2"));
+        assert!(matches!(concealed, Refusal::Failed(_)), "{concealed:?}");
+        drop(_open);
+        gateway.volumes.close_all(PATIENCE, Next::Unknown).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,0 +1,122 @@
+//! What a line of the log may look like: bounded, and without a character that a terminal or a reader would act on.
+//!
+//! Knows the two formats, not who writes. Invariant: what [`Shape::fit`] gives ends in the only end of a line that it
+//! has, and JSON stays JSON.
+
+use serde_json::Value;
+
+use crate::cli::text::{printable, shortened};
+
+/// Most bytes of a line, but for the last words of a panic. What is left out is said.
+const LINE_BYTES: usize = 4096;
+/// Most bytes of a text within a line of JSON that is too long.
+const JSON_TEXT_BYTES: usize = 512;
+
+/// A format of lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shape {
+    /// Text for people.
+    Human,
+    /// The same with colours, which are sequences that a terminal acts on.
+    Coloured,
+    /// An object of JSON.
+    Json,
+}
+
+impl Shape {
+    /// A line as it may be written, from one as it was made.
+    pub(super) fn fit(self, line: &str) -> String {
+        let line = line.strip_suffix('\n').unwrap_or(line);
+        let mut fit = match self {
+            Self::Json if line.len() <= LINE_BYTES => line.to_owned(),
+            Self::Json => shortened_json(line),
+            Self::Human => shortened(&printable(line), LINE_BYTES).into_owned(),
+            Self::Coloured => shortened(&coloured(line), LINE_BYTES).into_owned() + RESET,
+        };
+        fit.push('\n');
+        fit
+    }
+}
+
+/// What ends all colours.
+const RESET: &str = "\x1b[0m";
+
+/// Text in which nothing but colours is acted on: `ESC [`, digits and `;`, then `m`.
+fn coloured(line: &str) -> String {
+    let mut parts = line.split('\x1b');
+    let mut text = printable(parts.next().unwrap_or_default()).into_owned();
+    for part in parts {
+        let end = part.strip_prefix('[').and_then(|rest| {
+            let length = rest.find(|c: char| !(c.is_ascii_digit() || c == ';'))?;
+            rest[length..].starts_with('m').then_some(1 + length + 1)
+        });
+        match end {
+            Some(end) => {
+                text.push('\x1b');
+                text.push_str(&part[..end]);
+                text.push_str(&printable(&part[end..]));
+            }
+            None => {
+                text.push_str("\\u{1b}");
+                text.push_str(&printable(part));
+            }
+        }
+    }
+    text
+}
+
+/// An object whose texts are cut; one with too many of them is replaced.
+fn shortened_json(line: &str) -> String {
+    let cut = serde_json::from_str(line).ok().map(|mut value| {
+        cut_texts(&mut value);
+        value.to_string()
+    });
+    cut.filter(|line| line.len() <= LINE_BYTES).unwrap_or_else(|| {
+        let beginning = shortened(line, JSON_TEXT_BYTES);
+        serde_json::json!({ "level": "WARN", "message": "a line was too long", "beginning": beginning })
+            .to_string()
+    })
+}
+
+fn cut_texts(value: &mut Value) {
+    match value {
+        Value::String(text) => *text = shortened(text, JSON_TEXT_BYTES).into_owned(),
+        Value::Array(values) => values.iter_mut().for_each(cut_texts),
+        Value::Object(fields) => fields.values_mut().for_each(cut_texts),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_has_one_end_and_no_more_than_its_bytes() {
+        for shape in [Shape::Human, Shape::Coloured] {
+            assert_eq!(shape.fit("refused: \x1b]0;x\x07\n WARN forged\n").matches('\n').count(), 1);
+            assert!(shape.fit("refused: \x1b]0;x\x07\n").starts_with("refused: \\u{1b}]0;x\\u{7}"));
+            let long = shape.fit(&"\x01".repeat(40_000));
+            assert!(long.len() < LINE_BYTES + 64 && long.contains("bytes more)"), "{}", long.len());
+        }
+        assert_eq!(Shape::Human.fit("\x1b[31mred\n"), "\\u{1b}[31mred\n");
+        assert_eq!(Shape::Coloured.fit("\x1b[2;31mred\x1b[0m\n"), "\x1b[2;31mred\x1b[0m\x1b[0m\n");
+        assert_eq!(Shape::Coloured.fit("\x1b[2Jx\n"), "\\u{1b}[2Jx\x1b[0m\n");
+    }
+
+    #[test]
+    fn json_stays_json_however_long_it_is() {
+        let short = "{\"message\":\"a\\nb\"}\n";
+        assert_eq!(Shape::Json.fit(short), short);
+        let long = "\u{1}é".repeat(2000);
+        let line = serde_json::json!({ "level": "INFO", "message": &long, "span": { "peer": &long } });
+        let fit = Shape::Json.fit(&format!("{line}\n"));
+        let value: Value = serde_json::from_str(&fit).unwrap();
+        assert_eq!(value["level"], "INFO");
+        assert!(value["span"]["peer"].as_str().unwrap().contains("bytes more)"), "{fit}");
+        assert!(fit.len() <= LINE_BYTES, "{}", fit.len());
+        let many: Vec<&str> = vec!["text"; 10_000];
+        let fit = Shape::Json.fit(&serde_json::json!({ "message": many }).to_string());
+        assert!(fit.len() <= LINE_BYTES && serde_json::from_str::<Value>(&fit).is_ok(), "{fit}");
+    }
+}

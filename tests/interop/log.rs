@@ -1,0 +1,105 @@
+//! A log that nobody takes: standard error closed, on a full disk, or a pipe that nobody reads. The disk works on.
+//!
+//! `CAIRN_TEST_LOG_SECONDS` says how long fio writes and verifies in each case; a few seconds by default.
+
+use std::fs::File;
+use std::path::Path;
+
+use cairn::task::Tasks;
+use rustix::process::Signal;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::support::cairn::{Setup, Store};
+use crate::support::process::{command, free_port, run, within};
+use crate::support::wire::{EXPORT_NAME, option};
+
+/// Makes the gateway log for ever: asks for exports with long names that do not exist.
+async fn make_it_log(port: u16) {
+    let name = "\u{1}".repeat(4096);
+    loop {
+        let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)).await else { return };
+        let said = [&b"\0\0\0\x03"[..], &option(EXPORT_NAME, name.as_bytes())].concat();
+        if stream.write_all(&said).await.is_ok() {
+            // Until the gateway closes; a reset is an end like any other.
+            drop(stream.read_to_end(&mut Vec::new()).await);
+        }
+    }
+}
+
+/// A pipe with a name, and somebody who has it open and reads nothing.
+fn pipe(path: &Path) -> File {
+    let made = std::process::Command::new("mkfifo").arg(path).status().expect("mkfifo runs");
+    assert!(made.success());
+    // For reading and writing, so that neither side waits for the other to open it.
+    File::options().read(true).write(true).open(path).expect("the pipe opens")
+}
+
+/// The longest that fio waited for a command, in milliseconds.
+fn longest_ms(report: &serde_json::Value) -> u64 {
+    let job = &report["jobs"][0];
+    assert_eq!(job["error"], 0, "{report}");
+    let longest = [&job["write"]["clat_ns"], &job["read"]["clat_ns"], &job["sync"]["lat_ns"]]
+        .map(|latency| latency["max"].as_u64().expect("a number of nanoseconds"));
+    longest.into_iter().max().unwrap_or_default() / 1_000_000
+}
+
+/// Writes, flushes and verifies while the log cannot be written, then ends in good order.
+async fn the_disk_works_on(redirection: &str, reader: Option<File>, reason: &str) {
+    let seconds = std::env::var("CAIRN_TEST_LOG_SECONDS").unwrap_or_else(|_| "3".to_owned());
+    let (store, files, admin) = (Store::directory(), tempfile::tempdir().unwrap(), free_port());
+    let setup = Setup::new(&store).create("disk", "256MiB").tcp().env("CAIRN_LOG__LEVEL", "debug");
+    let setup = setup.env("CAIRN_ADMIN__LISTEN", &format!("127.0.0.1:{admin}"));
+    let mut gateway = setup.redirected(redirection).start().await;
+    drop(reader);
+
+    let talkers = Tasks::new();
+    drop(talkers.spawn_until_cancelled(make_it_log(gateway.port())));
+    let mut fio = command(["fio", "--name=verify", "--ioengine=nbd", "--rw=randwrite", "--bs=4k"]);
+    fio.args(["--iodepth=8", "--fsync=32", "--size=64m", "--verify=crc32c", "--verify_backlog=256"]);
+    fio.args(["--verify_fatal=1", "--time_based", "--randseed=7", "--thread", "--output-format=json"]);
+    fio.arg(format!("--runtime={seconds}")).arg(format!("--uri={}", gateway.uri("disk")));
+    let report = run(fio.current_dir(files.path())).await;
+    let report: serde_json::Value =
+        serde_json::from_str(&report[report.find('{').expect("JSON")..]).expect("JSON");
+    println!("{redirection}: longest command {} ms", longest_ms(&report));
+
+    let lost = format!("cairn_log_lines_lost_total{{reason=\"{reason}\"}} ");
+    let metrics = format!("http://127.0.0.1:{admin}/metrics");
+    let some_are_lost = async {
+        loop {
+            let measured = run(&mut command(["curl", "--silent", "--fail", &metrics])).await;
+            let lines = measured.lines().find_map(|line| line.strip_prefix(&lost)).expect("it is measured");
+            if lines != "0" {
+                return println!("{lines} lines of the log lost");
+            }
+        }
+    };
+    within("lines of the log are lost", some_are_lost).await;
+    talkers.shutdown().await;
+    gateway.process.signal(Signal::TERM);
+    let status = gateway.process.exit().await;
+    assert!(status.success(), "{status}: {}", gateway.process.output());
+}
+
+#[tokio::test]
+async fn the_disk_works_on_when_whoever_reads_the_log_is_gone() {
+    let files = tempfile::tempdir().unwrap();
+    let path = files.path().join("log");
+    let reader = pipe(&path);
+    the_disk_works_on(&format!("2>{}", path.display()), Some(reader), "failed").await;
+}
+
+#[tokio::test]
+async fn the_disk_works_on_when_the_log_is_on_a_full_disk() {
+    the_disk_works_on("2>/dev/full", None, "failed").await;
+}
+
+#[tokio::test]
+async fn the_disk_works_on_when_nobody_reads_the_log() {
+    let files = tempfile::tempdir().unwrap();
+    let path = files.path().join("log");
+    let reader = pipe(&path);
+    the_disk_works_on(&format!("2>{}", path.display()), None, "full").await;
+    drop(reader);
+}
