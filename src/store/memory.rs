@@ -93,7 +93,8 @@ impl State {
         let mut entries: Vec<Entry> = self.entries(prefix, Bound::Included(prefix)).collect();
         entries.retain(|entry| after.is_empty() || scattered(&entry.key) > scattered(after));
         entries.sort_by(|a, b| scattered(&a.key).cmp(&scattered(&b.key)));
-        let is_empty = entries.first().is_some_and(|first| scattered(&first.key).0 % EMPTY_EVERY == 0);
+        let is_empty =
+            entries.first().is_some_and(|first| scattered(&first.key).0.is_multiple_of(EMPTY_EVERY));
         if is_empty && !token.starts_with(BEHIND_EMPTY) {
             let next = Some(PageToken(format!("{BEHIND_EMPTY}{after}").into()));
             return Listing { entries: Vec::new(), next };

@@ -93,7 +93,7 @@ pub async fn map_page(
     let load = async {
         let key = owner.map_page(number, id);
         let decode = |body: &[u8]| MapPage::decode(owner.volume(), number, id, geometry, body);
-        match fetch_checked(env.store.as_ref(), &key, decode).await {
+        match Box::pin(fetch_checked(env.store.as_ref(), &key, decode)).await {
             Ok((page, _)) => Ok(Arc::new(page)),
             Err(CheckedError::Store(store::Error::NotFound { key })) => Err(Error::Lost { key }),
             Err(CheckedError::Store(error)) => Err(Error::Store(error)),

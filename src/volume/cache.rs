@@ -226,7 +226,7 @@ impl PageCache {
             results.push(match found {
                 Ok(payload) => Ok(fetch.wanted(payload)),
                 Err(error) => match (error, fetch.alone()) {
-                    (Error::Damaged { .. }, Some(alone)) => load_alone(store.as_ref(), alone).await,
+                    (Error::Damaged { .. }, Some(alone)) => Box::pin(load_alone(store.as_ref(), alone)).await,
                     _ => Err(error.clone()),
                 },
             });

@@ -15,7 +15,7 @@ use super::collect::{Collector, Garbage};
 use super::error::Error;
 use super::fold::names_chunk;
 use super::geometry::ChunkIndex;
-use super::keys::{ObjectId, Parsed, Slot};
+use super::keys::{Epoch, ObjectId, Parsed, Slot};
 use super::record::{Change, EMPTY_RECORD_BYTES, Record, RecordKind};
 use super::root::{KeptRoot, Root};
 use super::store_exact::{CheckedError, fetch_checked};
@@ -81,10 +81,10 @@ fn folded_at_seconds(kept: &[KeptRoot], slot: Slot) -> u64 {
     replaced.map_or(0, |replaced| replaced.retired_at_seconds)
 }
 
-/// Whether a listing shows that a slot holds a seal: there is one for each opening, and each opening would read them all.
-/// What has no changes is an opening record, which is the first of its log, or a seal.
-fn is_seal(slot: Slot, entry: &Entry) -> bool {
-    slot.n > 1 && entry.size_bytes == EMPTY_RECORD_BYTES && !mutant::is(Mutant::SealsDeleted)
+/// Whether a listing shows that a record has no changes, so that it need not be read: it is a seal, of which there is one
+/// for each opening, or the opening record of its log.
+fn is_empty(entry: &Entry) -> bool {
+    entry.size_bytes == EMPTY_RECORD_BYTES && !mutant::is(Mutant::SealsDeleted)
 }
 
 impl Collector {
@@ -149,6 +149,7 @@ impl Collector {
         let shared = &self.shared;
         let journal = shared.keys.journal();
         let mut pages = Pages::new(shared.env.store.bulk.as_ref(), &journal);
+        let mut begun = BTreeSet::new();
         while let Some(entries) = pages.next().await.map_err(Error::Store)? {
             for window in entries.chunks(WINDOW) {
                 let kept = self.trash.kept();
@@ -156,10 +157,13 @@ impl Collector {
                 for entry in window {
                     // Only logs of older epochs: our own records are known.
                     match shared.keys.parse(&entry.key) {
-                        Some(Parsed::Record(slot)) if is_seal(slot, entry) => {}
                         Some(Parsed::Record(slot)) if slot <= checkpoint && slot.epoch < shared.epoch => {
-                            let left = self.left_by(slot, entry, needed).await?;
-                            garbage.entry(folded_at_seconds(&kept, slot)).or_default().extend(left);
+                            if !is_empty(entry) {
+                                let left = self.left_by(slot, entry, needed).await?;
+                                garbage.entry(folded_at_seconds(&kept, slot)).or_default().extend(left);
+                            } else if slot.n == 1 {
+                                begun.insert(slot.epoch);
+                            }
                         }
                         _ => {}
                     }
@@ -168,6 +172,27 @@ impl Collector {
                     self.trash.add_left(shared, names, folded_at_seconds);
                 }
                 self.give_way(needed).await?;
+            }
+        }
+        if begun.is_empty() { Ok(()) } else { self.queue_opening_records(begun).await }
+    }
+
+    /// Queues the opening records of those logs that go on behind them: a log whose first record is its last was sealed
+    /// before it began.
+    async fn queue_opening_records(&self, mut begun: BTreeSet<Epoch>) -> Result<(), Error> {
+        let shared = &self.shared;
+        let journal = shared.keys.journal();
+        let mut pages = Pages::new(shared.env.store.bulk.as_ref(), &journal);
+        while let Some(entries) = pages.next().await.map_err(Error::Store)? {
+            let kept = self.trash.kept();
+            for entry in &entries {
+                if let Some(Parsed::Record(Slot { epoch, n: 2.. })) = shared.keys.parse(&entry.key)
+                    && begun.remove(&epoch)
+                {
+                    let opening = Slot { epoch, n: 1 };
+                    let folded_at_seconds = folded_at_seconds(&kept, opening);
+                    self.trash.add_left(shared, vec![shared.keys.record(opening)], folded_at_seconds);
+                }
             }
         }
         Ok(())

@@ -1,9 +1,8 @@
 //! A disk of a pebibyte: each command of its whole length costs no more than on a small one.
 
-use std::time::Instant;
-
 use cairn::client::{Client, Options, Uri};
 use rustix::process::Signal;
+use tokio::time::Instant;
 
 use super::memory::status_kib;
 use crate::support::cairn::{Gateway, Setup, Store};
@@ -49,7 +48,11 @@ async fn whole_disk_commands_on_a_pebibyte_are_cheap() {
     gateway.process.signal(Signal::TERM);
     assert!(gateway.process.exit().await.success(), "{}", gateway.process.output());
     let (took, requests) = (begun.elapsed(), proxy.requests());
-    println!("{took:?}, {} requests, {} KiB above {idle} KiB", requests.len(), peak.saturating_sub(idle));
+    println!(
+        "measured: whole-disk commands on 1 PiB and SIGTERM: {took:?}, {} requests, {} KiB above {idle} KiB",
+        requests.len(),
+        peak.saturating_sub(idle)
+    );
     assert!(requests.len() < REQUESTS, "{} requests: {requests:#?}", requests.len());
     assert!(peak < idle + MEMORY_KIB, "{peak} KiB at the peak, {idle} KiB at rest");
 

@@ -168,7 +168,7 @@ async fn a_record_that_is_larger_than_a_get_is_found_by_the_seal_too() {
         flush.as_mut().await.expect("its slot was free");
         listing.release();
     });
-    check_apart(&*opened.expect("opened"), 0..96).await;
+    check_apart(&opened.expect("opened"), 0..96).await;
 }
 
 /// What is on its way counts: the journal stood at up to half as much again when all of it had come.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use cairn::metrics::Metrics;
 use cairn::store::fault::{Action, Rule};
 use cairn::store::{Classes, Operation};
+use cairn::task::Tasks;
 use cairn::volume::{Environment, Extent, Volume, catalog};
 use tokio::time::Instant;
 
@@ -174,10 +175,11 @@ async fn a_cache_of_the_whole_disk_ends_where_the_clean_cache_does() {
 /// Only so many of its GETs are out, and they end when nobody waits for the command any more.
 #[tokio::test(start_paused = true)]
 async fn a_cache_that_nobody_waits_for_ends() {
+    let tasks = Tasks::new();
     let mut bench = Bench::new(TIB).await;
     let (_env, volume) = filled(&mut bench, 96, 256, 64).await;
     let gate = bench.fault.hold(Operation::Get, "/chunk/");
-    let command = tokio::spawn({
+    let command = tasks.spawn({
         let volume = Arc::clone(&volume);
         async move { volume.prefetch(0, TIB).await }
     });
@@ -206,11 +208,12 @@ fn slow(bench: &Bench) {
 /// another client's read takes the time of its GET.
 #[tokio::test(start_paused = true)]
 async fn nothing_waits_behind_a_cache_of_much() {
+    let tasks = Tasks::new();
     let mut bench = Bench::new(TIB).await;
     bench.options.lease_ttl = Duration::from_secs(3);
     let (_env, volume) = filled(&mut bench, 128, 512, 4).await;
     slow(&bench);
-    let command = tokio::spawn({
+    let command = tasks.spawn({
         let volume = Arc::clone(&volume);
         async move { volume.prefetch(0, 120 * MIB).await }
     });
@@ -232,10 +235,11 @@ async fn nothing_waits_behind_a_cache_of_much() {
 /// A reader who wants what a CACHE will bring in does not wait until it is its turn there.
 #[tokio::test(start_paused = true)]
 async fn a_read_overtakes_the_cache_that_wants_the_same() {
+    let tasks = Tasks::new();
     let mut bench = Bench::new(TIB).await;
     let (_env, volume) = filled(&mut bench, 128, 512, 4).await;
     slow(&bench);
-    let command = tokio::spawn({
+    let command = tasks.spawn({
         let volume = Arc::clone(&volume);
         async move { volume.prefetch(0, 128 * MIB).await }
     });
@@ -251,6 +255,7 @@ async fn a_read_overtakes_the_cache_that_wants_the_same() {
 /// A fold that writes many chunks holds no FLUSH back.
 #[tokio::test(start_paused = true)]
 async fn no_flush_waits_behind_a_fold() {
+    let tasks = Tasks::new();
     let mut bench = Bench::new(TIB).await;
     let (_env, volume) = filled(&mut bench, 16, 64, 4).await;
     for n in 0..64_u64 {
@@ -258,7 +263,7 @@ async fn no_flush_waits_behind_a_fold() {
     }
     let gate = bench.fault.hold(Operation::Put, "/chunk/");
     bench.fault.add(Rule::new(Action::Delay(LATENCY, LATENCY)).on(Operation::Put).containing("/journal/"));
-    let folding = tokio::spawn({
+    let folding = tasks.spawn({
         let volume = Arc::clone(&volume);
         async move { volume.checkpoint().await }
     });

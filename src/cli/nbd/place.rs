@@ -92,7 +92,7 @@ impl ServerName {
             }
             (false, None) => {
                 return Err(NbdError::Usage(format!(
-                    "{server:?} is neither a URI such as nbd://{server}/ nor a host with its port"
+                    "{server:?} is neither a URI (nbd, nbds, nbd+unix or nbds+unix) nor a host with its port"
                 )));
             }
         };
