@@ -76,6 +76,8 @@ mutants! {
     HeadUnconditional = "head-unconditional",
     /// The head names a root that is not durable yet.
     HeadBeforeRoot = "head-before-root",
+    /// A closing for a successor does not say that chunk objects are left which no record references.
+    SupersededUnreported = "superseded-unreported",
     /// A sweep goes on without a root that the store does not give, be it the current one.
     RootSkipped = "root-skipped",
     /// One answer that an object does not exist is believed.

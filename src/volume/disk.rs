@@ -285,7 +285,8 @@ impl Volume {
             return self.close().await;
         }
         self.folds.rest().await;
-        let unswept = self.folds.is_unswept() || !self.shared.state.lock().committed.superseded.is_empty();
+        let superseded = !self.shared.state.lock().committed.superseded.is_empty();
+        let unswept = self.folds.is_unswept() || superseded && !mutant::is(Mutant::SupersededUnreported);
         self.head.release(&self.shared, unswept).await?;
         self.shared.retire("the volume is closed".to_owned());
         self.shared.tasks.shutdown().await;

@@ -179,6 +179,10 @@ fn range(plan: &Plan, random: &mut SmallRng) -> Range<u64> {
     let within = if random.random_bool(0.8) { hot } else { all };
     let position = random.random_range(0..within);
     let chunk = plan.layout.chunk;
+    if plan.fills && random.random_bool(0.4) {
+        let (offset, room) = plan.layout.place(position / chunk * chunk);
+        return offset..offset + chunk.min(room);
+    }
     let (unit, most) = match random.random_range(0..if plan.busy { 72 } else { 100 }) {
         0..25 => (CELL, 20),
         25..50 => (512, 16),

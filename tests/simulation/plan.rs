@@ -36,6 +36,8 @@ pub(super) struct Plan {
     pub(super) busy: bool,
     /// Longest pause of a client between commands, in milliseconds.
     pub(super) think: u64,
+    /// Whether many writes fill whole chunks, again and again.
+    pub(super) fills: bool,
     /// Share of the windows that most commands go to, in percent.
     pub(super) hot_percent: u64,
     /// Store requests in rough weather.
@@ -138,6 +140,7 @@ impl Plan {
             crash_at_await: u32::try_from(pick(&mut random, &[0, 0, 0, 20])).unwrap(),
             wire: random.random_bool(0.5).then(|| wire(&mut random)),
             rots: random.random_bool(0.15),
+            fills: !busy && apart.random_bool(0.3),
             busy,
             layout,
         }

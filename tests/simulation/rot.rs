@@ -76,6 +76,7 @@ impl Inner {
         }
         self.say(format_args!("{key} rots ({what})"));
         self.rotten = true;
+        self.rotten_chunk = matches!(keys.parse(key), Some(Parsed::Chunk(..)));
         self.image = Some(Arc::new(found.image));
         true
     }
@@ -137,7 +138,13 @@ pub(super) async fn look(parts: Parts) {
                 break;
             }
             let folded = tokio::time::timeout(PATIENCE, volume.checkpoint()).await;
-            world.lock().say(format_args!("folded: {folded:?}"));
+            {
+                let mut inner = world.lock();
+                inner.say(format_args!("folded: {folded:?}"));
+                if inner.rotten_chunk && !matches!(folded, Ok(Ok(()))) {
+                    inner.broken(format!("a bad chunk object stops the checkpoint: {folded:?}"));
+                }
+            }
             read_all(&world, &volume, epoch).await;
         }
         volume.abandon().await;

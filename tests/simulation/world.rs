@@ -174,6 +174,8 @@ pub(super) struct Inner {
     pub(super) quiet: u32,
     /// An object was damaged or lost at rest: what would be recovered is not to be had from the store any more.
     pub(super) rotten: bool,
+    /// What is damaged or lost at rest is a chunk object.
+    pub(super) rotten_chunk: bool,
     /// What was recovered right before.
     pub(super) image: Option<super::history::Image>,
     /// What is known of the objects.
@@ -208,6 +210,7 @@ impl World {
             crashing: Vec::new(),
             quiet: 0,
             rotten: false,
+            rotten_chunk: false,
             image: None,
             known: bucket::Known::default(),
             commands_left: plan.commands,
