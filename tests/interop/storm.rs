@@ -139,7 +139,9 @@ async fn done_beside(gateway: &Gateway, idle: usize) -> u64 {
 async fn a_thousand_silent_clients_are_closed_and_a_working_one_keeps_its_speed() {
     let store = Store::directory();
     let setup = Setup::new(&store).create("disk", "64MiB").tcp();
-    let gateway = setup.env("CAIRN_SERVER__HANDSHAKE_TIMEOUT", "5s").start().await;
+    let setup = setup.env("CAIRN_SERVER__HANDSHAKE_TIMEOUT", "5s");
+    // All of them come from one address.
+    let gateway = setup.env("CAIRN_SERVER__CONNECTIONS_PER_ADDRESS", "1024").start().await;
     // One silent client lasts as long as a thousand do.
     let alone = done_beside(&gateway, 1).await;
     // By now the gateway has opened what it keeps open, and the last client's descriptor is about to go.

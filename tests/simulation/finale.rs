@@ -53,7 +53,9 @@ impl Driver {
         self.gateways.insert(number, gateway);
         let grace = self.world.lock().plan.options.deletion_grace;
         let grace = u64::try_from(grace.as_millis()).expect("an hour at most");
-        let ended = self.run_while(4 * PATIENCE + 4 * grace, |inner| inner.processes[&number].ended);
+        // Each small read of what is gone takes the time until its absence is believed.
+        let patience = if rots { 16 * PATIENCE } else { 4 * PATIENCE };
+        let ended = self.run_while(patience + 4 * grace, |inner| inner.processes[&number].ended);
         if !ended && self.world.lock().violation.is_none() {
             self.world.lock().broken("the last look does not end in fair weather".to_owned());
         }
