@@ -202,7 +202,7 @@ fn rates(random: &mut SmallRng, damages: bool, timeout: u64) -> Rates {
     }
     if random.random_bool(0.2) {
         // A replica that lags: many objects seem to be missing.
-        rates.absent = 1000;
+        rates.absent = 400;
     }
     if !damages {
         (rates.flip, rates.short) = (0, 0);

@@ -170,6 +170,8 @@ impl Inner {
         let mut rates = self.plan.rough.clone();
         if self.storm {
             (rates.throttled, rates.error_before, rates.lost_answer) = (5000, 2000, 1000);
+            // Of what is answered at all, no larger a share denies what is there than in fair weather.
+            rates.absent /= 10;
         }
         draw(&rates, &mut self.random, changes, has_body)
     }
@@ -262,7 +264,8 @@ impl Inner {
             Ok(Answer::Object(object)) => object,
             Ok(Answer::Listing(mut listing)) if outcome == Outcome::Absent && !listing.entries.is_empty() => {
                 let left_out = self.random.random_range(0..listing.entries.len());
-                listing.entries.remove(left_out);
+                // A sweep cannot find what the store leaves out: space is lost, no data.
+                self.strays.insert(listing.entries.remove(left_out).key);
                 return Ok(Answer::Listing(listing));
             }
             other => return other,
