@@ -76,9 +76,7 @@ mutants! {
     HeadUnconditional = "head-unconditional",
     /// The head names a root that is not durable yet.
     HeadBeforeRoot = "head-before-root",
-    /// A closing for a successor does not say that chunk objects are left which no record references.
-    SupersededUnreported = "superseded-unreported",
-    /// A sweep goes on without a root that the store does not give, be it the current one.
+    /// A sweep goes on without a root, be it the current one, that the store denies once.
     RootSkipped = "root-skipped",
     /// One answer that an object does not exist is believed.
     AbsenceBelieved = "absence-believed",

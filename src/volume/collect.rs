@@ -22,7 +22,7 @@ use super::map::Entry;
 use super::open::read_head;
 use super::root::{KeptRoot, MAX_ROOTS, Root, RootTable};
 use super::shared::Shared;
-use super::store_exact::{CheckedError, fetch_checked};
+use super::store_exact::{CheckedError, fetch_checked, fetch_if_present};
 use crate::mutant::{self, Mutant};
 use crate::store;
 
@@ -408,7 +408,12 @@ impl Collector {
     pub(super) async fn root(&self, id: ObjectId) -> Result<Option<Root>, Error> {
         let key = self.shared.keys.root(id);
         let decode = |body: &[u8]| Root::decode(self.shared.keys.volume(), id, body);
-        match fetch_checked(self.shared.env.store.as_ref(), &key, decode).await {
+        let store = self.shared.env.store.bulk.as_ref();
+        let fetched = match mutant::is(Mutant::RootSkipped) {
+            false => fetch_checked(store, &key, decode).await,
+            true => fetch_if_present(store, &key, decode).await,
+        };
+        match fetched {
             Ok((root, _)) => Ok(Some(root)),
             Err(CheckedError::Store(store::Error::NotFound { .. })) => Ok(None),
             Err(CheckedError::Store(error)) => Err(Error::Store(error)),

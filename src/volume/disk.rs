@@ -285,8 +285,7 @@ impl Volume {
             return self.close().await;
         }
         self.folds.rest().await;
-        let superseded = !self.shared.state.lock().committed.superseded.is_empty();
-        let unswept = self.folds.is_unswept() || superseded && !mutant::is(Mutant::SupersededUnreported);
+        let unswept = self.folds.is_unswept() || !self.shared.state.lock().committed.superseded.is_empty();
         self.head.release(&self.shared, unswept).await?;
         self.shared.retire("the volume is closed".to_owned());
         self.shared.tasks.shutdown().await;

@@ -254,3 +254,27 @@ async fn a_root_whose_deletion_was_cut_short_keeps_nothing() {
     assert_eq!(read(&volume, 0, 4 * MIB).await, pattern(3, 4 << 20));
     assert_eq!(read(&volume, 4 * MIB, 4 * MIB).await, pattern(2, 4 << 20));
 }
+
+/// Its object is in no record, so that only a sweep finds it: a closing for a successor says that there is one.
+#[tokio::test(start_paused = true)]
+async fn a_chunk_that_was_replaced_before_its_commit_goes_after_a_hand_over_too() {
+    let mut bench = Bench::new(64 * MIB).await;
+    bench.options.deletion_grace = Duration::ZERO;
+    let volume = bench.open().await;
+    volume.checkpoint().await.unwrap();
+    for seed in 1..=3 {
+        volume.write(0, pattern(seed, 4 << 20), false).await.unwrap();
+        // Until its object is durable, and before it is committed.
+        let objects = usize::try_from(seed).unwrap();
+        while bench.keys("/chunk/").len() < objects {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+    volume.hand_on().await.unwrap();
+    assert_eq!(bench.keys("/chunk/").len(), 3, "it was not folded, nor swept");
+    let volume = bench.open().await;
+    volume.checkpoint().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(200)).await;
+    assert_eq!(bench.keys("/chunk/").len(), 1, "{:?}", bench.keys("/chunk/"));
+    assert_eq!(read(&volume, 0, 4 * MIB).await, pattern(3, 4 << 20));
+}
