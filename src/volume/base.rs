@@ -7,15 +7,16 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::chunk::frame_offset;
+use super::environment::Environment;
 use super::error::Error;
 use super::fetch::{CacheKey, Check, Fetch, Source, Unit};
 use super::frame::Place;
-use super::geometry::{ChunkIndex, Geometry, PAGE_BYTES, SECTOR_BYTES};
-use super::keys::Keys;
+use super::geometry::{ChunkIndex, Geometry, MAP_PAGE_ENTRIES, PAGE_BYTES};
 use super::keys::Slot;
+use super::keys::{Keys, ObjectId};
 use super::map::{Damage, Entry, MapPage};
 use super::root::{MapPageRef, Root, Stretch};
-use super::shared::Environment;
+use super::shared::Shared;
 use super::store_exact::{CheckedError, fetch_checked};
 use crate::store;
 
@@ -217,17 +218,16 @@ fn push_zero(parts: &mut Vec<(Range<u64>, BasePart)>, range: Range<u64>, hole: b
     }
 }
 
-impl Damage {
-    /// Whether all sectors of a range within the page are good.
-    #[must_use]
-    pub fn spares(&self, range: Range<u64>) -> bool {
-        (range.start / SECTOR_BYTES..range.end.div_ceil(SECTOR_BYTES)).all(|sector| self.is_good(sector))
-    }
-
-    /// Whether a sector of the page is good.
-    #[must_use]
-    pub fn is_good(&self, sector: u64) -> bool {
-        let sector = usize::try_from(sector).expect("128 sectors");
-        self.good_sectors[sector / 8] >> (sector % 8) & 1 == 1
-    }
+/// Whether a root names a chunk object of ours.
+pub(super) async fn names_chunk(
+    shared: &Shared,
+    root: &Root,
+    index: ChunkIndex,
+    id: ObjectId,
+) -> Result<bool, Error> {
+    let map = map_page(&shared.env, shared.keys, shared.geometry, root, index.map_page()).await?;
+    let Mapped::Page(map) = map else { return Ok(false) };
+    assert!(u32::from(index.slot()) < MAP_PAGE_ENTRIES, "a slot is one of a map page");
+    let Some(base) = map.page.entry(index.slot()).and_then(|entry| entry.base) else { return Ok(false) };
+    Ok(map.origin(base.origin) == shared.keys && base.id == id)
 }

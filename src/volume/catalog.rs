@@ -11,16 +11,16 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use uuid::Uuid;
 
 use super::codec::Checksum;
+use super::environment::Environment;
 use super::error::OpenError;
 use super::geometry::Geometry;
 use super::head::{Checkpoint, Head, Lease, VolumeState};
 use super::identity::{Identity, NameBinding};
 use super::keys::{self, IDENTITIES, Keys, NAMES, ObjectId, Slot};
 use super::name::{self, Found, Swapped};
-use super::open::{create as create_object, fetch, fetch_if_present, read_head};
+use super::objects::{create as create_object, fetch, fetch_if_present, read_head};
 use super::options::Options;
 use super::root::{KeptRoot, Root, RootTable};
-use super::shared::Environment;
 use crate::store::{self, Pages};
 
 pub use super::deletion::{delete, delete_by_id};

@@ -14,12 +14,11 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::base::{self, Mapped};
+use super::base::{self, Mapped, names_chunk};
 use super::error::{Error, OpenError};
-use super::fold::names_chunk;
 use super::keys::{ObjectId, Parsed, Slot};
 use super::map::Entry;
-use super::open::read_head;
+use super::objects::read_head;
 use super::root::{KeptRoot, MAX_ROOTS, Root, RootTable};
 use super::shared::Shared;
 use super::store_exact::{CheckedError, fetch_checked, fetch_if_present};

@@ -20,7 +20,7 @@ use super::head::Checkpoint;
 use super::interval::IntervalMap;
 use super::keys::Slot;
 use super::layer::DirtyLayer;
-use super::piece::{ChunkRef, Piece, RecordRef};
+use super::piece::{ChunkRef, Piece, RecordRef, insert_data};
 use super::record::{Change, RecordKind, RecordWriter};
 use super::shared::Shared;
 use super::state::{InFlight, Sent, Stage, State, Status};
@@ -213,17 +213,6 @@ fn add_run(writer: &mut RecordWriter, mut run: Vec<(Range<u64>, Bytes)>) {
         _ => Bytes::from(run.iter().map(|(_, bytes)| &bytes[..]).collect::<Vec<_>>().concat()),
     };
     writer.data(start, bytes);
-}
-
-/// Maps the data changes of a record to where they lie in it.
-pub(super) fn insert_data(record: &Arc<RecordRef>, changes: &[Change], pieces: &mut IntervalMap<Piece>) {
-    for (number, change) in changes.iter().enumerate() {
-        if let Change::Data { offset, length, .. } = change {
-            let change = u32::try_from(number).expect("a count is four bytes");
-            let piece = Piece::Data { record: Arc::clone(record), change, at: 0 };
-            pieces.insert(*offset..*offset + u64::from(*length), piece);
-        }
-    }
 }
 
 impl Shared {

@@ -9,16 +9,16 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use uuid::Uuid;
 
 use super::catalog::{self, CONCURRENT_LOOKUPS};
+use super::environment::Environment;
 use super::error::OpenError;
 use super::head::{Checkpoint, Head, Lease, VolumeState};
 use super::held::{Updated, update_head};
 use super::identity::Identity;
 use super::keys::{Keys, ObjectId, Parsed, Slot};
 use super::name::{self, Unbind};
-use super::open::{fetch, read_head};
+use super::objects::{fetch, read_head};
 use super::options::Options;
 use super::replay::{Logs, seal_all};
-use super::shared::Environment;
 use crate::store::error::cause;
 use crate::store::{self, ByteRange, ETag, Pages};
 

@@ -13,11 +13,11 @@ use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use tokio::sync::{mpsc, oneshot};
 
-use super::base::{self, LoadedMapPage, Mapped};
+use super::base::{self, LoadedMapPage, Mapped, names_chunk};
 use super::collect::{Collector, Garbage, TableFull, Trash};
 use super::error::Error;
 use super::fetch::{CacheKey, Unit};
-use super::geometry::{ChunkIndex, MAP_PAGE_ENTRIES};
+use super::geometry::ChunkIndex;
 use super::head::Checkpoint;
 use super::keys::{ObjectId, Slot};
 use super::lease::HeadHandle;
@@ -25,7 +25,7 @@ use super::made::{FoldedPage, Made};
 use super::map::{Base, Entry, MapPage};
 use super::page_set::PageSet;
 use super::piece::Piece;
-use super::root::{KeptRoot, MapPageRef, Root, RootTable};
+use super::root::{MapPageRef, Root, RootTable};
 use super::shared::Shared;
 use super::state::{Committed, Stage, State};
 use super::store_exact::{Placed, confirm_gone, create_exact};
@@ -490,20 +490,6 @@ impl Folder {
     }
 }
 
-/// Whether a root names a chunk object of ours.
-pub(super) async fn names_chunk(
-    shared: &Shared,
-    root: &Root,
-    index: ChunkIndex,
-    id: ObjectId,
-) -> Result<bool, Error> {
-    let map = base::map_page(&shared.env, shared.keys, shared.geometry, root, index.map_page()).await?;
-    let Mapped::Page(map) = map else { return Ok(false) };
-    assert!(u32::from(index.slot()) < MAP_PAGE_ENTRIES, "a slot is one of a map page");
-    let Some(base) = map.page.entry(index.slot()).and_then(|entry| entry.base) else { return Ok(false) };
-    Ok(map.origin(base.origin) == shared.keys && base.id == id)
-}
-
 /// Creates an object under a name that was never used.
 async fn put_new(shared: &Shared, kind: ObjectKind, key: String, bytes: Vec<u8>) -> Result<(), Error> {
     shared.metrics.put_bytes.of(kind).inc_by(bytes.len() as u64);
@@ -512,25 +498,6 @@ async fn put_new(shared: &Shared, kind: ObjectKind, key: String, bytes: Vec<u8>)
         Placed::Other(_) | Placed::Larger(_) => {
             let why = "stands already, with bytes that we did not write".to_owned();
             Err(Error::Damaged { key, why })
-        }
-    }
-}
-
-impl KeptRoot {
-    /// Whether a checkpoint replaced it and nothing else needs it: its deletion may begin, or has begun.
-    pub(super) fn is_retired(&self) -> bool {
-        self.retired_at_seconds != 0 && self.snapshot.is_empty() && self.pins.is_empty()
-    }
-
-    /// A root that a checkpoint just made.
-    pub(super) fn current(root: &Root, parent: ObjectId) -> Self {
-        Self {
-            root: root.id,
-            parent: Some(parent),
-            commit: root.commit,
-            snapshot: String::new(),
-            pins: Vec::new(),
-            retired_at_seconds: 0,
         }
     }
 }

@@ -4,12 +4,13 @@
 //! entries are checked when it is loaded. Invariant: `encode` of decoded entries gives the same bytes.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use bytes::Bytes;
 use uuid::Uuid;
 
 use super::codec::{DecodeError, Decoder, Encoder, Kind, invalid};
-use super::geometry::{Geometry, MAP_PAGE_ENTRIES};
+use super::geometry::{Geometry, MAP_PAGE_ENTRIES, SECTOR_BYTES};
 use super::keys::{ObjectId, Slot};
 use super::page_set::PageSet;
 use super::root::{decode_origins, encode_origins};
@@ -50,6 +51,21 @@ pub struct Damage {
     pub page: u16,
     /// One bit a sector, lowest first: set where it is good.
     pub good_sectors: [u8; SECTOR_MASK_BYTES],
+}
+
+impl Damage {
+    /// Whether all sectors of a range within the page are good.
+    #[must_use]
+    pub fn spares(&self, range: Range<u64>) -> bool {
+        (range.start / SECTOR_BYTES..range.end.div_ceil(SECTOR_BYTES)).all(|sector| self.is_good(sector))
+    }
+
+    /// Whether a sector of the page is good.
+    #[must_use]
+    pub fn is_good(&self, sector: u64) -> bool {
+        let sector = usize::try_from(sector).expect("128 sectors");
+        self.good_sectors[sector / 8] >> (sector % 8) & 1 == 1
+    }
 }
 
 /// Where a chunk's pages are.

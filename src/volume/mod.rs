@@ -1,6 +1,7 @@
 //! What a disk is.
 
 pub mod base;
+mod budget;
 pub mod cache;
 mod cache_counts;
 pub mod catalog;
@@ -12,6 +13,7 @@ mod collect;
 mod commit;
 mod deletion;
 mod disk;
+mod environment;
 pub mod error;
 mod fence;
 pub mod fetch;
@@ -28,6 +30,7 @@ mod lease;
 mod made;
 pub mod map;
 mod name;
+mod objects;
 mod open;
 pub mod options;
 pub mod pack;
@@ -49,11 +52,12 @@ mod sweep;
 mod uniform;
 mod upload;
 
+pub use budget::DirtyBudget;
 pub use cache::PageCache;
 pub use disk::{Usage, Volume};
+pub use environment::Environment;
 pub use error::{Error, OpenError};
 pub use options::{Entropy, Options, WallClock};
 pub use picture::{Cell, Picture};
 pub use read::{Extent, Segment};
-pub use shared::{DirtyBudget, Environment};
 pub use state::Status;

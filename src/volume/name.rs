@@ -10,10 +10,10 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use super::codec::DecodeError;
+use super::environment::Environment;
 use super::error::OpenError;
 use super::identity::NameBinding;
 use super::keys;
-use super::shared::Environment;
 use super::store_exact::{CheckedError, agreed, fetch_if_present};
 use crate::store::error::cause;
 use crate::store::{self, ByteRange, Condition, ETag};

@@ -4,13 +4,13 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::codec::{Checksum, DecodeError};
+use super::codec::Checksum;
 use super::commit::Committer;
 use super::disk::Volume;
+use super::environment::Environment;
 use super::error::OpenError;
 use super::fold::Folder;
 use super::head::{Head, Lease, MAX_HOLDER_BYTES, VolumeState};
@@ -18,15 +18,15 @@ use super::held::{HeldHead, Updated, update_head};
 use super::identity::Identity;
 use super::keys::Keys;
 use super::lease::{HeadHandle, HeadKeeper};
+use super::objects::{fetch, load_roots, read_head};
 use super::options::Options;
 use super::replay::Replay;
 use super::root::{Root, RootTable};
-use super::shared::{Environment, Shared};
+use super::shared::Shared;
 use super::state::{Committed, State, Status};
-use super::store_exact::{self, CheckedError, fetch_checked};
 use crate::metrics::{Metrics, VolumeMetrics};
 use crate::mutant::{self, Mutant};
-use crate::store::{self, ETag};
+use crate::store;
 
 /// How often a lease is looked at while it may run out.
 const LOOKS_PER_TTL: u32 = 10;
@@ -34,38 +34,6 @@ const LOOKS_PER_TTL: u32 = 10;
 const REPLAYED_EPOCHS: u32 = 4;
 /// How often the epoch is bid for when the holder updates its head meanwhile.
 const BIDS: u32 = 100;
-
-/// Fetches an object that must stand.
-pub(super) async fn fetch<T>(
-    env: &Environment,
-    key: &str,
-    decode: impl Fn(&[u8]) -> Result<T, DecodeError>,
-) -> Result<(T, ETag), OpenError> {
-    unless_damaged(key, fetch_checked(env.store.as_ref(), key, decode).await)
-}
-
-/// Fetches an object that may well be absent; that is believed at once.
-pub(super) async fn fetch_if_present<T>(
-    env: &Environment,
-    key: &str,
-    decode: impl Fn(&[u8]) -> Result<T, DecodeError>,
-) -> Result<(T, ETag), OpenError> {
-    unless_damaged(key, store_exact::fetch_if_present(env.store.as_ref(), key, decode).await)
-}
-
-/// What was read of an object that must stand.
-pub(super) fn unless_damaged<T>(key: &str, read: Result<T, CheckedError>) -> Result<T, OpenError> {
-    read.map_err(|error| match error {
-        CheckedError::Store(error) => error.into(),
-        CheckedError::Damaged(source) => OpenError::Damaged { key: key.to_owned(), source },
-    })
-}
-
-/// Reads the head.
-pub(super) async fn read_head(env: &Environment, keys: Keys) -> Result<(Head, ETag), OpenError> {
-    let key = keys.head();
-    fetch(env, &key, |bytes| Head::decode(keys.volume(), bytes)).await
-}
 
 impl Volume {
     /// Opens a volume for writing. Where another gateway's lease has not run out, waits for one lease time whether
@@ -261,25 +229,4 @@ async fn watch_lease(env: &Environment, keys: Keys, old: &Head, ttl: Duration) -
         }
     }
     Ok(())
-}
-
-/// Loads the root and the root table that a head names.
-pub(super) async fn load_roots(
-    env: &Environment,
-    keys: Keys,
-    head: &Head,
-) -> Result<(Root, RootTable), OpenError> {
-    let volume = keys.volume();
-    let (root, _) = fetch(env, &keys.root(head.root), |bytes| Root::decode(volume, head.root, bytes)).await?;
-    let (table, _) =
-        fetch(env, &keys.root(head.root_table), |bytes| RootTable::decode(volume, head.root_table, bytes))
-            .await?;
-    Ok((root, table))
-}
-
-/// Creates an object that must not stand yet.
-pub(super) async fn create(env: &Environment, key: &str, bytes: Vec<u8>) -> Result<bool, OpenError> {
-    use super::store_exact::{Placed, create_exact};
-    let placed = create_exact(env.store.as_ref(), key, &Bytes::from(bytes)).await?;
-    Ok(matches!(placed, Placed::Ours))
 }

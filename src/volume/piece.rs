@@ -13,7 +13,7 @@ use super::chunk::frame_offset;
 use super::codec::Checksum;
 use super::frame::Place;
 use super::geometry::{BLOCK_BYTES, BLOCK_LEN, ChunkIndex, PAGE_BYTES, PAGE_LEN};
-use super::interval::Value;
+use super::interval::{IntervalMap, Value};
 use super::keys::{ObjectId, Slot};
 use super::page_set::PageSet;
 use super::record::{Change, Record};
@@ -330,6 +330,17 @@ pub fn own(bytes: Bytes) -> Bytes {
         Ok(sole) if sole.capacity() <= most => sole.freeze(),
         Ok(sole) => Bytes::copy_from_slice(&sole),
         Err(shared) => Bytes::copy_from_slice(&shared),
+    }
+}
+
+/// Maps the data changes of a record to where they lie in it.
+pub(super) fn insert_data(record: &Arc<RecordRef>, changes: &[Change], pieces: &mut IntervalMap<Piece>) {
+    for (number, change) in changes.iter().enumerate() {
+        if let Change::Data { offset, length, .. } = change {
+            let change = u32::try_from(number).expect("a count is four bytes");
+            let piece = Piece::Data { record: Arc::clone(record), change, at: 0 };
+            pieces.insert(*offset..*offset + u64::from(*length), piece);
+        }
     }
 }
 

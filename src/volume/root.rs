@@ -222,6 +222,25 @@ pub struct KeptRoot {
     pub retired_at_seconds: u64,
 }
 
+impl KeptRoot {
+    /// Whether a checkpoint replaced it and nothing else needs it: its deletion may begin, or has begun.
+    pub(super) fn is_retired(&self) -> bool {
+        self.retired_at_seconds != 0 && self.snapshot.is_empty() && self.pins.is_empty()
+    }
+
+    /// A root that a checkpoint just made.
+    pub(super) fn current(root: &Root, parent: ObjectId) -> Self {
+        Self {
+            root: root.id,
+            parent: Some(parent),
+            commit: root.commit,
+            snapshot: String::new(),
+            pins: Vec::new(),
+            retired_at_seconds: 0,
+        }
+    }
+}
+
 /// Every root that is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RootTable {

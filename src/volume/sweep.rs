@@ -10,10 +10,10 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use super::base::names_chunk;
 use super::codec::{DecodeError, invalid};
 use super::collect::{Collector, Garbage};
 use super::error::Error;
-use super::fold::names_chunk;
 use super::geometry::ChunkIndex;
 use super::keys::{Epoch, ObjectId, Parsed, Slot};
 use super::record::{Change, EMPTY_RECORD_BYTES, Record, RecordKind};
