@@ -19,7 +19,7 @@ use crate::server::{
 };
 use crate::volume;
 use crate::volume::catalog::CONCURRENT_LOOKUPS;
-use crate::volume::geometry::PAGE_BYTES;
+use crate::volume::format::geometry::PAGE_BYTES;
 
 /// Smallest block that clients should use, in bytes.
 const MINIMUM_BLOCK_BYTES: u32 = 1;

@@ -12,8 +12,9 @@ use tokio::net::UnixStream;
 use super::error::Error;
 use super::http::{Answer, exchange};
 use super::volume::{Row, ShownUnnamed};
+use crate::volume::OpenError;
 use crate::volume::catalog::Info;
-use crate::volume::{OpenError, keys};
+use crate::volume::format::keys;
 
 /// How long an answer may take: the gateway asks the store, again and again where that fails.
 const PATIENCE: Duration = Duration::from_secs(90);

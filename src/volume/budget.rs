@@ -7,7 +7,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 
-use super::geometry::BLOCK_BYTES;
+use super::format::geometry::BLOCK_BYTES;
 
 /// The bound on dirty bytes of the process, shared by its volumes: first come, first served, block by block.
 #[derive(Debug)]

@@ -4,12 +4,12 @@
 
 use bytes::Bytes;
 
-use super::codec::DecodeError;
 use super::environment::Environment;
 use super::error::OpenError;
-use super::head::Head;
-use super::keys::Keys;
-use super::root::{Root, RootTable};
+use super::format::codec::DecodeError;
+use super::format::head::Head;
+use super::format::keys::Keys;
+use super::format::root::{Root, RootTable};
 use super::store_exact::{self, CheckedError, Placed, create_exact, fetch_checked};
 use crate::store::ETag;
 

@@ -11,9 +11,9 @@ use tokio::time::Instant;
 
 use super::environment::Environment;
 use super::error::Error;
-use super::geometry::{BLOCK_BYTES, Geometry};
+use super::format::geometry::{BLOCK_BYTES, Geometry};
+use super::format::keys::{Epoch, Keys, ObjectId};
 use super::held::{HeldHead, Unheld};
-use super::keys::{Epoch, Keys, ObjectId};
 use super::options::Options;
 use super::signal::Signal;
 use super::state::{State, Status};
@@ -36,7 +36,7 @@ pub struct Progress {
 
 /// What the parts of an open volume share.
 #[derive(Debug)]
-pub(super) struct Shared {
+pub(crate) struct Shared {
     pub(super) env: Environment,
     pub(super) options: Options,
     pub(super) metrics: VolumeMetrics,
