@@ -19,8 +19,8 @@
 //!
 //! # The way of a command through the house
 //!
-//! * WRITE: `server::connection` → `server::transmission` → `server::Export` → `volume::Volume::write` → `volume::layer`
-//! * FLUSH: … → `volume::Volume::flush` → `volume::commit` → `store::Store::put`
+//! * WRITE: `server::connection` → `server::transmission` → `server::Export` → `volume::Volume::write` → `volume::state::layer`
+//! * FLUSH: … → `volume::Volume::flush` → `volume::write::commit` → `store::Store::put`
 //! * cold READ: … → `volume::Volume::read` → `volume::read` → `volume::cache` → `store::Store::get`
 
 #![forbid(unsafe_code)]

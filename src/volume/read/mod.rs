@@ -249,7 +249,7 @@ impl Shared {
     /// The first part of a range, not empty, that is looked at at once: of one kind in the map, with at most `pieces`
     /// pieces in each layer, and at most `mapped_bytes` bytes of what a map page covers. It bounds the work; what the part
     /// is when it is looked at may have changed.
-    pub(crate) fn window(&self, range: Range<u64>, pieces: usize, mapped_bytes: u64) -> Window {
+    pub(super) fn window(&self, range: Range<u64>, pieces: usize, mapped_bytes: u64) -> Window {
         let (reach, root) = {
             let state = self.state.lock();
             (state.reach(self.geometry, &range, pieces), Arc::clone(&state.root))
