@@ -18,7 +18,7 @@ use crate::store::Location;
 use crate::store::probe::{ProbeOptions, When};
 use crate::store::retry::{Patience, RetryOptions};
 use crate::volume::geometry::Geometry;
-use crate::volume::head::MAX_HOLDER_BYTES;
+use crate::volume::head::HolderName;
 use crate::volume::keys::is_valid_name;
 use crate::{server, store, volume};
 
@@ -100,8 +100,8 @@ impl Options {
         if let Some(Err(why)) = given(&config.store.endpoint).map(|text| store::s3::endpoint::parse(&text)) {
             errors.0.push(config.refuse("store.endpoint", why));
         }
-        if config.lease.holder.len() > MAX_HOLDER_BYTES {
-            let why = format!("must not have more than {MAX_HOLDER_BYTES} bytes");
+        if config.lease.holder.len() > HolderName::MAX_BYTES {
+            let why = format!("must not have more than {} bytes", HolderName::MAX_BYTES);
             errors.0.push(config.refuse("lease.holder", why));
         }
         let admin = match config.admin.listen.as_str() {
