@@ -12,7 +12,8 @@
 //! volume          → store, metrics, task, mutant   what a disk is: map, journal, cache, commit, fold, recovery
 //! server          → protocol, metrics, task, mutant   NBD over TCP and Unix sockets; owns the trait `Export`
 //! client          → protocol, task             an NBD client
-//! admin           → volume, server, metrics, task   HTTP: metrics, health, the API, the status page
+//! gateway         → volume, server, protocol, store, metrics, task   volumes as exports: opening, closing, catalogue, status
+//! admin           → gateway, volume, server, metrics, task   HTTP: metrics, health, the API, the status page
 //! cli             → all                        maps configuration to each layer's `Options`
 //! main            → cli                        the program
 //! ```
@@ -29,6 +30,7 @@ pub mod admin;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod gateway;
 pub mod metrics;
 pub mod mutant;
 pub mod protocol;

@@ -8,13 +8,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::error::{Error, chain};
+use super::error::Error;
 use super::handover::{Heirs, Predecessor};
 use super::listeners::ADMIN;
 use super::runtime_directory::{self, Unusable};
 use super::settings::{Options, SocketPlace};
-use super::status::GatewayStatus;
 use crate::admin::{self, Access, Admin, Gateway};
+use crate::gateway::{GatewayStatus, chain};
 use crate::metrics::Metrics;
 use crate::server::{ListenAddress, ListenError, Listener};
 

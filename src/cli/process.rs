@@ -17,9 +17,6 @@ use crate::volume::WallClock;
 /// What a process that was told twice to end exits with.
 pub(super) const GIVEN_UP: i32 = 1;
 
-/// What a gateway exits with whose volumes were taken over by another: whoever restarts it must not let it take them back.
-pub(super) const FENCED: u8 = 10;
-
 /// From now on a panic is logged and aborts.
 pub(super) fn abort_on_panic() {
     std::panic::set_hook(Box::new(|panic| {

@@ -5,7 +5,7 @@
 
 use std::ffi::OsStr;
 
-use super::load::Error;
+use super::error::Error;
 use super::settings::Setting;
 
 const PREFIX: &str = "CAIRN_";

@@ -16,6 +16,7 @@ mod listener;
 mod options;
 mod outgoing;
 mod serve;
+mod shared;
 mod stall;
 mod tls;
 mod transmission;

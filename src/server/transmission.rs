@@ -13,13 +13,13 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::connection::Shared;
 use super::dispatch::{Job, Refused, Rules};
 use super::drain::Drain;
 use super::execute::{Answer, Answered, execute};
 use super::export::{Export, ExportError};
 use super::in_flight::{Charge, InFlight};
 use super::outgoing::Outgoing;
+use super::shared::Shared;
 use super::stall::Patience;
 use super::transport::{Halves, Reader, Writer};
 use crate::metrics::Direction;

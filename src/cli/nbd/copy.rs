@@ -12,10 +12,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::args::Copy;
 use super::disk::Disk;
-use super::error::NbdError;
 use super::host::say;
 use super::remote::Connecting;
-use crate::cli::error::Error;
+use crate::cli::error::{Error, NbdError};
 use crate::protocol::{Error as CommandError, TransmissionFlags};
 use crate::server::{Export, ExportDescription, ExportError, Segment};
 

@@ -3,11 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::error::NbdError;
 use super::file::{FileExport, named};
 use super::identity::Identity;
 use super::place::{DiskName, Place};
 use super::remote::{Connecting, RemoteExport};
+use crate::cli::error::NbdError;
 use crate::server::Export;
 
 /// A disk that is open.

@@ -17,6 +17,7 @@ use rustix::fs::{FallocateFlags, SeekFrom, fallocate, ioctl_blkpbszget, ioctl_bl
 use rustix::io::Errno;
 
 use super::identity::Identity;
+use crate::cli::error::NbdError;
 use crate::protocol::{Error, TransmissionFlags};
 use crate::server::{Alignment, Allocation, Export, ExportDescription, ExportError, Segment};
 use crate::task::Tasks;
@@ -316,8 +317,8 @@ impl Export for FileExport {
 }
 
 /// Opens a file, with its name in the error.
-pub(super) fn named<T>(path: &Path, opened: io::Result<T>) -> Result<T, super::NbdError> {
-    opened.map_err(|source| super::NbdError::File { path: PathBuf::from(path), source })
+pub(super) fn named<T>(path: &Path, opened: io::Result<T>) -> Result<T, NbdError> {
+    opened.map_err(|source| NbdError::File { path: PathBuf::from(path), source })
 }
 
 #[cfg(test)]

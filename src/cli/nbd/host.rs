@@ -8,9 +8,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::args::{Host, Serve};
-use super::error::NbdError;
 use super::file::{FileExport, named};
-use crate::cli::error::Error;
+use crate::cli::error::{Error, NbdError};
 use crate::cli::listeners::{Door, Inherited, Listeners, Oldstyle, Plan};
 use crate::cli::output;
 use crate::cli::process::Signals;

@@ -6,7 +6,6 @@
 mod args;
 mod copy;
 mod disk;
-mod error;
 mod file;
 mod host;
 mod identity;
@@ -17,7 +16,6 @@ mod ranges;
 mod remote;
 
 pub(super) use args::Action;
-pub(super) use error::NbdError;
 
 use super::error::Error;
 use super::listeners::Inherited;

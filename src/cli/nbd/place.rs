@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use clap::Args;
 
-use super::error::NbdError;
+use crate::cli::error::NbdError;
 use crate::client::{Address, Uri, UriError};
 
 /// A file, a block device or an export.

@@ -11,7 +11,8 @@ use tokio::net::UnixStream;
 
 use super::error::Error;
 use super::http::{Answer, exchange};
-use super::volume::{Row, ShownUnnamed};
+use super::volume_view::Row;
+use crate::admin::UnnamedView;
 use crate::volume::catalog::Info;
 use crate::volume::{OpenError, keys};
 
@@ -68,7 +69,7 @@ impl Gateway {
     }
 
     /// All volumes without a name.
-    pub(super) async fn unnamed(&self) -> Result<Vec<ShownUnnamed>, Error> {
+    pub(super) async fn unnamed(&self) -> Result<Vec<UnnamedView>, Error> {
         self.parsed(&self.ask("GET", UNNAMED, None).await?)
     }
 

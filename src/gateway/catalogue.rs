@@ -26,7 +26,7 @@ const LOOKUPS: usize = 16;
 
 /// A short memory of the store's volumes.
 #[derive(Debug)]
-pub(super) struct Catalogue {
+pub(crate) struct Catalogue {
     env: Environment,
     /// Part of each key: how often a volume was made or deleted here.
     changes: AtomicU64,
@@ -41,7 +41,7 @@ pub(super) struct Catalogue {
 
 impl Catalogue {
     /// A memory that is at most so old.
-    pub(super) fn new(env: Environment, age: Duration) -> Self {
+    pub(crate) fn new(env: Environment, age: Duration) -> Self {
         let names = || Cache::builder().max_capacity(NAMES_KEPT).time_to_live(age.min(MOMENT)).build();
         Self {
             env,
@@ -59,13 +59,13 @@ impl Catalogue {
     }
 
     /// All names, in order.
-    pub(super) async fn names(&self) -> Result<Arc<Vec<String>>, Arc<OpenError>> {
+    pub(crate) async fn names(&self) -> Result<Arc<Vec<String>>, Arc<OpenError>> {
         let load = async { catalog::list(&self.env).await.map(Arc::new) };
         self.names.try_get_with(self.now(), load).await
     }
 
     /// Forgets everything: a volume was made or deleted here.
-    pub(super) fn forget(&self) {
+    pub(crate) fn forget(&self) {
         self.changes.fetch_add(1, Ordering::SeqCst);
         self.names.invalidate_all();
         self.infos.invalidate_all();
@@ -74,7 +74,7 @@ impl Catalogue {
     }
 
     /// Succeeds if a volume of that name was there a moment ago.
-    pub(super) async fn find(&self, name: &str) -> Result<(), Arc<OpenError>> {
+    pub(crate) async fn find(&self, name: &str) -> Result<(), Arc<OpenError>> {
         let load = async {
             let _turn = match self.lookups.try_acquire() {
                 Ok(turn) => Some(turn),
@@ -88,7 +88,7 @@ impl Catalogue {
     }
 
     /// Does what [`Catalogue::find`] does for a name that stands for nothing, whatever this one stands for.
-    pub(super) async fn conceal(&self, name: &str) -> Arc<OpenError> {
+    pub(crate) async fn conceal(&self, name: &str) -> Arc<OpenError> {
         let load = async {
             let _turn = match self.lookups.try_acquire() {
                 Ok(turn) => turn,
@@ -116,7 +116,7 @@ impl Catalogue {
     }
 
     /// A volume.
-    pub(super) async fn info(&self, name: &str) -> Result<Arc<Info>, Arc<OpenError>> {
+    pub(crate) async fn info(&self, name: &str) -> Result<Arc<Info>, Arc<OpenError>> {
         if let Some(info) = self.infos.get(&(self.now(), name.to_owned())).await {
             return Ok(info);
         }

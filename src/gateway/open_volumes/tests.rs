@@ -3,10 +3,10 @@
 use bytes::Bytes;
 
 use super::*;
-use crate::admin::Gateway as _;
-use crate::cli::catalogue::Catalogue;
-use crate::cli::exports::VolumeExports;
-use crate::cli::status::{GatewayStatus, Serving};
+use crate::gateway::Gateway as _;
+use crate::gateway::catalogue::Catalogue;
+use crate::gateway::exports::VolumeExports;
+use crate::gateway::status::{GatewayStatus, Serving};
 use crate::metrics::{Label as _, StoreMetrics, StoreOutcome};
 use crate::protocol::Error as Value;
 use crate::server::{Exports as _, OpenError as Refusal, Segment};
