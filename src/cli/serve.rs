@@ -1,7 +1,7 @@
 //! `cairn serve`: from the options to a serving process, and from a signal to a clean end.
 //!
-//! Invariants: it says that it listens only when every listener accepts and every configured volume is open; the lease
-//! of a volume is released last, after what clients were told is durable.
+//! Invariants: it says that it listens only when every listener accepts and every configured volume is open;
+//! the lease of a volume is released last, after what clients were told is durable.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -261,7 +261,8 @@ async fn finish(served: Served, end: End, signals: &mut Signals) -> Result<(), E
     result.and(closed)
 }
 
-/// Serves a connection that is there already, beside all others; returns when it has ended, without one never.
+/// Serves a connection that is there already, beside all others; returns when it has ended, without one
+/// never.
 async fn serve_stream(server: &Server, stream: Option<Box<dyn Stream>>) {
     match stream {
         Some(stream) => server.serve_stream(stream, Greeting::Newstyle).await,
@@ -333,14 +334,18 @@ async fn serve_on(
     }
 }
 
-/// Makes checkpoints while clients are still served, since those who connect again wait from the drain until the next
-/// gateway has opened the volumes; gives how long that took, `patience` at most.
+/// Makes checkpoints while clients are still served, since those who connect again wait from the drain until
+/// the next gateway has opened the volumes; gives how long that took, `patience` at most.
 async fn checkpoint_ahead(volumes: &OpenVolumes, patience: Duration, signals: &mut Signals) -> Duration {
     supervisor::status("making checkpoints ahead of the end");
     let begun = Instant::now();
     tokio::select! {
-        () = volumes.checkpoint_all() => tracing::info!(took = ?begun.elapsed(), "checkpoints made ahead of the end"),
-        () = tokio::time::sleep(patience) => tracing::warn!("checkpoints ahead of the end take over {patience:?}"),
+        () = volumes.checkpoint_all() => {
+            tracing::info!(took = ?begun.elapsed(), "checkpoints made ahead of the end");
+        }
+        () = tokio::time::sleep(patience) => {
+            tracing::warn!("checkpoints ahead of the end take over {patience:?}");
+        }
         () = supervisor::say_alive() => unreachable!("it never ends"),
         signal = signals.next() => give_up(signal),
     }
@@ -376,8 +381,8 @@ fn cannot_share(source: std::io::Error) -> Error {
     Error::System { what: "cannot hand sockets over", source }
 }
 
-/// Returns when no configured volume is left and their clients had time to learn why: their commands get ESHUTDOWN, which
-/// tells them more than a connection that is cut.
+/// Returns when no configured volume is left and their clients had time to learn why: their commands get
+/// ESHUTDOWN, which tells them more than a connection that is cut.
 async fn lost(volumes: &OpenVolumes, patience: Duration) {
     volumes.nothing_left().await;
     tracing::error!("no configured volume is left; ends when its clients leave, or in {patience:?}");

@@ -1,17 +1,20 @@
-//! What clients see of volumes that are not open: names and sizes, read from the store and kept for a few seconds.
+//! What clients see of volumes that are not open: names and sizes, read from the store and kept for a few
+//! seconds.
 //!
-//! Takes no lease. Invariants: concurrent questions make one request; what is kept is bounded; an error is not kept; what
-//! was asked before a volume was made or deleted here is not given afterwards, even if its answer comes then.
-//! Names that anybody can make up cost a request each moment at most, and only so many at a time.
+//! Takes no lease. Invariants: concurrent questions make one request; what is kept is bounded; an error is
+//! not kept; what was asked before a volume was made or deleted here is not given afterwards, even if its
+//! answer comes then. Names that anybody can make up cost a request each moment at most, and only so many at
+//! a time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures::{StreamExt as _, stream};
 use moka::future::Cache;
 use tokio::sync::Semaphore;
 
-use crate::volume::catalog::{self, Info};
+use crate::volume::catalog::{self, CONCURRENT_LOOKUPS, Info};
 use crate::volume::{Environment, OpenError};
 
 /// Volumes whose description is kept.
@@ -62,6 +65,20 @@ impl Catalogue {
     pub(crate) async fn names(&self) -> Result<Arc<Vec<String>>, Arc<OpenError>> {
         let load = async { catalog::list(&self.env).await.map(Arc::new) };
         self.names.try_get_with(self.now(), load).await
+    }
+
+    /// Looks up every name, some at a time, and returns what was found, in order of name.
+    pub(super) async fn look_up_each<T, F>(
+        &self,
+        look_up: impl Fn(String) -> F,
+    ) -> Result<Vec<T>, Arc<OpenError>>
+    where
+        F: Future<Output = Option<T>>,
+    {
+        let names = self.names().await?;
+        let lookups = stream::iter(names.iter().cloned()).map(look_up);
+        let found: Vec<Option<T>> = lookups.buffered(CONCURRENT_LOOKUPS).collect().await;
+        Ok(found.into_iter().flatten().collect())
     }
 
     /// Forgets everything: a volume was made or deleted here.

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::{StreamExt as _, stream};
 use parking_lot::RwLock;
 
 use super::catalogue::Catalogue;
@@ -18,7 +17,6 @@ use crate::server::{
     Allocation, Export, ExportDescription, ExportError, Exports, ListEntry, OpenError, Segment,
 };
 use crate::volume;
-use crate::volume::catalog::CONCURRENT_LOOKUPS;
 use crate::volume::geometry::PAGE_BYTES;
 
 /// Smallest block that clients should use, in bytes.
@@ -69,8 +67,7 @@ impl VolumeExports {
 #[async_trait]
 impl Exports for VolumeExports {
     async fn list(&self) -> Result<Vec<ListEntry>, OpenError> {
-        let names = self.catalogue.names().await.map_err(|e| open_error("", &e))?;
-        let lookups = stream::iter(names.iter().cloned()).map(|name| async move {
+        let look_up = |name: String| async move {
             let listed = match self.volumes.size_bytes(&name) {
                 Some(_) => true,
                 None => match self.catalogue.info(&name).await {
@@ -79,9 +76,8 @@ impl Exports for VolumeExports {
                 },
             };
             listed.then_some(ListEntry { name, description: String::new() })
-        });
-        let entries: Vec<Option<ListEntry>> = lookups.buffered(CONCURRENT_LOOKUPS).collect().await;
-        Ok(entries.into_iter().flatten().collect())
+        };
+        self.catalogue.look_up_each(look_up).await.map_err(|e| open_error("", &e))
     }
 
     async fn describe(&self, name: &str) -> Result<ExportDescription, OpenError> {
@@ -112,8 +108,9 @@ impl Exports for VolumeExports {
     }
 }
 
-/// Whether an export is listed that cannot be described now. Clients ask for a description of each that is listed, and
-/// some give up on all where one has none: what cannot be opened is left to `cairn volume list` and the API.
+/// Whether an export is listed that cannot be described now. Clients ask for a description of each that is
+/// listed, and some give up on all where one has none: what cannot be opened is left to `cairn volume list`
+/// and the API.
 fn lists_without_description(name: &str, error: &volume::OpenError) -> bool {
     let itself = matches!(
         error,

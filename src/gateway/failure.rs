@@ -41,7 +41,8 @@ pub(super) fn open_error(name: &str, error: &volume::OpenError) -> OpenError {
     }
 }
 
-/// Why a command failed, for a client; `beyond` is what its kind gets for a range that ends beyond the volume.
+/// Why a command failed, for a client; `beyond` is what its kind gets for a range that ends beyond the
+/// volume.
 pub(super) fn command_error(error: &volume::Error, beyond: Error) -> ExportError {
     use volume::Error as Why;
     let value = match error {

@@ -1,8 +1,8 @@
 //! The volumes that are open: each once, however many clients use it.
 //!
-//! Volumes named by the configuration are opened at the start and stay; others are opened for their first client and
-//! closed when nobody has used them for a while. Invariants: a volume is never open twice; one that is in use is not
-//! closed but by [`OpenVolumes::close_all`], after which nothing is opened.
+//! Volumes named by the configuration are opened at the start and stay; others are opened for their first
+//! client and closed when nobody has used them for a while. Invariants: a volume is never open twice; one
+//! that is in use is not closed but by [`OpenVolumes::close_all`], after which nothing is opened.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -295,7 +295,8 @@ impl OpenVolumes {
         open
     }
 
-    /// Makes a checkpoint of every volume that is in use meanwhile, so that little is left to do when they are closed.
+    /// Makes a checkpoint of every volume that is in use meanwhile, so that little is left to do when they
+    /// are closed.
     pub(crate) async fn checkpoint_all(&self) {
         let open = self.open_now();
         futures::future::join_all(open.iter().map(|served| async move {
@@ -306,12 +307,13 @@ impl OpenVolumes {
         .await;
     }
 
-    /// Closes every volume: commit, checkpoint unless a successor waits and the journal is short, release of the lease;
-    /// gives the names of those that were not closed in good order within `patience`. Nothing can be opened any more.
+    /// Closes every volume: commit, checkpoint unless a successor waits and the journal is short, release of
+    /// the lease; gives the names of those that were not closed in good order within `patience`. Nothing can
+    /// be opened any more.
     pub(crate) async fn close_all(&self, patience: Duration, next: Next) -> Vec<String> {
         self.slots.lock().draining = true;
-        // Ends the watch over each volume, an opening, which has at most taken a lease, and a closing, which is begun
-        // again below.
+        // Ends the watch over each volume, an opening, which has at most taken a lease, and a closing, which
+        // is begun again below.
         self.tasks.shutdown().await;
         let open = self.open_now();
         let closing: Mutex<Vec<&str>> = Mutex::new(open.iter().map(|served| served.name.as_str()).collect());
@@ -422,7 +424,8 @@ impl OpenVolumes {
         Err(OpenError::Contended(name.to_owned()))
     }
 
-    /// Returns when the volume is not configured and nobody has used it for the idle time; nobody can from then on.
+    /// Returns when the volume is not configured and nobody has used it for the idle time; nobody can from
+    /// then on.
     async fn idle(&self, served: &Arc<Served>, slot: &Slot) {
         let mut users = served.users.subscribe();
         loop {

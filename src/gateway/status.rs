@@ -5,7 +5,6 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures::{StreamExt as _, stream};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use uuid::Uuid;
@@ -15,7 +14,7 @@ use super::failure::chain;
 use super::open_volumes::OpenVolumes;
 use super::surface::{Failure, Gateway, OpenVolume};
 use crate::server::{Connection, Server};
-use crate::volume::catalog::{self, CONCURRENT_LOOKUPS, Info, Listed, Unnamed};
+use crate::volume::catalog::{self, Info, Listed, Unnamed};
 use crate::volume::{self, Environment};
 
 /// What there is to ask once the gateway serves.
@@ -88,14 +87,12 @@ impl Gateway for GatewayStatus {
 
     async fn volumes(&self) -> Result<Vec<Listed>, Failure> {
         let serving = self.serving()?;
-        let names = serving.catalogue.names().await?;
         let catalogue = &serving.catalogue;
-        let lookups = stream::iter(names.iter().cloned()).map(|name| async move {
+        let look_up = |name: String| async move {
             let found = catalogue.info(&name).await.map(|info| (*info).clone());
-            Listed { name, found }
-        });
-        let all = lookups.buffered(CONCURRENT_LOOKUPS);
-        Ok(all.filter(|listed| std::future::ready(listed.stands())).collect().await)
+            Some(Listed { name, found }).filter(Listed::stands)
+        };
+        Ok(catalogue.look_up_each(look_up).await?)
     }
 
     async fn unnamed(&self) -> Result<Vec<Unnamed>, Failure> {

@@ -45,7 +45,8 @@ impl From<OpenError> for Failure {
 /// What the admin server asks of the process around it. A call may be dropped at any await point.
 #[async_trait]
 pub trait Gateway: Send + Sync + 'static {
-    /// What keeps it from serving, one line each; empty where the store answers and every configured volume is open.
+    /// What keeps it from serving, one line each; empty where the store answers and every configured volume
+    /// is open.
     async fn obstacles(&self) -> Vec<String>;
     /// Every name of the store, in order, and the volume that it stands for.
     async fn volumes(&self) -> Result<Vec<Listed>, Failure>;
@@ -57,7 +58,8 @@ pub trait Gateway: Send + Sync + 'static {
     async fn create(&self, name: &str, size_bytes: u64, chunk_bytes: Option<u64>) -> Result<Info, Failure>;
     /// Deletes a volume that is not open here; with `takeover` although another gateway holds it.
     async fn delete(&self, name: &str, takeover: bool) -> Result<(), Failure>;
-    /// Deletes a volume by its id, so that it need not have a name; with `takeover` although another gateway holds it.
+    /// Deletes a volume by its id, so that it need not have a name; with `takeover` although another gateway
+    /// holds it.
     async fn delete_by_id(&self, volume: Uuid, takeover: bool) -> Result<(), Failure>;
     /// The volumes that are open here, in order of name.
     fn open_volumes(&self) -> Vec<OpenVolume>;

@@ -16,7 +16,8 @@ pub(super) use nbd::NbdError;
 /// What a mistake in the command line or configuration exits with, as clap does.
 const USAGE: u8 = 2;
 
-/// What a gateway exits with whose volumes were taken over by another: whoever restarts it must not let it take them back.
+/// What a gateway exits with whose volumes were taken over by another: whoever restarts it must not let it
+/// take them back.
 const FENCED: u8 = 10;
 
 /// Why the program failed.
@@ -55,8 +56,8 @@ pub(super) enum Error {
     AdminSocket(runtime_directory::Unusable),
     /// Clients that cannot use TLS would be turned away, each of them.
     #[error(
-        "server.oldstyle, or an inherited socket, serves {export:?} at {address} to clients that cannot use TLS, which \
-         tls.mode or tls.subjects ask of them"
+        "server.oldstyle, or an inherited socket, serves {export:?} at {address} to clients that cannot use \
+         TLS, which tls.mode or tls.subjects ask of them"
     )]
     OldstyleNeedsTls {
         /// Where.
