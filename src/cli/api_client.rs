@@ -1,6 +1,7 @@
 //! A gateway on this machine, asked at its admin socket: what `cairn volume --gateway` does.
 //!
-//! Knows the API as `openapi.json` describes it. It sends no token: the socket is for the user who runs the gateway.
+//! Knows the API as `openapi.json` describes it. It sends no token: the socket is for the user who runs the
+//! gateway.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -1,8 +1,8 @@
-//! SIGHUP: the settings are read again; what can change in a running gateway changes, and of the rest is said that it does
-//! not.
+//! SIGHUP: the settings are read again; what can change in a running gateway changes, and of the rest is said
+//! that it does not.
 //!
-//! Invariant: settings that are wrong change nothing. The credentials of the store are no settings of ours: they are
-//! resolved again each time.
+//! Invariant: settings that are wrong change nothing. The credentials of the store are no settings of ours:
+//! they are resolved again each time.
 
 use std::sync::Arc;
 

@@ -1,7 +1,7 @@
 //! Where settings come from: defaults < file < environment < flags, and what is wrong with them.
 //!
-//! Knows no setting by name. Invariants: every key that is given is known or an error; every error names the key, the
-//! value, what is allowed, and where the value came from; all errors are told at once.
+//! Knows no setting by name. Invariants: every key that is given is known or an error; every error names the
+//! key, the value, what is allowed, and where the value came from; all errors are told at once.
 
 use std::ffi::OsString;
 use std::fmt;

@@ -1,7 +1,7 @@
 //! Configuration: every setting, its default and range, and where its value comes from.
 //!
-//! Knows no other layer: what a value means to them is theirs. Invariant: a [`Config`] was read whole, from known
-//! keys only, and each value is within its range.
+//! Knows no other layer: what a value means to them is theirs. Invariant: a [`Config`] was read whole, from
+//! known keys only, and each value is within its range.
 
 mod environment;
 mod error;

@@ -1,7 +1,7 @@
 //! One connection, from its first byte to its last: the handshake with its timeout, then transmission.
 //!
-//! Drives [`ServerHandshake`] over a socket and answers its questions from [`Exports`]. Invariant: a client that has
-//! sent no option has cost nothing but its socket, and is gone after the handshake timeout.
+//! Drives [`ServerHandshake`] over a socket and answers its questions from [`Exports`]. Invariant: a client
+//! that has sent no option has cost nothing but its socket, and is gone after the handshake timeout.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -246,8 +246,8 @@ impl<'a> Handshake<'a> {
         may_use
     }
 
-    /// What is said of an export that this client may not know of: what is said of one that does not exist, after the
-    /// same work.
+    /// What is said of an export that this client may not know of: what is said of one that does not exist,
+    /// after the same work.
     async fn conceal(&mut self, name: &str) -> Refusal {
         let exports = Arc::clone(&self.shared.exports);
         let refused = self.ask(async { Err::<Infallible, _>(exports.conceal(name).await) }).await;

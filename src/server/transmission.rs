@@ -1,8 +1,9 @@
 //! The transmission phase of one connection: requests in, replies out, many at a time.
 //!
-//! A reader judges requests ([`super::dispatch`]) and starts them ([`super::execute`]); a writer sends replies as they
-//! come ([`super::outgoing`]). Invariant: what is in flight is bounded, in requests and in bytes; at the bound nothing
-//! is read from the socket. When [`run`] returns, no request of the connection is running.
+//! A reader judges requests ([`super::dispatch`]) and starts them ([`super::execute`]); a writer sends
+//! replies as they come ([`super::outgoing`]). Invariant: what is in flight is bounded, in requests and in
+//! bytes; at the bound nothing is read from the socket. When [`run`] returns, no request of the connection is
+//! running.
 
 use std::io;
 use std::sync::Arc;

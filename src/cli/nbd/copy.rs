@@ -1,7 +1,7 @@
 //! Copying a disk: `cairn nbd copy`, and the copying half of `cairn nbd mirror`.
 //!
-//! What reads as zeros is not read, and not written where it is zero already. Invariant: when a range is reported as
-//! done, both disks read the same there.
+//! What reads as zeros is not read, and not written where it is zero already. Invariant: when a range is
+//! reported as done, both disks read the same there.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

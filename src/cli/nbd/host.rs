@@ -107,8 +107,8 @@ impl Hosted {
         Ok(Self { server, signals, stream })
     }
 
-    /// Serves until a signal, or until the client that was there from the start has left; `background` goes on beside it
-    /// and is dropped then.
+    /// Serves until a signal, or until the client that was there from the start has left; `background` goes
+    /// on beside it and is dropped then.
     pub(super) async fn until_told(self, background: impl Future<Output = ()>) -> Drained {
         let Self { server, mut signals, stream } = self;
         let client = async {

@@ -1,7 +1,7 @@
 //! `cairn nbd`: what can be done with NBD and files alone, without a store.
 //!
-//! Files and servers' exports are both [`Export`](crate::server::Export)s here ([`disk`]), so that whatever is done to one
-//! can be done to the other.
+//! Files and servers' exports are both [`Export`](crate::server::Export)s here ([`disk`]), so that whatever
+//! is done to one can be done to the other.
 
 mod args;
 mod copy;
