@@ -25,10 +25,9 @@
 //!
 //! * WRITE: `server::transmission` → `server::execute` → `server::Export`, which is `gateway::exports` →
 //!   `volume::disk` (`Volume::write`) → `volume::change` → `volume::layer`
-//! * FLUSH: … → `volume::disk` (`Volume::flush`), which waits for `volume::commit` → `volume::upload` and
-//!   `volume::store_exact` → the store
-//! * cold READ: … → `volume::disk` (`Volume::read`) → `volume::read` → `volume::cache` → `volume::fetch` →
-//!   the store
+//! * FLUSH: … → `volume::disk` (`Volume::flush`), which waits for `volume::commit`; that waits until
+//!   `volume::upload` has put the filled chunks → `volume::store_exact` → the store
+//! * cold READ: … → `volume::disk` (`Volume::read`) → `volume::read` → `volume::cache` → the store
 //!
 //! The store is a class of `store::classes`, which is `store::retry` → `store::limit` →
 //! `store::instrument` → a backend: `store::s3`, `store::local` or `store::memory`.
