@@ -23,7 +23,7 @@ use crate::store::error::cause;
 use crate::store::{self, ByteRange, ETag, Pages};
 
 /// Keys of one delete request at most.
-const DELETE_KEYS: usize = 1000;
+const DELETE_KEYS: usize = store::MAXIMUM_DELETE_KEYS;
 /// How often the head is marked when its holder updates it meanwhile.
 const MARKS: u32 = 100;
 
