@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use cairn::volume::format::codec::{Checksum, DecodeError};
 use cairn::volume::format::geometry::{ChunkIndex, MAP_PAGE_ENTRIES, PAGE_BYTES};
-use cairn::volume::format::head::{Checkpoint, Head, Lease, MAX_HEAD_BYTES, VolumeState};
+use cairn::volume::format::head::{Checkpoint, Head, HolderName, Lease, MAX_HEAD_BYTES, VolumeState};
 use cairn::volume::format::identity::{Identity, NameBinding};
 use cairn::volume::format::interval::IntervalMap;
 use cairn::volume::format::keys::{ObjectId, Slot};
@@ -95,7 +95,7 @@ fn head() -> impl Strategy<Value = Object> {
                 version,
                 epoch,
                 holder,
-                holder_name,
+                holder_name: HolderName::new(&holder_name),
                 lease,
                 checkpoint,
                 root,

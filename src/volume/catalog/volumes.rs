@@ -16,7 +16,7 @@ use crate::volume::environment::Environment;
 use crate::volume::error::OpenError;
 use crate::volume::format::codec::Checksum;
 use crate::volume::format::geometry::Geometry;
-use crate::volume::format::head::{Checkpoint, Head, Lease, VolumeState};
+use crate::volume::format::head::{Checkpoint, Head, HolderName, Lease, VolumeState};
 use crate::volume::format::identity::{Identity, NameBinding};
 use crate::volume::format::keys::{self, IDENTITIES, Keys, NAMES, ObjectId, Slot};
 use crate::volume::format::root::{KeptRoot, Root, RootTable};
@@ -196,14 +196,12 @@ async fn make(
     };
     let kept = KeptRoot { parent: None, ..KeptRoot::current(&root, root_id) };
     let table = RootTable { id: table_id, roots: vec![kept] };
-    let mut holder_name = options.holder_name.clone();
-    holder_name.truncate(holder_name.floor_char_boundary(crate::volume::format::head::MAX_HOLDER_BYTES));
     let head = Head {
         volume,
         version: 1,
         epoch: 0,
         holder: env.entropy.next_u128(),
-        holder_name,
+        holder_name: HolderName::new(&options.holder_name),
         lease: Lease::Released,
         checkpoint: Checkpoint { slot: start, checksum: Checksum::default() },
         root: root_id,
@@ -359,6 +357,6 @@ async fn describe(env: &Environment, name: &str, volume: Uuid) -> Result<Info, O
         chunk_bytes: identity.geometry.chunk_bytes(),
         created_at_seconds: identity.created_at_seconds,
         epoch: head.epoch,
-        holder: matches!(head.lease, Lease::Held { .. }).then_some(head.holder_name),
+        holder: matches!(head.lease, Lease::Held { .. }).then(|| head.holder_name.to_string()),
     })
 }

@@ -19,7 +19,7 @@ use crate::volume::environment::Environment;
 use crate::volume::error::OpenError;
 use crate::volume::fold::Folder;
 use crate::volume::format::codec::Checksum;
-use crate::volume::format::head::{Head, Lease, MAX_HOLDER_BYTES, VolumeState};
+use crate::volume::format::head::{Head, HolderName, Lease, VolumeState};
 use crate::volume::format::identity::Identity;
 use crate::volume::format::keys::Keys;
 use crate::volume::format::root::{Root, RootTable};
@@ -185,12 +185,11 @@ async fn take_epoch(
         if old.state == VolumeState::Deleting {
             return Err(OpenError::Deleting);
         }
-        let mut holder_name = options.holder_name.clone();
-        holder_name.truncate(holder_name.floor_char_boundary(MAX_HOLDER_BYTES));
+        let holder_name = HolderName::new(&options.holder_name);
         let is_own = options.holder_is_stable && old.holder_name == holder_name;
         match old.lease {
             Lease::Held { .. } if is_own => {
-                tracing::info!(volume = %keys.volume(), holder_name, "the lease is our own from before");
+                tracing::info!(volume = %keys.volume(), %holder_name, "the lease is our own from before");
             }
             Lease::Held { ttl_ms } if !takeover => {
                 watch_lease(env, keys, &old, Duration::from_millis(u64::from(ttl_ms))).await?;
