@@ -1,6 +1,7 @@
 //! The small objects of a volume, each read or created as a whole: head, identity, root, root table.
 //!
-//! Knows what a damaged or absent one means for whoever opens, creates or deletes a volume, and nothing of an open one.
+//! Knows what a damaged or absent one means for whoever opens, creates or deletes a volume, and nothing of an
+//! open one.
 
 use bytes::Bytes;
 

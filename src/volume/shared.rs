@@ -1,6 +1,7 @@
 //! What the parts of an open volume share: state, store, cache, budget, progress.
 //!
-//! Invariants: the state's lock is never held across an await; `progress` only grows; once stopped, a volume stays so.
+//! Invariants: the state's lock is never held across an await; `progress` only grows; once stopped, a volume
+//! stays so.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -53,7 +54,8 @@ pub(crate) struct Shared {
     pub(super) tasks: Tasks,
     /// Moving average of how long a record's PUT takes.
     pub(super) put_latency: Mutex<Duration>,
-    /// When our lease is over by what the store has answered: of a strict volume, nothing is read from then on.
+    /// When our lease is over by what the store has answered: of a strict volume, nothing is read from then
+    /// on.
     pub(super) lease_ends_at: Mutex<Instant>,
     /// Memory of the last record, for the next: what the system gives anew it clears first, page by page.
     pub(super) record_memory: Mutex<Vec<u8>>,
@@ -97,14 +99,16 @@ impl Shared {
         ObjectId { epoch: self.epoch, k: self.next_k.fetch_add(1, Ordering::Relaxed) }
     }
 
-    /// Stops the volume since another gateway has taken it over: nothing more succeeds, and nothing is deleted.
+    /// Stops the volume since another gateway has taken it over: nothing more succeeds, and nothing is
+    /// deleted.
     pub(super) fn fence(&self, why: String) {
         self.metrics.fenced.set(1);
         self.progress.update(|progress| progress.fenced |= !progress.stopped);
         self.stop(why);
     }
 
-    /// Stops the volume for a reason that an operator must know: nothing more succeeds, and nothing is deleted.
+    /// Stops the volume for a reason that an operator must know: nothing more succeeds, and nothing is
+    /// deleted.
     pub(super) fn stop(&self, why: String) {
         tracing::error!(volume = %self.keys.volume(), epoch = self.epoch, "volume stopped: {why}");
         self.retire(why);
@@ -150,8 +154,8 @@ impl Shared {
         self.metrics.uncommitted_since.set(oldest);
     }
 
-    /// The error of a volume that stopped. A strict one stops here too once its lease is over: the timer that watches
-    /// over that may come late, where the machine stood still.
+    /// The error of a volume that stopped. A strict one stops here too once its lease is over: the timer that
+    /// watches over that may come late, where the machine stood still.
     pub(super) fn check_serving(&self) -> Result<(), Error> {
         if self.options.lease_strict && !mutant::is(Mutant::LeaseOutlived) && self.is_lease_over() {
             self.stop(Unheld::Over.why());

@@ -147,7 +147,7 @@ impl PageCache {
     }
 
     /// The pages in memory now, to be looked at.
-    pub(crate) fn pages(&self) -> HeldPages {
+    pub(super) fn pages(&self) -> HeldPages {
         self.clean.pages()
     }
 

@@ -9,7 +9,6 @@ mod sweep;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -36,7 +35,7 @@ const RETRY_PAUSE: Duration = Duration::from_secs(10);
 
 /// The root table has no room for another root.
 #[derive(Debug)]
-pub(crate) struct TableFull;
+pub(super) struct TableFull;
 
 /// Faults in saying what is garbage. They are committed in the check before deletion too, which would hide them.
 const GARBAGE_MISJUDGED: [Mutant; 5] = [
@@ -49,7 +48,7 @@ const GARBAGE_MISJUDGED: [Mutant; 5] = [
 
 /// What is to be deleted.
 #[derive(Debug)]
-pub(crate) enum Garbage {
+pub(super) enum Garbage {
     /// These objects, in this order. Each is found again by the next opener.
     Objects(Vec<String>),
     /// These objects, which no head, root or record ever named: only a sweep would find them again.
@@ -59,56 +58,66 @@ pub(crate) enum Garbage {
 }
 
 /// What waits to be deleted, and the root table that the folder and the collector share.
+///
+/// One lock holds all of it: which roots are kept follows from the table and the collected roots together, and an orphan
+/// is counted as unswept from the instant at which it is queued.
 #[derive(Debug)]
-pub(crate) struct Trash {
-    table: Mutex<RootTable>,
-    /// Last record that no read needs any more. The head may be further: its answer can be on its way.
-    folded: Mutex<Slot>,
-    /// Roots that are gone or about to go, to be left out of the next table.
-    collected: Mutex<BTreeSet<ObjectId>>,
-    queue: Mutex<VecDeque<(Instant, Garbage)>>,
-    /// What only a sweep finds: orphans that wait here, and the sweep itself until it is done.
-    unswept: AtomicUsize,
+pub(super) struct Trash {
+    state: Mutex<TrashState>,
     wake: Notify,
 }
 
+#[derive(Debug)]
+struct TrashState {
+    /// The root table that the head references.
+    table: RootTable,
+    /// The last record that no read needs any more. The head may be further: its answer can be on its way.
+    folded: Slot,
+    /// Roots that are deleted or about to be, and that the next table leaves out.
+    collected: BTreeSet<ObjectId>,
+    /// What waits, with the time at which it is due, in order of that.
+    queue: VecDeque<(Instant, Garbage)>,
+    /// How much exists that only a sweep finds: the orphans that wait here, and the sweep itself until it has ended.
+    unswept: usize,
+}
+
 impl Trash {
-    pub(crate) fn new(table: RootTable, folded: Slot, unswept: bool) -> Self {
-        Self {
-            table: Mutex::new(table),
-            folded: Mutex::new(folded),
-            collected: Mutex::new(BTreeSet::new()),
-            queue: Mutex::new(VecDeque::new()),
-            unswept: AtomicUsize::new(usize::from(unswept)),
-            wake: Notify::new(),
-        }
+    pub(super) fn new(table: RootTable, folded: Slot, unswept: bool) -> Self {
+        let state = TrashState {
+            table,
+            folded,
+            collected: BTreeSet::new(),
+            queue: VecDeque::new(),
+            unswept: usize::from(unswept),
+        };
+        Self { state: Mutex::new(state), wake: Notify::new() }
     }
 
     /// Whether objects may stand that only a sweep finds.
-    pub(crate) fn is_unswept(&self) -> bool {
-        self.unswept.load(Ordering::Relaxed) > 0
+    pub(super) fn is_unswept(&self) -> bool {
+        self.state.lock().unswept > 0
     }
 
     /// The sweep, or the deletion of some orphans, is done.
     fn swept(&self) {
-        self.unswept.fetch_sub(1, Ordering::Relaxed);
+        self.state.lock().unswept -= 1;
     }
 
     /// Name of the table that the head names.
-    pub(crate) fn table_id(&self) -> ObjectId {
-        self.table.lock().id
+    pub(super) fn table_id(&self) -> ObjectId {
+        self.state.lock().table.id
     }
 
     /// Roots that are kept: those of the table that are not collected.
-    pub(crate) fn kept(&self) -> Vec<KeptRoot> {
-        without(&self.table.lock().roots, &self.collected.lock())
+    pub(super) fn kept(&self) -> Vec<KeptRoot> {
+        self.state.lock().kept()
     }
 
     /// Whether the next table has room for another root.
     ///
     /// # Errors
     /// If the table is full, until the collector has made room.
-    pub(crate) fn check_room(&self) -> Result<(), TableFull> {
+    pub(super) fn check_room(&self) -> Result<(), TableFull> {
         if self.kept().len() >= MAX_ROOTS { Err(TableFull) } else { Ok(()) }
     }
 
@@ -116,7 +125,7 @@ impl Trash {
     ///
     /// # Errors
     /// If the table is full, until the collector has made room.
-    pub(crate) fn next_table(
+    pub(super) fn next_table(
         &self,
         id: ObjectId,
         old: &Root,
@@ -135,27 +144,29 @@ impl Trash {
     }
 
     /// Notes the table that the head now names.
-    pub(crate) fn set_table(&self, table: RootTable) {
-        *self.table.lock() = table;
+    pub(super) fn set_table(&self, table: RootTable) {
+        self.state.lock().table = table;
     }
 
     /// Last record that no read needs any more.
-    pub(crate) fn folded(&self) -> Slot {
-        *self.folded.lock()
+    pub(super) fn folded(&self) -> Slot {
+        self.state.lock().folded
     }
 
     /// Notes that no read needs this record and those before any more.
-    pub(crate) fn set_folded(&self, folded: Slot) {
-        *self.folded.lock() = folded;
+    pub(super) fn set_folded(&self, folded: Slot) {
+        self.state.lock().folded = folded;
     }
 
     /// Queues garbage, to be deleted after the grace; orphans are known to nobody, and need none.
-    pub(crate) fn add(&self, shared: &Shared, garbage: Garbage) {
+    pub(super) fn add(&self, shared: &Shared, garbage: Garbage) {
         match &garbage {
             Garbage::Objects(names) | Garbage::Orphans(names) if names.is_empty() => {}
             Garbage::Orphans(_) => {
-                self.unswept.fetch_add(1, Ordering::Relaxed);
-                self.add_due(Instant::now(), garbage);
+                let mut state = self.state.lock();
+                state.unswept += 1;
+                state.add(Instant::now(), garbage);
+                self.wake.notify_one();
             }
             _ if mutant::is(Mutant::GraceSkipped) => self.add_due(Instant::now(), garbage),
             _ => self.add_due(Instant::now() + shared.options.deletion_grace, garbage),
@@ -171,18 +182,51 @@ impl Trash {
     }
 
     fn add_due(&self, due: Instant, garbage: Garbage) {
-        let mut queue = self.queue.lock();
-        let place = queue.partition_point(|(other, _)| *other <= due);
-        queue.insert(place, (due, garbage));
-        if queue.len() > MAX_WAITING {
+        self.state.lock().add(due, garbage);
+        self.wake.notify_one();
+    }
+
+    /// Notes that a root is deleted or about to be.
+    fn set_collected(&self, root: ObjectId) {
+        self.state.lock().collected.insert(root);
+    }
+
+    /// Notes that garbage exists which only the sweep of a later opening deletes.
+    fn leave_to_sweep(&self) {
+        self.state.lock().unswept += 1;
+    }
+
+    /// Takes the first that is due, if any is.
+    fn take_due(&self) -> Option<Garbage> {
+        let queue = &mut self.state.lock().queue;
+        match queue.front() {
+            Some((due, _)) if *due <= Instant::now() => queue.pop_front().map(|(_, garbage)| garbage),
+            _ => None,
+        }
+    }
+
+    /// When the next is due.
+    fn next_due(&self) -> Option<Instant> {
+        self.state.lock().queue.front().map(|(due, _)| *due)
+    }
+}
+
+impl TrashState {
+    fn kept(&self) -> Vec<KeptRoot> {
+        without(&self.table.roots, &self.collected)
+    }
+
+    fn add(&mut self, due: Instant, garbage: Garbage) {
+        let place = self.queue.partition_point(|(other, _)| *other <= due);
+        self.queue.insert(place, (due, garbage));
+        if self.queue.len() > MAX_WAITING {
             // The grace is a courtesy: where checkpoints outrun it, the oldest garbage goes now.
             let now = Instant::now();
-            let hasty = queue.len() - MAX_WAITING;
-            for (due, _) in queue.iter_mut().take(hasty) {
+            let hasty = self.queue.len() - MAX_WAITING;
+            for (due, _) in self.queue.iter_mut().take(hasty) {
                 *due = now.min(*due);
             }
         }
-        self.wake.notify_one();
     }
 }
 
@@ -210,19 +254,19 @@ fn without(roots: &[KeptRoot], collected: &BTreeSet<ObjectId>) -> Vec<KeptRoot> 
 
 /// The task that deletes.
 #[derive(Debug)]
-pub(crate) struct Collector {
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) trash: Arc<Trash>,
+pub(super) struct Collector {
+    pub(super) shared: Arc<Shared>,
+    pub(super) trash: Arc<Trash>,
     unswept: bool,
 }
 
 impl Collector {
-    pub(crate) fn new(shared: Arc<Shared>, trash: Arc<Trash>, unswept: bool) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, trash: Arc<Trash>, unswept: bool) -> Self {
         Self { shared, trash, unswept }
     }
 
     /// Runs until the volume stops.
-    pub(crate) async fn run(self) {
+    pub(super) async fn run(self) {
         self.queue_retired();
         // Roots that are due go first: the look for leftovers asks every root that is kept about every object.
         if self.delete_due().await.is_err() {
@@ -239,8 +283,7 @@ impl Collector {
             self.trash.swept();
         }
         while self.delete_due().await.is_ok() {
-            let due = self.trash.queue.lock().front().map(|(due, _)| *due);
-            match due {
+            match self.trash.next_due() {
                 None => self.trash.wake.notified().await,
                 Some(due) => tokio::select! {
                     biased;
@@ -254,14 +297,7 @@ impl Collector {
     /// Deletes all that is due; what fails is due again a little later. Fails once the volume has stopped.
     pub(super) async fn delete_due(&self) -> Result<(), Error> {
         loop {
-            let garbage = {
-                let mut queue = self.trash.queue.lock();
-                match queue.front() {
-                    Some((due, _)) if *due <= Instant::now() => queue.pop_front(),
-                    _ => None,
-                }
-            };
-            let Some((_, garbage)) = garbage else { return Ok(()) };
+            let Some(garbage) = self.trash.take_due() else { return Ok(()) };
             if let Err(error) = self.delete(&garbage).await {
                 self.shared.check_serving()?;
                 tracing::warn!(volume = %self.shared.keys.volume(), "deleting failed, trying again: {error}");
@@ -322,7 +358,7 @@ impl Collector {
     /// Leaves garbage to the sweep of a later opening, since an object that is lost would have to say what else needs it.
     fn leave_to_sweep(&self, key: &str, error: &Error) {
         tracing::warn!(%key, "garbage is kept, since what references it cannot be read: {error}");
-        self.trash.unswept.fetch_add(1, Ordering::Relaxed);
+        self.trash.leave_to_sweep();
     }
 
     /// Whether the open volume uses an object, by its own state: its root, and the journal after the checkpoint.
@@ -385,7 +421,7 @@ impl Collector {
             .map(|other| other.root)
             .collect();
         let Some(root) = self.root(id).await? else {
-            self.trash.collected.lock().insert(id);
+            self.trash.set_collected(id);
             return Ok(());
         };
         let mut neighbours = Vec::new();
@@ -409,13 +445,13 @@ impl Collector {
         }
         own.push(shared.keys.root(id));
         // First nobody asks it any more what it shares: what a neighbour would leave to it, it could not tell again.
-        self.trash.collected.lock().insert(id);
+        self.trash.set_collected(id);
         self.trash.add(shared, Garbage::Orphans(own));
         Ok(())
     }
 
     /// A root that is kept; `None` once it was deleted.
-    pub(crate) async fn root(&self, id: ObjectId) -> Result<Option<Root>, Error> {
+    pub(super) async fn root(&self, id: ObjectId) -> Result<Option<Root>, Error> {
         let key = self.shared.keys.root(id);
         let decode = |body: &[u8]| Root::decode(self.shared.keys.volume(), id, body);
         let store = self.shared.env.store.bulk.as_ref();
