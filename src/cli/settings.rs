@@ -17,9 +17,9 @@ use crate::server::{ListenAddress, Tls};
 use crate::store::Location;
 use crate::store::probe::{ProbeOptions, When};
 use crate::store::retry::{Patience, RetryOptions};
-use crate::volume::geometry::Geometry;
-use crate::volume::head::HolderName;
-use crate::volume::keys::is_valid_name;
+use crate::volume::format::geometry::Geometry;
+use crate::volume::format::head::HolderName;
+use crate::volume::format::keys::is_valid_name;
 use crate::{server, store, volume};
 
 /// How often a request that the store refuses (credentials, permissions) is sent again where an operator
