@@ -4,6 +4,7 @@
 //! setting's name and origin.
 
 mod contradictions;
+mod socket;
 mod tls;
 
 use std::path::PathBuf;
@@ -71,6 +72,8 @@ pub(super) struct Options {
     /// Whether it must: somebody asked for it.
     pub(super) admin_required: bool,
     pub(super) admin_token: Option<Token>,
+    /// Whether whoever reaches it reads the API, with no token.
+    pub(super) admin_read_without_token: bool,
     /// Where the admin socket is.
     pub(super) admin_socket: SocketPlace,
 }
@@ -87,6 +90,7 @@ impl Options {
         }
         let oldstyle = parse_each(config, "server.oldstyle", &config.server.oldstyle, &mut errors);
         let listen_given = config.is_given("server.listen");
+        let permissions = socket::permissions(config, &mut errors);
         let tls = keep(tls::of(config), &mut errors).flatten();
         let create: Vec<Wanted> = parse_each(config, "volumes.create", &config.volumes.create, &mut errors);
         let geometry = Geometry::new(config.volumes.chunk_size.0);
@@ -125,7 +129,7 @@ impl Options {
                 store: store_options(config),
                 server: server_options(config),
                 tls,
-                listeners: Plan { listen, listen_given, oldstyle },
+                listeners: Plan { listen, listen_given, oldstyle, permissions },
                 handover: given(&config.server.handover).map(PathBuf::from),
                 hang_up: config.server.farewell == "hang-up",
                 volume: volume_options(config),
@@ -142,6 +146,7 @@ impl Options {
                 admin,
                 admin_required: config.is_given("admin.listen"),
                 admin_token,
+                admin_read_without_token: config.admin.read_without_token,
                 admin_socket,
             }),
             _ => Err(errors),
@@ -322,6 +327,11 @@ mod tests {
             ("CAIRN_ADMIN__LISTEN", "nowhere", "admin.listen = \"nowhere\": |unix:PATH, or none"),
             ("CAIRN_ADMIN__TOKEN_FILE", "/no/such", "admin.token_file = \"/no/such\": |No such file"),
             ("CAIRN_ADMIN__TOKEN_FILE", "/dev/null", "admin.token_file = |at least 16"),
+            ("CAIRN_SERVER__SOCKET_MODE", "rw-rw----", "server.socket_mode = \"rw-rw----\": |octal|0660"),
+            ("CAIRN_SERVER__SOCKET_MODE", "1660", "server.socket_mode = |octal"),
+            ("CAIRN_SERVER__SOCKET_MODE", "0066", "server.socket_mode = |owner"),
+            ("CAIRN_SERVER__SOCKET_GROUP", "no-such-group", "server.socket_group = |/etc/group"),
+            ("CAIRN_SERVER__SOCKET_GROUP", "4294967295", "server.socket_group = |/etc/group"),
             ("CAIRN_STORE__ENDPOINT", "minio:9000", "store.endpoint = \"minio:9000\"|http://minio:9000 or"),
             ("CAIRN_LEASE__HOLDER", &"x".repeat(201), "lease.holder = |more than 200 bytes"),
             ("CAIRN_STORE__RETRY_BASE", "10s", "store.retry_base = \"10s\"|store.retry_cap"),
