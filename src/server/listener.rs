@@ -184,10 +184,12 @@ impl Listener {
         }
         remove_stale(path).await?;
         let bound = bind_restricted(path, permissions);
-        bound.map_err(|source| ListenError::Io { address: address.clone(), source }).map(|(listener, file)| {
-            let socket = Socket::Unix { listener, file: Some(Arc::new(file)) };
-            Self { socket, address: address.clone() }
-        })
+        bound.map_err(|source| ListenError::Io { address: address.clone(), source }).map(
+            |(listener, file)| {
+                let socket = Socket::Unix { listener, file: Some(Arc::new(file)) };
+                Self { socket, address: address.clone() }
+            },
+        )
     }
 
     /// Listens at a Unix socket that is for this user alone: its file never has other permissions than mode 0600.
@@ -377,10 +379,7 @@ fn bind_private(path: &Path) -> io::Result<(StdUnixListener, SocketFile)> {
 }
 
 /// The file gets its permissions before the socket listens, so that nobody can have connected before.
-fn bind_restricted(
-    path: &Path,
-    permissions: SocketPermissions,
-) -> io::Result<(UnixListener, SocketFile)> {
+fn bind_restricted(path: &Path, permissions: SocketPermissions) -> io::Result<(UnixListener, SocketFile)> {
     let (socket, file) = bind_unheard(path, None)?;
     permissions.set(path)?;
     rustix::net::listen(&socket, PUBLIC_BACKLOG)?;
