@@ -99,8 +99,14 @@ two_users_share_a_socket() {
         sleep 0.1
     done
     client() { docker run --rm --network=none --volume "$WORK/shared:/run/cairn" --user 64055:64055 "$@" "$IMAGE" nbd size "$uri" 2>&1; }
-    said=$(client --group-add 65532) && [ "$said" = $((1 << 30)) ] || { echo "of the group: $said"; return 1; }
-    ! said=$(client) && grep -qi 'permission denied' <<<"$said" || { echo "not of the group: $said"; return 1; }
+    if ! said=$(client --group-add 65532) || [ "$said" != $((1 << 30)) ]; then
+        echo "of the group: $said"
+        return 1
+    fi
+    if said=$(client) || ! grep -qi 'permission denied' <<<"$said"; then
+        echo "not of the group: $said"
+        return 1
+    fi
     docker rm --force --volumes "$id" >/dev/null
 }
 

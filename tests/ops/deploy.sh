@@ -86,7 +86,7 @@ nbd_client_understands() {
     [ "$(wc -l <"$WORK/options")" -ge 6 ] || return 1
     nbd-client --help >"$WORK/help" 2>&1
     while read -r option; do
-        grep -qE -- "[[|]$option[] |]|-name\|$option " "$WORK/help" || { echo "nbd-client has no $option"; return 1; }
+        grep -qE -- "[[|]${option}[] |]|-name\|$option " "$WORK/help" || { echo "nbd-client has no $option"; return 1; }
     done <"$WORK/options"
 }
 check "what the node does for KubeVirt" nbd_client_understands
@@ -105,7 +105,9 @@ image_is_pinned() {
     local said digest=sha256:1111111111111111111111111111111111111111111111111111111111111111
     mkdir -p "$WORK/bin" "$WORK/copy" && git -c safe.directory='*' archive HEAD Cargo.toml deploy | tar -x -C "$WORK/copy" || return 1
     cp deploy/Dockerfile deploy/build-image.sh "$WORK/copy/deploy/"
+    # shellcheck disable=SC2016  # the variables are those of the stand-ins
     printf '#!/bin/sh\n[ "$*" = "buildx imagetools inspect $4 --format {{.Manifest.Digest}}" ] && echo %s\n' "$digest" >"$WORK/bin/docker"
+    # shellcheck disable=SC2016
     printf '#!/bin/sh\ncase $1 in rev-parse) echo revision-1 ;; remote) echo https://user:secret@forge.example/cairn ;; esac\n' >"$WORK/bin/git"
     chmod +x "$WORK/bin/docker" "$WORK/bin/git"
     said=$(PATH=$WORK/bin:$PATH "$WORK/copy/deploy/build-image.sh" --print registry.example/cairn:1) || return 1

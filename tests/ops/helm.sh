@@ -133,20 +133,22 @@ runs_nothing() { [ -s "$1" ] && ! grep -qE '^kind: (StatefulSet|Deployment|Pod)$
 check "a library runs nothing" runs_nothing "$WORK/library.1.34.yaml"
 
 # asks NAME FILTER: what was rendered, as a list of JSON documents, fulfils it.
-asks() {
-    check "$1: $2" jq -e "def one(kind): map(select(.kind == kind)) | first; def pod: .spec.template.spec; $2" \
-        <(/usr/bin/python3 -c 'import json, sys, yaml; print(json.dumps([d for d in yaml.safe_load_all(open(sys.argv[1])) if d]))' \
-            "$WORK/$1.1.34.yaml") >"$WORK/said"
+asks() { check "$1: $2" fulfils "$WORK/$1.1.34.yaml" "$2"; }
+fulfils() {
+    /usr/bin/python3 -c 'import json, sys, yaml; print(json.dumps([d for d in yaml.safe_load_all(open(sys.argv[1])) if d]))' "$1" |
+        jq -e "def one(kind): map(select(.kind == kind)) | first; def pod: .spec.template.spec; $2" >/dev/null
 }
 # One that is left on a node that does not answer is replaced, after a time that the values say.
 asks defaults 'one("StatefulSet") == null and one("Deployment").spec.strategy.type == "Recreate"'
 asks defaults 'one("Deployment") | pod.tolerations | map(select(.tolerationSeconds == 30) | .key) == ["node.kubernetes.io/unreachable", "node.kubernetes.io/not-ready"]'
 asks stateful 'one("Deployment") == null and one("StatefulSet").spec.serviceName == "release-cairn-a"'
 # Kubernetes puts a variable only into those that come after it.
+# shellcheck disable=SC2016  # the variables are those of jq
 ORDERED='def ordered: [.env[].name] as $names | [.env[] | . as $env | ((.value // "") | scan("\\$\\(([A-Z_]+)\\)")[0]) as $used
     | ($names | index($used)) as $at | $at != null and $at < ($names | index($env.name))] | length > 0 and all;'
 asks defaults "$ORDERED one(\"Deployment\") | pod.containers[0] | ordered"
 asks vm "$ORDERED one(\"StatefulSet\") | pod.initContainers[0] | ordered"
+# shellcheck disable=SC2016  # the variables are those of Kubernetes
 # Each replica has a disk of its own, at a socket for the group of the pod, whatever the user of the machine.
 asks vm 'one("StatefulSet") | pod | .securityContext.fsGroup == 65532 and .containers[0].securityContext.runAsUser != 65532
     and (.initContainers[0].env | from_entries | .CAIRN_SERVER__SOCKET_MODE == "0660" and .CAIRN_VOLUMES__CREATE == "vm-$(POD_NAME)=20GiB")
@@ -214,11 +216,15 @@ check "the table of values" values_are_documented
 # What the chart counts with are the settings' own defaults.
 defaults_are_those_of_cairn() {
     local key default
+    # shellcheck disable=SC2016  # the variable is one of Helm's
     sed -n 's/.*\$defaults := dict \(.*\) -}}$/\1/p' "$ROOT/helm/cairn/templates/_memory.tpl" | xargs -n 2 >"$WORK/counted"
     [ "$(wc -l <"$WORK/counted")" = 5 ] || return 1
     while read -r key default; do
         key=$(sed 's/^CAIRN_//; s/__/./' <<<"$key" | tr '[:upper:]' '[:lower:]')
-        grep -qF "| \`$key\` | " "$ROOT/README.md" && grep -F "| \`$key\` | " "$ROOT/README.md" | grep -qF "| \`$default\` |" || { echo "$key is not $default"; return 1; }
+        if ! grep -F "| \`$key\` | " "$ROOT/README.md" | grep -qF "| \`$default\` |"; then
+            echo "$key is not $default"
+            return 1
+        fi
     done <"$WORK/counted"
 }
 check "the memory that the chart counts with" defaults_are_those_of_cairn
