@@ -1,8 +1,9 @@
 //! Who may do what: read, and change something.
 //!
-//! Invariants: whoever changes something has the token, or reaches a Unix socket that is for one user alone; beyond
-//! loopback nothing of the API is served without a token, unless the operator lets everybody read; a page of another
-//! site that a browser shows learns nothing that is served without a token, whatever name it has for this machine.
+//! Invariants: whoever changes something has the token, or reaches a Unix socket that is for one user alone;
+//! beyond loopback nothing of the API is served without a token, unless the operator lets everybody read; a
+//! page of another site that a browser shows learns nothing that is served without a token, whatever name it
+//! has for this machine.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -92,14 +93,14 @@ enum Rule {
 }
 
 /// Why nothing is read beyond loopback.
-const NOT_LOCAL: &str = "beyond loopback the API is served only with a token (admin.token_file), or to be read only \
-    (admin.read_without_token)";
+const NOT_LOCAL: &str = "beyond loopback the API is served only with a token (admin.token_file), or to be \
+    read only (admin.read_without_token)";
 /// Why nothing is changed beyond loopback.
-const NO_TOKEN: &str = "beyond loopback something is changed only with a token (admin.token_file); this gateway has \
-    none: use the admin socket (cairn volume --gateway, on the gateway's machine or in its container)";
+const NO_TOKEN: &str = "beyond loopback something is changed only with a token (admin.token_file); this \
+    gateway has none: use the admin socket (cairn volume --gateway, on its machine or in its container)";
 /// Why nothing is changed on loopback.
-const NO_PROOF: &str = "every user of this machine reaches this address: to change something, use the admin socket \
-    (admin.socket) or a token (admin.token_file)";
+const NO_PROOF: &str = "every user of this machine reaches this address: to change something, use the admin \
+    socket (admin.socket) or a token (admin.token_file)";
 /// Why nothing is changed over a Unix socket.
 const SHARED: &str = "more than one user can open this socket: to change something, use the admin socket \
     (admin.socket), a socket of mode 0600, or a token (admin.token_file)";
@@ -107,8 +108,8 @@ const SHARED: &str = "more than one user can open this socket: to change somethi
 const FOREIGN: &str = "the request is from a page of another site, or for another host than this machine";
 
 /// Why a request beyond loopback gets nothing where no token is needed.
-const NAMED: &str = "the request is from a page of another site, or for a domain name: without a token, ask by \
-    address or by a name without dots";
+const NAMED: &str = "the request is from a page of another site, or for a domain name: without a \
+    token, ask by address or by a name without dots";
 
 type Refusal = (StatusCode, &'static str);
 
@@ -119,8 +120,9 @@ impl Access {
         Self { reads: Rule::Everybody, changes: Rule::Everybody, reach: Reach::Socket, name: None }
     }
 
-    /// Who may what at an address of a listener. With a token, whoever has it; without one, whoever can open a Unix socket
-    /// or is on this machine may read, and whoever can open a Unix socket that is for one user alone may do everything.
+    /// Who may what at an address of a listener. With a token, whoever has it; without one, whoever can open
+    /// a Unix socket or is on this machine may read, and whoever can open a Unix socket that is for one user
+    /// alone may do everything.
     #[must_use]
     pub fn at(address: &ListenAddress, token: Option<Token>) -> Self {
         let reach = match address {
@@ -141,7 +143,8 @@ impl Access {
         Self { reads, changes, reach, name: None }
     }
 
-    /// The same, where whoever reaches the address reads the API without a token. What changes something is as before.
+    /// The same, where whoever reaches the address reads the API without a token. What changes something is
+    /// as before.
     #[must_use]
     pub fn read_by_everybody(mut self) -> Self {
         self.reads = Rule::Everybody;
@@ -180,7 +183,8 @@ impl Access {
         }
     }
 
-    /// Of a request that needs no token: a page of another site gets nothing, unless it, or the proxy in front, has one.
+    /// Of a request that needs no token: a page of another site gets nothing, unless it, or the proxy in
+    /// front, has one.
     fn judge_page(&self, asked: &Asked<'_>) -> Result<(), Refusal> {
         let (is_ours, why): (fn(&str) -> bool, _) = match self.reach {
             Reach::Socket => return Ok(()),
@@ -202,7 +206,8 @@ impl Access {
         }
     }
 
-    /// Of a request for metrics or health: everybody's. Beyond loopback scrapers and probes have many names for a machine.
+    /// Of a request for metrics or health: everybody's. Beyond loopback scrapers and probes have many names
+    /// for a machine.
     fn judge_public(&self, asked: &Asked<'_>) -> Result<(), Refusal> {
         match self.reach {
             Reach::Socket | Reach::Network => Ok(()),
@@ -244,8 +249,9 @@ impl<'a> Asked<'a> {
         scheme.eq_ignore_ascii_case(b"Bearer").then(|| rest.trim_ascii_start())
     }
 
-    /// Whether it is for a host that is ours, or for our own name (a name of another site that resolves to us is neither),
-    /// and not from another site's page. A browser names its host; only HTTP/1.0 does without (RFC 9112, section 3.2).
+    /// Whether it is for a host that is ours, or for our own name (a name of another site that resolves to us
+    /// is neither), and not from another site's page. A browser names its host; only HTTP/1.0 does without
+    /// (RFC 9112, section 3.2).
     fn is_for(&self, own_name: Option<&str>, is_ours: fn(&str) -> bool) -> bool {
         let mut hosts = self.headers.get_all(HOST).iter();
         let host = match (hosts.next(), hosts.next()) {
@@ -270,7 +276,8 @@ fn without_port(host: &str) -> &str {
     }
 }
 
-/// Whether a host is `localhost` or an address of loopback. Only names can be made to resolve here by somebody else.
+/// Whether a host is `localhost` or an address of loopback. Only names can be made to resolve here by
+/// somebody else.
 fn names_this_machine(name: &str) -> bool {
     if name.eq_ignore_ascii_case("localhost") {
         return true;
@@ -281,7 +288,8 @@ fn names_this_machine(name: &str) -> bool {
     }
 }
 
-/// Whether a host is an address, or a name without dots: nobody can have such a name in the DNS of the internet.
+/// Whether a host is an address, or a name without dots: nobody can have such a name in the DNS of the
+/// internet.
 fn is_no_domain(name: &str) -> bool {
     match name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
         Some(inner) => inner.parse::<Ipv6Addr>().is_ok(),
@@ -459,8 +467,8 @@ mod tests {
         }
     }
 
-    /// What a browser in that network shows can make a name of its own resolve to this machine, but not a number, nor a
-    /// name without dots.
+    /// What a browser in that network shows can make a name of its own resolve to this machine, but not a
+    /// number, nor a name without dots.
     #[test]
     fn where_everybody_reads_beyond_loopback_a_foreign_page_learns_nothing() {
         let access = with_token("0.0.0.0:9180").read_by_everybody();
@@ -492,7 +500,8 @@ mod tests {
         assert_eq!(asked(&[("host", "disks.example"), token]), (200, 200));
     }
 
-    /// Scrapers and probes have many names for a pod: its address, a service's name, what a proxy makes of it.
+    /// Scrapers and probes have many names for a pod: its address, a service's name, what a proxy makes of
+    /// it.
     #[test]
     fn beyond_loopback_metrics_and_health_have_any_host() {
         for access in [tcp("0.0.0.0:9180"), with_token("[::]:9180"), tcp("192.0.2.1:9180")] {

@@ -1,7 +1,7 @@
 //! From settings to each layer's options.
 //!
-//! Invariant: all that can be found wrong without asking the store or the system is found here, and said with the
-//! setting's name and origin.
+//! Invariant: all that can be found wrong without asking the store or the system is found here, and said with
+//! the setting's name and origin.
 
 mod contradictions;
 mod socket;
@@ -14,17 +14,17 @@ use super::listeners::Plan;
 use super::size::Wanted;
 use crate::admin::Token;
 use crate::config::{self, Config};
-use crate::server::{ListenAddress, Tls};
+use crate::server::{ListenAddress, SocketPermissions, Tls};
 use crate::store::Location;
 use crate::store::probe::{ProbeOptions, When};
 use crate::store::retry::{Patience, RetryOptions};
 use crate::volume::geometry::Geometry;
-use crate::volume::head::MAX_HOLDER_BYTES;
+use crate::volume::head::HolderName;
 use crate::volume::keys::is_valid_name;
 use crate::{server, store, volume};
 
-/// How often a request that the store refuses (credentials, permissions) is sent again where an operator looks on: by
-/// commands, and by a gateway until it serves.
+/// How often a request that the store refuses (credentials, permissions) is sent again where an operator
+/// looks on: by commands, and by a gateway until it serves.
 const REFUSALS: u32 = 3;
 
 /// How long a command that somebody waits for is tried.
@@ -84,13 +84,7 @@ impl Options {
         let mut errors = config::Errors::default();
         let location = config.store.url.parse().map_err(|e| config.refuse("store.url", e));
         let location = keep(location, &mut errors);
-        let listen = parse_each(config, "server.listen", &config.server.listen, &mut errors);
-        if config.server.listen.is_empty() {
-            errors.0.push(config.refuse("server.listen", "at least one address is needed"));
-        }
-        let oldstyle = parse_each(config, "server.oldstyle", &config.server.oldstyle, &mut errors);
-        let listen_given = config.is_given("server.listen");
-        let permissions = socket::permissions(config, &mut errors);
+        let listeners = plan(config, &mut errors);
         let tls = keep(tls::of(config), &mut errors).flatten();
         let create: Vec<Wanted> = parse_each(config, "volumes.create", &config.volumes.create, &mut errors);
         let geometry = Geometry::new(config.volumes.chunk_size.0);
@@ -104,8 +98,8 @@ impl Options {
         if let Some(Err(why)) = given(&config.store.endpoint).map(|text| store::s3::endpoint::parse(&text)) {
             errors.0.push(config.refuse("store.endpoint", why));
         }
-        if config.lease.holder.len() > MAX_HOLDER_BYTES {
-            let why = format!("must not have more than {MAX_HOLDER_BYTES} bytes");
+        if config.lease.holder.len() > HolderName::MAX_BYTES {
+            let why = format!("must not have more than {} bytes", HolderName::MAX_BYTES);
             errors.0.push(config.refuse("lease.holder", why));
         }
         let admin = match config.admin.listen.as_str() {
@@ -129,7 +123,7 @@ impl Options {
                 store: store_options(config),
                 server: server_options(config),
                 tls,
-                listeners: Plan { listen, listen_given, oldstyle, permissions },
+                listeners,
                 handover: given(&config.server.handover).map(PathBuf::from),
                 hang_up: config.server.farewell == "hang-up",
                 volume: volume_options(config),
@@ -167,6 +161,20 @@ impl Options {
         names.dedup();
         names
     }
+}
+
+/// Where to listen for NBD.
+fn plan(config: &Config, errors: &mut config::Errors) -> Plan {
+    let listen = parse_each(config, "server.listen", &config.server.listen, errors);
+    if config.server.listen.is_empty() {
+        errors.0.push(config.refuse("server.listen", "at least one address is needed"));
+    }
+    let oldstyle = parse_each(config, "server.oldstyle", &config.server.oldstyle, errors);
+    let permissions = socket::permissions(config).unwrap_or_else(|refused| {
+        errors.0.extend(refused);
+        SocketPermissions::default()
+    });
+    Plan { listen, listen_given: config.is_given("server.listen"), oldstyle, permissions }
 }
 
 fn keep<T>(result: Result<T, config::Error>, errors: &mut config::Errors) -> Option<T> {
@@ -230,7 +238,8 @@ fn store_options(config: &Config) -> store::Options {
             base: of.retry_base,
             cap: of.retry_cap,
             read: Patience { deadline: of.read_deadline, refusals: Some(REFUSALS) },
-            // What was sent is sent again until its fate is known; who waits for it has a deadline of their own.
+            // What was sent is sent again until its fate is known; who waits for it has a deadline of their
+            // own.
             write: Patience { deadline: None, refusals: Some(REFUSALS) },
             ..RetryOptions::default()
         },

@@ -1,7 +1,7 @@
 //! Where the server listens: TCP addresses and Unix sockets.
 //!
-//! Owns the socket files: one left behind by a dead server is replaced, one of a living server is not touched, and
-//! our own is removed when its [`Listener`] is dropped. Knows no protocol.
+//! Owns the socket files: one left behind by a dead server is replaced, one of a living server is not
+//! touched, and our own is removed when its [`Listener`] is dropped. Knows no protocol.
 
 use std::fmt;
 use std::io;
@@ -60,8 +60,8 @@ impl FromStr for ListenAddress {
 }
 
 impl ListenAddress {
-    /// Whether one user alone, and root, can connect there: a Unix socket whose file gives nobody else a permission.
-    /// One without a file, or whose file cannot be looked at, is not.
+    /// Whether one user alone, and root, can connect there: a Unix socket whose file gives nobody else a
+    /// permission. One without a file, or whose file cannot be looked at, is not.
     #[must_use]
     pub fn is_private(&self) -> bool {
         match self {
@@ -90,7 +90,8 @@ pub struct SocketPermissions {
 }
 
 impl SocketPermissions {
-    /// Gives them to the file of a Unix socket that exists; one without a file, and an address of TCP, are left alone.
+    /// Gives them to the file of a Unix socket that exists; one without a file, and an address of TCP, are
+    /// left alone.
     pub fn apply(self, address: &ListenAddress) -> Result<(), ListenError> {
         let ListenAddress::Unix(path) = address else { return Ok(()) };
         match self.set(path) {
@@ -173,7 +174,8 @@ impl Listener {
         }
     }
 
-    /// Listens at an address; where that is a Unix socket, nobody connects but those whom the permissions let in.
+    /// Listens at an address; where that is a Unix socket, nobody connects but those whom the permissions let
+    /// in.
     pub async fn bind_for(
         address: &ListenAddress,
         permissions: SocketPermissions,
@@ -192,7 +194,8 @@ impl Listener {
         )
     }
 
-    /// Listens at a Unix socket that is for this user alone: its file never has other permissions than mode 0600.
+    /// Listens at a Unix socket that is for this user alone: its file never has other permissions than mode
+    /// 0600.
     pub async fn bind_private(path: &Path) -> Result<Self, ListenError> {
         let address = ListenAddress::Unix(path.to_path_buf());
         remove_stale(path).await?;
@@ -225,8 +228,8 @@ impl Listener {
         Ok(Self { socket: Socket::Unix { listener, file: None }, address: ListenAddress::Unix(path) })
     }
 
-    /// Takes over a socket that listens already from a server on this machine that will end; the file of a Unix socket is
-    /// ours only once [`SharedListener::claim`] is called.
+    /// Takes over a socket that listens already from a server on this machine that will end; the file of a
+    /// Unix socket is ours only once [`SharedListener::claim`] is called.
     pub fn adopt(socket: OwnedFd) -> io::Result<Self> {
         if rustix::net::getsockname(&socket)?.address_family() != AddressFamily::UNIX {
             return Self::from_tcp(socket.into());
@@ -365,8 +368,9 @@ impl Drop for SocketFile {
     }
 }
 
-/// A socket's file is made with the permissions that the socket has, less those of the umask (Linux, `unix_bind`), so
-/// that they are set before. It listens only once the file was looked at, and nobody can have connected before.
+/// A socket's file is made with the permissions that the socket has, less those of the umask (Linux,
+/// `unix_bind`), so that they are set before. It listens only once the file was looked at, and nobody can
+/// have connected before.
 fn bind_private(path: &Path) -> io::Result<(StdUnixListener, SocketFile)> {
     let (socket, file) = bind_unheard(path, Some(PRIVATE))?;
     let mode = std::fs::symlink_metadata(path)?.mode();

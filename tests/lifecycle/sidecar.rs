@@ -1,8 +1,9 @@
-//! Pods of virtual machines, rehearsed with plain processes in the order that Kubernetes keeps: Cairn starts and is ready,
-//! the machine starts; the machine stops, then Cairn is told to.
+//! Pods of virtual machines, rehearsed with plain processes in the order that Kubernetes keeps: Cairn starts
+//! and is ready, the machine starts; the machine stops, then Cairn is told to.
 //!
-//! Arguments, settings, users and the startup probe are those of the chart `helm/vm`, as Helm renders it, and of the
-//! manifests under `deploy/kubernetes`. Instead of a machine there is QEMU's block layer with the machine's own options.
+//! Arguments, settings, users and the startup probe are those of the chart `helm/vm`, as Helm renders it, and
+//! of the manifests under `deploy/kubernetes`. Instead of a machine there is QEMU's block layer with the
+//! machine's own options.
 
 use std::fs::Permissions;
 use std::os::unix::fs::{PermissionsExt as _, chown};

@@ -1,23 +1,23 @@
 //! Who may connect to the Unix sockets for NBD: their mode and group.
 
-use super::keep;
 use crate::config::{self, Config};
 use crate::server::SocketPermissions;
 
 /// Where groups have their names; a program without a C library's name services looks nowhere else.
 const GROUPS: &str = "/etc/group";
 
-/// What the settings say.
-pub(super) fn permissions(config: &Config, errors: &mut config::Errors) -> SocketPermissions {
-    let (mode, group) = (&config.server.socket_mode, &config.server.socket_group);
-    let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-    let mode = given(mode).and_then(|text| {
-        keep(parse_mode(&text).map_err(|why| config.refuse("server.socket_mode", why)), errors)
-    });
-    let group = given(group).and_then(|text| {
-        keep(parse_group(&text).map_err(|why| config.refuse("server.socket_group", why)), errors)
-    });
-    SocketPermissions { mode, group }
+/// What the settings say; the errors, each by its setting.
+pub(super) fn permissions(config: &Config) -> Result<SocketPermissions, Vec<config::Error>> {
+    let of = |key, text: &str, parse: fn(&str) -> Result<u32, String>| {
+        let given = (!text.is_empty()).then(|| parse(text));
+        given.transpose().map_err(|why| config.refuse(key, why))
+    };
+    let mode = of("server.socket_mode", &config.server.socket_mode, parse_mode);
+    let group = of("server.socket_group", &config.server.socket_group, parse_group);
+    match (mode, group) {
+        (Ok(mode), Ok(group)) => Ok(SocketPermissions { mode, group }),
+        (mode, group) => Err([mode.err(), group.err()].into_iter().flatten().collect()),
+    }
 }
 
 fn parse_mode(text: &str) -> Result<u32, String> {
