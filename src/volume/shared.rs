@@ -172,20 +172,21 @@ impl Shared {
         !stopped && Instant::now() >= *self.lease_ends_at.lock()
     }
 
+    /// Waits for something at most until the store's deadline, if there is one.
+    pub(super) async fn within_deadline<T>(
+        &self,
+        waited: impl Future<Output = T> + Send,
+    ) -> Result<T, Error> {
+        let Some(deadline) = self.options.store_deadline else { return Ok(waited.await) };
+        let after_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
+        tokio::time::timeout(deadline, waited).await.map_err(|_| Error::Deadline { after_ms })
+    }
+
     /// Waits until `reached` holds of the progress; fails once the volume stops, or at the deadline.
     pub(super) async fn wait(&self, reached: impl FnMut(&Progress) -> bool + Send) -> Result<(), Error> {
         let mut reached = reached;
         let waited = self.progress.wait(|now| (now.stopped || reached(now)).then_some(now.stopped));
-        let stopped = match self.options.store_deadline {
-            None => waited.await,
-            Some(deadline) => match tokio::time::timeout(deadline, waited).await {
-                Ok(stopped) => stopped,
-                Err(_) => {
-                    let after_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
-                    return Err(Error::Deadline { after_ms });
-                }
-            },
-        };
+        let stopped = self.within_deadline(waited).await?;
         if stopped && !mutant::is(Mutant::StopIsSuccess) { self.check_serving() } else { Ok(()) }
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::error::{self, OpenError};
 use super::format::codec::DecodeError;
 use crate::mutant::{self, Mutant};
 use crate::store::error::cause;
@@ -250,6 +251,25 @@ pub(super) enum CheckedError {
     Store(Error),
     /// It is not what was written.
     Damaged(DecodeError),
+}
+
+impl CheckedError {
+    /// The error of an open volume that references the object, by the object's key.
+    pub(super) fn referenced(self, key: String) -> error::Error {
+        match self {
+            Self::Store(Error::NotFound { key }) => error::Error::lost(key),
+            Self::Store(error) => error::Error::Store(error),
+            Self::Damaged(error) => error::Error::damaged(key, error.to_string()),
+        }
+    }
+
+    /// The error of whoever opens, creates or deletes a volume, by the object's key.
+    pub(super) fn unopened(self, key: &str) -> OpenError {
+        match self {
+            Self::Store(error) => error.into(),
+            Self::Damaged(source) => OpenError::Damaged { key: key.to_owned(), source },
+        }
+    }
 }
 
 /// Fetches and decodes an object that something references, and again while that may be for damage on the way or for a

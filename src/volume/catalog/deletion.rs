@@ -22,8 +22,6 @@ use crate::volume::objects::{fetch, read_head};
 use crate::volume::open::replay::{Logs, seal_all};
 use crate::volume::options::Options;
 
-/// Keys of one delete request at most.
-const DELETE_KEYS: usize = store::MAXIMUM_DELETE_KEYS;
 /// How often the head is marked when its holder updates it meanwhile.
 const MARKS: u32 = 100;
 
@@ -212,7 +210,7 @@ async fn delete_prefix(env: &Environment, keys: Keys, prefix: &str) -> Result<()
     while let Some(entries) = pages.next().await? {
         let found = entries.into_iter().map(|entry| entry.key);
         let names: Vec<String> = found.filter(|key| keys.parse(key) != Some(Parsed::Head)).collect();
-        for batch in names.chunks(DELETE_KEYS) {
+        for batch in names.chunks(store::MAXIMUM_DELETE_KEYS) {
             env.store.delete(batch).await?;
         }
     }

@@ -26,8 +26,6 @@ use crate::volume::read::base::{self, Mapped, names_chunk};
 use crate::volume::shared::Shared;
 use crate::volume::store_exact::{CheckedError, fetch_checked, fetch_if_present};
 
-/// Keys of one delete request at most.
-const DELETE_KEYS: usize = store::MAXIMUM_DELETE_KEYS;
 /// Garbage of so many checkpoints waits for its grace at most; the root table has room for more.
 const MAX_WAITING: usize = 1024;
 /// Pause after a collection that failed.
@@ -330,7 +328,7 @@ impl Collector {
 
     /// Deletes objects in order, if the epoch is still ours.
     async fn delete_objects(&self, names: &[String]) -> Result<(), Error> {
-        for batch in names.chunks(DELETE_KEYS) {
+        for batch in names.chunks(store::MAXIMUM_DELETE_KEYS) {
             let batch = self.without_used(batch).await?;
             self.check_epoch().await?;
             self.shared.env.store.bulk.delete(&batch).await?;
@@ -462,8 +460,7 @@ impl Collector {
         match fetched {
             Ok((root, _)) => Ok(Some(root)),
             Err(CheckedError::Store(store::Error::NotFound { .. })) => Ok(None),
-            Err(CheckedError::Store(error)) => Err(Error::Store(error)),
-            Err(CheckedError::Damaged(error)) => Err(Error::damaged(key, error.to_string())),
+            Err(error) => Err(error.referenced(key)),
         }
     }
 

@@ -174,13 +174,7 @@ impl Shared {
                 () = stopped => None,
             }
         };
-        let outcome = match self.options.store_deadline {
-            None => either.await,
-            Some(deadline) => tokio::time::timeout(deadline, either).await.map_err(|_| Error::Deadline {
-                after_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX),
-            })?,
-        };
-        match outcome {
+        match self.within_deadline(either).await? {
             Some(permits) => Ok(permits),
             None => self.check_serving().map(|()| 0),
         }
