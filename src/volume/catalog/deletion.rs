@@ -1,9 +1,10 @@
 //! Deleting volumes, whole or half made, sound or damaged.
 //!
-//! Invariants: the head says first that the volume is being deleted, under a new epoch, which decides who has it: a
-//! gateway that holds it, or the deletion. Then the name is taken from it, before any object goes. The identity, by which a
-//! volume is found that has no name, goes last. So a deletion that is cut short leaves a volume that is never opened
-//! again, and can be deleted again by its id; one that resumes late meets names and objects of no other volume.
+//! Invariants: the head says first that the volume is being deleted, under a new epoch, which decides who has
+//! it: a gateway that holds it, or the deletion. Then the name is taken from it, before any object goes. The
+//! identity, by which a volume is found that has no name, goes last. So a deletion that is cut short leaves a
+//! volume that is never opened again, and can be deleted again by its id; one that resumes late meets names
+//! and objects of no other volume.
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use uuid::Uuid;
@@ -47,11 +48,12 @@ pub async fn delete(
     remove(env, Keys::new(volume), marked.as_ref()).await
 }
 
-/// Deletes a volume by its id, whether or not a name stands for it: also one whose creation or deletion was cut short.
-/// Where its creator is still at work, that fails.
+/// Deletes a volume by its id, whether or not a name stands for it: also one whose creation or deletion was
+/// cut short. Where its creator is still at work, that fails.
 ///
 /// # Errors
-/// If there is nothing of it, if a gateway holds it (unless `takeover`), or the store fails; it can then be called again.
+/// If there is nothing of it, if a gateway holds it (unless `takeover`), or the store fails; it can then be
+/// called again.
 pub async fn delete_by_id(
     env: &Environment,
     options: &Options,
@@ -154,7 +156,8 @@ async fn check_absent(env: &Environment, keys: Keys) -> Result<(), OpenError> {
     Err(store::Error::Transient { key, source: cause(why) }.into())
 }
 
-/// What a damaged head is taken for: one of an epoch above all that the journal shows. `None` if it is sound by now.
+/// What a damaged head is taken for: one of an epoch above all that the journal shows. `None` if it is sound
+/// by now.
 async fn stand_in(
     env: &Environment,
     keys: Keys,
