@@ -21,6 +21,7 @@ use super::open::{create as create_object, fetch, fetch_if_present, read_head};
 use super::options::Options;
 use super::root::{KeptRoot, Root, RootTable};
 use super::shared::Environment;
+use crate::mutant::{self, Mutant};
 use crate::store::{self, Pages};
 
 pub use super::deletion::{delete, delete_by_id};
@@ -279,7 +280,13 @@ pub async fn volumes(env: &Environment) -> Result<Vec<Listed>, OpenError> {
         Listed { name, found }
     });
     let all = lookups.buffered(CONCURRENT_LOOKUPS);
-    Ok(all.filter(|listed| std::future::ready(listed.stands())).collect().await)
+    let all: Vec<Listed> = all.filter(|listed| std::future::ready(listed.stands())).collect().await;
+    if mutant::is(Mutant::BrokenEndsListing)
+        && let Some(error) = all.iter().find_map(|listed| listed.found.as_ref().err())
+    {
+        return Err(OpenError::clone(error));
+    }
+    Ok(all)
 }
 
 impl Listed {

@@ -163,6 +163,9 @@ impl Shared {
         if let Some(permits) = self.env.budget.try_take(blocks) {
             return Ok(permits);
         }
+        if mutant::is(Mutant::DirtyUnbounded) {
+            return Ok(0);
+        }
         let _waiting = WaitingWrite::new(self);
         let taken = self.env.budget.take(blocks);
         tokio::pin!(taken);
@@ -192,6 +195,9 @@ impl Shared {
         let (bytes, (_, records)) = (state.journal_weight(), state.journal());
         let (most_bytes, most_records) = (self.options.journal_max_bytes, self.options.journal_max_records);
         let coming = state.in_flight.len() as u64 + 1;
+        if mutant::is(Mutant::JournalUnbounded) {
+            return false;
+        }
         (bytes >= most_bytes && bytes + state.coming_bytes(self.geometry) + growth > 2 * most_bytes)
             || (records >= most_records && records + coming > 2 * most_records)
     }

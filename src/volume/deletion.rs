@@ -19,6 +19,7 @@ use super::open::{fetch, read_head};
 use super::options::Options;
 use super::replay::{Logs, seal_all};
 use super::shared::Environment;
+use crate::mutant::{self, Mutant};
 use crate::store::error::cause;
 use crate::store::{self, ByteRange, ETag, Pages};
 
@@ -193,6 +194,9 @@ async fn remove(env: &Environment, keys: Keys, marked: Option<&Head>) -> Result<
     // Seals what a writer that still lives would put next, so that no flush of it is answered any more.
     if let Some(head) = marked {
         seal_all(env, keys, head).await?;
+    }
+    if mutant::is(Mutant::IdentityFirst) {
+        env.store.delete(&[keys.identity()]).await?;
     }
     for prefix in [keys.chunks(), keys.packs(), keys.map_pages(), keys.roots(), keys.journal()] {
         delete_prefix(env, keys, &prefix).await?;

@@ -15,6 +15,7 @@ use super::identity::NameBinding;
 use super::keys;
 use super::shared::Environment;
 use super::store_exact::{CheckedError, agreed, fetch_if_present};
+use crate::mutant::{self, Mutant};
 use crate::store::error::cause;
 use crate::store::{self, ByteRange, Condition, ETag};
 
@@ -137,8 +138,8 @@ pub(super) async fn unbind(
         let changes = match found.volume() {
             Some(bound) if bound == volume => which != Unbind::Free,
             // Bound since its creator looked, which comes too late.
-            Some(_) => false,
-            None => which != Unbind::Bound,
+            Some(_) => mutant::is(Mutant::UnboundBlindly),
+            None => which != Unbind::Bound && !mutant::is(Mutant::FreeNameKept),
         };
         if !changes {
             return Ok(found.volume());
@@ -157,7 +158,10 @@ async fn swap(env: &Environment, name: &str, read: &Found, to: &NameBinding) -> 
     let bytes = Bytes::from(to.encode());
     let old = read.object.as_ref().map(|(etag, _)| etag);
     for _ in 0..REFUSALS {
-        let condition = old.map_or(Condition::IfAbsent, |etag| Condition::IfMatch(etag.clone()));
+        let condition = match mutant::is(Mutant::BoundUnconditionally) && to.name.is_some() {
+            false => old.map_or(Condition::IfAbsent, |etag| Condition::IfMatch(etag.clone())),
+            true => Condition::Always,
+        };
         match store.put(&key, bytes.clone(), condition).await {
             Ok(_) => return Ok(Swapped::Done),
             Err(store::Error::PreconditionFailed { .. } | store::Error::NotFound { .. }) => {}

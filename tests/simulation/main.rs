@@ -22,6 +22,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by unwrapping")]
 
+mod bounds;
 mod bucket;
 #[path = "../checker/mod.rs"]
 mod checker;
@@ -29,8 +30,10 @@ mod client;
 mod driver;
 mod finale;
 mod gateway;
+mod ledger;
 mod link;
 mod mutants;
+mod names;
 mod plan;
 mod requests;
 mod rot;
