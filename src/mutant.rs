@@ -158,6 +158,8 @@ mutants! {
     BoundUnconditionally = "bound-unconditionally",
     /// A deletion by id leaves a free name as it is, so that a creator can still bind it.
     FreeNameKept = "free-name-kept",
+    /// A deletion believes one answer that nothing exists under the name that it is to free.
+    NameDenied = "name-denied",
     /// A deletion removes the identity, by which a volume is found, before all else.
     IdentityFirst = "identity-first",
     /// A listing fails if one of the volumes cannot be looked up.

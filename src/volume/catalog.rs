@@ -326,6 +326,12 @@ async fn look_at_unnamed(env: &Environment, volume: Uuid) -> Option<Unnamed> {
         Err(OpenError::Store(store::Error::NotFound { .. })) => return None,
         Err(error) => (None, Some(error)),
     };
+    // A listing may have left its name out.
+    if let Some(Identity { name, .. }) = &identity
+        && name::look(env, name).await.is_ok_and(|found| found.volume() == Some(volume))
+    {
+        return None;
+    }
     let progress = match (read_head(env, keys).await, unreadable) {
         (Ok((head, _)), _) if head.state == VolumeState::Deleting => Progress::Deleting,
         (Err(OpenError::Store(store::Error::NotFound { .. })), _) => Progress::Incomplete,

@@ -42,7 +42,7 @@ pub async fn delete(
     let found = name::read(env, name).await?;
     let volume = found.volume().ok_or_else(|| OpenError::NoSuchVolume(name.to_owned()))?;
     let marked = mark(env, options, Keys::new(volume), takeover).await?;
-    if marked.is_none() && !name::read(env, name).await?.is(&found) {
+    if marked.is_none() && !name::look_closely(env, name).await?.is(&found) {
         // Another deletion was faster: it had taken the name from the volume before the head went.
         return Ok(());
     }
@@ -94,7 +94,7 @@ async fn names_of(env: &Environment, volume: Uuid) -> Result<Vec<String>, OpenEr
     }
     let all = catalog::list(env).await?;
     let lookups = stream::iter(all).map(|name| async move {
-        let stands = name::look(env, &name).await?.volume() == Some(volume);
+        let stands = name::look_closely(env, &name).await?.volume() == Some(volume);
         Ok::<_, OpenError>(stands.then_some(name))
     });
     let found: Vec<Option<String>> = lookups.buffered(CONCURRENT_LOOKUPS).try_collect().await?;

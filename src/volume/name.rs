@@ -14,7 +14,7 @@ use super::error::OpenError;
 use super::identity::NameBinding;
 use super::keys;
 use super::shared::Environment;
-use super::store_exact::{CheckedError, agreed, fetch_if_present};
+use super::store_exact::{CheckedError, agreed, fetch_checked, fetch_if_present};
 use crate::mutant::{self, Mutant};
 use crate::store::error::cause;
 use crate::store::{self, ByteRange, Condition, ETag};
@@ -58,26 +58,45 @@ impl Found {
     }
 }
 
-/// Reads what stands under a name; a damaged object is no error.
-pub(super) async fn look(env: &Environment, name: &str) -> Result<Found, OpenError> {
-    let key = keys::name(name);
-    let decode = |bytes: &[u8]| {
-        let binding = NameBinding::decode(bytes)?;
-        match &binding.name {
-            Some(bound) if bound != name => {
-                Err(super::codec::invalid("name", format!("binds the name {bound:?}")))
-            }
-            _ => Ok(binding),
+fn decode(name: &str, bytes: &[u8]) -> Result<NameBinding, DecodeError> {
+    let binding = NameBinding::decode(bytes)?;
+    match &binding.name {
+        Some(bound) if bound != name => {
+            Err(super::codec::invalid("name", format!("binds the name {bound:?}")))
         }
+        _ => Ok(binding),
+    }
+}
+
+/// Reads what exists under a name; a damaged object is no error. Its absence is believed at once: whatever is bound then
+/// is created only if nothing exists.
+pub(super) async fn look(env: &Environment, name: &str) -> Result<Found, OpenError> {
+    let fetched = fetch_if_present(env.store.as_ref(), &keys::name(name), |bytes| decode(name, bytes)).await;
+    found(env, name, fetched).await
+}
+
+/// As [`look`], for whoever does without a change where nothing exists: one false answer would leave the name to a volume
+/// that goes.
+pub(super) async fn look_closely(env: &Environment, name: &str) -> Result<Found, OpenError> {
+    let fetched = match mutant::is(Mutant::NameDenied) {
+        false => fetch_checked(env.store.as_ref(), &keys::name(name), |bytes| decode(name, bytes)).await,
+        true => fetch_if_present(env.store.as_ref(), &keys::name(name), |bytes| decode(name, bytes)).await,
     };
-    // Its absence is believed at once: whatever is bound then is created only if nothing exists.
-    match fetch_if_present(env.store.as_ref(), &key, decode).await {
+    found(env, name, fetched).await
+}
+
+async fn found(
+    env: &Environment,
+    name: &str,
+    fetched: Result<(NameBinding, ETag), CheckedError>,
+) -> Result<Found, OpenError> {
+    match fetched {
         Ok((binding, etag)) => Ok(Found { object: Some((etag, Ok(binding))) }),
         Err(CheckedError::Store(store::Error::NotFound { .. })) => Ok(Found { object: None }),
         Err(CheckedError::Store(error)) => Err(error.into()),
         Err(CheckedError::Damaged(damage)) => {
-            let object = env.store.get(&key, ByteRange::Full).await?;
-            Ok(Found { object: Some((object.etag, decode(&object.body).map_err(|_| damage))) })
+            let object = env.store.get(&keys::name(name), ByteRange::Full).await?;
+            Ok(Found { object: Some((object.etag, decode(name, &object.body).map_err(|_| damage))) })
         }
     }
 }
@@ -134,7 +153,11 @@ pub(super) async fn unbind(
     which: Unbind,
 ) -> Result<Option<Uuid>, OpenError> {
     loop {
-        let found = look(env, name).await?;
+        let found = match which {
+            Unbind::Bound => look_closely(env, name).await?,
+            // The change is made where nothing exists, and fails if something does.
+            Unbind::BoundOrFree | Unbind::Free => look(env, name).await?,
+        };
         let changes = match found.volume() {
             Some(bound) if bound == volume => which != Unbind::Free,
             // Bound since its creator looked, which comes too late.

@@ -249,7 +249,8 @@ impl Citizen {
                 let is_denied = self.is_denied(before);
                 world.lock().listed(before, &all, is_denied);
                 let unnamed = catalog::unnamed(env).await?;
-                let is_denied = self.is_denied(before);
+                // One false answer is not believed.
+                let is_denied = self.denials(before) > 1;
                 let unnamed = unnamed.into_iter().map(|unnamed| unnamed.volume).collect();
                 world.lock().without_name(before, unnamed, is_denied);
             }
@@ -265,7 +266,11 @@ impl Citizen {
 
     /// Whether the process was told since that something does not exist which does.
     fn is_denied(&self, before: &Before) -> bool {
-        self.parts.world.lock().processes[&self.parts.process].denials != before.denials
+        self.denials(before) > 0
+    }
+
+    fn denials(&self, before: &Before) -> u64 {
+        self.parts.world.lock().processes[&self.parts.process].denials - before.denials
     }
 
     /// Opens a volume, looks for the mark that was flushed last, and makes another.
@@ -322,8 +327,9 @@ impl Citizen {
             Some(Err(error)) => {
                 if matches!(error, Failure::Opening(OpenError::Held { .. })) {
                     // It has not marked the head, and never will.
-                    let aimed = ledger.aimed.values_mut();
-                    aimed.for_each(|aimed| drop(aimed.remove(&before.operation)));
+                    for aimed in ledger.aimed.values_mut() {
+                        aimed.remove(&before.operation);
+                    }
                 }
                 if !inner.explains(deed, before, &error, is_denied) {
                     inner.broken(format!("P{process}: {deed:?} fails: {error}"));
@@ -355,8 +361,10 @@ impl Citizen {
             if world.lock().ledger.as_ref().expect("the run is about names").planted.contains(&key) {
                 continue;
             }
+            let before = self.begin(&Deed::Delete(name.clone(), true));
             let deleted = catalog::delete(env, &self.options(), &name, true).await;
             deleted.map_err(|error| format!("{name} cannot be deleted: {error}"))?;
+            self.end(&Deed::Delete(name, true), &before, Some(Ok(())));
         }
         self.remove_unnamed().await
     }
@@ -376,8 +384,10 @@ impl Citizen {
                 return Ok(());
             }
             for found in unnamed {
+                let deed = Deed::DeleteById(found.volume, true);
+                let before = self.begin(&deed);
                 match catalog::delete_by_id(env, &self.options(), found.volume, true).await {
-                    Ok(()) | Err(OpenError::NoSuchId(_)) => {}
+                    Ok(()) | Err(OpenError::NoSuchId(_)) => self.end(&deed, &before, Some(Ok(()))),
                     Err(error) => return Err(format!("{} cannot be removed: {error}", found.volume)),
                 }
             }
