@@ -194,7 +194,8 @@ impl Shared {
     fn journal_is_full(&self, state: &State, growth: u64) -> bool {
         let (bytes, (_, records)) = (state.journal_weight(), state.journal());
         let (most_bytes, most_records) = (self.options.journal_max_bytes, self.options.journal_max_records);
-        let coming = state.in_flight.len() as u64 + 1;
+        // What is dirty is a record to come, and the change may have to begin another.
+        let coming = state.in_flight.len() as u64 + 1 + u64::from(!state.dirty.is_empty());
         if mutant::is(Mutant::JournalUnbounded) {
             return false;
         }
