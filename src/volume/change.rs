@@ -125,7 +125,7 @@ impl Shared {
     /// Applies a change; returns when it is part of what every later command sees.
     pub(super) async fn change(self: &Arc<Self>, change: Change) -> Result<(), Error> {
         let permits = self.take_budget(change.blocks()).await?;
-        let growth = change.growth().record_bytes(self.geometry);
+        let growth = change.growth().weight(self.geometry);
         let mut guard = Permits { shared: self, permits };
         let mut change = Some(change);
         let mut known = Vec::new();
@@ -199,7 +199,7 @@ impl Shared {
         if mutant::is(Mutant::JournalUnbounded) {
             return false;
         }
-        (bytes >= most_bytes && bytes + state.coming_bytes(self.geometry) + growth > 2 * most_bytes)
+        (bytes >= most_bytes && bytes + state.coming_weight(self.geometry) + growth > 2 * most_bytes)
             || (records >= most_records && records + coming > 2 * most_records)
     }
 
@@ -229,7 +229,7 @@ impl Shared {
             Status::Stopped(why) => return Err(Obstacle::Stopped(why.clone())),
         }
         let pending = change.as_mut().expect("applied once");
-        if self.journal_is_full(&state, pending.growth().record_bytes(self.geometry)) {
+        if self.journal_is_full(&state, pending.growth().weight(self.geometry)) {
             return Err(Obstacle::Journal);
         }
         let mut edges = Vec::with_capacity(pending.partials.len());

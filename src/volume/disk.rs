@@ -44,8 +44,8 @@ pub struct Usage {
     pub journal_bytes: u64,
     /// Records that no checkpoint has.
     pub journal_records: u64,
-    /// What bounds the journal: the bytes of these records and what their changes take of memory, and the bytes at most
-    /// of those that are on their way or still to be made.
+    /// What bounds the journal: the bytes of these records and what their changes take of memory, and the same at most of
+    /// those that are on their way or still to be made.
     pub journal_weight_bytes: u64,
     /// Checkpoints published since the opening.
     pub checkpoints: u64,
@@ -108,7 +108,7 @@ impl Volume {
             commits_in_flight: state.in_flight.len(),
             journal_bytes,
             journal_records,
-            journal_weight_bytes: state.journal_weight() + state.coming_bytes(self.shared.geometry),
+            journal_weight_bytes: state.journal_weight() + state.coming_weight(self.shared.geometry),
             checkpoints,
         }
     }

@@ -14,7 +14,7 @@ use super::error::OpenError;
 use super::identity::NameBinding;
 use super::keys;
 use super::shared::Environment;
-use super::store_exact::{CheckedError, agreed, fetch_checked, fetch_if_present};
+use super::store_exact::{CheckedError, agreed, fetch_checked, fetch_if_present, get_referenced};
 use crate::mutant::{self, Mutant};
 use crate::store::error::cause;
 use crate::store::{self, ByteRange, Condition, ETag};
@@ -95,7 +95,8 @@ async fn found(
         Err(CheckedError::Store(store::Error::NotFound { .. })) => Ok(Found { object: None }),
         Err(CheckedError::Store(error)) => Err(error.into()),
         Err(CheckedError::Damaged(damage)) => {
-            let object = env.store.get(&keys::name(name), ByteRange::Full).await?;
+            // It was read just now: a false answer that it does not exist would end a listing for all.
+            let object = get_referenced(env.store.as_ref(), &keys::name(name), ByteRange::Full).await?;
             Ok(Found { object: Some((object.etag, decode(name, &object.body).map_err(|_| damage))) })
         }
     }
