@@ -199,6 +199,12 @@ impl Inner {
         !error.is_definite() && !self.is_fair()
     }
 
+    /// Whether a key is of a volume that somebody deletes or has deleted.
+    pub(super) fn is_deleted(&self, key: &str) -> bool {
+        let aimed = self.ledger.as_ref().and_then(|ledger| ledger.aimed.get(&volume_of(key)?));
+        aimed.is_some_and(|aimed| !aimed.is_empty())
+    }
+
     /// When a name last stood for a volume, or now if it does.
     pub(super) fn stood_until(&self, name: &str) -> Option<Time> {
         let standing = self.ledger.as_ref()?.names.get(name)?;

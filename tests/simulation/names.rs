@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use cairn::store::Error as StoreError;
 use cairn::volume::catalog::{self, Listed};
 use cairn::volume::read::concat;
 use cairn::volume::{Error, OpenError, Options, Volume};
@@ -493,6 +494,10 @@ impl Inner {
             Deed::DeleteById(..) | Deed::List => None,
         };
         match failure {
+            // What was being made was deleted by its id.
+            Failure::Opening(OpenError::Store(StoreError::NotFound { key })) => {
+                matches!(deed, Deed::Create(_)) && self.is_deleted(key)
+            }
             Failure::Opening(OpenError::Store(error)) => self.is_weather(error),
             Failure::Opening(OpenError::Held { .. } | OpenError::Lost(_) | OpenError::Contended(_)) => true,
             Failure::Opening(OpenError::NoSuchVolume(_)) => owed.is_none() || is_denied,
