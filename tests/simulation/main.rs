@@ -13,7 +13,13 @@
 //!   after a prefix of the changes, whole changes only, with all that a FLUSH covered ([`prefix`], [`bucket`]);
 //! * whatever head, root and journal name is there and whole; at the end, nothing else is;
 //! * nothing succeeds that was asked after the volume had stopped, nor a read of a strict one after its lease was over;
-//! * every record is within its bound;
+//! * every record is within its bound, and so are, whenever a gateway has run, its requests of each class, its records on
+//!   their way, dirty and clean bytes, the journal with what is coming, and every delete request; a checkpoint leaves no
+//!   journal ([`bounds`]);
+//! * while a volume is open, a refusal by the store is waited for as long as an outage is ([`bounds`]);
+//! * a volume that was created and that nobody deletes is found under its name and can be opened; no deletion takes the
+//!   name of another volume; no listing fails for one volume; whatever was cut short is found and removed at the end
+//!   ([`names`], [`ledger`]);
 //! * where an object was damaged or lost at rest, what is read is right or an error ([`rot`]);
 //! * errors are only those that the weather explains; in fair weather everything is answered.
 //!
@@ -22,6 +28,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by unwrapping")]
 
+mod bounds;
 mod bucket;
 #[path = "../checker/mod.rs"]
 mod checker;
@@ -29,8 +36,10 @@ mod client;
 mod driver;
 mod finale;
 mod gateway;
+mod ledger;
 mod link;
 mod mutants;
+mod names;
 mod plan;
 mod requests;
 mod rot;
