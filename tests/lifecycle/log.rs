@@ -7,13 +7,13 @@ use std::path::Path;
 use rustix::process::Signal;
 
 use crate::support::cairn::{Setup, Store, program};
+use crate::support::files::make_pipe;
 use crate::support::process::{command, finish, free_port, run, within};
 use crate::support::wire::{EXPORT_NAME, option};
 
 /// A pipe with a name that is full, and which nobody reads.
 fn full_pipe(path: &Path) -> File {
-    let made = std::process::Command::new("mkfifo").arg(path).status().expect("mkfifo runs");
-    assert!(made.success());
+    make_pipe(path);
     let mut pipe = File::options().read(true).write(true).open(path).expect("the pipe opens");
     rustix::fs::fcntl_setfl(&pipe, rustix::fs::OFlags::NONBLOCK).expect("a pipe can be told not to block");
     while pipe.write(&[b'x'; 4096]).is_ok() {}

@@ -35,7 +35,7 @@ async fn both_disks_are_the_same_in_the_end() {
     let mut io = command(["qemu-io", "-f", "raw", "-c", "write -P 5 1000000 5000", "-c", "flush"]);
     run(io.arg(&served.uri)).await;
     let said = served.terminate(0).await;
-    assert_same(&files.path("primary"), &files.path("secondary")).await;
+    assert_same(&files.path("primary"), &files.path("secondary"));
     let bytes = std::fs::read(files.path("secondary")).unwrap();
     assert!(bytes[1_000_000..1_005_000].iter().all(|byte| *byte == 5));
     assert!(bytes[40 * MIB..40 * MIB + 102_400].iter().all(|byte| *byte == 9));
@@ -57,8 +57,8 @@ async fn a_primary_may_be_an_export_and_is_copied_with_its_holes() {
     assert!(super::allocated(&files.path("secondary")) < 3 << 20);
     run(&mut command(["nbdcopy", &served.uri, &files.text("out")])).await;
     served.terminate(0).await;
-    assert_same(&files.path("primary"), &files.path("secondary")).await;
-    assert_same(&files.path("primary"), &files.path("out")).await;
+    assert_same(&files.path("primary"), &files.path("secondary"));
+    assert_same(&files.path("primary"), &files.path("out"));
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! One disk at both ends: it is refused wherever it can be seen, and harmless where it cannot.
 
-use crate::support::files::noise;
+use crate::support::files::{make_pipe, noise};
 use crate::support::process::{command, run};
 
 use super::{Files, Other, Served, ends_with};
@@ -105,7 +105,7 @@ async fn a_source_that_cannot_be_opened_leaves_the_target_as_it_is() {
 async fn a_pipe_is_refused_and_not_waited_for() {
     let files = Files::new();
     let image = files.write("image", &noise(1, MIB));
-    run(command(["mkfifo"]).arg(files.path("pipe"))).await;
+    make_pipe(&files.path("pipe"));
     for words in [["copy", &files.text("pipe"), &image], ["copy", &image, &files.text("pipe")]] {
         assert!(ends_with(1, &words).await.stderr.contains("neither a file nor a block device"));
     }

@@ -18,6 +18,7 @@ use super::{asked, seed};
 use crate::checker::cells::{CELL_LEN, Id, Layout, identify};
 use crate::checker::history::History;
 use crate::checker::prefix;
+use crate::support::cairn::binary;
 use crate::support::load::{Ledger, Load};
 use crate::support::machine::Machine;
 use crate::support::process::{command, free_port, run, within};
@@ -50,7 +51,7 @@ impl Guest {
         let disk = std::fs::File::create(guest.path("disk")).expect("the directory can be written");
         disk.set_len(512 << 20).expect("files may have holes");
         run(command(["/sbin/mkfs.ext4", "-q", "-F"]).arg(guest.path("disk"))).await;
-        payload(&guest.path("payload.tar"), &[format!("cairn={}", env!("CARGO_BIN_EXE_cairn"))]).await;
+        payload(&guest.path("payload.tar"), &[format!("cairn={}", binary().display())]).await;
         guest
     }
 
