@@ -20,6 +20,7 @@ async fn fio(uri: &str, directory: &Files, mib: u32) {
 }
 
 #[tokio::test]
+#[ignore = "needs QEMU, fio, nbdkit"]
 async fn both_disks_are_the_same_in_the_end() {
     let files = Files::new();
     let (primary, secondary) =
@@ -46,6 +47,7 @@ async fn both_disks_are_the_same_in_the_end() {
 }
 
 #[tokio::test]
+#[ignore = "needs QEMU, libnbd"]
 async fn a_primary_may_be_an_export_and_is_copied_with_its_holes() {
     let files = Files::new();
     let mut bytes = vec![0; 32 * MIB];
@@ -62,6 +64,7 @@ async fn a_primary_may_be_an_export_and_is_copied_with_its_holes() {
 }
 
 #[tokio::test]
+#[ignore = "needs nbdkit"]
 async fn unequal_sizes_and_read_only_secondaries_are_refused() {
     let files = Files::new();
     let (primary, other) = (files.sparse("primary", 2 << 20), files.sparse("other", 1 << 20));
@@ -73,6 +76,7 @@ async fn unequal_sizes_and_read_only_secondaries_are_refused() {
 }
 
 #[tokio::test]
+#[ignore = "needs nbdkit"]
 async fn to_end_before_it_is_complete_is_a_failure() {
     let files = Files::new();
     let primary = files.write("primary", &noise(1, 8 * MIB));
@@ -83,6 +87,7 @@ async fn to_end_before_it_is_complete_is_a_failure() {
 }
 
 #[tokio::test]
+#[ignore = "needs QEMU, libnbd, nbdkit"]
 async fn a_secondary_that_is_lost_is_told_and_the_primary_served_on() {
     let files = Files::new();
     let primary = files.write("primary", &noise(1, 8 * MIB));

@@ -1,7 +1,7 @@
 //! One disk at both ends: it is refused wherever it can be seen, and harmless where it cannot.
 
 use crate::support::files::{make_pipe, noise};
-use crate::support::process::{command, run};
+use crate::support::process::run;
 
 use super::{Files, Other, Served, ends_with};
 
@@ -63,6 +63,7 @@ async fn a_file_is_not_copied_to_or_from_a_server_of_it() {
 }
 
 #[tokio::test]
+#[ignore = "needs QEMU"]
 async fn an_export_is_not_copied_onto_itself() {
     let files = Files::new();
     let image = files.write("image", &noise(1, MIB));
@@ -77,6 +78,7 @@ async fn an_export_is_not_copied_onto_itself() {
 
 /// Servers of others do not say which file they serve.
 #[tokio::test]
+#[ignore = "needs nbdkit"]
 async fn nothing_is_lost_where_nobody_can_see_that_it_is_one_disk() {
     let files = Files::new();
     let mut bytes = noise(1, 4 * MIB);

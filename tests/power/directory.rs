@@ -143,6 +143,7 @@ async fn rounds(rounds: u64, seed: u64, mutant: Option<&'static str>) -> Result<
 }
 
 #[tokio::test]
+#[ignore = "needs QEMU, e2fsprogs, libnbd"]
 async fn a_store_in_a_directory_keeps_what_a_flush_answered_when_the_machine_loses_its_power() {
     let (count, seed) = (asked("CAIRN_POWER_ROUNDS", ROUNDS), seed());
     let answers =
@@ -153,6 +154,7 @@ async fn a_store_in_a_directory_keeps_what_a_flush_answered_when_the_machine_los
 /// The test, tested: a store that leaves out one kind of sync.
 #[cfg(feature = "mutants")]
 #[tokio::test]
+#[ignore = "needs QEMU, e2fsprogs, libnbd"]
 async fn a_sync_that_is_left_out_is_caught() {
     for mutant in cairn::mutant::Mutant::UNSYNCED {
         let answered = rounds(WITHIN, seed(), Some(mutant.name())).await;

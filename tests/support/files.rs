@@ -19,7 +19,8 @@ pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
 /// Makes a named pipe.
 pub(crate) fn make_pipe(path: &Path) {
     let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
-    rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, mode, 0).expect("a pipe can be made");
+    rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, mode, 0)
+        .expect("a pipe can be made");
 }
 
 /// Panics at the first byte where two files differ.

@@ -16,6 +16,8 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("QEMU", "qemu-utils"),
     ("SQLite", "sqlite3"),
     ("Schemathesis", "install_python schemathesis"),
+    ("btrfs-progs", "btrfs-progs"),
+    ("cpio", "cpio"),
     ("curl", "curl"),
     ("e2fsprogs", "e2fsprogs"),
     ("fio", "fio"),
@@ -25,6 +27,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("nbdkit", "nbdkit"),
     ("systemd", "systemd"),
     ("util-linux", "util-linux"),
+    ("xfsprogs", "xfsprogs"),
 ];
 
 /// What a mark begins with, put together here so that this file has none.
@@ -76,7 +79,9 @@ fn what_a_test_can_need_is_installed() {
 fn a_mark_that_names_no_program_is_found() {
     let mark = mark();
     let marked = |rest: &str| marks("a.rs", &format!("//! Head.\n{mark}{rest}\nfn f() {{}}"));
-    for wrong in ["]", " = \"slow\"]", " = \"needs \"]", " = \"needs nothing\"]", " = \"needs nbdkit, QEMU\"]"] {
+    for wrong in
+        ["]", " = \"slow\"]", " = \"needs \"]", " = \"needs nothing\"]", " = \"needs nbdkit, QEMU\"]"]
+    {
         let complaints = marked(wrong).1;
         assert!(complaints.len() == 1 && complaints[0].starts_with("a.rs:2: "), "{wrong}: {complaints:?}");
     }
