@@ -50,7 +50,7 @@ wanted() { asked "$1" && [ "$(minimum "$1")" != - ]; }
 
 # What a suite must pass at this size, or `-` for a suite that this size leaves out.
 minimum() {
-    awk -F'\t' -v suite="$1" -v size="$SIZE" '$1 == suite { print (size == "small" && NF > 2) ? $3 : $2 }' "$MINIMA"
+    awk -F'\t' -v suite="$1" -v size="$SIZE" '$1 == suite { print ((size == "small" && NF > 2) ? $3 : $2) }' "$MINIMA"
 }
 
 # count PASSED FAILED: what a suite that is not libtest's reports.
