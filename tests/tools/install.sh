@@ -48,11 +48,13 @@ install_packages() {
     apt-get install -q -y --no-install-recommends "${missing[@]}"
 }
 
-# install_cargo NAME VERSION: a program from Cargo's registry. It is not optimized: building it takes much longer than it runs.
+# install_cargo NAME VERSION: a program from Cargo's registry. It is hardly optimized: building it takes much longer than it
+# runs.
 install_cargo() {
     stamped "$1" "$2" && return
     say "building $1 $2"
-    CARGO_PROFILE_DEV_DEBUG=0 cargo install --debug --quiet --locked --force --root "$TOOLS" "$1@$2"
+    CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+        CARGO_PROFILE_RELEASE_DEBUG=0 cargo install --quiet --locked --force --root "$TOOLS" "$1@$2"
     stamp "$1" "$2"
 }
 
