@@ -43,7 +43,7 @@ fn marks(file: &str, text: &str) -> (BTreeSet<String>, Vec<String>) {
         let named = rest.strip_prefix(" = \"needs ").and_then(|rest| rest.split_once("\"]"));
         let named: Vec<&str> = named.map_or_else(Vec::new, |(names, _)| names.split(", ").collect());
         let is_known = |name: &&str| PROGRAMS.iter().any(|(known, _)| known == name);
-        if !named.is_empty() && named.iter().all(|name| is_known(name)) && named.is_sorted() {
+        if !named.is_empty() && named.iter().all(is_known) && named.is_sorted() {
             programs.extend(named.into_iter().map(str::to_owned));
         } else {
             let line = text[..at].matches('\n').count() + 1;
