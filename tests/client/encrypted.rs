@@ -21,6 +21,7 @@ fn tls_uri(server: &Server, certificates: &Path) -> Uri {
 }
 
 #[tokio::test]
+#[ignore = "needs nbdkit"]
 async fn nbdkit_over_tls_with_client_certificates() {
     let authority = Authority::new();
     let directory = pki(&authority);
@@ -34,6 +35,7 @@ async fn nbdkit_over_tls_with_client_certificates() {
 }
 
 #[tokio::test]
+#[ignore = "needs nbdkit"]
 async fn a_server_of_another_authority_is_not_trusted() {
     let (theirs, ours) = (pki(&Authority::new()), pki(&Authority::new()));
     let certificates = format!("--tls-certificates={}", theirs.path().display());
@@ -46,6 +48,7 @@ async fn a_server_of_another_authority_is_not_trusted() {
 }
 
 #[tokio::test]
+#[ignore = "needs QEMU"]
 async fn qemu_over_tls() {
     let authority = Authority::new();
     let directory = pki(&authority);
@@ -59,6 +62,7 @@ async fn qemu_over_tls() {
 }
 
 #[tokio::test]
+#[ignore = "needs nbdkit"]
 async fn opportunistic_tls_uses_it_where_it_is() {
     let authority = Authority::new();
     let directory = pki(&authority);
@@ -82,6 +86,7 @@ async fn connect(server: &Server, certificates: &Path) -> Result<Client, Error> 
 }
 
 #[tokio::test]
+#[ignore = "needs nbdkit"]
 async fn a_certificate_whose_time_is_over_is_not_trusted() {
     let authority = Authority::new();
     let ours = authority.directory(None, Some(&authority.client("client")));
@@ -93,6 +98,7 @@ async fn a_certificate_whose_time_is_over_is_not_trusted() {
 }
 
 #[tokio::test]
+#[ignore = "needs nbdkit"]
 async fn a_certificate_of_another_host_is_not_trusted() {
     let authority = Authority::new();
     let ours = authority.directory(None, Some(&authority.client("client")));
@@ -104,6 +110,7 @@ async fn a_certificate_of_another_host_is_not_trusted() {
 }
 
 #[tokio::test]
+#[ignore = "needs nbdkit"]
 async fn a_server_that_asks_who_the_client_is_gets_the_certificate_or_refuses() {
     let (authority, other) = (Authority::new(), Authority::new());
     let (server, _files) = nbdkit(&authority, &authority.server()).await;
@@ -121,6 +128,7 @@ async fn a_server_that_asks_who_the_client_is_gets_the_certificate_or_refuses() 
 }
 
 #[tokio::test]
+#[ignore = "needs nbdkit"]
 async fn a_list_may_need_tls_too() {
     let authority = Authority::new();
     let ours = authority.directory(None, Some(&authority.client("client")));

@@ -16,6 +16,7 @@ async fn reloads(gateway: &mut Gateway, words: &str) {
 }
 
 #[tokio::test]
+#[ignore = "needs libnbd"]
 async fn a_reload_takes_what_it_can_and_names_the_rest() {
     let store = Store::directory();
     let files = tempfile::tempdir().expect("a directory for the settings");
@@ -54,6 +55,7 @@ async fn a_reload_takes_what_it_can_and_names_the_rest() {
 
 /// A volume that cannot be opened does not keep the rest from changing, and is tried again.
 #[tokio::test]
+#[ignore = "needs libnbd"]
 async fn a_volume_that_cannot_be_opened_is_named_and_tried_again() {
     let store = Store::directory();
     let files = tempfile::tempdir().expect("a directory for the settings");
@@ -83,6 +85,7 @@ async fn a_volume_that_cannot_be_opened_is_named_and_tried_again() {
 
 /// A secret that is changed in its file is the new one after a reload, and the old one is none.
 #[tokio::test]
+#[ignore = "needs curl"]
 async fn a_new_token_takes_the_place_of_the_old_one() {
     let store = Store::directory();
     let files = tempfile::tempdir().expect("a directory for the token");
@@ -110,6 +113,7 @@ async fn a_new_token_takes_the_place_of_the_old_one() {
 
 /// Clients that cannot use TLS are still listened for, although the settings have them no more: that takes a restart.
 #[tokio::test]
+#[ignore = "needs libnbd"]
 async fn tls_is_not_required_while_oldstyle_clients_are_served() {
     let (store, authority) = (Store::directory(), Authority::new());
     let files = tempfile::tempdir().expect("a directory for the settings");
@@ -138,6 +142,7 @@ fn resident_mib(gateway: &Gateway) -> u64 {
 }
 
 #[tokio::test]
+#[ignore = "needs libnbd"]
 async fn a_smaller_cache_gives_its_memory_back() {
     let store = Store::directory();
     let files = tempfile::tempdir().expect("a directory for the settings");

@@ -23,6 +23,8 @@
 //! * where an object was damaged or lost at rest, what is read is right or an error ([`rot`]);
 //! * errors are only those that the weather explains; in fair weather everything is answered.
 //!
+//! The power cuts ([`power`]) are in the same binary, so that what can commit a deliberate fault is built once.
+//!
 //! `CAIRN_SIM_SEEDS=from..to` says which seeds run; `CAIRN_SIM_TRACE=1` prints every event; `CAIRN_SIM_LEDGER=<file>`
 //! appends a line on a run that broke no promise.
 
@@ -41,9 +43,14 @@ mod link;
 mod mutants;
 mod names;
 mod plan;
+#[path = "../power/mod.rs"]
+mod power;
 mod requests;
 mod rot;
 mod seeds;
+#[path = "../support/mod.rs"]
+#[allow(dead_code, reason = "the integration tests use the rest")]
+mod support;
 mod trace;
 mod weather;
 mod wire;

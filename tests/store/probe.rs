@@ -355,6 +355,7 @@ async fn opened(location: &str, s3: S3Options) -> Result<Classes, OpenError> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs MinIO"]
 async fn a_directory_and_minio_pass() {
     let directory = tempfile::tempdir().unwrap();
     let minio = Minio::start().await;
@@ -367,6 +368,7 @@ async fn a_directory_and_minio_pass() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs MinIO"]
 async fn an_absent_bucket_and_wrong_credentials_are_named() {
     let minio = Minio::start().await;
     let absent = S3Options { create_bucket: false, ..minio.options() };

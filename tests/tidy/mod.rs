@@ -7,6 +7,7 @@ mod house;
 mod layers;
 mod ledger;
 mod paths;
+mod programs;
 mod sizes;
 
 use std::fs;
