@@ -22,6 +22,7 @@ mod process;
 mod reload;
 mod runtime_directory;
 mod serve;
+mod server_metrics;
 mod settings;
 mod size;
 mod status;

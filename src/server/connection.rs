@@ -18,11 +18,11 @@ use super::dispatch::Rules;
 use super::drain::Drain;
 use super::export::{Export, ExportDescription, Exports, OpenError};
 use super::in_flight::Budget;
+use super::metrics::{HandshakeFailure, Metrics, OpenConnection};
 use super::options::Options;
 use super::tls::{Identity, Tls};
 use super::transmission::{self, Broken, End, READ_BYTES, Transmission};
 use super::transport::Transport;
-use crate::metrics::{HandshakeFailure, ServerMetrics};
 use crate::protocol::negotiate_server::{
     CloseReason, HandshakePolicy, ServerAction, ServerHandshake, Session, TlsPolicy,
 };
@@ -56,7 +56,7 @@ pub(crate) struct Shared {
     /// Connections on which all is answered, and which the client has not closed.
     pub(crate) lingering: Tasks,
     pub(crate) drain: Drain,
-    pub(crate) metrics: ServerMetrics,
+    pub(crate) metrics: Arc<dyn Metrics>,
     /// As it is for connections that begin now.
     pub(crate) tls: RwLock<Option<Tls>>,
     pub(crate) connections: Connections,
@@ -96,8 +96,8 @@ impl HandshakeEnd {
 
 /// Serves one connection to its end.
 pub(crate) async fn serve(shared: &Shared, transport: Transport, greeting: &Greeting, seat: &Seat) {
-    let label = transport.label();
-    let mut _open = shared.metrics.connected(label);
+    let kind = transport.kind();
+    let mut _open = OpenConnection::new(&shared.metrics, kind);
     let handshake = Handshake::new(shared, transport);
     let ready = match greeting {
         Greeting::Newstyle => handshake.newstyle().await,
@@ -106,12 +106,12 @@ pub(crate) async fn serve(shared: &Shared, transport: Transport, greeting: &Gree
     let Ready { session, export, transport, input } = match ready {
         Ok(ready) => ready,
         Err(end) => {
-            shared.metrics.handshake_failed(label, end.failure());
+            shared.metrics.handshake_failed(kind, end.failure());
             return tracing::debug!("handshake ended: {end}");
         }
     };
-    if transport.label() != label {
-        _open = shared.metrics.connected(transport.label());
+    if transport.kind() != kind {
+        _open = OpenConnection::new(&shared.metrics, transport.kind());
     }
     tracing::debug!(export = %session.export.name, headers = ?session.headers, "transmission begins");
     seat.uses(session.export.name.as_ref());

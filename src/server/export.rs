@@ -1,8 +1,8 @@
 //! What the server serves: the traits [`Exports`] (names) and [`Export`] (one disk).
 //!
-//! Owned by the server, implemented above it (for volumes, plain files, mirrors). It must not know what a volume is.
-//! The server checks every request against [`ExportDescription`] before it calls an [`Export`]: ranges lie within
-//! the size, lengths are not zero, and a read-only export sees no write.
+//! Owned by the server, implemented above it (for volumes, plain files, mirrors). It must not know what a
+//! volume is. The server checks every request against [`ExportDescription`] before it calls an [`Export`]:
+//! ranges lie within the size, lengths are not zero, and a read-only export sees no write.
 
 use std::sync::Arc;
 
@@ -28,6 +28,23 @@ pub struct ExportDescription {
     pub preferred_block_bytes: u32,
     /// Maximum payload in bytes of one READ or WRITE.
     pub maximum_block_bytes: u32,
+}
+
+impl ExportDescription {
+    /// A disk that can be read and written and no more, byte by byte, with payloads of up to 32 MiB. Set
+    /// [`ExportDescription::flags`] for what else it can do.
+    #[must_use]
+    pub fn new(name: impl Into<String>, size_bytes: u64) -> Self {
+        Self {
+            name: name.into(),
+            description: String::new(),
+            size_bytes,
+            flags: TransmissionFlags::HAS_FLAGS,
+            minimum_block_bytes: 1,
+            preferred_block_bytes: 4096,
+            maximum_block_bytes: 32 << 20,
+        }
+    }
 }
 
 /// A part of what a READ gives, in order and without gaps.
@@ -70,7 +87,8 @@ pub enum Alignment {
     Preferred,
 }
 
-/// Why a command failed: the error value for the wire, and a message for the log and for structured error chunks.
+/// Why a command failed: the error value for the wire, and a message for the log and for structured error
+/// chunks.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct ExportError {
@@ -92,6 +110,7 @@ impl ExportError {
 
 /// Why an export cannot be had.
 #[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum OpenError {
     /// There is none of that name: `NBD_REP_ERR_UNKNOWN`.
     #[error("no export named {0:?}")]
@@ -125,8 +144,9 @@ pub trait Exports: Send + Sync + 'static {
     async fn list(&self) -> Result<Vec<ListEntry>, OpenError>;
     /// What INFO says; opens nothing and takes no lease.
     async fn describe(&self, name: &str) -> Result<ExportDescription, OpenError>;
-    /// What a client is told that may not know of an export: what [`Exports::describe`] and [`Exports::open`] say of a
-    /// name that does not exist, after the same work, so that neither the answer nor its time tells one from the other.
+    /// What a client is told that may not know of an export: what [`Exports::describe`] and [`Exports::open`]
+    /// say of a name that does not exist, after the same work, so that neither the answer nor its time tells
+    /// one from the other.
     async fn conceal(&self, name: &str) -> OpenError {
         OpenError::Unknown(name.to_owned())
     }
@@ -135,13 +155,16 @@ pub trait Exports: Send + Sync + 'static {
 }
 
 /// One disk. Commands run concurrently; each takes effect at one instant between its call and its return.
+///
+/// The server calls only what [`ExportDescription::flags`] advertises, so an export implements the methods of
+/// the flags that it sets. The others fail with EINVAL.
 #[async_trait]
 pub trait Export: Send + Sync + 'static {
     /// What clients are told.
     fn description(&self) -> ExportDescription;
 
-    /// What becomes of a command whose range is not aligned to the minimum block size. "The server SHOULD report an
-    /// `NBD_EINVAL` error", and does so unless an export does better.
+    /// What becomes of a command whose range is not aligned to the minimum block size. "The server SHOULD
+    /// report an `NBD_EINVAL` error", and does so unless an export does better.
     fn alignment(&self) -> Alignment {
         Alignment::Required
     }
@@ -159,27 +182,42 @@ pub trait Export: Send + Sync + 'static {
     async fn flush(&self) -> Result<(), ExportError>;
 
     /// Discards the range, which may then read as anything; Cairn's volumes read it as zeros.
-    async fn trim(&self, offset: u64, length: u64, fua: bool) -> Result<(), ExportError>;
+    async fn trim(&self, _offset: u64, _length: u64, _fua: bool) -> Result<(), ExportError> {
+        Err(unsupported(Command::Trim))
+    }
 
-    /// Zeroes the range; `no_hole` keeps it allocated; `fast` fails with ENOTSUP where zeroing is no faster than writing.
+    /// Zeroes the range; `no_hole` keeps it allocated; `fast` fails with ENOTSUP where zeroing is no faster
+    /// than writing.
     async fn write_zeroes(
         &self,
-        offset: u64,
-        length: u64,
-        no_hole: bool,
-        fast: bool,
-        fua: bool,
-    ) -> Result<(), ExportError>;
+        _offset: u64,
+        _length: u64,
+        _no_hole: bool,
+        _fast: bool,
+        _fua: bool,
+    ) -> Result<(), ExportError> {
+        Err(unsupported(Command::WriteZeroes))
+    }
 
-    /// Brings the range into the cache (`NBD_CMD_CACHE`), or as much of it as that holds. May be dropped at any await point.
-    async fn cache(&self, offset: u64, length: u64) -> Result<(), ExportError>;
+    /// Brings the range into the cache (`NBD_CMD_CACHE`), or as much of it as that holds. May be dropped at
+    /// any await point.
+    async fn cache(&self, _offset: u64, _length: u64) -> Result<(), ExportError> {
+        Err(unsupported(Command::Cache))
+    }
 
-    /// Allocation of the range: at most `limit` extents, the first at `offset`, adjacent ones alike merged. May end
-    /// before the range does; never empty.
+    /// Allocation of the range: at most `limit` extents, the first at `offset`, adjacent ones alike merged.
+    /// May end before the range does; never empty. An export that does not implement this reports everything
+    /// as data.
     async fn block_status(
         &self,
-        offset: u64,
+        _offset: u64,
         length: u64,
-        limit: usize,
-    ) -> Result<Vec<Allocation>, ExportError>;
+        _limit: usize,
+    ) -> Result<Vec<Allocation>, ExportError> {
+        Ok(vec![Allocation { length_bytes: length, hole: false, zero: false }])
+    }
+}
+
+fn unsupported(command: Command) -> ExportError {
+    ExportError::new(Error::Inval, format!("the export does not implement {command}"))
 }

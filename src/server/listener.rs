@@ -80,6 +80,7 @@ impl fmt::Display for ListenAddress {
 
 /// Why the server cannot listen.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ListenError {
     /// Another server answers at the socket.
     #[error("unix:{0} is in use by another process", path.display())]

@@ -10,12 +10,14 @@ mod connections;
 mod dispatch;
 mod drain;
 mod execute;
-pub mod export;
+mod export;
 mod in_flight;
 mod listener;
+mod metrics;
 mod options;
 mod outgoing;
 mod serve;
+mod single;
 mod stall;
 mod tls;
 mod transmission;
@@ -27,7 +29,9 @@ pub use export::{
     Alignment, Allocation, Export, ExportDescription, ExportError, Exports, ListEntry, OpenError, Segment,
 };
 pub use listener::{AddressError, ListenAddress, ListenError, Listener, SharedListener};
+pub use metrics::{Direction, HandshakeFailure, Metrics, NoMetrics, TransportKind};
 pub use options::Options;
 pub use serve::{Drained, Server};
+pub use single::SingleExport;
 pub use tls::{Tls, TlsError, TlsFile, TlsOptions};
 pub use transport::Stream;

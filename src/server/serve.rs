@@ -1,6 +1,7 @@
 //! The [`Server`]: accepts connections on its listeners, bounds their number, and drains them.
 //!
-//! Knows no protocol. Invariant: no connection outlives the server; what happens in one is not felt in another.
+//! Knows no protocol. Invariant: no connection outlives the server; what happens in one is not felt in
+//! another.
 
 use std::fmt;
 use std::io;
@@ -18,13 +19,14 @@ use super::drain::{Drain, Farewell};
 use super::export::Exports;
 use super::in_flight::Budget;
 use super::listener::{ListenAddress, Listener, Peer};
+use super::metrics::{HandshakeFailure, Metrics};
 use super::options::Options;
 use super::tls::Tls;
 use super::transport::{Stream, Transport};
-use crate::metrics::{HandshakeFailure, ServerMetrics};
 use crate::task::Tasks;
 
-/// How long to wait after a failed accept: it may be for want of file descriptors, which others must give back.
+/// How long to wait after a failed accept: it may be for want of file descriptors, which others must give
+/// back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// An NBD server. Dropping it drops every connection; [`Server::drain`] ends them in order.
@@ -47,9 +49,13 @@ pub enum Drained {
 }
 
 impl Server {
-    /// A server of these exports, which listens nowhere yet.
+    /// A server of these exports, which does not listen anywhere yet. It reports to `metrics` what it does;
+    /// [`NoMetrics`] counts nothing.
+    ///
+    /// [`NoMetrics`]: super::NoMetrics
     #[must_use]
-    pub fn new(exports: Arc<dyn Exports>, options: Options, metrics: ServerMetrics) -> Self {
+    pub fn new(exports: Arc<dyn Exports>, options: Options, metrics: impl Metrics) -> Self {
+        let metrics: Arc<dyn Metrics> = Arc::new(metrics);
         let admission = Admission::new(&options);
         let (tasks, drain) = (Arc::new(Tasks::new()), Drain::default());
         let connections = Connections::default();
@@ -84,8 +90,8 @@ impl Server {
         address
     }
 
-    /// Serves one connection over any stream: an inherited socket, standard input and output, a pipe in memory.
-    /// Returns when it has ended.
+    /// Serves one connection over any stream: an inherited socket, standard input and output, a pipe in
+    /// memory. Returns when it has ended.
     pub async fn serve_stream(&self, stream: impl Stream, greeting: Greeting) {
         let acceptor = Acceptor {
             shared: Arc::clone(&self.shared),
@@ -111,14 +117,15 @@ impl Server {
         self.shared.connections.list()
     }
 
-    /// Ends service in order: no connection is taken any more, options and new commands get errors that say why,
-    /// commands in flight are answered, then connections are closed. Takes at most the drain timeout.
+    /// Ends service in order: no connection is taken any more, options and new commands get errors that say
+    /// why, commands in flight are answered, then connections are closed. Takes at most the drain timeout.
     pub async fn drain(&self) -> Drained {
         self.end(Farewell::Refuse).await
     }
 
-    /// Ends service in order for a successor: as [`Server::drain`], but new options and commands are left unread, so that
-    /// no command fails: a client that connects again, as many do by themselves, sends them to whoever listens then.
+    /// Ends service in order for a successor: as [`Server::drain`], but new options and commands are left
+    /// unread, so that no command fails: a client that connects again, as many do by themselves, sends them
+    /// to whoever listens then.
     ///
     /// Returns when all is answered; clients may not have closed their side yet, see [`Server::closed`].
     pub async fn hang_up(&self) -> Drained {
@@ -196,7 +203,7 @@ impl Acceptor {
         let place = match self.admission.admit(peer) {
             Ok(place) => place,
             Err(full) => {
-                self.shared.metrics.handshake_failed(transport.label(), HandshakeFailure::Limit);
+                self.shared.metrics.handshake_failed(transport.kind(), HandshakeFailure::Limit);
                 tracing::warn!(%peer, "connection refused: {full}");
                 return None;
             }

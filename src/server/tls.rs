@@ -53,6 +53,7 @@ pub enum TlsFile {
 
 /// Why TLS cannot be used as configured.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum TlsError {
     /// A file cannot be read, or is not PEM of its kind.
     #[error("{}: {source}", path.display())]

@@ -19,11 +19,10 @@ use super::drain::Drain;
 use super::execute::{Answer, Answered, execute};
 use super::export::{Export, ExportError};
 use super::in_flight::{Charge, InFlight};
+use super::metrics::Direction;
 use super::outgoing::Outgoing;
 use super::stall::Patience;
 use super::transport::{Halves, Reader, Writer};
-use crate::metrics::Direction;
-use crate::metrics::labels::Label as _;
 use crate::mutant::{self, Mutant};
 use crate::protocol::request::HeaderStyle;
 use crate::protocol::{Command, DecodeError, Error, Request};
@@ -56,7 +55,7 @@ pub(crate) enum End {
 /// Why a connection was broken off.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Broken {
-    #[error("{} stand still", .0.as_str())]
+    #[error("{0} stand still")]
     Stalled(Direction),
     #[error("cannot read: {0}")]
     Read(io::Error),
@@ -86,7 +85,7 @@ pub(crate) async fn run(transmission: Transmission, shared: &Shared) -> Result<E
     let (replies, queue) = mpsc::channel(capacity);
     let patience = Patience::new(options.stall_timeout, written);
     let writer = tasks.spawn_until_cancelled(write_replies(queue, writer, patience));
-    let in_flight = InFlight::new(options, &shared.budget, metrics.clone());
+    let in_flight = InFlight::new(options, &shared.budget, Arc::clone(metrics));
     let closed = replies.clone();
     let mut receiver = Receiver {
         requests: Requests { reader, buffer: input, patience: Patience::new(options.stall_timeout, read) },
