@@ -18,6 +18,7 @@ pub const RESERVED_ZEROES: usize = 124;
 
 /// The server's first 16 bytes: which negotiation follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Announcement {
     /// Oldstyle: the server sends size and flags, and transmission begins.
     V1,
@@ -54,6 +55,7 @@ impl Announcement {
 
 /// What the server sends right after its [`Announcement`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Negotiate {
     /// Oldstyle: all that a client is told.
     V1 {
@@ -109,6 +111,7 @@ impl Negotiate {
 
 /// The client's answer to a newstyle [`Negotiate`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct NegotiateResponse(pub ClientFlags);
 
 impl NegotiateResponse {

@@ -1,7 +1,9 @@
 //! Flags of the handshake and of the transmission phase.
 //!
-//! Owns the bits, not what follows from them. Bits that the specification does not name are kept as they came, so that
-//! a server can refuse them and a client can ignore them.
+//! Owns the bits, not what follows from them. Bits that the specification does not name are kept as they
+//! came, so that a server can refuse them and a client can ignore them.
+
+use std::fmt;
 
 /// Declares a type of flags that keeps unknown bits.
 macro_rules! wire_flags {
@@ -21,10 +23,33 @@ macro_rules! wire_flags {
                 Self::from_bits_retain(bits)
             }
 
-            /// The bits that the specification does not name.
+            /// The bits that the specification does not define.
             #[must_use]
             pub const fn unknown_bits(self) -> $bits {
                 self.bits() & !Self::all().bits()
+            }
+        }
+
+        /// The names in the specification without their prefix, and unknown bits as a number; `none` for no
+        /// bit.
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                if self.is_empty() { f.write_str("none") } else { bitflags::parser::to_writer(self, f) }
+            }
+        }
+
+        /// The bits as a number, unknown ones included.
+        #[cfg(feature = "serde")]
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                self.bits().serialize(serializer)
+            }
+        }
+
+        #[cfg(feature = "serde")]
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                <$bits>::deserialize(deserializer).map(Self::from_wire)
             }
         }
     };
@@ -101,7 +126,8 @@ wire_flags! {
 }
 
 wire_flags! {
-    /// Sent with every chunk of a structured or extended reply (NBD `doc/proto.md`, "Structured reply flags").
+    /// Sent with every chunk of a structured or extended reply (NBD `doc/proto.md`, "Structured reply
+    /// flags").
     ReplyFlags: u16 {
         /// `NBD_REPLY_FLAG_DONE`: the last chunk of the reply.
         DONE = 0;

@@ -10,6 +10,8 @@ use super::option::DiskInfo;
 
 /// A kind of information.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
 pub enum InfoType {
     /// `NBD_INFO_EXPORT` (0).
     Export,
@@ -51,6 +53,7 @@ impl InfoType {
 
 /// Block size constraints in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct BlockSize {
     /// Alignment of offsets and lengths: a power of two, at most 65,536.
     pub minimum: u32,
@@ -78,6 +81,8 @@ impl BlockSize {
 
 /// One piece of information: the payload of an `NBD_REP_INFO`.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
 pub enum Info {
     /// Size and flags.
     Export(DiskInfo),
@@ -92,6 +97,7 @@ pub enum Info {
         /// Its number.
         info_type: u16,
         /// The rest of the payload.
+        #[cfg_attr(feature = "serde", serde(with = "super::serde_bytes"))]
         payload: Bytes,
     },
 }
@@ -154,6 +160,7 @@ impl Info {
 
 /// All that is known of an export.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ExportInfo {
     /// Canonical name.
     pub name: WireString,

@@ -14,6 +14,8 @@ use super::info::InfoType;
 
 /// An option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
 pub enum OptionCode {
     /// `NBD_OPT_EXPORT_NAME` (1).
     ExportName,
@@ -103,6 +105,7 @@ impl fmt::Display for OptionCode {
 
 /// The header of every option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct OptionRequestHeader {
     /// Which option.
     pub option: OptionCode,
@@ -140,6 +143,7 @@ pub fn encode_option(option: OptionCode, data: &[u8], out: &mut BytesMut) {
 
 /// The data of `NBD_OPT_EXPORT_NAME`: all of it is the name.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ExportName(pub WireString);
 
 impl ExportName {
@@ -156,6 +160,7 @@ impl ExportName {
 
 /// What the server tells of the chosen export: the answer to EXPORT_NAME, and `NBD_INFO_EXPORT`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct DiskInfo {
     /// Size of the export in bytes.
     pub size_bytes: u64,
@@ -192,6 +197,7 @@ impl DiskInfo {
 
 /// The data of `NBD_OPT_INFO` and `NBD_OPT_GO`.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct InfoRequest {
     /// The export; empty for the default.
     pub name: WireString,
@@ -227,6 +233,7 @@ impl InfoRequest {
 
 /// The data of `NBD_OPT_LIST_META_CONTEXT` and `NBD_OPT_SET_META_CONTEXT`.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct MetaContextRequest {
     /// The export.
     pub export: WireString,

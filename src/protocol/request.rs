@@ -16,6 +16,7 @@ pub const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
 
 /// Which headers requests and replies have, as negotiated; the later, the more they can tell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum HeaderStyle {
     /// Compact requests, simple replies.
     #[default]
@@ -39,10 +40,12 @@ impl HeaderStyle {
 
 /// The client's name for a request, given back in its reply ("cookie", in earlier versions "handle").
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Cookie(pub u64);
 
 /// The header of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Request {
     /// Flags, unknown ones included.
     pub flags: CommandFlags,
@@ -108,6 +111,7 @@ impl Request {
 
 /// The payload of a BLOCK_STATUS with PAYLOAD_LEN: which contexts are asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct BlockStatusPayload {
     /// Bytes of the range.
     pub effect_length: u64,

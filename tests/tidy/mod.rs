@@ -6,6 +6,7 @@ mod house;
 mod layers;
 mod ledger;
 mod paths;
+mod public_api;
 
 use std::fs;
 use std::path::Path;
