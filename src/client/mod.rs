@@ -289,6 +289,8 @@ impl Client {
     }
 
     fn check_offered(&self, flag: Flags) -> Result<(), Error> {
+        //= Transmission flags: The client MUST NOT use a feature documented as 'exposed' by a flag unless
+        //# that flag was set.
         if self.flags().contains(flag) { Ok(()) } else { Err(NOT_OFFERED) }
     }
 

@@ -100,6 +100,7 @@ impl Negotiate {
         match self {
             Self::V1 { size_bytes, flags } => {
                 out.put_u64(size_bytes);
+                //= Handshake flags: The server MUST NOT set any of these flags during oldstyle negotiation.
                 out.put_u16(0);
                 out.put_u16(flags.bits());
                 out.put_bytes(0, RESERVED_ZEROES);

@@ -152,6 +152,8 @@ impl Chunk {
                 rest.finish()?;
                 Ok(Self::ErrorOffset { error, message, offset })
             }
+            //= Structured reply types: If the client receives an unknown or unexpected type with bit 15
+            //# set, it MUST consider the current reply as errored
             ReplyType::Unknown(value) if reply_type.is_error() => {
                 let (error, message, _) = decode_error(&payload)?;
                 Ok(Self::UnknownError { reply_type: value, error, message })

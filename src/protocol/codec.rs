@@ -86,10 +86,12 @@ impl TryFrom<&[u8]> for WireString {
     type Error = DecodeError;
 
     fn try_from(bytes: &[u8]) -> Result<Self, DecodeError> {
+        //= Conventions: MUST be no longer than 4096 bytes
         if bytes.len() > MAXIMUM_STRING_BYTES {
             return Err(DecodeError::StringTooLong(bytes.len()));
         }
         match std::str::from_utf8(bytes) {
+            //= Conventions: which is not `NUL` terminated, MUST NOT contain `NUL` characters
             Ok(text) if !text.contains('\0') => Ok(Self(text.to_owned())),
             _ => Err(DecodeError::BadString),
         }

@@ -69,6 +69,7 @@ impl Request {
     pub fn decode(style: HeaderStyle, bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut decoder = Decoder::new(bytes);
         let extended = style == HeaderStyle::Extended;
+        //= Option types: the client MUST use the 32-byte extended request header
         decoder.magic_u32(if extended { EXTENDED_REQUEST_MAGIC } else { REQUEST_MAGIC })?;
         let request = Self {
             flags: CommandFlags::from_wire(decoder.u16()?),
@@ -104,6 +105,7 @@ impl Request {
     /// says so. A WRITE must say so too, but QEMU's client (seen in 10.0) does not and sends its payload all the same.
     #[must_use]
     pub fn payload_length(&self, style: HeaderStyle) -> u64 {
+        //= Option types: with proper use of `NBD_CMD_FLAG_PAYLOAD_LEN` for all commands sending a payload
         let says_so = style == HeaderStyle::Extended && self.flags.contains(CommandFlags::PAYLOAD_LEN);
         if says_so || self.command == Command::Write { self.length } else { 0 }
     }

@@ -193,6 +193,8 @@ impl<'a> Handshake<'a> {
                     opened = export;
                     machine.handle_opened(ticket, info);
                 }
+                //= FORCEDTLS mode: the server MUST be prepared for a TLS handshake, and all further data
+                //# MUST be sent and received over TLS
                 ServerAction::StartTls(ticket) => {
                     self = self.start_tls().await?;
                     machine.handle_tls_started(ticket);
@@ -286,6 +288,8 @@ impl<'a> Handshake<'a> {
             accepted = timeout_at(deadline, tls.accept(transport)) => accepted,
             () = shared.drain.cancelled() => return Err(HandshakeEnd::Drained),
         };
+        //= FORCEDTLS mode: If the handshake is unsuccessful (for instance the client's certificate does not
+        //# match) the server MUST terminate the session
         let (transport, identity) =
             accepted.map_err(|_| HandshakeEnd::TimedOut)?.map_err(HandshakeEnd::Tls)?;
         Ok(Self { shared, tls: ours, transport, input, identity, deadline })

@@ -179,6 +179,8 @@ pub trait Export: Send + Sync + 'static {
     async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), ExportError>;
 
     /// Returns when every write that was answered before the call is durable.
+    //= Transmission flags: the effects of `NBD_CMD_FLUSH` and `NBD_CMD_FLAG_FUA` MUST be visible across all
+    //# connections
     async fn flush(&self) -> Result<(), ExportError>;
 
     /// Discards the range, which may then read as anything; Cairn's volumes read it as zeros.
@@ -188,6 +190,7 @@ pub trait Export: Send + Sync + 'static {
 
     /// Zeroes the range; `no_hole` keeps it allocated; `fast` fails with ENOTSUP where zeroing is no faster
     /// than writing.
+    //= Request types: it MUST ensure that the data reads back as zero
     async fn write_zeroes(
         &self,
         _offset: u64,

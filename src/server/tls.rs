@@ -131,6 +131,7 @@ impl Tls {
         }
         let provider = Arc::new(aws_lc_rs::default_provider());
         let config = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            //= TLS versions: NBD implementations supporting TLS MUST support TLS version 1.2
             .with_safe_default_protocol_versions()
             .map_err(TlsError::Certificate)?;
         let config = match &options.client_authorities {

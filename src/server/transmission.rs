@@ -107,6 +107,8 @@ pub(crate) async fn run(transmission: Transmission, shared: &Shared) -> Result<E
     let Receiver { mut requests, replies, .. } = receiver;
     drop((replies, closed));
     in_flight.wait_until_idle().await;
+    //= Request types: The server MUST handle all outstanding requests, shut down the TLS session (if one is
+    //# running), and close the TCP session.
     let written = writer.await;
     if end.as_ref().is_ok_and(|end| *end == End::Drained) {
         // Beside the connection, whose export can be closed already.
@@ -143,6 +145,8 @@ impl Receiver {
                 biased;
                 request = self.requests.next(self.rules.headers), if !deaf => match request? {
                     None => return Ok(End::Closed),
+                    //= Request types: A client MUST NOT send anything to the server after sending an
+                    //# `NBD_CMD_DISC` command.
                     Some(Request { command: Command::Disc, .. }) => return Ok(End::Disconnected),
                     Some(request) => self.handle(request).await?,
                 },
@@ -175,6 +179,8 @@ impl Receiver {
             Err(refused) => {
                 self.export.refused(request.command, refused.error);
                 let charge = self.in_flight.charge(0).await;
+                //= Request types: The client MUST follow the request header with *length* number of bytes
+                //# to be written to the device.
                 self.requests.skip(request.payload_length(self.rules.headers)).await?;
                 let answered = self.answered(&request, Err(ExportError::from(refused)), charge);
                 self.replies.send(answered).await.map_err(|_| Broken::Write)
@@ -183,6 +189,7 @@ impl Receiver {
     }
 
     fn judge(&self, request: &Request) -> Result<Job, Refused> {
+        //= Terminating the transmission phase: any subsequently received requests SHOULD be `NBD_ESHUTDOWN`
         if self.drain.is_cancelled() && !self.drain.hangs_up() {
             return Err(Refused { error: Error::Shutdown, message: "the server is shutting down" });
         }
@@ -207,6 +214,8 @@ impl Receiver {
                 },
             };
             drop(export);
+            //= Transmission: the server MUST use the same value for cookie as was sent by the client in the
+            //# corresponding request, treating the cookie as an opaque field
             let Request { cookie, offset, .. } = request;
             let answered = Answered { headers: rules.headers, cookie, offset, outcome, _charge: charge };
             if replies.send(answered).await.is_err() {
