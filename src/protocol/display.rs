@@ -7,8 +7,8 @@ use std::fmt::{Display, Formatter, Result, Write as _};
 
 use super::announcement::{Announcement, Negotiate, NegotiateResponse};
 use super::chunk::{BlockDescriptor, Chunk};
-use super::info::{BlockSize, ExportInfo, Info, InfoType};
-use super::option::{DiskInfo, ExportName, InfoRequest, MetaContextRequest, OptionRequestHeader};
+use super::info::{BlockSize, DiskInfo, ExportInfo, Info, InfoType};
+use super::option::{ExportName, InfoRequest, MetaContextRequest, OptionRequestHeader};
 use super::option_reply::{MetaContext, OptionReply, OptionReplyHeader, ServerEntry};
 use super::reply::{Reply, ReplyType};
 use super::request::{BlockStatusPayload, Cookie, HeaderStyle, Request};

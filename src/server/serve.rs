@@ -13,7 +13,7 @@ use parking_lot::RwLock;
 use tracing::Instrument as _;
 
 use super::admission::{Admission, Place};
-use super::connection::{self, Greeting, Shared};
+use super::connection::{self, Greeting};
 use super::connections::{Connection, Connections, Seat};
 use super::drain::{Drain, Farewell};
 use super::export::Exports;
@@ -21,6 +21,7 @@ use super::in_flight::Budget;
 use super::listener::{ListenAddress, Listener, Peer};
 use super::metrics::{HandshakeFailure, Metrics};
 use super::options::Options;
+use super::shared::Shared;
 use super::tls::Tls;
 use super::transport::{Stream, Transport};
 use crate::task::Tasks;
