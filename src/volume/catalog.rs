@@ -2,7 +2,7 @@
 //!
 //! Invariant: a name is bound last, to a whole volume, and only if what stood under it before the volume's first object
 //! was made stands there still. So whoever has changed the name since, to delete that volume say, need not know whether its
-//! creator still lives. [`super::deletion`] is the other half.
+//! creator still lives. `super::deletion` is the other half.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -59,12 +59,7 @@ fn self_name(item: &syn::ItemImpl) -> Option<String> {
 fn flat(text: &str) -> String {
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
     let text = text.replace("( ", "(").replace(", )", ")").replace(" )", ")");
-    text.replace("< ", "<")
-        .replace(", >", ">")
-        .replace(" >", ">")
-        .replace("-> ", "-> ")
-        .replace("->", " ->")
-        .replace("  ->", " ->")
+    text.replace("< ", "<").replace(", >", ">").replace(" >", ">").replace(" ->", "->").replace("->", " ->")
 }
 
 /// The text of a piece of source.
@@ -112,11 +107,6 @@ fn fields(fields: &syn::Fields, in_enum: bool) -> String {
         syn::Fields::Named(_) => format!(" {{ {} }}", parts.join(", ")),
         syn::Fields::Unnamed(_) => format!("({})", parts.join(", ")),
     }
-}
-
-/// Text up to the body or the value.
-fn signature(item: &syn::ImplItemFn) -> String {
-    text(&item.sig)
 }
 
 struct Listing<'a> {
@@ -254,7 +244,7 @@ impl Listing<'_> {
             for member in &item.items {
                 match member {
                     syn::ImplItem::Fn(it) if is_public(&it.vis) && !is_left_out(&it.attrs) => {
-                        members.insert(format!("    {}", signature(it)));
+                        members.insert(format!("    {}", text(&it.sig)));
                     }
                     syn::ImplItem::Const(it) if is_public(&it.vis) => {
                         members.insert(format!("    const {}: {}", it.ident, text(&it.ty)));
