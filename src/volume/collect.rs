@@ -398,7 +398,7 @@ impl Collector {
             Ok((head, _)) => head,
             Err(OpenError::Store(error)) => return Err(Error::Store(error)),
             Err(error) => {
-                return Err(Error::Damaged { key: self.shared.keys.head(), why: error.to_string() });
+                return Err(Error::damaged(self.shared.keys.head(), error.to_string()));
             }
         };
         if head.epoch != self.shared.epoch {
@@ -426,7 +426,7 @@ impl Collector {
         let mut neighbours = Vec::new();
         for neighbour in neighbour_ids {
             let Some(root) = self.root(neighbour).await? else {
-                return Err(Error::Lost { key: shared.keys.root(neighbour) });
+                return Err(Error::lost(shared.keys.root(neighbour)));
             };
             neighbours.push(root);
         }
@@ -462,7 +462,7 @@ impl Collector {
             Ok((root, _)) => Ok(Some(root)),
             Err(CheckedError::Store(store::Error::NotFound { .. })) => Ok(None),
             Err(CheckedError::Store(error)) => Err(Error::Store(error)),
-            Err(CheckedError::Damaged(error)) => Err(Error::Damaged { key, why: error.to_string() }),
+            Err(CheckedError::Damaged(error)) => Err(Error::damaged(key, error.to_string())),
         }
     }
 
