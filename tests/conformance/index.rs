@@ -82,10 +82,8 @@ fn citations(text: &str) -> Vec<Citation> {
         if let Some(first) = line.strip_prefix("//= ") {
             let of =
                 |section: &&'static str| Some((*section, first.strip_prefix(*section)?.strip_prefix(": ")?));
-            let (section, words) = SECTIONS
-                .iter()
-                .find_map(|section| of(section))
-                .unwrap_or_else(|| panic!("no section of the list: {line}"));
+            let (section, words) =
+                SECTIONS.iter().find_map(of).unwrap_or_else(|| panic!("no section of the list: {line}"));
             found.push(Citation { section: section.to_owned(), words: words.to_owned(), next_line: at + 2 });
             open = true;
         } else if let Some(more) = line.strip_prefix("//# ") {
