@@ -134,6 +134,12 @@ settings! {
     server: Server {
         /// Where to listen: `ADDRESS:PORT` or `unix:PATH`, several at once.
         listen: Vec<String> = vec!["127.0.0.1:10809".to_owned()], Any;
+        /// Permissions of the Unix sockets in `server.listen` and `server.oldstyle`, in octal, such as
+        /// `0660`; who may write to a socket may connect. By default those that the umask leaves.
+        socket_mode: String = String::new(), Any;
+        /// Group of these sockets: a number, or a name in `/etc/group`. By default the one that the system
+        /// gives them.
+        socket_group: String = String::new(), Any;
         /// Where to serve clients that know oldstyle only: `ADDRESS=EXPORT`, several at once; all get that
         /// export.
         oldstyle: Vec<String> = Vec::new(), Any;
@@ -275,6 +281,9 @@ settings! {
         /// File with the bearer token for all but metrics and health at `admin.listen`; without it nothing is
         /// changed there, and only this machine reads more than those.
         token_file: String = String::new(), Any;
+        /// Let whoever reaches `admin.listen` see the status page and read the API without the token, from
+        /// other machines too; what changes something needs the token all the same.
+        read_without_token: bool = false, Any;
     }
 
     /// The log, on standard error.
