@@ -161,7 +161,11 @@ suite_container() { limited 2400 tests/container/run.sh; }
 suite_deploy() { limited 300 tests/ops/deploy.sh; }
 
 # The release profile throughout: build scripts and macros are shared with the tests, and what is tested is what ships.
-suite_clippy() { limited 1800 cargo clippy --release --all-targets --quiet -- -D warnings && count 1 0; }
+# With the gateway, and the library alone.
+suite_clippy() {
+    limited 1800 cargo clippy --release --all-targets --quiet -- -D warnings &&
+        limited 900 cargo clippy --release --no-default-features --all-targets --quiet -- -D warnings && count 2 0
+}
 
 suite_deny() { limited 300 "$TOOLS/bin/cargo-deny" --offline check bans licenses sources && count 3 0; }
 
@@ -206,7 +210,11 @@ BARE=$ROOT/tests/tools/bare.sh
 
 suite_unit() { limited 1200 "$BARE" "$(cat "$LOGS/lib.path")"; }
 
-suite_doc() { limited 1200 cargo test --release --doc; }
+# Clippy has checked the dependencies in this profile already, so that rustdoc need not.
+suite_doc() {
+    RUSTDOCFLAGS='-D warnings' limited 1200 cargo doc --release --no-deps --quiet &&
+        limited 1200 cargo test --release --doc && count 1 0
+}
 
 # One suite per module of the integration binary, as libtest lists them: cheap ones first, virtual machines last.
 modules() {

@@ -43,6 +43,7 @@ pub(super) struct Health {
 #[derive(Clone, Debug, Args)]
 pub(super) struct Common {
     /// Configuration file (TOML); the environment (CAIRN_<SECTION>__<KEY>) and flags go over it
+    #[allow(rustdoc::invalid_html_tags, reason = "clap prints this text as it is")]
     #[arg(long, value_name = "FILE", env = config::CONFIG_FILE)]
     config: Option<PathBuf>,
     /// Where the volumes are: file:///path, file://./path or s3://bucket/prefix [default:

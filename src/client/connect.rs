@@ -218,6 +218,8 @@ async fn negotiate(
 /// reset the connection before the server has got all of this.
 async fn leave(stream: &mut Stream) {
     let end = async {
+        //= Termination of the session during option haggling: This MUST be followed by the client shutting
+        //# down TLS (if it is running), and the client dropping the connection.
         stream.shutdown().await?;
         let mut rest = [0; 1024];
         while stream.read(&mut rest).await? > 0 {}

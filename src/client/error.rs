@@ -10,6 +10,7 @@ use crate::protocol::{DecodeError, Error as CommandError};
 
 /// Why the client did not do what was asked.
 #[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// The server cannot be reached.
     #[error("cannot connect to {address}: {source}")]
@@ -46,6 +47,7 @@ pub enum Error {
 
 /// Why a connection is gone.
 #[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Broken {
     /// It was closed by this side, or asked to be.
     #[error("it was closed")]

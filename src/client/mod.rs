@@ -1,7 +1,7 @@
 //! An NBD client: asynchronous, with many requests at a time over one connection.
 //!
-//! [`Client::connect`] negotiates as much as the server has ([`connect`]), falls back to what it has not, and
-//! then sends commands as they come ([`pipeline`]). It does what the specification asks of a client: it sends
+//! [`Client::connect`] negotiates as much as the server has (`connect`), falls back to what it has not, and
+//! then sends commands as they come (`pipeline`). It does what the specification asks of a client: it sends
 //! no command and no flag that the server has not offered, and breaks off where the server breaks the
 //! protocol.
 
@@ -294,6 +294,8 @@ impl Client {
     }
 
     fn check_offered(&self, flag: Flags) -> Result<(), Error> {
+        //= Transmission flags: The client MUST NOT use a feature documented as 'exposed' by a flag unless
+        //# that flag was set.
         if self.flags().contains(flag) { Ok(()) } else { Err(NOT_OFFERED) }
     }
 

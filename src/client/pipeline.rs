@@ -205,6 +205,8 @@ impl Shared {
         if !matches!(result, Err(Error::Command { error: CommandError::Shutdown, .. })) {
             return;
         }
+        //= Terminating the transmission phase: If the client receives an `NBD_ESHUTDOWN` error it MUST
+        //# initiate a soft disconnect.
         let first = self.table.lock().closed.replace(Broken::ByServer).is_none();
         if first
             && let Some(outbound) = self.outbound.upgrade()
@@ -347,6 +349,8 @@ impl Receiver {
     ) -> Result<(), Broken> {
         let longest = match self.shared.table.lock().pending.get(&cookie) {
             Some(pending) => pending.gathering.request().length.saturating_add(8).max(MAXIMUM_STATUS_BYTES),
+            //= Structured reply chunk message: the chunk with the flag `NBD_REPLY_FLAG_DONE` MUST be sent
+            //# last
             None => return Err(DecodeError::Invalid("chunk for no request").into()),
         };
         if length > longest {
@@ -354,11 +358,14 @@ impl Receiver {
         }
         let payload = self.payload(length).await?;
         let chunk = Chunk::decode(reply_type, payload)?;
+        //= Structured and extended header reply flags: Clients MUST ignore unrecognized flags.
         let done = flags.contains(ReplyFlags::DONE);
         if chunk == Chunk::None && !done {
             return Err(DecodeError::Invalid("NBD_REPLY_TYPE_NONE without NBD_REPLY_FLAG_DONE").into());
         }
         let mut pending = self.shared.take(cookie)?;
+        //= Structured reply types: For all other messages with unknown or unexpected type or inconsistent
+        //# contents, the client MUST initiate a hard disconnect.
         if let Err(error) = pending.gathering.add(chunk, &self.shared.contexts) {
             pending.answer(Err(Broken::from(error).into()));
             return Err(error.into());

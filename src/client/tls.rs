@@ -39,6 +39,7 @@ pub(super) async fn connect(stream: Stream, host: &str, options: &TlsOptions) ->
 fn config(options: &TlsOptions) -> io::Result<ClientConfig> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        //= TLS versions: NBD implementations supporting TLS MUST support TLS version 1.2
         .with_safe_default_protocol_versions()
         .map_err(invalid)?;
     let config = if options.trust_anyone {

@@ -58,6 +58,7 @@ pub struct Uri {
 
 /// Why a text is no NBD URI.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum UriError {
     /// Not one of the four schemes.
     #[error("{0:?} does not begin with nbd://, nbds://, nbd+unix:// or nbds+unix://")]

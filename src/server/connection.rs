@@ -15,11 +15,11 @@ use tokio::time::{Instant, timeout_at};
 use super::connections::Seat;
 use super::dispatch::Rules;
 use super::export::{Export, ExportDescription, OpenError};
+use super::metrics::{HandshakeFailure, OpenConnection};
 use super::shared::Shared;
 use super::tls::{Identity, Tls};
 use super::transmission::{self, Broken, End, READ_BYTES, Transmission};
 use super::transport::Transport;
-use crate::metrics::HandshakeFailure;
 use crate::protocol::negotiate_server::{
     CloseReason, HandshakePolicy, ServerAction, ServerHandshake, Session, TlsPolicy,
 };
@@ -77,8 +77,8 @@ impl HandshakeEnd {
 
 /// Serves one connection to its end.
 pub(crate) async fn serve(shared: &Shared, transport: Transport, greeting: &Greeting, seat: &Seat) {
-    let label = transport.label();
-    let mut _open = shared.metrics.connected(label);
+    let kind = transport.kind();
+    let mut _open = OpenConnection::new(&shared.metrics, kind);
     let handshake = Handshake::new(shared, transport);
     let ready = match greeting {
         Greeting::Newstyle => handshake.newstyle().await,
@@ -87,12 +87,12 @@ pub(crate) async fn serve(shared: &Shared, transport: Transport, greeting: &Gree
     let Ready { session, export, transport, input } = match ready {
         Ok(ready) => ready,
         Err(end) => {
-            shared.metrics.handshake_failed(label, end.failure());
+            shared.metrics.handshake_failed(kind, end.failure());
             return tracing::debug!("handshake ended: {end}");
         }
     };
-    if transport.label() != label {
-        _open = shared.metrics.connected(transport.label());
+    if transport.kind() != kind {
+        _open = OpenConnection::new(&shared.metrics, transport.kind());
     }
     tracing::debug!(export = %session.export.name, headers = ?session.headers, "transmission begins");
     seat.uses(session.export.name.as_ref());
@@ -174,6 +174,8 @@ impl<'a> Handshake<'a> {
                     opened = export;
                     machine.handle_opened(ticket, info);
                 }
+                //= FORCEDTLS mode: the server MUST be prepared for a TLS handshake, and all further data
+                //# MUST be sent and received over TLS
                 ServerAction::StartTls(ticket) => {
                     self = self.start_tls().await?;
                     machine.handle_tls_started(ticket);
@@ -267,6 +269,8 @@ impl<'a> Handshake<'a> {
             accepted = timeout_at(deadline, tls.accept(transport)) => accepted,
             () = shared.drain.cancelled() => return Err(HandshakeEnd::Drained),
         };
+        //= FORCEDTLS mode: If the handshake is unsuccessful (for instance the client's certificate does not
+        //# match) the server MUST terminate the session
         let (transport, identity) =
             accepted.map_err(|_| HandshakeEnd::TimedOut)?.map_err(HandshakeEnd::Tls)?;
         Ok(Self { shared, tls: ours, transport, input, identity, deadline })

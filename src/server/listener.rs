@@ -118,6 +118,7 @@ impl SocketPermissions {
 
 /// Why the server cannot listen.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ListenError {
     /// Another server answers at the socket.
     #[error("unix:{0} is in use by another process", path.display())]

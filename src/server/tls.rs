@@ -54,6 +54,7 @@ pub enum TlsFile {
 
 /// Why TLS cannot be used as configured.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum TlsError {
     /// A file cannot be read, or is not PEM of its kind.
     #[error("{}: {source}", path.display())]
@@ -131,6 +132,7 @@ impl Tls {
         }
         let provider = Arc::new(aws_lc_rs::default_provider());
         let config = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            //= TLS versions: NBD implementations supporting TLS MUST support TLS version 1.2
             .with_safe_default_protocol_versions()
             .map_err(TlsError::Certificate)?;
         let config = match &options.client_authorities {

@@ -147,6 +147,8 @@ fn reply(code: u32, reply: u32, data: &[u8]) -> Vec<u8> {
     [magic, &code.to_be_bytes()[..], &reply.to_be_bytes(), &length, data].concat()
 }
 
+//= Termination of the session during option haggling: This MUST be followed by the client shutting down TLS
+//# (if it is running), and the client dropping the connection.
 /// "[ABORT] MUST be followed by the client shutting down TLS (if it is running), and the client dropping the connection."
 #[tokio::test]
 async fn abort_is_followed_by_the_end_of_tls() {
@@ -192,6 +194,8 @@ async fn abort_is_followed_by_the_end_of_tls() {
     }
 }
 
+//= Client-side requirements: If the client receives `NBD_REP_ACK` in response, it MUST immediately upgrade
+//# the session to TLS.
 /// Whoever stands in between can put plaintext behind the server's last word before TLS: an export that is not there.
 #[tokio::test]
 async fn plaintext_that_was_injected_behind_the_acknowledgement_of_starttls_is_forgotten() {

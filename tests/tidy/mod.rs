@@ -8,6 +8,7 @@ mod layers;
 mod ledger;
 mod paths;
 mod programs;
+mod public_api;
 mod sizes;
 
 use std::fs;

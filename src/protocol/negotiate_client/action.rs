@@ -95,6 +95,7 @@ pub struct ClientSession {
 
 /// Why a handshake failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum HandshakeError {
     /// The server refuses an option that the goal needs.
     #[error("the server refused {option}: {refusal}")]

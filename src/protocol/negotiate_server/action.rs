@@ -108,6 +108,7 @@ pub struct Session {
 
 /// Why the server closes the connection during the handshake.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum CloseReason {
     /// The client sent ABORT.
     #[error("the client aborted")]

@@ -1,7 +1,7 @@
 //! A store in an S3 bucket, through the AWS SDK with its retries off.
 //!
 //! Knows nothing of what is stored. Bodies are held whole in memory, both ways, and the length of what
-//! arrives is checked. [`connect`] finds the service, [`credentials`] change while it is used, [`failure`]
+//! arrives is checked. `connect` finds the service, `credentials` change while it is used, `failure`
 //! says what an error means. Invariant: an answer is given only for what the store said in full.
 
 mod connect;
