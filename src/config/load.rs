@@ -28,7 +28,7 @@ pub enum Error {
         why: String,
     },
     /// There is no such key.
-    #[error("{key} is no setting ({origin}); {hint}")]
+    #[error("unknown setting {key} ({origin}); {hint}")]
     Unknown {
         /// Key.
         key: String,
@@ -242,9 +242,9 @@ impl Layers {
             let hint = if keys.is_empty() {
                 let mut sections: Vec<&str> = known.iter().map(|s| s.section).collect();
                 sections.dedup();
-                format!("sections are {}", sections.join(", "))
+                format!("the sections are {}", sections.join(", "))
             } else {
-                format!("section {section} has {}", keys.join(", "))
+                format!("the settings of section {section} are {}", keys.join(", "))
             };
             // Read again, since extracting values loses where they came from.
             match self.figment.find_value(section).expect("it was just found") {

@@ -121,7 +121,7 @@ impl Retry {
             log.unsaid += 1;
             return;
         }
-        tracing::warn!(?operation, attempt, unsaid = log.unsaid, %error, "store request failed, trying again");
+        tracing::warn!(?operation, attempt, unsaid = log.unsaid, %error, "a store request failed, trying again");
         *log = Log { last: Some(now), unsaid: 0 };
     }
 
@@ -146,7 +146,7 @@ impl Retry {
                             ?operation,
                             key,
                             failures = attempts.failures,
-                            "store request succeeded at last"
+                            "a store request succeeded after retries"
                         );
                     }
                     return Ok(answer);

@@ -130,7 +130,7 @@ async fn the_errors_name_the_header() {
     for (wrong, header) in [
         (Wrong::IgnoresIfNoneMatch, "it ignores If-None-Match"),
         (Wrong::IgnoresIfMatch, "it ignores If-Match"),
-        (Wrong::LooksBeforeItCreates, "of 8 racing PUTs with `If-None-Match: *` on one key it let 8 win"),
+        (Wrong::LooksBeforeItCreates, "it let 8 of 8 racing PUTs with `If-None-Match: *` on one key succeed"),
     ] {
         let store = Careless { inner: MemoryStore::new(), wrong };
         let error = probe(&store, &ProbeOptions::default(), "nonce").await.unwrap_err().to_string();

@@ -294,10 +294,10 @@ impl ServerHandshake {
         match option {
             Code::Unknown(_) | Code::PeekExport => refusal(OptionError::Unsup, "unknown option"),
             Code::List | Code::StartTls | Code::StructuredReply | Code::ExtendedHeaders if length != 0 => {
-                refusal(OptionError::Invalid, "this option has no data")
+                refusal(OptionError::Invalid, "this option must not have data")
             }
             Code::ExportName if self.headers == HeaderStyle::Extended => {
-                refusal(OptionError::Invalid, "extended headers need GO")
+                refusal(OptionError::Invalid, "extended headers require GO")
             }
             Code::ExportName if wire_len(length) > MAXIMUM_STRING_BYTES => {
                 refusal(OptionError::TooBig, "name longer than 4096 bytes")
@@ -369,7 +369,7 @@ impl ServerHandshake {
         let refusal = if self.policy.tls == TlsPolicy::Off {
             Refusal::new(OptionError::Policy, "TLS is not configured")
         } else if self.tls_active {
-            Refusal::new(OptionError::Invalid, "TLS is in use already")
+            Refusal::new(OptionError::Invalid, "TLS is already in use")
         } else {
             // A client waits for the acknowledgement: what came before it was put there by someone else.
             input.clear();
