@@ -11,7 +11,7 @@ use serde_json::Value;
 
 const DASHBOARD: &str = include_str!("../../deploy/grafana/cairn.json");
 const ALERTS: &str = include_str!("../../deploy/prometheus/alerts.yml");
-const GUIDE: &str = include_str!("../../docs/OPERATING.md");
+const GUIDE: &str = include_str!("../../docs/monitoring.md");
 
 /// Labels that Prometheus adds.
 const ADDED: [&str; 3] = ["job", "instance", "le"];

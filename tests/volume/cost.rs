@@ -98,3 +98,16 @@ async fn bulk_data_costs_a_put_for_each_chunk() {
     assert!(all <= 64 + 16, "{all} PUTs");
     drop(volume);
 }
+
+#[tokio::test(start_paused = true)]
+async fn to_open_and_close_a_volume_costs_some_fifteen_requests() {
+    let mut bench = Bench::new(10 << 30).await;
+    bench.open().await.close().await.unwrap();
+    bench.memory.reset_tallies();
+    let volume = bench.open().await;
+    quiesce().await;
+    volume.close().await.unwrap();
+    let [puts, gets, lists] = requests(&bench);
+    println!("puts {puts} gets {gets} lists {lists}");
+    assert!(puts + gets + lists <= 20, "{puts} PUTs, {gets} GETs, {lists} LISTs");
+}
