@@ -211,8 +211,10 @@ fn a_gateway_is_asked_for_volumes_by_its_admin_socket() {
         let (by_gateway, in_store) = (succeed(at, &format!("{line} {by}")), succeed(at, line));
         assert_eq!(by_gateway, in_store, "{line}");
     }
-    assert!(fail(at, &format!("volume delete disk {by}"), 1).contains("disk is open here"));
-    assert!(fail(at, &format!("volume delete disk {by} --takeover"), 1).contains("disk is open here"));
+    assert!(fail(at, &format!("volume delete disk {by}"), 1).contains("disk is open in this gateway"));
+    assert!(
+        fail(at, &format!("volume delete disk {by} --takeover"), 1).contains("disk is open in this gateway")
+    );
     assert!(fail(at, "volume delete disk", 1).contains("in use by"), "the store's lease is respected");
     assert!(fail(at, &format!("volume info none {by}"), 1).contains("no volume named \"none\""));
     assert!(fail(at, &format!("volume info a/b {by}"), 2).contains("not a volume name"));

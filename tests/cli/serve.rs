@@ -237,7 +237,7 @@ fn a_second_signal_ends_it_at_once() {
     gateway.signal(Signal::INT);
     let (status, run) = gateway.end();
     assert_eq!(status.code(), Some(1), "{}", run.err);
-    assert!(run.err.contains("SIGINT again"), "{}", run.err);
+    assert!(run.err.contains("second SIGINT: "), "{}", run.err);
 }
 
 #[test]
