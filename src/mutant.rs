@@ -92,6 +92,8 @@ mutants! {
     ZeroReachesTooFar = "zero-reaches-too-far",
     /// A fold takes a map page for zeros throughout although some of its chunks have data.
     ZerosSwallowData = "zeros-swallow-data",
+    /// A fold takes a map page that was lost for zeros.
+    LostMapPageIsZeros = "lost-map-page-is-zeros",
     /// What was committed during a fold is dropped with what was folded.
     NewerDropped = "newer-dropped",
     /// The page of an older chunk object is cached under the newer one's name.

@@ -36,6 +36,11 @@ pub enum BasePart {
         /// Sectors of the page that were lost.
         damage: Option<Damage>,
     },
+    /// Lost, with the map page that located it.
+    Lost {
+        /// The map page.
+        map_page: u32,
+    },
 }
 
 /// A map page with the volume whose objects its entries name.
@@ -187,6 +192,9 @@ fn resolve_page(
                         Some(fetch) => {
                             let damage = entry.damage_of(page).copied();
                             parts.push((at..page_end, BasePart::Page { fetch, at: at % PAGE_BYTES, damage }));
+                        }
+                        None if entry.lost.contains(page) => {
+                            parts.push((at..page_end, BasePart::Lost { map_page: index.map_page() }));
                         }
                         None => push_zero(parts, at..page_end, !entry.allocated.contains(page)),
                     }

@@ -302,17 +302,26 @@ impl Collector {
     }
 
     /// The objects without those that the open volume uses, which would be deleted for a mistake or for a false answer of
-    /// the store.
+    /// the store; and without those of which a lost map page would have to say whether it does.
     async fn without_used(&self, names: &[String]) -> Result<Vec<String>, Error> {
         let mut unused = Vec::with_capacity(names.len());
         for name in names {
-            if self.is_used(name).await? {
-                tracing::error!(key = %name, "an object in use was taken for garbage; it is not deleted");
-            } else {
-                unused.push(name.clone());
+            match self.is_used(name).await {
+                Ok(false) => unused.push(name.clone()),
+                Ok(true) => {
+                    tracing::error!(key = %name, "an object in use was taken for garbage; it is not deleted");
+                }
+                Err(error) if error.is_loss() => self.leave_to_sweep(name, &error),
+                Err(error) => return Err(error),
             }
         }
         Ok(unused)
+    }
+
+    /// Leaves garbage to the sweep of a later opening, since an object that is lost would have to say what else needs it.
+    fn leave_to_sweep(&self, key: &str, error: &Error) {
+        tracing::warn!(%key, "garbage is kept, since what references it cannot be read: {error}");
+        self.trash.unswept.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Whether the open volume uses an object, by its own state: its root, and the journal after the checkpoint.
@@ -434,12 +443,23 @@ impl Collector {
             Ok(Mapped::Page(page)) => page,
             // Deleted by an earlier attempt, after the objects that it named.
             Ok(Mapped::Holes | Mapped::Zeroed(_)) | Err(Error::Lost { .. }) => return Ok(Vec::new()),
+            Err(error @ Error::Damaged { .. }) => {
+                self.leave_to_sweep(&shared.keys.root(root.id), &error);
+                return Ok(Vec::new());
+            }
             Err(error) => return Err(error),
         };
         let mut others = Vec::new();
         for neighbour in neighbours {
-            if let Mapped::Page(page) = load(neighbour).await? {
-                others.push(page);
+            match load(neighbour).await {
+                Ok(Mapped::Page(page)) => others.push(page),
+                Ok(Mapped::Holes | Mapped::Zeroed(_)) => {}
+                // Nobody can say what it shares with this root.
+                Err(error) if error.is_loss() => {
+                    self.leave_to_sweep(&shared.keys.root(root.id), &error);
+                    return Ok(Vec::new());
+                }
+                Err(error) => return Err(error),
             }
         }
         let base_of = |entry: &Entry| entry.base.filter(|base| base.origin == 0).map(|base| base.id);

@@ -45,6 +45,14 @@ pub enum Error {
     Store(#[from] store::Error),
 }
 
+impl Error {
+    /// Whether an object is damaged or gone, so that waiting for the store does not help.
+    #[must_use]
+    pub const fn is_loss(&self) -> bool {
+        matches!(self, Self::Damaged { .. } | Self::Lost { .. })
+    }
+}
+
 /// Why a volume cannot be opened, created or deleted.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum OpenError {

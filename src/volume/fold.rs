@@ -28,7 +28,7 @@ use super::piece::Piece;
 use super::root::{KeptRoot, MapPageRef, Root, RootTable};
 use super::shared::Shared;
 use super::state::{Committed, Stage, State};
-use super::store_exact::{Placed, create_exact};
+use super::store_exact::{Placed, confirm_gone, create_exact};
 use super::uniform;
 use crate::metrics::labels::{FoldResult, ObjectKind};
 use crate::mutant::{self, Mutant};
@@ -364,14 +364,17 @@ impl Folder {
         let covers = start..(start + geometry.map_page_bytes()).min(shared.size_bytes);
         let changes: Vec<(Range<u64>, Piece)> = folding.pieces.overlaps(covers.clone()).collect();
         let chunks = (covers.end - covers.start).div_ceil(geometry.chunk_bytes());
-        let (map, mut entries) = match base::map_page(&shared.env, shared.keys, geometry, old, number).await?
-        {
-            Mapped::Holes => (None, BTreeMap::new()),
-            Mapped::Zeroed(birth) => (None, uniform::zeroed_entries(geometry, chunks, birth)),
-            Mapped::Page(map) => {
-                let entries = map.page.entries();
-                (Some(map), entries)
-            }
+        let mapped = base::map_page(&shared.env, shared.keys, geometry, old, number).await;
+        let (map, mut entries) = match self.unless_lost(mapped, number).await? {
+            None => (None, uniform::lost_entries(geometry, chunks, birth)),
+            Some(mapped) => match mapped {
+                Mapped::Holes => (None, BTreeMap::new()),
+                Mapped::Zeroed(birth) => (None, uniform::zeroed_entries(geometry, chunks, birth)),
+                Mapped::Page(map) => {
+                    let entries = map.page.entries();
+                    (Some(map), entries)
+                }
+            },
         };
         let touched = self.fold_whole_chunks(&mut entries, changes, birth);
         let jobs = touched.into_iter().map(|(index, changes)| {
@@ -402,6 +405,20 @@ impl Folder {
         let cache_key = CacheKey { volume, unit: Unit::Map(number, id) };
         shared.env.cache.insert_map_page(cache_key, Arc::new(page)).await;
         Ok(FoldedPage::Object(id))
+    }
+
+    /// What the root has for a map page; `None` if that is damaged or gone for good. Nobody can tell where its chunks are
+    /// then, so the range that no change covers is lost, and the volume goes on without it.
+    async fn unless_lost(&self, mapped: Result<Mapped, Error>, number: u32) -> Result<Option<Mapped>, Error> {
+        let error = match mapped {
+            Err(error) if error.is_loss() => error,
+            mapped => return mapped.map(Some),
+        };
+        if let Error::Lost { key } = &error {
+            confirm_gone(self.shared.env.store.bulk.as_ref(), key).await?;
+        }
+        tracing::error!(volume = %self.shared.keys.volume(), map_page = number, "a map page was lost: {error}");
+        Ok(None)
     }
 
     async fn rewrite(

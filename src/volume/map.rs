@@ -65,13 +65,20 @@ pub struct Entry {
     pub packs: Vec<InPack>,
     /// Pages with sectors that were lost, in order of page.
     pub damage: Vec<Damage>,
+    /// Pages of which nothing is known, because the map page that located them was lost. They are in neither the base nor
+    /// a pack.
+    pub lost: PageSet,
 }
 
 impl Entry {
     /// Whether the entry says no more than its absence.
     #[must_use]
     pub fn is_hole(&self) -> bool {
-        self.base.is_none() && self.packs.is_empty() && self.allocated.is_empty() && self.damage.is_empty()
+        self.base.is_none()
+            && self.packs.is_empty()
+            && self.allocated.is_empty()
+            && self.damage.is_empty()
+            && self.lost.is_empty()
     }
 
     /// The damage of a page.
@@ -85,7 +92,8 @@ impl Entry {
         let has_birth = u8::from(self.birth.is_some()) << 1;
         let has_packs = u8::from(!self.packs.is_empty()) << 2;
         let has_damage = u8::from(!self.damage.is_empty()) << 3;
-        to.u8(has_base | has_birth | has_packs | has_damage);
+        let has_lost = u8::from(!self.lost.is_empty()) << 4;
+        to.u8(has_base | has_birth | has_packs | has_damage | has_lost);
         self.allocated.encode(pages, to);
         if let Some(birth) = self.birth {
             to.u32(birth.epoch);
@@ -114,6 +122,9 @@ impl Entry {
                 to.raw(&damage.good_sectors);
             }
         }
+        if !self.lost.is_empty() {
+            self.lost.encode(pages, to);
+        }
     }
 
     fn decode(pages: u16, origins: usize, from: &mut Decoder<'_>) -> Result<Self, DecodeError> {
@@ -124,7 +135,7 @@ impl Entry {
             Ok(origin)
         };
         let has = from.u8()?;
-        if has & !0xf != 0 {
+        if has & !0x1f != 0 {
             return Err(invalid("entry", format!("fields {has:#x} are unknown")));
         }
         let allocated = PageSet::decode(pages, from)?;
@@ -180,7 +191,16 @@ impl Entry {
                 return Err(invalid("damage", "announced but empty"));
             }
         }
-        Ok(Self { birth, base, allocated, packs, damage })
+        let mut lost = PageSet::EMPTY;
+        if has & 16 != 0 {
+            lost = PageSet::decode(pages, from)?;
+            let is_stored =
+                |page| base.is_some_and(|base| base.stored.contains(page)) || packed.contains(page);
+            if lost.is_empty() || lost.iter().any(is_stored) {
+                return Err(invalid("lost", "announced but empty, or a page is stored too"));
+            }
+        }
+        Ok(Self { birth, base, allocated, packs, damage, lost })
     }
 }
 

@@ -136,7 +136,10 @@ impl Shared {
                 .look_up(&range, |resolved| async move {
                     let (env, root) = (&self.env, &resolved.root);
                     let map = match is_looked_at {
-                        true => base::map_page(env, self.keys, self.geometry, root, number).await?,
+                        true => match base::map_page(env, self.keys, self.geometry, root, number).await {
+                            Err(error) if error.is_loss() => Mapped::Holes,
+                            map => map?,
+                        },
                         false => Mapped::Holes,
                     };
                     Ok((resolved, map))

@@ -186,6 +186,13 @@ impl Shared {
             for (range, part) in base::resolve(&self.env, self.keys, &resolved.root, gap).await? {
                 let source = match part {
                     BasePart::Zero { .. } => Origin::Ready(InMemory::Zero),
+                    BasePart::Lost { map_page } => {
+                        let why = format!("the object that located the bytes at {} was lost", range.start);
+                        return Err(Error::Damaged {
+                            key: format!("{}{map_page}", self.keys.map_pages()),
+                            why,
+                        });
+                    }
                     BasePart::Page { fetch, at, damage } => {
                         if let Some(damage) = damage
                             && !damage.spares(at..at + (range.end - range.start))
@@ -305,7 +312,12 @@ impl Shared {
             }
             let window = self.window(at..range.end, PIECES, WINDOW_BYTES).range;
             at = window.end;
-            for (range, hole, zero) in self.look_up(&window, |resolved| self.allocation_of(resolved)).await? {
+            let parts = match self.look_up(&window, |resolved| self.allocation_of(resolved)).await {
+                // A client that copies the disk goes on behind what is lost, and its READ says that it is.
+                Err(error) if error.is_loss() => vec![(window, false, false)],
+                parts => parts?,
+            };
+            for (range, hole, zero) in parts {
                 let length = range.end - range.start;
                 let full = extents.len() == limit;
                 match extents.last_mut() {
@@ -343,7 +355,7 @@ impl Shared {
             for (range, part) in base::resolve(&self.env, self.keys, &resolved.root, gap).await? {
                 parts.push(match part {
                     BasePart::Zero { hole } => (range, hole, true),
-                    BasePart::Page { .. } => (range, false, false),
+                    BasePart::Page { .. } | BasePart::Lost { .. } => (range, false, false),
                 });
             }
         }

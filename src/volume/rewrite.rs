@@ -17,7 +17,6 @@ use super::interval::Value;
 use super::keys::{ObjectId, Slot};
 use super::made::Made;
 use super::map::{Base, Damage, Entry, SECTOR_MASK_BYTES};
-use super::page_set::PageSet;
 use super::piece::{InMemory, Piece, is_zero};
 use super::shared::Shared;
 use super::store_exact::confirm_gone;
@@ -39,18 +38,23 @@ enum PartBytes {
     Fetched(usize, usize),
 }
 
+/// What lies below the changes of a page.
+#[derive(Clone, Copy)]
+enum Below {
+    /// Nothing that stays.
+    Nothing,
+    /// What this fetch brings.
+    Fetched(usize),
+    /// What nobody knows any more.
+    Lost,
+}
+
 /// How a page of the new object is made.
 struct PagePlan {
     page: u16,
-    /// The fetch of the base's page.
-    base: Option<usize>,
+    below: Below,
     damage: Option<Damage>,
     parts: Vec<Part>,
-}
-
-/// Whether a fetch failed because the bytes are lost, not because the store is away.
-fn is_loss(error: &Error) -> bool {
-    matches!(error, Error::Damaged { .. } | Error::Lost { .. })
 }
 
 impl Shared {
@@ -66,10 +70,11 @@ impl Shared {
         made: &Made,
     ) -> Result<Entry, Error> {
         let mut fetches = Vec::new();
-        let mut allocated = old.allocated;
-        let plans = self.plan_pages(map, index, old, &changes, &mut allocated, &mut fetches);
+        let (allocated, lost) = (old.allocated, old.lost);
+        let mut entry = Entry { birth: Some(birth), allocated, lost, ..Entry::default() };
+        let plans = self.plan_pages(map, index, old, &changes, &mut entry, &mut fetches);
         let in_use = |plan: &PagePlan| {
-            let below = plan.base.is_some_and(|base| self.env.cache.contains(&fetches[base].key));
+            let below = plan.fetch().is_some_and(|fetch| self.env.cache.contains(&fetches[fetch].key));
             below || plan.changed_len() >= HOT_LEN
         };
         let hot: Vec<bool> = plans.iter().map(in_use).collect();
@@ -80,34 +85,31 @@ impl Shared {
         let id = if mutant::is(Mutant::NameReused) { ObjectId { k: 1, ..id } } else { id };
         let memory = made.memory(object_bytes(pages_per_chunk, u32::from(pages_per_chunk)));
         let mut writer = ChunkWriter::within(volume, index, id, pages_per_chunk, memory);
-        let mut damage = Vec::new();
         let mut cached = Vec::new();
         for (plan, is_hot) in plans.into_iter().zip(hot) {
-            let (page, below) = (plan.page, plan.base.and_then(|base| fetched[base].as_ref().ok()));
+            let (page, below) = (plan.page, plan.fetch().and_then(|fetch| fetched[fetch].as_ref().ok()));
             let stored = writer.compose(page, |bytes| {
                 let start = bytes.len();
-                let lost = plan.compose(&fetched, bytes)?;
-                damage.extend(lost);
-                Ok::<_, Error>(lost.is_some() || !is_zero(&bytes[start..]))
+                let lost_sectors = plan.compose(&fetched, bytes)?;
+                entry.damage.extend(lost_sectors);
+                Ok::<_, Error>(lost_sectors.is_some() || !is_zero(&bytes[start..]))
             })?;
             if stored && is_hot {
                 cached.push((page, below.filter(|_| mutant::is(Mutant::OldPageCached)).cloned()));
             }
         }
         drop(fetched);
-        let base = match writer.stored() {
-            PageSet::EMPTY => None,
-            stored => {
-                let base = Base { origin: 0, id, stored };
-                self.put_chunk(index, base, writer.finish(), cached, made).await?;
-                Some(base)
-            }
-        };
-        for page in damage.iter().map(|damage: &Damage| damage.page) {
-            tracing::error!(volume = %self.keys.volume(), chunk = index.0, page, "sectors of a page were lost");
-            allocated.insert(page);
+        let stored = writer.stored();
+        if !stored.is_empty() {
+            let base = Base { origin: 0, id, stored };
+            self.put_chunk(index, base, writer.finish(), cached, made).await?;
+            entry.base = Some(base);
         }
-        Ok(Entry { birth: Some(birth), base, allocated, packs: Vec::new(), damage })
+        for page in entry.damage.iter().map(|damage| damage.page) {
+            tracing::error!(volume = %self.keys.volume(), chunk = index.0, page, "sectors of a page were lost");
+            entry.allocated.insert(page);
+        }
+        Ok(entry)
     }
 
     /// Makes sure that objects which were not found are gone for good: the sectors of those are marked as lost, and what
@@ -153,14 +155,15 @@ impl Shared {
         Ok(())
     }
 
-    /// What each page that the new object may store is made of; keeps `allocated` up to date.
+    /// What each page that the new object may store is made of; keeps the pages up to date that the new
+    /// entry counts as allocated and as lost.
     fn plan_pages(
         &self,
         map: Option<&LoadedMapPage>,
         index: ChunkIndex,
         old: &Entry,
         changes: &[(Range<u64>, Piece)],
-        allocated: &mut PageSet,
+        new: &mut Entry,
         fetches: &mut Vec<Fetch>,
     ) -> Vec<PagePlan> {
         let chunk_start = self.geometry.chunk_range(index).start;
@@ -179,25 +182,33 @@ impl Shared {
                 parts.push(self.part(&piece, &part, page_range.start, fetches));
             }
             let whole = covered == PAGE_BYTES;
+            let is_lost = new.lost.contains(page);
+            if is_lost && parts.is_empty() {
+                continue;
+            }
+            new.lost.remove(page);
             if whole && all_holes {
-                allocated.remove(page);
+                new.allocated.remove(page);
                 continue;
             }
             if !all_holes {
-                allocated.insert(page);
+                new.allocated.insert(page);
             }
-            let base = match map.and_then(|map| base::page_fetch(map, self.geometry, index, old, page)) {
-                Some(fetch) if !whole => {
+            let below = match map.and_then(|map| base::page_fetch(map, self.geometry, index, old, page)) {
+                _ if whole => Below::Nothing,
+                Some(fetch) => {
                     fetches.push(fetch);
-                    Some(fetches.len() - 1)
+                    Below::Fetched(fetches.len() - 1)
                 }
-                _ => None,
+                None if is_lost => Below::Lost,
+                None => Below::Nothing,
             };
-            let is_zero = base.is_none()
+            let is_zero = matches!(below, Below::Nothing)
                 && parts.iter().all(|part| matches!(part.bytes, PartBytes::Ready(InMemory::Zero)));
             if !is_zero {
-                let damage = old.damage_of(page).copied().filter(|_| base.is_some());
-                plans.push(PagePlan { page, base, damage, parts });
+                let is_kept = matches!(below, Below::Fetched(_));
+                let damage = old.damage_of(page).copied().filter(|_| is_kept);
+                plans.push(PagePlan { page, below, damage, parts });
             }
         }
         plans
@@ -218,6 +229,14 @@ impl Shared {
 }
 
 impl PagePlan {
+    /// The fetch of what lies below.
+    fn fetch(&self) -> Option<usize> {
+        match self.below {
+            Below::Fetched(fetch) => Some(fetch),
+            Below::Nothing | Below::Lost => None,
+        }
+    }
+
     /// Bytes of the page that changed.
     fn changed_len(&self) -> usize {
         self.parts.iter().map(|part| part.within.len()).sum()
@@ -234,17 +253,17 @@ impl PagePlan {
         }
         let start = bytes.len();
         let mut good = [0xff; SECTOR_MASK_BYTES];
-        match self.base.map(|base| &fetched[base]) {
+        match self.fetch().map(|fetch| &fetched[fetch]) {
             Some(Ok(below)) => {
                 bytes.extend_from_slice(below);
                 if let Some(damage) = self.damage {
                     good = damage.good_sectors;
                 }
             }
-            Some(Err(error)) if !is_loss(error) => return Err(error.clone()),
-            below => {
+            Some(Err(error)) if !error.is_loss() => return Err(error.clone()),
+            _ => {
                 bytes.resize(start + PAGE_LEN, 0);
-                if below.is_some() {
+                if !matches!(self.below, Below::Nothing) {
                     good = [0; SECTOR_MASK_BYTES];
                 }
             }
@@ -266,7 +285,7 @@ impl PagePlan {
                         page[part.within.clone()].copy_from_slice(&bytes[at..at + length]);
                         true
                     }
-                    Err(error) if is_loss(error) => {
+                    Err(error) if error.is_loss() => {
                         page[part.within.clone()].fill(0);
                         false
                     }

@@ -261,7 +261,7 @@ impl Collector {
                 // A retired root that an earlier attempt half deleted names nothing any more that it does not share;
                 // of any other, whatever cannot be told is kept.
                 Err(Error::Lost { .. }) if needed.retired.contains(&root.id) => {}
-                Err(Error::Lost { .. }) => return Ok(true),
+                Err(error) if error.is_loss() => return Ok(true),
                 Err(error) => return Err(error),
             }
         }

@@ -45,6 +45,16 @@ pub(super) fn zeroed_entries(geometry: Geometry, chunks: u64, birth: Slot) -> BT
     (0..u16::try_from(chunks).expect("at most 4,096")).map(|slot| (slot, entry.clone())).collect()
 }
 
+/// The entries of the first `chunks` chunks of a map page that was lost: what a chunk held is unknown until it is
+/// overwritten.
+pub(super) fn lost_entries(geometry: Geometry, chunks: u64, birth: Slot) -> BTreeMap<u16, Entry> {
+    let mut entries = zeroed_entries(geometry, chunks, birth);
+    if !mutant::is(Mutant::LostMapPageIsZeros) {
+        entries.values_mut().for_each(|entry| entry.lost = entry.allocated);
+    }
+    entries
+}
+
 /// The newest birth of the entries, if all `chunks` chunks of the map page are there, allocated and zeros.
 pub(super) fn zeroed_throughout(
     geometry: Geometry,
@@ -56,6 +66,7 @@ pub(super) fn zeroed_throughout(
         entry.base.is_none()
             && entry.packs.is_empty()
             && entry.damage.is_empty()
+            && entry.lost.is_empty()
             && entry.allocated == allocated
     };
     let looked_at = if mutant::is(Mutant::ZerosSwallowData) { 1 } else { entries.len() };
@@ -96,5 +107,6 @@ mod tests {
         assert_eq!(zeroed_throughout(geometry, 10, &entries), None, "a hole");
         entries.get_mut(&8).expect("the last").allocated = PageSet::first(63);
         assert_eq!(zeroed_throughout(geometry, 9, &entries), None, "a hole in a chunk");
+        assert_eq!(zeroed_throughout(geometry, 9, &lost_entries(geometry, 9, birth)), None, "lost");
     }
 }

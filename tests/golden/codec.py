@@ -313,25 +313,29 @@ def map_page(io, _, f):
         d("good_sectors", lambda io, v: hexed(io, 16, v))
         return d.out
 
-    parts = {"base": 1, "birth": 2, "packs": 4, "damage": 8}
+    parts = {"base": 1, "birth": 2, "packs": 4, "damage": 8, "lost": 16}
 
     def entry(io, v):
         e = Fields(io, v)
         need(e("slot", u16) < 4096, "slot")
         has = u8(io, None if io.reads else sum(bit for part, bit in parts.items() if part in v))
-        need(has < 16, "parts")
+        need(has < 32, "parts")
+        stored = []
         e("allocated", some)
         if has & 2:
             e("birth", pair)
         if has & 1:
-            e("base", base)
+            stored += e("base", base)["stored"]
         if has & 4:
             found = [p for pack in e("packs", lambda io, v: many(io, v, pack, 64)) for p in pack["pages"]]
             need(e.out["packs"] and len(found) == len(set(found)), "packs")
+            stored += found
         if has & 8:
             need(e("damage", lambda io, v: many(io, v, damage)), "damage")
             need(ascending([d["page"] for d in e.out["damage"]]), "order")
-        need(has & 13 or e.out["allocated"], "an entry that says nothing")
+        if has & 16:
+            need(e("lost", some) and not set(e.out["lost"]) & set(stored), "lost")
+        need(has & 29 or e.out["allocated"], "an entry that says nothing")
         return e.out
 
     need(ascending([e["slot"] for e in f("entries", lambda io, v: many(io, v, entry))]), "order")

@@ -26,6 +26,7 @@ const FILES: &[(u16, &str, u128)] = &[
     (1, "head-full.bin", 0xc0ec_d1fc_2332_e7a6_bce2_1ba8_6f19_1291),
     (1, "head-unswept.bin", 0x516e_bc76_961a_84cf_5935_206d_8771_931a),
     (1, "identity.bin", 0x4122_3848_d32d_d8e0_46ed_4d59_05ea_a080),
+    (1, "map-page-lost.bin", 0x93a0_83da_63e8_78af_174b_0c91_742e_24f3),
     (1, "map-page-of-large-chunks.bin", 0x826f_622c_e2b2_d917_a3b2_779b_c900_119d),
     (1, "map-page.bin", 0xad02_1cbd_65d0_8df2_d0e0_a512_5227_5698),
     (1, "name-free.bin", 0xe930_7f6c_929a_bf01_1b65_3271_3af3_dc3c),

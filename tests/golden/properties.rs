@@ -154,17 +154,25 @@ fn entry(pages_per_chunk: u16, origins: usize) -> impl Strategy<Value = Entry> {
     let pack = (origin(), id(), any::<u32>(), vec(0..pages_per_chunk, 0..8));
     let damage = btree_map(0..pages_per_chunk, any::<[u8; 16]>(), 0..3);
     let optional = (proptest::option::of(slot()), proptest::option::of(base));
-    (optional, set(), vec(pack, 0..4), damage).prop_map(|((birth, base), allocated, in_packs, damage)| {
-        let mut taken = PageSet::EMPTY;
-        let mut packs = Vec::new();
-        for (origin, id, first_frame, wanted) in in_packs {
-            let free: Vec<u16> = wanted.into_iter().filter(|page| !taken.contains(*page)).collect();
-            free.iter().for_each(|page| taken.insert(*page));
-            packs.push(InPack { origin, id, first_frame, pages: page_set(free) });
-        }
-        let damage = damage.into_iter().map(|(page, good_sectors)| Damage { page, good_sectors }).collect();
-        Entry { birth, base, allocated, packs, damage }
-    })
+    let sets = (set(), proptest::option::of(set()));
+    (optional, sets, vec(pack, 0..4), damage).prop_map(
+        |((birth, base), (allocated, lost), in_packs, damage)| {
+            let lost = lost.unwrap_or(PageSet::EMPTY);
+            let mut taken = PageSet::EMPTY;
+            let mut packs = Vec::new();
+            for (origin, id, first_frame, wanted) in in_packs {
+                let free: Vec<u16> = wanted.into_iter().filter(|page| !taken.contains(*page)).collect();
+                free.iter().for_each(|page| taken.insert(*page));
+                packs.push(InPack { origin, id, first_frame, pages: page_set(free) });
+            }
+            let damage =
+                damage.into_iter().map(|(page, good_sectors)| Damage { page, good_sectors }).collect();
+            let is_stored = |page: &u16| base.is_some_and(|base: Base| base.stored.contains(*page));
+            let lost: Vec<u16> =
+                lost.iter().filter(|page| !is_stored(page) && !taken.contains(*page)).collect();
+            Entry { birth, base, allocated, packs, damage, lost: page_set(lost) }
+        },
+    )
 }
 
 fn map_page() -> impl Strategy<Value = Object> {

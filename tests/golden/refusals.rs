@@ -93,7 +93,10 @@ const CASES: &[Case] = &[
     ("map-page.bin", &[(79, &[0])], "slot"),
     ("map-page.bin", &[(124, &[5])], "slot"),
     ("map-page.bin", &[(157, &4096_u16.to_le_bytes())], "slot"),
-    ("map-page.bin", &[(70, &[16])], "entry"),
+    ("map-page.bin", &[(70, &[32])], "entry"),
+    // No page is lost, and a page that is stored.
+    ("map-page-lost.bin", &[(75, &[0; 8])], "lost"),
+    ("map-page-lost.bin", &[(150, &[2])], "lost"),
     ("map-page.bin", &[(71, &[0])], "entry"),
     ("map-page.bin", &[(102, &[2])], "origin"),
     ("map-page.bin", &[(206, &[2])], "origin"),

@@ -12,6 +12,7 @@ use cairn::volume::identity::{Identity, NameBinding};
 use cairn::volume::interval::IntervalMap;
 use cairn::volume::keys::{self, Keys, ObjectId, Slot};
 use cairn::volume::map::{Base, Damage, Entry, InPack};
+use cairn::volume::page_set::PageSet;
 use cairn::volume::record::{Change, Record, RecordKind};
 use cairn::volume::root::{KeptRoot, MapPageRef, Root, RootTable};
 use uuid::Uuid;
@@ -69,6 +70,7 @@ pub(super) fn samples() -> Vec<Sample> {
         sample("root-table.bin", keys.root(id(7, 12)), Object::RootTable(root_table())),
         sample("map-page.bin", keys.map_page(2, id(7, 11)), map_page()),
         sample("map-page-of-large-chunks.bin", keys.map_page(65_535, id(1, 2)), map_page_of_large_chunks()),
+        sample("map-page-lost.bin", keys.map_page(2, id(7, 14)), map_page_after_a_loss()),
         sample("chunk.bin", keys.chunk(ChunkIndex(70_000), id(7, 9)), chunk()),
     ]
 }
@@ -253,6 +255,7 @@ fn map_page() -> Object {
                     Damage { page: 4, good_sectors: lost_last },
                     Damage { page: 40, good_sectors: lost_first },
                 ],
+                lost: PageSet::EMPTY,
             },
         ),
     ]);
@@ -273,6 +276,27 @@ fn map_page_of_large_chunks() -> Object {
         origins: Vec::new(),
         entries: BTreeMap::from([(4095, entry)]),
     }
+}
+
+fn map_page_after_a_loss() -> Object {
+    let mut first_is_good = [0; 16];
+    first_is_good[0] = 1;
+    let all = page_set(0..64);
+    let entries = BTreeMap::from([
+        (0, Entry { birth: Some(slot(7, 3)), allocated: all, lost: all, ..Entry::default() }),
+        (
+            1,
+            Entry {
+                birth: Some(slot(7, 4)),
+                base: Some(Base { origin: 0, id: id(7, 15), stored: page_set([1]) }),
+                allocated: page_set([0, 1, 2, 63]),
+                damage: vec![Damage { page: 1, good_sectors: first_is_good }],
+                lost: page_set([2, 63]),
+                ..Entry::default()
+            },
+        ),
+    ]);
+    Object::MapPage { page: 2, id: id(7, 14), geometry: geometry(64), origins: Vec::new(), entries }
 }
 
 fn chunk() -> Object {

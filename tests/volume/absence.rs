@@ -198,6 +198,66 @@ async fn an_object_that_was_cut_short_costs_what_was_cut_alone() {
     assert_eq!(read(&volume, 5 * MIB, 4096).await, pattern(2, CHUNK)[1 << 20..(1 << 20) + 4096]);
 }
 
+/// What a map page that is damaged or gone costs: its own range where nothing was written since, and no more. It stopped
+/// all checkpoints of its volume, and so all writes once the journal was full.
+#[tokio::test(start_paused = true)]
+async fn a_lost_map_page_costs_what_it_located_and_stops_no_checkpoint() {
+    const PAGE: u64 = 65_536;
+    for is_gone in [true, false] {
+        // Chunks of 64 KiB, so that a map page covers 256 MiB: there are two.
+        let mut bench = Bench::with_chunks(512 * MIB, PAGE).await;
+        bench.options.deletion_grace = Duration::from_secs(60);
+        let volume = bench.open().await;
+        for at in [0, PAGE, 256 * MIB] {
+            volume.write(at, pattern(at + 1, 65_536), false).await.unwrap();
+        }
+        volume.close().await.unwrap();
+        let first = bench.keys("/map/0-").pop().expect("the map page of the first 256 MiB");
+        let whole = bench.memory.remove(&first).expect("it exists");
+        if !is_gone {
+            bench.memory.insert(&first, whole.slice(..whole.len() - 1));
+        }
+        let volume = bench.open().await;
+        volume.read(0, 4096).await.expect_err("nobody knows where the bytes are");
+        let extents = volume.allocation(0, 512 * MIB, 16).await.unwrap();
+        assert!(!extents[0].hole && !extents[0].zero && extents[0].length == 256 * MIB + PAGE, "{extents:?}");
+        volume.picture(64).await.unwrap();
+
+        // Part of a page, a whole one, and one of the other map page.
+        volume.write(512, pattern(7, 512), false).await.unwrap();
+        volume.write(PAGE, pattern(8, 65_536), false).await.unwrap();
+        volume.write(256 * MIB + 512, pattern(9, 512), false).await.unwrap();
+        volume.zero(4 * PAGE, PAGE, true, false).await.unwrap();
+        volume.checkpoint().await.unwrap();
+        volume.write(1024, pattern(10, 512), false).await.unwrap();
+        volume.checkpoint().await.unwrap();
+        // Garbage of the root that lost its page is dealt with, and later roots go.
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        volume.abandon().await;
+        assert_eq!(bench.keys("/map/0-").iter().filter(|key| **key == first).count(), 0, "it is garbage");
+        assert!(bench.keys("/root/").len() <= 4, "{:?}", bench.keys("/root/"));
+
+        let volume = bench.open().await;
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        assert_eq!(read(&volume, 512, 512).await, pattern(7, 512));
+        assert_eq!(read(&volume, 1024, 512).await, pattern(10, 512));
+        assert_eq!(read(&volume, PAGE, PAGE).await, pattern(8, 65_536));
+        assert_eq!(read(&volume, 4 * PAGE, PAGE).await, vec![0; 65_536]);
+        let other = read(&volume, 256 * MIB, PAGE).await;
+        assert_eq!(other[512..1024], pattern(9, 512));
+        assert_eq!(other[1024..], pattern(256 * MIB + 1, 65_536)[1024..]);
+        for lost in [0, 1536, 2 * PAGE, 5 * PAGE, 256 * MIB - 512] {
+            let error = volume.read(lost, 512).await.expect_err("lost, never zeros");
+            assert!(matches!(error, Error::Damaged { .. }), "{lost}: {error}");
+        }
+        // A TRIM gives the range back, and forgets the loss.
+        volume.zero(0, 256 * MIB, true, false).await.unwrap();
+        volume.checkpoint().await.unwrap();
+        assert_eq!(read(&volume, 2 * PAGE, 512).await, vec![0; 512]);
+        volume.close().await.unwrap();
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_body_that_is_cut_on_its_way_is_no_damage() {
     let mut bench = Bench::new(64 * MIB).await;
