@@ -139,6 +139,15 @@ fn every_alert_asks_for_what_there_is() {
 }
 
 #[test]
+fn every_metric_in_the_guide_exists() {
+    for (file, text) in crate::guide::documents() {
+        for (name, after) in named(&text) {
+            check_selector(name, after).unwrap_or_else(|wrong| panic!("{file}: {wrong}"));
+        }
+    }
+}
+
+#[test]
 fn a_query_for_what_there_is_not_is_seen() {
     for bad in [
         "cairn_request_total",
