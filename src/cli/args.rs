@@ -45,7 +45,8 @@ pub(super) struct Common {
     /// Configuration file (TOML); environment variables (CAIRN_<SECTION>__<KEY>) and flags override it
     #[arg(long, value_name = "FILE", env = config::CONFIG_FILE)]
     config: Option<PathBuf>,
-    /// Where the volumes are stored: file:///path, file://./path or s3://bucket/prefix [default: file://./cairn-data]
+    /// Where the volumes are stored: file:///path, file://./path or s3://bucket/prefix [default:
+    /// file://./cairn-data]
     #[arg(long, value_name = "URL")]
     store: Option<String>,
 }
@@ -55,7 +56,8 @@ pub(super) struct Common {
 pub(super) struct Place {
     #[command(flatten)]
     common: Common,
-    /// Send the command to the admin socket of a gateway on this machine instead of the store [default: admin.socket]
+    /// Send the command to the admin socket of a gateway on this machine instead of the store [default:
+    /// admin.socket]
     #[arg(long, value_name = "SOCKET", num_args = 0..=1, require_equals = true, conflicts_with = "store")]
     gateway: Option<Option<PathBuf>>,
 }
@@ -70,10 +72,12 @@ pub(super) struct Serve {
     /// Open the volume, and create it first if it does not exist; an error if it exists with another size
     #[arg(long, value_name = "NAME=SIZE")]
     create: Vec<String>,
-    /// Take over the volumes to open from the gateways that hold them; for one start by hand
+    /// Take over the volumes named here from the gateways that hold them; for one start by hand, because such
+    /// a gateway exits with 10 when it has no volume left
     #[arg(long)]
     takeover: bool,
-    /// Address of the admin server (metrics, health, API over HTTP): HOST:PORT, unix:PATH or none [default: 127.0.0.1:9180]
+    /// Address of the admin server (metrics, health, API over HTTP): HOST:PORT, unix:PATH or none [default:
+    /// 127.0.0.1:9180]
     #[arg(long, value_name = "ADDRESS")]
     admin: Option<String>,
     /// Serve one client on standard input and output, and exit when it disconnects
@@ -160,7 +164,8 @@ pub(super) struct Create {
     pub(super) name: String,
     /// Size, such as 10GiB, 10GB or 4096
     pub(super) size: Size,
-    /// Size of the objects that hold the data; cannot be changed later: 64KiB to 32MiB, a power of two [default: 4MiB]
+    /// Size of the objects that hold the data; cannot be changed later: 64KiB to 32MiB, a power of two
+    /// [default: 4MiB]
     #[arg(long, value_name = "SIZE")]
     chunk_size: Option<String>,
     /// Print JSON
@@ -198,7 +203,8 @@ pub(super) struct Delete {
     /// Name of the volume
     #[arg(required_unless_present = "id")]
     pub(super) name: Option<String>,
-    /// Id of the volume, as `volume list --unnamed` shows it, instead of a name; if it is still being created, the creation fails
+    /// Id of the volume, as `volume list --unnamed` shows it, instead of a name; if it is still being
+    /// created, the creation fails
     #[arg(long, value_name = "ID", conflicts_with = "name")]
     pub(super) id: Option<uuid::Uuid>,
     /// Delete the volume even if a gateway holds it; that gateway loses it

@@ -230,7 +230,9 @@ async fn serve_on(
             }
             () = lost(running.volumes, options.server.drain_timeout) => End::NothingLeft,
             successor = succeeded => {
-                tracing::info!("a successor is taking over: closing each connection once its commands in flight are answered");
+                tracing::info!(
+                    "a successor is taking over: closing connections once their commands are answered"
+                );
                 End::Succeeded(successor)
             }
             () = supervisor::say_alive() => unreachable!("it never ends"),
@@ -267,8 +269,12 @@ async fn checkpoint_ahead(volumes: &OpenVolumes, patience: Duration, signals: &m
     supervisor::status("making checkpoints before the shutdown");
     let begun = Instant::now();
     tokio::select! {
-        () = volumes.checkpoint_all() => tracing::info!(took = ?begun.elapsed(), "made checkpoints before the shutdown"),
-        () = tokio::time::sleep(patience) => tracing::warn!("checkpoints before the shutdown take longer than {patience:?}"),
+        () = volumes.checkpoint_all() => {
+            tracing::info!(took = ?begun.elapsed(), "made checkpoints before the shutdown");
+        }
+        () = tokio::time::sleep(patience) => {
+            tracing::warn!("checkpoints before the shutdown take longer than {patience:?}");
+        }
         () = supervisor::say_alive() => unreachable!("it never ends"),
         signal = signals.next() => give_up(signal),
     }

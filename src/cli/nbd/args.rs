@@ -17,8 +17,8 @@ pub(in crate::cli) enum Action {
     Serve(Serve),
     /// Print the size of an export in bytes
     Size(Size),
-    /// Print the names of a server's exports; exits with 1 if the server cannot list them, with 2 if its policy forbids it, and
-    /// with 3 if the server cannot be reached
+    /// Print the names of a server's exports; exits with 1 if the server cannot list them, with 2 if its
+    /// policy forbids it, and with 3 if the server cannot be reached
     List(List),
     /// Show what a server reports about an export
     Info(Info),
@@ -53,8 +53,8 @@ pub(super) struct Host {
 /// How long servers are waited for.
 #[derive(Clone, Copy, Debug, Args)]
 pub(super) struct Waiting {
-    /// Give up on a server that owes an answer but neither sends nor accepts a byte for this long, such as 30s; or never.
-    /// The handshake may take this long too, but at most 30s
+    /// Give up on a server that owes an answer but neither sends nor accepts a byte for this long, such as
+    /// 30s; or never. The handshake may take this long too, but at most 30s
     #[arg(long, value_name = "DURATION", default_value = "5m")]
     timeout: Limit,
 }

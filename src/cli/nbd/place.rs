@@ -68,7 +68,8 @@ fn has_scheme(text: &str) -> bool {
 /// A server, and maybe an export of it.
 #[derive(Clone, Debug, Args)]
 pub(super) struct ServerName {
-    /// nbd://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH, with nbds:// or nbds+unix:// for TLS; or a host, followed by its port
+    /// nbd://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH, with nbds:// or nbds+unix:// for TLS; or a host,
+    /// followed by its port
     #[arg(value_name = "URI|HOST")]
     server: String,
     /// Port of the host
