@@ -65,7 +65,7 @@ pub(super) async fn serve(listener: Listener, router: Router, options: Options, 
         drop(connections.spawn_until_cancelled(async move {
             tokio::select! {
                 biased;
-                () = ours.end.cancelled() => tracing::debug!("admin connection closed to make room for a newer one"),
+                () = ours.end.cancelled() => tracing::debug!("admin connection closed for a newer one"),
                 ended = connection => if let Err(error) = ended {
                     tracing::debug!("admin connection ended: {error}");
                 },

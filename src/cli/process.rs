@@ -24,7 +24,10 @@ pub(super) const FENCED: u8 = 10;
 pub(super) fn abort_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
         let backtrace = std::backtrace::Backtrace::force_capture();
-        tracing::error!(target: PANICS, "{panic}; aborting, because the state of the process can no longer be trusted\n{backtrace}");
+        tracing::error!(
+            target: PANICS,
+            "{panic}; aborting, because the state of the process can no longer be trusted\n{backtrace}"
+        );
         output::finish();
         std::process::abort();
     }));

@@ -90,7 +90,8 @@ macro_rules! definitions {
 }
 
 definitions! {
-    BUILD_INFO = gauge("cairn_build_info", "builds", &["version"], "Always 1; the label is the version of Cairn.");
+    BUILD_INFO = gauge("cairn_build_info", "builds", &["version"],
+        "Always 1; the label is the version of Cairn.");
 
     CONNECTIONS = gauge("cairn_connections", "connections", &["transport"], "Open NBD connections.");
     CONNECTIONS_TOTAL = counter("cairn_connections_total", "connections", &["transport"],
@@ -98,7 +99,7 @@ definitions! {
     HANDSHAKE_FAILURES = counter("cairn_handshake_failures_total", "connections", &["transport", "reason"],
         "NBD connections that ended before transmission began, by reason.");
     CONNECTIONS_STALLED = counter("cairn_connections_stalled_total", "connections", &["direction"],
-        "NBD connections closed because their client stopped in the middle of a request, or stopped reading replies.");
+        "NBD connections closed because their client stopped within a request, or stopped reading replies.");
     SERVER_REQUESTS_IN_FLIGHT = gauge("cairn_server_requests_in_flight", "requests", &[],
         "NBD requests read from a connection but not yet answered.");
     SERVER_BYTES_IN_FLIGHT = gauge("cairn_server_bytes_in_flight", "bytes", &[],
@@ -107,7 +108,8 @@ definitions! {
     LOG_LINES_LOST = counter("cairn_log_lines_lost_total", "lines", &["reason"],
         "Log lines that were not written, by reason.");
 
-    REQUESTS = counter("cairn_requests_total", "requests", &["volume", "command"], "NBD commands answered with success.");
+    REQUESTS = counter("cairn_requests_total", "requests", &["volume", "command"],
+        "NBD commands answered with success.");
     REQUEST_BYTES = counter("cairn_request_bytes_total", "bytes", &["volume", "command"],
         "Bytes covered by NBD commands that were answered with success.");
     REQUEST_ERRORS = counter("cairn_request_errors_total", "requests", &["volume", "command", "errno"],
@@ -130,7 +132,8 @@ definitions! {
         "Age of the oldest write that is not durable in the store; 0 if there is none.");
 
     COMMITS = counter("cairn_commits_total", "commits", &["volume"], "Commit records made durable.");
-    COMMIT_BYTES = counter("cairn_commit_bytes_total", "bytes", &["volume"], "Bytes of commit records made durable.");
+    COMMIT_BYTES = counter("cairn_commit_bytes_total", "bytes", &["volume"],
+        "Bytes of commit records made durable.");
     COMMITS_IN_FLIGHT = gauge("cairn_commits_in_flight", "commits", &["volume"],
         "Commit records that are cut but not yet durable.");
     COMMIT_GROUP = histogram("cairn_commit_group_size", "requests", &["volume"], GROUP,
@@ -140,13 +143,16 @@ definitions! {
     FOLDS = counter("cairn_folds_total", "folds", &["volume", "result"], "Checkpoints finished, by result.");
     FOLD_DURATION = histogram("cairn_fold_duration_seconds", "seconds", &["volume"], FOLD,
         "Time to make a checkpoint.");
-    JOURNAL_BYTES = gauge("cairn_journal_bytes", "bytes", &["volume"], "Bytes of commit records that are not yet folded.");
-    JOURNAL_RECORDS = gauge("cairn_journal_records", "records", &["volume"], "Commit records that are not yet folded.");
+    JOURNAL_BYTES = gauge("cairn_journal_bytes", "bytes", &["volume"],
+        "Bytes of commit records that are not yet folded.");
+    JOURNAL_RECORDS = gauge("cairn_journal_records", "records", &["volume"],
+        "Commit records that are not yet folded.");
     PUT_BYTES = counter("cairn_put_bytes_total", "bytes", &["volume", "kind"],
-        "Bytes of objects uploaded for the volume, by kind of object. Divided by the bytes written, this is the write amplification.");
+        "Bytes of objects uploaded for the volume, by kind of object.");
 
     CACHE_HITS = counter("cairn_cache_hits_total", "pages", &["volume", "tier"], "Pages found in a cache.");
-    CACHE_MISSES = counter("cairn_cache_misses_total", "pages", &["volume", "tier"], "Pages not found in a cache.");
+    CACHE_MISSES = counter("cairn_cache_misses_total", "pages", &["volume", "tier"],
+        "Pages not found in a cache.");
     CACHE_EVICTIONS = counter("cairn_cache_evictions_total", "pages", &["volume", "tier"],
         "Pages evicted from a cache to make room.");
     CACHE_BYTES = gauge("cairn_cache_bytes", "bytes", &["volume", "tier"], "Bytes that a cache holds.");
@@ -176,7 +182,8 @@ definitions! {
     PROCESS_CPU = counter("process_cpu_seconds_total", "seconds", &[],
         "Total user and system CPU time spent in seconds.");
     PROCESS_OPEN_FDS = gauge("process_open_fds", "descriptors", &[], "Number of open file descriptors.");
-    PROCESS_MAX_FDS = gauge("process_max_fds", "descriptors", &[], "Maximum number of open file descriptors.");
+    PROCESS_MAX_FDS = gauge("process_max_fds", "descriptors", &[],
+        "Maximum number of open file descriptors.");
     PROCESS_VIRTUAL = gauge("process_virtual_memory_bytes", "bytes", &[], "Virtual memory size in bytes.");
     PROCESS_RESIDENT = gauge("process_resident_memory_bytes", "bytes", &[], "Resident memory size in bytes.");
     PROCESS_START = gauge("process_start_time_seconds", "seconds", &[],

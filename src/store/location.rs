@@ -59,7 +59,7 @@ fn directory(path: &str) -> Result<Location, &'static str> {
 fn bucket(rest: &str) -> Result<Location, &'static str> {
     if rest.contains(['?', '#', '@', ':']) {
         return Err(
-            "only a bucket and a prefix may follow s3:// (region, endpoint and credentials are separate settings)",
+            "s3:// takes only a bucket and a prefix; region, endpoint, credentials are separate settings",
         );
     }
     let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
@@ -72,7 +72,8 @@ fn bucket(rest: &str) -> Result<Location, &'static str> {
         || !ends_plain(bucket.as_bytes())
     {
         return Err(
-            "a bucket's name must have 3 to 63 characters of [a-z0-9.-], and begin and end with a letter or digit",
+            "a bucket's name must have 3 to 63 characters of [a-z0-9.-], and begin and end with a letter or \
+             digit",
         );
     }
     // S3 allows keys of 1,024 bytes.

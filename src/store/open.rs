@@ -57,7 +57,8 @@ pub enum OpenError {
     },
     /// There is no such directory, or no store in it, and no reason to make one.
     #[error(
-        "the directory {} does not contain a store; `cairn volume create` and `cairn serve --create` create one",
+        "the directory {} does not contain a store; `cairn volume create` and `cairn serve --create` \
+         create one",
         path.display()
     )]
     NoStore {

@@ -121,7 +121,8 @@ impl Retry {
             log.unsaid += 1;
             return;
         }
-        tracing::warn!(?operation, attempt, unsaid = log.unsaid, %error, "a store request failed, trying again");
+        let unsaid = log.unsaid;
+        tracing::warn!(?operation, attempt, unsaid, %error, "a store request failed, trying again");
         *log = Log { last: Some(now), unsaid: 0 };
     }
 

@@ -30,7 +30,8 @@ pub(super) enum Place {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DiskNameError {
     #[error(
-        "standard input and output cannot be a disk, because a disk needs random access; for a file named -, write ./-"
+        "standard input and output cannot be a disk, because a disk needs random access; for a file named -, \
+         write ./-"
     )]
     Standard,
     #[error(transparent)]

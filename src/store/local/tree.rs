@@ -295,7 +295,7 @@ impl Tree {
             if let Err(error) =
                 rustix::fs::fsetxattr(&temporary.file, VERSION_ATTRIBUTE, kept, XattrFlags::empty())
             {
-                tracing::trace!(%error, "cannot store an extended attribute, so reading a range will hash the whole file");
+                tracing::trace!(%error, "no extended attribute: reading a range hashes the whole file");
             }
             direct::write_all(&temporary.file, body, &self.pool)?;
             sync_file(&temporary.file)?;

@@ -32,7 +32,8 @@ impl Asked<'_> {
     fn permission(self) -> &'static str {
         match self {
             Self::Get(_) => {
-                "s3:GetObject and s3:ListBucket (without s3:ListBucket, S3 also denies access to objects that do not exist)"
+                "s3:GetObject and s3:ListBucket (without s3:ListBucket, S3 also denies access to \
+                 objects that do not exist)"
             }
             Self::Put(_) => "s3:PutObject",
             Self::Delete => "s3:DeleteObject",
