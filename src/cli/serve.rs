@@ -1,7 +1,7 @@
 //! `cairn serve`: from the options to a serving process, and from a signal to a clean end.
 //!
-//! Invariants: it says that it listens only when every listener accepts and every configured volume is open; the lease
-//! of a volume is released last, after what clients were told is durable.
+//! Invariants: it says that it listens only when every listener accepts and every configured volume is open;
+//! the lease of a volume is released last, after what clients were told is durable.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,23 +9,20 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::admin::{AdminServers, AdminSockets};
-use super::catalogue::Catalogue;
+use super::configured::{only, open_configured};
+use super::environment::environment;
 use super::error::Error;
-use super::exports::VolumeExports;
 use super::handover::{Point, Predecessor, Successor};
 use super::listeners::{Inherited, Listeners, Oldstyle};
-use super::open_volumes::{self, Next, OpenVolumes};
 use super::process::{self, Asked, Signals};
-use super::reload::{self, Running, Settings};
+use super::reload::{Running, Settings};
 use super::settings::Options;
-use super::size::Wanted;
-use super::status::{GatewayStatus, Serving};
-use super::{output, supervisor, volume, welcome};
+use super::{output, supervisor, welcome};
+use crate::gateway::{self, Catalogue, GatewayStatus, Next, OpenVolumes, Serving, VolumeExports};
 use crate::metrics::Metrics;
 use crate::server::{Drained, Greeting, Server, Stream, Tls};
-use crate::store::Setup;
-use crate::volume::catalog;
-use crate::volume::{Environment, OpenError};
+use crate::store::{self, Setup};
+use crate::volume::Environment;
 
 /// Serves until told to end.
 pub(super) async fn serve(
@@ -35,30 +32,74 @@ pub(super) async fn serve(
     metrics: Metrics,
 ) -> Result<(), Error> {
     let mut signals = Signals::new()?;
-    let stdout_is_nbd = inherited.is_stdio();
     // A store is made for a volume that is to be made; otherwise its absence is a mistake in its URL.
     options.store.setup = if options.create.is_empty() { Setup::InPlace } else { Setup::Make };
-    let mut predecessor = match &options.handover {
-        Some(path) => Predecessor::at(path).await?,
-        None => None,
-    };
-    let mut listeners = Listeners::open(&options.listeners, inherited, predecessor.as_mut()).await?;
-    let oldstyle = listeners.oldstyle();
-    Oldstyle::check(&oldstyle, options.tls.as_ref())?;
-    // Who inherited the sockets leaves them to a successor.
-    options.hang_up |= listeners.inherited;
+    let stdout_is_nbd = inherited.is_stdio();
+    let sockets = Sockets::take(&mut options, inherited).await?;
+    let Some(opened) = start(options, sockets, &metrics, &mut signals).await? else { return Ok(()) };
+    let mut serving = listen(opened, &metrics, stdout_is_nbd);
+    let end = run(&mut serving, &mut settings, &mut signals).await;
+    finish(serving, end, &mut signals).await
+}
+
+/// The sockets of a gateway that starts, and where it got them and leaves them.
+struct Sockets {
+    predecessor: Option<Predecessor>,
+    listeners: Listeners,
+    oldstyle: Vec<Oldstyle>,
+    admin: AdminSockets,
+    point: Option<Point>,
+}
+
+impl Sockets {
+    /// Opens them, or takes them over from a gateway that ends.
+    async fn take(options: &mut Options, inherited: Inherited) -> Result<Self, Error> {
+        let mut predecessor = match &options.handover {
+            Some(path) => Predecessor::at(path).await?,
+            None => None,
+        };
+        let mut listeners = Listeners::open(&options.listeners, inherited, predecessor.as_mut()).await?;
+        let oldstyle = listeners.oldstyle();
+        Oldstyle::check(&oldstyle, options.tls.as_ref())?;
+        // Who inherited the sockets leaves them to a successor.
+        options.hang_up |= listeners.inherited;
+        let admin = AdminSockets::open(options, listeners.admin.take(), predecessor.as_mut()).await?;
+        let point = match &options.handover {
+            Some(path) => {
+                let mut heirs = listeners.heirs().map_err(cannot_share)?;
+                admin.bequeath(&mut heirs).map_err(cannot_share)?;
+                Some(Point::at(path, predecessor.as_mut(), heirs).await?)
+            }
+            None => None,
+        };
+        Ok(Self { predecessor, listeners, oldstyle, admin, point })
+    }
+}
+
+/// A gateway whose volumes are open and whose listeners do not accept yet.
+struct Opened {
+    options: Options,
+    status: Arc<GatewayStatus>,
+    env: Environment,
+    store: store::Control,
+    volumes: Arc<OpenVolumes>,
+    admin: Option<AdminServers>,
+    listeners: Listeners,
+    oldstyle: Vec<Oldstyle>,
+    point: Option<Point>,
+}
+
+/// Opens the store and every configured volume; none where a signal says to end before that is done.
+async fn start(
+    mut options: Options,
+    sockets: Sockets,
+    metrics: &Metrics,
+    signals: &mut Signals,
+) -> Result<Option<Opened>, Error> {
+    let Sockets { predecessor, listeners, oldstyle, admin: admin_sockets, point } = sockets;
     let status = GatewayStatus::starting();
-    let admin_sockets = AdminSockets::open(&options, listeners.admin.take(), predecessor.as_mut()).await?;
-    let mut point = match &options.handover {
-        Some(path) => {
-            let mut heirs = listeners.heirs().map_err(cannot_share)?;
-            admin_sockets.bequeath(&mut heirs).map_err(cannot_share)?;
-            Some(Point::at(path, predecessor.as_mut(), heirs).await?)
-        }
-        None => None,
-    };
     // While a predecessor serves, so do its admin servers.
-    let start_admin = |sockets: AdminSockets| sockets.start(&options, &metrics, &status);
+    let start_admin = |sockets: AdminSockets| sockets.start(&options, metrics, &status);
     let (mut admin_sockets, mut admin) = (Some(admin_sockets), None);
     if predecessor.is_none() {
         admin = admin_sockets.take().map(&start_admin);
@@ -66,7 +107,7 @@ pub(super) async fn serve(
     tracing::info!(version = env!("CARGO_PKG_VERSION"), store = %options.location, "cairn is starting");
     let succeeds = predecessor.is_some();
     let ready = async {
-        let opened = volume::environment(&options, &metrics).await?;
+        let opened = environment(&options, metrics).await?;
         if let Some(predecessor) = predecessor {
             let released = predecessor.succeed().await?;
             tracing::info!(released, "the predecessor has exited");
@@ -77,14 +118,13 @@ pub(super) async fn serve(
         opened = ready => opened?,
         signal = signals.next() => {
             tracing::info!("{signal}: exiting before any volume was served");
-            return Ok(());
+            return Ok(None);
         }
     };
-    let mut admin = admin.or_else(|| admin_sockets.map(&start_admin));
+    let admin = admin.or_else(|| admin_sockets.map(&start_admin));
     // A predecessor has agreed to end: whatever it did not release protects nobody.
     options.takeover |= succeeds;
-    let options = options;
-    let how = open_volumes::Options {
+    let how = gateway::Options {
         volume: options.volume.clone(),
         idle_timeout: options.idle_timeout,
         maximum_open: options.maximum_open,
@@ -94,27 +134,46 @@ pub(super) async fn serve(
         opened = open_configured(&env, &options, &volumes) => opened,
         signal = signals.next() => {
             tracing::info!("{signal}: exiting before any volume was served");
-            return close(&volumes, options.close_timeout, Next::Unknown, &mut signals).await;
+            return close(&volumes, options.close_timeout, Next::Unknown, signals).await.map(|()| None);
         }
     };
     if let Err(error) = opened {
         // What was opened is given back; that this fails too would not change what there is to say.
-        drop(close(&volumes, options.close_timeout, Next::Unknown, &mut signals).await);
+        drop(close(&volumes, options.close_timeout, Next::Unknown, signals).await);
         return Err(error);
     }
+    Ok(Some(Opened { options, status, env, store, volumes, admin, listeners, oldstyle, point }))
+}
 
+/// A gateway that serves.
+struct Served {
+    options: Options,
+    status: Arc<GatewayStatus>,
+    env: Environment,
+    store: store::Control,
+    volumes: Arc<OpenVolumes>,
+    exports: Arc<VolumeExports>,
+    server: Arc<Server>,
+    admin: Option<AdminServers>,
+    stream: Option<Box<dyn Stream>>,
+    oldstyle: Vec<Oldstyle>,
+    point: Option<Point>,
+}
+
+/// Lets clients in, and says so.
+fn listen(opened: Opened, metrics: &Metrics, stdout_is_nbd: bool) -> Served {
+    let Opened { options, status, env, store, volumes, admin, listeners, oldstyle, point } = opened;
     // Clients rely on the disks from now on.
     store.wait_out_refusals();
     let configured = options.configured();
     let catalogue = Arc::new(Catalogue::new(env.clone(), options.catalogue_age));
     let exports =
-        Arc::new(VolumeExports::new(Arc::clone(&volumes), Arc::clone(&catalogue), reload::only(&configured)));
+        Arc::new(VolumeExports::new(Arc::clone(&volumes), Arc::clone(&catalogue), only(&configured)));
     let server = Arc::new(Server::new(Arc::clone(&exports) as _, options.server.clone(), metrics.server()));
     server.set_tls(options.tls.clone());
     let doors = listeners.nbd.into_iter();
     let addresses: Vec<_> =
         doors.map(|door| (server.listen(door.listener, door.greeting.clone()), door.greeting)).collect();
-    let stream_ended = serve_stream(&server, listeners.stream);
     status.serves(Serving {
         env: env.clone(),
         volumes: Arc::clone(&volumes),
@@ -136,23 +195,36 @@ pub(super) async fn serve(
         welcome.print()
     }
     supervisor::ready("serving");
+    let stream = listeners.stream;
+    Served { options, status, env, store, volumes, exports, server, admin, stream, oldstyle, point }
+}
 
+/// Serves until there is a reason to end.
+async fn run(served: &mut Served, settings: &mut Settings, signals: &mut Signals) -> End {
+    let stream_ended = serve_stream(&served.server, served.stream.take());
     let running = Running {
-        env: &env,
-        store: &store,
-        volumes: &volumes,
-        exports: &exports,
-        server: &server,
-        admin: admin.as_ref(),
-        oldstyle: &oldstyle,
+        env: &served.env,
+        store: &served.store,
+        volumes: &served.volumes,
+        exports: &served.exports,
+        server: &served.server,
+        admin: served.admin.as_ref(),
+        oldstyle: &served.oldstyle,
     };
-    let end = tokio::select! {
-        end = serve_on(&mut signals, &status, &mut settings, &running, point.as_mut(), &options) => end,
+    let point = served.point.as_mut();
+    tokio::select! {
+        end = serve_on(signals, &served.status, settings, &running, point, &served.options) => end,
         () = stream_ended => {
             tracing::info!("the client has disconnected");
             End::Told
         }
-    };
+    }
+}
+
+/// Ends in good order: checkpoints, the drain, the volumes, and the admin servers last.
+async fn finish(served: Served, end: End, signals: &mut Signals) -> Result<(), Error> {
+    // The point of the handover lives to the end.
+    let Served { options, status, volumes, server, mut admin, point: _point, .. } = served;
     let next = match &end {
         End::Told if !options.hang_up => Next::Unknown,
         End::NothingLeft => Next::Unknown,
@@ -160,7 +232,7 @@ pub(super) async fn serve(
     };
     let mut patience = options.close_timeout;
     if next == Next::Waits {
-        patience -= checkpoint_ahead(&volumes, patience / 2, &mut signals).await;
+        patience -= checkpoint_ahead(&volumes, patience / 2, signals).await;
     }
     status.ends();
     supervisor::stopping("answering commands in flight");
@@ -176,9 +248,9 @@ pub(super) async fn serve(
         // The successor answers from now on.
         admin.stop().await;
     }
-    drain(&server, next == Next::Waits, &mut signals).await;
+    drain(&server, next == Next::Waits, signals).await;
     supervisor::status("closing volumes");
-    let closed = close(&volumes, patience, next, &mut signals).await;
+    let closed = close(&volumes, patience, next, signals).await;
     if let Some(successor) = successor {
         successor.released().await;
     }
@@ -189,7 +261,8 @@ pub(super) async fn serve(
     result.and(closed)
 }
 
-/// Serves a connection that is there already, beside all others; returns when it has ended, without one never.
+/// Serves a connection that is there already, beside all others; returns when it has ended, without one
+/// never.
 async fn serve_stream(server: &Server, stream: Option<Box<dyn Stream>>) {
     match stream {
         Some(stream) => server.serve_stream(stream, Greeting::Newstyle).await,
@@ -263,8 +336,8 @@ async fn serve_on(
     }
 }
 
-/// Makes checkpoints while clients are still served, since those who connect again wait from the drain until the next
-/// gateway has opened the volumes; gives how long that took, `patience` at most.
+/// Makes checkpoints while clients are still served, since those who connect again wait from the drain until
+/// the next gateway has opened the volumes; gives how long that took, `patience` at most.
 async fn checkpoint_ahead(volumes: &OpenVolumes, patience: Duration, signals: &mut Signals) -> Duration {
     supervisor::status("making checkpoints before the shutdown");
     let begun = Instant::now();
@@ -310,8 +383,8 @@ fn cannot_share(source: std::io::Error) -> Error {
     Error::System { what: "cannot hand over the sockets", source }
 }
 
-/// Returns when no configured volume is left and their clients had time to learn why: their commands get ESHUTDOWN, which
-/// tells them more than a connection that is cut.
+/// Returns when no configured volume is left and their clients had time to learn why: their commands get
+/// ESHUTDOWN, which tells them more than a connection that is cut.
 async fn lost(volumes: &OpenVolumes, patience: Duration) {
     volumes.nothing_left().await;
     tracing::error!(
@@ -320,67 +393,6 @@ async fn lost(volumes: &OpenVolumes, patience: Duration) {
     if tokio::time::timeout(patience, volumes.unused()).await.is_err() {
         tracing::warn!("closing the connections of clients that did not disconnect");
     }
-}
-
-/// Makes the volumes that are absent, and opens all that are configured, at the same time.
-pub(super) async fn open_configured(
-    env: &Environment,
-    options: &Options,
-    volumes: &Arc<OpenVolumes>,
-) -> Result<(), Error> {
-    let of = |name: &str| {
-        let name = name.to_owned();
-        move |source| Error::Volume { name, source }
-    };
-    let names = options.configured();
-    volumes.configure(&names);
-    for wanted in &options.create {
-        ensure(env, options, wanted).await.map_err(of(&wanted.name))?;
-    }
-    let opening = names.iter().map(|name| async move {
-        let opened = volumes.open_configured(name, options.takeover).await;
-        opened.map_err(|source| Error::Open { name: name.clone(), source })
-    });
-    futures::future::try_join_all(opening).await?;
-    // What is open now may be another volume than the one that was looked at.
-    for wanted in &options.create {
-        if let Some(found) = volumes.size_bytes(&wanted.name) {
-            check_size(wanted, found).map_err(of(&wanted.name))?;
-        }
-    }
-    Ok(())
-}
-
-fn check_size(wanted: &Wanted, found: u64) -> Result<(), OpenError> {
-    if found == wanted.size_bytes {
-        return Ok(());
-    }
-    Err(OpenError::SizeDiffers { name: wanted.name.clone(), found, wanted: wanted.size_bytes })
-}
-
-/// How often a volume is looked up and made where others delete and make it meanwhile.
-const ENSURINGS: u32 = 16;
-
-/// Makes a volume where it is absent or being deleted; an error where it stands with another size.
-async fn ensure(env: &Environment, options: &Options, wanted: &Wanted) -> Result<(), OpenError> {
-    let Wanted { name, size_bytes } = wanted;
-    for _ in 0..ENSURINGS {
-        match catalog::info(env, name).await {
-            Ok(found) => return check_size(wanted, found.size_bytes),
-            Err(OpenError::NoSuchVolume(_) | OpenError::Deleting) => {}
-            Err(error) => return Err(error),
-        }
-        match catalog::create(env, &options.volume, name, *size_bytes, options.chunk_bytes).await {
-            Ok(made) => {
-                tracing::info!(volume = name, id = %made.volume, size_bytes, "created");
-                return Ok(());
-            }
-            // By another since it was looked up.
-            Err(OpenError::Exists(_)) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Err(OpenError::Contended(name.clone()))
 }
 
 /// Closes all volumes, unless a further signal says not to wait.
@@ -407,7 +419,7 @@ fn give_up(signal: &str) -> ! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::Gateway as _;
+    use crate::gateway::Gateway as _;
 
     #[tokio::test]
     async fn it_is_ready_only_while_it_serves() {

@@ -4,8 +4,9 @@
 
 use std::time::Duration;
 
+use super::error::Errors;
 use super::kind::{Any, Bound, Kind};
-use super::load::{Errors, Layers, Sources};
+use super::layers::{Layers, Sources};
 use super::size::Size;
 
 /// A setting as it is documented.

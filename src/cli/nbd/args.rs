@@ -161,7 +161,8 @@ pub(in crate::cli) struct Copy {
     #[command(flatten)]
     pub(super) waiting: Waiting,
     /// Number of connections to each server that allows several
-    #[arg(long, value_name = "NUMBER", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
+    #[arg(long, value_name = "NUMBER", default_value_t = 4)]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(super) connections: u16,
     /// Show no progress
     #[arg(long)]

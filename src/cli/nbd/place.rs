@@ -1,7 +1,7 @@
 //! How a disk or a server is named on the command line: one grammar for every command of `cairn nbd`.
 //!
-//! Opens nothing. What has a scheme is a URI; all else is a path where a disk is wanted, and a host, with its port, where a
-//! server is.
+//! Opens nothing. What has a scheme is a URI; all else is a path where a disk is wanted, and a host, with its
+//! port, where a server is.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use clap::Args;
 
-use super::error::NbdError;
+use crate::cli::error::NbdError;
 use crate::client::{Address, Uri, UriError};
 
 /// A file, a block device or an export.
