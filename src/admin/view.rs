@@ -71,7 +71,10 @@ impl From<volume::Error> for Problem {
         let status = match &error {
             volume::Error::OutOfRange { .. } => StatusCode::UNPROCESSABLE_ENTITY,
             volume::Error::Stopped(_) => StatusCode::CONFLICT,
-            volume::Error::Damaged { .. } | volume::Error::Lost { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+            volume::Error::Damaged { .. }
+            | volume::Error::Lost { .. }
+            | volume::Error::TableFull { .. }
+            | volume::Error::NameTaken { .. } => StatusCode::INTERNAL_SERVER_ERROR,
             volume::Error::Deadline { .. } => StatusCode::GATEWAY_TIMEOUT,
             volume::Error::Store(_) => StatusCode::BAD_GATEWAY,
         };

@@ -17,7 +17,6 @@ use crate::server::{
     Allocation, Export, ExportDescription, ExportError, Exports, ListEntry, OpenError, Segment,
 };
 use crate::volume;
-use crate::volume::geometry::PAGE_BYTES;
 
 /// Smallest block that clients should use, in bytes.
 const MINIMUM_BLOCK_BYTES: u32 = 1;
@@ -143,20 +142,6 @@ struct VolumeExport {
 }
 
 impl VolumeExport {
-    /// Where a range begins that cannot be read, page by page: what lies before it can.
-    async fn first_damage(&self, offset: u64, length: u64) -> Option<u64> {
-        let end = offset + length;
-        let mut at = offset;
-        while at < end {
-            let until = end.min((at / PAGE_BYTES + 1) * PAGE_BYTES);
-            if self.of.volume.read(at, until - at).await.is_err() {
-                return Some(at);
-            }
-            at = until;
-        }
-        None
-    }
-
     /// Waits for a command; the volume counts what succeeds, this what a client sees fail.
     async fn count<T>(
         &self,
@@ -220,12 +205,7 @@ impl Export for VolumeExport {
     async fn read(&self, offset: u64, length: u32) -> Result<Vec<Segment>, ExportError> {
         let length = u64::from(length);
         let read = self.of.volume.read(offset, length).await;
-        let at = match &read {
-            Err(volume::Error::Damaged { .. } | volume::Error::Lost { .. }) => {
-                self.first_damage(offset, length).await
-            }
-            _ => None,
-        };
+        let at = read.as_ref().err().and_then(volume::Error::offset);
         let failed = |failure| ExportError { at, ..failure };
         let segments = self.count(Command::Read, async { read }).await.map_err(failed)?;
         let zero = |length| Segment::Zero(u32::try_from(length).expect("a part of a READ of 32 bits"));

@@ -48,7 +48,12 @@ pub(super) fn command_error(error: &volume::Error, beyond: Error) -> ExportError
     let value = match error {
         Why::OutOfRange { .. } => beyond,
         Why::Stopped(_) => Error::Shutdown,
-        Why::Damaged { .. } | Why::Lost { .. } | Why::Deadline { .. } | Why::Store(_) => Error::Io,
+        Why::Damaged { .. }
+        | Why::Lost { .. }
+        | Why::TableFull { .. }
+        | Why::NameTaken { .. }
+        | Why::Deadline { .. }
+        | Why::Store(_) => Error::Io,
     };
     ExportError::new(value, chain(error))
 }
@@ -64,8 +69,10 @@ mod tests {
         for (error, value) in [
             (Why::OutOfRange { offset: 1, length: 1, size: 1 }, Error::NoSpc),
             (Why::Stopped("fenced".to_owned()), Error::Shutdown),
-            (Why::Damaged { key: "k".to_owned(), why: "checksum".to_owned() }, Error::Io),
-            (Why::Lost { key: "k".to_owned() }, Error::Io),
+            (Why::Damaged { key: "k".to_owned(), why: "checksum".to_owned(), at: None }, Error::Io),
+            (Why::Lost { key: "k".to_owned(), at: Some(1) }, Error::Io),
+            (Why::TableFull { key: "k".to_owned() }, Error::Io),
+            (Why::NameTaken { key: "k".to_owned() }, Error::Io),
             (Why::Deadline { after_ms: 1 }, Error::Io),
             (Why::Store(stored), Error::Io),
         ] {

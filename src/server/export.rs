@@ -79,7 +79,7 @@ pub struct ExportError {
     pub error: Error,
     /// For people, one line.
     pub message: String,
-    /// Where in the range of the command it failed, if that is known. What lies before could have been had.
+    /// Offset in the export of the first byte that the command failed for, if that is known.
     pub at: Option<u64>,
 }
 

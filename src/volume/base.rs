@@ -100,9 +100,9 @@ pub async fn map_page(
         let decode = |body: &[u8]| MapPage::decode(owner.volume(), number, id, geometry, body);
         match Box::pin(fetch_checked(env.store.as_ref(), &key, decode)).await {
             Ok((page, _)) => Ok(Arc::new(page)),
-            Err(CheckedError::Store(store::Error::NotFound { key })) => Err(Error::Lost { key }),
+            Err(CheckedError::Store(store::Error::NotFound { key })) => Err(Error::lost(key)),
             Err(CheckedError::Store(error)) => Err(Error::Store(error)),
-            Err(CheckedError::Damaged(error)) => Err(Error::Damaged { key, why: error.to_string() }),
+            Err(CheckedError::Damaged(error)) => Err(Error::damaged(key, error.to_string())),
         }
     };
     let page = env.cache.map_page(cache_key, load).await?;

@@ -396,10 +396,10 @@ async fn fetch_run(store: &dyn Store, run: &[(Fetch, Arc<Load>)]) -> Vec<Result<
             // An object that is too short is damaged as one with other bytes is.
             Err(error @ store::Error::CutShort { .. }) => {
                 let why = format!("is too short: {error}");
-                let damaged = Error::Damaged { key: object.clone(), why: why.clone() };
+                let damaged = Error::damaged(object.clone(), why.clone());
                 (Bytes::from(why), vec![Err(damaged); run.len()])
             }
-            Err(store::Error::NotFound { key }) => return vec![Err(Error::Lost { key }); run.len()],
+            Err(store::Error::NotFound { key }) => return vec![Err(Error::lost(key)); run.len()],
             Err(error) => return vec![Err(Error::Store(error)); run.len()],
         };
         let results: Vec<Result<Bytes, Error>> = results;
@@ -433,7 +433,7 @@ fn cut(fetch: &Fetch, from: u64, body: &Bytes) -> Result<Bytes, Error> {
     let end = start + usize::try_from(fetch.stored_bytes()).expect("a page");
     if body.get(start..end).is_none_or(|stored| !fetch.verify(stored)) {
         let why = format!("the {} bytes at {} fail their check", fetch.length, fetch.at);
-        return Err(Error::Damaged { key: fetch.object_key(), why });
+        return Err(Error::damaged(fetch.object_key(), why));
     }
     Ok(body.slice(start..start + usize::try_from(fetch.length).expect("a page")))
 }

@@ -7,7 +7,6 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -58,49 +57,59 @@ pub(super) enum Garbage {
 }
 
 /// What waits to be deleted, and the root table that the folder and the collector share.
+///
+/// One lock holds all of it: which roots are kept follows from the table and the collected roots together, and an orphan
+/// is counted as unswept from the instant at which it is queued.
 #[derive(Debug)]
 pub(super) struct Trash {
-    table: Mutex<RootTable>,
-    /// Last record that no read needs any more. The head may be further: its answer can be on its way.
-    folded: Mutex<Slot>,
-    /// Roots that are gone or about to go, to be left out of the next table.
-    collected: Mutex<BTreeSet<ObjectId>>,
-    queue: Mutex<VecDeque<(Instant, Garbage)>>,
-    /// What only a sweep finds: orphans that wait here, and the sweep itself until it is done.
-    unswept: AtomicUsize,
+    state: Mutex<TrashState>,
     wake: Notify,
+}
+
+#[derive(Debug)]
+struct TrashState {
+    /// The root table that the head references.
+    table: RootTable,
+    /// The last record that no read needs any more. The head may be further: its answer can be on its way.
+    folded: Slot,
+    /// Roots that are deleted or about to be, and that the next table leaves out.
+    collected: BTreeSet<ObjectId>,
+    /// What waits, with the time at which it is due, in order of that.
+    queue: VecDeque<(Instant, Garbage)>,
+    /// How much exists that only a sweep finds: the orphans that wait here, and the sweep itself until it has ended.
+    unswept: usize,
 }
 
 impl Trash {
     pub(super) fn new(table: RootTable, folded: Slot, unswept: bool) -> Self {
-        Self {
-            table: Mutex::new(table),
-            folded: Mutex::new(folded),
-            collected: Mutex::new(BTreeSet::new()),
-            queue: Mutex::new(VecDeque::new()),
-            unswept: AtomicUsize::new(usize::from(unswept)),
-            wake: Notify::new(),
-        }
+        let state = TrashState {
+            table,
+            folded,
+            collected: BTreeSet::new(),
+            queue: VecDeque::new(),
+            unswept: usize::from(unswept),
+        };
+        Self { state: Mutex::new(state), wake: Notify::new() }
     }
 
     /// Whether objects may stand that only a sweep finds.
     pub(super) fn is_unswept(&self) -> bool {
-        self.unswept.load(Ordering::Relaxed) > 0
+        self.state.lock().unswept > 0
     }
 
     /// The sweep, or the deletion of some orphans, is done.
     fn swept(&self) {
-        self.unswept.fetch_sub(1, Ordering::Relaxed);
+        self.state.lock().unswept -= 1;
     }
 
     /// Name of the table that the head names.
     pub(super) fn table_id(&self) -> ObjectId {
-        self.table.lock().id
+        self.state.lock().table.id
     }
 
     /// Roots that are kept: those of the table that are not collected.
     pub(super) fn kept(&self) -> Vec<KeptRoot> {
-        without(&self.table.lock().roots, &self.collected.lock())
+        self.state.lock().kept()
     }
 
     /// Whether the next table has room for another root.
@@ -135,17 +144,17 @@ impl Trash {
 
     /// Notes the table that the head now names.
     pub(super) fn set_table(&self, table: RootTable) {
-        *self.table.lock() = table;
+        self.state.lock().table = table;
     }
 
     /// Last record that no read needs any more.
     pub(super) fn folded(&self) -> Slot {
-        *self.folded.lock()
+        self.state.lock().folded
     }
 
     /// Notes that no read needs this record and those before any more.
     pub(super) fn set_folded(&self, folded: Slot) {
-        *self.folded.lock() = folded;
+        self.state.lock().folded = folded;
     }
 
     /// Queues garbage, to be deleted after the grace; orphans are known to nobody, and need none.
@@ -153,8 +162,10 @@ impl Trash {
         match &garbage {
             Garbage::Objects(names) | Garbage::Orphans(names) if names.is_empty() => {}
             Garbage::Orphans(_) => {
-                self.unswept.fetch_add(1, Ordering::Relaxed);
-                self.add_due(Instant::now(), garbage);
+                let mut state = self.state.lock();
+                state.unswept += 1;
+                state.add(Instant::now(), garbage);
+                self.wake.notify_one();
             }
             _ if mutant::is(Mutant::GraceSkipped) => self.add_due(Instant::now(), garbage),
             _ => self.add_due(Instant::now() + shared.options.deletion_grace, garbage),
@@ -170,18 +181,51 @@ impl Trash {
     }
 
     fn add_due(&self, due: Instant, garbage: Garbage) {
-        let mut queue = self.queue.lock();
-        let place = queue.partition_point(|(other, _)| *other <= due);
-        queue.insert(place, (due, garbage));
-        if queue.len() > MAX_WAITING {
+        self.state.lock().add(due, garbage);
+        self.wake.notify_one();
+    }
+
+    /// Notes that a root is deleted or about to be.
+    fn set_collected(&self, root: ObjectId) {
+        self.state.lock().collected.insert(root);
+    }
+
+    /// Notes that garbage exists which only the sweep of a later opening deletes.
+    fn leave_to_sweep(&self) {
+        self.state.lock().unswept += 1;
+    }
+
+    /// Takes the first that is due, if any is.
+    fn take_due(&self) -> Option<Garbage> {
+        let queue = &mut self.state.lock().queue;
+        match queue.front() {
+            Some((due, _)) if *due <= Instant::now() => queue.pop_front().map(|(_, garbage)| garbage),
+            _ => None,
+        }
+    }
+
+    /// When the next is due.
+    fn next_due(&self) -> Option<Instant> {
+        self.state.lock().queue.front().map(|(due, _)| *due)
+    }
+}
+
+impl TrashState {
+    fn kept(&self) -> Vec<KeptRoot> {
+        without(&self.table.roots, &self.collected)
+    }
+
+    fn add(&mut self, due: Instant, garbage: Garbage) {
+        let place = self.queue.partition_point(|(other, _)| *other <= due);
+        self.queue.insert(place, (due, garbage));
+        if self.queue.len() > MAX_WAITING {
             // The grace is a courtesy: where checkpoints outrun it, the oldest garbage goes now.
             let now = Instant::now();
-            let hasty = queue.len() - MAX_WAITING;
-            for (due, _) in queue.iter_mut().take(hasty) {
+            let hasty = self.queue.len() - MAX_WAITING;
+            for (due, _) in self.queue.iter_mut().take(hasty) {
                 *due = now.min(*due);
             }
         }
-        self.wake.notify_one();
     }
 }
 
@@ -238,8 +282,7 @@ impl Collector {
             self.trash.swept();
         }
         while self.delete_due().await.is_ok() {
-            let due = self.trash.queue.lock().front().map(|(due, _)| *due);
-            match due {
+            match self.trash.next_due() {
                 None => self.trash.wake.notified().await,
                 Some(due) => tokio::select! {
                     biased;
@@ -253,14 +296,7 @@ impl Collector {
     /// Deletes all that is due; what fails is due again a little later. Fails once the volume has stopped.
     pub(super) async fn delete_due(&self) -> Result<(), Error> {
         loop {
-            let garbage = {
-                let mut queue = self.trash.queue.lock();
-                match queue.front() {
-                    Some((due, _)) if *due <= Instant::now() => queue.pop_front(),
-                    _ => None,
-                }
-            };
-            let Some((_, garbage)) = garbage else { return Ok(()) };
+            let Some(garbage) = self.trash.take_due() else { return Ok(()) };
             if let Err(error) = self.delete(&garbage).await {
                 self.shared.check_serving()?;
                 tracing::warn!(volume = %self.shared.keys.volume(), "deleting failed, trying again: {error}");
@@ -321,7 +357,7 @@ impl Collector {
     /// Leaves garbage to the sweep of a later opening, since an object that is lost would have to say what else needs it.
     fn leave_to_sweep(&self, key: &str, error: &Error) {
         tracing::warn!(%key, "garbage is kept, since what references it cannot be read: {error}");
-        self.trash.unswept.fetch_add(1, Ordering::Relaxed);
+        self.trash.leave_to_sweep();
     }
 
     /// Whether the open volume uses an object, by its own state: its root, and the journal after the checkpoint.
@@ -362,7 +398,7 @@ impl Collector {
             Ok((head, _)) => head,
             Err(OpenError::Store(error)) => return Err(Error::Store(error)),
             Err(error) => {
-                return Err(Error::Damaged { key: self.shared.keys.head(), why: error.to_string() });
+                return Err(Error::damaged(self.shared.keys.head(), error.to_string()));
             }
         };
         if head.epoch != self.shared.epoch {
@@ -384,13 +420,13 @@ impl Collector {
             .map(|other| other.root)
             .collect();
         let Some(root) = self.root(id).await? else {
-            self.trash.collected.lock().insert(id);
+            self.trash.set_collected(id);
             return Ok(());
         };
         let mut neighbours = Vec::new();
         for neighbour in neighbour_ids {
             let Some(root) = self.root(neighbour).await? else {
-                return Err(Error::Lost { key: shared.keys.root(neighbour) });
+                return Err(Error::lost(shared.keys.root(neighbour)));
             };
             neighbours.push(root);
         }
@@ -408,7 +444,7 @@ impl Collector {
         }
         own.push(shared.keys.root(id));
         // First nobody asks it any more what it shares: what a neighbour would leave to it, it could not tell again.
-        self.trash.collected.lock().insert(id);
+        self.trash.set_collected(id);
         self.trash.add(shared, Garbage::Orphans(own));
         Ok(())
     }
@@ -426,7 +462,7 @@ impl Collector {
             Ok((root, _)) => Ok(Some(root)),
             Err(CheckedError::Store(store::Error::NotFound { .. })) => Ok(None),
             Err(CheckedError::Store(error)) => Err(Error::Store(error)),
-            Err(CheckedError::Damaged(error)) => Err(Error::Damaged { key, why: error.to_string() }),
+            Err(CheckedError::Damaged(error)) => Err(Error::damaged(key, error.to_string())),
         }
     }
 

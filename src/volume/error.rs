@@ -27,10 +27,26 @@ pub enum Error {
         key: String,
         /// What is wrong with it.
         why: String,
+        /// First byte of the volume that cannot be read for it, if the error is a READ's.
+        at: Option<u64>,
     },
-    /// An object that the map names is gone: its range is unreadable.
-    #[error("{key}: the object is gone although the volume names it")]
+    /// An object that the volume references is gone: its range is unreadable.
+    #[error("{key}: the object is gone although the volume references it")]
     Lost {
+        /// Key of the object.
+        key: String,
+        /// First byte of the volume that cannot be read for it, if the error is a READ's.
+        at: Option<u64>,
+    },
+    /// The root table has no room for another root until old roots are deleted.
+    #[error("{key}: the table of roots is full until old roots are deleted")]
+    TableFull {
+        /// Key of the table.
+        key: String,
+    },
+    /// An object exists already under a name that was never used, with bytes that this gateway did not write.
+    #[error("{key}: exists already, with bytes that this gateway did not write")]
+    NameTaken {
         /// Key of the object.
         key: String,
     },
@@ -50,6 +66,33 @@ impl Error {
     #[must_use]
     pub const fn is_loss(&self) -> bool {
         matches!(self, Self::Damaged { .. } | Self::Lost { .. })
+    }
+
+    /// The object that is gone.
+    pub(super) const fn lost(key: String) -> Self {
+        Self::Lost { key, at: None }
+    }
+
+    /// The object that is damaged, and what is wrong with it.
+    pub(super) const fn damaged(key: String, why: String) -> Self {
+        Self::Damaged { key, why, at: None }
+    }
+
+    /// The same error of a READ: the first byte of the volume that it concerns, unless that is known already.
+    pub(super) fn first_at(mut self, offset: u64) -> Self {
+        if let Self::Damaged { at, .. } | Self::Lost { at, .. } = &mut self {
+            at.get_or_insert(offset);
+        }
+        self
+    }
+
+    /// First byte of the volume that cannot be read because an object is damaged or gone.
+    #[must_use]
+    pub const fn offset(&self) -> Option<u64> {
+        match self {
+            Self::Damaged { at, .. } | Self::Lost { at, .. } => *at,
+            _ => None,
+        }
     }
 }
 

@@ -276,8 +276,7 @@ impl Folder {
     }
 
     fn table_full(&self) -> Error {
-        let why = "is full until old roots are deleted".to_owned();
-        Error::Damaged { key: self.shared.keys.root(self.trash.table_id()), why }
+        Error::TableFull { key: self.shared.keys.root(self.trash.table_id()) }
     }
 
     /// Hands what the checkpoint replaced to the collector.
@@ -414,7 +413,7 @@ impl Folder {
             Err(error) if error.is_loss() => error,
             mapped => return mapped.map(Some),
         };
-        if let Error::Lost { key } = &error {
+        if let Error::Lost { key, .. } = &error {
             confirm_gone(self.shared.env.store.bulk.as_ref(), key).await?;
         }
         tracing::error!(volume = %self.shared.keys.volume(), map_page = number, "a map page was lost: {error}");
@@ -509,10 +508,7 @@ async fn put_new(shared: &Shared, kind: ObjectKind, key: String, bytes: Vec<u8>)
     shared.metrics.put_bytes.of(kind).inc_by(bytes.len() as u64);
     match create_exact(shared.env.store.bulk.as_ref(), &key, &Bytes::from(bytes)).await? {
         Placed::Ours => Ok(()),
-        Placed::Other(_) | Placed::Larger(_) => {
-            let why = "stands already, with bytes that we did not write".to_owned();
-            Err(Error::Damaged { key, why })
-        }
+        Placed::Other(_) | Placed::Larger(_) => Err(Error::NameTaken { key }),
     }
 }
 

@@ -109,7 +109,7 @@ impl Shared {
             }
             let resolved = self.state.lock().resolve(self.geometry, range.clone());
             match of(resolved).await {
-                Err(Error::Lost { key }) if gone.insert(key.clone()) => {
+                Err(Error::Lost { key, .. }) if gone.insert(key.clone()) => {
                     tracing::debug!(%key, "object is gone, looking the range up again");
                 }
                 outcome => return outcome,
@@ -155,7 +155,7 @@ impl Shared {
                 Origin::Ready(InMemory::Zero) => push_zero(&mut segments, length),
                 Origin::Ready(InMemory::Bytes(bytes)) => segments.push(Segment::Data(bytes)),
                 Origin::Fetched(number, at) => {
-                    let bytes = fetched[number].clone()?;
+                    let bytes = fetched[number].clone().map_err(|error| error.first_at(range.start))?;
                     let start = usize::try_from(at).expect("within a page");
                     let end = start + usize::try_from(length).expect("within a page");
                     segments.push(Segment::Data(part(&bytes, start..end)));
@@ -183,15 +183,16 @@ impl Shared {
             }
         }
         for gap in resolved.base {
-            for (range, part) in base::resolve(&self.env, self.keys, &resolved.root, gap).await? {
+            for (range, part) in base::resolve(&self.env, self.keys, &resolved.root, gap.clone())
+                .await
+                .map_err(|error| error.first_at(gap.start))?
+            {
                 let source = match part {
                     BasePart::Zero { .. } => Origin::Ready(InMemory::Zero),
                     BasePart::Lost { map_page } => {
                         let why = format!("the object that located the bytes at {} was lost", range.start);
-                        return Err(Error::Damaged {
-                            key: format!("{}{map_page}", self.keys.map_pages()),
-                            why,
-                        });
+                        let key = format!("{}{map_page}", self.keys.map_pages());
+                        return Err(Error::damaged(key, why).first_at(range.start));
                     }
                     BasePart::Page { fetch, at, damage } => {
                         if let Some(damage) = damage
@@ -199,7 +200,7 @@ impl Shared {
                         {
                             let why =
                                 format!("sectors of the {} bytes at {} were lost", fetch.length, range.start);
-                            return Err(Error::Damaged { key: fetch.object_key(), why });
+                            return Err(Error::damaged(fetch.object_key(), why).first_at(range.start));
                         }
                         fetches.push((range.start, fetch));
                         Origin::Fetched(0, at)

@@ -118,7 +118,7 @@ impl Shared {
         let lost: BTreeSet<&str> = fetched
             .iter()
             .filter_map(|result| match result {
-                Err(Error::Lost { key }) => Some(key.as_str()),
+                Err(Error::Lost { key, .. }) => Some(key.as_str()),
                 _ => None,
             })
             .collect();

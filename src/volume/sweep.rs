@@ -139,7 +139,7 @@ impl Collector {
                 Some(root) => drop(needed.roots.insert(id, root)),
                 // Its deletion was cut short when only its place in the table was left.
                 None if needed.retired.contains(&id) || mutant::is(Mutant::RootSkipped) => {}
-                None => return Err(Error::Lost { key: self.shared.keys.root(id) }),
+                None => return Err(Error::lost(self.shared.keys.root(id))),
             }
         }
         Ok(())

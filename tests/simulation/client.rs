@@ -321,7 +321,10 @@ impl Inner {
             // A successor has folded it away.
             Error::Lost { .. } => self.is_superseded(epoch),
             // Nothing is damaged at rest: what is damaged on the way is not to be taken for it.
-            Error::Damaged { .. } | Error::OutOfRange { .. } => false,
+            Error::Damaged { .. }
+            | Error::OutOfRange { .. }
+            | Error::TableFull { .. }
+            | Error::NameTaken { .. } => false,
         };
         if !is_explained {
             self.broken(format!("P{process} of epoch {epoch}: a command failed: {error}"));

@@ -87,7 +87,10 @@ impl Inner {
         let explained = match error {
             Error::Damaged { .. } | Error::Lost { .. } | Error::Deadline { .. } => true,
             Error::Store(error) => matches!(error, StoreError::Timeout { .. } | StoreError::Truncated { .. }),
-            Error::Stopped(_) | Error::OutOfRange { .. } => false,
+            Error::Stopped(_)
+            | Error::OutOfRange { .. }
+            | Error::TableFull { .. }
+            | Error::NameTaken { .. } => false,
         };
         if !explained {
             self.broken(format!("{what} failed, of a volume that is not whole: {error}"));

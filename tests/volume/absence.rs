@@ -249,6 +249,7 @@ async fn a_lost_map_page_costs_what_it_located_and_stops_no_checkpoint() {
         for lost in [0, 1536, 2 * PAGE, 5 * PAGE, 256 * MIB - 512] {
             let error = volume.read(lost, 512).await.expect_err("lost, never zeros");
             assert!(matches!(error, Error::Damaged { .. }), "{lost}: {error}");
+            assert_eq!(error.offset(), Some(lost), "{error}");
         }
         // A TRIM gives the range back, and forgets the loss.
         volume.zero(0, 256 * MIB, true, false).await.unwrap();

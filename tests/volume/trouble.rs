@@ -43,6 +43,7 @@ async fn an_object_that_is_gone_is_an_error_not_zeros() {
     let body = bench.memory.remove(&key).expect("stands");
     let error = volume.read(0, 4096).await.expect_err("the page is gone");
     assert!(matches!(error, Error::Lost { .. }), "{error}");
+    assert!(error.offset().is_some(), "{error}");
     bench.memory.insert(&key, body);
     assert_eq!(read(&volume, 0, 4096).await, pattern(1, 4 << 20)[..4096]);
 }
