@@ -24,9 +24,9 @@
 //! From there:
 //!
 //! * WRITE: `server::transmission` → `server::execute` → `server::Export`, which is `gateway::exports` →
-//!   `volume::disk` (`Volume::write`) → `volume::change` → `volume::layer`
-//! * FLUSH: … → `volume::disk` (`Volume::flush`), which waits for `volume::commit`; that waits until
-//!   `volume::upload` has put the filled chunks → `volume::store_exact` → the store
+//!   `volume::disk` (`Volume::write`) → `volume::write::change` → `volume::state::layer`
+//! * FLUSH: … → `volume::disk` (`Volume::flush`), which waits for `volume::write::commit`; that waits until
+//!   `volume::write::upload` has put the filled chunks → `volume::store_exact` → the store
 //! * cold READ: … → `volume::disk` (`Volume::read`) → `volume::read` → `volume::cache` → the store
 //!
 //! The store is a class of `store::classes`, which is `store::retry` → `store::limit` →

@@ -1,8 +1,8 @@
 //! Any bytes are a chunk object or an error.
 #![no_main]
 
-use cairn::volume::chunk::ChunkObject;
-use cairn::volume::codec::Kind;
+use cairn::volume::format::chunk::ChunkObject;
+use cairn::volume::format::codec::Kind;
 use cairn_fuzz::{VOLUME, object};
 use libfuzzer_sys::fuzz_target;
 

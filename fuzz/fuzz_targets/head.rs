@@ -1,8 +1,8 @@
 //! Any bytes are a head or an error, and a head has one encoding.
 #![no_main]
 
-use cairn::volume::codec::Kind;
-use cairn::volume::head::Head;
+use cairn::volume::format::codec::Kind;
+use cairn::volume::format::head::Head;
 use cairn_fuzz::{VOLUME, object};
 use libfuzzer_sys::fuzz_target;
 

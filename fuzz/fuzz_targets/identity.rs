@@ -1,8 +1,8 @@
 //! Any bytes are an identity or an error, and an identity has one encoding.
 #![no_main]
 
-use cairn::volume::codec::Kind;
-use cairn::volume::identity::Identity;
+use cairn::volume::format::codec::Kind;
+use cairn::volume::format::identity::Identity;
 use cairn_fuzz::{VOLUME, object};
 use libfuzzer_sys::fuzz_target;
 

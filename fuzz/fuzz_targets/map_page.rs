@@ -1,10 +1,10 @@
 //! Any bytes are a map page or an error; each entry alone is as among all, and a map page has one encoding.
 #![no_main]
 
-use cairn::volume::codec::Kind;
-use cairn::volume::geometry::{Geometry, PAGE_BYTES};
-use cairn::volume::keys::ObjectId;
-use cairn::volume::map::MapPage;
+use cairn::volume::format::codec::Kind;
+use cairn::volume::format::geometry::{Geometry, PAGE_BYTES};
+use cairn::volume::format::keys::ObjectId;
+use cairn::volume::format::map::MapPage;
 use cairn_fuzz::{VOLUME, number_at, object, pair_at};
 use libfuzzer_sys::fuzz_target;
 

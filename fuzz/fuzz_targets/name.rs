@@ -1,8 +1,8 @@
 //! Any bytes are a name or an error, and a name has one encoding.
 #![no_main]
 
-use cairn::volume::codec::Kind;
-use cairn::volume::identity::NameBinding;
+use cairn::volume::format::codec::Kind;
+use cairn::volume::format::identity::NameBinding;
 use cairn_fuzz::object;
 use libfuzzer_sys::fuzz_target;
 

@@ -1,9 +1,9 @@
 //! Any bytes are a record of the journal or an error; the data of a record lies within it.
 #![no_main]
 
-use cairn::volume::codec::Kind;
-use cairn::volume::keys::Slot;
-use cairn::volume::record::{Change, Record};
+use cairn::volume::format::codec::Kind;
+use cairn::volume::format::keys::Slot;
+use cairn::volume::format::record::{Change, Record};
 use cairn_fuzz::{VOLUME, object, pair_at};
 use libfuzzer_sys::fuzz_target;
 

@@ -1,9 +1,9 @@
 //! Any bytes are a root or an error, and a root has one encoding.
 #![no_main]
 
-use cairn::volume::codec::Kind;
-use cairn::volume::keys::ObjectId;
-use cairn::volume::root::Root;
+use cairn::volume::format::codec::Kind;
+use cairn::volume::format::keys::ObjectId;
+use cairn::volume::format::root::Root;
 use cairn_fuzz::{VOLUME, object, pair_at};
 use libfuzzer_sys::fuzz_target;
 

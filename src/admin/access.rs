@@ -1,11 +1,12 @@
 //! Who may do what: read, and change something.
 //!
-//! Invariants: whoever changes something has the token, or reaches a Unix socket that is for one user alone; beyond
-//! loopback nothing of the API is served without a token; on loopback, a page of another site that a browser on this
-//! machine shows learns nothing, whatever name it has for this machine.
+//! Invariants: whoever changes something has the token, or reaches a Unix socket that is for one user alone;
+//! beyond loopback nothing of the API is served without a token, unless the operator lets everybody read; a
+//! page of another site that a browser shows learns nothing that is served without a token, whatever name it
+//! has for this machine.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -63,10 +64,21 @@ impl fmt::Debug for Token {
 pub struct Access {
     reads: Rule,
     changes: Rule,
-    /// Whether a browser on this machine can reach it under any name that resolves to loopback.
-    loopback: bool,
+    /// Whose requests reach it.
+    reach: Reach,
     /// The host that whoever configured it calls it by, besides those of every machine.
     name: Option<Arc<str>>,
+}
+
+/// From where an address is reached, and so which pages a browser can make ask it under a name of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reach {
+    /// A Unix socket: no browser.
+    Socket,
+    /// Loopback: every browser of this machine.
+    Loopback,
+    /// The network: every browser there.
+    Network,
 }
 
 /// Who may.
@@ -80,11 +92,15 @@ enum Rule {
     Nobody(&'static str),
 }
 
-/// Why nothing is served beyond loopback.
-const NOT_LOCAL: &str = "this address is not on loopback, so the API requires a token (admin.token_file)";
+/// Why nothing is read beyond loopback.
+const NOT_LOCAL: &str = "this address is not on loopback, so the API requires a token (admin.token_file), or \
+    admin.read_without_token to be read only";
+/// Why nothing is changed beyond loopback.
+const NO_TOKEN: &str = "this address is not on loopback, so changes require a token (admin.token_file), and \
+    this gateway has none: use the admin socket (cairn volume --gateway, on its machine or in its container)";
 /// Why nothing is changed on loopback.
-const NO_PROOF: &str = "every user of this machine reaches this address: to change something, use the admin socket \
-    (admin.socket) or a token (admin.token_file)";
+const NO_PROOF: &str = "every user of this machine reaches this address: to change something, use the admin \
+    socket (admin.socket) or a token (admin.token_file)";
 /// Why nothing is changed over a Unix socket.
 const SHARED: &str = "more than one user can open this socket: to change something, use the admin socket \
     (admin.socket), a socket of mode 0600, or a token (admin.token_file)";
@@ -92,32 +108,48 @@ const SHARED: &str = "more than one user can open this socket: to change somethi
 const FOREIGN: &str =
     "the request comes from a page of another site, or is for a host other than this machine";
 
+/// Why a request beyond loopback gets nothing where no token is needed.
+const NAMED: &str = "the request is from a page of another site, or for a domain name: without a \
+    token, ask by address or by a name without dots";
+
 type Refusal = (StatusCode, &'static str);
 
 impl Access {
     /// Everything, for whoever reaches it: of a socket that is for one user alone.
     #[must_use]
     pub fn everything() -> Self {
-        Self { reads: Rule::Everybody, changes: Rule::Everybody, loopback: false, name: None }
+        Self { reads: Rule::Everybody, changes: Rule::Everybody, reach: Reach::Socket, name: None }
     }
 
-    /// Who may what at an address of a listener. With a token, whoever has it; without one, whoever can open a Unix socket
-    /// or is on this machine may read, and whoever can open a Unix socket that is for one user alone may do everything.
+    /// Who may what at an address of a listener. With a token, whoever has it; without one, whoever can open
+    /// a Unix socket or is on this machine may read, and whoever can open a Unix socket that is for one user
+    /// alone may do everything.
     #[must_use]
     pub fn at(address: &ListenAddress, token: Option<Token>) -> Self {
-        let loopback = match address {
-            ListenAddress::Unix(_) => false,
+        let reach = match address {
+            ListenAddress::Unix(_) => Reach::Socket,
             // After binding, the address is a number.
-            ListenAddress::Tcp(text) => text.parse().is_ok_and(|at: SocketAddr| is_loopback(at.ip())),
+            ListenAddress::Tcp(text) if text.parse().is_ok_and(|at: SocketAddr| is_loopback(at.ip())) => {
+                Reach::Loopback
+            }
+            ListenAddress::Tcp(_) => Reach::Network,
         };
-        let (reads, changes) = match (token, address) {
+        let (reads, changes) = match (token, reach) {
             (Some(token), _) => (Rule::Token(token.clone()), Rule::Token(token)),
-            (None, ListenAddress::Unix(_)) if address.is_private() => (Rule::Everybody, Rule::Everybody),
-            (None, ListenAddress::Unix(_)) => (Rule::Everybody, Rule::Nobody(SHARED)),
-            (None, ListenAddress::Tcp(_)) if loopback => (Rule::Everybody, Rule::Nobody(NO_PROOF)),
-            (None, ListenAddress::Tcp(_)) => (Rule::Nobody(NOT_LOCAL), Rule::Nobody(NOT_LOCAL)),
+            (None, Reach::Socket) if address.is_private() => (Rule::Everybody, Rule::Everybody),
+            (None, Reach::Socket) => (Rule::Everybody, Rule::Nobody(SHARED)),
+            (None, Reach::Loopback) => (Rule::Everybody, Rule::Nobody(NO_PROOF)),
+            (None, Reach::Network) => (Rule::Nobody(NOT_LOCAL), Rule::Nobody(NO_TOKEN)),
         };
-        Self { reads, changes, loopback, name: None }
+        Self { reads, changes, reach, name: None }
+    }
+
+    /// The same, where whoever reaches the address reads the API without a token. What changes something is
+    /// as before.
+    #[must_use]
+    pub fn read_by_everybody(mut self) -> Self {
+        self.reads = Rule::Everybody;
+        self
     }
 
     /// The same, where requests may be for that `HOST:PORT`, too: the address as it was configured.
@@ -142,10 +174,7 @@ impl Access {
     /// Of a request for the API.
     fn judge(&self, asked: &Asked<'_>) -> Result<(), Refusal> {
         match if asked.reads() { &self.reads } else { &self.changes } {
-            Rule::Everybody if self.loopback && !asked.is_local(self.name.as_deref()) => {
-                Err((StatusCode::FORBIDDEN, FOREIGN))
-            }
-            Rule::Everybody => Ok(()),
+            Rule::Everybody => self.judge_page(asked),
             Rule::Token(token) => match asked.bearer() {
                 Some(given) if token.is(given) => Ok(()),
                 Some(_) => Err((StatusCode::UNAUTHORIZED, "the token is wrong")),
@@ -155,17 +184,36 @@ impl Access {
         }
     }
 
-    /// Of a request for metrics or health: everybody's, but for pages of other sites. A proxy that passes its own host on
-    /// has the token.
-    fn judge_public(&self, asked: &Asked<'_>) -> Result<(), Refusal> {
-        let has_token = || match (&self.reads, asked.bearer()) {
+    /// Of a request that needs no token: a page of another site gets nothing, unless it, or the proxy in
+    /// front, has one.
+    fn judge_page(&self, asked: &Asked<'_>) -> Result<(), Refusal> {
+        let (is_ours, why): (fn(&str) -> bool, _) = match self.reach {
+            Reach::Socket => return Ok(()),
+            Reach::Loopback => (names_this_machine, FOREIGN),
+            Reach::Network => (is_no_domain, NAMED),
+        };
+        if asked.is_for(self.name.as_deref(), is_ours) || self.has_token(asked) {
+            Ok(())
+        } else {
+            Err((StatusCode::FORBIDDEN, why))
+        }
+    }
+
+    /// Whether a request shows the token.
+    fn has_token(&self, asked: &Asked<'_>) -> bool {
+        match (&self.changes, asked.bearer()) {
             (Rule::Token(token), Some(given)) => token.is(given),
             _ => false,
-        };
-        if self.loopback && !asked.is_local(self.name.as_deref()) && !has_token() {
-            return Err((StatusCode::FORBIDDEN, FOREIGN));
         }
-        Ok(())
+    }
+
+    /// Of a request for metrics or health: everybody's. Beyond loopback scrapers and probes have many names
+    /// for a machine.
+    fn judge_public(&self, asked: &Asked<'_>) -> Result<(), Refusal> {
+        match self.reach {
+            Reach::Socket | Reach::Network => Ok(()),
+            Reach::Loopback => self.judge_page(asked),
+        }
     }
 }
 
@@ -202,9 +250,10 @@ impl<'a> Asked<'a> {
         scheme.eq_ignore_ascii_case(b"Bearer").then(|| rest.trim_ascii_start())
     }
 
-    /// Whether it is for this machine by name or number (a name of another site that resolves to loopback is not), and not
-    /// from another site's page. A browser names its host; only HTTP/1.0 does without (RFC 9112, section 3.2).
-    fn is_local(&self, own_name: Option<&str>) -> bool {
+    /// Whether it is for a host that is ours, or for our own name (a name of another site that resolves to us
+    /// is neither), and not from another site's page. A browser names its host; only HTTP/1.0 does without
+    /// (RFC 9112, section 3.2).
+    fn is_for(&self, own_name: Option<&str>, is_ours: fn(&str) -> bool) -> bool {
         let mut hosts = self.headers.get_all(HOST).iter();
         let host = match (hosts.next(), hosts.next()) {
             (None, _) => return self.version < Version::HTTP_11 && !self.headers.contains_key(ORIGIN),
@@ -215,8 +264,8 @@ impl<'a> Asked<'a> {
             origin.to_str().is_ok_and(|origin| origin.strip_prefix("http://") == Some(host))
         });
         let name = without_port(host);
-        let is_ours = own_name.is_some_and(|own| own.eq_ignore_ascii_case(name));
-        (is_ours || names_this_machine(name)) && same_site
+        let is_own_name = own_name.is_some_and(|own| own.eq_ignore_ascii_case(name));
+        (is_own_name || is_ours(name)) && same_site
     }
 }
 
@@ -228,7 +277,8 @@ fn without_port(host: &str) -> &str {
     }
 }
 
-/// Whether a host is `localhost` or an address of loopback. Only names can be made to resolve here by somebody else.
+/// Whether a host is `localhost` or an address of loopback. Only names can be made to resolve here by
+/// somebody else.
 fn names_this_machine(name: &str) -> bool {
     if name.eq_ignore_ascii_case("localhost") {
         return true;
@@ -236,6 +286,15 @@ fn names_this_machine(name: &str) -> bool {
     match name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
         Some(inner) => inner.parse().is_ok_and(|address| is_loopback(IpAddr::V6(address))),
         None => name.parse().is_ok_and(|address| is_loopback(IpAddr::V4(address))),
+    }
+}
+
+/// Whether a host is an address, or a name without dots: nobody can have such a name in the DNS of the
+/// internet.
+fn is_no_domain(name: &str) -> bool {
+    match name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        Some(inner) => inner.parse::<Ipv6Addr>().is_ok(),
+        None => name.parse::<Ipv4Addr>().is_ok() || !(name.is_empty() || name.contains(['.', ':'])),
     }
 }
 
@@ -396,7 +455,54 @@ mod tests {
         }
     }
 
-    /// Scrapers and probes have many names for a pod: its address, a service's name, what a proxy makes of it.
+    #[test]
+    fn where_everybody_reads_the_token_changes() {
+        for address in ["127.0.0.1:9180", "0.0.0.0:9180", "[::]:9180", "192.0.2.1:9180"] {
+            let (without, with) = (tcp(address).read_by_everybody(), with_token(address).read_by_everybody());
+            let local = &[("host", "localhost:9180")][..];
+            assert_eq!((read(&without, local), change(&without, local)), (200, 403), "{address}");
+            assert_eq!((read(&with, local), change(&with, local)), (200, 401), "{address}");
+            let shown = &[("host", "localhost"), ("authorization", "Bearer 0123456789abcdef")][..];
+            assert_eq!((read(&with, shown), change(&with, shown)), (200, 200), "{address}");
+            assert!(without.nobody_reads().is_none() && without.nobody_changes().is_some(), "{address}");
+        }
+    }
+
+    /// What a browser in that network shows can make a name of its own resolve to this machine, but not a
+    /// number, nor a name without dots.
+    #[test]
+    fn where_everybody_reads_beyond_loopback_a_foreign_page_learns_nothing() {
+        let access = with_token("0.0.0.0:9180").read_by_everybody();
+        let asked = |pairs: Headers<'_>| statuses(&access, &Method::GET, Version::HTTP_11, pairs);
+        for good in [
+            &[("host", "localhost:9180")][..],
+            &[("host", "10.42.0.7:9180")],
+            &[("host", "[fd00::7]:9180")],
+            &[("host", "cairn:9180")],
+            &[("host", "cairn"), ("origin", "http://cairn")],
+        ] {
+            assert_eq!(asked(good), (200, 200), "{good:?}");
+        }
+        for bad in [
+            &[][..],
+            &[("host", "")],
+            &[("host", "evil.example:9180")],
+            &[("host", "10.42.0.7.evil.example:9180")],
+            &[("host", "fd00::7")],
+            &[("host", "[evil.example]:9180")],
+            &[("host", "cairn:9180"), ("host", "evil.example")],
+            &[("host", "cairn:9180"), ("origin", "http://evil.example")],
+            &[("host", "cairn:9180"), ("origin", "null")],
+        ] {
+            // Metrics and health are for any name there.
+            assert_eq!(asked(bad), (403, 200), "{bad:?}");
+        }
+        let token = ("authorization", "Bearer 0123456789abcdef");
+        assert_eq!(asked(&[("host", "disks.example"), token]), (200, 200));
+    }
+
+    /// Scrapers and probes have many names for a pod: its address, a service's name, what a proxy makes of
+    /// it.
     #[test]
     fn beyond_loopback_metrics_and_health_have_any_host() {
         for access in [tcp("0.0.0.0:9180"), with_token("[::]:9180"), tcp("192.0.2.1:9180")] {

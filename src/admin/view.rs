@@ -15,7 +15,7 @@ use super::{Failure, OpenVolume};
 use crate::metrics::{Command, Label as _, ReadSource, VolumeMetrics};
 use crate::server;
 use crate::volume::catalog::{Info, Unnamed};
-use crate::volume::geometry::BLOCK_BYTES;
+use crate::volume::format::geometry::BLOCK_BYTES;
 use crate::volume::{self, OpenError, Picture, Status};
 
 /// The last second of the year 9999, which is as far as RFC 3339 goes.

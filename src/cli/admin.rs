@@ -106,6 +106,7 @@ impl AdminSockets {
 /// Who may do what at `admin.listen`, or at what stands in for it.
 fn access(address: &ListenAddress, options: &Options) -> Access {
     let access = Access::at(address, options.admin_token.clone());
+    let access = if options.admin_read_without_token { access.read_by_everybody() } else { access };
     match &options.admin {
         Some(ListenAddress::Tcp(configured)) => access.named(configured),
         Some(ListenAddress::Unix(_)) | None => access,

@@ -14,8 +14,9 @@ use super::error::Error;
 use super::http::{Answer, exchange};
 use super::volume_view::Row;
 use crate::admin::UnnamedView;
+use crate::volume::OpenError;
 use crate::volume::catalog::Info;
-use crate::volume::{OpenError, keys};
+use crate::volume::format::keys;
 
 /// How long an answer may take: the gateway asks the store, again and again where that fails.
 const PATIENCE: Duration = Duration::from_secs(90);

@@ -16,7 +16,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::error::Error;
 use super::handover::{Heirs, Predecessor};
-use crate::server::{AddressError, Greeting, ListenAddress, Listener, Stream, Tls};
+use crate::server::{AddressError, Greeting, ListenAddress, Listener, SocketPermissions, Stream, Tls};
 
 /// The name (`FileDescriptorName=`) of a socket for the admin server.
 pub(super) const ADMIN: &str = "admin";
@@ -72,6 +72,8 @@ pub(super) struct Plan {
     /// Whether somebody asked for these, so that inherited sockets come beside them and not in their place.
     pub(super) listen_given: bool,
     pub(super) oldstyle: Vec<Oldstyle>,
+    /// Of the Unix sockets among both.
+    pub(super) permissions: SocketPermissions,
 }
 
 /// What whoever started this process has opened for it.
@@ -184,12 +186,13 @@ impl Listeners {
         }
         if plan.listen_given || default_is_wanted {
             for address in &plan.listen {
-                opened.bind(address, Greeting::Newstyle, predecessor.as_deref_mut()).await?;
+                let predecessor = predecessor.as_deref_mut();
+                opened.bind(address, Greeting::Newstyle, plan.permissions, predecessor).await?;
             }
         }
         for Oldstyle { address, export } in &plan.oldstyle {
             let greeting = Greeting::Oldstyle { export: export.clone() };
-            opened.bind(address, greeting, predecessor.as_deref_mut()).await?;
+            opened.bind(address, greeting, plan.permissions, predecessor.as_deref_mut()).await?;
         }
         Ok(opened)
     }
@@ -203,6 +206,7 @@ impl Listeners {
         &mut self,
         address: &ListenAddress,
         greeting: Greeting,
+        permissions: SocketPermissions,
         predecessor: Option<&mut Predecessor>,
     ) -> Result<(), Error> {
         if self.nbd.iter().any(|door| door.listener.address() == address) {
@@ -210,8 +214,11 @@ impl Listeners {
         }
         let name = address.to_string();
         let listener = match predecessor.and_then(|predecessor| predecessor.take(&name)) {
-            Some(listener) => listener,
-            None => Listener::bind(address).await?,
+            Some(listener) => {
+                permissions.apply(listener.address())?;
+                listener
+            }
+            None => Listener::bind_for(address, permissions).await?,
         };
         self.nbd.push(Door { name, listener, greeting });
         Ok(())
@@ -295,6 +302,7 @@ mod tests {
             listen: listen.iter().map(|text| text.parse().unwrap()).collect(),
             listen_given,
             oldstyle: oldstyle.iter().map(|text| text.parse().unwrap()).collect(),
+            permissions: SocketPermissions::default(),
         }
     }
 

@@ -20,7 +20,8 @@ use crate::store;
 use crate::volume::Environment;
 
 /// Keys that take effect at once.
-const TAKEN: [&str; 11] = [
+const TAKEN: [&str; 12] = [
+    "admin.read_without_token",
     "admin.token_file",
     "cache.clean",
     "cache.dirty",

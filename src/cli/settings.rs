@@ -4,6 +4,7 @@
 //! the setting's name and origin.
 
 mod contradictions;
+mod socket;
 mod tls;
 
 use std::path::PathBuf;
@@ -13,13 +14,13 @@ use super::listeners::Plan;
 use super::size::Wanted;
 use crate::admin::Token;
 use crate::config::{self, Config};
-use crate::server::{ListenAddress, Tls};
+use crate::server::{ListenAddress, SocketPermissions, Tls};
 use crate::store::Location;
 use crate::store::probe::{ProbeOptions, When};
 use crate::store::retry::{Patience, RetryOptions};
-use crate::volume::geometry::Geometry;
-use crate::volume::head::HolderName;
-use crate::volume::keys::is_valid_name;
+use crate::volume::format::geometry::Geometry;
+use crate::volume::format::head::HolderName;
+use crate::volume::format::keys::is_valid_name;
 use crate::{server, store, volume};
 
 /// How often a request that the store refuses (credentials, permissions) is sent again where an operator
@@ -71,6 +72,8 @@ pub(super) struct Options {
     /// Whether it must: somebody asked for it.
     pub(super) admin_required: bool,
     pub(super) admin_token: Option<Token>,
+    /// Whether whoever reaches it reads the API, with no token.
+    pub(super) admin_read_without_token: bool,
     /// Where the admin socket is.
     pub(super) admin_socket: SocketPlace,
 }
@@ -81,12 +84,7 @@ impl Options {
         let mut errors = config::Errors::default();
         let location = config.store.url.parse().map_err(|e| config.refuse("store.url", e));
         let location = keep(location, &mut errors);
-        let listen = parse_each(config, "server.listen", &config.server.listen, &mut errors);
-        if config.server.listen.is_empty() {
-            errors.0.push(config.refuse("server.listen", "must contain at least one address"));
-        }
-        let oldstyle = parse_each(config, "server.oldstyle", &config.server.oldstyle, &mut errors);
-        let listen_given = config.is_given("server.listen");
+        let listeners = plan(config, &mut errors);
         let tls = keep(tls::of(config), &mut errors).flatten();
         let create: Vec<Wanted> = parse_each(config, "volumes.create", &config.volumes.create, &mut errors);
         let geometry = Geometry::new(config.volumes.chunk_size.0);
@@ -125,7 +123,7 @@ impl Options {
                 store: store_options(config),
                 server: server_options(config),
                 tls,
-                listeners: Plan { listen, listen_given, oldstyle },
+                listeners,
                 handover: given(&config.server.handover).map(PathBuf::from),
                 hang_up: config.server.farewell == "hang-up",
                 volume: volume_options(config),
@@ -142,6 +140,7 @@ impl Options {
                 admin,
                 admin_required: config.is_given("admin.listen"),
                 admin_token,
+                admin_read_without_token: config.admin.read_without_token,
                 admin_socket,
             }),
             _ => Err(errors),
@@ -162,6 +161,20 @@ impl Options {
         names.dedup();
         names
     }
+}
+
+/// Where to listen for NBD.
+fn plan(config: &Config, errors: &mut config::Errors) -> Plan {
+    let listen = parse_each(config, "server.listen", &config.server.listen, errors);
+    if config.server.listen.is_empty() {
+        errors.0.push(config.refuse("server.listen", "must contain at least one address"));
+    }
+    let oldstyle = parse_each(config, "server.oldstyle", &config.server.oldstyle, errors);
+    let permissions = socket::permissions(config).unwrap_or_else(|refused| {
+        errors.0.extend(refused);
+        SocketPermissions::default()
+    });
+    Plan { listen, listen_given: config.is_given("server.listen"), oldstyle, permissions }
 }
 
 fn keep<T>(result: Result<T, config::Error>, errors: &mut config::Errors) -> Option<T> {
@@ -323,6 +336,11 @@ mod tests {
             ("CAIRN_ADMIN__LISTEN", "nowhere", "admin.listen = \"nowhere\": |unix:PATH, or none"),
             ("CAIRN_ADMIN__TOKEN_FILE", "/no/such", "admin.token_file = \"/no/such\": |No such file"),
             ("CAIRN_ADMIN__TOKEN_FILE", "/dev/null", "admin.token_file = |at least 16"),
+            ("CAIRN_SERVER__SOCKET_MODE", "rw-rw----", "server.socket_mode = \"rw-rw----\": |octal|0660"),
+            ("CAIRN_SERVER__SOCKET_MODE", "1660", "server.socket_mode = |octal"),
+            ("CAIRN_SERVER__SOCKET_MODE", "0066", "server.socket_mode = |owner"),
+            ("CAIRN_SERVER__SOCKET_GROUP", "no-such-group", "server.socket_group = |/etc/group"),
+            ("CAIRN_SERVER__SOCKET_GROUP", "4294967295", "server.socket_group = |/etc/group"),
             ("CAIRN_STORE__ENDPOINT", "minio:9000", "store.endpoint = \"minio:9000\"|http://minio:9000 or"),
             ("CAIRN_LEASE__HOLDER", &"x".repeat(201), "lease.holder = |longer than 200 bytes"),
             ("CAIRN_STORE__RETRY_BASE", "10s", "store.retry_base = \"10s\"|store.retry_cap"),

@@ -7,7 +7,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, lchown};
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -26,6 +26,8 @@ const PRIVATE: u32 = 0o600;
 const OTHERS: u32 = 0o077;
 /// Connections that may wait to be accepted at a private socket.
 const BACKLOG: i32 = 128;
+/// Connections that may wait to be accepted at any other, as tokio has it.
+const PUBLIC_BACKLOG: i32 = 1024;
 
 /// Where to listen.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -74,6 +76,42 @@ impl fmt::Display for ListenAddress {
         match self {
             Self::Tcp(address) => f.write_str(address),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Who may connect to a Unix socket: the permissions and the group of its file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SocketPermissions {
+    /// Permissions, as `chmod(2)` takes them; without them, those that the umask leaves.
+    pub mode: Option<u32>,
+    /// Number of the group; without it, the one that the system gives the file.
+    pub group: Option<u32>,
+}
+
+impl SocketPermissions {
+    /// Gives them to the file of a Unix socket that exists; one without a file, and an address of TCP, are
+    /// left alone.
+    pub fn apply(self, address: &ListenAddress) -> Result<(), ListenError> {
+        let ListenAddress::Unix(path) = address else { return Ok(()) };
+        match self.set(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(ListenError::Io { address: address.clone(), source: error })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The group first: with the permissions of the new group nobody of the old one gets in.
+    fn set(self, path: &Path) -> io::Result<()> {
+        if let Some(group) = self.group {
+            lchown(path, None, Some(group)).map_err(|error| {
+                io::Error::new(error.kind(), format!("its file cannot have the group {group}: {error}"))
+            })?;
+        }
+        match self.mode {
+            Some(mode) => std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)),
+            None => Ok(()),
         }
     }
 }
@@ -134,6 +172,26 @@ impl Listener {
                 Ok(Self { socket, address: address.clone() })
             }
         }
+    }
+
+    /// Listens at an address; where that is a Unix socket, nobody connects but those whom the permissions let
+    /// in.
+    pub async fn bind_for(
+        address: &ListenAddress,
+        permissions: SocketPermissions,
+    ) -> Result<Self, ListenError> {
+        let ListenAddress::Unix(path) = address else { return Self::bind(address).await };
+        if permissions == SocketPermissions::default() {
+            return Self::bind(address).await;
+        }
+        remove_stale(path).await?;
+        let bound = bind_restricted(path, permissions);
+        bound.map_err(|source| ListenError::Io { address: address.clone(), source }).map(
+            |(listener, file)| {
+                let socket = Socket::Unix { listener, file: Some(Arc::new(file)) };
+                Self { socket, address: address.clone() }
+            },
+        )
     }
 
     /// Listens at a Unix socket that is for this user alone: its file never has other permissions than mode
@@ -314,11 +372,7 @@ impl Drop for SocketFile {
 /// `unix_bind`), so that they are set before. It listens only once the file was looked at, and nobody can
 /// have connected before.
 fn bind_private(path: &Path) -> io::Result<(StdUnixListener, SocketFile)> {
-    let socket =
-        rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    fchmod(&socket, Mode::from_raw_mode(PRIVATE))?;
-    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
-    let file = SocketFile::of(path)?;
+    let (socket, file) = bind_unheard(path, Some(PRIVATE))?;
     let mode = std::fs::symlink_metadata(path)?.mode();
     if mode & OTHERS != 0 {
         let why = format!("the file system gave the socket the permissions {:o}", mode & 0o777);
@@ -326,6 +380,28 @@ fn bind_private(path: &Path) -> io::Result<(StdUnixListener, SocketFile)> {
     }
     rustix::net::listen(&socket, BACKLOG)?;
     Ok((socket.into(), file))
+}
+
+/// The file gets its permissions before the socket listens, so that nobody can have connected before.
+fn bind_restricted(path: &Path, permissions: SocketPermissions) -> io::Result<(UnixListener, SocketFile)> {
+    let (socket, file) = bind_unheard(path, None)?;
+    permissions.set(path)?;
+    rustix::net::listen(&socket, PUBLIC_BACKLOG)?;
+    let listener = StdUnixListener::from(socket);
+    listener.set_nonblocking(true)?;
+    Ok((UnixListener::from_std(listener)?, file))
+}
+
+/// A socket that does not listen yet, and its file; with a mode, it never has other permissions than these.
+fn bind_unheard(path: &Path, mode: Option<u32>) -> io::Result<(OwnedFd, SocketFile)> {
+    let socket =
+        rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    if let Some(mode) = mode {
+        fchmod(&socket, Mode::from_raw_mode(mode))?;
+    }
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    let file = SocketFile::of(path)?;
+    Ok((socket, file))
 }
 
 fn identity(path: &Path) -> io::Result<(u64, u64)> {
@@ -406,6 +482,28 @@ mod tests {
         drop(ours);
         assert!(!path.exists());
         assert!(!ListenAddress::Unix(path).is_private());
+    }
+
+    #[tokio::test]
+    async fn a_socket_has_the_permissions_that_were_asked_for_whatever_the_umask() {
+        let directory = tempfile::tempdir().unwrap();
+        let found = |path: &Path| std::fs::metadata(path).map(|it| (it.mode() & 0o7777, it.gid())).unwrap();
+        let gid = rustix::process::getgid().as_raw();
+        for mode in [0o600, 0o660, 0o666, 0o777] {
+            let path = directory.path().join(format!("{mode:o}.sock"));
+            drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+            let address = ListenAddress::Unix(path.clone());
+            let permissions = SocketPermissions { mode: Some(mode), group: Some(gid) };
+            let ours = Listener::bind_for(&address, permissions).await.unwrap();
+            assert_eq!(found(&path), (mode, gid));
+            let (accepted, connected) = tokio::join!(ours.accept(), UnixStream::connect(&path));
+            assert!(accepted.is_ok() && connected.is_ok());
+            SocketPermissions { mode: Some(0o640), group: None }.apply(ours.address()).unwrap();
+            assert_eq!(found(&path), (0o640, gid));
+            drop(ours);
+            assert!(!path.exists());
+            SocketPermissions { mode: Some(0o640), group: None }.apply(&address).unwrap();
+        }
     }
 
     #[tokio::test]

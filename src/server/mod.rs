@@ -27,7 +27,7 @@ pub use connections::Connection;
 pub use export::{
     Alignment, Allocation, Export, ExportDescription, ExportError, Exports, ListEntry, OpenError, Segment,
 };
-pub use listener::{AddressError, ListenAddress, ListenError, Listener, SharedListener};
+pub use listener::{AddressError, ListenAddress, ListenError, Listener, SharedListener, SocketPermissions};
 pub use options::Options;
 pub use serve::{Drained, Server};
 pub use tls::{Tls, TlsError, TlsFile, TlsOptions};

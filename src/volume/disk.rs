@@ -8,16 +8,16 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::change::Change;
 use super::error::Error;
 use super::fold::FoldHandle;
-use super::keys::Epoch;
-use super::lease::HeadHandle;
-use super::picture::Picture;
+use super::format::keys::Epoch;
+use super::keeper::HeadHandle;
+use super::read::ahead::ReadAhead;
+use super::read::picture::Picture;
 use super::read::{Extent, Segment};
-use super::read_ahead::ReadAhead;
 use super::shared::Shared;
 use super::state::Status;
+use super::write::change::Change;
 use crate::metrics::labels::Command;
 use crate::mutant::{self, Mutant};
 

@@ -1,7 +1,7 @@
 //! Errors of the volume layer: each variant says what the caller should do.
 
-use super::codec::DecodeError;
-use super::geometry::GeometryError;
+use super::format::codec::DecodeError;
+use super::format::geometry::GeometryError;
 use crate::store;
 
 /// Why a command on a volume failed.

@@ -10,8 +10,8 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::error::OpenError;
-use super::head::{Head, Lease};
-use super::keys::Keys;
+use super::format::head::{Head, Lease};
+use super::format::keys::Keys;
 use super::options::Options;
 use super::store_exact::{Contradictions, agreed, get_referenced};
 use crate::metrics::VolumeMetrics;

@@ -1,59 +1,48 @@
 //! What a disk is.
+//!
+//! # In which order to read it
+//!
+//! Each of these imports from those above it only; `tests/tidy` proves it.
+//!
+//! 1. `format`: the bytes of every object, as docs/FORMAT.md describes them.
+//! 2. `error`, `options`, `signal`, `store_exact`, `held`: what can fail, what can be set, and how an object is created
+//!    or replaced exactly once.
+//! 3. `state`: what an open volume has in memory. The dirty layer, commits on their way, committed changes, the root.
+//! 4. `cache`: clean pages, by object and page; what fetches and verifies them.
+//! 5. `environment`, `budget`, `objects`, `shared`: what volumes share, and what the tasks of one volume share.
+//! 6. `read`: which layer has a range, and its bytes. `write`: a change, a commit. `keeper`: the head and the lease.
+//! 7. `collect`: deletes what nothing names any more.
+//! 8. `fold`: makes new objects and a new root from the journal.
+//! 9. `disk`: the open volume, as its users see it.
+//! 10. `open`: lease, replay, opening record. `catalog`: names; how volumes are created and deleted.
 
-pub mod base;
+mod budget;
 pub mod cache;
-mod cache_counts;
 pub mod catalog;
-mod change;
-pub mod chunk;
-mod clean;
-pub mod codec;
 mod collect;
-mod commit;
-mod deletion;
 mod disk;
+mod environment;
 pub mod error;
-mod fence;
-pub mod fetch;
 mod fold;
-pub mod frame;
-pub mod geometry;
-pub mod head;
+pub mod format;
 mod held;
-pub mod identity;
-pub mod interval;
-pub mod keys;
-pub mod layer;
-mod lease;
-mod made;
-pub mod map;
-mod name;
+mod keeper;
+mod objects;
 mod open;
 pub mod options;
-pub mod pack;
-pub mod page_set;
-mod picture;
-pub mod piece;
 pub mod read;
-mod read_ahead;
-pub mod record;
-mod record_parts;
-mod replay;
-mod rewrite;
-pub mod root;
 pub mod shared;
 pub mod signal;
 pub mod state;
 mod store_exact;
-mod sweep;
-mod uniform;
-mod upload;
+mod write;
 
+pub use budget::DirtyBudget;
 pub use cache::PageCache;
 pub use disk::{Usage, Volume};
+pub use environment::Environment;
 pub use error::{Error, OpenError};
 pub use options::{Entropy, Options, WallClock};
-pub use picture::{Cell, Picture};
+pub use read::picture::{Cell, Picture};
 pub use read::{Extent, Segment};
-pub use shared::{DirtyBudget, Environment};
 pub use state::Status;

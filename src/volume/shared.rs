@@ -2,115 +2,24 @@
 //!
 //! Invariants: the state's lock is never held across an await; `progress` only grows; once stopped, a volume stays so.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::cache::PageCache;
+use super::environment::Environment;
 use super::error::Error;
-use super::geometry::{BLOCK_BYTES, Geometry};
+use super::format::geometry::{BLOCK_BYTES, Geometry};
+use super::format::keys::{Epoch, Keys, ObjectId};
 use super::held::{HeldHead, Unheld};
-use super::keys::{Epoch, Keys, ObjectId};
-use super::options::{Entropy, Options, WallClock};
+use super::options::Options;
 use super::signal::Signal;
 use super::state::{State, Status};
 use crate::metrics::VolumeMetrics;
 use crate::mutant::{self, Mutant};
-use crate::store::Classes;
 use crate::task::Tasks;
-
-/// The bound on dirty bytes of the process, shared by its volumes: first come, first served, block by block.
-#[derive(Debug)]
-pub struct DirtyBudget {
-    permits: Semaphore,
-    total: watch::Sender<usize>,
-    /// Permits that are to vanish when they are given back, since the budget shrank.
-    owed: Mutex<usize>,
-}
-
-impl DirtyBudget {
-    /// A budget of so many bytes, at least one block.
-    #[must_use]
-    pub fn new(bytes: u64) -> Arc<Self> {
-        let total = Self::blocks(bytes);
-        let (permits, owed) = (Semaphore::new(total), Mutex::new(0));
-        Arc::new(Self { permits, total: watch::Sender::new(total), owed })
-    }
-
-    fn blocks(bytes: u64) -> usize {
-        let total = usize::try_from(bytes / BLOCK_BYTES).unwrap_or(Semaphore::MAX_PERMITS);
-        total.clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize))
-    }
-
-    /// Makes it one of so many bytes. What is dirty beyond that stays until it is committed.
-    pub fn resize(&self, bytes: u64) {
-        let mut owed = self.owed.lock();
-        let (before, after) = (self.total(), Self::blocks(bytes));
-        self.total.send_replace(after);
-        if after >= before {
-            let grown = after - before;
-            let paid = grown.min(*owed);
-            *owed -= paid;
-            self.permits.add_permits(grown - paid);
-        } else {
-            *owed += before - after - self.permits.forget_permits(before - after);
-        }
-    }
-
-    /// Blocks in all.
-    #[must_use]
-    pub fn total(&self) -> usize {
-        *self.total.borrow()
-    }
-
-    /// Takes permits for so many blocks, or all there are; `None` where they are not free at once.
-    pub(super) fn try_take(&self, blocks: usize) -> Option<usize> {
-        let blocks = blocks.min(self.total());
-        self.permits.try_acquire_many(u32::try_from(blocks).expect("clamped")).ok()?.forget();
-        Some(blocks)
-    }
-
-    /// Waits for permits for so many blocks, or all there are, and takes them.
-    pub(super) async fn take(&self, blocks: usize) -> usize {
-        let mut total = self.total.subscribe();
-        loop {
-            let blocks = blocks.min(*total.borrow_and_update());
-            tokio::select! {
-                biased;
-                permits = self.permits.acquire_many(u32::try_from(blocks).expect("clamped")) => {
-                    permits.expect("the semaphore is never closed").forget();
-                    return blocks;
-                }
-                // All there are may be fewer now.
-                changed = total.changed() => changed.expect("we hold the sender"),
-            }
-            // The wait has given back what it had gathered, which nobody was to have.
-            let mut owed = self.owed.lock();
-            *owed -= self.permits.forget_permits(*owed);
-        }
-    }
-
-    /// Gives permits back.
-    pub(super) fn give(&self, blocks: usize) {
-        let mut owed = self.owed.lock();
-        let taken = self.total() + *owed - self.permits.available_permits();
-        assert!(blocks <= taken, "only what was taken is given back");
-        let paid = blocks.min(*owed);
-        *owed -= paid;
-        self.permits.add_permits(blocks - paid);
-    }
-
-    /// Blocks that are dirty now.
-    #[must_use]
-    pub fn used(&self) -> usize {
-        let owed = self.owed.lock();
-        self.total() + *owed - self.permits.available_permits()
-    }
-}
 
 /// How far the volume has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,30 +34,9 @@ pub struct Progress {
     pub fenced: bool,
 }
 
-/// What process-wide resources a volume uses.
-#[derive(Clone)]
-pub struct Environment {
-    /// Where the objects are, by class of request.
-    pub store: Classes,
-    /// Clean pages.
-    pub cache: Arc<PageCache>,
-    /// Bound on dirty bytes.
-    pub budget: Arc<DirtyBudget>,
-    /// Randomness.
-    pub entropy: Entropy,
-    /// Time of day.
-    pub wall_clock: WallClock,
-}
-
-impl std::fmt::Debug for Environment {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Environment").field("store", &self.store).finish_non_exhaustive()
-    }
-}
-
 /// What the parts of an open volume share.
 #[derive(Debug)]
-pub(super) struct Shared {
+pub(crate) struct Shared {
     pub(super) env: Environment,
     pub(super) options: Options,
     pub(super) metrics: VolumeMetrics,
@@ -301,39 +189,4 @@ impl Shared {
 /// As a gauge shows it.
 fn count(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_budget_shrinks_as_blocks_come_back_and_grows_at_once() {
-        let budget = DirtyBudget::new(10 * BLOCK_BYTES);
-        assert_eq!(budget.try_take(8), Some(8));
-        budget.resize(4 * BLOCK_BYTES);
-        assert_eq!((budget.total(), budget.used()), (4, 8));
-        budget.give(3);
-        assert_eq!((budget.used(), budget.try_take(1)), (5, None));
-        budget.give(2);
-        assert_eq!((budget.used(), budget.try_take(1)), (3, Some(1)));
-        budget.resize(6 * BLOCK_BYTES);
-        assert_eq!((budget.used(), budget.try_take(2), budget.try_take(1)), (4, Some(2), None));
-        budget.give(6);
-        assert_eq!((budget.used(), budget.try_take(100)), (0, Some(6)));
-    }
-
-    /// Who waits for more than there will ever be gets all there are.
-    #[tokio::test]
-    async fn who_waits_while_a_budget_shrinks_is_served() {
-        let budget = DirtyBudget::new(10 * BLOCK_BYTES);
-        assert_eq!(budget.try_take(1), Some(1));
-        let waiting = budget.take(10);
-        tokio::pin!(waiting);
-        assert!(futures::poll!(waiting.as_mut()).is_pending());
-        budget.resize(4 * BLOCK_BYTES);
-        assert!(futures::poll!(waiting.as_mut()).is_pending());
-        budget.give(1);
-        assert_eq!(waiting.await, 4);
-    }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::codec::DecodeError;
+use super::format::codec::DecodeError;
 use crate::mutant::{self, Mutant};
 use crate::store::error::cause;
 use crate::store::{ByteRange, Condition, ETag, Error, Object, Pages, Store};

@@ -121,6 +121,25 @@ fn gateways_of_one_user_have_an_admin_socket_each_without_being_told() {
     assert!(sockets.iter().all(|socket| !socket.exists()), "the sockets go with their gateways");
 }
 
+/// As in a container: the address is beyond loopback, and the operator lets everybody read.
+#[test]
+fn who_reads_beyond_loopback_is_a_setting() {
+    for (reads, status) in [("false", 403), ("true", 200)] {
+        let at = home();
+        let line = "serve --listen 127.0.0.1:0 --admin 0.0.0.0:0 --create disk=1MiB";
+        let mut command = unprivileged(at.path(), None, line);
+        command.env("CAIRN_ADMIN__READ_WITHOUT_TOKEN", reads);
+        let (gateway, address) = started(command);
+        let address = address.replace("0.0.0.0", "127.0.0.1");
+        let asked = |line: &str| ask(TcpStream::connect(&address).expect("it accepts"), line, "");
+        let (found, answer) = asked("GET /api/v1/volumes");
+        assert_eq!((found, answer.contains("\"disk\"")), (status, status == 200), "{answer}");
+        assert_eq!(asked("POST /api/v1/volumes/disk/flush").0, 403);
+        let log = gateway.terminate().err;
+        assert_eq!(log.contains("only metrics and health"), status == 403, "{log}");
+    }
+}
+
 /// Without a place for the socket, or with one where somebody else could put theirs, disks are served all the same.
 #[test]
 fn without_a_place_for_the_admin_socket_it_serves_and_says_what_does_not_work() {

@@ -76,14 +76,14 @@ stand_ins_version() {
 # image SERVICE: what docker-compose.yml names for it.
 image() { compose config --format json | jq -e -r --arg service "$1" '.services[$service].image'; }
 
-# The image that deploy/Dockerfile builds with.
-builder_image() { sed -n 's/^FROM \([^ ]*\) AS build$/\1/p' "$ROOT/deploy/Dockerfile"; }
+# dockerfile_has ARG: the default of an argument of deploy/Dockerfile, such as an image that it builds on.
+dockerfile_has() { sed -n "s/^ARG $1=//p" "$ROOT/deploy/Dockerfile"; }
 
 make_stand_ins() {
     local version context=$WORK/context
     version=$(stand_ins_version)
-    if stamped stand-ins "$version" && have "$(builder_image)" && have "$(image minio)" && have "$(image prometheus)" &&
-        have "$(image grafana)"; then
+    if stamped stand-ins "$version" && have "$(dockerfile_has BUILD_IMAGE)" && have "$(dockerfile_has BASE_IMAGE)" &&
+        have "$(image minio)" && have "$(image prometheus)" && have "$(image grafana)"; then
         return
     fi
     say "making the images that stand in for those of the registry"
@@ -92,7 +92,8 @@ make_stand_ins() {
     mv "$context/ca-certificates.crt" "$context/authorities.crt"
     tar -C "$(rustc --print sysroot)" -c --exclude=share --exclude='lib/rustlib/*/analysis' . >"$context/toolchain.tar"
     local stage
-    build -f "$ROOT/tests/container/stand-ins.Dockerfile" --target rust -t "$(builder_image)" "$context" || return 1
+    build -f "$ROOT/tests/container/stand-ins.Dockerfile" --target rust -t "$(dockerfile_has BUILD_IMAGE)" "$context" || return 1
+    build -f "$ROOT/tests/container/stand-ins.Dockerfile" --target distroless -t "$(dockerfile_has BASE_IMAGE)" "$context" || return 1
     for stage in minio prometheus grafana; do
         build -f "$ROOT/tests/container/stand-ins.Dockerfile" --target "$stage" -t "$(image "$stage")" "$context" || return 1
     done

@@ -13,6 +13,7 @@ URI=nbd://localhost:10809/disk
 # With the Python that Debian's libnbd is for.
 NBDSH=(/usr/bin/python3 -m nbd)
 IMAGE=
+BEGUN=
 passed=0 failed=0
 LOAD=
 
@@ -52,23 +53,66 @@ prometheus() { inside curl -sS --get --data-urlencode "query=$1" http://localhos
 # --- the image -------------------------------------------------------------------------------------------------------
 
 build_image() {
-    build -f deploy/Dockerfile -t "$IMAGE" . >"$WORK/build.log" 2>&1 || { tail -n 40 "$WORK/build.log"; return 1; }
+    build -f deploy/Dockerfile --build-arg REVISION=rehearsed --build-arg SOURCE=https://example.org/cairn -t "$IMAGE" . \
+        >"$WORK/build.log" 2>&1 || { tail -n 40 "$WORK/build.log"; return 1; }
 }
 
-# Whoever lists what an image is made of finds Debian's packages and no compiler.
+# What an image may not have: files that give whoever runs them the rights of another, shells, package managers, compilers.
+image_has_nothing_to_spare() {
+    local id
+    id=$(docker create "$IMAGE") && docker export "$id" | tar -tv --numeric-owner >"$WORK/files"
+    docker rm "$id" >/dev/null
+    grep -q ' usr/local/bin/cairn$' "$WORK/files" || { echo "the image cannot be listed"; return 1; }
+    ! awk '$1 ~ /^-..[sS]|^-.....[sS]/ { print "setuid or setgid: " $0; bad = 1 }
+        $6 ~ "^(usr/)?(local/)?s?bin/(ba|da|z)?sh$|/(apt|apt-get|dpkg|busybox|cargo|rustc|gcc|cc|ld|perl|python3)$" {
+            print "spare: " $0; bad = 1 } END { exit !bad }' "$WORK/files"
+}
+
+# Whoever lists what an image is made of finds the packages of its base and the crates of its program.
 image_can_be_listed() {
-    docker run --rm --network=none --entrypoint dpkg-query "$IMAGE" -W >"$WORK/packages" &&
-        grep -q '^ca-certificates' "$WORK/packages" && ! grep -qE '^(gcc|rustc|cargo)[[:space:]:]' "$WORK/packages"
+    local id
+    grep -q ' var/lib/dpkg/status.d/libc6$' "$WORK/files" || return 1
+    id=$(docker create "$IMAGE") && docker cp "$id:/usr/share/doc/cairn/cairn.cdx.json" "$WORK/sbom.json"
+    docker rm "$id" >/dev/null
+    deploy/sbom.sh | cmp - "$WORK/sbom.json" && jq -e '.bomFormat == "CycloneDX"' "$WORK/sbom.json" >/dev/null
 }
 
-image_has_a_user_and_a_health_check() {
-    docker image inspect "$IMAGE" | jq -e '.[0].Config | (.User | test("^[1-9][0-9]*:[1-9][0-9]*$"))
-        and .Healthcheck.Test[:3] == ["CMD", "cairn", "health"] and .StopSignal == "SIGTERM"' >/dev/null
+image_has_a_user_a_health_check_a_volume_and_labels() {
+    docker image inspect "$IMAGE" | jq -e --arg version "$(sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1)" '
+        .[0].Config | (.User | test("^[1-9][0-9]*:[1-9][0-9]*$"))
+        and .Healthcheck.Test[:3] == ["CMD", "/usr/local/bin/cairn", "health"] and .StopSignal == "SIGTERM"
+        and (.Volumes | has("/data"))
+        and (.Labels | .["org.opencontainers.image.version"] == $version
+            and .["org.opencontainers.image.revision"] == "rehearsed"
+            and .["org.opencontainers.image.source"] == "https://example.org/cairn")' >/dev/null
+}
+
+# As in a pod: an emptyDir with the group of the pod, in which the gateway and a machine of another user share a socket.
+two_users_share_a_socket() {
+    local id said uri='nbd+unix:///disk?socket=/run/cairn/nbd.sock'
+    mkdir "$WORK/shared" && chown 0:65532 "$WORK/shared" && chmod 2777 "$WORK/shared" && chmod 711 "$WORK" || return 1
+    id=$(docker run --detach --read-only --user 65532:65532 --volume "$WORK/shared:/run/cairn" \
+        --env CAIRN_SERVER__LISTEN=unix:/run/cairn/nbd.sock --env CAIRN_SERVER__SOCKET_MODE=0660 --env CAIRN_ADMIN__SOCKET=none \
+        "$IMAGE" serve --create disk=1GiB) || return 1
+    until docker logs "$id" 2>/dev/null | grep -q '^listening on'; do
+        docker inspect "$id" | jq -e '.[0].State.Running' >/dev/null || { docker logs "$id"; return 1; }
+        sleep 0.1
+    done
+    client() { docker run --rm --network=none --volume "$WORK/shared:/run/cairn" --user 64055:64055 "$@" "$IMAGE" nbd size "$uri" 2>&1; }
+    if ! said=$(client --group-add 65532) || [ "$said" != $((1 << 30)) ]; then
+        echo "of the group: $said"
+        return 1
+    fi
+    if said=$(client) || ! grep -qi 'permission denied' <<<"$said"; then
+        echo "not of the group: $said"
+        return 1
+    fi
+    docker rm --force --volumes "$id" >/dev/null
 }
 
 # Started with nothing to write but its volume; what it takes when nobody uses it, and that it ends in good order.
 measure() {
-    local id started listening kib
+    local id started listening kib bytes
     id=$(docker run --detach --read-only --cap-drop ALL --security-opt no-new-privileges:true --volume /data "$IMAGE" \
         serve --create disk=10GiB) || return 1
     until docker logs "$id" 2>/dev/null | grep -q '^listening on'; do
@@ -78,17 +122,44 @@ measure() {
     started=$(date -d "$(docker inspect --format '{{.State.StartedAt}}' "$id")" +%s%N)
     listening=$(date -d "$(docker logs --timestamps "$id" 2>/dev/null | sed -n 's/ listening on .*//p' | head -n 1)" +%s%N)
     kib=$(awk '/^VmRSS:/ { print $2 }' "/proc/$(docker inspect --format '{{.State.Pid}}' "$id")/status")
-    echo "measured: image $(($(docker image inspect --format '{{.Size}}' "$IMAGE") / 1000000)) MB, of which Cairn" \
-        "$(docker run --rm --network=none --entrypoint stat "$IMAGE" -c %s /usr/local/bin/cairn | awk '{ printf "%d MB", $1 / 1000000 }');" \
+    bytes=$(docker image inspect --format '{{.Size}}' "$IMAGE")
+    echo "measured: image $((bytes / 1000000)) MB, of which Cairn" \
+        "$(awk '$6 == "usr/local/bin/cairn" { printf "%d MB", $3 / 1000000 }' "$WORK/files");" \
         "serves $(((listening - started) / 1000000)) ms after its start; idle with one open volume $((kib / 1024)) MiB resident"
     docker stop "$id" >/dev/null
     [ "$(docker inspect --format '{{.State.ExitCode}}' "$id")" = 0 ] || { docker logs "$id"; return 1; }
-    [ "$kib" -lt $((30 * 1024)) ]
+    [ "$kib" -lt $((30 * 1024)) ] && [ "$bytes" -lt 60000000 ]
 }
 
 # --- the services ----------------------------------------------------------------------------------------------------
 
 up() { compose up --detach --wait --wait-timeout 240 >"$WORK/up.log" 2>&1 || { tail -n 40 "$WORK/up.log"; return 1; }; }
+
+# The demo as its file prints it: whoever reaches the port reads; what changes something takes the token.
+page_is_served() {
+    inside curl -sS http://localhost:9180/ | grep -q '<title>Cairn' &&
+        ask GET /api/v1/volumes | jq -e '.[0].name == "disk"' >/dev/null
+}
+
+changes_need_a_token() {
+    [ "$(inside curl -s -o /dev/null -w '%{http_code}' -X POST http://localhost:9180/api/v1/volumes/disk/checkpoint)" = "$1" ]
+}
+
+whoever_has_the_token_changes() {
+    [ "$(inside curl -s -o /dev/null -w '%{http_code}' -X POST -H "Authorization: Bearer $(cat "$WORK/token")" \
+        http://localhost:9180/api/v1/volumes/disk/checkpoint)" = 204 ]
+}
+
+# The command that docker-compose.yml prints.
+volumes_are_made_inside() {
+    compose exec -T cairn cairn volume create more 10GiB --gateway && ask GET /api/v1/volumes | jq -e 'map(.name) == ["disk", "more"]' >/dev/null
+}
+
+# From the command to a block that is written and flushed; the images are there.
+first_flush() {
+    inside "${NBDSH[@]}" -u "$URI" -c 'h.pwrite(b"x" * 4096, 0)' -c 'h.flush()' &&
+        echo "measured: from docker compose up to a written and flushed block $(($(date +%s%3N) - BEGUN)) ms"
+}
 
 export_is_there() { [ "$(inside nbdinfo --size "$URI")" = $((10 << 30)) ]; }
 
@@ -109,7 +180,6 @@ load() {
         inside fio --name=load --ioengine=nbd --uri="$URI" --thread --rw=randrw --bs=16k --iodepth=8 --fsync=16 \
             --offset=1g --size=256m --time_based --runtime=5 --output=/dev/null
         inside fio --name=load --ioengine=nbd --uri="$URI" --thread --rw=read --bs=64k --offset=0 --size=64m --output=/dev/null
-        ask POST /api/v1/volumes/disk/checkpoint
     done
 }
 
@@ -185,11 +255,18 @@ rehearse() {
     stop_engine
 
     engine_for_containers || return 1
-    check "the image can be listed, and has no compiler" image_can_be_listed
-    check "the image has a user and a health check" image_has_a_user_and_a_health_check
-    check "it runs on a read-only root, idles under 30 MiB and ends in good order" measure
+    check "the image has no setuid file, shell, package manager or compiler" image_has_nothing_to_spare
+    check "what the image is made of can be listed" image_can_be_listed
+    check "the image has a user, a health check, a volume and labels" image_has_a_user_a_health_check_a_volume_and_labels
+    check "it has less than 60 MB, runs on a read-only root, idles under 30 MiB and ends in good order" measure
+    check "a container of another user has the disk by the socket's group, and without it has not" two_users_share_a_socket
 
+    BEGUN=$(date +%s%3N)
     check "docker compose up" up
+    check "a block is written and flushed" first_flush
+    check "the status page and the API are served" page_is_served
+    check "nothing is changed over HTTP without a token" changes_need_a_token 403
+    check "volumes are made inside" volumes_are_made_inside
     check "nbdinfo finds the disk" export_is_there
     check "nbdcopy writes" write_data
     check "Prometheus has what was written" until_true 60 written_bytes_are_in_prometheus
@@ -211,7 +288,12 @@ rehearse() {
 
     check "it ends in good order" ends_in_good_order
     check "docker compose down" compose down
-    check "docker compose up again" up
+    echo correct-horse-battery >"$WORK/token" && chmod 644 "$WORK/token"
+    export CAIRN_DEMO_TOKEN_FILE=$WORK/token
+    check "docker compose up again, with a token" up
+    check "the status page and the API are served without the token" page_is_served
+    check "what changes something asks for it" changes_need_a_token 401
+    check "and is done for whoever has it" whoever_has_the_token_changes
     check "what was written is there" read_data_back
     check "docker compose down, with what is kept" compose down --volumes
 }

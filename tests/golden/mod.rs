@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 
-use cairn::volume::codec::{Checksum, DecodeError, FORMAT_VERSION};
+use cairn::volume::format::codec::{Checksum, DecodeError, FORMAT_VERSION};
 use uuid::Uuid;
 
 use objects::Object;
@@ -165,7 +165,7 @@ fn an_object_of_another_version_volume_or_kind_is_refused_for_that() {
 
 #[test]
 fn an_object_is_not_taken_for_another_of_its_kind() {
-    use cairn::volume::keys::{ObjectId, Slot};
+    use cairn::volume::format::keys::{ObjectId, Slot};
     use objects::Expected;
     let others = [
         ("record-commit.bin", Expected::Record(Slot { epoch: 7, n: 3 })),

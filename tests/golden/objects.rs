@@ -5,16 +5,16 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use cairn::volume::chunk::{ChunkObject, ChunkWriter};
-use cairn::volume::codec::DecodeError;
-use cairn::volume::geometry::{ChunkIndex, Geometry, PAGE_BYTES};
-use cairn::volume::head::Head;
-use cairn::volume::identity::{Identity, NameBinding};
-use cairn::volume::keys::{ObjectId, Slot};
-use cairn::volume::map::{Entry, MapPage};
-use cairn::volume::page_set::PageSet;
-use cairn::volume::record::{Change, Record, RecordWriter};
-use cairn::volume::root::{Root, RootTable};
+use cairn::volume::format::chunk::{ChunkObject, ChunkWriter};
+use cairn::volume::format::codec::DecodeError;
+use cairn::volume::format::geometry::{ChunkIndex, Geometry, PAGE_BYTES};
+use cairn::volume::format::head::Head;
+use cairn::volume::format::identity::{Identity, NameBinding};
+use cairn::volume::format::keys::{ObjectId, Slot};
+use cairn::volume::format::map::{Entry, MapPage};
+use cairn::volume::format::page_set::PageSet;
+use cairn::volume::format::record::{Change, Record, RecordWriter};
+use cairn::volume::format::root::{Root, RootTable};
 use uuid::Uuid;
 
 /// What a reader knows of an object before it reads it.

@@ -5,16 +5,16 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use cairn::volume::codec::{Checksum, DecodeError};
-use cairn::volume::geometry::{ChunkIndex, MAP_PAGE_ENTRIES, PAGE_BYTES};
-use cairn::volume::head::{Checkpoint, Head, HolderName, Lease, MAX_HEAD_BYTES, VolumeState};
-use cairn::volume::identity::{Identity, NameBinding};
-use cairn::volume::interval::IntervalMap;
-use cairn::volume::keys::{ObjectId, Slot};
-use cairn::volume::map::{Base, Damage, Entry, InPack};
-use cairn::volume::page_set::PageSet;
-use cairn::volume::record::{Change, Record, RecordKind, RecordWriter};
-use cairn::volume::root::{KeptRoot, MapPageRef, Root, RootTable};
+use cairn::volume::format::codec::{Checksum, DecodeError};
+use cairn::volume::format::geometry::{ChunkIndex, MAP_PAGE_ENTRIES, PAGE_BYTES};
+use cairn::volume::format::head::{Checkpoint, Head, HolderName, Lease, MAX_HEAD_BYTES, VolumeState};
+use cairn::volume::format::identity::{Identity, NameBinding};
+use cairn::volume::format::interval::IntervalMap;
+use cairn::volume::format::keys::{ObjectId, Slot};
+use cairn::volume::format::map::{Base, Damage, Entry, InPack};
+use cairn::volume::format::page_set::PageSet;
+use cairn::volume::format::record::{Change, Record, RecordKind, RecordWriter};
+use cairn::volume::format::root::{KeptRoot, MapPageRef, Root, RootTable};
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 use uuid::Uuid;

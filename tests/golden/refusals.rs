@@ -2,13 +2,13 @@
 //!
 //! Each case edits a golden file at offsets that the document gives. Invariant: the complaint names the field.
 
-use cairn::volume::codec::{DecodeError, FORMAT_VERSION};
-use cairn::volume::geometry::ChunkIndex;
-use cairn::volume::head::HolderName;
-use cairn::volume::keys::{ObjectId, Slot};
-use cairn::volume::map::{Entry, InPack};
-use cairn::volume::record::{Change, RecordKind, RecordWriter};
-use cairn::volume::root::{MAX_ORIGINS, MAX_ROOTS, RootTable};
+use cairn::volume::format::codec::{DecodeError, FORMAT_VERSION};
+use cairn::volume::format::geometry::ChunkIndex;
+use cairn::volume::format::head::HolderName;
+use cairn::volume::format::keys::{ObjectId, Slot};
+use cairn::volume::format::map::{Entry, InPack};
+use cairn::volume::format::record::{Change, RecordKind, RecordWriter};
+use cairn::volume::format::root::{MAX_ORIGINS, MAX_ROOTS, RootTable};
 use uuid::Uuid;
 
 use super::objects::{Expected, Object, geometry, page_set};
@@ -223,7 +223,7 @@ fn no_page_lies_beyond_its_chunk() {
     let slot = Slot { epoch: 1, n: 2 };
     for pages_per_chunk in [1, 2, 4, 8, 16, 32] {
         for (page, refused) in [(pages_per_chunk - 1, None), (pages_per_chunk, Some("pages"))] {
-            let previous = cairn::volume::codec::Checksum::default();
+            let previous = cairn::volume::format::codec::Checksum::default();
             let mut to = RecordWriter::new(VOLUME, RecordKind::Commit, slot, 1, 0, previous, pages_per_chunk);
             let (index, id) = (ChunkIndex(0), ObjectId { epoch: 1, k: 1 });
             to.change(Change::Chunk { index, id, stored: page_set([page]) });

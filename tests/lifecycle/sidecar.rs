@@ -1,19 +1,39 @@
-//! A pod of a virtual machine with Cairn as its native sidecar, rehearsed with plain processes in the order that
-//! Kubernetes keeps: Cairn starts and is ready, the machine starts; the machine stops, then Cairn is told to.
+//! Pods of virtual machines, rehearsed with plain processes in the order that Kubernetes keeps: Cairn starts
+//! and is ready, the machine starts; the machine stops, then Cairn is told to.
 //!
-//! The sidecar's arguments, settings and startup probe are those of the chart `helm/vm`, as Helm renders it.
+//! Arguments, settings, users and the startup probe are those of the chart `helm/vm`, as Helm renders it, and
+//! of the manifests under `deploy/kubernetes`. Instead of a machine there is QEMU's block layer with the
+//! machine's own options.
 
+use std::fs::Permissions;
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::Path;
 
 use rustix::process::Signal;
 use serde_json::Value;
+use tokio::process::Command;
 
 use crate::support::cairn::Store;
+use crate::support::certificates::Authority;
 use crate::support::files::noise;
 use crate::support::minio::tools;
 use crate::support::process::{Process, command, finish, free_port, run, until};
 
-/// The pod's template.
+/// The documents of a YAML file.
+async fn documents(path: &Path) -> Vec<Value> {
+    let to_json =
+        "import json, sys, yaml; print(json.dumps([d for d in yaml.safe_load_all(open(sys.argv[1])) if d]))";
+    let json = run(command(["/usr/bin/python3", "-c", to_json]).arg(path)).await;
+    serde_json::from_str(&json).expect("a list of JSON documents")
+}
+
+/// One of a kind, of these.
+fn one<'a>(documents: &'a [Value], kind: &str) -> &'a Value {
+    let mut found = documents.iter().filter(|document| document["kind"] == kind);
+    found.next().unwrap_or_else(|| panic!("no {kind}"))
+}
+
+/// The template of the chart's pod.
 async fn rendered() -> Value {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let charts = tempfile::tempdir().expect("a directory for the charts");
@@ -21,59 +41,106 @@ async fn rendered() -> Value {
     let chart = charts.path().join("helm/vm");
     let helm = tools().join("bin/helm");
     run(command([&helm]).args(["dependency", "build"]).arg(&chart)).await;
-    let text = run(command([&helm]).args(["template", "--kube-version", "1.29", "demo"]).arg(&chart)).await;
+    let store = ["--set", "cairn.store.url=s3://my-disks/vms"];
+    let mut template = command([&helm]);
+    template.args(["template", "--kube-version", "1.29", "demo"]).arg(&chart).args(store);
     let manifests = charts.path().join("rendered.yaml");
-    std::fs::write(&manifests, text).expect("the manifests can be written");
-    let to_json =
-        "import json, sys, yaml; print(json.dumps([d for d in yaml.safe_load_all(open(sys.argv[1])) if d]))";
-    let json = run(command(["/usr/bin/python3", "-c", to_json]).arg(&manifests)).await;
-    let documents: Value = serde_json::from_str(&json).expect("JSON");
-    let sets = documents.as_array().expect("a list").iter();
-    let mut sets = sets.filter(|document| document["kind"] == "StatefulSet");
-    sets.next().expect("the chart has a StatefulSet")["spec"]["template"]["spec"].clone()
+    std::fs::write(&manifests, run(&mut template).await).expect("the manifests can be written");
+    one(&documents(&manifests).await, "StatefulSet")["spec"]["template"]["spec"].clone()
+}
+
+/// What is under `deploy/kubernetes`.
+async fn shipped(name: &str) -> Vec<Value> {
+    documents(&Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/kubernetes").join(name)).await
+}
+
+/// The texts of a list.
+fn texts(list: &Value) -> Vec<&str> {
+    list.as_array().expect("a list").iter().map(|text| text.as_str().expect("a text")).collect()
+}
+
+/// A container's variables as Kubernetes sets them: of others, a value has only those that come before it.
+fn environment(container: &Value, pod: &str) -> Vec<(String, String)> {
+    let mut set: Vec<(String, String)> = Vec::new();
+    for variable in container["env"].as_array().expect("variables") {
+        let name = variable["name"].as_str().expect("a name").to_owned();
+        let field = variable["valueFrom"]["fieldRef"]["fieldPath"].as_str();
+        let value = match (field, variable["value"].as_str()) {
+            (Some("metadata.namespace"), _) => "default".to_owned(),
+            (Some("metadata.name"), _) => pod.to_owned(),
+            (None, Some(value)) => expanded(value, &set),
+            other => panic!("{name}: {other:?}"),
+        };
+        set.push((name, value));
+    }
+    set
+}
+
+fn expanded(text: &str, set: &[(String, String)]) -> String {
+    set.iter().fold(text.to_owned(), |text, (name, value)| text.replace(&format!("$({name})"), value))
+}
+
+/// An emptyDir of a pod with this `fsGroup`.
+fn empty_directory(group: u32) -> tempfile::TempDir {
+    let directory = tempfile::tempdir().expect("the emptyDir");
+    chown(directory.path(), None, Some(group)).expect("root gives it a group");
+    std::fs::set_permissions(directory.path(), Permissions::from_mode(0o2777)).expect("it is ours");
+    directory
+}
+
+/// A program as another user of the pod: in the group that its containers share, or in none.
+fn as_user(container: &Value, group: Option<u32>) -> Command {
+    let user = container["securityContext"]["runAsUser"].as_u64().expect("a user of its own").to_string();
+    let groups = group.map_or("--clear-groups".to_owned(), |group| format!("--groups={group}"));
+    command(["setpriv", "--reuid", &user, "--regid", &user, &groups, "--"])
 }
 
 #[tokio::test]
-async fn the_machine_stops_then_cairn_drains_and_nothing_is_lost() {
-    let pod = rendered().await;
-    let sidecar = &pod["initContainers"][0];
+async fn the_machine_of_the_chart_stops_then_cairn_drains_and_nothing_is_lost() {
+    rehearse(rendered().await, "demo-0", "vm-demo-0").await;
+}
+
+#[tokio::test]
+async fn the_machine_of_the_manifest_stops_then_cairn_drains_and_nothing_is_lost() {
+    rehearse(one(&shipped("vm-pod.yaml").await, "Pod")["spec"].clone(), "vm", "vm").await;
+}
+
+/// A pod with that name, whose disk is to have this one.
+async fn rehearse(pod: Value, name: &str, disk: &str) {
+    let (sidecar, machine) = (&pod["initContainers"][0], &pod["containers"][0]);
     assert_eq!(
         (&sidecar["name"], &sidecar["restartPolicy"]),
         (&Value::from("cairn"), &Value::from("Always"))
     );
-    let probe = &sidecar["startupProbe"]["httpGet"];
-    assert_eq!((&probe["path"], &probe["port"]), (&Value::from("/health/ready"), &Value::from("admin")));
-    let machine = pod["containers"][0]["command"].as_array().expect("a command");
-    let disk = machine.iter().filter_map(Value::as_str).find(|word| word.starts_with("driver=nbd")).unwrap();
-
-    let (store, files) = (Store::minio().await, tempfile::tempdir().expect("the emptyDir"));
+    for probe in ["startupProbe", "readinessProbe"] {
+        assert_eq!(sidecar[probe]["httpGet"]["path"], "/health/ready", "{probe}");
+    }
+    let group = pod["securityContext"]["fsGroup"].as_u64().and_then(|group| u32::try_from(group).ok());
+    let group = group.expect("a group that the containers share");
+    let (store, files) = (Store::minio().await, empty_directory(group));
     let port = free_port();
     let here = |text: &str| text.replace("/run/cairn", &files.path().display().to_string());
-    let arguments: Vec<&str> = sidecar["args"].as_array().map_or_else(
-        || vec!["serve"],
-        |arguments| arguments.iter().map(|argument| argument.as_str().expect("text")).collect(),
-    );
-    let mut cairn = store.cairn(arguments);
-    for variable in sidecar["env"].as_array().expect("settings") {
-        let name = variable["name"].as_str().expect("a name");
-        // Of the pod's own fields, Kubernetes puts the values in.
-        let Some(value) = variable["value"].as_str() else { continue };
-        let value = value.replace("$(POD_NAMESPACE)", "default").replace("$(POD_NAME)", "demo-0");
+    let mut cairn = store.cairn(texts(&sidecar["args"]));
+    for (name, value) in environment(sidecar, name) {
         cairn.env(name, here(&value));
     }
     cairn.env("CAIRN_STORE__URL", store.url()).env("CAIRN_ADMIN__LISTEN", format!("127.0.0.1:{port}"));
-    let start = |cairn: &mut tokio::process::Command| Process::spawn("the sidecar", cairn);
+    let start = |cairn: &mut Command| Process::spawn("the sidecar", cairn);
     let mut gateway = start(&mut cairn);
     is_ready(&store, port).await;
 
-    // The machine, as far as its disk goes: QEMU's block layer with the machine's own options, which writes and stops
-    // without a flush.
+    // Who is not in the group does not get in, whatever else it is.
+    let uri = format!("nbd+unix:///{disk}?socket={}", files.path().join("nbd.sock").display());
+    let stranger = finish(as_user(machine, None).args(["nbdinfo", "--size", &uri])).await;
+    assert!(!stranger.status.success() && stranger.stderr.contains("Permission denied"), "{stranger:?}");
+
+    // It writes and stops without a flush.
     let image = files.path().join("image");
     std::fs::write(&image, noise(7, 48 << 20)).expect("an image can be written");
     let writes = format!("write -q -s {} 0 48M", image.display());
-    let options = here(&disk.replace("node-name=disk,", ""));
-    let mut qemu_io = command(["qemu-io", "--cache", "unsafe", "--image-opts", &options, "-c", &writes]);
-    run(&mut qemu_io).await;
+    let options = here(&blockdev(machine, name).replace("node-name=disk,", ""));
+    let mut qemu_io = as_user(machine, Some(group));
+    run(qemu_io.args(["qemu-io", "--cache", "unsafe", "--image-opts", &options, "-c", &writes])).await;
 
     gateway.signal(Signal::TERM);
     let status = gateway.exit().await;
@@ -85,12 +152,19 @@ async fn the_machine_stops_then_cairn_drains_and_nothing_is_lost() {
     let mut gateway = start(&mut cairn);
     is_ready(&store, port).await;
     let copy = files.path().join("copy");
-    let uri = format!("nbd+unix:///vm?socket={}", files.path().join("nbd.sock").display());
     run(command(["nbdcopy", &uri]).arg(&copy)).await;
     let compare = finish(command(["cmp", "--bytes", "50331648"]).arg(&image).arg(&copy)).await;
     assert!(compare.status.success(), "{compare:?}");
     gateway.signal(Signal::TERM);
     assert!(gateway.exit().await.success());
+}
+
+/// The options of the machine's disk, in the pod with that name.
+fn blockdev(machine: &Value, pod: &str) -> String {
+    let words = texts(&machine["command"]);
+    let disk = words.iter().find(|word| word.starts_with("driver=nbd")).expect("a disk of NBD");
+    let set = if machine["env"].is_array() { environment(machine, pod) } else { Vec::new() };
+    expanded(disk, &set)
 }
 
 /// The startup probe: the machine is started when it passes.
@@ -100,5 +174,61 @@ async fn is_ready(store: &Store, port: u16) {
         health.args(["health", &format!("http://127.0.0.1:{port}/health/ready")]);
         health.output().expect("cairn health runs").status.success()
     };
-    until("the sidecar is ready", probe).await;
+    until("the gateway is ready", probe).await;
+}
+
+/// The gateway for several machines: each gets the disk that is for its certificate's subject, and no other.
+#[tokio::test]
+async fn a_machine_with_a_certificate_gets_its_disk_from_the_gateway_of_the_manifest() {
+    let manifest = shipped("gateway-tls.yaml").await;
+    let gateway = &one(&manifest, "Deployment")["spec"]["template"]["spec"]["containers"][0];
+    let machine = &one(&manifest, "Pod")["spec"]["containers"][0];
+    let (authority, files) = (Authority::new(), tempfile::tempdir().expect("the mounts"));
+    let server = authority.server();
+    let text = one(&manifest, "ConfigMap")["data"]["cairn.toml"].as_str().expect("a file");
+    let mounted = |path: &str, at: &Path| (path.to_owned(), at.display().to_string());
+    let text = [
+        mounted("/etc/cairn/tls/tls.crt", &server.certificate),
+        mounted("/etc/cairn/tls/tls.key", &server.key),
+        mounted("/etc/cairn/clients/authorities.pem", &authority.certificate()),
+    ]
+    .iter()
+    .fold(text.to_owned(), |text, (path, at)| {
+        assert!(text.contains(path), "{path} is mounted and not used");
+        text.replace(path, at)
+    });
+    std::fs::write(files.path().join("cairn.toml"), text).expect("a file can be written");
+
+    let store = Store::minio().await;
+    let (port, admin) = (free_port(), free_port());
+    let mut cairn = store.cairn(texts(&gateway["args"]));
+    for (name, value) in environment(gateway, "disks-1") {
+        cairn.env(name, value.replace("/etc/cairn/file", &files.path().display().to_string()));
+    }
+    cairn.env("CAIRN_STORE__URL", store.url());
+    cairn.env("CAIRN_SERVER__LISTEN", format!("127.0.0.1:{port}"));
+    cairn.env("CAIRN_ADMIN__LISTEN", format!("127.0.0.1:{admin}"));
+    let mut gateway = Process::spawn("the gateway", &mut cairn);
+    is_ready(&store, admin).await;
+
+    let client = authority.client_of("Example", "vm-1");
+    let directory = authority.directory(None, Some(&client));
+    let words = texts(&machine["command"]);
+    let object = words.iter().find(|word| word.starts_with("tls-creds-x509")).expect("credentials");
+    let object = object.replace("/etc/qemu/tls", &directory.path().display().to_string());
+    let disk = blockdev(machine, "vm-1").replace("node-name=disk,", "");
+    let disk = disk.replace("server.host=disks", "server.host=localhost");
+    let disk = disk.replace("server.port=10809", &format!("server.port={port}"));
+    let qemu_io = |options: &str, does: &str| {
+        let mut qemu_io = command(["qemu-io", "--object", &object, "--image-opts", options, "-c", does]);
+        qemu_io.arg("-c").arg("flush");
+        qemu_io
+    };
+    run(&mut qemu_io(&disk, "write -P 0x5a 0 1M")).await;
+    run(&mut qemu_io(&disk, "read -P 0x5a 0 1M")).await;
+    let others = disk.replace("export=vm-1", "export=vm-2");
+    let refused = finish(&mut qemu_io(&others, "read 0 512")).await;
+    assert!(!refused.status.success(), "{refused:?}");
+    gateway.signal(Signal::TERM);
+    assert!(gateway.exit().await.success());
 }

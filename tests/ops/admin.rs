@@ -124,13 +124,17 @@ impl Bench {
     }
 
     async fn listening(listen: ListenAddress, token: Option<&str>, directory: tempfile::TempDir) -> Self {
-        let (house, metrics) = (House::new(), Metrics::new());
-        let gateway = Arc::clone(&house) as Arc<dyn Gateway>;
         let listener = match &listen {
             ListenAddress::Unix(path) => Listener::bind_private(path).await.unwrap(),
             tcp => Listener::bind(tcp).await.unwrap(),
         };
         let access = Access::at(listener.address(), token.map(|token| token.parse().unwrap()));
+        Self::with_access(listener, access, directory)
+    }
+
+    fn with_access(listener: Listener, access: Access, directory: tempfile::TempDir) -> Self {
+        let (house, metrics) = (House::new(), Metrics::new());
+        let gateway = Arc::clone(&house) as Arc<dyn Gateway>;
         let admin = Admin::start(listener, metrics.clone(), gateway, access, Options::default());
         let client = Client::of(admin.address());
         Self { house, metrics, admin, client, _directory: directory }
@@ -309,6 +313,30 @@ async fn with_a_token_the_api_is_served_to_whoever_has_it() {
     let right = [("Authorization", "Bearer correct-horse-battery")];
     let answer = bench.client.send("GET", "/api/v1/volumes", &right, None).await;
     assert_eq!((answer.status, answer.json()), (200, json!([])));
+}
+
+/// As in a container, whose port the host publishes on its own loopback: the demo, and the chart.
+#[tokio::test]
+async fn beyond_loopback_everybody_reads_where_the_operator_says_so_and_the_token_changes() {
+    for (token, refusal) in [(None, 403), (Some("correct-horse-battery"), 401)] {
+        let listener = Listener::bind(&ListenAddress::Tcp("0.0.0.0:0".to_owned())).await.unwrap();
+        let access = Access::at(listener.address(), token.map(|token| token.parse().unwrap()));
+        let bench = Bench::with_access(listener, access.read_by_everybody(), tempfile::tempdir().unwrap());
+        bench.house.opened(&bench.metrics, "disk").await;
+        for (method, path) in operations() {
+            let (status, answer) = bench.ask(&method, &path, None).await;
+            assert_eq!(status, if method == "GET" { 200 } else { refusal }, "{method} {path}: {answer}");
+            let told = status == 200 || answer["error"].as_str().unwrap().contains("token");
+            assert!(told, "{method} {path}: {answer}");
+            let foreign = bench.client.named("elsewhere.example").send(&method, &path, &[], None).await;
+            assert_eq!(foreign.status, if method == "GET" { 403 } else { refusal }, "{method} {path}");
+        }
+        for path in OPEN {
+            assert_eq!(bench.get(path).await.status, 200, "{path}");
+        }
+        assert!(!*bench.house.drained.lock());
+        assert_eq!(catalog::list(&bench.house.env).await.unwrap(), ["disk"]);
+    }
 }
 
 /// Every user of this machine reaches loopback: they read, and nobody without the token changes anything.

@@ -9,15 +9,15 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use cairn::volume::chunk::ChunkObject;
-use cairn::volume::codec::Checksum;
-use cairn::volume::geometry::{ChunkIndex, PAGE_BYTES};
-use cairn::volume::head::Head;
-use cairn::volume::keys::{Keys, ObjectId, Parsed, Slot};
-use cairn::volume::map::{Entry, MapPage};
-use cairn::volume::page_set::PageSet;
-use cairn::volume::record::{Change, Record, RecordKind};
-use cairn::volume::root::{Root, RootTable};
+use cairn::volume::format::chunk::ChunkObject;
+use cairn::volume::format::codec::Checksum;
+use cairn::volume::format::geometry::{ChunkIndex, PAGE_BYTES};
+use cairn::volume::format::head::Head;
+use cairn::volume::format::keys::{Keys, ObjectId, Parsed, Slot};
+use cairn::volume::format::map::{Entry, MapPage};
+use cairn::volume::format::page_set::PageSet;
+use cairn::volume::format::record::{Change, Record, RecordKind};
+use cairn::volume::format::root::{Root, RootTable};
 use uuid::Uuid;
 
 use super::cells::{CELL, CELL_LEN, Id, Layout, TORN, identify};

@@ -4,8 +4,8 @@
 
 use bytes::BytesMut;
 use cairn::store::{ByteRange, Condition, Error, Object, Store};
-use cairn::volume::head::Head;
-use cairn::volume::keys::{Keys, Parsed};
+use cairn::volume::format::head::Head;
+use cairn::volume::format::keys::{Keys, Parsed};
 use futures::FutureExt;
 use rand::Rng;
 

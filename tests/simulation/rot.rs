@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use cairn::store::Error as StoreError;
-use cairn::volume::keys::{Keys, Parsed};
+use cairn::volume::format::keys::{Keys, Parsed};
 use cairn::volume::read::concat;
 use cairn::volume::{Error, OpenError, Volume};
 use rand::Rng;

@@ -9,9 +9,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use cairn::store::{ByteRange, Condition, ETag, Error, ListFrom, Listing, MemoryStore, Object};
-use cairn::volume::keys::{Keys, Parsed};
-use cairn::volume::record::{Record, RecordKind};
-use cairn::volume::root::KeptRoot;
+use cairn::volume::format::keys::{Keys, Parsed};
+use cairn::volume::format::record::{Record, RecordKind};
+use cairn::volume::format::root::KeptRoot;
 use cairn::volume::signal::Signal;
 use parking_lot::{Mutex, MutexGuard};
 use rand::SeedableRng;

@@ -54,6 +54,16 @@ impl Authority {
         })
     }
 
+    /// A client's certificate with the subject `O=organization, CN=name`.
+    pub(crate) fn client_of(&self, organization: &str, name: &str) -> Pair {
+        self.sign(name, |params| {
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+            params.distinguished_name = rcgen::DistinguishedName::new();
+            params.distinguished_name.push(DnType::OrganizationName, organization);
+            params.distinguished_name.push(DnType::CommonName, name);
+        })
+    }
+
     /// A client's certificate with the subject `CN=name`.
     pub(crate) fn client(&self, name: &str) -> Pair {
         self.sign(name, |params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth])

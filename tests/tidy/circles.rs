@@ -8,9 +8,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::paths::{Mention, Target, survey};
 use super::survey_of_src;
 
-/// A folder whose circles are being removed by the change that orders it; to be deleted with them.
-const EXEMPT: Option<&str> = Some("volume");
-
 type Arrows<'a> = BTreeMap<&'a str, BTreeMap<&'a str, String>>;
 
 /// Arrows between the modules of each folder, each with a place where it is drawn.
@@ -90,10 +87,7 @@ fn circles_of(sources: &[(&str, &str)]) -> Vec<String> {
 fn files_of_a_folder_use_each_other_one_way() {
     let sources = super::read_tree("src");
     let all = circles(&survey_of_src().mentions, &files(sources.iter().map(|(file, _)| file)));
-    let exempt = |circle: &&String| EXEMPT.is_some_and(|folder| circle.starts_with(&format!("{folder}: ")));
-    let found: Vec<&String> = all.iter().filter(|circle| !exempt(circle)).collect();
-    assert!(found.is_empty(), "{}", found.into_iter().cloned().collect::<Vec<_>>().join("\n"));
-    assert!(EXEMPT.is_none() || all.iter().any(|circle| exempt(&circle)), "{EXEMPT:?} has no circle left");
+    assert!(all.is_empty(), "{}", all.join("\n"));
 }
 
 #[test]

@@ -14,7 +14,7 @@ const MAX_FUNCTION_LINES: usize = 70;
 const MAX_COLUMNS: usize = 110;
 
 /// Functions that are longer: file or folder, name, reason.
-const LONG_FUNCTIONS: &[(&str, &str, &str)] = &[("src/volume/map.rs", "decode", "to be split")];
+const LONG_FUNCTIONS: &[(&str, &str, &str)] = &[("src/volume/format/map.rs", "decode", "to be split")];
 
 /// Files and folders with wider lines: path, how many there are, reason. No more may come.
 const WIDE_LINES: &[(&str, usize, &str)] = &[

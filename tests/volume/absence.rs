@@ -9,9 +9,9 @@ use cairn::metrics::Metrics;
 use cairn::store::fault::{Action, Failure, Rule};
 use cairn::store::retry::{Patience, RetryOptions};
 use cairn::store::{Classes, Operation, Retry};
-use cairn::volume::head::Head;
-use cairn::volume::keys::{Keys, ObjectId};
-use cairn::volume::root::{KeptRoot, RootTable};
+use cairn::volume::format::head::Head;
+use cairn::volume::format::keys::{Keys, ObjectId};
+use cairn::volume::format::root::{KeptRoot, RootTable};
 use cairn::volume::{Environment, Error, Volume, catalog};
 
 use super::bench::{Bench, MIB, bytes_of, pattern, read};

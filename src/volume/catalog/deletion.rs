@@ -1,0 +1,220 @@
+//! Deleting volumes, whole or half made, sound or damaged.
+//!
+//! Invariants: the head says first that the volume is being deleted, under a new epoch, which decides who has it: a
+//! gateway that holds it, or the deletion. Then the name is taken from it, before any object goes. The identity, by which a
+//! volume is found that has no name, goes last. So a deletion that is cut short leaves a volume that is never opened
+//! again, and can be deleted again by its id; one that resumes late meets names and objects of no other volume.
+
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use uuid::Uuid;
+
+use super::name::{self, Unbind};
+use super::volumes::{self, CONCURRENT_LOOKUPS};
+use crate::store::error::cause;
+use crate::store::{self, ByteRange, ETag, Pages};
+use crate::volume::environment::Environment;
+use crate::volume::error::OpenError;
+use crate::volume::format::head::{Checkpoint, Head, HolderName, Lease, VolumeState};
+use crate::volume::format::identity::Identity;
+use crate::volume::format::keys::{Keys, ObjectId, Parsed, Slot};
+use crate::volume::held::{Updated, update_head};
+use crate::volume::objects::{fetch, read_head};
+use crate::volume::open::replay::{Logs, seal_all};
+use crate::volume::options::Options;
+
+/// Keys of one delete request at most.
+const DELETE_KEYS: usize = store::MAXIMUM_DELETE_KEYS;
+/// How often the head is marked when its holder updates it meanwhile.
+const MARKS: u32 = 100;
+
+/// Deletes the volume that a name stands for, and goes on with a deletion of it that was cut short.
+///
+/// # Errors
+/// If a gateway holds it (unless `takeover`), or the store fails; it can then be called again.
+pub async fn delete(
+    env: &Environment,
+    options: &Options,
+    name: &str,
+    takeover: bool,
+) -> Result<(), OpenError> {
+    volumes::check_name(name)?;
+    let found = name::read(env, name).await?;
+    let volume = found.volume().ok_or_else(|| OpenError::NoSuchVolume(name.to_owned()))?;
+    let marked = mark(env, options, Keys::new(volume), takeover).await?;
+    if marked.is_none() && !name::read(env, name).await?.is(&found) {
+        // Another deletion was faster: it had taken the name from the volume before the head went.
+        return Ok(());
+    }
+    name::unbind(env, name, volume, Unbind::Bound).await?;
+    remove(env, Keys::new(volume), marked.as_ref()).await
+}
+
+/// Deletes a volume by its id, whether or not a name stands for it: also one whose creation or deletion was cut short.
+/// Where its creator is still at work, that fails.
+///
+/// # Errors
+/// If there is nothing of it, if a gateway holds it (unless `takeover`), or the store fails; it can then be called again.
+pub async fn delete_by_id(
+    env: &Environment,
+    options: &Options,
+    volume: Uuid,
+    takeover: bool,
+) -> Result<(), OpenError> {
+    let keys = Keys::new(volume);
+    let names = names_of(env, volume).await?;
+    let mut marked = mark(env, options, keys, takeover).await?;
+    if marked.is_none() {
+        for name in &names {
+            // A creator may be about to make the head and to bind the name.
+            if name::unbind(env, name, volume, Unbind::Free).await? == Some(volume) {
+                marked = mark(env, options, keys, takeover).await?;
+            }
+        }
+    }
+    for name in &names {
+        name::unbind(env, name, volume, if marked.is_some() { Unbind::BoundOrFree } else { Unbind::Bound })
+            .await?;
+    }
+    remove(env, keys, marked.as_ref()).await
+}
+
+/// The names that stand for a volume or may come to.
+async fn names_of(env: &Environment, volume: Uuid) -> Result<Vec<String>, OpenError> {
+    let keys = Keys::new(volume);
+    match fetch(env, &keys.identity(), |bytes| Identity::decode(volume, bytes)).await {
+        Ok((identity, _)) => return Ok(vec![identity.name]),
+        Err(OpenError::Damaged { .. }) => {}
+        Err(OpenError::Store(store::Error::NotFound { .. })) => {
+            if Pages::new(env.store.as_ref(), &keys.prefix()).are_empty().await? {
+                return Err(OpenError::NoSuchId(volume));
+            }
+        }
+        Err(error) => return Err(error),
+    }
+    let all = volumes::list(env).await?;
+    let lookups = stream::iter(all).map(|name| async move {
+        let stands = name::look(env, &name).await?.volume() == Some(volume);
+        Ok::<_, OpenError>(stands.then_some(name))
+    });
+    let found: Vec<Option<String>> = lookups.buffered(CONCURRENT_LOOKUPS).try_collect().await?;
+    Ok(found.into_iter().flatten().collect())
+}
+
+/// Marks a volume as one that is being deleted; `None` if it has no head.
+async fn mark(
+    env: &Environment,
+    options: &Options,
+    keys: Keys,
+    takeover: bool,
+) -> Result<Option<Head>, OpenError> {
+    for _ in 0..MARKS {
+        let (old, etag) = match read_head(env, keys).await {
+            Ok((old, _)) if old.state == VolumeState::Deleting => return Ok(Some(old)),
+            Ok(found) => found,
+            Err(OpenError::Store(store::Error::NotFound { .. })) => {
+                check_absent(env, keys).await?;
+                return Ok(None);
+            }
+            Err(OpenError::Damaged { key, source }) if takeover => {
+                let Some(found) = stand_in(env, keys, &key, source).await? else { continue };
+                found
+            }
+            Err(OpenError::Damaged { key, source }) => {
+                return Err(OpenError::Unclear { why: format!("{key}: {source}") });
+            }
+            Err(error) => return Err(error),
+        };
+        if matches!(old.lease, Lease::Held { .. }) && !takeover {
+            return Err(OpenError::Held { holder: format!("{} (epoch {})", old.holder_name, old.epoch) });
+        }
+        let head = Head {
+            version: old.version + 1,
+            epoch: old.epoch + 1,
+            holder: env.entropy.next_u128(),
+            holder_name: HolderName::new(&options.holder_name),
+            lease: Lease::Released,
+            state: VolumeState::Deleting,
+            ..old
+        };
+        match update_head(env.store.as_ref(), &keys.head(), &etag, &head).await {
+            Ok(Updated::Done(_)) => return Ok(Some(head)),
+            // The head was changed, or went, since it was read.
+            Ok(Updated::Lost(_)) | Err(store::Error::NotFound { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(OpenError::Lost("its holder, which updates the head faster than it can be marked".to_owned()))
+}
+
+/// An error unless a listing, too, says that there is no head.
+async fn check_absent(env: &Environment, keys: Keys) -> Result<(), OpenError> {
+    let key = keys.head();
+    if Pages::new(env.store.as_ref(), &key).are_empty().await? {
+        return Ok(());
+    }
+    let why = "the store lists the object, and says that there is none".to_owned();
+    Err(store::Error::Transient { key, source: cause(why) }.into())
+}
+
+/// What a damaged head is taken for: one of an epoch above all that the journal shows. `None` if it is sound by now.
+async fn stand_in(
+    env: &Environment,
+    keys: Keys,
+    key: &str,
+    damage: crate::volume::format::codec::DecodeError,
+) -> Result<Option<(Head, ETag)>, OpenError> {
+    tracing::warn!(%key, "the head is damaged: deleting what the journal shows ({damage})");
+    let object = env.store.get(key, ByteRange::Full).await?;
+    if Head::decode(keys.volume(), &object.body).is_ok() {
+        return Ok(None);
+    }
+    let logs = Logs::list(env, keys, Slot { epoch: 0, n: 0 }).await?;
+    let id = ObjectId { epoch: 0, k: 0 };
+    let head = Head {
+        volume: keys.volume(),
+        version: 0,
+        // The newest log may have no record.
+        epoch: logs.last_epoch().map_or(0, |epoch| epoch + 1),
+        holder: 0,
+        holder_name: HolderName::default(),
+        lease: Lease::Released,
+        checkpoint: Checkpoint {
+            slot: Slot { epoch: 0, n: 0 },
+            checksum: crate::volume::format::codec::Checksum::default(),
+        },
+        root: id,
+        root_table: id,
+        wrapped_key: Vec::new(),
+        local_journal: String::new(),
+        state: VolumeState::Live,
+    };
+    Ok(Some((head, object.etag)))
+}
+
+/// Removes everything of a volume, once its head is marked and no name stands for it.
+async fn remove(env: &Environment, keys: Keys, marked: Option<&Head>) -> Result<(), OpenError> {
+    // Seals what a writer that still lives would put next, so that no flush of it is answered any more.
+    if let Some(head) = marked {
+        seal_all(env, keys, head).await?;
+    }
+    for prefix in [keys.chunks(), keys.packs(), keys.map_pages(), keys.roots(), keys.journal()] {
+        delete_prefix(env, keys, &prefix).await?;
+    }
+    // What this version does not know.
+    delete_prefix(env, keys, &keys.prefix()).await?;
+    env.store.delete(&[keys.head()]).await?;
+    Ok(env.store.delete(&[keys.identity()]).await?)
+}
+
+/// Deletes what lies below a prefix, but for the head.
+async fn delete_prefix(env: &Environment, keys: Keys, prefix: &str) -> Result<(), OpenError> {
+    let mut pages = Pages::new(env.store.as_ref(), prefix);
+    while let Some(entries) = pages.next().await? {
+        let found = entries.into_iter().map(|entry| entry.key);
+        let names: Vec<String> = found.filter(|key| keys.parse(key) != Some(Parsed::Head)).collect();
+        for batch in names.chunks(DELETE_KEYS) {
+            env.store.delete(batch).await?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,10 @@
+//! Volumes and their names: create, list, look up, delete.
+
+mod deletion;
+mod name;
+mod volumes;
+
+pub use deletion::{delete, delete_by_id};
+pub use volumes::{
+    CONCURRENT_LOOKUPS, Info, Listed, Progress, Unnamed, check, create, info, list, resolve, unnamed, volumes,
+};

@@ -1,0 +1,362 @@
+//! The volumes of a store: create, list, look up by name, and find those that have no name.
+//!
+//! Invariant: a name is bound last, to a whole volume, and only if what stood under it before the volume's first object
+//! was made stands there still. So whoever has changed the name since, to delete that volume say, need not know whether its
+//! creator still lives. `deletion` is the other half.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use uuid::Uuid;
+
+use super::name::{self, Found, Swapped};
+use crate::store::{self, Pages};
+use crate::volume::environment::Environment;
+use crate::volume::error::OpenError;
+use crate::volume::format::codec::Checksum;
+use crate::volume::format::geometry::Geometry;
+use crate::volume::format::head::{Checkpoint, Head, HolderName, Lease, VolumeState};
+use crate::volume::format::identity::{Identity, NameBinding};
+use crate::volume::format::keys::{self, IDENTITIES, Keys, NAMES, ObjectId, Slot};
+use crate::volume::format::root::{KeptRoot, Root, RootTable};
+use crate::volume::objects::{create as create_object, fetch, fetch_if_present, read_head};
+use crate::volume::options::Options;
+
+/// Volumes looked up at a time.
+pub const CONCURRENT_LOOKUPS: usize = 16;
+/// How often a volume is made anew because its name was bound and freed by others meanwhile.
+const CREATIONS: u32 = 16;
+/// How often a volume is looked up of which an object is gone: others may delete it, and make another of that name.
+const LOOKUPS: u32 = 4;
+
+/// What is known of a volume without opening it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Info {
+    /// Name.
+    pub name: String,
+    /// The volume.
+    pub volume: Uuid,
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// Chunk size in bytes.
+    pub chunk_bytes: u64,
+    /// When it was created, in seconds since 1970.
+    pub created_at_seconds: u64,
+    /// Generation of its last writer; 0 if it never had one.
+    pub epoch: u32,
+    /// Who claims it, if anybody; the claim may have run out.
+    pub holder: Option<String>,
+}
+
+/// A name, and what it stands for: one that is damaged or half deleted keeps no other from being listed.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    /// Name.
+    pub name: String,
+    /// The volume, or why nothing is known of it.
+    pub found: Result<Info, Arc<OpenError>>,
+}
+
+/// A volume for which no name stands: it is being created or deleted, or that was cut short.
+#[derive(Clone, Debug)]
+pub struct Unnamed {
+    /// The volume.
+    pub volume: Uuid,
+    /// The name that it was made for; `None` if its identity cannot be read.
+    pub made_for: Option<String>,
+    /// When it was created, in seconds since 1970; `None` if its identity cannot be read.
+    pub created_at_seconds: Option<u64>,
+    /// How far it has come.
+    pub progress: Progress,
+}
+
+/// How far a volume without a name has come.
+#[derive(Clone, Debug)]
+pub enum Progress {
+    /// It has no head yet, or none any more.
+    Incomplete,
+    /// It is whole, and its name is still to be bound.
+    Unbound,
+    /// It is being deleted.
+    Deleting,
+    /// What there is of it cannot be read.
+    Unknown(Arc<OpenError>),
+}
+
+impl std::fmt::Display for Progress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Incomplete => write!(f, "incomplete"),
+            Self::Unbound => write!(f, "not named yet"),
+            Self::Deleting => write!(f, "being deleted"),
+            Self::Unknown(error) => write!(f, "{error}"),
+        }
+    }
+}
+
+/// Whether a volume can have that name and these sizes; the store is not asked.
+///
+/// # Errors
+/// If it cannot.
+pub fn check(name: &str, size_bytes: u64, chunk_bytes: u64) -> Result<(), OpenError> {
+    check_name(name)?;
+    Ok(Geometry::new(chunk_bytes)?.check_size(size_bytes)?)
+}
+
+/// Creates a volume of holes.
+///
+/// # Errors
+/// If the name stands or is none, if a size cannot be, or if the store fails. What was made until then may be left: it
+/// has no name, and [`unnamed`] shows it.
+pub async fn create(
+    env: &Environment,
+    options: &Options,
+    name: &str,
+    size_bytes: u64,
+    chunk_bytes: u64,
+) -> Result<Info, OpenError> {
+    check(name, size_bytes, chunk_bytes)?;
+    let geometry = Geometry::new(chunk_bytes)?;
+    for _ in 0..CREATIONS {
+        // Read before anything is made: see the head of this file.
+        let before = claimable(env, name).await?;
+        let volume = env.entropy.uuid();
+        let keys = Keys::new(volume);
+        let created_at_seconds = (env.wall_clock)();
+        let identity = Identity {
+            volume,
+            features: 0,
+            write_features: 0,
+            geometry,
+            codec: 0,
+            cipher: 0,
+            created_at_seconds,
+            name: name.to_owned(),
+        };
+        // After a failure nothing is removed: what was sent may still land, and while the identity stands it is found.
+        make(env, options, &identity, size_bytes).await?;
+        match name::bind(env, name, &before, volume).await? {
+            Swapped::Done => {
+                let name = name.to_owned();
+                let epoch = 0;
+                return Ok(Info {
+                    name,
+                    volume,
+                    size_bytes,
+                    chunk_bytes,
+                    created_at_seconds,
+                    epoch,
+                    holder: None,
+                });
+            }
+            // Never with the same volume: it may have been deleted by its id, which changes the name.
+            Swapped::Lost => unmake(env, keys).await,
+        }
+    }
+    Err(OpenError::Contended(name.to_owned()))
+}
+
+/// What stands under a name to which a volume may be bound: nothing, or a volume that is being deleted.
+async fn claimable(env: &Environment, name: &str) -> Result<Found, OpenError> {
+    for _ in 0..CREATIONS {
+        let found = name::read(env, name).await?;
+        let Some(volume) = found.volume() else { return Ok(found) };
+        match read_head(env, Keys::new(volume)).await {
+            Ok((head, _)) if head.state == VolumeState::Deleting => return Ok(found),
+            // Deleted since the name was read, or never whole: the name tells.
+            Err(OpenError::Store(store::Error::NotFound { .. }))
+                if !name::read(env, name).await?.is(&found) => {}
+            Ok(_) | Err(_) => return Err(OpenError::Exists(name.to_owned())),
+        }
+    }
+    Err(OpenError::Contended(name.to_owned()))
+}
+
+/// Makes the objects of an empty volume, the identity first and the head last. Their names have 128 random bits: what stands
+/// under them can only be ours.
+async fn make(
+    env: &Environment,
+    options: &Options,
+    identity: &Identity,
+    size_bytes: u64,
+) -> Result<(), OpenError> {
+    let (volume, geometry) = (identity.volume, identity.geometry);
+    let keys = Keys::new(volume);
+    let (root_id, table_id) = (ObjectId { epoch: 0, k: 1 }, ObjectId { epoch: 0, k: 2 });
+    let start = Slot { epoch: 0, n: 0 };
+    let root = Root {
+        id: root_id,
+        commit: start,
+        size_bytes,
+        geometry,
+        origins: Vec::new(),
+        map_pages: std::collections::BTreeMap::new(),
+        zeroed: crate::volume::format::interval::IntervalMap::default(),
+    };
+    let kept = KeptRoot { parent: None, ..KeptRoot::current(&root, root_id) };
+    let table = RootTable { id: table_id, roots: vec![kept] };
+    let head = Head {
+        volume,
+        version: 1,
+        epoch: 0,
+        holder: env.entropy.next_u128(),
+        holder_name: HolderName::new(&options.holder_name),
+        lease: Lease::Released,
+        checkpoint: Checkpoint { slot: start, checksum: Checksum::default() },
+        root: root_id,
+        root_table: table_id,
+        wrapped_key: Vec::new(),
+        local_journal: String::new(),
+        state: VolumeState::Live,
+    };
+    create_object(env, &keys.identity(), identity.encode()).await?;
+    create_object(env, &keys.root(root_id), root.encode(volume)).await?;
+    create_object(env, &keys.root(table_id), table.encode(volume)).await?;
+    create_object(env, &keys.head(), head.encode()).await?;
+    Ok(())
+}
+
+/// Removes what a creator made and bound no name to.
+async fn unmake(env: &Environment, keys: Keys) {
+    let (root, table) = (keys.root(ObjectId { epoch: 0, k: 1 }), keys.root(ObjectId { epoch: 0, k: 2 }));
+    // The identity last: while there is anything, it is found.
+    for objects in [vec![root, table, keys.head()], vec![keys.identity()]] {
+        if let Err(error) = env.store.delete(&objects).await {
+            tracing::warn!(volume = %keys.volume(), "what was made of a volume is left, without a name: {error}");
+            return;
+        }
+    }
+}
+
+pub(super) fn check_name(name: &str) -> Result<(), OpenError> {
+    if keys::is_valid_name(name) { Ok(()) } else { Err(OpenError::BadName(name.to_owned())) }
+}
+
+/// The volume that a name stands for.
+///
+/// # Errors
+/// If there is none, or the store fails.
+pub async fn resolve(env: &Environment, name: &str) -> Result<Uuid, OpenError> {
+    check_name(name)?;
+    let found = name::read(env, name).await?;
+    found.volume().ok_or_else(|| OpenError::NoSuchVolume(name.to_owned()))
+}
+
+/// All names that stand for a volume, in order. Tells free ones by their size, without a request for each.
+///
+/// # Errors
+/// If the store fails.
+pub async fn list(env: &Environment) -> Result<Vec<String>, OpenError> {
+    let mut entries = list_all(env, NAMES).await?;
+    entries.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+    let bound = entries.into_iter().filter(|entry| entry.size_bytes != NameBinding::FREE_BYTES);
+    let names = bound.filter_map(|entry| entry.key.strip_prefix(NAMES).map(str::to_owned));
+    Ok(names.filter(|name| keys::is_valid_name(name)).collect())
+}
+
+async fn list_all(env: &Environment, prefix: &str) -> Result<Vec<store::Entry>, OpenError> {
+    let mut entries = Vec::new();
+    let mut pages = Pages::new(env.store.as_ref(), prefix);
+    while let Some(page) = pages.next().await? {
+        entries.extend(page);
+    }
+    Ok(entries)
+}
+
+/// All names that stand for a volume, in order, and these volumes.
+///
+/// # Errors
+/// If the store does not list; what is wrong with one volume is said with it.
+pub async fn volumes(env: &Environment) -> Result<Vec<Listed>, OpenError> {
+    let names = list(env).await?;
+    let lookups = stream::iter(names).map(|name| async move {
+        let found = info(env, &name).await.map_err(Arc::new);
+        Listed { name, found }
+    });
+    let all = lookups.buffered(CONCURRENT_LOOKUPS);
+    Ok(all.filter(|listed| std::future::ready(listed.stands())).collect().await)
+}
+
+impl Listed {
+    /// Whether the name still stood for a volume when that was looked up.
+    #[must_use]
+    pub fn stands(&self) -> bool {
+        !matches!(self.found.as_ref().map_err(|error| &**error), Err(OpenError::NoSuchVolume(_)))
+    }
+}
+
+/// All volumes for which no name stands.
+///
+/// # Errors
+/// If the store does not list or gives a name; what is wrong with one volume is said with it.
+pub async fn unnamed(env: &Environment) -> Result<Vec<Unnamed>, OpenError> {
+    // Before the names: what is bound since is not shown.
+    let listed = list_all(env, IDENTITIES).await?;
+    let all = listed.iter().filter_map(|entry| Uuid::parse_str(entry.key.strip_prefix(IDENTITIES)?).ok());
+    let all: Vec<Uuid> = all.filter(|volume| !volume.is_nil()).collect();
+    let names = list(env).await?;
+    let lookups = stream::iter(names)
+        .map(|name| async move { Ok::<_, OpenError>(name::look(env, &name).await?.volume()) });
+    let named: Vec<Option<Uuid>> = lookups.buffered(CONCURRENT_LOOKUPS).try_collect().await?;
+    let named: BTreeSet<Uuid> = named.into_iter().flatten().collect();
+    let without = all.into_iter().filter(|volume| !named.contains(volume));
+    let found = stream::iter(without).map(|volume| look_at_unnamed(env, volume));
+    let found: Vec<Option<Unnamed>> = found.buffered(CONCURRENT_LOOKUPS).collect().await;
+    Ok(found.into_iter().flatten().collect())
+}
+
+/// `None` if it is gone by now.
+async fn look_at_unnamed(env: &Environment, volume: Uuid) -> Option<Unnamed> {
+    let keys = Keys::new(volume);
+    let identity = fetch_if_present(env, &keys.identity(), |bytes| Identity::decode(volume, bytes)).await;
+    let (identity, unreadable) = match identity {
+        Ok((identity, _)) => (Some(identity), None),
+        Err(OpenError::Store(store::Error::NotFound { .. })) => return None,
+        Err(error) => (None, Some(error)),
+    };
+    let progress = match (read_head(env, keys).await, unreadable) {
+        (Ok((head, _)), _) if head.state == VolumeState::Deleting => Progress::Deleting,
+        (Err(OpenError::Store(store::Error::NotFound { .. })), _) => Progress::Incomplete,
+        (Err(error), _) | (Ok(_), Some(error)) => Progress::Unknown(Arc::new(error)),
+        (Ok(_), None) => Progress::Unbound,
+    };
+    let created_at_seconds = identity.as_ref().map(|identity| identity.created_at_seconds);
+    Some(Unnamed { volume, made_for: identity.map(|identity| identity.name), created_at_seconds, progress })
+}
+
+/// What is known of a volume without opening it.
+///
+/// # Errors
+/// If there is none of that name, it is being deleted, an object is damaged or missing, or the store fails.
+pub async fn info(env: &Environment, name: &str) -> Result<Info, OpenError> {
+    let mut missing = String::new();
+    for _ in 0..LOOKUPS {
+        let volume = resolve(env, name).await?;
+        match describe(env, name, volume).await {
+            // Deleted since the name was read, or a checkpoint was published since the head was: look again.
+            Err(OpenError::Store(store::Error::NotFound { key })) => missing = key,
+            described => return described,
+        }
+    }
+    Err(OpenError::Incomplete { key: missing })
+}
+
+async fn describe(env: &Environment, name: &str, volume: Uuid) -> Result<Info, OpenError> {
+    let keys = Keys::new(volume);
+    let (head, _) = read_head(env, keys).await?;
+    if head.state == VolumeState::Deleting {
+        return Err(OpenError::Deleting);
+    }
+    let (identity, _) = fetch(env, &keys.identity(), |bytes| Identity::decode(volume, bytes)).await?;
+    let (root, _) = fetch(env, &keys.root(head.root), |bytes| Root::decode(volume, head.root, bytes)).await?;
+    Ok(Info {
+        name: name.to_owned(),
+        volume,
+        size_bytes: root.size_bytes,
+        chunk_bytes: identity.geometry.chunk_bytes(),
+        created_at_seconds: identity.created_at_seconds,
+        epoch: head.epoch,
+        holder: matches!(head.lease, Lease::Held { .. }).then(|| head.holder_name.to_string()),
+    })
+}

@@ -1,0 +1,517 @@
+//! Deleting what nothing names any more, after a grace.
+//!
+//! One rule: when a root goes, those of this volume's objects that it names and neither its parent nor a child does
+//! die, then its entry in the root table. Only the holder of the epoch deletes: the list is fixed, then the head is
+//! read; if its epoch is another, nothing is deleted. Seals are never deleted. Whatever said that an object is garbage,
+//! what the open volume itself knows to be in use is not deleted.
+
+mod sweep;
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::mutant::{self, Mutant};
+use crate::store;
+use crate::volume::error::{Error, OpenError};
+use crate::volume::format::keys::{ObjectId, Parsed, Slot};
+use crate::volume::format::map::Entry;
+use crate::volume::format::root::{KeptRoot, MAX_ROOTS, Root, RootTable};
+use crate::volume::objects::read_head;
+use crate::volume::read::base::{self, Mapped, names_chunk};
+use crate::volume::shared::Shared;
+use crate::volume::store_exact::{CheckedError, fetch_checked, fetch_if_present};
+
+/// Keys of one delete request at most.
+const DELETE_KEYS: usize = store::MAXIMUM_DELETE_KEYS;
+/// Garbage of so many checkpoints waits for its grace at most; the root table has room for more.
+const MAX_WAITING: usize = 1024;
+/// Pause after a collection that failed.
+const RETRY_PAUSE: Duration = Duration::from_secs(10);
+
+/// The root table has no room for another root.
+#[derive(Debug)]
+pub(crate) struct TableFull;
+
+/// Faults in saying what is garbage. They are committed in the check before deletion too, which would hide them.
+const GARBAGE_MISJUDGED: [Mutant; 5] = [
+    Mutant::SharedDeleted,
+    Mutant::JournalForgotten,
+    Mutant::OwnEpochSwept,
+    Mutant::AbsenceBelieved,
+    Mutant::RootSkipped,
+];
+
+/// What is to be deleted.
+#[derive(Debug)]
+pub(crate) enum Garbage {
+    /// These objects, in this order. Each is found again by the next opener.
+    Objects(Vec<String>),
+    /// These objects, which no head, root or record ever named: only a sweep would find them again.
+    Orphans(Vec<String>),
+    /// A root that a checkpoint replaced, and what only it names.
+    Root(ObjectId),
+}
+
+/// What waits to be deleted, and the root table that the folder and the collector share.
+///
+/// One lock holds all of it: which roots are kept follows from the table and the collected roots together, and an orphan
+/// is counted as unswept from the instant at which it is queued.
+#[derive(Debug)]
+pub(crate) struct Trash {
+    state: Mutex<TrashState>,
+    wake: Notify,
+}
+
+#[derive(Debug)]
+struct TrashState {
+    /// The root table that the head references.
+    table: RootTable,
+    /// The last record that no read needs any more. The head may be further: its answer can be on its way.
+    folded: Slot,
+    /// Roots that are deleted or about to be, and that the next table leaves out.
+    collected: BTreeSet<ObjectId>,
+    /// What waits, with the time at which it is due, in order of that.
+    queue: VecDeque<(Instant, Garbage)>,
+    /// How much exists that only a sweep finds: the orphans that wait here, and the sweep itself until it has ended.
+    unswept: usize,
+}
+
+impl Trash {
+    pub(crate) fn new(table: RootTable, folded: Slot, unswept: bool) -> Self {
+        let state = TrashState {
+            table,
+            folded,
+            collected: BTreeSet::new(),
+            queue: VecDeque::new(),
+            unswept: usize::from(unswept),
+        };
+        Self { state: Mutex::new(state), wake: Notify::new() }
+    }
+
+    /// Whether objects may stand that only a sweep finds.
+    pub(crate) fn is_unswept(&self) -> bool {
+        self.state.lock().unswept > 0
+    }
+
+    /// The sweep, or the deletion of some orphans, is done.
+    fn swept(&self) {
+        self.state.lock().unswept -= 1;
+    }
+
+    /// Name of the table that the head names.
+    pub(crate) fn table_id(&self) -> ObjectId {
+        self.state.lock().table.id
+    }
+
+    /// Roots that are kept: those of the table that are not collected.
+    pub(crate) fn kept(&self) -> Vec<KeptRoot> {
+        self.state.lock().kept()
+    }
+
+    /// Whether the next table has room for another root.
+    ///
+    /// # Errors
+    /// If the table is full, until the collector has made room.
+    pub(crate) fn check_room(&self) -> Result<(), TableFull> {
+        if self.kept().len() >= MAX_ROOTS { Err(TableFull) } else { Ok(()) }
+    }
+
+    /// The table once `root` has replaced `old`.
+    ///
+    /// # Errors
+    /// If the table is full, until the collector has made room.
+    pub(crate) fn next_table(
+        &self,
+        id: ObjectId,
+        old: &Root,
+        root: &Root,
+        now_seconds: u64,
+    ) -> Result<RootTable, TableFull> {
+        self.check_room()?;
+        let mut roots = self.kept();
+        for kept in &mut roots {
+            if kept.root == old.id && kept.snapshot.is_empty() && kept.pins.is_empty() {
+                kept.retired_at_seconds = now_seconds.max(1);
+            }
+        }
+        roots.push(KeptRoot::current(root, old.id));
+        Ok(RootTable { id, roots })
+    }
+
+    /// Notes the table that the head now names.
+    pub(crate) fn set_table(&self, table: RootTable) {
+        self.state.lock().table = table;
+    }
+
+    /// Last record that no read needs any more.
+    pub(crate) fn folded(&self) -> Slot {
+        self.state.lock().folded
+    }
+
+    /// Notes that no read needs this record and those before any more.
+    pub(crate) fn set_folded(&self, folded: Slot) {
+        self.state.lock().folded = folded;
+    }
+
+    /// Queues garbage, to be deleted after the grace; orphans are known to nobody, and need none.
+    pub(crate) fn add(&self, shared: &Shared, garbage: Garbage) {
+        match &garbage {
+            Garbage::Objects(names) | Garbage::Orphans(names) if names.is_empty() => {}
+            Garbage::Orphans(_) => {
+                let mut state = self.state.lock();
+                state.unswept += 1;
+                state.add(Instant::now(), garbage);
+                self.wake.notify_one();
+            }
+            _ if mutant::is(Mutant::GraceSkipped) => self.add_due(Instant::now(), garbage),
+            _ => self.add_due(Instant::now() + shared.options.deletion_grace, garbage),
+        }
+    }
+
+    /// Queues objects that an earlier epoch left, to be deleted when the grace since `retired_at_seconds` (since 1970) is
+    /// over: it does not begin anew with each opening.
+    pub(super) fn add_left(&self, shared: &Shared, names: Vec<String>, retired_at_seconds: u64) {
+        if !names.is_empty() {
+            self.add_due(Instant::now() + grace_left(shared, retired_at_seconds), Garbage::Objects(names));
+        }
+    }
+
+    fn add_due(&self, due: Instant, garbage: Garbage) {
+        self.state.lock().add(due, garbage);
+        self.wake.notify_one();
+    }
+
+    /// Notes that a root is deleted or about to be.
+    fn set_collected(&self, root: ObjectId) {
+        self.state.lock().collected.insert(root);
+    }
+
+    /// Notes that garbage exists which only the sweep of a later opening deletes.
+    fn leave_to_sweep(&self) {
+        self.state.lock().unswept += 1;
+    }
+
+    /// Takes the first that is due, if any is.
+    fn take_due(&self) -> Option<Garbage> {
+        let queue = &mut self.state.lock().queue;
+        match queue.front() {
+            Some((due, _)) if *due <= Instant::now() => queue.pop_front().map(|(_, garbage)| garbage),
+            _ => None,
+        }
+    }
+
+    /// When the next is due.
+    fn next_due(&self) -> Option<Instant> {
+        self.state.lock().queue.front().map(|(due, _)| *due)
+    }
+}
+
+impl TrashState {
+    fn kept(&self) -> Vec<KeptRoot> {
+        without(&self.table.roots, &self.collected)
+    }
+
+    fn add(&mut self, due: Instant, garbage: Garbage) {
+        let place = self.queue.partition_point(|(other, _)| *other <= due);
+        self.queue.insert(place, (due, garbage));
+        if self.queue.len() > MAX_WAITING {
+            // The grace is a courtesy: where checkpoints outrun it, the oldest garbage goes now.
+            let now = Instant::now();
+            let hasty = self.queue.len() - MAX_WAITING;
+            for (due, _) in self.queue.iter_mut().take(hasty) {
+                *due = now.min(*due);
+            }
+        }
+    }
+}
+
+/// What is left of the grace of something that was retired at a time, in seconds since 1970.
+fn grace_left(shared: &Shared, retired_at_seconds: u64) -> Duration {
+    let age = (shared.env.wall_clock)().saturating_sub(retired_at_seconds);
+    shared.options.deletion_grace.saturating_sub(Duration::from_secs(age))
+}
+
+/// The roots without those that are collected; their children pass to their parents.
+fn without(roots: &[KeptRoot], collected: &BTreeSet<ObjectId>) -> Vec<KeptRoot> {
+    let parent_of = |id: ObjectId| roots.iter().find(|kept| kept.root == id).and_then(|kept| kept.parent);
+    roots
+        .iter()
+        .filter(|kept| !collected.contains(&kept.root))
+        .map(|kept| {
+            let mut kept = kept.clone();
+            while let Some(parent) = kept.parent.filter(|parent| collected.contains(parent)) {
+                kept.parent = parent_of(parent);
+            }
+            kept
+        })
+        .collect()
+}
+
+/// The task that deletes.
+#[derive(Debug)]
+pub(crate) struct Collector {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) trash: Arc<Trash>,
+    unswept: bool,
+}
+
+impl Collector {
+    pub(crate) fn new(shared: Arc<Shared>, trash: Arc<Trash>, unswept: bool) -> Self {
+        Self { shared, trash, unswept }
+    }
+
+    /// Runs until the volume stops.
+    pub(crate) async fn run(self) {
+        self.queue_retired();
+        // Roots that are due go first: the look for leftovers asks every root that is kept about every object.
+        if self.delete_due().await.is_err() {
+            return;
+        }
+        while let Err(error) = self.queue_leftovers(self.unswept).await {
+            if self.shared.check_serving().is_err() {
+                return;
+            }
+            tracing::warn!(volume = %self.shared.keys.volume(), "looking for leftovers failed, trying again: {error}");
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
+        if self.unswept {
+            self.trash.swept();
+        }
+        while self.delete_due().await.is_ok() {
+            match self.trash.next_due() {
+                None => self.trash.wake.notified().await,
+                Some(due) => tokio::select! {
+                    biased;
+                    () = self.trash.wake.notified() => {}
+                    () = tokio::time::sleep_until(due) => {}
+                },
+            }
+        }
+    }
+
+    /// Deletes all that is due; what fails is due again a little later. Fails once the volume has stopped.
+    pub(super) async fn delete_due(&self) -> Result<(), Error> {
+        loop {
+            let Some(garbage) = self.trash.take_due() else { return Ok(()) };
+            if let Err(error) = self.delete(&garbage).await {
+                self.shared.check_serving()?;
+                tracing::warn!(volume = %self.shared.keys.volume(), "deleting failed, trying again: {error}");
+                self.trash.add_due(Instant::now() + RETRY_PAUSE, garbage);
+            }
+        }
+    }
+
+    /// Queues the roots that earlier epochs retired.
+    fn queue_retired(&self) {
+        for kept in self.trash.kept() {
+            if kept.is_retired() {
+                let left = grace_left(&self.shared, kept.retired_at_seconds);
+                self.trash.add_due(Instant::now() + left, Garbage::Root(kept.root));
+            }
+        }
+    }
+
+    async fn delete(&self, garbage: &Garbage) -> Result<(), Error> {
+        match garbage {
+            Garbage::Objects(names) => self.delete_objects(names).await,
+            Garbage::Orphans(names) => {
+                self.delete_objects(names).await?;
+                self.trash.swept();
+                Ok(())
+            }
+            Garbage::Root(id) => self.delete_root(*id).await,
+        }
+    }
+
+    /// Deletes objects in order, if the epoch is still ours.
+    async fn delete_objects(&self, names: &[String]) -> Result<(), Error> {
+        for batch in names.chunks(DELETE_KEYS) {
+            let batch = self.without_used(batch).await?;
+            self.check_epoch().await?;
+            self.shared.env.store.bulk.delete(&batch).await?;
+        }
+        Ok(())
+    }
+
+    /// The objects without those that the open volume uses, which would be deleted for a mistake or for a false answer of
+    /// the store; and without those of which a lost map page would have to say whether it does.
+    async fn without_used(&self, names: &[String]) -> Result<Vec<String>, Error> {
+        let mut unused = Vec::with_capacity(names.len());
+        for name in names {
+            match self.is_used(name).await {
+                Ok(false) => unused.push(name.clone()),
+                Ok(true) => {
+                    tracing::error!(key = %name, "an object in use was taken for garbage; it is not deleted");
+                }
+                Err(error) if error.is_loss() => self.leave_to_sweep(name, &error),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(unused)
+    }
+
+    /// Leaves garbage to the sweep of a later opening, since an object that is lost would have to say what else needs it.
+    fn leave_to_sweep(&self, key: &str, error: &Error) {
+        tracing::warn!(%key, "garbage is kept, since what references it cannot be read: {error}");
+        self.trash.leave_to_sweep();
+    }
+
+    /// Whether the open volume uses an object, by its own state: its root, and the journal after the checkpoint.
+    async fn is_used(&self, name: &str) -> Result<bool, Error> {
+        if GARBAGE_MISJUDGED.iter().any(|fault| mutant::is(*fault)) {
+            return Ok(false);
+        }
+        let shared = &self.shared;
+        match shared.keys.parse(name) {
+            Some(Parsed::Chunk(index, id)) => {
+                let root = {
+                    let state = shared.state.lock();
+                    let folding = state.folding.iter().flat_map(|folding| folding.chunks.iter());
+                    if state.committed.chunks.iter().chain(folding).any(|named| *named == (index, id)) {
+                        return Ok(true);
+                    }
+                    Arc::clone(&state.root)
+                };
+                names_chunk(shared, &root, index, id).await
+            }
+            Some(Parsed::MapPage(number, id)) => {
+                let root = Arc::clone(&shared.state.lock().root);
+                Ok(root.map_pages.get(&number).is_some_and(|page| page.origin == 0 && page.id == id))
+            }
+            Some(Parsed::Root(id)) => Ok(id == shared.state.lock().root.id || id == self.trash.table_id()),
+            Some(Parsed::Record(slot)) => Ok(slot > self.trash.folded()),
+            _ => Ok(false),
+        }
+    }
+
+    /// Reads the head: another epoch there stops the volume.
+    async fn check_epoch(&self) -> Result<(), Error> {
+        if mutant::is(Mutant::DeletesUnasked) {
+            return Ok(());
+        }
+        self.shared.check_serving()?;
+        let head = match read_head(&self.shared.env, self.shared.keys).await {
+            Ok((head, _)) => head,
+            Err(OpenError::Store(error)) => return Err(Error::Store(error)),
+            Err(error) => {
+                return Err(Error::damaged(self.shared.keys.head(), error.to_string()));
+            }
+        };
+        if head.epoch != self.shared.epoch {
+            let why = format!("the volume was taken over by epoch {} of {}", head.epoch, head.holder_name);
+            self.shared.fence(why.clone());
+            return Err(Error::Stopped(why));
+        }
+        Ok(())
+    }
+
+    /// Deletes the chunk objects that only a retired root names; then its map pages and the root itself are orphans.
+    async fn delete_root(&self, id: ObjectId) -> Result<(), Error> {
+        let shared = &self.shared;
+        let kept = self.trash.kept();
+        let Some(entry) = kept.iter().find(|kept| kept.root == id) else { return Ok(()) };
+        let neighbour_ids: Vec<ObjectId> = kept
+            .iter()
+            .filter(|other| other.parent == Some(id) || entry.parent == Some(other.root))
+            .map(|other| other.root)
+            .collect();
+        let Some(root) = self.root(id).await? else {
+            self.trash.set_collected(id);
+            return Ok(());
+        };
+        let mut neighbours = Vec::new();
+        for neighbour in neighbour_ids {
+            let Some(root) = self.root(neighbour).await? else {
+                return Err(Error::lost(shared.keys.root(neighbour)));
+            };
+            neighbours.push(root);
+        }
+        if mutant::is(Mutant::SharedDeleted) {
+            neighbours.clear();
+        }
+        let mut own = Vec::new();
+        for (number, reference) in root.map_pages.iter().filter(|(_, reference)| reference.origin == 0) {
+            if neighbours.iter().any(|other| other.map_pages.get(number) == Some(reference)) {
+                continue;
+            }
+            let chunks = self.only_named_by(&root, &neighbours, *number).await?;
+            self.delete_objects(&chunks).await?;
+            own.push(shared.keys.map_page(*number, reference.id));
+        }
+        own.push(shared.keys.root(id));
+        // First nobody asks it any more what it shares: what a neighbour would leave to it, it could not tell again.
+        self.trash.set_collected(id);
+        self.trash.add(shared, Garbage::Orphans(own));
+        Ok(())
+    }
+
+    /// A root that is kept; `None` once it was deleted.
+    pub(crate) async fn root(&self, id: ObjectId) -> Result<Option<Root>, Error> {
+        let key = self.shared.keys.root(id);
+        let decode = |body: &[u8]| Root::decode(self.shared.keys.volume(), id, body);
+        let store = self.shared.env.store.bulk.as_ref();
+        let fetched = match mutant::is(Mutant::RootSkipped) {
+            false => fetch_checked(store, &key, decode).await,
+            true => fetch_if_present(store, &key, decode).await,
+        };
+        match fetched {
+            Ok((root, _)) => Ok(Some(root)),
+            Err(CheckedError::Store(store::Error::NotFound { .. })) => Ok(None),
+            Err(CheckedError::Store(error)) => Err(Error::Store(error)),
+            Err(CheckedError::Damaged(error)) => Err(Error::damaged(key, error.to_string())),
+        }
+    }
+
+    /// Chunk objects of ours that a map page of `root` names and the same page of no neighbour does.
+    async fn only_named_by(
+        &self,
+        root: &Root,
+        neighbours: &[Root],
+        number: u32,
+    ) -> Result<Vec<String>, Error> {
+        let shared = &self.shared;
+        let load = |root| base::map_page(&shared.env, shared.keys, shared.geometry, root, number);
+        let page = match load(root).await {
+            Ok(Mapped::Page(page)) => page,
+            // Deleted by an earlier attempt, after the objects that it named.
+            Ok(Mapped::Holes | Mapped::Zeroed(_)) | Err(Error::Lost { .. }) => return Ok(Vec::new()),
+            Err(error @ Error::Damaged { .. }) => {
+                self.leave_to_sweep(&shared.keys.root(root.id), &error);
+                return Ok(Vec::new());
+            }
+            Err(error) => return Err(error),
+        };
+        let mut others = Vec::new();
+        for neighbour in neighbours {
+            match load(neighbour).await {
+                Ok(Mapped::Page(page)) => others.push(page),
+                Ok(Mapped::Holes | Mapped::Zeroed(_)) => {}
+                // Nobody can say what it shares with this root.
+                Err(error) if error.is_loss() => {
+                    self.leave_to_sweep(&shared.keys.root(root.id), &error);
+                    return Ok(Vec::new());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let base_of = |entry: &Entry| entry.base.filter(|base| base.origin == 0).map(|base| base.id);
+        let mut names = Vec::new();
+        for (slot, entry) in page.page.entries() {
+            let Some(id) = base_of(&entry) else { continue };
+            let named = others.iter().any(|other| {
+                other.owner == shared.keys && other.page.entry(slot).as_ref().and_then(base_of) == Some(id)
+            });
+            if !named {
+                names.push(
+                    shared.keys.chunk(crate::volume::format::geometry::ChunkIndex::at(number, slot), id),
+                );
+            }
+        }
+        Ok(names)
+    }
+}

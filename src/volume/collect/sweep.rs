@@ -1,0 +1,305 @@
+//! Finding what earlier epochs left behind: folded records, and objects that were never published.
+//!
+//! Looks at names of older epochs only: what our own epoch makes is never an orphan. What is found is deleted as the look
+//! goes on, as is all else that is due, so that gateways that live shortly get further than the one before. Invariant: an
+//! object is queued for deletion only if no kept root, no record after the checkpoint and no head names it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::{Collector, Garbage};
+use crate::mutant::{self, Mutant};
+use crate::store::{self, ByteRange, Entry, Pages, Store};
+use crate::volume::error::Error;
+use crate::volume::format::codec::{DecodeError, invalid};
+use crate::volume::format::geometry::ChunkIndex;
+use crate::volume::format::keys::{Epoch, ObjectId, Parsed, Slot};
+use crate::volume::format::record::{Change, EMPTY_RECORD_BYTES, Record, RecordKind};
+use crate::volume::format::root::{KeptRoot, Root};
+use crate::volume::read::base::names_chunk;
+use crate::volume::store_exact::{CheckedError, fetch_checked};
+
+/// Folded records read before what they leave behind is deleted.
+const WINDOW: usize = 128;
+/// Bytes from which on a record is not read whole, and that are read first for its table: that of a commit of 16 MiB
+/// in blocks of 4 KiB fits.
+const TABLE_BYTES: u64 = 128 << 10;
+
+/// Reads a record up to its data.
+async fn read_table(store: &dyn Store, volume: Uuid, entry: &Entry) -> Result<Vec<u8>, CheckedError> {
+    let get = async |range: Range<u64>| {
+        let range = ByteRange::Bounded { offset: range.start, length: range.end - range.start };
+        match store.get(&entry.key, range).await {
+            Ok(object) => Ok(object.body),
+            Err(error @ store::Error::CutShort { .. }) => {
+                Err(CheckedError::Damaged(invalid("size", error.to_string())))
+            }
+            Err(error) => Err(CheckedError::Store(error)),
+        }
+    };
+    let mut table = get(0..TABLE_BYTES).await?.to_vec();
+    let end = Record::table_bytes(volume, &table, entry.size_bytes).map_err(CheckedError::Damaged)?;
+    if end > TABLE_BYTES {
+        table.extend_from_slice(&get(TABLE_BYTES..end).await?);
+    }
+    table.truncate(usize::try_from(end).expect("a record fits into memory"));
+    Ok(table)
+}
+
+/// A record names chunk objects of its own epoch alone, which is over: one that seems to name another's is not to be
+/// trusted with what it tells to delete.
+fn own_chunks_only(record: Record) -> Result<Record, DecodeError> {
+    let epoch = record.slot.epoch;
+    let is_foreign = |change: &Change| matches!(change, Change::Chunk { id, .. } if id.epoch != epoch);
+    match record.changes.iter().any(is_foreign) {
+        false => Ok(record),
+        true => Err(invalid("chunk", format!("is not of epoch {epoch}"))),
+    }
+}
+
+/// What must stay of older epochs' objects.
+struct Needed {
+    /// Chunk objects that records after the checkpoint named when the look began: those that a checkpoint took over since
+    /// are named by its root too.
+    by_journal: BTreeSet<(ChunkIndex, ObjectId)>,
+    /// Roots that are kept.
+    roots: BTreeMap<ObjectId, Root>,
+    /// Those of them whose deletion may have begun: what they reference may be gone.
+    retired: BTreeSet<ObjectId>,
+    /// The root table.
+    table: ObjectId,
+}
+
+/// When a record of an earlier epoch was folded, in seconds since 1970: when the first kept root that holds it replaced
+/// the one before. 0 where that one is gone, since its grace is over, and where no root was made, since nothing changed.
+fn folded_at_seconds(kept: &[KeptRoot], slot: Slot) -> u64 {
+    let holder = kept.iter().filter(|kept| kept.commit >= slot).min_by_key(|kept| kept.commit);
+    let replaced = holder.and_then(|holder| kept.iter().find(|kept| Some(kept.root) == holder.parent));
+    replaced.map_or(0, |replaced| replaced.retired_at_seconds)
+}
+
+/// Whether a listing shows that a record has no changes, so that it need not be read: it is a seal, of which there is one
+/// for each opening, or the opening record of its log.
+fn is_empty(entry: &Entry) -> bool {
+    entry.size_bytes == EMPTY_RECORD_BYTES && !mutant::is(Mutant::SealsDeleted)
+}
+
+impl Collector {
+    /// Queues folded records that stand still, replaced root tables, and where the volume is unswept also all other
+    /// objects that nothing names.
+    pub(super) async fn queue_leftovers(&self, unswept: bool) -> Result<(), Error> {
+        let shared = &self.shared;
+        // Taken before the roots, since a checkpoint moves it there.
+        let by_journal: BTreeSet<(ChunkIndex, ObjectId)> = {
+            let state = shared.state.lock();
+            let folding = state.folding.iter().flat_map(|folding| folding.chunks.iter());
+            state.committed.chunks.iter().chain(folding).copied().collect()
+        };
+        let by_journal = if mutant::is(Mutant::JournalForgotten) { BTreeSet::new() } else { by_journal };
+        let mut needed = Needed {
+            by_journal,
+            roots: BTreeMap::new(),
+            retired: BTreeSet::new(),
+            table: self.trash.table_id(),
+        };
+        self.renew(&mut needed).await?;
+        self.queue_folded_records(self.trash.folded(), &mut needed).await?;
+        self.sweep(&shared.keys.roots(), &mut needed).await?;
+        if unswept {
+            self.sweep(&shared.keys.chunks(), &mut needed).await?;
+            self.sweep(&shared.keys.map_pages(), &mut needed).await?;
+        }
+        Ok(())
+    }
+
+    /// Deletes what is due, and brings the roots up to date: of one that is gone, nobody can say any more what it shares
+    /// with those that took its place.
+    async fn give_way(&self, needed: &mut Needed) -> Result<(), Error> {
+        self.delete_due().await?;
+        self.renew(needed).await
+    }
+
+    async fn renew(&self, needed: &mut Needed) -> Result<(), Error> {
+        // The store is not asked for the root that is in force.
+        let current = Arc::clone(&self.shared.state.lock().root);
+        let kept = self.trash.kept();
+        needed.roots.retain(|id, _| kept.iter().any(|kept| kept.root == *id));
+        needed.retired = kept.iter().filter(|kept| kept.is_retired()).map(|kept| kept.root).collect();
+        if !mutant::is(Mutant::RootSkipped) {
+            needed.roots.insert(current.id, Root::clone(&current));
+        }
+        for id in kept.iter().map(|kept| kept.root) {
+            if needed.roots.contains_key(&id) {
+                continue;
+            }
+            match self.root(id).await? {
+                Some(root) => drop(needed.roots.insert(id, root)),
+                // Its deletion was cut short when only its place in the table was left.
+                None if needed.retired.contains(&id) || mutant::is(Mutant::RootSkipped) => {}
+                None => return Err(Error::lost(self.shared.keys.root(id))),
+            }
+        }
+        Ok(())
+    }
+
+    async fn queue_folded_records(&self, checkpoint: Slot, needed: &mut Needed) -> Result<(), Error> {
+        let shared = &self.shared;
+        let journal = shared.keys.journal();
+        let mut pages = Pages::new(shared.env.store.bulk.as_ref(), &journal);
+        let mut begun = BTreeSet::new();
+        while let Some(entries) = pages.next().await.map_err(Error::Store)? {
+            for window in entries.chunks(WINDOW) {
+                let kept = self.trash.kept();
+                let mut garbage: BTreeMap<u64, Vec<String>> = BTreeMap::new();
+                for entry in window {
+                    // Only logs of older epochs: our own records are known.
+                    match shared.keys.parse(&entry.key) {
+                        Some(Parsed::Record(slot)) if slot <= checkpoint && slot.epoch < shared.epoch => {
+                            if !is_empty(entry) {
+                                let left = self.left_by(slot, entry, needed).await?;
+                                garbage.entry(folded_at_seconds(&kept, slot)).or_default().extend(left);
+                            } else if slot.n == 1 {
+                                begun.insert(slot.epoch);
+                            }
+                        }
+                        _ => {}
+                    }
+                }
+                for (folded_at_seconds, names) in garbage {
+                    self.trash.add_left(shared, names, folded_at_seconds);
+                }
+                self.give_way(needed).await?;
+            }
+        }
+        if begun.is_empty() { Ok(()) } else { self.queue_opening_records(begun).await }
+    }
+
+    /// Queues the opening records of those logs that go on behind them: a log whose first record is its last was sealed
+    /// before it began.
+    async fn queue_opening_records(&self, mut begun: BTreeSet<Epoch>) -> Result<(), Error> {
+        let shared = &self.shared;
+        let journal = shared.keys.journal();
+        let mut pages = Pages::new(shared.env.store.bulk.as_ref(), &journal);
+        while let Some(entries) = pages.next().await.map_err(Error::Store)? {
+            let kept = self.trash.kept();
+            for entry in &entries {
+                if let Some(Parsed::Record(Slot { epoch, n: 2.. })) = shared.keys.parse(&entry.key)
+                    && begun.remove(&epoch)
+                {
+                    let opening = Slot { epoch, n: 1 };
+                    let folded_at_seconds = folded_at_seconds(&kept, opening);
+                    self.trash.add_left(shared, vec![shared.keys.record(opening)], folded_at_seconds);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What can go with a folded record: the chunk objects that nothing else names, then the record.
+    async fn left_by(&self, slot: Slot, entry: &Entry, needed: &Needed) -> Result<Vec<String>, Error> {
+        let record = match self.folded_record(slot, entry).await {
+            Ok(record) => record,
+            Err(CheckedError::Store(store::Error::NotFound { .. })) => return Ok(Vec::new()),
+            Err(CheckedError::Store(error)) => return Err(Error::Store(error)),
+            Err(CheckedError::Damaged(error)) => {
+                tracing::warn!(key = %entry.key, "a folded record cannot be read, left alone: {error}");
+                return Ok(Vec::new());
+            }
+        };
+        if record.kind == RecordKind::Seal && !mutant::is(Mutant::SealsDeleted) {
+            return Ok(Vec::new());
+        }
+        let mut garbage = Vec::new();
+        for change in &record.changes {
+            if let Change::Chunk { index, id, stored } = change
+                && !stored.is_empty()
+                && !self.is_needed(needed, *index, *id).await?
+            {
+                garbage.push(self.shared.keys.chunk(*index, *id));
+            }
+        }
+        garbage.push(entry.key.clone());
+        Ok(garbage)
+    }
+
+    /// A folded record. Of a large one only the table is read: what it tells to delete is asked about before.
+    async fn folded_record(&self, slot: Slot, entry: &Entry) -> Result<Record, CheckedError> {
+        let (store, volume) = (self.shared.env.store.bulk.as_ref(), self.shared.keys.volume());
+        if entry.size_bytes <= TABLE_BYTES {
+            let decode = |body: &[u8]| Record::decode(volume, slot, body).map(|(record, _)| record);
+            return fetch_checked(store, &entry.key, decode).await.map(|(record, _)| record);
+        }
+        // Nothing but another reading stands for a table without its data.
+        let mut last = read_table(store, volume, entry).await;
+        loop {
+            let next = read_table(store, volume, entry).await;
+            match (last, next) {
+                (Ok(last), Ok(next)) if last == next => {
+                    let record =
+                        Record::decode_unverified(volume, slot, &next).map_err(CheckedError::Damaged)?;
+                    return own_chunks_only(record).map_err(CheckedError::Damaged);
+                }
+                (Err(CheckedError::Damaged(_)), Err(error)) | (_, Err(error @ CheckedError::Store(_))) => {
+                    return Err(error);
+                }
+                (_, next) => last = next,
+            }
+        }
+    }
+
+    async fn is_needed(&self, needed: &Needed, index: ChunkIndex, id: ObjectId) -> Result<bool, Error> {
+        if needed.by_journal.contains(&(index, id)) {
+            return Ok(true);
+        }
+        for root in needed.roots.values() {
+            match names_chunk(&self.shared, root, index, id).await {
+                Ok(true) => return Ok(true),
+                Ok(false) => {}
+                // A retired root that an earlier attempt half deleted names nothing any more that it does not share;
+                // of any other, whatever cannot be told is kept.
+                Err(Error::Lost { .. }) if needed.retired.contains(&root.id) => {}
+                Err(error) if error.is_loss() => return Ok(true),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(false)
+    }
+
+    /// Queues objects under a prefix, of older epochs, that nothing names.
+    async fn sweep(&self, prefix: &str, needed: &mut Needed) -> Result<(), Error> {
+        let shared = &self.shared;
+        let mut found = 0;
+        let mut pages = Pages::new(shared.env.store.bulk.as_ref(), prefix);
+        while let Some(entries) = pages.next().await.map_err(Error::Store)? {
+            let mut garbage = Vec::new();
+            for entry in &entries {
+                if self.is_orphan(&entry.key, needed).await? {
+                    garbage.push(entry.key.clone());
+                }
+            }
+            found += garbage.len();
+            self.trash.add(shared, Garbage::Orphans(garbage));
+            self.give_way(needed).await?;
+        }
+        if found > 0 {
+            tracing::info!(volume = %shared.keys.volume(), prefix, objects = found, "swept what earlier epochs left");
+        }
+        Ok(())
+    }
+
+    /// Whether an object is of an older epoch and nothing names it.
+    async fn is_orphan(&self, key: &str, needed: &Needed) -> Result<bool, Error> {
+        let end = self.shared.epoch + u32::from(mutant::is(Mutant::OwnEpochSwept));
+        Ok(match self.shared.keys.parse(key) {
+            Some(Parsed::Chunk(index, id)) if id.epoch < end => !self.is_needed(needed, index, id).await?,
+            Some(Parsed::MapPage(number, id)) if id.epoch < end => !needed.roots.values().any(|root| {
+                root.map_pages.get(&number).is_some_and(|page| page.origin == 0 && page.id == id)
+            }),
+            Some(Parsed::Root(id)) if id.epoch < end => needed.table != id && !needed.roots.contains_key(&id),
+            _ => false,
+        })
+    }
+}

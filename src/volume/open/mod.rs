@@ -1,0 +1,234 @@
+//! Opening a volume for writing: take the epoch, replay, prove it, serve.
+
+mod record_parts;
+pub(super) mod replay;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use self::replay::Replay;
+use crate::metrics::{Metrics, VolumeMetrics};
+use crate::mutant::{self, Mutant};
+use crate::store;
+use crate::volume::disk::Volume;
+use crate::volume::environment::Environment;
+use crate::volume::error::OpenError;
+use crate::volume::fold::Folder;
+use crate::volume::format::codec::Checksum;
+use crate::volume::format::head::{Head, HolderName, Lease, VolumeState};
+use crate::volume::format::identity::Identity;
+use crate::volume::format::keys::Keys;
+use crate::volume::format::root::{Root, RootTable};
+use crate::volume::held::{HeldHead, Updated, update_head};
+use crate::volume::keeper::{HeadHandle, HeadKeeper};
+use crate::volume::objects::{fetch, load_roots, read_head};
+use crate::volume::options::Options;
+use crate::volume::shared::Shared;
+use crate::volume::state::{Committed, State, Status};
+use crate::volume::write::commit::Committer;
+
+/// How often a lease is looked at while it may run out.
+const LOOKS_PER_TTL: u32 = 10;
+/// Logs replayed without a checkpoint right after.
+const REPLAYED_EPOCHS: u32 = 4;
+/// How often the epoch is bid for when the holder updates its head meanwhile.
+const BIDS: u32 = 100;
+
+impl Volume {
+    /// Opens a volume for writing. Where another gateway's lease has not run out, waits for one lease time whether
+    /// that gateway still lives; with `takeover`, does not ask.
+    ///
+    /// # Errors
+    /// If another gateway holds the volume or wins it, if an object is damaged, or if the store fails.
+    pub async fn open(
+        env: &Environment,
+        options: Options,
+        volume: Uuid,
+        takeover: bool,
+    ) -> Result<Arc<Self>, OpenError> {
+        let keys = Keys::new(volume);
+        let (identity, _) = fetch(env, &keys.identity(), |bytes| Identity::decode(volume, bytes))
+            .await
+            .map_err(incomplete)?;
+        let metrics =
+            options.metrics.clone().unwrap_or_else(|| Metrics::new().volume(&keys.volume().to_string()));
+        // The head may go at any time while it is looked at: another deletes the volume.
+        let taken = take_epoch(env, &options, keys, takeover, &metrics).await;
+        let (mut held, unswept) = taken.map_err(incomplete)?;
+        let head = held.head().clone();
+        let from = head.checkpoint;
+        let recovering = recover(env, keys, &identity, &head);
+        let Recovered { root, table, committed, opening } =
+            match held.renewed_during(env.store.journal.as_ref(), recovering).await.flatten() {
+                Ok(recovered) => recovered,
+                Err(error) => return Err(explained(env, keys, &head, error).await),
+            };
+        tracing::info!(%volume, epoch = head.epoch, unswept, records = committed.slots.len() - 1,
+            journal_bytes = committed.bytes, "volume opened");
+        let geometry = root.geometry;
+        let state = State {
+            status: Status::Serving,
+            dirty: crate::volume::state::layer::DirtyLayer::default(),
+            dirty_since: None,
+            dirty_permits: 0,
+            filled_at: None,
+            flushes: 0,
+            waiting_writes: 0,
+            next_n: 2,
+            in_flight: VecDeque::new(),
+            committed,
+            folding: None,
+            root: Arc::new(root),
+        };
+        let shared = Arc::new(Shared::new(env.clone(), options, keys, geometry, &held, metrics, state));
+        shared.metrics.size_bytes.set(i64::try_from(shared.size_bytes).unwrap_or(i64::MAX));
+        shared.metrics.fenced.set(0);
+        shared.gauge(&shared.state.lock());
+        let (handle, requests) = HeadHandle::new();
+        let committer = Committer::new(Arc::clone(&shared), opening);
+        shared.tasks.spawn_until_cancelled(committer.run());
+        let keeper = HeadKeeper::new(Arc::clone(&shared), requests, held);
+        shared.tasks.spawn_until_cancelled(keeper.run());
+        let folder = Folder::new(Arc::clone(&shared), handle.clone(), table, from.slot, unswept);
+        let folds = folder.handle();
+        shared.tasks.spawn_until_cancelled(folder.run());
+        if shared.epoch - from.slot.epoch > REPLAYED_EPOCHS {
+            // A gateway that keeps dying must not leave ever more logs to replay.
+            let (shared, folds) = (Arc::clone(&shared), folds.clone());
+            Arc::clone(&shared).tasks.spawn_until_cancelled(async move {
+                if let Err(error) = folds.fold(&shared).await {
+                    tracing::warn!("checkpoint after the opening failed: {error}");
+                }
+            });
+        }
+        Ok(Arc::new(Self::new(shared, handle, folds)))
+    }
+}
+
+/// What an opening recovers.
+struct Recovered {
+    root: Root,
+    table: RootTable,
+    /// The journal after the checkpoint.
+    committed: Committed,
+    /// Of our opening record.
+    opening: Checksum,
+}
+
+/// Recovers what the head names, and proves with an opening record that this is all.
+async fn recover(
+    env: &Environment,
+    keys: Keys,
+    identity: &Identity,
+    head: &Head,
+) -> Result<Recovered, OpenError> {
+    let (root, table) = load_roots(env, keys, head).await?;
+    if root.geometry != identity.geometry {
+        let why = "its chunk size is not the volume's".to_owned();
+        return Err(OpenError::BrokenJournal { key: keys.root(root.id), why });
+    }
+    let replay = Replay::new(env, keys, &root, head.epoch, head.checkpoint);
+    let (committed, opening) = replay.run(head.checkpoint).await?;
+    Ok(Recovered { root, table, committed, opening })
+}
+
+/// Why an opening failed: where a later gateway has the volume, that one may have folded and deleted what we were
+/// reading, and nothing is damaged; nor is it where the volume is being deleted.
+async fn explained(env: &Environment, keys: Keys, ours: &Head, error: OpenError) -> OpenError {
+    let looks_damaged = matches!(
+        error,
+        OpenError::Damaged { .. }
+            | OpenError::BrokenJournal { .. }
+            | OpenError::Store(store::Error::NotFound { .. })
+    );
+    if !looks_damaged {
+        return error;
+    }
+    match read_head(env, keys).await {
+        Ok((now, _)) if now.state == VolumeState::Deleting => OpenError::Deleting,
+        Err(OpenError::Store(store::Error::NotFound { .. })) => incomplete(error),
+        Ok((now, _)) if now.epoch > ours.epoch => {
+            OpenError::Lost(format!("epoch {} of {}", now.epoch, now.holder_name))
+        }
+        _ => error,
+    }
+}
+
+/// An object that every whole volume has is not there.
+fn incomplete(error: OpenError) -> OpenError {
+    match error {
+        OpenError::Store(store::Error::NotFound { key }) => OpenError::Incomplete { key },
+        other => other,
+    }
+}
+
+/// Waits until nobody else's lease protects the volume, and takes the next epoch; says whether objects that nothing
+/// names may stand.
+async fn take_epoch(
+    env: &Environment,
+    options: &Options,
+    keys: Keys,
+    takeover: bool,
+    metrics: &VolumeMetrics,
+) -> Result<(HeldHead, bool), OpenError> {
+    let mut first = None;
+    for _ in 0..BIDS {
+        let (mut old, etag) = read_head(env, keys).await?;
+        let first: &Head = first.get_or_insert_with(|| old.clone());
+        if mutant::is(Mutant::StaleCheckpoint) {
+            (old.checkpoint, old.root, old.root_table) = (first.checkpoint, first.root, first.root_table);
+        }
+        if old.state == VolumeState::Deleting {
+            return Err(OpenError::Deleting);
+        }
+        let holder_name = HolderName::new(&options.holder_name);
+        let is_own = options.holder_is_stable && old.holder_name == holder_name;
+        match old.lease {
+            Lease::Held { .. } if is_own => {
+                tracing::info!(volume = %keys.volume(), %holder_name, "the lease is our own from before");
+            }
+            Lease::Held { ttl_ms } if !takeover => {
+                watch_lease(env, keys, &old, Duration::from_millis(u64::from(ttl_ms))).await?;
+            }
+            Lease::Held { .. } | Lease::Released | Lease::Unswept => {}
+        }
+        let ttl_ms = u32::try_from(options.lease_ttl.as_millis()).unwrap_or(u32::MAX).max(1);
+        let head = Head {
+            version: old.version + 1,
+            epoch: old.epoch + 1,
+            holder: env.entropy.next_u128(),
+            holder_name,
+            lease: Lease::Held { ttl_ms },
+            ..old.clone()
+        };
+        let sent_at = Instant::now();
+        match update_head(env.store.journal.as_ref(), &keys.head(), &etag, &head).await? {
+            Updated::Done(etag) => {
+                let held = HeldHead::new(head, etag, sent_at, options, metrics.clone());
+                return Ok((held, old.lease != Lease::Released));
+            }
+            Updated::Lost(holder) if !takeover && !is_own => return Err(OpenError::Held { holder }),
+            Updated::Lost(_) => {}
+        }
+    }
+    Err(OpenError::Lost("its holder, which updates the head faster than we can take it over".to_owned()))
+}
+
+/// Returns once a lease was not renewed for its whole time by our own clock; refuses as soon as it is.
+async fn watch_lease(env: &Environment, keys: Keys, old: &Head, ttl: Duration) -> Result<(), OpenError> {
+    tracing::info!(volume = %keys.volume(), holder = %old.holder_name, ?ttl,
+        "another gateway holds the lease, waiting whether it is renewed");
+    for _ in 0..LOOKS_PER_TTL {
+        tokio::time::sleep(ttl / LOOKS_PER_TTL).await;
+        let (now, _) = read_head(env, keys).await?;
+        if now.version != old.version {
+            let holder = format!("{} (epoch {})", now.holder_name, now.epoch);
+            return Err(OpenError::Held { holder });
+        }
+    }
+    Ok(())
+}

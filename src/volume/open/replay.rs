@@ -1,0 +1,364 @@
+//! Replay: from a checkpoint through the logs of all older epochs, each ended by a seal.
+//!
+//! Invariants: records apply in order and each names the checksum of the one before; a log ends only where a seal
+//! stands, ours or another's; a seal of a later epoch than ours means that we are fenced.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::stream::{self, StreamExt};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::record_parts::{PART_BYTES, read_in_parts};
+use crate::mutant::{self, Mutant};
+use crate::store::{self, Pages};
+use crate::volume::environment::Environment;
+use crate::volume::error::OpenError;
+use crate::volume::format::codec::{Checksum, DecodeError};
+use crate::volume::format::geometry::{ChunkIndex, Geometry};
+use crate::volume::format::head::{Checkpoint, Head};
+use crate::volume::format::interval::IntervalMap;
+use crate::volume::format::keys::{Epoch, Keys, ObjectId, Parsed, Slot};
+use crate::volume::format::record::{Change, Record, RecordKind, RecordWriter};
+use crate::volume::format::root::Root;
+use crate::volume::objects::{fetch_if_present, unless_damaged};
+use crate::volume::state::piece::{ChunkRef, Piece, RecordRef, insert_data};
+use crate::volume::state::{Committed, Sent};
+use crate::volume::store_exact::{Placed, create_exact};
+
+/// Records fetched ahead of the one that is applied.
+const FETCHED_AHEAD: usize = 4;
+/// Bytes of a record from which on it is read in parts, of which each is forgotten once it is verified: records may be as
+/// long as the bound that was set when they were written, or, by an older version, far longer.
+const LONG_BYTES: u64 = 2 * PART_BYTES;
+
+/// Reads the journal.
+#[derive(Debug)]
+pub(super) struct Replay<'a> {
+    env: &'a Environment,
+    keys: Keys,
+    geometry: Geometry,
+    size_bytes: u64,
+    /// Our epoch.
+    epoch: Epoch,
+    /// Checksum of the last record or seal.
+    previous: Checksum,
+    committed: Committed,
+}
+
+/// A record of the journal, read and verified.
+struct Entry {
+    record: Record,
+    checksum: Checksum,
+    /// Bytes of its object.
+    bytes: u64,
+}
+
+impl Entry {
+    fn decode(volume: Uuid, slot: Slot, body: &[u8]) -> Result<Self, DecodeError> {
+        let (record, checksum) = Record::decode(volume, slot, body)?;
+        Ok(Self { record, checksum, bytes: body.len() as u64 })
+    }
+}
+
+/// What stood in a slot.
+enum Found {
+    Record,
+    Seal,
+}
+
+impl<'a> Replay<'a> {
+    pub(crate) fn new(env: &'a Environment, keys: Keys, root: &Root, epoch: Epoch, from: Checkpoint) -> Self {
+        let (geometry, size_bytes) = (root.geometry, root.size_bytes);
+        Self {
+            env,
+            keys,
+            geometry,
+            size_bytes,
+            epoch,
+            previous: from.checksum,
+            committed: Committed::default(),
+        }
+    }
+
+    /// Replays everything after `from` below our epoch, seals what is not sealed, and puts our opening record; gives
+    /// the changes and the opening record's checksum.
+    pub(crate) async fn run(mut self, from: Checkpoint) -> Result<(Committed, Checksum), OpenError> {
+        // A hint of what to fetch ahead.
+        let Logs(listed) = Logs::list(self.env, self.keys, from.slot).await?;
+        let end = if mutant::is(Mutant::OneLogReplayed) { from.slot.epoch + 1 } else { self.epoch };
+        for epoch in from.slot.epoch..end {
+            let first = if epoch == from.slot.epoch { from.slot.n + 1 } else { 1 };
+            self.replay_log(epoch, first, &listed).await?;
+        }
+        let opening = self.open_log().await?;
+        Ok((self.committed, opening))
+    }
+
+    async fn replay_log(
+        &mut self,
+        epoch: Epoch,
+        first: u64,
+        listed: &BTreeMap<Slot, u64>,
+    ) -> Result<(), OpenError> {
+        let (env, keys) = (self.env, self.keys);
+        let slots = (first..).map(|n| Slot { epoch, n });
+        let run = slots.map_while(|slot| listed.get(&slot).map(|size_bytes| (slot, *size_bytes)));
+        let fetches = run.map(|(slot, size_bytes)| fetch_entry(env, keys, slot, size_bytes));
+        let mut entries = stream::iter(fetches).buffered(FETCHED_AHEAD);
+        let mut next = first;
+        while let Some(entry) = entries.next().await {
+            // Listed but gone: another opener deleted it, which the seal or the opening record will tell.
+            let Some(entry) = entry? else { break };
+            if let Found::Seal = self.apply(Slot { epoch, n: next }, &entry)? {
+                return Ok(());
+            }
+            next += 1;
+        }
+        // Fetches that nobody waits for any more would keep their share of the store's bound on requests.
+        drop(entries);
+        loop {
+            let slot = Slot { epoch, n: next };
+            if mutant::is(Mutant::GapIgnored)
+                && !listed.contains_key(&slot)
+                && listed.range(slot..).next().is_some_and(|(later, _)| later.epoch == epoch)
+            {
+                next += 1;
+                continue;
+            }
+            if mutant::is(Mutant::LogUnsealed) {
+                let Some(entry) = fetch_entry(env, keys, slot, 0).await? else { return Ok(()) };
+                if let Found::Seal = self.apply(slot, &entry)? {
+                    return Ok(());
+                }
+                next += 1;
+                continue;
+            }
+            let (bytes, checksum) = self.record(RecordKind::Seal, slot);
+            let entry =
+                match create_exact(self.env.store.journal.as_ref(), &self.keys.record(slot), &bytes).await? {
+                    Placed::Ours => {
+                        self.previous = checksum;
+                        return Ok(());
+                    }
+                    Placed::Other(body) => Entry::decode(keys.volume(), slot, &body)
+                        .map_err(|source| OpenError::Damaged { key: keys.record(slot), source })?,
+                    Placed::Larger(size_bytes) => fetch_long(env, keys, slot, size_bytes).await?,
+                };
+            if let Found::Seal = self.apply(slot, &entry)? {
+                return Ok(());
+            }
+            next += 1;
+        }
+    }
+
+    fn record(&self, kind: RecordKind, slot: Slot) -> (Bytes, Checksum) {
+        let nonce = self.env.entropy.next_u64();
+        let pages = self.geometry.pages_per_chunk();
+        let volume = self.keys.volume();
+        let (_, bytes, checksum) =
+            RecordWriter::new(volume, kind, slot, self.epoch, nonce, self.previous, pages).finish();
+        (bytes, checksum)
+    }
+
+    /// Puts our opening record: only its success proves the replay.
+    async fn open_log(&mut self) -> Result<Checksum, OpenError> {
+        let slot = Slot { epoch: self.epoch, n: 1 };
+        let (bytes, checksum) = self.record(RecordKind::Opening, slot);
+        let key = self.keys.record(slot);
+        let placed = match mutant::is(Mutant::OpeningUnproved) {
+            false => create_exact(self.env.store.journal.as_ref(), &key, &bytes).await?,
+            true => Placed::Ours,
+        };
+        match placed {
+            Placed::Ours => {
+                let end = Checkpoint { slot, checksum };
+                self.merge(IntervalMap::default(), bytes.len() as u64, end, Vec::new());
+                Ok(checksum)
+            }
+            Placed::Other(found) => {
+                Err(OpenError::Lost(crate::volume::format::fence::describe(self.keys.volume(), slot, &found)))
+            }
+            Placed::Larger(bytes) => Err(OpenError::Lost(format!("a record of {bytes} bytes"))),
+        }
+    }
+
+    fn apply(&mut self, slot: Slot, entry: &Entry) -> Result<Found, OpenError> {
+        let Entry { record, checksum, bytes } = entry;
+        let broken = |why: String| OpenError::BrokenJournal { key: self.keys.record(slot), why };
+        if record.kind == RecordKind::Seal && record.writer > self.epoch {
+            return Err(OpenError::Lost(format!("epoch {} sealed the journal", record.writer)));
+        }
+        let unchecked = mutant::is(Mutant::PreviousUnchecked) || mutant::is(Mutant::GapIgnored);
+        if record.previous != self.previous && !unchecked {
+            let why =
+                format!("follows record {:?}, but {:?} stands before it", record.previous, self.previous);
+            return Err(broken(why));
+        }
+        if record.pages_per_chunk != self.geometry.pages_per_chunk() {
+            return Err(broken("was written for another chunk size".to_owned()));
+        }
+        self.previous = *checksum;
+        if record.kind == RecordKind::Seal {
+            return Ok(if mutant::is(Mutant::SealPassed) { Found::Record } else { Found::Seal });
+        }
+        let (pieces, chunks) = self.pieces(record).map_err(broken)?;
+        self.merge(pieces, *bytes, Checkpoint { slot, checksum: *checksum }, chunks);
+        Ok(Found::Record)
+    }
+
+    fn merge(
+        &mut self,
+        pieces: IntervalMap<Piece>,
+        bytes: u64,
+        end: Checkpoint,
+        chunks: Vec<(ChunkIndex, ObjectId)>,
+    ) {
+        let sent = Sent { pieces, record: None, bytes, end, chunks, superseded: Vec::new() };
+        self.committed.merge(&sent, Instant::now());
+    }
+
+    #[expect(clippy::type_complexity, reason = "a pair of what a commit has")]
+    fn pieces(&self, record: &Record) -> Result<(IntervalMap<Piece>, Vec<(ChunkIndex, ObjectId)>), String> {
+        let mut pieces = IntervalMap::default();
+        let mut chunks = Vec::new();
+        for change in &record.changes {
+            let end = match change {
+                Change::Data { offset, length, .. } => offset.saturating_add(u64::from(*length)),
+                Change::Zero { offset, length, .. } => offset.saturating_add(*length),
+                Change::Chunk { index, .. } => self.geometry.chunk_range(*index).start.saturating_add(1),
+                Change::Resize { .. } | Change::Snapshot { .. } => 0,
+            };
+            if end > self.size_bytes {
+                return Err(format!("changes byte {} of a volume of {}", end - 1, self.size_bytes));
+            }
+            match change {
+                Change::Zero { offset, length, hole } => {
+                    pieces.insert(*offset..*offset + *length, Piece::Zero { hole: *hole });
+                }
+                Change::Chunk { index, id, stored } => {
+                    let chunk = ChunkRef::durable(*index, *id, record.pages_per_chunk, *stored);
+                    pieces.insert(self.geometry.chunk_range(*index), Piece::Chunk(Arc::new(chunk), 0));
+                    if !stored.is_empty() {
+                        chunks.push((*index, *id));
+                    }
+                }
+                Change::Data { .. } => {}
+                Change::Resize { .. } => {
+                    return Err("holds a resize, which this version does not know".to_owned());
+                }
+                Change::Snapshot { .. } => {
+                    return Err("holds a snapshot, which this version does not know".to_owned());
+                }
+            }
+        }
+        insert_data(&Arc::new(RecordRef::new(record, None)), &record.changes, &mut pieces);
+        Ok((pieces, chunks))
+    }
+}
+
+/// The record in a slot, which is said to have so many bytes.
+async fn fetch_entry(
+    env: &Environment,
+    keys: Keys,
+    slot: Slot,
+    size_bytes: u64,
+) -> Result<Option<Entry>, OpenError> {
+    let fetched = match size_bytes {
+        LONG_BYTES.. => fetch_long(env, keys, slot, size_bytes).await,
+        // A record that is there after all is found when the seal is refused.
+        _ => match fetch_if_present(env, &keys.record(slot), |body| Entry::decode(keys.volume(), slot, body))
+            .await
+        {
+            Err(OpenError::Store(store::Error::TooLarge { size_bytes, .. })) => {
+                fetch_long(env, keys, slot, size_bytes).await
+            }
+            fetched => fetched.map(|(entry, _)| entry),
+        },
+    };
+    match fetched {
+        Ok(entry) => Ok(Some(entry)),
+        Err(OpenError::Store(store::Error::NotFound { .. })) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+async fn fetch_long(env: &Environment, keys: Keys, slot: Slot, size_bytes: u64) -> Result<Entry, OpenError> {
+    let read = read_in_parts(env.store.as_ref(), keys, slot, size_bytes).await;
+    let (record, checksum) = unless_damaged(&keys.record(slot), read)?;
+    Ok(Entry { record, checksum, bytes: size_bytes })
+}
+
+/// The slots that a listing shows, with the sizes of what is in them.
+#[derive(Debug)]
+pub(crate) struct Logs(BTreeMap<Slot, u64>);
+
+impl Logs {
+    /// Those after a slot.
+    pub(crate) async fn list(env: &Environment, keys: Keys, from: Slot) -> Result<Self, OpenError> {
+        let mut slots = BTreeMap::new();
+        let (journal, after) = (keys.journal(), keys.record(from));
+        let mut pages = Pages::after(env.store.as_ref(), &journal, &after);
+        while let Some(entries) = pages.next().await? {
+            for entry in entries {
+                if let Some(Parsed::Record(slot)) = keys.parse(&entry.key) {
+                    slots.insert(slot, entry.size_bytes);
+                }
+            }
+        }
+        Ok(Self(slots))
+    }
+
+    /// The newest epoch of which there is a record.
+    pub(crate) fn last_epoch(&self) -> Option<Epoch> {
+        self.0.last_key_value().map(|(slot, _)| slot.epoch)
+    }
+}
+
+/// Seals every log below the epoch of a head that is being deleted: whatever stands in them will go, so that no record is
+/// read, and a damaged one is in nobody's way.
+pub(crate) async fn seal_all(env: &Environment, keys: Keys, head: &Head) -> Result<(), OpenError> {
+    let from = head.checkpoint.slot;
+    let logs = Logs::list(env, keys, from).await?;
+    for epoch in from.epoch..head.epoch {
+        let first = if epoch == from.epoch { from.n + 1 } else { 1 };
+        seal_log(env, keys, head.epoch, Slot { epoch, n: first }, &logs).await?;
+    }
+    Ok(())
+}
+
+/// Puts a seal into the first free slot of a log, from a slot on.
+async fn seal_log(
+    env: &Environment,
+    keys: Keys,
+    writer: Epoch,
+    first: Slot,
+    logs: &Logs,
+) -> Result<(), OpenError> {
+    let Slot { epoch, mut n } = first;
+    loop {
+        let slot = Slot { epoch, n };
+        if logs.0.contains_key(&slot) {
+            n += 1;
+            continue;
+        }
+        // Whoever replays this is of an earlier epoch, and reads no more than who wrote it.
+        let nonce = env.entropy.next_u64();
+        let seal =
+            RecordWriter::new(keys.volume(), RecordKind::Seal, slot, writer, nonce, Checksum::default(), 1);
+        let (_, bytes, _) = seal.finish();
+        match create_exact(env.store.as_ref(), &keys.record(slot), &bytes).await {
+            Ok(Placed::Ours) => return Ok(()),
+            Ok(Placed::Other(body)) => match Entry::decode(keys.volume(), slot, &body) {
+                Ok(entry) if entry.record.kind == RecordKind::Seal => return Ok(()),
+                Ok(_) | Err(_) => n += 1,
+            },
+            Ok(Placed::Larger(_)) => n += 1,
+            // Another deletion is further.
+            Err(store::Error::NotFound { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}

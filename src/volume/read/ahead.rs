@@ -1,0 +1,116 @@
+//! Finds sequential streams among reads and says what to fetch ahead of them.
+//!
+//! Pure: no I/O. Invariant: a range is given once, and lies within the volume.
+
+use std::ops::Range;
+
+/// Streams followed at once.
+const STREAMS: usize = 8;
+/// Bytes read in sequence before anything is read ahead.
+const LEAST_RUN: u64 = 128 * 1024;
+/// How far a read may lie from where its stream stands, in bytes: requests of one stream overtake each other.
+const SLACK: u64 = 2 * 1024 * 1024;
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Stream {
+    /// Where the next read is expected.
+    next: u64,
+    /// Up to where was asked for.
+    ahead: u64,
+    /// Bytes read in sequence so far.
+    run: u64,
+    used: u64,
+}
+
+/// The streams of a volume.
+#[derive(Debug)]
+pub(crate) struct ReadAhead {
+    streams: [Stream; STREAMS],
+    most: u64,
+    clock: u64,
+}
+
+impl ReadAhead {
+    /// Reads ahead at most `most` bytes; 0 for never.
+    pub(crate) fn new(most: u64) -> Self {
+        Self { streams: [Stream::default(); STREAMS], most, clock: 0 }
+    }
+
+    /// Notes a read; gives what to fetch ahead of it.
+    pub(crate) fn note(&mut self, read: Range<u64>, size: u64) -> Option<Range<u64>> {
+        if self.most == 0 {
+            return None;
+        }
+        self.clock += 1;
+        let near =
+            |stream: &Stream| stream.used > 0 && read.start.abs_diff(stream.next) <= SLACK.min(self.most);
+        let exact = self.streams.iter().position(|stream| stream.used > 0 && stream.next == read.start);
+        let Some(place) = exact.or_else(|| self.streams.iter().position(near)) else {
+            let oldest = self.streams.iter_mut().min_by_key(|stream| stream.used).expect("there are eight");
+            *oldest =
+                Stream { next: read.end, ahead: read.end, run: read.end - read.start, used: self.clock };
+            return None;
+        };
+        let stream = &mut self.streams[place];
+        stream.used = self.clock;
+        if read.end <= stream.next {
+            return None;
+        }
+        stream.run += read.end - read.start.max(stream.next);
+        stream.next = read.end;
+        if stream.run < LEAST_RUN {
+            return None;
+        }
+        // As much ahead as the stream has shown itself to be worth.
+        let window = (2 * stream.run).min(self.most);
+        let until = (read.end + window).min(size);
+        let from = stream.ahead.max(read.end);
+        // Asked for in halves of the window, so that a GET is worth its price.
+        if until < from + window / 2 {
+            return None;
+        }
+        stream.ahead = until;
+        Some(from..until)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: u64 = 1 << 30;
+
+    #[test]
+    fn a_stream_is_read_ahead_of_once_and_within_the_bound() {
+        let mut ahead = ReadAhead::new(1 << 20);
+        let mut until = 0;
+        for n in 0..100_u64 {
+            let read = n * 65_536..(n + 1) * 65_536;
+            if let Some(range) = ahead.note(read.clone(), SIZE) {
+                assert!(range.start >= until && range.start >= read.end, "given once, and ahead");
+                assert!(range.end - read.end <= 1 << 20, "within the bound");
+                until = range.end;
+            }
+        }
+        assert!(until >= 100 * 65_536, "the stream stays ahead of its reader");
+    }
+
+    #[test]
+    fn random_reads_cause_none() {
+        let mut ahead = ReadAhead::new(1 << 20);
+        for n in 0..1000_u64 {
+            let start = n * 7919 % 100 * (8 << 20);
+            assert_eq!(ahead.note(start..start + 4096, SIZE), None);
+        }
+    }
+
+    #[test]
+    fn nothing_lies_beyond_the_volume() {
+        let mut ahead = ReadAhead::new(1 << 20);
+        for n in 0..16_u64 {
+            if let Some(range) = ahead.note(n * 65_536..(n + 1) * 65_536, 1 << 20) {
+                assert!(range.end <= 1 << 20);
+            }
+        }
+    }
+}

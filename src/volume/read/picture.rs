@@ -1,0 +1,208 @@
+//! A picture of the disk for people: how much of each part is stored, how much of that is in memory too, and how much
+//! is not durable yet.
+//!
+//! Reads no data, and a bounded number of map pages. Invariant: the cells cover the volume, in order and without gaps.
+
+use std::ops::Range;
+
+use super::base::{self, LoadedMapPage, Mapped};
+use super::{Loads, PIECES, at_pages, page_of};
+use crate::volume::cache::clean::HeldPages;
+use crate::volume::cache::fetch::Fetch;
+use crate::volume::error::Error;
+use crate::volume::format::geometry::{BLOCK_BYTES, ChunkIndex, Geometry, PAGE_BYTES};
+use crate::volume::format::map::Entry;
+use crate::volume::format::page_set::PageSet;
+use crate::volume::shared::Shared;
+use crate::volume::state::Resolved;
+use crate::volume::state::piece::{ChunkMemory, Piece};
+
+/// Map pages that one picture loads; of what lies behind, a map page that stands counts as stored whole.
+const MAP_PAGES: usize = 64;
+
+/// A part of the disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cell {
+    /// Bytes that the store holds durably and that are no holes.
+    pub stored_bytes: u64,
+    /// Of these, bytes that are in memory too, so that a READ need not fetch them.
+    pub cached_bytes: u64,
+    /// Bytes written, discarded or zeroed that are not durable.
+    pub dirty_bytes: u64,
+}
+
+/// The whole disk in equal parts; the last may be shorter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Picture {
+    /// Bytes of a part.
+    pub cell_bytes: u64,
+    /// The parts, in order of offset.
+    pub cells: Vec<Cell>,
+}
+
+impl Picture {
+    fn new(size_bytes: u64, cells: u64) -> Self {
+        let cell_bytes = size_bytes.div_ceil(cells.max(1)).next_multiple_of(BLOCK_BYTES);
+        let count =
+            usize::try_from(size_bytes.div_ceil(cell_bytes)).expect("no more cells than were asked for");
+        Self { cell_bytes, cells: vec![Cell::default(); count] }
+    }
+
+    /// Adds a range to each cell that it touches.
+    fn add(&mut self, range: Range<u64>, add: impl Fn(&mut Cell, u64)) {
+        let mut at = range.start;
+        while at < range.end {
+            let number = at / self.cell_bytes;
+            let end = range.end.min((number + 1) * self.cell_bytes);
+            let cell = usize::try_from(number).expect("the range lies within the volume");
+            add(&mut self.cells[cell], end - at);
+            at = end;
+        }
+    }
+
+    fn add_stored(&mut self, range: Range<u64>, is_cached: bool) {
+        self.add(range, |cell, bytes| {
+            cell.stored_bytes += bytes;
+            cell.cached_bytes += if is_cached { bytes } else { 0 };
+        });
+    }
+
+    /// Adds what a map page says of a range.
+    fn add_mapped(&mut self, map: &LoadedMapPage, held: &HeldPages, geometry: Geometry, range: Range<u64>) {
+        let mut at = range.start;
+        while at < range.end {
+            let index = geometry.chunk_at(at);
+            let end = range.end.min(geometry.chunk_range(index).end);
+            if let Some(entry) = map.page.entry(index.slot()) {
+                let pages = ChunkPages::of(map, held, index, &entry);
+                while at < end {
+                    let page_end = end.min((at / PAGE_BYTES + 1) * PAGE_BYTES);
+                    let page = geometry.page_at(at);
+                    if pages.stored.contains(page) {
+                        self.add_stored(at..page_end, pages.cached.contains(page));
+                    }
+                    at = page_end;
+                }
+            }
+            at = end;
+        }
+    }
+}
+
+/// Pages of a chunk.
+struct ChunkPages {
+    /// That an object holds.
+    stored: PageSet,
+    /// That are in memory.
+    cached: PageSet,
+}
+
+impl ChunkPages {
+    fn of(map: &LoadedMapPage, held: &HeldPages, index: ChunkIndex, entry: &Entry) -> Self {
+        let (mut stored, mut cached) = (PageSet::EMPTY, PageSet::EMPTY);
+        if let Some(base) = &entry.base {
+            stored = base.stored;
+            cached = held.of_chunk(map.origin(base.origin).volume(), index, base.id);
+        }
+        for pack in &entry.packs {
+            let owner = map.origin(pack.origin).volume();
+            for page in pack.pages.iter() {
+                stored.insert(page);
+                cached.remove(page);
+                let frame = pack.first_frame + pack.pages.rank(page);
+                if held.has_packed(owner, index.map_page(), pack.id, frame) {
+                    cached.insert(page);
+                }
+            }
+        }
+        Self { stored, cached }
+    }
+}
+
+impl Shared {
+    /// The disk in at most `cells` parts.
+    pub(crate) async fn picture(&self, cells: u64) -> Result<Picture, Error> {
+        let mut picture = Picture::new(self.size_bytes, cells);
+        let mut loads = Loads::new(MAP_PAGES);
+        let held = self.env.cache.pages();
+        let mut at = 0;
+        while at < self.size_bytes {
+            let window = self.window(at..self.size_bytes, PIECES, u64::MAX);
+            at = window.range.end;
+            let is_looked_at = loads.note(&window);
+            let range = window.range;
+            let number = self.geometry.chunk_at(range.start).map_page();
+            let (Resolved { pieces, uncommitted, base, root }, map) = self
+                .look_up(&range, |resolved| async move {
+                    let (env, root) = (&self.env, &resolved.root);
+                    let map = match is_looked_at {
+                        true => match base::map_page(env, self.keys, self.geometry, root, number).await {
+                            Err(error) if error.is_loss() => Mapped::Holes,
+                            map => map?,
+                        },
+                        false => Mapped::Holes,
+                    };
+                    Ok((resolved, map))
+                })
+                .await?;
+            for (n, (range, piece)) in pieces.into_iter().enumerate() {
+                if n < uncommitted {
+                    picture.add(range, |cell, bytes| cell.dirty_bytes += bytes);
+                    continue;
+                }
+                for (range, piece) in at_pages(range, piece) {
+                    if let Some(is_cached) = self.stored_in_memory(&piece) {
+                        picture.add_stored(range, is_cached);
+                    }
+                }
+            }
+            match map {
+                Mapped::Page(map) => {
+                    base.into_iter().for_each(|gap| picture.add_mapped(&map, &held, self.geometry, gap));
+                }
+                _ if root.map_pages.contains_key(&number) => {
+                    base.into_iter().for_each(|gap| picture.add_stored(gap, false));
+                }
+                Mapped::Holes | Mapped::Zeroed(_) => {}
+            }
+        }
+        Ok(picture)
+    }
+
+    /// Whether a durable piece, which lies within one page, is in memory too; `None` where it is zeros.
+    fn stored_in_memory(&self, piece: &Piece) -> Option<bool> {
+        Some(match piece {
+            Piece::Zero { .. } => return None,
+            Piece::Chunk(chunk, at) if !chunk.stored.contains(page_of(*at)) => return None,
+            Piece::Block(..) => true,
+            Piece::Data { record, change, .. } => {
+                record.body.lock().is_some()
+                    || self.env.cache.contains(&Fetch::change(self.keys.volume(), record, *change).key)
+            }
+            Piece::Chunk(chunk, at) => {
+                !matches!(*chunk.memory.lock(), ChunkMemory::Gone)
+                    || self.env.cache.contains(&self.chunk_fetch(chunk, *at).key)
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cells_cover_the_volume_and_share_a_range_by_bytes() {
+        let mut picture = Picture::new(100 * 4096, 8);
+        assert_eq!((picture.cell_bytes, picture.cells.len()), (13 * 4096, 8));
+        picture.add_stored(12 * 4096..27 * 4096, false);
+        let stored: Vec<u64> = picture.cells.iter().map(|cell| cell.stored_bytes / 4096).collect();
+        assert_eq!(stored, [1, 13, 1, 0, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn a_small_volume_has_fewer_cells_than_were_asked_for() {
+        assert_eq!(Picture::new(512, 1024), Picture { cell_bytes: 4096, cells: vec![Cell::default()] });
+        assert_eq!(Picture::new(5 * 4096, 1024).cells.len(), 5);
+    }
+}

@@ -1,0 +1,416 @@
+//! Uncommitted changes: what a commit will make durable.
+//!
+//! A [`DirtyLayer`] holds, from the newest down: blocks with dirty sectors, chunks that were filled entirely (and are
+//! being uploaded), and zeroed ranges. Knows nothing of time, stores or commits. Invariants: ranges are whole
+//! sectors; a sector is in one of the three at most as far as reading goes (blocks win over chunks, chunks over zeros); the count
+//! of full blocks of a chunk is exact.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+
+use super::piece::{Block, ChunkRef, Piece, own};
+use crate::mutant::{self, Mutant};
+use crate::volume::format::geometry::{
+    BLOCK_BYTES, BLOCK_LEN, ChunkIndex, Geometry, SECTOR_BYTES, SECTOR_LEN,
+};
+use crate::volume::format::interval::{IntervalMap, gaps};
+use crate::volume::format::record::{
+    DATA_CHANGE_BYTES, EMPTY_RECORD_BYTES, ZERO_CHANGE_BYTES, chunk_change_bytes,
+};
+
+const ALL_SECTORS: u8 = 0xff;
+/// Zeroed ranges that weigh as much as a block.
+const ZEROS_PER_BLOCK: usize = 64;
+/// Bytes that a dirty block takes of a record at most: also in its parts it takes no more than as a whole.
+const BLOCK_RECORD_BYTES: u64 = BLOCK_BYTES + DATA_CHANGE_BYTES;
+
+/// The bits of the sectors that a range covers within its block.
+fn sector_bits(range: &Range<u64>) -> u8 {
+    let first = range.start % BLOCK_BYTES / SECTOR_BYTES;
+    let count = (range.end - range.start) / SECTOR_BYTES;
+    u8::try_from((((1_u16 << count) - 1) << first) & 0xff).expect("masked")
+}
+
+/// A write cut into blocks, so that little is done under the volume's lock.
+#[derive(Debug, Default)]
+pub struct PreparedWrite {
+    full: Vec<(u64, Bytes)>,
+    edges: Vec<(u64, Bytes)>,
+}
+
+impl PreparedWrite {
+    /// Cuts `data` at `offset`, both whole sectors. What is kept is copied, unless `data` is a block in memory of its own:
+    /// of a long write, one block must not keep all.
+    #[must_use]
+    pub fn new(offset: u64, data: Bytes) -> Self {
+        assert!(
+            offset.is_multiple_of(SECTOR_BYTES) && (data.len() as u64).is_multiple_of(SECTOR_BYTES),
+            "what lies in the layer is whole sectors"
+        );
+        let mut prepared = Self::default();
+        if data.len() == BLOCK_LEN && offset.is_multiple_of(BLOCK_BYTES) {
+            prepared.full.push((offset / BLOCK_BYTES, own(data)));
+            return prepared;
+        }
+        let (mut at, mut rest) = (offset, &data[..]);
+        while !rest.is_empty() {
+            let within = usize::try_from(at % BLOCK_BYTES).expect("4 KiB");
+            let length = rest.len().min(BLOCK_LEN - within);
+            let (part, after) = rest.split_at(length);
+            match length {
+                BLOCK_LEN => prepared.full.push((at / BLOCK_BYTES, Bytes::copy_from_slice(part))),
+                _ => prepared.edges.push((at, Bytes::copy_from_slice(part))),
+            }
+            at += length as u64;
+            rest = after;
+        }
+        prepared
+    }
+
+    /// Adds a sector that the write covered in part, now whole.
+    pub fn add_sector(&mut self, offset: u64, sector: [u8; SECTOR_LEN]) {
+        self.edges.push((offset, Bytes::copy_from_slice(&sector)));
+    }
+
+    /// Blocks that the write may add to a layer.
+    #[must_use]
+    pub fn blocks(&self) -> usize {
+        self.full.len() + self.edges.len()
+    }
+
+    /// Chunks that the write fills by itself: they are uploaded as objects of their own.
+    fn whole_chunks(&self, geometry: Geometry) -> u64 {
+        let (Some((first, _)), Some((last, _))) = (self.full.first(), self.full.last()) else { return 0 };
+        let blocks = geometry.blocks_per_chunk();
+        ((last + 1) / blocks).saturating_sub(first.div_ceil(blocks))
+    }
+
+    fn block_numbers(&self) -> impl Iterator<Item = u64> + '_ {
+        let edges = self.edges.iter().map(|(offset, _)| offset / BLOCK_BYTES);
+        self.full.iter().map(|(number, _)| *number).chain(edges)
+    }
+}
+
+/// A change, as far as it says how much longer it makes a record.
+#[derive(Clone, Copy, Debug)]
+pub struct Growth<'a> {
+    /// What it writes.
+    pub write: &'a PreparedWrite,
+    /// Sectors that it changes in part.
+    pub sectors: usize,
+    /// Whether it zeroes a range.
+    pub zero: bool,
+}
+
+impl Growth<'_> {
+    /// Bytes by which it makes a record longer, at most.
+    #[must_use]
+    pub fn record_bytes(&self, geometry: Geometry) -> u64 {
+        let chunks = self.write.whole_chunks(geometry);
+        let blocks = (self.write.blocks() + self.sectors) as u64 - chunks * geometry.blocks_per_chunk();
+        // A range that is zeroed may cut another in two.
+        let zeros = if self.zero { 2 * ZERO_CHANGE_BYTES } else { 0 };
+        blocks * BLOCK_RECORD_BYTES + chunks * chunk_change_bytes(geometry.pages_per_chunk()) + zeros
+    }
+}
+
+/// Uncommitted changes.
+#[derive(Debug, Default)]
+pub struct DirtyLayer {
+    blocks: BTreeMap<u64, Block>,
+    full_blocks: BTreeMap<ChunkIndex, u64>,
+    chunks: BTreeMap<ChunkIndex, Arc<ChunkRef>>,
+    superseded: Vec<Arc<ChunkRef>>,
+    zeros: IntervalMap<bool>,
+}
+
+impl DirtyLayer {
+    /// Whether nothing changed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.blocks.is_empty() && self.chunks.is_empty() && self.zeros.is_empty()
+    }
+
+    /// What the layer takes of memory, in blocks: filled chunks are not included, and zeroed ranges count by what it
+    /// takes to remember them.
+    #[must_use]
+    pub fn block_count(&self) -> usize {
+        self.blocks.len() + self.zeros.len().div_ceil(ZEROS_PER_BLOCK)
+    }
+
+    /// Bytes that the record of this layer takes at most.
+    #[must_use]
+    pub fn record_bytes(&self, geometry: Geometry) -> u64 {
+        // Superseded chunks are in no record, but wait for it in memory.
+        let chunks = (self.chunks.len() + self.superseded.len()) as u64;
+        EMPTY_RECORD_BYTES
+            + self.blocks.len() as u64 * BLOCK_RECORD_BYTES
+            + self.zeros.len() as u64 * ZERO_CHANGE_BYTES
+            + chunks * chunk_change_bytes(geometry.pages_per_chunk())
+    }
+
+    /// Whether the record of this layer stays within `most` bytes with a change.
+    #[must_use]
+    pub fn has_room(&self, geometry: Geometry, change: Growth<'_>, most: u64) -> bool {
+        let with_all = self.record_bytes(geometry) + change.record_bytes(geometry);
+        if with_all <= most {
+            return true;
+        }
+        // What is dirty already takes no more room.
+        let numbers = change.write.block_numbers();
+        let known = numbers.filter(|number| self.blocks.contains_key(number)).count() as u64;
+        with_all - known * BLOCK_RECORD_BYTES <= most
+    }
+
+    /// Filled chunks that later changes of this layer replaced: no record will name them.
+    #[must_use]
+    pub fn superseded(&self) -> &[Arc<ChunkRef>] {
+        &self.superseded
+    }
+
+    /// Applies a write; gives the chunks that it filled.
+    pub fn write(&mut self, geometry: Geometry, write: PreparedWrite) -> Vec<ChunkIndex> {
+        let mut filled = Vec::new();
+        for (number, data) in write.full {
+            let old = self.blocks.insert(number, Block { sectors: ALL_SECTORS, data });
+            if old.is_none_or(|old| old.sectors != ALL_SECTORS) {
+                self.count_full(geometry, number, &mut filled);
+            }
+        }
+        for (offset, data) in write.edges {
+            let number = offset / BLOCK_BYTES;
+            let within = usize::try_from(offset % BLOCK_BYTES).expect("4 KiB");
+            let empty = || Block { sectors: 0, data: Bytes::from_static(&[0; BLOCK_LEN]) };
+            let block = self.blocks.entry(number).or_insert_with(empty);
+            // In place, unless somebody reads it.
+            let mut bytes = BytesMut::from(std::mem::take(&mut block.data));
+            bytes[within..within + data.len()].copy_from_slice(&data);
+            block.data = bytes.freeze();
+            let before = block.sectors;
+            block.sectors |= sector_bits(&(offset..offset + data.len() as u64));
+            if before != ALL_SECTORS && block.sectors == ALL_SECTORS {
+                self.count_full(geometry, number, &mut filled);
+            }
+        }
+        filled
+    }
+
+    fn count_full(&mut self, geometry: Geometry, number: u64, filled: &mut Vec<ChunkIndex>) {
+        let index = geometry.chunk_at(number * BLOCK_BYTES);
+        let count = self.full_blocks.entry(index).or_insert(0);
+        *count += 1;
+        if *count == geometry.blocks_per_chunk() {
+            filled.push(index);
+        }
+    }
+
+    fn uncount_full(&mut self, geometry: Geometry, number: u64) {
+        let index = geometry.chunk_at(number * BLOCK_BYTES);
+        if let Some(count) = self.full_blocks.get_mut(&index) {
+            *count -= 1;
+            if *count == 0 {
+                self.full_blocks.remove(&index);
+            }
+        }
+    }
+
+    /// Takes the blocks of a filled chunk out, to be given back as a [`ChunkRef`] by [`DirtyLayer::promote`].
+    ///
+    /// # Panics
+    /// If the chunk is not full.
+    #[must_use]
+    pub fn take_filled(&mut self, geometry: Geometry, index: ChunkIndex) -> Vec<Bytes> {
+        let range = geometry.chunk_range(index);
+        let mut rest = self.blocks.split_off(&(range.start / BLOCK_BYTES));
+        let mut after = rest.split_off(&(range.end / BLOCK_BYTES));
+        self.blocks.append(&mut after);
+        self.full_blocks.remove(&index);
+        assert_eq!(rest.len() as u64, geometry.blocks_per_chunk(), "a filled chunk has all its blocks");
+        rest.into_values().map(|block| block.data).collect()
+    }
+
+    /// Puts a filled chunk below later blocks; it takes the place of an earlier one.
+    pub fn promote(&mut self, chunk: Arc<ChunkRef>) {
+        if let Some(earlier) = self.chunks.insert(chunk.index, chunk) {
+            self.superseded.push(earlier);
+        }
+    }
+
+    /// Zeroes whole sectors. The range must not cut a filled chunk in part.
+    pub fn zero(&mut self, geometry: Geometry, range: Range<u64>, hole: bool) {
+        assert!(
+            range.start.is_multiple_of(SECTOR_BYTES)
+                && range.end.is_multiple_of(SECTOR_BYTES)
+                && !range.is_empty(),
+            "what is zeroed is whole sectors"
+        );
+        assert!(
+            !self.cuts_filled_chunk(geometry, &range),
+            "a zero that would cut a chunk is for a later layer"
+        );
+        self.zero_chunks(geometry, &range);
+        let touched = range.start / BLOCK_BYTES..range.end.div_ceil(BLOCK_BYTES);
+        let mut numbers: Vec<u64> = self.blocks.range(touched).map(|(number, _)| *number).collect();
+        if mutant::is(Mutant::TrimLeavesBlocks) {
+            numbers.clear();
+        }
+        for number in numbers {
+            let start = number * BLOCK_BYTES;
+            let part = range.start.max(start)..range.end.min(start + BLOCK_BYTES);
+            let block = self.blocks.get_mut(&number).expect("just found");
+            let left = block.sectors & !sector_bits(&part);
+            let was_full = block.sectors == ALL_SECTORS;
+            if left == 0 {
+                self.blocks.remove(&number);
+            } else {
+                block.sectors = left;
+            }
+            if was_full {
+                self.uncount_full(geometry, number);
+            }
+        }
+        self.zeros.insert(range, hole);
+    }
+
+    /// Whether zeroing `range` would cut a filled chunk in part: filled chunks lie above zeros, so such a zero belongs
+    /// into a later layer.
+    #[must_use]
+    pub fn cuts_filled_chunk(&self, geometry: Geometry, range: &Range<u64>) -> bool {
+        let within = geometry.chunk_at(range.start)..=geometry.chunk_at(range.end - 1);
+        self.chunks.range(within).any(|(index, _)| {
+            let chunk = geometry.chunk_range(*index);
+            range.start > chunk.start || range.end < chunk.end
+        })
+    }
+
+    /// Filled chunks lie above zeros: one that is zeroed goes.
+    fn zero_chunks(&mut self, geometry: Geometry, range: &Range<u64>) {
+        if self.chunks.is_empty() {
+            return;
+        }
+        let within = geometry.chunk_at(range.start)..=geometry.chunk_at(range.end - 1);
+        let indexes: Vec<ChunkIndex> = self.chunks.range(within).map(|(index, _)| *index).collect();
+        for index in indexes {
+            let chunk = self.chunks.remove(&index).expect("just found");
+            self.superseded.push(chunk);
+        }
+    }
+
+    /// Finds what the layer holds of `range` and appends it to `found`; gives the rest.
+    #[must_use]
+    pub fn resolve(
+        &self,
+        geometry: Geometry,
+        range: Range<u64>,
+        found: &mut Vec<(Range<u64>, Piece)>,
+    ) -> Vec<Range<u64>> {
+        if self.is_empty() {
+            return vec![range];
+        }
+        let before = found.len();
+        let touched = range.start / BLOCK_BYTES..range.end.div_ceil(BLOCK_BYTES);
+        for (number, block) in self.blocks.range(touched) {
+            for_each_run(number * BLOCK_BYTES, block.sectors, &range, |part| {
+                let at = usize::try_from(part.start % BLOCK_BYTES).expect("4 KiB");
+                let length = usize::try_from(part.end - part.start).expect("4 KiB");
+                found.push((part, Piece::Block(block.data.slice(at..at + length))));
+            });
+        }
+        let mut left = gaps(range, found[before..].iter().map(|(part, _)| part.clone()));
+        if !self.chunks.is_empty() {
+            left = self.resolve_chunks(geometry, left, found);
+        }
+        if !self.zeros.is_empty() {
+            let mut rest = Vec::new();
+            for gap in left {
+                let before = found.len();
+                for (part, hole) in self.zeros.overlaps(gap.clone()) {
+                    found.push((part, Piece::Zero { hole }));
+                }
+                rest.extend(gaps(gap, found[before..].iter().map(|(part, _)| part.clone())));
+            }
+            left = rest;
+        }
+        left
+    }
+
+    /// The end of the first part of `range` of which the layer holds at most `most` blocks, chunks and zeroed ranges
+    /// each; `most` is not 0.
+    #[must_use]
+    pub fn reach(&self, geometry: Geometry, range: Range<u64>, most: usize) -> u64 {
+        let touched = range.start / BLOCK_BYTES..range.end.div_ceil(BLOCK_BYTES);
+        let block = self.blocks.range(touched).nth(most).map(|(number, _)| number * BLOCK_BYTES);
+        let within = geometry.chunk_at(range.start)..=geometry.chunk_at(range.end - 1);
+        let chunk = self.chunks.range(within).nth(most).map(|(index, _)| geometry.chunk_range(*index).start);
+        let zeros = self.zeros.reach(range, most);
+        block.into_iter().chain(chunk).fold(zeros, u64::min)
+    }
+
+    fn resolve_chunks(
+        &self,
+        geometry: Geometry,
+        left: Vec<Range<u64>>,
+        found: &mut Vec<(Range<u64>, Piece)>,
+    ) -> Vec<Range<u64>> {
+        let mut rest = Vec::new();
+        for gap in left {
+            let before = found.len();
+            let within = geometry.chunk_at(gap.start)..=geometry.chunk_at(gap.end - 1);
+            for (index, chunk) in self.chunks.range(within) {
+                let covers = geometry.chunk_range(*index);
+                let part = gap.start.max(covers.start)..gap.end.min(covers.end);
+                let at = part.start - covers.start;
+                found.push((part, Piece::Chunk(Arc::clone(chunk), at)));
+            }
+            rest.extend(gaps(gap, found[before..].iter().map(|(part, _)| part.clone())));
+        }
+        rest
+    }
+
+    /// Zeroed ranges, in order of offset.
+    pub fn zeros(&self) -> impl Iterator<Item = (Range<u64>, bool)> + '_ {
+        self.zeros.iter().map(|(range, hole)| (range, *hole))
+    }
+
+    /// Filled chunks, in order.
+    pub fn chunks(&self) -> impl Iterator<Item = &Arc<ChunkRef>> + '_ {
+        self.chunks.values()
+    }
+
+    /// Runs of dirty sectors of each block, in order of offset.
+    pub fn runs(&self) -> impl Iterator<Item = (Range<u64>, Bytes)> + '_ {
+        self.blocks.iter().flat_map(|(number, block)| {
+            let start = number * BLOCK_BYTES;
+            let mut runs = Vec::new();
+            for_each_run(start, block.sectors, &(start..start + BLOCK_BYTES), |part| {
+                let within = |at| usize::try_from(at - start).expect("4 KiB");
+                let bytes = block.data.slice(within(part.start)..within(part.end));
+                runs.push((part, bytes));
+            });
+            runs
+        })
+    }
+}
+
+/// Calls `with` for each run of sectors that are set in a block at `start`, cut to `range`.
+fn for_each_run(start: u64, sectors: u8, range: &Range<u64>, mut with: impl FnMut(Range<u64>)) {
+    let mut sector = 0;
+    while sector < 8 {
+        if sectors >> sector & 1 == 0 {
+            sector += 1;
+            continue;
+        }
+        let first = sector;
+        while sector < 8 && sectors >> sector & 1 == 1 {
+            sector += 1;
+        }
+        let run = start + first * SECTOR_BYTES..start + sector * SECTOR_BYTES;
+        let part = run.start.max(range.start)..run.end.min(range.end);
+        if !part.is_empty() {
+            with(part);
+        }
+    }
+}

@@ -1,0 +1,393 @@
+//! Where the bytes of a range are: in memory, in a record, in a chunk object, or nowhere (zeros).
+//!
+//! Invariant: a piece names immutable bytes. What it names may leave memory, never change.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use uuid::Uuid;
+
+use crate::volume::format::chunk::frame_offset;
+use crate::volume::format::codec::Checksum;
+use crate::volume::format::frame::Place;
+use crate::volume::format::geometry::{BLOCK_BYTES, BLOCK_LEN, ChunkIndex, PAGE_BYTES, PAGE_LEN};
+use crate::volume::format::interval::{IntervalMap, Value};
+use crate::volume::format::keys::{ObjectId, Slot};
+use crate::volume::format::page_set::PageSet;
+use crate::volume::format::record::{Change, Record};
+use crate::volume::signal::Signal;
+
+/// A block with dirty sectors.
+#[derive(Clone, Debug)]
+pub struct Block {
+    /// One bit a sector, lowest first: set where `data` holds it.
+    pub sectors: u8,
+    /// The bytes; meaningless where the sector's bit is not set.
+    pub data: Bytes,
+}
+
+/// Where one `Data` change of a record lies in it.
+#[derive(Clone, Copy, Debug)]
+pub struct DataPlace {
+    /// First byte in the record.
+    pub at: u64,
+    /// Bytes.
+    pub length: u32,
+    /// Tag.
+    pub tag: Checksum,
+}
+
+/// Successive `Data` changes of a record, whose data lies side by side: what is cached and fetched at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// The first change.
+    first: u32,
+    /// First byte in the record.
+    pub at: u64,
+    /// Bytes, a page at most.
+    pub length: u32,
+}
+
+/// A record that changes are read from.
+#[derive(Debug)]
+pub struct RecordRef {
+    /// Where it stands in the journal.
+    pub slot: Slot,
+    /// Its `Data` changes by number; `None` for other changes.
+    data: Vec<Option<DataPlace>>,
+    /// All of them, in order.
+    runs: Vec<Run>,
+    /// Its bytes, until it is known to be durable.
+    pub body: Mutex<Option<Bytes>>,
+}
+
+impl RecordRef {
+    /// A reference to a record, with its bytes while they are to stay in memory.
+    #[must_use]
+    pub fn new(record: &Record, body: Option<Bytes>) -> Self {
+        let data: Vec<Option<DataPlace>> = record
+            .changes
+            .iter()
+            .map(|change| match change {
+                &Change::Data { at, length, tag, .. } => Some(DataPlace { at, length, tag }),
+                _ => None,
+            })
+            .collect();
+        let mut runs: Vec<Run> = Vec::new();
+        for (first, place) in (0_u32..).zip(&data) {
+            let Some(place) = place else { continue };
+            match runs.last_mut() {
+                Some(run) if u64::from(run.length) + u64::from(place.length) <= PAGE_BYTES => {
+                    assert_eq!(run.at + u64::from(run.length), place.at, "the data of a record has no gaps");
+                    run.length += place.length;
+                }
+                _ => runs.push(Run { first, at: place.at, length: place.length }),
+            }
+        }
+        Self { slot: record.slot, data, runs, body: Mutex::new(body) }
+    }
+
+    /// Where the data of a `Data` change lies.
+    ///
+    /// # Panics
+    /// If the change is another.
+    #[must_use]
+    pub fn place(&self, change: u32) -> DataPlace {
+        self.data[change as usize].expect("a piece names a data change")
+    }
+
+    /// The number of the run that a `Data` change is part of.
+    #[must_use]
+    pub fn run_of(&self, change: u32) -> u32 {
+        let after = self.runs.partition_point(|run| run.first <= change);
+        u32::try_from(after - 1).expect("no more than changes")
+    }
+
+    /// A run.
+    #[must_use]
+    pub fn run(&self, number: u32) -> Run {
+        self.runs[number as usize]
+    }
+
+    /// All runs, in order.
+    #[must_use]
+    pub fn runs(&self) -> &[Run] {
+        &self.runs
+    }
+
+    /// Whether the data of every change of a run is what its tag says.
+    #[must_use]
+    pub fn verify_run(&self, volume: Uuid, number: u32, bytes: &[u8]) -> bool {
+        let run = self.run(number);
+        let end = self.runs.get(number as usize + 1).map_or(self.data.len(), |next| next.first as usize);
+        let frame = Place::record(volume, self.slot);
+        (run.first..).zip(&self.data[run.first as usize..end]).all(|(change, place)| {
+            let Some(place) = place else { return true };
+            let start = usize::try_from(place.at - run.at).expect("within the run");
+            let data = bytes.get(start..start + place.length as usize);
+            data.is_some_and(|data| frame.tag(change, data) == place.tag)
+        })
+    }
+}
+
+/// What memory holds of a chunk that was filled.
+#[derive(Clone, Debug)]
+pub enum ChunkMemory {
+    /// Its blocks: the object is not made yet.
+    Blocks(Arc<Vec<Bytes>>),
+    /// The object's bytes: it is being uploaded.
+    Object(Bytes),
+    /// Nothing: the object is durable.
+    Gone,
+}
+
+/// A chunk that was filled, and is uploaded whole.
+#[derive(Debug)]
+pub struct ChunkRef {
+    /// Which chunk.
+    pub index: ChunkIndex,
+    /// Its object.
+    pub id: ObjectId,
+    /// Pages of a chunk.
+    pub pages_per_chunk: u16,
+    /// Pages that the object stores; the others are zeros. If there are none, there is no object.
+    pub stored: PageSet,
+    /// What memory holds of it.
+    pub memory: Mutex<ChunkMemory>,
+    /// Whether the object is durable.
+    pub uploaded: Signal<bool>,
+}
+
+impl ChunkRef {
+    /// A chunk in memory, to be uploaded.
+    #[must_use]
+    pub fn filled(index: ChunkIndex, id: ObjectId, pages_per_chunk: u16, blocks: Vec<Bytes>) -> Self {
+        let mut stored = PageSet::EMPTY;
+        let blocks_per_page = usize::try_from(PAGE_BYTES / BLOCK_BYTES).expect("16");
+        for (page, blocks) in (0..pages_per_chunk).zip(blocks.chunks(blocks_per_page)) {
+            if !blocks.iter().all(|block| is_zero(block)) {
+                stored.insert(page);
+            }
+        }
+        let memory = Mutex::new(ChunkMemory::Blocks(Arc::new(blocks)));
+        Self { index, id, pages_per_chunk, stored, memory, uploaded: Signal::new(false) }
+    }
+
+    /// A chunk whose object is durable.
+    #[must_use]
+    pub fn durable(index: ChunkIndex, id: ObjectId, pages_per_chunk: u16, stored: PageSet) -> Self {
+        let memory = Mutex::new(ChunkMemory::Gone);
+        Self { index, id, pages_per_chunk, stored, memory, uploaded: Signal::new(true) }
+    }
+
+    /// `length` bytes from byte `at` of the chunk, within one page, if they need no fetch.
+    fn in_memory(&self, at: u64, length: usize) -> Option<InMemory> {
+        let page = u16::try_from(at / PAGE_BYTES).expect("within a chunk");
+        if !self.stored.contains(page) {
+            return Some(InMemory::Zero);
+        }
+        match &*self.memory.lock() {
+            ChunkMemory::Blocks(blocks) => Some(InMemory::Bytes(copy_blocks(blocks, at, length))),
+            ChunkMemory::Object(object) => {
+                let frame = frame_offset(self.pages_per_chunk, self.stored.rank(page));
+                let start = usize::try_from(frame + at % PAGE_BYTES).expect("within the object");
+                Some(InMemory::Bytes(part(object, start..start + length)))
+            }
+            ChunkMemory::Gone => None,
+        }
+    }
+}
+
+/// Where a range's bytes are.
+#[derive(Clone, Debug)]
+pub enum Piece {
+    /// In a block: these bytes.
+    Block(Bytes),
+    /// Zeros.
+    Zero {
+        /// Whether the range is unallocated.
+        hole: bool,
+    },
+    /// In a `Data` change of a record, from this byte of it.
+    Data {
+        /// The record.
+        record: Arc<RecordRef>,
+        /// Number of the change.
+        change: u32,
+        /// First byte.
+        at: u64,
+    },
+    /// In a chunk object that no map page names yet, from this byte of the chunk.
+    Chunk(Arc<ChunkRef>, u64),
+}
+
+impl Piece {
+    /// Whether the piece names the same bytes as another; conservative (`false` where that is not known).
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Block(a), Self::Block(b)) => a.as_ptr() == b.as_ptr(),
+            (Self::Zero { .. }, Self::Zero { .. }) => true,
+            (Self::Data { record: a, change: c, at: i }, Self::Data { record: b, change: d, at: j }) => {
+                a.slot == b.slot && c == d && i == j
+            }
+            (Self::Chunk(a, i), Self::Chunk(b, j)) => a.index == b.index && a.id == b.id && i == j,
+            _ => false,
+        }
+    }
+
+    /// `length` bytes of the piece, which lie within one page, if they need no fetch.
+    #[must_use]
+    pub fn in_memory(&self, length: u64) -> Option<InMemory> {
+        let length_bytes = usize::try_from(length).expect("a piece that is read fits into memory");
+        match self {
+            Self::Block(bytes) => Some(InMemory::Bytes(part_of_block(bytes, 0..length_bytes))),
+            Self::Zero { .. } => Some(InMemory::Zero),
+            Self::Data { record, change, at } => {
+                let body = record.body.lock().clone()?;
+                let place = record.place(*change);
+                let start = usize::try_from(place.at + at).expect("within the record");
+                Some(InMemory::Bytes(part(&body, start..start + length_bytes)))
+            }
+            Self::Chunk(chunk, at) => chunk.in_memory(*at, length_bytes),
+        }
+    }
+}
+
+/// Bytes of a piece that needs no fetch.
+#[derive(Clone, Debug)]
+pub enum InMemory {
+    /// Bytes.
+    Bytes(Bytes),
+    /// Zeros.
+    Zero,
+}
+
+fn copy_blocks(blocks: &[Bytes], at: u64, length: usize) -> Bytes {
+    let mut at = usize::try_from(at).expect("within a chunk");
+    let end = at + length;
+    if at / BLOCK_LEN == (end - 1) / BLOCK_LEN {
+        let within = at % BLOCK_LEN;
+        return part_of_block(&blocks[at / BLOCK_LEN], within..within + length);
+    }
+    let mut bytes = Vec::with_capacity(length);
+    while at < end {
+        let within = at % BLOCK_LEN;
+        let until = BLOCK_LEN.min(within + (end - at));
+        bytes.extend_from_slice(&blocks[at / BLOCK_LEN][within..until]);
+        at += until - within;
+    }
+    Bytes::from(bytes)
+}
+
+/// The blocks of a page of a chunk made of blocks.
+#[must_use]
+pub fn blocks_of_page(blocks: &[Bytes], page: u16) -> &[Bytes] {
+    let blocks_per_page = PAGE_LEN / BLOCK_LEN;
+    &blocks[usize::from(page) * blocks_per_page..][..blocks_per_page]
+}
+
+/// Whether all bytes are zero.
+#[must_use]
+pub fn is_zero(bytes: &[u8]) -> bool {
+    // Compared with itself shifted, so that it runs at the speed of memcmp.
+    bytes.first().is_none_or(|first| *first == 0)
+        && bytes.get(1..).is_none_or(|rest| *rest == bytes[..rest.len()])
+}
+
+impl Value for Piece {
+    fn advanced(&self, by: u64) -> Self {
+        match self {
+            Self::Block(bytes) => Self::Block(bytes.slice(usize::try_from(by).expect("within a block")..)),
+            Self::Zero { hole } => Self::Zero { hole: *hole },
+            Self::Data { record, change, at } => {
+                Self::Data { record: Arc::clone(record), change: *change, at: at + by }
+            }
+            Self::Chunk(chunk, at) => Self::Chunk(Arc::clone(chunk), at + by),
+        }
+    }
+}
+
+/// A part of a piece of memory. A short one is copied: a slice keeps all of it, and a reply that nobody reads would hold
+/// many times the bytes that it was charged for.
+#[must_use]
+pub fn part(whole: &Bytes, range: Range<usize>) -> Bytes {
+    if range.len() * 2 <= whole.len() { Bytes::copy_from_slice(&whole[range]) } else { whole.slice(range) }
+}
+
+/// The same of bytes that may be but a part of a block already.
+fn part_of_block(bytes: &Bytes, range: Range<usize>) -> Bytes {
+    if range.len() * 2 <= BLOCK_LEN { Bytes::copy_from_slice(&bytes[range]) } else { bytes.slice(range) }
+}
+
+/// The bytes in memory that holds little else: a slice would keep all of it.
+#[must_use]
+pub fn own(bytes: Bytes) -> Bytes {
+    let most = bytes.len() + bytes.len() / 16;
+    match bytes.try_into_mut() {
+        Ok(sole) if sole.capacity() <= most => sole.freeze(),
+        Ok(sole) => Bytes::copy_from_slice(&sole),
+        Err(shared) => Bytes::copy_from_slice(&shared),
+    }
+}
+
+/// Maps the data changes of a record to where they lie in it.
+pub(crate) fn insert_data(record: &Arc<RecordRef>, changes: &[Change], pieces: &mut IntervalMap<Piece>) {
+    for (number, change) in changes.iter().enumerate() {
+        if let Change::Data { offset, length, .. } = change {
+            let change = u32::try_from(number).expect("a count is four bytes");
+            let piece = Piece::Data { record: Arc::clone(record), change, at: 0 };
+            pieces.insert(*offset..*offset + u64::from(*length), piece);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volume::format::codec::Checksum;
+    use crate::volume::format::record::{RecordKind, RecordWriter};
+
+    /// What a reply holds beside what it was charged for: nothing, once the memory that it was read from has gone.
+    fn held_alone(reply: Option<InMemory>) -> usize {
+        let Some(InMemory::Bytes(bytes)) = reply else { panic!("it is in memory") };
+        bytes.try_into_mut().expect("nobody else holds it").capacity()
+    }
+
+    fn record_of_blocks(blocks: u64) -> Arc<RecordRef> {
+        let slot = Slot { epoch: 1, n: 2 };
+        let kind = RecordKind::Commit;
+        let mut writer = RecordWriter::new(Uuid::from_u128(1), kind, slot, 1, 7, Checksum::default(), 64);
+        for block in 0..blocks {
+            writer.data(block * BLOCK_BYTES, Bytes::from(vec![7; BLOCK_LEN]));
+        }
+        let (record, body, _) = writer.finish();
+        Arc::new(RecordRef::new(&record, Some(body)))
+    }
+
+    #[test]
+    fn a_short_reply_keeps_no_record_in_memory() {
+        let record = record_of_blocks(256);
+        let piece = Piece::Data { record: Arc::clone(&record), change: 0, at: 0 };
+        let replies = [piece.in_memory(512), piece.in_memory(BLOCK_BYTES)];
+        let body = record.body.lock().take().expect("it is on its way");
+        assert!(body.is_unique(), "no reply holds the record");
+        assert_eq!(replies.map(held_alone), [512, BLOCK_LEN]);
+    }
+
+    #[test]
+    fn a_short_reply_keeps_neither_a_chunk_object_nor_a_block_in_memory() {
+        let id = ObjectId { epoch: 1, k: 1 };
+        let blocks = vec![Bytes::from(vec![7; BLOCK_LEN]); 16];
+        let chunk = Arc::new(ChunkRef::filled(ChunkIndex(0), id, 1, blocks));
+        let of_blocks = Piece::Chunk(Arc::clone(&chunk), 512).in_memory(512);
+        *chunk.memory.lock() = ChunkMemory::Object(Bytes::from(vec![7; 2 * PAGE_LEN]));
+        let of_object = Piece::Chunk(Arc::clone(&chunk), 512).in_memory(BLOCK_BYTES);
+        *chunk.memory.lock() = ChunkMemory::Gone;
+        let of_block = Piece::Block(Bytes::from(vec![7; BLOCK_LEN]).slice(512..)).in_memory(512);
+        let replies = [of_blocks, of_object, of_block];
+        assert_eq!(replies.map(held_alone), [512, BLOCK_LEN, 512]);
+    }
+}

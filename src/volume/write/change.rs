@@ -1,0 +1,364 @@
+//! WRITE, TRIM and WRITE_ZEROES: changes to the dirty layer.
+//!
+//! A change is applied whole at one instant under the volume's lock, so that no commit has half of it. A sector that
+//! a change covers only in part is read first; what was read is used only if it is still what the sector reads as.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use crate::mutant::{self, Mutant};
+use crate::volume::error::Error;
+use crate::volume::format::geometry::{SECTOR_BYTES, SECTOR_LEN};
+use crate::volume::format::keys::ObjectId;
+use crate::volume::shared::Shared;
+use crate::volume::state::layer::{Growth, PreparedWrite};
+use crate::volume::state::piece::{ChunkRef, InMemory, Piece};
+use crate::volume::state::{State, Status};
+
+/// Bytes of a sector that a change covers in part.
+#[derive(Debug)]
+struct Partial {
+    sector: u64,
+    from: usize,
+    bytes: Vec<u8>,
+}
+
+/// A change, cut at sectors.
+#[derive(Debug)]
+pub(crate) struct Change {
+    zero: Option<(Range<u64>, bool)>,
+    write: PreparedWrite,
+    partials: Vec<Partial>,
+}
+
+/// What a sector reads as below the change, and where that was found.
+struct Known {
+    sector: u64,
+    source: Source,
+    bytes: Bytes,
+}
+
+/// Where a sector's bytes were found.
+enum Source {
+    Piece(Piece),
+    Base(ObjectId),
+}
+
+/// What keeps a change from being applied.
+enum Obstacle {
+    /// These sectors must be read first.
+    Unread(Vec<u64>),
+    /// The changes so far must be cut first, and too many cuts wait for their records.
+    Cuts,
+    /// The journal is at its bound until a checkpoint is published.
+    Journal,
+    /// Nothing more is served.
+    Stopped(String),
+}
+
+/// The whole sectors within a range, and the parts of sectors at its ends.
+fn split(range: Range<u64>) -> (Range<u64>, Vec<Range<u64>>) {
+    let first = range.start.next_multiple_of(SECTOR_BYTES);
+    let last = range.end / SECTOR_BYTES * SECTOR_BYTES;
+    if first > last {
+        return (first..first, vec![range]);
+    }
+    let ends = [range.start..first, last..range.end];
+    (first..last, ends.into_iter().filter(|part| !part.is_empty()).collect())
+}
+
+fn within_sector(at: u64) -> usize {
+    usize::try_from(at % SECTOR_BYTES).expect("less than 512")
+}
+
+impl Change {
+    /// A WRITE.
+    pub(crate) fn write(offset: u64, data: Bytes) -> Self {
+        let (whole, parts) = split(offset..offset + data.len() as u64);
+        let within = |at: u64| usize::try_from(at - offset).expect("within the data");
+        let partials = parts
+            .iter()
+            .map(|part| Partial {
+                sector: part.start / SECTOR_BYTES * SECTOR_BYTES,
+                from: within_sector(part.start),
+                bytes: data[within(part.start)..within(part.end)].to_vec(),
+            })
+            .collect();
+        let write = match whole.is_empty() {
+            true => PreparedWrite::default(),
+            false if parts.is_empty() => PreparedWrite::new(offset, data),
+            false => PreparedWrite::new(whole.start, data.slice(within(whole.start)..within(whole.end))),
+        };
+        Self { zero: None, write, partials }
+    }
+
+    /// A TRIM or WRITE_ZEROES.
+    pub(crate) fn zero(range: Range<u64>, hole: bool) -> Self {
+        let (whole, parts) = split(range);
+        let partials = parts
+            .iter()
+            .map(|part| Partial {
+                sector: part.start / SECTOR_BYTES * SECTOR_BYTES,
+                from: within_sector(part.start),
+                bytes: vec![0; usize::try_from(part.end - part.start).expect("less than 512")],
+            })
+            .collect();
+        let zero = (!whole.is_empty()).then_some((whole, hole));
+        let partials = if mutant::is(Mutant::TrimEdgeDropped) { Vec::new() } else { partials };
+        Self { zero, write: PreparedWrite::default(), partials }
+    }
+
+    fn growth(&self) -> Growth<'_> {
+        Growth { write: &self.write, sectors: self.partials.len(), zero: self.zero.is_some() }
+    }
+
+    /// Blocks that the change may make dirty.
+    fn blocks(&self) -> usize {
+        self.write.blocks() + self.partials.len() + usize::from(self.zero.is_some())
+    }
+}
+
+impl Shared {
+    /// Applies a change; returns when it is part of what every later command sees.
+    pub(crate) async fn change(self: &Arc<Self>, change: Change) -> Result<(), Error> {
+        let permits = self.take_budget(change.blocks()).await?;
+        let growth = change.growth().record_bytes(self.geometry);
+        let mut guard = Permits { shared: self, permits };
+        let mut change = Some(change);
+        let mut known = Vec::new();
+        loop {
+            let obstacle = match self.try_apply(&mut change, &known, &mut guard.permits) {
+                Ok(filled) => {
+                    for (chunk, permits) in filled {
+                        self.start_upload(chunk, permits);
+                    }
+                    return Ok(());
+                }
+                Err(obstacle) => obstacle,
+            };
+            match obstacle {
+                Obstacle::Unread(sectors) => {
+                    // What is known of the others stays: else two sectors could drive each other out for ever.
+                    known.retain(|known: &Known| !sectors.contains(&known.sector));
+                    for sector in sectors {
+                        known.push(self.read_sector(sector).await?);
+                    }
+                }
+                Obstacle::Cuts => {
+                    self.wait(|_| self.state.lock().may_cut(self.options.commits_in_flight)).await?;
+                }
+                Obstacle::Journal => {
+                    self.fold_wake.notify_one();
+                    self.wait(|_| !self.journal_is_full(&self.state.lock(), growth)).await?;
+                }
+                Obstacle::Stopped(why) => return Err(Error::Stopped(why)),
+            }
+        }
+    }
+
+    async fn take_budget(&self, blocks: usize) -> Result<usize, Error> {
+        if let Some(permits) = self.env.budget.try_take(blocks) {
+            return Ok(permits);
+        }
+        let _waiting = WaitingWrite::new(self);
+        let taken = self.env.budget.take(blocks);
+        tokio::pin!(taken);
+        let stopped = self.progress.wait(|now| now.stopped.then_some(()));
+        let either = async {
+            tokio::select! {
+                biased;
+                permits = &mut taken => Some(permits),
+                () = stopped => None,
+            }
+        };
+        let outcome = match self.options.store_deadline {
+            None => either.await,
+            Some(deadline) => tokio::time::timeout(deadline, either).await.map_err(|_| Error::Deadline {
+                after_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX),
+            })?,
+        };
+        match outcome {
+            Some(permits) => Ok(permits),
+            None => self.check_serving().map(|()| 0),
+        }
+    }
+
+    /// Whether the journal, with what it is still to take and a change that grows it so, passes twice its limit, so that folding must catch up first.
+    /// Below its limit nothing folds, and nothing would catch up.
+    fn journal_is_full(&self, state: &State, growth: u64) -> bool {
+        let (bytes, (_, records)) = (state.journal_weight(), state.journal());
+        let (most_bytes, most_records) = (self.options.journal_max_bytes, self.options.journal_max_records);
+        let coming = state.in_flight.len() as u64 + 1;
+        (bytes >= most_bytes && bytes + state.coming_bytes(self.geometry) + growth > 2 * most_bytes)
+            || (records >= most_records && records + coming > 2 * most_records)
+    }
+
+    /// Whether a change belongs into a later layer: it would cut a filled chunk in part, or the record would be too long.
+    fn needs_a_cut(&self, state: &State, change: &Change) -> bool {
+        if let Some((range, _)) = &change.zero
+            && state.dirty.cuts_filled_chunk(self.geometry, range)
+        {
+            return true;
+        }
+        let most = self.options.commit_max_bytes;
+        !state.dirty.is_empty()
+            && !mutant::is(Mutant::RecordUnbounded)
+            && !state.dirty.has_room(self.geometry, change.growth(), most)
+    }
+
+    fn try_apply(
+        &self,
+        change: &mut Option<Change>,
+        known: &[Known],
+        permits: &mut usize,
+    ) -> Result<Vec<(Arc<ChunkRef>, usize)>, Obstacle> {
+        let mut state = self.state.lock();
+        match &state.status {
+            Status::Serving => {}
+            Status::Draining => return Err(Obstacle::Stopped("the volume is being closed".to_owned())),
+            Status::Stopped(why) => return Err(Obstacle::Stopped(why.clone())),
+        }
+        let pending = change.as_mut().expect("applied once");
+        if self.journal_is_full(&state, pending.growth().record_bytes(self.geometry)) {
+            return Err(Obstacle::Journal);
+        }
+        let mut edges = Vec::with_capacity(pending.partials.len());
+        let mut unread = Vec::new();
+        for partial in &pending.partials {
+            match self.sector_below(&state, partial.sector, known) {
+                Some(mut sector) => {
+                    sector[partial.from..partial.from + partial.bytes.len()].copy_from_slice(&partial.bytes);
+                    edges.push((partial.sector, sector));
+                }
+                None => unread.push(partial.sector),
+            }
+        }
+        if !unread.is_empty() {
+            return Err(Obstacle::Unread(unread));
+        }
+        let now = Instant::now();
+        if self.needs_a_cut(&state, pending) {
+            if !state.may_cut(self.options.commits_in_flight) {
+                return Err(Obstacle::Cuts);
+            }
+            state.cut(self.geometry, now);
+            self.gauge(&state);
+            self.commit_wake.notify_one();
+        }
+        let Change { zero, mut write, .. } = change.take().expect("checked above");
+        for (sector, bytes) in edges {
+            write.add_sector(sector, bytes);
+        }
+        Ok(self.apply(&mut state, zero, write, permits, now))
+    }
+
+    fn apply(
+        &self,
+        state: &mut State,
+        zero: Option<(Range<u64>, bool)>,
+        write: PreparedWrite,
+        permits: &mut usize,
+        now: Instant,
+    ) -> Vec<(Arc<ChunkRef>, usize)> {
+        if let Some((range, hole)) = zero {
+            state.dirty.zero(self.geometry, range, hole);
+            if mutant::is(Mutant::ChangeTorn) && state.in_flight.len() < self.options.commits_in_flight {
+                state.cut(self.geometry, now);
+            }
+        }
+        let filled = state.dirty.write(self.geometry, write);
+        let held = state.dirty_permits + *permits;
+        let needed = state.dirty.block_count();
+        // A write larger than the whole budget holds less than it needs.
+        state.dirty_permits = held.min(needed);
+        *permits = held - state.dirty_permits;
+        state.dirty_since.get_or_insert(now);
+        let mut chunks = Vec::with_capacity(filled.len());
+        for index in filled {
+            let blocks = state.dirty.take_filled(self.geometry, index);
+            let id = self.next_id();
+            let chunk = Arc::new(ChunkRef::filled(index, id, self.geometry.pages_per_chunk(), blocks));
+            state.dirty.promote(Arc::clone(&chunk));
+            state.filled_at = Some(now);
+            let moved = state.dirty_permits - state.dirty_permits.min(state.dirty.block_count());
+            state.dirty_permits -= moved;
+            chunks.push((chunk, moved));
+        }
+        if !chunks.is_empty() || state.dirty_since == Some(now) || self.record_is_full(state) {
+            self.commit_wake.notify_one();
+        }
+        self.gauge_dirty(state);
+        chunks
+    }
+
+    /// Whether the dirty layer is as large as a record may be.
+    pub(super) fn record_is_full(&self, state: &State) -> bool {
+        state.dirty.record_bytes(self.geometry) >= self.options.commit_max_bytes
+    }
+
+    /// What a sector reads as now, if that is in memory or known.
+    fn sector_below(&self, state: &State, sector: u64, known: &[Known]) -> Option<[u8; SECTOR_LEN]> {
+        let resolved = state.resolve(self.geometry, sector..sector + SECTOR_BYTES);
+        if let Some((_, piece)) = resolved.pieces.first() {
+            match piece.in_memory(SECTOR_BYTES) {
+                Some(InMemory::Bytes(bytes)) => return Some(bytes[..].try_into().expect("a sector")),
+                Some(InMemory::Zero) => return Some([0; SECTOR_LEN]),
+                None => {}
+            }
+        }
+        let known = known.iter().find(|known| known.sector == sector)?;
+        let same = match (&known.source, resolved.pieces.first()) {
+            (Source::Piece(found), Some((_, piece))) => found.is_same(piece),
+            (Source::Base(root), None) => *root == resolved.root.id,
+            _ => false,
+        };
+        let same = same || mutant::is(Mutant::StaleSector);
+        same.then(|| known.bytes[..].try_into().expect("a sector"))
+    }
+
+    async fn read_sector(&self, sector: u64) -> Result<Known, Error> {
+        let range = sector..sector + SECTOR_BYTES;
+        let resolved = self.state.lock().resolve(self.geometry, range.clone());
+        let source = match resolved.pieces.first() {
+            Some((_, piece)) => Source::Piece(piece.clone()),
+            None => Source::Base(resolved.root.id),
+        };
+        let bytes = self.read_resolved(range, resolved).await?;
+        assert_eq!(bytes.len(), SECTOR_LEN, "a sector was asked for");
+        Ok(Known { sector, source, bytes })
+    }
+}
+
+/// Permits that a command or task holds and has passed on to nobody; given back when it ends, however it does.
+pub(crate) struct Permits<'a> {
+    pub(crate) shared: &'a Shared,
+    pub(crate) permits: usize,
+}
+
+impl Drop for Permits<'_> {
+    fn drop(&mut self) {
+        self.shared.env.budget.give(self.permits);
+    }
+}
+
+/// Counts a write that waits for the budget, which makes the committer cut.
+struct WaitingWrite<'a> {
+    shared: &'a Shared,
+}
+
+impl<'a> WaitingWrite<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        shared.state.lock().waiting_writes += 1;
+        shared.commit_wake.notify_one();
+        Self { shared }
+    }
+}
+
+impl Drop for WaitingWrite<'_> {
+    fn drop(&mut self) {
+        self.shared.state.lock().waiting_writes -= 1;
+    }
+}

@@ -1,0 +1,368 @@
+//! Group commit: cuts the dirty layer, makes the record, sends it, and settles commits in order.
+//!
+//! One task decides when to cut and makes the records, since each names the one before; every record is sent by a task of its own,
+//! the same bytes to the same slot until its fate is known. Invariants: a record is sent only when the chunk objects that it names
+//! are durable; commit k is settled only when all before it are; nothing is answered for a commit that is not.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::change::Permits;
+use crate::metrics::labels::ObjectKind;
+use crate::mutant::{self, Mutant};
+use crate::volume::cache::fetch::{CacheKey, Unit};
+use crate::volume::error::Error;
+use crate::volume::format::codec::Checksum;
+use crate::volume::format::geometry::{BLOCK_BYTES, PAGE_BYTES};
+use crate::volume::format::head::Checkpoint;
+use crate::volume::format::interval::IntervalMap;
+use crate::volume::format::keys::Slot;
+use crate::volume::format::record::{Change, RecordKind, RecordWriter};
+use crate::volume::shared::Shared;
+use crate::volume::state::layer::DirtyLayer;
+use crate::volume::state::piece::{ChunkRef, Piece, RecordRef, insert_data};
+use crate::volume::state::{InFlight, Sent, Stage, State, Status};
+use crate::volume::store_exact::{Placed, create_exact};
+
+/// Weight of the newest sample in the moving average of PUT latency.
+const LATENCY_WEIGHT: u32 = 8;
+/// A flush waits for this part of the recent PUT latency after the last cut, to be shared by more flushes.
+const GATHER_PART: u32 = 8;
+
+/// The task that cuts and makes records.
+#[derive(Debug)]
+pub(crate) struct Committer {
+    shared: Arc<Shared>,
+    /// Checksum of the last record made.
+    previous: Checksum,
+    last_cut: Option<Instant>,
+}
+
+/// What the committer does next.
+enum Next {
+    Cut,
+    Wait(Option<Instant>),
+    End,
+}
+
+impl Committer {
+    pub(crate) fn new(shared: Arc<Shared>, previous: Checksum) -> Self {
+        Self { shared, previous, last_cut: None }
+    }
+
+    /// Runs until the volume stops.
+    pub(crate) async fn run(mut self) {
+        loop {
+            let now = Instant::now();
+            let next = {
+                let mut state = self.shared.state.lock();
+                let next = self.next(&state, now);
+                if matches!(next, Next::Cut) {
+                    state.cut(self.shared.geometry, now);
+                    self.shared.gauge(&state);
+                }
+                next
+            };
+            self.send_frozen();
+            match next {
+                Next::Cut => self.last_cut = Some(now),
+                Next::Wait(None) => self.shared.commit_wake.notified().await,
+                Next::Wait(Some(until)) => {
+                    tokio::select! {
+                        biased;
+                        () = self.shared.commit_wake.notified() => {}
+                        () = tokio::time::sleep_until(until) => {}
+                    }
+                }
+                Next::End => return,
+            }
+        }
+    }
+
+    fn next(&self, state: &State, now: Instant) -> Next {
+        let options = &self.shared.options;
+        if matches!(state.status, Status::Stopped(_)) {
+            return Next::End;
+        }
+        let Some(since) = state.dirty_since else { return Next::Wait(None) };
+        if state.in_flight.len() >= options.commits_in_flight {
+            return Next::Wait(None);
+        }
+        if state.flushes > 0 || self.shared.record_is_full(state) || self.writes_starve(state) {
+            let gather = *self.shared.put_latency.lock() / GATHER_PART;
+            return match self.last_cut.map(|last| last + gather) {
+                Some(earliest) if !state.in_flight.is_empty() && now < earliest => Next::Wait(Some(earliest)),
+                _ => Next::Cut,
+            };
+        }
+        let due = since + options.commit_max_age;
+        if now < due {
+            return Next::Wait(Some(due));
+        }
+        // A stream is filling chunks: the cut waits for the next one to be full, so that it is sent once.
+        let deadline = due + options.commit_chunk_wait;
+        match state.filled_at {
+            Some(filled) if filled < due && now < deadline => Next::Wait(Some(deadline)),
+            _ => Next::Cut,
+        }
+    }
+
+    /// Whether writes wait for the dirty budget and a cut would free a good part of it.
+    fn writes_starve(&self, state: &State) -> bool {
+        let most = self.shared.options.commit_max_bytes / BLOCK_BYTES;
+        let share = most.min(self.shared.env.budget.total() as u64).div_ceil(4);
+        state.waiting_writes > 0 && state.dirty.block_count() as u64 >= share
+    }
+
+    /// Makes the records of commits that were cut, in order, and starts sending them.
+    fn send_frozen(&mut self) {
+        loop {
+            let frozen = {
+                let state = self.shared.state.lock();
+                let is_sent = |commit: &&InFlight| matches!(commit.stage, Stage::Sent(_));
+                if state.in_flight.iter().filter(is_sent).count() >= self.shared.options.commits_in_flight {
+                    return;
+                }
+                state.in_flight.iter().find_map(|commit| match &commit.stage {
+                    Stage::Frozen(layer) => Some((commit.n, Arc::clone(layer))),
+                    Stage::Sent(_) => None,
+                })
+            };
+            let Some((n, layer)) = frozen else { return };
+            let slot = Slot { epoch: self.shared.epoch, n };
+            let (sent, body) = make_record(&self.shared, slot, self.previous, &layer);
+            self.previous = sent.end.checksum;
+            let sent = Arc::new(sent);
+            {
+                let mut state = self.shared.state.lock();
+                let commit = state.in_flight.iter_mut().find(|commit| commit.n == n);
+                commit.expect("only settled commits leave, and this was not sent").stage =
+                    Stage::Sent(Arc::clone(&sent));
+            }
+            // Superseded ones are waited for too: they are deleted later, which must not come before they are there.
+            let chunks = layer.chunks().chain(layer.superseded()).map(Arc::clone).collect();
+            let recut = mutant::is(Mutant::SlotRecut)
+                .then(|| make_record(&self.shared, slot, sent.end.checksum, &layer).1);
+            let shared = Arc::clone(&self.shared);
+            self.shared.tasks.spawn_until_cancelled(shared.send(slot, chunks, body, recut));
+        }
+    }
+}
+
+/// Makes the record of a frozen layer: zeros first, then chunks, then data, as they lie from below.
+fn make_record(shared: &Shared, slot: Slot, previous: Checksum, layer: &DirtyLayer) -> (Sent, Bytes) {
+    let (volume, nonce) = (shared.keys.volume(), shared.env.entropy.next_u64());
+    let pages = shared.geometry.pages_per_chunk();
+    let mut writer = RecordWriter::new(volume, RecordKind::Commit, slot, slot.epoch, nonce, previous, pages);
+    let mut pieces = IntervalMap::default();
+    let chunk_change =
+        |chunk: &ChunkRef| Change::Chunk { index: chunk.index, id: chunk.id, stored: chunk.stored };
+    if mutant::is(Mutant::ZerosAfterChunks) {
+        layer.chunks().for_each(|chunk| writer.change(chunk_change(chunk)));
+    }
+    for (range, hole) in layer.zeros() {
+        writer.change(Change::Zero { offset: range.start, length: range.end - range.start, hole });
+        pieces.insert(range, Piece::Zero { hole });
+    }
+    for chunk in layer.chunks() {
+        if !mutant::is(Mutant::ZerosAfterChunks) {
+            writer.change(chunk_change(chunk));
+        }
+        pieces.insert(shared.geometry.chunk_range(chunk.index), Piece::Chunk(Arc::clone(chunk), 0));
+    }
+    let mut run: Vec<(Range<u64>, Bytes)> = Vec::new();
+    for (range, bytes) in layer.runs() {
+        let joins = run
+            .last()
+            .is_some_and(|(last, _)| last.end == range.start && !range.start.is_multiple_of(PAGE_BYTES));
+        if !joins && !run.is_empty() {
+            add_run(&mut writer, std::mem::take(&mut run));
+        }
+        run.push((range, bytes));
+    }
+    if !run.is_empty() {
+        add_run(&mut writer, run);
+    }
+    let memory = std::mem::take(&mut *shared.record_memory.lock());
+    let (record, body, checksum) = writer.finish_within(memory);
+    let reference = Arc::new(RecordRef::new(&record, Some(body.clone())));
+    insert_data(&reference, &record.changes, &mut pieces);
+    let record = (record.data_bytes > 0).then_some(reference);
+    let chunks = layer.chunks().filter(|c| !c.stored.is_empty()).map(|c| (c.index, c.id)).collect();
+    let superseded =
+        layer.superseded().iter().filter(|c| !c.stored.is_empty()).map(|c| (c.index, c.id)).collect();
+    let sent = Sent {
+        pieces,
+        record,
+        bytes: body.len() as u64,
+        end: Checkpoint { slot, checksum },
+        chunks,
+        superseded,
+    };
+    (sent, body)
+}
+
+fn add_run(writer: &mut RecordWriter, mut run: Vec<(Range<u64>, Bytes)>) {
+    let start = run[0].0.start;
+    let bytes = match run.len() {
+        1 => run.remove(0).1,
+        _ => Bytes::from(run.iter().map(|(_, bytes)| &bytes[..]).collect::<Vec<_>>().concat()),
+    };
+    writer.data(start, bytes);
+}
+
+impl Shared {
+    /// Sends a record until its fate is known, then settles it.
+    async fn send(
+        self: Arc<Self>,
+        slot: Slot,
+        chunks: Vec<Arc<ChunkRef>>,
+        mut body: Bytes,
+        recut: Option<Bytes>,
+    ) {
+        for chunk in chunks {
+            if !mutant::is(Mutant::RecordBeforeChunks) {
+                chunk.uploaded.wait(|uploaded| uploaded.then_some(())).await;
+            }
+        }
+        let begun = Instant::now();
+        let key = self.keys.record(slot);
+        if let Some(recut) = recut {
+            let first = create_exact(self.env.store.journal.as_ref(), &key, &body);
+            if tokio::time::timeout(Duration::from_millis(500), first).await.is_err() {
+                body = recut;
+            }
+        }
+        loop {
+            match create_exact(self.env.store.journal.as_ref(), &key, &body).await {
+                Ok(Placed::Other(_) | Placed::Larger(_)) if mutant::is(Mutant::TakenSlotIgnored) => break,
+                Ok(Placed::Ours) => {
+                    self.metrics.put_bytes.of(ObjectKind::Journal).inc_by(body.len() as u64);
+                    break;
+                }
+                Ok(Placed::Other(found)) => {
+                    let what = crate::volume::format::fence::describe(self.keys.volume(), slot, &found);
+                    return self
+                        .fence(format!("another gateway took the volume over: {what} stands at {key}"));
+                }
+                Ok(Placed::Larger(bytes)) => {
+                    return self.fence(format!("another's record of {bytes} bytes stands at {key}"));
+                }
+                Err(error) => {
+                    tracing::error!(%key, "commit record not durable yet, sending it again: {error}");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+        }
+        let took = begun.elapsed();
+        drop(body);
+        {
+            let mut latency = self.put_latency.lock();
+            *latency = match latency.is_zero() {
+                true => took,
+                false => (*latency * (LATENCY_WEIGHT - 1) + took) / LATENCY_WEIGHT,
+            };
+        }
+        self.settle(slot.n).await;
+    }
+
+    /// Marks a commit durable, and merges it and those after it that are, as far as there is no gap.
+    async fn settle(&self, n: u64) {
+        let mut settled: Vec<InFlight> = Vec::new();
+        let now = Instant::now();
+        let fold;
+        {
+            let mut state = self.state.lock();
+            if matches!(state.status, Status::Stopped(_)) {
+                return;
+            }
+            let commit = state.in_flight.iter_mut().find(|commit| commit.n == n);
+            commit.expect("only settled commits leave, and this one is settled now").durable = true;
+            while state.in_flight.front().is_some_and(|commit| commit.durable) {
+                let commit = state.in_flight.pop_front().expect("just seen");
+                let Stage::Sent(sent) = &commit.stage else { panic!("durable before it was sent") };
+                state.committed.merge(sent, now);
+                settled.push(commit);
+            }
+            fold = self.wants_fold(&state);
+            self.gauge(&state);
+        }
+        if mutant::is(Mutant::AnsweredOutOfOrder) {
+            self.progress.update(|progress| progress.durable_n = progress.durable_n.max(n));
+        }
+        let Some(last) = settled.last() else { return };
+        let durable_n = last.n;
+        self.progress.update(|progress| progress.durable_n = progress.durable_n.max(durable_n));
+        self.commit_wake.notify_one();
+        if fold {
+            self.fold_wake.notify_one();
+        }
+        // Given back however this ends: a task may be cancelled where it waits.
+        let held = |commit: InFlight| (Permits { shared: self, permits: commit.permits }, commit);
+        for (_permits, commit) in settled.into_iter().map(held).collect::<Vec<_>>() {
+            if let Stage::Sent(sent) = &commit.stage {
+                self.metrics.commits.inc();
+                self.metrics.commit_bytes.inc_by(sent.bytes);
+                self.metrics.commit_duration.observe((now - commit.cut_at).as_secs_f64());
+                self.metrics.commit_group.observe(f64::from(commit.flushes));
+                self.leave_memory(sent).await;
+            }
+        }
+    }
+
+    /// Moves the data of a durable record from its body into the page cache.
+    async fn leave_memory(&self, sent: &Sent) {
+        let Some(record) = &sent.record else { return };
+        let body = record.body.lock().clone().expect("only this drops it");
+        for (number, run) in (0..).zip(record.runs()) {
+            let start = usize::try_from(run.at).expect("within the record");
+            let bytes = Bytes::copy_from_slice(&body[start..start + run.length as usize]);
+            let key = CacheKey { volume: self.keys.volume(), unit: Unit::Run(record.slot, number) };
+            self.env.cache.insert(key, bytes).await;
+        }
+        self.env.cache.settle().await;
+        drop(body);
+        let body = record.body.lock().take();
+        self.reclaim(body.expect("only this drops it"));
+    }
+
+    /// Keeps the memory of a record for the next while there is more to commit.
+    fn reclaim(&self, body: Bytes) {
+        let is_busy = !self.state.lock().dirty.is_empty();
+        let memory = if is_busy && body.is_unique() { Vec::from(body) } else { Vec::new() };
+        *self.record_memory.lock() = memory;
+    }
+
+    /// Returns when every change applied before the call is durable.
+    pub(crate) async fn flush(&self) -> Result<(), Error> {
+        let target = {
+            let mut state = self.state.lock();
+            if let Status::Stopped(why) = &state.status {
+                return Err(Error::Stopped(why.clone()));
+            }
+            if state.dirty.is_empty() {
+                state.next_n - 1
+            } else {
+                state.flushes += 1;
+                self.commit_wake.notify_one();
+                state.next_n
+            }
+        };
+        if mutant::is(Mutant::FlushAnsweredEarly) {
+            return Ok(());
+        }
+        let target = match mutant::is(Mutant::FlushAnsweredByFirst) {
+            true => self.state.lock().in_flight.front().map_or(target, |first| first.n),
+            false => target,
+        };
+        let outcome = self.wait(|progress| progress.durable_n >= target).await;
+        if outcome.is_err() && mutant::is(Mutant::CleanAfterFailure) {
+            self.state.lock().dirty = DirtyLayer::default();
+        }
+        outcome
+    }
+}

@@ -1,0 +1,75 @@
+//! Uploading chunks that were filled, before the commit that will name them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::metrics::labels::ObjectKind;
+use crate::store::Condition;
+use crate::volume::format::chunk::{ChunkWriter, frame_offset};
+use crate::volume::format::geometry::{PAGE_BYTES, PAGE_LEN};
+use crate::volume::shared::Shared;
+use crate::volume::state::piece::{ChunkMemory, ChunkRef, blocks_of_page};
+
+/// Gives a chunk's permits back when its upload ends, however it does.
+struct Held {
+    shared: Arc<Shared>,
+    permits: usize,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.shared.env.budget.give(self.permits);
+    }
+}
+
+impl Shared {
+    /// Starts uploading a chunk; its permits are given back when it is durable and has left memory.
+    pub(super) fn start_upload(self: &Arc<Self>, chunk: Arc<ChunkRef>, permits: usize) {
+        let held = Held { shared: Arc::clone(self), permits };
+        self.tasks.spawn_until_cancelled(async move {
+            held.shared.upload(&chunk).await;
+            drop(held);
+        });
+    }
+
+    async fn upload(&self, chunk: &ChunkRef) {
+        if !chunk.stored.is_empty() {
+            let object = self.chunk_object(chunk);
+            *chunk.memory.lock() = ChunkMemory::Object(object.clone());
+            let key = self.keys.chunk(chunk.index, chunk.id);
+            // The name is used once, so that an unconditional PUT can only repeat itself.
+            while let Err(error) = self.env.store.uploads.put(&key, object.clone(), Condition::Always).await {
+                tracing::error!(%key, "chunk not durable yet, sending it again: {error}");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            self.metrics.put_bytes.of(ObjectKind::Chunk).inc_by(object.len() as u64);
+            for page in chunk.stored.iter() {
+                let at = frame_offset(chunk.pages_per_chunk, chunk.stored.rank(page));
+                let start = usize::try_from(at).expect("within the object");
+                let bytes = Bytes::copy_from_slice(&object[start..start + PAGE_LEN]);
+                self.env.cache.insert(self.chunk_fetch(chunk, u64::from(page) * PAGE_BYTES).key, bytes).await;
+            }
+        }
+        *chunk.memory.lock() = ChunkMemory::Gone;
+        chunk.uploaded.set(true);
+    }
+
+    fn chunk_object(&self, chunk: &ChunkRef) -> Bytes {
+        let ChunkMemory::Blocks(blocks) = chunk.memory.lock().clone() else {
+            unreachable!("only the upload takes the blocks");
+        };
+        let mut writer = ChunkWriter::new(
+            self.keys.volume(),
+            chunk.index,
+            chunk.id,
+            chunk.pages_per_chunk,
+            chunk.stored.len(),
+        );
+        for page in chunk.stored.iter() {
+            writer.page_of(page, blocks_of_page(&blocks, page).iter().map(|block| &block[..]));
+        }
+        writer.finish()
+    }
+}
