@@ -227,7 +227,7 @@ async fn leave(stream: &mut Stream) {
     };
     match timeout(LEAVE_TIMEOUT, end).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!("the server has left before the client: {error}"),
+        Ok(Err(error)) => tracing::debug!("the server closed the connection before the client did: {error}"),
         Err(_) => tracing::debug!("the server did not close after ABORT"),
     }
 }

@@ -149,7 +149,7 @@ impl Pipeline {
         let Self { shared, outbound, in_flight, in_flight_bound, tasks, watch } = self;
         let quiet = in_flight.acquire_many(in_flight_bound);
         if tokio::time::timeout(QUIET_TIMEOUT, quiet).await.is_err() {
-            tracing::debug!("DISC goes out although requests are not answered");
+            tracing::debug!("sending DISC although some requests are unanswered");
         }
         watch.shutdown().await;
         if let Some(Broken::Stalled(_)) = shared.table.lock().closed {
@@ -212,7 +212,7 @@ impl Shared {
             && let Some(outbound) = self.outbound.upgrade()
             && outbound.try_send(disc()).is_err()
         {
-            tracing::debug!("no DISC after ESHUTDOWN: too many requests are in its way");
+            tracing::debug!("not sending DISC after ESHUTDOWN: too many requests are queued");
         }
     }
 }
@@ -220,7 +220,7 @@ impl Shared {
 impl Pending {
     fn answer(self, result: Result<Outcome, Error>) {
         if self.answer.send(result).is_err() {
-            tracing::trace!("nobody waits for this answer any more");
+            tracing::trace!("nothing is waiting for this answer any more");
         }
     }
 }
@@ -381,7 +381,7 @@ impl Receiver {
         };
         self.shared.close_after_shutdown(&result);
         if answer.send(result).is_err() {
-            tracing::trace!("nobody waits for this answer any more");
+            tracing::trace!("nothing is waiting for this answer any more");
         }
         violation
     }

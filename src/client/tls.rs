@@ -71,7 +71,7 @@ fn authorities(path: Option<&Path>) -> io::Result<RootCertStore> {
         None => {
             let found = rustls_native_certs::load_native_certs();
             for error in found.errors {
-                tracing::warn!("some authorities of the system cannot be read: {error}");
+                tracing::warn!("cannot read some certificate authorities of the system: {error}");
             }
             roots.add_parsable_certificates(found.certs);
         }

@@ -67,10 +67,10 @@ pub enum UriError {
     #[error("{0:?} is not HOST or HOST:PORT")]
     Authority(String),
     /// A Unix scheme without a socket, or another with one.
-    #[error("the query parameter socket belongs to nbd+unix and nbds+unix, which need it")]
+    #[error("nbd+unix and nbds+unix require the query parameter socket, and other schemes do not accept it")]
     Socket,
     /// A Unix scheme with a host.
-    #[error("a URI of a Unix socket has no host")]
+    #[error("the URI of a Unix socket must not have a host")]
     UnixHost,
     /// A query parameter that is not known.
     #[error("unknown query parameter {0:?}")]

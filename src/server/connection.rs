@@ -48,7 +48,7 @@ pub enum Greeting {
 enum HandshakeEnd {
     #[error("{0}")]
     Closed(CloseReason),
-    #[error("the client left")]
+    #[error("the client disconnected")]
     Left,
     #[error("the client took too long")]
     TimedOut,
@@ -102,7 +102,7 @@ pub(crate) async fn serve(shared: &Shared, transport: Transport, greeting: &Gree
         Ok(End::Disconnected) => tracing::debug!("the client disconnected"),
         Ok(End::Closed) => tracing::debug!("the client closed without DISC"),
         Ok(End::Drained) => tracing::debug!("drained"),
-        Ok(End::Rested) => tracing::info!("connection closed: no command came within the idle timeout"),
+        Ok(End::Rested) => tracing::info!("connection closed: no command arrived within server.idle_timeout"),
         Err(broken @ Broken::Stalled(direction)) => {
             shared.metrics.stalled(direction);
             tracing::info!("connection closed: {broken}");
@@ -195,7 +195,7 @@ impl<'a> Handshake<'a> {
 
     async fn oldstyle(mut self, name: &str) -> Result<Ready, HandshakeEnd> {
         if self.tls.as_ref().is_some_and(|tls| tls.policy() == TlsPolicy::Required) {
-            let message = "TLS is required, and oldstyle cannot have it";
+            let message = "TLS is required, but oldstyle negotiation does not support it";
             return Err(HandshakeEnd::Oldstyle(Refusal::new(OptionError::TlsReqd, message)));
         }
         let (export, info) = self.open(name).await.map_err(HandshakeEnd::Oldstyle)?;
@@ -243,7 +243,11 @@ impl<'a> Handshake<'a> {
         let may_use = self.identity.may_use(self.tls.as_ref(), export);
         if !may_use {
             let subject = self.identity.subject().unwrap_or("none");
-            tracing::info!(export, subject, "refused: the export is for other subjects");
+            tracing::info!(
+                export,
+                subject,
+                "client refused: tls.subjects does not list its certificate for this export"
+            );
         }
         may_use
     }

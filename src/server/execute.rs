@@ -76,7 +76,7 @@ pub(crate) async fn execute(
 ) -> Result<Answer, ExportError> {
     let outcome = AssertUnwindSafe(run(export, rules, job, payload)).catch_unwind().await;
     let outcome = outcome.unwrap_or_else(|_| {
-        tracing::error!(command = %request.command, offset = request.offset, "export panicked");
+        tracing::error!(command = %request.command, offset = request.offset, "the export panicked");
         Err(ExportError::new(Error::Io, "internal error"))
     });
     let &Request { command, offset, length, .. } = request;
@@ -111,7 +111,7 @@ async fn run(export: &dyn Export, rules: &Rules, job: Job, payload: Bytes) -> Re
             };
             segments.retain(|segment| segment.length_bytes() != 0);
             if segments.iter().map(Segment::length_bytes).sum::<u64>() != u64::from(length) {
-                return Err(broken("READ gave another length than was asked for"));
+                return Err(broken("READ returned a different length than requested"));
             }
             return Ok(Answer::Data { segments, single_chunk });
         }
@@ -131,7 +131,7 @@ async fn run(export: &dyn Export, rules: &Rules, job: Job, payload: Bytes) -> Re
             let context_id = rules.base_allocation.unwrap_or_default();
             //= Request types: the server MUST return at least one status descriptor
             if extents.is_empty() {
-                return Err(broken("BLOCK_STATUS gave no extent"));
+                return Err(broken("BLOCK_STATUS returned no extent"));
             }
             return Ok(Answer::Extents { context_id, extents });
         }
@@ -176,6 +176,6 @@ fn fitting(refusal: ExportError, job: Job, request: &Request) -> ExportError {
 }
 
 fn broken(message: &str) -> ExportError {
-    tracing::error!("export broke its contract: {message}");
+    tracing::error!("the export violated its contract: {message}");
     ExportError::new(Error::Io, message)
 }

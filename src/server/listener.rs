@@ -272,7 +272,7 @@ impl Listener {
                     .and(sockopt::set_socket_keepalive(&stream, true).map_err(Into::into));
                 if let Err(error) = set {
                     // Of a client that has left already, say: the next is not to wait for it.
-                    tracing::debug!(%peer, "the connection is served as it is: {error}");
+                    tracing::debug!(%peer, "cannot tune the connection, serving it anyway: {error}");
                 }
                 Ok((Transport::Tcp(stream), Peer::Tcp(peer)))
             }

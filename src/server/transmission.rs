@@ -56,15 +56,15 @@ pub(crate) enum End {
 /// Why a connection was broken off.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Broken {
-    #[error("{0} stand still")]
+    #[error("the client stalled: no progress on its {}", .0.as_str())]
     Stalled(Direction),
     #[error("cannot read: {0}")]
     Read(io::Error),
     #[error("cannot write replies")]
     Write,
-    #[error("no request: {0}")]
+    #[error("malformed request: {0}")]
     NotARequest(DecodeError),
-    #[error("payload of {0} bytes")]
+    #[error("the payload of {0} bytes is too long")]
     PayloadTooLong(u64),
 }
 
@@ -220,7 +220,7 @@ impl Receiver {
             let Request { cookie, offset, .. } = request;
             let answered = Answered { headers: rules.headers, cookie, offset, outcome, _charge: charge };
             if replies.send(answered).await.is_err() {
-                tracing::trace!("the client left before its reply");
+                tracing::trace!("the client disconnected before its reply");
             }
         });
         // Most commands need not wait for anything; those that do go on in a task of their own.

@@ -125,7 +125,7 @@ impl Retry {
         }
         tracing::warn!(
             ?operation, attempt, unsaid = log.unsaid, %error,
-            "store request failed, trying again"
+            "a store request failed, trying again"
         );
         *log = Log { last: Some(now), unsaid: 0 };
     }
@@ -151,7 +151,7 @@ impl Retry {
                             ?operation,
                             key,
                             failures = attempts.failures,
-                            "store request succeeded at last"
+                            "a store request succeeded after retries"
                         );
                     }
                     return Ok(answer);

@@ -57,7 +57,7 @@ async fn the_log_tells_how_a_drain_gets_on() {
     gate.reached().await;
     gateway.process.signal(Signal::TERM);
     let told = |line: &str| {
-        (line.contains("still answering what is in flight") && line.contains("connections=1")).then_some(())
+        (line.contains("still answering commands in flight") && line.contains("connections=1")).then_some(())
     };
     gateway.process.wait_for("the log tells of the client", told).await;
     gate.open();

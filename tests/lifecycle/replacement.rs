@@ -115,7 +115,7 @@ async fn handing_the_sockets_over_fails_no_command() {
         let next = setup(store).start().await;
         let status = before.process.exit().await;
         assert!(status.success(), "{status}: {}", before.process.output());
-        assert!(before.process.output().contains("its lease released"), "{}", before.process.output());
+        assert!(before.process.output().contains("released its lease"), "{}", before.process.output());
         assert_eq!(next.port(), port, "the same socket, though any port was asked for");
         next
     };
@@ -154,7 +154,7 @@ async fn a_successor_that_fails_changes_nothing() {
     let broken = Store::minio().await;
     let (status, said) = setup(&broken).env("AWS_SECRET_ACCESS_KEY", "wrong-secret").refused().await;
     assert!(!status.success(), "{said}");
-    gateway.process.wait_for("it serves on", |line| line.contains("serving on").then_some(())).await;
+    gateway.process.wait_for("it serves on", |line| line.contains("continues to serve").then_some(())).await;
     run(command(["nbdinfo"]).arg(gateway.uri("disk"))).await;
     let next = setup(&store).start().await;
     assert!(gateway.process.exit().await.success());

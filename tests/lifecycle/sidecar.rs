@@ -147,7 +147,7 @@ async fn rehearse(pod: Value, name: &str, disk: &str) {
     gateway.signal(Signal::TERM);
     let status = gateway.exit().await;
     assert!(status.success(), "{status}: {}", gateway.output());
-    assert!(gateway.output().contains("its lease released"), "{}", gateway.output());
+    assert!(gateway.output().contains("released its lease"), "{}", gateway.output());
     let grace = pod["terminationGracePeriodSeconds"].as_u64().expect("a number");
     assert!(grace >= 90 + 70, "time for the machine, and for the drain after it: {grace}");
 

@@ -66,7 +66,7 @@ async fn the_service_manager_is_told_of_every_step() {
 
     gateway.process.signal(Signal::TERM);
     manager.is_told("STOPPING=1").await;
-    manager.is_told("STATUS=closing the volumes").await;
+    manager.is_told("STATUS=closing volumes").await;
     assert!(gateway.process.exit().await.success());
 }
 

@@ -63,7 +63,7 @@ async fn a_server_that_stops_in_the_midst_of_it_is_given_up() {
         };
         let said = gives_up(1, &words).await.stderr;
         let socket = stuck.socket.display().to_string();
-        assert!(said.contains(&socket) && said.contains("neither sent nor taken a byte"), "{said}");
+        assert!(said.contains(&socket) && said.contains("neither sent nor accepted a byte"), "{said}");
     }
 }
 
@@ -77,7 +77,7 @@ async fn a_mirror_gives_up_a_secondary_that_stands_still_and_says_so() {
     let lost = |line: &str| line.contains("the mirror is broken").then(|| line.to_owned());
     let said = served.process.wait_for("the loss", lost).await;
     let socket = stuck.socket.display().to_string();
-    assert!(said.contains(&socket) && said.contains("neither sent nor taken a byte"), "{said}");
+    assert!(said.contains(&socket) && said.contains("neither sent nor accepted a byte"), "{said}");
     served.terminate(1).await;
 }
 

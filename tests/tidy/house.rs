@@ -49,6 +49,7 @@ const TOP: &[&str] = &[
     "LICENSE-APACHE",
     "LICENSE-MIT",
     "README.md",
+    "SECURITY.md",
     "cairn-data",
     "clippy.toml",
     "deny.toml",

@@ -87,8 +87,8 @@ impl Hosted {
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            signal = signals.next() => tracing::info!("{signal}: finishing what is in flight"),
-            () = client => tracing::info!("the client has left"),
+            signal = signals.next() => tracing::info!("{signal}: finishing the commands in flight"),
+            () = client => tracing::info!("the client has disconnected"),
             () = background => {}
         }
         server.drain().await

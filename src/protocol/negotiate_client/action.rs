@@ -118,7 +118,7 @@ pub enum HandshakeError {
         bool,
     ),
     /// What the server sent breaks the protocol.
-    #[error("the server broke the protocol: {0}")]
+    #[error("the server violated the protocol: {0}")]
     Protocol(#[from] DecodeError),
     /// Polled after the handshake was over.
     #[error("the handshake is over")]

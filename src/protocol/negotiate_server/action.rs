@@ -114,7 +114,7 @@ pub enum CloseReason {
     #[error("the client aborted")]
     Aborted,
     /// Bytes that are no option.
-    #[error("no option: {0}")]
+    #[error("malformed option: {0}")]
     NotAnOption(DecodeError),
     /// Client flags that the server must drop the connection for.
     #[error("unknown client flags {0:#x}")]

@@ -320,12 +320,12 @@ impl ServerHandshake {
             //= Option types: The client MUST NOT send any additional data with the option, and the server
             //# SHOULD reject a request that includes data with `NBD_REP_ERR_INVALID`.
             Code::List | Code::StartTls | Code::StructuredReply | Code::ExtendedHeaders if length != 0 => {
-                refusal(OptionError::Invalid, "this option has no data")
+                refusal(OptionError::Invalid, "this option must not have data")
             }
             //= Option types: a client that has used `NBD_OPT_EXTENDED_HEADERS` to negotiate extended
             //# headers MUST NOT use this option
             Code::ExportName if self.headers == HeaderStyle::Extended => {
-                refusal(OptionError::Invalid, "extended headers need GO")
+                refusal(OptionError::Invalid, "extended headers require GO")
             }
             Code::ExportName if wire_len(length) > MAXIMUM_STRING_BYTES => {
                 refusal(OptionError::TooBig, "name longer than 4096 bytes")
@@ -400,7 +400,7 @@ impl ServerHandshake {
             Refusal::new(OptionError::Policy, "TLS is not configured")
         } else if self.tls_active {
             //= SELECTIVETLS mode: MUST reply with `NBD_REP_ERR_INVALID`
-            Refusal::new(OptionError::Invalid, "TLS is in use already")
+            Refusal::new(OptionError::Invalid, "TLS is already in use")
         } else {
             //= FORCEDTLS mode: the server MUST be prepared for a TLS handshake, and all further data MUST
             //# be sent and received over TLS
