@@ -13,19 +13,17 @@ mod memory_export;
 use std::error::Error;
 use std::sync::Arc;
 
-use cairn::metrics::Metrics;
-use cairn::server::{Greeting, ListenAddress, Listener, Options, Server};
+use cairn::server::{Greeting, ListenAddress, Listener, NoMetrics, Options, Server};
 use memory_export::{MemoryExport, MemoryExports};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).init();
     let exports = MemoryExports::new(vec![
         Arc::new(MemoryExport::new("disk", 1 << 30)),
         Arc::new(MemoryExport::new("large", 1 << 40)),
     ]);
-    let server = Server::new(Arc::new(exports), Options::default(), Metrics::new().server());
+    let server = Server::new(Arc::new(exports), Options::default(), NoMetrics);
     for address in std::env::args().skip(1) {
         let listener = Listener::bind(&address.parse::<ListenAddress>()?).await?;
         println!("listening on {}", server.listen(listener, Greeting::Newstyle));

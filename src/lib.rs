@@ -1,5 +1,70 @@
 //! Cairn: an NBD server whose disks live in object storage, and an NBD protocol library and client.
 //!
+//! # The library
+//!
+//! With `default-features = false`, this crate is the NBD library alone: [`protocol`] has the wire types and
+//! the handshake of both sides without I/O, [`server`] serves anything that implements [`server::Export`],
+//! and [`client`] sends commands to any NBD server. These three modules are the stable interface.
+//!
+//! | feature | default | adds |
+//! |---|---|---|
+//! | `gateway` | yes | the program: disks in object storage, the admin API, metrics, configuration |
+//! | `serde` | yes | `Serialize` and `Deserialize` for the types of [`protocol`] |
+//!
+//! The modules of the gateway are public for the program and the tests. They may change in any release.
+//!
+//! A server of one disk in memory, and a client of it:
+//!
+//! ```
+//! use std::sync::{Arc, Mutex};
+//!
+//! use bytes::Bytes;
+//! use cairn::client::{self, Client};
+//! use cairn::server::{self, Export, ExportDescription, ExportError, Greeting, Segment, Server};
+//!
+//! /// A disk of 1 MiB in memory.
+//! struct Memory(Mutex<Vec<u8>>);
+//!
+//! #[async_trait::async_trait]
+//! impl Export for Memory {
+//!     fn description(&self) -> ExportDescription {
+//!         ExportDescription::new("disk", 1 << 20)
+//!     }
+//!
+//!     async fn read(&self, offset: u64, length: u32) -> Result<Vec<Segment>, ExportError> {
+//!         let bytes = self.0.lock().unwrap();
+//!         let data = &bytes[offset as usize..][..length as usize];
+//!         Ok(vec![Segment::Data(Bytes::copy_from_slice(data))])
+//!     }
+//!
+//!     async fn write(&self, offset: u64, data: Bytes, _fua: bool) -> Result<(), ExportError> {
+//!         self.0.lock().unwrap()[offset as usize..][..data.len()].copy_from_slice(&data);
+//!         Ok(())
+//!     }
+//!
+//!     async fn flush(&self) -> Result<(), ExportError> {
+//!         Ok(()) // never called: the description does not set SEND_FLUSH
+//!     }
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let disk = Memory(Mutex::new(vec![0; 1 << 20]));
+//! let exports = server::SingleExport::new("disk", Arc::new(disk));
+//! let server = Server::new(Arc::new(exports), server::Options::default(), server::NoMetrics);
+//! let listener = server::Listener::bind(&"127.0.0.1:0".parse()?).await?;
+//! let address = server.listen(listener, Greeting::Newstyle);
+//!
+//! let uri = format!("nbd://{address}/disk").parse()?;
+//! let client = Client::connect(&uri, &client::Options::default()).await?;
+//! client.write(4096, Bytes::from_static(b"hello"), false).await?;
+//! assert_eq!(client.read(4096, 5).await?, "hello");
+//! client.disconnect().await;
+//! server.drain().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # The layers
 //!
 //! Arrows go one way only; `tests/tidy` fails on an arrow that is not in this list.
@@ -10,7 +75,7 @@
 //! mutant   → nothing        deliberate faults, in builds that test the tests
 //! store    → metrics, task, mutant  get/put/delete/list over S3, a directory, memory; decorators
 //! volume   → store, metrics, task, mutant  what a disk is: map, journal, cache, commit, fold, recovery
-//! server   → protocol, metrics, task, mutant  NBD over TCP and Unix sockets; owns the trait `Export`
+//! server   → protocol, task, mutant  NBD over TCP and Unix sockets; owns the trait `Export`
 //! client   → protocol, task  an NBD client
 //! gateway  → volume, server, protocol, store, metrics, task  exports, catalogue, status
 //! admin    → gateway, volume, server, metrics, task  HTTP: metrics, health, the API, the status page
@@ -34,15 +99,25 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "gateway")]
 pub mod admin;
+#[cfg(feature = "gateway")]
+#[doc(hidden)]
 pub mod cli;
 pub mod client;
+#[cfg(feature = "gateway")]
 pub mod config;
+#[cfg(feature = "gateway")]
 pub mod gateway;
+#[cfg(feature = "gateway")]
 pub mod metrics;
+#[doc(hidden)]
 pub mod mutant;
 pub mod protocol;
 pub mod server;
+#[cfg(feature = "gateway")]
 pub mod store;
+#[doc(hidden)]
 pub mod task;
+#[cfg(feature = "gateway")]
 pub mod volume;

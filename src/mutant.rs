@@ -140,6 +140,30 @@ mutants! {
     RecordUnbounded = "record-unbounded",
     /// A strict volume serves reads after its lease is over.
     LeaseOutlived = "lease-outlived",
+    /// A write does not wait for the dirty budget.
+    DirtyUnbounded = "dirty-unbounded",
+    /// A write does not wait although the journal is at its bound.
+    JournalUnbounded = "journal-unbounded",
+    /// Any number of requests of a class are sent at a time.
+    RequestsUnbounded = "requests-unbounded",
+    /// A checkpoint that was asked for is not waited for.
+    CheckpointUnawaited = "checkpoint-unawaited",
+    /// Once disks are in use, a refusal is an error after a few attempts all the same.
+    RefusalIsFinal = "refusal-is-final",
+    /// A volume that is handed on with chunks that nothing references is said to be swept.
+    SupersededUnreported = "superseded-unreported",
+    /// A deletion takes the name also from another volume.
+    UnboundBlindly = "unbound-blindly",
+    /// A name is bound whatever stands under it.
+    BoundUnconditionally = "bound-unconditionally",
+    /// A deletion by id leaves a free name as it is, so that a creator can still bind it.
+    FreeNameKept = "free-name-kept",
+    /// A deletion believes one answer that nothing exists under the name that it is to free.
+    NameDenied = "name-denied",
+    /// A deletion removes the identity, by which a volume is found, before all else.
+    IdentityFirst = "identity-first",
+    /// A listing fails if one of the volumes cannot be looked up.
+    BrokenEndsListing = "broken-ends-listing",
     /// The server answers FLUSH without asking the export.
     FlushNotPassedOn = "flush-not-passed-on",
     /// The server does not pass FUA on.

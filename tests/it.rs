@@ -9,6 +9,7 @@ mod client;
 mod conformance;
 mod crash;
 mod golden;
+mod guide;
 mod interop;
 mod lifecycle;
 mod model;

@@ -1,11 +1,14 @@
 #!/bin/bash
-# Every check and every test of Cairn, from a machine with nothing but a Rust toolchain on it.
+# The checks and the tests of Cairn. Installs what they need first; the machine needs nothing but a Rust toolchain.
 #
-#   tests/run.sh            everything
-#   tests/run.sh SUITE...   only these (no comparison with the minima of the others)
+#   tests/run.sh                  the small size: nearly every kind of check, made for a quarter of an hour
+#   tests/run.sh all              the full size: everything, as CI runs it
+#   tests/run.sh SUITE...         these suites at full size (the other suites' minima are not compared)
+#   tests/run.sh small SUITE...   these suites at the small size
 #
 # Ends with a table of suites and a last line "N passed, N failed"; the exit status is non-zero if anything failed.
 # A suite that has fewer passing tests than tests/minima.tsv says has failed: no test is lost without being noticed.
+# That file also says which suites the small size leaves out; the table lists them.
 set -u -o pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/tools/common.sh"
 cd "$ROOT" || exit 1
@@ -13,29 +16,42 @@ exec </dev/null
 export CARGO_TERM_COLOR=never CARGO_INCREMENTAL=0 NO_COLOR=1 RUST_BACKTRACE=0
 export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
 
+SIZE=small
+case ${1:-} in
+small | all) SIZE=$1 && shift ;;
+?*) SIZE=all ;;
+esac
 ONLY=("$@")
 TARGET=${CARGO_TARGET_DIR:-$ROOT/target}
 LOGS=$TARGET/test-logs
 MINIMA=$ROOT/tests/minima.tsv
 mkdir -p "$LOGS"
-: >"$LOGS/counts.tsv"
+printf '# suites at the size %s\n' "$SIZE" >"$LOGS/counts.tsv"
 top() { find "$ROOT" -mindepth 1 -maxdepth 1 -printf '%f\n' | LC_ALL=C sort; }
 TOP=$(top)
 
-declare -a ORDER=() NOTES=()
+declare -a ORDER=() NOTES=() LEFT_OUT=()
 declare -A PASSED=() FAILED=() SECONDS_OF=()
 TOTAL_PASSED=0 TOTAL_FAILED=0
 
 # --- running one suite -----------------------------------------------------------------------------------------------
 
-wanted() {
+is_small() { [ "$SIZE" = small ]; }
+
+# Whether a suite is asked for, be it only by asking for no other.
+asked() {
     local suite
     [ ${#ONLY[@]} -gt 0 ] || return 0
     for suite in "${ONLY[@]}"; do [ "$suite" != "$1" ] || return 0; done
     return 1
 }
 
-minimum() { awk -F'\t' -v suite="$1" '$1 == suite { print $2 }' "$MINIMA" 2>/dev/null; }
+wanted() { asked "$1" && [ "$(minimum "$1")" != - ]; }
+
+# What a suite must pass at this size, or `-` for a suite that this size leaves out.
+minimum() {
+    awk -F'\t' -v suite="$1" -v size="$SIZE" '$1 == suite { print ((size == "small" && NF > 2) ? $3 : $2) }' "$MINIMA"
+}
 
 # count PASSED FAILED: what a suite that is not libtest's reports.
 count() { printf 'counted: %s passed; %s failed\n' "$1" "$2"; }
@@ -47,7 +63,8 @@ limited() { timeout --kill-after=10 "$@"; }
 suite() {
     local name=$1 log=$LOGS/$1.log begun=$SECONDS status=0 passed failed least
     shift
-    wanted "$name" || return 0
+    asked "$name" || return 0
+    wanted "$name" || { LEFT_OUT+=("$name") && return 0; }
     say "== $name"
     "$@" >"$log" 2>&1 || status=$?
     # libtest's ignored tests count as failed: nothing is skipped here.
@@ -75,7 +92,11 @@ suite() {
 
 # --- the suites ------------------------------------------------------------------------------------------------------
 
-suite_tools() { "$ROOT/tests/tools/install.sh" packages deny s3 machine operations qemu10 fuzz && count 7 0; }
+suite_tools() {
+    local parts=(packages s3 machine operations qemu10)
+    is_small || parts+=(deny fuzz)
+    "$ROOT/tests/tools/install.sh" "${parts[@]}" && count ${#parts[@]} 0
+}
 
 suite_fmt() { cargo fmt --check && count 1 0; }
 
@@ -106,16 +127,21 @@ suite_yaml() {
 # The minima only rise: not from the parent commits to this one, not from this one to the working tree.
 suite_minima() {
     local revision
-    awk -F'\t' '!/^#/ && (NF != 2 || $2 !~ /^[0-9]+$/) { print "not `suite<TAB>minimum`: " $0; bad = 1 } END { exit bad }' \
-        "$MINIMA" || return 1
+    awk -F'\t' '/^#/ { next }
+        NF < 2 || NF > 3 || $2 !~ /^[0-9]+$/ || (NF == 3 && $3 !~ /^([0-9]+|-)$/) || (NF == 3 && $3 + 0 > $2 + 0) {
+            print "not `suite<TAB>minimum[<TAB>minimum of the small size, or -]`: " $0; bad = 1 }
+        END { exit bad }' "$MINIMA" || return 1
     if history_git rev-parse --verify --quiet HEAD >/dev/null; then
         for revision in HEAD $(history_git rev-list --parents -n 1 HEAD | cut -s -d' ' -f2-); do
             history_git show "$revision:tests/minima.tsv" >"$LOGS/minima.older" 2>/dev/null || continue
             awk -F'\t' -v older="$revision" '
+                function small() { return NF > 2 ? $3 : $2 }
                 FNR == 1       { file++ }
+                # Before there were two sizes, the file said nothing of the small one.
+                file == 1 && FNR == 1 { sizes = /small/ }
                 /^#/           { next }
-                file == 1      { before[$1] = $2; next }
-                               { now[$1] = $2 }
+                file == 1      { before[$1] = $2; if (sizes) before[$1 " (small)"] = small(); next }
+                               { now[$1] = $2; now[$1 " (small)"] = small() }
                 END { for (s in before) if (now[s] + 0 < before[s] + 0) {
                           printf "the minimum of %s fell from %d (%s) to %d\n", s, before[s], older, now[s]; bad = 1 }
                       exit bad }' "$LOGS/minima.older" "$MINIMA" || return 1
@@ -135,7 +161,11 @@ suite_container() { limited 2400 tests/container/run.sh; }
 suite_deploy() { limited 300 tests/ops/deploy.sh; }
 
 # The release profile throughout: build scripts and macros are shared with the tests, and what is tested is what ships.
-suite_clippy() { limited 1800 cargo clippy --release --all-targets --quiet -- -D warnings && count 1 0; }
+# With the gateway, and the library alone.
+suite_clippy() {
+    limited 1800 cargo clippy --release --all-targets --quiet -- -D warnings &&
+        limited 900 cargo clippy --release --no-default-features --all-targets --quiet -- -D warnings && count 2 0
+}
 
 suite_deny() { limited 300 "$TOOLS/bin/cargo-deny" --offline check bans licenses sources && count 3 0; }
 
@@ -145,23 +175,46 @@ suite_peer() { limited 300 /usr/bin/python3 "$ROOT/tests/golden/codec.py" && cou
 # Every fuzz target from its corpus: half a minute for each of the protocol's machines, a few seconds for each decoder.
 suite_fuzz() { limited 3600 "$ROOT/tests/tools/fuzz.sh" 30 5; }
 
+# What can commit deliberate faults is built first, once, and its program is put aside; then what ships, and the tests
+# of it. The simulation and the power cuts are in the first build alone: without a fault chosen they are the honest run,
+# and the power cuts run the program that ships. A string that is in one program alone shows which is which.
 suite_build() {
-    limited 3000 cargo test --release --no-run --lib --test it --test simulation --test power \
-        --message-format=json-render-diagnostics >"$LOGS/artifacts.json" || return 1
-    executable lib >"$LOGS/lib.path" && executable it >"$LOGS/it.path" &&
-        executable simulation >"$LOGS/simulation.path" && executable power >"$LOGS/power.path" && count 1 0
+    local faulty=$LOGS/artifacts-mutants.json honest=$LOGS/artifacts.json passed=1
+    if wanted simulation || wanted power || wanted mutants; then
+        limited 3000 cargo test --release --no-run --features mutants --test simulation \
+            --message-format=json-render-diagnostics >"$faulty" || return 1
+        executable simulation "$faulty" >"$LOGS/simulation.path" && cp "$TARGET/release/cairn" "$FAULTY" &&
+            grep -q "$IN_FAULTY" "$FAULTY" || return 1
+        passed=2
+    fi
+    limited 3000 cargo test --release --no-run --lib --test it --message-format=json-render-diagnostics >"$honest" || return 1
+    executable lib "$honest" >"$LOGS/lib.path" && executable it "$honest" >"$LOGS/it.path" || return 1
+    if grep -q "$IN_FAULTY" "$TARGET/release/cairn"; then
+        echo "the program that ships can commit deliberate faults"
+        return 1
+    fi
+    count "$passed" 0
 }
+FAULTY=$LOGS/cairn-with-mutants
+IN_FAULTY='names no mutant'
 
-# executable NAME [LIST]: the test binary that cargo built from the library or from the integration target NAME.
+# executable NAME LIST: the test binary that cargo built from the library or from the integration target NAME.
 executable() {
     jq -e -r -s --arg name "$1" 'map(select(.reason == "compiler-artifact" and .profile.test and .executable)
         | select(if $name == "lib" then .target.kind == ["lib"] else .target.kind == ["test"] and .target.name == $name end))
-        | first | .executable' "${2:-$LOGS/artifacts.json}"
+        | first | .executable' "$2"
 }
 
-suite_unit() { limited 1200 "$(cat "$LOGS/lib.path")"; }
+# Where nothing but `sh` can be found, as on a machine that has a Rust toolchain and nothing else.
+BARE=$ROOT/tests/tools/bare.sh
 
-suite_doc() { limited 1200 cargo test --release --doc; }
+suite_unit() { limited 1200 "$BARE" "$(cat "$LOGS/lib.path")"; }
+
+# Clippy has checked the dependencies in this profile already, so that rustdoc need not.
+suite_doc() {
+    RUSTDOCFLAGS='-D warnings' limited 1200 cargo doc --release --no-deps --quiet &&
+        limited 1200 cargo test --release --doc && count 1 0
+}
 
 # One suite per module of the integration binary, as libtest lists them: cheap ones first, virtual machines last.
 modules() {
@@ -173,40 +226,75 @@ modules() {
     return 0
 }
 
+# listed BINARY [OPTION]...: the tests of a binary, in order; with --ignored those that need other programs.
+listed() { "$@" --list --format terse | sed -n 's/: test$//p' | LC_ALL=C sort; }
+
+# Each takes a minute or more; the small size leaves them out.
+LONG=(interop::memory::random_writes_over_64_gib_stay_below_400_mib_of_memory
+    interop::real_input::a_file_tree_survives_the_gateway_that_took_it_in)
+
+# Tests that need no other program run where there is none; those that say what they need then run with everything.
 suite_module() {
-    local tests binary options=()
+    local binary all marked plain options=() status=0
     binary=$(cat "$LOGS/it.path")
-    mapfile -t tests < <("$binary" --list --format terse | sed -n 's/: test$//p' | grep -E "^$1(::|$)")
-    [ ${#tests[@]} -gt 0 ] || { echo "the integration binary has no module $1"; return 1; }
+    mapfile -t all < <(listed "$binary" | grep -E "^$1(::|$)")
+    mapfile -t marked < <(listed "$binary" --ignored | grep -E "^$1(::|$)")
+    mapfile -t plain < <(LC_ALL=C comm -23 <(printf '%s\n' "${all[@]}") <(printf '%s\n' "${marked[@]}"))
+    [ ${#all[@]} -gt 0 ] || { echo "the integration binary has no module $1"; return 1; }
     case $1 in
     vm) options=(--test-threads=1) ;;
     # It says how long commands waited while gateways were replaced.
     lifecycle) options=(--nocapture) ;;
+    interop) ! is_small || mapfile -t marked < <(printf '%s\n' "${marked[@]}" | grep -vxF "$(printf '%s\n' "${LONG[@]}")") ;;
+    crash) ! is_small || export CAIRN_CRASH_ROUNDS=${CAIRN_CRASH_ROUNDS:-1} ;;
     esac
-    limited 2400 "$binary" --exact "${tests[@]}" "${options[@]}"
+    [ ${#plain[@]} = 0 ] || limited 2400 "$BARE" "$binary" --exact "${plain[@]}" "${options[@]}" || status=$?
+    [ ${#marked[@]} = 0 ] || limited 2400 "$binary" --ignored --exact "${marked[@]}" "${options[@]}" || status=$?
+    return "$status"
 }
 
-# So many seeds on all processors; every fault must meet every phase.
-suite_simulation() { CAIRN_SIM_SEEDS=0..2000 limited 1500 "$(cat "$LOGS/simulation.path")" --nocapture; }
+# So many seeds on all processors, and no fault is chosen; at the full size every fault of the surroundings must meet
+# every phase. The power cuts are in the same binary and are suites of their own.
+suite_simulation() {
+    local seeds=0..2000 tests
+    ! is_small || seeds=0..500
+    mapfile -t tests < <(listed "$(cat "$LOGS/simulation.path")" | grep -vE "^(power|mutants::committed)::")
+    CAIRN_SIM_SEEDS=$seeds limited 1500 "$BARE" "$(cat "$LOGS/simulation.path")" --exact --nocapture "${tests[@]}"
+}
 
-# Power cuts: one cell of the matrix and one workload's replay, those whose turn it is by the number of commits; what
-# CAIRN_POWER_CELLS asks for takes its time.
+# What goes by turns goes by the number of commits.
+turn() { history_git rev-list --count HEAD 2>/dev/null || echo 0; }
+
+# Those of the power cuts that commit deliberate faults.
+MUTANTS_OF_POWER=(power::matrix::a_flush_that_is_not_passed_on_is_caught power::directory::a_sync_that_is_left_out_is_caught
+    power::replay::what_breaks_a_promise_is_caught)
+
+# Power cuts: one cell of the matrix and one workload's replay, those whose turn it is; what CAIRN_POWER_CELLS asks for
+# takes its time. The small size leaves the replay and Cairn's own machine out.
 suite_power() {
-    local turn
-    turn=$(history_git rev-list --count HEAD 2>/dev/null) || turn=0
+    local tests turn
+    turn=$(turn)
     echo "turn $turn"
-    CAIRN_POWER_TURN=$turn limited "${CAIRN_POWER_LIMIT:-1500}" "$(cat "$LOGS/power.path")" --nocapture --test-threads=1
+    mapfile -t tests < <(listed "$(cat "$LOGS/simulation.path")" | grep -E '^(power|checker)::' |
+        grep -vxF "$(printf '%s\n' "${MUTANTS_OF_POWER[@]}")")
+    ! is_small || mapfile -t tests < <(printf '%s\n' "${tests[@]}" |
+        grep -vE '::what_was_answered_survives_a_crash_at_any_time$|^power::directory::')
+    CAIRN_POWER_TURN=$turn limited "${CAIRN_POWER_LIMIT:-1500}" "$(cat "$LOGS/simulation.path")" --include-ignored --exact \
+        --nocapture --test-threads=1 "${tests[@]}"
 }
 
-# Deliberate faults, each of which the simulation must catch, and those that take a power cut.
+# Deliberate faults, each of which the simulation must catch, and those that take a power cut. The small size commits one
+# in four by turn, and leaves out those that take a machine.
 suite_mutants() {
-    local list=$LOGS/artifacts-mutants.json
-    limited 3000 cargo test --release --no-run --features mutants --test simulation --test power \
-        --message-format=json-render-diagnostics >"$list" || return 1
-    limited 1800 "$(executable simulation "$list")" --exact --nocapture mutants::committed::every_mutant_is_caught || return 1
-    limited 1800 "$(executable power "$list")" --exact --nocapture --test-threads=1 \
-        matrix::a_flush_that_is_not_passed_on_is_caught directory::a_sync_that_is_left_out_is_caught \
-        replay::what_breaks_a_promise_is_caught
+    local binary of_power=("${MUTANTS_OF_POWER[@]}")
+    binary=$(cat "$LOGS/simulation.path")
+    if is_small; then
+        CAIRN_MUTANTS_TURN=${CAIRN_MUTANTS_TURN:-$(turn)}
+        export CAIRN_MUTANTS_TURN
+        of_power=("${MUTANTS_OF_POWER[0]}")
+    fi
+    limited 1800 "$BARE" "$binary" --exact --nocapture mutants::committed::every_mutant_is_caught || return 1
+    CAIRN_TEST_BINARY=$FAULTY limited 1800 "$binary" --include-ignored --exact --nocapture --test-threads=1 "${of_power[@]}"
 }
 
 # Programs under test leave files where they run: none may become part of the repository.
@@ -235,8 +323,9 @@ suite deny suite_deny
 suite peer suite_peer
 suite clippy suite_clippy
 for name in "${ONLY[@]}"; do
+    wanted "$name" || continue
     case $name in
-    tools | fmt | shell | yaml | minima | deny | clippy | build | mutants | fuzz | helm | deploy | container | strays) ;;
+    tools | fmt | shell | yaml | minima | deny | clippy | build | fuzz | helm | deploy | container | strays) ;;
     *) ONLY+=(build) ;;
     esac
 done
@@ -247,18 +336,18 @@ if [ "${FAILED[build]:-1}" = 0 ]; then
     suite simulation suite_simulation
     for module in $(modules); do suite "$module" suite_module "$module"; done
     suite power suite_power
+    suite mutants suite_mutants
 fi
-
-suite mutants suite_mutants
 suite fuzz suite_fuzz
 suite strays suite_strays
 
 # What has a minimum and was not run, has failed.
 if [ ${#ONLY[@]} = 0 ] && [ -r "$MINIMA" ]; then
-    while IFS=$'\t' read -r name least; do
+    while IFS=$'\t' read -r name _; do
         case $name in '#'*) continue ;; esac
         [ -z "${PASSED[$name]:-}" ] || continue
-        [ "$least" -gt 0 ] || continue
+        wanted "$name" || continue
+        [ "$(minimum "$name")" -gt 0 ] || continue
         ORDER+=("$name")
         PASSED[$name]=0 FAILED[$name]=1 SECONDS_OF[$name]=0
         TOTAL_FAILED=$((TOTAL_FAILED + 1))
@@ -274,5 +363,6 @@ fi
 # What was measured on the way.
 for name in "${ORDER[@]}"; do grep -hE '^measured: |the longest stall' "$LOGS/$name.log"; done
 for note in "${NOTES[@]}"; do echo "$note"; done
+! is_small || echo "this was the small size; \`tests/run.sh all\` also runs: ${LEFT_OUT[*]} ${LONG[*]}"
 echo "$TOTAL_PASSED passed, $TOTAL_FAILED failed"
 [ "$TOTAL_FAILED" = 0 ]

@@ -29,7 +29,7 @@ pub struct Token(Arc<str>);
 
 /// Why a text is no token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a token is one line of at least {TOKEN_BYTES} visible ASCII characters")]
+#[error("a token must be one line of at least {TOKEN_BYTES} visible ASCII characters")]
 pub struct TokenError;
 
 impl FromStr for Token {
@@ -93,11 +93,11 @@ enum Rule {
 }
 
 /// Why nothing is read beyond loopback.
-const NOT_LOCAL: &str = "beyond loopback the API is served only with a token (admin.token_file), or to be \
-    read only (admin.read_without_token)";
+const NOT_LOCAL: &str = "this address is not on loopback, so the API requires a token (admin.token_file), or \
+    admin.read_without_token to be read only";
 /// Why nothing is changed beyond loopback.
-const NO_TOKEN: &str = "beyond loopback something is changed only with a token (admin.token_file); this \
-    gateway has none: use the admin socket (cairn volume --gateway, on its machine or in its container)";
+const NO_TOKEN: &str = "this address is not on loopback, so changes require a token (admin.token_file), and \
+    this gateway has none: use the admin socket (cairn volume --gateway, on its machine or in its container)";
 /// Why nothing is changed on loopback.
 const NO_PROOF: &str = "every user of this machine reaches this address: to change something, use the admin \
     socket (admin.socket) or a token (admin.token_file)";
@@ -105,7 +105,8 @@ const NO_PROOF: &str = "every user of this machine reaches this address: to chan
 const SHARED: &str = "more than one user can open this socket: to change something, use the admin socket \
     (admin.socket), a socket of mode 0600, or a token (admin.token_file)";
 /// Why a request on loopback gets nothing.
-const FOREIGN: &str = "the request is from a page of another site, or for another host than this machine";
+const FOREIGN: &str =
+    "the request comes from a page of another site, or is for a host other than this machine";
 
 /// Why a request beyond loopback gets nothing where no token is needed.
 const NAMED: &str = "the request is from a page of another site, or for a domain name: without a \
@@ -177,7 +178,7 @@ impl Access {
             Rule::Token(token) => match asked.bearer() {
                 Some(given) if token.is(given) => Ok(()),
                 Some(_) => Err((StatusCode::UNAUTHORIZED, "the token is wrong")),
-                None => Err((StatusCode::UNAUTHORIZED, "a bearer token is needed")),
+                None => Err((StatusCode::UNAUTHORIZED, "a bearer token is required")),
             },
             Rule::Nobody(why) => Err((StatusCode::FORBIDDEN, why)),
         }

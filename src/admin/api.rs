@@ -101,7 +101,9 @@ async fn delete(
     // One that stopped is not in the way: another gateway has it, or deletes it.
     let serves = |open: &OpenVolume| !matches!(open.volume.status(), Status::Stopped(_));
     if context.gateway.open_volumes().iter().any(|open| open.name == name && serves(open)) {
-        let why = format!("{name} is open here: disconnect its clients, or take it out of the configuration");
+        let why = format!(
+            "{name} is open in this gateway: disconnect its clients, or remove it from the configuration"
+        );
         return Err(Problem::new(StatusCode::CONFLICT, why));
     }
     context.gateway.delete(&name, takeover).await?;
@@ -121,7 +123,9 @@ async fn delete_by_id(
     let serves =
         |open: &OpenVolume| open.volume.id() == id && !matches!(open.volume.status(), Status::Stopped(_));
     if context.gateway.open_volumes().iter().any(serves) {
-        let why = format!("{id} is open here: disconnect its clients, or take it out of the configuration");
+        let why = format!(
+            "{id} is open in this gateway: disconnect its clients, or remove it from the configuration"
+        );
         return Err(Problem::new(StatusCode::CONFLICT, why));
     }
     context.gateway.delete_by_id(id, takeover).await?;
@@ -135,7 +139,7 @@ async fn opened(context: &Context, name: &str) -> Answer<OpenVolume> {
     }
     // One that is not there at all is another matter.
     context.gateway.volume(name).await?;
-    Err(Problem::new(StatusCode::CONFLICT, format!("{name} is not open here")))
+    Err(Problem::new(StatusCode::CONFLICT, format!("{name} is not open in this gateway")))
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -152,7 +156,7 @@ async fn map(
     let Query(size) = query.map_err(|error| Problem::new(error.status(), error.body_text()))?;
     let cells = size.cells.unwrap_or(MAP_CELLS);
     if !(1..=MAXIMUM_MAP_CELLS).contains(&cells) {
-        let why = format!("cells = {cells}: must be 1 to {MAXIMUM_MAP_CELLS}");
+        let why = format!("cells = {cells}: must be between 1 and {MAXIMUM_MAP_CELLS}");
         return Err(Problem::new(StatusCode::BAD_REQUEST, why));
     }
     let open = opened(&context, &name).await?;
@@ -175,7 +179,7 @@ async fn connections(State(context): State<Context>) -> Json<Vec<ConnectionView>
 }
 
 async fn drain(State(context): State<Context>) -> StatusCode {
-    tracing::info!("asked over the admin API to end");
+    tracing::info!("the admin API requested a shutdown");
     context.gateway.drain();
     StatusCode::ACCEPTED
 }

@@ -65,7 +65,7 @@ pub(super) async fn serve(listener: Listener, router: Router, options: Options, 
         drop(connections.spawn_until_cancelled(async move {
             tokio::select! {
                 biased;
-                () = ours.end.cancelled() => tracing::debug!("admin connection ended: others came"),
+                () = ours.end.cancelled() => tracing::debug!("admin connection closed for a newer one"),
                 ended = connection => if let Err(error) = ended {
                     tracing::debug!("admin connection ended: {error}");
                 },
@@ -99,7 +99,7 @@ async fn with_body(State(timeout): State<Duration>, request: Request, next: Next
     match tokio::time::timeout(timeout, to_bytes(body, BODY_BYTES)).await {
         Ok(Ok(body)) => next.run(Request::from_parts(head, Body::from(body))).await,
         Ok(Err(_)) => {
-            let why = format!("the body did not arrive whole, or is longer than {BODY_BYTES} bytes");
+            let why = format!("the body is incomplete, or longer than {BODY_BYTES} bytes");
             refuse(StatusCode::PAYLOAD_TOO_LARGE, why)
         }
         Err(_) => refuse(StatusCode::REQUEST_TIMEOUT, format!("the body took longer than {timeout:?}")),

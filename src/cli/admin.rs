@@ -115,11 +115,11 @@ fn access(address: &ListenAddress, options: &Options) -> Access {
 
 fn say_what_is_refused(address: &ListenAddress, access: &Access, has_socket: bool) {
     if let Some(why) = access.nobody_reads() {
-        tracing::warn!("admin server at {address}: only metrics and health: {why}");
+        tracing::warn!("the admin server at {address} serves only metrics and health: {why}");
     } else if let Some(why) = access.nobody_changes()
         && !has_socket
     {
-        tracing::warn!("admin server at {address}: nothing can be changed over it: {why}");
+        tracing::warn!("the admin server at {address} is read-only: {why}");
     }
 }
 
@@ -218,7 +218,7 @@ async fn bind_numbered(directory: &Path) -> Result<Listener, ListenError> {
             bound => return bound,
         }
     }
-    let busy = || listen_error(directory, io::Error::other("other gateways start all the time"));
+    let busy = || listen_error(directory, io::Error::other("other gateways keep starting"));
     Err(last.unwrap_or_else(busy))
 }
 

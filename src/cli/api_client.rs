@@ -133,14 +133,14 @@ impl Gateway {
     }
 
     fn parsed<T: serde::de::DeserializeOwned>(&self, body: &str) -> Result<T, Error> {
-        serde_json::from_str(body)
-            .map_err(|error| self.failed(format!("the answer is not as expected: {error}")))
+        serde_json::from_str(body).map_err(|error| self.failed(format!("unexpected answer: {error}")))
     }
 
     fn info_of(&self, described: Described) -> Result<Info, Error> {
         let created = humantime::parse_rfc3339(&described.created_at).ok();
         let since = created.and_then(|created| created.duration_since(std::time::UNIX_EPOCH).ok());
-        let wrong = || self.failed(format!("the answer has the time {:?}", described.created_at));
+        let wrong =
+            || self.failed(format!("the answer contains the invalid time {:?}", described.created_at));
         Ok(Info {
             created_at_seconds: since.ok_or_else(wrong)?.as_secs(),
             name: described.name,

@@ -21,9 +21,9 @@ pub(super) enum Command {
     Serve(Serve),
     /// Create, list, show and delete volumes
     Volume(Volume),
-    /// Work with NBD alone: serve files, ask servers, copy and mirror disks
+    /// NBD tools that need no store: serve files, query servers, copy and mirror disks
     Nbd(Nbd),
-    /// Ask a gateway whether it is ready; exits with 0 if it is, else with 1
+    /// Ask a gateway whether it is ready; exits with 0 if it is, otherwise with 1
     Health(Health),
 }
 
@@ -35,17 +35,18 @@ pub(super) struct Nbd {
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct Health {
-    /// What to ask; /health/live asks only whether it answers
+    /// URL to request; /health/live only checks that the gateway answers
     #[arg(default_value = "http://127.0.0.1:9180/health/ready", value_parser = super::health::parse)]
     pub(super) url: Url,
 }
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct Common {
-    /// Configuration file (TOML); the environment (CAIRN_<SECTION>__<KEY>) and flags go over it
+    /// Configuration file (TOML); environment variables (CAIRN_<SECTION>__<KEY>) and flags override it
+    #[allow(rustdoc::invalid_html_tags, reason = "clap prints this text as it is")]
     #[arg(long, value_name = "FILE", env = config::CONFIG_FILE)]
     config: Option<PathBuf>,
-    /// Where the volumes are: file:///path, file://./path or s3://bucket/prefix [default:
+    /// Where the volumes are stored: file:///path, file://./path or s3://bucket/prefix [default:
     /// file://./cairn-data]
     #[arg(long, value_name = "URL")]
     store: Option<String>,
@@ -56,8 +57,8 @@ pub(super) struct Common {
 pub(super) struct Place {
     #[command(flatten)]
     common: Common,
-    /// Ask a gateway on this machine at its admin socket, not the store [default: admin.socket, or where it
-    /// is by default]
+    /// Send the command to the admin socket of a gateway on this machine instead of the store [default:
+    /// admin.socket]
     #[arg(long, value_name = "SOCKET", num_args = 0..=1, require_equals = true, conflicts_with = "store")]
     gateway: Option<Option<PathBuf>>,
 }
@@ -66,20 +67,21 @@ pub(super) struct Place {
 pub(super) struct Serve {
     #[command(flatten)]
     common: Common,
-    /// Listen there: HOST:PORT or unix:PATH; several times for several [default: 127.0.0.1:10809]
+    /// Address to listen on: HOST:PORT or unix:PATH; can be repeated [default: 127.0.0.1:10809]
     #[arg(long, value_name = "ADDRESS")]
     listen: Vec<String>,
-    /// Make the volume where it is absent, and open it; an error where it stands with another size
+    /// Open the volume, and create it first if it does not exist; an error if it exists with another size
     #[arg(long, value_name = "NAME=SIZE")]
     create: Vec<String>,
-    /// Take volumes named here from whoever holds them, for one start by hand: that gateway then exits with
-    /// 10
+    /// Take over the volumes named here from the gateways that hold them; for one start by hand, because such
+    /// a gateway exits with 10 when it has no volume left
     #[arg(long)]
     takeover: bool,
-    /// Metrics, health and volumes over HTTP: HOST:PORT, unix:PATH or none [default: 127.0.0.1:9180]
+    /// Address of the admin server (metrics, health, API over HTTP): HOST:PORT, unix:PATH or none [default:
+    /// 127.0.0.1:9180]
     #[arg(long, value_name = "ADDRESS")]
     admin: Option<String>,
-    /// Serve the one client on standard input and output, and end when it leaves
+    /// Serve one client on standard input and output, and exit when it disconnects
     #[arg(long)]
     pub(super) stdio: bool,
 }
@@ -140,7 +142,7 @@ pub(super) enum Action {
     List(List),
     /// Show one volume
     Info(Info),
-    /// Delete a volume and all that it holds
+    /// Delete a volume and all its data
     Delete(Delete),
 }
 
@@ -159,11 +161,12 @@ impl Action {
 pub(super) struct Create {
     #[command(flatten)]
     place: Place,
-    /// 1 to 128 of A-Z a-z 0-9 . _ -, not beginning with a dot
+    /// Name: 1 to 128 characters of A-Z a-z 0-9 . _ -, not beginning with a dot
     pub(super) name: String,
-    /// Such as 10GiB, 10GB or 4096
+    /// Size, such as 10GiB, 10GB or 4096
     pub(super) size: Size,
-    /// Size of the objects that hold the data, fixed for ever: 64KiB to 32MiB, a power of two [default: 4MiB]
+    /// Size of the objects that hold the data; cannot be changed later: 64KiB to 32MiB, a power of two
+    /// [default: 4MiB]
     #[arg(long, value_name = "SIZE")]
     chunk_size: Option<String>,
     /// Print JSON
@@ -175,7 +178,7 @@ pub(super) struct Create {
 pub(super) struct List {
     #[command(flatten)]
     place: Place,
-    /// Only volumes that have no name: they are being created or deleted, or that was cut short
+    /// List only volumes without a name: their creation or deletion is in progress or was interrupted
     #[arg(long)]
     pub(super) unnamed: bool,
     /// Print JSON
@@ -187,7 +190,7 @@ pub(super) struct List {
 pub(super) struct Info {
     #[command(flatten)]
     place: Place,
-    /// Its name
+    /// Name of the volume
     pub(super) name: String,
     /// Print JSON
     #[arg(long)]
@@ -198,13 +201,14 @@ pub(super) struct Info {
 pub(super) struct Delete {
     #[command(flatten)]
     place: Place,
-    /// Its name
+    /// Name of the volume
     #[arg(required_unless_present = "id")]
     pub(super) name: Option<String>,
-    /// Its id instead of a name, as `volume list --unnamed` shows it; whoever is still creating it fails
+    /// Id of the volume, as `volume list --unnamed` shows it, instead of a name; if it is still being
+    /// created, the creation fails
     #[arg(long, value_name = "ID", conflicts_with = "name")]
     pub(super) id: Option<uuid::Uuid>,
-    /// Delete it although a gateway holds it: that gateway loses it
+    /// Delete the volume even if a gateway holds it; that gateway loses it
     #[arg(long)]
     pub(super) takeover: bool,
 }

@@ -106,8 +106,8 @@ impl Point {
                     }
                     return Successor(stream);
                 }
-                Ok(None) => tracing::info!("the process that was to take over has ended; serving on"),
-                Err(error) => tracing::warn!("cannot hand over: {error}; serving on"),
+                Ok(None) => tracing::info!("the successor has exited; this gateway continues to serve"),
+                Err(error) => tracing::warn!("the handover failed: {error}; this gateway continues to serve"),
             }
         }
     }
@@ -118,14 +118,16 @@ impl Point {
         let (mut stream, _) = self.accepting.accept().await?;
         let (theirs, ours) = (stream.peer_cred()?.uid(), rustix::process::geteuid().as_raw());
         if theirs != ours && theirs != 0 {
-            return Err(io::Error::other(format!("a process of user {theirs} asked, and this is {ours}'s")));
+            return Err(io::Error::other(format!(
+                "the request came from user {theirs}, but this gateway runs as user {ours}"
+            )));
         }
-        tracing::info!("a successor asks for the listening sockets");
+        tracing::info!("a successor requested the listening sockets");
         self.heirs.send(&mut stream).await?;
         let mut lines = BufReader::new(&mut stream).lines();
         match lines.next_line().await? {
             Some(line) if line == GO => Ok(Some(stream)),
-            Some(line) => Err(io::Error::other(format!("a successor said {line:?}"))),
+            Some(line) => Err(io::Error::other(format!("the successor sent {line:?}"))),
             None => Ok(None),
         }
     }
@@ -139,7 +141,7 @@ impl Successor {
     /// Says that nothing is held any more.
     pub(super) async fn released(mut self) {
         if let Err(error) = self.0.write_all(format!("{RELEASED}\n").as_bytes()).await {
-            tracing::warn!("the successor cannot be told that the volumes are released: {error}");
+            tracing::warn!("cannot notify the successor that the volumes are released: {error}");
         }
     }
 }
@@ -156,7 +158,7 @@ pub(super) struct Predecessor {
 impl Predecessor {
     /// Whoever waits for a successor at a path, if anybody does.
     pub(super) async fn at(path: &Path) -> Result<Option<Self>, Error> {
-        let failed = |source| Error::System { what: "cannot take over from the gateway that runs", source };
+        let failed = |source| Error::System { what: "cannot take over from the running gateway", source };
         let stream = match UnixStream::connect(path).await {
             Ok(stream) => stream,
             Err(error)
@@ -167,7 +169,7 @@ impl Predecessor {
             Err(error) => return Err(failed(error)),
         };
         let sockets = receive(&stream).await.map_err(failed)?;
-        tracing::info!(sockets = sockets.len(), "a gateway runs that hands its sockets over");
+        tracing::info!(sockets = sockets.len(), "a running gateway hands over its sockets");
         Ok(Some(Self { stream: BufReader::new(stream), sockets, taken: Vec::new() }))
     }
 
@@ -190,7 +192,7 @@ impl Predecessor {
 
     /// Has it end, and waits until it holds no volume; whether it said so before it was gone.
     pub(super) async fn succeed(mut self) -> Result<bool, Error> {
-        let failed = |source| Error::System { what: "cannot take over from the gateway that runs", source };
+        let failed = |source| Error::System { what: "cannot take over from the running gateway", source };
         self.stream.write_all(format!("{GO}\n").as_bytes()).await.map_err(failed)?;
         self.taken.drain(..).for_each(SharedListener::claim);
         let mut line = String::new();
@@ -198,7 +200,7 @@ impl Predecessor {
         match self.stream.read_line(&mut line).await {
             Ok(_) => Ok(line.trim_end() == RELEASED),
             Err(error) => {
-                tracing::debug!("the predecessor's end: {error}");
+                tracing::debug!("waiting for the predecessor to exit failed: {error}");
                 Ok(false)
             }
         }
@@ -210,7 +212,7 @@ async fn receive(stream: &UnixStream) -> io::Result<Vec<(String, OwnedFd)>> {
     let (mut names, mut sockets) = (Vec::new(), Vec::new());
     while !names.ends_with(b"\n\n") {
         if names.len() > NAMES_BYTES {
-            return Err(io::Error::other("the names of the sockets do not end"));
+            return Err(io::Error::other("the list of socket names is not terminated"));
         }
         let mut bytes = [0; 4096];
         let read = stream.async_io(Interest::READABLE, || {

@@ -42,7 +42,7 @@ pub(super) fn parse(text: &str) -> Result<Url, String> {
     if url.scheme() == "http" && url.has_host() {
         Ok(url)
     } else {
-        Err("http://HOST:PORT/PATH is expected".to_owned())
+        Err("write http://HOST:PORT/PATH".to_owned())
     }
 }
 

@@ -131,7 +131,7 @@ impl Inherited {
         } else if self.stream.is_none() {
             self.stream = Some(InheritedStream::Socket(socket));
         } else {
-            return Err("a second connection; only one can be served".to_owned());
+            return Err("this is a second connection, and only one can be served".to_owned());
         }
         Ok(())
     }

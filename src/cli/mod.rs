@@ -81,7 +81,7 @@ fn run(cli: Cli, allocator: Allocator) -> Result<(), Error> {
             process::abort_on_panic();
             process::raise_descriptor_limit();
             if !allocator.is_tuned {
-                tracing::warn!("the allocator cannot be tuned, more memory may be used");
+                tracing::warn!("the allocator cannot be tuned, so Cairn may use more memory");
             }
             let settings = reload::Settings::new(args, config, set_level, allocator.give_back);
             process::block_on(serve::serve(options, settings, inherited, metrics))

@@ -21,8 +21,10 @@ pub(super) const GIVEN_UP: i32 = 1;
 pub(super) fn abort_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
         let backtrace = std::backtrace::Backtrace::force_capture();
-        let why = "aborting, since nothing can be relied on any more";
-        tracing::error!(target: PANICS, "{panic}; {why}\n{backtrace}");
+        tracing::error!(
+            target: PANICS,
+            "{panic}; aborting, because the state of the process can no longer be trusted\n{backtrace}"
+        );
         output::finish();
         std::process::abort();
     }));
@@ -34,7 +36,7 @@ pub(super) fn raise_descriptor_limit() {
     if limit.current < limit.maximum || limit.maximum.is_none() {
         limit.current = limit.maximum;
         if let Err(error) = setrlimit(Resource::Nofile, limit) {
-            tracing::debug!("the limit of file descriptors stays as it is: {error}");
+            tracing::debug!("cannot raise the limit of file descriptors: {error}");
         }
     }
 }
@@ -86,7 +88,7 @@ impl Signals {
     /// Listens for SIGTERM, SIGINT and SIGHUP from now on.
     pub(super) fn new() -> Result<Self, Error> {
         let listen =
-            |kind| signal(kind).map_err(|source| Error::System { what: "cannot await signals", source });
+            |kind| signal(kind).map_err(|source| Error::System { what: "cannot wait for signals", source });
         Ok(Self {
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,

@@ -72,7 +72,7 @@ impl Settings {
         let (options, taken) = match self.apply(running) {
             Ok(applied) => applied,
             Err(error) => {
-                tracing::error!("the settings stay as they are: {}", chain(&error));
+                tracing::error!("the settings were not changed: {}", chain(&error));
                 return;
             }
         };
@@ -82,12 +82,15 @@ impl Settings {
         }
         let opened = open_configured(running.env, &options, running.volumes).await;
         if taken.is_empty() {
-            tracing::info!("settings read again: none of those that can change has");
+            tracing::info!("settings reloaded: no setting that can change at run time has changed");
         } else {
-            tracing::info!("settings read again: {} changed", taken.join(", "));
+            tracing::info!("settings reloaded: {} changed", taken.join(", "));
         }
         if let Err(error) = opened {
-            tracing::error!("not every configured volume is open; SIGHUP tries again: {}", chain(&error));
+            tracing::error!(
+                "not every configured volume is open; send SIGHUP to try again: {}",
+                chain(&error)
+            );
         }
     }
 
@@ -100,14 +103,14 @@ impl Settings {
         (self.set_level)(&config)?;
         let (taken, left): (Vec<_>, Vec<_>) = changed.into_iter().partition(|key| TAKEN.contains(key));
         if !left.is_empty() {
-            tracing::warn!("{} changed, which takes a restart", left.join(", "));
+            tracing::warn!("{} changed; restart the gateway to apply this", left.join(", "));
         }
         if let Some(admin) = running.admin {
             admin.set_access(&options);
         }
         running.env.budget.resize(options.dirty_bytes);
         if options.tls.is_some() {
-            tracing::info!("certificates read again, for connections from now on");
+            tracing::info!("certificates reloaded for new connections");
         }
         running.server.set_tls(options.tls.clone());
         let before = Options::of(&self.config)?.configured();

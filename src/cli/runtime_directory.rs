@@ -25,7 +25,7 @@ pub(super) enum Unusable {
     #[error("XDG_RUNTIME_DIR is not set to an absolute path")]
     Unknown,
     /// Somebody else can change it.
-    #[error("{}: not safe for a socket: {why}", path.display())]
+    #[error("{}: this directory is not safe for a socket: {why}", path.display())]
     Unsafe {
         /// The directory.
         path: PathBuf,
@@ -98,11 +98,14 @@ fn check(directory: &Path) -> Result<(), Unusable> {
         return unsafe_for("it is not a directory".to_owned());
     }
     if found.uid() != user && found.uid() != 0 {
-        return unsafe_for(format!("it belongs to user {}, and this is user {user}", found.uid()));
+        return unsafe_for(format!(
+            "it belongs to user {}, but the gateway runs as user {user}",
+            found.uid()
+        ));
     }
     if found.mode() & WRITE_OF_OTHERS != 0 {
         return unsafe_for(format!(
-            "others than its owner can write to it (mode {:o})",
+            "users other than its owner can write to it (mode {:o})",
             found.mode() & 0o7777
         ));
     }

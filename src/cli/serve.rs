@@ -104,20 +104,20 @@ async fn start(
     if predecessor.is_none() {
         admin = admin_sockets.take().map(&start_admin);
     }
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), store = %options.location, "cairn starts");
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), store = %options.location, "cairn is starting");
     let succeeds = predecessor.is_some();
     let ready = async {
         let opened = environment(&options, metrics).await?;
         if let Some(predecessor) = predecessor {
             let released = predecessor.succeed().await?;
-            tracing::info!(released, "the gateway before this one has ended");
+            tracing::info!(released, "the predecessor has exited");
         }
         Ok::<_, Error>(opened)
     };
     let (env, store) = tokio::select! {
         opened = ready => opened?,
         signal = signals.next() => {
-            tracing::info!("{signal}: ends before it served");
+            tracing::info!("{signal}: exiting before any volume was served");
             return Ok(None);
         }
     };
@@ -133,7 +133,7 @@ async fn start(
     let opened = tokio::select! {
         opened = open_configured(&env, &options, &volumes) => opened,
         signal = signals.next() => {
-            tracing::info!("{signal}: ends before it served");
+            tracing::info!("{signal}: exiting before any volume was served");
             return close(&volumes, options.close_timeout, Next::Unknown, signals).await.map(|()| None);
         }
     };
@@ -215,7 +215,7 @@ async fn run(served: &mut Served, settings: &mut Settings, signals: &mut Signals
     tokio::select! {
         end = serve_on(signals, &served.status, settings, &running, point, &served.options) => end,
         () = stream_ended => {
-            tracing::info!("the client has left");
+            tracing::info!("the client has disconnected");
             End::Told
         }
     }
@@ -235,7 +235,7 @@ async fn finish(served: Served, end: End, signals: &mut Signals) -> Result<(), E
         patience -= checkpoint_ahead(&volumes, patience / 2, signals).await;
     }
     status.ends();
-    supervisor::stopping("answering what is in flight");
+    supervisor::stopping("answering commands in flight");
     let (result, successor) = match end {
         End::Told => (Ok(()), None),
         End::NothingLeft if volumes.is_fenced() => (Err(Error::Fenced), None),
@@ -249,7 +249,7 @@ async fn finish(served: Served, end: End, signals: &mut Signals) -> Result<(), E
         admin.stop().await;
     }
     drain(&server, next == Next::Waits, signals).await;
-    supervisor::status("closing the volumes");
+    supervisor::status("closing volumes");
     let closed = close(&volumes, patience, next, signals).await;
     if let Some(successor) = successor {
         successor.released().await;
@@ -298,12 +298,14 @@ async fn serve_on(
     let end = async {
         tokio::select! {
             () = status.asked_to_end() => {
-                tracing::info!("asked to end: finishing what is in flight");
+                tracing::info!("shutdown requested: finishing the commands in flight");
                 End::Told
             }
             () = lost(running.volumes, options.server.drain_timeout) => End::NothingLeft,
             successor = succeeded => {
-                tracing::info!("a successor takes over: hanging up once what is in flight is answered");
+                tracing::info!(
+                    "a successor is taking over: closing connections once their commands are answered"
+                );
                 End::Succeeded(successor)
             }
             () = supervisor::say_alive() => unreachable!("it never ends"),
@@ -316,7 +318,7 @@ async fn serve_on(
             asked = signals.asked() => asked,
         };
         let told = |signal| {
-            tracing::info!("{signal}: finishing what is in flight");
+            tracing::info!("{signal}: finishing the commands in flight");
             End::Told
         };
         match asked {
@@ -337,14 +339,14 @@ async fn serve_on(
 /// Makes checkpoints while clients are still served, since those who connect again wait from the drain until
 /// the next gateway has opened the volumes; gives how long that took, `patience` at most.
 async fn checkpoint_ahead(volumes: &OpenVolumes, patience: Duration, signals: &mut Signals) -> Duration {
-    supervisor::status("making checkpoints ahead of the end");
+    supervisor::status("making checkpoints before the shutdown");
     let begun = Instant::now();
     tokio::select! {
         () = volumes.checkpoint_all() => {
-            tracing::info!(took = ?begun.elapsed(), "checkpoints made ahead of the end");
+            tracing::info!(took = ?begun.elapsed(), "made checkpoints before the shutdown");
         }
         () = tokio::time::sleep(patience) => {
-            tracing::warn!("checkpoints ahead of the end take over {patience:?}");
+            tracing::warn!("checkpoints before the shutdown take longer than {patience:?}");
         }
         () = supervisor::say_alive() => unreachable!("it never ends"),
         signal = signals.next() => give_up(signal),
@@ -362,15 +364,15 @@ async fn drain(server: &Server, hang_up: bool, signals: &mut Signals) {
         loop {
             tokio::time::sleep(DRAIN_PROGRESS).await;
             let connections = server.connections().len();
-            tracing::info!(connections, "still answering what is in flight");
+            tracing::info!(connections, "still answering commands in flight");
         }
     };
     tokio::select! {
         () = progress => unreachable!("it never ends"),
         drained = drain => match drained {
-            Drained::Answered => tracing::info!("every command in flight is answered"),
+            Drained::Answered => tracing::info!("all commands in flight are answered"),
             Drained::TimedOut { tasks } => {
-                tracing::warn!(tasks, "commands in flight took too long and were dropped");
+                tracing::warn!(tasks, "commands in flight took too long and were abandoned");
             }
         },
         signal = signals.next() => give_up(signal),
@@ -378,16 +380,18 @@ async fn drain(server: &Server, hang_up: bool, signals: &mut Signals) {
 }
 
 fn cannot_share(source: std::io::Error) -> Error {
-    Error::System { what: "cannot hand sockets over", source }
+    Error::System { what: "cannot hand over the sockets", source }
 }
 
 /// Returns when no configured volume is left and their clients had time to learn why: their commands get
 /// ESHUTDOWN, which tells them more than a connection that is cut.
 async fn lost(volumes: &OpenVolumes, patience: Duration) {
     volumes.nothing_left().await;
-    tracing::error!("no configured volume is left; ends when its clients leave, or in {patience:?}");
+    tracing::error!(
+        "no configured volume is left; exiting when all clients have disconnected, or after {patience:?}"
+    );
     if tokio::time::timeout(patience, volumes.unused()).await.is_err() {
-        tracing::warn!("clients that did not leave are cut off");
+        tracing::warn!("closing the connections of clients that did not disconnect");
     }
 }
 
@@ -407,7 +411,7 @@ async fn close(
 
 /// A second signal: ends at once. What FLUSH promised is durable all the same.
 fn give_up(signal: &str) -> ! {
-    tracing::warn!("{signal} again: ends at once, without a checkpoint and with the leases held");
+    tracing::warn!("second {signal}: exiting at once, without a checkpoint and without releasing the leases");
     output::finish();
     std::process::exit(process::GIVEN_UP)
 }
@@ -423,6 +427,6 @@ mod tests {
         assert!(status.obstacles().await[0].contains("starting"));
         assert!(status.volumes().await.is_err());
         status.ends();
-        assert_eq!(status.obstacles().await, ["shutting down"]);
+        assert_eq!(status.obstacles().await, ["the gateway is shutting down"]);
     }
 }

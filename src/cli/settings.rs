@@ -99,7 +99,7 @@ impl Options {
             errors.0.push(config.refuse("store.endpoint", why));
         }
         if config.lease.holder.len() > HolderName::MAX_BYTES {
-            let why = format!("must not have more than {} bytes", HolderName::MAX_BYTES);
+            let why = format!("must not be longer than {} bytes", HolderName::MAX_BYTES);
             errors.0.push(config.refuse("lease.holder", why));
         }
         let admin = match config.admin.listen.as_str() {
@@ -167,7 +167,7 @@ impl Options {
 fn plan(config: &Config, errors: &mut config::Errors) -> Plan {
     let listen = parse_each(config, "server.listen", &config.server.listen, errors);
     if config.server.listen.is_empty() {
-        errors.0.push(config.refuse("server.listen", "at least one address is needed"));
+        errors.0.push(config.refuse("server.listen", "must contain at least one address"));
     }
     let oldstyle = parse_each(config, "server.oldstyle", &config.server.oldstyle, errors);
     let permissions = socket::permissions(config).unwrap_or_else(|refused| {
@@ -199,7 +199,7 @@ fn check_names(config: &Config, create: &[Wanted], errors: &mut config::Errors) 
     }
     for (n, Wanted { name, .. }) in create.iter().enumerate() {
         if create[..n].iter().any(|other| other.name == *name) {
-            errors.0.push(config.refuse("volumes.create", format!("{name:?} is named twice")));
+            errors.0.push(config.refuse("volumes.create", format!("{name:?} is listed twice")));
         }
     }
 }
@@ -330,7 +330,7 @@ mod tests {
             ("CAIRN_VOLUMES__CREATE", "disk=1G", "volumes.create = |1GiB for|1GB for"),
             ("CAIRN_VOLUMES__CREATE", "a/b=1GiB", "volumes.create = |not a volume name"),
             ("CAIRN_VOLUMES__CREATE", "a=1000", "volumes.create = |multiple of 512"),
-            ("CAIRN_VOLUMES__CREATE", "a=1GiB,a=2GiB", "volumes.create = |named twice"),
+            ("CAIRN_VOLUMES__CREATE", "a=1GiB,a=2GiB", "volumes.create = |listed twice"),
             ("CAIRN_VOLUMES__OPEN", ".x", "volumes.open = |not a volume name"),
             ("CAIRN_VOLUMES__CHUNK_SIZE", "3MiB", "volumes.chunk_size = \"3MiB\"|power of two"),
             ("CAIRN_ADMIN__LISTEN", "nowhere", "admin.listen = \"nowhere\": |unix:PATH, or none"),
@@ -342,7 +342,7 @@ mod tests {
             ("CAIRN_SERVER__SOCKET_GROUP", "no-such-group", "server.socket_group = |/etc/group"),
             ("CAIRN_SERVER__SOCKET_GROUP", "4294967295", "server.socket_group = |/etc/group"),
             ("CAIRN_STORE__ENDPOINT", "minio:9000", "store.endpoint = \"minio:9000\"|http://minio:9000 or"),
-            ("CAIRN_LEASE__HOLDER", &"x".repeat(201), "lease.holder = |more than 200 bytes"),
+            ("CAIRN_LEASE__HOLDER", &"x".repeat(201), "lease.holder = |longer than 200 bytes"),
             ("CAIRN_STORE__RETRY_BASE", "10s", "store.retry_base = \"10s\"|store.retry_cap"),
         ] {
             let message = of(&[(name, value)]).unwrap_err().to_string();

@@ -16,7 +16,7 @@ pub(super) fn ready(status: &str) {
 pub(super) fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => tell(&[NotifyState::Reloading, now]),
-        Err(error) => tracing::debug!("no time for the service manager: {error}"),
+        Err(error) => tracing::debug!("cannot determine the time for the service manager: {error}"),
     }
 }
 
@@ -42,6 +42,6 @@ pub(super) async fn say_alive() {
 
 fn tell(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
-        tracing::debug!("the service manager cannot be told: {error}");
+        tracing::debug!("cannot notify the service manager: {error}");
     }
 }

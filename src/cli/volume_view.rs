@@ -129,7 +129,7 @@ fn volumes_table(rows: &[Row]) -> String {
 }
 
 fn unnamed_table(unnamed: &[UnnamedView]) -> String {
-    let head = ["ID", "MADE FOR", "CREATED", "STATE"].map(str::to_owned);
+    let head = ["ID", "INTENDED NAME", "CREATED", "STATE"].map(str::to_owned);
     let known = |value: &Option<String>| value.clone().unwrap_or_else(|| "?".to_owned());
     let rows = unnamed.iter().map(|volume| {
         [volume.id.to_string(), known(&volume.made_for), known(&volume.created_at), volume.state.clone()]

@@ -80,7 +80,7 @@ impl Welcome<'_> {
         let newstyle = self.addresses.iter().find(|(_, greeting)| *greeting == Greeting::Newstyle);
         let Some((address, _)) = newstyle else { return Vec::new() };
         let Some(volume) = self.volumes.first() else {
-            let how = "make one with `cairn volume create NAME SIZE` or --create NAME=SIZE";
+            let how = "create one with `cairn volume create NAME SIZE` or --create NAME=SIZE";
             return vec![format!("no volume is configured; {how}")];
         };
         // Clients connect to an address, not to all of them.

@@ -218,6 +218,8 @@ async fn negotiate(
 /// reset the connection before the server has got all of this.
 async fn leave(stream: &mut Stream) {
     let end = async {
+        //= Termination of the session during option haggling: This MUST be followed by the client shutting
+        //# down TLS (if it is running), and the client dropping the connection.
         stream.shutdown().await?;
         let mut rest = [0; 1024];
         while stream.read(&mut rest).await? > 0 {}
@@ -225,7 +227,7 @@ async fn leave(stream: &mut Stream) {
     };
     match timeout(LEAVE_TIMEOUT, end).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!("the server has left before the client: {error}"),
+        Ok(Err(error)) => tracing::debug!("the server closed the connection before the client did: {error}"),
         Err(_) => tracing::debug!("the server did not close after ABORT"),
     }
 }

@@ -10,6 +10,7 @@ use crate::protocol::{DecodeError, Error as CommandError};
 
 /// Why the client did not do what was asked.
 #[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// The server cannot be reached.
     #[error("cannot connect to {address}: {source}")]
@@ -46,9 +47,10 @@ pub enum Error {
 
 /// Why a connection is gone.
 #[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Broken {
     /// It was closed by this side, or asked to be.
-    #[error("it was closed")]
+    #[error("the client closed it")]
     Closed,
     /// The server closed it.
     #[error("the server closed it")]
@@ -57,10 +59,10 @@ pub enum Broken {
     #[error("{0}")]
     Io(#[source] Arc<io::Error>),
     /// The server moved no byte for so long while a command waited for its answer.
-    #[error("the server has neither sent nor taken a byte for {}", humantime::format_duration(*.0))]
+    #[error("the server has neither sent nor accepted a byte for {}", humantime::format_duration(*.0))]
     Stalled(Duration),
     /// The server broke the protocol.
-    #[error("the server broke the protocol: {0}")]
+    #[error("the server violated the protocol: {0}")]
     Protocol(#[from] DecodeError),
 }
 

@@ -1,7 +1,7 @@
 //! An NBD client: asynchronous, with many requests at a time over one connection.
 //!
-//! [`Client::connect`] negotiates as much as the server has ([`connect`]), falls back to what it has not, and
-//! then sends commands as they come ([`pipeline`]). It does what the specification asks of a client: it sends
+//! [`Client::connect`] negotiates as much as the server has (`connect`), falls back to what it has not, and
+//! then sends commands as they come (`pipeline`). It does what the specification asks of a client: it sends
 //! no command and no flag that the server has not offered, and breaks off where the server breaks the
 //! protocol.
 
@@ -96,11 +96,12 @@ impl Client {
 
     /// Connects anew to the same export, and makes sure that it still has the same size and can do the same.
     pub async fn reconnect(&self) -> Result<Self, Error> {
-        let uri = self.uri.as_ref().ok_or(Error::NotAllowed("this client was given its stream"))?;
+        let uri =
+            self.uri.as_ref().ok_or(Error::NotAllowed("this client was created from an existing stream"))?;
         let again = Self::connect(uri, &self.options).await?;
         if again.session.export.disk != self.session.export.disk {
             again.disconnect().await;
-            return Err(Error::NotAllowed("the export is not what it was"));
+            return Err(Error::NotAllowed("the export has changed"));
         }
         Ok(again)
     }
@@ -294,6 +295,8 @@ impl Client {
     }
 
     fn check_offered(&self, flag: Flags) -> Result<(), Error> {
+        //= Transmission flags: The client MUST NOT use a feature documented as 'exposed' by a flag unless
+        //# that flag was set.
         if self.flags().contains(flag) { Ok(()) } else { Err(NOT_OFFERED) }
     }
 
@@ -323,6 +326,6 @@ impl Client {
 
 const NOT_OFFERED: Error = Error::NotAllowed("the export does not support this");
 const READ_ONLY: Error = Error::NotAllowed("the export is read-only");
-const TOO_LONG: Error = Error::NotAllowed("longer than the server allows");
+const TOO_LONG: Error = Error::NotAllowed("the request is longer than the server allows");
 const BEYOND: Error = Error::NotAllowed("the range ends beyond the export");
 const UNALIGNED: Error = Error::NotAllowed("the range is not aligned to the minimum block size");

@@ -149,7 +149,7 @@ impl Pipeline {
         let Self { shared, outbound, in_flight, in_flight_bound, tasks, watch } = self;
         let quiet = in_flight.acquire_many(in_flight_bound);
         if tokio::time::timeout(QUIET_TIMEOUT, quiet).await.is_err() {
-            tracing::debug!("DISC goes out although requests are not answered");
+            tracing::debug!("sending DISC although some requests are unanswered");
         }
         watch.shutdown().await;
         if let Some(Broken::Stalled(_)) = shared.table.lock().closed {
@@ -205,12 +205,14 @@ impl Shared {
         if !matches!(result, Err(Error::Command { error: CommandError::Shutdown, .. })) {
             return;
         }
+        //= Terminating the transmission phase: If the client receives an `NBD_ESHUTDOWN` error it MUST
+        //# initiate a soft disconnect.
         let first = self.table.lock().closed.replace(Broken::ByServer).is_none();
         if first
             && let Some(outbound) = self.outbound.upgrade()
             && outbound.try_send(disc()).is_err()
         {
-            tracing::debug!("no DISC after ESHUTDOWN: too many requests are in its way");
+            tracing::debug!("not sending DISC after ESHUTDOWN: too many requests are queued");
         }
     }
 }
@@ -218,7 +220,7 @@ impl Shared {
 impl Pending {
     fn answer(self, result: Result<Outcome, Error>) {
         if self.answer.send(result).is_err() {
-            tracing::trace!("nobody waits for this answer any more");
+            tracing::trace!("nothing is waiting for this answer any more");
         }
     }
 }
@@ -347,6 +349,8 @@ impl Receiver {
     ) -> Result<(), Broken> {
         let longest = match self.shared.table.lock().pending.get(&cookie) {
             Some(pending) => pending.gathering.request().length.saturating_add(8).max(MAXIMUM_STATUS_BYTES),
+            //= Structured reply chunk message: the chunk with the flag `NBD_REPLY_FLAG_DONE` MUST be sent
+            //# last
             None => return Err(DecodeError::Invalid("chunk for no request").into()),
         };
         if length > longest {
@@ -354,11 +358,14 @@ impl Receiver {
         }
         let payload = self.payload(length).await?;
         let chunk = Chunk::decode(reply_type, payload)?;
+        //= Structured and extended header reply flags: Clients MUST ignore unrecognized flags.
         let done = flags.contains(ReplyFlags::DONE);
         if chunk == Chunk::None && !done {
             return Err(DecodeError::Invalid("NBD_REPLY_TYPE_NONE without NBD_REPLY_FLAG_DONE").into());
         }
         let mut pending = self.shared.take(cookie)?;
+        //= Structured reply types: For all other messages with unknown or unexpected type or inconsistent
+        //# contents, the client MUST initiate a hard disconnect.
         if let Err(error) = pending.gathering.add(chunk, &self.shared.contexts) {
             pending.answer(Err(Broken::from(error).into()));
             return Err(error.into());
@@ -374,7 +381,7 @@ impl Receiver {
         };
         self.shared.close_after_shutdown(&result);
         if answer.send(result).is_err() {
-            tracing::trace!("nobody waits for this answer any more");
+            tracing::trace!("nothing is waiting for this answer any more");
         }
         violation
     }

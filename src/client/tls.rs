@@ -39,6 +39,7 @@ pub(super) async fn connect(stream: Stream, host: &str, options: &TlsOptions) ->
 fn config(options: &TlsOptions) -> io::Result<ClientConfig> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        //= TLS versions: NBD implementations supporting TLS MUST support TLS version 1.2
         .with_safe_default_protocol_versions()
         .map_err(invalid)?;
     let config = if options.trust_anyone {
@@ -70,7 +71,7 @@ fn authorities(path: Option<&Path>) -> io::Result<RootCertStore> {
         None => {
             let found = rustls_native_certs::load_native_certs();
             for error in found.errors {
-                tracing::warn!("some authorities of the system cannot be read: {error}");
+                tracing::warn!("cannot read some certificate authorities of the system: {error}");
             }
             roots.add_parsable_certificates(found.certs);
         }

@@ -58,6 +58,7 @@ pub struct Uri {
 
 /// Why a text is no NBD URI.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum UriError {
     /// Not one of the four schemes.
     #[error("{0:?} does not begin with nbd://, nbds://, nbd+unix:// or nbds+unix://")]
@@ -66,10 +67,10 @@ pub enum UriError {
     #[error("{0:?} is not HOST or HOST:PORT")]
     Authority(String),
     /// A Unix scheme without a socket, or another with one.
-    #[error("the query parameter socket belongs to nbd+unix and nbds+unix, which need it")]
+    #[error("nbd+unix and nbds+unix require the query parameter socket, and other schemes do not accept it")]
     Socket,
     /// A Unix scheme with a host.
-    #[error("a URI of a Unix socket has no host")]
+    #[error("the URI of a Unix socket must not have a host")]
     UnixHost,
     /// A query parameter that is not known.
     #[error("unknown query parameter {0:?}")]

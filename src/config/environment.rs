@@ -54,8 +54,8 @@ pub(super) fn read(name: &OsStr, value: &OsStr, known: &[Setting]) -> Variable {
 fn stray(name: &str, rest: &str, known: &[Setting]) -> Error {
     let joined = |s: &&Setting| format!("{}_{}", s.section, s.key).eq_ignore_ascii_case(rest);
     let hint = match known.iter().find(joined) {
-        Some(s) => format!("it is written {}", variable(s)),
-        None => "settings are CAIRN_<SECTION>__<KEY>, with two underscores between".to_owned(),
+        Some(s) => format!("write {}", variable(s)),
+        None => "a setting is written CAIRN_<SECTION>__<KEY>, with two underscores in between".to_owned(),
     };
     Error::Unknown { key: name.to_owned(), origin: "environment".to_owned(), hint }
 }

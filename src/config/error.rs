@@ -17,7 +17,7 @@ pub enum Error {
         why: String,
     },
     /// There is no such key.
-    #[error("{key} is no setting ({origin}); {hint}")]
+    #[error("unknown setting {key} ({origin}); {hint}")]
     Unknown {
         /// Key.
         key: String,

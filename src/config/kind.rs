@@ -23,7 +23,7 @@ pub(super) trait Kind: Sized {
     /// Reads a value of any source. The environment and flags give text only, so numbers and booleans of a
     /// file are read as their text.
     fn read(value: &Value) -> Result<Self, String> {
-        Self::parse(&scalar(value).ok_or_else(|| format!("one {} is expected", Self::NAME))?)
+        Self::parse(&scalar(value).ok_or_else(|| format!("expected a single {}", Self::NAME))?)
     }
 }
 
@@ -105,7 +105,7 @@ impl Kind for Duration {
 
     fn parse(text: &str) -> Result<Self, String> {
         humantime::parse_duration(text.trim())
-            .map_err(|e| format!("{e}; a duration is written such as 500ms, 5s or 1h 30m"))
+            .map_err(|e| format!("{e}; write a duration such as 500ms, 5s or 1h 30m"))
     }
 
     fn show(&self) -> String {
@@ -142,7 +142,7 @@ impl Kind for Vec<String> {
     }
 
     fn read(value: &Value) -> Result<Self, String> {
-        let expected = || "a list of texts is expected".to_owned();
+        let expected = || "expected a list of strings".to_owned();
         match value {
             Value::Array(_, items) => items.iter().map(|item| scalar(item).ok_or_else(expected)).collect(),
             value => Self::parse(&scalar(value).ok_or_else(expected)?),

@@ -136,9 +136,9 @@ fn check_keys(layers: &Layers, errors: &mut Errors) {
         let hint = if keys.is_empty() {
             let mut sections: Vec<&str> = known.iter().map(|s| s.section).collect();
             sections.dedup();
-            format!("sections are {}", sections.join(", "))
+            format!("the sections are {}", sections.join(", "))
         } else {
-            format!("section {section} has {}", keys.join(", "))
+            format!("the settings of section {section} are {}", keys.join(", "))
         };
         // Read again, since extracting values loses where they came from.
         match layers.figment.find_value(section).expect("it was just found") {

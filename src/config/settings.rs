@@ -93,204 +93,207 @@ const DAY: Duration = seconds(86_400);
 settings! {
     /// The object store.
     store: Store {
-        /// Where the volumes are: `file:///path`, `file://./path` or `s3://bucket/prefix`.
+        /// Where the volumes are stored: `file:///path`, `file://./path` or `s3://bucket/prefix`.
         url: String = "file://./cairn-data".to_owned(), Any;
-        /// URL of the S3 service, with `http://` or `https://`; without it the AWS SDK's standard chain
-        /// decides (`AWS_ENDPOINT_URL`, profile).
+        /// URL of the S3 service, starting with `http://` or `https://`. If empty, the AWS SDK's standard
+        /// chain decides (`AWS_ENDPOINT_URL`, profile).
         endpoint: String = String::new(), Any;
-        /// Region of the bucket; without it the AWS SDK's standard chain decides.
+        /// Region of the bucket. If empty, the AWS SDK's standard chain decides.
         region: String = String::new(), Any;
-        /// Name the bucket in the path and not in the host's name, as MinIO needs it.
+        /// Put the bucket's name in the path of the URL instead of the host name. MinIO needs this.
         path_style: bool = false, Any;
-        /// Make the bucket at the start where it is absent.
+        /// Create the bucket at the start if it does not exist.
         create_bucket: bool = false, Any;
-        /// When a start races the store, to see whether it heeds conditions: `once`, until the object
-        /// `probe/passed` says that it passed, or `always`.
+        /// When a start races concurrent PUTs against the store, to check that it honours conditions: `once`,
+        /// until the object `probe/passed` records that it passed, or `always`.
         probe: String = "once".to_owned(), &["once", "always"][..];
-        /// Requests to the store at a time, for reads, for commits and for their chunks each; background work
-        /// gets a quarter as many.
+        /// Largest number of concurrent requests to the store for each of three classes: reads, commits, and
+        /// the chunks of commits. Background work may use a quarter of that number.
         concurrency: u32 = 64, 1..=4096;
-        /// Time to connect to the S3 service.
+        /// How long connecting to the S3 service may take.
         connect_timeout: Duration = seconds(5), milliseconds(100)..=seconds(300);
-        /// Time for one attempt at a request, without that for its body.
+        /// How long one attempt at a request may take, not counting the transfer of its body.
         request_timeout: Duration = seconds(10), milliseconds(100)..=seconds(600);
-        /// Time for which a body may stand still.
+        /// How long the transfer of a body may stall.
         stall_timeout: Duration = seconds(5), milliseconds(100)..=seconds(600);
-        /// Slowest rate per second at which a body may move.
+        /// Lowest acceptable transfer rate of a body, per second.
         minimum_rate: Size = mib(1), Size(1024)..=Size(1 << 40);
-        /// How long a write or flush waits for the store before it fails; its data is kept and sent on.
+        /// How long a write or a flush waits for the store before it fails. Its data is kept, and Cairn keeps
+        /// sending it.
         deadline: Option<Duration> = None, seconds(1)..=DAY;
         /// How long a read waits for the store before it fails.
         read_deadline: Option<Duration> = Some(seconds(60)), seconds(1)..=DAY;
-        /// Longest pause before the first retry; doubles with each further one.
+        /// Longest pause before the first retry. It doubles with each further retry.
         retry_base: Duration = milliseconds(100), milliseconds(1)..=seconds(60);
         /// Longest pause between two attempts.
         retry_cap: Duration = seconds(5), milliseconds(1)..=seconds(600);
-        /// How long objects that nothing names any more are kept.
+        /// How long objects are kept after nothing references them any more.
         deletion_grace: Duration = seconds(3600), seconds(0)..=seconds(30 * 86_400);
     }
 
     /// The NBD server.
     server: Server {
-        /// Where to listen: `ADDRESS:PORT` or `unix:PATH`, several at once.
+        /// Addresses to listen on: `ADDRESS:PORT` or `unix:PATH`. Several are allowed.
         listen: Vec<String> = vec!["127.0.0.1:10809".to_owned()], Any;
-        /// Permissions of the Unix sockets in `server.listen` and `server.oldstyle`, in octal, such as
-        /// `0660`; who may write to a socket may connect. By default those that the umask leaves.
+        /// Permissions of the Unix sockets in `server.listen` and `server.oldstyle`, in octal, such as `0660`.
+        /// Write permission lets a user connect. If empty, the umask decides.
         socket_mode: String = String::new(), Any;
-        /// Group of these sockets: a number, or a name in `/etc/group`. By default the one that the system
-        /// gives them.
+        /// Group of these sockets: a number, or a name in `/etc/group`. If empty, the system chooses it.
         socket_group: String = String::new(), Any;
-        /// Where to serve clients that know oldstyle only: `ADDRESS=EXPORT`, several at once; all get that
-        /// export.
+        /// Addresses for clients that only know oldstyle negotiation: `ADDRESS=EXPORT`. Several are allowed.
+        /// Every client of such an address gets that export.
         oldstyle: Vec<String> = Vec::new(), Any;
-        /// How long a client may take for its part of the handshake.
+        /// How long a client may take to complete the handshake.
         handshake_timeout: Duration = seconds(10), milliseconds(100)..=seconds(600);
-        /// Connections at a time; further ones are closed at once.
+        /// Largest number of open connections. Further connections are closed at once.
         connections: u32 = 1024, 1..=65_536;
-        /// Of these, connections that are kept for Unix sockets, so that clients over TCP lock out nobody on
-        /// this machine; at most half of them are.
+        /// How many of `server.connections` are reserved for Unix sockets, so that TCP clients cannot lock
+        /// out clients on this machine. At most half of all connections are reserved.
         connections_reserved: u32 = 16, 0..=65_536;
-        /// Connections at a time from one address of TCP; the addresses of an IPv6 network of 64 bits count
-        /// as one.
+        /// Largest number of open connections from one TCP address. The addresses of an IPv6 /64 network
+        /// count as one.
         connections_per_address: u32 = 512, 1..=65_536;
-        /// How long a connection may rest without a command before it is closed; by default for ever, since a
-        /// machine may have nothing to read or write for days.
+        /// How long a connection may stay without a command before it is closed. The default is never,
+        /// because an idle machine may not use its disk for days.
         idle_timeout: Option<Duration> = None, seconds(1)..=seconds(30 * 86_400);
-        /// Requests of one connection that are not yet answered.
+        /// Largest number of unanswered requests of one connection.
         requests_in_flight: u32 = 256, 1..=65_536;
-        /// Payload of such requests and their replies, of one connection.
+        /// Largest total payload of the unanswered requests, and their replies, of one connection.
         bytes_in_flight: Size = mib(64), mib(64)..=Size(2 << 30);
-        /// Payload of such requests and their replies, of all connections together. Half of it is shared out
-        /// among `server.connections`, so that each has some of its own; the other half is for those that
-        /// come first.
+        /// Largest total payload of the unanswered requests, and their replies, of all connections. Half of
+        /// it is divided equally among `server.connections`, so that each connection has a share of its own.
+        /// The other half is first come, first served.
         total_bytes_in_flight: Size = mib(256), mib(128)..=Size(1 << 40);
-        /// How long a client may stop within a request, or stop reading replies, before its connection is
-        /// closed.
+        /// How long a client may stop in the middle of a request, or stop reading replies, before its
+        /// connection is closed.
         stall_timeout: Duration = seconds(60), milliseconds(100)..=seconds(3600);
-        /// How long commands in flight are waited for on SIGTERM, and clients to leave whose volume was taken
-        /// over.
+        /// After SIGTERM: how long the gateway waits for commands in flight. After a takeover: how long it
+        /// waits for the clients of the lost volumes to leave.
         drain_timeout: Duration = seconds(10), seconds(0)..=seconds(3600);
-        /// What clients get for commands after SIGTERM: `refuse`, an error that says why, or `hang-up`,
-        /// nothing, so that one that connects again sends them to the successor.
+        /// How commands are answered after SIGTERM: `refuse` returns an error that gives the reason;
+        /// `hang-up` closes the connection without an answer, so that a client that reconnects repeats them
+        /// at the successor.
         farewell: String = "refuse".to_owned(), &["refuse", "hang-up"][..];
-        /// Unix socket where a successor gets the listening sockets, and where one that starts looks for a
-        /// predecessor.
+        /// Unix socket over which a running gateway passes its listening sockets to its successor. A gateway
+        /// that starts looks for a predecessor there.
         handover: String = String::new(), Any;
     }
 
     /// Encryption, and who may use which export.
     tls: Tls {
-        /// Whether clients may use TLS, or must.
+        /// Whether clients may use TLS, or must use it.
         mode: String = "off".to_owned(), &["off", "allowed", "required"][..];
-        /// PEM file with the server's certificate, and those between it and its authority.
+        /// PEM file with the server's certificate and any intermediate certificates.
         certificate: String = String::new(), Any;
-        /// PEM file with the key of the certificate.
+        /// PEM file with the private key of the certificate.
         key: String = String::new(), Any;
-        /// PEM file with the authorities of clients; if given, every client that uses TLS must have a
-        /// certificate of theirs.
+        /// PEM file with the certificate authorities of clients. If set, every client that uses TLS must
+        /// present a certificate signed by one of them.
         client_authorities: String = String::new(), Any;
-        /// `EXPORT=SUBJECT`, such as `disk=O=Example, CN=vm-1`: an export that is named here is for these
-        /// subjects alone.
+        /// `EXPORT=SUBJECT`, such as `disk=O=Example, CN=vm-1`. Only clients with a listed certificate
+        /// subject may use an export that is listed here.
         subjects: Vec<String> = Vec::new(), Any;
     }
 
     /// Memory.
     cache: Cache {
-        /// Clean pages kept in memory, of all volumes together.
+        /// Memory for clean pages, for all volumes together.
         clean: Size = mib(256), mib(1)..=Size(1 << 50);
-        /// Written data that the store does not hold yet, of all volumes together; at the bound writes are
-        /// slowed.
+        /// Memory for written data that the store does not hold yet, for all volumes together. At this limit
+        /// writes slow down.
         dirty: Size = mib(128), mib(1)..=Size(1 << 40);
-        /// Read ahead of a sequential reader; 0 for none.
+        /// How far to read ahead of a sequential reader. 0 disables read-ahead.
         read_ahead: Size = mib(8), Size(0)..=Size(1 << 30);
-        /// Largest single GET where pages lie side by side.
+        /// Largest single GET for adjacent pages.
         fetch: Size = mib(1), Size(65_536)..=mib(32);
     }
 
     /// When written data is made durable without a FLUSH.
     commit: Commit {
-        /// Written data is committed when it is older.
+        /// Age at which written data is committed without a FLUSH.
         max_age: Duration = seconds(5), milliseconds(10)..=DAY;
-        /// How much longer that may wait for a chunk that is filling in sequence.
+        /// How much longer such a commit may wait for a chunk that is being filled sequentially.
         chunk_wait: Duration = seconds(3), seconds(0)..=seconds(3600);
-        /// Largest record of the journal; only a command that alone needs more makes a larger one, of less
-        /// than two chunks.
+        /// Largest journal record. Only a single command that needs more produces a larger one, and that
+        /// holds less than two chunks of data.
         max_bytes: Size = mib(16), mib(1)..=mib(256);
-        /// Commits on their way to the store at a time.
+        /// Largest number of commits that are on their way to the store at the same time.
         in_flight: u32 = 8, 1..=64;
     }
 
     /// When the journal is folded into a checkpoint.
     journal: Journal {
-        /// The journal is folded from this size on. Writes wait before it passes twice this size.
+        /// Size at which the journal is folded into a checkpoint. Writes wait before it exceeds twice this
+        /// size.
         max_bytes: Size = mib(256), mib(1)..=Size(64 << 30);
-        /// The journal is folded from so many records on. Writes wait before it passes twice as many.
+        /// Number of records at which the journal is folded. Writes wait before it exceeds twice this number.
         max_records: u32 = 4096, 1..=1_048_576;
-        /// Greatest age of its oldest record.
+        /// Age of the oldest record at which the journal is folded.
         max_age: Duration = seconds(300), seconds(1)..=seconds(30 * 86_400);
-        /// Chunks that a fold holds in memory at once.
+        /// Memory for chunks while a checkpoint is made.
         fold_bytes: Size = mib(32), mib(1)..=Size(16 << 30);
     }
 
     /// Who may write a volume.
     lease: Lease {
-        /// How long a gateway that fell silent keeps others waiting.
+        /// How long a gateway that stops renewing its lease keeps other gateways waiting.
         ttl: Duration = seconds(30), seconds(1)..=DAY;
-        /// Least time between two updates of a volume's head.
+        /// Shortest time between two updates of a volume's head object.
         head_interval: Duration = seconds(1), milliseconds(10)..=seconds(60);
-        /// Take volumes from whoever holds them, without waiting to see whether that gateway lives. Meant for
-        /// one start by hand: gateways that are restarted with it take a volume from each other again and
-        /// again.
+        /// Take volumes over without waiting to see whether their holder is still alive. Use it by hand, for
+        /// one start: gateways that are restarted with it take a volume from each other again and again.
         takeover: bool = false, Any;
-        /// Stop a volume whose lease is over because it could not be renewed; else reads and writes go on,
-        /// and FLUSH waits.
+        /// Stop a volume when its lease expires because it could not be renewed. Otherwise reads and writes
+        /// continue, and FLUSH waits.
         strict: bool = false, Any;
-        /// Name of this gateway in the lease, at most 200 bytes. Give it a name that it keeps across restarts
-        /// and that no other gateway has: then it does not wait for a lease that it left itself. By default
-        /// host name and process id, for which it waits.
+        /// Name of this gateway in the lease, at most 200 bytes. Choose a name that stays the same across
+        /// restarts and that no other gateway uses: then a restarted gateway does not wait for its own old
+        /// lease. The default is host name and process id, and a lease with such a name is always waited for.
         holder: String = String::new(), Any;
     }
 
     /// Which volumes are served.
     volumes: Volumes {
-        /// `NAME=SIZE` of volumes to make where they are absent and to open at the start.
+        /// `NAME=SIZE` of volumes to open at the start, and to create first if they do not exist.
         create: Vec<String> = Vec::new(), Any;
-        /// Names of volumes to open at the start; they must be there.
+        /// Names of volumes to open at the start. They must exist.
         open: Vec<String> = Vec::new(), Any;
-        /// Chunk size of volumes that are made; a power of two.
+        /// Chunk size of new volumes, a power of two.
         chunk_size: Size = mib(4), Size(65_536)..=mib(32);
-        /// A volume opened for a client is closed when no client has used it for so long.
+        /// How long a volume that was opened for a client stays open after its last client has left.
         idle_timeout: Duration = seconds(60), seconds(0)..=DAY;
-        /// Volumes open at a time.
+        /// Largest number of open volumes.
         maximum: u32 = 256, 1..=65_536;
         /// How old the list of volumes that clients see may be.
         catalogue_age: Duration = seconds(5), seconds(0)..=seconds(3600);
-        /// How long closing the volumes may take on SIGTERM: commit, checkpoint, release of the lease.
+        /// How long closing the volumes may take after SIGTERM: commit, checkpoint, release of the lease.
         close_timeout: Duration = seconds(60), seconds(1)..=DAY;
     }
 
     /// The admin server: metrics, health and volumes over HTTP.
     admin: Admin {
-        /// Where it listens: `ADDRESS:PORT`, `unix:PATH` or `none`. Where the default is taken, none.
+        /// Address of the admin server: `ADDRESS:PORT`, `unix:PATH` or `none`. If this setting is left at its
+        /// default and the address is in use, the gateway runs without it.
         listen: String = "127.0.0.1:9180".to_owned(), Any;
-        /// Unix socket for the gateway's own user alone (mode 0600), where all of the API is served without a
-        /// token: a path, or `none`. By default `admin.sock` in `/run/cairn` for root, in
-        /// `$XDG_RUNTIME_DIR/cairn` for others; further gateways have `admin-2.sock` and so on; none where
-        /// `admin.listen` is `none`.
+        /// Path of the admin socket, or `none`: a Unix socket of mode 0600 for the user who runs the gateway,
+        /// which serves the whole API without a token. The default is `admin.sock` in `/run/cairn` for root
+        /// and in `$XDG_RUNTIME_DIR/cairn` for other users; further gateways use `admin-2.sock` and so on.
+        /// The default is `none` if `admin.listen` is `none`.
         socket: String = String::new(), Any;
-        /// File with the bearer token for all but metrics and health at `admin.listen`; without it nothing is
-        /// changed there, and only this machine reads more than those.
+        /// File with the bearer token for everything but metrics and health at `admin.listen`. Without a
+        /// token nothing can be changed there, and only clients on this machine can read more than metrics
+        /// and health.
         token_file: String = String::new(), Any;
-        /// Let whoever reaches `admin.listen` see the status page and read the API without the token, from
-        /// other machines too; what changes something needs the token all the same.
+        /// Let everyone who can reach `admin.listen` see the status page and read the API without a token, also
+        /// from other machines. Changes still require the token.
         read_without_token: bool = false, Any;
     }
 
     /// The log, on standard error.
     log: Log {
-        /// What is logged; directives such as `info,cairn::store=debug` too.
+        /// What is logged: a level, or directives such as `info,cairn::store=debug`.
         level: String = "info".to_owned(), Any;
-        /// For people or for machines.
+        /// `human` for people, `json` for machines.
         format: String = "human".to_owned(), &["human", "json"][..];
     }
 }

@@ -33,10 +33,12 @@ pub enum SizeError {
         decimal: u64,
     },
     /// The unit is one of bits.
-    #[error("{0:?} reads as bits: a size is in bytes, such as 10GiB, 10GB or 4096")]
+    #[error("{0:?} looks like a number of bits: write a size in bytes, such as 10GiB, 10GB or 4096")]
     Bits(String),
     /// Not a number with a unit.
-    #[error("{0:?} is no size: write bytes or a unit, such as 4096, 512KiB, 10GiB or 10GB")]
+    #[error(
+        "{0:?} is not a size: write a number of bytes or use a unit, such as 4096, 512KiB, 10GiB or 10GB"
+    )]
     Malformed(String),
     /// Not whole bytes.
     #[error("{0:?} is not a whole number of bytes")]

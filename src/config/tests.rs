@@ -101,9 +101,9 @@ fn an_error_names_key_value_range_and_source() {
         ("CAIRN_STORE__DEADLINE", "1ms", ["store.deadline", "\"1ms\"", "1s to 1day or never"]),
         ("CAIRN_STORE__PATH_STYLE", "yes", ["store.path_style", "\"yes\"", "true or false"]),
         ("CAIRN_LOG__FORMAT", "xml", ["log.format", "\"xml\"", "human, json"]),
-        ("CAIRN_STORE__TYPO", "1", ["store.typo", "no setting", "url, endpoint"]),
-        ("CAIRN_TYPO__URL", "1", ["typo.url", "no setting", "store, server"]),
-        ("CAIRN_STORE_URL", "1", ["CAIRN_STORE_URL", "no setting", "CAIRN_STORE__URL"]),
+        ("CAIRN_STORE__TYPO", "1", ["store.typo", "unknown setting", "url, endpoint"]),
+        ("CAIRN_TYPO__URL", "1", ["typo.url", "unknown setting", "store, server"]),
+        ("CAIRN_STORE_URL", "1", ["CAIRN_STORE_URL", "unknown setting", "CAIRN_STORE__URL"]),
     ] {
         let message = from_env(&[(name, value)]).unwrap_err().to_string();
         for part in parts.iter().chain([&name]) {
@@ -118,12 +118,12 @@ fn a_file_is_checked_as_the_environment_is() {
         ("[store]\nconcurrency = 0", vec!["store.concurrency = 0", "1 to 4096", "file "]),
         ("[store]\nconcurrency = 1.5", vec!["store.concurrency = 1.5", "whole number"]),
         ("[lease]\nttl = 30", vec!["lease.ttl = 30", "1s to 1day"]),
-        ("[server]\nlisten = [1, [2]]", vec!["server.listen", "list of texts"]),
-        ("[store]\nurl = [\"a\", \"b\"]", vec!["store.url", "one text"]),
-        ("[store]\ntypo = 1", vec!["store.typo is no setting", "file "]),
-        ("[stor]\nurl = 1", vec!["stor.url is no setting", "store, server"]),
-        ("store = 5", vec!["store is no setting", "section"]),
-        ("[[store]]\nurl = 1", vec!["store is no setting", "section"]),
+        ("[server]\nlisten = [1, [2]]", vec!["server.listen", "list of strings"]),
+        ("[store]\nurl = [\"a\", \"b\"]", vec!["store.url", "single text"]),
+        ("[store]\ntypo = 1", vec!["unknown setting store.typo", "file "]),
+        ("[stor]\nurl = 1", vec!["unknown setting stor.url", "store, server"]),
+        ("store = 5", vec!["unknown setting store", "section"]),
+        ("[[store]]\nurl = 1", vec!["unknown setting store", "section"]),
         ("[store\n", vec!["line 1"]),
     ] {
         let message = from_file(text).unwrap_err().to_string();

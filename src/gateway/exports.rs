@@ -119,7 +119,7 @@ fn lists_without_description(name: &str, error: &volume::OpenError) -> bool {
             | volume::OpenError::Damaged { .. }
             | volume::OpenError::BrokenJournal { .. }
     );
-    tracing::debug!(volume = name, "cannot be described: {}", chain(error));
+    tracing::debug!(volume = name, "cannot describe the export: {}", chain(error));
     !itself
 }
 
@@ -155,7 +155,7 @@ impl VolumeExport {
         work.await.map_err(|error| {
             let failure = command_error(&error, beyond);
             self.of.metrics.failed(command, errno(failure.error));
-            tracing::debug!(volume = self.of.name, ?command, "failed: {failure}");
+            tracing::debug!(volume = self.of.name, ?command, "the command failed: {failure}");
             failure
         })
     }

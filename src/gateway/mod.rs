@@ -1,15 +1,16 @@
 //! The gateway: the volumes of a store as exports of an NBD server, and what the admin server may ask of
 //! them.
 //!
-//! Opens a volume for its first client and closes it after its last ([`OpenVolumes`]), shows volumes as
-//! exports ([`VolumeExports`]), remembers for a moment what the store holds ([`Catalogue`]), and reports its
-//! state ([`GatewayStatus`]). It must not know where settings come from. Invariant: a volume is never open
+//! Opens a volume for its first client and closes it after its last (`OpenVolumes`), shows volumes as
+//! exports (`VolumeExports`), remembers for a moment what the store holds (`Catalogue`), and reports its
+//! state (`GatewayStatus`). It must not know where settings come from. Invariant: a volume is never open
 //! twice.
 
 mod catalogue;
 mod exports;
 mod failure;
 mod open_volumes;
+mod server_metrics;
 mod status;
 mod surface;
 

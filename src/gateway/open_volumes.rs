@@ -207,7 +207,9 @@ impl OpenVolumes {
                     },
                     None if slots.by_name.len() >= self.options.maximum_open => {
                         let maximum = self.options.maximum_open;
-                        let why = format!("{maximum} volumes are open, which is the configured maximum");
+                        let why = format!(
+                            "{maximum} volumes are already open, the maximum that volumes.maximum allows"
+                        );
                         return Err(server::OpenError::Refused(why));
                     }
                     None => self.start(&mut slots, name, Stay::WhileUsed, false),
@@ -301,7 +303,11 @@ impl OpenVolumes {
         let open = self.open_now();
         futures::future::join_all(open.iter().map(|served| async move {
             if let Err(error) = served.volume.checkpoint().await {
-                tracing::warn!(volume = served.name, "no checkpoint ahead of the end: {}", chain(&error));
+                tracing::warn!(
+                    volume = served.name,
+                    "the checkpoint before the shutdown failed: {}",
+                    chain(&error)
+                );
             }
         }))
         .await;
@@ -360,7 +366,7 @@ impl OpenVolumes {
         let (volume, metrics) = match self.open_volume(name, takeover).await {
             Ok(opened) => opened,
             Err(error) => {
-                tracing::warn!(volume = name, "cannot be opened: {}", chain(&error));
+                tracing::warn!(volume = name, "cannot open the volume: {}", chain(&error));
                 return self.leave(name, slot, Some(Arc::new(error)));
             }
         };
@@ -374,7 +380,7 @@ impl OpenVolumes {
         slot.send_replace(Phase::Open(Arc::clone(&served)));
         tokio::select! {
             why = served.volume.stopped() => {
-                tracing::error!(volume = name, "no longer served: {why}");
+                tracing::error!(volume = name, "the volume is no longer served: {why}");
                 served.volume.abandon().await;
                 if *served.stay.borrow() == Stay::Always {
                     let fenced = served.volume.is_fenced();
@@ -388,7 +394,7 @@ impl OpenVolumes {
             }
             () = self.idle(&served, slot) => {
                 if close(&served, Next::Unknown).await {
-                    tracing::info!(volume = name, "closed, since nobody used it");
+                    tracing::info!(volume = name, "closed the volume because no client used it");
                 }
             }
         }
@@ -468,7 +474,7 @@ async fn released(served: &Served) {
 /// Closes a volume; whether that went in good order.
 async fn close(served: &Served, next: Next) -> bool {
     if let Status::Stopped(why) = served.volume.status() {
-        tracing::info!(volume = served.name, "nothing to close: {why}");
+        tracing::info!(volume = served.name, "the volume needs no closing: {why}");
         return true;
     }
     let closed = match next {
@@ -477,11 +483,11 @@ async fn close(served: &Served, next: Next) -> bool {
     };
     match closed {
         Ok(()) => {
-            tracing::info!(volume = served.name, "closed, its lease released");
+            tracing::info!(volume = served.name, "closed the volume and released its lease");
             true
         }
         Err(error) => {
-            tracing::error!(volume = served.name, "not closed in good order: {}", chain(&error));
+            tracing::error!(volume = served.name, "the volume was not closed cleanly: {}", chain(&error));
             served.volume.abandon().await;
             false
         }

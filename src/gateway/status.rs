@@ -64,9 +64,11 @@ impl GatewayStatus {
 
     fn serving(&self) -> Result<Arc<Serving>, Failure> {
         match &*self.stage.lock() {
-            Stage::Starting => Err(Failure::NotServing("starting: not every volume is open yet".to_owned())),
+            Stage::Starting => {
+                Err(Failure::NotServing("the gateway is starting: not every volume is open yet".to_owned()))
+            }
             Stage::Serving(serving) => Ok(Arc::clone(serving)),
-            Stage::Ending => Err(Failure::NotServing("shutting down".to_owned())),
+            Stage::Ending => Err(Failure::NotServing("the gateway is shutting down".to_owned())),
         }
     }
 }
@@ -80,7 +82,7 @@ impl Gateway for GatewayStatus {
         };
         let mut obstacles = serving.volumes.lost();
         if let Err(error) = serving.catalogue.names().await {
-            obstacles.push(format!("the store cannot be read: {}", chain(&*error)));
+            obstacles.push(format!("cannot read the store: {}", chain(&*error)));
         }
         obstacles
     }

@@ -90,32 +90,34 @@ macro_rules! definitions {
 }
 
 definitions! {
-    BUILD_INFO = gauge("cairn_build_info", "builds", &["version"], "Always 1; the label tells the version of Cairn.");
+    BUILD_INFO = gauge("cairn_build_info", "builds", &["version"],
+        "Always 1; the label is the version of Cairn.");
 
-    CONNECTIONS = gauge("cairn_connections", "connections", &["transport"], "NBD connections that are open.");
+    CONNECTIONS = gauge("cairn_connections", "connections", &["transport"], "Open NBD connections.");
     CONNECTIONS_TOTAL = counter("cairn_connections_total", "connections", &["transport"],
         "NBD connections accepted.");
     HANDSHAKE_FAILURES = counter("cairn_handshake_failures_total", "connections", &["transport", "reason"],
         "NBD connections that ended before transmission began, by reason.");
     CONNECTIONS_STALLED = counter("cairn_connections_stalled_total", "connections", &["direction"],
-        "NBD connections closed because their client sent no more of a request, or read no more replies.");
+        "NBD connections closed because their client stopped within a request, or stopped reading replies.");
     SERVER_REQUESTS_IN_FLIGHT = gauge("cairn_server_requests_in_flight", "requests", &[],
-        "NBD requests read from a connection and not yet answered.");
+        "NBD requests read from a connection but not yet answered.");
     SERVER_BYTES_IN_FLIGHT = gauge("cairn_server_bytes_in_flight", "bytes", &[],
-        "Payload bytes held for NBD requests that are not yet answered.");
+        "Payload bytes held for unanswered NBD requests.");
 
     LOG_LINES_LOST = counter("cairn_log_lines_lost_total", "lines", &["reason"],
-        "Lines of the log that were not written, by reason.");
+        "Log lines that were not written, by reason.");
 
-    REQUESTS = counter("cairn_requests_total", "requests", &["volume", "command"], "NBD commands answered with success.");
+    REQUESTS = counter("cairn_requests_total", "requests", &["volume", "command"],
+        "NBD commands answered with success.");
     REQUEST_BYTES = counter("cairn_request_bytes_total", "bytes", &["volume", "command"],
-        "Bytes that NBD commands answered with success covered.");
+        "Bytes covered by NBD commands that were answered with success.");
     REQUEST_ERRORS = counter("cairn_request_errors_total", "requests", &["volume", "command", "errno"],
         "NBD commands answered with an error.");
     REQUESTS_IN_FLIGHT = gauge("cairn_requests_in_flight", "requests", &["volume"],
-        "NBD commands that the volume works on.");
+        "NBD commands that the volume is processing.");
     READ_DURATION = histogram("cairn_read_duration_seconds", "seconds", &["volume", "source"], LATENCY,
-        "Time to answer a READ, by the slowest place that served a part of it.");
+        "Time to answer a READ, by the slowest source that served a part of it.");
     WRITE_DURATION = histogram("cairn_write_duration_seconds", "seconds", &["volume"], LATENCY,
         "Time to answer a WRITE, TRIM or WRITE_ZEROES.");
     FLUSH_DURATION = histogram("cairn_flush_duration_seconds", "seconds", &["volume"], LATENCY,
@@ -123,60 +125,65 @@ definitions! {
 
     SIZE_BYTES = gauge("cairn_volume_size_bytes", "bytes", &["volume"], "Size of the disk.");
     DIRTY_BYTES = gauge("cairn_dirty_bytes", "bytes", &["volume"],
-        "Changed bytes that are in no commit yet.");
+        "Changed bytes that are not part of any commit yet.");
     UNCOMMITTED_BYTES = gauge("cairn_uncommitted_bytes", "bytes", &["volume"],
-        "Changed bytes that the store does not hold durably: dirty, or in a commit on its way.");
+        "Changed bytes that are not durable in the store: dirty, or in a commit on its way.");
     UNCOMMITTED_AGE = gauge("cairn_oldest_uncommitted_age_seconds", "seconds", &["volume"],
-        "Age of the oldest write that the store does not hold durably; 0 if there is none.");
+        "Age of the oldest write that is not durable in the store; 0 if there is none.");
 
     COMMITS = counter("cairn_commits_total", "commits", &["volume"], "Commit records made durable.");
-    COMMIT_BYTES = counter("cairn_commit_bytes_total", "bytes", &["volume"], "Bytes of commit records made durable.");
+    COMMIT_BYTES = counter("cairn_commit_bytes_total", "bytes", &["volume"],
+        "Bytes of commit records made durable.");
     COMMITS_IN_FLIGHT = gauge("cairn_commits_in_flight", "commits", &["volume"],
-        "Commit records cut and not yet durable.");
+        "Commit records that are cut but not yet durable.");
     COMMIT_GROUP = histogram("cairn_commit_group_size", "requests", &["volume"], GROUP,
         "FLUSH and FUA commands that one commit answered.");
     COMMIT_DURATION = histogram("cairn_commit_duration_seconds", "seconds", &["volume"], LATENCY,
         "Time from the cut of a commit until it is durable.");
     FOLDS = counter("cairn_folds_total", "folds", &["volume", "result"], "Checkpoints finished, by result.");
     FOLD_DURATION = histogram("cairn_fold_duration_seconds", "seconds", &["volume"], FOLD,
-        "Time that a checkpoint took.");
-    JOURNAL_BYTES = gauge("cairn_journal_bytes", "bytes", &["volume"], "Bytes of commit records not yet folded.");
-    JOURNAL_RECORDS = gauge("cairn_journal_records", "records", &["volume"], "Commit records not yet folded.");
+        "Time to make a checkpoint.");
+    JOURNAL_BYTES = gauge("cairn_journal_bytes", "bytes", &["volume"],
+        "Bytes of commit records that are not yet folded.");
+    JOURNAL_RECORDS = gauge("cairn_journal_records", "records", &["volume"],
+        "Commit records that are not yet folded.");
     PUT_BYTES = counter("cairn_put_bytes_total", "bytes", &["volume", "kind"],
-        "Bytes of objects put for the volume, by kind of object; over the bytes written it is the write amplification.");
+        "Bytes of objects uploaded for the volume, by kind of object.");
 
     CACHE_HITS = counter("cairn_cache_hits_total", "pages", &["volume", "tier"], "Pages found in a cache.");
-    CACHE_MISSES = counter("cairn_cache_misses_total", "pages", &["volume", "tier"], "Pages not found in a cache.");
+    CACHE_MISSES = counter("cairn_cache_misses_total", "pages", &["volume", "tier"],
+        "Pages not found in a cache.");
     CACHE_EVICTIONS = counter("cairn_cache_evictions_total", "pages", &["volume", "tier"],
-        "Pages dropped from a cache for want of room.");
+        "Pages evicted from a cache to make room.");
     CACHE_BYTES = gauge("cairn_cache_bytes", "bytes", &["volume", "tier"], "Bytes that a cache holds.");
     READ_AHEAD = counter("cairn_read_ahead_bytes_total", "bytes", &["volume", "result"],
-        "Bytes fetched ahead of a sequential reader: used, or dropped unread.");
+        "Bytes read ahead of a sequential reader, by whether they were used or dropped unread.");
 
     LEASE_REMAINING = gauge("cairn_lease_remaining_seconds", "seconds", &["volume"],
-        "Time until the lease ends unless it is renewed; 0 once it is over.");
+        "Time until the lease expires unless it is renewed; 0 once it has expired.");
     LEASE_TTL = gauge("cairn_lease_ttl_seconds", "seconds", &["volume"],
-        "How long the lease lasts after a renewal; 0 while none is held.");
+        "How long the lease is valid after a renewal; 0 while no lease is held.");
     FENCED = gauge("cairn_fenced", "volumes", &["volume"],
-        "1 once another gateway has taken the volume over, else 0.");
+        "1 once another gateway has taken the volume over, otherwise 0.");
 
     STORE_REQUESTS = counter("cairn_store_requests_total", "requests", &["operation", "outcome"],
-        "Requests to the store, each attempt for itself.");
+        "Requests to the store. Each attempt counts.");
     STORE_RETRIES = counter("cairn_store_retries_total", "requests", &["operation"],
-        "Requests to the store that repeat a failed one.");
+        "Requests to the store that retry a failed one.");
     STORE_BYTES = counter("cairn_store_bytes_total", "bytes", &["operation"],
-        "Bytes of bodies moved by requests that succeeded.");
+        "Bytes transferred in the bodies of successful requests.");
     STORE_DURATION = histogram("cairn_store_request_duration_seconds", "seconds", &["operation"], LATENCY,
-        "Time that a request to the store took, each attempt for itself.");
+        "Time of a request to the store, for each attempt.");
     STORE_IN_FLIGHT = gauge("cairn_store_requests_in_flight", "requests", &["operation"],
-        "Requests that the store has not answered.");
+        "Requests that the store has not answered yet.");
     STORE_WAITING = gauge("cairn_store_requests_waiting", "requests", &[],
-        "Requests that wait because the bound on concurrent ones is reached.");
+        "Requests that wait because the limit on concurrent requests is reached.");
 
     PROCESS_CPU = counter("process_cpu_seconds_total", "seconds", &[],
         "Total user and system CPU time spent in seconds.");
     PROCESS_OPEN_FDS = gauge("process_open_fds", "descriptors", &[], "Number of open file descriptors.");
-    PROCESS_MAX_FDS = gauge("process_max_fds", "descriptors", &[], "Maximum number of open file descriptors.");
+    PROCESS_MAX_FDS = gauge("process_max_fds", "descriptors", &[],
+        "Maximum number of open file descriptors.");
     PROCESS_VIRTUAL = gauge("process_virtual_memory_bytes", "bytes", &[], "Virtual memory size in bytes.");
     PROCESS_RESIDENT = gauge("process_resident_memory_bytes", "bytes", &[], "Resident memory size in bytes.");
     PROCESS_START = gauge("process_start_time_seconds", "seconds", &[],

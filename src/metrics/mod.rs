@@ -24,7 +24,7 @@ pub use labels::{
     ReadSource, StoreOperation, StoreOutcome, Tier, Transport,
 };
 pub use log::LogMetrics;
-pub use server::{HeldBytes, ServerMetrics};
+pub use server::ServerMetrics;
 pub use store::StoreMetrics;
 pub use volume::{InFlight, Moment, VolumeHandles, VolumeMetrics};
 
@@ -167,7 +167,7 @@ mod tests {
         volume.succeeded(Command::Write, 4096);
         volume.put_bytes.of(ObjectKind::Chunk).inc_by(65536);
         volume.read_duration.of(ReadSource::Store).observe(0.03);
-        let open = metrics.server().connected(Transport::Unix);
+        metrics.server().connection_opened(Transport::Unix);
         let text = metrics.render();
         for line in [
             r#"cairn_requests_total{command="write",volume="disk"} 1"#,
@@ -182,7 +182,7 @@ mod tests {
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in:\n{text}");
         }
-        drop(open);
+        metrics.server().connection_closed(Transport::Unix);
         assert!(metrics.render().contains("cairn_connections{transport=\"unix\"} 0\n"));
     }
 

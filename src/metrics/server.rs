@@ -1,6 +1,6 @@
 //! Metrics of the NBD server.
 //!
-//! Knows nothing of the protocol. Invariant: gauges fall back when the guard that raised them is dropped.
+//! Knows nothing of the protocol. Whoever raises a gauge lowers it again by the same amount.
 
 use std::sync::Arc;
 
@@ -9,7 +9,6 @@ use prometheus::{IntCounter, IntCounterVec, IntGauge, Registry};
 use super::definitions as define;
 use super::family::{By, counters, gauges};
 use super::labels::{Direction, HandshakeFailure, Label, Transport};
-use super::volume::InFlight;
 
 /// Metrics of the NBD server.
 #[derive(Clone, Debug)]
@@ -41,11 +40,15 @@ impl ServerMetrics {
         }))
     }
 
-    /// Counts a connection, and as open until the guard is dropped.
-    #[must_use]
-    pub fn connected(&self, transport: Transport) -> InFlight {
+    /// Counts a connection, and that it is open.
+    pub fn connection_opened(&self, transport: Transport) {
         self.0.connections_total.of(transport).inc();
-        InFlight::new(self.0.connections.of(transport).clone())
+        self.0.connections.of(transport).inc();
+    }
+
+    /// Counts that a connection is no longer open.
+    pub fn connection_closed(&self, transport: Transport) {
+        self.0.connections.of(transport).dec();
     }
 
     /// Counts a connection that ended before transmission.
@@ -58,30 +61,15 @@ impl ServerMetrics {
         self.0.stalled.of(direction).inc();
     }
 
-    /// Counts a request as in flight until the guard is dropped.
-    #[must_use]
-    pub fn request(&self) -> InFlight {
-        InFlight::new(self.0.requests_in_flight.clone())
+    /// Counts a request as in flight, and the payload bytes that are held for it.
+    pub fn request_started(&self, payload_bytes: u32) {
+        self.0.requests_in_flight.inc();
+        self.0.bytes_in_flight.add(i64::from(payload_bytes));
     }
 
-    /// Counts payload bytes as held for a request in flight, until the guard is dropped.
-    #[must_use]
-    pub fn hold_bytes(&self, bytes: u32) -> HeldBytes {
-        let held = HeldBytes { gauge: self.0.bytes_in_flight.clone(), bytes: i64::from(bytes) };
-        held.gauge.add(held.bytes);
-        held
-    }
-}
-
-/// Payload bytes that are held while this lives.
-#[derive(Debug)]
-pub struct HeldBytes {
-    gauge: IntGauge,
-    bytes: i64,
-}
-
-impl Drop for HeldBytes {
-    fn drop(&mut self) {
-        self.gauge.sub(self.bytes);
+    /// Counts that a request is no longer in flight.
+    pub fn request_ended(&self, payload_bytes: u32) {
+        self.0.requests_in_flight.dec();
+        self.0.bytes_in_flight.sub(i64::from(payload_bytes));
     }
 }

@@ -18,6 +18,7 @@ pub const RESERVED_ZEROES: usize = 124;
 
 /// The server's first 16 bytes: which negotiation follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Announcement {
     /// Oldstyle: the server sends size and flags, and transmission begins.
     V1,
@@ -54,6 +55,7 @@ impl Announcement {
 
 /// What the server sends right after its [`Announcement`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Negotiate {
     /// Oldstyle: all that a client is told.
     V1 {
@@ -98,6 +100,7 @@ impl Negotiate {
         match self {
             Self::V1 { size_bytes, flags } => {
                 out.put_u64(size_bytes);
+                //= Handshake flags: The server MUST NOT set any of these flags during oldstyle negotiation.
                 out.put_u16(0);
                 out.put_u16(flags.bits());
                 out.put_bytes(0, RESERVED_ZEROES);
@@ -109,6 +112,7 @@ impl Negotiate {
 
 /// The client's answer to a newstyle [`Negotiate`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct NegotiateResponse(pub ClientFlags);
 
 impl NegotiateResponse {

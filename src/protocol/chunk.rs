@@ -16,6 +16,7 @@ pub const MAXIMUM_DESCRIPTORS: usize = 1 << 20;
 
 /// An extent of a metadata context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct BlockDescriptor {
     /// Bytes; never 0. In a [`Chunk::BlockStatus`] it fits 32 bits.
     pub length: u64,
@@ -34,6 +35,8 @@ impl BlockDescriptor {
 
 /// The payload of a chunk.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
 pub enum Chunk {
     /// Nothing: the end of a reply.
     None,
@@ -42,6 +45,7 @@ pub enum Chunk {
         /// Where in the export.
         offset: u64,
         /// The bytes.
+        #[cfg_attr(feature = "serde", serde(with = "super::serde_bytes"))]
         data: Bytes,
     },
     /// Zeros of a READ.
@@ -148,6 +152,8 @@ impl Chunk {
                 rest.finish()?;
                 Ok(Self::ErrorOffset { error, message, offset })
             }
+            //= Structured reply types: If the client receives an unknown or unexpected type with bit 15
+            //# set, it MUST consider the current reply as errored
             ReplyType::Unknown(value) if reply_type.is_error() => {
                 let (error, message, _) = decode_error(&payload)?;
                 Ok(Self::UnknownError { reply_type: value, error, message })

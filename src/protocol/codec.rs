@@ -12,6 +12,7 @@ pub const MAXIMUM_STRING_BYTES: usize = 4096;
 
 /// Why bytes are not a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum DecodeError {
     /// Fewer bytes than the value needs.
     #[error("message ends too early")]
@@ -35,6 +36,8 @@ pub enum DecodeError {
 
 /// A string as the protocol has it: UTF-8, no NUL, at most [`MAXIMUM_STRING_BYTES`] bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(try_from = "String", into = "String"))]
 pub struct WireString(String);
 
 impl WireString {
@@ -83,10 +86,12 @@ impl TryFrom<&[u8]> for WireString {
     type Error = DecodeError;
 
     fn try_from(bytes: &[u8]) -> Result<Self, DecodeError> {
+        //= Conventions: MUST be no longer than 4096 bytes
         if bytes.len() > MAXIMUM_STRING_BYTES {
             return Err(DecodeError::StringTooLong(bytes.len()));
         }
         match std::str::from_utf8(bytes) {
+            //= Conventions: which is not `NUL` terminated, MUST NOT contain `NUL` characters
             Ok(text) if !text.contains('\0') => Ok(Self(text.to_owned())),
             _ => Err(DecodeError::BadString),
         }
@@ -98,6 +103,14 @@ impl TryFrom<&str> for WireString {
 
     fn try_from(text: &str) -> Result<Self, DecodeError> {
         Self::try_from(text.as_bytes())
+    }
+}
+
+impl TryFrom<String> for WireString {
+    type Error = DecodeError;
+
+    fn try_from(text: String) -> Result<Self, DecodeError> {
+        Self::try_from(text.as_str())
     }
 }
 

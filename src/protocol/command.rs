@@ -8,6 +8,8 @@ use super::flags::CommandFlags;
 
 /// What a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
 pub enum Command {
     /// `NBD_CMD_READ` (0).
     Read,
@@ -71,6 +73,8 @@ impl Command {
     #[must_use]
     pub fn documented_flags(self) -> CommandFlags {
         match self {
+            //= Command flags: the server MUST accept all commands with this bit set (even by ignoring the
+            //# bit)
             Self::Read => CommandFlags::FUA | CommandFlags::DF,
             Self::WriteZeroes => CommandFlags::FUA | CommandFlags::NO_HOLE | CommandFlags::FAST_ZERO,
             Self::BlockStatus => CommandFlags::FUA | CommandFlags::REQ_ONE,

@@ -6,6 +6,8 @@ use std::fmt;
 
 /// An error value of a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
 pub enum Error {
     /// `NBD_EPERM` (1): operation not permitted.
     Perm,

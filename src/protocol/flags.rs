@@ -3,6 +3,8 @@
 //! Owns the bits, not what follows from them. Bits that the specification does not name are kept as they
 //! came, so that a server can refuse them and a client can ignore them.
 
+use std::fmt;
+
 /// Declares a type of flags that keeps unknown bits.
 macro_rules! wire_flags {
     ($(#[$outer:meta])* $name:ident: $bits:ty { $($(#[$($inner:tt)*])* $flag:ident = $bit:literal;)* }) => {
@@ -21,10 +23,33 @@ macro_rules! wire_flags {
                 Self::from_bits_retain(bits)
             }
 
-            /// The bits that the specification does not name.
+            /// The bits that the specification does not define.
             #[must_use]
             pub const fn unknown_bits(self) -> $bits {
                 self.bits() & !Self::all().bits()
+            }
+        }
+
+        /// The names in the specification without their prefix, and unknown bits as a number; `none` for no
+        /// bit.
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                if self.is_empty() { f.write_str("none") } else { bitflags::parser::to_writer(self, f) }
+            }
+        }
+
+        /// The bits as a number, unknown ones included.
+        #[cfg(feature = "serde")]
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                self.bits().serialize(serializer)
+            }
+        }
+
+        #[cfg(feature = "serde")]
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                <$bits>::deserialize(deserializer).map(Self::from_wire)
             }
         }
     };

@@ -11,6 +11,7 @@ use super::flags::TransmissionFlags;
 
 /// What the server tells of the chosen export: the answer to EXPORT_NAME, and `NBD_INFO_EXPORT`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct DiskInfo {
     /// Size of the export in bytes.
     pub size_bytes: u64,
@@ -48,6 +49,8 @@ impl DiskInfo {
 
 /// A kind of information.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
 pub enum InfoType {
     /// `NBD_INFO_EXPORT` (0).
     Export,
@@ -89,6 +92,7 @@ impl InfoType {
 
 /// Block size constraints in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct BlockSize {
     /// Alignment of offsets and lengths: a power of two, at most 65,536.
     pub minimum: u32,
@@ -117,6 +121,8 @@ impl BlockSize {
 
 /// One piece of information: the payload of an `NBD_REP_INFO`.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
 pub enum Info {
     /// Size and flags.
     Export(DiskInfo),
@@ -131,6 +137,7 @@ pub enum Info {
         /// Its number.
         info_type: u16,
         /// The rest of the payload.
+        #[cfg_attr(feature = "serde", serde(with = "super::serde_bytes"))]
         payload: Bytes,
     },
 }
@@ -193,6 +200,7 @@ impl Info {
 
 /// All that is known of an export.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ExportInfo {
     /// Canonical name.
     pub name: WireString,

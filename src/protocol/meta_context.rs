@@ -26,6 +26,9 @@ pub fn check_queries(queries: &[WireString]) -> Result<(), DecodeError> {
 /// Whether LIST_META_CONTEXT with these queries finds `base:allocation`. No query at all asks for everything.
 #[must_use]
 pub fn lists_base_allocation(queries: &[WireString]) -> bool {
+    //= Option types: If zero queries are sent, then the server MUST return all the metadata contexts that
+    //# are available to the client to select on the given export.
+    //= The `base:` metadata namespace: MUST support this as a wildcard during `NBD_OPT_LIST_META_CONTEXT`
     queries.is_empty()
         || queries.iter().any(|query| matches!(query.as_str(), BASE_ALLOCATION | BASE_WILDCARD))
 }
@@ -33,6 +36,11 @@ pub fn lists_base_allocation(queries: &[WireString]) -> bool {
 /// Whether SET_META_CONTEXT with these queries selects `base:allocation`. A wildcard selects nothing.
 #[must_use]
 pub fn selects_base_allocation(queries: &[WireString]) -> bool {
+    //= Option types: the server MUST ignore query strings belonging to an unknown namespace
+    //= The `base:` metadata namespace: If a `[leaf-name]` requested by the client is not recognized, the
+    //# server MUST ignore it rather than report an error.
+    //= Option types: If zero queries are sent, the server MUST select no metadata contexts.
+    //= The `base:` metadata namespace: the server MUST ignore this form during `NBD_OPT_SET_META_CONTEXT`
     queries.iter().any(|query| query.as_str() == BASE_ALLOCATION)
 }
 

@@ -30,6 +30,7 @@ pub mod announcement;
 pub mod chunk;
 pub mod codec;
 pub mod command;
+mod display;
 pub mod error;
 pub mod flags;
 pub mod info;
@@ -40,6 +41,8 @@ pub mod option;
 pub mod option_reply;
 pub mod reply;
 pub mod request;
+#[cfg(feature = "serde")]
+mod serde_bytes;
 
 pub use announcement::{Announcement, Negotiate, NegotiateResponse};
 pub use chunk::{BlockDescriptor, Chunk};

@@ -13,6 +13,8 @@ use super::info::InfoType;
 
 /// An option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
 pub enum OptionCode {
     /// `NBD_OPT_EXPORT_NAME` (1).
     ExportName,
@@ -102,6 +104,7 @@ impl fmt::Display for OptionCode {
 
 /// The header of every option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct OptionRequestHeader {
     /// Which option.
     pub option: OptionCode,
@@ -139,6 +142,7 @@ pub fn encode_option(option: OptionCode, data: &[u8], out: &mut BytesMut) {
 
 /// The data of `NBD_OPT_EXPORT_NAME`: all of it is the name.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ExportName(pub WireString);
 
 impl ExportName {
@@ -155,6 +159,7 @@ impl ExportName {
 
 /// The data of `NBD_OPT_INFO` and `NBD_OPT_GO`.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct InfoRequest {
     /// The export; empty for the default.
     pub name: WireString,
@@ -190,6 +195,7 @@ impl InfoRequest {
 
 /// The data of `NBD_OPT_LIST_META_CONTEXT` and `NBD_OPT_SET_META_CONTEXT`.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct MetaContextRequest {
     /// The export.
     pub export: WireString,

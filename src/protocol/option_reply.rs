@@ -16,6 +16,8 @@ pub const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 
 /// Type of an option reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
 pub enum OptionReply {
     /// `NBD_REP_ACK` (1): done.
     Ack,
@@ -61,6 +63,8 @@ impl OptionReply {
 
 /// Why an option failed: a reply type with bit 31 set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
 pub enum OptionError {
     /// `NBD_REP_ERR_UNSUP`: the option is unknown.
     Unsup,
@@ -149,6 +153,7 @@ impl fmt::Display for OptionError {
 
 /// The header of every option reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct OptionReplyHeader {
     /// The option that is answered.
     pub option: OptionCode,
@@ -201,6 +206,7 @@ pub fn encode_option_reply(
 
 /// One export in answer to LIST: the data of `NBD_REP_SERVER`.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ServerEntry {
     /// Name, as GO takes it.
     pub name: WireString,
@@ -226,6 +232,7 @@ impl ServerEntry {
 
 /// A metadata context: the data of `NBD_REP_META_CONTEXT`.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct MetaContext {
     /// The number that BLOCK_STATUS uses for it; 0 in answer to LIST_META_CONTEXT.
     pub id: u32,
@@ -249,6 +256,7 @@ impl MetaContext {
 
 /// Why an option is refused: an error reply with its message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[error("{error}: {message}")]
 pub struct Refusal {
     /// Type of the reply.

@@ -19,6 +19,8 @@ pub const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
 
 /// Type of a chunk (NBD `doc/proto.md`, "Structured reply types").
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
 pub enum ReplyType {
     /// `NBD_REPLY_TYPE_NONE` (0).
     None,
@@ -81,6 +83,7 @@ impl ReplyType {
 
 /// The header of a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Reply {
     /// A simple reply: data follows if it succeeds and answers a READ.
     Simple {

@@ -16,6 +16,7 @@ pub const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
 
 /// Which headers requests and replies have, as negotiated; the later, the more they can tell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum HeaderStyle {
     /// Compact requests, simple replies.
     #[default]
@@ -39,10 +40,12 @@ impl HeaderStyle {
 
 /// The client's name for a request, given back in its reply ("cookie", in earlier versions "handle").
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Cookie(pub u64);
 
 /// The header of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Request {
     /// Flags, unknown ones included.
     pub flags: CommandFlags,
@@ -66,6 +69,7 @@ impl Request {
     pub fn decode(style: HeaderStyle, bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut decoder = Decoder::new(bytes);
         let extended = style == HeaderStyle::Extended;
+        //= Option types: the client MUST use the 32-byte extended request header
         decoder.magic_u32(if extended { EXTENDED_REQUEST_MAGIC } else { REQUEST_MAGIC })?;
         let request = Self {
             flags: CommandFlags::from_wire(decoder.u16()?),
@@ -102,6 +106,7 @@ impl Request {
     /// payload all the same.
     #[must_use]
     pub fn payload_length(&self, style: HeaderStyle) -> u64 {
+        //= Option types: with proper use of `NBD_CMD_FLAG_PAYLOAD_LEN` for all commands sending a payload
         let says_so = style == HeaderStyle::Extended && self.flags.contains(CommandFlags::PAYLOAD_LEN);
         if says_so || self.command == Command::Write { self.length } else { 0 }
     }
@@ -109,6 +114,7 @@ impl Request {
 
 /// The payload of a BLOCK_STATUS with PAYLOAD_LEN: which contexts are asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct BlockStatusPayload {
     /// Bytes of the range.
     pub effect_length: u64,

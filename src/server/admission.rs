@@ -46,9 +46,12 @@ pub(crate) enum Full {
 impl fmt::Display for Full {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::All(open) => write!(f, "{open} are open"),
-            Self::Tcp(open) => write!(f, "{open} are open over TCP, and the rest is kept for Unix sockets"),
-            Self::Address(open) => write!(f, "{open} are open from this address"),
+            Self::All(open) => write!(f, "{open} connections are already open"),
+            Self::Tcp(open) => write!(
+                f,
+                "{open} TCP connections are already open, and the rest is reserved for Unix sockets"
+            ),
+            Self::Address(open) => write!(f, "{open} connections from this address are already open"),
         }
     }
 }

@@ -15,11 +15,11 @@ use tokio::time::{Instant, timeout_at};
 use super::connections::Seat;
 use super::dispatch::Rules;
 use super::export::{Export, ExportDescription, OpenError};
+use super::metrics::{HandshakeFailure, OpenConnection};
 use super::shared::Shared;
 use super::tls::{Identity, Tls};
 use super::transmission::{self, Broken, End, READ_BYTES, Transmission};
 use super::transport::Transport;
-use crate::metrics::HandshakeFailure;
 use crate::protocol::negotiate_server::{
     CloseReason, HandshakePolicy, ServerAction, ServerHandshake, Session, TlsPolicy,
 };
@@ -48,7 +48,7 @@ pub enum Greeting {
 enum HandshakeEnd {
     #[error("{0}")]
     Closed(CloseReason),
-    #[error("the client left")]
+    #[error("the client disconnected")]
     Left,
     #[error("the client took too long")]
     TimedOut,
@@ -77,8 +77,8 @@ impl HandshakeEnd {
 
 /// Serves one connection to its end.
 pub(crate) async fn serve(shared: &Shared, transport: Transport, greeting: &Greeting, seat: &Seat) {
-    let label = transport.label();
-    let mut _open = shared.metrics.connected(label);
+    let kind = transport.kind();
+    let mut _open = OpenConnection::new(&shared.metrics, kind);
     let handshake = Handshake::new(shared, transport);
     let ready = match greeting {
         Greeting::Newstyle => handshake.newstyle().await,
@@ -87,12 +87,12 @@ pub(crate) async fn serve(shared: &Shared, transport: Transport, greeting: &Gree
     let Ready { session, export, transport, input } = match ready {
         Ok(ready) => ready,
         Err(end) => {
-            shared.metrics.handshake_failed(label, end.failure());
+            shared.metrics.handshake_failed(kind, end.failure());
             return tracing::debug!("handshake ended: {end}");
         }
     };
-    if transport.label() != label {
-        _open = shared.metrics.connected(transport.label());
+    if transport.kind() != kind {
+        _open = OpenConnection::new(&shared.metrics, transport.kind());
     }
     tracing::debug!(export = %session.export.name, headers = ?session.headers, "transmission begins");
     seat.uses(session.export.name.as_ref());
@@ -102,7 +102,7 @@ pub(crate) async fn serve(shared: &Shared, transport: Transport, greeting: &Gree
         Ok(End::Disconnected) => tracing::debug!("the client disconnected"),
         Ok(End::Closed) => tracing::debug!("the client closed without DISC"),
         Ok(End::Drained) => tracing::debug!("drained"),
-        Ok(End::Rested) => tracing::info!("connection closed: no command came within the idle timeout"),
+        Ok(End::Rested) => tracing::info!("connection closed: no command arrived within server.idle_timeout"),
         Err(broken @ Broken::Stalled(direction)) => {
             shared.metrics.stalled(direction);
             tracing::info!("connection closed: {broken}");
@@ -174,6 +174,8 @@ impl<'a> Handshake<'a> {
                     opened = export;
                     machine.handle_opened(ticket, info);
                 }
+                //= FORCEDTLS mode: the server MUST be prepared for a TLS handshake, and all further data
+                //# MUST be sent and received over TLS
                 ServerAction::StartTls(ticket) => {
                     self = self.start_tls().await?;
                     machine.handle_tls_started(ticket);
@@ -193,7 +195,7 @@ impl<'a> Handshake<'a> {
 
     async fn oldstyle(mut self, name: &str) -> Result<Ready, HandshakeEnd> {
         if self.tls.as_ref().is_some_and(|tls| tls.policy() == TlsPolicy::Required) {
-            let message = "TLS is required, and oldstyle cannot have it";
+            let message = "TLS is required, but oldstyle negotiation does not support it";
             return Err(HandshakeEnd::Oldstyle(Refusal::new(OptionError::TlsReqd, message)));
         }
         let (export, info) = self.open(name).await.map_err(HandshakeEnd::Oldstyle)?;
@@ -241,7 +243,11 @@ impl<'a> Handshake<'a> {
         let may_use = self.identity.may_use(self.tls.as_ref(), export);
         if !may_use {
             let subject = self.identity.subject().unwrap_or("none");
-            tracing::info!(export, subject, "refused: the export is for other subjects");
+            tracing::info!(
+                export,
+                subject,
+                "client refused: tls.subjects does not list its certificate for this export"
+            );
         }
         may_use
     }
@@ -267,6 +273,8 @@ impl<'a> Handshake<'a> {
             accepted = timeout_at(deadline, tls.accept(transport)) => accepted,
             () = shared.drain.cancelled() => return Err(HandshakeEnd::Drained),
         };
+        //= FORCEDTLS mode: If the handshake is unsuccessful (for instance the client's certificate does not
+        //# match) the server MUST terminate the session
         let (transport, identity) =
             accepted.map_err(|_| HandshakeEnd::TimedOut)?.map_err(HandshakeEnd::Tls)?;
         Ok(Self { shared, tls: ours, transport, input, identity, deadline })

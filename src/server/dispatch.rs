@@ -87,6 +87,8 @@ impl Rules {
             return refused(Error::Inval, "malformed payload of BLOCK_STATUS");
         };
         // One context can be selected, so no other list is free of unknown and repeated numbers.
+        //= Request types: the server MUST gracefully consume the client's payload before failing with
+        //# `NBD_EINVAL`
         if self.base_allocation.is_none_or(|id| payload.context_ids != [id]) {
             return refused(Error::Inval, "BLOCK_STATUS for contexts that were not selected");
         }
@@ -109,6 +111,8 @@ impl Rules {
         if length == 0 {
             return match command {
                 Command::Read => Ok(Job::Read { offset, length: 0, single_chunk: false }),
+                //= Request types: a status length of 0; the behavior of a server on such a request is
+                //# unspecified although the server SHOULD NOT disconnect
                 Command::BlockStatus => refused(Error::Inval, "BLOCK_STATUS of no bytes"),
                 _ => Ok(Job::Nothing),
             };
@@ -117,6 +121,8 @@ impl Rules {
         let fua = has(CommandFlags::FUA);
         match command {
             Command::Read => match u32::try_from(length) {
+                //= Request types: the server MUST support unfragmented reads in which the client's request
+                //# length does not exceed 65,536 bytes
                 Ok(length) if length <= self.block_size.maximum => {
                     Ok(Job::Read { offset, length, single_chunk: has(CommandFlags::DF) })
                 }
@@ -130,6 +136,8 @@ impl Rules {
             Command::WriteZeroes => Ok(Job::WriteZeroes {
                 offset,
                 length,
+                //= Command flags: The server MUST support the use of this flag if it advertises
+                //# `NBD_FLAG_SEND_WRITE_ZEROES`.
                 no_hole: has(CommandFlags::NO_HOLE),
                 fast: has(CommandFlags::FAST_ZERO),
                 fua,
@@ -145,6 +153,8 @@ impl Rules {
     /// Whether the command may be used at all: a read-only export first, then what was advertised.
     fn check_command(&self, command: Command) -> Result<(), Refused> {
         let writes = matches!(command, Command::Write | Command::Trim | Command::WriteZeroes);
+        //= Transmission flags: If this flag is set, the server MUST error subsequent write operations to
+        //# the export.
         if writes && self.flags.contains(TransmissionFlags::READ_ONLY) {
             return refused(Error::Perm, "the export is read-only");
         }
@@ -156,12 +166,16 @@ impl Rules {
             Command::Cache => TransmissionFlags::SEND_CACHE,
             Command::BlockStatus if self.base_allocation.is_some() => return Ok(()),
             Command::BlockStatus => {
+                //= Request types: A client MUST NOT send `NBD_CMD_BLOCK_STATUS` unless within the
+                //# negotiation phase it sent `NBD_OPT_SET_META_CONTEXT` at least once
                 return refused(Error::Inval, "BLOCK_STATUS without a selected metadata context");
             }
             Command::Disc | Command::Resize | Command::Unknown(_) => {
                 return refused(Error::Inval, "unknown command");
             }
         };
+        //= Transmission flags: The client MUST NOT use a feature documented as 'exposed' by a flag unless
+        //# that flag was set.
         if self.flags.contains(exposed_by) {
             Ok(())
         } else {
@@ -181,8 +195,13 @@ impl Rules {
             }
         }
         if self.headers == HeaderStyle::Extended && request.command == Command::Write {
+            //= Command flags: for other commands, the flag will trigger an `NBD_EINVAL` error unless the
+            //# command documents an optional payload form for the command and the server has implemented
+            //# that form
             allowed.insert(CommandFlags::PAYLOAD_LEN);
         }
+        //= Command flags: Clients MUST NOT set a command flag bit that is not documented for the particular
+        //# command
         if request.flags.bits() & !allowed.bits() == 0 {
             Ok(())
         } else {

@@ -76,7 +76,7 @@ pub(crate) async fn execute(
 ) -> Result<Answer, ExportError> {
     let outcome = AssertUnwindSafe(run(export, rules, job, payload)).catch_unwind().await;
     let outcome = outcome.unwrap_or_else(|_| {
-        tracing::error!(command = %request.command, offset = request.offset, "export panicked");
+        tracing::error!(command = %request.command, offset = request.offset, "the export panicked");
         Err(ExportError::new(Error::Io, "internal error"))
     });
     let &Request { command, offset, length, .. } = request;
@@ -89,6 +89,8 @@ async fn run(export: &dyn Export, rules: &Rules, job: Job, payload: Bytes) -> Re
     match job {
         Job::Nothing => {}
         Job::Flush if mutant::is(Mutant::FlushNotPassedOn) => {}
+        //= Ordering of messages and writes: MUST be written to non-volatile storage prior to replying to
+        //# that `NBD_CMD_FLUSH`
         Job::Flush => export.flush().await?,
         Job::Write { offset, fua } => {
             let fua = fua && !mutant::is(Mutant::FuaNotPassedOn);
@@ -109,22 +111,27 @@ async fn run(export: &dyn Export, rules: &Rules, job: Job, payload: Bytes) -> Re
             };
             segments.retain(|segment| segment.length_bytes() != 0);
             if segments.iter().map(Segment::length_bytes).sum::<u64>() != u64::from(length) {
-                return Err(broken("READ gave another length than was asked for"));
+                return Err(broken("READ returned a different length than requested"));
             }
             return Ok(Answer::Data { segments, single_chunk });
         }
         Job::BlockStatus { offset, length, one } => {
+            //= Command flags: If this flag is present, the server MUST NOT send metadata on more than one
+            //# extent in the reply.
             let limit = if one { 1 } else { MAXIMUM_EXTENTS };
             let mut extents = export.block_status(offset, length, limit).await?;
             let longest = match rules.headers {
+                //= Structured reply types: that descriptor MUST NOT exceed the *length* of the original
+                //# request
                 _ if one => length,
                 HeaderStyle::Extended => u64::MAX,
                 HeaderStyle::Simple | HeaderStyle::Structured => LONGEST_COMPACT_EXTENT,
             };
             clip(&mut extents, length, limit, longest);
             let context_id = rules.base_allocation.unwrap_or_default();
+            //= Request types: the server MUST return at least one status descriptor
             if extents.is_empty() {
-                return Err(broken("BLOCK_STATUS gave no extent"));
+                return Err(broken("BLOCK_STATUS returned no extent"));
             }
             return Ok(Answer::Extents { context_id, extents });
         }
@@ -156,16 +163,19 @@ fn fitting(refusal: ExportError, job: Job, request: &Request) -> ExportError {
     let error = match (refusal.error, job) {
         (Error::NotSup, Job::WriteZeroes { fast: true, .. })
         | (Error::Overflow, Job::Read { single_chunk: true, .. }) => refusal.error,
+        //= Request types: then the server MUST NOT fail with `NBD_ENOTSUP`
         (Error::NotSup | Error::Overflow, _) => Error::Inval,
         // "the allowed values for the error field have been restricted to set of possibilities".
         (Error::Unknown(_), _) => Error::Io,
         _ => refusal.error,
     };
+    //= Structured reply types: This reply represents that an error occurred at a given offset, which MUST
+    //# lie within the original offset and length of the request
     let within = |at: &u64| *at >= request.offset && at - request.offset < request.length;
     ExportError { error, at: refusal.at.filter(within), ..refusal }
 }
 
 fn broken(message: &str) -> ExportError {
-    tracing::error!("export broke its contract: {message}");
+    tracing::error!("the export violated its contract: {message}");
     ExportError::new(Error::Io, message)
 }

@@ -30,6 +30,23 @@ pub struct ExportDescription {
     pub maximum_block_bytes: u32,
 }
 
+impl ExportDescription {
+    /// A disk that can be read and written and no more, byte by byte, with payloads of up to 32 MiB. Set
+    /// [`ExportDescription::flags`] for what else it can do.
+    #[must_use]
+    pub fn new(name: impl Into<String>, size_bytes: u64) -> Self {
+        Self {
+            name: name.into(),
+            description: String::new(),
+            size_bytes,
+            flags: TransmissionFlags::HAS_FLAGS,
+            minimum_block_bytes: 1,
+            preferred_block_bytes: 4096,
+            maximum_block_bytes: 32 << 20,
+        }
+    }
+}
+
 /// A part of what a READ gives, in order and without gaps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Segment {
@@ -93,6 +110,7 @@ impl ExportError {
 
 /// Why an export cannot be had.
 #[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum OpenError {
     /// There is none of that name: `NBD_REP_ERR_UNKNOWN`.
     #[error("no export named {0:?}")]
@@ -137,6 +155,9 @@ pub trait Exports: Send + Sync + 'static {
 }
 
 /// One disk. Commands run concurrently; each takes effect at one instant between its call and its return.
+///
+/// The server calls only what [`ExportDescription::flags`] advertises, so an export implements the methods of
+/// the flags that it sets. The others fail with EINVAL.
 #[async_trait]
 pub trait Export: Send + Sync + 'static {
     /// What clients are told.
@@ -158,32 +179,48 @@ pub trait Export: Send + Sync + 'static {
     async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), ExportError>;
 
     /// Returns when every write that was answered before the call is durable.
+    //= Transmission flags: the effects of `NBD_CMD_FLUSH` and `NBD_CMD_FLAG_FUA` MUST be visible across all
+    //# connections
     async fn flush(&self) -> Result<(), ExportError>;
 
     /// Discards the range, which may then read as anything; Cairn's volumes read it as zeros.
-    async fn trim(&self, offset: u64, length: u64, fua: bool) -> Result<(), ExportError>;
+    async fn trim(&self, _offset: u64, _length: u64, _fua: bool) -> Result<(), ExportError> {
+        Err(unsupported(Command::Trim))
+    }
 
     /// Zeroes the range; `no_hole` keeps it allocated; `fast` fails with ENOTSUP where zeroing is no faster
     /// than writing.
+    //= Request types: it MUST ensure that the data reads back as zero
     async fn write_zeroes(
         &self,
-        offset: u64,
-        length: u64,
-        no_hole: bool,
-        fast: bool,
-        fua: bool,
-    ) -> Result<(), ExportError>;
+        _offset: u64,
+        _length: u64,
+        _no_hole: bool,
+        _fast: bool,
+        _fua: bool,
+    ) -> Result<(), ExportError> {
+        Err(unsupported(Command::WriteZeroes))
+    }
 
     /// Brings the range into the cache (`NBD_CMD_CACHE`), or as much of it as that holds. May be dropped at
     /// any await point.
-    async fn cache(&self, offset: u64, length: u64) -> Result<(), ExportError>;
+    async fn cache(&self, _offset: u64, _length: u64) -> Result<(), ExportError> {
+        Err(unsupported(Command::Cache))
+    }
 
     /// Allocation of the range: at most `limit` extents, the first at `offset`, adjacent ones alike merged.
-    /// May end before the range does; never empty.
+    /// May end before the range does; never empty. An export that does not implement this reports everything
+    /// as data.
     async fn block_status(
         &self,
-        offset: u64,
+        _offset: u64,
         length: u64,
-        limit: usize,
-    ) -> Result<Vec<Allocation>, ExportError>;
+        _limit: usize,
+    ) -> Result<Vec<Allocation>, ExportError> {
+        Ok(vec![Allocation { length_bytes: length, hole: false, zero: false }])
+    }
+}
+
+fn unsupported(command: Command) -> ExportError {
+    ExportError::new(Error::Inval, format!("the export does not implement {command}"))
 }

@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::metrics::{Metrics, StartedRequest};
 use super::options::Options;
-use crate::metrics::{self, ServerMetrics};
 
 const NEVER_CLOSED: &str = "the semaphores of a server are never closed";
 
@@ -50,21 +50,22 @@ pub(crate) struct InFlight {
     largest_bytes: u32,
     share: Arc<Semaphore>,
     common: Arc<Semaphore>,
-    metrics: ServerMetrics,
+    metrics: Arc<dyn Metrics>,
 }
 
 /// A request's part of what may be in flight.
 #[derive(Debug)]
 pub(crate) struct Charge {
-    _request: (OwnedSemaphorePermit, metrics::InFlight),
-    _bytes: (OwnedSemaphorePermit, metrics::HeldBytes),
+    _started: StartedRequest,
+    _request: OwnedSemaphorePermit,
+    _bytes: OwnedSemaphorePermit,
     /// Of the connection's share, or of what is common to all.
     _memory: OwnedSemaphorePermit,
 }
 
 impl InFlight {
     /// For a connection that begins.
-    pub(crate) fn new(options: &Options, budget: &Budget, metrics: ServerMetrics) -> Self {
+    pub(crate) fn new(options: &Options, budget: &Budget, metrics: Arc<dyn Metrics>) -> Self {
         let semaphore =
             |bound: u32| Arc::new(Semaphore::new(usize::try_from(bound).expect("32 bits fit a usize")));
         let request_bound = options.in_flight_requests.max(1);
@@ -90,8 +91,9 @@ impl InFlight {
             Err(_) => Arc::clone(&self.common).acquire_many_owned(bytes).await.expect(NEVER_CLOSED),
         };
         Charge {
-            _request: (request, self.metrics.request()),
-            _bytes: (held, self.metrics.hold_bytes(bytes)),
+            _started: StartedRequest::new(&self.metrics, bytes),
+            _request: request,
+            _bytes: held,
             _memory: memory,
         }
     }
@@ -107,7 +109,7 @@ mod tests {
     use futures::FutureExt as _;
 
     use super::*;
-    use crate::metrics::Metrics;
+    use crate::server::NoMetrics;
 
     const MIB: u64 = 1 << 20;
 
@@ -120,8 +122,8 @@ mod tests {
             ..Options::default()
         };
         let budget = Budget::new(&options);
-        let metrics = Metrics::new().server();
-        (InFlight::new(&options, &budget, metrics.clone()), InFlight::new(&options, &budget, metrics))
+        let new = || InFlight::new(&options, &budget, Arc::new(NoMetrics));
+        (new(), new())
     }
 
     #[test]

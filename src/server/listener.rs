@@ -118,6 +118,7 @@ impl SocketPermissions {
 
 /// Why the server cannot listen.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ListenError {
     /// Another server answers at the socket.
     #[error("unix:{0} is in use by another process", path.display())]
@@ -271,7 +272,7 @@ impl Listener {
                     .and(sockopt::set_socket_keepalive(&stream, true).map_err(Into::into));
                 if let Err(error) = set {
                     // Of a client that has left already, say: the next is not to wait for it.
-                    tracing::debug!(%peer, "the connection is served as it is: {error}");
+                    tracing::debug!(%peer, "cannot tune the connection, serving it anyway: {error}");
                 }
                 Ok((Transport::Tcp(stream), Peer::Tcp(peer)))
             }

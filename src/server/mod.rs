@@ -1,7 +1,7 @@
 //! The NBD server: connections over TCP, Unix sockets or any stream.
 //!
-//! A connection is negotiated ([`connection`]), then its requests are judged ([`dispatch`]), carried out on
-//! an [`Export`] ([`execute`]) and answered ([`outgoing`]), many at a time ([`transmission`]). It must not
+//! A connection is negotiated (`connection`), then its requests are judged (`dispatch`), carried out on
+//! an [`Export`] (`execute`) and answered (`outgoing`), many at a time (`transmission`). It must not
 //! know what a disk is; it owns the traits [`Exports`] and [`Export`] that it serves.
 
 mod admission;
@@ -10,13 +10,15 @@ mod connections;
 mod dispatch;
 mod drain;
 mod execute;
-pub mod export;
+mod export;
 mod in_flight;
 mod listener;
+mod metrics;
 mod options;
 mod outgoing;
 mod serve;
 mod shared;
+mod single;
 mod stall;
 mod tls;
 mod transmission;
@@ -28,7 +30,9 @@ pub use export::{
     Alignment, Allocation, Export, ExportDescription, ExportError, Exports, ListEntry, OpenError, Segment,
 };
 pub use listener::{AddressError, ListenAddress, ListenError, Listener, SharedListener, SocketPermissions};
+pub use metrics::{Direction, HandshakeFailure, Metrics, NoMetrics, TransportKind};
 pub use options::Options;
 pub use serve::{Drained, Server};
+pub use single::SingleExport;
 pub use tls::{Tls, TlsError, TlsFile, TlsOptions};
 pub use transport::Stream;

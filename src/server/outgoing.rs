@@ -39,6 +39,8 @@ impl Outgoing {
         match &answered.outcome {
             Ok(answer) => self.push_answer(framing, answer),
             Err(refusal) if headers == HeaderStyle::Simple => self.push_simple(cookie, Err(refusal.error)),
+            //= Structured reply chunk message: MUST NOT use a simple reply for `NBD_CMD_READ` (even for the
+            //# case of an early `NBD_EINVAL` due to bad flags)
             Err(refusal) => {
                 let (error, message) = (refusal.error, WireString::truncated(&refusal.message));
                 let chunk = match refusal.at {
@@ -55,6 +57,8 @@ impl Outgoing {
             (Answer::Done, HeaderStyle::Simple | HeaderStyle::Structured) => {
                 self.push_simple(framing.cookie, Ok(()));
             }
+            //= Extended reply chunk message: all server replies MUST use an extended reply; the server MUST
+            //# NOT use simple replies even when there is no payload
             (Answer::Done, HeaderStyle::Extended) => self.push_chunk(framing, true, &Chunk::None, &[]),
             (Answer::Data { segments, .. }, HeaderStyle::Simple) => {
                 self.push_simple(framing.cookie, Ok(()));
@@ -83,14 +87,20 @@ impl Outgoing {
     /// Data as data and holes as holes; adjacent data in one chunk. One chunk in all if told, holes as zeros
     /// then.
     fn push_content(&mut self, framing: Framing, segments: &[Segment], single_chunk: bool) {
+        //= Request types: each chunk MUST describe at least one byte
         if segments.is_empty() {
             return self.push_chunk(framing, true, &Chunk::None, &[]);
         }
         let is_hole = |segment: &Segment| matches!(segment, Segment::Zero(_));
         let whole_hole = segments.iter().all(is_hole);
+        //= Request types: If this flag is set, the server MUST send at most one content chunk
+        //= Request types: If the area being read contains both data and a hole, the server MUST use
+        //# `NBD_REPLY_TYPE_OFFSET_DATA` with the zeroes explicitly present.
         let same_chunk = |a: &Segment, b: &Segment| (single_chunk && !whole_hole) || is_hole(a) == is_hole(b);
         let mut at = framing.offset;
         let mut left = segments.len();
+        //= Request types: When no error is detected, the server MUST send enough data chunks to cover the
+        //# entire region described by the offset and length of the client's request.
         for run in segments.chunk_by(same_chunk) {
             let length = run.iter().map(Segment::length_bytes).sum::<u64>();
             left -= run.len();
@@ -101,6 +111,8 @@ impl Outgoing {
                 }
                 None => {
                     let chunk = Chunk::OffsetData { offset: at, data: Bytes::new() };
+                    //= Structured and extended header reply flags: MUST set this bit if this is the final
+                    //# reply
                     self.push_chunk(framing, left == 0, &chunk, run);
                 }
             }
@@ -205,6 +217,8 @@ impl Framing {
         let reply_type = chunk.reply_type();
         match headers {
             HeaderStyle::Extended => {
+                //= Extended reply chunk message: The extended reply has an additional field *offset* which
+                //# MUST match the *offset* of the client's request
                 Reply::Extended { flags, reply_type, cookie, offset, length: 0 }.encode(out)
             }
             _ => Reply::Structured { flags, reply_type, cookie, length: 0 }.encode(out),

@@ -19,11 +19,11 @@ use super::drain::{Drain, Farewell};
 use super::export::Exports;
 use super::in_flight::Budget;
 use super::listener::{ListenAddress, Listener, Peer};
+use super::metrics::{HandshakeFailure, Metrics};
 use super::options::Options;
 use super::shared::Shared;
 use super::tls::Tls;
 use super::transport::{Stream, Transport};
-use crate::metrics::{HandshakeFailure, ServerMetrics};
 use crate::task::Tasks;
 
 /// How long to wait after a failed accept: it may be for want of file descriptors, which others must give
@@ -50,9 +50,13 @@ pub enum Drained {
 }
 
 impl Server {
-    /// A server of these exports, which listens nowhere yet.
+    /// A server of these exports, which does not listen anywhere yet. It reports to `metrics` what it does;
+    /// [`NoMetrics`] counts nothing.
+    ///
+    /// [`NoMetrics`]: super::NoMetrics
     #[must_use]
-    pub fn new(exports: Arc<dyn Exports>, options: Options, metrics: ServerMetrics) -> Self {
+    pub fn new(exports: Arc<dyn Exports>, options: Options, metrics: impl Metrics) -> Self {
+        let metrics: Arc<dyn Metrics> = Arc::new(metrics);
         let admission = Admission::new(&options);
         let (tasks, drain) = (Arc::new(Tasks::new()), Drain::default());
         let connections = Connections::default();
@@ -200,7 +204,7 @@ impl Acceptor {
         let place = match self.admission.admit(peer) {
             Ok(place) => place,
             Err(full) => {
-                self.shared.metrics.handshake_failed(transport.label(), HandshakeFailure::Limit);
+                self.shared.metrics.handshake_failed(transport.kind(), HandshakeFailure::Limit);
                 tracing::warn!(%peer, "connection refused: {full}");
                 return None;
             }

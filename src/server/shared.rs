@@ -8,9 +8,9 @@ use super::connections::Connections;
 use super::drain::Drain;
 use super::export::Exports;
 use super::in_flight::Budget;
+use super::metrics::Metrics;
 use super::options::Options;
 use super::tls::Tls;
-use crate::metrics::ServerMetrics;
 use crate::task::Tasks;
 
 /// What all connections of a server share.
@@ -22,7 +22,7 @@ pub(crate) struct Shared {
     /// Connections on which all is answered, and which the client has not closed.
     pub(crate) lingering: Tasks,
     pub(crate) drain: Drain,
-    pub(crate) metrics: ServerMetrics,
+    pub(crate) metrics: Arc<dyn Metrics>,
     /// As it is for connections that begin now.
     pub(crate) tls: RwLock<Option<Tls>>,
     pub(crate) connections: Connections,

@@ -54,6 +54,7 @@ pub enum TlsFile {
 
 /// Why TLS cannot be used as configured.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum TlsError {
     /// A file cannot be read, or is not PEM of its kind.
     #[error("{}: {source}", path.display())]
@@ -66,7 +67,7 @@ pub enum TlsError {
         source: pem::Error,
     },
     /// A file has no certificate.
-    #[error("{} has no certificate", path.display())]
+    #[error("{} contains no certificate", path.display())]
     NoCertificate {
         /// What it is for.
         file: TlsFile,
@@ -74,7 +75,7 @@ pub enum TlsError {
         path: PathBuf,
     },
     /// A file has no key that can be used as it is.
-    #[error("{} has no private key in PEM, or one that is encrypted", path.display())]
+    #[error("{} contains no private key in PEM format, or the key is encrypted", path.display())]
     NoKey {
         /// The file.
         path: PathBuf,
@@ -102,7 +103,7 @@ pub enum TlsError {
     #[error("client authorities: {0}")]
     Authorities(#[source] VerifierBuilderError),
     /// Subjects are named, but no certificate of a client would be verified.
-    #[error("subjects are allowed for {export:?}, but there are no client authorities")]
+    #[error("subjects are listed for {export:?}, but there are no client authorities")]
     SubjectsWithoutAuthorities {
         /// The export.
         export: String,
@@ -131,6 +132,7 @@ impl Tls {
         }
         let provider = Arc::new(aws_lc_rs::default_provider());
         let config = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            //= TLS versions: NBD implementations supporting TLS MUST support TLS version 1.2
             .with_safe_default_protocol_versions()
             .map_err(TlsError::Certificate)?;
         let config = match &options.client_authorities {
@@ -240,7 +242,7 @@ fn subject(certificate: &CertificateDer<'_>) -> Option<String> {
     match x509_parser::parse_x509_certificate(certificate) {
         Ok((_, parsed)) => distinguished_name(parsed.subject()),
         Err(error) => {
-            tracing::warn!("the client's certificate was verified but has no subject: {error}");
+            tracing::warn!("cannot read the subject of the client's verified certificate: {error}");
             None
         }
     }

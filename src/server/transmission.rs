@@ -19,12 +19,11 @@ use super::drain::Drain;
 use super::execute::{Answer, Answered, execute};
 use super::export::{Export, ExportError};
 use super::in_flight::{Charge, InFlight};
+use super::metrics::Direction;
 use super::outgoing::Outgoing;
 use super::shared::Shared;
 use super::stall::Patience;
 use super::transport::{Halves, Reader, Writer};
-use crate::metrics::Direction;
-use crate::metrics::labels::Label as _;
 use crate::mutant::{self, Mutant};
 use crate::protocol::request::HeaderStyle;
 use crate::protocol::{Command, DecodeError, Error, Request};
@@ -57,15 +56,15 @@ pub(crate) enum End {
 /// Why a connection was broken off.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Broken {
-    #[error("{} stand still", .0.as_str())]
+    #[error("the client stalled: no progress on its {}", .0.as_str())]
     Stalled(Direction),
     #[error("cannot read: {0}")]
     Read(io::Error),
     #[error("cannot write replies")]
     Write,
-    #[error("no request: {0}")]
+    #[error("malformed request: {0}")]
     NotARequest(DecodeError),
-    #[error("payload of {0} bytes")]
+    #[error("the payload of {0} bytes is too long")]
     PayloadTooLong(u64),
 }
 
@@ -87,7 +86,7 @@ pub(crate) async fn run(transmission: Transmission, shared: &Shared) -> Result<E
     let (replies, queue) = mpsc::channel(capacity);
     let patience = Patience::new(options.stall_timeout, written);
     let writer = tasks.spawn_until_cancelled(write_replies(queue, writer, patience));
-    let in_flight = InFlight::new(options, &shared.budget, metrics.clone());
+    let in_flight = InFlight::new(options, &shared.budget, Arc::clone(metrics));
     let closed = replies.clone();
     let mut receiver = Receiver {
         requests: Requests { reader, buffer: input, patience: Patience::new(options.stall_timeout, read) },
@@ -109,6 +108,8 @@ pub(crate) async fn run(transmission: Transmission, shared: &Shared) -> Result<E
     let Receiver { mut requests, replies, .. } = receiver;
     drop((replies, closed));
     in_flight.wait_until_idle().await;
+    //= Request types: The server MUST handle all outstanding requests, shut down the TLS session (if one is
+    //# running), and close the TCP session.
     let written = writer.await;
     if end.as_ref().is_ok_and(|end| *end == End::Drained) {
         // Beside the connection, whose export can be closed already.
@@ -145,6 +146,8 @@ impl Receiver {
                 biased;
                 request = self.requests.next(self.rules.headers), if !deaf => match request? {
                     None => return Ok(End::Closed),
+                    //= Request types: A client MUST NOT send anything to the server after sending an
+                    //# `NBD_CMD_DISC` command.
                     Some(Request { command: Command::Disc, .. }) => return Ok(End::Disconnected),
                     Some(request) => self.handle(request).await?,
                 },
@@ -177,6 +180,8 @@ impl Receiver {
             Err(refused) => {
                 self.export.refused(request.command, refused.error);
                 let charge = self.in_flight.charge(0).await;
+                //= Request types: The client MUST follow the request header with *length* number of bytes
+                //# to be written to the device.
                 self.requests.skip(request.payload_length(self.rules.headers)).await?;
                 let answered = self.answered(&request, Err(ExportError::from(refused)), charge);
                 self.replies.send(answered).await.map_err(|_| Broken::Write)
@@ -185,6 +190,7 @@ impl Receiver {
     }
 
     fn judge(&self, request: &Request) -> Result<Job, Refused> {
+        //= Terminating the transmission phase: any subsequently received requests SHOULD be `NBD_ESHUTDOWN`
         if self.drain.is_cancelled() && !self.drain.hangs_up() {
             return Err(Refused { error: Error::Shutdown, message: "the server is shutting down" });
         }
@@ -209,10 +215,12 @@ impl Receiver {
                 },
             };
             drop(export);
+            //= Transmission: the server MUST use the same value for cookie as was sent by the client in the
+            //# corresponding request, treating the cookie as an opaque field
             let Request { cookie, offset, .. } = request;
             let answered = Answered { headers: rules.headers, cookie, offset, outcome, _charge: charge };
             if replies.send(answered).await.is_err() {
-                tracing::trace!("the client left before its reply");
+                tracing::trace!("the client disconnected before its reply");
             }
         });
         // Most commands need not wait for anything; those that do go on in a task of their own.

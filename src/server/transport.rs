@@ -11,8 +11,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
 
+use super::metrics::TransportKind;
 use super::stall::{Counted, Moved};
-use crate::metrics;
 
 /// Any stream of bytes.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
@@ -50,11 +50,11 @@ pub(crate) enum Transport {
 
 impl Transport {
     /// What metrics call it. Streams that are no sockets were made on this machine, as Unix sockets are.
-    pub(crate) fn label(&self) -> metrics::Transport {
+    pub(crate) fn kind(&self) -> TransportKind {
         match self {
-            Self::Tcp(_) => metrics::Transport::Tcp,
-            Self::Unix(_) | Self::Other(_) => metrics::Transport::Unix,
-            Self::Tls(_) => metrics::Transport::Tls,
+            Self::Tcp(_) => TransportKind::Tcp,
+            Self::Unix(_) | Self::Other(_) => TransportKind::Unix,
+            Self::Tls(_) => TransportKind::Tls,
         }
     }
 

@@ -23,13 +23,13 @@ pub enum Error {
     },
     /// A condition did not hold (412); after a lost answer it may be the caller's own success: read and
     /// compare.
-    #[error("{key}: the object stands in another version")]
+    #[error("{key}: the object has a different version")]
     PreconditionFailed {
         /// Key.
         key: String,
     },
     /// The object ends before the range asked for, or the body before its announced length. Retry.
-    #[error("{key}: body of {got} bytes, {wanted} expected")]
+    #[error("{key}: received {got} bytes, expected {wanted}")]
     Truncated {
         /// Key.
         key: String,
@@ -39,7 +39,7 @@ pub enum Error {
         got: u64,
     },
     /// The object, by its listing too, ends before the range asked for. Definite.
-    #[error("{key}: the object has {size_bytes} bytes, fewer than the {wanted} that it must have")]
+    #[error("{key}: the object has {size_bytes} bytes, but must have at least {wanted}")]
     CutShort {
         /// Key.
         key: String,
@@ -49,7 +49,7 @@ pub enum Error {
         size_bytes: u64,
     },
     /// The store asks for less (429, 503 SlowDown). Retry after a pause.
-    #[error("{key}: the store asks to slow down")]
+    #[error("{key}: the store throttles requests")]
     Throttled {
         /// Key.
         key: String,
@@ -94,7 +94,7 @@ pub enum Error {
         source: Source,
     },
     /// The object is larger than what is read whole. Definite. Read it in ranges.
-    #[error("{key}: {size_bytes} bytes are more than are read at once")]
+    #[error("{key}: the object has {size_bytes} bytes, too many to read at once")]
     TooLarge {
         /// Key.
         key: String,

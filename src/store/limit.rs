@@ -12,6 +12,7 @@ use bytes::Bytes;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::metrics::StoreMetrics;
+use crate::mutant::{self, Mutant};
 
 use super::{ByteRange, Condition, ETag, Error, ListFrom, Listing, Object, Store};
 
@@ -37,6 +38,7 @@ impl Limit {
     #[must_use]
     pub fn new(inner: Arc<dyn Store>, requests: usize, metrics: StoreMetrics) -> Self {
         assert!(requests > 0, "a limit of 0 would let nothing through");
+        let requests = if mutant::is(Mutant::RequestsUnbounded) { usize::MAX } else { requests };
         Self { inner, permits: Semaphore::new(requests.min(Semaphore::MAX_PERMITS)), metrics }
     }
 

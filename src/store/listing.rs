@@ -81,7 +81,7 @@ impl<'a> Pages<'a> {
         let Listing { mut entries, next } = self.store.list(self.prefix, from).await?;
         let next = next.map(ListFrom::Page);
         if next.is_some() && next == self.next {
-            let source = cause("a page of the listing says that the next page is the same page");
+            let source = cause("a page of the listing refers to itself as the next page");
             return Err(Error::Rejected { key: self.prefix.to_owned(), source });
         }
         self.next = next.filter(|_| !(entries.is_empty() && mutant::is(Mutant::EmptyPageEnds)));

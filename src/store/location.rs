@@ -25,7 +25,7 @@ pub enum Location {
 
 /// Why a text is no [`Location`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{value:?} is no store: {fault}; a store is file:///path, file://./path or s3://bucket/prefix")]
+#[error("{value:?} is not a store: {fault}; write file:///path, file://./path or s3://bucket/prefix")]
 pub struct LocationError {
     value: String,
     fault: &'static str,
@@ -51,7 +51,7 @@ impl FromStr for Location {
 fn directory(path: &str) -> Result<Location, &'static str> {
     match path {
         "" => Err("the path is empty"),
-        _ if path.contains('\0') => Err("the path holds a NUL"),
+        _ if path.contains('\0') => Err("the path contains a NUL"),
         _ => Ok(Location::Directory(PathBuf::from(path))),
     }
 }
@@ -59,7 +59,7 @@ fn directory(path: &str) -> Result<Location, &'static str> {
 fn bucket(rest: &str) -> Result<Location, &'static str> {
     if rest.contains(['?', '#', '@', ':']) {
         return Err(
-            "only a bucket and a prefix may follow s3:// (region, endpoint and credentials are set apart)",
+            "s3:// takes only a bucket and a prefix; region, endpoint, credentials are separate settings",
         );
     }
     let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
@@ -71,11 +71,16 @@ fn bucket(rest: &str) -> Result<Location, &'static str> {
         || !bucket.bytes().all(|b| plain(b) || matches!(b, b'.' | b'-'))
         || !ends_plain(bucket.as_bytes())
     {
-        return Err("a bucket's name has 3 to 63 of [a-z0-9.-] and begins and ends with a letter or digit");
+        return Err(
+            "a bucket's name must have 3 to 63 characters of [a-z0-9.-], and begin and end with a letter or \
+             digit",
+        );
     }
     // S3 allows keys of 1,024 bytes.
     if !prefix.is_empty() && (key::check(prefix).is_err() || prefix.len() + 1 + key::MAX_KEY_BYTES > 1024) {
-        return Err("the prefix is made of segments of [A-Za-z0-9._-] joined by /, at most 255 bytes");
+        return Err(
+            "the prefix must consist of segments of [A-Za-z0-9._-] joined by /, with at most 255 bytes",
+        );
     }
     Ok(Location::S3 { bucket: bucket.to_owned(), prefix: prefix.to_owned() })
 }
@@ -128,16 +133,16 @@ mod tests {
             ("s3://", "3 to 63"),
             ("s3://ab", "3 to 63"),
             ("s3://Disks", "[a-z0-9.-]"),
-            ("s3://-disks", "begins and ends"),
+            ("s3://-disks", "begin and end"),
             ("s3://disks//a", "segments"),
             ("s3://disks/a/../b", "segments"),
-            ("s3://disks/a?region=x", "set apart"),
+            ("s3://disks/a?region=x", "separate settings"),
         ] {
             let message = text.parse::<Location>().unwrap_err().to_string();
             assert!(message.contains(&format!("{text:?}")) && message.contains(fault), "{message}");
             assert!(message.contains("s3://bucket/prefix"), "{message}");
         }
         let message = "s3://key:secret@disks/a".parse::<Location>().unwrap_err().to_string();
-        assert!(message.contains("set apart") && !message.contains("secret"), "{message}");
+        assert!(message.contains("separate settings") && !message.contains("secret"), "{message}");
     }
 }

@@ -48,7 +48,7 @@ impl Default for Options {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The directory cannot be opened or made.
-    #[error("the directory {} cannot be opened: {source}", path.display())]
+    #[error("cannot open the directory {}: {source}", path.display())]
     Directory {
         /// Directory.
         path: PathBuf,
@@ -58,7 +58,8 @@ pub enum OpenError {
     },
     /// There is no such directory, or no store in it, and no reason to make one.
     #[error(
-        "there is no store in the directory {}; `cairn volume create` and `cairn serve --create` make one",
+        "the directory {} does not contain a store; `cairn volume create` and `cairn serve --create` \
+         create one",
         path.display()
     )]
     NoStore {
@@ -66,7 +67,7 @@ pub enum OpenError {
         path: PathBuf,
     },
     /// The bucket cannot be made, or the configuration for it cannot work.
-    #[error("the bucket cannot be opened: {0}")]
+    #[error("cannot open the bucket: {0}")]
     Bucket(#[source] Error),
     /// The store failed the probe.
     #[error("{at}: {source}")]
@@ -190,7 +191,7 @@ async fn open_bucket(bucket: &str, prefix: &str, options: &Options) -> Result<S3
             Err(error @ (Error::Throttled { .. } | Error::Timeout { .. } | Error::Transient { .. }))
                 if Instant::now() + pause < end =>
             {
-                tracing::debug!("the bucket cannot be opened yet: {error}");
+                tracing::debug!("cannot open the bucket yet: {error}");
                 tokio::time::sleep(pause).await;
             }
             opened => return opened,

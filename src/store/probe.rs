@@ -93,7 +93,7 @@ pub enum ProbeError {
     #[error("{0}")]
     Misconfigured(#[source] Error),
     /// It did not answer in time.
-    #[error("the store did not answer in {} s, the last time: {last}", deadline.as_secs())]
+    #[error("the store did not answer within {} s; the last error was: {last}", deadline.as_secs())]
     Unreachable {
         /// Time given.
         deadline: Duration,
@@ -102,7 +102,7 @@ pub enum ProbeError {
         last: Error,
     },
     /// It is too slow to be probed in time.
-    #[error("the store is too slow: the probe did not end in {} s", .0.as_secs())]
+    #[error("the store is too slow: the probe did not finish within {} s", .0.as_secs())]
     Slow(Duration),
 }
 
@@ -110,22 +110,22 @@ pub enum ProbeError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
     /// A PUT with `If-None-Match: *` replaced an object.
-    #[error("it ignores If-None-Match: a PUT with `If-None-Match: *` replaced an object that stood")]
+    #[error("it ignores If-None-Match: a PUT with `If-None-Match: *` replaced an existing object")]
     IgnoresIfNoneMatch,
     /// A PUT with an old ETag in `If-Match` replaced an object.
     #[error("it ignores If-Match: a PUT with an old ETag in `If-Match` replaced a newer object")]
     IgnoresIfMatch,
     /// A PUT with `If-Match` created an object.
-    #[error("it ignores If-Match: a PUT with `If-Match` created an object where none stood")]
+    #[error("it ignores If-Match: a PUT with `If-Match` created an object that did not exist")]
     CreatesOnIfMatch,
     /// A PUT with `If-None-Match: *` failed where nothing stood.
-    #[error("it refuses every PUT with `If-None-Match: *`, where nothing stands too")]
+    #[error("it refuses every PUT with `If-None-Match: *`, even if the object does not exist")]
     RefusesIfNoneMatch,
     /// A PUT with the right ETag in `If-Match` failed.
-    #[error("it refuses every PUT with `If-Match`, with the right ETag too")]
+    #[error("it refuses every PUT with `If-Match`, even with the right ETag")]
     RefusesIfMatch,
     /// Several creators of one key were told that they had won.
-    #[error("of {racers} racing PUTs with `If-None-Match: *` on one key it let {winners} win")]
+    #[error("it let {winners} of {racers} racing PUTs with `If-None-Match: *` on one key succeed")]
     SeveralCreators {
         /// Writers.
         racers: usize,
@@ -133,7 +133,7 @@ pub enum Violation {
         winners: usize,
     },
     /// Several updaters of one version were told that they had won.
-    #[error("of {racers} racing PUTs with the same ETag in `If-Match` it let {winners} win")]
+    #[error("it let {winners} of {racers} racing PUTs with the same ETag in `If-Match` succeed")]
     SeveralUpdaters {
         /// Writers.
         racers: usize,
@@ -141,10 +141,10 @@ pub enum Violation {
         winners: usize,
     },
     /// After a PUT was answered, a GET gave something else.
-    #[error("a GET after an answered PUT gave other bytes than the PUT's")]
+    #[error("a GET after a successful PUT returned different bytes")]
     StaleRead,
     /// An object's key was missing in a LIST, or a deleted one was there.
-    #[error("a LIST did not give exactly the keys that stand")]
+    #[error("a LIST did not return exactly the existing keys")]
     StaleList,
 }
 
@@ -216,8 +216,8 @@ async fn remember(store: &dyn Store, options: &ProbeOptions, occasion: &Occasion
     let put = store.put(RECORD, passed.encode(), Condition::Always);
     match tokio::time::timeout(options.deadline, put).await {
         Ok(Ok(_)) => {}
-        Ok(Err(error)) => tracing::warn!(%error, "it cannot be remembered that the store passed the probe"),
-        Err(_) => tracing::warn!("it cannot be remembered in time that the store passed the probe"),
+        Ok(Err(error)) => tracing::warn!(%error, "cannot record that the store passed the probe"),
+        Err(_) => tracing::warn!("cannot record in time that the store passed the probe"),
     }
 }
 
@@ -303,7 +303,7 @@ impl<'a> Probe<'a> {
                     if wrong_readings == WRONG_READINGS {
                         return Err(ProbeError::Unsafe(violation));
                     }
-                    tracing::warn!(%violation, "the probe read what it should not, trying again");
+                    tracing::warn!(%violation, "the probe read unexpected data, trying again");
                 }
             }
             if self.in_time(tokio::time::sleep(self.options.pause)).await.is_none() {
@@ -366,7 +366,7 @@ impl<'a> Probe<'a> {
         match self.store.get(key, ByteRange::Full).await {
             Err(Error::NotFound { .. }) => Ok(()),
             Ok(_) => Err(Stop::Misread(Violation::StaleRead)),
-            Err(error) => Err(stop("GET of an absent key, which needs ListBucket too", error)),
+            Err(error) => Err(stop("GET of a key that does not exist, which also needs ListBucket", error)),
         }
     }
 
@@ -511,7 +511,7 @@ impl<'a> Probe<'a> {
         for some in keys.chunks(MAXIMUM_DELETE_KEYS) {
             let deleted = tokio::time::timeout(self.options.deadline, self.store.delete(some)).await;
             if !matches!(deleted, Ok(Ok(()))) {
-                tracing::warn!(prefix = self.root, "could not delete the keys of the probe");
+                tracing::warn!(prefix = self.root, "cannot delete the keys of the probe");
             }
         }
     }

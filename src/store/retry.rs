@@ -102,7 +102,7 @@ impl Retry {
     /// From now on a refusal is waited for until the deadline, as an outage is: disks are in use, and whoever
     /// broke the credentials or the permissions can mend them.
     pub fn wait_out_refusals(&self) {
-        self.waits_out_refusals.store(true, Ordering::Relaxed);
+        self.waits_out_refusals.store(!mutant::is(Mutant::RefusalIsFinal), Ordering::Relaxed);
     }
 
     fn gives_up(&self, patience: Patience, refusals: u32) -> bool {
@@ -125,7 +125,7 @@ impl Retry {
         }
         tracing::warn!(
             ?operation, attempt, unsaid = log.unsaid, %error,
-            "store request failed, trying again"
+            "a store request failed, trying again"
         );
         *log = Log { last: Some(now), unsaid: 0 };
     }
@@ -151,7 +151,7 @@ impl Retry {
                             ?operation,
                             key,
                             failures = attempts.failures,
-                            "store request succeeded at last"
+                            "a store request succeeded after retries"
                         );
                     }
                     return Ok(answer);

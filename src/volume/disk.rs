@@ -44,6 +44,9 @@ pub struct Usage {
     pub journal_bytes: u64,
     /// Records that no checkpoint has.
     pub journal_records: u64,
+    /// What bounds the journal: the bytes of these records and what their changes take of memory, and the same at most of
+    /// those that are on their way or still to be made.
+    pub journal_weight_bytes: u64,
     /// Checkpoints published since the opening.
     pub checkpoints: u64,
 }
@@ -105,6 +108,7 @@ impl Volume {
             commits_in_flight: state.in_flight.len(),
             journal_bytes,
             journal_records,
+            journal_weight_bytes: state.journal_weight() + state.coming_weight(self.shared.geometry),
             checkpoints,
         }
     }
@@ -287,7 +291,8 @@ impl Volume {
             return self.close().await;
         }
         self.folds.rest().await;
-        let unswept = self.folds.is_unswept() || !self.shared.state.lock().committed.superseded.is_empty();
+        let superseded = !self.shared.state.lock().committed.superseded.is_empty();
+        let unswept = self.folds.is_unswept() || (superseded && !mutant::is(Mutant::SupersededUnreported));
         self.head.release(&self.shared, unswept).await?;
         self.shared.retire("the volume is closed".to_owned());
         self.shared.tasks.shutdown().await;

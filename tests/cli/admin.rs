@@ -155,7 +155,7 @@ fn without_a_place_for_the_admin_socket_it_serves_and_says_what_does_not_work() 
         for part in ["no admin socket", "admin.token_file", "admin.socket", why] {
             assert!(log.contains(part), "{mode:?}: no {part} in: {log}");
         }
-        assert!(log.contains("nothing can be changed over it"), "{log}");
+        assert!(log.contains("is read-only"), "{log}");
     }
 }
 
@@ -230,8 +230,10 @@ fn a_gateway_is_asked_for_volumes_by_its_admin_socket() {
         let (by_gateway, in_store) = (succeed(at, &format!("{line} {by}")), succeed(at, line));
         assert_eq!(by_gateway, in_store, "{line}");
     }
-    assert!(fail(at, &format!("volume delete disk {by}"), 1).contains("disk is open here"));
-    assert!(fail(at, &format!("volume delete disk {by} --takeover"), 1).contains("disk is open here"));
+    assert!(fail(at, &format!("volume delete disk {by}"), 1).contains("disk is open in this gateway"));
+    assert!(
+        fail(at, &format!("volume delete disk {by} --takeover"), 1).contains("disk is open in this gateway")
+    );
     assert!(fail(at, "volume delete disk", 1).contains("in use by"), "the store's lease is respected");
     assert!(fail(at, &format!("volume info none {by}"), 1).contains("no volume named \"none\""));
     assert!(fail(at, &format!("volume info a/b {by}"), 2).contains("not a volume name"));

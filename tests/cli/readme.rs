@@ -1,19 +1,28 @@
-//! README.md says what the program does: its settings, its commands.
+//! README and guide say what the program does: its settings, its commands.
 
 use cairn::cli::Cli;
 use clap::Parser as _;
 
-const README: &str = include_str!("../../README.md");
+use crate::guide::documents;
+
+/// The chapter with every setting.
+const SETTINGS: &str = include_str!("../../docs/configuration.md");
+
+/// README and guide, one after the other.
+fn all() -> String {
+    documents().into_iter().map(|(_, text)| text + "\n").collect()
+}
 
 #[test]
 fn the_table_of_settings_is_that_of_the_program() {
     let table = cairn::config::reference_table();
-    assert!(README.contains(&table), "README.md lacks this table:\n\n{table}");
+    assert!(SETTINGS.contains(&table), "docs/configuration.md lacks this table:\n\n{table}");
 }
 
 /// The lines of code blocks, those that end in `\` joined with the next.
 fn code_lines() -> Vec<String> {
-    let code = README.split("```").skip(1).step_by(2).flat_map(|block| block.lines().skip(1));
+    let all = all();
+    let code = all.split("```").skip(1).step_by(2).flat_map(|block| block.lines().skip(1));
     let mut lines: Vec<String> = Vec::new();
     let mut open = false;
     for line in code {
@@ -27,9 +36,10 @@ fn code_lines() -> Vec<String> {
     lines
 }
 
-/// The words of a command of ours: without what runs it, variables before it, and a comment after it.
+/// The words of a command of ours: without what runs it, variables before it, and a comment or a redirection after it.
 fn words(line: &str) -> Option<Vec<String>> {
-    let line = line.split(" #").next().unwrap_or(line).trim_end_matches('&').trim();
+    let line = [" #", " > ", " | "].iter().fold(line, |line, end| line.split(end).next().unwrap_or(line));
+    let line = line.trim_end_matches('&').trim();
     let mut words: Vec<&str> = line.split_whitespace().collect();
     while words.first().is_some_and(|word| word.contains('=')) {
         words.remove(0);
@@ -49,7 +59,7 @@ fn words(line: &str) -> Option<Vec<String>> {
 #[test]
 fn every_command_parses() {
     let commands: Vec<Vec<String>> = code_lines().iter().filter_map(|line| words(line)).collect();
-    assert!(commands.len() >= 6, "{commands:?}");
+    assert!(commands.len() >= 30, "{commands:?}");
     for words in commands {
         if let Err(error) = Cli::try_parse_from(&words) {
             panic!("{}: {error}", words.join(" "));
@@ -59,8 +69,9 @@ fn every_command_parses() {
 
 #[test]
 fn every_configuration_file_is_right() {
+    let all = all();
     let blocks: Vec<&str> =
-        README.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+        all.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
     assert!(!blocks.is_empty());
     for block in blocks {
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -74,7 +85,8 @@ fn every_configuration_file_is_right() {
 #[test]
 fn every_variable_is_a_setting() {
     let known: Vec<String> = cairn::config::reference().iter().map(cairn::config::variable).collect();
-    let found: Vec<&str> = README
+    let all = all();
+    let found: Vec<&str> = all
         .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
         .filter(|word| word.starts_with("CAIRN_") && word.contains("__"))
         .collect();

@@ -142,7 +142,7 @@ fn both_signals_end_it_in_good_order_and_its_successor_waits_for_nothing() {
             let entry: serde_json::Value = serde_json::from_str(line).expect("a line of JSON");
             assert!(entry["message"].is_string() && entry["level"].is_string(), "{line}");
         }
-        assert!(run.err.contains("lease released"), "{}", run.err);
+        assert!(run.err.contains("released its lease"), "{}", run.err);
     }
 }
 
@@ -237,7 +237,7 @@ fn a_second_signal_ends_it_at_once() {
     gateway.signal(Signal::INT);
     let (status, run) = gateway.end();
     assert_eq!(status.code(), Some(1), "{}", run.err);
-    assert!(run.err.contains("SIGINT again"), "{}", run.err);
+    assert!(run.err.contains("second SIGINT: "), "{}", run.err);
 }
 
 #[test]
@@ -247,7 +247,7 @@ fn what_cannot_be_closed_in_time_is_told() {
     gateway.signal(Signal::TERM);
     let (status, run) = gateway.end();
     assert_eq!(status.code(), Some(1), "{}", run.err);
-    assert!(run.err.contains("not closed in good order: disk"), "{}", run.err);
+    assert!(run.err.contains("not closed cleanly: disk"), "{}", run.err);
 }
 
 /// The body of the answer to a GET; it must have that status.

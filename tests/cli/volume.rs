@@ -56,7 +56,7 @@ fn names_and_sizes_that_cannot_be_are_refused() {
     }
     for (size, why) in [
         ("1G", "write 1GiB for 1073741824 bytes or 1GB for 1000000000 bytes"),
-        ("10x", "no size"),
+        ("10x", "not a size"),
         ("1.5", "whole number of bytes"),
         ("1000", "multiple of 512"),
         ("0", "from 512"),
@@ -89,14 +89,14 @@ fn whoever_makes_no_volume_makes_no_store() {
         "serve --listen 127.0.0.1:0",
     ] {
         let error = fail(at, &format!("{line} --store file://./typo"), 1);
-        assert!(error.contains("there is no store in the directory ./typo"), "{line}: {error}");
+        assert!(error.contains("the directory ./typo does not contain a store"), "{line}: {error}");
         assert_eq!(std::fs::read_dir(at).unwrap().count(), 0, "{line}");
     }
     // Nor is a directory of something else filled with what a store needs.
     std::fs::create_dir(at.join("other")).unwrap();
     for line in ["volume list", "volume info disk", "volume delete disk"] {
         let error = fail(at, &format!("{line} --store file://./other"), 1);
-        assert!(error.contains("there is no store in the directory ./other"), "{line}: {error}");
+        assert!(error.contains("the directory ./other does not contain a store"), "{line}: {error}");
         assert_eq!(std::fs::read_dir(at.join("other")).unwrap().count(), 0, "{line}");
     }
     succeed(at, "volume create disk 1MiB --store file://./made");

@@ -85,6 +85,7 @@ pub(super) async fn exercise(client: &Client) {
 }
 
 #[tokio::test]
+#[ignore = "needs nbdkit"]
 async fn nbdkit_with_structured_replies() {
     let server = Server::nbdkit(&["memory", "1M"]).await;
     let client = server.connect().await;
@@ -95,6 +96,7 @@ async fn nbdkit_with_structured_replies() {
 }
 
 #[tokio::test]
+#[ignore = "needs nbdkit"]
 async fn nbdkit_with_simple_replies() {
     let server = Server::nbdkit(&["--no-sr", "memory", "1M"]).await;
     let client = server.connect().await;
@@ -103,6 +105,7 @@ async fn nbdkit_with_simple_replies() {
 }
 
 #[tokio::test]
+#[ignore = "needs nbdkit"]
 async fn nbdkit_with_oldstyle() {
     let server = Server::nbdkit(&["--oldstyle", "memory", "1M"]).await;
     // It offers FLUSH, and refuses every one with EINVAL where the handshake was oldstyle.
@@ -112,6 +115,7 @@ async fn nbdkit_with_oldstyle() {
 }
 
 #[tokio::test]
+#[ignore = "needs nbdkit"]
 async fn nbdkit_without_fixed_newstyle_is_asked_by_export_name() {
     for mask in ["0", "2"] {
         let server = Server::nbdkit(&["--mask-handshake", mask, "memory", "1M"]).await;
@@ -120,6 +124,7 @@ async fn nbdkit_without_fixed_newstyle_is_asked_by_export_name() {
 }
 
 #[tokio::test]
+#[ignore = "needs nbdkit"]
 async fn nbdkit_fails_commands_and_the_connection_stands() {
     let server =
         Server::nbdkit(&["--filter=error", "memory", "1M", "error-pread=ENOSPC", "error-pread-rate=100%"])
@@ -136,6 +141,7 @@ async fn nbdkit_fails_commands_and_the_connection_stands() {
 }
 
 #[tokio::test]
+#[ignore = "needs nbdkit"]
 async fn nbdkit_lists_and_describes() {
     let names = ["exportname=a", "exportname=b", "exportname-list=explicit"];
     let server = Server::nbdkit(&[&["--filter=exportname", "memory", "1M"], &names[..]].concat()).await;
@@ -147,6 +153,7 @@ async fn nbdkit_lists_and_describes() {
 }
 
 #[tokio::test]
+#[ignore = "needs QEMU"]
 async fn qemu_as_far_as_it_goes() {
     let server = Server::qemu(&["--export-name=disk", "--description=a test"]).await;
     let options = Options::default();
@@ -163,6 +170,7 @@ async fn qemu_as_far_as_it_goes() {
 }
 
 #[tokio::test]
+#[ignore = "needs QEMU"]
 async fn a_read_only_export_of_qemu() {
     let server = Server::qemu(&["--read-only"]).await;
     let client = server.connect().await;
@@ -178,6 +186,7 @@ fn listens(port: u16) -> bool {
 }
 
 #[tokio::test]
+#[ignore = "needs nbd-server"]
 async fn the_reference_server() {
     let directory = tempfile::tempdir().unwrap();
     let (image, config) = (directory.path().join("image"), directory.path().join("config"));

@@ -145,6 +145,8 @@ async fn a_server_that_goes_away_fails_what_is_out() {
     assert!(client.broken().is_some());
 }
 
+//= Transmission flags: The client MUST NOT use a feature documented as 'exposed' by a flag unless that flag
+//# was set.
 #[tokio::test]
 async fn what_the_server_has_not_offered_is_not_sent() {
     let description = MemoryExport::new("disk", MIB).description();

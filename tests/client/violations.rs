@@ -58,6 +58,8 @@ async fn answered(answer: &[u8]) -> (Result<Bytes, Error>, Result<Bytes, Error>)
     (read, client.read(0, 8).await)
 }
 
+//= Structured reply types: For all other messages with unknown or unexpected type or inconsistent contents,
+//# the client MUST initiate a hard disconnect.
 #[tokio::test]
 async fn replies_that_break_the_protocol_break_the_connection() {
     let data = |offset: u64, bytes: &[u8]| [&offset.to_be_bytes()[..], bytes].concat();
@@ -108,6 +110,8 @@ async fn a_reply_that_is_cut_off_fails_its_command() {
     }
 }
 
+//= Terminating the transmission phase: If the client receives an `NBD_ESHUTDOWN` error it MUST initiate a
+//# soft disconnect.
 /// "If the client receives an ESHUTDOWN error it MUST initiate a soft disconnect."
 #[tokio::test]
 async fn eshutdown_must_be_followed_by_a_soft_disconnect() {
@@ -122,6 +126,8 @@ async fn eshutdown_must_be_followed_by_a_soft_disconnect() {
     assert!(matches!(client.read(0, 8).await, Err(Error::Broken(Broken::ByServer))));
 }
 
+//= Structured reply types: If the client receives an unknown or unexpected type with bit 15 set, it MUST
+//# consider the current reply as errored
 #[tokio::test]
 async fn an_unknown_type_of_error_is_an_error_and_no_more() {
     let (first, second) = answered(&chunk(1, 0x8009, 1, b"\0\0\0\x05\0\x04gone with more")).await;
@@ -192,6 +198,8 @@ async fn a_server_that_says_nothing_is_not_waited_for_for_ever() {
     assert!(matches!(silent, Err(Error::TimedOut)), "{silent:?}");
 }
 
+//= Termination of the session during option haggling: If the client receives `NBD_REP_ERR_SHUTDOWN` it MUST
+//# initiate a soft disconnect.
 #[tokio::test]
 async fn err_shutdown_ends_the_session_softly() {
     let (mut server, stream) = pipe();
@@ -207,6 +215,7 @@ async fn err_shutdown_ends_the_session_softly() {
     assert!(matches!(client, Err(Error::Handshake(HandshakeError::Refused { .. }))), "{client:?}");
 }
 
+//= Structured reply chunk message: the chunk with the flag `NBD_REPLY_FLAG_DONE` MUST be sent last
 /// Chunks after the last belong to no request; the one that was answered keeps its answer.
 #[tokio::test]
 async fn a_chunk_after_the_last_breaks_the_connection() {
@@ -216,6 +225,7 @@ async fn a_chunk_after_the_last_breaks_the_connection() {
     assert!(matches!(second, Err(Error::Broken(Broken::Protocol(_)))), "{second:?}");
 }
 
+//= Structured and extended header reply flags: Clients MUST ignore unrecognized flags.
 /// "Clients MUST ignore unrecognized flags" of replies, and "SHOULD ignore unknown flags" of the transmission.
 #[tokio::test]
 async fn unknown_flags_of_a_reply_must_be_ignored() {
@@ -247,6 +257,9 @@ async fn goes_on(greeting: &[u8], client_flags: &[u8], info: &[u8]) -> Client {
     client.unwrap()
 }
 
+//= Client flags: Clients MUST NOT set any other flags
+//= Client flags: MUST NOT be set if the server did not set `NBD_FLAG_NO_ZEROES`.
+//= Option types: The client MUST ignore information replies it does not understand.
 /// "The client SHOULD ignore any handshake flags it does not recognize"; NO_ZEROES "MUST NOT be set if the server did not
 /// set NBD_FLAG_NO_ZEROES"; and unknown transmission flags and information are ignored.
 #[tokio::test]
@@ -261,6 +274,9 @@ async fn what_a_client_does_not_know_is_ignored_and_what_was_not_offered_not_tak
     }
 }
 
+//= Client-side requirements: The client MUST NOT issue `NBD_OPT_STARTTLS` unless the server set flag
+//# `NBD_FLAG_FIXED_NEWSTYLE` and the client replied with `NBD_FLAG_C_FIXED_NEWSTYLE` in the fixed newstyle
+//# negotiation.
 /// "The client MUST NOT issue NBD_OPT_STARTTLS unless the server set flag NBD_FLAG_FIXED_NEWSTYLE".
 #[tokio::test]
 async fn starttls_must_not_be_sent_without_fixed_newstyle() {
@@ -275,6 +291,7 @@ async fn starttls_must_not_be_sent_without_fixed_newstyle() {
     assert!(matches!(client, Err(Error::Handshake(HandshakeError::NoTls))), "{client:?}");
 }
 
+//= Conventions: which is not `NUL` terminated, MUST NOT contain `NUL` characters
 /// "that string [...] MUST be no longer than 4096 bytes", "MUST NOT contain NUL", and is UTF-8.
 #[tokio::test]
 async fn strings_that_are_none_are_a_violation() {

@@ -57,6 +57,8 @@ async fn large_payloads_arrive_whole() {
     assert!(wire.read(data.len()).await == data);
 }
 
+//= Transmission: the server MUST use the same value for cookie as was sent by the client in the
+//# corresponding request, treating the cookie as an opaque field
 #[tokio::test]
 async fn the_cookie_is_opaque_and_given_back() {
     let mut wire = Harness::disk().simple().await;
@@ -66,6 +68,8 @@ async fn the_cookie_is_opaque_and_given_back() {
     }
 }
 
+//= Request types: The client MUST follow the request header with *length* number of bytes to be written to
+//# the device.
 #[tokio::test]
 async fn a_write_past_the_end_is_enospc_and_its_payload_is_consumed() {
     let mut wire = Harness::disk().simple().await;
@@ -95,6 +99,8 @@ async fn read_trim_and_cache_past_the_end_are_einval() {
     wire.is_alive().await;
 }
 
+//= Transmission flags: The client MUST NOT use a feature documented as 'exposed' by a flag unless that flag
+//# was set.
 #[tokio::test]
 async fn an_unknown_command_is_einval() {
     let mut wire = Harness::disk().simple().await;
@@ -104,6 +110,7 @@ async fn an_unknown_command_is_einval() {
     wire.is_alive().await;
 }
 
+//= Command flags: Clients MUST NOT set a command flag bit that is not documented for the particular command
 #[tokio::test]
 async fn an_unknown_flag_or_one_not_documented_for_the_command_is_einval() {
     let mut wire = Harness::disk().simple().await;
@@ -120,6 +127,7 @@ async fn an_unknown_flag_or_one_not_documented_for_the_command_is_einval() {
     wire.is_alive().await;
 }
 
+//= Command flags: the server MUST accept all commands with this bit set (even by ignoring the bit)
 #[tokio::test]
 async fn the_server_must_accept_all_commands_with_fua_set() {
     let export = ScriptedExport::new(MemoryExport::new("disk", MIB), Script::Pass);
@@ -136,6 +144,7 @@ async fn the_server_must_accept_all_commands_with_fua_set() {
     assert_eq!(export.durable.load(Ordering::SeqCst), 4);
 }
 
+//= Command flags: Clients MUST NOT set a command flag bit that is not documented for the particular command
 #[tokio::test]
 async fn fua_without_send_fua_is_einval() {
     let mut wire = disk_with(TransmissionFlags::SEND_FLUSH, 1).simple().await;
@@ -143,6 +152,8 @@ async fn fua_without_send_fua_is_einval() {
     wire.is_alive().await;
 }
 
+//= Transmission flags: The client MUST NOT use a feature documented as 'exposed' by a flag unless that flag
+//# was set.
 #[tokio::test]
 async fn commands_that_were_not_advertised_are_einval() {
     let mut wire = disk_with(TransmissionFlags::empty(), 1).simple().await;
@@ -153,6 +164,10 @@ async fn commands_that_were_not_advertised_are_einval() {
     slow.fails(request(FAST_ZERO, WRITE_ZEROES, 1, 0, 512), EINVAL).await;
 }
 
+//= Request types: The client MUST follow the request header with *length* number of bytes to be written to
+//# the device.
+//= Transmission flags: If this flag is set, the server MUST error subsequent write operations to the
+//# export.
 #[tokio::test]
 async fn writing_to_a_read_only_export_is_eperm_and_the_payload_is_consumed() {
     let flags = TransmissionFlags::READ_ONLY
@@ -210,6 +225,9 @@ async fn length_and_offset_of_a_flush_must_be_zero() {
     wire.is_alive().await;
 }
 
+//= Request types: it MUST ensure that the data reads back as zero
+//= Command flags: The server MUST support the use of this flag if it advertises
+//# `NBD_FLAG_SEND_WRITE_ZEROES`.
 #[tokio::test]
 async fn write_zeroes_must_read_back_as_zero_and_no_hole_must_be_supported() {
     let mut wire = Harness::disk().simple().await;
@@ -246,6 +264,7 @@ async fn a_value_that_is_not_defined_goes_out_as_eio() {
     }
 }
 
+//= Request types: then the server MUST NOT fail with `NBD_ENOTSUP`
 #[tokio::test]
 async fn enotsup_is_kept_for_fast_zero() {
     let export = ScriptedExport::new(MemoryExport::new("disk", MIB), Script::Fail(Error::NotSup));
@@ -265,6 +284,7 @@ async fn an_export_that_panics_or_reads_too_little_is_eio() {
     }
 }
 
+//= Request types: A client MUST NOT send anything to the server after sending an `NBD_CMD_DISC` command.
 #[tokio::test]
 async fn there_is_no_reply_to_disc() {
     let mut wire = Harness::disk().simple().await;
@@ -279,6 +299,7 @@ async fn bytes_that_are_no_request_end_the_connection() {
     wire.expect_closed().await;
 }
 
+//= Request types: A client MUST NOT send anything to the server after sending an `NBD_CMD_DISC` command.
 #[tokio::test]
 async fn what_follows_disc_is_not_read() {
     let export = ScriptedExport::new(MemoryExport::new("disk", MIB), Script::Pass);
@@ -289,6 +310,8 @@ async fn what_follows_disc_is_not_read() {
     assert_eq!(export.started(), 0);
 }
 
+//= Transmission: the server MUST use the same value for cookie as was sent by the client in the
+//# corresponding request, treating the cookie as an opaque field
 /// "Clients SHOULD use a cookie that is distinct from all other currently pending transactions, but MAY reuse cookies that
 /// are no longer in flight": a server need not care.
 #[tokio::test]
@@ -303,6 +326,10 @@ async fn cookies_may_be_used_again_even_in_flight() {
     }
 }
 
+//= Ordering of messages and writes: MUST be written to non-volatile storage prior to replying to that
+//# `NBD_CMD_FLUSH`
+//= Transmission flags: the effects of `NBD_CMD_FLUSH` and `NBD_CMD_FLAG_FUA` MUST be visible across all
+//# connections
 /// `NBD_FLAG_CAN_MULTI_CONN`: "the effects of NBD_CMD_FLUSH and NBD_CMD_FLAG_FUA MUST be visible across all connections".
 #[tokio::test]
 async fn what_was_answered_on_one_connection_is_flushed_and_seen_on_another() {

@@ -11,6 +11,10 @@ fn large_disk() -> Harness {
     Harness::of(Arc::new(MemoryExport::new("disk", 1 << 44)))
 }
 
+//= Extended reply chunk message: all server replies MUST use an extended reply; the server MUST NOT use
+//# simple replies even when there is no payload
+//= Extended reply chunk message: The extended reply has an additional field *offset* which MUST match the
+//# *offset* of the client's request
 #[tokio::test]
 async fn all_replies_must_be_extended_and_repeat_the_offset_of_the_request() {
     let mut wire = large_disk().extended().await;
@@ -24,6 +28,7 @@ async fn all_replies_must_be_extended_and_repeat_the_offset_of_the_request() {
     wire.expect(extended_chunk(DONE, 1, 3, 4096, &data)).await;
 }
 
+//= Option types: with proper use of `NBD_CMD_FLAG_PAYLOAD_LEN` for all commands sending a payload
 #[tokio::test]
 async fn lengths_without_a_payload_may_be_of_64_bits() {
     let mut wire = large_disk().extended().await;
@@ -51,6 +56,8 @@ async fn a_write_is_followed_by_its_payload_even_where_qemu_does_not_say_so() {
     wire.expect(extended_chunk(DONE, 0, 1, 0, b"")).await;
 }
 
+//= Command flags: for other commands, the flag will trigger an `NBD_EINVAL` error unless the command
+//# documents an optional payload form for the command and the server has implemented that form
 #[tokio::test]
 async fn an_unexpected_payload_is_consumed_and_einval() {
     let mut wire = large_disk().extended().await;
@@ -69,6 +76,8 @@ async fn a_payload_longer_than_the_maximum_disconnects() {
     wire.expect_closed().await;
 }
 
+//= Transmission flags: Servers MUST NOT advertise this bit unless the client successfully negotiates
+//# extended headers via `NBD_OPT_EXTENDED_HEADERS`
 #[tokio::test]
 async fn block_status_payload_is_advertised_only_with_contexts_and_extended_headers() {
     let harness = large_disk();
@@ -90,6 +99,7 @@ async fn block_status_may_name_the_contexts_it_wants() {
     wire.expect(extended_chunk(DONE, 6, 1, 4096, &expected.concat())).await;
 }
 
+//= Request types: the server MUST gracefully consume the client's payload before failing with `NBD_EINVAL`
 #[tokio::test]
 async fn unknown_repeated_or_malformed_contexts_are_einval_and_the_payload_is_consumed() {
     let mut wire = large_disk().extended().await;
@@ -104,6 +114,7 @@ async fn unknown_repeated_or_malformed_contexts_are_einval_and_the_payload_is_co
     wire.expect(extended_chunk(DONE, 0, 2, 0, b"")).await;
 }
 
+//= Option types: the client MUST use the 32-byte extended request header
 #[tokio::test]
 async fn a_compact_request_is_a_violation() {
     let mut wire = large_disk().extended().await;

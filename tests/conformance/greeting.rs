@@ -13,12 +13,15 @@ use crate::support::wire::*;
 /// SEND_FLUSH, SEND_FUA, SEND_TRIM, SEND_WRITE_ZEROES, CAN_MULTI_CONN, SEND_CACHE, SEND_FAST_ZERO.
 const DISK_INFO: &[u8] = b"\x00\x00\x00\x00\x00\x10\x00\x00\x0d\x6d";
 
+//= Handshake flags: MUST be set by servers that support the fixed newstyle protocol
+//= Handshake flags: The server MUST NOT set any other flags
 #[tokio::test]
 async fn the_server_announces_fixed_newstyle_and_no_zeroes() {
     let mut wire = Harness::disk().connect();
     wire.expect(b"NBDMAGICIHAVEOPT\x00\x03").await;
 }
 
+//= Client flags: the server MUST drop the TCP connection if the client sets an unknown flag
 #[tokio::test]
 async fn the_server_must_drop_the_connection_if_the_client_sets_an_unknown_flag() {
     let mut wire = Harness::disk().connect();
@@ -33,6 +36,8 @@ async fn an_option_must_begin_with_ihaveopt() {
     wire.expect_closed().await;
 }
 
+//= Client flags: If set, the server MUST NOT send the 124 bytes of zeroes when the client ends negotiation
+//# with `NBD_OPT_EXPORT_NAME`.
 #[tokio::test]
 async fn export_name_is_answered_with_size_flags_and_124_zeroes() {
     let mut wire = Harness::disk().connect();
@@ -42,6 +47,8 @@ async fn export_name_is_answered_with_size_flags_and_124_zeroes() {
     wire.is_alive().await;
 }
 
+//= Client flags: If set, the server MUST NOT send the 124 bytes of zeroes when the client ends negotiation
+//# with `NBD_OPT_EXPORT_NAME`.
 #[tokio::test]
 async fn the_zeroes_must_not_be_sent_if_no_zeroes_was_negotiated() {
     let mut wire = Harness::disk().connect();
@@ -58,6 +65,7 @@ async fn the_empty_name_stands_for_the_default_export() {
     wire.expect(DISK_INFO).await;
 }
 
+//= Newstyle negotiation: If the server is unwilling to allow the export, it MUST terminate the session.
 #[tokio::test]
 async fn export_name_of_an_export_that_does_not_exist_must_terminate_the_session() {
     let mut wire = Harness::disk().options().await;
@@ -65,6 +73,7 @@ async fn export_name_of_an_export_that_does_not_exist_must_terminate_the_session
     wire.expect_closed().await;
 }
 
+//= Conventions: MUST be no longer than 4096 bytes
 #[tokio::test]
 async fn a_name_must_be_no_longer_than_4096_bytes() {
     let mut wire = Harness::disk().options().await;
@@ -81,6 +90,7 @@ async fn a_client_without_fixed_newstyle_can_choose_an_export() {
     wire.is_alive().await;
 }
 
+//= Option types: A server which wishes to use any other option MUST support fixed newstyle.
 #[tokio::test]
 async fn export_name_is_the_only_valid_option_without_fixed_newstyle() {
     let mut wire = Harness::disk().connect();
@@ -89,6 +99,7 @@ async fn export_name_is_the_only_valid_option_without_fixed_newstyle() {
     wire.expect_closed().await;
 }
 
+//= Handshake flags: The server MUST NOT set any of these flags during oldstyle negotiation.
 #[tokio::test]
 async fn oldstyle_is_size_flags_and_124_zeroes_and_no_handshake_flags() {
     let mut wire = Harness::disk().connect_with(Greeting::Oldstyle { export: "disk".to_owned() });

@@ -97,6 +97,8 @@ async fn a_client_that_does_not_read_its_replies_is_not_read_from() {
     }
 }
 
+//= Request types: The server MUST handle all outstanding requests, shut down the TLS session (if one is
+//# running), and close the TCP session.
 #[tokio::test]
 async fn disc_must_wait_for_all_outstanding_requests() {
     let export = held_disk();

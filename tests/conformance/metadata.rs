@@ -20,6 +20,8 @@ fn status(descriptors: &[(u32, u32)]) -> Vec<u8> {
     payload
 }
 
+//= Option types: This option MUST NOT be requested unless structured replies or extended headers have been
+//# negotiated first.
 #[tokio::test]
 async fn contexts_need_structured_replies() {
     let mut wire = Harness::disk().options().await;
@@ -28,6 +30,9 @@ async fn contexts_need_structured_replies() {
     wire.go("disk").await;
 }
 
+//= Option types: If zero queries are sent, then the server MUST return all the metadata contexts that are
+//# available to the client to select on the given export.
+//= The `base:` metadata namespace: MUST support this as a wildcard during `NBD_OPT_LIST_META_CONTEXT`
 #[tokio::test]
 async fn listing_without_queries_must_return_all_contexts_and_with_base_those_of_base() {
     let mut wire = structured_options(&Harness::disk()).await;
@@ -39,6 +44,9 @@ async fn listing_without_queries_must_return_all_contexts_and_with_base_those_of
     }
 }
 
+//= Option types: the server MUST ignore query strings belonging to an unknown namespace
+//= The `base:` metadata namespace: If a `[leaf-name]` requested by the client is not recognized, the server
+//# MUST ignore it rather than report an error.
 #[tokio::test]
 async fn the_server_must_ignore_queries_of_unknown_namespaces_and_leaves() {
     let mut wire = structured_options(&Harness::disk()).await;
@@ -48,6 +56,8 @@ async fn the_server_must_ignore_queries_of_unknown_namespaces_and_leaves() {
     }
 }
 
+//= Option types: If zero queries are sent, the server MUST select no metadata contexts.
+//= The `base:` metadata namespace: the server MUST ignore this form during `NBD_OPT_SET_META_CONTEXT`
 #[tokio::test]
 async fn the_wildcard_and_no_query_must_select_nothing() {
     let mut wire = structured_options(&Harness::disk()).await;
@@ -75,6 +85,8 @@ async fn contexts_of_an_export_that_does_not_exist_are_err_unknown() {
     wire.haggle(SET_META_CONTEXT, &meta_context("nothing", &["base:allocation"]), REP_ERR_UNKNOWN).await;
 }
 
+//= Request types: A client MUST NOT send `NBD_CMD_BLOCK_STATUS` unless within the negotiation phase it sent
+//# `NBD_OPT_SET_META_CONTEXT` at least once
 #[tokio::test]
 async fn block_status_without_a_selected_context_is_einval() {
     let harness = Harness::disk();
@@ -86,6 +98,7 @@ async fn block_status_without_a_selected_context_is_einval() {
     structured.is_alive().await;
 }
 
+//= Metadata querying: used the same export name for the subsequent `NBD_OPT_GO` (or `NBD_OPT_EXPORT_NAME`)
 #[tokio::test]
 async fn contexts_hold_only_for_the_export_they_were_set_for() {
     let mut wire = structured_options(&Harness::disk()).await;
@@ -94,6 +107,7 @@ async fn contexts_hold_only_for_the_export_they_were_set_for() {
     wire.fails(request(0, BLOCK_STATUS, 1, 0, 512), EINVAL).await;
 }
 
+//= Option types: replaces all previously-set metadata contexts (including when this command fails)
 #[tokio::test]
 async fn setting_contexts_replaces_those_set_before_even_when_it_fails() {
     let harness = Harness::disk();
@@ -112,6 +126,7 @@ async fn setting_contexts_replaces_those_set_before_even_when_it_fails() {
     }
 }
 
+//= Request types: the server MUST return at least one status descriptor
 #[tokio::test]
 async fn block_status_tells_data_from_holes() {
     let mut wire = Harness::disk().structured().await;
@@ -123,6 +138,9 @@ async fn block_status_tells_data_from_holes() {
     wire.expect(chunk(1, 5, 3, &status(&extents))).await;
 }
 
+//= Command flags: If this flag is present, the server MUST NOT send metadata on more than one extent in the
+//# reply.
+//= Structured reply types: that descriptor MUST NOT exceed the *length* of the original request
 #[tokio::test]
 async fn req_one_must_be_answered_with_one_extent_no_longer_than_the_request() {
     let mut wire = Harness::disk().structured().await;
@@ -165,6 +183,8 @@ async fn block_status_past_the_end_is_einval() {
     }
 }
 
+//= Request types: a status length of 0; the behavior of a server on such a request is unspecified although
+//# the server SHOULD NOT disconnect
 #[tokio::test]
 async fn block_status_of_no_bytes_is_einval_and_no_disconnect() {
     let mut wire = Harness::disk().structured().await;
@@ -172,6 +192,7 @@ async fn block_status_of_no_bytes_is_einval_and_no_disconnect() {
     wire.is_alive().await;
 }
 
+//= Option types: replaces all previously-set metadata contexts (including when this command fails)
 /// LIST_META_CONTEXT asks; it is SET_META_CONTEXT that selects.
 #[tokio::test]
 async fn listing_contexts_selects_none_and_takes_none_back() {
@@ -189,6 +210,8 @@ async fn listing_contexts_selects_none_and_takes_none_back() {
     wire.expect(chunk(1, 5, 1, &status(&[(512, 3)]))).await;
 }
 
+//= Option types: The metadata context ID in these replies is reserved and SHOULD be set to zero; clients
+//# MUST disregard it.
 #[tokio::test]
 async fn ids_of_listed_contexts_are_zero() {
     let harness = Harness::disk();

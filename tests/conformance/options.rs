@@ -28,6 +28,8 @@ fn data_of(replies: &[OptionReply]) -> Vec<&[u8]> {
     replies.iter().map(|reply| reply.data.as_slice()).collect()
 }
 
+//= Baseline: Servers that receive messages which they do not implement MUST reply to them with
+//# `NBD_REP_ERR_UNSUP`, and MUST NOT fail to parse the next message received.
 #[tokio::test]
 async fn an_unknown_option_gets_err_unsup_and_the_stream_stays_in_step() {
     let mut wire = Harness::disk().options().await;
@@ -38,6 +40,8 @@ async fn an_unknown_option_gets_err_unsup_and_the_stream_stays_in_step() {
     wire.is_alive().await;
 }
 
+//= Baseline: Servers that receive messages which they do not implement MUST reply to them with
+//# `NBD_REP_ERR_UNSUP`, and MUST NOT fail to parse the next message received.
 #[tokio::test]
 async fn an_over_long_option_gets_err_too_big_and_the_stream_stays_in_step() {
     let mut wire = Harness::disk().options().await;
@@ -54,6 +58,8 @@ async fn list_returns_one_server_reply_for_each_export_and_an_ack() {
     assert_eq!(data_of(&replies), [&b"\x00\x00\x00\x04diska disk in memory"[..], b"\x00\x00\x00\x05plain"]);
 }
 
+//= Option types: The client MUST NOT send any additional data with the option, and the server SHOULD reject
+//# a request that includes data with `NBD_REP_ERR_INVALID`.
 #[tokio::test]
 async fn list_with_data_is_rejected_with_err_invalid() {
     let mut wire = Harness::disk().options().await;
@@ -61,6 +67,7 @@ async fn list_with_data_is_rejected_with_err_invalid() {
     wire.go("disk").await;
 }
 
+//= Option types: The server MUST reply with `NBD_REP_ACK`.
 #[tokio::test]
 async fn the_server_must_reply_to_abort_with_an_ack() {
     let mut wire = Harness::disk().options().await;
@@ -75,6 +82,7 @@ async fn data_of_abort_is_ignored() {
     wire.expect_closed().await;
 }
 
+//= NOTLS mode: If the server receives `NBD_OPT_STARTTLS` it MUST respond with `NBD_REP_ERR_POLICY`
 #[tokio::test]
 async fn starttls_is_refused_by_policy_where_tls_is_not_configured() {
     let mut wire = Harness::disk().options().await;
@@ -82,6 +90,8 @@ async fn starttls_is_refused_by_policy_where_tls_is_not_configured() {
     wire.go("disk").await;
 }
 
+//= Option types: The client MUST NOT send any additional data with the option, and the server SHOULD reject
+//# a request that includes data with `NBD_REP_ERR_INVALID`.
 #[tokio::test]
 async fn starttls_and_structured_reply_with_data_get_err_invalid() {
     let mut wire = Harness::disk().options().await;
@@ -92,6 +102,8 @@ async fn starttls_and_structured_reply_with_data_get_err_invalid() {
     wire.is_alive().await;
 }
 
+//= Option reply types: The server MUST send an `NBD_INFO_EXPORT` information type at some point before
+//# sending an `NBD_REP_ACK`
 #[tokio::test]
 async fn info_must_send_info_export_before_the_ack() {
     let mut wire = Harness::disk().options().await;
@@ -131,6 +143,7 @@ async fn block_sizes_keep_the_rules_of_the_specification() {
     assert!(data_of(&replies).contains(&&sizes[..]));
 }
 
+//= Option types: The server MUST ignore any information requests it does not understand.
 #[tokio::test]
 async fn the_server_must_ignore_information_requests_it_does_not_understand() {
     let mut wire = Harness::disk().options().await;
@@ -147,6 +160,7 @@ async fn go_tells_the_same_as_info_before_it() {
     assert_eq!(data_of(&info), data_of(&go));
 }
 
+//= Option types: The server MUST NOT send any zero padding bytes after the `NBD_REP_ACK` data
 #[tokio::test]
 async fn go_must_not_be_followed_by_zeroes() {
     let mut wire = Harness::disk().connect();
@@ -164,6 +178,7 @@ async fn an_export_that_does_not_exist_gets_err_unknown_and_haggling_goes_on() {
     wire.is_alive().await;
 }
 
+//= Option types: the server MUST fail the request with `NBD_REP_ERR_INVALID`
 #[tokio::test]
 async fn malformed_options_get_err_invalid_and_the_stream_stays_in_step() {
     let mut wire = Harness::disk().options().await;
@@ -184,6 +199,7 @@ async fn malformed_options_get_err_invalid_and_the_stream_stays_in_step() {
     wire.is_alive().await;
 }
 
+//= Conventions: MUST be no longer than 4096 bytes
 #[tokio::test]
 async fn a_name_of_more_than_4096_bytes_gets_err_too_big() {
     let mut wire = Harness::disk().options().await;
@@ -191,6 +207,8 @@ async fn a_name_of_more_than_4096_bytes_gets_err_too_big() {
     wire.haggle(GO, &info_request(&"a".repeat(4096), &[]), REP_ERR_UNKNOWN).await;
 }
 
+//= Transmission flags: MUST leave this flag clear if neither structured replies nor extended headers have
+//# been negotiated
 #[tokio::test]
 async fn send_df_must_be_clear_unless_structured_replies_were_negotiated() {
     let mut wire = Harness::disk().options().await;
@@ -200,6 +218,7 @@ async fn send_df_must_be_clear_unless_structured_replies_were_negotiated() {
     assert!(send_df(&wire.go("disk").await));
 }
 
+//= Transmission flags: MUST set this transmission flag to 0 if `NBD_FLAG_SEND_WRITE_ZEROES` is not set
 #[tokio::test]
 async fn send_fast_zero_must_be_clear_without_send_write_zeroes() {
     let mut wire = two_disks().options().await;
@@ -208,6 +227,8 @@ async fn send_fast_zero_must_be_clear_without_send_write_zeroes() {
     assert_eq!(replies[0].data[10..], [0, 3]);
 }
 
+//= Option types: When successful, this option takes precedence over structured replies, and the server MUST
+//# also support `NBD_OPT_GO`.
 #[tokio::test]
 async fn extended_headers_take_precedence_over_structured_replies() {
     let mut wire = Harness::disk().options().await;
@@ -216,6 +237,8 @@ async fn extended_headers_take_precedence_over_structured_replies() {
     wire.haggle(STRUCTURED_REPLY, b"", REP_ERR_EXT_HEADER_REQD).await;
 }
 
+//= Option types: a client that has used `NBD_OPT_EXTENDED_HEADERS` to negotiate extended headers MUST NOT
+//# use this option
 #[tokio::test]
 async fn export_name_after_extended_headers_is_a_violation() {
     let mut wire = Harness::disk().options().await;
@@ -276,6 +299,7 @@ async fn structured_replies_may_be_asked_for_twice() {
     wire.expect(extended_chunk(1, 0, 1, 0, b"")).await;
 }
 
+//= Transmission flags: `NBD_FLAG_HAS_FLAGS`: MUST always be 1.
 /// "The server MUST NOT set flags for features it does not support"; that it has block status is told by the contexts.
 #[tokio::test]
 async fn has_flags_must_always_be_set() {

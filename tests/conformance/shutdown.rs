@@ -15,6 +15,7 @@ fn drain(harness: &Harness) -> tokio::task::JoinHandle<Drained> {
     harness.tasks.spawn(async move { server.drain().await })
 }
 
+//= Terminating the transmission phase: any subsequently received requests SHOULD be `NBD_ESHUTDOWN`
 #[tokio::test]
 async fn commands_in_flight_are_answered_and_new_ones_get_eshutdown() {
     let export = ScriptedExport::new(MemoryExport::new("disk", 1 << 20), Script::Hold);
@@ -92,6 +93,8 @@ impl Exports for Stuck {
     }
 }
 
+//= Termination of the session during option haggling: In the server's case it MUST (save where set out
+//# above) simply error inbound options until the client gets the hint that it is unwelcome
 #[tokio::test]
 async fn options_in_flight_and_further_ones_get_err_shutdown_except_abort() {
     let asked = Arc::new(Notify::new());

@@ -28,6 +28,9 @@ fn hole(offset: u64, length: u32) -> Vec<u8> {
     [&offset.to_be_bytes()[..], &length.to_be_bytes()].concat()
 }
 
+//= Request types: When no error is detected, the server MUST send enough data chunks to cover the entire
+//# region described by the offset and length of the client's request.
+//= Structured and extended header reply flags: MUST set this bit if this is the final reply
 #[tokio::test]
 async fn holes_are_sent_as_holes_and_the_last_chunk_is_done() {
     let (_harness, mut wire) = disk_with_data().await;
@@ -48,6 +51,9 @@ async fn adjacent_parts_of_a_kind_share_a_chunk() {
     wire.expect(chunk(DONE, OFFSET_HOLE, 4, &hole(12_288, 900_000))).await;
 }
 
+//= Request types: If this flag is set, the server MUST send at most one content chunk
+//= Request types: If the area being read contains both data and a hole, the server MUST use
+//# `NBD_REPLY_TYPE_OFFSET_DATA` with the zeroes explicitly present.
 #[tokio::test]
 async fn with_df_the_server_must_send_one_content_chunk_with_zeroes_explicitly_present() {
     let (_harness, mut wire) = disk_with_data().await;
@@ -63,6 +69,7 @@ async fn with_df_a_hole_alone_may_be_a_hole() {
     wire.expect(chunk(DONE, OFFSET_HOLE, 2, &hole(65_536, 65_536))).await;
 }
 
+//= Request types: each chunk MUST describe at least one byte
 #[tokio::test]
 async fn a_read_of_no_bytes_must_not_have_a_content_chunk() {
     let (_harness, mut wire) = disk_with_data().await;
@@ -71,6 +78,8 @@ async fn a_read_of_no_bytes_must_not_have_a_content_chunk() {
     wire.expect(chunk(DONE, NONE, 2, b"")).await;
 }
 
+//= Structured reply chunk message: MUST NOT use a simple reply for `NBD_CMD_READ` (even for the case of an
+//# early `NBD_EINVAL` due to bad flags)
 #[tokio::test]
 async fn errors_of_a_read_must_be_error_chunks_even_early_ones() {
     let (_harness, mut wire) = disk_with_data().await;
@@ -106,6 +115,8 @@ async fn an_error_whose_place_is_known_has_its_offset() {
     wire.fails(request(0, READ, 2, 0, 512), EIO).await;
 }
 
+//= Request types: the server MUST support unfragmented reads in which the client's request length does not
+//# exceed 65,536 bytes
 #[tokio::test]
 async fn an_unfragmented_read_of_65536_bytes_must_be_supported() {
     let (_harness, mut wire) = disk_with_data().await;
@@ -114,6 +125,8 @@ async fn an_unfragmented_read_of_65536_bytes_must_be_supported() {
     wire.expect(chunk(DONE, OFFSET_DATA, 2, &data(0, &bytes))).await;
 }
 
+//= Structured reply types: This reply represents that an error occurred at a given offset, which MUST lie
+//# within the original offset and length of the request
 /// "an error occurred at a given offset, which MUST lie within the original offset and length of the request".
 #[tokio::test]
 async fn the_offset_of_an_error_must_lie_within_the_request() {

@@ -52,6 +52,8 @@ fn names(replies: &[OptionReply]) -> Vec<&[u8]> {
         .collect()
 }
 
+//= FORCEDTLS mode: the server MUST be prepared for a TLS handshake, and all further data MUST be sent and
+//# received over TLS
 #[tokio::test]
 async fn after_starttls_everything_goes_over_tls() {
     for required in [false, true] {
@@ -75,6 +77,7 @@ async fn where_tls_is_allowed_a_client_may_do_without() {
     wire.is_alive().await;
 }
 
+//= FORCEDTLS mode: it MUST reply with `NBD_REP_ERR_TLS_REQD` if TLS has not been initiated
 #[tokio::test]
 async fn where_tls_is_required_every_other_option_must_get_err_tls_reqd() {
     let authority = Authority::new();
@@ -100,6 +103,7 @@ async fn where_tls_is_required_every_other_option_must_get_err_tls_reqd() {
     wire.expect_closed().await;
 }
 
+//= FORCEDTLS mode: then as this request cannot error, it MUST terminate the session
 #[tokio::test]
 async fn where_tls_is_required_export_name_must_terminate_the_session() {
     let authority = Authority::new();
@@ -114,6 +118,7 @@ async fn where_tls_is_required_export_name_must_terminate_the_session() {
     harness.connect_with(Greeting::Oldstyle { export: "disk".to_owned() }).expect_closed().await;
 }
 
+//= SELECTIVETLS mode: MUST reply with `NBD_REP_ERR_INVALID`
 #[tokio::test]
 async fn starttls_over_tls_must_get_err_invalid() {
     let authority = Authority::new();
@@ -124,6 +129,7 @@ async fn starttls_over_tls_must_get_err_invalid() {
     wire.is_alive().await;
 }
 
+//= Option types: When this command succeeds, the server MUST NOT preserve any negotiation state
 #[tokio::test]
 async fn the_server_must_not_preserve_what_was_negotiated_before_tls() {
     let authority = Authority::new();
@@ -137,6 +143,8 @@ async fn the_server_must_not_preserve_what_was_negotiated_before_tls() {
     wire.fails(request(0, BLOCK_STATUS, 1, 0, 512), EINVAL).await;
 }
 
+//= FORCEDTLS mode: the server MUST be prepared for a TLS handshake, and all further data MUST be sent and
+//# received over TLS
 #[tokio::test]
 async fn plaintext_that_was_injected_behind_starttls_is_forgotten() {
     let authority = Authority::new();
@@ -151,6 +159,8 @@ async fn plaintext_that_was_injected_behind_starttls_is_forgotten() {
     assert_eq!(names(&wire.replies_to(LIST, b"").await), [&b"disk"[..], b"secret"]);
 }
 
+//= FORCEDTLS mode: If the handshake is unsuccessful (for instance the client's certificate does not match)
+//# the server MUST terminate the session
 #[tokio::test]
 async fn a_tls_handshake_that_fails_must_end_the_session() {
     let authority = Authority::new();
@@ -218,6 +228,8 @@ async fn an_export_with_subjects_is_tls_only_and_hidden_among_those_that_do_not_
     wire.expect_closed().await;
 }
 
+//= SELECTIVETLS mode: The server MUST NOT send `NBD_REP_ERR_TLS_REQD` in response to any option other than
+//# `NBD_OPT_INFO`, `NBD_OPT_GO` and `NBD_OPT_EXPORT_NAME`
 /// "The server MUST NOT send NBD_REP_ERR_TLS_REQD in response to any option other than NBD_OPT_INFO, NBD_OPT_GO and
 /// NBD_OPT_EXPORT_NAME, and only in those cases in respect of a TLS-only or non-existent export."
 #[tokio::test]
@@ -373,6 +385,7 @@ async fn certificates_that_are_replaced_hold_for_connections_that_come_after() {
     assert!(handshake(distrusting, old.client_config(None)).await.is_err());
 }
 
+//= TLS versions: NBD implementations supporting TLS MUST support TLS version 1.2
 /// "NBD implementations supporting TLS MUST support TLS version 1.2, SHOULD support any later versions."
 #[tokio::test]
 async fn tls_1_2_must_be_supported_and_1_3_is() {
@@ -386,6 +399,9 @@ async fn tls_1_2_must_be_supported_and_1_3_is() {
     }
 }
 
+//= Server-side requirements: The server MUST operate in NOTLS mode unless the server set flag
+//# `NBD_FLAG_FIXED_NEWSTYLE` and the client replied with `NBD_FLAG_C_FIXED_NEWSTYLE` in the fixed newstyle
+//# negotiation.
 /// "The server MUST operate in NOTLS mode unless [...] the client replied with NBD_FLAG_C_FIXED_NEWSTYLE"; STARTTLS is not
 /// known to such a client's newstyle.
 #[tokio::test]

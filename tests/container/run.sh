@@ -227,7 +227,7 @@ exit_status() { docker inspect --format '{{.State.ExitCode}}' "$(compose ps --al
 
 ends_in_good_order() {
     compose stop cairn >/dev/null 2>&1 && [ "$(exit_status cairn)" = 0 ] &&
-        compose logs cairn 2>&1 | grep -q 'its lease released'
+        compose logs cairn 2>&1 | grep -q 'released its lease'
 }
 
 not_ready_without_the_store() {

@@ -26,6 +26,7 @@ fn resident_kib(pid: u32) -> u64 {
 }
 
 #[tokio::test]
+#[ignore = "needs MinIO, curl, fio, libnbd"]
 async fn an_outage_of_the_store_is_waited_out() {
     let seconds = asked("CAIRN_CRASH_OUTAGE", 0);
     let store = Store::minio().await;

@@ -103,11 +103,13 @@ async fn rounds(name: &str, ends: &'static [End]) {
 }
 
 #[tokio::test]
+#[ignore = "needs MinIO, libnbd"]
 async fn no_flushed_write_is_lost_whoever_is_killed() {
     rounds("crashes", &CRASHES).await;
 }
 
 #[tokio::test]
+#[ignore = "needs MinIO, libnbd"]
 async fn no_flushed_write_is_lost_when_gateways_take_over_from_each_other() {
     rounds("takeovers", &TAKEOVERS).await;
 }

@@ -65,7 +65,7 @@ pub(super) async fn nbdcopy_writes_and_qemu_img_reads(uri: &str, files: &Path) {
     let out = files.join("out");
     run(command(["nbdcopy", "--flush"]).arg(&source).arg(uri)).await;
     run(command(["qemu-img", "convert", "-f", "raw", "-O", "raw", uri]).arg(&out)).await;
-    assert_same(&source, &out).await;
+    assert_same(&source, &out);
     run(command(["qemu-img", "compare", "-f", "raw", "-F", "raw", uri]).arg(&source)).await;
 }
 
@@ -78,7 +78,7 @@ pub(super) async fn qemu_img_writes_and_nbdcopy_reads(uri: &str, files: &Path) {
         run(command(["qemu-img", "convert", "-n", "-f", "raw", "-O", "raw"]).arg(image).arg(uri)).await;
     }
     run(command(["nbdcopy", "--synchronous", uri]).arg(&out)).await;
-    assert_same(&source, &out).await;
+    assert_same(&source, &out);
 }
 
 /// Patterns, zeroes with and without holes, discards and forced writes by `qemu-io`, checked by what `nbdcopy` reads.
@@ -102,7 +102,7 @@ pub(super) async fn qemu_io_writes_zeroes_discards_and_forces(uri: &str, files: 
     assert!(!said.contains("failed"), "{said}");
     let out = files.join("out");
     run(command(["nbdcopy", uri]).arg(&out)).await;
-    assert_same(&write(files, "expected", &expected), &out).await;
+    assert_same(&write(files, "expected", &expected), &out);
 
     // And its own reads agree.
     let mut io = command(["qemu-io", "-f", "raw", "-r"]);

@@ -20,6 +20,7 @@ fn put_bytes(proxy: &Proxy) -> u64 {
 
 /// A FLUSH is one PUT: all dirty sectors, of however many chunks, in one journal record.
 #[tokio::test]
+#[ignore = "needs MinIO, libnbd"]
 async fn a_thousand_scattered_writes_and_a_flush_are_one_put() {
     let store = Store::minio().await;
     let proxy = store.proxy().await;
@@ -49,6 +50,7 @@ async fn write_in_sequence(gateway: &Gateway, mib: u64) {
 
 /// Bulk data is sent once, whatever the background does with it later: counted when the gateway has drained.
 #[tokio::test]
+#[ignore = "needs MinIO, fio"]
 async fn a_sequential_gibibyte_is_sent_once() {
     let store = Store::minio().await;
     let proxy = store.proxy().await;
@@ -79,6 +81,7 @@ fn by_kind(proxy: &Proxy) -> std::collections::BTreeMap<String, (u64, u64)> {
 
 /// TRIM of a full volume is a change of the map: no data is fetched for it.
 #[tokio::test]
+#[ignore = "needs MinIO, fio, libnbd"]
 async fn trim_of_a_full_volume_fetches_no_data() {
     let store = Store::minio().await;
     let proxy = store.proxy().await;
@@ -98,6 +101,7 @@ async fn trim_of_a_full_volume_fetches_no_data() {
 
 /// What was trimmed leaves the store once a checkpoint no longer names it and the grace period is over.
 #[tokio::test]
+#[ignore = "needs fio, libnbd"]
 async fn trimmed_objects_are_deleted_after_the_next_checkpoint() {
     let store = Store::directory();
     let Store::Directory(directory) = &store else { unreachable!("a directory was asked for") };

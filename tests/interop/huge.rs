@@ -27,6 +27,7 @@ async fn whole(client: &Client) -> (bool, bool) {
 }
 
 #[tokio::test]
+#[ignore = "needs MinIO"]
 async fn whole_disk_commands_on_a_pebibyte_are_cheap() {
     let store = Store::minio().await;
     let proxy = store.proxy().await;

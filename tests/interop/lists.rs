@@ -15,6 +15,7 @@ fn qemu10(program: &str) -> PathBuf {
 }
 
 #[tokio::test]
+#[ignore = "needs QEMU, nbd-client"]
 async fn everyone_lists_the_same_exports() {
     let store = Store::directory();
     let setup = Setup::new(&store).create("one", "1GiB").create("two", "2GiB").create("three", "3MiB");
@@ -41,6 +42,7 @@ async fn everyone_lists_the_same_exports() {
 
 /// QEMU 10 asks for extended headers and uses them; that it does is seen in its own trace.
 #[tokio::test]
+#[ignore = "needs QEMU, libnbd"]
 async fn qemu_10_uses_extended_headers() {
     let (store, files) = (Store::directory(), tempfile::tempdir().unwrap());
     let gateway = Setup::new(&store).create("disk", "8GiB").tcp().start().await;
@@ -97,6 +99,7 @@ async fn qemu_10_uses_extended_headers() {
 
 /// Clients of before 2013, and of before 2011, get what they can have.
 #[tokio::test]
+#[ignore = "needs libnbd"]
 async fn old_clients_are_served() {
     let (store, old) = (Store::directory(), free_port());
     let setup = Setup::new(&store).create("disk", "64MiB").create("other", "1MiB").tcp();

@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::support::cairn::{Setup, Store};
+use crate::support::files::make_pipe;
 use crate::support::process::{command, free_port, run, within};
 use crate::support::wire::{EXPORT_NAME, option};
 
@@ -29,8 +30,7 @@ async fn make_it_log(port: u16) {
 
 /// A pipe with a name, and somebody who has it open and reads nothing.
 fn pipe(path: &Path) -> File {
-    let made = std::process::Command::new("mkfifo").arg(path).status().expect("mkfifo runs");
-    assert!(made.success());
+    make_pipe(path);
     // For reading and writing, so that neither side waits for the other to open it.
     File::options().read(true).write(true).open(path).expect("the pipe opens")
 }
@@ -83,6 +83,7 @@ async fn the_disk_works_on(redirection: &str, reader: Option<File>, reason: &str
 }
 
 #[tokio::test]
+#[ignore = "needs curl, fio"]
 async fn the_disk_works_on_when_whoever_reads_the_log_is_gone() {
     let files = tempfile::tempdir().unwrap();
     let path = files.path().join("log");
@@ -91,11 +92,13 @@ async fn the_disk_works_on_when_whoever_reads_the_log_is_gone() {
 }
 
 #[tokio::test]
+#[ignore = "needs curl, fio"]
 async fn the_disk_works_on_when_the_log_is_on_a_full_disk() {
     the_disk_works_on("2>/dev/full", None, "failed").await;
 }
 
 #[tokio::test]
+#[ignore = "needs curl, fio"]
 async fn the_disk_works_on_when_nobody_reads_the_log() {
     let files = tempfile::tempdir().unwrap();
     let path = files.path().join("log");

@@ -14,6 +14,7 @@ pub(super) fn status_kib(pid: u32, field: &str) -> u64 {
 
 /// One minute of 4 KiB writes over 64 GiB with the default cache of 256 MiB.
 #[tokio::test]
+#[ignore = "needs fio"]
 async fn random_writes_over_64_gib_stay_below_400_mib_of_memory() {
     let store = Store::directory();
     let gateway = Setup::new(&store).create("disk", "64GiB").tcp().start().await;

@@ -58,15 +58,20 @@ impl Way {
 /// Makes a test of each body for each store and transport; every test has a gateway of its own.
 macro_rules! every_way {
     ($($body:ident($size:literal);)*) => {
-        every_way!(@ directory_tcp, Store::directory(), Transport::Tcp, $($body $size)*);
-        every_way!(@ directory_unix, Store::directory(), Transport::Unix, $($body $size)*);
-        every_way!(@ minio_tcp, Store::minio().await, Transport::Tcp, $($body $size)*);
-        every_way!(@ minio_unix, Store::minio().await, Transport::Unix, $($body $size)*);
+        every_way!(@ #[ignore = "needs QEMU, fio, libnbd"]
+            directory_tcp, Store::directory(), Transport::Tcp, $($body $size)*);
+        every_way!(@ #[ignore = "needs QEMU, fio, libnbd"]
+            directory_unix, Store::directory(), Transport::Unix, $($body $size)*);
+        every_way!(@ #[ignore = "needs MinIO, QEMU, fio, libnbd"]
+            minio_tcp, Store::minio().await, Transport::Tcp, $($body $size)*);
+        every_way!(@ #[ignore = "needs MinIO, QEMU, fio, libnbd"]
+            minio_unix, Store::minio().await, Transport::Unix, $($body $size)*);
     };
-    (@ $way:ident, $store:expr, $transport:expr, $($body:ident $size:literal)*) => {
+    (@ #[$needs:meta] $way:ident, $store:expr, $transport:expr, $($body:ident $size:literal)*) => {
         mod $way {
             use super::{Store, Transport, Way};
             $(
+                #[$needs]
                 #[tokio::test]
                 async fn $body() {
                     let way = Way::open($store, $transport, $size).await;

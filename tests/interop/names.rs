@@ -29,11 +29,13 @@ async fn on_minio(manners: Manners) {
 }
 
 #[tokio::test]
+#[ignore = "needs MinIO"]
 async fn sixteen_clients_on_four_names_leave_every_volume_with_its_name() {
     on_minio(Manners { seed: 1, rounds: 20, dies_once_in: 0 }).await;
 }
 
 #[tokio::test]
+#[ignore = "needs MinIO"]
 async fn also_where_every_fifth_action_is_cut_short() {
     on_minio(Manners { seed: 2, rounds: 20, dies_once_in: 5 }).await;
 }

@@ -46,6 +46,7 @@ fn expected(written: &[(u64, u64)], size: u64, unit: u64) -> Vec<(u64, u64, bool
 
 /// In memory, in the journal, after a restart, and folded: the map is always that of what was written, to 64 KiB.
 #[tokio::test]
+#[ignore = "needs MinIO, libnbd"]
 async fn the_map_is_what_was_written() {
     let store = Store::minio().await;
     let size = 1 << 30;
@@ -97,6 +98,7 @@ fn got_bytes(proxy: &Proxy) -> u64 {
 
 /// Copying 1 TiB that holds 100 MB reads about 100 MB from the store, by either program.
 #[tokio::test]
+#[ignore = "needs MinIO, QEMU, libnbd"]
 async fn a_sparse_tebibyte_is_read_by_what_it_holds() {
     let store = Store::minio().await;
     let proxy = store.proxy().await;

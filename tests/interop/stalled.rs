@@ -68,6 +68,7 @@ async fn all_is_given_back(admin: u16) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs curl"]
 async fn forty_half_sent_writes_of_64_mib_stay_within_the_bound_and_a_working_client_is_served() {
     let (store, admin) = (Store::directory(), free_port());
     let setup = Setup::new(&store).create("disk", "256MiB").tcp();

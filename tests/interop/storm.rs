@@ -72,6 +72,7 @@ async fn at_rest(gateway: &Gateway, metrics: &str) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs curl, libnbd"]
 async fn ten_thousand_clients_that_leave_at_every_point_leave_nothing_behind() {
     let (store, admin) = (Store::directory(), free_port());
     let setup = Setup::new(&store).create("disk", "64MiB").tcp();

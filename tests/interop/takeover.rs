@@ -8,6 +8,7 @@ use crate::support::process::run;
 
 /// While the first lives, the second is refused and its error names the holder.
 #[tokio::test]
+#[ignore = "needs MinIO"]
 async fn a_second_gateway_is_refused_while_the_lease_lives() {
     let store = Store::minio().await;
     let first = Setup::new(&store).create("disk", "1GiB").tcp().start().await;
@@ -25,6 +26,7 @@ async fn a_second_gateway_is_refused_while_the_lease_lives() {
 /// A takeover under load: the second wins, the first fails everything on that volume, says why, and goes on serving the
 /// other; nothing flushed is missing.
 #[tokio::test]
+#[ignore = "needs MinIO, libnbd"]
 async fn a_takeover_fences_the_first_gateway_and_loses_no_flushed_write() {
     let store = Store::minio().await;
     let setup = Setup::new(&store).create("disk", "1GiB").create("other", "1GiB").tcp();
@@ -52,6 +54,7 @@ async fn a_takeover_fences_the_first_gateway_and_loses_no_flushed_write() {
 
 /// With nothing left to serve, the first ends with an error, so that its supervisor sees it.
 #[tokio::test]
+#[ignore = "needs MinIO, libnbd"]
 async fn a_gateway_that_lost_its_only_volume_ends_and_says_why() {
     let store = Store::minio().await;
     let mut first = Setup::new(&store).create("disk", "1GiB").tcp().start().await;
@@ -72,6 +75,7 @@ async fn a_gateway_that_lost_its_only_volume_ends_and_says_why() {
 /// A gateway to which nobody writes learns of the takeover when it renews its lease, and names the holder that
 /// `volume info` shows.
 #[tokio::test]
+#[ignore = "needs MinIO"]
 async fn an_idle_gateway_learns_of_a_takeover_when_it_renews_its_lease() {
     let store = Store::minio().await;
     let setup = Setup::new(&store).create("disk", "1GiB").tcp();
@@ -109,12 +113,14 @@ async fn killed_gateways_lose_nothing(store: Store) {
 
 /// SIGKILL under load, several times on one volume; each successor has all that was flushed and no half block.
 #[tokio::test]
+#[ignore = "needs libnbd"]
 async fn a_killed_gateway_loses_no_flushed_write_on_a_directory() {
     killed_gateways_lose_nothing(Store::directory()).await;
 }
 
 /// The same in a bucket.
 #[tokio::test]
+#[ignore = "needs MinIO, libnbd"]
 async fn a_killed_gateway_loses_no_flushed_write_on_minio() {
     killed_gateways_lose_nothing(Store::minio().await).await;
 }

@@ -66,6 +66,7 @@ impl Encrypted {
 const CLIENTS: (&str, &str) = ("CAIRN_TLS__CLIENT_AUTHORITIES", "{clients}");
 
 #[tokio::test]
+#[ignore = "needs QEMU, libnbd"]
 async fn libnbd_and_qemu_use_tls_and_read_what_the_other_wrote() {
     let at = Encrypted::start("required", &[]).await;
     let certificates = at.client(None);
@@ -91,6 +92,7 @@ async fn libnbd_and_qemu_use_tls_and_read_what_the_other_wrote() {
 }
 
 #[tokio::test]
+#[ignore = "needs QEMU, libnbd, nbd-client"]
 async fn where_tls_is_required_plaintext_is_told_nothing() {
     let at = Encrypted::start("required", &[]).await;
     for line in [&["nbdinfo", "--list"][..], &["nbdinfo"], &["qemu-img", "info", "-f", "raw"]] {
@@ -105,6 +107,7 @@ async fn where_tls_is_required_plaintext_is_told_nothing() {
 }
 
 #[tokio::test]
+#[ignore = "needs libnbd"]
 async fn where_tls_is_allowed_plaintext_is_served_too() {
     let at = Encrypted::start("allowed", &[]).await;
     let certificates = at.client(None);
@@ -113,6 +116,7 @@ async fn where_tls_is_allowed_plaintext_is_served_too() {
 }
 
 #[tokio::test]
+#[ignore = "needs QEMU, libnbd"]
 async fn a_gateway_that_others_cannot_trust_is_not_used() {
     let at = Encrypted::start("required", &[]).await;
     let stranger = Authority::new().directory(None, None);
@@ -126,6 +130,7 @@ async fn a_gateway_that_others_cannot_trust_is_not_used() {
 }
 
 #[tokio::test]
+#[ignore = "needs QEMU, libnbd"]
 async fn clients_must_show_a_certificate_where_that_is_asked() {
     let at = Encrypted::start("required", &[CLIENTS]).await;
     let (good, expired) = (at.authority.client("vm-1"), at.authority.expired("vm-2"));
@@ -143,6 +148,7 @@ async fn clients_must_show_a_certificate_where_that_is_asked() {
 }
 
 #[tokio::test]
+#[ignore = "needs libnbd"]
 async fn an_export_is_for_its_subjects_alone() {
     let at = Encrypted::start("allowed", &[CLIENTS, ("CAIRN_TLS__SUBJECTS", "secret=CN=vm-1")]).await;
     let (one, other) =

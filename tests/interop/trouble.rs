@@ -35,17 +35,20 @@ async fn flushes_wait_for(hold: fn(Gate) -> Action) {
 }
 
 #[tokio::test]
+#[ignore = "needs MinIO, libnbd"]
 async fn no_flush_is_answered_before_the_store_has_the_commit() {
     flushes_wait_for(Action::HoldRequest).await;
 }
 
 #[tokio::test]
+#[ignore = "needs MinIO, libnbd"]
 async fn no_flush_is_answered_before_the_store_has_said_so() {
     flushes_wait_for(Action::HoldAnswer).await;
 }
 
 /// Commits that the store took without an answer reaching us are neither lost nor doubled nor taken for a fence.
 #[tokio::test]
+#[ignore = "needs MinIO, libnbd"]
 async fn lost_answers_to_commits_are_settled() {
     let store = Store::minio().await;
     let proxy = store.proxy().await;
@@ -67,6 +70,7 @@ async fn lost_answers_to_commits_are_settled() {
 
 /// The store is cut off, stalls, and loses its process; writers wait, and go on when it is back.
 #[tokio::test]
+#[ignore = "needs MinIO, libnbd"]
 async fn writers_outlast_a_store_that_goes_away_and_comes_back() {
     let mut store = Store::minio().await;
     let proxy = store.proxy().await;
@@ -123,21 +127,25 @@ fn disturb(proxy: &Proxy, damage: fn() -> Action) {
 }
 
 #[tokio::test]
+#[ignore = "needs MinIO, libnbd"]
 async fn a_flipped_bit_is_eio() {
     wrong_data_is_eio(|| Action::FlipBit).await;
 }
 
 #[tokio::test]
+#[ignore = "needs MinIO, libnbd"]
 async fn a_short_body_is_eio() {
     wrong_data_is_eio(|| Action::ShortenAnswer).await;
 }
 
 #[tokio::test]
+#[ignore = "needs MinIO, libnbd"]
 async fn a_failed_get_is_eio() {
     wrong_data_is_eio(|| Action::Refuse(500)).await;
 }
 
 #[tokio::test]
+#[ignore = "needs MinIO, libnbd"]
 async fn a_lost_get_is_eio() {
     wrong_data_is_eio(|| Action::LoseAnswer).await;
 }

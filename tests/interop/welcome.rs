@@ -110,6 +110,7 @@ fn strange(at: &Path) -> PathBuf {
 }
 
 #[tokio::test]
+#[ignore = "needs QEMU, libnbd"]
 async fn over_tcp() {
     let suggested = Suggested::by(|setup, _| setup.tcp(), false).await;
     suggested.all_work().await;
@@ -117,6 +118,7 @@ async fn over_tcp() {
 }
 
 #[tokio::test]
+#[ignore = "needs QEMU, libnbd, nbd-client"]
 async fn over_a_unix_socket_of_any_name() {
     let suggested = Suggested::by(|setup, at| setup.unix(&strange(at)), false).await;
     suggested.all_work().await;
@@ -126,11 +128,13 @@ async fn over_a_unix_socket_of_any_name() {
 }
 
 #[tokio::test]
+#[ignore = "needs QEMU, libnbd"]
 async fn over_tcp_with_tls() {
     Suggested::by(|setup, _| setup.tcp(), true).await.all_work().await;
 }
 
 #[tokio::test]
+#[ignore = "needs QEMU, libnbd"]
 async fn over_a_unix_socket_of_any_name_with_tls() {
     Suggested::by(|setup, at| setup.unix(&strange(at)), true).await.all_work().await;
 }

@@ -103,6 +103,7 @@ async fn writes_go_on(report: &std::path::Path, load: &Process) {
 
 /// The successor gets the listening sockets over a Unix socket; the predecessor ends by itself.
 #[tokio::test]
+#[ignore = "needs MinIO, QEMU, fio, libnbd"]
 async fn handing_the_sockets_over_fails_no_command() {
     let store = Store::minio().await;
     let directory = tempfile::tempdir().expect("a directory for the socket");
@@ -114,7 +115,7 @@ async fn handing_the_sockets_over_fails_no_command() {
         let next = setup(store).start().await;
         let status = before.process.exit().await;
         assert!(status.success(), "{status}: {}", before.process.output());
-        assert!(before.process.output().contains("its lease released"), "{}", before.process.output());
+        assert!(before.process.output().contains("released its lease"), "{}", before.process.output());
         assert_eq!(next.port(), port, "the same socket, though any port was asked for");
         next
     };
@@ -123,6 +124,7 @@ async fn handing_the_sockets_over_fails_no_command() {
 
 /// Without a handover, a gateway that hangs up is replaced by one that is started after its end.
 #[tokio::test]
+#[ignore = "needs MinIO, QEMU, fio, libnbd"]
 async fn hanging_up_and_starting_another_fails_no_command() {
     let store = Store::minio().await;
     let port = crate::support::process::free_port();
@@ -142,6 +144,7 @@ async fn hanging_up_and_starting_another_fails_no_command() {
 
 /// A successor that cannot serve leaves the gateway as it was.
 #[tokio::test]
+#[ignore = "needs MinIO, libnbd"]
 async fn a_successor_that_fails_changes_nothing() {
     let store = Store::directory();
     let directory = tempfile::tempdir().expect("a directory for the socket");
@@ -151,7 +154,7 @@ async fn a_successor_that_fails_changes_nothing() {
     let broken = Store::minio().await;
     let (status, said) = setup(&broken).env("AWS_SECRET_ACCESS_KEY", "wrong-secret").refused().await;
     assert!(!status.success(), "{said}");
-    gateway.process.wait_for("it serves on", |line| line.contains("serving on").then_some(())).await;
+    gateway.process.wait_for("it serves on", |line| line.contains("continues to serve").then_some(())).await;
     run(command(["nbdinfo"]).arg(gateway.uri("disk"))).await;
     let next = setup(&store).start().await;
     assert!(gateway.process.exit().await.success());

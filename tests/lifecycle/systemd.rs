@@ -66,12 +66,13 @@ async fn the_service_manager_is_told_of_every_step() {
 
     gateway.process.signal(Signal::TERM);
     manager.is_told("STOPPING=1").await;
-    manager.is_told("STATUS=closing the volumes").await;
+    manager.is_told("STATUS=closing volumes").await;
     assert!(gateway.process.exit().await.success());
 }
 
 /// The socket is systemd's: the gateway starts for its first client, and when it ends, clients wait for the next.
 #[tokio::test]
+#[ignore = "needs libnbd, systemd"]
 async fn a_gateway_that_systemd_listens_for_starts_with_its_first_client_and_hangs_up() {
     let store = Store::directory();
     let port = free_port();

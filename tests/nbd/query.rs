@@ -24,6 +24,7 @@ const NBDKIT: [&str; 5] =
     ["nbdkit", "--foreground", "--exit-with-parent", "--ipaddr=127.0.0.1", "--port={port}"];
 
 #[tokio::test]
+#[ignore = "needs QEMU, nbdkit"]
 async fn size_is_a_number() {
     for kind in [&["--newstyle"][..], &["--oldstyle"], &["--mask-handshake=0"]] {
         let (_server, port) = at_port(&[&NBDKIT[..], kind, &["memory", "123456789"]].concat()).await;
@@ -40,6 +41,7 @@ async fn size_is_a_number() {
 }
 
 #[tokio::test]
+#[ignore = "needs nbdkit"]
 async fn list_prints_names() {
     let names = ["exportname=b", "exportname=a", "exportname-list=explicit"];
     let line = [&NBDKIT[..], &["--filter=exportname", "memory", "1M"], &names].concat();
@@ -48,6 +50,7 @@ async fn list_prints_names() {
 }
 
 #[tokio::test]
+#[ignore = "needs nbdkit"]
 async fn list_tells_by_its_status_why_there_is_none() {
     // Oldstyle has no LIST.
     let (_server, port) = at_port(&[&NBDKIT[..], &["--oldstyle", "memory", "1M"]].concat()).await;
@@ -72,6 +75,7 @@ async fn list_tells_by_its_status_why_there_is_none() {
 }
 
 #[tokio::test]
+#[ignore = "needs QEMU, nbdkit"]
 async fn every_question_is_asked_by_uri_socket_and_tls_too() {
     let (files, authority) = (Files::new(), Authority::new());
     let pair = authority.server();
@@ -116,6 +120,7 @@ async fn a_server_that_is_named_by_halves_is_a_mistake_of_the_command_line() {
 }
 
 #[tokio::test]
+#[ignore = "needs QEMU, libnbd"]
 async fn info_tells_what_the_server_tells() {
     let files = Files::new();
     let image = files.sparse("image", 1 << 20);
@@ -151,6 +156,7 @@ async fn info_tells_what_the_server_tells() {
 }
 
 #[tokio::test]
+#[ignore = "needs QEMU, libnbd"]
 async fn the_map_is_that_of_nbdinfo() {
     let files = Files::new();
     let image = files.sparse("image", 8 << 20);

@@ -1,7 +1,7 @@
 //! One disk at both ends: it is refused wherever it can be seen, and harmless where it cannot.
 
-use crate::support::files::noise;
-use crate::support::process::{command, run};
+use crate::support::files::{make_pipe, noise};
+use crate::support::process::run;
 
 use super::{Files, Other, Served, ends_with};
 
@@ -9,7 +9,7 @@ const MIB: usize = 1 << 20;
 
 async fn refused(words: &[&str]) {
     let said = ends_with(1, words).await.stderr;
-    assert!(said.contains("are the same disk, or have bytes in common"), "{words:?}: {said}");
+    assert!(said.contains("are the same disk, or overlap"), "{words:?}: {said}");
 }
 
 #[tokio::test]
@@ -63,6 +63,7 @@ async fn a_file_is_not_copied_to_or_from_a_server_of_it() {
 }
 
 #[tokio::test]
+#[ignore = "needs QEMU"]
 async fn an_export_is_not_copied_onto_itself() {
     let files = Files::new();
     let image = files.write("image", &noise(1, MIB));
@@ -77,6 +78,7 @@ async fn an_export_is_not_copied_onto_itself() {
 
 /// Servers of others do not say which file they serve.
 #[tokio::test]
+#[ignore = "needs nbdkit"]
 async fn nothing_is_lost_where_nobody_can_see_that_it_is_one_disk() {
     let files = Files::new();
     let mut bytes = noise(1, 4 * MIB);
@@ -105,7 +107,7 @@ async fn a_source_that_cannot_be_opened_leaves_the_target_as_it_is() {
 async fn a_pipe_is_refused_and_not_waited_for() {
     let files = Files::new();
     let image = files.write("image", &noise(1, MIB));
-    run(command(["mkfifo"]).arg(files.path("pipe"))).await;
+    make_pipe(&files.path("pipe"));
     for words in [["copy", &files.text("pipe"), &image], ["copy", &image, &files.text("pipe")]] {
         assert!(ends_with(1, &words).await.stderr.contains("neither a file nor a block device"));
     }

@@ -9,6 +9,7 @@ use super::{Files, Served, assert_alike, ends_with};
 const MIB: usize = 1 << 20;
 
 #[tokio::test]
+#[ignore = "needs QEMU, libnbd"]
 async fn what_clients_write_is_in_the_file() {
     let files = Files::new();
     let (image, source) = (files.sparse("image", 8 << 20), files.write("source", &noise(1, 8 * MIB)));
@@ -28,6 +29,7 @@ async fn what_clients_write_is_in_the_file() {
 }
 
 #[tokio::test]
+#[ignore = "needs libnbd"]
 async fn the_map_of_an_export_is_that_of_the_file() {
     let files = Files::new();
     let image = files.sparse("image", 16 << 20);
@@ -44,6 +46,7 @@ async fn the_map_of_an_export_is_that_of_the_file() {
 }
 
 #[tokio::test]
+#[ignore = "needs libnbd"]
 async fn an_export_is_had_by_its_name_and_by_none() {
     let files = Files::new();
     let image = files.sparse("image", 1 << 20);
@@ -58,6 +61,7 @@ async fn an_export_is_had_by_its_name_and_by_none() {
 }
 
 #[tokio::test]
+#[ignore = "needs libnbd"]
 async fn a_file_may_be_served_for_reading_alone() {
     let files = Files::new();
     let image = files.write("image", &noise(3, MIB));
@@ -69,6 +73,7 @@ async fn a_file_may_be_served_for_reading_alone() {
 }
 
 #[tokio::test]
+#[ignore = "needs libnbd"]
 async fn with_a_certificate_clients_must_use_tls() {
     let (files, authority) = (Files::new(), Authority::new());
     let pair = authority.server();
@@ -115,6 +120,7 @@ impl Drop for LoopDevice {
 
 /// "The values of 2^9 (512) or 2^12 (4,096) are more typical for an export backed by a block device": that of the device.
 #[tokio::test]
+#[ignore = "needs libnbd, util-linux"]
 async fn a_block_device_tells_its_sectors_and_takes_ranges_of_any_alignment() {
     let files = Files::new();
     let image = files.write("image", &vec![7; MIB]);

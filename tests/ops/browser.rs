@@ -41,6 +41,7 @@ async fn client(uri: &str) -> Process {
 }
 
 #[tokio::test]
+#[ignore = "needs Chromium, libnbd"]
 async fn the_status_page_shows_the_disk_in_a_browser() {
     let (store, files) = (Store::directory(), tempfile::tempdir().expect("a directory for pictures"));
     let (gateway, url) = gateway(&store, "64MiB", None).await;
@@ -59,6 +60,7 @@ async fn the_status_page_shows_the_disk_in_a_browser() {
 
 /// Whatever the description allows, and what it does not, is answered as it says.
 #[tokio::test]
+#[ignore = "needs Schemathesis, libnbd"]
 async fn the_api_keeps_to_its_description_under_a_fuzzer() {
     let store = Store::directory();
     let Store::Directory(directory) = &store else { unreachable!("it is one") };

@@ -221,7 +221,7 @@ defaults_are_those_of_cairn() {
     [ "$(wc -l <"$WORK/counted")" = 5 ] || return 1
     while read -r key default; do
         key=$(sed 's/^CAIRN_//; s/__/./' <<<"$key" | tr '[:upper:]' '[:lower:]')
-        if ! grep -F "| \`$key\` | " "$ROOT/README.md" | grep -qF "| \`$default\` |"; then
+        if ! grep -F "| \`$key\` | " "$ROOT/docs/configuration.md" | grep -qF "| \`$default\` |"; then
             echo "$key is not $default"
             return 1
         fi

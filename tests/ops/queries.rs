@@ -11,7 +11,7 @@ use serde_json::Value;
 
 const DASHBOARD: &str = include_str!("../../deploy/grafana/cairn.json");
 const ALERTS: &str = include_str!("../../deploy/prometheus/alerts.yml");
-const GUIDE: &str = include_str!("../../docs/OPERATING.md");
+const GUIDE: &str = include_str!("../../docs/monitoring.md");
 
 /// Labels that Prometheus adds.
 const ADDED: [&str; 3] = ["job", "instance", "le"];
@@ -135,6 +135,18 @@ fn every_alert_asks_for_what_there_is() {
     assert!(named(ALERTS).len() > 10);
     for (name, after) in named(ALERTS) {
         check_selector(name, after).unwrap_or_else(|wrong| panic!("{wrong}"));
+    }
+}
+
+#[test]
+fn every_metric_in_the_guide_exists() {
+    for (file, text) in crate::guide::documents() {
+        let is_whole = |name: &str| Metrics::table().iter().any(|definition| definition.name == name);
+        for (name, after) in
+            named(&text).into_iter().filter(|(name, after)| after.starts_with('{') || !is_whole(name))
+        {
+            check_selector(name, after).unwrap_or_else(|wrong| panic!("{file}: {wrong}"));
+        }
     }
 }
 

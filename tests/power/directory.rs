@@ -18,6 +18,7 @@ use super::{asked, seed};
 use crate::checker::cells::{CELL_LEN, Id, Layout, identify};
 use crate::checker::history::History;
 use crate::checker::prefix;
+use crate::support::cairn::binary;
 use crate::support::load::{Ledger, Load};
 use crate::support::machine::Machine;
 use crate::support::process::{command, free_port, run, within};
@@ -50,7 +51,7 @@ impl Guest {
         let disk = std::fs::File::create(guest.path("disk")).expect("the directory can be written");
         disk.set_len(512 << 20).expect("files may have holes");
         run(command(["/sbin/mkfs.ext4", "-q", "-F"]).arg(guest.path("disk"))).await;
-        payload(&guest.path("payload.tar"), &[format!("cairn={}", env!("CARGO_BIN_EXE_cairn"))]).await;
+        payload(&guest.path("payload.tar"), &[format!("cairn={}", binary().display())]).await;
         guest
     }
 
@@ -142,6 +143,7 @@ async fn rounds(rounds: u64, seed: u64, mutant: Option<&'static str>) -> Result<
 }
 
 #[tokio::test]
+#[ignore = "needs QEMU, e2fsprogs, libnbd"]
 async fn a_store_in_a_directory_keeps_what_a_flush_answered_when_the_machine_loses_its_power() {
     let (count, seed) = (asked("CAIRN_POWER_ROUNDS", ROUNDS), seed());
     let answers =
@@ -152,6 +154,7 @@ async fn a_store_in_a_directory_keeps_what_a_flush_answered_when_the_machine_los
 /// The test, tested: a store that leaves out one kind of sync.
 #[cfg(feature = "mutants")]
 #[tokio::test]
+#[ignore = "needs QEMU, e2fsprogs, libnbd"]
 async fn a_sync_that_is_left_out_is_caught() {
     for mutant in cairn::mutant::Mutant::UNSYNCED {
         let answered = rounds(WITHIN, seed(), Some(mutant.name())).await;

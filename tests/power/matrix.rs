@@ -65,6 +65,7 @@ fn chosen() -> Vec<Cell> {
 }
 
 #[tokio::test]
+#[ignore = "needs MinIO, PostgreSQL, QEMU, SQLite, btrfs-progs, e2fsprogs, fio, libnbd, util-linux, xfsprogs"]
 async fn what_was_answered_survives_a_power_cut() {
     let mut broken = Vec::new();
     for cell in chosen() {
@@ -77,6 +78,7 @@ async fn what_was_answered_survives_a_power_cut() {
 /// The matrix, tested: a server that answers FLUSH by itself, under the cells that are asked for.
 #[cfg(feature = "mutants")]
 #[tokio::test]
+#[ignore = "needs MinIO, PostgreSQL, QEMU, SQLite, btrfs-progs, e2fsprogs, fio, libnbd, util-linux, xfsprogs"]
 async fn a_flush_that_is_not_passed_on_is_caught() {
     let names = std::env::var("CAIRN_POWER_CELLS").unwrap_or_else(|_| "ext4-sqlite-host".to_owned());
     let mut blind = Vec::new();

@@ -257,6 +257,7 @@ fn replay(workload: Workload, points: u64, seed: u64) -> Result<(), String> {
 }
 
 #[test]
+#[ignore = "needs PostgreSQL, SQLite, e2fsprogs, fio, libnbd, util-linux"]
 fn what_was_answered_survives_a_crash_at_any_time() {
     let all = [Workload::Sqlite, Workload::Fsx, Workload::Fio, Workload::Postgres];
     let (points, seed) = (asked("CAIRN_POWER_POINTS", POINTS), seed());
@@ -270,6 +271,7 @@ fn what_was_answered_survives_a_crash_at_any_time() {
 /// The replay, tested: commits that are answered before they are durable, and folds that lose an edge.
 #[cfg(feature = "mutants")]
 #[test]
+#[ignore = "needs e2fsprogs, libnbd, util-linux"]
 fn what_breaks_a_promise_is_caught() {
     use cairn::mutant::{Mutant, choose};
     for mutant in [Mutant::FlushAnsweredEarly, Mutant::FoldEdgeLost] {

@@ -142,7 +142,7 @@ impl Conversation {
             OptionReply::Info => Info::decode(&data).unwrap().encode(out),
             OptionReply::MetaContext => MetaContext::decode(&data).unwrap().encode(out),
             OptionReply::Error(_) => WireString::try_from(&data[..]).unwrap().encode(out),
-            OptionReply::Unknown(value) => panic!("reply of unknown type {value}"),
+            other => panic!("reply of unknown type {other}"),
         });
         header.reply
     }

@@ -4,3 +4,4 @@ mod golden;
 mod handshake;
 mod names;
 mod properties;
+mod serialized;

@@ -209,7 +209,7 @@ fn wide(plan: &Plan, random: &mut SmallRng) -> Range<u64> {
 
 impl Inner {
     /// Whether one more command may be issued; counts it.
-    fn take_command(&mut self) -> bool {
+    pub(super) fn take_command(&mut self) -> bool {
         if self.commands_left == 0 {
             return false;
         }

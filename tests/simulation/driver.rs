@@ -56,48 +56,72 @@ pub(super) struct Outcome {
 pub(super) struct Driver {
     pub(super) world: World,
     pub(super) gateways: BTreeMap<Process, Gateway>,
+    /// How a process is started; the last says whether it takes over.
+    starts: fn(&World, Process, bool) -> Gateway,
     next_process: Process,
     crashes: u64,
     events: u64,
 }
 
-/// Runs a seed.
+/// Runs a seed: gateways that fight for a volume, then processes that create and delete volumes of a few names.
 pub(super) fn run(seed: u64, print: bool) -> Outcome {
     let mut driver = Driver::new(Plan::draw(seed), print);
     driver.chaos();
     driver.finale();
-    driver.outcome()
+    let outcome = driver.outcome();
+    if outcome.violation.is_some() { outcome } else { outcome.and(super::names::run(seed, print)) }
+}
+
+impl Outcome {
+    /// What came of both.
+    fn and(mut self, other: Self) -> Self {
+        self.hash = self.hash.rotate_left(1) ^ other.hash;
+        self.lines += other.lines;
+        self.crashes += other.crashes;
+        self.coverage.add(&other.coverage);
+        self.violation = other.violation;
+        self
+    }
+}
+
+/// A store with nothing in it, and what it takes to make a volume there in peace. The listings of half of the seeds
+/// have no order.
+pub(super) fn empty_store(seed: u64) -> (MemoryStore, Environment) {
+    let memory = match seed.is_multiple_of(2) {
+        true => MemoryStore::with_page_entries(7),
+        false => MemoryStore::unsorted(7),
+    };
+    let env = Environment {
+        store: cairn::store::Classes::one(std::sync::Arc::new(memory.clone())),
+        cache: PageCache::new(0, 1 << 20),
+        budget: DirtyBudget::new(4096),
+        entropy: Entropy::seeded(seed),
+        wall_clock: std::sync::Arc::new(|| 0),
+    };
+    (memory, env)
 }
 
 impl Driver {
     fn new(plan: Plan, print: bool) -> Self {
-        // Half of the seeds run over a store whose listings have no order.
-        let memory = if plan.seed.is_multiple_of(2) {
-            MemoryStore::with_page_entries(7)
-        } else {
-            MemoryStore::unsorted(7)
-        };
-        let env = Environment {
-            store: cairn::store::Classes::one(std::sync::Arc::new(memory.clone())),
-            cache: PageCache::new(0, 1 << 20),
-            budget: DirtyBudget::new(4096),
-            entropy: Entropy::seeded(plan.seed),
-            wall_clock: std::sync::Arc::new(|| 0),
-        };
+        let (memory, env) = empty_store(plan.seed);
         let layout = &plan.layout;
         let created = catalog::create(&env, &plan.options, "disk", layout.size, layout.chunk).now_or_never();
         let volume = created.expect("memory answers at once").expect("an empty store takes a volume").volume;
-        let world = World::new(plan, volume, memory, print);
+        Self::with(World::new(plan, volume, memory, print), Gateway::start)
+    }
+
+    /// A run in a world in which nothing happens yet.
+    pub(super) fn with(world: World, starts: fn(&World, Process, bool) -> Gateway) -> Self {
         {
             let mut inner = world.lock();
             let plan = format!("{:?}", inner.plan);
             inner.say(format_args!("{plan}"));
             inner.push(0, Event::Act(Act::Disaster));
         }
-        Self { world, gateways: BTreeMap::new(), next_process: 1, crashes: 0, events: 0 }
+        Self { world, gateways: BTreeMap::new(), starts, next_process: 1, crashes: 0, events: 0 }
     }
 
-    fn chaos(&mut self) {
+    pub(super) fn chaos(&mut self) {
         while self.step() {
             let mut inner = self.world.lock();
             if inner.commands_left == 0 {
@@ -106,7 +130,7 @@ impl Driver {
             if inner.now > CHAOS_ENDS && inner.calm.is_none() {
                 // What is left to be asked is asked in fair weather.
                 inner.calm = Some(inner.now);
-                inner.storm = false;
+                (inner.storm, inner.refused) = (false, false);
             }
         }
     }
@@ -127,6 +151,7 @@ impl Driver {
                         self.crash(process);
                     } else {
                         gateway.run_until(next);
+                        self.world.lock().check_bounds(process);
                     }
                 }
                 None => break,
@@ -194,6 +219,11 @@ impl Driver {
                 inner.say(format_args!("the storm is over"));
                 inner.storm = false;
             }
+            Act::Admit => {
+                let mut inner = self.world.lock();
+                inner.say(format_args!("the credentials are accepted again"));
+                inner.refused = false;
+            }
         }
     }
 
@@ -236,16 +266,16 @@ impl Driver {
             45..58 => self.partition(victim),
             58..70 => self.pause(victim),
             70..80 => self.world.lock().order(victim, Order::Close),
+            80..95 if self.refuses() => {}
             80..95 => self.storm(),
             _ => drop(self.world.lock().check_now()),
         }
     }
 
     /// Starts a gateway.
-    fn start(&mut self, takeover: bool) {
-        let process = self.next_process;
-        self.next_process += 1;
-        let gateway = Gateway::start(&self.world, process, takeover);
+    pub(super) fn start(&mut self, takeover: bool) {
+        let process = self.number();
+        let gateway = (self.starts)(&self.world, process, takeover);
         self.gateways.insert(process, gateway);
     }
 
@@ -310,6 +340,20 @@ impl Driver {
         inner.push(at, Event::Act(Act::Resume(process)));
     }
 
+    /// In runs that have such times, the store now and then refuses all credentials for a while.
+    fn refuses(&mut self) -> bool {
+        let mut inner = self.world.lock();
+        if !inner.plan.refuses || inner.refused || inner.random.random_bool(0.4) {
+            return false;
+        }
+        inner.refused = true;
+        let lasts = inner.random.random_range(100..30_000);
+        inner.say(format_args!("the credentials are refused for {lasts} ms"));
+        let at = inner.now + lasts;
+        inner.push(at, Event::Act(Act::Admit));
+        true
+    }
+
     fn storm(&mut self) {
         let mut inner = self.world.lock();
         if std::mem::replace(&mut inner.storm, true) {
@@ -321,7 +365,7 @@ impl Driver {
         inner.push(at, Event::Act(Act::Clear));
     }
 
-    fn outcome(self) -> Outcome {
+    pub(super) fn outcome(self) -> Outcome {
         let Self { world, gateways, crashes, .. } = self;
         drop(gateways);
         let mut inner = world.lock();

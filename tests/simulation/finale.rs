@@ -61,13 +61,14 @@ impl Driver {
         }
     }
 
-    fn clear_up(&mut self) {
+    pub(super) fn clear_up(&mut self) {
         let paused: Vec<Process> =
             self.gateways.values().filter(|gateway| gateway.paused).map(|gateway| gateway.process).collect();
         paused.into_iter().for_each(|process| self.resume(process));
         let mut inner = self.world.lock();
         inner.say(format_args!("the weather clears"));
-        (inner.calm, inner.storm, inner.commands_left) = (Some(inner.now), false, 0);
+        (inner.calm, inner.storm, inner.refused) = (Some(inner.now), false, false);
+        inner.commands_left = 0;
         inner.forget_acts();
         let all: Vec<Process> = self.gateways.keys().copied().collect();
         for process in all {
@@ -142,6 +143,11 @@ async fn look(parts: Parts) {
         tokio::time::sleep(options.deletion_grace + COLLECTING).await;
         if let Err(error) = volume.checkpoint().await {
             return world.lock().broken(format!("no checkpoint in fair weather: {error}"));
+        }
+        // Nobody else changes anything.
+        let usage = volume.usage();
+        if (usage.journal_records, usage.dirty_blocks, usage.commits_in_flight) != (0, 0, 0) {
+            return world.lock().broken(format!("a checkpoint leaves a journal: {usage:?}"));
         }
         tokio::time::sleep(options.deletion_grace + COLLECTING).await;
         if time == 1 {

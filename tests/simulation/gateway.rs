@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use cairn::store::{Classes, Instrument, Retry, Store};
+use cairn::store::{Instrument, Store};
 use cairn::task::Tasks;
 use cairn::volume::signal::Signal;
 use cairn::volume::{DirtyBudget, Entropy, Environment, Error, OpenError, PageCache, Volume};
@@ -16,6 +16,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::bounds::{Bounded, Control, classes};
 use super::bucket;
 use super::client::Client;
 use super::driver::{metrics, volume_metrics};
@@ -67,10 +68,10 @@ impl Gateway {
         inner.say(format_args!("P{process} starts"));
         let link = Link { world: world.clone(), process, clock: Arc::clone(&clock), sent: Arc::clone(&sent) };
         inner.processes.get_mut(&process).expect("just born").skewed = rate != 1000;
-        let env = environment(&inner, link, &mut random, world);
+        let (env, control) = environment(&inner, link, &mut random, world);
         let time = inner.now;
         drop(inner);
-        let parts = Parts { world: world.clone(), process, env, orders, random };
+        let parts = Parts { world: world.clone(), process, env, control, orders, random };
         // The handle is of no use: the task ends with the runtime.
         drop(runtime.spawn(run(parts)));
         Self { process, time, paused: false, runtime, clock, sent }
@@ -113,21 +114,20 @@ impl Gateway {
     }
 }
 
-fn environment(inner: &Inner, link: Link, random: &mut SmallRng, world: &World) -> Environment {
-    let (plan, metrics) = (&inner.plan, metrics().store());
+fn environment(inner: &Inner, link: Link, random: &mut SmallRng, world: &World) -> (Environment, Control) {
+    let (plan, metrics, process) = (&inner.plan, metrics().store(), link.process);
     let counted: Arc<dyn Store> = Arc::new(Instrument::new(Arc::new(link), metrics.clone()));
-    let store = Classes::limited(&counted, plan.concurrency, &metrics, |limited| {
-        Arc::new(Retry::new(limited, plan.retry, metrics.clone(), random.random()))
-    });
+    let (store, control) = classes(world, process, plan, &counted, &metrics, random);
     let skew = random.random_range(0..MAX_SKEW);
     let world = world.clone();
-    Environment {
+    let env = Environment {
         store,
         cache: PageCache::eager(plan.cache_bytes, plan.options.get_bytes),
         budget: DirtyBudget::new(plan.budget_bytes),
         entropy: Entropy::seeded(random.random()),
         wall_clock: Arc::new(move || DAWN + skew + world.lock().now / 1000),
-    }
+    };
+    (env, control)
 }
 
 /// What a process is made of.
@@ -135,6 +135,7 @@ pub(super) struct Parts {
     pub(super) world: World,
     pub(super) process: Process,
     pub(super) env: Environment,
+    pub(super) control: Control,
     pub(super) orders: Arc<Signal<Order>>,
     pub(super) random: SmallRng,
 }
@@ -213,7 +214,14 @@ impl Life {
             };
             match Volume::open(&self.parts.env, options, volume, self.takeover).await {
                 Ok(volume) => {
-                    self.parts.world.lock().opened(self.parts.process, volume.epoch());
+                    // Clients rely on the disk from now on.
+                    self.parts.control.wait_out_refusals();
+                    let Environment { cache, budget, .. } = &self.parts.env;
+                    let bounded = Bounded::new(&volume, cache, budget);
+                    let mut inner = self.parts.world.lock();
+                    inner.opened(self.parts.process, volume.epoch());
+                    let state = inner.processes.get_mut(&self.parts.process).expect("it was born");
+                    state.bounded = Some(bounded);
                     return Some(volume);
                 }
                 Err(error) => self.parts.world.lock().opening_failed(self.parts.process, &error),
@@ -263,11 +271,33 @@ impl Life {
         end
     }
 
+    /// A checkpoint shortly before, as whoever hands a volume on makes one, and a chunk that a client fills twice since.
+    async fn before_handing_on(&mut self, volume: &Volume) -> Result<(), Error> {
+        volume.checkpoint().await?;
+        let (layout, epoch) = (self.parts.world.lock().plan.layout.clone(), volume.epoch());
+        let position = self.parts.random.random_range(0..layout.bytes());
+        let (offset, room) = layout.place(position / layout.chunk * layout.chunk);
+        let range = offset..offset + layout.chunk.min(room);
+        for _ in 0..2 {
+            let (id, data) = self.parts.world.lock().issue_write(epoch, &range);
+            volume.write(range.start, data, false).await?;
+            self.parts.world.lock().answered(epoch, id, false);
+        }
+        Ok(())
+    }
+
     async fn close(&mut self, volume: &Volume) -> End {
         let number = self.parts.world.lock().begin(self.parts.process, &"close");
+        // Every other epoch is closed as for a successor that waits.
+        let is_handed_on = volume.epoch().is_multiple_of(2);
+        if is_handed_on
+            && self.parts.random.random_bool(0.7)
+            && let Err(error) = self.before_handing_on(volume).await
+        {
+            self.parts.world.lock().failed(self.parts.process, volume.epoch(), &error);
+        }
         let end = loop {
-            // Every other epoch is closed as for a successor that waits.
-            let closed = match volume.epoch().is_multiple_of(2) {
+            let closed = match is_handed_on {
                 true => volume.hand_on().await,
                 false => volume.close().await,
             };

@@ -9,6 +9,7 @@ use cairn::store::{ByteRange, Condition, ETag, Error, ListFrom, Listing, Object,
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
+use super::bounds::Waiting;
 use super::world::{Answer, Call, Process, Time, World};
 
 /// The clock of a gateway against the world's.
@@ -47,6 +48,7 @@ pub(super) struct Link {
 
 impl Link {
     async fn request(&self, call: Call) -> Result<Answer, Error> {
+        let _waiting = Waiting::begin(&self.world, self.process, &call);
         let (reply, answer) = oneshot::channel();
         let at = self.clock.world(Instant::now());
         self.world.lock().send(self.process, at, call, reply);

@@ -56,6 +56,8 @@ pub(super) struct Plan {
     pub(super) wire: Option<Wire>,
     /// Whether an object is damaged or lost at last.
     pub(super) rots: bool,
+    /// Whether the store refuses the credentials of all now and then.
+    pub(super) refuses: bool,
 }
 
 /// How clients reach a server.
@@ -121,6 +123,12 @@ impl Plan {
             holder_is_stable: apart.random_bool(0.3),
             ..options
         };
+        let mut further = SmallRng::seed_from_u64(seed ^ 0x5eed_0000_0000_0005);
+        let refuses = further.random_bool(0.4);
+        let retry = match further.random_bool(0.5) {
+            true => RetryOptions { write: Patience { deadline: None, refusals: Some(3) }, ..retry },
+            false => retry,
+        };
         Self {
             seed,
             options,
@@ -140,6 +148,7 @@ impl Plan {
             crash_at_await: u32::try_from(pick(&mut random, &[0, 0, 0, 20])).unwrap(),
             wire: random.random_bool(0.5).then(|| wire(&mut random)),
             rots: random.random_bool(0.15),
+            refuses,
             fills: !busy && apart.random_bool(0.3),
             busy,
             layout,

@@ -45,6 +45,9 @@ fn told(result: &Result<Answer, Error>) -> String {
 
 impl Inner {
     fn phase(&self, process: Process, call: &Call) -> Phase {
+        if self.ledger.is_some() {
+            return super::ledger::phase(call);
+        }
         if self.processes[&process].opening {
             return Phase::Open;
         }
@@ -121,7 +124,8 @@ impl Inner {
     /// Who deletes must have seen whose the volume is, once what goes was fixed.
     fn look_before_deletion(&mut self, process: Process, call: &Call) {
         let state = self.processes.get_mut(&process).expect("it sent a request");
-        if let Call::Delete(keys) = call
+        if self.ledger.is_none()
+            && let Call::Delete(keys) = call
             && *keys != state.deleted
         {
             state.deleted.clone_from(keys);
@@ -166,6 +170,11 @@ impl Inner {
             let failure = if refused { Failure::Transient } else { Failure::Timeout };
             let outcome = Outcome::Fails(failure);
             return Fate { lands: None, again: None, answered, outcome, fault: Some(Fault::Partition) };
+        }
+        if self.refused {
+            let (outcome, fault) = (Outcome::Fails(Failure::Denied), Some(Fault::Refused));
+            let answered = self.random.random_range(1..50);
+            return Fate { lands: None, again: None, answered, outcome, fault };
         }
         let mut rates = self.plan.rough.clone();
         if self.storm {
@@ -217,6 +226,9 @@ impl Inner {
         }
         let result = self.apply(&call);
         self.say(format_args!("P{process} #{number} lands: {}", told(&result)));
+        if self.ledger.is_some() && result.is_ok() {
+            self.name_lands(&call, reply.is_none());
+        }
         if let (Call::Put(key, body, _), Ok(_)) = (&call, &result) {
             self.landed(process, sent_at, key, body);
             let superseded =
@@ -228,6 +240,9 @@ impl Inner {
         if let Some(reply) = reply {
             let result = self.on_the_way(outcome, &call, result);
             self.told_whose(process, &call, &result);
+            if outcome == Outcome::Absent {
+                self.processes.get_mut(&process).expect("it sent a request").denials += 1;
+            }
             self.push(answer_at, Event::Answer(process, number, reply, Box::new(result)));
             self.crash_by_chance(process);
         }
@@ -312,7 +327,12 @@ impl Inner {
             self.coverage.met(Fault::Reordered, phase);
         }
         self.say(format_args!("P{process} #{number} hears: {}", told(&result)));
+        let aims = self.ledger.is_some().then(|| result.clone());
         // Nobody listens where the caller gave the request up.
-        drop(reply.send(result));
+        if reply.send(result).is_ok()
+            && let Some(Ok(Answer::Object(object))) = aims
+        {
+            self.aims(process, &object.body);
+        }
     }
 }

@@ -25,11 +25,13 @@ pub(super) enum Phase {
     Sweep,
     /// A piece of an object, for a reader or a fold.
     Read,
+    /// A name or an identity, or a listing of these.
+    Name,
 }
 
 /// Every phase.
-pub(super) const PHASES: [Phase; 6] =
-    [Phase::Open, Phase::Commit, Phase::Fold, Phase::Head, Phase::Sweep, Phase::Read];
+pub(super) const PHASES: [Phase; 7] =
+    [Phase::Open, Phase::Commit, Phase::Fold, Phase::Head, Phase::Sweep, Phase::Read, Phase::Name];
 
 /// What is done to a request, or to its gateway while the request is on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,8 +48,10 @@ pub(super) enum Fault {
     Throttled,
     /// It is refused because another for the same key is under way (409).
     Conflict,
-    /// Access is denied for a while.
+    /// Access is denied once.
     Denied,
+    /// Access is denied to all for a while: credentials were exchanged.
+    Refused,
     /// It takes seconds.
     Slow,
     /// A bit of its body is flipped on the way.
@@ -73,7 +77,7 @@ pub(super) enum Fault {
 }
 
 /// Every fault.
-pub(super) const FAULTS: [Fault; 18] = [
+pub(super) const FAULTS: [Fault; 19] = [
     Fault::ErrorBefore,
     Fault::LostAnswer,
     Fault::Late,
@@ -81,6 +85,7 @@ pub(super) const FAULTS: [Fault; 18] = [
     Fault::Throttled,
     Fault::Conflict,
     Fault::Denied,
+    Fault::Refused,
     Fault::Slow,
     Fault::Flip,
     Fault::Short,
@@ -99,7 +104,7 @@ impl Fault {
     pub(super) fn meets(self, phase: Phase) -> bool {
         match self {
             Self::Flip | Self::Short | Self::Absent => {
-                matches!(phase, Phase::Open | Phase::Sweep | Phase::Read)
+                matches!(phase, Phase::Open | Phase::Sweep | Phase::Read | Phase::Name)
             }
             Self::Late | Self::Duplicate | Self::Conflict => phase != Phase::Read,
             _ => true,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use cairn::store::{ByteRange, Condition, ETag, Error, ListFrom, Listing, MemoryStore, Object};
-use cairn::volume::format::keys::{Keys, Parsed};
+use cairn::volume::format::keys::{Epoch, Keys, Parsed};
 use cairn::volume::format::record::{Record, RecordKind};
 use cairn::volume::format::root::KeptRoot;
 use cairn::volume::signal::Signal;
@@ -19,8 +19,10 @@ use rand::rngs::SmallRng;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
+use super::bounds::{Bounded, Class};
 use super::bucket;
 use super::history::History;
+use super::ledger::Ledger;
 use super::plan::Plan;
 use super::prefix;
 use super::trace::Trace;
@@ -94,6 +96,8 @@ pub(super) enum Act {
     Resume(Process),
     /// Ends a storm.
     Clear,
+    /// Ends a time in which the store refuses the credentials.
+    Admit,
     /// Nothing but the passing of time.
     Wake,
 }
@@ -135,6 +139,14 @@ pub(super) struct ProcessState {
     pub(super) asked: bool,
     /// What it last deleted: an attempt that failed may be made again.
     pub(super) deleted: Vec<String>,
+    /// Requests whose answers it waits for, by class.
+    pub(super) waiting: BTreeMap<Class, usize>,
+    /// PUTs of records whose answers it waits for, by log.
+    pub(super) records: BTreeMap<Epoch, usize>,
+    /// What of its volume is held to bounds.
+    pub(super) bounded: Option<Bounded>,
+    /// How often it was told that something does not exist which does.
+    pub(super) denials: u64,
 }
 
 /// Shared by all parts of a run.
@@ -168,6 +180,10 @@ pub(super) struct Inner {
     pub(super) strays: BTreeSet<String>,
     /// Most requests fail.
     pub(super) storm: bool,
+    /// The store refuses the credentials of all: they were exchanged, and the new ones are not there yet.
+    pub(super) refused: bool,
+    /// What is known of names, where the run is about them.
+    pub(super) ledger: Option<Ledger>,
     /// Gateways that die at this instant.
     pub(super) crashing: Vec<Process>,
     /// Disasters since a command was answered.
@@ -207,6 +223,8 @@ impl World {
             drained: false,
             strays: BTreeSet::new(),
             storm: false,
+            refused: false,
+            ledger: None,
             crashing: Vec::new(),
             quiet: 0,
             rotten: false,
@@ -383,6 +401,10 @@ impl Inner {
             flights: BTreeMap::new(),
             asked: false,
             deleted: Vec::new(),
+            waiting: BTreeMap::new(),
+            records: BTreeMap::new(),
+            bounded: None,
+            denials: 0,
         };
         self.processes.insert(process, state);
         order

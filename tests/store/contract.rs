@@ -28,6 +28,7 @@ async fn a_store_in_a_directory_keeps_the_contract() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs MinIO"]
 async fn a_store_in_a_bucket_keeps_the_contract_with_and_without_a_prefix() {
     let minio = Minio::start().await;
     contract(Arc::new(S3Store::open("with-prefix", "some/where", minio.options()).await.unwrap())).await;

@@ -62,7 +62,7 @@ async fn an_endpoint_in_the_environment_that_cannot_be_one_is_named_at_once() {
         fails(&[(name, value)], &["s3://disks", &format!("{name}: the endpoint"), part]).await;
     }
     fails(&[("CAIRN_STORE__ENDPOINT", "minio:9000")], &["store.endpoint", "write http://minio:9000"]).await;
-    fails(&[("AWS_REGION", "eu central 1")], &["\"eu central 1\" is no region", "AWS_REGION"]).await;
+    fails(&[("AWS_REGION", "eu central 1")], &["\"eu central 1\" is not a region", "AWS_REGION"]).await;
     fails(&[("AWS_REGION", "")], &["no region is set", "store.region", "AWS_REGION"]).await;
 }
 
@@ -70,7 +70,7 @@ async fn an_endpoint_in_the_environment_that_cannot_be_one_is_named_at_once() {
 async fn a_host_that_does_not_exist_is_named_at_once() {
     let named = "cannot reach http://nowhere.invalid:9000 (set by AWS_ENDPOINT_URL): ";
     let env = [("AWS_ENDPOINT_URL", "http://nowhere.invalid:9000")];
-    fails(&env, &[named, "no such host; check AWS_ENDPOINT_URL"]).await;
+    fails(&env, &[named, "the host does not exist; check AWS_ENDPOINT_URL"]).await;
     // The bucket becomes part of the host's name, which many services do not know.
     let env = [("AWS_ENDPOINT_URL", "http://nowhere.invalid:9000"), ("CAIRN_STORE__PATH_STYLE", "false")];
     fails(&env, &[named, "store.path_style = true"]).await;
@@ -113,7 +113,7 @@ async fn a_server_that_does_not_speak_tls_is_named_at_once() {
             socket.write_all(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n").await.unwrap();
         }
     });
-    let parts = [&endpoint, "does not speak TLS", "http:// in AWS_ENDPOINT_URL"];
+    let parts = [&endpoint, "does not use TLS", "should AWS_ENDPOINT_URL begin with http://"];
     fails(&[("AWS_ENDPOINT_URL", &endpoint)], &parts).await;
 }
 
@@ -160,7 +160,9 @@ async fn a_start_does_not_wait_for_a_host_that_does_not_exist() {
         let endpoint = Some("http://nowhere.invalid:9000".to_owned());
         let options = S3Options { endpoint, create_bucket, ..options.clone() };
         let message = opened(options, "s3://disks/at").await.unwrap_err().to_string();
-        for part in ["cannot reach http://nowhere.invalid:9000", "no such host; check store.endpoint"] {
+        for part in
+            ["cannot reach http://nowhere.invalid:9000", "the host does not exist; check store.endpoint"]
+        {
             assert!(message.contains(part), "no {part} in: {message}");
         }
     }
@@ -204,7 +206,7 @@ async fn a_permission_that_is_missing_is_told_at_the_start() {
     let bucket = FakeBucket::start().await;
     for start in ["first", "later"] {
         for (method, permission) in [
-            ("GET", "s3:GetObject, and s3:ListBucket"),
+            ("GET", "s3:GetObject and s3:ListBucket"),
             ("PUT", "need s3:PutObject"),
             ("LIST", "need s3:ListBucket"),
             ("POST", "need s3:DeleteObject"),
@@ -224,7 +226,10 @@ async fn a_permission_that_is_missing_is_told_at_the_start() {
             absent.then(|| Reply::Whole(error("403 Forbidden", "AccessDenied")))
         });
         let message = opened(bucket.server.options(), "s3://disks/at").await.unwrap_err().to_string();
-        assert!(message.contains("GET of an absent key, which needs ListBucket"), "{start}: {message}");
+        assert!(
+            message.contains("GET of a key that does not exist, which also needs ListBucket"),
+            "{start}: {message}"
+        );
         bucket.no_rule();
         opened(bucket.server.options(), "s3://disks/at").await.unwrap();
         assert_eq!(bucket.keys(), ["at/probe/passed"]);

@@ -66,11 +66,14 @@ impl Store {
     }
 }
 
+/// Where the `cairn` program under test is.
+pub(crate) fn binary() -> OsString {
+    std::env::var_os("CAIRN_TEST_BINARY").unwrap_or_else(|| OsString::from(env!("CARGO_BIN_EXE_cairn")))
+}
+
 /// The `cairn` program with nothing of Cairn's or of AWS's in its environment.
 pub(crate) fn program() -> Command {
-    let binary =
-        std::env::var_os("CAIRN_TEST_BINARY").unwrap_or_else(|| OsString::from(env!("CARGO_BIN_EXE_cairn")));
-    let mut cairn = command([binary]);
+    let mut cairn = command([binary()]);
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
         if text.starts_with("CAIRN_") || text.starts_with("AWS_") {

@@ -17,7 +17,7 @@ pub(super) const LAYERS: &[(&str, &[&str])] = &[
     ("mutant", &[]),
     ("store", &["metrics", "task", "mutant"]),
     ("volume", &["store", "metrics", "task", "mutant"]),
-    ("server", &["protocol", "metrics", "task", "mutant"]),
+    ("server", &["protocol", "task", "mutant"]),
     ("client", &["protocol", "task"]),
     ("gateway", &["volume", "server", "protocol", "store", "metrics", "task"]),
     ("admin", &["gateway", "volume", "server", "metrics", "task"]),

@@ -8,6 +8,8 @@ mod layers;
 mod ledger;
 mod order;
 mod paths;
+mod programs;
+mod public_api;
 mod sizes;
 
 use std::fs;

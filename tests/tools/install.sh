@@ -48,12 +48,17 @@ install_packages() {
     apt-get install -q -y --no-install-recommends "${missing[@]}"
 }
 
-install_deny() {
-    stamped cargo-deny "$DENY_VERSION" && return
-    say "building cargo-deny $DENY_VERSION"
-    cargo install --quiet --locked --force --root "$TOOLS" "cargo-deny@$DENY_VERSION"
-    stamp cargo-deny "$DENY_VERSION"
+# install_cargo NAME VERSION: a program from Cargo's registry. It is hardly optimized: building it takes much longer than it
+# runs.
+install_cargo() {
+    stamped "$1" "$2" && return
+    say "building $1 $2"
+    CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+        CARGO_PROFILE_RELEASE_DEBUG=0 cargo install --quiet --locked --force --root "$TOOLS" "$1@$2"
+    stamp "$1" "$2"
 }
+
+install_deny() { install_cargo cargo-deny "$DENY_VERSION"; }
 
 # A Go toolchain new enough to fetch the one that a module asks for, as GOTOOLCHAIN=auto does from 1.21 on.
 go_command() {
@@ -140,12 +145,7 @@ install_qemu10() {
     stamp qemu10 "$QEMU10_SUITE $QEMU10_VERSION"
 }
 
-install_fuzz() {
-    stamped cargo-fuzz "$FUZZ_VERSION" && return
-    say "building cargo-fuzz $FUZZ_VERSION"
-    cargo install --quiet --locked --force --root "$TOOLS" "cargo-fuzz@$FUZZ_VERSION"
-    stamp cargo-fuzz "$FUZZ_VERSION"
-}
+install_fuzz() { install_cargo cargo-fuzz "$FUZZ_VERSION"; }
 
 install_helm() {
     local go

@@ -54,6 +54,7 @@ fn assert_trimmed(lines: &[String]) {
 
 /// QEMU's own NBD driver behind a virtio disk.
 #[tokio::test]
+#[ignore = "needs MinIO, QEMU, e2fsprogs, libnbd"]
 async fn a_guest_on_qemus_nbd_driver_finds_what_it_synced_after_a_power_cut() {
     let store = Store::minio().await;
     let gateway = Setup::new(&store).create("disk", "1GiB").tcp().start().await;
@@ -64,6 +65,7 @@ async fn a_guest_on_qemus_nbd_driver_finds_what_it_synced_after_a_power_cut() {
 
 /// The kernel's `nbd.ko` with four connections, over the guest's network.
 #[tokio::test]
+#[ignore = "needs MinIO, QEMU, e2fsprogs, libnbd"]
 async fn a_guest_with_nbd_ko_on_four_connections_finds_what_it_synced_after_a_power_cut() {
     let store = Store::minio().await;
     let gateway = Setup::new(&store).create("disk", "1GiB").tcp().start().await;

@@ -3,6 +3,7 @@
 mod absence;
 mod bench;
 mod bounds;
+mod cost;
 pub(crate) mod crowd;
 mod deletion;
 mod durability;

@@ -474,3 +474,45 @@ async fn what_is_no_name_object_is_not_overwritten_by_a_creation() {
     assert!(matches!(error, OpenError::Damaged { .. }), "{error}");
     assert_eq!(bench.memory.objects()["name/new"], foreign);
 }
+
+/// One false answer was enough for the name to stand for a volume of which nothing was left.
+#[tokio::test(start_paused = true)]
+async fn a_deletion_frees_the_name_although_the_store_denies_that_once() {
+    for (by_id, denied) in [(false, 0), (false, 1), (false, 2), (true, 0), (true, 1)] {
+        let bench = Bench::new(64 * MIB).await;
+        let volume = id(&bench).await;
+        let denial = Rule::new(Action::FailBefore(Failure::NotFound)).on(Operation::Get).prefix("name/");
+        bench.fault.add(denial.skip(denied).times(1));
+        let deleted = match by_id {
+            false => delete(&bench, "disk", false).await,
+            true => delete_id(&bench, volume, false).await,
+        };
+        if let Err(error) = deleted {
+            assert!((by_id, denied) == (false, 0) && matches!(error, OpenError::NoSuchVolume(_)), "{error}");
+            delete(&bench, "disk", false).await.unwrap();
+        }
+        only_free_names(&bench);
+    }
+}
+
+/// Of a volume whose head is gone too, the name was left as if another deletion were at work.
+#[tokio::test(start_paused = true)]
+async fn a_deletion_that_was_cut_short_is_gone_on_with_although_the_store_denies_the_name_once() {
+    for denied in 1..3 {
+        let bench = Bench::new(64 * MIB).await;
+        drop(bench.memory.remove(&bench.keys("/head")[0]).expect("it exists"));
+        let denial = Rule::new(Action::FailBefore(Failure::NotFound)).on(Operation::Get).prefix("name/");
+        bench.fault.add(denial.skip(denied).times(1));
+        delete(&bench, "disk", false).await.unwrap();
+        only_free_names(&bench);
+    }
+}
+
+/// A volume that is whole and has its name was shown among those that can be removed.
+#[tokio::test(start_paused = true)]
+async fn a_volume_whose_name_is_denied_once_is_not_said_to_have_none() {
+    let bench = Bench::new(64 * MIB).await;
+    let denial = Rule::new(Action::FailBefore(Failure::NotFound)).on(Operation::Get).prefix("name/");
+    bench.fault.add(denial.times(1));
+    assert_eq!(catalog::unnamed(&bench.env(MIB)).await.unwrap().len(), 0);
+}

@@ -72,7 +72,7 @@ pub(super) enum Error {
     #[error("no volume is left to serve")]
     NothingLeft,
     /// No volume is left to serve, since another gateway has taken one over, or somebody has deleted it.
-    #[error("no volume is left to serve: they were taken over or deleted")]
+    #[error("no volume is left to serve: all were taken over or deleted")]
     Fenced,
     /// A gateway is not as it should be.
     #[error("{url}: {why}")]
@@ -96,7 +96,7 @@ pub(super) enum Error {
     #[error("{}", chain(.0))]
     Nbd(#[from] NbdError),
     /// Volumes were not closed in good order.
-    #[error("not closed in good order: {}", .0.join(", "))]
+    #[error("not closed cleanly: {}", .0.join(", "))]
     Close(Vec<String>),
     /// The system fails.
     #[error("{what}: {source}")]

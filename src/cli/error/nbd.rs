@@ -65,7 +65,7 @@ pub(in crate::cli) enum NbdError {
         source: client::Error,
     },
     /// The server has LIST and does not allow it.
-    #[error("{server} does not let its exports be listed: {source}")]
+    #[error("the policy of {server} forbids listing its exports: {source}")]
     ListForbidden {
         /// The server.
         server: String,

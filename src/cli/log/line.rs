@@ -74,7 +74,7 @@ fn shortened_json(line: &str) -> String {
     });
     cut.filter(|line| line.len() <= LINE_BYTES).unwrap_or_else(|| {
         let beginning = shortened(line, JSON_TEXT_BYTES);
-        serde_json::json!({ "level": "WARN", "message": "a line was too long", "beginning": beginning })
+        serde_json::json!({ "level": "WARN", "message": "the log line was too long", "beginning": beginning })
             .to_string()
     })
 }

@@ -53,8 +53,8 @@ fn install(config: &Config, level: &str, metrics: LogMetrics) -> Result<SetLevel
         Notice::Full => metrics.lost(LogLoss::Full),
         Notice::Failed => metrics.lost(LogLoss::Failed),
         Notice::Resumed { lost } => {
-            let why = "standard error did not take them";
-            tracing::warn!(target: NOTICES, lines = lost, "lines of the log were lost: {why}");
+            let why = "standard error did not accept them";
+            tracing::warn!(target: NOTICES, lines = lost, "log lines were lost: {why}");
         }
         Notice::Moment => of_notices.tell(),
     });

@@ -17,14 +17,14 @@ pub(in crate::cli) enum Action {
     Serve(Serve),
     /// Print the size of an export in bytes
     Size(Size),
-    /// Print the names of a server's exports; exits with 1 if it cannot list them, with 2 if its policy
-    /// forbids it, with 3 if it cannot be asked
+    /// Print the names of a server's exports; exits with 1 if the server cannot list them, with 2 if its
+    /// policy forbids it, and with 3 if the server cannot be reached
     List(List),
-    /// Show what a server tells of an export
+    /// Show what a server reports about an export
     Info(Info),
-    /// Copy a disk, holes as holes
+    /// Copy a disk and keep its holes
     Copy(Copy),
-    /// Serve a disk while copying it to another; what is written goes to both
+    /// Serve a disk while copying it to another one; writes go to both
     Mirror(Mirror),
 }
 
@@ -37,15 +37,15 @@ pub(super) struct Host {
     /// TCP port to listen on; 0 for any [default: 10809]
     #[arg(long)]
     pub(super) port: Option<u16>,
-    /// Listen on this Unix socket, and on no port
+    /// Listen on this Unix socket instead of a port
     #[arg(long, value_name = "PATH", conflicts_with_all = ["address", "port"])]
     pub(super) socket: Option<PathBuf>,
-    /// Name of the export, which is the default one too
+    /// Name of the export, which is also the default export
     #[arg(long, value_name = "NAME", default_value = "")]
     pub(super) exportname: String,
     #[command(flatten)]
     pub(super) encryption: Encryption,
-    /// Serve the one client on standard input and output, listen nowhere, and end when the client leaves
+    /// Serve one client on standard input and output, do not listen, and exit when the client disconnects
     #[arg(long, conflicts_with_all = ["address", "port", "socket"])]
     pub(super) stdio: bool,
 }
@@ -53,8 +53,8 @@ pub(super) struct Host {
 /// How long servers are waited for.
 #[derive(Clone, Copy, Debug, Args)]
 pub(super) struct Waiting {
-    /// Give up a server that neither sends nor takes a byte for this long although it owes an answer, such as
-    /// 30s; or never. A server is given this time, and no more than 30s, for the handshake
+    /// Give up on a server that owes an answer but neither sends nor accepts a byte for this long, such as
+    /// 30s; or never. The handshake may take this long too, but at most 30s
     #[arg(long, value_name = "DURATION", default_value = "5m")]
     timeout: Limit,
 }
@@ -73,9 +73,10 @@ impl FromStr for Limit {
         if text == "never" {
             return Ok(Self(None));
         }
-        let limit = humantime::parse_duration(text).map_err(|error| format!("{error}; 30s, 5m or never"))?;
+        let limit = humantime::parse_duration(text)
+            .map_err(|error| format!("{error}; write a duration such as 30s or 5m, or never"))?;
         if limit.is_zero() || limit > LONGEST {
-            return Err("more than 0 and at most a year, or never".to_owned());
+            return Err("must be more than 0 and at most a year, or never".to_owned());
         }
         Ok(Self(Some(limit)))
     }
@@ -96,10 +97,10 @@ impl Waiting {
 #[derive(Clone, Debug, Args)]
 #[group(required = true, multiple = false)]
 pub(super) struct Encryption {
-    /// Clients must use TLS; PEM file with the server's certificate and its key
+    /// PEM file with the server's certificate and key; clients must use TLS
     #[arg(long, value_name = "PEM")]
     pub(super) certfile: Option<PathBuf>,
-    /// Clients cannot use TLS: whoever reaches the port may read and write
+    /// Do not use TLS: everyone who can reach the port can read and write
     #[arg(long)]
     no_tls: bool,
 }
@@ -110,7 +111,7 @@ pub(in crate::cli) struct Serve {
     pub(super) file: PathBuf,
     #[command(flatten)]
     pub(super) host: Host,
-    /// Let no client write
+    /// Serve the disk read-only
     #[arg(long)]
     pub(super) read_only: bool,
 }
@@ -119,7 +120,7 @@ pub(in crate::cli) struct Serve {
 pub(in crate::cli) struct Size {
     #[command(flatten)]
     pub(super) server: ServerName,
-    /// Name of the export, if the URI has none
+    /// Name of the export, if the URI does not contain one
     #[arg(long, value_name = "NAME")]
     pub(super) export: Option<String>,
     #[command(flatten)]
@@ -138,7 +139,7 @@ pub(in crate::cli) struct List {
 pub(in crate::cli) struct Info {
     #[command(flatten)]
     pub(super) server: ServerName,
-    /// Name of the export, if the URI has none
+    /// Name of the export, if the URI does not contain one
     #[arg(long, value_name = "NAME")]
     pub(super) export: Option<String>,
     #[command(flatten)]
@@ -146,7 +147,7 @@ pub(in crate::cli) struct Info {
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
-    /// Tell what is allocated: offset, length, and what it is
+    /// Show the allocation: offset, length and type of each extent
     #[arg(long)]
     pub(super) map: bool,
 }
@@ -155,11 +156,11 @@ pub(in crate::cli) struct Info {
 pub(in crate::cli) struct Copy {
     /// File, block device or NBD URI
     pub(super) source: DiskName,
-    /// File, block device or NBD URI, and another disk than the source; a file is made, or replaced
+    /// File, block device or NBD URI of a different disk; a file is created or replaced
     pub(super) target: DiskName,
     #[command(flatten)]
     pub(super) waiting: Waiting,
-    /// Connections to each server that allows several
+    /// Number of connections to each server that allows several
     #[arg(long, value_name = "NUMBER", default_value_t = 4)]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(super) connections: u16,
@@ -170,9 +171,9 @@ pub(in crate::cli) struct Copy {
 
 #[derive(Clone, Debug, Args)]
 pub(in crate::cli) struct Mirror {
-    /// File, block device or NBD URI: what is served
+    /// Disk to serve: file, block device or NBD URI
     pub(super) primary: DiskName,
-    /// File, block device or NBD URI of the same size, and another disk: what it is copied to
+    /// Disk to copy to, a different one of the same size: file, block device or NBD URI
     pub(super) secondary: DiskName,
     #[command(flatten)]
     pub(super) waiting: Waiting,

@@ -37,7 +37,7 @@ pub(super) async fn run(args: Copy) -> Result<(), Error> {
     let copied = copy_to_target(&args, &source, &how).await;
     // Also where it failed: a client leaves by DISC.
     source.close().await;
-    say(&format!("copied {size} bytes, of which {} are data", copied?));
+    say(&format!("copied {size} bytes, {} of them data", copied?));
     Ok(())
 }
 
@@ -62,7 +62,9 @@ async fn copy(
     let (size, room) = (source.description().size_bytes, told.size_bytes);
     if room < size {
         let (source, target) = (&args.source, &args.target);
-        return Err(NbdError::Misfit(format!("{target} has {room} bytes, less than the {size} of {source}")));
+        return Err(NbdError::Misfit(format!(
+            "{target} has {room} bytes, fewer than the {size} bytes of {source}"
+        )));
     }
     if told.flags.contains(TransmissionFlags::READ_ONLY) {
         return Err(NbdError::Misfit(format!("{} is read-only", args.target)));
@@ -162,7 +164,7 @@ impl Copier {
             }
         }
         if at == offset {
-            let error = ExportError::new(CommandError::Io, "it tells nothing of its allocation");
+            let error = ExportError::new(CommandError::Io, "the server does not report allocation");
             return Err(Failure::Source(error));
         }
         Ok((pieces, at))

@@ -68,7 +68,7 @@ impl Disk {
     }
 
     fn same(&self, target: &DiskName) -> NbdError {
-        NbdError::Misfit(format!("{} and {target} are the same disk, or have bytes in common", self.name))
+        NbdError::Misfit(format!("{} and {target} are the same disk, or overlap", self.name))
     }
 
     /// Which bytes it is made of.

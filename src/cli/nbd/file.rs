@@ -134,7 +134,7 @@ impl FileExport {
         let file = Arc::clone(&self.file);
         match self.tasks.spawn_blocking(move || work(&file)).await {
             Ok(done) => done.map_err(|error| failed(&error)),
-            Err(_) => Err(failed(&io::Error::other("it was cut off"))),
+            Err(_) => Err(failed(&io::Error::other("the file was truncated"))),
         }
     }
 }

@@ -5,8 +5,6 @@
 use std::future::Future;
 use std::sync::Arc;
 
-use async_trait::async_trait;
-
 use super::args::{Host, Serve};
 use super::file::{FileExport, named};
 use crate::cli::error::{Error, NbdError};
@@ -15,10 +13,8 @@ use crate::cli::output;
 use crate::cli::process::Signals;
 use crate::cli::text::printable;
 use crate::cli::welcome::uri;
-use crate::metrics::Metrics;
 use crate::server::{
-    Drained, Export, ExportDescription, Exports, Greeting, ListEntry, ListenAddress, OpenError, Options,
-    Server, Tls, TlsOptions,
+    Drained, Export, Greeting, ListenAddress, NoMetrics, Options, Server, SingleExport, Tls, TlsOptions,
 };
 
 /// `cairn nbd serve`.
@@ -27,37 +23,6 @@ pub(super) async fn serve_file(args: Serve, inherited: Inherited) -> Result<(), 
     let hosted = Hosted::start(&args.host, Arc::new(file), inherited).await?;
     hosted.until_told(std::future::pending()).await;
     Ok(())
-}
-
-/// The only export of a server: by its name, and by the empty one.
-struct OnlyExport {
-    name: String,
-    export: Arc<dyn Export>,
-}
-
-impl OnlyExport {
-    fn find(&self, name: &str) -> Result<&Arc<dyn Export>, OpenError> {
-        if name.is_empty() || name == self.name {
-            Ok(&self.export)
-        } else {
-            Err(OpenError::Unknown(name.to_owned()))
-        }
-    }
-}
-
-#[async_trait]
-impl Exports for OnlyExport {
-    async fn list(&self) -> Result<Vec<ListEntry>, OpenError> {
-        Ok(vec![ListEntry { name: self.name.clone(), description: String::new() }])
-    }
-
-    async fn describe(&self, name: &str) -> Result<ExportDescription, OpenError> {
-        Ok(self.find(name)?.description())
-    }
-
-    async fn open(&self, name: &str) -> Result<Arc<dyn Export>, OpenError> {
-        Ok(Arc::clone(self.find(name)?))
-    }
 }
 
 /// An export that is served.
@@ -92,8 +57,8 @@ impl Hosted {
         let listeners = Listeners::open(&plan, inherited, None).await?;
         Oldstyle::check(&listeners.oldstyle(), tls.as_ref())?;
         let Listeners { nbd, stream, .. } = listeners;
-        let exports = OnlyExport { name: host.exportname.clone(), export };
-        let mut server = Server::new(Arc::new(exports), Options::default(), Metrics::new().server());
+        let exports = SingleExport::new(host.exportname.clone(), export);
+        let mut server = Server::new(Arc::new(exports), Options::default(), NoMetrics);
         let encrypted = tls.is_some();
         if let Some(tls) = tls {
             server = server.with_tls(tls);
@@ -122,8 +87,8 @@ impl Hosted {
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            signal = signals.next() => tracing::info!("{signal}: finishing what is in flight"),
-            () = client => tracing::info!("the client has left"),
+            signal = signals.next() => tracing::info!("{signal}: finishing the commands in flight"),
+            () = client => tracing::info!("the client has disconnected"),
             () = background => {}
         }
         server.drain().await

@@ -57,7 +57,7 @@ async fn mirror(args: &Mirror, primary: &Disk, secondary: &Disk, inherited: Inhe
         }))
         .await;
     if let Drained::TimedOut { .. } = drained {
-        pair.lose("commands took too long and were dropped".to_owned());
+        pair.lose("commands took too long and were abandoned".to_owned());
     }
     if let Err(error) = pair.flush().await {
         pair.lose(format!("{}: {error}", args.primary));
@@ -168,7 +168,7 @@ impl Pair {
     fn lose(&self, why: String) {
         let mut state = self.state.lock();
         if !matches!(*state, State::Lost(_)) {
-            tracing::error!("the mirror is broken, the primary is served alone: {why}");
+            tracing::error!("the mirror is broken, and only the primary is served now: {why}");
             *state = State::Lost(why);
         }
     }
@@ -177,7 +177,9 @@ impl Pair {
     fn outcome(&self) -> Result<(), NbdError> {
         match &*self.state.lock() {
             State::Complete => Ok(()),
-            State::Copying => Err(NbdError::Incomplete("it was told to end before".to_owned())),
+            State::Copying => {
+                Err(NbdError::Incomplete("the program was stopped before the copy was complete".to_owned()))
+            }
             State::Lost(why) => Err(NbdError::Incomplete(why.clone())),
         }
     }

@@ -30,8 +30,8 @@ pub(super) enum Place {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DiskNameError {
     #[error(
-        "standard input and output cannot be a disk, which is read and written at any place; \
-         ./- is a file of that name"
+        "standard input and output cannot be a disk, because a disk needs random access; for a file named -, \
+         write ./-"
     )]
     Standard,
     #[error(transparent)]
@@ -69,8 +69,8 @@ fn has_scheme(text: &str) -> bool {
 /// A server, and maybe an export of it.
 #[derive(Clone, Debug, Args)]
 pub(super) struct ServerName {
-    /// nbd://HOST/EXPORT, nbd+unix:///EXPORT?socket=PATH, nbds:// or nbds+unix:// for TLS; or a host, and
-    /// then its port
+    /// nbd://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH, with nbds:// or nbds+unix:// for TLS; or a host,
+    /// followed by its port
     #[arg(value_name = "URI|HOST")]
     server: String,
     /// Port of the host
@@ -85,7 +85,7 @@ impl ServerName {
             (true, None) => server.parse::<Uri>()?,
             (true, Some(port)) => {
                 return Err(NbdError::Usage(format!(
-                    "{server} is a URI, which has its port in itself, so {port} means nothing"
+                    "{server} is a URI and contains its own port, so the port {port} is not allowed"
                 )));
             }
             (false, Some(port)) => {
@@ -104,7 +104,9 @@ impl ServerName {
                 export.clone_into(&mut uri.export)
             }
             Some(export) => {
-                return Err(NbdError::Usage(format!("{server} and --export {export:?} name two exports")));
+                return Err(NbdError::Usage(format!(
+                    "{server} and --export {export:?} are two different exports"
+                )));
             }
         }
         Ok(uri)

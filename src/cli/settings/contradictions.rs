@@ -36,7 +36,7 @@ fn bounds(config: &Config, errors: &mut Vec<config::Error>) {
     if lease.head_interval > lease.ttl {
         let ttl = humantime::format_duration(lease.ttl);
         let why = format!(
-            "must not be more than lease.ttl, which is {ttl}: the lease would end before its renewal"
+            "must not be more than lease.ttl, which is {ttl}: the lease would expire before it is renewed"
         );
         refuse("lease.head_interval", why);
     }
@@ -44,7 +44,10 @@ fn bounds(config: &Config, errors: &mut Vec<config::Error>) {
         volumes.create.iter().filter_map(|text| text.parse::<Wanted>().ok()).map(|wanted| wanted.name);
     let configured: BTreeSet<String> = created.chain(volumes.open.iter().cloned()).collect();
     if configured.len() > usize::try_from(volumes.maximum).expect("32 bits fit a usize") {
-        let why = format!("volumes.create and volumes.open have {}, all open at a time", configured.len());
+        let why = format!(
+            "must be at least {}, the number of volumes in volumes.create and volumes.open",
+            configured.len()
+        );
         refuse("volumes.maximum", why);
     }
 }
@@ -55,14 +58,15 @@ fn oldstyle_and_tls(config: &Config, errors: &mut Vec<config::Error>) {
     if tls.mode == "off" {
         // Without TLS nobody shows who they are: the export would be everybody's.
         if !tls.subjects.is_empty() {
-            errors.push(
-                config.refuse("tls.subjects", "nobody's certificate is looked at where tls.mode is off"),
-            );
+            errors.push(config.refuse(
+                "tls.subjects",
+                "has no effect, because Cairn checks no certificates if tls.mode is off",
+            ));
         }
         return;
     }
     if tls.mode == "required" && !server.oldstyle.is_empty() {
-        let why = "oldstyle clients cannot use TLS, and tls.mode is required";
+        let why = "oldstyle clients cannot use TLS, but tls.mode is required";
         errors.push(config.refuse("server.oldstyle", why));
         return;
     }
@@ -71,7 +75,8 @@ fn oldstyle_and_tls(config: &Config, errors: &mut Vec<config::Error>) {
     for export in exports {
         let is_its = |text: &&String| text.split_once('=').is_some_and(|(of, _)| of == export);
         if let Some(subject) = tls.subjects.iter().find(is_its) {
-            let why = format!("oldstyle clients show no certificate, and tls.subjects has {subject:?}");
+            let why =
+                format!("oldstyle clients present no certificate, but tls.subjects contains {subject:?}");
             errors.push(config.refuse("server.oldstyle", why));
         }
     }
@@ -97,7 +102,7 @@ fn one_use_of_an_address(config: &Config, errors: &mut Vec<config::Error>) {
         // Port 0 is another port each time.
         let any = matches!(address, ListenAddress::Tcp(text) if text.ends_with(":0"));
         if let Some((other, _)) = uses[..n].iter().find(|(_, taken)| taken == address && !any) {
-            errors.push(config.refuse(key, format!("{address} is taken by {other}")));
+            errors.push(config.refuse(key, format!("{address} is already used by {other}")));
         }
     }
 }
@@ -141,7 +146,7 @@ mod tests {
         let alone = of(&[("server.oldstyle", "127.0.0.1:10809=disk")]);
         assert!(alone[0].contains("server.listen"), "{alone:?}");
         let twice = of(&[("server.oldstyle", "127.0.0.1:1=a,127.0.0.1:1=b")]);
-        assert!(twice[0].contains("taken by server.oldstyle"), "{twice:?}");
+        assert!(twice[0].contains("already used by server.oldstyle"), "{twice:?}");
         let subject = [("server.oldstyle", "127.0.0.1:1=disk"), ("tls.mode", "allowed")];
         let hidden = of(&[&subject[..], &[("tls.subjects", "other=CN=a,disk=CN=b")]].concat());
         assert!(hidden[0].starts_with("server.oldstyle") && hidden[0].contains("tls.subjects"), "{hidden:?}");

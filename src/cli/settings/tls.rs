@@ -16,7 +16,7 @@ pub(super) fn of(config: &Config) -> Result<Option<Tls>, config::Error> {
         return Ok(None);
     }
     let file = |key, path: &String| {
-        let needed = || config.refuse(key, format!("a file is needed where tls.mode is {}", of.mode));
+        let needed = || config.refuse(key, format!("must be a file if tls.mode is {}", of.mode));
         given(path).map(PathBuf::from).ok_or_else(needed)
     };
     let options = TlsOptions {

@@ -232,7 +232,7 @@ async fn it_is_ready_while_the_store_answers_and_no_configured_volume_is_lost() 
     assert_eq!(names(status.volumes().await.unwrap()), ["a", "c"]);
     fault.add(Rule::new(Action::FailBefore(Refused::Denied)).on(Operation::List));
     let obstacles = status.obstacles().await;
-    assert!(matches!(&obstacles[..], [only] if only.contains("store cannot be read")), "{obstacles:?}");
+    assert!(matches!(&obstacles[..], [only] if only.contains("cannot read the store")), "{obstacles:?}");
     fault.clear();
     second.volumes.open_configured("a", true).await.unwrap();
     first.volumes.nothing_left().await;

@@ -95,6 +95,7 @@ pub struct ClientSession {
 
 /// Why a handshake failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum HandshakeError {
     /// The server refuses an option that the goal needs.
     #[error("the server refused {option}: {refusal}")]
@@ -117,7 +118,7 @@ pub enum HandshakeError {
         bool,
     ),
     /// What the server sent breaks the protocol.
-    #[error("the server broke the protocol: {0}")]
+    #[error("the server violated the protocol: {0}")]
     Protocol(#[from] DecodeError),
     /// Polled after the handshake was over.
     #[error("the handshake is over")]

@@ -172,10 +172,15 @@ impl ClientHandshake {
 
     fn handle_newstyle(&mut self, flags: HandshakeFlags) -> Result<(), HandshakeError> {
         self.handshake_flags = flags;
+        //= Client flags: Clients MUST NOT set any other flags
         let mut response = ClientFlags::empty();
         response.set(ClientFlags::FIXED_NEWSTYLE, flags.contains(HandshakeFlags::FIXED_NEWSTYLE));
+        //= Client flags: MUST NOT be set if the server did not set `NBD_FLAG_NO_ZEROES`.
         response.set(ClientFlags::NO_ZEROES, flags.contains(HandshakeFlags::NO_ZEROES));
         NegotiateResponse(response).encode(&mut self.output);
+        //= Client-side requirements: The client MUST NOT issue `NBD_OPT_STARTTLS` unless the server set
+        //# flag `NBD_FLAG_FIXED_NEWSTYLE` and the client replied with `NBD_FLAG_C_FIXED_NEWSTYLE` in the
+        //# fixed newstyle negotiation.
         if flags.contains(HandshakeFlags::FIXED_NEWSTYLE) {
             self.next_step(None);
             return Ok(());
@@ -250,6 +255,7 @@ impl ClientHandshake {
                 Info::Name(name) => self.infos.name = Some(name),
                 Info::Description(description) => self.infos.description = description,
                 Info::BlockSize(sizes) => self.infos.block_size = Some(sizes),
+                //= Option types: The client MUST ignore information replies it does not understand.
                 Info::Unknown { .. } => {}
             },
             OptionReply::Unknown(_) => return Err(invalid("reply of an unknown type").into()),
@@ -264,6 +270,8 @@ impl ClientHandshake {
     ) -> Result<Option<ClientAction>, HandshakeError> {
         match step {
             Step::StartTls => {
+                //= Client-side requirements: If the client receives `NBD_REP_ACK` in response, it MUST
+                //# immediately upgrade the session to TLS.
                 // Nothing may come before TLS: what did was put there by someone else.
                 input.clear();
                 self.state = State::Tls;
@@ -306,6 +314,8 @@ impl ClientHandshake {
                 }
             }
             Step::Goal => self.abort(HandshakeError::Refused { option, refusal }),
+            //= Termination of the session during option haggling: If the client receives
+            //# `NBD_REP_ERR_SHUTDOWN` it MUST initiate a soft disconnect.
             _ if leave => self.abort(HandshakeError::Refused { option, refusal }),
             Step::Contexts => {
                 // An error takes back the contexts that came before it.

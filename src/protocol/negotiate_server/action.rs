@@ -108,12 +108,13 @@ pub struct Session {
 
 /// Why the server closes the connection during the handshake.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum CloseReason {
     /// The client sent ABORT.
     #[error("the client aborted")]
     Aborted,
     /// Bytes that are no option.
-    #[error("no option: {0}")]
+    #[error("malformed option: {0}")]
     NotAnOption(DecodeError),
     /// Client flags that the server must drop the connection for.
     #[error("unknown client flags {0:#x}")]

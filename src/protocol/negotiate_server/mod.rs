@@ -69,6 +69,8 @@ impl ServerHandshake {
     pub fn new(policy: HandshakePolicy) -> Self {
         let mut output = BytesMut::new();
         Announcement::V2.encode(&mut output);
+        //= Handshake flags: MUST be set by servers that support the fixed newstyle protocol
+        //= Handshake flags: The server MUST NOT set any other flags
         Negotiate::V2(HandshakeFlags::FIXED_NEWSTYLE | HandshakeFlags::NO_ZEROES).encode(&mut output);
         Self {
             policy,
@@ -188,6 +190,8 @@ impl ServerHandshake {
             }
             DescribePurpose::ListContexts(queries) => {
                 if meta_context::lists_base_allocation(&queries) {
+                    //= Option types: The metadata context ID in these replies is reserved and SHOULD be set
+                    //# to zero; clients MUST disregard it.
                     self.reply_context(option, 0);
                 }
             }
@@ -209,6 +213,8 @@ impl ServerHandshake {
                 let refusal = self.fitting(OptionCode::Go, refusal);
                 return self.refuse(OptionCode::Go, &refusal);
             }
+            //= Newstyle negotiation: If the server is unwilling to allow the export, it MUST terminate the
+            //# session.
             (Err(refusal), None) => {
                 self.state = State::Closed(CloseReason::ExportName(refusal));
                 return;
@@ -216,10 +222,14 @@ impl ServerHandshake {
         };
         match &ticket.requests {
             Some(requests) => {
+                //= Option types: The server MUST NOT send any zero padding bytes after the `NBD_REP_ACK`
+                //# data
                 self.reply_info(OptionCode::Go, &ticket.name, requests, &export);
                 self.acknowledge(OptionCode::Go);
             }
             None => {
+                //= Client flags: If set, the server MUST NOT send the 124 bytes of zeroes when the client
+                //# ends negotiation with `NBD_OPT_EXPORT_NAME`.
                 let zeroes = !self.client_flags.contains(ClientFlags::NO_ZEROES);
                 export.disk.encode(zeroes, &mut self.output);
             }
@@ -231,6 +241,7 @@ impl ServerHandshake {
     /// TLS is in use: all that was negotiated before is forgotten.
     pub fn handle_tls_started(&mut self, _ticket: TlsTicket) {
         self.tls_active = true;
+        //= Option types: When this command succeeds, the server MUST NOT preserve any negotiation state
         self.headers = HeaderStyle::Simple;
         self.allocation_for = None;
         self.state = State::Option;
@@ -238,6 +249,7 @@ impl ServerHandshake {
 
     fn handle_client_flags(&mut self, bytes: &[u8]) -> Option<ServerAction> {
         match NegotiateResponse::decode(bytes) {
+            //= Client flags: the server MUST drop the TCP connection if the client sets an unknown flag
             Ok(NegotiateResponse(flags)) if flags.unknown_bits() != 0 => {
                 self.close(CloseReason::UnknownClientFlags(flags.unknown_bits()))
             }
@@ -254,10 +266,16 @@ impl ServerHandshake {
     fn handle_header(&mut self, header: OptionRequestHeader) -> Option<ServerAction> {
         let OptionRequestHeader { option, length } = header;
         if option == OptionCode::SetMetaContext {
+            //= Option types: replaces all previously-set metadata contexts (including when this command
+            //# fails)
             // Replaces what was selected before, even when it fails.
             self.allocation_for = None;
         }
+        //= Option types: A server which wishes to use any other option MUST support fixed newstyle.
         if !self.client_flags.contains(ClientFlags::FIXED_NEWSTYLE) && option != OptionCode::ExportName {
+            //= Server-side requirements: The server MUST operate in NOTLS mode unless the server set flag
+            //# `NBD_FLAG_FIXED_NEWSTYLE` and the client replied with `NBD_FLAG_C_FIXED_NEWSTYLE` in the
+            //# fixed newstyle negotiation.
             return self.close(CloseReason::NotFixedNewstyle(option));
         }
         let refusal = match self.refusal_by_header(header) {
@@ -271,6 +289,7 @@ impl ServerHandshake {
             }
             Some(refusal) => refusal,
         };
+        //= FORCEDTLS mode: then as this request cannot error, it MUST terminate the session
         if option == OptionCode::ExportName {
             return self.close(CloseReason::ExportName(refusal));
         }
@@ -285,19 +304,28 @@ impl ServerHandshake {
         if option == Code::Abort {
             return None;
         }
+        //= Termination of the session during option haggling: In the server's case it MUST (save where set
+        //# out above) simply error inbound options until the client gets the hint that it is unwelcome
         if self.shutting_down {
             return refusal(OptionError::Shutdown, "the server is shutting down");
         }
+        //= FORCEDTLS mode: it MUST reply with `NBD_REP_ERR_TLS_REQD` if TLS has not been initiated
         if self.policy.tls == TlsPolicy::Required && !self.tls_active && option != Code::StartTls {
             return refusal(OptionError::TlsReqd, "TLS is required");
         }
         match option {
+            //= Baseline: Servers that receive messages which they do not implement MUST reply to them with
+            //# `NBD_REP_ERR_UNSUP`, and MUST NOT fail to parse the next message received.
             Code::Unknown(_) | Code::PeekExport => refusal(OptionError::Unsup, "unknown option"),
+            //= Option types: The client MUST NOT send any additional data with the option, and the server
+            //# SHOULD reject a request that includes data with `NBD_REP_ERR_INVALID`.
             Code::List | Code::StartTls | Code::StructuredReply | Code::ExtendedHeaders if length != 0 => {
-                refusal(OptionError::Invalid, "this option has no data")
+                refusal(OptionError::Invalid, "this option must not have data")
             }
+            //= Option types: a client that has used `NBD_OPT_EXTENDED_HEADERS` to negotiate extended
+            //# headers MUST NOT use this option
             Code::ExportName if self.headers == HeaderStyle::Extended => {
-                refusal(OptionError::Invalid, "extended headers need GO")
+                refusal(OptionError::Invalid, "extended headers require GO")
             }
             Code::ExportName if wire_len(length) > MAXIMUM_STRING_BYTES => {
                 refusal(OptionError::TooBig, "name longer than 4096 bytes")
@@ -315,6 +343,7 @@ impl ServerHandshake {
                 self.refuse(option, &refusal);
                 None
             }
+            //= Option types: The server MUST reply with `NBD_REP_ACK`.
             AfterSkip::Abort => {
                 self.acknowledge(option);
                 self.close(CloseReason::Aborted)
@@ -366,11 +395,15 @@ impl ServerHandshake {
     }
 
     fn handle_start_tls(&mut self, input: &mut BytesMut) -> Option<ServerAction> {
+        //= NOTLS mode: If the server receives `NBD_OPT_STARTTLS` it MUST respond with `NBD_REP_ERR_POLICY`
         let refusal = if self.policy.tls == TlsPolicy::Off {
             Refusal::new(OptionError::Policy, "TLS is not configured")
         } else if self.tls_active {
-            Refusal::new(OptionError::Invalid, "TLS is in use already")
+            //= SELECTIVETLS mode: MUST reply with `NBD_REP_ERR_INVALID`
+            Refusal::new(OptionError::Invalid, "TLS is already in use")
         } else {
+            //= FORCEDTLS mode: the server MUST be prepared for a TLS handshake, and all further data MUST
+            //# be sent and received over TLS
             // A client waits for the acknowledgement: what came before it was put there by someone else.
             input.clear();
             self.acknowledge(OptionCode::StartTls);
@@ -384,6 +417,8 @@ impl ServerHandshake {
     fn handle_structured_reply(&mut self) {
         let option = OptionCode::StructuredReply;
         if self.headers == HeaderStyle::Extended {
+            //= Option types: When successful, this option takes precedence over structured replies, and the
+            //# server MUST also support `NBD_OPT_GO`.
             let message = "extended headers take precedence";
             self.refuse(option, &Refusal::new(OptionError::ExtHeaderReqd, message));
         } else {
@@ -393,6 +428,8 @@ impl ServerHandshake {
     }
 
     fn decode_meta_context(&self, option: OptionCode, data: &[u8]) -> Result<DescribeTicket, Refusal> {
+        //= Option types: This option MUST NOT be requested unless structured replies or extended headers
+        //# have been negotiated first.
         if self.headers == HeaderStyle::Simple {
             return Err(Refusal::new(OptionError::Invalid, "structured replies must be negotiated first"));
         }
@@ -408,6 +445,8 @@ impl ServerHandshake {
     }
 
     fn selected_for(&self, name: &WireString) -> bool {
+        //= Metadata querying: used the same export name for the subsequent `NBD_OPT_GO` (or
+        //# `NBD_OPT_EXPORT_NAME`)
         self.allocation_for.as_ref() == Some(name)
     }
 
@@ -424,7 +463,10 @@ impl ServerHandshake {
         requests: &[InfoType],
         export: &ExportInfo,
     ) {
+        //= Option reply types: The server MUST send an `NBD_INFO_EXPORT` information type at some point
+        //# before sending an `NBD_REP_ACK`
         let mut infos = vec![Info::Export(export.disk), Info::BlockSize(export.block_size)];
+        //= Option types: The server MUST ignore any information requests it does not understand.
         if requests.contains(&InfoType::Name) || export.name != *asked_name {
             infos.push(Info::Name(export.name.clone()));
         }
@@ -460,6 +502,8 @@ impl ServerHandshake {
     /// has already been negotiated", nor without TLS at all. An export that needs TLS then looks as one that
     /// does not exist.
     fn fitting(&self, option: OptionCode, refusal: Refusal) -> Refusal {
+        //= SELECTIVETLS mode: The server MUST NOT send `NBD_REP_ERR_TLS_REQD` in response to any option
+        //# other than `NBD_OPT_INFO`, `NBD_OPT_GO` and `NBD_OPT_EXPORT_NAME`
         let may_start = self.policy.tls != TlsPolicy::Off && !self.tls_active;
         if refusal.error != OptionError::TlsReqd
             || may_start && matches!(option, OptionCode::Info | OptionCode::Go)
@@ -482,10 +526,16 @@ fn effective_flags(
     contexts_selected: bool,
 ) -> TransmissionFlags {
     use TransmissionFlags as Flags;
+    //= Transmission flags: `NBD_FLAG_HAS_FLAGS`: MUST always be 1.
     flags.insert(Flags::HAS_FLAGS);
+    //= Transmission flags: MUST leave this flag clear if neither structured replies nor extended headers
+    //# have been negotiated
     flags.set(Flags::SEND_DF, headers != HeaderStyle::Simple);
+    //= Transmission flags: Servers MUST NOT advertise this bit unless the client successfully negotiates
+    //# extended headers via `NBD_OPT_EXTENDED_HEADERS`
     flags.set(Flags::BLOCK_STATUS_PAYLOAD, headers == HeaderStyle::Extended && contexts_selected);
     flags.remove(Flags::SEND_RESIZE);
+    //= Transmission flags: MUST set this transmission flag to 0 if `NBD_FLAG_SEND_WRITE_ZEROES` is not set
     if !flags.contains(Flags::SEND_WRITE_ZEROES) {
         flags.remove(Flags::SEND_FAST_ZERO);
     }
@@ -495,6 +545,7 @@ fn effective_flags(
 fn malformed(error: DecodeError) -> Refusal {
     let kind = match error {
         DecodeError::StringTooLong(_) => OptionError::TooBig,
+        //= Option types: the server MUST fail the request with `NBD_REP_ERR_INVALID`
         _ => OptionError::Invalid,
     };
     Refusal::new(kind, &error.to_string())

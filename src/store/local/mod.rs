@@ -1,6 +1,6 @@
 //! A store in a directory: each object is a file of its key's name, with the conditions of S3.
 //!
-//! This file carries the blocking work to the runtime's blocking threads; [`tree`] does it. Several processes
+//! This file carries the blocking work to the runtime's blocking threads; `tree` does it. Several processes
 //! of one host may share a directory. Invariant: what a PUT or DELETE did is on disk, directories too, before
 //! it returns.
 

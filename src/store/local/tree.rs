@@ -297,7 +297,7 @@ impl Tree {
             if let Err(error) =
                 rustix::fs::fsetxattr(&temporary.file, VERSION_ATTRIBUTE, kept, XattrFlags::empty())
             {
-                tracing::trace!(%error, "no extended attribute: reading a range will hash the whole file");
+                tracing::trace!(%error, "no extended attribute: reading a range hashes the whole file");
             }
             direct::write_all(&temporary.file, body, &self.pool)?;
             sync_file(&temporary.file)?;
@@ -321,7 +321,7 @@ impl Tree {
                 Err(error) => return Err(error),
             }
         }
-        Err(io::Error::other("the directory was removed again and again"))
+        Err(io::Error::other("another process keeps removing the directory"))
     }
 
     fn enter(

@@ -67,7 +67,10 @@ impl Connection {
         let region = region.filter(|region| !region.as_ref().is_empty());
         let region = match (region, &endpoint) {
             (Some(region), None) if !is_label(region.as_ref()) => {
-                return Err(format!("{:?} is no region: check store.region or AWS_REGION", region.as_ref()));
+                return Err(format!(
+                    "{:?} is not a region: check store.region or AWS_REGION",
+                    region.as_ref()
+                ));
             }
             (Some(region), _) => region,
             // Servers other than Amazon's mostly take any, this one by custom.

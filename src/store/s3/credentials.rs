@@ -74,7 +74,7 @@ impl Clients {
         }
         let Ok(_alone) = self.renewal.try_lock() else { return };
         if self.pace.is_due() {
-            self.renew("the store refused those in use").await;
+            self.renew("the store refused the current ones").await;
         }
     }
 
@@ -83,7 +83,7 @@ impl Clients {
         if self.connection.is_some() {
             let _alone = self.renewal.lock().await;
             self.pace.note();
-            self.renew("told to").await;
+            self.renew("requested").await;
         }
     }
 
@@ -96,10 +96,10 @@ impl Clients {
         };
         let resolved = match tokio::time::timeout(self.patience, resolved).await {
             Ok(Ok(resolved)) => resolved,
-            Ok(Err(error)) => return tracing::warn!("credentials cannot be resolved again ({why}): {error}"),
+            Ok(Err(error)) => return tracing::warn!("cannot refresh the credentials ({why}): {error}"),
             Err(_) => {
                 let patience = self.patience;
-                return tracing::warn!("credentials cannot be resolved again ({why}) within {patience:?}");
+                return tracing::warn!("cannot refresh the credentials ({why}) within {patience:?}");
             }
         };
         let access_key = resolved.first.lock().as_ref().map(|first| first.access_key_id().to_owned());
@@ -109,9 +109,9 @@ impl Clients {
         let before = std::mem::replace(&mut *self.access_key.lock(), access_key.clone());
         let access_key = access_key.unwrap_or_default();
         if before.as_ref() == Some(&access_key) {
-            tracing::debug!(access_key, "credentials resolved again ({why}): they are the same");
+            tracing::debug!(access_key, "refreshed the credentials ({why}): they have not changed");
         } else {
-            tracing::info!(access_key, "credentials resolved again ({why})");
+            tracing::info!(access_key, "refreshed the credentials ({why})");
         }
     }
 }

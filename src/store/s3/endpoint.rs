@@ -40,9 +40,11 @@ impl fmt::Display for EndpointError {
         match fault {
             Fault::NoScheme => write!(f, "has no scheme: write http://{shown} or https://{shown}"),
             Fault::OtherScheme => f.write_str("begins with neither http:// nor https://"),
-            Fault::NoUrl => f.write_str("is no URL such as https://HOST:PORT"),
-            Fault::Credentials => f.write_str("has a user before the @: credentials are set apart"),
-            Fault::Query => f.write_str("has a query or a fragment, which an endpoint cannot have"),
+            Fault::NoUrl => f.write_str("is not a URL such as https://HOST:PORT"),
+            Fault::Credentials => {
+                f.write_str("contains a user before the @: credentials are separate settings")
+            }
+            Fault::Query => f.write_str("must not contain a query or a fragment"),
         }
     }
 }
@@ -107,10 +109,10 @@ mod tests {
             ("", "has no scheme"),
             ("ftp://minio", "neither http:// nor https://"),
             ("s3://disks", "neither http:// nor https://"),
-            ("http://", "is no URL"),
-            ("http://mi nio", "is no URL"),
-            ("http://minio:99999", "is no URL"),
-            ("http://user:secret@minio", "credentials are set apart"),
+            ("http://", "is not a URL"),
+            ("http://mi nio", "is not a URL"),
+            ("http://minio:99999", "is not a URL"),
+            ("http://user:secret@minio", "credentials are separate settings"),
             ("http://minio/?x=1", "query"),
         ] {
             let message = parse(written).unwrap_err().to_string();

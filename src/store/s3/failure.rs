@@ -32,12 +32,13 @@ impl Asked<'_> {
     fn permission(self) -> &'static str {
         match self {
             Self::Get(_) => {
-                "s3:GetObject, and s3:ListBucket, without which an object that is absent is forbidden too"
+                "s3:GetObject and s3:ListBucket (without s3:ListBucket, S3 also denies access to \
+                 objects that do not exist)"
             }
             Self::Put(_) => "s3:PutObject",
             Self::Delete => "s3:DeleteObject",
             Self::List => "s3:ListBucket",
-            Self::Bucket => "s3:ListBucket and, to make the bucket, s3:CreateBucket",
+            Self::Bucket => "s3:ListBucket and, to create the bucket, s3:CreateBucket",
         }
     }
 }
@@ -106,8 +107,8 @@ pub(super) fn is_for_credentials(error: &Error, code: Option<&str>) -> bool {
 }
 
 /// Said where credentials are missing or wrong.
-const CREDENTIALS: &str = "; the credentials are those that the AWS SDK finds: AWS_ACCESS_KEY_ID, a profile \
-     (AWS_PROFILE), a web identity, a container's or an instance's role";
+const CREDENTIALS: &str = "; the AWS SDK takes the credentials from AWS_ACCESS_KEY_ID, a profile \
+     (AWS_PROFILE), a web identity, or the role of a container or an instance";
 /// The code of a request whose time is too far from the store's.
 const SKEWED: &str = "RequestTimeTooSkewed";
 /// Where S3 says in which region a bucket is.
@@ -173,11 +174,14 @@ fn judge(key: &str, asked: Asked<'_>, answer: &Answer<'_>) -> Error {
         (429 | 503, _, _) => Error::Throttled { key, source: source("") },
         // 409 is a conditional PUT that met another: it took no effect, and may now.
         (408 | 409, _, _) | (_, "RequestTimeout", _) => Error::Transient { key, source: source("") },
-        (501, _, _) => Error::Rejected { key, source: source("; the store lacks what Cairn needs") },
+        (501, _, _) => Error::Rejected {
+            key,
+            source: source("; the store does not support this request, which Cairn needs"),
+        },
         (301 | 307, _, _) | (_, "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException", _) => {
             Error::Rejected { key, source: source(&elsewhere(answer)) }
         }
-        (404, _, _) => Error::Rejected { key, source: source("; is the endpoint an S3 one?") },
+        (404, _, _) => Error::Rejected { key, source: source("; is the endpoint an S3 service?") },
         (300..=499, _, _) => Error::Rejected { key, source: source("") },
         _ => Error::Transient { key, source: source("") },
     }
@@ -187,7 +191,7 @@ fn judge(key: &str, asked: Asked<'_>, answer: &Answer<'_>) -> Error {
 fn denied(code: &str, asked: Asked<'_>) -> String {
     let permission = asked.permission();
     match code {
-        SKEWED => "; the clock of this machine is wrong: set it".to_owned(),
+        SKEWED => "; the clock of this machine is wrong: correct it".to_owned(),
         "AccessDenied" | "AllAccessDisabled" => format!("; the credentials need {permission}"),
         "" | "Forbidden" | "Unauthorized" => format!("; the credentials need {permission}{CREDENTIALS}"),
         _ => CREDENTIALS.to_owned(),

@@ -1,7 +1,7 @@
 //! A store in an S3 bucket, through the AWS SDK with its retries off.
 //!
 //! Knows nothing of what is stored. Bodies are held whole in memory, both ways, and the length of what
-//! arrives is checked. [`connect`] finds the service, [`credentials`] change while it is used, [`failure`]
+//! arrives is checked. `connect` finds the service, `credentials` change while it is used, `failure`
 //! says what an error means. Invariant: an answer is given only for what the store said in full.
 
 mod connect;
@@ -200,7 +200,7 @@ impl S3Store {
                 Err(failed.into_error())
             }
             _ => {
-                tracing::info!(bucket = self.bucket, "bucket made");
+                tracing::info!(bucket = self.bucket, "created the bucket");
                 Ok(())
             }
         }
@@ -270,14 +270,14 @@ impl S3Store {
             let next = tokio::time::timeout(self.options.stall_timeout, body.try_next()).await;
             match next.map_err(|_| timeout(key, self.options.stall_timeout))? {
                 Ok(Some(part)) if part.len() > capacity - collected.len() => {
-                    let source = cause("the body is longer than announced");
+                    let source = cause("the body is longer than its Content-Length");
                     return Err(Error::Transient { key: key.to_owned(), source });
                 }
                 Ok(Some(part)) => collected.extend_from_slice(&part),
                 Ok(None) if collected.len() == capacity => return Ok(collected.freeze()),
                 Ok(None) => return Err(truncated(collected.len())),
                 Err(error) if collected.len() < capacity => {
-                    tracing::debug!(key, %error, "the body broke off");
+                    tracing::debug!(key, %error, "the body ended early");
                     return Err(truncated(collected.len()));
                 }
                 // All of it came, and its checksum is wrong.
@@ -354,22 +354,22 @@ impl Store for S3Store {
         let answer = self.within(key, asked, 0, request).await.map_err(Failed::into_error)?;
         let rejected = |why: &str| Error::Rejected { key: key.to_owned(), source: cause(why) };
         let announced = answer.content_length().and_then(|length| u64::try_from(length).ok());
-        let announced = announced.ok_or_else(|| rejected("an answer without Content-Length"))?;
+        let announced = announced.ok_or_else(|| rejected("the answer has no Content-Length"))?;
         if let Some((offset, length)) = bounded {
             if answer.content_range().and_then(range_start) != Some(offset) {
-                return Err(rejected("the store does not heed Range"));
+                return Err(rejected("the store ignores Range"));
             }
             if announced < length {
                 return Err(Error::Truncated { key: key.to_owned(), wanted: length, got: announced });
             }
             if announced > length {
-                return Err(rejected("the store answers with more than the range asked for"));
+                return Err(rejected("the store returned more than the requested range"));
             }
         }
         if bounded.is_none() && announced > MAX_WHOLE_BYTES {
             return Err(Error::TooLarge { key: key.to_owned(), size_bytes: announced });
         }
-        let etag = ETag(answer.e_tag().ok_or_else(|| rejected("an answer without ETag"))?.into());
+        let etag = ETag(answer.e_tag().ok_or_else(|| rejected("the answer has no ETag"))?.into());
         let patience = self.patience(announced);
         let body = tokio::time::timeout(patience, self.collect(key, answer.body, announced)).await;
         Ok(Object { body: body.map_err(|_| timeout(key, patience))??, etag })
@@ -388,7 +388,7 @@ impl Store for S3Store {
         let request = if self.transport.protects() { request.disable_payload_signing() } else { request };
         let asked = Asked::Put(&condition);
         let answer = self.within(key, asked, length, request.send()).await.map_err(Failed::into_error)?;
-        let without = || Error::Rejected { key: key.to_owned(), source: cause("an answer without ETag") };
+        let without = || Error::Rejected { key: key.to_owned(), source: cause("the answer has no ETag") };
         Ok(ETag(answer.e_tag().ok_or_else(without)?.into()))
     }
 
@@ -419,9 +419,9 @@ impl Store for S3Store {
         let malformed = |what: &str| Error::Transient { key: prefix.to_owned(), source: cause(what) };
         let mut entries = Vec::with_capacity(page.contents().len());
         for object in page.contents() {
-            let full = object.key().ok_or_else(|| malformed("a listing without a key"))?;
+            let full = object.key().ok_or_else(|| malformed("the listing has an entry without a key"))?;
             let size = object.size().and_then(|size| u64::try_from(size).ok());
-            let size_bytes = size.ok_or_else(|| malformed("a listing without a size"))?;
+            let size_bytes = size.ok_or_else(|| malformed("the listing has an entry without a size"))?;
             // What others put into the bucket is not ours to see.
             if let Some(key) = full.strip_prefix(&self.prefix)
                 && key.starts_with(prefix)
@@ -432,7 +432,7 @@ impl Store for S3Store {
         }
         let next = page.next_continuation_token().filter(|_| page.is_truncated().unwrap_or(false));
         if page.is_truncated().unwrap_or(false) && next.is_none() {
-            return Err(malformed("a listing that goes on and does not say where"));
+            return Err(malformed("the listing is truncated but has no continuation token"));
         }
         Ok(Listing { next: next.map(|token| PageToken(token.into())), entries })
     }

@@ -37,10 +37,10 @@ pub(super) fn bundle(path: &Path) -> Result<TrustStore, String> {
         }
     }
     if known.is_empty() {
-        return Err(failed("it has no certificate in PEM".to_owned()));
+        return Err(failed("it contains no certificate in PEM format".to_owned()));
     }
     if skipped > 0 {
-        tracing::warn!(skipped, path = %path.display(), "certificates that cannot be read are not trusted");
+        tracing::warn!(skipped, path = %path.display(), "ignoring certificates that cannot be read");
     }
     Ok(trusted)
 }

@@ -64,7 +64,9 @@ fn remedy(error: &(dyn StdError + 'static), service: &Service) -> Option<String>
     match tls {
         Some(rustls::Error::InvalidCertificate(fault)) => return Some(certificate(fault, service)),
         Some(rustls::Error::InvalidMessage(_)) => {
-            return Some(format!("it does not speak TLS there; is it http:// in {setting}?"));
+            return Some(format!(
+                "the service does not use TLS at this address; should {setting} begin with http://?"
+            ));
         }
         _ => {}
     }
@@ -72,26 +74,26 @@ fn remedy(error: &(dyn StdError + 'static), service: &Service) -> Option<String>
         let text = cause.to_string();
         NO_SUCH_NAME.iter().any(|said| text.contains(said))
     });
-    no_such_name.then(|| format!("there is no such host; check {setting}{}", bucket_in_host(service)))
+    no_such_name.then(|| format!("the host does not exist; check {setting}{}", bucket_in_host(service)))
 }
 
 fn certificate(fault: &CertificateError, service: &Service) -> String {
     let setting = service.setting;
     match fault {
         CertificateError::UnknownIssuer => {
-            "nobody who is trusted here has signed its certificate; name a file with the \
-             certificate of its authority in AWS_CA_BUNDLE or SSL_CERT_FILE"
+            "no trusted authority has signed its certificate; set AWS_CA_BUNDLE or SSL_CERT_FILE to \
+             a file with the certificate of its authority"
                 .to_owned()
         }
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
             let bucket = bucket_in_host(service);
-            format!("its certificate is for another name; check the name in {setting}{bucket}")
+            format!("its certificate is for another name; check the host name in {setting}{bucket}")
         }
         CertificateError::Expired
         | CertificateError::ExpiredContext { .. }
         | CertificateError::NotValidYet
         | CertificateError::NotValidYetContext { .. } => {
-            "its certificate is not valid at this time; renew it, or set this machine's clock".to_owned()
+            "its certificate is not valid at this time; renew it, or correct this machine's clock".to_owned()
         }
         _ => format!("its certificate cannot be trusted; check {setting}, AWS_CA_BUNDLE and SSL_CERT_FILE"),
     }
@@ -99,7 +101,7 @@ fn certificate(fault: &CertificateError, service: &Service) -> String {
 
 fn bucket_in_host(service: &Service) -> &'static str {
     if service.bucket_in_host {
-        "; the bucket is part of the host's name: many services need store.path_style = true"
+        "; the bucket is part of the host name: many services need store.path_style = true"
     } else {
         ""
     }
@@ -150,12 +152,15 @@ mod tests {
     fn what_waiting_cannot_cure_is_told_with_what_to_change() {
         for (error, told) in [
             (tls(CertificateError::UnknownIssuer), "AWS_CA_BUNDLE or SSL_CERT_FILE"),
-            (tls(CertificateError::NotValidForName), "for another name; check the name in AWS_ENDPOINT_URL"),
+            (
+                tls(CertificateError::NotValidForName),
+                "for another name; check the host name in AWS_ENDPOINT_URL",
+            ),
             (tls(CertificateError::Expired), "clock"),
             (tls(CertificateError::BadSignature), "cannot be trusted"),
-            (lookup("Name or service not known"), "no such host; check AWS_ENDPOINT_URL"),
-            (lookup("No address associated with hostname"), "no such host"),
-            (lookup("Name does not resolve"), "no such host"),
+            (lookup("Name or service not known"), "the host does not exist; check AWS_ENDPOINT_URL"),
+            (lookup("No address associated with hostname"), "the host does not exist"),
+            (lookup("Name does not resolve"), "the host does not exist"),
         ] {
             let judged = judge("k", &error, Phase::Connecting, &service(false));
             let message = judged.to_string();
@@ -171,7 +176,7 @@ mod tests {
             rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType),
         );
         let judged = judge("k", &plain, Phase::Connecting, &service(false));
-        assert!(judged.to_string().contains("is it http://"), "{judged}");
+        assert!(judged.to_string().contains("begin with http://"), "{judged}");
         // A record that was damaged on its way says nothing of what it answered.
         let judged = judge("k", &plain, Phase::Later, &service(false));
         assert!(matches!(judged, Error::Transient { .. }) && judged.effect_unknown(), "{judged}");

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::name::{self, Unbind};
 use super::volumes::{self, CONCURRENT_LOOKUPS};
+use crate::mutant::{self, Mutant};
 use crate::store::error::cause;
 use crate::store::{self, ByteRange, ETag, Pages};
 use crate::volume::environment::Environment;
@@ -40,7 +41,7 @@ pub async fn delete(
     let found = name::read(env, name).await?;
     let volume = found.volume().ok_or_else(|| OpenError::NoSuchVolume(name.to_owned()))?;
     let marked = mark(env, options, Keys::new(volume), takeover).await?;
-    if marked.is_none() && !name::read(env, name).await?.is(&found) {
+    if marked.is_none() && !name::look_closely(env, name).await?.is(&found) {
         // Another deletion was faster: it had taken the name from the volume before the head went.
         return Ok(());
     }
@@ -93,7 +94,7 @@ async fn names_of(env: &Environment, volume: Uuid) -> Result<Vec<String>, OpenEr
     }
     let all = volumes::list(env).await?;
     let lookups = stream::iter(all).map(|name| async move {
-        let stands = name::look(env, &name).await?.volume() == Some(volume);
+        let stands = name::look_closely(env, &name).await?.volume() == Some(volume);
         Ok::<_, OpenError>(stands.then_some(name))
     });
     let found: Vec<Option<String>> = lookups.buffered(CONCURRENT_LOOKUPS).try_collect().await?;
@@ -197,6 +198,9 @@ async fn remove(env: &Environment, keys: Keys, marked: Option<&Head>) -> Result<
     // Seals what a writer that still lives would put next, so that no flush of it is answered any more.
     if let Some(head) = marked {
         seal_all(env, keys, head).await?;
+    }
+    if mutant::is(Mutant::IdentityFirst) {
+        env.store.delete(&[keys.identity()]).await?;
     }
     for prefix in [keys.chunks(), keys.packs(), keys.map_pages(), keys.roots(), keys.journal()] {
         delete_prefix(env, keys, &prefix).await?;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use uuid::Uuid;
 
+use crate::mutant::{self, Mutant};
 use crate::store::error::cause;
 use crate::store::{self, ByteRange, Condition, ETag};
 use crate::volume::environment::Environment;
@@ -17,7 +18,7 @@ use crate::volume::error::OpenError;
 use crate::volume::format::codec::DecodeError;
 use crate::volume::format::identity::NameBinding;
 use crate::volume::format::keys;
-use crate::volume::store_exact::{CheckedError, agreed, fetch_if_present};
+use crate::volume::store_exact::{CheckedError, agreed, fetch_checked, fetch_if_present, get_referenced};
 
 /// How often a change is sent that is refused although the version that it replaces still stands.
 const REFUSALS: u32 = 20;
@@ -58,26 +59,46 @@ impl Found {
     }
 }
 
-/// Reads what stands under a name; a damaged object is no error.
-pub(crate) async fn look(env: &Environment, name: &str) -> Result<Found, OpenError> {
-    let key = keys::name(name);
-    let decode = |bytes: &[u8]| {
-        let binding = NameBinding::decode(bytes)?;
-        match &binding.name {
-            Some(bound) if bound != name => {
-                Err(crate::volume::format::codec::invalid("name", format!("binds the name {bound:?}")))
-            }
-            _ => Ok(binding),
+fn decode(name: &str, bytes: &[u8]) -> Result<NameBinding, DecodeError> {
+    let binding = NameBinding::decode(bytes)?;
+    match &binding.name {
+        Some(bound) if bound != name => {
+            Err(crate::volume::format::codec::invalid("name", format!("binds the name {bound:?}")))
         }
+        _ => Ok(binding),
+    }
+}
+
+/// Reads what exists under a name; a damaged object is no error. Its absence is believed at once: whatever is bound then
+/// is created only if nothing exists.
+pub(crate) async fn look(env: &Environment, name: &str) -> Result<Found, OpenError> {
+    let fetched = fetch_if_present(env.store.as_ref(), &keys::name(name), |bytes| decode(name, bytes)).await;
+    found(env, name, fetched).await
+}
+
+/// As [`look`], for whoever does without a change where nothing exists: one false answer would leave the name to a volume
+/// that goes.
+pub(crate) async fn look_closely(env: &Environment, name: &str) -> Result<Found, OpenError> {
+    let fetched = match mutant::is(Mutant::NameDenied) {
+        false => fetch_checked(env.store.as_ref(), &keys::name(name), |bytes| decode(name, bytes)).await,
+        true => fetch_if_present(env.store.as_ref(), &keys::name(name), |bytes| decode(name, bytes)).await,
     };
-    // Its absence is believed at once: whatever is bound then is created only if nothing exists.
-    match fetch_if_present(env.store.as_ref(), &key, decode).await {
+    found(env, name, fetched).await
+}
+
+async fn found(
+    env: &Environment,
+    name: &str,
+    fetched: Result<(NameBinding, ETag), CheckedError>,
+) -> Result<Found, OpenError> {
+    match fetched {
         Ok((binding, etag)) => Ok(Found { object: Some((etag, Ok(binding))) }),
         Err(CheckedError::Store(store::Error::NotFound { .. })) => Ok(Found { object: None }),
         Err(CheckedError::Store(error)) => Err(error.into()),
         Err(CheckedError::Damaged(damage)) => {
-            let object = env.store.get(&key, ByteRange::Full).await?;
-            Ok(Found { object: Some((object.etag, decode(&object.body).map_err(|_| damage))) })
+            // It was read just now: a false answer that it does not exist would end a listing for all.
+            let object = get_referenced(env.store.as_ref(), &keys::name(name), ByteRange::Full).await?;
+            Ok(Found { object: Some((object.etag, decode(name, &object.body).map_err(|_| damage))) })
         }
     }
 }
@@ -134,12 +155,16 @@ pub(super) async fn unbind(
     which: Unbind,
 ) -> Result<Option<Uuid>, OpenError> {
     loop {
-        let found = look(env, name).await?;
+        let found = match which {
+            Unbind::Bound => look_closely(env, name).await?,
+            // The change is made where nothing exists, and fails if something does.
+            Unbind::BoundOrFree | Unbind::Free => look(env, name).await?,
+        };
         let changes = match found.volume() {
             Some(bound) if bound == volume => which != Unbind::Free,
             // Bound since its creator looked, which comes too late.
-            Some(_) => false,
-            None => which != Unbind::Bound,
+            Some(_) => mutant::is(Mutant::UnboundBlindly),
+            None => which != Unbind::Bound && !mutant::is(Mutant::FreeNameKept),
         };
         if !changes {
             return Ok(found.volume());
@@ -158,7 +183,10 @@ async fn swap(env: &Environment, name: &str, read: &Found, to: &NameBinding) -> 
     let bytes = Bytes::from(to.encode());
     let old = read.object.as_ref().map(|(etag, _)| etag);
     for _ in 0..REFUSALS {
-        let condition = old.map_or(Condition::IfAbsent, |etag| Condition::IfMatch(etag.clone()));
+        let condition = match mutant::is(Mutant::BoundUnconditionally) && to.name.is_some() {
+            false => old.map_or(Condition::IfAbsent, |etag| Condition::IfMatch(etag.clone())),
+            true => Condition::Always,
+        };
         match store.put(&key, bytes.clone(), condition).await {
             Ok(_) => return Ok(Swapped::Done),
             Err(store::Error::PreconditionFailed { .. } | store::Error::NotFound { .. }) => {}

@@ -11,6 +11,7 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use uuid::Uuid;
 
 use super::name::{self, Found, Swapped};
+use crate::mutant::{self, Mutant};
 use crate::store::{self, Pages};
 use crate::volume::environment::Environment;
 use crate::volume::error::OpenError;
@@ -278,7 +279,13 @@ pub async fn volumes(env: &Environment) -> Result<Vec<Listed>, OpenError> {
         Listed { name, found }
     });
     let all = lookups.buffered(CONCURRENT_LOOKUPS);
-    Ok(all.filter(|listed| std::future::ready(listed.stands())).collect().await)
+    let all: Vec<Listed> = all.filter(|listed| std::future::ready(listed.stands())).collect().await;
+    if mutant::is(Mutant::BrokenEndsListing)
+        && let Some(error) = all.iter().find_map(|listed| listed.found.as_ref().err())
+    {
+        return Err(OpenError::clone(error));
+    }
+    Ok(all)
 }
 
 impl Listed {
@@ -318,6 +325,12 @@ async fn look_at_unnamed(env: &Environment, volume: Uuid) -> Option<Unnamed> {
         Err(OpenError::Store(store::Error::NotFound { .. })) => return None,
         Err(error) => (None, Some(error)),
     };
+    // A listing may have left its name out.
+    if let Some(Identity { name, .. }) = &identity
+        && name::look(env, name).await.is_ok_and(|found| found.volume() == Some(volume))
+    {
+        return None;
+    }
     let progress = match (read_head(env, keys).await, unreadable) {
         (Ok((head, _)), _) if head.state == VolumeState::Deleting => Progress::Deleting,
         (Err(OpenError::Store(store::Error::NotFound { .. })), _) => Progress::Incomplete,

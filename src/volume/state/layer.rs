@@ -115,6 +115,21 @@ impl Growth<'_> {
         let zeros = if self.zero { 2 * ZERO_CHANGE_BYTES } else { 0 };
         blocks * BLOCK_RECORD_BYTES + chunks * chunk_change_bytes(geometry.pages_per_chunk()) + zeros
     }
+
+    /// Weight by which it makes the journal heavier, at most: in a record that it begins.
+    #[must_use]
+    pub fn weight(&self, geometry: Geometry) -> u64 {
+        let (blocks, zeros) = (self.write.blocks() + self.sectors, usize::from(self.zero));
+        EMPTY_RECORD_BYTES + self.record_bytes(geometry) + pieces_weight(blocks, 2 * zeros)
+    }
+}
+
+/// Bytes of memory that a change takes until it is folded.
+pub const PIECE_WEIGHT: u64 = 96;
+
+/// Weight of the pieces that a record comes to, at most: data may cut a zeroed range in two.
+fn pieces_weight(blocks_and_chunks: usize, zeros: usize) -> u64 {
+    (2 * blocks_and_chunks + zeros) as u64 * PIECE_WEIGHT
 }
 
 /// Uncommitted changes.
@@ -150,6 +165,13 @@ impl DirtyLayer {
             + self.blocks.len() as u64 * BLOCK_RECORD_BYTES
             + self.zeros.len() as u64 * ZERO_CHANGE_BYTES
             + chunks * chunk_change_bytes(geometry.pages_per_chunk())
+    }
+
+    /// What the journal weighs more with the record of this layer, at most.
+    #[must_use]
+    pub fn weight(&self, geometry: Geometry) -> u64 {
+        let pieces = pieces_weight(self.blocks.len() + self.chunks.len(), self.zeros.len());
+        self.record_bytes(geometry) + pieces
     }
 
     /// Whether the record of this layer stays within `most` bytes with a change.

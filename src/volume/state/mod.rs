@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use self::layer::DirtyLayer;
+use self::layer::{DirtyLayer, PIECE_WEIGHT};
 use self::piece::{Piece, RecordRef};
 use crate::mutant::{self, Mutant};
 use crate::volume::format::geometry::{ChunkIndex, Geometry};
@@ -21,9 +21,6 @@ use crate::volume::format::head::Checkpoint;
 use crate::volume::format::interval::{IntervalMap, gaps};
 use crate::volume::format::keys::{ObjectId, Slot};
 use crate::volume::format::root::Root;
-
-/// Bytes of memory that a change takes until it is folded.
-const PIECE_WEIGHT: u64 = 96;
 
 /// Layers that are cut and whose records wait for those on their way, at most. Each is asked by every read.
 const WAITING_CUTS: usize = 64;
@@ -50,8 +47,8 @@ pub struct InFlight {
     pub durable: bool,
     /// Permits of the dirty budget that it holds.
     pub permits: usize,
-    /// Bytes of its record at most.
-    pub record_bytes: u64,
+    /// What the journal weighs more with its record, at most.
+    pub weight: u64,
     /// When it was cut.
     pub cut_at: Instant,
     /// When the oldest of its changes was made.
@@ -228,7 +225,7 @@ impl State {
 
     /// Takes the dirty layer as the next commit.
     pub fn cut(&mut self, geometry: Geometry, now: Instant) {
-        let record_bytes = self.dirty.record_bytes(geometry);
+        let weight = self.dirty.weight(geometry);
         let layer = Arc::new(std::mem::take(&mut self.dirty));
         let permits = std::mem::take(&mut self.dirty_permits);
         self.in_flight.push_back(InFlight {
@@ -236,7 +233,7 @@ impl State {
             stage: Stage::Frozen(layer),
             durable: false,
             permits,
-            record_bytes,
+            weight,
             cut_at: now,
             dirty_since: self.dirty_since.unwrap_or(now),
             flushes: std::mem::take(&mut self.flushes),
@@ -260,11 +257,11 @@ impl State {
         self.committed.weight + self.folding.as_ref().map_or(0, |folding| folding.weight)
     }
 
-    /// Bytes at most of the records that the journal is still to take.
+    /// Weight at most of the records that the journal is still to take.
     #[must_use]
-    pub fn coming_bytes(&self, geometry: Geometry) -> u64 {
-        let in_flight: u64 = self.in_flight.iter().map(|commit| commit.record_bytes).sum();
-        in_flight + self.dirty.record_bytes(geometry)
+    pub fn coming_weight(&self, geometry: Geometry) -> u64 {
+        let in_flight: u64 = self.in_flight.iter().map(|commit| commit.weight).sum();
+        in_flight + self.dirty.weight(geometry)
     }
 
     /// Bytes and records of the journal that no root has.

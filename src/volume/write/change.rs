@@ -126,7 +126,7 @@ impl Shared {
     /// Applies a change; returns when it is part of what every later command sees.
     pub(crate) async fn change(self: &Arc<Self>, change: Change) -> Result<(), Error> {
         let permits = self.take_budget(change.blocks()).await?;
-        let growth = change.growth().record_bytes(self.geometry);
+        let growth = change.growth().weight(self.geometry);
         let mut guard = Permits { shared: self, permits };
         let mut change = Some(change);
         let mut known = Vec::new();
@@ -165,6 +165,9 @@ impl Shared {
         if let Some(permits) = self.env.budget.try_take(blocks) {
             return Ok(permits);
         }
+        if mutant::is(Mutant::DirtyUnbounded) {
+            return Ok(0);
+        }
         let _waiting = WaitingWrite::new(self);
         let taken = self.env.budget.take(blocks);
         tokio::pin!(taken);
@@ -187,8 +190,12 @@ impl Shared {
     fn journal_is_full(&self, state: &State, growth: u64) -> bool {
         let (bytes, (_, records)) = (state.journal_weight(), state.journal());
         let (most_bytes, most_records) = (self.options.journal_max_bytes, self.options.journal_max_records);
-        let coming = state.in_flight.len() as u64 + 1;
-        (bytes >= most_bytes && bytes + state.coming_bytes(self.geometry) + growth > 2 * most_bytes)
+        // What is dirty is a record to come, and the change may have to begin another.
+        let coming = state.in_flight.len() as u64 + 1 + u64::from(!state.dirty.is_empty());
+        if mutant::is(Mutant::JournalUnbounded) {
+            return false;
+        }
+        (bytes >= most_bytes && bytes + state.coming_weight(self.geometry) + growth > 2 * most_bytes)
             || (records >= most_records && records + coming > 2 * most_records)
     }
 
@@ -219,7 +226,7 @@ impl Shared {
             Status::Stopped(why) => return Err(Obstacle::Stopped(why.clone())),
         }
         let pending = change.as_mut().expect("applied once");
-        if self.journal_is_full(&state, pending.growth().record_bytes(self.geometry)) {
+        if self.journal_is_full(&state, pending.growth().weight(self.geometry)) {
             return Err(Obstacle::Journal);
         }
         let mut edges = Vec::with_capacity(pending.partials.len());

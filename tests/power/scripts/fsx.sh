@@ -4,4 +4,4 @@ rm -rf "$D"/fsx-*
 mkdir "$D/fsx-$ROUND"
 sync
 export FSX_DIRECTORY="$D/fsx-$ROUND" FSX_SEED="$SEED"
-"$POWER" --exact --nocapture fsx::a_file_does_as_its_model
+"$POWER" --exact --nocapture power::fsx::a_file_does_as_its_model

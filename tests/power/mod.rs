@@ -7,15 +7,10 @@
 //!   synced there is lost with the guest's memory.
 //! * [`replay`]: the commands that a workload gave to a disk ([`recorded`]), given to a volume in a simulation that crashes.
 //!
-//! A binary of its own, which is built once more to test the tests, and which runs in the guest as [`fsx`].
-//! tests/README.md says what the variables `CAIRN_POWER_*` choose.
-
-#![allow(clippy::unwrap_used, reason = "a test fails by unwrapping")]
+//! Part of the binary `simulation`, which is the one that can commit deliberate faults, and which runs in the guest as
+//! [`fsx`]. tests/README.md says what the variables `CAIRN_POWER_*` choose.
 
 mod cell;
-#[path = "../checker/mod.rs"]
-#[allow(dead_code, reason = "the simulation uses the rest")]
-mod checker;
 mod directory;
 mod fsx;
 mod matrix;
@@ -23,9 +18,6 @@ mod recorded;
 mod recovered;
 mod replay;
 mod running;
-#[path = "../support/mod.rs"]
-#[allow(dead_code, reason = "the integration tests use the rest")]
-mod support;
 
 /// A number that the environment gives.
 fn asked(name: &str, default: u64) -> u64 {

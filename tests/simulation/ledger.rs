@@ -1,0 +1,242 @@
+//! What is known of names: which volumes were created, who may have deleted them, and what stands under each name.
+//!
+//! Seen where a request takes effect in the store, whoever sent it and whenever. Invariants that are checked there: the
+//! object under a name is only ever replaced, by a later version; a name stands for a volume that is whole; it is taken
+//! from a volume only when that is being deleted.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use cairn::store::{ByteRange, Error as StoreError, Store};
+use cairn::volume::format::head::{Head, VolumeState};
+use cairn::volume::format::identity::NameBinding;
+use cairn::volume::format::keys::{self, IDENTITIES, Keys, NAMES};
+use futures::FutureExt;
+use uuid::Uuid;
+
+use super::weather::Phase;
+use super::world::{Call, Inner, Process, Time};
+
+/// An operation of a process: a creation, a deletion, an opening, a listing.
+pub(super) type Operation = u64;
+
+/// A volume whose creation was answered.
+#[derive(Clone, Debug)]
+pub(super) struct Made {
+    pub(super) name: String,
+    /// The newest mark that was flushed onto it; 0 if there is none.
+    pub(super) flushed: u64,
+}
+
+/// What stands under a name.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Standing {
+    version: u64,
+    pub(super) volume: Option<Uuid>,
+    /// When it last stood for a volume, if it does no more.
+    pub(super) until: Option<Time>,
+}
+
+/// What is known of names and volumes.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Ledger {
+    /// Volumes whose creation was answered.
+    pub(super) made: BTreeMap<Uuid, Made>,
+    /// Deletions that may have been of a volume.
+    pub(super) aimed: BTreeMap<Uuid, BTreeSet<Operation>>,
+    /// Volumes of which a deletion was answered.
+    pub(super) deleted: BTreeSet<Uuid>,
+    /// Deletions by name that have not read the name yet.
+    pub(super) aiming: BTreeMap<Process, (Operation, String)>,
+    /// Names that were ever used.
+    pub(super) names: BTreeMap<String, Standing>,
+    /// Every volume that was seen in a listing or under a name.
+    pub(super) seen: BTreeSet<Uuid>,
+    /// Keys that were damaged before all else.
+    pub(super) planted: BTreeSet<String>,
+}
+
+impl Ledger {
+    /// Whether a volume was created, and nobody can have deleted it.
+    pub(super) fn is_owed(&self, volume: Uuid) -> bool {
+        self.made.contains_key(&volume) && self.aimed.get(&volume).is_none_or(BTreeSet::is_empty)
+    }
+
+    /// All volumes that are to be there, by name.
+    pub(super) fn owed(&self) -> BTreeMap<String, Uuid> {
+        let owed = self.made.iter().filter(|(volume, _)| self.is_owed(**volume));
+        owed.map(|(volume, made)| (made.name.clone(), *volume)).collect()
+    }
+
+    /// What a name stands for.
+    pub(super) fn stands_for(&self, name: &str) -> Option<Uuid> {
+        self.names.get(name).and_then(|standing| standing.volume)
+    }
+}
+
+/// What a request is for, where names are simulated.
+pub(super) fn phase(call: &Call) -> Phase {
+    let is_name = |key: &str| key.starts_with(NAMES) || key.starts_with(IDENTITIES);
+    match call {
+        Call::Get(key, _) | Call::Put(key, ..) | Call::List(key, _) if is_name(key) => Phase::Name,
+        Call::Delete(_) | Call::List(..) => Phase::Sweep,
+        _ => Phase::Open,
+    }
+}
+
+/// The volume to which a key belongs.
+fn volume_of(key: &str) -> Option<Uuid> {
+    let rest = key.strip_prefix("volume/").or_else(|| key.strip_prefix(IDENTITIES))?;
+    Uuid::parse_str(rest.get(..36)?).ok()
+}
+
+impl Inner {
+    fn ledger(&mut self) -> &mut Ledger {
+        self.ledger.as_mut().expect("the run is about names")
+    }
+
+    /// What a request that took effect means; `unheard` if its caller will never know.
+    pub(super) fn name_lands(&mut self, call: &Call, unheard: bool) {
+        match call {
+            Call::Put(key, body, _) => match key.strip_prefix(NAMES) {
+                Some(name) => self.name_changes(name, body),
+                None => self.note_stray(key, unheard),
+            },
+            Call::Delete(keys) => {
+                if let Some(name) = keys.iter().find(|key| key.starts_with(NAMES)) {
+                    self.broken(format!("{name} is deleted: a late request could bring it back"));
+                }
+            }
+            Call::Get(..) | Call::List(..) => {}
+        }
+    }
+
+    /// What comes while its volume is being deleted, or after, or unknown to its sender, cannot be found by anybody once the
+    /// identity is gone.
+    fn note_stray(&mut self, key: &str, unheard: bool) {
+        let Some(volume) = volume_of(key) else { return };
+        let is_aimed = self.ledger().aimed.get(&volume).is_some_and(|aimed| !aimed.is_empty());
+        if unheard || is_aimed || self.peek(&Keys::new(volume).identity()).is_none() {
+            self.strays.insert(key.to_owned());
+        }
+    }
+
+    fn name_changes(&mut self, name: &str, body: &Bytes) {
+        let now = self.now;
+        let binding = match NameBinding::decode(body) {
+            Ok(binding) => binding,
+            Err(error) => return self.broken(format!("under the name {name} stands: {error}")),
+        };
+        let to = binding.name.is_some().then_some(binding.volume);
+        let standing = self.ledger().names.entry(name.to_owned()).or_default();
+        let (version, from) = (standing.version, standing.volume);
+        *standing = Standing { version: binding.version, volume: to, until: from.map(|_| now) };
+        if to.is_none() && from.is_none() {
+            // It stood for nothing before.
+            standing.until = None;
+        }
+        if binding.version <= version {
+            self.broken(format!("version {} of the name {name} follows {version}", binding.version));
+        }
+        if let Some(from) = from.filter(|from| Some(*from) != to) {
+            self.check_taken(name, from);
+        }
+        if let Some(to) = to {
+            self.ledger().seen.insert(to);
+            self.check_binding(name, to);
+        }
+    }
+
+    /// A name was taken from a volume.
+    fn check_taken(&mut self, name: &str, from: Uuid) {
+        if self.ledger().is_owed(from) {
+            self.broken(format!("the name {name} is taken from {from}, which nobody deletes"));
+        }
+        if self.state_of(from) == Some(VolumeState::Live) {
+            self.broken(format!("the name {name} is taken from {from}, which is not being deleted"));
+        }
+    }
+
+    /// A name was bound to a volume.
+    fn check_binding(&mut self, name: &str, to: Uuid) {
+        if self.ledger().deleted.contains(&to) {
+            self.broken(format!("the name {name} is bound to {to}, which was deleted"));
+        }
+        let is_aimed = self.ledger().aimed.get(&to).is_some_and(|aimed| !aimed.is_empty());
+        if !is_aimed && self.state_of(to).is_none() {
+            self.broken(format!("the name {name} is bound to {to}, which is not whole"));
+        }
+    }
+
+    /// What the head of a volume says; `None` if it has none that is whole, or no identity.
+    fn state_of(&self, volume: Uuid) -> Option<VolumeState> {
+        let keys = Keys::new(volume);
+        let head = Head::decode(volume, &self.peek(&keys.head())?).ok()?;
+        self.peek(&keys.identity()).map(|_| head.state)
+    }
+
+    /// What stands under a key.
+    fn peek(&self, key: &str) -> Option<Bytes> {
+        let object = self.memory.get(key, ByteRange::Full).now_or_never()?;
+        object.ok().map(|object| object.body)
+    }
+
+    /// A process heard what is in an object: a deletion by name knows now what it deletes.
+    pub(super) fn aims(&mut self, process: Process, body: &Bytes) {
+        let Some((operation, name)) = self.ledger().aiming.get(&process).cloned() else { return };
+        let Ok(binding) = NameBinding::decode(body) else { return };
+        if binding.name.as_ref().is_none_or(|bound| *bound == name) {
+            self.ledger().aiming.remove(&process);
+        }
+        if binding.name == Some(name) {
+            self.ledger().aimed.entry(binding.volume).or_default().insert(operation);
+            self.say(format_args!("P{process} deletes {}", binding.volume));
+        }
+    }
+
+    /// Whether the weather explains that the store failed.
+    pub(super) fn is_weather(&self, error: &StoreError) -> bool {
+        !error.is_definite() && !self.is_fair()
+    }
+
+    /// Whether a key is of a volume that somebody deletes or has deleted.
+    pub(super) fn is_deleted(&self, key: &str) -> bool {
+        let aimed = self.ledger.as_ref().and_then(|ledger| ledger.aimed.get(&volume_of(key)?));
+        aimed.is_some_and(|aimed| !aimed.is_empty())
+    }
+
+    /// When a name last stood for a volume, or now if it does.
+    pub(super) fn stood_until(&self, name: &str) -> Option<Time> {
+        let standing = self.ledger.as_ref()?.names.get(name)?;
+        standing.volume.map(|_| self.now).or(standing.until)
+    }
+
+    /// What is left of all volumes and names: nothing but free names, and what nobody can find.
+    pub(super) fn look_for_leftovers(&mut self) {
+        let objects = self.objects();
+        let planted = self.ledger().planted.clone();
+        let is_free = |key: &str| {
+            let binding = NameBinding::decode(&objects[key]);
+            key.starts_with(NAMES) && binding.is_ok_and(|binding| binding.name.is_none())
+        };
+        let is_left = |key: &&String| !is_free(key) && !self.strays.contains(*key) && !planted.contains(*key);
+        let left: Vec<&str> = objects.keys().filter(is_left).map(String::as_str).collect();
+        if !left.is_empty() {
+            let left = left.join(", ");
+            self.broken(format!("after all was deleted, there is left: {left}"));
+        }
+    }
+
+    /// What was damaged before all else: a name, an identity and a head.
+    pub(super) fn plant(&mut self, cracked: &str, volume: Uuid) {
+        let damaged = Bytes::from_static(b"damaged");
+        let name = keys::name("broken");
+        self.memory.insert(&name, damaged.clone());
+        let unknown = Uuid::from_u128(0x00ff_0000_0000_4000_8000_0000_0000_0001);
+        self.memory.insert(&Keys::new(unknown).identity(), damaged.clone());
+        self.memory.insert(&Keys::new(volume).head(), damaged);
+        self.ledger().planted.insert(name);
+        let standing = Standing { version: 1, volume: Some(volume), until: None };
+        self.ledger().names.insert(cracked.to_owned(), standing);
+    }
+}

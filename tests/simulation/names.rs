@@ -1,0 +1,522 @@
+//! Several processes that create, delete, open and list volumes of a few names, in the weather in which gateways fight for
+//! a volume, and that die anywhere.
+//!
+//! What must hold, besides what [`super::ledger`] checks in the store: a volume that was created and that nobody deletes is
+//! found under its name, is listed, can be opened, and has what was flushed onto it; no listing fails for one volume;
+//! and at the end, whatever was cut short is found and removed, until nothing is left but free names.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use cairn::store::Error as StoreError;
+use cairn::volume::catalog::{self, Listed};
+use cairn::volume::read::concat;
+use cairn::volume::{Error, OpenError, Options, Volume};
+use futures::FutureExt;
+use rand::rngs::SmallRng;
+use rand::seq::IteratorRandom;
+use rand::{Rng, SeedableRng};
+use uuid::Uuid;
+
+use super::driver::{Driver, Outcome, PATIENCE, empty_store};
+use super::gateway::{Gateway, Parts};
+use super::ledger::{Ledger, Made, Operation};
+use super::plan::Plan;
+use super::world::{Inner, Order, Process, World};
+
+/// Sizes of all volumes in bytes.
+const SIZE: u64 = 256 << 10;
+const CHUNK: u64 = 64 << 10;
+/// A volume that is damaged before all else.
+const CRACKED: &str = "cracked";
+/// How often what has no name is looked for at the end.
+const ROUNDS: u32 = 5;
+
+/// Runs a seed.
+pub(super) fn run(seed: u64, print: bool) -> Outcome {
+    let mut random = SmallRng::seed_from_u64(seed ^ 0x5eed_0000_0000_0007);
+    let plan = Plan::draw(seed);
+    let plan = Plan {
+        commands: random.random_range(20..70),
+        gateways: random.random_range(2..=5),
+        crash_at_request: [0, 50, 200][random.random_range(0..3)],
+        crash_at_await: [0, 0, 20][random.random_range(0..3)],
+        disaster_every: [1000, 5000, 20_000][random.random_range(0..3)],
+        think: [10, 100, 1000][random.random_range(0..3)],
+        concurrency: plan.concurrency.max(8),
+        options: Options { lease_strict: false, ..plan.options },
+        ..plan
+    };
+    let (memory, env) = empty_store(seed);
+    let processes = plan.gateways;
+    let world = World::new(plan, Uuid::nil(), memory, print);
+    {
+        let mut inner = world.lock();
+        inner.ledger = Some(Ledger::default());
+        // There is no volume whose recovery could be looked at.
+        inner.rotten = true;
+        if random.random_bool(0.3) {
+            let options = inner.plan.options.clone();
+            let created = catalog::create(&env, &options, CRACKED, SIZE, CHUNK).now_or_never();
+            let cracked = created.expect("memory answers at once").expect("an empty store takes a volume");
+            inner.plant(CRACKED, cracked.volume);
+        }
+    }
+    let mut driver = Driver::with(world, start);
+    for _ in 0..processes {
+        driver.start(false);
+    }
+    driver.chaos();
+    driver.end_names();
+    driver.outcome()
+}
+
+fn start(world: &World, process: Process, _: bool) -> Gateway {
+    let gateway = Gateway::spawn(world, process, |parts| Citizen { parts }.live());
+    world.lock().processes.get_mut(&process).expect("just born").opening = false;
+    gateway
+}
+
+impl Driver {
+    fn end_names(&mut self) {
+        if self.world.lock().violation.is_some() {
+            return;
+        }
+        self.clear_up();
+        let all_done = |inner: &Inner| inner.processes.values().all(|state| !state.alive || state.ended);
+        if !self.run_while(PATIENCE, all_done) {
+            return self
+                .world
+                .lock()
+                .broken("in fair weather, an operation on names does not end".to_owned());
+        }
+        // Whatever is late arrives before the last look.
+        self.run_while(PATIENCE, |_| false);
+        let number = self.number();
+        let janitor = Gateway::spawn(&self.world, number, |parts| async move {
+            let (world, process) = (parts.world.clone(), parts.process);
+            let outcome = Citizen { parts }.clean_up().await;
+            let mut inner = world.lock();
+            if let Err(why) = outcome {
+                inner.broken(format!("at last: {why}"));
+            }
+            inner.look_for_leftovers();
+            inner.processes.get_mut(&process).expect("it was born").ended = true;
+        });
+        self.gateways.insert(number, janitor);
+        if !self.run_while(4 * PATIENCE, |inner| inner.processes[&number].ended) {
+            self.world.lock().broken("the last look at the names does not end".to_owned());
+        }
+    }
+}
+
+/// What a process does next.
+#[derive(Clone, Debug)]
+enum Deed {
+    Create(String),
+    Delete(String, bool),
+    DeleteById(Uuid, bool),
+    Open(String, bool),
+    List,
+}
+
+/// Why a deed failed.
+enum Failure {
+    Opening(OpenError),
+    Serving(Error),
+}
+
+impl From<OpenError> for Failure {
+    fn from(error: OpenError) -> Self {
+        Self::Opening(error)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Serving(error)
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Opening(error) => write!(f, "{error}"),
+            Self::Serving(error) => write!(f, "{error}"),
+        }
+    }
+}
+
+/// What was so when an operation began.
+struct Before {
+    operation: Operation,
+    /// When, in milliseconds.
+    now: u64,
+    ledger: Ledger,
+    denials: u64,
+}
+
+/// A process that does one thing after another.
+struct Citizen {
+    parts: Parts,
+}
+
+impl Citizen {
+    async fn live(mut self) {
+        if self.parts.random.random_bool(0.5) {
+            self.parts.control.wait_out_refusals();
+        }
+        loop {
+            let think = self.parts.world.lock().plan.think;
+            let pause = self.parts.random.random_range(0..=think);
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            if *self.parts.orders.borrow() != Order::Serve || !self.parts.world.lock().take_command() {
+                break;
+            }
+            let deed = self.draw();
+            // Now and then whoever asked goes away, and what was begun ends where it waits.
+            let patience = match self.parts.random.random_range(0..10) {
+                0 => Duration::from_millis(self.parts.random.random_range(0..300)),
+                _ => Duration::MAX,
+            };
+            let before = self.begin(&deed);
+            let outcome = tokio::time::timeout(patience, self.act(&deed, &before)).await.ok();
+            self.end(&deed, &before, outcome);
+        }
+        let mut inner = self.parts.world.lock();
+        inner.say(format_args!("P{} is done", self.parts.process));
+        inner.processes.get_mut(&self.parts.process).expect("it was born").ended = true;
+    }
+
+    fn draw(&mut self) -> Deed {
+        let random = &mut self.parts.random;
+        let name = ["a", "a", "b", "c"][random.random_range(0..4)].to_owned();
+        let takeover = random.random_bool(0.6);
+        match random.random_range(0..100) {
+            0..36 => Deed::Create(name),
+            36..62 => Deed::Delete(name, takeover),
+            62..72 => {
+                let inner = self.parts.world.lock();
+                let seen = &inner.ledger.as_ref().expect("the run is about names").seen;
+                match seen.iter().choose(random) {
+                    Some(volume) => Deed::DeleteById(*volume, takeover),
+                    None => Deed::List,
+                }
+            }
+            72..90 => Deed::Open(name, takeover),
+            _ => Deed::List,
+        }
+    }
+
+    fn begin(&self, deed: &Deed) -> Before {
+        let process = self.parts.process;
+        let mut inner = self.parts.world.lock();
+        let operation = inner.begin(process, deed);
+        let (now, denials) = (inner.now, inner.processes[&process].denials);
+        let ledger = inner.ledger.as_mut().expect("the run is about names");
+        let before = ledger.clone();
+        match deed {
+            Deed::Delete(name, _) => {
+                ledger.aiming.insert(process, (operation, name.clone()));
+            }
+            Deed::DeleteById(volume, _) => {
+                ledger.aimed.entry(*volume).or_default().insert(operation);
+            }
+            _ => {}
+        }
+        Before { operation, now, ledger: before, denials }
+    }
+
+    async fn act(&self, deed: &Deed, before: &Before) -> Result<(), Failure> {
+        let Parts { world, env, .. } = &self.parts;
+        let options = self.options();
+        match deed {
+            Deed::Create(name) => {
+                let info = catalog::create(env, &options, name, SIZE, CHUNK).await?;
+                world.lock().created(name, info.volume);
+            }
+            Deed::Delete(name, takeover) => catalog::delete(env, &options, name, *takeover).await?,
+            Deed::DeleteById(volume, takeover) => {
+                catalog::delete_by_id(env, &options, *volume, *takeover).await?;
+            }
+            Deed::Open(name, takeover) => {
+                let volume = catalog::resolve(env, name).await?;
+                world.lock().resolved(before, name, volume);
+                self.use_volume(volume, *takeover).await?;
+            }
+            Deed::List => {
+                let all = catalog::volumes(env).await?;
+                let is_denied = self.is_denied(before);
+                world.lock().listed(before, &all, is_denied);
+                let unnamed = catalog::unnamed(env).await?;
+                // One false answer is not believed.
+                let is_denied = self.denials(before) > 1;
+                let unnamed = unnamed.into_iter().map(|unnamed| unnamed.volume).collect();
+                world.lock().without_name(before, unnamed, is_denied);
+            }
+        }
+        Ok(())
+    }
+
+    fn options(&self) -> Options {
+        let mut options = self.parts.world.lock().plan.options.clone();
+        options.holder_name = format!("P{}", self.parts.process);
+        options
+    }
+
+    /// Whether the process was told since that something does not exist which does.
+    fn is_denied(&self, before: &Before) -> bool {
+        self.denials(before) > 0
+    }
+
+    fn denials(&self, before: &Before) -> u64 {
+        self.parts.world.lock().processes[&self.parts.process].denials - before.denials
+    }
+
+    /// Opens a volume, looks for the mark that was flushed last, and makes another.
+    async fn use_volume(&self, id: Uuid, takeover: bool) -> Result<(), Failure> {
+        let Parts { world, env, .. } = &self.parts;
+        let flushed = world.lock().flushed_mark(id);
+        let volume = Volume::open(env, self.options(), id, takeover).await?;
+        let outcome = self.mark(&volume, id, flushed).await;
+        if outcome.is_err() {
+            volume.abandon().await;
+        }
+        outcome
+    }
+
+    async fn mark(&self, volume: &Arc<Volume>, id: Uuid, flushed: u64) -> Result<(), Failure> {
+        let world = &self.parts.world;
+        let found = concat(&volume.read(0, 512).await?);
+        let found = u64::from_le_bytes(found[..8].try_into().expect("eight bytes"));
+        if found < flushed {
+            world.lock().broken(format!("{id} has the mark {found}, and {flushed} was flushed"));
+        }
+        let mark = world.lock().history.tick();
+        let mut bytes = vec![0; 512];
+        bytes[..8].copy_from_slice(&mark.to_le_bytes());
+        volume.write(0, Bytes::from(bytes), false).await?;
+        volume.flush().await?;
+        world.lock().flushed_onto(id, mark);
+        match mark % 3 {
+            0 => volume.abandon().await,
+            1 => volume.close().await?,
+            _ => volume.hand_on().await?,
+        }
+        Ok(())
+    }
+
+    /// Judges how an operation ended; `None` if nobody waited for the end.
+    fn end(&self, deed: &Deed, before: &Before, outcome: Option<Result<(), Failure>>) {
+        let process = self.parts.process;
+        let is_denied = self.is_denied(before);
+        let mut inner = self.parts.world.lock();
+        let how = match &outcome {
+            None => "given up".to_owned(),
+            Some(Ok(())) => "done".to_owned(),
+            Some(Err(error)) => error.to_string(),
+        };
+        inner.end(process, before.operation, &how);
+        let ledger = inner.ledger.as_mut().expect("the run is about names");
+        ledger.aiming.remove(&process);
+        match outcome {
+            Some(Ok(())) => {
+                inner.quiet = 0;
+                inner.deleted(deed, before);
+            }
+            Some(Err(error)) => {
+                if matches!(error, Failure::Opening(OpenError::Held { .. })) {
+                    // It has not marked the head, and never will.
+                    for aimed in ledger.aimed.values_mut() {
+                        aimed.remove(&before.operation);
+                    }
+                }
+                if !inner.explains(deed, before, &error, is_denied) {
+                    inner.broken(format!("P{process}: {deed:?} fails: {error}"));
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// The last look, in fair weather.
+    async fn clean_up(&self) -> Result<(), String> {
+        let Parts { world, env, .. } = &self.parts;
+        let owed = world.lock().ledger.as_ref().expect("the run is about names").owed();
+        for (name, volume) in &owed {
+            self.check_owed(name, *volume).await?;
+            let used = self.use_volume(*volume, true).await;
+            used.map_err(|error| format!("{name} cannot be used: {error}"))?;
+        }
+        self.remove_unnamed().await?;
+        let listed = catalog::volumes(env).await.map_err(|error| format!("no listing: {error}"))?;
+        for (name, volume) in &owed {
+            self.check_owed(name, *volume).await?;
+            if !listed.iter().any(|listed| listed.name == *name && listed.found.is_ok()) {
+                return Err(format!("{name} is not listed"));
+            }
+        }
+        for Listed { name, .. } in listed {
+            let key = cairn::volume::format::keys::name(&name);
+            if world.lock().ledger.as_ref().expect("the run is about names").planted.contains(&key) {
+                continue;
+            }
+            let before = self.begin(&Deed::Delete(name.clone(), true));
+            let deleted = catalog::delete(env, &self.options(), &name, true).await;
+            deleted.map_err(|error| format!("{name} cannot be deleted: {error}"))?;
+            self.end(&Deed::Delete(name, true), &before, Some(Ok(())));
+        }
+        self.remove_unnamed().await
+    }
+
+    async fn check_owed(&self, name: &str, volume: Uuid) -> Result<(), String> {
+        let found = catalog::info(&self.parts.env, name).await.map_err(|error| format!("{name}: {error}"))?;
+        let found = found.volume;
+        if found == volume { Ok(()) } else { Err(format!("{name} stands for {found}, not for {volume}")) }
+    }
+
+    /// Removes all that has no name.
+    async fn remove_unnamed(&self) -> Result<(), String> {
+        let Parts { env, .. } = &self.parts;
+        for _ in 0..ROUNDS {
+            let unnamed = catalog::unnamed(env).await.map_err(|error| format!("no listing: {error}"))?;
+            if unnamed.is_empty() {
+                return Ok(());
+            }
+            for found in unnamed {
+                let deed = Deed::DeleteById(found.volume, true);
+                let before = self.begin(&deed);
+                match catalog::delete_by_id(env, &self.options(), found.volume, true).await {
+                    Ok(()) | Err(OpenError::NoSuchId(_)) => self.end(&deed, &before, Some(Ok(()))),
+                    Err(error) => return Err(format!("{} cannot be removed: {error}", found.volume)),
+                }
+            }
+        }
+        Err("what has no name is removed, and is there again and again".to_owned())
+    }
+}
+
+impl Inner {
+    fn names(&mut self) -> &mut Ledger {
+        self.ledger.as_mut().expect("the run is about names")
+    }
+
+    fn created(&mut self, name: &str, volume: Uuid) {
+        if let Some(other) = self.names().owed().get(name) {
+            let other = *other;
+            self.broken(format!("the name {name} is to stand for {other} and for {volume}"));
+        }
+        let (is_bound, is_aimed) = {
+            let ledger = self.names();
+            let is_aimed = ledger.aimed.get(&volume).is_some_and(|aimed| !aimed.is_empty());
+            (ledger.stands_for(name) == Some(volume), is_aimed)
+        };
+        if !is_bound && !is_aimed {
+            self.broken(format!("{volume} was created, and {name} does not stand for it"));
+        }
+        let made = Made { name: name.to_owned(), flushed: 0 };
+        self.names().made.insert(volume, made);
+    }
+
+    /// The volume that was owed under a name when an operation began, if it is still.
+    fn owed_since(&self, before: &Before, name: &str) -> Option<Uuid> {
+        let volume = *before.ledger.owed().get(name)?;
+        self.ledger.as_ref().expect("the run is about names").is_owed(volume).then_some(volume)
+    }
+
+    fn resolved(&mut self, before: &Before, name: &str, found: Uuid) {
+        if let Some(owed) = self.owed_since(before, name).filter(|owed| *owed != found) {
+            self.broken(format!("the name {name} stands for {found}, not for {owed}"));
+        }
+    }
+
+    /// What a listing must show.
+    fn listed(&mut self, before: &Before, all: &[Listed], is_denied: bool) {
+        let names: Vec<String> = before.ledger.owed().into_keys().collect();
+        for name in names {
+            let Some(owed) = self.owed_since(before, &name) else { continue };
+            let found = all.iter().find(|listed| listed.name == name).map(|listed| &listed.found);
+            let is_right = match found {
+                None => is_denied,
+                Some(Ok(info)) => info.volume == owed,
+                Some(Err(error)) => matches!(&**error, OpenError::Store(error) if self.is_weather(error)),
+            };
+            if !is_right {
+                self.broken(format!("{owed} is owed under {name}, and is listed as {found:?}"));
+            }
+        }
+    }
+
+    fn without_name(&mut self, before: &Before, found: Vec<Uuid>, is_denied: bool) {
+        for volume in found {
+            self.names().seen.insert(volume);
+            let was_owed = before.ledger.is_owed(volume);
+            if was_owed && !is_denied && self.names().is_owed(volume) {
+                self.broken(format!("{volume}, which was created, is said to have no name"));
+            }
+        }
+    }
+
+    fn flushed_mark(&mut self, volume: Uuid) -> u64 {
+        self.names().made.get(&volume).map_or(0, |made| made.flushed)
+    }
+
+    fn flushed_onto(&mut self, volume: Uuid, mark: u64) {
+        if let Some(made) = self.names().made.get_mut(&volume) {
+            made.flushed = made.flushed.max(mark);
+        }
+    }
+
+    /// A deletion was answered.
+    fn deleted(&mut self, deed: &Deed, before: &Before) {
+        let gone: Vec<Uuid> = match deed {
+            Deed::Delete(..) | Deed::DeleteById(..) => {
+                let aimed = self.names().aimed.iter();
+                aimed.filter(|(_, by)| by.contains(&before.operation)).map(|(volume, _)| *volume).collect()
+            }
+            _ => return,
+        };
+        for volume in gone {
+            self.names().deleted.insert(volume);
+            let stands = self.names().names.iter().find(|(_, standing)| standing.volume == Some(volume));
+            if let Some((name, _)) = stands {
+                let name = name.clone();
+                self.broken(format!("{volume} was deleted, and {name} still stands for it"));
+            }
+        }
+    }
+
+    /// Whether the weather, or what others do, explains that a deed failed.
+    fn explains(&self, deed: &Deed, before: &Before, failure: &Failure, is_denied: bool) -> bool {
+        let owed = match deed {
+            Deed::Create(name) | Deed::Delete(name, _) | Deed::Open(name, _) => self.owed_since(before, name),
+            Deed::DeleteById(..) | Deed::List => None,
+        };
+        match failure {
+            // What was being made was deleted by its id.
+            Failure::Opening(OpenError::Store(StoreError::NotFound { key })) => {
+                matches!(deed, Deed::Create(_)) && self.is_deleted(key)
+            }
+            Failure::Opening(OpenError::Store(error)) => self.is_weather(error),
+            Failure::Opening(OpenError::Held { .. } | OpenError::Lost(_) | OpenError::Contended(_)) => true,
+            Failure::Opening(OpenError::NoSuchVolume(_)) => owed.is_none() || is_denied,
+            Failure::Opening(OpenError::NoSuchId(volume)) => {
+                is_denied || !self.ledger.as_ref().is_some_and(|ledger| ledger.is_owed(*volume))
+            }
+            Failure::Opening(OpenError::Exists(name)) => {
+                let was_there = self.stood_until(name).is_some_and(|until| until >= before.now);
+                matches!(deed, Deed::Create(_)) && was_there
+            }
+            Failure::Opening(OpenError::Incomplete { .. } | OpenError::Deleting) => {
+                matches!(deed, Deed::Open(..)) && owed.is_none()
+            }
+            // Nobody can say whether a damaged head is somebody's.
+            Failure::Opening(OpenError::Unclear { .. }) => matches!(deed, Deed::DeleteById(..)),
+            Failure::Serving(Error::Stopped(_) | Error::Lost { .. }) => true,
+            Failure::Serving(Error::Store(error)) => self.is_weather(error),
+            Failure::Serving(Error::Deadline { .. }) => self.plan.options.store_deadline.is_some(),
+            Failure::Opening(_) | Failure::Serving(_) => false,
+        }
+    }
+}
