@@ -44,8 +44,8 @@ pub struct Usage {
     pub journal_bytes: u64,
     /// Records that no checkpoint has.
     pub journal_records: u64,
-    /// What bounds the journal: the bytes of these records and what their changes take of memory, and the same at most of
-    /// those that are on their way or still to be made.
+    /// What bounds the journal: the bytes of these records and what their changes take of memory, and the
+    /// same at most of those that are on their way or still to be made.
     pub journal_weight_bytes: u64,
     /// Checkpoints published since the opening.
     pub checkpoints: u64,

@@ -69,15 +69,15 @@ fn decode(name: &str, bytes: &[u8]) -> Result<NameBinding, DecodeError> {
     }
 }
 
-/// Reads what exists under a name; a damaged object is no error. Its absence is believed at once: whatever is bound then
-/// is created only if nothing exists.
+/// Reads what exists under a name; a damaged object is no error. Its absence is believed at once: whatever is
+/// bound then is created only if nothing exists.
 pub(crate) async fn look(env: &Environment, name: &str) -> Result<Found, OpenError> {
     let fetched = fetch_if_present(env.store.as_ref(), &keys::name(name), |bytes| decode(name, bytes)).await;
     found(env, name, fetched).await
 }
 
-/// As [`look`], for whoever does without a change where nothing exists: one false answer would leave the name to a volume
-/// that goes.
+/// As [`look`], for whoever does without a change where nothing exists: one false answer would leave the name
+/// to a volume that goes.
 pub(crate) async fn look_closely(env: &Environment, name: &str) -> Result<Found, OpenError> {
     let fetched = match mutant::is(Mutant::NameDenied) {
         false => fetch_checked(env.store.as_ref(), &keys::name(name), |bytes| decode(name, bytes)).await,
