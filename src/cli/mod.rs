@@ -7,12 +7,14 @@
 mod admin;
 mod args;
 mod catalogue;
+mod census;
 mod error;
 mod exports;
 mod gateway;
 mod handover;
 mod health;
 mod http;
+mod limits;
 mod listeners;
 mod log;
 mod nbd;

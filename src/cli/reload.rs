@@ -10,12 +10,14 @@ use super::admin::AdminServers;
 use super::args;
 use super::error::{Error, chain};
 use super::exports::VolumeExports;
+use super::limits;
 use super::listeners::Oldstyle;
 use super::log::SetLevel;
 use super::open_volumes::OpenVolumes;
 use super::serve::open_configured;
 use super::settings::Options;
 use crate::config::Config;
+use crate::metrics::Metrics;
 use crate::server::Server;
 use crate::store;
 use crate::volume::Environment;
@@ -46,6 +48,7 @@ pub(super) struct Settings {
 /// What settings can be changed of.
 pub(super) struct Running<'a> {
     pub(super) env: &'a Environment,
+    pub(super) metrics: &'a Metrics,
     pub(super) store: &'a store::Control,
     pub(super) volumes: &'a Arc<OpenVolumes>,
     pub(super) exports: &'a VolumeExports,
@@ -65,15 +68,20 @@ impl Settings {
         Self { args, config, set_level, give_memory_back }
     }
 
-    /// Reads the settings again.
+    /// Reads the settings again, and exports whether they are in force.
     pub(super) async fn reload(&mut self, running: &Running<'_>) {
+        let is_successful = self.read_again(running).await;
+        running.metrics.gateway().reloaded(is_successful, (running.env.wall_clock)());
+    }
+
+    async fn read_again(&mut self, running: &Running<'_>) -> bool {
         // First, since a volume that is to be opened needs them.
         running.store.renew_credentials().await;
         let (options, taken) = match self.apply(running) {
             Ok(applied) => applied,
             Err(error) => {
                 tracing::error!("the settings stay as they are: {}", chain(&error));
-                return;
+                return false;
             }
         };
         if taken.contains(&"cache.clean") {
@@ -86,9 +94,10 @@ impl Settings {
         } else {
             tracing::info!("settings read again: {} changed", taken.join(", "));
         }
-        if let Err(error) = opened {
-            tracing::error!("not every configured volume is open; SIGHUP tries again: {}", chain(&error));
+        if let Err(error) = &opened {
+            tracing::error!("not every configured volume is open; SIGHUP tries again: {}", chain(error));
         }
+        opened.is_ok()
     }
 
     /// Puts what can change into force, but for the cache and volumes that are to be opened; gives what did.
@@ -110,6 +119,7 @@ impl Settings {
             tracing::info!("certificates read again, for connections from now on");
         }
         running.server.set_tls(options.tls.clone());
+        limits::export_reloaded(running.metrics, &options);
         let before = Options::of(&self.config)?.configured();
         let now = options.configured();
         for gone in before.iter().filter(|name| !now.contains(name)) {

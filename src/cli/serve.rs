@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::admin::{AdminServers, AdminSockets};
 use super::catalogue::Catalogue;
+use super::census::Census;
 use super::error::Error;
 use super::exports::VolumeExports;
 use super::handover::{Point, Predecessor, Successor};
@@ -20,9 +21,9 @@ use super::reload::{self, Running, Settings};
 use super::settings::Options;
 use super::size::Wanted;
 use super::status::{GatewayStatus, Serving};
-use super::{output, supervisor, volume, welcome};
+use super::{limits, output, supervisor, volume, welcome};
 use crate::metrics::Metrics;
-use crate::server::{Drained, Greeting, Server, Stream, Tls};
+use crate::server::{Drained, Greeting, ListenAddress, Server, Stream, Tls};
 use crate::store::Setup;
 use crate::volume::catalog;
 use crate::volume::{Environment, OpenError};
@@ -89,6 +90,7 @@ pub(super) async fn serve(
         idle_timeout: options.idle_timeout,
         maximum_open: options.maximum_open,
     };
+    limits::export(&metrics, &options);
     let volumes = OpenVolumes::new(env.clone(), how, metrics.clone());
     let opened = tokio::select! {
         opened = open_configured(&env, &options, &volumes) => opened,
@@ -115,7 +117,11 @@ pub(super) async fn serve(
     let addresses: Vec<_> =
         doors.map(|door| (server.listen(door.listener, door.greeting.clone()), door.greeting)).collect();
     let stream_ended = serve_stream(&server, listeners.stream);
+    metrics.gateway().reloaded(true, (env.wall_clock)());
+    let census = Census::start(env.clone(), Arc::clone(&volumes), metrics.clone(), options.census_interval);
     status.serves(Serving {
+        census: Arc::clone(&census),
+        connect: addresses.iter().filter_map(|(at, greeting)| connect(at, greeting, &options)).collect(),
         env: env.clone(),
         volumes: Arc::clone(&volumes),
         catalogue,
@@ -139,6 +145,7 @@ pub(super) async fn serve(
 
     let running = Running {
         env: &env,
+        metrics: &metrics,
         store: &store,
         volumes: &volumes,
         exports: &exports,
@@ -163,6 +170,7 @@ pub(super) async fn serve(
         patience -= checkpoint_ahead(&volumes, patience / 2, &mut signals).await;
     }
     status.ends();
+    census.stop().await;
     supervisor::stopping("answering what is in flight");
     let (result, successor) = match end {
         End::Told => (Ok(()), None),
@@ -187,6 +195,15 @@ pub(super) async fn serve(
         admin.stop().await;
     }
     result.and(closed)
+}
+
+/// The URI of a volume where a server listens, with `{name}` for its name; none of those that serve one export alone.
+fn connect(address: &ListenAddress, greeting: &Greeting, options: &Options) -> Option<String> {
+    /// No address has it, and nothing of it is encoded.
+    const NAME: &str = "cairn-name-of-the-volume";
+    let encrypted = options.tls.as_ref().is_some_and(Tls::is_required);
+    let uri = welcome::uri(address, NAME, encrypted).to_string();
+    (*greeting == Greeting::Newstyle).then(|| uri.replace(NAME, "{name}"))
 }
 
 /// Serves a connection that is there already, beside all others; returns when it has ended, without one never.

@@ -11,9 +11,10 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use super::catalogue::Catalogue;
+use super::census::Census;
 use super::error::chain;
 use super::open_volumes::OpenVolumes;
-use crate::admin::{Failure, Gateway, OpenVolume};
+use crate::admin::{Failure, Gateway, Known, OpenVolume, Stage as Shown};
 use crate::server::{Connection, Server};
 use crate::volume::catalog::{self, CONCURRENT_LOOKUPS, Info, Listed, Unnamed};
 use crate::volume::{self, Environment};
@@ -24,6 +25,9 @@ pub(super) struct Serving {
     pub(super) volumes: Arc<OpenVolumes>,
     pub(super) catalogue: Arc<Catalogue>,
     pub(super) server: Arc<Server>,
+    pub(super) census: Arc<Census>,
+    /// URIs of a volume, with `{name}` for its name.
+    pub(super) connect: Vec<String>,
     /// For volumes that are made.
     pub(super) options: volume::Options,
     /// Their chunk size unless another is asked for.
@@ -112,6 +116,7 @@ impl Gateway for GatewayStatus {
         let chunk_bytes = chunk_bytes.unwrap_or(serving.chunk_bytes);
         let made = catalog::create(&serving.env, &serving.options, name, size_bytes, chunk_bytes).await?;
         serving.catalogue.forget();
+        serving.census.has_changed();
         Ok(made)
     }
 
@@ -119,6 +124,7 @@ impl Gateway for GatewayStatus {
         let serving = self.serving()?;
         let deleted = catalog::delete(&serving.env, &serving.options, name, takeover).await;
         serving.catalogue.forget();
+        serving.census.has_changed();
         Ok(deleted?)
     }
 
@@ -126,7 +132,24 @@ impl Gateway for GatewayStatus {
         let serving = self.serving()?;
         let deleted = catalog::delete_by_id(&serving.env, &serving.options, volume, takeover).await;
         serving.catalogue.forget();
+        serving.census.has_changed();
         Ok(deleted?)
+    }
+
+    fn stage(&self) -> Shown {
+        match &*self.stage.lock() {
+            Stage::Starting => Shown::Starting,
+            Stage::Serving(_) => Shown::Serving,
+            Stage::Ending => Shown::Ending,
+        }
+    }
+
+    fn known(&self) -> Option<Known> {
+        self.serving().ok()?.census.known()
+    }
+
+    fn connect(&self) -> Vec<String> {
+        self.serving().map(|serving| serving.connect.clone()).unwrap_or_default()
     }
 
     fn open_volumes(&self) -> Vec<OpenVolume> {

@@ -121,6 +121,11 @@ definitions! {
     FLUSH_DURATION = histogram("cairn_flush_duration_seconds", "seconds", &["volume"], LATENCY,
         "Time to answer a FLUSH, or the flush of a command with FUA.");
 
+    VOLUME_CLIENTS = gauge("cairn_volume_clients", "connections", &["volume"], "NBD connections that use the volume.");
+    STORED_BYTES = gauge("cairn_stored_bytes", "bytes", &["volume"],
+        "Bytes of all objects of the volume in the store, open here or not, as the last census counted them.");
+    CENSUS_TIME = gauge("cairn_census_timestamp_seconds", "seconds", &[],
+        "When the last census of the store ended, in seconds since 1970; 0 before the first.");
     SIZE_BYTES = gauge("cairn_volume_size_bytes", "bytes", &["volume"], "Size of the disk.");
     DIRTY_BYTES = gauge("cairn_dirty_bytes", "bytes", &["volume"],
         "Changed bytes that are in no commit yet.");
@@ -128,6 +133,9 @@ definitions! {
         "Changed bytes that the store does not hold durably: dirty, or in a commit on its way.");
     UNCOMMITTED_AGE = gauge("cairn_oldest_uncommitted_age_seconds", "seconds", &["volume"],
         "Age of the oldest write that the store does not hold durably; 0 if there is none.");
+
+    WRITE_THROTTLED = counter("cairn_write_throttled_seconds_total", "seconds", &["volume"],
+        "Time that writes waited because a bound was reached: dirty bytes, commits on their way, or the journal.");
 
     COMMITS = counter("cairn_commits_total", "commits", &["volume"], "Commit records made durable.");
     COMMIT_BYTES = counter("cairn_commit_bytes_total", "bytes", &["volume"], "Bytes of commit records made durable.");
@@ -140,6 +148,8 @@ definitions! {
     FOLDS = counter("cairn_folds_total", "folds", &["volume", "result"], "Checkpoints finished, by result.");
     FOLD_DURATION = histogram("cairn_fold_duration_seconds", "seconds", &["volume"], FOLD,
         "Time that a checkpoint took.");
+    CHECKPOINT_TIME = gauge("cairn_checkpoint_timestamp_seconds", "seconds", &["volume"],
+        "When the last checkpoint since the opening was published, in seconds since 1970; 0 before the first.");
     JOURNAL_BYTES = gauge("cairn_journal_bytes", "bytes", &["volume"], "Bytes of commit records not yet folded.");
     JOURNAL_RECORDS = gauge("cairn_journal_records", "records", &["volume"], "Commit records not yet folded.");
     PUT_BYTES = counter("cairn_put_bytes_total", "bytes", &["volume", "kind"],
@@ -170,8 +180,34 @@ definitions! {
         "Time that a request to the store took, each attempt for itself.");
     STORE_IN_FLIGHT = gauge("cairn_store_requests_in_flight", "requests", &["operation"],
         "Requests that the store has not answered.");
-    STORE_WAITING = gauge("cairn_store_requests_waiting", "requests", &[],
-        "Requests that wait because the bound on concurrent ones is reached.");
+    STORE_WAITING = gauge("cairn_store_requests_waiting", "requests", &["class"],
+        "Requests that wait because the bound on concurrent ones of their class is reached.");
+    STORE_FAILING = gauge("cairn_store_failing_seconds", "seconds", &[],
+        "Time since requests to the store began to fail, with no success since; 0 while they succeed.");
+
+    LIMIT_DIRTY = gauge("cairn_limit_dirty_bytes", "bytes", &[],
+        "Bound on changed bytes in memory, of all volumes together (cache.dirty).");
+    LIMIT_CLEAN = gauge("cairn_limit_clean_cache_bytes", "bytes", &[],
+        "Bound on the cache of clean pages, of all volumes together (cache.clean).");
+    LIMIT_CONNECTIONS = gauge("cairn_limit_connections", "connections", &[],
+        "Bound on NBD connections (server.connections).");
+    LIMIT_VOLUMES = gauge("cairn_limit_open_volumes", "volumes", &[],
+        "Bound on volumes that are open at a time (volumes.maximum).");
+    LIMIT_STORE_REQUESTS = gauge("cairn_limit_store_requests", "requests", &[],
+        "Bound on concurrent requests to the store, in each class (store.concurrency).");
+    LIMIT_JOURNAL_BYTES = gauge("cairn_limit_journal_bytes", "bytes", &[],
+        "Size from which a journal is folded (journal.max_bytes); before it has twice this size, writers wait.");
+    LIMIT_JOURNAL_RECORDS = gauge("cairn_limit_journal_records", "records", &[],
+        "Records from which a journal is folded (journal.max_records); before it has twice as many, writers wait.");
+    LIMIT_LEASE = gauge("cairn_limit_lease_seconds", "seconds", &[], "Configured duration of a lease (lease.ttl).");
+    LIMIT_COMMIT_AGE = gauge("cairn_limit_commit_age_seconds", "seconds", &[],
+        "Age at which changes are committed unasked (commit.max_age).");
+    RELOAD_SUCCESSFUL = gauge("cairn_reload_successful", "reloads", &[],
+        "1 if the settings that were read last, at the start or on SIGHUP, are in force and their volumes open, else 0.");
+    RELOAD_TIME = gauge("cairn_reload_timestamp_seconds", "seconds", &[],
+        "When the settings were last read, in seconds since 1970.");
+    CERTIFICATE_EXPIRY = gauge("cairn_tls_certificate_expiry_timestamp_seconds", "seconds", &[],
+        "When the first certificate of the server's chain expires, in seconds since 1970; absent without TLS.");
 
     PROCESS_CPU = counter("process_cpu_seconds_total", "seconds", &[],
         "Total user and system CPU time spent in seconds.");

@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::catalog::Info;
 use super::change::Change;
 use super::error::Error;
 use super::fold::FoldHandle;
@@ -28,6 +29,7 @@ pub struct Volume {
     head: HeadHandle,
     folds: FoldHandle,
     read_ahead: Mutex<ReadAhead>,
+    created_at_seconds: u64,
 }
 
 /// Of the journal's bounds, the part that is left to a successor: an eighth.
@@ -49,9 +51,14 @@ pub struct Usage {
 }
 
 impl Volume {
-    pub(super) fn new(shared: Arc<Shared>, head: HeadHandle, folds: FoldHandle) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        head: HeadHandle,
+        folds: FoldHandle,
+        created_at_seconds: u64,
+    ) -> Self {
         let read_ahead = Mutex::new(ReadAhead::new(shared.options.read_ahead_bytes));
-        Self { shared, head, folds, read_ahead }
+        Self { shared, head, folds, read_ahead, created_at_seconds }
     }
 
     /// The volume's uuid.
@@ -64,6 +71,20 @@ impl Volume {
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
         self.shared.size_bytes
+    }
+
+    /// What is known of it under a name, as [`catalog::info`](super::catalog::info) finds it in the store; from memory.
+    #[must_use]
+    pub fn info(&self, name: &str) -> Info {
+        Info {
+            name: name.to_owned(),
+            volume: self.id(),
+            size_bytes: self.size_bytes(),
+            chunk_bytes: self.shared.geometry.chunk_bytes(),
+            created_at_seconds: self.created_at_seconds,
+            epoch: self.epoch(),
+            holder: Some(self.shared.options.holder_name.clone()),
+        }
     }
 
     /// Our epoch.

@@ -5,6 +5,7 @@ pub mod cache;
 mod cache_counts;
 pub mod catalog;
 mod change;
+pub mod census;
 pub mod chunk;
 mod clean;
 pub mod codec;
