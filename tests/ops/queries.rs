@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cairn::metrics::labels::{
-    Command, Errno, FoldResult, HandshakeFailure, Label, ObjectKind, ReadAhead, ReadSource, StoreOperation,
-    StoreOutcome, Tier, Transport,
+    Command, Errno, FoldResult, HandshakeFailure, Label, LogLoss, ObjectKind, ReadAhead, ReadSource,
+    StoreClass, StoreOperation, StoreOutcome, Tier, Transport,
 };
 use cairn::metrics::{Definition, Kind, Metrics};
 use serde_json::Value;
@@ -29,6 +29,8 @@ fn closed(label: &str, metric: &str) -> Option<BTreeSet<&'static str>> {
         ("kind", _) => values::<ObjectKind>(),
         ("tier", _) => values::<Tier>(),
         ("transport", _) => values::<Transport>(),
+        ("reason", "cairn_log_lines_lost_total") => values::<LogLoss>(),
+        ("class", _) => values::<StoreClass>(),
         ("reason", _) => values::<HandshakeFailure>(),
         ("operation", _) => values::<StoreOperation>(),
         ("outcome", _) => values::<StoreOutcome>(),
