@@ -132,6 +132,20 @@ fn every_query_of_the_dashboard_asks_for_what_there_is() {
     assert_eq!(ids.len(), panels.len(), "ids of panels are distinct");
 }
 
+/// Whoever is woken looks at it for the first time.
+#[test]
+fn every_panel_says_what_it_shows() {
+    let dashboard: Value = serde_json::from_str(DASHBOARD).unwrap();
+    for panel in dashboard["panels"].as_array().unwrap().iter().filter(|panel| panel["type"] != "row") {
+        let description = panel["description"].as_str().unwrap_or_default();
+        assert!(description.len() > 20, "{} has the description {description:?}", panel["title"]);
+    }
+    let drawn: BTreeSet<&str> = named(DASHBOARD).into_iter().map(|(name, _)| name).collect();
+    for bound in ["dirty_bytes", "clean_cache_bytes", "connections", "journal_bytes", "lease_seconds"] {
+        assert!(drawn.contains(&*format!("cairn_limit_{bound}")), "the bound {bound} is drawn");
+    }
+}
+
 #[test]
 fn every_alert_asks_for_what_there_is() {
     assert!(named(ALERTS).len() > 10);
