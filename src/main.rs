@@ -4,8 +4,9 @@
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const MAPPED_FROM_BYTES: libc::c_int = 128 * 1024;
 
-/// Keeps memory near what is in use; whether the allocator does so. By default glibc has an arena a thread, and each keeps its own peak: under random
-/// writes at a cache of 256 MiB that made 484 MB of what is 351 MB with one.
+/// Keeps memory near what is in use; whether the allocator does so. By default glibc has an arena a thread,
+/// and each keeps its own peak: under random writes at a cache of 256 MiB that made 484 MB of what is 351 MB
+/// with one.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[allow(unsafe_code, reason = "glibc offers these settings by this call or by the environment only")]
 fn tune_allocator() -> bool {

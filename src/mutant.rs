@@ -1,9 +1,9 @@
 //! Deliberate faults, which show that the tests would find such faults.
 //!
-//! Only a build with the feature `mutants` can commit one, and only the one that was chosen, by a test for its thread or by the variable
-//! `MUTANT` for a program; in every other build
-//! [`is`] is the constant `false`, and what hangs on it is not in the program. A mutant changes what Cairn does at one
-//! place; nothing that checks knows of it. tests/README.md says what each breaks and how soon that is found.
+//! Only a build with the feature `mutants` can commit one, and only the one that was chosen, by a test for
+//! its thread or by the variable `MUTANT` for a program; in every other build [`is`] is the constant `false`,
+//! and what hangs on it is not in the program. A mutant changes what Cairn does at one place; nothing that
+//! checks knows of it. tests/README.md says what each breaks and how soon that is found.
 
 /// Declares the mutants, with the names by which they are chosen.
 macro_rules! mutants {

@@ -40,7 +40,8 @@ impl Tasks {
         Self { tracker: TaskTracker::new(), token: self.token.child_token() }
     }
 
-    /// Spawns a task that is joined by [`Tasks::shutdown`]. It should end soon after [`Tasks::token`] is cancelled.
+    /// Spawns a task that is joined by [`Tasks::shutdown`]. It should end soon after [`Tasks::token`] is
+    /// cancelled.
     pub fn spawn<F>(&self, future: F) -> JoinHandle<F::Output>
     where
         F: Future + Send + 'static,
@@ -99,8 +100,8 @@ impl Tasks {
     }
 }
 
-/// Runs work on a thread of its own that nobody waits for: it ends with the process, whatever it hangs in. Only for what
-/// may block for ever in a call to the system and holds nothing that must be given back.
+/// Runs work on a thread of its own that nobody waits for: it ends with the process, whatever it hangs in.
+/// Only for what may block for ever in a call to the system and holds nothing that must be given back.
 ///
 /// # Errors
 /// If the system has no thread to give.

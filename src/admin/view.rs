@@ -260,12 +260,16 @@ impl StatusView {
 }
 
 /// A volume without a name.
-#[derive(Clone, Debug, Serialize)]
-pub(super) struct UnnamedView {
-    id: uuid::Uuid,
-    made_for: Option<String>,
-    created_at: Option<String>,
-    state: String,
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct UnnamedView {
+    /// Its id.
+    pub id: uuid::Uuid,
+    /// The name for which it was made; none where its identity cannot be read.
+    pub made_for: Option<String>,
+    /// When it was made (RFC 3339, UTC); none where its identity cannot be read.
+    pub created_at: Option<String>,
+    /// How far its creation or deletion has come.
+    pub state: String,
 }
 
 impl From<Unnamed> for UnnamedView {

@@ -1,20 +1,21 @@
-//! The admin servers of a gateway: at the address that the settings name, and at the admin socket, a Unix socket that is
-//! for the gateway's own user alone.
+//! The admin servers of a gateway: at the address that the settings name, and at the admin socket, a Unix
+//! socket that is for the gateway's own user alone.
 //!
-//! Knows where they listen and who may do what there, not what is asked. Invariants: only the admin socket, another
-//! socket of mode 0600, and whoever has the token change anything; what nobody asked for is no reason not to serve.
+//! Knows where they listen and who may do what there, not what is asked. Invariants: only the admin socket,
+//! another socket of mode 0600, and whoever has the token change anything; what nobody asked for is no reason
+//! not to serve.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::error::{Error, chain};
+use super::error::Error;
 use super::handover::{Heirs, Predecessor};
 use super::listeners::ADMIN;
 use super::runtime_directory::{self, Unusable};
 use super::settings::{Options, SocketPlace};
-use super::status::GatewayStatus;
 use crate::admin::{self, Access, Admin, Gateway};
+use crate::gateway::{GatewayStatus, chain};
 use crate::metrics::Metrics;
 use crate::server::{ListenAddress, ListenError, Listener};
 
@@ -49,8 +50,8 @@ pub(super) struct AdminSockets {
 }
 
 impl AdminSockets {
-    /// Opens both, or takes them from whoever had them. Where nobody asked for them and they cannot be had, the log
-    /// says what does not work, and there are none.
+    /// Opens both, or takes them from whoever had them. Where nobody asked for them and they cannot be had,
+    /// the log says what does not work, and there are none.
     pub(super) async fn open(
         options: &Options,
         inherited: Option<Listener>,
@@ -154,8 +155,8 @@ impl AdminServers {
     }
 }
 
-/// The socket at `admin.listen`. Where nobody asked for it and its address is taken, by another gateway on this machine
-/// say, there is none.
+/// The socket at `admin.listen`. Where nobody asked for it and its address is taken, by another gateway on
+/// this machine say, there is none.
 async fn bind(options: &Options) -> Result<Option<Listener>, Error> {
     let bound = match &options.admin {
         None => return Ok(None),
@@ -175,8 +176,8 @@ async fn bind(options: &Options) -> Result<Option<Listener>, Error> {
 async fn bind_own(place: &SocketPlace) -> Result<Option<Listener>, Error> {
     let refused = |why: &dyn std::error::Error| {
         tracing::warn!(
-            "no admin socket, so that only a token (admin.token_file) lets anybody change something over the admin \
-             server: {}; admin.socket names a place for it, or none",
+            "no admin socket, so that only a token (admin.token_file) lets anybody change something over the \
+             admin server: {}; admin.socket names a place for it, or none",
             chain(why)
         );
     };
@@ -205,8 +206,8 @@ async fn bind_own(place: &SocketPlace) -> Result<Option<Listener>, Error> {
     }
 }
 
-/// Listens at the first path that no living gateway has. Who starts at the same time is kept from the same path by a lock,
-/// so that none removes what another has just made.
+/// Listens at the first path that no living gateway has. Who starts at the same time is kept from the same
+/// path by a lock, so that none removes what another has just made.
 async fn bind_numbered(directory: &Path) -> Result<Listener, ListenError> {
     let mut last = None;
     for path in (1..=NUMBERS).map(|number| numbered(directory, number)) {
@@ -224,7 +225,8 @@ fn listen_error(path: &Path, source: io::Error) -> ListenError {
     ListenError::Io { address: ListenAddress::Unix(path.to_path_buf()), source }
 }
 
-/// The lock for the start at a path, if nobody has it. Its file stays: one that were removed could be locked twice.
+/// The lock for the start at a path, if nobody has it. Its file stays: one that were removed could be locked
+/// twice.
 fn lock(socket: &Path) -> io::Result<Option<std::fs::File>> {
     use std::os::unix::fs::OpenOptionsExt as _;
     let mut options = std::fs::OpenOptions::new();

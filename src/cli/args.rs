@@ -45,7 +45,8 @@ pub(super) struct Common {
     /// Configuration file (TOML); the environment (CAIRN_<SECTION>__<KEY>) and flags go over it
     #[arg(long, value_name = "FILE", env = config::CONFIG_FILE)]
     config: Option<PathBuf>,
-    /// Where the volumes are: file:///path, file://./path or s3://bucket/prefix [default: file://./cairn-data]
+    /// Where the volumes are: file:///path, file://./path or s3://bucket/prefix [default:
+    /// file://./cairn-data]
     #[arg(long, value_name = "URL")]
     store: Option<String>,
 }
@@ -55,7 +56,8 @@ pub(super) struct Common {
 pub(super) struct Place {
     #[command(flatten)]
     common: Common,
-    /// Ask a gateway on this machine at its admin socket, not the store [default: admin.socket, or where it is by default]
+    /// Ask a gateway on this machine at its admin socket, not the store [default: admin.socket, or where it
+    /// is by default]
     #[arg(long, value_name = "SOCKET", num_args = 0..=1, require_equals = true, conflicts_with = "store")]
     gateway: Option<Option<PathBuf>>,
 }
@@ -70,7 +72,8 @@ pub(super) struct Serve {
     /// Make the volume where it is absent, and open it; an error where it stands with another size
     #[arg(long, value_name = "NAME=SIZE")]
     create: Vec<String>,
-    /// Take volumes named here from whoever holds them, for one start by hand: that gateway then exits with 10
+    /// Take volumes named here from whoever holds them, for one start by hand: that gateway then exits with
+    /// 10
     #[arg(long)]
     takeover: bool,
     /// Metrics, health and volumes over HTTP: HOST:PORT, unix:PATH or none [default: 127.0.0.1:9180]

@@ -1,9 +1,10 @@
 //! Replacing a gateway without a moment in which nobody listens: its listening sockets go to its successor.
 //!
-//! A gateway that serves waits for a successor at a Unix socket. The successor connects and is sent the listening sockets;
-//! it makes ready and says `go`; the gateway stops to accept, hangs up, closes its volumes, says `released` and ends.
-//! Connections that are made meanwhile wait in the sockets' queues. Knows no volume. Invariants: a successor that ends
-//! before it said `go` changes nothing; only a process of the same user, or of root, is given a socket.
+//! A gateway that serves waits for a successor at a Unix socket. The successor connects and is sent the
+//! listening sockets; it makes ready and says `go`; the gateway stops to accept, hangs up, closes its
+//! volumes, says `released` and ends. Connections that are made meanwhile wait in the sockets' queues. Knows
+//! no volume. Invariants: a successor that ends before it said `go` changes nothing; only a process of the
+//! same user, or of root, is given a socket.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -111,7 +112,8 @@ impl Point {
         }
     }
 
-    /// Offers the sockets to the next process that asks; its stream once it says `go`, none if it ends before.
+    /// Offers the sockets to the next process that asks; its stream once it says `go`, none if it ends
+    /// before.
     async fn offer(&self) -> io::Result<Option<UnixStream>> {
         let (mut stream, _) = self.accepting.accept().await?;
         let (theirs, ours) = (stream.peer_cred()?.uid(), rustix::process::geteuid().as_raw());

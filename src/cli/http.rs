@@ -1,4 +1,5 @@
-//! HTTP/1.1 as far as the admin server's own clients need it: one request over a connection, and the whole answer.
+//! HTTP/1.1 as far as the admin server's own clients need it: one request over a connection, and the whole
+//! answer.
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
@@ -11,7 +12,8 @@ pub(super) struct Answer {
     pub(super) body: String,
 }
 
-/// Sends a request, which must ask for the connection's end, and reads what comes until then, `maximum_bytes` at most.
+/// Sends a request, which must ask for the connection's end, and reads what comes until then, `maximum_bytes`
+/// at most.
 pub(super) async fn exchange(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
     request: &str,

@@ -1,7 +1,8 @@
-//! Where connections come from: addresses to bind, sockets inherited from whoever started us, standard input and output.
+//! Where connections come from: addresses to bind, sockets inherited from whoever started us, standard input
+//! and output.
 //!
-//! Knows the conventions of `LISTEN_FDS` (`sd_listen_fds(3)`), not what is served. Invariant: an inherited socket is
-//! used or refused by name, never left open and unattended.
+//! Knows the conventions of `LISTEN_FDS` (`sd_listen_fds(3)`), not what is served. Invariant: an inherited
+//! socket is used or refused by name, never left open and unattended.
 
 use std::fmt;
 use std::io;
@@ -89,8 +90,8 @@ enum InheritedStream {
 }
 
 impl Inherited {
-    /// Takes the sockets of `LISTEN_FDS`, and with `stdio` the connection on standard input and output. To be called
-    /// once, before anything else opens a file or starts a thread.
+    /// Takes the sockets of `LISTEN_FDS`, and with `stdio` the connection on standard input and output. To be
+    /// called once, before anything else opens a file or starts a thread.
     pub(super) fn take(stdio: bool) -> Result<Self, Error> {
         let mut inherited = Self::default();
         if stdio {
@@ -157,8 +158,8 @@ pub(super) struct Listeners {
 }
 
 impl Listeners {
-    /// Opens all that is planned, or takes it from a predecessor. An inherited socket at a planned address takes its
-    /// place; others come beside the planned ones, or in place of those that nobody asked for.
+    /// Opens all that is planned, or takes it from a predecessor. An inherited socket at a planned address
+    /// takes its place; others come beside the planned ones, or in place of those that nobody asked for.
     pub(super) async fn open(
         plan: &Plan,
         inherited: Inherited,

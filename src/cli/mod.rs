@@ -1,16 +1,15 @@
 //! The command line: what can be said, and which layer does it.
 //!
-//! The only layer that knows all others: it maps settings to each layer's options, implements the server's `Export`
-//! for volumes, and owns the process (log, signals, exit status). Invariant: nothing listens and nothing is written
+//! The only layer that knows all others: it maps settings to each layer's options, and owns the
+//! process (log, signals, exit status). Invariant: nothing listens and nothing is written
 //! before every setting was read and found right.
 
 mod admin;
+mod api_client;
 mod args;
-mod catalogue;
-mod census;
+mod configured;
+mod environment;
 mod error;
-mod exports;
-mod gateway;
 mod handover;
 mod health;
 mod http;
@@ -18,7 +17,6 @@ mod limits;
 mod listeners;
 mod log;
 mod nbd;
-mod open_volumes;
 mod output;
 mod process;
 mod reload;
@@ -26,10 +24,10 @@ mod runtime_directory;
 mod serve;
 mod settings;
 mod size;
-mod status;
 mod supervisor;
 mod text;
 mod volume;
+mod volume_view;
 mod welcome;
 
 use std::process::ExitCode;
@@ -108,7 +106,7 @@ fn run(cli: Cli, allocator: Allocator) -> Result<(), Error> {
                         Some(socket) => socket.clone(),
                         None => admin::expected_at(&options.admin_socket).map_err(Error::AdminSocket)?,
                     };
-                    volume::Place::Gateway(gateway::Gateway::at(&socket))
+                    volume::Place::Gateway(api_client::Gateway::at(&socket))
                 }
             };
             process::block_on(volume::run(args.action, &config, options, place))

@@ -1,7 +1,7 @@
 //! The process: its name, its limits, its signals, its end.
 //!
-//! Invariant: a panic anywhere ends the process, since half of a storage process is worse than none: a restart
-//! replays the journal, whereas a dead committer would keep every FLUSH waiting.
+//! Invariant: a panic anywhere ends the process, since half of a storage process is worse than none: a
+//! restart replays the journal, whereas a dead committer would keep every FLUSH waiting.
 
 use std::future::Future;
 use std::time::UNIX_EPOCH;
@@ -17,14 +17,12 @@ use crate::volume::WallClock;
 /// What a process that was told twice to end exits with.
 pub(super) const GIVEN_UP: i32 = 1;
 
-/// What a gateway exits with whose volumes were taken over by another: whoever restarts it must not let it take them back.
-pub(super) const FENCED: u8 = 10;
-
 /// From now on a panic is logged and aborts.
 pub(super) fn abort_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
         let backtrace = std::backtrace::Backtrace::force_capture();
-        tracing::error!(target: PANICS, "{panic}; aborting, since nothing can be relied on any more\n{backtrace}");
+        let why = "aborting, since nothing can be relied on any more";
+        tracing::error!(target: PANICS, "{panic}; {why}\n{backtrace}");
         output::finish();
         std::process::abort();
     }));

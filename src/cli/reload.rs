@@ -1,22 +1,21 @@
-//! SIGHUP: the settings are read again; what can change in a running gateway changes, and of the rest is said that it does
-//! not.
+//! SIGHUP: the settings are read again; what can change in a running gateway changes, and of the rest is said
+//! that it does not.
 //!
-//! Invariant: settings that are wrong change nothing. The credentials of the store are no settings of ours: they are
-//! resolved again each time.
+//! Invariant: settings that are wrong change nothing. The credentials of the store are no settings of ours:
+//! they are resolved again each time.
 
 use std::sync::Arc;
 
 use super::admin::AdminServers;
 use super::args;
-use super::error::{Error, chain};
-use super::exports::VolumeExports;
+use super::configured::{only, open_configured};
+use super::error::Error;
 use super::limits;
 use super::listeners::Oldstyle;
 use super::log::SetLevel;
-use super::open_volumes::OpenVolumes;
-use super::serve::open_configured;
 use super::settings::Options;
 use crate::config::Config;
+use crate::gateway::{OpenVolumes, VolumeExports, chain};
 use crate::metrics::Metrics;
 use crate::server::Server;
 use crate::store;
@@ -129,9 +128,4 @@ impl Settings {
         self.config = config;
         Ok((options, taken))
     }
-}
-
-/// What the empty name stands for: the configured volume, if there is one and no other.
-pub(super) fn only(configured: &[String]) -> Option<String> {
-    if let [only] = configured { Some(only.clone()) } else { None }
 }

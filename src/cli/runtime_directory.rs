@@ -1,7 +1,8 @@
-//! Where this user's sockets are while it runs: `/run/cairn` for root, `cairn` in `XDG_RUNTIME_DIR` for others.
+//! Where this user's sockets are while it runs: `/run/cairn` for root, `cairn` in `XDG_RUNTIME_DIR` for
+//! others.
 //!
-//! Knows nothing of what listens there. Invariant: a directory in which somebody else could put something in the place of
-//! a socket of ours is not used.
+//! Knows nothing of what listens there. Invariant: a directory in which somebody else could put something in
+//! the place of a socket of ours is not used.
 
 use std::ffi::OsStr;
 use std::io;
@@ -86,8 +87,8 @@ fn prepare_one(directory: &Path) -> Result<(), Unusable> {
     check(directory)
 }
 
-/// Refuses a directory in which another user, but root, could make, remove or rename something. A link is followed: where
-/// it is, is checked too, or was named by whoever runs us.
+/// Refuses a directory in which another user, but root, could make, remove or rename something. A link is
+/// followed: where it is, is checked too, or was named by whoever runs us.
 fn check(directory: &Path) -> Result<(), Unusable> {
     let path = || directory.to_path_buf();
     let found = std::fs::metadata(directory).map_err(|source| Unusable::Io { path: path(), source })?;

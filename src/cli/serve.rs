@@ -1,7 +1,7 @@
 //! `cairn serve`: from the options to a serving process, and from a signal to a clean end.
 //!
-//! Invariants: it says that it listens only when every listener accepts and every configured volume is open; the lease
-//! of a volume is released last, after what clients were told is durable.
+//! Invariants: it says that it listens only when every listener accepts and every configured volume is open;
+//! the lease of a volume is released last, after what clients were told is durable.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,24 +9,20 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::admin::{AdminServers, AdminSockets};
-use super::catalogue::Catalogue;
-use super::census::Census;
+use super::configured::{only, open_configured};
+use super::environment::environment;
 use super::error::Error;
-use super::exports::VolumeExports;
 use super::handover::{Point, Predecessor, Successor};
 use super::listeners::{Inherited, Listeners, Oldstyle};
-use super::open_volumes::{self, Next, OpenVolumes};
 use super::process::{self, Asked, Signals};
-use super::reload::{self, Running, Settings};
+use super::reload::{Running, Settings};
 use super::settings::Options;
-use super::size::Wanted;
-use super::status::{GatewayStatus, Serving};
-use super::{limits, output, supervisor, volume, welcome};
+use super::{limits, output, supervisor, welcome};
+use crate::gateway::{self, Catalogue, Census, GatewayStatus, Next, OpenVolumes, Serving, VolumeExports};
 use crate::metrics::Metrics;
 use crate::server::{Drained, Greeting, ListenAddress, Server, Stream, Tls};
-use crate::store::Setup;
-use crate::volume::catalog;
-use crate::volume::{Environment, OpenError};
+use crate::store::{self, Setup};
+use crate::volume::Environment;
 
 /// Serves until told to end.
 pub(super) async fn serve(
@@ -36,30 +32,74 @@ pub(super) async fn serve(
     metrics: Metrics,
 ) -> Result<(), Error> {
     let mut signals = Signals::new()?;
-    let stdout_is_nbd = inherited.is_stdio();
     // A store is made for a volume that is to be made; otherwise its absence is a mistake in its URL.
     options.store.setup = if options.create.is_empty() { Setup::InPlace } else { Setup::Make };
-    let mut predecessor = match &options.handover {
-        Some(path) => Predecessor::at(path).await?,
-        None => None,
-    };
-    let mut listeners = Listeners::open(&options.listeners, inherited, predecessor.as_mut()).await?;
-    let oldstyle = listeners.oldstyle();
-    Oldstyle::check(&oldstyle, options.tls.as_ref())?;
-    // Who inherited the sockets leaves them to a successor.
-    options.hang_up |= listeners.inherited;
+    let stdout_is_nbd = inherited.is_stdio();
+    let sockets = Sockets::take(&mut options, inherited).await?;
+    let Some(opened) = start(options, sockets, &metrics, &mut signals).await? else { return Ok(()) };
+    let mut serving = listen(opened, &metrics, stdout_is_nbd);
+    let end = run(&mut serving, &mut settings, &mut signals).await;
+    finish(serving, end, &mut signals).await
+}
+
+/// The sockets of a gateway that starts, and where it got them and leaves them.
+struct Sockets {
+    predecessor: Option<Predecessor>,
+    listeners: Listeners,
+    oldstyle: Vec<Oldstyle>,
+    admin: AdminSockets,
+    point: Option<Point>,
+}
+
+impl Sockets {
+    /// Opens them, or takes them over from a gateway that ends.
+    async fn take(options: &mut Options, inherited: Inherited) -> Result<Self, Error> {
+        let mut predecessor = match &options.handover {
+            Some(path) => Predecessor::at(path).await?,
+            None => None,
+        };
+        let mut listeners = Listeners::open(&options.listeners, inherited, predecessor.as_mut()).await?;
+        let oldstyle = listeners.oldstyle();
+        Oldstyle::check(&oldstyle, options.tls.as_ref())?;
+        // Who inherited the sockets leaves them to a successor.
+        options.hang_up |= listeners.inherited;
+        let admin = AdminSockets::open(options, listeners.admin.take(), predecessor.as_mut()).await?;
+        let point = match &options.handover {
+            Some(path) => {
+                let mut heirs = listeners.heirs().map_err(cannot_share)?;
+                admin.bequeath(&mut heirs).map_err(cannot_share)?;
+                Some(Point::at(path, predecessor.as_mut(), heirs).await?)
+            }
+            None => None,
+        };
+        Ok(Self { predecessor, listeners, oldstyle, admin, point })
+    }
+}
+
+/// A gateway whose volumes are open and whose listeners do not accept yet.
+struct Opened {
+    options: Options,
+    status: Arc<GatewayStatus>,
+    env: Environment,
+    store: store::Control,
+    volumes: Arc<OpenVolumes>,
+    admin: Option<AdminServers>,
+    listeners: Listeners,
+    oldstyle: Vec<Oldstyle>,
+    point: Option<Point>,
+}
+
+/// Opens the store and every configured volume; none where a signal says to end before that is done.
+async fn start(
+    mut options: Options,
+    sockets: Sockets,
+    metrics: &Metrics,
+    signals: &mut Signals,
+) -> Result<Option<Opened>, Error> {
+    let Sockets { predecessor, listeners, oldstyle, admin: admin_sockets, point } = sockets;
     let status = GatewayStatus::starting();
-    let admin_sockets = AdminSockets::open(&options, listeners.admin.take(), predecessor.as_mut()).await?;
-    let mut point = match &options.handover {
-        Some(path) => {
-            let mut heirs = listeners.heirs().map_err(cannot_share)?;
-            admin_sockets.bequeath(&mut heirs).map_err(cannot_share)?;
-            Some(Point::at(path, predecessor.as_mut(), heirs).await?)
-        }
-        None => None,
-    };
     // While a predecessor serves, so do its admin servers.
-    let start_admin = |sockets: AdminSockets| sockets.start(&options, &metrics, &status);
+    let start_admin = |sockets: AdminSockets| sockets.start(&options, metrics, &status);
     let (mut admin_sockets, mut admin) = (Some(admin_sockets), None);
     if predecessor.is_none() {
         admin = admin_sockets.take().map(&start_admin);
@@ -67,7 +107,7 @@ pub(super) async fn serve(
     tracing::info!(version = env!("CARGO_PKG_VERSION"), store = %options.location, "cairn starts");
     let succeeds = predecessor.is_some();
     let ready = async {
-        let opened = volume::environment(&options, &metrics).await?;
+        let opened = environment(&options, metrics).await?;
         if let Some(predecessor) = predecessor {
             let released = predecessor.succeed().await?;
             tracing::info!(released, "the gateway before this one has ended");
@@ -78,45 +118,65 @@ pub(super) async fn serve(
         opened = ready => opened?,
         signal = signals.next() => {
             tracing::info!("{signal}: ends before it served");
-            return Ok(());
+            return Ok(None);
         }
     };
-    let mut admin = admin.or_else(|| admin_sockets.map(&start_admin));
+    let admin = admin.or_else(|| admin_sockets.map(&start_admin));
     // A predecessor has agreed to end: whatever it did not release protects nobody.
     options.takeover |= succeeds;
-    let options = options;
-    let how = open_volumes::Options {
+    let how = gateway::Options {
         volume: options.volume.clone(),
         idle_timeout: options.idle_timeout,
         maximum_open: options.maximum_open,
     };
-    limits::export(&metrics, &options);
+    limits::export(metrics, &options);
     let volumes = OpenVolumes::new(env.clone(), how, metrics.clone());
     let opened = tokio::select! {
         opened = open_configured(&env, &options, &volumes) => opened,
         signal = signals.next() => {
             tracing::info!("{signal}: ends before it served");
-            return close(&volumes, options.close_timeout, Next::Unknown, &mut signals).await;
+            return close(&volumes, options.close_timeout, Next::Unknown, signals).await.map(|()| None);
         }
     };
     if let Err(error) = opened {
         // What was opened is given back; that this fails too would not change what there is to say.
-        drop(close(&volumes, options.close_timeout, Next::Unknown, &mut signals).await);
+        drop(close(&volumes, options.close_timeout, Next::Unknown, signals).await);
         return Err(error);
     }
+    Ok(Some(Opened { options, status, env, store, volumes, admin, listeners, oldstyle, point }))
+}
 
+/// A gateway that serves.
+struct Served {
+    options: Options,
+    status: Arc<GatewayStatus>,
+    env: Environment,
+    store: store::Control,
+    volumes: Arc<OpenVolumes>,
+    exports: Arc<VolumeExports>,
+    server: Arc<Server>,
+    metrics: Metrics,
+    census: Arc<Census>,
+    admin: Option<AdminServers>,
+    stream: Option<Box<dyn Stream>>,
+    oldstyle: Vec<Oldstyle>,
+    point: Option<Point>,
+}
+
+/// Lets clients in, and says so.
+fn listen(opened: Opened, metrics: &Metrics, stdout_is_nbd: bool) -> Served {
+    let Opened { options, status, env, store, volumes, admin, listeners, oldstyle, point } = opened;
     // Clients rely on the disks from now on.
     store.wait_out_refusals();
     let configured = options.configured();
     let catalogue = Arc::new(Catalogue::new(env.clone(), options.catalogue_age));
     let exports =
-        Arc::new(VolumeExports::new(Arc::clone(&volumes), Arc::clone(&catalogue), reload::only(&configured)));
+        Arc::new(VolumeExports::new(Arc::clone(&volumes), Arc::clone(&catalogue), only(&configured)));
     let server = Arc::new(Server::new(Arc::clone(&exports) as _, options.server.clone(), metrics.server()));
     server.set_tls(options.tls.clone());
     let doors = listeners.nbd.into_iter();
     let addresses: Vec<_> =
         doors.map(|door| (server.listen(door.listener, door.greeting.clone()), door.greeting)).collect();
-    let stream_ended = serve_stream(&server, listeners.stream);
     metrics.gateway().reloaded(true, (env.wall_clock)());
     let census = Census::start(env.clone(), Arc::clone(&volumes), metrics.clone(), options.census_interval);
     status.serves(Serving {
@@ -142,24 +202,51 @@ pub(super) async fn serve(
         welcome.print()
     }
     supervisor::ready("serving");
+    let (stream, metrics) = (listeners.stream, metrics.clone());
+    Served {
+        options,
+        status,
+        env,
+        store,
+        volumes,
+        exports,
+        server,
+        metrics,
+        census,
+        admin,
+        stream,
+        oldstyle,
+        point,
+    }
+}
 
+/// Serves until there is a reason to end.
+async fn run(served: &mut Served, settings: &mut Settings, signals: &mut Signals) -> End {
+    let stream_ended = serve_stream(&served.server, served.stream.take());
     let running = Running {
-        env: &env,
-        metrics: &metrics,
-        store: &store,
-        volumes: &volumes,
-        exports: &exports,
-        server: &server,
-        admin: admin.as_ref(),
-        oldstyle: &oldstyle,
+        env: &served.env,
+        metrics: &served.metrics,
+        store: &served.store,
+        volumes: &served.volumes,
+        exports: &served.exports,
+        server: &served.server,
+        admin: served.admin.as_ref(),
+        oldstyle: &served.oldstyle,
     };
-    let end = tokio::select! {
-        end = serve_on(&mut signals, &status, &mut settings, &running, point.as_mut(), &options) => end,
+    let point = served.point.as_mut();
+    tokio::select! {
+        end = serve_on(signals, &served.status, settings, &running, point, &served.options) => end,
         () = stream_ended => {
             tracing::info!("the client has left");
             End::Told
         }
-    };
+    }
+}
+
+/// Ends in good order: checkpoints, the drain, the volumes, and the admin servers last.
+async fn finish(served: Served, end: End, signals: &mut Signals) -> Result<(), Error> {
+    // The point of the handover lives to the end.
+    let Served { options, status, volumes, server, census, mut admin, point: _point, .. } = served;
     let next = match &end {
         End::Told if !options.hang_up => Next::Unknown,
         End::NothingLeft => Next::Unknown,
@@ -167,7 +254,7 @@ pub(super) async fn serve(
     };
     let mut patience = options.close_timeout;
     if next == Next::Waits {
-        patience -= checkpoint_ahead(&volumes, patience / 2, &mut signals).await;
+        patience -= checkpoint_ahead(&volumes, patience / 2, signals).await;
     }
     status.ends();
     census.stop().await;
@@ -184,9 +271,9 @@ pub(super) async fn serve(
         // The successor answers from now on.
         admin.stop().await;
     }
-    drain(&server, next == Next::Waits, &mut signals).await;
+    drain(&server, next == Next::Waits, signals).await;
     supervisor::status("closing the volumes");
-    let closed = close(&volumes, patience, next, &mut signals).await;
+    let closed = close(&volumes, patience, next, signals).await;
     if let Some(successor) = successor {
         successor.released().await;
     }
@@ -197,7 +284,8 @@ pub(super) async fn serve(
     result.and(closed)
 }
 
-/// The URI of a volume where a server listens, with `{name}` for its name; none of those that serve one export alone.
+/// The URI of a volume where a server listens, with `{name}` for its name; none of those that serve one
+/// export alone.
 fn connect(address: &ListenAddress, greeting: &Greeting, options: &Options) -> Option<String> {
     /// No address has it, and nothing of it is encoded.
     const NAME: &str = "cairn-name-of-the-volume";
@@ -206,7 +294,8 @@ fn connect(address: &ListenAddress, greeting: &Greeting, options: &Options) -> O
     (*greeting == Greeting::Newstyle).then(|| uri.replace(NAME, "{name}"))
 }
 
-/// Serves a connection that is there already, beside all others; returns when it has ended, without one never.
+/// Serves a connection that is there already, beside all others; returns when it has ended, without one
+/// never.
 async fn serve_stream(server: &Server, stream: Option<Box<dyn Stream>>) {
     match stream {
         Some(stream) => server.serve_stream(stream, Greeting::Newstyle).await,
@@ -278,14 +367,18 @@ async fn serve_on(
     }
 }
 
-/// Makes checkpoints while clients are still served, since those who connect again wait from the drain until the next
-/// gateway has opened the volumes; gives how long that took, `patience` at most.
+/// Makes checkpoints while clients are still served, since those who connect again wait from the drain until
+/// the next gateway has opened the volumes; gives how long that took, `patience` at most.
 async fn checkpoint_ahead(volumes: &OpenVolumes, patience: Duration, signals: &mut Signals) -> Duration {
     supervisor::status("making checkpoints ahead of the end");
     let begun = Instant::now();
     tokio::select! {
-        () = volumes.checkpoint_all() => tracing::info!(took = ?begun.elapsed(), "checkpoints made ahead of the end"),
-        () = tokio::time::sleep(patience) => tracing::warn!("checkpoints ahead of the end take over {patience:?}"),
+        () = volumes.checkpoint_all() => {
+            tracing::info!(took = ?begun.elapsed(), "checkpoints made ahead of the end");
+        }
+        () = tokio::time::sleep(patience) => {
+            tracing::warn!("checkpoints ahead of the end take over {patience:?}");
+        }
         () = supervisor::say_alive() => unreachable!("it never ends"),
         signal = signals.next() => give_up(signal),
     }
@@ -321,75 +414,14 @@ fn cannot_share(source: std::io::Error) -> Error {
     Error::System { what: "cannot hand sockets over", source }
 }
 
-/// Returns when no configured volume is left and their clients had time to learn why: their commands get ESHUTDOWN, which
-/// tells them more than a connection that is cut.
+/// Returns when no configured volume is left and their clients had time to learn why: their commands get
+/// ESHUTDOWN, which tells them more than a connection that is cut.
 async fn lost(volumes: &OpenVolumes, patience: Duration) {
     volumes.nothing_left().await;
     tracing::error!("no configured volume is left; ends when its clients leave, or in {patience:?}");
     if tokio::time::timeout(patience, volumes.unused()).await.is_err() {
         tracing::warn!("clients that did not leave are cut off");
     }
-}
-
-/// Makes the volumes that are absent, and opens all that are configured, at the same time.
-pub(super) async fn open_configured(
-    env: &Environment,
-    options: &Options,
-    volumes: &Arc<OpenVolumes>,
-) -> Result<(), Error> {
-    let of = |name: &str| {
-        let name = name.to_owned();
-        move |source| Error::Volume { name, source }
-    };
-    let names = options.configured();
-    volumes.configure(&names);
-    for wanted in &options.create {
-        ensure(env, options, wanted).await.map_err(of(&wanted.name))?;
-    }
-    let opening = names.iter().map(|name| async move {
-        let opened = volumes.open_configured(name, options.takeover).await;
-        opened.map_err(|source| Error::Open { name: name.clone(), source })
-    });
-    futures::future::try_join_all(opening).await?;
-    // What is open now may be another volume than the one that was looked at.
-    for wanted in &options.create {
-        if let Some(found) = volumes.size_bytes(&wanted.name) {
-            check_size(wanted, found).map_err(of(&wanted.name))?;
-        }
-    }
-    Ok(())
-}
-
-fn check_size(wanted: &Wanted, found: u64) -> Result<(), OpenError> {
-    if found == wanted.size_bytes {
-        return Ok(());
-    }
-    Err(OpenError::SizeDiffers { name: wanted.name.clone(), found, wanted: wanted.size_bytes })
-}
-
-/// How often a volume is looked up and made where others delete and make it meanwhile.
-const ENSURINGS: u32 = 16;
-
-/// Makes a volume where it is absent or being deleted; an error where it stands with another size.
-async fn ensure(env: &Environment, options: &Options, wanted: &Wanted) -> Result<(), OpenError> {
-    let Wanted { name, size_bytes } = wanted;
-    for _ in 0..ENSURINGS {
-        match catalog::info(env, name).await {
-            Ok(found) => return check_size(wanted, found.size_bytes),
-            Err(OpenError::NoSuchVolume(_) | OpenError::Deleting) => {}
-            Err(error) => return Err(error),
-        }
-        match catalog::create(env, &options.volume, name, *size_bytes, options.chunk_bytes).await {
-            Ok(made) => {
-                tracing::info!(volume = name, id = %made.volume, size_bytes, "created");
-                return Ok(());
-            }
-            // By another since it was looked up.
-            Err(OpenError::Exists(_)) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Err(OpenError::Contended(name.clone()))
 }
 
 /// Closes all volumes, unless a further signal says not to wait.
@@ -416,7 +448,7 @@ fn give_up(signal: &str) -> ! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::Gateway as _;
+    use crate::gateway::Gateway as _;
 
     #[tokio::test]
     async fn it_is_ready_only_while_it_serves() {

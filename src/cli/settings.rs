@@ -1,7 +1,7 @@
 //! From settings to each layer's options.
 //!
-//! Invariant: all that can be found wrong without asking the store or the system is found here, and said with the
-//! setting's name and origin.
+//! Invariant: all that can be found wrong without asking the store or the system is found here, and said with
+//! the setting's name and origin.
 
 mod contradictions;
 mod tls;
@@ -18,12 +18,12 @@ use crate::store::Location;
 use crate::store::probe::{ProbeOptions, When};
 use crate::store::retry::{Patience, RetryOptions};
 use crate::volume::geometry::Geometry;
-use crate::volume::head::MAX_HOLDER_BYTES;
+use crate::volume::head::HolderName;
 use crate::volume::keys::is_valid_name;
 use crate::{server, store, volume};
 
-/// How often a request that the store refuses (credentials, permissions) is sent again where an operator looks on: by
-/// commands, and by a gateway until it serves.
+/// How often a request that the store refuses (credentials, permissions) is sent again where an operator
+/// looks on: by commands, and by a gateway until it serves.
 const REFUSALS: u32 = 3;
 
 /// How long a command that somebody waits for is tried.
@@ -102,8 +102,8 @@ impl Options {
         if let Some(Err(why)) = given(&config.store.endpoint).map(|text| store::s3::endpoint::parse(&text)) {
             errors.0.push(config.refuse("store.endpoint", why));
         }
-        if config.lease.holder.len() > MAX_HOLDER_BYTES {
-            let why = format!("must not have more than {MAX_HOLDER_BYTES} bytes");
+        if config.lease.holder.len() > HolderName::MAX_BYTES {
+            let why = format!("must not have more than {} bytes", HolderName::MAX_BYTES);
             errors.0.push(config.refuse("lease.holder", why));
         }
         let admin = match config.admin.listen.as_str() {
@@ -228,7 +228,8 @@ fn store_options(config: &Config) -> store::Options {
             base: of.retry_base,
             cap: of.retry_cap,
             read: Patience { deadline: of.read_deadline, refusals: Some(REFUSALS) },
-            // What was sent is sent again until its fate is known; who waits for it has a deadline of their own.
+            // What was sent is sent again until its fate is known; who waits for it has a deadline of their
+            // own.
             write: Patience { deadline: None, refusals: Some(REFUSALS) },
             ..RetryOptions::default()
         },

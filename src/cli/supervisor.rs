@@ -1,4 +1,5 @@
-//! The service manager that started us, if it is systemd: it is told when we are ready, reload and end, and that we live.
+//! The service manager that started us, if it is systemd: it is told when we are ready, reload and end, and
+//! that we live.
 //!
 //! Knows only `sd_notify(3)`. Without `NOTIFY_SOCKET` nothing is said, and nobody notices.
 

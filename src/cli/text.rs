@@ -1,11 +1,12 @@
-//! Text of others on terminals and in logs: what a server, a client or a store says is shown, and does nothing.
+//! Text of others on terminals and in logs: what a server, a client or a store says is shown, and does
+//! nothing.
 //!
 //! Invariant: what [`printable`] gives has no control character, so it is one line and moves no cursor.
 
 use std::borrow::Cow;
 
-/// Text with every character escaped that a terminal or a reader of lines would act on: control characters, ends of
-/// lines, and those that turn the direction of writing round.
+/// Text with every character escaped that a terminal or a reader of lines would act on: control characters,
+/// ends of lines, and those that turn the direction of writing round.
 pub(super) fn printable(text: &str) -> Cow<'_, str> {
     if !text.contains(acts) {
         return Cow::Borrowed(text);

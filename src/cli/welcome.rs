@@ -1,6 +1,7 @@
 //! What `cairn serve` says once it serves: where, and what to type next.
 //!
-//! Invariant: what it suggests can be typed as it stands, but for the directory of certificates, whatever the names are.
+//! Invariant: what it suggests can be typed as it stands, but for the directory of certificates, whatever the
+//! names are.
 
 use std::fmt::Write as _;
 

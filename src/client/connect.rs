@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use rustix::net::sockopt;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::error::{Broken, Error};
+use super::stream::Stream;
 use super::tls::{self, TlsOptions};
 use super::uri::{Address, Uri};
 use crate::protocol::negotiate_client::{
@@ -31,13 +32,6 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// How many of them may stay unanswered before the connection counts as lost.
 const KEEPALIVE_PROBES: u32 = 3;
 
-/// Any stream of bytes.
-pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
-
-impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> ByteStream for S {}
-
-pub(super) type Stream = Box<dyn ByteStream>;
-
 /// How the client connects, and what it would like to have; it does without what the server has not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -53,8 +47,8 @@ pub struct Options {
     pub contexts: Vec<String>,
     /// How long connecting and the handshake may take.
     pub handshake_timeout: Duration,
-    /// How long the server may neither send nor take a byte while a command waits for its answer; without a limit the
-    /// client waits for ever.
+    /// How long the server may neither send nor take a byte while a command waits for its answer; without a
+    /// limit the client waits for ever.
     pub stall_timeout: Option<Duration>,
     /// Most requests that are not yet answered; further ones wait.
     pub in_flight_requests: u32,
@@ -219,9 +213,9 @@ async fn negotiate(
     }
 }
 
-/// Ends the connection. "\[ABORT\] MUST be followed by the client shutting down TLS (if it is running), and the client
-/// dropping the connection." What the server still sends is read, so that the system does not reset the connection
-/// before the server has got all of this.
+/// Ends the connection. "\[ABORT\] MUST be followed by the client shutting down TLS (if it is running), and
+/// the client dropping the connection." What the server still sends is read, so that the system does not
+/// reset the connection before the server has got all of this.
 async fn leave(stream: &mut Stream) {
     let end = async {
         stream.shutdown().await?;

@@ -1,13 +1,15 @@
 //! An NBD client: asynchronous, with many requests at a time over one connection.
 //!
-//! [`Client::connect`] negotiates as much as the server has ([`connect`]), falls back to what it has not, and then
-//! sends commands as they come ([`pipeline`]). It does what the specification asks of a client: it sends no command and
-//! no flag that the server has not offered, and breaks off where the server breaks the protocol.
+//! [`Client::connect`] negotiates as much as the server has ([`connect`]), falls back to what it has not, and
+//! then sends commands as they come ([`pipeline`]). It does what the specification asks of a client: it sends
+//! no command and no flag that the server has not offered, and breaks off where the server breaks the
+//! protocol.
 
 mod connect;
 mod error;
 mod pipeline;
 mod reply;
+mod stream;
 mod tls;
 pub mod uri;
 
@@ -16,9 +18,10 @@ use std::net::SocketAddr;
 
 use bytes::Bytes;
 
-pub use connect::{ByteStream, Options};
+pub use connect::Options;
 pub use error::{Broken, Error};
 pub use reply::{ContextExtents, Segment};
+pub use stream::ByteStream;
 pub use tls::TlsOptions;
 pub use uri::{Address, Uri, UriError};
 
@@ -155,7 +158,8 @@ impl Client {
         }
     }
 
-    /// Largest length of a TRIM, WRITE_ZEROES, CACHE or BLOCK_STATUS in bytes: a multiple of any minimum block size.
+    /// Largest length of a TRIM, WRITE_ZEROES, CACHE or BLOCK_STATUS in bytes: a multiple of any minimum
+    /// block size.
     #[must_use]
     pub fn maximum_effect_bytes(&self) -> u64 {
         match self.session.headers {
@@ -258,7 +262,8 @@ impl Client {
         }
     }
 
-    /// What `base:allocation` tells of a range: extents from its start; they may end before the range or after it.
+    /// What `base:allocation` tells of a range: extents from its start; they may end before the range or
+    /// after it.
     pub async fn allocation(&self, offset: u64, length: u64) -> Result<Vec<BlockDescriptor>, Error> {
         let contexts = self.block_status(offset, length, false).await?;
         let allocation = contexts.into_iter().find(|it| it.context.name.as_str() == BASE_ALLOCATION);

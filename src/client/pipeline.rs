@@ -1,6 +1,8 @@
-//! Many requests at a time over one connection: a writer, a reader, and the table of what is not yet answered.
+//! Many requests at a time over one connection: a writer, a reader, and the table of what is not yet
+//! answered.
 //!
-//! Invariant: every request that was entered is answered exactly once, by its reply or by why there will be none.
+//! Invariant: every request that was entered is answered exactly once, by its reply or by why there will be
+//! none.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,9 +14,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufWriter, ReadHalf, Writ
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::connect::{Options, Stream};
+use super::connect::Options;
 use super::error::{Broken, Error};
 use super::reply::{Gathering, Outcome};
+use super::stream::Stream;
 use crate::protocol::negotiate_client::ClientSession;
 use crate::protocol::{
     Chunk, Command, CommandFlags, Cookie, DecodeError, Error as CommandError, HeaderStyle, MetaContext,
@@ -139,9 +142,9 @@ impl Pipeline {
         self.shared.table.lock().closed.clone()
     }
 
-    /// Sends DISC and waits until the server has closed. "The client MAY issue a soft disconnect at any time, but SHOULD
-    /// wait until there are no inflight requests first": it waits a moment. Requests that are not answered when the
-    /// server closes are broken off.
+    /// Sends DISC and waits until the server has closed. "The client MAY issue a soft disconnect at any time,
+    /// but SHOULD wait until there are no inflight requests first": it waits a moment. Requests that are not
+    /// answered when the server closes are broken off.
     pub(crate) async fn disconnect(self) {
         let Self { shared, outbound, in_flight, in_flight_bound, tasks, watch } = self;
         let quiet = in_flight.acquire_many(in_flight_bound);
@@ -196,7 +199,8 @@ impl Shared {
         self.table.lock().pending.remove(&cookie).ok_or(DecodeError::Invalid("reply to no request"))
     }
 
-    /// After ESHUTDOWN no request is taken any more, and a soft disconnect begins, as the specification demands.
+    /// After ESHUTDOWN no request is taken any more, and a soft disconnect begins, as the specification
+    /// demands.
     fn close_after_shutdown(&self, result: &Result<Outcome, Error>) {
         if !matches!(result, Err(Error::Command { error: CommandError::Shutdown, .. })) {
             return;

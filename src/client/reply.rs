@@ -1,6 +1,7 @@
 //! Replies in the making: what the chunks of one request add up to.
 //!
-//! Knows requests and chunks, no I/O. Invariant: a reply that is accepted covers exactly what was asked, once.
+//! Knows requests and chunks, no I/O. Invariant: a reply that is accepted covers exactly what was asked,
+//! once.
 
 use bytes::{Bytes, BytesMut};
 
@@ -18,8 +19,8 @@ pub enum Segment {
     Hole(u64),
 }
 
-/// What a metadata context tells of a range: extents from its start, without gaps; they may end before the range or
-/// after it.
+/// What a metadata context tells of a range: extents from its start, without gaps; they may end before the
+/// range or after it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContextExtents {
     /// The context.
@@ -135,8 +136,8 @@ impl Gathering {
         Ok(())
     }
 
-    /// Takes the end of a reply in chunks. An inner error is the command's, an outer one means that the server broke
-    /// the protocol.
+    /// Takes the end of a reply in chunks. An inner error is the command's, an outer one means that the
+    /// server broke the protocol.
     pub(crate) fn finish(mut self, contexts: &[MetaContext]) -> Result<Result<Outcome, Error>, DecodeError> {
         if let Some(error) = self.error {
             return Ok(Err(error));

@@ -211,8 +211,8 @@ fn decode(text: &str) -> Result<String, UriError> {
     if decoded.contains('\0') { Err(wrong()) } else { Ok(decoded) }
 }
 
-/// Percent-encodes all but what may stand in a path and in a query (RFC 3986), as the NBD URI specification has it. Whoever
-/// prints a URI does so by the `Display` of [`Uri`], and so by this.
+/// Percent-encodes all but what may stand in a path and in a query (RFC 3986), as the NBD URI specification
+/// has it. Whoever prints a URI does so by the `Display` of [`Uri`], and so by this.
 fn encode(bytes: &[u8]) -> String {
     let mut encoded = String::with_capacity(bytes.len());
     for &byte in bytes {

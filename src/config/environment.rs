@@ -1,11 +1,12 @@
 //! Which environment variables are settings: `CAIRN_<SECTION>__<KEY>`.
 //!
-//! Kubernetes gives every pod variables for each Service of its namespace; for one named `cairn`, or `cairn-…`, they
-//! begin as ours do and are not. Invariant: any other variable that begins with `CAIRN_` is a setting or an error.
+//! Kubernetes gives every pod variables for each Service of its namespace; for one named `cairn`, or
+//! `cairn-…`, they begin as ours do and are not. Invariant: any other variable that begins with `CAIRN_` is a
+//! setting or an error.
 
 use std::ffi::OsStr;
 
-use super::load::Error;
+use super::error::Error;
 use super::settings::Setting;
 
 const PREFIX: &str = "CAIRN_";

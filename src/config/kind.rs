@@ -20,8 +20,8 @@ pub(super) trait Kind: Sized {
     /// As it is written.
     fn show(&self) -> String;
 
-    /// Reads a value of any source. The environment and flags give text only, so numbers and booleans of a file are
-    /// read as their text.
+    /// Reads a value of any source. The environment and flags give text only, so numbers and booleans of a
+    /// file are read as their text.
     fn read(value: &Value) -> Result<Self, String> {
         Self::parse(&scalar(value).ok_or_else(|| format!("one {} is expected", Self::NAME))?)
     }

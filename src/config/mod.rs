@@ -1,10 +1,12 @@
 //! Configuration: every setting, its default and range, and where its value comes from.
 //!
-//! Knows no other layer: what a value means to them is theirs. Invariant: a [`Config`] was read whole, from known
-//! keys only, and each value is within its range.
+//! Knows no other layer: what a value means to them is theirs. Invariant: a [`Config`] was read whole, from
+//! known keys only, and each value is within its range.
 
 mod environment;
+mod error;
 mod kind;
+mod layers;
 mod load;
 mod settings;
 mod size;
@@ -12,7 +14,8 @@ mod size;
 mod tests;
 
 pub use environment::{CONFIG_FILE, variable};
-pub use load::{Error, Errors, Flag, FlagValue, load};
+pub use error::{Error, Errors};
+pub use load::{Flag, FlagValue, load};
 pub use settings::{
     Admin, Cache, Commit, Config, Journal, Lease, Log, Server, Setting, Store, Tls, Volumes, reference,
 };

@@ -1,7 +1,7 @@
 //! Sizes in bytes as people write them.
 //!
-//! Knows no setting. Invariants: a size that has two readings is refused with both; what is read is exact, never
-//! rounded; what [`Size`] shows parses to itself.
+//! Knows no setting. Invariants: a size that has two readings is refused with both; what is read is exact,
+//! never rounded; what [`Size`] shows parses to itself.
 
 use std::fmt;
 use std::str::FromStr;
@@ -17,7 +17,8 @@ pub struct Size(pub u64);
 pub enum SizeError {
     /// The unit may mean a power of two or of ten.
     #[error(
-        "{text:?} is ambiguous: write {number}{unit}iB for {binary} bytes or {number}{unit}B for {decimal} bytes"
+        "{text:?} is ambiguous: write {number}{unit}iB for {binary} bytes or \
+         {number}{unit}B for {decimal} bytes"
     )]
     Ambiguous {
         /// The text.

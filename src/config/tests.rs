@@ -44,7 +44,8 @@ fn without_anything_the_defaults_hold() {
 #[test]
 fn the_file_the_environment_and_flags_each_go_over_the_one_before() {
     let file = tempfile::NamedTempFile::new().unwrap();
-    let text = "[store]\nurl = \"file:///a\"\nconcurrency = 1\nregion = \"here\"\n[server]\nlisten = [\"[::1]:1\", \"unix:/s\"]\n[lease]\nttl=\"1s\"\n";
+    let text = "[store]\nurl = \"file:///a\"\nconcurrency = 1\nregion = \"here\"\n\
+        [server]\nlisten = [\"[::1]:1\", \"unix:/s\"]\n[lease]\nttl=\"1s\"\n";
     std::fs::write(file.path(), text).unwrap();
     let variables = env(&[("CAIRN_STORE__URL", "file:///b"), ("CAIRN_STORE__CONCURRENCY", "2")]);
     let url = FlagValue::One("file:///c".to_owned());

@@ -115,7 +115,8 @@ impl NegotiateResponse {
     /// Bytes on the wire.
     pub const LENGTH: usize = 4;
 
-    /// Reads exactly [`Self::LENGTH`] bytes. Unknown flags are kept: the server must drop the connection for them.
+    /// Reads exactly [`Self::LENGTH`] bytes. Unknown flags are kept: the server must drop the connection for
+    /// them.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut decoder = Decoder::new(bytes);
         let flags = ClientFlags::from_wire(decoder.u32()?);

@@ -171,9 +171,9 @@ impl Chunk {
         }
     }
 
-    /// Appends the payload, without the data of [`Chunk::OffsetData`], which follows it on the wire. Lengths and
-    /// statuses of a [`Chunk::BlockStatus`] that do not fit are cut to 32 bits: lengths to the largest multiple of
-    /// 65,536, so that they stay aligned.
+    /// Appends the payload, without the data of [`Chunk::OffsetData`], which follows it on the wire. Lengths
+    /// and statuses of a [`Chunk::BlockStatus`] that do not fit are cut to 32 bits: lengths to the largest
+    /// multiple of 65,536, so that they stay aligned.
     pub fn encode_without_data(&self, out: &mut BytesMut) {
         match self {
             Self::None => {}

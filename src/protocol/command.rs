@@ -66,8 +66,8 @@ impl Command {
         }
     }
 
-    /// The flags that the specification documents for this command. FUA is valid for all commands, and PAYLOAD_LEN
-    /// is a matter of the header, not of the command.
+    /// The flags that the specification documents for this command. FUA is valid for all commands, and
+    /// PAYLOAD_LEN is a matter of the header, not of the command.
     #[must_use]
     pub fn documented_flags(self) -> CommandFlags {
         match self {

@@ -1,7 +1,7 @@
 //! Flags of the handshake and of the transmission phase.
 //!
-//! Owns the bits, not what follows from them. Bits that the specification does not name are kept as they came, so that
-//! a server can refuse them and a client can ignore them.
+//! Owns the bits, not what follows from them. Bits that the specification does not name are kept as they
+//! came, so that a server can refuse them and a client can ignore them.
 
 /// Declares a type of flags that keeps unknown bits.
 macro_rules! wire_flags {
@@ -101,7 +101,8 @@ wire_flags! {
 }
 
 wire_flags! {
-    /// Sent with every chunk of a structured or extended reply (NBD `doc/proto.md`, "Structured reply flags").
+    /// Sent with every chunk of a structured or extended reply (NBD `doc/proto.md`, "Structured reply
+    /// flags").
     ReplyFlags: u16 {
         /// `NBD_REPLY_FLAG_DONE`: the last chunk of the reply.
         DONE = 0;

@@ -5,8 +5,46 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use super::announcement::RESERVED_ZEROES;
 use super::codec::{DecodeError, Decoder, WireString};
-use super::option::DiskInfo;
+use super::flags::TransmissionFlags;
+
+/// What the server tells of the chosen export: the answer to EXPORT_NAME, and `NBD_INFO_EXPORT`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskInfo {
+    /// Size of the export in bytes.
+    pub size_bytes: u64,
+    /// What it can do.
+    pub flags: TransmissionFlags,
+}
+
+impl DiskInfo {
+    /// Bytes on the wire without reserved zeroes.
+    pub const LENGTH: usize = 10;
+    /// Bytes on the wire with reserved zeroes: in answer to EXPORT_NAME, unless NO_ZEROES was negotiated.
+    pub const LENGTH_WITH_ZEROES: usize = Self::LENGTH + RESERVED_ZEROES;
+
+    /// Reads exactly [`Self::LENGTH`] or [`Self::LENGTH_WITH_ZEROES`] bytes; what stands for the zeroes is
+    /// ignored.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut decoder = Decoder::new(bytes);
+        let info = Self { size_bytes: decoder.u64()?, flags: TransmissionFlags::from_wire(decoder.u16()?) };
+        if decoder.remaining() == RESERVED_ZEROES {
+            decoder.bytes(RESERVED_ZEROES)?;
+        }
+        decoder.finish()?;
+        Ok(info)
+    }
+
+    /// Appends [`Self::LENGTH`] bytes, and the reserved zeroes if told.
+    pub fn encode(self, zeroes: bool, out: &mut BytesMut) {
+        out.put_u64(self.size_bytes);
+        out.put_u16(self.flags.bits());
+        if zeroes {
+            out.put_bytes(0, RESERVED_ZEROES);
+        }
+    }
+}
 
 /// A kind of information.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -56,7 +94,8 @@ pub struct BlockSize {
     pub minimum: u32,
     /// What is efficient: a power of two, at least 512 and at least the minimum.
     pub preferred: u32,
-    /// Largest payload: at least the preferred size; `u32::MAX` for no limit. It need not be a multiple of anything.
+    /// Largest payload: at least the preferred size; `u32::MAX` for no limit. It need not be a multiple of
+    /// anything.
     pub maximum: u32,
 }
 
@@ -64,8 +103,8 @@ impl BlockSize {
     /// What holds where nothing was advertised.
     pub const DEFAULT: Self = Self { minimum: 1, preferred: 4096, maximum: u32::MAX };
 
-    /// Whether the constraints keep the rules of the specification ("Size constraints"). The maximum "MAY be something
-    /// other than a power of 2, but MUST be at least as large as the preferred block size".
+    /// Whether the constraints keep the rules of the specification ("Size constraints"). The maximum "MAY be
+    /// something other than a power of 2, but MUST be at least as large as the preferred block size".
     #[must_use]
     pub fn is_valid(self) -> bool {
         self.minimum.is_power_of_two()
@@ -168,7 +207,6 @@ pub struct ExportInfo {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::flags::TransmissionFlags;
 
     fn both_ways(wire: &[u8], info: &Info) {
         assert_eq!(Info::decode(wire).as_ref(), Ok(info));
@@ -213,7 +251,8 @@ mod tests {
         assert!(!BlockSize { maximum: 0, ..good }.is_valid());
     }
 
-    /// "it MAY be something other than a power of 2, but MUST be at least as large as the preferred block size".
+    /// "it MAY be something other than a power of 2, but MUST be at least as large as the preferred block
+    /// size".
     #[test]
     fn the_maximum_is_at_least_the_preferred_size_and_need_not_be_a_multiple_of_the_minimum() {
         let good = BlockSize { minimum: 512, preferred: 4096, maximum: 1 << 20 };

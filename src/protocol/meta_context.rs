@@ -12,7 +12,10 @@ pub const BASE_WILDCARD: &str = "base:";
 
 /// Whether every query has a namespace and a colon; the rest of its syntax is the namespace's matter.
 pub fn check_queries(queries: &[WireString]) -> Result<(), DecodeError> {
-    let well_formed = |query: &WireString| matches!(query.as_str().split_once(':'), Some((namespace, _)) if !namespace.is_empty());
+    let well_formed = |query: &WireString| {
+        let namespace = query.as_str().split_once(':').map(|(namespace, _)| namespace);
+        namespace.is_some_and(|namespace| !namespace.is_empty())
+    };
     if queries.iter().all(well_formed) {
         Ok(())
     } else {

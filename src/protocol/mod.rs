@@ -1,8 +1,8 @@
 //! The NBD protocol: wire types and the handshake machines, without I/O.
 //!
-//! Names are those of the specification, `doc/proto.md` of NetworkBlockDevice/nbd, with its extension for extended
-//! headers. Every type has its decoder and encoder side by side, for both roles. Invariant: any bytes give a value or
-//! an error.
+//! Names are those of the specification, `doc/proto.md` of NetworkBlockDevice/nbd, with its extension for
+//! extended headers. Every type has its decoder and encoder side by side, for both roles. Invariant: any
+//! bytes give a value or an error.
 //!
 //! Whoever knows the OCaml package `nbd` finds its types here under these names:
 //!
@@ -47,8 +47,8 @@ pub use codec::{DecodeError, WireString};
 pub use command::Command;
 pub use error::Error;
 pub use flags::{AllocationFlags, ClientFlags, CommandFlags, HandshakeFlags, ReplyFlags, TransmissionFlags};
-pub use info::{BlockSize, ExportInfo, Info, InfoType};
-pub use option::{DiskInfo, ExportName, InfoRequest, MetaContextRequest, OptionCode, OptionRequestHeader};
+pub use info::{BlockSize, DiskInfo, ExportInfo, Info, InfoType};
+pub use option::{ExportName, InfoRequest, MetaContextRequest, OptionCode, OptionRequestHeader};
 pub use option_reply::{MetaContext, OptionError, OptionReply, OptionReplyHeader, Refusal, ServerEntry};
 pub use reply::{Reply, ReplyType};
 pub use request::{BlockStatusPayload, Cookie, HeaderStyle, Request};

@@ -1,5 +1,5 @@
-//! What a client asks during option haggling (NBD `doc/proto.md`, "Option types"): the header of every option, and the
-//! payloads of EXPORT_NAME, INFO and GO, LIST_META_CONTEXT and SET_META_CONTEXT.
+//! What a client asks during option haggling (NBD `doc/proto.md`, "Option types"): the header of every
+//! option, and the payloads of EXPORT_NAME, INFO and GO, LIST_META_CONTEXT and SET_META_CONTEXT.
 //!
 //! It does not know which options are allowed when; that is the handshake machines' matter.
 
@@ -7,9 +7,8 @@ use std::fmt;
 
 use bytes::{BufMut, BytesMut};
 
-use super::announcement::{OPTION_MAGIC, RESERVED_ZEROES};
+use super::announcement::OPTION_MAGIC;
 use super::codec::{DecodeError, Decoder, WireString};
-use super::flags::TransmissionFlags;
 use super::info::InfoType;
 
 /// An option.
@@ -154,42 +153,6 @@ impl ExportName {
     }
 }
 
-/// What the server tells of the chosen export: the answer to EXPORT_NAME, and `NBD_INFO_EXPORT`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DiskInfo {
-    /// Size of the export in bytes.
-    pub size_bytes: u64,
-    /// What it can do.
-    pub flags: TransmissionFlags,
-}
-
-impl DiskInfo {
-    /// Bytes on the wire without reserved zeroes.
-    pub const LENGTH: usize = 10;
-    /// Bytes on the wire with reserved zeroes: in answer to EXPORT_NAME, unless NO_ZEROES was negotiated.
-    pub const LENGTH_WITH_ZEROES: usize = Self::LENGTH + RESERVED_ZEROES;
-
-    /// Reads exactly [`Self::LENGTH`] or [`Self::LENGTH_WITH_ZEROES`] bytes; what stands for the zeroes is ignored.
-    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let mut decoder = Decoder::new(bytes);
-        let info = Self { size_bytes: decoder.u64()?, flags: TransmissionFlags::from_wire(decoder.u16()?) };
-        if decoder.remaining() == RESERVED_ZEROES {
-            decoder.bytes(RESERVED_ZEROES)?;
-        }
-        decoder.finish()?;
-        Ok(info)
-    }
-
-    /// Appends [`Self::LENGTH`] bytes, and the reserved zeroes if told.
-    pub fn encode(self, zeroes: bool, out: &mut BytesMut) {
-        out.put_u64(self.size_bytes);
-        out.put_u16(self.flags.bits());
-        if zeroes {
-            out.put_bytes(0, RESERVED_ZEROES);
-        }
-    }
-}
-
 /// The data of `NBD_OPT_INFO` and `NBD_OPT_GO`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InfoRequest {
@@ -263,6 +226,7 @@ impl MetaContextRequest {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::info::DiskInfo;
 
     #[test]
     fn go_with_two_information_requests() {

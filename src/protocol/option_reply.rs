@@ -2,7 +2,7 @@
 //!
 //! Owns the reply types and errors, the header of every reply, and the payloads of `NBD_REP_SERVER`,
 //! `NBD_REP_META_CONTEXT` and of errors. EXPORT_NAME alone is answered without a header, by a
-//! [`super::option::DiskInfo`].
+//! [`super::info::DiskInfo`].
 
 use std::fmt;
 

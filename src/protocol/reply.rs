@@ -1,5 +1,5 @@
-//! What a server answers during transmission (NBD `doc/proto.md`, "Simple reply message" and "Structured reply chunk
-//! message"): the headers. What chunks carry is in [`super::chunk`].
+//! What a server answers during transmission (NBD `doc/proto.md`, "Simple reply message" and "Structured
+//! reply chunk message"): the headers. What chunks carry is in [`super::chunk`].
 //!
 //! A simple reply does not tell how much data follows it: the client knows from its request.
 

@@ -1,5 +1,5 @@
-//! What a client asks during transmission (NBD `doc/proto.md`, "Request message"): compact and extended headers, and
-//! the payload of a BLOCK_STATUS that selects contexts.
+//! What a client asks during transmission (NBD `doc/proto.md`, "Request message"): compact and extended
+//! headers, and the payload of a BLOCK_STATUS that selects contexts.
 //!
 //! It does not judge a request; it only tells how many bytes of payload follow it.
 
@@ -97,8 +97,9 @@ impl Request {
         Ok(())
     }
 
-    /// Bytes of payload that follow the header: those of a WRITE, and with extended headers those of any command that
-    /// says so. A WRITE must say so too, but QEMU's client (seen in 10.0) does not and sends its payload all the same.
+    /// Bytes of payload that follow the header: those of a WRITE, and with extended headers those of any
+    /// command that says so. A WRITE must say so too, but QEMU's client (seen in 10.0) does not and sends its
+    /// payload all the same.
     #[must_use]
     pub fn payload_length(&self, style: HeaderStyle) -> u64 {
         let says_so = style == HeaderStyle::Extended && self.flags.contains(CommandFlags::PAYLOAD_LEN);

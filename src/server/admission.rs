@@ -1,7 +1,7 @@
 //! How many connections there may be: in all, from one address, and how many are kept for this machine.
 //!
-//! Knows no protocol. Invariants: there are never more connections than the maximum; those over TCP never take what is
-//! kept for Unix sockets; what is remembered of addresses is gone with their last connection.
+//! Knows no protocol. Invariants: there are never more connections than the maximum; those over TCP never
+//! take what is kept for Unix sockets; what is remembered of addresses is gone with their last connection.
 
 use std::collections::BTreeMap;
 use std::fmt;

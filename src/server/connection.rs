@@ -1,7 +1,7 @@
 //! One connection, from its first byte to its last: the handshake with its timeout, then transmission.
 //!
-//! Drives [`ServerHandshake`] over a socket and answers its questions from [`Exports`]. Invariant: a client that has
-//! sent no option has cost nothing but its socket, and is gone after the handshake timeout.
+//! Drives [`ServerHandshake`] over a socket and answers its questions from [`Exports`]. Invariant: a client
+//! that has sent no option has cost nothing but its socket, and is gone after the handshake timeout.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -9,27 +9,23 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use parking_lot::RwLock;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{Instant, timeout_at};
 
-use super::connections::{Connections, Seat};
+use super::connections::Seat;
 use super::dispatch::Rules;
-use super::drain::Drain;
-use super::export::{Export, ExportDescription, Exports, OpenError};
-use super::in_flight::Budget;
-use super::options::Options;
+use super::export::{Export, ExportDescription, OpenError};
+use super::shared::Shared;
 use super::tls::{Identity, Tls};
 use super::transmission::{self, Broken, End, READ_BYTES, Transmission};
 use super::transport::Transport;
-use crate::metrics::{HandshakeFailure, ServerMetrics};
+use crate::metrics::HandshakeFailure;
 use crate::protocol::negotiate_server::{
     CloseReason, HandshakePolicy, ServerAction, ServerHandshake, Session, TlsPolicy,
 };
 use crate::protocol::{
     BlockSize, DiskInfo, ExportInfo, OptionError, Refusal, ServerEntry, TransmissionFlags, WireString,
 };
-use crate::task::Tasks;
 
 /// Longest data of an option that is looked at.
 const MAXIMUM_OPTION_BYTES: u32 = 64 << 10;
@@ -45,21 +41,6 @@ pub enum Greeting {
         /// Its name.
         export: String,
     },
-}
-
-/// What all connections of a server share.
-pub(crate) struct Shared {
-    pub(crate) exports: Arc<dyn Exports>,
-    pub(crate) options: Options,
-    pub(crate) budget: Budget,
-    pub(crate) tasks: Arc<Tasks>,
-    /// Connections on which all is answered, and which the client has not closed.
-    pub(crate) lingering: Tasks,
-    pub(crate) drain: Drain,
-    pub(crate) metrics: ServerMetrics,
-    /// As it is for connections that begin now.
-    pub(crate) tls: RwLock<Option<Tls>>,
-    pub(crate) connections: Connections,
 }
 
 /// Why a connection did not reach transmission.
@@ -265,8 +246,8 @@ impl<'a> Handshake<'a> {
         may_use
     }
 
-    /// What is said of an export that this client may not know of: what is said of one that does not exist, after the
-    /// same work.
+    /// What is said of an export that this client may not know of: what is said of one that does not exist,
+    /// after the same work.
     async fn conceal(&mut self, name: &str) -> Refusal {
         let exports = Arc::clone(&self.shared.exports);
         let refused = self.ask(async { Err::<Infallible, _>(exports.conceal(name).await) }).await;

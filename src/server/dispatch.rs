@@ -1,7 +1,9 @@
-//! What a request asks an export to do, or the error it earns (NBD `doc/proto.md`, "Request types", "Error values").
+//! What a request asks an export to do, or the error it earns (NBD `doc/proto.md`, "Request types", "Error
+//! values").
 //!
-//! A pure function of the request and of what was negotiated: it does no I/O. Invariant: a [`Job`] lies within the
-//! export, its length is not 0 (except for a READ's), and a read-only export gets no job that writes.
+//! A pure function of the request and of what was negotiated: it does no I/O. Invariant: a [`Job`] lies
+//! within the export, its length is not 0 (except for a READ's), and a read-only export gets no job that
+//! writes.
 
 use super::export::Alignment;
 use crate::protocol::info::BlockSize;

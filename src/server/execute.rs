@@ -1,7 +1,8 @@
 //! Carries out a [`Job`] on an [`Export`] and keeps the export to its contract.
 //!
-//! Knows no wire format. Invariant: whatever an export does, a client gets what the specification allows: a READ of
-//! the right length, extents that cover the start of the range, an error value that fits the command. A panic is EIO.
+//! Knows no wire format. Invariant: whatever an export does, a client gets what the specification allows: a
+//! READ of the right length, extents that cover the start of the range, an error value that fits the command.
+//! A panic is EIO.
 
 use std::panic::AssertUnwindSafe;
 
@@ -149,9 +150,8 @@ fn clip(extents: &mut Vec<Allocation>, length: u64, limit: usize, longest: u64) 
     extents.truncate(kept);
 }
 
-/// Values that the specification does not list are EIO, those that it keeps for one command each are EINVAL for any other,
-/// and the place of an error lies
-/// within the range of its command.
+/// Values that the specification does not list are EIO, those that it keeps for one command each are EINVAL
+/// for any other, and the place of an error lies within the range of its command.
 fn fitting(refusal: ExportError, job: Job, request: &Request) -> ExportError {
     let error = match (refusal.error, job) {
         (Error::NotSup, Job::WriteZeroes { fast: true, .. })

@@ -1,8 +1,8 @@
 //! What the server serves: the traits [`Exports`] (names) and [`Export`] (one disk).
 //!
-//! Owned by the server, implemented above it (for volumes, plain files, mirrors). It must not know what a volume is.
-//! The server checks every request against [`ExportDescription`] before it calls an [`Export`]: ranges lie within
-//! the size, lengths are not zero, and a read-only export sees no write.
+//! Owned by the server, implemented above it (for volumes, plain files, mirrors). It must not know what a
+//! volume is. The server checks every request against [`ExportDescription`] before it calls an [`Export`]:
+//! ranges lie within the size, lengths are not zero, and a read-only export sees no write.
 
 use std::sync::Arc;
 
@@ -70,7 +70,8 @@ pub enum Alignment {
     Preferred,
 }
 
-/// Why a command failed: the error value for the wire, and a message for the log and for structured error chunks.
+/// Why a command failed: the error value for the wire, and a message for the log and for structured error
+/// chunks.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct ExportError {
@@ -125,8 +126,9 @@ pub trait Exports: Send + Sync + 'static {
     async fn list(&self) -> Result<Vec<ListEntry>, OpenError>;
     /// What INFO says; opens nothing and takes no lease.
     async fn describe(&self, name: &str) -> Result<ExportDescription, OpenError>;
-    /// What a client is told that may not know of an export: what [`Exports::describe`] and [`Exports::open`] say of a
-    /// name that does not exist, after the same work, so that neither the answer nor its time tells one from the other.
+    /// What a client is told that may not know of an export: what [`Exports::describe`] and [`Exports::open`]
+    /// say of a name that does not exist, after the same work, so that neither the answer nor its time tells
+    /// one from the other.
     async fn conceal(&self, name: &str) -> OpenError {
         OpenError::Unknown(name.to_owned())
     }
@@ -140,8 +142,8 @@ pub trait Export: Send + Sync + 'static {
     /// What clients are told.
     fn description(&self) -> ExportDescription;
 
-    /// What becomes of a command whose range is not aligned to the minimum block size. "The server SHOULD report an
-    /// `NBD_EINVAL` error", and does so unless an export does better.
+    /// What becomes of a command whose range is not aligned to the minimum block size. "The server SHOULD
+    /// report an `NBD_EINVAL` error", and does so unless an export does better.
     fn alignment(&self) -> Alignment {
         Alignment::Required
     }
@@ -161,7 +163,8 @@ pub trait Export: Send + Sync + 'static {
     /// Discards the range, which may then read as anything; Cairn's volumes read it as zeros.
     async fn trim(&self, offset: u64, length: u64, fua: bool) -> Result<(), ExportError>;
 
-    /// Zeroes the range; `no_hole` keeps it allocated; `fast` fails with ENOTSUP where zeroing is no faster than writing.
+    /// Zeroes the range; `no_hole` keeps it allocated; `fast` fails with ENOTSUP where zeroing is no faster
+    /// than writing.
     async fn write_zeroes(
         &self,
         offset: u64,
@@ -171,11 +174,12 @@ pub trait Export: Send + Sync + 'static {
         fua: bool,
     ) -> Result<(), ExportError>;
 
-    /// Brings the range into the cache (`NBD_CMD_CACHE`), or as much of it as that holds. May be dropped at any await point.
+    /// Brings the range into the cache (`NBD_CMD_CACHE`), or as much of it as that holds. May be dropped at
+    /// any await point.
     async fn cache(&self, offset: u64, length: u64) -> Result<(), ExportError>;
 
-    /// Allocation of the range: at most `limit` extents, the first at `offset`, adjacent ones alike merged. May end
-    /// before the range does; never empty.
+    /// Allocation of the range: at most `limit` extents, the first at `offset`, adjacent ones alike merged.
+    /// May end before the range does; never empty.
     async fn block_status(
         &self,
         offset: u64,

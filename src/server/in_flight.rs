@@ -1,10 +1,11 @@
-//! What requests may hold in memory: those of one connection, and those of all connections of a server together.
+//! What requests may hold in memory: those of one connection, and those of all connections of a server
+//! together.
 //!
-//! A request takes all that it needs before its payload is read, and gives it back when its reply is written. Each
-//! connection has a share of its own, half of the whole divided by the most connections there may be; what does not fit it
-//! comes from the other half, first come, first served. Invariants: what is held never passes the bounds. A request that
-//! waits holds nothing that another connection waits for, and a connection waits with one request at most, so none can
-//! keep another from its share, or from its turn.
+//! A request takes all that it needs before its payload is read, and gives it back when its reply is written.
+//! Each connection has a share of its own, half of the whole divided by the most connections there may be;
+//! what does not fit it comes from the other half, first come, first served. Invariants: what is held never
+//! passes the bounds. A request that waits holds nothing that another connection waits for, and a connection
+//! waits with one request at most, so none can keep another from its share, or from its turn.
 
 use std::sync::Arc;
 

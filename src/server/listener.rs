@@ -1,7 +1,7 @@
 //! Where the server listens: TCP addresses and Unix sockets.
 //!
-//! Owns the socket files: one left behind by a dead server is replaced, one of a living server is not touched, and
-//! our own is removed when its [`Listener`] is dropped. Knows no protocol.
+//! Owns the socket files: one left behind by a dead server is replaced, one of a living server is not
+//! touched, and our own is removed when its [`Listener`] is dropped. Knows no protocol.
 
 use std::fmt;
 use std::io;
@@ -58,8 +58,8 @@ impl FromStr for ListenAddress {
 }
 
 impl ListenAddress {
-    /// Whether one user alone, and root, can connect there: a Unix socket whose file gives nobody else a permission.
-    /// One without a file, or whose file cannot be looked at, is not.
+    /// Whether one user alone, and root, can connect there: a Unix socket whose file gives nobody else a
+    /// permission. One without a file, or whose file cannot be looked at, is not.
     #[must_use]
     pub fn is_private(&self) -> bool {
         match self {
@@ -136,7 +136,8 @@ impl Listener {
         }
     }
 
-    /// Listens at a Unix socket that is for this user alone: its file never has other permissions than mode 0600.
+    /// Listens at a Unix socket that is for this user alone: its file never has other permissions than mode
+    /// 0600.
     pub async fn bind_private(path: &Path) -> Result<Self, ListenError> {
         let address = ListenAddress::Unix(path.to_path_buf());
         remove_stale(path).await?;
@@ -169,8 +170,8 @@ impl Listener {
         Ok(Self { socket: Socket::Unix { listener, file: None }, address: ListenAddress::Unix(path) })
     }
 
-    /// Takes over a socket that listens already from a server on this machine that will end; the file of a Unix socket is
-    /// ours only once [`SharedListener::claim`] is called.
+    /// Takes over a socket that listens already from a server on this machine that will end; the file of a
+    /// Unix socket is ours only once [`SharedListener::claim`] is called.
     pub fn adopt(socket: OwnedFd) -> io::Result<Self> {
         if rustix::net::getsockname(&socket)?.address_family() != AddressFamily::UNIX {
             return Self::from_tcp(socket.into());
@@ -309,8 +310,9 @@ impl Drop for SocketFile {
     }
 }
 
-/// A socket's file is made with the permissions that the socket has, less those of the umask (Linux, `unix_bind`), so
-/// that they are set before. It listens only once the file was looked at, and nobody can have connected before.
+/// A socket's file is made with the permissions that the socket has, less those of the umask (Linux,
+/// `unix_bind`), so that they are set before. It listens only once the file was looked at, and nobody can
+/// have connected before.
 fn bind_private(path: &Path) -> io::Result<(StdUnixListener, SocketFile)> {
     let socket =
         rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;

@@ -1,8 +1,8 @@
 //! The NBD server: connections over TCP, Unix sockets or any stream.
 //!
-//! A connection is negotiated ([`connection`]), then its requests are judged ([`dispatch`]), carried out on an
-//! [`Export`] ([`execute`]) and answered ([`outgoing`]), many at a time ([`transmission`]). It must not know what a
-//! disk is; it owns the traits [`Exports`] and [`Export`] that it serves.
+//! A connection is negotiated ([`connection`]), then its requests are judged ([`dispatch`]), carried out on
+//! an [`Export`] ([`execute`]) and answered ([`outgoing`]), many at a time ([`transmission`]). It must not
+//! know what a disk is; it owns the traits [`Exports`] and [`Export`] that it serves.
 
 mod admission;
 mod connection;
@@ -16,6 +16,7 @@ mod listener;
 mod options;
 mod outgoing;
 mod serve;
+mod shared;
 mod stall;
 mod tls;
 mod transmission;

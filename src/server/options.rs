@@ -1,6 +1,7 @@
 //! Bounds of the server.
 //!
-//! Owns their defaults. Every queue, timeout and length that a client can influence is bounded by a field here.
+//! Owns their defaults. Every queue, timeout and length that a client can influence is bounded by a field
+//! here.
 
 use std::time::Duration;
 
@@ -11,8 +12,8 @@ pub struct Options {
     pub handshake_timeout: Duration,
     /// Most connections at a time; further ones are closed at once.
     pub maximum_connections: usize,
-    /// Of these, connections that are kept for Unix sockets and inherited streams: this machine's own way in. At most
-    /// half of [`Options::maximum_connections`] is.
+    /// Of these, connections that are kept for Unix sockets and inherited streams: this machine's own way in.
+    /// At most half of [`Options::maximum_connections`] is.
     pub reserved_connections: usize,
     /// Most connections of one address of TCP; of IPv6, of one network of 64 bits.
     pub connections_per_address: usize,
@@ -22,10 +23,12 @@ pub struct Options {
     pub in_flight_requests: u32,
     /// Most payload bytes of such requests, theirs and their replies'; reading pauses at the bound.
     pub in_flight_bytes: u32,
-    /// Most payload bytes of the requests of all connections; one that finds no room is not read on. Each connection has a
-    /// share of its own of one half, divided by the most connections there may be; the other half is for who comes first.
+    /// Most payload bytes of the requests of all connections; one that finds no room is not read on. Each
+    /// connection has a share of its own of one half, divided by the most connections there may be; the other
+    /// half is for who comes first.
     pub total_in_flight_bytes: u64,
-    /// How long a payload, or a client's reading of its replies, may stand still before the connection is closed.
+    /// How long a payload, or a client's reading of its replies, may stand still before the connection is
+    /// closed.
     pub stall_timeout: Duration,
     /// Largest payload of a request or reply in bytes; advertised as the maximum block size.
     pub maximum_payload_bytes: u32,

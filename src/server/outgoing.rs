@@ -1,7 +1,7 @@
 //! Replies on their way to the socket: a queue of slices that is written with vectored writes.
 //!
-//! Headers of successive replies share one slice; data is never copied, except where it is so short that a slice of
-//! its own costs more. It knows layouts ([`crate::protocol`]) but no socket.
+//! Headers of successive replies share one slice; data is never copied, except where it is so short that a
+//! slice of its own costs more. It knows layouts ([`crate::protocol`]) but no socket.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -80,7 +80,8 @@ impl Outgoing {
         self.encode(|tail| Reply::Simple { result, cookie }.encode(tail));
     }
 
-    /// Data as data and holes as holes; adjacent data in one chunk. One chunk in all if told, holes as zeros then.
+    /// Data as data and holes as holes; adjacent data in one chunk. One chunk in all if told, holes as zeros
+    /// then.
     fn push_content(&mut self, framing: Framing, segments: &[Segment], single_chunk: bool) {
         if segments.is_empty() {
             return self.push_chunk(framing, true, &Chunk::None, &[]);

@@ -1,6 +1,7 @@
 //! The [`Server`]: accepts connections on its listeners, bounds their number, and drains them.
 //!
-//! Knows no protocol. Invariant: no connection outlives the server; what happens in one is not felt in another.
+//! Knows no protocol. Invariant: no connection outlives the server; what happens in one is not felt in
+//! another.
 
 use std::fmt;
 use std::io;
@@ -12,19 +13,21 @@ use parking_lot::RwLock;
 use tracing::Instrument as _;
 
 use super::admission::{Admission, Place};
-use super::connection::{self, Greeting, Shared};
+use super::connection::{self, Greeting};
 use super::connections::{Connection, Connections, Seat};
 use super::drain::{Drain, Farewell};
 use super::export::Exports;
 use super::in_flight::Budget;
 use super::listener::{ListenAddress, Listener, Peer};
 use super::options::Options;
+use super::shared::Shared;
 use super::tls::Tls;
 use super::transport::{Stream, Transport};
 use crate::metrics::{HandshakeFailure, ServerMetrics};
 use crate::task::Tasks;
 
-/// How long to wait after a failed accept: it may be for want of file descriptors, which others must give back.
+/// How long to wait after a failed accept: it may be for want of file descriptors, which others must give
+/// back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// An NBD server. Dropping it drops every connection; [`Server::drain`] ends them in order.
@@ -84,8 +87,8 @@ impl Server {
         address
     }
 
-    /// Serves one connection over any stream: an inherited socket, standard input and output, a pipe in memory.
-    /// Returns when it has ended.
+    /// Serves one connection over any stream: an inherited socket, standard input and output, a pipe in
+    /// memory. Returns when it has ended.
     pub async fn serve_stream(&self, stream: impl Stream, greeting: Greeting) {
         let acceptor = Acceptor {
             shared: Arc::clone(&self.shared),
@@ -111,14 +114,15 @@ impl Server {
         self.shared.connections.list()
     }
 
-    /// Ends service in order: no connection is taken any more, options and new commands get errors that say why,
-    /// commands in flight are answered, then connections are closed. Takes at most the drain timeout.
+    /// Ends service in order: no connection is taken any more, options and new commands get errors that say
+    /// why, commands in flight are answered, then connections are closed. Takes at most the drain timeout.
     pub async fn drain(&self) -> Drained {
         self.end(Farewell::Refuse).await
     }
 
-    /// Ends service in order for a successor: as [`Server::drain`], but new options and commands are left unread, so that
-    /// no command fails: a client that connects again, as many do by themselves, sends them to whoever listens then.
+    /// Ends service in order for a successor: as [`Server::drain`], but new options and commands are left
+    /// unread, so that no command fails: a client that connects again, as many do by themselves, sends them
+    /// to whoever listens then.
     ///
     /// Returns when all is answered; clients may not have closed their side yet, see [`Server::closed`].
     pub async fn hang_up(&self) -> Drained {

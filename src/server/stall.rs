@@ -1,7 +1,7 @@
 //! The end of patience with a client whose payload, or whose reading of replies, stands still.
 //!
-//! Knows no protocol. Invariant: a client that moves a byte within the limit is waited for, however slow it is. Under TLS
-//! it is the bytes of the socket that count, since a record is of use only when it is whole.
+//! Knows no protocol. Invariant: a client that moves a byte within the limit is waited for, however slow it
+//! is. Under TLS it is the bytes of the socket that count, since a record is of use only when it is whole.
 
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
@@ -138,7 +138,8 @@ mod tests {
         assert_eq!(begun.elapsed(), LIMIT);
     }
 
-    /// Seven bytes, one just before each limit: the step takes seven limits, and then a last one in which nothing moves.
+    /// Seven bytes, one just before each limit: the step takes seven limits, and then a last one in which
+    /// nothing moves.
     #[tokio::test(start_paused = true)]
     async fn bytes_below_a_step_count() {
         let (mut ours, theirs) = tokio::io::duplex(64);

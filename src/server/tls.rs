@@ -1,7 +1,7 @@
 //! TLS of the server: certificates, and who may use which export.
 //!
-//! Knows certificates and names, no NBD message. Invariant: an export with a list of subjects is opened to no one else,
-//! and nobody else is told of it.
+//! Knows certificates and names, no NBD message. Invariant: an export with a list of subjects is opened to no
+//! one else, and nobody else is told of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -33,7 +33,8 @@ pub struct TlsOptions {
     pub certificate: PathBuf,
     /// PEM file with the key of the certificate.
     pub key: PathBuf,
-    /// PEM file with the authorities of clients; if given, every TLS client must have a certificate of theirs.
+    /// PEM file with the authorities of clients; if given, every TLS client must have a certificate of
+    /// theirs.
     pub client_authorities: Option<PathBuf>,
     /// Exports that only some clients may use: the distinguished names of their certificates, such as
     /// `O=Example, CN=vm-1`, by the name of the export. Needs `client_authorities`.
@@ -221,8 +222,8 @@ impl Identity {
         }
     }
 
-    /// What is said of an export that does not exist, or that this client may not know of: without TLS, where some
-    /// exports need it, that they do.
+    /// What is said of an export that does not exist, or that this client may not know of: without TLS, where
+    /// some exports need it, that they do.
     pub(crate) fn hide(&self, tls: Option<&Tls>, refusal: Refusal) -> Refusal {
         let hides = tls.is_some_and(|tls| !tls.subjects.is_empty());
         if hides && *self == Self::Plain && refusal.error == OptionError::Unknown {
@@ -259,8 +260,8 @@ fn subject(certificate: &CertificateDer<'_>) -> Option<String> {
     }
 }
 
-/// A name as configuration has it: attributes in the certificate's order, separated by `, ` (by `+` within one part),
-/// and escaped as in RFC 4514, so that no value can pass for several. None if a value is no text.
+/// A name as configuration has it: attributes in the certificate's order, separated by `, ` (by `+` within
+/// one part), and escaped as in RFC 4514, so that no value can pass for several. None if a value is no text.
 fn distinguished_name(name: &X509Name<'_>) -> Option<String> {
     let part = |part: &RelativeDistinguishedName<'_>| {
         let attributes = part.iter().map(|attribute| {

@@ -1,8 +1,9 @@
 //! The transmission phase of one connection: requests in, replies out, many at a time.
 //!
-//! A reader judges requests ([`super::dispatch`]) and starts them ([`super::execute`]); a writer sends replies as they
-//! come ([`super::outgoing`]). Invariant: what is in flight is bounded, in requests and in bytes; at the bound nothing
-//! is read from the socket. When [`run`] returns, no request of the connection is running.
+//! A reader judges requests ([`super::dispatch`]) and starts them ([`super::execute`]); a writer sends
+//! replies as they come ([`super::outgoing`]). Invariant: what is in flight is bounded, in requests and in
+//! bytes; at the bound nothing is read from the socket. When [`run`] returns, no request of the connection is
+//! running.
 
 use std::io;
 use std::sync::Arc;
@@ -13,13 +14,13 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::connection::Shared;
 use super::dispatch::{Job, Refused, Rules};
 use super::drain::Drain;
 use super::execute::{Answer, Answered, execute};
 use super::export::{Export, ExportError};
 use super::in_flight::{Charge, InFlight};
 use super::outgoing::Outgoing;
+use super::shared::Shared;
 use super::stall::Patience;
 use super::transport::{Halves, Reader, Writer};
 use crate::metrics::Direction;

@@ -56,7 +56,8 @@ impl Classes {
         }
     }
 
-    /// Lets `requests` of each class through at a time, of the background ones less; each decorated by `above`.
+    /// Lets `requests` of each class through at a time, of the background ones less; each decorated by
+    /// `above`.
     ///
     /// # Panics
     /// If `requests` is 0.

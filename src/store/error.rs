@@ -21,7 +21,8 @@ pub enum Error {
         /// Key.
         key: String,
     },
-    /// A condition did not hold (412); after a lost answer it may be the caller's own success: read and compare.
+    /// A condition did not hold (412); after a lost answer it may be the caller's own success: read and
+    /// compare.
     #[error("{key}: the object stands in another version")]
     PreconditionFailed {
         /// Key.
@@ -73,8 +74,8 @@ pub enum Error {
         #[source]
         source: Source,
     },
-    /// The service cannot be reached as it is configured: no such host, or a certificate that is not trusted. Nothing
-    /// was sent, and an operator must act.
+    /// The service cannot be reached as it is configured: no such host, or a certificate that is not trusted.
+    /// Nothing was sent, and an operator must act.
     #[error("{key}: {source}")]
     Unreachable {
         /// Key.
@@ -157,7 +158,8 @@ impl Error {
         )
     }
 
-    /// Whether waiting alone cannot cure it: somebody must change permissions, the bucket or the configuration.
+    /// Whether waiting alone cannot cure it: somebody must change permissions, the bucket or the
+    /// configuration.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
         matches!(self, Self::Denied { .. } | Self::Rejected { .. } | Self::Unreachable { .. })

@@ -1,7 +1,8 @@
-//! Injected faults: a decorator that fails, delays, holds, loses and damages requests by rules set at run time.
+//! Injected faults: a decorator that fails, delays, holds, loses and damages requests by rules set at run
+//! time.
 //!
-//! For tests and simulation. Deterministic: only the clock of `tokio::time` and the seed it is given. Invariant: a
-//! request that no rule matches passes through unchanged.
+//! For tests and simulation. Deterministic: only the clock of `tokio::time` and the seed it is given.
+//! Invariant: a request that no rule matches passes through unchanged.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -62,8 +63,8 @@ pub enum Action {
     FailBefore(Failure),
     /// It takes effect and its answer is lost.
     FailAfter(Failure),
-    /// Its answer is lost at once, and it takes effect (or not, if its condition does not hold) only after so many
-    /// further requests, or at [`Fault::deliver`]. A GET or LIST only fails.
+    /// Its answer is lost at once, and it takes effect (or not, if its condition does not hold) only after so
+    /// many further requests, or at [`Fault::deliver`]. A GET or LIST only fails.
     Late(Failure, u32),
     /// It waits for a time between the two before it takes effect.
     Delay(Duration, Duration),
@@ -79,7 +80,8 @@ pub enum Action {
     Short,
 }
 
-/// Which requests an [`Action`] is for. All rules that match a request apply, in the order in which they were added.
+/// Which requests an [`Action`] is for. All rules that match a request apply, in the order in which they were
+/// added.
 #[derive(Clone, Debug)]
 pub struct Rule {
     action: Action,

@@ -1,7 +1,7 @@
 //! Metrics of a store: a decorator that counts and times every attempt.
 //!
-//! Stands below [`Retry`](super::Retry) and [`Limit`](super::Limit), so that it sees each attempt for itself and no
-//! waiting. Invariant: every request is counted once, one that its caller drops as cancelled.
+//! Stands below [`Retry`](super::Retry) and [`Limit`](super::Limit), so that it sees each attempt for itself
+//! and no waiting. Invariant: every request is counted once, one that its caller drops as cancelled.
 
 use std::future::Future;
 use std::sync::Arc;

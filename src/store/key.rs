@@ -1,6 +1,7 @@
 //! What a key may look like.
 //!
-//! Invariant: a key that passes [`check`] names the same object in every store, and no path outside of its root.
+//! Invariant: a key that passes [`check`] names the same object in every store, and no path outside of its
+//! root.
 
 use super::error::{Error, cause};
 

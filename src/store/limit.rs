@@ -1,7 +1,8 @@
-//! Bounded concurrency: a decorator that lets so many requests through at a time, in the order in which they came.
+//! Bounded concurrency: a decorator that lets so many requests through at a time, in the order in which they
+//! came.
 //!
-//! Stands below [`Retry`](super::Retry), so that no permit is held while a request waits for its next attempt.
-//! Invariant: a permit is held exactly while the inner store works on the request.
+//! Stands below [`Retry`](super::Retry), so that no permit is held while a request waits for its next
+//! attempt. Invariant: a permit is held exactly while the inner store works on the request.
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,13 +1,16 @@
 //! Listings: page by page, in whatever order the store has its keys.
 //!
-//! Knows nothing of what is listed. Invariant: no order of keys is assumed, and an empty page ends nothing: only a
-//! page without a token does. S3 directory buckets list in no order; other stores send empty pages.
+//! Knows nothing of what is listed. Invariant: no order of keys is assumed, and an empty page ends nothing:
+//! only a page without a token does. S3 directory buckets list in no order; other stores send empty pages.
 
 use std::sync::Arc;
 
 use super::error::cause;
 use super::{Error, Store};
 use crate::mutant::{self, Mutant};
+
+/// Keys in a page of a listing, where the store itself decides: as many as S3 gives.
+pub(super) const PAGE_ENTRIES: usize = 1000;
 
 /// One object of a listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,8 +31,8 @@ pub enum ListFrom {
     /// At the beginning.
     #[default]
     Start,
-    /// Behind this key, in the order of bytes. A store whose listings have no order begins at the beginning: keys up
-    /// to this one may be listed all the same.
+    /// Behind this key, in the order of bytes. A store whose listings have no order begins at the beginning:
+    /// keys up to this one may be listed all the same.
     After(String),
     /// Where an earlier page of the same listing ended.
     Page(PageToken),

@@ -1,7 +1,8 @@
-//! A store in memory, for tests and simulation: full conditions, ranges, paged listings, and tallies of requests.
+//! A store in memory, for tests and simulation: full conditions, ranges, paged listings, and tallies of
+//! requests.
 //!
-//! Deterministic: no clock, no randomness, no task; a request takes effect in its first poll. Invariant: like S3,
-//! equal bytes have equal [`ETag`]s, so whoever relies on more than that fails here too.
+//! Deterministic: no clock, no randomness, no task; a request takes effect in its first poll. Invariant: like
+//! S3, equal bytes have equal [`ETag`]s, so whoever relies on more than that fails here too.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -11,6 +12,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use super::listing::PAGE_ENTRIES;
 use super::{
     ByteRange, Condition, ETag, Entry, Error, ListFrom, Listing, MAX_WHOLE_BYTES, Object, Operation,
     PageToken, Store, key,
@@ -43,8 +45,8 @@ struct State {
     objects: BTreeMap<String, Stored>,
     /// Bytes of an object that is read whole, at most.
     most_whole_bytes: u64,
-    /// By operation and key (of a LIST: its prefix). Grows with the keys ever used; [`MemoryStore::reset_tallies`]
-    /// empties it.
+    /// By operation and key (of a LIST: its prefix). Grows with the keys ever used;
+    /// [`MemoryStore::reset_tallies`] empties it.
     tallies: BTreeMap<(Operation, String), Tally>,
 }
 
@@ -143,7 +145,7 @@ impl MemoryStore {
     /// An empty store that lists up to 1,000 keys at a time.
     #[must_use]
     pub fn new() -> Self {
-        Self::with_page_entries(1000)
+        Self::with_page_entries(PAGE_ENTRIES)
     }
 
     /// An empty store that lists up to `page_entries` keys at a time.
@@ -156,8 +158,8 @@ impl MemoryStore {
         Self { state: Arc::default(), page_entries, order: Order::Sorted }
     }
 
-    /// As [`MemoryStore::with_page_entries`], but listings have no order, some pages are empty, and a listing cannot
-    /// begin behind a key.
+    /// As [`MemoryStore::with_page_entries`], but listings have no order, some pages are empty, and a listing
+    /// cannot begin behind a key.
     ///
     /// # Panics
     /// If `page_entries` is 0.
@@ -193,7 +195,8 @@ impl MemoryStore {
         state.objects.iter().map(|(key, stored)| (key.clone(), stored.body.clone())).collect()
     }
 
-    /// Puts an object as if it had always been there, uncounted and unchecked: to damage one, or to restore a state.
+    /// Puts an object as if it had always been there, uncounted and unchecked: to damage one, or to restore a
+    /// state.
     pub fn insert(&self, key: &str, body: Bytes) {
         self.state.lock().objects.insert(key.to_owned(), Stored::new(body));
     }

@@ -1,7 +1,7 @@
 //! Object storage: the trait [`Store`], its implementations and decorators.
 //!
-//! Knows nothing of volumes: keys are strings, bodies are bytes. Invariant: an error never stands for a result; a
-//! body is whole or it is an error.
+//! Knows nothing of volumes: keys are strings, bodies are bytes. Invariant: an error never stands for a
+//! result; a body is whole or it is an error.
 
 pub mod classes;
 pub mod error;
@@ -67,8 +67,8 @@ pub enum Condition {
     Always,
     /// `If-None-Match: *`: only where no object stands.
     IfAbsent,
-    /// `If-Match`: only where exactly this version stands. A missing object is [`Error::PreconditionFailed`] or
-    /// [`Error::NotFound`].
+    /// `If-Match`: only where exactly this version stands. A missing object is [`Error::PreconditionFailed`]
+    /// or [`Error::NotFound`].
     IfMatch(ETag),
 }
 
@@ -81,20 +81,26 @@ pub struct Object {
     pub etag: ETag,
 }
 
-/// Object storage. Keys are relative to the store's root, `/`-separated, of `[A-Za-z0-9._-]` segments; no segment is
-/// empty, `.` or `..`. No key goes on where another ends (`a` and `a/b`), since in a directory one is a file.
+/// Keys of one [`Store::delete`] at most: S3 takes no more in one request.
+pub const MAXIMUM_DELETE_KEYS: usize = 1000;
+
+/// Object storage. Keys are relative to the store's root, `/`-separated, of `[A-Za-z0-9._-]` segments; no
+/// segment is empty, `.` or `..`. No key goes on where another ends (`a` and `a/b`), since in a directory one
+/// is a file.
 ///
 /// A call may be dropped at any await point; a PUT or DELETE so dropped has an unknown effect.
 #[async_trait]
 pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// Reads an object or a range of it.
     async fn get(&self, key: &str, range: ByteRange) -> Result<Object, Error>;
-    /// Creates or replaces an object, atomically and durably: when it returns, the object survives power loss.
+    /// Creates or replaces an object, atomically and durably: when it returns, the object survives power
+    /// loss.
     async fn put(&self, key: &str, body: Bytes, condition: Condition) -> Result<ETag, Error>;
-    /// Deletes objects, at most 1,000; one that is absent counts as deleted. On an error any of them may be gone.
+    /// Deletes objects, at most [`MAXIMUM_DELETE_KEYS`]; one that is absent counts as deleted. On an error
+    /// any of them may be gone.
     async fn delete(&self, keys: &[String]) -> Result<(), Error>;
-    /// Lists one page of the keys that begin with `prefix` (a string, not only whole segments), in no particular order.
-    /// Use [`Pages`] to list them all.
+    /// Lists one page of the keys that begin with `prefix` (a string, not only whole segments), in no
+    /// particular order. Use [`Pages`] to list them all.
     async fn list(&self, prefix: &str, from: &ListFrom) -> Result<Listing, Error>;
 }
 

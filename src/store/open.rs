@@ -1,7 +1,8 @@
 //! Putting a store together: the backend that a [`Location`] names, below metrics, limit and retries.
 //!
-//! Invariant: the order is [`Retry`] over [`Limit`] over [`Instrument`] over the backend, so that every attempt is
-//! counted and no permit is held during a pause; and a store that ignores conditions is never handed out.
+//! Invariant: the order is [`Retry`] over [`Limit`] over [`Instrument`] over the backend, so that every
+//! attempt is counted and no permit is held during a pause; and a store that ignores conditions is never
+//! handed out.
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! The object in a store that says that the store passed the probe.
 //!
-//! It is JSON for people to read; whoever deletes it has the store raced again. Invariant: what cannot be read, what
-//! another probe wrote, and what was copied from another place say nothing.
+//! It is JSON for people to read; whoever deletes it has the store raced again. Invariant: what cannot be
+//! read, what another probe wrote, and what was copied from another place say nothing.
 
 use std::time::{Duration, UNIX_EPOCH};
 

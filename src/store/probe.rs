@@ -1,11 +1,13 @@
 //! The start-up probe: does the store heed the conditions on which everything rests?
 //!
-//! Some stores ignore `If-None-Match` or `If-Match`; others heed them in sequence and let several racing writers win.
-//! Both would lose data without an error, so they are refused. Runs below [`Retry`](super::Retry), since a retried PUT
-//! cannot tell its own success from another's. Invariant: a store passes only if every condition was seen to hold.
+//! Some stores ignore `If-None-Match` or `If-Match`; others heed them in sequence and let several racing
+//! writers win. Both would lose data without an error, so they are refused. Runs below
+//! [`Retry`](super::Retry), since a retried PUT cannot tell its own success from another's. Invariant: a
+//! store passes only if every condition was seen to hold.
 //!
-//! A store that passed is remembered in the store itself ([`RECORD`]). Later starts only look whether it still refuses
-//! what it must, and whether each operation is permitted: [`CHECKS`] requests in the place of some 190.
+//! A store that passed is remembered in the store itself ([`RECORD`]). Later starts only look whether it
+//! still refuses what it must, and whether each operation is permitted: [`CHECKS`] requests in the place of
+//! some 190.
 
 use std::future::Future;
 use std::time::Duration;
@@ -15,7 +17,7 @@ use futures::future::join_all;
 use tokio::time::Instant;
 
 use super::passed::{Passed, RECORD};
-use super::{ByteRange, Condition, ETag, Error, Pages, Store};
+use super::{ByteRange, Condition, ETag, Error, MAXIMUM_DELETE_KEYS, Pages, Store};
 
 /// What all keys of probes begin with.
 pub const PREFIX: &str = "probe/";
@@ -173,7 +175,8 @@ fn stop(needs: &'static str, source: Error) -> Stop {
     }
 }
 
-/// Probes a store, unless it is known to have passed; then looks only whether it still seems to be what it was.
+/// Probes a store, unless it is known to have passed; then looks only whether it still seems to be what it
+/// was.
 ///
 /// # Errors
 /// Where the store must not be used.
@@ -367,7 +370,8 @@ impl<'a> Probe<'a> {
         }
     }
 
-    /// Looks for the record, and in [`CHECKS`] requests whether conditions are heeded and every operation permitted.
+    /// Looks for the record, and in [`CHECKS`] requests whether conditions are heeded and every operation
+    /// permitted.
     ///
     /// What must fail has the bytes of the record, so that a store which does it all the same does no harm.
     async fn recall(&self, key: &str, against: &str) -> Result<Found, Stop> {
@@ -499,11 +503,12 @@ impl<'a> Probe<'a> {
         if stands { Ok(()) } else { Err(Stop::Misread(Violation::StaleList)) }
     }
 
-    /// Deletes what the probe put. A store that does not answer keeps it: it is small, and under its own prefix.
+    /// Deletes what the probe put. A store that does not answer keeps it: it is small, and under its own
+    /// prefix.
     async fn clean(&self) {
         let mut keys = self.keys.clone();
         keys.extend(self.listed.iter().flat_map(|key| listed_below(key)));
-        for some in keys.chunks(1000) {
+        for some in keys.chunks(MAXIMUM_DELETE_KEYS) {
             let deleted = tokio::time::timeout(self.options.deadline, self.store.delete(some)).await;
             if !matches!(deleted, Ok(Ok(()))) {
                 tracing::warn!(prefix = self.root, "could not delete the keys of the probe");

@@ -2,11 +2,12 @@
 //!
 //! Knows nothing of what a request is for: it sends the same bytes again. Deterministic: only the clock of
 //! `tokio::time` and the seed it is given. Invariant: a definite answer passes through at once, so a 412 that
-//! follows a lost answer reaches the caller, who alone can tell whether it is its own success; and an error says that
-//! the effect is unknown if any attempt left it so.
+//! follows a lost answer reaches the caller, who alone can tell whether it is its own success; and an error
+//! says that the effect is unknown if any attempt left it so.
 //!
-//! At the start, a refusal (credentials, permissions, bucket, name of the service) is an error after a few attempts: an
-//! operator looks on. Once disks are in use it is an outage like any other: [`Retry::wait_out_refusals`].
+//! At the start, a refusal (credentials, permissions, bucket, name of the service) is an error after a few
+//! attempts: an operator looks on. Once disks are in use it is an outage like any other:
+//! [`Retry::wait_out_refusals`].
 
 use std::fmt;
 use std::future::Future;
@@ -31,15 +32,16 @@ use super::{ByteRange, Condition, ETag, Error, ListFrom, Listing, Object, Operat
 pub struct Patience {
     /// Time for all attempts together; `None`: for ever.
     pub deadline: Option<Duration>,
-    /// How often a refusal ([`Error::is_refusal`]) is tried again; `None`: until the deadline, since an operator can
-    /// mend credentials, permissions and buckets. Does not count once refusals are waited out.
+    /// How often a refusal ([`Error::is_refusal`]) is tried again; `None`: until the deadline, since an
+    /// operator can mend credentials, permissions and buckets. Does not count once refusals are waited out.
     pub refusals: Option<u32>,
 }
 
 /// How to retry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryOptions {
-    /// Longest pause before the first retry; doubles with each further one. A pause is drawn between 0 and this.
+    /// Longest pause before the first retry; doubles with each further one. A pause is drawn between 0 and
+    /// this.
     pub base: Duration,
     /// Bound of the longest pause.
     pub cap: Duration,
@@ -97,8 +99,8 @@ impl Retry {
         Self { inner, options, metrics, random, log: Mutex::default(), waits_out_refusals }
     }
 
-    /// From now on a refusal is waited for until the deadline, as an outage is: disks are in use, and whoever broke the
-    /// credentials or the permissions can mend them.
+    /// From now on a refusal is waited for until the deadline, as an outage is: disks are in use, and whoever
+    /// broke the credentials or the permissions can mend them.
     pub fn wait_out_refusals(&self) {
         self.waits_out_refusals.store(true, Ordering::Relaxed);
     }
@@ -121,7 +123,10 @@ impl Retry {
             log.unsaid += 1;
             return;
         }
-        tracing::warn!(?operation, attempt, unsaid = log.unsaid, %error, "store request failed, trying again");
+        tracing::warn!(
+            ?operation, attempt, unsaid = log.unsaid, %error,
+            "store request failed, trying again"
+        );
         *log = Log { last: Some(now), unsaid: 0 };
     }
 
@@ -178,8 +183,8 @@ impl Retry {
 }
 
 impl Retry {
-    /// Reads, and where the body ends early, tells an object that is too short from a body that was cut on the way: the
-    /// listing has the object's size.
+    /// Reads, and where the body ends early, tells an object that is too short from a body that was cut on
+    /// the way: the listing has the object's size.
     async fn get_or_learn_size(&self, key: &str, range: ByteRange) -> Result<Object, Error> {
         let answer = self.inner.get(key, range).await;
         let (Err(Error::Truncated { .. }), ByteRange::Bounded { offset, length }) = (&answer, range) else {
@@ -221,8 +226,8 @@ impl Attempts {
         self.last = Some(error);
     }
 
-    /// The error of an attempt that was dropped without an answer: what the one before it said tells more. The effect
-    /// of a write is unknown, whatever that said.
+    /// The error of an attempt that was dropped without an answer: what the one before it said tells more.
+    /// The effect of a write is unknown, whatever that said.
     fn cut_off(self, operation: Operation, timeout: Error) -> Error {
         let reads = matches!(operation, Operation::Get | Operation::List);
         self.last.filter(|last| reads || last.effect_unknown()).unwrap_or(timeout)

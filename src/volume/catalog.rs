@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::codec::Checksum;
 use super::error::OpenError;
 use super::geometry::Geometry;
-use super::head::{Checkpoint, Head, Lease, VolumeState};
+use super::head::{Checkpoint, Head, HolderName, Lease, VolumeState};
 use super::identity::{Identity, NameBinding};
 use super::keys::{self, IDENTITIES, Keys, NAMES, ObjectId, Slot};
 use super::name::{self, Found, Swapped};
@@ -198,14 +198,12 @@ async fn make(
     };
     let kept = KeptRoot { parent: None, ..KeptRoot::current(&root, root_id) };
     let table = RootTable { id: table_id, roots: vec![kept] };
-    let mut holder_name = options.holder_name.clone();
-    holder_name.truncate(holder_name.floor_char_boundary(super::head::MAX_HOLDER_BYTES));
     let head = Head {
         volume,
         version: 1,
         epoch: 0,
         holder: env.entropy.next_u128(),
-        holder_name,
+        holder_name: HolderName::new(&options.holder_name),
         lease: Lease::Released,
         checkpoint: Checkpoint { slot: start, checksum: Checksum::default() },
         root: root_id,
@@ -361,6 +359,6 @@ async fn describe(env: &Environment, name: &str, volume: Uuid) -> Result<Info, O
         chunk_bytes: identity.geometry.chunk_bytes(),
         created_at_seconds: identity.created_at_seconds,
         epoch: head.epoch,
-        holder: matches!(head.lease, Lease::Held { .. }).then_some(head.holder_name),
+        holder: matches!(head.lease, Lease::Held { .. }).then(|| head.holder_name.to_string()),
     })
 }

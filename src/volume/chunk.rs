@@ -60,8 +60,7 @@ impl ChunkWriter {
     ) -> Self {
         let mut to = Encoder::within(Kind::Chunk, volume, memory);
         to.u32(index.0);
-        to.u32(id.epoch);
-        to.u64(id.k);
+        id.encode(&mut to);
         to.u16(pages_per_chunk);
         to.u8(0);
         to.u8(0);
@@ -155,7 +154,7 @@ impl<'a> ChunkObject<'a> {
     pub fn decode(volume: Uuid, bytes: &'a [u8]) -> Result<Self, DecodeError> {
         let mut from = Decoder::object_of(Kind::Chunk, volume, bytes)?;
         let index = ChunkIndex(from.u32()?);
-        let id = ObjectId { epoch: from.u32()?, k: from.u64()? };
+        let id = ObjectId::decode(&mut from)?;
         let pages_per_chunk = from.u16()?;
         if !pages_per_chunk.is_power_of_two() || pages_per_chunk > super::geometry::MAX_PAGES_PER_CHUNK {
             return Err(invalid(

@@ -27,7 +27,7 @@ use crate::mutant::{self, Mutant};
 use crate::store;
 
 /// Keys of one delete request at most.
-const DELETE_KEYS: usize = 1000;
+const DELETE_KEYS: usize = store::MAXIMUM_DELETE_KEYS;
 /// Garbage of so many checkpoints waits for its grace at most; the root table has room for more.
 const MAX_WAITING: usize = 1024;
 /// Pause after a collection that failed.

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::catalog::{self, CONCURRENT_LOOKUPS};
 use super::error::OpenError;
-use super::head::{Checkpoint, Head, Lease, VolumeState};
+use super::head::{Checkpoint, Head, HolderName, Lease, VolumeState};
 use super::held::{Updated, update_head};
 use super::identity::Identity;
 use super::keys::{Keys, ObjectId, Parsed, Slot};
@@ -23,7 +23,7 @@ use crate::store::error::cause;
 use crate::store::{self, ByteRange, ETag, Pages};
 
 /// Keys of one delete request at most.
-const DELETE_KEYS: usize = 1000;
+const DELETE_KEYS: usize = store::MAXIMUM_DELETE_KEYS;
 /// How often the head is marked when its holder updates it meanwhile.
 const MARKS: u32 = 100;
 
@@ -131,7 +131,7 @@ async fn mark(
             version: old.version + 1,
             epoch: old.epoch + 1,
             holder: env.entropy.next_u128(),
-            holder_name: options.holder_name.chars().take(40).collect(),
+            holder_name: HolderName::new(&options.holder_name),
             lease: Lease::Released,
             state: VolumeState::Deleting,
             ..old
@@ -176,7 +176,7 @@ async fn stand_in(
         // The newest log may have no record.
         epoch: logs.last_epoch().map_or(0, |epoch| epoch + 1),
         holder: 0,
-        holder_name: String::new(),
+        holder_name: HolderName::default(),
         lease: Lease::Released,
         checkpoint: Checkpoint { slot: Slot { epoch: 0, n: 0 }, checksum: super::codec::Checksum::default() },
         root: id,

@@ -1,6 +1,8 @@
 //! The object `head`: who writes the volume, and from where it is recovered. The only object of a volume that is
 //! overwritten.
 
+use std::fmt;
+
 use uuid::Uuid;
 
 use super::codec::{Checksum, DecodeError, Decoder, Encoder, Kind, invalid};
@@ -8,8 +10,43 @@ use super::keys::{Epoch, ObjectId, Slot};
 
 /// Bytes of a head at most.
 pub const MAX_HEAD_BYTES: usize = 1024;
-/// Bytes of a holder's description at most.
-pub const MAX_HOLDER_BYTES: usize = 200;
+/// Who holds a volume, for people: at most [`HolderName::MAX_BYTES`] bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HolderName(String);
+
+impl HolderName {
+    /// Bytes of a name at most.
+    pub const MAX_BYTES: usize = 200;
+
+    /// A name from a text, which is cut at a character where it is longer.
+    #[must_use]
+    pub fn new(text: &str) -> Self {
+        Self(text[..text.floor_char_boundary(Self::MAX_BYTES)].to_owned())
+    }
+
+    /// Appends it.
+    pub fn encode(&self, to: &mut Encoder) {
+        to.short_string(&self.0);
+    }
+
+    /// Takes one.
+    ///
+    /// # Errors
+    /// If it is too long, not UTF-8, or fewer bytes are left.
+    pub fn decode(from: &mut Decoder<'_>) -> Result<Self, DecodeError> {
+        let text = from.short_string("holder")?;
+        if text.len() > Self::MAX_BYTES {
+            return Err(invalid("holder", format!("longer than {} bytes", Self::MAX_BYTES)));
+        }
+        Ok(Self(text))
+    }
+}
+
+impl fmt::Display for HolderName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
 
 /// The commit up to which everything is in the root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +92,7 @@ pub struct Head {
     /// Unique to each opening.
     pub holder: u128,
     /// Who that is, for people.
-    pub holder_name: String,
+    pub holder_name: HolderName,
     /// Whether the holder claims the volume.
     pub lease: Lease,
     /// From where to replay.
@@ -83,22 +120,16 @@ impl Head {
         to.u64(self.version);
         to.u32(self.epoch);
         to.raw(&self.holder.to_le_bytes());
-        assert!(
-            self.holder_name.len() <= MAX_HOLDER_BYTES,
-            "a holder's name is cut to its bound where it is made"
-        );
-        to.short_string(&self.holder_name);
+        self.holder_name.encode(&mut to);
         to.u32(match self.lease {
             Lease::Released => 0,
             Lease::Unswept => u32::MAX,
             Lease::Held { ttl_ms } => ttl_ms.clamp(1, u32::MAX - 1),
         });
-        to.u32(self.checkpoint.slot.epoch);
-        to.u64(self.checkpoint.slot.n);
+        self.checkpoint.slot.encode(&mut to);
         to.raw(&self.checkpoint.checksum.0);
         for id in [self.root, self.root_table] {
-            to.u32(id.epoch);
-            to.u64(id.k);
+            id.encode(&mut to);
         }
         to.u8(u8::try_from(self.wrapped_key.len()).expect("a wrapped key has at most 255 bytes"));
         to.raw(&self.wrapped_key);
@@ -121,22 +152,19 @@ impl Head {
         let version = from.u64()?;
         let epoch = from.u32()?;
         let holder = u128::from_le_bytes(from.array()?);
-        let holder_name = from.short_string("holder")?;
-        if holder_name.len() > MAX_HOLDER_BYTES {
-            return Err(invalid("holder", "longer than 200 bytes"));
-        }
+        let holder_name = HolderName::decode(&mut from)?;
         let lease = match from.u32()? {
             0 => Lease::Released,
             u32::MAX => Lease::Unswept,
             ttl_ms => Lease::Held { ttl_ms },
         };
-        let slot = Slot { epoch: from.u32()?, n: from.u64()? };
+        let slot = Slot::decode(&mut from)?;
         if slot.epoch > epoch {
             return Err(invalid("checkpoint", "of a later epoch than the head"));
         }
         let checkpoint = Checkpoint { slot, checksum: from.checksum()? };
-        let root = ObjectId { epoch: from.u32()?, k: from.u64()? };
-        let root_table = ObjectId { epoch: from.u32()?, k: from.u64()? };
+        let root = ObjectId::decode(&mut from)?;
+        let root_table = ObjectId::decode(&mut from)?;
         let key_bytes = usize::from(from.u8()?);
         let wrapped_key = from.raw(key_bytes)?.to_vec();
         let local_journal = from.short_string("local journal")?;

@@ -5,6 +5,7 @@
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::codec::{DecodeError, Decoder, Encoder};
 use super::geometry::ChunkIndex;
 
 /// Generation of a volume's writer; each opening for writing takes the next.
@@ -26,6 +27,44 @@ pub struct Slot {
     pub epoch: Epoch,
     /// 1 for the opening record.
     pub n: u64,
+}
+
+impl ObjectId {
+    /// Bytes of an encoded id.
+    pub const BYTES: usize = 4 + 8;
+
+    /// Appends it.
+    pub fn encode(self, to: &mut Encoder) {
+        to.u32(self.epoch);
+        to.u64(self.k);
+    }
+
+    /// Takes one.
+    ///
+    /// # Errors
+    /// If fewer bytes are left.
+    pub fn decode(from: &mut Decoder<'_>) -> Result<Self, DecodeError> {
+        Ok(Self { epoch: from.u32()?, k: from.u64()? })
+    }
+}
+
+impl Slot {
+    /// Bytes of an encoded slot.
+    pub const BYTES: usize = 4 + 8;
+
+    /// Appends it.
+    pub fn encode(self, to: &mut Encoder) {
+        to.u32(self.epoch);
+        to.u64(self.n);
+    }
+
+    /// Takes one.
+    ///
+    /// # Errors
+    /// If fewer bytes are left.
+    pub fn decode(from: &mut Decoder<'_>) -> Result<Self, DecodeError> {
+        Ok(Self { epoch: from.u32()?, n: from.u64()? })
+    }
 }
 
 /// Prefix of all names.

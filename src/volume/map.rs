@@ -96,21 +96,18 @@ impl Entry {
         to.u8(has_base | has_birth | has_packs | has_damage | has_lost);
         self.allocated.encode(pages, to);
         if let Some(birth) = self.birth {
-            to.u32(birth.epoch);
-            to.u64(birth.n);
+            birth.encode(to);
         }
         if let Some(base) = &self.base {
             to.u16(base.origin);
-            to.u32(base.id.epoch);
-            to.u64(base.id.k);
+            base.id.encode(to);
             base.stored.encode(pages, to);
         }
         if !self.packs.is_empty() {
             to.len(self.packs.len());
             for pack in &self.packs {
                 to.u16(pack.origin);
-                to.u32(pack.id.epoch);
-                to.u64(pack.id.k);
+                pack.id.encode(to);
                 to.u32(pack.first_frame);
                 pack.pages.encode(pages, to);
             }
@@ -140,13 +137,13 @@ impl Entry {
         }
         let allocated = PageSet::decode(pages, from)?;
         let birth = match has & 2 != 0 {
-            true => Some(Slot { epoch: from.u32()?, n: from.u64()? }),
+            true => Some(Slot::decode(from)?),
             false => None,
         };
         let base = match has & 1 != 0 {
             true => Some(Base {
                 origin: origin_of(from.u16()?)?,
-                id: ObjectId { epoch: from.u32()?, k: from.u64()? },
+                id: ObjectId::decode(from)?,
                 stored: PageSet::decode(pages, from)?,
             }),
             false => None,
@@ -161,7 +158,7 @@ impl Entry {
             for _ in 0..count {
                 let pack = InPack {
                     origin: origin_of(from.u16()?)?,
-                    id: ObjectId { epoch: from.u32()?, k: from.u64()? },
+                    id: ObjectId::decode(from)?,
                     first_frame: from.u32()?,
                     pages: PageSet::decode(pages, from)?,
                 };
@@ -241,8 +238,7 @@ impl MapPage {
     pub fn encode(&self, volume: Uuid, id: ObjectId) -> Vec<u8> {
         let mut to = Encoder::new(Kind::MapPage, volume, 128 + self.entries.len() + 16 * self.origins.len());
         to.u32(self.page);
-        to.u32(id.epoch);
-        to.u64(id.k);
+        id.encode(&mut to);
         to.u16(self.pages_per_chunk);
         encode_origins(&self.origins, &mut to);
         to.len(self.index.len());
@@ -262,7 +258,7 @@ impl MapPage {
         bytes: &[u8],
     ) -> Result<Self, DecodeError> {
         let mut from = Decoder::object_of(Kind::MapPage, volume, bytes)?;
-        let found = (from.u32()?, ObjectId { epoch: from.u32()?, k: from.u64()? });
+        let found = (from.u32()?, ObjectId::decode(&mut from)?);
         if found != (page, id) {
             return Err(invalid("map page", format!("is {found:?}, not {:?}", (page, id))));
         }

@@ -13,7 +13,7 @@ use super::commit::Committer;
 use super::disk::Volume;
 use super::error::OpenError;
 use super::fold::Folder;
-use super::head::{Head, Lease, MAX_HOLDER_BYTES, VolumeState};
+use super::head::{Head, HolderName, Lease, VolumeState};
 use super::held::{HeldHead, Updated, update_head};
 use super::identity::Identity;
 use super::keys::Keys;
@@ -214,12 +214,11 @@ async fn take_epoch(
         if old.state == VolumeState::Deleting {
             return Err(OpenError::Deleting);
         }
-        let mut holder_name = options.holder_name.clone();
-        holder_name.truncate(holder_name.floor_char_boundary(MAX_HOLDER_BYTES));
+        let holder_name = HolderName::new(&options.holder_name);
         let is_own = options.holder_is_stable && old.holder_name == holder_name;
         match old.lease {
             Lease::Held { .. } if is_own => {
-                tracing::info!(volume = %keys.volume(), holder_name, "the lease is our own from before");
+                tracing::info!(volume = %keys.volume(), %holder_name, "the lease is our own from before");
             }
             Lease::Held { ttl_ms } if !takeover => {
                 watch_lease(env, keys, &old, Duration::from_millis(u64::from(ttl_ms))).await?;

@@ -219,8 +219,7 @@ impl Record {
             RecordKind::Seal => 3,
         });
         to.u8(0);
-        to.u32(self.slot.epoch);
-        to.u64(self.slot.n);
+        self.slot.encode(to);
         to.u32(self.writer);
         to.u64(self.nonce);
         to.raw(&self.previous.0);
@@ -244,8 +243,7 @@ impl Record {
                 Change::Chunk { index, id, stored } => {
                     to.u8(3);
                     to.u32(index.0);
-                    to.u32(id.epoch);
-                    to.u64(id.k);
+                    id.encode(to);
                     stored.encode(self.pages_per_chunk, to);
                 }
                 Change::Resize { size_bytes } => {
@@ -333,7 +331,7 @@ impl Record {
         if flags != 0 {
             return Err(invalid("flags", format!("{flags:#x} are unknown")));
         }
-        let found = Slot { epoch: from.u32()?, n: from.u64()? };
+        let found = Slot::decode(from)?;
         if found != slot {
             return Err(invalid("slot", format!("is {found:?}, not {slot:?}")));
         }
@@ -400,7 +398,7 @@ fn decode_change(from: &mut Decoder<'_>, pages: u16, at: u64) -> Result<Change, 
         }
         3 => Change::Chunk {
             index: ChunkIndex(from.u32()?),
-            id: ObjectId { epoch: from.u32()?, k: from.u64()? },
+            id: ObjectId::decode(from)?,
             stored: PageSet::decode(pages, from)?,
         },
         4 => Change::Resize { size_bytes: from.u64()? },

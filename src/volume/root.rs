@@ -118,10 +118,8 @@ impl Root {
     pub fn encode(&self, volume: Uuid) -> Vec<u8> {
         let maps = self.map_pages.len() * MAP_PAGE_REF_BYTES + self.zeroed.len() * ZEROED_RUN_BYTES;
         let mut to = Encoder::new(Kind::Root, volume, 128 + maps + 16 * self.origins.len());
-        to.u32(self.id.epoch);
-        to.u64(self.id.k);
-        to.u32(self.commit.epoch);
-        to.u64(self.commit.n);
+        self.id.encode(&mut to);
+        self.commit.encode(&mut to);
         to.u64(self.size_bytes);
         to.u32(u32::try_from(self.geometry.chunk_bytes()).expect("at most 32 MiB"));
         encode_origins(&self.origins, &mut to);
@@ -129,15 +127,13 @@ impl Root {
         for (page, reference) in &self.map_pages {
             to.u32(*page);
             to.u16(reference.origin);
-            to.u32(reference.id.epoch);
-            to.u64(reference.id.k);
+            reference.id.encode(&mut to);
         }
         to.len(self.zeroed.len());
         for (run, birth) in self.zeroed.iter() {
             to.u32(u32::try_from(run.start).expect("at most 65,536"));
             to.u32(u32::try_from(run.end - run.start).expect("at most 65,536"));
-            to.u32(birth.epoch);
-            to.u64(birth.n);
+            birth.encode(&mut to);
         }
         to.finish()
     }
@@ -148,11 +144,11 @@ impl Root {
     /// If it is damaged or another object.
     pub fn decode(volume: Uuid, id: ObjectId, bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut from = Decoder::object_of(Kind::Root, volume, bytes)?;
-        let found = ObjectId { epoch: from.u32()?, k: from.u64()? };
+        let found = ObjectId::decode(&mut from)?;
         if found != id {
             return Err(invalid("root", format!("is {found:?}, not {id:?}")));
         }
-        let commit = Slot { epoch: from.u32()?, n: from.u64()? };
+        let commit = Slot::decode(&mut from)?;
         let size_bytes = from.u64()?;
         let geometry =
             Geometry::new(u64::from(from.u32()?)).map_err(|e| invalid("chunk size", e.to_string()))?;
@@ -171,7 +167,7 @@ impl Root {
             if usize::from(origin) > origins.len() {
                 return Err(invalid("origin", format!("{origin} is beyond the {} origins", origins.len())));
             }
-            let id = ObjectId { epoch: from.u32()?, k: from.u64()? };
+            let id = ObjectId::decode(&mut from)?;
             map_pages.insert(page, MapPageRef { origin, id });
         }
         let zeroed = decode_zeroed(geometry.map_pages(size_bytes), &map_pages, &mut from)?;
@@ -190,7 +186,7 @@ fn decode_zeroed(
     let mut least = 0;
     for _ in 0..from.count(ZEROED_RUN_BYTES)? {
         let (first, count) = (from.u32()?, from.u32()?);
-        let birth = Slot { epoch: from.u32()?, n: from.u64()? };
+        let birth = Slot::decode(from)?;
         let end = first.checked_add(count).filter(|end| *end <= all);
         let Some(end) = end.filter(|_| first >= least && count > 0) else {
             let why = format!("{count} map pages from {first} are none, out of order or beyond the size");
@@ -240,19 +236,15 @@ impl RootTable {
     #[must_use]
     pub fn encode(&self, volume: Uuid) -> Vec<u8> {
         let mut to = Encoder::new(Kind::RootTable, volume, 128 + self.roots.len() * 64);
-        to.u32(self.id.epoch);
-        to.u64(self.id.k);
+        self.id.encode(&mut to);
         to.len(self.roots.len());
         for kept in &self.roots {
-            to.u32(kept.root.epoch);
-            to.u64(kept.root.k);
+            kept.root.encode(&mut to);
             to.u8(u8::from(kept.parent.is_some()));
             if let Some(parent) = kept.parent {
-                to.u32(parent.epoch);
-                to.u64(parent.k);
+                parent.encode(&mut to);
             }
-            to.u32(kept.commit.epoch);
-            to.u64(kept.commit.n);
+            kept.commit.encode(&mut to);
             to.short_string(&kept.snapshot);
             encode_origins(&kept.pins, &mut to);
             to.u64(kept.retired_at_seconds);
@@ -266,7 +258,7 @@ impl RootTable {
     /// If it is damaged or another object.
     pub fn decode(volume: Uuid, id: ObjectId, bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut from = Decoder::object_of(Kind::RootTable, volume, bytes)?;
-        let found = ObjectId { epoch: from.u32()?, k: from.u64()? };
+        let found = ObjectId::decode(&mut from)?;
         if found != id {
             return Err(invalid("root table", format!("is {found:?}, not {id:?}")));
         }
@@ -276,12 +268,12 @@ impl RootTable {
         }
         let mut roots = Vec::with_capacity(count);
         for _ in 0..count {
-            let root = ObjectId { epoch: from.u32()?, k: from.u64()? };
+            let root = ObjectId::decode(&mut from)?;
             let parent = match from.bool("parent")? {
-                true => Some(ObjectId { epoch: from.u32()?, k: from.u64()? }),
+                true => Some(ObjectId::decode(&mut from)?),
                 false => None,
             };
-            let commit = Slot { epoch: from.u32()?, n: from.u64()? };
+            let commit = Slot::decode(&mut from)?;
             let snapshot = from.short_string("snapshot")?;
             let pins = decode_origins(&mut from)?;
             let retired_at_seconds = from.u64()?;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use cairn::volume::codec::{Checksum, DecodeError};
 use cairn::volume::geometry::{ChunkIndex, MAP_PAGE_ENTRIES, PAGE_BYTES};
-use cairn::volume::head::{Checkpoint, Head, Lease, MAX_HEAD_BYTES, VolumeState};
+use cairn::volume::head::{Checkpoint, Head, HolderName, Lease, MAX_HEAD_BYTES, VolumeState};
 use cairn::volume::identity::{Identity, NameBinding};
 use cairn::volume::interval::IntervalMap;
 use cairn::volume::keys::{ObjectId, Slot};
@@ -95,7 +95,7 @@ fn head() -> impl Strategy<Value = Object> {
                 version,
                 epoch,
                 holder,
-                holder_name,
+                holder_name: HolderName::new(&holder_name),
                 lease,
                 checkpoint,
                 root,

@@ -4,6 +4,7 @@
 
 use cairn::volume::codec::{DecodeError, FORMAT_VERSION};
 use cairn::volume::geometry::ChunkIndex;
+use cairn::volume::head::HolderName;
 use cairn::volume::keys::{ObjectId, Slot};
 use cairn::volume::map::{Entry, InPack};
 use cairn::volume::record::{Change, RecordKind, RecordWriter};
@@ -171,7 +172,7 @@ fn data_and_frames_are_valid_under_their_own_tags_only() {
 fn a_holder_is_described_in_200_bytes_at_most() {
     let Object::Head(mut head) = sample("head-full.bin").object else { panic!("a head") };
     for (length, refused) in [(200, None), (201, Some("holder"))] {
-        head.holder_name = "x".repeat(200);
+        head.holder_name = HolderName::new(&"x".repeat(201));
         let mut bytes = head.encode();
         bytes[54] = length;
         bytes.splice(55 + 200..55 + 200, vec![b'x'; usize::from(length) - 200]);

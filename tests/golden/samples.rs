@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use cairn::volume::codec::Checksum;
 use cairn::volume::geometry::ChunkIndex;
-use cairn::volume::head::{Checkpoint, Head, Lease, VolumeState};
+use cairn::volume::head::{Checkpoint, Head, HolderName, Lease, VolumeState};
 use cairn::volume::identity::{Identity, NameBinding};
 use cairn::volume::interval::IntervalMap;
 use cairn::volume::keys::{self, Keys, ObjectId, Slot};
@@ -94,7 +94,7 @@ fn fresh_head() -> Head {
         version: 1,
         epoch: 0,
         holder: 0,
-        holder_name: String::new(),
+        holder_name: HolderName::default(),
         lease: Lease::Released,
         checkpoint: Checkpoint { slot: slot(0, 0), checksum: Checksum([0; 16]) },
         root: id(0, 1),
@@ -110,7 +110,7 @@ fn unswept_head() -> Head {
         version: 12,
         epoch: 3,
         holder: 0x0f0e_0d0c_0b0a_0908_0706_0504_0302_0100,
-        holder_name: "host-a".into(),
+        holder_name: HolderName::new("host-a"),
         lease: Lease::Unswept,
         checkpoint: Checkpoint { slot: slot(3, 9), checksum: PREVIOUS },
         root: id(3, 17),
@@ -125,7 +125,7 @@ fn full_head() -> Head {
         version: 0x0102_0304_0506_0708,
         epoch: 7,
         holder: 0x0f0e_0d0c_0b0a_0908_0706_0504_0302_0100,
-        holder_name: "höst-a pid 12".into(),
+        holder_name: HolderName::new("höst-a pid 12"),
         lease: Lease::Held { ttl_ms: 30_000 },
         checkpoint: Checkpoint { slot: slot(6, 4097), checksum: PREVIOUS },
         root: id(6, 41),

@@ -19,10 +19,14 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("volume", &["store", "metrics", "task", "mutant"]),
     ("server", &["protocol", "metrics", "task", "mutant"]),
     ("client", &["protocol", "task"]),
-    ("admin", &["volume", "server", "metrics", "task"]),
+    ("gateway", &["volume", "server", "protocol", "store", "metrics", "task"]),
+    ("admin", &["gateway", "volume", "server", "metrics", "task"]),
     (
         "cli",
-        &["protocol", "task", "metrics", "config", "mutant", "store", "volume", "server", "client", "admin"],
+        &[
+            "protocol", "task", "metrics", "config", "mutant", "store", "volume", "server", "client",
+            "gateway", "admin",
+        ],
     ),
     ("main", &["cli"]),
 ];
@@ -139,6 +143,45 @@ fn the_head_of_lib_rs_shows_the_list() {
     let sources = read_tree("src");
     let (_, lib) = sources.iter().find(|(file, _)| file == "src/lib.rs").expect("there is a lib.rs");
     assert_eq!(shown(lib), Ok(listed()));
+}
+
+/// Modules in backticks, `a::b`, for which there is no file and whose last part no file of the first declares.
+fn missing_modules(head: &str, sources: &[(&str, &str)]) -> Vec<String> {
+    let quoted = head.split('`').skip(1).step_by(2).filter(|path| path.contains("::"));
+    let layers: BTreeSet<&str> = LAYERS.iter().map(|(layer, _)| *layer).collect();
+    let named = quoted.filter(|path| path.split("::").next().is_some_and(|first| layers.contains(first)));
+    let missing = named.filter(|path| {
+        let file = format!("src/{}", path.replace("::", "/"));
+        let (module, item) = file.rsplit_once('/').expect("a path has two parts");
+        let declares = |text: &str| {
+            ["struct", "trait", "enum", "fn"].iter().any(|kind| text.contains(&format!("pub {kind} {item}")))
+        };
+        !sources.iter().any(|(name, text)| {
+            *name == format!("{file}.rs")
+                || *name == format!("{file}/mod.rs")
+                || name.starts_with(module) && declares(text)
+        })
+    });
+    missing.map(|path| format!("src/lib.rs: there is no {path}")).collect()
+}
+
+/// What [`missing_modules`] reads: the head of `src/lib.rs`.
+fn head(lib: &str) -> String {
+    lib.lines().map_while(|line| line.strip_prefix("//!")).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn every_hop_that_lib_rs_lists_exists() {
+    let sources = read_tree("src");
+    let borrowed: Vec<(&str, &str)> = sources.iter().map(|(f, t)| (f.as_str(), t.as_str())).collect();
+    let (_, lib) = borrowed.iter().find(|(file, _)| *file == "src/lib.rs").expect("there is a lib.rs");
+    assert!(head(lib).matches("::").count() > 20, "hops were found");
+    assert_eq!(missing_modules(&head(lib), &borrowed), Vec::<String>::new());
+    let sources = [("src/store/s3/mod.rs", ""), ("src/server/export.rs", "pub trait Export: Send {}")];
+    let text =
+        "`store::s3`, `server::Export`, `server::export`, `store::s4`, `tokio::spawn`, `server::Import`";
+    let missing = ["src/lib.rs: there is no store::s4", "src/lib.rs: there is no server::Import"];
+    assert_eq!(missing_modules(text, &sources), missing);
 }
 
 #[test]

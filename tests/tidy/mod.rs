@@ -2,10 +2,12 @@
 //!
 //! Reads the sources as they lie in the tree; nothing is built for it.
 
+mod circles;
 mod house;
 mod layers;
 mod ledger;
 mod paths;
+mod sizes;
 
 use std::fs;
 use std::path::Path;

@@ -129,7 +129,7 @@ pub(super) fn survey(sources: &[(&str, &str)]) -> Result<Survey, String> {
 }
 
 /// The module that a file is.
-fn module_of(file: &str) -> Vec<String> {
+pub(super) fn module_of(file: &str) -> Vec<String> {
     let path = file.strip_prefix("src/").unwrap_or(file).trim_end_matches(".rs");
     let mut segments: Vec<String> = path.split('/').map(str::to_owned).collect();
     if segments.last().is_some_and(|s| s == "mod") || segments == ["lib"] {

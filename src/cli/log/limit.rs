@@ -1,8 +1,8 @@
 //! Lines that come again and again: each place in the code may log some at once and a few after that.
 //!
-//! Clients and an ailing store can cause lines without end. Invariant: what one place adds to the log is bounded in
-//! time, and what is left out is counted and told. Knows no format; `debug` and `trace` are not limited, since who
-//! turns them on wants all of it.
+//! Clients and an ailing store can cause lines without end. Invariant: what one place adds to the log is
+//! bounded in time, and what is left out is counted and told. Knows no format; `debug` and `trace` are not
+//! limited, since who turns them on wants all of it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,7 +1,8 @@
-//! What a line of the log may look like: bounded, and without a character that a terminal or a reader would act on.
+//! What a line of the log may look like: bounded, and without a character that a terminal or a reader would
+//! act on.
 //!
-//! Knows the two formats, not who writes. Invariant: what [`Shape::fit`] gives ends in the only end of a line that it
-//! has, and JSON stays JSON.
+//! Knows the two formats, not who writes. Invariant: what [`Shape::fit`] gives ends in the only end of a line
+//! that it has, and JSON stays JSON.
 
 use serde_json::Value;
 

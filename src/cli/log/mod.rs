@@ -1,8 +1,8 @@
 //! The log: what is logged, in which format, and that it never stands in the way.
 //!
 //! Lines pass the level ([`EnvFilter`]), then the bound on lines alike ([`limit`]), are cut and made harmless
-//! ([`line`]), and go to standard error by way of a queue ([`Outlet`](super::output::Outlet)). Invariant: whoever logs
-//! neither waits nor fails, whatever standard error is.
+//! ([`line`]), and go to standard error by way of a queue ([`Outlet`](super::output::Outlet)). Invariant:
+//! whoever logs neither waits nor fails, whatever standard error is.
 
 mod limit;
 mod line;

@@ -17,8 +17,8 @@ pub(in crate::cli) enum Action {
     Serve(Serve),
     /// Print the size of an export in bytes
     Size(Size),
-    /// Print the names of a server's exports; exits with 1 if it cannot list them, with 2 if its policy forbids it, with 3 if it
-    /// cannot be asked
+    /// Print the names of a server's exports; exits with 1 if it cannot list them, with 2 if its policy
+    /// forbids it, with 3 if it cannot be asked
     List(List),
     /// Show what a server tells of an export
     Info(Info),
@@ -53,8 +53,8 @@ pub(super) struct Host {
 /// How long servers are waited for.
 #[derive(Clone, Copy, Debug, Args)]
 pub(super) struct Waiting {
-    /// Give up a server that neither sends nor takes a byte for this long although it owes an answer, such as 30s; or never.
-    /// A server is given this time, and no more than 30s, for the handshake
+    /// Give up a server that neither sends nor takes a byte for this long although it owes an answer, such as
+    /// 30s; or never. A server is given this time, and no more than 30s, for the handshake
     #[arg(long, value_name = "DURATION", default_value = "5m")]
     timeout: Limit,
 }
@@ -160,7 +160,8 @@ pub(in crate::cli) struct Copy {
     #[command(flatten)]
     pub(super) waiting: Waiting,
     /// Connections to each server that allows several
-    #[arg(long, value_name = "NUMBER", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
+    #[arg(long, value_name = "NUMBER", default_value_t = 4)]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(super) connections: u16,
     /// Show no progress
     #[arg(long)]

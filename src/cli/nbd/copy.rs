@@ -1,7 +1,7 @@
 //! Copying a disk: `cairn nbd copy`, and the copying half of `cairn nbd mirror`.
 //!
-//! What reads as zeros is not read, and not written where it is zero already. Invariant: when a range is reported as
-//! done, both disks read the same there.
+//! What reads as zeros is not read, and not written where it is zero already. Invariant: when a range is
+//! reported as done, both disks read the same there.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,10 +12,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::args::Copy;
 use super::disk::Disk;
-use super::error::NbdError;
 use super::host::say;
 use super::remote::Connecting;
-use crate::cli::error::Error;
+use crate::cli::error::{Error, NbdError};
 use crate::protocol::{Error as CommandError, TransmissionFlags};
 use crate::server::{Export, ExportDescription, ExportError, Segment};
 

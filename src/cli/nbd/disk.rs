@@ -3,11 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::error::NbdError;
 use super::file::{FileExport, named};
 use super::identity::Identity;
 use super::place::{DiskName, Place};
 use super::remote::{Connecting, RemoteExport};
+use crate::cli::error::NbdError;
 use crate::server::Export;
 
 /// A disk that is open.
@@ -39,8 +39,9 @@ impl Disk {
         self.checked(Self::open(name, how, false).await?).await
     }
 
-    /// Opens what is to become a copy of this disk: a file is made or gets the size of this one, all else is there. What a
-    /// file held is not cut off first, so that nothing is lost where both are the same disk and nobody can see it.
+    /// Opens what is to become a copy of this disk: a file is made or gets the size of this one, all else is
+    /// there. What a file held is not cut off first, so that nothing is lost where both are the same disk and
+    /// nobody can see it.
     pub(super) async fn create_target(&self, name: &DiskName, how: &Connecting) -> Result<Self, NbdError> {
         let Place::File(path) = &name.place else { return self.open_target(name, how).await };
         self.check_apart_from_file(name, path)?;

@@ -1,8 +1,8 @@
 //! A plain file or a block device as an export.
 //!
-//! Holes are told by the file system and made by punching them. A block device makes them in whole blocks; what of a range
-//! is less than a block is written. Invariant: FLUSH is fdatasync, and what a file system cannot do is done by writing
-//! zeros or refused, never pretended.
+//! Holes are told by the file system and made by punching them. A block device makes them in whole blocks;
+//! what of a range is less than a block is written. Invariant: FLUSH is fdatasync, and what a file system
+//! cannot do is done by writing zeros or refused, never pretended.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
@@ -17,6 +17,7 @@ use rustix::fs::{FallocateFlags, SeekFrom, fallocate, ioctl_blkpbszget, ioctl_bl
 use rustix::io::Errno;
 
 use super::identity::Identity;
+use crate::cli::error::NbdError;
 use crate::protocol::{Error, TransmissionFlags};
 use crate::server::{Alignment, Allocation, Export, ExportDescription, ExportError, Segment};
 use crate::task::Tasks;
@@ -57,7 +58,8 @@ impl BlockBytes {
         Ok(Self::of_sectors(logical, physical, size_bytes))
     }
 
-    /// The minimum is the logical sector. "The advertised export size SHOULD be an integer multiple of that block size."
+    /// The minimum is the logical sector. "The advertised export size SHOULD be an integer multiple of that
+    /// block size."
     fn of_sectors(logical: u32, physical: u32, size_bytes: u64) -> Self {
         let mut minimum = if logical.is_power_of_two() { logical.min(LARGEST_MINIMUM_BYTES) } else { 1 };
         while !size_bytes.is_multiple_of(u64::from(minimum)) {
@@ -171,8 +173,8 @@ fn deallocate(file: &File, range: &Range<u64>, hole: bool) -> Result<(), Errno> 
     fallocate(file, flags | FallocateFlags::KEEP_SIZE, range.start, range.end - range.start)
 }
 
-/// Zeroes a range: as a hole, as allocated zeros, or where `slow` allows it by writing them. What of it is less than a
-/// block is written in any case; the system reads and writes the block around it.
+/// Zeroes a range: as a hole, as allocated zeros, or where `slow` allows it by writing them. What of it is
+/// less than a block is written in any case; the system reads and writes the block around it.
 fn zero(file: &File, range: Range<u64>, block_bytes: u32, hole: bool, slow: bool) -> io::Result<()> {
     let Some(blocks) = whole_blocks(&range, block_bytes) else { return write_zeros(file, range) };
     match deallocate(file, &blocks, hole) {
@@ -316,8 +318,8 @@ impl Export for FileExport {
 }
 
 /// Opens a file, with its name in the error.
-pub(super) fn named<T>(path: &Path, opened: io::Result<T>) -> Result<T, super::NbdError> {
-    opened.map_err(|source| super::NbdError::File { path: PathBuf::from(path), source })
+pub(super) fn named<T>(path: &Path, opened: io::Result<T>) -> Result<T, NbdError> {
+    opened.map_err(|source| NbdError::File { path: PathBuf::from(path), source })
 }
 
 #[cfg(test)]

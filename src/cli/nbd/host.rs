@@ -8,9 +8,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::args::{Host, Serve};
-use super::error::NbdError;
 use super::file::{FileExport, named};
-use crate::cli::error::Error;
+use crate::cli::error::{Error, NbdError};
 use crate::cli::listeners::{Door, Inherited, Listeners, Oldstyle, Plan};
 use crate::cli::output;
 use crate::cli::process::Signals;
@@ -108,8 +107,8 @@ impl Hosted {
         Ok(Self { server, signals, stream })
     }
 
-    /// Serves until a signal, or until the client that was there from the start has left; `background` goes on beside it
-    /// and is dropped then.
+    /// Serves until a signal, or until the client that was there from the start has left; `background` goes
+    /// on beside it and is dropped then.
     pub(super) async fn until_told(self, background: impl Future<Output = ()>) -> Drained {
         let Self { server, mut signals, stream } = self;
         let client = async {

@@ -1,9 +1,10 @@
 //! Which bytes a disk is made of, so that no disk is copied onto itself.
 //!
-//! A file is its device and inode. A block device is its number, and lies on others: a partition on its disk, a loop
-//! device on its file, a mapped device on its slaves (`/sys/dev/block`). An export is its server's address and its name;
-//! `cairn nbd serve` also says in the export's description what it serves, so that the same file is recognised through
-//! any address. Invariant: nothing is opened here, and what cannot be seen is no reason to refuse.
+//! A file is its device and inode. A block device is its number, and lies on others: a partition on its disk,
+//! a loop device on its file, a mapped device on its slaves (`/sys/dev/block`). An export is its server's
+//! address and its name; `cairn nbd serve` also says in the export's description what it serves, so that the
+//! same file is recognised through any address. Invariant: nothing is opened here, and what cannot be seen is
+//! no reason to refuse.
 
 use std::fmt;
 use std::fs::Metadata;

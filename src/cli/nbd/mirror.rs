@@ -1,8 +1,8 @@
 //! `cairn nbd mirror`: serves a disk, the primary, while copying it to another, the secondary.
 //!
-//! Invariant: writes, and the copying of what was there, exclude each other where they overlap, so that both disks see them
-//! in the same order; what was answered and what was copied reads the same on both. A secondary that fails is given up
-//! and said so; the primary is served on.
+//! Invariant: writes, and the copying of what was there, exclude each other where they overlap, so that both
+//! disks see them in the same order; what was answered and what was copied reads the same on both. A
+//! secondary that fails is given up and said so; the primary is served on.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,11 +15,10 @@ use parking_lot::Mutex;
 use super::args::Mirror;
 use super::copy::{Copier, Failure, Piece};
 use super::disk::Disk;
-use super::error::NbdError;
 use super::host::{Hosted, mention};
 use super::ranges::RangeLocks;
 use super::remote::Connecting;
-use crate::cli::error::Error;
+use crate::cli::error::{Error, NbdError};
 use crate::cli::listeners::Inherited;
 use crate::protocol::TransmissionFlags;
 use crate::server::{Alignment, Allocation, Drained, Export, ExportDescription, ExportError, Segment};
@@ -183,8 +182,8 @@ impl Pair {
         }
     }
 
-    /// Does to the secondary what was done to the primary, if there still is one. Where the primary failed, and may hold
-    /// anything in the range, that is copied. The range is held by the caller.
+    /// Does to the secondary what was done to the primary, if there still is one. Where the primary failed,
+    /// and may hold anything in the range, that is copied. The range is held by the caller.
     async fn repeat(
         &self,
         (offset, length): (u64, u64),

@@ -1,12 +1,11 @@
 //! `cairn nbd`: what can be done with NBD and files alone, without a store.
 //!
-//! Files and servers' exports are both [`Export`](crate::server::Export)s here ([`disk`]), so that whatever is done to one
-//! can be done to the other.
+//! Files and servers' exports are both [`Export`](crate::server::Export)s here ([`disk`]), so that whatever
+//! is done to one can be done to the other.
 
 mod args;
 mod copy;
 mod disk;
-mod error;
 mod file;
 mod host;
 mod identity;
@@ -17,7 +16,6 @@ mod ranges;
 mod remote;
 
 pub(super) use args::Action;
-pub(super) use error::NbdError;
 
 use super::error::Error;
 use super::listeners::Inherited;

@@ -1,7 +1,7 @@
 //! How a disk or a server is named on the command line: one grammar for every command of `cairn nbd`.
 //!
-//! Opens nothing. What has a scheme is a URI; all else is a path where a disk is wanted, and a host, with its port, where a
-//! server is.
+//! Opens nothing. What has a scheme is a URI; all else is a path where a disk is wanted, and a host, with its
+//! port, where a server is.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use clap::Args;
 
-use super::error::NbdError;
+use crate::cli::error::NbdError;
 use crate::client::{Address, Uri, UriError};
 
 /// A file, a block device or an export.
@@ -30,7 +30,8 @@ pub(super) enum Place {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DiskNameError {
     #[error(
-        "standard input and output cannot be a disk, which is read and written at any place; ./- is a file of that name"
+        "standard input and output cannot be a disk, which is read and written at any place; \
+         ./- is a file of that name"
     )]
     Standard,
     #[error(transparent)]
@@ -68,7 +69,8 @@ fn has_scheme(text: &str) -> bool {
 /// A server, and maybe an export of it.
 #[derive(Clone, Debug, Args)]
 pub(super) struct ServerName {
-    /// nbd://HOST/EXPORT, nbd+unix:///EXPORT?socket=PATH, nbds:// or nbds+unix:// for TLS; or a host, and then its port
+    /// nbd://HOST/EXPORT, nbd+unix:///EXPORT?socket=PATH, nbds:// or nbds+unix:// for TLS; or a host, and
+    /// then its port
     #[arg(value_name = "URI|HOST")]
     server: String,
     /// Port of the host

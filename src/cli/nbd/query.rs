@@ -3,9 +3,8 @@
 use serde::Serialize;
 
 use super::args::{Info, List, Size};
-use super::error::NbdError;
 use super::host::{say, say_json};
-use crate::cli::error::Error;
+use crate::cli::error::{Error, NbdError};
 use crate::client::{self, Client, Options, Uri};
 use crate::protocol::negotiate_client::HandshakeError;
 use crate::protocol::{AllocationFlags, HeaderStyle, OptionError, TransmissionFlags};

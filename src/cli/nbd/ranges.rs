@@ -1,6 +1,7 @@
 //! Locks on ranges of a disk: who holds one keeps others off the same bytes, and no one else.
 //!
-//! Invariant: those who want overlapping ranges get them in the order in which they asked, so nobody waits for ever.
+//! Invariant: those who want overlapping ranges get them in the order in which they asked, so nobody waits
+//! for ever.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::error::NbdError;
 use super::identity::Identity;
+use crate::cli::error::NbdError;
 use crate::client::{self, Client, Options, Uri};
 use crate::protocol::{AllocationFlags, Error, TransmissionFlags};
 use crate::server::{Allocation, Export, ExportDescription, ExportError, Segment};

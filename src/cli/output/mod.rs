@@ -1,7 +1,7 @@
 //! Standard output and standard error: the only place that writes there.
 //!
-//! A gateway never waits for whoever reads them, and a command ends even where nobody does. Invariant: no failure to
-//! write is a panic, and none is waited for longer than [`LAST_WORDS`].
+//! A gateway never waits for whoever reads them, and a command ends even where nobody does. Invariant: no
+//! failure to write is a panic, and none is waited for longer than [`LAST_WORDS`].
 
 mod outlet;
 
@@ -21,7 +21,8 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 static ERROR: OnceLock<Outlet> = OnceLock::new();
 static OUTPUT: OnceLock<Outlet> = OnceLock::new();
 
-/// Starts standard error with somebody who is told of what happens to it. To be called once, before anything is said.
+/// Starts standard error with somebody who is told of what happens to it. To be called once, before anything
+/// is said.
 pub(super) fn start_error(notice: impl Fn(Notice) + Send + Sync + 'static) {
     ERROR.get_or_init(|| outlet("cairn-stderr", io::stderr(), notice));
 }
@@ -37,7 +38,8 @@ pub(super) fn error_is_terminal() -> bool {
 }
 
 fn outlet(name: &str, stream: impl AsFd, notice: impl Fn(Notice) + Send + Sync + 'static) -> Outlet {
-    // Without the standard library's lock, which the end of the process would wait for, and without its buffer.
+    // Without the standard library's lock, which the end of the process would wait for, and without its
+    // buffer.
     match stream.as_fd().try_clone_to_owned() {
         Ok(descriptor) => Outlet::start(name, File::from(descriptor), notice),
         Err(_) => Outlet::start(name, io::sink(), notice),

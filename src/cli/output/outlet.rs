@@ -1,7 +1,9 @@
-//! A stream that is written to without ever waiting for it: a bounded queue, and a thread that may hang in the system.
+//! A stream that is written to without ever waiting for it: a bounded queue, and a thread that may hang in
+//! the system.
 //!
-//! Knows no format. Invariants: [`Outlet::say`] neither blocks nor fails; what is held is bounded; a text is written
-//! whole or counted as lost, and a text that was cut in the midst ends its line before the next begins.
+//! Knows no format. Invariants: [`Outlet::say`] neither blocks nor fails; what is held is bounded; a text is
+//! written whole or counted as lost, and a text that was cut in the midst ends its line before the next
+//! begins.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};

@@ -1,7 +1,7 @@
 //! Settings that are right each for itself and cannot hold together.
 //!
-//! Each is an error that names both, so that nobody relies on the one that would lose. What cannot be read as its type is
-//! passed over here: it is an error of its own.
+//! Each is an error that names both, so that nobody relies on the one that would lose. What cannot be read as
+//! its type is passed over here: it is an error of its own.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

@@ -29,7 +29,8 @@ pub enum ClientTls {
     Required,
 }
 
-/// What a client would like to have, and does without where a server cannot, except for its goal and required TLS.
+/// What a client would like to have, and does without where a server cannot, except for its goal and required
+/// TLS.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wishes {
     /// What the handshake is for.

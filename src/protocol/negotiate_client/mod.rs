@@ -12,8 +12,8 @@ pub use action::{ClientAction, ClientSession, ClientTls, Goal, HandshakeError, O
 use super::announcement::{Announcement, Negotiate, NegotiateResponse};
 use super::codec::{DecodeError, WireString};
 use super::flags::{ClientFlags, HandshakeFlags};
-use super::info::{BlockSize, ExportInfo, Info, InfoType};
-use super::option::{DiskInfo, ExportName, InfoRequest, MetaContextRequest, OptionCode, encode_option};
+use super::info::{BlockSize, DiskInfo, ExportInfo, Info, InfoType};
+use super::option::{ExportName, InfoRequest, MetaContextRequest, OptionCode, encode_option};
 use super::option_reply::{MetaContext, OptionError, OptionReply, OptionReplyHeader, Refusal, ServerEntry};
 use super::request::HeaderStyle;
 

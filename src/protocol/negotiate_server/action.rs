@@ -1,7 +1,7 @@
 //! What the server's handshake asks of the world, and what it ends with.
 //!
-//! A question that needs an answer is a ticket: it is made by the machine alone and given back with the answer, so that
-//! no answer comes unasked or twice.
+//! A question that needs an answer is a ticket: it is made by the machine alone and given back with the
+//! answer, so that no answer comes unasked or twice.
 
 use crate::protocol::codec::{DecodeError, WireString};
 use crate::protocol::info::{ExportInfo, InfoType};

@@ -1,9 +1,9 @@
 //! The handshake as the server sees it (NBD `doc/proto.md`, "Handshake"), without I/O.
 //!
 //! Bytes go in by [`ServerHandshake::poll`], which says what is to be done next; bytes to send come out of
-//! [`ServerHandshake::take_output`], to be sent before the action is taken. What needs the world (exports, TLS) is an
-//! action with a ticket; its result comes back with the ticket by a `handle_` method. Invariant: the stream stays in
-//! step, whatever a client sends, or the connection is closed.
+//! [`ServerHandshake::take_output`], to be sent before the action is taken. What needs the world (exports,
+//! TLS) is an action with a ticket; its result comes back with the ticket by a `handle_` method. Invariant:
+//! the stream stays in step, whatever a client sends, or the connection is closed.
 
 mod action;
 
@@ -12,9 +12,9 @@ use bytes::{Buf, Bytes, BytesMut};
 use super::announcement::{Announcement, Negotiate, NegotiateResponse};
 use super::codec::{DecodeError, MAXIMUM_STRING_BYTES, WireString};
 use super::flags::{ClientFlags, HandshakeFlags, TransmissionFlags};
-use super::info::{ExportInfo, Info, InfoType};
+use super::info::{DiskInfo, ExportInfo, Info, InfoType};
 use super::meta_context;
-use super::option::{DiskInfo, ExportName, InfoRequest, MetaContextRequest, OptionCode, OptionRequestHeader};
+use super::option::{ExportName, InfoRequest, MetaContextRequest, OptionCode, OptionRequestHeader};
 use super::option_reply::{MetaContext, OptionError, OptionReply, Refusal, ServerEntry, encode_option_reply};
 use super::request::HeaderStyle;
 
@@ -455,9 +455,10 @@ impl ServerHandshake {
         self.state = State::Option;
     }
 
-    /// The refusal as this option may be refused. "The server MUST NOT send `NBD_REP_ERR_TLS_REQD` in response to any
-    /// option other than `NBD_OPT_INFO`, `NBD_OPT_GO` and `NBD_OPT_EXPORT_NAME`", nor "if TLS has already been
-    /// negotiated", nor without TLS at all. An export that needs TLS then looks as one that does not exist.
+    /// The refusal as this option may be refused. "The server MUST NOT send `NBD_REP_ERR_TLS_REQD` in
+    /// response to any option other than `NBD_OPT_INFO`, `NBD_OPT_GO` and `NBD_OPT_EXPORT_NAME`", nor "if TLS
+    /// has already been negotiated", nor without TLS at all. An export that needs TLS then looks as one that
+    /// does not exist.
     fn fitting(&self, option: OptionCode, refusal: Refusal) -> Refusal {
         let may_start = self.policy.tls != TlsPolicy::Off && !self.tls_active;
         if refusal.error != OptionError::TlsReqd

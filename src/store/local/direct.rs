@@ -1,8 +1,8 @@
 //! Writing a large new file past the page cache.
 //!
-//! What is written is kept by the caller's own cache as long as it is of use; a second copy in the page cache costs the
-//! time of the copy and evicts what others need. Invariant: where the file system does not take direct writes, or not
-//! at this alignment, the same bytes are written the ordinary way.
+//! What is written is kept by the caller's own cache as long as it is of use; a second copy in the page cache
+//! costs the time of the copy and evicts what others need. Invariant: where the file system does not take
+//! direct writes, or not at this alignment, the same bytes are written the ordinary way.
 
 use std::fs::File;
 use std::io;
@@ -11,14 +11,10 @@ use std::sync::Arc;
 
 use rustix::fs::OFlags;
 
-use super::memory::Pool;
+use super::memory::{ALIGNMENT, Pool, SLICE_BYTES};
 
 /// Objects from here on are written so.
 pub(super) const LEAST_BYTES: usize = 1 << 20;
-/// What memory, offset and length must be multiples of: no file system in use asks for more.
-pub(super) const ALIGNMENT: usize = 4096;
-/// Bytes of one write.
-pub(super) const SLICE_BYTES: usize = 1 << 20;
 
 /// Writes all of a file that is empty.
 pub(super) fn write_all(file: &File, body: &[u8], pool: &Arc<Pool>) -> io::Result<()> {

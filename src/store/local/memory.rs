@@ -1,14 +1,18 @@
 //! Memory for large reads and writes, used again and again.
 //!
-//! What the system gives anew it clears first, page by page, and that takes as long as the reading. Invariant: only so
-//! much is kept as [`MOST_FREE`] says; memory in use comes back when it is dropped, wherever that is.
+//! What the system gives anew it clears first, page by page, and that takes as long as the reading.
+//! Invariant: only so much is kept as [`MOST_FREE`] says; memory in use comes back when it is dropped,
+//! wherever that is.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::direct::{ALIGNMENT, SLICE_BYTES};
+/// What memory, offset and length must be multiples of: no file system in use asks for more.
+pub(super) const ALIGNMENT: usize = 4096;
+/// Bytes of one write.
+pub(super) const SLICE_BYTES: usize = 1 << 20;
 
 /// Bytes of a buffer: a slice that can be aligned.
 const BUFFER_BYTES: usize = SLICE_BYTES + ALIGNMENT;

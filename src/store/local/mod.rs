@@ -1,7 +1,8 @@
 //! A store in a directory: each object is a file of its key's name, with the conditions of S3.
 //!
-//! This file carries the blocking work to the runtime's blocking threads; [`tree`] does it. Several processes of one
-//! host may share a directory. Invariant: what a PUT or DELETE did is on disk, directories too, before it returns.
+//! This file carries the blocking work to the runtime's blocking threads; [`tree`] does it. Several processes
+//! of one host may share a directory. Invariant: what a PUT or DELETE did is on disk, directories too, before
+//! it returns.
 
 mod direct;
 mod memory;
@@ -17,11 +18,9 @@ use bytes::Bytes;
 use crate::task::Tasks;
 
 use super::error::cause;
+use super::listing::PAGE_ENTRIES;
 use super::{ByteRange, Condition, ETag, Error, ListFrom, Listing, Object, Store, key};
 use tree::Tree;
-
-/// Keys in a page of a listing.
-const PAGE_ENTRIES: usize = 1000;
 
 /// Bytes that are copied without another thread where the system has them in memory: to wake one costs more.
 const AT_HAND_BYTES: u64 = 128 << 10;
@@ -47,7 +46,8 @@ pub struct LocalStore {
 }
 
 impl LocalStore {
-    /// Opens the directory `root`, which is made where it is absent, and removes what a crash left half written.
+    /// Opens the directory `root`, which is made where it is absent, and removes what a crash left half
+    /// written.
     ///
     /// # Errors
     /// Of the file system.
@@ -58,8 +58,8 @@ impl LocalStore {
     /// The same where there may be no store yet.
     ///
     /// # Errors
-    /// Of the file system; [`std::io::ErrorKind::NotFound`] if there is no directory, or no store in it, and `setup`
-    /// does not allow to make it.
+    /// Of the file system; [`std::io::ErrorKind::NotFound`] if there is no directory, or no store in it, and
+    /// `setup` does not allow to make it.
     pub async fn open_as(root: &Path, setup: Setup) -> std::io::Result<Self> {
         let tasks = Tasks::new();
         let path = root.to_owned();

@@ -1,10 +1,10 @@
 //! Objects as files below one directory: reading, atomic and durable writing, deleting. All of it blocks.
 //!
-//! A new object is written to `~tmp`, made durable, then linked (which fails where one stands) or renamed over the old
-//! one; no key has a `~`. Everything that replaces or removes an object holds one of the locks in `~lock`, shared, and
-//! If-Match exclusive, from its look at the old object to the rename. Paths are relative to an open directory, so that
-//! a file system unmounted below us is an error and not an empty store. Invariant: a file under an object's name is
-//! whole, durable and never written again.
+//! A new object is written to `~tmp`, made durable, then linked (which fails where one stands) or renamed
+//! over the old one; no key has a `~`. Everything that replaces or removes an object holds one of the locks
+//! in `~lock`, shared, and If-Match exclusive, from its look at the old object to the rename. Paths are
+//! relative to an open directory, so that a file system unmounted below us is an error and not an empty
+//! store. Invariant: a file under an object's name is whole, durable and never written again.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -33,8 +33,8 @@ const TEMPORARY: &str = "~tmp";
 const LOCKS: &str = "~lock";
 /// Locks that keys are spread over.
 const LOCK_COUNT: u64 = 16;
-/// Where a file's version is kept, so that a range can be read without hashing the rest. Only a cache of the content's
-/// hash: a file system without extended attributes does without.
+/// Where a file's version is kept, so that a range can be read without hashing the rest. Only a cache of the
+/// content's hash: a file system without extended attributes does without.
 const VERSION_ATTRIBUTE: &str = "user.cairn.etag";
 /// How often a directory that others remove as empty is made anew.
 const PARENT_ATTEMPTS: u32 = 64;
@@ -131,7 +131,8 @@ fn read_at(file: &File, offset: u64, length: usize) -> io::Result<Bytes> {
     Ok(body.into())
 }
 
-/// As [`read_at`], into memory that is used again where it is large enough to be had from the system each time.
+/// As [`read_at`], into memory that is used again where it is large enough to be had from the system each
+/// time.
 fn read_range(file: &File, offset: u64, length: usize, pool: &Arc<Pool>) -> io::Result<Bytes> {
     if !(POOLED_FROM..=Buffer::LONGEST).contains(&length) {
         return read_at(file, offset, length);
@@ -207,7 +208,8 @@ impl Tree {
         Ok(metadata.is_file().then_some((file, metadata.len())))
     }
 
-    /// A range of an object, if the system has all of it in memory: waits for no disk. `None` says nothing else.
+    /// A range of an object, if the system has all of it in memory: waits for no disk. `None` says nothing
+    /// else.
     pub(super) fn read_at_hand(&self, key: &str, offset: u64, length: usize) -> Option<Object> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let opened = rustix::fs::openat2(&self.root, key, flags, Mode::empty(), ResolveFlags::CACHED);
@@ -284,8 +286,8 @@ impl Tree {
                 Err(error) => return Err(error.into()),
             };
             let temporary = Temporary { tree: self, name, file };
-            // Whoever cleans up removes what nobody has locked, so one that was removed before it was locked is
-            // made again.
+            // Whoever cleans up removes what nobody has locked, so one that was removed before it was locked
+            // is made again.
             match rustix::fs::flock(&temporary.file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) if rustix::fs::fstat(&temporary.file)?.st_nlink > 0 => {}
                 Ok(()) | Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => continue,

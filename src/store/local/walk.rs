@@ -1,7 +1,8 @@
 //! Listing a directory tree in order of key: a page ends at a key, and the next begins behind it. It blocks.
 //!
-//! Of a tree only those directories are read that can hold a key that is asked for. Invariant: a key's order is that
-//! of its bytes, so a directory is ordered by its name and the `/` that follows it (`a-b` < `a/b` < `a0`).
+//! Of a tree only those directories are read that can hold a key that is asked for. Invariant: a key's order
+//! is that of its bytes, so a directory is ordered by its name and the `/` that follows it (`a-b` < `a/b` <
+//! `a0`).
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -62,7 +63,8 @@ impl Walk<'_> {
         Ok(false)
     }
 
-    /// What of a directory may hold keys that are asked for: keys, and directories with a `/` at the end, in order.
+    /// What of a directory may hold keys that are asked for: keys, and directories with a `/` at the end, in
+    /// order.
     fn names(&self, path: &str) -> io::Result<Vec<String>> {
         let opened = if path.is_empty() { "." } else { path };
         let flags = rustix::fs::OFlags::RDONLY

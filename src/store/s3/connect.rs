@@ -1,7 +1,7 @@
 //! The way to a service: where it is, whom to trust, and a client that goes there.
 //!
-//! Settings come first, then the environment, then the profile, as in other programs that use an AWS SDK. Invariant:
-//! what cannot work is an error here, that names the setting, before anything is sent.
+//! Settings come first, then the environment, then the profile, as in other programs that use an AWS SDK.
+//! Invariant: what cannot work is an error here, that names the setting, before anything is sent.
 
 use std::fmt;
 use std::path::Path;
@@ -21,8 +21,8 @@ use super::{S3Options, Transport, trust};
 /// The region in which a bucket is made without naming one.
 pub(super) const PLAIN_REGION: &str = "us-east-1";
 
-/// What the settings, the environment and the profile said when the store was opened. It stays as it is: a profile that
-/// changes later can bring other credentials, but never another service.
+/// What the settings, the environment and the profile said when the store was opened. It stays as it is: a
+/// profile that changes later can bring other credentials, but never another service.
 pub(super) struct Connection {
     options: S3Options,
     http: SharedHttpClient,
@@ -49,7 +49,8 @@ impl fmt::Display for Service {
 }
 
 impl Connection {
-    /// Reads what there is to know. Sends nothing, but where the region must be asked of the machine's metadata service.
+    /// Reads what there is to know. Sends nothing, but where the region must be asked of the machine's
+    /// metadata service.
     pub(super) async fn of(options: &S3Options) -> Result<Self, String> {
         // The region is none that matters: without one, the SDK would look for it.
         let known = aws_config::defaults(version()).region(Region::from_static(PLAIN_REGION));
@@ -145,7 +146,8 @@ fn configured(known: &dyn LoadServiceConfig, variable: &str, key: &str) -> Optio
     known.load_config(key.expect("all of a key is given")).filter(|value| !value.is_empty())
 }
 
-/// The endpoint that is configured, if one is. The SDK ignores one that is malformed, or retries it; we say so.
+/// The endpoint that is configured, if one is. The SDK ignores one that is malformed, or retries it; we say
+/// so.
 fn endpoint_of(
     options: &S3Options,
     known: Option<&dyn LoadServiceConfig>,

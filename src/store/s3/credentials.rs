@@ -1,8 +1,10 @@
-//! Credentials that rotate: the SDK's chain is built anew when the store refuses what the old one gave, and when told.
+//! Credentials that rotate: the SDK's chain is built anew when the store refuses what the old one gave, and
+//! when told.
 //!
-//! The chain remembers for ever what it read of a profile, so asking it again would give the same. Invariants: requests
-//! in flight keep the client that they began with; new credentials take the place of those in use only once they were
-//! resolved; refusals, however many, have the chain built at most once in [`INTERVAL`].
+//! The chain remembers for ever what it read of a profile, so asking it again would give the same.
+//! Invariants: requests in flight keep the client that they began with; new credentials take the place of
+//! those in use only once they were resolved; refusals, however many, have the chain built at most once in
+//! [`INTERVAL`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,7 +31,8 @@ pub(super) struct Clients {
     connection: Option<Connection>,
     /// Time that the chain may take.
     patience: Duration,
-    /// Whether the store has ever taken the credentials. Before that a refusal is final: an operator looks on.
+    /// Whether the store has ever taken the credentials. Before that a refusal is final: an operator looks
+    /// on.
     accepted: AtomicBool,
     pace: Pace,
     /// Which access key was in force last, to say whether it changed.
@@ -63,8 +66,8 @@ impl Clients {
         }
     }
 
-    /// The store refused the credentials, or there are none: resolves them again, unless that was done just now or is
-    /// being done.
+    /// The store refused the credentials, or there are none: resolves them again, unless that was done just
+    /// now or is being done.
     pub(super) async fn refused(&self) {
         if self.connection.is_none() || !self.accepted.load(Ordering::Relaxed) {
             return;

@@ -1,6 +1,7 @@
 //! The URL of an S3 service that is not Amazon's, as a person wrote it.
 //!
-//! Invariant: what [`parse`] gives is a URL under which the SDK finds the bucket, with the path where there is one.
+//! Invariant: what [`parse`] gives is a URL under which the SDK finds the bucket, with the path where there
+//! is one.
 
 use std::fmt;
 
@@ -46,8 +47,8 @@ impl fmt::Display for EndpointError {
     }
 }
 
-/// The endpoint as the SDK takes it: without a `/` at its end if it has no path, else with one, since the bucket is
-/// appended to it as it stands.
+/// The endpoint as the SDK takes it: without a `/` at its end if it has no path, else with one, since the
+/// bucket is appended to it as it stands.
 pub fn parse(text: &str) -> Result<String, EndpointError> {
     let text = text.trim();
     // What stands before an @ may be a secret.

@@ -1,7 +1,7 @@
 //! What an S3 error means for the caller: the one place where statuses and codes are judged.
 //!
-//! Invariant: only an answer that came whole and names its cause is definite. A bare 404 may be a proxy's word and not
-//! the store's, so it is never [`Error::NotFound`], which callers take for the end of a log.
+//! Invariant: only an answer that came whole and names its cause is definite. A bare 404 may be a proxy's
+//! word and not the store's, so it is never [`Error::NotFound`], which callers take for the end of a log.
 
 use std::time::Duration;
 
@@ -99,7 +99,8 @@ where
     }
 }
 
-/// Whether other credentials may be taken where these were not. A clock that is wrong would make them wrong too.
+/// Whether other credentials may be taken where these were not. A clock that is wrong would make them wrong
+/// too.
 pub(super) fn is_for_credentials(error: &Error, code: Option<&str>) -> bool {
     matches!(error, Error::Denied { .. }) && code != Some(SKEWED)
 }

@@ -1,8 +1,8 @@
 //! A store in an S3 bucket, through the AWS SDK with its retries off.
 //!
-//! Knows nothing of what is stored. Bodies are held whole in memory, both ways, and the length of what arrives is
-//! checked. [`connect`] finds the service, [`credentials`] change while it is used, [`failure`] says what an error means.
-//! Invariant: an answer is given only for what the store said in full.
+//! Knows nothing of what is stored. Bodies are held whole in memory, both ways, and the length of what
+//! arrives is checked. [`connect`] finds the service, [`credentials`] change while it is used, [`failure`]
+//! says what an error means. Invariant: an answer is given only for what the store said in full.
 
 mod connect;
 mod credentials;
@@ -29,17 +29,15 @@ use tokio::time::Instant;
 
 use super::error::cause;
 use super::{
-    ByteRange, Condition, ETag, Entry, Error, ListFrom, Listing, MAX_WHOLE_BYTES, Object, PageToken, Store,
-    key,
+    ByteRange, Condition, ETag, Entry, Error, ListFrom, Listing, MAX_WHOLE_BYTES, MAXIMUM_DELETE_KEYS,
+    Object, PageToken, Store, key,
 };
 use connect::{Connection, PLAIN_REGION, Service};
 use credentials::Clients;
 use failure::{Asked, delete_failure, failure, is_for_credentials, timeout};
 
-/// Keys that one DeleteObjects may name.
-const DELETE_KEYS: usize = 1000;
-
-/// How to reach the bucket. What is `None` comes from the SDK's standard chain (environment, profile, instance).
+/// How to reach the bucket. What is `None` comes from the SDK's standard chain (environment, profile,
+/// instance).
 #[derive(Clone, Debug)]
 pub struct S3Options {
     /// URL of the service.
@@ -101,8 +99,9 @@ impl fmt::Debug for S3Store {
     }
 }
 
-/// Notes whether requests go over TLS, which then protects a body in the place of its SHA-256 in the signature (most
-/// of the cost of a PUT). The endpoint may come from many places, so it is read off the requests; the first is signed.
+/// Notes whether requests go over TLS, which then protects a body in the place of its SHA-256 in the
+/// signature (most of the cost of a PUT). The endpoint may come from many places, so it is read off the
+/// requests; the first is signed.
 #[derive(Clone, Debug, Default)]
 struct Transport {
     tls: Arc<AtomicBool>,
@@ -135,8 +134,8 @@ impl Intercept for Transport {
 }
 
 impl S3Store {
-    /// Prepares requests to `bucket`, whose keys all begin with `prefix` and a `/`, unless it is empty. Sends none,
-    /// but to make the bucket where that is asked for.
+    /// Prepares requests to `bucket`, whose keys all begin with `prefix` and a `/`, unless it is empty. Sends
+    /// none, but to make the bucket where that is asked for.
     ///
     /// # Errors
     /// Of a configuration that cannot work, and of making the bucket.
@@ -248,7 +247,8 @@ impl S3Store {
         }
     }
 
-    /// Has other credentials resolved where these were refused; whoever repeats the request then sends it with them.
+    /// Has other credentials resolved where these were refused; whoever repeats the request then sends it
+    /// with them.
     async fn noted(&self, error: Error, code: Option<&str>) -> Error {
         if is_for_credentials(&error, code) {
             // The futures of the SDK are large.
@@ -311,8 +311,8 @@ impl S3Store {
     }
 
     /// One page of raw keys, which may hold some that are no keys of ours, and whether more follow.
-    /// Whether the bucket is one of S3 Express One Zone. Those list in no order, cannot begin behind a key, and take
-    /// no prefix but one that ends in `/`.
+    /// Whether the bucket is one of S3 Express One Zone. Those list in no order, cannot begin behind a key,
+    /// and take no prefix but one that ends in `/`.
     fn is_directory_bucket(&self) -> bool {
         self.bucket.ends_with("--x-s3")
     }
@@ -394,7 +394,7 @@ impl Store for S3Store {
 
     async fn delete(&self, keys: &[String]) -> Result<(), Error> {
         keys.iter().try_for_each(|key| key::check(key))?;
-        for some in keys.chunks(DELETE_KEYS) {
+        for some in keys.chunks(MAXIMUM_DELETE_KEYS) {
             self.delete_some(some).await?;
         }
         Ok(())

@@ -1,8 +1,9 @@
 //! Which authorities may have signed the certificate of the service, and the HTTP client that trusts them.
 //!
-//! As in other programs that use an AWS SDK, `AWS_CA_BUNDLE` (or `ca_bundle` of the profile) names a file that takes the
-//! place of the system's authorities. Without it `SSL_CERT_FILE` and `SSL_CERT_DIR` do, and without these the system's
-//! own are trusted. Invariant: the SDK is given only certificates that it can read, since it panics on others.
+//! As in other programs that use an AWS SDK, `AWS_CA_BUNDLE` (or `ca_bundle` of the profile) names a file
+//! that takes the place of the system's authorities. Without it `SSL_CERT_FILE` and `SSL_CERT_DIR` do, and
+//! without these the system's own are trusted. Invariant: the SDK is given only certificates that it can
+//! read, since it panics on others.
 
 use std::path::Path;
 
@@ -52,8 +53,8 @@ fn certificates(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// A client that trusts these authorities, else those of the system. It goes through the proxies that the environment
-/// names (`HTTPS_PROXY`, `NO_PROXY`), as the SDK's own does.
+/// A client that trusts these authorities, else those of the system. It goes through the proxies that the
+/// environment names (`HTTPS_PROXY`, `NO_PROXY`), as the SDK's own does.
 pub(super) fn http_client(trusted: Option<TrustStore>) -> Result<SharedHttpClient, String> {
     let context = TlsContext::builder().with_trust_store(trusted.unwrap_or_default()).build();
     let context = context.map_err(|error| error.to_string())?;

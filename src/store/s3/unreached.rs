@@ -1,7 +1,8 @@
 //! Why a request got no answer, and whether waiting can help.
 //!
-//! Names that do not exist, certificates that are not trusted and servers that do not speak TLS stay so until somebody
-//! changes a setting; everything else may pass. Invariant: only what failed before anything was sent is called hopeless.
+//! Names that do not exist, certificates that are not trusted and servers that do not speak TLS stay so until
+//! somebody changes a setting; everything else may pass. Invariant: only what failed before anything was sent
+//! is called hopeless.
 
 use std::error::Error as StdError;
 use std::io;
@@ -13,7 +14,8 @@ use super::super::Error;
 use super::super::error::cause;
 use super::connect::Service;
 
-/// What the C libraries say of a name that does not exist; of a name server that does not answer they say otherwise.
+/// What the C libraries say of a name that does not exist; of a name server that does not answer they say
+/// otherwise.
 const NO_SUCH_NAME: [&str; 4] = [
     "Name or service not known",
     "No address associated with hostname",
@@ -103,7 +105,8 @@ fn bucket_in_host(service: &Service) -> &'static str {
     }
 }
 
-/// An error and its causes. That of an I/O error which wraps another is the one that it wraps, which `source` skips.
+/// An error and its causes. That of an I/O error which wraps another is the one that it wraps, which `source`
+/// skips.
 fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
     std::iter::successors(Some(error), |&error| {
         let io = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);

@@ -1,17 +1,20 @@
-//! What clients see of volumes that are not open: names and sizes, read from the store and kept for a few seconds.
+//! What clients see of volumes that are not open: names and sizes, read from the store and kept for a few
+//! seconds.
 //!
-//! Takes no lease. Invariants: concurrent questions make one request; what is kept is bounded; an error is not kept; what
-//! was asked before a volume was made or deleted here is not given afterwards, even if its answer comes then.
-//! Names that anybody can make up cost a request each moment at most, and only so many at a time.
+//! Takes no lease. Invariants: concurrent questions make one request; what is kept is bounded; an error is
+//! not kept; what was asked before a volume was made or deleted here is not given afterwards, even if its
+//! answer comes then. Names that anybody can make up cost a request each moment at most, and only so many at
+//! a time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures::{StreamExt as _, stream};
 use moka::future::Cache;
 use tokio::sync::Semaphore;
 
-use crate::volume::catalog::{self, Info};
+use crate::volume::catalog::{self, CONCURRENT_LOOKUPS, Info};
 use crate::volume::{Environment, OpenError};
 
 /// Volumes whose description is kept.
@@ -26,7 +29,7 @@ const LOOKUPS: usize = 16;
 
 /// A short memory of the store's volumes.
 #[derive(Debug)]
-pub(super) struct Catalogue {
+pub(crate) struct Catalogue {
     env: Environment,
     /// Part of each key: how often a volume was made or deleted here.
     changes: AtomicU64,
@@ -41,7 +44,7 @@ pub(super) struct Catalogue {
 
 impl Catalogue {
     /// A memory that is at most so old.
-    pub(super) fn new(env: Environment, age: Duration) -> Self {
+    pub(crate) fn new(env: Environment, age: Duration) -> Self {
         let names = || Cache::builder().max_capacity(NAMES_KEPT).time_to_live(age.min(MOMENT)).build();
         Self {
             env,
@@ -59,13 +62,27 @@ impl Catalogue {
     }
 
     /// All names, in order.
-    pub(super) async fn names(&self) -> Result<Arc<Vec<String>>, Arc<OpenError>> {
+    pub(crate) async fn names(&self) -> Result<Arc<Vec<String>>, Arc<OpenError>> {
         let load = async { catalog::list(&self.env).await.map(Arc::new) };
         self.names.try_get_with(self.now(), load).await
     }
 
+    /// Looks up every name, some at a time, and returns what was found, in order of name.
+    pub(super) async fn look_up_each<T, F>(
+        &self,
+        look_up: impl Fn(String) -> F,
+    ) -> Result<Vec<T>, Arc<OpenError>>
+    where
+        F: Future<Output = Option<T>>,
+    {
+        let names = self.names().await?;
+        let lookups = stream::iter(names.iter().cloned()).map(look_up);
+        let found: Vec<Option<T>> = lookups.buffered(CONCURRENT_LOOKUPS).collect().await;
+        Ok(found.into_iter().flatten().collect())
+    }
+
     /// Forgets everything: a volume was made or deleted here.
-    pub(super) fn forget(&self) {
+    pub(crate) fn forget(&self) {
         self.changes.fetch_add(1, Ordering::SeqCst);
         self.names.invalidate_all();
         self.infos.invalidate_all();
@@ -74,7 +91,7 @@ impl Catalogue {
     }
 
     /// Succeeds if a volume of that name was there a moment ago.
-    pub(super) async fn find(&self, name: &str) -> Result<(), Arc<OpenError>> {
+    pub(crate) async fn find(&self, name: &str) -> Result<(), Arc<OpenError>> {
         let load = async {
             let _turn = match self.lookups.try_acquire() {
                 Ok(turn) => Some(turn),
@@ -88,7 +105,7 @@ impl Catalogue {
     }
 
     /// Does what [`Catalogue::find`] does for a name that stands for nothing, whatever this one stands for.
-    pub(super) async fn conceal(&self, name: &str) -> Arc<OpenError> {
+    pub(crate) async fn conceal(&self, name: &str) -> Arc<OpenError> {
         let load = async {
             let _turn = match self.lookups.try_acquire() {
                 Ok(turn) => turn,
@@ -116,7 +133,7 @@ impl Catalogue {
     }
 
     /// A volume.
-    pub(super) async fn info(&self, name: &str) -> Result<Arc<Info>, Arc<OpenError>> {
+    pub(crate) async fn info(&self, name: &str) -> Result<Arc<Info>, Arc<OpenError>> {
         if let Some(info) = self.infos.get(&(self.now(), name.to_owned())).await {
             return Ok(info);
         }

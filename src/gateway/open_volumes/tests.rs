@@ -3,10 +3,10 @@
 use bytes::Bytes;
 
 use super::*;
-use crate::admin::Gateway as _;
-use crate::cli::catalogue::Catalogue;
-use crate::cli::exports::VolumeExports;
-use crate::cli::status::{GatewayStatus, Serving};
+use crate::gateway::Gateway as _;
+use crate::gateway::catalogue::Catalogue;
+use crate::gateway::exports::VolumeExports;
+use crate::gateway::status::{GatewayStatus, Serving};
 use crate::metrics::{Label as _, StoreMetrics, StoreOutcome};
 use crate::protocol::Error as Value;
 use crate::server::{Exports as _, OpenError as Refusal, Segment};
@@ -303,8 +303,8 @@ async fn a_name_that_does_not_exist_is_asked_for_once_in_a_while() {
     gateway.exports.open("a").await.unwrap();
 }
 
-/// What may not be known of costs the requests of what is not there, and is answered as that: whether the volume
-/// exists, is open or was just asked for by others.
+/// What may not be known of costs the requests of what is not there, and is answered as that: whether the
+/// volume exists, is open or was just asked for by others.
 #[tokio::test(start_paused = true)]
 async fn what_is_concealed_is_looked_for_as_what_is_not_there() {
     let store = store_of(&["secret"]).await;

@@ -5,13 +5,20 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use super::nbd::NbdError;
-use super::process::FENCED;
 use super::runtime_directory;
+use crate::gateway::chain;
 use crate::{config, server, store, volume};
+
+mod nbd;
+
+pub(super) use nbd::NbdError;
 
 /// What a mistake in the command line or configuration exits with, as clap does.
 const USAGE: u8 = 2;
+
+/// What a gateway exits with whose volumes were taken over by another: whoever restarts it must not let it
+/// take them back.
+const FENCED: u8 = 10;
 
 /// Why the program failed.
 #[derive(Debug, thiserror::Error)]
@@ -49,8 +56,8 @@ pub(super) enum Error {
     AdminSocket(runtime_directory::Unusable),
     /// Clients that cannot use TLS would be turned away, each of them.
     #[error(
-        "server.oldstyle, or an inherited socket, serves {export:?} at {address} to clients that cannot use TLS, which \
-         tls.mode or tls.subjects ask of them"
+        "server.oldstyle, or an inherited socket, serves {export:?} at {address} to clients that cannot use \
+         TLS, which tls.mode or tls.subjects ask of them"
     )]
     OldstyleNeedsTls {
         /// Where.
@@ -136,19 +143,4 @@ impl Error {
             | Self::System { .. } => ExitCode::FAILURE,
         }
     }
-}
-
-/// An error with its causes, each said once.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        cause = error.source();
-    }
-    text
 }

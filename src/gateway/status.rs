@@ -5,33 +5,32 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures::{StreamExt as _, stream};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use uuid::Uuid;
 
 use super::catalogue::Catalogue;
 use super::census::Census;
-use super::error::chain;
+use super::failure::chain;
 use super::open_volumes::OpenVolumes;
-use crate::admin::{Failure, Gateway, Known, OpenVolume, Stage as Shown};
+use super::surface::{Failure, Gateway, Known, OpenVolume, Stage as Shown};
 use crate::server::{Connection, Server};
-use crate::volume::catalog::{self, CONCURRENT_LOOKUPS, Info, Listed, Unnamed};
+use crate::volume::catalog::{self, Info, Listed, Unnamed};
 use crate::volume::{self, Environment};
 
 /// What there is to ask once the gateway serves.
-pub(super) struct Serving {
-    pub(super) env: Environment,
-    pub(super) volumes: Arc<OpenVolumes>,
-    pub(super) catalogue: Arc<Catalogue>,
-    pub(super) server: Arc<Server>,
-    pub(super) census: Arc<Census>,
+pub(crate) struct Serving {
+    pub(crate) env: Environment,
+    pub(crate) volumes: Arc<OpenVolumes>,
+    pub(crate) catalogue: Arc<Catalogue>,
+    pub(crate) server: Arc<Server>,
+    pub(crate) census: Arc<Census>,
     /// URIs of a volume, with `{name}` for its name.
-    pub(super) connect: Vec<String>,
+    pub(crate) connect: Vec<String>,
     /// For volumes that are made.
-    pub(super) options: volume::Options,
+    pub(crate) options: volume::Options,
     /// Their chunk size unless another is asked for.
-    pub(super) chunk_bytes: u64,
+    pub(crate) chunk_bytes: u64,
 }
 
 enum Stage {
@@ -41,29 +40,29 @@ enum Stage {
 }
 
 /// The gateway, from before it serves to its end.
-pub(super) struct GatewayStatus {
+pub(crate) struct GatewayStatus {
     stage: Mutex<Stage>,
     end: Notify,
 }
 
 impl GatewayStatus {
     /// It starts.
-    pub(super) fn starting() -> Arc<Self> {
+    pub(crate) fn starting() -> Arc<Self> {
         Arc::new(Self { stage: Mutex::new(Stage::Starting), end: Notify::new() })
     }
 
     /// All listeners accept, all configured volumes are open.
-    pub(super) fn serves(&self, serving: Serving) {
+    pub(crate) fn serves(&self, serving: Serving) {
         *self.stage.lock() = Stage::Serving(Arc::new(serving));
     }
 
     /// It drains.
-    pub(super) fn ends(&self) {
+    pub(crate) fn ends(&self) {
         *self.stage.lock() = Stage::Ending;
     }
 
     /// Returns once somebody asked it to end.
-    pub(super) async fn asked_to_end(&self) {
+    pub(crate) async fn asked_to_end(&self) {
         self.end.notified().await;
     }
 
@@ -92,14 +91,12 @@ impl Gateway for GatewayStatus {
 
     async fn volumes(&self) -> Result<Vec<Listed>, Failure> {
         let serving = self.serving()?;
-        let names = serving.catalogue.names().await?;
         let catalogue = &serving.catalogue;
-        let lookups = stream::iter(names.iter().cloned()).map(|name| async move {
+        let look_up = |name: String| async move {
             let found = catalogue.info(&name).await.map(|info| (*info).clone());
-            Listed { name, found }
-        });
-        let all = lookups.buffered(CONCURRENT_LOOKUPS);
-        Ok(all.filter(|listed| std::future::ready(listed.stands())).collect().await)
+            Some(Listed { name, found }).filter(Listed::stands)
+        };
+        Ok(catalogue.look_up_each(look_up).await?)
     }
 
     async fn unnamed(&self) -> Result<Vec<Unnamed>, Failure> {

@@ -1,8 +1,8 @@
 //! The volumes that are open: each once, however many clients use it.
 //!
-//! Volumes named by the configuration are opened at the start and stay; others are opened for their first client and
-//! closed when nobody has used them for a while. Invariants: a volume is never open twice; one that is in use is not
-//! closed but by [`OpenVolumes::close_all`], after which nothing is opened.
+//! Volumes named by the configuration are opened at the start and stay; others are opened for their first
+//! client and closed when nobody has used them for a while. Invariants: a volume is never open twice; one
+//! that is in use is not closed but by [`OpenVolumes::close_all`], after which nothing is opened.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,8 +11,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::error::chain;
-use crate::admin::OpenVolume;
+use super::failure::{chain, open_error};
+use super::surface::OpenVolume;
 use crate::metrics::{Metrics, VolumeMetrics};
 use crate::server;
 use crate::task::Tasks;
@@ -26,15 +26,15 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How volumes are opened and closed.
 #[derive(Clone, Debug)]
-pub(super) struct Options {
-    pub(super) volume: volume::Options,
-    pub(super) idle_timeout: Duration,
-    pub(super) maximum_open: usize,
+pub(crate) struct Options {
+    pub(crate) volume: volume::Options,
+    pub(crate) idle_timeout: Duration,
+    pub(crate) maximum_open: usize,
 }
 
 /// Who opens a volume after it is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Next {
+pub(crate) enum Next {
     /// A gateway that waits for it, with clients that wait.
     Waits,
     /// Somebody, some time.
@@ -43,17 +43,17 @@ pub(super) enum Next {
 
 /// An open volume.
 #[derive(Debug)]
-pub(super) struct Served {
-    pub(super) name: String,
-    pub(super) volume: Arc<Volume>,
-    pub(super) metrics: VolumeMetrics,
+pub(crate) struct Served {
+    pub(crate) name: String,
+    pub(crate) volume: Arc<Volume>,
+    pub(crate) metrics: VolumeMetrics,
     stay: watch::Sender<Stay>,
     users: watch::Sender<usize>,
 }
 
 /// The right to use an open volume, given back when it is dropped.
 #[derive(Debug)]
-pub(super) struct Use(Arc<Served>);
+pub(crate) struct Use(Arc<Served>);
 
 impl Use {
     fn of(served: &Arc<Served>) -> Self {
@@ -108,7 +108,7 @@ struct Slots {
 
 /// The volumes that are open.
 #[derive(Debug)]
-pub(super) struct OpenVolumes {
+pub(crate) struct OpenVolumes {
     env: Environment,
     options: Options,
     metrics: Metrics,
@@ -131,7 +131,7 @@ struct Configured {
 
 impl OpenVolumes {
     /// None is open yet.
-    pub(super) fn new(env: Environment, options: Options, metrics: Metrics) -> Arc<Self> {
+    pub(crate) fn new(env: Environment, options: Options, metrics: Metrics) -> Arc<Self> {
         Arc::new(Self {
             env,
             options,
@@ -144,7 +144,7 @@ impl OpenVolumes {
     }
 
     /// Opens a configured volume, to stay; one that a client has opened stays from now on.
-    pub(super) async fn open_configured(
+    pub(crate) async fn open_configured(
         self: &Arc<Self>,
         name: &str,
         takeover: bool,
@@ -173,7 +173,7 @@ impl OpenVolumes {
     }
 
     /// A volume that is no longer configured: it is closed when nobody uses it.
-    pub(super) fn unpin(&self, name: &str) {
+    pub(crate) fn unpin(&self, name: &str) {
         let slots = self.slots.lock();
         let Some(slot) = slots.by_name.get(name) else { return };
         if let Phase::Open(served) = &*slot.borrow()
@@ -194,7 +194,7 @@ impl OpenVolumes {
     }
 
     /// Opens a volume for a client, or joins those who use it.
-    pub(super) async fn open(self: &Arc<Self>, name: &str) -> Result<Use, server::OpenError> {
+    pub(crate) async fn open(self: &Arc<Self>, name: &str) -> Result<Use, server::OpenError> {
         loop {
             let slot = {
                 let mut slots = self.slots.lock();
@@ -218,18 +218,18 @@ impl OpenVolumes {
             let mut phase = slot.subscribe();
             let settled = phase.wait_for(|phase| matches!(phase, Phase::Open(_) | Phase::Gone(_))).await;
             if let Phase::Gone(Some(error)) = &*settled.expect("we hold the sender") {
-                return Err(super::exports::open_error(name, error));
+                return Err(open_error(name, error));
             }
         }
     }
 
     /// Whether a volume of that name is open, or on its way.
-    pub(super) fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.slots.lock().by_name.contains_key(name)
     }
 
     /// What is open under that name, for a description that asks the store nothing.
-    pub(super) fn size_bytes(&self, name: &str) -> Option<u64> {
+    pub(crate) fn size_bytes(&self, name: &str) -> Option<u64> {
         let slots = self.slots.lock();
         match &*slots.by_name.get(name)?.borrow() {
             Phase::Open(served) => Some(served.volume.size_bytes()),
@@ -238,31 +238,31 @@ impl OpenVolumes {
     }
 
     /// Returns once none of the configured volumes serves any more; never while there are none.
-    pub(super) async fn nothing_left(&self) {
+    pub(crate) async fn nothing_left(&self) {
         let mut configured = self.configured.subscribe();
         let lost = configured.wait_for(|now| now.opened > 0 && now.lost >= now.opened).await;
         lost.map(drop).expect("we hold the sender");
     }
 
     /// Whether another gateway took one of the configured volumes over.
-    pub(super) fn is_fenced(&self) -> bool {
+    pub(crate) fn is_fenced(&self) -> bool {
         self.configured.borrow().fenced
     }
 
     /// Returns once no client uses any volume that is open now.
-    pub(super) async fn unused(&self) {
+    pub(crate) async fn unused(&self) {
         for served in self.open_now() {
             served.users.subscribe().wait_for(|users| *users == 0).await.expect("we hold the sender");
         }
     }
 
     /// Says which volumes should be open.
-    pub(super) fn configure(&self, names: &[String]) {
+    pub(crate) fn configure(&self, names: &[String]) {
         *self.wanted.lock() = names.to_vec();
     }
 
     /// Configured volumes that do not serve, and why.
-    pub(super) fn lost(&self) -> Vec<String> {
+    pub(crate) fn lost(&self) -> Vec<String> {
         let open = self.open_now();
         let wanted = self.wanted.lock();
         let lost = wanted.iter().filter_map(|name| match open.iter().find(|served| served.name == *name) {
@@ -276,7 +276,7 @@ impl OpenVolumes {
     }
 
     /// The volumes that are open, in order of name.
-    pub(super) fn reports(&self) -> Vec<OpenVolume> {
+    pub(crate) fn reports(&self) -> Vec<OpenVolume> {
         let report = |served: Arc<Served>| OpenVolume {
             name: served.name.clone(),
             volume: Arc::clone(&served.volume),
@@ -297,8 +297,9 @@ impl OpenVolumes {
         open
     }
 
-    /// Makes a checkpoint of every volume that is in use meanwhile, so that little is left to do when they are closed.
-    pub(super) async fn checkpoint_all(&self) {
+    /// Makes a checkpoint of every volume that is in use meanwhile, so that little is left to do when they
+    /// are closed.
+    pub(crate) async fn checkpoint_all(&self) {
         let open = self.open_now();
         futures::future::join_all(open.iter().map(|served| async move {
             if let Err(error) = served.volume.checkpoint().await {
@@ -308,12 +309,13 @@ impl OpenVolumes {
         .await;
     }
 
-    /// Closes every volume: commit, checkpoint unless a successor waits and the journal is short, release of the lease;
-    /// gives the names of those that were not closed in good order within `patience`. Nothing can be opened any more.
-    pub(super) async fn close_all(&self, patience: Duration, next: Next) -> Vec<String> {
+    /// Closes every volume: commit, checkpoint unless a successor waits and the journal is short, release of
+    /// the lease; gives the names of those that were not closed in good order within `patience`. Nothing can
+    /// be opened any more.
+    pub(crate) async fn close_all(&self, patience: Duration, next: Next) -> Vec<String> {
         self.slots.lock().draining = true;
-        // Ends the watch over each volume, an opening, which has at most taken a lease, and a closing, which is begun
-        // again below.
+        // Ends the watch over each volume, an opening, which has at most taken a lease, and a closing, which
+        // is begun again below.
         self.tasks.shutdown().await;
         let open = self.open_now();
         let closing: Mutex<Vec<&str>> = Mutex::new(open.iter().map(|served| served.name.as_str()).collect());
@@ -424,7 +426,8 @@ impl OpenVolumes {
         Err(OpenError::Contended(name.to_owned()))
     }
 
-    /// Returns when the volume is not configured and nobody has used it for the idle time; nobody can from then on.
+    /// Returns when the volume is not configured and nobody has used it for the idle time; nobody can from
+    /// then on.
     async fn idle(&self, served: &Arc<Served>, slot: &Slot) {
         let mut users = served.users.subscribe();
         loop {

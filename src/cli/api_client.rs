@@ -1,6 +1,7 @@
 //! A gateway on this machine, asked at its admin socket: what `cairn volume --gateway` does.
 //!
-//! Knows the API as `openapi.json` describes it. It sends no token: the socket is for the user who runs the gateway.
+//! Knows the API as `openapi.json` describes it. It sends no token: the socket is for the user who runs the
+//! gateway.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,7 +12,8 @@ use tokio::net::UnixStream;
 
 use super::error::Error;
 use super::http::{Answer, exchange};
-use super::volume::{Row, ShownUnnamed};
+use super::volume_view::Row;
+use crate::admin::UnnamedView;
 use crate::volume::catalog::Info;
 use crate::volume::{OpenError, keys};
 
@@ -68,7 +70,7 @@ impl Gateway {
     }
 
     /// All volumes without a name.
-    pub(super) async fn unnamed(&self) -> Result<Vec<ShownUnnamed>, Error> {
+    pub(super) async fn unnamed(&self) -> Result<Vec<UnnamedView>, Error> {
         self.parsed(&self.ask("GET", UNNAMED, None).await?)
     }
 

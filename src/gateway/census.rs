@@ -14,9 +14,9 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::error::chain;
+use super::failure::chain;
 use super::open_volumes::OpenVolumes;
-use crate::admin::Known;
+use super::surface::{Known, OpenVolume};
 use crate::metrics::{Label as _, Metrics, ObjectKind};
 use crate::task::Tasks;
 use crate::volume::catalog::{self, Listed};
@@ -51,7 +51,7 @@ struct Named {
 
 /// The store as it was counted last.
 #[derive(Debug)]
-pub(super) struct Census {
+pub(crate) struct Census {
     env: Environment,
     volumes: Arc<OpenVolumes>,
     metrics: Metrics,
@@ -63,7 +63,7 @@ pub(super) struct Census {
 
 impl Census {
     /// Counts from the first time that somebody asks, or in a minute; never without an interval.
-    pub(super) fn start(
+    pub(crate) fn start(
         env: Environment,
         volumes: Arc<OpenVolumes>,
         metrics: Metrics,
@@ -79,7 +79,7 @@ impl Census {
     }
 
     /// What is known; the first to ask is told nothing, and has it counted.
-    pub(super) fn known(&self) -> Option<Known> {
+    pub(crate) fn known(&self) -> Option<Known> {
         let known = self.known.lock().clone();
         if known.is_none() {
             self.wanted.notify_one();
@@ -88,12 +88,12 @@ impl Census {
     }
 
     /// A volume was made or deleted here.
-    pub(super) fn has_changed(&self) {
+    pub(crate) fn has_changed(&self) {
         self.wanted.notify_one();
     }
 
     /// Ends it.
-    pub(super) async fn stop(&self) {
+    pub(crate) async fn stop(&self) {
         self.tasks.shutdown().await;
     }
 
@@ -131,7 +131,7 @@ impl Census {
 
     /// Bytes of objects put so far for the volumes that are open, but for heads, which only renew leases.
     fn written(&self) -> u64 {
-        let of = |kind: &ObjectKind, open: &crate::admin::OpenVolume| match kind {
+        let of = |kind: &ObjectKind, open: &OpenVolume| match kind {
             ObjectKind::Head => 0,
             kind => open.metrics.put_bytes.of(*kind).get(),
         };

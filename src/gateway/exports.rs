@@ -6,11 +6,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::{StreamExt as _, stream};
 use parking_lot::RwLock;
 
 use super::catalogue::Catalogue;
-use super::error::chain;
+use super::failure::{chain, command_error, open_error};
 use super::open_volumes::{OpenVolumes, Use};
 use crate::metrics::{Command, Errno};
 use crate::protocol::{self, Error, TransmissionFlags};
@@ -18,7 +17,6 @@ use crate::server::{
     Allocation, Export, ExportDescription, ExportError, Exports, ListEntry, OpenError, Segment,
 };
 use crate::volume;
-use crate::volume::catalog::CONCURRENT_LOOKUPS;
 use crate::volume::geometry::PAGE_BYTES;
 
 /// Smallest block that clients should use, in bytes.
@@ -40,7 +38,7 @@ const FLAGS: TransmissionFlags = TransmissionFlags::HAS_FLAGS
 
 /// The volumes of a store as exports.
 #[derive(Debug)]
-pub(super) struct VolumeExports {
+pub(crate) struct VolumeExports {
     volumes: Arc<OpenVolumes>,
     catalogue: Arc<Catalogue>,
     /// What the empty name stands for.
@@ -49,12 +47,12 @@ pub(super) struct VolumeExports {
 
 impl VolumeExports {
     /// All volumes by their names, and `default` by the empty name too.
-    pub(super) fn new(volumes: Arc<OpenVolumes>, catalogue: Arc<Catalogue>, default: Option<String>) -> Self {
+    pub(crate) fn new(volumes: Arc<OpenVolumes>, catalogue: Arc<Catalogue>, default: Option<String>) -> Self {
         Self { volumes, catalogue, default: RwLock::new(default) }
     }
 
     /// Lets the empty name stand for another volume, or none.
-    pub(super) fn set_default(&self, default: Option<String>) {
+    pub(crate) fn set_default(&self, default: Option<String>) {
         *self.default.write() = default;
     }
 
@@ -69,8 +67,7 @@ impl VolumeExports {
 #[async_trait]
 impl Exports for VolumeExports {
     async fn list(&self) -> Result<Vec<ListEntry>, OpenError> {
-        let names = self.catalogue.names().await.map_err(|e| open_error("", &e))?;
-        let lookups = stream::iter(names.iter().cloned()).map(|name| async move {
+        let look_up = |name: String| async move {
             let listed = match self.volumes.size_bytes(&name) {
                 Some(_) => true,
                 None => match self.catalogue.info(&name).await {
@@ -79,9 +76,8 @@ impl Exports for VolumeExports {
                 },
             };
             listed.then_some(ListEntry { name, description: String::new() })
-        });
-        let entries: Vec<Option<ListEntry>> = lookups.buffered(CONCURRENT_LOOKUPS).collect().await;
-        Ok(entries.into_iter().flatten().collect())
+        };
+        self.catalogue.look_up_each(look_up).await.map_err(|e| open_error("", &e))
     }
 
     async fn describe(&self, name: &str) -> Result<ExportDescription, OpenError> {
@@ -112,8 +108,9 @@ impl Exports for VolumeExports {
     }
 }
 
-/// Whether an export is listed that cannot be described now. Clients ask for a description of each that is listed, and
-/// some give up on all where one has none: what cannot be opened is left to `cairn volume list` and the API.
+/// Whether an export is listed that cannot be described now. Clients ask for a description of each that is
+/// listed, and some give up on all where one has none: what cannot be opened is left to `cairn volume list`
+/// and the API.
 fn lists_without_description(name: &str, error: &volume::OpenError) -> bool {
     let itself = matches!(
         error,
@@ -137,37 +134,6 @@ fn description(name: &str, size_bytes: u64) -> ExportDescription {
         preferred_block_bytes: PREFERRED_BLOCK_BYTES,
         maximum_block_bytes: MAXIMUM_BLOCK_BYTES,
     }
-}
-
-/// Why a volume cannot be had, for a client.
-pub(super) fn open_error(name: &str, error: &volume::OpenError) -> OpenError {
-    use volume::OpenError as Why;
-    match error {
-        Why::NoSuchVolume(_) | Why::BadName(_) => OpenError::Unknown(name.to_owned()),
-        Why::Held { .. } | Why::Lost(_) | Why::Unclear { .. } | Why::LeaseOver | Why::Deleting => {
-            OpenError::Refused(chain(error))
-        }
-        Why::Exists(_)
-        | Why::NoSuchId(_)
-        | Why::Contended(_)
-        | Why::Incomplete { .. }
-        | Why::SizeDiffers { .. }
-        | Why::Damaged { .. }
-        | Why::BrokenJournal { .. }
-        | Why::Geometry(_)
-        | Why::Store(_) => OpenError::Failed(chain(error)),
-    }
-}
-
-/// Why a command failed, for a client; `beyond` is what its kind gets for a range that ends beyond the volume.
-fn command_error(error: &volume::Error, beyond: Error) -> ExportError {
-    use volume::Error as Why;
-    let value = match error {
-        Why::OutOfRange { .. } => beyond,
-        Why::Stopped(_) => Error::Shutdown,
-        Why::Damaged { .. } | Why::Lost { .. } | Why::Deadline { .. } | Why::Store(_) => Error::Io,
-    };
-    ExportError::new(value, chain(error))
 }
 
 /// A volume that a client uses.
@@ -309,30 +275,5 @@ impl Export for VolumeExport {
         let extents = self.count(Command::BlockStatus, work).await?;
         let convert = |e: volume::Extent| Allocation { length_bytes: e.length, hole: e.hole, zero: e.zero };
         Ok(extents.into_iter().map(convert).collect())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::volume::error::Error as Why;
-
-    #[test]
-    fn each_failure_has_its_error_value() {
-        let stored = crate::store::Error::NotFound { key: "volume/x/head".to_owned() };
-        for (error, value) in [
-            (Why::OutOfRange { offset: 1, length: 1, size: 1 }, Error::NoSpc),
-            (Why::Stopped("fenced".to_owned()), Error::Shutdown),
-            (Why::Damaged { key: "k".to_owned(), why: "checksum".to_owned() }, Error::Io),
-            (Why::Lost { key: "k".to_owned() }, Error::Io),
-            (Why::Deadline { after_ms: 1 }, Error::Io),
-            (Why::Store(stored), Error::Io),
-        ] {
-            let failure = command_error(&error, Error::NoSpc);
-            assert_eq!(failure.error, value, "{failure}");
-            assert_eq!(failure.message, error.to_string());
-        }
-        let beyond = Why::OutOfRange { offset: 1, length: 1, size: 1 };
-        assert_eq!(command_error(&beyond, Error::Inval).error, Error::Inval);
     }
 }

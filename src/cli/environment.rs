@@ -1,0 +1,30 @@
+//! What it takes to work on a store: its handle, randomness, the time, and what volumes share.
+
+use super::error::Error;
+use super::process;
+use super::settings::Options;
+use crate::metrics::Metrics;
+use crate::store;
+use crate::volume::{DirtyBudget, Entropy, Environment, PageCache};
+
+/// Opens the store, and what volumes share.
+pub(super) async fn environment(
+    options: &Options,
+    metrics: &Metrics,
+) -> Result<(Environment, store::Control), Error> {
+    let (entropy, wall_clock) = (Entropy::from_os(), process::wall_clock());
+    let drawn = store::Drawn {
+        seed: entropy.next_u64(),
+        nonce: entropy.uuid().simple().to_string(),
+        now_seconds: wall_clock(),
+    };
+    let opened = store::open(&options.location, &options.store, metrics.store(), &drawn).await?;
+    let env = Environment {
+        store: opened.store,
+        cache: PageCache::new(options.clean_bytes, options.volume.get_bytes),
+        budget: DirtyBudget::new(options.dirty_bytes),
+        entropy,
+        wall_clock,
+    };
+    Ok((env, opened.control))
+}

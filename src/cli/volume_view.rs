@@ -1,0 +1,178 @@
+//! What `cairn volume` prints: volumes as tables and as JSON.
+
+use bytesize::ByteSize;
+use serde::Serialize;
+
+use super::error::Error;
+use super::output;
+use crate::admin::UnnamedView;
+use crate::config::Size;
+use crate::gateway::chain;
+use crate::volume::catalog::{Info, Listed};
+
+/// A name of a list: its volume, or why nothing is known of it.
+pub(super) enum Row {
+    /// The volume.
+    Volume(Info),
+    /// What is wrong with it.
+    Problem {
+        /// The name.
+        name: String,
+        /// What is wrong.
+        problem: String,
+    },
+}
+
+impl From<Listed> for Row {
+    fn from(listed: Listed) -> Self {
+        match listed.found {
+            Ok(info) => Self::Volume(info),
+            Err(error) => Self::Problem { name: listed.name, problem: chain(&*error) },
+        }
+    }
+}
+
+pub(super) fn print_created(info: &Info, json: bool) -> Result<(), Error> {
+    if json {
+        return print_json(&Shown::of(info));
+    }
+    print(&format!("created {} of {}\n", info.name, size(info.size_bytes)))
+}
+
+pub(super) fn print_all(rows: Vec<Row>, json: bool) -> Result<(), Error> {
+    if json {
+        print_json(&rows.iter().map(ShownRow::of).collect::<Vec<_>>())
+    } else {
+        print(&volumes_table(&rows))
+    }
+}
+
+pub(super) fn print_unnamed(unnamed: Vec<UnnamedView>, json: bool) -> Result<(), Error> {
+    if json { print_json(&unnamed) } else { print(&unnamed_table(&unnamed)) }
+}
+
+pub(super) fn print_one(info: &Info, json: bool) -> Result<(), Error> {
+    if json { print_json(&Shown::of(info)) } else { print(&details(info)) }
+}
+
+/// A volume as JSON shows it.
+#[derive(Debug, Serialize)]
+struct Shown<'a> {
+    name: &'a str,
+    id: uuid::Uuid,
+    size_bytes: u64,
+    chunk_bytes: u64,
+    created_at: String,
+    epoch: u32,
+    holder: Option<&'a str>,
+}
+
+impl<'a> Shown<'a> {
+    fn of(info: &'a Info) -> Self {
+        Self {
+            name: &info.name,
+            id: info.volume,
+            size_bytes: info.size_bytes,
+            chunk_bytes: info.chunk_bytes,
+            created_at: time(info.created_at_seconds),
+            epoch: info.epoch,
+            holder: info.holder.as_deref(),
+        }
+    }
+}
+
+/// A name of a list as JSON shows it.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum ShownRow<'a> {
+    Volume(Shown<'a>),
+    Problem { name: &'a str, problem: &'a str },
+}
+
+impl<'a> ShownRow<'a> {
+    fn of(row: &'a Row) -> Self {
+        match row {
+            Row::Volume(info) => Self::Volume(Shown::of(info)),
+            Row::Problem { name, problem } => Self::Problem { name, problem },
+        }
+    }
+}
+
+/// Seconds since 1970 as RFC 3339 has them.
+fn time(seconds: u64) -> String {
+    // The year 9999, which is as far as that goes.
+    const LAST: u64 = 253_402_300_799;
+    let since = std::time::Duration::from_secs(seconds.min(LAST));
+    humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + since).to_string()
+}
+
+/// A size for people: exact where that is short.
+fn size(bytes: u64) -> String {
+    let exact = Size(bytes).to_string();
+    if exact.len() <= 7 { exact } else { ByteSize(bytes).display().iec().to_string() }
+}
+
+fn volumes_table(rows: &[Row]) -> String {
+    let head = ["NAME", "SIZE", "CHUNK", "CREATED", "HELD BY"].map(str::to_owned);
+    let rows = rows.iter().map(|row| match row {
+        Row::Volume(info) => {
+            let holder = info.holder.clone().unwrap_or_else(|| "-".to_owned());
+            let created = time(info.created_at_seconds);
+            [info.name.clone(), size(info.size_bytes), size(info.chunk_bytes), created, holder]
+        }
+        Row::Problem { name, problem } => {
+            let unknown = || "?".to_owned();
+            [name.clone(), unknown(), unknown(), unknown(), problem.clone()]
+        }
+    });
+    table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
+}
+
+fn unnamed_table(unnamed: &[UnnamedView]) -> String {
+    let head = ["ID", "MADE FOR", "CREATED", "STATE"].map(str::to_owned);
+    let known = |value: &Option<String>| value.clone().unwrap_or_else(|| "?".to_owned());
+    let rows = unnamed.iter().map(|volume| {
+        [volume.id.to_string(), known(&volume.made_for), known(&volume.created_at), volume.state.clone()]
+    });
+    table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
+}
+
+/// Lines of cells that stand below each other.
+fn table<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+    // The last cell of a line is as long as it is.
+    let width = |column: usize| if column + 1 < COLUMNS { width(column) } else { 0 };
+    let widths: [usize; COLUMNS] = std::array::from_fn(width);
+    let mut text = String::new();
+    for row in rows {
+        let cells: Vec<String> =
+            row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+fn details(info: &Info) -> String {
+    let holder = info.holder.as_deref().unwrap_or("nobody");
+    let fields = [
+        ("name", info.name.clone()),
+        ("id", info.volume.to_string()),
+        ("size", format!("{} ({} bytes)", size(info.size_bytes), info.size_bytes)),
+        ("chunk size", size(info.chunk_bytes)),
+        ("created", time(info.created_at_seconds)),
+        ("epoch", info.epoch.to_string()),
+        ("held by", holder.to_owned()),
+    ];
+    fields.iter().map(|(field, value)| format!("{field:<11} {value}\n")).collect()
+}
+
+fn print_json(value: &impl Serialize) -> Result<(), Error> {
+    let mut text = serde_json::to_string_pretty(value).expect("plain data is JSON");
+    text.push('\n');
+    print(&text)
+}
+
+pub(super) fn print(text: &str) -> Result<(), Error> {
+    output::answer(text).map_err(|source| Error::System { what: "cannot print", source })
+}

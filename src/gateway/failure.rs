@@ -1,0 +1,79 @@
+//! What clients and logs are shown of an error of a volume.
+//!
+//! Invariant: every error of a volume becomes an error value in one exhaustive match.
+
+use crate::protocol::Error;
+use crate::server::{ExportError, OpenError};
+use crate::volume;
+
+/// An error with its causes, each said once.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// Why a volume cannot be had, for a client.
+pub(super) fn open_error(name: &str, error: &volume::OpenError) -> OpenError {
+    use volume::OpenError as Why;
+    match error {
+        Why::NoSuchVolume(_) | Why::BadName(_) => OpenError::Unknown(name.to_owned()),
+        Why::Held { .. } | Why::Lost(_) | Why::Unclear { .. } | Why::LeaseOver | Why::Deleting => {
+            OpenError::Refused(chain(error))
+        }
+        Why::Exists(_)
+        | Why::NoSuchId(_)
+        | Why::Contended(_)
+        | Why::Incomplete { .. }
+        | Why::SizeDiffers { .. }
+        | Why::Damaged { .. }
+        | Why::BrokenJournal { .. }
+        | Why::Geometry(_)
+        | Why::Store(_) => OpenError::Failed(chain(error)),
+    }
+}
+
+/// Why a command failed, for a client; `beyond` is what its kind gets for a range that ends beyond the
+/// volume.
+pub(super) fn command_error(error: &volume::Error, beyond: Error) -> ExportError {
+    use volume::Error as Why;
+    let value = match error {
+        Why::OutOfRange { .. } => beyond,
+        Why::Stopped(_) => Error::Shutdown,
+        Why::Damaged { .. } | Why::Lost { .. } | Why::Deadline { .. } | Why::Store(_) => Error::Io,
+    };
+    ExportError::new(value, chain(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volume::error::Error as Why;
+
+    #[test]
+    fn each_failure_has_its_error_value() {
+        let stored = crate::store::Error::NotFound { key: "volume/x/head".to_owned() };
+        for (error, value) in [
+            (Why::OutOfRange { offset: 1, length: 1, size: 1 }, Error::NoSpc),
+            (Why::Stopped("fenced".to_owned()), Error::Shutdown),
+            (Why::Damaged { key: "k".to_owned(), why: "checksum".to_owned() }, Error::Io),
+            (Why::Lost { key: "k".to_owned() }, Error::Io),
+            (Why::Deadline { after_ms: 1 }, Error::Io),
+            (Why::Store(stored), Error::Io),
+        ] {
+            let failure = command_error(&error, Error::NoSpc);
+            assert_eq!(failure.error, value, "{failure}");
+            assert_eq!(failure.message, error.to_string());
+        }
+        let beyond = Why::OutOfRange { offset: 1, length: 1, size: 1 };
+        assert_eq!(command_error(&beyond, Error::Inval).error, Error::Inval);
+    }
+}
