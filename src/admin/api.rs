@@ -111,7 +111,8 @@ pub(super) fn stored(context: &Context) -> (Option<u64>, BTreeMap<String, u64>) 
 async fn info(State(context): State<Context>, Path(name): Path<String>) -> Answer<Json<VolumeView>> {
     let (open, (_, stored)) = (context.gateway.open_volumes(), stored(&context));
     // One that stopped may be another's by now, or deleted.
-    let serves = |open: &&OpenVolume| open.name == name && !matches!(open.volume.status(), Status::Stopped(_));
+    let serves =
+        |open: &&OpenVolume| open.name == name && !matches!(open.volume.status(), Status::Stopped(_));
     let info = match open.iter().find(serves) {
         Some(open) => open.volume.info(&name),
         None => asked(&context, context.gateway.volume(&name)).await?,

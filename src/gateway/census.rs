@@ -141,7 +141,8 @@ impl Census {
 
     /// Counts everything once; says how many LIST requests that took.
     async fn count(&self, named: &mut Option<Named>, interval: Duration) -> Result<u32, OpenError> {
-        let counted = census::take(self.env.store.bulk.as_ref(), LIST_PAUSE).await.map_err(OpenError::Store)?;
+        let counted =
+            census::take(self.env.store.bulk.as_ref(), LIST_PAUSE).await.map_err(OpenError::Store)?;
         let volumes: BTreeSet<Uuid> = counted.stored_bytes.keys().copied().collect();
         let is_current = |named: &Named| named.at.elapsed() < interval && named.volumes == volumes;
         let Named { listed, at_seconds, .. } = match named.take().filter(is_current) {

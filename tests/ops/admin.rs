@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use cairn::admin::{Access, Admin, Failure, Gateway, Known, OpenVolume, Options, Stage};
+use cairn::admin::{Access, Admin, Options};
+use cairn::gateway::{Failure, Gateway, Known, OpenVolume, Stage};
 use cairn::metrics::Metrics;
 use cairn::server::{Connection, ListenAddress, Listener};
 use cairn::store::MemoryStore;
@@ -18,16 +19,16 @@ use uuid::Uuid;
 
 use super::client::{Answer, Client};
 
-const MIB: u64 = 1 << 20;
+pub(super) const MIB: u64 = 1 << 20;
 
 /// A gateway over a store in memory.
 pub(super) struct House {
-    env: Environment,
-    options: VolumeOptions,
+    pub(super) env: Environment,
+    pub(super) options: VolumeOptions,
     open: Mutex<Vec<OpenVolume>>,
     obstacles: Mutex<Vec<String>>,
     drained: Mutex<bool>,
-    known: Mutex<Option<Known>>,
+    pub(super) known: Mutex<Option<Known>>,
 }
 
 impl House {
@@ -50,7 +51,7 @@ impl House {
     }
 
     /// Makes a volume and opens it.
-    async fn opened(self: &Arc<Self>, metrics: &Metrics, name: &str) -> Arc<Volume> {
+    pub(super) async fn opened(self: &Arc<Self>, metrics: &Metrics, name: &str) -> Arc<Volume> {
         let info = catalog::create(&self.env, &self.options, name, 64 * MIB, 4 * MIB).await.unwrap();
         let metrics = metrics.volume(name);
         let options = VolumeOptions { metrics: Some(metrics.clone()), ..self.options.clone() };
@@ -117,16 +118,16 @@ impl Gateway for House {
 }
 
 /// An admin server: over a Unix socket for one user alone, which lets all pass, or elsewhere.
-struct Bench {
-    house: Arc<House>,
-    metrics: Metrics,
+pub(super) struct Bench {
+    pub(super) house: Arc<House>,
+    pub(super) metrics: Metrics,
     admin: Admin,
-    client: Client,
+    pub(super) client: Client,
     _directory: tempfile::TempDir,
 }
 
 impl Bench {
-    async fn new() -> Self {
+    pub(super) async fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let listen = ListenAddress::Unix(directory.path().join("admin"));
         Self::listening(listen, None, directory).await
@@ -150,7 +151,7 @@ impl Bench {
         Self { house, metrics, admin, client, _directory: directory }
     }
 
-    async fn ask(&self, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
+    pub(super) async fn ask(&self, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
         let answer = self.client.send(method, path, &[], body.as_ref()).await;
         (answer.status, answer.json())
     }
