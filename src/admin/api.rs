@@ -16,7 +16,7 @@ use axum::{Json, extract::rejection::QueryRejection};
 use serde::Deserialize;
 use uuid::Uuid;
 
-use super::view::{ConnectionView, MapView, NewVolume, Problem, StatusView, UnnamedView, VolumeView};
+use super::view::{ConnectionView, MapView, NewVolume, Problem, StatusView, UnnamedView, VolumeView, stored};
 use super::{Context, OpenVolume};
 use crate::volume::Status;
 use crate::volume::catalog::Info;
@@ -98,14 +98,6 @@ fn view(info: Info, open: &[OpenVolume], stored: &BTreeMap<String, u64>) -> Volu
     let open = open.iter().find(|open| open.name == info.name && open.volume.id() == info.volume);
     let stored_bytes = stored.get(&info.name).copied();
     VolumeView::new(info, open, stored_bytes)
-}
-
-/// When the store was counted, and what was found.
-pub(super) fn stored(context: &Context) -> (Option<u64>, BTreeMap<String, u64>) {
-    match context.metrics.gateway().stored() {
-        Some((stored, at_seconds)) => (Some(at_seconds), stored),
-        None => (None, BTreeMap::new()),
-    }
 }
 
 async fn info(State(context): State<Context>, Path(name): Path<String>) -> Answer<Json<VolumeView>> {

@@ -68,11 +68,13 @@ function confirm(question, consequence, verb, fields = []) {
   return new Promise((resolve) => {
     let typed = null;
     const take = () => { if (isFilled()) { typed = inputs.map(({ input }) => input.value); dialog.close(); } };
-    byId("fields").oninput = () => { byId("yes").disabled = !isFilled(); };
-    byId("fields").onkeydown = (event) => { if (event.key === "Enter") take(); };
-    byId("yes").onclick = take;
-    byId("no").onclick = () => dialog.close();
-    dialog.onclose = () => resolve(typed);
+    const over = new AbortController();
+    const on = (id, event, does) => byId(id).addEventListener(event, does, { signal: over.signal });
+    on("fields", "input", () => { byId("yes").disabled = !isFilled(); });
+    on("fields", "keydown", (event) => { if (event.key === "Enter") take(); });
+    on("yes", "click", take);
+    on("no", "click", () => dialog.close());
+    on("dialog", "close", () => { over.abort(); resolve(typed); });
     dialog.showModal();
     (inputs[0]?.input ?? byId("no")).focus();
   });

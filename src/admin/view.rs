@@ -2,6 +2,7 @@
 //!
 //! Invariant: every field here is described there; a test compares them.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -11,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{Context, Failure, Known, OpenVolume, Stage, api};
+use super::{Context, Failure, Known, OpenVolume, Stage};
 use crate::metrics::{Command, Label as _, Limits, ReadSource, Tier, VolumeMetrics};
 use crate::server;
 use crate::volume::catalog::{Info, Unnamed};
@@ -182,6 +183,14 @@ impl VolumeView {
     }
 }
 
+/// When the store was counted, and what was found.
+pub(super) fn stored(context: &Context) -> (Option<u64>, BTreeMap<String, u64>) {
+    match context.metrics.gateway().stored() {
+        Some((stored, at_seconds)) => (Some(at_seconds), stored),
+        None => (None, BTreeMap::new()),
+    }
+}
+
 /// The gateway as it is in memory.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct StatusView {
@@ -225,7 +234,7 @@ impl From<Limits> for LimitsView {
 impl StatusView {
     /// Open volumes as they are; of the others, what was known of them, in order of name.
     pub(super) fn new(context: &Context, open: &[OpenVolume], known: Option<Known>) -> Self {
-        let (counted_at, stored) = api::stored(context);
+        let (counted_at, stored) = stored(context);
         let at_seconds = known.as_ref().map(|known| known.at_seconds).or(counted_at);
         let of_open = |open: &OpenVolume| {
             let stored_bytes = stored.get(&open.name).copied();

@@ -88,7 +88,6 @@ impl Options {
             errors.0.push(config.refuse("server.listen", "at least one address is needed"));
         }
         let oldstyle = parse_each(config, "server.oldstyle", &config.server.oldstyle, &mut errors);
-        let listen_given = config.is_given("server.listen");
         let tls = keep(tls::of(config), &mut errors).flatten();
         let create: Vec<Wanted> = parse_each(config, "volumes.create", &config.volumes.create, &mut errors);
         let geometry = Geometry::new(config.volumes.chunk_size.0);
@@ -127,7 +126,7 @@ impl Options {
                 store: store_options(config),
                 server: server_options(config),
                 tls,
-                listeners: Plan { listen, listen_given, oldstyle },
+                listeners: Plan { listen, listen_given: config.is_given("server.listen"), oldstyle },
                 handover: given(&config.server.handover).map(PathBuf::from),
                 hang_up: config.server.farewell == "hang-up",
                 volume: volume_options(config),

@@ -128,7 +128,7 @@ settings! {
         retry_cap: Duration = seconds(5), milliseconds(1)..=seconds(600);
         /// How long objects that nothing names any more are kept.
         deletion_grace: Duration = seconds(3600), seconds(0)..=seconds(30 * 86_400);
-        /// How often the objects of all volumes are counted by listing them, for metrics and the status page, where nothing is written; where something is, as often as one LIST a minute allows.
+        /// How often all objects are counted while nothing is written; else one LIST a minute.
         census_interval: Option<Duration> = Some(seconds(3600)), seconds(60)..=seconds(30 * 86_400);
     }
 

@@ -1,9 +1,10 @@
 //! What the store holds, volume by volume, kept in memory for metrics and the status page.
 //!
-//! One task lists the store at a bounded rate, whatever its size: a LIST a second while it counts, and on average one a
-//! minute at most, or one census in `store.census_interval` while this gateway writes nothing. Names are looked up again
-//! only in that interval, when a volume was made or deleted here, or when the volumes of the store are others. Invariant: whoever asks is
-//! answered from memory, so that neither a scrape nor an open page costs a request to the store.
+//! One task lists the store at a bounded rate, whatever its size: a LIST a second while it counts, and on
+//! average one a minute at most, or one census in `store.census_interval` while this gateway writes nothing.
+//! Names are looked up again only in that interval, when a volume was made or deleted here, or when the
+//! volumes of the store are others. Invariant: whoever asks is answered from memory, so that neither a scrape
+//! nor an open page costs a request to the store.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -113,7 +114,8 @@ impl Census {
         }
     }
 
-    /// Returns when the next census is due. What this gateway writes, but for heads, makes it due after `rest`.
+    /// Returns when the next census is due. What this gateway writes, but for heads, makes it due after
+    /// `rest`.
     async fn rest(&self, rest: Duration, interval: Duration) -> Due {
         let (written, begun) = (self.written(), Instant::now());
         tokio::select! {

@@ -121,9 +121,10 @@ definitions! {
     FLUSH_DURATION = histogram("cairn_flush_duration_seconds", "seconds", &["volume"], LATENCY,
         "Time to answer a FLUSH, or the flush of a command with FUA.");
 
-    VOLUME_CLIENTS = gauge("cairn_volume_clients", "connections", &["volume"], "NBD connections that use the volume.");
+    VOLUME_CLIENTS = gauge("cairn_volume_clients", "connections", &["volume"],
+        "NBD connections that use the volume.");
     STORED_BYTES = gauge("cairn_stored_bytes", "bytes", &["volume"],
-        "Bytes of all objects of the volume in the store, open here or not, as the last census counted them.");
+        "Bytes of all objects of the volume in the store, open or not, as of the last census.");
     CENSUS_TIME = gauge("cairn_census_timestamp_seconds", "seconds", &[],
         "When the last census of the store ended, in seconds since 1970; 0 before the first.");
     SIZE_BYTES = gauge("cairn_volume_size_bytes", "bytes", &["volume"], "Size of the disk.");
@@ -135,7 +136,7 @@ definitions! {
         "Age of the oldest write that the store does not hold durably; 0 if there is none.");
 
     WRITE_THROTTLED = counter("cairn_write_throttled_seconds_total", "seconds", &["volume"],
-        "Time that writes waited because a bound was reached: dirty bytes, commits on their way, or the journal.");
+        "Time that writes waited at a bound: dirty bytes, commits on their way, or the journal.");
 
     COMMITS = counter("cairn_commits_total", "commits", &["volume"], "Commit records made durable.");
     COMMIT_BYTES = counter("cairn_commit_bytes_total", "bytes", &["volume"], "Bytes of commit records made durable.");
@@ -149,7 +150,7 @@ definitions! {
     FOLD_DURATION = histogram("cairn_fold_duration_seconds", "seconds", &["volume"], FOLD,
         "Time that a checkpoint took.");
     CHECKPOINT_TIME = gauge("cairn_checkpoint_timestamp_seconds", "seconds", &["volume"],
-        "When the last checkpoint since the opening was published, in seconds since 1970; 0 before the first.");
+        "When the last checkpoint since the opening was published, in seconds since 1970, or 0.");
     JOURNAL_BYTES = gauge("cairn_journal_bytes", "bytes", &["volume"], "Bytes of commit records not yet folded.");
     JOURNAL_RECORDS = gauge("cairn_journal_records", "records", &["volume"], "Commit records not yet folded.");
     PUT_BYTES = counter("cairn_put_bytes_total", "bytes", &["volume", "kind"],
@@ -196,18 +197,19 @@ definitions! {
     LIMIT_STORE_REQUESTS = gauge("cairn_limit_store_requests", "requests", &[],
         "Bound on concurrent requests to the store, in each class (store.concurrency).");
     LIMIT_JOURNAL_BYTES = gauge("cairn_limit_journal_bytes", "bytes", &[],
-        "Size from which a journal is folded (journal.max_bytes); before it has twice this size, writers wait.");
+        "Size from which a journal is folded (journal.max_bytes); near twice that, writers wait.");
     LIMIT_JOURNAL_RECORDS = gauge("cairn_limit_journal_records", "records", &[],
-        "Records from which a journal is folded (journal.max_records); before it has twice as many, writers wait.");
-    LIMIT_LEASE = gauge("cairn_limit_lease_seconds", "seconds", &[], "Configured duration of a lease (lease.ttl).");
+        "Records from which a journal is folded (journal.max_records); near twice that, writers wait.");
+    LIMIT_LEASE = gauge("cairn_limit_lease_seconds", "seconds", &[],
+        "Configured duration of a lease (lease.ttl).");
     LIMIT_COMMIT_AGE = gauge("cairn_limit_commit_age_seconds", "seconds", &[],
         "Age at which changes are committed unasked (commit.max_age).");
     RELOAD_SUCCESSFUL = gauge("cairn_reload_successful", "reloads", &[],
-        "1 if the settings that were read last, at the start or on SIGHUP, are in force and their volumes open, else 0.");
+        "1 if the settings that were read last are in force and their volumes open, else 0.");
     RELOAD_TIME = gauge("cairn_reload_timestamp_seconds", "seconds", &[],
         "When the settings were last read, in seconds since 1970.");
     CERTIFICATE_EXPIRY = gauge("cairn_tls_certificate_expiry_timestamp_seconds", "seconds", &[],
-        "When the first certificate of the server's chain expires, in seconds since 1970; absent without TLS.");
+        "When the server's certificate expires, in seconds since 1970; absent without TLS.");
 
     PROCESS_CPU = counter("process_cpu_seconds_total", "seconds", &[],
         "Total user and system CPU time spent in seconds.");

@@ -1,6 +1,7 @@
 //! Metrics of the gateway as a whole: its bounds, its settings, its certificate, and what the store holds.
 //!
-//! Knows nothing of settings or volumes. Invariant: a volume that the last census did not find has no stored bytes.
+//! Knows nothing of settings or volumes. Invariant: a volume that the last census did not find has no stored
+//! bytes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -114,7 +115,8 @@ impl GatewayMetrics {
         self.0.reload_time.set(i64::try_from(now_seconds).unwrap_or(i64::MAX));
     }
 
-    /// Exports when the first certificate of the server's chain expires, in seconds since 1970; `None` without TLS.
+    /// Exports when the first certificate of the server's chain expires, in seconds since 1970; `None` without
+    /// TLS.
     pub fn set_certificate_expiry(&self, expires_at_seconds: Option<i64>) {
         match expires_at_seconds {
             // Seconds since 1970 fit a float for 200 million years.
@@ -140,7 +142,8 @@ impl GatewayMetrics {
         *before = counted;
     }
 
-    /// What the last census counted, in bytes by name of a volume, and when, in seconds since 1970; `None` before one.
+    /// What the last census counted, in bytes by name of a volume, and when, in seconds since 1970; `None`
+    /// before one.
     #[must_use]
     pub fn stored(&self) -> Option<(BTreeMap<String, u64>, u64)> {
         let counted = self.0.counted.lock();

@@ -1,7 +1,7 @@
 //! OpenMetrics 1.0 from the text format 0.0.4, which is what the `prometheus` crate writes.
 //!
-//! Knows no metric. The formats differ in this: a counter's family is named without `_total`, and the text ends with
-//! `# EOF`. Exemplars are not in the older format, and the crate keeps none.
+//! Knows no metric. The formats differ in this: a counter's family is named without `_total`, and the text
+//! ends with `# EOF`. Exemplars are not in the older format, and the crate keeps none.
 
 use std::borrow::Cow;
 

@@ -1,7 +1,7 @@
 //! How many bytes the store holds of each volume, open or not: found by listing them.
 //!
-//! Reads no object. Invariant: memory is bounded by the number of volumes, of which so many are counted, and not by the
-//! number of objects.
+//! Reads no object. Invariant: memory is bounded by the number of volumes, of which so many are counted, and
+//! not by the number of objects.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

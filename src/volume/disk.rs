@@ -73,7 +73,7 @@ impl Volume {
         self.shared.size_bytes
     }
 
-    /// What is known of it under a name, as [`catalog::info`](super::catalog::info) finds it in the store; from memory.
+    /// What [`catalog::info`](super::catalog::info) finds in the store of a volume of that name; from memory.
     #[must_use]
     pub fn info(&self, name: &str) -> Info {
         Info {
