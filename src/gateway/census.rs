@@ -28,7 +28,7 @@ use crate::volume::{Environment, OpenError};
 const LIST_PAUSE: Duration = Duration::from_secs(1);
 /// The pause after a census, for each LIST that it took.
 const REST: Duration = Duration::from_secs(60);
-/// Volumes that have a time series and a line on the status page at most; those that are open have one anyway.
+/// Volumes that have a time series and a line on the status page at most, besides those that are open.
 const SHOWN: usize = 1024;
 
 /// Why a census is due.

@@ -115,7 +115,7 @@ impl GatewayMetrics {
         self.0.reload_time.set(i64::try_from(now_seconds).unwrap_or(i64::MAX));
     }
 
-    /// Exports when the first certificate of the server's chain expires, in seconds since 1970; `None` without
+    /// Exports when the first certificate of the chain expires, in seconds since 1970; `None` without
     /// TLS.
     pub fn set_certificate_expiry(&self, expires_at_seconds: Option<i64>) {
         match expires_at_seconds {

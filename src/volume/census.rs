@@ -17,7 +17,7 @@ pub const COUNTED: usize = 65_536;
 /// What a census found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Census {
-    /// Bytes of all objects of a volume, those that nothing references any more included; its identity is not.
+    /// Bytes of all objects of a volume, even those that nothing references any more, but its identity.
     pub stored_bytes: BTreeMap<Uuid, u64>,
     /// LIST requests that it took, those that were repeated not included.
     pub pages: u32,
