@@ -56,7 +56,7 @@ pub(crate) enum End {
 /// Why a connection was broken off.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Broken {
-    #[error("the client stalled: no progress on its {}", .0.as_str())]
+    #[error("the client stalled: no progress on its {0}")]
     Stalled(Direction),
     #[error("cannot read: {0}")]
     Read(io::Error),

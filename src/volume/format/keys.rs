@@ -73,6 +73,15 @@ pub const NAMES: &str = "name/";
 /// Prefix of all identities: a listing of it shows every volume of which there is anything, with or without a name.
 pub const IDENTITIES: &str = "identity/";
 
+/// Prefix of all objects of volumes but their identities.
+pub const VOLUMES: &str = "volume/";
+
+/// The volume that an object below [`VOLUMES`] belongs to.
+#[must_use]
+pub fn volume_of(key: &str) -> Option<Uuid> {
+    key.strip_prefix(VOLUMES)?.split_once('/')?.0.parse().ok()
+}
+
 /// Key of the object that binds a name to a volume.
 #[must_use]
 pub fn name(name: &str) -> String {
