@@ -1,6 +1,7 @@
 //! The bound on dirty bytes of the process.
 //!
-//! Invariant: only what was taken is given back; a budget that shrank is kept by not giving out again what comes back.
+//! Invariant: only what was taken is given back; a budget that shrank is kept by not giving out again what
+//! comes back.
 
 use std::sync::Arc;
 

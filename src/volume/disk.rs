@@ -145,7 +145,8 @@ impl Volume {
     /// Reads `length` bytes at `offset`.
     ///
     /// # Errors
-    /// If the range is not within the volume, the volume stopped, or any byte cannot be had as it was written.
+    /// If the range is not within the volume, the volume stopped, or any byte cannot be had as it was
+    /// written.
     pub async fn read(&self, offset: u64, length: u64) -> Result<Vec<Segment>, Error> {
         let range = self.range(offset, length)?;
         if range.is_empty() {
@@ -169,8 +170,8 @@ impl Volume {
     /// Writes `data` at `offset`; with `fua`, returns when it is durable.
     ///
     /// # Errors
-    /// If the range is not within the volume, the volume stopped, or the store's deadline passed. Without `fua`,
-    /// nothing of `data` was written then.
+    /// If the range is not within the volume, the volume stopped, or the store's deadline passed. Without
+    /// `fua`, nothing of `data` was written then.
     pub async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), Error> {
         let range = self.range(offset, data.len() as u64)?;
         let length = range.end - range.start;
@@ -217,8 +218,8 @@ impl Volume {
         Ok(())
     }
 
-    /// Returns when every change that was answered before the call is durable: in the object store, where it survives
-    /// the loss of this process and this machine.
+    /// Returns when every change that was answered before the call is durable: in the object store, where it
+    /// survives the loss of this process and this machine.
     ///
     /// # Errors
     /// If the volume stopped, or the store's deadline passed; what was written stays dirty and is sent on.
@@ -229,8 +230,8 @@ impl Volume {
         Ok(())
     }
 
-    /// Brings a range into the cache, as far as that holds it; other work in the store goes first. May be dropped at any
-    /// time.
+    /// Brings a range into the cache, as far as that holds it; other work in the store goes first. May be
+    /// dropped at any time.
     ///
     /// # Errors
     /// If the range is not within the volume, or its map cannot be read.
@@ -244,8 +245,8 @@ impl Volume {
         Ok(())
     }
 
-    /// Allocation of a range: at most `limit` extents, adjacent ones alike merged; may end before the range does.
-    /// Touches no data.
+    /// Allocation of a range: at most `limit` extents, adjacent ones alike merged; may end before the range
+    /// does. Touches no data.
     ///
     /// # Errors
     /// If the range is not within the volume, the volume stopped, or its map cannot be read.
@@ -275,11 +276,12 @@ impl Volume {
         self.folds.fold(&self.shared).await
     }
 
-    /// Closes the volume: refuses new changes, commits, checkpoints, releases the lease. The next opening waits for
-    /// nothing and replays nothing.
+    /// Closes the volume: refuses new changes, commits, checkpoints, releases the lease. The next opening
+    /// waits for nothing and replays nothing.
     ///
     /// # Errors
-    /// If the volume stopped, or the store's deadline passed; it can then be called again, or the volume dropped.
+    /// If the volume stopped, or the store's deadline passed; it can then be called again, or the volume
+    /// dropped.
     pub async fn close(&self) -> Result<(), Error> {
         self.refuse_changes();
         if !mutant::is(Mutant::ClosedUncommitted) {
@@ -291,9 +293,9 @@ impl Volume {
         Ok(())
     }
 
-    /// Closes the volume for a successor that waits for it: as [`Volume::close`], but leaves a short journal for the
-    /// successor to replay, which takes less time than to fold it. Call [`Volume::checkpoint`] shortly before, so that it
-    /// is short.
+    /// Closes the volume for a successor that waits for it: as [`Volume::close`], but leaves a short journal
+    /// for the successor to replay, which takes less time than to fold it. Call [`Volume::checkpoint`]
+    /// shortly before, so that it is short.
     ///
     /// # Errors
     /// As [`Volume::close`].

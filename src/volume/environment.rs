@@ -1,4 +1,5 @@
-//! What volumes use of their process: the store, the cache of clean pages, the bound on dirty bytes, chance and time.
+//! What volumes use of their process: the store, the cache of clean pages, the bound on dirty bytes, chance
+//! and time.
 
 use std::sync::Arc;
 

@@ -107,8 +107,8 @@ pub enum OpenError {
     NoSuchId(uuid::Uuid),
     /// An object of it is missing.
     #[error(
-        "{key} is missing: the volume is incomplete, since its creation or deletion was cut short or the store \
-         lost the object"
+        "{key} is missing: the volume is incomplete, since its creation or deletion was cut short or the \
+         store lost the object"
     )]
     Incomplete {
         /// Key of the object.
@@ -148,7 +148,8 @@ pub enum OpenError {
     /// Another gateway took it over while it was being opened, or is deleting it.
     #[error("lost the volume to another gateway while opening it: {0}")]
     Lost(String),
-    /// The lease ran out while the volume was being opened, and could not be renewed, which `lease.strict` heeds.
+    /// The lease ran out while the volume was being opened, and could not be renewed, which `lease.strict`
+    /// heeds.
     #[error("the lease ran out while the volume was being opened, and could not be renewed (lease.strict)")]
     LeaseOver,
     /// It is being deleted.

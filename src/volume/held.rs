@@ -1,8 +1,8 @@
 //! The head as its holder last wrote it, and the lease in it: how it is replaced and renewed.
 //!
-//! Knows nothing of open volumes: it is held from the moment the epoch is taken. Invariants: every update has a version of
-//! its own; an update whose answer is missing is sent again, the same bytes, until its fate is known; a missing head is
-//! never re-created.
+//! Knows nothing of open volumes: it is held from the moment the epoch is taken. Invariants: every update has
+//! a version of its own; an update whose answer is missing is sent again, the same bytes, until its fate is
+//! known; a missing head is never re-created.
 
 use std::time::Duration;
 
@@ -145,9 +145,9 @@ impl HeldHead {
         self.metrics.lease_ttl.set(if is_held { self.ttl.as_secs_f64() } else { 0.0 });
     }
 
-    /// Does `work` and renews the lease meanwhile. One that another has taken is renewed no more, but the work goes on: only
-    /// the journal says whether it was in vain, and two openers that gave up at each sight of the other would
-    /// never get through.
+    /// Does `work` and renews the lease meanwhile. One that another has taken is renewed no more, but the
+    /// work goes on: only the journal says whether it was in vain, and two openers that gave up at each sight
+    /// of the other would never get through.
     ///
     /// # Errors
     /// If the lease is over, of a strict holder.

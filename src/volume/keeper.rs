@@ -38,7 +38,8 @@ impl HeadHandle {
         (Self { requests, hurry: hurry.clone() }, HeadRequests { requests: receiver, hurry })
     }
 
-    /// Lets no update wait for the one before to be old enough: the volume is being closed, and somebody waits for it.
+    /// Lets no update wait for the one before to be old enough: the volume is being closed, and somebody
+    /// waits for it.
     pub(super) fn hurry(&self) {
         self.hurry.cancel();
     }

@@ -5,13 +5,13 @@
 //! Each of these imports from those above it only; `tests/tidy` proves it.
 //!
 //! 1. `format`: the bytes of every object, as docs/FORMAT.md describes them.
-//! 2. `error`, `options`, `signal`, `store_exact`, `held`: what can fail, what can be set, and how an object is created
-//!    or replaced exactly once.
-//! 3. `state`: what an open volume has in memory. The dirty layer, commits on their way, committed changes, the root.
+//! 2. `error`, `options`, `signal`, `store_exact`, `held`: what can fail and what can be set; how an object
+//!    is created or replaced exactly once.
+//! 3. `state`: what an open volume has in memory, from the dirty layer to the root.
 //! 4. `cache`: clean pages, by object and page; what fetches and verifies them.
-//! 5. `environment`, `budget`, `objects`, `shared`: what volumes share, and what the tasks of one volume share.
-//! 6. `read`: which layer has a range, and its bytes. `write`: a change, a commit. `keeper`: the head and the lease.
-//! 7. `collect`: deletes what nothing names any more.
+//! 5. `budget`, `environment`, `objects`, `shared`: what volumes share, and what one volume's tasks share.
+//! 6. `read`: which layer has a range, and its bytes. `write`: changes and commits. `keeper`: head and lease.
+//! 7. `collect`: deletes what nothing references any more.
 //! 8. `fold`: makes new objects and a new root from the journal.
 //! 9. `disk`: the open volume, as its users see it.
 //! 10. `open`: lease, replay, opening record. `catalog`: names; how volumes are created and deleted.

@@ -1,6 +1,7 @@
 //! The small objects of a volume, each read or created as a whole: head, identity, root, root table.
 //!
-//! Knows what a damaged or absent one means for whoever opens, creates or deletes a volume, and nothing of an open one.
+//! Knows what a damaged or absent one means for whoever opens, creates or deletes a volume, and nothing of an
+//! open one.
 
 use bytes::Bytes;
 
@@ -33,10 +34,7 @@ pub(super) async fn fetch_if_present<T>(
 
 /// What was read of an object that must stand.
 pub(super) fn unless_damaged<T>(key: &str, read: Result<T, CheckedError>) -> Result<T, OpenError> {
-    read.map_err(|error| match error {
-        CheckedError::Store(error) => error.into(),
-        CheckedError::Damaged(source) => OpenError::Damaged { key: key.to_owned(), source },
-    })
+    read.map_err(|error| error.unopened(key))
 }
 
 /// Reads the head.

@@ -17,8 +17,8 @@ pub struct Options {
     pub metrics: Option<VolumeMetrics>,
     /// Who we are, for people: written into the head.
     pub holder_name: String,
-    /// Whether that name stands for the same gateway across its restarts, and for no other: a lease that carries it is our
-    /// own from before, and not waited for.
+    /// Whether that name stands for the same gateway across its restarts, and for no other: a lease that
+    /// carries it is our own from before, and not waited for.
     pub holder_is_stable: bool,
     /// Dirty data is committed when it is older.
     pub commit_max_age: Duration,
@@ -77,7 +77,8 @@ impl Default for Options {
     }
 }
 
-/// Time of day in seconds since 1970; only for people and for the grace before deletion, never for correctness.
+/// Time of day in seconds since 1970; only for people and for the grace before deletion, never for
+/// correctness.
 pub type WallClock = Arc<dyn Fn() -> u64 + Send + Sync>;
 
 /// A source of randomness: nonces, uuids.

@@ -1,6 +1,7 @@
 //! What the parts of an open volume share: state, store, cache, budget, progress.
 //!
-//! Invariants: the state's lock is never held across an await; `progress` only grows; once stopped, a volume stays so.
+//! Invariants: the state's lock is never held across an await; `progress` only grows; once stopped, a volume
+//! stays so.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -53,7 +54,8 @@ pub(crate) struct Shared {
     pub(super) tasks: Tasks,
     /// Moving average of how long a record's PUT takes.
     pub(super) put_latency: Mutex<Duration>,
-    /// When our lease is over by what the store has answered: of a strict volume, nothing is read from then on.
+    /// When our lease is over by what the store has answered: of a strict volume, nothing is read from then
+    /// on.
     pub(super) lease_ends_at: Mutex<Instant>,
     /// Memory of the last record, for the next: what the system gives anew it clears first, page by page.
     pub(super) record_memory: Mutex<Vec<u8>>,
@@ -97,14 +99,16 @@ impl Shared {
         ObjectId { epoch: self.epoch, k: self.next_k.fetch_add(1, Ordering::Relaxed) }
     }
 
-    /// Stops the volume since another gateway has taken it over: nothing more succeeds, and nothing is deleted.
+    /// Stops the volume since another gateway has taken it over: nothing more succeeds, and nothing is
+    /// deleted.
     pub(super) fn fence(&self, why: String) {
         self.metrics.fenced.set(1);
         self.progress.update(|progress| progress.fenced |= !progress.stopped);
         self.stop(why);
     }
 
-    /// Stops the volume for a reason that an operator must know: nothing more succeeds, and nothing is deleted.
+    /// Stops the volume for a reason that an operator must know: nothing more succeeds, and nothing is
+    /// deleted.
     pub(super) fn stop(&self, why: String) {
         tracing::error!(volume = %self.keys.volume(), epoch = self.epoch, "volume stopped: {why}");
         self.retire(why);
@@ -150,8 +154,8 @@ impl Shared {
         self.metrics.uncommitted_since.set(oldest);
     }
 
-    /// The error of a volume that stopped. A strict one stops here too once its lease is over: the timer that watches
-    /// over that may come late, where the machine stood still.
+    /// The error of a volume that stopped. A strict one stops here too once its lease is over: the timer that
+    /// watches over that may come late, where the machine stood still.
     pub(super) fn check_serving(&self) -> Result<(), Error> {
         if self.options.lease_strict && !mutant::is(Mutant::LeaseOutlived) && self.is_lease_over() {
             self.stop(Unheld::Over.why());
@@ -168,20 +172,21 @@ impl Shared {
         !stopped && Instant::now() >= *self.lease_ends_at.lock()
     }
 
+    /// Waits for something at most until the store's deadline, if there is one.
+    pub(super) async fn within_deadline<T>(
+        &self,
+        waited: impl Future<Output = T> + Send,
+    ) -> Result<T, Error> {
+        let Some(deadline) = self.options.store_deadline else { return Ok(waited.await) };
+        let after_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
+        tokio::time::timeout(deadline, waited).await.map_err(|_| Error::Deadline { after_ms })
+    }
+
     /// Waits until `reached` holds of the progress; fails once the volume stops, or at the deadline.
     pub(super) async fn wait(&self, reached: impl FnMut(&Progress) -> bool + Send) -> Result<(), Error> {
         let mut reached = reached;
         let waited = self.progress.wait(|now| (now.stopped || reached(now)).then_some(now.stopped));
-        let stopped = match self.options.store_deadline {
-            None => waited.await,
-            Some(deadline) => match tokio::time::timeout(deadline, waited).await {
-                Ok(stopped) => stopped,
-                Err(_) => {
-                    let after_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
-                    return Err(Error::Deadline { after_ms });
-                }
-            },
-        };
+        let stopped = self.within_deadline(waited).await?;
         if stopped && !mutant::is(Mutant::StopIsSuccess) { self.check_serving() } else { Ok(()) }
     }
 }

@@ -1,8 +1,9 @@
 //! A value that tasks wait on.
 //!
-//! Unlike the watch channel of tokio, which wakes those who wait in an order that it draws at random, this one wakes
-//! them in the order in which they came, so that a run of the volume is a function of its inputs. Invariant: whoever
-//! waits for something that became true before or while it began to wait does not wait for ever.
+//! Unlike the watch channel of tokio, which wakes those who wait in an order that it draws at random, this
+//! one wakes them in the order in which they came, so that a run of the volume is a function of its inputs.
+//! Invariant: whoever waits for something that became true before or while it began to wait does not wait for
+//! ever.
 
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;

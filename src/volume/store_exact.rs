@@ -1,26 +1,28 @@
-//! Creating an object whose name is bound to its bytes, whatever becomes of the answers, and reading one that must be
-//! there and whose bytes must pass a check.
+//! Creating an object whose name is bound to its bytes, whatever becomes of the answers, and reading one that
+//! must be there and whose bytes must pass a check.
 //!
-//! Invariant: no single answer of the store is believed if a false one would cost data. Damage is believed where three
-//! readings in a row are alike, absence where the store says so again and again over a time, and lists no such object.
+//! Invariant: no single answer of the store is believed if a false one would cost data. Damage is believed
+//! where three readings in a row are alike, absence where the store says so again and again over a time, and
+//! lists no such object.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::error::{self, OpenError};
 use super::format::codec::DecodeError;
 use crate::mutant::{self, Mutant};
 use crate::store::error::cause;
 use crate::store::{ByteRange, Condition, ETag, Error, Object, Pages, Store};
 
-/// Readings in a row that must be alike to be believed when they are not what they should be: two of a small object may
-/// be damaged alike by chance.
+/// Readings in a row that must be alike to be believed when they are not what they should be: two of a small
+/// object may be damaged alike by chance.
 const ALIKE: u32 = 3;
 /// Readings after which none is tried any more although not enough of them agree.
 const MOST_READINGS: u32 = 10;
 
-/// Pauses between the answers that an object does not exist, until a read believes them: 1.5 s together. A lagging
-/// replica or a proxy's error page has passed by then.
+/// Pauses between the answers that an object does not exist, until a read believes them: 1.5 s together. A
+/// lagging replica or a proxy's error page has passed by then.
 const ABSENT: &[Duration] = &[ms(50), ms(100), ms(200), ms(400), ms(750)];
 /// The same for a checkpoint, which marks what is lost for good: 15 s together.
 const ABSENT_FOR_GOOD: &[Duration] = &[ms(1000), ms(2000), ms(4000), ms(8000)];
@@ -42,8 +44,8 @@ pub(super) enum Placed {
 
 /// Creates the object if nothing stands there, and says what does.
 ///
-/// An object that vanishes between the two requests was deleted by someone who could only do so after reading it:
-/// the creation is tried again.
+/// An object that vanishes between the two requests was deleted by someone who could only do so after reading
+/// it: the creation is tried again.
 pub(super) async fn create_exact(store: &dyn Store, key: &str, bytes: &Bytes) -> Result<Placed, Error> {
     let mut contradictions = Contradictions::default();
     loop {
@@ -74,8 +76,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(20);
 /// Answers that contradict the one before until the store is no longer believed: with the pauses, some 20 s.
 const MOST_CONTRADICTIONS: u32 = 10;
 
-/// Answers of a store of which each contradicts the one before: an object that stands when it is to be created, and does
-/// not when it is read. Passes where it was deleted in between, or where a replica lags.
+/// Answers of a store of which each contradicts the one before: an object that stands when it is to be
+/// created, and does not when it is read. Passes where it was deleted in between, or where a replica lags.
 #[derive(Debug, Default)]
 pub(super) struct Contradictions(u32);
 
@@ -124,7 +126,8 @@ impl Readings {
     }
 }
 
-/// Tells damage at rest, which reads alike again and again, from damage on the way: what is lost on the way is not lost.
+/// Tells damage at rest, which reads alike again and again, from damage on the way: what is lost on the way
+/// is not lost.
 #[derive(Debug, Default)]
 pub(super) struct Doubt {
     alike: Readings,
@@ -172,8 +175,8 @@ pub(super) struct Absence {
 }
 
 impl Absence {
-    /// Notes the answer that an object does not exist although something references it; waits, and says whether to ask
-    /// again. If not, the object is gone.
+    /// Notes the answer that an object does not exist although something references it; waits, and says
+    /// whether to ask again. If not, the object is gone.
     ///
     /// # Errors
     /// If the store cannot be asked for a listing, or lists the object.
@@ -192,7 +195,8 @@ impl Absence {
         }
         if let Some(pause) = pauses.get(self.answers) {
             self.answers += 1;
-            tracing::warn!(%key, answer = self.answers, "the store denies an object that must exist, asking again");
+            tracing::warn!(%key, answer = self.answers,
+                "the store denies an object that must exist, asking again");
             tokio::time::sleep(*pause).await;
             return Ok(true);
         }
@@ -221,7 +225,8 @@ pub(super) async fn get_referenced(store: &dyn Store, key: &str, range: ByteRang
     }
 }
 
-/// Makes sure that an object which a read took for gone is so for good, before anything permanent is concluded from it.
+/// Makes sure that an object which a read took for gone is so for good, before anything permanent is
+/// concluded from it.
 ///
 /// # Errors
 /// If it is there after all, or the store does not say.
@@ -252,8 +257,27 @@ pub(super) enum CheckedError {
     Damaged(DecodeError),
 }
 
-/// Fetches and decodes an object that something references, and again while that may be for damage on the way or for a
-/// false answer that it does not exist.
+impl CheckedError {
+    /// The error of an open volume that references the object, by the object's key.
+    pub(super) fn referenced(self, key: String) -> error::Error {
+        match self {
+            Self::Store(Error::NotFound { key }) => error::Error::lost(key),
+            Self::Store(error) => error::Error::Store(error),
+            Self::Damaged(error) => error::Error::damaged(key, error.to_string()),
+        }
+    }
+
+    /// The error of whoever opens, creates or deletes a volume, by the object's key.
+    pub(super) fn unopened(self, key: &str) -> OpenError {
+        match self {
+            Self::Store(error) => error.into(),
+            Self::Damaged(source) => OpenError::Damaged { key: key.to_owned(), source },
+        }
+    }
+}
+
+/// Fetches and decodes an object that something references, and again while that may be for damage on the way
+/// or for a false answer that it does not exist.
 pub(super) async fn fetch_checked<T>(
     store: &dyn Store,
     key: &str,
@@ -262,8 +286,8 @@ pub(super) async fn fetch_checked<T>(
     checked(|| get_referenced(store, key, ByteRange::Full), key, decode).await
 }
 
-/// Fetches and decodes an object that may well be absent; its absence is believed at once, so nothing that costs data may
-/// be concluded from it.
+/// Fetches and decodes an object that may well be absent; its absence is believed at once, so nothing that
+/// costs data may be concluded from it.
 pub(super) async fn fetch_if_present<T>(
     store: &dyn Store,
     key: &str,

@@ -9,7 +9,7 @@ use super::paths::{Mention, Target, survey};
 use super::{read_tree, survey_of_src};
 
 /// Each layer, and the layers that it may name.
-const LAYERS: &[(&str, &[&str])] = &[
+pub(super) const LAYERS: &[(&str, &[&str])] = &[
     ("protocol", &[]),
     ("task", &[]),
     ("metrics", &[]),

@@ -6,6 +6,7 @@ mod circles;
 mod house;
 mod layers;
 mod ledger;
+mod order;
 mod paths;
 mod programs;
 mod public_api;

@@ -14,13 +14,13 @@ const MAX_FUNCTION_LINES: usize = 70;
 const MAX_COLUMNS: usize = 110;
 
 /// Functions that are longer: file or folder, name, reason.
-const LONG_FUNCTIONS: &[(&str, &str, &str)] = &[("src/volume/format/map.rs", "decode", "to be split")];
+const LONG_FUNCTIONS: &[(&str, &str, &str)] = &[];
 
 /// Files and folders with wider lines: path, how many there are, reason. No more may come.
 const WIDE_LINES: &[(&str, usize, &str)] = &[
     ("src/admin", 19, "comments and a text that are being rewritten"),
     ("src/metrics", 13, "help texts and comments that are being rewritten"),
-    ("src/volume", 182, "comments that are being rewritten as files move"),
+    ("src/volume", 54, "comments of files that are being edited elsewhere"),
 ];
 
 struct Functions {

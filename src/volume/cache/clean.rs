@@ -1,8 +1,8 @@
 //! The pieces in memory: what the page cache holds, within a bound that can change while it is used.
 //!
-//! Knows no store. A cache of moka's keeps its bound for life, so another bound takes another cache, to which the pieces
-//! move. Invariants: each piece is counted when it comes and counted off once when it goes, for whatever reason; nothing
-//! stays in a cache that was replaced.
+//! Knows no store. A cache of moka's keeps its bound for life, so another bound takes another cache, to which
+//! the pieces move. Invariants: each piece is counted when it comes and counted off once when it goes, for
+//! whatever reason; nothing stays in a cache that was replaced.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -22,8 +22,8 @@ use crate::volume::format::keys::ObjectId;
 use crate::volume::format::map::MapPage;
 use crate::volume::format::page_set::PageSet;
 
-/// What an entry costs beside its bytes: keys, counters and lists of the cache, and what the allocator loses on small
-/// ones. With 320, a cache of 256 MiB full of blocks took the process to 411 MiB.
+/// What an entry costs beside its bytes: keys, counters and lists of the cache, and what the allocator loses
+/// on small ones. With 320, a cache of 256 MiB full of blocks took the process to 411 MiB.
 const ENTRY_BYTES: usize = 768;
 
 /// Bytes that are put in at most before what is too much goes.
@@ -82,7 +82,8 @@ impl Clean {
         }
     }
 
-    /// Holds at most `bytes` bytes from now on. Of what is too much, it is not the use that decides what goes.
+    /// Holds at most `bytes` bytes from now on. Of what is too much, it is not the use that decides what
+    /// goes.
     pub(crate) async fn resize(&self, bytes: u64) {
         let new = Arc::new(pieces(bytes, &self.counts));
         let old = self.pieces.swap(Arc::clone(&new));

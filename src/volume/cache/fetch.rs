@@ -1,6 +1,7 @@
 //! Pieces of objects: what they are called in the cache, where they lie, and how they are verified.
 //!
-//! Invariant: what [`Fetch::verify`] lets pass is, byte for byte, what was written at that place of that object.
+//! Invariant: what [`Fetch::verify`] lets pass is, byte for byte, what was written at that place of that
+//! object.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -50,7 +51,8 @@ impl Unit {
     }
 }
 
-/// An object of a volume that pieces are fetched from. Its key is made only where there is something to fetch.
+/// An object of a volume that pieces are fetched from. Its key is made only where there is something to
+/// fetch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Source {
     /// A chunk object.

@@ -1,8 +1,9 @@
 //! The page cache: clean, verified pieces of objects, shared by all volumes of the process.
 //!
-//! Keyed by object and place within it, never by disk offset, so that a late fetch of an old object cannot pass for a
-//! new one. Holds only what the store holds too: eviction loses nothing. Invariants: what is in the cache has passed
-//! its check; concurrent misses of one piece share one GET; a failed fetch leaves nothing behind.
+//! Keyed by object and place within it, never by disk offset, so that a late fetch of an old object cannot
+//! pass for a new one. Holds only what the store holds too: eviction loses nothing. Invariants: what is in
+//! the cache has passed its check; concurrent misses of one piece share one GET; a failed fetch leaves
+//! nothing behind.
 
 pub(super) mod clean;
 mod counts;
@@ -73,8 +74,8 @@ impl PageCache {
         Self::with(bytes, get_bytes, false)
     }
 
-    /// As [`PageCache::new`], but evicts with each insertion: slower, and what is held depends on the order of uses
-    /// alone, not on the time that went by between them.
+    /// As [`PageCache::new`], but evicts with each insertion: slower, and what is held depends on the order
+    /// of uses alone, not on the time that went by between them.
     #[must_use]
     pub fn eager(bytes: u64, get_bytes: u64) -> Arc<Self> {
         Self::with(bytes, get_bytes, true)
@@ -147,7 +148,7 @@ impl PageCache {
     }
 
     /// The pages in memory now, to be looked at.
-    pub(crate) fn pages(&self) -> HeldPages {
+    pub(super) fn pages(&self) -> HeldPages {
         self.clean.pages()
     }
 
@@ -172,8 +173,8 @@ impl PageCache {
         self.fetch_and(store, wanted, Keep::Cached).await
     }
 
-    /// As [`PageCache::fetch`], but leaves no page in the cache that was not there: for what is read only once. Runs of
-    /// changes stay, since other chunks want their share of them.
+    /// As [`PageCache::fetch`], but leaves no page in the cache that was not there: for what is read only
+    /// once. Runs of changes stay, since other chunks want their share of them.
     pub async fn fetch_passing(&self, store: &Arc<dyn Store>, wanted: &[Fetch]) -> Vec<Result<Bytes, Error>> {
         self.fetch_and(store, wanted, Keep::Passing).await
     }
@@ -213,8 +214,8 @@ impl PageCache {
         let (waits, runs) = self.begin(wanted, &missing);
         for begun in runs {
             let mut load = Box::pin(begun.load(Arc::clone(store), Arc::clone(&self.clean), keep));
-            // What the store has at hand needs no task. All else has one, so that a reader that goes away does not take
-            // the load with it.
+            // What the store has at hand needs no task. All else has one, so that a reader that goes away
+            // does not take the load with it.
             if futures::poll!(load.as_mut()).is_pending() {
                 drop(self.tasks.spawn_until_cancelled(load));
             }
@@ -252,8 +253,9 @@ impl PageCache {
         }
     }
 
-    /// Fetches what is neither in memory nor on its way, [`AHEAD_GETS`] GETs at a time for the whole process, and waits for
-    /// it. A load begins only when it has its turn, so that a reader who joins one never waits for those before it.
+    /// Fetches what is neither in memory nor on its way, [`AHEAD_GETS`] GETs at a time for the whole process,
+    /// and waits for it. A load begins only when it has its turn, so that a reader who joins one never waits
+    /// for those before it.
     pub async fn fetch_ahead(&self, store: &Arc<dyn Store>, wanted: &[Fetch]) {
         let mut missing: Vec<usize> =
             (0..wanted.len()).filter(|place| !self.contains(&wanted[*place].key)).collect();

@@ -1,9 +1,10 @@
 //! Deleting volumes, whole or half made, sound or damaged.
 //!
-//! Invariants: the head says first that the volume is being deleted, under a new epoch, which decides who has it: a
-//! gateway that holds it, or the deletion. Then the name is taken from it, before any object goes. The identity, by which a
-//! volume is found that has no name, goes last. So a deletion that is cut short leaves a volume that is never opened
-//! again, and can be deleted again by its id; one that resumes late meets names and objects of no other volume.
+//! Invariants: the head says first that the volume is being deleted, under a new epoch, which decides who has
+//! it: a gateway that holds it, or the deletion. Then the name is taken from it, before any object goes. The
+//! identity, by which a volume is found that has no name, goes last. So a deletion that is cut short leaves a
+//! volume that is never opened again, and can be deleted again by its id; one that resumes late meets names
+//! and objects of no other volume.
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use uuid::Uuid;
@@ -23,8 +24,6 @@ use crate::volume::objects::{fetch, read_head};
 use crate::volume::open::replay::{Logs, seal_all};
 use crate::volume::options::Options;
 
-/// Keys of one delete request at most.
-const DELETE_KEYS: usize = store::MAXIMUM_DELETE_KEYS;
 /// How often the head is marked when its holder updates it meanwhile.
 const MARKS: u32 = 100;
 
@@ -50,11 +49,12 @@ pub async fn delete(
     remove(env, Keys::new(volume), marked.as_ref()).await
 }
 
-/// Deletes a volume by its id, whether or not a name stands for it: also one whose creation or deletion was cut short.
-/// Where its creator is still at work, that fails.
+/// Deletes a volume by its id, whether or not a name stands for it: also one whose creation or deletion was
+/// cut short. Where its creator is still at work, that fails.
 ///
 /// # Errors
-/// If there is nothing of it, if a gateway holds it (unless `takeover`), or the store fails; it can then be called again.
+/// If there is nothing of it, if a gateway holds it (unless `takeover`), or the store fails; it can then be
+/// called again.
 pub async fn delete_by_id(
     env: &Environment,
     options: &Options,
@@ -157,7 +157,8 @@ async fn check_absent(env: &Environment, keys: Keys) -> Result<(), OpenError> {
     Err(store::Error::Transient { key, source: cause(why) }.into())
 }
 
-/// What a damaged head is taken for: one of an epoch above all that the journal shows. `None` if it is sound by now.
+/// What a damaged head is taken for: one of an epoch above all that the journal shows. `None` if it is sound
+/// by now.
 async fn stand_in(
     env: &Environment,
     keys: Keys,
@@ -216,7 +217,7 @@ async fn delete_prefix(env: &Environment, keys: Keys, prefix: &str) -> Result<()
     while let Some(entries) = pages.next().await? {
         let found = entries.into_iter().map(|entry| entry.key);
         let names: Vec<String> = found.filter(|key| keys.parse(key) != Some(Parsed::Head)).collect();
-        for batch in names.chunks(DELETE_KEYS) {
+        for batch in names.chunks(store::MAXIMUM_DELETE_KEYS) {
             env.store.delete(batch).await?;
         }
     }

@@ -1,8 +1,9 @@
-//! What stands under a name, and how that changes: only by compare-and-swap against the version that was read.
+//! What stands under a name, and how that changes: only by compare-and-swap against the version that was
+//! read.
 //!
-//! Invariants: the object under a name is never deleted, and its version grows with every change, so that a request that
-//! was sent for an earlier version never takes effect, however late it comes; a name is bound to a volume when that is
-//! whole, and taken from a volume only when that is being deleted.
+//! Invariants: the object under a name is never deleted, and its version grows with every change, so that a
+//! request that was sent for an earlier version never takes effect, however late it comes; a name is bound to
+//! a volume when that is whole, and taken from a volume only when that is being deleted.
 
 use std::time::Duration;
 
@@ -23,8 +24,8 @@ use crate::volume::store_exact::{CheckedError, agreed, fetch_checked, fetch_if_p
 const REFUSALS: u32 = 20;
 /// How long is waited after such a refusal.
 const PAUSE: Duration = Duration::from_millis(100);
-/// The version of what replaces a damaged object, of which no version can be read, and a random number: above all that
-/// counting comes to.
+/// The version of what replaces a damaged object, of which no version can be read, and a random number: above
+/// all that counting comes to.
 const AFTER_DAMAGE: u64 = 1 << 62;
 
 /// What stands under a name.
@@ -145,8 +146,8 @@ pub(super) enum Unbind {
     Free,
 }
 
-/// Sees to it that the name does not stand for a volume that is being deleted, or to be deleted; gives the volume that
-/// it stands for then.
+/// Sees to it that the name does not stand for a volume that is being deleted, or to be deleted; gives the
+/// volume that it stands for then.
 pub(super) async fn unbind(
     env: &Environment,
     name: &str,

@@ -1,8 +1,8 @@
 //! The volumes of a store: create, list, look up by name, and find those that have no name.
 //!
-//! Invariant: a name is bound last, to a whole volume, and only if what stood under it before the volume's first object
-//! was made stands there still. So whoever has changed the name since, to delete that volume say, need not know whether its
-//! creator still lives. `deletion` is the other half.
+//! Invariant: a name is bound last, to a whole volume, and only if what stood under it before the volume's
+//! first object was made stands there still. So whoever has changed the name since, to delete that volume
+//! say, need not know whether its creator still lives. `deletion` is the other half.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -29,7 +29,8 @@ use crate::volume::options::Options;
 pub const CONCURRENT_LOOKUPS: usize = 16;
 /// How often a volume is made anew because its name was bound and freed by others meanwhile.
 const CREATIONS: u32 = 16;
-/// How often a volume is looked up of which an object is gone: others may delete it, and make another of that name.
+/// How often a volume is looked up of which an object is gone: others may delete it, and make another of that
+/// name.
 const LOOKUPS: u32 = 4;
 
 /// A name, and what it stands for: one that is damaged or half deleted keeps no other from being listed.
@@ -90,8 +91,8 @@ pub fn check(name: &str, size_bytes: u64, chunk_bytes: u64) -> Result<(), OpenEr
 /// Creates a volume of holes.
 ///
 /// # Errors
-/// If the name stands or is none, if a size cannot be, or if the store fails. What was made until then may be left: it
-/// has no name, and [`unnamed`] shows it.
+/// If the name stands or is none, if a size cannot be, or if the store fails. What was made until then may be
+/// left: it has no name, and [`unnamed`] shows it.
 pub async fn create(
     env: &Environment,
     options: &Options,
@@ -117,7 +118,8 @@ pub async fn create(
             created_at_seconds,
             name: name.to_owned(),
         };
-        // After a failure nothing is removed: what was sent may still land, and while the identity stands it is found.
+        // After a failure nothing is removed: what was sent may still land, and while the identity stands it
+        // is found.
         make(env, options, &identity, size_bytes).await?;
         match name::bind(env, name, &before, volume).await? {
             Swapped::Done => {
@@ -156,8 +158,8 @@ async fn claimable(env: &Environment, name: &str) -> Result<Found, OpenError> {
     Err(OpenError::Contended(name.to_owned()))
 }
 
-/// Makes the objects of an empty volume, the identity first and the head last. Their names have 128 random bits: what stands
-/// under them can only be ours.
+/// Makes the objects of an empty volume, the identity first and the head last. Their names have 128 random
+/// bits: what stands under them can only be ours.
 async fn make(
     env: &Environment,
     options: &Options,
@@ -206,7 +208,8 @@ async fn unmake(env: &Environment, keys: Keys) {
     // The identity last: while there is anything, it is found.
     for objects in [vec![root, table, keys.head()], vec![keys.identity()]] {
         if let Err(error) = env.store.delete(&objects).await {
-            tracing::warn!(volume = %keys.volume(), "what was made of a volume is left, without a name: {error}");
+            tracing::warn!(volume = %keys.volume(),
+                "what was made of a volume is left, without a name: {error}");
             return;
         }
     }

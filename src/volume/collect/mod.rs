@@ -26,8 +26,6 @@ use crate::volume::read::base::{self, Mapped, names_chunk};
 use crate::volume::shared::Shared;
 use crate::volume::store_exact::{CheckedError, fetch_checked, fetch_if_present};
 
-/// Keys of one delete request at most.
-const DELETE_KEYS: usize = store::MAXIMUM_DELETE_KEYS;
 /// Garbage of so many checkpoints waits for its grace at most; the root table has room for more.
 const MAX_WAITING: usize = 1024;
 /// Pause after a collection that failed.
@@ -35,7 +33,7 @@ const RETRY_PAUSE: Duration = Duration::from_secs(10);
 
 /// The root table has no room for another root.
 #[derive(Debug)]
-pub(crate) struct TableFull;
+pub(super) struct TableFull;
 
 /// Faults in saying what is garbage. They are committed in the check before deletion too, which would hide them.
 const GARBAGE_MISJUDGED: [Mutant; 5] = [
@@ -48,7 +46,7 @@ const GARBAGE_MISJUDGED: [Mutant; 5] = [
 
 /// What is to be deleted.
 #[derive(Debug)]
-pub(crate) enum Garbage {
+pub(super) enum Garbage {
     /// These objects, in this order. Each is found again by the next opener.
     Objects(Vec<String>),
     /// These objects, which no head, root or record ever named: only a sweep would find them again.
@@ -62,7 +60,7 @@ pub(crate) enum Garbage {
 /// One lock holds all of it: which roots are kept follows from the table and the collected roots together, and an orphan
 /// is counted as unswept from the instant at which it is queued.
 #[derive(Debug)]
-pub(crate) struct Trash {
+pub(super) struct Trash {
     state: Mutex<TrashState>,
     wake: Notify,
 }
@@ -82,7 +80,7 @@ struct TrashState {
 }
 
 impl Trash {
-    pub(crate) fn new(table: RootTable, folded: Slot, unswept: bool) -> Self {
+    pub(super) fn new(table: RootTable, folded: Slot, unswept: bool) -> Self {
         let state = TrashState {
             table,
             folded,
@@ -94,7 +92,7 @@ impl Trash {
     }
 
     /// Whether objects may stand that only a sweep finds.
-    pub(crate) fn is_unswept(&self) -> bool {
+    pub(super) fn is_unswept(&self) -> bool {
         self.state.lock().unswept > 0
     }
 
@@ -104,12 +102,12 @@ impl Trash {
     }
 
     /// Name of the table that the head names.
-    pub(crate) fn table_id(&self) -> ObjectId {
+    pub(super) fn table_id(&self) -> ObjectId {
         self.state.lock().table.id
     }
 
     /// Roots that are kept: those of the table that are not collected.
-    pub(crate) fn kept(&self) -> Vec<KeptRoot> {
+    pub(super) fn kept(&self) -> Vec<KeptRoot> {
         self.state.lock().kept()
     }
 
@@ -117,7 +115,7 @@ impl Trash {
     ///
     /// # Errors
     /// If the table is full, until the collector has made room.
-    pub(crate) fn check_room(&self) -> Result<(), TableFull> {
+    pub(super) fn check_room(&self) -> Result<(), TableFull> {
         if self.kept().len() >= MAX_ROOTS { Err(TableFull) } else { Ok(()) }
     }
 
@@ -125,7 +123,7 @@ impl Trash {
     ///
     /// # Errors
     /// If the table is full, until the collector has made room.
-    pub(crate) fn next_table(
+    pub(super) fn next_table(
         &self,
         id: ObjectId,
         old: &Root,
@@ -144,22 +142,22 @@ impl Trash {
     }
 
     /// Notes the table that the head now names.
-    pub(crate) fn set_table(&self, table: RootTable) {
+    pub(super) fn set_table(&self, table: RootTable) {
         self.state.lock().table = table;
     }
 
     /// Last record that no read needs any more.
-    pub(crate) fn folded(&self) -> Slot {
+    pub(super) fn folded(&self) -> Slot {
         self.state.lock().folded
     }
 
     /// Notes that no read needs this record and those before any more.
-    pub(crate) fn set_folded(&self, folded: Slot) {
+    pub(super) fn set_folded(&self, folded: Slot) {
         self.state.lock().folded = folded;
     }
 
     /// Queues garbage, to be deleted after the grace; orphans are known to nobody, and need none.
-    pub(crate) fn add(&self, shared: &Shared, garbage: Garbage) {
+    pub(super) fn add(&self, shared: &Shared, garbage: Garbage) {
         match &garbage {
             Garbage::Objects(names) | Garbage::Orphans(names) if names.is_empty() => {}
             Garbage::Orphans(_) => {
@@ -254,19 +252,19 @@ fn without(roots: &[KeptRoot], collected: &BTreeSet<ObjectId>) -> Vec<KeptRoot> 
 
 /// The task that deletes.
 #[derive(Debug)]
-pub(crate) struct Collector {
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) trash: Arc<Trash>,
+pub(super) struct Collector {
+    pub(super) shared: Arc<Shared>,
+    pub(super) trash: Arc<Trash>,
     unswept: bool,
 }
 
 impl Collector {
-    pub(crate) fn new(shared: Arc<Shared>, trash: Arc<Trash>, unswept: bool) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, trash: Arc<Trash>, unswept: bool) -> Self {
         Self { shared, trash, unswept }
     }
 
     /// Runs until the volume stops.
-    pub(crate) async fn run(self) {
+    pub(super) async fn run(self) {
         self.queue_retired();
         // Roots that are due go first: the look for leftovers asks every root that is kept about every object.
         if self.delete_due().await.is_err() {
@@ -330,7 +328,7 @@ impl Collector {
 
     /// Deletes objects in order, if the epoch is still ours.
     async fn delete_objects(&self, names: &[String]) -> Result<(), Error> {
-        for batch in names.chunks(DELETE_KEYS) {
+        for batch in names.chunks(store::MAXIMUM_DELETE_KEYS) {
             let batch = self.without_used(batch).await?;
             self.check_epoch().await?;
             self.shared.env.store.bulk.delete(&batch).await?;
@@ -451,7 +449,7 @@ impl Collector {
     }
 
     /// A root that is kept; `None` once it was deleted.
-    pub(crate) async fn root(&self, id: ObjectId) -> Result<Option<Root>, Error> {
+    pub(super) async fn root(&self, id: ObjectId) -> Result<Option<Root>, Error> {
         let key = self.shared.keys.root(id);
         let decode = |body: &[u8]| Root::decode(self.shared.keys.volume(), id, body);
         let store = self.shared.env.store.bulk.as_ref();
@@ -462,8 +460,7 @@ impl Collector {
         match fetched {
             Ok((root, _)) => Ok(Some(root)),
             Err(CheckedError::Store(store::Error::NotFound { .. })) => Ok(None),
-            Err(CheckedError::Store(error)) => Err(Error::Store(error)),
-            Err(CheckedError::Damaged(error)) => Err(Error::damaged(key, error.to_string())),
+            Err(error) => Err(error.referenced(key)),
         }
     }
 

@@ -150,7 +150,7 @@ impl Collector {
         let journal = shared.keys.journal();
         let mut pages = Pages::new(shared.env.store.bulk.as_ref(), &journal);
         let mut begun = BTreeSet::new();
-        while let Some(entries) = pages.next().await.map_err(Error::Store)? {
+        while let Some(entries) = pages.next().await? {
             for window in entries.chunks(WINDOW) {
                 let kept = self.trash.kept();
                 let mut garbage: BTreeMap<u64, Vec<String>> = BTreeMap::new();
@@ -183,7 +183,7 @@ impl Collector {
         let shared = &self.shared;
         let journal = shared.keys.journal();
         let mut pages = Pages::new(shared.env.store.bulk.as_ref(), &journal);
-        while let Some(entries) = pages.next().await.map_err(Error::Store)? {
+        while let Some(entries) = pages.next().await? {
             let kept = self.trash.kept();
             for entry in &entries {
                 if let Some(Parsed::Record(Slot { epoch, n: 2.. })) = shared.keys.parse(&entry.key)
@@ -273,7 +273,7 @@ impl Collector {
         let shared = &self.shared;
         let mut found = 0;
         let mut pages = Pages::new(shared.env.store.bulk.as_ref(), prefix);
-        while let Some(entries) = pages.next().await.map_err(Error::Store)? {
+        while let Some(entries) = pages.next().await? {
             let mut garbage = Vec::new();
             for entry in &entries {
                 if self.is_orphan(&entry.key, needed).await? {

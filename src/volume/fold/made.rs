@@ -1,6 +1,6 @@
-//! What a fold makes, over all its attempts. Invariants: a name is noted before anything is sent under it, so that what
-//! came of an attempt that failed can be deleted; what an attempt finished is the same for the next, since all fold the
-//! same changes into the same root.
+//! What a fold makes, over all its attempts. Invariants: a name is noted before anything is sent under it, so
+//! that what came of an attempt that failed can be deleted; what an attempt finished is the same for the
+//! next, since all fold the same changes into the same root.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,7 +20,8 @@ pub(super) enum FoldedPage {
     Uniform(Option<Slot>),
 }
 
-/// What a fold makes: names of objects, noted before they are sent, what is finished, and memory that it uses again.
+/// What a fold makes: names of objects, noted before they are sent, what is finished, and memory that it uses
+/// again.
 #[derive(Debug, Default)]
 pub(super) struct Made {
     names: Mutex<Vec<String>>,

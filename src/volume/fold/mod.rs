@@ -54,14 +54,14 @@ enum Request {
 
 /// A way to ask for a fold.
 #[derive(Clone, Debug)]
-pub(crate) struct FoldHandle {
+pub(super) struct FoldHandle {
     requests: mpsc::Sender<Request>,
     trash: Arc<Trash>,
 }
 
 impl FoldHandle {
     /// Folds everything that is committed now; returns when the checkpoint is published.
-    pub(crate) async fn fold(&self, shared: &Shared) -> Result<(), Error> {
+    pub(super) async fn fold(&self, shared: &Shared) -> Result<(), Error> {
         let (done, answer) = oneshot::channel();
         if mutant::is(Mutant::CheckpointUnawaited) {
             return self.requests.try_send(Request::Fold(done)).or(Ok(()));
@@ -74,7 +74,7 @@ impl FoldHandle {
     }
 
     /// Returns once nothing is being folded and nothing will be.
-    pub(crate) async fn rest(&self) {
+    pub(super) async fn rest(&self) {
         let (done, answer) = oneshot::channel();
         // Where nobody answers, the task has ended before.
         if self.requests.send(Request::Rest(done)).await.is_err() || answer.await.is_err() {
@@ -83,14 +83,14 @@ impl FoldHandle {
     }
 
     /// Whether objects may stand that only a sweep finds.
-    pub(crate) fn is_unswept(&self) -> bool {
+    pub(super) fn is_unswept(&self) -> bool {
         self.trash.is_unswept()
     }
 }
 
 /// The task that folds.
 #[derive(Debug)]
-pub(crate) struct Folder {
+pub(super) struct Folder {
     shared: Arc<Shared>,
     head: HeadHandle,
     trash: Arc<Trash>,
@@ -101,7 +101,7 @@ pub(crate) struct Folder {
 
 impl Shared {
     /// Whether the journal is over its limit.
-    pub(crate) fn wants_fold(&self, state: &State) -> bool {
+    pub(super) fn wants_fold(&self, state: &State) -> bool {
         let (bytes, records) = (state.committed.weight, state.committed.slots.len() as u64);
         state.folding.is_none()
             && (bytes >= self.options.journal_max_bytes || records >= self.options.journal_max_records)
@@ -109,7 +109,7 @@ impl Shared {
 }
 
 impl Folder {
-    pub(crate) fn new(
+    pub(super) fn new(
         shared: Arc<Shared>,
         head: HeadHandle,
         table: RootTable,
@@ -121,12 +121,12 @@ impl Folder {
         Self { shared, head, trash, unswept, requests, sender }
     }
 
-    pub(crate) fn handle(&self) -> FoldHandle {
+    pub(super) fn handle(&self) -> FoldHandle {
         FoldHandle { requests: self.sender.clone(), trash: Arc::clone(&self.trash) }
     }
 
     /// Runs until the volume stops, or it is told to rest.
-    pub(crate) async fn run(mut self) {
+    pub(super) async fn run(mut self) {
         let collector = Collector::new(Arc::clone(&self.shared), Arc::clone(&self.trash), self.unswept);
         self.shared.tasks.spawn_until_cancelled(collector.run());
         loop {

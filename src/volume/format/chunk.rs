@@ -1,7 +1,9 @@
 //! Chunk objects: the pages of one chunk as frames of one size, so that a cold read is one ranged GET.
 //!
-//! `prologue | index (4) | id (12) | pages of a chunk (2) | codec, cipher (2) | stored pages | frames | checksum (16)`.
-//! Invariant: the frame of page p begins at [`frame_offset`], wherever the bitmap of the map entry says it is stored.
+//! `prologue | index (4) | id (12) | pages of a chunk (2) | codec, cipher (2) | stored pages |
+//! frames | checksum (16)`.
+//! Invariant: the frame of page p begins at [`frame_offset`], wherever the bitmap of the map entry says it is
+//! stored.
 
 use std::convert::Infallible;
 

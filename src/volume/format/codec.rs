@@ -1,8 +1,9 @@
 //! The envelope that every object shares, and the primitives to read and write one.
 //!
-//! An object is `magic (8) | format version (2) | volume uuid (16) | fields | checksum (16)`, little-endian. The
-//! checksum is XXH3-128 of everything before it. Knows nothing of what the fields mean. Invariant: a [`Decoder`] is
-//! total: any bytes give a value or an error, and no allocation exceeds what the input justifies.
+//! An object is `magic (8) | format version (2) | volume uuid (16) | fields | checksum (16)`, little-endian.
+//! The checksum is XXH3-128 of everything before it. Knows nothing of what the fields mean. Invariant: a
+//! [`Decoder`] is total: any bytes give a value or an error, and no allocation exceeds what the input
+//! justifies.
 
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_128;
@@ -213,7 +214,8 @@ pub struct Decoder<'a> {
 }
 
 impl<'a> Decoder<'a> {
-    /// Checks the checksum, magic and version of a whole object, and gives its volume and a decoder of its fields.
+    /// Checks the checksum, magic and version of a whole object, and gives its volume and a decoder of its
+    /// fields.
     ///
     /// # Errors
     /// If any of them is wrong.
@@ -346,7 +348,8 @@ impl<'a> Decoder<'a> {
         Ok(Checksum(self.array()?))
     }
 
-    /// Takes a count of items that take at least `item_bytes` each, so that the input justifies an allocation for them.
+    /// Takes a count of items that take at least `item_bytes` each, so that the input justifies an allocation
+    /// for them.
     ///
     /// # Errors
     /// If fewer bytes are left than the items need.

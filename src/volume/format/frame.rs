@@ -1,8 +1,8 @@
 //! Frames: pieces of an object that can be fetched and verified alone.
 //!
-//! A frame is its payload and a 16-byte tag, XXH3-128 of where it belongs (volume, object, position) and the payload:
-//! bytes of another volume, object or position never pass. Invariant: [`Place::open`] gives exactly the payload that
-//! [`Place::tag`] was made for, or nothing.
+//! A frame is its payload and a 16-byte tag, XXH3-128 of where it belongs (volume, object, position) and the
+//! payload: bytes of another volume, object or position never pass. Invariant: [`Place::open`] gives exactly
+//! the payload that [`Place::tag`] was made for, or nothing.
 
 use uuid::Uuid;
 use xxhash_rust::xxh3::Xxh3;

@@ -1,6 +1,7 @@
 //! Sizes and positions: how a volume is divided into chunks, pages, blocks and sectors.
 //!
-//! Pure arithmetic. Invariant: a [`Geometry`] is valid once made; positions computed with it lie within a chunk.
+//! Pure arithmetic. Invariant: a [`Geometry`] is valid once made; positions computed with it lie within a
+//! chunk.
 
 use std::ops::Range;
 

@@ -1,5 +1,5 @@
-//! The object `head`: who writes the volume, and from where it is recovered. The only object of a volume that is
-//! overwritten.
+//! The object `head`: who writes the volume, and from where it is recovered. The only object of a volume that
+//! is overwritten.
 
 use std::fmt;
 

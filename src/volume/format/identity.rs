@@ -1,5 +1,5 @@
-//! The objects `identity/<uuid>` (identity of a volume, written once) and `name/<name>` (which volume a name stands
-//! for).
+//! The objects `identity/<uuid>` (identity of a volume, written once) and `name/<name>` (which volume a name
+//! stands for).
 
 use uuid::Uuid;
 
@@ -12,7 +12,8 @@ use super::keys::is_valid_name;
 pub struct Identity {
     /// The volume.
     pub volume: Uuid,
-    /// Features without which it cannot be opened; a bit that is not in [`Identity::KNOWN_FEATURES`] refuses it.
+    /// Features without which it cannot be opened; a bit that is not in [`Identity::KNOWN_FEATURES`] refuses
+    /// it.
     pub features: u32,
     /// Features without which it can only be read.
     pub write_features: u32,
@@ -87,8 +88,8 @@ fn valid_name(name: String) -> Result<String, DecodeError> {
 
 /// The object under a name: binds it to a volume, or says that it is free.
 ///
-/// It is only ever replaced, by compare-and-swap, and never deleted: a request that was sent for an earlier version
-/// can then never take effect, however late it comes.
+/// It is only ever replaced, by compare-and-swap, and never deleted: a request that was sent for an earlier
+/// version can then never take effect, however late it comes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NameBinding {
     /// Grows with every change, so that no two versions have equal bytes.

@@ -1,7 +1,7 @@
 //! A map from disjoint ranges of bytes to values, newest wins.
 //!
-//! Knows nothing of what the values mean but how to cut one ([`Value::advanced`]). Invariant: ranges are not empty
-//! and do not overlap.
+//! Knows nothing of what the values mean but how to cut one ([`Value::advanced`]). Invariant: ranges are not
+//! empty and do not overlap.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -160,12 +160,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn behaves_as_an_array_of_bytes(steps in prop::collection::vec((0_u64..64, 0_u64..20, any::<bool>()), 1..40),
-                                        asked in (0_u64..64, 0_u64..30)) {
+        fn behaves_as_an_array_of_bytes(
+            steps in prop::collection::vec((0_u64..64, 0_u64..20, any::<bool>()), 1..40),
+            asked in (0_u64..64, 0_u64..30),
+        ) {
             let mut map = IntervalMap::default();
             let mut array: Vec<Option<Mark>> = vec![None; 128];
             for (number, (start, length, remove)) in steps.into_iter().enumerate() {
-                if remove { map.remove(start..start + length) } else { map.insert(start..start + length, Mark(number, 0)) }
+                match remove {
+                    true => map.remove(start..start + length),
+                    false => map.insert(start..start + length, Mark(number, 0)),
+                }
                 for i in 0..length {
                     array[usize::try_from(start + i).unwrap()] = (!remove).then_some(Mark(number, i));
                 }
@@ -191,8 +196,10 @@ mod tests {
                 let within = (start..end).contains(&(i as u64));
                 prop_assert_eq!(mark.as_ref(), if within { array[i].as_ref() } else { None });
             }
-            let unmapped: u64 = gaps(start..end, map.overlaps(start..end).map(|(r, _)| r)).iter().map(|r| r.end - r.start).sum();
-            prop_assert_eq!(usize::try_from(unmapped).unwrap(), (start..end).filter(|i| array[usize::try_from(*i).unwrap()].is_none()).count());
+            let gaps = gaps(start..end, map.overlaps(start..end).map(|(range, _)| range));
+            let unmapped: u64 = gaps.iter().map(|range| range.end - range.start).sum();
+            let absent = (start..end).filter(|i| array[usize::try_from(*i).unwrap()].is_none()).count();
+            prop_assert_eq!(usize::try_from(unmapped).unwrap(), absent);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Every object key of a volume, made and parsed here only.
 //!
-//! Knows nothing of what the objects hold. Invariant: two objects never share a key, and `parse` undoes the making.
+//! Knows nothing of what the objects hold. Invariant: two objects never share a key, and `parse` undoes the
+//! making.
 
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
@@ -70,7 +71,8 @@ impl Slot {
 /// Prefix of all names.
 pub const NAMES: &str = "name/";
 
-/// Prefix of all identities: a listing of it shows every volume of which there is anything, with or without a name.
+/// Prefix of all identities: a listing of it shows every volume of which there is anything, with or without a
+/// name.
 pub const IDENTITIES: &str = "identity/";
 
 /// Prefix of all objects of volumes but their identities.

@@ -164,57 +164,74 @@ impl Entry {
             }),
             false => None,
         };
-        let mut packs = Vec::new();
-        let mut packed = PageSet::EMPTY;
-        if has & 4 != 0 {
-            let count = from.count(18 + PageSet::encoded_bytes(pages))?;
-            if count == 0 || count > MAX_PACKS_PER_ENTRY {
-                return Err(invalid("packs", format!("{count} is not 1 to {MAX_PACKS_PER_ENTRY}")));
-            }
-            for _ in 0..count {
-                let pack = InPack {
-                    origin: origin_of(from.u16()?)?,
-                    id: ObjectId::decode(from)?,
-                    first_frame: from.u32()?,
-                    pages: PageSet::decode(pages, from)?,
-                };
-                if pack.pages.iter().any(|page| packed.contains(page)) {
-                    return Err(invalid("packs", "a page is in two"));
-                }
-                pack.pages.iter().for_each(|page| packed.insert(page));
-                packs.push(pack);
-            }
-        }
-        let mut damage = Vec::new();
-        if has & 8 != 0 {
-            let count = from.count(2 + SECTOR_MASK_BYTES)?;
-            let mut least = 0;
-            for _ in 0..count {
-                let page = from.u16()?;
-                if page < least || page >= pages {
-                    return Err(invalid(
-                        "damage",
-                        format!("page {page} is out of order or beyond the chunk"),
-                    ));
-                }
-                least = page + 1;
-                damage.push(Damage { page, good_sectors: from.array()? });
-            }
-            if damage.is_empty() {
-                return Err(invalid("damage", "announced but empty"));
-            }
-        }
+        let packs = match has & 4 != 0 {
+            true => decode_packs(pages, origin_of, from)?,
+            false => Vec::new(),
+        };
+        let damage = match has & 8 != 0 {
+            true => decode_damage(pages, from)?,
+            false => Vec::new(),
+        };
         let mut lost = PageSet::EMPTY;
         if has & 16 != 0 {
             lost = PageSet::decode(pages, from)?;
-            let is_stored =
-                |page| base.is_some_and(|base| base.stored.contains(page)) || packed.contains(page);
+            let is_stored = |page| {
+                base.is_some_and(|base| base.stored.contains(page))
+                    || packs.iter().any(|pack| pack.pages.contains(page))
+            };
             if lost.is_empty() || lost.iter().any(is_stored) {
                 return Err(invalid("lost", "announced but empty, or a page is stored too"));
             }
         }
         Ok(Self { birth, base, allocated, packs, damage, lost })
     }
+}
+
+/// Takes the packs of an entry, of a chunk of so many pages.
+fn decode_packs(
+    pages: u16,
+    origin_of: impl Fn(u16) -> Result<u16, DecodeError>,
+    from: &mut Decoder<'_>,
+) -> Result<Vec<InPack>, DecodeError> {
+    let count = from.count(18 + PageSet::encoded_bytes(pages))?;
+    if count == 0 || count > MAX_PACKS_PER_ENTRY {
+        return Err(invalid("packs", format!("{count} is not 1 to {MAX_PACKS_PER_ENTRY}")));
+    }
+    let mut packs = Vec::new();
+    let mut packed = PageSet::EMPTY;
+    for _ in 0..count {
+        let pack = InPack {
+            origin: origin_of(from.u16()?)?,
+            id: ObjectId::decode(from)?,
+            first_frame: from.u32()?,
+            pages: PageSet::decode(pages, from)?,
+        };
+        if pack.pages.iter().any(|page| packed.contains(page)) {
+            return Err(invalid("packs", "a page is in two"));
+        }
+        pack.pages.iter().for_each(|page| packed.insert(page));
+        packs.push(pack);
+    }
+    Ok(packs)
+}
+
+/// Takes the damage of an entry, of a chunk of so many pages.
+fn decode_damage(pages: u16, from: &mut Decoder<'_>) -> Result<Vec<Damage>, DecodeError> {
+    let count = from.count(2 + SECTOR_MASK_BYTES)?;
+    let mut damage = Vec::new();
+    let mut least = 0;
+    for _ in 0..count {
+        let page = from.u16()?;
+        if page < least || page >= pages {
+            return Err(invalid("damage", format!("page {page} is out of order or beyond the chunk")));
+        }
+        least = page + 1;
+        damage.push(Damage { page, good_sectors: from.array()? });
+    }
+    if damage.is_empty() {
+        return Err(invalid("damage", "announced but empty"));
+    }
+    Ok(damage)
 }
 
 /// The entries of 4,096 chunks.

@@ -25,8 +25,8 @@ pub struct Root {
     pub origins: Vec<Uuid>,
     /// The map pages that are objects.
     pub map_pages: BTreeMap<u32, MapPageRef>,
-    /// Runs of uniform map pages, by number: all their chunks are allocated and zeros, as of the commit that is named. One
-    /// that is neither here nor an object is all holes.
+    /// Runs of uniform map pages, by number: all their chunks are allocated and zeros, as of the commit that
+    /// is named. One that is neither here nor an object is all holes.
     pub zeroed: IntervalMap<Slot>,
 }
 
@@ -96,7 +96,8 @@ impl Root {
         (Stretch::Holes, end.unwrap_or_else(|| self.geometry.map_pages(self.size_bytes)))
     }
 
-    /// Makes map pages uniform: zeros allocated at a commit, or holes. Costs what goes, not how many there are.
+    /// Makes map pages uniform: zeros allocated at a commit, or holes. Costs what goes, not how many there
+    /// are.
     pub fn set_uniform(&mut self, numbers: Range<u32>, zeroed: Option<Slot>) {
         let mut after = self.map_pages.split_off(&numbers.start);
         self.map_pages.append(&mut after.split_off(&numbers.end));
@@ -214,7 +215,8 @@ pub struct KeptRoot {
     pub snapshot: String,
     /// Clones that keep it.
     pub pins: Vec<Uuid>,
-    /// When a checkpoint replaced it, in seconds since 1970; 0 while it is current or kept by a snapshot or pin.
+    /// When a checkpoint replaced it, in seconds since 1970; 0 while it is current or kept by a snapshot or
+    /// pin.
     pub retired_at_seconds: u64,
 }
 

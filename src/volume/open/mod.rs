@@ -39,8 +39,8 @@ const REPLAYED_EPOCHS: u32 = 4;
 const BIDS: u32 = 100;
 
 impl Volume {
-    /// Opens a volume for writing. Where another gateway's lease has not run out, waits for one lease time whether
-    /// that gateway still lives; with `takeover`, does not ask.
+    /// Opens a volume for writing. Where another gateway's lease has not run out, waits for one lease time
+    /// whether that gateway still lives; with `takeover`, does not ask.
     ///
     /// # Errors
     /// If another gateway holds the volume or wins it, if an object is damaged, or if the store fails.
@@ -136,8 +136,8 @@ async fn recover(
     Ok(Recovered { root, table, committed, opening })
 }
 
-/// Why an opening failed: where a later gateway has the volume, that one may have folded and deleted what we were
-/// reading, and nothing is damaged; nor is it where the volume is being deleted.
+/// Why an opening failed: where a later gateway has the volume, that one may have folded and deleted what we
+/// were reading, and nothing is damaged; nor is it where the volume is being deleted.
 async fn explained(env: &Environment, keys: Keys, ours: &Head, error: OpenError) -> OpenError {
     let looks_damaged = matches!(
         error,
@@ -166,8 +166,8 @@ fn incomplete(error: OpenError) -> OpenError {
     }
 }
 
-/// Waits until nobody else's lease protects the volume, and takes the next epoch; says whether objects that nothing
-/// names may stand.
+/// Waits until nobody else's lease protects the volume, and takes the next epoch; says whether objects that
+/// nothing names may stand.
 async fn take_epoch(
     env: &Environment,
     options: &Options,

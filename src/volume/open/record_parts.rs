@@ -1,7 +1,8 @@
 //! Reading a record in parts: one that is too long to be held in memory as a whole.
 //!
-//! What is verified is the same as of a record that is read at once ([`Record::decode`]): the table's form, the tag of
-//! every change, and the checksum of all. Invariant: what is held at a time is the table and [`PART_BYTES`].
+//! What is verified is the same as of a record that is read at once ([`Record::decode`]): the table's form,
+//! the tag of every change, and the checksum of all. Invariant: what is held at a time is the table and
+//! [`PART_BYTES`].
 
 use bytes::Bytes;
 use xxhash_rust::xxh3::Xxh3;
@@ -108,8 +109,8 @@ fn run_of(changes: &[Change]) -> (usize, u64) {
     (run.count(), bytes)
 }
 
-/// Reads and verifies the record of `size_bytes` in a slot, and again while its damage may be one on the way; gives its
-/// checksum too.
+/// Reads and verifies the record of `size_bytes` in a slot, and again while its damage may be one on the way;
+/// gives its checksum too.
 pub(super) async fn read_in_parts(
     store: &dyn Store,
     keys: Keys,

@@ -1,7 +1,7 @@
 //! Replay: from a checkpoint through the logs of all older epochs, each ended by a seal.
 //!
-//! Invariants: records apply in order and each names the checksum of the one before; a log ends only where a seal
-//! stands, ours or another's; a seal of a later epoch than ours means that we are fenced.
+//! Invariants: records apply in order and each names the checksum of the one before; a log ends only where a
+//! seal stands, ours or another's; a seal of a later epoch than ours means that we are fenced.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,8 +30,9 @@ use crate::volume::store_exact::{Placed, create_exact};
 
 /// Records fetched ahead of the one that is applied.
 const FETCHED_AHEAD: usize = 4;
-/// Bytes of a record from which on it is read in parts, of which each is forgotten once it is verified: records may be as
-/// long as the bound that was set when they were written, or, by an older version, far longer.
+/// Bytes of a record from which on it is read in parts, of which each is forgotten once it is verified:
+/// records may be as long as the bound that was set when they were written, or, by an older version, far
+/// longer.
 const LONG_BYTES: u64 = 2 * PART_BYTES;
 
 /// Reads the journal.
@@ -83,8 +84,8 @@ impl<'a> Replay<'a> {
         }
     }
 
-    /// Replays everything after `from` below our epoch, seals what is not sealed, and puts our opening record; gives
-    /// the changes and the opening record's checksum.
+    /// Replays everything after `from` below our epoch, seals what is not sealed, and puts our opening
+    /// record; gives the changes and the opening record's checksum.
     pub(crate) async fn run(mut self, from: Checkpoint) -> Result<(Committed, Checksum), OpenError> {
         // A hint of what to fetch ahead.
         let Logs(listed) = Logs::list(self.env, self.keys, from.slot).await?;
@@ -317,8 +318,8 @@ impl Logs {
     }
 }
 
-/// Seals every log below the epoch of a head that is being deleted: whatever stands in them will go, so that no record is
-/// read, and a damaged one is in nobody's way.
+/// Seals every log below the epoch of a head that is being deleted: whatever stands in them will go, so that
+/// no record is read, and a damaged one is in nobody's way.
 pub(crate) async fn seal_all(env: &Environment, keys: Keys, head: &Head) -> Result<(), OpenError> {
     let from = head.checkpoint.slot;
     let logs = Logs::list(env, keys, from).await?;

@@ -6,7 +6,6 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::store;
 use crate::volume::cache::fetch::{CacheKey, Check, Fetch, Source, Unit};
 use crate::volume::environment::Environment;
 use crate::volume::error::Error;
@@ -18,7 +17,7 @@ use crate::volume::format::keys::{Keys, ObjectId};
 use crate::volume::format::map::{Damage, Entry, MapPage};
 use crate::volume::format::root::{MapPageRef, Root, Stretch};
 use crate::volume::shared::Shared;
-use crate::volume::store_exact::{CheckedError, fetch_checked};
+use crate::volume::store_exact::fetch_checked;
 
 /// What the base has of a range.
 #[derive(Clone, Debug)]
@@ -101,9 +100,7 @@ pub async fn map_page(
         let decode = |body: &[u8]| MapPage::decode(owner.volume(), number, id, geometry, body);
         match Box::pin(fetch_checked(env.store.as_ref(), &key, decode)).await {
             Ok((page, _)) => Ok(Arc::new(page)),
-            Err(CheckedError::Store(store::Error::NotFound { key })) => Err(Error::lost(key)),
-            Err(CheckedError::Store(error)) => Err(Error::Store(error)),
-            Err(CheckedError::Damaged(error)) => Err(Error::damaged(key, error.to_string())),
+            Err(error) => Err(error.referenced(key)),
         }
     };
     let page = env.cache.map_page(cache_key, load).await?;

@@ -60,21 +60,21 @@ const CACHE_MAP_PAGES: usize = 64;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Window {
     /// The part.
-    pub(crate) range: Range<u64>,
+    pub(super) range: Range<u64>,
     /// The map page that must be loaded for it.
-    pub(crate) map_page: Option<u32>,
+    pub(super) map_page: Option<u32>,
 }
 
 /// Counts the map pages that a command loads.
 #[derive(Debug)]
-pub(crate) struct Loads {
+pub(super) struct Loads {
     left: usize,
     last: Option<u32>,
 }
 
 impl Loads {
     /// At most so many.
-    pub(crate) fn new(most: usize) -> Self {
+    pub(super) fn new(most: usize) -> Self {
         Self { left: most, last: None }
     }
 
@@ -122,7 +122,7 @@ impl Shared {
     }
 
     /// Reads a range within the volume.
-    pub(crate) async fn read(&self, range: Range<u64>) -> Result<Vec<Segment>, Error> {
+    pub(super) async fn read(&self, range: Range<u64>) -> Result<Vec<Segment>, Error> {
         let begun = tokio::time::Instant::now();
         let (segments, source) = self.look_up(&range, |resolved| self.read_segments(resolved)).await?;
         self.metrics.read_duration.of(source).observe(begun.elapsed().as_secs_f64());
@@ -130,7 +130,7 @@ impl Shared {
     }
 
     /// Reads what a range was resolved to as one piece of memory.
-    pub(crate) async fn read_resolved(&self, range: Range<u64>, resolved: Resolved) -> Result<Bytes, Error> {
+    pub(super) async fn read_resolved(&self, range: Range<u64>, resolved: Resolved) -> Result<Bytes, Error> {
         let mut segments = match self.read_segments(resolved).await {
             Err(Error::Lost { .. }) => self.read(range.clone()).await?,
             outcome => outcome?.0,
@@ -226,7 +226,7 @@ impl Shared {
     }
 
     /// How to have a piece that left memory, and where in what is fetched it begins.
-    pub(crate) fn piece_fetch(&self, piece: &Piece) -> (Fetch, u64) {
+    pub(super) fn piece_fetch(&self, piece: &Piece) -> (Fetch, u64) {
         match piece {
             Piece::Data { record, change, at } => (Fetch::change(self.keys.volume(), record, *change), *at),
             Piece::Chunk(chunk, at) => (self.chunk_fetch(chunk, *at), at % PAGE_BYTES),
@@ -235,7 +235,7 @@ impl Shared {
     }
 
     /// How to have the page at byte `at` of a chunk that a commit names.
-    pub(crate) fn chunk_fetch(&self, chunk: &ChunkRef, at: u64) -> Fetch {
+    pub(super) fn chunk_fetch(&self, chunk: &ChunkRef, at: u64) -> Fetch {
         let volume = self.keys.volume();
         let page = u16::try_from(at / PAGE_BYTES).expect("within a chunk");
         Fetch {
@@ -268,7 +268,7 @@ impl Shared {
     }
 
     /// Starts fetching what a client that reads in sequence will read next.
-    pub(crate) async fn read_ahead(&self, range: Range<u64>) -> Result<(), Error> {
+    pub(super) async fn read_ahead(&self, range: Range<u64>) -> Result<(), Error> {
         let (_, fetches) = self.look_up(&range, |resolved| self.plan(resolved)).await?;
         self.env.cache.prefetch(&self.env.store, &fetches);
         Ok(())
@@ -277,7 +277,7 @@ impl Shared {
     /// Brings a range into the cache: piece by piece, as much as the cache can hold, and no more than
     /// [`CACHE_MAP_PAGES`] map pages of it. Ends early where the volume is being closed. What cannot be fetched is left
     /// to the READ that needs it.
-    pub(crate) async fn prefetch(&self, range: Range<u64>) -> Result<(), Error> {
+    pub(super) async fn prefetch(&self, range: Range<u64>) -> Result<(), Error> {
         let mut room = self.env.cache.capacity_bytes();
         let mut map_pages = Loads::new(CACHE_MAP_PAGES);
         let mut at = range.start;
@@ -308,7 +308,7 @@ impl Shared {
 
     /// Allocation of a range: at most `limit` extents, adjacent ones alike merged; may end before the range does: one
     /// call looks at [`STATUS_WINDOWS`] parts at most, and so loads no more map pages than that.
-    pub(crate) async fn allocation(&self, range: Range<u64>, limit: usize) -> Result<Vec<Extent>, Error> {
+    pub(super) async fn allocation(&self, range: Range<u64>, limit: usize) -> Result<Vec<Extent>, Error> {
         let mut extents: Vec<Extent> = Vec::new();
         let mut at = range.start;
         for _ in 0..STATUS_WINDOWS {
@@ -369,7 +369,7 @@ impl Shared {
     }
 }
 
-pub(crate) fn page_of(at: u64) -> u16 {
+pub(super) fn page_of(at: u64) -> u16 {
     u16::try_from(at / PAGE_BYTES).expect("within a chunk")
 }
 

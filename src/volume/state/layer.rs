@@ -1,9 +1,9 @@
 //! Uncommitted changes: what a commit will make durable.
 //!
-//! A [`DirtyLayer`] holds, from the newest down: blocks with dirty sectors, chunks that were filled entirely (and are
-//! being uploaded), and zeroed ranges. Knows nothing of time, stores or commits. Invariants: ranges are whole
-//! sectors; a sector is in one of the three at most as far as reading goes (blocks win over chunks, chunks over zeros); the count
-//! of full blocks of a chunk is exact.
+//! A [`DirtyLayer`] holds, from the newest down: blocks with dirty sectors, chunks that were filled entirely
+//! (and are being uploaded), and zeroed ranges. Knows nothing of time, stores or commits. Invariants: ranges
+//! are whole sectors; a sector is in one of the three at most as far as reading goes (blocks win over chunks,
+//! chunks over zeros); the count of full blocks of a chunk is exact.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -42,8 +42,8 @@ pub struct PreparedWrite {
 }
 
 impl PreparedWrite {
-    /// Cuts `data` at `offset`, both whole sectors. What is kept is copied, unless `data` is a block in memory of its own:
-    /// of a long write, one block must not keep all.
+    /// Cuts `data` at `offset`, both whole sectors. What is kept is copied, unless `data` is a block in
+    /// memory of its own: of a long write, one block must not keep all.
     #[must_use]
     pub fn new(offset: u64, data: Bytes) -> Self {
         assert!(
@@ -149,8 +149,8 @@ impl DirtyLayer {
         self.blocks.is_empty() && self.chunks.is_empty() && self.zeros.is_empty()
     }
 
-    /// What the layer takes of memory, in blocks: filled chunks are not included, and zeroed ranges count by what it
-    /// takes to remember them.
+    /// What the layer takes of memory, in blocks: filled chunks are not included, and zeroed ranges count by
+    /// what it takes to remember them.
     #[must_use]
     pub fn block_count(&self) -> usize {
         self.blocks.len() + self.zeros.len().div_ceil(ZEROS_PER_BLOCK)
@@ -297,8 +297,8 @@ impl DirtyLayer {
         self.zeros.insert(range, hole);
     }
 
-    /// Whether zeroing `range` would cut a filled chunk in part: filled chunks lie above zeros, so such a zero belongs
-    /// into a later layer.
+    /// Whether zeroing `range` would cut a filled chunk in part: filled chunks lie above zeros, so such a
+    /// zero belongs into a later layer.
     #[must_use]
     pub fn cuts_filled_chunk(&self, geometry: Geometry, range: &Range<u64>) -> bool {
         let within = geometry.chunk_at(range.start)..=geometry.chunk_at(range.end - 1);
@@ -359,8 +359,8 @@ impl DirtyLayer {
         left
     }
 
-    /// The end of the first part of `range` of which the layer holds at most `most` blocks, chunks and zeroed ranges
-    /// each; `most` is not 0.
+    /// The end of the first part of `range` of which the layer holds at most `most` blocks, chunks and zeroed
+    /// ranges each; `most` is not 0.
     #[must_use]
     pub fn reach(&self, geometry: Geometry, range: Range<u64>, most: usize) -> u64 {
         let touched = range.start / BLOCK_BYTES..range.end.div_ceil(BLOCK_BYTES);

@@ -1,8 +1,8 @@
 //! The state of an open volume, under one lock that is never held across an await.
 //!
-//! From the newest down: the dirty layer, commits on their way, committed changes, the ones being folded, and the
-//! root. Knows nothing of stores and tasks. Invariants: `in_flight` is in order of slot; what `resolve` gives is what
-//! a client must read; a cut takes the whole dirty layer at one instant.
+//! From the newest down: the dirty layer, commits on their way, committed changes, the ones being folded, and
+//! the root. Knows nothing of stores and tasks. Invariants: `in_flight` is in order of slot; what `resolve`
+//! gives is what a client must read; a cut takes the whole dirty layer at one instant.
 
 pub mod layer;
 pub mod piece;
@@ -203,8 +203,8 @@ impl State {
         Resolved { pieces, uncommitted, base: left, root: Arc::clone(&self.root) }
     }
 
-    /// The end of the first part of `range`, not empty, of which each layer holds at most `most` pieces of a kind; so
-    /// what is looked at at once is bounded. `most` is not 0.
+    /// The end of the first part of `range`, not empty, of which each layer holds at most `most` pieces of a
+    /// kind; so what is looked at at once is bounded. `most` is not 0.
     #[must_use]
     pub fn reach(&self, geometry: Geometry, range: &Range<u64>, most: usize) -> u64 {
         let commits = self.in_flight.iter().map(|commit| match &commit.stage {

@@ -310,8 +310,8 @@ impl Value for Piece {
     }
 }
 
-/// A part of a piece of memory. A short one is copied: a slice keeps all of it, and a reply that nobody reads would hold
-/// many times the bytes that it was charged for.
+/// A part of a piece of memory. A short one is copied: a slice keeps all of it, and a reply that nobody reads
+/// would hold many times the bytes that it was charged for.
 #[must_use]
 pub fn part(whole: &Bytes, range: Range<usize>) -> Bytes {
     if range.len() * 2 <= whole.len() { Bytes::copy_from_slice(&whole[range]) } else { whole.slice(range) }
@@ -350,7 +350,8 @@ mod tests {
     use crate::volume::format::codec::Checksum;
     use crate::volume::format::record::{RecordKind, RecordWriter};
 
-    /// What a reply holds beside what it was charged for: nothing, once the memory that it was read from has gone.
+    /// What a reply holds beside what it was charged for: nothing, once the memory that it was read from has
+    /// gone.
     fn held_alone(reply: Option<InMemory>) -> usize {
         let Some(InMemory::Bytes(bytes)) = reply else { panic!("it is in memory") };
         bytes.try_into_mut().expect("nobody else holds it").capacity()

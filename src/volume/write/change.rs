@@ -1,7 +1,8 @@
 //! WRITE, TRIM and WRITE_ZEROES: changes to the dirty layer.
 //!
-//! A change is applied whole at one instant under the volume's lock, so that no commit has half of it. A sector that
-//! a change covers only in part is read first; what was read is used only if it is still what the sector reads as.
+//! A change is applied whole at one instant under the volume's lock, so that no commit has half of it. A
+//! sector that a change covers only in part is read first; what was read is used only if it is still what the
+//! sector reads as.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -141,7 +142,8 @@ impl Shared {
             };
             match obstacle {
                 Obstacle::Unread(sectors) => {
-                    // What is known of the others stays: else two sectors could drive each other out for ever.
+                    // What is known of the others stays: else two sectors could drive each other out for
+                    // ever.
                     known.retain(|known: &Known| !sectors.contains(&known.sector));
                     for sector in sectors {
                         known.push(self.read_sector(sector).await?);
@@ -180,20 +182,14 @@ impl Shared {
                 () = stopped => None,
             }
         };
-        let outcome = match self.options.store_deadline {
-            None => either.await,
-            Some(deadline) => tokio::time::timeout(deadline, either).await.map_err(|_| Error::Deadline {
-                after_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX),
-            })?,
-        };
-        match outcome {
+        match self.within_deadline(either).await? {
             Some(permits) => Ok(permits),
             None => self.check_serving().map(|()| 0),
         }
     }
 
-    /// Whether the journal, with what it is still to take and a change that grows it so, passes twice its limit, so that folding must catch up first.
-    /// Below its limit nothing folds, and nothing would catch up.
+    /// Whether the journal, with what it is still to take and a change that grows it so, passes twice its
+    /// limit, so that folding must catch up first. Below its limit nothing folds, and nothing would catch up.
     fn journal_is_full(&self, state: &State, growth: u64) -> bool {
         let (bytes, (_, records)) = (state.journal_weight(), state.journal());
         let (most_bytes, most_records) = (self.options.journal_max_bytes, self.options.journal_max_records);
@@ -206,7 +202,8 @@ impl Shared {
             || (records >= most_records && records + coming > 2 * most_records)
     }
 
-    /// Whether a change belongs into a later layer: it would cut a filled chunk in part, or the record would be too long.
+    /// Whether a change belongs into a later layer: it would cut a filled chunk in part, or the record would
+    /// be too long.
     fn needs_a_cut(&self, state: &State, change: &Change) -> bool {
         if let Some((range, _)) = &change.zero
             && state.dirty.cuts_filled_chunk(self.geometry, range)
@@ -342,7 +339,8 @@ impl Shared {
     }
 }
 
-/// Permits that a command or task holds and has passed on to nobody; given back when it ends, however it does.
+/// Permits that a command or task holds and has passed on to nobody; given back when it ends, however it
+/// does.
 pub(crate) struct Permits<'a> {
     pub(crate) shared: &'a Shared,
     pub(crate) permits: usize,

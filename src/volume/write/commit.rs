@@ -1,8 +1,9 @@
 //! Group commit: cuts the dirty layer, makes the record, sends it, and settles commits in order.
 //!
-//! One task decides when to cut and makes the records, since each names the one before; every record is sent by a task of its own,
-//! the same bytes to the same slot until its fate is known. Invariants: a record is sent only when the chunk objects that it names
-//! are durable; commit k is settled only when all before it are; nothing is answered for a commit that is not.
+//! One task decides when to cut and makes the records, since each names the one before; every record is sent
+//! by a task of its own, the same bytes to the same slot until its fate is known. Invariants: a record is
+//! sent only when the chunk objects that it names are durable; commit k is settled only when all before it
+//! are; nothing is answered for a commit that is not.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -143,7 +144,8 @@ impl Committer {
                 commit.expect("only settled commits leave, and this was not sent").stage =
                     Stage::Sent(Arc::clone(&sent));
             }
-            // Superseded ones are waited for too: they are deleted later, which must not come before they are there.
+            // Superseded ones are waited for too: they are deleted later, which must not come before they are
+            // there.
             let chunks = layer.chunks().chain(layer.superseded()).map(Arc::clone).collect();
             let recut = mutant::is(Mutant::SlotRecut)
                 .then(|| make_record(&self.shared, slot, sent.end.checksum, &layer).1);
