@@ -2,6 +2,9 @@
 //!
 //! Invariant: every route is described in `openapi.json`, and nothing else is.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use axum::Router;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, Query, State};
@@ -13,7 +16,7 @@ use axum::{Json, extract::rejection::QueryRejection};
 use serde::Deserialize;
 use uuid::Uuid;
 
-use super::view::{ConnectionView, MapView, NewVolume, Problem, UnnamedView, VolumeView};
+use super::view::{ConnectionView, MapView, NewVolume, Problem, StatusView, UnnamedView, VolumeView, stored};
 use super::{Context, OpenVolume};
 use crate::volume::Status;
 use crate::volume::catalog::Info;
@@ -31,6 +34,7 @@ type Answer<T> = Result<T, Problem>;
 pub(super) fn routes() -> Router<Context> {
     Router::new()
         .route("/api/v1/openapi.json", get(openapi))
+        .route("/api/v1/status", get(status))
         .route("/api/v1/volumes", get(list).post(create))
         .route("/api/v1/volumes/{name}", get(info).delete(delete))
         .route("/api/v1/unnamed", get(unnamed))
@@ -46,29 +50,70 @@ async fn openapi() -> Response {
     ([(CONTENT_TYPE, "application/json")], OPENAPI).into_response()
 }
 
+/// Everything that is in memory; asks the store nothing, so that it is answered in an outage.
+async fn status(State(context): State<Context>) -> Json<StatusView> {
+    let (open, known) = (context.gateway.open_volumes(), context.gateway.known());
+    Json(StatusView::new(&context, &open, known))
+}
+
+/// How often it is looked whether the store answers at all, while somebody waits for it.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// What the store answers; not waited for while it answers nobody.
+async fn asked<T, E: Into<Problem>>(
+    context: &Context,
+    work: impl Future<Output = Result<T, E>>,
+) -> Answer<T> {
+    tokio::pin!(work);
+    loop {
+        match tokio::time::timeout(LOOK_EVERY, &mut work).await {
+            Ok(result) => return result.map_err(Into::into),
+            Err(_) => {
+                let failing = context.metrics.store().failing_for();
+                if let Some(failing) = failing.filter(|failing| *failing >= context.ready_timeout) {
+                    let why = format!(
+                        "the store has answered nothing for {} s; /api/v1/status says what is open here",
+                        failing.as_secs()
+                    );
+                    return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, why));
+                }
+            }
+        }
+    }
+}
+
 async fn list(State(context): State<Context>) -> Answer<Json<Vec<VolumeView>>> {
-    let volumes = context.gateway.volumes().await?;
+    let volumes = asked(&context, context.gateway.volumes()).await?;
+    let (_, stored) = stored(&context);
     let open = context.gateway.open_volumes();
     let views = volumes.into_iter().map(|listed| match listed.found {
-        Ok(info) => view(info, &open),
+        Ok(info) => view(info, &open, &stored),
         Err(error) => VolumeView::problem(listed.name, &error),
     });
     Ok(Json(views.collect()))
 }
 
 /// A volume, and what is known of it where it is open here: what is open under its name may be one that was deleted.
-fn view(info: Info, open: &[OpenVolume]) -> VolumeView {
+fn view(info: Info, open: &[OpenVolume], stored: &BTreeMap<String, u64>) -> VolumeView {
     let open = open.iter().find(|open| open.name == info.name && open.volume.id() == info.volume);
-    VolumeView::new(info, open)
+    let stored_bytes = stored.get(&info.name).copied();
+    VolumeView::new(info, open, stored_bytes)
 }
 
 async fn info(State(context): State<Context>, Path(name): Path<String>) -> Answer<Json<VolumeView>> {
-    let info = context.gateway.volume(&name).await?;
-    Ok(Json(view(info, &context.gateway.open_volumes())))
+    let (open, (_, stored)) = (context.gateway.open_volumes(), stored(&context));
+    // One that stopped may be another's by now, or deleted.
+    let serves =
+        |open: &&OpenVolume| open.name == name && !matches!(open.volume.status(), Status::Stopped(_));
+    let info = match open.iter().find(serves) {
+        Some(open) => open.volume.info(&name),
+        None => asked(&context, context.gateway.volume(&name)).await?,
+    };
+    Ok(Json(view(info, &open, &stored)))
 }
 
 async fn unnamed(State(context): State<Context>) -> Answer<Json<Vec<UnnamedView>>> {
-    let unnamed = context.gateway.unnamed().await?;
+    let unnamed = asked(&context, context.gateway.unnamed()).await?;
     Ok(Json(unnamed.into_iter().map(UnnamedView::from).collect()))
 }
 
@@ -81,7 +126,7 @@ async fn create(
     let info = context.gateway.create(&new.name, new.size_bytes.0, chunk_bytes).await?;
     // A name that passed is of characters that a path may have.
     let location = format!("/api/v1/volumes/{}", info.name);
-    Ok((StatusCode::CREATED, [(LOCATION, location)], Json(VolumeView::new(info, None))).into_response())
+    Ok((StatusCode::CREATED, [(LOCATION, location)], Json(VolumeView::new(info, None, None))).into_response())
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -138,7 +183,7 @@ async fn opened(context: &Context, name: &str) -> Answer<OpenVolume> {
         return Ok(open);
     }
     // One that is not there at all is another matter.
-    context.gateway.volume(name).await?;
+    asked(context, context.gateway.volume(name)).await?;
     Err(Problem::new(StatusCode::CONFLICT, format!("{name} is not open in this gateway")))
 }
 
@@ -160,7 +205,7 @@ async fn map(
         return Err(Problem::new(StatusCode::BAD_REQUEST, why));
     }
     let open = opened(&context, &name).await?;
-    let picture = open.volume.picture(cells).await?;
+    let picture = asked(&context, open.volume.picture(cells)).await?;
     Ok(Json(MapView::new(open.volume.size_bytes(), &picture)))
 }
 

@@ -1,12 +1,16 @@
 //! Metrics and health, for scrapers and probes: open to whoever reaches the socket (on loopback, but for pages of other
 //! sites), and without names of volumes in health beyond what metrics tell.
 
+use std::io::Write as _;
+
 use axum::extract::State;
-use axum::http::StatusCode;
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::header::{ACCEPT, ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, VARY};
+use axum::http::{HeaderMap, HeaderName, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use flate2::Compression;
+use flate2::write::GzEncoder;
 
 use super::Context;
 use super::view::Ready;
@@ -18,8 +22,39 @@ pub(super) fn routes() -> Router<Context> {
         .route("/health/ready", get(ready))
 }
 
-async fn metrics(State(context): State<Context>) -> Response {
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], context.metrics.render()).into_response()
+const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// In the format that the scraper asks for, compressed if it takes that.
+async fn metrics(State(context): State<Context>, headers: HeaderMap) -> Response {
+    let (kind, text) = match accepts(&headers, &ACCEPT, "application/openmetrics-text") {
+        true => (OPEN_METRICS, context.metrics.render_open_metrics()),
+        false => (TEXT, context.metrics.render()),
+    };
+    let vary = (VARY, "accept, accept-encoding");
+    if accepts(&headers, &ACCEPT_ENCODING, "gzip")
+        && let Ok(compressed) = gzip(text.as_bytes())
+    {
+        return ([(CONTENT_TYPE, kind), vary, (CONTENT_ENCODING, "gzip")], compressed).into_response();
+    }
+    ([(CONTENT_TYPE, kind), vary], text).into_response()
+}
+
+/// Whether a list of choices (RFC 9110, section 12.4) has this one by its name, with a weight other than 0.
+fn accepts(headers: &HeaderMap, list: &HeaderName, choice: &str) -> bool {
+    let lists = headers.get_all(list).iter().filter_map(|value| value.to_str().ok());
+    lists.flat_map(|list| list.split(',')).any(|item| {
+        let mut parts = item.split(';').map(str::trim);
+        let is_named = parts.next().is_some_and(|name| name.eq_ignore_ascii_case(choice));
+        let weight = parts.find_map(|part| part.strip_prefix("q=")?.parse::<f32>().ok());
+        is_named && weight.is_none_or(|weight| weight > 0.0)
+    })
+}
+
+fn gzip(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut encoder = GzEncoder::new(Vec::with_capacity(bytes.len() / 8), Compression::fast());
+    encoder.write_all(bytes)?;
+    encoder.finish()
 }
 
 /// That it answers is the answer.

@@ -24,7 +24,7 @@ use crate::task::Tasks;
 pub use access::{Access, Token, TokenError};
 pub use view::UnnamedView;
 
-pub use crate::gateway::{Failure, Gateway, OpenVolume};
+pub use crate::gateway::{Failure, Gateway, Known, OpenVolume, Stage};
 
 /// Bounds of the admin server.
 #[derive(Clone, Debug, PartialEq, Eq)]

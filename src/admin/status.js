@@ -1,151 +1,286 @@
-"use strict";
-// Shows what the API tells, every two seconds. Text reaches the page as text only, never as markup.
+// The table of volumes, and what an operator can have done. Asks for what the gateway has in memory, every two seconds.
+// Text reaches the page as text only, never as markup.
+import { showVolume } from "./volume.js";
 
 const EVERY_MS = 2000;
-const COLUMNS = 128;
+const PATIENCE_MS = 8000;
+const KEPT = 150; // points of a line: five minutes
+const TROUBLE_SECONDS = 5;
 const byId = (id) => document.getElementById(id);
-const cards = new Map(); // name of a volume: its card, and the totals of the last look
-let token = sessionStorage.getItem("token");
 
-function bytes(count) {
+// What is known: the last answer, and by name of a volume the totals of the one before and the points of its lines.
+const page = { status: null, connections: [], at: 0, error: null, token: sessionStorage.getItem("token"), sort: "name", down: false };
+const histories = new Map();
+let looking = null; // the look that is under way, or is to come
+
+export function bytes(count) {
   const units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
   let unit = 0;
   while (count >= 1024 && unit < units.length - 1) { count /= 1024; unit += 1; }
   return `${unit === 0 || count >= 100 ? Math.round(count) : count.toFixed(1)} ${units[unit]}`;
 }
 
-function milliseconds(seconds) {
-  const ms = seconds * 1000;
-  return ms < 1 ? `${Math.round(ms * 1000)} µs` : ms < 100 ? `${ms.toFixed(1)} ms` : `${Math.round(ms)} ms`;
+export function duration(seconds) {
+  if (seconds < 0.001) return `${Math.round(seconds * 1e6)} µs`;
+  if (seconds < 1) return `${(seconds * 1000).toFixed(seconds < 0.1 ? 1 : 0)} ms`;
+  if (seconds < 120) return `${Math.round(seconds)} s`;
+  return seconds < 7200 ? `${Math.round(seconds / 60)} min` : `${Math.round(seconds / 3600)} h`;
 }
 
-async function ask(path) {
-  const headers = token ? { Authorization: `Bearer ${token}` } : {};
-  const answer = await fetch(path, { headers, cache: "no-store" });
-  if (!answer.ok) {
-    const said = await answer.json().catch(() => ({ error: answer.statusText }));
-    throw Object.assign(new Error(said.error), { status: answer.status });
+export function element(kind, text, name) {
+  const made = document.createElement(kind);
+  if (text !== undefined) made.textContent = text;
+  if (name) made.className = name;
+  return made;
+}
+
+export async function ask(method, path, body) {
+  const headers = page.token ? { Authorization: `Bearer ${page.token}` } : {};
+  if (body) headers["Content-Type"] = "application/json";
+  const patience = method === "GET" ? { signal: AbortSignal.timeout(PATIENCE_MS) } : {};
+  const answer = await fetch(path, { method, headers, cache: "no-store", body: body && JSON.stringify(body), ...patience });
+  if (answer.ok) return answer.status === 200 || answer.status === 201 ? answer.json() : null;
+  const said = await answer.json().catch(() => ({ error: answer.statusText }));
+  if (answer.status === 401) {
+    await signIn(said.error);
+    return ask(method, path, body);
   }
-  return answer.json();
+  throw Object.assign(new Error(said.error), { status: answer.status });
 }
 
-// A rate and the mean time of what was done since the last look.
-function pace(now, before, count, sum, moved, elapsed) {
-  const done = before ? now[count] - before[count] : 0;
-  const parts = [];
-  if (moved) parts.push(`${bytes(before ? (now[moved] - before[moved]) / elapsed : 0)}/s`);
-  parts.push(`${before ? Math.round(done / elapsed) : 0} a second`);
-  parts.push(done > 0 ? milliseconds((now[sum] - before[sum]) / done) : "–");
-  return parts.join("\n");
-}
+export const pathOf = (name, what = "") => `api/v1/volumes/${encodeURIComponent(name)}${what}`;
 
-function colour(name) {
-  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-}
-
-function draw(canvas, map) {
-  const rows = Math.ceil(map.stored_bytes.length / COLUMNS);
-  const columns = Math.min(COLUMNS, map.stored_bytes.length);
-  const [width, height] = [canvas.width / columns, canvas.height / rows];
-  const pen = canvas.getContext("2d");
-  pen.clearRect(0, 0, canvas.width, canvas.height);
-  const [stored, cached, dirty] = [colour("--stored"), colour("--cached"), colour("--dirty")];
-  map.stored_bytes.forEach((held, n) => {
-    const [x, y] = [(n % columns) * width, Math.floor(n / columns) * height];
-    const fill = (part, style) => {
-      if (part === 0) return;
-      // A little is made visible: it is there.
-      pen.globalAlpha = Math.min(1, 0.3 + 0.7 * (part / map.cell_bytes));
-      pen.fillStyle = style;
-      pen.fillRect(x, y, Math.ceil(width), Math.ceil(height));
-    };
-    fill(held - map.cached_bytes[n], stored);
-    fill(map.cached_bytes[n], cached);
-    fill(map.dirty_bytes[n], dirty);
+// Opens the dialog; gives what was typed, or null if it was left. `fields` are [label, what must be typed or null, kind].
+function confirm(question, consequence, verb, fields = []) {
+  const dialog = byId("dialog");
+  byId("question").textContent = question;
+  byId("consequence").textContent = consequence;
+  byId("yes").textContent = verb;
+  const inputs = fields.map(([text, expected, kind = "text"]) => {
+    const label = element("label", `${text} `);
+    const input = Object.assign(element("input"), { type: kind, autocomplete: "off", spellcheck: false });
+    label.append(input);
+    return { label, input, expected };
   });
-  pen.globalAlpha = 1;
+  byId("fields").replaceChildren(...inputs.map(({ label }) => label));
+  const isFilled = () => inputs.every(({ input, expected }) => (expected === null ? input.value !== "" : input.value === expected));
+  byId("yes").disabled = !isFilled();
+  return new Promise((resolve) => {
+    let typed = null;
+    const take = () => { if (isFilled()) { typed = inputs.map(({ input }) => input.value); dialog.close(); } };
+    const over = new AbortController();
+    const on = (id, event, does) => byId(id).addEventListener(event, does, { signal: over.signal });
+    on("fields", "input", () => { byId("yes").disabled = !isFilled(); });
+    on("fields", "keydown", (event) => { if (event.key === "Enter") take(); });
+    on("yes", "click", take);
+    on("no", "click", () => dialog.close());
+    on("dialog", "close", () => { over.abort(); resolve(typed); });
+    dialog.showModal();
+    (inputs[0]?.input ?? byId("no")).focus();
+  });
 }
 
-function card(name) {
-  let known = cards.get(name);
-  if (!known) {
-    const article = byId("volume").content.cloneNode(true).querySelector("article");
-    article.dataset.volume = name;
-    article.querySelector("h2").textContent = name;
-    byId("volumes").append(article);
-    known = { article, totals: null, at: 0 };
-    cards.set(name, known);
+async function signIn(why) {
+  const typed = await confirm("The gateway asks for its token", why, "Use it", [["Token", null, "password"]]);
+  if (!typed) throw Object.assign(new Error(why), { status: 401 });
+  [page.token] = typed;
+  sessionStorage.setItem("token", page.token);
+}
+
+// Asks first, then has it done, and says how that went.
+export async function act(question, consequence, verb, fields, work) {
+  const typed = await confirm(question, consequence, verb, fields);
+  if (!typed) return;
+  say(`${verb}: under way…`);
+  try {
+    await work(typed);
+    say(`${verb}: done.`);
+  } catch (error) {
+    say(`${verb}: ${error.message}`, true);
   }
-  return known;
+  look();
 }
 
-async function show(volume) {
-  const known = card(volume.name);
-  const { article } = known;
-  const set = (what, text) => { article.querySelector(`[data-of=${what}]`).textContent = text; };
+function say(text, isBad = false) {
+  const said = byId("said");
+  said.hidden = false;
+  said.textContent = text;
+  said.classList.toggle("bad", isBad);
+}
+
+// The size in bytes of a text such as 10GiB.
+function size(text) {
+  const found = /^\s*(\d+)\s*(B|KiB|MiB|GiB|TiB|PiB)\s*$/.exec(text);
+  if (!found) throw new Error("a size is a whole number with B, KiB, MiB, GiB, TiB or PiB");
+  return Number(found[1]) * 1024 ** ["B", "KiB", "MiB", "GiB", "TiB", "PiB"].indexOf(found[2]);
+}
+
+// What was done in each second between two looks.
+function note(volume, now) {
   const { open } = volume;
-  const state = open ? open.state + (open.reason ? `: ${open.reason}` : "")
-    : volume.holder ? `held by ${volume.holder}` : "not open";
-  article.querySelector(".facts").textContent =
-    volume.problem ?? `${bytes(volume.size_bytes)}, ${state}, epoch ${volume.epoch}`;
-  article.querySelector("dl").hidden = !open;
-  article.querySelector("canvas").hidden = !open;
-  article.querySelector(".legend").hidden = !open;
-  if (!open) { known.totals = null; return; }
-  const now = performance.now();
-  const elapsed = (now - known.at) / 1000;
-  const { totals } = open;
-  set("read", pace(totals, known.totals, "reads", "read_seconds", "read_bytes", elapsed));
-  set("write", pace(totals, known.totals, "writes", "write_seconds", "write_bytes", elapsed));
-  set("flush", pace(totals, known.totals, "flushes", "flush_seconds", null, elapsed));
-  set("uncommitted", `${bytes(open.uncommitted_bytes)}\n${open.commits_in_flight} commits on their way`);
-  set("journal", `${bytes(open.journal_bytes)}\n${open.journal_records} records\n${open.checkpoints} checkpoints`);
-  set("clients", String(open.clients));
-  known.totals = totals;
-  known.at = now;
-  if (open.state === "stopped") return;
-  const map = await ask(`api/v1/volumes/${encodeURIComponent(volume.name)}/map?cells=1024`);
-  draw(article.querySelector("canvas"), map);
-  const sum = (list) => list.reduce((a, b) => a + b, 0);
-  article.querySelector(".stored-total").textContent =
-    `${bytes(sum(map.stored_bytes))} stored, ${bytes(sum(map.cached_bytes))} of that cached, ${bytes(sum(map.dirty_bytes))} dirty`;
+  const known = histories.get(volume.name);
+  if (!open) { histories.delete(volume.name); return; }
+  const points = known?.points ?? [];
+  const before = known && known.totals.writes <= open.totals.writes && known.totals.reads <= open.totals.reads ? known.totals : null;
+  if (before) {
+    const seconds = (now - known.at) / 1000;
+    const rate = (of) => (open.totals[of] - before[of]) / seconds;
+    const mean = (sum, count) => (open.totals[count] > before[count]
+      ? (open.totals[sum] - before[sum]) / (open.totals[count] - before[count]) : null);
+    points.push({
+      read: rate("read_bytes"), write: rate("write_bytes"), reads: rate("reads"), writes: rate("writes"),
+      flush: mean("flush_seconds", "flushes"), dirty: open.uncommitted_bytes,
+    });
+    if (points.length > KEPT) points.shift();
+  }
+  histories.set(volume.name, { totals: open.totals, at: now, points });
 }
 
-function showConnections(connections) {
-  byId("connections").replaceChildren(...connections.map((connection) => {
-    const row = document.createElement("tr");
-    for (const text of [connection.id, connection.peer, connection.export ?? "–"]) {
-      const cell = document.createElement("td");
-      cell.textContent = String(text);
-      row.append(cell);
+export function stateOf(volume) {
+  const { open } = volume;
+  if (volume.problem) return { text: volume.problem, kind: "bad" };
+  if (!open) return { text: volume.holder ? `closed here, last held by ${volume.holder}` : "closed", kind: "" };
+  if (open.reason) return { text: `${open.state}: ${open.reason}`, kind: "bad" };
+  return { text: open.state, kind: open.state === "serving" ? "good" : "" };
+}
+
+// A line of the table: what is shown, and by what it is sorted.
+function row(volume) {
+  const last = histories.get(volume.name)?.points.at(-1);
+  const { open } = volume;
+  const number = (value, show) => (value === null || value === undefined ? [-1, "–"] : [value, show(value)]);
+  const pace = (bytesIn, count) => (bytesIn > 0 || count > 0 ? `${bytes(bytesIn)}/s` : "0");
+  const dirty = (open) => (open.uncommitted_bytes > 0
+    ? `${bytes(open.uncommitted_bytes)}, ${duration(open.uncommitted_seconds)}` : "0");
+  return {
+    size: number(volume.size_bytes, bytes), stored: number(volume.stored_bytes, bytes), clients: number(open?.clients, String),
+    read: number(open && last?.read, (rate) => pace(rate, last.reads)),
+    write: number(open && last?.write, (rate) => pace(rate, last.writes)),
+    flush: number(open && last?.flush, duration), dirty: open ? [open.uncommitted_bytes, dirty(open)] : [-1, "–"],
+    state: stateOf(volume),
+  };
+}
+
+const NUMBERS = ["size", "stored", "clients", "read", "write", "flush", "dirty"];
+
+function showTable() {
+  const wanted = byId("search").value.trim().toLowerCase();
+  const lines = page.status.volumes.map((volume) => ({ volume, of: row(volume) }));
+  const found = lines.filter(({ volume, of }) => `${volume.name} ${of.state.text}`.toLowerCase().includes(wanted));
+  const key = ({ volume, of }) => (page.sort === "name" ? volume.name : page.sort === "state" ? of.state.text : of[page.sort][0]);
+  const order = (a, b) => (key(a) < key(b) ? -1 : key(a) > key(b) ? 1 : 0);
+  found.sort((a, b) => (page.down ? order(b, a) : order(a, b)));
+  const focused = document.activeElement?.closest?.("#volumes a")?.textContent;
+  byId("volumes").replaceChildren(...found.map(({ volume, of }) => {
+    const line = element("tr", undefined, volume.open ? "" : "closed");
+    line.dataset.volume = volume.name;
+    const name = element("td");
+    const link = Object.assign(element("a", volume.name), { href: `#/volume/${encodeURIComponent(volume.name)}` });
+    name.append(link);
+    line.append(name);
+    for (const of_ of NUMBERS) {
+      const cell = element("td", of[of_][1], `number${["write", "dirty"].includes(of_) ? "" : " wide"}`);
+      cell.dataset.of = of_;
+      line.append(cell);
     }
-    return row;
+    const state = element("td", of.state.text, of.state.kind);
+    state.dataset.of = "state";
+    line.append(state);
+    return line;
   }));
+  if (focused) [...document.querySelectorAll("#volumes a")].find((link) => link.textContent === focused)?.focus();
+  byId("nothing").hidden = found.length > 0;
+  byId("nothing").textContent = lines.length ? "No volume is found." : "There is no volume yet.";
+  for (const button of document.querySelectorAll("#list th button")) {
+    button.parentElement.ariaSort = button.dataset.key !== page.sort ? "none" : page.down ? "descending" : "ascending";
+  }
+}
+
+const count = (n, what) => `${n} ${what}${n === 1 ? "" : "s"}`;
+
+function trouble() {
+  const { status, error } = page;
+  if (error) return status ? `${error}. What is shown is ${duration((performance.now() - page.at) / 1000)} old.` : error;
+  if (status.store_failing_seconds >= TROUBLE_SECONDS) {
+    return `The store has answered nothing for ${duration(status.store_failing_seconds)}. Writes wait in memory, FLUSH waits; `
+      + "nothing is lost while the gateway runs.";
+  }
+  return status.state === "serving" ? null : `The gateway is ${status.state}.`;
+}
+
+function show() {
+  const { status } = page;
+  const what = trouble();
+  byId("trouble").hidden = !what;
+  byId("trouble").textContent = what ?? "";
+  document.body.classList.toggle("stale", Boolean(page.error));
+  if (!status) return;
+  const open = status.volumes.filter((volume) => volume.open);
+  byId("version").textContent = status.version;
+  byId("summary").textContent = `${count(status.volumes.length, "volume")}, ${open.length} open, `
+    + `${count(page.connections.length, "connection")}, ${bytes(open.reduce((sum, of) => sum + of.open.uncommitted_bytes, 0))}`
+    + ` of ${bytes(status.limits.dirty_bytes)} not durable`;
+  byId("counted").textContent = status.counted_at
+    ? `Closed volumes and stored bytes as of ${new Date(status.counted_at).toLocaleString()}`
+    : "The store is still to be read for closed volumes and stored bytes.";
+  const name = decodeURIComponent(/^#\/volume\/(.+)$/.exec(location.hash)?.[1] ?? "");
+  byId("list").hidden = Boolean(name);
+  byId("volume").hidden = !name;
+  document.title = name ? `${name} – Cairn` : "Cairn";
+  if (!name) { showTable(); return; }
+  const volume = status.volumes.find((of) => of.name === name);
+  showVolume(name, volume, histories.get(name)?.points ?? [], page);
 }
 
 async function look() {
-  const summary = byId("summary");
+  clearTimeout(looking);
   try {
-    const [volumes, connections] = await Promise.all([ask("api/v1/volumes"), ask("api/v1/connections")]);
-    for (const [name, { article }] of cards) {
-      if (!volumes.some((volume) => volume.name === name)) { article.remove(); cards.delete(name); }
-    }
-    await Promise.all(volumes.map(show));
-    showConnections(connections);
-    const count = (n, what) => `${n} ${what}${n === 1 ? "" : "s"}`;
-    summary.textContent = `${count(volumes.length, "volume")}, ${count(connections.length, "connection")}`;
-    summary.className = "";
-    byId("sign-in").hidden = true;
+    const [status, connections] = await Promise.all([ask("GET", "api/v1/status"), ask("GET", "api/v1/connections")]);
+    const now = performance.now();
+    status.volumes.forEach((volume) => note(volume, now));
+    Object.assign(page, { status, connections, at: now, error: null });
   } catch (error) {
-    summary.textContent = error.message || "The gateway does not answer";
-    summary.className = "trouble";
-    if (error.status === 401) byId("sign-in").hidden = false;
+    page.error = error.status ? error.message : "The gateway does not answer";
   }
-  setTimeout(look, EVERY_MS);
+  show();
+  clearTimeout(looking);
+  looking = setTimeout(look, EVERY_MS);
 }
 
-byId("use-token").addEventListener("click", () => {
-  token = byId("token").value;
-  sessionStorage.setItem("token", token);
+byId("search").addEventListener("input", () => page.status && showTable());
+for (const button of document.querySelectorAll("#list th button")) {
+  button.addEventListener("click", () => {
+    const { key } = button.dataset;
+    // Of numbers, the largest come first.
+    page.down = page.sort === key ? !page.down : NUMBERS.includes(key);
+    page.sort = key;
+    if (page.status) showTable();
+  });
+}
+addEventListener("hashchange", () => { byId("said").hidden = true; show(); });
+addEventListener("keydown", (event) => {
+  if (event.key === "/" && !byId("dialog").open && event.target.tagName !== "INPUT") {
+    event.preventDefault();
+    byId("search").focus();
+  }
+});
+byId("create").addEventListener("click", () => act("Make a volume", "It takes room in the store only for what is written.",
+  "Make it", [["Name", null], ["Size, such as 10GiB", null]],
+  ([name, text]) => ask("POST", "api/v1/volumes", { name, size_bytes: size(text) })));
+byId("drain").addEventListener("click", () => act("Drain this gateway",
+  "It answers what is in flight, closes every volume and ends. Its clients lose their disks unless another gateway takes over.",
+  "Drain", [["Type drain", "drain"]], () => ask("POST", "api/v1/drain")));
+byId("refresh").addEventListener("click", async () => {
+  say("Asking the store…");
+  try {
+    const volumes = await ask("GET", "api/v1/volumes");
+    // As the gateway will know them after its next count.
+    const open = new Set(page.status.volumes.filter((volume) => volume.open).map((volume) => volume.name));
+    page.status.volumes = [...page.status.volumes.filter((volume) => volume.open), ...volumes.filter((volume) => !open.has(volume.name))];
+    say(`The store has ${count(volumes.length, "volume")}.`);
+    show();
+  } catch (error) {
+    say(`Asking the store: ${error.message}`, true);
+  }
 });
 look();

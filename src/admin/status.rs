@@ -1,6 +1,6 @@
 //! The status page: what the API tells, to look at.
 //!
-//! Three files that hold nothing of this gateway, so that they are served to whoever asks; the page fetches the API
+//! Four files that hold nothing of this gateway, so that they are served to whoever asks; the page fetches the API
 //! as any client does. Invariant: nothing is loaded from elsewhere, and the content security policy forbids it.
 
 use axum::Router;
@@ -23,6 +23,7 @@ pub(super) fn routes() -> Router<Context> {
         .route("/", file("text/html; charset=utf-8", include_str!("status.html")))
         .route("/status.css", file("text/css; charset=utf-8", include_str!("status.css")))
         .route("/status.js", file("text/javascript; charset=utf-8", include_str!("status.js")))
+        .route("/volume.js", file("text/javascript; charset=utf-8", include_str!("volume.js")))
 }
 
 fn file(kind: &'static str, text: &'static str) -> Response {

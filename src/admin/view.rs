@@ -2,6 +2,7 @@
 //!
 //! Invariant: every field here is described there; a test compares them.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -11,8 +12,8 @@ use axum::response::{IntoResponse, Response};
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{Failure, OpenVolume};
-use crate::metrics::{Command, Label as _, ReadSource, VolumeMetrics};
+use super::{Context, Failure, Known, OpenVolume, Stage};
+use crate::metrics::{Command, Label as _, Limits, ReadSource, Tier, VolumeMetrics};
 use crate::server;
 use crate::volume::catalog::{Info, Unnamed};
 use crate::volume::format::geometry::BLOCK_BYTES;
@@ -141,6 +142,7 @@ pub(super) struct VolumeView {
     created_at: Option<String>,
     epoch: Option<u32>,
     holder: Option<String>,
+    stored_bytes: Option<u64>,
     problem: Option<String>,
     open: Option<OpenView>,
 }
@@ -152,7 +154,7 @@ fn time(seconds: u64) -> String {
 }
 
 impl VolumeView {
-    pub(super) fn new(info: Info, open: Option<&OpenVolume>) -> Self {
+    pub(super) fn new(info: Info, open: Option<&OpenVolume>, stored_bytes: Option<u64>) -> Self {
         Self {
             name: info.name,
             id: Some(info.volume),
@@ -161,6 +163,7 @@ impl VolumeView {
             created_at: Some(time(info.created_at_seconds)),
             epoch: Some(info.epoch),
             holder: info.holder,
+            stored_bytes,
             problem: None,
             open: open.map(OpenView::of),
         }
@@ -176,8 +179,94 @@ impl VolumeView {
             created_at: None,
             epoch: None,
             holder: None,
+            stored_bytes: None,
             problem: Some(error.to_string()),
             open: None,
+        }
+    }
+}
+
+/// When the store was counted, and what was found.
+pub(super) fn stored(context: &Context) -> (Option<u64>, BTreeMap<String, u64>) {
+    match context.metrics.gateway().stored() {
+        Some((stored, at_seconds)) => (Some(at_seconds), stored),
+        None => (None, BTreeMap::new()),
+    }
+}
+
+/// The gateway as it is in memory.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct StatusView {
+    version: &'static str,
+    state: &'static str,
+    /// For how long the store has answered no request, while some failed.
+    store_failing_seconds: Option<f64>,
+    /// When the volumes that are not open, and stored bytes, were read from the store.
+    counted_at: Option<String>,
+    connect: Vec<String>,
+    limits: LimitsView,
+    volumes: Vec<VolumeView>,
+}
+
+/// The bounds that are in force.
+#[derive(Clone, Debug, Serialize)]
+struct LimitsView {
+    dirty_bytes: u64,
+    clean_bytes: u64,
+    connections: u64,
+    open_volumes: u64,
+    journal_bytes: u64,
+    journal_records: u64,
+    lease_seconds: f64,
+}
+
+impl From<Limits> for LimitsView {
+    fn from(limits: Limits) -> Self {
+        Self {
+            dirty_bytes: limits.dirty_bytes,
+            clean_bytes: limits.clean_bytes,
+            connections: limits.connections,
+            open_volumes: limits.open_volumes,
+            journal_bytes: limits.journal_bytes,
+            journal_records: limits.journal_records,
+            lease_seconds: limits.lease_ttl.as_secs_f64(),
+        }
+    }
+}
+
+impl StatusView {
+    /// Open volumes as they are; of the others, what was known of them, in order of name.
+    pub(super) fn new(context: &Context, open: &[OpenVolume], known: Option<Known>) -> Self {
+        let (counted_at, stored) = stored(context);
+        let at_seconds = known.as_ref().map(|known| known.at_seconds).or(counted_at);
+        let of_open = |open: &OpenVolume| {
+            let stored_bytes = stored.get(&open.name).copied();
+            VolumeView::new(open.volume.info(&open.name), Some(open), stored_bytes)
+        };
+        let mut volumes: Vec<VolumeView> = open.iter().map(of_open).collect();
+        let closed = known.into_iter().flat_map(|known| known.listed);
+        volumes.extend(closed.filter(|listed| open.iter().all(|open| open.name != listed.name)).map(
+            |listed| match listed.found {
+                Ok(info) => {
+                    let stored_bytes = stored.get(&info.name).copied();
+                    VolumeView::new(info, None, stored_bytes)
+                }
+                Err(error) => VolumeView::problem(listed.name, &error),
+            },
+        ));
+        volumes.sort_by(|a, b| a.name.cmp(&b.name));
+        Self {
+            version: env!("CARGO_PKG_VERSION"),
+            state: match context.gateway.stage() {
+                Stage::Starting => "starting",
+                Stage::Serving => "serving",
+                Stage::Ending => "ending",
+            },
+            store_failing_seconds: context.metrics.store().failing_for().map(|failing| failing.as_secs_f64()),
+            counted_at: at_seconds.map(time),
+            connect: context.gateway.connect(),
+            limits: context.metrics.gateway().limits().into(),
+            volumes,
         }
     }
 }
@@ -214,10 +303,14 @@ struct OpenView {
     clients: usize,
     dirty_bytes: u64,
     uncommitted_bytes: u64,
+    uncommitted_seconds: f64,
     commits_in_flight: usize,
     journal_bytes: u64,
     journal_records: u64,
     checkpoints: u64,
+    checkpoint_at: Option<String>,
+    lease_seconds: Option<f64>,
+    cached_bytes: u64,
     totals: Totals,
 }
 
@@ -229,17 +322,23 @@ impl OpenView {
             Status::Draining => ("draining", None),
             Status::Stopped(why) => ("stopped", Some(why)),
         };
+        let positive = |n: i64| u64::try_from(n).unwrap_or(0);
+        let checkpoint = positive(open.metrics.checkpoint_time.get());
         let dirty_blocks = u64::try_from(usage.dirty_blocks).expect("a usize fits 64 bits");
         Self {
             state,
             reason,
             clients: open.clients,
             dirty_bytes: dirty_blocks * BLOCK_BYTES,
-            uncommitted_bytes: u64::try_from(open.metrics.uncommitted_bytes.get()).unwrap_or(0),
+            uncommitted_bytes: positive(open.metrics.uncommitted_bytes.get()),
+            uncommitted_seconds: open.metrics.uncommitted_since.length().unwrap_or_default().as_secs_f64(),
             commits_in_flight: usage.commits_in_flight,
             journal_bytes: usage.journal_bytes,
             journal_records: usage.journal_records,
             checkpoints: usage.checkpoints,
+            checkpoint_at: (checkpoint > 0).then(|| time(checkpoint)),
+            lease_seconds: open.metrics.lease_ends.length().map(|left| left.as_secs_f64()),
+            cached_bytes: positive(open.metrics.cache_bytes.of(Tier::Memory).get()),
             totals: Totals::of(&open.metrics),
         }
     }
@@ -256,6 +355,9 @@ struct Totals {
     write_seconds: f64,
     flushes: u64,
     flush_seconds: f64,
+    cache_hits: u64,
+    cache_misses: u64,
+    throttled_seconds: f64,
 }
 
 impl Totals {
@@ -270,6 +372,9 @@ impl Totals {
             write_seconds: metrics.write_duration.get_sample_sum(),
             flushes: metrics.flush_duration.get_sample_count(),
             flush_seconds: metrics.flush_duration.get_sample_sum(),
+            cache_hits: metrics.cache_hits.of(Tier::Memory).get(),
+            cache_misses: metrics.cache_misses.of(Tier::Memory).get(),
+            throttled_seconds: metrics.write_throttled.seconds(),
         }
     }
 }

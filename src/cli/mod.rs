@@ -13,6 +13,7 @@ mod error;
 mod handover;
 mod health;
 mod http;
+mod limits;
 mod listeners;
 mod log;
 mod nbd;

@@ -10,11 +10,13 @@ use super::admin::AdminServers;
 use super::args;
 use super::configured::{only, open_configured};
 use super::error::Error;
+use super::limits;
 use super::listeners::Oldstyle;
 use super::log::SetLevel;
 use super::settings::Options;
 use crate::config::Config;
 use crate::gateway::{OpenVolumes, VolumeExports, chain};
+use crate::metrics::Metrics;
 use crate::server::Server;
 use crate::store;
 use crate::volume::Environment;
@@ -46,6 +48,7 @@ pub(super) struct Settings {
 /// What settings can be changed of.
 pub(super) struct Running<'a> {
     pub(super) env: &'a Environment,
+    pub(super) metrics: &'a Metrics,
     pub(super) store: &'a store::Control,
     pub(super) volumes: &'a Arc<OpenVolumes>,
     pub(super) exports: &'a VolumeExports,
@@ -65,15 +68,20 @@ impl Settings {
         Self { args, config, set_level, give_memory_back }
     }
 
-    /// Reads the settings again.
+    /// Reads the settings again, and exports whether they are in force.
     pub(super) async fn reload(&mut self, running: &Running<'_>) {
+        let is_successful = self.read_again(running).await;
+        running.metrics.gateway().reloaded(is_successful, (running.env.wall_clock)());
+    }
+
+    async fn read_again(&mut self, running: &Running<'_>) -> bool {
         // First, since a volume that is to be opened needs them.
         running.store.renew_credentials().await;
         let (options, taken) = match self.apply(running) {
             Ok(applied) => applied,
             Err(error) => {
                 tracing::error!("the settings were not changed: {}", chain(&error));
-                return;
+                return false;
             }
         };
         if taken.contains(&"cache.clean") {
@@ -86,12 +94,13 @@ impl Settings {
         } else {
             tracing::info!("settings reloaded: {} changed", taken.join(", "));
         }
-        if let Err(error) = opened {
+        if let Err(error) = &opened {
             tracing::error!(
                 "not every configured volume is open; send SIGHUP to try again: {}",
-                chain(&error)
+                chain(error)
             );
         }
+        opened.is_ok()
     }
 
     /// Puts what can change into force, but for the cache and volumes that are to be opened; gives what did.
@@ -113,6 +122,7 @@ impl Settings {
             tracing::info!("certificates reloaded for new connections");
         }
         running.server.set_tls(options.tls.clone());
+        limits::export_reloaded(running.metrics, &options);
         let before = Options::of(&self.config)?.configured();
         let now = options.configured();
         for gone in before.iter().filter(|name| !now.contains(name)) {

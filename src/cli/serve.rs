@@ -17,10 +17,10 @@ use super::listeners::{Inherited, Listeners, Oldstyle};
 use super::process::{self, Asked, Signals};
 use super::reload::{Running, Settings};
 use super::settings::Options;
-use super::{output, supervisor, welcome};
-use crate::gateway::{self, Catalogue, GatewayStatus, Next, OpenVolumes, Serving, VolumeExports};
+use super::{limits, output, supervisor, welcome};
+use crate::gateway::{self, Catalogue, Census, GatewayStatus, Next, OpenVolumes, Serving, VolumeExports};
 use crate::metrics::Metrics;
-use crate::server::{Drained, Greeting, Server, Stream, Tls};
+use crate::server::{Drained, Greeting, ListenAddress, Server, Stream, Tls};
 use crate::store::{self, Setup};
 use crate::volume::Environment;
 
@@ -129,6 +129,7 @@ async fn start(
         idle_timeout: options.idle_timeout,
         maximum_open: options.maximum_open,
     };
+    limits::export(metrics, &options);
     let volumes = OpenVolumes::new(env.clone(), how, metrics.clone());
     let opened = tokio::select! {
         opened = open_configured(&env, &options, &volumes) => opened,
@@ -154,6 +155,8 @@ struct Served {
     volumes: Arc<OpenVolumes>,
     exports: Arc<VolumeExports>,
     server: Arc<Server>,
+    metrics: Metrics,
+    census: Arc<Census>,
     admin: Option<AdminServers>,
     stream: Option<Box<dyn Stream>>,
     oldstyle: Vec<Oldstyle>,
@@ -174,7 +177,11 @@ fn listen(opened: Opened, metrics: &Metrics, stdout_is_nbd: bool) -> Served {
     let doors = listeners.nbd.into_iter();
     let addresses: Vec<_> =
         doors.map(|door| (server.listen(door.listener, door.greeting.clone()), door.greeting)).collect();
+    metrics.gateway().reloaded(true, (env.wall_clock)());
+    let census = Census::start(env.clone(), Arc::clone(&volumes), metrics.clone(), options.census_interval);
     status.serves(Serving {
+        census: Arc::clone(&census),
+        connect: addresses.iter().filter_map(|(at, greeting)| connect(at, greeting, &options)).collect(),
         env: env.clone(),
         volumes: Arc::clone(&volumes),
         catalogue,
@@ -195,8 +202,22 @@ fn listen(opened: Opened, metrics: &Metrics, stdout_is_nbd: bool) -> Served {
         welcome.print()
     }
     supervisor::ready("serving");
-    let stream = listeners.stream;
-    Served { options, status, env, store, volumes, exports, server, admin, stream, oldstyle, point }
+    let (stream, metrics) = (listeners.stream, metrics.clone());
+    Served {
+        options,
+        status,
+        env,
+        store,
+        volumes,
+        exports,
+        server,
+        metrics,
+        census,
+        admin,
+        stream,
+        oldstyle,
+        point,
+    }
 }
 
 /// Serves until there is a reason to end.
@@ -204,6 +225,7 @@ async fn run(served: &mut Served, settings: &mut Settings, signals: &mut Signals
     let stream_ended = serve_stream(&served.server, served.stream.take());
     let running = Running {
         env: &served.env,
+        metrics: &served.metrics,
         store: &served.store,
         volumes: &served.volumes,
         exports: &served.exports,
@@ -224,7 +246,7 @@ async fn run(served: &mut Served, settings: &mut Settings, signals: &mut Signals
 /// Ends in good order: checkpoints, the drain, the volumes, and the admin servers last.
 async fn finish(served: Served, end: End, signals: &mut Signals) -> Result<(), Error> {
     // The point of the handover lives to the end.
-    let Served { options, status, volumes, server, mut admin, point: _point, .. } = served;
+    let Served { options, status, volumes, server, census, mut admin, point: _point, .. } = served;
     let next = match &end {
         End::Told if !options.hang_up => Next::Unknown,
         End::NothingLeft => Next::Unknown,
@@ -235,6 +257,7 @@ async fn finish(served: Served, end: End, signals: &mut Signals) -> Result<(), E
         patience -= checkpoint_ahead(&volumes, patience / 2, signals).await;
     }
     status.ends();
+    census.stop().await;
     supervisor::stopping("answering commands in flight");
     let (result, successor) = match end {
         End::Told => (Ok(()), None),
@@ -259,6 +282,16 @@ async fn finish(served: Served, end: End, signals: &mut Signals) -> Result<(), E
         admin.stop().await;
     }
     result.and(closed)
+}
+
+/// The URI of a volume where a server listens, with `{name}` for its name; none of those that serve one
+/// export alone.
+fn connect(address: &ListenAddress, greeting: &Greeting, options: &Options) -> Option<String> {
+    /// No address has it, and nothing of it is encoded.
+    const NAME: &str = "cairn-name-of-the-volume";
+    let encrypted = options.tls.as_ref().is_some_and(Tls::is_required);
+    let uri = welcome::uri(address, NAME, encrypted).to_string();
+    (*greeting == Greeting::Newstyle).then(|| uri.replace(NAME, "{name}"))
 }
 
 /// Serves a connection that is there already, beside all others; returns when it has ended, without one

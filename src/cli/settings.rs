@@ -66,6 +66,8 @@ pub(super) struct Options {
     pub(super) maximum_open: usize,
     pub(super) idle_timeout: Duration,
     pub(super) catalogue_age: Duration,
+    /// How often the store's objects are counted while nothing is written, if ever.
+    pub(super) census_interval: Option<Duration>,
     pub(super) close_timeout: Duration,
     /// Where the admin server listens, if anywhere.
     pub(super) admin: Option<ListenAddress>,
@@ -136,6 +138,7 @@ impl Options {
                 maximum_open: count(config.volumes.maximum),
                 idle_timeout: config.volumes.idle_timeout,
                 catalogue_age: config.volumes.catalogue_age,
+                census_interval: config.store.census_interval,
                 close_timeout: config.volumes.close_timeout,
                 admin,
                 admin_required: config.is_given("admin.listen"),

@@ -129,6 +129,8 @@ settings! {
         retry_cap: Duration = seconds(5), milliseconds(1)..=seconds(600);
         /// How long objects are kept after nothing references them any more.
         deletion_grace: Duration = seconds(3600), seconds(0)..=seconds(30 * 86_400);
+        /// How often all objects are counted while nothing is written; else one LIST a minute.
+        census_interval: Option<Duration> = Some(seconds(3600)), seconds(60)..=seconds(30 * 86_400);
     }
 
     /// The NBD server.

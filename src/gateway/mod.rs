@@ -7,6 +7,7 @@
 //! twice.
 
 mod catalogue;
+mod census;
 mod exports;
 mod failure;
 mod open_volumes;
@@ -15,8 +16,9 @@ mod status;
 mod surface;
 
 pub(crate) use catalogue::Catalogue;
+pub(crate) use census::Census;
 pub(crate) use exports::VolumeExports;
 pub(crate) use failure::chain;
 pub(crate) use open_volumes::{Next, OpenVolumes, Options};
 pub(crate) use status::{GatewayStatus, Serving};
-pub use surface::{Failure, Gateway, OpenVolume};
+pub use surface::{Failure, Gateway, Known, OpenVolume, Stage};

@@ -58,6 +58,7 @@ pub(crate) struct Use(Arc<Served>);
 impl Use {
     fn of(served: &Arc<Served>) -> Self {
         served.users.send_modify(|users| *users += 1);
+        served.metrics.clients.inc();
         Self(Arc::clone(served))
     }
 }
@@ -73,6 +74,7 @@ impl std::ops::Deref for Use {
 impl Drop for Use {
     fn drop(&mut self) {
         self.0.users.send_modify(|users| *users -= 1);
+        self.0.metrics.clients.dec();
     }
 }
 

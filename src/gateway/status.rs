@@ -10,9 +10,10 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use super::catalogue::Catalogue;
+use super::census::Census;
 use super::failure::chain;
 use super::open_volumes::OpenVolumes;
-use super::surface::{Failure, Gateway, OpenVolume};
+use super::surface::{Failure, Gateway, Known, OpenVolume, Stage as Shown};
 use crate::server::{Connection, Server};
 use crate::volume::catalog::{self, Info, Listed, Unnamed};
 use crate::volume::{self, Environment};
@@ -23,6 +24,9 @@ pub(crate) struct Serving {
     pub(crate) volumes: Arc<OpenVolumes>,
     pub(crate) catalogue: Arc<Catalogue>,
     pub(crate) server: Arc<Server>,
+    pub(crate) census: Arc<Census>,
+    /// URIs of a volume, with `{name}` for its name.
+    pub(crate) connect: Vec<String>,
     /// For volumes that are made.
     pub(crate) options: volume::Options,
     /// Their chunk size unless another is asked for.
@@ -111,6 +115,7 @@ impl Gateway for GatewayStatus {
         let chunk_bytes = chunk_bytes.unwrap_or(serving.chunk_bytes);
         let made = catalog::create(&serving.env, &serving.options, name, size_bytes, chunk_bytes).await?;
         serving.catalogue.forget();
+        serving.census.has_changed();
         Ok(made)
     }
 
@@ -118,6 +123,7 @@ impl Gateway for GatewayStatus {
         let serving = self.serving()?;
         let deleted = catalog::delete(&serving.env, &serving.options, name, takeover).await;
         serving.catalogue.forget();
+        serving.census.has_changed();
         Ok(deleted?)
     }
 
@@ -125,7 +131,24 @@ impl Gateway for GatewayStatus {
         let serving = self.serving()?;
         let deleted = catalog::delete_by_id(&serving.env, &serving.options, volume, takeover).await;
         serving.catalogue.forget();
+        serving.census.has_changed();
         Ok(deleted?)
+    }
+
+    fn stage(&self) -> Shown {
+        match &*self.stage.lock() {
+            Stage::Starting => Shown::Starting,
+            Stage::Serving(_) => Shown::Serving,
+            Stage::Ending => Shown::Ending,
+        }
+    }
+
+    fn known(&self) -> Option<Known> {
+        self.serving().ok()?.census.known()
+    }
+
+    fn connect(&self) -> Vec<String> {
+        self.serving().map(|serving| serving.connect.clone()).unwrap_or_default()
     }
 
     fn open_volumes(&self) -> Vec<OpenVolume> {

@@ -25,6 +25,26 @@ pub struct OpenVolume {
     pub clients: usize,
 }
 
+/// How far the gateway has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Not every configured volume is open yet.
+    Starting,
+    /// It serves.
+    Serving,
+    /// It drains and closes its volumes.
+    Ending,
+}
+
+/// The store as it was read last.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// Its volumes by name; of very many, the first.
+    pub listed: Vec<Listed>,
+    /// When it was read, in seconds since 1970.
+    pub at_seconds: u64,
+}
+
 /// Why the gateway cannot do what was asked.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Failure {
@@ -61,6 +81,12 @@ pub trait Gateway: Send + Sync + 'static {
     /// Deletes a volume by its id, so that it need not have a name; with `takeover` although another gateway
     /// holds it.
     async fn delete_by_id(&self, volume: Uuid, takeover: bool) -> Result<(), Failure>;
+    /// How far it has come.
+    fn stage(&self) -> Stage;
+    /// The store as it was read last; asks it nothing.
+    fn known(&self) -> Option<Known>;
+    /// URIs of a volume for NBD clients, with `{name}` for its name, one for each listener.
+    fn connect(&self) -> Vec<String>;
     /// The volumes that are open here, in order of name.
     fn open_volumes(&self) -> Vec<OpenVolume>;
     /// The NBD connections.

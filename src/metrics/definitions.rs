@@ -123,6 +123,12 @@ definitions! {
     FLUSH_DURATION = histogram("cairn_flush_duration_seconds", "seconds", &["volume"], LATENCY,
         "Time to answer a FLUSH, or the flush of a command with FUA.");
 
+    VOLUME_CLIENTS = gauge("cairn_volume_clients", "connections", &["volume"],
+        "NBD connections that use the volume.");
+    STORED_BYTES = gauge("cairn_stored_bytes", "bytes", &["volume"],
+        "Bytes of all objects of the volume in the store, open or not, as of the last census.");
+    CENSUS_TIME = gauge("cairn_census_timestamp_seconds", "seconds", &[],
+        "When the last census of the store ended, in seconds since 1970; 0 before the first.");
     SIZE_BYTES = gauge("cairn_volume_size_bytes", "bytes", &["volume"], "Size of the disk.");
     DIRTY_BYTES = gauge("cairn_dirty_bytes", "bytes", &["volume"],
         "Changed bytes that are not part of any commit yet.");
@@ -130,6 +136,9 @@ definitions! {
         "Changed bytes that are not durable in the store: dirty, or in a commit on its way.");
     UNCOMMITTED_AGE = gauge("cairn_oldest_uncommitted_age_seconds", "seconds", &["volume"],
         "Age of the oldest write that is not durable in the store; 0 if there is none.");
+
+    WRITE_THROTTLED = counter("cairn_write_throttled_seconds_total", "seconds", &["volume"],
+        "Time that writes waited at a bound: dirty bytes, commits on their way, or the journal.");
 
     COMMITS = counter("cairn_commits_total", "commits", &["volume"], "Commit records made durable.");
     COMMIT_BYTES = counter("cairn_commit_bytes_total", "bytes", &["volume"],
@@ -143,6 +152,8 @@ definitions! {
     FOLDS = counter("cairn_folds_total", "folds", &["volume", "result"], "Checkpoints finished, by result.");
     FOLD_DURATION = histogram("cairn_fold_duration_seconds", "seconds", &["volume"], FOLD,
         "Time to make a checkpoint.");
+    CHECKPOINT_TIME = gauge("cairn_checkpoint_timestamp_seconds", "seconds", &["volume"],
+        "When the last checkpoint since the volume was opened was made, in seconds since 1970, or 0.");
     JOURNAL_BYTES = gauge("cairn_journal_bytes", "bytes", &["volume"],
         "Bytes of commit records that are not yet folded.");
     JOURNAL_RECORDS = gauge("cairn_journal_records", "records", &["volume"],
@@ -176,8 +187,35 @@ definitions! {
         "Time of a request to the store, for each attempt.");
     STORE_IN_FLIGHT = gauge("cairn_store_requests_in_flight", "requests", &["operation"],
         "Requests that the store has not answered yet.");
-    STORE_WAITING = gauge("cairn_store_requests_waiting", "requests", &[],
-        "Requests that wait because the limit on concurrent requests is reached.");
+    STORE_WAITING = gauge("cairn_store_requests_waiting", "requests", &["class"],
+        "Requests that wait because the limit on concurrent requests of their class is reached.");
+    STORE_FAILING = gauge("cairn_store_failing_seconds", "seconds", &[],
+        "Time since requests to the store began to fail, with no success since; 0 while they succeed.");
+
+    LIMIT_DIRTY = gauge("cairn_limit_dirty_bytes", "bytes", &[],
+        "Bound on changed bytes in memory, of all volumes together (cache.dirty).");
+    LIMIT_CLEAN = gauge("cairn_limit_clean_cache_bytes", "bytes", &[],
+        "Bound on the cache of clean pages, of all volumes together (cache.clean).");
+    LIMIT_CONNECTIONS = gauge("cairn_limit_connections", "connections", &[],
+        "Bound on NBD connections (server.connections).");
+    LIMIT_VOLUMES = gauge("cairn_limit_open_volumes", "volumes", &[],
+        "Bound on volumes that are open at a time (volumes.maximum).");
+    LIMIT_STORE_REQUESTS = gauge("cairn_limit_store_requests", "requests", &[],
+        "Bound on concurrent requests to the store, in each class (store.concurrency).");
+    LIMIT_JOURNAL_BYTES = gauge("cairn_limit_journal_bytes", "bytes", &[],
+        "Size from which a journal is folded (journal.max_bytes); near twice that, writers wait.");
+    LIMIT_JOURNAL_RECORDS = gauge("cairn_limit_journal_records", "records", &[],
+        "Records from which a journal is folded (journal.max_records); near twice that, writers wait.");
+    LIMIT_LEASE = gauge("cairn_limit_lease_seconds", "seconds", &[],
+        "Configured duration of a lease (lease.ttl).");
+    LIMIT_COMMIT_AGE = gauge("cairn_limit_commit_age_seconds", "seconds", &[],
+        "Age at which changes are committed unasked (commit.max_age).");
+    RELOAD_SUCCESSFUL = gauge("cairn_reload_successful", "reloads", &[],
+        "1 if the settings that were read last are in force and their volumes open, else 0.");
+    RELOAD_TIME = gauge("cairn_reload_timestamp_seconds", "seconds", &[],
+        "When the settings were last read, in seconds since 1970.");
+    CERTIFICATE_EXPIRY = gauge("cairn_tls_certificate_expiry_timestamp_seconds", "seconds", &[],
+        "When the server's certificate expires, in seconds since 1970; absent without TLS.");
 
     PROCESS_CPU = counter("process_cpu_seconds_total", "seconds", &[],
         "Total user and system CPU time spent in seconds.");

@@ -48,6 +48,12 @@ pub(super) fn counters(registry: &Registry, definition: &Definition) -> IntCount
     register(registry, definition, Kind::Counter, made)
 }
 
+/// Registers a family of counters that have fractions.
+pub(super) fn float_counters(registry: &Registry, definition: &Definition) -> prometheus::CounterVec {
+    let made = prometheus::CounterVec::new(Opts::new(definition.name, definition.help), definition.labels);
+    register(registry, definition, Kind::Counter, made)
+}
+
 /// Registers a family of gauges.
 pub(super) fn gauges(registry: &Registry, definition: &Definition) -> IntGaugeVec {
     let made = IntGaugeVec::new(Opts::new(definition.name, definition.help), definition.labels);

@@ -215,6 +215,22 @@ label! {
 }
 
 label! {
+    /// A class of requests to the store, each with a bound of its own.
+    StoreClass {
+        /// Reads of clients, and all that has no class of its own.
+        Reads = "reads",
+        /// Records of the journal and the head.
+        Journal = "journal",
+        /// Chunk objects that a record will name.
+        Uploads = "uploads",
+        /// What clients asked to have brought into the cache.
+        Ahead = "ahead",
+        /// Folding, sweeping, deleting and counting.
+        Bulk = "bulk",
+    }
+}
+
+label! {
     /// How a request to the store ended.
     StoreOutcome {
         /// Success.

@@ -5,8 +5,10 @@
 
 pub mod definitions;
 mod family;
+mod gateway;
 pub mod labels;
 mod log;
+mod open_metrics;
 mod server;
 mod store;
 mod volume;
@@ -19,20 +21,22 @@ use tokio::time::Instant;
 
 pub use definitions::{Definition, Kind};
 pub use family::By;
+pub use gateway::{GatewayMetrics, Limits};
 pub use labels::{
     Command, Direction, Errno, FoldResult, HandshakeFailure, Label, LogLoss, ObjectKind, ReadAhead,
-    ReadSource, StoreOperation, StoreOutcome, Tier, Transport,
+    ReadSource, StoreClass, StoreOperation, StoreOutcome, Tier, Transport,
 };
 pub use log::LogMetrics;
 pub use server::ServerMetrics;
 pub use store::StoreMetrics;
-pub use volume::{InFlight, Moment, VolumeHandles, VolumeMetrics};
+pub use volume::{InFlight, Moment, VolumeHandles, VolumeMetrics, Waiting, Waits};
 
 /// All metrics of a process. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     registry: Registry,
     log: LogMetrics,
+    gateway: GatewayMetrics,
     server: ServerMetrics,
     store: StoreMetrics,
     volumes: Arc<volume::VolumeFamilies>,
@@ -57,6 +61,7 @@ impl Metrics {
             .set(1);
         Self {
             log: LogMetrics::new(&registry),
+            gateway: GatewayMetrics::new(&registry),
             server: ServerMetrics::new(&registry),
             store: StoreMetrics::new(&registry),
             volumes: Arc::new(volume::VolumeFamilies::new(&registry)),
@@ -68,6 +73,12 @@ impl Metrics {
     #[must_use]
     pub fn log(&self) -> LogMetrics {
         self.log.clone()
+    }
+
+    /// Those of the gateway as a whole.
+    #[must_use]
+    pub fn gateway(&self) -> GatewayMetrics {
+        self.gateway.clone()
     }
 
     /// Those of the NBD server.
@@ -92,9 +103,16 @@ impl Metrics {
     #[must_use]
     pub fn render(&self) -> String {
         self.volumes.refresh(Instant::now());
+        self.store.refresh();
         TextEncoder::new()
             .encode_to_string(&self.registry.gather())
             .expect("gathered families have a name and at least one metric")
+    }
+
+    /// The same as OpenMetrics 1.0 has it. No exemplars: the `prometheus` crate keeps none.
+    #[must_use]
+    pub fn render_open_metrics(&self) -> String {
+        open_metrics::of(&self.render())
     }
 
     /// Every metric as it is documented, in order of definition.
@@ -118,6 +136,8 @@ mod tests {
         volume.failed(Command::Read, Errno::Io);
         metrics.server().handshake_failed(Transport::Tcp, HandshakeFailure::Timeout);
         metrics.store().ended(StoreOperation::Put, StoreOutcome::Ok, 7, Duration::from_millis(3));
+        metrics.gateway().set_stored(BTreeMap::from([("disk".to_owned(), 7)]), 1_800_000_000);
+        metrics.gateway().set_certificate_expiry(Some(1_900_000_000));
         (metrics, volume)
     }
 
@@ -195,6 +215,8 @@ mod tests {
         drop(volume);
         assert!(metrics.render().contains("cairn_dirty_bytes{volume=\"disk\"} 5\n"));
         drop(second);
+        // The store holds it all the same.
+        metrics.gateway().set_stored(BTreeMap::new(), 1_800_000_001);
         assert!(!metrics.render().contains("disk\""));
         assert_eq!(metrics.volume("disk").dirty_bytes.get(), 0);
     }
@@ -214,5 +236,74 @@ mod tests {
         let text = metrics.render();
         assert!(text.contains("cairn_oldest_uncommitted_age_seconds{volume=\"disk\"} 0\n"));
         assert!(text.contains("cairn_lease_remaining_seconds{volume=\"disk\"} 0\n"));
+    }
+
+    #[test]
+    fn stored_bytes_are_those_of_the_last_census() {
+        let metrics = Metrics::new();
+        assert_eq!(metrics.gateway().stored(), None);
+        let both = BTreeMap::from([("idle".to_owned(), 5), ("disk".to_owned(), 7)]);
+        metrics.gateway().set_stored(both.clone(), 1_800_000_000);
+        assert!(metrics.render().contains("cairn_stored_bytes{volume=\"idle\"} 5\n"));
+        assert_eq!(metrics.gateway().stored(), Some((both, 1_800_000_000)));
+        metrics.gateway().set_stored(BTreeMap::from([("disk".to_owned(), 9)]), 1_800_000_060);
+        let text = metrics.render();
+        assert!(text.contains("cairn_stored_bytes{volume=\"disk\"} 9\n") && !text.contains("idle"), "{text}");
+        assert!(text.contains("cairn_census_timestamp_seconds 1800000060\n"), "{text}");
+    }
+
+    #[test]
+    fn bounds_settings_and_the_certificate_are_exported_as_they_are_in_force() {
+        let metrics = Metrics::new();
+        let gateway = metrics.gateway();
+        let limits = Limits { dirty_bytes: 9, lease_ttl: Duration::from_millis(1500), ..Limits::default() };
+        gateway.set_limits(limits);
+        gateway.reloaded(false, 1_800_000_000);
+        assert_eq!(gateway.limits(), limits);
+        let text = metrics.render();
+        for line in [
+            "cairn_limit_dirty_bytes 9",
+            "cairn_limit_lease_seconds 1.5",
+            "cairn_reload_successful 0",
+            "cairn_reload_timestamp_seconds 1800000000",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is not in:\n{text}");
+        }
+        assert!(!text.contains("cairn_tls_certificate"), "{text}");
+        gateway.set_certificate_expiry(Some(1_900_000_000));
+        assert!(metrics.render().contains("cairn_tls_certificate_expiry_timestamp_seconds 1900000000\n"));
+        gateway.set_certificate_expiry(None);
+        assert!(!metrics.render().contains("cairn_tls_certificate"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_of_writes_that_still_wait_counts() {
+        let metrics = Metrics::new();
+        let volume = metrics.volume("disk");
+        let waiting = [volume.write_throttled.begin(), volume.write_throttled.begin()];
+        tokio::time::advance(Duration::from_secs(3)).await;
+        assert!(metrics.render().contains("cairn_write_throttled_seconds_total{volume=\"disk\"} 6\n"));
+        drop(waiting);
+        tokio::time::advance(Duration::from_secs(3)).await;
+        assert!((volume.write_throttled.seconds() - 6.0).abs() < f64::EPSILON);
+    }
+
+    /// A request that fails between others that succeed is no outage.
+    #[tokio::test(start_paused = true)]
+    async fn a_store_fails_from_its_first_failure_without_a_success_since() {
+        let metrics = Metrics::new();
+        let end = |outcome| metrics.store().ended(StoreOperation::Put, outcome, 0, Duration::ZERO);
+        let failing = || metrics.store().failing_for();
+        assert_eq!(failing(), None);
+        end(StoreOutcome::Timeout);
+        tokio::time::advance(Duration::from_secs(40)).await;
+        end(StoreOutcome::Denied);
+        end(StoreOutcome::Cancelled);
+        assert_eq!(failing(), Some(Duration::from_secs(40)));
+        assert!(metrics.render().contains("cairn_store_failing_seconds 40\n"));
+        // An answer, whatever it says.
+        end(StoreOutcome::NotFound);
+        assert_eq!(failing(), None);
+        assert!(metrics.render().contains("cairn_store_failing_seconds 0\n"));
     }
 }

@@ -5,11 +5,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, Registry};
+use parking_lot::Mutex;
+use prometheus::{Gauge, Histogram, IntCounter, IntCounterVec, IntGauge, Registry};
+use tokio::time::Instant;
 
 use super::definitions as define;
-use super::family::{By, counters, gauges, histograms};
-use super::labels::{Label, StoreOperation, StoreOutcome};
+use super::family::{By, counters, float_gauges, gauges, histograms};
+use super::labels::{Label, StoreClass, StoreOperation, StoreOutcome};
 use super::volume::InFlight;
 
 /// Metrics of the store.
@@ -23,7 +25,9 @@ struct Inner {
     bytes: By<StoreOperation, IntCounter>,
     duration: By<StoreOperation, Histogram>,
     in_flight: By<StoreOperation, IntGauge>,
-    waiting: IntGauge,
+    waiting: By<StoreClass, IntGauge>,
+    failing: Gauge,
+    failing_since: Mutex<Option<Instant>>,
 }
 
 impl StoreMetrics {
@@ -31,6 +35,7 @@ impl StoreMetrics {
         let retries = counters(registry, &define::STORE_RETRIES);
         let bytes = counters(registry, &define::STORE_BYTES);
         let duration = histograms(registry, &define::STORE_DURATION);
+        let waiting = gauges(registry, &define::STORE_WAITING);
         let in_flight = gauges(registry, &define::STORE_IN_FLIGHT);
         Self(Arc::new(Inner {
             requests: counters(registry, &define::STORE_REQUESTS),
@@ -38,7 +43,9 @@ impl StoreMetrics {
             bytes: By::new(|l: StoreOperation| bytes.with_label_values(&[l.as_str()])),
             duration: By::new(|l: StoreOperation| duration.with_label_values(&[l.as_str()])),
             in_flight: By::new(|l: StoreOperation| in_flight.with_label_values(&[l.as_str()])),
-            waiting: gauges(registry, &define::STORE_WAITING).with_label_values::<&str>(&[]),
+            waiting: By::new(|l: StoreClass| waiting.with_label_values(&[l.as_str()])),
+            failing: float_gauges(registry, &define::STORE_FAILING).with_label_values::<&str>(&[]),
+            failing_since: Mutex::default(),
         }))
     }
 
@@ -48,10 +55,21 @@ impl StoreMetrics {
         InFlight::new(self.0.in_flight.of(operation).clone())
     }
 
-    /// Counts a request as waiting for its turn until the guard is dropped.
+    /// Counts a request as waiting for its turn in its class until the guard is dropped.
     #[must_use]
-    pub fn waiting(&self) -> InFlight {
-        InFlight::new(self.0.waiting.clone())
+    pub fn waiting(&self, class: StoreClass) -> InFlight {
+        InFlight::new(self.0.waiting.of(class).clone())
+    }
+
+    /// How long ago requests began to fail, if none has succeeded since.
+    #[must_use]
+    pub fn failing_for(&self) -> Option<Duration> {
+        self.0.failing_since.lock().map(|since| since.elapsed())
+    }
+
+    /// Brings the gauge that depends on the time up to now.
+    pub(super) fn refresh(&self) {
+        self.0.failing.set(self.failing_for().unwrap_or_default().as_secs_f64());
     }
 
     /// Counts an attempt that ended after `elapsed`; `bytes` are those of a body that arrived.
@@ -59,6 +77,21 @@ impl StoreMetrics {
         self.0.requests.with_label_values(&[operation.as_str(), outcome.as_str()]).inc();
         self.0.bytes.of(operation).inc_by(bytes);
         self.0.duration.of(operation).observe(elapsed.as_secs_f64());
+        match outcome {
+            StoreOutcome::Ok | StoreOutcome::NotFound | StoreOutcome::PreconditionFailed => {
+                *self.0.failing_since.lock() = None;
+            }
+            // Says nothing of the store.
+            StoreOutcome::Cancelled => {}
+            StoreOutcome::Truncated
+            | StoreOutcome::Throttled
+            | StoreOutcome::Timeout
+            | StoreOutcome::Transient
+            | StoreOutcome::Denied
+            | StoreOutcome::Rejected => {
+                self.0.failing_since.lock().get_or_insert_with(Instant::now);
+            }
+        }
     }
 
     /// Counts an attempt that repeats a failed one.

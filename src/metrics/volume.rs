@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry,
+    Counter, CounterVec, Gauge, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Registry,
 };
 use tokio::time::Instant;
 
 use super::definitions as define;
-use super::family::{By, Owned, counters, float_gauges, gauges, histograms};
+use super::family::{By, Owned, counters, float_counters, float_gauges, gauges, histograms};
 use super::labels::{Command, Errno, FoldResult, Label, ObjectKind, ReadAhead, ReadSource, Tier};
 
 /// The families of all volumes.
@@ -28,10 +29,12 @@ pub(super) struct VolumeFamilies {
     read_duration: HistogramVec,
     write_duration: HistogramVec,
     flush_duration: HistogramVec,
+    clients: IntGaugeVec,
     size_bytes: IntGaugeVec,
     dirty_bytes: IntGaugeVec,
     uncommitted_bytes: IntGaugeVec,
     uncommitted_age: GaugeVec,
+    write_throttled: CounterVec,
     commits: IntCounterVec,
     commit_bytes: IntCounterVec,
     commits_in_flight: IntGaugeVec,
@@ -39,6 +42,7 @@ pub(super) struct VolumeFamilies {
     commit_duration: HistogramVec,
     folds: IntCounterVec,
     fold_duration: HistogramVec,
+    checkpoint_time: IntGaugeVec,
     journal_bytes: IntGaugeVec,
     journal_records: IntGaugeVec,
     put_bytes: IntCounterVec,
@@ -63,10 +67,12 @@ impl VolumeFamilies {
             read_duration: histograms(registry, &define::READ_DURATION),
             write_duration: histograms(registry, &define::WRITE_DURATION),
             flush_duration: histograms(registry, &define::FLUSH_DURATION),
+            clients: gauges(registry, &define::VOLUME_CLIENTS),
             size_bytes: gauges(registry, &define::SIZE_BYTES),
             dirty_bytes: gauges(registry, &define::DIRTY_BYTES),
             uncommitted_bytes: gauges(registry, &define::UNCOMMITTED_BYTES),
             uncommitted_age: float_gauges(registry, &define::UNCOMMITTED_AGE),
+            write_throttled: float_counters(registry, &define::WRITE_THROTTLED),
             commits: counters(registry, &define::COMMITS),
             commit_bytes: counters(registry, &define::COMMIT_BYTES),
             commits_in_flight: gauges(registry, &define::COMMITS_IN_FLIGHT),
@@ -74,6 +80,7 @@ impl VolumeFamilies {
             commit_duration: histograms(registry, &define::COMMIT_DURATION),
             folds: counters(registry, &define::FOLDS),
             fold_duration: histograms(registry, &define::FOLD_DURATION),
+            checkpoint_time: gauges(registry, &define::CHECKPOINT_TIME),
             journal_bytes: gauges(registry, &define::JOURNAL_BYTES),
             journal_records: gauges(registry, &define::JOURNAL_RECORDS),
             put_bytes: counters(registry, &define::PUT_BYTES),
@@ -126,10 +133,12 @@ impl VolumeFamilies {
             read_duration: By::new(|l: ReadSource| owned.child(&self.read_duration, &[name, l.as_str()])),
             write_duration: owned.child(&self.write_duration, &[name]),
             flush_duration: owned.child(&self.flush_duration, &[name]),
+            clients: owned.child(&self.clients, &[name]),
             size_bytes: owned.child(&self.size_bytes, &[name]),
             dirty_bytes: owned.child(&self.dirty_bytes, &[name]),
             uncommitted_bytes: owned.child(&self.uncommitted_bytes, &[name]),
             uncommitted_since: Moment::new(owned.child(&self.uncommitted_age, &[name]), Reading::Age),
+            write_throttled: Waits::new(owned.child(&self.write_throttled, &[name])),
             commits: owned.child(&self.commits, &[name]),
             commit_bytes: owned.child(&self.commit_bytes, &[name]),
             commits_in_flight: owned.child(&self.commits_in_flight, &[name]),
@@ -137,6 +146,7 @@ impl VolumeFamilies {
             commit_duration: owned.child(&self.commit_duration, &[name]),
             folds: By::new(|l: FoldResult| owned.child(&self.folds, &[name, l.as_str()])),
             fold_duration: owned.child(&self.fold_duration, &[name]),
+            checkpoint_time: owned.child(&self.checkpoint_time, &[name]),
             journal_bytes: owned.child(&self.journal_bytes, &[name]),
             journal_records: owned.child(&self.journal_records, &[name]),
             put_bytes: By::new(|l: ObjectKind| owned.child(&self.put_bytes, &[name, l.as_str()])),
@@ -157,6 +167,7 @@ impl VolumeFamilies {
         for inner in open {
             inner.handles.uncommitted_since.refresh(now);
             inner.handles.lease_ends.refresh(now);
+            inner.handles.write_throttled.count(now, |waiting| waiting);
         }
     }
 }
@@ -166,6 +177,15 @@ impl VolumeFamilies {
 enum Reading {
     Age,
     Remaining,
+}
+
+impl Reading {
+    fn of(self, at: Instant, now: Instant) -> Duration {
+        match self {
+            Self::Age => now.saturating_duration_since(at),
+            Self::Remaining => at.saturating_duration_since(now),
+        }
+    }
 }
 
 /// A gauge of seconds since a moment, or until one, read when metrics are rendered.
@@ -186,13 +206,61 @@ impl Moment {
         *self.at.lock() = at;
     }
 
+    /// How long ago it was, or how far off it is, by what the gauge shows; `None` where no moment is set.
+    #[must_use]
+    pub fn length(&self) -> Option<Duration> {
+        self.at.lock().map(|at| self.reading.of(at, Instant::now()))
+    }
+
     fn refresh(&self, now: Instant) {
         let at = *self.at.lock();
-        let length = at.map_or(Duration::ZERO, |at| match self.reading {
-            Reading::Age => now.saturating_duration_since(at),
-            Reading::Remaining => at.saturating_duration_since(now),
-        });
+        let length = at.map_or(Duration::ZERO, |at| self.reading.of(at, now));
         self.gauge.set(length.as_secs_f64());
+    }
+}
+
+/// A counter of the time that callers wait, which grows while they do and not only once they have waited.
+#[derive(Debug)]
+pub struct Waits {
+    seconds: Counter,
+    /// How many wait, and up to when their time is counted.
+    now: Mutex<(u32, Instant)>,
+}
+
+impl Waits {
+    fn new(seconds: Counter) -> Self {
+        Self { seconds, now: Mutex::new((0, Instant::now())) }
+    }
+
+    /// Counts the time from now until the guard is dropped.
+    #[must_use]
+    pub fn begin(&self) -> Waiting<'_> {
+        self.count(Instant::now(), |waiting| waiting + 1);
+        Waiting(self)
+    }
+
+    /// Seconds so far.
+    #[must_use]
+    pub fn seconds(&self) -> f64 {
+        self.count(Instant::now(), |waiting| waiting);
+        self.seconds.get()
+    }
+
+    fn count(&self, at: Instant, change: impl FnOnce(u32) -> u32) {
+        let mut now = self.now.lock();
+        let (waiting, until) = *now;
+        self.seconds.inc_by(at.saturating_duration_since(until).as_secs_f64() * f64::from(waiting));
+        *now = (change(waiting), at);
+    }
+}
+
+/// Somebody waits while this lives.
+#[derive(Debug)]
+pub struct Waiting<'a>(&'a Waits);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.count(Instant::now(), |waiting| waiting - 1);
     }
 }
 
@@ -211,6 +279,8 @@ pub struct VolumeHandles {
     pub write_duration: Histogram,
     /// Seconds of a FLUSH or FUA.
     pub flush_duration: Histogram,
+    /// NBD connections that use it.
+    pub clients: IntGauge,
     /// Size of the disk.
     pub size_bytes: IntGauge,
     /// Changed bytes in memory.
@@ -219,6 +289,8 @@ pub struct VolumeHandles {
     pub uncommitted_bytes: IntGauge,
     /// When the oldest write that is not durable was answered.
     pub uncommitted_since: Moment,
+    /// Seconds that writes waited at a bound.
+    pub write_throttled: Waits,
     /// Commits made durable.
     pub commits: IntCounter,
     /// Their bytes.
@@ -233,6 +305,8 @@ pub struct VolumeHandles {
     pub folds: By<FoldResult, IntCounter>,
     /// Seconds of a checkpoint.
     pub fold_duration: Histogram,
+    /// When the last checkpoint was published, in seconds since 1970.
+    pub checkpoint_time: IntGauge,
     /// Bytes not yet folded.
     pub journal_bytes: IntGauge,
     /// Records not yet folded.

@@ -115,6 +115,7 @@ pub enum TlsError {
 pub struct Tls {
     acceptor: TlsAcceptor,
     required: bool,
+    expires_at_seconds: Option<i64>,
     subjects: Arc<BTreeMap<String, BTreeSet<String>>>,
 }
 
@@ -157,12 +158,13 @@ impl Tls {
         })?;
         let usable = provider.key_provider.load_private_key(key.clone_key());
         usable.map_err(|source| TlsError::Key { path: path.clone(), source })?;
-        let config = config
-            .with_single_cert(certificates(TlsFile::Certificate, &options.certificate)?, key)
-            .map_err(TlsError::Certificate)?;
+        let chain = certificates(TlsFile::Certificate, &options.certificate)?;
+        let expires_at_seconds = chain.iter().filter_map(expiry).min();
+        let config = config.with_single_cert(chain, key).map_err(TlsError::Certificate)?;
         Ok(Self {
             acceptor: TlsAcceptor::from(Arc::new(config)),
             required: options.required,
+            expires_at_seconds,
             subjects: Arc::new(options.subjects.clone()),
         })
     }
@@ -171,6 +173,12 @@ impl Tls {
     #[must_use]
     pub fn is_required(&self) -> bool {
         self.required
+    }
+
+    /// When the first certificate of the server's chain expires, in seconds since 1970.
+    #[must_use]
+    pub fn expires_at_seconds(&self) -> Option<i64> {
+        self.expires_at_seconds
     }
 
     /// Whether clients without TLS are turned away from an export, or altogether.
@@ -235,6 +243,12 @@ fn certificates(file: TlsFile, path: &Path) -> Result<Vec<CertificateDer<'static
         return Err(TlsError::NoCertificate { file, path: path.to_path_buf() });
     }
     Ok(found)
+}
+
+/// When a certificate expires, in seconds since 1970.
+fn expiry(certificate: &CertificateDer<'_>) -> Option<i64> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    Some(parsed.validity().not_after.timestamp())
 }
 
 /// The distinguished name of a certificate that was verified.

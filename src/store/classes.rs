@@ -7,7 +7,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use super::{Limit, Store};
-use crate::metrics::StoreMetrics;
+use crate::metrics::{StoreClass, StoreMetrics};
 
 /// GETs of the class [`Classes::ahead`] at a time.
 const AHEAD: usize = 8;
@@ -68,13 +68,15 @@ impl Classes {
         metrics: &StoreMetrics,
         mut above: impl FnMut(Arc<dyn Store>) -> Arc<dyn Store>,
     ) -> Self {
-        let mut class = |requests| above(Arc::new(Limit::new(Arc::clone(store), requests, metrics.clone())));
+        let mut class = |class, requests| {
+            above(Arc::new(Limit::of_class(Arc::clone(store), requests, metrics.clone(), class)))
+        };
         Self {
-            reads: class(requests),
-            journal: class(requests),
-            uploads: class(requests),
-            ahead: class(requests.min(AHEAD)),
-            bulk: class(requests.div_ceil(BULK)),
+            reads: class(StoreClass::Reads, requests),
+            journal: class(StoreClass::Journal, requests),
+            uploads: class(StoreClass::Uploads, requests),
+            ahead: class(StoreClass::Ahead, requests.min(AHEAD)),
+            bulk: class(StoreClass::Bulk, requests.div_ceil(BULK)),
         }
     }
 }

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use crate::metrics::StoreMetrics;
+use crate::metrics::{StoreClass, StoreMetrics};
 use crate::mutant::{self, Mutant};
 
 use super::{ByteRange, Condition, ETag, Error, ListFrom, Listing, Object, Store};
@@ -21,6 +21,7 @@ pub struct Limit {
     inner: Arc<dyn Store>,
     permits: Semaphore,
     metrics: StoreMetrics,
+    class: StoreClass,
 }
 
 impl fmt::Debug for Limit {
@@ -31,15 +32,29 @@ impl fmt::Debug for Limit {
 }
 
 impl Limit {
-    /// Lets `requests` through at a time.
+    /// Lets `requests` through at a time, as those of the class [`StoreClass::Reads`].
     ///
     /// # Panics
     /// If `requests` is 0.
     #[must_use]
     pub fn new(inner: Arc<dyn Store>, requests: usize, metrics: StoreMetrics) -> Self {
+        Self::of_class(inner, requests, metrics, StoreClass::Reads)
+    }
+
+    /// Lets `requests` of a class through at a time.
+    ///
+    /// # Panics
+    /// If `requests` is 0.
+    #[must_use]
+    pub fn of_class(
+        inner: Arc<dyn Store>,
+        requests: usize,
+        metrics: StoreMetrics,
+        class: StoreClass,
+    ) -> Self {
         assert!(requests > 0, "a limit of 0 would let nothing through");
         let requests = if mutant::is(Mutant::RequestsUnbounded) { usize::MAX } else { requests };
-        Self { inner, permits: Semaphore::new(requests.min(Semaphore::MAX_PERMITS)), metrics }
+        Self { inner, permits: Semaphore::new(requests.min(Semaphore::MAX_PERMITS)), metrics, class }
     }
 
     async fn permit(&self) -> SemaphorePermit<'_> {
@@ -47,7 +62,7 @@ impl Limit {
         if let Ok(permit) = self.permits.try_acquire() {
             return permit;
         }
-        let _waiting = self.metrics.waiting();
+        let _waiting = self.metrics.waiting(self.class);
         self.permits.acquire().await.expect("the semaphore is never closed")
     }
 }
@@ -88,7 +103,7 @@ mod tests {
         let memory = MemoryStore::new();
         let fault = Fault::new(Arc::new(memory.clone()), 0);
         let metrics = Metrics::new();
-        let limit = Limit::new(Arc::new(fault.clone()), 2, metrics.store());
+        let limit = Limit::of_class(Arc::new(fault.clone()), 2, metrics.store(), StoreClass::Bulk);
         let gates = ["1", "2", "3", "4"].map(|key| fault.hold(Operation::Put, key));
         let mut puts: Vec<_> =
             ["1", "2", "3", "4"].iter().map(|key| limit.put(key, Bytes::new(), Condition::Always)).collect();
@@ -96,14 +111,15 @@ mod tests {
             assert!(put.now_or_never().is_none());
         }
         assert_eq!(gates.each_ref().map(fault_count), [1, 1, 0, 0]);
-        assert!(metrics.render().contains("cairn_store_requests_waiting 2\n"));
+        assert!(metrics.render().contains("cairn_store_requests_waiting{class=\"bulk\"} 2\n"));
+        assert!(metrics.render().contains("cairn_store_requests_waiting{class=\"reads\"} 0\n"));
         gates[1].release();
         assert!((&mut puts[1]).now_or_never().is_some());
         assert!((&mut puts[3]).now_or_never().is_none());
         assert!((&mut puts[2]).now_or_never().is_none());
         assert_eq!(gates.each_ref().map(fault_count), [1, 1, 1, 0]);
         drop(puts);
-        assert!(metrics.render().contains("cairn_store_requests_waiting 0\n"));
+        assert!(metrics.render().contains("cairn_store_requests_waiting{class=\"bulk\"} 0\n"));
     }
 
     fn fault_count(gate: &crate::store::fault::Gate) -> u64 {

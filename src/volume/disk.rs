@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::error::Error;
 use super::fold::FoldHandle;
 use super::format::keys::Epoch;
+use super::info::Info;
 use super::keeper::HeadHandle;
 use super::read::ahead::ReadAhead;
 use super::read::picture::Picture;
@@ -28,6 +29,7 @@ pub struct Volume {
     head: HeadHandle,
     folds: FoldHandle,
     read_ahead: Mutex<ReadAhead>,
+    created_at_seconds: u64,
 }
 
 /// Of the journal's bounds, the part that is left to a successor: an eighth.
@@ -52,9 +54,14 @@ pub struct Usage {
 }
 
 impl Volume {
-    pub(super) fn new(shared: Arc<Shared>, head: HeadHandle, folds: FoldHandle) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        head: HeadHandle,
+        folds: FoldHandle,
+        created_at_seconds: u64,
+    ) -> Self {
         let read_ahead = Mutex::new(ReadAhead::new(shared.options.read_ahead_bytes));
-        Self { shared, head, folds, read_ahead }
+        Self { shared, head, folds, read_ahead, created_at_seconds }
     }
 
     /// The volume's uuid.
@@ -67,6 +74,20 @@ impl Volume {
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
         self.shared.size_bytes
+    }
+
+    /// What [`catalog::info`](super::catalog::info) finds in the store of a volume of that name; from memory.
+    #[must_use]
+    pub fn info(&self, name: &str) -> Info {
+        Info {
+            name: name.to_owned(),
+            volume: self.id(),
+            size_bytes: self.size_bytes(),
+            chunk_bytes: self.shared.geometry.chunk_bytes(),
+            created_at_seconds: self.created_at_seconds,
+            epoch: self.epoch(),
+            holder: Some(self.shared.options.holder_name.clone()),
+        }
     }
 
     /// Our epoch.

@@ -19,6 +19,7 @@
 mod budget;
 pub mod cache;
 pub mod catalog;
+pub mod census;
 mod collect;
 mod disk;
 mod environment;
@@ -26,6 +27,7 @@ pub mod error;
 mod fold;
 pub mod format;
 mod held;
+mod info;
 mod keeper;
 mod objects;
 mod open;

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use cairn::admin::{Access, Admin, Failure, Gateway, OpenVolume, Options};
+use cairn::admin::{Access, Admin, Options};
+use cairn::gateway::{Failure, Gateway, Known, OpenVolume, Stage};
 use cairn::metrics::Metrics;
 use cairn::server::{Connection, ListenAddress, Listener};
 use cairn::store::MemoryStore;
@@ -18,15 +19,16 @@ use uuid::Uuid;
 
 use super::client::{Answer, Client};
 
-const MIB: u64 = 1 << 20;
+pub(super) const MIB: u64 = 1 << 20;
 
 /// A gateway over a store in memory.
 pub(super) struct House {
-    env: Environment,
-    options: VolumeOptions,
+    pub(super) env: Environment,
+    pub(super) options: VolumeOptions,
     open: Mutex<Vec<OpenVolume>>,
     obstacles: Mutex<Vec<String>>,
     drained: Mutex<bool>,
+    pub(super) known: Mutex<Option<Known>>,
 }
 
 impl House {
@@ -43,12 +45,13 @@ impl House {
             head_interval: Duration::from_millis(10),
             ..VolumeOptions::default()
         };
-        let (open, obstacles, drained) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Arc::new(Self { env, options, open, obstacles, drained })
+        let (open, obstacles, drained, known) =
+            (Mutex::default(), Mutex::default(), Mutex::default(), Mutex::default());
+        Arc::new(Self { env, options, open, obstacles, drained, known })
     }
 
     /// Makes a volume and opens it.
-    async fn opened(self: &Arc<Self>, metrics: &Metrics, name: &str) -> Arc<Volume> {
+    pub(super) async fn opened(self: &Arc<Self>, metrics: &Metrics, name: &str) -> Arc<Volume> {
         let info = catalog::create(&self.env, &self.options, name, 64 * MIB, 4 * MIB).await.unwrap();
         let metrics = metrics.volume(name);
         let options = VolumeOptions { metrics: Some(metrics.clone()), ..self.options.clone() };
@@ -89,6 +92,18 @@ impl Gateway for House {
         Ok(catalog::delete_by_id(&self.env, &self.options, volume, takeover).await?)
     }
 
+    fn stage(&self) -> Stage {
+        Stage::Serving
+    }
+
+    fn known(&self) -> Option<Known> {
+        self.known.lock().clone()
+    }
+
+    fn connect(&self) -> Vec<String> {
+        vec!["nbd://127.0.0.1:10809/{name}".to_owned()]
+    }
+
     fn open_volumes(&self) -> Vec<OpenVolume> {
         self.open.lock().clone()
     }
@@ -103,16 +118,16 @@ impl Gateway for House {
 }
 
 /// An admin server: over a Unix socket for one user alone, which lets all pass, or elsewhere.
-struct Bench {
-    house: Arc<House>,
-    metrics: Metrics,
+pub(super) struct Bench {
+    pub(super) house: Arc<House>,
+    pub(super) metrics: Metrics,
     admin: Admin,
-    client: Client,
+    pub(super) client: Client,
     _directory: tempfile::TempDir,
 }
 
 impl Bench {
-    async fn new() -> Self {
+    pub(super) async fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let listen = ListenAddress::Unix(directory.path().join("admin"));
         Self::listening(listen, None, directory).await
@@ -140,7 +155,7 @@ impl Bench {
         Self { house, metrics, admin, client, _directory: directory }
     }
 
-    async fn ask(&self, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
+    pub(super) async fn ask(&self, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
         let answer = self.client.send(method, path, &[], body.as_ref()).await;
         (answer.status, answer.json())
     }
@@ -159,7 +174,8 @@ async fn a_volume_is_made_shown_and_deleted() {
     assert_eq!(status, 201);
     let expected = json!({
         "name": "disk", "id": made["id"], "size_bytes": 1 << 30, "chunk_bytes": 4 << 20,
-        "created_at": "2027-01-15T08:00:00Z", "epoch": 0, "holder": null, "problem": null, "open": null,
+        "created_at": "2027-01-15T08:00:00Z", "epoch": 0, "holder": null, "stored_bytes": null, "problem": null,
+        "open": null,
     });
     assert_eq!(made, expected);
     assert_eq!(bench.ask("GET", "/api/v1/volumes", None).await, (200, json!([expected])));
@@ -282,7 +298,8 @@ fn operations() -> Vec<(String, String)> {
 }
 
 /// What needs no secret: metrics, health, and a page that holds nothing of the gateway.
-const OPEN: [&str; 6] = ["/metrics", "/health/live", "/health/ready", "/", "/status.css", "/status.js"];
+const OPEN: [&str; 7] =
+    ["/metrics", "/health/live", "/health/ready", "/", "/status.css", "/status.js", "/volume.js"];
 
 #[tokio::test]
 async fn beyond_loopback_and_without_a_token_the_api_is_not_served() {
@@ -437,7 +454,7 @@ async fn the_scheme_of_a_token_is_written_in_any_case() {
 #[tokio::test]
 async fn the_page_loads_nothing_from_elsewhere_and_runs_nothing_inline() {
     let bench = Bench::new().await;
-    for path in ["/", "/status.css", "/status.js"] {
+    for path in ["/", "/status.css", "/status.js", "/volume.js"] {
         let answer = bench.get(path).await;
         let policy = answer.header("content-security-policy");
         assert!(policy.starts_with("default-src 'none'") && !policy.contains("unsafe"), "{policy}");
@@ -547,6 +564,7 @@ async fn answers_are_as_the_description_says() {
     bench.house.opened(&bench.metrics, "disk").await;
     let document = description();
     for (path, asked) in [
+        ("/api/v1/status", "/api/v1/status"),
         ("/api/v1/volumes", "/api/v1/volumes"),
         ("/api/v1/volumes/{name}", "/api/v1/volumes/disk"),
         ("/api/v1/volumes/{name}/map", "/api/v1/volumes/disk/map"),

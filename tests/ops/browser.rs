@@ -1,10 +1,11 @@
 //! The admin server of a running gateway, seen by programs of others: a browser, and a fuzzer of APIs.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::support::cairn::{Gateway, Setup, Store};
 use crate::support::minio::tools;
-use crate::support::process::{Process, command, free_port, run};
+use crate::support::process::{Process, command, free_port, run, within};
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/ops/page.py");
 
@@ -22,7 +23,7 @@ async fn gateway(store: &Store, size: &str, token: Option<&Path>) -> (Gateway, S
 }
 
 /// Where pictures go: `CAIRN_TEST_PICTURES`, to be looked at, or nowhere that stays.
-fn pictures(otherwise: &Path) -> PathBuf {
+fn pictures_directory(otherwise: &Path) -> PathBuf {
     std::env::var_os("CAIRN_TEST_PICTURES").map_or_else(|| otherwise.to_owned(), PathBuf::from)
 }
 
@@ -40,22 +41,119 @@ async fn client(uri: &str) -> Process {
     process
 }
 
+/// Has the page looked at; gives the directory of pictures, each of which was taken.
+async fn look(scenario: &str, url: &str, pictures: &[&str]) {
+    let files = tempfile::tempdir().expect("a directory for pictures");
+    let directory = pictures_directory(files.path());
+    let mut look = command([tools().join("playwright/bin/python")]);
+    run(look.args([PAGE, scenario, url]).arg(&directory)).await;
+    for name in pictures {
+        let bytes = std::fs::read(directory.join(format!("{name}.png"))).expect("a picture was taken");
+        assert!(bytes.starts_with(b"\x89PNG") && bytes.len() > 4096, "{name} has {} bytes", bytes.len());
+    }
+}
+
 #[tokio::test]
 #[ignore = "needs Chromium, libnbd"]
 async fn the_status_page_shows_the_disk_in_a_browser() {
-    let (store, files) = (Store::directory(), tempfile::tempdir().expect("a directory for pictures"));
+    let store = Store::directory();
     let (gateway, url) = gateway(&store, "64MiB", None).await;
     let client = client(&gateway.uri("disk")).await;
-    let directory = pictures(files.path());
-    let picture = |name: &str| directory.join(name);
-    let mut look = command([tools().join("playwright/bin/python")]);
-    look.args([PAGE, &url, "disk"]).arg(picture("light.png")).arg(picture("dark.png"));
-    run(&mut look).await;
-    for name in ["light.png", "dark.png"] {
-        let bytes = std::fs::read(picture(name)).expect("a picture was taken");
-        assert!(bytes.starts_with(b"\x89PNG") && bytes.len() > 4096, "{name} has {} bytes", bytes.len());
-    }
+    let pictures = ["list-light", "list-dark", "list-phone", "volume-light", "volume-dark", "volume-phone"];
+    look("load", &url, &pictures).await;
     drop(client);
+}
+
+/// The sum of a metric's series whose labels have all of these.
+async fn metric(url: &str, name: &str, labels: &[&str]) -> f64 {
+    let text = run(&mut command(["curl", "--silent", "--fail", &format!("{url}metrics")])).await;
+    let lines = text
+        .lines()
+        .filter(|line| line.starts_with(&format!("{name}{{")) || line.starts_with(&format!("{name} ")));
+    let values = lines.filter(|line| labels.iter().all(|label| line.contains(label)));
+    values.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+}
+
+/// Waits until a metric is at least so high.
+async fn reaches(url: &str, name: &str, least: f64) {
+    let reached = async {
+        let mut interval = tokio::time::interval(Duration::from_millis(100));
+        while metric(url, name, &[]).await < least {
+            interval.tick().await;
+        }
+    };
+    within(name, reached).await;
+}
+
+/// One tab asks for all of them every two seconds, and the store for nothing.
+#[tokio::test]
+#[ignore = "needs Chromium"]
+async fn forty_volumes_fit_a_screen_and_an_open_tab_costs_the_store_nothing() {
+    let store = Store::directory();
+    for name in ["closed-1", "closed-2"] {
+        run(&mut store.cairn(["volume", "create", name, "1MiB", "--store", &store.url()])).await;
+    }
+    let port = free_port();
+    let mut setup = Setup::new(&store).tcp().env("CAIRN_ADMIN__LISTEN", &format!("127.0.0.1:{port}"));
+    let size = |n: u32| if n == 0 { "3GiB" } else { "1GiB" };
+    let names: Vec<String> = (0..40).map(|n| format!("vm-{n:02}={}", size(n))).collect();
+    setup = setup.env("CAIRN_VOLUMES__CREATE", &names.join(","));
+    let _gateway = setup.start().await;
+    let url = format!("http://127.0.0.1:{port}/");
+    // Whoever asks first has the store counted.
+    run(&mut command(["curl", "--silent", "--fail", &format!("{url}api/v1/status")])).await;
+    reaches(&url, "cairn_census_timestamp_seconds", 1.0).await;
+    let asked = async || {
+        let of = async |operation| metric(&url, "cairn_store_requests_total", &[operation]).await;
+        (of("operation=\"get\"").await, of("operation=\"list\"").await)
+    };
+    let before = asked().await;
+    look("many", &url, &["many", "delete"]).await;
+    assert_eq!(asked().await, before, "GET and LIST while the page is open");
+    assert!(metric(&url, "cairn_stored_bytes", &["closed-2"]).await > 0.0, "closed volumes are counted");
+}
+
+/// It is the page that one opens in an outage.
+#[tokio::test]
+#[ignore = "needs Chromium, MinIO"]
+async fn in_an_outage_of_the_store_the_page_and_the_api_say_what_is_open() {
+    let store = Store::minio().await;
+    let proxy = store.proxy().await;
+    let port = free_port();
+    let setup = Setup::new(&store).through(&proxy).create("disk", "64MiB").tcp();
+    let setup = setup.env("CAIRN_ADMIN__LISTEN", &format!("127.0.0.1:{port}"));
+    let setup = setup.env("CAIRN_LEASE__TTL", "6s").env("CAIRN_STORE__REQUEST_TIMEOUT", "1s");
+    let gateway = setup.start().await;
+    let url = format!("http://127.0.0.1:{port}/");
+    proxy.cut();
+    let script = "h.pwrite(b'x' * (1 << 20), 0)\nprint('written', flush=True)\nh.flush()\n";
+    let uri = gateway.uri("disk");
+    let python = ["/usr/bin/python3", "-m", "nbd", "-u", &uri, "-c", script];
+    let mut client = Process::spawn("nbdsh", &mut command(python));
+    client.wait_for("it has written", |line| line.contains("written").then_some(())).await;
+    reaches(&url, "cairn_store_failing_seconds", 5.0).await;
+
+    let answer = |path: &str| {
+        let what = "%{http_code} %{time_total}";
+        command(["curl", "--silent", "--max-time", "10", "--write-out", what, &format!("{url}{path}")])
+    };
+    for (path, status, word) in [
+        ("api/v1/status", "200", "\"name\":\"disk\""),
+        ("api/v1/volumes/disk", "200", "\"uncommitted_bytes\":1048576"),
+        ("api/v1/volumes", "503", "/api/v1/status"),
+    ] {
+        let said = run(&mut answer(path)).await;
+        let mut words = said.split(' ').rev();
+        let seconds: f64 = words.next().expect("the time").parse().expect("a number");
+        let code = words.next().expect("the status");
+        assert!(code.ends_with(status) && said.contains(word), "{path}: {said}");
+        assert!(seconds < 5.0, "{path} took {seconds} s");
+    }
+    look("outage", &url, &["outage"]).await;
+    proxy.resume();
+    assert!(client.exit().await.success(), "{}", client.output());
+    reaches(&url, "cairn_commits_total", 1.0).await;
+    assert!(metric(&url, "cairn_store_failing_seconds", &[]).await == 0.0, "the store answers again");
 }
 
 /// Whatever the description allows, and what it does not, is answered as it says.

@@ -95,12 +95,28 @@ impl Client {
     }
 }
 
+impl Client {
+    /// The whole answer to a GET, as it came.
+    pub(super) async fn fetch(&self, path: &str, header: &str) -> Vec<u8> {
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n{header}\r\n\r\n", self.host);
+        match &self.address {
+            ListenAddress::Tcp(address) => raw(TcpStream::connect(address).await, &request).await,
+            ListenAddress::Unix(path) => raw(UnixStream::connect(path).await, &request).await,
+        }
+    }
+}
+
 async fn exchange<S: AsyncRead + AsyncWrite + Unpin>(stream: std::io::Result<S>, request: &str) -> String {
+    String::from_utf8(raw(stream, request).await).expect("text")
+}
+
+async fn raw<S: AsyncRead + AsyncWrite + Unpin>(stream: std::io::Result<S>, request: &str) -> Vec<u8> {
     let mut stream = stream.expect("the server listens");
-    let mut answer = String::new();
+    let mut answer = Vec::new();
     let exchange = async {
         stream.write_all(request.as_bytes()).await?;
-        stream.read_to_string(&mut answer).await
+        stream.read_to_end(&mut answer).await
     };
     within(request, exchange).await.expect("the server answers");
     answer

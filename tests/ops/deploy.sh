@@ -34,12 +34,56 @@ check "an alert that no test sees fire, or none sees silent" every_alert_is_test
 
 # The variables of Grafana stand for something; what is left must parse.
 dashboard_rules() {
-    jq '[.panels[].targets[]?.expr | gsub("\\$__rate_interval"; "1m") | gsub("\\$(job|instance|volume)"; "x")] | to_entries
+    jq '[.panels[].targets[]?.expr, .annotations.list[].expr | gsub("\\$__rate_interval"; "1m")
+            | gsub("\\$price_put"; "0.005") | gsub("\\$price_get"; "0.0004") | gsub("\\$price_stored"; "0.023")
+            | gsub("\\$(job|instance|volume)"; "x")] | to_entries
         | {groups: [{name: "dashboard", rules: map({record: "query_\(.key)", expr: .value})}]}' \
         ../grafana/cairn.json >"$WORK/dashboard.yml"
     promtool check rules "$WORK/dashboard.yml"
 }
 check "the dashboard's queries" dashboard_rules
+
+# While nothing happens, what is a share or a quantile is empty: neither NaN nor infinite.
+idle_panels_are_empty() {
+    jq '[.groups[0].rules[].expr] as $all | ($all | map(select(test("histogram_quantile|/ \\(\\(?sum by")))) as $shares
+        | ($all | map(scan("(?:cairn|process)_[a-z_]+")) | unique | map(select(test("limit") | not))) as $names
+        | {evaluation_interval: "15s", tests: [{interval: "15s",
+            input_series: ($names | map({series: "\(.){job=\"x\",instance=\"x\",volume=\"x\",le=\"+Inf\",command=\"write\",source=\"store\",tier=\"memory\",operation=\"put\"}", values: "7x40"})),
+            promql_expr_test: ($shares | map({expr: ., eval_time: "5m", exp_samples: []}))}]}' "$WORK/dashboard.yml" >"$WORK/idle.yml"
+    [ "$(jq '.tests[0].promql_expr_test | length' "$WORK/idle.yml")" -gt 10 ] && promtool test rules "$WORK/idle.yml"
+}
+check "panels without load" idle_panels_are_empty
+
+# A PUT a second is $12.96 a month, one minute after the start as well as hours later.
+cost_is_right_at_once() {
+    jq '[.groups[0].rules[].expr | select(test("cairn_store_requests_total.*put.list.*2592000"))] as $cost
+        | {evaluation_interval: "15s", tests: ($cost | map({interval: "15s", input_series: [
+            {series: "cairn_store_requests_total{job=\"x\",instance=\"x\",operation=\"put\",outcome=\"ok\"}", values: "0+15x1000"},
+            {series: "process_start_time_seconds{job=\"x\",instance=\"x\"}", values: "0x1000"}],
+            promql_expr_test: [range(2) as $n | {expr: "round(\(.), 0.01)", eval_time: ["1m", "3h"][$n], exp_samples: [{labels: "{}", value: 12.96}]}]}))}' \
+        "$WORK/dashboard.yml" >"$WORK/cost.yml"
+    [ "$(jq '.tests | length' "$WORK/cost.yml")" = 1 ] && promtool test rules "$WORK/cost.yml"
+}
+check "the cost of requests" cost_is_right_at_once
+
+# Every alert is explained where it points to.
+every_alert_is_explained() {
+    local alert
+    while read -r alert; do
+        grep -qx "## $alert" "$ROOT/docs/alerts.md" || { echo "docs/alerts.md has no $alert"; return 1; }
+        grep -q "runbook_url: \"docs/alerts.md#$(tr '[:upper:]' '[:lower:]' <<<"$alert")\"" alerts.yml || { echo "no runbook_url of $alert"; return 1; }
+    done <"$WORK/alerts"
+    [ "$(grep -c '^## ' "$ROOT/docs/alerts.md")" = "$(wc -l <"$WORK/alerts")" ]
+}
+check "the page about alerts" every_alert_is_explained
+
+# What an inhibition rule silences is there.
+inhibition_names_alerts() {
+    local alert
+    grep -oE 'Cairn[A-Za-z]+' alertmanager.yml | sort -u >"$WORK/inhibited"
+    [ -s "$WORK/inhibited" ] && while read -r alert; do grep -qx "$alert" "$WORK/alerts" || { echo "no alert $alert"; return 1; }; done <"$WORK/inhibited"
+}
+check "the inhibition rules" inhibition_names_alerts
 
 # The unit with a program that is there; systemd says what it does not understand and how exposed the service is.
 cd "$ROOT/deploy/systemd" || exit 1

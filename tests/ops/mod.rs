@@ -5,4 +5,5 @@ mod browser;
 mod client;
 mod crowd;
 mod hostile;
+mod memory;
 mod queries;

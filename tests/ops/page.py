@@ -1,59 +1,180 @@
-"""Looks at the status page as a person's browser does, dark and light, and says what is wrong with it.
+"""Looks at the status page as a person's browser does, and says what is wrong with it.
 
-    page.py URL VOLUME PICTURE_LIGHT PICTURE_DARK
+    page.py load|many|outage URL DIRECTORY
 
-The volume has data in its first quarter, which is durable, and in its last block, which may not be; nothing between.
+Pictures go to the directory. `load`: a volume `disk` of 64 MiB whose first quarter is durable and whose last block is
+written; one client uses it. `many`: 42 volumes, of which `closed-1` and `closed-2` are not open. `outage`: the store of `disk`
+answers nothing, and a client waits for a FLUSH.
 """
+import re
 import sys
 
 from playwright.sync_api import expect, sync_playwright
 
-url, volume, *pictures = sys.argv[1:]
+scenario, url, directory = sys.argv[1:]
 
-# Of each cell of the map: whether anything is drawn there.
-DRAWN = """canvas => {
-  const pen = canvas.getContext('2d');
-  const [columns, rows] = [128, 8];
-  const at = (n) => pen.getImageData((n % columns + 0.5) * canvas.width / columns,
-                                     (Math.floor(n / columns) + 0.5) * canvas.height / rows, 1, 1).data;
-  return Array.from({length: columns * rows}, (_, n) => at(n)[3] > 0);
+# Text whose contrast with what is behind it is less than 4.5 to 1 (WCAG 2.2, 1.4.3), which disabled controls need not have.
+FAINT = """() => {
+  const parts = (text) => text.match(/[\\d.]+/g).map(Number);
+  const light = (rgb) => { const [r, g, b] = rgb.map((c) => c / 255).map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const behind = (of) => { for (let at = of; at; at = at.parentElement) { const c = parts(getComputedStyle(at).backgroundColor);
+    if (c.length === 3 || c[3] === 1) return c.slice(0, 3); } return [255, 255, 255]; };
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const found = [];
+  while (walker.nextNode()) {
+    const of = walker.currentNode.parentElement;
+    if (!walker.currentNode.data.trim() || !of.checkVisibility() || of.disabled || of.closest('template, script')) continue;
+    const [a, b] = [light(parts(getComputedStyle(of).color)), light(behind(of))];
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < 4.5) found.push(`${walker.currentNode.data.trim()}: ${ratio.toFixed(2)}`);
+  }
+  return found;
 }"""
+
+# How many cells of the map have the colour of each entry of the legend; -1 where one has another colour.
+MAP = """() => {
+  const canvas = document.querySelector('#map canvas');
+  const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+  const kinds = new Map([...document.querySelectorAll('.legend i')].map((of) =>
+    [getComputedStyle(of).backgroundColor.match(/\\d+/g).join(), of.className]));
+  return Array.from({length: data.length / 4}, (_, n) => kinds.get(data.slice(4 * n, 4 * n + 3).join()) ?? 'unknown');
+}"""
+
+
+class Look:
+    """A browser's page, which collects what goes wrong."""
+
+    def __init__(self, browser, scheme="light", width=1100, height=760, errors=()):
+        self.page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": height})
+        self.said, self.asked, self.allowed = [], [], errors
+        self.page.on("console", lambda message: self.said.append(message.text) if message.type == "error" else None)
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.goto(url)
+
+    def sound(self, picture):
+        self.page.screenshot(path=f"{directory}/{picture}.png")
+        faint = self.page.evaluate(FAINT)
+        assert not faint, f"{picture}: too little contrast: {faint}"
+        wide = self.page.evaluate("document.documentElement.scrollWidth - innerWidth")
+        assert wide <= 0, f"{picture} is {wide} pixels wider than the screen"
+        said = [text for text in self.said if not any(allowed in text for allowed in self.allowed)]
+        assert not said, f"the console says {said}"
+        assert all(address.startswith(url) for address in self.asked), f"asked for {self.asked}"
+
+    def close(self):
+        self.page.close()
+
+
+def runs_nothing_inline(page, said):
+    page.evaluate("""() => {
+        const script = document.createElement('script');
+        script.textContent = 'window.ran = true';
+        document.body.append(script);
+    }""")
+    assert page.evaluate("window.ran") is None, "the policy lets inline code run"
+    assert any("Content Security Policy" in text for text in said), said
+
+
+def load(browser):
+    grounds = []
+    for scheme, width, height, suffix in [("light", 1100, 900, "light"), ("dark", 1100, 900, "dark"), ("light", 400, 800, "phone")]:
+        look = Look(browser, scheme, width, height)
+        page = look.page
+        row = page.locator("tr[data-volume=disk]")
+        expect(row.locator("[data-of=state]")).to_have_text("serving")
+        expect(page.locator("#summary")).to_contain_text("1 volume, 1 open, 1 connection")
+        expect(row.locator("[data-of=clients]")).to_have_text("1")
+        # The second look has rates.
+        expect(row.locator("[data-of=write]")).not_to_have_text("–")
+        look.sound(f"list-{suffix}")
+        # By the keyboard alone.
+        page.keyboard.press("/")
+        assert page.evaluate("document.activeElement.id") == "search"
+        link = row.locator("a")
+        for _ in range(20):
+            page.keyboard.press("Tab")
+            if page.evaluate("document.activeElement.textContent") == "disk":
+                break
+        expect(link).to_be_focused()
+        page.keyboard.press("Enter")
+        expect(page.locator("#name")).to_have_text("disk")
+        expect(page.locator("#sums")).to_contain_text("16.0 MiB stored, 16.0 MiB of that in memory")
+        cells = page.evaluate(MAP)
+        assert cells[:256] == ["cached"] * 256, f"the first quarter is in memory: {cells[:256]}"
+        assert set(cells[256:1023]) == {"absent"}, f"nothing is stored between: {cells[256:1023]}"
+        assert cells[1023] in ("dirty", "cached", "part"), f"the last block is written: {cells[1023]}"
+        expect(page.locator("#lines figure")).to_have_count(4)
+        expect(page.locator("#lines [data-of=dirty] b")).not_to_have_text("–")
+        assert re.search(r"\d,\d", page.locator("#lines [data-of=write] polyline").get_attribute("points"))
+        facts = page.locator("#facts").inner_text()
+        for fact in ["Hit ratio of the cache", "s left, epoch 1", "Last checkpoint", "Journal", "Held by"]:
+            assert fact in facts, f"no {fact} in {facts}"
+        expect(page.locator("#connections tr")).to_have_count(1)
+        expect(page.locator("#commands code").first).to_have_text(re.compile(r"^nbdinfo nbd://127\.0\.0\.1:\d+/disk$"))
+        # An action asks first, and does nothing if it is left.
+        page.get_by_role("button", name="Flush…").click()
+        expect(page.locator("#question")).to_have_text("Flush disk")
+        page.keyboard.press("Escape")
+        expect(page.locator("#dialog")).not_to_be_visible()
+        expect(page.get_by_role("button", name="Delete…")).to_be_disabled()
+        assert not any("/flush" in address for address in look.asked), look.asked
+        grounds.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        look.sound(f"volume-{suffix}")
+        if suffix == "dark":
+            runs_nothing_inline(page, look.said)
+        look.close()
+    assert grounds[0] != grounds[1], f"dark and light look alike: {grounds}"
+
+
+def many(browser):
+    look = Look(browser, width=1440, height=1000)
+    page = look.page
+    rows = page.locator("#volumes tr")
+    expect(rows).to_have_count(42)
+    for _ in range(5):
+        with page.expect_response(lambda answer: answer.url.endswith("/status")):
+            pass
+    taller = page.evaluate("document.documentElement.scrollHeight - innerHeight")
+    assert taller <= 0, f"42 volumes are {taller} pixels taller than a screen of 1,000"
+    look.sound("many")
+    page.get_by_role("button", name="Name").click()
+    expect(rows.first.locator("a")).to_have_text("vm-39")
+    page.get_by_role("button", name="Size").click()
+    expect(rows.first.locator("a")).to_have_text("vm-00")
+    assert page.locator("th[aria-sort=descending]").inner_text().startswith("Size")
+    page.locator("#search").fill("closed")
+    expect(rows).to_have_count(2)
+    expect(rows.first.locator("[data-of=stored]")).to_contain_text("B")
+    page.get_by_role("link", name="closed-1").click()
+    expect(page.locator("#state")).to_contain_text("This volume is closed")
+    expect(page.locator("#map")).not_to_be_visible()
+    # One that is closed is deleted by whoever types its name.
+    page.get_by_role("button", name="Delete…").click()
+    expect(page.locator("#yes")).to_be_disabled()
+    page.get_by_label("Type its name").fill("closed-1")
+    expect(page.locator("#yes")).to_be_enabled()
+    look.sound("delete")
+    page.get_by_role("button", name="Cancel").click()
+    look.close()
+
+
+def outage(browser):
+    look = Look(browser, errors=("503",))
+    page = look.page
+    expect(page.locator("#trouble")).to_contain_text("The store has answered nothing for", timeout=30_000)
+    row = page.locator("tr[data-volume=disk]")
+    expect(row.locator("[data-of=state]")).to_have_text("serving")
+    expect(row.locator("[data-of=dirty]")).to_contain_text("1.0 MiB")
+    look.sound("outage")
+    page.get_by_role("button", name="Ask the store now").click()
+    expect(page.locator("#said")).to_contain_text("the store has answered nothing for")
+    look.close()
+
 
 with sync_playwright() as driver:
     browser = driver.chromium.launch(executable_path="/usr/bin/chromium", args=[
         "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"])
-    grounds = []
-    for scheme, picture in zip(["light", "dark"], pictures):
-        page = browser.new_page(color_scheme=scheme, viewport={"width": 1000, "height": 640})
-        said, asked = [], []
-        page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(url)
-        article = page.locator(f"article[data-volume='{volume}']")
-        expect(article.locator("h2")).to_have_text(volume)
-        expect(article.locator(".facts")).to_contain_text("serving")
-        expect(page.locator("#summary")).to_contain_text("1 volume")
-        expect(article.locator("[data-of=clients]")).to_have_text("1")
-        expect(page.locator("#connections td").last).to_have_text(volume)
-        expect(article.locator(".stored-total")).to_contain_text("16.0 MiB stored, 16.0 MiB of that cached")
-        # The second look has rates.
-        expect(article.locator("[data-of=read]")).to_contain_text("a second")
-        drawn = article.locator("canvas").evaluate(DRAWN)
-        assert all(drawn[:256]), f"the first quarter is stored: {drawn[:256]}"
-        assert not any(drawn[256:1023]), f"nothing is stored between: {drawn[256:1023]}"
-        assert drawn[1023], "the last block is dirty or stored"
-        grounds.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
-        page.screenshot(path=picture)
-        assert not said, f"the console says {said}"
-        assert all(address.startswith(url) for address in asked), f"asked for {asked}"
-        page.evaluate("""() => {
-            const script = document.createElement('script');
-            script.textContent = 'window.ran = true';
-            document.body.append(script);
-        }""")
-        assert page.evaluate("window.ran") is None, "the policy lets inline code run"
-        assert any("Content Security Policy" in text for text in said), said
-        page.close()
-    assert grounds[0] != grounds[1], f"dark and light look alike: {grounds}"
+    {"load": load, "many": many, "outage": outage}[scenario](browser)
     browser.close()

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cairn::metrics::labels::{
-    Command, Errno, FoldResult, HandshakeFailure, Label, ObjectKind, ReadAhead, ReadSource, StoreOperation,
-    StoreOutcome, Tier, Transport,
+    Command, Errno, FoldResult, HandshakeFailure, Label, LogLoss, ObjectKind, ReadAhead, ReadSource,
+    StoreClass, StoreOperation, StoreOutcome, Tier, Transport,
 };
 use cairn::metrics::{Definition, Kind, Metrics};
 use serde_json::Value;
@@ -29,6 +29,8 @@ fn closed(label: &str, metric: &str) -> Option<BTreeSet<&'static str>> {
         ("kind", _) => values::<ObjectKind>(),
         ("tier", _) => values::<Tier>(),
         ("transport", _) => values::<Transport>(),
+        ("reason", "cairn_log_lines_lost_total") => values::<LogLoss>(),
+        ("class", _) => values::<StoreClass>(),
         ("reason", _) => values::<HandshakeFailure>(),
         ("operation", _) => values::<StoreOperation>(),
         ("outcome", _) => values::<StoreOutcome>(),
@@ -128,6 +130,20 @@ fn every_query_of_the_dashboard_asks_for_what_there_is() {
     let panels = dashboard["panels"].as_array().unwrap();
     let ids: BTreeSet<u64> = panels.iter().map(|panel| panel["id"].as_u64().unwrap()).collect();
     assert_eq!(ids.len(), panels.len(), "ids of panels are distinct");
+}
+
+/// Whoever is woken looks at it for the first time.
+#[test]
+fn every_panel_says_what_it_shows() {
+    let dashboard: Value = serde_json::from_str(DASHBOARD).unwrap();
+    for panel in dashboard["panels"].as_array().unwrap().iter().filter(|panel| panel["type"] != "row") {
+        let description = panel["description"].as_str().unwrap_or_default();
+        assert!(description.len() > 20, "{} has the description {description:?}", panel["title"]);
+    }
+    let drawn: BTreeSet<&str> = named(DASHBOARD).into_iter().map(|(name, _)| name).collect();
+    for bound in ["dirty_bytes", "clean_cache_bytes", "connections", "journal_bytes", "lease_seconds"] {
+        assert!(drawn.contains(&*format!("cairn_limit_{bound}")), "the bound {bound} is drawn");
+    }
 }
 
 #[test]

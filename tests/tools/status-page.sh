@@ -38,12 +38,15 @@ from playwright.sync_api import expect, sync_playwright
 
 with sync_playwright() as driver:
     browser = driver.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"])
-    page = browser.new_page(viewport={"width": 1000, "height": 620})
-    page.goto(sys.argv[1])
-    expect(page.locator("[data-of=clients]")).to_have_text("1")
-    # Rates need a second look; some is dirty at most times, and the picture is to show it.
-    expect(page.locator("[data-of=write]")).not_to_contain_text("0 B/s", timeout=60_000)
-    expect(page.locator(".stored-total")).not_to_contain_text(", 0 B dirty", timeout=60_000)
+    page = browser.new_page(viewport={"width": 1000, "height": 760})
+    page.goto(sys.argv[1] + "#/volume/vm")
+    expect(page.locator("#connections tr")).to_have_count(1)
+    # Lines need some looks; some is dirty at most times, and the picture is to show it.
+    for _ in range(15):
+        with page.expect_response(lambda answer: answer.url.endswith("/status")):
+            pass
+    expect(page.locator("#lines [data-of=write] b")).not_to_have_text("0 B/s", timeout=60_000)
+    expect(page.locator("#sums")).not_to_contain_text(", 0 B not durable", timeout=60_000)
     page.screenshot(path=sys.argv[2])
     browser.close()
 PYTHON

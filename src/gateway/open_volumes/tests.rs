@@ -209,6 +209,13 @@ async fn it_is_ready_while_the_store_answers_and_no_configured_volume_is_lost() 
     let server = server::Server::new(exports, server::Options::default(), Metrics::new().server());
     let status = GatewayStatus::starting();
     status.serves(Serving {
+        census: super::super::census::Census::start(
+            env.clone(),
+            Arc::clone(&first.volumes),
+            Metrics::new(),
+            None,
+        ),
+        connect: Vec::new(),
         env,
         volumes: Arc::clone(&first.volumes),
         catalogue,

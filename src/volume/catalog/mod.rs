@@ -4,7 +4,8 @@ mod deletion;
 mod name;
 mod volumes;
 
+pub use super::info::Info;
 pub use deletion::{delete, delete_by_id};
 pub use volumes::{
-    CONCURRENT_LOOKUPS, Info, Listed, Progress, Unnamed, check, create, info, list, resolve, unnamed, volumes,
+    CONCURRENT_LOOKUPS, Listed, Progress, Unnamed, check, create, info, list, resolve, unnamed, volumes,
 };

@@ -21,6 +21,7 @@ use crate::volume::format::head::{Checkpoint, Head, HolderName, Lease, VolumeSta
 use crate::volume::format::identity::{Identity, NameBinding};
 use crate::volume::format::keys::{self, IDENTITIES, Keys, NAMES, ObjectId, Slot};
 use crate::volume::format::root::{KeptRoot, Root, RootTable};
+use crate::volume::info::Info;
 use crate::volume::objects::{create as create_object, fetch, fetch_if_present, read_head};
 use crate::volume::options::Options;
 
@@ -31,25 +32,6 @@ const CREATIONS: u32 = 16;
 /// How often a volume is looked up of which an object is gone: others may delete it, and make another of that
 /// name.
 const LOOKUPS: u32 = 4;
-
-/// What is known of a volume without opening it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Info {
-    /// Name.
-    pub name: String,
-    /// The volume.
-    pub volume: Uuid,
-    /// Size in bytes.
-    pub size_bytes: u64,
-    /// Chunk size in bytes.
-    pub chunk_bytes: u64,
-    /// When it was created, in seconds since 1970.
-    pub created_at_seconds: u64,
-    /// Generation of its last writer; 0 if it never had one.
-    pub epoch: u32,
-    /// Who claims it, if anybody; the claim may have run out.
-    pub holder: Option<String>,
-}
 
 /// A name, and what it stands for: one that is damaged or half deleted keeps no other from being listed.
 #[derive(Clone, Debug)]

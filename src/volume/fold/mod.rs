@@ -264,6 +264,8 @@ impl Folder {
         }
         self.trash.set_folded(checkpoint.slot);
         shared.progress.update(|progress| progress.checkpoints += 1);
+        let now = (shared.env.wall_clock)();
+        shared.metrics.checkpoint_time.set(i64::try_from(now).unwrap_or(i64::MAX));
         tracing::debug!(volume = %shared.keys.volume(), ?checkpoint.slot, records = folding.slots.len(),
             bytes = folding.bytes, "checkpoint published");
         // What is folded is read under its new name from now on.

@@ -75,6 +75,15 @@ pub const NAMES: &str = "name/";
 /// name.
 pub const IDENTITIES: &str = "identity/";
 
+/// Prefix of all objects of volumes but their identities.
+pub const VOLUMES: &str = "volume/";
+
+/// The volume that an object below [`VOLUMES`] belongs to.
+#[must_use]
+pub fn volume_of(key: &str) -> Option<Uuid> {
+    key.strip_prefix(VOLUMES)?.split_once('/')?.0.parse().ok()
+}
+
 /// Key of the object that binds a name to a volume.
 #[must_use]
 pub fn name(name: &str) -> String {

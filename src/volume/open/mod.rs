@@ -105,7 +105,7 @@ impl Volume {
                 }
             });
         }
-        Ok(Arc::new(Self::new(shared, handle, folds)))
+        Ok(Arc::new(Self::new(shared, handle, folds, identity.created_at_seconds)))
     }
 }
 

@@ -150,9 +150,11 @@ impl Shared {
                     }
                 }
                 Obstacle::Cuts => {
+                    let _throttled = self.metrics.write_throttled.begin();
                     self.wait(|_| self.state.lock().may_cut(self.options.commits_in_flight)).await?;
                 }
                 Obstacle::Journal => {
+                    let _throttled = self.metrics.write_throttled.begin();
                     self.fold_wake.notify_one();
                     self.wait(|_| !self.journal_is_full(&self.state.lock(), growth)).await?;
                 }
@@ -169,6 +171,7 @@ impl Shared {
             return Ok(0);
         }
         let _waiting = WaitingWrite::new(self);
+        let _throttled = self.metrics.write_throttled.begin();
         let taken = self.env.budget.take(blocks);
         tokio::pin!(taken);
         let stopped = self.progress.wait(|now| now.stopped.then_some(()));
