@@ -1,7 +1,7 @@
 //! What people want to know of a volume, whether it is open or not.
 //!
-//! Knows nothing of how it is found out: [`catalog`](super::catalog) reads it from the store, an open volume has it in
-//! memory.
+//! Knows nothing of how it is found out: [`catalog`](super::catalog) reads it from the store, an open volume
+//! has it in memory.
 
 use uuid::Uuid;
 

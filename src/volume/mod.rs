@@ -5,8 +5,8 @@
 //! Each of these imports from those above it only; `tests/tidy` proves it.
 //!
 //! 1. `format`: the bytes of every object, as docs/FORMAT.md describes them.
-//! 2. `error`, `options`, `signal`, `store_exact`, `held`: what can fail and what can be set; how an object
-//!    is created or replaced exactly once.
+//! 2. `error`, `info`, `options`, `signal`, `census`: what can fail, be known and be set; what a store holds.
+//!    `store_exact`, `held`: how an object is created or replaced exactly once.
 //! 3. `state`: what an open volume has in memory, from the dirty layer to the root.
 //! 4. `cache`: clean pages, by object and page; what fetches and verifies them.
 //! 5. `budget`, `environment`, `objects`, `shared`: what volumes share, and what one volume's tasks share.

@@ -11,8 +11,8 @@ use super::survey_of_src;
 /// The parts of `src/volume`, lowest first: a part imports from earlier rows only. Parts of one row import nothing
 /// from each other.
 const VOLUME: &[&[&str]] = &[
-    &["format", "options", "signal"],
-    &["error"],
+    &["format", "info", "options", "signal"],
+    &["error", "census"],
     &["store_exact", "state"],
     &["held", "cache"],
     &["budget"],

@@ -1,7 +1,7 @@
 //! Records of the journal: commits, opening records and seals.
 //!
-//! `prologue | kind, flags (2) | slot (12) | writer's epoch (4) | nonce (8) | previous record's checksum (16) |
-//! count (4) | data bytes (8) | table | data | checksum (16)`.
+//! `prologue | kind, flags (2) | slot (12) | writer's epoch (4) | nonce (8) |
+//! previous record's checksum (16) | count (4) | data bytes (8) | table | data | checksum (16)`.
 //! The table lists the changes in the order in which they apply; the data of each `Data` change lies in the
 //! same order behind it, with a tag of its own, so that it can be fetched and verified alone. Invariant: a
 //! record's checksum stands for all of the journal up to it.
