@@ -68,6 +68,8 @@ mutants! {
     OneLogReplayed = "one-log-replayed",
     /// An opener does not seal the logs before its own.
     LogUnsealed = "log-unsealed",
+    /// An opener does not notice that the volume is deleted while it replays.
+    DeletionUnnoticed = "deletion-unnoticed",
     /// An opener serves without an opening record.
     OpeningUnproved = "opening-unproved",
     /// An opener whose bid failed bids again for the newer head, with the checkpoint of the older.

@@ -10,7 +10,7 @@ use cairn::volume::catalog::{self, Progress};
 use cairn::volume::{Entropy, Environment, OpenError, Volume};
 use uuid::Uuid;
 
-use super::bench::{Bench, MIB, pattern, read};
+use super::bench::{Bench, MIB, bytes_of, pattern, read};
 
 const CHUNK: u64 = 4 * MIB;
 
@@ -66,6 +66,45 @@ async fn remove_unnamed(bench: &Bench) -> usize {
 fn only_free_names(bench: &Bench) {
     let left: Vec<_> = bench.memory.objects().into_iter().filter(|(_, body)| body.len() != 52).collect();
     assert!(left.is_empty(), "{:?}", left.iter().map(|(key, _)| key).collect::<Vec<_>>());
+}
+
+/// A deletion takes records and seals away in front of an opening, which would take that for the end of the journal.
+#[tokio::test(start_paused = true)]
+async fn no_volume_is_opened_that_is_deleted_meanwhile() {
+    let mut refused = 0;
+    for operation in [Operation::Get, Operation::Put, Operation::List] {
+        for nth in 0.. {
+            let mut bench = Bench::new(64 * MIB).await;
+            let volume = bench.open().await;
+            volume.write(0, pattern(1, 4096), true).await.unwrap();
+            volume.abandon().await;
+            let gate = cairn::store::fault::Gate::new();
+            bench.fault.add(Rule::new(Action::Hold(gate.clone())).on(operation).skip(nth));
+            let other = bench.beside();
+            let (env, options, id) = (env(&bench), bench.options.clone(), id(&other).await);
+            let mut opening = pin!(Volume::open(&env, options, id, true));
+            let hangs = tokio::select! {
+                biased;
+                opened = opening.as_mut() => { opened.unwrap(); false }
+                () = gate.reached(1) => true,
+            };
+            if !hangs {
+                break;
+            }
+            delete(&other, "disk", true).await.unwrap();
+            gate.release();
+            if let Ok(volume) = opening.await {
+                // Opened before the deletion began: whatever it reads is what was flushed, or an error.
+                match volume.read(0, 4096).await {
+                    Ok(segments) => assert_eq!(bytes_of(&segments), pattern(1, 4096), "{operation:?} {nth}"),
+                    Err(_) => refused += 1,
+                }
+            } else {
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 5, "{refused} openings were overtaken");
 }
 
 #[tokio::test(start_paused = true)]

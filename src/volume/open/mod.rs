@@ -64,7 +64,12 @@ impl Volume {
         let recovering = recover(env, keys, &identity, &head);
         let Recovered { root, table, committed, opening } =
             match held.renewed_during(env.store.journal.as_ref(), recovering).await.flatten() {
-                Ok(recovered) => recovered,
+                Ok(recovered) => {
+                    if !mutant::is(Mutant::DeletionUnnoticed) {
+                        check_not_deleted(env, keys).await?;
+                    }
+                    recovered
+                }
                 Err(error) => return Err(explained(env, keys, &head, error).await),
             };
         tracing::info!(%volume, epoch = head.epoch, unswept, records = committed.slots.len() - 1,
@@ -134,6 +139,16 @@ async fn recover(
     let replay = Replay::new(env, keys, &root, head.epoch, head.checkpoint);
     let (committed, opening) = replay.run(head.checkpoint).await?;
     Ok(Recovered { root, table, committed, opening })
+}
+
+/// An error if the volume is being deleted, or was. A deletion marks the head before it removes anything, so what was
+/// read before the head was seen unmarked was all there. Without this, an opening could take records and seals that a
+/// deletion removes in front of it for the end of the journal, and serve an empty disk.
+async fn check_not_deleted(env: &Environment, keys: Keys) -> Result<(), OpenError> {
+    match read_head(env, keys).await.map_err(incomplete)? {
+        (head, _) if head.state == VolumeState::Deleting => Err(OpenError::Deleting),
+        _ => Ok(()),
+    }
 }
 
 /// Why an opening failed: where a later gateway has the volume, that one may have folded and deleted what we
