@@ -93,7 +93,8 @@ async fn list(State(context): State<Context>) -> Answer<Json<Vec<VolumeView>>> {
     Ok(Json(views.collect()))
 }
 
-/// A volume, and what is known of it where it is open here: what is open under its name may be one that was deleted.
+/// A volume, and what is known of it where it is open here: what is open under its name may be one that was
+/// deleted.
 fn view(info: Info, open: &[OpenVolume], stored: &BTreeMap<String, u64>) -> VolumeView {
     let open = open.iter().find(|open| open.name == info.name && open.volume.id() == info.volume);
     let stored_bytes = stored.get(&info.name).copied();

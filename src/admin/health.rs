@@ -1,5 +1,5 @@
-//! Metrics and health, for scrapers and probes: open to whoever reaches the socket (on loopback, but for pages of other
-//! sites), and without names of volumes in health beyond what metrics tell.
+//! Metrics and health, for scrapers and probes: open to whoever reaches the socket (on loopback, but for
+//! pages of other sites), and without names of volumes in health beyond what metrics tell.
 
 use std::io::Write as _;
 

@@ -1,7 +1,7 @@
 //! HTTP/1.1 connections: accepts, bounds and ends them. Knows no route.
 //!
-//! Invariant: whoever comes is served, however many connections others keep: the one that has been without a request in
-//! hand for longest makes room.
+//! Invariant: whoever comes is served, however many connections others keep: the one that has been without a
+//! request in hand for longest makes room.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -24,7 +24,8 @@ use super::view::Problem;
 use crate::server::Listener;
 use crate::task::Tasks;
 
-/// How long to wait after a failed accept: it may be for want of file descriptors, which others must give back.
+/// How long to wait after a failed accept: it may be for want of file descriptors, which others must give
+/// back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Longest body of a request.
 const BODY_BYTES: usize = 64 << 10;
@@ -92,7 +93,8 @@ async fn note(State(connection): State<Arc<Connection>>, request: Request, next:
     response
 }
 
-/// Reads the body, which is short, before anything is done: within a time, so that nobody keeps a request open.
+/// Reads the body, which is short, before anything is done: within a time, so that nobody keeps a request
+/// open.
 async fn with_body(State(timeout): State<Duration>, request: Request, next: Next) -> Response {
     let (head, body) = request.into_parts();
     let refuse = |status, why: String| Problem::new(status, why).into_response();

@@ -1,6 +1,7 @@
 //! The admin HTTP server: metrics, health, the API and the status page.
 //!
-//! Asks the gateway through its trait [`Gateway`]. It must not know how volumes are opened or configured. Invariant: what changes anything, or tells of volumes, is only for those whom [`Access`] lets in; metrics
+//! Asks the gateway through its trait [`Gateway`]. It must not know how volumes are opened or configured.
+//! Invariant: what changes anything, or tells of volumes, is only for those whom [`Access`] lets in; metrics
 //! and health are for everybody but pages of other sites, so that probes and scrapers need no secret.
 
 mod access;

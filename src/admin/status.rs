@@ -1,7 +1,8 @@
 //! The status page: what the API tells, to look at.
 //!
-//! Four files that hold nothing of this gateway, so that they are served to whoever asks; the page fetches the API
-//! as any client does. Invariant: nothing is loaded from elsewhere, and the content security policy forbids it.
+//! Four files that hold nothing of this gateway, so that they are served to whoever asks; the page fetches
+//! the API as any client does. Invariant: nothing is loaded from elsewhere, and the content security policy
+//! forbids it.
 
 use axum::Router;
 use axum::http::header::{

@@ -99,7 +99,8 @@ pub(super) struct NewVolume {
     pub(super) chunk_bytes: Option<Whole>,
 }
 
-/// A whole number that is not negative. JSON has one kind of number, and `512.0` is an integer to its schemas.
+/// A whole number that is not negative. JSON has one kind of number, and `512.0` is an integer to its
+/// schemas.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Whole(pub(super) u64);
 

@@ -137,8 +137,8 @@ settings! {
     server: Server {
         /// Addresses to listen on: `ADDRESS:PORT` or `unix:PATH`. Several are allowed.
         listen: Vec<String> = vec!["127.0.0.1:10809".to_owned()], Any;
-        /// Permissions of the Unix sockets in `server.listen` and `server.oldstyle`, in octal, such as `0660`.
-        /// Write permission lets a user connect. If empty, the umask decides.
+        /// Permissions of the Unix sockets in `server.listen` and `server.oldstyle`, in octal, such as
+        /// `0660`. Write permission lets a user connect. If empty, the umask decides.
         socket_mode: String = String::new(), Any;
         /// Group of these sockets: a number, or a name in `/etc/group`. If empty, the system chooses it.
         socket_group: String = String::new(), Any;
@@ -286,8 +286,8 @@ settings! {
         /// token nothing can be changed there, and only clients on this machine can read more than metrics
         /// and health.
         token_file: String = String::new(), Any;
-        /// Let everyone who can reach `admin.listen` see the status page and read the API without a token, also
-        /// from other machines. Changes still require the token.
+        /// Let everyone who can reach `admin.listen` see the status page and read the API without a token,
+        /// also from other machines. Changes still require the token.
         read_without_token: bool = false, Any;
     }
 

@@ -1,6 +1,7 @@
 //! Every metric: name, type, unit, help, labels and buckets. The one place where they are named.
 //!
-//! Knows nothing of who counts. Invariant: names are distinct, and [`ALL`] names every metric that Cairn exports.
+//! Knows nothing of who counts. Invariant: names are distinct, and [`ALL`] names every metric that Cairn
+//! exports.
 
 /// What a metric is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,7 +1,7 @@
 //! Families: one metric with its labels, registered once, whose children are handed out by label value.
 //!
-//! The only file that turns a [`Definition`] into a metric of the `prometheus` crate. Invariant: a child that was
-//! made for an owner is removed with it, so a closed volume leaves no time series behind.
+//! The only file that turns a [`Definition`] into a metric of the `prometheus` crate. Invariant: a child that
+//! was made for an owner is removed with it, so a closed volume leaves no time series behind.
 
 use std::marker::PhantomData;
 

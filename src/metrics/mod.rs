@@ -1,7 +1,7 @@
 //! Metrics: what is counted, and the text that a scraper reads.
 //!
-//! [`definitions`] names every metric; the other files hand out typed handles. Knows nothing of the layers that
-//! count. Invariant: no metric is exported that [`definitions::ALL`] does not name.
+//! [`definitions`] names every metric; the other files hand out typed handles. Knows nothing of the layers
+//! that count. Invariant: no metric is exported that [`definitions::ALL`] does not name.
 
 pub mod definitions;
 mod family;
@@ -93,7 +93,8 @@ impl Metrics {
         self.store.clone()
     }
 
-    /// Those of the volume `name`, shared by all who ask for it; its time series end when the last is dropped.
+    /// Those of the volume `name`, shared by all who ask for it; its time series end when the last is
+    /// dropped.
     #[must_use]
     pub fn volume(&self, name: &str) -> VolumeMetrics {
         volume::VolumeFamilies::volume(&self.volumes, name)

@@ -103,8 +103,8 @@ impl VolumeFamilies {
             if let Some(inner) = weak.upgrade() {
                 return VolumeMetrics(inner);
             }
-            // The last owner is being dropped and waits for the lock: what it would remove goes now, since its
-            // children would otherwise be handed out again and then removed.
+            // The last owner is being dropped and waits for the lock: what it would remove goes now, since
+            // its children would otherwise be handed out again and then removed.
             Self::owned(families, name).remove();
         }
         let mut owned = Owned::default();

@@ -156,7 +156,9 @@ const OTHER_SCHEMES: &[&str] = &["http", "https", "file", "s3"];
 fn own_uris(sources: &[Source<'_>]) -> Vec<String> {
     let mut found = Vec::new();
     for (file, text) in sources.iter().filter(|(file, _)| *file != URI_FILE) {
-        for (number, line) in text.lines().enumerate() {
+        // Examples in documentation show what a user types.
+        let is_code = |line: &&str| !line.trim_start().starts_with("//");
+        for (number, line) in text.lines().enumerate().filter(|(_, line)| is_code(line)) {
             let formatted = line.match_indices("://").any(|(at, _)| {
                 let is_of_a_scheme = |c: char| c.is_ascii_alphanumeric() || "+{}".contains(c);
                 let scheme = line[..at].rsplit(|c| !is_of_a_scheme(c)).next().unwrap_or_default();

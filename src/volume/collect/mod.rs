@@ -1,9 +1,9 @@
 //! Deleting what nothing names any more, after a grace.
 //!
-//! One rule: when a root goes, those of this volume's objects that it names and neither its parent nor a child does
-//! die, then its entry in the root table. Only the holder of the epoch deletes: the list is fixed, then the head is
-//! read; if its epoch is another, nothing is deleted. Seals are never deleted. Whatever said that an object is garbage,
-//! what the open volume itself knows to be in use is not deleted.
+//! One rule: when a root goes, those of this volume's objects that it names and neither its parent nor a
+//! child does die, then its entry in the root table. Only the holder of the epoch deletes: the list is fixed,
+//! then the head is read; if its epoch is another, nothing is deleted. Seals are never deleted. Whatever said
+//! that an object is garbage, what the open volume itself knows to be in use is not deleted.
 
 mod sweep;
 
@@ -35,7 +35,8 @@ const RETRY_PAUSE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct TableFull;
 
-/// Faults in saying what is garbage. They are committed in the check before deletion too, which would hide them.
+/// Faults in saying what is garbage. They are committed in the check before deletion too, which would hide
+/// them.
 const GARBAGE_MISJUDGED: [Mutant; 5] = [
     Mutant::SharedDeleted,
     Mutant::JournalForgotten,
@@ -57,8 +58,8 @@ pub(super) enum Garbage {
 
 /// What waits to be deleted, and the root table that the folder and the collector share.
 ///
-/// One lock holds all of it: which roots are kept follows from the table and the collected roots together, and an orphan
-/// is counted as unswept from the instant at which it is queued.
+/// One lock holds all of it: which roots are kept follows from the table and the collected roots together,
+/// and an orphan is counted as unswept from the instant at which it is queued.
 #[derive(Debug)]
 pub(super) struct Trash {
     state: Mutex<TrashState>,
@@ -75,7 +76,8 @@ struct TrashState {
     collected: BTreeSet<ObjectId>,
     /// What waits, with the time at which it is due, in order of that.
     queue: VecDeque<(Instant, Garbage)>,
-    /// How much exists that only a sweep finds: the orphans that wait here, and the sweep itself until it has ended.
+    /// How much exists that only a sweep finds: the orphans that wait here, and the sweep itself until it has
+    /// ended.
     unswept: usize,
 }
 
@@ -171,8 +173,8 @@ impl Trash {
         }
     }
 
-    /// Queues objects that an earlier epoch left, to be deleted when the grace since `retired_at_seconds` (since 1970) is
-    /// over: it does not begin anew with each opening.
+    /// Queues objects that an earlier epoch left, to be deleted when the grace since `retired_at_seconds`
+    /// (since 1970) is over: it does not begin anew with each opening.
     pub(super) fn add_left(&self, shared: &Shared, names: Vec<String>, retired_at_seconds: u64) {
         if !names.is_empty() {
             self.add_due(Instant::now() + grace_left(shared, retired_at_seconds), Garbage::Objects(names));
@@ -266,7 +268,8 @@ impl Collector {
     /// Runs until the volume stops.
     pub(super) async fn run(self) {
         self.queue_retired();
-        // Roots that are due go first: the look for leftovers asks every root that is kept about every object.
+        // Roots that are due go first: the look for leftovers asks every root that is kept about every
+        // object.
         if self.delete_due().await.is_err() {
             return;
         }
@@ -274,7 +277,8 @@ impl Collector {
             if self.shared.check_serving().is_err() {
                 return;
             }
-            tracing::warn!(volume = %self.shared.keys.volume(), "looking for leftovers failed, trying again: {error}");
+            tracing::warn!(volume = %self.shared.keys.volume(),
+                "looking for leftovers failed, trying again: {error}");
             tokio::time::sleep(RETRY_PAUSE).await;
         }
         if self.unswept {
@@ -336,8 +340,9 @@ impl Collector {
         Ok(())
     }
 
-    /// The objects without those that the open volume uses, which would be deleted for a mistake or for a false answer of
-    /// the store; and without those of which a lost map page would have to say whether it does.
+    /// The objects without those that the open volume uses, which would be deleted for a mistake or for a
+    /// false answer of the store; and without those of which a lost map page would have to say whether it
+    /// does.
     async fn without_used(&self, names: &[String]) -> Result<Vec<String>, Error> {
         let mut unused = Vec::with_capacity(names.len());
         for name in names {
@@ -353,13 +358,15 @@ impl Collector {
         Ok(unused)
     }
 
-    /// Leaves garbage to the sweep of a later opening, since an object that is lost would have to say what else needs it.
+    /// Leaves garbage to the sweep of a later opening, since an object that is lost would have to say what
+    /// else needs it.
     fn leave_to_sweep(&self, key: &str, error: &Error) {
         tracing::warn!(%key, "garbage is kept, since what references it cannot be read: {error}");
         self.trash.leave_to_sweep();
     }
 
-    /// Whether the open volume uses an object, by its own state: its root, and the journal after the checkpoint.
+    /// Whether the open volume uses an object, by its own state: its root, and the journal after the
+    /// checkpoint.
     async fn is_used(&self, name: &str) -> Result<bool, Error> {
         if GARBAGE_MISJUDGED.iter().any(|fault| mutant::is(*fault)) {
             return Ok(false);
@@ -408,7 +415,8 @@ impl Collector {
         Ok(())
     }
 
-    /// Deletes the chunk objects that only a retired root names; then its map pages and the root itself are orphans.
+    /// Deletes the chunk objects that only a retired root names; then its map pages and the root itself are
+    /// orphans.
     async fn delete_root(&self, id: ObjectId) -> Result<(), Error> {
         let shared = &self.shared;
         let kept = self.trash.kept();
@@ -442,7 +450,8 @@ impl Collector {
             own.push(shared.keys.map_page(*number, reference.id));
         }
         own.push(shared.keys.root(id));
-        // First nobody asks it any more what it shares: what a neighbour would leave to it, it could not tell again.
+        // First nobody asks it any more what it shares: what a neighbour would leave to it, it could not tell
+        // again.
         self.trash.set_collected(id);
         self.trash.add(shared, Garbage::Orphans(own));
         Ok(())

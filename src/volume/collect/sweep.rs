@@ -1,8 +1,9 @@
 //! Finding what earlier epochs left behind: folded records, and objects that were never published.
 //!
-//! Looks at names of older epochs only: what our own epoch makes is never an orphan. What is found is deleted as the look
-//! goes on, as is all else that is due, so that gateways that live shortly get further than the one before. Invariant: an
-//! object is queued for deletion only if no kept root, no record after the checkpoint and no head names it.
+//! Looks at names of older epochs only: what our own epoch makes is never an orphan. What is found is deleted
+//! as the look goes on, as is all else that is due, so that gateways that live shortly get further than the
+//! one before. Invariant: an object is queued for deletion only if no kept root, no record after the
+//! checkpoint and no head names it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -24,8 +25,8 @@ use crate::volume::store_exact::{CheckedError, fetch_checked};
 
 /// Folded records read before what they leave behind is deleted.
 const WINDOW: usize = 128;
-/// Bytes from which on a record is not read whole, and that are read first for its table: that of a commit of 16 MiB
-/// in blocks of 4 KiB fits.
+/// Bytes from which on a record is not read whole, and that are read first for its table: that of a commit of
+/// 16 MiB in blocks of 4 KiB fits.
 const TABLE_BYTES: u64 = 128 << 10;
 
 /// Reads a record up to its data.
@@ -49,8 +50,8 @@ async fn read_table(store: &dyn Store, volume: Uuid, entry: &Entry) -> Result<Ve
     Ok(table)
 }
 
-/// A record names chunk objects of its own epoch alone, which is over: one that seems to name another's is not to be
-/// trusted with what it tells to delete.
+/// A record names chunk objects of its own epoch alone, which is over: one that seems to name another's is
+/// not to be trusted with what it tells to delete.
 fn own_chunks_only(record: Record) -> Result<Record, DecodeError> {
     let epoch = record.slot.epoch;
     let is_foreign = |change: &Change| matches!(change, Change::Chunk { id, .. } if id.epoch != epoch);
@@ -62,8 +63,8 @@ fn own_chunks_only(record: Record) -> Result<Record, DecodeError> {
 
 /// What must stay of older epochs' objects.
 struct Needed {
-    /// Chunk objects that records after the checkpoint named when the look began: those that a checkpoint took over since
-    /// are named by its root too.
+    /// Chunk objects that records after the checkpoint named when the look began: those that a checkpoint
+    /// took over since are named by its root too.
     by_journal: BTreeSet<(ChunkIndex, ObjectId)>,
     /// Roots that are kept.
     roots: BTreeMap<ObjectId, Root>,
@@ -73,23 +74,24 @@ struct Needed {
     table: ObjectId,
 }
 
-/// When a record of an earlier epoch was folded, in seconds since 1970: when the first kept root that holds it replaced
-/// the one before. 0 where that one is gone, since its grace is over, and where no root was made, since nothing changed.
+/// When a record of an earlier epoch was folded, in seconds since 1970: when the first kept root that holds
+/// it replaced the one before. 0 where that one is gone, since its grace is over, and where no root was made,
+/// since nothing changed.
 fn folded_at_seconds(kept: &[KeptRoot], slot: Slot) -> u64 {
     let holder = kept.iter().filter(|kept| kept.commit >= slot).min_by_key(|kept| kept.commit);
     let replaced = holder.and_then(|holder| kept.iter().find(|kept| Some(kept.root) == holder.parent));
     replaced.map_or(0, |replaced| replaced.retired_at_seconds)
 }
 
-/// Whether a listing shows that a record has no changes, so that it need not be read: it is a seal, of which there is one
-/// for each opening, or the opening record of its log.
+/// Whether a listing shows that a record has no changes, so that it need not be read: it is a seal, of which
+/// there is one for each opening, or the opening record of its log.
 fn is_empty(entry: &Entry) -> bool {
     entry.size_bytes == EMPTY_RECORD_BYTES && !mutant::is(Mutant::SealsDeleted)
 }
 
 impl Collector {
-    /// Queues folded records that stand still, replaced root tables, and where the volume is unswept also all other
-    /// objects that nothing names.
+    /// Queues folded records that stand still, replaced root tables, and where the volume is unswept also all
+    /// other objects that nothing names.
     pub(super) async fn queue_leftovers(&self, unswept: bool) -> Result<(), Error> {
         let shared = &self.shared;
         // Taken before the roots, since a checkpoint moves it there.
@@ -115,8 +117,8 @@ impl Collector {
         Ok(())
     }
 
-    /// Deletes what is due, and brings the roots up to date: of one that is gone, nobody can say any more what it shares
-    /// with those that took its place.
+    /// Deletes what is due, and brings the roots up to date: of one that is gone, nobody can say any more
+    /// what it shares with those that took its place.
     async fn give_way(&self, needed: &mut Needed) -> Result<(), Error> {
         self.delete_due().await?;
         self.renew(needed).await
@@ -177,8 +179,8 @@ impl Collector {
         if begun.is_empty() { Ok(()) } else { self.queue_opening_records(begun).await }
     }
 
-    /// Queues the opening records of those logs that go on behind them: a log whose first record is its last was sealed
-    /// before it began.
+    /// Queues the opening records of those logs that go on behind them: a log whose first record is its last
+    /// was sealed before it began.
     async fn queue_opening_records(&self, mut begun: BTreeSet<Epoch>) -> Result<(), Error> {
         let shared = &self.shared;
         let journal = shared.keys.journal();
@@ -258,8 +260,8 @@ impl Collector {
             match names_chunk(&self.shared, root, index, id).await {
                 Ok(true) => return Ok(true),
                 Ok(false) => {}
-                // A retired root that an earlier attempt half deleted names nothing any more that it does not share;
-                // of any other, whatever cannot be told is kept.
+                // A retired root that an earlier attempt half deleted names nothing any more that it does not
+                // share; of any other, whatever cannot be told is kept.
                 Err(Error::Lost { .. }) if needed.retired.contains(&root.id) => {}
                 Err(error) if error.is_loss() => return Ok(true),
                 Err(error) => return Err(error),
@@ -285,7 +287,8 @@ impl Collector {
             self.give_way(needed).await?;
         }
         if found > 0 {
-            tracing::info!(volume = %shared.keys.volume(), prefix, objects = found, "swept what earlier epochs left");
+            tracing::info!(volume = %shared.keys.volume(), prefix, objects = found,
+                "swept what earlier epochs left");
         }
         Ok(())
     }

@@ -1,8 +1,9 @@
 //! Folding: all commits up to an exact one, and nothing newer, become new objects under a new root.
 //!
-//! One task folds. Reads, writes and commits go on meanwhile: what is being folded stays in force above the old root
-//! until the new one is published. Invariants: the new root is the volume at exactly the checkpoint's commit; a head
-//! names only objects that are durable; nothing is handed to the collector before the head that replaces it is.
+//! One task folds. Reads, writes and commits go on meanwhile: what is being folded stays in force above the
+//! old root until the new one is published. Invariants: the new root is the volume at exactly the
+//! checkpoint's commit; a head names only objects that are durable; nothing is handed to the collector before
+//! the head that replaces it is.
 
 mod made;
 mod rewrite;
@@ -183,7 +184,8 @@ impl Folder {
             // Nothing was published, so nothing names them.
             self.trash.add(&self.shared, Garbage::Orphans(made.take_unfinished(self.shared.keys)));
             self.shared.metrics.folds.of(FoldResult::Failed).inc();
-            tracing::warn!(volume = %self.shared.keys.volume(), ?pause, finished_chunks = made.finished_chunks(),
+            tracing::warn!(volume = %self.shared.keys.volume(),
+                ?pause, finished_chunks = made.finished_chunks(),
                 "checkpoint failed, trying again with what is finished: {error}");
             // Gateways that failed together do not come back together.
             let share = u32::try_from(self.shared.env.entropy.next_u64() % 256).expect("below 256");
@@ -248,7 +250,8 @@ impl Folder {
         }
         let table_id = table.as_ref().map_or(old_table, |table| table.id);
         self.head.publish(shared, checkpoint, root.id, table_id).await?;
-        // The new root is kept before what it took over leaves the state: who looks for leftovers finds it here or there.
+        // The new root is kept before what it took over leaves the state: who looks for leftovers finds it
+        // here or there.
         let replaced_table = table.as_ref().map(|_| old_table);
         if let Some(table) = table {
             self.trash.set_table(table);
@@ -414,8 +417,8 @@ impl Folder {
         Ok(FoldedPage::Object(id))
     }
 
-    /// What the root has for a map page; `None` if that is damaged or gone for good. Nobody can tell where its chunks are
-    /// then, so the range that no change covers is lost, and the volume goes on without it.
+    /// What the root has for a map page; `None` if that is damaged or gone for good. Nobody can tell where
+    /// its chunks are then, so the range that no change covers is lost, and the volume goes on without it.
     async fn unless_lost(&self, mapped: Result<Mapped, Error>, number: u32) -> Result<Option<Mapped>, Error> {
         let error = match mapped {
             Err(error) if error.is_loss() => error,
@@ -424,7 +427,8 @@ impl Folder {
         if let Error::Lost { key, .. } = &error {
             confirm_gone(self.shared.env.store.bulk.as_ref(), key).await?;
         }
-        tracing::error!(volume = %self.shared.keys.volume(), map_page = number, "a map page was lost: {error}");
+        tracing::error!(volume = %self.shared.keys.volume(), map_page = number,
+            "a map page was lost: {error}");
         Ok(None)
     }
 

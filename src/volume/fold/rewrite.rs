@@ -1,7 +1,7 @@
 //! Rewriting a chunk: its base and the changes of a checkpoint become a new object.
 //!
-//! Invariant: a sector of the new object is what a read at the checkpoint's commit gives; one that cannot be read is
-//! marked as lost and stays so until it is overwritten, never zeros.
+//! Invariant: a sector of the new object is what a read at the checkpoint's commit gives; one that cannot be
+//! read is marked as lost and stays so until it is overwritten, never zeros.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -24,10 +24,12 @@ use crate::volume::shared::Shared;
 use crate::volume::state::piece::{InMemory, Piece, is_zero};
 use crate::volume::store_exact::confirm_gone;
 
-/// A page of which so much changed is taken for one that is in use: a page for a block would crowd the cache out.
+/// A page of which so much changed is taken for one that is in use: a page for a block would crowd the cache
+/// out.
 const HOT_LEN: usize = PAGE_LEN / 4;
 
-/// A part of a page that changed: where in the page, and its bytes (or the fetch that gives them, from a byte of it).
+/// A part of a page that changed: where in the page, and its bytes (or the fetch that gives them, from a byte
+/// of it).
 struct Part {
     within: Range<usize>,
     bytes: PartBytes,
@@ -58,8 +60,8 @@ struct PagePlan {
 }
 
 impl Shared {
-    /// Makes the entry of a chunk at the commit `birth` from its entry below and the changes since, in order of
-    /// offset; uploads its object.
+    /// Makes the entry of a chunk at the commit `birth` from its entry below and the changes since, in order
+    /// of offset; uploads its object.
     pub(super) async fn rewrite_chunk(
         &self,
         map: Option<&LoadedMapPage>,
@@ -106,14 +108,15 @@ impl Shared {
             entry.base = Some(base);
         }
         for page in entry.damage.iter().map(|damage| damage.page) {
-            tracing::error!(volume = %self.keys.volume(), chunk = index.0, page, "sectors of a page were lost");
+            tracing::error!(volume = %self.keys.volume(), chunk = index.0, page,
+                "sectors of a page were lost");
             entry.allocated.insert(page);
         }
         Ok(entry)
     }
 
-    /// Makes sure that objects which were not found are gone for good: the sectors of those are marked as lost, and what
-    /// is left of them is deleted.
+    /// Makes sure that objects which were not found are gone for good: the sectors of those are marked as
+    /// lost, and what is left of them is deleted.
     async fn confirm_losses(&self, fetched: &[Result<Bytes, Error>]) -> Result<(), Error> {
         let lost: BTreeSet<&str> = fetched
             .iter()

@@ -21,7 +21,8 @@ pub(super) fn map_pages_of(geometry: Geometry, range: &Range<u64>) -> Range<u32>
     number_of(range.start / page_bytes)..number_of(range.end.div_ceil(page_bytes))
 }
 
-/// The map pages of a volume of `size_bytes` that a range covers; without any, they begin and end within what it touches.
+/// The map pages of a volume of `size_bytes` that a range covers; without any, they begin and end within what
+/// it touches.
 pub(super) fn whole_map_pages(geometry: Geometry, size_bytes: u64, range: &Range<u64>) -> Range<u32> {
     let page_bytes = geometry.map_page_bytes();
     let touched = map_pages_of(geometry, range);
@@ -45,8 +46,8 @@ pub(super) fn zeroed_entries(geometry: Geometry, chunks: u64, birth: Slot) -> BT
     (0..u16::try_from(chunks).expect("at most 4,096")).map(|slot| (slot, entry.clone())).collect()
 }
 
-/// The entries of the first `chunks` chunks of a map page that was lost: what a chunk held is unknown until it is
-/// overwritten.
+/// The entries of the first `chunks` chunks of a map page that was lost: what a chunk held is unknown until
+/// it is overwritten.
 pub(super) fn lost_entries(geometry: Geometry, chunks: u64, birth: Slot) -> BTreeMap<u16, Entry> {
     let mut entries = zeroed_entries(geometry, chunks, birth);
     if !mutant::is(Mutant::LostMapPageIsZeros) {

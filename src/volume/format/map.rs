@@ -1,7 +1,7 @@
 //! Map pages: chunk index → entry, 4,096 entries an object.
 //!
-//! A loaded page keeps its encoded entries and an index, so that it costs memory in proportion to its object; all
-//! entries are checked when it is loaded. Invariant: `encode` of decoded entries gives the same bytes.
+//! A loaded page keeps its encoded entries and an index, so that it costs memory in proportion to its object;
+//! all entries are checked when it is loaded. Invariant: `encode` of decoded entries gives the same bytes.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -81,8 +81,8 @@ pub struct Entry {
     pub packs: Vec<InPack>,
     /// Pages with sectors that were lost, in order of page.
     pub damage: Vec<Damage>,
-    /// Pages of which nothing is known, because the map page that located them was lost. They are in neither the base nor
-    /// a pack.
+    /// Pages of which nothing is known, because the map page that located them was lost. They are in neither
+    /// the base nor a pack.
     pub lost: PageSet,
 }
 

@@ -1,7 +1,7 @@
 //! The base of a volume: what its root says of a range.
 //!
-//! Map pages load on first touch into the page cache. Knows nothing of changes since the root. Invariant: a range
-//! resolves to zeros only where the map says so; whatever cannot be read is an error.
+//! Map pages load on first touch into the page cache. Knows nothing of changes since the root. Invariant: a
+//! range resolves to zeros only where the map says so; whatever cannot be read is an error.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! READ, CACHE and BLOCK_STATUS: from the changes in memory down to a ranged GET.
 //!
-//! Invariant: a byte is given only if it is in memory or has passed its check; an object that is gone is looked up
-//! anew, since a checkpoint may have moved its bytes.
+//! Invariant: a byte is given only if it is in memory or has passed its check; an object that is gone is
+//! looked up anew, since a checkpoint may have moved its bytes.
 
 pub(super) mod ahead;
 pub mod base;
@@ -96,8 +96,8 @@ enum Origin {
 }
 
 impl Shared {
-    /// Looks a range up and asks `of` for it; again whenever an object is gone, since a checkpoint may have moved its
-    /// bytes. One that is named once more after it was gone is lost.
+    /// Looks a range up and asks `of` for it; again whenever an object is gone, since a checkpoint may have
+    /// moved its bytes. One that is named once more after it was gone is lost.
     pub(super) async fn look_up<T, F>(
         &self,
         range: &Range<u64>,
@@ -247,9 +247,9 @@ impl Shared {
         }
     }
 
-    /// The first part of a range, not empty, that is looked at at once: of one kind in the map, with at most `pieces`
-    /// pieces in each layer, and at most `mapped_bytes` bytes of what a map page covers. It bounds the work; what the part
-    /// is when it is looked at may have changed.
+    /// The first part of a range, not empty, that is looked at at once: of one kind in the map, with at most
+    /// `pieces` pieces in each layer, and at most `mapped_bytes` bytes of what a map page covers. It bounds
+    /// the work; what the part is when it is looked at may have changed.
     pub(super) fn window(&self, range: Range<u64>, pieces: usize, mapped_bytes: u64) -> Window {
         let (reach, root) = {
             let state = self.state.lock();
@@ -275,8 +275,8 @@ impl Shared {
     }
 
     /// Brings a range into the cache: piece by piece, as much as the cache can hold, and no more than
-    /// [`CACHE_MAP_PAGES`] map pages of it. Ends early where the volume is being closed. What cannot be fetched is left
-    /// to the READ that needs it.
+    /// [`CACHE_MAP_PAGES`] map pages of it. Ends early where the volume is being closed. What cannot be
+    /// fetched is left to the READ that needs it.
     pub(super) async fn prefetch(&self, range: Range<u64>) -> Result<(), Error> {
         let mut room = self.env.cache.capacity_bytes();
         let mut map_pages = Loads::new(CACHE_MAP_PAGES);
@@ -306,8 +306,8 @@ impl Shared {
         Ok(())
     }
 
-    /// Allocation of a range: at most `limit` extents, adjacent ones alike merged; may end before the range does: one
-    /// call looks at [`STATUS_WINDOWS`] parts at most, and so loads no more map pages than that.
+    /// Allocation of a range: at most `limit` extents, adjacent ones alike merged; may end before the range
+    /// does: one call looks at [`STATUS_WINDOWS`] parts at most, and so loads no more map pages than that.
     pub(super) async fn allocation(&self, range: Range<u64>, limit: usize) -> Result<Vec<Extent>, Error> {
         let mut extents: Vec<Extent> = Vec::new();
         let mut at = range.start;
@@ -336,7 +336,8 @@ impl Shared {
         Ok(extents)
     }
 
-    /// The parts of what a range was resolved to, in order, each with whether it is a hole and whether it is zeros.
+    /// The parts of what a range was resolved to, in order, each with whether it is a hole and whether it is
+    /// zeros.
     async fn allocation_of(&self, resolved: Resolved) -> Result<Vec<(Range<u64>, bool, bool)>, Error> {
         let mut parts: Vec<(Range<u64>, bool, bool)> = Vec::new();
         for (range, piece) in resolved.pieces {

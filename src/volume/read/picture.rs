@@ -1,7 +1,8 @@
-//! A picture of the disk for people: how much of each part is stored, how much of that is in memory too, and how much
-//! is not durable yet.
+//! A picture of the disk for people: how much of each part is stored, how much of that is in memory too, and
+//! how much is not durable yet.
 //!
-//! Reads no data, and a bounded number of map pages. Invariant: the cells cover the volume, in order and without gaps.
+//! Reads no data, and a bounded number of map pages. Invariant: the cells cover the volume, in order and
+//! without gaps.
 
 use std::ops::Range;
 
