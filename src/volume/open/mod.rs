@@ -141,9 +141,9 @@ async fn recover(
     Ok(Recovered { root, table, committed, opening })
 }
 
-/// An error if the volume is being deleted, or was. A deletion marks the head before it removes anything, so what was
-/// read before the head was seen unmarked was all there. Without this, an opening could take records and seals that a
-/// deletion removes in front of it for the end of the journal, and serve an empty disk.
+/// An error if the volume is being deleted, or was. A deletion marks the head before it removes anything, so
+/// what was read before the head was seen unmarked was all there. Without this, an opening could take records
+/// and seals that a deletion removes in front of it for the end of the journal, and serve an empty disk.
 async fn check_not_deleted(env: &Environment, keys: Keys) -> Result<(), OpenError> {
     match read_head(env, keys).await.map_err(incomplete)? {
         (head, _) if head.state == VolumeState::Deleting => Err(OpenError::Deleting),
