@@ -79,20 +79,41 @@ fn out_of_order(mentions: &[Mention], parts: &BTreeSet<String>) -> Vec<String> {
     wrong
 }
 
-/// How many arrows it takes at most from a node to one without any.
-fn height(arrows: &Arrows, node: &str) -> usize {
-    arrows.get(node).into_iter().flatten().map(|to| height(arrows, to) + 1).max().unwrap_or(0)
+/// How many arrows it takes at most from each node to one without any.
+///
+/// # Errors
+/// The nodes from which a circle is reached, if there is one.
+fn heights(arrows: &Arrows) -> Result<BTreeMap<&str, usize>, Vec<&str>> {
+    let mut heights: BTreeMap<&str, usize> = BTreeMap::new();
+    for height in 0.. {
+        let is_left = |node: &str| !heights.contains_key(node);
+        let left: Vec<&str> = arrows.keys().map(String::as_str).filter(|node| is_left(node)).collect();
+        if left.is_empty() {
+            break;
+        }
+        let ready = left.iter().filter(|node| !arrows[**node].iter().any(|to| is_left(to)));
+        let ready: Vec<&str> = ready.copied().collect();
+        if ready.is_empty() {
+            return Err(left);
+        }
+        heights.extend(ready.into_iter().map(|node| (node, height)));
+    }
+    Ok(heights)
 }
 
-/// Whether a node is reached from another by one arrow or more.
+/// Whether a node is reached from another by one arrow or more. There is no circle.
 fn reaches(arrows: &Arrows, from: &str, to: &str) -> bool {
     arrows.get(from).into_iter().flatten().any(|next| next == to || reaches(arrows, next, to))
 }
 
 /// Each node, the highest first, with the nodes that it uses and does not reach through another of them.
-fn draw(arrows: &Arrows) -> String {
+///
+/// # Errors
+/// As [`heights`].
+fn draw(arrows: &Arrows) -> Result<String, Vec<&str>> {
+    let heights = heights(arrows)?;
     let mut nodes: Vec<(&String, &BTreeSet<String>)> = arrows.iter().collect();
-    nodes.sort_by_key(|(node, _)| (std::cmp::Reverse(height(arrows, node)), (*node).clone()));
+    nodes.sort_by_key(|(node, _)| (std::cmp::Reverse(heights[node.as_str()]), (*node).clone()));
     let mut text = String::new();
     for (node, to) in nodes {
         let direct = to.iter().filter(|to_| !to.iter().any(|other| reaches(arrows, other, to_)));
@@ -102,7 +123,7 @@ fn draw(arrows: &Arrows) -> String {
         text += format!("{node:<NAME_COLUMNS$}{arrow}").trim_end();
         text.push('\n');
     }
-    text
+    Ok(text)
 }
 
 /// Both drawings, as ARCHITECTURE.md has them.
@@ -110,7 +131,10 @@ fn drawings(mentions: &[Mention], parts: &BTreeSet<String>) -> [String; 2] {
     let is_layer = |to: &str| LAYERS.iter().any(|(layer, _)| *layer == to);
     let (layers, _) = arrows(mentions, &[], is_layer);
     let (volume, _) = arrows(mentions, &["volume"], |to| parts.contains(to));
-    [draw(&layers), draw(&volume)]
+    [layers, volume].map(|arrows| {
+        let drawn = draw(&arrows);
+        drawn.unwrap_or_else(|nodes| panic!("no drawing: {} lead to a circle", nodes.join(", ")))
+    })
 }
 
 fn parts() -> BTreeSet<String> {
@@ -162,5 +186,8 @@ fn a_drawing_leaves_out_what_is_reached_through_another() {
     let arrows = [("a", node(&["b", "c"])), ("b", node(&["c"])), ("c", node(&[])), ("d", node(&["c"]))];
     let arrows = arrows.into_iter().map(|(from, to)| (from.to_owned(), to)).collect();
     let drawn = "a            ──► b\nb            ──► c\nd            ──► c\nc\n";
-    assert_eq!(draw(&arrows), drawn);
+    assert_eq!(draw(&arrows).as_deref(), Ok(drawn));
+    let circle = [("a", node(&["b"])), ("b", node(&["c"])), ("c", node(&["b", "d"])), ("d", node(&[]))];
+    let circle = circle.into_iter().map(|(from, to)| (from.to_owned(), to)).collect();
+    assert_eq!(draw(&circle), Err(vec!["a", "b", "c"]), "a circle has no drawing");
 }
