@@ -66,13 +66,12 @@ pub struct Access {
     changes: Rule,
     /// How far away clients can be that reach the address.
     reach: Reach,
-    /// The host in the configured address. Requests may name it in addition to the names that every machine
-    /// has.
+    /// The host in the configured address. Requests may be for this host, or for one of the names that every
+    /// machine has.
     name: Option<Arc<str>>,
 }
 
-/// From where an address can be reached. This decides which web pages can send requests to it through a
-/// browser.
+/// How far away clients of an address can be. This decides which web pages can reach it through a browser.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reach {
     /// A Unix socket, which no browser can reach.
@@ -128,7 +127,7 @@ impl Access {
     ///
     /// With a token, everybody who has it may do everything. Without a token, everybody may read on a Unix
     /// socket or on loopback, and changes are possible only on a Unix socket that only one user can open.
-    /// Without a token, nobody may do anything at any other address.
+    /// At any other address, nobody may use the API without a token.
     #[must_use]
     pub fn at(address: &ListenAddress, token: Option<Token>) -> Self {
         let reach = match address {

@@ -60,7 +60,7 @@ async fn status(State(context): State<Context>) -> Json<StatusView> {
 /// How often a waiting request checks whether the store is failing altogether.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Waits for an answer of the store. Fails with 503 once all requests to the store have failed for
+/// Waits for an answer from the store. Fails with 503 once all requests to the store have failed for
 /// `ready_timeout`.
 async fn asked<T, E: Into<Problem>>(
     context: &Context,
@@ -95,8 +95,8 @@ async fn list(State(context): State<Context>) -> Answer<Json<Vec<VolumeView>>> {
     Ok(Json(views.collect()))
 }
 
-/// Combines a volume in the store with its state if it is open here. The open volume of the same name may be
-/// a different one that was deleted meanwhile, so the ids are compared too.
+/// Combines a volume in the store with its state if it is open here. The ids are compared too, because the
+/// volume that is open here under this name may be an older one that has been deleted.
 fn view(info: Info, open: &[OpenVolume], stored: &BTreeMap<String, u64>) -> VolumeView {
     let open = open.iter().find(|open| open.name == info.name && open.volume.id() == info.volume);
     let stored_bytes = stored.get(&info.name).copied();

@@ -35,8 +35,8 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// Number of unanswered keepalive probes after which the connection counts as lost.
 const KEEPALIVE_PROBES: u32 = 3;
 
-/// How the client connects and which features it asks for. It does without the optional features that the
-/// server does not support.
+/// How the client connects, and which features it asks for. If the server does not support an optional
+/// feature, the client continues without it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// Whether to use TLS.

@@ -14,7 +14,7 @@ pub const DEFAULT_PORT: u16 = 10809;
 /// The address of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
-    /// A TCP port of a host.
+    /// A TCP port on a host.
     Tcp {
         /// Host name or IP address; an IPv6 address has no brackets.
         host: String,

@@ -86,7 +86,7 @@ impl Rules {
         let Ok(payload) = BlockStatusPayload::decode(payload) else {
             return refused(Error::Inval, "malformed payload of BLOCK_STATUS");
         };
-        // Only one context can be selected, so every other list contains an unknown or a repeated id.
+        // Only one context can be selected, so every other list is empty, or has an unknown or a repeated id.
         //= Request types: the server MUST gracefully consume the client's payload before failing with
         //# `NBD_EINVAL`
         if self.base_allocation.is_none_or(|id| payload.context_ids != [id]) {

@@ -80,7 +80,7 @@ pub struct Allocation {
     pub zero: bool,
 }
 
-/// How a command is handled whose range is not aligned to the minimum block size.
+/// How the export handles a command whose range is not aligned to the minimum block size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Alignment {
     /// The command fails with EINVAL.
@@ -167,8 +167,8 @@ pub trait Export: Send + Sync + 'static {
     /// What clients learn about the export.
     fn description(&self) -> ExportDescription;
 
-    /// How commands are handled whose range is not aligned to the minimum block size. The default follows the
-    /// specification: "The server SHOULD report an `NBD_EINVAL` error".
+    /// How the export handles commands whose range is not aligned to the minimum block size. The default
+    /// follows the specification: "The server SHOULD report an `NBD_EINVAL` error".
     fn alignment(&self) -> Alignment {
         Alignment::Required
     }

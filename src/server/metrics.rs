@@ -66,7 +66,7 @@ pub trait Metrics: Send + Sync + 'static {
     /// A connection was accepted, or it switched to TLS and is counted as a TLS connection from now on.
     fn connection_opened(&self, _transport: TransportKind) {}
 
-    /// A connection ended that [`Metrics::connection_opened`] reported before.
+    /// A connection that was reported by [`Metrics::connection_opened`] ended.
     fn connection_closed(&self, _transport: TransportKind) {}
 
     /// A connection ended before transmission.

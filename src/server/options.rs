@@ -25,8 +25,9 @@ pub struct Options {
     /// stops reading at the limit.
     pub in_flight_bytes: u32,
     /// Maximum payload bytes of the requests of all connections. If a request does not fit, the server stops
-    /// reading from its connection until it does. Half of the bytes are divided equally between the maximum
-    /// number of connections, as their own shares. The rest is first come, first served.
+    /// reading from its connection until it does. One half is divided into equal shares, one for each of the
+    /// maximum number of connections, of at most [`Options::in_flight_bytes`] each. The rest is first come,
+    /// first served.
     pub total_in_flight_bytes: u64,
     /// How long a client may make no progress, in sending a payload or in reading replies, before its
     /// connection is closed.

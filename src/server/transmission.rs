@@ -35,8 +35,8 @@ pub(crate) const READ_BYTES: usize = 64 << 10;
 const PAYLOAD_READ_BYTES: usize = 1 << 20;
 /// Maximum number of replies that are collected before they are written.
 const BATCH_REPLIES: usize = 64;
-/// Maximum payload of a BLOCK_STATUS that is decoded, in bytes. A longer list of contexts would have to
-/// repeat one.
+/// Maximum payload of a BLOCK_STATUS that is decoded, in bytes. A longer list of contexts would have unknown
+/// or repeated ids, so it is refused unread.
 const CONTEXTS_PAYLOAD_BYTES: u64 = 4096;
 /// How long a drained client may take to close its side.
 const LINGER: Duration = Duration::from_secs(1);
@@ -140,8 +140,8 @@ struct Receiver {
 
 impl Receiver {
     async fn receive(&mut self) -> Result<End, Broken> {
-        // Once the writer has gone, no client receives replies, so the requests left in the buffer are not
-        // carried out.
+        // When the writer has ended, replies can no longer be sent, so requests that are still in the buffer
+        // are not carried out.
         while !self.replies.is_closed() {
             let (draining, deaf) = (self.drain.is_cancelled(), self.drain.hangs_up());
             tokio::select! {

@@ -101,7 +101,7 @@ impl ClientHandshake {
         }
     }
 
-    /// Returns the error that it means when the server closes the connection in the current state.
+    /// Returns what it means that the server has closed the connection in the current state.
     #[must_use]
     pub fn handle_closed(self) -> HandshakeError {
         HandshakeError::Closed(matches!(self.state, State::DiskInfo))

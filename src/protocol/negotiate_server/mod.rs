@@ -406,8 +406,8 @@ impl ServerHandshake {
         } else {
             //= FORCEDTLS mode: the server MUST be prepared for a TLS handshake, and all further data MUST
             //# be sent and received over TLS
-            // A client waits for the acknowledgement before it sends anything, so earlier bytes were injected
-            // by an attacker.
+            // A client sends nothing until it receives the acknowledgement, so bytes that arrived before were
+            // injected by an attacker.
             input.clear();
             self.acknowledge(OptionCode::StartTls);
             self.state = State::Waiting;
