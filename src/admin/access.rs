@@ -2,8 +2,8 @@
 //!
 //! Must not know what a request does beyond its method and headers. Invariants: a change requires the token,
 //! or a Unix socket that only one user can open; beyond loopback, the API requires a token unless the
-//! operator lets everybody read; a web page of another site, shown by a browser, never gets an answer that is
-//! served without a token, whatever host name it uses for this machine.
+//! operator lets everybody read; a web page of another site, shown by a browser, never gets an answer from
+//! the API without a token, nor metrics or health on loopback, whatever host name it uses for this machine.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

@@ -2,7 +2,8 @@
 //!
 //! It reaches the gateway through the trait [`Gateway`]. It must not know how volumes are opened or
 //! configured. Invariant: [`Access`] guards every request that changes something or shows volumes. Metrics
-//! and health are open to everybody except pages of other sites, so that probes and scrapers need no secret.
+//! and health are open to everybody, except to pages of other sites on loopback, so that probes and scrapers
+//! need no secret.
 
 mod access;
 mod api;
