@@ -1,9 +1,9 @@
-//! Who may do what: read, and change something.
+//! Access control for the admin server: who may read, and who may change something.
 //!
-//! Invariants: whoever changes something has the token, or reaches a Unix socket that is for one user alone;
-//! beyond loopback nothing of the API is served without a token, unless the operator lets everybody read; a
-//! page of another site that a browser shows learns nothing that is served without a token, whatever name it
-//! has for this machine.
+//! Must not know what a request does beyond its method and headers. Invariants: a change requires the token,
+//! or a Unix socket that only one user can open; beyond loopback, the API requires a token unless the
+//! operator lets everybody read; a web page of another site, shown by a browser, never gets an answer from
+//! the API without a token, nor metrics or health on loopback, whatever host name it uses for this machine.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -20,14 +20,14 @@ use parking_lot::RwLock;
 use super::view::Problem;
 use crate::server::ListenAddress;
 
-/// Fewest characters of a token.
+/// Minimum length of a token in characters.
 const TOKEN_BYTES: usize = 16;
 
-/// A secret that a client presents.
+/// A secret that a client presents as a bearer token.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(Arc<str>);
 
-/// Why a text is no token.
+/// The text is not a valid [`Token`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a token must be one line of at least {TOKEN_BYTES} visible ASCII characters")]
 pub struct TokenError;
@@ -35,7 +35,7 @@ pub struct TokenError;
 impl FromStr for Token {
     type Err = TokenError;
 
-    /// Reads it from the text of a file of one line.
+    /// Parses the contents of a token file, which has one line.
     fn from_str(text: &str) -> Result<Self, TokenError> {
         let token = text.trim_end_matches(['\r', '\n']);
         if token.len() < TOKEN_BYTES || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
@@ -46,7 +46,7 @@ impl FromStr for Token {
 }
 
 impl Token {
-    /// Compares in a time that tells nothing of where they differ.
+    /// Compares in constant time, so that the duration does not reveal where the tokens differ.
     fn is(&self, given: &[u8]) -> bool {
         let ours = self.0.as_bytes();
         ours.len() == given.len() && ours.iter().zip(given).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
@@ -59,76 +59,80 @@ impl fmt::Debug for Token {
     }
 }
 
-/// Who may use the API at an address, and whether pages of other sites must be kept out there.
+/// Who may use the API at an address, and whether pages of other sites must be kept out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Access {
     reads: Rule,
     changes: Rule,
-    /// Whose requests reach it.
+    /// How far away clients can be that reach the address.
     reach: Reach,
-    /// The host that whoever configured it calls it by, besides those of every machine.
+    /// The host in the configured address. Requests may be for this host, or for one of the names that every
+    /// machine has.
     name: Option<Arc<str>>,
 }
 
-/// From where an address is reached, and so which pages a browser can make ask it under a name of their own.
+/// How far away clients of an address can be. This decides which web pages can reach it through a browser.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reach {
-    /// A Unix socket: no browser.
+    /// A Unix socket, which no browser can reach.
     Socket,
-    /// Loopback: every browser of this machine.
+    /// Loopback, which every browser on this machine can reach.
     Loopback,
-    /// The network: every browser there.
+    /// The network, where any browser can reach it.
     Network,
 }
 
-/// Who may.
+/// Who may make a certain kind of request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Rule {
-    /// Whoever reaches the address.
+    /// Everybody who can reach the address.
     Everybody,
-    /// Whoever has it.
+    /// Everybody who has this token.
     Token(Token),
-    /// Nobody, for that reason.
+    /// Nobody, for this reason.
     Nobody(&'static str),
 }
 
-/// Why nothing is read beyond loopback.
+/// Why reading is refused beyond loopback.
 const NOT_LOCAL: &str = "this address is not on loopback, so the API requires a token (admin.token_file), or \
     admin.read_without_token to be read only";
-/// Why nothing is changed beyond loopback.
+/// Why changes are refused beyond loopback.
 const NO_TOKEN: &str = "this address is not on loopback, so changes require a token (admin.token_file), and \
     this gateway has none: use the admin socket (cairn volume --gateway, on its machine or in its container)";
-/// Why nothing is changed on loopback.
+/// Why changes are refused on loopback.
 const NO_PROOF: &str = "every user of this machine reaches this address: to change something, use the admin \
     socket (admin.socket) or a token (admin.token_file)";
-/// Why nothing is changed over a Unix socket.
+/// Why changes are refused on a Unix socket.
 const SHARED: &str = "more than one user can open this socket: to change something, use the admin socket \
     (admin.socket), a socket of mode 0600, or a token (admin.token_file)";
-/// Why a request on loopback gets nothing.
+/// Why a request on loopback is refused.
 const FOREIGN: &str =
     "the request comes from a page of another site, or is for a host other than this machine";
 
-/// Why a request beyond loopback gets nothing where no token is needed.
+/// Why a request beyond loopback is refused although no token is needed.
 const NAMED: &str = "the request is from a page of another site, or for a domain name: without a \
     token, ask by address or by a name without dots";
 
 type Refusal = (StatusCode, &'static str);
 
 impl Access {
-    /// Everything, for whoever reaches it: of a socket that is for one user alone.
+    /// Allows everything to everybody who can reach the address. Meant for a socket that only one user can
+    /// open.
     #[must_use]
     pub fn everything() -> Self {
         Self { reads: Rule::Everybody, changes: Rule::Everybody, reach: Reach::Socket, name: None }
     }
 
-    /// Who may what at an address of a listener. With a token, whoever has it; without one, whoever can open
-    /// a Unix socket or is on this machine may read, and whoever can open a Unix socket that is for one user
-    /// alone may do everything.
+    /// Returns the access rules for the address of a listener.
+    ///
+    /// With a token, everybody who has it may do everything. Without a token, everybody may read on a Unix
+    /// socket or on loopback, and changes are possible only on a Unix socket that only one user can open.
+    /// At any other address, nobody may use the API without a token.
     #[must_use]
     pub fn at(address: &ListenAddress, token: Option<Token>) -> Self {
         let reach = match address {
             ListenAddress::Unix(_) => Reach::Socket,
-            // After binding, the address is a number.
+            // The address of a bound listener is numeric.
             ListenAddress::Tcp(text) if text.parse().is_ok_and(|at: SocketAddr| is_loopback(at.ip())) => {
                 Reach::Loopback
             }
@@ -144,34 +148,34 @@ impl Access {
         Self { reads, changes, reach, name: None }
     }
 
-    /// The same, where whoever reaches the address reads the API without a token. What changes something is
-    /// as before.
+    /// Lets everybody who reaches the address read the API without a token. The rule for changes stays the
+    /// same.
     #[must_use]
     pub fn read_by_everybody(mut self) -> Self {
         self.reads = Rule::Everybody;
         self
     }
 
-    /// The same, where requests may be for that `HOST:PORT`, too: the address as it was configured.
+    /// Lets requests use the host in `address` (`HOST:PORT`), which is the address as it was configured.
     #[must_use]
     pub fn named(mut self, address: &str) -> Self {
         self.name = Some(Arc::from(without_port(address)));
         self
     }
 
-    /// Why nobody may read the API, if nobody may.
+    /// Returns the reason if nobody may read the API.
     #[must_use]
     pub fn nobody_reads(&self) -> Option<&'static str> {
         self.reads.refuses_all()
     }
 
-    /// Why nobody may change anything, if nobody may.
+    /// Returns the reason if nobody may change anything.
     #[must_use]
     pub fn nobody_changes(&self) -> Option<&'static str> {
         self.changes.refuses_all()
     }
 
-    /// Of a request for the API.
+    /// Checks a request to the API.
     fn judge(&self, asked: &Asked<'_>) -> Result<(), Refusal> {
         match if asked.reads() { &self.reads } else { &self.changes } {
             Rule::Everybody => self.judge_page(asked),
@@ -184,8 +188,8 @@ impl Access {
         }
     }
 
-    /// Of a request that needs no token: a page of another site gets nothing, unless it, or the proxy in
-    /// front, has one.
+    /// Checks a request that needs no token. Requests from pages of other sites are refused, unless the page,
+    /// or a proxy in front of this server, presents the token.
     fn judge_page(&self, asked: &Asked<'_>) -> Result<(), Refusal> {
         let (is_ours, why): (fn(&str) -> bool, _) = match self.reach {
             Reach::Socket => return Ok(()),
@@ -199,7 +203,7 @@ impl Access {
         }
     }
 
-    /// Whether a request shows the token.
+    /// Whether a request presents the token.
     fn has_token(&self, asked: &Asked<'_>) -> bool {
         match (&self.changes, asked.bearer()) {
             (Rule::Token(token), Some(given)) => token.is(given),
@@ -207,8 +211,8 @@ impl Access {
         }
     }
 
-    /// Of a request for metrics or health: everybody's. Beyond loopback scrapers and probes have many names
-    /// for a machine.
+    /// Checks a request for metrics or health, which everybody may read. The host is checked only on
+    /// loopback, because scrapers and probes use many names for a machine.
     fn judge_public(&self, asked: &Asked<'_>) -> Result<(), Refusal> {
         match self.reach {
             Reach::Socket | Reach::Network => Ok(()),
@@ -226,7 +230,7 @@ impl Rule {
     }
 }
 
-/// What of a request says who asks.
+/// The parts of a request that access depends on.
 struct Asked<'a> {
     method: &'a Method,
     version: Version,
@@ -238,21 +242,24 @@ impl<'a> Asked<'a> {
         Self { method: request.method(), version: request.version(), headers: request.headers() }
     }
 
-    /// Whether it changes nothing (RFC 9110, section 9.2.1). A method that no route has is none of these.
+    /// Whether the request only reads (RFC 9110, section 9.2.1). The other safe methods do not count, because
+    /// no route uses them.
     fn reads(&self) -> bool {
         matches!(*self.method, Method::GET | Method::HEAD)
     }
 
-    /// The bearer token that it shows; the scheme's case does not matter (RFC 9110, section 11.1).
+    /// The bearer token in the request. The case of the scheme does not matter (RFC 9110, section 11.1).
     fn bearer(&self) -> Option<&'a [u8]> {
         let value = self.headers.get(AUTHORIZATION)?.as_bytes();
         let (scheme, rest) = value.split_at(value.iter().position(|byte| *byte == b' ')?);
         scheme.eq_ignore_ascii_case(b"Bearer").then(|| rest.trim_ascii_start())
     }
 
-    /// Whether it is for a host that is ours, or for our own name (a name of another site that resolves to us
-    /// is neither), and not from another site's page. A browser names its host; only HTTP/1.0 does without
-    /// (RFC 9112, section 3.2).
+    /// Whether the request names a host that is ours and does not come from a page of another site.
+    ///
+    /// A host is ours if `is_ours` says so or if it is `own_name`; another site's name that resolves to this
+    /// machine is neither. A browser always sends the host. Only HTTP/1.0 may omit it (RFC 9112, section
+    /// 3.2).
     fn is_for(&self, own_name: Option<&str>, is_ours: fn(&str) -> bool) -> bool {
         let mut hosts = self.headers.get_all(HOST).iter();
         let host = match (hosts.next(), hosts.next()) {
@@ -269,7 +276,7 @@ impl<'a> Asked<'a> {
     }
 }
 
-/// The host of `HOST` or `HOST:PORT`.
+/// Returns the host of `HOST` or `HOST:PORT`.
 fn without_port(host: &str) -> &str {
     match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
@@ -277,8 +284,8 @@ fn without_port(host: &str) -> &str {
     }
 }
 
-/// Whether a host is `localhost` or an address of loopback. Only names can be made to resolve here by
-/// somebody else.
+/// Whether a host is `localhost` or a loopback address. All other names could be made to resolve to this
+/// machine by somebody else.
 fn names_this_machine(name: &str) -> bool {
     if name.eq_ignore_ascii_case("localhost") {
         return true;
@@ -289,8 +296,8 @@ fn names_this_machine(name: &str) -> bool {
     }
 }
 
-/// Whether a host is an address, or a name without dots: nobody can have such a name in the DNS of the
-/// internet.
+/// Whether a host is an IP address or a name without dots. Nobody can register a name without dots in the
+/// public DNS.
 fn is_no_domain(name: &str) -> bool {
     match name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
         Some(inner) => inner.parse::<Ipv6Addr>().is_ok(),
@@ -298,12 +305,12 @@ fn is_no_domain(name: &str) -> bool {
     }
 }
 
-/// 127.0.0.0/8 and `::1`, the former also as IPv6 has it.
+/// Whether an address is in 127.0.0.0/8, possibly mapped to IPv6, or is `::1`.
 fn is_loopback(address: IpAddr) -> bool {
     address.to_canonical().is_loopback()
 }
 
-/// Lets a request for the API pass, or says why not.
+/// Middleware for the API: passes a request on, or refuses it with the reason.
 pub(super) async fn check(
     State(access): State<Arc<RwLock<Access>>>,
     request: Request,
@@ -313,7 +320,7 @@ pub(super) async fn check(
     pass(judged, request, next).await
 }
 
-/// Lets a request for metrics or health pass, or says why not.
+/// Middleware for metrics and health: passes a request on, or refuses it with the reason.
 pub(super) async fn check_public(
     State(access): State<Arc<RwLock<Access>>>,
     request: Request,
@@ -350,7 +357,7 @@ mod tests {
 
     type Headers<'a> = &'a [(&'static str, &'a str)];
 
-    /// The status that a request gets: of the API, and of metrics and health.
+    /// Returns the status of the same request to the API, and to metrics and health.
     fn statuses(access: &Access, method: &Method, version: Version, pairs: Headers<'_>) -> (u16, u16) {
         let mut headers = HeaderMap::new();
         for (name, value) in pairs {
@@ -440,7 +447,7 @@ mod tests {
         ] {
             assert_eq!(statuses(&access, &Method::GET, Version::HTTP_11, bad), (403, 403), "{bad:?}");
         }
-        // A probe of HTTP/1.0 names no host; a browser always does.
+        // An HTTP/1.0 probe may omit the host; a browser never does.
         assert_eq!(statuses(&access, &Method::GET, Version::HTTP_10, &[]), (200, 200));
     }
 
@@ -468,8 +475,8 @@ mod tests {
         }
     }
 
-    /// What a browser in that network shows can make a name of its own resolve to this machine, but not a
-    /// number, nor a name without dots.
+    /// A page in a browser on that network can make its own name resolve to this machine. It cannot do that
+    /// with an IP address or a name without dots.
     #[test]
     fn where_everybody_reads_beyond_loopback_a_foreign_page_learns_nothing() {
         let access = with_token("0.0.0.0:9180").read_by_everybody();
@@ -494,15 +501,15 @@ mod tests {
             &[("host", "cairn:9180"), ("origin", "http://evil.example")],
             &[("host", "cairn:9180"), ("origin", "null")],
         ] {
-            // Metrics and health are for any name there.
+            // Beyond loopback, metrics and health accept every host.
             assert_eq!(asked(bad), (403, 200), "{bad:?}");
         }
         let token = ("authorization", "Bearer 0123456789abcdef");
         assert_eq!(asked(&[("host", "disks.example"), token]), (200, 200));
     }
 
-    /// Scrapers and probes have many names for a pod: its address, a service's name, what a proxy makes of
-    /// it.
+    /// Scrapers and probes use many names for a pod: its address, the name of a service, or whatever a proxy
+    /// sends.
     #[test]
     fn beyond_loopback_metrics_and_health_have_any_host() {
         for access in [tcp("0.0.0.0:9180"), with_token("[::]:9180"), tcp("192.0.2.1:9180")] {

@@ -1,6 +1,7 @@
-//! The API below `/api/v1`: volumes, connections, draining, and its own description.
+//! The API below `/api/v1`: volumes, connections, draining, and the description of the API itself.
 //!
-//! Invariant: every route is described in `openapi.json`, and nothing else is.
+//! Must not know how the gateway does its work. Invariant: `openapi.json` describes exactly the routes that
+//! exist here.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -21,12 +22,12 @@ use super::{Context, OpenVolume};
 use crate::volume::Status;
 use crate::volume::catalog::Info;
 
-/// The description of the API.
+/// The OpenAPI description of the API.
 pub(super) const OPENAPI: &str = include_str!("openapi.json");
 
-/// Parts of a map unless a client asks for another number.
+/// Number of cells in a map if the client does not choose one.
 const MAP_CELLS: u64 = 1024;
-/// Parts of a map at most.
+/// Maximum number of cells in a map.
 const MAXIMUM_MAP_CELLS: u64 = 4096;
 
 type Answer<T> = Result<T, Problem>;
@@ -50,16 +51,17 @@ async fn openapi() -> Response {
     ([(CONTENT_TYPE, "application/json")], OPENAPI).into_response()
 }
 
-/// Everything that is in memory; asks the store nothing, so that it is answered in an outage.
+/// Returns the state in memory. It does not access the store, so it works during an outage.
 async fn status(State(context): State<Context>) -> Json<StatusView> {
     let (open, known) = (context.gateway.open_volumes(), context.gateway.known());
     Json(StatusView::new(&context, &open, known))
 }
 
-/// How often it is looked whether the store answers at all, while somebody waits for it.
+/// How often a waiting request checks whether the store is failing altogether.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// What the store answers; not waited for while it answers nobody.
+/// Waits for an answer from the store. Fails with 503 once all requests to the store have failed for
+/// `ready_timeout`.
 async fn asked<T, E: Into<Problem>>(
     context: &Context,
     work: impl Future<Output = Result<T, E>>,
@@ -93,8 +95,8 @@ async fn list(State(context): State<Context>) -> Answer<Json<Vec<VolumeView>>> {
     Ok(Json(views.collect()))
 }
 
-/// A volume, and what is known of it where it is open here: what is open under its name may be one that was
-/// deleted.
+/// Combines a volume in the store with its state if it is open here. The ids are compared too, because the
+/// volume that is open here under this name may be an older one that has been deleted.
 fn view(info: Info, open: &[OpenVolume], stored: &BTreeMap<String, u64>) -> VolumeView {
     let open = open.iter().find(|open| open.name == info.name && open.volume.id() == info.volume);
     let stored_bytes = stored.get(&info.name).copied();
@@ -103,7 +105,8 @@ fn view(info: Info, open: &[OpenVolume], stored: &BTreeMap<String, u64>) -> Volu
 
 async fn info(State(context): State<Context>, Path(name): Path<String>) -> Answer<Json<VolumeView>> {
     let (open, (_, stored)) = (context.gateway.open_volumes(), stored(&context));
-    // One that stopped may be another's by now, or deleted.
+    // A volume that has stopped here may belong to another gateway by now, or may be deleted, so the store is
+    // asked.
     let serves =
         |open: &&OpenVolume| open.name == name && !matches!(open.volume.status(), Status::Stopped(_));
     let info = match open.iter().find(serves) {
@@ -125,7 +128,7 @@ async fn create(
     let Json(new) = body.map_err(|error| Problem::new(error.status(), error.body_text()))?;
     let chunk_bytes = new.chunk_bytes.map(|whole| whole.0);
     let info = context.gateway.create(&new.name, new.size_bytes.0, chunk_bytes).await?;
-    // A name that passed is of characters that a path may have.
+    // A valid name contains only characters that may appear in a path.
     let location = format!("/api/v1/volumes/{}", info.name);
     Ok((StatusCode::CREATED, [(LOCATION, location)], Json(VolumeView::new(info, None, None))).into_response())
 }
@@ -144,7 +147,7 @@ async fn delete(
 ) -> Answer<StatusCode> {
     let Query(Deletion { takeover }) =
         query.map_err(|error| Problem::new(error.status(), error.body_text()))?;
-    // One that stopped is not in the way: another gateway has it, or deletes it.
+    // A stopped volume does not prevent deletion: another gateway holds it or is deleting it.
     let serves = |open: &OpenVolume| !matches!(open.volume.status(), Status::Stopped(_));
     if context.gateway.open_volumes().iter().any(|open| open.name == name && serves(open)) {
         let why = format!(
@@ -178,12 +181,12 @@ async fn delete_by_id(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// The volume of that name that is open here.
+/// Returns the open volume of this name. Fails with 409 if it is not open here.
 async fn opened(context: &Context, name: &str) -> Answer<OpenVolume> {
     if let Some(open) = context.gateway.open_volumes().into_iter().find(|open| open.name == name) {
         return Ok(open);
     }
-    // One that is not there at all is another matter.
+    // If the volume does not exist at all, this fails with 404 instead.
     asked(context, context.gateway.volume(name)).await?;
     Err(Problem::new(StatusCode::CONFLICT, format!("{name} is not open in this gateway")))
 }

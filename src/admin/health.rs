@@ -1,5 +1,7 @@
-//! Metrics and health, for scrapers and probes: open to whoever reaches the socket (on loopback, but for
-//! pages of other sites), and without names of volumes in health beyond what metrics tell.
+//! Metrics and health, for scrapers and probes.
+//!
+//! Everybody who reaches the socket may read them, except pages of other sites on loopback. Must not know who
+//! asks; access control has decided that before. Invariant: health names no volume that metrics do not name.
 
 use std::io::Write as _;
 
@@ -25,7 +27,7 @@ pub(super) fn routes() -> Router<Context> {
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// In the format that the scraper asks for, compressed if it takes that.
+/// Returns the metrics in the format that the scraper accepts, compressed if it accepts gzip.
 async fn metrics(State(context): State<Context>, headers: HeaderMap) -> Response {
     let (kind, text) = match accepts(&headers, &ACCEPT, "application/openmetrics-text") {
         true => (OPEN_METRICS, context.metrics.render_open_metrics()),
@@ -40,7 +42,8 @@ async fn metrics(State(context): State<Context>, headers: HeaderMap) -> Response
     ([(CONTENT_TYPE, kind), vary], text).into_response()
 }
 
-/// Whether a list of choices (RFC 9110, section 12.4) has this one by its name, with a weight other than 0.
+/// Whether a list of preferences (RFC 9110, section 12.4) contains this choice by name with a weight other
+/// than 0.
 fn accepts(headers: &HeaderMap, list: &HeaderName, choice: &str) -> bool {
     let lists = headers.get_all(list).iter().filter_map(|value| value.to_str().ok());
     lists.flat_map(|list| list.split(',')).any(|item| {
@@ -57,7 +60,7 @@ fn gzip(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
     encoder.finish()
 }
 
-/// That it answers is the answer.
+/// Liveness: any answer at all shows that the process is alive.
 async fn live() -> Response {
     ([(CACHE_CONTROL, "no-store")], "live\n").into_response()
 }

@@ -1,7 +1,7 @@
-//! HTTP/1.1 connections: accepts, bounds and ends them. Knows no route.
+//! HTTP/1.1 connections: accepts them, limits their number and duration, and closes them.
 //!
-//! Invariant: whoever comes is served, however many connections others keep: the one that has been without a
-//! request in hand for longest makes room.
+//! Must not know any route. Invariant: a new client is always served, however many connections are open,
+//! because the oldest connection without a request in progress is closed to make room.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -24,23 +24,25 @@ use super::view::Problem;
 use crate::server::Listener;
 use crate::task::Tasks;
 
-/// How long to wait after a failed accept: it may be for want of file descriptors, which others must give
-/// back.
+/// Pause after a failed accept. The cause may be a lack of file descriptors, which other connections have to
+/// release first.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Longest body of a request.
+/// Maximum length of a request body in bytes.
 const BODY_BYTES: usize = 64 << 10;
-/// Longest head of a request, and what is read ahead of one that is answered.
+/// Maximum length of a request head in bytes. Also limits what is read ahead while a request is being
+/// answered.
 const HEAD_BYTES: usize = 64 << 10;
 
-/// A connection, for whoever may end it.
+/// The state of one connection that decides whether it may be closed.
 #[derive(Debug, Default)]
 struct Connection {
-    /// Whether a request is there, with its body, and its answer is not ready.
+    /// Whether a complete request has arrived and its response is not ready yet.
     answers: AtomicBool,
     end: CancellationToken,
 }
 
-/// Serves until it is dropped; the connections end with `connections`.
+/// Accepts and serves connections until the future is dropped. The connections themselves end with
+/// `connections`.
 pub(super) async fn serve(listener: Listener, router: Router, options: Options, connections: Tasks) {
     let mut open: VecDeque<Arc<Connection>> = VecDeque::new();
     loop {
@@ -75,7 +77,8 @@ pub(super) async fn serve(listener: Listener, router: Router, options: Options, 
     }
 }
 
-/// Ends the oldest connection that answers nothing, or the oldest of all, where there are as many as may be.
+/// Closes connections until a new one fits: the oldest one that is not answering a request, or else the
+/// oldest of all.
 fn make_room(open: &mut VecDeque<Arc<Connection>>, maximum: usize) {
     while open.len() >= maximum.max(1) {
         let idle = open.iter().position(|connection| !connection.answers.load(Ordering::Relaxed));
@@ -85,7 +88,7 @@ fn make_room(open: &mut VecDeque<Arc<Connection>>, maximum: usize) {
     }
 }
 
-/// Notes that a request is in hand, once all of it is there.
+/// Middleware that marks the connection as busy while a complete request is being answered.
 async fn note(State(connection): State<Arc<Connection>>, request: Request, next: Next) -> Response {
     connection.answers.store(true, Ordering::Relaxed);
     let response = next.run(request).await;
@@ -93,8 +96,8 @@ async fn note(State(connection): State<Arc<Connection>>, request: Request, next:
     response
 }
 
-/// Reads the body, which is short, before anything is done: within a time, so that nobody keeps a request
-/// open.
+/// Middleware that reads the whole body before anything else happens. Bodies are short. The timeout keeps a
+/// client from holding a request open.
 async fn with_body(State(timeout): State<Duration>, request: Request, next: Next) -> Response {
     let (head, body) = request.into_parts();
     let refuse = |status, why: String| Problem::new(status, why).into_response();

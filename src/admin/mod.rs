@@ -1,8 +1,9 @@
 //! The admin HTTP server: metrics, health, the API and the status page.
 //!
-//! Asks the gateway through its trait [`Gateway`]. It must not know how volumes are opened or configured.
-//! Invariant: what changes anything, or tells of volumes, is only for those whom [`Access`] lets in; metrics
-//! and health are for everybody but pages of other sites, so that probes and scrapers need no secret.
+//! It reaches the gateway through the trait [`Gateway`]. It must not know how volumes are opened or
+//! configured. Invariant: [`Access`] guards every request that changes something or shows volumes. Metrics
+//! and health are open to everybody, except to pages of other sites on loopback, so that probes and scrapers
+//! need no secret.
 
 mod access;
 mod api;
@@ -27,16 +28,17 @@ pub use view::UnnamedView;
 
 pub use crate::gateway::{Failure, Gateway, Known, OpenVolume, Stage};
 
-/// Bounds of the admin server.
+/// The limits of the admin server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Connections at a time; beyond, the oldest that has no request in hand makes room.
+    /// Maximum number of open connections. Beyond that, the oldest one without a request in progress is
+    /// closed.
     pub maximum_connections: usize,
     /// How long a client may take to send the head of a request.
     pub header_timeout: Duration,
     /// How long a client may take to send the body of a request.
     pub body_timeout: Duration,
-    /// How long readiness may take to find out.
+    /// How long the readiness check may take.
     pub ready_timeout: Duration,
 }
 
@@ -51,7 +53,7 @@ impl Default for Options {
     }
 }
 
-/// What all requests share.
+/// What all request handlers share.
 #[derive(Clone)]
 struct Context {
     gateway: Arc<dyn Gateway>,
@@ -59,7 +61,7 @@ struct Context {
     ready_timeout: Duration,
 }
 
-/// All routes.
+/// Builds the router with all routes and their access control.
 fn router(context: Context, access: Arc<RwLock<Access>>) -> Router {
     let public = axum::middleware::from_fn_with_state(Arc::clone(&access), access::check_public);
     api::routes()
@@ -69,7 +71,7 @@ fn router(context: Context, access: Arc<RwLock<Access>>) -> Router {
         .with_state(context)
 }
 
-/// The admin server. Dropping it drops every connection.
+/// A running admin server. Dropping it drops every connection.
 pub struct Admin {
     address: ListenAddress,
     access: Arc<RwLock<Access>>,
@@ -77,7 +79,7 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Serves on a listener.
+    /// Starts to serve on a listener.
     #[must_use]
     pub fn start(
         listener: Listener,
@@ -96,18 +98,19 @@ impl Admin {
         Self { address, access, tasks }
     }
 
-    /// Where it listens; for port 0, the port that was chosen.
+    /// The address that the server listens on. If port 0 was requested, it contains the port that the system
+    /// chose.
     #[must_use]
     pub fn address(&self) -> &ListenAddress {
         &self.address
     }
 
-    /// Lets others in, or out, from the next request on.
+    /// Replaces the access rules, starting with the next request.
     pub fn set_access(&self, access: Access) {
         *self.access.write() = access;
     }
 
-    /// Ends it, and every connection.
+    /// Stops the server and closes every connection.
     pub async fn stop(self) {
         self.tasks.shutdown().await;
     }

@@ -1,8 +1,8 @@
-//! The status page: what the API tells, to look at.
+//! The status page, which shows the answers of the API to people.
 //!
-//! Four files that hold nothing of this gateway, so that they are served to whoever asks; the page fetches
-//! the API as any client does. Invariant: nothing is loaded from elsewhere, and the content security policy
-//! forbids it.
+//! It consists of four static files. They contain nothing about this gateway, so everybody may load them; the
+//! page fetches the API as any other client does. Must not know what the API returns. Invariant: the page
+//! loads nothing from other servers, and its content security policy forbids it.
 
 use axum::Router;
 use axum::http::header::{
@@ -14,7 +14,7 @@ use axum::routing::get;
 
 use super::Context;
 
-/// Only our own files, no inline code, no frames, no forms.
+/// Allows only our own files, and no inline code, frames or forms.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 

@@ -1,6 +1,7 @@
-//! What the API says, as JSON: the types of `openapi.json`, made from what the layers below tell.
+//! The JSON types of the API, built from the state of the layers below.
 //!
-//! Invariant: every field here is described there; a test compares them.
+//! Must not know routes or access control. Invariant: `openapi.json` describes every field here; a test
+//! compares them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,10 +20,10 @@ use crate::volume::catalog::{Info, Unnamed};
 use crate::volume::format::geometry::BLOCK_BYTES;
 use crate::volume::{self, OpenError, Picture, Status};
 
-/// The last second of the year 9999, which is as far as RFC 3339 goes.
+/// The last second of the year 9999, the latest time that RFC 3339 can express.
 const LAST_SECOND: u64 = 253_402_300_799;
 
-/// Why a request failed.
+/// The body of a failed request.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Problem {
     #[serde(skip)]
@@ -83,14 +84,14 @@ impl From<volume::Error> for Problem {
     }
 }
 
-/// Whether the gateway is ready.
+/// The body of the readiness check.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Ready {
     pub(super) ready: bool,
     pub(super) reasons: Vec<String>,
 }
 
-/// A volume to make.
+/// A request to create a volume.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NewVolume {
@@ -99,8 +100,8 @@ pub(super) struct NewVolume {
     pub(super) chunk_bytes: Option<Whole>,
 }
 
-/// A whole number that is not negative. JSON has one kind of number, and `512.0` is an integer to its
-/// schemas.
+/// A non-negative integer. JSON has only one kind of number, and JSON Schema treats `512.0` as an integer
+/// too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Whole(pub(super) u64);
 
@@ -120,7 +121,7 @@ impl<'de> Deserialize<'de> for Whole {
             }
 
             fn visit_f64<E: de::Error>(self, number: f64) -> Result<Whole, E> {
-                // Shown without a fraction or exponent, however large.
+                // Formatted without a fraction or an exponent, however large the number is.
                 let digits = format!("{number:.0}");
                 match digits.parse() {
                     Ok(whole) if number.fract() == 0.0 => Ok(Whole(whole)),
@@ -133,7 +134,7 @@ impl<'de> Deserialize<'de> for Whole {
     }
 }
 
-/// A volume.
+/// A volume in the store, with its state if it is open here.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct VolumeView {
     name: String,
@@ -148,7 +149,7 @@ pub(super) struct VolumeView {
     open: Option<OpenView>,
 }
 
-/// Seconds since 1970 as RFC 3339 has them.
+/// Formats seconds since 1970 as RFC 3339.
 fn time(seconds: u64) -> String {
     let at = UNIX_EPOCH + Duration::from_secs(seconds.min(LAST_SECOND));
     humantime::format_rfc3339_seconds(at).to_string()
@@ -170,7 +171,7 @@ impl VolumeView {
         }
     }
 
-    /// A name of which no more is known than what is wrong.
+    /// Describes a volume of which nothing is known except the name and the error.
     pub(super) fn problem(name: String, error: &OpenError) -> Self {
         Self {
             name,
@@ -187,7 +188,8 @@ impl VolumeView {
     }
 }
 
-/// When the store was counted, and what was found.
+/// Returns the time of the last census of the store in seconds since 1970, and the stored bytes by volume
+/// name.
 pub(super) fn stored(context: &Context) -> (Option<u64>, BTreeMap<String, u64>) {
     match context.metrics.gateway().stored() {
         Some((stored, at_seconds)) => (Some(at_seconds), stored),
@@ -195,21 +197,21 @@ pub(super) fn stored(context: &Context) -> (Option<u64>, BTreeMap<String, u64>) 
     }
 }
 
-/// The gateway as it is in memory.
+/// The state of the gateway, without access to the store.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct StatusView {
     version: &'static str,
     state: &'static str,
-    /// For how long the store has answered no request, while some failed.
+    /// How long requests to the store have been failing without a success; `None` if they succeed.
     store_failing_seconds: Option<f64>,
-    /// When the volumes that are not open, and stored bytes, were read from the store.
+    /// When the list of closed volumes and the stored bytes were read from the store.
     counted_at: Option<String>,
     connect: Vec<String>,
     limits: LimitsView,
     volumes: Vec<VolumeView>,
 }
 
-/// The bounds that are in force.
+/// The configured limits that are in force.
 #[derive(Clone, Debug, Serialize)]
 struct LimitsView {
     dirty_bytes: u64,
@@ -236,7 +238,8 @@ impl From<Limits> for LimitsView {
 }
 
 impl StatusView {
-    /// Open volumes as they are; of the others, what was known of them, in order of name.
+    /// Combines the current state of the open volumes with what was last known of the closed ones, in order
+    /// of name.
     pub(super) fn new(context: &Context, open: &[OpenVolume], known: Option<Known>) -> Self {
         let (counted_at, stored) = stored(context);
         let at_seconds = known.as_ref().map(|known| known.at_seconds).or(counted_at);
@@ -272,16 +275,16 @@ impl StatusView {
     }
 }
 
-/// A volume without a name.
+/// A volume in the store that no name refers to.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct UnnamedView {
-    /// Its id.
+    /// Id of the volume.
     pub id: uuid::Uuid,
-    /// The name for which it was made; none where its identity cannot be read.
+    /// The name that the volume was created for; `None` if its identity cannot be read.
     pub made_for: Option<String>,
-    /// When it was made (RFC 3339, UTC); none where its identity cannot be read.
+    /// When the volume was created (RFC 3339, UTC); `None` if its identity cannot be read.
     pub created_at: Option<String>,
-    /// How far its creation or deletion has come.
+    /// How far the creation or deletion of the volume has progressed.
     pub state: String,
 }
 
@@ -296,7 +299,7 @@ impl From<Unnamed> for UnnamedView {
     }
 }
 
-/// What is known of a volume that is open here.
+/// The state of a volume that is open here.
 #[derive(Clone, Debug, Serialize)]
 struct OpenView {
     state: &'static str,
@@ -345,7 +348,7 @@ impl OpenView {
     }
 }
 
-/// What was counted since the volume was opened; a client takes differences.
+/// Counts since the volume was opened. Clients compute rates from the differences.
 #[derive(Clone, Debug, Serialize)]
 struct Totals {
     reads: u64,
@@ -380,7 +383,7 @@ impl Totals {
     }
 }
 
-/// The disk in parts.
+/// A map of the disk, divided into cells of equal size.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct MapView {
     size_bytes: u64,
@@ -402,7 +405,7 @@ impl MapView {
     }
 }
 
-/// An NBD connection.
+/// An open NBD connection.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct ConnectionView {
     id: u64,

@@ -1,4 +1,7 @@
-//! From an address to a finished handshake: sockets, timeouts, and the driver of [`ClientHandshake`].
+//! Connects to a server and completes the handshake.
+//!
+//! Owns the sockets and timeouts, and drives [`ClientHandshake`]. Must not know commands. Invariant:
+//! connecting and the handshake together take no longer than [`Options::handshake_timeout`].
 
 use std::future::Future;
 use std::io;
@@ -21,36 +24,37 @@ use crate::protocol::negotiate_client::{
 };
 use crate::protocol::{DecodeError, WireString};
 
-/// What is read from the socket at a time.
+/// How many bytes are read from the socket at a time.
 const READ_BYTES: usize = 16 << 10;
-/// How long the server may take to close after ABORT.
+/// How long the server may take to close the connection after ABORT.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
-/// After this time without a packet the system asks whether the server's machine is still there.
+/// Idle time after which the system probes whether the server's machine is still reachable.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
-/// Time between two such questions.
+/// Time between two keepalive probes.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-/// How many of them may stay unanswered before the connection counts as lost.
+/// Number of unanswered keepalive probes after which the connection counts as lost.
 const KEEPALIVE_PROBES: u32 = 3;
 
-/// How the client connects, and what it would like to have; it does without what the server has not.
+/// How the client connects, and which features it asks for. If the server does not support an optional
+/// feature, the client continues without it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// Whether to use TLS.
     pub tls: ClientTls,
     /// How to use TLS.
     pub tls_options: TlsOptions,
-    /// Structured replies: holes are told from zeros, and errors have messages.
+    /// Ask for structured replies, which report holes as holes and add messages to errors.
     pub structured_replies: bool,
-    /// Extended headers: lengths of 64 bits.
+    /// Ask for extended headers, which have 64-bit lengths.
     pub extended_headers: bool,
     /// Metadata contexts to select, such as `base:allocation`.
     pub contexts: Vec<String>,
-    /// How long connecting and the handshake may take.
+    /// How long connecting and the handshake may take together.
     pub handshake_timeout: Duration,
-    /// How long the server may neither send nor take a byte while a command waits for its answer; without a
-    /// limit the client waits for ever.
+    /// How long the server may make no progress, neither sending nor accepting a byte, while a command waits
+    /// for its reply. `None` means forever.
     pub stall_timeout: Option<Duration>,
-    /// Most requests that are not yet answered; further ones wait.
+    /// Maximum number of unanswered requests. Further requests wait.
     pub in_flight_requests: u32,
 }
 
@@ -70,7 +74,7 @@ impl Default for Options {
 }
 
 impl Options {
-    /// These options with what a URI says of TLS.
+    /// Returns these options, overridden by what a URI says about TLS.
     #[must_use]
     pub fn for_uri(mut self, uri: &Uri) -> Self {
         if let Some(said) = &uri.tls {
@@ -104,14 +108,14 @@ impl Options {
 /// A connection after its handshake.
 pub(super) struct Connected {
     pub(super) stream: Stream,
-    /// What was read after the server's last word of the handshake.
+    /// Bytes that were read after the last handshake message of the server.
     pub(super) input: BytesMut,
     pub(super) outcome: Outcome,
-    /// Where the server is, over TCP.
+    /// Address of the server if the connection uses TCP.
     pub(super) peer: Option<SocketAddr>,
 }
 
-/// Connects to an address and reaches a goal.
+/// Connects to an address and negotiates until the goal is reached.
 pub(super) async fn connect(address: &Address, goal: Goal, options: &Options) -> Result<Connected, Error> {
     let host = match address {
         Address::Tcp { host, .. } => host.clone(),
@@ -126,7 +130,7 @@ pub(super) async fn connect(address: &Address, goal: Goal, options: &Options) ->
     Ok(Connected { peer, ..connected })
 }
 
-/// Reaches a goal over a stream that is connected already.
+/// Negotiates over a stream that is already connected, until the goal is reached.
 pub(super) async fn connect_over(stream: Stream, goal: Goal, options: &Options) -> Result<Connected, Error> {
     let deadline = Instant::now() + options.handshake_timeout;
     in_time(deadline, negotiate(stream, "localhost", goal, options)).await
@@ -154,7 +158,7 @@ async fn open(address: &Address) -> Result<(Stream, Option<SocketAddr>), Error> 
     }
 }
 
-/// A server whose machine is gone says nothing any more, not even that it is gone.
+/// Turns on keepalive, because a server whose machine has failed sends nothing, not even that it has failed.
 fn keep_alive(stream: &TcpStream) -> io::Result<()> {
     sockopt::set_socket_keepalive(stream, true)?;
     sockopt::set_tcp_keepidle(stream, KEEPALIVE_IDLE)?;
@@ -180,7 +184,8 @@ async fn negotiate(
             stream.flush().await
         };
         match (sent.await, &action) {
-            // A session that is over is over, also where the server did not wait to be told.
+            // If the session has ended anyway, it does not matter that the server closed the connection
+            // first.
             (Ok(()), _) | (Err(_), ClientAction::Fail(_)) => {}
             (Err(_), ClientAction::Finish(Outcome::Listed(_) | Outcome::Described(..))) => {}
             (Err(error), _) => return Err(Broken::from(error).into()),
@@ -214,8 +219,8 @@ async fn negotiate(
 }
 
 /// Ends the connection. "\[ABORT\] MUST be followed by the client shutting down TLS (if it is running), and
-/// the client dropping the connection." What the server still sends is read, so that the system does not
-/// reset the connection before the server has got all of this.
+/// the client dropping the connection." Reads and discards what the server still sends. Otherwise the system
+/// might reset the connection before the server has received everything.
 async fn leave(stream: &mut Stream) {
     let end = async {
         //= Termination of the session during option haggling: This MUST be followed by the client shutting

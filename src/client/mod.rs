@@ -1,8 +1,8 @@
-//! An NBD client: asynchronous, with many requests at a time over one connection.
+//! An asynchronous NBD client that sends many requests at a time over one connection.
 //!
-//! [`Client::connect`] negotiates as much as the server has (`connect`), falls back to what it has not, and
-//! then sends commands as they come (`pipeline`). It does what the specification asks of a client: it sends
-//! no command and no flag that the server has not offered, and breaks off where the server breaks the
+//! [`Client::connect`] negotiates the features that the server supports (`connect`), then sends commands as
+//! they are called (`pipeline`). The client must not know what the server is. Invariant: it sends only
+//! commands and flags that the server has offered, and closes the connection if the server violates the
 //! protocol.
 
 mod connect;
@@ -35,14 +35,15 @@ use crate::protocol::{
     TransmissionFlags as Flags, WireString,
 };
 
-/// Largest payload where the server does not tell: what the specification advises for interoperability.
+/// Maximum payload if the server does not report one: the value that the specification recommends for
+/// interoperability.
 const PORTABLE_PAYLOAD_BYTES: u32 = 32 << 20;
 
-/// A connection to an export.
+/// A connection to one export.
 pub struct Client {
     pipeline: Pipeline,
     session: ClientSession,
-    /// Where to connect anew, unless it was connected over a stream that was given.
+    /// Where to reconnect; `None` if the client was created over an existing stream.
     uri: Option<Uri>,
     options: Options,
     peer: Option<SocketAddr>,
@@ -54,7 +55,7 @@ impl fmt::Debug for Client {
     }
 }
 
-/// The exports of a server. The export of the URI plays no part.
+/// Lists the exports of a server. The export name in the URI is ignored.
 pub async fn list(uri: &Uri, options: &Options) -> Result<Vec<ServerEntry>, Error> {
     let options = options.clone().for_uri(uri);
     match connect::connect(&uri.address, Goal::List, &options).await?.outcome {
@@ -63,7 +64,7 @@ pub async fn list(uri: &Uri, options: &Options) -> Result<Vec<ServerEntry>, Erro
     }
 }
 
-/// What a server tells of an export without opening it, and the metadata contexts that it has for it.
+/// Describes an export without opening it, and lists the metadata contexts that match [`Options::contexts`].
 pub async fn info(uri: &Uri, options: &Options) -> Result<(ExportInfo, Vec<MetaContext>), Error> {
     let options = options.clone().for_uri(uri);
     match connect::connect(&uri.address, Goal::Info(name(&uri.export)?), &options).await?.outcome {
@@ -77,14 +78,14 @@ fn name(export: &str) -> Result<WireString, Error> {
 }
 
 impl Client {
-    /// Connects to an export.
+    /// Connects to the export that a URI identifies.
     pub async fn connect(uri: &Uri, options: &Options) -> Result<Self, Error> {
         let for_uri = options.clone().for_uri(uri);
         let connected = connect::connect(&uri.address, Goal::Go(name(&uri.export)?), &for_uri).await?;
         Self::start(connected, Some(uri.clone()), options)
     }
 
-    /// Connects to an export over a stream that leads to a server.
+    /// Connects to an export over an existing stream to a server.
     pub async fn connect_over(
         stream: impl ByteStream,
         export: &str,
@@ -94,7 +95,8 @@ impl Client {
         Self::start(connect::connect_over(Box::new(stream), goal, options).await?, None, options)
     }
 
-    /// Connects anew to the same export, and makes sure that it still has the same size and can do the same.
+    /// Connects to the same export again. Fails with [`Error::NotAllowed`] if the size or the flags of the
+    /// export have changed.
     pub async fn reconnect(&self) -> Result<Self, Error> {
         let uri =
             self.uri.as_ref().ok_or(Error::NotAllowed("this client was created from an existing stream"))?;
@@ -114,13 +116,13 @@ impl Client {
         Ok(Self { pipeline, session, uri, options: options.clone(), peer })
     }
 
-    /// The export as the server tells of it.
+    /// The export as the server described it.
     #[must_use]
     pub fn export(&self) -> &ExportInfo {
         &self.session.export
     }
 
-    /// Where the server is; none for a Unix socket, or a stream that was given.
+    /// Address of the server. `None` for a Unix socket or an existing stream.
     #[must_use]
     pub fn peer(&self) -> Option<SocketAddr> {
         self.peer
@@ -132,13 +134,13 @@ impl Client {
         self.session.export.disk.size_bytes
     }
 
-    /// What the export can do.
+    /// The features that the export supports.
     #[must_use]
     pub fn flags(&self) -> Flags {
         self.session.export.disk.flags
     }
 
-    /// The kind of headers that was agreed on.
+    /// The kind of headers that was negotiated.
     #[must_use]
     pub fn headers(&self) -> HeaderStyle {
         self.session.headers
@@ -150,7 +152,7 @@ impl Client {
         &self.session.contexts
     }
 
-    /// Largest length of one READ or WRITE in bytes.
+    /// Maximum length of one READ or WRITE in bytes.
     #[must_use]
     pub fn maximum_payload_bytes(&self) -> u32 {
         match self.session.export.block_size.maximum {
@@ -159,8 +161,8 @@ impl Client {
         }
     }
 
-    /// Largest length of a TRIM, WRITE_ZEROES, CACHE or BLOCK_STATUS in bytes: a multiple of any minimum
-    /// block size.
+    /// Maximum length of a TRIM, WRITE_ZEROES, CACHE or BLOCK_STATUS in bytes. It is a multiple of every
+    /// possible minimum block size.
     #[must_use]
     pub fn maximum_effect_bytes(&self) -> u64 {
         match self.session.headers {
@@ -169,18 +171,18 @@ impl Client {
         }
     }
 
-    /// Whether the connection is gone, and why.
+    /// Returns why the connection is broken, or `None` if it can be used.
     #[must_use]
     pub fn broken(&self) -> Option<Broken> {
         self.pipeline.broken()
     }
 
-    /// Reads bytes.
+    /// Reads `length` bytes at `offset`. Holes read as zeros.
     pub async fn read(&self, offset: u64, length: u32) -> Result<Bytes, Error> {
         self.read_segments(offset, length).await.map(reply::concatenate)
     }
 
-    /// Reads bytes and holes.
+    /// Reads `length` bytes at `offset`, and returns holes separately from data.
     pub async fn read_segments(&self, offset: u64, length: u32) -> Result<Vec<Segment>, Error> {
         self.check_payload(length)?;
         let length = u64::from(length);
@@ -191,7 +193,7 @@ impl Client {
         }
     }
 
-    /// Writes bytes; with `fua`, returns when they are durable.
+    /// Writes bytes at `offset`. With `fua`, returns only when they are durable.
     pub async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), Error> {
         let length = u32::try_from(data.len()).map_err(|_| TOO_LONG)?;
         self.check_payload(length)?;
@@ -209,7 +211,7 @@ impl Client {
         self.call(CommandFlags::empty(), Command::Flush, 0, 0).await.map(drop)
     }
 
-    /// Discards a range.
+    /// Discards a range. With `fua`, returns only when the change is durable.
     pub async fn trim(&self, offset: u64, length: u64, fua: bool) -> Result<(), Error> {
         self.check_offered(Flags::SEND_TRIM)?;
         self.check_effect(offset, length)?;
@@ -217,7 +219,8 @@ impl Client {
         self.call(self.fua(fua)?, Command::Trim, offset, length).await.map(drop)
     }
 
-    /// Zeroes a range; `no_hole` keeps it allocated, `fast` fails where it is not faster than writing.
+    /// Makes a range read as zeros. `no_hole` keeps it allocated. With `fast`, fails if this would be no
+    /// faster than writing. With `fua`, returns only when the change is durable.
     pub async fn write_zeroes(
         &self,
         offset: u64,
@@ -238,14 +241,15 @@ impl Client {
         self.call(flags, Command::WriteZeroes, offset, length).await.map(drop)
     }
 
-    /// Asks the server to make a range ready for reading.
+    /// Asks the server to prepare a range for reading.
     pub async fn cache(&self, offset: u64, length: u64) -> Result<(), Error> {
         self.check_offered(Flags::SEND_CACHE)?;
         self.check_effect(offset, length)?;
         self.call(CommandFlags::empty(), Command::Cache, offset, length).await.map(drop)
     }
 
-    /// What every selected metadata context tells of a range; with `one`, one extent each.
+    /// Returns the extents of a range in every selected metadata context. With `one`, returns one extent per
+    /// context.
     pub async fn block_status(
         &self,
         offset: u64,
@@ -263,15 +267,15 @@ impl Client {
         }
     }
 
-    /// What `base:allocation` tells of a range: extents from its start; they may end before the range or
-    /// after it.
+    /// Returns the extents of a range in the context `base:allocation`, starting at `offset`. They may end
+    /// before or after the end of the range.
     pub async fn allocation(&self, offset: u64, length: u64) -> Result<Vec<BlockDescriptor>, Error> {
         let contexts = self.block_status(offset, length, false).await?;
         let allocation = contexts.into_iter().find(|it| it.context.name.as_str() == BASE_ALLOCATION);
         allocation.map(|it| it.extents).ok_or(Error::NotAllowed("base:allocation was not selected"))
     }
 
-    /// Tells the server that this is the end and waits until it has closed.
+    /// Tells the server that this client is done, and waits until the server has closed the connection.
     pub async fn disconnect(self) {
         self.pipeline.disconnect().await;
     }

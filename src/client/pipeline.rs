@@ -1,8 +1,7 @@
-//! Many requests at a time over one connection: a writer, a reader, and the table of what is not yet
-//! answered.
+//! Sends many requests at a time over one connection: a writer, a reader, and a table of unanswered requests.
 //!
-//! Invariant: every request that was entered is answered exactly once, by its reply or by why there will be
-//! none.
+//! Must not know what a command means. Invariant: every request in the table is answered exactly once, either
+//! with its reply or with the reason why there will be none.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,49 +24,51 @@ use crate::protocol::{
 };
 use crate::task::Tasks;
 
-/// What is read from the socket at a time, and how far a payload's place grows ahead of what has come.
+/// How many bytes are read from the socket at a time, and how far the buffer of a payload grows ahead of the
+/// bytes received.
 const READ_BYTES: usize = 64 << 10;
-/// Most requests that are gathered before they are written.
+/// Maximum number of requests that are collected before they are written.
 const BATCH_REQUESTS: usize = 64;
-/// Longest payload of a chunk that is no content: as many descriptors as a server should send.
+/// Maximum payload of a chunk without content in bytes: the most descriptors that a server should send.
 const MAXIMUM_STATUS_BYTES: u64 = (1 << 20) * 16 + 8;
 
-/// How long requests that nobody waits for any more may delay DISC.
+/// How long abandoned requests may delay DISC.
 const QUIET_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the server may take to close after DISC.
+/// How long the server may take to close the connection after DISC.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A request on its way.
+/// A request that is queued for sending.
 struct Outbound {
     request: Request,
     payload: Bytes,
 }
 
-/// A request that is not yet answered.
+/// A request without a complete reply.
 struct Pending {
     gathering: Gathering,
     answer: oneshot::Sender<Result<Outcome, Error>>,
     _permit: OwnedSemaphorePermit,
 }
 
-/// What is not yet answered; closed for good when the connection is.
+/// The unanswered requests. Once the table is closed, it stays closed.
 struct Table {
     pending: BTreeMap<Cookie, Pending>,
     next_cookie: u64,
-    /// When the server last moved a byte, or was first asked for one after it had answered all.
+    /// When the server last moved a byte, or when the first request was sent after it had answered all
+    /// others.
     moved: Instant,
-    /// Why no request is taken any more.
+    /// Why no more requests are accepted.
     closed: Option<Broken>,
 }
 
-/// One connection in transmission.
+/// A connection in the transmission phase.
 pub(crate) struct Pipeline {
     shared: Arc<Shared>,
     outbound: mpsc::Sender<Outbound>,
     in_flight: Arc<Semaphore>,
     in_flight_bound: u32,
     tasks: Tasks,
-    /// Watches for a server that stands still.
+    /// The task that detects a stalled server.
     watch: Tasks,
 }
 
@@ -79,7 +80,8 @@ struct Shared {
 }
 
 impl Pipeline {
-    /// Goes on with a stream after its handshake.
+    /// Starts transmission over a stream whose handshake is complete. `input` is what was already read from
+    /// it.
     pub(crate) fn start(stream: Stream, input: BytesMut, session: &ClientSession, options: &Options) -> Self {
         let in_flight_bound = options.in_flight_requests.max(1);
         let bound = usize::try_from(in_flight_bound).expect("32 bits fit a usize");
@@ -104,7 +106,7 @@ impl Pipeline {
         Self { shared, outbound, in_flight, in_flight_bound, tasks, watch }
     }
 
-    /// Sends a request and waits for its answer. Dropping the future does not take the request back.
+    /// Sends a request and waits for its reply. Dropping the future does not cancel the request.
     pub(crate) async fn call(
         &self,
         flags: CommandFlags,
@@ -137,14 +139,15 @@ impl Pipeline {
         answered.await.unwrap_or(Err(Error::Broken(Broken::Closed)))
     }
 
-    /// Whether the connection is gone, and why.
+    /// Returns why the connection is broken, or `None` if it can be used.
     pub(crate) fn broken(&self) -> Option<Broken> {
         self.shared.table.lock().closed.clone()
     }
 
-    /// Sends DISC and waits until the server has closed. "The client MAY issue a soft disconnect at any time,
-    /// but SHOULD wait until there are no inflight requests first": it waits a moment. Requests that are not
-    /// answered when the server closes are broken off.
+    /// Sends DISC and waits until the server has closed the connection. "The client MAY issue a soft
+    /// disconnect at any time, but SHOULD wait until there are no inflight requests first", so this first
+    /// waits for [`QUIET_TIMEOUT`] at most. Requests that are unanswered when the server closes the
+    /// connection fail.
     pub(crate) async fn disconnect(self) {
         let Self { shared, outbound, in_flight, in_flight_bound, tasks, watch } = self;
         let quiet = in_flight.acquire_many(in_flight_bound);
@@ -153,12 +156,12 @@ impl Pipeline {
         }
         watch.shutdown().await;
         if let Some(Broken::Stalled(_)) = shared.table.lock().closed {
-            // Nobody takes a DISC from us.
+            // A stalled server would not receive DISC.
             return;
         }
         let leave = async {
             if shared.table.lock().closed.is_none() {
-                // If the writer is gone, so is the connection.
+                // If the writer has ended, the connection is already closed.
                 drop(outbound.send(disc()).await);
             }
             drop(outbound);
@@ -171,7 +174,8 @@ impl Pipeline {
 }
 
 impl Shared {
-    /// Answers all that is pending with why there will be no other answer. The first reason stays.
+    /// Fails every pending request with the reason why it will not be answered. If the table is closed twice,
+    /// the first reason stays.
     fn close(&self, broken: Broken) {
         let pending = {
             let mut table = self.table.lock();
@@ -183,24 +187,24 @@ impl Shared {
         }
     }
 
-    /// The server has sent or taken something.
+    /// Records that the server has sent or accepted bytes.
     fn moved(&self) {
         self.table.lock().moved = Instant::now();
     }
 
-    /// When the server's time is over, if nothing moves; none if it owes nothing.
+    /// When the server counts as stalled if nothing moves until then. `None` if no request is pending.
     fn stalled_at(&self, limit: Duration) -> Option<Instant> {
         let table = self.table.lock();
         (!table.pending.is_empty()).then(|| table.moved + limit)
     }
 
-    /// Takes a request out of the table, answered.
+    /// Removes a request from the table in order to answer it.
     fn take(&self, cookie: Cookie) -> Result<Pending, DecodeError> {
         self.table.lock().pending.remove(&cookie).ok_or(DecodeError::Invalid("reply to no request"))
     }
 
-    /// After ESHUTDOWN no request is taken any more, and a soft disconnect begins, as the specification
-    /// demands.
+    /// Handles ESHUTDOWN as the specification requires: accepts no more requests and starts a soft
+    /// disconnect.
     fn close_after_shutdown(&self, result: &Result<Outcome, Error>) {
         if !matches!(result, Err(Error::Command { error: CommandError::Shutdown, .. })) {
             return;
@@ -225,13 +229,13 @@ impl Pending {
     }
 }
 
-/// The request to disconnect.
+/// Creates a DISC request.
 fn disc() -> Outbound {
     let (flags, command, cookie) = (CommandFlags::empty(), Command::Disc, Cookie(0));
     Outbound { request: Request { flags, command, cookie, offset: 0, length: 0 }, payload: Bytes::new() }
 }
 
-/// Closes the table once the server has stood still for so long although it owes an answer.
+/// Closes the table once the server has made no progress for `limit` while a request is pending.
 async fn break_off_when_stalled(shared: Arc<Shared>, limit: Duration) {
     loop {
         let due = shared.stalled_at(limit);
@@ -252,7 +256,8 @@ async fn write_requests(mut queue: mpsc::Receiver<Outbound>, writer: WriteHalf<S
                 header.clear();
                 request.encode(shared.headers, &mut header).map_err(Broken::Protocol)?;
                 writer.write_all(&header).await?;
-                // Piece by piece, so that a server that takes them slowly is seen to move.
+                // The payload is written in pieces, so that a server which accepts it slowly is seen to make
+                // progress.
                 for piece in payload.chunks(READ_BYTES) {
                     writer.write_all(piece).await?;
                     shared.moved();
@@ -284,7 +289,7 @@ impl Receiver {
         }
     }
 
-    /// One reply, or one chunk of one.
+    /// Receives one simple reply, or one chunk of a structured or extended reply.
     async fn receive(&mut self) -> Result<(), Broken> {
         self.fill(Reply::MAGIC_LENGTH).await?;
         let magic = (&self.buffer[..Reply::MAGIC_LENGTH]).get_u32();
@@ -386,7 +391,7 @@ impl Receiver {
         violation
     }
 
-    /// So many bytes at least in the buffer.
+    /// Reads until the buffer holds at least `length` bytes.
     async fn fill(&mut self, length: usize) -> Result<(), Broken> {
         while self.buffer.len() < length {
             self.buffer.reserve(READ_BYTES);
@@ -398,7 +403,7 @@ impl Receiver {
         Ok(())
     }
 
-    /// So many bytes of payload. Memory is taken as they come.
+    /// Reads `length` bytes of payload. Allocates memory only as the bytes arrive.
     async fn payload(&mut self, length: u64) -> Result<Bytes, Broken> {
         let length = usize::try_from(length).map_err(|_| DecodeError::Invalid("payload beyond memory"))?;
         let buffered = self.buffer.len().min(length);

@@ -1,7 +1,7 @@
-//! Replies in the making: what the chunks of one request add up to.
+//! Assembles replies: combines the chunks of one request into its result.
 //!
-//! Knows requests and chunks, no I/O. Invariant: a reply that is accepted covers exactly what was asked,
-//! once.
+//! Knows requests and chunks; must not do I/O. Invariant: an accepted reply covers exactly the requested
+//! range, and each byte once.
 
 use bytes::{Bytes, BytesMut};
 
@@ -10,26 +10,26 @@ use crate::protocol::{
     BlockDescriptor, Chunk, Command, DecodeError, Error as CommandError, MetaContext, Request,
 };
 
-/// A part of what a READ gives, in order and without gaps.
+/// A part of the result of a READ. Segments are in order and have no gaps between them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Segment {
-    /// Bytes.
+    /// Bytes of the export.
     Data(Bytes),
-    /// So many zeros, which the server sent as a hole.
+    /// This many zero bytes, which the server sent as a hole.
     Hole(u64),
 }
 
-/// What a metadata context tells of a range: extents from its start, without gaps; they may end before the
-/// range or after it.
+/// The extents of a range in one metadata context. They start at the beginning of the range and have no gaps
+/// between them. They may end before or after the end of the range.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContextExtents {
-    /// The context.
+    /// The metadata context that the extents belong to.
     pub context: MetaContext,
-    /// At least one.
+    /// The extents in order; never empty.
     pub extents: Vec<BlockDescriptor>,
 }
 
-/// What a command gave.
+/// The result of a successful command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Done,
@@ -37,15 +37,15 @@ pub(crate) enum Outcome {
     Extents(Vec<ContextExtents>),
 }
 
-/// A reply of which more is to come.
+/// A reply that is not complete yet.
 #[derive(Debug)]
 pub(crate) struct Gathering {
     request: Request,
-    /// Content of a READ: where it begins, and what it is.
+    /// The content of a READ, with the offset of each segment, in order of arrival.
     content: Vec<(u64, Segment)>,
     content_bytes: u64,
     extents: Vec<ContextExtents>,
-    /// The first error that came.
+    /// The first error in the reply.
     error: Option<Error>,
 }
 
@@ -54,12 +54,12 @@ impl Gathering {
         Self { request, content: Vec::new(), content_bytes: 0, extents: Vec::new(), error: None }
     }
 
-    /// The request.
+    /// The request that this reply belongs to.
     pub(crate) fn request(&self) -> &Request {
         &self.request
     }
 
-    /// Takes a simple reply; `data` is what follows one that succeeds a READ.
+    /// Completes the reply with a simple reply. `data` is what follows the header if a READ succeeded.
     pub(crate) fn finish_simple(
         self,
         result: Result<(), CommandError>,
@@ -72,7 +72,7 @@ impl Gathering {
         Ok(Outcome::Read(if data.is_empty() { Vec::new() } else { vec![Segment::Data(data)] }))
     }
 
-    /// Takes a chunk. An error means that the server broke the protocol.
+    /// Adds a chunk. Returns an error if the server violated the protocol.
     pub(crate) fn add(&mut self, chunk: Chunk, contexts: &[MetaContext]) -> Result<(), DecodeError> {
         match chunk {
             Chunk::None => Ok(()),
@@ -101,7 +101,7 @@ impl Gathering {
         if self.request.command != Command::Read {
             return Err(invalid("content in reply to something else than READ"));
         }
-        // Both ends lie within 64 bits: those of the request do, by what the client sends.
+        // The end of the request cannot overflow, because the client checks its range before sending it.
         let end = offset.checked_add(length).ok_or(invalid("content beyond 64 bits"))?;
         if offset < self.request.offset || end > self.request.offset + self.request.length {
             return Err(invalid("content outside the range of the READ"));
@@ -109,7 +109,7 @@ impl Gathering {
         if self.content.len() > MAXIMUM_PARTS {
             return Err(invalid("READ answered in too many chunks"));
         }
-        // What overlaps is found at the end; until then no more is kept than was asked for.
+        // Overlaps are detected at the end. Until then this check limits the memory to the requested length.
         self.content_bytes += length;
         if self.content_bytes > self.request.length {
             return Err(invalid("content of a READ overlaps"));
@@ -136,8 +136,8 @@ impl Gathering {
         Ok(())
     }
 
-    /// Takes the end of a reply in chunks. An inner error is the command's, an outer one means that the
-    /// server broke the protocol.
+    /// Completes a reply that consists of chunks. The inner error is the failure of the command. The outer
+    /// error means that the server violated the protocol.
     pub(crate) fn finish(mut self, contexts: &[MetaContext]) -> Result<Result<Outcome, Error>, DecodeError> {
         if let Some(error) = self.error {
             return Ok(Err(error));
@@ -167,11 +167,11 @@ impl Gathering {
     }
 }
 
-/// Most content chunks of one READ: more than a server has reason to send.
+/// Maximum number of content chunks of one READ, more than any reasonable server sends.
 const MAXIMUM_PARTS: usize = 1 << 16;
 
 impl Segment {
-    /// How many bytes of the READ it stands for.
+    /// Number of bytes of the export that this segment covers.
     #[must_use]
     pub fn length(&self) -> u64 {
         match self {
@@ -181,7 +181,7 @@ impl Segment {
     }
 }
 
-/// All bytes of a READ, holes as zeros.
+/// Joins the segments of a READ into one buffer, with holes as zeros.
 pub(crate) fn concatenate(mut segments: Vec<Segment>) -> Bytes {
     if let [Segment::Data(_)] = segments[..]
         && let Some(Segment::Data(data)) = segments.pop()

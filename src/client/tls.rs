@@ -1,4 +1,7 @@
-//! TLS of the client: whom it trusts, and who it is.
+//! TLS for the client: which servers it trusts, and how it identifies itself.
+//!
+//! Must not know NBD messages. Invariant: unless [`TlsOptions::trust_anyone`] is set, a connection is
+//! established only with a server whose certificate is valid and matches the expected name.
 
 use std::fmt;
 use std::io;
@@ -18,17 +21,17 @@ use super::stream::Stream;
 /// How the client uses TLS.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TlsOptions {
-    /// PEM file with the authorities that are trusted; those of the system if there is none.
+    /// PEM file with the trusted certificate authorities. If `None`, those of the system are trusted.
     pub authorities: Option<PathBuf>,
-    /// PEM files with a certificate and its key, for servers that ask who the client is.
+    /// PEM files with the client's certificate and its key, for servers that verify clients.
     pub identity: Option<(PathBuf, PathBuf)>,
-    /// The name that the server's certificate must have; that of the host if there is none.
+    /// Name that the server's certificate must contain. If `None`, the host name is used.
     pub hostname: Option<String>,
-    /// Whether any server is trusted. Then whoever stands in between is, too.
+    /// If true, any certificate is accepted. The connection is then not protected against an active attacker.
     pub trust_anyone: bool,
 }
 
-/// Runs the TLS handshake over a stream to this host.
+/// Runs the TLS handshake over a stream to `host`.
 pub(super) async fn connect(stream: Stream, host: &str, options: &TlsOptions) -> io::Result<Stream> {
     let connector = TlsConnector::from(Arc::new(config(options)?));
     let name = options.hostname.as_deref().unwrap_or(host).to_owned();
@@ -91,7 +94,7 @@ fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Er
     io::Error::new(io::ErrorKind::InvalidInput, error)
 }
 
-/// Looks at no certificate, only at whether the server has its key.
+/// Accepts any certificate, but still verifies that the server has its private key.
 #[derive(Debug)]
 struct TrustAnyone(Arc<CryptoProvider>);
 

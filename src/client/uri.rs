@@ -1,26 +1,27 @@
 //! NBD URIs (NetworkBlockDevice/nbd, `doc/uri.md`).
 //!
-//! Reads them strictly: what is not understood is an error that names it. It connects to nothing.
+//! Owns parsing and formatting; must not connect to anything. Invariant: parsing is strict, so every part
+//! that is not understood is an error that quotes it.
 
 use std::fmt;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// The port of NBD.
+/// The registered TCP port of NBD.
 pub const DEFAULT_PORT: u16 = 10809;
 
-/// Where a server is.
+/// The address of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
-    /// A host, by name or address, and a port.
+    /// A TCP port on a host.
     Tcp {
-        /// Name or address; an IPv6 address without brackets.
+        /// Host name or IP address; an IPv6 address has no brackets.
         host: String,
-        /// Port.
+        /// TCP port number.
         port: u16,
     },
-    /// A Unix socket.
+    /// The path of a Unix socket.
     Unix(PathBuf),
 }
 
@@ -34,58 +35,58 @@ impl fmt::Display for Address {
     }
 }
 
-/// What a URI says of TLS, besides whether it is required.
+/// The TLS parameters of a URI.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UriTls {
-    /// `tls-hostname`: the name that the server's certificate must have, if not that of the host.
+    /// `tls-hostname`: the name that the server's certificate must contain, if it is not the host name.
     pub hostname: Option<String>,
-    /// `tls-verify-peer`: whether the server's certificate is looked at.
+    /// `tls-verify-peer`: whether the server's certificate is verified.
     pub verify_peer: bool,
     /// `tls-certificates`: a directory with `ca-cert.pem`, `client-cert.pem` and `client-key.pem`.
     pub certificates: Option<PathBuf>,
 }
 
-/// An export of a server.
+/// Identifies an export of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Uri {
-    /// Where the server is.
+    /// The address of the server.
     pub address: Address,
-    /// The export; empty for the default.
+    /// Name of the export; empty for the default export.
     pub export: String,
-    /// How to use TLS, if the scheme requires it.
+    /// The TLS parameters; `None` if the scheme does not use TLS.
     pub tls: Option<UriTls>,
 }
 
-/// Why a text is no NBD URI.
+/// Why a text is not an NBD URI.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum UriError {
-    /// Not one of the four schemes.
+    /// The scheme is not one of the four NBD schemes.
     #[error("{0:?} does not begin with nbd://, nbds://, nbd+unix:// or nbds+unix://")]
     Scheme(String),
-    /// No host, or a port that is no port.
+    /// The host is missing, or the port is invalid.
     #[error("{0:?} is not HOST or HOST:PORT")]
     Authority(String),
-    /// A Unix scheme without a socket, or another with one.
+    /// A Unix scheme without the parameter `socket`, or another scheme with it.
     #[error("nbd+unix and nbds+unix require the query parameter socket, and other schemes do not accept it")]
     Socket,
-    /// A Unix scheme with a host.
+    /// A URI for a Unix socket contains a host.
     #[error("the URI of a Unix socket must not have a host")]
     UnixHost,
-    /// A query parameter that is not known.
+    /// A query parameter is unknown.
     #[error("unknown query parameter {0:?}")]
     Parameter(String),
-    /// A query parameter with a value that it cannot have.
+    /// A query parameter has an invalid value.
     #[error("query parameter {name} cannot be {value:?}: {expected}")]
     Value {
-        /// The parameter.
+        /// Name of the parameter.
         name: &'static str,
-        /// Its value.
+        /// The invalid value.
         value: String,
-        /// What it can be.
+        /// Description of the valid values.
         expected: &'static str,
     },
-    /// A `%` that is not followed by two hexadecimal digits, or bytes that are not UTF-8.
+    /// A `%` is not followed by two hexadecimal digits, or the decoded text contains NUL or is not UTF-8.
     #[error("{0:?} is not percent-encoded UTF-8 without NUL")]
     Encoding(String),
 }
@@ -133,7 +134,7 @@ impl fmt::Display for Uri {
     }
 }
 
-/// The query parameters.
+/// The query parameters of a URI.
 struct Query {
     socket: Option<PathBuf>,
     tls: UriTls,
@@ -168,7 +169,8 @@ impl Query {
     }
 }
 
-/// Reads `[user@]host[:port]`. Who the user is matters to kinds of authentication that TLS has here not.
+/// Parses `[user@]host[:port]`. The user is ignored, because only authentication methods that are not
+/// supported here use it.
 fn parse_authority(authority: &str) -> Result<Address, UriError> {
     let wrong = || UriError::Authority(authority.to_owned());
     let host_and_port = authority.rsplit_once('@').map_or(authority, |(_user, rest)| rest);
@@ -193,7 +195,7 @@ fn parse_authority(authority: &str) -> Result<Address, UriError> {
     Ok(Address::Tcp { host: decode(host)?, port })
 }
 
-/// Undoes percent-encoding.
+/// Decodes percent-encoding.
 fn decode(text: &str) -> Result<String, UriError> {
     let wrong = || UriError::Encoding(text.to_owned());
     let mut bytes = Vec::with_capacity(text.len());
@@ -212,8 +214,9 @@ fn decode(text: &str) -> Result<String, UriError> {
     if decoded.contains('\0') { Err(wrong()) } else { Ok(decoded) }
 }
 
-/// Percent-encodes all but what may stand in a path and in a query (RFC 3986), as the NBD URI specification
-/// has it. Whoever prints a URI does so by the `Display` of [`Uri`], and so by this.
+/// Percent-encodes all characters that may not appear in both a path and a query (RFC 3986), as the NBD URI
+/// specification requires. The `Display` implementation of [`Uri`] uses it, so every URI that is printed is
+/// encoded.
 fn encode(bytes: &[u8]) -> String {
     let mut encoded = String::with_capacity(bytes.len());
     for &byte in bytes {

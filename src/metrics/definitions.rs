@@ -1,21 +1,21 @@
-//! Every metric: name, type, unit, help, labels and buckets. The one place where they are named.
+//! The definition of every metric: name, type, unit, help, labels and buckets.
 //!
-//! Knows nothing of who counts. Invariant: names are distinct, and [`ALL`] names every metric that Cairn
-//! exports.
+//! No other file contains the name of a metric. Must not know what is counted where. Invariant: names are
+//! distinct, and [`ALL`] contains every metric that Cairn exports.
 
-/// What a metric is.
+/// The type of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
-    /// Only grows.
+    /// A value that only grows.
     Counter,
-    /// Goes up and down.
+    /// A value that can rise and fall.
     Gauge,
-    /// Counts observations in buckets.
+    /// Observations counted in buckets.
     Histogram,
 }
 
 impl Kind {
-    /// The name that the text format has for it.
+    /// The name of the type in the text format.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -26,31 +26,32 @@ impl Kind {
     }
 }
 
-/// A metric as it is documented.
+/// The definition of a metric, as it is documented.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Definition {
-    /// Name in the text format; of a histogram without `_bucket`, `_sum` and `_count`.
+    /// Name in the text format. For a histogram, the name without `_bucket`, `_sum` and `_count`.
     pub name: &'static str,
-    /// Type.
+    /// Type of the metric.
     pub kind: Kind,
-    /// Unit: `bytes`, `seconds`, or what is counted.
+    /// Unit: `bytes`, `seconds`, or the name of what is counted.
     pub unit: &'static str,
-    /// One sentence.
+    /// Description in one sentence.
     pub help: &'static str,
-    /// Label names.
+    /// Names of the labels.
     pub labels: &'static [&'static str],
-    /// Upper bounds of a histogram's buckets; empty for the others.
+    /// Upper bounds of the buckets of a histogram; empty for other types.
     pub buckets: &'static [f64],
 }
 
-/// From a hit in memory (50 µs) to a store that struggles (60 s): object stores answer in 5 to 200 ms.
+/// Buckets from a hit in memory (50 µs) to a struggling store (60 s). Object stores usually answer in 5 to
+/// 200 ms.
 const LATENCY: &[f64] = &[
     0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64,
     1.28, 2.5, 5.0, 10.0, 30.0, 60.0,
 ];
-/// A fold moves up to a journal's worth of data.
+/// Buckets for the duration of a fold in seconds. A fold moves up to a whole journal of data.
 const FOLD: &[f64] = &[0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0];
-/// FLUSH commands that one commit answered.
+/// Buckets for the number of FLUSH commands that one commit answers.
 const GROUP: &[f64] = &[0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
 
 const fn counter(
@@ -81,11 +82,11 @@ const fn histogram(
     Definition { name, kind: Kind::Histogram, unit, help, labels, buckets }
 }
 
-/// Declares each definition as a constant, and [`ALL`] of them.
+/// Declares each definition as a constant, and [`ALL`] as the list of them.
 macro_rules! definitions {
     ($($constant:ident = $definition:expr;)*) => {
         $(pub(super) const $constant: Definition = $definition;)*
-        /// Every metric, those of the process collector too.
+        /// All metrics, including those of the process collector.
         pub const ALL: &[Definition] = &[$($constant),*];
     };
 }

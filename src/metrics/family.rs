@@ -1,7 +1,9 @@
-//! Families: one metric with its labels, registered once, whose children are handed out by label value.
+//! Families: a family is one metric with its labels. It is registered once, and has one child per combination
+//! of label values.
 //!
-//! The only file that turns a [`Definition`] into a metric of the `prometheus` crate. Invariant: a child that
-//! was made for an owner is removed with it, so a closed volume leaves no time series behind.
+//! This is the only file that turns a [`Definition`] into a metric of the `prometheus` crate. It must not
+//! know what the metrics mean. Invariant: the children that were created for an owner are removed together
+//! with it, so a closed volume leaves no time series behind.
 
 use std::marker::PhantomData;
 
@@ -11,7 +13,7 @@ use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, 
 use super::definitions::{Definition, Kind};
 use super::labels::Label;
 
-/// Children of a family, one for each value of a label.
+/// The children of a family, one for each value of a label.
 #[derive(Clone, Debug)]
 pub struct By<L: Label, M> {
     all: Vec<M>,
@@ -19,12 +21,12 @@ pub struct By<L: Label, M> {
 }
 
 impl<L: Label, M> By<L, M> {
-    /// Makes a child for each value.
+    /// Creates a child for each value of the label.
     pub(super) fn new(make: impl FnMut(L) -> M) -> Self {
         Self { all: L::ALL.iter().copied().map(make).collect(), label: PhantomData }
     }
 
-    /// The child of a value.
+    /// Returns the child for a value of the label.
     pub fn of(&self, value: L) -> &M {
         &self.all[value.index()]
     }
@@ -42,25 +44,25 @@ fn register<C: Collector + Clone + 'static>(
     family
 }
 
-/// Registers a family of counters.
+/// Registers a family of integer counters.
 pub(super) fn counters(registry: &Registry, definition: &Definition) -> IntCounterVec {
     let made = IntCounterVec::new(Opts::new(definition.name, definition.help), definition.labels);
     register(registry, definition, Kind::Counter, made)
 }
 
-/// Registers a family of counters that have fractions.
+/// Registers a family of floating-point counters.
 pub(super) fn float_counters(registry: &Registry, definition: &Definition) -> prometheus::CounterVec {
     let made = prometheus::CounterVec::new(Opts::new(definition.name, definition.help), definition.labels);
     register(registry, definition, Kind::Counter, made)
 }
 
-/// Registers a family of gauges.
+/// Registers a family of integer gauges.
 pub(super) fn gauges(registry: &Registry, definition: &Definition) -> IntGaugeVec {
     let made = IntGaugeVec::new(Opts::new(definition.name, definition.help), definition.labels);
     register(registry, definition, Kind::Gauge, made)
 }
 
-/// Registers a family of gauges that have fractions.
+/// Registers a family of floating-point gauges.
 pub(super) fn float_gauges(registry: &Registry, definition: &Definition) -> prometheus::GaugeVec {
     let made = prometheus::GaugeVec::new(Opts::new(definition.name, definition.help), definition.labels);
     register(registry, definition, Kind::Gauge, made)
@@ -72,14 +74,14 @@ pub(super) fn histograms(registry: &Registry, definition: &Definition) -> Histog
     register(registry, definition, Kind::Histogram, HistogramVec::new(options, definition.labels))
 }
 
-/// The children made for one owner, to be removed with it.
+/// The children that were created for one owner and are removed with it.
 #[derive(Default)]
 pub(super) struct Owned {
     removals: Vec<Box<dyn Fn() + Send + Sync>>,
 }
 
 impl Owned {
-    /// The child of a family, removed when [`Owned::remove`] is called.
+    /// Returns a child of a family. [`Owned::remove`] removes it.
     pub(super) fn child<B>(&mut self, family: &MetricVec<B>, labels: &[&str]) -> B::M
     where
         B: MetricVecBuilder + 'static,
@@ -88,7 +90,7 @@ impl Owned {
         family.with_label_values(labels)
     }
 
-    /// Has a child removed that may come to be.
+    /// Arranges for [`Owned::remove`] to remove a child that may be created later.
     pub(super) fn remove_later<B>(&mut self, family: &MetricVec<B>, labels: &[&str])
     where
         B: MetricVecBuilder + 'static,
@@ -96,12 +98,12 @@ impl Owned {
         let family = family.clone();
         let labels: Vec<String> = labels.iter().map(ToString::to_string).collect();
         self.removals.push(Box::new(move || {
-            // An error says that there is no such child, which is what is wanted.
+            // An error means that the child does not exist, which is the desired result.
             drop(family.remove_label_values(&labels));
         }));
     }
 
-    /// Removes every child from its family. Handles of them go on counting, unseen.
+    /// Removes every child from its family. Existing handles keep counting, but are no longer exported.
     pub(super) fn remove(&self) {
         for removal in &self.removals {
             removal();

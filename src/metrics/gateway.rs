@@ -1,6 +1,6 @@
-//! Metrics of the gateway as a whole: its bounds, its settings, its certificate, and what the store holds.
+//! Metrics of the gateway as a whole: its limits, its settings, its certificate, and the stored bytes.
 //!
-//! Knows nothing of settings or volumes. Invariant: a volume that the last census did not find has no stored
+//! Must not know settings or volumes. Invariant: a volume that the last census did not find has no stored
 //! bytes.
 
 use std::collections::BTreeMap;
@@ -13,30 +13,30 @@ use prometheus::{Gauge, GaugeVec, IntGauge, IntGaugeVec, Registry};
 use super::definitions as define;
 use super::family::{float_gauges, gauges};
 
-/// Configured bounds, for rules and panels to divide by.
+/// The configured limits. They are exported so that alerts and dashboards can divide by them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// Changed bytes in memory, of all volumes together.
+    /// Maximum of changed bytes in memory, for all volumes together.
     pub dirty_bytes: u64,
-    /// Clean pages in memory, of all volumes together.
+    /// Maximum of clean bytes in memory, for all volumes together.
     pub clean_bytes: u64,
-    /// NBD connections.
+    /// Maximum number of NBD connections.
     pub connections: u64,
-    /// Volumes open at a time.
+    /// Maximum number of open volumes.
     pub open_volumes: u64,
-    /// Requests to the store at a time, in each class.
+    /// Maximum number of concurrent requests to the store in each class.
     pub store_requests: u64,
-    /// Bytes from which a volume's journal is folded; at twice as many, writers wait.
+    /// Size of a journal in bytes at which it is folded. Near twice this size, writers wait.
     pub journal_bytes: u64,
-    /// The same in records.
+    /// Number of journal records at which a journal is folded. Near twice this number, writers wait.
     pub journal_records: u64,
-    /// How long a lease lasts after its renewal.
+    /// How long a lease is valid after a renewal.
     pub lease_ttl: Duration,
-    /// Age at which what was written is committed unasked.
+    /// Age at which writes are committed without a request to do so.
     pub commit_age: Duration,
 }
 
-/// Metrics of the gateway. Clones share them.
+/// The metrics of the gateway. Clones share them.
 #[derive(Clone, Debug)]
 pub struct GatewayMetrics(Arc<Inner>);
 
@@ -84,7 +84,7 @@ impl GatewayMetrics {
         }))
     }
 
-    /// Exports the bounds that are in force.
+    /// Exports the limits that are in force.
     pub fn set_limits(&self, limits: Limits) {
         let inner = &*self.0;
         *inner.limits.lock() = limits;
@@ -103,23 +103,22 @@ impl GatewayMetrics {
         inner.commit_age.set(limits.commit_age.as_secs_f64());
     }
 
-    /// The bounds that were exported last.
+    /// Returns the limits that were exported last.
     #[must_use]
     pub fn limits(&self) -> Limits {
         *self.0.limits.lock()
     }
 
-    /// Notes that the settings were read, at a time in seconds since 1970, and whether they are in force.
+    /// Records when the settings were read, in seconds since 1970, and whether they are in force.
     pub fn reloaded(&self, is_successful: bool, now_seconds: u64) {
         self.0.reload_successful.set(i64::from(is_successful));
         self.0.reload_time.set(i64::try_from(now_seconds).unwrap_or(i64::MAX));
     }
 
-    /// Exports when the first certificate of the chain expires, in seconds since 1970; `None` without
-    /// TLS.
+    /// Exports when the first certificate of the chain expires, in seconds since 1970. `None` without TLS.
     pub fn set_certificate_expiry(&self, expires_at_seconds: Option<i64>) {
         match expires_at_seconds {
-            // Seconds since 1970 fit a float for 200 million years.
+            // A float represents seconds since 1970 exactly for the next 200 million years.
             #[allow(clippy::cast_precision_loss)]
             Some(seconds) => {
                 self.0.certificate_expiry.with_label_values::<&str>(&[]).set(seconds as f64);
@@ -128,11 +127,11 @@ impl GatewayMetrics {
         }
     }
 
-    /// Exports what a census counted, in bytes by name of a volume, at a time in seconds since 1970.
+    /// Exports the result of a census: the stored bytes by volume name, and its time in seconds since 1970.
     pub fn set_stored(&self, counted: BTreeMap<String, u64>, now_seconds: u64) {
         let mut before = self.0.counted.lock();
         for gone in before.keys().filter(|name| !counted.contains_key(*name)) {
-            // An error says that there is no such child, which is what is wanted.
+            // An error means that the child does not exist, which is the desired result.
             drop(self.0.stored.remove_label_values(&[gone]));
         }
         for (name, bytes) in &counted {
@@ -142,8 +141,8 @@ impl GatewayMetrics {
         *before = counted;
     }
 
-    /// What the last census counted, in bytes by name of a volume, and when, in seconds since 1970; `None`
-    /// before one.
+    /// Returns the result of the last census: the stored bytes by volume name, and its time in seconds since
+    /// 1970. `None` before the first census.
     #[must_use]
     pub fn stored(&self) -> Option<(BTreeMap<String, u64>, u64)> {
         let counted = self.0.counted.lock();

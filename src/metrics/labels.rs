@@ -1,19 +1,19 @@
-//! The values that labels take: closed sets, so that the number of time series is bounded.
+//! The values of labels. They are closed sets, which limits the number of time series.
 //!
-//! Knows nothing of the layers that use them. Invariant: `ALL` is in order of declaration, so that a value's
-//! discriminant is its index.
+//! Must not know the layers that use them. Invariant: [`Label::ALL`] is in order of declaration, so the
+//! discriminant of a value is its index.
 
 /// A closed set of label values.
 pub trait Label: Copy + Ord + 'static {
-    /// All of them, in order of declaration.
+    /// All values, in order of declaration.
     const ALL: &'static [Self];
-    /// The value in the text format.
+    /// The value as it appears in the text format.
     fn as_str(self) -> &'static str;
-    /// Its place in [`Label::ALL`].
+    /// Index of the value in [`Label::ALL`].
     fn index(self) -> usize;
 }
 
-/// Declares a label's values.
+/// Declares a label and its values.
 macro_rules! label {
     ($(#[$about:meta])* $name:ident { $($(#[$doc:meta])* $value:ident = $text:literal,)* }) => {
         $(#[$about])*
@@ -39,55 +39,55 @@ macro_rules! label {
 label! {
     /// An NBD command.
     Command {
-        /// READ.
+        /// READ: read a range.
         Read = "read",
-        /// WRITE.
+        /// WRITE: write a range.
         Write = "write",
-        /// FLUSH.
+        /// FLUSH: make completed writes durable.
         Flush = "flush",
-        /// TRIM.
+        /// TRIM: discard a range.
         Trim = "trim",
-        /// WRITE_ZEROES.
+        /// WRITE_ZEROES: make a range read as zeros.
         WriteZeroes = "write_zeroes",
-        /// CACHE.
+        /// CACHE: prefetch a range.
         Cache = "cache",
-        /// BLOCK_STATUS.
+        /// BLOCK_STATUS: report the allocation of a range.
         BlockStatus = "block_status",
-        /// RESIZE, or one that is not known.
+        /// RESIZE or an unknown command.
         Other = "other",
     }
 }
 
 label! {
-    /// An error of the transmission phase.
+    /// An error value of the transmission phase.
     Errno {
-        /// Operation not permitted.
+        /// EPERM: operation not permitted.
         Perm = "eperm",
-        /// Input/output error.
+        /// EIO: input/output error.
         Io = "eio",
-        /// Cannot allocate memory.
+        /// ENOMEM: cannot allocate memory.
         NoMem = "enomem",
-        /// Invalid argument.
+        /// EINVAL: invalid argument.
         Inval = "einval",
-        /// No space left on device.
+        /// ENOSPC: no space left on device.
         NoSpc = "enospc",
-        /// Value too large.
+        /// EOVERFLOW: value too large.
         Overflow = "eoverflow",
-        /// Operation not supported.
+        /// ENOTSUP: operation not supported.
         NotSup = "enotsup",
-        /// The server is being shut down, or the volume was taken over.
+        /// ESHUTDOWN: the server is shutting down, or the volume was taken over.
         Shutdown = "eshutdown",
-        /// Any other.
+        /// Any other value.
         Other = "other",
     }
 }
 
 label! {
-    /// Where a READ was served, from fast to slow.
+    /// Where the data of a READ came from, from fast to slow.
     ReadSource {
-        /// Changes that are not yet folded, in memory.
+        /// Changes in memory that are not folded yet.
         Dirty = "dirty",
-        /// Clean pages in memory, or no data at all (holes).
+        /// Clean pages in memory, or holes, which need no data.
         Memory = "memory",
         /// The page cache on local disk.
         Disk = "disk",
@@ -97,31 +97,31 @@ label! {
 }
 
 label! {
-    /// What a client stood still in.
+    /// The direction in which a client made no progress.
     Direction {
-        /// Sending a request or its payload.
+        /// The client stopped sending a request or its payload.
         Requests = "requests",
-        /// Reading replies.
+        /// The client stopped reading replies.
         Replies = "replies",
     }
 }
 
 label! {
-    /// What an object that was put is.
+    /// The kind of an object that was written.
     ObjectKind {
         /// A commit record or a seal.
         Journal = "journal",
-        /// A chunk.
+        /// A chunk of the disk.
         Chunk = "chunk",
-        /// A pack.
+        /// A pack, which holds changed pages of many chunks.
         Pack = "pack",
-        /// A map page.
+        /// A page of the map.
         Map = "map",
-        /// A root or root table.
+        /// A root or a root table.
         Root = "root",
-        /// The head.
+        /// The head of the volume.
         Head = "head",
-        /// Identity, name, anything else.
+        /// An identity, a name, or anything else.
         Other = "other",
     }
 }
@@ -129,19 +129,19 @@ label! {
 label! {
     /// A cache of clean pages.
     Tier {
-        /// In memory.
+        /// The cache in memory.
         Memory = "memory",
-        /// On local disk.
+        /// The cache on local disk.
         Disk = "disk",
     }
 }
 
 label! {
-    /// What became of bytes that were read ahead.
+    /// What happened to bytes that were read ahead.
     ReadAhead {
-        /// A READ asked for them.
+        /// A READ used them.
         Used = "used",
-        /// They were dropped unread.
+        /// They were dropped without being used.
         Wasted = "wasted",
     }
 }
@@ -149,83 +149,83 @@ label! {
 label! {
     /// How a checkpoint ended.
     FoldResult {
-        /// Published.
+        /// The checkpoint was published.
         Done = "done",
-        /// Given up; a later one does the work.
+        /// The checkpoint was abandoned; a later one does its work.
         Failed = "failed",
     }
 }
 
 label! {
-    /// How a client is connected.
+    /// The transport of a connection.
     Transport {
-        /// TCP.
+        /// TCP without TLS.
         Tcp = "tcp",
-        /// TCP with TLS.
+        /// TLS over any kind of stream.
         Tls = "tls",
-        /// A Unix socket.
+        /// A Unix socket, or any other stream that is local to this machine.
         Unix = "unix",
     }
 }
 
 label! {
-    /// Why a handshake ended before transmission.
+    /// Why a connection ended before transmission.
     HandshakeFailure {
-        /// The client asked to end it.
+        /// The client sent ABORT.
         Aborted = "aborted",
         /// The client took too long.
         Timeout = "timeout",
-        /// The client broke the protocol.
+        /// The client violated the protocol.
         Protocol = "protocol",
-        /// The client closed the connection, or it broke.
+        /// The client disconnected, or the connection failed.
         Disconnected = "disconnected",
-        /// The export could not be had.
+        /// The export was not available.
         Export = "export",
-        /// TLS failed or was refused.
+        /// The TLS handshake failed, or TLS was refused.
         Tls = "tls",
-        /// The bound on connections was reached.
+        /// The limit on connections was reached.
         Limit = "limit",
     }
 }
 
 label! {
-    /// Why a line of the log was not written.
+    /// Why a log line was not written.
     LogLoss {
-        /// The lines before it were not taken, and there was no room for more.
+        /// The buffer was full because earlier lines were not written in time.
         Full = "full",
-        /// It could not be written: a full disk, a closed pipe.
+        /// Writing failed, for example because of a full disk or a closed pipe.
         Failed = "failed",
-        /// Too many like it came.
+        /// Too many similar lines were logged.
         Similar = "similar",
     }
 }
 
 label! {
-    /// A request to the store.
+    /// An operation of the store.
     StoreOperation {
-        /// Read.
+        /// Read an object.
         Get = "get",
-        /// Write.
+        /// Write an object.
         Put = "put",
-        /// Delete.
+        /// Delete an object.
         Delete = "delete",
-        /// List.
+        /// List objects.
         List = "list",
     }
 }
 
 label! {
-    /// A class of requests to the store, each with a bound of its own.
+    /// A class of requests to the store. Each class has its own limit on concurrent requests.
     StoreClass {
-        /// Reads of clients, and all that has no class of its own.
+        /// Reads by clients, and every request that has no other class.
         Reads = "reads",
-        /// Records of the journal and the head.
+        /// Writes of journal records and of the head.
         Journal = "journal",
-        /// Chunk objects that a record will name.
+        /// Uploads of chunk objects that a record will reference.
         Uploads = "uploads",
-        /// What clients asked to have brought into the cache.
+        /// Reads that bring data into the cache because a client asked for it.
         Ahead = "ahead",
-        /// Folding, sweeping, deleting and counting.
+        /// Background work: folding, sweeping, deleting and counting.
         Bulk = "bulk",
     }
 }
@@ -233,25 +233,25 @@ label! {
 label! {
     /// How a request to the store ended.
     StoreOutcome {
-        /// Success.
+        /// The request succeeded.
         Ok = "ok",
-        /// No such object.
+        /// The object does not exist.
         NotFound = "not_found",
-        /// A condition did not hold.
+        /// The condition of the request was not met.
         PreconditionFailed = "precondition_failed",
-        /// A body was cut short.
+        /// The response body was incomplete.
         Truncated = "truncated",
-        /// The store asked to slow down.
+        /// The store asked for fewer requests.
         Throttled = "throttled",
-        /// No answer in time.
+        /// The store did not answer in time.
         Timeout = "timeout",
-        /// Connection trouble or a server error.
+        /// The connection failed, or the store reported a server error.
         Transient = "transient",
-        /// Access denied.
+        /// The store denied access.
         Denied = "denied",
-        /// The store refused the request as wrong.
+        /// The store rejected the request as invalid.
         Rejected = "rejected",
-        /// The caller gave it up.
+        /// The caller cancelled the request.
         Cancelled = "cancelled",
     }
 }

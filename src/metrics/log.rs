@@ -1,6 +1,7 @@
 //! Metrics of the log itself.
 //!
-//! Knows nothing of how lines are written. They can be counted before there is anybody to show them to.
+//! Must not know how lines are written. Invariant: a lost line can be counted at any time, even before
+//! anything exports the metrics.
 
 use prometheus::{IntCounter, Registry};
 
@@ -8,7 +9,7 @@ use super::definitions as define;
 use super::family::{By, counters};
 use super::labels::{Label, LogLoss};
 
-/// Metrics of the log.
+/// The metrics of the log. Clones share them.
 #[derive(Clone, Debug)]
 pub struct LogMetrics {
     lost: By<LogLoss, IntCounter>,
@@ -25,7 +26,7 @@ impl LogMetrics {
         self.lost.of(reason).inc();
     }
 
-    /// Lines that were not written so far.
+    /// Returns how many lines were not written so far for this reason.
     #[must_use]
     pub fn lines_lost(&self, reason: LogLoss) -> u64 {
         self.lost.of(reason).get()

@@ -1,7 +1,7 @@
-//! Metrics: what is counted, and the text that a scraper reads.
+//! Metrics: typed handles for counting, and the text that scrapers read.
 //!
-//! [`definitions`] names every metric; the other files hand out typed handles. Knows nothing of the layers
-//! that count. Invariant: no metric is exported that [`definitions::ALL`] does not name.
+//! [`definitions`] defines every metric; the other files provide the handles. The module must not know the
+//! layers that count. Invariant: every exported metric is in [`definitions::ALL`].
 
 pub mod definitions;
 mod family;
@@ -49,7 +49,7 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Metrics that start at zero.
+    /// Creates metrics that start at zero.
     #[must_use]
     pub fn new() -> Self {
         let registry = Registry::new();
@@ -69,38 +69,39 @@ impl Metrics {
         }
     }
 
-    /// Those of the log.
+    /// The metrics of the log.
     #[must_use]
     pub fn log(&self) -> LogMetrics {
         self.log.clone()
     }
 
-    /// Those of the gateway as a whole.
+    /// The metrics of the gateway as a whole.
     #[must_use]
     pub fn gateway(&self) -> GatewayMetrics {
         self.gateway.clone()
     }
 
-    /// Those of the NBD server.
+    /// The metrics of the NBD server.
     #[must_use]
     pub fn server(&self) -> ServerMetrics {
         self.server.clone()
     }
 
-    /// Those of the store.
+    /// The metrics of the store.
     #[must_use]
     pub fn store(&self) -> StoreMetrics {
         self.store.clone()
     }
 
-    /// Those of the volume `name`, shared by all who ask for it; its time series end when the last is
-    /// dropped.
+    /// Returns the metrics of the volume `name`. All callers with the same name share them. Their time series
+    /// are removed when the last handle is dropped.
     #[must_use]
     pub fn volume(&self, name: &str) -> VolumeMetrics {
         volume::VolumeFamilies::volume(&self.volumes, name)
     }
 
-    /// The text format (version 0.0.4), with ages and remaining times as of now.
+    /// Renders the text format (version 0.0.4). Ages and remaining times are computed at the time of the
+    /// call.
     #[must_use]
     pub fn render(&self) -> String {
         self.volumes.refresh(Instant::now());
@@ -110,13 +111,14 @@ impl Metrics {
             .expect("gathered families have a name and at least one metric")
     }
 
-    /// The same as OpenMetrics 1.0 has it. No exemplars: the `prometheus` crate keeps none.
+    /// Renders the same metrics as OpenMetrics 1.0, without exemplars because the `prometheus` crate has
+    /// none.
     #[must_use]
     pub fn render_open_metrics(&self) -> String {
         open_metrics::of(&self.render())
     }
 
-    /// Every metric as it is documented, in order of definition.
+    /// Returns the definition of every metric, in order of definition.
     #[must_use]
     pub fn table() -> &'static [Definition] {
         definitions::ALL
@@ -130,7 +132,7 @@ mod tests {
 
     use super::*;
 
-    /// Touches every lazy child, so that every family shows.
+    /// Creates metrics and touches every child that is created lazily, so that every family is exported.
     fn everything() -> (Metrics, VolumeMetrics) {
         let metrics = Metrics::new();
         let volume = metrics.volume("disk");
@@ -216,7 +218,7 @@ mod tests {
         drop(volume);
         assert!(metrics.render().contains("cairn_dirty_bytes{volume=\"disk\"} 5\n"));
         drop(second);
-        // The store holds it all the same.
+        // The stored bytes do not depend on the handles. They are removed by the next census.
         metrics.gateway().set_stored(BTreeMap::new(), 1_800_000_001);
         assert!(!metrics.render().contains("disk\""));
         assert_eq!(metrics.volume("disk").dirty_bytes.get(), 0);
@@ -289,7 +291,7 @@ mod tests {
         assert!((volume.write_throttled.seconds() - 6.0).abs() < f64::EPSILON);
     }
 
-    /// A request that fails between others that succeed is no outage.
+    /// A failed request between successful ones is not an outage.
     #[tokio::test(start_paused = true)]
     async fn a_store_fails_from_its_first_failure_without_a_success_since() {
         let metrics = Metrics::new();
@@ -302,7 +304,7 @@ mod tests {
         end(StoreOutcome::Cancelled);
         assert_eq!(failing(), Some(Duration::from_secs(40)));
         assert!(metrics.render().contains("cairn_store_failing_seconds 40\n"));
-        // An answer, whatever it says.
+        // Any answer shows that the store works.
         end(StoreOutcome::NotFound);
         assert_eq!(failing(), None);
         assert!(metrics.render().contains("cairn_store_failing_seconds 0\n"));

@@ -1,16 +1,16 @@
-//! OpenMetrics 1.0 from the text format 0.0.4, which is what the `prometheus` crate writes.
+//! Converts the text format 0.0.4, which the `prometheus` crate writes, to OpenMetrics 1.0.
 //!
-//! Knows no metric. The formats differ in this: a counter's family is named without `_total`, and the text
-//! ends with `# EOF`. Exemplars are not in the older format, and the crate keeps none.
+//! Must not know any metric. Invariant: only two things change. The name of a counter family loses its suffix
+//! `_total`, and the text ends with `# EOF`. Neither the older format nor the crate has exemplars.
 
 use std::borrow::Cow;
 
-/// The text in the newer format.
+/// Returns the text in the newer format.
 pub(super) fn of(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 64);
     let mut lines = text.lines().peekable();
     while let Some(line) = lines.next() {
-        // The type follows the help, and says what the name in both is.
+        // The line after the help is the type, which decides the name of the family in both lines.
         let is_counter = |line: &str| line.starts_with("# TYPE ") && line.ends_with(" counter");
         let counter = is_counter(line)
             || line.starts_with("# HELP ") && lines.peek().is_some_and(|next| is_counter(next));
@@ -33,7 +33,7 @@ fn without_total(line: &str) -> Cow<'_, str> {
 mod tests {
     use super::*;
 
-    /// Examples as in the specification, sections 1.2 (overall structure) and 3.3 (counter).
+    /// The examples of the specification, sections 1.2 (overall structure) and 3.3 (counter).
     #[test]
     fn counters_are_families_without_total_and_the_text_ends() {
         let text = "# HELP a_total Some total words.\n# TYPE a_total counter\na_total{x=\"_total \"} 1\n\

@@ -1,6 +1,7 @@
 //! Metrics of the NBD server.
 //!
-//! Knows nothing of the protocol. Whoever raises a gauge lowers it again by the same amount.
+//! Must not know the protocol. Invariant: the caller that increases a gauge decreases it again by the same
+//! amount.
 
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use super::definitions as define;
 use super::family::{By, counters, gauges};
 use super::labels::{Direction, HandshakeFailure, Label, Transport};
 
-/// Metrics of the NBD server.
+/// The metrics of the NBD server. Clones share them.
 #[derive(Clone, Debug)]
 pub struct ServerMetrics(Arc<Inner>);
 
@@ -40,13 +41,13 @@ impl ServerMetrics {
         }))
     }
 
-    /// Counts a connection, and that it is open.
+    /// Counts a new connection and marks it as open.
     pub fn connection_opened(&self, transport: Transport) {
         self.0.connections_total.of(transport).inc();
         self.0.connections.of(transport).inc();
     }
 
-    /// Counts that a connection is no longer open.
+    /// Marks a connection as no longer open.
     pub fn connection_closed(&self, transport: Transport) {
         self.0.connections.of(transport).dec();
     }
@@ -56,18 +57,18 @@ impl ServerMetrics {
         self.0.handshake_failures.with_label_values(&[transport.as_str(), reason.as_str()]).inc();
     }
 
-    /// Counts a connection that was closed because its client stood still.
+    /// Counts a connection that was closed because its client made no progress.
     pub fn stalled(&self, direction: Direction) {
         self.0.stalled.of(direction).inc();
     }
 
-    /// Counts a request as in flight, and the payload bytes that are held for it.
+    /// Counts a request as in flight, together with the payload bytes held for it.
     pub fn request_started(&self, payload_bytes: u32) {
         self.0.requests_in_flight.inc();
         self.0.bytes_in_flight.add(i64::from(payload_bytes));
     }
 
-    /// Counts that a request is no longer in flight.
+    /// Removes a request from those in flight, together with its payload bytes.
     pub fn request_ended(&self, payload_bytes: u32) {
         self.0.requests_in_flight.dec();
         self.0.bytes_in_flight.sub(i64::from(payload_bytes));

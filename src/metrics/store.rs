@@ -1,6 +1,6 @@
-//! Metrics of the store, shared by all volumes.
+//! Metrics of the store, which all volumes share.
 //!
-//! Knows nothing of what is stored. Invariant: every attempt is counted once, under one outcome.
+//! Must not know what is stored. Invariant: every attempt is counted once, with one outcome.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use super::family::{By, counters, float_gauges, gauges, histograms};
 use super::labels::{Label, StoreClass, StoreOperation, StoreOutcome};
 use super::volume::InFlight;
 
-/// Metrics of the store.
+/// The metrics of the store. Clones share them.
 #[derive(Clone, Debug)]
 pub struct StoreMetrics(Arc<Inner>);
 
@@ -49,30 +49,30 @@ impl StoreMetrics {
         }))
     }
 
-    /// Counts a request as sent until the guard is dropped.
+    /// Counts a request as in flight until the guard is dropped.
     #[must_use]
     pub fn in_flight(&self, operation: StoreOperation) -> InFlight {
         InFlight::new(self.0.in_flight.of(operation).clone())
     }
 
-    /// Counts a request as waiting for its turn in its class until the guard is dropped.
+    /// Counts a request as waiting for the limit of its class until the guard is dropped.
     #[must_use]
     pub fn waiting(&self, class: StoreClass) -> InFlight {
         InFlight::new(self.0.waiting.of(class).clone())
     }
 
-    /// How long ago requests began to fail, if none has succeeded since.
+    /// Returns how long ago requests began to fail, or `None` if one has succeeded since.
     #[must_use]
     pub fn failing_for(&self) -> Option<Duration> {
         self.0.failing_since.lock().map(|since| since.elapsed())
     }
 
-    /// Brings the gauge that depends on the time up to now.
+    /// Updates the gauge that depends on the current time.
     pub(super) fn refresh(&self) {
         self.0.failing.set(self.failing_for().unwrap_or_default().as_secs_f64());
     }
 
-    /// Counts an attempt that ended after `elapsed`; `bytes` are those of a body that arrived.
+    /// Counts an attempt that ended after `elapsed`. `bytes` is the length of the body that was transferred.
     pub fn ended(&self, operation: StoreOperation, outcome: StoreOutcome, bytes: u64, elapsed: Duration) {
         self.0.requests.with_label_values(&[operation.as_str(), outcome.as_str()]).inc();
         self.0.bytes.of(operation).inc_by(bytes);
@@ -81,7 +81,7 @@ impl StoreMetrics {
             StoreOutcome::Ok | StoreOutcome::NotFound | StoreOutcome::PreconditionFailed => {
                 *self.0.failing_since.lock() = None;
             }
-            // Says nothing of the store.
+            // A cancelled request says nothing about the state of the store.
             StoreOutcome::Cancelled => {}
             StoreOutcome::Truncated
             | StoreOutcome::Throttled
@@ -99,13 +99,13 @@ impl StoreMetrics {
         self.0.retries.of(operation).inc();
     }
 
-    /// Attempts so far that ended so.
+    /// Returns how many attempts have ended with this outcome so far.
     #[must_use]
     pub fn requests(&self, operation: StoreOperation, outcome: StoreOutcome) -> u64 {
         self.0.requests.with_label_values(&[operation.as_str(), outcome.as_str()]).get()
     }
 
-    /// Attempts so far that repeated a failed one.
+    /// Returns how many attempts have repeated a failed one so far.
     #[must_use]
     pub fn retries(&self, operation: StoreOperation) -> u64 {
         self.0.retries.of(operation).get()

@@ -1,6 +1,6 @@
 //! Metrics of one volume.
 //!
-//! Knows nothing of what a volume is. Invariant: the label values of a volume are removed when the last
+//! Must not know what a volume is. Invariant: the time series of a volume are removed when the last
 //! [`VolumeMetrics`] of its name is dropped, and not before.
 
 use std::collections::BTreeMap;
@@ -19,7 +19,7 @@ use super::definitions as define;
 use super::family::{By, Owned, counters, float_counters, float_gauges, gauges, histograms};
 use super::labels::{Command, Errno, FoldResult, Label, ObjectKind, ReadAhead, ReadSource, Tier};
 
-/// The families of all volumes.
+/// The families of the metrics of all volumes.
 #[derive(Debug)]
 pub(super) struct VolumeFamilies {
     requests: IntCounterVec,
@@ -96,15 +96,15 @@ impl VolumeFamilies {
         }
     }
 
-    /// The metrics of the volume `name`, shared with whoever has them already.
+    /// Returns the metrics of the volume `name`, shared with all existing handles of this name.
     pub(super) fn volume(families: &Arc<Self>, name: &str) -> VolumeMetrics {
         let mut open = families.open.lock();
         if let Some(weak) = open.get(name) {
             if let Some(inner) = weak.upgrade() {
                 return VolumeMetrics(inner);
             }
-            // The last owner is being dropped and waits for the lock: what it would remove goes now, since
-            // its children would otherwise be handed out again and then removed.
+            // The last owner is being dropped and waits for the lock. Its children are removed now. Otherwise
+            // they would be handed out again here and then be removed by it.
             Self::owned(families, name).remove();
         }
         let mut owned = Owned::default();
@@ -161,7 +161,7 @@ impl VolumeFamilies {
         }
     }
 
-    /// Brings the gauges that depend on the time up to `now`.
+    /// Updates the gauges that depend on the time.
     pub(super) fn refresh(&self, now: Instant) {
         let open: Vec<_> = self.open.lock().values().filter_map(Weak::upgrade).collect();
         for inner in open {
@@ -172,7 +172,7 @@ impl VolumeFamilies {
     }
 }
 
-/// Whether a moment is shown as the time since it or until it.
+/// Whether a gauge shows the time since a moment or the time until it.
 #[derive(Clone, Copy, Debug)]
 enum Reading {
     Age,
@@ -188,7 +188,7 @@ impl Reading {
     }
 }
 
-/// A gauge of seconds since a moment, or until one, read when metrics are rendered.
+/// A gauge of the seconds since or until a moment, computed when metrics are rendered.
 #[derive(Debug)]
 pub struct Moment {
     gauge: Gauge,
@@ -201,12 +201,12 @@ impl Moment {
         Self { gauge, reading, at: Mutex::new(None) }
     }
 
-    /// Sets the moment; `None` reads as 0.
+    /// Sets the moment. With `None`, the gauge shows 0.
     pub fn set(&self, at: Option<Instant>) {
         *self.at.lock() = at;
     }
 
-    /// How long ago it was, or how far off it is, by what the gauge shows; `None` where no moment is set.
+    /// Returns the time since or until the moment, whichever the gauge shows. `None` if no moment is set.
     #[must_use]
     pub fn length(&self) -> Option<Duration> {
         self.at.lock().map(|at| self.reading.of(at, Instant::now()))
@@ -219,11 +219,11 @@ impl Moment {
     }
 }
 
-/// A counter of the time that callers wait, which grows while they do and not only once they have waited.
+/// A counter of the time that callers wait. It grows while they wait, not only afterwards.
 #[derive(Debug)]
 pub struct Waits {
     seconds: Counter,
-    /// How many wait, and up to when their time is counted.
+    /// Number of callers that wait now, and the time up to which their waiting is counted.
     now: Mutex<(u32, Instant)>,
 }
 
@@ -239,7 +239,7 @@ impl Waits {
         Waiting(self)
     }
 
-    /// Seconds so far.
+    /// Returns the seconds counted so far, including those of current waits.
     #[must_use]
     pub fn seconds(&self) -> f64 {
         self.count(Instant::now(), |waiting| waiting);
@@ -254,7 +254,7 @@ impl Waits {
     }
 }
 
-/// Somebody waits while this lives.
+/// Counts a caller as waiting until it is dropped.
 #[derive(Debug)]
 pub struct Waiting<'a>(&'a Waits);
 
@@ -264,70 +264,70 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// Handles of one volume's metrics; [`definitions`](super::definitions) says what each means.
+/// The handles of one volume's metrics. [`definitions`](super::definitions) contains their exact meaning.
 #[derive(Debug)]
 pub struct VolumeHandles {
-    /// Commands answered with success.
+    /// Number of commands answered with success.
     pub requests: By<Command, IntCounter>,
-    /// Bytes that they covered.
+    /// Bytes covered by the commands that were answered with success.
     pub request_bytes: By<Command, IntCounter>,
-    /// Commands that are worked on.
+    /// Number of commands in progress.
     pub requests_in_flight: IntGauge,
-    /// Seconds of a READ.
+    /// Duration of READ commands in seconds.
     pub read_duration: By<ReadSource, Histogram>,
-    /// Seconds of a WRITE, TRIM or WRITE_ZEROES.
+    /// Duration of WRITE, TRIM and WRITE_ZEROES commands in seconds.
     pub write_duration: Histogram,
-    /// Seconds of a FLUSH or FUA.
+    /// Duration of FLUSH commands, and of flushes caused by FUA, in seconds.
     pub flush_duration: Histogram,
-    /// NBD connections that use it.
+    /// Number of NBD connections that use the volume.
     pub clients: IntGauge,
-    /// Size of the disk.
+    /// Size of the disk in bytes.
     pub size_bytes: IntGauge,
-    /// Changed bytes in memory.
+    /// Changed bytes in memory that are not part of a commit yet.
     pub dirty_bytes: IntGauge,
-    /// Changed bytes that are not durable.
+    /// Changed bytes that are not durable in the store yet.
     pub uncommitted_bytes: IntGauge,
-    /// When the oldest write that is not durable was answered.
+    /// When the oldest write that is not durable yet was answered.
     pub uncommitted_since: Moment,
-    /// Seconds that writes waited at a bound.
+    /// Time in seconds that writes waited at a limit.
     pub write_throttled: Waits,
-    /// Commits made durable.
+    /// Number of commits made durable.
     pub commits: IntCounter,
-    /// Their bytes.
+    /// Bytes of the commits made durable.
     pub commit_bytes: IntCounter,
-    /// Commits cut and not yet durable.
+    /// Number of commits that are cut but not yet durable.
     pub commits_in_flight: IntGauge,
-    /// FLUSH and FUA commands that a commit answered.
+    /// Number of FLUSH and FUA commands answered by one commit.
     pub commit_group: Histogram,
-    /// Seconds from cut to durable.
+    /// Time in seconds from the cut of a commit until it is durable.
     pub commit_duration: Histogram,
-    /// Checkpoints.
+    /// Number of finished checkpoints.
     pub folds: By<FoldResult, IntCounter>,
-    /// Seconds of a checkpoint.
+    /// Duration of a checkpoint in seconds.
     pub fold_duration: Histogram,
     /// When the last checkpoint was published, in seconds since 1970.
     pub checkpoint_time: IntGauge,
-    /// Bytes not yet folded.
+    /// Bytes in the journal that are not folded yet.
     pub journal_bytes: IntGauge,
-    /// Records not yet folded.
+    /// Number of records in the journal that are not folded yet.
     pub journal_records: IntGauge,
-    /// Bytes put.
+    /// Bytes of objects uploaded.
     pub put_bytes: By<ObjectKind, IntCounter>,
-    /// Pages found.
+    /// Number of pages found in the cache.
     pub cache_hits: By<Tier, IntCounter>,
-    /// Pages not found.
+    /// Number of pages not found in the cache.
     pub cache_misses: By<Tier, IntCounter>,
-    /// Pages dropped.
+    /// Number of pages evicted from the cache.
     pub cache_evictions: By<Tier, IntCounter>,
-    /// Bytes held.
+    /// Bytes held in the cache.
     pub cache_bytes: By<Tier, IntGauge>,
-    /// Bytes read ahead.
+    /// Bytes read ahead, once they are used or dropped.
     pub read_ahead_bytes: By<ReadAhead, IntCounter>,
-    /// When the lease ends.
+    /// When the lease expires.
     pub lease_ends: Moment,
-    /// Seconds that it lasts after a renewal; 0 while none is held.
+    /// Duration of the lease after a renewal in seconds; 0 while no lease is held.
     pub lease_ttl: Gauge,
-    /// 1 once fenced.
+    /// 1 once another gateway has taken the volume over, otherwise 0.
     pub fenced: IntGauge,
 }
 
@@ -342,7 +342,8 @@ struct Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         let mut open = self.families.open.lock();
-        // A successor of the same name has removed this one's children and stands in its place.
+        // If the entry belongs to a newer instance of the same name, that instance has already removed these
+        // children.
         if open.get(&self.name).is_some_and(|weak| std::ptr::eq(weak.as_ptr(), self)) {
             open.remove(&self.name);
             self.owned.remove();
@@ -350,7 +351,7 @@ impl Drop for Inner {
     }
 }
 
-/// Metrics of one volume. Clones and all that were made for the same name share them.
+/// The metrics of one volume. Clones share them, and so do all handles created for the same name.
 #[derive(Clone, Debug)]
 pub struct VolumeMetrics(Arc<Inner>);
 
@@ -363,19 +364,19 @@ impl Deref for VolumeMetrics {
 }
 
 impl VolumeMetrics {
-    /// The label value.
+    /// Name of the volume, which is the value of the label `volume`.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.0.name
     }
 
-    /// Counts a command answered with success that covered `bytes`.
+    /// Counts a command that was answered with success and covered `bytes` bytes.
     pub fn succeeded(&self, command: Command, bytes: u64) {
         self.requests.of(command).inc();
         self.request_bytes.of(command).inc_by(bytes);
     }
 
-    /// Counts a command answered with an error.
+    /// Counts a command that was answered with an error.
     pub fn failed(&self, command: Command, errno: Errno) {
         let labels = [self.name(), command.as_str(), errno.as_str()];
         self.0.families.request_errors.with_label_values(&labels).inc();
@@ -388,7 +389,7 @@ impl VolumeMetrics {
     }
 }
 
-/// Holds a gauge one higher while it lives.
+/// Keeps a gauge increased by one until it is dropped.
 #[derive(Debug)]
 pub struct InFlight(IntGauge);
 

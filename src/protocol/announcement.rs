@@ -1,36 +1,37 @@
 //! The greeting: [`Announcement`], [`Negotiate`] and [`NegotiateResponse`] (NBD `doc/proto.md`, "Handshake").
 //!
-//! The server sends the first two without a pause between them; the first tells how to read the second.
+//! The server sends the first two without waiting in between. Must not know options. Invariant: the
+//! announcement alone determines the length and layout of the [`Negotiate`] that follows it.
 
 use bytes::{BufMut, BytesMut};
 
 use super::codec::{DecodeError, Decoder};
 use super::flags::{ClientFlags, HandshakeFlags, TransmissionFlags};
 
-/// `NBDMAGIC`, also known as the `INIT_PASSWD`.
+/// `NBDMAGIC`, which the specification also calls `INIT_PASSWD`: the first eight bytes of a server.
 pub const INIT_PASSWD: u64 = 0x4e42_444d_4147_4943;
-/// `cliserv_magic`: oldstyle negotiation follows.
+/// `cliserv_magic`: announces oldstyle negotiation.
 pub const CLISERV_MAGIC: u64 = 0x0000_4202_8186_1253;
-/// `IHAVEOPT`: newstyle negotiation follows; also opens every option.
+/// `IHAVEOPT`: announces newstyle negotiation. It also starts every option.
 pub const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
-/// Reserved zeroes after the size and flags of an export.
+/// Number of reserved zero bytes after the size and flags of an export.
 pub const RESERVED_ZEROES: usize = 124;
 
-/// The server's first 16 bytes: which negotiation follows.
+/// The first 16 bytes from the server, which announce the kind of negotiation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Announcement {
     /// Oldstyle: the server sends size and flags, and transmission begins.
     V1,
-    /// Newstyle, fixed or not: options follow.
+    /// Newstyle, fixed or not: the client sends options.
     V2,
 }
 
 impl Announcement {
-    /// Bytes on the wire.
+    /// Length in bytes.
     pub const LENGTH: usize = 16;
 
-    /// Reads exactly [`Self::LENGTH`] bytes.
+    /// Decodes exactly [`Self::LENGTH`] bytes.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut decoder = Decoder::new(bytes);
         decoder.magic_u64(INIT_PASSWD)?;
@@ -57,19 +58,19 @@ impl Announcement {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Negotiate {
-    /// Oldstyle: all that a client is told.
+    /// Oldstyle: everything that the client learns about the export.
     V1 {
         /// Size of the export in bytes.
         size_bytes: u64,
-        /// What the export can do: the low half of the 32-bit field.
+        /// Features of the export: the low 16 bits of the 32-bit field.
         flags: TransmissionFlags,
     },
-    /// Newstyle.
+    /// Newstyle: the handshake flags of the server.
     V2(HandshakeFlags),
 }
 
 impl Negotiate {
-    /// Bytes on the wire after an announcement of the given kind.
+    /// Length in bytes after this kind of announcement.
     #[must_use]
     pub fn length(announcement: Announcement) -> usize {
         match announcement {
@@ -78,7 +79,7 @@ impl Negotiate {
         }
     }
 
-    /// Reads exactly [`Self::length`] bytes. What stands in reserved places is ignored.
+    /// Decodes exactly [`Self::length`] bytes. The values of reserved bytes are ignored.
     pub fn decode(announcement: Announcement, bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut decoder = Decoder::new(bytes);
         let negotiate = match announcement {
@@ -95,7 +96,7 @@ impl Negotiate {
         Ok(negotiate)
     }
 
-    /// Appends [`Self::length`] bytes. No handshake flag is ever set during oldstyle negotiation.
+    /// Appends [`Self::length`] bytes. Oldstyle negotiation never sets a handshake flag.
     pub fn encode(self, out: &mut BytesMut) {
         match self {
             Self::V1 { size_bytes, flags } => {
@@ -116,11 +117,11 @@ impl Negotiate {
 pub struct NegotiateResponse(pub ClientFlags);
 
 impl NegotiateResponse {
-    /// Bytes on the wire.
+    /// Length in bytes.
     pub const LENGTH: usize = 4;
 
-    /// Reads exactly [`Self::LENGTH`] bytes. Unknown flags are kept: the server must drop the connection for
-    /// them.
+    /// Decodes exactly [`Self::LENGTH`] bytes. Unknown flags are kept, because the server must drop the
+    /// connection if there are any.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut decoder = Decoder::new(bytes);
         let flags = ClientFlags::from_wire(decoder.u32()?);
@@ -138,7 +139,7 @@ impl NegotiateResponse {
 mod tests {
     use super::*;
 
-    /// "Newstyle negotiation", with the flags that every server of today sends.
+    /// "Newstyle negotiation", with the flags that every modern server sends.
     const NEWSTYLE: &[u8] = b"NBDMAGICIHAVEOPT\x00\x03";
 
     #[test]

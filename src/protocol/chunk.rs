@@ -1,6 +1,7 @@
-//! What the chunks of structured and extended replies carry (NBD `doc/proto.md`, "Structured reply types").
+//! Payloads of the chunks of structured and extended replies (NBD `doc/proto.md`, "Structured reply types").
 //!
-//! Invariant: a chunk that breaks a length rule of the specification does not decode; data is never copied.
+//! Must not know headers or requests. Invariants: a chunk that violates a length rule of the specification
+//! does not decode; decoding does not copy data.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
@@ -9,24 +10,24 @@ use super::error::Error;
 use super::flags::AllocationFlags;
 use super::reply::ReplyType;
 
-/// Bytes before the data of an OFFSET_DATA chunk.
+/// Number of bytes before the data in an OFFSET_DATA chunk.
 pub const OFFSET_DATA_OVERHEAD: u32 = 8;
-/// Most descriptors that a server should send in one chunk of BLOCK_STATUS.
+/// Maximum number of descriptors that a server should send in one BLOCK_STATUS chunk.
 pub const MAXIMUM_DESCRIPTORS: usize = 1 << 20;
 
-/// An extent of a metadata context.
+/// An extent in a metadata context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct BlockDescriptor {
-    /// Bytes; never 0. In a [`Chunk::BlockStatus`] it fits 32 bits.
+    /// Length of the extent in bytes, never 0. In a [`Chunk::BlockStatus`] it fits into 32 bits.
     pub length: u64,
-    /// What the context says of the extent; for `base:allocation`, [`AllocationFlags`]. In a
-    /// [`Chunk::BlockStatus`] it fits 32 bits.
+    /// State of the extent, as the context defines it; for `base:allocation`, [`AllocationFlags`]. In a
+    /// [`Chunk::BlockStatus`] it fits into 32 bits.
     pub status: u64,
 }
 
 impl BlockDescriptor {
-    /// The status as the context `base:allocation` has it.
+    /// Interprets the status as the context `base:allocation` defines it.
     #[must_use]
     pub fn allocation(self) -> AllocationFlags {
         AllocationFlags::from_wire(self.status)
@@ -38,67 +39,67 @@ impl BlockDescriptor {
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum Chunk {
-    /// Nothing: the end of a reply.
+    /// No payload: the end of a reply.
     None,
     /// Data of a READ, at least one byte.
     OffsetData {
-        /// Where in the export.
+        /// Offset of the data in the export.
         offset: u64,
-        /// The bytes.
+        /// The data itself.
         #[cfg_attr(feature = "serde", serde(with = "super::serde_bytes"))]
         data: Bytes,
     },
-    /// Zeros of a READ.
+    /// Zeros of a READ, sent as a hole.
     OffsetHole {
-        /// Where in the export.
+        /// Offset of the hole in the export.
         offset: u64,
-        /// How many; never 0.
+        /// Length of the hole in bytes, never 0.
         length: u32,
     },
-    /// Extents, with 32-bit lengths.
+    /// Extents with 32-bit lengths.
     BlockStatus {
-        /// The context, as SET_META_CONTEXT numbered it.
+        /// Id of the context, as assigned in the reply to SET_META_CONTEXT.
         context_id: u32,
-        /// At least one.
+        /// The extents in order; at least one.
         descriptors: Vec<BlockDescriptor>,
     },
-    /// Extents, with 64-bit lengths (extended headers only).
+    /// Extents with 64-bit lengths (extended headers only).
     BlockStatusExt {
-        /// The context, as SET_META_CONTEXT numbered it.
+        /// Id of the context, as assigned in the reply to SET_META_CONTEXT.
         context_id: u32,
-        /// At least one.
+        /// The extents in order; at least one.
         descriptors: Vec<BlockDescriptor>,
     },
     /// The request failed.
     Error {
-        /// Why.
+        /// The error value.
         error: Error,
-        /// For people; empty for none.
+        /// Explanation for people; empty if there is none.
         message: WireString,
     },
-    /// The request failed at a place.
+    /// The request failed at a known offset.
     ErrorOffset {
-        /// Why.
+        /// The error value.
         error: Error,
-        /// For people; empty for none.
+        /// Explanation for people; empty if there is none.
         message: WireString,
-        /// Where in the export.
+        /// Offset in the export at which the request failed.
         offset: u64,
     },
-    /// An error of a type that the specification does not name.
+    /// An error chunk of a type that the specification does not define.
     UnknownError {
-        /// The type.
+        /// Number of the type, which has bit 15 set.
         reply_type: u16,
-        /// Why.
+        /// The error value.
         error: Error,
-        /// For people; empty for none.
+        /// Explanation for people; empty if there is none.
         message: WireString,
     },
 }
 
 impl Chunk {
-    /// Reads the whole payload of a chunk of this type. An unknown type that is no error is refused, as the
-    /// specification demands.
+    /// Decodes the whole payload of a chunk of this type. An unknown type that is not an error fails, as the
+    /// specification requires.
     pub fn decode(reply_type: ReplyType, mut payload: Bytes) -> Result<Self, DecodeError> {
         match reply_type {
             ReplyType::None if payload.is_empty() => Ok(Self::None),
@@ -162,7 +163,7 @@ impl Chunk {
         }
     }
 
-    /// The type of the chunk.
+    /// Returns the type of the chunk.
     #[must_use]
     pub fn reply_type(&self) -> ReplyType {
         match self {
@@ -177,9 +178,10 @@ impl Chunk {
         }
     }
 
-    /// Appends the payload, without the data of [`Chunk::OffsetData`], which follows it on the wire. Lengths
-    /// and statuses of a [`Chunk::BlockStatus`] that do not fit are cut to 32 bits: lengths to the largest
-    /// multiple of 65,536, so that they stay aligned.
+    /// Appends the payload except the data of [`Chunk::OffsetData`], which follows it on the wire.
+    ///
+    /// In a [`Chunk::BlockStatus`], a length that does not fit into 32 bits is reduced to the largest
+    /// multiple of 65,536 that does, so that it stays aligned. A status that does not fit is sent as 0.
     pub fn encode_without_data(&self, out: &mut BytesMut) {
         match self {
             Self::None => {}
@@ -213,7 +215,7 @@ impl Chunk {
         }
     }
 
-    /// Appends the whole payload.
+    /// Appends the whole payload, including data.
     pub fn encode(&self, out: &mut BytesMut) {
         self.encode_without_data(out);
         if let Self::OffsetData { data, .. } = self {
@@ -222,7 +224,7 @@ impl Chunk {
     }
 }
 
-/// Reads one or more descriptors of `size` bytes to the end.
+/// Decodes all remaining bytes as descriptors of `size` bytes each; there must be at least one.
 fn decode_descriptors(
     mut decoder: Decoder<'_>,
     size: usize,
@@ -239,7 +241,7 @@ fn decode_descriptors(
     Ok(descriptors)
 }
 
-/// Reads what all error chunks begin with; gives what is left.
+/// Decodes the fields at the start of every error chunk. Returns a decoder for the rest.
 fn decode_error(payload: &[u8]) -> Result<(Error, WireString, Decoder<'_>), DecodeError> {
     let mut decoder = Decoder::new(payload);
     let error = match Error::check(decoder.u32()?) {

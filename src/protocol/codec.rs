@@ -1,65 +1,66 @@
-//! Reading and writing of wire values: big-endian integers and bounded strings.
+//! Encoding and decoding of wire values: big-endian integers and bounded strings.
 //!
-//! Every decoder of the protocol is built on [`Decoder`]. Invariant: decoding is total; it neither panics nor
-//! allocates more than the bytes it was given.
+//! Every decoder of the protocol uses [`Decoder`]. Must not know messages. Invariant: decoding is total; it
+//! never panics and never allocates more than the bytes it was given.
 
 use std::fmt;
 
 use bytes::{BufMut, BytesMut};
 
-/// Longest string of the protocol in bytes ("Conventions": MUST be no longer than 4096 bytes).
+/// Maximum length of a string in bytes ("Conventions": MUST be no longer than 4096 bytes).
 pub const MAXIMUM_STRING_BYTES: usize = 4096;
 
-/// Why bytes are not a value.
+/// Why bytes do not decode to a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecodeError {
-    /// Fewer bytes than the value needs.
+    /// There are fewer bytes than the value needs.
     #[error("message ends too early")]
     Truncated,
-    /// More bytes than the value needs.
+    /// There are this many more bytes than the value needs.
     #[error("{0} bytes too many")]
     TrailingBytes(usize),
-    /// Not the magic number that belongs here.
+    /// This magic number was found where another one was expected.
     #[error("wrong magic number {0:#x}")]
     BadMagic(u64),
-    /// Not UTF-8, or with a NUL.
+    /// The string is not UTF-8, or contains NUL.
     #[error("string is not UTF-8 without NUL")]
     BadString,
-    /// Longer than [`MAXIMUM_STRING_BYTES`].
+    /// The string has this many bytes, more than [`MAXIMUM_STRING_BYTES`].
     #[error("string of {0} bytes, longer than 4096")]
     StringTooLong(usize),
-    /// A field that must not have this value.
+    /// A field has a value that it must not have.
     #[error("{0}")]
     Invalid(&'static str),
 }
 
-/// A string as the protocol has it: UTF-8, no NUL, at most [`MAXIMUM_STRING_BYTES`] bytes.
+/// A protocol string: UTF-8 without NUL, at most [`MAXIMUM_STRING_BYTES`] bytes long.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(try_from = "String", into = "String"))]
 pub struct WireString(String);
 
 impl WireString {
-    /// The text.
+    /// Returns the text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Whether it has no bytes.
+    /// Whether the string is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Length in bytes.
+    /// Length in bytes, which always fits because of [`MAXIMUM_STRING_BYTES`].
     #[must_use]
     pub fn len_u16(&self) -> u16 {
         u16::try_from(self.0.len()).expect("a wire string has at most 4096 bytes")
     }
 
-    /// Text for people, cut at the first NUL and at the last character that fits.
+    /// Makes a string for people from any text: cuts it before the first NUL and to the maximum length,
+    /// between characters.
     #[must_use]
     pub fn truncated(text: &str) -> Self {
         let text = text.split('\0').next().unwrap_or_default();
@@ -70,12 +71,12 @@ impl WireString {
         Self(text[..end].to_owned())
     }
 
-    /// Appends the bytes.
+    /// Appends the bytes without a length.
     pub fn encode(&self, out: &mut BytesMut) {
         out.put_slice(self.0.as_bytes());
     }
 
-    /// Appends a 32-bit length and the bytes.
+    /// Appends the length as a 32-bit integer, then the bytes.
     pub fn encode_with_length(&self, out: &mut BytesMut) {
         out.put_u32(u32::from(self.len_u16()));
         self.encode(out);
@@ -138,20 +139,20 @@ impl fmt::Display for WireString {
     }
 }
 
-/// A reader of one message, from its first byte to its last.
+/// Decodes one message from its first byte to its last.
 #[derive(Clone, Copy, Debug)]
 pub struct Decoder<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Decoder<'a> {
-    /// Reads `message`.
+    /// Creates a decoder at the start of `message`.
     #[must_use]
     pub fn new(message: &'a [u8]) -> Self {
         Self { rest: message }
     }
 
-    /// The next `length` bytes.
+    /// Takes the next `length` bytes.
     pub fn bytes(&mut self, length: usize) -> Result<&'a [u8], DecodeError> {
         let (taken, rest) = self.rest.split_at_checked(length).ok_or(DecodeError::Truncated)?;
         self.rest = rest;
@@ -164,45 +165,45 @@ impl<'a> Decoder<'a> {
         Ok(*taken)
     }
 
-    /// The next 16 bits.
+    /// Takes a 16-bit big-endian integer.
     pub fn u16(&mut self) -> Result<u16, DecodeError> {
         self.array().map(u16::from_be_bytes)
     }
 
-    /// The next 32 bits.
+    /// Takes a 32-bit big-endian integer.
     pub fn u32(&mut self) -> Result<u32, DecodeError> {
         self.array().map(u32::from_be_bytes)
     }
 
-    /// The next 64 bits.
+    /// Takes a 64-bit big-endian integer.
     pub fn u64(&mut self) -> Result<u64, DecodeError> {
         self.array().map(u64::from_be_bytes)
     }
 
-    /// The next `length` bytes as a string.
+    /// Takes the next `length` bytes as a string.
     pub fn string(&mut self, length: u32) -> Result<WireString, DecodeError> {
         WireString::try_from(self.bytes(usize::try_from(length).map_err(|_| DecodeError::Truncated)?)?)
     }
 
-    /// A 32-bit length and so many bytes as a string.
+    /// Takes a 32-bit length and a string of this length in bytes.
     pub fn string_with_length(&mut self) -> Result<WireString, DecodeError> {
         let length = self.u32()?;
         self.string(length)
     }
 
-    /// All bytes that are left.
+    /// Takes all remaining bytes.
     #[must_use]
     pub fn take_rest(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.rest)
     }
 
-    /// How many bytes are left.
+    /// Number of remaining bytes.
     #[must_use]
     pub fn remaining(&self) -> usize {
         self.rest.len()
     }
 
-    /// Checks a 32-bit magic number.
+    /// Takes a 32-bit magic number and checks that it is the expected one.
     pub fn magic_u32(&mut self, expected: u32) -> Result<(), DecodeError> {
         match self.u32()? {
             found if found == expected => Ok(()),
@@ -210,7 +211,7 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    /// Checks a 64-bit magic number.
+    /// Takes a 64-bit magic number and checks that it is the expected one.
     pub fn magic_u64(&mut self, expected: u64) -> Result<(), DecodeError> {
         match self.u64()? {
             found if found == expected => Ok(()),
@@ -218,7 +219,7 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    /// Checks that nothing is left.
+    /// Checks that no bytes remain.
     pub fn finish(self) -> Result<(), DecodeError> {
         match self.rest.len() {
             0 => Ok(()),

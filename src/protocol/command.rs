@@ -1,40 +1,41 @@
-//! Commands of the transmission phase (NBD `doc/proto.md`, "Request types").
+//! The commands of the transmission phase (NBD `doc/proto.md`, "Request types").
 //!
-//! Owns their numbers, and which flags the specification documents for each.
+//! Owns their numbers and the flags that the specification documents for each; must not know how a command is
+//! carried out. Invariant: every number decodes to a command and encodes to itself.
 
 use std::fmt;
 
 use super::flags::CommandFlags;
 
-/// What a request asks for.
+/// The command of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum Command {
-    /// `NBD_CMD_READ` (0).
+    /// `NBD_CMD_READ` (0): read a range.
     Read,
-    /// `NBD_CMD_WRITE` (1).
+    /// `NBD_CMD_WRITE` (1): write the payload that follows.
     Write,
-    /// `NBD_CMD_DISC` (2).
+    /// `NBD_CMD_DISC` (2): end the connection.
     Disc,
-    /// `NBD_CMD_FLUSH` (3).
+    /// `NBD_CMD_FLUSH` (3): make completed writes durable.
     Flush,
-    /// `NBD_CMD_TRIM` (4).
+    /// `NBD_CMD_TRIM` (4): discard a range.
     Trim,
-    /// `NBD_CMD_CACHE` (5).
+    /// `NBD_CMD_CACHE` (5): prefetch a range.
     Cache,
-    /// `NBD_CMD_WRITE_ZEROES` (6).
+    /// `NBD_CMD_WRITE_ZEROES` (6): make a range read as zeros.
     WriteZeroes,
-    /// `NBD_CMD_BLOCK_STATUS` (7).
+    /// `NBD_CMD_BLOCK_STATUS` (7): report the state of a range in the selected metadata contexts.
     BlockStatus,
-    /// `NBD_CMD_RESIZE` (8), of an experimental extension.
+    /// `NBD_CMD_RESIZE` (8): change the size; part of an experimental extension.
     Resize,
-    /// A command that the specification does not name.
+    /// A number that the specification does not assign.
     Unknown(u16),
 }
 
 impl Command {
-    /// The command of a request's type field.
+    /// Returns the command in the type field of a request.
     #[must_use]
     pub fn from_wire(value: u16) -> Self {
         match value {
@@ -51,7 +52,7 @@ impl Command {
         }
     }
 
-    /// The number on the wire.
+    /// Returns the number on the wire.
     #[must_use]
     pub fn value(self) -> u16 {
         match self {
@@ -68,8 +69,8 @@ impl Command {
         }
     }
 
-    /// The flags that the specification documents for this command. FUA is valid for all commands, and
-    /// PAYLOAD_LEN is a matter of the header, not of the command.
+    /// Returns the flags that the specification documents for this command. FUA is valid for all commands.
+    /// PAYLOAD_LEN depends on the header style and is not included.
     #[must_use]
     pub fn documented_flags(self) -> CommandFlags {
         match self {
@@ -89,7 +90,7 @@ impl Command {
     }
 }
 
-/// The name in the specification, without its prefix.
+/// Writes the name in the specification, without its prefix.
 impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

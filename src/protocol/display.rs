@@ -1,7 +1,7 @@
-//! The values of the protocol as text for people: names as in the specification, without their prefixes.
+//! `Display` implementations: the values of the protocol as text for people.
 //!
-//! Text that came from the other side is quoted and escaped, so that it cannot pass for something else in a
-//! log.
+//! Names are those of the specification without their prefixes. Must not know where the text is shown.
+//! Invariant: text from the other side is quoted and escaped, so that it cannot forge a line of a log.
 
 use std::fmt::{Display, Formatter, Result, Write as _};
 
@@ -13,7 +13,7 @@ use super::option_reply::{MetaContext, OptionReply, OptionReplyHeader, ServerEnt
 use super::reply::{Reply, ReplyType};
 use super::request::{BlockStatusPayload, Cookie, HeaderStyle, Request};
 
-/// Items separated by commas.
+/// Writes items separated by commas.
 fn list<T: Display>(f: &mut Formatter<'_>, items: impl IntoIterator<Item = T>) -> Result {
     for (at, item) in items.into_iter().enumerate() {
         write!(f, "{}{item}", if at == 0 { "" } else { ", " })?;

@@ -1,10 +1,11 @@
 //! Errors of the transmission phase (NBD `doc/proto.md`, "Error values").
 //!
-//! Owns the error values and their numbers. Invariant: an error never encodes as 0, which stands for success.
+//! Owns the error values and their numbers; must not know which command can fail with which error. Invariant:
+//! an error never encodes as 0, which means success.
 
 use std::fmt;
 
-/// An error value of a reply.
+/// The error value in a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
@@ -23,14 +24,14 @@ pub enum Error {
     Overflow,
     /// `NBD_ENOTSUP` (95): operation not supported.
     NotSup,
-    /// `NBD_ESHUTDOWN` (108): server is in the process of being shut down.
+    /// `NBD_ESHUTDOWN` (108): the server is shutting down.
     Shutdown,
-    /// A value that the specification does not name; a client treats it as EINVAL.
+    /// A value that the specification does not define. Clients treat it as EINVAL.
     Unknown(u32),
 }
 
 impl Error {
-    /// Reads the error field of a reply: 0 is success.
+    /// Decodes the error field of a reply, in which 0 means success.
     pub fn check(value: u32) -> Result<(), Self> {
         match value {
             0 => Ok(()),
@@ -46,7 +47,7 @@ impl Error {
         }
     }
 
-    /// The number on the wire; never 0.
+    /// Returns the number on the wire, which is never 0.
     #[must_use]
     pub fn value(self) -> u32 {
         match self {
@@ -62,8 +63,8 @@ impl Error {
         }
     }
 
-    /// The value for an `errno` of Linux: EDQUOT and EFBIG count as ENOSPC, EROFS as EPERM, and what the
-    /// specification has no value for as EIO.
+    /// Converts an `errno` of Linux. EACCES and EROFS become EPERM, EDQUOT and EFBIG become ENOSPC, and every
+    /// other value that the specification does not define becomes EIO.
     #[must_use]
     pub fn from_errno(errno: i32) -> Self {
         match errno {
@@ -79,7 +80,7 @@ impl Error {
     }
 }
 
-/// The name in the specification and what it means.
+/// Writes the name in the specification and its meaning.
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

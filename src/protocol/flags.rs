@@ -1,11 +1,11 @@
-//! Flags of the handshake and of the transmission phase.
+//! The flags of the handshake and of the transmission phase.
 //!
-//! Owns the bits, not what follows from them. Bits that the specification does not name are kept as they
-//! came, so that a server can refuse them and a client can ignore them.
+//! Owns the bits; must not know what follows from them. Invariant: bits that the specification does not
+//! define are kept as received, so that a server can refuse them and a client can ignore them.
 
 use std::fmt;
 
-/// Declares a type of flags that keeps unknown bits.
+/// Declares a flags type that keeps unknown bits.
 macro_rules! wire_flags {
     ($(#[$outer:meta])* $name:ident: $bits:ty { $($(#[$($inner:tt)*])* $flag:ident = $bit:literal;)* }) => {
         bitflags::bitflags! {
@@ -17,28 +17,28 @@ macro_rules! wire_flags {
         }
 
         impl $name {
-            /// The flags of a field of the wire, unknown bits included.
+            /// Returns the flags in a field from the wire, including unknown bits.
             #[must_use]
             pub const fn from_wire(bits: $bits) -> Self {
                 Self::from_bits_retain(bits)
             }
 
-            /// The bits that the specification does not define.
+            /// Returns the bits that the specification does not define.
             #[must_use]
             pub const fn unknown_bits(self) -> $bits {
                 self.bits() & !Self::all().bits()
             }
         }
 
-        /// The names in the specification without their prefix, and unknown bits as a number; `none` for no
-        /// bit.
+        /// Writes the names in the specification without their prefix, followed by unknown bits as a number.
+        /// Writes `none` if no bit is set.
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 if self.is_empty() { f.write_str("none") } else { bitflags::parser::to_writer(self, f) }
             }
         }
 
-        /// The bits as a number, unknown ones included.
+        /// Serializes the bits as a number, including unknown ones.
         #[cfg(feature = "serde")]
         impl serde::Serialize for $name {
             fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -56,69 +56,70 @@ macro_rules! wire_flags {
 }
 
 wire_flags! {
-    /// Sent by the server with its announcement (NBD `doc/proto.md`, "Handshake flags").
+    /// Flags that the server sends in its greeting (NBD `doc/proto.md`, "Handshake flags").
     HandshakeFlags: u16 {
         /// `NBD_FLAG_FIXED_NEWSTYLE`: the server supports fixed newstyle negotiation.
         FIXED_NEWSTYLE = 0;
-        /// `NBD_FLAG_NO_ZEROES`: the server can leave out the 124 zeroes after EXPORT_NAME.
+        /// `NBD_FLAG_NO_ZEROES`: the server can omit the 124 zero bytes after EXPORT_NAME.
         NO_ZEROES = 1;
     }
 }
 
 wire_flags! {
-    /// Sent by the client in answer to the handshake flags (NBD `doc/proto.md`, "Client flags").
+    /// Flags with which the client answers the handshake flags (NBD `doc/proto.md`, "Client flags").
     ClientFlags: u32 {
         /// `NBD_FLAG_C_FIXED_NEWSTYLE`: the client supports fixed newstyle negotiation.
         FIXED_NEWSTYLE = 0;
-        /// `NBD_FLAG_C_NO_ZEROES`: the server must leave out the 124 zeroes after EXPORT_NAME.
+        /// `NBD_FLAG_C_NO_ZEROES`: the server must omit the 124 zero bytes after EXPORT_NAME.
         NO_ZEROES = 1;
     }
 }
 
 wire_flags! {
-    /// What an export can do (NBD `doc/proto.md`, "Transmission flags").
+    /// The features of an export (NBD `doc/proto.md`, "Transmission flags").
     TransmissionFlags: u16 {
         /// `NBD_FLAG_HAS_FLAGS`: always set.
         HAS_FLAGS = 0;
-        /// `NBD_FLAG_READ_ONLY`.
+        /// `NBD_FLAG_READ_ONLY`: commands that write fail.
         READ_ONLY = 1;
-        /// `NBD_FLAG_SEND_FLUSH`.
+        /// `NBD_FLAG_SEND_FLUSH`: FLUSH is supported.
         SEND_FLUSH = 2;
-        /// `NBD_FLAG_SEND_FUA`.
+        /// `NBD_FLAG_SEND_FUA`: the command flag FUA is supported.
         SEND_FUA = 3;
-        /// `NBD_FLAG_ROTATIONAL`.
+        /// `NBD_FLAG_ROTATIONAL`: the export behaves like a rotating disk.
         ROTATIONAL = 4;
-        /// `NBD_FLAG_SEND_TRIM`.
+        /// `NBD_FLAG_SEND_TRIM`: TRIM is supported.
         SEND_TRIM = 5;
-        /// `NBD_FLAG_SEND_WRITE_ZEROES`.
+        /// `NBD_FLAG_SEND_WRITE_ZEROES`: WRITE_ZEROES is supported.
         SEND_WRITE_ZEROES = 6;
-        /// `NBD_FLAG_SEND_DF`.
+        /// `NBD_FLAG_SEND_DF`: the command flag DF is supported.
         SEND_DF = 7;
-        /// `NBD_FLAG_CAN_MULTI_CONN`.
+        /// `NBD_FLAG_CAN_MULTI_CONN`: a client may use several connections, because a FLUSH on one covers the
+        /// writes on all.
         CAN_MULTI_CONN = 8;
-        /// `NBD_FLAG_SEND_RESIZE`.
+        /// `NBD_FLAG_SEND_RESIZE`: RESIZE is supported (experimental).
         SEND_RESIZE = 9;
-        /// `NBD_FLAG_SEND_CACHE`.
+        /// `NBD_FLAG_SEND_CACHE`: CACHE is supported.
         SEND_CACHE = 10;
-        /// `NBD_FLAG_SEND_FAST_ZERO`.
+        /// `NBD_FLAG_SEND_FAST_ZERO`: the command flag FAST_ZERO is supported.
         SEND_FAST_ZERO = 11;
-        /// `NBD_FLAG_BLOCK_STATUS_PAYLOAD`.
+        /// `NBD_FLAG_BLOCK_STATUS_PAYLOAD`: BLOCK_STATUS may have a payload that selects contexts.
         BLOCK_STATUS_PAYLOAD = 12;
     }
 }
 
 wire_flags! {
-    /// Sent with every request (NBD `doc/proto.md`, "Command flags").
+    /// Flags of a request (NBD `doc/proto.md`, "Command flags").
     CommandFlags: u16 {
-        /// `NBD_CMD_FLAG_FUA`: answer only when what was written is durable.
+        /// `NBD_CMD_FLAG_FUA`: reply only when the written data is durable.
         FUA = 0;
         /// `NBD_CMD_FLAG_NO_HOLE`: WRITE_ZEROES must leave the range allocated.
         NO_HOLE = 1;
-        /// `NBD_CMD_FLAG_DF`: READ must be answered with one content chunk at most.
+        /// `NBD_CMD_FLAG_DF`: the reply to READ must have at most one content chunk.
         DF = 2;
-        /// `NBD_CMD_FLAG_REQ_ONE`: BLOCK_STATUS must be answered with one extent.
+        /// `NBD_CMD_FLAG_REQ_ONE`: the reply to BLOCK_STATUS must have only one extent per context.
         REQ_ONE = 3;
-        /// `NBD_CMD_FLAG_FAST_ZERO`: WRITE_ZEROES must fail where it is not faster than writing.
+        /// `NBD_CMD_FLAG_FAST_ZERO`: WRITE_ZEROES must fail if it is no faster than writing.
         FAST_ZERO = 4;
         /// `NBD_CMD_FLAG_PAYLOAD_LEN`: the length is that of a payload (extended headers only).
         PAYLOAD_LEN = 5;
@@ -126,20 +127,19 @@ wire_flags! {
 }
 
 wire_flags! {
-    /// Sent with every chunk of a structured or extended reply (NBD `doc/proto.md`, "Structured reply
-    /// flags").
+    /// Flags of a chunk of a structured or extended reply (NBD `doc/proto.md`, "Structured reply flags").
     ReplyFlags: u16 {
-        /// `NBD_REPLY_FLAG_DONE`: the last chunk of the reply.
+        /// `NBD_REPLY_FLAG_DONE`: this is the last chunk of the reply.
         DONE = 0;
     }
 }
 
 wire_flags! {
-    /// State of an extent in the context `base:allocation`.
+    /// The state of an extent in the context `base:allocation`.
     AllocationFlags: u64 {
-        /// `NBD_STATE_HOLE`: nothing is allocated.
+        /// `NBD_STATE_HOLE`: no storage is allocated.
         HOLE = 0;
-        /// `NBD_STATE_ZERO`: reads as zeros.
+        /// `NBD_STATE_ZERO`: the extent reads as zeros.
         ZERO = 1;
     }
 }

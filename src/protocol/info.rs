@@ -1,7 +1,8 @@
-//! What INFO and GO tell of an export (NBD `doc/proto.md`, `NBD_REP_INFO` and "Block size constraints").
+//! Information about an export in the replies to INFO and GO (NBD `doc/proto.md`, `NBD_REP_INFO` and "Block
+//! size constraints").
 //!
-//! Owns the information types and their payloads. Invariant: block sizes that do not keep the rules of the
-//! specification do not decode.
+//! Owns the information types and their payloads; must not know when they are sent. Invariant: block sizes
+//! that violate the rules of the specification do not decode.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -9,24 +10,25 @@ use super::announcement::RESERVED_ZEROES;
 use super::codec::{DecodeError, Decoder, WireString};
 use super::flags::TransmissionFlags;
 
-/// What the server tells of the chosen export: the answer to EXPORT_NAME, and `NBD_INFO_EXPORT`.
+/// Size and flags of an export: the answer to EXPORT_NAME, and the payload of `NBD_INFO_EXPORT`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct DiskInfo {
     /// Size of the export in bytes.
     pub size_bytes: u64,
-    /// What it can do.
+    /// Features of the export.
     pub flags: TransmissionFlags,
 }
 
 impl DiskInfo {
-    /// Bytes on the wire without reserved zeroes.
+    /// Length in bytes without the reserved zeroes.
     pub const LENGTH: usize = 10;
-    /// Bytes on the wire with reserved zeroes: in answer to EXPORT_NAME, unless NO_ZEROES was negotiated.
+    /// Length in bytes with the reserved zeroes, which end the answer to EXPORT_NAME unless NO_ZEROES was
+    /// negotiated.
     pub const LENGTH_WITH_ZEROES: usize = Self::LENGTH + RESERVED_ZEROES;
 
-    /// Reads exactly [`Self::LENGTH`] or [`Self::LENGTH_WITH_ZEROES`] bytes; what stands for the zeroes is
-    /// ignored.
+    /// Decodes exactly [`Self::LENGTH`] or [`Self::LENGTH_WITH_ZEROES`] bytes. The values of the reserved
+    /// bytes are ignored.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut decoder = Decoder::new(bytes);
         let info = Self { size_bytes: decoder.u64()?, flags: TransmissionFlags::from_wire(decoder.u16()?) };
@@ -37,7 +39,7 @@ impl DiskInfo {
         Ok(info)
     }
 
-    /// Appends [`Self::LENGTH`] bytes, and the reserved zeroes if told.
+    /// Appends [`Self::LENGTH`] bytes, followed by the reserved zeroes if `zeroes` is set.
     pub fn encode(self, zeroes: bool, out: &mut BytesMut) {
         out.put_u64(self.size_bytes);
         out.put_u16(self.flags.bits());
@@ -47,25 +49,25 @@ impl DiskInfo {
     }
 }
 
-/// A kind of information.
+/// The type of a piece of information.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum InfoType {
-    /// `NBD_INFO_EXPORT` (0).
+    /// `NBD_INFO_EXPORT` (0): size and flags.
     Export,
-    /// `NBD_INFO_NAME` (1).
+    /// `NBD_INFO_NAME` (1): canonical name.
     Name,
-    /// `NBD_INFO_DESCRIPTION` (2).
+    /// `NBD_INFO_DESCRIPTION` (2): description for people.
     Description,
-    /// `NBD_INFO_BLOCK_SIZE` (3).
+    /// `NBD_INFO_BLOCK_SIZE` (3): block size constraints.
     BlockSize,
-    /// A kind that the specification does not name.
+    /// A type that the specification does not define.
     Unknown(u16),
 }
 
 impl InfoType {
-    /// The kind of an information type field.
+    /// Returns the type in the information type field.
     #[must_use]
     pub fn from_wire(value: u16) -> Self {
         match value {
@@ -77,7 +79,7 @@ impl InfoType {
         }
     }
 
-    /// The number on the wire.
+    /// Returns the number on the wire.
     #[must_use]
     pub fn value(self) -> u16 {
         match self {
@@ -90,25 +92,25 @@ impl InfoType {
     }
 }
 
-/// Block size constraints in bytes.
+/// The block size constraints of an export, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct BlockSize {
     /// Alignment of offsets and lengths: a power of two, at most 65,536.
     pub minimum: u32,
-    /// What is efficient: a power of two, at least 512 and at least the minimum.
+    /// Efficient size of I/O: a power of two, at least 512 and at least the minimum.
     pub preferred: u32,
-    /// Largest payload: at least the preferred size; `u32::MAX` for no limit. It need not be a multiple of
-    /// anything.
+    /// Maximum payload, at least the preferred size. `u32::MAX` means no limit. It need not be a multiple of
+    /// the other sizes.
     pub maximum: u32,
 }
 
 impl BlockSize {
-    /// What holds where nothing was advertised.
+    /// The constraints that apply if the server advertises none.
     pub const DEFAULT: Self = Self { minimum: 1, preferred: 4096, maximum: u32::MAX };
 
-    /// Whether the constraints keep the rules of the specification ("Size constraints"). The maximum "MAY be
-    /// something other than a power of 2, but MUST be at least as large as the preferred block size".
+    /// Whether the constraints follow the rules of the specification ("Size constraints"). The maximum "MAY
+    /// be something other than a power of 2, but MUST be at least as large as the preferred block size".
     #[must_use]
     pub fn is_valid(self) -> bool {
         self.minimum.is_power_of_two()
@@ -119,31 +121,31 @@ impl BlockSize {
     }
 }
 
-/// One piece of information: the payload of an `NBD_REP_INFO`.
+/// One piece of information: the payload of `NBD_REP_INFO`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum Info {
-    /// Size and flags.
+    /// Size and flags of the export.
     Export(DiskInfo),
-    /// Canonical name.
+    /// Canonical name of the export.
     Name(WireString),
-    /// Text for people.
+    /// Description for people.
     Description(WireString),
-    /// Block size constraints.
+    /// Block size constraints of the export.
     BlockSize(BlockSize),
-    /// A kind that the specification does not name, to be ignored.
+    /// A type that the specification does not define. Clients ignore it.
     Unknown {
-        /// Its number.
+        /// Number of the type.
         info_type: u16,
-        /// The rest of the payload.
+        /// The payload after the type.
         #[cfg_attr(feature = "serde", serde(with = "super::serde_bytes"))]
         payload: Bytes,
     },
 }
 
 impl Info {
-    /// Reads the whole data of the reply.
+    /// Decodes the whole data of the reply.
     pub fn decode(data: &[u8]) -> Result<Self, DecodeError> {
         let mut decoder = Decoder::new(data);
         let info = match InfoType::from_wire(decoder.u16()?) {
@@ -198,17 +200,17 @@ impl Info {
     }
 }
 
-/// All that is known of an export.
+/// Everything the protocol can say about an export.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ExportInfo {
-    /// Canonical name.
+    /// Canonical name of the export.
     pub name: WireString,
-    /// Text for people; empty for none.
+    /// Description for people; empty if there is none.
     pub description: WireString,
-    /// Size and flags.
+    /// Size and flags of the export.
     pub disk: DiskInfo,
-    /// Block size constraints.
+    /// Block size constraints of the export.
     pub block_size: BlockSize,
 }
 

@@ -1,16 +1,18 @@
 //! Names and queries of metadata contexts (NBD `doc/proto.md`, "Metadata querying").
 //!
-//! Knows the one context that the specification defines, `base:allocation`.
+//! Knows only `base:allocation`, the one context that the specification defines; must not know exports.
+//! Invariant: a query that is not understood matches nothing.
 
 use super::codec::{DecodeError, WireString};
 
-/// The context that tells holes and zeros.
+/// The context that reports holes and zeros.
 pub const BASE_ALLOCATION: &str = "base:allocation";
 
-/// The query of LIST_META_CONTEXT for all of the namespace `base`.
+/// The query of LIST_META_CONTEXT that matches all contexts in the namespace `base`.
 pub const BASE_WILDCARD: &str = "base:";
 
-/// Whether every query has a namespace and a colon; the rest of its syntax is the namespace's matter.
+/// Checks that every query has a namespace and a colon. The syntax after the colon is defined by each
+/// namespace.
 pub fn check_queries(queries: &[WireString]) -> Result<(), DecodeError> {
     let well_formed = |query: &WireString| {
         let namespace = query.as_str().split_once(':').map(|(namespace, _)| namespace);
@@ -23,7 +25,7 @@ pub fn check_queries(queries: &[WireString]) -> Result<(), DecodeError> {
     }
 }
 
-/// Whether LIST_META_CONTEXT with these queries finds `base:allocation`. No query at all asks for everything.
+/// Whether `base:allocation` matches the queries of a LIST_META_CONTEXT. An empty list matches everything.
 #[must_use]
 pub fn lists_base_allocation(queries: &[WireString]) -> bool {
     //= Option types: If zero queries are sent, then the server MUST return all the metadata contexts that
@@ -33,7 +35,7 @@ pub fn lists_base_allocation(queries: &[WireString]) -> bool {
         || queries.iter().any(|query| matches!(query.as_str(), BASE_ALLOCATION | BASE_WILDCARD))
 }
 
-/// Whether SET_META_CONTEXT with these queries selects `base:allocation`. A wildcard selects nothing.
+/// Whether the queries of a SET_META_CONTEXT select `base:allocation`. A wildcard selects nothing.
 #[must_use]
 pub fn selects_base_allocation(queries: &[WireString]) -> bool {
     //= Option types: the server MUST ignore query strings belonging to an unknown namespace

@@ -1,10 +1,11 @@
-//! The NBD protocol: wire types and the handshake machines, without I/O.
+//! The NBD protocol: wire types and the state machines of the handshake.
 //!
-//! Names are those of the specification, `doc/proto.md` of NetworkBlockDevice/nbd, with its extension for
-//! extended headers. Every type has its decoder and encoder side by side, for both roles. Invariant: any
-//! bytes give a value or an error.
+//! The names are those of the specification, `doc/proto.md` of NetworkBlockDevice/nbd, including its
+//! extension for extended headers. Every type has its decoder and its encoder side by side, for clients and
+//! servers alike. The module must not do I/O or use clocks or logs. Invariant: any bytes decode to a value or
+//! an error.
 //!
-//! Whoever knows the OCaml package `nbd` finds its types here under these names:
+//! The types of the OCaml package `nbd` have these names here:
 //!
 //! | there | here |
 //! |---|---|

@@ -1,7 +1,8 @@
-//! What a client asks during option haggling (NBD `doc/proto.md`, "Option types"): the header of every
-//! option, and the payloads of EXPORT_NAME, INFO and GO, LIST_META_CONTEXT and SET_META_CONTEXT.
+//! Options that a client sends during the handshake (NBD `doc/proto.md`, "Option types").
 //!
-//! It does not know which options are allowed when; that is the handshake machines' matter.
+//! Owns the header of every option, and the payloads of EXPORT_NAME, INFO and GO, LIST_META_CONTEXT and
+//! SET_META_CONTEXT. Must not know which options are allowed when; the handshake machines decide that.
+//! Invariant: a payload decodes only if its fields fill the option's data exactly.
 
 use std::fmt;
 
@@ -11,39 +12,39 @@ use super::announcement::OPTION_MAGIC;
 use super::codec::{DecodeError, Decoder, WireString};
 use super::info::InfoType;
 
-/// An option.
+/// The code of an option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum OptionCode {
-    /// `NBD_OPT_EXPORT_NAME` (1).
+    /// `NBD_OPT_EXPORT_NAME` (1): choose an export and begin transmission, without an error reply.
     ExportName,
-    /// `NBD_OPT_ABORT` (2).
+    /// `NBD_OPT_ABORT` (2): end the session.
     Abort,
-    /// `NBD_OPT_LIST` (3).
+    /// `NBD_OPT_LIST` (3): list the exports.
     List,
-    /// `NBD_OPT_PEEK_EXPORT` (4), withdrawn.
+    /// `NBD_OPT_PEEK_EXPORT` (4): withdrawn from the specification.
     PeekExport,
-    /// `NBD_OPT_STARTTLS` (5).
+    /// `NBD_OPT_STARTTLS` (5): switch the connection to TLS.
     StartTls,
-    /// `NBD_OPT_INFO` (6).
+    /// `NBD_OPT_INFO` (6): describe an export.
     Info,
-    /// `NBD_OPT_GO` (7).
+    /// `NBD_OPT_GO` (7): choose an export and begin transmission.
     Go,
-    /// `NBD_OPT_STRUCTURED_REPLY` (8).
+    /// `NBD_OPT_STRUCTURED_REPLY` (8): use structured replies.
     StructuredReply,
-    /// `NBD_OPT_LIST_META_CONTEXT` (9).
+    /// `NBD_OPT_LIST_META_CONTEXT` (9): list the metadata contexts of an export.
     ListMetaContext,
-    /// `NBD_OPT_SET_META_CONTEXT` (10).
+    /// `NBD_OPT_SET_META_CONTEXT` (10): select metadata contexts of an export.
     SetMetaContext,
-    /// `NBD_OPT_EXTENDED_HEADERS` (11).
+    /// `NBD_OPT_EXTENDED_HEADERS` (11): use extended headers.
     ExtendedHeaders,
-    /// An option that the specification does not name.
+    /// A code that the specification does not define.
     Unknown(u32),
 }
 
 impl OptionCode {
-    /// The option of an option field.
+    /// Returns the option in the option field of a header.
     #[must_use]
     pub fn from_wire(value: u32) -> Self {
         match value {
@@ -62,7 +63,7 @@ impl OptionCode {
         }
     }
 
-    /// The number on the wire.
+    /// Returns the number on the wire.
     #[must_use]
     pub fn value(self) -> u32 {
         match self {
@@ -82,7 +83,7 @@ impl OptionCode {
     }
 }
 
-/// The name in the specification, without its prefix.
+/// Writes the name in the specification, without its prefix.
 impl fmt::Display for OptionCode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -106,17 +107,17 @@ impl fmt::Display for OptionCode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct OptionRequestHeader {
-    /// Which option.
+    /// Code of the option.
     pub option: OptionCode,
-    /// Bytes of data that follow.
+    /// Length of the data that follows, in bytes.
     pub length: u32,
 }
 
 impl OptionRequestHeader {
-    /// Bytes on the wire.
+    /// Length of the header in bytes.
     pub const LENGTH: usize = 16;
 
-    /// Reads exactly [`Self::LENGTH`] bytes.
+    /// Decodes exactly [`Self::LENGTH`] bytes.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut decoder = Decoder::new(bytes);
         decoder.magic_u64(OPTION_MAGIC)?;
@@ -133,20 +134,20 @@ impl OptionRequestHeader {
     }
 }
 
-/// Appends an option with its header.
+/// Appends an option: its header, followed by its data.
 pub fn encode_option(option: OptionCode, data: &[u8], out: &mut BytesMut) {
     let length = u32::try_from(data.len()).expect("option data is built from bounded strings and lists");
     OptionRequestHeader { option, length }.encode(out);
     out.put_slice(data);
 }
 
-/// The data of `NBD_OPT_EXPORT_NAME`: all of it is the name.
+/// The data of `NBD_OPT_EXPORT_NAME`, which consists of the name only.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ExportName(pub WireString);
 
 impl ExportName {
-    /// Reads the whole data of the option.
+    /// Decodes the whole data of the option.
     pub fn decode(data: &[u8]) -> Result<Self, DecodeError> {
         WireString::try_from(data).map(Self)
     }
@@ -161,14 +162,14 @@ impl ExportName {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct InfoRequest {
-    /// The export; empty for the default.
+    /// Name of the export; empty for the default export.
     pub name: WireString,
-    /// What the client would like to know besides `NBD_INFO_EXPORT`.
+    /// What the client wants to know in addition to `NBD_INFO_EXPORT`.
     pub requests: Vec<InfoType>,
 }
 
 impl InfoRequest {
-    /// Reads the whole data of the option.
+    /// Decodes the whole data of the option.
     pub fn decode(data: &[u8]) -> Result<Self, DecodeError> {
         let mut decoder = Decoder::new(data);
         let name = decoder.string_with_length()?;
@@ -182,7 +183,8 @@ impl InfoRequest {
         Ok(Self { name, requests })
     }
 
-    /// Appends the data of the option. Of the requests, at most 65,535 are sent.
+    /// Appends the data of the option. If there are more than 65,535 requests, only the first 65,535 are
+    /// sent.
     pub fn encode(&self, out: &mut BytesMut) {
         self.name.encode_with_length(out);
         let count = u16::try_from(self.requests.len()).unwrap_or(u16::MAX);
@@ -197,14 +199,14 @@ impl InfoRequest {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct MetaContextRequest {
-    /// The export.
+    /// Name of the export; empty for the default export.
     pub export: WireString,
-    /// Queries, each of a namespace, a colon and a leaf-name.
+    /// Queries, each of which consists of a namespace, a colon and a leaf-name.
     pub queries: Vec<WireString>,
 }
 
 impl MetaContextRequest {
-    /// Reads the whole data of the option.
+    /// Decodes the whole data of the option.
     pub fn decode(data: &[u8]) -> Result<Self, DecodeError> {
         let mut decoder = Decoder::new(data);
         let export = decoder.string_with_length()?;

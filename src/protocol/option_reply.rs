@@ -1,8 +1,8 @@
-//! What a server answers during option haggling (NBD `doc/proto.md`, "Option reply types").
+//! Replies to options during the handshake (NBD `doc/proto.md`, "Option reply types").
 //!
 //! Owns the reply types and errors, the header of every reply, and the payloads of `NBD_REP_SERVER`,
-//! `NBD_REP_META_CONTEXT` and of errors. EXPORT_NAME alone is answered without a header, by a
-//! [`super::info::DiskInfo`].
+//! `NBD_REP_META_CONTEXT` and errors. Must not know when a reply is allowed. Invariant: every option except
+//! EXPORT_NAME is answered with this header; the answer to EXPORT_NAME is a bare [`super::info::DiskInfo`].
 
 use std::fmt;
 
@@ -11,30 +11,30 @@ use bytes::{BufMut, BytesMut};
 use super::codec::{DecodeError, Decoder, WireString};
 use super::option::OptionCode;
 
-/// Magic number of every option reply.
+/// The magic number at the start of every option reply.
 pub const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 
-/// Type of an option reply.
+/// The type of an option reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum OptionReply {
-    /// `NBD_REP_ACK` (1): done.
+    /// `NBD_REP_ACK` (1): the option succeeded, and this is its last reply.
     Ack,
-    /// `NBD_REP_SERVER` (2): one export of LIST.
+    /// `NBD_REP_SERVER` (2): one export, in answer to LIST.
     Server,
-    /// `NBD_REP_INFO` (3): one piece of information.
+    /// `NBD_REP_INFO` (3): one piece of information about an export.
     Info,
     /// `NBD_REP_META_CONTEXT` (4): one metadata context.
     MetaContext,
-    /// A type that the specification does not name, and no error.
+    /// A type that the specification does not define and that is not an error.
     Unknown(u32),
-    /// An error: the option failed.
+    /// The option failed.
     Error(OptionError),
 }
 
 impl OptionReply {
-    /// The type of a reply type field.
+    /// Returns the type in the reply type field.
     #[must_use]
     pub fn from_wire(value: u32) -> Self {
         match value {
@@ -47,7 +47,7 @@ impl OptionReply {
         }
     }
 
-    /// The number on the wire.
+    /// Returns the number on the wire.
     #[must_use]
     pub fn value(self) -> u32 {
         match self {
@@ -61,40 +61,40 @@ impl OptionReply {
     }
 }
 
-/// Why an option failed: a reply type with bit 31 set.
+/// Why an option failed. On the wire, this is a reply type with bit 31 set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum OptionError {
     /// `NBD_REP_ERR_UNSUP`: the option is unknown.
     Unsup,
-    /// `NBD_REP_ERR_POLICY`: the server's policy forbids it.
+    /// `NBD_REP_ERR_POLICY`: the server's policy forbids the option.
     Policy,
-    /// `NBD_REP_ERR_INVALID`: syntactically or semantically invalid.
+    /// `NBD_REP_ERR_INVALID`: the option is syntactically or semantically invalid.
     Invalid,
-    /// `NBD_REP_ERR_PLATFORM`: not supported where the server runs.
+    /// `NBD_REP_ERR_PLATFORM`: the server's platform does not support the option.
     Platform,
     /// `NBD_REP_ERR_TLS_REQD`: TLS must be initiated first.
     TlsReqd,
     /// `NBD_REP_ERR_UNKNOWN`: the export is not available.
     Unknown,
-    /// `NBD_REP_ERR_SHUTDOWN`: the server is being shut down.
+    /// `NBD_REP_ERR_SHUTDOWN`: the server is shutting down.
     Shutdown,
-    /// `NBD_REP_ERR_BLOCK_SIZE_REQD`: block size constraints must be asked for.
+    /// `NBD_REP_ERR_BLOCK_SIZE_REQD`: the client must request the block size constraints.
     BlockSizeReqd,
-    /// `NBD_REP_ERR_TOO_BIG`: request or reply is too large.
+    /// `NBD_REP_ERR_TOO_BIG`: the request or the reply is too large.
     TooBig,
-    /// `NBD_REP_ERR_EXT_HEADER_REQD`: extended headers must be in use, or are and take precedence.
+    /// `NBD_REP_ERR_EXT_HEADER_REQD`: extended headers are required, or are in use and take precedence.
     ExtHeaderReqd,
-    /// An error that the specification does not name; its value without bit 31.
+    /// An error that the specification does not define; its number without bit 31.
     Other(u32),
 }
 
 impl OptionError {
-    /// What marks a reply type as an error.
+    /// The bit that marks a reply type as an error.
     pub const BIT: u32 = 1 << 31;
 
-    /// The error of a reply type field; bit 31 is not looked at.
+    /// Returns the error in the reply type field. Bit 31 is ignored.
     #[must_use]
     pub fn from_wire(value: u32) -> Self {
         match value & !Self::BIT {
@@ -112,7 +112,7 @@ impl OptionError {
         }
     }
 
-    /// The number on the wire, with bit 31.
+    /// Returns the number on the wire, with bit 31 set.
     #[must_use]
     pub fn value(self) -> u32 {
         Self::BIT
@@ -132,7 +132,7 @@ impl OptionError {
     }
 }
 
-/// The name in the specification, without its prefix.
+/// Writes the name in the specification, without its prefix.
 impl fmt::Display for OptionError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -155,19 +155,19 @@ impl fmt::Display for OptionError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct OptionReplyHeader {
-    /// The option that is answered.
+    /// The option that this answers.
     pub option: OptionCode,
     /// Type of the reply.
     pub reply: OptionReply,
-    /// Bytes of data that follow.
+    /// Length of the data that follows, in bytes.
     pub length: u32,
 }
 
 impl OptionReplyHeader {
-    /// Bytes on the wire.
+    /// Length of the header in bytes.
     pub const LENGTH: usize = 20;
 
-    /// Reads exactly [`Self::LENGTH`] bytes.
+    /// Decodes exactly [`Self::LENGTH`] bytes.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut decoder = Decoder::new(bytes);
         decoder.magic_u64(OPTION_REPLY_MAGIC)?;
@@ -189,7 +189,7 @@ impl OptionReplyHeader {
     }
 }
 
-/// Appends a reply whose data `encode_data` appends.
+/// Appends a reply with its header. `encode_data` appends the data, from which the length is computed.
 pub fn encode_option_reply(
     option: OptionCode,
     reply: OptionReply,
@@ -204,18 +204,18 @@ pub fn encode_option_reply(
     out[start + OptionReplyHeader::LENGTH - 4..data].copy_from_slice(&length.to_be_bytes());
 }
 
-/// One export in answer to LIST: the data of `NBD_REP_SERVER`.
+/// One export in the answer to LIST: the data of `NBD_REP_SERVER`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ServerEntry {
-    /// Name, as GO takes it.
+    /// Name to use with GO.
     pub name: WireString,
-    /// Text for people; empty for none.
+    /// Description for people; empty if there is none.
     pub description: WireString,
 }
 
 impl ServerEntry {
-    /// Reads the whole data of the reply.
+    /// Decodes the whole data of the reply.
     pub fn decode(data: &[u8]) -> Result<Self, DecodeError> {
         let mut decoder = Decoder::new(data);
         let name = decoder.string_with_length()?;
@@ -234,14 +234,14 @@ impl ServerEntry {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct MetaContext {
-    /// The number that BLOCK_STATUS uses for it; 0 in answer to LIST_META_CONTEXT.
+    /// Id that BLOCK_STATUS uses for the context; 0 in the answer to LIST_META_CONTEXT.
     pub id: u32,
-    /// Namespace, colon, leaf-name.
+    /// Full name: namespace, colon, leaf-name.
     pub name: WireString,
 }
 
 impl MetaContext {
-    /// Reads the whole data of the reply.
+    /// Decodes the whole data of the reply.
     pub fn decode(data: &[u8]) -> Result<Self, DecodeError> {
         let mut decoder = Decoder::new(data);
         Ok(Self { id: decoder.u32()?, name: WireString::try_from(decoder.take_rest())? })
@@ -254,31 +254,31 @@ impl MetaContext {
     }
 }
 
-/// Why an option is refused: an error reply with its message.
+/// An error reply with its message: why an option is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[error("{error}: {message}")]
 pub struct Refusal {
-    /// Type of the reply.
+    /// The error, which is the type of the reply.
     pub error: OptionError,
-    /// For people: the data of the reply; empty for none.
+    /// Explanation for people, which is the data of the reply; empty if there is none.
     pub message: WireString,
 }
 
 impl Refusal {
-    /// A refusal with a message for people, cut where it is too long.
+    /// Creates a refusal. The message is truncated if it is too long.
     #[must_use]
     pub fn new(error: OptionError, message: &str) -> Self {
         Self { error, message: WireString::truncated(message) }
     }
 
-    /// The refusal of an error reply with this data. A message that is not well-formed is left out.
+    /// Creates the refusal from an error reply with this data. A malformed message is dropped.
     #[must_use]
     pub fn decode(error: OptionError, data: &[u8]) -> Self {
         Self { error, message: WireString::try_from(data).unwrap_or_default() }
     }
 
-    /// Appends the whole reply.
+    /// Appends the whole reply, including its header.
     pub fn encode(&self, option: OptionCode, out: &mut BytesMut) {
         encode_option_reply(option, OptionReply::Error(self.error), out, |out| self.message.encode(out));
     }

@@ -1,7 +1,9 @@
-//! What a server answers during transmission (NBD `doc/proto.md`, "Simple reply message" and "Structured
-//! reply chunk message"): the headers. What chunks carry is in [`super::chunk`].
+//! Headers of the replies of the transmission phase (NBD `doc/proto.md`, "Simple reply message" and
+//! "Structured reply chunk message").
 //!
-//! A simple reply does not tell how much data follows it: the client knows from its request.
+//! Must not know the payload of chunks, which [`super::chunk`] owns. A simple reply does not say how much
+//! data follows it; the client has to remember its request. Invariant: the magic number alone determines the
+//! length of a header.
 
 use bytes::{BufMut, BytesMut};
 
@@ -10,41 +12,41 @@ use super::error::Error;
 use super::flags::ReplyFlags;
 use super::request::Cookie;
 
-/// `NBD_SIMPLE_REPLY_MAGIC`.
+/// `NBD_SIMPLE_REPLY_MAGIC`: starts a simple reply.
 pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
-/// `NBD_STRUCTURED_REPLY_MAGIC`.
+/// `NBD_STRUCTURED_REPLY_MAGIC`: starts a chunk of a structured reply.
 pub const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
-/// `NBD_EXTENDED_REPLY_MAGIC`.
+/// `NBD_EXTENDED_REPLY_MAGIC`: starts a chunk of an extended reply.
 pub const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
 
-/// Type of a chunk (NBD `doc/proto.md`, "Structured reply types").
+/// The type of a chunk (NBD `doc/proto.md`, "Structured reply types").
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum ReplyType {
-    /// `NBD_REPLY_TYPE_NONE` (0).
+    /// `NBD_REPLY_TYPE_NONE` (0): no payload.
     None,
-    /// `NBD_REPLY_TYPE_OFFSET_DATA` (1).
+    /// `NBD_REPLY_TYPE_OFFSET_DATA` (1): data of a READ.
     OffsetData,
-    /// `NBD_REPLY_TYPE_OFFSET_HOLE` (2).
+    /// `NBD_REPLY_TYPE_OFFSET_HOLE` (2): zeros of a READ.
     OffsetHole,
-    /// `NBD_REPLY_TYPE_BLOCK_STATUS` (5).
+    /// `NBD_REPLY_TYPE_BLOCK_STATUS` (5): extents with 32-bit lengths.
     BlockStatus,
-    /// `NBD_REPLY_TYPE_BLOCK_STATUS_EXT` (6).
+    /// `NBD_REPLY_TYPE_BLOCK_STATUS_EXT` (6): extents with 64-bit lengths.
     BlockStatusExt,
-    /// `NBD_REPLY_TYPE_ERROR` (2^15 + 1).
+    /// `NBD_REPLY_TYPE_ERROR` (2^15 + 1): the request failed.
     Error,
-    /// `NBD_REPLY_TYPE_ERROR_OFFSET` (2^15 + 2).
+    /// `NBD_REPLY_TYPE_ERROR_OFFSET` (2^15 + 2): the request failed at a known offset.
     ErrorOffset,
-    /// A type that the specification does not name.
+    /// A type that the specification does not define.
     Unknown(u16),
 }
 
 impl ReplyType {
-    /// What marks a type as an error.
+    /// The bit that marks a type as an error.
     pub const ERROR_BIT: u16 = 1 << 15;
 
-    /// The type of a type field.
+    /// Returns the type in the type field of a chunk.
     #[must_use]
     pub fn from_wire(value: u16) -> Self {
         match value {
@@ -59,7 +61,7 @@ impl ReplyType {
         }
     }
 
-    /// The number on the wire.
+    /// Returns the number on the wire.
     #[must_use]
     pub fn value(self) -> u16 {
         match self {
@@ -74,7 +76,7 @@ impl ReplyType {
         }
     }
 
-    /// Whether the type is an error chunk, known or not.
+    /// Whether this is an error chunk, of a known or unknown type.
     #[must_use]
     pub fn is_error(self) -> bool {
         self.value() & Self::ERROR_BIT != 0
@@ -85,50 +87,50 @@ impl ReplyType {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Reply {
-    /// A simple reply: data follows if it succeeds and answers a READ.
+    /// A simple reply. Data follows if a READ succeeded.
     Simple {
-        /// Whether the command succeeded.
+        /// Whether the command succeeded, or its error value.
         result: Result<(), Error>,
-        /// The request that is answered.
+        /// Identifier of the request that this answers.
         cookie: Cookie,
     },
     /// A chunk of a structured reply.
     Structured {
-        /// Flags.
+        /// Whether this is the last chunk, and unknown flags.
         flags: ReplyFlags,
-        /// Type of the chunk.
+        /// Type of the payload.
         reply_type: ReplyType,
-        /// The request that is answered.
+        /// Identifier of the request that this answers.
         cookie: Cookie,
-        /// Bytes of payload that follow.
+        /// Length of the payload in bytes.
         length: u32,
     },
     /// A chunk of an extended reply.
     Extended {
-        /// Flags.
+        /// Whether this is the last chunk, and unknown flags.
         flags: ReplyFlags,
-        /// Type of the chunk.
+        /// Type of the payload.
         reply_type: ReplyType,
-        /// The request that is answered.
+        /// Identifier of the request that this answers.
         cookie: Cookie,
-        /// The offset of the request.
+        /// Offset of the request that this answers.
         offset: u64,
-        /// Bytes of payload that follow.
+        /// Length of the payload in bytes.
         length: u64,
     },
 }
 
 impl Reply {
-    /// Bytes of a simple reply's header.
+    /// Length of the header of a simple reply in bytes.
     pub const SIMPLE_LENGTH: usize = 16;
-    /// Bytes of a structured chunk's header.
+    /// Length of the header of a structured chunk in bytes.
     pub const STRUCTURED_LENGTH: usize = 20;
-    /// Bytes of an extended chunk's header.
+    /// Length of the header of an extended chunk in bytes.
     pub const EXTENDED_LENGTH: usize = 32;
-    /// Bytes of a magic number: enough for [`Self::header_length`].
+    /// Length of a magic number in bytes, which is all that [`Self::header_length`] needs.
     pub const MAGIC_LENGTH: usize = 4;
 
-    /// Bytes of the header that begins with `magic`.
+    /// Returns the length of the header that starts with `magic`, in bytes.
     pub fn header_length(magic: u32) -> Result<usize, DecodeError> {
         match magic {
             SIMPLE_REPLY_MAGIC => Ok(Self::SIMPLE_LENGTH),
@@ -138,7 +140,7 @@ impl Reply {
         }
     }
 
-    /// Reads exactly one header, of any kind.
+    /// Decodes exactly one header of any kind.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut decoder = Decoder::new(bytes);
         let reply = match decoder.u32()? {

@@ -1,7 +1,7 @@
-//! What a client asks during transmission (NBD `doc/proto.md`, "Request message"): compact and extended
-//! headers, and the payload of a BLOCK_STATUS that selects contexts.
+//! Requests of the transmission phase (NBD `doc/proto.md`, "Request message").
 //!
-//! It does not judge a request; it only tells how many bytes of payload follow it.
+//! Owns compact and extended headers, and the payload of a BLOCK_STATUS that selects contexts. Must not know
+//! whether a request is valid. Invariant: the header alone determines how many payload bytes follow it.
 
 use bytes::{BufMut, BytesMut};
 
@@ -9,26 +9,26 @@ use super::codec::{DecodeError, Decoder};
 use super::command::Command;
 use super::flags::CommandFlags;
 
-/// `NBD_REQUEST_MAGIC`.
+/// `NBD_REQUEST_MAGIC`: starts a compact request.
 pub const REQUEST_MAGIC: u32 = 0x2560_9513;
-/// `NBD_EXTENDED_REQUEST_MAGIC`.
+/// `NBD_EXTENDED_REQUEST_MAGIC`: starts an extended request.
 pub const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
 
-/// Which headers requests and replies have, as negotiated; the later, the more they can tell.
+/// The kind of headers that was negotiated, in order of increasing capability.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum HeaderStyle {
-    /// Compact requests, simple replies.
+    /// Compact requests and simple replies.
     #[default]
     Simple,
-    /// Compact requests; structured replies to READ and BLOCK_STATUS, either kind to others.
+    /// Compact requests. Replies to READ and BLOCK_STATUS are structured; other replies are of either kind.
     Structured,
-    /// Extended requests and replies.
+    /// Extended requests and extended replies.
     Extended,
 }
 
 impl HeaderStyle {
-    /// Bytes of a request's header.
+    /// Length of a request header in bytes.
     #[must_use]
     pub fn request_length(self) -> usize {
         match self {
@@ -38,7 +38,8 @@ impl HeaderStyle {
     }
 }
 
-/// The client's name for a request, given back in its reply ("cookie", in earlier versions "handle").
+/// The identifier that a client chooses for a request. The reply repeats it. Earlier versions of the
+/// specification call it "handle".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Cookie(pub u64);
@@ -47,25 +48,25 @@ pub struct Cookie(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Request {
-    /// Flags, unknown ones included.
+    /// Command flags, including unknown ones.
     pub flags: CommandFlags,
-    /// What is asked.
+    /// The command to carry out.
     pub command: Command,
-    /// Given back in the reply.
+    /// Identifier that the reply repeats.
     pub cookie: Cookie,
-    /// First byte of the range.
+    /// Offset of the first byte of the range in the export.
     pub offset: u64,
-    /// Bytes of the range, or of the payload where [`Request::payload_length`] is not 0.
+    /// Length of the range in bytes, or of the payload if [`Request::payload_length`] is not 0.
     pub length: u64,
 }
 
 impl Request {
-    /// Bytes of a compact header.
+    /// Length of a compact header in bytes.
     pub const COMPACT_LENGTH: usize = 28;
-    /// Bytes of an extended header.
+    /// Length of an extended header in bytes.
     pub const EXTENDED_LENGTH: usize = 32;
 
-    /// Reads exactly one header of the style.
+    /// Decodes exactly one header of this style.
     pub fn decode(style: HeaderStyle, bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut decoder = Decoder::new(bytes);
         let extended = style == HeaderStyle::Extended;
@@ -82,7 +83,7 @@ impl Request {
         Ok(request)
     }
 
-    /// Appends one header of the style. Fails where a compact header cannot hold the length.
+    /// Appends one header of this style. Fails if the length does not fit into a compact header.
     pub fn encode(self, style: HeaderStyle, out: &mut BytesMut) -> Result<(), DecodeError> {
         let extended = style == HeaderStyle::Extended;
         let compact_length = u32::try_from(self.length);
@@ -101,8 +102,10 @@ impl Request {
         Ok(())
     }
 
-    /// Bytes of payload that follow the header: those of a WRITE, and with extended headers those of any
-    /// command that says so. A WRITE must say so too, but QEMU's client (seen in 10.0) does not and sends its
+    /// Number of payload bytes that follow the header.
+    ///
+    /// A WRITE always has a payload. With extended headers, any command with the flag PAYLOAD_LEN has one
+    /// too. A WRITE must set that flag as well, but QEMU's client (seen in 10.0) does not, and sends its
     /// payload all the same.
     #[must_use]
     pub fn payload_length(&self, style: HeaderStyle) -> u64 {
@@ -112,18 +115,18 @@ impl Request {
     }
 }
 
-/// The payload of a BLOCK_STATUS with PAYLOAD_LEN: which contexts are asked for.
+/// The payload of a BLOCK_STATUS with the flag PAYLOAD_LEN, which selects some of the contexts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct BlockStatusPayload {
-    /// Bytes of the range.
+    /// Length of the range in bytes.
     pub effect_length: u64,
-    /// Contexts, as SET_META_CONTEXT numbered them.
+    /// Ids of the contexts to report, as assigned in the reply to SET_META_CONTEXT.
     pub context_ids: Vec<u32>,
 }
 
 impl BlockStatusPayload {
-    /// Reads the whole payload.
+    /// Decodes the whole payload.
     pub fn decode(payload: &[u8]) -> Result<Self, DecodeError> {
         let mut decoder = Decoder::new(payload);
         let effect_length = decoder.u64()?;

@@ -1,5 +1,7 @@
-//! Bytes as a sequence of numbers, for the feature `serde`: the same in every format, whether it has a type
-//! for bytes or not.
+//! Serialization of bytes as a sequence of numbers, for the feature `serde`.
+//!
+//! Must not know the types that use it. Invariant: the result is the same in every format, whether or not the
+//! format has a type for bytes.
 
 use bytes::Bytes;
 use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};

@@ -1,7 +1,8 @@
-//! How many connections there may be: in all, from one address, and how many are kept for this machine.
+//! Limits on the number of connections: in total, per client address, and those reserved for Unix sockets.
 //!
-//! Knows no protocol. Invariants: there are never more connections than the maximum; those over TCP never
-//! take what is kept for Unix sockets; what is remembered of addresses is gone with their last connection.
+//! Must not know the protocol. Invariants: the number of open connections never exceeds the maximum; TCP
+//! connections never use the places reserved for Unix sockets; nothing is remembered about an address once
+//! its last connection has closed.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,7 +14,7 @@ use parking_lot::Mutex;
 use super::listener::Peer;
 use super::options::Options;
 
-/// The connections of a server, counted. Clones share the count.
+/// Counts the open connections of a server. Clones share the count.
 #[derive(Clone, Debug)]
 pub(crate) struct Admission(Arc<Inner>);
 
@@ -32,14 +33,14 @@ struct Open {
     by_address: BTreeMap<IpAddr, usize>,
 }
 
-/// Why a connection is not taken.
+/// The limit that keeps a connection from being accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Full {
-    /// So many are open.
+    /// This many connections are open, which is the maximum.
     All(usize),
-    /// So many are open over TCP; what is left is for Unix sockets.
+    /// This many TCP connections are open. The remaining places are reserved for Unix sockets.
     Tcp(usize),
-    /// So many are open from this address.
+    /// This many connections are open from the same address.
     Address(usize),
 }
 
@@ -67,7 +68,7 @@ impl Admission {
         }))
     }
 
-    /// Takes a connection until the place is dropped.
+    /// Admits a connection if the limits allow it. It counts as open until the returned [`Place`] is dropped.
     pub(crate) fn admit(&self, peer: Peer) -> Result<Place, Full> {
         let Inner { maximum, maximum_of_tcp, maximum_of_address, open } = &*self.0;
         let mut open = open.lock();
@@ -93,13 +94,14 @@ impl Admission {
         Ok(Place { address, of: self.clone() })
     }
 
-    /// How many more there may be.
+    /// Returns how many more connections the server can accept.
     pub(crate) fn free(&self) -> usize {
         self.0.maximum - self.0.open.lock().all
     }
 }
 
-/// Who has one address of an IPv6 network has all of them, so they count as one.
+/// Returns the address that a client is counted under. A host usually owns the whole /64 network of its IPv6
+/// address, so all addresses of that network count as one. An IPv4-mapped address counts as its IPv4 address.
 fn counted_as(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
@@ -107,7 +109,7 @@ fn counted_as(address: IpAddr) -> IpAddr {
     }
 }
 
-/// A connection's place, given back when it is dropped.
+/// The place of one open connection. Dropping it frees the place.
 #[derive(Debug)]
 pub(crate) struct Place {
     address: Option<IpAddr>,
@@ -156,7 +158,7 @@ mod tests {
         drop(admission.admit(tcp("127.0.0.2:1")).unwrap());
         drop(places);
         assert_eq!(admission.free(), 10);
-        // Unix sockets may take what TCP does not.
+        // Unix sockets may use all places, not only the reserved ones.
         let local: Vec<_> = (0..10).map(|_| admission.admit(Peer::Unix).unwrap()).collect();
         assert_eq!(admission.admit(tcp("127.0.0.1:1")).unwrap_err(), Full::All(10));
         drop(local);

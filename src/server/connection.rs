@@ -1,7 +1,8 @@
-//! One connection, from its first byte to its last: the handshake with its timeout, then transmission.
+//! One connection from start to end: the handshake with its timeout, then transmission.
 //!
-//! Drives [`ServerHandshake`] over a socket and answers its questions from [`Exports`]. Invariant: a client
-//! that has sent no option has cost nothing but its socket, and is gone after the handshake timeout.
+//! Drives [`ServerHandshake`] over a socket and answers its questions from [`Exports`]. Must not know wire
+//! formats. Invariant: a newstyle client that has sent no option uses nothing but its socket, and is
+//! disconnected after the handshake timeout.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -27,18 +28,18 @@ use crate::protocol::{
     BlockSize, DiskInfo, ExportInfo, OptionError, Refusal, ServerEntry, TransmissionFlags, WireString,
 };
 
-/// Longest data of an option that is looked at.
+/// Maximum length of an option's data in bytes; longer options are refused.
 const MAXIMUM_OPTION_BYTES: u32 = 64 << 10;
 
-/// How clients of a listener are greeted.
+/// How the server greets the clients of a listener.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Greeting {
-    /// Fixed newstyle: the client chooses an export by options.
+    /// Fixed newstyle: the client chooses an export with an option.
     #[default]
     Newstyle,
-    /// Oldstyle: every client gets this export.
+    /// Oldstyle: every client gets the same export.
     Oldstyle {
-        /// Its name.
+        /// Name of the export that every client gets.
         export: String,
     },
 }
@@ -75,7 +76,7 @@ impl HandshakeEnd {
     }
 }
 
-/// Serves one connection to its end.
+/// Serves one connection until it ends.
 pub(crate) async fn serve(shared: &Shared, transport: Transport, greeting: &Greeting, seat: &Seat) {
     let kind = transport.kind();
     let mut _open = OpenConnection::new(&shared.metrics, kind);
@@ -112,7 +113,7 @@ pub(crate) async fn serve(shared: &Shared, transport: Transport, greeting: &Gree
     }
 }
 
-/// A connection that is ready for transmission.
+/// A connection that has finished its handshake.
 struct Ready {
     session: Session,
     export: Arc<dyn Export>,
@@ -122,12 +123,12 @@ struct Ready {
 
 struct Handshake<'a> {
     shared: &'a Shared,
-    /// As it was when the connection began.
+    /// The TLS configuration at the time the connection was accepted.
     tls: Option<Tls>,
     transport: Transport,
     input: BytesMut,
     identity: Identity,
-    /// When the client's time is over. Time that the server itself takes does not count.
+    /// When the client runs out of time. Time that the server itself needs is added to it.
     deadline: Instant,
 }
 
@@ -205,7 +206,7 @@ impl<'a> Handshake<'a> {
         Ok(Ready { session, export, transport, input })
     }
 
-    /// The exports that this client may be told of.
+    /// Lists the exports that this client may see.
     async fn list(&mut self) -> Result<Vec<ServerEntry>, Refusal> {
         let mut exports = self.ask(self.shared.exports.list()).await?;
         exports.retain(|entry| self.identity.may_use(self.tls.as_ref(), &entry.name));
@@ -218,7 +219,7 @@ impl<'a> Handshake<'a> {
         }
         let described = self.ask(self.shared.exports.describe(name)).await;
         let description = described.map_err(|refusal| self.hide(refusal))?;
-        // The name that was asked for may stand for another, as the empty one does.
+        // The requested name may be an alias of another export; the empty name is one.
         if !self.may_use(&description.name) {
             return Err(self.conceal(name).await);
         }
@@ -252,8 +253,8 @@ impl<'a> Handshake<'a> {
         may_use
     }
 
-    /// What is said of an export that this client may not know of: what is said of one that does not exist,
-    /// after the same work.
+    /// Refuses an export that must stay hidden from this client. The refusal is the same as for an export
+    /// that does not exist, and takes the same work.
     async fn conceal(&mut self, name: &str) -> Refusal {
         let exports = Arc::clone(&self.shared.exports);
         let refused = self.ask(async { Err::<Infallible, _>(exports.conceal(name).await) }).await;
@@ -280,7 +281,8 @@ impl<'a> Handshake<'a> {
         Ok(Self { shared, tls: ours, transport, input, identity, deadline })
     }
 
-    /// What the exports answer, unless the server drains first.
+    /// Asks [`Exports`] a question. If the server starts to drain first, the answer is a shutdown error. The
+    /// time it takes does not count against the client.
     async fn ask<T>(&mut self, question: impl Future<Output = Result<T, OpenError>>) -> Result<T, Refusal> {
         let asked = Instant::now();
         let answer = tokio::select! {
@@ -303,13 +305,15 @@ impl<'a> Handshake<'a> {
         timeout_at(self.deadline, send).await.map_err(|_| HandshakeEnd::TimedOut)?.map_err(HandshakeEnd::Io)
     }
 
-    /// Ends our side. Under TLS that is bytes, too, for which a client that does not read has no room.
+    /// Shuts down our side of the connection. Under TLS this sends bytes, which may block on a client that
+    /// does not read.
     async fn close(&mut self) -> Result<(), HandshakeEnd> {
         let closed = timeout_at(self.deadline, self.transport.shutdown()).await;
         closed.map_err(|_| HandshakeEnd::TimedOut)?.map_err(HandshakeEnd::Io)
     }
 
-    /// Waits for bytes of the client. When the server drains and owes nothing, this is the end.
+    /// Waits for bytes from the client. If the server is draining, nothing is owed to the client any more,
+    /// and the connection is closed instead.
     async fn receive(&mut self) -> Result<(), HandshakeEnd> {
         if self.shared.drain.is_cancelled() {
             self.close().await?;
@@ -336,7 +340,8 @@ impl<'a> Handshake<'a> {
         let minimum = description.minimum_block_bytes.max(1);
         let maximum = description.maximum_block_bytes.min(self.shared.options.maximum_payload_bytes);
         let maximum = maximum - maximum % minimum;
-        // "MUST be at least as large as the preferred block size": the bound on memory decides.
+        // "MUST be at least as large as the preferred block size": if they conflict, the memory limit wins,
+        // and the preferred size is reduced.
         let preferred = description.preferred_block_bytes.min(1 << maximum.max(1).ilog2());
         let block_size = BlockSize { minimum, preferred, maximum };
         if !block_size.is_valid() {

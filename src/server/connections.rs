@@ -1,41 +1,41 @@
-//! Who is connected, for operators.
+//! The list of open connections, for operators.
 //!
-//! Knows no protocol. Invariant: a connection is listed exactly as long as its [`Seat`] lives.
+//! Must not know the protocol. Invariant: a connection is in the list exactly as long as its [`Seat`] exists.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-/// A connection as operators see it.
+/// An open connection, as operators see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Connection {
-    /// Its number, as in the log.
+    /// Number of the connection, as in the log.
     pub id: u64,
-    /// Who is at the other end, as in the log.
+    /// Address of the client, as in the log.
     pub peer: String,
-    /// The export, once the client has chosen one.
+    /// Name of the export; `None` until the client has chosen one.
     pub export: Option<String>,
 }
 
-/// The connections of a server. Clones share them.
+/// The open connections of a server. Clones share the list.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Connections(Arc<Mutex<BTreeMap<u64, Connection>>>);
 
 impl Connections {
-    /// Lists a connection until the seat is dropped.
+    /// Adds a connection to the list. Dropping the returned [`Seat`] removes it.
     pub(crate) fn seat(&self, id: u64, peer: String) -> Seat {
         self.0.lock().insert(id, Connection { id, peer, export: None });
         Seat { id, all: self.clone() }
     }
 
-    /// All of them, in the order in which they came.
+    /// Returns all open connections in the order in which they were accepted.
     pub(crate) fn list(&self) -> Vec<Connection> {
         self.0.lock().values().cloned().collect()
     }
 }
 
-/// A connection's place in the list.
+/// The entry of one connection in the list.
 #[derive(Debug)]
 pub(crate) struct Seat {
     id: u64,
@@ -43,7 +43,7 @@ pub(crate) struct Seat {
 }
 
 impl Seat {
-    /// Says which export the client has chosen.
+    /// Records the export that the client has chosen.
     pub(crate) fn uses(&self, export: &str) {
         if let Some(connection) = self.all.0.lock().get_mut(&self.id) {
             connection.export = Some(export.to_owned());

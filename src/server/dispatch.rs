@@ -1,9 +1,9 @@
-//! What a request asks an export to do, or the error it earns (NBD `doc/proto.md`, "Request types", "Error
-//! values").
+//! Decides what a request makes an export do, or with which error it fails (NBD `doc/proto.md`, "Request
+//! types", "Error values").
 //!
-//! A pure function of the request and of what was negotiated: it does no I/O. Invariant: a [`Job`] lies
-//! within the export, its length is not 0 (except for a READ's), and a read-only export gets no job that
-//! writes.
+//! A pure function of the request and of what was negotiated. It must not do I/O. Invariants of a [`Job`]:
+//! its range lies within the export; its length is not 0, except for a READ; it does not write if the export
+//! is read-only.
 
 use super::export::Alignment;
 use crate::protocol::info::BlockSize;
@@ -11,33 +11,33 @@ use crate::protocol::negotiate_server::Session;
 use crate::protocol::request::HeaderStyle;
 use crate::protocol::{BlockStatusPayload, Command, CommandFlags, Error, Request, TransmissionFlags};
 
-/// What is to be done for a request.
+/// The work that a request causes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Job {
-    /// Read so many bytes, maybe none; with `single_chunk`, answer in one content chunk.
+    /// Read `length` bytes, possibly none. With `single_chunk`, reply with a single content chunk.
     Read { offset: u64, length: u32, single_chunk: bool },
     /// Write the payload that follows the request.
     Write { offset: u64, fua: bool },
-    /// Make durable what was written.
+    /// Make all completed writes durable.
     Flush,
-    /// Discard.
+    /// Discard the range (TRIM).
     Trim { offset: u64, length: u64, fua: bool },
-    /// Zero.
+    /// Make the range read as zeros (WRITE_ZEROES).
     WriteZeroes { offset: u64, length: u64, no_hole: bool, fast: bool, fua: bool },
-    /// Prefetch.
+    /// Prefetch the range into the cache (CACHE).
     Cache { offset: u64, length: u64 },
-    /// Tell what is allocated; with `one`, one extent only.
+    /// Report which parts of the range are allocated. With `one`, report only the first extent.
     BlockStatus { offset: u64, length: u64, one: bool },
-    /// Nothing: a range of no bytes.
+    /// Do nothing: the range is empty.
     Nothing,
 }
 
-/// Why a request is not carried out.
+/// A request that fails without being carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Refused {
-    /// Value for the wire.
+    /// Error value for the reply.
     pub(crate) error: Error,
-    /// For people.
+    /// Explanation for people, sent with structured replies and written to the log.
     pub(crate) message: &'static str,
 }
 
@@ -45,7 +45,7 @@ const fn refused<T>(error: Error, message: &'static str) -> Result<T, Refused> {
     Err(Refused { error, message })
 }
 
-/// What requests of a connection are judged by.
+/// What a connection negotiated, as far as it decides which requests are valid.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rules {
     pub(crate) headers: HeaderStyle,
@@ -68,7 +68,7 @@ impl Rules {
         }
     }
 
-    /// Largest payload of one READ or WRITE in bytes.
+    /// Maximum payload of one READ or WRITE in bytes.
     pub(crate) fn maximum_payload_bytes(&self) -> u32 {
         self.block_size.maximum
     }
@@ -81,12 +81,12 @@ impl Rules {
             && self.flags.contains(TransmissionFlags::BLOCK_STATUS_PAYLOAD)
     }
 
-    /// Puts the payload of such a BLOCK_STATUS in its place: the request that is left has none.
+    /// Checks the list of contexts of a BLOCK_STATUS, and returns the equivalent request without a payload.
     pub(crate) fn with_contexts(&self, request: Request, payload: &[u8]) -> Result<Request, Refused> {
         let Ok(payload) = BlockStatusPayload::decode(payload) else {
             return refused(Error::Inval, "malformed payload of BLOCK_STATUS");
         };
-        // One context can be selected, so no other list is free of unknown and repeated numbers.
+        // Only one context can be selected, so every other list is empty, or has an unknown or a repeated id.
         //= Request types: the server MUST gracefully consume the client's payload before failing with
         //# `NBD_EINVAL`
         if self.base_allocation.is_none_or(|id| payload.context_ids != [id]) {
@@ -96,7 +96,8 @@ impl Rules {
         Ok(Request { flags, length: payload.effect_length, ..request })
     }
 
-    /// Judges a request; its payload, if any, plays no part. DISC is the caller's matter.
+    /// Checks a request and returns the work it causes. The payload is not examined. The caller must handle
+    /// DISC.
     pub(crate) fn judge(&self, request: &Request) -> Result<Job, Refused> {
         let &Request { command, offset, length, .. } = request;
         self.check_command(command)?;
@@ -150,7 +151,8 @@ impl Rules {
         }
     }
 
-    /// Whether the command may be used at all: a read-only export first, then what was advertised.
+    /// Checks that the command is available. A read-only export is reported before a command that was not
+    /// advertised.
     fn check_command(&self, command: Command) -> Result<(), Refused> {
         let writes = matches!(command, Command::Write | Command::Trim | Command::WriteZeroes);
         //= Transmission flags: If this flag is set, the server MUST error subsequent write operations to

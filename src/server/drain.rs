@@ -1,21 +1,22 @@
-//! The end of service: that it has begun, and what clients are told who want more.
+//! The signal that the server is draining, and how clients learn about it.
 //!
-//! Invariant: it begins once, and what clients are told does not change after.
+//! Must not know connections or the protocol. Invariant: draining starts once, and the [`Farewell`] does not
+//! change afterwards.
 
 use std::sync::{Arc, OnceLock};
 
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
-/// What clients are told whose options and commands come too late.
+/// How the server treats options and commands that arrive after draining has started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Farewell {
-    /// An error that says why.
+    /// They fail with an error that gives the reason.
     Refuse,
-    /// Nothing: they are not read, and the connection ends.
+    /// They are not read, and the connection ends.
     HangUp,
 }
 
-/// Whether service ends, for all who take part in it.
+/// The drain signal. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Drain {
     begun: CancellationToken,
@@ -23,24 +24,24 @@ pub(crate) struct Drain {
 }
 
 impl Drain {
-    /// Begins the end.
+    /// Starts draining. Only the first call sets the farewell.
     pub(crate) fn begin(&self, farewell: Farewell) {
-        // Who came first decides.
+        // The first caller decides.
         self.farewell.get_or_init(|| farewell);
         self.begun.cancel();
     }
 
-    /// Whether it has begun.
+    /// Whether draining has started.
     pub(crate) fn is_cancelled(&self) -> bool {
         self.begun.is_cancelled()
     }
 
-    /// Whether it has begun and nothing more is read.
+    /// Whether draining has started and the server reads nothing more.
     pub(crate) fn hangs_up(&self) -> bool {
         self.farewell.get() == Some(&Farewell::HangUp)
     }
 
-    /// Waits until it begins.
+    /// Waits until draining starts.
     pub(crate) fn cancelled(&self) -> WaitForCancellationFuture<'_> {
         self.begun.cancelled()
     }

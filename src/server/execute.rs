@@ -1,8 +1,9 @@
-//! Carries out a [`Job`] on an [`Export`] and keeps the export to its contract.
+//! Carries out a [`Job`] on an [`Export`], and enforces the export's contract.
 //!
-//! Knows no wire format. Invariant: whatever an export does, a client gets what the specification allows: a
-//! READ of the right length, extents that cover the start of the range, an error value that fits the command.
-//! A panic is EIO.
+//! Must not know the wire format. Invariant: whatever an export returns, the client gets a reply that the
+//! specification allows: the data of a READ has the right length, the extents of a BLOCK_STATUS cover the
+//! start of the range, and the error value fits the command. If the export panics, the command fails with
+//! EIO.
 
 use std::panic::AssertUnwindSafe;
 
@@ -16,31 +17,31 @@ use crate::mutant::{self, Mutant};
 use crate::protocol::request::HeaderStyle;
 use crate::protocol::{Cookie, Error, Request};
 
-/// Most extents in one answer to BLOCK_STATUS.
+/// Maximum number of extents in one reply to BLOCK_STATUS.
 pub(crate) const MAXIMUM_EXTENTS: usize = 4096;
 
-/// The longest extent that 32 bits hold with any alignment.
+/// The longest extent that a 32-bit length can hold at any alignment up to 65,536 bytes.
 const LONGEST_COMPACT_EXTENT: u64 = 0xffff_0000;
 
-/// What a command gave.
+/// The result of a successful command.
 #[derive(Debug)]
 pub(crate) enum Answer {
-    /// Success, without data.
+    /// Success without data.
     Done,
-    /// What a READ gave.
+    /// Data of a READ.
     Data { segments: Vec<Segment>, single_chunk: bool },
-    /// What a BLOCK_STATUS gave.
+    /// Extents of a BLOCK_STATUS.
     Extents { context_id: u32, extents: Vec<Allocation> },
 }
 
-/// A request's outcome on its way to the client.
+/// The result of a request, with what is needed to encode the reply.
 #[derive(Debug)]
 pub(crate) struct Answered {
     pub(crate) headers: HeaderStyle,
     pub(crate) cookie: Cookie,
     pub(crate) offset: u64,
     pub(crate) outcome: Result<Answer, ExportError>,
-    /// The request's share of the bounds, given back once the reply is written.
+    /// The request's share of the in-flight limits. Dropped once the reply is written.
     pub(crate) _charge: Charge,
 }
 
@@ -51,7 +52,7 @@ impl From<Refused> for ExportError {
 }
 
 impl Job {
-    /// Payload bytes that the request and its reply keep in memory, besides those of its headers.
+    /// Payload bytes that the request and its reply hold in memory, not counting headers.
     pub(crate) fn payload_bytes(&self, request: &Request) -> u32 {
         match self {
             Self::Read { length, .. } => *length,
@@ -66,7 +67,7 @@ impl Job {
     }
 }
 
-/// Carries out the job of a request. `payload` is that of a WRITE.
+/// Carries out the job of a request. `payload` is the data of a WRITE, and empty otherwise.
 pub(crate) async fn execute(
     export: &dyn Export,
     rules: &Rules,
@@ -139,7 +140,8 @@ async fn run(export: &dyn Export, rules: &Rules, job: Job, payload: Bytes) -> Re
     Ok(Answer::Done)
 }
 
-/// Ends the extents where the range is covered, where there are enough of them, or where one had to be cut.
+/// Cuts off the extents after the end of the range, after `limit` extents, or after the first extent that had
+/// to be shortened to `longest`.
 fn clip(extents: &mut Vec<Allocation>, length: u64, limit: usize, longest: u64) {
     extents.retain(|extent| extent.length_bytes != 0);
     extents.truncate(limit);
@@ -157,8 +159,9 @@ fn clip(extents: &mut Vec<Allocation>, length: u64, limit: usize, longest: u64) 
     extents.truncate(kept);
 }
 
-/// Values that the specification does not list are EIO, those that it keeps for one command each are EINVAL
-/// for any other, and the place of an error lies within the range of its command.
+/// Makes an error fit its command. Values that the specification does not list become EIO. Values that it
+/// reserves for one command become EINVAL for all others. An offset outside the range of the command is
+/// dropped.
 fn fitting(refusal: ExportError, job: Job, request: &Request) -> ExportError {
     let error = match (refusal.error, job) {
         (Error::NotSup, Job::WriteZeroes { fast: true, .. })

@@ -1,8 +1,9 @@
-//! What the server serves: the traits [`Exports`] (names) and [`Export`] (one disk).
+//! The traits that the server serves: [`Exports`] (the names) and [`Export`] (one disk).
 //!
-//! Owned by the server, implemented above it (for volumes, plain files, mirrors). It must not know what a
-//! volume is. The server checks every request against [`ExportDescription`] before it calls an [`Export`]:
-//! ranges lie within the size, lengths are not zero, and a read-only export sees no write.
+//! The server owns these traits; other layers implement them, for example for volumes, plain files and
+//! mirrors. This file must not know what a volume is. Invariant: the server checks every request against
+//! [`ExportDescription`] before it calls an [`Export`], so ranges lie within the size, lengths are not zero,
+//! and a read-only export gets no writes.
 
 use std::sync::Arc;
 
@@ -11,28 +12,29 @@ use bytes::Bytes;
 
 use crate::protocol::{Command, Error, TransmissionFlags};
 
-/// What a client is told of an export. Fixed while it is open; a resize is seen by new connections.
+/// What clients learn about an export. It does not change while the export is open; only new connections see
+/// a resize.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExportDescription {
     /// Canonical name (`NBD_INFO_NAME`).
     pub name: String,
-    /// For people (`NBD_INFO_DESCRIPTION`); empty for none.
+    /// Description for people (`NBD_INFO_DESCRIPTION`); empty if there is none.
     pub description: String,
-    /// Bytes.
+    /// Size of the export in bytes.
     pub size_bytes: u64,
-    /// What the export can do; the server adds what it does by itself (`SEND_DF`).
+    /// What the export supports. The server adds the flags for what it implements itself (`SEND_DF`).
     pub flags: TransmissionFlags,
     /// Minimum block size in bytes, a power of two (`NBD_INFO_BLOCK_SIZE`).
     pub minimum_block_bytes: u32,
     /// Preferred block size in bytes, a power of two.
     pub preferred_block_bytes: u32,
-    /// Maximum payload in bytes of one READ or WRITE.
+    /// Maximum payload of one READ or WRITE in bytes.
     pub maximum_block_bytes: u32,
 }
 
 impl ExportDescription {
-    /// A disk that can be read and written and no more, byte by byte, with payloads of up to 32 MiB. Set
-    /// [`ExportDescription::flags`] for what else it can do.
+    /// Describes a disk that supports only READ and WRITE, at any byte offset, with payloads of up to 32 MiB.
+    /// Set [`ExportDescription::flags`] to advertise more.
     #[must_use]
     pub fn new(name: impl Into<String>, size_bytes: u64) -> Self {
         Self {
@@ -47,17 +49,17 @@ impl ExportDescription {
     }
 }
 
-/// A part of what a READ gives, in order and without gaps.
+/// A part of the result of a READ. Segments are in order and have no gaps between them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Segment {
-    /// Bytes.
+    /// Bytes of the export.
     Data(Bytes),
-    /// So many zeros, known to be zeros without looking at data.
+    /// This many zero bytes, known to be zero without reading data.
     Zero(u32),
 }
 
 impl Segment {
-    /// How many bytes of the READ it stands for.
+    /// Number of bytes of the export that this segment covers.
     #[must_use]
     pub fn length_bytes(&self) -> u64 {
         match self {
@@ -67,58 +69,59 @@ impl Segment {
     }
 }
 
-/// An extent of BLOCK_STATUS (`base:allocation`), in order and without gaps.
+/// An extent of BLOCK_STATUS (`base:allocation`). Extents are in order and have no gaps between them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Allocation {
-    /// Bytes.
+    /// Length of the extent in bytes.
     pub length_bytes: u64,
-    /// `NBD_STATE_HOLE`: nothing is allocated.
+    /// `NBD_STATE_HOLE`: no storage is allocated.
     pub hole: bool,
-    /// `NBD_STATE_ZERO`: reads as zeros.
+    /// `NBD_STATE_ZERO`: the extent reads as zeros.
     pub zero: bool,
 }
 
-/// What becomes of a command whose range is not aligned to the minimum block size.
+/// How the export handles a command whose range is not aligned to the minimum block size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Alignment {
-    /// It is refused with EINVAL.
+    /// The command fails with EINVAL.
     Required,
-    /// The export carries it out, at the cost of reading and writing whole blocks.
+    /// The export carries out the command, at the cost of reading and writing whole blocks.
     Preferred,
 }
 
-/// Why a command failed: the error value for the wire, and a message for the log and for structured error
+/// Why a command failed: the error value for the reply, and a message for the log and for structured error
 /// chunks.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct ExportError {
-    /// Value for the wire.
+    /// Error value for the reply.
     pub error: Error,
-    /// For people, one line.
+    /// One line of explanation for people.
     pub message: String,
-    /// Offset in the export of the first byte that the command failed for, if that is known.
+    /// Offset in the export of the first byte for which the command failed, if known.
     pub at: Option<u64>,
 }
 
 impl ExportError {
-    /// A failure of which nobody knows where in the range it is.
+    /// Creates an error without a known offset.
     #[must_use]
     pub fn new(error: Error, message: impl Into<String>) -> Self {
         Self { error, message: message.into(), at: None }
     }
 }
 
-/// Why an export cannot be had.
+/// Why an export is not available.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
-    /// There is none of that name: `NBD_REP_ERR_UNKNOWN`.
+    /// No export has this name: `NBD_REP_ERR_UNKNOWN`.
     #[error("no export named {0:?}")]
     Unknown(String),
-    /// It stands but may not be opened now (held by another gateway, or forbidden): `NBD_REP_ERR_POLICY`.
+    /// The export exists but cannot be opened now, for example because another gateway holds it or access is
+    /// forbidden: `NBD_REP_ERR_POLICY`.
     #[error("{0}")]
     Refused(String),
-    /// The server is going down: `NBD_REP_ERR_SHUTDOWN`.
+    /// The server is shutting down: `NBD_REP_ERR_SHUTDOWN`.
     #[error("the server is shutting down")]
     Shutdown,
     /// The store did not answer: `NBD_REP_ERR_PLATFORM`.
@@ -126,56 +129,58 @@ pub enum OpenError {
     Failed(String),
 }
 
-/// An export's name and description, as LIST gives them.
+/// An export's name and description, as LIST returns them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListEntry {
-    /// Name for GO.
+    /// Name to use with GO.
     pub name: String,
-    /// For people; empty for none.
+    /// Description for people; empty if there is none.
     pub description: String,
 }
 
-/// The exports of a server by name. The empty name stands for the default export, if there is one.
+/// The exports of a server, found by name. The empty name selects the default export, if one exists.
 ///
-/// A call may be dropped at any await point: when the server drains it answers in its place.
+/// The future of a call may be dropped at any await point. This happens when the server starts to drain and
+/// answers the client itself.
 #[async_trait]
 pub trait Exports: Send + Sync + 'static {
-    /// All exports, in order of name.
+    /// Lists all exports in order of name.
     async fn list(&self) -> Result<Vec<ListEntry>, OpenError>;
-    /// What INFO says; opens nothing and takes no lease.
+    /// Describes an export for INFO. Does not open it and takes no lease.
     async fn describe(&self, name: &str) -> Result<ExportDescription, OpenError>;
-    /// What a client is told that may not know of an export: what [`Exports::describe`] and [`Exports::open`]
-    /// say of a name that does not exist, after the same work, so that neither the answer nor its time tells
-    /// one from the other.
+    /// Returns the refusal for an export that must stay hidden from a client. It must be what
+    /// [`Exports::describe`] and [`Exports::open`] return for a name that does not exist, after the same
+    /// work, so that a client can tell the two apart neither by the answer nor by its timing.
     async fn conceal(&self, name: &str) -> OpenError {
         OpenError::Unknown(name.to_owned())
     }
-    /// Opens for GO or EXPORT_NAME. The export is in use until the last clone of the `Arc` is dropped.
+    /// Opens an export for GO or EXPORT_NAME. It is in use until the last clone of the `Arc` is dropped.
     async fn open(&self, name: &str) -> Result<Arc<dyn Export>, OpenError>;
 }
 
-/// One disk. Commands run concurrently; each takes effect at one instant between its call and its return.
+/// One disk. Commands run concurrently. Each takes effect at one instant between its call and its return.
 ///
-/// The server calls only what [`ExportDescription::flags`] advertises, so an export implements the methods of
-/// the flags that it sets. The others fail with EINVAL.
+/// The server calls only methods that [`ExportDescription::flags`] advertises, so an export implements the
+/// methods for the flags that it sets. The others fail with EINVAL.
 #[async_trait]
 pub trait Export: Send + Sync + 'static {
-    /// What clients are told.
+    /// What clients learn about the export.
     fn description(&self) -> ExportDescription;
 
-    /// What becomes of a command whose range is not aligned to the minimum block size. "The server SHOULD
-    /// report an `NBD_EINVAL` error", and does so unless an export does better.
+    /// How the export handles commands whose range is not aligned to the minimum block size. The default
+    /// follows the specification: "The server SHOULD report an `NBD_EINVAL` error".
     fn alignment(&self) -> Alignment {
         Alignment::Required
     }
 
-    /// A command was answered with an error without having been started: its range, flags or time are wrong.
+    /// Called when the server refuses a command without starting it, because its range or flags are invalid
+    /// or because the server is shutting down.
     fn refused(&self, _command: Command, _error: Error) {}
 
     /// Reads `length` bytes at `offset`.
     async fn read(&self, offset: u64, length: u32) -> Result<Vec<Segment>, ExportError>;
 
-    /// Writes `data` at `offset`; with `fua`, returns when it is durable.
+    /// Writes `data` at `offset`. With `fua`, returns only when the data is durable.
     async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), ExportError>;
 
     /// Returns when every write that was answered before the call is durable.
@@ -183,13 +188,13 @@ pub trait Export: Send + Sync + 'static {
     //# connections
     async fn flush(&self) -> Result<(), ExportError>;
 
-    /// Discards the range, which may then read as anything; Cairn's volumes read it as zeros.
+    /// Discards the range. Afterwards it may read as anything; Cairn's volumes return zeros.
     async fn trim(&self, _offset: u64, _length: u64, _fua: bool) -> Result<(), ExportError> {
         Err(unsupported(Command::Trim))
     }
 
-    /// Zeroes the range; `no_hole` keeps it allocated; `fast` fails with ENOTSUP where zeroing is no faster
-    /// than writing.
+    /// Makes the range read as zeros. `no_hole` keeps it allocated. With `fast`, fails with ENOTSUP if this
+    /// would be no faster than writing.
     //= Request types: it MUST ensure that the data reads back as zero
     async fn write_zeroes(
         &self,
@@ -202,15 +207,15 @@ pub trait Export: Send + Sync + 'static {
         Err(unsupported(Command::WriteZeroes))
     }
 
-    /// Brings the range into the cache (`NBD_CMD_CACHE`), or as much of it as that holds. May be dropped at
-    /// any await point.
+    /// Loads the range into the cache (`NBD_CMD_CACHE`), or as much of it as fits. The future may be dropped
+    /// at any await point.
     async fn cache(&self, _offset: u64, _length: u64) -> Result<(), ExportError> {
         Err(unsupported(Command::Cache))
     }
 
-    /// Allocation of the range: at most `limit` extents, the first at `offset`, adjacent ones alike merged.
-    /// May end before the range does; never empty. An export that does not implement this reports everything
-    /// as data.
+    /// Reports the allocation of the range as at most `limit` extents, the first of which starts at `offset`.
+    /// Equal neighbours are merged. The result may end before the range does, but is never empty. By default,
+    /// everything is reported as data.
     async fn block_status(
         &self,
         _offset: u64,

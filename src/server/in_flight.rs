@@ -1,11 +1,13 @@
-//! What requests may hold in memory: those of one connection, and those of all connections of a server
-//! together.
+//! Limits the memory of requests: per connection, and for all connections of a server together.
 //!
-//! A request takes all that it needs before its payload is read, and gives it back when its reply is written.
-//! Each connection has a share of its own, half of the whole divided by the most connections there may be;
-//! what does not fit it comes from the other half, first come, first served. Invariants: what is held never
-//! passes the bounds. A request that waits holds nothing that another connection waits for, and a connection
-//! waits with one request at most, so none can keep another from its share, or from its turn.
+//! A request acquires all the memory it needs before its payload is read, and releases it when its reply is
+//! written. Each connection has its own share: half of the total divided by the maximum number of
+//! connections, but no more than the limit of one connection. A request that does not fit into the share
+//! takes its memory from the common rest, first come, first served. Must not know the protocol.
+//!
+//! Invariants: the memory in use never exceeds the limits. A waiting request holds nothing that another
+//! connection waits for, and each connection has at most one waiting request. So no connection can keep
+//! another from its share or from its turn.
 
 use std::sync::Arc;
 
@@ -16,12 +18,12 @@ use super::options::Options;
 
 const NEVER_CLOSED: &str = "the semaphores of a server are never closed";
 
-/// The bound on payload in memory, for all connections together.
+/// The limit on payload memory of all connections together.
 #[derive(Debug)]
 pub(crate) struct Budget {
-    /// Of each connection's own.
+    /// Bytes reserved for each connection.
     share_bytes: u32,
-    /// For what does not fit the share of its connection.
+    /// Memory for requests that do not fit into their connection's share.
     common: Arc<Semaphore>,
     common_bytes: u32,
 }
@@ -40,31 +42,32 @@ impl Budget {
     }
 }
 
-/// What a connection may have in flight.
+/// The in-flight limits of one connection, and what it uses of them.
 #[derive(Clone)]
 pub(crate) struct InFlight {
     requests: Arc<Semaphore>,
     request_bound: u32,
     bytes: Arc<Semaphore>,
-    /// The most that one request is charged: a larger one is let through when nothing else holds bytes.
+    /// The most bytes that a single request is charged. A larger request is charged this much, so it runs
+    /// when no other request holds bytes.
     largest_bytes: u32,
     share: Arc<Semaphore>,
     common: Arc<Semaphore>,
     metrics: Arc<dyn Metrics>,
 }
 
-/// A request's part of what may be in flight.
+/// What one request holds of the in-flight limits. Dropping it releases everything.
 #[derive(Debug)]
 pub(crate) struct Charge {
     _started: StartedRequest,
     _request: OwnedSemaphorePermit,
     _bytes: OwnedSemaphorePermit,
-    /// Of the connection's share, or of what is common to all.
+    /// From the connection's share, or from the memory common to all connections.
     _memory: OwnedSemaphorePermit,
 }
 
 impl InFlight {
-    /// For a connection that begins.
+    /// Creates the limits of a new connection.
     pub(crate) fn new(options: &Options, budget: &Budget, metrics: Arc<dyn Metrics>) -> Self {
         let semaphore =
             |bound: u32| Arc::new(Semaphore::new(usize::try_from(bound).expect("32 bits fit a usize")));
@@ -81,7 +84,8 @@ impl InFlight {
         }
     }
 
-    /// Waits for what a request needs. One is let through whatever its size, when nothing else holds bytes.
+    /// Waits until the request fits into the limits. A request of any size fits when no other request holds
+    /// bytes.
     pub(crate) async fn charge(&self, bytes: u32) -> Charge {
         let bytes = bytes.min(self.largest_bytes);
         let request = Arc::clone(&self.requests).acquire_owned().await.expect(NEVER_CLOSED);
@@ -113,7 +117,7 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    /// Of 4 MiB, half is common and each of two connections has 1 MiB; one may hold 3 MiB.
+    /// Of 4 MiB, half is common and each of two connections has 1 MiB; one connection may hold 3 MiB.
     fn two() -> (InFlight, InFlight) {
         let options = Options {
             maximum_connections: 2,

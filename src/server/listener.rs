@@ -1,7 +1,8 @@
-//! Where the server listens: TCP addresses and Unix sockets.
+//! Listening sockets: TCP addresses and Unix sockets.
 //!
-//! Owns the socket files: one left behind by a dead server is replaced, one of a living server is not
-//! touched, and our own is removed when its [`Listener`] is dropped. Knows no protocol.
+//! Owns the files of Unix sockets; must not know the protocol. Invariants: a socket file that a dead server
+//! left behind is replaced, the file of a running server is never touched, and our own file is removed when
+//! its [`Listener`] is dropped, unless another process has taken the socket over.
 
 use std::fmt;
 use std::io;
@@ -20,25 +21,25 @@ use tokio::net::{TcpListener, UnixListener, UnixStream};
 
 use super::transport::Transport;
 
-/// Permissions of a Unix socket that is for one user alone.
+/// File mode of a Unix socket that only its owner may use.
 const PRIVATE: u32 = 0o600;
-/// Permissions that others than its owner have.
+/// Mode bits that grant access to anyone but the owner.
 const OTHERS: u32 = 0o077;
-/// Connections that may wait to be accepted at a private socket.
+/// Maximum number of pending connections on a private socket.
 const BACKLOG: i32 = 128;
-/// Connections that may wait to be accepted at any other, as tokio has it.
+/// Maximum number of pending connections on a socket with chosen permissions; the value that tokio uses.
 const PUBLIC_BACKLOG: i32 = 1024;
 
-/// Where to listen.
+/// An address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ListenAddress {
-    /// `host:port`; port 0 for any.
+    /// A TCP address, written `host:port`. Port 0 lets the system choose a port.
     Tcp(String),
-    /// `unix:path`.
+    /// A Unix socket, written `unix:path`.
     Unix(PathBuf),
 }
 
-/// Why a text is no [`ListenAddress`].
+/// The text is not a [`ListenAddress`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is neither HOST:PORT nor unix:PATH")]
 pub struct AddressError(String);
@@ -60,8 +61,9 @@ impl FromStr for ListenAddress {
 }
 
 impl ListenAddress {
-    /// Whether one user alone, and root, can connect there: a Unix socket whose file gives nobody else a
-    /// permission. One without a file, or whose file cannot be looked at, is not.
+    /// Whether only the owner of the socket, and root, can connect to this address. True for a Unix socket
+    /// whose file grants no permission to group and others. False if the file does not exist or cannot be
+    /// examined.
     #[must_use]
     pub fn is_private(&self) -> bool {
         match self {
@@ -80,18 +82,18 @@ impl fmt::Display for ListenAddress {
     }
 }
 
-/// Who may connect to a Unix socket: the permissions and the group of its file.
+/// Who may connect to a Unix socket: the mode and the group of its file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SocketPermissions {
-    /// Permissions, as `chmod(2)` takes them; without them, those that the umask leaves.
+    /// File mode, as for `chmod(2)`. If `None`, the umask decides.
     pub mode: Option<u32>,
-    /// Number of the group; without it, the one that the system gives the file.
+    /// Group id. If `None`, the system chooses the group as for any new file.
     pub group: Option<u32>,
 }
 
 impl SocketPermissions {
-    /// Gives them to the file of a Unix socket that exists; one without a file, and an address of TCP, are
-    /// left alone.
+    /// Applies these permissions to the file of an existing Unix socket. Does nothing if the file does not
+    /// exist or if the address is a TCP address.
     pub fn apply(self, address: &ListenAddress) -> Result<(), ListenError> {
         let ListenAddress::Unix(path) = address else { return Ok(()) };
         match self.set(path) {
@@ -102,7 +104,8 @@ impl SocketPermissions {
         }
     }
 
-    /// The group first: with the permissions of the new group nobody of the old one gets in.
+    /// Sets the group before the mode, so that the old group never gets the permissions meant for the new
+    /// one.
     fn set(self, path: &Path) -> io::Result<()> {
         if let Some(group) = self.group {
             lchown(path, None, Some(group)).map_err(|error| {
@@ -116,33 +119,33 @@ impl SocketPermissions {
     }
 }
 
-/// Why the server cannot listen.
+/// Why the server cannot listen on an address.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ListenError {
-    /// Another server answers at the socket.
+    /// Another process accepts connections on this Unix socket.
     #[error("unix:{0} is in use by another process", path.display())]
     InUse {
-        /// The socket.
+        /// Path of the socket.
         path: PathBuf,
     },
-    /// Something else stands at the path.
+    /// The path exists but is not a socket, so it is left alone.
     #[error("unix:{0} exists and is not a socket", path.display())]
     NotASocket {
-        /// The path.
+        /// The path as configured.
         path: PathBuf,
     },
-    /// The system refuses.
+    /// A system call failed.
     #[error("cannot listen on {address}: {source}")]
     Io {
-        /// Where.
+        /// The address to listen on.
         address: ListenAddress,
-        /// Why.
+        /// The error of the system.
         source: io::Error,
     },
 }
 
-/// A socket that takes connections.
+/// A listening socket, which accepts connections.
 #[derive(Debug)]
 pub struct Listener {
     socket: Socket,
@@ -156,7 +159,7 @@ enum Socket {
 }
 
 impl Listener {
-    /// Listens at an address.
+    /// Starts to listen on an address. A stale Unix socket is replaced.
     pub async fn bind(address: &ListenAddress) -> Result<Self, ListenError> {
         let failed = |source| ListenError::Io { address: address.clone(), source };
         match address {
@@ -175,8 +178,8 @@ impl Listener {
         }
     }
 
-    /// Listens at an address; where that is a Unix socket, nobody connects but those whom the permissions let
-    /// in.
+    /// Starts to listen on an address. If it is a Unix socket, its file has `permissions` before the first
+    /// client can connect.
     pub async fn bind_for(
         address: &ListenAddress,
         permissions: SocketPermissions,
@@ -195,8 +198,8 @@ impl Listener {
         )
     }
 
-    /// Listens at a Unix socket that is for this user alone: its file never has other permissions than mode
-    /// 0600.
+    /// Starts to listen on a Unix socket that only the current user may use. Its file never has permissions
+    /// beyond mode 0600.
     pub async fn bind_private(path: &Path) -> Result<Self, ListenError> {
         let address = ListenAddress::Unix(path.to_path_buf());
         remove_stale(path).await?;
@@ -213,7 +216,7 @@ impl Listener {
         }
     }
 
-    /// Takes over a TCP socket that listens already, as systemd hands it over.
+    /// Takes over a TCP socket that is already listening, as systemd passes it.
     pub fn from_tcp(listener: std::net::TcpListener) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         let listener = TcpListener::from_std(listener)?;
@@ -221,7 +224,8 @@ impl Listener {
         Ok(Self { socket: Socket::Tcp(listener), address })
     }
 
-    /// Takes over a Unix socket that listens already. Its file belongs to whoever made it.
+    /// Takes over a Unix socket that is already listening. Its file belongs to the process that created it,
+    /// so dropping the listener does not remove the file.
     pub fn from_unix(listener: std::os::unix::net::UnixListener) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         let path = listener.local_addr()?.as_pathname().map(Path::to_path_buf).unwrap_or_default();
@@ -229,8 +233,8 @@ impl Listener {
         Ok(Self { socket: Socket::Unix { listener, file: None }, address: ListenAddress::Unix(path) })
     }
 
-    /// Takes over a socket that listens already from a server on this machine that will end; the file of a
-    /// Unix socket is ours only once [`SharedListener::claim`] is called.
+    /// Takes over a listening socket from another server on this machine that is about to exit. The file of a
+    /// Unix socket becomes ours only when [`SharedListener::claim`] is called.
     pub fn adopt(socket: OwnedFd) -> io::Result<Self> {
         if rustix::net::getsockname(&socket)?.address_family() != AddressFamily::UNIX {
             return Self::from_tcp(socket.into());
@@ -239,14 +243,14 @@ impl Listener {
         if let (Socket::Unix { file, .. }, ListenAddress::Unix(path)) =
             (&mut listener.socket, &listener.address)
         {
-            // Without its file it serves all the same.
+            // Without its file the socket still accepts connections.
             *file = SocketFile::of(path).ok().map(Arc::new);
             listener.share()?.give_away();
         }
         Ok(listener)
     }
 
-    /// The same socket once more, to be given to another process.
+    /// Duplicates the socket, to pass it to another process.
     pub fn share(&self) -> io::Result<SharedListener> {
         let (socket, file) = match &self.socket {
             Socket::Tcp(listener) => (listener.as_fd().try_clone_to_owned()?, None),
@@ -255,23 +259,24 @@ impl Listener {
         Ok(SharedListener { socket, file, address: self.address.clone() })
     }
 
-    /// Where it listens; for port 0, the port that was chosen.
+    /// The address this listens on. If port 0 was requested, it contains the port that the system chose.
     #[must_use]
     pub fn address(&self) -> &ListenAddress {
         &self.address
     }
 
-    /// The next connection, and who it is from.
+    /// Waits for the next connection and returns it with the client's address.
     pub(crate) async fn accept(&self) -> io::Result<(Transport, Peer)> {
         match &self.socket {
             Socket::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
-                // A client that is cut off without a word is noticed, and its requests' memory given back.
+                // Keepalive detects a client that vanished without closing, so that the memory of its
+                // requests is freed.
                 let set = stream
                     .set_nodelay(true)
                     .and(sockopt::set_socket_keepalive(&stream, true).map_err(Into::into));
                 if let Err(error) = set {
-                    // Of a client that has left already, say: the next is not to wait for it.
+                    // The client may already have left, for example. That must not delay the next client.
                     tracing::debug!(%peer, "cannot tune the connection, serving it anyway: {error}");
                 }
                 Ok((Transport::Tcp(stream), Peer::Tcp(peer)))
@@ -293,24 +298,25 @@ pub struct SharedListener {
 }
 
 impl SharedListener {
-    /// Where it listens.
+    /// The address this listens on.
     #[must_use]
     pub fn address(&self) -> &ListenAddress {
         &self.address
     }
 
-    /// The socket.
+    /// The file descriptor to pass to the other process.
     #[must_use]
     pub fn socket(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 
-    /// Another process has it: its file stays when we end.
+    /// Records that another process owns the socket: dropping the [`Listener`] leaves the socket file in
+    /// place.
     pub fn give_away(self) {
         self.mark(true);
     }
 
-    /// It is ours: its file goes when we end.
+    /// Records that this process owns the socket: dropping the [`Listener`] removes the socket file.
     pub fn claim(self) {
         self.mark(false);
     }
@@ -322,7 +328,7 @@ impl SharedListener {
     }
 }
 
-/// Who is at the other end.
+/// The client's end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Peer {
     Tcp(SocketAddr),
@@ -340,7 +346,8 @@ impl fmt::Display for Peer {
     }
 }
 
-/// The file of a Unix socket that is ours.
+/// The file of a Unix socket that this process owns. Dropping it removes the file if it is still the same
+/// file and the socket was not given away.
 #[derive(Debug)]
 struct SocketFile {
     path: PathBuf,
@@ -369,9 +376,11 @@ impl Drop for SocketFile {
     }
 }
 
-/// A socket's file is made with the permissions that the socket has, less those of the umask (Linux,
-/// `unix_bind`), so that they are set before. It listens only once the file was looked at, and nobody can
-/// have connected before.
+/// Binds a socket that only the current user may use.
+///
+/// Linux creates the file with the mode of the socket less the umask (`unix_bind`), so the mode is set before
+/// the socket is bound. The socket starts to listen only after the mode of the file was checked, so nobody
+/// can connect before that.
 fn bind_private(path: &Path) -> io::Result<(StdUnixListener, SocketFile)> {
     let (socket, file) = bind_unheard(path, Some(PRIVATE))?;
     let mode = std::fs::symlink_metadata(path)?.mode();
@@ -383,7 +392,8 @@ fn bind_private(path: &Path) -> io::Result<(StdUnixListener, SocketFile)> {
     Ok((socket.into(), file))
 }
 
-/// The file gets its permissions before the socket listens, so that nobody can have connected before.
+/// Binds a socket with these permissions. The file has them before the socket listens, so nobody can connect
+/// earlier.
 fn bind_restricted(path: &Path, permissions: SocketPermissions) -> io::Result<(UnixListener, SocketFile)> {
     let (socket, file) = bind_unheard(path, None)?;
     permissions.set(path)?;
@@ -393,7 +403,7 @@ fn bind_restricted(path: &Path, permissions: SocketPermissions) -> io::Result<(U
     Ok((UnixListener::from_std(listener)?, file))
 }
 
-/// A socket that does not listen yet, and its file; with a mode, it never has other permissions than these.
+/// Binds a socket that does not listen yet. If `mode` is given, the file never has permissions beyond it.
 fn bind_unheard(path: &Path, mode: Option<u32>) -> io::Result<(OwnedFd, SocketFile)> {
     let socket =
         rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
@@ -410,7 +420,7 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
     Ok((metadata.dev(), metadata.ino()))
 }
 
-/// Removes the socket of a server that is gone. Only a socket that refuses connections counts as that.
+/// Removes the socket file of a dead server. Only a socket that refuses connections counts as dead.
 async fn remove_stale(path: &Path) -> Result<(), ListenError> {
     let failed = |source| ListenError::Io { address: ListenAddress::Unix(path.to_path_buf()), source };
     match std::fs::symlink_metadata(path) {

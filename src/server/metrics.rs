@@ -1,20 +1,20 @@
-//! What the server reports to whoever counts: the trait [`Metrics`], and guards that call it in pairs.
+//! What the server reports about itself: the trait [`Metrics`], and guards that call its methods in pairs.
 //!
-//! It must not know who counts, or how. Invariant: whatever was reported as begun is reported as ended once,
-//! when its guard is dropped.
+//! Must not know what counts the events, or how. Invariant: everything that was reported as started is
+//! reported as ended exactly once, when its guard is dropped.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// What a connection runs over.
+/// The kind of stream that a connection runs over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum TransportKind {
     /// TCP without TLS.
     Tcp,
-    /// A Unix socket, or any other stream of this machine.
+    /// A Unix socket, or any other stream that is local to this machine.
     Unix,
-    /// TLS, over whatever stream.
+    /// TLS over any kind of stream.
     Tls,
 }
 
@@ -22,32 +22,33 @@ pub enum TransportKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum HandshakeFailure {
-    /// The server has as many connections as it allows.
+    /// The server already has the maximum number of connections.
     Limit,
-    /// The client broke the protocol.
+    /// The client violated the protocol.
     Protocol,
-    /// TLS failed.
+    /// The TLS handshake failed.
     Tls,
-    /// The client asked for an export that it cannot have, in a way that knows no error reply.
+    /// The client asked for an unavailable export by a method that has no error reply: EXPORT_NAME or
+    /// oldstyle negotiation.
     Export,
     /// The client sent ABORT.
     Aborted,
-    /// The client took too long.
+    /// The client did not finish the handshake in time.
     Timeout,
-    /// The client left, or the server shut down.
+    /// The client disconnected, or the server shut down.
     Disconnected,
 }
 
-/// In which direction a client stopped moving bytes.
+/// The direction in which a client stopped moving bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Direction {
-    /// It stopped sending a request or its payload.
+    /// The client stopped sending a request or its payload.
     Requests,
-    /// It stopped reading replies.
+    /// The client stopped reading replies.
     Replies,
 }
 
-/// `requests` or `replies`.
+/// Writes `requests` or `replies`.
 impl fmt::Display for Direction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -57,12 +58,12 @@ impl fmt::Display for Direction {
     }
 }
 
-/// Counts what a server does. Every method does nothing unless it is implemented; [`NoMetrics`] implements
-/// none.
+/// Receives the events of a server. Every method has a default that does nothing; [`NoMetrics`] uses only
+/// these defaults.
 ///
 /// The server calls these methods while it handles connections and requests, so they must return quickly.
 pub trait Metrics: Send + Sync + 'static {
-    /// A connection was accepted, or goes on over TLS from now on.
+    /// A connection was accepted, or it switched to TLS and is counted as a TLS connection from now on.
     fn connection_opened(&self, _transport: TransportKind) {}
 
     /// A connection that was reported by [`Metrics::connection_opened`] ended.
@@ -71,24 +72,25 @@ pub trait Metrics: Send + Sync + 'static {
     /// A connection ended before transmission.
     fn handshake_failed(&self, _transport: TransportKind, _reason: HandshakeFailure) {}
 
-    /// A connection was closed because its client stopped moving bytes for the stall timeout.
+    /// A connection was closed because its client moved no bytes for the stall timeout.
     fn stalled(&self, _direction: Direction) {}
 
-    /// A request was read and is about to be carried out. Its reply holds up to `payload_bytes` of memory.
+    /// A request was received and will be carried out. The request and its reply hold up to `payload_bytes`
+    /// of memory.
     fn request_started(&self, _payload_bytes: u32) {}
 
-    /// The reply to a request was written, or its connection is lost. `payload_bytes` is as in
+    /// The reply to a request was written, or its connection was lost. `payload_bytes` is the value passed to
     /// [`Metrics::request_started`].
     fn request_ended(&self, _payload_bytes: u32) {}
 }
 
-/// Counts nothing.
+/// An implementation of [`Metrics`] that counts nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NoMetrics;
 
 impl Metrics for NoMetrics {}
 
-/// A connection that is reported as open while this lives.
+/// Reports a connection as open until it is dropped.
 pub(crate) struct OpenConnection {
     metrics: Arc<dyn Metrics>,
     transport: TransportKind,
@@ -107,7 +109,7 @@ impl Drop for OpenConnection {
     }
 }
 
-/// A request that is reported as in flight while this lives.
+/// Reports a request as in flight until it is dropped.
 pub(crate) struct StartedRequest {
     metrics: Arc<dyn Metrics>,
     payload_bytes: u32,

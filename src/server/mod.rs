@@ -1,8 +1,11 @@
-//! The NBD server: connections over TCP, Unix sockets or any stream.
+//! The NBD server: it serves exports over TCP, Unix sockets or any other byte stream.
 //!
-//! A connection is negotiated (`connection`), then its requests are judged (`dispatch`), carried out on
-//! an [`Export`] (`execute`) and answered (`outgoing`), many at a time (`transmission`). It must not
-//! know what a disk is; it owns the traits [`Exports`] and [`Export`] that it serves.
+//! Each connection passes through the modules in this order: `connection` negotiates, `dispatch` checks each
+//! request, `execute` carries it out on an [`Export`], and `outgoing` encodes the reply. `transmission` runs
+//! many requests of a connection at the same time.
+//!
+//! The server owns the traits [`Exports`] and [`Export`] that it serves. It must not know what a disk is.
+//! Invariant: no connection outlives its [`Server`].
 
 mod admission;
 mod connection;

@@ -1,38 +1,40 @@
-//! Bounds of the server.
+//! The limits of the server and their defaults.
 //!
-//! Owns their defaults. Every queue, timeout and length that a client can influence is bounded by a field
-//! here.
+//! Must not know how a limit is enforced. Invariant: a field here bounds every queue, timeout and length that
+//! a client can influence.
 
 use std::time::Duration;
 
-/// What the server is configured with.
+/// The limits of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// How long a client may take for its part of the handshake.
     pub handshake_timeout: Duration,
-    /// Most connections at a time; further ones are closed at once.
+    /// Maximum number of open connections. Further connections are closed at once.
     pub maximum_connections: usize,
-    /// Of these, connections that are kept for Unix sockets and inherited streams: this machine's own way in.
-    /// At most half of [`Options::maximum_connections`] is.
+    /// How many of these connections are reserved for Unix sockets and inherited streams, so that local
+    /// clients can always connect. At most half of [`Options::maximum_connections`] is reserved.
     pub reserved_connections: usize,
-    /// Most connections of one address of TCP; of IPv6, of one network of 64 bits.
+    /// Maximum number of connections from one TCP address. The addresses of an IPv6 /64 network count as one.
     pub connections_per_address: usize,
-    /// How long a connection may rest without a command before it is closed; none for ever.
+    /// How long a connection may be idle, without a command, before it is closed. `None` means forever.
     pub idle_timeout: Option<Duration>,
-    /// Most requests of a connection that are not yet answered; reading pauses at the bound.
+    /// Maximum number of unanswered requests per connection. The server stops reading at the limit.
     pub in_flight_requests: u32,
-    /// Most payload bytes of such requests, theirs and their replies'; reading pauses at the bound.
+    /// Maximum payload bytes of the unanswered requests of a connection and of their replies. The server
+    /// stops reading at the limit.
     pub in_flight_bytes: u32,
-    /// Most payload bytes of the requests of all connections; one that finds no room is not read on. Each
-    /// connection has a share of its own of one half, divided by the most connections there may be; the other
-    /// half is for who comes first.
+    /// Maximum payload bytes of the requests of all connections. If a request does not fit, the server stops
+    /// reading from its connection until it does. One half is divided into equal shares, one for each of the
+    /// maximum number of connections, of at most [`Options::in_flight_bytes`] each. The rest is first come,
+    /// first served.
     pub total_in_flight_bytes: u64,
-    /// How long a payload, or a client's reading of its replies, may stand still before the connection is
-    /// closed.
+    /// How long a client may make no progress, in sending a payload or in reading replies, before its
+    /// connection is closed.
     pub stall_timeout: Duration,
-    /// Largest payload of a request or reply in bytes; advertised as the maximum block size.
+    /// Maximum payload of a request or reply in bytes, advertised as the maximum block size.
     pub maximum_payload_bytes: u32,
-    /// How long commands in flight are waited for when the server drains.
+    /// How long the server waits for commands in flight when it drains.
     pub drain_timeout: Duration,
 }
 

@@ -1,7 +1,8 @@
-//! Replies on their way to the socket: a queue of slices that is written with vectored writes.
+//! The queue of encoded replies: slices of bytes, ready for vectored writes.
 //!
-//! Headers of successive replies share one slice; data is never copied, except where it is so short that a
-//! slice of its own costs more. It knows layouts ([`crate::protocol`]) but no socket.
+//! Knows the layout of replies ([`crate::protocol`]); must not know the socket. The headers of successive
+//! replies share a slice. Invariant: data is never copied, unless it is so short that a slice of its own
+//! would cost more.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -15,16 +16,16 @@ use crate::protocol::{
     AllocationFlags, BlockDescriptor, Chunk, Cookie, Error, Reply, ReplyFlags, WireString,
 };
 
-/// What a run of zeros is sent from.
+/// The source of the zeros that are sent.
 static ZERO_PAGE: [u8; 64 << 10] = [0; 64 << 10];
 
-/// Data up to this length is copied in among the headers.
+/// Maximum length of data that is copied between the headers, in bytes.
 const COPIED_BYTES: usize = 512;
 
-/// Bytes to send, in order.
+/// Encoded replies in the order in which they are sent.
 #[derive(Debug, Default)]
 pub(crate) struct Outgoing {
-    /// Sealed slices, none of them empty.
+    /// Finished slices, none of them empty.
     slices: VecDeque<Bytes>,
     /// The slice that is being filled.
     tail: BytesMut,
@@ -84,8 +85,8 @@ impl Outgoing {
         self.encode(|tail| Reply::Simple { result, cookie }.encode(tail));
     }
 
-    /// Data as data and holes as holes; adjacent data in one chunk. One chunk in all if told, holes as zeros
-    /// then.
+    /// Appends the data of a READ: adjacent data as one data chunk, holes as hole chunks. With
+    /// `single_chunk`, everything is one chunk; if it contains any data, holes are sent as zeros.
     fn push_content(&mut self, framing: Framing, segments: &[Segment], single_chunk: bool) {
         //= Request types: each chunk MUST describe at least one byte
         if segments.is_empty() {
@@ -120,7 +121,7 @@ impl Outgoing {
         }
     }
 
-    /// A chunk, and the data that follows its payload.
+    /// Appends a chunk, followed by `data`.
     fn push_chunk(&mut self, framing: Framing, done: bool, chunk: &Chunk, data: &[Segment]) {
         let data_length = data.iter().map(Segment::length_bytes).sum::<u64>();
         self.encode(|tail| {
@@ -162,7 +163,7 @@ impl Outgoing {
         self.slices.push_back(slice);
     }
 
-    /// Ends the slice that is being filled: nothing of it changes any more.
+    /// Finishes the slice that is being filled, so that it can be sent. Later replies start a new slice.
     pub(crate) fn seal(&mut self) {
         if !self.tail.is_empty() {
             self.slices.push_back(self.tail.split().freeze());
@@ -170,7 +171,7 @@ impl Outgoing {
     }
 }
 
-/// Only what is sealed can be read.
+/// Reads only finished slices; see [`Outgoing::seal`].
 impl Buf for Outgoing {
     fn remaining(&self) -> usize {
         self.remaining - self.tail.len()
@@ -201,7 +202,7 @@ impl Buf for Outgoing {
     }
 }
 
-/// What every chunk of one reply has in its header.
+/// The header fields that all chunks of one reply share.
 #[derive(Clone, Copy)]
 struct Framing {
     headers: HeaderStyle,
@@ -210,7 +211,7 @@ struct Framing {
 }
 
 impl Framing {
-    /// Appends a header whose length is not known yet.
+    /// Appends a header with a length of 0. [`Framing::set_length`] fills in the length.
     fn encode_header(self, chunk: &Chunk, done: bool, out: &mut BytesMut) {
         let Self { headers, cookie, offset } = self;
         let flags = if done { ReplyFlags::DONE } else { ReplyFlags::empty() };
@@ -225,7 +226,7 @@ impl Framing {
         }
     }
 
-    /// Sets the length, the last field of the header at the end of `out`.
+    /// Sets the length, which is the last field of the header at the end of `out`.
     fn set_length(self, length: u64, out: &mut [u8]) {
         let bytes = length.to_be_bytes();
         let field = if self.headers == HeaderStyle::Extended { &bytes[..] } else { &bytes[4..] };

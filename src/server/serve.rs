@@ -1,7 +1,7 @@
-//! The [`Server`]: accepts connections on its listeners, bounds their number, and drains them.
+//! The [`Server`]: accepts connections from listeners, limits their number, and drains them.
 //!
-//! Knows no protocol. Invariant: no connection outlives the server; what happens in one is not felt in
-//! another.
+//! Must not know the protocol. Invariants: no connection outlives the server; a failure in one connection
+//! does not affect another.
 
 use std::fmt;
 use std::io;
@@ -26,32 +26,33 @@ use super::tls::Tls;
 use super::transport::{Stream, Transport};
 use crate::task::Tasks;
 
-/// How long to wait after a failed accept: it may be for want of file descriptors, which others must give
-/// back.
+/// Pause after a failed accept. The cause may be a lack of file descriptors, which other connections have to
+/// release first.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// An NBD server. Dropping it drops every connection; [`Server::drain`] ends them in order.
+/// An NBD server. Dropping it drops every connection; [`Server::drain`] shuts it down in an orderly way.
 pub struct Server {
     shared: Arc<Shared>,
     admission: Admission,
     next_connection: Arc<AtomicU64>,
 }
 
-/// How a drain ended.
+/// The result of a drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drained {
     /// Every command in flight was answered.
     Answered,
-    /// The time was over with so many tasks (connections and their commands) still busy; they were dropped.
+    /// The drain timeout passed while tasks (connections and their commands) were still busy. They were
+    /// dropped.
     TimedOut {
-        /// How many.
+        /// Number of tasks that were dropped.
         tasks: usize,
     },
 }
 
 impl Server {
-    /// A server of these exports, which does not listen anywhere yet. It reports to `metrics` what it does;
-    /// [`NoMetrics`] counts nothing.
+    /// Creates a server for these exports that does not listen anywhere yet. It reports what it does to
+    /// `metrics`; pass [`NoMetrics`] to count nothing.
     ///
     /// [`NoMetrics`]: super::NoMetrics
     #[must_use]
@@ -66,19 +67,19 @@ impl Server {
         Self { shared: Arc::new(shared), admission, next_connection: Arc::new(AtomicU64::new(1)) }
     }
 
-    /// Lets clients use TLS, or makes them; for connections that come after.
+    /// Enables TLS for new connections, or requires it if `tls` says so.
     #[must_use]
     pub fn with_tls(self, tls: Tls) -> Self {
         self.set_tls(Some(tls));
         self
     }
 
-    /// Replaces what TLS there is; for connections that come after.
+    /// Replaces the TLS configuration for new connections. `None` disables TLS.
     pub fn set_tls(&self, tls: Option<Tls>) {
         *self.shared.tls.write() = tls;
     }
 
-    /// Takes connections from a listener until the server drains; gives back where that is.
+    /// Accepts connections from a listener until the server drains. Returns the address that it listens on.
     pub fn listen(&self, listener: Listener, greeting: Greeting) -> ListenAddress {
         let address = listener.address().clone();
         let acceptor = Acceptor {
@@ -91,8 +92,8 @@ impl Server {
         address
     }
 
-    /// Serves one connection over any stream: an inherited socket, standard input and output, a pipe in
-    /// memory. Returns when it has ended.
+    /// Serves one connection over any stream, such as an inherited socket, standard input and output, or an
+    /// in-memory pipe. Returns when the connection has ended.
     pub async fn serve_stream(&self, stream: impl Stream, greeting: Greeting) {
         let acceptor = Acceptor {
             shared: Arc::clone(&self.shared),
@@ -101,39 +102,41 @@ impl Server {
             greeting,
         };
         if let Some(connection) = acceptor.admit(Transport::Other(Box::new(stream)), Peer::Other) {
-            // The task ends by itself when it is cancelled, and a panic in it is the connection's end.
+            // A cancelled task ends by itself, and a panic in it only ends this connection.
             drop(connection.await);
         }
     }
 
-    /// How many connections may still be taken.
+    /// Returns how many more connections the server can accept.
     #[must_use]
     pub fn free_connections(&self) -> usize {
         self.admission.free()
     }
 
-    /// The connections that are open, in the order in which they came.
+    /// Lists the open connections in the order in which they were accepted.
     #[must_use]
     pub fn connections(&self) -> Vec<Connection> {
         self.shared.connections.list()
     }
 
-    /// Ends service in order: no connection is taken any more, options and new commands get errors that say
-    /// why, commands in flight are answered, then connections are closed. Takes at most the drain timeout.
+    /// Shuts the server down in an orderly way. It accepts no more connections, refuses new options and
+    /// commands with an error that says why, answers the commands in flight, and then closes the connections.
+    /// Takes at most the drain timeout.
     pub async fn drain(&self) -> Drained {
         self.end(Farewell::Refuse).await
     }
 
-    /// Ends service in order for a successor: as [`Server::drain`], but new options and commands are left
-    /// unread, so that no command fails: a client that connects again, as many do by themselves, sends them
-    /// to whoever listens then.
+    /// Shuts the server down in favour of a successor. Works like [`Server::drain`], but leaves new options
+    /// and commands unread instead of refusing them, so no command fails. A client that reconnects, as many
+    /// do automatically, sends them to the successor.
     ///
-    /// Returns when all is answered; clients may not have closed their side yet, see [`Server::closed`].
+    /// Returns when all commands are answered. Clients may not have closed their side yet; see
+    /// [`Server::closed`].
     pub async fn hang_up(&self) -> Drained {
         self.end(Farewell::HangUp).await
     }
 
-    /// Returns when every client that was told of the end has closed its side, or had the time to.
+    /// Returns when every client whose connection was drained has closed its side, or has had time to.
     pub async fn closed(&self) {
         self.shared.lingering.join().await;
     }
@@ -171,7 +174,7 @@ impl fmt::Debug for Server {
     }
 }
 
-/// Takes connections with one greeting.
+/// Accepts connections and greets all of them in the same way.
 struct Acceptor {
     shared: Arc<Shared>,
     admission: Admission,
@@ -189,7 +192,7 @@ impl Acceptor {
             };
             match accepted {
                 Ok((transport, peer)) => drop(self.admit(transport, peer)),
-                // Of a client that left before its turn.
+                // The client left while its connection was waiting to be accepted.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
                     tracing::warn!("cannot accept on {}: {error}", listener.address());
@@ -199,7 +202,7 @@ impl Acceptor {
         }
     }
 
-    /// Starts serving a connection, unless there are too many; then it is closed at once.
+    /// Starts to serve a connection. If a limit is reached, closes it at once and returns `None`.
     fn admit(&self, transport: Transport, peer: Peer) -> Option<tokio::task::JoinHandle<Option<()>>> {
         let place = match self.admission.admit(peer) {
             Ok(place) => place,

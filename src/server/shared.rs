@@ -1,4 +1,7 @@
-//! What all connections of a server share.
+//! The state that all connections of a server share.
+//!
+//! Owns no behaviour and must not know the protocol. Invariant: there is one [`Shared`] per server, and it
+//! lives until the last connection has ended.
 
 use std::sync::Arc;
 
@@ -13,17 +16,17 @@ use super::options::Options;
 use super::tls::Tls;
 use crate::task::Tasks;
 
-/// What all connections of a server share.
+/// The state that all connections of a server share.
 pub(crate) struct Shared {
     pub(crate) exports: Arc<dyn Exports>,
     pub(crate) options: Options,
     pub(crate) budget: Budget,
     pub(crate) tasks: Arc<Tasks>,
-    /// Connections on which all is answered, and which the client has not closed.
+    /// Tasks of drained connections: everything is answered, but the client has not closed its side yet.
     pub(crate) lingering: Tasks,
     pub(crate) drain: Drain,
     pub(crate) metrics: Arc<dyn Metrics>,
-    /// As it is for connections that begin now.
+    /// The TLS configuration for new connections.
     pub(crate) tls: RwLock<Option<Tls>>,
     pub(crate) connections: Connections,
 }

@@ -1,4 +1,7 @@
-//! A server's exports where there is one: [`SingleExport`].
+//! [`SingleExport`]: the [`Exports`] of a server that has only one export.
+//!
+//! Must not know what the export is. Invariant: every name except the empty one and the export's own is
+//! unknown.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,14 +10,14 @@ use async_trait::async_trait;
 
 use super::export::{Export, ExportDescription, Exports, ListEntry, OpenError};
 
-/// One export, which clients get by its name or as the default export.
+/// A single export. Clients reach it by its name or as the default export.
 pub struct SingleExport {
     name: String,
     export: Arc<dyn Export>,
 }
 
 impl SingleExport {
-    /// An export under a name.
+    /// Offers `export` under this name.
     #[must_use]
     pub fn new(name: impl Into<String>, export: Arc<dyn Export>) -> Self {
         Self { name: name.into(), export }
@@ -59,7 +62,7 @@ mod tests {
     use super::*;
     use crate::protocol::Error;
 
-    /// Implements what must be implemented, and no more.
+    /// Implements only the required methods.
     struct Least;
 
     #[async_trait]

@@ -1,7 +1,8 @@
-//! The end of patience with a client whose payload, or whose reading of replies, stands still.
+//! Stall detection: gives up on a client that stops sending a payload or reading its replies.
 //!
-//! Knows no protocol. Invariant: a client that moves a byte within the limit is waited for, however slow it
-//! is. Under TLS it is the bytes of the socket that count, since a record is of use only when it is whole.
+//! Must not know the protocol. Invariant: a client that moves at least one byte within the limit is never
+//! given up, however slow it is. Under TLS the bytes of the socket count, because a TLS record is usable only
+//! once it is complete.
 
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
@@ -13,7 +14,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::timeout;
 
-/// How many bytes have moved in one direction.
+/// Counts the bytes moved in one direction. Clones share the count.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Moved(Arc<AtomicU64>);
 
@@ -27,7 +28,7 @@ impl Moved {
     }
 }
 
-/// How long a direction may stand still.
+/// How long one direction may make no progress.
 #[derive(Clone, Debug)]
 pub(crate) struct Patience {
     limit: Duration,
@@ -39,7 +40,8 @@ impl Patience {
         Self { limit, moved }
     }
 
-    /// Waits for a single step of a stream, as long as something moves.
+    /// Waits for one step of a stream. Fails with `TimedOut` if neither the step completes nor a byte moves
+    /// within the limit.
     pub(crate) async fn wait_for<T>(&self, step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
         let mut step = pin!(step);
         loop {
@@ -53,7 +55,7 @@ impl Patience {
     }
 }
 
-/// A stream whose bytes are counted.
+/// A stream that counts the bytes read and written.
 #[derive(Debug)]
 pub(crate) struct Counted<S> {
     stream: S,
@@ -138,8 +140,8 @@ mod tests {
         assert_eq!(begun.elapsed(), LIMIT);
     }
 
-    /// Seven bytes, one just before each limit: the step takes seven limits, and then a last one in which
-    /// nothing moves.
+    /// Sends seven bytes, each just before the limit, and then nothing: the step lasts seven limits and one
+    /// more.
     #[tokio::test(start_paused = true)]
     async fn bytes_below_a_step_count() {
         let (mut ours, theirs) = tokio::io::duplex(64);

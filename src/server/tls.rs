@@ -1,7 +1,7 @@
-//! TLS of the server: certificates, and who may use which export.
+//! TLS for the server: certificates, and which client may use which export.
 //!
-//! Knows certificates and names, no NBD message. Invariant: an export with a list of subjects is opened to no
-//! one else, and nobody else is told of it.
+//! Knows certificates and export names; must not know NBD messages. Invariant: an export with a list of
+//! subjects opens only for clients with a listed subject, and no other client learns that it exists.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -27,28 +27,28 @@ use crate::protocol::{OptionError, Refusal};
 /// How the server uses TLS.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsOptions {
-    /// Whether clients that do not ask for TLS are served at all.
+    /// If true, clients that do not use TLS are refused.
     pub required: bool,
-    /// PEM file with the server's certificate, and those between it and its authority.
+    /// PEM file with the server's certificate, followed by any intermediate certificates.
     pub certificate: PathBuf,
-    /// PEM file with the key of the certificate.
+    /// PEM file with the private key of the certificate.
     pub key: PathBuf,
-    /// PEM file with the authorities of clients; if given, every TLS client must have a certificate of
-    /// theirs.
+    /// PEM file with the certificate authorities of clients. If set, every TLS client must present a
+    /// certificate that one of them signed.
     pub client_authorities: Option<PathBuf>,
-    /// Exports that only some clients may use: the distinguished names of their certificates, such as
-    /// `O=Example, CN=vm-1`, by the name of the export. Needs `client_authorities`.
+    /// Exports that only some clients may use: for each export name, the distinguished names of the clients'
+    /// certificates, such as `O=Example, CN=vm-1`. Requires `client_authorities`.
     pub subjects: BTreeMap<String, BTreeSet<String>>,
 }
 
-/// What a file of [`TlsOptions`] is for. Several may be the same file.
+/// The purpose of a file in [`TlsOptions`]. One file may serve several purposes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TlsFile {
-    /// The server's certificate.
+    /// The server's certificate and its intermediate certificates.
     Certificate,
-    /// Its key.
+    /// The private key of the server's certificate.
     Key,
-    /// The authorities of clients.
+    /// The certificate authorities of clients.
     ClientAuthorities,
 }
 
@@ -56,61 +56,62 @@ pub enum TlsFile {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TlsError {
-    /// A file cannot be read, or is not PEM of its kind.
+    /// A file cannot be read, or is not valid PEM for its purpose.
     #[error("{}: {source}", path.display())]
     File {
-        /// What it is for.
+        /// Purpose of the file.
         file: TlsFile,
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// The error of the PEM reader.
         source: pem::Error,
     },
-    /// A file has no certificate.
+    /// A file contains no certificate.
     #[error("{} contains no certificate", path.display())]
     NoCertificate {
-        /// What it is for.
+        /// Purpose of the file.
         file: TlsFile,
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
-    /// A file has no key that can be used as it is.
+    /// A file contains no usable key: there is none, or it is encrypted.
     #[error("{} contains no private key in PEM format, or the key is encrypted", path.display())]
     NoKey {
-        /// The file.
+        /// Path of the key file.
         path: PathBuf,
     },
-    /// The key is of no kind that rustls supports.
+    /// rustls does not support this kind of key.
     #[error("{}: {source}", path.display())]
     Key {
-        /// The file that has it.
+        /// Path of the key file.
         path: PathBuf,
-        /// Why.
+        /// The error of rustls.
         source: rustls::Error,
     },
-    /// Certificate and key do not fit each other or what rustls supports.
+    /// The certificate and the key do not match, or rustls does not support them.
     #[error("certificate and key: {0}")]
     Certificate(#[source] rustls::Error),
-    /// The certificate of an authority is none.
+    /// The certificate of an authority is invalid.
     #[error("{}: {source}", path.display())]
     Authority {
-        /// The file that has it.
+        /// Path of the file with the certificate.
         path: PathBuf,
-        /// Why.
+        /// The error of rustls.
         source: rustls::Error,
     },
-    /// The certificates of authorities are of no use.
+    /// No verifier for client certificates can be built from the authorities.
     #[error("client authorities: {0}")]
     Authorities(#[source] VerifierBuilderError),
-    /// Subjects are named, but no certificate of a client would be verified.
+    /// Subjects are listed for an export, but client certificates are not verified because there are no
+    /// authorities.
     #[error("subjects are listed for {export:?}, but there are no client authorities")]
     SubjectsWithoutAuthorities {
-        /// The export.
+        /// Name of the export.
         export: String,
     },
 }
 
-/// TLS, ready for use.
+/// A TLS configuration that is ready for use. Clones share it.
 #[derive(Clone)]
 pub struct Tls {
     acceptor: TlsAcceptor,
@@ -126,7 +127,7 @@ impl fmt::Debug for Tls {
 }
 
 impl Tls {
-    /// Reads certificates and keys.
+    /// Reads and checks the certificates and the key.
     pub fn load(options: &TlsOptions) -> Result<Self, TlsError> {
         if let (None, Some((export, _))) = (&options.client_authorities, options.subjects.first_key_value()) {
             return Err(TlsError::SubjectsWithoutAuthorities { export: export.clone() });
@@ -169,19 +170,20 @@ impl Tls {
         })
     }
 
-    /// Whether clients that do not ask for TLS are turned away.
+    /// Whether clients that do not use TLS are refused.
     #[must_use]
     pub fn is_required(&self) -> bool {
         self.required
     }
 
-    /// When the first certificate of the server's chain expires, in seconds since 1970.
+    /// When the first certificate of the server's chain expires, in seconds since 1970. `None` if no expiry
+    /// could be read.
     #[must_use]
     pub fn expires_at_seconds(&self) -> Option<i64> {
         self.expires_at_seconds
     }
 
-    /// Whether clients without TLS are turned away from an export, or altogether.
+    /// Whether clients need TLS to use this export, because TLS is required in general or for this export.
     #[must_use]
     pub fn needs_tls(&self, export: &str) -> bool {
         self.required || self.subjects.contains_key(export)
@@ -191,7 +193,7 @@ impl Tls {
         if self.required { TlsPolicy::Required } else { TlsPolicy::Allowed }
     }
 
-    /// Runs the TLS handshake; tells who the client is, if it showed a certificate.
+    /// Runs the TLS handshake. Returns the encrypted stream and the identity of the client.
     pub(crate) async fn accept(&self, transport: Transport) -> io::Result<(Transport, Identity)> {
         let stream: TlsStream<Counted<Transport>> = self.acceptor.accept(Counted::new(transport)).await?;
         let subject =
@@ -200,17 +202,18 @@ impl Tls {
     }
 }
 
-/// Who the client is.
+/// What the server knows about who the client is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Identity {
-    /// Nobody knows: TLS is not in use.
+    /// Unknown: the connection does not use TLS.
     Plain,
-    /// The subject of the client's certificate, if it has shown one.
+    /// The subject of the client's certificate; `None` if it presented no certificate, or the subject is
+    /// unreadable.
     Tls { subject: Option<String> },
 }
 
 impl Identity {
-    /// Whether this client may use the export, or be told of it.
+    /// Whether this client may use the export and know of it.
     pub(crate) fn may_use(&self, tls: Option<&Tls>, export: &str) -> bool {
         let Some(allowed) = tls.and_then(|tls| tls.subjects.get(export)) else { return true };
         self.subject().is_some_and(|subject| allowed.contains(subject))
@@ -224,8 +227,8 @@ impl Identity {
         }
     }
 
-    /// What is said of an export that does not exist, or that this client may not know of: without TLS, where
-    /// some exports need it, that they do.
+    /// Rewrites the refusal of an export that does not exist or must stay hidden from this client. If some
+    /// exports have subjects and the client does not use TLS, both cases become "TLS is required".
     pub(crate) fn hide(&self, tls: Option<&Tls>, refusal: Refusal) -> Refusal {
         let hides = tls.is_some_and(|tls| !tls.subjects.is_empty());
         if hides && *self == Self::Plain && refusal.error == OptionError::Unknown {
@@ -251,7 +254,7 @@ fn expiry(certificate: &CertificateDer<'_>) -> Option<i64> {
     Some(parsed.validity().not_after.timestamp())
 }
 
-/// The distinguished name of a certificate that was verified.
+/// The distinguished name in a verified certificate.
 fn subject(certificate: &CertificateDer<'_>) -> Option<String> {
     match x509_parser::parse_x509_certificate(certificate) {
         Ok((_, parsed)) => distinguished_name(parsed.subject()),
@@ -262,8 +265,9 @@ fn subject(certificate: &CertificateDer<'_>) -> Option<String> {
     }
 }
 
-/// A name as configuration has it: attributes in the certificate's order, separated by `, ` (by `+` within
-/// one part), and escaped as in RFC 4514, so that no value can pass for several. None if a value is no text.
+/// Formats a name the way the configuration writes it. Attributes keep the certificate's order and are
+/// separated by `, `, or by `+` within one part. They are escaped as in RFC 4514, so that one value cannot
+/// pass for several. Returns `None` if a value is not text.
 fn distinguished_name(name: &X509Name<'_>) -> Option<String> {
     let part = |part: &RelativeDistinguishedName<'_>| {
         let attributes = part.iter().map(|attribute| {
@@ -276,7 +280,7 @@ fn distinguished_name(name: &X509Name<'_>) -> Option<String> {
     name.iter().map(part).collect::<Option<Vec<_>>>().map(|parts| parts.join(", "))
 }
 
-/// A value of a distinguished name (RFC 4514, section 2.4).
+/// Escapes a value of a distinguished name (RFC 4514, section 2.4).
 fn escaped(value: &str) -> String {
     let mut text = String::with_capacity(value.len());
     let last = value.chars().count().saturating_sub(1);

@@ -1,9 +1,9 @@
-//! The transmission phase of one connection: requests in, replies out, many at a time.
+//! The transmission phase of one connection: receives requests and sends replies, many at a time.
 //!
-//! A reader judges requests ([`super::dispatch`]) and starts them ([`super::execute`]); a writer sends
-//! replies as they come ([`super::outgoing`]). Invariant: what is in flight is bounded, in requests and in
-//! bytes; at the bound nothing is read from the socket. When [`run`] returns, no request of the connection is
-//! running.
+//! A reader checks requests ([`super::dispatch`]) and starts them ([`super::execute`]). A writer sends
+//! replies as they become available ([`super::outgoing`]). Must not know what an export does. Invariants: the
+//! requests and bytes in flight are limited, and at the limit nothing is read from the socket; when [`run`]
+//! returns, no request of the connection is running.
 
 use std::io;
 use std::sync::Arc;
@@ -29,31 +29,32 @@ use crate::protocol::request::HeaderStyle;
 use crate::protocol::{Command, DecodeError, Error, Request};
 use crate::task::Tasks;
 
-/// What is read from the socket at a time, unless it is the payload of a WRITE.
+/// How many bytes are read from the socket at a time, unless they are the payload of a WRITE.
 pub(crate) const READ_BYTES: usize = 64 << 10;
-/// Most of a payload that is read at a time.
+/// How many bytes of a payload are read at a time, at most.
 const PAYLOAD_READ_BYTES: usize = 1 << 20;
-/// Most replies that are gathered before they are written.
+/// Maximum number of replies that are collected before they are written.
 const BATCH_REPLIES: usize = 64;
-/// Longest list of contexts that is looked at; no longer one is free of repetitions.
+/// Maximum payload of a BLOCK_STATUS that is decoded, in bytes. A longer list of contexts would have unknown
+/// or repeated ids, so it is refused unread.
 const CONTEXTS_PAYLOAD_BYTES: u64 = 4096;
-/// How long a client that was told of the end may take to close.
+/// How long a drained client may take to close its side.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// How transmission ended.
+/// How transmission ended in an orderly way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
     /// The client sent DISC.
     Disconnected,
-    /// The client closed its side without DISC.
+    /// The client closed its side without sending DISC.
     Closed,
     /// The server drained.
     Drained,
-    /// No command came for too long.
+    /// No command arrived within the idle timeout.
     Rested,
 }
 
-/// Why a connection was broken off.
+/// Why the server gave up a connection.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Broken {
     #[error("the client stalled: no progress on its {0}")]
@@ -68,16 +69,16 @@ pub(crate) enum Broken {
     PayloadTooLong(u64),
 }
 
-/// A connection after its handshake.
+/// A connection that has finished its handshake.
 pub(crate) struct Transmission {
     pub(crate) halves: Halves,
-    /// What was read after the handshake's last option.
+    /// Bytes that were read after the last option of the handshake.
     pub(crate) input: BytesMut,
     pub(crate) rules: Rules,
     pub(crate) export: Arc<dyn Export>,
 }
 
-/// Serves requests until the client or the server ends it.
+/// Serves requests until the client or the server ends the connection.
 pub(crate) async fn run(transmission: Transmission, shared: &Shared) -> Result<End, Broken> {
     let Shared { options, tasks, lingering, drain, metrics, .. } = shared;
     let Transmission { halves: Halves { reader, writer, read, written }, input, rules, export } =
@@ -112,7 +113,7 @@ pub(crate) async fn run(transmission: Transmission, shared: &Shared) -> Result<E
     //# running), and close the TCP session.
     let written = writer.await;
     if end.as_ref().is_ok_and(|end| *end == End::Drained) {
-        // Beside the connection, whose export can be closed already.
+        // Runs in a task of its own, so that the export can be closed meanwhile.
         drop(lingering.spawn_until_cancelled(async move { requests.linger().await }));
     }
     match written {
@@ -132,14 +133,15 @@ struct Receiver {
     replies: mpsc::Sender<Answered>,
     tasks: Arc<Tasks>,
     drain: Drain,
-    /// Cancelled when no more requests come.
+    /// Cancelled when no more requests are received.
     over: CancellationToken,
     idle_timeout: Option<Duration>,
 }
 
 impl Receiver {
     async fn receive(&mut self) -> Result<End, Broken> {
-        // Nobody would hear what requests come to that are still in the buffer.
+        // When the writer has ended, replies can no longer be sent, so requests that are still in the buffer
+        // are not carried out.
         while !self.replies.is_closed() {
             let (draining, deaf) = (self.drain.is_cancelled(), self.drain.hangs_up());
             tokio::select! {
@@ -206,7 +208,8 @@ impl Receiver {
             let outcome = execute(&*export, &rules, &request, job, payload);
             let outcome = match ends_early {
                 None => outcome.await,
-                // A CACHE is a hint, and may take long: it keeps nobody waiting who wants to leave.
+                // CACHE is only a hint and may take long. It must not delay a client that leaves or a server
+                // that drains.
                 Some((over, drain)) => tokio::select! {
                     biased;
                     outcome = outcome => outcome,
@@ -223,7 +226,7 @@ impl Receiver {
                 tracing::trace!("the client disconnected before its reply");
             }
         });
-        // Most commands need not wait for anything; those that do go on in a task of their own.
+        // Most commands finish at once. Only the others get a task of their own.
         if futures::poll!(work.as_mut()).is_pending() {
             drop(self.tasks.spawn_until_cancelled(work));
         }
@@ -236,14 +239,15 @@ impl Receiver {
     }
 }
 
-/// Returns when a connection has rested for the idle timeout: all was answered, and nothing came after.
+/// Returns once the connection has been idle for the idle timeout, with every request answered. Waits forever
+/// if there is no timeout.
 async fn rest(in_flight: &InFlight, idle_timeout: Option<Duration>) {
     let Some(idle_timeout) = idle_timeout else { return std::future::pending().await };
     in_flight.wait_until_idle().await;
     tokio::time::sleep(idle_timeout).await;
 }
 
-/// The stream of requests.
+/// Reads requests and their payloads from the client.
 struct Requests {
     reader: Reader,
     buffer: BytesMut,
@@ -251,11 +255,12 @@ struct Requests {
 }
 
 impl Requests {
-    /// The next request; none where the client closed between two. May be dropped without losing anything.
+    /// Reads the next request. Returns `None` if the client closed its side between two requests. The future
+    /// may be dropped without losing bytes.
     async fn next(&mut self, style: HeaderStyle) -> Result<Option<Request>, Broken> {
         let length = style.request_length();
         while self.buffer.len() < length {
-            // Between two requests a client may rest.
+            // Between two requests, a client may be idle without being stalled.
             if self.buffer.is_empty() {
                 self.buffer.reserve(READ_BYTES);
                 match self.reader.read_buf(&mut self.buffer).await {
@@ -272,7 +277,7 @@ impl Requests {
         Ok(Some(request))
     }
 
-    /// So many bytes of payload, read into their place.
+    /// Reads `length` bytes of payload directly into their final buffer.
     async fn payload(&mut self, length: u64) -> Result<Bytes, Broken> {
         let length = usize::try_from(length).map_err(|_| Broken::PayloadTooLong(length))?;
         let mut payload = BytesMut::with_capacity(length);
@@ -287,7 +292,7 @@ impl Requests {
         Ok(payload.freeze())
     }
 
-    /// Passes over so many bytes without keeping them.
+    /// Discards the next `length` bytes.
     async fn skip(&mut self, mut length: u64) -> Result<(), Broken> {
         loop {
             let buffered = usize::try_from(length).unwrap_or(usize::MAX).min(self.buffer.len());
@@ -300,19 +305,20 @@ impl Requests {
         }
     }
 
-    /// Waits for more of what has begun.
+    /// Reads more bytes of a request that has begun.
     async fn read_more(&mut self) -> Result<(), Broken> {
         self.buffer.reserve(READ_BYTES);
         arrived(self.patience.wait_for(self.reader.read_buf(&mut self.buffer)).await)
     }
 
-    /// Reads to the end for a while: a socket closed with bytes unread would take back replies on their way.
+    /// Reads until the client closes its side, for [`LINGER`] at most. If a socket is closed while received
+    /// bytes are unread, replies that the client has not received yet can be lost.
     async fn linger(&mut self) {
         linger(&mut self.reader).await;
     }
 }
 
-/// What a read gave in the midst of a request.
+/// Checks the result of a read in the middle of a request, where the end of the stream is an error.
 fn arrived(read: io::Result<usize>) -> Result<(), Broken> {
     match read {
         Ok(0) => Err(Broken::Read(io::ErrorKind::UnexpectedEof.into())),
@@ -322,7 +328,7 @@ fn arrived(read: io::Result<usize>) -> Result<(), Broken> {
     }
 }
 
-/// Reads to the end, for [`LINGER`] at most.
+/// Reads and discards bytes until the client closes its side, for [`LINGER`] at most.
 pub(crate) async fn linger(reader: &mut (impl tokio::io::AsyncRead + Unpin)) {
     let mut discarded = [0; 4096];
     let read_to_end = async { while matches!(reader.read(&mut discarded).await, Ok(1..)) {} };
@@ -331,7 +337,8 @@ pub(crate) async fn linger(reader: &mut (impl tokio::io::AsyncRead + Unpin)) {
     }
 }
 
-/// Sends replies in the order in which they come, as many at a time as there are, then ends the stream.
+/// Writes replies in the order in which they become available, up to [`BATCH_REPLIES`] at a time. Ends the
+/// stream when the queue is closed.
 async fn write_replies(
     mut replies: mpsc::Receiver<Answered>,
     mut writer: Writer,

@@ -1,6 +1,7 @@
-//! What a connection runs over: TCP, a Unix socket, any stream of bytes, and TLS over these.
+//! The byte streams a connection runs over: TCP, a Unix socket, any other stream, and TLS over each of these.
 //!
-//! One type, so that nothing above it is generic. Knows no protocol.
+//! One type hides the differences, so that no code above it is generic. Must not know the protocol.
+//! Invariant: the counters of [`Halves`] see the bytes that a TLS session moves on its socket.
 
 use std::fmt;
 use std::io::{self, IoSlice};
@@ -14,7 +15,7 @@ use tokio_rustls::server::TlsStream;
 use super::metrics::TransportKind;
 use super::stall::{Counted, Moved};
 
-/// Any stream of bytes.
+/// Any bidirectional byte stream that the server can own.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Stream for S {}
@@ -22,7 +23,10 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Stream for S {}
 pub(crate) type Reader = Box<dyn AsyncRead + Send + Unpin>;
 pub(crate) type Writer = Box<dyn AsyncWrite + Send + Unpin>;
 
-/// A stream for two tasks, and what moves below it where that is not seen from above.
+/// A stream split for a reading and a writing task.
+///
+/// `read` and `written` count the bytes on the socket below TLS. For other streams they stay at zero: there,
+/// the caller sees every byte itself.
 pub(crate) struct Halves {
     pub(crate) reader: Reader,
     pub(crate) writer: Writer,
@@ -40,7 +44,7 @@ impl Halves {
     }
 }
 
-/// A connected stream.
+/// The stream of one connection.
 pub(crate) enum Transport {
     Tcp(TcpStream),
     Unix(UnixStream),
@@ -49,7 +53,8 @@ pub(crate) enum Transport {
 }
 
 impl Transport {
-    /// What metrics call it. Streams that are no sockets were made on this machine, as Unix sockets are.
+    /// The kind that metrics report. A stream that is not a socket was created on this machine and counts as
+    /// a Unix socket.
     pub(crate) fn kind(&self) -> TransportKind {
         match self {
             Self::Tcp(_) => TransportKind::Tcp,
@@ -58,7 +63,7 @@ impl Transport {
         }
     }
 
-    /// Halves that are used by two tasks at a time; those of sockets share no lock.
+    /// Splits the stream so that two tasks can use it at the same time. The halves of a socket share no lock.
     pub(crate) fn into_halves(self) -> Halves {
         match self {
             Self::Tcp(stream) => {

@@ -1,4 +1,7 @@
-//! What the client's handshake is for, what it asks of the world, and what it ends with.
+//! The goals, actions and results of the client's handshake.
+//!
+//! Must not know how the handshake reaches them. Invariant: only the handshake creates a [`TlsTicket`], so
+//! TLS cannot be reported as started unless the handshake asked for it.
 
 use crate::protocol::codec::{DecodeError, WireString};
 use crate::protocol::info::ExportInfo;
@@ -6,47 +9,47 @@ use crate::protocol::option::OptionCode;
 use crate::protocol::option_reply::{MetaContext, Refusal, ServerEntry};
 use crate::protocol::request::HeaderStyle;
 
-/// What a handshake is for.
+/// The purpose of a handshake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Goal {
-    /// To be told all exports.
+    /// List all exports.
     List,
-    /// To be told of an export.
+    /// Describe this export.
     Info(WireString),
-    /// To use an export.
+    /// Use this export.
     Go(WireString),
 }
 
-/// Whether to use TLS.
+/// Whether the client uses TLS.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ClientTls {
-    /// No.
+    /// Do not use TLS.
     #[default]
     Off,
-    /// Where the server has it. Whoever can change what is sent can prevent it.
+    /// Use TLS if the server supports it. An attacker who can modify the traffic can prevent that.
     Opportunistic,
-    /// Or not at all.
+    /// Fail if the server does not support TLS.
     Required,
 }
 
-/// What a client would like to have, and does without where a server cannot, except for its goal and required
-/// TLS.
+/// The features that a client asks for. Only the goal and required TLS are mandatory; the client does without
+/// any other feature that the server does not support.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wishes {
-    /// What the handshake is for.
+    /// The purpose of the handshake.
     pub goal: Goal,
-    /// TLS.
+    /// Whether to use TLS.
     pub tls: ClientTls,
-    /// Structured replies.
+    /// Whether to ask for structured replies.
     pub structured_replies: bool,
-    /// Extended headers; they take precedence.
+    /// Whether to ask for extended headers, which take precedence over structured replies.
     pub extended_headers: bool,
-    /// Queries for metadata contexts: to select them with [`Goal::Go`], to list them with [`Goal::Info`].
+    /// Queries for metadata contexts. [`Goal::Go`] selects the matching contexts, [`Goal::Info`] lists them.
     pub contexts: Vec<WireString>,
 }
 
 impl Wishes {
-    /// All that the protocol has, without TLS and contexts.
+    /// Asks for every feature of the protocol except TLS and metadata contexts.
     #[must_use]
     pub fn new(goal: Goal) -> Self {
         let (structured_replies, extended_headers) = (true, true);
@@ -54,12 +57,14 @@ impl Wishes {
     }
 }
 
-/// What is to be done next, once the output is sent.
+/// What the caller must do next, after it has sent the output.
 #[derive(Debug)]
 pub enum ClientAction {
-    /// Wait for more bytes; at their end, call [`super::ClientHandshake::handle_closed`].
+    /// Receive more bytes. If the server has closed the connection, call
+    /// [`super::ClientHandshake::handle_closed`].
     NeedInput,
-    /// Run the TLS handshake, then call [`super::ClientHandshake::handle_tls_started`]; close if it fails.
+    /// Run the TLS handshake, then call [`super::ClientHandshake::handle_tls_started`]. Close the connection
+    /// if it fails.
     StartTls(TlsTicket),
     /// The goal is reached.
     Finish(Outcome),
@@ -67,29 +72,30 @@ pub enum ClientAction {
     Fail(HandshakeError),
 }
 
-/// A STARTTLS that waits for the TLS handshake.
+/// A STARTTLS option that waits for the TLS handshake.
 #[derive(Debug)]
 pub struct TlsTicket(pub(super) ());
 
-/// What a handshake has given.
+/// The result of a successful handshake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// All exports. The session is over.
+    /// All exports of the server. The session is over.
     Listed(Vec<ServerEntry>),
-    /// An export, and the contexts that were found. The session is over.
+    /// The description of an export, and the contexts that matched. The session is over.
     Described(ExportInfo, Vec<MetaContext>),
-    /// Transmission begins with whatever input is left.
+    /// Transmission begins. The remaining input belongs to it.
     Transmit(ClientSession),
 }
 
-/// What was negotiated.
+/// The result of the negotiation for an export.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientSession {
-    /// The export as the server tells of it. What it does not tell is as the specification presumes.
+    /// The export as the server described it, with the defaults of the specification for what the server left
+    /// out.
     pub export: ExportInfo,
-    /// Kind of headers.
+    /// The kind of headers that was negotiated.
     pub headers: HeaderStyle,
-    /// The selected contexts with their numbers.
+    /// The selected contexts with their ids.
     pub contexts: Vec<MetaContext>,
 }
 
@@ -97,30 +103,31 @@ pub struct ClientSession {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum HandshakeError {
-    /// The server refuses an option that the goal needs.
+    /// The server refused an option that is needed for the goal.
     #[error("the server refused {option}: {refusal}")]
     Refused {
-        /// The option.
+        /// The option that was refused.
         option: OptionCode,
-        /// Its answer.
+        /// The error reply of the server.
         refusal: Refusal,
     },
-    /// The server speaks a version of the protocol that has no such option.
+    /// The server uses an older version of the protocol that does not have this option.
     #[error("the server does not know {0}")]
     TooOld(OptionCode),
-    /// TLS is required, and the server does not have it.
+    /// TLS is required, but the server does not support it.
     #[error("the server does not offer TLS")]
     NoTls,
-    /// The server closed the connection; after EXPORT_NAME, this is how it refuses.
+    /// The server closed the connection. This is also how it refuses EXPORT_NAME.
     #[error("the server closed the connection{}", if *.0 { ", so there is no such export" } else { "" })]
     Closed(
-        /// Whether it was asked for an export.
+        /// Whether the client was waiting for the answer to EXPORT_NAME.
         bool,
     ),
-    /// What the server sent breaks the protocol.
+    /// The server violated the protocol.
     #[error("the server violated the protocol: {0}")]
     Protocol(#[from] DecodeError),
-    /// Polled after the handshake was over.
+    /// [`super::ClientHandshake::poll`] was called after the handshake was over, or before TLS was reported
+    /// as started.
     #[error("the handshake is over")]
     Over,
 }

@@ -1,7 +1,8 @@
-//! The handshake as the client sees it (NBD `doc/proto.md`, "Handshake"), without I/O.
+//! The client's side of the handshake (NBD `doc/proto.md`, "Handshake"), as a state machine without I/O.
 //!
-//! The same verbs as the server's: bytes go in by [`ClientHandshake::poll`], bytes to send come out of
-//! [`ClientHandshake::take_output`]. Invariant: whatever a server sends, what is kept of it is bounded.
+//! It works like the server's side: the caller passes received bytes to [`ClientHandshake::poll`] and sends
+//! the bytes that [`ClientHandshake::take_output`] returns. Must not know sockets or TLS. Invariant: whatever
+//! a server sends, the memory used for it is bounded.
 
 mod action;
 
@@ -17,12 +18,13 @@ use super::option::{ExportName, InfoRequest, MetaContextRequest, OptionCode, enc
 use super::option_reply::{MetaContext, OptionError, OptionReply, OptionReplyHeader, Refusal, ServerEntry};
 use super::request::HeaderStyle;
 
-/// Longest data of a reply: twice that of a LIST entry with name and description of full length.
+/// Maximum length of a reply's data in bytes: about twice that of a LIST entry with a name and a description
+/// of maximum length.
 const MAXIMUM_REPLY_BYTES: usize = 16 << 10;
-/// Most exports of a list, and most contexts.
+/// Maximum number of exports in a list, and of contexts.
 const MAXIMUM_ENTRIES: usize = 1 << 16;
 
-/// What is asked of the server, in this order; each step may be left out.
+/// The steps of the negotiation, in order. Each step except the last may be skipped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     StartTls,
@@ -36,9 +38,9 @@ enum Step {
 enum State {
     Announcement,
     Negotiate(Announcement),
-    /// Waits for replies to the step's option.
+    /// Waiting for replies to the option of this step.
     Replies(Step, OptionCode),
-    /// Waits for the answer to EXPORT_NAME.
+    /// Waiting for the answer to EXPORT_NAME.
     DiskInfo,
     Tls,
     Finished(Box<Outcome>),
@@ -58,7 +60,7 @@ pub struct ClientHandshake {
     infos: Infos,
 }
 
-/// What was told of the export so far.
+/// What the server has said about the export so far.
 #[derive(Debug, Default)]
 struct Infos {
     disk: Option<DiskInfo>,
@@ -68,7 +70,7 @@ struct Infos {
 }
 
 impl ClientHandshake {
-    /// A handshake that waits for the server's greeting.
+    /// Creates a handshake that waits for the server's greeting.
     #[must_use]
     pub fn new(wishes: Wishes) -> Self {
         Self {
@@ -83,12 +85,12 @@ impl ClientHandshake {
         }
     }
 
-    /// What is to be sent, before the action of [`Self::poll`] is taken.
+    /// Returns the bytes to send before the action returned by [`Self::poll`] is carried out.
     pub fn take_output(&mut self) -> Bytes {
         self.output.split().freeze()
     }
 
-    /// Consumes what it can of `input` and tells what is to be done.
+    /// Consumes as much of `input` as possible and returns what to do next.
     pub fn poll(&mut self, input: &mut BytesMut) -> ClientAction {
         loop {
             match self.advance(input) {
@@ -99,13 +101,13 @@ impl ClientHandshake {
         }
     }
 
-    /// The server has closed the connection: what that means.
+    /// Returns what it means that the server has closed the connection in the current state.
     #[must_use]
     pub fn handle_closed(self) -> HandshakeError {
         HandshakeError::Closed(matches!(self.state, State::DiskInfo))
     }
 
-    /// TLS is in use.
+    /// Continues after the TLS handshake. From now on, all bytes travel over TLS.
     pub fn handle_tls_started(&mut self, _ticket: TlsTicket) {
         self.next_step(Some(Step::StartTls));
     }
@@ -198,7 +200,8 @@ impl ClientHandshake {
         }
     }
 
-    /// Asks what comes after this step, passing over what is not wished for or has no use any more.
+    /// Sends the option of the next step after `done`. Skips steps that are not asked for or have become
+    /// useless.
     fn next_step(&mut self, done: Option<Step>) {
         const ORDER: [Step; 5] =
             [Step::StartTls, Step::ExtendedHeaders, Step::StructuredReply, Step::Contexts, Step::Goal];
@@ -272,7 +275,8 @@ impl ClientHandshake {
             Step::StartTls => {
                 //= Client-side requirements: If the client receives `NBD_REP_ACK` in response, it MUST
                 //# immediately upgrade the session to TLS.
-                // Nothing may come before TLS: what did was put there by someone else.
+                // No plaintext may follow before TLS starts, so any remaining input was injected by an
+                // attacker.
                 input.clear();
                 self.state = State::Tls;
                 return Ok(Some(ClientAction::StartTls(TlsTicket(()))));
@@ -299,7 +303,7 @@ impl ClientHandshake {
         Ok(None)
     }
 
-    /// Goes on without what was refused, where that is possible.
+    /// Continues without what was refused, if possible.
     fn handle_refusal(&mut self, step: Step, option: OptionCode, refusal: Refusal) {
         let leave = matches!(refusal.error, OptionError::Shutdown | OptionError::TlsReqd);
         match step {
@@ -318,7 +322,7 @@ impl ClientHandshake {
             //# `NBD_REP_ERR_SHUTDOWN` it MUST initiate a soft disconnect.
             _ if leave => self.abort(HandshakeError::Refused { option, refusal }),
             Step::Contexts => {
-                // An error takes back the contexts that came before it.
+                // The error invalidates the contexts that were received before it.
                 self.contexts.clear();
                 self.next_step(Some(step));
             }
@@ -335,12 +339,12 @@ impl ClientHandshake {
         }
     }
 
-    /// Whether zeroes follow the answer to EXPORT_NAME.
+    /// Whether the answer to EXPORT_NAME ends with reserved zeroes.
     fn sends_zeroes(&self) -> bool {
         !self.handshake_flags.contains(HandshakeFlags::NO_ZEROES)
     }
 
-    /// What was told of the export; the rest is as the specification presumes.
+    /// Returns what the server said about the export, with the specification's defaults for the rest.
     fn export(&mut self) -> Result<ExportInfo, HandshakeError> {
         let infos = std::mem::take(&mut self.infos);
         let asked = match &self.wishes.goal {
@@ -362,20 +366,21 @@ impl ClientHandshake {
         Ok(())
     }
 
-    /// Ends the session softly, with what it has given.
+    /// Ends the session in an orderly way with this result.
     fn finish(&mut self, outcome: Outcome) {
         encode_option(OptionCode::Abort, &[], &mut self.output);
         self.state = State::Finished(Box::new(outcome));
     }
 
-    /// Ends the session softly, without success.
+    /// Ends the session in an orderly way with this error.
     fn abort(&mut self, error: HandshakeError) {
         encode_option(OptionCode::Abort, &[], &mut self.output);
         self.state = State::Failed(error);
     }
 }
 
-/// Bytes of the reply at the start of `input`, once its header is there.
+/// Returns the length of the reply at the start of `input` in bytes, including its header. Returns `None`
+/// until the header is complete.
 fn reply_length(input: &BytesMut) -> Result<Option<usize>, DecodeError> {
     let Some(header) = input.get(..OptionReplyHeader::LENGTH) else { return Ok(None) };
     let header = OptionReplyHeader::decode(header)?;

@@ -1,7 +1,8 @@
-//! What the server's handshake asks of the world, and what it ends with.
+//! The actions and results of the server's handshake.
 //!
-//! A question that needs an answer is a ticket: it is made by the machine alone and given back with the
-//! answer, so that no answer comes unasked or twice.
+//! Must not know how exports are found or opened. Invariant: every question to the caller is a ticket. Only
+//! the handshake creates tickets, and the answer consumes the ticket, so a question cannot be answered
+//! unasked or twice.
 
 use crate::protocol::codec::{DecodeError, WireString};
 use crate::protocol::info::{ExportInfo, InfoType};
@@ -12,48 +13,49 @@ use crate::protocol::request::HeaderStyle;
 /// Whether clients can or must use TLS.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TlsPolicy {
-    /// No TLS ("NOTLS").
+    /// TLS is not available ("NOTLS").
     #[default]
     Off,
-    /// At the client's option, except for exports that the server refuses without ("SELECTIVETLS").
+    /// The client decides, but the server may refuse some exports without TLS ("SELECTIVETLS").
     Allowed,
-    /// Nothing without TLS ("FORCEDTLS").
+    /// Nothing is available without TLS ("FORCEDTLS").
     Required,
 }
 
-/// What the server's side of a handshake is configured with.
+/// The configuration of the server's side of a handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HandshakePolicy {
-    /// TLS.
+    /// Whether clients can or must use TLS.
     pub tls: TlsPolicy,
-    /// Longest data of an option in bytes; longer data is skipped and the option refused.
+    /// Maximum length of an option's data in bytes. Longer data is skipped and the option is refused.
     pub maximum_option_bytes: u32,
 }
 
-/// What is to be done next, once the output is sent.
+/// What the caller must do next, after it has sent the output.
 #[derive(Debug)]
 pub enum ServerAction {
-    /// Wait for more bytes.
+    /// Receive more bytes.
     NeedInput,
-    /// Find the exports, then call [`super::ServerHandshake::handle_list`].
+    /// List the exports, then call [`super::ServerHandshake::handle_list`].
     List(ListTicket),
     /// Describe an export, then call [`super::ServerHandshake::handle_description`].
     Describe(DescribeTicket),
     /// Open an export, then call [`super::ServerHandshake::handle_opened`].
     Open(OpenTicket),
-    /// Run the TLS handshake, then call [`super::ServerHandshake::handle_tls_started`]; close if it fails.
+    /// Run the TLS handshake, then call [`super::ServerHandshake::handle_tls_started`]. Close the connection
+    /// if it fails.
     StartTls(TlsTicket),
-    /// The handshake is over; transmission begins with whatever input is left.
+    /// The handshake is over and transmission begins. The remaining input belongs to it.
     Transmit(Session),
     /// Close the connection.
     Close(CloseReason),
 }
 
-/// A LIST that waits for the exports.
+/// A LIST option that waits for the list of exports.
 #[derive(Debug)]
 pub struct ListTicket(pub(super) ());
 
-/// An INFO, LIST_META_CONTEXT or SET_META_CONTEXT that waits for an export's description.
+/// An INFO, LIST_META_CONTEXT or SET_META_CONTEXT option that waits for the description of an export.
 #[derive(Debug)]
 pub struct DescribeTicket {
     pub(super) name: WireString,
@@ -68,41 +70,41 @@ pub(super) enum DescribePurpose {
 }
 
 impl DescribeTicket {
-    /// The export's name; empty for the default.
+    /// Name of the export; empty for the default export.
     #[must_use]
     pub fn name(&self) -> &str {
         self.name.as_str()
     }
 }
 
-/// A GO or EXPORT_NAME that waits for its export.
+/// A GO or EXPORT_NAME option that waits for its export.
 #[derive(Debug)]
 pub struct OpenTicket {
     pub(super) name: WireString,
-    /// The requests of a GO; none for EXPORT_NAME.
+    /// The information requests of a GO; `None` for EXPORT_NAME.
     pub(super) requests: Option<Vec<InfoType>>,
 }
 
 impl OpenTicket {
-    /// The export's name; empty for the default.
+    /// Name of the export; empty for the default export.
     #[must_use]
     pub fn name(&self) -> &str {
         self.name.as_str()
     }
 }
 
-/// A STARTTLS that waits for the TLS handshake.
+/// A STARTTLS option that waits for the TLS handshake.
 #[derive(Debug)]
 pub struct TlsTicket(pub(super) ());
 
-/// What was negotiated.
+/// The result of the negotiation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Session {
-    /// The export, with the flags that the client was told.
+    /// The export, with the flags that were sent to the client.
     pub export: ExportInfo,
-    /// Kind of headers.
+    /// The kind of headers that was negotiated.
     pub headers: HeaderStyle,
-    /// The number of the context `base:allocation`, if the client selected it.
+    /// Id of the context `base:allocation`; `None` if the client did not select it.
     pub base_allocation: Option<u32>,
 }
 
@@ -113,22 +115,22 @@ pub enum CloseReason {
     /// The client sent ABORT.
     #[error("the client aborted")]
     Aborted,
-    /// Bytes that are no option.
+    /// The client sent bytes that are not an option.
     #[error("malformed option: {0}")]
     NotAnOption(DecodeError),
-    /// Client flags that the server must drop the connection for.
+    /// The client set unknown client flags, for which the server must drop the connection.
     #[error("unknown client flags {0:#x}")]
     UnknownClientFlags(u32),
-    /// An option other than EXPORT_NAME from a client that does not know fixed newstyle.
+    /// A client without fixed newstyle sent an option other than EXPORT_NAME.
     #[error("{0} without fixed newstyle")]
     NotFixedNewstyle(OptionCode),
-    /// An EXPORT_NAME that cannot be granted: it knows no error reply.
+    /// The server refuses an EXPORT_NAME, for which no error reply exists.
     #[error("EXPORT_NAME refused: {0}")]
     ExportName(Refusal),
-    /// Polled although an action was not answered.
+    /// [`super::ServerHandshake::poll`] was called before the previous action was answered.
     #[error("an action was not answered")]
     Unanswered,
-    /// Polled after the handshake was over.
+    /// [`super::ServerHandshake::poll`] was called after the handshake was over.
     #[error("the handshake is over")]
     Over,
 }

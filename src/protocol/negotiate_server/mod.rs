@@ -1,9 +1,11 @@
-//! The handshake as the server sees it (NBD `doc/proto.md`, "Handshake"), without I/O.
+//! The server's side of the handshake (NBD `doc/proto.md`, "Handshake"), as a state machine without I/O.
 //!
-//! Bytes go in by [`ServerHandshake::poll`], which says what is to be done next; bytes to send come out of
-//! [`ServerHandshake::take_output`], to be sent before the action is taken. What needs the world (exports,
-//! TLS) is an action with a ticket; its result comes back with the ticket by a `handle_` method. Invariant:
-//! the stream stays in step, whatever a client sends, or the connection is closed.
+//! The caller passes received bytes to [`ServerHandshake::poll`], which returns the next action. Before it
+//! carries out the action, the caller sends the bytes that [`ServerHandshake::take_output`] returns. Anything
+//! that needs exports or TLS is an action with a ticket; the caller passes the result and the ticket to a
+//! `handle_` method. The handshake must not know exports, sockets or TLS.
+//!
+//! Invariant: whatever a client sends, the stream stays in step, or the connection is closed.
 
 mod action;
 
@@ -24,7 +26,7 @@ pub use action::{
     TlsTicket,
 };
 
-/// How the server numbers `base:allocation` in answer to SET_META_CONTEXT.
+/// The id of `base:allocation` in the reply to SET_META_CONTEXT.
 pub const BASE_ALLOCATION_ID: u32 = 1;
 
 #[derive(Debug)]
@@ -32,7 +34,7 @@ enum State {
     ClientFlags,
     Option,
     Data(OptionRequestHeader),
-    /// Passes over the data of an option without keeping it, then goes on.
+    /// Discards the data of an option, then continues with `then`.
     Skip {
         option: OptionCode,
         remaining: u32,
@@ -59,12 +61,12 @@ pub struct ServerHandshake {
     tls_active: bool,
     shutting_down: bool,
     headers: HeaderStyle,
-    /// The export for which `base:allocation` was selected.
+    /// The export for which the client selected `base:allocation`.
     allocation_for: Option<WireString>,
 }
 
 impl ServerHandshake {
-    /// A newstyle handshake; its output holds the greeting.
+    /// Creates a newstyle handshake, whose output starts with the greeting.
     #[must_use]
     pub fn new(policy: HandshakePolicy) -> Self {
         let mut output = BytesMut::new();
@@ -84,7 +86,7 @@ impl ServerHandshake {
         }
     }
 
-    /// All of an oldstyle handshake: the bytes to send, after which transmission begins.
+    /// Performs a whole oldstyle handshake. Transmission begins after the returned bytes are sent.
     #[must_use]
     pub fn oldstyle(mut export: ExportInfo) -> (Bytes, Session) {
         export.disk.flags = effective_flags(export.disk.flags, HeaderStyle::Simple, false);
@@ -95,23 +97,23 @@ impl ServerHandshake {
         (output.freeze(), Session { export, headers: HeaderStyle::Simple, base_allocation: None })
     }
 
-    /// What is to be sent, before the action of [`Self::poll`] is taken.
+    /// Returns the bytes to send before the action returned by [`Self::poll`] is carried out.
     pub fn take_output(&mut self) -> Bytes {
         self.output.split().freeze()
     }
 
-    /// Whether TLS is in use.
+    /// Whether the connection uses TLS.
     #[must_use]
     pub fn is_tls_active(&self) -> bool {
         self.tls_active
     }
 
-    /// From now on every option but ABORT is refused with `NBD_REP_ERR_SHUTDOWN`.
+    /// Makes the server refuse every further option except ABORT with `NBD_REP_ERR_SHUTDOWN`.
     pub fn handle_shutdown(&mut self) {
         self.shutting_down = true;
     }
 
-    /// Consumes what it can of `input` and tells what is to be done.
+    /// Consumes as much of `input` as possible and returns what to do next.
     pub fn poll(&mut self, input: &mut BytesMut) -> ServerAction {
         loop {
             let state = std::mem::replace(&mut self.state, State::Waiting);
@@ -159,7 +161,7 @@ impl ServerHandshake {
         }
     }
 
-    /// The exports, or why they cannot be told.
+    /// Answers LIST with the exports, or with the reason why they cannot be listed.
     pub fn handle_list(&mut self, _ticket: ListTicket, exports: Result<Vec<ServerEntry>, Refusal>) {
         match exports {
             Ok(entries) => {
@@ -172,7 +174,7 @@ impl ServerHandshake {
         }
     }
 
-    /// An export's description, or why it is not told.
+    /// Answers the option of the ticket from an export's description, or with the reason why there is none.
     pub fn handle_description(&mut self, ticket: DescribeTicket, export: Result<ExportInfo, Refusal>) {
         let option = match ticket.purpose {
             DescribePurpose::Info(_) => OptionCode::Info,
@@ -205,7 +207,7 @@ impl ServerHandshake {
         self.acknowledge(option);
     }
 
-    /// The opened export, or why it cannot be had.
+    /// Answers GO or EXPORT_NAME with the opened export, or with the reason why it is not available.
     pub fn handle_opened(&mut self, ticket: OpenTicket, export: Result<ExportInfo, Refusal>) {
         let export = match (export, &ticket.requests) {
             (Ok(export), _) => self.as_told(&ticket.name, export),
@@ -238,7 +240,7 @@ impl ServerHandshake {
         self.state = State::Ready(Box::new(Session { export, headers: self.headers, base_allocation }));
     }
 
-    /// TLS is in use: all that was negotiated before is forgotten.
+    /// Continues after the TLS handshake. Everything that was negotiated before is reset.
     pub fn handle_tls_started(&mut self, _ticket: TlsTicket) {
         self.tls_active = true;
         //= Option types: When this command succeeds, the server MUST NOT preserve any negotiation state
@@ -262,13 +264,13 @@ impl ServerHandshake {
         }
     }
 
-    /// Decides by an option's header alone whether its data is worth reading.
+    /// Decides from an option's header whether its data is read or skipped.
     fn handle_header(&mut self, header: OptionRequestHeader) -> Option<ServerAction> {
         let OptionRequestHeader { option, length } = header;
         if option == OptionCode::SetMetaContext {
             //= Option types: replaces all previously-set metadata contexts (including when this command
             //# fails)
-            // Replaces what was selected before, even when it fails.
+            // A SET_META_CONTEXT replaces the previous selection even if it fails.
             self.allocation_for = None;
         }
         //= Option types: A server which wishes to use any other option MUST support fixed newstyle.
@@ -404,7 +406,8 @@ impl ServerHandshake {
         } else {
             //= FORCEDTLS mode: the server MUST be prepared for a TLS handshake, and all further data MUST
             //# be sent and received over TLS
-            // A client waits for the acknowledgement: what came before it was put there by someone else.
+            // A client sends nothing until it receives the acknowledgement, so bytes that arrived before were
+            // injected by an attacker.
             input.clear();
             self.acknowledge(OptionCode::StartTls);
             self.state = State::Waiting;
@@ -450,7 +453,7 @@ impl ServerHandshake {
         self.allocation_for.as_ref() == Some(name)
     }
 
-    /// The export with the flags that this client is told.
+    /// Returns the export with the flags that are sent to this client.
     fn as_told(&self, name: &WireString, mut export: ExportInfo) -> ExportInfo {
         export.disk.flags = effective_flags(export.disk.flags, self.headers, self.selected_for(name));
         export
@@ -497,10 +500,10 @@ impl ServerHandshake {
         self.state = State::Option;
     }
 
-    /// The refusal as this option may be refused. "The server MUST NOT send `NBD_REP_ERR_TLS_REQD` in
-    /// response to any option other than `NBD_OPT_INFO`, `NBD_OPT_GO` and `NBD_OPT_EXPORT_NAME`", nor "if TLS
-    /// has already been negotiated", nor without TLS at all. An export that needs TLS then looks as one that
-    /// does not exist.
+    /// Makes a refusal fit its option. "The server MUST NOT send `NBD_REP_ERR_TLS_REQD` in response to any
+    /// option other than `NBD_OPT_INFO`, `NBD_OPT_GO` and `NBD_OPT_EXPORT_NAME`", nor "if TLS has already
+    /// been negotiated", nor without TLS at all. In these cases, an export that requires TLS looks as if it
+    /// did not exist.
     fn fitting(&self, option: OptionCode, refusal: Refusal) -> Refusal {
         //= SELECTIVETLS mode: The server MUST NOT send `NBD_REP_ERR_TLS_REQD` in response to any option
         //# other than `NBD_OPT_INFO`, `NBD_OPT_GO` and `NBD_OPT_EXPORT_NAME`
@@ -519,7 +522,7 @@ impl ServerHandshake {
     }
 }
 
-/// The flags of an export together with those of the server itself.
+/// Combines the flags of an export with those of the server itself.
 fn effective_flags(
     mut flags: TransmissionFlags,
     headers: HeaderStyle,
