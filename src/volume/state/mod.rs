@@ -261,7 +261,9 @@ impl State {
     #[must_use]
     pub fn coming_weight(&self, geometry: Geometry) -> u64 {
         let in_flight: u64 = self.in_flight.iter().map(|commit| commit.weight).sum();
-        in_flight + self.dirty.weight(geometry)
+        // Without a change there is no record: the change that begins one counts it.
+        let dirty = if self.dirty.is_empty() { 0 } else { self.dirty.weight(geometry) };
+        in_flight + dirty
     }
 
     /// Bytes and records of the journal that no root has.
