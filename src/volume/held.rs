@@ -168,8 +168,8 @@ impl HeldHead {
             }
             let (update, mut done) = (self.update(store), None);
             tokio::pin!(update);
-            // An update that was sent is always completed, even if the work ends first, because its fate must
-            // be known.
+            // An update that was sent is completed even if the work ends first, because its fate must be
+            // known.
             let updated = loop {
                 tokio::select! {
                     biased;
