@@ -34,8 +34,8 @@ impl DirtyBudget {
         total.clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize))
     }
 
-    /// Changes the budget to `bytes` bytes. Blocks that are already dirty beyond it stay so until they are
-    /// committed.
+    /// Changes the budget to `bytes` bytes. Blocks that are already dirty beyond it stay so
+    /// until they are committed.
     pub fn resize(&self, bytes: u64) {
         let mut owed = self.owed.lock();
         let (before, after) = (self.total(), Self::blocks(bytes));
@@ -85,7 +85,10 @@ impl DirtyBudget {
         }
     }
 
-    /// Returns permits.
+    /// Returns permits to the budget, for other changes to take.
+    ///
+    /// # Panics
+    /// Panics if more permits are returned than were taken.
     pub(super) fn give(&self, blocks: usize) {
         let mut owed = self.owed.lock();
         let taken = self.total() + *owed - self.permits.available_permits();

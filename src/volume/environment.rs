@@ -1,5 +1,5 @@
-//! What all volumes of a process share: the store, the page cache, the budget of dirty bytes, randomness and
-//! time.
+//! What all volumes of a process share: the store, the page cache, the budget of dirty
+//! bytes, randomness and time.
 //!
 //! Must not know about any single volume. Invariant: all volumes use the same cache and the same budget, so
 //! the bounds on memory hold for the whole process.

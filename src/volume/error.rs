@@ -1,4 +1,4 @@
-//! Errors of the volume layer. Each variant tells the caller what to do.
+//! Errors of the volume layer. Each variant implies what the caller should do.
 //!
 //! Must not know about errno values or NBD: the gateway chooses the errno. Invariant: each variant has one
 //! kind of cause and calls for one reaction.
@@ -54,8 +54,8 @@ pub enum Error {
         /// Key of the object.
         key: String,
     },
-    /// The store did not complete the request within the deadline. Written data stays dirty, so a later flush
-    /// may succeed.
+    /// The store did not complete the request within the deadline. Written data stays dirty, so a
+    /// later flush may succeed.
     #[error("not durable within {after_ms} ms; the data is kept and sent on")]
     Deadline {
         /// How long the command waited, in milliseconds.
@@ -83,8 +83,8 @@ impl Error {
         Self::Damaged { key, why, at: None }
     }
 
-    /// Adds the offset of the first byte of the volume that a READ cannot return, unless the error already
-    /// has one.
+    /// Adds the offset of the first byte of the volume that a READ cannot return, unless the
+    /// error already has one.
     pub(super) fn first_at(mut self, offset: u64) -> Self {
         if let Self::Damaged { at, .. } | Self::Lost { at, .. } = &mut self {
             at.get_or_insert(offset);
@@ -151,12 +151,12 @@ pub enum OpenError {
         /// Who holds the volume, for people.
         holder: String,
     },
-    /// Another gateway took the volume over while this one was opening it, or is deleting it. Contains who
-    /// that is.
+    /// Another gateway took the volume over while this one was opening it, or is deleting it.
+    /// Contains who that is.
     #[error("lost the volume to another gateway while opening it: {0}")]
     Lost(String),
-    /// The lease expired during the opening and could not be renewed. This is an error only with
-    /// `lease.strict`.
+    /// The lease expired during the opening and could not be renewed. This is an
+    /// error only with `lease.strict`.
     #[error("the lease ran out while the volume was being opened, and could not be renewed (lease.strict)")]
     LeaseOver,
     /// The volume is being deleted. Deleting it again completes a deletion that was interrupted.
@@ -171,8 +171,8 @@ pub enum OpenError {
         #[source]
         source: DecodeError,
     },
-    /// The records of the journal do not form a chain. The volume is not opened, rather than serve wrong
-    /// data.
+    /// The records of the journal do not form a chain. The volume is not opened, rather
+    /// than serve wrong data.
     #[error("{key}: {why}")]
     BrokenJournal {
         /// Key of the record that breaks the chain.

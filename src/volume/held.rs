@@ -78,8 +78,8 @@ pub(super) struct HeldHead {
     is_strict: bool,
     metrics: VolumeMetrics,
     updated_at: Instant,
-    /// When the lease expires, counted from before the renewal was sent: others may have seen the new head at
-    /// once.
+    /// When the lease expires, counted from before the renewal was sent: others may have seen the
+    /// new head at once.
     ends_at: Instant,
 }
 
@@ -168,8 +168,8 @@ impl HeldHead {
             }
             let (update, mut done) = (self.update(store), None);
             tokio::pin!(update);
-            // An update that was sent is completed even if the work ends first, because its fate must be
-            // known.
+            // An update that was sent is completed even if the work ends first, because its
+            // fate must be known.
             let updated = loop {
                 tokio::select! {
                     biased;

@@ -54,11 +54,11 @@ pub(crate) struct Shared {
     pub(super) tasks: Tasks,
     /// Moving average of the duration of a record's PUT.
     pub(super) put_latency: Mutex<Duration>,
-    /// When our lease expires, according to the answers of the store. A strict volume serves nothing from
-    /// then on.
+    /// When our lease expires, according to the answers of the store. A strict volume serves
+    /// nothing from then on.
     pub(super) lease_ends_at: Mutex<Instant>,
-    /// Buffer of the last record, reused for the next one. The system would have to clear each page of a new
-    /// buffer.
+    /// Buffer of the last record, reused for the next one. The system would have to clear each page
+    /// of a new buffer.
     pub(super) record_memory: Mutex<Vec<u8>>,
     next_k: AtomicU64,
 }
@@ -108,8 +108,8 @@ impl Shared {
         self.stop(why);
     }
 
-    /// Stops the volume for a reason that an operator must see. From then on every command fails, and nothing
-    /// is deleted.
+    /// Stops the volume for a reason that an operator must see. From then on every command fails,
+    /// and nothing is deleted.
     pub(super) fn stop(&self, why: String) {
         tracing::error!(volume = %self.keys.volume(), epoch = self.epoch, "volume stopped: {why}");
         self.retire(why);

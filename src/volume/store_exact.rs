@@ -268,8 +268,8 @@ impl CheckedError {
         }
     }
 
-    /// Converts to the error of an attempt to open, create or delete a volume. `key` is the key of the
-    /// object.
+    /// Converts to the error of an attempt to open, create or delete a volume. `key` is the
+    /// key of the object.
     pub(super) fn unopened(self, key: &str) -> OpenError {
         match self {
             Self::Store(error) => error.into(),

@@ -22,9 +22,9 @@ use crate::volume::format::keys::ObjectId;
 use crate::volume::format::map::MapPage;
 use crate::volume::format::page_set::PageSet;
 
-/// Memory that an entry takes in addition to its bytes: keys, counters and lists of the cache, and what the
-/// allocator wastes on small entries. With 320, a cache of 256 MiB full of blocks took the process to 411
-/// MiB.
+/// Memory that an entry takes in addition to its bytes: keys, counters and lists of the cache, and
+/// what the allocator wastes on small entries. With 320, a cache of 256 MiB full of blocks took the
+/// process to 411 MiB.
 const ENTRY_BYTES: usize = 768;
 
 /// Limit on the bytes that are inserted before pending evictions run.

@@ -21,7 +21,7 @@ use crate::volume::state::piece::{RecordRef, part};
 pub struct CacheKey {
     /// The volume that owns the object.
     pub volume: Uuid,
-    /// The piece.
+    /// Which piece of which of its objects.
     pub unit: Unit,
 }
 

@@ -389,8 +389,8 @@ async fn load(store: &dyn Store, run: &[(Fetch, Arc<Load>)]) -> Vec<Result<Bytes
     results
 }
 
-/// Fetches a run of adjacent pieces with one GET. Repeats it while a failed check may be due to damage in
-/// transit.
+/// Fetches a run of adjacent pieces with one GET. Repeats it while a failed check may be due
+/// to damage in transit.
 async fn fetch_run(store: &dyn Store, run: &[(Fetch, Arc<Load>)]) -> Vec<Result<Bytes, Error>> {
     let (first, last) = (&run[0].0, &run[run.len() - 1].0);
     let object = first.object_key();

@@ -93,8 +93,8 @@ impl ChunkWriter {
         let Ok(_) = self.compose(page, append);
     }
 
-    /// Appends a page whose bytes `compose` appends to the buffer. If `compose` returns `false`, no page is
-    /// appended.
+    /// Appends a page whose bytes `compose` appends to the buffer. If `compose` returns `false`,
+    /// no page is appended.
     ///
     /// # Errors
     /// Returns the errors of `compose`. No page is appended then.

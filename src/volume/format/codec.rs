@@ -215,8 +215,8 @@ pub struct Decoder<'a> {
 }
 
 impl<'a> Decoder<'a> {
-    /// Verifies the checksum, magic and version of a whole object. Returns its volume and a decoder for its
-    /// fields.
+    /// Verifies the checksum, magic and version of a whole object. Returns its volume and a
+    /// decoder for its fields.
     ///
     /// # Errors
     /// Returns an error if any of them is wrong.

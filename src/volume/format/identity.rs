@@ -29,8 +29,8 @@ pub struct Identity {
     pub cipher: u8,
     /// Time of creation in seconds since 1970, for people.
     pub created_at_seconds: u64,
-    /// The name that the creator of the volume binds to it. A deletion by id ensures that this can no longer
-    /// happen.
+    /// The name that the creator of the volume binds to it. A deletion by id ensures that this
+    /// can no longer happen.
     pub name: String,
 }
 

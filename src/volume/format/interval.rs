@@ -57,8 +57,8 @@ impl<V: Value> IntervalMap<V> {
         self.ranges.range(at..).next().map(|(&start, _)| start)
     }
 
-    /// Returns the end of the longest prefix of `range` in which at most `most` ranges begin. `most` must not
-    /// be 0.
+    /// Returns the end of the longest prefix of `range` in which at most `most` ranges begin. `most`
+    /// must not be 0.
     #[must_use]
     pub fn reach(&self, range: Range<u64>, most: usize) -> u64 {
         self.ranges.range(range.clone()).nth(most).map_or(range.end, |(&start, _)| start)

@@ -110,7 +110,7 @@ pub struct Keys {
 /// What the key of an object of a volume identifies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parsed {
-    /// The head.
+    /// The head of the volume.
     Head,
     /// The record or seal in this slot.
     Record(Slot),
@@ -143,8 +143,8 @@ impl Keys {
         format!("volume/{}/", self.volume)
     }
 
-    /// Returns the key of the identity. It is the first object of a volume to be created and the last to be
-    /// deleted.
+    /// Returns the key of the identity. It is the first object of a volume to be created and the
+    /// last to be deleted.
     #[must_use]
     pub fn identity(&self) -> String {
         format!("{IDENTITIES}{}", self.volume)

@@ -77,8 +77,8 @@ pub struct Entry {
     pub birth: Option<Slot>,
     /// The chunk object, if there is one.
     pub base: Option<Base>,
-    /// Pages that were written and not discarded, including pages of zeros. BLOCK_STATUS reports them as
-    /// allocated.
+    /// Pages that were written and not discarded, including pages of zeros. BLOCK_STATUS
+    /// reports them as allocated.
     pub allocated: PageSet,
     /// Pages in packs. They take precedence over the base. No page is in two packs.
     pub packs: Vec<InPack>,

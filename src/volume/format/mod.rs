@@ -1,5 +1,5 @@
-//! The bytes of every object, in the order of docs/FORMAT.md: how it is encoded and decoded, and what a
-//! decoder refuses.
+//! The bytes of every object, in the order of docs/FORMAT.md: how it is encoded and decoded, and
+//! what a decoder refuses.
 //!
 //! Must not know about stores, clocks or caches: nothing here imports from another folder. Invariant:
 //! decoders are total. Any bytes result in a value or an error.

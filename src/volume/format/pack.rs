@@ -3,9 +3,9 @@
 //! `prologue | map page (4) | id (12) | codec, cipher (2) | count (4) | frames | (slot, page) of each frame |
 //! …`
 //!
-//! Must not know how packs are located or verified. Nothing writes packs; this is what reading them takes.
-//! Invariant: the frames directly follow a header of fixed length, so the offset of a frame depends only on
-//! its number.
+//! Must not know how packs are located or verified. Nothing writes packs; this is what reading them
+//! takes. Invariant: the frames directly follow a header of fixed length, so the offset of a frame
+//! depends only on its number.
 
 use super::codec::Encoder;
 

@@ -1,7 +1,7 @@
 //! A set of pages of one chunk: the bitmaps in map entries, chunk objects and records.
 //!
-//! Must not know what the pages in a set have in common. Invariant: a decoded set contains only pages of the
-//! chunk.
+//! Must not know what the pages in a set have in common. Invariant: a decoded set contains only
+//! pages of the chunk.
 
 use super::codec::{DecodeError, Decoder, Encoder, invalid};
 use super::geometry::MAX_PAGES_PER_CHUNK;
@@ -73,8 +73,8 @@ impl PageSet {
         })
     }
 
-    /// Returns the length of an encoded set in bytes, for a chunk of `pages` pages. It consists of whole
-    /// 64-bit words.
+    /// Returns the length of an encoded set in bytes, for a chunk of `pages` pages. It consists
+    /// of whole 64-bit words.
     #[must_use]
     pub fn encoded_bytes(pages: u16) -> usize {
         usize::from(pages.div_ceil(64)) * 8

@@ -55,8 +55,8 @@ pub enum Stretch {
 /// The reference of a root to a map page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct MapPageRef {
-    /// The owner of the object: 0 for the volume itself, otherwise an index into the root's origins, counted
-    /// from 1.
+    /// The owner of the object: 0 for the volume itself, otherwise an index into the root's
+    /// origins, counted from 1.
     pub origin: u16,
     /// Id of the map page.
     pub id: ObjectId,
@@ -86,8 +86,8 @@ pub(crate) fn decode_origins(from: &mut Decoder<'_>) -> Result<Vec<Uuid>, Decode
 }
 
 impl Root {
-    /// Returns the content of map page `number`, and the first map page after it that may have another
-    /// content.
+    /// Returns the content of map page `number`, and the first map page after it that
+    /// may have another content.
     #[must_use]
     pub fn stretch(&self, number: u32) -> (Stretch, u32) {
         if let Some(reference) = self.map_pages.get(&number) {
@@ -228,8 +228,8 @@ pub struct KeptRoot {
 }
 
 impl KeptRoot {
-    /// Whether a checkpoint replaced the root and nothing else needs it. Its deletion may begin, or has
-    /// begun.
+    /// Whether a checkpoint replaced the root and nothing else needs it. Its deletion may
+    /// begin, or has begun.
     pub(crate) fn is_retired(&self) -> bool {
         self.retired_at_seconds != 0 && self.snapshot.is_empty() && self.pins.is_empty()
     }

@@ -68,8 +68,8 @@ impl ReadAhead {
         let window = (2 * stream.run).min(self.most);
         let until = (read.end + window).min(size);
         let from = stream.ahead.max(read.end);
-        // At least half a window is requested at a time, so that each GET is large enough to be worth its
-        // cost.
+        // At least half a window is requested at a time, so that each GET is large enough to
+        // be worth its cost.
         if until < from + window / 2 {
             return None;
         }

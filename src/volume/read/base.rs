@@ -1,8 +1,8 @@
 //! The base of a volume: resolves a range through a root and its map pages.
 //!
-//! Map pages are loaded into the page cache when they are first needed. Must not know about changes since the
-//! root. Invariant: a range resolves to zeros only where the map says so. Anything that cannot be read is an
-//! error.
+//! Map pages are loaded into the page cache when they are first needed. Must not know about changes since
+//! the root. Invariant: a range resolves to zeros only where the map says so. Anything that cannot be
+//! read is an error.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -54,8 +54,8 @@ pub struct LoadedMapPage {
 }
 
 impl LoadedMapPage {
-    /// Returns the keys of the volume that owns an object. `origin` is the value in an entry of this map
-    /// page.
+    /// Returns the keys of the volume that owns an object. `origin` is the value in an entry
+    /// of this map page.
     #[must_use]
     pub fn origin(&self, origin: u16) -> Keys {
         match origin {
@@ -145,8 +145,8 @@ pub fn page_fetch(
     })
 }
 
-/// Resolves `range` through `root`. The parts are in order of offset, and a part that is stored lies within
-/// one page.
+/// Resolves `range` through `root`. The parts are in order of offset, and a part that is stored
+/// lies within one page.
 ///
 /// # Errors
 /// Returns an error if a map page cannot be loaded.

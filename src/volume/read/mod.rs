@@ -227,8 +227,8 @@ impl Shared {
         Ok((parts, fetches.into_iter().map(|(_, fetch)| fetch).collect()))
     }
 
-    /// Returns the fetch for a piece that is no longer in memory, and where in the fetched bytes the piece
-    /// begins.
+    /// Returns the fetch for a piece that is no longer in memory, and where in the fetched
+    /// bytes the piece begins.
     pub(super) fn piece_fetch(&self, piece: &Piece) -> (Fetch, u64) {
         match piece {
             Piece::Data { record, change, at } => (Fetch::change(self.keys.volume(), record, *change), *at),
@@ -250,10 +250,10 @@ impl Shared {
         }
     }
 
-    /// Returns the first part of a range that is examined in one step. It is never empty, is of one kind in
-    /// the map, has at most `pieces` pieces in each layer, and covers at most `mapped_bytes` bytes if a map
-    /// page covers it. The window only bounds the work: its content may have changed by the time it is
-    /// examined.
+    /// Returns the first part of a range that is examined in one step. It is never empty, is of one
+    /// kind in the map, has at most `pieces` pieces in each layer, and covers at most `mapped_bytes`
+    /// bytes if a map page covers it. The window only bounds the work: its content may have changed by
+    /// the time it is examined.
     pub(super) fn window(&self, range: Range<u64>, pieces: usize, mapped_bytes: u64) -> Window {
         let (reach, root) = {
             let state = self.state.lock();

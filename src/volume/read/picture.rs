@@ -171,8 +171,8 @@ impl Shared {
         Ok(picture)
     }
 
-    /// Whether a durable piece is also in memory; `None` if it reads as zeros. A chunk piece must lie within
-    /// one page.
+    /// Whether a durable piece is also in memory; `None` if it reads as zeros. A chunk piece must
+    /// lie within one page.
     fn stored_in_memory(&self, piece: &Piece) -> Option<bool> {
         Some(match piece {
             Piece::Zero { .. } => return None,

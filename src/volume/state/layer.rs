@@ -241,8 +241,8 @@ impl DirtyLayer {
         }
     }
 
-    /// Removes and returns the blocks of a filled chunk. The caller puts them back as a [`ChunkRef`] with
-    /// [`DirtyLayer::promote`].
+    /// Removes and returns the blocks of a filled chunk. The caller puts them back as
+    /// a [`ChunkRef`] with [`DirtyLayer::promote`].
     ///
     /// # Panics
     /// Panics if the chunk is not full.
@@ -311,8 +311,8 @@ impl DirtyLayer {
         })
     }
 
-    /// Removes the filled chunks that a zeroed range covers, because they would take precedence over the
-    /// zeros.
+    /// Removes the filled chunks that a zeroed range covers, because they would take
+    /// precedence over the zeros.
     fn zero_chunks(&mut self, geometry: Geometry, range: &Range<u64>) {
         if self.chunks.is_empty() {
             return;

@@ -1,9 +1,9 @@
 //! The state of an open volume, under one lock that is never held across an await.
 //!
-//! The layers, from newest to oldest: the dirty layer, commits in flight, committed changes, changes that are
-//! being folded, and the root. The state must not know about stores and tasks. Invariants: `in_flight` is in
-//! order of slot. [`State::resolve`] returns what a client must read. A cut takes the whole dirty layer at
-//! one instant.
+//! The layers, from newest to oldest: the dirty layer, commits in flight, committed changes, changes that
+//! are being folded, and the root. The state must not know about stores and tasks. Invariants: `in_flight`
+//! is in order of slot. [`State::resolve`] returns what a client must read. A cut takes the whole dirty
+//! layer at one instant.
 
 pub mod layer;
 pub mod piece;
@@ -23,8 +23,8 @@ use crate::volume::format::interval::{IntervalMap, gaps};
 use crate::volume::format::keys::{ObjectId, Slot};
 use crate::volume::format::root::Root;
 
-/// Limit on the layers that are cut and wait for earlier records to be sent. Every read searches each of
-/// them.
+/// Limit on the layers that are cut and wait for earlier records to be sent. Every read
+/// searches each of them.
 const WAITING_CUTS: usize = 64;
 
 /// Whether the volume serves commands.
@@ -92,8 +92,8 @@ pub struct Committed {
     pub pieces: IntervalMap<Piece>,
     /// Total size of the records in bytes.
     pub bytes: u64,
-    /// Total weight, which bounds the journal: the bytes of the records, and the memory that their changes
-    /// take.
+    /// Total weight, which bounds the journal: the bytes of the records, and the memory
+    /// that their changes take.
     pub weight: u64,
     /// Slots of the records, in order.
     pub slots: Vec<Slot>,

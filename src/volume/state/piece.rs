@@ -183,8 +183,8 @@ impl ChunkRef {
         Self { index, id, pages_per_chunk, stored, memory, uploaded: Signal::new(true) }
     }
 
-    /// Returns `length` bytes from byte `at` of the chunk if no fetch is needed. They must lie within one
-    /// page.
+    /// Returns `length` bytes from byte `at` of the chunk if no fetch is needed. They must
+    /// lie within one page.
     fn in_memory(&self, at: u64, length: usize) -> Option<InMemory> {
         let page = u16::try_from(at / PAGE_BYTES).expect("within a chunk");
         if !self.stored.contains(page) {
@@ -261,7 +261,7 @@ impl Piece {
 /// The bytes of a piece that needs no fetch.
 #[derive(Clone, Debug)]
 pub enum InMemory {
-    /// These bytes.
+    /// The bytes themselves, from memory.
     Bytes(Bytes),
     /// As many zeros as were requested.
     Zero,
@@ -324,8 +324,8 @@ fn part_of_block(bytes: &Bytes, range: Range<usize>) -> Bytes {
     if range.len() * 2 <= BLOCK_LEN { Bytes::copy_from_slice(&bytes[range]) } else { bytes.slice(range) }
 }
 
-/// Returns the bytes in memory that contains little else. They are copied if they share memory with other
-/// bytes.
+/// Returns the bytes in memory that contains little else. They are copied if they share
+/// memory with other bytes.
 #[must_use]
 pub fn own(bytes: Bytes) -> Bytes {
     let most = bytes.len() + bytes.len() / 16;
