@@ -22,7 +22,7 @@ pub struct Environment {
     pub budget: Arc<DirtyBudget>,
     /// Source of nonces and uuids.
     pub entropy: Entropy,
-    /// Time of day.
+    /// Time of day, in seconds since 1970.
     pub wall_clock: WallClock,
 }
 

@@ -27,7 +27,7 @@ pub enum Error {
     /// The bytes of an object are not what was written. The range that it stores is unreadable.
     #[error("{key}: {why}")]
     Damaged {
-        /// Key of the object.
+        /// Key of the object in the store.
         key: String,
         /// What is wrong with the object.
         why: String,
@@ -37,7 +37,7 @@ pub enum Error {
     /// An object that the volume references does not exist any more. The range that it stores is unreadable.
     #[error("{key}: the object is gone although the volume references it")]
     Lost {
-        /// Key of the object.
+        /// Key of the object in the store.
         key: String,
         /// For a READ: offset of the first byte of the volume that is unreadable because of this object.
         at: Option<u64>,
@@ -51,7 +51,7 @@ pub enum Error {
     /// An object with bytes that this gateway did not write exists under a key that was never used.
     #[error("{key}: exists already, with bytes that this gateway did not write")]
     NameTaken {
-        /// Key of the object.
+        /// Key of the object in the store.
         key: String,
     },
     /// The store did not complete the request within the deadline. Written data stays dirty, so a
@@ -117,7 +117,7 @@ pub enum OpenError {
          store lost the object"
     )]
     Incomplete {
-        /// Key of the object.
+        /// Key of the object in the store.
         key: String,
     },
     /// It cannot be determined whether a gateway holds the volume. Take over if none does.
@@ -165,7 +165,7 @@ pub enum OpenError {
     /// The bytes of an object are not what was written.
     #[error("{key}: {source}")]
     Damaged {
-        /// Key of the object.
+        /// Key of the object in the store.
         key: String,
         /// What is wrong with the object.
         #[source]

@@ -77,6 +77,7 @@ pub(super) struct HeldHead {
     ttl: Duration,
     is_strict: bool,
     metrics: VolumeMetrics,
+    /// When the last update was answered.
     updated_at: Instant,
     /// When the lease expires, counted from before the renewal was sent: others may have seen the
     /// new head at once.

@@ -38,16 +38,19 @@ pub struct Progress {
 /// What the parts of an open volume share.
 #[derive(Debug)]
 pub(crate) struct Shared {
+    /// The store, the cache and the budget, which other volumes use too.
     pub(super) env: Environment,
     pub(super) options: Options,
     pub(super) metrics: VolumeMetrics,
     pub(super) keys: Keys,
     pub(super) geometry: Geometry,
+    /// Size of the volume in bytes.
     pub(super) size_bytes: u64,
+    /// Our epoch, which is part of the id of every object that we create.
     pub(super) epoch: Epoch,
     pub(super) state: Mutex<State>,
     pub(super) progress: Signal<Progress>,
-    /// Wakes the committer.
+    /// Wakes the committer, which cuts and sends commits.
     pub(super) commit_wake: Notify,
     /// Wakes the task that folds the journal.
     pub(super) fold_wake: Notify,
@@ -60,6 +63,7 @@ pub(crate) struct Shared {
     /// Buffer of the last record, reused for the next one. The system would have to clear each page
     /// of a new buffer.
     pub(super) record_memory: Mutex<Vec<u8>>,
+    /// Number of the next object id of this epoch.
     next_k: AtomicU64,
 }
 

@@ -20,6 +20,7 @@ const FOLLOWED: usize = 4096;
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
     pub(crate) volumes: Mutex<BTreeMap<Uuid, VolumeMetrics>>,
+    /// Pieces that were read ahead and have not been read or dropped since.
     ahead: Mutex<BTreeSet<CacheKey>>,
 }
 

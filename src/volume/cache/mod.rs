@@ -55,6 +55,7 @@ type Load = Signal<Option<Result<Bytes, Error>>>;
 pub struct PageCache {
     clean: Arc<Clean>,
     loading: Arc<Mutex<Loading>>,
+    /// Limit on the bytes of one GET.
     get_bytes: u64,
     /// One permit for each GET of [`PageCache::fetch_ahead`].
     ahead: Arc<Semaphore>,

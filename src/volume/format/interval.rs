@@ -22,6 +22,7 @@ impl Value for bool {
 /// Disjoint ranges, each with a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IntervalMap<V> {
+    /// The end and the value of each range, by its start.
     ranges: BTreeMap<u64, (u64, V)>,
 }
 

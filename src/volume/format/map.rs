@@ -240,10 +240,13 @@ fn decode_damage(pages: u16, from: &mut Decoder<'_>) -> Result<Vec<Damage>, Deco
 /// The entries of 4,096 chunks, encoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MapPage {
+    /// Number of the map page in its volume.
     page: u32,
     pages_per_chunk: u16,
     origins: Vec<Uuid>,
+    /// The entries as the object contains them, each preceded by its slot.
     entries: Bytes,
+    /// The slot of each entry, and the offset in `entries` at which the entry begins, after its slot.
     index: Vec<(u16, u32)>,
 }
 

@@ -11,6 +11,7 @@ const WORDS: usize = MAX_PAGES_PER_CHUNK as usize / 64;
 /// A set of page numbers, each below 512.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PageSet {
+    /// One bit for each page, page 0 in the lowest bit of the first word.
     words: [u64; WORDS],
 }
 

@@ -69,7 +69,7 @@ pub enum Change {
     },
     /// A snapshot of the volume as it is at this change.
     Snapshot {
-        /// Name of the snapshot.
+        /// Name of the snapshot, by the rules for names of volumes.
         name: String,
     },
 }

@@ -29,7 +29,9 @@ struct Stream {
 #[derive(Debug)]
 pub(crate) struct ReadAhead {
     streams: [Stream; STREAMS],
+    /// Limit on the bytes that are read ahead of a stream.
     most: u64,
+    /// Logical time: the number of reads so far.
     clock: u64,
 }
 

@@ -38,7 +38,9 @@ fn sector_bits(range: &Range<u64>) -> u8 {
 /// A write that is already cut into blocks, so that little work remains under the volume's lock.
 #[derive(Debug, Default)]
 pub struct PreparedWrite {
+    /// Whole blocks, by number of the block.
     full: Vec<(u64, Bytes)>,
+    /// Runs of sectors within a block, by offset on the volume.
     edges: Vec<(u64, Bytes)>,
 }
 
@@ -137,10 +139,15 @@ fn pieces_weight(blocks_and_chunks: usize, zeros: usize) -> u64 {
 /// Uncommitted changes, which become one commit.
 #[derive(Debug, Default)]
 pub struct DirtyLayer {
+    /// Blocks with dirty sectors, by number of the block.
     blocks: BTreeMap<u64, Block>,
+    /// How many blocks of each chunk have only dirty sectors. Chunks without such a block are left out.
     full_blocks: BTreeMap<ChunkIndex, u64>,
+    /// Chunks that were filled completely.
     chunks: BTreeMap<ChunkIndex, Arc<ChunkRef>>,
+    /// Filled chunks that later changes of this layer replaced.
     superseded: Vec<Arc<ChunkRef>>,
+    /// Zeroed ranges, each with whether it is a hole.
     zeros: IntervalMap<bool>,
 }
 
