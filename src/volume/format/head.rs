@@ -1,7 +1,7 @@
 //! The object `head`: who writes a volume, and where its recovery starts. It is the only object of a volume
 //! that is overwritten.
 //!
-//! Must not know how the head is replaced or what a lease obliges to. Invariant: a head with all fields at
+//! Must not know how the head is replaced or what a lease requires. Invariant: a head with all fields at
 //! their limits stays within [`MAX_HEAD_BYTES`].
 
 use std::fmt;
