@@ -1,7 +1,7 @@
-//! The bound on dirty bytes of the process.
+//! The limit on dirty bytes of the process.
 //!
-//! Invariant: only what was taken is given back; a budget that shrank is kept by not giving out again what
-//! comes back.
+//! Must not know which volumes use it. Invariant: only permits that were taken are returned. After the budget
+//! shrank, returned permits vanish until the new limit holds.
 
 use std::sync::Arc;
 
@@ -10,17 +10,18 @@ use tokio::sync::{Semaphore, watch};
 
 use super::format::geometry::BLOCK_BYTES;
 
-/// The bound on dirty bytes of the process, shared by its volumes: first come, first served, block by block.
+/// The limit on dirty bytes of the process, shared by its volumes. Permits are for one block each, and are
+/// given out first come, first served.
 #[derive(Debug)]
 pub struct DirtyBudget {
     permits: Semaphore,
     total: watch::Sender<usize>,
-    /// Permits that are to vanish when they are given back, since the budget shrank.
+    /// Number of permits that must vanish when they are returned, because the budget shrank.
     owed: Mutex<usize>,
 }
 
 impl DirtyBudget {
-    /// A budget of so many bytes, at least one block.
+    /// Creates a budget of `bytes` bytes, but of at least one block.
     #[must_use]
     pub fn new(bytes: u64) -> Arc<Self> {
         let total = Self::blocks(bytes);
@@ -33,7 +34,8 @@ impl DirtyBudget {
         total.clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize))
     }
 
-    /// Makes it one of so many bytes. What is dirty beyond that stays until it is committed.
+    /// Changes the budget to `bytes` bytes. Blocks that are already dirty beyond it stay so
+    /// until they are committed.
     pub fn resize(&self, bytes: u64) {
         let mut owed = self.owed.lock();
         let (before, after) = (self.total(), Self::blocks(bytes));
@@ -48,20 +50,21 @@ impl DirtyBudget {
         }
     }
 
-    /// Blocks in all.
+    /// The size of the budget in blocks.
     #[must_use]
     pub fn total(&self) -> usize {
         *self.total.borrow()
     }
 
-    /// Takes permits for so many blocks, or all there are; `None` where they are not free at once.
+    /// Takes permits for `blocks` blocks, but no more than the budget has in total. Returns `None` if they
+    /// are not available at once.
     pub(super) fn try_take(&self, blocks: usize) -> Option<usize> {
         let blocks = blocks.min(self.total());
         self.permits.try_acquire_many(u32::try_from(blocks).expect("clamped")).ok()?.forget();
         Some(blocks)
     }
 
-    /// Waits for permits for so many blocks, or all there are, and takes them.
+    /// Waits for permits for `blocks` blocks, but no more than the budget has in total, and takes them.
     pub(super) async fn take(&self, blocks: usize) -> usize {
         let mut total = self.total.subscribe();
         loop {
@@ -72,16 +75,20 @@ impl DirtyBudget {
                     permits.expect("the semaphore is never closed").forget();
                     return blocks;
                 }
-                // All there are may be fewer now.
+                // The budget may have shrunk below what this call waits for.
                 changed = total.changed() => changed.expect("we hold the sender"),
             }
-            // The wait has given back what it had gathered, which nobody was to have.
+            // The cancelled wait has returned the permits that it had collected. Those that are owed must not
+            // be taken again.
             let mut owed = self.owed.lock();
             *owed -= self.permits.forget_permits(*owed);
         }
     }
 
-    /// Gives permits back.
+    /// Returns permits to the budget, for other changes to take.
+    ///
+    /// # Panics
+    /// Panics if more permits are returned than were taken.
     pub(super) fn give(&self, blocks: usize) {
         let mut owed = self.owed.lock();
         let taken = self.total() + *owed - self.permits.available_permits();
@@ -91,7 +98,7 @@ impl DirtyBudget {
         self.permits.add_permits(blocks - paid);
     }
 
-    /// Blocks that are dirty now.
+    /// Number of blocks that are dirty now.
     #[must_use]
     pub fn used(&self) -> usize {
         let owed = self.owed.lock();
@@ -119,7 +126,7 @@ mod tests {
         assert_eq!((budget.used(), budget.try_take(100)), (0, Some(6)));
     }
 
-    /// Who waits for more than there will ever be gets all there are.
+    /// A call that waits for more permits than the budget has gets all of them.
     #[tokio::test]
     async fn who_waits_while_a_budget_shrinks_is_served() {
         let budget = DirtyBudget::new(10 * BLOCK_BYTES);

@@ -1,7 +1,7 @@
-//! How many bytes the store holds of each volume, open or not: found by listing them.
+//! Counts how many bytes the store holds for each volume, open or not, by listing their objects.
 //!
-//! Reads no object. Invariant: memory is bounded by the number of volumes, of which so many are counted, and
-//! not by the number of objects.
+//! Must not know what the objects contain: it reads none. Invariant: memory is bounded by [`COUNTED`], not by
+//! the number of objects.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,22 +11,23 @@ use uuid::Uuid;
 use super::format::keys::{VOLUMES, volume_of};
 use crate::store::{self, Pages, Store};
 
-/// Volumes counted at most; the objects of further ones are not.
+/// Limit on the volumes that are counted. Objects of further volumes are ignored.
 pub const COUNTED: usize = 65_536;
 
-/// What a census found.
+/// The result of a census.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Census {
-    /// Bytes of all objects of a volume, even those that nothing references any more, but its identity.
+    /// Total bytes of the objects of each volume, including objects that nothing references any more. The
+    /// identity is not included.
     pub stored_bytes: BTreeMap<Uuid, u64>,
-    /// LIST requests that it took, those that were repeated not included.
+    /// Number of LIST requests that the census took. Repeated requests are not included.
     pub pages: u32,
 }
 
-/// Counts the objects of all volumes; pauses between two LIST requests.
+/// Counts the objects of all volumes. Sleeps for `pause` after each LIST request.
 ///
 /// # Errors
-/// Those of [`Store::list`].
+/// Returns the errors of [`Store::list`].
 pub async fn take(store: &dyn Store, pause: Duration) -> Result<Census, store::Error> {
     let mut census = Census::default();
     let mut pages = Pages::new(store, VOLUMES);

@@ -1,5 +1,8 @@
-//! What volumes use of their process: the store, the cache of clean pages, the bound on dirty bytes, chance
-//! and time.
+//! What all volumes of a process share: the store, the page cache, the budget of dirty
+//! bytes, randomness and time.
+//!
+//! Must not know about any single volume. Invariant: all volumes use the same cache and the same budget, so
+//! the bounds on memory hold for the whole process.
 
 use std::sync::Arc;
 
@@ -8,18 +11,18 @@ use super::cache::PageCache;
 use super::options::{Entropy, WallClock};
 use crate::store::Classes;
 
-/// What process-wide resources a volume uses.
+/// The resources of the process that a volume uses. Clones share them.
 #[derive(Clone)]
 pub struct Environment {
-    /// Where the objects are, by class of request.
+    /// The store of the objects, by class of request.
     pub store: Classes,
-    /// Clean pages.
+    /// Cache of clean pages.
     pub cache: Arc<PageCache>,
-    /// Bound on dirty bytes.
+    /// Limit on dirty bytes.
     pub budget: Arc<DirtyBudget>,
-    /// Randomness.
+    /// Source of nonces and uuids.
     pub entropy: Entropy,
-    /// Time of day.
+    /// Time of day, in seconds since 1970.
     pub wall_clock: WallClock,
 }
 

@@ -1,62 +1,67 @@
-//! Errors of the volume layer: each variant says what the caller should do.
+//! Errors of the volume layer. Each variant implies what the caller should do.
+//!
+//! Must not know about errno values or NBD: the gateway chooses the errno. Invariant: each variant has one
+//! kind of cause and calls for one reaction.
 
 use super::format::codec::DecodeError;
 use super::format::geometry::GeometryError;
 use crate::store;
 
-/// Why a command on a volume failed.
+/// Why a command on an open volume failed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
-    /// The range is not within the volume. The caller's mistake.
+    /// The range is not within the volume. This is the caller's mistake.
     #[error("{length} bytes at {offset} are beyond the volume's {size} bytes")]
     OutOfRange {
-        /// First byte.
+        /// Offset of the first byte of the range.
         offset: u64,
-        /// Bytes.
+        /// Length of the range in bytes.
         length: u64,
-        /// Size of the volume.
+        /// Size of the volume in bytes.
         size: u64,
     },
-    /// Another gateway took the volume over, or this one gave it up: nothing more is served.
+    /// The volume has stopped, because another gateway took it over or because this one gave it up. Every
+    /// further command fails. Contains the reason.
     #[error("{0}")]
     Stopped(String),
-    /// An object is not what was written: its range is unreadable.
+    /// The bytes of an object are not what was written. The range that it stores is unreadable.
     #[error("{key}: {why}")]
     Damaged {
-        /// Key of the object.
+        /// Key of the object in the store.
         key: String,
-        /// What is wrong with it.
+        /// What is wrong with the object.
         why: String,
-        /// First byte of the volume that cannot be read for it, if the error is a READ's.
+        /// For a READ: offset of the first byte of the volume that is unreadable because of this object.
         at: Option<u64>,
     },
-    /// An object that the volume references is gone: its range is unreadable.
+    /// An object that the volume references does not exist any more. The range that it stores is unreadable.
     #[error("{key}: the object is gone although the volume references it")]
     Lost {
-        /// Key of the object.
+        /// Key of the object in the store.
         key: String,
-        /// First byte of the volume that cannot be read for it, if the error is a READ's.
+        /// For a READ: offset of the first byte of the volume that is unreadable because of this object.
         at: Option<u64>,
     },
     /// The root table has no room for another root until old roots are deleted.
     #[error("{key}: the table of roots is full until old roots are deleted")]
     TableFull {
-        /// Key of the table.
+        /// Key of the root table.
         key: String,
     },
-    /// An object exists already under a name that was never used, with bytes that this gateway did not write.
+    /// An object with bytes that this gateway did not write exists under a key that was never used.
     #[error("{key}: exists already, with bytes that this gateway did not write")]
     NameTaken {
-        /// Key of the object.
+        /// Key of the object in the store.
         key: String,
     },
-    /// The store did not do it within the deadline. What was written stays dirty; a later flush may succeed.
+    /// The store did not complete the request within the deadline. Written data stays dirty, so a
+    /// later flush may succeed.
     #[error("not durable within {after_ms} ms; the data is kept and sent on")]
     Deadline {
-        /// Milliseconds waited.
+        /// How long the command waited, in milliseconds.
         after_ms: u64,
     },
-    /// The store failed for good.
+    /// The store failed, after any retries.
     #[error(transparent)]
     Store(#[from] store::Error),
 }
@@ -68,17 +73,18 @@ impl Error {
         matches!(self, Self::Damaged { .. } | Self::Lost { .. })
     }
 
-    /// The object that is gone.
+    /// Creates an error for an object that is gone.
     pub(super) const fn lost(key: String) -> Self {
         Self::Lost { key, at: None }
     }
 
-    /// The object that is damaged, and what is wrong with it.
+    /// Creates an error for an object that is damaged, with a description of the damage.
     pub(super) const fn damaged(key: String, why: String) -> Self {
         Self::Damaged { key, why, at: None }
     }
 
-    /// The same error of a READ: the first byte of the volume that it concerns, unless that is known already.
+    /// Adds the offset of the first byte of the volume that a READ cannot return, unless the
+    /// error already has one.
     pub(super) fn first_at(mut self, offset: u64) -> Self {
         if let Self::Damaged { at, .. } | Self::Lost { at, .. } = &mut self {
             at.get_or_insert(offset);
@@ -86,7 +92,7 @@ impl Error {
         self
     }
 
-    /// First byte of the volume that cannot be read because an object is damaged or gone.
+    /// Offset of the first byte of the volume that cannot be read because an object is damaged or gone.
     #[must_use]
     pub const fn offset(&self) -> Option<u64> {
         match self {
@@ -99,83 +105,85 @@ impl Error {
 /// Why a volume cannot be opened, created or deleted.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum OpenError {
-    /// No volume has that name.
+    /// No volume has this name.
     #[error("no volume named {0:?}")]
     NoSuchVolume(String),
-    /// There is nothing of a volume of that id.
+    /// No object of a volume with this id exists.
     #[error("no volume has the id {0}")]
     NoSuchId(uuid::Uuid),
-    /// An object of it is missing.
+    /// An object of the volume is missing.
     #[error(
         "{key} is missing: the volume is incomplete, since its creation or deletion was cut short or the \
          store lost the object"
     )]
     Incomplete {
-        /// Key of the object.
+        /// Key of the object in the store.
         key: String,
     },
-    /// Nobody can say whether a gateway holds it.
+    /// It cannot be determined whether a gateway holds the volume. Take over if none does.
     #[error("whether a gateway holds the volume cannot be read ({why}); if none does, take over")]
     Unclear {
-        /// What cannot be read.
+        /// What cannot be read, and why.
         why: String,
     },
-    /// Others bound the name and took it away again, each time that it was about to be bound.
+    /// Other parties bound the name and freed it again each time that this one was about to bind it.
     #[error("the name {0:?} is created and deleted by others all the time")]
     Contended(String),
-    /// A volume of that name stands already.
+    /// A volume with this name already exists.
     #[error("a volume named {0:?} exists already")]
     Exists(String),
-    /// It cannot have that name.
+    /// This is not a valid volume name.
     #[error("{0:?} is not a volume name: 1 to 128 of A-Z a-z 0-9 . _ -, not beginning with a dot")]
     BadName(String),
-    /// It stands with another size.
+    /// The volume exists with another size.
     #[error("volume {name:?} has {found} bytes, not the {wanted} asked for")]
     SizeDiffers {
-        /// Name.
+        /// Name of the volume.
         name: String,
-        /// Its size.
+        /// Size of the existing volume in bytes.
         found: u64,
-        /// The size asked for.
+        /// Requested size in bytes.
         wanted: u64,
     },
-    /// Another gateway holds it. Wait for it to end, or take over.
+    /// Another gateway holds the volume. Wait until it ends, or take over.
     #[error("volume is in use by {holder}; if that gateway is gone for good, take over")]
     Held {
-        /// Who.
+        /// Who holds the volume, for people.
         holder: String,
     },
-    /// Another gateway took it over while it was being opened, or is deleting it.
+    /// Another gateway took the volume over while this one was opening it, or is deleting it.
+    /// Contains who that is.
     #[error("lost the volume to another gateway while opening it: {0}")]
     Lost(String),
-    /// The lease ran out while the volume was being opened, and could not be renewed, which `lease.strict`
-    /// heeds.
+    /// The lease expired during the opening and could not be renewed. This is an
+    /// error only with `lease.strict`.
     #[error("the lease ran out while the volume was being opened, and could not be renewed (lease.strict)")]
     LeaseOver,
-    /// It is being deleted.
+    /// The volume is being deleted. Deleting it again completes a deletion that was interrupted.
     #[error("volume is being deleted; deleting it again ends a deletion that was cut short")]
     Deleting,
-    /// An object is not what was written.
+    /// The bytes of an object are not what was written.
     #[error("{key}: {source}")]
     Damaged {
-        /// Key of the object.
+        /// Key of the object in the store.
         key: String,
-        /// What is wrong with it.
+        /// What is wrong with the object.
         #[source]
         source: DecodeError,
     },
-    /// The journal is not a chain: refuse rather than serve wrong data.
+    /// The records of the journal do not form a chain. The volume is not opened, rather
+    /// than serve wrong data.
     #[error("{key}: {why}")]
     BrokenJournal {
-        /// Key of the record.
+        /// Key of the record that breaks the chain.
         key: String,
-        /// What is wrong.
+        /// What is wrong with the record.
         why: String,
     },
-    /// A size that cannot be.
+    /// The requested size is not valid.
     #[error(transparent)]
     Geometry(#[from] GeometryError),
-    /// The store failed.
+    /// The store failed, after any retries.
     #[error(transparent)]
     Store(#[from] store::Error),
 }

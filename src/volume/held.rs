@@ -1,8 +1,8 @@
-//! The head as its holder last wrote it, and the lease in it: how it is replaced and renewed.
+//! The head as its holder last wrote it, and the lease in it: how the head is replaced and the lease renewed.
 //!
-//! Knows nothing of open volumes: it is held from the moment the epoch is taken. Invariants: every update has
-//! a version of its own; an update whose answer is missing is sent again, the same bytes, until its fate is
-//! known; a missing head is never re-created.
+//! Must not know about open volumes: the head is held from the moment the epoch is taken. Invariants: every
+//! update has a version of its own. An update whose answer is missing is sent again, with the same bytes,
+//! until its fate is known. A head that is missing is never created again.
 
 use std::time::Duration;
 
@@ -19,15 +19,15 @@ use crate::metrics::labels::ObjectKind;
 use crate::mutant::{self, Mutant};
 use crate::store::{self, ByteRange, Condition, ETag, Store};
 
-/// How an update ended.
+/// The outcome of an update of the head.
 pub(super) enum Updated {
-    /// Our bytes stand.
+    /// The head has our bytes. Contains its new ETag.
     Done(ETag),
-    /// Another's do.
+    /// The head has other bytes or is gone. Describes, for people, whose it is.
     Lost(String),
 }
 
-/// Replaces the head that has `etag` by `head`, until the fate of that is known.
+/// Replaces the head that has `etag` with `head`. Repeats the request until its fate is known.
 pub(super) async fn update_head(
     store: &dyn Store,
     key: &str,
@@ -48,10 +48,10 @@ pub(super) async fn update_head(
         }
         match get_referenced(store, key, ByteRange::Full).await {
             Ok(found) if found.body == bytes => return Ok(Updated::Done(found.etag)),
-            // Neither ours nor another's: the refusal was for a version that stands no more, or was none.
+            // The head is still the one to be replaced, so the refusal was outdated or wrong.
             Ok(found) if found.etag == *etag => contradictions.pause(key).await?,
             Ok(found) => {
-                // Bytes that were damaged on the way must not pass for another's.
+                // Bytes that were damaged in transit must not be mistaken for another holder's.
                 let found = agreed(store, key, found).await?;
                 if found.body == bytes {
                     return Ok(Updated::Done(found.etag));
@@ -69,7 +69,7 @@ pub(super) async fn update_head(
     }
 }
 
-/// The head as its holder last wrote it, and how long the lease in it lasts.
+/// The head as its holder last wrote it, and when the lease in it expires.
 #[derive(Debug)]
 pub(super) struct HeldHead {
     head: Head,
@@ -77,16 +77,18 @@ pub(super) struct HeldHead {
     ttl: Duration,
     is_strict: bool,
     metrics: VolumeMetrics,
+    /// When the last update was answered.
     updated_at: Instant,
-    /// When the lease is over, counted from before its renewal was sent: the others may have seen it at once.
+    /// When the lease expires, counted from before the renewal was sent: others may have seen the
+    /// new head at once.
     ends_at: Instant,
 }
 
-/// Why the head is no longer its holder's.
+/// Why the head no longer belongs to its holder.
 pub(super) enum Unheld {
-    /// Another's stands there.
+    /// Another gateway replaced the head. Describes, for people, who that is.
     TakenOver(String),
-    /// The lease ran out, which is heeded where that is asked for.
+    /// The lease of a strict holder expired before it was renewed.
     Over,
 }
 
@@ -100,7 +102,7 @@ impl Unheld {
 }
 
 impl HeldHead {
-    /// The head that was written by a request that was sent at `sent_at`.
+    /// Takes charge of the head that a request sent at `sent_at` has written.
     pub(super) fn new(
         head: Head,
         etag: ETag,
@@ -119,7 +121,7 @@ impl HeldHead {
         &self.head
     }
 
-    /// What the next update will write.
+    /// The contents that the next update will write.
     pub(super) fn head_mut(&mut self) -> &mut Head {
         &mut self.head
     }
@@ -129,12 +131,12 @@ impl HeldHead {
         self.updated_at
     }
 
-    /// When the lease is over.
+    /// When the lease expires.
     pub(super) fn ends_at(&self) -> Instant {
         self.ends_at
     }
 
-    /// How long after an update the next one renews the lease.
+    /// How long after an update the lease is to be renewed.
     pub(super) fn renewal(&self) -> Duration {
         self.ttl / 3
     }
@@ -145,12 +147,14 @@ impl HeldHead {
         self.metrics.lease_ttl.set(if is_held { self.ttl.as_secs_f64() } else { 0.0 });
     }
 
-    /// Does `work` and renews the lease meanwhile. One that another has taken is renewed no more, but the
-    /// work goes on: only the journal says whether it was in vain, and two openers that gave up at each sight
-    /// of the other would never get through.
+    /// Runs `work` and renews the lease meanwhile.
+    ///
+    /// If another gateway has taken the lease, the renewal stops but the work continues. Only the journal
+    /// decides whether the work was in vain. If two openers gave up whenever they saw each other, neither
+    /// would ever succeed.
     ///
     /// # Errors
-    /// If the lease is over, of a strict holder.
+    /// Returns an error if the holder is strict and its lease expires.
     pub(super) async fn renewed_during<T>(
         &mut self,
         store: &dyn Store,
@@ -165,7 +169,8 @@ impl HeldHead {
             }
             let (update, mut done) = (self.update(store), None);
             tokio::pin!(update);
-            // An update that was sent is seen through, whatever becomes of the work: its fate must be known.
+            // An update that was sent is completed even if the work ends first, because its
+            // fate must be known.
             let updated = loop {
                 tokio::select! {
                     biased;
@@ -185,7 +190,7 @@ impl HeldHead {
         }
     }
 
-    /// Writes the head under the next version.
+    /// Writes the head under the next version. For a strict holder, fails when the lease expires.
     pub(super) async fn update(&mut self, store: &dyn Store) -> Result<(), Unheld> {
         let ends_at = self.ends_at;
         if !self.is_strict || mutant::is(Mutant::LeaseOutlived) {
@@ -194,7 +199,7 @@ impl HeldHead {
         tokio::time::timeout_at(ends_at, self.update_at_last(store)).await.unwrap_or(Err(Unheld::Over))
     }
 
-    /// The same, however long it takes.
+    /// As [`HeldHead::update`], without a time limit.
     async fn update_at_last(&mut self, store: &dyn Store) -> Result<(), Unheld> {
         self.head.version += 1;
         let begun = Instant::now();

@@ -1,25 +1,25 @@
-//! What people want to know of a volume, whether it is open or not.
+//! What people want to know about a volume, whether it is open or not.
 //!
-//! Knows nothing of how it is found out: [`catalog`](super::catalog) reads it from the store, an open volume
-//! has it in memory.
+//! Must not know where the facts come from: [`catalog`](super::catalog) reads them from the store, and an
+//! open volume has them in memory. Invariant: nothing here requires that the volume is open.
 
 use uuid::Uuid;
 
-/// What is known of a volume without opening it.
+/// Facts about a volume that are available without opening it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Info {
-    /// Name.
+    /// Name by which clients and operators address the volume.
     pub name: String,
-    /// The volume.
+    /// Uuid that identifies the volume in the store.
     pub volume: Uuid,
-    /// Size in bytes.
+    /// Size of the volume in bytes.
     pub size_bytes: u64,
-    /// Chunk size in bytes.
+    /// Size of a chunk in bytes.
     pub chunk_bytes: u64,
-    /// When it was created, in seconds since 1970.
+    /// Time of creation, in seconds since 1970.
     pub created_at_seconds: u64,
-    /// Generation of its last writer; 0 if it never had one.
+    /// Epoch of the last writer; 0 if the volume never had one.
     pub epoch: u32,
-    /// Who claims it, if anybody; the claim may have run out.
+    /// Name of the gateway whose lease is in the head, if any. The lease may have expired.
     pub holder: Option<String>,
 }

@@ -1,4 +1,7 @@
-//! What can be set of a volume, and what it takes from its surroundings: time of day and randomness.
+//! The settings of a volume, and the inputs that make it differ from run to run: time of day and randomness.
+//!
+//! Must not know where the settings come from. Invariant: a volume takes time of day and randomness only from
+//! here, so that a simulation can repeat a run.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,45 +13,46 @@ use uuid::Uuid;
 
 use crate::metrics::VolumeMetrics;
 
-/// Bounds and times of a volume.
+/// Limits and times of a volume.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where the volume counts; `None`: nowhere that anybody sees.
+    /// The metrics that the volume updates. If `None`, it updates metrics that nobody sees.
     pub metrics: Option<VolumeMetrics>,
-    /// Who we are, for people: written into the head.
+    /// Name of this gateway, for people. It is written into the head.
     pub holder_name: String,
-    /// Whether that name stands for the same gateway across its restarts, and for no other: a lease that
-    /// carries it is our own from before, and not waited for.
+    /// Whether `holder_name` identifies the same gateway across restarts, and no other. If so, a lease under
+    /// this name is our own from before a restart, and opening does not wait for it.
     pub holder_is_stable: bool,
-    /// Dirty data is committed when it is older.
+    /// Dirty data is committed when it reaches this age.
     pub commit_max_age: Duration,
-    /// How much longer an age cut may wait for a chunk that is filling in sequence.
+    /// How much longer a commit that is due by age may wait for a chunk that is being filled sequentially.
     pub commit_chunk_wait: Duration,
-    /// A commit is cut before its data passes this many bytes.
+    /// A commit is cut before its data exceeds this many bytes.
     pub commit_max_bytes: u64,
-    /// Commits on their way at most.
+    /// Limit on the commits in flight.
     pub commits_in_flight: usize,
-    /// A FLUSH or a write that waits longer fails; `None`: waits.
+    /// A FLUSH or a write that waits longer than this fails. If `None`, it waits without a limit.
     pub store_deadline: Option<Duration>,
-    /// The journal is folded when it passes this many bytes.
+    /// The journal is folded when its records exceed this many bytes.
     pub journal_max_bytes: u64,
-    /// The journal is folded when it passes this many records.
+    /// The journal is folded when it has more than this many records.
     pub journal_max_records: u64,
-    /// The journal is folded when its oldest record is older.
+    /// The journal is folded when its oldest record reaches this age.
     pub journal_max_age: Duration,
-    /// Bytes of chunk objects that a fold holds in memory at once.
+    /// Limit on the bytes of chunk objects that a fold holds in memory at once.
     pub fold_bytes: u64,
     /// How long a lease lasts after its renewal.
     pub lease_ttl: Duration,
-    /// Whether the volume stops once its lease is over; else it serves on, and what must be durable waits.
+    /// Whether the volume stops when its lease expires. Otherwise it continues to serve, and whatever must
+    /// become durable waits.
     pub lease_strict: bool,
-    /// The least time between two updates of the head.
+    /// Minimum time between two updates of the head.
     pub head_interval: Duration,
-    /// How long what nothing names is kept.
+    /// How long objects are kept after nothing references them any more.
     pub deletion_grace: Duration,
-    /// Read ahead of a sequential stream at most, in bytes; 0 for none.
+    /// Limit on the bytes that are read ahead of a sequential stream. 0 disables read-ahead.
     pub read_ahead_bytes: u64,
-    /// Bytes of one GET at most, where pages lie side by side.
+    /// Limit on the bytes of one GET that fetches adjacent pages.
     pub get_bytes: u64,
 }
 
@@ -77,40 +81,40 @@ impl Default for Options {
     }
 }
 
-/// Time of day in seconds since 1970; only for people and for the grace before deletion, never for
-/// correctness.
+/// Returns the time of day in seconds since 1970. It is shown to people and used for the grace period before
+/// deletion, but correctness never depends on it.
 pub type WallClock = Arc<dyn Fn() -> u64 + Send + Sync>;
 
-/// A source of randomness: nonces, uuids.
+/// A source of randomness for nonces and uuids. Clones share one generator.
 #[derive(Clone, Debug)]
 pub struct Entropy(Arc<Mutex<SmallRng>>);
 
 impl Entropy {
-    /// From a seed; the operating system's in production.
+    /// Creates a source from a seed, for runs that can be repeated.
     #[must_use]
     pub fn seeded(seed: u64) -> Self {
         Self(Arc::new(Mutex::new(SmallRng::seed_from_u64(seed))))
     }
 
-    /// From the operating system: 256 bits of it.
+    /// Creates a source from 256 random bits of the operating system.
     #[must_use]
     pub fn from_os() -> Self {
         Self(Arc::new(Mutex::new(SmallRng::from_os_rng())))
     }
 
-    /// Eight random bytes.
+    /// Returns eight random bytes.
     #[must_use]
     pub fn next_u64(&self) -> u64 {
         self.0.lock().random()
     }
 
-    /// Sixteen random bytes.
+    /// Returns sixteen random bytes.
     #[must_use]
     pub fn next_u128(&self) -> u128 {
         self.0.lock().random()
     }
 
-    /// A random uuid (version 4).
+    /// Returns a random uuid (version 4).
     #[must_use]
     pub fn uuid(&self) -> Uuid {
         uuid::Builder::from_random_bytes(self.next_u128().to_le_bytes()).into_uuid()

@@ -1,7 +1,7 @@
 //! What the parts of an open volume share: state, store, cache, budget, progress.
 //!
-//! Invariants: the state's lock is never held across an await; `progress` only grows; once stopped, a volume
-//! stays so.
+//! Must not know how the parts work. Invariants: the lock of the state is never held across an await.
+//! `progress` only grows. A volume that has stopped stays stopped.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -22,43 +22,48 @@ use crate::metrics::VolumeMetrics;
 use crate::mutant::{self, Mutant};
 use crate::task::Tasks;
 
-/// How far the volume has come.
+/// How far an open volume has come. Tasks wait on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// Every commit up to this number of our epoch is durable.
+    /// Every commit of our epoch up to this slot number is durable.
     pub durable_n: u64,
-    /// Checkpoints published since the opening.
+    /// Number of checkpoints published since the volume was opened.
     pub checkpoints: u64,
-    /// Whether the volume stopped.
+    /// Whether the volume has stopped.
     pub stopped: bool,
-    /// Whether it did because another gateway took it over.
+    /// Whether it stopped because another gateway took it over.
     pub fenced: bool,
 }
 
 /// What the parts of an open volume share.
 #[derive(Debug)]
 pub(crate) struct Shared {
+    /// The store, the cache and the budget, which other volumes use too.
     pub(super) env: Environment,
     pub(super) options: Options,
     pub(super) metrics: VolumeMetrics,
     pub(super) keys: Keys,
     pub(super) geometry: Geometry,
+    /// Size of the volume in bytes.
     pub(super) size_bytes: u64,
+    /// Our epoch, which is part of the id of every object that we create.
     pub(super) epoch: Epoch,
     pub(super) state: Mutex<State>,
     pub(super) progress: Signal<Progress>,
-    /// Wakes the committer.
+    /// Wakes the committer, which cuts and sends commits.
     pub(super) commit_wake: Notify,
-    /// Wakes the folder.
+    /// Wakes the task that folds the journal.
     pub(super) fold_wake: Notify,
     pub(super) tasks: Tasks,
-    /// Moving average of how long a record's PUT takes.
+    /// Moving average of the duration of a record's PUT.
     pub(super) put_latency: Mutex<Duration>,
-    /// When our lease is over by what the store has answered: of a strict volume, nothing is read from then
-    /// on.
+    /// When our lease expires, according to the answers of the store. A strict volume serves
+    /// nothing from then on.
     pub(super) lease_ends_at: Mutex<Instant>,
-    /// Memory of the last record, for the next: what the system gives anew it clears first, page by page.
+    /// Buffer of the last record, reused for the next one. The system would have to clear each page
+    /// of a new buffer.
     pub(super) record_memory: Mutex<Vec<u8>>,
+    /// Number of the next object id of this epoch.
     next_k: AtomicU64,
 }
 
@@ -94,27 +99,28 @@ impl Shared {
         }
     }
 
-    /// A name that this epoch never used.
+    /// Returns an id that this epoch has not used before.
     pub(super) fn next_id(&self) -> ObjectId {
         ObjectId { epoch: self.epoch, k: self.next_k.fetch_add(1, Ordering::Relaxed) }
     }
 
-    /// Stops the volume since another gateway has taken it over: nothing more succeeds, and nothing is
-    /// deleted.
+    /// Stops the volume because another gateway has taken it over. From then on every command fails, and
+    /// nothing is deleted.
     pub(super) fn fence(&self, why: String) {
         self.metrics.fenced.set(1);
         self.progress.update(|progress| progress.fenced |= !progress.stopped);
         self.stop(why);
     }
 
-    /// Stops the volume for a reason that an operator must know: nothing more succeeds, and nothing is
-    /// deleted.
+    /// Stops the volume for a reason that an operator must see. From then on every command fails,
+    /// and nothing is deleted.
     pub(super) fn stop(&self, why: String) {
         tracing::error!(volume = %self.keys.volume(), epoch = self.epoch, "volume stopped: {why}");
         self.retire(why);
     }
 
-    /// Stops the volume. What is dirty is given up, and with it the share of the budget: others may need it.
+    /// Stops the volume without a log line. Dirty data is discarded, and its permits are returned, because
+    /// other volumes may need them.
     pub(super) fn retire(&self, why: String) {
         let permits = {
             let mut state = self.state.lock();
@@ -134,7 +140,7 @@ impl Shared {
         self.fold_wake.notify_one();
     }
 
-    /// Brings the gauges up to the state.
+    /// Updates the gauges from the state.
     pub(super) fn gauge(&self, state: &State) {
         let (journal_bytes, journal_records) = state.journal();
         self.gauge_dirty(state);
@@ -143,7 +149,7 @@ impl Shared {
         self.metrics.journal_records.set(count(journal_records));
     }
 
-    /// Brings those gauges up to the state that a write changes.
+    /// Updates the gauges that a write changes.
     pub(super) fn gauge_dirty(&self, state: &State) {
         let dirty = state.dirty_permits as u64 * BLOCK_BYTES;
         let on_their_way: u64 =
@@ -154,8 +160,8 @@ impl Shared {
         self.metrics.uncommitted_since.set(oldest);
     }
 
-    /// The error of a volume that stopped. A strict one stops here too once its lease is over: the timer that
-    /// watches over that may come late, where the machine stood still.
+    /// Returns an error if the volume has stopped. Stops a strict volume whose lease has expired: the timer
+    /// for this may be late if the machine was suspended.
     pub(super) fn check_serving(&self) -> Result<(), Error> {
         if self.options.lease_strict && !mutant::is(Mutant::LeaseOutlived) && self.is_lease_over() {
             self.stop(Unheld::Over.why());
@@ -167,12 +173,12 @@ impl Shared {
     }
 
     fn is_lease_over(&self) -> bool {
-        // Once the volume is closed, there is none.
+        // A volume that has stopped has no lease.
         let stopped = matches!(self.state.lock().status, Status::Stopped(_));
         !stopped && Instant::now() >= *self.lease_ends_at.lock()
     }
 
-    /// Waits for something at most until the store's deadline, if there is one.
+    /// Waits for `waited`, but not longer than the store's deadline, if there is one.
     pub(super) async fn within_deadline<T>(
         &self,
         waited: impl Future<Output = T> + Send,
@@ -182,7 +188,8 @@ impl Shared {
         tokio::time::timeout(deadline, waited).await.map_err(|_| Error::Deadline { after_ms })
     }
 
-    /// Waits until `reached` holds of the progress; fails once the volume stops, or at the deadline.
+    /// Waits until `reached` returns `true` for the progress. Returns an error if the volume stops or the
+    /// deadline passes first.
     pub(super) async fn wait(&self, reached: impl FnMut(&Progress) -> bool + Send) -> Result<(), Error> {
         let mut reached = reached;
         let waited = self.progress.wait(|now| (now.stopped || reached(now)).then_some(now.stopped));
@@ -191,7 +198,7 @@ impl Shared {
     }
 }
 
-/// As a gauge shows it.
+/// Converts a count for a gauge.
 fn count(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }

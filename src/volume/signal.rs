@@ -1,14 +1,14 @@
 //! A value that tasks wait on.
 //!
-//! Unlike the watch channel of tokio, which wakes those who wait in an order that it draws at random, this
-//! one wakes them in the order in which they came, so that a run of the volume is a function of its inputs.
-//! Invariant: whoever waits for something that became true before or while it began to wait does not wait for
-//! ever.
+//! Must not know what the value means. The watch channel of tokio wakes its waiters in random order. A signal
+//! wakes them in the order in which they began to wait, so that a run of the volume depends only on its
+//! inputs. Invariant: a task that waits for a condition that became true before or while it began to wait
+//! does not wait for ever.
 
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
-/// A value that tasks wait on.
+/// A value that tasks wait on. Tasks wake in the order in which they began to wait.
 #[derive(Debug, Default)]
 pub struct Signal<T> {
     value: Mutex<T>,
@@ -16,34 +16,34 @@ pub struct Signal<T> {
 }
 
 impl<T> Signal<T> {
-    /// A signal that stands at `value`.
+    /// Creates a signal with this value.
     #[must_use]
     pub fn new(value: T) -> Self {
         Self { value: Mutex::new(value), changed: Notify::new() }
     }
 
-    /// The value, which stays until the guard is dropped.
+    /// Locks the value, which cannot change until the guard is dropped.
     pub fn borrow(&self) -> MutexGuard<'_, T> {
         self.value.lock()
     }
 
-    /// Sets the value and wakes all who wait.
+    /// Sets the value and wakes all waiting tasks.
     pub fn set(&self, value: T) {
         self.update(|old| *old = value);
     }
 
-    /// Changes the value and wakes all who wait.
+    /// Changes the value in place and wakes all waiting tasks.
     pub fn update(&self, change: impl FnOnce(&mut T)) {
         change(&mut self.value.lock());
         self.changed.notify_waiters();
     }
 
-    /// Waits until `check` gives something of the value, and gives that.
+    /// Waits until `check` returns `Some` for the value, and returns its contents.
     pub async fn wait<R>(&self, mut check: impl FnMut(&T) -> Option<R>) -> R {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
-            // Enlisted before the value is looked at, so that no change in between is missed.
+            // Registers the waiter before `check` sees the value, so that no change in between is missed.
             changed.as_mut().enable();
             if let Some(found) = check(&self.value.lock()) {
                 return found;

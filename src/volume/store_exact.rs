@@ -1,9 +1,9 @@
-//! Creating an object whose name is bound to its bytes, whatever becomes of the answers, and reading one that
-//! must be there and whose bytes must pass a check.
+//! Creates objects whose key determines their bytes, even if answers of the store are lost, and reads objects
+//! that must exist and whose bytes must pass a check.
 //!
-//! Invariant: no single answer of the store is believed if a false one would cost data. Damage is believed
-//! where three readings in a row are alike, absence where the store says so again and again over a time, and
-//! lists no such object.
+//! Must not know what the objects mean. Invariant: no single answer of the store is believed if a false
+//! answer would cost data. Damage is believed when three readings in a row are identical. Absence is believed
+//! when the store has reported it repeatedly over a period of time and does not list the object.
 
 use std::time::Duration;
 
@@ -15,37 +15,37 @@ use crate::mutant::{self, Mutant};
 use crate::store::error::cause;
 use crate::store::{ByteRange, Condition, ETag, Error, Object, Pages, Store};
 
-/// Readings in a row that must be alike to be believed when they are not what they should be: two of a small
-/// object may be damaged alike by chance.
+/// How many identical readings in a row are believed although they fail their check. Two are not enough: two
+/// readings of a small object may be damaged in the same way by chance.
 const ALIKE: u32 = 3;
-/// Readings after which none is tried any more although not enough of them agree.
+/// Limit on the readings of one object if not enough of them agree.
 const MOST_READINGS: u32 = 10;
 
-/// Pauses between the answers that an object does not exist, until a read believes them: 1.5 s together. A
-/// lagging replica or a proxy's error page has passed by then.
+/// Pauses after each answer that an object does not exist, before a read believes it: 1.5 s in total. By then
+/// a replica has caught up, and the error page of a proxy is gone.
 const ABSENT: &[Duration] = &[ms(50), ms(100), ms(200), ms(400), ms(750)];
-/// The same for a checkpoint, which marks what is lost for good: 15 s together.
+/// The same pauses for a checkpoint, which records a loss for good: 15 s in total.
 const ABSENT_FOR_GOOD: &[Duration] = &[ms(1000), ms(2000), ms(4000), ms(8000)];
 
 const fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
 }
 
-/// What stands under the name now.
+/// What exists under a key after an attempt to create it.
 #[derive(Debug)]
 pub(super) enum Placed {
-    /// Exactly our bytes, be it by this request or by an earlier one whose answer was lost.
+    /// Exactly our bytes, written by this request or by an earlier one whose answer was lost.
     Ours,
-    /// Something else.
+    /// Other bytes, which are returned.
     Other(Bytes),
-    /// Something else, of so many bytes, which are more than are read at once.
+    /// A different object that is too large to be read whole. Contains its size in bytes.
     Larger(u64),
 }
 
-/// Creates the object if nothing stands there, and says what does.
+/// Creates an object unless one exists, and returns what exists under the key afterwards.
 ///
-/// An object that vanishes between the two requests was deleted by someone who could only do so after reading
-/// it: the creation is tried again.
+/// If the store refuses the creation and then does not find the object, then another party deleted it between
+/// the two requests, and could do so only after reading it. The creation is then tried again.
 pub(super) async fn create_exact(store: &dyn Store, key: &str, bytes: &Bytes) -> Result<Placed, Error> {
     let mut contradictions = Contradictions::default();
     loop {
@@ -60,7 +60,7 @@ pub(super) async fn create_exact(store: &dyn Store, key: &str, bytes: &Bytes) ->
         match store.get(key, ByteRange::Full).await {
             Ok(object) if object.body == *bytes => return Ok(Placed::Ours),
             Ok(object) => {
-                // Bytes that were damaged on the way must not pass for another's.
+                // Bytes that were damaged in transit must not be mistaken for another writer's.
                 let object = agreed(store, key, object).await?;
                 return Ok(if object.body == *bytes { Placed::Ours } else { Placed::Other(object.body) });
             }
@@ -71,21 +71,22 @@ pub(super) async fn create_exact(store: &dyn Store, key: &str, bytes: &Bytes) ->
     }
 }
 
-/// Pause after the first answer that contradicts the one before; doubles with each further one.
+/// Half of the first pause after a contradiction. Each further pause is twice as long as the one before.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
-/// Answers that contradict the one before until the store is no longer believed: with the pauses, some 20 s.
+/// Contradictions in a row after which the store is no longer believed: after about 20 s of pauses.
 const MOST_CONTRADICTIONS: u32 = 10;
 
-/// Answers of a store of which each contradicts the one before: an object that stands when it is to be
-/// created, and does not when it is read. Passes where it was deleted in between, or where a replica lags.
+/// Counts answers of the store that contradict each other: the object exists when it is to be created, but
+/// not when it is read. This passes if the object was deleted in between, or if a replica lags behind.
 #[derive(Debug, Default)]
 pub(super) struct Contradictions(u32);
 
 impl Contradictions {
-    /// Waits a while before the store is asked again.
+    /// Waits before the store is asked again. Each call waits twice as long as the one before.
     ///
     /// # Errors
-    /// If it has contradicted itself for too long: nothing is known of the object then.
+    /// Returns an error if the store has contradicted itself for too long. Nothing is known about the object
+    /// then.
     pub(super) async fn pause(&mut self, key: &str) -> Result<(), Error> {
         self.0 += 1;
         if self.0 == MOST_CONTRADICTIONS {
@@ -97,7 +98,7 @@ impl Contradictions {
     }
 }
 
-/// Reads an object again until enough readings in a row agree.
+/// Reads an object again until enough readings in a row are identical.
 pub(super) async fn agreed(store: &dyn Store, key: &str, first: Object) -> Result<Object, Error> {
     let mut readings = Readings::default();
     let mut last = first;
@@ -110,7 +111,7 @@ pub(super) async fn agreed(store: &dyn Store, key: &str, first: Object) -> Resul
     Err(damaged_on_the_way(key))
 }
 
-/// How often the same was read in a row.
+/// Counts identical readings in a row.
 #[derive(Debug, Default)]
 struct Readings {
     last: Bytes,
@@ -118,7 +119,7 @@ struct Readings {
 }
 
 impl Readings {
-    /// Notes a reading, and says how many in a row, with this one, were like it.
+    /// Records a reading. Returns how many readings in a row, including this one, are identical.
     fn alike(&mut self, reading: &Bytes) -> u32 {
         self.alike = if self.last == *reading { self.alike + 1 } else { 1 };
         self.last = reading.clone();
@@ -126,27 +127,27 @@ impl Readings {
     }
 }
 
-/// Tells damage at rest, which reads alike again and again, from damage on the way: what is lost on the way
-/// is not lost.
+/// Distinguishes damage at rest, where every reading is identical, from damage in transit. An object that is
+/// only damaged in transit is not lost.
 #[derive(Debug, Default)]
 pub(super) struct Doubt {
     alike: Readings,
     readings: u32,
 }
 
-/// What a reading that failed its check says.
+/// What a reading that failed its check proves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// Nothing yet: read again.
+    /// Nothing yet: read the object again.
     Again,
-    /// The object is not what was written.
+    /// The object at rest is not what was written.
     AtRest,
-    /// The readings differ: nothing is known of the object.
+    /// The readings differ, so nothing is known about the object.
     OnTheWay,
 }
 
 impl Doubt {
-    /// Notes a reading that failed its check.
+    /// Records a reading that failed its check.
     pub(super) fn note(&mut self, key: &str, reading: &Bytes) -> Verdict {
         self.readings += 1;
         let alike = self.alike.alike(reading);
@@ -162,24 +163,24 @@ impl Doubt {
     }
 }
 
-/// The error of a request whose answers are damaged on the way.
+/// The error of a request whose answers are damaged in transit.
 pub(super) fn damaged_on_the_way(key: &str) -> Error {
     let why = format!("each of {MOST_READINGS} readings fails its check, no {ALIKE} in a row alike");
     Error::Transient { key: key.to_owned(), source: cause(why) }
 }
 
-/// Tells an object that is gone from one whose existence a single answer denies.
+/// Distinguishes an object that is gone from one whose existence the store denies once by mistake.
 #[derive(Debug, Default)]
 pub(super) struct Absence {
     answers: usize,
 }
 
 impl Absence {
-    /// Notes the answer that an object does not exist although something references it; waits, and says
-    /// whether to ask again. If not, the object is gone.
+    /// Records an answer that an object does not exist although something references it. Waits and returns
+    /// whether to ask again. If it returns `false`, the object is gone.
     ///
     /// # Errors
-    /// If the store cannot be asked for a listing, or lists the object.
+    /// Returns an error if the listing fails, or if it contains the object.
     pub(super) async fn ask_again(&mut self, store: &dyn Store, key: &str) -> Result<bool, Error> {
         self.ask_again_after(ABSENT, store, key).await
     }
@@ -214,7 +215,7 @@ impl Absence {
 /// Reads an object that something references, or a range of it.
 ///
 /// # Errors
-/// [`Error::NotFound`] only if the object is gone; else those of the store.
+/// Returns [`Error::NotFound`] only if the object is gone. Returns other errors of the store as they are.
 pub(super) async fn get_referenced(store: &dyn Store, key: &str, range: ByteRange) -> Result<Object, Error> {
     let mut absence = Absence::default();
     loop {
@@ -225,11 +226,11 @@ pub(super) async fn get_referenced(store: &dyn Store, key: &str, range: ByteRang
     }
 }
 
-/// Makes sure that an object which a read took for gone is so for good, before anything permanent is
-/// concluded from it.
+/// Confirms that an object which a read reported as gone is gone for good. This must come before anything
+/// permanent is concluded from its absence.
 ///
 /// # Errors
-/// If it is there after all, or the store does not say.
+/// Returns an error if the object exists after all, or if the store does not answer.
 pub(super) async fn confirm_gone(store: &dyn Store, key: &str) -> Result<(), Error> {
     let mut absence = Absence::default();
     loop {
@@ -248,17 +249,17 @@ pub(super) async fn confirm_gone(store: &dyn Store, key: &str) -> Result<(), Err
     }
 }
 
-/// Why an object could not be had.
+/// Why an object could not be read.
 #[derive(Debug)]
 pub(super) enum CheckedError {
-    /// The store did not give it.
+    /// The store returned an error.
     Store(Error),
-    /// It is not what was written.
+    /// The object is not what was written.
     Damaged(DecodeError),
 }
 
 impl CheckedError {
-    /// The error of an open volume that references the object, by the object's key.
+    /// Converts to the error of an open volume that references the object. `key` is the key of the object.
     pub(super) fn referenced(self, key: String) -> error::Error {
         match self {
             Self::Store(Error::NotFound { key }) => error::Error::lost(key),
@@ -267,7 +268,8 @@ impl CheckedError {
         }
     }
 
-    /// The error of whoever opens, creates or deletes a volume, by the object's key.
+    /// Converts to the error of an attempt to open, create or delete a volume. `key` is the
+    /// key of the object.
     pub(super) fn unopened(self, key: &str) -> OpenError {
         match self {
             Self::Store(error) => error.into(),
@@ -276,8 +278,8 @@ impl CheckedError {
     }
 }
 
-/// Fetches and decodes an object that something references, and again while that may be for damage on the way
-/// or for a false answer that it does not exist.
+/// Fetches and decodes an object that something references. Fetches it again while the failure may be due to
+/// damage in transit, or to a false answer that the object does not exist.
 pub(super) async fn fetch_checked<T>(
     store: &dyn Store,
     key: &str,
@@ -286,8 +288,8 @@ pub(super) async fn fetch_checked<T>(
     checked(|| get_referenced(store, key, ByteRange::Full), key, decode).await
 }
 
-/// Fetches and decodes an object that may well be absent; its absence is believed at once, so nothing that
-/// costs data may be concluded from it.
+/// Fetches and decodes an object that may be absent. A single answer that it is absent is believed, so the
+/// caller must conclude nothing from the absence that would cost data.
 pub(super) async fn fetch_if_present<T>(
     store: &dyn Store,
     key: &str,
@@ -337,7 +339,7 @@ mod tests {
         assert_eq!(verdicts(&["a", "a", "b", "b", "a", "a", "b", "b", "b"])[7..], [Again, AtRest]);
     }
 
-    /// It paused nowhere, so that it sent requests as fast as the store answered, for ever.
+    /// Without pauses, the store would receive requests as fast as it answers them, for ever.
     #[tokio::test(start_paused = true)]
     async fn a_store_that_contradicts_itself_is_asked_ever_more_seldom_and_given_up() {
         let memory = MemoryStore::new();

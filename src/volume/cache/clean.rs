@@ -1,8 +1,8 @@
-//! The pieces in memory: what the page cache holds, within a bound that can change while it is used.
+//! The pieces in memory: the contents of the page cache, within a bound that can change at run time.
 //!
-//! Knows no store. A cache of moka's keeps its bound for life, so another bound takes another cache, to which
-//! the pieces move. Invariants: each piece is counted when it comes and counted off once when it goes, for
-//! whatever reason; nothing stays in a cache that was replaced.
+//! Must not know about stores. The bound of a moka cache is fixed, so a new bound takes a new cache, to which
+//! the pieces move. Invariants: each piece is counted once when it is inserted and once when it is removed,
+//! whatever the reason. No piece stays in a cache that was replaced.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -22,19 +22,20 @@ use crate::volume::format::keys::ObjectId;
 use crate::volume::format::map::MapPage;
 use crate::volume::format::page_set::PageSet;
 
-/// What an entry costs beside its bytes: keys, counters and lists of the cache, and what the allocator loses
-/// on small ones. With 320, a cache of 256 MiB full of blocks took the process to 411 MiB.
+/// Memory that an entry takes in addition to its bytes: keys, counters and lists of the cache, and
+/// what the allocator wastes on small entries. With 320, a cache of 256 MiB full of blocks took the
+/// process to 411 MiB.
 const ENTRY_BYTES: usize = 768;
 
-/// Bytes that are put in at most before what is too much goes.
+/// Limit on the bytes that are inserted before pending evictions run.
 const UNSETTLED_BYTES: u64 = 1 << 20;
 
-/// A piece as it is held.
+/// A piece as the cache stores it.
 #[derive(Clone)]
 pub(super) enum Cached {
-    /// Verified bytes.
+    /// The verified bytes of a page, or of changes of a record.
     Bytes(Bytes),
-    /// A map page, decoded.
+    /// A decoded map page.
     Map(Arc<MapPage>),
 }
 
@@ -50,11 +51,11 @@ impl Cached {
 
 type Pieces = Cache<CacheKey, Cached, Xxh3Builder>;
 
-/// Clean pieces in memory.
+/// The clean pieces in memory, with their counts.
 pub(crate) struct Clean {
     pieces: ArcSwap<Pieces>,
     pub(crate) counts: Arc<Counts>,
-    /// Bytes put in since evictions were last asked for, and how many there may be.
+    /// Bytes that were inserted since evictions last ran. At `most_unsettled_bytes` they run again.
     unsettled_bytes: AtomicU64,
     most_unsettled_bytes: u64,
 }
@@ -71,7 +72,7 @@ fn pieces(bytes: u64, counts: &Arc<Counts>) -> Pieces {
 }
 
 impl Clean {
-    /// Holds at most `bytes` bytes; if `eager`, evicts with each insertion.
+    /// Creates a cache of at most `bytes` bytes. If `eager`, evictions run with each insertion.
     pub(crate) fn new(bytes: u64, eager: bool) -> Self {
         let counts = Arc::new(Counts::default());
         Self {
@@ -82,8 +83,8 @@ impl Clean {
         }
     }
 
-    /// Holds at most `bytes` bytes from now on. Of what is too much, it is not the use that decides what
-    /// goes.
+    /// Changes the bound to `bytes` bytes. If the pieces exceed it, which of them are evicted does not depend
+    /// on how they were used.
     pub(crate) async fn resize(&self, bytes: u64) {
         let new = Arc::new(pieces(bytes, &self.counts));
         let old = self.pieces.swap(Arc::clone(&new));
@@ -98,17 +99,17 @@ impl Clean {
         new.run_pending_tasks().await;
     }
 
-    /// Bytes that it holds at most.
+    /// The bound in bytes.
     pub(crate) fn capacity_bytes(&self) -> u64 {
         self.pieces.load().policy().max_capacity().unwrap_or(u64::MAX)
     }
 
-    /// Bytes held.
+    /// Bytes that the pieces take, including the overhead of each.
     pub(super) fn held_bytes(&self) -> u64 {
         self.pieces.load().weighted_size()
     }
 
-    /// Puts a piece in.
+    /// Inserts a piece, or replaces it.
     pub(super) async fn put(&self, key: CacheKey, value: Cached) {
         let pieces = self.pieces.load_full();
         self.added(&key, &value);
@@ -117,14 +118,15 @@ impl Clean {
         self.settle_when_due().await;
     }
 
-    /// A piece that came into a cache while that was replaced may have come behind the move.
+    /// Removes a piece from a cache that was replaced during the insertion: the move to the new cache may
+    /// have missed it.
     async fn leave_if_replaced(&self, pieces: &Arc<Pieces>, key: &CacheKey) {
         if !Arc::ptr_eq(pieces, &self.pieces.load()) {
             pieces.invalidate(key).await;
         }
     }
 
-    /// A piece of bytes; counts as a use.
+    /// Returns the bytes of a piece that is held. Counts as a use.
     pub(crate) async fn bytes(&self, key: &CacheKey) -> Option<Bytes> {
         match self.pieces.load().get(key).await {
             Some(Cached::Bytes(bytes)) => Some(bytes),
@@ -132,17 +134,17 @@ impl Clean {
         }
     }
 
-    /// Whether a piece is held; no use.
+    /// Whether a piece is held. Does not count as a use.
     pub(crate) fn contains(&self, key: &CacheKey) -> bool {
         self.pieces.load().contains_key(key)
     }
 
-    /// Drops a piece.
+    /// Removes a piece.
     pub(crate) async fn remove(&self, key: &CacheKey) {
         self.pieces.load().invalidate(key).await;
     }
 
-    /// Lets pending evictions happen.
+    /// Runs pending evictions.
     pub(crate) async fn settle(&self) {
         self.pieces.load().run_pending_tasks().await;
     }
@@ -153,7 +155,8 @@ impl Clean {
         self.unsettled_bytes.fetch_add(u64::from(weight), Ordering::Relaxed);
     }
 
-    /// moka evicts after so many insertions, of whatever size: pages would go far beyond its bound.
+    /// Runs evictions if enough bytes were inserted. moka runs them after a number of insertions, whatever
+    /// their size, so pages would take the cache far beyond its bound.
     async fn settle_when_due(&self) {
         if self.unsettled_bytes.load(Ordering::Relaxed) >= self.most_unsettled_bytes {
             self.unsettled_bytes.store(0, Ordering::Relaxed);
@@ -161,7 +164,7 @@ impl Clean {
         }
     }
 
-    /// A map page, loaded by `load` unless it is held; those who miss it at a time share one load.
+    /// Returns a map page. If it is not held, `load` loads it; concurrent misses share one load.
     pub(crate) async fn map_page<F>(&self, key: CacheKey, load: F) -> Result<Arc<MapPage>, Error>
     where
         F: Future<Output = Result<Arc<MapPage>, Error>> + Send,
@@ -182,7 +185,7 @@ impl Clean {
         }
     }
 
-    /// The pages of chunk objects and packs that are held, of all volumes.
+    /// Returns which pages of chunk objects and packs are held, for all volumes.
     pub(crate) fn pages(&self) -> HeldPages {
         let mut held = HeldPages::default();
         for (key, _) in self.pieces.load().iter() {
@@ -200,7 +203,7 @@ impl Clean {
     }
 }
 
-/// Pages that were in memory at one time.
+/// The pages that were in memory at one moment.
 #[derive(Debug, Default)]
 pub(crate) struct HeldPages {
     chunks: BTreeMap<(Uuid, ChunkIndex, ObjectId), PageSet>,
@@ -208,12 +211,12 @@ pub(crate) struct HeldPages {
 }
 
 impl HeldPages {
-    /// Those of a chunk object.
+    /// Returns the pages of a chunk object that were held.
     pub(crate) fn of_chunk(&self, volume: Uuid, index: ChunkIndex, id: ObjectId) -> PageSet {
         self.chunks.get(&(volume, index, id)).copied().unwrap_or_default()
     }
 
-    /// Whether a frame of a pack is among them.
+    /// Whether a frame of a pack was held.
     pub(crate) fn has_packed(&self, volume: Uuid, map_page: u32, id: ObjectId, frame: u32) -> bool {
         !self.packed.is_empty() && self.packed.contains(&(volume, map_page, id, frame))
     }

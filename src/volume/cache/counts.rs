@@ -1,6 +1,7 @@
-//! What the page cache counts, by volume.
+//! The metrics of the page cache, by volume.
 //!
-//! Invariant: a piece that was read ahead counts once, as used or as wasted.
+//! Must not know what the pieces contain. Invariant: a piece that was read ahead is counted at most once, as
+//! used or as wasted.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,13 +12,15 @@ use super::fetch::{CacheKey, Fetch};
 use crate::metrics::VolumeMetrics;
 use crate::metrics::labels::{ReadAhead, Tier};
 
-/// Pieces followed at most until they are read; beyond, the first in order of key is forgotten uncounted.
+/// Limit on the pieces read ahead that are tracked until they are read. Beyond it, the piece with the lowest
+/// key is no longer tracked, and not counted.
 const FOLLOWED: usize = 4096;
 
-/// Counts of the page cache.
+/// Counters of the page cache, and the pieces read ahead that nobody has read yet.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
     pub(crate) volumes: Mutex<BTreeMap<Uuid, VolumeMetrics>>,
+    /// Pieces that were read ahead and have not been read or dropped since.
     ahead: Mutex<BTreeSet<CacheKey>>,
 }
 
@@ -28,12 +31,12 @@ impl Counts {
         }
     }
 
-    /// A piece was put in.
+    /// Counts a piece that was inserted. `weight` is in bytes.
     pub(super) fn added(&self, key: &CacheKey, weight: u32) {
         self.with(key.volume, |metrics| metrics.cache_bytes.of(Tier::Memory).add(i64::from(weight)));
     }
 
-    /// A piece went, by eviction or since another took its place.
+    /// Counts a piece that was removed, because it was evicted, dropped or replaced.
     pub(crate) fn dropped(&self, key: &CacheKey, weight: u32, evicted: bool) {
         let wasted = self.ahead.lock().remove(key);
         self.with(key.volume, |metrics| {
@@ -47,7 +50,7 @@ impl Counts {
         });
     }
 
-    /// Pieces were asked for, so many of them not in memory.
+    /// Counts requested pieces, `misses` of which were not in memory.
     pub(crate) fn asked(&self, wanted: &[Fetch], misses: usize) {
         let Some(first) = wanted.first() else { return };
         let used: u64 = {
@@ -62,7 +65,7 @@ impl Counts {
         });
     }
 
-    /// Pieces are being read ahead.
+    /// Tracks the pieces of `wanted` at the indexes `missing`, which are being read ahead.
     pub(crate) fn read_ahead(&self, wanted: &[Fetch], missing: &[usize]) {
         let mut ahead = self.ahead.lock();
         for &place in missing {

@@ -1,7 +1,7 @@
-//! Pieces of objects: what they are called in the cache, where they lie, and how they are verified.
+//! Pieces of objects: how the cache identifies them, where they are stored, and how they are verified.
 //!
-//! Invariant: what [`Fetch::verify`] lets pass is, byte for byte, what was written at that place of that
-//! object.
+//! Must not know how pieces are fetched or held. Invariant: bytes that [`Fetch::verify`] accepts are exactly
+//! the bytes that were written at that position of that object.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,32 +16,32 @@ use crate::volume::format::geometry::ChunkIndex;
 use crate::volume::format::keys::{Keys, ObjectId, Slot};
 use crate::volume::state::piece::{RecordRef, part};
 
-/// A piece of an object, as the cache calls it.
+/// Identifies a piece of an object in the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CacheKey {
-    /// Whose object.
+    /// The volume that owns the object.
     pub volume: Uuid,
-    /// Which piece.
+    /// Which piece of which of its objects.
     pub unit: Unit,
 }
 
-/// A piece of an object of a volume.
+/// A piece of an object, within its volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Unit {
-    /// A page of a chunk object.
+    /// A page of a chunk object: chunk, object, page in the chunk.
     Page(ChunkIndex, ObjectId, u16),
-    /// A frame of a pack.
+    /// A frame of a pack: map page, pack, frame.
     Packed(u32, ObjectId, u32),
-    /// The data of a run of changes of a record.
+    /// The data of a run of changes of a record: slot, number of the run.
     Run(Slot, u32),
-    /// The data of one change of a record.
+    /// The data of one change of a record: slot, number of the change.
     Change(Slot, u32),
-    /// A map page.
+    /// A map page: its number, its object.
     Map(u32, ObjectId),
 }
 
 impl Unit {
-    /// A page of a chunk object.
+    /// Identifies a page of a chunk object.
     #[must_use]
     pub fn page(index: ChunkIndex, id: ObjectId, page: u16) -> Self {
         match mutant::is(Mutant::CachedByOffset) {
@@ -51,46 +51,46 @@ impl Unit {
     }
 }
 
-/// An object of a volume that pieces are fetched from. Its key is made only where there is something to
-/// fetch.
+/// An object of a volume that pieces are fetched from. Its key is built only when something is fetched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Source {
-    /// A chunk object.
+    /// A chunk object: chunk, object.
     Chunk(ChunkIndex, ObjectId),
-    /// The pack of a map page.
+    /// A pack: map page, object.
     Pack(u32, ObjectId),
-    /// A record.
+    /// A record of the journal.
     Record(Slot),
 }
 
 /// How the bytes of a piece are verified.
 #[derive(Clone, Debug)]
 pub enum Check {
-    /// By the tag behind them.
+    /// By the tag that follows the payload. Contains the number of the frame.
     Frame(Place, u32),
-    /// By a tag that is known.
+    /// By a tag that is already known. Contains the number that was hashed into the tag.
     Tag(Place, u32, Checksum),
-    /// A run of changes, each by its tag; of which one change is wanted.
+    /// A run of changes, each by its own tag. Contains the number of the change that is wanted.
     Run(Arc<RecordRef>, u32),
 }
 
-/// A piece to be fetched.
+/// A piece to fetch: where it is stored and how it is verified.
 #[derive(Clone, Debug)]
 pub struct Fetch {
-    /// What it is.
+    /// Identifies the piece in the cache.
     pub key: CacheKey,
-    /// The object.
+    /// The object that stores the piece.
     pub object: Source,
-    /// First byte in the object.
+    /// Offset of the piece in the object, in bytes.
     pub at: u64,
-    /// Bytes of payload.
+    /// Length of the payload in bytes.
     pub length: u32,
-    /// How to verify it.
+    /// How the piece is verified.
     pub check: Check,
 }
 
 impl Fetch {
-    /// The data of a change of a record, which is cached and fetched with that of its neighbours.
+    /// Returns the fetch for the data of a change of a record. The whole run that contains the change is
+    /// fetched and cached.
     #[must_use]
     pub fn change(volume: Uuid, record: &Arc<RecordRef>, change: u32) -> Self {
         let number = record.run_of(change);
@@ -104,7 +104,7 @@ impl Fetch {
         }
     }
 
-    /// Key of the object.
+    /// Returns the key of the object.
     #[must_use]
     pub fn object_key(&self) -> String {
         let keys = Keys::new(self.key.volume);
@@ -115,7 +115,7 @@ impl Fetch {
         }
     }
 
-    /// Bytes in the object: the payload, and its tag where that follows it.
+    /// Bytes that the piece takes in the object: the payload, and its tag if it follows the payload.
     #[must_use]
     pub fn stored_bytes(&self) -> u64 {
         u64::from(self.length)
@@ -125,7 +125,7 @@ impl Fetch {
             }
     }
 
-    /// Whether it lies right behind another in the same object.
+    /// Whether the piece directly follows another in the same object.
     #[must_use]
     pub fn lies_behind(&self, other: &Self) -> bool {
         other.object == self.object
@@ -133,7 +133,7 @@ impl Fetch {
             && other.at + other.stored_bytes() == self.at
     }
 
-    /// Whether the payload, and what follows it, is what was written.
+    /// Whether `stored`, the payload with its tag if that follows, is what was written.
     #[must_use]
     pub fn verify(&self, stored: &[u8]) -> bool {
         if mutant::is(Mutant::TagUnchecked) {
@@ -146,7 +146,7 @@ impl Fetch {
         }
     }
 
-    /// What is wanted of a payload.
+    /// Extracts the wanted part of a payload.
     #[must_use]
     pub fn wanted(&self, payload: &Bytes) -> Bytes {
         match &self.check {
@@ -155,7 +155,8 @@ impl Fetch {
         }
     }
 
-    /// A fetch of the wanted part alone: of a run that is damaged, most changes may be whole.
+    /// Returns a fetch of the wanted change alone, if this is a run. If a run is damaged, most of its changes
+    /// may be intact.
     #[must_use]
     pub fn alone(&self) -> Option<Self> {
         let Check::Run(record, change) = &self.check else { return None };

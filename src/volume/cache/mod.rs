@@ -1,9 +1,9 @@
 //! The page cache: clean, verified pieces of objects, shared by all volumes of the process.
 //!
-//! Keyed by object and place within it, never by disk offset, so that a late fetch of an old object cannot
-//! pass for a new one. Holds only what the store holds too: eviction loses nothing. Invariants: what is in
-//! the cache has passed its check; concurrent misses of one piece share one GET; a failed fetch leaves
-//! nothing behind.
+//! The cache is keyed by object and position in it, never by disk offset, so that a late fetch of an old
+//! object cannot be mistaken for a new one. It must not know about changes: everything in it is also in the
+//! store, so that eviction loses nothing. Invariants: every piece in the cache has passed its check.
+//! Concurrent misses of one piece share one GET. A failed fetch leaves nothing in the cache.
 
 pub(super) mod clean;
 mod counts;
@@ -32,31 +32,32 @@ use crate::volume::signal::Signal;
 use crate::volume::state::piece::own;
 use crate::volume::store_exact::{Doubt, Verdict, damaged_on_the_way, get_referenced};
 
-/// GETs at a time, of the whole process, for what clients asked to have brought in by CACHE.
+/// Limit on concurrent GETs of the whole process for data that clients request ahead of time with CACHE.
 pub const AHEAD_GETS: usize = 8;
 
-/// Whether what is fetched stays in the cache.
+/// Whether fetched pieces stay in the cache.
 #[derive(Clone, Copy)]
 enum Keep {
     Cached,
     Passing,
 }
 
-/// What of a piece is had already.
+/// State of a piece while a set of pieces is being fetched.
 enum Found {
     Loaded(Result<Bytes, Error>),
     Loading,
 }
 
-/// A load on its way: what came of it, once that is known.
+/// A load in flight. The value is its result, once that is known.
 type Load = Signal<Option<Result<Bytes, Error>>>;
 
-/// Clean pieces of objects in memory.
+/// Clean pieces of objects in memory, and the loads in flight.
 pub struct PageCache {
     clean: Arc<Clean>,
     loading: Arc<Mutex<Loading>>,
+    /// Limit on the bytes of one GET.
     get_bytes: u64,
-    /// A permit for each GET of what somebody asked to have brought in.
+    /// One permit for each GET of [`PageCache::fetch_ahead`].
     ahead: Arc<Semaphore>,
     tasks: Tasks,
 }
@@ -68,14 +69,14 @@ impl fmt::Debug for PageCache {
 }
 
 impl PageCache {
-    /// A cache of at most `bytes` bytes; one GET fetches at most `get_bytes`.
+    /// Creates a cache of at most `bytes` bytes. One GET fetches at most `get_bytes` bytes.
     #[must_use]
     pub fn new(bytes: u64, get_bytes: u64) -> Arc<Self> {
         Self::with(bytes, get_bytes, false)
     }
 
-    /// As [`PageCache::new`], but evicts with each insertion: slower, and what is held depends on the order
-    /// of uses alone, not on the time that went by between them.
+    /// As [`PageCache::new`], but evicts with each insertion. This is slower, but what the cache holds
+    /// depends only on the order of uses, not on the time between them.
     #[must_use]
     pub fn eager(bytes: u64, get_bytes: u64) -> Arc<Self> {
         Self::with(bytes, get_bytes, true)
@@ -91,39 +92,39 @@ impl PageCache {
         })
     }
 
-    /// Makes it one of at most `bytes` bytes; what does not fit goes at once.
+    /// Changes the capacity to `bytes` bytes. Pieces that no longer fit are evicted at once.
     pub async fn resize(&self, bytes: u64) {
         self.clean.resize(bytes).await;
     }
 
-    /// Bytes that it holds at most.
+    /// Capacity in bytes.
     #[must_use]
     pub fn capacity_bytes(&self) -> u64 {
         self.clean.capacity_bytes()
     }
 
-    /// Bytes held.
+    /// Bytes that the cache holds, including its overhead for each piece.
     #[must_use]
     pub fn held_bytes(&self) -> u64 {
         self.clean.held_bytes()
     }
 
-    /// Counts the pieces of a volume's objects there from now on.
+    /// Reports the pieces of a volume's objects to `metrics` from now on.
     pub fn count_for(&self, volume: Uuid, metrics: VolumeMetrics) {
         self.clean.counts.volumes.lock().insert(volume, metrics);
     }
 
-    /// Counts the pieces of a volume's objects no more.
+    /// Stops counting the pieces of a volume's objects.
     pub fn forget(&self, volume: Uuid) {
         self.clean.counts.volumes.lock().remove(&volume);
     }
 
-    /// Puts a piece that is durable into the cache.
+    /// Inserts a piece that is already durable.
     pub async fn insert(&self, key: CacheKey, bytes: Bytes) {
         self.clean.put(key, Cached::Bytes(bytes)).await;
     }
 
-    /// Drops pieces that nothing names any more.
+    /// Removes pieces that are no longer referenced.
     pub async fn remove(&self, keys: impl IntoIterator<Item = CacheKey>) {
         for key in keys {
             self.clean.remove(&key).await;
@@ -131,31 +132,31 @@ impl PageCache {
         self.settle().await;
     }
 
-    /// Lets pending evictions happen, so that bursts of insertions stay within the bound.
+    /// Runs pending evictions, so that the cache stays within its bound during bursts of insertions.
     pub async fn settle(&self) {
         self.clean.settle().await;
     }
 
-    /// A piece, if it is in memory.
+    /// Returns a piece if it is in memory. Counts as a use.
     pub async fn peek(&self, key: &CacheKey) -> Option<Bytes> {
         self.clean.bytes(key).await
     }
 
-    /// Whether a piece is in memory, without counting as a use.
+    /// Whether a piece is in memory. Does not count as a use.
     #[must_use]
     pub fn contains(&self, key: &CacheKey) -> bool {
         self.clean.contains(key)
     }
 
-    /// The pages in memory now, to be looked at.
+    /// Returns which pages are in memory now.
     pub(super) fn pages(&self) -> HeldPages {
         self.clean.pages()
     }
 
-    /// A map page, loaded by `load` unless it is in memory.
+    /// Returns a map page. If it is not in memory, `load` loads it.
     ///
     /// # Errors
-    /// Those of `load`.
+    /// Returns the errors of `load`.
     pub async fn map_page<F>(&self, key: CacheKey, load: F) -> Result<Arc<MapPage>, Error>
     where
         F: Future<Output = Result<Arc<MapPage>, Error>> + Send,
@@ -163,18 +164,19 @@ impl PageCache {
         self.clean.map_page(key, load).await
     }
 
-    /// Puts a map page that is durable into the cache.
+    /// Inserts a map page that is already durable.
     pub async fn insert_map_page(&self, key: CacheKey, page: Arc<MapPage>) {
         self.clean.put(key, Cached::Map(page)).await;
     }
 
-    /// Gives every piece, fetched where it is not in memory; pieces that lie side by side share a GET.
+    /// Returns every piece, in the order of `wanted`. Pieces that are not in memory are fetched; adjacent
+    /// pieces share a GET.
     pub async fn fetch(&self, store: &Arc<dyn Store>, wanted: &[Fetch]) -> Vec<Result<Bytes, Error>> {
         self.fetch_and(store, wanted, Keep::Cached).await
     }
 
-    /// As [`PageCache::fetch`], but leaves no page in the cache that was not there: for what is read only
-    /// once. Runs of changes stay, since other chunks want their share of them.
+    /// As [`PageCache::fetch`], but does not keep fetched pages in the cache: for data that is read only
+    /// once. Runs of changes are kept, because other chunks need parts of them.
     pub async fn fetch_passing(&self, store: &Arc<dyn Store>, wanted: &[Fetch]) -> Vec<Result<Bytes, Error>> {
         self.fetch_and(store, wanted, Keep::Passing).await
     }
@@ -209,13 +211,13 @@ impl PageCache {
             }
         }
         self.clean.counts.asked(wanted, misses);
-        // Pieces of one object in order of place, whatever the order in which they are wanted.
+        // Adjacent pieces of one object share a GET, whatever the order in which they are requested.
         missing.sort_by_key(|place| (wanted[*place].object, wanted[*place].at));
         let (waits, runs) = self.begin(wanted, &missing);
         for begun in runs {
             let mut load = Box::pin(begun.load(Arc::clone(store), Arc::clone(&self.clean), keep));
-            // What the store has at hand needs no task. All else has one, so that a reader that goes away
-            // does not take the load with it.
+            // A load that completes at once needs no task. Any other load runs in a task of its own, so that
+            // it continues if the reader is cancelled.
             if futures::poll!(load.as_mut()).is_pending() {
                 drop(self.tasks.spawn_until_cancelled(load));
             }
@@ -239,7 +241,7 @@ impl PageCache {
         results
     }
 
-    /// Starts fetching what is neither in memory nor on its way, and waits for nothing.
+    /// Starts to fetch pieces that are neither in memory nor in flight. Does not wait for them.
     pub fn prefetch(&self, store: &Arc<dyn Store>, wanted: &[Fetch]) {
         let missing: Vec<usize> =
             (0..wanted.len()).filter(|place| !self.contains(&wanted[*place].key)).collect();
@@ -253,9 +255,9 @@ impl PageCache {
         }
     }
 
-    /// Fetches what is neither in memory nor on its way, [`AHEAD_GETS`] GETs at a time for the whole process,
-    /// and waits for it. A load begins only when it has its turn, so that a reader who joins one never waits
-    /// for those before it.
+    /// Fetches pieces that are neither in memory nor in flight, and waits for them. At most [`AHEAD_GETS`]
+    /// GETs are in flight at once in the whole process. A load is registered only when it has a permit, so
+    /// that a reader that joins it never waits for the loads before it.
     pub async fn fetch_ahead(&self, store: &Arc<dyn Store>, wanted: &[Fetch]) {
         let mut missing: Vec<usize> =
             (0..wanted.len()).filter(|place| !self.contains(&wanted[*place].key)).collect();
@@ -287,7 +289,8 @@ impl PageCache {
         }
     }
 
-    /// Joins or begins the load of each of `missing`: what to wait for, and a GET for each run of neighbours.
+    /// Joins or starts the load of each piece in `missing`. Returns the loads to wait for, and one GET for
+    /// each run of adjacent pieces.
     fn begin(&self, wanted: &[Fetch], missing: &[usize]) -> (Vec<Arc<Load>>, Vec<Begun>) {
         let mut waits = Vec::with_capacity(missing.len());
         let mut runs: Vec<Begun> = Vec::new();
@@ -317,20 +320,21 @@ impl PageCache {
 
 type Loading = BTreeMap<CacheKey, Arc<Load>>;
 
-/// Loads that have begun; when they end, however they do, those who wait hear, and new readers begin anew.
+/// Loads that have been registered and are fetched with one GET. When they end, even by cancellation, all
+/// waiting readers get a result, and later readers start a load of their own.
 struct Begun {
     loading: Arc<Mutex<Loading>>,
     run: Vec<(Fetch, Arc<Load>)>,
 }
 
 impl Begun {
-    /// Whether a piece lies right behind the others, and one GET can have them all.
+    /// Whether a piece directly follows the others, and one GET can fetch them all.
     fn is_followed_by(&self, fetch: &Fetch, get_bytes: u64) -> bool {
         let (first, last) = (&self.run[0].0, &self.run[self.run.len() - 1].0);
         fetch.lies_behind(last) && fetch.at + fetch.stored_bytes() - first.at <= get_bytes
     }
 
-    /// Loads the run of neighbours.
+    /// Loads the run and inserts its pieces into the cache.
     async fn load(mut self, store: Arc<dyn Store>, clean: Arc<Clean>, keep: Keep) {
         let mut results = load(store.as_ref(), &self.run).await;
         for ((fetch, _), result) in self.run.iter().zip(&mut results) {
@@ -364,13 +368,13 @@ impl Drop for Begun {
     }
 }
 
-/// Fetches a piece that shares nothing.
+/// Fetches a single piece outside the cache. The load is not shared.
 async fn load_alone(store: &dyn Store, fetch: Fetch) -> Result<Bytes, Error> {
     let run = [(fetch, Arc::new(Load::new(None)))];
     load(store, &run).await.pop().expect("one for each")
 }
 
-/// Fetches a run of neighbours.
+/// Fetches a run of adjacent pieces. The results are in the order of the run.
 async fn load(store: &dyn Store, run: &[(Fetch, Arc<Load>)]) -> Vec<Result<Bytes, Error>> {
     let mut results = fetch_run(store, run).await;
     for ((fetch, _), result) in run.iter().zip(&mut results) {
@@ -386,7 +390,8 @@ async fn load(store: &dyn Store, run: &[(Fetch, Arc<Load>)]) -> Vec<Result<Bytes
     results
 }
 
-/// Fetches a run of neighbours with one GET, and again while a check fails that may be for damage on the way.
+/// Fetches a run of adjacent pieces with one GET. Repeats it while a failed check may be due
+/// to damage in transit.
 async fn fetch_run(store: &dyn Store, run: &[(Fetch, Arc<Load>)]) -> Vec<Result<Bytes, Error>> {
     let (first, last) = (&run[0].0, &run[run.len() - 1].0);
     let object = first.object_key();
@@ -399,7 +404,7 @@ async fn fetch_run(store: &dyn Store, run: &[(Fetch, Arc<Load>)]) -> Vec<Result<
                 let results = run.iter().map(|(fetch, _)| cut(fetch, first.at, &object.body)).collect();
                 (object.body, results)
             }
-            // An object that is too short is damaged as one with other bytes is.
+            // An object that is too short is damaged, like one with wrong bytes.
             Err(error @ store::Error::CutShort { .. }) => {
                 let why = format!("is too short: {error}");
                 let damaged = Error::damaged(object.clone(), why.clone());
@@ -414,7 +419,7 @@ async fn fetch_run(store: &dyn Store, run: &[(Fetch, Arc<Load>)]) -> Vec<Result<
         }
         match doubt.note(&object, &reading) {
             Verdict::Again => {}
-            // What lies before the damage can still be had, piece by piece.
+            // The pieces before the damage can still be read, each with a GET of its own.
             Verdict::AtRest if run.len() > 1 && results.iter().all(Result::is_err) => {
                 return one_by_one(store, run).await;
             }
@@ -433,7 +438,7 @@ async fn one_by_one(store: &dyn Store, run: &[(Fetch, Arc<Load>)]) -> Vec<Result
     results
 }
 
-/// The payload of a piece from the body of a GET from byte `from` on, if it passes its check.
+/// Extracts the payload of a piece from the body of a GET that began at byte `from`, and checks it.
 fn cut(fetch: &Fetch, from: u64, body: &Bytes) -> Result<Bytes, Error> {
     let start = usize::try_from(fetch.at - from).expect("within the GET");
     let end = start + usize::try_from(fetch.stored_bytes()).expect("a page");

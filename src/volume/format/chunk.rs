@@ -1,9 +1,11 @@
-//! Chunk objects: the pages of one chunk as frames of one size, so that a cold read is one ranged GET.
+//! Chunk objects: the pages of one chunk as frames of equal size, so that a cold read is one ranged GET.
 //!
 //! `prologue | index (4) | id (12) | pages of a chunk (2) | codec, cipher (2) | stored pages |
 //! frames | checksum (16)`.
-//! Invariant: the frame of page p begins at [`frame_offset`], wherever the bitmap of the map entry says it is
-//! stored.
+//!
+//! Must not know which chunks exist or where their objects are referenced. Invariant: the frame of page p
+//! begins at [`frame_offset`] of the rank of p among the stored pages, so a map entry with these pages is
+//! enough to find it.
 
 use std::convert::Infallible;
 
@@ -16,23 +18,23 @@ use super::geometry::{ChunkIndex, PAGE_BYTES};
 use super::keys::ObjectId;
 use super::page_set::PageSet;
 
-/// Bytes of an uncompressed frame.
+/// Length of a frame in bytes: a page, uncompressed, and its tag.
 pub const FRAME_BYTES: u64 = PAGE_BYTES + TAG_BYTES;
 
-/// Bytes before the first frame.
+/// Returns the length of the header in bytes: the offset of the first frame.
 #[must_use]
 pub fn header_bytes(pages_per_chunk: u16) -> u64 {
     let fixed = Encoder::PROLOGUE_BYTES + 4 + 12 + 2 + 2;
     u64::try_from(fixed + PageSet::encoded_bytes(pages_per_chunk)).expect("a small number")
 }
 
-/// Where the frame with this rank begins.
+/// Returns the offset in the object of the frame with this rank, in bytes.
 #[must_use]
 pub fn frame_offset(pages_per_chunk: u16, rank: u32) -> u64 {
     header_bytes(pages_per_chunk) + u64::from(rank) * FRAME_BYTES
 }
 
-/// Writes a chunk object page by page.
+/// Writes a chunk object, page by page.
 #[derive(Debug)]
 pub struct ChunkWriter {
     to: Encoder,
@@ -43,7 +45,7 @@ pub struct ChunkWriter {
 }
 
 impl ChunkWriter {
-    /// Begins the object `id`, with room for so many pages.
+    /// Starts the object `id`, with capacity for `pages` pages.
     #[must_use]
     pub fn new(volume: Uuid, index: ChunkIndex, id: ObjectId, pages_per_chunk: u16, pages: u32) -> Self {
         let capacity = object_bytes(pages_per_chunk, pages);
@@ -51,7 +53,7 @@ impl ChunkWriter {
         Self::within(volume, index, id, pages_per_chunk, memory)
     }
 
-    /// Begins the object `id` in memory that held something else before.
+    /// Starts the object `id` in a buffer that is reused. The old contents of `memory` are discarded.
     #[must_use]
     pub fn within(
         volume: Uuid,
@@ -71,18 +73,18 @@ impl ChunkWriter {
         Self { to, place, pages_per_chunk, stored: PageSet::EMPTY, next: 0 }
     }
 
-    /// Appends a page; they come in order.
+    /// Appends a page. Pages must be appended in ascending order.
     ///
     /// # Panics
-    /// If the page is not behind the others, or not a page long.
+    /// Panics if `page` does not follow the pages so far, or if `payload` is not as long as a page.
     pub fn page(&mut self, page: u16, payload: &[u8]) {
         self.page_of(page, [payload]);
     }
 
-    /// Appends a page made of parts.
+    /// Appends a page whose bytes are the concatenation of `parts`.
     ///
     /// # Panics
-    /// As [`ChunkWriter::page`].
+    /// Panics like [`ChunkWriter::page`].
     pub fn page_of<'a>(&mut self, page: u16, parts: impl IntoIterator<Item = &'a [u8]>) {
         let append = |bytes: &mut Vec<u8>| -> Result<bool, Infallible> {
             parts.into_iter().for_each(|part| bytes.extend_from_slice(part));
@@ -91,13 +93,14 @@ impl ChunkWriter {
         let Ok(_) = self.compose(page, append);
     }
 
-    /// Appends the page that `compose` appends to the object's bytes, or none where that gives `false`.
+    /// Appends a page whose bytes `compose` appends to the buffer. If `compose` returns `false`,
+    /// no page is appended.
     ///
     /// # Errors
-    /// Those of `compose`; there is no page then.
+    /// Returns the errors of `compose`. No page is appended then.
     ///
     /// # Panics
-    /// If the page is not behind the others, or not a page long.
+    /// Panics if `page` does not follow the pages so far, or if `compose` does not append exactly one page.
     pub fn compose<E>(
         &mut self,
         page: u16,
@@ -119,13 +122,13 @@ impl ChunkWriter {
         Ok(true)
     }
 
-    /// The pages so far.
+    /// Returns the pages appended so far.
     #[must_use]
     pub fn stored(&self) -> PageSet {
         self.stored
     }
 
-    /// The object.
+    /// Completes the object and returns its bytes.
     #[must_use]
     pub fn finish(mut self) -> Bytes {
         let end = usize::try_from(header_bytes(self.pages_per_chunk)).expect("a small number");
@@ -135,24 +138,24 @@ impl ChunkWriter {
     }
 }
 
-/// A decoded chunk object.
+/// A decoded and verified chunk object.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ChunkObject<'a> {
-    /// Its chunk.
+    /// Index of the chunk in the volume.
     pub index: ChunkIndex,
-    /// Its name.
+    /// Id of this object.
     pub id: ObjectId,
-    /// Pages that it stores.
+    /// The pages that the object stores.
     pub stored: PageSet,
-    /// Their payloads, in order.
+    /// The payload of each stored page, in order of page.
     pub pages: Vec<&'a [u8]>,
 }
 
 impl<'a> ChunkObject<'a> {
-    /// Reads a whole object.
+    /// Decodes a whole object and verifies every frame.
     ///
     /// # Errors
-    /// If it is damaged.
+    /// Returns an error if the object is damaged, or belongs to another volume.
     pub fn decode(volume: Uuid, bytes: &'a [u8]) -> Result<Self, DecodeError> {
         let mut from = Decoder::object_of(Kind::Chunk, volume, bytes)?;
         let index = ChunkIndex(from.u32()?);
@@ -180,7 +183,7 @@ impl<'a> ChunkObject<'a> {
     }
 }
 
-/// Bytes that a chunk object with so many pages takes.
+/// Returns the length in bytes of a chunk object with `stored` stored pages.
 #[must_use]
 pub fn object_bytes(pages_per_chunk: u16, stored: u32) -> u64 {
     frame_offset(pages_per_chunk, stored) + Checksum::BYTES as u64

@@ -1,25 +1,26 @@
-//! The envelope that every object shares, and the primitives to read and write one.
+//! The envelope of every object, and the primitives that read and write fields.
 //!
-//! An object is `magic (8) | format version (2) | volume uuid (16) | fields | checksum (16)`, little-endian.
-//! The checksum is XXH3-128 of everything before it. Knows nothing of what the fields mean. Invariant: a
-//! [`Decoder`] is total: any bytes give a value or an error, and no allocation exceeds what the input
-//! justifies.
+//! An object is `magic (8) | format version (2) | volume uuid (16) | fields | checksum (16)`. Numbers are
+//! little-endian. The checksum is the XXH3-128 of all bytes before it.
+//!
+//! Must not know what the fields mean. Invariant: a [`Decoder`] is total: any bytes result in a value or an
+//! error, and no allocation is larger than the input justifies.
 
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_128;
 
-/// Format version of every object; a change to any golden file bumps it.
+/// Format version of every object. Any change to a golden file requires a new version.
 pub const FORMAT_VERSION: u16 = 1;
 
-/// A checksum of an object or a frame: XXH3-128, stored little-endian.
+/// Checksum of an object or a frame: an XXH3-128, stored in little-endian byte order.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, PartialOrd, Ord)]
 pub struct Checksum(pub [u8; 16]);
 
 impl Checksum {
-    /// Bytes that a checksum takes.
+    /// Length of a checksum in bytes.
     pub const BYTES: usize = 16;
 
-    /// The checksum of `bytes`.
+    /// Computes the checksum of `bytes`.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
         Self(xxh3_128(bytes).to_le_bytes())
@@ -32,31 +33,31 @@ impl std::fmt::Debug for Checksum {
     }
 }
 
-/// What an object is: its first eight bytes.
+/// The kind of an object, which its first eight bytes identify.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Identity of a volume.
+    /// The identity of a volume (`identity/<uuid>`).
     Identity,
-    /// Head of a volume.
+    /// The head of a volume (`head`).
     Head,
-    /// Commit record, opening record or seal.
+    /// A record of the journal: commit, opening record or seal.
     Record,
-    /// Root.
+    /// A root: the content of a volume at one commit.
     Root,
-    /// Root table.
+    /// A root table: all roots of a volume that are kept.
     RootTable,
-    /// Map page.
+    /// A map page: where the pages of 4,096 chunks are stored.
     MapPage,
-    /// Chunk object.
+    /// A chunk object: pages of one chunk.
     Chunk,
-    /// Pack.
+    /// A pack: pages of several chunks.
     Pack,
-    /// Name of a volume.
+    /// The object that binds a name to a volume (`name/<name>`).
     Name,
 }
 
 impl Kind {
-    /// First eight bytes of an object of this kind.
+    /// Returns the magic: the first eight bytes of an object of this kind.
     #[must_use]
     pub fn magic(self) -> &'static [u8; 8] {
         match self {
@@ -73,62 +74,62 @@ impl Kind {
     }
 }
 
-/// Why bytes are not the object that they should be.
+/// Why bytes cannot be decoded as the expected object.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
-    /// Ends too early.
+    /// The bytes end before the object is complete.
     #[error("ends {missing} bytes too early")]
     Truncated {
-        /// Bytes missing at least.
+        /// How many bytes are missing, at least.
         missing: usize,
     },
-    /// Is of another kind, or no object of Cairn's.
+    /// The object is of another kind, or is not an object of Cairn. Contains the expected kind.
     #[error("does not begin with the magic of a {0:?} object")]
     Magic(Kind),
-    /// Written by another version.
+    /// The object has a format version that this program does not read.
     #[error("format version {0} is not supported (this program reads version {FORMAT_VERSION})")]
     Version(u16),
-    /// The checksum does not fit the bytes.
+    /// The checksum does not match the bytes.
     #[error("checksum mismatch")]
     Checksum,
-    /// Belongs to another volume.
+    /// The object belongs to another volume.
     #[error("belongs to volume {0}")]
     Volume(Uuid),
-    /// Bytes follow the last field.
+    /// This many bytes follow the last field.
     #[error("{0} bytes follow the last field")]
     Trailing(usize),
-    /// A field has a value that it cannot have.
+    /// A field has a value that is not allowed.
     #[error("{field}: {why}")]
     Invalid {
-        /// Field.
+        /// Name of the field.
         field: &'static str,
-        /// What is wrong with it.
+        /// What is wrong with the value.
         why: String,
     },
 }
 
-/// An invalid field.
+/// Creates the error for a field with an invalid value.
 pub(crate) fn invalid(field: &'static str, why: impl Into<String>) -> DecodeError {
     DecodeError::Invalid { field, why: why.into() }
 }
 
-/// Writes an object.
+/// Encodes an object, field by field.
 #[derive(Debug)]
 pub struct Encoder {
     bytes: Vec<u8>,
 }
 
 impl Encoder {
-    /// Bytes of the envelope before the fields.
+    /// Length in bytes of the envelope before the fields.
     pub const PROLOGUE_BYTES: usize = 8 + 2 + 16;
 
-    /// Begins an object with room for `capacity` bytes.
+    /// Starts an object. The buffer has a capacity of `capacity` bytes.
     #[must_use]
     pub fn new(kind: Kind, volume: Uuid, capacity: usize) -> Self {
         Self::within(kind, volume, Vec::with_capacity(capacity))
     }
 
-    /// Begins an object in memory that held something else before.
+    /// Starts an object in a buffer that is reused. The old contents of `memory` are discarded.
     #[must_use]
     pub fn within(kind: Kind, volume: Uuid, memory: Vec<u8>) -> Self {
         let mut bytes = memory;
@@ -139,66 +140,66 @@ impl Encoder {
         Self { bytes }
     }
 
-    /// Appends a byte.
+    /// Appends one byte.
     pub fn u8(&mut self, value: u8) {
         self.bytes.push(value);
     }
 
-    /// Appends two bytes.
+    /// Appends a number as two bytes, little-endian.
     pub fn u16(&mut self, value: u16) {
         self.bytes.extend_from_slice(&value.to_le_bytes());
     }
 
-    /// Appends four bytes.
+    /// Appends a number as four bytes, little-endian.
     pub fn u32(&mut self, value: u32) {
         self.bytes.extend_from_slice(&value.to_le_bytes());
     }
 
-    /// Appends eight bytes.
+    /// Appends a number as eight bytes, little-endian.
     pub fn u64(&mut self, value: u64) {
         self.bytes.extend_from_slice(&value.to_le_bytes());
     }
 
-    /// Appends bytes as they are.
+    /// Appends the bytes of `value` without a length.
     pub fn raw(&mut self, value: &[u8]) {
         self.bytes.extend_from_slice(value);
     }
 
-    /// Appends a string of at most 255 bytes with its length.
+    /// Appends a string of at most 255 bytes, preceded by its length in one byte.
     ///
     /// # Panics
-    /// If it is longer.
+    /// Panics if the string is longer.
     pub fn short_string(&mut self, value: &str) {
         self.u8(u8::try_from(value.len()).expect("a short string has at most 255 bytes"));
         self.raw(value.as_bytes());
     }
 
-    /// Appends a count or length as four bytes.
+    /// Appends a count or a length as four bytes.
     ///
     /// # Panics
-    /// If it does not fit; everything that is counted is bounded far below.
+    /// Panics if `value` does not fit into four bytes. Everything that is counted has a far lower limit.
     pub fn len(&mut self, value: usize) {
         self.u32(u32::try_from(value).expect("counts are bounded below 2^32"));
     }
 
-    /// Bytes so far.
+    /// Returns the number of bytes written so far.
     #[must_use]
     pub fn position(&self) -> usize {
         self.bytes.len()
     }
 
-    /// Bytes so far, to append to, or to set what was not known before.
+    /// Returns the buffer, to append to it or to fill in fields whose value was not known before.
     pub fn bytes(&mut self) -> &mut Vec<u8> {
         &mut self.bytes
     }
 
-    /// Bytes so far.
+    /// Returns the bytes written so far.
     #[must_use]
     pub fn written(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// Appends the checksum and gives the object.
+    /// Appends the checksum and returns the bytes of the object.
     #[must_use]
     pub fn finish(mut self) -> Vec<u8> {
         let checksum = Checksum::of(&self.bytes);
@@ -207,18 +208,18 @@ impl Encoder {
     }
 }
 
-/// Reads an object.
+/// Decodes an object, field by field.
 #[derive(Debug)]
 pub struct Decoder<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Decoder<'a> {
-    /// Checks the checksum, magic and version of a whole object, and gives its volume and a decoder of its
-    /// fields.
+    /// Verifies the checksum, magic and version of a whole object. Returns its volume and a
+    /// decoder for its fields.
     ///
     /// # Errors
-    /// If any of them is wrong.
+    /// Returns an error if any of them is wrong.
     pub fn object(kind: Kind, bytes: &'a [u8]) -> Result<(Uuid, Self), DecodeError> {
         let least = Encoder::PROLOGUE_BYTES + Checksum::BYTES;
         if bytes.len() < least {
@@ -232,19 +233,19 @@ impl<'a> Decoder<'a> {
         Ok((volume, decoder))
     }
 
-    /// As [`Decoder::object`], and the volume must be this one.
+    /// As [`Decoder::object`], but the object must belong to `volume`.
     ///
     /// # Errors
-    /// If anything is wrong with the envelope.
+    /// Returns an error if the envelope is wrong, or if the object belongs to another volume.
     pub fn object_of(kind: Kind, volume: Uuid, bytes: &'a [u8]) -> Result<Self, DecodeError> {
         let (found, decoder) = Self::object(kind, bytes)?;
         if found == volume { Ok(decoder) } else { Err(DecodeError::Volume(found)) }
     }
 
-    /// Reads magic, version and volume of bytes whose checksum is checked elsewhere.
+    /// Reads the magic, version and volume. The checksum must be verified elsewhere.
     ///
     /// # Errors
-    /// If magic or version is wrong, or the bytes end before.
+    /// Returns an error if the magic or the version is wrong, or if too few bytes are left.
     pub fn prologue(kind: Kind, bytes: &'a [u8]) -> Result<(Uuid, Self), DecodeError> {
         let mut decoder = Self { rest: bytes };
         if decoder.raw(8)? != kind.magic() {
@@ -258,16 +259,16 @@ impl<'a> Decoder<'a> {
         Ok((volume, decoder))
     }
 
-    /// A decoder of bare fields.
+    /// Creates a decoder for fields without an envelope.
     #[must_use]
     pub fn fields(bytes: &'a [u8]) -> Self {
         Self { rest: bytes }
     }
 
-    /// Takes `length` bytes.
+    /// Reads the next `length` bytes.
     ///
     /// # Errors
-    /// If fewer are left.
+    /// Returns an error if fewer bytes are left.
     pub fn raw(&mut self, length: usize) -> Result<&'a [u8], DecodeError> {
         match self.rest.split_at_checked(length) {
             Some((taken, rest)) => {
@@ -278,26 +279,26 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    /// Takes an array.
+    /// Reads the next `N` bytes as an array.
     ///
     /// # Errors
-    /// If fewer bytes are left.
+    /// Returns an error if fewer bytes are left.
     pub fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
         Ok(self.raw(N)?.try_into().expect("raw gives exactly N bytes"))
     }
 
-    /// Takes a byte.
+    /// Reads one byte.
     ///
     /// # Errors
-    /// If none is left.
+    /// Returns an error if no byte is left.
     pub fn u8(&mut self) -> Result<u8, DecodeError> {
         Ok(self.array::<1>()?[0])
     }
 
-    /// Takes a byte that is 0 or 1.
+    /// Reads a flag: a byte that is 0 or 1.
     ///
     /// # Errors
-    /// If it is neither.
+    /// Returns an error if the byte has another value, or if no byte is left.
     pub fn bool(&mut self, field: &'static str) -> Result<bool, DecodeError> {
         match self.u8()? {
             0 => Ok(false),
@@ -306,53 +307,53 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    /// Takes two bytes.
+    /// Reads a number of two bytes.
     ///
     /// # Errors
-    /// If fewer are left.
+    /// Returns an error if fewer bytes are left.
     pub fn u16(&mut self) -> Result<u16, DecodeError> {
         Ok(u16::from_le_bytes(self.array()?))
     }
 
-    /// Takes four bytes.
+    /// Reads a number of four bytes.
     ///
     /// # Errors
-    /// If fewer are left.
+    /// Returns an error if fewer bytes are left.
     pub fn u32(&mut self) -> Result<u32, DecodeError> {
         Ok(u32::from_le_bytes(self.array()?))
     }
 
-    /// Takes eight bytes.
+    /// Reads a number of eight bytes.
     ///
     /// # Errors
-    /// If fewer are left.
+    /// Returns an error if fewer bytes are left.
     pub fn u64(&mut self) -> Result<u64, DecodeError> {
         Ok(u64::from_le_bytes(self.array()?))
     }
 
-    /// Takes a string with its length in one byte.
+    /// Reads a string that is preceded by its length in one byte.
     ///
     /// # Errors
-    /// If it is not UTF-8 or too short.
+    /// Returns an error if the string is not UTF-8, or if fewer bytes are left than its length says.
     pub fn short_string(&mut self, field: &'static str) -> Result<String, DecodeError> {
         let length = usize::from(self.u8()?);
         let bytes = self.raw(length)?;
         String::from_utf8(bytes.to_vec()).map_err(|_| invalid(field, "not UTF-8"))
     }
 
-    /// Takes a checksum.
+    /// Reads a checksum.
     ///
     /// # Errors
-    /// If fewer bytes are left.
+    /// Returns an error if fewer bytes are left.
     pub fn checksum(&mut self) -> Result<Checksum, DecodeError> {
         Ok(Checksum(self.array()?))
     }
 
-    /// Takes a count of items that take at least `item_bytes` each, so that the input justifies an allocation
-    /// for them.
+    /// Reads a count of items. Each item takes at least `item_bytes` bytes, so a valid count justifies an
+    /// allocation for all of them.
     ///
     /// # Errors
-    /// If fewer bytes are left than the items need.
+    /// Returns an error if fewer bytes are left than the items need.
     pub fn count(&mut self, item_bytes: usize) -> Result<usize, DecodeError> {
         let count = usize::try_from(self.u32()?).map_err(|_| invalid("count", "too large"))?;
         match count.checked_mul(item_bytes) {
@@ -363,16 +364,16 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    /// Bytes left.
+    /// Returns the number of bytes that are left.
     #[must_use]
     pub fn remaining(&self) -> usize {
         self.rest.len()
     }
 
-    /// Ends the reading.
+    /// Ends the decoding.
     ///
     /// # Errors
-    /// If bytes are left.
+    /// Returns an error if bytes are left.
     pub fn finish(self) -> Result<(), DecodeError> {
         if self.rest.is_empty() { Ok(()) } else { Err(DecodeError::Trailing(self.rest.len())) }
     }

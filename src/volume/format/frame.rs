@@ -1,8 +1,10 @@
-//! Frames: pieces of an object that can be fetched and verified alone.
+//! Frames: parts of an object that can be fetched and verified on their own.
 //!
-//! A frame is its payload and a 16-byte tag, XXH3-128 of where it belongs (volume, object, position) and the
-//! payload: bytes of another volume, object or position never pass. Invariant: [`Place::open`] gives exactly
-//! the payload that [`Place::tag`] was made for, or nothing.
+//! A frame is a payload followed by a tag of 16 bytes. The tag is the XXH3-128 of the frame's place (volume,
+//! object and position) and the payload, so bytes from another volume, object or position never pass.
+//!
+//! Must not know what the payload means. Invariant: [`Place::open`] returns exactly the payload that
+//! [`Place::tag`] was computed for, or `None`.
 
 use uuid::Uuid;
 use xxhash_rust::xxh3::Xxh3;
@@ -10,10 +12,10 @@ use xxhash_rust::xxh3::Xxh3;
 use super::codec::Checksum;
 use super::keys::{ObjectId, Slot};
 
-/// Bytes of a frame's tag.
+/// Length of a frame's tag in bytes.
 pub const TAG_BYTES: u64 = 16;
 
-/// Where a frame belongs.
+/// The object that frames belong to. Together with the number of a frame, it is the frame's place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     volume: Uuid,
@@ -24,25 +26,25 @@ pub struct Place {
 }
 
 impl Place {
-    /// Frames of a chunk object; their numbers are pages of the chunk.
+    /// The frames of a chunk object. A frame's number is its page in the chunk.
     #[must_use]
     pub fn chunk(volume: Uuid, index: u32, id: ObjectId) -> Self {
         Self { volume, kind: 1, index, epoch: id.epoch, k: id.k }
     }
 
-    /// Frames of a pack; their numbers count its frames.
+    /// The frames of a pack. Frames are numbered from 0.
     #[must_use]
     pub fn pack(volume: Uuid, map_page: u32, id: ObjectId) -> Self {
         Self { volume, kind: 2, index: map_page, epoch: id.epoch, k: id.k }
     }
 
-    /// Data of a commit record; the numbers count its changes.
+    /// The data of a record. A frame's number is the index of its change in the record's table.
     #[must_use]
     pub fn record(volume: Uuid, slot: Slot) -> Self {
         Self { volume, kind: 3, index: 0, epoch: slot.epoch, k: slot.n }
     }
 
-    /// The tag of frame `number`.
+    /// Computes the tag of frame `number`.
     #[must_use]
     pub fn tag(&self, number: u32, payload: &[u8]) -> Checksum {
         let mut context = [0_u8; 37];
@@ -58,7 +60,7 @@ impl Place {
         Checksum(hash.digest128().to_le_bytes())
     }
 
-    /// The payload of frame `number`, if its tag, which follows it, fits.
+    /// Returns the payload of frame `number` if it matches the tag that follows it.
     #[must_use]
     pub fn open<'a>(&self, number: u32, frame: &'a [u8]) -> Option<&'a [u8]> {
         let (payload, tag) = frame.split_last_chunk::<16>()?;

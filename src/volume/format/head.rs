@@ -1,5 +1,8 @@
-//! The object `head`: who writes the volume, and from where it is recovered. The only object of a volume that
-//! is overwritten.
+//! The object `head`: who writes a volume, and where its recovery starts. It is the only object of a volume
+//! that is overwritten.
+//!
+//! Must not know how the head is replaced or what a lease requires. Invariant: a head with all fields at
+//! their limits stays within [`MAX_HEAD_BYTES`].
 
 use std::fmt;
 
@@ -8,31 +11,31 @@ use uuid::Uuid;
 use super::codec::{Checksum, DecodeError, Decoder, Encoder, Kind, invalid};
 use super::keys::{Epoch, ObjectId, Slot};
 
-/// Bytes of a head at most.
+/// Limit on the length of a head in bytes.
 pub const MAX_HEAD_BYTES: usize = 1024;
-/// Who holds a volume, for people: at most [`HolderName::MAX_BYTES`] bytes.
+/// The name of the gateway that holds a volume, for people. It has at most [`HolderName::MAX_BYTES`] bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HolderName(String);
 
 impl HolderName {
-    /// Bytes of a name at most.
+    /// Limit on the length of a name in bytes.
     pub const MAX_BYTES: usize = 200;
 
-    /// A name from a text, which is cut at a character where it is longer.
+    /// Creates a name from `text`. A longer text is cut at a character boundary.
     #[must_use]
     pub fn new(text: &str) -> Self {
         Self(text[..text.floor_char_boundary(Self::MAX_BYTES)].to_owned())
     }
 
-    /// Appends it.
+    /// Appends the name to an object.
     pub fn encode(&self, to: &mut Encoder) {
         to.short_string(&self.0);
     }
 
-    /// Takes one.
+    /// Reads a name from an object.
     ///
     /// # Errors
-    /// If it is too long, not UTF-8, or fewer bytes are left.
+    /// Returns an error if the name is too long or not UTF-8, or if too few bytes are left.
     pub fn decode(from: &mut Decoder<'_>) -> Result<Self, DecodeError> {
         let text = from.short_string("holder")?;
         if text.len() > Self::MAX_BYTES {
@@ -48,72 +51,72 @@ impl fmt::Display for HolderName {
     }
 }
 
-/// The commit up to which everything is in the root.
+/// The last commit whose changes are in the root. Replay starts after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Checkpoint {
-    /// Its slot; (0, 0) on a fresh volume.
+    /// Slot of the commit; (0, 0) for a new volume.
     pub slot: Slot,
-    /// Checksum of the record there: what the next record must name.
+    /// Checksum of the record in that slot. The next record must contain it.
     pub checksum: Checksum,
 }
 
-/// Whether a writer claims the volume.
+/// Whether a gateway claims the volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lease {
-    /// Nobody: it may be opened at once.
+    /// Nobody claims the volume, so it may be opened at once.
     Released,
-    /// Nobody, but objects that nothing names may stand: the opener must look for them.
+    /// Nobody claims the volume, but unreferenced objects may exist. The next opener must look for them.
     Unswept,
-    /// The holder, for this long after each renewal.
+    /// The holder claims the volume for this long after each renewal.
     Held {
-        /// Milliseconds.
+        /// Duration in milliseconds.
         ttl_ms: u32,
     },
 }
 
-/// What the volume's life has come to.
+/// Whether the volume is in use or being deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VolumeState {
-    /// In use.
+    /// The volume is in use.
     Live,
-    /// Being deleted, or a tombstone: never opened again.
+    /// The volume is being deleted, or only this tombstone is left. It is never opened again.
     Deleting,
 }
 
-/// Head of a volume.
+/// The contents of a head.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
-    /// The volume.
+    /// The volume that the head belongs to.
     pub volume: Uuid,
-    /// Grows with every update, so that no two heads have equal bytes.
+    /// Increases with every update, so that no two heads have equal bytes.
     pub version: u64,
-    /// Generation of the writer.
+    /// Epoch of the writer.
     pub epoch: Epoch,
-    /// Unique to each opening.
+    /// Identifies the opening that wrote the head. No two openings have the same value.
     pub holder: u128,
-    /// Who that is, for people.
+    /// Name of the gateway that wrote the head, for people.
     pub holder_name: HolderName,
     /// Whether the holder claims the volume.
     pub lease: Lease,
-    /// From where to replay.
+    /// Where replay starts.
     pub checkpoint: Checkpoint,
-    /// The root at the checkpoint.
+    /// Id of the root of the checkpoint.
     pub root: ObjectId,
-    /// Every root that is kept.
+    /// Id of the table of all roots that are kept.
     pub root_table: ObjectId,
-    /// Wrapped data key of an encrypted volume; empty for none.
+    /// Wrapped data key of an encrypted volume; empty if it is not encrypted.
     pub wrapped_key: Vec<u8>,
-    /// Where commits may be that the bucket does not have; empty for none.
+    /// Location of commits that may be missing in the bucket; empty if there are none.
     pub local_journal: String,
-    /// Live or deleting.
+    /// Whether the volume is in use or being deleted.
     pub state: VolumeState,
 }
 
 impl Head {
-    /// The object's bytes.
+    /// Encodes the object.
     ///
     /// # Panics
-    /// If a bounded field is over its bound.
+    /// Panics if a field exceeds its limit.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut to = Encoder::new(Kind::Head, self.volume, MAX_HEAD_BYTES);
@@ -143,10 +146,10 @@ impl Head {
         bytes
     }
 
-    /// Reads the object.
+    /// Decodes the object.
     ///
     /// # Errors
-    /// If it is damaged or of another volume.
+    /// Returns an error if the object is damaged, or belongs to another volume.
     pub fn decode(volume: Uuid, bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut from = Decoder::object_of(Kind::Head, volume, bytes)?;
         let version = from.u64()?;

@@ -1,5 +1,8 @@
-//! The objects `identity/<uuid>` (identity of a volume, written once) and `name/<name>` (which volume a name
-//! stands for).
+//! The objects `identity/<uuid>`, which describes a volume and is written once, and `name/<name>`, which
+//! binds a name to a volume.
+//!
+//! Must not know how volumes are created or deleted. Invariant: a decoded identity requires nothing that this
+//! program does not support, and a decoded name is valid.
 
 use uuid::Uuid;
 
@@ -7,33 +10,35 @@ use super::codec::{DecodeError, Decoder, Encoder, Kind, invalid};
 use super::geometry::{Geometry, PAGE_BYTES};
 use super::keys::is_valid_name;
 
-/// What a volume is and stays.
+/// The properties of a volume that never change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// The volume.
+    /// Uuid of the volume.
     pub volume: Uuid,
-    /// Features without which it cannot be opened; a bit that is not in [`Identity::KNOWN_FEATURES`] refuses
-    /// it.
+    /// Features that a program must know to open the volume. Bits that are not in
+    /// [`Identity::KNOWN_FEATURES`] are an error.
     pub features: u32,
-    /// Features without which it can only be read.
+    /// Features that a program must know to write to the volume. This program does not open a volume with
+    /// unknown ones at all.
     pub write_features: u32,
-    /// Division into chunks.
+    /// How the volume is divided into chunks.
     pub geometry: Geometry,
-    /// Compression of pages: 0 for none.
+    /// Compression of pages; 0 if they are not compressed.
     pub codec: u8,
-    /// Encryption of pages: 0 for none.
+    /// Encryption of pages; 0 if they are not encrypted.
     pub cipher: u8,
-    /// Seconds since 1970, for people.
+    /// Time of creation in seconds since 1970, for people.
     pub created_at_seconds: u64,
-    /// The name that its creator binds to it: a deletion by id makes sure that this does not happen any more.
+    /// The name that the creator of the volume binds to it. A deletion by id ensures that this
+    /// can no longer happen.
     pub name: String,
 }
 
 impl Identity {
-    /// Features that this program knows.
+    /// Bits of the features that this program knows.
     pub const KNOWN_FEATURES: u32 = 0;
 
-    /// The object's bytes.
+    /// Encodes the object.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut to = Encoder::new(Kind::Identity, self.volume, 224);
@@ -48,10 +53,11 @@ impl Identity {
         to.finish()
     }
 
-    /// Reads the object.
+    /// Decodes the object.
     ///
     /// # Errors
-    /// If it is damaged, of another volume, or needs what this program does not know.
+    /// Returns an error if the object is damaged, belongs to another volume, or requires something that this
+    /// program does not know.
     pub fn decode(volume: Uuid, bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut from = Decoder::object_of(Kind::Identity, volume, bytes)?;
         let features = from.u32()?;
@@ -86,25 +92,25 @@ fn valid_name(name: String) -> Result<String, DecodeError> {
     if is_valid_name(&name) { Ok(name) } else { Err(invalid("name", format!("{name:?} is not a name"))) }
 }
 
-/// The object under a name: binds it to a volume, or says that it is free.
+/// The object of a name: binds the name to a volume, or records that it is free.
 ///
-/// It is only ever replaced, by compare-and-swap, and never deleted: a request that was sent for an earlier
-/// version can then never take effect, however late it comes.
+/// The object is only ever replaced, by compare-and-swap, and never deleted. So a request that was sent for
+/// an earlier version can never take effect, however late it arrives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NameBinding {
-    /// Grows with every change, so that no two versions have equal bytes.
+    /// Increases with every change, so that no two versions have equal bytes.
     pub version: u64,
-    /// The volume that the name stands for; of a free name, the one that it was taken from.
+    /// The volume that the name refers to. For a free name, the volume that it was taken from.
     pub volume: Uuid,
-    /// The name; `None` if it is free (a tombstone).
+    /// The name, or `None` if it is free (a tombstone).
     pub name: Option<String>,
 }
 
 impl NameBinding {
-    /// Bytes of a free name; every bound one has more.
+    /// Length in bytes of the object of a free name. The object of a bound name is longer.
     pub const FREE_BYTES: u64 = 52;
 
-    /// The object's bytes.
+    /// Encodes the object.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut to = Encoder::new(Kind::Name, self.volume, 192);
@@ -114,10 +120,10 @@ impl NameBinding {
         to.finish()
     }
 
-    /// Reads the object.
+    /// Decodes the object.
     ///
     /// # Errors
-    /// If it is damaged or the name is none.
+    /// Returns an error if the object is damaged, or contains an invalid name.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let (volume, mut from) = Decoder::object(Kind::Name, bytes)?;
         let version = from.u64()?;

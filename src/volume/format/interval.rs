@@ -1,14 +1,14 @@
-//! A map from disjoint ranges of bytes to values, newest wins.
+//! A map from disjoint ranges of bytes to values. Inserting a range replaces what it overlaps.
 //!
-//! Knows nothing of what the values mean but how to cut one ([`Value::advanced`]). Invariant: ranges are not
+//! Must not know what the values mean, except how to cut one ([`Value::advanced`]). Invariant: ranges are not
 //! empty and do not overlap.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// What a range maps to.
+/// A value of a range, which can be cut with its range.
 pub trait Value: Clone {
-    /// The value of the part of the range that begins `by` bytes later.
+    /// Returns the value for the part of the range that begins `by` bytes later.
     #[must_use]
     fn advanced(&self, by: u64) -> Self;
 }
@@ -19,9 +19,10 @@ impl Value for bool {
     }
 }
 
-/// Disjoint ranges with values.
+/// Disjoint ranges, each with a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IntervalMap<V> {
+    /// The end and the value of each range, by its start.
     ranges: BTreeMap<u64, (u64, V)>,
 }
 
@@ -32,38 +33,39 @@ impl<V> Default for IntervalMap<V> {
 }
 
 impl<V: Value> IntervalMap<V> {
-    /// Whether it maps nothing.
+    /// Whether the map contains no ranges.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.ranges.is_empty()
     }
 
-    /// How many ranges.
+    /// Returns the number of ranges.
     #[must_use]
     pub fn len(&self) -> usize {
         self.ranges.len()
     }
 
-    /// The range that covers `at`, and its value.
+    /// Returns the range that contains `at`, and its value.
     #[must_use]
     pub fn at(&self, at: u64) -> Option<(Range<u64>, &V)> {
         let (&start, (end, value)) = self.ranges.range(..=at).next_back()?;
         (at < *end).then_some((start..*end, value))
     }
 
-    /// Where the first range begins that begins at `at` or later.
+    /// Returns the start of the first range that begins at `at` or later.
     #[must_use]
     pub fn next_start(&self, at: u64) -> Option<u64> {
         self.ranges.range(at..).next().map(|(&start, _)| start)
     }
 
-    /// The end of the first part of `range` in which at most `most` ranges begin; `most` is not 0.
+    /// Returns the end of the longest prefix of `range` in which at most `most` ranges begin. `most`
+    /// must not be 0.
     #[must_use]
     pub fn reach(&self, range: Range<u64>, most: usize) -> u64 {
         self.ranges.range(range.clone()).nth(most).map_or(range.end, |(&start, _)| start)
     }
 
-    /// Unmaps a range.
+    /// Removes a range. Ranges that overlap it are cut.
     pub fn remove(&mut self, range: Range<u64>) {
         if range.is_empty() {
             return;
@@ -87,12 +89,12 @@ impl<V: Value> IntervalMap<V> {
         }
     }
 
-    /// Maps a range to a value, over whatever was there.
+    /// Maps a range to a value. Replaces whatever the range overlaps.
     pub fn insert(&mut self, range: Range<u64>, value: V) {
         if range.is_empty() {
             return;
         }
-        // Blocks that are written again and again keep their place.
+        // A block that is written repeatedly keeps its entry.
         if let Some((end, old)) = self.ranges.get_mut(&range.start)
             && *end == range.end
         {
@@ -103,7 +105,7 @@ impl<V: Value> IntervalMap<V> {
         self.ranges.insert(range.start, (range.end, value));
     }
 
-    /// The mapped parts of a range, in order, each with the value of its first byte.
+    /// Returns the mapped parts of a range in order, each with the value for its first byte.
     pub fn overlaps(&self, range: Range<u64>) -> impl Iterator<Item = (Range<u64>, V)> + '_ {
         let first = self
             .ranges
@@ -120,13 +122,13 @@ impl<V: Value> IntervalMap<V> {
         })
     }
 
-    /// All ranges, in order.
+    /// Returns all ranges, in order.
     pub fn iter(&self) -> impl Iterator<Item = (Range<u64>, &V)> + '_ {
         self.ranges.iter().map(|(&start, (end, value))| (start..*end, value))
     }
 }
 
-/// The parts of `range` that none of `covered` covers; `covered` is in order and disjoint.
+/// Returns the parts of `range` that no range in `covered` covers. `covered` must be in order and disjoint.
 pub fn gaps(range: Range<u64>, covered: impl Iterator<Item = Range<u64>>) -> Vec<Range<u64>> {
     let mut gaps = Vec::new();
     let mut at = range.start;
@@ -148,7 +150,7 @@ mod tests {
 
     use super::*;
 
-    /// A value that knows which byte it is for: (number of the insertion, offset within it).
+    /// A value that identifies each byte: (number of the insertion, offset within it).
     #[derive(Clone, Debug, PartialEq)]
     struct Mark(usize, u64);
 

@@ -1,7 +1,7 @@
-//! Every object key of a volume, made and parsed here only.
+//! The keys of all objects of a volume. They are built and parsed only here.
 //!
-//! Knows nothing of what the objects hold. Invariant: two objects never share a key, and `parse` undoes the
-//! making.
+//! Must not know what the objects contain. Invariant: two objects never have the same key, and
+//! [`Keys::parse`] accepts a key only in the spelling in which [`Keys`] builds it.
 
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
@@ -9,91 +9,91 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::codec::{DecodeError, Decoder, Encoder};
 use super::geometry::ChunkIndex;
 
-/// Generation of a volume's writer; each opening for writing takes the next.
+/// Generation of a volume's writer. Each opening for writing takes the next one.
 pub type Epoch = u32;
 
-/// Name of an immutable object: the epoch that made it, and a number that this epoch used once.
+/// Identifies an immutable object: the epoch that created it, and a number that this epoch used only once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectId {
-    /// Epoch of the maker.
+    /// Epoch of the gateway that created the object.
     pub epoch: Epoch,
-    /// Unique within the epoch.
+    /// Number that is unique within the epoch.
     pub k: u64,
 }
 
-/// Place of a record in the journal. Orders as the journal does.
+/// The place of a record in the journal. Slots are ordered as in the journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Slot {
-    /// Epoch of the log.
+    /// Epoch of the log that contains the record.
     pub epoch: Epoch,
-    /// 1 for the opening record.
+    /// Number in the log. The opening record has number 1.
     pub n: u64,
 }
 
 impl ObjectId {
-    /// Bytes of an encoded id.
+    /// Length of an encoded id in bytes.
     pub const BYTES: usize = 4 + 8;
 
-    /// Appends it.
+    /// Appends the id to an object.
     pub fn encode(self, to: &mut Encoder) {
         to.u32(self.epoch);
         to.u64(self.k);
     }
 
-    /// Takes one.
+    /// Reads an id from an object.
     ///
     /// # Errors
-    /// If fewer bytes are left.
+    /// Returns an error if too few bytes are left.
     pub fn decode(from: &mut Decoder<'_>) -> Result<Self, DecodeError> {
         Ok(Self { epoch: from.u32()?, k: from.u64()? })
     }
 }
 
 impl Slot {
-    /// Bytes of an encoded slot.
+    /// Length of an encoded slot in bytes.
     pub const BYTES: usize = 4 + 8;
 
-    /// Appends it.
+    /// Appends the slot to an object.
     pub fn encode(self, to: &mut Encoder) {
         to.u32(self.epoch);
         to.u64(self.n);
     }
 
-    /// Takes one.
+    /// Reads a slot from an object.
     ///
     /// # Errors
-    /// If fewer bytes are left.
+    /// Returns an error if too few bytes are left.
     pub fn decode(from: &mut Decoder<'_>) -> Result<Self, DecodeError> {
         Ok(Self { epoch: from.u32()?, n: from.u64()? })
     }
 }
 
-/// Prefix of all names.
+/// Prefix of the objects of all names.
 pub const NAMES: &str = "name/";
 
-/// Prefix of all identities: a listing of it shows every volume of which there is anything, with or without a
-/// name.
+/// Prefix of all identities. A listing of it contains every volume of which any object exists, with or
+/// without a name.
 pub const IDENTITIES: &str = "identity/";
 
-/// Prefix of all objects of volumes but their identities.
+/// Prefix of all objects of volumes except their identities.
 pub const VOLUMES: &str = "volume/";
 
-/// The volume that an object below [`VOLUMES`] belongs to.
+/// Returns the volume that an object below [`VOLUMES`] belongs to.
 #[must_use]
 pub fn volume_of(key: &str) -> Option<Uuid> {
     key.strip_prefix(VOLUMES)?.split_once('/')?.0.parse().ok()
 }
 
-/// Key of the object that binds a name to a volume.
+/// Returns the key of the object that binds a name to a volume.
 #[must_use]
 pub fn name(name: &str) -> String {
     format!("{NAMES}{name}")
 }
 
-/// Longest volume name in bytes.
+/// Limit on the length of a volume's name in bytes.
 pub const MAX_NAME_BYTES: usize = 128;
 
-/// Whether a volume may have that name: 1 to 128 of `[A-Za-z0-9._-]`, not beginning with a dot.
+/// Whether a volume may have this name: 1 to 128 characters of `[A-Za-z0-9._-]`, not starting with a dot.
 #[must_use]
 pub fn is_valid_name(name: &str) -> bool {
     (1..=MAX_NAME_BYTES).contains(&name.len())
@@ -101,127 +101,128 @@ pub fn is_valid_name(name: &str) -> bool {
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
 }
 
-/// The keys of one volume.
+/// Builds and parses the keys of one volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Keys {
     volume: Uuid,
 }
 
-/// What a key under a volume's prefix is.
+/// What the key of an object of a volume identifies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parsed {
-    /// Head.
+    /// The head of the volume.
     Head,
-    /// Record or seal.
+    /// The record or seal in this slot.
     Record(Slot),
-    /// Root or root table.
+    /// A root or a root table.
     Root(ObjectId),
-    /// Map page.
+    /// A map page: its number and its id.
     MapPage(u32, ObjectId),
-    /// Chunk object.
+    /// A chunk object: the chunk and the object's id.
     Chunk(ChunkIndex, ObjectId),
-    /// Pack.
+    /// A pack: the number of its map page and its id.
     Pack(u32, ObjectId),
 }
 
 impl Keys {
-    /// The keys of this volume.
+    /// Creates the keys of `volume`.
     #[must_use]
     pub fn new(volume: Uuid) -> Self {
         Self { volume }
     }
 
-    /// The volume.
+    /// Returns the volume that the keys belong to.
     #[must_use]
     pub fn volume(&self) -> Uuid {
         self.volume
     }
 
-    /// Prefix of every object of the volume.
+    /// Returns the prefix of all objects of the volume except its identity.
     #[must_use]
     pub fn prefix(&self) -> String {
         format!("volume/{}/", self.volume)
     }
 
-    /// Identity: format, features, geometry. Written once, before all else; deleted after all else.
+    /// Returns the key of the identity. It is the first object of a volume to be created and the
+    /// last to be deleted.
     #[must_use]
     pub fn identity(&self) -> String {
         format!("{IDENTITIES}{}", self.volume)
     }
 
-    /// Head: the only object of a volume that is overwritten.
+    /// Returns the key of the head, the only object of a volume that is overwritten.
     #[must_use]
     pub fn head(&self) -> String {
         format!("volume/{}/head", self.volume)
     }
 
-    /// Prefix of the journal.
+    /// Returns the prefix of all records.
     #[must_use]
     pub fn journal(&self) -> String {
         format!("volume/{}/journal/", self.volume)
     }
 
-    /// Prefix of the log of one epoch.
+    /// Returns the prefix of the records of one epoch.
     #[must_use]
     pub fn log(&self, epoch: Epoch) -> String {
         format!("volume/{}/journal/{epoch:010}/", self.volume)
     }
 
-    /// A record or seal.
+    /// Returns the key of a record or seal.
     #[must_use]
     pub fn record(&self, slot: Slot) -> String {
         format!("volume/{}/journal/{:010}/{:020}", self.volume, slot.epoch, slot.n)
     }
 
-    /// Prefix of roots and root tables.
+    /// Returns the prefix of roots and root tables.
     #[must_use]
     pub fn roots(&self) -> String {
         format!("volume/{}/root/", self.volume)
     }
 
-    /// A root or a root table.
+    /// Returns the key of a root or a root table.
     #[must_use]
     pub fn root(&self, id: ObjectId) -> String {
         format!("volume/{}/root/{}-{}", self.volume, id.epoch, id.k)
     }
 
-    /// Prefix of map pages.
+    /// Returns the prefix of map pages.
     #[must_use]
     pub fn map_pages(&self) -> String {
         format!("volume/{}/map/", self.volume)
     }
 
-    /// A map page.
+    /// Returns the key of a map page.
     #[must_use]
     pub fn map_page(&self, page: u32, id: ObjectId) -> String {
         format!("volume/{}/map/{page}-{}-{}", self.volume, id.epoch, id.k)
     }
 
-    /// Prefix of chunk objects.
+    /// Returns the prefix of chunk objects.
     #[must_use]
     pub fn chunks(&self) -> String {
         format!("volume/{}/chunk/", self.volume)
     }
 
-    /// A chunk object.
+    /// Returns the key of a chunk object.
     #[must_use]
     pub fn chunk(&self, index: ChunkIndex, id: ObjectId) -> String {
         format!("volume/{}/chunk/{:02x}/{}-{}-{}", self.volume, shard(index.0), index.0, id.epoch, id.k)
     }
 
-    /// Prefix of packs.
+    /// Returns the prefix of packs.
     #[must_use]
     pub fn packs(&self) -> String {
         format!("volume/{}/pack/", self.volume)
     }
 
-    /// A pack of one map page's chunks.
+    /// Returns the key of a pack, which contains pages of chunks of map page `page`.
     #[must_use]
     pub fn pack(&self, page: u32, id: ObjectId) -> String {
         format!("volume/{}/pack/{:02x}/{page}-{}-{}", self.volume, shard(page), id.epoch, id.k)
     }
 
-    /// What a key is; `None` for one that this volume would never make.
+    /// Parses a key. Returns `None` if this volume never has an object with this key.
     #[must_use]
     pub fn parse(&self, key: &str) -> Option<Parsed> {
         let rest = key.strip_prefix(&self.prefix())?;
@@ -252,7 +253,7 @@ impl Keys {
     }
 }
 
-/// Spreads keys over the partitions of a store.
+/// Returns a prefix that spreads keys over the partitions of a store.
 fn shard(index: u32) -> u8 {
     xxh3_64(&index.to_le_bytes()).to_le_bytes()[0]
 }

@@ -1,7 +1,8 @@
-//! Map pages: chunk index → entry, 4,096 entries an object.
+//! Map pages: where the pages of each chunk are stored. One object contains the entries of 4,096 chunks.
 //!
-//! A loaded page keeps its encoded entries and an index, so that it costs memory in proportion to its object;
-//! all entries are checked when it is loaded. Invariant: `encode` of decoded entries gives the same bytes.
+//! A loaded map page keeps its entries encoded, with an index, so that its memory is in proportion to the
+//! size of its object. Must not know how map pages are loaded. Invariants: all entries are checked when the
+//! page is decoded. Encoding decoded entries results in the same bytes.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -15,52 +16,53 @@ use super::keys::{ObjectId, Slot};
 use super::page_set::PageSet;
 use super::root::{decode_origins, encode_origins};
 
-/// Packs that an entry names at most.
+/// Limit on the packs that one entry references.
 pub const MAX_PACKS_PER_ENTRY: usize = 64;
-/// Bytes of a mask of good sectors: one bit for each of a page's 128 sectors.
+/// Length in bytes of a mask of intact sectors: one bit for each of the 128 sectors of a page.
 pub const SECTOR_MASK_BYTES: usize = 16;
 
-/// A chunk object as an entry names it.
+/// The reference of an entry to its chunk object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Base {
-    /// Whose object it is: 0 for the volume's own, else a place in the page's origins, counted from 1.
+    /// The owner of the object: 0 for the volume that owns the map page, otherwise an index into the page's
+    /// origins, counted from 1.
     pub origin: u16,
-    /// Its name.
+    /// Id of the chunk object.
     pub id: ObjectId,
-    /// Pages that it stores, in order; the others are zeros.
+    /// Pages that the object stores, in order. The other pages are zeros.
     pub stored: PageSet,
 }
 
-/// Pages of a chunk that are in a pack.
+/// The pages of a chunk that one pack stores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InPack {
-    /// Whose object it is, as in [`Base::origin`].
+    /// The owner of the pack, as in [`Base::origin`].
     pub origin: u16,
-    /// Name of the pack.
+    /// Id of the pack.
     pub id: ObjectId,
-    /// Frame of the first of them; the others follow.
+    /// Number of the frame of the first page. The frames of the other pages follow it.
     pub first_frame: u32,
-    /// Which pages.
+    /// Pages of the chunk that the pack stores.
     pub pages: PageSet,
 }
 
-/// A page of which sectors could not be read when it was rewritten.
+/// A page with sectors that could not be read when the page was rewritten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Damage {
-    /// Page of the chunk.
+    /// Number of the page in its chunk.
     pub page: u16,
-    /// One bit a sector, lowest first: set where it is good.
+    /// One bit for each sector, lowest first. It is set if the sector is intact.
     pub good_sectors: [u8; SECTOR_MASK_BYTES],
 }
 
 impl Damage {
-    /// Whether all sectors of a range within the page are good.
+    /// Whether all sectors that overlap `range`, in bytes within the page, are intact.
     #[must_use]
     pub fn spares(&self, range: Range<u64>) -> bool {
         (range.start / SECTOR_BYTES..range.end.div_ceil(SECTOR_BYTES)).all(|sector| self.is_good(sector))
     }
 
-    /// Whether a sector of the page is good.
+    /// Whether a sector of the page is intact.
     #[must_use]
     pub fn is_good(&self, sector: u64) -> bool {
         let sector = usize::try_from(sector).expect("128 sectors");
@@ -68,26 +70,27 @@ impl Damage {
     }
 }
 
-/// Where a chunk's pages are.
+/// Where the pages of one chunk are stored.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Entry {
     /// The commit at which the chunk last changed.
     pub birth: Option<Slot>,
-    /// The chunk object, if any.
+    /// The chunk object, if there is one.
     pub base: Option<Base>,
-    /// Pages that were written and not discarded, stored or zero: what BLOCK_STATUS calls allocated.
+    /// Pages that were written and not discarded, including pages of zeros. BLOCK_STATUS
+    /// reports them as allocated.
     pub allocated: PageSet,
-    /// Pages in packs, which win over the base; no page is in two.
+    /// Pages in packs. They take precedence over the base. No page is in two packs.
     pub packs: Vec<InPack>,
-    /// Pages with sectors that were lost, in order of page.
+    /// Pages with damaged sectors, in order of page.
     pub damage: Vec<Damage>,
-    /// Pages of which nothing is known, because the map page that located them was lost. They are in neither
+    /// Pages whose location is unknown, because the map page that contained it was lost. They are in neither
     /// the base nor a pack.
     pub lost: PageSet,
 }
 
 impl Entry {
-    /// Whether the entry says no more than its absence.
+    /// Whether the entry is equivalent to no entry.
     #[must_use]
     pub fn is_hole(&self) -> bool {
         self.base.is_none()
@@ -97,7 +100,7 @@ impl Entry {
             && self.lost.is_empty()
     }
 
-    /// The damage of a page.
+    /// Returns the damage of a page, if it has any.
     #[must_use]
     pub fn damage_of(&self, page: u16) -> Option<&Damage> {
         self.damage.iter().find(|d| d.page == page)
@@ -187,7 +190,7 @@ impl Entry {
     }
 }
 
-/// Takes the packs of an entry, of a chunk of so many pages.
+/// Reads the packs of an entry. `pages` is the number of pages in a chunk.
 fn decode_packs(
     pages: u16,
     origin_of: impl Fn(u16) -> Result<u16, DecodeError>,
@@ -215,7 +218,7 @@ fn decode_packs(
     Ok(packs)
 }
 
-/// Takes the damage of an entry, of a chunk of so many pages.
+/// Reads the damage of an entry. `pages` is the number of pages in a chunk.
 fn decode_damage(pages: u16, from: &mut Decoder<'_>) -> Result<Vec<Damage>, DecodeError> {
     let count = from.count(2 + SECTOR_MASK_BYTES)?;
     let mut damage = Vec::new();
@@ -234,20 +237,23 @@ fn decode_damage(pages: u16, from: &mut Decoder<'_>) -> Result<Vec<Damage>, Deco
     Ok(damage)
 }
 
-/// The entries of 4,096 chunks.
+/// The entries of 4,096 chunks, encoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MapPage {
+    /// Number of the map page in its volume.
     page: u32,
     pages_per_chunk: u16,
     origins: Vec<Uuid>,
+    /// The entries as the object contains them, each preceded by its slot.
     entries: Bytes,
+    /// The slot of each entry, and the offset in `entries` at which the entry begins, after its slot.
     index: Vec<(u16, u32)>,
 }
 
 const LEAST_ENTRY_BYTES: usize = 2 + 1 + 8;
 
 impl MapPage {
-    /// A page with these entries; entries that say no more than their absence are left out.
+    /// Creates a map page with these entries. Entries that are equivalent to no entry are left out.
     #[must_use]
     pub fn new(page: u32, geometry: Geometry, origins: Vec<Uuid>, entries: &BTreeMap<u16, Entry>) -> Self {
         let pages_per_chunk = geometry.pages_per_chunk();
@@ -266,7 +272,7 @@ impl MapPage {
         Self { page, pages_per_chunk, origins, entries, index }
     }
 
-    /// The object's bytes under the name `id`.
+    /// Encodes the object with the id `id`.
     #[must_use]
     pub fn encode(&self, volume: Uuid, id: ObjectId) -> Vec<u8> {
         let mut to = Encoder::new(Kind::MapPage, volume, 128 + self.entries.len() + 16 * self.origins.len());
@@ -279,10 +285,10 @@ impl MapPage {
         to.finish()
     }
 
-    /// Reads the object named `id` for map page `page`.
+    /// Decodes the object with the id `id`, which must be map page `page`.
     ///
     /// # Errors
-    /// If it is damaged or another object.
+    /// Returns an error if the object is damaged, or is another object.
     pub fn decode(
         volume: Uuid,
         page: u32,
@@ -321,7 +327,7 @@ impl MapPage {
         Ok(Self { page, pages_per_chunk, origins, entries: Bytes::copy_from_slice(all), index })
     }
 
-    /// The entry of a chunk; none for a hole.
+    /// Returns the entry of a chunk, or `None` if the chunk is a hole.
     #[must_use]
     pub fn entry(&self, slot: u16) -> Option<Entry> {
         let place = self.index.binary_search_by_key(&slot, |(slot, _)| *slot).ok()?;
@@ -334,13 +340,13 @@ impl MapPage {
             .expect("entries were checked when the page was made")
     }
 
-    /// All entries, in order of slot.
+    /// Returns all entries, in order of slot.
     #[must_use]
     pub fn entries(&self) -> BTreeMap<u16, Entry> {
         (0..self.index.len()).map(|place| (self.index[place].0, self.entry_at(place))).collect()
     }
 
-    /// How many entries.
+    /// Returns the number of entries.
     #[must_use]
     pub fn len(&self) -> usize {
         self.index.len()
@@ -352,13 +358,13 @@ impl MapPage {
         self.index.is_empty()
     }
 
-    /// Other volumes whose objects the entries name.
+    /// Returns the other volumes whose objects the entries reference.
     #[must_use]
     pub fn origins(&self) -> &[Uuid] {
         &self.origins
     }
 
-    /// Bytes of memory.
+    /// Returns the memory that the map page takes, in bytes.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
         size_of::<Self>()

@@ -1,28 +1,30 @@
-//! The bytes of every object, in the order of docs/FORMAT.md: encoding, decoding and what a decoder refuses.
+//! The bytes of every object, in the order of docs/FORMAT.md: how it is encoded and decoded, and
+//! what a decoder refuses.
 //!
-//! Knows no store, no clock and no memory: nothing here imports from another folder.
+//! Must not know about stores, clocks or caches: nothing here imports from another folder. Invariant:
+//! decoders are total. Any bytes result in a value or an error.
 
-// Conventions: units, numbers that count sectors and pages, sets and runs of them.
+// Conventions: units, sets and ranges of them.
 pub mod geometry;
 pub mod interval;
 pub mod page_set;
-// Keys.
+// Keys of objects.
 pub mod keys;
-// Envelope.
+// The envelope of every object.
 pub mod codec;
-// Identity, name.
+// Identity and name.
 pub mod identity;
-// Head.
+// Head of a volume.
 pub mod head;
-// Record, and what a record in a taken slot is called.
+// Records, and the description of a record in a slot that was taken.
 pub(super) mod fence;
 pub mod record;
-// Root, root table.
+// Roots and the root table.
 pub mod root;
-// Map page.
+// Map pages.
 pub mod map;
-// Chunk, pack.
+// Chunk objects and packs.
 pub mod chunk;
 pub mod pack;
-// Tags.
+// Tags of frames.
 pub mod frame;

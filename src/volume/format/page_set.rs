@@ -1,21 +1,25 @@
-//! A set of pages of one chunk: the bitmaps of map entries and chunk objects.
+//! A set of pages of one chunk: the bitmaps in map entries, chunk objects and records.
+//!
+//! Must not know what the pages in a set have in common. Invariant: a decoded set contains only
+//! pages of the chunk.
 
 use super::codec::{DecodeError, Decoder, Encoder, invalid};
 use super::geometry::MAX_PAGES_PER_CHUNK;
 
 const WORDS: usize = MAX_PAGES_PER_CHUNK as usize / 64;
 
-/// A set of page numbers below 512.
+/// A set of page numbers, each below 512.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PageSet {
+    /// One bit for each page, page 0 in the lowest bit of the first word.
     words: [u64; WORDS],
 }
 
 impl PageSet {
-    /// No page.
+    /// The set without pages.
     pub const EMPTY: Self = Self { words: [0; WORDS] };
 
-    /// The pages `0..count`.
+    /// Returns the set of the pages `0..count`.
     #[must_use]
     pub fn first(count: u16) -> Self {
         let mut set = Self::EMPTY;
@@ -25,23 +29,24 @@ impl PageSet {
         set
     }
 
-    /// Whether the page is in the set.
+    /// Whether the set contains a page.
     #[must_use]
     pub fn contains(&self, page: u16) -> bool {
         self.words[usize::from(page / 64)] >> (page % 64) & 1 == 1
     }
 
-    /// Adds a page.
+    /// Adds a page to the set.
     pub fn insert(&mut self, page: u16) {
         self.words[usize::from(page / 64)] |= 1 << (page % 64);
     }
 
-    /// Removes a page.
+    /// Removes a page from the set.
     pub fn remove(&mut self, page: u16) {
         self.words[usize::from(page / 64)] &= !(1 << (page % 64));
     }
 
-    /// How many pages of the set come before this one: the place of its frame.
+    /// Returns how many pages of the set come before `page`. In an object that stores the set, this is the
+    /// rank of its frame.
     #[must_use]
     pub fn rank(&self, page: u16) -> u32 {
         let word = usize::from(page / 64);
@@ -49,19 +54,19 @@ impl PageSet {
         before + (self.words[word] & ((1 << (page % 64)) - 1)).count_ones()
     }
 
-    /// How many pages.
+    /// Returns the number of pages in the set.
     #[must_use]
     pub fn len(&self) -> u32 {
         self.words.iter().map(|w| w.count_ones()).sum()
     }
 
-    /// Whether no page is in the set.
+    /// Whether the set contains no page.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.words == [0; WORDS]
     }
 
-    /// The pages in order.
+    /// Returns the pages in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = u16> + '_ {
         let places = (0..MAX_PAGES_PER_CHUNK).step_by(64).zip(self.words).filter(|(_, word)| *word != 0);
         places.flat_map(|(first, word)| {
@@ -69,30 +74,31 @@ impl PageSet {
         })
     }
 
-    /// Bytes that the set takes where a chunk has `pages` pages: whole 64-bit words.
+    /// Returns the length of an encoded set in bytes, for a chunk of `pages` pages. It consists
+    /// of whole 64-bit words.
     #[must_use]
     pub fn encoded_bytes(pages: u16) -> usize {
         usize::from(pages.div_ceil(64)) * 8
     }
 
-    /// Appends the set.
+    /// Appends the set to an object, for a chunk of `pages` pages.
     pub fn encode(&self, pages: u16, to: &mut Encoder) {
         for word in &self.words[..usize::from(pages.div_ceil(64))] {
             to.u64(*word);
         }
     }
 
-    /// Puts the set where room was left for it.
+    /// Writes the set into space that was reserved for it.
     pub fn write(&self, to: &mut [u8]) {
         for (word, room) in self.words.iter().zip(to.chunks_exact_mut(8)) {
             room.copy_from_slice(&word.to_le_bytes());
         }
     }
 
-    /// Takes a set.
+    /// Reads a set from an object, for a chunk of `pages` pages.
     ///
     /// # Errors
-    /// If it has pages that the chunk does not have.
+    /// Returns an error if the set contains pages that the chunk does not have, or if too few bytes are left.
     pub fn decode(pages: u16, from: &mut Decoder<'_>) -> Result<Self, DecodeError> {
         let mut set = Self::EMPTY;
         for word in &mut set.words[..usize::from(pages.div_ceil(64))] {

@@ -1,10 +1,14 @@
 //! Records of the journal: commits, opening records and seals.
 //!
 //! `prologue | kind, flags (2) | slot (12) | writer's epoch (4) | nonce (8) |
-//! previous record's checksum (16) | count (4) | data bytes (8) | table | data | checksum (16)`.
-//! The table lists the changes in the order in which they apply; the data of each `Data` change lies in the
-//! same order behind it, with a tag of its own, so that it can be fetched and verified alone. Invariant: a
-//! record's checksum stands for all of the journal up to it.
+//! previous record's checksum (16) | pages of a chunk (2) | count (4) | data bytes (8) | table | data |
+//! checksum (16)`.
+//!
+//! The table lists the changes in the order in which they are applied. The data of the `Data` changes follows
+//! the table in the same order. Each has a tag of its own, so that it can be fetched and verified alone.
+//!
+//! Must not know how records are sent or replayed. Invariant: the checksum of a record covers the checksum of
+//! the record before it, and so the whole journal up to this record.
 
 use bytes::Bytes;
 use uuid::Uuid;
@@ -15,99 +19,99 @@ use super::geometry::{ChunkIndex, MAX_PAGES_PER_CHUNK, PAGE_BYTES};
 use super::keys::{Epoch, ObjectId, Slot, is_valid_name};
 use super::page_set::PageSet;
 
-/// What a record is.
+/// The kind of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RecordKind {
-    /// First of its epoch's log: proves that its writer replayed all before.
+    /// The first record in the log of its epoch. It proves that its writer replayed everything before it.
     Opening,
-    /// A batch of changes.
+    /// A batch of changes to the volume.
     Commit,
-    /// Ends the log of an older epoch.
+    /// The end of the log of an older epoch.
     Seal,
 }
 
-/// A change, as the table lists it.
+/// A change, as the table of a record lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// Bytes at an offset, within one page; where they lie in the record.
+    /// Bytes that are written at an offset, within one page.
     Data {
-        /// First byte on the volume.
+        /// Offset on the volume, in bytes.
         offset: u64,
-        /// How many.
+        /// Length in bytes, at most a page.
         length: u32,
-        /// First byte in the record.
+        /// Offset of the data in the record, in bytes.
         at: u64,
-        /// Tag of the data.
+        /// Tag that verifies the data.
         tag: Checksum,
     },
-    /// Zeros.
+    /// A range that is zeroed.
     Zero {
-        /// First byte.
+        /// Offset on the volume, in bytes.
         offset: u64,
-        /// How many.
+        /// Length in bytes.
         length: u64,
-        /// Whether the range is then unallocated.
+        /// Whether the range becomes unallocated.
         hole: bool,
     },
-    /// A chunk that was uploaded whole.
+    /// A chunk that was uploaded as one object.
     Chunk {
-        /// Which.
+        /// Index of the chunk in the volume.
         index: ChunkIndex,
-        /// Its object.
+        /// Id of the chunk object.
         id: ObjectId,
-        /// Pages that the object stores; all are allocated.
+        /// Pages that the object stores. The other pages are zeros. All pages of the chunk become allocated.
         stored: PageSet,
     },
-    /// A new size; a shrink is preceded by zeros from there on.
+    /// A new size of the volume. If it shrinks, the range beyond the new size is zeroed first.
     Resize {
-        /// Bytes.
+        /// The new size in bytes.
         size_bytes: u64,
     },
-    /// The volume as it is at this change.
+    /// A snapshot of the volume as it is at this change.
     Snapshot {
-        /// Name of the snapshot.
+        /// Name of the snapshot, by the rules for names of volumes.
         name: String,
     },
 }
 
-/// Everything of a record but its data.
+/// The contents of a record, without the data of its changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// What it is.
+    /// The kind of the record.
     pub kind: RecordKind,
-    /// Where it stands.
+    /// The record's place in the journal.
     pub slot: Slot,
-    /// Epoch of its writer: the slot's own, or for a seal a later one.
+    /// Epoch of the writer: the epoch of the slot or, for a seal, a later one.
     pub writer: Epoch,
-    /// Tells this record from another with the same content.
+    /// Distinguishes this record from another record with the same content.
     pub nonce: u64,
-    /// Checksum of the record (or seal) before it.
+    /// Checksum of the previous record in the journal.
     pub previous: Checksum,
-    /// Pages of a chunk, which says how long the bitmaps are.
+    /// Number of pages in a chunk, which determines the length of the bitmaps.
     pub pages_per_chunk: u16,
-    /// The changes, in order.
+    /// The changes, in the order in which they are applied.
     pub changes: Vec<Change>,
-    /// Bytes of data behind the table.
+    /// Total length in bytes of the data after the table.
     pub data_bytes: u64,
 }
 
 const LEAST_CHANGE_BYTES: usize = 2;
-/// Bytes of a record without changes: an opening record or a seal.
+/// Length in bytes of a record without changes: an opening record or a seal.
 pub const EMPTY_RECORD_BYTES: u64 = (HEADER_BYTES + Checksum::BYTES) as u64;
-/// Bytes that a `Zero` change takes.
+/// Length in bytes of a `Zero` change in the table.
 pub const ZERO_CHANGE_BYTES: u64 = 1 + 8 + 8 + 1;
-/// Bytes before the table.
+/// Length in bytes of the header, which ends where the table begins.
 const HEADER_BYTES: usize = Encoder::PROLOGUE_BYTES + 2 + 12 + 4 + 8 + 16 + 2 + 4 + 8;
-/// Bytes that a `Data` change takes beside its data.
+/// Length in bytes of a `Data` change in the table, without its data.
 pub const DATA_CHANGE_BYTES: u64 = 1 + 8 + 4 + 16;
 
-/// Bytes that a `Chunk` change takes.
+/// Returns the length in bytes of a `Chunk` change in the table.
 #[must_use]
 pub fn chunk_change_bytes(pages_per_chunk: u16) -> u64 {
     (1 + 4 + 12 + PageSet::encoded_bytes(pages_per_chunk)) as u64
 }
 
-/// Assembles a record.
+/// Builds a record, change by change.
 #[derive(Debug)]
 pub struct RecordWriter {
     record: Record,
@@ -117,7 +121,7 @@ pub struct RecordWriter {
 }
 
 impl RecordWriter {
-    /// Begins a record.
+    /// Starts a record without changes.
     #[must_use]
     pub fn new(
         volume: Uuid,
@@ -141,34 +145,35 @@ impl RecordWriter {
         Self { record, place: Place::record(volume, slot), volume, data: Vec::new() }
     }
 
-    /// Appends a change without data.
+    /// Appends a change that has no data.
     pub fn change(&mut self, change: Change) {
         assert!(!matches!(change, Change::Data { .. }), "data comes by RecordWriter::data");
         self.record.changes.push(change);
     }
 
-    /// Appends bytes at an offset, which must lie within one page.
+    /// Appends a `Data` change. The bytes must lie within one page.
     ///
     /// # Panics
-    /// If they do not.
+    /// Panics if they do not.
     pub fn data(&mut self, offset: u64, data: Bytes) {
         let length = u32::try_from(data.len()).expect("at most a page");
         assert!(is_within_page(offset, length), "a data change lies within one page");
         let number = u32::try_from(self.record.changes.len()).expect("changes are bounded");
         let tag = self.place.tag(number, &data);
-        // Offsets within the record are known once the table is; until then they count from the data's start.
+        // The offset of the data in the record depends on the length of the table, so until `finish` it
+        // counts from the start of the data.
         self.record.changes.push(Change::Data { offset, length, at: self.record.data_bytes, tag });
         self.record.data_bytes += u64::from(length);
         self.data.push(data);
     }
 
-    /// The record, its bytes and its checksum.
+    /// Encodes the record. Returns the record, its bytes and its checksum.
     #[must_use]
     pub fn finish(self) -> (Record, Bytes, Checksum) {
         self.finish_within(Vec::new())
     }
 
-    /// As [`RecordWriter::finish`], in memory that held another record before.
+    /// As [`RecordWriter::finish`], but reuses the memory of another record. Its contents are discarded.
     #[must_use]
     pub fn finish_within(mut self, mut memory: Vec<u8>) -> (Record, Bytes, Checksum) {
         let mut table = HEADER_BYTES;
@@ -259,10 +264,10 @@ impl Record {
         }
     }
 
-    /// Reads a whole record and verifies all of it; gives its checksum too.
+    /// Decodes a whole record and verifies all of it. Also returns its checksum.
     ///
     /// # Errors
-    /// If it is damaged, of another volume, or not the record of `slot`.
+    /// Returns an error if the record is damaged, belongs to another volume, or is not the record of `slot`.
     pub fn decode(volume: Uuid, slot: Slot, bytes: &[u8]) -> Result<(Self, Checksum), DecodeError> {
         let mut from = Decoder::object_of(Kind::Record, volume, bytes)?;
         let checksum = Checksum(*bytes.last_chunk().expect("the envelope has a checksum"));
@@ -284,10 +289,11 @@ impl Record {
         Ok((record, checksum))
     }
 
-    /// Where the table ends of a record of `size_bytes`, of which `start` are the first bytes.
+    /// Returns the offset at which the table of a record ends. `start` is the beginning of the record, which
+    /// has `size_bytes` bytes.
     ///
     /// # Errors
-    /// If that is no record of the volume, or of another size.
+    /// Returns an error if this is not a record of the volume, or not of this size.
     pub fn table_bytes(volume: Uuid, start: &[u8], size_bytes: u64) -> Result<u64, DecodeError> {
         let Some(last) = start.get(HEADER_BYTES - 8..HEADER_BYTES) else {
             return Err(DecodeError::Truncated { missing: HEADER_BYTES - start.len() });
@@ -304,11 +310,11 @@ impl Record {
         }
     }
 
-    /// Reads a record without its data, from bytes that end with its table: its form is checked, but nothing
-    /// stands for what it says.
+    /// Decodes a record without its data from bytes that end with its table. The structure is checked, but no
+    /// checksum is: the contents may be wrong.
     ///
     /// # Errors
-    /// If that is not the table of the record of `slot` of the volume.
+    /// Returns an error if the bytes are not the table of the record of `slot` of the volume.
     pub fn decode_unverified(volume: Uuid, slot: Slot, table: &[u8]) -> Result<Self, DecodeError> {
         let (found, mut from) = Decoder::prologue(Kind::Record, table)?;
         if found != volume {

@@ -1,4 +1,8 @@
-//! Roots (size and map pages of a volume at one commit) and the root table (every root that is kept).
+//! Roots, which contain the size and the map pages of a volume at one commit, and the root table, which lists
+//! every root that is kept.
+//!
+//! Must not know how roots are made or when they are deleted. Invariant: no map page is both an object and
+//! part of a uniform run, and none lies beyond the end of the volume.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -10,23 +14,24 @@ use super::geometry::{Geometry, MAX_MAP_PAGES};
 use super::interval::{IntervalMap, Value};
 use super::keys::{ObjectId, Slot};
 
-/// A volume's content at one commit.
+/// The content of a volume at one commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Root {
-    /// Name of this object.
+    /// Id of this root.
     pub id: ObjectId,
-    /// The last commit that is in it.
+    /// The last commit whose changes the root contains.
     pub commit: Slot,
     /// Size of the volume in bytes.
     pub size_bytes: u64,
-    /// Division into chunks.
+    /// How the volume is divided into chunks.
     pub geometry: Geometry,
-    /// Other volumes whose map pages it names; map pages name their own.
+    /// The other volumes whose map pages the root references. Each map page has its own list for the objects
+    /// that it references.
     pub origins: Vec<Uuid>,
-    /// The map pages that are objects.
+    /// The map pages that are objects, by number.
     pub map_pages: BTreeMap<u32, MapPageRef>,
-    /// Runs of uniform map pages, by number: all their chunks are allocated and zeros, as of the commit that
-    /// is named. One that is neither here nor an object is all holes.
+    /// Runs of uniform map pages, by number. All their chunks are allocated and read as zeros, since the
+    /// commit that is the value. A map page that is neither here nor an object consists of holes.
     pub zeroed: IntervalMap<Slot>,
 }
 
@@ -36,33 +41,34 @@ impl Value for Slot {
     }
 }
 
-/// What a root says of neighbouring map pages.
+/// The content of neighbouring map pages, according to a root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stretch {
-    /// Nothing is allocated.
+    /// No chunk is allocated.
     Holes,
-    /// All is allocated and zeros, as of this commit.
+    /// All chunks are allocated and read as zeros, since this commit.
     Zeroed(Slot),
-    /// One map page, which is an object.
+    /// A single map page, which is an object.
     Page(MapPageRef),
 }
 
-/// A map page as a root names it.
+/// The reference of a root to a map page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct MapPageRef {
-    /// Whose object it is: 0 for the volume's own, else a place in the origins, counted from 1.
+    /// The owner of the object: 0 for the volume itself, otherwise an index into the root's
+    /// origins, counted from 1.
     pub origin: u16,
-    /// Its name.
+    /// Id of the map page.
     pub id: ObjectId,
 }
 
 const MAP_PAGE_REF_BYTES: usize = 4 + 2 + 4 + 8;
 const ZEROED_RUN_BYTES: usize = 4 + 4 + 4 + 8;
 
-/// Origins of a root or map page at most.
+/// Limit on the origins of a root or of a map page.
 pub const MAX_ORIGINS: usize = 1024;
 
-/// Appends a list of origins.
+/// Appends a list of origins to an object.
 pub(crate) fn encode_origins(origins: &[Uuid], to: &mut Encoder) {
     to.len(origins.len());
     for origin in origins {
@@ -70,7 +76,7 @@ pub(crate) fn encode_origins(origins: &[Uuid], to: &mut Encoder) {
     }
 }
 
-/// Takes a list of origins.
+/// Reads a list of origins from an object.
 pub(crate) fn decode_origins(from: &mut Decoder<'_>) -> Result<Vec<Uuid>, DecodeError> {
     let count = from.count(16)?;
     if count > MAX_ORIGINS {
@@ -80,7 +86,8 @@ pub(crate) fn decode_origins(from: &mut Decoder<'_>) -> Result<Vec<Uuid>, Decode
 }
 
 impl Root {
-    /// What it says of map page `number`, and up to which map page (exclusive) it says so.
+    /// Returns the content of map page `number`, and the first map page after it that
+    /// may have another content.
     #[must_use]
     pub fn stretch(&self, number: u32) -> (Stretch, u32) {
         if let Some(reference) = self.map_pages.get(&number) {
@@ -96,8 +103,8 @@ impl Root {
         (Stretch::Holes, end.unwrap_or_else(|| self.geometry.map_pages(self.size_bytes)))
     }
 
-    /// Makes map pages uniform: zeros allocated at a commit, or holes. Costs what goes, not how many there
-    /// are.
+    /// Makes a range of map pages uniform: allocated zeros since a commit, or holes if `zeroed` is `None`.
+    /// The cost depends on how many map pages are replaced, not on how many the volume has.
     pub fn set_uniform(&mut self, numbers: Range<u32>, zeroed: Option<Slot>) {
         let mut after = self.map_pages.split_off(&numbers.start);
         self.map_pages.append(&mut after.split_off(&numbers.end));
@@ -108,13 +115,13 @@ impl Root {
         }
     }
 
-    /// Names an object for a map page.
+    /// Makes a map page an object.
     pub fn set_page(&mut self, number: u32, reference: MapPageRef) {
         self.zeroed.remove(u64::from(number)..u64::from(number) + 1);
         self.map_pages.insert(number, reference);
     }
 
-    /// The object's bytes.
+    /// Encodes the object.
     #[must_use]
     pub fn encode(&self, volume: Uuid) -> Vec<u8> {
         let maps = self.map_pages.len() * MAP_PAGE_REF_BYTES + self.zeroed.len() * ZEROED_RUN_BYTES;
@@ -139,10 +146,10 @@ impl Root {
         to.finish()
     }
 
-    /// Reads the object named `id`.
+    /// Decodes the object with the id `id`.
     ///
     /// # Errors
-    /// If it is damaged or another object.
+    /// Returns an error if the object is damaged, or is another object.
     pub fn decode(volume: Uuid, id: ObjectId, bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut from = Decoder::object_of(Kind::Root, volume, bytes)?;
         let found = ObjectId::decode(&mut from)?;
@@ -177,7 +184,7 @@ impl Root {
     }
 }
 
-/// Takes the runs of uniform map pages, of a volume of so many map pages.
+/// Reads the runs of uniform map pages. `all` is the number of map pages of the volume.
 fn decode_zeroed(
     all: u32,
     map_pages: &BTreeMap<u32, MapPageRef>,
@@ -202,31 +209,32 @@ fn decode_zeroed(
     Ok(zeroed)
 }
 
-/// A root that is kept.
+/// An entry of the root table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeptRoot {
-    /// The root.
+    /// Id of the root.
     pub root: ObjectId,
-    /// The root from which it was made, if that is kept.
+    /// The root that it was made from, if that root is kept too.
     pub parent: Option<ObjectId>,
-    /// Its commit.
+    /// The last commit whose changes the root contains.
     pub commit: Slot,
-    /// Name of the snapshot that keeps it; empty for none.
+    /// Name of the snapshot that keeps the root; empty if there is none.
     pub snapshot: String,
-    /// Clones that keep it.
+    /// The clones that keep the root.
     pub pins: Vec<Uuid>,
-    /// When a checkpoint replaced it, in seconds since 1970; 0 while it is current or kept by a snapshot or
-    /// pin.
+    /// When a checkpoint replaced the root, in seconds since 1970. It is 0 while the root is current or is
+    /// kept by a snapshot or a pin.
     pub retired_at_seconds: u64,
 }
 
 impl KeptRoot {
-    /// Whether a checkpoint replaced it and nothing else needs it: its deletion may begin, or has begun.
+    /// Whether a checkpoint replaced the root and nothing else needs it. Its deletion may
+    /// begin, or has begun.
     pub(crate) fn is_retired(&self) -> bool {
         self.retired_at_seconds != 0 && self.snapshot.is_empty() && self.pins.is_empty()
     }
 
-    /// A root that a checkpoint just made.
+    /// Creates the entry for a root that a checkpoint just made.
     pub(crate) fn current(root: &Root, parent: ObjectId) -> Self {
         Self {
             root: root.id,
@@ -239,21 +247,21 @@ impl KeptRoot {
     }
 }
 
-/// Every root that is kept.
+/// The table of all roots that are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RootTable {
-    /// Name of this object.
+    /// Id of this table.
     pub id: ObjectId,
-    /// In order of their making; the current root is the last.
+    /// The roots in the order in which they were made. The current root is the last.
     pub roots: Vec<KeptRoot>,
 }
 
-/// Roots kept at most.
+/// Limit on the roots in a table.
 pub const MAX_ROOTS: usize = 4096;
 const KEPT_ROOT_BYTES: usize = 12 + 1 + 12 + 1 + 4 + 8;
 
 impl RootTable {
-    /// The object's bytes.
+    /// Encodes the object.
     #[must_use]
     pub fn encode(&self, volume: Uuid) -> Vec<u8> {
         let mut to = Encoder::new(Kind::RootTable, volume, 128 + self.roots.len() * 64);
@@ -273,10 +281,10 @@ impl RootTable {
         to.finish()
     }
 
-    /// Reads the object named `id`.
+    /// Decodes the object with the id `id`.
     ///
     /// # Errors
-    /// If it is damaged or another object.
+    /// Returns an error if the object is damaged, or is another object.
     pub fn decode(volume: Uuid, id: ObjectId, bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut from = Decoder::object_of(Kind::RootTable, volume, bytes)?;
         let found = ObjectId::decode(&mut from)?;

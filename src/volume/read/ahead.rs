@@ -1,42 +1,47 @@
-//! Finds sequential streams among reads and says what to fetch ahead of them.
+//! Detects sequential streams among reads and decides what to fetch ahead of them.
 //!
-//! Pure: no I/O. Invariant: a range is given once, and lies within the volume.
+//! Pure: does no I/O and must not know how data is fetched. Invariant: within one stream, no byte is
+//! requested twice, and a requested range lies within the volume.
 
 use std::ops::Range;
 
-/// Streams followed at once.
+/// Limit on the streams that are tracked at once.
 const STREAMS: usize = 8;
-/// Bytes read in sequence before anything is read ahead.
+/// Bytes that must be read in sequence before anything is read ahead.
 const LEAST_RUN: u64 = 128 * 1024;
-/// How far a read may lie from where its stream stands, in bytes: requests of one stream overtake each other.
+/// How far, in bytes, a read may start from the expected offset and still belong to the stream. Requests of
+/// one stream overtake each other.
 const SLACK: u64 = 2 * 1024 * 1024;
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Stream {
-    /// Where the next read is expected.
+    /// Offset at which the next read is expected.
     next: u64,
-    /// Up to where was asked for.
+    /// End of what has been requested ahead.
     ahead: u64,
-    /// Bytes read in sequence so far.
+    /// Bytes that were read in sequence so far.
     run: u64,
+    /// Logical time of the last read; 0 if this slot is unused.
     used: u64,
 }
 
-/// The streams of a volume.
+/// The sequential streams of one volume.
 #[derive(Debug)]
 pub(crate) struct ReadAhead {
     streams: [Stream; STREAMS],
+    /// Limit on the bytes that are read ahead of a stream.
     most: u64,
+    /// Logical time: the number of reads so far.
     clock: u64,
 }
 
 impl ReadAhead {
-    /// Reads ahead at most `most` bytes; 0 for never.
+    /// Creates a tracker that reads at most `most` bytes ahead. With 0 it never reads ahead.
     pub(crate) fn new(most: u64) -> Self {
         Self { streams: [Stream::default(); STREAMS], most, clock: 0 }
     }
 
-    /// Notes a read; gives what to fetch ahead of it.
+    /// Records a read. Returns the range to fetch ahead of it, if any.
     pub(crate) fn note(&mut self, read: Range<u64>, size: u64) -> Option<Range<u64>> {
         if self.most == 0 {
             return None;
@@ -61,11 +66,12 @@ impl ReadAhead {
         if stream.run < LEAST_RUN {
             return None;
         }
-        // As much ahead as the stream has shown itself to be worth.
+        // The longer a stream has lasted, the farther ahead of it to read.
         let window = (2 * stream.run).min(self.most);
         let until = (read.end + window).min(size);
         let from = stream.ahead.max(read.end);
-        // Asked for in halves of the window, so that a GET is worth its price.
+        // At least half a window is requested at a time, so that each GET is large enough to
+        // be worth its cost.
         if until < from + window / 2 {
             return None;
         }

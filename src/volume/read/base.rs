@@ -1,7 +1,8 @@
-//! The base of a volume: what its root says of a range.
+//! The base of a volume: resolves a range through a root and its map pages.
 //!
-//! Map pages load on first touch into the page cache. Knows nothing of changes since the root. Invariant: a
-//! range resolves to zeros only where the map says so; whatever cannot be read is an error.
+//! Map pages are loaded into the page cache when they are first needed. Must not know about changes since
+//! the root. Invariant: a range resolves to zeros only where the map says so. Anything that cannot be
+//! read is an error.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,41 +20,42 @@ use crate::volume::format::root::{MapPageRef, Root, Stretch};
 use crate::volume::shared::Shared;
 use crate::volume::store_exact::fetch_checked;
 
-/// What the base has of a range.
+/// What the base contains for a part of a range.
 #[derive(Clone, Debug)]
 pub enum BasePart {
-    /// Zeros.
+    /// The part reads as zeros.
     Zero {
-        /// Whether it is unallocated.
+        /// Whether the part is unallocated.
         hole: bool,
     },
-    /// A stored page, from this byte of it.
+    /// The part lies within one stored page.
     Page {
-        /// How to have the page.
+        /// How to fetch and verify the page.
         fetch: Fetch,
-        /// First byte within the page.
+        /// Offset in the page at which the part begins.
         at: u64,
-        /// Sectors of the page that were lost.
+        /// Damaged sectors of the page, if there are any.
         damage: Option<Damage>,
     },
-    /// Lost, with the map page that located it.
+    /// The part is unreadable, because the map page that located it was lost.
     Lost {
-        /// The map page.
+        /// Number of that map page.
         map_page: u32,
     },
 }
 
-/// A map page with the volume whose objects its entries name.
+/// A loaded map page, with the volume that owns it.
 #[derive(Clone, Debug)]
 pub struct LoadedMapPage {
-    /// The page.
+    /// The decoded map page.
     pub page: Arc<MapPage>,
-    /// The volume that made it.
+    /// Keys of the volume that wrote the map page.
     pub owner: Keys,
 }
 
 impl LoadedMapPage {
-    /// The volume whose object an entry's `origin` names.
+    /// Returns the keys of the volume that owns an object. `origin` is the value in an entry
+    /// of this map page.
     #[must_use]
     pub fn origin(&self, origin: u16) -> Keys {
         match origin {
@@ -63,21 +65,21 @@ impl LoadedMapPage {
     }
 }
 
-/// What a root has for a map page.
+/// What a root records for one map page.
 #[derive(Clone, Debug)]
 pub enum Mapped {
-    /// Holes throughout.
+    /// Every chunk is a hole.
     Holes,
-    /// Allocated zeros throughout, as of this commit.
+    /// Every chunk is allocated and reads as zeros, since this commit.
     Zeroed(Slot),
-    /// An object.
+    /// The map page is an object, which has been loaded.
     Page(LoadedMapPage),
 }
 
-/// Loads map page `number` of `root`, if that is an object.
+/// Loads map page `number` of `root` if it is an object.
 ///
 /// # Errors
-/// If it cannot be had whole.
+/// Returns an error if the map page is lost or damaged, or if the store fails.
 pub async fn map_page(
     env: &Environment,
     keys: Keys,
@@ -107,7 +109,7 @@ pub async fn map_page(
     Ok(Mapped::Page(LoadedMapPage { page, owner }))
 }
 
-/// How to have page `page` of chunk `index`, if it is stored.
+/// Returns the fetch for page `page` of chunk `index`, or `None` if no object stores it.
 #[must_use]
 pub fn page_fetch(
     map: &LoadedMapPage,
@@ -143,10 +145,11 @@ pub fn page_fetch(
     })
 }
 
-/// What `root` says of `range`: parts in order, none across a page that is stored.
+/// Resolves `range` through `root`. The parts are in order of offset, and a part that is stored
+/// lies within one page.
 ///
 /// # Errors
-/// If a map page cannot be had.
+/// Returns an error if a map page cannot be loaded.
 pub async fn resolve(
     env: &Environment,
     keys: Keys,
@@ -215,7 +218,7 @@ fn push_zero(parts: &mut Vec<(Range<u64>, BasePart)>, range: Range<u64>, hole: b
     }
 }
 
-/// Whether a root names a chunk object of ours.
+/// Whether a root references a chunk object that this volume owns.
 pub(crate) async fn names_chunk(
     shared: &Shared,
     root: &Root,

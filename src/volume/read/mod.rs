@@ -1,7 +1,9 @@
-//! READ, CACHE and BLOCK_STATUS: from the changes in memory down to a ranged GET.
+//! READ, CACHE and BLOCK_STATUS: resolves a range through the changes in memory, the root and the cache, down
+//! to a ranged GET.
 //!
-//! Invariant: a byte is given only if it is in memory or has passed its check; an object that is gone is
-//! looked up anew, since a checkpoint may have moved its bytes.
+//! Must not know how changes are made or committed. Invariant: a byte is returned only if it is in memory or
+//! has passed its check. If an object is gone, the range is resolved again, because a checkpoint may have
+//! moved its bytes.
 
 pub(super) mod ahead;
 pub mod base;
@@ -25,47 +27,47 @@ use crate::volume::shared::Shared;
 use crate::volume::state::piece::{ChunkRef, InMemory, Piece, part};
 use crate::volume::state::{Resolved, Status};
 
-/// A part of what a read gives, in order and without gaps.
+/// A part of the result of a read. The segments of a read are in order of offset and leave no gaps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Segment {
-    /// Bytes.
+    /// Bytes that were in memory, or were fetched and verified.
     Data(Bytes),
-    /// So many zeros.
+    /// A run of zeros, with its length in bytes.
     Zero(u64),
 }
 
-/// Allocation of a part of the volume.
+/// Allocation status of a part of the volume, as BLOCK_STATUS reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
-    /// Bytes.
+    /// Length of the part in bytes.
     pub length: u64,
-    /// Nothing is allocated.
+    /// Whether the part is unallocated.
     pub hole: bool,
-    /// Reads as zeros.
+    /// Whether the part reads as zeros.
     pub zero: bool,
 }
 
-/// Pieces of each layer that are looked at at once.
+/// Limit on the pieces of each layer that one window contains.
 pub(super) const PIECES: usize = 1024;
-/// As [`PIECES`], where the pages of each piece are listed: a chunk has up to 512.
+/// As [`PIECES`], for operations that list the pages of each piece. A chunk has up to 512 pages.
 const CACHE_PIECES: usize = 16;
-/// Bytes of what a map page covers that are looked at at once: 4,096 pages.
+/// Limit on the bytes of a window that a map page covers: 4,096 pages.
 const WINDOW_BYTES: u64 = 256 << 20;
-/// Parts of the volume that one BLOCK_STATUS looks at.
+/// Limit on the windows that one BLOCK_STATUS examines.
 const STATUS_WINDOWS: usize = 64;
-/// Map pages that one CACHE looks at.
+/// Limit on the map pages that one CACHE loads.
 const CACHE_MAP_PAGES: usize = 64;
 
-/// A part of the volume that is looked at at once.
+/// A part of the volume that is examined in one step, so that each step does a bounded amount of work.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Window {
-    /// The part.
+    /// The bytes of the volume that it covers.
     pub(super) range: Range<u64>,
-    /// The map page that must be loaded for it.
+    /// Number of the map page that must be loaded to examine it, if any.
     pub(super) map_page: Option<u32>,
 }
 
-/// Counts the map pages that a command loads.
+/// Limits how many map pages a command loads.
 #[derive(Debug)]
 pub(super) struct Loads {
     left: usize,
@@ -73,12 +75,12 @@ pub(super) struct Loads {
 }
 
 impl Loads {
-    /// At most so many.
+    /// Allows at most `most` map pages to be loaded.
     pub(super) fn new(most: usize) -> Self {
         Self { left: most, last: None }
     }
 
-    /// Takes what a window needs; whether there is that much.
+    /// Counts the map page that a window needs. Returns `false` if the limit is reached.
     pub(super) fn note(&mut self, window: &Window) -> bool {
         if window.map_page.is_some() && window.map_page != self.last {
             let Some(left) = self.left.checked_sub(1) else { return false };
@@ -91,13 +93,13 @@ impl Loads {
 
 enum Origin {
     Ready(InMemory),
-    /// From this byte of the n-th fetch.
+    /// Index of a fetch, and the byte at which the part begins in what it returns.
     Fetched(usize, u64),
 }
 
 impl Shared {
-    /// Looks a range up and asks `of` for it; again whenever an object is gone, since a checkpoint may have
-    /// moved its bytes. One that is named once more after it was gone is lost.
+    /// Resolves a range and calls `of` with the result. If an object is gone, both are repeated, because a
+    /// checkpoint may have moved its bytes. An object that is still referenced after a second lookup is lost.
     pub(super) async fn look_up<T, F>(
         &self,
         range: &Range<u64>,
@@ -121,7 +123,7 @@ impl Shared {
         }
     }
 
-    /// Reads a range within the volume.
+    /// Reads a range. The range must lie within the volume.
     pub(super) async fn read(&self, range: Range<u64>) -> Result<Vec<Segment>, Error> {
         let begun = tokio::time::Instant::now();
         let (segments, source) = self.look_up(&range, |resolved| self.read_segments(resolved)).await?;
@@ -129,7 +131,7 @@ impl Shared {
         Ok(segments)
     }
 
-    /// Reads what a range was resolved to as one piece of memory.
+    /// Reads a range that was already resolved, into one contiguous buffer.
     pub(super) async fn read_resolved(&self, range: Range<u64>, resolved: Resolved) -> Result<Bytes, Error> {
         let mut segments = match self.read_segments(resolved).await {
             Err(Error::Lost { .. }) => self.read(range.clone()).await?,
@@ -142,7 +144,7 @@ impl Shared {
         Ok(Bytes::from(concat(&segments)))
     }
 
-    /// Reads what a range was resolved to, and says from where at the farthest.
+    /// Reads a range that was already resolved. Also returns the farthest source that it had to read from.
     async fn read_segments(&self, resolved: Resolved) -> Result<(Vec<Segment>, ReadSource), Error> {
         let (sources, fetches) = self.plan(resolved).await?;
         let changed = sources.iter().any(|(_, source)| matches!(source, Origin::Ready(InMemory::Bytes(_))));
@@ -169,7 +171,7 @@ impl Shared {
         Ok((segments, farthest))
     }
 
-    /// Where each part comes from, in order, and what must be fetched for it.
+    /// Returns the source of each part, in order of offset, and the fetches that these parts need.
     async fn plan(&self, resolved: Resolved) -> Result<(Vec<(Range<u64>, Origin)>, Vec<Fetch>), Error> {
         let mut parts = Vec::with_capacity(resolved.pieces.len());
         let mut fetches = Vec::new();
@@ -225,7 +227,8 @@ impl Shared {
         Ok((parts, fetches.into_iter().map(|(_, fetch)| fetch).collect()))
     }
 
-    /// How to have a piece that left memory, and where in what is fetched it begins.
+    /// Returns the fetch for a piece that is no longer in memory, and where in the fetched
+    /// bytes the piece begins.
     pub(super) fn piece_fetch(&self, piece: &Piece) -> (Fetch, u64) {
         match piece {
             Piece::Data { record, change, at } => (Fetch::change(self.keys.volume(), record, *change), *at),
@@ -234,7 +237,7 @@ impl Shared {
         }
     }
 
-    /// How to have the page at byte `at` of a chunk that a commit names.
+    /// Returns the fetch for the page at byte `at` of a chunk that a commit references.
     pub(super) fn chunk_fetch(&self, chunk: &ChunkRef, at: u64) -> Fetch {
         let volume = self.keys.volume();
         let page = u16::try_from(at / PAGE_BYTES).expect("within a chunk");
@@ -247,9 +250,10 @@ impl Shared {
         }
     }
 
-    /// The first part of a range, not empty, that is looked at at once: of one kind in the map, with at most
-    /// `pieces` pieces in each layer, and at most `mapped_bytes` bytes of what a map page covers. It bounds
-    /// the work; what the part is when it is looked at may have changed.
+    /// Returns the first part of a range that is examined in one step. It is never empty, is of one
+    /// kind in the map, has at most `pieces` pieces in each layer, and covers at most `mapped_bytes`
+    /// bytes if a map page covers it. The window only bounds the work: its content may have changed by
+    /// the time it is examined.
     pub(super) fn window(&self, range: Range<u64>, pieces: usize, mapped_bytes: u64) -> Window {
         let (reach, root) = {
             let state = self.state.lock();
@@ -267,16 +271,16 @@ impl Shared {
         }
     }
 
-    /// Starts fetching what a client that reads in sequence will read next.
+    /// Starts to fetch a range that a sequential reader is expected to read next. Does not wait for the data.
     pub(super) async fn read_ahead(&self, range: Range<u64>) -> Result<(), Error> {
         let (_, fetches) = self.look_up(&range, |resolved| self.plan(resolved)).await?;
         self.env.cache.prefetch(&self.env.store, &fetches);
         Ok(())
     }
 
-    /// Brings a range into the cache: piece by piece, as much as the cache can hold, and no more than
-    /// [`CACHE_MAP_PAGES`] map pages of it. Ends early where the volume is being closed. What cannot be
-    /// fetched is left to the READ that needs it.
+    /// Brings a range into the cache, one window at a time. Stops when as many bytes were requested as the
+    /// cache can hold, when [`CACHE_MAP_PAGES`] map pages were loaded, or when the volume is being closed.
+    /// Data that cannot be fetched is left to the READ that needs it.
     pub(super) async fn prefetch(&self, range: Range<u64>) -> Result<(), Error> {
         let mut room = self.env.cache.capacity_bytes();
         let mut map_pages = Loads::new(CACHE_MAP_PAGES);
@@ -306,8 +310,9 @@ impl Shared {
         Ok(())
     }
 
-    /// Allocation of a range: at most `limit` extents, adjacent ones alike merged; may end before the range
-    /// does: one call looks at [`STATUS_WINDOWS`] parts at most, and so loads no more map pages than that.
+    /// Returns the allocation of a range as at most `limit` extents; adjacent extents of the same kind are
+    /// merged. The extents may end before the range does: one call examines at most [`STATUS_WINDOWS`]
+    /// windows, and so loads at most that many map pages.
     pub(super) async fn allocation(&self, range: Range<u64>, limit: usize) -> Result<Vec<Extent>, Error> {
         let mut extents: Vec<Extent> = Vec::new();
         let mut at = range.start;
@@ -318,7 +323,8 @@ impl Shared {
             let window = self.window(at..range.end, PIECES, WINDOW_BYTES).range;
             at = window.end;
             let parts = match self.look_up(&window, |resolved| self.allocation_of(resolved)).await {
-                // A client that copies the disk goes on behind what is lost, and its READ says that it is.
+                // A client that copies the disk continues after the lost range. Its READ of that range
+                // reports the loss.
                 Err(error) if error.is_loss() => vec![(window, false, false)],
                 parts => parts?,
             };
@@ -336,8 +342,8 @@ impl Shared {
         Ok(extents)
     }
 
-    /// The parts of what a range was resolved to, in order, each with whether it is a hole and whether it is
-    /// zeros.
+    /// Returns the parts of a range that was already resolved, in order of offset. Each has two flags:
+    /// whether it is a hole, and whether it reads as zeros.
     async fn allocation_of(&self, resolved: Resolved) -> Result<Vec<(Range<u64>, bool, bool)>, Error> {
         let mut parts: Vec<(Range<u64>, bool, bool)> = Vec::new();
         for (range, piece) in resolved.pieces {
@@ -374,7 +380,7 @@ pub(super) fn page_of(at: u64) -> u16 {
     u16::try_from(at / PAGE_BYTES).expect("within a chunk")
 }
 
-/// A piece cut at pages where its bytes are had page by page.
+/// Cuts a piece at page boundaries if its bytes are read page by page. Other pieces stay whole.
 pub(super) fn at_pages(range: Range<u64>, piece: Piece) -> impl Iterator<Item = (Range<u64>, Piece)> {
     use crate::volume::format::interval::Value;
     let whole = !matches!(piece, Piece::Chunk(..));
@@ -397,7 +403,7 @@ fn push_zero(segments: &mut Vec<Segment>, length: u64) {
     }
 }
 
-/// The bytes of segments, one after the other.
+/// Concatenates the bytes of segments.
 #[must_use]
 pub fn concat(segments: &[Segment]) -> Vec<u8> {
     let mut bytes = Vec::new();

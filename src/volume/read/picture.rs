@@ -1,8 +1,8 @@
-//! A picture of the disk for people: how much of each part is stored, how much of that is in memory too, and
+//! A picture of the disk for people: how much of each part is stored, how much of that is also in memory, and
 //! how much is not durable yet.
 //!
-//! Reads no data, and a bounded number of map pages. Invariant: the cells cover the volume, in order and
-//! without gaps.
+//! Reads no data and loads a bounded number of map pages. Must not know how the picture is shown. Invariant:
+//! the cells cover the volume, in order and without gaps.
 
 use std::ops::Range;
 
@@ -18,24 +18,25 @@ use crate::volume::shared::Shared;
 use crate::volume::state::Resolved;
 use crate::volume::state::piece::{ChunkMemory, Piece};
 
-/// Map pages that one picture loads; of what lies behind, a map page that stands counts as stored whole.
+/// Limit on the map pages that one picture loads. Beyond it, everything that an unloaded map page covers
+/// counts as stored.
 const MAP_PAGES: usize = 64;
 
-/// A part of the disk.
+/// Summary of one part of the disk, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cell {
-    /// Bytes that the store holds durably and that are no holes.
+    /// Bytes that the store holds durably. Holes and zeros do not count.
     pub stored_bytes: u64,
-    /// Of these, bytes that are in memory too, so that a READ need not fetch them.
+    /// The share of `stored_bytes` that is also in memory, so that a READ need not fetch it.
     pub cached_bytes: u64,
-    /// Bytes written, discarded or zeroed that are not durable.
+    /// Bytes that were written, discarded or zeroed and are not durable yet.
     pub dirty_bytes: u64,
 }
 
-/// The whole disk in equal parts; the last may be shorter.
+/// The whole disk, divided into parts of equal size. The last part may be shorter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Picture {
-    /// Bytes of a part.
+    /// Size of a part in bytes.
     pub cell_bytes: u64,
     /// The parts, in order of offset.
     pub cells: Vec<Cell>,
@@ -49,7 +50,7 @@ impl Picture {
         Self { cell_bytes, cells: vec![Cell::default(); count] }
     }
 
-    /// Adds a range to each cell that it touches.
+    /// Calls `add` for each cell that a range overlaps, with the number of bytes that they share.
     fn add(&mut self, range: Range<u64>, add: impl Fn(&mut Cell, u64)) {
         let mut at = range.start;
         while at < range.end {
@@ -68,7 +69,7 @@ impl Picture {
         });
     }
 
-    /// Adds what a map page says of a range.
+    /// Adds the stored pages that a map page records for a range.
     fn add_mapped(&mut self, map: &LoadedMapPage, held: &HeldPages, geometry: Geometry, range: Range<u64>) {
         let mut at = range.start;
         while at < range.end {
@@ -90,11 +91,11 @@ impl Picture {
     }
 }
 
-/// Pages of a chunk.
+/// Sets of pages of one chunk.
 struct ChunkPages {
-    /// That an object holds.
+    /// Pages that an object stores.
     stored: PageSet,
-    /// That are in memory.
+    /// Pages that are in the cache.
     cached: PageSet,
 }
 
@@ -121,7 +122,7 @@ impl ChunkPages {
 }
 
 impl Shared {
-    /// The disk in at most `cells` parts.
+    /// Summarizes the disk in at most `cells` parts.
     pub(crate) async fn picture(&self, cells: u64) -> Result<Picture, Error> {
         let mut picture = Picture::new(self.size_bytes, cells);
         let mut loads = Loads::new(MAP_PAGES);
@@ -170,7 +171,8 @@ impl Shared {
         Ok(picture)
     }
 
-    /// Whether a durable piece, which lies within one page, is in memory too; `None` where it is zeros.
+    /// Whether a durable piece is also in memory; `None` if it reads as zeros. A chunk piece must
+    /// lie within one page.
     fn stored_in_memory(&self, piece: &Piece) -> Option<bool> {
         Some(match piece {
             Piece::Zero { .. } => return None,

@@ -1,9 +1,9 @@
-//! Uncommitted changes: what a commit will make durable.
+//! Uncommitted changes: what the next commit will make durable.
 //!
-//! A [`DirtyLayer`] holds, from the newest down: blocks with dirty sectors, chunks that were filled entirely
-//! (and are being uploaded), and zeroed ranges. Knows nothing of time, stores or commits. Invariants: ranges
-//! are whole sectors; a sector is in one of the three at most as far as reading goes (blocks win over chunks,
-//! chunks over zeros); the count of full blocks of a chunk is exact.
+//! A [`DirtyLayer`] contains, from newest to oldest: blocks with dirty sectors, chunks that were filled
+//! completely (and are being uploaded), and zeroed ranges. It must not know about time, stores or commits.
+//! Invariants: ranges consist of whole sectors. A read takes each sector from only one of the three: blocks
+//! win over chunks, and chunks over zeros. The count of full blocks of each chunk is exact.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -22,28 +22,32 @@ use crate::volume::format::record::{
 };
 
 const ALL_SECTORS: u8 = 0xff;
-/// Zeroed ranges that weigh as much as a block.
+/// Number of zeroed ranges that count as much as one block.
 const ZEROS_PER_BLOCK: usize = 64;
-/// Bytes that a dirty block takes of a record at most: also in its parts it takes no more than as a whole.
+/// Limit on the bytes that a dirty block takes in a record. A block that is written in parts takes no more
+/// than a whole one.
 const BLOCK_RECORD_BYTES: u64 = BLOCK_BYTES + DATA_CHANGE_BYTES;
 
-/// The bits of the sectors that a range covers within its block.
+/// Returns the bits of the sectors that a range covers within its block.
 fn sector_bits(range: &Range<u64>) -> u8 {
     let first = range.start % BLOCK_BYTES / SECTOR_BYTES;
     let count = (range.end - range.start) / SECTOR_BYTES;
     u8::try_from((((1_u16 << count) - 1) << first) & 0xff).expect("masked")
 }
 
-/// A write cut into blocks, so that little is done under the volume's lock.
+/// A write that is already cut into blocks, so that little work remains under the volume's lock.
 #[derive(Debug, Default)]
 pub struct PreparedWrite {
+    /// Whole blocks, by number of the block.
     full: Vec<(u64, Bytes)>,
+    /// Runs of sectors within a block, by offset on the volume.
     edges: Vec<(u64, Bytes)>,
 }
 
 impl PreparedWrite {
-    /// Cuts `data` at `offset`, both whole sectors. What is kept is copied, unless `data` is a block in
-    /// memory of its own: of a long write, one block must not keep all.
+    /// Cuts `data` at `offset` into blocks. Both `offset` and the length must be multiples of a sector. The
+    /// bytes are copied unless `data` is a single block in memory of its own: otherwise one remaining block
+    /// would keep all of a long write in memory.
     #[must_use]
     pub fn new(offset: u64, data: Bytes) -> Self {
         assert!(
@@ -70,18 +74,18 @@ impl PreparedWrite {
         prepared
     }
 
-    /// Adds a sector that the write covered in part, now whole.
+    /// Adds a sector that the write covers only in part, completed with its other bytes.
     pub fn add_sector(&mut self, offset: u64, sector: [u8; SECTOR_LEN]) {
         self.edges.push((offset, Bytes::copy_from_slice(&sector)));
     }
 
-    /// Blocks that the write may add to a layer.
+    /// Limit on the blocks that the write adds to a layer.
     #[must_use]
     pub fn blocks(&self) -> usize {
         self.full.len() + self.edges.len()
     }
 
-    /// Chunks that the write fills by itself: they are uploaded as objects of their own.
+    /// Number of chunks that the write fills by itself. These are uploaded as separate objects.
     fn whole_chunks(&self, geometry: Geometry) -> u64 {
         let (Some((first, _)), Some((last, _))) = (self.full.first(), self.full.last()) else { return 0 };
         let blocks = geometry.blocks_per_chunk();
@@ -94,29 +98,29 @@ impl PreparedWrite {
     }
 }
 
-/// A change, as far as it says how much longer it makes a record.
+/// A change, reduced to what determines how much longer it makes a record.
 #[derive(Clone, Copy, Debug)]
 pub struct Growth<'a> {
-    /// What it writes.
+    /// The whole sectors that the change writes.
     pub write: &'a PreparedWrite,
-    /// Sectors that it changes in part.
+    /// Number of sectors that the change covers only in part.
     pub sectors: usize,
-    /// Whether it zeroes a range.
+    /// Whether the change zeroes a range.
     pub zero: bool,
 }
 
 impl Growth<'_> {
-    /// Bytes by which it makes a record longer, at most.
+    /// Limit on the bytes that the change adds to a record.
     #[must_use]
     pub fn record_bytes(&self, geometry: Geometry) -> u64 {
         let chunks = self.write.whole_chunks(geometry);
         let blocks = (self.write.blocks() + self.sectors) as u64 - chunks * geometry.blocks_per_chunk();
-        // A range that is zeroed may cut another in two.
+        // Zeroing a range may cut an older one in two.
         let zeros = if self.zero { 2 * ZERO_CHANGE_BYTES } else { 0 };
         blocks * BLOCK_RECORD_BYTES + chunks * chunk_change_bytes(geometry.pages_per_chunk()) + zeros
     }
 
-    /// Weight by which it makes the journal heavier, at most: in a record that it begins.
+    /// Limit on the weight that the change adds to the journal, even if it starts a new record.
     #[must_use]
     pub fn weight(&self, geometry: Geometry) -> u64 {
         let (blocks, zeros) = (self.write.blocks() + self.sectors, usize::from(self.zero));
@@ -124,42 +128,47 @@ impl Growth<'_> {
     }
 }
 
-/// Bytes of memory that a change takes until it is folded.
+/// Memory in bytes that a change takes until it is folded.
 pub const PIECE_WEIGHT: u64 = 96;
 
-/// Weight of the pieces that a record comes to, at most: data may cut a zeroed range in two.
+/// Limit on the weight of the pieces of one record. Data may cut a zeroed range in two.
 fn pieces_weight(blocks_and_chunks: usize, zeros: usize) -> u64 {
     (2 * blocks_and_chunks + zeros) as u64 * PIECE_WEIGHT
 }
 
-/// Uncommitted changes.
+/// Uncommitted changes, which become one commit.
 #[derive(Debug, Default)]
 pub struct DirtyLayer {
+    /// Blocks with dirty sectors, by number of the block.
     blocks: BTreeMap<u64, Block>,
+    /// How many blocks of each chunk have only dirty sectors. Chunks without such a block are left out.
     full_blocks: BTreeMap<ChunkIndex, u64>,
+    /// Chunks that were filled completely.
     chunks: BTreeMap<ChunkIndex, Arc<ChunkRef>>,
+    /// Filled chunks that later changes of this layer replaced.
     superseded: Vec<Arc<ChunkRef>>,
+    /// Zeroed ranges, each with whether it is a hole.
     zeros: IntervalMap<bool>,
 }
 
 impl DirtyLayer {
-    /// Whether nothing changed.
+    /// Whether the layer contains no changes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.blocks.is_empty() && self.chunks.is_empty() && self.zeros.is_empty()
     }
 
-    /// What the layer takes of memory, in blocks: filled chunks are not included, and zeroed ranges count by
-    /// what it takes to remember them.
+    /// Memory that the layer takes, in blocks. Filled chunks are not included. Zeroed ranges count by the
+    /// memory that their entries take.
     #[must_use]
     pub fn block_count(&self) -> usize {
         self.blocks.len() + self.zeros.len().div_ceil(ZEROS_PER_BLOCK)
     }
 
-    /// Bytes that the record of this layer takes at most.
+    /// Limit on the bytes of the record of this layer.
     #[must_use]
     pub fn record_bytes(&self, geometry: Geometry) -> u64 {
-        // Superseded chunks are in no record, but wait for it in memory.
+        // Superseded chunks are in no record, but stay in memory until the record is made.
         let chunks = (self.chunks.len() + self.superseded.len()) as u64;
         EMPTY_RECORD_BYTES
             + self.blocks.len() as u64 * BLOCK_RECORD_BYTES
@@ -167,33 +176,33 @@ impl DirtyLayer {
             + chunks * chunk_change_bytes(geometry.pages_per_chunk())
     }
 
-    /// What the journal weighs more with the record of this layer, at most.
+    /// Limit on the weight that the record of this layer adds to the journal.
     #[must_use]
     pub fn weight(&self, geometry: Geometry) -> u64 {
         let pieces = pieces_weight(self.blocks.len() + self.chunks.len(), self.zeros.len());
         self.record_bytes(geometry) + pieces
     }
 
-    /// Whether the record of this layer stays within `most` bytes with a change.
+    /// Whether the record of this layer stays within `most` bytes if a change is added.
     #[must_use]
     pub fn has_room(&self, geometry: Geometry, change: Growth<'_>, most: u64) -> bool {
         let with_all = self.record_bytes(geometry) + change.record_bytes(geometry);
         if with_all <= most {
             return true;
         }
-        // What is dirty already takes no more room.
+        // Blocks that are already dirty take no additional room.
         let numbers = change.write.block_numbers();
         let known = numbers.filter(|number| self.blocks.contains_key(number)).count() as u64;
         with_all - known * BLOCK_RECORD_BYTES <= most
     }
 
-    /// Filled chunks that later changes of this layer replaced: no record will name them.
+    /// Filled chunks that later changes of this layer replaced. No record will reference them.
     #[must_use]
     pub fn superseded(&self) -> &[Arc<ChunkRef>] {
         &self.superseded
     }
 
-    /// Applies a write; gives the chunks that it filled.
+    /// Applies a write. Returns the chunks that it filled.
     pub fn write(&mut self, geometry: Geometry, write: PreparedWrite) -> Vec<ChunkIndex> {
         let mut filled = Vec::new();
         for (number, data) in write.full {
@@ -207,7 +216,7 @@ impl DirtyLayer {
             let within = usize::try_from(offset % BLOCK_BYTES).expect("4 KiB");
             let empty = || Block { sectors: 0, data: Bytes::from_static(&[0; BLOCK_LEN]) };
             let block = self.blocks.entry(number).or_insert_with(empty);
-            // In place, unless somebody reads it.
+            // Changes the bytes in place, or a copy of them if a reader holds them.
             let mut bytes = BytesMut::from(std::mem::take(&mut block.data));
             bytes[within..within + data.len()].copy_from_slice(&data);
             block.data = bytes.freeze();
@@ -239,10 +248,11 @@ impl DirtyLayer {
         }
     }
 
-    /// Takes the blocks of a filled chunk out, to be given back as a [`ChunkRef`] by [`DirtyLayer::promote`].
+    /// Removes and returns the blocks of a filled chunk. The caller puts them back as
+    /// a [`ChunkRef`] with [`DirtyLayer::promote`].
     ///
     /// # Panics
-    /// If the chunk is not full.
+    /// Panics if the chunk is not full.
     #[must_use]
     pub fn take_filled(&mut self, geometry: Geometry, index: ChunkIndex) -> Vec<Bytes> {
         let range = geometry.chunk_range(index);
@@ -254,14 +264,14 @@ impl DirtyLayer {
         rest.into_values().map(|block| block.data).collect()
     }
 
-    /// Puts a filled chunk below later blocks; it takes the place of an earlier one.
+    /// Inserts a filled chunk below later blocks. It replaces an earlier chunk with the same index.
     pub fn promote(&mut self, chunk: Arc<ChunkRef>) {
         if let Some(earlier) = self.chunks.insert(chunk.index, chunk) {
             self.superseded.push(earlier);
         }
     }
 
-    /// Zeroes whole sectors. The range must not cut a filled chunk in part.
+    /// Zeroes a range of whole sectors. The range must not cover only a part of a filled chunk.
     pub fn zero(&mut self, geometry: Geometry, range: Range<u64>, hole: bool) {
         assert!(
             range.start.is_multiple_of(SECTOR_BYTES)
@@ -297,8 +307,8 @@ impl DirtyLayer {
         self.zeros.insert(range, hole);
     }
 
-    /// Whether zeroing `range` would cut a filled chunk in part: filled chunks lie above zeros, so such a
-    /// zero belongs into a later layer.
+    /// Whether `range` covers only a part of a filled chunk. Filled chunks take precedence over zeros, so
+    /// such a range must be zeroed in a later layer.
     #[must_use]
     pub fn cuts_filled_chunk(&self, geometry: Geometry, range: &Range<u64>) -> bool {
         let within = geometry.chunk_at(range.start)..=geometry.chunk_at(range.end - 1);
@@ -308,7 +318,8 @@ impl DirtyLayer {
         })
     }
 
-    /// Filled chunks lie above zeros: one that is zeroed goes.
+    /// Removes the filled chunks that a zeroed range covers, because they would take
+    /// precedence over the zeros.
     fn zero_chunks(&mut self, geometry: Geometry, range: &Range<u64>) {
         if self.chunks.is_empty() {
             return;
@@ -321,7 +332,7 @@ impl DirtyLayer {
         }
     }
 
-    /// Finds what the layer holds of `range` and appends it to `found`; gives the rest.
+    /// Appends the pieces of `range` that the layer contains to `found`. Returns the rest of `range`.
     #[must_use]
     pub fn resolve(
         &self,
@@ -359,8 +370,8 @@ impl DirtyLayer {
         left
     }
 
-    /// The end of the first part of `range` of which the layer holds at most `most` blocks, chunks and zeroed
-    /// ranges each; `most` is not 0.
+    /// Returns the end of the longest prefix of `range` in which the layer has at most `most` blocks, `most`
+    /// chunks and `most` zeroed ranges. `most` must not be 0.
     #[must_use]
     pub fn reach(&self, geometry: Geometry, range: Range<u64>, most: usize) -> u64 {
         let touched = range.start / BLOCK_BYTES..range.end.div_ceil(BLOCK_BYTES);
@@ -392,17 +403,17 @@ impl DirtyLayer {
         rest
     }
 
-    /// Zeroed ranges, in order of offset.
+    /// Zeroed ranges in order of offset, each with whether it is a hole.
     pub fn zeros(&self) -> impl Iterator<Item = (Range<u64>, bool)> + '_ {
         self.zeros.iter().map(|(range, hole)| (range, *hole))
     }
 
-    /// Filled chunks, in order.
+    /// Filled chunks in order of index.
     pub fn chunks(&self) -> impl Iterator<Item = &Arc<ChunkRef>> + '_ {
         self.chunks.values()
     }
 
-    /// Runs of dirty sectors of each block, in order of offset.
+    /// The runs of dirty sectors within each block, with their bytes, in order of offset.
     pub fn runs(&self) -> impl Iterator<Item = (Range<u64>, Bytes)> + '_ {
         self.blocks.iter().flat_map(|(number, block)| {
             let start = number * BLOCK_BYTES;
@@ -417,7 +428,8 @@ impl DirtyLayer {
     }
 }
 
-/// Calls `with` for each run of sectors that are set in a block at `start`, cut to `range`.
+/// Calls `with` for each run of sectors that are set in `sectors`, the bits of the block at `start`. Runs are
+/// cut to `range`.
 fn for_each_run(start: u64, sectors: u8, range: &Range<u64>, mut with: impl FnMut(Range<u64>)) {
     let mut sector = 0;
     while sector < 8 {

@@ -1,8 +1,9 @@
 //! The state of an open volume, under one lock that is never held across an await.
 //!
-//! From the newest down: the dirty layer, commits on their way, committed changes, the ones being folded, and
-//! the root. Knows nothing of stores and tasks. Invariants: `in_flight` is in order of slot; what `resolve`
-//! gives is what a client must read; a cut takes the whole dirty layer at one instant.
+//! The layers, from newest to oldest: the dirty layer, commits in flight, committed changes, changes that
+//! are being folded, and the root. The state must not know about stores and tasks. Invariants: `in_flight`
+//! is in order of slot. [`State::resolve`] returns what a client must read. A cut takes the whole dirty
+//! layer at one instant.
 
 pub mod layer;
 pub mod piece;
@@ -22,99 +23,101 @@ use crate::volume::format::interval::{IntervalMap, gaps};
 use crate::volume::format::keys::{ObjectId, Slot};
 use crate::volume::format::root::Root;
 
-/// Layers that are cut and whose records wait for those on their way, at most. Each is asked by every read.
+/// Limit on the layers that are cut and wait for earlier records to be sent. Every read
+/// searches each of them.
 const WAITING_CUTS: usize = 64;
 
-/// Whether the volume serves.
+/// Whether the volume serves commands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Status {
-    /// It does.
+    /// It serves all commands.
     Serving,
-    /// It is being closed: no new changes.
+    /// It is being closed and accepts no new changes.
     Draining,
-    /// It does not, and why.
+    /// It serves nothing. Contains the reason.
     Stopped(String),
 }
 
-/// A commit that was cut and is not known to be durable, or waits for an earlier one.
+/// A commit that was cut, and that is not durable yet or waits for an earlier one.
 #[derive(Debug)]
 pub struct InFlight {
-    /// Its slot's number.
+    /// Number of its slot in the journal.
     pub n: u64,
-    /// How far it is.
+    /// How far the commit has come.
     pub stage: Stage,
-    /// Whether its record is known to be durable.
+    /// Whether its record is durable.
     pub durable: bool,
-    /// Permits of the dirty budget that it holds.
+    /// Number of permits of the dirty budget that the commit holds.
     pub permits: usize,
-    /// What the journal weighs more with its record, at most.
+    /// Limit on the weight that its record adds to the journal.
     pub weight: u64,
-    /// When it was cut.
+    /// When the layer was cut.
     pub cut_at: Instant,
     /// When the oldest of its changes was made.
     pub dirty_since: Instant,
-    /// Flushes that wait for it.
+    /// Number of flushes that wait for the commit.
     pub flushes: u32,
 }
 
-/// How far a commit is.
+/// How far a commit in flight has come.
 #[derive(Clone, Debug)]
 pub enum Stage {
-    /// Cut, its record not yet made.
+    /// The layer was cut, and its record has not been made yet.
     Frozen(Arc<DirtyLayer>),
-    /// Its record is made, and on its way.
+    /// The record has been made, and is in flight or durable.
     Sent(Arc<Sent>),
 }
 
-/// A commit whose record is made.
+/// A commit whose record has been made.
 #[derive(Debug)]
 pub struct Sent {
-    /// Its changes.
+    /// Its changes, by offset on the volume.
     pub pieces: IntervalMap<Piece>,
-    /// The record, where it has data that is read from it.
+    /// The record, if it contains data that is read from it.
     pub record: Option<Arc<RecordRef>>,
-    /// Bytes of the record.
+    /// Size of the record in bytes.
     pub bytes: u64,
-    /// The record's slot and checksum.
+    /// The slot and checksum of the record.
     pub end: Checkpoint,
-    /// Chunk objects that the record names.
+    /// Chunk objects that the record references.
     pub chunks: Vec<(ChunkIndex, ObjectId)>,
-    /// Chunk objects that were uploaded for it and that nothing names.
+    /// Chunk objects that were uploaded for the commit, but that nothing references.
     pub superseded: Vec<(ChunkIndex, ObjectId)>,
 }
 
-/// Durable changes that no root has yet.
+/// Durable changes that are not in a root yet.
 #[derive(Debug, Default)]
 pub struct Committed {
-    /// The changes, newest first won.
+    /// The changes. Where changes overlap, the newest wins.
     pub pieces: IntervalMap<Piece>,
-    /// Bytes of the records.
+    /// Total size of the records in bytes.
     pub bytes: u64,
-    /// What bounds the journal: the records' bytes, and what their changes take of memory.
+    /// Total weight, which bounds the journal: the bytes of the records, and the memory
+    /// that their changes take.
     pub weight: u64,
-    /// The records, in order.
+    /// Slots of the records, in order.
     pub slots: Vec<Slot>,
-    /// The last record, or `None` where there is none.
+    /// The last record, or `None` if there is none.
     pub end: Option<Checkpoint>,
-    /// Chunk objects that the records name, superseded ones too.
+    /// Chunk objects that the records reference, including those that a later change replaced.
     pub chunks: Vec<(ChunkIndex, ObjectId)>,
-    /// Chunk objects that nothing names.
+    /// Chunk objects that nothing references.
     pub superseded: Vec<(ChunkIndex, ObjectId)>,
-    /// When the first of them was merged.
+    /// When the first of the commits was merged.
     pub since: Option<Instant>,
 }
 
 impl Committed {
-    /// Whether there are no changes, not even records without any.
+    /// Whether there are no records, not even records without changes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.end.is_none()
     }
 
-    /// Takes a durable commit in.
+    /// Adds a durable commit.
     ///
     /// # Panics
-    /// If it is not newer than those before.
+    /// Panics if the commit is not newer than all before it.
     pub fn merge(&mut self, sent: &Sent, now: Instant) {
         assert!(self.end.is_none_or(|end| end.slot < sent.end.slot), "commits are taken in order");
         for (range, piece) in sent.pieces.iter() {
@@ -130,50 +133,50 @@ impl Committed {
     }
 }
 
-/// What a range resolves to.
+/// The layers' answer for a range: which pieces cover it, and which parts are left to the root.
 #[derive(Debug)]
 pub struct Resolved {
-    /// Parts that changed since the root, in no order.
+    /// Parts that changed since the root, in no particular order.
     pub pieces: Vec<(Range<u64>, Piece)>,
-    /// How many of them, at the front, are in no commit that was answered.
+    /// How many of the `pieces`, counted from the front, are not part of a settled commit.
     pub uncommitted: usize,
-    /// Parts that the root has.
+    /// Parts that only the root covers.
     pub base: Vec<Range<u64>>,
-    /// The root to ask.
+    /// The root that covers `base`.
     pub root: Arc<Root>,
 }
 
-/// State of an open volume.
+/// The state of an open volume: all its layers, and what is waiting for them.
 #[derive(Debug)]
 pub struct State {
-    /// Whether it serves.
+    /// Whether the volume serves commands.
     pub status: Status,
-    /// Changes that no commit has yet.
+    /// Changes that are not part of a commit yet.
     pub dirty: DirtyLayer,
-    /// When the oldest of them was made.
+    /// When the oldest of these changes was made.
     pub dirty_since: Option<Instant>,
-    /// Permits of the dirty budget that they hold.
+    /// Number of permits of the dirty budget that these changes hold.
     pub dirty_permits: usize,
-    /// When a chunk was last filled: a sequential stream is under way.
+    /// When a chunk was last filled, which means that a sequential stream is being written.
     pub filled_at: Option<Instant>,
-    /// Flushes that wait for a cut.
+    /// Number of flushes that wait for the next cut.
     pub flushes: u32,
-    /// Writes that wait for the dirty budget.
+    /// Number of writes that wait for the dirty budget.
     pub waiting_writes: usize,
-    /// Slot of the next commit.
+    /// Slot number of the next commit.
     pub next_n: u64,
-    /// Commits on their way, the oldest first.
+    /// Commits in flight, the oldest first.
     pub in_flight: VecDeque<InFlight>,
-    /// Durable changes that no fold has taken.
+    /// Durable changes that no fold has taken yet.
     pub committed: Committed,
-    /// Durable changes that a fold has taken.
+    /// Durable changes that a fold is writing to a new root.
     pub folding: Option<Arc<Committed>>,
-    /// The root.
+    /// The root of the last checkpoint.
     pub root: Arc<Root>,
 }
 
 impl State {
-    /// What `range` reads as now.
+    /// Resolves `range` through all layers, the newest first, down to the root.
     #[must_use]
     pub fn resolve(&self, geometry: Geometry, range: Range<u64>) -> Resolved {
         let mut pieces = Vec::new();
@@ -203,8 +206,8 @@ impl State {
         Resolved { pieces, uncommitted, base: left, root: Arc::clone(&self.root) }
     }
 
-    /// The end of the first part of `range`, not empty, of which each layer holds at most `most` pieces of a
-    /// kind; so what is looked at at once is bounded. `most` is not 0.
+    /// Returns the end of the longest prefix of `range` in which each layer has at most `most` pieces of each
+    /// kind. It is never empty. This bounds the work of one step. `most` must not be 0.
     #[must_use]
     pub fn reach(&self, geometry: Geometry, range: &Range<u64>, most: usize) -> u64 {
         let commits = self.in_flight.iter().map(|commit| match &commit.stage {
@@ -217,13 +220,13 @@ impl State {
         commits.chain(folding).fold(committed.min(dirty), u64::min)
     }
 
-    /// Whether one more layer may be cut, where so many records are on their way at most.
+    /// Whether another layer may be cut if at most `records` records may be in flight.
     #[must_use]
     pub fn may_cut(&self, records: usize) -> bool {
         self.in_flight.len() < records + WAITING_CUTS
     }
 
-    /// Takes the dirty layer as the next commit.
+    /// Turns the dirty layer into the next commit.
     pub fn cut(&mut self, geometry: Geometry, now: Instant) {
         let weight = self.dirty.weight(geometry);
         let layer = Arc::new(std::mem::take(&mut self.dirty));
@@ -243,7 +246,7 @@ impl State {
         self.filled_at = None;
     }
 
-    /// Forgets what no commit has, and takes the permits of all that is not settled.
+    /// Discards the dirty layer. Returns the number of permits that it and the commits in flight held.
     pub fn give_up(&mut self) -> usize {
         self.dirty = DirtyLayer::default();
         self.dirty_since = None;
@@ -251,13 +254,13 @@ impl State {
         in_flight.sum::<usize>() + std::mem::take(&mut self.dirty_permits)
     }
 
-    /// What the journal that no root has weighs.
+    /// Weight of the records in the journal that are not in a root yet.
     #[must_use]
     pub fn journal_weight(&self) -> u64 {
         self.committed.weight + self.folding.as_ref().map_or(0, |folding| folding.weight)
     }
 
-    /// Weight at most of the records that the journal is still to take.
+    /// Limit on the weight of the records that the journal is still to receive.
     #[must_use]
     pub fn coming_weight(&self, geometry: Geometry) -> u64 {
         let in_flight: u64 = self.in_flight.iter().map(|commit| commit.weight).sum();
@@ -266,7 +269,7 @@ impl State {
         in_flight + dirty
     }
 
-    /// Bytes and records of the journal that no root has.
+    /// Total bytes and number of the records in the journal that are not in a root yet.
     #[must_use]
     pub fn journal(&self) -> (u64, u64) {
         let folding = self.folding.as_ref().map_or((0, 0), |f| (f.bytes, f.slots.len()));
@@ -275,7 +278,7 @@ impl State {
     }
 }
 
-/// Appends what `map` has of the ranges `left` to `found`; gives the rest.
+/// Appends the pieces of `map` that cover ranges in `left` to `found`. Returns what is left.
 pub fn overlay(
     map: &IntervalMap<Piece>,
     left: Vec<Range<u64>>,

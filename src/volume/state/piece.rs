@@ -1,6 +1,7 @@
 //! Where the bytes of a range are: in memory, in a record, in a chunk object, or nowhere (zeros).
 //!
-//! Invariant: a piece names immutable bytes. What it names may leave memory, never change.
+//! Must not know how bytes are fetched. Invariant: a piece references immutable bytes. They may leave memory,
+//! but they never change.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,52 +20,52 @@ use crate::volume::format::page_set::PageSet;
 use crate::volume::format::record::{Change, Record};
 use crate::volume::signal::Signal;
 
-/// A block with dirty sectors.
+/// A block of 4 KiB with dirty sectors.
 #[derive(Clone, Debug)]
 pub struct Block {
-    /// One bit a sector, lowest first: set where `data` holds it.
+    /// One bit for each sector, lowest first. It is set if `data` contains the sector.
     pub sectors: u8,
-    /// The bytes; meaningless where the sector's bit is not set.
+    /// The bytes of the block. They are meaningless for sectors whose bit is not set.
     pub data: Bytes,
 }
 
-/// Where one `Data` change of a record lies in it.
+/// Where the data of one `Data` change is stored in its record.
 #[derive(Clone, Copy, Debug)]
 pub struct DataPlace {
-    /// First byte in the record.
+    /// Offset in the record, in bytes.
     pub at: u64,
-    /// Bytes.
+    /// Length in bytes, at most a page.
     pub length: u32,
-    /// Tag.
+    /// Tag that verifies the data.
     pub tag: Checksum,
 }
 
-/// Successive `Data` changes of a record, whose data lies side by side: what is cached and fetched at once.
+/// Successive `Data` changes of a record whose data is adjacent. A run is cached and fetched as a unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
-    /// The first change.
+    /// Number of its first change.
     first: u32,
-    /// First byte in the record.
+    /// Offset of the run in the record, in bytes.
     pub at: u64,
-    /// Bytes, a page at most.
+    /// Length in bytes, at most a page.
     pub length: u32,
 }
 
-/// A record that changes are read from.
+/// A record that the data of changes is read from.
 #[derive(Debug)]
 pub struct RecordRef {
-    /// Where it stands in the journal.
+    /// Its slot in the journal.
     pub slot: Slot,
-    /// Its `Data` changes by number; `None` for other changes.
+    /// The places of its `Data` changes, by number of the change; `None` for other changes.
     data: Vec<Option<DataPlace>>,
-    /// All of them, in order.
+    /// The runs that all `Data` changes form, in order.
     runs: Vec<Run>,
-    /// Its bytes, until it is known to be durable.
+    /// The bytes of the record, until it is known to be durable.
     pub body: Mutex<Option<Bytes>>,
 }
 
 impl RecordRef {
-    /// A reference to a record, with its bytes while they are to stay in memory.
+    /// Creates a reference to a record. `body` is its bytes if they are to stay in memory for now.
     #[must_use]
     pub fn new(record: &Record, body: Option<Bytes>) -> Self {
         let data: Vec<Option<DataPlace>> = record
@@ -89,23 +90,23 @@ impl RecordRef {
         Self { slot: record.slot, data, runs, body: Mutex::new(body) }
     }
 
-    /// Where the data of a `Data` change lies.
+    /// Returns where the data of a `Data` change is stored.
     ///
     /// # Panics
-    /// If the change is another.
+    /// Panics if it is another kind of change.
     #[must_use]
     pub fn place(&self, change: u32) -> DataPlace {
         self.data[change as usize].expect("a piece names a data change")
     }
 
-    /// The number of the run that a `Data` change is part of.
+    /// Returns the number of the run that contains a `Data` change.
     #[must_use]
     pub fn run_of(&self, change: u32) -> u32 {
         let after = self.runs.partition_point(|run| run.first <= change);
         u32::try_from(after - 1).expect("no more than changes")
     }
 
-    /// A run.
+    /// Returns a run by its number.
     #[must_use]
     pub fn run(&self, number: u32) -> Run {
         self.runs[number as usize]
@@ -117,7 +118,7 @@ impl RecordRef {
         &self.runs
     }
 
-    /// Whether the data of every change of a run is what its tag says.
+    /// Whether the data of every change in a run matches its tag.
     #[must_use]
     pub fn verify_run(&self, volume: Uuid, number: u32, bytes: &[u8]) -> bool {
         let run = self.run(number);
@@ -132,36 +133,36 @@ impl RecordRef {
     }
 }
 
-/// What memory holds of a chunk that was filled.
+/// What memory contains of a chunk that was filled.
 #[derive(Clone, Debug)]
 pub enum ChunkMemory {
-    /// Its blocks: the object is not made yet.
+    /// Its blocks. The object has not been made yet.
     Blocks(Arc<Vec<Bytes>>),
-    /// The object's bytes: it is being uploaded.
+    /// The bytes of the object, which is being uploaded.
     Object(Bytes),
-    /// Nothing: the object is durable.
+    /// Nothing. The object is durable.
     Gone,
 }
 
-/// A chunk that was filled, and is uploaded whole.
+/// A chunk that was filled completely, and is stored as one object.
 #[derive(Debug)]
 pub struct ChunkRef {
-    /// Which chunk.
+    /// Index of the chunk in the volume.
     pub index: ChunkIndex,
-    /// Its object.
+    /// Id of the chunk object.
     pub id: ObjectId,
-    /// Pages of a chunk.
+    /// Number of pages in a chunk.
     pub pages_per_chunk: u16,
-    /// Pages that the object stores; the others are zeros. If there are none, there is no object.
+    /// Pages that the object stores. The others are zeros. If the set is empty, no object is needed.
     pub stored: PageSet,
-    /// What memory holds of it.
+    /// What memory contains of the chunk.
     pub memory: Mutex<ChunkMemory>,
-    /// Whether the object is durable.
+    /// Becomes `true` when the object is durable.
     pub uploaded: Signal<bool>,
 }
 
 impl ChunkRef {
-    /// A chunk in memory, to be uploaded.
+    /// Creates a reference to a chunk in memory that must be uploaded.
     #[must_use]
     pub fn filled(index: ChunkIndex, id: ObjectId, pages_per_chunk: u16, blocks: Vec<Bytes>) -> Self {
         let mut stored = PageSet::EMPTY;
@@ -175,14 +176,15 @@ impl ChunkRef {
         Self { index, id, pages_per_chunk, stored, memory, uploaded: Signal::new(false) }
     }
 
-    /// A chunk whose object is durable.
+    /// Creates a reference to a chunk whose object is already durable.
     #[must_use]
     pub fn durable(index: ChunkIndex, id: ObjectId, pages_per_chunk: u16, stored: PageSet) -> Self {
         let memory = Mutex::new(ChunkMemory::Gone);
         Self { index, id, pages_per_chunk, stored, memory, uploaded: Signal::new(true) }
     }
 
-    /// `length` bytes from byte `at` of the chunk, within one page, if they need no fetch.
+    /// Returns `length` bytes from byte `at` of the chunk if no fetch is needed. They must
+    /// lie within one page.
     fn in_memory(&self, at: u64, length: usize) -> Option<InMemory> {
         let page = u16::try_from(at / PAGE_BYTES).expect("within a chunk");
         if !self.stored.contains(page) {
@@ -200,31 +202,31 @@ impl ChunkRef {
     }
 }
 
-/// Where a range's bytes are.
+/// Where the bytes of a range are.
 #[derive(Clone, Debug)]
 pub enum Piece {
-    /// In a block: these bytes.
+    /// In memory: exactly these bytes, which lie within one block.
     Block(Bytes),
-    /// Zeros.
+    /// Nowhere: the range reads as zeros.
     Zero {
         /// Whether the range is unallocated.
         hole: bool,
     },
-    /// In a `Data` change of a record, from this byte of it.
+    /// In the data of a `Data` change of a record, from byte `at` on.
     Data {
-        /// The record.
+        /// The record that contains the change.
         record: Arc<RecordRef>,
-        /// Number of the change.
+        /// Number of the change in the record.
         change: u32,
-        /// First byte.
+        /// Offset in the data of the change, in bytes.
         at: u64,
     },
-    /// In a chunk object that no map page names yet, from this byte of the chunk.
+    /// In a chunk object that no map page references yet, from this byte of the chunk on.
     Chunk(Arc<ChunkRef>, u64),
 }
 
 impl Piece {
-    /// Whether the piece names the same bytes as another; conservative (`false` where that is not known).
+    /// Whether two pieces reference the same bytes. Conservative: `false` if that is not known.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
@@ -238,7 +240,7 @@ impl Piece {
         }
     }
 
-    /// `length` bytes of the piece, which lie within one page, if they need no fetch.
+    /// Returns the first `length` bytes of the piece if no fetch is needed. They must lie within one page.
     #[must_use]
     pub fn in_memory(&self, length: u64) -> Option<InMemory> {
         let length_bytes = usize::try_from(length).expect("a piece that is read fits into memory");
@@ -256,12 +258,12 @@ impl Piece {
     }
 }
 
-/// Bytes of a piece that needs no fetch.
+/// The bytes of a piece that needs no fetch.
 #[derive(Clone, Debug)]
 pub enum InMemory {
-    /// Bytes.
+    /// The bytes themselves, from memory.
     Bytes(Bytes),
-    /// Zeros.
+    /// As many zeros as were requested.
     Zero,
 }
 
@@ -282,7 +284,7 @@ fn copy_blocks(blocks: &[Bytes], at: u64, length: usize) -> Bytes {
     Bytes::from(bytes)
 }
 
-/// The blocks of a page of a chunk made of blocks.
+/// Returns the blocks of one page, from the blocks of a whole chunk.
 #[must_use]
 pub fn blocks_of_page(blocks: &[Bytes], page: u16) -> &[Bytes] {
     let blocks_per_page = PAGE_LEN / BLOCK_LEN;
@@ -292,7 +294,7 @@ pub fn blocks_of_page(blocks: &[Bytes], page: u16) -> &[Bytes] {
 /// Whether all bytes are zero.
 #[must_use]
 pub fn is_zero(bytes: &[u8]) -> bool {
-    // Compared with itself shifted, so that it runs at the speed of memcmp.
+    // Comparing the bytes with themselves, shifted by one, runs at the speed of memcmp.
     bytes.first().is_none_or(|first| *first == 0)
         && bytes.get(1..).is_none_or(|rest| *rest == bytes[..rest.len()])
 }
@@ -310,19 +312,20 @@ impl Value for Piece {
     }
 }
 
-/// A part of a piece of memory. A short one is copied: a slice keeps all of it, and a reply that nobody reads
-/// would hold many times the bytes that it was charged for.
+/// Returns a part of `whole`. A short part is copied, because a slice keeps all of `whole` in memory: a reply
+/// that a client does not read would hold many times the bytes that it was charged for.
 #[must_use]
 pub fn part(whole: &Bytes, range: Range<usize>) -> Bytes {
     if range.len() * 2 <= whole.len() { Bytes::copy_from_slice(&whole[range]) } else { whole.slice(range) }
 }
 
-/// The same of bytes that may be but a part of a block already.
+/// As [`part`], for bytes that may already be a slice of a block.
 fn part_of_block(bytes: &Bytes, range: Range<usize>) -> Bytes {
     if range.len() * 2 <= BLOCK_LEN { Bytes::copy_from_slice(&bytes[range]) } else { bytes.slice(range) }
 }
 
-/// The bytes in memory that holds little else: a slice would keep all of it.
+/// Returns the bytes in memory that contains little else. They are copied if they share
+/// memory with other bytes.
 #[must_use]
 pub fn own(bytes: Bytes) -> Bytes {
     let most = bytes.len() + bytes.len() / 16;
@@ -333,7 +336,7 @@ pub fn own(bytes: Bytes) -> Bytes {
     }
 }
 
-/// Maps the data changes of a record to where they lie in it.
+/// Inserts the `Data` changes of a record into `pieces`, by their range on the volume.
 pub(crate) fn insert_data(record: &Arc<RecordRef>, changes: &[Change], pieces: &mut IntervalMap<Piece>) {
     for (number, change) in changes.iter().enumerate() {
         if let Change::Data { offset, length, .. } = change {
@@ -350,8 +353,7 @@ mod tests {
     use crate::volume::format::codec::Checksum;
     use crate::volume::format::record::{RecordKind, RecordWriter};
 
-    /// What a reply holds beside what it was charged for: nothing, once the memory that it was read from has
-    /// gone.
+    /// Bytes that a reply keeps in memory once the memory that it was read from is released.
     fn held_alone(reply: Option<InMemory>) -> usize {
         let Some(InMemory::Bytes(bytes)) = reply else { panic!("it is in memory") };
         bytes.try_into_mut().expect("nobody else holds it").capacity()
