@@ -4,10 +4,10 @@
 //! Commits are prefixes of the order in which changes were applied. All that is known of this order is that a
 //! change that was answered before another was issued came before it. The image must contain these changes:
 //!
-//! 1. those that a durable answer covers: answered before the last answered FLUSH was issued, FUA changes that were
-//!    answered, and all that were answered before a closing that was;
-//! 2. those whose content is seen in the image;
-//! 3. those that were answered before one of the above was issued, since a prefix has no gaps.
+//! 1. changes that a durable answer covers: those answered before the last answered FLUSH was issued, FUA
+//! changes that were answered, and all that were answered before an answered closing;
+//! 2. changes whose content is visible in the image;
+//! 3. changes that were answered before one of the above was issued, since a prefix has no gaps.
 //!
 //! The image is right if it contains these changes and nothing else. A cell that none of them covers has the
 //! content that was recovered before. A cell that some cover has the content of one that none of them

@@ -1,5 +1,5 @@
-//! Objects that the store denies, cuts short or has lost: no single answer is believed, and one bad object costs its own
-//! range alone.
+//! Objects that the store reports as missing, cuts short or has lost: no single answer is believed, and a bad
+//! object costs only its own range.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -112,7 +112,7 @@ async fn an_opening_survives_one_denial_of_any_object() {
     }
 }
 
-/// What says that an object is garbage may rest on one answer that is false.
+/// The decision that an object is garbage may rest on a single false answer.
 #[tokio::test(start_paused = true)]
 async fn a_root_that_the_store_denies_once_costs_no_chunk() {
     for part in ["/root/", "/map/", "/head", "/journal/"] {
@@ -121,7 +121,7 @@ async fn a_root_that_the_store_denies_once_costs_no_chunk() {
             bench.options.deletion_grace = Duration::ZERO;
             let volume = stored(&mut bench, 8).await;
             volume.write(60 * MIB, pattern(9, 4096), true).await.unwrap();
-            // Not closed, so that the next opening sweeps.
+            // The volume is not closed, so that the next opening sweeps.
             volume.abandon().await;
             let chunks = bench.keys("/chunk/");
             assert_eq!(chunks.len(), 8);
@@ -140,7 +140,7 @@ async fn a_root_that_the_store_denies_once_costs_no_chunk() {
     }
 }
 
-/// A head that cannot be found for a moment is no reason to stop, and to give up what is dirty.
+/// A head that is missing for a moment is no reason to stop and give up dirty data.
 #[tokio::test(start_paused = true)]
 async fn a_head_that_the_store_denies_once_stops_nothing() {
     let mut bench = Bench::new(64 * MIB).await;
@@ -311,7 +311,7 @@ async fn a_full_root_table_is_noticed_before_anything_is_uploaded() {
     let table_key = keys.root(head.root_table);
     let mut table = RootTable::decode(id, head.root_table, &bench.memory.objects()[&table_key]).unwrap();
     let current = table.roots.pop().expect("a current root");
-    // Snapshots keep the others.
+    // Snapshots keep the other roots.
     let kept = |k| KeptRoot {
         root: ObjectId { epoch: 0, k },
         parent: None,

@@ -1,4 +1,4 @@
-//! A volume over a store in memory with faults to order, on a paused clock.
+//! A test bench: a volume over a memory store with configurable faults, on a paused clock.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

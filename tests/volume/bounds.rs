@@ -1,4 +1,4 @@
-//! Bounds: on a record, on the journal, on what an opening reads and on what a reply holds.
+//! Limits: on a record, on the journal, on what an opening reads, and on what a reply holds.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Nothing is deleted that anything names, and what nothing names goes.
+//! No object is deleted that is still referenced, and every unreferenced object is deleted.
 
 use std::time::Duration;
 

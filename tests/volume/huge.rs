@@ -1,4 +1,4 @@
-//! What a command costs on a huge disk: as much as on a small one.
+//! Commands on a huge disk cost as much as on a small one.
 
 use std::ops::Range;
 use std::sync::Arc;
