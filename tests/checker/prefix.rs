@@ -5,7 +5,7 @@
 //! change that was answered before another was issued came before it. The image must contain these changes:
 //!
 //! 1. changes that a durable answer covers: those answered before the last answered FLUSH was issued, FUA
-//! changes that were answered, and all that were answered before an answered closing;
+//!    changes that were answered, and all that were answered before an answered closing;
 //! 2. changes whose content is visible in the image;
 //! 3. changes that were answered before one of the above was issued, since a prefix has no gaps.
 //!

@@ -94,7 +94,7 @@ impl Gateway {
         self.time = self.time.max(come);
     }
 
-    /// Polls this number of tasks, and leaves the others where they are.
+    /// Lets this number of tasks run, and leaves the others where they are.
     pub(super) fn run_some(&mut self, rounds: u32) {
         self.runtime.block_on(async move {
             for _ in 0..rounds {
