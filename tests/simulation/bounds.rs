@@ -61,7 +61,7 @@ tokio::task_local! {
     static CLASS: Class;
 }
 
-/// The retries of a process, to be told that its disks are in use.
+/// The retry layer of a process, which must learn when disks are in use.
 #[derive(Clone, Default)]
 pub(super) struct Control {
     retries: Vec<Arc<Retry>>,

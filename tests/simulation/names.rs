@@ -1,9 +1,10 @@
-//! Several processes that create, delete, open and list volumes of a few names, in the weather in which gateways fight for
-//! a volume, and that die anywhere.
+//! Simulates several processes that create, delete, open and list volumes of a few names, in the weather in
+//! which gateways fight for a volume, and that may crash anywhere.
 //!
-//! What must hold, besides what [`super::ledger`] checks in the store: a volume that was created and that nobody deletes is
-//! found under its name, is listed, can be opened, and has what was flushed onto it; no listing fails for one volume;
-//! and at the end, whatever was cut short is found and removed, until nothing is left but free names.
+//! Besides the invariants that [`super::ledger`] checks in the store, this must hold: a volume that was
+//! created and that no process deletes is found under its name, is listed, can be opened, and has the data
+//! that was flushed to it. No listing fails because of one volume. At the end, whatever was interrupted is
+//! found and removed, until only free names are left.
 
 use std::sync::Arc;
 use std::time::Duration;

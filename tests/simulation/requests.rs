@@ -122,7 +122,8 @@ impl Inner {
         self.crash_by_chance(process);
     }
 
-    /// Who deletes must have seen whose the volume is, once what goes was fixed.
+    /// Checks a deletion: once the list of objects was fixed, the gateway must have read who holds the
+    /// volume.
     fn look_before_deletion(&mut self, process: Process, call: &Call) {
         let state = self.processes.get_mut(&process).expect("it sent a request");
         if self.ledger.is_none()

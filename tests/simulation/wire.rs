@@ -114,7 +114,7 @@ impl Way {
                 Ok(extents.iter().map(|e| Extent { length: e.length, zero: e.zero || e.hole }).collect())
             }
             Self::Wire(client, _) if client.contexts().is_empty() => {
-                // Without the context there is nothing to be told.
+                // Without the metadata context there is nothing to report.
                 client.cache(offset, length).await.map_err(Failure::Wire)?;
                 Ok(vec![Extent { length, zero: false }])
             }
@@ -137,7 +137,7 @@ pub(super) struct Front {
 }
 
 impl Front {
-    /// Makes a way for each of so many clients.
+    /// Creates a connection or direct path for each of this number of clients.
     pub(super) async fn new(
         world: &World,
         process: Process,

@@ -22,7 +22,8 @@ fn denial() -> Rule {
     Rule::new(Action::FailBefore(Failure::NotFound)).on(Operation::Get)
 }
 
-/// A volume whose first chunks, so many, are durable objects, opened by a gateway with an empty cache.
+/// A volume whose first chunks, of the given number, are durable objects, opened by a gateway with an empty
+/// cache.
 async fn stored(bench: &mut Bench, chunks: u64) -> Arc<Volume> {
     let volume = bench.open().await;
     for n in 0..chunks {
@@ -251,7 +252,7 @@ async fn a_lost_map_page_costs_what_it_located_and_stops_no_checkpoint() {
             assert!(matches!(error, Error::Damaged { .. }), "{lost}: {error}");
             assert_eq!(error.offset(), Some(lost), "{error}");
         }
-        // A TRIM gives the range back, and forgets the loss.
+        // A TRIM makes the range readable again, and removes the mark of the loss.
         volume.zero(0, 256 * MIB, true, false).await.unwrap();
         volume.checkpoint().await.unwrap();
         assert_eq!(read(&volume, 2 * PAGE, 512).await, vec![0; 512]);

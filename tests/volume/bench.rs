@@ -55,7 +55,7 @@ impl Bench {
         }
     }
 
-    /// What a gateway of its own has: an empty cache of so many bytes.
+    /// The environment of a separate gateway, with an empty cache of the given size in bytes.
     pub(crate) fn env(&self, cache_bytes: u64) -> Environment {
         Environment {
             store: cairn::store::Classes::one(Arc::new(self.fault.clone())),

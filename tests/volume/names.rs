@@ -132,7 +132,8 @@ async fn a_late_deletion_leaves_the_name_of_a_new_volume_alone() {
     holds(&mut bench, 2).await;
 }
 
-/// Wherever a deletion hangs, and whatever is done under its name meanwhile, it does no harm when it goes on.
+/// Wherever a deletion hangs, and whatever happens under its name meanwhile, it does no harm when it
+/// continues.
 #[tokio::test(start_paused = true)]
 async fn a_deletion_that_hangs_anywhere_harms_no_new_volume() {
     for operation in [Operation::Get, Operation::Put, Operation::Delete, Operation::List] {
@@ -516,7 +517,7 @@ async fn what_is_no_name_object_is_not_overwritten_by_a_creation() {
     assert_eq!(bench.memory.objects()["name/new"], foreign);
 }
 
-/// One false answer was enough for the name to stand for a volume of which nothing was left.
+/// One false answer was enough to leave the name bound to a volume of which nothing was left.
 #[tokio::test(start_paused = true)]
 async fn a_deletion_frees_the_name_although_the_store_denies_that_once() {
     for (by_id, denied) in [(false, 0), (false, 1), (false, 2), (true, 0), (true, 1)] {
