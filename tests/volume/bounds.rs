@@ -171,8 +171,8 @@ async fn a_record_that_is_larger_than_a_get_is_found_by_the_seal_too() {
     check_apart(&opened.expect("opened"), 0..96).await;
 }
 
-/// Records in flight count: without them the journal grew to half as much again as its limit once they had
-/// all arrived.
+/// Records in flight count too: without them the journal exceeded this bound by up to half once they had all
+/// arrived.
 #[tokio::test(start_paused = true)]
 async fn the_journal_never_passes_twice_its_size_while_it_cannot_be_folded() {
     let mut bench = Bench::new(512 * MIB).await;
