@@ -1,11 +1,14 @@
-//! Deliberate faults, which show that the tests would find such faults.
+//! Mutants: deliberate faults that show whether the tests would find such a fault.
 //!
-//! Only a build with the feature `mutants` can commit one, and only the one that was chosen, by a test for
-//! its thread or by the variable `MUTANT` for a program; in every other build [`is`] is the constant `false`,
-//! and what hangs on it is not in the program. A mutant changes what Cairn does at one place; nothing that
-//! checks knows of it. tests/README.md says what each breaks and how soon that is found.
+//! Owns the list of mutants and the choice of the active one. A build with the feature `mutants` commits at
+//! most one fault: the one that a test chose for its thread, or that the variable `MUTANT` chose for the
+//! whole program. In every other build [`is`] is the constant `false`, and the compiler removes the code that
+//! depends on it.
+//!
+//! Invariant: a mutant changes what Cairn does at one place, and no code that checks results knows about
+//! mutants. tests/README.md lists what each mutant breaks and how soon the tests find it.
 
-/// Declares the mutants, with the names by which they are chosen.
+/// Declares the mutants together with the names that select them.
 macro_rules! mutants {
     ($($(#[$doc:meta])+ $mutant:ident = $name:literal,)+) => {
         /// A deliberate fault.
@@ -15,10 +18,10 @@ macro_rules! mutants {
         }
 
         impl Mutant {
-            /// All of them.
+            /// All mutants, in the order of their declaration.
             pub const ALL: &[Self] = &[$(Self::$mutant,)+];
 
-            /// What it is called.
+            /// The name that selects this mutant in `MUTANT` and in the test suites.
             #[must_use]
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$mutant => $name,)+ }
@@ -34,37 +37,37 @@ mutants! {
     FlushAnsweredByFirst = "flush-answered-by-first",
     /// A commit is answered when it is durable, whether or not those before it are.
     AnsweredOutOfOrder = "answered-out-of-order",
-    /// Data is forgotten once a FLUSH of it has failed.
+    /// Data counts as clean once a FLUSH of it has failed.
     CleanAfterFailure = "clean-after-failure",
-    /// A wait that ends because the volume stopped is taken for success.
+    /// A wait that ends because the volume stopped returns success.
     StopIsSuccess = "stop-is-success",
     /// Closing releases the lease without committing.
     ClosedUncommitted = "closed-uncommitted",
-    /// A slot that another's record has taken is taken for ours.
+    /// A slot that holds another gateway's record is treated as if it held ours.
     TakenSlotIgnored = "taken-slot-ignored",
-    /// A record without an answer is made anew for the same slot.
+    /// A record whose PUT was not answered is built again, with other content, for the same slot.
     SlotRecut = "slot-recut",
-    /// A record is sent before the chunk objects that it names are durable.
+    /// A record is sent before the chunk objects that it references are durable.
     RecordBeforeChunks = "record-before-chunks",
-    /// A record lists the chunks before the zeros that lie below them.
+    /// A record lists the chunks before the zeros that belong below them.
     ZerosAfterChunks = "zeros-after-chunks",
-    /// Of the commits on their way, a read asks the oldest first.
+    /// A read searches the commits in flight from the oldest to the newest.
     OldestCommitFirst = "oldest-commit-first",
-    /// The parts of sectors at the ends of a TRIM are left alone.
+    /// A TRIM ignores the partial sectors at its two ends.
     TrimEdgeDropped = "trim-edge-dropped",
-    /// A TRIM leaves dirty blocks above it.
+    /// A TRIM leaves the dirty blocks of its range in place, where they hide it.
     TrimLeavesBlocks = "trim-leaves-blocks",
-    /// A commit may be cut between the two halves of a change.
+    /// A commit may contain only half of a change.
     ChangeTorn = "change-torn",
-    /// A sector that was read for a write in part is used although it has changed since.
+    /// A partial write uses the sector that it read even if the sector has changed since.
     StaleSector = "stale-sector",
-    /// Replay does not compare a record with the checksum of the one before it.
+    /// Replay does not compare a record with the checksum of the record before it.
     PreviousUnchecked = "previous-unchecked",
-    /// Replay goes on behind a free slot.
+    /// Replay continues past an empty slot.
     GapIgnored = "gap-ignored",
-    /// Replay goes on behind a seal.
+    /// Replay continues past a seal.
     SealPassed = "seal-passed",
-    /// Replay reads only the log of the checkpoint.
+    /// Replay reads only the log that contains the checkpoint.
     OneLogReplayed = "one-log-replayed",
     /// An opener does not seal the logs before its own.
     LogUnsealed = "log-unsealed",
@@ -72,97 +75,98 @@ mutants! {
     DeletionUnnoticed = "deletion-unnoticed",
     /// An opener serves without an opening record.
     OpeningUnproved = "opening-unproved",
-    /// An opener whose bid failed bids again for the newer head, with the checkpoint of the older.
+    /// An opener whose bid for the epoch failed bids again on the newer head, but with the older checkpoint.
     StaleCheckpoint = "stale-checkpoint",
-    /// The head is replaced whatever stands there.
+    /// The head is replaced unconditionally.
     HeadUnconditional = "head-unconditional",
-    /// The head names a root that is not durable yet.
+    /// The head references a root that is not durable yet.
     HeadBeforeRoot = "head-before-root",
-    /// A sweep goes on without a root, be it the current one, that the store denies once.
+    /// A sweep continues without a root, even the current one, if the store once reports it missing.
     RootSkipped = "root-skipped",
-    /// One answer that an object does not exist is believed.
+    /// A single answer that an object does not exist is trusted.
     AbsenceBelieved = "absence-believed",
     /// A listing ends at its first empty page.
     EmptyPageEnds = "empty-page-ends",
-    /// Fewer names are used than objects are made.
+    /// An object name is used for more than one object.
     NameReused = "name-reused",
-    /// A fold takes data that is newer than its checkpoint.
+    /// A fold includes data that is newer than its checkpoint.
     FoldsNewer = "folds-newer",
-    /// A fold loses the last of several changes of a page.
+    /// A fold loses the last of several changes to a page.
     FoldEdgeLost = "fold-edge-lost",
-    /// A fold takes a map page that a TRIM or a zeroing covers in part for one that it covers whole.
+    /// A fold treats a map page that a TRIM or a zeroing covers in part as covered in full.
     ZeroReachesTooFar = "zero-reaches-too-far",
-    /// A fold takes a map page for zeros throughout although some of its chunks have data.
+    /// A fold treats a map page as all zeros although some of its chunks have data.
     ZerosSwallowData = "zeros-swallow-data",
-    /// A fold takes a map page that was lost for zeros.
+    /// A fold treats a lost map page as zeros.
     LostMapPageIsZeros = "lost-map-page-is-zeros",
-    /// What was committed during a fold is dropped with what was folded.
+    /// Changes committed during a fold are dropped together with the folded ones.
     NewerDropped = "newer-dropped",
-    /// The page of an older chunk object is cached under the newer one's name.
+    /// A page of an older chunk object is cached under the name of the newer one.
     OldPageCached = "old-page-cached",
-    /// The cache does not tell a chunk's objects apart.
+    /// The cache does not distinguish the successive objects of a chunk.
     CachedByOffset = "cached-by-offset",
-    /// A fetch that failed gives zeros, which stay in the cache.
+    /// A fetch that failed returns zeros, which stay in the cache.
     FailureIsZeros = "failure-is-zeros",
-    /// An object that is gone reads as zeros.
+    /// A missing object reads as zeros.
     MissingIsZeros = "missing-is-zeros",
     /// Fetched pages are not verified.
     TagUnchecked = "tag-unchecked",
-    /// What arrives damaged three times counts as damaged at rest, though no two readings are alike.
+    /// An object that arrives damaged three times counts as damaged at rest, even though no two reads agree.
     FlipsBelieved = "flips-believed",
-    /// A fold writes zeros where it could not read, and does not mark them.
+    /// A fold writes zeros where it could not read, and does not mark them as lost.
     DamageForgotten = "damage-forgotten",
     /// A volume that stopped still serves reads.
     ReadsAfterStop = "reads-after-stop",
-    /// Nothing waits for the grace before it is deleted.
+    /// Garbage is deleted without waiting for the grace period.
     GraceSkipped = "grace-skipped",
-    /// The collector does not look whether the epoch is still its own.
+    /// The collector does not check that the epoch is still its own.
     DeletesUnasked = "deletes-unasked",
-    /// A fold that a takeover ended deletes what it has made.
+    /// A fold that a takeover ended deletes the objects that it made.
     CleansUpWhenFenced = "cleans-up-when-fenced",
-    /// Deleting a root does not spare what the next one shares with it.
+    /// Deleting a root also deletes the objects that it shares with the next one.
     SharedDeleted = "shared-deleted",
-    /// The sweep does not know which chunk objects the journal names.
+    /// The sweep ignores that the journal references chunk objects.
     JournalForgotten = "journal-forgotten",
-    /// Seals are deleted with the records before them.
+    /// Seals are deleted together with the records before them.
     SealsDeleted = "seals-deleted",
-    /// The sweep takes the objects of its own epoch for orphans.
+    /// The sweep treats objects of its own epoch as orphans.
     OwnEpochSwept = "own-epoch-swept",
     /// A volume that stops keeps its share of the dirty budget.
     BudgetKept = "budget-kept",
-    /// The retries take a PUT without an answer for done.
+    /// The retry layer treats a PUT that was not answered as successful.
     TimeoutIsSuccess = "timeout-is-success",
-    /// An object that could not be created because one stands there is taken for another's, unread.
+    /// If an object could not be created because one exists, the existing one is assumed to be another's,
+    /// without reading it.
     OwnSuccessUnknown = "own-success-unknown",
-    /// The store in a directory does not sync what it writes into a file.
+    /// The directory store does not sync the data that it writes to a file.
     FileUnsynced = "file-unsynced",
-    /// The store in a directory does not sync the directory that it gives a name in.
+    /// The directory store does not sync a directory after it creates a name in it.
     DirectoryUnsynced = "directory-unsynced",
-    /// What is dirty becomes one record, however much it is.
+    /// All dirty data becomes one record, whatever its size.
     RecordUnbounded = "record-unbounded",
-    /// A strict volume serves reads after its lease is over.
+    /// A strict volume serves reads after its lease has expired.
     LeaseOutlived = "lease-outlived",
     /// A write does not wait for the dirty budget.
     DirtyUnbounded = "dirty-unbounded",
-    /// A write does not wait although the journal is at its bound.
+    /// A write does not wait when the journal is at its limit.
     JournalUnbounded = "journal-unbounded",
-    /// Any number of requests of a class are sent at a time.
+    /// The number of concurrent requests of a class is not limited.
     RequestsUnbounded = "requests-unbounded",
-    /// A checkpoint that was asked for is not waited for.
+    /// A requested checkpoint is not waited for.
     CheckpointUnawaited = "checkpoint-unawaited",
-    /// Once disks are in use, a refusal is an error after a few attempts all the same.
+    /// A refusal by the store is an error after a few attempts, even when disks are in use.
     RefusalIsFinal = "refusal-is-final",
-    /// A volume that is handed on with chunks that nothing references is said to be swept.
+    /// A volume handed on with unreferenced chunks is reported as swept.
     SupersededUnreported = "superseded-unreported",
-    /// A deletion takes the name also from another volume.
+    /// A deletion frees the name even if it is bound to another volume.
     UnboundBlindly = "unbound-blindly",
-    /// A name is bound whatever stands under it.
+    /// A name is bound unconditionally, whatever it is bound to now.
     BoundUnconditionally = "bound-unconditionally",
-    /// A deletion by id leaves a free name as it is, so that a creator can still bind it.
+    /// A deletion by id leaves a free name unchanged, so that a creator can still bind it.
     FreeNameKept = "free-name-kept",
-    /// A deletion believes one answer that nothing exists under the name that it is to free.
+    /// A deletion trusts a single answer that the name it must free does not exist.
     NameDenied = "name-denied",
-    /// A deletion removes the identity, by which a volume is found, before all else.
+    /// A deletion removes the identity first, although it is the object by which volumes are found.
     IdentityFirst = "identity-first",
     /// A listing fails if one of the volumes cannot be looked up.
     BrokenEndsListing = "broken-ends-listing",
@@ -170,14 +174,14 @@ mutants! {
     FlushNotPassedOn = "flush-not-passed-on",
     /// The server does not pass FUA on.
     FuaNotPassedOn = "fua-not-passed-on",
-    /// The server answers a READ that failed with zeros.
+    /// The server answers a failed READ with zeros.
     FailedReadIsZeros = "failed-read-is-zeros",
-    /// The server mixes up who gets which of two replies.
+    /// The server sends two replies to each other's requests.
     RepliesCrossed = "replies-crossed",
 }
 
 impl Mutant {
-    /// Those that nothing shows but the loss of a machine.
+    /// Mutants that only the loss of a machine (power failure) can reveal.
     pub const UNSYNCED: &[Self] = &[Self::FileUnsynced, Self::DirectoryUnsynced];
 }
 
@@ -188,19 +192,20 @@ mod choice {
 
     use super::Mutant;
 
-    /// Names the fault that every thread of a program commits which chose none by itself.
+    /// Environment variable with the name of the fault for every thread that did not choose one itself.
     const VARIABLE: &str = "MUTANT";
 
     thread_local! {
         static CHOSEN: Cell<Option<Mutant>> = const { Cell::new(None) };
     }
 
-    /// Makes this thread commit a fault, or none, from now on.
+    /// Sets the fault that this thread commits from now on; `None` for no fault.
     pub fn choose(mutant: Option<Mutant>) {
         CHOSEN.set(mutant);
     }
 
-    /// What the environment says. A name that is none is a test that would test nothing.
+    /// Returns the mutant that the environment variable selects. Panics on an unknown name, because a test
+    /// with it would test nothing.
     fn of_the_program() -> Option<Mutant> {
         static CHOSEN: OnceLock<Option<Mutant>> = OnceLock::new();
         *CHOSEN.get_or_init(|| {
@@ -210,7 +215,7 @@ mod choice {
         })
     }
 
-    /// Whether this thread is to commit a fault.
+    /// Whether this thread commits the fault `mutant`.
     #[must_use]
     pub fn is(mutant: Mutant) -> bool {
         CHOSEN.get().or_else(of_the_program) == Some(mutant)
@@ -220,7 +225,7 @@ mod choice {
 #[cfg(feature = "mutants")]
 pub use choice::{choose, is};
 
-/// Whether a fault is to be committed: never, in this build.
+/// Whether this thread commits a fault: always `false`, since this build has no mutants.
 #[cfg(not(feature = "mutants"))]
 #[inline]
 #[must_use]
