@@ -144,6 +144,7 @@ async fn refused(env: &[(String, String)]) -> String {
 }
 
 #[tokio::test]
+#[ignore = "needs MinIO, libnbd"]
 async fn the_policy_is_enough_for_the_whole_life_of_a_volume() {
     let minio = with_bucket(&[]).await;
     assert_eq!(actions(&policy()).len(), 4);
@@ -151,6 +152,7 @@ async fn the_policy_is_enough_for_the_whole_life_of_a_volume() {
 }
 
 #[tokio::test]
+#[ignore = "needs MinIO, libnbd"]
 async fn without_any_of_its_actions_cairn_names_the_one_that_is_missing() {
     let minio = with_bucket(&[]).await;
     for action in actions(&policy()) {
@@ -161,6 +163,7 @@ async fn without_any_of_its_actions_cairn_names_the_one_that_is_missing() {
 }
 
 #[tokio::test]
+#[ignore = "needs MinIO, libnbd"]
 async fn the_policy_gives_no_right_to_another_prefix() {
     let minio = with_bucket(&[]).await;
     let env = session(&minio, &policy()).await;
@@ -172,6 +175,7 @@ async fn the_policy_gives_no_right_to_another_prefix() {
 }
 
 #[tokio::test]
+#[ignore = "needs MinIO, libnbd"]
 async fn a_bucket_that_lets_nothing_go_is_served_and_keeps_everything() {
     let minio = with_bucket(&["--header", "x-amz-bucket-object-lock-enabled: true"]).await;
     let rule = "<ObjectLockConfiguration><ObjectLockEnabled>Enabled</ObjectLockEnabled><Rule><DefaultRetention>\

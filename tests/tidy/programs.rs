@@ -21,6 +21,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("curl", "curl"),
     ("e2fsprogs", "e2fsprogs"),
     ("fio", "fio"),
+    ("iproute2", "iproute2"),
     ("libnbd", "libnbd-bin"),
     ("nbd-client", "nbd-client"),
     ("nbd-server", "nbd-server"),
