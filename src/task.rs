@@ -1,7 +1,8 @@
-//! Tasks with an owner: the only file that spawns.
+//! Tasks with an owner. This is the only file that spawns.
 //!
-//! A [`Tasks`] owns every task spawned through it: they share one cancellation token, and [`Tasks::shutdown`]
-//! cancels and joins them. Dropping it cancels them. It knows nothing of what the tasks do.
+//! A [`Tasks`] owns every task that it spawns, and must not know what the tasks do. The tasks share one
+//! cancellation token. Dropping the owner cancels them. Invariant: once [`Tasks::shutdown`] has returned, no
+//! task of that owner runs.
 #![allow(
     clippy::disallowed_methods,
     reason = "the one place where tasks are spawned, each owned by its `Tasks`"
@@ -14,7 +15,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// An owner of tasks: spawns, cancels and joins them.
+/// An owner of tasks, which spawns, cancels and joins them.
 #[derive(Debug)]
 pub struct Tasks {
     tracker: TaskTracker,
@@ -28,13 +29,13 @@ impl Default for Tasks {
 }
 
 impl Tasks {
-    /// An owner without tasks.
+    /// Creates an owner without tasks.
     #[must_use]
     pub fn new() -> Self {
         Self { tracker: TaskTracker::new(), token: CancellationToken::new() }
     }
 
-    /// An owner that is also cancelled when this one is; it is joined on its own.
+    /// Creates an owner that is cancelled together with this one, but joined on its own.
     #[must_use]
     pub fn child(&self) -> Self {
         Self { tracker: TaskTracker::new(), token: self.token.child_token() }
@@ -69,19 +70,19 @@ impl Tasks {
         self.tracker.spawn_blocking(work)
     }
 
-    /// The token that tells the tasks to end.
+    /// Returns the token that tells the tasks to end.
     #[must_use]
     pub fn token(&self) -> &CancellationToken {
         &self.token
     }
 
-    /// How many tasks have not ended.
+    /// Returns how many tasks have not ended yet.
     #[must_use]
     pub fn len(&self) -> usize {
         self.tracker.len()
     }
 
-    /// Whether every task has ended.
+    /// Returns whether every task has ended.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.tracker.is_empty()
@@ -93,18 +94,19 @@ impl Tasks {
         self.tracker.wait().await;
     }
 
-    /// Cancels every task and waits until all have ended.
+    /// Cancels every task and waits until all of them have ended.
     pub async fn shutdown(&self) {
         self.token.cancel();
         self.join().await;
     }
 }
 
-/// Runs work on a thread of its own that nobody waits for: it ends with the process, whatever it hangs in.
-/// Only for what may block for ever in a call to the system and holds nothing that must be given back.
+/// Runs work on a thread of its own that nobody waits for. The thread ends with the process, even if it
+/// hangs. Use it only for a system call that may block forever, and only if the work holds nothing that must
+/// be released.
 ///
 /// # Errors
-/// If the system has no thread to give.
+/// If the system cannot create a thread.
 pub fn run_detached(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
     // Dropping the handle detaches the thread.
     std::thread::Builder::new().name(name.to_owned()).spawn(work).map(drop)

@@ -1,8 +1,9 @@
 //! Which environment variables are settings: `CAIRN_<SECTION>__<KEY>`.
 //!
-//! Kubernetes gives every pod variables for each Service of its namespace; for one named `cairn`, or
-//! `cairn-…`, they begin as ours do and are not. Invariant: any other variable that begins with `CAIRN_` is a
-//! setting or an error.
+//! Owns the mapping between variables and settings, and must not know what a setting means. Kubernetes sets
+//! variables for each Service of a namespace in every pod. For a Service named `cairn` or `cairn-…`, they
+//! also begin with `CAIRN_`, but they are not settings. Invariant: any other variable that begins with
+//! `CAIRN_` is a setting or an error.
 
 use std::ffi::OsStr;
 
@@ -11,21 +12,21 @@ use super::settings::Setting;
 
 const PREFIX: &str = "CAIRN_";
 
-/// Names the configuration file; read by the command line.
+/// The variable with the path of the configuration file. The command line reads it.
 pub const CONFIG_FILE: &str = "CAIRN_CONFIG";
 
-/// What a variable is.
+/// What a variable means.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Variable {
-    /// None of ours.
+    /// The variable does not concern Cairn, or is not a setting.
     NotOurs,
-    /// A setting, which may turn out to be unknown.
+    /// A setting. Its key may turn out to be unknown.
     Setting { section: String, key: String, value: String },
-    /// Meant for us, and wrong.
+    /// Meant as a setting, but wrong.
     Wrong(Error),
 }
 
-/// What the variable `name` is.
+/// Determines what the variable `name` means.
 pub(super) fn read(name: &OsStr, value: &OsStr, known: &[Setting]) -> Variable {
     let Some(name) = name.to_str() else { return Variable::NotOurs };
     let Some(rest) = name.strip_prefix(PREFIX) else { return Variable::NotOurs };
@@ -60,14 +61,14 @@ fn stray(name: &str, rest: &str, known: &[Setting]) -> Error {
     Error::Unknown { key: name.to_owned(), origin: "environment".to_owned(), hint }
 }
 
-/// The variable of a setting.
+/// Returns the name of the variable that sets `setting`.
 #[must_use]
 pub fn variable(setting: &Setting) -> String {
     format!("{PREFIX}{}__{}", setting.section, setting.key).to_uppercase()
 }
 
-/// Whether `CAIRN_<rest>` is a variable that Kubernetes makes for a Service: `[NAME_]SERVICE_HOST`,
-/// `[NAME_]SERVICE_PORT[_PORTNAME]`, `[NAME_]PORT[_80_TCP[_PROTO|_PORT|_ADDR]]`.
+/// Returns whether `CAIRN_<rest>` is a variable that Kubernetes sets for a Service: `[NAME_]SERVICE_HOST`,
+/// `[NAME_]SERVICE_PORT[_PORTNAME]`, or `[NAME_]PORT[_80_TCP[_PROTO|_PORT|_ADDR]]`.
 fn is_of_kubernetes(rest: &str) -> bool {
     let words: Vec<&str> = rest.split('_').collect();
     if words.iter().any(|word| word.is_empty() || word.bytes().any(|b| !b.is_ascii_alphanumeric())) {

@@ -1,6 +1,7 @@
 //! What is wrong with settings.
 //!
-//! Invariant: every error says which key or file it is about.
+//! Owns the errors, and must not know a setting by name. Invariant: every error names the key or file that it
+//! concerns.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -8,39 +9,39 @@ use std::path::PathBuf;
 /// What is wrong with one setting.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// The file cannot be read.
+    /// The configuration file cannot be read or parsed.
     #[error("{}: {why}", path.display())]
     File {
-        /// File.
+        /// Path of the file.
         path: PathBuf,
-        /// The system's or the parser's word.
+        /// The error of the system or of the parser.
         why: String,
     },
-    /// There is no such key.
+    /// The key does not exist.
     #[error("unknown setting {key} ({origin}); {hint}")]
     Unknown {
-        /// Key.
+        /// The unknown key, or the name of the variable.
         key: String,
-        /// Where it is.
+        /// Where the key was set: file, environment or flag.
         origin: String,
-        /// What there is.
+        /// Which keys exist, or what to write instead.
         hint: String,
     },
-    /// A value that is not allowed.
+    /// The value is not allowed.
     #[error("{key} = {value}: {why} ({origin})")]
     Invalid {
-        /// Key.
+        /// The key, as `section.key`.
         key: String,
-        /// Value.
+        /// The value as it was written.
         value: String,
         /// What is allowed.
         why: String,
-        /// Where it is.
+        /// Where the value was set: file, environment variable or flag.
         origin: String,
     },
 }
 
-/// All that is wrong.
+/// Everything that is wrong with the settings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Errors(pub Vec<Error>);
 

@@ -1,6 +1,7 @@
-//! Kinds of values and their allowed ranges: how each is read from text, shown, and checked.
+//! The types of values and their allowed ranges: how a value is read from text, shown, and checked.
 //!
-//! Knows no setting. Invariant: what a kind shows parses to the same value.
+//! Owns the conversion between text and values, and must not know any setting. Invariant: the text that shows
+//! a value parses to the same value.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -11,23 +12,23 @@ use super::size::Size;
 
 /// A type that a setting can have.
 pub(super) trait Kind: Sized {
-    /// Its name in the reference.
+    /// Name of the type in the reference.
     const NAME: &'static str;
 
-    /// Reads a single value; an error says what is expected.
+    /// Reads a single value. The error says what is expected.
     fn parse(text: &str) -> Result<Self, String>;
 
-    /// As it is written.
+    /// Returns the value as it is written in a file, a variable or a flag.
     fn show(&self) -> String;
 
-    /// Reads a value of any source. The environment and flags give text only, so numbers and booleans of a
-    /// file are read as their text.
+    /// Reads a value from any source. The environment and flags only contain text, so numbers and booleans of
+    /// a file are converted to text and parsed, too.
     fn read(value: &Value) -> Result<Self, String> {
         Self::parse(&scalar(value).ok_or_else(|| format!("expected a single {}", Self::NAME))?)
     }
 }
 
-/// The text of a single value.
+/// Returns the text of a single value, or `None` for a list or a table.
 fn scalar(value: &Value) -> Option<String> {
     match value {
         Value::String(_, text) => Some(text.clone()),
@@ -41,7 +42,7 @@ fn scalar(value: &Value) -> Option<String> {
     }
 }
 
-/// A value as a message quotes it.
+/// Formats a value for an error message.
 pub(super) fn quote(value: &Value) -> String {
     match value {
         Value::Array(_, items) => format!("[{}]", items.iter().map(quote).collect::<Vec<_>>().join(", ")),
@@ -129,7 +130,7 @@ impl Kind for Option<Duration> {
     }
 }
 
-/// Several texts: an array in a file, separated by commas elsewhere.
+/// A list of texts: an array in a file, comma-separated in other sources.
 impl Kind for Vec<String> {
     const NAME: &'static str = "list";
 
@@ -150,11 +151,11 @@ impl Kind for Vec<String> {
     }
 }
 
-/// Which values of a kind are allowed.
+/// The allowed values of a type.
 pub(super) trait Bound<K> {
-    /// As the reference and errors say it; empty if all are.
+    /// Describes the allowed values for the reference and for errors. Empty if all values are allowed.
     fn show(&self) -> String;
-    /// Whether a value is.
+    /// Returns whether a value is allowed.
     fn allows(&self, value: &K) -> bool;
 }
 
@@ -178,7 +179,7 @@ impl Bound<Option<Duration>> for RangeInclusive<Duration> {
     }
 }
 
-/// Every value. What a layer expects of a text is checked where it is handed over, before anything listens.
+/// Allows every value. The layer that uses a text checks it before anything listens.
 pub(super) struct Any;
 
 impl<K> Bound<K> for Any {
@@ -191,7 +192,7 @@ impl<K> Bound<K> for Any {
     }
 }
 
-/// One of these.
+/// Allows exactly the listed texts.
 impl Bound<String> for &[&str] {
     fn show(&self) -> String {
         self.join(", ")

@@ -1,6 +1,7 @@
-//! The sources of settings, laid over each other, and the reading of one setting from them.
+//! The sources of settings in order of precedence, and how one setting is read from them.
 //!
-//! Knows no setting by name.
+//! Owns the precedence, and must not know a setting by name. Invariant: an error names the source that the
+//! value came from.
 
 use std::collections::BTreeMap;
 
@@ -10,15 +11,16 @@ use figment::{Figment, Metadata, Profile, Provider};
 use super::error::{Error, Errors};
 use super::kind::{Bound, Kind, quote};
 
-/// Where each setting came from, and its value there; those that have their default are not in it.
+/// For each setting that a source sets: the source, and the value as it was written. Settings at their
+/// default are missing.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Sources(pub(super) BTreeMap<&'static str, (String, String)>);
 
-/// One source.
+/// One source of settings.
 pub(super) struct Layer {
     name: String,
     values: Dict,
-    /// By `section.key`, where the source as a whole does not say it.
+    /// More precise origins by `section.key`, if the source as a whole does not say where a value was set.
     origins: BTreeMap<String, String>,
 }
 
@@ -48,7 +50,7 @@ impl Provider for Layer {
     }
 }
 
-/// All sources, the stronger over the weaker.
+/// All sources. A later one takes precedence over an earlier one.
 pub(super) struct Layers {
     pub(super) figment: Figment,
 }

@@ -1,7 +1,8 @@
-//! Where settings come from: defaults < file < environment < flags, and what is wrong with them.
+//! Loads the settings. The precedence is: defaults < file < environment < flags.
 //!
-//! Knows no setting by name. Invariants: every key that is given is known or an error; every error names the
-//! key, the value, what is allowed, and where the value came from; all errors are told at once.
+//! Owns the sources and the search for unknown keys, and must not know a setting by name. Invariants: every
+//! key is known or an error. Every error names the key, the value, what is allowed, and where the value was
+//! set. All errors are reported at once.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -17,7 +18,7 @@ use super::layers::{Layer, Layers};
 use super::settings::{Config, Setting, reference};
 
 impl Config {
-    /// An error for a value whose form only another layer knows.
+    /// Creates an error for a value whose syntax only another layer knows.
     #[must_use]
     pub fn refuse(&self, key: &'static str, why: impl fmt::Display) -> Error {
         let (value, origin) = self.sources.0.get(key).cloned().unwrap_or_else(|| {
@@ -28,7 +29,7 @@ impl Config {
         Error::Invalid { key: key.to_owned(), value, why: why.to_string(), origin }
     }
 
-    /// Keys whose value here is not the one there, in order.
+    /// Returns the keys whose value differs between `self` and `there`, in order.
     #[must_use]
     pub fn changed(&self, there: &Self) -> Vec<&'static str> {
         let keys = self.sources.0.keys().chain(there.sources.0.keys());
@@ -42,7 +43,7 @@ impl Config {
         changed
     }
 
-    /// Whether a setting was given, by whatever source.
+    /// Returns whether any source sets this key.
     #[must_use]
     pub fn is_given(&self, key: &str) -> bool {
         self.sources.0.contains_key(key)
@@ -52,27 +53,27 @@ impl Config {
 /// A flag that sets a key.
 #[derive(Clone, Debug)]
 pub struct Flag {
-    /// Key.
+    /// The key, as `section.key`.
     pub key: &'static str,
-    /// As it is written on the command line.
+    /// The flag as it is written on the command line.
     pub flag: &'static str,
-    /// What it says.
+    /// The value of the flag.
     pub value: FlagValue,
 }
 
-/// What a flag says.
+/// The value of a flag.
 #[derive(Clone, Debug)]
 pub enum FlagValue {
     /// A single value.
     One(String),
-    /// A list, which replaces that of weaker sources.
+    /// A list. It replaces the list of sources with lower precedence.
     Many(Vec<String>),
 }
 
-/// Reads the settings.
+/// Loads the settings.
 ///
 /// # Errors
-/// All that is wrong with the file, the environment and the flags.
+/// Everything that is wrong with the file, the environment and the flags.
 pub fn load(
     file: Option<&Path>,
     environment: impl IntoIterator<Item = (OsString, OsString)>,
@@ -123,7 +124,7 @@ fn read_file(path: &Path) -> Result<Dict, Error> {
     Toml::from_str(&text).map_err(|e| failed(e.to_string().trim_end().to_owned()))
 }
 
-/// Complains of every key that the table does not have.
+/// Adds an error for every key that the table does not contain.
 fn check_keys(layers: &Layers, errors: &mut Errors) {
     let all: Dict = layers.figment.extract().expect("a dictionary of any values is always one");
     let known = reference();
@@ -140,7 +141,7 @@ fn check_keys(layers: &Layers, errors: &mut Errors) {
         } else {
             format!("the settings of section {section} are {}", keys.join(", "))
         };
-        // Read again, since extracting values loses where they came from.
+        // Read again, because extracting a value loses its origin.
         match layers.figment.find_value(section).expect("it was just found") {
             Value::Dict(_, dict) => {
                 for (key, value) in dict.iter().filter(|(key, _)| !keys.contains(&key.as_str())) {

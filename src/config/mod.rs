@@ -1,7 +1,7 @@
-//! Configuration: every setting, its default and range, and where its value comes from.
+//! Configuration: every setting with its default and range, and where its value comes from.
 //!
-//! Knows no other layer: what a value means to them is theirs. Invariant: a [`Config`] was read whole, from
-//! known keys only, and each value is within its range.
+//! Owns the settings, and must not know any other layer: each layer decides what a value means to it.
+//! Invariant: a [`Config`] was loaded completely, from known keys only, and each value is within its range.
 
 mod environment;
 mod error;
@@ -21,7 +21,7 @@ pub use settings::{
 };
 pub use size::{Size, SizeError};
 
-/// The reference of all settings as a table in Markdown.
+/// Returns the reference of all settings as a Markdown table.
 #[must_use]
 pub fn reference_table() -> String {
     let mut table = "| key | type | default | allowed | meaning |\n|---|---|---|---|---|\n".to_owned();

@@ -1,6 +1,7 @@
-//! The table of settings: every key with its type, default, allowed range and meaning.
+//! The table of settings: every key with its type, default, allowed range and description.
 //!
-//! The one place where they are named: the structs, the reading of them and the reference come from it.
+//! Owns all settings: the structs, the code that reads them and the reference are generated from this table.
+//! It must not know where values come from. Invariant: every default is within its range.
 
 use std::time::Duration;
 
@@ -9,20 +10,20 @@ use super::kind::{Any, Bound, Kind};
 use super::layers::{Layers, Sources};
 use super::size::Size;
 
-/// A setting as it is documented.
+/// The documentation of one setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setting {
     /// Section of the file.
     pub section: &'static str,
     /// Key within the section.
     pub key: &'static str,
-    /// Type.
+    /// Name of the type.
     pub kind: &'static str,
-    /// Default, as it is written; may be empty.
+    /// The default as it is written. May be empty.
     pub default: String,
-    /// Allowed values; empty if the type says it all.
+    /// The allowed values. Empty if the type alone determines them.
     pub range: String,
-    /// What it does.
+    /// The description of the setting.
     pub meaning: String,
 }
 
@@ -30,7 +31,7 @@ macro_rules! settings {
     ($($(#[doc = $about:literal])+ $section:ident: $Section:ident {
         $($(#[doc = $meaning:literal])+ $key:ident: $Kind:ty = $default:expr, $bound:expr;)+
     })+) => {
-        /// Every setting, resolved. Made by [`super::load`].
+        /// All settings with their values. [`super::load`] creates it.
         #[derive(Clone, Debug)]
         pub struct Config {
             $($(#[doc = $about])+ pub $section: $Section,)+
@@ -43,7 +44,7 @@ macro_rules! settings {
             $($(#[doc = $meaning])+ pub $key: $Kind,)+
         })+
 
-        /// Every setting, in the order of the reference.
+        /// Returns all settings, in the order of the reference.
         #[must_use]
         pub fn reference() -> Vec<Setting> {
             vec![$($(Setting {
@@ -57,7 +58,7 @@ macro_rules! settings {
         }
 
         impl Config {
-            /// Reads every setting; those that are not there take their default.
+            /// Reads every setting. A setting that no source sets gets its default.
             pub(super) fn read(layers: &Layers) -> Result<Self, Errors> {
                 let mut errors = Errors::default();
                 let mut sources = Sources::default();

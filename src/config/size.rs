@@ -1,18 +1,19 @@
 //! Sizes in bytes as people write them.
 //!
-//! Knows no setting. Invariants: a size that has two readings is refused with both; what is read is exact,
-//! never rounded; what [`Size`] shows parses to itself.
+//! Owns the syntax of sizes, and must not know any setting. Invariants: an ambiguous size is an error that
+//! shows both meanings. A size is exact, never rounded. The text that shows a [`Size`] parses to the same
+//! size.
 
 use std::fmt;
 use std::str::FromStr;
 
 use bytesize::ByteSize;
 
-/// A size in bytes: `10GiB`, `10GB` (decimal), `4096`.
+/// A size in bytes, such as `10GiB`, `10GB` (decimal) or `4096`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(pub u64);
 
-/// Why a text is no [`Size`].
+/// Why a text is not a [`Size`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SizeError {
     /// The unit may mean a power of two or of ten.
@@ -21,29 +22,29 @@ pub enum SizeError {
          {number}{unit}B for {decimal} bytes"
     )]
     Ambiguous {
-        /// The text.
+        /// The whole text.
         text: String,
-        /// Its number.
+        /// The number in the text.
         number: String,
-        /// Its unit's letter.
+        /// The letter of the unit.
         unit: char,
-        /// With the unit a power of two.
+        /// Size in bytes if the unit is a power of two.
         binary: u64,
-        /// With the unit a power of ten.
+        /// Size in bytes if the unit is a power of ten.
         decimal: u64,
     },
-    /// The unit is one of bits.
+    /// The unit looks like one of bits.
     #[error("{0:?} looks like a number of bits: write a size in bytes, such as 10GiB, 10GB or 4096")]
     Bits(String),
-    /// Not a number with a unit.
+    /// The text is not a number with a unit.
     #[error(
         "{0:?} is not a size: write a number of bytes or use a unit, such as 4096, 512KiB, 10GiB or 10GB"
     )]
     Malformed(String),
-    /// Not whole bytes.
+    /// The size is not a whole number of bytes.
     #[error("{0:?} is not a whole number of bytes")]
     Fraction(String),
-    /// More than 64 bits.
+    /// The size does not fit in 64 bits.
     #[error("{0:?} is more than 16 EiB")]
     TooLarge(String),
 }
@@ -80,7 +81,7 @@ impl FromStr for Size {
     }
 }
 
-/// `number` times `unit`, in decimal arithmetic without rounding.
+/// Multiplies `number` by `unit` in decimal arithmetic, without rounding.
 fn scale(number: &str, unit: &str, text: &str) -> Result<u64, SizeError> {
     let malformed = || SizeError::Malformed(text.to_owned());
     let too_large = || SizeError::TooLarge(text.to_owned());

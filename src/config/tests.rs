@@ -1,4 +1,4 @@
-//! Tests of the configuration as a whole.
+//! Tests of the configuration as a whole: sources, precedence and errors.
 
 use std::ffi::OsString;
 use std::time::Duration;
@@ -142,7 +142,7 @@ fn all_errors_are_told_at_once() {
     assert_eq!(errors.to_string().lines().count(), 3, "{errors}");
 }
 
-/// Every default, written into the environment, is allowed and reads as itself.
+/// Every default is allowed, and reads as the same value if it is set in the environment.
 #[test]
 fn every_default_can_be_written() {
     let shown = |c: Config| {

@@ -1,10 +1,11 @@
-//! What clients see of volumes that are not open: names and sizes, read from the store and kept for a few
-//! seconds.
+//! What clients can learn about volumes that are not open: names and sizes, read from the store and cached
+//! for a few seconds.
 //!
-//! Takes no lease. Invariants: concurrent questions make one request; what is kept is bounded; an error is
-//! not kept; what was asked before a volume was made or deleted here is not given afterwards, even if its
-//! answer comes then. Names that anybody can make up cost a request each moment at most, and only so many at
-//! a time.
+//! Owns these caches, and must not know exports or take a lease. Invariants: concurrent lookups of the same
+//! thing share one request. The caches are bounded, and errors are not cached. An answer that was requested
+//! before a volume was created or deleted here is not returned afterwards, even if it arrives later. Clients
+//! can make up any number of names: each name costs at most one request per [`MOMENT`], and only [`LOOKUPS`]
+//! of these requests run at a time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,25 +18,28 @@ use tokio::sync::Semaphore;
 use crate::volume::catalog::{self, CONCURRENT_LOOKUPS, Info};
 use crate::volume::{Environment, OpenError};
 
-/// Volumes whose description is kept.
+/// Maximum number of volumes whose description is cached.
 const KEPT: u64 = 1024;
 
-/// Names of which it is kept whether they stand.
+/// Maximum number of names for which it is cached whether they exist.
 const NAMES_KEPT: u64 = 4096;
-/// How long that is kept at most: who makes a volume finds it soon.
+/// How long that is cached at most, so that a new volume is found soon.
 const MOMENT: Duration = Duration::from_secs(1);
-/// Names that nobody knows are looked up so many at a time, so that others find room in the store.
+/// Maximum number of concurrent lookups of unknown names, so that other requests are not held up in the
+/// store.
 const LOOKUPS: usize = 16;
 
-/// A short memory of the store's volumes.
+/// A short-lived cache of the volumes in the store.
 #[derive(Debug)]
 pub(crate) struct Catalogue {
     env: Environment,
-    /// Part of each key: how often a volume was made or deleted here.
+    /// How often a volume was created or deleted here. It is part of each key, so that older answers are
+    /// never found.
     changes: AtomicU64,
-    /// Whether a name stands for a volume.
+    /// Whether a name refers to a volume.
     standing: Cache<(u64, String), bool>,
-    /// The same, of names that were asked for by those who may not know: what others ask is not felt by them.
+    /// The same for names that a client may not know about. Kept apart, so that such a client cannot notice
+    /// by the response time whether others use the name.
     concealed: Cache<(u64, String), bool>,
     lookups: Semaphore,
     names: Cache<u64, Arc<Vec<String>>>,
@@ -43,7 +47,7 @@ pub(crate) struct Catalogue {
 }
 
 impl Catalogue {
-    /// A memory that is at most so old.
+    /// Creates a cache whose entries expire after `age`.
     pub(crate) fn new(env: Environment, age: Duration) -> Self {
         let names = || Cache::builder().max_capacity(NAMES_KEPT).time_to_live(age.min(MOMENT)).build();
         Self {
@@ -61,13 +65,13 @@ impl Catalogue {
         self.changes.load(Ordering::SeqCst)
     }
 
-    /// All names, in order.
+    /// Returns all names, in order.
     pub(crate) async fn names(&self) -> Result<Arc<Vec<String>>, Arc<OpenError>> {
         let load = async { catalog::list(&self.env).await.map(Arc::new) };
         self.names.try_get_with(self.now(), load).await
     }
 
-    /// Looks up every name, some at a time, and returns what was found, in order of name.
+    /// Looks up every name, some at a time, and returns the results in order of name.
     pub(super) async fn look_up_each<T, F>(
         &self,
         look_up: impl Fn(String) -> F,
@@ -81,7 +85,7 @@ impl Catalogue {
         Ok(found.into_iter().flatten().collect())
     }
 
-    /// Forgets everything: a volume was made or deleted here.
+    /// Empties the caches, because a volume was created or deleted here.
     pub(crate) fn forget(&self) {
         self.changes.fetch_add(1, Ordering::SeqCst);
         self.names.invalidate_all();
@@ -90,12 +94,12 @@ impl Catalogue {
         self.concealed.invalidate_all();
     }
 
-    /// Succeeds if a volume of that name was there a moment ago.
+    /// Succeeds if a volume of this name existed at the last lookup.
     pub(crate) async fn find(&self, name: &str) -> Result<(), Arc<OpenError>> {
         let load = async {
             let _turn = match self.lookups.try_acquire() {
                 Ok(turn) => Some(turn),
-                // Among many who make names up, one that is listed need not wait.
+                // A name from the list need not wait behind clients that make up names.
                 Err(_) if self.is_listed(name).await => None,
                 Err(_) => Some(self.lookups.acquire().await.expect("it is never closed")),
             };
@@ -104,7 +108,8 @@ impl Catalogue {
         found(name, self.standing.try_get_with((self.now(), name.to_owned()), load).await?)
     }
 
-    /// Does what [`Catalogue::find`] does for a name that stands for nothing, whatever this one stands for.
+    /// Does the work that [`Catalogue::find`] does for a name that does not exist, whether or not this name
+    /// exists.
     pub(crate) async fn conceal(&self, name: &str) -> Arc<OpenError> {
         let load = async {
             let _turn = match self.lookups.try_acquire() {
@@ -132,7 +137,7 @@ impl Catalogue {
         }
     }
 
-    /// A volume.
+    /// Returns the description of a volume.
     pub(crate) async fn info(&self, name: &str) -> Result<Arc<Info>, Arc<OpenError>> {
         if let Some(info) = self.infos.get(&(self.now(), name.to_owned())).await {
             return Ok(info);

@@ -1,10 +1,11 @@
-//! What the store holds, volume by volume, kept in memory for metrics and the status page.
+//! What the store holds for each volume, kept in memory for metrics and the status page.
 //!
-//! One task lists the store at a bounded rate, whatever its size: a LIST a second while it counts, and on
-//! average one a minute at most, or one census in `store.census_interval` while this gateway writes nothing.
-//! Names are looked up again only in that interval, when a volume was made or deleted here, or when the
-//! volumes of the store are others. Invariant: whoever asks is answered from memory, so that neither a scrape
-//! nor an open page costs a request to the store.
+//! Owns the task that counts, and must not know who asks. The task lists the store at a bounded rate,
+//! whatever its size: one LIST a second while it counts, and at most one a minute on average. While this
+//! gateway writes nothing, it counts once per `store.census_interval`. It looks names up again only at that
+//! interval, or when a volume was created or deleted here, or when the set of volumes in the store has
+//! changed. Invariant: queries are answered from memory, so neither a scrape nor an open page costs a request
+//! to the store.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -24,46 +25,47 @@ use crate::volume::catalog::{self, Listed};
 use crate::volume::census;
 use crate::volume::{Environment, OpenError};
 
-/// The pause after each LIST while it counts.
+/// Pause after each LIST of a census.
 const LIST_PAUSE: Duration = Duration::from_secs(1);
-/// The pause after a census, for each LIST that it took.
+/// Pause after a census, for each LIST that it took.
 const REST: Duration = Duration::from_secs(60);
-/// Volumes that have a time series and a line on the status page at most, besides those that are open.
+/// Maximum number of volumes that have a time series and a row on the status page, not counting open ones.
 const SHOWN: usize = 1024;
 
 /// Why a census is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Due {
-    /// Somebody wants to know.
+    /// It was requested.
     Wanted,
-    /// The time has come.
+    /// The pause or the interval is over.
     ByTime,
 }
 
-/// The names of the store, and when they were looked up.
+/// The names in the store, and when they were looked up.
 #[derive(Debug)]
 struct Named {
     listed: Vec<Listed>,
-    /// The volumes that the store had then, with a name or without.
+    /// The volumes in the store at that time, with or without a name.
     volumes: BTreeSet<Uuid>,
     at: Instant,
     at_seconds: u64,
 }
 
-/// The store as it was counted last.
+/// The last census of the store.
 #[derive(Debug)]
 pub(crate) struct Census {
     env: Environment,
     volumes: Arc<OpenVolumes>,
     metrics: Metrics,
     known: Mutex<Option<Known>>,
-    /// Somebody wants to know, for the first time or since a volume was made or deleted.
+    /// Signals a request: the first query, or a volume was created or deleted here.
     wanted: Notify,
     tasks: Tasks,
 }
 
 impl Census {
-    /// Counts from the first time that somebody asks, or in a minute; never without an interval.
+    /// Starts the task. The first census begins on request, or after [`REST`]. Without an interval, nothing
+    /// is counted.
     pub(crate) fn start(
         env: Environment,
         volumes: Arc<OpenVolumes>,
@@ -79,7 +81,7 @@ impl Census {
         this
     }
 
-    /// What is known; the first to ask is told nothing, and has it counted.
+    /// Returns the last census. If there is none yet, requests one and returns `None`.
     pub(crate) fn known(&self) -> Option<Known> {
         let known = self.known.lock().clone();
         if known.is_none() {
@@ -88,12 +90,12 @@ impl Census {
         known
     }
 
-    /// A volume was made or deleted here.
+    /// Notes that a volume was created or deleted here.
     pub(crate) fn has_changed(&self) {
         self.wanted.notify_one();
     }
 
-    /// Ends it.
+    /// Stops the task.
     pub(crate) async fn stop(&self) {
         self.tasks.shutdown().await;
     }
@@ -114,8 +116,8 @@ impl Census {
         }
     }
 
-    /// Returns when the next census is due. What this gateway writes, but for heads, makes it due after
-    /// `rest`.
+    /// Waits until the next census is due: after `rest` if this gateway has written anything but heads, and
+    /// otherwise after `interval`.
     async fn rest(&self, rest: Duration, interval: Duration) -> Due {
         let (written, begun) = (self.written(), Instant::now());
         tokio::select! {
@@ -131,7 +133,7 @@ impl Census {
         Due::ByTime
     }
 
-    /// Bytes of objects put so far for the volumes that are open, but for heads, which only renew leases.
+    /// Returns how many bytes were put for the open volumes, without heads, which only renew leases.
     fn written(&self) -> u64 {
         let of = |kind: &ObjectKind, open: &OpenVolume| match kind {
             ObjectKind::Head => 0,
@@ -141,7 +143,7 @@ impl Census {
         open.iter().flat_map(|open| ObjectKind::ALL.iter().map(move |kind| of(kind, open))).sum()
     }
 
-    /// Counts everything once; says how many LIST requests that took.
+    /// Takes a census. Returns how many LIST requests it took.
     async fn count(&self, named: &mut Option<Named>, interval: Duration) -> Result<u32, OpenError> {
         let counted =
             census::take(self.env.store.bulk.as_ref(), LIST_PAUSE).await.map_err(OpenError::Store)?;

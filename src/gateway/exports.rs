@@ -1,6 +1,8 @@
-//! Volumes as exports: names, commands, and which error value a client sees.
+//! Volumes as exports: names, commands, and the error values that clients see.
 //!
-//! Invariant: every error of a volume becomes an error value in one exhaustive match.
+//! Owns the translation between the server's trait [`Export`] and volumes, and must not know how a volume
+//! works. Invariants: every error of a volume reaches clients as an error value of the protocol, and only a
+//! volume that exists takes a place among the open ones.
 
 use std::sync::Arc;
 
@@ -18,14 +20,14 @@ use crate::server::{
 };
 use crate::volume;
 
-/// Smallest block that clients should use, in bytes.
+/// Minimum block size in bytes: volumes accept any alignment.
 const MINIMUM_BLOCK_BYTES: u32 = 1;
-/// Block that suits best, in bytes: the unit in which changes are held.
+/// Preferred block size in bytes: the unit in which volumes track changes.
 const PREFERRED_BLOCK_BYTES: u32 = 4096;
-/// Largest payload, in bytes.
+/// Maximum payload in bytes.
 const MAXIMUM_BLOCK_BYTES: u32 = 64 << 20;
 
-/// What every volume can do.
+/// The features of every volume.
 const FLAGS: TransmissionFlags = TransmissionFlags::HAS_FLAGS
     .union(TransmissionFlags::SEND_FLUSH)
     .union(TransmissionFlags::SEND_FUA)
@@ -40,17 +42,17 @@ const FLAGS: TransmissionFlags = TransmissionFlags::HAS_FLAGS
 pub(crate) struct VolumeExports {
     volumes: Arc<OpenVolumes>,
     catalogue: Arc<Catalogue>,
-    /// What the empty name stands for.
+    /// The volume to which the empty name refers.
     default: RwLock<Option<String>>,
 }
 
 impl VolumeExports {
-    /// All volumes by their names, and `default` by the empty name too.
+    /// Exports all volumes by name. The empty name also refers to `default`.
     pub(crate) fn new(volumes: Arc<OpenVolumes>, catalogue: Arc<Catalogue>, default: Option<String>) -> Self {
         Self { volumes, catalogue, default: RwLock::new(default) }
     }
 
-    /// Lets the empty name stand for another volume, or none.
+    /// Changes the volume to which the empty name refers. `None` removes it.
     pub(crate) fn set_default(&self, default: Option<String>) {
         *self.default.write() = default;
     }
@@ -90,7 +92,7 @@ impl Exports for VolumeExports {
 
     async fn open(&self, name: &str) -> Result<Arc<dyn Export>, OpenError> {
         let name = &*self.resolve(name)?;
-        // Only what is there takes a place among the volumes that are open.
+        // Only a volume that exists may count towards the limit of open volumes.
         if !self.volumes.has(name) {
             self.catalogue.find(name).await.map_err(|e| open_error(name, &e))?;
         }
@@ -107,9 +109,9 @@ impl Exports for VolumeExports {
     }
 }
 
-/// Whether an export is listed that cannot be described now. Clients ask for a description of each that is
-/// listed, and some give up on all where one has none: what cannot be opened is left to `cairn volume list`
-/// and the API.
+/// Returns whether an export is listed although it cannot be described now. Clients request a description of
+/// each listed export, and some give up on the whole list if one has none. An export that cannot be opened is
+/// therefore only shown by `cairn volume list` and the API.
 fn lists_without_description(name: &str, error: &volume::OpenError) -> bool {
     let itself = matches!(
         error,
@@ -142,7 +144,7 @@ struct VolumeExport {
 }
 
 impl VolumeExport {
-    /// Waits for a command; the volume counts what succeeds, this what a client sees fail.
+    /// Waits for a command. The volume counts successful commands; this counts the failures that clients see.
     async fn count<T>(
         &self,
         command: Command,
@@ -161,7 +163,7 @@ impl VolumeExport {
     }
 }
 
-/// What a command is counted as; those that no export has are not.
+/// Returns the command for metrics. `None` for commands that never reach an export.
 fn counted(command: protocol::Command) -> Option<Command> {
     use protocol::Command as Asked;
     Some(match command {
@@ -236,7 +238,7 @@ impl Export for VolumeExport {
         _fast: bool,
         fua: bool,
     ) -> Result<(), ExportError> {
-        // Zeroing is always fast, so the flag asks for nothing.
+        // Zeroing is always fast, so the flag has no effect.
         let work = self.of.volume.zero(offset, length, !no_hole, fua);
         self.count(Command::WriteZeroes, work).await
     }

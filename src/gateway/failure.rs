@@ -1,12 +1,13 @@
-//! What clients and logs are shown of an error of a volume.
+//! How an error of a volume appears to clients and in logs.
 //!
-//! Invariant: every error of a volume becomes an error value in one exhaustive match.
+//! Owns the choice of error values, and must not know which export an error came from. Invariant: one
+//! exhaustive match converts every error of a volume into an error value.
 
 use crate::protocol::Error;
 use crate::server::{ExportError, OpenError};
 use crate::volume;
 
-/// An error with its causes, each said once.
+/// Formats an error and its causes. Each text appears once.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -21,7 +22,7 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Why a volume cannot be had, for a client.
+/// Converts the error of opening a volume for a client.
 pub(super) fn open_error(name: &str, error: &volume::OpenError) -> OpenError {
     use volume::OpenError as Why;
     match error {
@@ -41,8 +42,8 @@ pub(super) fn open_error(name: &str, error: &volume::OpenError) -> OpenError {
     }
 }
 
-/// Why a command failed, for a client; `beyond` is what its kind gets for a range that ends beyond the
-/// volume.
+/// Converts the error of a command for a client. `beyond` is the error value for a range that ends beyond the
+/// volume; it depends on the kind of command.
 pub(super) fn command_error(error: &volume::Error, beyond: Error) -> ExportError {
     use volume::Error as Why;
     let value = match error {

@@ -1,10 +1,9 @@
-//! The gateway: the volumes of a store as exports of an NBD server, and what the admin server may ask of
+//! The gateway: the volumes of a store as exports of an NBD server, and what the admin server may request of
 //! them.
 //!
-//! Opens a volume for its first client and closes it after its last (`OpenVolumes`), shows volumes as
-//! exports (`VolumeExports`), remembers for a moment what the store holds (`Catalogue`), and reports its
-//! state (`GatewayStatus`). It must not know where settings come from. Invariant: a volume is never open
-//! twice.
+//! It opens a volume for its first client and closes it after its last (`OpenVolumes`), shows volumes as
+//! exports (`VolumeExports`), caches what the store holds for a moment (`Catalogue`), and reports its state
+//! (`GatewayStatus`). It must not know where settings come from. Invariant: a volume is never open twice.
 
 mod catalogue;
 mod census;

@@ -1,8 +1,9 @@
-//! The volumes that are open: each once, however many clients use it.
+//! The open volumes: each is open once, however many clients use it.
 //!
-//! Volumes named by the configuration are opened at the start and stay; others are opened for their first
-//! client and closed when nobody has used them for a while. Invariants: a volume is never open twice; one
-//! that is in use is not closed but by [`OpenVolumes::close_all`], after which nothing is opened.
+//! Owns when volumes are opened and closed, and must not know exports. Configured volumes are opened at the
+//! start and stay open. Others are opened for their first client, and closed after nobody has used them for a
+//! while. Invariants: a volume is never open twice. A volume in use is closed only by
+//! [`OpenVolumes::close_all`], and nothing is opened after that.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,10 +19,10 @@ use crate::server;
 use crate::task::Tasks;
 use crate::volume::{self, Environment, OpenError, Status, Volume, catalog};
 
-/// How often a volume is opened by a name under which others delete and make volumes meanwhile.
+/// How often to try opening a volume by name while others delete and recreate it.
 const OPENINGS: u32 = 4;
 
-/// How often the log says what is still being closed.
+/// Time between two log lines about volumes that are still being closed.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How volumes are opened and closed.
@@ -35,9 +36,9 @@ pub(crate) struct Options {
 /// Who opens a volume after it is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
-    /// A gateway that waits for it, with clients that wait.
+    /// Another gateway waits for it, and so do its clients.
     Waits,
-    /// Somebody, some time.
+    /// Nobody is known to wait for it.
     Unknown,
 }
 
@@ -51,7 +52,7 @@ pub(crate) struct Served {
     users: watch::Sender<usize>,
 }
 
-/// The right to use an open volume, given back when it is dropped.
+/// The right to use an open volume. It ends on drop.
 #[derive(Debug)]
 pub(crate) struct Use(Arc<Served>);
 
@@ -78,23 +79,23 @@ impl Drop for Use {
     }
 }
 
-/// Whether a volume stays open without users.
+/// Whether a volume stays open while nobody uses it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stay {
-    /// It is configured.
+    /// The volume is configured.
     Always,
-    /// It was opened for a client.
+    /// The volume was opened for a client.
     WhileUsed,
 }
 
-/// Where a volume is on its way from closed to closed.
+/// The life cycle of a volume in this gateway.
 #[derive(Clone, Debug)]
 enum Phase {
     Opening,
     Open(Arc<Served>),
-    /// Nobody may use it any more.
+    /// Being closed. Nobody may use it any more.
     Closing(Arc<Served>),
-    /// It could not be opened, or is closed; the slot is no longer in the map.
+    /// It is closed, or could not be opened. Its slot is no longer in the map.
     Gone(Option<Arc<OpenError>>),
 }
 
@@ -106,7 +107,7 @@ struct Slots {
     draining: bool,
 }
 
-/// The volumes that are open.
+/// The open volumes of a gateway.
 #[derive(Debug)]
 pub(crate) struct OpenVolumes {
     env: Environment,
@@ -114,23 +115,23 @@ pub(crate) struct OpenVolumes {
     metrics: Metrics,
     slots: Mutex<Slots>,
     configured: watch::Sender<Configured>,
-    /// Names of volumes that should be open, whoever opened them.
+    /// Names of the configured volumes, whoever opened them.
     wanted: Mutex<Vec<String>>,
     tasks: Tasks,
 }
 
-/// The volumes that stay open, counted once they are.
+/// Counts of the configured volumes that were opened.
 #[derive(Clone, Copy, Debug, Default)]
 struct Configured {
     opened: usize,
-    /// Of these, those that stopped.
+    /// How many of them have stopped.
     lost: usize,
     /// Whether another gateway took one of them over.
     fenced: bool,
 }
 
 impl OpenVolumes {
-    /// None is open yet.
+    /// Creates the set without any open volume.
     pub(crate) fn new(env: Environment, options: Options, metrics: Metrics) -> Arc<Self> {
         Arc::new(Self {
             env,
@@ -143,7 +144,7 @@ impl OpenVolumes {
         })
     }
 
-    /// Opens a configured volume, to stay; one that a client has opened stays from now on.
+    /// Opens a configured volume to stay open. If a client has already opened it, it stays open from now on.
     pub(crate) async fn open_configured(
         self: &Arc<Self>,
         name: &str,
@@ -153,7 +154,7 @@ impl OpenVolumes {
             let slot = {
                 let mut slots = self.slots.lock();
                 match slots.by_name.get(name) {
-                    // Under the lock, as the idle check is.
+                    // Checked under the lock, as the idle check is.
                     Some(slot) => match &*slot.borrow() {
                         Phase::Open(served) => {
                             self.pin(served);
@@ -172,7 +173,7 @@ impl OpenVolumes {
         }
     }
 
-    /// A volume that is no longer configured: it is closed when nobody uses it.
+    /// Marks a volume as no longer configured. It is closed when nobody uses it.
     pub(crate) fn unpin(&self, name: &str) {
         let slots = self.slots.lock();
         let Some(slot) = slots.by_name.get(name) else { return };
@@ -193,7 +194,7 @@ impl OpenVolumes {
         }
     }
 
-    /// Opens a volume for a client, or joins those who use it.
+    /// Opens a volume for a client, or joins its other users.
     pub(crate) async fn open(self: &Arc<Self>, name: &str) -> Result<Use, server::OpenError> {
         loop {
             let slot = {
@@ -225,12 +226,12 @@ impl OpenVolumes {
         }
     }
 
-    /// Whether a volume of that name is open, or on its way.
+    /// Returns whether a volume of this name is open, being opened or being closed.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.slots.lock().by_name.contains_key(name)
     }
 
-    /// What is open under that name, for a description that asks the store nothing.
+    /// Returns the size of an open volume, for a description without a request to the store.
     pub(crate) fn size_bytes(&self, name: &str) -> Option<u64> {
         let slots = self.slots.lock();
         match &*slots.by_name.get(name)?.borrow() {
@@ -239,31 +240,31 @@ impl OpenVolumes {
         }
     }
 
-    /// Returns once none of the configured volumes serves any more; never while there are none.
+    /// Waits until no configured volume is served any more. Waits forever if none is configured.
     pub(crate) async fn nothing_left(&self) {
         let mut configured = self.configured.subscribe();
         let lost = configured.wait_for(|now| now.opened > 0 && now.lost >= now.opened).await;
         lost.map(drop).expect("we hold the sender");
     }
 
-    /// Whether another gateway took one of the configured volumes over.
+    /// Returns whether another gateway took over a configured volume.
     pub(crate) fn is_fenced(&self) -> bool {
         self.configured.borrow().fenced
     }
 
-    /// Returns once no client uses any volume that is open now.
+    /// Waits until no client uses any of the volumes that are open now.
     pub(crate) async fn unused(&self) {
         for served in self.open_now() {
             served.users.subscribe().wait_for(|users| *users == 0).await.expect("we hold the sender");
         }
     }
 
-    /// Says which volumes should be open.
+    /// Sets the names of the configured volumes.
     pub(crate) fn configure(&self, names: &[String]) {
         *self.wanted.lock() = names.to_vec();
     }
 
-    /// Configured volumes that do not serve, and why.
+    /// Returns a message for each configured volume that is not served.
     pub(crate) fn lost(&self) -> Vec<String> {
         let open = self.open_now();
         let wanted = self.wanted.lock();
@@ -277,7 +278,7 @@ impl OpenVolumes {
         lost.collect()
     }
 
-    /// The volumes that are open, in order of name.
+    /// Returns the open volumes, in order of name.
     pub(crate) fn reports(&self) -> Vec<OpenVolume> {
         let report = |served: Arc<Served>| OpenVolume {
             name: served.name.clone(),
@@ -299,8 +300,8 @@ impl OpenVolumes {
         open
     }
 
-    /// Makes a checkpoint of every volume that is in use meanwhile, so that little is left to do when they
-    /// are closed.
+    /// Makes a checkpoint of every open volume while clients use it, so that little remains to be done when
+    /// it is closed.
     pub(crate) async fn checkpoint_all(&self) {
         let open = self.open_now();
         futures::future::join_all(open.iter().map(|served| async move {
@@ -315,13 +316,13 @@ impl OpenVolumes {
         .await;
     }
 
-    /// Closes every volume: commit, checkpoint unless a successor waits and the journal is short, release of
-    /// the lease; gives the names of those that were not closed in good order within `patience`. Nothing can
-    /// be opened any more.
+    /// Closes every volume: commits, makes a checkpoint unless a successor waits and the journal is short,
+    /// and releases the lease. Returns the names of the volumes that were not closed cleanly within
+    /// `patience`. Nothing can be opened any more.
     pub(crate) async fn close_all(&self, patience: Duration, next: Next) -> Vec<String> {
         self.slots.lock().draining = true;
-        // Ends the watch over each volume, an opening, which has at most taken a lease, and a closing, which
-        // is begun again below.
+        // This stops watching each volume. It also drops volumes being opened, which have taken a lease at
+        // most, and volumes being closed, which are closed again below.
         self.tasks.shutdown().await;
         let open = self.open_now();
         let closing: Mutex<Vec<&str>> = Mutex::new(open.iter().map(|served| served.name.as_str()).collect());
@@ -353,7 +354,7 @@ impl OpenVolumes {
         failed.into_inner()
     }
 
-    /// Makes a slot, and the task that opens the volume and later closes it.
+    /// Creates a slot, and the task that opens the volume and later closes it.
     fn start(self: &Arc<Self>, slots: &mut Slots, name: &str, stay: Stay, takeover: bool) -> Arc<Slot> {
         let slot = Arc::new(Slot::new(Phase::Opening));
         slots.by_name.insert(name.to_owned(), Arc::clone(&slot));
@@ -390,7 +391,7 @@ impl OpenVolumes {
                         now.lost += 1;
                         now.fenced |= fenced;
                     });
-                    // The slot stays while it is configured, so that clients are told why.
+                    // The slot stays while the volume is configured, so that clients learn the reason.
                     released(&served).await;
                 }
             }
@@ -410,7 +411,7 @@ impl OpenVolumes {
     ) -> Result<(Arc<Volume>, VolumeMetrics), OpenError> {
         let mut id = catalog::resolve(&self.env, name).await?;
         for _ in 0..OPENINGS {
-            // Only a name that stands gets time series.
+            // Only a name that exists gets time series.
             let metrics = self.metrics.volume(name);
             let options = volume::Options { metrics: Some(metrics.clone()), ..self.options.volume.clone() };
             let error = match Volume::open(&self.env, options, id, takeover).await {
@@ -422,7 +423,7 @@ impl OpenVolumes {
             if !may_be_deleted {
                 return Err(error);
             }
-            // The name may stand for another volume by now, or for none.
+            // The name may refer to another volume by now, or to none.
             let now = catalog::resolve(&self.env, name).await?;
             if now == id {
                 return Err(error);
@@ -432,8 +433,8 @@ impl OpenVolumes {
         Err(OpenError::Contended(name.to_owned()))
     }
 
-    /// Returns when the volume is not configured and nobody has used it for the idle time; nobody can from
-    /// then on.
+    /// Waits until the volume is not configured and nobody has used it for the idle timeout. From then on
+    /// nobody can use it.
     async fn idle(&self, served: &Arc<Served>, slot: &Slot) {
         let mut users = served.users.subscribe();
         loop {
@@ -452,14 +453,14 @@ impl OpenVolumes {
         }
     }
 
-    /// Takes the slot out, and tells those who wait on it.
+    /// Removes the slot, and wakes everybody who waits for it.
     fn leave(&self, name: &str, slot: &Slot, error: Option<Arc<OpenError>>) {
         self.slots.lock().by_name.remove(name);
         slot.send_replace(Phase::Gone(error));
     }
 }
 
-/// Lets a client use an open volume, unless it stopped.
+/// Lets a client use an open volume, unless the volume has stopped.
 fn admit(served: &Arc<Served>) -> Result<Use, server::OpenError> {
     match served.volume.status() {
         Status::Stopped(why) => Err(server::OpenError::Refused(format!("{} stopped: {why}", served.name))),
@@ -467,13 +468,13 @@ fn admit(served: &Arc<Served>) -> Result<Use, server::OpenError> {
     }
 }
 
-/// Returns once a volume need not stay open without users.
+/// Waits until the volume may be closed when nobody uses it.
 async fn released(served: &Served) {
     let mut stay = served.stay.subscribe();
     stay.wait_for(|stay| *stay == Stay::WhileUsed).await.map(drop).expect("we hold the sender");
 }
 
-/// Closes a volume; whether that went in good order.
+/// Closes a volume. Returns whether it was closed cleanly.
 async fn close(served: &Served, next: Next) -> bool {
     if let Status::Stopped(why) = served.volume.status() {
         tracing::info!(volume = served.name, "the volume needs no closing: {why}");

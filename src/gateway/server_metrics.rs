@@ -1,6 +1,7 @@
-//! The NBD server's events as metrics: the gateway's implementation of [`server::Metrics`].
+//! The events of the NBD server as metrics: the gateway's implementation of [`server::Metrics`].
 //!
-//! It only translates: the server does not know Prometheus, and the metrics do not know the server.
+//! Owns only the translation: the server must not know Prometheus, and the metrics must not know the server.
+//! Invariant: each label of the server has a label of its own in the metrics.
 
 use crate::metrics::{self, ServerMetrics};
 use crate::server::{self, Direction, HandshakeFailure, TransportKind};

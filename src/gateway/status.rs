@@ -1,6 +1,7 @@
-//! What the admin server is told of this gateway, and what it may ask of it.
+//! The gateway's implementation of what the admin server may request.
 //!
-//! Invariant: it answers from before the gateway serves until after it has drained.
+//! Owns the stage of the gateway, and must not know HTTP. Invariant: it answers from before the gateway
+//! serves until after it has drained.
 
 use std::sync::Arc;
 
@@ -18,18 +19,18 @@ use crate::server::{Connection, Server};
 use crate::volume::catalog::{self, Info, Listed, Unnamed};
 use crate::volume::{self, Environment};
 
-/// What there is to ask once the gateway serves.
+/// What can be queried while the gateway serves.
 pub(crate) struct Serving {
     pub(crate) env: Environment,
     pub(crate) volumes: Arc<OpenVolumes>,
     pub(crate) catalogue: Arc<Catalogue>,
     pub(crate) server: Arc<Server>,
     pub(crate) census: Arc<Census>,
-    /// URIs of a volume, with `{name}` for its name.
+    /// NBD URIs of a volume, with `{name}` in place of its name.
     pub(crate) connect: Vec<String>,
-    /// For volumes that are made.
+    /// Options for new volumes.
     pub(crate) options: volume::Options,
-    /// Their chunk size unless another is asked for.
+    /// Chunk size of new volumes in bytes, unless the request contains one.
     pub(crate) chunk_bytes: u64,
 }
 
@@ -39,29 +40,29 @@ enum Stage {
     Ending,
 }
 
-/// The gateway, from before it serves to its end.
+/// The state of the gateway, from before it serves until its end.
 pub(crate) struct GatewayStatus {
     stage: Mutex<Stage>,
     end: Notify,
 }
 
 impl GatewayStatus {
-    /// It starts.
+    /// Creates the state of a gateway that is starting.
     pub(crate) fn starting() -> Arc<Self> {
         Arc::new(Self { stage: Mutex::new(Stage::Starting), end: Notify::new() })
     }
 
-    /// All listeners accept, all configured volumes are open.
+    /// Notes that all listeners accept and all configured volumes are open.
     pub(crate) fn serves(&self, serving: Serving) {
         *self.stage.lock() = Stage::Serving(Arc::new(serving));
     }
 
-    /// It drains.
+    /// Notes that the gateway is draining.
     pub(crate) fn ends(&self) {
         *self.stage.lock() = Stage::Ending;
     }
 
-    /// Returns once somebody asked it to end.
+    /// Waits until somebody has requested the end of the gateway.
     pub(crate) async fn asked_to_end(&self) {
         self.end.notified().await;
     }

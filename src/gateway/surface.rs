@@ -1,6 +1,7 @@
-//! What the admin server may ask of a gateway, and what it is told.
+//! The interface between the admin server and a gateway.
 //!
-//! It must not know HTTP. A call changes nothing but what it says.
+//! Owns the requests and their results, and must not know HTTP. Invariant: a call only changes what its
+//! description says.
 
 use std::sync::Arc;
 
@@ -12,46 +13,46 @@ use crate::server::Connection;
 use crate::volume::catalog::{Info, Listed, Unnamed};
 use crate::volume::{OpenError, Volume};
 
-/// A volume that is open here.
+/// A volume that is open in this gateway.
 #[derive(Clone, Debug)]
 pub struct OpenVolume {
-    /// Its name.
+    /// Its name in the store.
     pub name: String,
-    /// The volume.
+    /// The volume itself.
     pub volume: Arc<Volume>,
-    /// Where it counts.
+    /// The metrics of the volume.
     pub metrics: VolumeMetrics,
-    /// NBD connections that use it.
+    /// Number of NBD connections that use it.
     pub clients: usize,
 }
 
-/// How far the gateway has come.
+/// The stage of the gateway's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
     /// Not every configured volume is open yet.
     Starting,
-    /// It serves.
+    /// All listeners accept connections.
     Serving,
-    /// It drains and closes its volumes.
+    /// The gateway drains and closes its volumes.
     Ending,
 }
 
-/// The store as it was read last.
+/// The contents of the store at the last census.
 #[derive(Clone, Debug)]
 pub struct Known {
-    /// Its volumes by name; of very many, the first.
+    /// Its volumes by name. If there are very many, only the first ones.
     pub listed: Vec<Listed>,
-    /// When it was read, in seconds since 1970.
+    /// When the names were looked up, in seconds since 1970.
     pub at_seconds: u64,
 }
 
-/// Why the gateway cannot do what was asked.
+/// Why the gateway cannot do what was requested.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Failure {
-    /// It starts or ends.
+    /// It is starting or ending.
     #[error("{0}")]
     NotServing(String),
-    /// What the volume's layer says.
+    /// An operation on a volume failed.
     #[error(transparent)]
     Volume(#[from] Arc<OpenError>),
 }
@@ -62,35 +63,35 @@ impl From<OpenError> for Failure {
     }
 }
 
-/// What the admin server asks of the process around it. A call may be dropped at any await point.
+/// What the admin server can request of the process around it. A call may be dropped at any await point.
 #[async_trait]
 pub trait Gateway: Send + Sync + 'static {
-    /// What keeps it from serving, one line each; empty where the store answers and every configured volume
-    /// is open.
+    /// Returns what prevents the gateway from serving, one line each. Empty if the store answers and every
+    /// configured volume is open.
     async fn obstacles(&self) -> Vec<String>;
-    /// Every name of the store, in order, and the volume that it stands for.
+    /// Returns every name in the store, in order, with its volume.
     async fn volumes(&self) -> Result<Vec<Listed>, Failure>;
-    /// The volumes for which no name stands.
+    /// Returns the volumes that have no name.
     async fn unnamed(&self) -> Result<Vec<Unnamed>, Failure>;
-    /// One volume.
+    /// Returns one volume.
     async fn volume(&self, name: &str) -> Result<Info, Failure>;
-    /// Makes a volume of holes; without `chunk_bytes`, with chunks as configured.
+    /// Creates a volume that reads as zeros. Without `chunk_bytes`, it has the configured chunk size.
     async fn create(&self, name: &str, size_bytes: u64, chunk_bytes: Option<u64>) -> Result<Info, Failure>;
-    /// Deletes a volume that is not open here; with `takeover` although another gateway holds it.
+    /// Deletes a volume that is not open here. `takeover` deletes it even if another gateway holds it.
     async fn delete(&self, name: &str, takeover: bool) -> Result<(), Failure>;
-    /// Deletes a volume by its id, so that it need not have a name; with `takeover` although another gateway
-    /// holds it.
+    /// Deletes a volume by its id, so that it need not have a name. `takeover` deletes it even if another
+    /// gateway holds it.
     async fn delete_by_id(&self, volume: Uuid, takeover: bool) -> Result<(), Failure>;
-    /// How far it has come.
+    /// Returns the stage of the gateway.
     fn stage(&self) -> Stage;
-    /// The store as it was read last; asks it nothing.
+    /// Returns the contents of the store at the last census, without a request to the store.
     fn known(&self) -> Option<Known>;
-    /// URIs of a volume for NBD clients, with `{name}` for its name, one for each listener.
+    /// Returns NBD URIs of a volume, one for each listener, with `{name}` in place of its name.
     fn connect(&self) -> Vec<String>;
-    /// The volumes that are open here, in order of name.
+    /// Returns the volumes that are open here, in order of name.
     fn open_volumes(&self) -> Vec<OpenVolume>;
-    /// The NBD connections.
+    /// Returns the NBD connections.
     fn connections(&self) -> Vec<Connection>;
-    /// Begins to end, as on SIGTERM.
+    /// Starts to end the gateway, as SIGTERM does.
     fn drain(&self);
 }

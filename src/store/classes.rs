@@ -1,6 +1,8 @@
-//! One backend, with a bound of its own for each class of requests, so that none queues behind another's.
+//! One backend with a separate concurrency limit for each class of requests, so that no class queues behind
+//! another.
 //!
-//! Who sends a request chooses its class. Invariant: a request waits only for others of its class.
+//! Owns the classes and their limits. It must not know what a request is for: the caller chooses the class.
+//! Invariant: a request waits only for other requests of its class.
 
 use std::fmt;
 use std::ops::Deref;
@@ -9,23 +11,25 @@ use std::sync::Arc;
 use super::{Limit, Store};
 use crate::metrics::{StoreClass, StoreMetrics};
 
-/// GETs of the class [`Classes::ahead`] at a time.
+/// Maximum number of concurrent GETs of the class [`Classes::ahead`].
 const AHEAD: usize = 8;
-/// Of the bound on requests, the part that background work gets: a quarter.
+/// Divisor of the request limit for background work, which gets a quarter.
 const BULK: usize = 4;
 
-/// The same objects, by class of request. Stands for [`Classes::reads`] where no class is named.
+/// The same objects, accessed by class of request. Used as a [`Store`] itself, it sends requests by way of
+/// [`Classes::reads`].
 #[derive(Clone)]
 pub struct Classes {
-    /// Reads of clients, and all that has no class of its own.
+    /// Reads of clients, and all requests without a class of their own.
     pub reads: Arc<dyn Store>,
-    /// Records of the journal and the head: what a FLUSH and a lease wait for.
+    /// Journal records and heads. FLUSH and lease renewal wait for them.
     pub journal: Arc<dyn Store>,
-    /// Chunk objects that a record will name: what a FLUSH waits for before that.
+    /// Chunk objects that a record is about to reference. FLUSH waits for them before it waits for the
+    /// record.
     pub uploads: Arc<dyn Store>,
-    /// What clients asked to have brought into the cache.
+    /// Reads that prefetch into the cache at a client's request.
     pub ahead: Arc<dyn Store>,
-    /// Folding, sweeping and deleting.
+    /// Folding, sweeping and deletion.
     pub bulk: Arc<dyn Store>,
 }
 
@@ -44,7 +48,7 @@ impl Deref for Classes {
 }
 
 impl Classes {
-    /// One store for all of them, without a bound.
+    /// Uses one store for all classes, without a limit.
     #[must_use]
     pub fn one(store: Arc<dyn Store>) -> Self {
         Self {
@@ -56,8 +60,8 @@ impl Classes {
         }
     }
 
-    /// Lets `requests` of each class through at a time, of the background ones less; each decorated by
-    /// `above`.
+    /// Limits each class to `requests` concurrent requests, and the background classes to fewer. `above`
+    /// decorates the store of each class.
     ///
     /// # Panics
     /// If `requests` is 0.

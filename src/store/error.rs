@@ -1,13 +1,16 @@
-//! Errors of the store: each variant says what the caller should do.
+//! The errors of the store.
+//!
+//! Owns what a failed request means to the caller, and must not know any backend. Invariant: each variant
+//! tells the caller what to do next.
 
 use std::sync::Arc;
 
 use crate::metrics::StoreOutcome;
 
-/// A cause, kept for the log.
+/// The cause of an error, kept for the log.
 pub type Source = Arc<dyn std::error::Error + Send + Sync>;
 
-/// A cause that is only a message.
+/// Wraps a message as a cause.
 pub fn cause(message: impl Into<String>) -> Source {
     Source::from(Box::<dyn std::error::Error + Send + Sync>::from(message.into()))
 }
@@ -15,105 +18,107 @@ pub fn cause(message: impl Into<String>) -> Source {
 /// Why a store request failed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
-    /// No object has that key. Definite.
+    /// No object has this key. The answer is definite.
     #[error("{key}: no such object")]
     NotFound {
-        /// Key.
+        /// The key that was requested.
         key: String,
     },
-    /// A condition did not hold (412); after a lost answer it may be the caller's own success: read and
-    /// compare.
+    /// A condition did not hold (412). If an earlier answer was lost, this may be the caller's own success:
+    /// read the object and compare.
     #[error("{key}: the object has a different version")]
     PreconditionFailed {
-        /// Key.
+        /// The key of the PUT.
         key: String,
     },
-    /// The object ends before the range asked for, or the body before its announced length. Retry.
+    /// The object ends before the requested range, or the body before its announced length. Retry.
     #[error("{key}: received {got} bytes, expected {wanted}")]
     Truncated {
-        /// Key.
+        /// The key that was requested.
         key: String,
-        /// Bytes expected.
+        /// Number of bytes expected.
         wanted: u64,
-        /// Bytes received.
+        /// Number of bytes received.
         got: u64,
     },
-    /// The object, by its listing too, ends before the range asked for. Definite.
+    /// The object ends before the requested range, and the listing confirms its size. The answer is definite.
     #[error("{key}: the object has {size_bytes} bytes, but must have at least {wanted}")]
     CutShort {
-        /// Key.
+        /// The key that was requested.
         key: String,
-        /// Bytes that the object must have at least.
+        /// Least size in bytes that the request requires of the object.
         wanted: u64,
         /// Size of the object in bytes.
         size_bytes: u64,
     },
-    /// The store asks for less (429, 503 SlowDown). Retry after a pause.
+    /// The store asks for fewer requests (429, 503 SlowDown). Retry after a pause.
     #[error("{key}: the store throttles requests")]
     Throttled {
-        /// Key.
+        /// The key that was requested.
         key: String,
-        /// Cause.
+        /// The answer of the store.
         #[source]
         source: Source,
     },
-    /// No answer in time: the effect of a PUT or DELETE is unknown. Retry the same bytes.
+    /// No answer arrived in time. The effect of a PUT or DELETE is unknown. Retry with the same bytes.
     #[error("{key}: no answer within {after_ms} ms")]
     Timeout {
-        /// Key.
+        /// The key that was requested.
         key: String,
-        /// Milliseconds waited.
+        /// How long the request waited, in milliseconds.
         after_ms: u64,
     },
-    /// Connection trouble, 409 or 5xx: the effect of a PUT or DELETE is unknown. Retry the same bytes.
+    /// The connection failed, or the store answered 409 or 5xx. The effect of a PUT or DELETE is unknown.
+    /// Retry with the same bytes.
     #[error("{key}: {source}")]
     Transient {
-        /// Key.
+        /// The key that was requested.
         key: String,
-        /// Cause.
+        /// The failure, or the answer of the store.
         #[source]
         source: Source,
     },
-    /// The service cannot be reached as it is configured: no such host, or a certificate that is not trusted.
-    /// Nothing was sent, and an operator must act.
+    /// The service cannot be reached as configured: the host does not exist, or its certificate is not
+    /// trusted. Nothing was sent. An operator must act.
     #[error("{key}: {source}")]
     Unreachable {
-        /// Key.
+        /// The key that was requested.
         key: String,
-        /// Cause.
+        /// The failure, and the setting to check.
         #[source]
         source: Source,
     },
-    /// Credentials or permissions (401, 403): an operator must act; retried since credentials may rotate.
+    /// The credentials or permissions do not suffice (401, 403). An operator must act. Retried all the same,
+    /// because credentials may rotate.
     #[error("{key}: access denied: {source}")]
     Denied {
-        /// Key.
+        /// The key that was requested.
         key: String,
-        /// Cause.
+        /// The answer of the store, and the permission to check.
         #[source]
         source: Source,
     },
-    /// The object is larger than what is read whole. Definite. Read it in ranges.
+    /// The object exceeds the size limit of a full read. The answer is definite. Read the object in ranges.
     #[error("{key}: the object has {size_bytes} bytes, too many to read at once")]
     TooLarge {
-        /// Key.
+        /// The key that was requested.
         key: String,
-        /// Bytes of the object.
+        /// Size of the object in bytes.
         size_bytes: u64,
     },
-    /// The request itself is wrong, or the bucket does not exist: an operator must act.
+    /// The request itself is invalid, or the bucket does not exist. An operator must act.
     #[error("{key}: {source}")]
     Rejected {
-        /// Key.
+        /// The key that was requested.
         key: String,
-        /// Cause.
+        /// The answer of the store.
         #[source]
         source: Source,
     },
 }
 
 impl Error {
-    /// The key that the request was for.
+    /// Returns the key that was requested; for a LIST, the prefix.
     #[must_use]
     pub fn key(&self) -> &str {
         match self {
@@ -131,7 +136,7 @@ impl Error {
         }
     }
 
-    /// The outcome that metrics count it under.
+    /// Returns the outcome under which metrics count this error.
     #[must_use]
     pub fn outcome(&self) -> StoreOutcome {
         match self {
@@ -146,7 +151,7 @@ impl Error {
         }
     }
 
-    /// Whether the answer is the store's definite word on the state of the object: nothing to retry.
+    /// Returns whether the answer settles the state of the object, so that a retry is pointless.
     #[must_use]
     pub fn is_definite(&self) -> bool {
         matches!(
@@ -158,14 +163,14 @@ impl Error {
         )
     }
 
-    /// Whether waiting alone cannot cure it: somebody must change permissions, the bucket or the
+    /// Returns whether waiting alone cannot help: somebody must change permissions, the bucket or the
     /// configuration.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
         matches!(self, Self::Denied { .. } | Self::Rejected { .. } | Self::Unreachable { .. })
     }
 
-    /// Whether a PUT or DELETE that failed so may have taken effect.
+    /// Returns whether a PUT or DELETE that failed with this error may have taken effect.
     #[must_use]
     pub fn effect_unknown(&self) -> bool {
         matches!(self, Self::Truncated { .. } | Self::Timeout { .. } | Self::Transient { .. })

@@ -1,8 +1,9 @@
-//! Injected faults: a decorator that fails, delays, holds, loses and damages requests by rules set at run
-//! time.
+//! Fault injection: a decorator that fails, delays, holds, loses and damages requests. Tests set its rules at
+//! run time.
 //!
-//! For tests and simulation. Deterministic: only the clock of `tokio::time` and the seed it is given.
-//! Invariant: a request that no rule matches passes through unchanged.
+//! Owns the rules and the requests that are late, and must not know what a request is for. It is
+//! deterministic: it depends only on the clock of `tokio::time` and on its seed. Invariant: a request that no
+//! rule matches passes through unchanged.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -19,25 +20,26 @@ use tokio::sync::watch;
 use super::error::cause;
 use super::{ByteRange, Condition, ETag, Error, ListFrom, Listing, Object, Operation, Store};
 
-/// PUTs and DELETEs on the way at most; the oldest arrives when another would be too many.
+/// Maximum number of late PUTs and DELETEs. At the limit, the oldest one takes effect before another is
+/// postponed.
 const MAX_LATE_REQUESTS: usize = 1024;
 
-/// How an injected failure looks to the caller.
+/// The error that the caller of a failed request gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// [`Error::Timeout`].
+    /// Returns [`Error::Timeout`].
     Timeout,
-    /// [`Error::Transient`].
+    /// Returns [`Error::Transient`].
     Transient,
-    /// [`Error::Throttled`].
+    /// Returns [`Error::Throttled`].
     Throttled,
-    /// [`Error::Denied`].
+    /// Returns [`Error::Denied`].
     Denied,
-    /// [`Error::Rejected`].
+    /// Returns [`Error::Rejected`].
     Rejected,
-    /// [`Error::NotFound`].
+    /// Returns [`Error::NotFound`].
     NotFound,
-    /// [`Error::PreconditionFailed`].
+    /// Returns [`Error::PreconditionFailed`].
     PreconditionFailed,
 }
 
@@ -56,32 +58,33 @@ impl Failure {
     }
 }
 
-/// What is done to a request.
+/// What a rule does to a request.
 #[derive(Clone, Debug)]
 pub enum Action {
-    /// It fails and has no effect.
+    /// The request fails and has no effect.
     FailBefore(Failure),
-    /// It takes effect and its answer is lost.
+    /// The request takes effect, but its answer is lost.
     FailAfter(Failure),
-    /// Its answer is lost at once, and it takes effect (or not, if its condition does not hold) only after so
-    /// many further requests, or at [`Fault::deliver`]. A GET or LIST only fails.
+    /// The caller gets the failure at once. The request reaches the store only after this many further
+    /// requests, or at [`Fault::deliver`], and takes effect then if its condition holds. A GET or LIST only
+    /// fails.
     Late(Failure, u32),
-    /// It waits for a time between the two before it takes effect.
+    /// The request waits for a random time between the two bounds before it takes effect.
     Delay(Duration, Duration),
-    /// Its answer waits for a time between the two.
+    /// The answer waits for a random time between the two bounds.
     DelayAnswer(Duration, Duration),
-    /// It waits at a gate before it takes effect.
+    /// The request waits at a gate before it takes effect.
     Hold(Gate),
-    /// Its answer waits at a gate.
+    /// The answer waits at a gate.
     HoldAnswer(Gate),
-    /// One bit of a GET's body is flipped.
+    /// One random bit of the body of a GET is flipped.
     FlipBit,
-    /// A GET's body ends early, which is [`Error::Truncated`].
+    /// The body of a GET ends early, which fails with [`Error::Truncated`].
     Short,
 }
 
-/// Which requests an [`Action`] is for. All rules that match a request apply, in the order in which they were
-/// added.
+/// An [`Action`] and the requests to which it applies. If several rules match a request, all of them apply,
+/// in the order in which they were added.
 #[derive(Clone, Debug)]
 pub struct Rule {
     action: Action,
@@ -94,7 +97,7 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// For every request.
+    /// Applies the action to every request.
     #[must_use]
     pub fn new(action: Action) -> Self {
         Self {
@@ -108,37 +111,39 @@ impl Rule {
         }
     }
 
-    /// Only for this operation.
+    /// Restricts the rule to one operation.
     #[must_use]
     pub fn on(self, operation: Operation) -> Self {
         Self { operation: Some(operation), ..self }
     }
 
-    /// Only for keys (of a LIST: prefixes) that begin so.
+    /// Restricts the rule to keys that begin with `prefix`. For a LIST, the prefix of the listing counts as
+    /// its key.
     #[must_use]
     pub fn prefix(self, prefix: &str) -> Self {
         Self { prefix: prefix.to_owned(), ..self }
     }
 
-    /// Only for keys (of a LIST: prefixes) that contain this.
+    /// Restricts the rule to keys that contain `part`. For a LIST, the prefix of the listing counts as its
+    /// key.
     #[must_use]
     pub fn containing(self, part: &str) -> Self {
         Self { containing: part.to_owned(), ..self }
     }
 
-    /// Not for the first so many that match.
+    /// Exempts the first `requests` matching requests.
     #[must_use]
     pub fn skip(self, requests: u32) -> Self {
         Self { skip: requests, ..self }
     }
 
-    /// Only for so many.
+    /// Restricts the rule to `requests` requests.
     #[must_use]
     pub fn times(self, requests: u32) -> Self {
         Self { times: Some(requests), ..self }
     }
 
-    /// Only for this share of them, drawn by the seed.
+    /// Restricts the rule to a random share of the matching requests, between 0 and 1.
     #[must_use]
     pub fn probability(self, share: f64) -> Self {
         Self { probability: share.clamp(0.0, 1.0), ..self }
@@ -149,7 +154,7 @@ impl Rule {
             && keys.iter().any(|key| key.starts_with(&self.prefix) && key.contains(&self.containing))
     }
 
-    /// Whether it applies to a request that it matches, which then counts.
+    /// Decides whether the rule applies to a matching request, and counts the request.
     fn applies(&mut self, random: &mut SmallRng) -> bool {
         if !random.random_bool(self.probability) {
             return false;
@@ -169,7 +174,7 @@ impl Rule {
     }
 }
 
-/// Where requests are held until a test lets them go. Clones are the same gate.
+/// A point at which requests are held until a test releases them. Clones are the same gate.
 #[derive(Clone, Debug)]
 pub struct Gate {
     reached: watch::Sender<u64>,
@@ -183,25 +188,25 @@ impl Default for Gate {
 }
 
 impl Gate {
-    /// A closed gate.
+    /// Creates a closed gate.
     #[must_use]
     pub fn new() -> Self {
         Self { reached: watch::Sender::new(0), open: watch::Sender::new(false) }
     }
 
-    /// Waits until so many requests have come to the gate since it was made.
+    /// Waits until this many requests have reached the gate since it was created.
     pub async fn reached(&self, requests: u64) {
         let waited = self.reached.subscribe().wait_for(|reached| *reached >= requests).await.map(drop);
         waited.expect("the gate holds the sender");
     }
 
-    /// How many requests have come to the gate.
+    /// Returns how many requests have reached the gate.
     #[must_use]
     pub fn count(&self) -> u64 {
         *self.reached.borrow()
     }
 
-    /// Lets all that are held go on, and all that come later.
+    /// Releases all requests that are held, and lets all later ones pass.
     pub fn release(&self) {
         self.open.send_replace(true);
     }
@@ -213,11 +218,11 @@ impl Gate {
     }
 }
 
-/// Names a rule that was added.
+/// Identifies a rule that was added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RuleId(u64);
 
-/// A PUT or DELETE that its caller thinks lost.
+/// A PUT or DELETE that has failed for its caller and is still to reach the store.
 #[derive(Debug)]
 enum LateRequest {
     Put(String, Bytes, Condition),
@@ -232,7 +237,7 @@ struct State {
     late: VecDeque<(u32, LateRequest)>,
 }
 
-/// The decorator. Clones share rules and what is late.
+/// The decorator. Clones share their rules and their late requests.
 #[derive(Clone)]
 pub struct Fault {
     inner: Arc<dyn Store>,
@@ -245,7 +250,7 @@ impl fmt::Debug for Fault {
     }
 }
 
-/// What the rules ask for, for one request.
+/// What the rules require for one request.
 #[derive(Debug, Default)]
 struct Plan {
     before: Vec<Wait>,
@@ -273,7 +278,7 @@ async fn wait(waits: &[Wait]) {
 }
 
 impl Fault {
-    /// Without rules: everything passes.
+    /// Creates a decorator without rules, which lets everything pass. Random choices depend on `seed`.
     #[must_use]
     pub fn new(inner: Arc<dyn Store>, seed: u64) -> Self {
         let state = State {
@@ -285,7 +290,7 @@ impl Fault {
         Self { inner, state: Arc::new(Mutex::new(state)) }
     }
 
-    /// Adds a rule, for requests that begin from now on.
+    /// Adds a rule for requests that begin from now on.
     pub fn add(&self, rule: Rule) -> RuleId {
         let mut state = self.state.lock();
         state.added += 1;
@@ -294,17 +299,17 @@ impl Fault {
         id
     }
 
-    /// Removes a rule. What it holds stays held.
+    /// Removes a rule. The requests that it holds stay held.
     pub fn remove(&self, id: RuleId) {
         self.state.lock().rules.retain(|(other, _)| *other != id);
     }
 
-    /// Removes every rule. What they hold stays held, and what is late stays late.
+    /// Removes all rules. Requests that are held stay held, and late requests stay late.
     pub fn clear(&self) {
         self.state.lock().rules.clear();
     }
 
-    /// Adds a rule that holds requests of an operation whose key contains `part`, and returns its gate.
+    /// Adds a rule that holds requests of one operation whose key contains `part`. Returns the gate.
     #[must_use]
     pub fn hold(&self, operation: Operation, part: &str) -> Gate {
         let gate = Gate::new();
@@ -313,7 +318,7 @@ impl Fault {
         gate
     }
 
-    /// How many requests are late: lost to their callers, and still to take effect.
+    /// Returns how many requests are late: they failed for their callers and are still to take effect.
     #[must_use]
     pub fn late(&self) -> usize {
         self.state.lock().late.len()
@@ -328,7 +333,7 @@ impl Fault {
         }
     }
 
-    /// Nobody hears the answer.
+    /// Sends a late request to the store. Nobody receives its answer.
     async fn arrive(&self, request: LateRequest) {
         match request {
             LateRequest::Put(key, body, condition) => drop(self.inner.put(&key, body, condition).await),
@@ -336,7 +341,7 @@ impl Fault {
         }
     }
 
-    /// Lets those late requests take effect whose time has come with one more request.
+    /// Counts one more request, and lets the late requests that are due take effect.
     async fn deliver_due(&self) {
         let due = {
             let mut state = self.state.lock();
@@ -389,7 +394,8 @@ impl Fault {
         plan
     }
 
-    /// What comes before the effect: late arrivals of others, waits, and a failure without effect.
+    /// Does everything that precedes the effect: delivers late requests that are due, waits, and fails if a
+    /// rule says so.
     async fn begin(&self, operation: Operation, keys: &[String]) -> Result<Plan, Error> {
         self.deliver_due().await;
         let plan = self.plan(operation, keys);
@@ -409,7 +415,7 @@ impl Fault {
     }
 }
 
-/// What comes after the effect: waits, and the loss of the answer.
+/// Does everything that follows the effect: waits, and loses the answer if a rule says so.
 async fn finish<T>(plan: &Plan, key: &str, answer: Result<T, Error>) -> Result<T, Error> {
     wait(&plan.after).await;
     match plan.fail_after {

@@ -1,7 +1,8 @@
 //! Metrics of a store: a decorator that counts and times every attempt.
 //!
-//! Stands below [`Retry`](super::Retry) and [`Limit`](super::Limit), so that it sees each attempt for itself
-//! and no waiting. Invariant: every request is counted once, one that its caller drops as cancelled.
+//! Owns the measurement of an attempt, and must not change its answer. It belongs below
+//! [`Retry`](super::Retry) and [`Limit`](super::Limit), so that it sees every single attempt and no waiting
+//! time. Invariant: every request is counted once. A request that its caller drops counts as cancelled.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use crate::metrics::{InFlight, StoreMetrics, StoreOutcome};
 
 use super::{ByteRange, Condition, ETag, Error, ListFrom, Listing, Object, Operation, Store};
 
-/// The decorator.
+/// A decorator that counts and times requests.
 #[derive(Debug)]
 pub struct Instrument {
     inner: Arc<dyn Store>,
@@ -22,7 +23,7 @@ pub struct Instrument {
 }
 
 impl Instrument {
-    /// Counts requests to `inner`.
+    /// Creates a decorator that counts the requests to `inner`.
     #[must_use]
     pub fn new(inner: Arc<dyn Store>, metrics: StoreMetrics) -> Self {
         Self { inner, metrics }
@@ -54,7 +55,7 @@ impl Instrument {
     }
 }
 
-/// An attempt; counted when it is dropped, whether or not it was answered.
+/// An attempt in progress. It is counted when it is dropped, with or without an answer.
 struct Attempt<'a> {
     metrics: &'a StoreMetrics,
     operation: Operation,

@@ -1,16 +1,16 @@
-//! What a key may look like.
+//! The syntax of keys.
 //!
-//! Invariant: a key that passes [`check`] names the same object in every store, and no path outside of its
-//! root.
+//! Owns the limits on keys, and must not know what is stored under them. Invariant: a key that passes
+//! [`check`] refers to the same object in every store, and never to a path outside the root of a store.
 
 use super::error::{Error, cause};
 
-/// Bytes that a key may have; S3 allows 1,024 with the store's own prefix before it.
+/// Maximum length of a key in bytes. S3 allows 1,024, which include the prefix of the store.
 pub const MAX_KEY_BYTES: usize = 768;
-/// Bytes that a segment may have, as in a file name.
+/// Maximum length of a segment in bytes. File systems limit the length of a file name.
 pub const MAX_SEGMENT_BYTES: usize = 200;
 
-/// Refuses what is not a key.
+/// Fails with [`Error::Rejected`] if the text is not a key.
 pub fn check(key: &str) -> Result<(), Error> {
     let fault = if key.is_empty() || key.len() > MAX_KEY_BYTES {
         Some("a key has 1 to 768 bytes")
@@ -20,14 +20,14 @@ pub fn check(key: &str) -> Result<(), Error> {
     reject(key, fault)
 }
 
-/// Refuses what no key can begin with. Empty is allowed.
+/// Fails with [`Error::Rejected`] if no key can begin with the text. An empty prefix is valid.
 pub fn check_prefix(prefix: &str) -> Result<(), Error> {
     let fault = if prefix.len() > MAX_KEY_BYTES {
         Some("a key has at most 768 bytes")
     } else {
         let (whole, last) =
             prefix.rsplit_once('/').map_or((None, prefix), |(whole, last)| (Some(whole), last));
-        // The last segment may yet go on, so it may still be empty, `.` or `..`.
+        // A key may continue the last segment, so that segment may still be empty, `.` or `..`.
         whole.and_then(|whole| whole.split('/').find_map(segment_fault)).or_else(|| characters_fault(last))
     };
     reject(prefix, fault)

@@ -1,8 +1,9 @@
-//! Bounded concurrency: a decorator that lets so many requests through at a time, in the order in which they
-//! came.
+//! Bounded concurrency: a decorator that limits how many requests run at a time, and admits them in order of
+//! arrival.
 //!
-//! Stands below [`Retry`](super::Retry), so that no permit is held while a request waits for its next
-//! attempt. Invariant: a permit is held exactly while the inner store works on the request.
+//! Owns the permits, and must not know what a request is for. It belongs below [`Retry`](super::Retry), so
+//! that a request holds no permit while it waits for its next attempt. Invariant: a request holds a permit
+//! exactly while the inner store works on it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use crate::mutant::{self, Mutant};
 
 use super::{ByteRange, Condition, ETag, Error, ListFrom, Listing, Object, Store};
 
-/// The decorator.
+/// A decorator that limits concurrency.
 pub struct Limit {
     inner: Arc<dyn Store>,
     permits: Semaphore,
@@ -32,7 +33,7 @@ impl fmt::Debug for Limit {
 }
 
 impl Limit {
-    /// Lets `requests` through at a time, as those of the class [`StoreClass::Reads`].
+    /// Allows `requests` concurrent requests, and counts them under the class [`StoreClass::Reads`].
     ///
     /// # Panics
     /// If `requests` is 0.
@@ -41,7 +42,7 @@ impl Limit {
         Self::of_class(inner, requests, metrics, StoreClass::Reads)
     }
 
-    /// Lets `requests` of a class through at a time.
+    /// Allows `requests` concurrent requests of one class.
     ///
     /// # Panics
     /// If `requests` is 0.
@@ -58,7 +59,7 @@ impl Limit {
     }
 
     async fn permit(&self) -> SemaphorePermit<'_> {
-        // The semaphore is fair, so a newcomer must not overtake those who wait.
+        // The semaphore is fair: this fails while others wait, so a new request does not overtake them.
         if let Ok(permit) = self.permits.try_acquire() {
             return permit;
         }

@@ -1,7 +1,8 @@
-//! Listings: page by page, in whatever order the store has its keys.
+//! Listings, page by page, in whatever order the store returns its keys.
 //!
-//! Knows nothing of what is listed. Invariant: no order of keys is assumed, and an empty page ends nothing:
-//! only a page without a token does. S3 directory buckets list in no order; other stores send empty pages.
+//! Owns how the pages of a listing follow one another, and must not know what is listed. S3 directory buckets
+//! list keys in no order, and some stores send empty pages. Invariant: this code assumes no order of keys,
+//! and only a page without a token ends a listing, not an empty page.
 
 use std::sync::Arc;
 
@@ -9,30 +10,30 @@ use super::error::cause;
 use super::{Error, Store};
 use crate::mutant::{self, Mutant};
 
-/// Keys in a page of a listing, where the store itself decides: as many as S3 gives.
+/// Number of keys in a page if the store itself decides: as many as S3 returns.
 pub(super) const PAGE_ENTRIES: usize = 1000;
 
 /// One object of a listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Key relative to the store's root.
+    /// The key, relative to the root of the store.
     pub key: String,
     /// Size of the object in bytes.
     pub size_bytes: u64,
 }
 
-/// Where the next page of a listing begins, in the store's own words: never read, only given back.
+/// Where the next page of a listing begins, as the store says. Opaque: it is only passed back to the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PageToken(pub Arc<str>);
 
 /// Where a page of a listing begins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum ListFrom {
-    /// At the beginning.
+    /// At the first key.
     #[default]
     Start,
-    /// Behind this key, in the order of bytes. A store whose listings have no order begins at the beginning:
-    /// keys up to this one may be listed all the same.
+    /// After this key, in the order of bytes. A store whose listings have no order starts at its first key,
+    /// so such a listing may also contain keys up to this one.
     After(String),
     /// Where an earlier page of the same listing ended.
     Page(PageToken),
@@ -41,9 +42,9 @@ pub enum ListFrom {
 /// One page of a listing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Listing {
-    /// Entries in no particular order; possibly none although more follow.
+    /// The entries, in no particular order. May be empty although more pages follow.
     pub entries: Vec<Entry>,
-    /// Where the next page begins; `None` on the last one.
+    /// Where the next page begins; `None` on the last page.
     pub next: Option<PageToken>,
 }
 
@@ -52,9 +53,9 @@ pub struct Listing {
 pub struct Pages<'a> {
     store: &'a dyn Store,
     prefix: &'a str,
-    /// Only keys behind this one are wanted.
+    /// Keys up to and including this one are skipped.
     after: Option<&'a str>,
-    /// Where the next page begins; `None` behind the last one.
+    /// Where the next page begins; `None` after the last page.
     next: Option<ListFrom>,
 }
 
@@ -72,10 +73,10 @@ impl<'a> Pages<'a> {
         Self { store, prefix, after: Some(after), next }
     }
 
-    /// The entries of the next page, possibly none; `None` behind the last page.
+    /// Returns the entries of the next page, which may be empty, or `None` after the last page.
     ///
     /// # Errors
-    /// Those of [`Store::list`]; [`Error::Rejected`] where the listing does not move on.
+    /// Those of [`Store::list`]; [`Error::Rejected`] if a page refers to itself as the next page.
     pub async fn next(&mut self) -> Result<Option<Vec<Entry>>, Error> {
         let Some(from) = &self.next else { return Ok(None) };
         let Listing { mut entries, next } = self.store.list(self.prefix, from).await?;
@@ -91,10 +92,10 @@ impl<'a> Pages<'a> {
         Ok(Some(entries))
     }
 
-    /// Whether no page has an entry.
+    /// Returns whether no page has an entry.
     ///
     /// # Errors
-    /// As [`Pages::next`].
+    /// Those of [`Pages::next`].
     pub async fn are_empty(mut self) -> Result<bool, Error> {
         while let Some(entries) = self.next().await? {
             if !entries.is_empty() {

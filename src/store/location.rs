@@ -1,6 +1,7 @@
-//! Where a store is: the URL of a directory or of a bucket.
+//! The URL of a store: a directory or a bucket.
 //!
-//! Invariant: a [`Location`] that parsed is well-formed; its text parses to itself.
+//! Owns the syntax of these URLs, and must not open anything. Invariant: a [`Location`] is well-formed, and
+//! its text parses to the same location.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -11,19 +12,19 @@ use super::key;
 /// Where a store is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Location {
-    /// `file:///absolute/path`, `file://./relative/path` or `file://relative/path`; taken literally, without
-    /// percent-encoding.
+    /// `file:///absolute/path`, `file://./relative/path` or `file://relative/path`. The path is taken
+    /// literally, without percent-decoding.
     Directory(PathBuf),
     /// `s3://bucket/prefix`.
     S3 {
-        /// Bucket.
+        /// Name of the bucket.
         bucket: String,
-        /// What every key begins with, without a `/` at its end; empty for none.
+        /// Prefix of every key, without a trailing `/`. Empty if there is none.
         prefix: String,
     },
 }
 
-/// Why a text is no [`Location`].
+/// Why a text is not a [`Location`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{value:?} is not a store: {fault}; write file:///path, file://./path or s3://bucket/prefix")]
 pub struct LocationError {
@@ -42,7 +43,7 @@ impl FromStr for Location {
             Some((scheme, rest)) if scheme.eq_ignore_ascii_case("s3") => bucket(rest),
             Some(_) => Err("its scheme is neither file nor s3"),
         };
-        // What stands before an @ may be a secret.
+        // The text before an `@` may contain a secret.
         let shown = value.rsplit_once('@').map_or_else(|| value.to_owned(), |(_, rest)| format!("…@{rest}"));
         parsed.map_err(|fault| LocationError { value: shown, fault })
     }

@@ -1,8 +1,9 @@
-//! A store in memory, for tests and simulation: full conditions, ranges, paged listings, and tallies of
+//! A store in memory for tests and simulation, with conditional writes, ranges, paged listings and counts of
 //! requests.
 //!
-//! Deterministic: no clock, no randomness, no task; a request takes effect in its first poll. Invariant: like
-//! S3, equal bytes have equal [`ETag`]s, so whoever relies on more than that fails here too.
+//! Owns its objects and counts, and must not know what is stored. It is deterministic: it uses no clock, no
+//! randomness and no tasks, and a request takes effect when it is first polled. Invariant: as in S3, equal
+//! bodies have equal [`ETag`]s, so code that relies on unique ETags fails here too.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -18,19 +19,19 @@ use super::{
     PageToken, Store, key,
 };
 
-/// Requests and the bytes of their bodies.
+/// A count of requests and of the bytes in their bodies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Requests, failed ones too; a DELETE counts once for each key.
+    /// Number of requests, including failed ones. A DELETE counts once for each key.
     pub requests: u64,
-    /// Body bytes of those that succeeded.
+    /// Number of body bytes of the requests that succeeded.
     pub bytes: u64,
 }
 
 #[derive(Debug)]
 struct Stored {
     body: Bytes,
-    /// Of the body: found once, since most objects are read more than once.
+    /// The ETag of the body. It is computed once, because most objects are read more than once.
     etag: ETag,
 }
 
@@ -43,10 +44,10 @@ impl Stored {
 #[derive(Debug)]
 struct State {
     objects: BTreeMap<String, Stored>,
-    /// Bytes of an object that is read whole, at most.
+    /// Maximum size in bytes of an object that may be read whole.
     most_whole_bytes: u64,
-    /// By operation and key (of a LIST: its prefix). Grows with the keys ever used;
-    /// [`MemoryStore::reset_tallies`] empties it.
+    /// Counts by operation and key; for a LIST, by its prefix. The map grows with the number of different
+    /// keys. [`MemoryStore::reset_tallies`] empties it.
     tallies: BTreeMap<(Operation, String), Tally>,
 }
 
@@ -64,7 +65,7 @@ impl State {
         tally
     }
 
-    /// The objects whose keys begin with `prefix` and are not before `start`, in order of key.
+    /// Returns the objects whose keys begin with `prefix` and do not precede `start`, in the order of keys.
     fn entries<'a>(&'a self, prefix: &'a str, start: Bound<&'a str>) -> impl Iterator<Item = Entry> + 'a {
         self.objects
             .range::<str, _>((start, Bound::Unbounded))
@@ -119,18 +120,19 @@ pub struct MemoryStore {
 /// The order of keys in a listing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Order {
-    /// That of their bytes, as S3's general-purpose buckets have it.
+    /// In the order of their bytes, as in general-purpose buckets of S3.
     Sorted,
-    /// None that means anything, as in S3's directory buckets; some pages are empty although more follow.
+    /// In no meaningful order, as in directory buckets of S3. Some pages are empty although more pages
+    /// follow.
     Unsorted,
 }
 
-/// One page of every so many is empty in an unsorted listing.
+/// In an unsorted listing, one of this many pages is empty on average.
 const EMPTY_EVERY: u64 = 4;
-/// Begins the token that an empty page gives: the page behind it is not empty.
+/// First character of the token of an empty page. It prevents a second empty page in a row.
 const BEHIND_EMPTY: char = '!';
 
-/// Where a key stands in an unsorted listing.
+/// Sort key of an object in an unsorted listing.
 fn scattered(key: &str) -> (u64, &str) {
     (xxhash_rust::xxh3::xxh3_64(key.as_bytes()), key)
 }
@@ -142,13 +144,13 @@ impl Default for MemoryStore {
 }
 
 impl MemoryStore {
-    /// An empty store that lists up to 1,000 keys at a time.
+    /// Creates an empty store whose listings have pages of up to 1,000 keys.
     #[must_use]
     pub fn new() -> Self {
         Self::with_page_entries(PAGE_ENTRIES)
     }
 
-    /// An empty store that lists up to `page_entries` keys at a time.
+    /// Creates an empty store whose listings have pages of up to `page_entries` keys.
     ///
     /// # Panics
     /// If `page_entries` is 0.
@@ -158,8 +160,8 @@ impl MemoryStore {
         Self { state: Arc::default(), page_entries, order: Order::Sorted }
     }
 
-    /// As [`MemoryStore::with_page_entries`], but listings have no order, some pages are empty, and a listing
-    /// cannot begin behind a key.
+    /// Creates an empty store whose listings have no order and some empty pages. Its listings ignore
+    /// [`ListFrom::After`].
     ///
     /// # Panics
     /// If `page_entries` is 0.
@@ -168,7 +170,8 @@ impl MemoryStore {
         Self { order: Order::Unsorted, ..Self::with_page_entries(page_entries) }
     }
 
-    /// What was asked for `operation` on the keys (of a LIST: the prefixes) that `matches`.
+    /// Sums the counts of one operation over the keys that satisfy `matches`. For a LIST, its prefix counts
+    /// as its key.
     pub fn tally(&self, operation: Operation, matches: impl Fn(&str) -> bool) -> Tally {
         let state = self.state.lock();
         let counted = state.tallies.iter().filter(|((o, key), _)| *o == operation && matches(key));
@@ -178,37 +181,37 @@ impl MemoryStore {
         })
     }
 
-    /// Sets every tally to 0.
+    /// Sets every count to 0.
     pub fn reset_tallies(&self) {
         self.state.lock().tallies.clear();
     }
 
-    /// Refuses to give objects whole that have more bytes than this, in the place of [`MAX_WHOLE_BYTES`].
+    /// Sets the maximum size in bytes of an object that may be read whole, in place of [`MAX_WHOLE_BYTES`].
     pub fn read_whole_at_most(&self, bytes: u64) {
         self.state.lock().most_whole_bytes = bytes;
     }
 
-    /// Every object, uncounted.
+    /// Returns every object, without counting a request.
     #[must_use]
     pub fn objects(&self) -> BTreeMap<String, Bytes> {
         let state = self.state.lock();
         state.objects.iter().map(|(key, stored)| (key.clone(), stored.body.clone())).collect()
     }
 
-    /// Puts an object as if it had always been there, uncounted and unchecked: to damage one, or to restore a
-    /// state.
+    /// Inserts an object without counting a request or checking a condition, to damage an object or to
+    /// restore a state.
     pub fn insert(&self, key: &str, body: Bytes) {
         self.state.lock().objects.insert(key.to_owned(), Stored::new(body));
     }
 
-    /// Removes an object, uncounted, and returns it.
+    /// Removes and returns an object, without counting a request.
     #[must_use]
     pub fn remove(&self, key: &str) -> Option<Bytes> {
         self.state.lock().objects.remove(key).map(|stored| stored.body)
     }
 }
 
-/// The part of `body` that `range` asks for.
+/// Returns the part of `body` that `range` requests.
 fn slice(key: &str, body: &Bytes, range: ByteRange) -> Result<Bytes, Error> {
     let ByteRange::Bounded { offset, length } = range else { return Ok(body.clone()) };
     let truncated = || {

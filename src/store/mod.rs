@@ -1,7 +1,8 @@
-//! Object storage: the trait [`Store`], its implementations and decorators.
+//! Object storage: the trait [`Store`], its implementations and its decorators.
 //!
-//! Knows nothing of volumes: keys are strings, bodies are bytes. Invariant: an error never stands for a
-//! result; a body is whole or it is an error.
+//! Owns all access to objects, and must not know volumes: keys are strings, bodies are bytes. Invariant: a
+//! request returns its full result or an error. A body is never partial, and an error is never reported as a
+//! result.
 
 pub mod classes;
 pub mod error;
@@ -39,68 +40,69 @@ pub use open::{Control, Drawn, OpenError, Opened, Options, open};
 pub use retry::Retry;
 pub use s3::{S3Options, S3Store};
 
-/// An opaque version of an object, as the store gives it; only ever compared.
+/// An opaque version of an object, as the store reports it. Only compared for equality.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ETag(pub Arc<str>);
 
-/// Bytes of an object that is read whole, at most: whoever asks holds all of it in memory.
+/// Maximum size in bytes of an object that is read whole, because the caller holds all of it in memory.
 pub const MAX_WHOLE_BYTES: u64 = 512 << 20;
 
-/// Which bytes of an object.
+/// The bytes of an object that a GET requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ByteRange {
-    /// All of it; one of more than [`MAX_WHOLE_BYTES`] is [`Error::TooLarge`].
+    /// The whole object. If it exceeds [`MAX_WHOLE_BYTES`], the GET fails with [`Error::TooLarge`].
     Full,
-    /// `length` bytes from `offset`; an object that ends before is [`Error::Truncated`]. `length` is not 0.
+    /// `length` bytes at `offset`. If the object ends before that, the GET fails with [`Error::Truncated`].
+    /// `length` must not be 0.
     Bounded {
-        /// First byte.
+        /// Offset of the first byte.
         offset: u64,
-        /// Bytes.
+        /// Number of bytes.
         length: u64,
     },
 }
 
-/// When a PUT takes effect.
+/// The condition under which a PUT takes effect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Condition {
-    /// Always (for names that are bound to their bytes).
+    /// No condition. For keys whose content never differs, so that a repeated PUT is harmless.
     Always,
-    /// `If-None-Match: *`: only where no object stands.
+    /// `If-None-Match: *`: only if the object does not exist.
     IfAbsent,
-    /// `If-Match`: only where exactly this version stands. A missing object is [`Error::PreconditionFailed`]
-    /// or [`Error::NotFound`].
+    /// `If-Match`: only if the object has exactly this version. If the object does not exist, the PUT fails
+    /// with [`Error::PreconditionFailed`] or [`Error::NotFound`].
     IfMatch(ETag),
 }
 
-/// An object, or the part of it that was asked for.
+/// An object, or the part of it that was requested.
 #[derive(Clone, Debug)]
 pub struct Object {
-    /// Exactly the bytes asked for.
+    /// Exactly the requested bytes.
     pub body: Bytes,
-    /// Version.
+    /// The version of the object.
     pub etag: ETag,
 }
 
-/// Keys of one [`Store::delete`] at most: S3 takes no more in one request.
+/// Maximum number of keys of one [`Store::delete`]: S3 accepts no more in one request.
 pub const MAXIMUM_DELETE_KEYS: usize = 1000;
 
-/// Object storage. Keys are relative to the store's root, `/`-separated, of `[A-Za-z0-9._-]` segments; no
-/// segment is empty, `.` or `..`. No key goes on where another ends (`a` and `a/b`), since in a directory one
-/// is a file.
+/// An object store. Keys are relative to the root of the store and consist of segments of `[A-Za-z0-9._-]`,
+/// separated by `/`. No segment is empty, `.` or `..`. No key is a prefix of another at a segment boundary
+/// (`a` and `a/b`), because a directory stores `a` as a file.
 ///
-/// A call may be dropped at any await point; a PUT or DELETE so dropped has an unknown effect.
+/// A call may be dropped at any await point. The effect of a dropped PUT or DELETE is unknown.
 #[async_trait]
 pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// Reads an object or a range of it.
     async fn get(&self, key: &str, range: ByteRange) -> Result<Object, Error>;
-    /// Creates or replaces an object, atomically and durably: when it returns, the object survives power
-    /// loss.
+    /// Creates or replaces an object, atomically and durably: when the call returns, the object survives a
+    /// power failure.
     async fn put(&self, key: &str, body: Bytes, condition: Condition) -> Result<ETag, Error>;
-    /// Deletes objects, at most [`MAXIMUM_DELETE_KEYS`]; one that is absent counts as deleted. On an error
-    /// any of them may be gone.
+    /// Deletes at most [`MAXIMUM_DELETE_KEYS`] objects. An object that does not exist counts as deleted.
+    /// After an error, any of them may be deleted.
     async fn delete(&self, keys: &[String]) -> Result<(), Error>;
-    /// Lists one page of the keys that begin with `prefix` (a string, not only whole segments), in no
-    /// particular order. Use [`Pages`] to list them all.
+    /// Lists one page of the keys that begin with `prefix`, in no particular order. The prefix is a string
+    /// and may end within a segment. Use [`Pages`] to list all keys.
     async fn list(&self, prefix: &str, from: &ListFrom) -> Result<Listing, Error>;
 }
 

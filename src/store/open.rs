@@ -1,8 +1,8 @@
-//! Putting a store together: the backend that a [`Location`] names, below metrics, limit and retries.
+//! Opens a store: builds the backend for a [`Location`] and decorates it with metrics, limits and retries.
 //!
-//! Invariant: the order is [`Retry`] over [`Limit`] over [`Instrument`] over the backend, so that every
-//! attempt is counted and no permit is held during a pause; and a store that ignores conditions is never
-//! handed out.
+//! Owns the order of the decorators, and must not know what is stored. Invariant: [`Retry`] is above
+//! [`Limit`], which is above [`Instrument`], which is above the backend. Every attempt is therefore counted,
+//! and no permit is held during a pause. A store that fails the probe is never returned.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,15 +20,15 @@ use super::{
 /// How to use a store.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// For a bucket.
+    /// Options for a bucket.
     pub s3: S3Options,
-    /// Requests at a time.
+    /// Maximum number of concurrent requests of each class. See [`Classes`].
     pub concurrency: usize,
-    /// Retries.
+    /// How to retry failed requests.
     pub retry: RetryOptions,
-    /// The probe; `None` to trust that the store heeds conditions.
+    /// How to probe the store. `None` trusts the store to honour conditions.
     pub probe: Option<ProbeOptions>,
-    /// What may be made of a directory.
+    /// What may be created in a directory.
     pub setup: Setup,
 }
 
@@ -47,56 +47,56 @@ impl Default for Options {
 /// Why a store cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The directory cannot be opened or made.
+    /// The directory cannot be opened or created.
     #[error("cannot open the directory {}: {source}", path.display())]
     Directory {
-        /// Directory.
+        /// Path of the directory.
         path: PathBuf,
-        /// Cause.
+        /// The error of the file system.
         #[source]
         source: std::io::Error,
     },
-    /// There is no such directory, or no store in it, and no reason to make one.
+    /// The directory or the store in it does not exist, and may not be created.
     #[error(
         "the directory {} does not contain a store; `cairn volume create` and `cairn serve --create` \
          create one",
         path.display()
     )]
     NoStore {
-        /// Directory.
+        /// Path of the directory.
         path: PathBuf,
     },
-    /// The bucket cannot be made, or the configuration for it cannot work.
+    /// The bucket cannot be created, or its configuration cannot work.
     #[error("cannot open the bucket: {0}")]
     Bucket(#[source] Error),
     /// The store failed the probe.
     #[error("{at}: {source}")]
     Probe {
-        /// Where the store is, the service that has it, and the setting that says so.
+        /// The location of the store, its service, and the setting that determines the service.
         at: String,
-        /// Cause.
+        /// Why the store failed the probe.
         #[source]
         source: ProbeError,
     },
 }
 
-/// What is drawn, or looked at on a clock, once for each opening.
+/// Random values and the time of one opening. The caller supplies them, so that tests are deterministic.
 #[derive(Clone, Debug)]
 pub struct Drawn {
-    /// Pauses between retries are drawn from it.
+    /// Seed of the pauses between retries.
     pub seed: u64,
-    /// Of key characters: sets this probe's keys apart from those of any other that runs at the same time.
+    /// Distinguishes the keys of this probe from those of concurrent probes. Consists of key characters.
     pub nonce: String,
-    /// Seconds since 1970.
+    /// The time in seconds since 1970.
     pub now_seconds: u64,
 }
 
-/// A store that was opened, and what only its owner may do with it.
+/// An open store.
 #[derive(Clone, Debug)]
 pub struct Opened {
-    /// The store.
+    /// The store, for reading and writing.
     pub store: Classes,
-    /// The same, for its owner.
+    /// Control over the store, for its owner.
     pub control: Control,
 }
 
@@ -109,12 +109,12 @@ pub struct Control {
 }
 
 impl Control {
-    /// Disks are in use from now on: see [`Retry::wait_out_refusals`].
+    /// Treats refusals as outages from now on, because disks are in use. See [`Retry::wait_out_refusals`].
     pub fn wait_out_refusals(&self) {
         self.retries.iter().for_each(|retry| retry.wait_out_refusals());
     }
 
-    /// Resolves the credentials again: see [`S3Store::renew_credentials`]. A directory has none.
+    /// Resolves the credentials again. See [`S3Store::renew_credentials`]. Does nothing for a directory.
     pub async fn renew_credentials(&self) {
         if let Some(bucket) = &self.bucket {
             bucket.renew_credentials().await;
@@ -125,7 +125,7 @@ impl Control {
 /// Opens the store at `location` and probes it.
 ///
 /// # Errors
-/// Where the store cannot be reached in the probe's time, or cannot be relied on.
+/// If the store cannot be reached before the probe's deadline, or does not honour conditions.
 pub async fn open(
     location: &Location,
     options: &Options,
@@ -173,7 +173,7 @@ pub async fn open(
     Ok(Opened { store, control: Control { retries, bucket } })
 }
 
-/// A directory with its path from the root, so that it is the same from wherever it is opened.
+/// Returns the text of a location with an absolute path, which does not depend on the working directory.
 fn whole(location: &Location) -> String {
     let path = match location {
         Location::Directory(path) => std::fs::canonicalize(path).ok(),
@@ -182,7 +182,7 @@ fn whole(location: &Location) -> String {
     path.map_or_else(|| location.to_string(), |path| Location::Directory(path).to_string())
 }
 
-/// Opens a bucket; a service that does not answer yet is waited for as long as the probe waits.
+/// Opens a bucket. Waits for a service that does not answer yet, as long as the probe would.
 async fn open_bucket(bucket: &str, prefix: &str, options: &Options) -> Result<S3Store, Error> {
     let ProbeOptions { deadline, pause, .. } = options.probe.clone().unwrap_or_default();
     let end = Instant::now() + deadline;

@@ -1,35 +1,37 @@
-//! The object in a store that says that the store passed the probe.
+//! The object that records in a store that the store has passed the probe.
 //!
-//! It is JSON for people to read; whoever deletes it has the store raced again. Invariant: what cannot be
-//! read, what another probe wrote, and what was copied from another place say nothing.
+//! Owns the format of this record, and must not probe. It is JSON, so that people can read it. If somebody
+//! deletes it, the next start probes the store in full. Invariant: a record counts only if it can be read,
+//! comes from this version of the probe, and was written for this location.
 
 use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-/// Its key.
+/// Key of the record.
 pub const RECORD: &str = "probe/passed";
-/// Which probe this is. One that looks at more takes the next number, and every store is raced again.
+/// Version of the probe. A probe that checks more gets the next number, and every store is then probed again.
 const PROBE: u32 = 1;
 
-/// What is remembered of a store that passed.
+/// The record of a passed probe.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Passed {
-    /// Version of the probe.
+    /// Version of the probe that passed.
     pub probe: u32,
-    /// When, as RFC 3339 has it.
+    /// When the probe passed, in the format of RFC 3339.
     pub passed_at: String,
-    /// Version of Cairn that probed.
+    /// Version of Cairn that ran the probe.
     pub cairn: String,
     /// What was probed: the service, bucket and prefix, or the directory.
     pub against: String,
 }
 
 impl Passed {
-    /// That the store at `against` passed this probe, so many seconds after 1970.
+    /// Creates the record that the store at `against` passed this probe at `now_seconds`, in seconds since
+    /// 1970.
     pub(super) fn now(against: &str, now_seconds: u64) -> Self {
-        // The year 9999, which is as far as RFC 3339 goes.
+        // The year 9999, the last one that RFC 3339 can express.
         let now = Duration::from_secs(now_seconds.min(253_402_300_799));
         Self {
             probe: PROBE,
@@ -45,7 +47,7 @@ impl Passed {
         text.into()
     }
 
-    /// Whether these bytes say that the store at `against` passed this probe.
+    /// Returns whether the record says that the store at `against` passed this version of the probe.
     pub(super) fn says_so(record: &[u8], against: &str) -> bool {
         let passed: Option<Self> = serde_json::from_slice(record).ok();
         passed.is_some_and(|passed| passed.probe == PROBE && passed.against == against)

@@ -1,13 +1,14 @@
-//! The start-up probe: does the store heed the conditions on which everything rests?
+//! The start-up probe: checks that the store honours the conditions on which all data safety depends.
 //!
-//! Some stores ignore `If-None-Match` or `If-Match`; others heed them in sequence and let several racing
-//! writers win. Both would lose data without an error, so they are refused. Runs below
-//! [`Retry`](super::Retry), since a retried PUT cannot tell its own success from another's. Invariant: a
-//! store passes only if every condition was seen to hold.
+//! Owns the checks and their verdict, and must not know volumes. Some stores ignore `If-None-Match` or
+//! `If-Match`. Others honour them for one writer, but let several concurrent writers succeed. Either would
+//! lose data without an error, so Cairn refuses such stores. The probe runs below [`Retry`](super::Retry),
+//! because a retried PUT cannot distinguish its own success from that of another writer. Invariant: a store
+//! passes only if every condition was observed to hold.
 //!
-//! A store that passed is remembered in the store itself ([`RECORD`]). Later starts only look whether it
-//! still refuses what it must, and whether each operation is permitted: [`CHECKS`] requests in the place of
-//! some 190.
+//! A store that passed is recorded in the store itself ([`RECORD`]). Later starts only check that it still
+//! refuses what it must, and that each operation is permitted. This takes [`CHECKS`] requests instead of
+//! about 190.
 
 use std::future::Future;
 use std::time::Duration;
@@ -19,46 +20,47 @@ use tokio::time::Instant;
 use super::passed::{Passed, RECORD};
 use super::{ByteRange, Condition, ETag, Error, MAXIMUM_DELETE_KEYS, Pages, Store};
 
-/// What all keys of probes begin with.
+/// Prefix of all keys of probes.
 pub const PREFIX: &str = "probe/";
-/// Requests of a start that finds the store known, with a listing of one page.
+/// Number of requests of a start that finds the record of a passed probe, if the listing has one page.
 pub const CHECKS: usize = 6;
-/// What is no object's ETag in any store; in the form of S3's own, since some parse it.
+/// An ETag that no object has. It looks like an ETag of S3, because some stores parse it.
 const NO_ETAG: &str = "\"00000000000000000000000000000000\"";
 
-/// When a store that passed is raced again.
+/// When to probe in full a store that has already passed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum When {
-    /// When nothing says that it passed.
+    /// Only if no record says that it passed.
     #[default]
     Once,
     /// At every start.
     Always,
 }
 
-/// What sets a probe apart from others.
+/// What distinguishes one probe from others.
 #[derive(Clone, Debug)]
 pub struct Occasion<'a> {
-    /// Of key characters; the probe's keys have it, so that others may run at the same time.
+    /// Part of every key of this probe, so that several probes can run at the same time. Consists of key
+    /// characters.
     pub nonce: &'a str,
     /// What is probed: the service, bucket and prefix, or the directory.
     pub against: &'a str,
-    /// Seconds since 1970.
+    /// The time in seconds since 1970.
     pub now_seconds: u64,
 }
 
 /// How to probe.
 #[derive(Clone, Debug)]
 pub struct ProbeOptions {
-    /// Writers that race for one key.
+    /// Number of writers that race for one key.
     pub racers: usize,
-    /// Races, each for creating and for updating.
+    /// Number of races for creating and of races for updating.
     pub rounds: u32,
-    /// Time for all of it, waiting for a store that does not answer included.
+    /// Time limit of the whole probe, including the wait for a store that does not answer.
     pub deadline: Duration,
-    /// Time between two tries where the store did not answer.
+    /// Pause between two attempts if the store does not answer.
     pub pause: Duration,
-    /// When a store that passed is raced again.
+    /// When to probe in full a store that has already passed.
     pub when: When,
 }
 
@@ -77,31 +79,31 @@ impl Default for ProbeOptions {
 /// Why a store cannot be used.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ProbeError {
-    /// It does not heed a condition.
+    /// The store does not honour a condition.
     #[error("this store cannot keep data safe: {0}")]
     Unsafe(Violation),
-    /// It refuses what Cairn must be able to do: credentials, permissions, or the bucket.
+    /// The store refuses a request that Cairn needs: credentials, permissions, or the bucket are wrong.
     #[error("the store refuses a request that Cairn needs ({needs}): {source}")]
     Refused {
-        /// What was asked for.
+        /// The request or permission that is needed.
         needs: &'static str,
-        /// Cause.
+        /// The answer of the store.
         #[source]
         source: Error,
     },
-    /// It cannot be reached as it is configured.
+    /// The store cannot be reached as configured.
     #[error("{0}")]
     Misconfigured(#[source] Error),
-    /// It did not answer in time.
+    /// The store did not answer in time.
     #[error("the store did not answer within {} s; the last error was: {last}", deadline.as_secs())]
     Unreachable {
-        /// Time given.
+        /// The time limit of the probe.
         deadline: Duration,
-        /// The last failure.
+        /// The last error.
         #[source]
         last: Error,
     },
-    /// It is too slow to be probed in time.
+    /// The store is too slow: the probe did not finish within this time.
     #[error("the store is too slow: the probe did not finish within {} s", .0.as_secs())]
     Slow(Duration),
 }
@@ -118,45 +120,45 @@ pub enum Violation {
     /// A PUT with `If-Match` created an object.
     #[error("it ignores If-Match: a PUT with `If-Match` created an object that did not exist")]
     CreatesOnIfMatch,
-    /// A PUT with `If-None-Match: *` failed where nothing stood.
+    /// A PUT with `If-None-Match: *` failed although the object did not exist.
     #[error("it refuses every PUT with `If-None-Match: *`, even if the object does not exist")]
     RefusesIfNoneMatch,
     /// A PUT with the right ETag in `If-Match` failed.
     #[error("it refuses every PUT with `If-Match`, even with the right ETag")]
     RefusesIfMatch,
-    /// Several creators of one key were told that they had won.
+    /// Several writers that created the same key all succeeded.
     #[error("it let {winners} of {racers} racing PUTs with `If-None-Match: *` on one key succeed")]
     SeveralCreators {
-        /// Writers.
+        /// Number of writers.
         racers: usize,
-        /// Those that won.
+        /// Number of writers that succeeded.
         winners: usize,
     },
-    /// Several updaters of one version were told that they had won.
+    /// Several writers that updated the same version all succeeded.
     #[error("it let {winners} of {racers} racing PUTs with the same ETag in `If-Match` succeed")]
     SeveralUpdaters {
-        /// Writers.
+        /// Number of writers.
         racers: usize,
-        /// Those that won.
+        /// Number of writers that succeeded.
         winners: usize,
     },
-    /// After a PUT was answered, a GET gave something else.
+    /// A GET after a successful PUT returned something else.
     #[error("a GET after a successful PUT returned different bytes")]
     StaleRead,
-    /// An object's key was missing in a LIST, or a deleted one was there.
+    /// A LIST omitted an existing key, or returned a deleted one.
     #[error("a LIST did not return exactly the existing keys")]
     StaleList,
 }
 
-/// How often in a row what was read must be wrong before the store is blamed, and not the way to it.
+/// Number of consecutive wrong reads after which the store is blamed, and not the network.
 const WRONG_READINGS: u32 = 3;
 
-/// Why a step did not end.
+/// Why a step did not complete.
 enum Stop {
     Failed(ProbeError),
-    /// No definite answer; the step may be tried again under other keys.
+    /// There was no definite answer. The step can be repeated under another key.
     Unclear(Error),
-    /// What was read is wrong: so the store has it, or it was damaged on its way.
+    /// A read returned wrong data. Either the store holds it, or it was damaged in transit.
     Misread(Violation),
 }
 
@@ -166,7 +168,7 @@ impl From<Violation> for Stop {
     }
 }
 
-/// An error that says nothing of conditions.
+/// Classifies an error that says nothing about conditions.
 fn stop(needs: &'static str, source: Error) -> Stop {
     match source {
         Error::Unreachable { .. } => Stop::Failed(ProbeError::Misconfigured(source)),
@@ -175,11 +177,10 @@ fn stop(needs: &'static str, source: Error) -> Stop {
     }
 }
 
-/// Probes a store, unless it is known to have passed; then looks only whether it still seems to be what it
-/// was.
+/// Probes a store in full, or checks it briefly if a record says that it passed.
 ///
 /// # Errors
-/// Where the store must not be used.
+/// If the store must not be used.
 pub async fn ensure(
     store: &dyn Store,
     options: &ProbeOptions,
@@ -199,10 +200,11 @@ pub async fn ensure(
     Ok(())
 }
 
-/// Probes a store thoroughly; `nonce`, of key characters, sets its keys apart.
+/// Probes a store in full. `nonce` distinguishes its keys from those of other probes and consists of key
+/// characters.
 ///
 /// # Errors
-/// Where the store must not be used.
+/// If the store must not be used.
 pub async fn probe(store: &dyn Store, options: &ProbeOptions, nonce: &str) -> Result<(), ProbeError> {
     let mut probe = Probe::new(store, options, nonce);
     let outcome = probe.run().await;
@@ -210,7 +212,7 @@ pub async fn probe(store: &dyn Store, options: &ProbeOptions, nonce: &str) -> Re
     outcome
 }
 
-/// Writes down that the store passed. Where that fails, the next start races it again.
+/// Records in the store that it passed. If this fails, the next start probes it in full again.
 async fn remember(store: &dyn Store, options: &ProbeOptions, occasion: &Occasion<'_>) {
     let passed = Passed::now(occasion.against, occasion.now_seconds);
     let put = store.put(RECORD, passed.encode(), Condition::Always);
@@ -224,15 +226,15 @@ async fn remember(store: &dyn Store, options: &ProbeOptions, occasion: &Occasion
 /// What a step found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Found {
-    /// The store does as it should.
+    /// The store behaves correctly.
     Known,
-    /// Nothing says that it passed.
+    /// No record says that the store passed.
     Unknown,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Step<'a> {
-    /// The record that it passed there, and whether it still refuses what it must.
+    /// Checks the record for this location, and that the store still refuses what it must.
     Recall(&'a str),
     Sequence,
     RaceToCreate,
@@ -244,14 +246,14 @@ struct Probe<'a> {
     store: &'a dyn Store,
     options: &'a ProbeOptions,
     root: String,
-    /// All that were used, to be deleted.
+    /// All keys that were used. They are deleted at the end.
     keys: Vec<String>,
-    /// Those below which keys were put, to be listed.
+    /// The keys below which the listing step put objects.
     listed: Vec<String>,
     ends: Instant,
 }
 
-/// What is put below a key, to be listed.
+/// Returns the keys that the listing step puts below `key`.
 fn listed_below(key: &str) -> [String; 3] {
     ["a", "b", "c"].map(|name| format!("{key}/{name}"))
 }
@@ -281,7 +283,7 @@ impl<'a> Probe<'a> {
         self.step(Step::Listing).await.map(drop)
     }
 
-    /// Tries a step, each time under a fresh key, until it ends or the time does.
+    /// Attempts a step, each time under a new key, until it completes or the time limit is reached.
     async fn step(&mut self, step: Step<'_>) -> Result<Found, ProbeError> {
         let (mut last, mut wrong_readings) = (None, 0);
         loop {
@@ -339,7 +341,7 @@ impl<'a> Probe<'a> {
         self.store.put(key, body(text), condition).await
     }
 
-    /// What must fail because its condition does not hold.
+    /// Sends a PUT that must fail because its condition does not hold.
     async fn must_fail(
         &self,
         key: &str,
@@ -370,10 +372,11 @@ impl<'a> Probe<'a> {
         }
     }
 
-    /// Looks for the record, and in [`CHECKS`] requests whether conditions are heeded and every operation
-    /// permitted.
+    /// Looks for the record, then checks in [`CHECKS`] requests that conditions are honoured and every
+    /// operation is permitted.
     ///
-    /// What must fail has the bytes of the record, so that a store which does it all the same does no harm.
+    /// The PUTs that must fail carry the bytes of the record, so that a store that executes them does no
+    /// harm.
     async fn recall(&self, key: &str, against: &str) -> Result<Found, Stop> {
         let record = match self.store.get(RECORD, ByteRange::Full).await {
             Ok(record) => record.body,
@@ -387,7 +390,7 @@ impl<'a> Probe<'a> {
         let put = |condition| self.store.put(RECORD, record.clone(), condition);
         match put(Condition::IfAbsent).await {
             Err(Error::PreconditionFailed { .. }) => {}
-            // Somebody may just have deleted the record, to have the store raced again.
+            // Somebody may have deleted the record just now, in order to have the store probed in full.
             Ok(_) => return Err(Stop::Misread(Violation::IgnoresIfNoneMatch)),
             Err(error) => return Err(stop("PUT with If-None-Match", error)),
         }
@@ -407,7 +410,7 @@ impl<'a> Probe<'a> {
         Ok(Found::Known)
     }
 
-    /// One writer: each condition where it holds, and where it does not.
+    /// Checks with one writer that each condition succeeds when it holds, and fails when it does not.
     async fn sequence(&self, key: &str) -> Result<(), Stop> {
         let (create, update) = ("PUT with If-None-Match", "PUT with If-Match");
         self.must_be_absent(key).await?;
@@ -429,7 +432,7 @@ impl<'a> Probe<'a> {
         self.must_fail(key, Condition::IfMatch(first), update, Violation::CreatesOnIfMatch).await
     }
 
-    /// Who won, and whether all the others were told that they had lost.
+    /// Runs a race. Returns the winner's ETag if exactly one writer was told that it had succeeded.
     async fn race(
         &self,
         key: &str,
@@ -454,7 +457,7 @@ impl<'a> Probe<'a> {
         }
         match (winners.pop(), winners.len()) {
             (Some((racer, etag)), 0) => {
-                // One that lost must not have written all the same; one without an answer may have won.
+                // A writer that lost must not have written anything. A writer without an answer may have won.
                 if unclear.is_none() {
                     self.must_read(key, format!("racer {racer}").as_bytes()).await?;
                 }
@@ -483,7 +486,7 @@ impl<'a> Probe<'a> {
         self.race(key, &Condition::IfMatch(start), needs, several, refuses).await.map(drop)
     }
 
-    /// What stands, and only that, is listed.
+    /// Checks that a listing contains exactly the existing keys.
     async fn listing(&self, key: &str) -> Result<(), Stop> {
         let keys = listed_below(key);
         for key in &keys {
@@ -503,8 +506,8 @@ impl<'a> Probe<'a> {
         if stands { Ok(()) } else { Err(Stop::Misread(Violation::StaleList)) }
     }
 
-    /// Deletes what the probe put. A store that does not answer keeps it: it is small, and under its own
-    /// prefix.
+    /// Deletes the objects of the probe. If the store does not answer, they remain; they are small and have
+    /// their own prefix.
     async fn clean(&self) {
         let mut keys = self.keys.clone();
         keys.extend(self.listed.iter().flat_map(|key| listed_below(key)));

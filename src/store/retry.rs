@@ -1,12 +1,13 @@
 //! Retries: a decorator that repeats failed requests with exponential backoff and full jitter.
 //!
-//! Knows nothing of what a request is for: it sends the same bytes again. Deterministic: only the clock of
-//! `tokio::time` and the seed it is given. Invariant: a definite answer passes through at once, so a 412 that
-//! follows a lost answer reaches the caller, who alone can tell whether it is its own success; and an error
-//! says that the effect is unknown if any attempt left it so.
+//! Owns when to repeat a request and when to give up, and must not know what a request is for: it sends the
+//! same bytes again. It is deterministic: it depends only on the clock of `tokio::time` and on its seed.
+//! Invariants: a definite answer is returned at once. A 412 that follows a lost answer therefore reaches the
+//! caller, who alone can tell whether it is the caller's own success. An error says that the effect is
+//! unknown if any attempt left it unknown.
 //!
-//! At the start, a refusal (credentials, permissions, bucket, name of the service) is an error after a few
-//! attempts: an operator looks on. Once disks are in use it is an outage like any other:
+//! At start-up, a refusal (credentials, permissions, bucket, host name of the service) is an error after a
+//! few attempts, because an operator is watching. Once disks are in use, it is treated as an outage: see
 //! [`Retry::wait_out_refusals`].
 
 use std::fmt;
@@ -30,26 +31,26 @@ use super::{ByteRange, Condition, ETag, Error, ListFrom, Listing, Object, Operat
 /// When to give up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Patience {
-    /// Time for all attempts together; `None`: for ever.
+    /// Time limit for all attempts together. `None` means no limit.
     pub deadline: Option<Duration>,
-    /// How often a refusal ([`Error::is_refusal`]) is tried again; `None`: until the deadline, since an
-    /// operator can mend credentials, permissions and buckets. Does not count once refusals are waited out.
+    /// How often to retry a refusal ([`Error::is_refusal`]). `None` retries until the deadline, because an
+    /// operator can fix credentials, permissions and buckets. Ignored once refusals are treated as outages.
     pub refusals: Option<u32>,
 }
 
 /// How to retry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryOptions {
-    /// Longest pause before the first retry; doubles with each further one. A pause is drawn between 0 and
-    /// this.
+    /// Upper bound of the pause before the first retry. It doubles with each further retry. The actual pause
+    /// is random, between 0 and the bound.
     pub base: Duration,
-    /// Bound of the longest pause.
+    /// Limit of the upper bound.
     pub cap: Duration,
-    /// For GET and LIST.
+    /// When to give up on GET and LIST.
     pub read: Patience,
-    /// For PUT and DELETE.
+    /// When to give up on PUT and DELETE.
     pub write: Patience,
-    /// Between two log lines about failures, of all requests together.
+    /// Minimum time between two log lines about failures, over all requests.
     pub log_interval: Duration,
 }
 
@@ -65,18 +66,18 @@ impl Default for RetryOptions {
     }
 }
 
-/// The decorator.
+/// A decorator that repeats failed requests.
 pub struct Retry {
     inner: Arc<dyn Store>,
     options: RetryOptions,
     metrics: StoreMetrics,
     random: Mutex<SmallRng>,
     log: Mutex<Log>,
-    /// Whether refusals are waited for as long as anything else.
+    /// Whether refusals are treated as outages.
     waits_out_refusals: AtomicBool,
 }
 
-/// What was last said about failures.
+/// When failures were last logged, and how many were not.
 #[derive(Debug, Default)]
 struct Log {
     last: Option<Instant>,
@@ -91,7 +92,7 @@ impl fmt::Debug for Retry {
 }
 
 impl Retry {
-    /// Retries requests to `inner`; pauses are drawn from `seed`.
+    /// Creates a decorator that retries requests to `inner`. The pauses depend on `seed`.
     #[must_use]
     pub fn new(inner: Arc<dyn Store>, options: RetryOptions, metrics: StoreMetrics, seed: u64) -> Self {
         let random = Mutex::new(SmallRng::seed_from_u64(seed));
@@ -99,8 +100,8 @@ impl Retry {
         Self { inner, options, metrics, random, log: Mutex::default(), waits_out_refusals }
     }
 
-    /// From now on a refusal is waited for until the deadline, as an outage is: disks are in use, and whoever
-    /// broke the credentials or the permissions can mend them.
+    /// Treats refusals as outages from now on: they are retried until the deadline, because disks are in use
+    /// and an operator can fix the credentials or permissions.
     pub fn wait_out_refusals(&self) {
         self.waits_out_refusals.store(!mutant::is(Mutant::RefusalIsFinal), Ordering::Relaxed);
     }
@@ -183,8 +184,8 @@ impl Retry {
 }
 
 impl Retry {
-    /// Reads, and where the body ends early, tells an object that is too short from a body that was cut on
-    /// the way: the listing has the object's size.
+    /// Reads a range. If the body ends early, asks the listing for the size of the object, which shows
+    /// whether the object is too short or the body was cut in transit.
     async fn get_or_learn_size(&self, key: &str, range: ByteRange) -> Result<Object, Error> {
         let answer = self.inner.get(key, range).await;
         let (Err(Error::Truncated { .. }), ByteRange::Bounded { offset, length }) = (&answer, range) else {
@@ -212,9 +213,9 @@ impl Retry {
 struct Attempts {
     failures: u32,
     refusals: u32,
-    /// The last one that may have taken effect.
+    /// The last error that leaves the effect unknown.
     unknown: Option<Error>,
-    /// The last one.
+    /// The last error.
     last: Option<Error>,
 }
 
@@ -226,8 +227,8 @@ impl Attempts {
         self.last = Some(error);
     }
 
-    /// The error of an attempt that was dropped without an answer: what the one before it said tells more.
-    /// The effect of a write is unknown, whatever that said.
+    /// Chooses the error of a request whose last attempt was dropped without an answer. The error before it
+    /// says more about the cause. For a write, it must also leave the effect unknown.
     fn cut_off(self, operation: Operation, timeout: Error) -> Error {
         let reads = matches!(operation, Operation::Get | Operation::List);
         self.last.filter(|last| reads || last.effect_unknown()).unwrap_or(timeout)
@@ -238,7 +239,7 @@ impl Attempts {
     }
 }
 
-/// `None` if the deadline comes first.
+/// Waits for a future until the deadline. `None` if the deadline comes first.
 async fn until<F: Future>(deadline: Option<Instant>, future: F) -> Option<F::Output> {
     match deadline {
         Some(deadline) => tokio::time::timeout_at(deadline, future).await.ok(),

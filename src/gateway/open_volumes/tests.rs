@@ -1,4 +1,4 @@
-//! Tests of which volumes are open when, on a store in memory under a paused clock.
+//! Tests of when volumes are opened and closed, on a store in memory with a paused clock.
 
 use bytes::Bytes;
 
@@ -34,7 +34,7 @@ fn environment(store: &MemoryStore, seed: u64) -> Environment {
     }
 }
 
-/// A gateway on a store, told apart from others by a number.
+/// Creates a gateway on a store. The number distinguishes it from other gateways.
 fn gateway(store: &MemoryStore, number: u64, default: Option<&str>) -> Gateway {
     gateway_on(environment(store, number), number, default)
 }
@@ -256,7 +256,7 @@ async fn no_more_volumes_are_open_than_configured() {
     assert!(matches!(&refused, Refusal::Refused(why) if why.contains("maximum")), "{refused:?}");
 }
 
-/// A gateway whose requests to the store are counted, and can be made to go wrong below that.
+/// Creates a gateway whose requests to the store are counted. Faults can be injected below the counter.
 fn counted(store: &MemoryStore) -> (Gateway, Fault, StoreMetrics) {
     let (metrics, fault) = (Metrics::new().store(), Fault::new(Arc::new(store.clone()), 0));
     let counting = Instrument::new(Arc::new(fault.clone()), metrics.clone());
@@ -264,7 +264,7 @@ fn counted(store: &MemoryStore) -> (Gateway, Fault, StoreMetrics) {
     (gateway_on(env, 1, None), fault, metrics)
 }
 
-/// Requests to read and to list so far, whatever came of them.
+/// Returns the number of GET and LIST requests so far, including failed ones.
 fn requests(metrics: &StoreMetrics) -> (u64, u64) {
     let of = |operation| StoreOutcome::ALL.iter().map(|outcome| metrics.requests(operation, *outcome)).sum();
     (of(Operation::Get), of(Operation::List))
@@ -297,14 +297,14 @@ async fn a_name_that_does_not_exist_is_asked_for_once_in_a_while() {
         assert!(matches!(gateway.exports.open("none").await.map(drop), Err(Refusal::Unknown(_))));
         assert!(matches!(gateway.exports.describe("none").await, Err(Refusal::Unknown(_))));
     }
-    // The memory lasts a second of the system's clock, which may pass on a busy machine.
+    // Entries expire after a second of the system's clock, which may pass on a busy machine.
     let (gets, lists) = requests(&metrics);
     assert!(gets < 10 && lists == 0, "{gets} GETs, {lists} LISTs");
     gateway.exports.open("a").await.unwrap();
 }
 
-/// What may not be known of costs the requests of what is not there, and is answered as that: whether the
-/// volume exists, is open or was just asked for by others.
+/// A name that a client may not know about costs the same requests and gets the same answer as a name that
+/// does not exist, whether or not the volume exists, is open or was just used by others.
 #[tokio::test(start_paused = true)]
 async fn what_is_concealed_is_looked_for_as_what_is_not_there() {
     let store = store_of(&["secret"]).await;
@@ -367,7 +367,7 @@ async fn what_cannot_be_opened_is_not_listed_and_keeps_no_other_from_it() {
     gateway.exports.open("z").await.unwrap();
 }
 
-/// A client asked for a name: what it gets is what the name stands for when it gets it.
+/// A client asked for a name. It gets the volume to which the name refers when the client gets it.
 #[tokio::test(start_paused = true)]
 async fn a_volume_that_is_made_anew_while_it_is_opened_is_opened() {
     for held in ["/head", "/root/"] {
@@ -411,7 +411,7 @@ async fn a_name_that_goes_while_it_is_opened_is_unknown() {
     assert!(matches!(&refused, Refusal::Unknown(name) if name == "a"), "{refused:?}");
 }
 
-/// An answer that is on its way while a volume is deleted here is not kept.
+/// An answer that is in flight while a volume is deleted here is not cached.
 #[tokio::test(start_paused = true)]
 async fn the_catalogue_keeps_nothing_that_was_asked_before_a_change() {
     let store = store_of(&["a"]).await;

@@ -1,8 +1,9 @@
-//! Writing a large new file past the page cache.
+//! Writes large new files past the page cache.
 //!
-//! What is written is kept by the caller's own cache as long as it is of use; a second copy in the page cache
-//! costs the time of the copy and evicts what others need. Invariant: where the file system does not take
-//! direct writes, or not at this alignment, the same bytes are written the ordinary way.
+//! Owns direct I/O, and must not know what a file is for. The callers cache what they still need. A second
+//! copy in the page cache would take time to make and would evict the data of others. Invariant: if the file
+//! system does not accept direct writes, or not with this alignment, the same bytes are written through the
+//! page cache.
 
 use std::fs::File;
 use std::io;
@@ -13,16 +14,16 @@ use rustix::fs::OFlags;
 
 use super::memory::{ALIGNMENT, Pool, SLICE_BYTES};
 
-/// Objects from here on are written so.
+/// Minimum size in bytes of an object that is written this way.
 pub(super) const LEAST_BYTES: usize = 1 << 20;
 
-/// Writes all of a file that is empty.
+/// Writes the whole content of a file that is still empty.
 pub(super) fn write_all(file: &File, body: &[u8], pool: &Arc<Pool>) -> io::Result<()> {
     let written = if body.len() >= LEAST_BYTES { write_direct(file, body, pool.take().memory())? } else { 0 };
     file.write_all_at(&body[written..], written as u64)
 }
 
-/// Writes as many whole blocks as it can; how many bytes these were.
+/// Writes as many whole blocks as possible, and returns how many bytes these were.
 fn write_direct(file: &File, body: &[u8], memory: &mut [u8]) -> io::Result<usize> {
     let flags = rustix::fs::fcntl_getfl(file)?;
     if rustix::fs::fcntl_setfl(file, flags | OFlags::DIRECT).is_err() {
@@ -36,7 +37,7 @@ fn write_direct(file: &File, body: &[u8], memory: &mut [u8]) -> io::Result<usize
         let slice = &mut slice[..part.len()];
         slice.copy_from_slice(part);
         match file.write_at(slice, written as u64) {
-            // A short write leaves an offset that the next could not begin at.
+            // After a short write, the offset is not aligned for another direct write.
             Ok(length) if length == part.len() => written += length,
             Ok(_) => break,
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => break,

@@ -1,32 +1,32 @@
-//! Memory for large reads and writes, used again and again.
+//! Reusable memory for large reads and writes.
 //!
-//! What the system gives anew it clears first, page by page, and that takes as long as the reading.
-//! Invariant: only so much is kept as [`MOST_FREE`] says; memory in use comes back when it is dropped,
-//! wherever that is.
+//! Owns the buffers, and must not know what they hold. The system clears new memory page by page, which takes
+//! as long as the read itself. Invariant: at most [`MOST_FREE`] unused buffers are kept, and a buffer returns
+//! to the pool when its last reader drops it.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-/// What memory, offset and length must be multiples of: no file system in use asks for more.
+/// Required alignment of memory, offset and length in bytes. No file system in use requires more.
 pub(super) const ALIGNMENT: usize = 4096;
-/// Bytes of one write.
+/// Size of one write in bytes.
 pub(super) const SLICE_BYTES: usize = 1 << 20;
 
-/// Bytes of a buffer: a slice that can be aligned.
+/// Size of a buffer in bytes: a slice, and room to align it.
 const BUFFER_BYTES: usize = SLICE_BYTES + ALIGNMENT;
-/// Buffers that are kept while nobody uses them.
+/// Maximum number of unused buffers that are kept.
 const MOST_FREE: usize = 8;
 
-/// Memory that nobody uses now.
+/// Buffers that are not in use.
 #[derive(Debug, Default)]
 pub(super) struct Pool {
     free: Mutex<Vec<Vec<u8>>>,
 }
 
 impl Pool {
-    /// A buffer; what is in it is of no meaning.
+    /// Returns a buffer with arbitrary content.
     pub(super) fn take(self: &Arc<Self>) -> Buffer {
         let free = self.free.lock().pop();
         Buffer { memory: free.unwrap_or_else(|| vec![0; BUFFER_BYTES]), length: 0, pool: Arc::clone(self) }
@@ -42,15 +42,16 @@ pub(super) struct Buffer {
 }
 
 impl Buffer {
-    /// Bytes that it holds at most.
+    /// Size of the buffer in bytes.
     pub(super) const LONGEST: usize = BUFFER_BYTES;
 
-    /// All of it.
+    /// Returns the whole buffer for writing.
     pub(super) fn memory(&mut self) -> &mut [u8] {
         &mut self.memory
     }
 
-    /// Its first bytes, so many, for others to read; they give it back.
+    /// Returns the first `length` bytes for reading. The buffer returns to the pool when the last reader
+    /// drops them.
     pub(super) fn filled(mut self, length: usize) -> Bytes {
         self.length = length;
         Bytes::from_owner(self)

@@ -1,8 +1,8 @@
-//! A store in a directory: each object is a file of its key's name, with the conditions of S3.
+//! A store in a directory: each object is a file at the path of its key, with the conditional writes of S3.
 //!
-//! This file carries the blocking work to the runtime's blocking threads; `tree` does it. Several processes
-//! of one host may share a directory. Invariant: what a PUT or DELETE did is on disk, directories too, before
-//! it returns.
+//! Owns the threads that do the blocking work of `tree`, and must not know what is stored. Several processes
+//! of one host may share a directory. Invariant: when a PUT or DELETE returns, its effect is on disk,
+//! including the entries of directories.
 
 mod direct;
 mod memory;
@@ -22,18 +22,19 @@ use super::listing::PAGE_ENTRIES;
 use super::{ByteRange, Condition, ETag, Error, ListFrom, Listing, Object, Store, key};
 use tree::Tree;
 
-/// Bytes that are copied without another thread where the system has them in memory: to wake one costs more.
+/// Maximum size in bytes of a read that is served on the calling thread if the data is in the page cache.
+/// Waking another thread would cost more than copying that much.
 const AT_HAND_BYTES: u64 = 128 << 10;
 
-/// What may be made of a directory in order to open a store in it.
+/// What may be created in order to open a store in a directory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Setup {
-    /// The directory, and a store in it.
+    /// The directory and the store in it.
     #[default]
     Make,
     /// A store, in a directory that exists.
     InPlace,
-    /// Nothing: a store was there before.
+    /// Nothing: the store must exist already.
     Existing,
 }
 
@@ -46,20 +47,20 @@ pub struct LocalStore {
 }
 
 impl LocalStore {
-    /// Opens the directory `root`, which is made where it is absent, and removes what a crash left half
-    /// written.
+    /// Opens the store in the directory `root`. Creates the directory if it does not exist, and removes files
+    /// that a crash left half written.
     ///
     /// # Errors
-    /// Of the file system.
+    /// Those of the file system.
     pub async fn open(root: &Path) -> std::io::Result<Self> {
         Self::open_as(root, Setup::Make).await
     }
 
-    /// The same where there may be no store yet.
+    /// Opens the store in the directory `root`, and creates only what `setup` allows.
     ///
     /// # Errors
-    /// Of the file system; [`std::io::ErrorKind::NotFound`] if there is no directory, or no store in it, and
-    /// `setup` does not allow to make it.
+    /// Those of the file system; [`std::io::ErrorKind::NotFound`] if the directory or its store does not
+    /// exist and `setup` does not allow its creation.
     pub async fn open_as(root: &Path, setup: Setup) -> std::io::Result<Self> {
         let tasks = Tasks::new();
         let path = root.to_owned();
@@ -68,7 +69,7 @@ impl LocalStore {
         Ok(Self { root: root.to_owned(), tree, tasks })
     }
 
-    /// The directory.
+    /// Returns the path of the directory, as it was passed to [`LocalStore::open`].
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.root
@@ -191,7 +192,7 @@ mod tests {
         let store = LocalStore::open(directory.path()).await.unwrap();
         let body: Bytes = (0..300_000_u32).map(|at| at.to_le_bytes()[0]).collect();
         let etag = store.put("a/b", body.clone(), Condition::Always).await.unwrap();
-        // Some file systems, such as those of containers, cannot tell.
+        // Some file systems, such as those of containers, do not report what is in the page cache.
         let file = std::fs::File::open(directory.path().join("a/b")).unwrap();
         let mut byte = [0];
         let slices = &mut [std::io::IoSliceMut::new(&mut byte)];
@@ -200,7 +201,7 @@ mod tests {
             let range = ByteRange::Bounded { offset, length };
             let start = usize::try_from(offset).unwrap();
             let wanted = &body[start..start + usize::try_from(length).unwrap()];
-            // Written the ordinary way, it is in the page cache.
+            // The body was written through the page cache, so it is still there.
             let got = store.tree.read_at_hand("a/b", offset, wanted.len());
             assert_eq!(got.is_some(), can_tell);
             assert!(got.is_none_or(|got| got.body == wanted && got.etag == etag));

@@ -1,10 +1,11 @@
-//! Objects as files below one directory: reading, atomic and durable writing, deleting. All of it blocks.
+//! Objects as files below one directory: reads, atomic and durable writes, and deletions. Every call blocks.
 //!
-//! A new object is written to `~tmp`, made durable, then linked (which fails where one stands) or renamed
-//! over the old one; no key has a `~`. Everything that replaces or removes an object holds one of the locks
-//! in `~lock`, shared, and If-Match exclusive, from its look at the old object to the rename. Paths are
-//! relative to an open directory, so that a file system unmounted below us is an error and not an empty
-//! store. Invariant: a file under an object's name is whole, durable and never written again.
+//! Owns the layout of the directory, and must not know tasks or what the objects mean. A new object is
+//! written to `~tmp` and made durable. It is then linked, which fails if the object exists, or renamed over
+//! the old object. No key contains a `~`. Whatever replaces or removes an object holds one of the locks in
+//! `~lock`: shared, or exclusive for If-Match, which holds it from reading the old object until the rename.
+//! Paths are relative to an open directory, so that an unmounted file system is an error and not an empty
+//! store. Invariant: a file under the name of an object is complete and durable, and is never written again.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -31,20 +32,20 @@ use super::memory::{Buffer, Pool};
 
 const TEMPORARY: &str = "~tmp";
 const LOCKS: &str = "~lock";
-/// Locks that keys are spread over.
+/// Number of locks over which the keys are distributed.
 const LOCK_COUNT: u64 = 16;
-/// Where a file's version is kept, so that a range can be read without hashing the rest. Only a cache of the
-/// content's hash: a file system without extended attributes does without.
+/// Extended attribute with the ETag of a file, so that reading a range does not require hashing the rest. It
+/// is only a cache of the hash: file systems without extended attributes work too.
 const VERSION_ATTRIBUTE: &str = "user.cairn.etag";
-/// How often a directory that others remove as empty is made anew.
+/// How often to recreate a directory that other processes keep removing as empty.
 const PARENT_ATTEMPTS: u32 = 64;
-/// Bytes from which on a range is read into memory of the pool.
+/// Minimum length in bytes of a read that uses memory of the pool.
 const POOLED_FROM: usize = 128 << 10;
-/// Only the owner: these are people's disks.
+/// Access for the owner only, because the files contain the data of people's disks.
 const FILE_MODE: Mode = Mode::from_raw_mode(0o600);
 const DIRECTORY_MODE: Mode = Mode::from_raw_mode(0o700);
 
-/// The directory.
+/// The directory of a store.
 #[derive(Debug)]
 pub(super) struct Tree {
     root: File,
@@ -52,7 +53,8 @@ pub(super) struct Tree {
     process: u32,
     temporaries: AtomicU64,
     pool: Arc<Pool>,
-    /// Held for writing while directories are made, so that no one builds on one that is not yet durable.
+    /// Held for writing while directories are created, so that nobody uses a directory that is not durable
+    /// yet.
     making: RwLock<()>,
 }
 
@@ -61,17 +63,17 @@ fn open_directory(at: &File, path: &str) -> io::Result<File> {
     Ok(rustix::fs::openat(at, path, flags, Mode::empty())?.into())
 }
 
-/// Makes what was written into a file durable.
+/// Makes the content of a file durable.
 fn sync_file(file: &File) -> io::Result<()> {
     if mutant::is(Mutant::FileUnsynced) { Ok(()) } else { file.sync_all() }
 }
 
-/// Makes the names in a directory durable.
+/// Makes the entries of a directory durable.
 fn sync_directory(directory: &File) -> io::Result<()> {
     if mutant::is(Mutant::DirectoryUnsynced) { Ok(()) } else { directory.sync_all() }
 }
 
-/// Makes a directory where there is none, and makes that durable either way.
+/// Creates a directory if it does not exist, and makes it durable in either case.
 fn make_directory(at: &File, name: &str) -> io::Result<File> {
     match rustix::fs::mkdirat(at, name, DIRECTORY_MODE) {
         Ok(()) | Err(rustix::io::Errno::EXIST) => sync_directory(at)?,
@@ -88,7 +90,7 @@ fn absent(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
 }
 
-/// What the caller should do about an error that says nothing of the object itself.
+/// Converts an error that says nothing about the object itself into what the caller should do.
 pub(super) fn failure(key: &str, error: io::Error) -> Error {
     let (key, kind) = (key.to_owned(), error.kind());
     let source: Source = Arc::new(error);
@@ -99,7 +101,7 @@ pub(super) fn failure(key: &str, error: io::Error) -> Error {
         | ErrorKind::DirectoryNotEmpty
         | ErrorKind::InvalidInput
         | ErrorKind::InvalidFilename => Error::Rejected { key, source },
-        // A full disk, an I/O error, too many open files: they pass, or an operator mends them.
+        // A full disk, an I/O error or too many open files: these pass, or an operator can fix them.
         _ => Error::Transient { key, source },
     }
 }
@@ -108,7 +110,7 @@ fn etag_of(body: &[u8]) -> ETag {
     ETag(format!("{:032x}-{:x}", xxh3::xxh3_128(body), body.len()).into())
 }
 
-/// The version kept with a file of `size_bytes`, if it is there and can be its.
+/// Returns the cached ETag of a file of `size_bytes` bytes, if it exists and can belong to that content.
 fn kept_version(file: &File, size_bytes: u64) -> Option<ETag> {
     let mut value = [0u8; 64];
     let length = rustix::fs::fgetxattr(file, VERSION_ATTRIBUTE, &mut value[..]).ok()?;
@@ -131,8 +133,7 @@ fn read_at(file: &File, offset: u64, length: usize) -> io::Result<Bytes> {
     Ok(body.into())
 }
 
-/// As [`read_at`], into memory that is used again where it is large enough to be had from the system each
-/// time.
+/// Does what [`read_at`] does, but uses memory of the pool for lengths that are worth it.
 fn read_range(file: &File, offset: u64, length: usize, pool: &Arc<Pool>) -> io::Result<Bytes> {
     if !(POOLED_FROM..=Buffer::LONGEST).contains(&length) {
         return read_at(file, offset, length);
@@ -142,11 +143,11 @@ fn read_range(file: &File, offset: u64, length: usize, pool: &Arc<Pool>) -> io::
     Ok(buffer.filled(length))
 }
 
-/// A lock that ends with its file description.
+/// A lock that is released when its file is closed.
 #[derive(Debug)]
 struct Locked(#[expect(dead_code, reason = "holds the lock while it lives")] File);
 
-/// A file in `~tmp`, removed when this is dropped.
+/// A file in `~tmp`, removed on drop.
 #[derive(Debug)]
 struct Temporary<'a> {
     tree: &'a Tree,
@@ -156,7 +157,7 @@ struct Temporary<'a> {
 
 impl Drop for Temporary<'_> {
     fn drop(&mut self) {
-        // After a rename there is none; any other left behind is removed at the next start.
+        // After a rename the file no longer exists. If removal fails, the next start removes the file.
         if let Err(error) = rustix::fs::unlinkat(&self.tree.root, &self.name, AtFlags::empty())
             && error != rustix::io::Errno::NOENT
         {
@@ -170,7 +171,7 @@ impl Tree {
         match setup {
             Setup::Make => make_path(path)?,
             Setup::InPlace => {}
-            // Looked at before anything is made.
+            // Checked before anything is created.
             Setup::Existing => {
                 std::fs::metadata(path.join(LOCKS))?;
             }
@@ -196,7 +197,7 @@ impl Tree {
         &self.root
     }
 
-    /// The object's file and its size; `None` if there is no object.
+    /// Opens the file of an object and returns it with its size. `None` if the object does not exist.
     fn look(&self, key: &str) -> io::Result<Option<(File, u64)>> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let file: File = match rustix::fs::openat(&self.root, key, flags, Mode::empty()) {
@@ -208,14 +209,14 @@ impl Tree {
         Ok(metadata.is_file().then_some((file, metadata.len())))
     }
 
-    /// A range of an object, if the system has all of it in memory: waits for no disk. `None` says nothing
-    /// else.
+    /// Reads a range of an object without waiting for the disk, if all of it is in the page cache. `None`
+    /// only means that it was not read this way.
     pub(super) fn read_at_hand(&self, key: &str, offset: u64, length: usize) -> Option<Object> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let opened = rustix::fs::openat2(&self.root, key, flags, Mode::empty(), ResolveFlags::CACHED);
         let file: File = opened.ok()?.into();
         let metadata = file.metadata().ok().filter(std::fs::Metadata::is_file)?;
-        // To the system, the largest offset is none at all.
+        // The system takes the largest offset for no offset at all.
         offset.checked_add(length as u64).filter(|end| *end <= metadata.len())?;
         let etag = kept_version(&file, metadata.len())?;
         let mut body = vec![0; length];
@@ -273,7 +274,7 @@ impl Tree {
         }
     }
 
-    /// Writes a file that is durable but for its name.
+    /// Writes a temporary file whose content is durable.
     fn temporary(&self, body: &[u8], etag: &ETag) -> io::Result<Temporary<'_>> {
         loop {
             let number = self.temporaries.fetch_add(1, Ordering::Relaxed);
@@ -281,13 +282,13 @@ impl Tree {
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
             let file: File = match rustix::fs::openat(&self.root, &name, flags, FILE_MODE) {
                 Ok(file) => file.into(),
-                // Another process of the same number, in another namespace.
+                // A process in another PID namespace has the same process id.
                 Err(rustix::io::Errno::EXIST) => continue,
                 Err(error) => return Err(error.into()),
             };
             let temporary = Temporary { tree: self, name, file };
-            // Whoever cleans up removes what nobody has locked, so one that was removed before it was locked
-            // is made again.
+            // A cleanup removes files that nobody has locked. If it removed this file before it was locked,
+            // write another one.
             match rustix::fs::flock(&temporary.file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) if rustix::fs::fstat(&temporary.file)?.st_nlink > 0 => {}
                 Ok(()) | Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => continue,
@@ -305,18 +306,18 @@ impl Tree {
         }
     }
 
-    /// Gives a file the object's name, durably, if the condition holds.
+    /// Gives a temporary file the name of the object, durably, if the condition holds.
     fn place(&self, key: &str, temporary: &Temporary<'_>, condition: &Condition) -> io::Result<bool> {
         let (directory, name) = split(key);
         for _ in 0..PARENT_ATTEMPTS {
             let parent = self.parent(directory)?;
             match self.enter(&parent, key, name, temporary, condition) {
                 Ok(entered) => {
-                    // Also where another stands: whoever is told so may rely on it.
+                    // Sync even if another object exists already: the caller may rely on that answer.
                     sync_directory(&parent)?;
                     return Ok(entered);
                 }
-                // The directory was emptied and removed in between.
+                // The directory was emptied and removed by somebody else in the meantime.
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }
@@ -366,7 +367,7 @@ impl Tree {
         }
     }
 
-    /// Opens a directory, made durably where it is absent.
+    /// Opens a directory. Creates it, durably, if it does not exist.
     fn parent(&self, directory: &str) -> io::Result<File> {
         {
             let _none_is_made = self.making.read();
@@ -385,7 +386,7 @@ impl Tree {
 
     fn lock(&self, key: &str, operation: FlockOperation) -> io::Result<Locked> {
         let name = (xxh3::xxh3_64(key.as_bytes()) % LOCK_COUNT).to_string();
-        // A lock belongs to an open file description: each holder opens its own.
+        // A lock belongs to an open file description, so each holder opens the file itself.
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
         let file: File = rustix::fs::openat(&self.locks, name, flags, FILE_MODE)?.into();
         loop {
@@ -404,7 +405,7 @@ impl Tree {
                 parents.insert(split(key).0);
             }
         }
-        // The deepest first, so that a directory is empty by the time that its turn comes.
+        // Deepest directory first, so that each one is empty when it is removed.
         for directory in parents.into_iter().rev() {
             self.settle(directory).map_err(|error| failure(directory, error))?;
         }
@@ -420,7 +421,8 @@ impl Tree {
         }
     }
 
-    /// Makes deletions in a directory durable, then removes it and those above it that are empty.
+    /// Makes the deletions in a directory durable, then removes it and its ancestors as long as they are
+    /// empty.
     fn settle(&self, directory: &str) -> io::Result<()> {
         match open_directory(&self.root, directory) {
             Ok(opened) => sync_directory(&opened)?,
@@ -429,7 +431,7 @@ impl Tree {
         }
         let mut empty = directory;
         while empty != "." {
-            // Not empty, or gone already: either way there is no more to do.
+            // The directory is not empty, or it is gone already. In both cases nothing is left to do.
             if rustix::fs::unlinkat(&self.root, empty, AtFlags::REMOVEDIR).is_err() {
                 break;
             }
@@ -439,7 +441,7 @@ impl Tree {
     }
 }
 
-/// Makes a directory and those above it, durably.
+/// Creates a directory and its ancestors, durably.
 fn make_path(path: &Path) -> io::Result<()> {
     let path = std::path::absolute(path)?;
     let mut missing: Vec<PathBuf> = Vec::new();
@@ -461,7 +463,7 @@ fn make_path(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes the temporary files that no process is writing.
+/// Removes temporary files that no process is writing.
 fn clean(temporary: &File) -> io::Result<()> {
     for entry in rustix::fs::Dir::read_from(temporary)? {
         let entry = entry?;
@@ -488,7 +490,8 @@ mod tests {
 
     #[test]
     fn an_error_of_the_file_system_says_whether_to_try_again() {
-        // Numbers of Linux: ENOSPC, EDQUOT, EIO, EMFILE; EACCES, EPERM, EROFS; ENOTDIR, EISDIR, ENAMETOOLONG.
+        // Error numbers of Linux: ENOSPC, EDQUOT, EIO, EMFILE; EACCES, EPERM, EROFS; ENOTDIR, EISDIR,
+        // ENAMETOOLONG.
         for (errors, outcome) in [
             (&[28, 122, 5, 24][..], StoreOutcome::Transient),
             (&[13, 1, 30], StoreOutcome::Denied),

@@ -1,8 +1,9 @@
-//! Listing a directory tree in order of key: a page ends at a key, and the next begins behind it. It blocks.
+//! Lists a directory tree in the order of keys. The call blocks.
 //!
-//! Of a tree only those directories are read that can hold a key that is asked for. Invariant: a key's order
-//! is that of its bytes, so a directory is ordered by its name and the `/` that follows it (`a-b` < `a/b` <
-//! `a0`).
+//! Owns the order and the pages of a listing, and must not know how objects are written. A page ends at a
+//! key, and the next one begins after that key. Only directories that can contain a requested key are read.
+//! Invariant: keys are ordered by their bytes, so a directory is ordered by its name followed by `/` (`a-b` <
+//! `a/b` < `a0`).
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -12,7 +13,7 @@ use rustix::fs::{AtFlags, Dir, FileType};
 use super::super::{Entry, Error, ListFrom, Listing, PageToken, key};
 use super::tree::failure;
 
-/// Up to `limit` keys below `root` that begin with `prefix`.
+/// Lists at most `limit` keys below `root` that begin with `prefix`.
 pub(super) fn list(root: &File, prefix: &str, from: &ListFrom, limit: usize) -> Result<Listing, Error> {
     let start_after = match from {
         ListFrom::Start => "",
@@ -36,7 +37,8 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// Lists a directory (empty for the root); `true` if there is more than the limit allows.
+    /// Lists a directory, or the root if `path` is empty. Returns `true` if the limit is reached and more
+    /// keys follow.
     fn directory(&mut self, path: &str) -> io::Result<bool> {
         for name in self.names(path)? {
             if name.ends_with('/') {
@@ -47,7 +49,7 @@ impl Walk<'_> {
             }
             let stat = match rustix::fs::statat(self.root, &name, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) => stat,
-                // Deleted since the directory was read.
+                // The file was deleted after the directory was read.
                 Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => continue,
                 Err(error) => return Err(error.into()),
             };
@@ -63,8 +65,8 @@ impl Walk<'_> {
         Ok(false)
     }
 
-    /// What of a directory may hold keys that are asked for: keys, and directories with a `/` at the end, in
-    /// order.
+    /// Returns the sorted entries of a directory that can hold requested keys: files, and directories with a
+    /// trailing `/`.
     fn names(&self, path: &str) -> io::Result<Vec<String>> {
         let opened = if path.is_empty() { "." } else { path };
         let flags = rustix::fs::OFlags::RDONLY
@@ -73,7 +75,7 @@ impl Walk<'_> {
             | rustix::fs::OFlags::CLOEXEC;
         let directory = match rustix::fs::openat(self.root, opened, flags, rustix::fs::Mode::empty()) {
             Ok(directory) => directory,
-            // Removed since the one above was read, or not a directory: no keys.
+            // The directory was removed after its parent was read, or it is no directory. It has no keys.
             Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP) => {
                 return Ok(Vec::new());
             }
@@ -84,7 +86,7 @@ impl Walk<'_> {
             let entry = entry?;
             let Ok(name) = entry.file_name().to_str() else { continue };
             let mut name = if path.is_empty() { name.to_owned() } else { format!("{path}/{name}") };
-            // Also leaves out `.`, `..`, and the store's own `~tmp` and `~lock`.
+            // This also skips `.` and `..`, and the store's own directories `~tmp` and `~lock`.
             if key::check(&name).is_err() {
                 continue;
             }

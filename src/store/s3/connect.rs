@@ -1,7 +1,8 @@
-//! The way to a service: where it is, whom to trust, and a client that goes there.
+//! Connects to a service: finds its address, decides which certificates to trust, and builds a client.
 //!
-//! Settings come first, then the environment, then the profile, as in other programs that use an AWS SDK.
-//! Invariant: what cannot work is an error here, that names the setting, before anything is sent.
+//! Owns the configuration of the SDK, and must not know what is stored. Settings have precedence over the
+//! environment, which has precedence over the profile, as in other programs that use an AWS SDK. Invariant: a
+//! configuration that cannot work fails here, before anything is sent, with an error that names the setting.
 
 use std::fmt;
 use std::path::Path;
@@ -18,11 +19,11 @@ use aws_types::service_config::{LoadServiceConfig, ServiceConfigKey};
 use super::endpoint::{self, Endpoint};
 use super::{S3Options, Transport, trust};
 
-/// The region in which a bucket is made without naming one.
+/// The region of a bucket that is created without a location constraint.
 pub(super) const PLAIN_REGION: &str = "us-east-1";
 
-/// What the settings, the environment and the profile said when the store was opened. It stays as it is: a
-/// profile that changes later can bring other credentials, but never another service.
+/// The settings, environment and profile as they were when the store was opened. They stay fixed: a later
+/// change of the profile can bring new credentials, but never another service.
 pub(super) struct Connection {
     options: S3Options,
     http: SharedHttpClient,
@@ -33,11 +34,11 @@ pub(super) struct Connection {
 /// The service, as errors name it.
 #[derive(Clone, Debug)]
 pub(super) struct Service {
-    /// URL, or what there is in its place.
+    /// The URL, or a description such as `Amazon S3 in the region …`.
     pub(super) name: String,
-    /// What decides where it is.
+    /// The setting that determines where the service is.
     pub(super) setting: &'static str,
-    /// Whether the bucket is part of the host's name, below an endpoint that was configured.
+    /// Whether the bucket is part of the host name, below a configured endpoint.
     pub(super) bucket_in_host: bool,
 }
 
@@ -49,10 +50,10 @@ impl fmt::Display for Service {
 }
 
 impl Connection {
-    /// Reads what there is to know. Sends nothing, but where the region must be asked of the machine's
-    /// metadata service.
+    /// Reads the configuration. Sends nothing, except that the SDK may ask the metadata service of the
+    /// machine for the region.
     pub(super) async fn of(options: &S3Options) -> Result<Self, String> {
-        // The region is none that matters: without one, the SDK would look for it.
+        // This region is not used. It only stops the SDK from looking for one.
         let known = aws_config::defaults(version()).region(Region::from_static(PLAIN_REGION));
         let known = known.no_credentials().load().await;
         let known = known.service_config();
@@ -73,7 +74,7 @@ impl Connection {
                 ));
             }
             (Some(region), _) => region,
-            // Servers other than Amazon's mostly take any, this one by custom.
+            // Servers other than Amazon's accept almost any region, and by convention this one.
             (None, Some(_)) => Region::from_static(PLAIN_REGION),
             (None, None) => {
                 return Err(
@@ -86,7 +87,7 @@ impl Connection {
         Ok(Self { options: options.clone(), http, endpoint, region })
     }
 
-    /// A client that is sent there.
+    /// Creates a client for the service.
     pub(super) async fn client(&self, transport: &Transport) -> Client {
         let mut loader = loader(&self.options, &self.http).region(self.region.clone());
         if let Some(endpoint) = &self.endpoint {
@@ -102,7 +103,7 @@ impl Connection {
         Client::from_conf(config.build())
     }
 
-    /// The SDK's chain of credentials, which has read nothing yet.
+    /// Creates the SDK's chain of credentials, which has not read anything yet.
     pub(super) async fn credentials(&self) -> Option<SharedCredentialsProvider> {
         let shared = loader(&self.options, &self.http).region(self.region.clone()).load().await;
         shared.credentials_provider()
@@ -122,7 +123,7 @@ impl Connection {
     }
 }
 
-/// Whether it can be a part of Amazon's host names.
+/// Returns whether the region can be part of a host name of Amazon.
 fn is_label(region: &str) -> bool {
     region.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
@@ -136,21 +137,21 @@ fn loader(options: &S3Options, http: &SharedHttpClient) -> ConfigLoader {
         .http_client(http.clone())
         .retry_config(RetryConfig::disabled())
         .timeout_config(TimeoutConfig::builder().connect_timeout(options.connect_timeout).build())
-        // The second line for downloads, which the store watches too.
+        // A second safeguard for downloads. The store watches their progress itself.
         .stalled_stream_protection(
             StalledStreamProtectionConfig::enabled().grace_period(options.stall_timeout * 2).build(),
         )
         .app_name(AppName::new("cairn").expect("a plain word is a valid name"))
 }
 
-/// What a variable, or else a key of the profile, says for S3.
+/// Returns the value of an environment variable, or else of a profile key, for the service S3.
 fn configured(known: &dyn LoadServiceConfig, variable: &str, key: &str) -> Option<String> {
     let key = ServiceConfigKey::builder().service_id("S3").env(variable).profile(key).build();
     known.load_config(key.expect("all of a key is given")).filter(|value| !value.is_empty())
 }
 
-/// The endpoint that is configured, if one is. The SDK ignores one that is malformed, or retries it; we say
-/// so.
+/// Returns the configured endpoint, if there is one. The SDK ignores or retries a malformed endpoint; this
+/// returns an error instead.
 fn endpoint_of(
     options: &S3Options,
     known: Option<&dyn LoadServiceConfig>,

@@ -1,10 +1,10 @@
-//! Credentials that rotate: the SDK's chain is built anew when the store refuses what the old one gave, and
-//! when told.
+//! Rotating credentials: rebuilds the SDK's chain of credentials when the store refuses the current ones, and
+//! on request.
 //!
-//! The chain remembers for ever what it read of a profile, so asking it again would give the same.
-//! Invariants: requests in flight keep the client that they began with; new credentials take the place of
-//! those in use only once they were resolved; refusals, however many, have the chain built at most once in
-//! [`INTERVAL`].
+//! Owns the current client, and must not know what requests are for. The chain caches what it read of a
+//! profile for ever, so asking the same chain again would return the same credentials. Invariants: a request
+//! in flight keeps the client with which it started. New credentials replace the current ones only after they
+//! were resolved. Refusals rebuild the chain at most once per [`INTERVAL`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,23 +21,23 @@ use tokio::time::Instant;
 use super::connect::Connection;
 use super::failure::chain;
 
-/// Least time between two chains that refusals bring about.
+/// Minimum time between two rebuilds that refusals cause.
 pub(super) const INTERVAL: Duration = Duration::from_secs(10);
 
-/// The client in force, and how its credentials are resolved again.
+/// The current client, and how to resolve its credentials again.
 pub(super) struct Clients {
     current: ArcSwap<Client>,
-    /// `None` where the credentials were given.
+    /// `None` if the caller supplied the credentials.
     connection: Option<Connection>,
-    /// Time that the chain may take.
+    /// How long the chain may take to resolve credentials.
     patience: Duration,
-    /// Whether the store has ever taken the credentials. Before that a refusal is final: an operator looks
-    /// on.
+    /// Whether the store has ever accepted the credentials. Before that a refusal is final, because an
+    /// operator is watching.
     accepted: AtomicBool,
     pace: Pace,
-    /// Which access key was in force last, to say whether it changed.
+    /// The last access key, to log whether it changed.
     access_key: Mutex<Option<String>>,
-    /// One at a time.
+    /// Ensures that only one renewal runs at a time.
     renewal: tokio::sync::Mutex<()>,
 }
 
@@ -54,20 +54,20 @@ impl Clients {
         }
     }
 
-    /// The client in force.
+    /// Returns the current client.
     pub(super) fn current(&self) -> Guard<Arc<Client>> {
         self.current.load()
     }
 
-    /// The store took the credentials.
+    /// Notes that the store accepted the credentials.
     pub(super) fn accept(&self) {
         if !self.accepted.load(Ordering::Relaxed) {
             self.accepted.store(true, Ordering::Relaxed);
         }
     }
 
-    /// The store refused the credentials, or there are none: resolves them again, unless that was done just
-    /// now or is being done.
+    /// Resolves the credentials again, because the store refused them or there are none. Does nothing if that
+    /// is in progress or was done recently.
     pub(super) async fn refused(&self) {
         if self.connection.is_none() || !self.accepted.load(Ordering::Relaxed) {
             return;
@@ -78,7 +78,7 @@ impl Clients {
         }
     }
 
-    /// Resolves the credentials again, since somebody said so.
+    /// Resolves the credentials again on request, for example on SIGHUP.
     pub(super) async fn told(&self) {
         if self.connection.is_some() {
             let _alone = self.renewal.lock().await;
@@ -116,7 +116,7 @@ impl Clients {
     }
 }
 
-/// A chain with the credentials that it gave already, so that it is not asked twice for the first.
+/// A chain of credentials and the first credentials that it returned, so that it need not resolve them twice.
 #[derive(Debug)]
 struct Resolved {
     first: Mutex<Option<Credentials>>,
@@ -141,14 +141,14 @@ impl ProvideCredentials for Resolved {
     }
 }
 
-/// Says when the next renewal is due.
+/// Limits how often refusals renew the credentials.
 #[derive(Debug, Default)]
 struct Pace {
     last: Mutex<Option<Instant>>,
 }
 
 impl Pace {
-    /// Whether so much time passed that another may begin; if so, it begins now.
+    /// Returns whether a renewal is due. If it is, it counts as started now.
     fn is_due(&self) -> bool {
         let mut last = self.last.lock();
         let now = Instant::now();
@@ -159,7 +159,7 @@ impl Pace {
         due
     }
 
-    /// One begins now.
+    /// Notes that a renewal starts now.
     fn note(&self) {
         *self.last.lock() = Some(Instant::now());
     }

@@ -1,25 +1,25 @@
-//! The URL of an S3 service that is not Amazon's, as a person wrote it.
+//! The URL of an S3 service other than Amazon's, as a person wrote it.
 //!
-//! Invariant: what [`parse`] gives is a URL under which the SDK finds the bucket, with the path where there
-//! is one.
+//! Owns the syntax of these URLs, and must not connect. Invariant: with the URL that [`parse`] returns, the
+//! SDK finds the bucket, also if the URL has a path.
 
 use std::fmt;
 
 use url::Url;
 
-/// An endpoint that was configured.
+/// A configured endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Endpoint {
-    /// As the SDK takes it.
+    /// The URL, in the form that the SDK expects.
     pub(super) url: String,
-    /// The setting or variable that has it.
+    /// The setting or variable that contains it.
     pub(super) setting: &'static str,
 }
 
-/// Why a text is no endpoint.
+/// Why a text is not an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct EndpointError {
-    /// What was written, without what may be a secret.
+    /// The text, without the part that may be a secret.
     shown: String,
     fault: Fault,
 }
@@ -49,11 +49,11 @@ impl fmt::Display for EndpointError {
     }
 }
 
-/// The endpoint as the SDK takes it: without a `/` at its end if it has no path, else with one, since the
-/// bucket is appended to it as it stands.
+/// Parses an endpoint into the form that the SDK expects. Without a path, the result has no trailing `/`.
+/// With a path it has one, because the SDK appends the bucket to the path as it is.
 pub fn parse(text: &str) -> Result<String, EndpointError> {
     let text = text.trim();
-    // What stands before an @ may be a secret.
+    // The text before an `@` may contain a secret.
     let shown = text.rsplit_once('@').map_or(text, |(_, shown)| shown);
     let fail = |fault| Err(EndpointError { shown: shown.to_owned(), fault });
     match text.split_once("://") {

@@ -1,7 +1,8 @@
-//! What an S3 error means for the caller: the one place where statuses and codes are judged.
+//! What an error of S3 means for the caller.
 //!
-//! Invariant: only an answer that came whole and names its cause is definite. A bare 404 may be a proxy's
-//! word and not the store's, so it is never [`Error::NotFound`], which callers take for the end of a log.
+//! Owns the interpretation of statuses and error codes: no other file does that. It must not retry.
+//! Invariant: only a complete answer that states its cause is definite. A bare 404 may come from a proxy and
+//! not from the store. It is therefore never [`Error::NotFound`], which callers take for the end of a log.
 
 use std::time::Duration;
 
@@ -12,23 +13,23 @@ use super::super::{Condition, Error};
 use super::connect::Service;
 use super::unreached::{told, unreached};
 
-/// What was asked, as far as it matters to the meaning of an error.
+/// The kind of request, as far as it affects the meaning of an error.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Asked<'a> {
-    /// An object, or so many bytes of it.
+    /// A GET of the whole object, or of this many bytes.
     Get(Option<u64>),
     /// A PUT under this condition.
     Put(&'a Condition),
-    /// Objects to be gone.
+    /// A DELETE of objects.
     Delete,
-    /// Keys.
+    /// A LIST of keys.
     List,
-    /// The bucket itself: whether it is there, or to make it.
+    /// A request about the bucket itself: whether it exists, or to create it.
     Bucket,
 }
 
 impl Asked<'_> {
-    /// The permission that it takes.
+    /// Returns the permissions that the request requires.
     fn permission(self) -> &'static str {
         match self {
             Self::Get(_) => {
@@ -43,17 +44,17 @@ impl Asked<'_> {
     }
 }
 
-/// What a store said was wrong.
+/// An error response of a store.
 #[derive(Debug)]
 struct Answer<'a> {
     status: u16,
     code: &'a str,
     message: String,
-    /// Where the bucket is, if that was said.
+    /// The region of the bucket, if the response contains it.
     region: Option<&'a str>,
 }
 
-/// The error of a request to this service that the SDK gave up.
+/// Converts an error of the SDK.
 pub(super) fn failure<E>(
     key: &str,
     asked: Asked<'_>,
@@ -65,7 +66,7 @@ where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {
     let status = error.raw_response().map(|response| response.status().as_u16());
-    // An answer that broke off is none, whatever its first line says.
+    // A response that broke off does not count, whatever its status line says.
     let is_whole = !matches!(error, SdkError::ResponseError(_));
     if let Some(status) = status.filter(|_| is_whole) {
         let code = error.code().unwrap_or("");
@@ -83,7 +84,7 @@ where
             Some(error) if lacks_credentials(error) => {
                 Error::Denied { key, source: cause(format!("{}{CREDENTIALS}", told(error))) }
             }
-            // Only a connection has a time of its own: nothing was sent.
+            // Only connecting has a timeout of its own, so nothing was sent.
             Some(_) if failure.is_timeout() => {
                 let setting = "store.connect_timeout";
                 let why = format!("cannot connect to {service} within {waited:.1?} ({setting})");
@@ -92,7 +93,7 @@ where
             Some(error) => unreached(&key, error, service),
             None => Error::Transient { key, source: cause(chain(error)) },
         },
-        // Nothing was sent: the configuration is wrong (no region, a malformed endpoint).
+        // Nothing was sent: the configuration is wrong (no region, or a malformed endpoint).
         SdkError::ConstructionFailure(_) => {
             Error::Rejected { key, source: cause(format!("{}; check {}", chain(error), service.setting)) }
         }
@@ -100,21 +101,20 @@ where
     }
 }
 
-/// Whether other credentials may be taken where these were not. A clock that is wrong would make them wrong
-/// too.
+/// Returns whether other credentials might be accepted. A wrong clock would invalidate them too.
 pub(super) fn is_for_credentials(error: &Error, code: Option<&str>) -> bool {
     matches!(error, Error::Denied { .. }) && code != Some(SKEWED)
 }
 
-/// Said where credentials are missing or wrong.
+/// Added to errors about missing or wrong credentials.
 const CREDENTIALS: &str = "; the AWS SDK takes the credentials from AWS_ACCESS_KEY_ID, a profile \
      (AWS_PROFILE), a web identity, or the role of a container or an instance";
-/// The code of a request whose time is too far from the store's.
+/// Error code of a request whose timestamp differs too much from the clock of the store.
 const SKEWED: &str = "RequestTimeTooSkewed";
-/// Where S3 says in which region a bucket is.
+/// Header in which S3 reports the region of a bucket.
 const REGION_HEADER: &str = "x-amz-bucket-region";
 
-/// An error and its causes, in one line.
+/// Formats an error and its causes in one line.
 pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     let mut said: Vec<String> = causes.map(|error| error.to_string().replace(['\n', '\r'], " ")).collect();
@@ -122,12 +122,12 @@ pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     said.join(": ")
 }
 
-/// No answer in time.
+/// Creates the error of a request that got no answer in time.
 pub(super) fn timeout(key: &str, waited: Duration) -> Error {
     Error::Timeout { key: key.to_owned(), after_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX) }
 }
 
-/// The error of one key in the answer to DeleteObjects, or `None` if the object is gone.
+/// Converts the error of one key in the response to DeleteObjects. `None` if the object does not exist.
 pub(super) fn delete_failure(key: &str, code: &str, message: &str) -> Option<Error> {
     let status = match code {
         "NoSuchKey" => return None,
@@ -138,7 +138,8 @@ pub(super) fn delete_failure(key: &str, code: &str, message: &str) -> Option<Err
     Some(judge(key, Asked::Delete, &Answer { status, code, message: message.to_owned(), region: None }))
 }
 
-/// The SDK says so only by the type of a cause, which it does not export.
+/// Returns whether no credentials were found. The SDK indicates that only by the type of a cause, which it
+/// does not export.
 fn lacks_credentials(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -172,7 +173,7 @@ fn judge(key: &str, asked: Asked<'_>, answer: &Answer<'_>) -> Error {
         }
         (416, _, Asked::Get(Some(wanted))) => Error::Truncated { key, wanted, got: 0 },
         (429 | 503, _, _) => Error::Throttled { key, source: source("") },
-        // 409 is a conditional PUT that met another: it took no effect, and may now.
+        // 409 means that a conditional PUT collided with another one. It had no effect, and may succeed now.
         (408 | 409, _, _) | (_, "RequestTimeout", _) => Error::Transient { key, source: source("") },
         (501, _, _) => Error::Rejected {
             key,
@@ -187,7 +188,7 @@ fn judge(key: &str, asked: Asked<'_>, answer: &Answer<'_>) -> Error {
     }
 }
 
-/// What to look at where access is denied.
+/// Says what to check if access is denied.
 fn denied(code: &str, asked: Asked<'_>) -> String {
     let permission = asked.permission();
     match code {
@@ -198,7 +199,7 @@ fn denied(code: &str, asked: Asked<'_>) -> String {
     }
 }
 
-/// What to set where the bucket is in another region.
+/// Says what to set if the bucket is in another region.
 fn elsewhere(answer: &Answer<'_>) -> String {
     let region = answer.region.map_or_else(String::new, |region| format!(" to {region}"));
     format!("; the bucket is in another region: set store.region (AWS_REGION){region}")

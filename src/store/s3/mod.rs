@@ -1,8 +1,9 @@
-//! A store in an S3 bucket, through the AWS SDK with its retries off.
+//! A store in an S3 bucket. It uses the AWS SDK with its retries disabled.
 //!
-//! Knows nothing of what is stored. Bodies are held whole in memory, both ways, and the length of what
-//! arrives is checked. `connect` finds the service, `credentials` change while it is used, `failure`
-//! says what an error means. Invariant: an answer is given only for what the store said in full.
+//! Owns the requests to the bucket, and must not know what is stored. Bodies are held whole in memory, and
+//! the length of a received body is checked. `connect` finds the service, `credentials` replaces credentials
+//! at run time, and `failure` interprets errors. Invariant: a result is returned only if the store sent it
+//! completely.
 
 mod connect;
 mod credentials;
@@ -36,27 +37,28 @@ use connect::{Connection, PLAIN_REGION, Service};
 use credentials::Clients;
 use failure::{Asked, delete_failure, failure, is_for_credentials, timeout};
 
-/// How to reach the bucket. What is `None` comes from the SDK's standard chain (environment, profile,
+/// How to reach the bucket. A `None` leaves the choice to the SDK's standard chain (environment, profile,
 /// instance).
 #[derive(Clone, Debug)]
 pub struct S3Options {
-    /// URL of the service.
+    /// URL of the service. See [`endpoint::parse`].
     pub endpoint: Option<String>,
-    /// Region.
+    /// Region of the bucket.
     pub region: Option<String>,
-    /// Credentials.
+    /// Credentials to use. They are never renewed.
     pub credentials: Option<Credentials>,
-    /// Name the bucket in the path and not in the host's name, as MinIO needs it.
+    /// Put the bucket name in the path instead of the host name. MinIO needs this.
     pub path_style: bool,
-    /// Make the bucket where it is absent.
+    /// Create the bucket if it does not exist.
     pub create_bucket: bool,
-    /// Time to connect.
+    /// Time limit for establishing a connection.
     pub connect_timeout: Duration,
-    /// Time for one attempt, without that for its body.
+    /// Time limit for one attempt, not counting the transfer of its body.
     pub request_timeout: Duration,
-    /// Slowest rate at which a body may move: what an attempt's time grows with.
+    /// Lowest acceptable transfer rate of a body, in bytes per second. The time limit of an attempt grows
+    /// with the size of its body at this rate.
     pub minimum_bytes_per_second: u64,
-    /// Time for which a body may stand still.
+    /// How long the transfer of a body may stall.
     pub stall_timeout: Duration,
 }
 
@@ -99,9 +101,9 @@ impl fmt::Debug for S3Store {
     }
 }
 
-/// Notes whether requests go over TLS, which then protects a body in the place of its SHA-256 in the
-/// signature (most of the cost of a PUT). The endpoint may come from many places, so it is read off the
-/// requests; the first is signed.
+/// Notes whether requests use TLS. TLS then protects the body, in place of a SHA-256 in the signature, which
+/// is most of the cost of a PUT. The endpoint can come from many sources, so this looks at the requests
+/// themselves; the body of the first request is signed.
 #[derive(Clone, Debug, Default)]
 struct Transport {
     tls: Arc<AtomicBool>,
@@ -134,18 +136,18 @@ impl Intercept for Transport {
 }
 
 impl S3Store {
-    /// Prepares requests to `bucket`, whose keys all begin with `prefix` and a `/`, unless it is empty. Sends
-    /// none, but to make the bucket where that is asked for.
+    /// Prepares requests to `bucket`. All keys begin with `prefix` and a `/`, unless the prefix is empty.
+    /// Sends no request, except to create the bucket if the options say so.
     ///
     /// # Errors
-    /// Of a configuration that cannot work, and of making the bucket.
+    /// If the configuration cannot work, or if the bucket cannot be created.
     pub async fn open(bucket: &str, prefix: &str, options: S3Options) -> Result<Self, Error> {
         let transport = Transport::default();
         let rejected = |why| Error::Rejected { key: format!("s3://{bucket}"), source: cause(why) };
         let connection = Box::pin(Connection::of(&options)).await.map_err(rejected)?;
         let client = Box::pin(connection.client(&transport)).await;
         let service = connection.service();
-        // What was given cannot be resolved again.
+        // Credentials that the caller supplied cannot be resolved again.
         let connection = options.credentials.is_none().then_some(connection);
         let clients = Clients::new(client, connection, options.request_timeout);
         let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
@@ -156,32 +158,32 @@ impl S3Store {
         Ok(store)
     }
 
-    /// The service: its URL, or which of Amazon's it is.
+    /// Returns the service: its URL, or the region of Amazon S3.
     #[must_use]
     pub fn service(&self) -> &str {
         &self.service.name
     }
 
-    /// The same with the setting that decides it, as errors name it.
+    /// Returns the service and the setting that determines it, as errors show them.
     #[must_use]
     pub fn service_and_setting(&self) -> String {
         self.service.to_string()
     }
 
-    /// Resolves the credentials again, as an operator may ask after replacing them. Those that were given to
-    /// [`S3Store::open`] stay. Where none resolve, those in use do.
+    /// Resolves the credentials again, for example because an operator has replaced them. Credentials that
+    /// were passed to [`S3Store::open`] stay, and so do the current ones if no new ones can be resolved.
     pub async fn renew_credentials(&self) {
         Box::pin(self.clients.told()).await;
     }
 
-    /// The client with the credentials in force; a request keeps the one that it began with.
+    /// Returns the client with the current credentials. A request keeps the client with which it started.
     fn client(&self) -> Arc<Client> {
         Arc::clone(&self.clients.current())
     }
 
     async fn create_bucket(&self) -> Result<(), Error> {
         let name = format!("s3://{}", self.bucket);
-        // Asked first, since whoever may use a bucket need not be allowed to make one.
+        // Check first, because whoever may use a bucket may not be allowed to create one.
         let head = self.client().head_bucket().bucket(&self.bucket).send();
         let missing = self.within(&name, Asked::Bucket, 0, head).await;
         if !matches!(&missing, Err(Failed { status: Some(404), .. })) {
@@ -210,13 +212,13 @@ impl S3Store {
         format!("{}{key}", self.prefix)
     }
 
-    /// The time that an attempt with a body of so many bytes may take.
+    /// Returns how long an attempt with a body of this many bytes may take.
     fn patience(&self, body_bytes: u64) -> Duration {
         let moving = body_bytes / self.options.minimum_bytes_per_second.max(1);
         self.options.request_timeout.saturating_add(Duration::from_secs(moving))
     }
 
-    /// Waits for the answer to a request, no longer than its body's size allows.
+    /// Waits for the response to a request, within the time limit for the size of its body.
     async fn within<T, E>(
         &self,
         key: &str,
@@ -229,7 +231,7 @@ impl S3Store {
     {
         let begun = Instant::now();
         let patience = self.patience(body_bytes);
-        // The futures of the SDK are large.
+        // The futures of the SDK are large, so they are boxed.
         match tokio::time::timeout(patience, Box::pin(request)).await {
             Err(_) => Err(Failed { status: None, code: None, error: timeout(key, patience) }),
             Ok(Ok(answer)) => {
@@ -247,11 +249,11 @@ impl S3Store {
         }
     }
 
-    /// Has other credentials resolved where these were refused; whoever repeats the request then sends it
-    /// with them.
+    /// Renews the credentials if the error is a refusal of the current ones. A retry of the request then uses
+    /// the new ones.
     async fn noted(&self, error: Error, code: Option<&str>) -> Error {
         if is_for_credentials(&error, code) {
-            // The futures of the SDK are large.
+            // The futures of the SDK are large, so they are boxed.
             Box::pin(self.clients.refused()).await;
         }
         error
@@ -280,7 +282,7 @@ impl S3Store {
                     tracing::debug!(key, %error, "the body ended early");
                     return Err(truncated(collected.len()));
                 }
-                // All of it came, and its checksum is wrong.
+                // All bytes have arrived, but the checksum is wrong.
                 Err(error) => return Err(Error::Transient { key: key.to_owned(), source: Arc::new(error) }),
             }
         }
@@ -310,15 +312,14 @@ impl S3Store {
         Ok(())
     }
 
-    /// One page of raw keys, which may hold some that are no keys of ours, and whether more follow.
-    /// Whether the bucket is one of S3 Express One Zone. Those list in no order, cannot begin behind a key,
-    /// and take no prefix but one that ends in `/`.
+    /// Returns whether the bucket is a directory bucket (S3 Express One Zone). Such a bucket lists keys in no
+    /// order, cannot start after a key, and only accepts prefixes that end in `/`.
     fn is_directory_bucket(&self) -> bool {
         self.bucket.ends_with("--x-s3")
     }
 }
 
-/// A failed request, with what some callers look at themselves.
+/// A failed request, with the status and error code that some callers examine.
 struct Failed {
     status: Option<u16>,
     code: Option<String>,
@@ -331,7 +332,7 @@ impl Failed {
     }
 }
 
-/// The offset that `Content-Range: bytes <first>-<last>/<size>` begins with.
+/// Returns the first offset of a header `Content-Range: bytes <first>-<last>/<size>`.
 fn range_start(header: &str) -> Option<u64> {
     header.strip_prefix("bytes ")?.split_once('-')?.0.parse().ok()
 }
@@ -422,7 +423,7 @@ impl Store for S3Store {
             let full = object.key().ok_or_else(|| malformed("the listing has an entry without a key"))?;
             let size = object.size().and_then(|size| u64::try_from(size).ok());
             let size_bytes = size.ok_or_else(|| malformed("the listing has an entry without a size"))?;
-            // What others put into the bucket is not ours to see.
+            // Objects that others put into the bucket under names that are not keys are skipped.
             if let Some(key) = full.strip_prefix(&self.prefix)
                 && key.starts_with(prefix)
                 && key::check(key).is_ok()

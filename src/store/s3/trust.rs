@@ -1,9 +1,11 @@
-//! Which authorities may have signed the certificate of the service, and the HTTP client that trusts them.
+//! Decides which authorities may sign the certificate of the service, and builds the HTTP client that trusts
+//! them.
 //!
-//! As in other programs that use an AWS SDK, `AWS_CA_BUNDLE` (or `ca_bundle` of the profile) names a file
-//! that takes the place of the system's authorities. Without it `SSL_CERT_FILE` and `SSL_CERT_DIR` do, and
-//! without these the system's own are trusted. Invariant: the SDK is given only certificates that it can
-//! read, since it panics on others.
+//! Owns the trusted certificates, and must not know where the service is. As in other programs that use an
+//! AWS SDK, the file in `AWS_CA_BUNDLE` (or `ca_bundle` of the profile) replaces the authorities of the
+//! system. Without it, `SSL_CERT_FILE` and `SSL_CERT_DIR` replace them. Without these, the system's own
+//! authorities are trusted. Invariant: the SDK only gets certificates that can be parsed, because it panics
+//! on others.
 
 use std::path::Path;
 
@@ -19,7 +21,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
 const END: &str = "-----END CERTIFICATE-----";
 
-/// The authorities of a file of certificates in PEM.
+/// Reads the authorities from a file of PEM certificates.
 pub(super) fn bundle(path: &Path) -> Result<TrustStore, String> {
     let failed =
         |why: String| format!("AWS_CA_BUNDLE (or ca_bundle of the profile), {}: {why}", path.display());
@@ -45,7 +47,7 @@ pub(super) fn bundle(path: &Path) -> Result<TrustStore, String> {
     Ok(trusted)
 }
 
-/// Each certificate of a PEM file, with its first and last line.
+/// Returns each certificate of a PEM file, including its first and last line.
 fn certificates(text: &str) -> impl Iterator<Item = &str> {
     text.match_indices(BEGIN).filter_map(|(begin, _)| {
         let certificate = &text[begin..];
@@ -53,8 +55,8 @@ fn certificates(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// A client that trusts these authorities, else those of the system. It goes through the proxies that the
-/// environment names (`HTTPS_PROXY`, `NO_PROXY`), as the SDK's own does.
+/// Creates a client that trusts these authorities, or else those of the system. Like the SDK's own client, it
+/// uses the proxies of the environment (`HTTPS_PROXY`, `NO_PROXY`).
 pub(super) fn http_client(trusted: Option<TrustStore>) -> Result<SharedHttpClient, String> {
     let context = TlsContext::builder().with_trust_store(trusted.unwrap_or_default()).build();
     let context = context.map_err(|error| error.to_string())?;

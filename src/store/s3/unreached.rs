@@ -1,8 +1,9 @@
-//! Why a request got no answer, and whether waiting can help.
+//! Decides why a request got no response, and whether waiting can help.
 //!
-//! Names that do not exist, certificates that are not trusted and servers that do not speak TLS stay so until
-//! somebody changes a setting; everything else may pass. Invariant: only what failed before anything was sent
-//! is called hopeless.
+//! Owns the diagnosis and the advice in it, and must not know what a request is for. A host name that does
+//! not exist, an untrusted certificate and a server without TLS remain a problem until somebody changes a
+//! setting. Everything else may pass. Invariant: only a request that failed before anything was sent is
+//! reported as [`Error::Unreachable`].
 
 use std::error::Error as StdError;
 use std::io;
@@ -14,8 +15,8 @@ use super::super::Error;
 use super::super::error::cause;
 use super::connect::Service;
 
-/// What the C libraries say of a name that does not exist; of a name server that does not answer they say
-/// otherwise.
+/// What C libraries report if a host name does not exist. They report something else if the name server does
+/// not answer.
 const NO_SUCH_NAME: [&str; 4] = [
     "Name or service not known",
     "No address associated with hostname",
@@ -26,9 +27,9 @@ const NO_SUCH_NAME: [&str; 4] = [
 /// When a request failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// There was no connection yet, so that nothing was sent.
+    /// Before a connection was established, so nothing was sent.
     Connecting,
-    /// It may have been sent.
+    /// Later, so the request may have been sent.
     Later,
 }
 
@@ -41,7 +42,7 @@ impl Phase {
     }
 }
 
-/// The error of a request that was not answered.
+/// Converts the error of a request that got no response.
 pub(super) fn unreached(key: &str, error: &(dyn StdError + 'static), service: &Service) -> Error {
     judge(key, error, Phase::of(error), service)
 }
@@ -57,7 +58,7 @@ fn judge(key: &str, error: &(dyn StdError + 'static), phase: Phase, service: &Se
     }
 }
 
-/// What to change, where waiting does not help.
+/// Returns what to change, if waiting cannot help.
 fn remedy(error: &(dyn StdError + 'static), service: &Service) -> Option<String> {
     let setting = service.setting;
     let tls = causes(error).find_map(|cause| cause.downcast_ref::<rustls::Error>());
@@ -107,8 +108,8 @@ fn bucket_in_host(service: &Service) -> &'static str {
     }
 }
 
-/// An error and its causes. That of an I/O error which wraps another is the one that it wraps, which `source`
-/// skips.
+/// Returns an error and its causes. For an I/O error that wraps another error, the next cause is the wrapped
+/// error, which `source` skips.
 fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
     std::iter::successors(Some(error), |&error| {
         let io = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
@@ -116,7 +117,7 @@ fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (
     })
 }
 
-/// The causes in one line, each said once, without those that only say in which layer it happened.
+/// Formats the causes in one line. Each text appears once, and texts that only name a layer are omitted.
 pub(super) fn told(error: &(dyn StdError + 'static)) -> String {
     let layers =
         ["dispatch failure", "io error", "other", "user error", "client error", "TLS handshake failed"];
@@ -144,7 +145,7 @@ mod tests {
     }
 
     fn tls(fault: CertificateError) -> io::Error {
-        // As tokio-rustls and hyper-rustls wrap it.
+        // Wrapped in the same way as tokio-rustls and hyper-rustls do it.
         io::Error::other(io::Error::new(io::ErrorKind::InvalidData, rustls::Error::InvalidCertificate(fault)))
     }
 
@@ -177,7 +178,7 @@ mod tests {
         );
         let judged = judge("k", &plain, Phase::Connecting, &service(false));
         assert!(judged.to_string().contains("begin with http://"), "{judged}");
-        // A record that was damaged on its way says nothing of what it answered.
+        // A record that was damaged in transit says nothing about the kind of server.
         let judged = judge("k", &plain, Phase::Later, &service(false));
         assert!(matches!(judged, Error::Transient { .. }) && judged.effect_unknown(), "{judged}");
         for error in [lookup("Name or service not known"), tls(CertificateError::NotValidForName)] {
