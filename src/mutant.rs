@@ -1,13 +1,14 @@
-//! Mutants: deliberate faults that show whether the tests find such faults.
+//! Mutants: deliberate faults that show whether the tests would find such a fault.
 //!
-//! Owns the list of mutants and the choice of one, and must not know what they break. Only a build with the
-//! feature `mutants` contains them. A test chooses a mutant for its thread, and the variable `MUTANT` chooses
-//! one for a whole program. In every other build, [`is`] is the constant `false`, so the compiler removes the
-//! code behind it. A mutant changes the behaviour of Cairn in one place, and no check knows about it.
-//! Invariant: at most one mutant is active in a thread. tests/README.md says what each one breaks and how
-//! soon the tests find it.
+//! Owns the list of mutants and the choice of the active one. A build with the feature `mutants` commits at
+//! most one fault: the one that a test chose for its thread, or that the variable `MUTANT` chose for the
+//! whole program. In every other build [`is`] is the constant `false`, and the compiler removes the code that
+//! depends on it.
+//!
+//! Invariant: a mutant changes what Cairn does at one place, and no code that checks results knows about
+//! mutants. tests/README.md lists what each mutant breaks and how soon the tests find it.
 
-/// Declares the mutants and the names by which they are chosen.
+/// Declares the mutants together with the names that select them.
 macro_rules! mutants {
     ($($(#[$doc:meta])+ $mutant:ident = $name:literal,)+) => {
         /// A deliberate fault.
@@ -17,10 +18,10 @@ macro_rules! mutants {
         }
 
         impl Mutant {
-            /// All mutants.
+            /// All mutants, in the order of their declaration.
             pub const ALL: &[Self] = &[$(Self::$mutant,)+];
 
-            /// Returns the name by which the mutant is chosen.
+            /// The name that selects this mutant in `MUTANT` and in the test suites.
             #[must_use]
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$mutant => $name,)+ }
@@ -34,154 +35,153 @@ mutants! {
     FlushAnsweredEarly = "flush-answered-early",
     /// A FLUSH of several commits is answered when the first of them is durable.
     FlushAnsweredByFirst = "flush-answered-by-first",
-    /// A commit is answered when it is durable, even if earlier commits are not.
+    /// A commit is answered when it is durable, whether or not those before it are.
     AnsweredOutOfOrder = "answered-out-of-order",
-    /// Data is dropped after a FLUSH of it has failed.
+    /// Data counts as clean once a FLUSH of it has failed.
     CleanAfterFailure = "clean-after-failure",
-    /// A wait that ends because the volume has stopped counts as success.
+    /// A wait that ends because the volume stopped returns success.
     StopIsSuccess = "stop-is-success",
     /// Closing releases the lease without committing.
     ClosedUncommitted = "closed-uncommitted",
-    /// A slot that another writer's record occupies is treated as our own.
+    /// A slot that holds another gateway's record is treated as if it held ours.
     TakenSlotIgnored = "taken-slot-ignored",
-    /// A record without an answer is rebuilt with other content for the same slot.
+    /// A record whose PUT was not answered is built again, with other content, for the same slot.
     SlotRecut = "slot-recut",
     /// A record is sent before the chunk objects that it references are durable.
     RecordBeforeChunks = "record-before-chunks",
-    /// A record lists the chunks before the zeros that lie below them.
+    /// A record lists the chunks before the zeros that belong below them.
     ZerosAfterChunks = "zeros-after-chunks",
     /// A read searches the commits in flight from the oldest to the newest.
     OldestCommitFirst = "oldest-commit-first",
-    /// A TRIM skips the partial sectors at its ends.
+    /// A TRIM ignores the partial sectors at its two ends.
     TrimEdgeDropped = "trim-edge-dropped",
-    /// A TRIM does not remove the dirty blocks above it.
+    /// A TRIM leaves the dirty blocks of its range in place, where they hide it.
     TrimLeavesBlocks = "trim-leaves-blocks",
-    /// A commit may be split between the two halves of a change.
+    /// A commit may contain only half of a change.
     ChangeTorn = "change-torn",
-    /// A sector that was read for a partial write is used even if it has changed since.
+    /// A partial write uses the sector that it read even if the sector has changed since.
     StaleSector = "stale-sector",
-    /// Replay does not compare a record with the checksum of the previous record.
+    /// Replay does not compare a record with the checksum of the record before it.
     PreviousUnchecked = "previous-unchecked",
-    /// Replay continues after a free slot.
+    /// Replay continues past an empty slot.
     GapIgnored = "gap-ignored",
-    /// Replay continues after a seal.
+    /// Replay continues past a seal.
     SealPassed = "seal-passed",
-    /// Replay only reads the log of the checkpoint.
+    /// Replay reads only the log that contains the checkpoint.
     OneLogReplayed = "one-log-replayed",
-    /// An opener does not seal the logs before its own log.
+    /// An opener does not seal the logs before its own.
     LogUnsealed = "log-unsealed",
-    /// An opener does not notice that the volume is deleted during replay.
+    /// An opener does not notice that the volume is deleted while it replays.
     DeletionUnnoticed = "deletion-unnoticed",
     /// An opener serves without an opening record.
     OpeningUnproved = "opening-unproved",
-    /// An opener whose bid failed bids again for the newer head, but with the older checkpoint.
+    /// An opener whose bid for the epoch failed bids again on the newer head, but with the older checkpoint.
     StaleCheckpoint = "stale-checkpoint",
-    /// The head is replaced regardless of its current version.
+    /// The head is replaced unconditionally.
     HeadUnconditional = "head-unconditional",
     /// The head references a root that is not durable yet.
     HeadBeforeRoot = "head-before-root",
-    /// A sweep continues without a root, even the current one, if the store reports once that it does not
-    /// exist.
+    /// A sweep continues without a root, even the current one, if the store once reports it missing.
     RootSkipped = "root-skipped",
     /// A single answer that an object does not exist is trusted.
     AbsenceBelieved = "absence-believed",
     /// A listing ends at its first empty page.
     EmptyPageEnds = "empty-page-ends",
-    /// Fewer names are used than objects are created.
+    /// An object name is used for more than one object.
     NameReused = "name-reused",
     /// A fold includes data that is newer than its checkpoint.
     FoldsNewer = "folds-newer",
     /// A fold loses the last of several changes to a page.
     FoldEdgeLost = "fold-edge-lost",
-    /// A fold treats a map page that a TRIM or zeroing covers in part as one that it covers whole.
+    /// A fold treats a map page that a TRIM or a zeroing covers in part as covered in full.
     ZeroReachesTooFar = "zero-reaches-too-far",
-    /// A fold treats a map page as all zeros although some of its chunks contain data.
+    /// A fold treats a map page as all zeros although some of its chunks have data.
     ZerosSwallowData = "zeros-swallow-data",
     /// A fold treats a lost map page as zeros.
     LostMapPageIsZeros = "lost-map-page-is-zeros",
-    /// After a fold, data that was committed meanwhile is dropped together with the folded data.
+    /// Changes committed during a fold are dropped together with the folded ones.
     NewerDropped = "newer-dropped",
     /// A page of an older chunk object is cached under the name of the newer one.
     OldPageCached = "old-page-cached",
-    /// The cache does not distinguish the objects of one chunk.
+    /// The cache does not distinguish the successive objects of a chunk.
     CachedByOffset = "cached-by-offset",
-    /// A failed fetch returns zeros, which stay in the cache.
+    /// A fetch that failed returns zeros, which stay in the cache.
     FailureIsZeros = "failure-is-zeros",
     /// A missing object reads as zeros.
     MissingIsZeros = "missing-is-zeros",
     /// Fetched pages are not verified.
     TagUnchecked = "tag-unchecked",
-    /// Data that arrives damaged three times counts as damaged at rest, even if no two reads are alike.
+    /// An object that arrives damaged three times counts as damaged at rest, even though no two reads agree.
     FlipsBelieved = "flips-believed",
-    /// A fold writes zeros where it could not read, without marking them as damaged.
+    /// A fold writes zeros where it could not read, and does not mark them as lost.
     DamageForgotten = "damage-forgotten",
-    /// A stopped volume still serves reads.
+    /// A volume that stopped still serves reads.
     ReadsAfterStop = "reads-after-stop",
-    /// Objects are deleted without waiting for the grace period.
+    /// Garbage is deleted without waiting for the grace period.
     GraceSkipped = "grace-skipped",
     /// The collector does not check that the epoch is still its own.
     DeletesUnasked = "deletes-unasked",
-    /// A fold that a takeover ended deletes the objects that it created.
+    /// A fold that a takeover ended deletes the objects that it made.
     CleansUpWhenFenced = "cleans-up-when-fenced",
-    /// Deleting a root also deletes what the next root shares with it.
+    /// Deleting a root also deletes the objects that it shares with the next one.
     SharedDeleted = "shared-deleted",
-    /// The sweep does not know which chunk objects the journal references.
+    /// The sweep ignores that the journal references chunk objects.
     JournalForgotten = "journal-forgotten",
     /// Seals are deleted together with the records before them.
     SealsDeleted = "seals-deleted",
-    /// The sweep treats the objects of its own epoch as orphans.
+    /// The sweep treats objects of its own epoch as orphans.
     OwnEpochSwept = "own-epoch-swept",
-    /// A stopped volume keeps its share of the dirty budget.
+    /// A volume that stops keeps its share of the dirty budget.
     BudgetKept = "budget-kept",
-    /// A retry treats a PUT without an answer as done.
+    /// The retry layer treats a PUT that was not answered as successful.
     TimeoutIsSuccess = "timeout-is-success",
-    /// If an object could not be created because it exists, it counts as another writer's, without being
-    /// read.
+    /// If an object could not be created because one exists, the existing one is assumed to be another's,
+    /// without reading it.
     OwnSuccessUnknown = "own-success-unknown",
-    /// The directory store does not sync the content of a new file.
+    /// The directory store does not sync the data that it writes to a file.
     FileUnsynced = "file-unsynced",
-    /// The directory store does not sync the directory that contains a new name.
+    /// The directory store does not sync a directory after it creates a name in it.
     DirectoryUnsynced = "directory-unsynced",
-    /// All dirty data becomes one record, however large.
+    /// All dirty data becomes one record, whatever its size.
     RecordUnbounded = "record-unbounded",
     /// A strict volume serves reads after its lease has expired.
     LeaseOutlived = "lease-outlived",
     /// A write does not wait for the dirty budget.
     DirtyUnbounded = "dirty-unbounded",
-    /// A write does not wait although the journal has reached its limit.
+    /// A write does not wait when the journal is at its limit.
     JournalUnbounded = "journal-unbounded",
     /// The number of concurrent requests of a class is not limited.
     RequestsUnbounded = "requests-unbounded",
     /// A requested checkpoint is not waited for.
     CheckpointUnawaited = "checkpoint-unawaited",
-    /// A refusal is an error after a few attempts, even when disks are in use.
+    /// A refusal by the store is an error after a few attempts, even when disks are in use.
     RefusalIsFinal = "refusal-is-final",
-    /// A volume that is handed over with unreferenced chunks is reported as swept.
+    /// A volume handed on with unreferenced chunks is reported as swept.
     SupersededUnreported = "superseded-unreported",
-    /// A deletion removes the name even if it refers to another volume.
+    /// A deletion frees the name even if it is bound to another volume.
     UnboundBlindly = "unbound-blindly",
-    /// A name is bound regardless of what exists under it.
+    /// A name is bound unconditionally, whatever it is bound to now.
     BoundUnconditionally = "bound-unconditionally",
     /// A deletion by id leaves a free name unchanged, so that a creator can still bind it.
     FreeNameKept = "free-name-kept",
-    /// A deletion trusts a single answer that the name to be freed does not exist.
+    /// A deletion trusts a single answer that the name it must free does not exist.
     NameDenied = "name-denied",
-    /// A deletion removes the identity, by which a volume is found, before everything else.
+    /// A deletion removes the identity first, although it is the object by which volumes are found.
     IdentityFirst = "identity-first",
-    /// A listing fails if one of its volumes cannot be looked up.
+    /// A listing fails if one of the volumes cannot be looked up.
     BrokenEndsListing = "broken-ends-listing",
     /// The server answers FLUSH without asking the export.
     FlushNotPassedOn = "flush-not-passed-on",
-    /// The server does not pass FUA to the export.
+    /// The server does not pass FUA on.
     FuaNotPassedOn = "fua-not-passed-on",
     /// The server answers a failed READ with zeros.
     FailedReadIsZeros = "failed-read-is-zeros",
-    /// The server swaps the recipients of two replies.
+    /// The server sends two replies to each other's requests.
     RepliesCrossed = "replies-crossed",
 }
 
 impl Mutant {
-    /// The mutants that only show when a machine loses power.
+    /// Mutants that only the loss of a machine (power failure) can reveal.
     pub const UNSYNCED: &[Self] = &[Self::FileUnsynced, Self::DirectoryUnsynced];
 }
 
@@ -192,20 +192,20 @@ mod choice {
 
     use super::Mutant;
 
-    /// The variable that chooses a mutant for all threads that have not chosen one themselves.
+    /// Environment variable with the name of the fault for every thread that did not choose one itself.
     const VARIABLE: &str = "MUTANT";
 
     thread_local! {
         static CHOSEN: Cell<Option<Mutant>> = const { Cell::new(None) };
     }
 
-    /// Activates a mutant in this thread, or none.
+    /// Sets the fault that this thread commits from now on; `None` for no fault.
     pub fn choose(mutant: Option<Mutant>) {
         CHOSEN.set(mutant);
     }
 
-    /// Returns the mutant that the environment chooses. An unknown name is a panic, because the test would
-    /// test nothing.
+    /// Returns the mutant that the environment variable selects. Panics on an unknown name, because a test
+    /// with it would test nothing.
     fn of_the_program() -> Option<Mutant> {
         static CHOSEN: OnceLock<Option<Mutant>> = OnceLock::new();
         *CHOSEN.get_or_init(|| {
@@ -215,7 +215,7 @@ mod choice {
         })
     }
 
-    /// Returns whether this mutant is active in this thread.
+    /// Whether this thread commits the fault `mutant`.
     #[must_use]
     pub fn is(mutant: Mutant) -> bool {
         CHOSEN.get().or_else(of_the_program) == Some(mutant)
@@ -225,7 +225,7 @@ mod choice {
 #[cfg(feature = "mutants")]
 pub use choice::{choose, is};
 
-/// Returns whether a mutant is active: never, in this build.
+/// Whether this thread commits a fault: always `false`, since this build has no mutants.
 #[cfg(not(feature = "mutants"))]
 #[inline]
 #[must_use]

@@ -1,4 +1,8 @@
-//! An open volume: what the layers above see.
+//! An open volume, the interface for the layers above.
+//!
+//! Owns the checks of ranges, the metrics of commands, and the order of closing. It does not know NBD:
+//! offsets, lengths and errors are the volume's own. Invariant: once closing has begun, no new change is
+//! accepted, so that everything answered before is in the last commit.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -32,24 +36,26 @@ pub struct Volume {
     created_at_seconds: u64,
 }
 
-/// Of the journal's bounds, the part that is left to a successor: an eighth.
+/// Divisor of the journal's limits: [`Volume::hand_on`] leaves at most an eighth of them for the successor to
+/// replay.
 const HANDED_ON: u64 = 8;
 
-/// Where a volume stands, for operators.
+/// Amounts of dirty and unfolded data of a volume, for operators.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {
-    /// Blocks of 4 KiB that are dirty and in no commit yet.
+    /// Dirty blocks of 4 KiB that are not in a commit yet.
     pub dirty_blocks: usize,
-    /// Commits on their way.
+    /// Commits that were cut and are not durable yet.
     pub commits_in_flight: usize,
-    /// Bytes of records that no checkpoint has.
+    /// Total size in bytes of the records after the last checkpoint.
     pub journal_bytes: u64,
-    /// Records that no checkpoint has.
+    /// Number of records after the last checkpoint.
     pub journal_records: u64,
-    /// What bounds the journal: the bytes of these records and what their changes take of memory, and the
-    /// same at most of those that are on their way or still to be made.
+    /// The value that the journal's limit applies to, in bytes: the size of the records after the last
+    /// checkpoint plus the memory that their changes take, plus an upper bound of the same for the records in
+    /// flight and those still to be made.
     pub journal_weight_bytes: u64,
-    /// Checkpoints published since the opening.
+    /// Number of checkpoints published since the volume was opened.
     pub checkpoints: u64,
 }
 
@@ -64,19 +70,20 @@ impl Volume {
         Self { shared, head, folds, read_ahead, created_at_seconds }
     }
 
-    /// The volume's uuid.
+    /// The UUID of the volume, which never changes.
     #[must_use]
     pub fn id(&self) -> Uuid {
         self.shared.keys.volume()
     }
 
-    /// Size in bytes.
+    /// Size of the disk in bytes, as its root records it.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
         self.shared.size_bytes
     }
 
-    /// What [`catalog::info`](super::catalog::info) finds in the store of a volume of that name; from memory.
+    /// Description of the volume under the given name. It is the same that
+    /// [`catalog::info`](super::catalog::info) reads from the store, but comes from memory.
     #[must_use]
     pub fn info(&self, name: &str) -> Info {
         Info {
@@ -90,13 +97,13 @@ impl Volume {
         }
     }
 
-    /// Our epoch.
+    /// The epoch under which this gateway opened the volume.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
         self.shared.epoch
     }
 
-    /// Whether the volume serves, and if not, why.
+    /// Whether the volume serves requests, and if not, why.
     #[must_use]
     pub fn status(&self) -> Status {
         self.shared.state.lock().status.clone()
@@ -109,7 +116,7 @@ impl Volume {
         progress.stopped && progress.fenced
     }
 
-    /// Waits until the volume stops by itself; gives the reason.
+    /// Waits until the volume stops by itself, and returns the reason.
     pub async fn stopped(&self) -> String {
         self.shared.progress.wait(|now| now.stopped.then_some(())).await;
         match self.status() {
@@ -118,7 +125,7 @@ impl Volume {
         }
     }
 
-    /// Where the volume stands.
+    /// Returns the current amounts of dirty and unfolded data.
     #[must_use]
     pub fn usage(&self) -> Usage {
         let checkpoints = self.shared.progress.borrow().checkpoints;
@@ -145,8 +152,8 @@ impl Volume {
     /// Reads `length` bytes at `offset`.
     ///
     /// # Errors
-    /// If the range is not within the volume, the volume stopped, or any byte cannot be had as it was
-    /// written.
+    /// If the range is not within the volume, if the volume stopped, or if any byte cannot be read back
+    /// exactly as it was written.
     pub async fn read(&self, offset: u64, length: u64) -> Result<Vec<Segment>, Error> {
         let range = self.range(offset, length)?;
         if range.is_empty() {
@@ -167,11 +174,11 @@ impl Volume {
         Ok(segments)
     }
 
-    /// Writes `data` at `offset`; with `fua`, returns when it is durable.
+    /// Writes `data` at `offset`. With `fua`, returns only once it is durable.
     ///
     /// # Errors
-    /// If the range is not within the volume, the volume stopped, or the store's deadline passed. Without
-    /// `fua`, nothing of `data` was written then.
+    /// If the range is not within the volume, if the volume stopped, or if the store's deadline passed.
+    /// Without `fua`, an error means that nothing of `data` was written.
     pub async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), Error> {
         let range = self.range(offset, data.len() as u64)?;
         let length = range.end - range.start;
@@ -200,7 +207,8 @@ impl Volume {
         Ok(())
     }
 
-    /// Zeroes a range; with `hole` it is then unallocated; with `fua`, returns when that is durable.
+    /// Zeroes a range. With `hole`, the range is unallocated afterwards. With `fua`, returns only once the
+    /// change is durable.
     ///
     /// # Errors
     /// As [`Volume::write`].
@@ -222,7 +230,8 @@ impl Volume {
     /// survives the loss of this process and this machine.
     ///
     /// # Errors
-    /// If the volume stopped, or the store's deadline passed; what was written stays dirty and is sent on.
+    /// If the volume stopped, or if the store's deadline passed. The written data then stays dirty, and Cairn
+    /// keeps trying to send it.
     pub async fn flush(&self) -> Result<(), Error> {
         let _busy = self.shared.metrics.in_flight();
         self.durable().await?;
@@ -230,8 +239,8 @@ impl Volume {
         Ok(())
     }
 
-    /// Brings a range into the cache, as far as that holds it; other work in the store goes first. May be
-    /// dropped at any time.
+    /// Loads a range into the cache, up to the cache's capacity. Other requests to the store take precedence.
+    /// The future may be dropped at any time.
     ///
     /// # Errors
     /// If the range is not within the volume, or its map cannot be read.
@@ -245,8 +254,8 @@ impl Volume {
         Ok(())
     }
 
-    /// Allocation of a range: at most `limit` extents, adjacent ones alike merged; may end before the range
-    /// does. Touches no data.
+    /// Returns the allocation of a range as at most `limit` extents, with equal neighbours merged. The
+    /// extents may end before the range does. Reads no data.
     ///
     /// # Errors
     /// If the range is not within the volume, the volume stopped, or its map cannot be read.
@@ -258,7 +267,7 @@ impl Volume {
         Ok(extents)
     }
 
-    /// The disk in at most `cells` equal parts, for people. Touches no data.
+    /// Summarizes the disk in at most `cells` equal parts, for display to people. Reads no data.
     ///
     /// # Errors
     /// If the volume stopped, or its map cannot be read.
@@ -267,7 +276,7 @@ impl Volume {
         self.shared.picture(cells).await
     }
 
-    /// Commits, and folds every commit into a new root.
+    /// Commits all changes, folds every commit into a new root, and publishes it.
     ///
     /// # Errors
     /// If the volume stopped.
@@ -276,11 +285,11 @@ impl Volume {
         self.folds.fold(&self.shared).await
     }
 
-    /// Closes the volume: refuses new changes, commits, checkpoints, releases the lease. The next opening
-    /// waits for nothing and replays nothing.
+    /// Closes the volume: refuses new changes, commits, publishes a checkpoint, and releases the lease. The
+    /// next opening has no lease to wait for and no journal to replay.
     ///
     /// # Errors
-    /// If the volume stopped, or the store's deadline passed; it can then be called again, or the volume
+    /// If the volume stopped, or if the store's deadline passed. The call can then be repeated, or the volume
     /// dropped.
     pub async fn close(&self) -> Result<(), Error> {
         self.refuse_changes();
@@ -293,9 +302,9 @@ impl Volume {
         Ok(())
     }
 
-    /// Closes the volume for a successor that waits for it: as [`Volume::close`], but leaves a short journal
-    /// for the successor to replay, which takes less time than to fold it. Call [`Volume::checkpoint`]
-    /// shortly before, so that it is short.
+    /// Closes the volume for a successor that is waiting for it. Like [`Volume::close`], but a short journal
+    /// is left for the successor to replay, which takes less time than folding it. Call
+    /// [`Volume::checkpoint`] shortly before, so that the journal is short.
     ///
     /// # Errors
     /// As [`Volume::close`].
@@ -328,7 +337,7 @@ impl Volume {
         self.head.hurry();
     }
 
-    /// Ends all tasks without committing anything, as a crash would; for embedders that lost the volume.
+    /// Ends all tasks without committing anything, as a crash would. For embedders that have lost the volume.
     pub async fn abandon(&self) {
         self.shared.retire("the volume was abandoned".to_owned());
         self.shared.tasks.shutdown().await;
@@ -337,7 +346,7 @@ impl Volume {
 
 impl Drop for Volume {
     fn drop(&mut self) {
-        // The tasks share the state, so that only this ends them.
+        // The tasks hold the shared state too, so dropping the volume alone would not end them.
         self.shared.retire("the volume is closed".to_owned());
         self.shared.tasks.token().cancel();
         self.shared.env.cache.forget(self.id());

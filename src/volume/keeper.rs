@@ -1,6 +1,7 @@
-//! The owner of `head`: renews the lease, publishes checkpoints, releases; one update at a time.
+//! The head keeper: the only task that updates `head` while a volume is open. It renews the lease, publishes
+//! checkpoints and releases the lease, one update at a time. It does not know how a checkpoint is made.
 //!
-//! Invariant: a head that another opening changed stops the volume.
+//! Invariant: if another opening has changed the head, the volume stops.
 
 use std::sync::Arc;
 
@@ -13,38 +14,38 @@ use super::format::keys::ObjectId;
 use super::held::{HeldHead, Unheld};
 use super::shared::Shared;
 
-/// What is asked of the owner of the head.
+/// A request to the head keeper.
 #[derive(Debug)]
 enum Request {
     Publish { checkpoint: Checkpoint, root: ObjectId, root_table: ObjectId, done: oneshot::Sender<()> },
     Release { unswept: bool, done: oneshot::Sender<()> },
 }
 
-/// A way to ask the owner of the head.
+/// Sends requests to the head keeper.
 #[derive(Clone, Debug)]
 pub(super) struct HeadHandle {
     requests: mpsc::Sender<Request>,
     hurry: CancellationToken,
 }
 
-/// Requests that wait at most; there is one folder and one closing.
+/// Limit on waiting requests. Only the folder and one closing send any.
 const REQUESTS: usize = 4;
 
 impl HeadHandle {
-    /// A handle and what the owner receives from it.
+    /// Creates a handle, and the receiving end for the head keeper.
     pub(super) fn new() -> (Self, HeadRequests) {
         let (requests, receiver) = mpsc::channel(REQUESTS);
         let hurry = CancellationToken::new();
         (Self { requests, hurry: hurry.clone() }, HeadRequests { requests: receiver, hurry })
     }
 
-    /// Lets no update wait for the one before to be old enough: the volume is being closed, and somebody
-    /// waits for it.
+    /// Makes updates stop waiting for the minimum interval since the previous one, because the volume is
+    /// being closed and a caller waits for it.
     pub(super) fn hurry(&self) {
         self.hurry.cancel();
     }
 
-    /// Publishes a checkpoint; returns when it is durable.
+    /// Publishes a checkpoint in the head. Returns once the head is durable.
     pub(super) async fn publish(
         &self,
         shared: &Shared,
@@ -56,7 +57,8 @@ impl HeadHandle {
         self.ask(shared, Request::Publish { checkpoint, root, root_table, done }, answer).await
     }
 
-    /// Releases the lease, and says whether objects that nothing names may stand; the owner ends.
+    /// Releases the lease, after which the head keeper ends. `unswept` records in the head whether
+    /// unreferenced objects may exist.
     pub(super) async fn release(&self, shared: &Shared, unswept: bool) -> Result<(), Error> {
         let (done, answer) = oneshot::channel();
         self.ask(shared, Request::Release { unswept, done }, answer).await
@@ -77,14 +79,14 @@ impl HeadHandle {
     }
 }
 
-/// What the owner of the head receives.
+/// The receiving end of the head keeper's requests.
 #[derive(Debug)]
 pub(super) struct HeadRequests {
     requests: mpsc::Receiver<Request>,
     hurry: CancellationToken,
 }
 
-/// The owner of the head.
+/// The task that updates the head.
 #[derive(Debug)]
 pub(super) struct HeadKeeper {
     shared: Arc<Shared>,
@@ -125,7 +127,7 @@ impl HeadKeeper {
                 }
             };
             if !last {
-                // A rest never outlasts the lease.
+                // The wait never outlasts the lease.
                 let rested = self.held.updated_at() + self.shared.options.head_interval.min(renewal);
                 tokio::select! {
                     biased;
@@ -145,9 +147,9 @@ impl HeadKeeper {
         }
     }
 
-    /// Writes the head under the next version; `false` once the volume has stopped.
+    /// Writes the head with the next version. Returns `false` once the volume has stopped.
     async fn update(&mut self) -> bool {
-        // Whoever serves no more keeps nobody waiting.
+        // A volume that no longer serves must not renew its lease, so that others need not wait for it.
         if self.shared.check_serving().is_err() {
             return false;
         }

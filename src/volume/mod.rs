@@ -1,8 +1,12 @@
-//! What a disk is.
+//! Volumes: disks whose data lives in an object store.
+//!
+//! Owns the format, the memory state and the tasks of a volume, and the names of volumes. It must not know
+//! NBD, sockets or configuration files: the layers above use [`Volume`] and [`catalog`]. Invariant: a change
+//! that was answered as durable is never lost, and no read returns anything but what was written.
 //!
 //! # In which order to read it
 //!
-//! Each of these imports from those above it only; `tests/tidy` proves it.
+//! Each of these modules imports only from those above it; `tests/tidy` checks that.
 //!
 //! 1. `format`: the bytes of every object, as docs/FORMAT.md describes them.
 //! 2. `error`, `info`, `options`, `signal`, `census`: what can fail, be known and be set; what a store holds.

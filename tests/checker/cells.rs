@@ -1,23 +1,23 @@
 //! Cells: the unit in which content is stamped and attributed, and the parts of a volume that a run uses.
 //!
-//! A cell is 64 bytes, eight to a sector, so that changes of parts of sectors are seen too. A stamp names the change
-//! that wrote it and the cell, and fills the rest with what only these two give: bytes of another cell, another
-//! change, or half of one never pass for it. Invariant: [`identify`] undoes [`stamp`], and whatever is neither a stamp
-//! of its cell nor all zeros is [`TORN`].
+//! A cell is 64 bytes, eight to a sector, so that changes of partial sectors are visible too. A stamp
+//! contains the change that wrote it and the cell, and fills the rest with bytes that follow from these two.
+//! Bytes of another cell, another change, or half of one therefore never pass for it. Invariant: [`identify`]
+//! reverses [`stamp`], and whatever is neither a stamp of its cell nor all zeros is [`TORN`].
 
 use std::ops::Range;
 
-/// Bytes of a cell.
+/// Size of a cell in bytes.
 pub(crate) const CELL: u64 = 64;
-/// [`CELL`] as a length of memory.
+/// [`CELL`] as a `usize`, for lengths of slices.
 pub(crate) const CELL_LEN: usize = 64;
-/// Cells of a block of 4 KiB, by which changes are looked up.
+/// Number of cells in a block of 4 KiB. Changes are indexed by block.
 pub(crate) const BLOCK_CELLS: u32 = 64;
 
-/// The change that wrote a cell; 0 for zeros.
+/// Id of the change that wrote a cell; 0 for zeros.
 pub(crate) type Id = u32;
 
-/// What no change wrote.
+/// Content that no change wrote.
 pub(crate) const TORN: Id = u32::MAX;
 
 fn mix(mut x: u64) -> u64 {
@@ -26,7 +26,7 @@ fn mix(mut x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// What change `id` writes into `cell`.
+/// Returns the bytes that change `id` writes into `cell`.
 pub(crate) fn stamp(id: Id, cell: u32) -> [u8; CELL_LEN] {
     let head = u64::from(id) << 32 | u64::from(cell);
     let mut bytes = [0; CELL_LEN];
@@ -38,7 +38,7 @@ pub(crate) fn stamp(id: Id, cell: u32) -> [u8; CELL_LEN] {
     bytes
 }
 
-/// The change that wrote these bytes of `cell`.
+/// Returns the change that wrote these bytes of `cell`.
 pub(crate) fn identify(bytes: &[u8], cell: u32) -> Id {
     let head = u64::from_le_bytes(*bytes.first_chunk().expect("a cell is 64 bytes"));
     if head == 0 {
@@ -51,26 +51,26 @@ pub(crate) fn identify(bytes: &[u8], cell: u32) -> Id {
 /// Size and chunk size of the volume, and the windows of it that a run writes and reads.
 #[derive(Clone, Debug)]
 pub(crate) struct Layout {
-    /// Bytes of the volume.
+    /// Size of the volume in bytes.
     pub(crate) size: u64,
-    /// Bytes of a chunk.
+    /// Size of a chunk in bytes.
     pub(crate) chunk: u64,
-    /// Parts of the volume in use, in order, of whole cells; elsewhere nothing is ever written.
+    /// Byte ranges of the volume in use, sorted and of whole cells. Nothing is ever written outside them.
     pub(crate) windows: Vec<Range<u64>>,
 }
 
 impl Layout {
-    /// Bytes of all windows.
+    /// Total size of all windows in bytes.
     pub(crate) fn bytes(&self) -> u64 {
         self.windows.iter().map(|window| window.end - window.start).sum()
     }
 
-    /// Cells of all windows; they are numbered through.
+    /// Number of cells in all windows. Cells are numbered consecutively across windows.
     pub(crate) fn cells(&self) -> u32 {
         u32::try_from(self.bytes() / CELL).expect("windows are small")
     }
 
-    /// The cells that lie in a range of whole cells, with the offset of the first of each run.
+    /// Returns the cells in a range of whole cells, with the offset of the first of each run.
     pub(crate) fn cells_of(&self, range: &Range<u64>) -> Vec<(u64, Range<u32>)> {
         let (mut found, mut first) = (Vec::new(), 0);
         for window in &self.windows {
@@ -86,7 +86,8 @@ impl Layout {
         found
     }
 
-    /// The offset of a position counted through all windows, and how much of its window follows it.
+    /// Returns the offset of a position that is counted across all windows, and how much of its window
+    /// follows.
     pub(crate) fn place(&self, position: u64) -> (u64, u64) {
         let mut before = 0;
         for window in &self.windows {
@@ -100,7 +101,7 @@ impl Layout {
         unreachable!("positions lie within the windows")
     }
 
-    /// What change `id` writes into a range that lies in one window.
+    /// Returns the bytes that change `id` writes into a range within one window.
     pub(crate) fn payload(&self, range: &Range<u64>, id: Id) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(usize::try_from(range.end - range.start).expect("a payload"));
         for (_, cells) in self.cells_of(range) {

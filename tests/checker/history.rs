@@ -1,9 +1,10 @@
-//! What clients were told, and which content of each cell that allows.
+//! The history of what clients were told, and the content of each cell that it allows.
 //!
-//! Everything that happens takes the next moment of one clock, so that "answered before it was issued" is a
-//! comparison. Each epoch has a history of its own: the image that its opener recovered, the changes that clients
-//! issued to it, and the flushes that it answered. Knows nothing of the volume's insides: no order of changes is
-//! assumed but that of answers and issues; changes that overlap in time may have been applied in either order.
+//! Each event takes the next moment of one clock, so that "answered before it was issued" is a comparison.
+//! Each epoch has its own history: the image that its opener recovered, the changes that clients issued to
+//! it, and the flushes that it answered. It must not know the inside of a volume. It assumes no order of
+//! changes except that of answers and issues: changes that overlap in time may have been applied in either
+//! order.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -11,58 +12,59 @@ use std::sync::Arc;
 
 use super::cells::{BLOCK_CELLS, Id, TORN};
 
-/// A point of a run's time; every event has its own.
+/// A point in the time of a run. Every event has its own.
 pub(crate) type Moment = u64;
 
-/// Content of every cell.
+/// The content of every cell, as the change that wrote it.
 pub(crate) type Image = Arc<Vec<Id>>;
 
 /// A change that a client issued.
 #[derive(Clone, Debug)]
 pub(crate) struct Change {
-    /// Which.
+    /// Id of the change, which its stamps contain.
     pub(crate) id: Id,
-    /// Cells that it covers, in order.
+    /// Ranges of cells that it covers, sorted.
     pub(crate) cells: Vec<Range<u32>>,
-    /// Whether it zeroes them.
+    /// Whether it zeroes the cells instead of stamping them.
     pub(crate) zero: bool,
     /// When it was issued.
     pub(crate) issued: Moment,
-    /// When it was answered with success; one that failed, or was never answered, may or may not be applied.
+    /// When it was answered with success. A change that failed or was never answered may or may not be
+    /// applied.
     pub(crate) answered: Option<Moment>,
-    /// Whether its answer said that it is durable.
+    /// Whether its answer promised that it is durable (FUA).
     pub(crate) durable: bool,
 }
 
 impl Change {
-    /// Whether it covers a cell.
+    /// Whether the change covers a cell.
     pub(crate) fn covers(&self, cell: u32) -> bool {
         self.cells.iter().any(|cells| cells.contains(&cell))
     }
 
-    /// Whether it was answered before another was issued.
+    /// Whether the change was answered before another one was issued.
     pub(crate) fn precedes(&self, other: &Self) -> bool {
         self.answered.is_some_and(|answered| answered < other.issued)
     }
 }
 
-/// The time of one writer.
+/// The history of one epoch.
 #[derive(Debug)]
 pub(crate) struct Epoch {
-    /// What its opener recovered.
+    /// The image that its opener recovered.
     pub(crate) base: Image,
-    /// Changes issued to it, in order of issue.
+    /// Changes issued in this epoch, in order of issue.
     pub(crate) changes: Vec<Change>,
     /// Positions in `changes` by the block of cells that they touch, in order of issue.
     by_block: BTreeMap<u32, Vec<usize>>,
-    /// When the last of the flushes that were answered with success was issued; 0 for none.
+    /// When the last of the successful flushes was issued; 0 if there is none.
     pub(crate) flushed: Moment,
-    /// When its closing was answered with success.
+    /// When its closing was answered with success, if it was.
     pub(crate) closed: Option<Moment>,
 }
 
 impl Epoch {
-    /// An epoch that begins with this content.
+    /// Creates an epoch that begins with this content.
     pub(crate) fn new(base: Image) -> Self {
         Self { base, changes: Vec::new(), by_block: BTreeMap::new(), flushed: 0, closed: None }
     }
@@ -77,23 +79,24 @@ impl Epoch {
         self.changes.push(change);
     }
 
-    /// A change by its id.
+    /// Returns a change by its id.
     pub(crate) fn change(&self, id: Id) -> Option<&Change> {
         self.changes.binary_search_by_key(&id, |change| change.id).ok().map(|at| &self.changes[at])
     }
 
-    /// Changes that touch a block of cells, in order of issue.
+    /// Returns the changes that touch a block of cells, in order of issue.
     pub(crate) fn touching(&self, block: u32) -> impl Iterator<Item = &Change> + Clone {
         self.by_block.get(&block).into_iter().flatten().map(|at| &self.changes[*at])
     }
 
-    /// Whether `is_in` has each change, by its position.
+    /// Returns for each change, by its position, whether `is_in` accepts it.
     pub(crate) fn which(&self, is_in: impl Fn(&Change) -> bool) -> Vec<bool> {
         self.changes.iter().map(is_in).collect()
     }
 
-    /// Changes that touch a block of cells, in order of issue, of those that `which` has; but for those that surely came
-    /// before another one that covers the whole block: nothing of them is to be seen in it.
+    /// Returns the changes among `which` that touch a block of cells, in order of issue. Leaves out changes
+    /// that certainly came before another one that covers the whole block, because nothing of them can be
+    /// visible in it.
     pub(crate) fn seen_in(&self, block: Range<u32>, which: &[bool]) -> Vec<&Change> {
         let positions = self.by_block.get(&(block.start / BLOCK_CELLS)).into_iter().flatten();
         let mut found: Vec<&Change> =
@@ -107,7 +110,7 @@ impl Epoch {
         found
     }
 
-    /// Checks what a read found in the cells from `first` on.
+    /// Checks the content that a read found in the cells starting at `first`.
     pub(crate) fn check_reads(&self, first: u32, found: &[Id], issued: Moment) -> Result<(), String> {
         let end = first + u32::try_from(found.len()).expect("reads are short");
         let mut start = first;
@@ -124,11 +127,11 @@ impl Epoch {
         Ok(())
     }
 
-    /// Checks what a read found in a cell.
+    /// Checks the content that a read found in a cell.
     ///
-    /// A change is past if another one of the cell was issued after its answer, and was itself answered before the
-    /// read was issued. A read gives the content of a change that is not past, or the base while no change was
-    /// answered before the read was issued.
+    /// A change is past if another change of the cell was issued after its answer, and was itself answered
+    /// before the read was issued. A read returns the content of a change that is not past, or the base if no
+    /// change was answered before the read was issued.
     pub(crate) fn check_read(&self, cell: u32, found: Id, issued: Moment) -> Result<(), String> {
         if found == TORN {
             return Err(format!("cell {cell} holds what nobody wrote"));
@@ -155,7 +158,8 @@ impl Epoch {
     }
 }
 
-/// The cells, of some in one block, that are not like the one before: what covers them is another, or what they hold.
+/// Returns the cells, among some in one block, that differ from the cell before, either in their content or
+/// in the changes that cover them.
 pub(crate) fn unlike<C: PartialEq>(
     touching: &[&Change],
     cells: Range<u32>,
@@ -173,43 +177,43 @@ pub(crate) fn unlike<C: PartialEq>(
     cells.clone().filter(move |cell| differs >> (cell - cells.start) & 1 == 1)
 }
 
-/// A change, for people.
+/// Describes a change for a report.
 pub(crate) fn describe(change: &Change) -> String {
     let kind = if change.zero { "zero " } else { "" };
     let end = change.answered.map_or("?".to_owned(), |at| at.to_string());
     format!("{kind}{}@{}..{end}", change.id, change.issued)
 }
 
-/// All epochs.
+/// The history of all epochs of a volume.
 #[derive(Debug)]
 pub(crate) struct History {
     now: Moment,
     next_id: Id,
-    /// By number.
+    /// The epochs, by number.
     pub(crate) epochs: BTreeMap<u32, Epoch>,
     /// Each opening: the epoch that came before, the one that began, and what it recovered.
     pub(crate) openings: Vec<(u32, u32, Image)>,
 }
 
 impl History {
-    /// A volume that was just created, all zeros, as epoch 0.
+    /// Creates the history of a new volume: all zeros, as epoch 0.
     pub(crate) fn new(cells: u32) -> Self {
         let base = Arc::new(vec![0; cells as usize]);
         Self { now: 1, next_id: 1, epochs: BTreeMap::from([(0, Epoch::new(base))]), openings: Vec::new() }
     }
 
-    /// The next moment.
+    /// Advances the clock and returns the new moment.
     pub(crate) fn tick(&mut self) -> Moment {
         self.now += 1;
         self.now
     }
 
-    /// The newest epoch.
+    /// Returns the number of the newest epoch.
     pub(crate) fn newest(&self) -> u32 {
         *self.epochs.last_key_value().expect("epoch 0 stays").0
     }
 
-    /// An opener proved what it recovered.
+    /// Records an opening that proved what it recovered.
     pub(crate) fn begin(&mut self, epoch: u32, image: Image) {
         let before = self.newest();
         self.openings.push((before, epoch, Arc::clone(&image)));
@@ -220,7 +224,7 @@ impl History {
         self.epochs.get_mut(&epoch).expect("commands come after the opening")
     }
 
-    /// A client issues a change.
+    /// Records that a client issues a change, and returns its id.
     pub(crate) fn issue(&mut self, epoch: u32, zero: bool, cells: impl FnOnce(Id) -> Vec<Range<u32>>) -> Id {
         let (id, issued) = (self.next_id, self.tick());
         self.next_id += 1;
@@ -229,7 +233,7 @@ impl History {
         id
     }
 
-    /// A change was answered with success.
+    /// Records that a change was answered with success.
     pub(crate) fn answer(&mut self, epoch: u32, id: Id, durable: bool) {
         let now = self.tick();
         let changes = &mut self.epoch(epoch).changes;
@@ -242,13 +246,13 @@ impl History {
         }
     }
 
-    /// A flush that was issued then was answered with success.
+    /// Records that a flush issued at `issued` was answered with success.
     pub(crate) fn flush_answered(&mut self, epoch: u32, issued: Moment) {
         let epoch = self.epoch(epoch);
         epoch.flushed = epoch.flushed.max(issued);
     }
 
-    /// A closing was answered with success.
+    /// Records that a closing was answered with success.
     pub(crate) fn close_answered(&mut self, epoch: u32) {
         let now = self.tick();
         self.epoch(epoch).closed.get_or_insert(now);

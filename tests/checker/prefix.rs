@@ -1,39 +1,41 @@
-//! Whether a recovered image is the state after some prefix of an epoch's commits, and late enough a one.
+//! Checks that a recovered image is the state after a prefix of an epoch's commits, and that the prefix is
+//! long enough.
 //!
-//! Commits are prefixes of the order in which changes were applied, of which only this is known: a change that was
-//! answered before another was issued came before it. The changes that the image must hold are
+//! Commits are prefixes of the order in which changes were applied. All that is known of this order is that a
+//! change that was answered before another was issued came before it. The image must contain these changes:
 //!
-//! 1. those that a durable answer covers: answered before the last answered FLUSH was issued, FUA changes that were
-//!    answered, and all that were answered before a closing that was;
-//! 2. those whose content is seen in the image;
-//! 3. those that were answered before one of the above was issued, since a prefix has no gaps.
+//! 1. changes that a durable answer covers: those answered before the last answered FLUSH was issued, FUA
+//!    changes that were answered, and all that were answered before an answered closing;
+//! 2. changes whose content is visible in the image;
+//! 3. changes that were answered before one of the above was issued, since a prefix has no gaps.
 //!
-//! The image is right if it holds these and nothing else: a cell that none of them covers is as it was recovered
-//! before; one that some cover holds a change that none of them surely follows; no content of one change stands
-//! where another's must; and the either-or of changes that overlap in time is decided alike in all cells (else a
-//! WRITE would be half there). Zeros have no stamp: a cell of zeros is explained by any change that zeroes it, one
-//! that the image need not hold only if all other cells that it covers allow for it.
+//! The image is right if it contains these changes and nothing else. A cell that none of them covers has the
+//! content that was recovered before. A cell that some cover has the content of one that none of them
+//! certainly follows. No content of one change appears where another's must. For changes that overlap in
+//! time, the order is the same in all cells (otherwise half a WRITE would be visible). Zeros have no stamp: a
+//! cell of zeros is explained by any change that zeroes it, and a zeroing that the image need not contain
+//! explains it only if all other cells that it covers allow it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::cells::{BLOCK_CELLS, Id, TORN};
 use super::history::{Change, Epoch, Moment, describe, unlike};
 
-/// What is wrong, and the cells that say so.
+/// A contradiction, and the cells that show it.
 struct Wrong {
     cells: Vec<u32>,
     why: String,
-    /// The prefix has all that was answered before.
+    /// The prefix contains all changes answered before this moment.
     until: Moment,
 }
 
-/// Which change comes before which, with the cell that decided so.
+/// Pairs of changes of which the first comes before the second, with the cell that decided it.
 type Order = BTreeMap<(Id, Id), u32>;
 
-/// Zeros that are tried at most before an image counts as wrong.
+/// Limit on the zeroings that are tried before an image counts as wrong.
 const TRIES: u32 = 10_000;
 
-/// Checks what was recovered after `epoch` ended, or would be if it ended now.
+/// Checks the image that was recovered after `epoch` ended, or that would be if it ended now.
 pub(crate) fn check(epoch: &Epoch, image: &[Id]) -> Result<(), String> {
     let mut held: BTreeSet<Id> = BTreeSet::new();
     for (cell, found) in (0..).zip(image) {
@@ -59,11 +61,12 @@ pub(crate) fn check(epoch: &Epoch, image: &[Id]) -> Result<(), String> {
     explain(epoch, image, &mut held, &BTreeSet::new(), &mut TRIES.clone()).map_err(|wrong| wrong.why)
 }
 
-/// Checks the image against a prefix that holds `held` and whatever zeros it takes to explain the rest, but none of
-/// `without`.
+/// Checks the image against a prefix that contains `held`, any zeroings needed to explain the rest, and none
+/// of `without`.
 ///
-/// Those that were issued first are tried first: the less else must be there. One that leaves all that is wrong as it
-/// was is none of them; one that was tried with whatever else it took need not be tried again.
+/// Zeroings are tried in order of issue, since early ones require fewer other changes. A zeroing that leaves
+/// the contradiction as it was is not needed. One that was tried together with all that it required need not
+/// be tried again.
 fn explain(
     epoch: &Epoch,
     image: &[Id],
@@ -75,7 +78,7 @@ fn explain(
     let is_there = |change: &Change| {
         held.contains(&change.id) || change.answered.is_some_and(|answered| answered < wrong.until)
     };
-    // It must be new, and may be the last one there.
+    // It must not be in the prefix yet, and must be able to be the last change of the cell.
     let may_help = |cell: u32, zero: &Change| {
         !is_there(zero)
             && !without.contains(&zero.id)
@@ -105,7 +108,7 @@ fn explain(
     Err(wrong)
 }
 
-/// Whether every cell that a zero covers may have been zeroed by it.
+/// Whether every cell that a zeroing covers may have been zeroed by it.
 fn fits(epoch: &Epoch, image: &[Id], zero: &Change) -> bool {
     let mut cells = zero.cells.iter().cloned().flatten();
     cells.all(|cell| {
@@ -114,7 +117,7 @@ fn fits(epoch: &Epoch, image: &[Id], zero: &Change) -> bool {
     })
 }
 
-/// Checks the image against the least prefix that holds `held`.
+/// Checks the image against the smallest prefix that contains `held`.
 fn try_prefix(epoch: &Epoch, image: &[Id], held: &BTreeSet<Id>) -> Result<(), Wrong> {
     let issued = held.iter().filter_map(|id| epoch.change(*id)).map(|change| change.issued).max();
     let until: Moment = issued.unwrap_or(0).max(epoch.flushed).max(epoch.closed.unwrap_or(0));
@@ -152,7 +155,7 @@ fn try_prefix(epoch: &Epoch, image: &[Id], held: &BTreeSet<Id>) -> Result<(), Wr
             let (last, another) = (last.next(), last.next());
             let Some(last) = last else { return Err(told("lost a change")) };
             if another.is_some() {
-                // Of several zeros, any may be the last one.
+                // If there are several zeroings, any may be the last one.
                 continue;
             }
             for other in covering.filter(|other| other.id != last.id && !other.precedes(last)) {
@@ -168,7 +171,7 @@ fn try_prefix(epoch: &Epoch, image: &[Id], held: &BTreeSet<Id>) -> Result<(), Wr
     acyclic(epoch, &order).map_err(|(cells, why)| Wrong { cells, why, until })
 }
 
-/// Whether some order of all changes has those that were decided, and those that answers decide.
+/// Whether an order of all changes exists that agrees with the decided pairs and with the answers.
 fn acyclic(epoch: &Epoch, order: &Order) -> Result<(), (Vec<u32>, String)> {
     let change = |id: Id| epoch.change(id).expect("it was issued");
     let is_before = |a: Id, b: Id| a != b && (order.contains_key(&(a, b)) || change(a).precedes(change(b)));
@@ -188,11 +191,12 @@ fn acyclic(epoch: &Epoch, order: &Order) -> Result<(), (Vec<u32>, String)> {
     Ok(())
 }
 
-/// A circle of changes each of which comes before the next: the shortest, or one of three. Answers alone make none.
+/// Returns a cycle of changes each of which comes before the next: the shortest, or one of three. Answers
+/// alone never make one.
 fn circle(left: &BTreeSet<Id>, order: &Order, is_before: impl Fn(Id, Id) -> bool) -> Vec<Id> {
     let mut shortest: Vec<Id> = Vec::new();
     for (from, to) in order.keys().copied().filter(|(a, b)| left.contains(a) && left.contains(b)) {
-        // From `to` on until `from` is met, by ever more steps.
+        // Searches from `to` until `from` is reached, breadth first.
         let mut steps = BTreeMap::from([(to, to)]);
         let mut queue = VecDeque::from([to]);
         while !steps.contains_key(&from)

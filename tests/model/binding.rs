@@ -1,19 +1,20 @@
-//! Exhaustive check, at small scope, of how names are bound to volumes: [`super::names`] is the machine, this says what
-//! has to hold in each of its states, and that the breaking of each rule is found.
+//! Exhaustive check, at small scope, of the binding of names to volumes. [`super::names`] is the machine;
+//! this file owns what must hold in each of its states, and checks that breaking each rule is found.
 
 use super::explore::{Machine, check};
 use super::names::{At, Broken, Head, Role, Scope, State, Step, Volume};
 
-/// What must never be.
+/// A condition that must never occur.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Violation {
-    /// A volume whose creation was answered, or that holds answered flushes, has no name, and nobody deletes it.
+    /// A volume whose creation was answered, or that has answered flushes, has no name and is not being
+    /// deleted.
     Nameless,
-    /// A name stands for a volume that is not whole, and that nobody deletes.
+    /// A name is bound to a volume that is incomplete and not being deleted.
     Dangling,
     /// A deletion took a volume from a gateway that holds it.
     Torn,
-    /// A creation or deletion left something that no listing shows.
+    /// A creation or deletion left an object that no listing finds.
     Unfindable,
 }
 
@@ -57,8 +58,8 @@ impl Machine for State {
     }
 }
 
-/// Whether no request can land on a volume that is deleted already. What lands then is left behind: a duplicate of a
-/// creating PUT, or what the creator of a volume that was deleted by its id goes on to make.
+/// Whether no request can land on a volume that is already deleted. An object that lands then is left behind:
+/// a duplicate of a creating PUT, or what the creator of a volume makes after that was deleted by its id.
 fn leaves_nothing_late(scope: &Scope) -> bool {
     !scope.late_duplicates && !scope.roles.iter().any(|role| matches!(role, Role::DeletesById(_)))
 }
@@ -73,7 +74,7 @@ const DELETE: Role = Role::DeletesByName;
 const DELETE_ID: Role = Role::DeletesById(0);
 const OPEN: Role = Role::Opens;
 
-/// The unbroken rules show nothing, in exactly so many states.
+/// Checks that the unbroken rules have no violation, in exactly this number of states.
 fn holds(roles: &[Role], first_stands: bool, late_duplicates: bool, states: usize) {
     let scope = scope(roles, first_stands, late_duplicates, None);
     let found = check::<State>(&scope);
@@ -81,7 +82,7 @@ fn holds(roles: &[Role], first_stands: bool, late_duplicates: bool, states: usiz
     assert_eq!(found.states, states, "{scope:?}");
 }
 
-/// The breaking of a rule is found, and as this.
+/// Checks that breaking a rule is found as this violation.
 fn finds(roles: &[Role], first_stands: bool, late_duplicates: bool, broken: Broken, expected: Violation) {
     let scope = scope(roles, first_stands, late_duplicates, Some(broken));
     let found = check::<State>(&scope);

@@ -1,7 +1,7 @@
-//! Visits every state of a machine, breadth first, so that what is found is found with the fewest steps.
+//! Visits every state of a machine breadth first, so that each violation is found with the fewest steps.
 //!
-//! It must not know which machine that is. Invariant: a state is visited once, and one that violates something is not
-//! followed further.
+//! It must not know which machine that is. Invariant: every state is visited once, and a state with a
+//! violation is not followed further.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -11,17 +11,17 @@ use xxhash_rust::xxh3::xxh3_128;
 
 /// A machine of small states.
 pub(super) trait Machine: Hash + Sized {
-    /// How much of it is checked.
+    /// The size of a check.
     type Scope: fmt::Debug;
-    /// What happens between two states.
+    /// A step between two states.
     type Step: fmt::Display;
-    /// What must never be.
+    /// A condition that must never occur.
     type Violation: Copy + Ord + fmt::Debug;
 
     fn first(scope: &Self::Scope) -> Self;
-    /// Every step that can be taken, and the state after it.
+    /// Returns every possible step and the state after it.
     fn steps(&self, scope: &Self::Scope) -> Vec<(Self::Step, Self)>;
-    /// What is wrong with the state, if anything.
+    /// Returns the violation in this state, if any.
     fn violation(&self, scope: &Self::Scope) -> Option<Self::Violation>;
 }
 
@@ -39,27 +39,27 @@ impl Hasher for Content {
     }
 }
 
-/// A state in 128 bits.
+/// Returns the 128-bit digest of a state.
 fn digest(state: &impl Hash, content: &mut Content) -> u128 {
     content.0.clear();
     state.hash(content);
     xxh3_128(&content.0)
 }
 
-/// What a check found.
+/// The result of a check.
 #[derive(Debug)]
 pub(super) struct Findings<V> {
-    /// Different states that were reached.
+    /// Number of different states reached.
     pub states: usize,
-    /// Each kind of violation, with the shortest way to it.
+    /// Each kind of violation, with the shortest sequence of steps to it.
     pub violations: BTreeMap<V, Vec<String>>,
 }
 
-/// Visits every state. Those that violate are not followed further.
+/// Visits every state. States with a violation are not followed further.
 pub(super) fn check<M: Machine>(scope: &M::Scope) -> Findings<M::Violation> {
     let mut content = Content::default();
     let first = M::first(scope);
-    // The place of each state's predecessor, in order of discovery, tells the way to it.
+    // The index of each state's predecessor, in order of discovery, gives the path to it.
     let (mut came_from, mut digests) = (vec![0], vec![digest(&first, &mut content)]);
     let mut seen: BTreeSet<u128> = digests.iter().copied().collect();
     let mut queue = VecDeque::from([(0, first)]);
@@ -85,7 +85,7 @@ pub(super) fn check<M: Machine>(scope: &M::Scope) -> Findings<M::Violation> {
     }
 }
 
-/// The steps to a state, found again from the first.
+/// Returns the steps to a state, by repeating them from the first state.
 fn way_to<M: Machine>(scope: &M::Scope, place: usize, came_from: &[usize], digests: &[u128]) -> Vec<String> {
     let mut places = vec![place];
     while let Some(&last) = places.last().filter(|place| **place != 0) {

@@ -1,11 +1,12 @@
 //! Exhaustive check, at small scope, of the protocol by which commits become durable and gateways take over.
 //!
-//! Every interleaving is visited ([`explore`]). In each state, what the next opener would replay is held against what
-//! each gateway answered, committed and began with. Each rule of the protocol is broken once, and its breaking must
-//! be found; the unbroken protocol must show nothing. Invariant: the number of states is that of the expected table, which an independent implementation
-//! of the same machine, in another language, printed for the same scope.
+//! Every interleaving is visited ([`explore`]). In each state, what the next opener would replay is compared
+//! with what each gateway answered, committed and started with. Each rule of the protocol is broken once,
+//! which must be found; the unbroken protocol must have no violation. Invariant: the number of states equals
+//! that of the expected table, which an independent implementation of the same machine in another language
+//! printed for the same scope.
 //!
-//! [`binding`] checks in the same way how names are bound to volumes.
+//! [`binding`] checks the binding of names to volumes in the same way.
 
 mod binding;
 mod explore;
@@ -15,20 +16,20 @@ mod protocol;
 use explore::{Machine, check};
 use protocol::{Broken, Commit, Phase, Scope, State};
 
-/// What must never be.
+/// A condition that must never occur.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Violation {
-    /// What an opener finds is no prefix of what a gateway committed.
+    /// The commits that an opener finds are not a prefix of those of a gateway.
     Gap,
     /// A flush was answered, and an opener does not find its commit.
     Lost,
-    /// A gateway serves something else than the truth below its epoch.
+    /// A gateway serves a state that differs from the commits below its epoch.
     Stale,
     /// A commit of a newer epoch comes before one of an older.
     Order,
 }
 
-/// What is wrong with a state, if anything.
+/// Returns the violation in a state, if any.
 fn violation(state: &State) -> Option<Violation> {
     let (commits, _) = state.replayed();
     let epoch = |commit: &Commit| state.gateways[usize::from(commit.0)].epoch;
@@ -67,19 +68,19 @@ impl Machine for State {
     }
 }
 
-/// A scope by its parts.
+/// Builds a scope from its parts.
 fn scope(gateways: u8, commits: u8, window: u8, late_duplicates: bool, broken: Option<Broken>) -> Scope {
     Scope { gateways, commits, window, late_duplicates, broken }
 }
 
-/// The unbroken protocol shows nothing, in exactly so many states.
+/// Checks that the unbroken protocol has no violation, in exactly this number of states.
 fn holds(scope: Scope, states: usize) {
     let found = check::<State>(&scope);
     assert!(found.violations.is_empty(), "{scope:?}: {:#?}", found.violations);
     assert_eq!(found.states, states, "{scope:?}");
 }
 
-/// The breaking of a rule is found: exactly these violations, in exactly so many states.
+/// Checks that breaking a rule causes exactly these violations, in exactly this number of states.
 fn finds(scope: Scope, states: usize, expected: &[Violation]) {
     let found = check::<State>(&scope);
     let kinds: Vec<Violation> = found.violations.keys().copied().collect();
@@ -130,7 +131,7 @@ fn skipping_the_seal_loses_flushes() {
 
 #[test]
 fn skipping_the_opening_record_serves_what_is_not_the_truth() {
-    // Two gateways do not show it.
+    // Two gateways are too few to reveal it.
     finds(scope(2, 2, 2, false, Some(Broken::SkipsOpening)), 4_193, &[]);
     finds(scope(3, 1, 1, false, Some(Broken::SkipsOpening)), 20_224, &[Violation::Stale]);
     finds(scope(3, 2, 2, false, Some(Broken::SkipsOpening)), 744_178, &[Violation::Stale]);

@@ -1,25 +1,25 @@
-//! How names are bound and unbound, as a machine of small states: what each process may do next, and what a request
-//! does when it lands.
+//! The binding of names as a machine of small states: what each process may do next, and what a request does
+//! when it lands.
 //!
-//! Processes create, delete (by name and by id) and open volumes under one name. A request is sent in one step and lands
-//! in another, however late, also after its sender died; a process that dies is one that takes no further step. With
-//! `late_duplicates` each change of the name may land twice, and the answer of the first landing may be lost. Journal and lease are
-//! only in it as far as a deletion must respect them. It must not know what has to hold: that is in [`super`]. A rename
-//! or a clone would be another [`Role`].
+//! Processes create, delete (by name and by id) and open volumes under one name. A request is sent in one
+//! step and lands in another, however late, even after its sender died; a process that dies takes no further
+//! step. With `late_duplicates` each change of the name may land twice, and the answer of the first landing
+//! may be lost. The journal and the lease are included only as far as a deletion must respect them. This file
+//! must not know what has to hold: that is in [`super`]. A rename or a clone would be another [`Role`].
 
 use std::fmt;
 
-/// A volume: its place among all that are ever made.
+/// A volume: its index among all that are ever made.
 pub(super) type Volume = u8;
 
 /// The object under the name. Its version grows with every change, so that no version returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Binding {
-    /// No object: the name was never used.
+    /// No object exists: the name was never used.
     Absent,
-    /// A tombstone of this version.
+    /// A free name, with this version.
     Free(u8),
-    /// Version, and the volume that the name stands for.
+    /// The version, and the volume that the name is bound to.
     Bound(u8, Volume),
 }
 
@@ -40,7 +40,7 @@ impl Binding {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Head {
     Absent,
-    /// Version, and whether somebody holds the lease.
+    /// The version, and whether a gateway holds the lease.
     Live(u8, bool),
     Deleting(u8),
 }
@@ -48,24 +48,24 @@ pub(super) enum Head {
 /// The objects of a volume, but for the head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Part {
-    /// What a listing of all volumes shows.
+    /// The identity, by which a listing finds the volume.
     Identity,
-    /// Root, root table, data.
+    /// All other objects: root, root table, data.
     Content,
     Head,
 }
 
-/// What lies in the bucket of one volume.
+/// The objects of one volume in the bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Disk {
     pub identity: bool,
     pub content: bool,
     pub head: Head,
-    /// Somebody was told that data is safe in it.
+    /// Whether a flush of data in it was answered.
     pub committed: bool,
 }
 
-/// What a process is for.
+/// The task of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Role {
     Creates(Volume),
@@ -74,10 +74,10 @@ pub(super) enum Role {
     Opens,
 }
 
-/// A rule that can be broken, to see that the rule is needed and that its breaking is found.
+/// A rule that a check can break, to show that the rule is needed and that breaking it is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Broken {
-    /// A deletion removes the name, whatever it stands for by then.
+    /// A deletion removes the name whatever it is bound to by then.
     UnbindsBlindly,
     /// A deletion unbinds the name before it marks the head.
     UnbindsFirst,
@@ -85,29 +85,30 @@ pub(super) enum Broken {
     UnbindsLast,
     /// A name is unbound by deleting its object.
     DeletesName,
-    /// A creator binds the name whatever stands there.
+    /// A creator binds the name unconditionally.
     BindsBlindly,
     /// A creator binds the name before the volume has a head.
     BindsHalfMade,
-    /// A creator that lost the name to nobody reads it again, and binds the volume that it has.
+    /// A creator whose binding failed although the name is free reads it again, and binds the volume that it
+    /// has already made.
     BindsAgain,
-    /// A creator takes a name from a volume that nobody deletes.
+    /// A creator takes a name from a volume that is not being deleted.
     TakesLiveName,
-    /// A deletion by id leaves a free name as it is, so that the creator can still bind it.
+    /// A deletion by id leaves a free name unchanged, so that the creator can still bind it.
     LeavesNameFree,
-    /// A deletion by id that found no head takes the name from a volume that has got one since.
+    /// A deletion by id that found no head takes the name from a volume that has got a head since.
     UnbindsUnmarked,
     /// A deletion removes the identity before the rest.
     IdentityFirst,
-    /// A deletion asks for the lease, and then marks whatever head there is.
+    /// A deletion checks the lease, and then marks whatever head exists.
     MarksBlindly,
 }
 
-/// How much is checked.
+/// The size of a check.
 #[derive(Clone, Debug)]
 pub(super) struct Scope {
     pub roles: Vec<Role>,
-    /// Whether volume 0 stands, whole, with data, under the name.
+    /// Whether volume 0 exists at the start, complete, with data and bound to the name.
     pub first_stands: bool,
     /// Whether each change of the name may land twice.
     pub late_duplicates: bool,
@@ -119,7 +120,7 @@ impl Scope {
         self.broken == Some(rule)
     }
 
-    /// How many volumes there may ever be.
+    /// Upper bound on the number of volumes.
     fn volumes(&self) -> usize {
         let made = self.roles.iter().filter_map(|role| match role {
             Role::Creates(volume) => Some(usize::from(*volume) + 1),
@@ -133,7 +134,7 @@ impl Scope {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum At {
     Begins,
-    /// Creator: the name is bound; is that volume being deleted?
+    /// Creator: the name is bound to this volume; checks whether that is being deleted.
     Checks(Volume),
     Makes(Part),
     Binds,
@@ -141,24 +142,24 @@ pub(super) enum At {
     Marks(Volume),
     /// Reads the name, and unbinds it.
     Unbinds(Volume),
-    /// By id, where there is no head: makes sure that the name is never bound to the volume.
+    /// By id, without a head: makes sure that the name is never bound to the volume.
     Fences(Volume),
     Removes(Volume, Part),
-    /// Opener.
+    /// Opener: takes the lease of this volume.
     Takes(Volume),
     Recovers(Volume),
     Serves(Volume),
     Releases(Volume),
-    /// Told that it is done.
+    /// The operation was answered with success.
     Done(Option<Volume>),
-    /// Told that it is not.
+    /// The operation was answered with an error.
     Failed,
 }
 
 /// A request that changes something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Request {
-    /// Replaces exactly `from`; `None` whatever stands there.
+    /// Replaces the name's object if it is exactly `from`; with `None`, unconditionally.
     Name {
         from: Option<Binding>,
         to: Binding,
@@ -182,16 +183,16 @@ pub(super) struct Process {
     pub head: Head,
     /// A request without an answer yet.
     pub waits: Option<Request>,
-    /// A request that was refused: what stands there decides what that means.
+    /// A request that was refused: the existing object decides what that means.
     pub refused: Option<Request>,
 }
 
-/// A request on its way.
+/// A request in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Flight {
     pub sender: u8,
     pub request: Request,
-    /// How often it may yet land.
+    /// How many more times it may land.
     pub landings: u8,
 }
 
@@ -201,11 +202,11 @@ pub(super) struct State {
     pub name: Binding,
     pub disks: Vec<Disk>,
     pub processes: Vec<Process>,
-    /// In order, each once.
+    /// Requests in flight, sorted and without duplicates.
     pub flights: Vec<Flight>,
 }
 
-/// What happens between two states.
+/// A step between two states.
 #[derive(Clone, Debug)]
 pub(super) enum Step {
     Reads { process: u8, role: Role, then: At },
@@ -231,7 +232,7 @@ impl fmt::Display for Step {
 }
 
 impl State {
-    /// No process has begun.
+    /// Returns the first state, in which no process has begun.
     pub(super) fn first(scope: &Scope) -> Self {
         let none = Disk { identity: false, content: false, head: Head::Absent, committed: false };
         let mut disks = vec![none; scope.volumes()];
@@ -249,7 +250,7 @@ impl State {
         &self.disks[usize::from(volume)]
     }
 
-    /// Every step that can be taken, and the state after it.
+    /// Returns every possible step and the state after it.
     pub(super) fn steps(&self, scope: &Scope) -> Vec<(Step, Self)> {
         let mut steps = Vec::new();
         for (p, process) in (0_u8..).zip(&self.processes) {
@@ -344,7 +345,7 @@ impl State {
         }
     }
 
-    /// A flush is answered, unless the head says that another has the volume: its log is sealed then.
+    /// Answers a flush, unless the head says that another gateway has the volume: its log is then sealed.
     fn commit(&self, p: u8, process: &Process, volume: Volume) -> Option<(Step, Self)> {
         (self.disk(volume).head == process.head).then(|| {
             let mut next = self.clone();
@@ -354,7 +355,8 @@ impl State {
         })
     }
 
-    /// Reads the head; one that is live and not held is replaced by one that says that the volume is being deleted.
+    /// Reads the head. If it is live and not held, replaces it by one that says that the volume is being
+    /// deleted.
     fn mark(&self, scope: &Scope, p: u8, role: Role, volume: Volume) -> (Step, Self) {
         let next = self.after_mark(scope, volume);
         match self.disk(volume).head {
@@ -363,13 +365,13 @@ impl State {
                 self.sends(scope, p, role, Request::Head { volume, from, to: Head::Deleting(version + 1) })
             }
             Head::Live(_, true) => self.reads(p, role, |now| now.at = At::Failed),
-            // An earlier deletion was cut short, or a creation before it made the head.
+            // An earlier deletion was interrupted, or a creation before it made the head.
             Head::Deleting(_) => self.reads(p, role, |now| now.at = next),
             Head::Absent if role != Role::DeletesByName => {
                 let unfenced = scope.breaks(Broken::UnbindsUnmarked);
                 self.reads(p, role, |now| now.at = if unfenced { next } else { At::Fences(volume) })
             }
-            // By name: another deletion has removed the volume, and had unbound the name before.
+            // By name: another deletion has removed the volume, and had taken the name before.
             Head::Absent => self.reads(p, role, |now| now.at = At::Failed),
         }
     }
@@ -382,8 +384,8 @@ impl State {
         }
     }
 
-    /// Unbinds the name if it stands for this volume. By id, a free name is changed too: a creator that has still to
-    /// bind it read it before it made the volume, so that it comes too late.
+    /// Frees the name if it is bound to this volume. By id, a free name is changed too: a creator that is
+    /// still to bind it read it before it made the volume, and thus comes too late.
     fn unbind(&self, scope: &Scope, p: u8, role: Role, volume: Volume) -> (Step, Self) {
         let fences = matches!(role, Role::DeletesById(_)) && !scope.breaks(Broken::LeavesNameFree);
         let to = if scope.breaks(Broken::DeletesName) {
@@ -401,7 +403,8 @@ impl State {
         }
     }
 
-    /// A refused request has taken effect all the same if its bytes stand there: an earlier answer was lost.
+    /// A refused request has taken effect after all if the existing object has its bytes: an earlier answer
+    /// was lost.
     fn looks(&self, scope: &Scope, p: u8, role: Role, request: Request) -> (Step, Self) {
         let ours = match request {
             Request::Name { to, .. } => self.name == to,
@@ -442,7 +445,7 @@ impl State {
         }
     }
 
-    /// The request takes effect or is refused, and is answered, unless the answer is lost.
+    /// Lets a request take effect or be refused, and answers it unless the answer is lost.
     fn land(&self, scope: &Scope, flight: Flight, answer: bool) -> (Step, Self) {
         let Flight { sender, request, landings } = flight;
         let mut next = self.clone();
@@ -495,7 +498,7 @@ impl State {
     }
 }
 
-/// What a process does once it knows what became of its request.
+/// Decides what a process does once it knows the outcome of its request.
 fn answered(scope: &Scope, role: Role, process: &mut Process, request: Request, done: bool) {
     let half_made = scope.breaks(Broken::BindsHalfMade);
     process.at = match (process.at, role) {
@@ -507,7 +510,7 @@ fn answered(scope: &Scope, role: Role, process: &mut Process, request: Request, 
         (At::Binds, _) if done && half_made => At::Makes(Part::Head),
         (At::Binds, Role::Creates(volume)) if done => At::Done(Some(volume)),
         (At::Binds, _) if scope.breaks(Broken::BindsAgain) => At::Binds,
-        // The name is another's, or was changed since it was read: what was made goes.
+        // The name belongs to another volume, or was changed since it was read: what was made is deleted.
         (At::Binds, Role::Creates(volume)) => removal(scope, volume, None),
         (At::Marks(volume), _) if done && scope.breaks(Broken::UnbindsFirst) => removal(scope, volume, None),
         (At::Marks(volume), _) if done && scope.breaks(Broken::UnbindsLast) => removal(scope, volume, None),
@@ -542,7 +545,7 @@ fn after_unbinding(scope: &Scope, volume: Volume) -> At {
     }
 }
 
-/// What a deletion removes after a part; what a listing shows goes last.
+/// Returns what a deletion removes after a part. What a listing shows is removed last.
 fn removal(scope: &Scope, volume: Volume, after: Option<Part>) -> At {
     let order = if scope.breaks(Broken::IdentityFirst) {
         [Part::Identity, Part::Content, Part::Head]

@@ -1,10 +1,11 @@
-//! The protocol of the journal as a machine of small states: what each gateway may do next, and what a PUT does
-//! when it lands.
+//! The protocol of the journal as a machine of small states: what each gateway may do next, and what a PUT
+//! does when it lands.
 //!
-//! It models slots, seals, opening records, epochs, checkpoints and the deletion of folded records; chunk objects,
-//! snapshots, leases and local journals are not in it. A PUT is sent in one step and lands in another, however
-//! late, even after its sender died or was deposed; a gateway that crashes is one that takes no further step. It
-//! must not know what has to hold. Invariant: [`State::steps`] gives every step that some interleaving can take.
+//! It models slots, seals, opening records, epochs, checkpoints and the deletion of folded records. It leaves
+//! out chunk objects, snapshots, leases and local journals. A PUT is sent in one step and lands in another,
+//! however late, even after its sender died or was deposed; a gateway that crashes takes no further step.
+//! This file must not know what has to hold. Invariant: [`State::steps`] returns every step that some
+//! interleaving can take.
 
 use std::fmt;
 
@@ -14,29 +15,30 @@ pub(super) type Slot = (u8, u8);
 /// A commit: the gateway that cut it, and its number there.
 pub(super) type Commit = (u8, u8);
 
-/// A rule of the protocol that can be broken, to see that the rule is needed and that its breaking is found.
+/// A rule of the protocol that a check can break, to show that the rule is needed and that breaking it is
+/// found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Broken {
-    /// Seals are deleted with the records of their log.
+    /// Seals are deleted together with the records of their log.
     DeletesSeals,
-    /// An opener goes on to the next epoch without sealing the log that it replayed.
+    /// An opener continues with the next epoch without sealing the log that it replayed.
     SkipsSeal,
     /// An opener serves without an opening record of its own.
     SkipsOpening,
-    /// A FLUSH is answered when as many commits are durable, not when all before it are.
+    /// A FLUSH is answered when that number of commits is durable, whether or not these are all before it.
     AnswersOutOfOrder,
     /// A commit whose slot is taken counts as durable.
     IgnoresTakenSlot,
 }
 
-/// How much is checked.
+/// The size of a check.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Scope {
-    /// Gateways that open the volume, each once.
+    /// Number of gateways, each of which opens the volume once.
     pub gateways: u8,
-    /// Commits that each may cut.
+    /// Limit on the commits that each gateway cuts.
     pub commits: u8,
-    /// Commits in flight at most.
+    /// Limit on the commits in flight of a gateway.
     pub window: u8,
     /// Whether the PUT of a commit may land twice.
     pub late_duplicates: bool,
@@ -44,17 +46,17 @@ pub(super) struct Scope {
     pub broken: Option<Broken>,
 }
 
-/// The object that is overwritten, by compare-and-swap.
+/// The head, the only object that is overwritten, by compare-and-swap.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
 pub(super) struct Head {
     pub epoch: u8,
     /// Slot of the last folded record.
     pub checkpoint: Slot,
-    /// Commits that the map holds, in order.
+    /// Commits that the map contains, in order.
     pub folded: Vec<Commit>,
 }
 
-/// What a record is.
+/// The kind of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Kind {
     Opening,
@@ -62,12 +64,12 @@ pub(super) enum Kind {
     Seal,
 }
 
-/// An object of the journal, created where none stands.
+/// An object of the journal, created only if none exists in its slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Record {
     pub slot: Slot,
     pub kind: Kind,
-    /// Epoch of its writer.
+    /// Epoch of the gateway that wrote it.
     pub writer: u8,
 }
 
@@ -81,31 +83,31 @@ pub(super) enum Phase {
     Fenced,
 }
 
-/// What one gateway knows.
+/// The state of one gateway.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Gateway {
     pub phase: Phase,
     pub epoch: u8,
     /// Next slot to replay.
     pub at: Slot,
-    /// Commits that it began with.
+    /// Commits that it recovered when it opened.
     pub seen: Vec<Commit>,
-    /// Commits that it sent.
+    /// Number of commits that it has sent.
     pub cut: u8,
-    /// Commits that it knows to be durable, one bit each.
+    /// Bit set of the commits that it knows to be durable.
     pub durable: u8,
-    /// Flushes that it answered, in order.
+    /// Number of flushes that it has answered, in order.
     pub answered: u8,
-    /// Checkpoint that it published.
+    /// The last checkpoint that it published, if any.
     pub folded_to: Option<Slot>,
 }
 
-/// A PUT on its way.
+/// A PUT in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Flight {
     pub sender: u8,
     pub record: Record,
-    /// How often it may yet land.
+    /// How many more times it may land.
     pub landings: u8,
 }
 
@@ -113,14 +115,14 @@ pub(super) struct Flight {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct State {
     pub head: Head,
-    /// In order of slot, of which each is taken once.
+    /// Records sorted by slot, at most one in each.
     pub journal: Vec<Record>,
     pub gateways: Vec<Gateway>,
-    /// In order, each once.
+    /// PUTs in flight, sorted and without duplicates.
     pub flights: Vec<Flight>,
 }
 
-/// What happens between two states.
+/// A step between two states.
 #[derive(Clone, Debug)]
 pub(super) enum Step {
     TakesEpoch { gateway: u8, epoch: u8 },
@@ -158,12 +160,12 @@ impl fmt::Display for Step {
     }
 }
 
-/// The record in a slot.
+/// Returns the record in a slot, if any.
 fn record_at(journal: &[Record], slot: Slot) -> Option<&Record> {
     journal.binary_search_by_key(&slot, |r| r.slot).ok().map(|place| &journal[place])
 }
 
-/// Puts an item into its place among ordered ones, once.
+/// Inserts an item into a sorted list unless it is already there.
 fn insert<T: Ord>(items: &mut Vec<T>, item: T) {
     if let Err(place) = items.binary_search(&item) {
         items.insert(place, item);
@@ -171,7 +173,7 @@ fn insert<T: Ord>(items: &mut Vec<T>, item: T) {
 }
 
 impl State {
-    /// A fresh volume that nobody has opened.
+    /// Returns the first state: a new volume that was never opened.
     pub(super) fn first(scope: &Scope) -> Self {
         let gateway = Gateway {
             phase: Phase::New,
@@ -191,7 +193,7 @@ impl State {
         }
     }
 
-    /// The commits that an opener would find now, and the slot where the newest log ends.
+    /// Returns the commits that an opener would find now, and the slot where the newest log ends.
     pub(super) fn replayed(&self) -> (Vec<Commit>, Slot) {
         let mut commits = self.head.folded.clone();
         let (mut epoch, mut n) = self.head.checkpoint;
@@ -210,7 +212,7 @@ impl State {
         (commits, (epoch, n))
     }
 
-    /// This state with another of its gateways, which `change` makes.
+    /// Returns this state with one gateway changed by `change`.
     fn with(&self, gateway: u8, change: impl FnOnce(&mut Gateway)) -> Self {
         let mut next = self.clone();
         change(&mut next.gateways[usize::from(gateway)]);
@@ -221,7 +223,7 @@ impl State {
         insert(&mut self.flights, Flight { sender, record, landings });
     }
 
-    /// Every step that can be taken, and the state after it.
+    /// Returns every possible step and the state after it.
     pub(super) fn steps(&self, scope: &Scope) -> Vec<(Step, Self)> {
         let mut steps = Vec::new();
         for (g, gateway) in (0_u8..).zip(&self.gateways) {
@@ -241,7 +243,8 @@ impl State {
         steps
     }
 
-    /// The epoch is bumped by a compare-and-swap of the head whose checkpoint is then used.
+    /// Takes the next epoch by a compare-and-swap of the head. The gateway then uses the checkpoint of that
+    /// head.
     fn take_epoch(&self, g: u8) -> (Step, Self) {
         let epoch = self.head.epoch + 1;
         let mut next = self.with(g, |gateway| {
@@ -254,7 +257,7 @@ impl State {
         (Step::TakesEpoch { gateway: g, epoch }, next)
     }
 
-    /// Replays to the first free slot, and sends what belongs there.
+    /// Replays to the first free slot, and sends the record that belongs there.
     fn replay(&self, scope: &Scope, g: u8, gateway: &Gateway) -> (Step, Self) {
         let ((mut epoch, mut n), mut seen) = (gateway.at, gateway.seen.clone());
         while epoch < gateway.epoch
@@ -323,7 +326,7 @@ impl State {
         }
     }
 
-    /// A list of folded records may be deleted late, even by a gateway that was deposed since.
+    /// Deletes a list of folded records, perhaps late, even by a gateway that was deposed since.
     fn delete(&self, scope: &Scope, g: u8, gateway: &Gateway) -> Option<(Step, Self)> {
         let to = gateway.folded_to?;
         let seals_too = scope.broken == Some(Broken::DeletesSeals);
@@ -337,7 +340,7 @@ impl State {
         Some((Step::Deletes { gateway: g, slots }, next))
     }
 
-    /// A PUT lands: it creates its record, or finds the slot taken, perhaps by itself.
+    /// Lets a PUT land: it creates its record, or finds the slot taken, possibly by itself.
     fn land(&self, scope: &Scope, flight: Flight) -> (Step, Self) {
         let Flight { sender, record, landings } = flight;
         let mut next = self.clone();

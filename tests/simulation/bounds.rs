@@ -1,7 +1,8 @@
-//! The bounds, looked at whenever a gateway has run: requests of each class, records on their way, dirty and clean bytes,
-//! the journal; and how long a refusal is waited for.
+//! The limits, checked whenever a gateway has run: requests of each class, records in flight, dirty and clean
+//! bytes, and the journal; and the time that a refusal is waited for.
 //!
-//! What is counted here is what a gateway waits for: a request that it gave up counts no more, though it may still land.
+//! It counts what a gateway waits for: a request that the gateway gave up no longer counts, though it may
+//! still land.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -22,18 +23,18 @@ use tokio::time::Instant;
 use super::plan::Plan;
 use super::world::{Call, Inner, Process, World};
 
-/// Requests of the class `ahead` at a time, whatever the bound on requests.
+/// Limit on concurrent requests of the class `ahead`, independent of the limit on requests.
 const AHEAD: usize = 8;
-/// Of the bound on requests, the part of background work.
+/// Divisor of the limit on requests: the part for background work.
 const BULK: usize = 4;
-/// Commits at most that are cut and wait for those whose records are on their way.
+/// Limit on cut commits that wait for those whose records are in flight.
 const WAITING_CUTS: usize = 64;
-/// Keys of one delete request.
+/// Limit on the keys of one delete request.
 const DELETE_KEYS: usize = 1000;
-/// What a record has beside the changes that the dirty budget counts, at most.
+/// Limit on the bytes of a record beyond the changes that the dirty budget counts.
 const RECORD_EXTRA_BYTES: u64 = 256;
 
-/// What a request is for: each class has a bound of its own.
+/// The class of a request. Each class has its own limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Class {
     Reads,
@@ -60,7 +61,7 @@ tokio::task_local! {
     static CLASS: Class;
 }
 
-/// The retries of a process, to be told that its disks are in use.
+/// The retry layer of a process, which must learn when disks are in use.
 #[derive(Clone, Default)]
 pub(super) struct Control {
     retries: Vec<Arc<Retry>>,
@@ -68,7 +69,7 @@ pub(super) struct Control {
 }
 
 impl Control {
-    /// Disks are in use: refusals are waited for from now on.
+    /// Notes that disks are in use: from now on refusals are waited for.
     pub(super) fn wait_out_refusals(&self) {
         self.retries.iter().for_each(|retry| retry.wait_out_refusals());
         self.in_use.store(true, Ordering::Relaxed);
@@ -116,7 +117,7 @@ struct Watched {
 }
 
 impl Watched {
-    /// Once disks are in use, a refusal is an error only when all the time for a request is over.
+    /// Once disks are in use, a refusal is an error only when the whole time for a request has passed.
     async fn watch<T>(
         &self,
         patience: Patience,
@@ -156,7 +157,7 @@ impl Store for Watched {
     }
 }
 
-/// A request for whose answer a process waits.
+/// A request whose answer a process waits for.
 pub(super) struct Waiting {
     world: World,
     process: Process,
@@ -194,13 +195,13 @@ impl Drop for Waiting {
     }
 }
 
-/// What of an open volume is looked at.
+/// The values of an open volume that are checked.
 #[derive(Debug)]
 pub(super) struct Bounded {
     volume: Weak<Volume>,
     cache: Arc<PageCache>,
     budget: Arc<DirtyBudget>,
-    /// What it began with: the journal that it replayed.
+    /// Size of the journal that it replayed at its opening.
     began: Usage,
 }
 
@@ -241,7 +242,7 @@ impl Inner {
         }
     }
 
-    /// Looks at a gateway that has just run.
+    /// Checks a gateway that has just run.
     pub(super) fn check_bounds(&mut self, process: Process) {
         let Some(state) = self.processes.get(&process) else { return };
         let Some(Bounded { volume, cache, budget, began }) = &state.bounded else { return };
@@ -262,7 +263,7 @@ impl Inner {
 }
 
 impl Plan {
-    /// Which bound a volume exceeds, of those of its own.
+    /// Returns which of its own limits a volume exceeds, if any.
     fn exceeded(&self, usage: &Usage, began: &Usage, budget_blocks: usize) -> Option<String> {
         let options = &self.options;
         // One command that needs more than the budget gets all of it.

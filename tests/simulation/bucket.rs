@@ -1,8 +1,8 @@
-//! What an opener would recover from the bucket as it lies, read by code of its own.
+//! What an opener would recover from the current bucket, read by independent code.
 //!
-//! Follows head, root, map pages and chunk objects, then the journal from the checkpoint to the first free slot of
-//! each log. Shares with Cairn the codecs alone. Everything that the head, the root and the journal name must be
-//! there and whole; whatever is not is an error.
+//! Follows head, root, map pages and chunk objects, then the journal from the checkpoint to the first free
+//! slot of each log. It must share nothing with Cairn but the codecs. Invariant: everything that the head,
+//! the root and the journal reference must exist and be sound; otherwise the check fails.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -22,25 +22,26 @@ use uuid::Uuid;
 
 use super::cells::{CELL, CELL_LEN, Id, Layout, TORN, identify};
 
-/// All objects of a store.
+/// All objects of a store, by key.
 pub(super) type Objects = BTreeMap<String, Bytes>;
 
-/// What an opener would find.
+/// The result of a recovery.
 #[derive(Debug)]
 pub(super) struct Recovered {
-    /// Content of every cell.
+    /// The content of every cell.
     pub(super) image: Vec<Id>,
     /// Cells that are marked as lost.
     pub(super) lost: BTreeSet<u32>,
-    /// The head.
+    /// The head that the recovery began with.
     pub(super) head: Head,
     /// The root table.
     pub(super) table: RootTable,
-    /// Every object that the head, the current root and the journal after the checkpoint name.
+    /// Keys of every object that the head, the current root and the journal after the checkpoint reference.
     pub(super) named: BTreeSet<String>,
 }
 
-/// What the objects say, found out once for each: they never change, but for those that are damaged at rest.
+/// The decoded content of objects, decoded once for each: objects never change, except those that are damaged
+/// at rest.
 #[derive(Default)]
 pub(super) struct Known {
     chunks: BTreeMap<String, (Bytes, Arc<Chunk>)>,
@@ -48,24 +49,24 @@ pub(super) struct Known {
     maps: BTreeMap<String, (Bytes, Arc<BTreeMap<u16, Entry>>)>,
 }
 
-/// What a chunk object says.
+/// The decoded content of a chunk object.
 struct Chunk {
     index: ChunkIndex,
     id: ObjectId,
     stored: PageSet,
-    /// Where each page begins, and who wrote its cells.
+    /// The offset of each page, and the changes that wrote its cells.
     pages: Vec<(u64, Vec<Id>)>,
 }
 
-/// What a record says.
+/// The decoded content of a record.
 struct Told {
     record: Record,
     checksum: Checksum,
-    /// Who wrote the cells of each `Data` change.
+    /// The changes that wrote the cells of each `Data` change.
     data: Vec<Vec<Id>>,
 }
 
-/// Gives what is known of an object, found out by `find` where its bytes are not those that are known.
+/// Returns the decoded content of an object. Calls `find` if its bytes are not the known ones.
 fn once<T>(
     known: &mut BTreeMap<String, (Bytes, Arc<T>)>,
     key: &str,
@@ -84,7 +85,7 @@ fn once<T>(
 }
 
 impl Known {
-    /// Forgets objects that stand no more.
+    /// Forgets objects that no longer exist.
     fn forget(&mut self, objects: &Objects) {
         if self.chunks.len() + self.records.len() + self.maps.len() > 4 * objects.len() + 64 {
             self.chunks.retain(|key, _| objects.contains_key(key));
@@ -105,14 +106,14 @@ struct Reader<'a> {
     named: BTreeSet<String>,
 }
 
-/// The head of the volume.
+/// Reads the head of the volume.
 pub(super) fn head(objects: &Objects, volume: Uuid) -> Result<Head, String> {
     let key = Keys::new(volume).head();
     let bytes = objects.get(&key).ok_or_else(|| format!("{key} is gone"))?;
     Head::decode(volume, bytes).map_err(|error| format!("{key}: {error}"))
 }
 
-/// What an opener would recover now.
+/// Recovers what an opener would recover now.
 pub(super) fn recover(
     objects: &Objects,
     volume: Uuid,
@@ -135,7 +136,7 @@ pub(super) fn recover(
     Ok(Recovered { image: reader.image, lost: reader.lost, head, table, named: reader.named })
 }
 
-/// Checks that everything that a kept root names is there and whole.
+/// Checks that every object that a kept root references exists and is sound.
 pub(super) fn check_root(
     objects: &Objects,
     volume: Uuid,
@@ -197,7 +198,7 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// A chunk object takes the place of all that its chunk held.
+    /// A chunk object replaces the whole content of its chunk.
     fn apply_chunk(&mut self, index: ChunkIndex, id: ObjectId, stored: PageSet) -> Result<(), String> {
         let start = u64::from(index.0) * self.layout.chunk;
         self.zero(start..start + self.layout.chunk);
@@ -232,7 +233,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The cells of a range, in order, are whose `ids` say.
+    /// Sets the cells of a range, in order, to these changes.
     fn data(&mut self, range: Range<u64>, mut ids: &[Id]) {
         for (_, cells) in self.layout.cells_of(&range) {
             self.found(&cells);
@@ -297,7 +298,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Who wrote each cell of `bytes` at `start`, of those in use.
+/// Returns the change that wrote each cell of `bytes` at `start`, for the cells in use.
 fn who(layout: &Layout, start: u64, bytes: &[u8]) -> Vec<Id> {
     let whole = start.is_multiple_of(CELL) && (bytes.len() as u64).is_multiple_of(CELL);
     let mut ids = Vec::with_capacity(bytes.len() / CELL_LEN);
@@ -325,8 +326,8 @@ impl Told {
     }
 }
 
-/// Objects of the volume that nothing names: not the head, the current root, the journal after the checkpoint, nor
-/// a seal.
+/// Returns the objects of the volume that nothing references: not the head, the current root, the journal
+/// after the checkpoint, nor a seal.
 pub(super) fn garbage(objects: &Objects, volume: Uuid, recovered: &Recovered) -> Vec<String> {
     let keys = Keys::new(volume);
     let is_kept = |key: &str| match keys.parse(key) {

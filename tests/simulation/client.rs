@@ -1,4 +1,4 @@
-//! A client of a gateway: what a virtual machine would ask of its disk, and what it makes of the answers.
+//! A client of a gateway: issues commands as a virtual machine would, and checks the answers.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use super::plan::Plan;
 use super::wire::{Failure, Way};
 use super::world::{Inner, Order, Process, World};
 
-/// A client.
+/// A client and the way by which its commands reach the volume.
 pub(super) struct Client {
     pub(super) world: World,
     pub(super) process: Process,
@@ -56,7 +56,7 @@ impl Client {
                 return;
             }
             let command = draw(&self.world.lock().plan, &mut self.random);
-            // Now and then a client goes away before the answer.
+            // Sometimes a client goes away before the answer.
             let patience = self.random.random_range(0..400_u64);
             let was_stopped = self.way.is_stopped();
             let number = self.world.lock().begin(self.process, &command);
@@ -172,7 +172,7 @@ fn draw(plan: &Plan, random: &mut SmallRng) -> Command {
     }
 }
 
-/// A range within a window: parts of sectors, sectors, blocks, pages, chunks, and some of each.
+/// Draws a range within a window: partial sectors, sectors, blocks, pages, chunks, or a mixture.
 fn range(plan: &Plan, random: &mut SmallRng) -> Range<u64> {
     let all = plan.layout.bytes();
     let hot = (all * plan.hot_percent / 100).max(8192).min(all);
@@ -196,7 +196,7 @@ fn range(plan: &Plan, random: &mut SmallRng) -> Range<u64> {
     offset..offset + length
 }
 
-/// A range that may span windows, or all of the volume.
+/// Draws a range that may span windows, or the whole volume.
 fn wide(plan: &Plan, random: &mut SmallRng) -> Range<u64> {
     if random.random_bool(0.3) {
         return 0..plan.layout.size;
@@ -208,7 +208,7 @@ fn wide(plan: &Plan, random: &mut SmallRng) -> Range<u64> {
 }
 
 impl Inner {
-    /// Whether one more command may be issued; counts it.
+    /// Returns whether one more command may be issued, and counts it.
     pub(super) fn take_command(&mut self) -> bool {
         if self.commands_left == 0 {
             return false;
@@ -218,7 +218,7 @@ impl Inner {
         true
     }
 
-    /// A command is issued.
+    /// Records that a command is issued.
     pub(super) fn begin(&mut self, process: Process, what: &dyn std::fmt::Debug) -> u64 {
         let number = self.history.tick();
         self.say(format_args!("P{process} !{number} {what:?}"));
@@ -227,7 +227,7 @@ impl Inner {
         number
     }
 
-    /// A command is answered, or given up.
+    /// Records that a command is answered or given up.
     pub(super) fn end(&mut self, process: Process, number: u64, how: &str) {
         self.say(format_args!("P{process} !{number} {how}"));
         let state = self.processes.get_mut(&process).expect("its gateway was born");
@@ -260,7 +260,7 @@ impl Inner {
         self.look_after_flush(epoch);
     }
 
-    /// Now and then, what a crash right after the answer would leave.
+    /// Sometimes checks what a crash right after the answer would leave.
     fn look_after_flush(&mut self, epoch: u32) {
         let often = if self.plan.busy { 0.02 } else { 0.2 };
         if epoch == self.history.newest() && self.random.random_bool(often) {
@@ -268,7 +268,7 @@ impl Inner {
         }
     }
 
-    /// Checks the bytes that a read gave.
+    /// Checks the bytes that a read returned.
     pub(super) fn check_read(&mut self, epoch: u32, range: &Range<u64>, issued: Moment, bytes: &[u8]) {
         if bytes.len() as u64 != range.end - range.start {
             return self.broken(format!("a read of {range:?} gave {} bytes", bytes.len()));
@@ -283,7 +283,7 @@ impl Inner {
         }
     }
 
-    /// Checks that a range said to be zeros may be.
+    /// Checks that a range reported as zeros may be zeros.
     fn check_zeros(&mut self, epoch: u32, range: &Range<u64>, issued: Moment) {
         for (_, cells) in self.plan.layout.cells_of(range) {
             let zeros = vec![0; cells.len()];
@@ -296,7 +296,7 @@ impl Inner {
     /// A command failed on the wire: is that explained? Says whether the connection is of no more use.
     fn failed_on_the_wire(&mut self, error: &WireError) -> bool {
         match error {
-            // The volume's errors are judged where the server hears them.
+            // The volume's errors are judged where the server receives them.
             WireError::Command { error: Value::Io, .. } => false,
             WireError::Command { error: Value::Shutdown, .. } => true,
             WireError::Broken(Broken::Closed | Broken::ByServer | Broken::Io(_)) => true,
@@ -320,7 +320,7 @@ impl Inner {
             Error::Store(_) => !self.is_fair(),
             // A successor has folded it away.
             Error::Lost { .. } => self.is_superseded(epoch),
-            // Nothing is damaged at rest: what is damaged on the way is not to be taken for it.
+            // Nothing is damaged at rest, and damage in transit must not be mistaken for that.
             Error::Damaged { .. }
             | Error::OutOfRange { .. }
             | Error::TableFull { .. }

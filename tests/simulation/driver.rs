@@ -1,8 +1,9 @@
-//! One run: starts gateways, lets time pass in order, and strikes.
+//! The driver of one run: starts gateways, advances the time, and causes disasters.
 //!
-//! Gateways run one at a time, the one that is furthest behind first, up to the next event of the world; a request
-//! that one sends may bring that event nearer. So every request takes effect in order of time, whatever the clocks of
-//! the gateways say, and the whole run is a function of the seed.
+//! Gateways run one at a time, the one furthest behind first, up to the next event of the world; a request
+//! that it sends may bring that event nearer. The driver must not know what a gateway does. Invariant: every
+//! request takes effect in order of time, whatever the gateways' clocks say, and the whole run is a function
+//! of the seed.
 
 use std::collections::BTreeMap;
 
@@ -18,11 +19,11 @@ use super::prefix;
 use super::weather::{Coverage, Fault};
 use super::world::{Act, Event, Inner, Order, Process, Time, World};
 
-/// Events of a run at most: more mean that it goes round in circles.
+/// Limit on the events of a run: more mean that it makes no progress.
 const MAX_EVENTS: u64 = 3_000_000;
-/// The time of the world after which no more disasters strike, in milliseconds.
+/// World time in milliseconds after which no more disasters happen.
 const CHAOS_ENDS: Time = 45 * 60 * 1000;
-/// How long anything may take in fair weather, in milliseconds.
+/// Limit in milliseconds on the duration of anything in fair weather.
 pub(super) const PATIENCE: Time = 10 * 60 * 1000;
 
 thread_local! {
@@ -30,17 +31,17 @@ thread_local! {
     static VOLUME_METRICS: VolumeMetrics = metrics().volume("simulated");
 }
 
-/// The metrics of all runs of this thread: nobody looks at them.
+/// Returns the metrics shared by all runs of this thread. Nothing reads them.
 pub(super) fn metrics() -> Metrics {
     METRICS.with(Metrics::clone)
 }
 
-/// Those of the volume.
+/// Returns the metrics of a volume, which nothing reads.
 pub(super) fn volume_metrics() -> VolumeMetrics {
     VOLUME_METRICS.with(VolumeMetrics::clone)
 }
 
-/// What came of a run.
+/// The result of a run.
 pub(super) struct Outcome {
     pub(super) hash: u64,
     pub(super) lines: u64,
@@ -52,11 +53,11 @@ pub(super) struct Outcome {
     pub(super) violation: Option<String>,
 }
 
-/// A run.
+/// The driver of a run.
 pub(super) struct Driver {
     pub(super) world: World,
     pub(super) gateways: BTreeMap<Process, Gateway>,
-    /// How a process is started; the last says whether it takes over.
+    /// Starts a process; the last argument says whether it takes over.
     starts: fn(&World, Process, bool) -> Gateway,
     next_process: Process,
     crashes: u64,
@@ -73,7 +74,7 @@ pub(super) fn run(seed: u64, print: bool) -> Outcome {
 }
 
 impl Outcome {
-    /// What came of both.
+    /// Combines the results of two runs.
     fn and(mut self, other: Self) -> Self {
         self.hash = self.hash.rotate_left(1) ^ other.hash;
         self.lines += other.lines;
@@ -84,8 +85,8 @@ impl Outcome {
     }
 }
 
-/// A store with nothing in it, and what it takes to make a volume there in peace. The listings of half of the seeds
-/// have no order.
+/// Creates an empty store, and a fault-free environment for creating a volume in it. For half of the seeds
+/// listings are unordered.
 pub(super) fn empty_store(seed: u64) -> (MemoryStore, Environment) {
     let memory = match seed.is_multiple_of(2) {
         true => MemoryStore::with_page_entries(7),
@@ -110,7 +111,7 @@ impl Driver {
         Self::with(World::new(plan, volume, memory, print), Gateway::start)
     }
 
-    /// A run in a world in which nothing happens yet.
+    /// Creates a run in a world without any event yet.
     pub(super) fn with(world: World, starts: fn(&World, Process, bool) -> Gateway) -> Self {
         {
             let mut inner = world.lock();
@@ -128,14 +129,14 @@ impl Driver {
                 return;
             }
             if inner.now > CHAOS_ENDS && inner.calm.is_none() {
-                // What is left to be asked is asked in fair weather.
+                // The remaining requests are sent in fair weather.
                 inner.calm = Some(inner.now);
                 (inner.storm, inner.refused) = (false, false);
             }
         }
     }
 
-    /// Lets time go on to the next event and lets that happen; `false` once a promise is broken.
+    /// Advances the time to the next event and executes it. Returns `false` once a promise is broken.
     pub(super) fn step(&mut self) -> bool {
         let panics = super::seeds::panics();
         loop {
@@ -178,7 +179,7 @@ impl Driver {
         self.world.lock().violation.is_none()
     }
 
-    /// Lets time go on until `done`; says whether that came to be.
+    /// Advances the time until `done`. Returns whether that happened.
     pub(super) fn run_while(&mut self, patience: Time, done: impl Fn(&Inner) -> bool) -> bool {
         let began = self.world.lock().now;
         loop {
@@ -190,7 +191,7 @@ impl Driver {
                 if inner.now >= began + patience {
                     return false;
                 }
-                // What takes long is looked at ever more seldom.
+                // The longer it takes, the less often it is checked.
                 let soon = inner.now + 1000.max((inner.now - began) / 16);
                 inner.push(soon, Event::Act(Act::Wake));
                 soon
@@ -227,7 +228,7 @@ impl Driver {
         }
     }
 
-    /// Ends a pause.
+    /// Resumes a paused gateway.
     pub(super) fn resume(&mut self, process: Process) {
         let mut inner = self.world.lock();
         let now = inner.now;
@@ -241,7 +242,7 @@ impl Driver {
 
     fn disaster(&mut self) {
         let mut inner = self.world.lock();
-        // Ever rarer while nothing is answered, so that every run gets through.
+        // Rarer and rarer while nothing is answered, so that every run completes.
         let every = inner.plan.disaster_every << (inner.quiet / 2).min(10);
         inner.quiet += 1;
         let calm = inner.calm.is_some();
@@ -279,7 +280,7 @@ impl Driver {
         self.gateways.insert(process, gateway);
     }
 
-    /// The number of a process that is about to be started.
+    /// Allocates the number of a process that is about to be started.
     pub(super) fn number(&mut self) -> Process {
         self.next_process += 1;
         self.next_process - 1
@@ -294,7 +295,7 @@ impl Driver {
         }
     }
 
-    /// Ends a gateway wherever it stands.
+    /// Ends a gateway wherever it is in its work, as a crash does.
     pub(super) fn crash(&mut self, process: Process) {
         self.crashes += 1;
         {
@@ -340,7 +341,7 @@ impl Driver {
         inner.push(at, Event::Act(Act::Resume(process)));
     }
 
-    /// In runs that have such times, the store now and then refuses all credentials for a while.
+    /// In runs with such faults, the store sometimes refuses all credentials for a while.
     fn refuses(&mut self) -> bool {
         let mut inner = self.world.lock();
         if !inner.plan.refuses || inner.refused || inner.random.random_bool(0.4) {
@@ -370,7 +371,7 @@ impl Driver {
         drop(gateways);
         let mut inner = world.lock();
         if inner.violation.is_none() {
-            // Now that all answers are known, those of gateways that had lost the volume too.
+            // All answers are known now, including those of gateways that had lost the volume.
             let history = &inner.history;
             let broken = history.openings.iter().find_map(|(before, epoch, image)| {
                 let checked = prefix::check(&history.epochs[before], image);

@@ -12,9 +12,9 @@ use super::driver::{Driver, PATIENCE};
 use super::gateway::{Gateway, Parts};
 use super::world::{Inner, Order, Process};
 
-/// Bytes of a read of the last look.
+/// Size in bytes of a read in the final check.
 const READ: u64 = 256 << 10;
-/// How long collecting may take in fair weather, after the grace.
+/// Limit on the time that collection may take in fair weather, after the grace period.
 const COLLECTING: Duration = Duration::from_secs(120);
 /// Least lease of the last look: all else rests then, and renewing it would be most of what a run does.
 const LONG_LEASE: Duration = Duration::from_secs(60);
@@ -107,7 +107,7 @@ impl Driver {
 }
 
 impl Inner {
-    /// Commands without an answer.
+    /// Returns the unanswered commands.
     fn pending(&self) -> Option<String> {
         let pending = self.processes.iter().flat_map(|(process, state)| {
             state.commands.iter().map(move |(number, what)| format!("P{process} !{number} {what}"))
@@ -144,7 +144,7 @@ async fn look(parts: Parts) {
         if let Err(error) = volume.checkpoint().await {
             return world.lock().broken(format!("no checkpoint in fair weather: {error}"));
         }
-        // Nobody else changes anything.
+        // No other process changes anything now.
         let usage = volume.usage();
         if (usage.journal_records, usage.dirty_blocks, usage.commits_in_flight) != (0, 0, 0) {
             return world.lock().broken(format!("a checkpoint leaves a journal: {usage:?}"));
@@ -161,7 +161,7 @@ async fn look(parts: Parts) {
     inner.processes.get_mut(&process).expect("it was born").ended = true;
 }
 
-/// What the last look reads with.
+/// The reader of the final check.
 struct Looking {
     world: super::world::World,
     volume: Arc<Volume>,
@@ -195,7 +195,8 @@ impl Inner {
         (state.opening, state.epoch) = (false, Some(epoch));
     }
 
-    /// Nothing stands in the bucket that nothing names, unless it came when nobody knew.
+    /// Checks that the bucket contains no unreferenced object, except those that arrived without anyone's
+    /// knowledge.
     fn look_for_garbage(&mut self) {
         let objects = self.objects();
         match bucket::recover(&objects, self.volume, &self.plan.layout, &mut self.known) {

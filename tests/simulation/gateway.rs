@@ -1,7 +1,8 @@
 //! A gateway: a process of its own, with its own runtime and clock, that opens the volume and serves clients.
 //!
-//! A runtime of its own is what makes a crash one: dropping it ends every task at the await point where it stands.
-//! One that is not run stands still, and its clock then jumps.
+//! Its own runtime is what makes a crash possible: dropping it ends every task at its current await point. A
+//! gateway that is not run is paused, and its clock then jumps. It must not know the faults of the world.
+//! Invariant: a gateway runs only when the driver lets it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,15 +25,15 @@ use super::link::{Clock, Link};
 use super::wire::Front;
 use super::world::{DAWN, Inner, MAX_SKEW, Order, Process, Time, World};
 
-/// How long a process may take to give back what a volume took of the dirty bound.
+/// Limit on the time that a process may take to return the permits of a volume's dirty budget.
 const GIVING_BACK: Duration = Duration::from_secs(60);
 
-/// A gateway that is alive.
+/// A running gateway.
 pub(super) struct Gateway {
     pub(super) process: Process,
-    /// How far it has come, by the world's time.
+    /// World time up to which it has run.
     pub(super) time: Time,
-    /// Whether it stands still.
+    /// Whether it is paused.
     pub(super) paused: bool,
     runtime: Runtime,
     clock: Arc<Clock>,
@@ -45,7 +46,7 @@ impl Gateway {
         Self::spawn(world, process, |parts| Life { parts, takeover }.live())
     }
 
-    /// Starts a process that does what `run` says.
+    /// Starts a process that executes `run`.
     pub(super) fn spawn<F>(world: &World, process: Process, run: impl FnOnce(Parts) -> F) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
@@ -53,7 +54,7 @@ impl Gateway {
         let mut builder = tokio::runtime::Builder::new_current_thread();
         builder.enable_time().start_paused(true);
         if world.lock().plan.crash_at_await > 0 {
-            // One task at a time, so that a crash may come between any two of them.
+            // One task at a time, so that a crash may happen between any two of them.
             builder.event_interval(1);
         }
         let runtime = builder.build().expect("a runtime without I/O");
@@ -72,12 +73,12 @@ impl Gateway {
         let time = inner.now;
         drop(inner);
         let parts = Parts { world: world.clone(), process, env, control, orders, random };
-        // The handle is of no use: the task ends with the runtime.
+        // The handle is not needed: the task ends with the runtime.
         drop(runtime.spawn(run(parts)));
         Self { process, time, paused: false, runtime, clock, sent }
     }
 
-    /// Runs until a time of the world, or until a request was sent.
+    /// Runs until a world time, or until a request was sent.
     pub(super) fn run_until(&mut self, until: Time) {
         let deadline = self.clock.local(until);
         let sent = Arc::clone(&self.sent);
@@ -93,7 +94,7 @@ impl Gateway {
         self.time = self.time.max(come);
     }
 
-    /// Lets so many tasks run, and leaves the others where they stand.
+    /// Lets this number of tasks run, and leaves the others where they are.
     pub(super) fn run_some(&mut self, rounds: u32) {
         self.runtime.block_on(async move {
             for _ in 0..rounds {
@@ -102,7 +103,7 @@ impl Gateway {
         });
     }
 
-    /// Goes on after standing still: its clock has gone on without it.
+    /// Resumes after a pause, during which its clock has continued.
     pub(super) fn resume(&mut self, time: Time) {
         let until = self.clock.local(time);
         self.runtime.block_on(async move {
@@ -130,7 +131,7 @@ fn environment(inner: &Inner, link: Link, random: &mut SmallRng, world: &World) 
     (env, control)
 }
 
-/// What a process is made of.
+/// The parts of a process.
 pub(super) struct Parts {
     pub(super) world: World,
     pub(super) process: Process,
@@ -140,13 +141,13 @@ pub(super) struct Parts {
     pub(super) random: SmallRng,
 }
 
-/// What a gateway does from its start to its end.
+/// The life of a gateway from its start to its end.
 struct Life {
     parts: Parts,
     takeover: bool,
 }
 
-/// How the time of an open volume ended.
+/// How serving a volume ended.
 enum End {
     Closed,
     Lost,
@@ -175,7 +176,8 @@ impl Life {
         }
     }
 
-    /// Waits until nothing of the dirty bound is taken any more: other volumes, and this one when it is opened again, need it.
+    /// Waits until the dirty budget is complete again: other volumes need it, and so does this one when it is
+    /// opened again.
     async fn gives_back(&self) {
         let budget = &self.parts.env.budget;
         for _ in 0..GIVING_BACK.as_millis() {
@@ -192,14 +194,14 @@ impl Life {
         ));
     }
 
-    /// Nothing more comes of this process.
+    /// Waits forever: this process does nothing more.
     async fn rest(&self) {
         let mut inner = self.parts.world.lock();
         inner.processes.get_mut(&self.parts.process).expect("it was born").ended = true;
         inner.say(format_args!("P{} is done", self.parts.process));
     }
 
-    /// Opens the volume, however often it takes; `None` once it is told not to.
+    /// Opens the volume, with any number of attempts. Returns `None` once it is ordered to stop.
     async fn open(&mut self) -> Option<Arc<Volume>> {
         loop {
             if *self.parts.orders.borrow() != Order::Serve {
@@ -214,7 +216,7 @@ impl Life {
             };
             match Volume::open(&self.parts.env, options, volume, self.takeover).await {
                 Ok(volume) => {
-                    // Clients rely on the disk from now on.
+                    // From here on clients rely on the disk.
                     self.parts.control.wait_out_refusals();
                     let Environment { cache, budget, .. } = &self.parts.env;
                     let bounded = Bounded::new(&volume, cache, budget);
@@ -232,7 +234,7 @@ impl Life {
         }
     }
 
-    /// Serves clients until the volume is lost, or closed as told.
+    /// Serves clients until the volume is lost, or closed on order.
     async fn serve(&mut self, volume: &Arc<Volume>) -> End {
         let tasks = Tasks::new();
         let (clients, wire) = {
@@ -271,7 +273,8 @@ impl Life {
         end
     }
 
-    /// A checkpoint shortly before, as whoever hands a volume on makes one, and a chunk that a client fills twice since.
+    /// Publishes a checkpoint shortly before, as a caller of `hand_on` does, and lets a client fill a chunk
+    /// twice after it.
     async fn before_handing_on(&mut self, volume: &Volume) -> Result<(), Error> {
         volume.checkpoint().await?;
         let (layout, epoch) = (self.parts.world.lock().plan.layout.clone(), volume.epoch());
@@ -288,7 +291,7 @@ impl Life {
 
     async fn close(&mut self, volume: &Volume) -> End {
         let number = self.parts.world.lock().begin(self.parts.process, &"close");
-        // Every other epoch is closed as for a successor that waits.
+        // Every other epoch is handed on to a waiting successor.
         let is_handed_on = volume.epoch().is_multiple_of(2);
         if is_handed_on
             && self.parts.random.random_bool(0.7)
@@ -321,7 +324,7 @@ impl Life {
 }
 
 impl Inner {
-    /// A gateway opened the volume.
+    /// Records that a gateway opened the volume.
     fn opened(&mut self, process: Process, epoch: u32) {
         self.say(format_args!("P{process} opened epoch {epoch}"));
         if !self.history.epochs.contains_key(&epoch)
@@ -333,7 +336,7 @@ impl Inner {
         (state.opening, state.epoch) = (false, Some(epoch));
     }
 
-    /// A gateway that is done serving begins again.
+    /// Records that a gateway that has stopped serving starts again.
     fn again(&mut self, process: Process) {
         let state = self.processes.get_mut(&process).expect("it was born");
         (state.opening, state.epoch) = (true, None);
@@ -353,13 +356,13 @@ impl Inner {
         }
     }
 
-    /// A gateway's volume stopped.
+    /// Records that a gateway's volume stopped.
     fn lost(&mut self, process: Process, epoch: u32, why: &str) {
         self.say(format_args!("P{process} lost epoch {epoch}: {why}"));
         self.check_superseded(process, epoch, why);
     }
 
-    /// A volume that stops must have been taken over, or be one that heeds its lease.
+    /// Checks that a volume that stopped was taken over, or is one that observes its lease.
     pub(super) fn check_superseded(&mut self, process: Process, epoch: u32, why: &str) {
         let is_strict = self.plan.options.lease_strict && why.contains("lease.strict");
         if !is_strict && !self.is_superseded(epoch) {
@@ -367,7 +370,7 @@ impl Inner {
         }
     }
 
-    /// Whether a later epoch was begun.
+    /// Whether a later epoch has begun.
     pub(super) fn is_superseded(&self, epoch: u32) -> bool {
         bucket::head(&self.objects(), self.volume).is_ok_and(|head| head.epoch > epoch)
     }

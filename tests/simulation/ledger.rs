@@ -1,8 +1,10 @@
-//! What is known of names: which volumes were created, who may have deleted them, and what stands under each name.
+//! The ledger of names: which volumes were created, which operations may have deleted them, and what exists
+//! under each name.
 //!
-//! Seen where a request takes effect in the store, whoever sent it and whenever. Invariants that are checked there: the
-//! object under a name is only ever replaced, by a later version; a name stands for a volume that is whole; it is taken
-//! from a volume only when that is being deleted.
+//! It observes requests when they take effect in the store, whoever sent them and whenever. It must not know
+//! how Cairn creates and deletes volumes. Invariants that it checks: the object under a name is only
+//! replaced, by a later version. A name is bound only to a complete volume, and taken from a volume only when
+//! that is being deleted.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,7 +19,7 @@ use uuid::Uuid;
 use super::weather::Phase;
 use super::world::{Call, Inner, Process, Time};
 
-/// An operation of a process: a creation, a deletion, an opening, a listing.
+/// Number of an operation of a process: a creation, a deletion, an opening or a listing.
 pub(super) type Operation = u64;
 
 /// A volume whose creation was answered.
@@ -28,23 +30,23 @@ pub(super) struct Made {
     pub(super) flushed: u64,
 }
 
-/// What stands under a name.
+/// The state of a name in the store.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Standing {
     version: u64,
     pub(super) volume: Option<Uuid>,
-    /// When it last stood for a volume, if it does no more.
+    /// When it was last bound to a volume, if it no longer is.
     pub(super) until: Option<Time>,
 }
 
-/// What is known of names and volumes.
+/// What the run knows about names and volumes.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Ledger {
     /// Volumes whose creation was answered.
     pub(super) made: BTreeMap<Uuid, Made>,
-    /// Deletions that may have been of a volume.
+    /// Deletions that may have been aimed at a volume.
     pub(super) aimed: BTreeMap<Uuid, BTreeSet<Operation>>,
-    /// Volumes of which a deletion was answered.
+    /// Volumes whose deletion was answered with success.
     pub(super) deleted: BTreeSet<Uuid>,
     /// Deletions by name that have not read the name yet.
     pub(super) aiming: BTreeMap<Process, (Operation, String)>,
@@ -57,24 +59,24 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    /// Whether a volume was created, and nobody can have deleted it.
+    /// Whether a volume was created and no operation can have deleted it.
     pub(super) fn is_owed(&self, volume: Uuid) -> bool {
         self.made.contains_key(&volume) && self.aimed.get(&volume).is_none_or(BTreeSet::is_empty)
     }
 
-    /// All volumes that are to be there, by name.
+    /// All volumes that must exist, by name.
     pub(super) fn owed(&self) -> BTreeMap<String, Uuid> {
         let owed = self.made.iter().filter(|(volume, _)| self.is_owed(**volume));
         owed.map(|(volume, made)| (made.name.clone(), *volume)).collect()
     }
 
-    /// What a name stands for.
+    /// Returns the volume that a name is bound to.
     pub(super) fn stands_for(&self, name: &str) -> Option<Uuid> {
         self.names.get(name).and_then(|standing| standing.volume)
     }
 }
 
-/// What a request is for, where names are simulated.
+/// Returns the phase of a request in a run that tests names.
 pub(super) fn phase(call: &Call) -> Phase {
     let is_name = |key: &str| key.starts_with(NAMES) || key.starts_with(IDENTITIES);
     match call {
@@ -95,7 +97,7 @@ impl Inner {
         self.ledger.as_mut().expect("the run is about names")
     }
 
-    /// What a request that took effect means; `unheard` if its caller will never know.
+    /// Interprets a request that took effect. `unheard` if its caller will never know.
     pub(super) fn name_lands(&mut self, call: &Call, unheard: bool) {
         match call {
             Call::Put(key, body, _) => match key.strip_prefix(NAMES) {
@@ -111,8 +113,8 @@ impl Inner {
         }
     }
 
-    /// What comes while its volume is being deleted, or after, or unknown to its sender, cannot be found by anybody once the
-    /// identity is gone.
+    /// Notes an object that is created while or after its volume is deleted, or unknown to its sender.
+    /// Nothing can find it once the identity is gone.
     fn note_stray(&mut self, key: &str, unheard: bool) {
         let Some(volume) = volume_of(key) else { return };
         let is_aimed = self.ledger().aimed.get(&volume).is_some_and(|aimed| !aimed.is_empty());
@@ -132,7 +134,7 @@ impl Inner {
         let (version, from) = (standing.version, standing.volume);
         *standing = Standing { version: binding.version, volume: to, until: from.map(|_| now) };
         if to.is_none() && from.is_none() {
-            // It stood for nothing before.
+            // The name was bound to no volume before.
             standing.until = None;
         }
         if binding.version <= version {
@@ -147,7 +149,7 @@ impl Inner {
         }
     }
 
-    /// A name was taken from a volume.
+    /// Checks that a name may be taken from a volume.
     fn check_taken(&mut self, name: &str, from: Uuid) {
         if self.ledger().is_owed(from) {
             self.broken(format!("the name {name} is taken from {from}, which nobody deletes"));
@@ -157,7 +159,7 @@ impl Inner {
         }
     }
 
-    /// A name was bound to a volume.
+    /// Checks that a name may be bound to a volume.
     fn check_binding(&mut self, name: &str, to: Uuid) {
         if self.ledger().deleted.contains(&to) {
             self.broken(format!("the name {name} is bound to {to}, which was deleted"));
@@ -168,20 +170,20 @@ impl Inner {
         }
     }
 
-    /// What the head of a volume says; `None` if it has none that is whole, or no identity.
+    /// Returns the state in the head of a volume. Returns `None` if it has no readable head, or no identity.
     fn state_of(&self, volume: Uuid) -> Option<VolumeState> {
         let keys = Keys::new(volume);
         let head = Head::decode(volume, &self.peek(&keys.head())?).ok()?;
         self.peek(&keys.identity()).map(|_| head.state)
     }
 
-    /// What stands under a key.
+    /// Returns the object under a key, without a request.
     fn peek(&self, key: &str) -> Option<Bytes> {
         let object = self.memory.get(key, ByteRange::Full).now_or_never()?;
         object.ok().map(|object| object.body)
     }
 
-    /// A process heard what is in an object: a deletion by name knows now what it deletes.
+    /// Notes that a process has read an object: a deletion by name now knows which volume it deletes.
     pub(super) fn aims(&mut self, process: Process, body: &Bytes) {
         let Some((operation, name)) = self.ledger().aiming.get(&process).cloned() else { return };
         let Ok(binding) = NameBinding::decode(body) else { return };
@@ -199,19 +201,19 @@ impl Inner {
         !error.is_definite() && !self.is_fair()
     }
 
-    /// Whether a key is of a volume that somebody deletes or has deleted.
+    /// Whether a key belongs to a volume that is being or has been deleted.
     pub(super) fn is_deleted(&self, key: &str) -> bool {
         let aimed = self.ledger.as_ref().and_then(|ledger| ledger.aimed.get(&volume_of(key)?));
         aimed.is_some_and(|aimed| !aimed.is_empty())
     }
 
-    /// When a name last stood for a volume, or now if it does.
+    /// Returns when a name was last bound to a volume: the current time if it still is.
     pub(super) fn stood_until(&self, name: &str) -> Option<Time> {
         let standing = self.ledger.as_ref()?.names.get(name)?;
         standing.volume.map(|_| self.now).or(standing.until)
     }
 
-    /// What is left of all volumes and names: nothing but free names, and what nobody can find.
+    /// Checks that of all volumes and names only free names are left, and objects that nothing can find.
     pub(super) fn look_for_leftovers(&mut self) {
         let objects = self.objects();
         let planted = self.ledger().planted.clone();
@@ -227,7 +229,7 @@ impl Inner {
         }
     }
 
-    /// What was damaged before all else: a name, an identity and a head.
+    /// Damages a name, an identity and a head before the run begins.
     pub(super) fn plant(&mut self, cracked: &str, volume: Uuid) {
         let damaged = Bytes::from_static(b"damaged");
         let name = keys::name("broken");

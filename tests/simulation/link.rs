@@ -12,24 +12,24 @@ use tokio::time::Instant;
 use super::bounds::Waiting;
 use super::world::{Answer, Call, Process, Time, World};
 
-/// The clock of a gateway against the world's.
+/// Converts between the clock of a gateway and the world's.
 #[derive(Debug)]
 pub(super) struct Clock {
-    /// When the gateway was started, by the world.
+    /// World time at which the gateway was started.
     pub(super) started: Time,
-    /// Thousandths of a second that go by for the gateway in a second of the world.
+    /// Rate of the gateway's clock: milliseconds per second of the world.
     pub(super) rate: u64,
-    /// When it was started, by the gateway.
+    /// Time of its start by the gateway's own clock.
     pub(super) base: Instant,
 }
 
 impl Clock {
-    /// The gateway's time at a time of the world.
+    /// Converts world time to the gateway's time.
     pub(super) fn local(&self, time: Time) -> Instant {
         self.base + Duration::from_millis(time.saturating_sub(self.started) * self.rate / 1000)
     }
 
-    /// The world's time at the gateway's own.
+    /// Converts the gateway's time to world time.
     pub(super) fn world(&self, now: Instant) -> Time {
         let gone = u64::try_from(now.duration_since(self.base).as_millis()).expect("runs are short");
         self.started + (gone * 1000).div_ceil(self.rate)

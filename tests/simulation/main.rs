@@ -1,32 +1,36 @@
-//! A simulation of gateways, a volume and an object store, that is a function of its seed.
+//! A simulation of gateways, a volume and an object store that is a function of its seed.
 //!
-//! The code of the volume, of the store's decorators, and of the NBD server and client runs as it is released. What is simulated is its
-//! surroundings: gateways with runtimes, clocks and memories of their own ([`gateway`]) that crash, stand still and
-//! fight for the volume ([`driver`]); requests that are late, lost, refused, repeated or damaged on their way
-//! ([`weather`], [`world`], [`link`]); and clients that stamp what they write ([`client`], [`cells`]),
-//! half of them over NBD ([`wire`]).
+//! The volume, the store's decorators, and the NBD server and client run the released code. Their
+//! surroundings are simulated: gateways with their own runtimes, clocks and memories ([`gateway`]) that
+//! crash, pause and fight for the volume ([`driver`]); requests that are late, lost, refused, repeated or
+//! damaged in transit ([`weather`], [`world`], [`link`]); and clients that stamp what they write ([`client`],
+//! [`cells`]), half of them over NBD ([`wire`]).
 //!
 //! What is checked:
 //!
-//! * every read gives the last answered change of each cell or one that was under way ([`history`]);
-//! * at each opening, and at moments in between as if the gateway crashed there, what an opener recovers is the state
-//!   after a prefix of the changes, whole changes only, with all that a FLUSH covered ([`prefix`], [`bucket`]);
-//! * whatever head, root and journal name is there and whole; at the end, nothing else is;
-//! * nothing succeeds that was asked after the volume had stopped, nor a read of a strict one after its lease was over;
-//! * every record is within its bound, and so are, whenever a gateway has run, its requests of each class, its records on
-//!   their way, dirty and clean bytes, the journal with what is coming, and every delete request; a checkpoint leaves no
-//!   journal ([`bounds`]);
-//! * while a volume is open, a refusal by the store is waited for as long as an outage is ([`bounds`]);
-//! * a volume that was created and that nobody deletes is found under its name and can be opened; no deletion takes the
-//!   name of another volume; no listing fails for one volume; whatever was cut short is found and removed at the end
-//!   ([`names`], [`ledger`]);
-//! * where an object was damaged or lost at rest, what is read is right or an error ([`rot`]);
-//! * errors are only those that the weather explains; in fair weather everything is answered.
+//! * Every read returns the last answered change of each cell, or one that was in flight ([`history`]).
+//! * At each opening, and at moments in between as if the gateway crashed there, an opener recovers the state
+//!   after a prefix of the changes, with whole changes only and everything that a FLUSH covered ([`prefix`],
+//!   [`bucket`]).
+//! * Every object that the head, the root and the journal reference exists and is sound; at the end, no other
+//!   object exists.
+//! * No command that was issued after the volume stopped succeeds, nor does a read of a strict volume after
+//!   its lease expired.
+//! * Every record is within its limit. Whenever a gateway has run, so are its requests of each class, its
+//!   records in flight, its dirty and clean bytes, the journal with the records to come, and every delete
+//!   request. A checkpoint leaves no journal ([`bounds`]).
+//! * While a volume is open, it waits for a refusal by the store to end as long as for an outage
+//!   ([`bounds`]).
+//! * A volume that was created and that no process deletes is found under its name and can be opened. No
+//!   deletion takes the name of another volume. No listing fails because of one volume. Whatever was
+//!   interrupted is found and removed at the end ([`names`], [`ledger`]).
+//! * If an object was damaged or lost at rest, every read is right or fails ([`rot`]).
+//! * Only errors that the weather explains occur; in fair weather every request is answered.
 //!
-//! The power cuts ([`power`]) are in the same binary, so that what can commit a deliberate fault is built once.
+//! The power cuts ([`power`]) are in the same binary, so that code with mutants is built only once.
 //!
-//! `CAIRN_SIM_SEEDS=from..to` says which seeds run; `CAIRN_SIM_TRACE=1` prints every event; `CAIRN_SIM_LEDGER=<file>`
-//! appends a line on a run that broke no promise.
+//! `CAIRN_SIM_SEEDS=from..to` selects the seeds, `CAIRN_SIM_TRACE=1` prints every event, and
+//! `CAIRN_SIM_LEDGER=<file>` appends a line about a run that broke no promise.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by unwrapping")]
 

@@ -1,5 +1,5 @@
-//! The tests, tested: every deliberate fault is caught by a check of the promises, but for those that take the loss of a
-//! machine: a store in memory has nothing to sync.
+//! Tests the tests: a check of the promises must catch every mutant, except those that only the loss of a
+//! machine reveals, since a memory store has nothing to sync.
 //!
 //! The checks know of no mutant; this file alone does. Built with the feature `mutants`, each is committed in turn,
 //! seed after seed, until a promise is seen broken. Without it, only the table of tests/README.md is compared with the

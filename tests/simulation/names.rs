@@ -1,9 +1,10 @@
-//! Several processes that create, delete, open and list volumes of a few names, in the weather in which gateways fight for
-//! a volume, and that die anywhere.
+//! Simulates several processes that create, delete, open and list volumes of a few names, in the weather in
+//! which gateways fight for a volume, and that may crash anywhere.
 //!
-//! What must hold, besides what [`super::ledger`] checks in the store: a volume that was created and that nobody deletes is
-//! found under its name, is listed, can be opened, and has what was flushed onto it; no listing fails for one volume;
-//! and at the end, whatever was cut short is found and removed, until nothing is left but free names.
+//! Besides the invariants that [`super::ledger`] checks in the store, this must hold: a volume that was
+//! created and that no process deletes is found under its name, is listed, can be opened, and has the data
+//! that was flushed to it. No listing fails because of one volume. At the end, whatever was interrupted is
+//! found and removed, until only free names are left.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,12 +26,12 @@ use super::ledger::{Ledger, Made, Operation};
 use super::plan::Plan;
 use super::world::{Inner, Order, Process, World};
 
-/// Sizes of all volumes in bytes.
+/// Size of each volume in bytes.
 const SIZE: u64 = 256 << 10;
 const CHUNK: u64 = 64 << 10;
-/// A volume that is damaged before all else.
+/// Name of the volume that is damaged before the run begins.
 const CRACKED: &str = "cracked";
-/// How often what has no name is looked for at the end.
+/// Limit on the searches for volumes without a name at the end.
 const ROUNDS: u32 = 5;
 
 /// Runs a seed.
@@ -54,7 +55,7 @@ pub(super) fn run(seed: u64, print: bool) -> Outcome {
     {
         let mut inner = world.lock();
         inner.ledger = Some(Ledger::default());
-        // There is no volume whose recovery could be looked at.
+        // There is no single volume whose recovery could be checked.
         inner.rotten = true;
         if random.random_bool(0.3) {
             let options = inner.plan.options.clone();
@@ -91,7 +92,7 @@ impl Driver {
                 .lock()
                 .broken("in fair weather, an operation on names does not end".to_owned());
         }
-        // Whatever is late arrives before the last look.
+        // Late requests arrive before the final check.
         self.run_while(PATIENCE, |_| false);
         let number = self.number();
         let janitor = Gateway::spawn(&self.world, number, |parts| async move {
@@ -111,7 +112,7 @@ impl Driver {
     }
 }
 
-/// What a process does next.
+/// An operation of a process.
 #[derive(Clone, Debug)]
 enum Deed {
     Create(String),
@@ -121,7 +122,7 @@ enum Deed {
     List,
 }
 
-/// Why a deed failed.
+/// Why an operation failed.
 enum Failure {
     Opening(OpenError),
     Serving(Error),
@@ -148,16 +149,16 @@ impl std::fmt::Display for Failure {
     }
 }
 
-/// What was so when an operation began.
+/// The state when an operation began.
 struct Before {
     operation: Operation,
-    /// When, in milliseconds.
+    /// World time in milliseconds.
     now: u64,
     ledger: Ledger,
     denials: u64,
 }
 
-/// A process that does one thing after another.
+/// A process that performs one operation after another.
 struct Citizen {
     parts: Parts,
 }
@@ -175,7 +176,7 @@ impl Citizen {
                 break;
             }
             let deed = self.draw();
-            // Now and then whoever asked goes away, and what was begun ends where it waits.
+            // Sometimes the caller goes away, and the operation ends at its current await point.
             let patience = match self.parts.random.random_range(0..10) {
                 0 => Duration::from_millis(self.parts.random.random_range(0..300)),
                 _ => Duration::MAX,
@@ -250,7 +251,7 @@ impl Citizen {
                 let is_denied = self.is_denied(before);
                 world.lock().listed(before, &all, is_denied);
                 let unnamed = catalog::unnamed(env).await?;
-                // One false answer is not believed.
+                // A single false answer must not be believed.
                 let is_denied = self.denials(before) > 1;
                 let unnamed = unnamed.into_iter().map(|unnamed| unnamed.volume).collect();
                 world.lock().without_name(before, unnamed, is_denied);
@@ -265,7 +266,7 @@ impl Citizen {
         options
     }
 
-    /// Whether the process was told since that something does not exist which does.
+    /// Whether the store has since then falsely reported to the process that an object does not exist.
     fn is_denied(&self, before: &Before) -> bool {
         self.denials(before) > 0
     }
@@ -274,7 +275,7 @@ impl Citizen {
         self.parts.world.lock().processes[&self.parts.process].denials - before.denials
     }
 
-    /// Opens a volume, looks for the mark that was flushed last, and makes another.
+    /// Opens a volume, checks the mark that was flushed last, and writes another.
     async fn use_volume(&self, id: Uuid, takeover: bool) -> Result<(), Failure> {
         let Parts { world, env, .. } = &self.parts;
         let flushed = world.lock().flushed_mark(id);
@@ -307,7 +308,7 @@ impl Citizen {
         Ok(())
     }
 
-    /// Judges how an operation ended; `None` if nobody waited for the end.
+    /// Judges the outcome of an operation; `None` if its caller did not wait for it.
     fn end(&self, deed: &Deed, before: &Before, outcome: Option<Result<(), Failure>>) {
         let process = self.parts.process;
         let is_denied = self.is_denied(before);
@@ -340,7 +341,7 @@ impl Citizen {
         }
     }
 
-    /// The last look, in fair weather.
+    /// The final check, in fair weather.
     async fn clean_up(&self) -> Result<(), String> {
         let Parts { world, env, .. } = &self.parts;
         let owed = world.lock().ledger.as_ref().expect("the run is about names").owed();
@@ -376,7 +377,7 @@ impl Citizen {
         if found == volume { Ok(()) } else { Err(format!("{name} stands for {found}, not for {volume}")) }
     }
 
-    /// Removes all that has no name.
+    /// Deletes all volumes without a name.
     async fn remove_unnamed(&self) -> Result<(), String> {
         let Parts { env, .. } = &self.parts;
         for _ in 0..ROUNDS {
@@ -419,7 +420,7 @@ impl Inner {
         self.names().made.insert(volume, made);
     }
 
-    /// The volume that was owed under a name when an operation began, if it is still.
+    /// Returns the volume that had to exist under a name when an operation began, if it still must.
     fn owed_since(&self, before: &Before, name: &str) -> Option<Uuid> {
         let volume = *before.ledger.owed().get(name)?;
         self.ledger.as_ref().expect("the run is about names").is_owed(volume).then_some(volume)
@@ -431,7 +432,7 @@ impl Inner {
         }
     }
 
-    /// What a listing must show.
+    /// Checks what a listing shows.
     fn listed(&mut self, before: &Before, all: &[Listed], is_denied: bool) {
         let names: Vec<String> = before.ledger.owed().into_keys().collect();
         for name in names {
@@ -468,7 +469,7 @@ impl Inner {
         }
     }
 
-    /// A deletion was answered.
+    /// Records an answered deletion.
     fn deleted(&mut self, deed: &Deed, before: &Before) {
         let gone: Vec<Uuid> = match deed {
             Deed::Delete(..) | Deed::DeleteById(..) => {
@@ -487,14 +488,14 @@ impl Inner {
         }
     }
 
-    /// Whether the weather, or what others do, explains that a deed failed.
+    /// Whether the weather, or another process, explains that an operation failed.
     fn explains(&self, deed: &Deed, before: &Before, failure: &Failure, is_denied: bool) -> bool {
         let owed = match deed {
             Deed::Create(name) | Deed::Delete(name, _) | Deed::Open(name, _) => self.owed_since(before, name),
             Deed::DeleteById(..) | Deed::List => None,
         };
         match failure {
-            // What was being made was deleted by its id.
+            // The volume being created was deleted by its id.
             Failure::Opening(OpenError::Store(StoreError::NotFound { key })) => {
                 matches!(deed, Deed::Create(_)) && self.is_deleted(key)
             }

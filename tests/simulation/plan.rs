@@ -1,4 +1,6 @@
-//! What a seed stands for: sizes, bounds, loads and troubles of one run.
+//! The plan of a run, drawn from its seed: sizes, limits, load and faults.
+//!
+//! It must not know what a run does with it. Invariant: the plan is a function of the seed alone.
 
 use std::time::Duration;
 
@@ -11,70 +13,71 @@ use rand::{Rng, SeedableRng};
 use super::cells::Layout;
 use super::weather::Rates;
 
-/// A run.
+/// The parameters of one run.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
-    /// The seed.
+    /// The seed from which all else is drawn.
     pub(super) seed: u64,
-    /// The volume.
+    /// Size, chunk size and used windows of the volume.
     pub(super) layout: Layout,
-    /// Bounds of the volume.
+    /// Options of the volume, with its limits.
     pub(super) options: Options,
-    /// Clean pages in memory.
+    /// Size in bytes of the cache of clean pages.
     pub(super) cache_bytes: u64,
-    /// Dirty bytes.
+    /// Size in bytes of the dirty budget.
     pub(super) budget_bytes: u64,
-    /// Requests of a gateway at a time.
+    /// Limit on concurrent store requests of a gateway.
     pub(super) concurrency: usize,
-    /// Retries.
+    /// Limits and pauses of the retry layer.
     pub(super) retry: RetryOptions,
-    /// Commands issued before the finale.
+    /// Number of commands issued before the finale.
     pub(super) commands: u32,
-    /// Clients of a gateway.
+    /// Number of clients of each gateway.
     pub(super) clients: usize,
-    /// Many clients that ask much and little at a time, as databases do: most changes of one commit, and of a run.
+    /// Whether there are many clients with many small requests, as databases have: this gives the most
+    /// changes per commit and per run.
     pub(super) busy: bool,
     /// Longest pause of a client between commands, in milliseconds.
     pub(super) think: u64,
     /// Whether many writes fill whole chunks, again and again.
     pub(super) fills: bool,
-    /// Share of the windows that most commands go to, in percent.
+    /// Share of the windows that most commands address, in percent.
     pub(super) hot_percent: u64,
-    /// Store requests in rough weather.
+    /// Fault rates and latencies of store requests in rough weather.
     pub(super) rough: Rates,
-    /// Gateways that may live at a time.
+    /// Limit on gateways that run at the same time.
     pub(super) gateways: usize,
     /// Longest time between two disasters, in milliseconds.
     pub(super) disaster_every: u64,
-    /// The clocks of gateways run at rates of their own.
+    /// Whether the gateways' clocks run at different rates.
     pub(super) skewed: bool,
-    /// Probability of a crash just when a request is sent or takes effect, of 10,000.
+    /// Probability, per 10,000, of a crash at the moment a request is sent or takes effect.
     pub(super) crash_at_request: u32,
-    /// Probability of a crash among the tasks of a gateway each time it runs, of 10,000.
+    /// Probability, per 10,000, of a crash between two tasks of a gateway, each time it runs.
     pub(super) crash_at_await: u32,
-    /// How clients reach the volume; `None` for calls.
+    /// How clients reach the volume over NBD; `None` for direct calls.
     pub(super) wire: Option<Wire>,
-    /// Whether an object is damaged or lost at last.
+    /// Whether an object is damaged or lost at the end.
     pub(super) rots: bool,
-    /// Whether the store refuses the credentials of all now and then.
+    /// Whether the store refuses everyone's credentials from time to time.
     pub(super) refuses: bool,
 }
 
 /// How clients reach a server.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wire {
-    /// All over one connection.
+    /// Whether all clients share one connection.
     pub(super) shared: bool,
-    /// With structured replies.
+    /// Whether structured replies are negotiated.
     pub(super) structured: bool,
-    /// With extended headers.
+    /// Whether extended headers are negotiated.
     pub(super) extended: bool,
-    /// Requests in flight of a connection.
+    /// Limit on requests in flight of a connection.
     pub(super) in_flight: u32,
 }
 
 impl Plan {
-    /// The run of a seed.
+    /// Draws the plan of a seed.
     pub(super) fn draw(seed: u64) -> Self {
         let mut random = SmallRng::seed_from_u64(seed ^ 0x5eed_0000_0000_0001);
         let layout = layout(&mut random);
@@ -114,9 +117,9 @@ impl Plan {
         let damages = random.random_bool(0.3);
         let busy = random.random_bool(0.45);
         let rough = rates(&mut random, damages, timeout);
-        // Drawn apart, so that all else of a seed is as it was before there was this.
+        // Drawn from a separate generator, so that the other parameters of a seed stay the same.
         let mut apart = SmallRng::seed_from_u64(seed ^ 0x5eed_0000_0000_0003);
-        // A lease that fair weather lets run out would keep a strict volume from ever getting through.
+        // If a lease expired even in fair weather, a strict volume would never make progress.
         let lasts = options.lease_ttl >= ms(2 * timeout);
         let options = Options {
             lease_strict: lasts && apart.random_bool(0.4),
@@ -170,7 +173,7 @@ fn pick(random: &mut SmallRng, from: &[u64]) -> u64 {
     *from.choose(random).expect("there are some")
 }
 
-/// Sizes: mostly one map page; sometimes two, with the border between them in use.
+/// Draws the sizes: mostly one map page, sometimes two with the border between them in use.
 fn layout(random: &mut SmallRng) -> Layout {
     let chunk = pick(random, &[64, 64, 128, 256]) << 10;
     if random.random_bool(0.2) {
@@ -179,7 +182,7 @@ fn layout(random: &mut SmallRng) -> Layout {
         return Layout { size: border + (1 << 20), chunk, windows: vec![0..256 << 10, low..high] };
     }
     let size = pick(random, &[8, 16, 32, 64]) * (64 << 10);
-    // Now and then the last chunk, page and block are not whole.
+    // Sometimes the last chunk, page and block are incomplete.
     let size = size + pick(random, &[0, 0, 512, 4096 + 1536]);
     Layout { size, chunk, windows: std::iter::once(0..size).collect() }
 }
@@ -206,11 +209,11 @@ fn rates(random: &mut SmallRng, damages: bool, timeout: u64) -> Rates {
         timeout,
     };
     if random.random_bool(0.2) {
-        // A way that damages much: several readings in a row.
+        // A bad link that damages several readings in a row.
         rates.flip = 1000;
     }
     if random.random_bool(0.2) {
-        // A replica that lags: many objects seem to be missing.
+        // A lagging replica: many objects seem to be missing.
         rates.absent = 400;
     }
     if !damages {

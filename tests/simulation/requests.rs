@@ -1,6 +1,7 @@
-//! Requests: what becomes of each on its way to the store and back, what it was for, and who dies of it.
+//! Requests: the fate of each on its way to the store and back, its purpose, and the crashes that it
+//! triggers.
 //!
-//! Invariant: a request is its own once it was sent: it lands, whether or not its sender still lives.
+//! Invariant: once sent, a request is independent: it lands whether or not its sender is still alive.
 
 use bytes::BytesMut;
 use cairn::store::{ByteRange, Condition, Error, Object, Store};
@@ -121,7 +122,8 @@ impl Inner {
         self.crash_by_chance(process);
     }
 
-    /// Who deletes must have seen whose the volume is, once what goes was fixed.
+    /// Checks a deletion: once the list of objects was fixed, the gateway must have read who holds the
+    /// volume.
     fn look_before_deletion(&mut self, process: Process, call: &Call) {
         let state = self.processes.get_mut(&process).expect("it sent a request");
         if self.ledger.is_none()
@@ -135,7 +137,7 @@ impl Inner {
         }
     }
 
-    /// Notes that a gateway is told whose the volume is: by a head that it can read.
+    /// Records that a gateway learns who holds the volume, from a head that it can read.
     fn told_whose(&mut self, process: Process, call: &Call, answer: &Result<Answer, Error>) {
         let (Call::Get(key, _), Ok(Answer::Object(object))) = (call, answer) else { return };
         if *key != Keys::new(self.volume).head() {
@@ -145,7 +147,7 @@ impl Inner {
         state.asked |= Head::decode(self.volume, &object.body).is_ok();
     }
 
-    /// Counts under which circumstances a request is sent.
+    /// Counts the circumstances under which a request is sent.
     fn circumstances(&mut self, process: Process, phase: Phase) {
         let alive = self.processes.values().filter(|state| state.alive && !state.ended).count();
         let no_grace = self.plan.options.deletion_grace.is_zero();
@@ -211,13 +213,13 @@ impl Inner {
         Some(self.random.random_range(0..24))
     }
 
-    /// Counts a fault of a gateway against what it has on its way.
+    /// Counts a fault of a gateway for each of its requests in flight.
     pub(super) fn strike(&mut self, process: Process, fault: Fault) {
         let phases: Vec<Phase> = self.processes[&process].flights.values().copied().collect();
         phases.into_iter().for_each(|phase| self.coverage.met(fault, phase));
     }
 
-    /// A request takes effect.
+    /// Lets a request take effect.
     pub(super) fn land(&mut self, flight: Flight) {
         let Flight { process, number, call, reply, outcome, answer_at, sent_at } = flight;
         if !self.processes[&process].alive && self.random.random_bool(0.3) {
@@ -268,7 +270,7 @@ impl Inner {
         }
     }
 
-    /// What is left of an answer on its way.
+    /// Applies damage in transit to an answer.
     fn on_the_way(
         &mut self,
         outcome: Outcome,
@@ -304,7 +306,7 @@ impl Inner {
         }
     }
 
-    /// A caller hears, unless it is cut off.
+    /// Delivers an answer to its caller, unless that is cut off.
     pub(super) fn answer(
         &mut self,
         process: Process,
@@ -328,7 +330,7 @@ impl Inner {
         }
         self.say(format_args!("P{process} #{number} hears: {}", told(&result)));
         let aims = self.ledger.is_some().then(|| result.clone());
-        // Nobody listens where the caller gave the request up.
+        // There is no receiver if the caller gave the request up.
         if reply.send(result).is_ok()
             && let Some(Ok(Answer::Object(object))) = aims
         {

@@ -1,7 +1,8 @@
-//! Objects that are damaged or lost at rest: whatever is read then is right, or an error.
+//! Objects damaged or lost at rest: every read is right or fails.
 //!
-//! One object that is named is damaged after the last gateway has ended. What cannot be told by any reader is not
-//! done: the last records of a journal can be lost without a trace, as can whatever the head does not name.
+//! Damages one referenced object after the last gateway has ended. It leaves out damage that no reader can
+//! detect: the last records of a journal can be lost without a trace, as can any object that the head does
+//! not reference.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,11 +24,11 @@ use super::world::{Inner, World};
 const READ: u64 = 8 << 10;
 /// How long anything may take: a checkpoint of what cannot be read is tried for ever.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// How often the volume is opened.
+/// Number of times that the volume is opened.
 const OPENINGS: u32 = 8;
 
 impl Inner {
-    /// Damages an object; `false` where there is none to be damaged.
+    /// Damages an object. Returns `false` if there is none to damage.
     pub(super) fn rot(&mut self) -> bool {
         let objects = self.objects();
         let recovered = bucket::recover(&objects, self.volume, &self.plan.layout, &mut self.known);

@@ -1,4 +1,4 @@
-//! Runs of many seeds, and what they add up to.
+//! Runs many seeds and adds up their results.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -16,9 +16,9 @@ use parking_lot::{Condvar, Mutex};
 use super::driver::{Outcome, run};
 use super::weather::Coverage;
 
-/// Seeds of a plain `cargo test`.
+/// Number of seeds of a plain `cargo test`.
 const FEW: Range<u64> = 0..24;
-/// From so many seeds on, every fault must have met every phase so often.
+/// From this number of seeds on, every fault must have happened in every phase at least this often.
 const MANY: u64 = 1000;
 const MET: u64 = 20;
 /// Seeds that are run in two processes; fewer where nothing was optimized.
@@ -28,7 +28,7 @@ thread_local! {
     static PANICS: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Panics on this thread so far: a task that panics ends alone, and nobody else would know.
+/// Number of panics on this thread so far: a task that panics ends alone, and nothing else would report it.
 pub(super) fn panics() -> u64 {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
@@ -51,7 +51,7 @@ fn seeds(variable: &str, default: Range<u64>) -> Range<u64> {
     }
 }
 
-/// What many runs add up to.
+/// The totals of many runs.
 #[derive(Debug, Default)]
 struct Sum {
     commands: u64,
@@ -105,7 +105,7 @@ pub(super) fn threads() -> usize {
     told.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
 
-/// Does `work` on so many threads, and ends the process if one of them goes round in circles.
+/// Does `work` on this number of threads, and ends the process if one of them hangs.
 pub(super) fn on_threads(threads: usize, work: impl Fn(&Watch) + Sync) {
     let watches: Vec<Watch> = (0..threads).map(|_| Watch::default()).collect();
     let (left, all_done) = (Mutex::new(threads), Condvar::new());
@@ -146,7 +146,7 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// Something begins.
+    /// Records that a thread begins a piece of work.
     pub(super) fn begins(&self, what: &str) {
         what.clone_into(&mut self.what.lock());
         self.count.fetch_add(1, Ordering::Relaxed);
@@ -196,7 +196,7 @@ fn every_promise_holds_in_every_seed() {
     }
 }
 
-/// What is printed before the hashes, so that the other process can find them.
+/// Printed before the hashes, so that the other process can find them.
 const MARK: &str = "hashes of runs:";
 
 fn hashes(seeds: Range<u64>) -> String {

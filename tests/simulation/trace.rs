@@ -7,7 +7,7 @@ use xxhash_rust::xxh3::Xxh3;
 /// Lines kept for the report of a violation.
 const KEPT: usize = 60;
 
-/// Events so far.
+/// Number of events so far.
 pub(super) struct Trace {
     hash: Xxh3,
     print: bool,
@@ -16,7 +16,7 @@ pub(super) struct Trace {
 }
 
 impl Trace {
-    /// An empty trace.
+    /// Creates an empty trace.
     pub(super) fn new(print: bool) -> Self {
         Self { hash: Xxh3::new(), print, lines: 0, last: std::collections::VecDeque::new() }
     }
@@ -35,17 +35,17 @@ impl Trace {
         self.last.push_back(line);
     }
 
-    /// Hash of all events.
+    /// Returns the hash of all events.
     pub(super) fn hash(&self) -> u64 {
         self.hash.digest()
     }
 
-    /// How many events.
+    /// Returns the number of events.
     pub(super) fn lines(&self) -> u64 {
         self.lines
     }
 
-    /// The last events.
+    /// Returns the last events, for the report of a violation.
     pub(super) fn tail(&self) -> String {
         self.last.iter().map(|line| format!("  {line}\n")).collect()
     }

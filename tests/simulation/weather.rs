@@ -1,7 +1,8 @@
-//! The weather between gateways and the store: what becomes of each request, drawn from the seed.
+//! The weather between gateways and the store: the fate of each request, drawn from the seed.
 //!
-//! Knows nothing of what requests are for. Invariant: whatever is drawn, a caller is told only what a real store
-//! could have told it: an error whose effect is unknown may hide any effect, a definite one none but its own.
+//! Owns the faults and their rates. It must not know what requests are for. Invariant: whatever is drawn, a
+//! caller is told only what a real store could have told it. An error whose effect is unknown may hide any
+//! effect; a definite error has no effect but its own.
 
 use std::collections::BTreeMap;
 
@@ -10,73 +11,74 @@ use cairn::store::error::cause;
 use rand::Rng;
 use rand::rngs::SmallRng;
 
-/// What a request was for, as far as an onlooker can tell.
+/// The purpose of a request, as far as an observer can tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Phase {
-    /// Of a gateway that is opening the volume.
+    /// A request of a gateway that is opening the volume.
     Open,
-    /// A record, or a chunk object, on its way.
+    /// The upload of a record or of a chunk object.
     Commit,
-    /// A map page or a root on its way.
+    /// The upload of a map page or of a root.
     Fold,
     /// An update of the head: the state that the next opener begins with.
     Head,
-    /// Looking for what nothing names: a listing, a deletion, or a look at records, roots or the head before one.
+    /// The search for unreferenced objects: a listing, a deletion, or a read of records, roots or the head
+    /// before one.
     Sweep,
-    /// A piece of an object, for a reader or a fold.
+    /// A read of part of an object, for a reader or a fold.
     Read,
     /// A name or an identity, or a listing of these.
     Name,
 }
 
-/// Every phase.
+/// All phases, in the order of the coverage table.
 pub(super) const PHASES: [Phase; 7] =
     [Phase::Open, Phase::Commit, Phase::Fold, Phase::Head, Phase::Sweep, Phase::Read, Phase::Name];
 
-/// What is done to a request, or to its gateway while the request is on its way.
+/// A fault of a request, or of its gateway while the request is in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Fault {
-    /// It fails without effect.
+    /// The request fails without effect.
     ErrorBefore,
-    /// It takes effect, and its answer is lost.
+    /// The request takes effect, and its answer is lost.
     LostAnswer,
-    /// No answer comes in time, and it takes effect long after.
+    /// The request times out, and takes effect long after.
     Late,
-    /// It takes effect, and once more much later.
+    /// The request takes effect, and a second time much later.
     Duplicate,
-    /// The store asks to slow down.
+    /// The store asks the client to slow down (503).
     Throttled,
-    /// It is refused because another for the same key is under way (409).
+    /// The request is refused because another one for the same key is in progress (409).
     Conflict,
-    /// Access is denied once.
+    /// Access is denied for this one request.
     Denied,
-    /// Access is denied to all for a while: credentials were exchanged.
+    /// Access is denied to everyone for a while because credentials were exchanged.
     Refused,
-    /// It takes seconds.
+    /// The request takes seconds.
     Slow,
-    /// A bit of its body is flipped on the way.
+    /// A bit of the body is flipped in transit.
     Flip,
-    /// Its body ends early.
+    /// The body ends early.
     Short,
-    /// The store denies an object that is there, or leaves it out of a listing.
+    /// The store reports an existing object as missing, or omits it from a listing.
     Absent,
     /// The gateway is cut off from the store.
     Partition,
-    /// The gateway stands still, and its clock goes on.
+    /// The gateway is paused while its clock continues.
     Pause,
-    /// The gateway dies.
+    /// The gateway crashes.
     Crash,
-    /// An earlier one of its gateway is answered later.
+    /// An earlier request of the same gateway is answered after this one.
     Reordered,
-    /// Its gateway's clock goes at a rate of its own.
+    /// The gateway's clock runs at a different rate.
     Skew,
-    /// Another gateway lives at the time.
+    /// Another gateway is running at the time.
     Fight,
-    /// Nothing is kept for a while before it is deleted.
+    /// Garbage is deleted without a grace period.
     NoGrace,
 }
 
-/// Every fault.
+/// All faults, in the order of the coverage table.
 pub(super) const FAULTS: [Fault; 19] = [
     Fault::ErrorBefore,
     Fault::LostAnswer,
@@ -100,7 +102,8 @@ pub(super) const FAULTS: [Fault; 19] = [
 ];
 
 impl Fault {
-    /// Whether a request of that phase can meet it: bodies are only read, and only changes land late or twice.
+    /// Whether this fault can happen to a request of the phase: only reads have bodies that can be damaged,
+    /// and only changes can land late or twice.
     pub(super) fn meets(self, phase: Phase) -> bool {
         match self {
             Self::Flip | Self::Short | Self::Absent => {
@@ -112,29 +115,29 @@ impl Fault {
     }
 }
 
-/// How often each fault met each phase.
+/// Counts how often each fault happened in each phase.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Coverage(BTreeMap<(Fault, Phase), u64>);
 
 impl Coverage {
-    /// Counts a meeting.
+    /// Counts one occurrence of a fault in a phase.
     pub(super) fn met(&mut self, fault: Fault, phase: Phase) {
         *self.0.entry((fault, phase)).or_default() += 1;
     }
 
-    /// Adds what another run met.
+    /// Adds the counts of another run.
     pub(super) fn add(&mut self, other: &Self) {
         for (pair, count) in &other.0 {
             *self.0.entry(*pair).or_default() += count;
         }
     }
 
-    /// How often a pair was met.
+    /// Returns how often a fault happened in a phase.
     pub(super) fn of(&self, fault: Fault, phase: Phase) -> u64 {
         self.0.get(&(fault, phase)).copied().unwrap_or(0)
     }
 
-    /// The pairs met less often than `least`, of those that can meet.
+    /// Returns the possible pairs that happened less often than `least`, with their counts.
     pub(super) fn rare(&self, least: u64) -> Vec<(Fault, Phase, u64)> {
         let pairs = FAULTS.iter().flat_map(|fault| PHASES.iter().map(|phase| (*fault, *phase)));
         pairs
@@ -143,7 +146,7 @@ impl Coverage {
             .collect()
     }
 
-    /// How often the rarest pair was met.
+    /// Returns the count of the rarest pair.
     pub(super) fn least(&self) -> u64 {
         let pairs = FAULTS.iter().flat_map(|fault| PHASES.iter().map(|phase| (*fault, *phase)));
         pairs
@@ -153,7 +156,7 @@ impl Coverage {
             .unwrap_or(0)
     }
 
-    /// A table for people.
+    /// Formats the counts as a table.
     pub(super) fn table(&self) -> String {
         let mut table = format!("{:>12}", "");
         for phase in PHASES {
@@ -170,7 +173,7 @@ impl Coverage {
     }
 }
 
-/// How often what happens, each of 10,000 requests; and how long they take.
+/// Rates of the faults, each per 10,000 requests, and the durations of requests.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Rates {
     pub(super) error_before: u32,
@@ -186,22 +189,22 @@ pub(super) struct Rates {
     pub(super) absent: u32,
     /// Longest usual time of a request in milliseconds.
     pub(super) latency: u64,
-    /// A request without an answer fails after so many milliseconds.
+    /// Time in milliseconds after which an unanswered request fails.
     pub(super) timeout: u64,
 }
 
-/// How a request ends for its caller.
+/// The outcome of a request for its caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// As the store says.
+    /// The real answer of the store.
     Real,
-    /// With a bit of its body flipped.
+    /// The real answer with a bit of its body flipped.
     Flipped,
-    /// With its body cut short.
+    /// The real answer with its body cut short.
     Short,
-    /// As if the object, or one of those listed, did not exist.
+    /// An answer as if the object, or one of those listed, did not exist.
     Absent,
-    /// With an error that says nothing of the effect, or that there was none.
+    /// An error that says nothing about the effect, or that there was none.
     Fails(Failure),
 }
 
@@ -216,7 +219,7 @@ pub(super) enum Failure {
 }
 
 impl Failure {
-    /// As the store's errors say it.
+    /// Converts the failure to an error of the store.
     pub(super) fn error(self, key: &str) -> Error {
         let key = key.to_owned();
         match self {
@@ -229,16 +232,16 @@ impl Failure {
     }
 }
 
-/// What becomes of a request; times in milliseconds after it was sent.
+/// The fate of a request; times in milliseconds after it was sent.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Fate {
     /// When it takes effect, if ever.
     pub(super) lands: Option<u64>,
-    /// When it takes effect once more.
+    /// When it takes effect a second time, if ever.
     pub(super) again: Option<u64>,
-    /// When its caller hears.
+    /// When its caller receives the answer.
     pub(super) answered: u64,
-    /// What its caller hears.
+    /// The answer that its caller receives.
     pub(super) outcome: Outcome,
     /// What was done to it.
     pub(super) fault: Option<Fault>,

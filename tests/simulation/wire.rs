@@ -1,7 +1,7 @@
 //! The way of commands to the volume: straight, or through the NBD server over a stream in memory.
 //!
-//! On the wire, the client and the server are those that are released; only the stream between them is made here.
-//! What the volume fails is judged where the server hears it, since a client is told little more than EIO.
+//! On the wire, client and server are the released code; only the stream between them is simulated. Errors of
+//! the volume are judged where the server receives them, since a client learns little more than EIO.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use cairn::volume::{self, Status, Volume};
 use super::plan::Wire;
 use super::world::{Process, World};
 
-/// Bytes that the stream between client and server holds.
+/// Capacity in bytes of the stream between client and server.
 const STREAM_BYTES: usize = 64 << 10;
 /// The export's name.
 const NAME: &str = "disk";
@@ -29,9 +29,9 @@ const NAME: &str = "disk";
 /// Why a command failed.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// By the volume.
+    /// An error of the volume.
     Volume(volume::Error),
-    /// On the wire.
+    /// An error of the connection or the protocol.
     Wire(client::Error),
 }
 
@@ -44,7 +44,7 @@ pub(super) struct Extent {
 /// How commands reach the volume.
 #[derive(Clone)]
 pub(super) enum Way {
-    /// By calls.
+    /// By direct calls.
     Straight(Arc<Volume>),
     /// Over a connection.
     Wire(Arc<client::Client>, Arc<Volume>),
@@ -114,7 +114,7 @@ impl Way {
                 Ok(extents.iter().map(|e| Extent { length: e.length, zero: e.zero || e.hole }).collect())
             }
             Self::Wire(client, _) if client.contexts().is_empty() => {
-                // Without the context there is nothing to be told.
+                // Without the metadata context there is nothing to report.
                 client.cache(offset, length).await.map_err(Failure::Wire)?;
                 Ok(vec![Extent { length, zero: false }])
             }
@@ -137,7 +137,7 @@ pub(super) struct Front {
 }
 
 impl Front {
-    /// Makes a way for each of so many clients.
+    /// Creates a connection or direct path for each of this number of clients.
     pub(super) async fn new(
         world: &World,
         process: Process,
@@ -184,7 +184,7 @@ impl Front {
         Self { ways, server: Some(server), _tasks: tasks }
     }
 
-    /// Answers what is in flight, and takes nothing more.
+    /// Answers the commands in flight, and accepts no more.
     pub(super) async fn drain(&self) {
         if let Some(server) = &self.server {
             server.drain().await;

@@ -1,8 +1,9 @@
-//! The world outside the gateways: the store, the requests on their way to and from it, and what happens when.
+//! The world outside the gateways: the store, the requests in flight to and from it, and the order of events.
 //!
-//! One queue of events in order of time; events of one time happen in the order in which they were drawn. A request
-//! is its own: it lands and is answered whether or not its sender still lives. Invariant: every request is answered,
-//! unless its sender died.
+//! Owns one queue of events, ordered by time. Events of the same time happen in the order in which they were
+//! drawn. It does not know why a gateway sends a request. A request is independent of its sender: it lands
+//! and is answered whether or not the sender is still alive. Invariant: every request is answered, unless its
+//! sender died.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -28,16 +29,17 @@ use super::prefix;
 use super::trace::Trace;
 use super::weather::{Coverage, Outcome, Phase};
 
-/// Seconds since 1970 when the world begins.
+/// Unix time in seconds at which the world begins.
 pub(super) const DAWN: u64 = 1_700_000_000;
-/// Seconds that the time of day of a gateway is ahead at most.
+/// Limit in seconds by which a gateway's time of day may be ahead.
 pub(super) const MAX_SKEW: u64 = 120;
-/// Roots whose grace is held to: a gateway lets 1,024 things wait at most, some three of a checkpoint.
+/// Number of retired roots for which the grace period is checked. A gateway queues at most 1,024 batches of
+/// garbage, about three for each checkpoint.
 const GRACED: usize = 300;
 
 /// Time of the world in milliseconds.
 pub(super) type Time = u64;
-/// A gateway's life from start to end; each has its own number.
+/// Number of a process: one run of a gateway from its start to its end.
 pub(super) type Process = u32;
 
 /// A request to the store.
@@ -49,7 +51,7 @@ pub(super) enum Call {
     List(String, ListFrom),
 }
 
-/// What the store answers.
+/// A successful answer of the store.
 #[derive(Clone, Debug)]
 pub(super) enum Answer {
     Object(Object),
@@ -58,94 +60,95 @@ pub(super) enum Answer {
     Listing(Listing),
 }
 
-/// Where an answer goes.
+/// Channel that takes the answer to the caller.
 pub(super) type Reply = oneshot::Sender<Result<Answer, Error>>;
 
-/// A request on its way to the store.
+/// A request in flight to the store.
 #[derive(Debug)]
 pub(super) struct Flight {
     pub(super) process: Process,
     pub(super) number: u64,
     pub(super) call: Call,
-    /// `None` where the caller will not hear of it.
+    /// Channel for the answer; `None` if the caller will not receive it.
     pub(super) reply: Option<Reply>,
     pub(super) outcome: Outcome,
     pub(super) answer_at: Time,
     pub(super) sent_at: Time,
 }
 
-/// What happens.
+/// An event of the world.
 #[derive(Debug)]
 pub(super) enum Event {
     /// A request takes effect.
     Land(Box<Flight>),
-    /// A caller hears.
+    /// A caller receives its answer.
     Answer(Process, u64, Reply, Box<Result<Answer, Error>>),
-    /// Something that the driver does.
+    /// The driver acts.
     Act(Act),
 }
 
-/// What the driver does.
+/// An action of the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Act {
-    /// Draws a disaster, or starts a gateway.
+    /// Draws and applies a disaster, or starts a gateway.
     Disaster,
-    /// Ends a partition.
+    /// Ends the partition of this gateway.
     Heal(Process),
-    /// Ends a pause.
+    /// Resumes this paused gateway.
     Resume(Process),
-    /// Ends a storm.
+    /// Ends a storm, in which most requests fail.
     Clear,
-    /// Ends a time in which the store refuses the credentials.
+    /// Ends a period in which the store refuses the credentials.
     Admit,
-    /// Nothing but the passing of time.
+    /// Does nothing: time only advances to this event.
     Wake,
 }
 
-/// What a gateway is told to do.
+/// An order to a gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Order {
-    /// To serve its clients.
+    /// Serve the clients.
     Serve,
-    /// To end its clients after the command at hand, and to wait.
+    /// Stop the clients after their current commands, and wait.
     Rest,
-    /// To close the volume.
+    /// Close the volume.
     Close,
 }
 
-/// What is known of a gateway.
+/// What the world knows about a gateway.
 #[derive(Debug)]
 pub(super) struct ProcessState {
-    /// Whether it is alive.
+    /// Whether the process is running.
     pub(super) alive: bool,
-    /// Whether its requests are those of an opening.
+    /// Whether the gateway is opening the volume, so that its requests belong to that.
     pub(super) opening: bool,
-    /// The epoch that it serves.
+    /// The epoch under which it serves the volume.
     pub(super) epoch: Option<u32>,
-    /// When the last of its updates of the head was sent that took effect: its lease cannot last longer than from there.
+    /// When it sent the last update of the head that took effect. Its lease cannot last longer than counted
+    /// from there.
     pub(super) leased_at: Time,
-    /// Whether it closed the volume, or lost it.
+    /// Whether it has closed or lost the volume.
     pub(super) ended: bool,
-    /// Whether it is cut off.
+    /// Whether it is cut off from the store.
     pub(super) partitioned: bool,
-    /// Whether its clock goes at a rate of its own.
+    /// Whether its clock runs at a different rate than the world's.
     pub(super) skewed: bool,
-    /// What it was told.
+    /// The current order to the gateway.
     pub(super) order: Arc<Signal<Order>>,
-    /// Commands without an answer, by number.
+    /// Unanswered commands, by number.
     pub(super) commands: BTreeMap<u64, String>,
     pub(super) flights: BTreeMap<u64, Phase>,
-    /// Whether it was told since it last deleted anything whose the volume is.
+    /// Whether it has read who holds the volume since its last deletion.
     pub(super) asked: bool,
-    /// What it last deleted: an attempt that failed may be made again.
+    /// The keys of its last deletion, which may be repeated if it failed.
     pub(super) deleted: Vec<String>,
-    /// Requests whose answers it waits for, by class.
+    /// Number of requests in flight whose answers it waits for, by class.
     pub(super) waiting: BTreeMap<Class, usize>,
-    /// PUTs of records whose answers it waits for, by log.
+    /// Number of PUTs of records in flight whose answers it waits for, by log.
     pub(super) records: BTreeMap<Epoch, usize>,
-    /// What of its volume is held to bounds.
+    /// The values of its volume that are checked against limits.
     pub(super) bounded: Option<Bounded>,
-    /// How often it was told that something does not exist which does.
+    /// How often the store falsely reported to it that an object does not exist.
     pub(super) denials: u64,
 }
 
@@ -172,40 +175,42 @@ pub(super) struct Inner {
     /// The first promise that was found broken.
     pub(super) violation: Option<String>,
     pub(super) processes: BTreeMap<Process, ProcessState>,
-    /// Since when there are no more faults.
+    /// Time since which there are no more faults.
     pub(super) calm: Option<Time>,
-    /// Nothing is late any more.
+    /// Whether no late request remains.
     pub(super) drained: bool,
-    /// Keys of PUTs that landed without their caller's knowing, or after it lost the volume.
+    /// Keys of PUTs that landed without their caller's knowledge, or after it lost the volume.
     pub(super) strays: BTreeSet<String>,
-    /// Most requests fail.
+    /// Whether a storm is on, in which most requests fail.
     pub(super) storm: bool,
-    /// The store refuses the credentials of all: they were exchanged, and the new ones are not there yet.
+    /// Whether the store refuses everyone's credentials: they were exchanged, and the new ones are not
+    /// available yet.
     pub(super) refused: bool,
-    /// What is known of names, where the run is about them.
+    /// What is known about names, in a run that tests names.
     pub(super) ledger: Option<Ledger>,
-    /// Gateways that die at this instant.
+    /// Gateways that crash at this instant.
     pub(super) crashing: Vec<Process>,
-    /// Disasters since a command was answered.
+    /// Number of disasters since a command was last answered.
     pub(super) quiet: u32,
-    /// An object was damaged or lost at rest: what would be recovered is not to be had from the store any more.
+    /// Whether an object was damaged or lost at rest, so that the state to be recovered is no longer
+    /// available from the store.
     pub(super) rotten: bool,
-    /// What is damaged or lost at rest is a chunk object.
+    /// Whether the object damaged or lost at rest is a chunk object.
     pub(super) rotten_chunk: bool,
-    /// What was recovered right before.
+    /// The image that was recovered right before.
     pub(super) image: Option<super::history::Image>,
-    /// What is known of the objects.
+    /// Cache of what the objects contain.
     pub(super) known: bucket::Known,
-    /// Commands that may still be issued.
+    /// Number of commands that may still be issued.
     pub(super) commands_left: u32,
-    /// Commands that were issued.
+    /// Number of commands issued so far.
     pub(super) commands: u64,
     pub(super) numbers: u64,
     queue: BTreeMap<(Time, u64), Event>,
 }
 
 impl World {
-    /// A world with an empty store.
+    /// Creates a world with an empty store.
     pub(super) fn new(plan: Plan, volume: Uuid, memory: MemoryStore, print: bool) -> Self {
         let cells = plan.layout.cells();
         let random = SmallRng::seed_from_u64(plan.seed ^ 0x0dd5_0000_0000_0002);
@@ -239,7 +244,7 @@ impl World {
         })))
     }
 
-    /// The state, until the guard is dropped.
+    /// Locks the state.
     pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
         self.0.lock()
     }
@@ -251,13 +256,13 @@ impl Inner {
         self.trace.line(self.now, event);
     }
 
-    /// Notes that a promise is broken.
+    /// Records that a promise is broken; the first one counts.
     pub(super) fn broken(&mut self, why: String) {
         self.say(format_args!("VIOLATION {why}"));
         self.violation.get_or_insert(why);
     }
 
-    /// Lets an event happen at a time.
+    /// Schedules an event.
     pub(super) fn push(&mut self, at: Time, event: Event) {
         self.numbers += 1;
         self.queue.insert((at.max(self.now), self.numbers), event);
@@ -268,24 +273,24 @@ impl Inner {
         self.queue.first_key_value().map(|((time, _), _)| *time)
     }
 
-    /// Takes the next event; its time is now.
+    /// Takes the next event and advances the time to it.
     pub(super) fn pop(&mut self) -> Option<Event> {
         let ((time, _), event) = self.queue.pop_first()?;
         self.now = self.now.max(time);
         Some(event)
     }
 
-    /// Forgets what the driver was still to do.
+    /// Removes all scheduled actions of the driver.
     pub(super) fn forget_acts(&mut self) {
         self.queue.retain(|_, event| !matches!(event, Event::Act(_)));
     }
 
-    /// What was stopped or cut off goes on: it has not met calm weather yet.
+    /// Notes that a paused or partitioned gateway continues: it has not been in calm weather yet.
     pub(super) fn ends_a_fault(&mut self) {
         self.calm = self.calm.map(|_| self.now);
     }
 
-    /// Whether the faults of before are over too, for whoever met them.
+    /// Whether the weather is calm, and earlier faults no longer affect any gateway.
     pub(super) fn is_fair(&self) -> bool {
         let cut_off = self.processes.values().any(|state| state.alive && state.partitioned);
         !cut_off && self.calm.is_some_and(|since| self.now > since + 20 * self.plan.rough.timeout)
@@ -296,8 +301,8 @@ impl Inner {
         self.memory.objects()
     }
 
-    /// What a PUT that took effect means: an opening record proves what its writer recovered, and an update of the head
-    /// renews the lease of who sent it.
+    /// Interprets a PUT that took effect: an opening record proves what its writer recovered, and an update
+    /// of the head renews the lease of its sender.
     pub(super) fn landed(&mut self, process: Process, sent_at: Time, key: &str, body: &Bytes) {
         let slot = match Keys::new(self.volume).parse(key) {
             Some(Parsed::Record(slot)) => slot,
@@ -321,8 +326,8 @@ impl Inner {
         }
     }
 
-    /// A record is within the bound, or has what one command needs: chunks that a WRITE fills are objects of their own, so
-    /// that less than two are left of it.
+    /// Checks that a record is within its limit, or contains just what one command needs. Chunks that a WRITE
+    /// fills are objects of their own, so less than two chunks of it remain.
     fn check_bound(&mut self, key: &str, body: &Bytes) {
         let command = 2 * self.plan.layout.chunk;
         let most = self.plan.options.commit_max_bytes.max(command + command / 64) + 1024;
@@ -331,8 +336,8 @@ impl Inner {
         }
     }
 
-    /// Whether a read that was issued then may be answered: a strict volume reads nothing once its lease is over, by a
-    /// clock that may go slower than ours.
+    /// Checks that a read issued at that time may be answered: a strict volume reads nothing once its lease
+    /// has expired, by a clock that may be slower than the world's.
     pub(super) fn check_lease(&mut self, process: Process, issued_at: Time) {
         let lasts = u64::try_from(self.plan.options.lease_ttl.as_millis()).expect("short");
         let ends = self.processes[&process].leased_at + lasts * 9 / 8 + 2;
@@ -344,7 +349,7 @@ impl Inner {
         }
     }
 
-    /// Checks what an opener would recover now; gives the image.
+    /// Checks what an opener would recover now. Returns the image.
     pub(super) fn check_now(&mut self) -> Option<Vec<super::cells::Id>> {
         if self.rotten {
             return None;
@@ -378,14 +383,14 @@ impl Inner {
         Some(found.image)
     }
 
-    /// Whether a kept root may not be deleted yet, whatever the clocks of gateways say.
+    /// Whether a kept root must not be deleted yet, whatever the gateways' clocks say.
     fn is_within_grace(&self, kept: &KeptRoot) -> bool {
         let now = DAWN + self.now / 1000;
         let ends = kept.retired_at_seconds + self.plan.options.deletion_grace.as_secs();
         kept.retired_at_seconds == 0 || now + 2 * MAX_SKEW < ends
     }
 
-    /// A gateway begins.
+    /// Registers a gateway that starts.
     pub(super) fn born(&mut self, process: Process) -> Arc<Signal<Order>> {
         let order = Arc::new(Signal::new(Order::Serve));
         let state = ProcessState {

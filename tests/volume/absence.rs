@@ -1,5 +1,5 @@
-//! Objects that the store denies, cuts short or has lost: no single answer is believed, and one bad object costs its own
-//! range alone.
+//! Objects that the store reports as missing, cuts short or has lost: no single answer is believed, and a bad
+//! object costs only its own range.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -22,7 +22,8 @@ fn denial() -> Rule {
     Rule::new(Action::FailBefore(Failure::NotFound)).on(Operation::Get)
 }
 
-/// A volume whose first chunks, so many, are durable objects, opened by a gateway with an empty cache.
+/// A volume whose first chunks, of the given number, are durable objects, opened by a gateway with an empty
+/// cache.
 async fn stored(bench: &mut Bench, chunks: u64) -> Arc<Volume> {
     let volume = bench.open().await;
     for n in 0..chunks {
@@ -112,7 +113,7 @@ async fn an_opening_survives_one_denial_of_any_object() {
     }
 }
 
-/// What says that an object is garbage may rest on one answer that is false.
+/// The decision that an object is garbage may rest on a single false answer.
 #[tokio::test(start_paused = true)]
 async fn a_root_that_the_store_denies_once_costs_no_chunk() {
     for part in ["/root/", "/map/", "/head", "/journal/"] {
@@ -121,7 +122,7 @@ async fn a_root_that_the_store_denies_once_costs_no_chunk() {
             bench.options.deletion_grace = Duration::ZERO;
             let volume = stored(&mut bench, 8).await;
             volume.write(60 * MIB, pattern(9, 4096), true).await.unwrap();
-            // Not closed, so that the next opening sweeps.
+            // The volume is not closed, so that the next opening sweeps.
             volume.abandon().await;
             let chunks = bench.keys("/chunk/");
             assert_eq!(chunks.len(), 8);
@@ -140,7 +141,7 @@ async fn a_root_that_the_store_denies_once_costs_no_chunk() {
     }
 }
 
-/// A head that cannot be found for a moment is no reason to stop, and to give up what is dirty.
+/// A head that is missing for a moment is no reason to stop and give up dirty data.
 #[tokio::test(start_paused = true)]
 async fn a_head_that_the_store_denies_once_stops_nothing() {
     let mut bench = Bench::new(64 * MIB).await;
@@ -251,7 +252,7 @@ async fn a_lost_map_page_costs_what_it_located_and_stops_no_checkpoint() {
             assert!(matches!(error, Error::Damaged { .. }), "{lost}: {error}");
             assert_eq!(error.offset(), Some(lost), "{error}");
         }
-        // A TRIM gives the range back, and forgets the loss.
+        // A TRIM makes the range readable again, and removes the mark of the loss.
         volume.zero(0, 256 * MIB, true, false).await.unwrap();
         volume.checkpoint().await.unwrap();
         assert_eq!(read(&volume, 2 * PAGE, 512).await, vec![0; 512]);
@@ -311,7 +312,7 @@ async fn a_full_root_table_is_noticed_before_anything_is_uploaded() {
     let table_key = keys.root(head.root_table);
     let mut table = RootTable::decode(id, head.root_table, &bench.memory.objects()[&table_key]).unwrap();
     let current = table.roots.pop().expect("a current root");
-    // Snapshots keep the others.
+    // Snapshots keep the other roots.
     let kept = |k| KeptRoot {
         root: ObjectId { epoch: 0, k },
         parent: None,

@@ -1,4 +1,4 @@
-//! A volume over a store in memory with faults to order, on a paused clock.
+//! A test bench: a volume over a memory store with configurable faults, on a paused clock.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -55,7 +55,7 @@ impl Bench {
         }
     }
 
-    /// What a gateway of its own has: an empty cache of so many bytes.
+    /// The environment of a separate gateway, with an empty cache of the given size in bytes.
     pub(crate) fn env(&self, cache_bytes: u64) -> Environment {
         Environment {
             store: cairn::store::Classes::one(Arc::new(self.fault.clone())),

@@ -1,4 +1,4 @@
-//! Bounds: on a record, on the journal, on what an opening reads and on what a reply holds.
+//! Limits: on a record, on the journal, on what an opening reads, and on what a reply holds.
 
 use std::time::Duration;
 
@@ -171,7 +171,8 @@ async fn a_record_that_is_larger_than_a_get_is_found_by_the_seal_too() {
     check_apart(&opened.expect("opened"), 0..96).await;
 }
 
-/// What is on its way counts: the journal stood at up to half as much again when all of it had come.
+/// Records in flight count too: without them the journal exceeded this bound by up to half once they had all
+/// arrived.
 #[tokio::test(start_paused = true)]
 async fn the_journal_never_passes_twice_its_size_while_it_cannot_be_folded() {
     let mut bench = Bench::new(512 * MIB).await;
@@ -385,7 +386,7 @@ async fn a_strict_volume_serves_nothing_once_its_lease_is_over_and_is_not_fenced
     bench.options.lease_strict = true;
     let volume = bench.open().await;
     volume.write(0, pattern(1, 4096), true).await.unwrap();
-    // The machine stands still: no timer has run when the read comes.
+    // The machine is paused: no timer has run when the read arrives.
     tokio::time::advance(bench.options.lease_ttl + Duration::from_millis(1)).await;
     let error = volume.read(0, 4096).await.expect_err("its lease is over");
     assert!(error.to_string().contains("lease.strict"), "{error}");

@@ -1,4 +1,5 @@
-//! Clients that create, delete, list and open volumes of the same few names at once, and what must hold afterwards.
+//! Many clients create, delete, list and open volumes of the same few names at once; checks what must hold
+//! afterwards.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -39,9 +40,9 @@ fn environment(store: Arc<dyn Store>, seed: u64) -> Environment {
 #[derive(Clone, Copy)]
 pub(crate) struct Manners {
     pub(crate) seed: u64,
-    /// What each client does so often.
+    /// Number of actions of each client.
     pub(crate) rounds: u32,
-    /// Of so many actions one is dropped in the middle, as if its process had died; 0 for none.
+    /// One in this many actions is dropped in the middle, as if its process had died; 0 for none.
     pub(crate) dies_once_in: u32,
 }
 
@@ -146,7 +147,8 @@ pub(crate) async fn crowd(store: impl Fn(u64) -> Arc<dyn Store>, quiet: Arc<dyn 
     check(quiet, &flushed.into_inner(), manners).await;
 }
 
-/// Every volume with flushed data has a name or is being deleted, and every name stands for a whole volume.
+/// Checks that every volume with flushed data has a name or is being deleted, and that every name is bound to
+/// a complete volume.
 async fn check(store: Arc<dyn Store>, flushed: &BTreeMap<Uuid, BTreeMap<u64, u8>>, manners: Manners) {
     let seed = manners.seed;
     assert!(flushed.len() >= NAMES.len(), "seed {seed}: only {} volumes were ever written", flushed.len());

@@ -1,4 +1,4 @@
-//! Nothing is deleted that anything names, and what nothing names goes.
+//! No object is deleted that is still referenced, and every unreferenced object is deleted.
 
 use std::time::Duration;
 
@@ -80,7 +80,8 @@ async fn a_chunk_that_was_replaced_on_its_way_is_waited_for_and_goes() {
     bench.fault.add(Rule::new(Action::Hold(gate.clone())).on(Operation::Put).containing("/chunk/").times(1));
     volume.write(0, pattern(1, 4 << 20), false).await.unwrap();
     gate.reached(1).await;
-    // Filled again before anything was committed: no record will name the one that is still on its way.
+    // Filled again before anything was committed: no record will reference the object that is still in
+    // flight.
     volume.write(0, pattern(2, 4 << 20), false).await.unwrap();
     let flush = volume.flush();
     tokio::pin!(flush);

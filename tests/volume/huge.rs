@@ -1,4 +1,4 @@
-//! What a command costs on a huge disk: as much as on a small one.
+//! Commands on a huge disk cost as much as on a small one.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -63,7 +63,7 @@ async fn zeroing_a_pebibyte_writes_no_map_page() {
         volume.checkpoint().await.unwrap();
         let page_of_the_last_sector = 2 * TIB + 65_536;
         let mut found = allocation(&volume).await;
-        // A page that is a hole in part only may be told either way.
+        // A page that is only partly a hole may be reported either way.
         found.retain(|(end, _)| *end != page_of_the_last_sector && *end != 2 * TIB + 512);
         assert_eq!(found, expected);
     }
@@ -143,7 +143,8 @@ async fn one_cache_loads_a_bounded_number_of_map_pages() {
     volume.close().await.unwrap();
 }
 
-/// A disk with so many MiB of data in its chunks, opened by a gateway with a cache of so many.
+/// A disk with the given amount of data in its chunks, opened by a gateway with a cache of the given size,
+/// both in MiB.
 async fn filled(bench: &mut Bench, mib: u64, cache_mib: u64, requests: usize) -> (Environment, Arc<Volume>) {
     let volume = bench.open().await;
     for n in 0..mib {
@@ -172,7 +173,7 @@ async fn a_cache_of_the_whole_disk_ends_where_the_clean_cache_does() {
     volume.close().await.unwrap();
 }
 
-/// Only so many of its GETs are out, and they end when nobody waits for the command any more.
+/// Only a limited number of its GETs are in flight, and they end when the command's caller goes away.
 #[tokio::test(start_paused = true)]
 async fn a_cache_that_nobody_waits_for_ends() {
     let tasks = Tasks::new();

@@ -1,4 +1,5 @@
-//! A name stands for a whole volume or for one that is being deleted, whatever is created, deleted and opened at once.
+//! A name is bound to a complete volume or to one that is being deleted, whatever is created, deleted and
+//! opened concurrently.
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -44,7 +45,7 @@ async fn fill(bench: &mut Bench, seed: u64) {
     volume.close().await.unwrap();
 }
 
-/// The volume under the name serves what was flushed.
+/// Checks that the volume under the name serves what was flushed.
 async fn holds(bench: &mut Bench, seed: u64) {
     let volume = bench.open().await;
     assert_eq!(read(&volume, 0, 8192).await, pattern(seed, 8192));
@@ -62,7 +63,7 @@ async fn remove_unnamed(bench: &Bench) -> usize {
     unnamed.len()
 }
 
-/// Nothing is left in the store but names that are free.
+/// Checks that only free names are left in the store.
 fn only_free_names(bench: &Bench) {
     let left: Vec<_> = bench.memory.objects().into_iter().filter(|(_, body)| body.len() != 52).collect();
     assert!(left.is_empty(), "{:?}", left.iter().map(|(key, _)| key).collect::<Vec<_>>());
@@ -131,7 +132,8 @@ async fn a_late_deletion_leaves_the_name_of_a_new_volume_alone() {
     holds(&mut bench, 2).await;
 }
 
-/// Wherever a deletion hangs, and whatever is done under its name meanwhile, it does no harm when it goes on.
+/// Wherever a deletion hangs, and whatever happens under its name meanwhile, it does no harm when it
+/// continues.
 #[tokio::test(start_paused = true)]
 async fn a_deletion_that_hangs_anywhere_harms_no_new_volume() {
     for operation in [Operation::Get, Operation::Put, Operation::Delete, Operation::List] {
@@ -473,7 +475,7 @@ async fn deleting_a_volume_with_a_damaged_record_seals_its_log() {
     only_free_names(&bench);
 }
 
-/// A false 404 on a head that stands is no reason to delete without asking who holds the volume.
+/// A false 404 for an existing head is no reason to delete without checking who holds the volume.
 #[tokio::test(start_paused = true)]
 async fn a_head_that_is_listed_is_not_taken_for_absent() {
     let bench = Bench::new(64 * MIB).await;
@@ -487,7 +489,8 @@ async fn a_head_that_is_listed_is_not_taken_for_absent() {
     assert_eq!(catalog::info(&bench.env(MIB), "disk").await.unwrap().volume, first);
 }
 
-/// What stands under a name is known before a volume is made for it, so that many names cost no request each.
+/// The binding of a name is known before a volume is made for it, so that many names do not cost a request
+/// each.
 #[tokio::test(start_paused = true)]
 async fn a_list_of_names_costs_no_request_for_each() {
     let bench = Bench::new(64 * MIB).await;
@@ -514,7 +517,7 @@ async fn what_is_no_name_object_is_not_overwritten_by_a_creation() {
     assert_eq!(bench.memory.objects()["name/new"], foreign);
 }
 
-/// One false answer was enough for the name to stand for a volume of which nothing was left.
+/// One false answer was enough to leave the name bound to a volume of which nothing was left.
 #[tokio::test(start_paused = true)]
 async fn a_deletion_frees_the_name_although_the_store_denies_that_once() {
     for (by_id, denied) in [(false, 0), (false, 1), (false, 2), (true, 0), (true, 1)] {

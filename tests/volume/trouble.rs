@@ -58,7 +58,8 @@ async fn what_a_checkpoint_moves_meanwhile_is_looked_up_again() {
     let id = cairn::volume::catalog::resolve(&env, "disk").await.unwrap();
     let volume = cairn::volume::Volume::open(&env, bench.options.clone(), id, true).await.unwrap();
     let map = bench.keys("/map/").pop().expect("one map page");
-    // What is dirty leaves gaps, and each asks for the map page anew: the last does so when that is gone.
+    // The dirty data leaves gaps, and each of them requests the map page again: the last one does so when the
+    // page is gone.
     for gap in [1, 3] {
         volume.write(gap * 4096, pattern(2, 4096), false).await.unwrap();
     }

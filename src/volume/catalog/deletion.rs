@@ -1,10 +1,10 @@
-//! Deleting volumes, whole or half made, sound or damaged.
+//! Deletes volumes: complete or incomplete, sound or damaged.
 //!
-//! Invariants: the head says first that the volume is being deleted, under a new epoch, which decides who has
-//! it: a gateway that holds it, or the deletion. Then the name is taken from it, before any object goes. The
-//! identity, by which a volume is found that has no name, goes last. So a deletion that is cut short leaves a
-//! volume that is never opened again, and can be deleted again by its id; one that resumes late meets names
-//! and objects of no other volume.
+//! Owns the order of a deletion. Invariants: first the head is marked as being deleted, under a new epoch;
+//! this decides whether a gateway or the deletion has the volume. Then the name is taken from the volume,
+//! before any object is deleted. The identity, by which a volume without a name is found, is deleted last. A
+//! deletion that is interrupted therefore leaves a volume that is never opened again and that can be deleted
+//! again by its id. A deletion that resumes late touches no names and objects of other volumes.
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use uuid::Uuid;
@@ -24,13 +24,13 @@ use crate::volume::objects::{fetch, read_head};
 use crate::volume::open::replay::{Logs, seal_all};
 use crate::volume::options::Options;
 
-/// How often the head is marked when its holder updates it meanwhile.
+/// Limit on attempts to mark the head while its holder keeps updating it.
 const MARKS: u32 = 100;
 
-/// Deletes the volume that a name stands for, and goes on with a deletion of it that was cut short.
+/// Deletes the volume that a name is bound to, or continues its interrupted deletion.
 ///
 /// # Errors
-/// If a gateway holds it (unless `takeover`), or the store fails; it can then be called again.
+/// If a gateway holds the volume (unless `takeover`), or if the store fails. The call can then be repeated.
 pub async fn delete(
     env: &Environment,
     options: &Options,
@@ -42,19 +42,19 @@ pub async fn delete(
     let volume = found.volume().ok_or_else(|| OpenError::NoSuchVolume(name.to_owned()))?;
     let marked = mark(env, options, Keys::new(volume), takeover).await?;
     if marked.is_none() && !name::look_closely(env, name).await?.is(&found) {
-        // Another deletion was faster: it had taken the name from the volume before the head went.
+        // Another deletion was faster: it took the name from the volume before it deleted the head.
         return Ok(());
     }
     name::unbind(env, name, volume, Unbind::Bound).await?;
     remove(env, Keys::new(volume), marked.as_ref()).await
 }
 
-/// Deletes a volume by its id, whether or not a name stands for it: also one whose creation or deletion was
-/// cut short. Where its creator is still at work, that fails.
+/// Deletes a volume by its id, whether or not a name is bound to it. This includes volumes whose creation or
+/// deletion was interrupted. If the volume's creator is still at work, the creation fails.
 ///
 /// # Errors
-/// If there is nothing of it, if a gateway holds it (unless `takeover`), or the store fails; it can then be
-/// called again.
+/// If no object of the volume exists, if a gateway holds it (unless `takeover`), or if the store fails. The
+/// call can then be repeated.
 pub async fn delete_by_id(
     env: &Environment,
     options: &Options,
@@ -66,7 +66,7 @@ pub async fn delete_by_id(
     let mut marked = mark(env, options, keys, takeover).await?;
     if marked.is_none() {
         for name in &names {
-            // A creator may be about to make the head and to bind the name.
+            // A creator may be about to create the head and bind the name.
             if name::unbind(env, name, volume, Unbind::Free).await? == Some(volume) {
                 marked = mark(env, options, keys, takeover).await?;
             }
@@ -79,7 +79,7 @@ pub async fn delete_by_id(
     remove(env, keys, marked.as_ref()).await
 }
 
-/// The names that stand for a volume or may come to.
+/// Returns the names that are bound to a volume or may still be bound to it.
 async fn names_of(env: &Environment, volume: Uuid) -> Result<Vec<String>, OpenError> {
     let keys = Keys::new(volume);
     match fetch(env, &keys.identity(), |bytes| Identity::decode(volume, bytes)).await {
@@ -101,7 +101,7 @@ async fn names_of(env: &Environment, volume: Uuid) -> Result<Vec<String>, OpenEr
     Ok(found.into_iter().flatten().collect())
 }
 
-/// Marks a volume as one that is being deleted; `None` if it has no head.
+/// Marks the head of a volume as being deleted. Returns `None` if the volume has no head.
 async fn mark(
     env: &Environment,
     options: &Options,
@@ -139,7 +139,7 @@ async fn mark(
         };
         match update_head(env.store.as_ref(), &keys.head(), &etag, &head).await {
             Ok(Updated::Done(_)) => return Ok(Some(head)),
-            // The head was changed, or went, since it was read.
+            // The head was changed or deleted since it was read.
             Ok(Updated::Lost(_)) | Err(store::Error::NotFound { .. }) => {}
             Err(error) => return Err(error.into()),
         }
@@ -147,7 +147,7 @@ async fn mark(
     Err(OpenError::Lost("its holder, which updates the head faster than it can be marked".to_owned()))
 }
 
-/// An error unless a listing, too, says that there is no head.
+/// Returns an error unless a listing, too, shows that there is no head.
 async fn check_absent(env: &Environment, keys: Keys) -> Result<(), OpenError> {
     let key = keys.head();
     if Pages::new(env.store.as_ref(), &key).are_empty().await? {
@@ -157,8 +157,8 @@ async fn check_absent(env: &Environment, keys: Keys) -> Result<(), OpenError> {
     Err(store::Error::Transient { key, source: cause(why) }.into())
 }
 
-/// What a damaged head is taken for: one of an epoch above all that the journal shows. `None` if it is sound
-/// by now.
+/// Returns a stand-in for a damaged head, with an epoch above all that the journal shows. Returns `None` if
+/// the head is readable by now.
 async fn stand_in(
     env: &Environment,
     keys: Keys,
@@ -175,7 +175,7 @@ async fn stand_in(
     let head = Head {
         volume: keys.volume(),
         version: 0,
-        // The newest log may have no record.
+        // The newest epoch may have no record in its log yet.
         epoch: logs.last_epoch().map_or(0, |epoch| epoch + 1),
         holder: 0,
         holder_name: HolderName::default(),
@@ -193,9 +193,10 @@ async fn stand_in(
     Ok(Some((head, object.etag)))
 }
 
-/// Removes everything of a volume, once its head is marked and no name stands for it.
+/// Deletes all objects of a volume, once its head is marked and no name is bound to it.
 async fn remove(env: &Environment, keys: Keys, marked: Option<&Head>) -> Result<(), OpenError> {
-    // Seals what a writer that still lives would put next, so that no flush of it is answered any more.
+    // Seals the slots that a writer that is still running would use next, so that none of its flushes
+    // succeeds any more.
     if let Some(head) = marked {
         seal_all(env, keys, head).await?;
     }
@@ -205,13 +206,13 @@ async fn remove(env: &Environment, keys: Keys, marked: Option<&Head>) -> Result<
     for prefix in [keys.chunks(), keys.packs(), keys.map_pages(), keys.roots(), keys.journal()] {
         delete_prefix(env, keys, &prefix).await?;
     }
-    // What this version does not know.
+    // Objects of kinds that this version does not know.
     delete_prefix(env, keys, &keys.prefix()).await?;
     env.store.delete(&[keys.head()]).await?;
     Ok(env.store.delete(&[keys.identity()]).await?)
 }
 
-/// Deletes what lies below a prefix, but for the head.
+/// Deletes all objects under a prefix except the head.
 async fn delete_prefix(env: &Environment, keys: Keys, prefix: &str) -> Result<(), OpenError> {
     let mut pages = Pages::new(env.store.as_ref(), prefix);
     while let Some(entries) = pages.next().await? {

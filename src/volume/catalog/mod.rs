@@ -1,4 +1,8 @@
 //! Volumes and their names: create, list, look up, delete.
+//!
+//! Owns the objects under which names are bound, and the creation and deletion of volumes. It must not open a
+//! volume or know what is written to it. Invariant: a name is bound only to a complete volume, and is taken
+//! from a volume only when that is being deleted.
 
 mod deletion;
 mod name;

@@ -1,9 +1,9 @@
-//! What stands under a name, and how that changes: only by compare-and-swap against the version that was
-//! read.
+//! The object under a name, and its changes: only by compare-and-swap against the version that was read.
 //!
-//! Invariants: the object under a name is never deleted, and its version grows with every change, so that a
-//! request that was sent for an earlier version never takes effect, however late it comes; a name is bound to
-//! a volume when that is whole, and taken from a volume only when that is being deleted.
+//! It does not know when a volume is complete or being deleted; `volumes` and `deletion` decide that.
+//! Invariants: the object under a name is never deleted, and its version grows with every change. A request
+//! that was sent for an earlier version therefore never takes effect, however late it arrives. A name is
+//! bound to a volume only once that is complete, and taken from a volume only once that is being deleted.
 
 use std::time::Duration;
 
@@ -20,23 +20,23 @@ use crate::volume::format::identity::NameBinding;
 use crate::volume::format::keys;
 use crate::volume::store_exact::{CheckedError, agreed, fetch_checked, fetch_if_present, get_referenced};
 
-/// How often a change is sent that is refused although the version that it replaces still stands.
+/// Limit on attempts to send a change that is refused although the version that it replaces still exists.
 const REFUSALS: u32 = 20;
-/// How long is waited after such a refusal.
+/// Pause after such a refusal.
 const PAUSE: Duration = Duration::from_millis(100);
-/// The version of what replaces a damaged object, of which no version can be read, and a random number: above
-/// all that counting comes to.
+/// Least version of an object that replaces a damaged one, whose version cannot be read. A random number is
+/// added. It is larger than any version that counting reaches.
 const AFTER_DAMAGE: u64 = 1 << 62;
 
-/// What stands under a name.
+/// What was read under a name.
 #[derive(Clone, Debug)]
 pub(crate) struct Found {
-    /// The object, which may be damaged; `None` if the name was never used.
+    /// The object, which may be damaged. `None` if the name was never used.
     object: Option<(ETag, Result<NameBinding, DecodeError>)>,
 }
 
 impl Found {
-    /// The volume that the name stands for.
+    /// The volume that the name is bound to.
     pub(crate) fn volume(&self) -> Option<Uuid> {
         match &self.object {
             Some((_, Ok(NameBinding { volume, name: Some(_), .. }))) => Some(*volume),
@@ -44,7 +44,7 @@ impl Found {
         }
     }
 
-    /// Whether the same version stands in both.
+    /// Whether both were read from the same version of the object.
     pub(crate) fn is(&self, other: &Self) -> bool {
         let etag = |found: &Self| found.object.as_ref().map(|(etag, _)| etag.clone());
         etag(self) == etag(other)
@@ -69,15 +69,15 @@ fn decode(name: &str, bytes: &[u8]) -> Result<NameBinding, DecodeError> {
     }
 }
 
-/// Reads what exists under a name; a damaged object is no error. Its absence is believed at once: whatever is
-/// bound then is created only if nothing exists.
+/// Reads what exists under a name. A damaged object is not an error. If the store reports no object, that is
+/// believed at once: a binding made on it succeeds only if no object exists.
 pub(crate) async fn look(env: &Environment, name: &str) -> Result<Found, OpenError> {
     let fetched = fetch_if_present(env.store.as_ref(), &keys::name(name), |bytes| decode(name, bytes)).await;
     found(env, name, fetched).await
 }
 
-/// As [`look`], for whoever does without a change where nothing exists: one false answer would leave the name
-/// to a volume that goes.
+/// Like [`look`], for callers that make no change if nothing exists: one false answer would leave the name
+/// bound to a volume that is being deleted.
 pub(crate) async fn look_closely(env: &Environment, name: &str) -> Result<Found, OpenError> {
     let fetched = match mutant::is(Mutant::NameDenied) {
         false => fetch_checked(env.store.as_ref(), &keys::name(name), |bytes| decode(name, bytes)).await,
@@ -96,17 +96,18 @@ async fn found(
         Err(CheckedError::Store(store::Error::NotFound { .. })) => Ok(Found { object: None }),
         Err(CheckedError::Store(error)) => Err(error.into()),
         Err(CheckedError::Damaged(damage)) => {
-            // It was read just now: a false answer that it does not exist would end a listing for all.
+            // The object was read just now, and a false answer that it does not exist would fail the whole
+            // listing.
             let object = get_referenced(env.store.as_ref(), &keys::name(name), ByteRange::Full).await?;
             Ok(Found { object: Some((object.etag, decode(name, &object.body).map_err(|_| damage))) })
         }
     }
 }
 
-/// Reads what stands under a name.
+/// Reads what exists under a name.
 ///
 /// # Errors
-/// If that is damaged, or the store fails.
+/// If the object is damaged, or if the store fails.
 pub(crate) async fn read(env: &Environment, name: &str) -> Result<Found, OpenError> {
     let found = look(env, name).await?;
     match found.object {
@@ -115,16 +116,16 @@ pub(crate) async fn read(env: &Environment, name: &str) -> Result<Found, OpenErr
     }
 }
 
-/// How a change ended.
+/// The outcome of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Swapped {
-    /// It is made, be it by this request or by an earlier one whose answer was lost.
+    /// The change is made, by this request or by an earlier one whose answer was lost.
     Done,
-    /// Another version stands: the change was never made, and never will be.
+    /// Another version exists: the change was not made, and never will be.
     Lost,
 }
 
-/// Binds the name to a volume, if still that stands which was read before the volume was made.
+/// Binds the name to a volume, if the object is still the one that was read before the volume was made.
 pub(super) async fn bind(
     env: &Environment,
     name: &str,
@@ -138,16 +139,17 @@ pub(super) async fn bind(
 /// Which names a deletion changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unbind {
-    /// One that stands for the volume.
+    /// Only a name that is bound to the volume.
     Bound,
-    /// One that is free or damaged too: whoever has read it, to bind the volume to it, comes too late then.
+    /// Also a name that is free or damaged, so that a creator that read it before, in order to bind the
+    /// volume, comes too late.
     BoundOrFree,
-    /// Only one that is free or damaged: the volume's head was not marked.
+    /// Only a name that is free or damaged, because the volume's head was not marked.
     Free,
 }
 
-/// Sees to it that the name does not stand for a volume that is being deleted, or to be deleted; gives the
-/// volume that it stands for then.
+/// Makes sure that the name is not bound to a volume that is being deleted or is about to be. Returns the
+/// volume that the name is bound to afterwards.
 pub(super) async fn unbind(
     env: &Environment,
     name: &str,
@@ -157,12 +159,13 @@ pub(super) async fn unbind(
     loop {
         let found = match which {
             Unbind::Bound => look_closely(env, name).await?,
-            // The change is made where nothing exists, and fails if something does.
+            // The change requires that nothing exists, and fails if something does.
             Unbind::BoundOrFree | Unbind::Free => look(env, name).await?,
         };
         let changes = match found.volume() {
             Some(bound) if bound == volume => which != Unbind::Free,
-            // Bound since its creator looked, which comes too late.
+            // The name was bound to another volume in the meantime, so the creator of this one comes too
+            // late.
             Some(_) => mutant::is(Mutant::UnboundBlindly),
             None => which != Unbind::Bound && !mutant::is(Mutant::FreeNameKept),
         };
@@ -170,14 +173,14 @@ pub(super) async fn unbind(
             return Ok(found.volume());
         }
         let free = NameBinding { version: found.next_version(env), volume, name: None };
-        // Each time this is lost, another made a change.
+        // Each time the swap is lost, another process has made a change.
         if swap(env, name, &found, &free).await? == Swapped::Done {
             return Ok(None);
         }
     }
 }
 
-/// Replaces exactly what was read, until the fate of that is known.
+/// Replaces exactly what was read, and repeats the request until its outcome is known.
 async fn swap(env: &Environment, name: &str, read: &Found, to: &NameBinding) -> Result<Swapped, OpenError> {
     let (store, key) = (env.store.as_ref(), keys::name(name));
     let bytes = Bytes::from(to.encode());
@@ -194,10 +197,10 @@ async fn swap(env: &Environment, name: &str, read: &Found, to: &NameBinding) -> 
         }
         match store.get(&key, ByteRange::Full).await {
             Ok(found) if found.body == bytes => return Ok(Swapped::Done),
-            // Still what was read: the refusal was for nothing that stands.
+            // The object is unchanged, so the refusal was spurious.
             Ok(found) if old == Some(&found.etag) => {}
             Ok(found) => {
-                // Bytes that were damaged on the way must not pass for another's.
+                // Bytes that were damaged in transit must not be mistaken for another's change.
                 let found = agreed(store, &key, found).await?;
                 if found.body == bytes {
                     return Ok(Swapped::Done);
@@ -206,7 +209,7 @@ async fn swap(env: &Environment, name: &str, read: &Found, to: &NameBinding) -> 
                     return Ok(Swapped::Lost);
                 }
             }
-            // What stands under a name stays: this is a false answer, or the refusal was.
+            // An object under a name is never deleted, so either this answer or the refusal is false.
             Err(store::Error::NotFound { .. }) => {}
             Err(error) => return Err(error.into()),
         }

@@ -1,8 +1,8 @@
-//! The volumes of a store: create, list, look up by name, and find those that have no name.
+//! The volumes of a store: creates them, lists them, looks them up by name, and finds those without a name.
 //!
-//! Invariant: a name is bound last, to a whole volume, and only if what stood under it before the volume's
-//! first object was made stands there still. So whoever has changed the name since, to delete that volume
-//! say, need not know whether its creator still lives. `deletion` is the other half.
+//! Invariant: a name is bound last, to a complete volume, and only if the name is unchanged since before the
+//! volume's first object was made. A process that has changed the name in the meantime, for example to delete
+//! that volume, therefore need not know whether the creator is still running. `deletion` is the other half.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -25,46 +25,48 @@ use crate::volume::info::Info;
 use crate::volume::objects::{create as create_object, fetch, fetch_if_present, read_head};
 use crate::volume::options::Options;
 
-/// Volumes looked up at a time.
+/// Limit on concurrent lookups of volumes.
 pub const CONCURRENT_LOOKUPS: usize = 16;
-/// How often a volume is made anew because its name was bound and freed by others meanwhile.
+/// Limit on attempts to create a volume whose name other processes bind and free in the meantime.
 const CREATIONS: u32 = 16;
-/// How often a volume is looked up of which an object is gone: others may delete it, and make another of that
-/// name.
+/// Limit on lookups of a volume with a missing object: another process may be deleting it, and creating
+/// another one with the same name.
 const LOOKUPS: u32 = 4;
 
-/// A name, and what it stands for: one that is damaged or half deleted keeps no other from being listed.
+/// A name and the volume that it is bound to. A damaged or partly deleted volume does not keep the others
+/// from being listed.
 #[derive(Clone, Debug)]
 pub struct Listed {
-    /// Name.
+    /// The name, as it is listed; always a valid one.
     pub name: String,
-    /// The volume, or why nothing is known of it.
+    /// Description of the volume, or the error that prevented reading it.
     pub found: Result<Info, Arc<OpenError>>,
 }
 
-/// A volume for which no name stands: it is being created or deleted, or that was cut short.
+/// A volume to which no name is bound: it is being created or deleted, or its creation or deletion was
+/// interrupted.
 #[derive(Clone, Debug)]
 pub struct Unnamed {
-    /// The volume.
+    /// UUID of the volume, by which it can be deleted.
     pub volume: Uuid,
-    /// The name that it was made for; `None` if its identity cannot be read.
+    /// The name that it was created for; `None` if its identity cannot be read.
     pub made_for: Option<String>,
-    /// When it was created, in seconds since 1970; `None` if its identity cannot be read.
+    /// Time of its creation as Unix time in seconds; `None` if its identity cannot be read.
     pub created_at_seconds: Option<u64>,
-    /// How far it has come.
+    /// How far its creation or deletion has come.
     pub progress: Progress,
 }
 
-/// How far a volume without a name has come.
+/// How far the creation or deletion of a volume without a name has come.
 #[derive(Clone, Debug)]
 pub enum Progress {
-    /// It has no head yet, or none any more.
+    /// The head does not exist yet, or is already deleted.
     Incomplete,
-    /// It is whole, and its name is still to be bound.
+    /// The volume is complete, and its name is not bound yet.
     Unbound,
-    /// It is being deleted.
+    /// The head says that the volume is being deleted.
     Deleting,
-    /// What there is of it cannot be read.
+    /// The objects that exist cannot be read.
     Unknown(Arc<OpenError>),
 }
 
@@ -79,20 +81,20 @@ impl std::fmt::Display for Progress {
     }
 }
 
-/// Whether a volume can have that name and these sizes; the store is not asked.
+/// Checks that a volume may have this name and these sizes. Sends no request to the store.
 ///
 /// # Errors
-/// If it cannot.
+/// If the name or one of the sizes is not valid.
 pub fn check(name: &str, size_bytes: u64, chunk_bytes: u64) -> Result<(), OpenError> {
     check_name(name)?;
     Ok(Geometry::new(chunk_bytes)?.check_size(size_bytes)?)
 }
 
-/// Creates a volume of holes.
+/// Creates an empty volume, which is one hole, and binds the name to it.
 ///
 /// # Errors
-/// If the name stands or is none, if a size cannot be, or if the store fails. What was made until then may be
-/// left: it has no name, and [`unnamed`] shows it.
+/// If the name is bound or not valid, if a size is not valid, or if the store fails. Objects made before the
+/// failure may remain. They belong to no name, and [`unnamed`] lists them.
 pub async fn create(
     env: &Environment,
     options: &Options,
@@ -103,7 +105,7 @@ pub async fn create(
     check(name, size_bytes, chunk_bytes)?;
     let geometry = Geometry::new(chunk_bytes)?;
     for _ in 0..CREATIONS {
-        // Read before anything is made: see the head of this file.
+        // Read before anything is made: see the invariant at the top of this file.
         let before = claimable(env, name).await?;
         let volume = env.entropy.uuid();
         let keys = Keys::new(volume);
@@ -118,8 +120,8 @@ pub async fn create(
             created_at_seconds,
             name: name.to_owned(),
         };
-        // After a failure nothing is removed: what was sent may still land, and while the identity stands it
-        // is found.
+        // After a failure nothing is removed: requests in flight may still take effect, and the volume can be
+        // found as long as the identity exists.
         make(env, options, &identity, size_bytes).await?;
         match name::bind(env, name, &before, volume).await? {
             Swapped::Done => {
@@ -135,21 +137,22 @@ pub async fn create(
                     holder: None,
                 });
             }
-            // Never with the same volume: it may have been deleted by its id, which changes the name.
+            // Never retried with the same volume: it may have been deleted by its id, which changes the name.
             Swapped::Lost => unmake(env, keys).await,
         }
     }
     Err(OpenError::Contended(name.to_owned()))
 }
 
-/// What stands under a name to which a volume may be bound: nothing, or a volume that is being deleted.
+/// Returns what exists under a name if a volume may be bound to it: nothing, or a volume that is being
+/// deleted.
 async fn claimable(env: &Environment, name: &str) -> Result<Found, OpenError> {
     for _ in 0..CREATIONS {
         let found = name::read(env, name).await?;
         let Some(volume) = found.volume() else { return Ok(found) };
         match read_head(env, Keys::new(volume)).await {
             Ok((head, _)) if head.state == VolumeState::Deleting => return Ok(found),
-            // Deleted since the name was read, or never whole: the name tells.
+            // Deleted since the name was read, or never complete: reading the name again decides.
             Err(OpenError::Store(store::Error::NotFound { .. }))
                 if !name::read(env, name).await?.is(&found) => {}
             Ok(_) | Err(_) => return Err(OpenError::Exists(name.to_owned())),
@@ -158,8 +161,8 @@ async fn claimable(env: &Environment, name: &str) -> Result<Found, OpenError> {
     Err(OpenError::Contended(name.to_owned()))
 }
 
-/// Makes the objects of an empty volume, the identity first and the head last. Their names have 128 random
-/// bits: what stands under them can only be ours.
+/// Creates the objects of an empty volume, the identity first and the head last. Their keys contain 128
+/// random bits, so whatever exists under them is ours.
 async fn make(
     env: &Environment,
     options: &Options,
@@ -202,10 +205,10 @@ async fn make(
     Ok(())
 }
 
-/// Removes what a creator made and bound no name to.
+/// Deletes the objects of a volume that its creator did not bind to a name.
 async fn unmake(env: &Environment, keys: Keys) {
     let (root, table) = (keys.root(ObjectId { epoch: 0, k: 1 }), keys.root(ObjectId { epoch: 0, k: 2 }));
-    // The identity last: while there is anything, it is found.
+    // The identity is deleted last, so that the volume can be found while any object is left.
     for objects in [vec![root, table, keys.head()], vec![keys.identity()]] {
         if let Err(error) = env.store.delete(&objects).await {
             tracing::warn!(volume = %keys.volume(),
@@ -219,17 +222,18 @@ pub(super) fn check_name(name: &str) -> Result<(), OpenError> {
     if keys::is_valid_name(name) { Ok(()) } else { Err(OpenError::BadName(name.to_owned())) }
 }
 
-/// The volume that a name stands for.
+/// Returns the UUID of the volume that a name is bound to.
 ///
 /// # Errors
-/// If there is none, or the store fails.
+/// If the name is not valid or not bound, or if the store fails.
 pub async fn resolve(env: &Environment, name: &str) -> Result<Uuid, OpenError> {
     check_name(name)?;
     let found = name::read(env, name).await?;
     found.volume().ok_or_else(|| OpenError::NoSuchVolume(name.to_owned()))
 }
 
-/// All names that stand for a volume, in order. Tells free ones by their size, without a request for each.
+/// Returns all names that are bound to a volume, sorted. Recognizes free names by the size of their objects,
+/// without a request for each.
 ///
 /// # Errors
 /// If the store fails.
@@ -250,10 +254,10 @@ async fn list_all(env: &Environment, prefix: &str) -> Result<Vec<store::Entry>, 
     Ok(entries)
 }
 
-/// All names that stand for a volume, in order, and these volumes.
+/// Returns all names that are bound to a volume, sorted, with a description of each volume.
 ///
 /// # Errors
-/// If the store does not list; what is wrong with one volume is said with it.
+/// If the store cannot list names. A failure that concerns one volume is reported with that volume.
 pub async fn volumes(env: &Environment) -> Result<Vec<Listed>, OpenError> {
     let names = list(env).await?;
     let lookups = stream::iter(names).map(|name| async move {
@@ -271,19 +275,20 @@ pub async fn volumes(env: &Environment) -> Result<Vec<Listed>, OpenError> {
 }
 
 impl Listed {
-    /// Whether the name still stood for a volume when that was looked up.
+    /// Whether the name was still bound to a volume when that was looked up.
     #[must_use]
     pub fn stands(&self) -> bool {
         !matches!(self.found.as_ref().map_err(|error| &**error), Err(OpenError::NoSuchVolume(_)))
     }
 }
 
-/// All volumes for which no name stands.
+/// Returns all volumes to which no name is bound.
 ///
 /// # Errors
-/// If the store does not list or gives a name; what is wrong with one volume is said with it.
+/// If the store cannot list identities and names, or cannot return a name. A failure that concerns one volume
+/// is reported with that volume.
 pub async fn unnamed(env: &Environment) -> Result<Vec<Unnamed>, OpenError> {
-    // Before the names: what is bound since is not shown.
+    // Listed before the names, so that a volume bound in the meantime is not reported.
     let listed = list_all(env, IDENTITIES).await?;
     let all = listed.iter().filter_map(|entry| Uuid::parse_str(entry.key.strip_prefix(IDENTITIES)?).ok());
     let all: Vec<Uuid> = all.filter(|volume| !volume.is_nil()).collect();
@@ -298,7 +303,8 @@ pub async fn unnamed(env: &Environment) -> Result<Vec<Unnamed>, OpenError> {
     Ok(found.into_iter().flatten().collect())
 }
 
-/// `None` if it is gone by now.
+/// Describes a volume without a name. Returns `None` if it was deleted, or bound to its name, in the
+/// meantime.
 async fn look_at_unnamed(env: &Environment, volume: Uuid) -> Option<Unnamed> {
     let keys = Keys::new(volume);
     let identity = fetch_if_present(env, &keys.identity(), |bytes| Identity::decode(volume, bytes)).await;
@@ -307,7 +313,7 @@ async fn look_at_unnamed(env: &Environment, volume: Uuid) -> Option<Unnamed> {
         Err(OpenError::Store(store::Error::NotFound { .. })) => return None,
         Err(error) => (None, Some(error)),
     };
-    // A listing may have left its name out.
+    // The listing may have omitted its name.
     if let Some(Identity { name, .. }) = &identity
         && name::look(env, name).await.is_ok_and(|found| found.volume() == Some(volume))
     {
@@ -323,16 +329,18 @@ async fn look_at_unnamed(env: &Environment, volume: Uuid) -> Option<Unnamed> {
     Some(Unnamed { volume, made_for: identity.map(|identity| identity.name), created_at_seconds, progress })
 }
 
-/// What is known of a volume without opening it.
+/// Describes a volume from its objects, without opening it.
 ///
 /// # Errors
-/// If there is none of that name, it is being deleted, an object is damaged or missing, or the store fails.
+/// If no volume has that name, if it is being deleted, if an object is damaged or missing, or if the store
+/// fails.
 pub async fn info(env: &Environment, name: &str) -> Result<Info, OpenError> {
     let mut missing = String::new();
     for _ in 0..LOOKUPS {
         let volume = resolve(env, name).await?;
         match describe(env, name, volume).await {
-            // Deleted since the name was read, or a checkpoint was published since the head was: look again.
+            // The volume was deleted since the name was read, or a checkpoint was published since the head
+            // was: look it up again.
             Err(OpenError::Store(store::Error::NotFound { key })) => missing = key,
             described => return described,
         }

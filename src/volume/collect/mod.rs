@@ -1,9 +1,13 @@
-//! Deleting what nothing names any more, after a grace.
+//! Garbage collection: deletes objects that nothing references any more, after a grace period.
 //!
-//! One rule: when a root goes, those of this volume's objects that it names and neither its parent nor a
-//! child does die, then its entry in the root table. Only the holder of the epoch deletes: the list is fixed,
-//! then the head is read; if its epoch is another, nothing is deleted. Seals are never deleted. Whatever said
-//! that an object is garbage, what the open volume itself knows to be in use is not deleted.
+//! Owns the queue of garbage and the root table, which the folder and the collector share. It does not know
+//! how a fold makes a root. The rule: when a root is deleted, those objects of this volume are deleted that
+//! it references and that neither its parent nor a child references, and after them its entry in the root
+//! table.
+//!
+//! Invariants: only the holder of the epoch deletes. The list of objects is fixed first and the head is read
+//! after it; if the head has another epoch, nothing is deleted. Seals are never deleted. An object that the
+//! open volume itself knows to be in use is not deleted, no matter what reported it as garbage.
 
 mod sweep;
 
@@ -26,17 +30,18 @@ use crate::volume::read::base::{self, Mapped, names_chunk};
 use crate::volume::shared::Shared;
 use crate::volume::store_exact::{CheckedError, fetch_checked, fetch_if_present};
 
-/// Garbage of so many checkpoints waits for its grace at most; the root table has room for more.
+/// Limit on queued garbage, counted in batches. Beyond it, the oldest batch is deleted before its grace
+/// period is over. The root table has room for more.
 const MAX_WAITING: usize = 1024;
-/// Pause after a collection that failed.
+/// Pause before a failed scan or deletion is tried again.
 const RETRY_PAUSE: Duration = Duration::from_secs(10);
 
 /// The root table has no room for another root.
 #[derive(Debug)]
 pub(super) struct TableFull;
 
-/// Faults in saying what is garbage. They are committed in the check before deletion too, which would hide
-/// them.
+/// Mutants that misjudge what is garbage. While one of them is active, the check before deletion is off too,
+/// because it would hide the mutant.
 const GARBAGE_MISJUDGED: [Mutant; 5] = [
     Mutant::SharedDeleted,
     Mutant::JournalForgotten,
@@ -45,21 +50,21 @@ const GARBAGE_MISJUDGED: [Mutant; 5] = [
     Mutant::RootSkipped,
 ];
 
-/// What is to be deleted.
+/// Objects to delete.
 #[derive(Debug)]
 pub(super) enum Garbage {
-    /// These objects, in this order. Each is found again by the next opener.
+    /// Object keys, deleted in this order. The next opener finds each of them again.
     Objects(Vec<String>),
-    /// These objects, which no head, root or record ever named: only a sweep would find them again.
+    /// Object keys that no head, root or record ever referenced. Only a sweep would find them again.
     Orphans(Vec<String>),
-    /// A root that a checkpoint replaced, and what only it names.
+    /// A root that a checkpoint replaced, and the objects that only it references.
     Root(ObjectId),
 }
 
-/// What waits to be deleted, and the root table that the folder and the collector share.
+/// The queue of garbage, and the root table that the folder and the collector share.
 ///
-/// One lock holds all of it: which roots are kept follows from the table and the collected roots together,
-/// and an orphan is counted as unswept from the instant at which it is queued.
+/// One lock protects all of it: the table and the collected roots together determine which roots are kept,
+/// and an orphan counts as unswept from the instant at which it is queued.
 #[derive(Debug)]
 pub(super) struct Trash {
     state: Mutex<TrashState>,
@@ -70,13 +75,14 @@ pub(super) struct Trash {
 struct TrashState {
     /// The root table that the head references.
     table: RootTable,
-    /// The last record that no read needs any more. The head may be further: its answer can be on its way.
+    /// The last record that no read needs any more. The head may be further ahead while the answer to its
+    /// update is in flight.
     folded: Slot,
-    /// Roots that are deleted or about to be, and that the next table leaves out.
+    /// Roots that are deleted or about to be deleted. The next table leaves them out.
     collected: BTreeSet<ObjectId>,
-    /// What waits, with the time at which it is due, in order of that.
+    /// Queued garbage with the time at which it is due, ordered by that time.
     queue: VecDeque<(Instant, Garbage)>,
-    /// How much exists that only a sweep finds: the orphans that wait here, and the sweep itself until it has
+    /// Count of what only a sweep can find: each queued batch of orphans, and the sweep itself until it has
     /// ended.
     unswept: usize,
 }
@@ -93,22 +99,22 @@ impl Trash {
         Self { state: Mutex::new(state), wake: Notify::new() }
     }
 
-    /// Whether objects may stand that only a sweep finds.
+    /// Whether objects may exist that only a sweep finds.
     pub(super) fn is_unswept(&self) -> bool {
         self.state.lock().unswept > 0
     }
 
-    /// The sweep, or the deletion of some orphans, is done.
+    /// Records that the sweep, or the deletion of a batch of orphans, is complete.
     fn swept(&self) {
         self.state.lock().unswept -= 1;
     }
 
-    /// Name of the table that the head names.
+    /// Id of the root table that the head references.
     pub(super) fn table_id(&self) -> ObjectId {
         self.state.lock().table.id
     }
 
-    /// Roots that are kept: those of the table that are not collected.
+    /// The kept roots: those of the table that are not collected.
     pub(super) fn kept(&self) -> Vec<KeptRoot> {
         self.state.lock().kept()
     }
@@ -121,7 +127,7 @@ impl Trash {
         if self.kept().len() >= MAX_ROOTS { Err(TableFull) } else { Ok(()) }
     }
 
-    /// The table once `root` has replaced `old`.
+    /// Returns the table that is valid once `root` has replaced `old`.
     ///
     /// # Errors
     /// If the table is full, until the collector has made room.
@@ -143,22 +149,23 @@ impl Trash {
         Ok(RootTable { id, roots })
     }
 
-    /// Notes the table that the head now names.
+    /// Records the table that the head references from now on.
     pub(super) fn set_table(&self, table: RootTable) {
         self.state.lock().table = table;
     }
 
-    /// Last record that no read needs any more.
+    /// The last record that no read needs any more.
     pub(super) fn folded(&self) -> Slot {
         self.state.lock().folded
     }
 
-    /// Notes that no read needs this record and those before any more.
+    /// Records that no read needs this record, or any before it, any more.
     pub(super) fn set_folded(&self, folded: Slot) {
         self.state.lock().folded = folded;
     }
 
-    /// Queues garbage, to be deleted after the grace; orphans are known to nobody, and need none.
+    /// Queues garbage for deletion after the grace period. Orphans need no grace period, because no reader
+    /// knows of them.
     pub(super) fn add(&self, shared: &Shared, garbage: Garbage) {
         match &garbage {
             Garbage::Objects(names) | Garbage::Orphans(names) if names.is_empty() => {}
@@ -173,8 +180,8 @@ impl Trash {
         }
     }
 
-    /// Queues objects that an earlier epoch left, to be deleted when the grace since `retired_at_seconds`
-    /// (since 1970) is over: it does not begin anew with each opening.
+    /// Queues objects that an earlier epoch left behind. They are due when the grace period since
+    /// `retired_at_seconds` (Unix time) is over: an opening does not restart it.
     pub(super) fn add_left(&self, shared: &Shared, names: Vec<String>, retired_at_seconds: u64) {
         if !names.is_empty() {
             self.add_due(Instant::now() + grace_left(shared, retired_at_seconds), Garbage::Objects(names));
@@ -186,17 +193,17 @@ impl Trash {
         self.wake.notify_one();
     }
 
-    /// Notes that a root is deleted or about to be.
+    /// Records that a root is deleted or about to be deleted.
     fn set_collected(&self, root: ObjectId) {
         self.state.lock().collected.insert(root);
     }
 
-    /// Notes that garbage exists which only the sweep of a later opening deletes.
+    /// Records that garbage exists that only the sweep of a later opening deletes.
     fn leave_to_sweep(&self) {
         self.state.lock().unswept += 1;
     }
 
-    /// Takes the first that is due, if any is.
+    /// Removes and returns the first batch that is due, if any.
     fn take_due(&self) -> Option<Garbage> {
         let queue = &mut self.state.lock().queue;
         match queue.front() {
@@ -205,7 +212,7 @@ impl Trash {
         }
     }
 
-    /// When the next is due.
+    /// Returns when the next batch is due.
     fn next_due(&self) -> Option<Instant> {
         self.state.lock().queue.front().map(|(due, _)| *due)
     }
@@ -220,7 +227,7 @@ impl TrashState {
         let place = self.queue.partition_point(|(other, _)| *other <= due);
         self.queue.insert(place, (due, garbage));
         if self.queue.len() > MAX_WAITING {
-            // The grace is a courtesy: where checkpoints outrun it, the oldest garbage goes now.
+            // The grace period is a courtesy: if checkpoints outrun it, the oldest garbage is deleted now.
             let now = Instant::now();
             let hasty = self.queue.len() - MAX_WAITING;
             for (due, _) in self.queue.iter_mut().take(hasty) {
@@ -230,13 +237,13 @@ impl TrashState {
     }
 }
 
-/// What is left of the grace of something that was retired at a time, in seconds since 1970.
+/// Returns what remains of the grace period of an object retired at `retired_at_seconds` (Unix time).
 fn grace_left(shared: &Shared, retired_at_seconds: u64) -> Duration {
     let age = (shared.env.wall_clock)().saturating_sub(retired_at_seconds);
     shared.options.deletion_grace.saturating_sub(Duration::from_secs(age))
 }
 
-/// The roots without those that are collected; their children pass to their parents.
+/// Returns the roots without the collected ones. The children of a collected root pass to its parent.
 fn without(roots: &[KeptRoot], collected: &BTreeSet<ObjectId>) -> Vec<KeptRoot> {
     let parent_of = |id: ObjectId| roots.iter().find(|kept| kept.root == id).and_then(|kept| kept.parent);
     roots
@@ -252,7 +259,7 @@ fn without(roots: &[KeptRoot], collected: &BTreeSet<ObjectId>) -> Vec<KeptRoot> 
         .collect()
 }
 
-/// The task that deletes.
+/// The task that deletes garbage.
 #[derive(Debug)]
 pub(super) struct Collector {
     pub(super) shared: Arc<Shared>,
@@ -268,8 +275,8 @@ impl Collector {
     /// Runs until the volume stops.
     pub(super) async fn run(self) {
         self.queue_retired();
-        // Roots that are due go first: the look for leftovers asks every root that is kept about every
-        // object.
+        // Roots that are due are deleted first, because the scan for leftovers checks every object against
+        // every kept root.
         if self.delete_due().await.is_err() {
             return;
         }
@@ -296,7 +303,8 @@ impl Collector {
         }
     }
 
-    /// Deletes all that is due; what fails is due again a little later. Fails once the volume has stopped.
+    /// Deletes everything that is due. A batch that fails is due again after [`RETRY_PAUSE`]. Returns an
+    /// error once the volume has stopped.
     pub(super) async fn delete_due(&self) -> Result<(), Error> {
         loop {
             let Some(garbage) = self.trash.take_due() else { return Ok(()) };
@@ -308,7 +316,7 @@ impl Collector {
         }
     }
 
-    /// Queues the roots that earlier epochs retired.
+    /// Queues the roots that earlier epochs retired, each due at the end of its grace period.
     fn queue_retired(&self) {
         for kept in self.trash.kept() {
             if kept.is_retired() {
@@ -330,7 +338,7 @@ impl Collector {
         }
     }
 
-    /// Deletes objects in order, if the epoch is still ours.
+    /// Deletes objects in order, as long as the epoch is still ours.
     async fn delete_objects(&self, names: &[String]) -> Result<(), Error> {
         for batch in names.chunks(store::MAXIMUM_DELETE_KEYS) {
             let batch = self.without_used(batch).await?;
@@ -340,9 +348,8 @@ impl Collector {
         Ok(())
     }
 
-    /// The objects without those that the open volume uses, which would be deleted for a mistake or for a
-    /// false answer of the store; and without those of which a lost map page would have to say whether it
-    /// does.
+    /// Returns the objects without those that the open volume uses, which a bug or a false answer of the
+    /// store may have put on the list. Objects whose use only a lost map page could tell are left out too.
     async fn without_used(&self, names: &[String]) -> Result<Vec<String>, Error> {
         let mut unused = Vec::with_capacity(names.len());
         for name in names {
@@ -358,14 +365,14 @@ impl Collector {
         Ok(unused)
     }
 
-    /// Leaves garbage to the sweep of a later opening, since an object that is lost would have to say what
-    /// else needs it.
+    /// Leaves garbage to the sweep of a later opening, because the object that would show what else
+    /// references it is lost.
     fn leave_to_sweep(&self, key: &str, error: &Error) {
         tracing::warn!(%key, "garbage is kept, since what references it cannot be read: {error}");
         self.trash.leave_to_sweep();
     }
 
-    /// Whether the open volume uses an object, by its own state: its root, and the journal after the
+    /// Whether the open volume uses an object, judged by its own state: its root, and the journal after the
     /// checkpoint.
     async fn is_used(&self, name: &str) -> Result<bool, Error> {
         if GARBAGE_MISJUDGED.iter().any(|fault| mutant::is(*fault)) {
@@ -394,7 +401,7 @@ impl Collector {
         }
     }
 
-    /// Reads the head: another epoch there stops the volume.
+    /// Reads the head. If it has another epoch, the volume stops.
     async fn check_epoch(&self) -> Result<(), Error> {
         if mutant::is(Mutant::DeletesUnasked) {
             return Ok(());
@@ -415,8 +422,8 @@ impl Collector {
         Ok(())
     }
 
-    /// Deletes the chunk objects that only a retired root names; then its map pages and the root itself are
-    /// orphans.
+    /// Deletes the chunk objects that only a retired root references. Its map pages and the root itself then
+    /// become orphans.
     async fn delete_root(&self, id: ObjectId) -> Result<(), Error> {
         let shared = &self.shared;
         let kept = self.trash.kept();
@@ -450,14 +457,14 @@ impl Collector {
             own.push(shared.keys.map_page(*number, reference.id));
         }
         own.push(shared.keys.root(id));
-        // First nobody asks it any more what it shares: what a neighbour would leave to it, it could not tell
-        // again.
+        // From here on nothing may consult this root about shared objects: once its deletion has begun, it
+        // could no longer answer for what a neighbour would leave to it.
         self.trash.set_collected(id);
         self.trash.add(shared, Garbage::Orphans(own));
         Ok(())
     }
 
-    /// A root that is kept; `None` once it was deleted.
+    /// Reads a kept root. Returns `None` if the root is already deleted.
     pub(super) async fn root(&self, id: ObjectId) -> Result<Option<Root>, Error> {
         let key = self.shared.keys.root(id);
         let decode = |body: &[u8]| Root::decode(self.shared.keys.volume(), id, body);
@@ -473,7 +480,8 @@ impl Collector {
         }
     }
 
-    /// Chunk objects of ours that a map page of `root` names and the same page of no neighbour does.
+    /// Returns the keys of this volume's chunk objects that a map page of `root` references and the same page
+    /// of no neighbour does.
     async fn only_named_by(
         &self,
         root: &Root,
@@ -484,7 +492,7 @@ impl Collector {
         let load = |root| base::map_page(&shared.env, shared.keys, shared.geometry, root, number);
         let page = match load(root).await {
             Ok(Mapped::Page(page)) => page,
-            // Deleted by an earlier attempt, after the objects that it named.
+            // An earlier attempt deleted the page, after the objects that it referenced.
             Ok(Mapped::Holes | Mapped::Zeroed(_)) | Err(Error::Lost { .. }) => return Ok(Vec::new()),
             Err(error @ Error::Damaged { .. }) => {
                 self.leave_to_sweep(&shared.keys.root(root.id), &error);
@@ -497,7 +505,7 @@ impl Collector {
             match load(neighbour).await {
                 Ok(Mapped::Page(page)) => others.push(page),
                 Ok(Mapped::Holes | Mapped::Zeroed(_)) => {}
-                // Nobody can say what it shares with this root.
+                // What this neighbour shares with the root is unknown.
                 Err(error) if error.is_loss() => {
                     self.leave_to_sweep(&shared.keys.root(root.id), &error);
                     return Ok(Vec::new());

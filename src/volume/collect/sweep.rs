@@ -1,9 +1,10 @@
-//! Finding what earlier epochs left behind: folded records, and objects that were never published.
+//! The sweep: finds what earlier epochs left behind, that is folded records and objects that were never
+//! published.
 //!
-//! Looks at names of older epochs only: what our own epoch makes is never an orphan. What is found is deleted
-//! as the look goes on, as is all else that is due, so that gateways that live shortly get further than the
-//! one before. Invariant: an object is queued for deletion only if no kept root, no record after the
-//! checkpoint and no head names it.
+//! Owns the scan and its judgement of each object. It considers only names of older epochs, since nothing
+//! that our own epoch makes is an orphan. The sweep deletes garbage while it scans, together with everything
+//! else that is due, so even short-lived gateways make progress. Invariant: an object is queued for deletion
+//! only if no kept root, no record after the checkpoint and no head references it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -23,13 +24,13 @@ use crate::volume::format::root::{KeptRoot, Root};
 use crate::volume::read::base::names_chunk;
 use crate::volume::store_exact::{CheckedError, fetch_checked};
 
-/// Folded records read before what they leave behind is deleted.
+/// Number of folded records read before their garbage is deleted.
 const WINDOW: usize = 128;
-/// Bytes from which on a record is not read whole, and that are read first for its table: that of a commit of
-/// 16 MiB in blocks of 4 KiB fits.
+/// Size in bytes above which a record is not read whole, and the number of bytes first read for its table.
+/// The table of a commit of 16 MiB in blocks of 4 KiB fits.
 const TABLE_BYTES: u64 = 128 << 10;
 
-/// Reads a record up to its data.
+/// Reads a record up to the start of its data.
 async fn read_table(store: &dyn Store, volume: Uuid, entry: &Entry) -> Result<Vec<u8>, CheckedError> {
     let get = async |range: Range<u64>| {
         let range = ByteRange::Bounded { offset: range.start, length: range.end - range.start };
@@ -50,8 +51,9 @@ async fn read_table(store: &dyn Store, volume: Uuid, entry: &Entry) -> Result<Ve
     Ok(table)
 }
 
-/// A record names chunk objects of its own epoch alone, which is over: one that seems to name another's is
-/// not to be trusted with what it tells to delete.
+/// Returns the record, or an error if it references a chunk of another epoch. A record references only chunk
+/// objects of its own epoch, which is over. One that seems to reference another's must not decide what is
+/// deleted.
 fn own_chunks_only(record: Record) -> Result<Record, DecodeError> {
     let epoch = record.slot.epoch;
     let is_foreign = |change: &Change| matches!(change, Change::Chunk { id, .. } if id.epoch != epoch);
@@ -61,40 +63,40 @@ fn own_chunks_only(record: Record) -> Result<Record, DecodeError> {
     }
 }
 
-/// What must stay of older epochs' objects.
+/// What decides which objects of older epochs are still needed.
 struct Needed {
-    /// Chunk objects that records after the checkpoint named when the look began: those that a checkpoint
-    /// took over since are named by its root too.
+    /// Chunk objects that records after the checkpoint referenced when the scan began. If a checkpoint has
+    /// folded one of them since, its root references it too.
     by_journal: BTreeSet<(ChunkIndex, ObjectId)>,
-    /// Roots that are kept.
+    /// The kept roots, by id.
     roots: BTreeMap<ObjectId, Root>,
-    /// Those of them whose deletion may have begun: what they reference may be gone.
+    /// Kept roots whose deletion may have begun, so that objects they reference may be missing.
     retired: BTreeSet<ObjectId>,
-    /// The root table.
+    /// Id of the root table that the head references.
     table: ObjectId,
 }
 
-/// When a record of an earlier epoch was folded, in seconds since 1970: when the first kept root that holds
-/// it replaced the one before. 0 where that one is gone, since its grace is over, and where no root was made,
-/// since nothing changed.
+/// Returns when a record of an earlier epoch was folded, as Unix time in seconds: the time at which the first
+/// kept root that contains the record replaced the one before it. Returns 0 if that earlier root is gone,
+/// since its grace period is over, or if no root was made, since nothing changed.
 fn folded_at_seconds(kept: &[KeptRoot], slot: Slot) -> u64 {
     let holder = kept.iter().filter(|kept| kept.commit >= slot).min_by_key(|kept| kept.commit);
     let replaced = holder.and_then(|holder| kept.iter().find(|kept| Some(kept.root) == holder.parent));
     replaced.map_or(0, |replaced| replaced.retired_at_seconds)
 }
 
-/// Whether a listing shows that a record has no changes, so that it need not be read: it is a seal, of which
-/// there is one for each opening, or the opening record of its log.
+/// Whether a listing shows that a record has no changes and need not be read. Such a record is a seal, one
+/// for each opening, or the opening record of its log.
 fn is_empty(entry: &Entry) -> bool {
     entry.size_bytes == EMPTY_RECORD_BYTES && !mutant::is(Mutant::SealsDeleted)
 }
 
 impl Collector {
-    /// Queues folded records that stand still, replaced root tables, and where the volume is unswept also all
-    /// other objects that nothing names.
+    /// Queues folded records that still exist and replaced root tables. If the volume is unswept, also queues
+    /// all other objects that nothing references.
     pub(super) async fn queue_leftovers(&self, unswept: bool) -> Result<(), Error> {
         let shared = &self.shared;
-        // Taken before the roots, since a checkpoint moves it there.
+        // Copied before the roots are read, since a checkpoint moves chunks from the journal to the root.
         let by_journal: BTreeSet<(ChunkIndex, ObjectId)> = {
             let state = shared.state.lock();
             let folding = state.folding.iter().flat_map(|folding| folding.chunks.iter());
@@ -117,15 +119,15 @@ impl Collector {
         Ok(())
     }
 
-    /// Deletes what is due, and brings the roots up to date: of one that is gone, nobody can say any more
-    /// what it shares with those that took its place.
+    /// Deletes what is due, then refreshes the list of roots: a root that is gone can no longer show what it
+    /// shares with those that replaced it.
     async fn give_way(&self, needed: &mut Needed) -> Result<(), Error> {
         self.delete_due().await?;
         self.renew(needed).await
     }
 
     async fn renew(&self, needed: &mut Needed) -> Result<(), Error> {
-        // The store is not asked for the root that is in force.
+        // The current root is in memory, so it is not read from the store.
         let current = Arc::clone(&self.shared.state.lock().root);
         let kept = self.trash.kept();
         needed.roots.retain(|id, _| kept.iter().any(|kept| kept.root == *id));
@@ -139,7 +141,7 @@ impl Collector {
             }
             match self.root(id).await? {
                 Some(root) => drop(needed.roots.insert(id, root)),
-                // Its deletion was cut short when only its place in the table was left.
+                // Its deletion was interrupted when only its entry in the table was left.
                 None if needed.retired.contains(&id) || mutant::is(Mutant::RootSkipped) => {}
                 None => return Err(Error::lost(self.shared.keys.root(id))),
             }
@@ -157,7 +159,7 @@ impl Collector {
                 let kept = self.trash.kept();
                 let mut garbage: BTreeMap<u64, Vec<String>> = BTreeMap::new();
                 for entry in window {
-                    // Only logs of older epochs: our own records are known.
+                    // Only logs of older epochs are scanned, since our own records are known.
                     match shared.keys.parse(&entry.key) {
                         Some(Parsed::Record(slot)) if slot <= checkpoint && slot.epoch < shared.epoch => {
                             if !is_empty(entry) {
@@ -179,8 +181,8 @@ impl Collector {
         if begun.is_empty() { Ok(()) } else { self.queue_opening_records(begun).await }
     }
 
-    /// Queues the opening records of those logs that go on behind them: a log whose first record is its last
-    /// was sealed before it began.
+    /// Queues the opening records of the logs that continue after them. If the first record of a log is its
+    /// last, the log was sealed before it began.
     async fn queue_opening_records(&self, mut begun: BTreeSet<Epoch>) -> Result<(), Error> {
         let shared = &self.shared;
         let journal = shared.keys.journal();
@@ -200,7 +202,8 @@ impl Collector {
         Ok(())
     }
 
-    /// What can go with a folded record: the chunk objects that nothing else names, then the record.
+    /// Returns what can be deleted with a folded record: the chunk objects that nothing else references, and
+    /// last the record.
     async fn left_by(&self, slot: Slot, entry: &Entry, needed: &Needed) -> Result<Vec<String>, Error> {
         let record = match self.folded_record(slot, entry).await {
             Ok(record) => record,
@@ -227,14 +230,15 @@ impl Collector {
         Ok(garbage)
     }
 
-    /// A folded record. Of a large one only the table is read: what it tells to delete is asked about before.
+    /// Reads a folded record. Only the table of a large one is read: each deletion that it leads to is
+    /// checked first.
     async fn folded_record(&self, slot: Slot, entry: &Entry) -> Result<Record, CheckedError> {
         let (store, volume) = (self.shared.env.store.bulk.as_ref(), self.shared.keys.volume());
         if entry.size_bytes <= TABLE_BYTES {
             let decode = |body: &[u8]| Record::decode(volume, slot, body).map(|(record, _)| record);
             return fetch_checked(store, &entry.key, decode).await.map(|(record, _)| record);
         }
-        // Nothing but another reading stands for a table without its data.
+        // Without its data a table cannot be verified, so it counts only if two readings in a row agree.
         let mut last = read_table(store, volume, entry).await;
         loop {
             let next = read_table(store, volume, entry).await;
@@ -260,8 +264,8 @@ impl Collector {
             match names_chunk(&self.shared, root, index, id).await {
                 Ok(true) => return Ok(true),
                 Ok(false) => {}
-                // A retired root that an earlier attempt half deleted names nothing any more that it does not
-                // share; of any other, whatever cannot be told is kept.
+                // A retired root that an earlier attempt deleted in part references nothing any more that it
+                // does not share. For any other root, an object whose use is unknown is kept.
                 Err(Error::Lost { .. }) if needed.retired.contains(&root.id) => {}
                 Err(error) if error.is_loss() => return Ok(true),
                 Err(error) => return Err(error),
@@ -270,7 +274,7 @@ impl Collector {
         Ok(false)
     }
 
-    /// Queues objects under a prefix, of older epochs, that nothing names.
+    /// Queues the objects of older epochs under a prefix that nothing references.
     async fn sweep(&self, prefix: &str, needed: &mut Needed) -> Result<(), Error> {
         let shared = &self.shared;
         let mut found = 0;
@@ -293,7 +297,7 @@ impl Collector {
         Ok(())
     }
 
-    /// Whether an object is of an older epoch and nothing names it.
+    /// Whether an object belongs to an older epoch and nothing references it.
     async fn is_orphan(&self, key: &str, needed: &Needed) -> Result<bool, Error> {
         let end = self.shared.epoch + u32::from(mutant::is(Mutant::OwnEpochSwept));
         Ok(match self.shared.keys.parse(key) {

@@ -1,6 +1,8 @@
-//! What a fold makes, over all its attempts. Invariants: a name is noted before anything is sent under it, so
-//! that what came of an attempt that failed can be deleted; what an attempt finished is the same for the
-//! next, since all fold the same changes into the same root.
+//! The results of a fold over all its attempts.
+//!
+//! Owns the names of new objects and what is finished. It sends nothing itself. Invariants: a name is
+//! recorded before an object is sent under it, so that the objects of a failed attempt can be deleted. What
+//! one attempt finished is valid for the next, since all attempts fold the same changes into the same root.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,17 +13,17 @@ use crate::volume::format::geometry::ChunkIndex;
 use crate::volume::format::keys::{Keys, ObjectId, Slot};
 use crate::volume::format::map::Entry;
 
-/// What became of a map page.
+/// The result of folding a map page.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum FoldedPage {
-    /// An object of this name.
+    /// The map page is stored in the object with this id.
     Object(ObjectId),
-    /// Zeros allocated at a commit throughout, or holes.
+    /// The map page needs no object: all its chunks are zeros allocated at this commit, or holes if `None`.
     Uniform(Option<Slot>),
 }
 
-/// What a fold makes: names of objects, noted before they are sent, what is finished, and memory that it uses
-/// again.
+/// The results of a fold: names of objects, recorded before they are sent; chunks and map pages that are
+/// finished; and buffers for reuse.
 #[derive(Debug, Default)]
 pub(super) struct Made {
     names: Mutex<Vec<String>>,
@@ -29,48 +31,48 @@ pub(super) struct Made {
     chunks: Mutex<BTreeMap<ChunkIndex, Entry>>,
     /// Map pages that are durable, or need no object.
     map_pages: Mutex<BTreeMap<u32, FoldedPage>>,
-    /// Of objects that are durable: as many at most as are made at a time.
+    /// Buffers of durable objects, for reuse: at most as many as there are objects in the making at a time.
     memory: Mutex<Vec<Vec<u8>>>,
 }
 
 impl Made {
-    /// The names noted so far.
+    /// Returns the object names recorded so far.
     pub(crate) fn names(&self) -> Vec<String> {
         self.names.lock().clone()
     }
 
-    /// Notes a name; gives it back.
+    /// Records a name and returns it.
     pub(crate) fn note(&self, key: String) -> String {
         self.names.lock().push(key.clone());
         key
     }
 
-    /// The entry of a chunk that an earlier attempt finished.
+    /// Returns the entry of a chunk that an earlier attempt finished, if any.
     pub(super) fn finished_chunk(&self, index: ChunkIndex) -> Option<Entry> {
         self.chunks.lock().get(&index).cloned()
     }
 
-    /// Notes that a chunk's object is durable.
+    /// Records that a chunk's object is durable.
     pub(super) fn finish_chunk(&self, index: ChunkIndex, entry: Entry) {
         self.chunks.lock().insert(index, entry);
     }
 
-    /// Chunks that are finished.
+    /// Number of finished chunks.
     pub(super) fn finished_chunks(&self) -> usize {
         self.chunks.lock().len()
     }
 
-    /// The map page that an earlier attempt finished.
+    /// Returns the map page that an earlier attempt finished, if any.
     pub(super) fn finished_map_page(&self, number: u32) -> Option<FoldedPage> {
         self.map_pages.lock().get(&number).copied()
     }
 
-    /// Notes that a map page is durable, or needs no object.
+    /// Records that a map page is durable, or needs no object.
     pub(super) fn finish_map_page(&self, number: u32, folded: FoldedPage) {
         self.map_pages.lock().insert(number, folded);
     }
 
-    /// Takes the names under which nothing stands that a further attempt uses.
+    /// Removes and returns the names of objects that no further attempt uses.
     pub(super) fn take_unfinished(&self, keys: Keys) -> Vec<String> {
         let mut finished = BTreeSet::new();
         for (index, entry) in &*self.chunks.lock() {
@@ -88,13 +90,14 @@ impl Made {
         unfinished
     }
 
-    /// Memory for an object of so many bytes. What the system gives anew it must first clear, page by page.
+    /// Returns a buffer for an object of `bytes` bytes. Reused memory is cheaper: the system clears new
+    /// memory page by page.
     pub(crate) fn memory(&self, bytes: u64) -> Vec<u8> {
         let bytes = usize::try_from(bytes).expect("at most 33 MiB");
         self.memory.lock().pop().unwrap_or_else(|| Vec::with_capacity(bytes))
     }
 
-    /// Takes the memory of an object back, unless the store still holds on to it.
+    /// Takes back the buffer of an object, unless the store still holds it.
     pub(crate) fn reclaim(&self, object: Bytes) {
         if object.is_unique() {
             self.memory.lock().push(Vec::from(object));

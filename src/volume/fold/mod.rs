@@ -1,9 +1,9 @@
-//! Folding: all commits up to an exact one, and nothing newer, become new objects under a new root.
+//! Folding: turns all commits up to an exact one, and nothing newer, into new objects under a new root.
 //!
-//! One task folds. Reads, writes and commits go on meanwhile: what is being folded stays in force above the
-//! old root until the new one is published. Invariants: the new root is the volume at exactly the
-//! checkpoint's commit; a head names only objects that are durable; nothing is handed to the collector before
-//! the head that replaces it is.
+//! Owns the folding task. Reads, writes and commits continue during a fold: the changes being folded stay in
+//! effect above the old root until the new one is published. It does not delete anything; `collect` does.
+//! Invariants: the new root is the volume at exactly the checkpoint's commit. A head references only durable
+//! objects. Nothing is handed to the collector before the head that replaces it is durable.
 
 mod made;
 mod rewrite;
@@ -37,23 +37,23 @@ use crate::volume::state::piece::Piece;
 use crate::volume::state::{Committed, Stage, State};
 use crate::volume::store_exact::{Placed, confirm_gone, create_exact};
 
-/// Requests for a fold that wait at most.
+/// Limit on waiting requests to the folding task.
 const REQUESTS: usize = 16;
-/// Shortest pause after a fold that failed; doubles with each further one.
+/// Pause after the first failure of a fold. It doubles with each further one.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// Longest pause after a fold that failed.
 const LONGEST_RETRY_PAUSE: Duration = Duration::from_secs(10);
 
-/// What is asked of the task that folds.
+/// A request to the folding task.
 #[derive(Debug)]
 enum Request {
-    /// To fold what is committed.
+    /// Fold what is committed, and answer when the checkpoint is published.
     Fold(oneshot::Sender<()>),
-    /// To fold nothing more.
+    /// Fold nothing more, and answer when no fold is running.
     Rest(oneshot::Sender<()>),
 }
 
-/// A way to ask for a fold.
+/// Sends requests to the folding task.
 #[derive(Clone, Debug)]
 pub(super) struct FoldHandle {
     requests: mpsc::Sender<Request>,
@@ -61,7 +61,7 @@ pub(super) struct FoldHandle {
 }
 
 impl FoldHandle {
-    /// Folds everything that is committed now; returns when the checkpoint is published.
+    /// Folds everything that is committed now. Returns once the checkpoint is published.
     pub(super) async fn fold(&self, shared: &Shared) -> Result<(), Error> {
         let (done, answer) = oneshot::channel();
         if mutant::is(Mutant::CheckpointUnawaited) {
@@ -74,22 +74,22 @@ impl FoldHandle {
         Ok(())
     }
 
-    /// Returns once nothing is being folded and nothing will be.
+    /// Stops folding. Returns once no fold is running; none will start after that.
     pub(super) async fn rest(&self) {
         let (done, answer) = oneshot::channel();
-        // Where nobody answers, the task has ended before.
+        // If there is no answer, the task has already ended.
         if self.requests.send(Request::Rest(done)).await.is_err() || answer.await.is_err() {
             tracing::debug!("the folder rests already");
         }
     }
 
-    /// Whether objects may stand that only a sweep finds.
+    /// Whether objects may exist that only a sweep finds.
     pub(super) fn is_unswept(&self) -> bool {
         self.trash.is_unswept()
     }
 }
 
-/// The task that folds.
+/// The folding task.
 #[derive(Debug)]
 pub(super) struct Folder {
     shared: Arc<Shared>,
@@ -126,7 +126,7 @@ impl Folder {
         FoldHandle { requests: self.sender.clone(), trash: Arc::clone(&self.trash) }
     }
 
-    /// Runs until the volume stops, or it is told to rest.
+    /// Runs until the volume stops, or until [`FoldHandle::rest`] is called.
     pub(super) async fn run(mut self) {
         let collector = Collector::new(Arc::clone(&self.shared), Arc::clone(&self.trash), self.unswept);
         self.shared.tasks.spawn_until_cancelled(collector.run());
@@ -159,7 +159,7 @@ impl Folder {
                     || state.committed.since.is_some_and(|since| since.elapsed() >= age)
             };
             if wanted && self.fold_until_done().await.is_err() {
-                // Whoever waits for the checkpoint hears so by the end of this task.
+                // Callers that wait for the checkpoint notice when this task ends and drops its channel.
                 return;
             }
             if let Some(done) = done
@@ -170,7 +170,7 @@ impl Folder {
         }
     }
 
-    /// Folds what is committed now; fails only once the volume has stopped.
+    /// Folds what is committed now, with retries. Returns an error only once the volume has stopped.
     async fn fold_until_done(&self) -> Result<(), Error> {
         let Some(folding) = self.begin() else { return Ok(()) };
         let begun = tokio::time::Instant::now();
@@ -181,13 +181,13 @@ impl Folder {
                 self.shared.env.store.delete(&made.names()).await?;
             }
             self.shared.check_serving()?;
-            // Nothing was published, so nothing names them.
+            // Nothing was published, so nothing references these objects.
             self.trash.add(&self.shared, Garbage::Orphans(made.take_unfinished(self.shared.keys)));
             self.shared.metrics.folds.of(FoldResult::Failed).inc();
             tracing::warn!(volume = %self.shared.keys.volume(),
                 ?pause, finished_chunks = made.finished_chunks(),
                 "checkpoint failed, trying again with what is finished: {error}");
-            // Gateways that failed together do not come back together.
+            // Jitter: gateways that failed together should not retry together.
             let share = u32::try_from(self.shared.env.entropy.next_u64() % 256).expect("below 256");
             tokio::time::sleep(pause / 2 + pause * share / 512).await;
             pause = LONGEST_RETRY_PAUSE.min(pause * 2);
@@ -197,7 +197,7 @@ impl Folder {
         Ok(())
     }
 
-    /// Takes the committed changes to be folded.
+    /// Moves the committed changes into the state of being folded.
     fn begin(&self) -> Option<Arc<Committed>> {
         let mut state = self.shared.state.lock();
         assert!(state.folding.is_none(), "one task folds");
@@ -217,14 +217,14 @@ impl Folder {
         Some(folding)
     }
 
-    /// Folds and publishes; `made` collects the names of the objects of this attempt.
+    /// Folds and publishes. `made` collects the names of the objects that this attempt makes.
     async fn fold(&self, folding: &Committed, made: &Made) -> Result<(), Error> {
         let shared = &self.shared;
         let checkpoint = folding.end.expect("what is folded has records");
         let old = Arc::clone(&shared.state.lock().root);
         assert!(checkpoint.slot > old.commit, "a checkpoint goes forward");
         if !folding.pieces.is_empty() {
-            // Before anything is made.
+            // Checked before anything is made.
             self.trash.check_room().map_err(|TableFull| self.table_full())?;
         }
         let (root, table) = match self.make_root(&old, folding, checkpoint, made).await? {
@@ -250,8 +250,8 @@ impl Folder {
         }
         let table_id = table.as_ref().map_or(old_table, |table| table.id);
         self.head.publish(shared, checkpoint, root.id, table_id).await?;
-        // The new root is kept before what it took over leaves the state: who looks for leftovers finds it
-        // here or there.
+        // The table keeps the new root before the changes that it contains leave the state, so a scan for
+        // leftovers finds each chunk here or there.
         let replaced_table = table.as_ref().map(|_| old_table);
         if let Some(table) = table {
             self.trash.set_table(table);
@@ -271,7 +271,7 @@ impl Folder {
         shared.metrics.checkpoint_time.set(i64::try_from(now).unwrap_or(i64::MAX));
         tracing::debug!(volume = %shared.keys.volume(), ?checkpoint.slot, records = folding.slots.len(),
             bytes = folding.bytes, "checkpoint published");
-        // What is folded is read under its new name from now on.
+        // From here on reads find the folded data under its new name.
         let volume = shared.keys.volume();
         let folded: BTreeSet<Unit> = folding
             .pieces
@@ -304,7 +304,7 @@ impl Folder {
             match names_chunk(shared, root, *index, *id).await {
                 Ok(true) => {}
                 Ok(false) => names.push(shared.keys.chunk(*index, *id)),
-                // Left to the sweep, with the records that name it.
+                // Left to the sweep, together with the records that reference it.
                 Err(error) => {
                     tracing::warn!("folded records are kept until the next opening: {error}");
                     self.trash.add(shared, Garbage::Objects(names));
@@ -312,12 +312,12 @@ impl Folder {
                 }
             }
         }
-        // Chunk objects that only folded records name die before those records.
+        // Chunk objects that only folded records reference are deleted before those records.
         names.extend(folding.slots.iter().map(|slot| shared.keys.record(*slot)));
         self.trash.add(shared, Garbage::Objects(names));
     }
 
-    /// The root at the checkpoint; `None` where it has no change.
+    /// Makes the root at the checkpoint. Returns `None` if nothing changed.
     async fn make_root(
         &self,
         old: &Root,
@@ -393,7 +393,8 @@ impl Folder {
         });
         let parallel = shared.options.fold_bytes / (2 * geometry.chunk_bytes());
         let parallel = usize::try_from(parallel).unwrap_or(1).max(1);
-        // All of them end, even if one fails: what is still on its way could land after its deletion.
+        // Waits for all, even if one fails: a request in flight could take effect after its object was
+        // deleted.
         let rewritten: Vec<Result<(ChunkIndex, Entry), Error>> =
             stream::iter(jobs).buffer_unordered(parallel).collect().await;
         for rewritten in rewritten {
@@ -417,8 +418,9 @@ impl Folder {
         Ok(FoldedPage::Object(id))
     }
 
-    /// What the root has for a map page; `None` if that is damaged or gone for good. Nobody can tell where
-    /// its chunks are then, so the range that no change covers is lost, and the volume goes on without it.
+    /// Returns what the root has for a map page, or `None` if the page is damaged or lost for good. The
+    /// location of its chunks is then unknown, so the range that no change covers is lost, and the volume
+    /// continues without it.
     async fn unless_lost(&self, mapped: Result<Mapped, Error>, number: u32) -> Result<Option<Mapped>, Error> {
         let error = match mapped {
             Err(error) if error.is_loss() => error,
@@ -449,7 +451,7 @@ impl Folder {
         Ok((index, entry))
     }
 
-    /// Applies the changes that replace whole chunks to the entries; gives the rest by chunk.
+    /// Applies the changes that replace whole chunks to the entries. Returns the rest, grouped by chunk.
     fn fold_whole_chunks(
         &self,
         entries: &mut BTreeMap<u16, Entry>,
@@ -466,7 +468,7 @@ impl Folder {
                 let index = geometry.chunk_at(at);
                 let chunk = geometry.chunk_range(index);
                 let part = at..range.end.min(chunk.end);
-                // The last chunk of a volume may reach beyond its end: nothing there was ever written.
+                // The last chunk of a volume may extend beyond its end, where nothing was ever written.
                 let whole = part.start == chunk.start && part.end == chunk.end.min(self.shared.size_bytes);
                 at = part.end;
                 match &piece {

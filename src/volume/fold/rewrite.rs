@@ -1,7 +1,8 @@
-//! Rewriting a chunk: its base and the changes of a checkpoint become a new object.
+//! Rewrites a chunk: its base and the changes of a checkpoint become a new object.
 //!
-//! Invariant: a sector of the new object is what a read at the checkpoint's commit gives; one that cannot be
-//! read is marked as lost and stays so until it is overwritten, never zeros.
+//! Owns the content of new chunk objects; which chunks are rewritten is decided in `fold`. Invariant: each
+//! sector of the new object holds what a read at the checkpoint's commit returns. A sector that cannot be
+//! read is marked as lost until it is overwritten; it never becomes zeros.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -24,12 +25,12 @@ use crate::volume::shared::Shared;
 use crate::volume::state::piece::{InMemory, Piece, is_zero};
 use crate::volume::store_exact::confirm_gone;
 
-/// A page of which so much changed is taken for one that is in use: a page for a block would crowd the cache
-/// out.
+/// A page counts as in use, and is cached, if at least this many of its bytes changed. Caching a whole page
+/// for each changed block would evict the rest of the cache.
 const HOT_LEN: usize = PAGE_LEN / 4;
 
-/// A part of a page that changed: where in the page, and its bytes (or the fetch that gives them, from a byte
-/// of it).
+/// A changed part of a page: its position in the page, and its bytes or the fetch that returns them (with an
+/// offset).
 struct Part {
     within: Range<usize>,
     bytes: PartBytes,
@@ -43,15 +44,15 @@ enum PartBytes {
 /// What lies below the changes of a page.
 #[derive(Clone, Copy)]
 enum Below {
-    /// Nothing that stays.
+    /// No bytes that remain visible.
     Nothing,
-    /// What this fetch brings.
+    /// The bytes that the fetch of this index returns.
     Fetched(usize),
-    /// What nobody knows any more.
+    /// Bytes that are lost.
     Lost,
 }
 
-/// How a page of the new object is made.
+/// The sources of one page of the new object.
 struct PagePlan {
     page: u16,
     below: Below,
@@ -60,8 +61,8 @@ struct PagePlan {
 }
 
 impl Shared {
-    /// Makes the entry of a chunk at the commit `birth` from its entry below and the changes since, in order
-    /// of offset; uploads its object.
+    /// Makes the entry of a chunk at the commit `birth` from the entry below and the changes since, which are
+    /// sorted by offset. Uploads the chunk's object.
     pub(super) async fn rewrite_chunk(
         &self,
         map: Option<&LoadedMapPage>,
@@ -115,8 +116,8 @@ impl Shared {
         Ok(entry)
     }
 
-    /// Makes sure that objects which were not found are gone for good: the sectors of those are marked as
-    /// lost, and what is left of them is deleted.
+    /// Makes sure that objects that were not found are gone for good: their sectors are then marked as lost,
+    /// and what is left of the objects is deleted.
     async fn confirm_losses(&self, fetched: &[Result<Bytes, Error>]) -> Result<(), Error> {
         let lost: BTreeSet<&str> = fetched
             .iter()
@@ -133,7 +134,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Uploads a chunk object; its pages that are in use are cached, or what a mutant takes for them.
+    /// Uploads a chunk object and caches those of its pages that are in use.
     async fn put_chunk(
         &self,
         index: ChunkIndex,
@@ -149,7 +150,7 @@ impl Shared {
         let chunk =
             crate::volume::state::piece::ChunkRef::durable(index, base.id, pages_per_chunk, base.stored);
         for (page, instead) in pages {
-            // Pages that were in use under their old names stay so under the new one.
+            // Pages that were in use under their old names stay in use under the new one.
             let fetch = self.chunk_fetch(&chunk, u64::from(page) * PAGE_BYTES);
             let start = usize::try_from(fetch.at).expect("within the object");
             let bytes = instead.unwrap_or_else(|| Bytes::copy_from_slice(&object[start..start + PAGE_LEN]));
@@ -159,8 +160,8 @@ impl Shared {
         Ok(())
     }
 
-    /// What each page that the new object may store is made of; keeps the pages up to date that the new
-    /// entry counts as allocated and as lost.
+    /// Plans the sources of each page that the new object may store. Updates which pages the new entry counts
+    /// as allocated and as lost.
     fn plan_pages(
         &self,
         map: Option<&LoadedMapPage>,
@@ -233,7 +234,7 @@ impl Shared {
 }
 
 impl PagePlan {
-    /// The fetch of what lies below.
+    /// Index of the fetch that returns what is below the changes, if any.
     fn fetch(&self) -> Option<usize> {
         match self.below {
             Below::Fetched(fetch) => Some(fetch),
@@ -241,12 +242,12 @@ impl PagePlan {
         }
     }
 
-    /// Bytes of the page that changed.
+    /// Number of bytes of the page that changed.
     fn changed_len(&self) -> usize {
         self.parts.iter().map(|part| part.within.len()).sum()
     }
 
-    /// Appends the page to `bytes`; gives what of it is lost.
+    /// Appends the page to `bytes`. Returns which parts of it are lost.
     fn compose(
         mut self,
         fetched: &[Result<Bytes, Error>],

@@ -1,6 +1,7 @@
-//! Uniform map pages: of which ranges and entries they are made.
+//! Uniform map pages: the ranges and entries that they consist of.
 //!
-//! Pure. Invariant: a map page counts as uniform only if every chunk of it within the volume is alike.
+//! Pure functions, without I/O and state. Invariant: a map page counts as uniform only if all its chunks
+//! within the volume are alike.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -15,28 +16,28 @@ fn number_of(map_page: u64) -> u32 {
     u32::try_from(map_page).expect("a volume has at most 65,536 map pages")
 }
 
-/// The map pages that a range touches.
+/// Numbers of the map pages that a range touches.
 pub(super) fn map_pages_of(geometry: Geometry, range: &Range<u64>) -> Range<u32> {
     let page_bytes = geometry.map_page_bytes();
     number_of(range.start / page_bytes)..number_of(range.end.div_ceil(page_bytes))
 }
 
-/// The map pages of a volume of `size_bytes` that a range covers; without any, they begin and end within what
-/// it touches.
+/// Numbers of the map pages of a volume of `size_bytes` that a range covers in full. If there are none, the
+/// result is an empty range within those that it touches.
 pub(super) fn whole_map_pages(geometry: Geometry, size_bytes: u64, range: &Range<u64>) -> Range<u32> {
     let page_bytes = geometry.map_page_bytes();
     let touched = map_pages_of(geometry, range);
     if mutant::is(Mutant::ZeroReachesTooFar) {
         return touched;
     }
-    // The last map page of a volume may reach beyond its end: nothing there was ever written.
+    // The last map page of a volume may extend beyond its end, where nothing was ever written.
     let ends_whole = range.end.is_multiple_of(page_bytes) || range.end == size_bytes;
     let end = if ends_whole { touched.end } else { touched.end - 1 };
     let start = number_of(range.start.div_ceil(page_bytes)).min(touched.end);
     start..end.max(start)
 }
 
-/// The entries of the first `chunks` chunks of a uniform map page.
+/// Returns the entries of the first `chunks` chunks of a uniform map page of zeros.
 pub(super) fn zeroed_entries(geometry: Geometry, chunks: u64, birth: Slot) -> BTreeMap<u16, Entry> {
     let entry = Entry {
         birth: Some(birth),
@@ -46,8 +47,8 @@ pub(super) fn zeroed_entries(geometry: Geometry, chunks: u64, birth: Slot) -> BT
     (0..u16::try_from(chunks).expect("at most 4,096")).map(|slot| (slot, entry.clone())).collect()
 }
 
-/// The entries of the first `chunks` chunks of a map page that was lost: what a chunk held is unknown until
-/// it is overwritten.
+/// Returns the entries of the first `chunks` chunks of a lost map page: the content of each chunk is unknown
+/// until it is overwritten.
 pub(super) fn lost_entries(geometry: Geometry, chunks: u64, birth: Slot) -> BTreeMap<u16, Entry> {
     let mut entries = zeroed_entries(geometry, chunks, birth);
     if !mutant::is(Mutant::LostMapPageIsZeros) {
@@ -56,7 +57,8 @@ pub(super) fn lost_entries(geometry: Geometry, chunks: u64, birth: Slot) -> BTre
     entries
 }
 
-/// The newest birth of the entries, if all `chunks` chunks of the map page are there, allocated and zeros.
+/// Returns the newest birth of the entries if all `chunks` chunks of the map page are present, allocated and
+/// zeros.
 pub(super) fn zeroed_throughout(
     geometry: Geometry,
     chunks: u64,

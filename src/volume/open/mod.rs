@@ -1,4 +1,9 @@
-//! Opening a volume for writing: take the epoch, replay, prove it, serve.
+//! Opening a volume for writing: takes the epoch, replays the journal, proves the result with an opening
+//! record, and starts the tasks.
+//!
+//! Owns the wait for another gateway's lease and the bid for the epoch. It does not know what happens to the
+//! volume after that. Invariant: a volume serves only after its opening record is durable, which proves that
+//! the replay was complete.
 
 mod record_parts;
 pub(super) mod replay;
@@ -31,19 +36,19 @@ use crate::volume::shared::Shared;
 use crate::volume::state::{Committed, State, Status};
 use crate::volume::write::commit::Committer;
 
-/// How often a lease is looked at while it may run out.
+/// Number of times that another's head is read per lease time, to see whether the lease is renewed.
 const LOOKS_PER_TTL: u32 = 10;
-/// Logs replayed without a checkpoint right after.
+/// Number of replayed epochs above which a checkpoint follows at once.
 const REPLAYED_EPOCHS: u32 = 4;
-/// How often the epoch is bid for when the holder updates its head meanwhile.
+/// Limit on bids for the epoch while the holder keeps updating its head.
 const BIDS: u32 = 100;
 
 impl Volume {
-    /// Opens a volume for writing. Where another gateway's lease has not run out, waits for one lease time
-    /// whether that gateway still lives; with `takeover`, does not ask.
+    /// Opens a volume for writing. If another gateway's lease has not expired, waits up to one lease time to
+    /// see whether that gateway is still alive. With `takeover`, does not wait.
     ///
     /// # Errors
-    /// If another gateway holds the volume or wins it, if an object is damaged, or if the store fails.
+    /// If another gateway holds the volume or wins the epoch, if an object is damaged, or if the store fails.
     pub async fn open(
         env: &Environment,
         options: Options,
@@ -56,7 +61,7 @@ impl Volume {
             .map_err(incomplete)?;
         let metrics =
             options.metrics.clone().unwrap_or_else(|| Metrics::new().volume(&keys.volume().to_string()));
-        // The head may go at any time while it is looked at: another deletes the volume.
+        // Another process may delete the volume at any time, and with it the head.
         let taken = take_epoch(env, &options, keys, takeover, &metrics).await;
         let (mut held, unswept) = taken.map_err(incomplete)?;
         let head = held.head().clone();
@@ -102,7 +107,7 @@ impl Volume {
         let folds = folder.handle();
         shared.tasks.spawn_until_cancelled(folder.run());
         if shared.epoch - from.slot.epoch > REPLAYED_EPOCHS {
-            // A gateway that keeps dying must not leave ever more logs to replay.
+            // A gateway that keeps crashing must not leave an ever longer series of logs to replay.
             let (shared, folds) = (Arc::clone(&shared), folds.clone());
             Arc::clone(&shared).tasks.spawn_until_cancelled(async move {
                 if let Err(error) = folds.fold(&shared).await {
@@ -114,17 +119,17 @@ impl Volume {
     }
 }
 
-/// What an opening recovers.
+/// The state that an opening recovers.
 struct Recovered {
     root: Root,
     table: RootTable,
-    /// The journal after the checkpoint.
+    /// The changes of the journal after the checkpoint.
     committed: Committed,
-    /// Of our opening record.
+    /// Checksum of our opening record.
     opening: Checksum,
 }
 
-/// Recovers what the head names, and proves with an opening record that this is all.
+/// Recovers the state that the head references, and proves with an opening record that it is complete.
 async fn recover(
     env: &Environment,
     keys: Keys,
@@ -141,9 +146,10 @@ async fn recover(
     Ok(Recovered { root, table, committed, opening })
 }
 
-/// An error if the volume is being deleted, or was. A deletion marks the head before it removes anything, so
-/// what was read before the head was seen unmarked was all there. Without this, an opening could take records
-/// and seals that a deletion removes in front of it for the end of the journal, and serve an empty disk.
+/// Returns an error if the volume is being or has been deleted. A deletion marks the head before it deletes
+/// anything, so everything read before the head was seen without the mark was complete. Without this check,
+/// an opening could mistake records and seals that a deletion removes ahead of it for the end of the journal,
+/// and serve an empty disk.
 async fn check_not_deleted(env: &Environment, keys: Keys) -> Result<(), OpenError> {
     match read_head(env, keys).await.map_err(incomplete)? {
         (head, _) if head.state == VolumeState::Deleting => Err(OpenError::Deleting),
@@ -151,8 +157,8 @@ async fn check_not_deleted(env: &Environment, keys: Keys) -> Result<(), OpenErro
     }
 }
 
-/// Why an opening failed: where a later gateway has the volume, that one may have folded and deleted what we
-/// were reading, and nothing is damaged; nor is it where the volume is being deleted.
+/// Returns the cause of a failed opening. If a later gateway has the volume, it may have folded and deleted
+/// what we were reading, and nothing is damaged. The same holds if the volume is being deleted.
 async fn explained(env: &Environment, keys: Keys, ours: &Head, error: OpenError) -> OpenError {
     let looks_damaged = matches!(
         error,
@@ -173,7 +179,7 @@ async fn explained(env: &Environment, keys: Keys, ours: &Head, error: OpenError)
     }
 }
 
-/// An object that every whole volume has is not there.
+/// Maps the error for a missing object that every complete volume has.
 fn incomplete(error: OpenError) -> OpenError {
     match error {
         OpenError::Store(store::Error::NotFound { key }) => OpenError::Incomplete { key },
@@ -181,8 +187,8 @@ fn incomplete(error: OpenError) -> OpenError {
     }
 }
 
-/// Waits until nobody else's lease protects the volume, and takes the next epoch; says whether objects that
-/// nothing names may stand.
+/// Waits until no other gateway's lease protects the volume, and takes the next epoch. Also returns whether
+/// unreferenced objects may exist.
 async fn take_epoch(
     env: &Environment,
     options: &Options,
@@ -233,7 +239,8 @@ async fn take_epoch(
     Err(OpenError::Lost("its holder, which updates the head faster than we can take it over".to_owned()))
 }
 
-/// Returns once a lease was not renewed for its whole time by our own clock; refuses as soon as it is.
+/// Returns once a lease has not been renewed for its whole duration by our own clock. Returns an error as
+/// soon as it is renewed.
 async fn watch_lease(env: &Environment, keys: Keys, old: &Head, ttl: Duration) -> Result<(), OpenError> {
     tracing::info!(volume = %keys.volume(), holder = %old.holder_name, ?ttl,
         "another gateway holds the lease, waiting whether it is renewed");

@@ -1,8 +1,8 @@
-//! Reading a record in parts: one that is too long to be held in memory as a whole.
+//! Reads a record in parts if it is too long to be held in memory as a whole.
 //!
-//! What is verified is the same as of a record that is read at once ([`Record::decode`]): the table's form,
-//! the tag of every change, and the checksum of all. Invariant: what is held at a time is the table and
-//! [`PART_BYTES`].
+//! Owns the reading and its retries; it does not apply any change. It verifies the same as for a record that
+//! is read at once ([`Record::decode`]): the form of the table, the tag of every change, and the checksum of
+//! the whole. Invariant: at any time it holds no more than the table and [`PART_BYTES`].
 
 use bytes::Bytes;
 use xxhash_rust::xxh3::Xxh3;
@@ -17,7 +17,8 @@ use crate::volume::store_exact::{CheckedError, Doubt, Verdict, damaged_on_the_wa
 /// Bytes of a record that are read at a time.
 pub(super) const PART_BYTES: u64 = 8 << 20;
 
-/// Why a reading failed: the store gave none, or it is damaged, and then what tells it from another.
+/// Why a reading failed: a store error, or damage together with the bytes that distinguish this damaged
+/// reading from another.
 enum Failed {
     Store(crate::store::Error),
     Damaged(DecodeError, Bytes),
@@ -27,7 +28,7 @@ enum Failed {
 struct Reading<'a> {
     store: &'a dyn Store,
     key: &'a str,
-    /// Of all bytes so far.
+    /// Hash of all bytes read so far.
     hash: Xxh3,
 }
 
@@ -37,7 +38,7 @@ impl Reading<'_> {
         self.store.get(self.key, range).await.map(|object| object.body).map_err(Failed::Store)
     }
 
-    /// The next part, which counts for the checksum.
+    /// Reads the next part and adds it to the checksum.
     async fn next(&mut self, offset: u64, length: u64) -> Result<Bytes, Failed> {
         let part = self.get(offset, length).await?;
         self.hash.update(&part);
@@ -97,7 +98,7 @@ impl Reading<'_> {
     }
 }
 
-/// How many of the changes have their data in the next part, and its bytes.
+/// Returns how many of the changes have their data in the next part, and the size of that part in bytes.
 fn run_of(changes: &[Change]) -> (usize, u64) {
     let mut bytes = 0;
     let run = changes.iter().take_while(|change| {
@@ -109,8 +110,8 @@ fn run_of(changes: &[Change]) -> (usize, u64) {
     (run.count(), bytes)
 }
 
-/// Reads and verifies the record of `size_bytes` in a slot, and again while its damage may be one on the way;
-/// gives its checksum too.
+/// Reads and verifies the record of `size_bytes` in a slot. Repeats the reading while the damage may have
+/// happened in transit. Also returns the record's checksum.
 pub(super) async fn read_in_parts(
     store: &dyn Store,
     keys: Keys,
@@ -145,7 +146,7 @@ mod tests {
     use crate::store::{Fault, MemoryStore, Operation};
     use crate::volume::format::record::{RecordKind, RecordWriter};
 
-    /// 20 MiB in changes of a page, which is more than two parts.
+    /// A record of 20 MiB in changes of one page each, which is more than two parts.
     fn long_record(volume: Uuid, slot: Slot) -> (Record, Bytes, Checksum) {
         let mut writer = RecordWriter::new(volume, RecordKind::Commit, slot, 1, 7, Checksum::default(), 64);
         writer.change(Change::Zero { offset: 0, length: 512, hole: true });

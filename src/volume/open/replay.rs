@@ -1,7 +1,9 @@
-//! Replay: from a checkpoint through the logs of all older epochs, each ended by a seal.
+//! Replay: reads the journal from a checkpoint through the logs of all older epochs, each of which ends with
+//! a seal.
 //!
-//! Invariants: records apply in order and each names the checksum of the one before; a log ends only where a
-//! seal stands, ours or another's; a seal of a later epoch than ours means that we are fenced.
+//! Owns the order of the journal; it does not know leases or names. Invariants: records are applied in order,
+//! and each contains the checksum of the one before. A log ends only at a seal, ours or another's. A seal of
+//! a later epoch than ours means that we are fenced.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,21 +30,21 @@ use crate::volume::state::piece::{ChunkRef, Piece, RecordRef, insert_data};
 use crate::volume::state::{Committed, Sent};
 use crate::volume::store_exact::{Placed, create_exact};
 
-/// Records fetched ahead of the one that is applied.
+/// Number of records fetched ahead of the one being applied.
 const FETCHED_AHEAD: usize = 4;
-/// Bytes of a record from which on it is read in parts, of which each is forgotten once it is verified:
-/// records may be as long as the bound that was set when they were written, or, by an older version, far
+/// Size in bytes above which a record is read in parts, each of which is dropped once it is verified. Records
+/// may be as long as the limit that was configured when they were written or, from an older version, far
 /// longer.
 const LONG_BYTES: u64 = 2 * PART_BYTES;
 
-/// Reads the journal.
+/// The state of a replay.
 #[derive(Debug)]
 pub(super) struct Replay<'a> {
     env: &'a Environment,
     keys: Keys,
     geometry: Geometry,
     size_bytes: u64,
-    /// Our epoch.
+    /// The epoch that this opening has taken.
     epoch: Epoch,
     /// Checksum of the last record or seal.
     previous: Checksum,
@@ -64,7 +66,7 @@ impl Entry {
     }
 }
 
-/// What stood in a slot.
+/// What was found in a slot.
 enum Found {
     Record,
     Seal,
@@ -84,10 +86,10 @@ impl<'a> Replay<'a> {
         }
     }
 
-    /// Replays everything after `from` below our epoch, seals what is not sealed, and puts our opening
-    /// record; gives the changes and the opening record's checksum.
+    /// Replays everything after `from` below our epoch, seals the logs that are not sealed, and puts our
+    /// opening record. Returns the changes and the opening record's checksum.
     pub(crate) async fn run(mut self, from: Checkpoint) -> Result<(Committed, Checksum), OpenError> {
-        // A hint of what to fetch ahead.
+        // The listing is only a hint of what to fetch ahead.
         let Logs(listed) = Logs::list(self.env, self.keys, from.slot).await?;
         let end = if mutant::is(Mutant::OneLogReplayed) { from.slot.epoch + 1 } else { self.epoch };
         for epoch in from.slot.epoch..end {
@@ -111,14 +113,14 @@ impl<'a> Replay<'a> {
         let mut entries = stream::iter(fetches).buffered(FETCHED_AHEAD);
         let mut next = first;
         while let Some(entry) = entries.next().await {
-            // Listed but gone: another opener deleted it, which the seal or the opening record will tell.
+            // Listed but missing: another opener deleted it, as the seal or the opening record will show.
             let Some(entry) = entry? else { break };
             if let Found::Seal = self.apply(Slot { epoch, n: next }, &entry)? {
                 return Ok(());
             }
             next += 1;
         }
-        // Fetches that nobody waits for any more would keep their share of the store's bound on requests.
+        // Fetches that nothing waits for would keep their share of the limit on store requests.
         drop(entries);
         loop {
             let slot = Slot { epoch, n: next };
@@ -164,7 +166,7 @@ impl<'a> Replay<'a> {
         (bytes, checksum)
     }
 
-    /// Puts our opening record: only its success proves the replay.
+    /// Puts our opening record. Only its success proves that the replay was complete.
     async fn open_log(&mut self) -> Result<Checksum, OpenError> {
         let slot = Slot { epoch: self.epoch, n: 1 };
         let (bytes, checksum) = self.record(RecordKind::Opening, slot);
@@ -260,7 +262,7 @@ impl<'a> Replay<'a> {
     }
 }
 
-/// The record in a slot, which is said to have so many bytes.
+/// Fetches the record in a slot. The size is that of the listing.
 async fn fetch_entry(
     env: &Environment,
     keys: Keys,
@@ -269,7 +271,7 @@ async fn fetch_entry(
 ) -> Result<Option<Entry>, OpenError> {
     let fetched = match size_bytes {
         LONG_BYTES.. => fetch_long(env, keys, slot, size_bytes).await,
-        // A record that is there after all is found when the seal is refused.
+        // If the record exists after all, the refusal of the seal reveals it.
         _ => match fetch_if_present(env, &keys.record(slot), |body| Entry::decode(keys.volume(), slot, body))
             .await
         {
@@ -292,12 +294,12 @@ async fn fetch_long(env: &Environment, keys: Keys, slot: Slot, size_bytes: u64) 
     Ok(Entry { record, checksum, bytes: size_bytes })
 }
 
-/// The slots that a listing shows, with the sizes of what is in them.
+/// The slots in a listing, with the sizes of their objects in bytes.
 #[derive(Debug)]
 pub(crate) struct Logs(BTreeMap<Slot, u64>);
 
 impl Logs {
-    /// Those after a slot.
+    /// Lists the slots after `from`.
     pub(crate) async fn list(env: &Environment, keys: Keys, from: Slot) -> Result<Self, OpenError> {
         let mut slots = BTreeMap::new();
         let (journal, after) = (keys.journal(), keys.record(from));
@@ -312,14 +314,14 @@ impl Logs {
         Ok(Self(slots))
     }
 
-    /// The newest epoch of which there is a record.
+    /// The newest epoch that has a record in the listing.
     pub(crate) fn last_epoch(&self) -> Option<Epoch> {
         self.0.last_key_value().map(|(slot, _)| slot.epoch)
     }
 }
 
-/// Seals every log below the epoch of a head that is being deleted: whatever stands in them will go, so that
-/// no record is read, and a damaged one is in nobody's way.
+/// Seals every log below the epoch of a head that is being deleted. All records in these logs will be
+/// deleted, so none is read, and a damaged one does not get in the way.
 pub(crate) async fn seal_all(env: &Environment, keys: Keys, head: &Head) -> Result<(), OpenError> {
     let from = head.checkpoint.slot;
     let logs = Logs::list(env, keys, from).await?;
@@ -330,7 +332,7 @@ pub(crate) async fn seal_all(env: &Environment, keys: Keys, head: &Head) -> Resu
     Ok(())
 }
 
-/// Puts a seal into the first free slot of a log, from a slot on.
+/// Puts a seal into the first free slot of a log, starting at a slot.
 async fn seal_log(
     env: &Environment,
     keys: Keys,
@@ -345,7 +347,8 @@ async fn seal_log(
             n += 1;
             continue;
         }
-        // Whoever replays this is of an earlier epoch, and reads no more than who wrote it.
+        // Only an opener of an earlier epoch can meet this seal while it replays. It looks at nothing but the
+        // seal's writer, so the checksum of the previous record is left empty.
         let nonce = env.entropy.next_u64();
         let seal =
             RecordWriter::new(keys.volume(), RecordKind::Seal, slot, writer, nonce, Checksum::default(), 1);
@@ -357,7 +360,7 @@ async fn seal_log(
                 Ok(_) | Err(_) => n += 1,
             },
             Ok(Placed::Larger(_)) => n += 1,
-            // Another deletion is further.
+            // Another deletion has got further.
             Err(store::Error::NotFound { .. }) => {}
             Err(error) => return Err(error.into()),
         }

@@ -1,8 +1,9 @@
 //! WRITE, TRIM and WRITE_ZEROES: changes to the dirty layer.
 //!
-//! A change is applied whole at one instant under the volume's lock, so that no commit has half of it. A
-//! sector that a change covers only in part is read first; what was read is used only if it is still what the
-//! sector reads as.
+//! Owns how a change enters the dirty layer, and when it must wait. It does not know how records are sent.
+//! Invariants: a change is applied as a whole at one instant under the volume's lock, so no commit contains
+//! half of it. A sector that a change covers only in part is read first, and the bytes read are used only if
+//! the sector still reads the same.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use crate::volume::state::layer::{Growth, PreparedWrite};
 use crate::volume::state::piece::{ChunkRef, InMemory, Piece};
 use crate::volume::state::{State, Status};
 
-/// Bytes of a sector that a change covers in part.
+/// The bytes of a partly covered sector that a change replaces.
 #[derive(Debug)]
 struct Partial {
     sector: u64,
@@ -27,7 +28,7 @@ struct Partial {
     bytes: Vec<u8>,
 }
 
-/// A change, cut at sectors.
+/// A change, split at sector boundaries.
 #[derive(Debug)]
 pub(crate) struct Change {
     zero: Option<(Range<u64>, bool)>,
@@ -35,7 +36,7 @@ pub(crate) struct Change {
     partials: Vec<Partial>,
 }
 
-/// What a sector reads as below the change, and where that was found.
+/// The content of a sector below the change, and where it was found.
 struct Known {
     sector: u64,
     source: Source,
@@ -48,19 +49,19 @@ enum Source {
     Base(ObjectId),
 }
 
-/// What keeps a change from being applied.
+/// Why a change cannot be applied now.
 enum Obstacle {
     /// These sectors must be read first.
     Unread(Vec<u64>),
-    /// The changes so far must be cut first, and too many cuts wait for their records.
+    /// The dirty layer must be cut first, and too many cut layers already wait for their records.
     Cuts,
-    /// The journal is at its bound until a checkpoint is published.
+    /// The journal is at its limit until a checkpoint is published.
     Journal,
-    /// Nothing more is served.
+    /// The volume no longer serves requests, for this reason.
     Stopped(String),
 }
 
-/// The whole sectors within a range, and the parts of sectors at its ends.
+/// Splits a range into its whole sectors and the partial sectors at its ends.
 fn split(range: Range<u64>) -> (Range<u64>, Vec<Range<u64>>) {
     let first = range.start.next_multiple_of(SECTOR_BYTES);
     let last = range.end / SECTOR_BYTES * SECTOR_BYTES;
@@ -76,7 +77,7 @@ fn within_sector(at: u64) -> usize {
 }
 
 impl Change {
-    /// A WRITE.
+    /// Makes the change of a WRITE of `data` at `offset`, in bytes.
     pub(crate) fn write(offset: u64, data: Bytes) -> Self {
         let (whole, parts) = split(offset..offset + data.len() as u64);
         let within = |at: u64| usize::try_from(at - offset).expect("within the data");
@@ -96,7 +97,7 @@ impl Change {
         Self { zero: None, write, partials }
     }
 
-    /// A TRIM or WRITE_ZEROES.
+    /// Makes the change of a TRIM (`hole`) or WRITE_ZEROES of a byte range.
     pub(crate) fn zero(range: Range<u64>, hole: bool) -> Self {
         let (whole, parts) = split(range);
         let partials = parts
@@ -116,14 +117,14 @@ impl Change {
         Growth { write: &self.write, sectors: self.partials.len(), zero: self.zero.is_some() }
     }
 
-    /// Blocks that the change may make dirty.
+    /// Upper bound on the number of blocks that the change makes dirty.
     fn blocks(&self) -> usize {
         self.write.blocks() + self.partials.len() + usize::from(self.zero.is_some())
     }
 }
 
 impl Shared {
-    /// Applies a change; returns when it is part of what every later command sees.
+    /// Applies a change. Returns once every later command sees it.
     pub(crate) async fn change(self: &Arc<Self>, change: Change) -> Result<(), Error> {
         let permits = self.take_budget(change.blocks()).await?;
         let growth = change.growth().weight(self.geometry);
@@ -142,8 +143,7 @@ impl Shared {
             };
             match obstacle {
                 Obstacle::Unread(sectors) => {
-                    // What is known of the others stays: else two sectors could drive each other out for
-                    // ever.
+                    // Keep what is known of the other sectors, or two sectors could evict each other forever.
                     known.retain(|known: &Known| !sectors.contains(&known.sector));
                     for sector in sectors {
                         known.push(self.read_sector(sector).await?);
@@ -188,12 +188,13 @@ impl Shared {
         }
     }
 
-    /// Whether the journal, with what it is still to take and a change that grows it so, passes twice its
-    /// limit, so that folding must catch up first. Below its limit nothing folds, and nothing would catch up.
+    /// Whether the journal, together with the records still to come and a change that adds `growth` to it,
+    /// would exceed twice its limit, so that folding must catch up first. Below the limit nothing folds, so
+    /// waiting would not help.
     fn journal_is_full(&self, state: &State, growth: u64) -> bool {
         let (bytes, (_, records)) = (state.journal_weight(), state.journal());
         let (most_bytes, most_records) = (self.options.journal_max_bytes, self.options.journal_max_records);
-        // What is dirty is a record to come, and the change may have to begin another.
+        // The dirty layer is a record to come, and the change may have to start another.
         let coming = state.in_flight.len() as u64 + 1 + u64::from(!state.dirty.is_empty());
         if mutant::is(Mutant::JournalUnbounded) {
             return false;
@@ -202,8 +203,8 @@ impl Shared {
             || (records >= most_records && records + coming > 2 * most_records)
     }
 
-    /// Whether a change belongs into a later layer: it would cut a filled chunk in part, or the record would
-    /// be too long.
+    /// Whether a change needs a new layer: it would overwrite part of a filled chunk, or the record would be
+    /// too long.
     fn needs_a_cut(&self, state: &State, change: &Change) -> bool {
         if let Some((range, _)) = &change.zero
             && state.dirty.cuts_filled_chunk(self.geometry, range)
@@ -279,7 +280,7 @@ impl Shared {
         let filled = state.dirty.write(self.geometry, write);
         let held = state.dirty_permits + *permits;
         let needed = state.dirty.block_count();
-        // A write larger than the whole budget holds less than it needs.
+        // A write larger than the whole budget holds fewer permits than it needs.
         state.dirty_permits = held.min(needed);
         *permits = held - state.dirty_permits;
         state.dirty_since.get_or_insert(now);
@@ -306,7 +307,7 @@ impl Shared {
         state.dirty.record_bytes(self.geometry) >= self.options.commit_max_bytes
     }
 
-    /// What a sector reads as now, if that is in memory or known.
+    /// Returns the current content of a sector, if it is in memory or among `known`.
     fn sector_below(&self, state: &State, sector: u64, known: &[Known]) -> Option<[u8; SECTOR_LEN]> {
         let resolved = state.resolve(self.geometry, sector..sector + SECTOR_BYTES);
         if let Some((_, piece)) = resolved.pieces.first() {
@@ -339,8 +340,8 @@ impl Shared {
     }
 }
 
-/// Permits that a command or task holds and has passed on to nobody; given back when it ends, however it
-/// does.
+/// Permits that a command or task holds and has not passed on. They are returned when it ends, however it
+/// ends.
 pub(crate) struct Permits<'a> {
     pub(crate) shared: &'a Shared,
     pub(crate) permits: usize,

@@ -1,9 +1,11 @@
 //! Group commit: cuts the dirty layer, makes the record, sends it, and settles commits in order.
 //!
-//! One task decides when to cut and makes the records, since each names the one before; every record is sent
-//! by a task of its own, the same bytes to the same slot until its fate is known. Invariants: a record is
-//! sent only when the chunk objects that it names are durable; commit k is settled only when all before it
-//! are; nothing is answered for a commit that is not.
+//! Owns the order and the fate of commits. It does not know commands, nor what a fold makes of its records.
+//! One task decides when to cut, and it makes the records one after another because each contains the
+//! checksum of the one before. Every record is sent by its own task, which puts the same bytes into the same
+//! slot until the outcome is known. Invariants: a record is sent only when the chunk objects that it
+//! references are durable. A commit is settled only when all before it are. No flush succeeds before its
+//! commit is settled.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -31,7 +33,8 @@ use crate::volume::store_exact::{Placed, create_exact};
 
 /// Weight of the newest sample in the moving average of PUT latency.
 const LATENCY_WEIGHT: u32 = 8;
-/// A flush waits for this part of the recent PUT latency after the last cut, to be shared by more flushes.
+/// Divisor: after the last cut, a flush waits for this fraction of the recent PUT latency so that more
+/// flushes can share the commit.
 const GATHER_PART: u32 = 8;
 
 /// The task that cuts and makes records.
@@ -104,7 +107,8 @@ impl Committer {
         if now < due {
             return Next::Wait(Some(due));
         }
-        // A stream is filling chunks: the cut waits for the next one to be full, so that it is sent once.
+        // A stream is filling chunks: the cut waits until the next one is full, so that each chunk is sent
+        // once.
         let deadline = due + options.commit_chunk_wait;
         match state.filled_at {
             Some(filled) if filled < due && now < deadline => Next::Wait(Some(deadline)),
@@ -144,8 +148,8 @@ impl Committer {
                 commit.expect("only settled commits leave, and this was not sent").stage =
                     Stage::Sent(Arc::clone(&sent));
             }
-            // Superseded ones are waited for too: they are deleted later, which must not come before they are
-            // there.
+            // Waits for superseded chunks too: they are deleted later, which must not happen before they
+            // exist.
             let chunks = layer.chunks().chain(layer.superseded()).map(Arc::clone).collect();
             let recut = mutant::is(Mutant::SlotRecut)
                 .then(|| make_record(&self.shared, slot, sent.end.checksum, &layer).1);
@@ -155,7 +159,7 @@ impl Committer {
     }
 }
 
-/// Makes the record of a frozen layer: zeros first, then chunks, then data, as they lie from below.
+/// Makes the record of a frozen layer: zeros first, then chunks, then data, from the bottom up.
 fn make_record(shared: &Shared, slot: Slot, previous: Checksum, layer: &DirtyLayer) -> (Sent, Bytes) {
     let (volume, nonce) = (shared.keys.volume(), shared.env.entropy.next_u64());
     let pages = shared.geometry.pages_per_chunk();
@@ -218,7 +222,7 @@ fn add_run(writer: &mut RecordWriter, mut run: Vec<(Range<u64>, Bytes)>) {
 }
 
 impl Shared {
-    /// Sends a record until its fate is known, then settles it.
+    /// Sends a record until its outcome is known, then settles it.
     async fn send(
         self: Arc<Self>,
         slot: Slot,
@@ -272,7 +276,8 @@ impl Shared {
         self.settle(slot.n).await;
     }
 
-    /// Marks a commit durable, and merges it and those after it that are, as far as there is no gap.
+    /// Marks a commit durable. Merges it and the durable commits after it into the committed state, up to the
+    /// first gap.
     async fn settle(&self, n: u64) {
         let mut settled: Vec<InFlight> = Vec::new();
         let now = Instant::now();
@@ -303,7 +308,7 @@ impl Shared {
         if fold {
             self.fold_wake.notify_one();
         }
-        // Given back however this ends: a task may be cancelled where it waits.
+        // The permits are returned however this ends: a task may be cancelled at any await.
         let held = |commit: InFlight| (Permits { shared: self, permits: commit.permits }, commit);
         for (_permits, commit) in settled.into_iter().map(held).collect::<Vec<_>>() {
             if let Stage::Sent(sent) = &commit.stage {
@@ -332,7 +337,7 @@ impl Shared {
         self.reclaim(body.expect("only this drops it"));
     }
 
-    /// Keeps the memory of a record for the next while there is more to commit.
+    /// Keeps the buffer of a record for the next one while there is more to commit.
     fn reclaim(&self, body: Bytes) {
         let is_busy = !self.state.lock().dirty.is_empty();
         let memory = if is_busy && body.is_unique() { Vec::from(body) } else { Vec::new() };

@@ -1,4 +1,7 @@
-//! Uploading chunks that were filled, before the commit that will name them.
+//! Uploads chunks that were filled, before the commit that will reference them.
+//!
+//! Owns the upload tasks and their permits; the commit waits for the chunks to be durable. Invariant: permits
+//! are returned once, however the upload ends.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +15,7 @@ use crate::volume::format::geometry::{PAGE_BYTES, PAGE_LEN};
 use crate::volume::shared::Shared;
 use crate::volume::state::piece::{ChunkMemory, ChunkRef, blocks_of_page};
 
-/// Gives a chunk's permits back when its upload ends, however it does.
+/// Returns a chunk's permits when its upload ends, however it ends.
 struct Held {
     shared: Arc<Shared>,
     permits: usize,
@@ -25,7 +28,7 @@ impl Drop for Held {
 }
 
 impl Shared {
-    /// Starts uploading a chunk; its permits are given back when it is durable and has left memory.
+    /// Starts uploading a chunk. Its permits are returned once the chunk is durable and has left memory.
     pub(super) fn start_upload(self: &Arc<Self>, chunk: Arc<ChunkRef>, permits: usize) {
         let held = Held { shared: Arc::clone(self), permits };
         self.tasks.spawn_until_cancelled(async move {
@@ -39,7 +42,7 @@ impl Shared {
             let object = self.chunk_object(chunk);
             *chunk.memory.lock() = ChunkMemory::Object(object.clone());
             let key = self.keys.chunk(chunk.index, chunk.id);
-            // The name is used once, so that an unconditional PUT can only repeat itself.
+            // Each name is used once, so an unconditional PUT can only repeat itself.
             while let Err(error) = self.env.store.uploads.put(&key, object.clone(), Condition::Always).await {
                 tracing::error!(%key, "chunk not durable yet, sending it again: {error}");
                 tokio::time::sleep(Duration::from_secs(1)).await;
