@@ -1,4 +1,4 @@
-//! `cairn serve`: how it starts, what it refuses, how it ends.
+//! `cairn serve`: how it starts, what it refuses, and how it ends.
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -160,8 +160,8 @@ fn a_takeover_ends_the_gateway_that_lost_its_only_volume() {
     second.terminate();
 }
 
-/// Both are started again whenever they end, as supervisors do. Neither takes the volume from the other, and the one that
-/// left a lease does not wait for it.
+/// Both gateways are restarted whenever they exit, as supervisors do. Neither takes the volume from the
+/// other, and the one that left a lease does not have to wait for it.
 #[test]
 fn gateways_in_restart_loops_take_no_volume_from_each_other() {
     let at = tempdir().unwrap();
@@ -195,7 +195,7 @@ fn gateways_in_restart_loops_take_no_volume_from_each_other() {
     second.terminate();
 }
 
-/// A store that first closes connections and then takes them without ever answering.
+/// The store first closes connections, and then accepts them without ever responding.
 #[test]
 fn it_waits_for_a_store_that_does_not_answer_yet_until_a_signal_ends_it() {
     let at = tempdir().unwrap();
@@ -215,7 +215,8 @@ fn it_waits_for_a_store_that_does_not_answer_yet_until_a_signal_ends_it() {
     assert!(!run.out.contains("listening"), "{}", run.out);
 }
 
-/// Serves from a store that will not let the lease be released: a directory stands where the head should.
+/// Starts a gateway on a store that prevents the release of the lease: a directory is in the place of the
+/// head.
 fn gateway_that_cannot_close(at: &Path, close_timeout: &str) -> Gateway {
     let mut serve = cairn(at, "serve --listen 127.0.0.1:0 --create disk=1MiB");
     serve.env("CAIRN_VOLUMES__CLOSE_TIMEOUT", close_timeout).env("CAIRN_LEASE__TTL", "1day");
@@ -250,7 +251,7 @@ fn what_cannot_be_closed_in_time_is_told() {
     assert!(run.err.contains("not closed cleanly: disk"), "{}", run.err);
 }
 
-/// The body of the answer to a GET; it must have that status.
+/// Returns the body of the response to a GET, which must have this status.
 fn get(address: &str, path: &str, status: u16) -> String {
     let mut stream = TcpStream::connect(address).expect("it accepts");
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").expect("it reads");
@@ -293,7 +294,8 @@ fn an_admin_address_that_was_asked_for_and_is_taken_is_an_error() {
     assert!(error.contains(&address) && error.contains("in use"), "{error}");
 }
 
-/// Whatever else is asked for: standard output carries a client's bytes, and where it listens goes to the log.
+/// Regardless of other arguments, standard output carries the bytes of a client, and the addresses are
+/// logged.
 #[test]
 fn standard_output_is_its_clients_alone() {
     let at = tempdir().unwrap();
@@ -304,7 +306,7 @@ fn standard_output_is_its_clients_alone() {
     let mut out = child.stdout.take().expect("it is piped");
     let mut greeting = [0; 18];
     out.read_exact(&mut greeting).expect("it greets");
-    // NBDMAGIC, IHAVEOPT, and the flags of fixed newstyle without zeroes.
+    // NBDMAGIC, IHAVEOPT, and the flags for fixed newstyle and no zeroes.
     assert_eq!(greeting, *b"NBDMAGICIHAVEOPT\0\x03", "{:?}", String::from_utf8_lossy(&greeting));
     drop(child.stdin.take());
     let mut rest = Vec::new();
@@ -316,7 +318,8 @@ fn standard_output_is_its_clients_alone() {
     assert!(log.contains("listening on nbd://127.0.0.1:"), "{log}");
 }
 
-/// One of two settings would be ignored, or turn every client away: that is told before anything is opened.
+/// One of two settings would be ignored, or would reject every client. This is reported before anything is
+/// opened.
 #[test]
 fn settings_that_cannot_hold_together_are_a_mistake() {
     let at = tempdir().unwrap();

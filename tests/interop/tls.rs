@@ -1,4 +1,4 @@
-//! TLS as others speak it: libnbd and QEMU (GnuTLS) against the gateway, with certificates good and bad.
+//! TLS with clients of others: libnbd and QEMU (GnuTLS) with valid and invalid certificates.
 
 use std::path::Path;
 
@@ -34,7 +34,7 @@ impl Encrypted {
         Self { gateway: setup.start().await, authority, _store: store }
     }
 
-    /// A directory with what a client needs.
+    /// Creates a directory with the certificates of a client.
     fn client(&self, own: Option<&Pair>) -> TempDir {
         self.authority.directory(None, own)
     }
@@ -52,7 +52,7 @@ impl Encrypted {
         finish(&mut command(["nbdinfo", "--size", &self.uri(export, certificates)])).await
     }
 
-    /// What QEMU's programs are told of the gateway and its TLS.
+    /// Returns the arguments that tell a program of QEMU about the gateway and its TLS.
     fn qemu(&self, program: &[&str], export: &str, certificates: &Path) -> tokio::process::Command {
         let object = format!("tls-creds-x509,id=tls0,endpoint=client,dir={}", certificates.display());
         let port = self.gateway.port();
