@@ -1,4 +1,4 @@
-//! `cairn nbd copy`: between files and servers of every kind; what it wrote is read by others.
+//! `cairn nbd copy` between files and servers of every kind. Other programs read what it wrote.
 
 use crate::support::files::{assert_same, noise};
 use crate::support::process::{command, run};
@@ -7,7 +7,7 @@ use super::{Files, Other, Served, allocated, assert_alike, ends_with};
 
 const MIB: usize = 1 << 20;
 
-/// 32 MiB: noise, zeros that are written, noise at odd places.
+/// Returns 32 MiB with random bytes, written zeros, and random bytes at unaligned offsets.
 fn picture() -> Vec<u8> {
     let mut bytes = vec![0; 32 * MIB];
     bytes[..5 * MIB].copy_from_slice(&noise(1, 5 * MIB));
@@ -20,7 +20,7 @@ fn picture() -> Vec<u8> {
 async fn file_to_file_keeps_bytes_and_holes() {
     let files = Files::new();
     let source = files.write("source", &picture());
-    // What stood there before is gone.
+    // The previous content is gone.
     let target = files.write("target", &noise(9, 40 * MIB));
     let said = ends_with(0, &["copy", &source, &target]).await.stdout;
     assert_same(&files.path("source"), &files.path("target"));
@@ -63,7 +63,7 @@ async fn a_sparse_tebibyte_is_copied_by_what_it_holds() {
     assert!(said.starts_with("copied 1099511627776 bytes"), "{said}");
     assert!(allocated(&files.path("target")) < 8 << 20, "{}", allocated(&files.path("target")));
     assert_alike(&server.uri(""), &target).await;
-    // And to a server that has the same already, where there is nothing to do but compare.
+    // Copy to a server that already has the same content, so that only a comparison remains.
     let same = files.text("same");
     ends_with(0, &["copy", &target, &same]).await;
     let ours = Served::start(&["serve", &same]).await;
@@ -107,7 +107,8 @@ async fn a_disk_that_fails_is_named() {
     assert!(failed.stderr.contains("nbd+unix") && failed.stderr.contains("ENOSPC"), "{failed:?}");
 }
 
-/// "Soft disconnects can only be initiated by the client": the server that did not fail is told, too.
+/// "Soft disconnects can only be initiated by the client": the server that did not fail must receive DISC,
+/// too.
 #[tokio::test]
 #[ignore = "needs nbdkit"]
 async fn a_client_leaves_by_disc_also_where_it_failed() {
@@ -119,7 +120,7 @@ async fn a_client_leaves_by_disc_also_where_it_failed() {
     for target in [broken.uri(""), small, nowhere] {
         for command in ["copy", "mirror"] {
             if command == "mirror" && target == broken.uri("") {
-                // It serves on.
+                // It keeps serving.
                 continue;
             }
             let mut served = Served::logging(&["serve", &image], "debug").await;

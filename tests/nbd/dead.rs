@@ -1,4 +1,4 @@
-//! Servers that answer no more: every command ends, and says which server it was.
+//! Servers that stop answering: every command ends, and names the server.
 
 use std::net::TcpStream;
 use std::os::fd::AsFd as _;
@@ -13,7 +13,7 @@ use super::{Files, Other, Served, ends_with};
 
 const MIB: usize = 1 << 20;
 
-/// Runs it under a time limit of one second for servers.
+/// Runs a command with a time limit of one second for servers.
 async fn gives_up(status: i32, words: &[&str]) -> Finished {
     ends_with(status, &[words, &["--timeout", "1s"]].concat()).await
 }
@@ -25,7 +25,7 @@ async fn a_server_that_says_nothing_is_given_up_by_every_command() {
     let image = files.write("image", &noise(1, MIB));
     let server = Other::nbdkit(&["memory", "1M"]).await;
     let uri = server.uri("");
-    // Its socket still takes connections.
+    // The socket of the stopped server still accepts connections.
     server.process.signal(Signal::STOP);
     for (status, words) in [
         (1, &["size", &uri][..]),
@@ -81,7 +81,7 @@ async fn a_mirror_gives_up_a_secondary_that_stands_still_and_says_so() {
     served.terminate(1).await;
 }
 
-/// A port at which packets are not answered: its queue of connections is full, and nobody takes one.
+/// Returns a port where packets are not answered: its queue of connections is full, and nobody accepts one.
 fn black_hole() -> (std::net::TcpListener, Vec<TcpStream>, String) {
     let listener = std::net::TcpListener::bind(("127.0.0.1", free_port())).unwrap();
     rustix::net::listen(listener.as_fd(), 0).unwrap();

@@ -1,4 +1,4 @@
-//! `cairn nbd mirror`: both disks are the same in the end, whatever clients did meanwhile.
+//! `cairn nbd mirror`: both disks are the same at the end, whatever clients did in the meantime.
 
 use crate::support::files::{assert_same, noise};
 use crate::support::process::{command, finish, run};
@@ -40,7 +40,7 @@ async fn both_disks_are_the_same_in_the_end() {
     let bytes = std::fs::read(files.path("secondary")).unwrap();
     assert!(bytes[1_000_000..1_005_000].iter().all(|byte| *byte == 5));
     assert!(bytes[40 * MIB..40 * MIB + 102_400].iter().all(|byte| *byte == 9));
-    // Percents, each more than the one before.
+    // The percentages increase.
     let percents: Vec<u32> = said.lines().filter_map(|line| line.strip_suffix(" %")?.parse().ok()).collect();
     assert!(percents.is_sorted_by(|a, b| a < b) && percents.len() > 5, "{percents:?}");
     assert_eq!((percents.first(), percents.last()), (Some(&0), Some(&100)));

@@ -1,4 +1,4 @@
-//! `cairn nbd size`, `list` and `info`, against servers of others.
+//! `cairn nbd size`, `list` and `info`, with servers of other programs.
 
 use serde_json::Value;
 use tokio::net::TcpListener;
@@ -10,7 +10,7 @@ use crate::support::wire::{LIST, REP_ERR_POLICY, Wire, option};
 
 use super::{Files, Other, Served, ends_with};
 
-/// A server of another program at a TCP port of its own.
+/// Starts a server of another program on its own TCP port.
 async fn at_port(line: &[&str]) -> (Process, String) {
     let port = free_port().to_string();
     let words = line.iter().map(|word| word.replace("{port}", &port)).collect::<Vec<_>>();
@@ -55,7 +55,7 @@ async fn list_tells_by_its_status_why_there_is_none() {
     // Oldstyle has no LIST.
     let (_server, port) = at_port(&[&NBDKIT[..], &["--oldstyle", "memory", "1M"]].concat()).await;
     assert!(ends_with(1, &["list", "127.0.0.1", &port]).await.stderr.contains("cannot list"));
-    // A server whose policy forbids it.
+    // The policy of this server forbids LIST.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port().to_string();
     let forbids = async {
@@ -69,7 +69,7 @@ async fn list_tells_by_its_status_why_there_is_none() {
     let words = ["list", "127.0.0.1", &port];
     let (asked, ()) = tokio::join!(ends_with(2, &words), forbids);
     assert!(asked.stderr.contains("no"), "{asked:?}");
-    // No server at all.
+    // There is no server at all.
     drop(listener);
     ends_with(3, &["list", "127.0.0.1", &port]).await;
 }
@@ -99,7 +99,7 @@ async fn every_question_is_asked_by_uri_socket_and_tls_too() {
     }
     let socket = server.uri("");
     assert_eq!(ends_with(0, &["size", &socket, "--export", "disk"]).await.stdout, "1048576\n");
-    // And by host and port, as of old, for every question.
+    // Every query also accepts a host and a port, as in older versions.
     let (_server, port) = at_port(&[&NBDKIT[..], &["memory", "1M"]].concat()).await;
     assert!(ends_with(0, &["info", "127.0.0.1", &port]).await.stdout.contains("size: 1048576"));
 }

@@ -1,4 +1,4 @@
-//! One disk at both ends: it is refused wherever it can be seen, and harmless where it cannot.
+//! The same disk as source and target: it is refused if the program can tell, and harmless if it cannot.
 
 use crate::support::files::{make_pipe, noise};
 use crate::support::process::run;
@@ -57,7 +57,7 @@ async fn a_file_is_not_copied_to_or_from_a_server_of_it() {
     let mirror = Served::start(&["mirror", &third, &fourth]).await;
     refused(&["copy", &mirror.uri, &third]).await;
     refused(&["copy", &fourth, &mirror.uri]).await;
-    // Two that are not the same are none of this.
+    // Two different disks are not affected.
     ends_with(0, &["copy", &served.uri, &other]).await;
     assert!(std::fs::read(&other).unwrap() == noise(1, MIB));
 }
@@ -76,7 +76,7 @@ async fn an_export_is_not_copied_onto_itself() {
     assert!(std::fs::read(&image).unwrap() == noise(1, MIB));
 }
 
-/// Servers of others do not say which file they serve.
+/// Servers of other programs do not report which file they serve.
 #[tokio::test]
 #[ignore = "needs nbdkit"]
 async fn nothing_is_lost_where_nobody_can_see_that_it_is_one_disk() {
@@ -102,7 +102,7 @@ async fn a_source_that_cannot_be_opened_leaves_the_target_as_it_is() {
     }
 }
 
-/// A pipe has no end that could be waited for.
+/// Waiting for the other end of a pipe could take forever.
 #[tokio::test]
 async fn a_pipe_is_refused_and_not_waited_for() {
     let files = Files::new();

@@ -1,4 +1,4 @@
-//! `cairn nbd serve`.
+//! `cairn nbd serve`: files and block devices as exports.
 
 use crate::support::certificates::Authority;
 use crate::support::files::noise;
@@ -101,7 +101,7 @@ async fn with_a_certificate_clients_must_use_tls() {
     assert!(refused.stderr.contains("certificate"), "{refused:?}");
 }
 
-/// A loop device with sectors of 4096 bytes; it is gone with this.
+/// A loop device with sectors of 4096 bytes. Dropping it removes the device.
 struct LoopDevice(String);
 
 impl LoopDevice {
@@ -118,7 +118,8 @@ impl Drop for LoopDevice {
     }
 }
 
-/// "The values of 2^9 (512) or 2^12 (4,096) are more typical for an export backed by a block device": that of the device.
+/// "The values of 2^9 (512) or 2^12 (4,096) are more typical for an export backed by a block device": the
+/// minimum is that of the device.
 #[tokio::test]
 #[ignore = "needs libnbd, util-linux"]
 async fn a_block_device_tells_its_sectors_and_takes_ranges_of_any_alignment() {
@@ -133,7 +134,8 @@ async fn a_block_device_tells_its_sectors_and_takes_ranges_of_any_alignment() {
         (&export["block_size_minimum"], &export["block_size_preferred"]),
         (&4096.into(), &4096.into())
     );
-    // libnbd takes the length before the offset. Less than a sector, sectors with edges, the edges of a whole; as holes, as zeros, and discarded.
+    // libnbd takes the length before the offset. The ranges are less than a sector, sectors with partial
+    // edges, and the edges of a whole; as holes, as zeros, and discarded.
     let script = "h.set_strict_mode(0)\n\
         h.zero(512, 512)\n\
         h.zero(9500, 20000, nbd.CMD_FLAG_NO_HOLE)\n\
@@ -150,12 +152,12 @@ async fn a_block_device_tells_its_sectors_and_takes_ranges_of_any_alignment() {
     for zeros in [512..1024, 20_000..29_500, 50_000..54_097, 16_384..82_432] {
         expected[zeros].fill(0);
     }
-    // Of what is discarded, whole sectors read as zeros on this device, and what is less stays.
+    // Whole discarded sectors read as zeros on this device, and partial ones keep their content.
     expected[3 * 65_536..3 * 65_536 + 4096].fill(0);
     expected[262_143..262_152].copy_from_slice(b"unaligned");
     served.terminate(0).await;
     assert!(std::fs::read(&device.0).unwrap() == expected);
-    // It lies on that file.
+    // The device lies on that file.
     for (source, target) in [(&device.0, &image), (&image, &device.0)] {
         let refused = ends_with(1, &["copy", source, target]).await.stderr;
         assert!(refused.contains("same disk"), "{refused}");

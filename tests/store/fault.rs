@@ -1,4 +1,4 @@
-//! Injected faults do what their rules say, and the same for the same seed.
+//! Fault injection: rules have the documented effect, and the same seed gives the same faults.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! The start-up probe: stores that must be refused are, and the error says what they do wrong.
+//! The start-up probe refuses stores that must be refused, and its errors say what they do wrong.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -22,25 +22,25 @@ use crate::support::minio::Minio;
 /// What a [`Careless`] store does wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wrong {
-    /// PUTs with `If-None-Match` always take effect.
+    /// Every PUT with `If-None-Match` takes effect.
     IgnoresIfNoneMatch,
-    /// PUTs with `If-Match` always take effect.
+    /// Every PUT with `If-Match` takes effect.
     IgnoresIfMatch,
-    /// PUTs with `If-Match` take effect where nothing stands.
+    /// A PUT with `If-Match` takes effect if the object does not exist.
     CreatesOnIfMatch,
-    /// Looks first and puts later, others coming in between; only for `If-None-Match`.
+    /// `If-None-Match` is checked first and the PUT follows later, so that others can come in between.
     LooksBeforeItCreates,
-    /// Looks first and puts later, others coming in between; only for `If-Match`.
+    /// `If-Match` is checked first and the PUT follows later, so that others can come in between.
     LooksBeforeItUpdates,
     /// Every PUT with `If-Match` fails.
     RefusesIfMatch,
-    /// Answers 412 and writes all the same.
+    /// The store answers 412, but writes.
     WritesAfterAll,
-    /// Lists nothing.
+    /// Listings are always empty.
     ListsNothing,
 }
 
-/// A store that heeds conditions badly.
+/// A store that honours conditions badly.
 #[derive(Debug)]
 struct Careless {
     inner: MemoryStore,
@@ -164,7 +164,7 @@ async fn trouble_on_the_way_is_no_verdict() {
     }
 }
 
-/// A store whose answers are damaged on their way, so many of each kind.
+/// A store whose first answers of each kind are damaged in transit.
 #[derive(Debug)]
 struct Garbled {
     inner: MemoryStore,
@@ -254,7 +254,7 @@ async fn start(store: &dyn Store, when: When, against: &str) -> Result<(), Probe
     ensure(store, &ProbeOptions { when, ..ProbeOptions::default() }, &occasion).await
 }
 
-/// Requests of one start.
+/// Counts the requests of one start.
 async fn requests_of(memory: &MemoryStore, when: When, against: &str) -> u64 {
     memory.reset_tallies();
     start(memory, when, against).await.unwrap();
@@ -278,7 +278,8 @@ async fn a_store_is_raced_once_and_later_starts_make_a_few_requests() {
         assert_eq!(memory.objects(), [(RECORD.to_owned(), record.clone())].into());
     }
     assert!(requests_of(&memory, When::Always, HERE).await > 100, "who asks again gets it");
-    // What was copied elsewhere, another probe's, and what cannot be read say nothing.
+    // A record that was copied from elsewhere, that another probe wrote, or that cannot be read does not
+    // count.
     assert!(requests_of(&memory, When::Once, "file:///elsewhere").await > 100);
     assert_eq!(requests_of(&memory, When::Once, "file:///elsewhere").await, few);
     let other = Passed { probe: passed.probe + 1, against: "file:///elsewhere".into(), ..passed };
@@ -304,7 +305,7 @@ async fn a_second_start_on_s3_and_on_a_directory_makes_a_few_requests() {
     }
 }
 
-/// A store that was exchanged, or lost its mind, since it passed.
+/// The store was exchanged, or has changed its behaviour, since it passed.
 #[tokio::test(start_paused = true)]
 async fn a_store_that_ignores_conditions_is_caught_at_a_later_start_too() {
     for (wrong, violation) in [
@@ -322,7 +323,7 @@ async fn a_store_that_ignores_conditions_is_caught_at_a_later_start_too() {
     }
 }
 
-/// Two gateways that start at once, the first ever and later.
+/// Two gateways start at the same time, for the first time and later.
 #[tokio::test]
 async fn starts_at_once_do_not_disturb_each_other() {
     let memory = MemoryStore::new();
@@ -345,7 +346,7 @@ async fn starts_at_once_do_not_disturb_each_other() {
 async fn opened(location: &str, s3: S3Options) -> Result<Classes, OpenError> {
     let location: Location = location.parse().expect("a location");
     let options = Options { s3, ..Options::default() };
-    // What a caller spawns must be `Send`.
+    // A future must be `Send` to be spawned.
     let open: std::pin::Pin<Box<dyn Future<Output = _> + Send>> = {
         let metrics = Metrics::new().store();
         let drawn = Drawn { seed: 1, nonce: "nonce".into(), now_seconds: 0 };

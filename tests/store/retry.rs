@@ -1,4 +1,4 @@
-//! Retries, under a paused clock: when a request is sent again, and when the caller hears of it.
+//! Retries, with a paused clock: when a request is repeated, and when the caller gets an error.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use futures::future::join_all;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// Notes when requests come, and fails them all.
+/// Records when requests arrive, and fails them all.
 #[derive(Debug, Default)]
 struct Down {
     asked: Mutex<Vec<Instant>>,
@@ -51,7 +51,7 @@ fn retry(inner: Arc<dyn Store>, options: RetryOptions, seed: u64) -> Retry {
     Retry::new(inner, options, Metrics::new().store(), seed)
 }
 
-/// A store in memory below faults below retries.
+/// Creates a store in memory, below fault injection, below retries.
 fn stack() -> (MemoryStore, Fault, Retry) {
     let memory = MemoryStore::new();
     let fault = Fault::new(Arc::new(memory.clone()), 0);
@@ -68,7 +68,7 @@ async fn get(store: &dyn Store, key: &str) -> Result<Bytes, Error> {
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// The pauses of a PUT to a store that is down, for an hour.
+/// Returns the pauses of a PUT to a store that is down for an hour.
 async fn pauses(seed: u64) -> Vec<Duration> {
     let down = Arc::new(Down::default());
     let store = retry(down.clone(), RetryOptions::default(), seed);
@@ -119,8 +119,8 @@ async fn reads_end_at_their_deadline_with_the_last_error() {
     assert!(matches!(get(&store, "a").await, Err(Error::Timeout { after_ms: 60_000, .. })));
 }
 
-/// What was said before tells more than that the last attempt got no answer; of a write only what leaves it open whether
-/// it took effect.
+/// An earlier error says more than that the last attempt got no answer. For a write, only an error that
+/// leaves the effect unknown is reported in its place.
 #[tokio::test(start_paused = true)]
 async fn an_attempt_that_the_deadline_cuts_off_ends_with_what_the_one_before_it_said() {
     let patience = Patience { deadline: Some(Duration::from_secs(60)), refusals: Some(3) };
@@ -142,7 +142,7 @@ async fn an_attempt_that_the_deadline_cuts_off_ends_with_what_the_one_before_it_
     }
 }
 
-/// At the start an operator looks on; later the disks are in use.
+/// At the start an operator is watching. Later the disks are in use.
 #[tokio::test(start_paused = true)]
 async fn a_refusal_is_told_soon_at_the_start_and_waited_for_later() {
     for failure in [Failure::Denied, Failure::Rejected] {
@@ -162,7 +162,7 @@ async fn a_refusal_is_told_soon_at_the_start_and_waited_for_later() {
         let mut deleted = Box::pin(store.delete(&keys));
         tokio::time::timeout(HOUR, &mut written).await.expect_err("it waits");
         tokio::time::timeout(HOUR, &mut deleted).await.expect_err("it waits");
-        // That was longer than a read may take.
+        // This took longer than the deadline of a read.
         assert!(read.await.unwrap_err().is_refusal());
         let mut read = Box::pin(get(&store, "a"));
         tokio::time::timeout(Duration::from_secs(50), &mut read).await.expect_err("it waits");
@@ -279,7 +279,7 @@ async fn a_request_that_pauses_leaves_its_place_to_others() {
     assert_eq!(metrics.store().retries(Operation::Put), 1);
 }
 
-/// Collects what is logged.
+/// Collects the log lines.
 #[derive(Clone, Default)]
 struct Lines(Arc<Mutex<Vec<u8>>>);
 
@@ -298,8 +298,8 @@ async fn an_outage_is_logged_at_a_bounded_rate() {
     let lines = Lines::default();
     let writer = lines.clone();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-    // While there is but one subscriber, tracing lets the first thread that comes to a log line decide for all
-    // whether it is wanted, which may be another test's.
+    // While there is only one subscriber, tracing lets the first thread that reaches a log line decide for
+    // all threads whether it is wanted. That thread may belong to another test.
     let _second = tracing::Dispatch::new(tracing_subscriber::fmt().with_writer(std::io::sink).finish());
     let logging = tracing::subscriber::set_default(subscriber);
     let store = retry(Arc::new(Down::default()), RetryOptions::default(), 0);

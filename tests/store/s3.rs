@@ -1,4 +1,5 @@
-//! S3 as it goes wrong: what a server says, or fails to say, becomes the error that tells the caller what to do.
+//! S3 when something goes wrong: each response of a server, or its absence, becomes an error that tells the
+//! caller what to do.
 
 use bytes::Bytes;
 use cairn::metrics::StoreOutcome;
@@ -101,7 +102,8 @@ async fn a_connection_that_is_closed_or_refused_leaves_the_effect_unknown() {
     assert_eq!(server.requests().len(), 1, "nobody but the caller sends it again");
 }
 
-/// An error that breaks off says nothing: neither that an object is absent, nor that a request is refused for good.
+/// An incomplete error response means nothing: neither that an object does not exist, nor that a request is
+/// refused for good.
 #[tokio::test]
 async fn an_error_that_ends_early_is_tried_again() {
     for (status, code) in [
@@ -189,7 +191,7 @@ async fn a_put_carries_its_condition_its_length_and_checksums() {
         assert_eq!(request.target.split('?').next(), Some("/disks/at/a/key"));
         assert_eq!(header(n, "content-length"), Some("9"));
         assert_eq!(header(n, "x-amz-checksum-crc32"), Some("y/Q5Jg=="));
-        // `printf 123456789 | sha256sum`: over plain HTTP the signature covers the body.
+        // `printf 123456789 | sha256sum`: over plain HTTP, the signature covers the body.
         let sha256 = "15e2b0d3c33891ebb0f1ef609ec419420c20e320ce94c65fbc8c3312448eb225";
         assert_eq!(header(n, "x-amz-content-sha256"), Some(sha256));
         assert_eq!((header(n, "expect"), header(n, "content-encoding")), (None, None));
@@ -246,12 +248,12 @@ fn truncated(keys: &[&str], more: bool, token: &str) -> Reply {
     Reply::Whole(answer("200 OK", &[("Content-Type", "application/xml")], body.as_bytes()))
 }
 
-/// The parameters of a request's query.
+/// Returns the parameters in the query of a request.
 fn parameters(request: &Request) -> Vec<&str> {
     request.target.split(['?', '&']).skip(1).collect()
 }
 
-/// Every key below `prefix`, in the order in which the store lists them.
+/// Lists every key below `prefix`, in the order of the store.
 async fn listed(store: &S3Store, prefix: &str) -> Result<Vec<String>, Error> {
     let mut keys = Vec::new();
     let mut pages = Pages::new(store, prefix);
@@ -279,7 +281,7 @@ async fn a_listing_skips_what_is_not_ours_and_goes_on_behind_it() {
     assert_eq!(server.requests().len(), 2);
 }
 
-/// Pages that are empty, tiny and in no order, as S3 directory buckets and some other stores send them.
+/// Pages that are empty, tiny or unordered, as S3 directory buckets and some other stores send them.
 #[tokio::test]
 async fn a_listing_goes_on_behind_empty_pages_and_takes_keys_in_any_order() {
     let pages = |request: &Request| {
