@@ -253,7 +253,7 @@ mod tests {
 
     /// A second gateway on this machine runs without an admin server, unless somebody asked for one.
     #[tokio::test]
-    async fn a_taken_admin_address_matters_only_if_it_was_asked_for() {
+    async fn an_admin_address_in_use_matters_only_if_it_was_requested() {
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let mut options = options(&[("CAIRN_ADMIN__LISTEN", &taken.local_addr().unwrap().to_string())]);
         assert!(options.admin_required);
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn gateways_of_one_user_have_a_socket_each_and_what_a_dead_one_left_is_used_again() {
+    async fn each_gateway_of_a_user_has_a_socket_and_leftover_sockets_are_reused() {
         let directory = tempfile::tempdir().unwrap();
         let bound = async || bind_numbered(directory.path()).await.unwrap();
         let name = |listener: &Listener| match listener.address() {
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_socket_that_was_asked_for_and_cannot_be_had_is_an_error() {
+    async fn a_requested_socket_that_cannot_be_opened_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a/b/admin.sock");
         let error = bind_own(&SocketPlace::At(path)).await.map(drop).unwrap_err();

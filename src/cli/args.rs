@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gateway_is_asked_where_it_is_named_or_expected() {
+    fn a_gateway_is_found_at_the_given_or_default_socket() {
         let gateway = |line: &str| {
             let cli = Cli::try_parse_from(line.split(' ')).unwrap();
             let Command::Volume(volume) = cli.command else { panic!("not volume") };

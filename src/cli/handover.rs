@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_ends_before_it_is_ready_changes_nothing() {
+    async fn a_successor_that_exits_before_it_is_ready_changes_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("handover");
         let (mut point, tcp, unix) = serving(&path).await;

@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_200_is_health() {
+    async fn only_status_200_is_healthy() {
         asked("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
         let error = asked("HTTP/1.1 503 Service Unavailable\r\n\r\nstarting\n").await.unwrap_err();
         assert!(error.to_string().ends_with("503: starting"), "{error}");

@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn inherited_sockets_stand_in_for_the_default_and_beside_what_was_asked_for() {
+    async fn inherited_sockets_replace_the_default_and_add_to_requested_addresses() {
         let (address, socket) = tcp();
         let found = greetings(&plan(&["127.0.0.1:0"], false, &[]), vec![("cairn.socket", socket)]).await;
         assert_eq!(found, [(address, Greeting::Newstyle)]);
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_inherited_socket_takes_the_place_of_its_address() {
+    async fn an_inherited_socket_replaces_its_address() {
         let ((address, socket), (old_address, old_socket)) = (tcp(), tcp());
         let plan = plan(&[&address], true, &[&format!("{old_address}=disk")]);
         let found = greetings(&plan, vec![("", socket), ("", old_socket)]).await;
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn names_tell_what_sockets_are_for() {
+    async fn names_determine_what_sockets_are_for() {
         let ((_, admin), (old_address, old)) = (tcp(), tcp());
         let mut inherited = Inherited::default();
         inherited.add("admin".to_owned(), admin).unwrap();
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_no_stream_socket_is_refused() {
+    async fn sockets_other_than_streams_are_refused() {
         let mut inherited = Inherited::default();
         let datagrams = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         assert!(inherited.add(String::new(), datagrams.into()).unwrap_err().contains("stream"));

@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_layers_cannot_take_is_said_with_its_setting() {
+    fn values_that_a_layer_refuses_are_reported_with_their_setting() {
         for (name, value, parts) in [
             ("CAIRN_STORE__URL", "http://x", "store.url = \"http://x\": |s3://bucket/prefix"),
             ("CAIRN_SERVER__LISTEN", "127.0.0.1:1,nowhere", "server.listen = |\"nowhere\"|unix:PATH"),
@@ -358,14 +358,14 @@ mod tests {
 
     /// The default name of a gateway does not identify it after a restart.
     #[test]
-    fn only_a_holder_that_was_named_is_known_again() {
+    fn only_a_configured_holder_name_is_recognised_after_a_restart() {
         assert!(!of(&[]).unwrap().volume.holder_is_stable);
         let named = of(&[("CAIRN_LEASE__HOLDER", "disks/cairn-a-0")]).unwrap().volume;
         assert_eq!((named.holder_name.as_str(), named.holder_is_stable), ("disks/cairn-a-0", true));
     }
 
     #[test]
-    fn configured_volumes_are_those_to_make_and_those_to_open() {
+    fn configured_volumes_are_those_to_create_and_those_to_open() {
         let options =
             of(&[("CAIRN_VOLUMES__CREATE", "b=1GiB,c=512"), ("CAIRN_VOLUMES__OPEN", "a,b")]).unwrap();
         assert_eq!(options.configured(), ["a", "b", "c"]);

@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_terminal_would_act_on_is_escaped() {
+    fn characters_that_control_a_terminal_are_escaped() {
         for (text, expected) in [
             ("plain, ünïcödé and 日本", "plain, ünïcödé and 日本"),
             ("\x1b]0;title\x07", "\\u{1b}]0;title\\u{7}"),

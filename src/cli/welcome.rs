@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn tls_and_oldstyle_are_told() {
+    fn tls_and_oldstyle_are_shown() {
         let oldstyle = Greeting::Oldstyle { export: "disk".to_owned() };
         let addresses = [(tcp("127.0.0.1:1"), oldstyle), (tcp("127.0.0.1:2"), Greeting::Newstyle)];
         let text = said(&addresses, true, &["disk"]);

@@ -82,7 +82,7 @@ fn mode(path: &Path) -> u32 {
 const SERVE: &str = "serve --listen 127.0.0.1:0 --admin 127.0.0.1:0";
 
 #[test]
-fn gateways_of_one_user_have_an_admin_socket_each_without_being_told() {
+fn each_gateway_of_a_user_has_an_admin_socket_by_default() {
     let at = home();
     let runtime = runtime(at.path(), 0o700);
     let start = |store: &str| {
@@ -124,7 +124,7 @@ fn gateways_of_one_user_have_an_admin_socket_each_without_being_told() {
 
 /// As in a container: the address is not a loopback address, and the operator lets everybody read.
 #[test]
-fn who_reads_beyond_loopback_is_a_setting() {
+fn a_setting_decides_who_reads_beyond_loopback() {
     for (reads, status) in [("false", 403), ("true", 200)] {
         let at = home();
         let line = "serve --listen 127.0.0.1:0 --admin 0.0.0.0:0 --create disk=1MiB";
@@ -144,7 +144,7 @@ fn who_reads_beyond_loopback_is_a_setting() {
 /// Without a directory for the socket, or in one where another user could put a socket, disks are served all
 /// the same.
 #[test]
-fn without_a_place_for_the_admin_socket_it_serves_and_says_what_does_not_work() {
+fn without_an_admin_socket_it_serves_and_says_what_does_not_work() {
     for (mode, why) in
         [(None, "XDG_RUNTIME_DIR"), (Some(0o500), "Permission denied"), (Some(0o777), "not safe")]
     {
@@ -162,7 +162,7 @@ fn without_a_place_for_the_admin_socket_it_serves_and_says_what_does_not_work() 
 }
 
 #[test]
-fn whoever_is_on_this_machine_reads_and_only_the_gateways_user_changes() {
+fn users_of_this_machine_can_read_and_only_the_gateways_user_can_change() {
     let at = tempdir().unwrap();
     let socket = at.path().join("private/admin.sock");
     succeed(at.path(), "volume create idle 1MiB");
@@ -196,7 +196,7 @@ fn whoever_is_on_this_machine_reads_and_only_the_gateways_user_changes() {
 /// A Unix socket at `admin.listen` has the same mode. With a token it requires that token, because it may be
 /// behind a proxy.
 #[test]
-fn an_admin_server_at_a_unix_socket_is_for_its_user_alone() {
+fn only_its_user_can_use_an_admin_server_at_a_unix_socket() {
     let at = tempdir().unwrap();
     let (socket, token) = (at.path().join("admin.sock"), at.path().join("token"));
     std::fs::write(&token, "correct-horse-battery\n").unwrap();
@@ -219,7 +219,7 @@ fn an_admin_server_at_a_unix_socket_is_for_its_user_alone() {
 /// An open volume is deleted neither by its own gateway nor by a command beside it. The program prints the
 /// message of the gateway.
 #[test]
-fn a_gateway_is_asked_for_volumes_by_its_admin_socket() {
+fn volume_commands_reach_a_gateway_over_its_admin_socket() {
     let at = tempdir().unwrap();
     let at = at.path();
     let socket = at.join("admin.sock");
@@ -255,7 +255,7 @@ fn a_gateway_is_asked_for_volumes_by_its_admin_socket() {
 }
 
 #[test]
-fn an_admin_socket_that_was_asked_for_and_cannot_be_had_is_an_error() {
+fn a_requested_admin_socket_that_cannot_be_opened_is_an_error() {
     let at = tempdir().unwrap();
     let open = at.path().join("open");
     std::fs::create_dir(&open).unwrap();

@@ -14,7 +14,7 @@ fn all() -> String {
 }
 
 #[test]
-fn the_table_of_settings_is_that_of_the_program() {
+fn the_table_of_settings_matches_the_program() {
     let table = cairn::config::reference_table();
     assert!(SETTINGS.contains(&table), "docs/configuration.md lacks this table:\n\n{table}");
 }
@@ -69,7 +69,7 @@ fn every_command_parses() {
 }
 
 #[test]
-fn every_configuration_file_is_right() {
+fn every_configuration_file_is_valid() {
     let all = all();
     let blocks: Vec<&str> =
         all.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();

@@ -11,7 +11,7 @@ use tempfile::tempdir;
 use super::{Gateway, cairn, fail, refuse, succeed};
 
 #[test]
-fn help_is_there_at_every_level() {
+fn every_command_has_help() {
     let at = tempdir().unwrap();
     for (line, parts) in [
         ("--help", vec!["serve", "volume"]),
@@ -41,7 +41,7 @@ fn help_is_there_at_every_level() {
 }
 
 #[test]
-fn a_command_line_that_is_none_exits_with_2() {
+fn an_invalid_command_line_exits_with_2() {
     let at = tempdir().unwrap();
     for line in
         ["", "serv", "serve --lisen x", "serve --listen", "volume", "volume drop x", "volume create x"]
@@ -51,7 +51,7 @@ fn a_command_line_that_is_none_exits_with_2() {
 }
 
 #[test]
-fn settings_that_are_wrong_are_told_before_anything_is_made() {
+fn wrong_settings_are_reported_before_anything_is_created() {
     let at = tempdir().unwrap();
     for (line, parts) in [
         ("serve --listen nowhere", ["server.listen", "\"nowhere\"", "flag --listen", "unix:PATH"]),
@@ -73,7 +73,7 @@ fn settings_that_are_wrong_are_told_before_anything_is_made() {
 }
 
 #[test]
-fn it_makes_a_volume_once_and_is_satisfied_with_it_after() {
+fn it_creates_a_volume_once_and_then_opens_it() {
     let at = tempdir().unwrap();
     let line = "serve --listen 127.0.0.1:0 --create disk=64MiB";
     let first = Gateway::start(cairn(at.path(), line)).terminate();
@@ -119,7 +119,7 @@ fn an_address_in_use_is_an_error() {
 }
 
 #[test]
-fn a_volume_that_must_be_there_and_is_not_is_an_error() {
+fn a_missing_volume_that_must_exist_is_an_error() {
     let at = tempdir().unwrap();
     succeed(at.path(), "volume create other 1MiB");
     let mut serve = cairn(at.path(), "serve --listen 127.0.0.1:0");
@@ -129,7 +129,7 @@ fn a_volume_that_must_be_there_and_is_not_is_an_error() {
 }
 
 #[test]
-fn both_signals_end_it_in_good_order_and_its_successor_waits_for_nothing() {
+fn both_signals_end_it_cleanly_and_its_successor_does_not_wait() {
     let at = tempdir().unwrap();
     for signal in [Signal::TERM, Signal::INT] {
         let mut serve = cairn(at.path(), "serve --listen 127.0.0.1:0 --create disk=1MiB");
@@ -242,7 +242,7 @@ fn a_second_signal_ends_it_at_once() {
 }
 
 #[test]
-fn what_cannot_be_closed_in_time_is_told() {
+fn volumes_that_are_not_closed_in_time_are_reported() {
     let at = tempdir().unwrap();
     let mut gateway = gateway_that_cannot_close(at.path(), "1s");
     gateway.signal(Signal::TERM);
@@ -285,7 +285,7 @@ fn metrics_health_and_volumes_over_http() {
 }
 
 #[test]
-fn an_admin_address_that_was_asked_for_and_is_taken_is_an_error() {
+fn a_requested_admin_address_in_use_is_an_error() {
     let at = tempdir().unwrap();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
@@ -297,7 +297,7 @@ fn an_admin_address_that_was_asked_for_and_is_taken_is_an_error() {
 /// Regardless of other arguments, standard output carries the bytes of a client, and the addresses are
 /// logged.
 #[test]
-fn standard_output_is_its_clients_alone() {
+fn standard_output_carries_only_the_clients_bytes() {
     let at = tempdir().unwrap();
     let line = "serve --stdio --listen 127.0.0.1:0 --admin 127.0.0.1:0 --create disk=1MiB";
     let mut serve = cairn(at.path(), line);
@@ -321,7 +321,7 @@ fn standard_output_is_its_clients_alone() {
 /// One of two settings would be ignored, or would reject every client. This is reported before anything is
 /// opened.
 #[test]
-fn settings_that_cannot_hold_together_are_a_mistake() {
+fn contradictory_settings_are_a_usage_error() {
     let at = tempdir().unwrap();
     let pair = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let pem = at.path().join("pem");

@@ -48,7 +48,7 @@ fn a_name_is_taken_once() {
 }
 
 #[test]
-fn names_and_sizes_that_cannot_be_are_refused() {
+fn invalid_names_and_sizes_are_refused() {
     let at = tempdir().unwrap();
     for name in ["a/b", ".hidden", "..", &"x".repeat(129), "ä"] {
         let error = fail(at.path(), &format!("volume create {name} 1GiB"), 2);
@@ -76,7 +76,7 @@ fn names_and_sizes_that_cannot_be_are_refused() {
 
 /// A mistake in the URL of the store is reported, and does not leave a directory behind.
 #[test]
-fn whoever_makes_no_volume_makes_no_store() {
+fn only_creating_a_volume_creates_a_store() {
     let at = tempdir().unwrap();
     let at = at.path();
     for line in [
@@ -115,7 +115,7 @@ fn head_of(at: &Path, name: &str) -> PathBuf {
 }
 
 #[test]
-fn what_is_wrong_with_one_volume_is_listed_with_the_others_and_can_be_deleted() {
+fn a_broken_volume_is_listed_with_the_others_and_can_be_deleted() {
     let at = tempdir().unwrap();
     let at = at.path();
     for name in ["a", "b", "c"] {
@@ -161,7 +161,7 @@ fn a_volume_without_a_name_is_shown_and_deleted_by_its_id() {
 }
 
 #[test]
-fn a_store_that_is_none_is_refused() {
+fn an_invalid_store_is_refused() {
     let at = tempdir().unwrap();
     for (url, why) in [("http://x/y", "s3://bucket/prefix"), ("s3://Bad", "store.url"), ("/tmp", "--store")] {
         let error = fail(at.path(), &format!("volume list --store {url}"), 2);
@@ -191,7 +191,7 @@ fn the_store_can_come_from_a_file_the_environment_or_a_flag() {
 }
 
 #[test]
-fn a_wrong_setting_is_told_with_its_source_and_changes_nothing() {
+fn a_wrong_setting_is_reported_with_its_source_and_changes_nothing() {
     let at = tempdir().unwrap();
     let mut create = cairn(at.path(), "volume create disk 1MiB");
     create

@@ -105,7 +105,7 @@ async fn rounds(name: &str, ends: &'static [End]) {
 
 #[tokio::test]
 #[ignore = "needs MinIO, libnbd"]
-async fn no_flushed_write_is_lost_whoever_is_killed() {
+async fn no_flushed_write_is_lost_whichever_process_is_killed() {
     rounds("crashes", &CRASHES).await;
 }
 

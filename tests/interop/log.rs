@@ -84,7 +84,7 @@ async fn the_disk_works_on(redirection: &str, reader: Option<File>, reason: &str
 
 #[tokio::test]
 #[ignore = "needs curl, fio"]
-async fn the_disk_works_on_when_whoever_reads_the_log_is_gone() {
+async fn the_disk_keeps_working_when_the_reader_of_the_log_is_gone() {
     let files = tempfile::tempdir().unwrap();
     let path = files.path().join("log");
     let reader = pipe(&path);
@@ -93,13 +93,13 @@ async fn the_disk_works_on_when_whoever_reads_the_log_is_gone() {
 
 #[tokio::test]
 #[ignore = "needs curl, fio"]
-async fn the_disk_works_on_when_the_log_is_on_a_full_disk() {
+async fn the_disk_keeps_working_when_the_log_is_on_a_full_disk() {
     the_disk_works_on("2>/dev/full", None, "failed").await;
 }
 
 #[tokio::test]
 #[ignore = "needs curl, fio"]
-async fn the_disk_works_on_when_nobody_reads_the_log() {
+async fn the_disk_keeps_working_when_nobody_reads_the_log() {
     let files = tempfile::tempdir().unwrap();
     let path = files.path().join("log");
     let reader = pipe(&path);

@@ -36,6 +36,6 @@ async fn sixteen_clients_on_four_names_leave_every_volume_with_its_name() {
 
 #[tokio::test]
 #[ignore = "needs MinIO"]
-async fn also_where_every_fifth_action_is_cut_short() {
+async fn every_volume_keeps_its_name_when_every_fifth_action_is_cut_short() {
     on_minio(Manners { seed: 2, rounds: 20, dies_once_in: 5 }).await;
 }

@@ -27,7 +27,7 @@ async fn gather(tree: &Path) {
 /// out.
 #[tokio::test]
 #[ignore = "needs MinIO, QEMU, cpio, e2fsprogs, libnbd"]
-async fn a_file_tree_survives_the_gateway_that_took_it_in() {
+async fn a_file_tree_survives_the_death_of_its_gateway() {
     let files = tempfile::tempdir().expect("a directory for the test");
     let path = |name: &str| files.path().join(name);
     std::fs::create_dir(path("tree")).expect("an empty directory");

@@ -42,7 +42,7 @@ async fn a_drained_gateway_leaves_nothing_to_replay_and_no_lease() {
 
 #[tokio::test]
 #[ignore = "needs MinIO, libnbd"]
-async fn the_log_tells_how_a_drain_gets_on() {
+async fn the_log_reports_the_progress_of_a_drain() {
     let store = Store::minio().await;
     let proxy = store.proxy().await;
     let mut gateway = Setup::new(&store).through(&proxy).tcp().create("disk", "64MiB").start().await;

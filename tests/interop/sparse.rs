@@ -50,7 +50,7 @@ fn expected(written: &[(u64, u64)], size: u64, unit: u64) -> Vec<(u64, u64, bool
 /// granularity of 64 KiB.
 #[tokio::test]
 #[ignore = "needs MinIO, libnbd"]
-async fn the_map_is_what_was_written() {
+async fn the_map_shows_what_was_written() {
     let store = Store::minio().await;
     let size = 1 << 30;
     let written = [
@@ -102,7 +102,7 @@ fn got_bytes(proxy: &Proxy) -> u64 {
 /// Copying 1 TiB that contains 100 MB reads about 100 MB from the store, with either program.
 #[tokio::test]
 #[ignore = "needs MinIO, QEMU, libnbd"]
-async fn a_sparse_tebibyte_is_read_by_what_it_holds() {
+async fn copying_a_sparse_tebibyte_reads_only_its_data() {
     let store = Store::minio().await;
     let proxy = store.proxy().await;
     let files = tempfile::tempdir().unwrap();

@@ -44,7 +44,7 @@ async fn no_flush_is_answered_before_the_store_has_the_commit() {
 
 #[tokio::test]
 #[ignore = "needs MinIO, libnbd"]
-async fn no_flush_is_answered_before_the_store_has_said_so() {
+async fn no_flush_is_answered_before_the_store_has_answered() {
     flushes_wait_for(Action::HoldAnswer).await;
 }
 
@@ -52,7 +52,7 @@ async fn no_flush_is_answered_before_the_store_has_said_so() {
 /// for a takeover.
 #[tokio::test]
 #[ignore = "needs MinIO, libnbd"]
-async fn lost_answers_to_commits_are_settled() {
+async fn commits_whose_answers_are_lost_are_resolved() {
     let store = Store::minio().await;
     let proxy = store.proxy().await;
     let mut gateway = Setup::new(&store).through(&proxy).create("disk", "1GiB").tcp().start().await;
@@ -74,7 +74,7 @@ async fn lost_answers_to_commits_are_settled() {
 /// The store is cut off, stalls, and loses its process. Writers wait, and continue when it is back.
 #[tokio::test]
 #[ignore = "needs MinIO, libnbd"]
-async fn writers_outlast_a_store_that_goes_away_and_comes_back() {
+async fn writers_survive_an_outage_of_the_store() {
     let mut store = Store::minio().await;
     let proxy = store.proxy().await;
     let gateway = Setup::new(&store).through(&proxy).create("disk", "1GiB").tcp().start().await;

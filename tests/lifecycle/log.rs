@@ -34,7 +34,7 @@ async fn is_ready(admin: u16) {
 /// written.
 #[tokio::test]
 #[ignore = "needs libnbd"]
-async fn a_gateway_starts_serves_and_ends_although_nobody_reads_what_it_says() {
+async fn a_gateway_starts_serves_and_ends_although_nobody_reads_its_output() {
     let files = tempfile::tempdir().unwrap();
     let path = files.path().join("full");
     let _reader = full_pipe(&path);
@@ -51,7 +51,7 @@ async fn a_gateway_starts_serves_and_ends_although_nobody_reads_what_it_says() {
 
 /// Errors of the command line are dropped as well if nobody reads them.
 #[tokio::test]
-async fn a_start_that_fails_ends_although_nobody_reads_why() {
+async fn a_failed_start_exits_although_nobody_reads_why() {
     let files = tempfile::tempdir().unwrap();
     let path = files.path().join("full");
     let _reader = full_pipe(&path);
@@ -64,7 +64,7 @@ async fn a_start_that_fails_ends_although_nobody_reads_why() {
 /// Without standard error, the first socket must not get its file descriptor and receive the log.
 #[tokio::test]
 #[ignore = "needs libnbd"]
-async fn a_standard_error_that_is_missing_is_replaced_by_nothing() {
+async fn a_missing_standard_error_is_not_replaced_by_another_file() {
     let store = Store::directory();
     let setup = Setup::new(&store).create("disk", "64MiB").tcp().redirected("2>&-");
     let mut gateway = setup.start().await;
@@ -78,7 +78,7 @@ async fn a_standard_error_that_is_missing_is_replaced_by_nothing() {
 /// A name that a client makes up has a bounded length in the log, in both formats. It adds no line end and no
 /// escape sequence.
 #[tokio::test]
-async fn what_a_client_puts_into_the_log_is_short_and_harmless() {
+async fn text_from_clients_in_the_log_is_short_and_harmless() {
     for format in ["human", "json"] {
         let store = Store::directory();
         let setup = Setup::new(&store).create("disk", "64MiB").tcp().env("CAIRN_LOG__LEVEL", "debug");

@@ -18,7 +18,7 @@ async fn reloads(gateway: &mut Gateway, words: &str) {
 
 #[tokio::test]
 #[ignore = "needs libnbd"]
-async fn a_reload_takes_what_it_can_and_names_the_rest() {
+async fn a_reload_applies_what_it_can_and_names_the_rest() {
     let store = Store::directory();
     let files = tempfile::tempdir().expect("a directory for the settings");
     let path = files.path().join("cairn.toml");
@@ -57,7 +57,7 @@ async fn a_reload_takes_what_it_can_and_names_the_rest() {
 /// A volume that cannot be opened does not prevent other changes, and the next reload tries it again.
 #[tokio::test]
 #[ignore = "needs libnbd"]
-async fn a_volume_that_cannot_be_opened_is_named_and_tried_again() {
+async fn a_volume_that_cannot_be_opened_is_named_and_retried() {
     let store = Store::directory();
     let files = tempfile::tempdir().expect("a directory for the settings");
     let path = files.path().join("cairn.toml");
@@ -87,7 +87,7 @@ async fn a_volume_that_cannot_be_opened_is_named_and_tried_again() {
 /// After a reload, a token that was changed in its file is valid, and the old one is not.
 #[tokio::test]
 #[ignore = "needs curl"]
-async fn a_new_token_takes_the_place_of_the_old_one() {
+async fn a_new_token_replaces_the_old_one() {
     let store = Store::directory();
     let files = tempfile::tempdir().expect("a directory for the token");
     let path = files.path().join("token");
@@ -145,7 +145,7 @@ fn resident_mib(gateway: &Gateway) -> u64 {
 
 #[tokio::test]
 #[ignore = "needs libnbd"]
-async fn a_smaller_cache_gives_its_memory_back() {
+async fn a_smaller_cache_releases_memory() {
     let store = Store::directory();
     let files = tempfile::tempdir().expect("a directory for the settings");
     let path = files.path().join("cairn.toml");

@@ -164,7 +164,7 @@ async fn a_successor_that_fails_changes_nothing() {
 
 /// Changes are requested at the same socket before and after the replacement.
 #[tokio::test]
-async fn the_admin_socket_goes_to_the_successor() {
+async fn the_admin_socket_passes_to_the_successor() {
     let store = Store::directory();
     let directory = tempfile::tempdir().expect("a directory for the sockets");
     let (handover, admin) = (directory.path().join("handover"), directory.path().join("admin.sock"));

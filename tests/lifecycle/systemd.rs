@@ -50,7 +50,7 @@ impl Manager {
 }
 
 #[tokio::test]
-async fn the_service_manager_is_told_of_every_step() {
+async fn the_service_manager_is_notified_of_every_step() {
     let manager = Manager::new();
     let store = Store::directory();
     let setup = Setup::new(&store).create("disk", "64MiB").tcp();
@@ -75,7 +75,7 @@ async fn the_service_manager_is_told_of_every_step() {
 /// next gateway.
 #[tokio::test]
 #[ignore = "needs libnbd, systemd"]
-async fn a_gateway_that_systemd_listens_for_starts_with_its_first_client_and_hangs_up() {
+async fn a_socket_activated_gateway_starts_with_its_first_client_and_hangs_up() {
     let store = Store::directory();
     let port = free_port();
     let cairn = store.cairn(["serve", "--store", &store.url(), "--create", "disk=64MiB", "--admin", "none"]);

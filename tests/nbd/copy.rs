@@ -30,7 +30,7 @@ async fn file_to_file_keeps_bytes_and_holes() {
 
 #[tokio::test]
 #[ignore = "needs QEMU, libnbd, nbdkit"]
-async fn a_file_goes_to_servers_and_comes_back() {
+async fn a_file_is_copied_to_servers_and_back() {
     let files = Files::new();
     let source = files.write("source", &picture());
     let (one, two) = (files.write("one", &noise(8, 32 * MIB)), files.write("two", &noise(9, 32 * MIB)));
@@ -54,7 +54,7 @@ async fn a_file_goes_to_servers_and_comes_back() {
 
 #[tokio::test]
 #[ignore = "needs QEMU, nbdkit"]
-async fn a_sparse_tebibyte_is_copied_by_what_it_holds() {
+async fn copying_a_sparse_tebibyte_copies_only_its_data() {
     let files = Files::new();
     let data = "data=( 0x55 )*3000000 @5000000000 ( 0xaa )*2000000 @1099511627775 1";
     let server = Other::nbdkit(&["data", data]).await;
@@ -83,7 +83,7 @@ async fn between_servers_with_several_connections() {
 
 #[tokio::test]
 #[ignore = "needs nbdkit"]
-async fn what_does_not_fit_is_refused() {
+async fn disks_of_the_wrong_size_or_kind_are_refused() {
     let files = Files::new();
     let (source, small) = (files.write("source", &noise(3, 2 * MIB)), files.sparse("small", 1 << 20));
     let served = Served::start(&["serve", &small]).await;
@@ -111,7 +111,7 @@ async fn a_disk_that_fails_is_named() {
 /// too.
 #[tokio::test]
 #[ignore = "needs nbdkit"]
-async fn a_client_leaves_by_disc_also_where_it_failed() {
+async fn a_client_sends_disc_even_after_a_failure() {
     let files = Files::new();
     let (image, small) = (files.write("image", &noise(3, MIB)), files.sparse("small", 512));
     let broken =
@@ -145,7 +145,7 @@ async fn a_client_leaves_by_disc_also_where_it_failed() {
 
 #[tokio::test]
 #[ignore = "needs util-linux"]
-async fn on_a_terminal_it_shows_how_far_it_is() {
+async fn on_a_terminal_it_shows_progress() {
     let files = Files::new();
     let (source, target) = (files.write("source", &noise(3, 8 * MIB)), files.text("target"));
     let line = format!("{} nbd copy {source} {target}", env!("CARGO_BIN_EXE_cairn"));

@@ -43,7 +43,7 @@ async fn a_client_on_standard_input_and_output_is_served_until_it_leaves() {
 
 /// A socket that is requested besides standard input and output would never be served, so it is refused.
 #[tokio::test]
-async fn standard_input_and_output_go_with_no_address() {
+async fn standard_input_and_output_exclude_an_address() {
     let files = Files::new();
     let image = files.sparse("image", 1 << 20);
     for more in [vec!["--socket", "s"], vec!["--port", "0"], vec!["--address", "127.0.0.1"]] {
@@ -56,7 +56,7 @@ async fn standard_input_and_output_go_with_no_address() {
 /// A requested socket is served as well as those that are passed.
 #[tokio::test]
 #[ignore = "needs libnbd, systemd"]
-async fn a_socket_that_was_asked_for_is_served_beside_one_that_is_passed() {
+async fn a_requested_socket_is_served_beside_a_passed_one() {
     let files = Files::new();
     let (image, port, socket) = (files.write("image", &noise(1, MIB)), free_port(), files.text("socket"));
     let mut line = words(&format!("systemd-socket-activate --listen=127.0.0.1:{port}"));
@@ -72,7 +72,7 @@ async fn a_socket_that_was_asked_for_is_served_beside_one_that_is_passed() {
 
 /// Two pipes work as well as a socket.
 #[tokio::test]
-async fn two_pipes_are_as_good_as_a_socket() {
+async fn two_pipes_work_like_a_socket() {
     let files = Files::new();
     let image = files.sparse("image", 1 << 20);
     // The client requests fixed newstyle and sends ABORT.
@@ -137,7 +137,7 @@ async fn systemd_passes_a_connection() {
 
 /// Inherited sockets that cannot be used are reported, and not left open.
 #[tokio::test]
-async fn what_is_of_no_use_is_refused() {
+async fn unusable_sockets_are_refused() {
     let files = Files::new();
     let image = files.sparse("image", 1 << 20);
     let line = format!(

@@ -51,7 +51,7 @@ async fn list_prints_names() {
 
 #[tokio::test]
 #[ignore = "needs nbdkit"]
-async fn list_tells_by_its_status_why_there_is_none() {
+async fn the_exit_status_of_list_says_why_there_is_no_list() {
     // Oldstyle has no LIST.
     let (_server, port) = at_port(&[&NBDKIT[..], &["--oldstyle", "memory", "1M"]].concat()).await;
     assert!(ends_with(1, &["list", "127.0.0.1", &port]).await.stderr.contains("cannot list"));
@@ -76,7 +76,7 @@ async fn list_tells_by_its_status_why_there_is_none() {
 
 #[tokio::test]
 #[ignore = "needs QEMU, nbdkit"]
-async fn every_question_is_asked_by_uri_socket_and_tls_too() {
+async fn every_query_works_by_uri_socket_and_tls() {
     let (files, authority) = (Files::new(), Authority::new());
     let pair = authority.server();
     let both = [std::fs::read(&pair.certificate).unwrap(), std::fs::read(&pair.key).unwrap()].concat();
@@ -105,7 +105,7 @@ async fn every_question_is_asked_by_uri_socket_and_tls_too() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_named_by_halves_is_a_mistake_of_the_command_line() {
+async fn an_incomplete_server_name_is_a_usage_error() {
     for words in [
         &["size", "host"][..],
         &["list", "host"],
@@ -121,7 +121,7 @@ async fn a_server_that_is_named_by_halves_is_a_mistake_of_the_command_line() {
 
 #[tokio::test]
 #[ignore = "needs QEMU, libnbd"]
-async fn info_tells_what_the_server_tells() {
+async fn info_shows_what_the_server_reports() {
     let files = Files::new();
     let image = files.sparse("image", 1 << 20);
     let server = Other::qemu(&["--export-name=disk", "--description=a test", "--read-only", &image]).await;
@@ -157,7 +157,7 @@ async fn info_tells_what_the_server_tells() {
 
 #[tokio::test]
 #[ignore = "needs QEMU, libnbd"]
-async fn the_map_is_that_of_nbdinfo() {
+async fn the_map_equals_that_of_nbdinfo() {
     let files = Files::new();
     let image = files.sparse("image", 8 << 20);
     let file = std::fs::File::options().write(true).open(&image).unwrap();
@@ -178,7 +178,7 @@ async fn the_map_is_that_of_nbdinfo() {
 }
 
 #[tokio::test]
-async fn a_uri_that_is_none_is_a_mistake_of_the_command_line() {
+async fn an_invalid_uri_is_a_usage_error() {
     for bad in ["disk", "http://host/disk", "nbd://host/?colour=red"] {
         ends_with(2, &["info", bad]).await;
     }

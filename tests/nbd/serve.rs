@@ -10,7 +10,7 @@ const MIB: usize = 1 << 20;
 
 #[tokio::test]
 #[ignore = "needs QEMU, libnbd"]
-async fn what_clients_write_is_in_the_file() {
+async fn writes_of_clients_are_in_the_file() {
     let files = Files::new();
     let (image, source) = (files.sparse("image", 8 << 20), files.write("source", &noise(1, 8 * MIB)));
     let served = Served::start(&["serve", &image, "--exportname", "disk"]).await;
@@ -30,7 +30,7 @@ async fn what_clients_write_is_in_the_file() {
 
 #[tokio::test]
 #[ignore = "needs libnbd"]
-async fn the_map_of_an_export_is_that_of_the_file() {
+async fn the_map_of_an_export_equals_that_of_the_file() {
     let files = Files::new();
     let image = files.sparse("image", 16 << 20);
     std::os::unix::fs::FileExt::write_all_at(
@@ -47,7 +47,7 @@ async fn the_map_of_an_export_is_that_of_the_file() {
 
 #[tokio::test]
 #[ignore = "needs libnbd"]
-async fn an_export_is_had_by_its_name_and_by_none() {
+async fn an_export_is_available_by_its_name_and_the_empty_name() {
     let files = Files::new();
     let image = files.sparse("image", 1 << 20);
     let served = Served::start(&["serve", &image, "--exportname", "disk"]).await;
@@ -62,7 +62,7 @@ async fn an_export_is_had_by_its_name_and_by_none() {
 
 #[tokio::test]
 #[ignore = "needs libnbd"]
-async fn a_file_may_be_served_for_reading_alone() {
+async fn a_file_can_be_served_read_only() {
     let files = Files::new();
     let image = files.write("image", &noise(3, MIB));
     let served = Served::start(&["serve", &image, "--read-only"]).await;
@@ -122,7 +122,7 @@ impl Drop for LoopDevice {
 /// minimum is that of the device.
 #[tokio::test]
 #[ignore = "needs libnbd, util-linux"]
-async fn a_block_device_tells_its_sectors_and_takes_ranges_of_any_alignment() {
+async fn a_block_device_reports_its_sectors_and_accepts_any_alignment() {
     let files = Files::new();
     let image = files.write("image", &vec![7; MIB]);
     let device = LoopDevice::over(&image).await;
@@ -166,7 +166,7 @@ async fn a_block_device_tells_its_sectors_and_takes_ranges_of_any_alignment() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_served_is_refused_before_it_listens() {
+async fn unusable_files_are_refused_before_it_listens() {
     let files = Files::new();
     let image = files.sparse("image", 1 << 20);
     assert!(ends_with(1, &["serve", "/none", "--no-tls"]).await.stderr.contains("/none"));

@@ -34,7 +34,7 @@ impl Exports for Rude {
 }
 
 #[tokio::test]
-async fn what_a_server_says_is_one_line_without_sequences_for_the_terminal() {
+async fn text_of_a_server_is_one_line_without_escape_sequences() {
     let server = Server::new(Arc::new(Rude), Options::default(), Metrics::new().server());
     let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).await.unwrap();
     let ListenAddress::Tcp(address) = server.listen(listener, Greeting::Newstyle) else { panic!("not TCP") };

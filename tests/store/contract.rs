@@ -12,24 +12,24 @@ use futures::future::{join_all, try_join_all};
 use crate::support::minio::Minio;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_store_in_memory_keeps_the_contract() {
+async fn a_store_in_memory_fulfils_the_contract() {
     contract(Arc::new(MemoryStore::new())).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_store_that_lists_in_no_order_keeps_the_contract() {
+async fn a_store_that_lists_in_no_order_fulfils_the_contract() {
     contract(Arc::new(MemoryStore::unsorted(100))).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_store_in_a_directory_keeps_the_contract() {
+async fn a_store_in_a_directory_fulfils_the_contract() {
     let directory = tempfile::tempdir().unwrap();
     contract(Arc::new(LocalStore::open(directory.path()).await.unwrap())).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs MinIO"]
-async fn a_store_in_a_bucket_keeps_the_contract_with_and_without_a_prefix() {
+async fn a_store_in_a_bucket_fulfils_the_contract_with_and_without_a_prefix() {
     let minio = Minio::start().await;
     contract(Arc::new(S3Store::open("with-prefix", "some/where", minio.options()).await.unwrap())).await;
     contract(Arc::new(S3Store::open("without", "", minio.options()).await.unwrap())).await;

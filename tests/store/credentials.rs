@@ -133,7 +133,7 @@ async fn with_profile() -> Bench {
 }
 
 #[tokio::test]
-async fn a_profile_that_was_replaced_is_read_again_when_the_store_refuses_its_key() {
+async fn a_replaced_profile_is_read_again_when_the_store_refuses_its_key() {
     for (status, code) in [
         ("403 Forbidden", "InvalidAccessKeyId"),
         ("403 Forbidden", "SignatureDoesNotMatch"),
@@ -147,7 +147,7 @@ async fn a_profile_that_was_replaced_is_read_again_when_the_store_refuses_its_ke
 }
 
 #[tokio::test]
-async fn what_was_not_flushed_is_durable_after_sigterm_with_the_new_key() {
+async fn unflushed_data_is_durable_after_sigterm_with_the_new_key() {
     let bench = with_profile().await;
     let mut gateway = bench.gateway().await;
     let disk = connect(&gateway).await;
@@ -161,7 +161,7 @@ async fn what_was_not_flushed_is_durable_after_sigterm_with_the_new_key() {
 }
 
 #[tokio::test]
-async fn a_flush_that_is_being_refused_goes_on_after_sighup() {
+async fn a_refused_flush_continues_after_sighup() {
     let bench = with_profile().await;
     let mut gateway = bench.gateway().await;
     let disk = connect(&gateway).await;
@@ -187,7 +187,7 @@ async fn a_flush_that_is_being_refused_goes_on_after_sighup() {
 }
 
 #[tokio::test]
-async fn a_web_identity_is_exchanged_again_when_the_store_refuses_what_it_gave() {
+async fn a_web_identity_is_exchanged_again_when_the_store_refuses_its_credentials() {
     let sts = FakeS3::start(|request| {
         let form: Vec<(String, String)> = url::form_urlencoded::parse(&request.body).into_owned().collect();
         let token = form.iter().find(|(name, _)| name == "WebIdentityToken");
@@ -211,7 +211,7 @@ async fn a_web_identity_is_exchanged_again_when_the_store_refuses_what_it_gave()
 }
 
 #[tokio::test]
-async fn a_container_is_asked_again_when_the_store_refuses_what_it_gave() {
+async fn a_container_endpoint_is_queried_again_when_the_store_refuses_its_credentials() {
     let key = Arc::new(Mutex::new("OLD"));
     let given = Arc::clone(&key);
     let container = FakeS3::start(move |request| {
@@ -245,7 +245,7 @@ fn credential_process(bench: &mut Bench) -> PathBuf {
 }
 
 #[tokio::test]
-async fn a_credential_process_runs_again_when_the_store_refuses_what_it_gave() {
+async fn a_credential_process_runs_again_when_the_store_refuses_its_credentials() {
     let mut bench = Bench::new().await;
     credential_process(&mut bench);
     bench.survives(|bench| drop(bench.file("output.json", &json("NEW")))).await;
@@ -257,7 +257,7 @@ fn runs(path: &Path) -> usize {
 
 /// However many requests are refused, the chain is rebuilt once in ten seconds.
 #[tokio::test]
-async fn refusals_have_the_credentials_resolved_at_a_bounded_rate() {
+async fn refusals_renew_the_credentials_at_a_bounded_rate() {
     let mut bench = Bench::new().await;
     let path = credential_process(&mut bench);
     let mut gateway = bench.gateway().await;

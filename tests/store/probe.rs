@@ -105,7 +105,7 @@ impl Store for Careless {
 }
 
 #[tokio::test]
-async fn a_store_that_heeds_conditions_badly_is_refused_for_just_that() {
+async fn a_store_that_honours_conditions_badly_is_refused_for_that_reason() {
     for (wrong, violation) in [
         (Wrong::IgnoresIfNoneMatch, Violation::IgnoresIfNoneMatch),
         (Wrong::IgnoresIfMatch, Violation::IgnoresIfMatch),
@@ -151,7 +151,7 @@ async fn a_good_store_passes_and_only_the_probes_keys_were_touched() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn trouble_on_the_way_is_no_verdict() {
+async fn failures_in_transit_are_no_verdict() {
     for seed in 0..20 {
         let fault = Fault::new(Arc::new(MemoryStore::new()), seed);
         fault.add(Rule::new(Action::FailBefore(Failure::Throttled)).probability(0.03));
@@ -205,7 +205,7 @@ impl Store for Garbled {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_was_damaged_on_its_way_is_no_verdict() {
+async fn an_answer_damaged_in_transit_is_no_verdict() {
     let garbled = Garbled::new(2);
     probe(&garbled, &ProbeOptions::default(), "nonce").await.unwrap();
     assert!(garbled.inner.objects().is_empty(), "the probe's keys are gone");
@@ -263,7 +263,7 @@ async fn requests_of(memory: &MemoryStore, when: When, against: &str) -> u64 {
 }
 
 #[tokio::test]
-async fn a_store_is_raced_once_and_later_starts_make_a_few_requests() {
+async fn a_store_is_probed_in_full_once_and_later_starts_send_few_requests() {
     let memory = MemoryStore::new();
     let few = u64::try_from(CHECKS).unwrap();
     assert!(requests_of(&memory, When::Once, HERE).await > 100);
@@ -291,7 +291,7 @@ async fn a_store_is_raced_once_and_later_starts_make_a_few_requests() {
 }
 
 #[tokio::test]
-async fn a_second_start_on_s3_and_on_a_directory_makes_a_few_requests() {
+async fn a_second_start_on_s3_and_on_a_directory_sends_few_requests() {
     let bucket = FakeBucket::start().await;
     opened("s3://disks/at", bucket.server.options()).await.unwrap();
     let first = bucket.server.requests().len();
@@ -325,7 +325,7 @@ async fn a_store_that_ignores_conditions_is_caught_at_a_later_start_too() {
 
 /// Two gateways start at the same time, for the first time and later.
 #[tokio::test]
-async fn starts_at_once_do_not_disturb_each_other() {
+async fn concurrent_starts_do_not_disturb_each_other() {
     let memory = MemoryStore::new();
     for _ in 0..2 {
         let starts = (0..4).map(|n| {
@@ -370,7 +370,7 @@ async fn a_directory_and_minio_pass() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs MinIO"]
-async fn an_absent_bucket_and_wrong_credentials_are_named() {
+async fn a_missing_bucket_and_wrong_credentials_are_named() {
     let minio = Minio::start().await;
     let absent = S3Options { create_bucket: false, ..minio.options() };
     let error = opened("s3://absent", absent.clone()).await.unwrap_err().to_string();
@@ -382,7 +382,7 @@ async fn an_absent_bucket_and_wrong_credentials_are_named() {
 }
 
 #[tokio::test]
-async fn a_file_in_the_place_of_a_directory_is_named() {
+async fn a_file_in_place_of_the_directory_is_named() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let location = format!("file://{}", file.path().display());
     let error = opened(&location, S3Options::default()).await.unwrap_err().to_string();
@@ -390,7 +390,7 @@ async fn a_file_in_the_place_of_a_directory_is_named() {
 }
 
 #[tokio::test]
-async fn a_bucket_that_may_not_be_made_is_an_error() {
+async fn a_bucket_that_may_not_be_created_is_an_error() {
     let server = FakeS3::start(|request| match request.method.as_str() {
         "HEAD" => Reply::Whole(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".to_vec()),
         _ => Reply::Whole(error("403 Forbidden", "AccessDenied")),

@@ -53,7 +53,7 @@ async fn fails(env: &[(&str, &str)], parts: &[&str]) {
 }
 
 #[tokio::test]
-async fn an_endpoint_in_the_environment_that_cannot_be_one_is_named_at_once() {
+async fn an_invalid_endpoint_in_the_environment_is_named_at_once() {
     for (name, value, part) in [
         ("AWS_ENDPOINT_URL", "minio:9000", "write http://minio:9000 or https://minio:9000"),
         ("AWS_ENDPOINT_URL_S3", "minio", "has no scheme"),
@@ -77,7 +77,7 @@ async fn a_host_that_does_not_exist_is_named_at_once() {
 }
 
 #[tokio::test]
-async fn a_certificate_is_trusted_as_the_environment_says_and_else_named_at_once() {
+async fn a_certificate_is_trusted_if_the_environment_says_so_and_otherwise_named_at_once() {
     let authority = Authority::new();
     let bucket = FakeBucket::start_tls(authority.server_config()).await;
     let endpoint = format!("https://localhost:{}", bucket.server.port());
@@ -102,7 +102,7 @@ async fn a_certificate_is_trusted_as_the_environment_says_and_else_named_at_once
 }
 
 #[tokio::test]
-async fn a_server_that_does_not_speak_tls_is_named_at_once() {
+async fn a_server_without_tls_is_named_at_once() {
     // As servers answer a request that is not HTTP.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("https://{}", listener.local_addr().unwrap());
@@ -170,7 +170,7 @@ async fn a_start_does_not_wait_for_a_host_that_does_not_exist() {
 
 /// Responses of S3, and what must be reported. One request is enough to know.
 #[tokio::test]
-async fn what_the_store_will_never_do_is_told_after_one_request() {
+async fn permanent_refusals_are_reported_after_one_request() {
     let moved = || {
         let body = b"<Error><Code>PermanentRedirect</Code><Message>elsewhere</Message></Error>";
         answer("301 Moved Permanently", &[("x-amz-bucket-region", "eu-west-1")], body)
@@ -202,7 +202,7 @@ async fn what_the_store_will_never_do_is_told_after_one_request() {
 
 /// Each forbidden operation is reported with its permission, at the first start and at later ones.
 #[tokio::test]
-async fn a_permission_that_is_missing_is_told_at_the_start() {
+async fn a_missing_permission_is_reported_at_the_start() {
     let bucket = FakeBucket::start().await;
     for start in ["first", "later"] {
         for (method, permission) in [

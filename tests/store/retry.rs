@@ -122,7 +122,7 @@ async fn reads_end_at_their_deadline_with_the_last_error() {
 /// An earlier error says more than that the last attempt got no answer. For a write, only an error that
 /// leaves the effect unknown is reported in its place.
 #[tokio::test(start_paused = true)]
-async fn an_attempt_that_the_deadline_cuts_off_ends_with_what_the_one_before_it_said() {
+async fn an_attempt_that_the_deadline_cuts_off_returns_the_previous_error() {
     let patience = Patience { deadline: Some(Duration::from_secs(60)), refusals: Some(3) };
     for (failure, outcome) in [(Failure::Transient, Is::Transient), (Failure::Throttled, Is::Timeout)] {
         let fault = Fault::new(Arc::new(MemoryStore::new()), 0);
@@ -144,7 +144,7 @@ async fn an_attempt_that_the_deadline_cuts_off_ends_with_what_the_one_before_it_
 
 /// At the start an operator is watching. Later the disks are in use.
 #[tokio::test(start_paused = true)]
-async fn a_refusal_is_told_soon_at_the_start_and_waited_for_later() {
+async fn a_refusal_fails_soon_at_the_start_and_is_waited_out_later() {
     for failure in [Failure::Denied, Failure::Rejected] {
         let (memory, fault, store) = stack();
         memory.insert("a", Bytes::from_static(b"a"));
@@ -174,7 +174,7 @@ async fn a_refusal_is_told_soon_at_the_start_and_waited_for_later() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_write_outlasts_an_outage_however_it_looks() {
+async fn a_write_survives_an_outage_of_any_kind() {
     for failure in
         [Failure::Timeout, Failure::Transient, Failure::Throttled, Failure::Denied, Failure::Rejected]
     {
@@ -195,7 +195,7 @@ async fn a_write_outlasts_an_outage_however_it_looks() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_definite_answer_passes_at_once() {
+async fn a_definite_answer_is_returned_at_once() {
     let (memory, _, store) = stack();
     assert!(matches!(get(&store, "a").await, Err(Error::NotFound { .. })));
     create(&store, "a").await.unwrap();
@@ -214,7 +214,7 @@ async fn a_412_after_a_lost_answer_reaches_the_caller() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refused_read_is_tried_a_few_times() {
+async fn a_refused_read_is_retried_a_few_times() {
     for failure in [Failure::Denied, Failure::Rejected] {
         let (memory, fault, store) = stack();
         let gate = Gate::new();
@@ -232,7 +232,7 @@ async fn a_refused_read_is_tried_a_few_times() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_error_of_a_write_tells_whether_any_attempt_may_have_taken_effect() {
+async fn the_error_of_a_write_says_whether_any_attempt_may_have_taken_effect() {
     let options = RetryOptions {
         write: Patience { deadline: Some(Duration::from_secs(60)), refusals: Some(3) },
         ..RetryOptions::default()
@@ -256,7 +256,7 @@ async fn an_error_of_a_write_tells_whether_any_attempt_may_have_taken_effect() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_no_key_is_refused_without_a_request() {
+async fn invalid_keys_are_refused_without_a_request() {
     let down = Arc::new(Down::default());
     let store = retry(down.clone(), RetryOptions::default(), 0);
     assert!(matches!(create(&store, "../a").await, Err(Error::Rejected { .. })));
@@ -265,7 +265,7 @@ async fn what_is_no_key_is_refused_without_a_request() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_pauses_leaves_its_place_to_others() {
+async fn a_pausing_request_leaves_its_permit_to_others() {
     let metrics = Metrics::new();
     let fault = Fault::new(Arc::new(MemoryStore::new()), 0);
     let limit = Limit::new(Arc::new(fault.clone()), 1, metrics.store());

@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_line_that_comes_without_end_is_logged_a_few_times_and_counted_after() {
+    async fn a_repeated_line_is_logged_a_few_times_and_then_counted() {
         let (limit, seen) = (Limit::new(Metrics::new().log()), Seen::default());
         let subscriber = tracing_subscriber::registry().with(limit.clone()).with(seen.clone());
         let guard = tracing::subscriber::set_default(subscriber);

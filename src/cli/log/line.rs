@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_has_one_end_and_no_more_than_its_bytes() {
+    fn a_line_has_one_end_and_a_bounded_length() {
         for shape in [Shape::Human, Shape::Coloured] {
             assert_eq!(shape.fit("refused: \x1b]0;x\x07\n WARN forged\n").matches('\n').count(), 1);
             assert!(shape.fit("refused: \x1b]0;x\x07\n").starts_with("refused: \\u{1b}]0;x\\u{7}"));
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn json_stays_json_however_long_it_is() {
+    fn long_json_stays_valid_json() {
         let short = "{\"message\":\"a\\nb\"}\n";
         assert_eq!(Shape::Json.fit(short), short);
         let long = "\u{1}é".repeat(2000);

@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn the_handshake_takes_no_longer_than_the_limit() {
+    fn the_handshake_takes_at_most_the_limit() {
         let options = |limit: &str| Waiting { timeout: limit.parse().unwrap() }.options();
         assert_eq!(options("2s").handshake_timeout, Duration::from_secs(2));
         assert_eq!(options("5m").handshake_timeout, Duration::from_secs(30));

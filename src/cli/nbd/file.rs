@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn holes_are_told_made_and_filled() {
+    async fn holes_are_reported_punched_and_filled() {
         let directory = tempfile::tempdir().unwrap();
         let file = FileExport::create(&directory.path().join("image"), 4 * MIB).unwrap();
         assert_eq!(found(&file.block_status(0, 4 * MIB, 9).await.unwrap()), [(4 * MIB, true)]);
@@ -388,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn whole_blocks_are_those_that_lie_in_the_range() {
+    fn whole_blocks_are_those_within_the_range() {
         assert_eq!(whole_blocks(&(0..8192), 4096), Some(0..8192));
         assert_eq!(whole_blocks(&(1..8191), 4096), None);
         assert_eq!(whole_blocks(&(1..8192), 4096), Some(4096..8192));
@@ -397,7 +397,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_that_becomes_a_copy_keeps_what_it_has_until_it_is_written() {
+    async fn the_target_of_a_copy_keeps_its_content_until_it_is_overwritten() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("image");
         std::fs::write(&path, "0123456789").unwrap();

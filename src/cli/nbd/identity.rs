@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mapped_device_overlaps_what_it_lies_on_and_no_other_mapped_device() {
+    fn a_mapped_device_overlaps_its_slaves_and_no_other_mapped_device() {
         let root = machine();
         let [disk, one, two] = [0, 1, 2].map(|minor| device(root.path(), 8, minor));
         let [first, second] = [0, 1].map(|minor| device(root.path(), 253, minor));
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_server_says_of_a_file_is_recognised() {
+    fn the_file_of_a_server_is_recognised_by_its_description() {
         let root = machine();
         let [disk, one, two] = [0, 1, 2].map(|minor| device(root.path(), 8, minor));
         let address = Address::Tcp { host: "host".to_owned(), port: 1 };

@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_has_a_scheme_is_a_uri() {
+    fn a_text_with_a_scheme_is_a_uri() {
         for uri in ["nbd://host/disk", "NBD://host/disk", "Nbds+Unix:///?socket=/s"] {
             let name: DiskName = uri.parse().unwrap();
             assert!(matches!(name.place, Place::Export(_)), "{uri}");
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn standard_input_and_output_are_no_disk() {
+    fn standard_input_and_output_are_not_disks() {
         assert!(matches!("-".parse::<DiskName>(), Err(DiskNameError::Standard)));
     }
 

@@ -211,7 +211,7 @@ mod tests {
     use crate::protocol::{OptionCode, Refusal};
 
     #[test]
-    fn what_keeps_a_list_back_has_its_exit_status() {
+    fn each_reason_for_a_missing_list_has_its_own_exit_status() {
         let refused = |error| {
             let (option, refusal) = (OptionCode::List, Refusal::new(error, "no"));
             client::Error::Handshake(HandshakeError::Refused { option, refusal })

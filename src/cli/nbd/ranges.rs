@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn overlapping_ranges_are_had_in_the_order_of_asking() {
+    async fn overlapping_ranges_are_granted_in_order_of_arrival() {
         let locks = RangeLocks::default();
         let first = locks.lock(0..10).await;
         let mut second = Box::pin(locks.lock(5..15));
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_stops_waiting_keeps_nobody_else_waiting() {
+    async fn a_cancelled_request_delays_nobody() {
         let locks = RangeLocks::default();
         let first = locks.lock(0..10).await;
         let mut second = Box::pin(locks.lock(0..10));

@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn long_ranges_go_in_pieces() {
+    fn long_ranges_are_split() {
         assert_eq!(pieces(5, 10, 4).collect::<Vec<_>>(), [(5, 4), (9, 4), (13, 2)]);
         assert_eq!(pieces(5, 4, 4).collect::<Vec<_>>(), [(5, 4)]);
         assert_eq!(pieces(5, 0, 4).count(), 0);

@@ -230,7 +230,7 @@ mod tests {
     const LONG: Duration = Duration::from_secs(300);
 
     #[test]
-    fn a_stream_that_takes_nothing_keeps_nobody_waiting_and_what_is_lost_is_told_once_it_goes_on() {
+    fn a_blocked_stream_delays_nobody_and_lost_texts_are_reported_when_it_resumes() {
         let Stage { outlet, answers, written, notices } = stage();
         let line = vec![b'x'; 1024 - TEXT_OVERHEAD_BYTES];
         for _ in 0..3 * QUEUE_BYTES / 1024 {

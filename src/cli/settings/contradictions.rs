@@ -120,7 +120,7 @@ mod tests {
 
     /// Pairs of settings that contradict each other. The error names both.
     #[test]
-    fn what_cannot_hold_together_is_refused_by_both_names() {
+    fn contradictory_settings_are_refused_and_both_are_named() {
         for (one, other) in [
             (("server.oldstyle", "127.0.0.1:1=disk"), ("tls.mode", "required")),
             (("server.bytes_in_flight", "257MiB"), ("server.total_bytes_in_flight", "256MiB")),
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_hold_together_is_not() {
+    fn compatible_settings_are_accepted() {
         for pairs in [
             &[][..],
             &[("server.oldstyle", "127.0.0.1:1=disk"), ("tls.mode", "allowed")],

@@ -69,13 +69,13 @@ mod tests {
     }
 
     #[test]
-    fn it_is_off_unless_asked_for() {
+    fn tls_is_off_by_default() {
         assert!(load(&[]).unwrap().is_none());
         assert!(load(&[("CAIRN_TLS__CERTIFICATE", "/none")]).unwrap().is_none());
     }
 
     #[test]
-    fn what_is_wrong_is_said_with_its_setting() {
+    fn an_error_names_its_setting() {
         let mode = ("CAIRN_TLS__MODE", "required");
         let certificate = ("CAIRN_TLS__CERTIFICATE", "/dev/null");
         let key = ("CAIRN_TLS__KEY", "/none/key.pem");
@@ -105,7 +105,7 @@ mod tests {
 
     /// For each kind of file, the error says what the file lacks, in the program's own words.
     #[test]
-    fn a_file_without_what_it_is_for_is_said_to_lack_it() {
+    fn an_error_says_what_a_file_lacks() {
         let pair = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let file = |content: &str| {
             let file = tempfile::NamedTempFile::new().unwrap();
@@ -140,7 +140,7 @@ mod tests {
 
     /// Certificate, key and authorities may share a file. Each error names the setting whose part is wrong.
     #[test]
-    fn what_is_wrong_in_a_file_of_several_settings_is_said_with_the_one_it_is_wrong_for() {
+    fn an_error_in_a_shared_file_names_the_setting_concerned() {
         let pair = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let (certificate, key) = (pair.cert.pem(), pair.signing_key.serialize_pem());
         let pem =
