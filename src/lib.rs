@@ -2,9 +2,10 @@
 //!
 //! # The library
 //!
-//! With `default-features = false`, this crate is the NBD library alone: [`protocol`] has the wire types and
-//! the handshake of both sides without I/O, [`server`] serves anything that implements [`server::Export`],
-//! and [`client`] sends commands to any NBD server. These three modules are the stable interface.
+//! With `default-features = false`, this crate only contains the NBD library: [`protocol`] has the wire types
+//! and the handshake of both sides without I/O, [`server`] serves anything that implements
+//! [`server::Export`], and [`client`] sends commands to any NBD server. These three modules are the stable
+//! interface.
 //!
 //! | feature | default | adds |
 //! |---|---|---|
@@ -13,7 +14,7 @@
 //!
 //! The modules of the gateway are public for the program and the tests. They may change in any release.
 //!
-//! A server of one disk in memory, and a client of it:
+//! This example serves a disk in memory, and connects a client to it:
 //!
 //! ```
 //! use std::sync::{Arc, Mutex};
@@ -67,7 +68,7 @@
 //!
 //! # The layers
 //!
-//! Arrows go one way only; `tests/tidy` fails on an arrow that is not in this list.
+//! Dependencies point in one direction only. `tests/tidy` fails if the code has one that is not in this list.
 //!
 //! ```text
 //! protocol → nothing        wire types and the handshake machine: no tokio, no clock, no log
@@ -83,10 +84,10 @@
 //! main     → cli            the program
 //! ```
 //!
-//! # The way of a command through the house
+//! # The path of a command
 //!
 //! From `main` to a connection: `cli::main` → `cli::serve` → `server::serve` → `server::connection`.
-//! From there:
+//! From a connection to the store:
 //!
 //! * WRITE: `server::transmission` → `server::execute` → `server::Export`, which is `gateway::exports` →
 //!   `volume::disk` (`Volume::write`) → `volume::write::change` → `volume::state::layer`
@@ -94,8 +95,8 @@
 //!   `volume::write::upload` has put the filled chunks → `volume::store_exact` → the store
 //! * cold READ: … → `volume::disk` (`Volume::read`) → `volume::read` → `volume::cache` → the store
 //!
-//! The store is a class of `store::classes`, which is `store::retry` → `store::limit` →
-//! `store::instrument` → a backend: `store::s3`, `store::local` or `store::memory`.
+//! "The store" is a class of requests in `store::classes`: `store::retry` → `store::limit` →
+//! `store::instrument` → a backend, which is `store::s3`, `store::local` or `store::memory`.
 
 #![forbid(unsafe_code)]
 

@@ -231,7 +231,7 @@ listed() { "$@" --list --format terse | sed -n 's/: test$//p' | LC_ALL=C sort; }
 
 # Each takes a minute or more; the small size leaves them out.
 LONG=(interop::memory::random_writes_over_64_gib_stay_below_400_mib_of_memory
-    interop::real_input::a_file_tree_survives_the_gateway_that_took_it_in)
+    interop::real_input::a_file_tree_survives_the_death_of_its_gateway)
 
 # Tests that need no other program run where there is none; those that say what they need then run with everything.
 suite_module() {

@@ -1,9 +1,9 @@
-//! The admin servers of a gateway: at the address that the settings name, and at the admin socket, a Unix
-//! socket that is for the gateway's own user alone.
+//! The admin servers of a gateway: one at the configured address, and one at the admin socket, a Unix socket
+//! for the gateway's own user.
 //!
-//! Knows where they listen and who may do what there, not what is asked. Invariants: only the admin socket,
-//! another socket of mode 0600, and whoever has the token change anything; what nobody asked for is no reason
-//! not to serve.
+//! Owns where they listen and who may do what there, and must not know what is requested. Invariants: only
+//! the admin socket, another socket of mode 0600, or a client with the token can change anything. An admin
+//! server that nobody asked for never prevents the gateway from serving.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,13 +19,14 @@ use crate::gateway::{GatewayStatus, chain};
 use crate::metrics::Metrics;
 use crate::server::{ListenAddress, ListenError, Listener};
 
-/// What the admin socket is called when it is handed over.
+/// Name of the admin socket in a handover.
 const SOCKET: &str = "admin.socket";
 
-/// Gateways of one user that have an admin socket without being told where.
+/// Maximum number of gateways of one user that get an admin socket without a configured path.
 const NUMBERS: u32 = 64;
 
-/// Where a client looks for the admin socket: of several gateways that were told no place, the first.
+/// Returns where a client looks for the admin socket. Without a configured path, that is the socket of the
+/// first gateway.
 pub(super) fn expected_at(place: &SocketPlace) -> Result<PathBuf, Unusable> {
     match place {
         SocketPlace::At(path) => Ok(path.clone()),
@@ -33,7 +34,7 @@ pub(super) fn expected_at(place: &SocketPlace) -> Result<PathBuf, Unusable> {
     }
 }
 
-/// The path of the admin socket of a gateway that was told none.
+/// Returns the path of the admin socket of the gateway with this number, if none is configured.
 fn numbered(directory: &Path, number: u32) -> PathBuf {
     match number {
         1 => directory.join("admin.sock"),
@@ -41,17 +42,17 @@ fn numbered(directory: &Path, number: u32) -> PathBuf {
     }
 }
 
-/// The sockets, before they are served.
+/// The sockets before they are served.
 pub(super) struct AdminSockets {
-    /// Where `admin.listen` says, inherited, or a predecessor's.
+    /// At `admin.listen`, inherited, or taken over from a predecessor.
     listen: Option<Listener>,
-    /// The admin socket.
+    /// At the path of the admin socket.
     own: Option<Listener>,
 }
 
 impl AdminSockets {
-    /// Opens both, or takes them from whoever had them. Where nobody asked for them and they cannot be had,
-    /// the log says what does not work, and there are none.
+    /// Opens both sockets, or takes them over. If a socket that nobody asked for cannot be opened, the log
+    /// says what does not work without it, and it is `None`.
     pub(super) async fn open(
         options: &Options,
         inherited: Option<Listener>,
@@ -69,7 +70,7 @@ impl AdminSockets {
         Ok(Self { listen, own })
     }
 
-    /// Adds them to what is handed over.
+    /// Adds the sockets to those that are handed over.
     pub(super) fn bequeath(&self, heirs: &mut Heirs) -> io::Result<()> {
         for (name, listener) in [(ADMIN, &self.listen), (SOCKET, &self.own)] {
             if let Some(listener) = listener {
@@ -79,7 +80,7 @@ impl AdminSockets {
         Ok(())
     }
 
-    /// Serves, from the start, so that it can be asked whether the gateway is ready.
+    /// Starts to serve. This happens early, so that clients can ask whether the gateway is ready.
     pub(super) fn start(
         self,
         options: &Options,
@@ -103,7 +104,7 @@ impl AdminSockets {
     }
 }
 
-/// Who may do what at `admin.listen`, or at what stands in for it.
+/// Returns who may do what at `admin.listen`, or at the inherited socket in its place.
 fn access(address: &ListenAddress, options: &Options) -> Access {
     let access = Access::at(address, options.admin_token.clone());
     let access = if options.admin_read_without_token { access.read_by_everybody() } else { access };
@@ -123,7 +124,7 @@ fn say_what_is_refused(address: &ListenAddress, access: &Access, has_socket: boo
     }
 }
 
-/// The admin servers of a gateway. Dropping them drops every connection.
+/// The running admin servers of a gateway. Dropping them drops every connection.
 #[derive(Debug)]
 pub(super) struct AdminServers {
     listen: Option<Admin>,
@@ -131,24 +132,24 @@ pub(super) struct AdminServers {
 }
 
 impl AdminServers {
-    /// Where metrics and health are for scrapers and probes.
+    /// Returns the address for scrapers and probes.
     pub(super) fn address(&self) -> Option<&ListenAddress> {
         self.listen.as_ref().map(Admin::address)
     }
 
-    /// Where the gateway's own user has everything done.
+    /// Returns the address of the admin socket, where the gateway's own user may do everything.
     pub(super) fn socket(&self) -> Option<&ListenAddress> {
         self.own.as_ref().map(Admin::address)
     }
 
-    /// Takes another token, or none, from the next request on.
+    /// Replaces the token, from the next request on. `None` removes it.
     pub(super) fn set_access(&self, options: &Options) {
         if let Some(admin) = &self.listen {
             admin.set_access(access(admin.address(), options));
         }
     }
 
-    /// Ends them, and every connection.
+    /// Stops the servers and closes their connections.
     pub(super) async fn stop(self) {
         for admin in [self.listen, self.own].into_iter().flatten() {
             admin.stop().await;
@@ -156,8 +157,8 @@ impl AdminServers {
     }
 }
 
-/// The socket at `admin.listen`. Where nobody asked for it and its address is taken, by another gateway on
-/// this machine say, there is none.
+/// Opens the socket at `admin.listen`. Returns `None` if that fails and nobody asked for it, for example
+/// because another gateway on this machine uses the address.
 async fn bind(options: &Options) -> Result<Option<Listener>, Error> {
     let bound = match &options.admin {
         None => return Ok(None),
@@ -173,7 +174,7 @@ async fn bind(options: &Options) -> Result<Option<Listener>, Error> {
     }
 }
 
-/// The admin socket.
+/// Opens the admin socket.
 async fn bind_own(place: &SocketPlace) -> Result<Option<Listener>, Error> {
     let refused = |why: &dyn std::error::Error| {
         tracing::warn!(
@@ -207,8 +208,8 @@ async fn bind_own(place: &SocketPlace) -> Result<Option<Listener>, Error> {
     }
 }
 
-/// Listens at the first path that no living gateway has. Who starts at the same time is kept from the same
-/// path by a lock, so that none removes what another has just made.
+/// Listens at the first path that no running gateway uses. A lock keeps gateways that start at the same time
+/// from the same path, so that none removes the socket that another has just created.
 async fn bind_numbered(directory: &Path) -> Result<Listener, ListenError> {
     let mut last = None;
     for path in (1..=NUMBERS).map(|number| numbered(directory, number)) {
@@ -226,8 +227,8 @@ fn listen_error(path: &Path, source: io::Error) -> ListenError {
     ListenError::Io { address: ListenAddress::Unix(path.to_path_buf()), source }
 }
 
-/// The lock for the start at a path, if nobody has it. Its file stays: one that were removed could be locked
-/// twice.
+/// Takes the lock for starting at a path, or returns `None` if another process holds it. The file of the lock
+/// stays, because a removed file could be locked twice.
 fn lock(socket: &Path) -> io::Result<Option<std::fs::File>> {
     use std::os::unix::fs::OpenOptionsExt as _;
     let mut options = std::fs::OpenOptions::new();
@@ -250,9 +251,9 @@ mod tests {
         Options::of(&config::load(None, variables, []).unwrap()).unwrap()
     }
 
-    /// A second gateway on this machine has no admin server, unless somebody asked for one.
+    /// A second gateway on this machine runs without an admin server, unless somebody asked for one.
     #[tokio::test]
-    async fn a_taken_admin_address_matters_only_if_it_was_asked_for() {
+    async fn an_admin_address_in_use_matters_only_if_it_was_requested() {
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let mut options = options(&[("CAIRN_ADMIN__LISTEN", &taken.local_addr().unwrap().to_string())]);
         assert!(options.admin_required);
@@ -262,7 +263,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn gateways_of_one_user_have_a_socket_each_and_what_a_dead_one_left_is_used_again() {
+    async fn each_gateway_of_a_user_has_a_socket_and_leftover_sockets_are_reused() {
         let directory = tempfile::tempdir().unwrap();
         let bound = async || bind_numbered(directory.path()).await.unwrap();
         let name = |listener: &Listener| match listener.address() {
@@ -274,16 +275,16 @@ mod tests {
         names.sort();
         assert_eq!(names, ["admin-2.sock", "admin-3.sock", "admin.sock"]);
         drop((first, second, third));
-        // A process that was killed leaves its file.
+        // A killed process leaves its socket file.
         drop(std::os::unix::net::UnixListener::bind(directory.path().join("admin.sock")).unwrap());
         assert_eq!(name(&bound().await), "admin.sock");
-        // One that starts just now has the lock, and not yet the socket.
+        // A gateway that is starting holds the lock but does not have its socket yet.
         let _starting = lock(&directory.path().join("admin.sock")).unwrap().unwrap();
         assert_eq!(name(&bound().await), "admin-2.sock");
     }
 
     #[tokio::test]
-    async fn a_socket_that_was_asked_for_and_cannot_be_had_is_an_error() {
+    async fn a_requested_socket_that_cannot_be_opened_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a/b/admin.sock");
         let error = bind_own(&SocketPlace::At(path)).await.map(drop).unwrap_err();

@@ -1,6 +1,7 @@
-//! A gateway on this machine, asked at its admin socket: what `cairn volume --gateway` does.
+//! A client for a gateway's API at its admin socket: `cairn volume --gateway`.
 //!
-//! Knows the API as `openapi.json` describes it. It sends no token: the socket is for the user who runs the
+//! Owns the requests and the reading of responses, and must not know the store. Invariant: it only relies on
+//! what `openapi.json` describes. It sends no token, because the admin socket serves the user who runs the
 //! gateway.
 
 use std::path::{Path, PathBuf};
@@ -18,23 +19,23 @@ use crate::volume::OpenError;
 use crate::volume::catalog::Info;
 use crate::volume::format::keys;
 
-/// How long an answer may take: the gateway asks the store, again and again where that fails.
+/// How long a response may take. The gateway asks the store, and retries if that fails.
 const PATIENCE: Duration = Duration::from_secs(90);
-/// Longest answer that is read: some hundred bytes for each volume.
+/// Maximum size of a response in bytes. A list takes some hundred bytes per volume.
 const ANSWER_BYTES: u64 = 256 << 20;
 
-/// Where the API has volumes.
+/// Path of the volumes in the API.
 const VOLUMES: &str = "/api/v1/volumes";
-/// Where the API has volumes without a name.
+/// Path of the volumes without a name in the API.
 const UNNAMED: &str = "/api/v1/unnamed";
 
-/// A gateway that is asked.
+/// A gateway that receives requests.
 #[derive(Clone, Debug)]
 pub(super) struct Gateway {
     socket: PathBuf,
 }
 
-/// A volume, as the API describes it.
+/// A volume as the API describes it.
 #[derive(Debug, Deserialize)]
 struct Described {
     name: String,
@@ -46,7 +47,7 @@ struct Described {
     holder: Option<String>,
 }
 
-/// A name of a list, as the API describes it.
+/// An entry of a list as the API describes it.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 enum DescribedRow {
@@ -55,12 +56,12 @@ enum DescribedRow {
 }
 
 impl Gateway {
-    /// The one whose admin socket that is.
+    /// Creates a client for the gateway with this admin socket. Does not connect yet.
     pub(super) fn at(socket: &Path) -> Self {
         Self { socket: socket.to_path_buf() }
     }
 
-    /// All volumes, in order of name.
+    /// Lists all volumes, in order of name.
     pub(super) async fn list(&self) -> Result<Vec<Row>, Error> {
         let described: Vec<DescribedRow> = self.parsed(&self.ask("GET", VOLUMES, None).await?)?;
         let row = |described| match described {
@@ -70,18 +71,18 @@ impl Gateway {
         described.into_iter().map(row).collect()
     }
 
-    /// All volumes without a name.
+    /// Lists all volumes without a name.
     pub(super) async fn unnamed(&self) -> Result<Vec<UnnamedView>, Error> {
         self.parsed(&self.ask("GET", UNNAMED, None).await?)
     }
 
-    /// One volume.
+    /// Returns one volume.
     pub(super) async fn info(&self, name: &str) -> Result<Info, Error> {
         let answer = self.ask("GET", &path(name, "")?, None).await?;
         self.info_of(self.parsed(&answer)?)
     }
 
-    /// Makes a volume; without `chunk_bytes`, with chunks as the gateway has them.
+    /// Creates a volume. Without `chunk_bytes`, it has the gateway's configured chunk size.
     pub(super) async fn create(
         &self,
         name: &str,
@@ -92,19 +93,20 @@ impl Gateway {
         self.info_of(self.parsed(&self.ask("POST", VOLUMES, Some(&new)).await?)?)
     }
 
-    /// Deletes a volume that is not open there; with `takeover` although another gateway holds it.
+    /// Deletes a volume that is not open in that gateway. `takeover` deletes it even if another gateway holds
+    /// it.
     pub(super) async fn delete(&self, name: &str, takeover: bool) -> Result<(), Error> {
         let query = if takeover { "?takeover=true" } else { "" };
         self.ask("DELETE", &path(name, query)?, None).await.map(drop)
     }
 
-    /// The same of a volume without a name.
+    /// Deletes a volume without a name. `takeover` deletes it even if another gateway holds it.
     pub(super) async fn delete_by_id(&self, id: uuid::Uuid, takeover: bool) -> Result<(), Error> {
         let query = if takeover { "?takeover=true" } else { "" };
         self.ask("DELETE", &format!("{UNNAMED}/{id}{query}"), None).await.map(drop)
     }
 
-    /// Asks for something; what is answered with success.
+    /// Sends a request, and returns the body of a successful response.
     async fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> Result<String, Error> {
         let mut request = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
         if let Some(body) = body.map(Value::to_string) {
@@ -157,7 +159,7 @@ impl Gateway {
     }
 }
 
-/// The path of a volume, whose name has nothing that a path cannot.
+/// Returns the API path of a volume. A valid name needs no percent-encoding.
 fn path(name: &str, query: &str) -> Result<String, Error> {
     if keys::is_valid_name(name) {
         return Ok(format!("{VOLUMES}/{name}{query}"));

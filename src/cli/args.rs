@@ -1,4 +1,7 @@
-//! The command line's grammar, and which flag sets which key of the configuration.
+//! The grammar of the command line, and which flag sets which setting.
+//!
+//! Owns the arguments, and must not know what a command does. Invariant: every flag that sets a setting takes
+//! precedence over the other sources.
 
 use std::path::PathBuf;
 
@@ -87,7 +90,7 @@ pub(super) struct Serve {
 }
 
 impl Serve {
-    /// The settings, with these flags over them.
+    /// Loads the settings, with these flags taking precedence.
     pub(super) fn config(&self) -> Result<Config, config::Errors> {
         let mut flags = Vec::new();
         let many = |key, flag, values: &[String]| {
@@ -114,7 +117,7 @@ pub(super) struct Volume {
 }
 
 impl Volume {
-    /// The settings, with these flags over them.
+    /// Loads the settings, with these flags taking precedence.
     pub(super) fn config(&self) -> Result<Config, config::Errors> {
         match &self.action {
             Action::Create(Create { place: Place { common, .. }, chunk_size, .. }) => {
@@ -128,7 +131,8 @@ impl Volume {
         }
     }
 
-    /// The gateway to ask, if one is: its socket, unless that is left to the settings.
+    /// Returns the gateway that should execute the command, or `None` for the store. The gateway is given by
+    /// the path of its admin socket, or by `Some(None)` for the configured path.
     pub(super) fn gateway(&self) -> Option<&Option<PathBuf>> {
         self.action.place().gateway.as_ref()
     }
@@ -245,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gateway_is_asked_where_it_is_named_or_expected() {
+    fn a_gateway_is_found_at_the_given_or_default_socket() {
         let gateway = |line: &str| {
             let cli = Cli::try_parse_from(line.split(' ')).unwrap();
             let Command::Volume(volume) = cli.command else { panic!("not volume") };

@@ -1,4 +1,7 @@
-//! The volumes that the settings list: made where they are absent, and opened to stay.
+//! The volumes in the settings: creates those that do not exist, and opens all of them to stay open.
+//!
+//! Owns the comparison with the settings, and must not know how a volume is opened. Invariant: a configured
+//! volume has its configured size, or the start fails.
 
 use std::sync::Arc;
 
@@ -9,7 +12,7 @@ use crate::gateway::OpenVolumes;
 use crate::volume::catalog;
 use crate::volume::{Environment, OpenError};
 
-/// Makes the volumes that are absent, and opens all that are configured, at the same time.
+/// Creates the configured volumes that do not exist, then opens all configured volumes concurrently.
 pub(super) async fn open_configured(
     env: &Environment,
     options: &Options,
@@ -29,7 +32,7 @@ pub(super) async fn open_configured(
         opened.map_err(|source| Error::Open { name: name.clone(), source })
     });
     futures::future::try_join_all(opening).await?;
-    // What is open now may be another volume than the one that was looked at.
+    // The volume that is open now may differ from the one that was looked up.
     for wanted in &options.create {
         if let Some(found) = volumes.size_bytes(&wanted.name) {
             check_size(wanted, found).map_err(of(&wanted.name))?;
@@ -45,10 +48,10 @@ fn check_size(wanted: &Wanted, found: u64) -> Result<(), OpenError> {
     Err(OpenError::SizeDiffers { name: wanted.name.clone(), found, wanted: wanted.size_bytes })
 }
 
-/// How often a volume is looked up and made where others delete and make it meanwhile.
+/// How often to look up and create a volume while others delete and recreate it.
 const ENSURINGS: u32 = 16;
 
-/// Makes a volume where it is absent or being deleted; an error where it stands with another size.
+/// Creates a volume if it does not exist or is being deleted. Fails if it exists with another size.
 async fn ensure(env: &Environment, options: &Options, wanted: &Wanted) -> Result<(), OpenError> {
     let Wanted { name, size_bytes } = wanted;
     for _ in 0..ENSURINGS {
@@ -62,7 +65,7 @@ async fn ensure(env: &Environment, options: &Options, wanted: &Wanted) -> Result
                 tracing::info!(volume = name, id = %made.volume, size_bytes, "created");
                 return Ok(());
             }
-            // By another since it was looked up.
+            // Somebody else created it after the lookup.
             Err(OpenError::Exists(_)) => {}
             Err(error) => return Err(error),
         }
@@ -70,7 +73,7 @@ async fn ensure(env: &Environment, options: &Options, wanted: &Wanted) -> Result
     Err(OpenError::Contended(name.clone()))
 }
 
-/// What the empty name stands for: the configured volume, if there is one and no other.
+/// Returns the volume to which the empty name refers: the only configured volume.
 pub(super) fn only(configured: &[String]) -> Option<String> {
     if let [only] = configured { Some(only.clone()) } else { None }
 }

@@ -1,4 +1,7 @@
-//! What it takes to work on a store: its handle, randomness, the time, and what volumes share.
+//! The environment for work on a store: the store itself, randomness, the time, and what volumes share.
+//!
+//! Owns the assembly of these parts, and must not know volumes. Invariant: all volumes of a
+//! process share one store, one cache, one dirty budget, one source of randomness and one clock.
 
 use super::error::Error;
 use super::process;
@@ -7,7 +10,7 @@ use crate::metrics::Metrics;
 use crate::store;
 use crate::volume::{DirtyBudget, Entropy, Environment, PageCache};
 
-/// Opens the store, and what volumes share.
+/// Opens the store, and creates what all volumes share.
 pub(super) async fn environment(
     options: &Options,
     metrics: &Metrics,

@@ -1,10 +1,10 @@
-//! Replacing a gateway without a moment in which nobody listens: its listening sockets go to its successor.
+//! Replaces a gateway without a moment in which nobody listens: the listening sockets pass to the successor.
 //!
-//! A gateway that serves waits for a successor at a Unix socket. The successor connects and is sent the
-//! listening sockets; it makes ready and says `go`; the gateway stops to accept, hangs up, closes its
-//! volumes, says `released` and ends. Connections that are made meanwhile wait in the sockets' queues. Knows
-//! no volume. Invariants: a successor that ends before it said `go` changes nothing; only a process of the
-//! same user, or of root, is given a socket.
+//! Owns the protocol between the two gateways, and must not know volumes. A running gateway waits for a
+//! successor at a Unix socket. The successor connects and receives the listening sockets. When it is ready,
+//! it sends `go`. The gateway then stops accepting, closes its connections and its volumes, sends `released`
+//! and exits. Meanwhile, new connections wait in the queues of the sockets. Invariants: a successor that
+//! exits before it sends `go` changes nothing. Only a process of the same user or of root receives a socket.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -21,23 +21,23 @@ use tokio::net::{UnixListener, UnixStream};
 use super::error::Error;
 use crate::server::{ListenAddress, Listener, SharedListener};
 
-/// Sockets that are handed over at most: what the kernel takes in one message.
+/// Maximum number of sockets in a handover: what the kernel accepts in one message.
 const SOCKETS: usize = 253;
-/// Bytes of their names at most.
+/// Maximum total size of their names in bytes.
 const NAMES_BYTES: usize = 64 << 10;
 
 const GO: &str = "go";
 const RELEASED: &str = "released";
 
-/// What the sockets of this module's own are called among those that are handed over.
+/// Name of the socket of this module in a handover.
 const OWN: &str = "handover";
 
-/// Listening sockets, each by what it is for.
+/// Listening sockets with their purposes.
 #[derive(Debug, Default)]
 pub(super) struct Heirs(Vec<(String, SharedListener)>);
 
 impl Heirs {
-    /// Adds one.
+    /// Adds a socket under a name.
     pub(super) fn add(&mut self, name: &str, listener: &Listener) -> io::Result<()> {
         if self.0.len() == SOCKETS {
             return Err(io::Error::other(format!("at most {SOCKETS} sockets can be handed over")));
@@ -63,22 +63,22 @@ impl Heirs {
             Ok(sendmsg(stream.as_fd(), &names, &mut control, SendFlags::NOSIGNAL)?)
         });
         let sent = sent.await?;
-        // The rest, where the kernel did not take all at once.
+        // The rest, if the kernel did not accept everything at once.
         stream.write_all(&names.as_bytes()[sent..]).await
     }
 }
 
-/// Where a gateway waits for its successor.
+/// The point at which a gateway waits for its successor.
 #[derive(Debug)]
 pub(super) struct Point {
     accepting: UnixListener,
     heirs: Heirs,
-    /// Keeps the socket's file for as long as it is ours.
+    /// Removes the file of the socket on drop, unless the socket was handed over.
     _file: Listener,
 }
 
 impl Point {
-    /// Waits at a path, where nobody does, or at what a predecessor left.
+    /// Waits at a path where no other gateway waits, or at the socket of a predecessor.
     pub(super) async fn at(
         path: &Path,
         predecessor: Option<&mut Predecessor>,
@@ -96,7 +96,7 @@ impl Point {
         Ok(Self { accepting, heirs, _file: listener })
     }
 
-    /// Returns when a successor is ready to take over; from then on the sockets are its.
+    /// Waits until a successor is ready to take over. From then on, the sockets belong to the successor.
     pub(super) async fn successor(&mut self) -> Successor {
         loop {
             match self.offer().await {
@@ -112,8 +112,8 @@ impl Point {
         }
     }
 
-    /// Offers the sockets to the next process that asks; its stream once it says `go`, none if it ends
-    /// before.
+    /// Offers the sockets to the next process that connects. Returns its connection when it sends `go`, or
+    /// `None` if it exits before.
     async fn offer(&self) -> io::Result<Option<UnixStream>> {
         let (mut stream, _) = self.accepting.accept().await?;
         let (theirs, ours) = (stream.peer_cred()?.uid(), rustix::process::geteuid().as_raw());
@@ -133,12 +133,12 @@ impl Point {
     }
 }
 
-/// Who has our sockets and waits for our volumes.
+/// The connection to a successor, which has our sockets and waits for our volumes.
 #[derive(Debug)]
 pub(super) struct Successor(UnixStream);
 
 impl Successor {
-    /// Says that nothing is held any more.
+    /// Tells the successor that this gateway holds nothing any more.
     pub(super) async fn released(mut self) {
         if let Err(error) = self.0.write_all(format!("{RELEASED}\n").as_bytes()).await {
             tracing::warn!("cannot notify the successor that the volumes are released: {error}");
@@ -146,17 +146,17 @@ impl Successor {
     }
 }
 
-/// A gateway that is to be replaced by this one.
+/// The connection to a gateway that this one replaces.
 #[derive(Debug)]
 pub(super) struct Predecessor {
     stream: BufReader<UnixStream>,
     sockets: Vec<(String, OwnedFd)>,
-    /// Those of them that we have taken, whose files are not ours before it has agreed to end.
+    /// Sockets that were taken. Their files belong to the predecessor until it has agreed to exit.
     taken: Vec<SharedListener>,
 }
 
 impl Predecessor {
-    /// Whoever waits for a successor at a path, if anybody does.
+    /// Connects to the gateway that waits for a successor at a path. `None` if there is none.
     pub(super) async fn at(path: &Path) -> Result<Option<Self>, Error> {
         let failed = |source| Error::System { what: "cannot take over from the running gateway", source };
         let stream = match UnixStream::connect(path).await {
@@ -173,7 +173,7 @@ impl Predecessor {
         Ok(Some(Self { stream: BufReader::new(stream), sockets, taken: Vec::new() }))
     }
 
-    /// The socket of that name, if there is one.
+    /// Takes the socket with this name, if there is one.
     pub(super) fn take(&mut self, name: &str) -> Option<Listener> {
         let found = self.sockets.iter().position(|(of, _)| of == name)?;
         let (_, socket) = self.sockets.swap_remove(found);
@@ -190,13 +190,14 @@ impl Predecessor {
         }
     }
 
-    /// Has it end, and waits until it holds no volume; whether it said so before it was gone.
+    /// Tells the predecessor to exit, and waits until it holds no volume. Returns whether it reported that
+    /// before it was gone.
     pub(super) async fn succeed(mut self) -> Result<bool, Error> {
         let failed = |source| Error::System { what: "cannot take over from the running gateway", source };
         self.stream.write_all(format!("{GO}\n").as_bytes()).await.map_err(failed)?;
         self.taken.drain(..).for_each(SharedListener::claim);
         let mut line = String::new();
-        // However it ends: its sockets are ours.
+        // However the predecessor exits, its sockets are ours now.
         match self.stream.read_line(&mut line).await {
             Ok(_) => Ok(line.trim_end() == RELEASED),
             Err(error) => {
@@ -207,7 +208,7 @@ impl Predecessor {
     }
 }
 
-/// Receives names, up to an empty one, and as many sockets.
+/// Receives the names, up to an empty line, and an equal number of sockets.
 async fn receive(stream: &UnixStream) -> io::Result<Vec<(String, OwnedFd)>> {
     let (mut names, mut sockets) = (Vec::new(), Vec::new());
     while !names.ends_with(b"\n\n") {
@@ -287,7 +288,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_ends_before_it_is_ready_changes_nothing() {
+    async fn a_successor_that_exits_before_it_is_ready_changes_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("handover");
         let (mut point, tcp, unix) = serving(&path).await;
@@ -298,7 +299,7 @@ mod tests {
             Predecessor::at(&path).await.unwrap().unwrap().succeed().await.unwrap()
         };
         let serve = async {
-            // It ends without a word, too.
+            // The predecessor may also exit without a message.
             drop(point.successor().await);
         };
         let (released, ()) = tokio::join!(ask, serve);

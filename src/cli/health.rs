@@ -1,4 +1,6 @@
-//! `cairn health`: asks a gateway's admin server, for containers that have no other HTTP client.
+//! `cairn health`: queries the admin server of a gateway, for containers without another HTTP client.
+//!
+//! Owns the verdict on the response, and must not know the gateway. Invariant: only status 200 is healthy.
 
 use std::time::Duration;
 
@@ -8,12 +10,12 @@ use url::Url;
 use super::error::Error;
 use super::http::{Answer, exchange};
 
-/// How long the answer may take.
+/// How long the response may take.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Longest answer that is read.
+/// Maximum size of a response in bytes.
 const ANSWER_BYTES: u64 = 64 << 10;
 
-/// Succeeds if the answer is 200; else the error says what it was.
+/// Succeeds if the response has status 200. Otherwise the error contains the response.
 pub(super) async fn ask(url: &Url) -> Result<(), Error> {
     let failed = |why: String| Error::Unhealthy { url: url.to_string(), why };
     let answer = match tokio::time::timeout(PATIENCE, get(url)).await {
@@ -36,7 +38,7 @@ async fn get(url: &Url) -> std::io::Result<Answer> {
     exchange(stream, &request, ANSWER_BYTES).await
 }
 
-/// Reads the URL of an admin server.
+/// Parses the URL of an admin server.
 pub(super) fn parse(text: &str) -> Result<Url, String> {
     let url = Url::parse(text).map_err(|e| e.to_string())?;
     if url.scheme() == "http" && url.has_host() {
@@ -53,7 +55,7 @@ mod tests {
     use super::*;
     use crate::task::Tasks;
 
-    /// Asks a server that answers so.
+    /// Queries a server that sends this response.
     async fn asked(answer: &'static str) -> Result<(), Error> {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = parse(&format!("http://{}/health/ready", listener.local_addr().unwrap())).unwrap();
@@ -71,7 +73,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_200_is_health() {
+    async fn only_status_200_is_healthy() {
         asked("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
         let error = asked("HTTP/1.1 503 Service Unavailable\r\n\r\nstarting\n").await.unwrap_err();
         assert!(error.to_string().ends_with("503: starting"), "{error}");

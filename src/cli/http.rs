@@ -1,19 +1,21 @@
-//! HTTP/1.1 as far as the admin server's own clients need it: one request over a connection, and the whole
-//! answer.
+//! HTTP/1.1 for the clients of the admin server: one request per connection, and its whole response.
+//!
+//! Owns the framing of a response, and must not know what is requested. Invariant: it never reads more than
+//! the given number of bytes.
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
-/// What was answered.
+/// The response to a request.
 #[derive(Debug)]
 pub(super) struct Answer {
-    /// The status; none where it is not HTTP.
+    /// The status code; `None` if the response is not HTTP.
     pub(super) status: Option<u16>,
-    /// The body, as text.
+    /// The body as text.
     pub(super) body: String,
 }
 
-/// Sends a request, which must ask for the connection's end, and reads what comes until then, `maximum_bytes`
-/// at most.
+/// Sends a request, which must ask the server to close the connection, and reads the response until then, but
+/// at most `maximum_bytes`.
 pub(super) async fn exchange(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
     request: &str,

@@ -1,12 +1,13 @@
-//! The bounds that are in force, as metrics: rules and dashboards divide by them.
+//! The current limits as metrics, which rules and dashboards divide by.
 //!
-//! Invariant: after a reload, only those change that a running gateway takes over.
+//! Owns the mapping from settings to metrics, and must not enforce a limit. Invariant: after a reload, only
+//! those values change that a running gateway applies.
 
 use super::settings::Options;
 use crate::metrics::{Limits, Metrics};
 use crate::server::Tls;
 
-/// Exports the bounds and the certificate of a gateway that starts.
+/// Exports the limits and the certificate of a gateway that is starting.
 pub(super) fn export(metrics: &Metrics, options: &Options) {
     let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
     metrics.gateway().set_limits(Limits {
@@ -23,7 +24,7 @@ pub(super) fn export(metrics: &Metrics, options: &Options) {
     export_certificate(metrics, options);
 }
 
-/// Exports what a reload changes.
+/// Exports the values that a reload can change.
 pub(super) fn export_reloaded(metrics: &Metrics, options: &Options) {
     let gateway = metrics.gateway();
     let (dirty_bytes, clean_bytes) = (options.dirty_bytes, options.clean_bytes);

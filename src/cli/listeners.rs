@@ -1,8 +1,8 @@
-//! Where connections come from: addresses to bind, sockets inherited from whoever started us, standard input
-//! and output.
+//! The sources of connections: addresses to bind, sockets that the process inherited, standard input and
+//! output.
 //!
-//! Knows the conventions of `LISTEN_FDS` (`sd_listen_fds(3)`), not what is served. Invariant: an inherited
-//! socket is used or refused by name, never left open and unattended.
+//! Owns the conventions of `LISTEN_FDS` (`sd_listen_fds(3)`), and must not know what is served. Invariant: an
+//! inherited socket is used, or refused by name. It never stays open without being served.
 
 use std::fmt;
 use std::io;
@@ -18,19 +18,19 @@ use super::error::Error;
 use super::handover::{Heirs, Predecessor};
 use crate::server::{AddressError, Greeting, ListenAddress, Listener, SocketPermissions, Stream, Tls};
 
-/// The name (`FileDescriptorName=`) of a socket for the admin server.
+/// Name (`FileDescriptorName=`) of a socket for the admin server.
 pub(super) const ADMIN: &str = "admin";
-/// What the name of a socket for oldstyle clients begins with; the export follows.
+/// Prefix of the name of a socket for oldstyle clients. The name of the export follows.
 const OLDSTYLE: &str = "oldstyle=";
 
-/// Where every client gets one export without a choice.
+/// An address where every client gets the same export without a choice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Oldstyle {
     pub(super) address: ListenAddress,
     pub(super) export: String,
 }
 
-/// Why a text is no [`Oldstyle`].
+/// Why a text is not an [`Oldstyle`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum OldstyleError {
     #[error("{0:?} is not ADDRESS=EXPORT")]
@@ -40,7 +40,7 @@ pub(super) enum OldstyleError {
 }
 
 impl Oldstyle {
-    /// Refuses TLS that these clients would need and cannot use: each would be turned away.
+    /// Fails if oldstyle clients would have to use TLS, which they cannot: every one would be rejected.
     pub(super) fn check(all: &[Self], tls: Option<&Tls>) -> Result<(), Error> {
         let Some(tls) = tls else { return Ok(()) };
         match all.iter().find(|oldstyle| tls.needs_tls(&oldstyle.export)) {
@@ -69,17 +69,18 @@ impl FromStr for Oldstyle {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Plan {
     pub(super) listen: Vec<ListenAddress>,
-    /// Whether somebody asked for these, so that inherited sockets come beside them and not in their place.
+    /// Whether somebody asked for these addresses. Inherited sockets then add to them, and otherwise replace
+    /// them.
     pub(super) listen_given: bool,
     pub(super) oldstyle: Vec<Oldstyle>,
-    /// Of the Unix sockets among both.
+    /// The permissions of all Unix sockets in this plan.
     pub(super) permissions: SocketPermissions,
 }
 
-/// What whoever started this process has opened for it.
+/// The sockets and the connection that the process inherited.
 #[derive(Debug, Default)]
 pub(super) struct Inherited {
-    /// Sockets that listen, with their names.
+    /// Listening sockets with their names.
     listening: Vec<(String, OwnedFd)>,
     /// One connection, or standard input and output.
     stream: Option<InheritedStream>,
@@ -92,8 +93,8 @@ enum InheritedStream {
 }
 
 impl Inherited {
-    /// Takes the sockets of `LISTEN_FDS`, and with `stdio` the connection on standard input and output. To be
-    /// called once, before anything else opens a file or starts a thread.
+    /// Takes the sockets of `LISTEN_FDS`, and with `stdio` the connection on standard input and output. Call
+    /// it once, before anything else opens a file or starts a thread.
     pub(super) fn take(stdio: bool) -> Result<Self, Error> {
         let mut inherited = Self::default();
         if stdio {
@@ -110,12 +111,12 @@ impl Inherited {
         Ok(inherited)
     }
 
-    /// Whether there is nothing.
+    /// Returns whether nothing was inherited.
     pub(super) fn is_empty(&self) -> bool {
         self.listening.is_empty() && self.stream.is_none()
     }
 
-    /// Whether standard output is a client's: nothing but NBD may go there.
+    /// Returns whether standard output belongs to a client, so that only NBD may be written there.
     pub(super) fn is_stdio(&self) -> bool {
         matches!(self.stream, Some(InheritedStream::Standard))
     }
@@ -143,25 +144,26 @@ fn refused(why: &dyn fmt::Display) -> Error {
 
 /// A socket for NBD clients.
 pub(super) struct Door {
-    /// What it is called when it is handed over: the address that was asked for, or where it is.
+    /// Name of the socket in a handover: the requested address, or the actual one.
     name: String,
     pub(super) listener: Listener,
     pub(super) greeting: Greeting,
 }
 
-/// Everything that connections come from.
+/// All sources of connections.
 pub(super) struct Listeners {
     pub(super) nbd: Vec<Door>,
     pub(super) admin: Option<Listener>,
-    /// One connection that is there already; when it ends, so does the process.
+    /// An existing connection. When it ends, the process exits.
     pub(super) stream: Option<Box<dyn Stream>>,
-    /// Whether sockets stay open when this process ends, in the hands of whoever opened them.
+    /// Whether the sockets stay open when this process exits, because somebody else holds them, too.
     pub(super) inherited: bool,
 }
 
 impl Listeners {
-    /// Opens all that is planned, or takes it from a predecessor. An inherited socket at a planned address
-    /// takes its place; others come beside the planned ones, or in place of those that nobody asked for.
+    /// Opens all planned sockets, or takes them over from a predecessor. An inherited socket at a planned
+    /// address replaces it. Other inherited sockets add to the planned addresses if somebody asked for those,
+    /// and otherwise replace them.
     pub(super) async fn open(
         plan: &Plan,
         inherited: Inherited,
@@ -224,7 +226,7 @@ impl Listeners {
         Ok(())
     }
 
-    /// Where oldstyle clients are served, and with what.
+    /// Returns the addresses for oldstyle clients with their exports.
     pub(super) fn oldstyle(&self) -> Vec<Oldstyle> {
         let doors = self.nbd.iter().filter_map(|door| match &door.greeting {
             Greeting::Oldstyle { export } => Some((door, export)),
@@ -237,7 +239,7 @@ impl Listeners {
         doors.map(of).collect()
     }
 
-    /// All sockets once more, to be handed over.
+    /// Returns all sockets again, to be handed over.
     pub(super) fn heirs(&self) -> io::Result<Heirs> {
         let mut heirs = Heirs::default();
         for door in &self.nbd {
@@ -260,7 +262,7 @@ impl InheritedStream {
             Self::Socket(socket) => connection(socket),
             Self::Standard => {
                 let input = std::io::stdin().as_fd().try_clone_to_owned()?;
-                // A socket is both; anything else is one of two pipes.
+                // A socket serves both directions. Otherwise this is one of two pipes.
                 match sockopt::socket_type(&input) {
                     Ok(_) => connection(input),
                     Err(_) => {
@@ -335,7 +337,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn inherited_sockets_stand_in_for_the_default_and_beside_what_was_asked_for() {
+    async fn inherited_sockets_replace_the_default_and_add_to_requested_addresses() {
         let (address, socket) = tcp();
         let found = greetings(&plan(&["127.0.0.1:0"], false, &[]), vec![("cairn.socket", socket)]).await;
         assert_eq!(found, [(address, Greeting::Newstyle)]);
@@ -345,7 +347,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_inherited_socket_takes_the_place_of_its_address() {
+    async fn an_inherited_socket_replaces_its_address() {
         let ((address, socket), (old_address, old_socket)) = (tcp(), tcp());
         let plan = plan(&[&address], true, &[&format!("{old_address}=disk")]);
         let found = greetings(&plan, vec![("", socket), ("", old_socket)]).await;
@@ -353,7 +355,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn names_tell_what_sockets_are_for() {
+    async fn names_determine_what_sockets_are_for() {
         let ((_, admin), (old_address, old)) = (tcp(), tcp());
         let mut inherited = Inherited::default();
         inherited.add("admin".to_owned(), admin).unwrap();
@@ -364,7 +366,7 @@ mod tests {
         assert_eq!((listener.address().to_string(), greeting), (old_address, &oldstyle("disk")));
     }
 
-    /// An inherited socket is in no setting, so that only this finds it.
+    /// No setting mentions an inherited socket, so only this check finds it.
     #[tokio::test]
     async fn oldstyle_clients_are_not_served_where_they_would_need_tls() {
         let pair = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
@@ -399,7 +401,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_no_stream_socket_is_refused() {
+    async fn sockets_other_than_streams_are_refused() {
         let mut inherited = Inherited::default();
         let datagrams = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         assert!(inherited.add(String::new(), datagrams.into()).unwrap_err().contains("stream"));

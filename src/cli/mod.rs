@@ -1,8 +1,8 @@
-//! The command line: what can be said, and which layer does it.
+//! The command line: which commands exist, and which layer executes each of them.
 //!
-//! The only layer that knows all others: it maps settings to each layer's options, and owns the
-//! process (log, signals, exit status). Invariant: nothing listens and nothing is written
-//! before every setting was read and found right.
+//! Owns the process (log, signals, exit status), and maps the settings to each layer's options. It is the
+//! only layer that knows all others, and no other layer may know it. Invariant: all settings are read and
+//! checked before anything listens and before anything is written.
 
 mod admin;
 mod api_client;
@@ -41,16 +41,16 @@ use listeners::Inherited;
 
 use crate::metrics::Metrics;
 
-/// What the program knows of the allocator that it was built with.
+/// The properties of the allocator that the program was built with.
 #[derive(Clone, Copy, Debug)]
 pub struct Allocator {
-    /// Whether it does what was asked of it.
+    /// Whether the allocator accepted its settings.
     pub is_tuned: bool,
-    /// Is called when much memory was freed.
+    /// Returns free memory to the system. Called after much memory was freed.
     pub give_back: fn(),
 }
 
-/// Runs the program on the command line of this process.
+/// Runs the program with the command line of this process.
 #[must_use]
 pub fn main(allocator: Allocator) -> ExitCode {
     // Clap prints help and mistakes itself, and exits with 0 or 2.
@@ -60,7 +60,7 @@ pub fn main(allocator: Allocator) -> ExitCode {
         Err(error) => {
             let text = error.to_string();
             match error {
-                // Ours alone; all others may quote a server or a store.
+                // Only this text is entirely our own. The others may quote a server or a store.
                 Error::Config(_) => output::complain(text.lines()),
                 _ => output::complain([&*text]),
             }

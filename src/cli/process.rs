@@ -1,7 +1,8 @@
-//! The process: its name, its limits, its signals, its end.
+//! The process: its name, limits, signals and exit.
 //!
-//! Invariant: a panic anywhere ends the process, since half of a storage process is worse than none: a
-//! restart replays the journal, whereas a dead committer would keep every FLUSH waiting.
+//! Owns what concerns the whole process, and must not know any command. Invariant: a panic in any thread ends
+//! the process. Half of a storage process is worse than none: a restart replays the journal, but without its
+//! committer the process would keep every FLUSH waiting.
 
 use std::future::Future;
 use std::time::UNIX_EPOCH;
@@ -14,10 +15,10 @@ use super::log::PANICS;
 use super::output;
 use crate::volume::WallClock;
 
-/// What a process that was told twice to end exits with.
+/// Exit status of a process that received a second signal to end.
 pub(super) const GIVEN_UP: i32 = 1;
 
-/// From now on a panic is logged and aborts.
+/// Makes every panic from now on write to the log and abort the process.
 pub(super) fn abort_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
         let backtrace = std::backtrace::Backtrace::force_capture();
@@ -30,7 +31,8 @@ pub(super) fn abort_on_panic() {
     }));
 }
 
-/// Takes all file descriptors that the system allows: connections and requests to the store need one each.
+/// Raises the limit of file descriptors to the maximum. Each connection and each request to the store needs
+/// one.
 pub(super) fn raise_descriptor_limit() {
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current < limit.maximum || limit.maximum.is_none() {
@@ -41,13 +43,13 @@ pub(super) fn raise_descriptor_limit() {
     }
 }
 
-/// Who we are, for people: `host/process`.
+/// Returns the name of this process for people: `host/process`.
 pub(super) fn name() -> String {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     format!("{host}/{}", std::process::id())
 }
 
-/// The time of day.
+/// Returns a clock that reads the time in seconds since 1970.
 #[allow(
     clippy::disallowed_methods,
     reason = "the one place that asks the system; it is handed on as an argument"
@@ -58,17 +60,17 @@ pub(super) fn wall_clock() -> WallClock {
     })
 }
 
-/// Runs a future on a runtime of its own.
+/// Runs a future on a new runtime.
 pub(super) fn block_on<T>(future: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     let failed = |source| Error::System { what: "cannot start the runtime", source };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(failed)?;
     let result = runtime.block_on(future);
-    // Blocking calls that hang in a file system must not keep the process.
+    // Blocking calls that hang in a file system must not delay the exit.
     runtime.shutdown_background();
     result
 }
 
-/// Requests to end, and to read the settings again.
+/// The signals that ask the process to end or to reload its settings.
 pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -78,9 +80,9 @@ pub(super) struct Signals {
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Asked {
-    /// To end, by the signal of that name.
+    /// End the process. Contains the name of the signal.
     End(&'static str),
-    /// To read the settings again.
+    /// Reload the settings.
     Reload,
 }
 
@@ -96,7 +98,7 @@ impl Signals {
         })
     }
 
-    /// What the next one asks for.
+    /// Waits for the next signal.
     pub(super) async fn asked(&mut self) -> Asked {
         tokio::select! {
             Some(()) = self.hangup.recv() => Asked::Reload,
@@ -106,7 +108,7 @@ impl Signals {
         }
     }
 
-    /// The name of the next one that asks to end.
+    /// Waits for the next signal that ends the process, and returns its name.
     pub(super) async fn next(&mut self) -> &'static str {
         tokio::select! {
             Some(()) = self.terminate.recv() => "SIGTERM",

@@ -1,8 +1,8 @@
-//! SIGHUP: the settings are read again; what can change in a running gateway changes, and of the rest is said
-//! that it does not.
+//! SIGHUP: reloads the settings. Settings that can change in a running gateway take effect, and the log names
+//! the others.
 //!
-//! Invariant: settings that are wrong change nothing. The credentials of the store are no settings of ours:
-//! they are resolved again each time.
+//! Owns what can change at run time, and must not know how a layer applies it. Invariant: wrong settings
+//! change nothing. The credentials of the store are not settings of Cairn; every reload resolves them again.
 
 use std::sync::Arc;
 
@@ -37,7 +37,7 @@ const TAKEN: [&str; 12] = [
     "volumes.open",
 ];
 
-/// The settings as they were read last, and how to read them.
+/// The settings as they were last read, and how to read them again.
 pub(super) struct Settings {
     args: args::Serve,
     config: Config,
@@ -45,7 +45,7 @@ pub(super) struct Settings {
     give_memory_back: fn(),
 }
 
-/// What settings can be changed of.
+/// The parts of a running gateway that settings can change.
 pub(super) struct Running<'a> {
     pub(super) env: &'a Environment,
     pub(super) metrics: &'a Metrics,
@@ -54,7 +54,7 @@ pub(super) struct Running<'a> {
     pub(super) exports: &'a VolumeExports,
     pub(super) server: &'a Server,
     pub(super) admin: Option<&'a AdminServers>,
-    /// Where it listens for clients that cannot use TLS, whatever the settings say by now.
+    /// The addresses for clients that cannot use TLS. They stay, even if the settings have changed.
     pub(super) oldstyle: &'a [Oldstyle],
 }
 
@@ -68,14 +68,14 @@ impl Settings {
         Self { args, config, set_level, give_memory_back }
     }
 
-    /// Reads the settings again, and exports whether they are in force.
+    /// Reloads the settings, and exports whether that succeeded.
     pub(super) async fn reload(&mut self, running: &Running<'_>) {
         let is_successful = self.read_again(running).await;
         running.metrics.gateway().reloaded(is_successful, (running.env.wall_clock)());
     }
 
     async fn read_again(&mut self, running: &Running<'_>) -> bool {
-        // First, since a volume that is to be opened needs them.
+        // This comes first, because opening a volume needs the credentials.
         running.store.renew_credentials().await;
         let (options, taken) = match self.apply(running) {
             Ok(applied) => applied,
@@ -103,7 +103,8 @@ impl Settings {
         opened.is_ok()
     }
 
-    /// Puts what can change into force, but for the cache and volumes that are to be opened; gives what did.
+    /// Applies the settings, except for the size of the cache and the volumes to open. Returns the options
+    /// and the changed keys.
     fn apply(&mut self, running: &Running<'_>) -> Result<(Options, Vec<&'static str>), Error> {
         let config = self.args.config()?;
         let options = Options::of(&config)?;

@@ -1,54 +1,54 @@
-//! Where this user's sockets are while it runs: `/run/cairn` for root, `cairn` in `XDG_RUNTIME_DIR` for
-//! others.
+//! The directory for a user's sockets: `/run/cairn` for root, and `cairn` in `XDG_RUNTIME_DIR` for other
+//! users.
 //!
-//! Knows nothing of what listens there. Invariant: a directory in which somebody else could put something in
-//! the place of a socket of ours is not used.
+//! Owns the choice of this directory, and must not know what listens there. Invariant: a directory is not
+//! used if another user could replace our socket in it.
 
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
-/// Permissions of a directory that we make.
+/// Mode of a directory that we create.
 const MODE: u32 = 0o700;
-/// What nobody but the owner may have.
+/// Mode bits that only the owner may have.
 const WRITE_OF_OTHERS: u32 = 0o022;
-/// Where root's is.
+/// The parent directory for root.
 const OF_ROOT: &str = "/run";
-/// The name of ours in it.
+/// Name of our directory in the parent.
 const OURS: &str = "cairn";
 
-/// Why there is no directory to use.
+/// Why there is no usable directory.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Unusable {
-    /// Nobody says where this user's runtime directory is.
+    /// The runtime directory of this user is not known.
     #[error("XDG_RUNTIME_DIR is not set to an absolute path")]
     Unknown,
-    /// Somebody else can change it.
+    /// Another user can change the directory.
     #[error("{}: this directory is not safe for a socket: {why}", path.display())]
     Unsafe {
-        /// The directory.
+        /// Path of the directory.
         path: PathBuf,
-        /// What is wrong.
+        /// What is wrong with it.
         why: String,
     },
-    /// The system refuses.
+    /// The system returned an error.
     #[error("{}: {source}", path.display())]
     Io {
-        /// The directory.
+        /// Path of the directory.
         path: PathBuf,
-        /// Why.
+        /// The error of the system.
         source: io::Error,
     },
 }
 
-/// The directory of this user, whether it is there or not.
+/// Returns the directory of this user, whether or not it exists.
 pub(super) fn path() -> Result<PathBuf, Unusable> {
     let user = rustix::process::geteuid();
     path_of(user.is_root(), std::env::var_os("XDG_RUNTIME_DIR").as_deref())
 }
 
-/// Root's never depends on a variable, which `sudo` may have kept of another user.
+/// Root's directory never depends on a variable, because `sudo` may have kept that of another user.
 fn path_of(root: bool, runtime: Option<&OsStr>) -> Result<PathBuf, Unusable> {
     let parent = match runtime {
         _ if root => Path::new(OF_ROOT),
@@ -58,7 +58,7 @@ fn path_of(root: bool, runtime: Option<&OsStr>) -> Result<PathBuf, Unusable> {
     Ok(parent.join(OURS))
 }
 
-/// The directory of this user, made where it is absent.
+/// Returns the directory of this user, and creates it if it does not exist.
 pub(super) fn prepare() -> Result<PathBuf, Unusable> {
     let directory = path()?;
     if let Some(parent) = directory.parent() {
@@ -68,7 +68,7 @@ pub(super) fn prepare() -> Result<PathBuf, Unusable> {
     Ok(directory)
 }
 
-/// The directory that a socket is to be in, made where it alone is absent.
+/// Creates the directory for a socket if only its last component does not exist.
 pub(super) fn prepare_parent(socket: &Path) -> Result<(), Unusable> {
     match socket.parent() {
         Some(parent) if parent.as_os_str().is_empty() => check(Path::new(".")),
@@ -80,15 +80,15 @@ pub(super) fn prepare_parent(socket: &Path) -> Result<(), Unusable> {
 fn prepare_one(directory: &Path) -> Result<(), Unusable> {
     match std::fs::DirBuilder::new().mode(MODE).create(directory) {
         Ok(()) => {}
-        // A read-only file system may say so of one that is there.
+        // A read-only file system may return an error although the directory exists.
         Err(_) if directory.is_dir() => {}
         Err(source) => return Err(Unusable::Io { path: directory.to_path_buf(), source }),
     }
     check(directory)
 }
 
-/// Refuses a directory in which another user, but root, could make, remove or rename something. A link is
-/// followed: where it is, is checked too, or was named by whoever runs us.
+/// Fails if a user other than this one and root could create, remove or rename something in the directory.
+/// Links are followed: the location of a link is checked too, or was named by whoever started the process.
 fn check(directory: &Path) -> Result<(), Unusable> {
     let path = || directory.to_path_buf();
     let found = std::fs::metadata(directory).map_err(|source| Unusable::Io { path: path(), source })?;

@@ -1,7 +1,8 @@
-//! `cairn serve`: from the options to a serving process, and from a signal to a clean end.
+//! `cairn serve`: from the options to a serving process, and from a signal to a clean exit.
 //!
-//! Invariants: it says that it listens only when every listener accepts and every configured volume is open;
-//! the lease of a volume is released last, after what clients were told is durable.
+//! Owns the order of starting and stopping, and must not know how a layer works. Invariants: it reports that
+//! it listens only when every listener accepts and every configured volume is open. The lease of a volume is
+//! released last, when everything that clients were told is durable.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +25,7 @@ use crate::server::{Drained, Greeting, ListenAddress, Server, Stream, Tls};
 use crate::store::{self, Setup};
 use crate::volume::Environment;
 
-/// Serves until told to end.
+/// Serves until there is a reason to end.
 pub(super) async fn serve(
     mut options: Options,
     mut settings: Settings,
@@ -32,7 +33,8 @@ pub(super) async fn serve(
     metrics: Metrics,
 ) -> Result<(), Error> {
     let mut signals = Signals::new()?;
-    // A store is made for a volume that is to be made; otherwise its absence is a mistake in its URL.
+    // A store is only created for a volume that is created. Otherwise a missing store means that its URL is
+    // wrong.
     options.store.setup = if options.create.is_empty() { Setup::InPlace } else { Setup::Make };
     let stdout_is_nbd = inherited.is_stdio();
     let sockets = Sockets::take(&mut options, inherited).await?;
@@ -42,7 +44,7 @@ pub(super) async fn serve(
     finish(serving, end, &mut signals).await
 }
 
-/// The sockets of a gateway that starts, and where it got them and leaves them.
+/// The sockets of a gateway that is starting, and where they came from.
 struct Sockets {
     predecessor: Option<Predecessor>,
     listeners: Listeners,
@@ -52,7 +54,7 @@ struct Sockets {
 }
 
 impl Sockets {
-    /// Opens them, or takes them over from a gateway that ends.
+    /// Opens the sockets, or takes them over from a predecessor.
     async fn take(options: &mut Options, inherited: Inherited) -> Result<Self, Error> {
         let mut predecessor = match &options.handover {
             Some(path) => Predecessor::at(path).await?,
@@ -61,7 +63,7 @@ impl Sockets {
         let mut listeners = Listeners::open(&options.listeners, inherited, predecessor.as_mut()).await?;
         let oldstyle = listeners.oldstyle();
         Oldstyle::check(&oldstyle, options.tls.as_ref())?;
-        // Who inherited the sockets leaves them to a successor.
+        // A gateway that inherited its sockets leaves them to a successor.
         options.hang_up |= listeners.inherited;
         let admin = AdminSockets::open(options, listeners.admin.take(), predecessor.as_mut()).await?;
         let point = match &options.handover {
@@ -76,7 +78,7 @@ impl Sockets {
     }
 }
 
-/// A gateway whose volumes are open and whose listeners do not accept yet.
+/// A gateway whose volumes are open but whose listeners do not accept yet.
 struct Opened {
     options: Options,
     status: Arc<GatewayStatus>,
@@ -89,7 +91,7 @@ struct Opened {
     point: Option<Point>,
 }
 
-/// Opens the store and every configured volume; none where a signal says to end before that is done.
+/// Opens the store and every configured volume. Returns `None` if a signal arrives before that is done.
 async fn start(
     mut options: Options,
     sockets: Sockets,
@@ -98,7 +100,7 @@ async fn start(
 ) -> Result<Option<Opened>, Error> {
     let Sockets { predecessor, listeners, oldstyle, admin: admin_sockets, point } = sockets;
     let status = GatewayStatus::starting();
-    // While a predecessor serves, so do its admin servers.
+    // As long as a predecessor serves, its admin servers respond.
     let start_admin = |sockets: AdminSockets| sockets.start(&options, metrics, &status);
     let (mut admin_sockets, mut admin) = (Some(admin_sockets), None);
     if predecessor.is_none() {
@@ -122,7 +124,7 @@ async fn start(
         }
     };
     let admin = admin.or_else(|| admin_sockets.map(&start_admin));
-    // A predecessor has agreed to end: whatever it did not release protects nobody.
+    // The predecessor has agreed to exit, so a lease that it did not release protects nobody.
     options.takeover |= succeeds;
     let how = gateway::Options {
         volume: options.volume.clone(),
@@ -139,7 +141,7 @@ async fn start(
         }
     };
     if let Err(error) = opened {
-        // What was opened is given back; that this fails too would not change what there is to say.
+        // Close what was opened. A second failure would not change the error to report.
         drop(close(&volumes, options.close_timeout, Next::Unknown, signals).await);
         return Err(error);
     }
@@ -163,10 +165,10 @@ struct Served {
     point: Option<Point>,
 }
 
-/// Lets clients in, and says so.
+/// Accepts clients, and reports the addresses.
 fn listen(opened: Opened, metrics: &Metrics, stdout_is_nbd: bool) -> Served {
     let Opened { options, status, env, store, volumes, admin, listeners, oldstyle, point } = opened;
-    // Clients rely on the disks from now on.
+    // From now on clients rely on the disks.
     store.wait_out_refusals();
     let configured = options.configured();
     let catalogue = Arc::new(Catalogue::new(env.clone(), options.catalogue_age));
@@ -243,9 +245,9 @@ async fn run(served: &mut Served, settings: &mut Settings, signals: &mut Signals
     }
 }
 
-/// Ends in good order: checkpoints, the drain, the volumes, and the admin servers last.
+/// Ends the gateway: checkpoints first, then the drain, the volumes, and the admin servers last.
 async fn finish(served: Served, end: End, signals: &mut Signals) -> Result<(), Error> {
-    // The point of the handover lives to the end.
+    // The handover point must live until the end.
     let Served { options, status, volumes, server, census, mut admin, point: _point, .. } = served;
     let next = match &end {
         End::Told if !options.hang_up => Next::Unknown,
@@ -268,7 +270,7 @@ async fn finish(served: Served, end: End, signals: &mut Signals) -> Result<(), E
     if successor.is_some()
         && let Some(admin) = admin.take()
     {
-        // The successor answers from now on.
+        // From now on the successor responds.
         admin.stop().await;
     }
     drain(&server, next == Next::Waits, signals).await;
@@ -284,18 +286,17 @@ async fn finish(served: Served, end: End, signals: &mut Signals) -> Result<(), E
     result.and(closed)
 }
 
-/// The URI of a volume where a server listens, with `{name}` for its name; none of those that serve one
-/// export alone.
+/// Returns the URI of a volume at a listener, with `{name}` in place of its name. `None` for a listener that
+/// serves a single export.
 fn connect(address: &ListenAddress, greeting: &Greeting, options: &Options) -> Option<String> {
-    /// No address has it, and nothing of it is encoded.
+    /// A placeholder that no address contains, and that needs no encoding.
     const NAME: &str = "cairn-name-of-the-volume";
     let encrypted = options.tls.as_ref().is_some_and(Tls::is_required);
     let uri = welcome::uri(address, NAME, encrypted).to_string();
     (*greeting == Greeting::Newstyle).then(|| uri.replace(NAME, "{name}"))
 }
 
-/// Serves a connection that is there already, beside all others; returns when it has ended, without one
-/// never.
+/// Serves an existing connection until it ends. Waits forever if there is none.
 async fn serve_stream(server: &Server, stream: Option<Box<dyn Stream>>) {
     match stream {
         Some(stream) => server.serve_stream(stream, Greeting::Newstyle).await,
@@ -303,9 +304,9 @@ async fn serve_stream(server: &Server, stream: Option<Box<dyn Stream>>) {
     }
 }
 
-/// Why it ends.
+/// Why the gateway ends.
 enum End {
-    /// Somebody said so.
+    /// A signal, or a request to the admin server.
     Told,
     /// No configured volume is served any more.
     NothingLeft,
@@ -313,7 +314,7 @@ enum End {
     Succeeded(Successor),
 }
 
-/// Serves, and reads the settings again when told, until there is a reason to end.
+/// Serves and reloads the settings on request, until there is a reason to end.
 async fn serve_on(
     signals: &mut Signals,
     status: &GatewayStatus,
@@ -369,8 +370,9 @@ async fn serve_on(
     }
 }
 
-/// Makes checkpoints while clients are still served, since those who connect again wait from the drain until
-/// the next gateway has opened the volumes; gives how long that took, `patience` at most.
+/// Makes checkpoints while clients are still served. Clients that reconnect have to wait from the drain until
+/// the next gateway has opened the volumes, so this shortens their wait. Returns how long it took, at most
+/// `patience`.
 async fn checkpoint_ahead(volumes: &OpenVolumes, patience: Duration, signals: &mut Signals) -> Duration {
     supervisor::status("making checkpoints before the shutdown");
     let begun = Instant::now();
@@ -387,10 +389,10 @@ async fn checkpoint_ahead(volumes: &OpenVolumes, patience: Duration, signals: &m
     begun.elapsed().min(patience)
 }
 
-/// How often the log says how many clients are still waited for.
+/// Time between two log lines about commands that are still in flight.
 const DRAIN_PROGRESS: Duration = Duration::from_secs(2);
 
-/// Has every command in flight answered, unless a further signal says not to wait.
+/// Waits until every command in flight is answered, unless another signal arrives.
 async fn drain(server: &Server, hang_up: bool, signals: &mut Signals) {
     let drain = async { if hang_up { server.hang_up().await } else { server.drain().await } };
     let progress = async {
@@ -416,8 +418,8 @@ fn cannot_share(source: std::io::Error) -> Error {
     Error::System { what: "cannot hand over the sockets", source }
 }
 
-/// Returns when no configured volume is left and their clients had time to learn why: their commands get
-/// ESHUTDOWN, which tells them more than a connection that is cut.
+/// Waits until no configured volume is left and the clients have had time to learn why. Their commands fail
+/// with ESHUTDOWN, which says more than a closed connection.
 async fn lost(volumes: &OpenVolumes, patience: Duration) {
     volumes.nothing_left().await;
     tracing::error!(
@@ -428,7 +430,7 @@ async fn lost(volumes: &OpenVolumes, patience: Duration) {
     }
 }
 
-/// Closes all volumes, unless a further signal says not to wait.
+/// Closes all volumes, unless another signal arrives.
 async fn close(
     volumes: &OpenVolumes,
     patience: Duration,
@@ -442,7 +444,7 @@ async fn close(
     if failed.is_empty() { Ok(()) } else { Err(Error::Close(failed)) }
 }
 
-/// A second signal: ends at once. What FLUSH promised is durable all the same.
+/// Exits at once after a second signal. Data that a FLUSH has confirmed is durable regardless.
 fn give_up(signal: &str) -> ! {
     tracing::warn!("second {signal}: exiting at once, without a checkpoint and without releasing the leases");
     output::finish();

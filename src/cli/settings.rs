@@ -1,7 +1,7 @@
-//! From settings to each layer's options.
+//! Converts settings into each layer's options.
 //!
-//! Invariant: all that can be found wrong without asking the store or the system is found here, and said with
-//! the setting's name and origin.
+//! Owns the mapping, and must not ask the store or the system. Invariant: every mistake that can be found
+//! without asking them is found here, and reported with the name and source of the setting.
 
 mod contradictions;
 mod socket;
@@ -23,25 +23,25 @@ use crate::volume::format::head::HolderName;
 use crate::volume::format::keys::is_valid_name;
 use crate::{server, store, volume};
 
-/// How often a request that the store refuses (credentials, permissions) is sent again where an operator
-/// looks on: by commands, and by a gateway until it serves.
+/// How often to retry a request that the store refuses (credentials, permissions) while an operator is
+/// watching: in commands, and in a gateway until it serves.
 const REFUSALS: u32 = 3;
 
-/// How long a command that somebody waits for is tried.
+/// Time limit for a command that somebody waits for.
 const COMMAND_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where the admin socket is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum SocketPlace {
-    /// Nowhere.
+    /// There is none.
     None,
-    /// In this user's runtime directory, where there is room.
+    /// In the runtime directory of this user, at the first free path.
     Default,
-    /// There.
+    /// At this path.
     At(PathBuf),
 }
 
-/// Every layer's options.
+/// The options of all layers.
 #[derive(Clone, Debug)]
 pub(super) struct Options {
     pub(super) location: Location,
@@ -49,39 +49,40 @@ pub(super) struct Options {
     pub(super) server: server::Options,
     pub(super) tls: Option<Tls>,
     pub(super) listeners: Plan,
-    /// Where a successor gets the listening sockets.
+    /// Unix socket where a successor gets the listening sockets.
     pub(super) handover: Option<PathBuf>,
-    /// Whether clients are left to connect again rather than refused when this ends.
+    /// Whether this gateway ends by closing connections, so that clients reconnect, instead of refusing
+    /// commands.
     pub(super) hang_up: bool,
     pub(super) volume: volume::Options,
     pub(super) clean_bytes: u64,
     pub(super) dirty_bytes: u64,
-    /// Volumes to make where they are absent, and to open at the start.
+    /// Volumes to create if they do not exist, and to open at the start.
     pub(super) create: Vec<Wanted>,
     /// Volumes to open at the start.
     pub(super) open: Vec<String>,
-    /// Take leases that have not run out.
+    /// Whether to take over volumes whose leases have not expired.
     pub(super) takeover: bool,
     pub(super) chunk_bytes: u64,
     pub(super) maximum_open: usize,
     pub(super) idle_timeout: Duration,
     pub(super) catalogue_age: Duration,
-    /// How often the store's objects are counted while nothing is written, if ever.
+    /// Time between two censuses of the store while nothing is written; `None` for no census.
     pub(super) census_interval: Option<Duration>,
     pub(super) close_timeout: Duration,
-    /// Where the admin server listens, if anywhere.
+    /// Address of the admin server; `None` for no admin server.
     pub(super) admin: Option<ListenAddress>,
-    /// Whether it must: somebody asked for it.
+    /// Whether it is an error if the admin server cannot listen there, because somebody asked for it.
     pub(super) admin_required: bool,
     pub(super) admin_token: Option<Token>,
-    /// Whether whoever reaches it reads the API, with no token.
+    /// Whether everyone who can reach it may read the API without a token.
     pub(super) admin_read_without_token: bool,
     /// Where the admin socket is.
     pub(super) admin_socket: SocketPlace,
 }
 
 impl Options {
-    /// What the settings say.
+    /// Converts the settings.
     pub(super) fn of(config: &Config) -> Result<Self, config::Errors> {
         let mut errors = config::Errors::default();
         let location = config.store.url.parse().map_err(|e| config.refuse("store.url", e));
@@ -150,13 +151,13 @@ impl Options {
         }
     }
 
-    /// Gives up on a store that does not answer, since somebody waits.
+    /// Limits how long to wait for a store that does not answer, because somebody waits for the command.
     pub(super) fn impatient(mut self) -> Self {
         self.store.retry.write = Patience { deadline: Some(COMMAND_PATIENCE), refusals: Some(REFUSALS) };
         self
     }
 
-    /// Names of the volumes that are opened at the start, each once.
+    /// Returns the names of the volumes to open at the start, without duplicates.
     pub(super) fn configured(&self) -> Vec<String> {
         let mut names: Vec<String> = self.create.iter().map(|w| w.name.clone()).collect();
         names.extend(self.open.iter().cloned());
@@ -166,7 +167,7 @@ impl Options {
     }
 }
 
-/// Where to listen for NBD.
+/// Returns where to listen for NBD.
 fn plan(config: &Config, errors: &mut config::Errors) -> Plan {
     let listen = parse_each(config, "server.listen", &config.server.listen, errors);
     if config.server.listen.is_empty() {
@@ -207,7 +208,7 @@ fn check_names(config: &Config, create: &[Wanted], errors: &mut config::Errors) 
     }
 }
 
-/// The token of the admin server.
+/// Reads the token of the admin server.
 fn read_token(config: &Config) -> Result<Option<Token>, config::Error> {
     let Some(path) = given(&config.admin.token_file) else { return Ok(None) };
     let text = std::fs::read_to_string(path).map_err(|e| config.refuse("admin.token_file", e))?;
@@ -241,7 +242,7 @@ fn store_options(config: &Config) -> store::Options {
             base: of.retry_base,
             cap: of.retry_cap,
             read: Patience { deadline: of.read_deadline, refusals: Some(REFUSALS) },
-            // What was sent is sent again until its fate is known; who waits for it has a deadline of their
+            // A write is repeated until its outcome is known. Whoever waits for it has a deadline of their
             // own.
             write: Patience { deadline: None, refusals: Some(REFUSALS) },
             ..RetryOptions::default()
@@ -274,10 +275,10 @@ fn server_options(config: &Config) -> server::Options {
 fn volume_options(config: &Config) -> volume::Options {
     let Config { store, cache, commit, journal, lease, .. } = config;
     volume::Options {
-        // Each volume has its own.
+        // Each volume has metrics of its own.
         metrics: None,
         holder_name: given(&lease.holder).unwrap_or_else(super::process::name),
-        // A process id is another's after a restart, and in a container it is everybody's.
+        // After a restart, another process may have the same process id. In containers, all of them may.
         holder_is_stable: !lease.holder.is_empty(),
         commit_max_age: commit.max_age,
         commit_chunk_wait: commit.chunk_wait,
@@ -306,7 +307,7 @@ mod tests {
         Options::of(&config::load(None, pairs, []).unwrap())
     }
 
-    /// The settings' defaults and the layers' own are the same.
+    /// The defaults of the settings equal the defaults of the layers.
     #[test]
     fn defaults_agree_with_those_of_the_layers() {
         let options = of(&[]).unwrap();
@@ -322,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_layers_cannot_take_is_said_with_its_setting() {
+    fn values_that_a_layer_refuses_are_reported_with_their_setting() {
         for (name, value, parts) in [
             ("CAIRN_STORE__URL", "http://x", "store.url = \"http://x\": |s3://bucket/prefix"),
             ("CAIRN_SERVER__LISTEN", "127.0.0.1:1,nowhere", "server.listen = |\"nowhere\"|unix:PATH"),
@@ -355,16 +356,16 @@ mod tests {
         }
     }
 
-    /// The name that a gateway has by default is not its own after a restart.
+    /// The default name of a gateway does not identify it after a restart.
     #[test]
-    fn only_a_holder_that_was_named_is_known_again() {
+    fn only_a_configured_holder_name_is_recognised_after_a_restart() {
         assert!(!of(&[]).unwrap().volume.holder_is_stable);
         let named = of(&[("CAIRN_LEASE__HOLDER", "disks/cairn-a-0")]).unwrap().volume;
         assert_eq!((named.holder_name.as_str(), named.holder_is_stable), ("disks/cairn-a-0", true));
     }
 
     #[test]
-    fn configured_volumes_are_those_to_make_and_those_to_open() {
+    fn configured_volumes_are_those_to_create_and_those_to_open() {
         let options =
             of(&[("CAIRN_VOLUMES__CREATE", "b=1GiB,c=512"), ("CAIRN_VOLUMES__OPEN", "a,b")]).unwrap();
         assert_eq!(options.configured(), ["a", "b", "c"]);

@@ -1,13 +1,16 @@
-//! `NAME=SIZE`, as `--create` takes it.
+//! The syntax `NAME=SIZE` of `--create`.
+//!
+//! Owns this syntax, and must not know volumes. Invariant: both parts are present; the layer of volumes
+//! checks their values.
 
 use crate::config::Size;
 
-/// A volume to make where it is absent.
+/// A volume to create if it does not exist.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Wanted {
-    /// Its name.
+    /// Name of the volume.
     pub(super) name: String,
-    /// Its size in bytes.
+    /// Size in bytes.
     pub(super) size_bytes: u64,
 }
 

@@ -1,18 +1,18 @@
-//! The service manager that started us, if it is systemd: it is told when we are ready, reload and end, and
-//! that we live.
+//! Notifies the service manager, if it is systemd: when we are ready, reload and exit, and that we are alive.
 //!
-//! Knows only `sd_notify(3)`. Without `NOTIFY_SOCKET` nothing is said, and nobody notices.
+//! Owns the messages of `sd_notify(3)`, and must not know what is served. Invariant: without `NOTIFY_SOCKET`
+//! nothing is sent, and a failed notification has no effect.
 
 use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-/// It serves.
+/// Reports that the gateway serves.
 pub(super) fn ready(status: &str) {
     tell(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
-/// It reads its settings again; [`ready`] follows.
+/// Reports that the gateway reloads its settings. [`ready`] must follow.
 pub(super) fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => tell(&[NotifyState::Reloading, now]),
@@ -20,17 +20,17 @@ pub(super) fn reloading() {
     }
 }
 
-/// It ends.
+/// Reports that the gateway is ending.
 pub(super) fn stopping(status: &str) {
     tell(&[NotifyState::Stopping, NotifyState::Status(status)]);
 }
 
-/// What it does.
+/// Reports what the gateway is doing.
 pub(super) fn status(status: &str) {
     tell(&[NotifyState::Status(status)]);
 }
 
-/// Says that we live as often as the service manager wants to hear it, for as long as this is polled.
+/// Reports regularly that the process is alive, as often as the service manager requires. Never returns.
 pub(super) async fn say_alive() {
     let Some(within) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
     let mut interval = tokio::time::interval((within / 2).max(Duration::from_millis(1)));

@@ -1,12 +1,13 @@
-//! Text of others on terminals and in logs: what a server, a client or a store says is shown, and does
-//! nothing.
+//! Foreign text on terminals and in logs: what a server, a client or a store sends is shown, but not
+//! interpreted.
 //!
-//! Invariant: what [`printable`] gives has no control character, so it is one line and moves no cursor.
+//! Owns the escaping, and must not know where a text comes from. Invariant: what [`printable`] returns
+//! contains no control character. It is one line and moves no cursor.
 
 use std::borrow::Cow;
 
-/// Text with every character escaped that a terminal or a reader of lines would act on: control characters,
-/// ends of lines, and those that turn the direction of writing round.
+/// Escapes every character that a terminal or a reader of lines would interpret: control characters, line
+/// ends, and characters that change the direction of writing.
 pub(super) fn printable(text: &str) -> Cow<'_, str> {
     if !text.contains(acts) {
         return Cow::Borrowed(text);
@@ -22,13 +23,13 @@ pub(super) fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(escaped)
 }
 
-/// Whether a character is more than something to see.
+/// Returns whether a character does more than show something.
 fn acts(character: char) -> bool {
     character.is_control()
         || matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// The beginning of a text that takes so many bytes at most, and how much was left out.
+/// Shortens a text to its first `bytes` bytes or fewer, and appends how many bytes were omitted.
 pub(super) fn shortened(text: &str, bytes: usize) -> Cow<'_, str> {
     if text.len() <= bytes {
         return Cow::Borrowed(text);
@@ -42,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_terminal_would_act_on_is_escaped() {
+    fn characters_that_control_a_terminal_are_escaped() {
         for (text, expected) in [
             ("plain, ünïcödé and 日本", "plain, ünïcödé and 日本"),
             ("\x1b]0;title\x07", "\\u{1b}]0;title\\u{7}"),

@@ -1,4 +1,7 @@
-//! `cairn volume`: create, list, show and delete.
+//! `cairn volume`: creates, lists, shows and deletes volumes.
+//!
+//! Owns the choice between the store and a gateway, and must not know how a volume is stored. Invariant: only
+//! a creation may create a store.
 
 use super::api_client::Gateway;
 use super::args::{Action, Delete, List};
@@ -13,7 +16,7 @@ use crate::store::Setup;
 use crate::volume::Environment;
 use crate::volume::catalog;
 
-/// Where volumes are made, looked up and deleted.
+/// Where a command on volumes is executed.
 pub(super) enum Place {
     /// In the store.
     Store,
@@ -21,7 +24,7 @@ pub(super) enum Place {
     Gateway(Gateway),
 }
 
-/// Does what was asked for.
+/// Executes a command.
 pub(super) async fn run(
     action: Action,
     config: &Config,
@@ -41,18 +44,18 @@ async fn in_store(action: Action, options: Options) -> Result<(), Error> {
     let mut options = options.impatient();
     match &action {
         Action::Create(args) => {
-            // Before a store is made for it.
+            // Checked before a store is created for the volume.
             let checked = catalog::check(&args.name, args.size.0, options.chunk_bytes);
             checked.map_err(|source| Error::Volume { name: args.name.clone(), source })?;
         }
         Action::List(_) | Action::Info(_) | Action::Delete(_) => {
-            // Where there is no store, there is nothing to show and nothing to delete.
+            // Without a store there is nothing to show and nothing to delete.
             options.store.setup = Setup::Existing;
             options.store.s3.create_bucket = false;
         }
     }
     if matches!(action, Action::List(_) | Action::Info(_)) {
-        // Who only looks needs no conditions, and may have no right to write.
+        // Reading needs no conditional writes, and the user may not have permission to write.
         options.store.probe = None;
     }
     let (env, _) = environment(&options, &Metrics::new()).await?;

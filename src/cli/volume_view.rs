@@ -1,4 +1,7 @@
-//! What `cairn volume` prints: volumes as tables and as JSON.
+//! The output of `cairn volume`: volumes as tables and as JSON.
+//!
+//! Owns both formats, and must not look anything up. Invariant: both formats show the same volumes in the
+//! same order.
 
 use bytesize::ByteSize;
 use serde::Serialize;
@@ -10,15 +13,15 @@ use crate::config::Size;
 use crate::gateway::chain;
 use crate::volume::catalog::{Info, Listed};
 
-/// A name of a list: its volume, or why nothing is known of it.
+/// An entry of a list: its volume, or why nothing is known about it.
 pub(super) enum Row {
     /// The volume.
     Volume(Info),
-    /// What is wrong with it.
+    /// The volume cannot be described.
     Problem {
-        /// The name.
+        /// Name of the volume.
         name: String,
-        /// What is wrong.
+        /// What is wrong with it.
         problem: String,
     },
 }
@@ -55,7 +58,7 @@ pub(super) fn print_one(info: &Info, json: bool) -> Result<(), Error> {
     if json { print_json(&Shown::of(info)) } else { print(&details(info)) }
 }
 
-/// A volume as JSON shows it.
+/// A volume in JSON.
 #[derive(Debug, Serialize)]
 struct Shown<'a> {
     name: &'a str,
@@ -81,7 +84,7 @@ impl<'a> Shown<'a> {
     }
 }
 
-/// A name of a list as JSON shows it.
+/// An entry of a list in JSON.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 enum ShownRow<'a> {
@@ -98,15 +101,15 @@ impl<'a> ShownRow<'a> {
     }
 }
 
-/// Seconds since 1970 as RFC 3339 has them.
+/// Formats seconds since 1970 as RFC 3339.
 fn time(seconds: u64) -> String {
-    // The year 9999, which is as far as that goes.
+    // The year 9999, the last one that RFC 3339 can express.
     const LAST: u64 = 253_402_300_799;
     let since = std::time::Duration::from_secs(seconds.min(LAST));
     humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + since).to_string()
 }
 
-/// A size for people: exact where that is short.
+/// Formats a size for people. Exact if that is short.
 fn size(bytes: u64) -> String {
     let exact = Size(bytes).to_string();
     if exact.len() <= 7 { exact } else { ByteSize(bytes).display().iec().to_string() }
@@ -137,10 +140,10 @@ fn unnamed_table(unnamed: &[UnnamedView]) -> String {
     table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
 }
 
-/// Lines of cells that stand below each other.
+/// Formats lines of cells as aligned columns.
 fn table<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
-    // The last cell of a line is as long as it is.
+    // The last cell of a line is not padded.
     let width = |column: usize| if column + 1 < COLUMNS { width(column) } else { 0 };
     let widths: [usize; COLUMNS] = std::array::from_fn(width);
     let mut text = String::new();

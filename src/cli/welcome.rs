@@ -1,7 +1,7 @@
-//! What `cairn serve` says once it serves: where, and what to type next.
+//! What `cairn serve` prints once it serves: its addresses, and what to type next.
 //!
-//! Invariant: what it suggests can be typed as it stands, but for the directory of certificates, whatever the
-//! names are.
+//! Owns these suggestions, and must not know the server. Invariant: every suggestion can be typed as it is,
+//! whatever the names are. Only the directory of certificates may differ.
 
 use std::fmt::Write as _;
 
@@ -9,34 +9,34 @@ use super::output;
 use crate::client::uri::{Address, DEFAULT_PORT, Uri, UriTls};
 use crate::server::{Greeting, ListenAddress};
 
-/// Where QEMU's users have `ca-cert.pem`, and their own certificate where one is asked for.
+/// Where QEMU users keep `ca-cert.pem`, and their own certificate if one is required.
 const CERTIFICATES: &str = "/etc/pki/qemu";
 
-/// What there is to say.
+/// The facts to print.
 pub(super) struct Welcome<'a> {
-    /// Where it listens, and for whom.
+    /// Addresses of the listeners, and the kind of their clients.
     pub(super) addresses: &'a [(ListenAddress, Greeting)],
     /// Whether clients must use TLS.
     pub(super) encrypted: bool,
-    /// The configured volumes.
+    /// Names of the configured volumes.
     pub(super) volumes: &'a [String],
-    /// Where metrics and health are.
+    /// Address of metrics and health.
     pub(super) metrics: Option<&'a ListenAddress>,
-    /// Where this user has everything done.
+    /// Address of the admin socket.
     pub(super) admin_socket: Option<&'a ListenAddress>,
 }
 
 impl Welcome<'_> {
-    /// Prints all of it, if somebody can connect.
+    /// Prints everything, if a client can connect.
     pub(super) fn print(&self) {
         if self.addresses.is_empty() {
             return;
         }
-        // Nobody reads: that is no reason not to serve.
+        // If nobody reads it, the gateway serves all the same.
         output::announce(&self.text());
     }
 
-    /// Logs where it listens: standard output is a client's.
+    /// Logs the addresses instead, because standard output belongs to a client.
     pub(super) fn log(&self) {
         for line in self.listening() {
             tracing::info!("{line}");
@@ -62,7 +62,7 @@ impl Welcome<'_> {
         text
     }
 
-    /// A line for each listener.
+    /// Returns a line for each listener.
     fn listening(&self) -> Vec<String> {
         let of = |(address, greeting): &(ListenAddress, Greeting)| {
             let uri = uri(address, "", self.encrypted).to_string();
@@ -75,7 +75,7 @@ impl Welcome<'_> {
         self.addresses.iter().map(of).collect()
     }
 
-    /// What to type next.
+    /// Returns what to type next.
     fn suggestions(&self) -> Vec<String> {
         let newstyle = self.addresses.iter().find(|(_, greeting)| *greeting == Greeting::Newstyle);
         let Some((address, _)) = newstyle else { return Vec::new() };
@@ -83,7 +83,7 @@ impl Welcome<'_> {
             let how = "create one with `cairn volume create NAME SIZE` or --create NAME=SIZE";
             return vec![format!("no volume is configured; {how}")];
         };
-        // Clients connect to an address, not to all of them.
+        // Clients connect to one address, not to all of them.
         let address = match address {
             ListenAddress::Tcp(text) => {
                 ListenAddress::Tcp(text.replace("0.0.0.0:", "127.0.0.1:").replace("[::]:", "[::1]:"))
@@ -100,7 +100,7 @@ impl Welcome<'_> {
     }
 }
 
-/// The URI of an export where a server listens: its `Display` encodes what must be.
+/// Returns the URI of an export at a listener. Its `Display` encodes what must be encoded.
 pub(super) fn uri(address: &ListenAddress, export: &str, encrypted: bool) -> Uri {
     let tls = UriTls { hostname: None, verify_peer: true, certificates: None };
     let address = match address {
@@ -115,17 +115,17 @@ pub(super) fn uri(address: &ListenAddress, export: &str, encrypted: bool) -> Uri
     Uri { address, export: export.to_owned(), tls: encrypted.then_some(tls) }
 }
 
-/// How QEMU uses a disk. It knows no URI with TLS, for which it has an object and options of their own.
+/// Returns how QEMU opens a disk. QEMU has no URI for TLS; it uses an object and options of its own.
 fn qemu(uri: &Uri) -> String {
     if uri.tls.is_none() {
         let file = quote(&format!("file={uri},format=raw,if=virtio,cache=writeback,discard=unmap"));
         return format!("qemu-system-x86_64 -drive {file}");
     }
-    // In its options, a comma within a value is written twice.
+    // Within the options, a comma in a value is doubled.
     let value = |text: &str| text.replace(',', ",,");
     let server = match &uri.address {
         Address::Tcp { host, port } => format!("server.type=inet,server.host={host},server.port={port}"),
-        // No host whose name the certificate could have; the option is QEMU's since 7.0.
+        // There is no host whose name the certificate could contain. QEMU has this option since 7.0.
         Address::Unix(path) => {
             let path = value(&path.to_string_lossy());
             format!("server.type=unix,server.path={path},tls-hostname=localhost")
@@ -138,7 +138,8 @@ fn qemu(uri: &Uri) -> String {
     format!("qemu-system-x86_64 -object {object} -blockdev {disk} -device virtio-blk-pci,drive=disk")
 }
 
-/// How the kernel uses a disk. The program has TLS by options of its own, and not on Unix sockets.
+/// Returns how the kernel opens a disk. `nbd-client` has its own options for TLS, and does not support TLS on
+/// Unix sockets.
 fn nbd_client(uri: &Uri) -> Option<String> {
     if uri.tls.is_some() {
         return None;
@@ -153,7 +154,7 @@ fn nbd_client(uri: &Uri) -> Option<String> {
     Some(format!("nbd-client -N {export} {server} /dev/nbd0"))
 }
 
-/// A word of a shell's command line.
+/// Quotes a word for a shell's command line.
 fn quote(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./:@%+=,".contains(&byte);
     if !text.is_empty() && text.bytes().all(plain) && !text.contains("://") {
@@ -181,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn tls_and_oldstyle_are_told() {
+    fn tls_and_oldstyle_are_shown() {
         let oldstyle = Greeting::Oldstyle { export: "disk".to_owned() };
         let addresses = [(tcp("127.0.0.1:1"), oldstyle), (tcp("127.0.0.1:2"), Greeting::Newstyle)];
         let text = said(&addresses, true, &["disk"]);

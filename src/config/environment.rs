@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn variables_of_kubernetes_are_not_ours() {
+    fn variables_of_kubernetes_are_ignored() {
         for name in [
             "CAIRN_SERVICE_HOST",
             "CAIRN_SERVICE_PORT",
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_neither_is_an_error_with_a_hint() {
+    fn other_variables_are_errors_with_a_hint() {
         for (name, hint) in [
             ("CAIRN_STORE_URL", "CAIRN_STORE__URL"),
             ("CAIRN_COMMIT_MAX_AGE", "CAIRN_COMMIT__MAX_AGE"),

@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn units_of_two_and_of_ten() {
+    fn units_are_powers_of_two_or_of_ten() {
         for (text, bytes) in [
             ("0", 0),
             ("4096", 4096),
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_size() {
+    fn invalid_sizes_are_refused() {
         let bad = |text: &str| text.parse::<Size>().unwrap_err();
         for text in ["", "GiB", "-1GiB", "1..5GiB", ".5GiB", "5.", "10 sheep", "0x10", "1e3", "∞"] {
             assert!(matches!(bad(text), SizeError::Malformed(_)), "{text}: {:?}", bad(text));
@@ -183,7 +183,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_size_shown_parses_to_itself(bytes: u64, shift in 0..64_u32) {
+        fn the_text_of_a_size_parses_to_the_same_size(bytes: u64, shift in 0..64_u32) {
             let size = Size(bytes << shift);
             prop_assert_eq!(size.to_string().parse(), Ok(size));
         }

@@ -20,7 +20,7 @@ fn from_file(text: &str) -> Result<Config, Errors> {
 }
 
 #[test]
-fn without_anything_the_defaults_hold() {
+fn without_any_source_the_defaults_apply() {
     let config = from_env(&[("HOME", "/root"), ("CAIRN_PORT", "tcp://10.0.0.1:10809")]).unwrap();
     assert_eq!(config.store.url, "file://./cairn-data");
     assert_eq!(config.store.concurrency, 64);
@@ -42,7 +42,7 @@ fn without_anything_the_defaults_hold() {
 }
 
 #[test]
-fn the_file_the_environment_and_flags_each_go_over_the_one_before() {
+fn flags_override_the_environment_which_overrides_the_file() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let text = "[store]\nurl = \"file:///a\"\nconcurrency = 1\nregion = \"here\"\n\
         [server]\nlisten = [\"[::1]:1\", \"unix:/s\"]\n[lease]\nttl=\"1s\"\n";
@@ -65,7 +65,7 @@ fn the_file_the_environment_and_flags_each_go_over_the_one_before() {
 }
 
 #[test]
-fn the_environment_gives_text_numbers_and_lists() {
+fn the_environment_can_contain_text_numbers_and_lists() {
     let config = from_env(&[
         ("CAIRN_STORE__REGION", "123"),
         ("CAIRN_STORE__URL", "true"),
@@ -136,7 +136,7 @@ fn a_file_is_checked_as_the_environment_is() {
 }
 
 #[test]
-fn all_errors_are_told_at_once() {
+fn all_errors_are_reported_at_once() {
     let errors = from_file("[store]\nconcurrency = 0\ntypo = 1\n[lease]\nttl = \"x\"").unwrap_err();
     assert_eq!(errors.0.len(), 3, "{errors}");
     assert_eq!(errors.to_string().lines().count(), 3, "{errors}");
@@ -144,7 +144,7 @@ fn all_errors_are_told_at_once() {
 
 /// Every default is allowed, and reads as the same value if it is set in the environment.
 #[test]
-fn every_default_can_be_written() {
+fn every_default_can_be_set_in_the_environment() {
     let shown = |c: Config| {
         format!("{:?}", (c.store, c.server, c.cache, c.commit, c.journal, c.lease, c.volumes, c.admin, c.log))
     };

@@ -1,4 +1,4 @@
-//! Who may do what with a running gateway: its own user at the admin socket, and everybody else on this machine.
+//! Who may do what with a running gateway: its own user at the admin socket, and other users of this machine.
 
 use std::net::TcpStream;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt};
@@ -12,10 +12,10 @@ use tempfile::{TempDir, tempdir};
 
 use super::{Gateway, Run, cairn, fail, refuse, run, succeed};
 
-/// Some user other than root.
+/// The id of a user other than root.
 const NOBODY: u32 = 65_534;
 
-/// A directory for a user who is not root: ours where we are not, else that of some other.
+/// Creates a directory for a user who is not root. If the test runs as root, that is another user.
 fn home() -> TempDir {
     let at = tempdir().expect("a directory");
     give(at.path());
@@ -28,7 +28,8 @@ fn give(path: &Path) {
     }
 }
 
-/// The program as such a user, with that runtime directory and no word of an admin socket.
+/// A command that runs the program as such a user, with this runtime directory and without any setting for
+/// the admin socket.
 fn unprivileged(at: &Path, runtime: Option<&Path>, line: &str) -> Command {
     let mut command = cairn(at, line);
     command.env_remove("CAIRN_ADMIN__LISTEN").env_remove("CAIRN_ADMIN__SOCKET").env_remove("XDG_RUNTIME_DIR");
@@ -41,7 +42,7 @@ fn unprivileged(at: &Path, runtime: Option<&Path>, line: &str) -> Command {
     command
 }
 
-/// A runtime directory with that mode.
+/// Creates a runtime directory with this mode.
 fn runtime(at: &Path, mode: u32) -> PathBuf {
     let path = at.join("runtime");
     std::fs::DirBuilder::new().mode(0o700).create(&path).expect("a directory");
@@ -50,7 +51,7 @@ fn runtime(at: &Path, mode: u32) -> PathBuf {
     path
 }
 
-/// Starts a gateway that has an admin server at TCP; gives where.
+/// Starts a gateway with an admin server on TCP. Returns the address of that server.
 fn started(command: Command) -> (Gateway, String) {
     let mut gateway = Gateway::start(command);
     loop {
@@ -64,7 +65,7 @@ fn started(command: Command) -> (Gateway, String) {
     }
 }
 
-/// Asks over a stream; the status and the whole answer.
+/// Sends a request over a stream. Returns the status and the whole response.
 fn ask(mut stream: impl std::io::Read + std::io::Write, line: &str, headers: &str) -> (u16, String) {
     write!(stream, "{line} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}\r\n")
         .expect("it reads");
@@ -81,7 +82,7 @@ fn mode(path: &Path) -> u32 {
 const SERVE: &str = "serve --listen 127.0.0.1:0 --admin 127.0.0.1:0";
 
 #[test]
-fn gateways_of_one_user_have_an_admin_socket_each_without_being_told() {
+fn each_gateway_of_a_user_has_an_admin_socket_by_default() {
     let at = home();
     let runtime = runtime(at.path(), 0o700);
     let start = |store: &str| {
@@ -109,7 +110,7 @@ fn gateways_of_one_user_have_an_admin_socket_each_without_being_told() {
     list(&format!("volume create {of_second} yours 1MiB"));
     assert!(list("volume list --gateway").contains("mine"));
     assert!(list(&format!("volume list {of_second}")).contains("yours"));
-    // What a gateway leaves that was killed is used again.
+    // The socket that a killed gateway leaves behind is used again.
     first.signal(Signal::KILL);
     assert!(!first.end().0.success());
     assert!(sockets[0].exists());
@@ -121,9 +122,9 @@ fn gateways_of_one_user_have_an_admin_socket_each_without_being_told() {
     assert!(sockets.iter().all(|socket| !socket.exists()), "the sockets go with their gateways");
 }
 
-/// As in a container: the address is beyond loopback, and the operator lets everybody read.
+/// As in a container: the address is not a loopback address, and the operator lets everybody read.
 #[test]
-fn who_reads_beyond_loopback_is_a_setting() {
+fn a_setting_decides_who_reads_beyond_loopback() {
     for (reads, status) in [("false", 403), ("true", 200)] {
         let at = home();
         let line = "serve --listen 127.0.0.1:0 --admin 0.0.0.0:0 --create disk=1MiB";
@@ -140,9 +141,10 @@ fn who_reads_beyond_loopback_is_a_setting() {
     }
 }
 
-/// Without a place for the socket, or with one where somebody else could put theirs, disks are served all the same.
+/// Without a directory for the socket, or in one where another user could put a socket, disks are served all
+/// the same.
 #[test]
-fn without_a_place_for_the_admin_socket_it_serves_and_says_what_does_not_work() {
+fn without_an_admin_socket_it_serves_and_says_what_does_not_work() {
     for (mode, why) in
         [(None, "XDG_RUNTIME_DIR"), (Some(0o500), "Permission denied"), (Some(0o777), "not safe")]
     {
@@ -160,7 +162,7 @@ fn without_a_place_for_the_admin_socket_it_serves_and_says_what_does_not_work() 
 }
 
 #[test]
-fn whoever_is_on_this_machine_reads_and_only_the_gateways_user_changes() {
+fn users_of_this_machine_can_read_and_only_the_gateways_user_can_change() {
     let at = tempdir().unwrap();
     let socket = at.path().join("private/admin.sock");
     succeed(at.path(), "volume create idle 1MiB");
@@ -191,9 +193,10 @@ fn whoever_is_on_this_machine_reads_and_only_the_gateways_user_changes() {
     assert!(status.success(), "{}", run.err);
 }
 
-/// A socket at `admin.listen` has the same mode, and with a token it asks for that: a proxy may be in front of it.
+/// A Unix socket at `admin.listen` has the same mode. With a token it requires that token, because it may be
+/// behind a proxy.
 #[test]
-fn an_admin_server_at_a_unix_socket_is_for_its_user_alone() {
+fn only_its_user_can_use_an_admin_server_at_a_unix_socket() {
     let at = tempdir().unwrap();
     let (socket, token) = (at.path().join("admin.sock"), at.path().join("token"));
     std::fs::write(&token, "correct-horse-battery\n").unwrap();
@@ -213,9 +216,10 @@ fn an_admin_server_at_a_unix_socket_is_for_its_user_alone() {
     gateway.terminate();
 }
 
-/// A volume that is open is deleted neither by its own gateway nor beside it; what the program says is the gateway's word.
+/// An open volume is deleted neither by its own gateway nor by a command beside it. The program prints the
+/// message of the gateway.
 #[test]
-fn a_gateway_is_asked_for_volumes_by_its_admin_socket() {
+fn volume_commands_reach_a_gateway_over_its_admin_socket() {
     let at = tempdir().unwrap();
     let at = at.path();
     let socket = at.join("admin.sock");
@@ -240,7 +244,7 @@ fn a_gateway_is_asked_for_volumes_by_its_admin_socket() {
     assert!(fail(at, &format!("volume create {by} bad 513"), 2).contains("512"));
     assert_eq!(succeed(at, &format!("volume delete more {by}")), "deleted more\n");
     assert!(fail(at, "volume info more", 1).contains("no volume named \"more\""));
-    // It is found by the setting, too.
+    // The setting also determines the path.
     let mut list = cairn(at, "volume list --gateway");
     list.env("CAIRN_ADMIN__SOCKET", &socket);
     let Run { code, out, err } = run(list);
@@ -251,7 +255,7 @@ fn a_gateway_is_asked_for_volumes_by_its_admin_socket() {
 }
 
 #[test]
-fn an_admin_socket_that_was_asked_for_and_cannot_be_had_is_an_error() {
+fn a_requested_admin_socket_that_cannot_be_opened_is_an_error() {
     let at = tempdir().unwrap();
     let open = at.path().join("open");
     std::fs::create_dir(&open).unwrap();

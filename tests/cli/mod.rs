@@ -1,4 +1,4 @@
-//! The `cairn` program as a user meets it: what it prints, what it refuses, and what it exits with.
+//! The `cairn` program as a user meets it: its output, what it refuses, and its exit statuses.
 
 mod admin;
 mod readme;
@@ -11,7 +11,7 @@ use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Output,
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// The program in a directory, with nothing of Cairn's or AWS's in its environment.
+/// A command that runs the program in a directory, without any variable of Cairn or AWS in its environment.
 fn cairn(directory: &Path, line: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cairn"));
     for (name, _) in std::env::vars_os() {
@@ -20,13 +20,13 @@ fn cairn(directory: &Path, line: &str) -> Command {
             command.env_remove(&name);
         }
     }
-    // The default address is one for the whole machine.
+    // The default address is shared by the whole machine.
     command.env("CAIRN_ADMIN__LISTEN", "none").env("CAIRN_ADMIN__SOCKET", "none");
     command.args(line.split_whitespace()).current_dir(directory).stdin(Stdio::null());
     command
 }
 
-/// What a run gave.
+/// The result of a run.
 struct Run {
     code: Option<i32>,
     out: String,
@@ -44,14 +44,14 @@ fn run(mut command: Command) -> Run {
     command.output().expect("the program runs").into()
 }
 
-/// Runs a command line that must succeed; gives what it printed.
+/// Runs a command line that must succeed. Returns its output.
 fn succeed(directory: &Path, line: &str) -> String {
     let Run { code, out, err } = run(cairn(directory, line));
     assert_eq!(code, Some(0), "{line}: {out}{err}");
     out
 }
 
-/// Runs a command line that must fail with that code, printing nothing but an error, which it gives.
+/// Runs a command line that must fail with this status and print only an error. Returns the error.
 fn fail(directory: &Path, line: &str, expected: i32) -> String {
     refuse(cairn(directory, line), expected)
 }
@@ -63,14 +63,14 @@ fn refuse(command: Command, expected: i32) -> String {
     err
 }
 
-/// A gateway that serves. Dropping it kills it.
+/// A running gateway. Dropping it kills it.
 struct Gateway {
     child: Child,
     out: BufReader<ChildStdout>,
     err: BufReader<ChildStderr>,
-    /// What was read of its log so far.
+    /// The part of its log that has been read so far.
     log: String,
-    /// What it printed until it said what to try next.
+    /// The lines that it printed up to the suggestion of what to try next.
     lines: Vec<String>,
 }
 
@@ -82,7 +82,7 @@ impl Gateway {
         Self { child, out, err, log: String::new(), lines: Vec::new() }
     }
 
-    /// Starts it and waits until it serves.
+    /// Starts the gateway and waits until it serves.
     fn start(command: Command) -> Self {
         let mut gateway = Self::spawn(command);
         while !gateway.lines.last().is_some_and(|line| line.starts_with("listening on ")) {
@@ -98,7 +98,7 @@ impl Gateway {
         length > 0
     }
 
-    /// Waits until it logs that.
+    /// Waits until the gateway logs this text.
     fn wait_for_log(&mut self, text: &str) {
         while !self.log.contains(text) {
             let length = self.err.read_line(&mut self.log).expect("it logs UTF-8");
@@ -111,7 +111,7 @@ impl Gateway {
         kill_process(pid, signal).expect("it is there");
     }
 
-    /// Waits for its end; gives all that it printed.
+    /// Waits until the gateway exits. Returns all of its output.
     fn end(&mut self) -> (ExitStatus, Run) {
         while self.read_line() {}
         let status = self.child.wait().expect("it is our child");
@@ -119,7 +119,7 @@ impl Gateway {
         (status, Run { code: status.code(), out: self.lines.join("\n"), err: self.log.clone() })
     }
 
-    /// Ends it with SIGTERM, in good order.
+    /// Ends the gateway with SIGTERM, which must succeed.
     fn terminate(mut self) -> Run {
         self.signal(Signal::TERM);
         let (status, run) = self.end();

@@ -1,25 +1,25 @@
-//! README and guide say what the program does: its settings, its commands.
+//! README and guide describe the program as it is: its settings and its commands.
 
 use cairn::cli::Cli;
 use clap::Parser as _;
 
 use crate::guide::documents;
 
-/// The chapter with every setting.
+/// The chapter with all settings.
 const SETTINGS: &str = include_str!("../../docs/configuration.md");
 
-/// README and guide, one after the other.
+/// Returns README and guide, one after the other.
 fn all() -> String {
     documents().into_iter().map(|(_, text)| text + "\n").collect()
 }
 
 #[test]
-fn the_table_of_settings_is_that_of_the_program() {
+fn the_table_of_settings_matches_the_program() {
     let table = cairn::config::reference_table();
     assert!(SETTINGS.contains(&table), "docs/configuration.md lacks this table:\n\n{table}");
 }
 
-/// The lines of code blocks, those that end in `\` joined with the next.
+/// Returns the lines of code blocks. A line that ends in `\` is joined with the next one.
 fn code_lines() -> Vec<String> {
     let all = all();
     let code = all.split("```").skip(1).step_by(2).flat_map(|block| block.lines().skip(1));
@@ -36,7 +36,8 @@ fn code_lines() -> Vec<String> {
     lines
 }
 
-/// The words of a command of ours: without what runs it, variables before it, and a comment or a redirection after it.
+/// Returns the words of a `cairn` command, without the program that runs it, variables before it, and a
+/// comment or redirection after it.
 fn words(line: &str) -> Option<Vec<String>> {
     let line = [" #", " > ", " | "].iter().fold(line, |line, end| line.split(end).next().unwrap_or(line));
     let line = line.trim_end_matches('&').trim();
@@ -68,7 +69,7 @@ fn every_command_parses() {
 }
 
 #[test]
-fn every_configuration_file_is_right() {
+fn every_configuration_file_is_valid() {
     let all = all();
     let blocks: Vec<&str> =
         all.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();

@@ -1,4 +1,4 @@
-//! `cairn serve`: how it starts, what it refuses, how it ends.
+//! `cairn serve`: how it starts, what it refuses, and how it ends.
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -11,7 +11,7 @@ use tempfile::tempdir;
 use super::{Gateway, cairn, fail, refuse, succeed};
 
 #[test]
-fn help_is_there_at_every_level() {
+fn every_command_has_help() {
     let at = tempdir().unwrap();
     for (line, parts) in [
         ("--help", vec!["serve", "volume"]),
@@ -41,7 +41,7 @@ fn help_is_there_at_every_level() {
 }
 
 #[test]
-fn a_command_line_that_is_none_exits_with_2() {
+fn an_invalid_command_line_exits_with_2() {
     let at = tempdir().unwrap();
     for line in
         ["", "serv", "serve --lisen x", "serve --listen", "volume", "volume drop x", "volume create x"]
@@ -51,7 +51,7 @@ fn a_command_line_that_is_none_exits_with_2() {
 }
 
 #[test]
-fn settings_that_are_wrong_are_told_before_anything_is_made() {
+fn wrong_settings_are_reported_before_anything_is_created() {
     let at = tempdir().unwrap();
     for (line, parts) in [
         ("serve --listen nowhere", ["server.listen", "\"nowhere\"", "flag --listen", "unix:PATH"]),
@@ -73,7 +73,7 @@ fn settings_that_are_wrong_are_told_before_anything_is_made() {
 }
 
 #[test]
-fn it_makes_a_volume_once_and_is_satisfied_with_it_after() {
+fn it_creates_a_volume_once_and_then_opens_it() {
     let at = tempdir().unwrap();
     let line = "serve --listen 127.0.0.1:0 --create disk=64MiB";
     let first = Gateway::start(cairn(at.path(), line)).terminate();
@@ -119,7 +119,7 @@ fn an_address_in_use_is_an_error() {
 }
 
 #[test]
-fn a_volume_that_must_be_there_and_is_not_is_an_error() {
+fn a_missing_volume_that_must_exist_is_an_error() {
     let at = tempdir().unwrap();
     succeed(at.path(), "volume create other 1MiB");
     let mut serve = cairn(at.path(), "serve --listen 127.0.0.1:0");
@@ -129,7 +129,7 @@ fn a_volume_that_must_be_there_and_is_not_is_an_error() {
 }
 
 #[test]
-fn both_signals_end_it_in_good_order_and_its_successor_waits_for_nothing() {
+fn both_signals_end_it_cleanly_and_its_successor_does_not_wait() {
     let at = tempdir().unwrap();
     for signal in [Signal::TERM, Signal::INT] {
         let mut serve = cairn(at.path(), "serve --listen 127.0.0.1:0 --create disk=1MiB");
@@ -160,8 +160,8 @@ fn a_takeover_ends_the_gateway_that_lost_its_only_volume() {
     second.terminate();
 }
 
-/// Both are started again whenever they end, as supervisors do. Neither takes the volume from the other, and the one that
-/// left a lease does not wait for it.
+/// Both gateways are restarted whenever they exit, as supervisors do. Neither takes the volume from the
+/// other, and the one that left a lease does not have to wait for it.
 #[test]
 fn gateways_in_restart_loops_take_no_volume_from_each_other() {
     let at = tempdir().unwrap();
@@ -195,7 +195,7 @@ fn gateways_in_restart_loops_take_no_volume_from_each_other() {
     second.terminate();
 }
 
-/// A store that first closes connections and then takes them without ever answering.
+/// The store first closes connections, and then accepts them without ever responding.
 #[test]
 fn it_waits_for_a_store_that_does_not_answer_yet_until_a_signal_ends_it() {
     let at = tempdir().unwrap();
@@ -215,7 +215,8 @@ fn it_waits_for_a_store_that_does_not_answer_yet_until_a_signal_ends_it() {
     assert!(!run.out.contains("listening"), "{}", run.out);
 }
 
-/// Serves from a store that will not let the lease be released: a directory stands where the head should.
+/// Starts a gateway on a store that prevents the release of the lease: a directory is in the place of the
+/// head.
 fn gateway_that_cannot_close(at: &Path, close_timeout: &str) -> Gateway {
     let mut serve = cairn(at, "serve --listen 127.0.0.1:0 --create disk=1MiB");
     serve.env("CAIRN_VOLUMES__CLOSE_TIMEOUT", close_timeout).env("CAIRN_LEASE__TTL", "1day");
@@ -241,7 +242,7 @@ fn a_second_signal_ends_it_at_once() {
 }
 
 #[test]
-fn what_cannot_be_closed_in_time_is_told() {
+fn volumes_that_are_not_closed_in_time_are_reported() {
     let at = tempdir().unwrap();
     let mut gateway = gateway_that_cannot_close(at.path(), "1s");
     gateway.signal(Signal::TERM);
@@ -250,7 +251,7 @@ fn what_cannot_be_closed_in_time_is_told() {
     assert!(run.err.contains("not closed cleanly: disk"), "{}", run.err);
 }
 
-/// The body of the answer to a GET; it must have that status.
+/// Returns the body of the response to a GET, which must have this status.
 fn get(address: &str, path: &str, status: u16) -> String {
     let mut stream = TcpStream::connect(address).expect("it accepts");
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").expect("it reads");
@@ -284,7 +285,7 @@ fn metrics_health_and_volumes_over_http() {
 }
 
 #[test]
-fn an_admin_address_that_was_asked_for_and_is_taken_is_an_error() {
+fn a_requested_admin_address_in_use_is_an_error() {
     let at = tempdir().unwrap();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
@@ -293,9 +294,10 @@ fn an_admin_address_that_was_asked_for_and_is_taken_is_an_error() {
     assert!(error.contains(&address) && error.contains("in use"), "{error}");
 }
 
-/// Whatever else is asked for: standard output carries a client's bytes, and where it listens goes to the log.
+/// Regardless of other arguments, standard output carries the bytes of a client, and the addresses are
+/// logged.
 #[test]
-fn standard_output_is_its_clients_alone() {
+fn standard_output_carries_only_the_clients_bytes() {
     let at = tempdir().unwrap();
     let line = "serve --stdio --listen 127.0.0.1:0 --admin 127.0.0.1:0 --create disk=1MiB";
     let mut serve = cairn(at.path(), line);
@@ -304,7 +306,7 @@ fn standard_output_is_its_clients_alone() {
     let mut out = child.stdout.take().expect("it is piped");
     let mut greeting = [0; 18];
     out.read_exact(&mut greeting).expect("it greets");
-    // NBDMAGIC, IHAVEOPT, and the flags of fixed newstyle without zeroes.
+    // NBDMAGIC, IHAVEOPT, and the flags for fixed newstyle and no zeroes.
     assert_eq!(greeting, *b"NBDMAGICIHAVEOPT\0\x03", "{:?}", String::from_utf8_lossy(&greeting));
     drop(child.stdin.take());
     let mut rest = Vec::new();
@@ -316,9 +318,10 @@ fn standard_output_is_its_clients_alone() {
     assert!(log.contains("listening on nbd://127.0.0.1:"), "{log}");
 }
 
-/// One of two settings would be ignored, or turn every client away: that is told before anything is opened.
+/// One of two settings would be ignored, or would reject every client. This is reported before anything is
+/// opened.
 #[test]
-fn settings_that_cannot_hold_together_are_a_mistake() {
+fn contradictory_settings_are_a_usage_error() {
     let at = tempdir().unwrap();
     let pair = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let pem = at.path().join("pem");

@@ -1,4 +1,4 @@
-//! `cairn volume` on a directory.
+//! `cairn volume` on a store in a directory.
 
 use std::path::{Path, PathBuf};
 
@@ -48,7 +48,7 @@ fn a_name_is_taken_once() {
 }
 
 #[test]
-fn names_and_sizes_that_cannot_be_are_refused() {
+fn invalid_names_and_sizes_are_refused() {
     let at = tempdir().unwrap();
     for name in ["a/b", ".hidden", "..", &"x".repeat(129), "ä"] {
         let error = fail(at.path(), &format!("volume create {name} 1GiB"), 2);
@@ -74,9 +74,9 @@ fn names_and_sizes_that_cannot_be_are_refused() {
     assert_eq!(std::fs::read_dir(at.path()).unwrap().count(), 0, "no store was made for them");
 }
 
-/// A mistake in the URL of the store is told, and leaves no directory behind.
+/// A mistake in the URL of the store is reported, and does not leave a directory behind.
 #[test]
-fn whoever_makes_no_volume_makes_no_store() {
+fn only_creating_a_volume_creates_a_store() {
     let at = tempdir().unwrap();
     let at = at.path();
     for line in [
@@ -92,7 +92,7 @@ fn whoever_makes_no_volume_makes_no_store() {
         assert!(error.contains("the directory ./typo does not contain a store"), "{line}: {error}");
         assert_eq!(std::fs::read_dir(at).unwrap().count(), 0, "{line}");
     }
-    // Nor is a directory of something else filled with what a store needs.
+    // A directory with other content is not turned into a store either.
     std::fs::create_dir(at.join("other")).unwrap();
     for line in ["volume list", "volume info disk", "volume delete disk"] {
         let error = fail(at, &format!("{line} --store file://./other"), 1);
@@ -104,18 +104,18 @@ fn whoever_makes_no_volume_makes_no_store() {
     assert_eq!(json(&succeed(at, "volume list --json --store file://./made")), json("[]"));
     let serve = "serve --listen 127.0.0.1:0 --store file://./served --create disk=1MiB";
     Gateway::start(cairn(at, serve)).terminate();
-    // An empty directory that was mounted for it is enough to serve what others will make.
+    // An empty directory, such as a mount point, is enough for a gateway whose volumes are created later.
     Gateway::start(cairn(at, "serve --listen 127.0.0.1:0 --store file://./other")).terminate();
 }
 
-/// The head of the volume of that name, in a store in the default directory.
+/// Returns the path of the head of this volume, in a store in the default directory.
 fn head_of(at: &Path, name: &str) -> PathBuf {
     let info = json(&succeed(at, &format!("volume info {name} --json")));
     at.join(format!("cairn-data/volume/{}/head", info["id"].as_str().expect("an id")))
 }
 
 #[test]
-fn what_is_wrong_with_one_volume_is_listed_with_the_others_and_can_be_deleted() {
+fn a_broken_volume_is_listed_with_the_others_and_can_be_deleted() {
     let at = tempdir().unwrap();
     let at = at.path();
     for name in ["a", "b", "c"] {
@@ -131,7 +131,7 @@ fn what_is_wrong_with_one_volume_is_listed_with_the_others_and_can_be_deleted() 
     succeed(at, "volume delete b");
     assert_eq!(json(&succeed(at, "volume list --json")).as_array().map(Vec::len), Some(2));
     succeed(at, "volume create b 2MiB");
-    // A damaged head does not tell who holds the volume.
+    // A damaged head does not contain the holder of the volume.
     let head = head_of(at, "c");
     let mut bytes = std::fs::read(&head).unwrap();
     bytes[60] ^= 1;
@@ -147,7 +147,7 @@ fn a_volume_without_a_name_is_shown_and_deleted_by_its_id() {
     let at = at.path();
     succeed(at, "volume create disk 1MiB");
     let id = json(&succeed(at, "volume info disk --json"))["id"].as_str().unwrap().to_owned();
-    // As a creator that died before it bound the name leaves it.
+    // This is the state that a creator leaves if it dies before it binds the name.
     std::fs::remove_file(at.join("cairn-data/name/disk")).unwrap();
     assert_eq!(json(&succeed(at, "volume list --json")), json("[]"));
     let unnamed = json(&succeed(at, "volume list --unnamed --json"));
@@ -161,7 +161,7 @@ fn a_volume_without_a_name_is_shown_and_deleted_by_its_id() {
 }
 
 #[test]
-fn a_store_that_is_none_is_refused() {
+fn an_invalid_store_is_refused() {
     let at = tempdir().unwrap();
     for (url, why) in [("http://x/y", "s3://bucket/prefix"), ("s3://Bad", "store.url"), ("/tmp", "--store")] {
         let error = fail(at.path(), &format!("volume list --store {url}"), 2);
@@ -191,7 +191,7 @@ fn the_store_can_come_from_a_file_the_environment_or_a_flag() {
 }
 
 #[test]
-fn a_wrong_setting_is_told_with_its_source_and_changes_nothing() {
+fn a_wrong_setting_is_reported_with_its_source_and_changes_nothing() {
     let at = tempdir().unwrap();
     let mut create = cairn(at.path(), "volume create disk 1MiB");
     create

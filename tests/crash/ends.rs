@@ -1,4 +1,4 @@
-//! How a gateway's round ends.
+//! The ways in which a round of a gateway ends.
 
 use rustix::process::Signal;
 
@@ -6,30 +6,31 @@ use crate::support::cairn::{Gateway, Setup, Store};
 use crate::support::load::{Ledger, Load};
 use crate::support::proxy::Proxy;
 
-/// What strikes.
+/// What ends a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum End {
     /// The gateway is killed.
     Kill,
     /// The gateway and the store are killed together, and the store comes back.
     KillWithStore,
-    /// The store is killed and comes back; the gateway is killed later, after further answers.
+    /// The store is killed and comes back. The gateway is killed later, after it has answered more commands.
     KillStoreFirst,
-    /// Every connection to the store breaks; the gateway is killed later, after further answers.
+    /// Every connection to the store breaks. The gateway is killed later, after it has answered more
+    /// commands.
     CutFirst,
-    /// SIGTERM: the gateway closes its volume in good order.
+    /// SIGTERM: the gateway closes its volume cleanly.
     Terminate,
     /// Another gateway takes over while this one serves.
     Takeover,
-    /// Another gateway takes over while this one stands still; then it wakes up.
+    /// Another gateway takes over while this one is stopped; then this one resumes.
     TakeoverOfSleeper,
 }
 
-/// Ends of one gateway at a time.
+/// Ends that involve one gateway at a time.
 pub(super) const CRASHES: [End; 7] =
     [End::Kill, End::Kill, End::Kill, End::KillWithStore, End::KillStoreFirst, End::CutFirst, End::Terminate];
 
-/// Ends by another gateway.
+/// Ends that another gateway causes.
 pub(super) const TAKEOVERS: [End; 3] = [End::Takeover, End::TakeoverOfSleeper, End::Kill];
 
 /// A gateway under load.
@@ -39,7 +40,7 @@ pub(super) struct Serving {
     pub(super) epoch: u32,
 }
 
-/// Ends a round; gives the gateway that serves after it, which was opened under disturbances too.
+/// Ends a round. Returns the gateway that serves next, which also opened under disturbances.
 pub(super) async fn end(
     end: End,
     serving: Serving,
@@ -63,7 +64,7 @@ pub(super) async fn end(
         }
         End::Terminate => {
             gateway.process.signal(Signal::TERM);
-            // What the trap holds would hold the closing too.
+            // Requests held by the trap would also delay the closing.
             proxy.pass();
             load.end().await;
             let status = gateway.process.exit().await;
@@ -104,7 +105,7 @@ fn minio(store: &mut Store) -> &mut crate::support::minio::Minio {
     }
 }
 
-/// Waits until the gateway has answered a good many further commands.
+/// Waits until the gateway has answered a number of further commands.
 async fn further_answers(ledger: &Ledger) {
     let before = *ledger.answers.borrow();
     let mut answers = ledger.answers.subscribe();

@@ -1,8 +1,9 @@
-//! Crashes of real parts: the program against MinIO through a proxy that injects faults, under clients that stamp every
-//! cell; gateway, proxy or MinIO are killed at points that the seed picks, and what is recovered is checked by the rules
-//! of the simulation ([`crate::checker`]).
+//! Crashes of the real program against a real MinIO. A proxy injects faults, and the clients stamp every
+//! cell. The seed chooses when the gateway, the proxy or MinIO is killed. The recovered data is checked by
+//! the rules of the simulation ([`crate::checker`]).
 //!
-//! `CAIRN_CRASH_ROUNDS` asks for more rounds than a run of all tests has time for, `CAIRN_CRASH_SEED` for others.
+//! `CAIRN_CRASH_ROUNDS` sets the number of rounds, of which a run of all tests has time for a few only.
+//! `CAIRN_CRASH_SEED` chooses other rounds.
 
 mod ends;
 mod outage;

@@ -1,7 +1,8 @@
-//! The store is gone while clients write: they wait at the bound of dirty data, what is cached is read, nothing fails,
-//! memory stays in bounds, and all goes on when the store is back.
+//! The store fails while clients write. Writes wait at the limit of dirty data, reads of cached data succeed,
+//! no command fails, memory stays bounded, and everything continues when the store is back.
 //!
-//! `CAIRN_CRASH_OUTAGE` asks for an outage of so many seconds instead of one that ends when all this was seen.
+//! `CAIRN_CRASH_OUTAGE` sets the length of the outage in seconds. Without it, the outage ends when the test
+//! has observed all this.
 
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use crate::support::cairn::{Setup, Store};
 use crate::support::process::{Process, command, run, within};
 
 const DIRTY: u64 = 16 << 20;
-/// Bounds of dirty and of cached data, and what the program takes beside them.
+/// The limits of dirty and of cached data, and what the program uses besides, in KiB.
 const RESIDENT_KIB: u64 = (16 + 64 + 100) * 1024;
 
 async fn metric(url: &str, line: &str) -> u64 {
@@ -47,7 +48,7 @@ async fn an_outage_of_the_store_is_waited_out() {
     fio.args(["--iodepth=16", "--size=256m", "--verify=crc32c", "--thread", "--end_fsync=1"]);
     fio.arg("--verify_state_save=0");
     let mut fio = Process::spawn("fio", fio.arg(format!("--uri={uri}")));
-    // Less than two writes of room: the bound.
+    // Less room than two writes need: the limit is reached.
     let full = async {
         let mut interval = tokio::time::interval(Duration::from_millis(50));
         while metric(&metrics, "cairn_uncommitted_bytes{volume=\"disk\"}").await < DIRTY - (128 << 10) {
@@ -60,7 +61,7 @@ async fn an_outage_of_the_store_is_waited_out() {
         until = time.monotonic() + SECONDS\n\
         while time.monotonic() < until:\n\
         \x20   assert h.pread(8 << 20, 512 << 20) == bytes(range(256)) * 32768\n";
-    // A minute at a time: who waits longer for one command takes it to hang.
+    // A minute at a time, because a longer wait for one command counts as a hang.
     let mut left = seconds;
     loop {
         let slice = left.min(60);

@@ -1,4 +1,4 @@
-//! Rounds: load, a crash, recovery, the check of what was recovered, and again on the same volume.
+//! Rounds on one volume: load, a crash, recovery, and the check of the recovered data.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,14 +19,14 @@ use crate::support::process::{command, run};
 
 const SIZE: u64 = 16 << 20;
 const CHUNK: u64 = 256 << 10;
-/// Rounds of a run that nobody asked for more of.
+/// Number of rounds, unless a run requests more.
 const ROUNDS: u64 = 15;
 
 pub(super) fn asked(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
 }
 
-/// A gateway that commits, folds and deletes much more often than one would have it.
+/// A gateway that commits, folds and deletes much more often than by default.
 fn setup(store: &Store, endpoint: &str) -> Setup {
     let settings = [
         ("AWS_ENDPOINT_URL", endpoint),
@@ -47,7 +47,8 @@ fn setup(store: &Store, endpoint: &str) -> Setup {
     settings.into_iter().fold(setup, |setup, (name, value)| setup.env(name, value))
 }
 
-/// What every cell holds, read by libnbd's copier, which shares nothing with the clients that wrote.
+/// Returns the content of every cell. libnbd's copier reads it, which shares no code with the clients that
+/// wrote.
 async fn image(gateway: &Gateway) -> Vec<Id> {
     let directory = tempfile::tempdir().expect("a directory for the image");
     let file = directory.path().join("image");
@@ -104,7 +105,7 @@ async fn rounds(name: &str, ends: &'static [End]) {
 
 #[tokio::test]
 #[ignore = "needs MinIO, libnbd"]
-async fn no_flushed_write_is_lost_whoever_is_killed() {
+async fn no_flushed_write_is_lost_whichever_process_is_killed() {
     rounds("crashes", &CRASHES).await;
 }
 

@@ -1,5 +1,5 @@
-//! A trap at the proxy: it springs at the request that the seed picked, so that a crash falls where it is asked for and
-//! not where a clock puts it; besides, a share of all requests is disturbed.
+//! A trap in the proxy. It springs at the request that the seed chose, so that a crash hits a chosen
+//! operation instead of a point in time. In addition, a share of all requests is disturbed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use crate::support::cairn::Gateway;
 use crate::support::proxy::{Action, Gate, Proxy, Request};
 
-/// What a gateway does when it is struck: a method, and what the key contains.
+/// The operations at which a gateway is hit: a method, and a part of the key.
 pub(super) const PLACES: [(&str, &str); 7] = [
     ("PUT", "/journal/"),
     ("PUT", "/chunk/"),
@@ -23,16 +23,16 @@ pub(super) const PLACES: [(&str, &str); 7] = [
     ("POST", "delete"),
 ];
 
-/// How long a gateway under load may go without doing what all of them do every second or so.
+/// How long a gateway under load may take for an operation that normally happens every second or so.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Springs once.
+/// A trap that springs once.
 pub(super) struct Trap {
     sprung: watch::Receiver<bool>,
 }
 
 impl Trap {
-    /// Sets the trap at the `nth` request of a place.
+    /// Sets the trap at the `nth` request of an operation.
     pub(super) fn set(
         proxy: &Proxy,
         (method, part): (&'static str, &'static str),
@@ -48,7 +48,7 @@ impl Trap {
                 if *left == 0 {
                     *left = u32::MAX;
                     spring.send_replace(true);
-                    // Whoever is struck here is struck before the effect, after it, or in between.
+                    // The crash happens before the effect of the request, after it, or in between.
                     return match random.random_range(0..3) {
                         0 => Action::HoldRequest(Gate::new()),
                         1 => Action::HoldAnswer(Gate::new()),
@@ -62,7 +62,7 @@ impl Trap {
         Self { sprung }
     }
 
-    /// Waits until it springs.
+    /// Waits until the trap springs.
     pub(super) async fn springs(&mut self, what: &str, gateway: &Gateway) {
         let sprung = tokio::time::timeout(PATIENCE, self.sprung.wait_for(|sprung| *sprung)).await;
         let Ok(sprung) = sprung else {
@@ -72,7 +72,7 @@ impl Trap {
     }
 }
 
-/// One request in twenty goes wrong in some way.
+/// Disturbs about one request in twenty-five.
 fn disturb(random: &mut SmallRng, request: &Request) -> Action {
     match (random.random_range(0..100), request.method.as_str()) {
         (0, _) => Action::Refuse(503),

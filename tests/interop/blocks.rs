@@ -1,16 +1,16 @@
-//! Drives `blocks.py`: a client that writes numbered blocks and says which of them were answered.
+//! Drives `blocks.py`, a client that writes numbered blocks and reports which of them were answered.
 
 use crate::support::process::{Process, command, run};
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop/blocks.py");
 
-/// A client that goes on writing until a command fails.
+/// A client that writes until a command fails.
 pub(super) struct Writer {
     process: Process,
 }
 
 impl Writer {
-    /// Starts it on a disk of a power of two bytes.
+    /// Starts a client on a disk whose size is a power of two.
     pub(super) fn start(uri: &str) -> Self {
         Self {
             process: Process::spawn(
@@ -26,7 +26,7 @@ impl Writer {
         self.process.wait_for(&format!("{count} blocks are flushed"), reached).await;
     }
 
-    /// Waits for its end; what it was told until then.
+    /// Waits until the client exits. Returns the answers that it received.
     pub(super) async fn end(mut self) -> Answers {
         self.process.exit().await;
         let said = self.process.output();
@@ -40,16 +40,16 @@ impl Writer {
     }
 }
 
-/// What a [`Writer`] was answered before its connections failed.
+/// The answers that a [`Writer`] received before its connections failed.
 #[derive(Debug)]
 pub(super) struct Answers {
-    /// The last block whose WRITE, and that of all before it, was answered.
+    /// The last block such that its WRITE and the WRITEs of all earlier blocks were answered.
     pub(super) written: Option<u64>,
-    /// The last block covered by an answered FLUSH.
+    /// The last block that an answered FLUSH covers.
     pub(super) flushed: Option<u64>,
-    /// `COMMAND ERRNO` for each command that failed.
+    /// `COMMAND ERRNO` for each failed command.
     pub(super) failures: Vec<String>,
-    /// The end of its output.
+    /// The last lines of its output.
     pub(super) said: String,
 }
 
@@ -57,7 +57,7 @@ fn number(line: &str, word: &str) -> Option<u64> {
     line.strip_prefix(word)?.parse().ok()
 }
 
-/// Blocks 0 to `last` are as written, and no other block is half there.
+/// Asserts that blocks 0 to `last` have the written content, and that no other block is written in part.
 pub(super) async fn assert_blocks(uri: &str, last: u64) {
     run(&mut command(["/usr/bin/python3", SCRIPT, "check", uri, &last.to_string()])).await;
 }

@@ -1,5 +1,5 @@
-//! What each client does to an empty disk, and what must come of it. Bytes are always read back through another client
-//! than the one that wrote them.
+//! What each client does with an empty disk, and the expected result. Bytes are always read back by another
+//! client than the one that wrote them.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::support::process::{command, run};
 
 const MIB: usize = 1 << 20;
 
-/// `nbdinfo` sees the size, every capability, the block sizes, and the volume in the list of exports.
+/// `nbdinfo` reports the size, every capability, the block sizes, and the volume in the list of exports.
 pub(super) async fn nbdinfo_reads_size_flags_and_block_sizes(uri: &str, _files: &Path) {
     let json = run(&mut command(["nbdinfo", "--json", uri])).await;
     let info: Value = serde_json::from_str(&json).expect("nbdinfo --json prints JSON");
@@ -44,7 +44,7 @@ pub(super) async fn nbdinfo_reads_size_flags_and_block_sizes(uri: &str, _files: 
     assert_eq!(names, ["disk"]);
 }
 
-/// 64 MiB with a hole, an aligned and an unaligned stretch of noise.
+/// Returns 64 MiB with a hole, and with random bytes in an aligned and an unaligned range.
 fn picture(seed: u64) -> Vec<u8> {
     let mut bytes = vec![0; 64 * MIB];
     bytes[..20 * MIB].copy_from_slice(&noise(seed, 20 * MIB));
@@ -59,7 +59,7 @@ fn write(files: &Path, name: &str, bytes: &[u8]) -> std::path::PathBuf {
     path
 }
 
-/// What `nbdcopy` copied in, `qemu-img` converts out and compares equal.
+/// `nbdcopy` copies an image in. `qemu-img` converts it out and compares it.
 pub(super) async fn nbdcopy_writes_and_qemu_img_reads(uri: &str, files: &Path) {
     let source = write(files, "source", &picture(1));
     let out = files.join("out");
@@ -69,7 +69,7 @@ pub(super) async fn nbdcopy_writes_and_qemu_img_reads(uri: &str, files: &Path) {
     run(command(["qemu-img", "compare", "-f", "raw", "-F", "raw", uri]).arg(&source)).await;
 }
 
-/// What `qemu-img` converted in, over something older, `nbdcopy` copies out.
+/// `qemu-img` converts an image in, over older data. `nbdcopy` copies it out.
 pub(super) async fn qemu_img_writes_and_nbdcopy_reads(uri: &str, files: &Path) {
     let older = write(files, "older", &noise(9, 64 * MIB));
     let source = write(files, "source", &picture(3));
@@ -81,7 +81,8 @@ pub(super) async fn qemu_img_writes_and_nbdcopy_reads(uri: &str, files: &Path) {
     assert_same(&source, &out);
 }
 
-/// Patterns, zeroes with and without holes, discards and forced writes by `qemu-io`, checked by what `nbdcopy` reads.
+/// `qemu-io` writes patterns, zeroes with and without holes, discards, and forced writes. `nbdcopy` reads the
+/// result.
 pub(super) async fn qemu_io_writes_zeroes_discards_and_forces(uri: &str, files: &Path) {
     let mut expected = vec![0_u8; 64 * MIB];
     let mut io = command(["qemu-io", "-f", "raw", "--discard", "unmap"]);
@@ -104,7 +105,7 @@ pub(super) async fn qemu_io_writes_zeroes_discards_and_forces(uri: &str, files: 
     run(command(["nbdcopy", uri]).arg(&out)).await;
     assert_same(&write(files, "expected", &expected), &out);
 
-    // And its own reads agree.
+    // The client's own reads agree.
     let mut io = command(["qemu-io", "-f", "raw", "-r"]);
     io.args([
         "-c",
@@ -118,7 +119,7 @@ pub(super) async fn qemu_io_writes_zeroes_discards_and_forces(uri: &str, files: 
     assert!(!said.contains("verification failed"), "{said}");
 }
 
-/// Random writes of mixed sizes, each checked by its checksum, with flushes between.
+/// fio writes randomly in mixed sizes, with flushes in between, and verifies every checksum.
 pub(super) async fn fio_verifies_what_it_wrote(uri: &str, files: &Path) {
     let mut fio = command(["fio", "--name=verify", "--ioengine=nbd", "--rw=randwrite", "--iodepth=32"]);
     fio.args(["--bsrange=512-128k", "--blockalign=512", "--size=256m", "--io_size=96m", "--fsync=64"]);
@@ -126,7 +127,7 @@ pub(super) async fn fio_verifies_what_it_wrote(uri: &str, files: &Path) {
     run(fio.arg(format!("--uri={uri}")).current_dir(files)).await;
 }
 
-/// Every command with every flag, over several connections, by libnbd's Python binding.
+/// libnbd's Python binding sends every command with every flag, over several connections.
 pub(super) async fn libnbd_sends_every_command(uri: &str, files: &Path) {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop/libnbd.py");
     run(command(["/usr/bin/python3", script, uri]).current_dir(files)).await;

@@ -18,7 +18,7 @@ fn put_bytes(proxy: &Proxy) -> u64 {
     proxy.requests().iter().filter(|request| request.method == "PUT").map(|request| request.sent).sum()
 }
 
-/// A FLUSH is one PUT: all dirty sectors, of however many chunks, in one journal record.
+/// A FLUSH takes one PUT: one journal record contains all dirty sectors, of however many chunks.
 #[tokio::test]
 #[ignore = "needs MinIO, libnbd"]
 async fn a_thousand_scattered_writes_and_a_flush_are_one_put() {
@@ -27,7 +27,7 @@ async fn a_thousand_scattered_writes_and_a_flush_are_one_put() {
     let setup = Setup::new(&store).through(&proxy).tcp();
     let gateway = setup.create("disk", "10GiB").env("CAIRN_COMMIT__MAX_AGE", "1h").start().await;
     proxy.forget();
-    // 2,621 blocks apart, so that nearly every write falls into a chunk of its own.
+    // The writes are 2,621 blocks apart, so that nearly every one is in a chunk of its own.
     nbdsh(
         &gateway.uri("disk"),
         "import os\nfor i in range(1000): h.pwrite(os.urandom(4096), i * 2621 * 4096)\nh.flush()",
@@ -48,7 +48,8 @@ async fn write_in_sequence(gateway: &Gateway, mib: u64) {
     run(fio.arg(format!("--uri={}", gateway.uri("disk")))).await;
 }
 
-/// Bulk data is sent once, whatever the background does with it later: counted when the gateway has drained.
+/// Bulk data is sent once, whatever happens to it in the background. The requests are counted when the
+/// gateway has drained.
 #[tokio::test]
 #[ignore = "needs MinIO, fio"]
 async fn a_sequential_gibibyte_is_sent_once() {
@@ -79,7 +80,7 @@ fn by_kind(proxy: &Proxy) -> std::collections::BTreeMap<String, (u64, u64)> {
     kinds
 }
 
-/// TRIM of a full volume is a change of the map: no data is fetched for it.
+/// A TRIM of a full volume only changes the map. It fetches no data.
 #[tokio::test]
 #[ignore = "needs MinIO, fio, libnbd"]
 async fn trim_of_a_full_volume_fetches_no_data() {
@@ -99,7 +100,7 @@ async fn trim_of_a_full_volume_fetches_no_data() {
     proxy.stop().await;
 }
 
-/// What was trimmed leaves the store once a checkpoint no longer names it and the grace period is over.
+/// Trimmed objects are deleted when a checkpoint no longer references them and the grace period is over.
 #[tokio::test]
 #[ignore = "needs fio, libnbd"]
 async fn trimmed_objects_are_deleted_after_the_next_checkpoint() {
@@ -117,12 +118,12 @@ async fn trimmed_objects_are_deleted_after_the_next_checkpoint() {
     crate::support::process::until("the chunk objects are gone", || chunks(directory.path()) == 0).await;
 }
 
-/// How many objects lie under a `chunk/` below a directory.
+/// Counts the objects in all directories `chunk` below a directory.
 fn chunks(directory: &Path) -> usize {
     let mut found = 0;
     let mut open = vec![directory.to_owned()];
     while let Some(directory) = open.pop() {
-        // A directory may vanish while it is looked at.
+        // A directory may be removed while it is read.
         for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
             let path = entry.path();
             if path.is_dir() {

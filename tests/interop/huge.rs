@@ -1,4 +1,4 @@
-//! A disk of a pebibyte: each command of its whole length costs no more than on a small one.
+//! A disk of a pebibyte: a command for its whole length costs no more than on a small disk.
 
 use cairn::client::{Client, Options, Uri};
 use rustix::process::Signal;
@@ -8,9 +8,9 @@ use super::memory::status_kib;
 use crate::support::cairn::{Gateway, Setup, Store};
 
 const PIB: u64 = 1 << 50;
-/// Requests to the store for all commands and the end together.
+/// Maximum number of requests to the store for all commands and the shutdown together.
 const REQUESTS: usize = 100;
-/// Resident memory above that of the gateway at rest.
+/// Maximum growth of resident memory, compared with an idle gateway, in KiB.
 const MEMORY_KIB: u64 = 64 * 1024;
 
 async fn connect(gateway: &Gateway) -> Client {
@@ -18,7 +18,7 @@ async fn connect(gateway: &Gateway) -> Client {
     Client::connect(&uri, &Options::default()).await.unwrap()
 }
 
-/// Whether the whole disk is a hole, and whether it is zeros: one extent says it.
+/// Returns whether the whole disk is a hole, and whether it is zero. A single extent must report it.
 async fn whole(client: &Client) -> (bool, bool) {
     let extents = client.allocation(0, PIB).await.unwrap();
     assert_eq!(extents.len(), 1, "{extents:?}");
@@ -57,7 +57,7 @@ async fn whole_disk_commands_on_a_pebibyte_are_cheap() {
     assert!(requests.len() < REQUESTS, "{} requests: {requests:#?}", requests.len());
     assert!(peak < idle + MEMORY_KIB, "{peak} KiB at the peak, {idle} KiB at rest");
 
-    // The zeros were folded, and are found again.
+    // The zeros were folded into the map, and are found there.
     let gateway = Setup::new(&store).through(&proxy).create("disk", "1PiB").tcp().start().await;
     let client = connect(&gateway).await;
     proxy.forget();

@@ -1,4 +1,4 @@
-//! Exports listed, old clients, and QEMU 10 with its extended headers.
+//! Lists of exports, old clients, and QEMU 10 with its extended headers.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,8 @@ use crate::support::files::noise;
 use crate::support::minio::tools;
 use crate::support::process::{command, free_port, run};
 
-/// A program of QEMU 10, which `tests/tools/install.sh` unpacks beside that of the distribution.
+/// Returns a program of QEMU 10, which `tests/tools/install.sh` unpacks beside the version of the
+/// distribution.
 fn qemu10(program: &str) -> PathBuf {
     let path = tools().join("qemu10/usr/bin").join(program);
     assert!(path.exists(), "{} is missing: tests/tools/install.sh qemu10", path.display());
@@ -40,7 +41,7 @@ async fn everyone_lists_the_same_exports() {
     assert_eq!(ours, "one\nthree\ntwo\n");
 }
 
-/// QEMU 10 asks for extended headers and uses them; that it does is seen in its own trace.
+/// QEMU 10 requests extended headers and uses them, which its own trace shows.
 #[tokio::test]
 #[ignore = "needs QEMU, libnbd"]
 async fn qemu_10_uses_extended_headers() {
@@ -48,7 +49,7 @@ async fn qemu_10_uses_extended_headers() {
     let gateway = Setup::new(&store).create("disk", "8GiB").tcp().start().await;
     let mut io = command([qemu10("qemu-io")]);
     io.args(["--trace", "nbd_*", "-f", "raw", "--discard", "unmap"]);
-    // A zeroing beyond 32 bits is one command.
+    // Zeroing more than 32 bits of length takes one command.
     for request in
         ["write -n -z 0 5G", "write -P 0x33 1G 1M", "write -z -u 6G 1G", "discard 7G 1G", "flush", "map"]
     {
@@ -62,7 +63,7 @@ async fn qemu_10_uses_extended_headers() {
         trace.lines().any(|line| line.contains("nbd_send_request") && line.contains(".len = 5368709120")),
         "{trace}"
     );
-    // Written and mapped as its older self and libnbd see it.
+    // An older QEMU and libnbd read the same data and the same map.
     let out = files.path().join("out");
     run(command([qemu10("qemu-img")])
         .args(["convert", "-f", "raw", "-O", "raw", &gateway.uri("disk")])
@@ -77,7 +78,7 @@ async fn qemu_10_uses_extended_headers() {
         .collect();
     assert_eq!(data.len(), 1, "{map}");
     assert_eq!(data[0][..2], ["1073741824", "1048576"], "{map}");
-    // Our client uses them against QEMU 10's server.
+    // Our client uses extended headers with the server of QEMU 10.
     let image = files.path().join("image");
     std::fs::write(&image, noise(3, 4 << 20)).unwrap();
     let port = free_port().to_string();
@@ -97,7 +98,7 @@ async fn qemu_10_uses_extended_headers() {
     assert_eq!(std::fs::read(copy).unwrap(), noise(3, 4 << 20));
 }
 
-/// Clients of before 2013, and of before 2011, get what they can have.
+/// Clients from before 2013, and from before 2011, are served as far as their protocol allows.
 #[tokio::test]
 #[ignore = "needs libnbd"]
 async fn old_clients_are_served() {
@@ -114,12 +115,12 @@ async fn old_clients_are_served() {
                  print(h.get_structured_replies_negotiated())";
     let said = run(&mut shell(&format!("nbd://127.0.0.1:{old}"), write)).await;
     assert_eq!(said.trim(), "False");
-    // Newstyle that is not fixed: the client's flags say so, and EXPORT_NAME is all it knows.
+    // Newstyle that is not fixed: the client's flags say so, and it only uses EXPORT_NAME.
     let read = "import os\nh.set_handshake_flags(0)\nh.connect_uri(os.environ['AT'])\n\
                 assert h.get_protocol() == 'newstyle'\nassert h.get_size() == 64 << 20\n\
                 print(h.pread(8, 1000).decode())";
     assert_eq!(run(&mut shell(&gateway.uri("disk"), read)).await.trim(), "oldstyle");
-    // Our own client takes both.
+    // Our own client supports both.
     let size = ["nbd", "size", "127.0.0.1", &old.to_string()].map(str::to_owned);
     assert_eq!(run(crate::support::cairn::program().args(size)).await, "67108864\n");
     let none = ["nbd", "list", "127.0.0.1", &old.to_string()].map(str::to_owned);

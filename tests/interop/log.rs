@@ -1,6 +1,6 @@
-//! A log that nobody takes: standard error closed, on a full disk, or a pipe that nobody reads. The disk works on.
+//! Standard error is closed, on a full disk, or a pipe that nobody reads. The disk keeps working.
 //!
-//! `CAIRN_TEST_LOG_SECONDS` says how long fio writes and verifies in each case; a few seconds by default.
+//! `CAIRN_TEST_LOG_SECONDS` sets how long fio writes and verifies in each case; the default is a few seconds.
 
 use std::fs::File;
 use std::path::Path;
@@ -15,27 +15,27 @@ use crate::support::files::make_pipe;
 use crate::support::process::{command, free_port, run, within};
 use crate::support::wire::{EXPORT_NAME, option};
 
-/// Makes the gateway log for ever: asks for exports with long names that do not exist.
+/// Makes the gateway log all the time, by requesting exports with long names that do not exist.
 async fn make_it_log(port: u16) {
     let name = "\u{1}".repeat(4096);
     loop {
         let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)).await else { return };
         let said = [&b"\0\0\0\x03"[..], &option(EXPORT_NAME, name.as_bytes())].concat();
         if stream.write_all(&said).await.is_ok() {
-            // Until the gateway closes; a reset is an end like any other.
+            // Read until the gateway closes the connection. A reset ends it, too.
             drop(stream.read_to_end(&mut Vec::new()).await);
         }
     }
 }
 
-/// A pipe with a name, and somebody who has it open and reads nothing.
+/// Creates a named pipe, and opens it without ever reading from it.
 fn pipe(path: &Path) -> File {
     make_pipe(path);
-    // For reading and writing, so that neither side waits for the other to open it.
+    // Opened for reading and writing, so that neither side waits for the other.
     File::options().read(true).write(true).open(path).expect("the pipe opens")
 }
 
-/// The longest that fio waited for a command, in milliseconds.
+/// Returns the longest time that fio waited for a command, in milliseconds.
 fn longest_ms(report: &serde_json::Value) -> u64 {
     let job = &report["jobs"][0];
     assert_eq!(job["error"], 0, "{report}");
@@ -44,7 +44,7 @@ fn longest_ms(report: &serde_json::Value) -> u64 {
     longest.into_iter().max().unwrap_or_default() / 1_000_000
 }
 
-/// Writes, flushes and verifies while the log cannot be written, then ends in good order.
+/// Writes, flushes and verifies while the log cannot be written. The gateway then ends cleanly.
 async fn the_disk_works_on(redirection: &str, reader: Option<File>, reason: &str) {
     let seconds = std::env::var("CAIRN_TEST_LOG_SECONDS").unwrap_or_else(|_| "3".to_owned());
     let (store, files, admin) = (Store::directory(), tempfile::tempdir().unwrap(), free_port());
@@ -84,7 +84,7 @@ async fn the_disk_works_on(redirection: &str, reader: Option<File>, reason: &str
 
 #[tokio::test]
 #[ignore = "needs curl, fio"]
-async fn the_disk_works_on_when_whoever_reads_the_log_is_gone() {
+async fn the_disk_keeps_working_when_the_reader_of_the_log_is_gone() {
     let files = tempfile::tempdir().unwrap();
     let path = files.path().join("log");
     let reader = pipe(&path);
@@ -93,13 +93,13 @@ async fn the_disk_works_on_when_whoever_reads_the_log_is_gone() {
 
 #[tokio::test]
 #[ignore = "needs curl, fio"]
-async fn the_disk_works_on_when_the_log_is_on_a_full_disk() {
+async fn the_disk_keeps_working_when_the_log_is_on_a_full_disk() {
     the_disk_works_on("2>/dev/full", None, "failed").await;
 }
 
 #[tokio::test]
 #[ignore = "needs curl, fio"]
-async fn the_disk_works_on_when_nobody_reads_the_log() {
+async fn the_disk_keeps_working_when_nobody_reads_the_log() {
     let files = tempfile::tempdir().unwrap();
     let path = files.path().join("log");
     let reader = pipe(&path);

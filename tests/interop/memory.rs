@@ -1,4 +1,4 @@
-//! The bound on resident memory, under the load that is worst for it: random writes over a wide address space.
+//! The limit of resident memory under the worst load for it: random writes over a wide range of addresses.
 
 use crate::support::cairn::{Setup, Store};
 use crate::support::process::{command, run};
@@ -12,7 +12,7 @@ pub(super) fn status_kib(pid: u32, field: &str) -> u64 {
     line.trim_start_matches(':').trim().trim_end_matches(" kB").parse().expect("a number of KiB")
 }
 
-/// One minute of 4 KiB writes over 64 GiB with the default cache of 256 MiB.
+/// One minute of 4 KiB writes over 64 GiB, with the default cache of 256 MiB.
 #[tokio::test]
 #[ignore = "needs fio"]
 async fn random_writes_over_64_gib_stay_below_400_mib_of_memory() {

@@ -1,7 +1,7 @@
-//! The program against clients that were written by others: libnbd's tools, QEMU, fio, nbd-client's kernel.
+//! The program with clients that others wrote: libnbd's tools, QEMU, fio, and the kernel's client.
 //!
-//! Every body takes a URI and knows nothing of the store behind it; `every_way` runs it over TCP and a Unix socket, on
-//! a directory and on MinIO.
+//! Every test body takes a URI and knows nothing about the store. `every_way` runs it over TCP and a Unix
+//! socket, on a directory and on MinIO.
 
 mod blocks;
 mod clients;
@@ -55,7 +55,7 @@ impl Way {
     }
 }
 
-/// Makes a test of each body for each store and transport; every test has a gateway of its own.
+/// Generates a test of each body for each store and transport. Every test has its own gateway.
 macro_rules! every_way {
     ($($body:ident($size:literal);)*) => {
         every_way!(@ #[ignore = "needs QEMU, fio, libnbd"]

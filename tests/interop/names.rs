@@ -1,5 +1,5 @@
-//! Volumes that are created, deleted, listed and opened at once under the same few names, on MinIO, which ignores
-//! conditions on DELETE.
+//! Volumes that are created, deleted, listed and opened concurrently under a few names, on MinIO, which
+//! ignores conditions on DELETE.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use cairn::store::{self, Location};
 use crate::support::minio::Minio;
 use crate::volume::crowd::{Manners, crowd};
 
-/// A store as a gateway opens it, with all its decorators.
+/// Opens a store as a gateway does, with all its decorators.
 async fn opened(minio: &Minio, number: u64) -> Arc<dyn store::Store> {
     let location: Location = "s3://disks/names".parse().expect("a bucket and a prefix");
     let options = store::Options { s3: minio.options(), probe: None, ..store::Options::default() };
@@ -36,6 +36,6 @@ async fn sixteen_clients_on_four_names_leave_every_volume_with_its_name() {
 
 #[tokio::test]
 #[ignore = "needs MinIO"]
-async fn also_where_every_fifth_action_is_cut_short() {
+async fn every_volume_keeps_its_name_when_every_fifth_action_is_cut_short() {
     on_minio(Manners { seed: 2, rounds: 20, dies_once_in: 5 }).await;
 }

@@ -1,4 +1,5 @@
-//! A real file system with real files: copied in by one client, the gateway killed, copied out by another.
+//! A real file system with real files. One client copies it in, the gateway is killed, and another client
+//! copies it out.
 
 use std::path::Path;
 
@@ -6,11 +7,11 @@ use crate::support::cairn::{Setup, Store};
 use crate::support::files::{assert_clean_ext4, checksums, extract_ext4};
 use crate::support::process::{command, run};
 
-/// How much of this machine's own files is taken.
+/// How many bytes of this machine's own files are used.
 const TREE_BYTES: u64 = 520 << 20;
 
-/// Copies files of this machine, in the order of their names, until there are enough of them. Of the small ones every
-/// sixteenth: tens of thousands of them would test this machine's file system rather than the disk.
+/// Copies files of this machine in order of name, until there are enough. It takes only every sixteenth small
+/// file: tens of thousands of them would test this machine's file system rather than the disk.
 async fn gather(tree: &Path) {
     let script = r#"
         find /usr/lib /usr/share /usr/bin "${HOME:-/root}/.rustup" -xdev -type f -size -64M -printf '%s\t%p\0' 2>/dev/null |
@@ -22,10 +23,11 @@ async fn gather(tree: &Path) {
     run(gather.env("BYTES", TREE_BYTES.to_string()).env("TREE", tree)).await;
 }
 
-/// The whole way of a disk image: mke2fs, nbdcopy in, FLUSH, SIGKILL, takeover with an empty cache, QEMU out.
+/// The whole path of a disk image: mke2fs, nbdcopy in, FLUSH, SIGKILL, takeover with an empty cache, QEMU
+/// out.
 #[tokio::test]
 #[ignore = "needs MinIO, QEMU, cpio, e2fsprogs, libnbd"]
-async fn a_file_tree_survives_the_gateway_that_took_it_in() {
+async fn a_file_tree_survives_the_death_of_its_gateway() {
     let files = tempfile::tempdir().expect("a directory for the test");
     let path = |name: &str| files.path().join(name);
     std::fs::create_dir(path("tree")).expect("an empty directory");
@@ -51,7 +53,7 @@ async fn a_file_tree_survives_the_gateway_that_took_it_in() {
     assert_clean_ext4(&path("out")).await;
     std::fs::create_dir(path("found")).expect("an empty directory");
     extract_ext4(&path("out"), "/", &path("found")).await;
-    // Made by mke2fs, not by us, and empty.
+    // mke2fs created this directory, which is empty.
     std::fs::remove_dir(path("found/lost+found")).expect("lost+found is empty");
     let found = checksums(&path("found")).await;
     assert!(found.len() > 1000, "too few files were found:\n{found}");

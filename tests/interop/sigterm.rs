@@ -1,4 +1,5 @@
-//! SIGTERM: what is in flight is answered and durable, the exit status is 0, and the next start has nothing to do.
+//! SIGTERM: commands in flight are answered and durable, the exit status is 0, and the next start has nothing
+//! to replay.
 
 use rustix::process::Signal;
 
@@ -7,8 +8,8 @@ use crate::support::cairn::{Setup, Store};
 use crate::support::process::{Process, command};
 use crate::support::proxy::{Action, Gate, Request};
 
-/// Under the load of fio and of a client that remembers every answer. The lease outlives the test, so that a successor
-/// that had to wait for it would never come to serve.
+/// Under the load of fio and of a client that remembers every answer. The lease lasts longer than the test,
+/// so a successor that had to wait for it would never start to serve.
 #[tokio::test]
 #[ignore = "needs MinIO, fio, libnbd"]
 async fn a_drained_gateway_leaves_nothing_to_replay_and_no_lease() {
@@ -41,7 +42,7 @@ async fn a_drained_gateway_leaves_nothing_to_replay_and_no_lease() {
 
 #[tokio::test]
 #[ignore = "needs MinIO, libnbd"]
-async fn the_log_tells_how_a_drain_gets_on() {
+async fn the_log_reports_the_progress_of_a_drain() {
     let store = Store::minio().await;
     let proxy = store.proxy().await;
     let mut gateway = Setup::new(&store).through(&proxy).tcp().create("disk", "64MiB").start().await;
@@ -66,7 +67,8 @@ async fn the_log_tells_how_a_drain_gets_on() {
     proxy.stop().await;
 }
 
-/// No record is read before the opening record of the new epoch. After that, old ones are looked at to be deleted.
+/// Asserts that no record is read before the opening record of the new epoch. Later reads of old records only
+/// serve their deletion.
 fn assert_nothing_replayed(requests: &[Request]) {
     let opening = "/journal/0000000002/00000000000000000001";
     let opened: Vec<_> = requests.iter().enumerate().filter(|(_, request)| request.puts(opening)).collect();

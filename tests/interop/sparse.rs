@@ -1,4 +1,5 @@
-//! What is sparse stays sparse: maps tell what was written, and copying a huge disk reads what it holds.
+//! Sparse data stays sparse: maps report what was written, and copying a huge disk only reads what it
+//! contains.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +10,8 @@ use crate::support::proxy::Proxy;
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
-/// Offset, length and whether it is data, as `nbdinfo --map` tells it, neighbours of a kind joined.
+/// Returns offset, length and whether it is data, as `nbdinfo --map` reports it. Adjacent extents of a kind
+/// are joined.
 async fn map(uri: &str) -> Vec<(u64, u64, bool)> {
     let mut map: Vec<(u64, u64, bool)> = Vec::new();
     for line in run(&mut command(["nbdinfo", "--map", uri])).await.lines() {
@@ -24,7 +26,7 @@ async fn map(uri: &str) -> Vec<(u64, u64, bool)> {
     map
 }
 
-/// What the map must be after data was written to these ranges, at this granularity.
+/// Returns the expected map after data was written to these ranges, at this granularity.
 fn expected(written: &[(u64, u64)], size: u64, unit: u64) -> Vec<(u64, u64, bool)> {
     let units = written.iter().flat_map(|(offset, length)| offset / unit..(offset + length).div_ceil(unit));
     let units: BTreeMap<u64, ()> = units.map(|unit| (unit, ())).collect();
@@ -44,10 +46,11 @@ fn expected(written: &[(u64, u64)], size: u64, unit: u64) -> Vec<(u64, u64, bool
     map
 }
 
-/// In memory, in the journal, after a restart, and folded: the map is always that of what was written, to 64 KiB.
+/// In memory, in the journal, after a restart, and when folded, the map always shows what was written, to a
+/// granularity of 64 KiB.
 #[tokio::test]
 #[ignore = "needs MinIO, libnbd"]
-async fn the_map_is_what_was_written() {
+async fn the_map_shows_what_was_written() {
     let store = Store::minio().await;
     let size = 1 << 30;
     let written = [
@@ -60,7 +63,7 @@ async fn the_map_is_what_was_written() {
     ];
     let script: String =
         written.iter().map(|(offset, length)| format!("h.pwrite(b'x' * {length}, {offset})\n")).collect();
-    // What is trimmed and zeroed is a hole again.
+    // Trimmed and zeroed ranges are holes again.
     let script = format!(
         "{script}h.pwrite(b'y' * 1048576, 734003200)\nh.trim(1048576, 734003200)\n\
                           h.pwrite(b'y' * 1048576, 838860800)\nh.zero(1048576, 838860800)\nh.flush()"
@@ -73,14 +76,14 @@ async fn the_map_is_what_was_written() {
     process.kill().await;
     let mut again = Setup::new(&store).create("disk", "1GiB").takeover().tcp().start().await;
     assert_map(&again.uri("disk"), &expected).await;
-    // On SIGTERM the journal is folded.
+    // SIGTERM folds the journal.
     again.process.signal(rustix::process::Signal::TERM);
     assert!(again.process.exit().await.success(), "{}", again.process.output());
     let folded = Setup::new(&store).create("disk", "1GiB").tcp().start().await;
     assert_map(&folded.uri("disk"), &expected).await;
 }
 
-/// Finer than 64 KiB is allowed, coarser is not; and data is never told to be a hole.
+/// The map may be finer than 64 KiB, but not coarser, and never reports data as a hole.
 async fn assert_map(uri: &str, expected: &[(u64, u64, bool)]) {
     let found = map(uri).await;
     let rounded: Vec<(u64, u64)> =
@@ -89,22 +92,22 @@ async fn assert_map(uri: &str, expected: &[(u64, u64, bool)]) {
     assert_eq!(self::expected(&rounded, size, 64 * KIB), expected, "{found:?}");
 }
 
-/// Without what a checkpoint of the journal reads beside the copy.
+/// Returns the bytes that were read, without what a checkpoint reads of the journal at the same time.
 fn got_bytes(proxy: &Proxy) -> u64 {
     let requests = proxy.requests();
     let got = requests.iter().filter(|request| request.method == "GET" && !request.key.contains("/journal/"));
     got.map(|request| request.received).sum()
 }
 
-/// Copying 1 TiB that holds 100 MB reads about 100 MB from the store, by either program.
+/// Copying 1 TiB that contains 100 MB reads about 100 MB from the store, with either program.
 #[tokio::test]
 #[ignore = "needs MinIO, QEMU, libnbd"]
-async fn a_sparse_tebibyte_is_read_by_what_it_holds() {
+async fn copying_a_sparse_tebibyte_reads_only_its_data() {
     let store = Store::minio().await;
     let proxy = store.proxy().await;
     let files = tempfile::tempdir().unwrap();
     let gateway = Setup::new(&store).create("disk", "1TiB").tcp().start().await;
-    // 100 pieces of a megabyte, all over the disk.
+    // 100 pieces of a megabyte each, spread over the disk.
     let script = "import os\nfor i in range(100): h.pwrite(os.urandom(1000000), i * 10995116277 // 4096 * 4096)\nh.flush()";
     run(command(["nbdsh", "-u", &gateway.uri("disk"), "-c", script]).env("PATH", "/usr/bin:/bin")).await;
     let mut process = gateway.process;
@@ -115,7 +118,7 @@ async fn a_sparse_tebibyte_is_read_by_what_it_holds() {
         ("nbdcopy", vec!["nbdcopy", "--connections=4"]),
     ];
     for (name, line) in copies {
-        // A gateway of its own for each, so that nothing is in its memory.
+        // Each program gets its own gateway, so that nothing is cached.
         let gateway = Setup::new(&store).through(&proxy).create("disk", "1TiB").tcp().start().await;
         proxy.forget();
         let out = files.path().join(name);

@@ -1,4 +1,5 @@
-//! Clients that announce much, send most of it and stop: what they hold is bounded, others are served, and all is given back.
+//! Clients that announce a large request, send most of it and stop. What they hold is bounded, others are
+//! served, and everything is released in the end.
 
 use cairn::client::{Client, Options, Uri};
 use cairn::task::Tasks;
@@ -14,7 +15,7 @@ use crate::support::wire::*;
 const CLIENTS: usize = 40;
 const MIB: usize = 1 << 20;
 
-/// A value of the gateway's status, such as `VmHWM`, in MiB.
+/// Returns a field of the gateway's process status, such as `VmHWM`, in MiB.
 fn status_mib(gateway: &Gateway, field: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", gateway.process.id())).expect("it runs");
     let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("the kernel reports it");
@@ -22,7 +23,7 @@ fn status_mib(gateway: &Gateway, field: &str) -> u64 {
         / 1024
 }
 
-/// Announces a WRITE of 64 MiB, sends 60 MiB of it, and waits until the gateway closes.
+/// Announces a WRITE of 64 MiB, sends 60 MiB of it, and waits until the gateway closes the connection.
 async fn write_most_and_stop(port: u16) {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await.expect("the gateway accepts");
     let said = [
@@ -33,16 +34,17 @@ async fn write_most_and_stop(port: u16) {
     stream.write_all(&said.concat()).await.expect("the gateway reads");
     let payload = vec![7; MIB];
     for _ in 0..60 {
-        // It waits for its turn, and is read on then. On a machine that is busy enough it may be closed in between.
+        // The request waits for its turn and is then read on. On a busy machine the connection may be closed
+        // in between.
         if stream.write_all(&payload).await.is_err() {
             return;
         }
     }
-    // The end is a reset if bytes of ours were not read.
+    // The end is a reset if the gateway has not read all our bytes.
     drop(stream.read_to_end(&mut Vec::new()).await);
 }
 
-/// Writes, reads and flushes until it is told to stop; how often.
+/// Writes, reads and flushes until `stop`. Returns how often.
 async fn work(client: Client, stop: CancellationToken) -> u64 {
     let data = bytes::Bytes::from(vec![9; 64 << 10]);
     let mut done = 0;
@@ -55,7 +57,7 @@ async fn work(client: Client, stop: CancellationToken) -> u64 {
     done
 }
 
-/// Waits until the gateway has counted all who stopped, and holds nothing for anybody.
+/// Waits until the gateway has counted all clients that stopped, and holds no memory for anybody.
 async fn all_is_given_back(admin: u16) {
     let stalled = format!("cairn_connections_stalled_total{{direction=\"requests\"}} {CLIENTS}\n");
     let url = format!("http://127.0.0.1:{admin}/metrics");
@@ -73,7 +75,8 @@ async fn forty_half_sent_writes_of_64_mib_stay_within_the_bound_and_a_working_cl
     let (store, admin) = (Store::directory(), free_port());
     let setup = Setup::new(&store).create("disk", "256MiB").tcp();
     let setup = setup.env("CAIRN_ADMIN__LISTEN", &format!("127.0.0.1:{admin}"));
-    // What the working client writes is not to fill the cache, so that what is measured is what connections hold.
+    // The data of the working client must not fill the cache, so that the test measures what connections
+    // hold.
     let setup = setup.env("CAIRN_CACHE__CLEAN", "1MiB").env("CAIRN_JOURNAL__MAX_BYTES", "16MiB");
     let gateway = setup.env("CAIRN_SERVER__STALL_TIMEOUT", "1s").start().await;
     let uri: Uri = gateway.uri("disk").parse().unwrap();
@@ -87,7 +90,7 @@ async fn forty_half_sent_writes_of_64_mib_stay_within_the_bound_and_a_working_cl
     let done = within("the working client ends", working).await.expect("it does not panic");
     let peak = status_mib(&gateway, "VmHWM");
     println!("VmHWM {peak} MiB, {done} rounds of a working client meanwhile");
-    // 256 MiB in flight, and what the gateway takes without; it was 2.4 GB.
+    // 256 MiB in flight, and what the gateway uses otherwise. Without the limit it was 2.4 GB.
     assert!(peak < 320, "{peak} MiB of memory at the peak");
     assert!(done > 40, "{done} rounds of a working client");
     within("all is given back", all_is_given_back(admin)).await;

@@ -1,4 +1,5 @@
-//! Clients that come and go, and clients that come and say nothing: neither is felt by others, and nothing of them is left.
+//! Clients that come and go, and clients that connect and send nothing. Others do not notice them, and they
+//! leave nothing behind.
 
 use std::os::fd::AsFd as _;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use crate::support::cairn::{Gateway, Setup, Store};
 use crate::support::process::{command, free_port, run, until, within};
 use crate::support::wire::*;
 
-/// All that a client says from its flags to a WRITE, so that each cut is a point to leave at.
+/// Returns everything that a client sends from its flags to a WRITE. A client may leave after any part of it.
 fn conversation() -> Vec<u8> {
     [
         &b"\x00\x00\x00\x03"[..],
@@ -29,15 +30,15 @@ fn conversation() -> Vec<u8> {
     .concat()
 }
 
-/// Connects, says so much, maybe waits for an answer, and is gone: in order or by a reset.
+/// Connects, sends a part, may wait for a reply, and leaves cleanly or by a reset.
 async fn come_and_go(port: u16, number: usize, said: &[u8]) {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await.expect("the gateway accepts");
     let cut = number % (said.len() + 1);
     let mut greeting = [0; 18];
-    // The gateway may be at its bound, and close at once.
+    // The gateway may be at its limit and close the connection at once.
     let greeted = number.is_multiple_of(2) || stream.read_exact(&mut greeting).await.is_ok();
     if greeted && stream.write_all(&said[..cut]).await.is_ok() && number.is_multiple_of(3) {
-        // Whatever there is by now; nothing is waited for.
+        // Reads what has arrived by now, without waiting.
         drop(stream.try_read(&mut [0; 4096]));
     }
     if number.is_multiple_of(5) {
@@ -61,7 +62,7 @@ fn resident_kib(gateway: &Gateway) -> u64 {
     line.trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
-/// How many descriptors a gateway has on which no client is.
+/// Counts the descriptors of a gateway that has no client.
 async fn at_rest(gateway: &Gateway, metrics: &str) -> usize {
     loop {
         let found = run(&mut command(["curl", "--silent", "--fail", metrics])).await;
@@ -78,13 +79,13 @@ async fn ten_thousand_clients_that_leave_at_every_point_leave_nothing_behind() {
     let setup = Setup::new(&store).create("disk", "64MiB").tcp();
     let gateway = setup.env("CAIRN_ADMIN__LISTEN", &format!("127.0.0.1:{admin}")).start().await;
     let metrics = format!("http://127.0.0.1:{admin}/metrics");
-    // Once to warm up: buffers, threads, the volume's own.
+    // Warm up once: buffers, threads, and what the volume opens.
     storm(gateway.port(), 1000).await;
     let before = within("no client is left", at_rest(&gateway, &metrics)).await;
     let memory = resident_kib(&gateway);
     storm(gateway.port(), 10_000).await;
     within("no client is left", at_rest(&gateway, &metrics)).await;
-    // Sockets are closed a moment after they are counted out.
+    // A socket is closed a moment after it was uncounted.
     until("no descriptor is left", || descriptors(&gateway) <= before).await;
     let grown = resident_kib(&gateway).saturating_sub(memory);
     println!("{grown} KiB more after 10,000 connections");
@@ -92,8 +93,8 @@ async fn ten_thousand_clients_that_leave_at_every_point_leave_nothing_behind() {
     assert_eq!(run(&mut command(["nbdinfo", "--size", &gateway.uri("disk")])).await.trim(), "67108864");
 }
 
-/// Connects, and has the gateway's greeting: until then a connection that the kernel dropped from a queue that was full
-/// looks to its client like one that nobody answers.
+/// Connects and reads the greeting. Until then, a connection that the kernel dropped from a full queue looks
+/// to its client like one that nobody answers.
 async fn greeted(port: u16) -> TcpStream {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await.expect("the gateway accepts");
     let mut said = [0; 18];
@@ -102,14 +103,14 @@ async fn greeted(port: u16) -> TcpStream {
     stream
 }
 
-/// Says nothing until the gateway closes.
+/// Sends nothing until the gateway closes the connection.
 async fn say_nothing(mut stream: TcpStream) {
     let mut said = Vec::new();
     stream.read_to_end(&mut said).await.expect("the gateway closes");
     assert_eq!(said, b"");
 }
 
-/// How much a client gets done while so many others say nothing until they are closed.
+/// Counts the commands of a working client while this many others send nothing until they are closed.
 async fn done_beside(gateway: &Gateway, idle: usize) -> u64 {
     let uri: Uri = gateway.uri("disk").parse().unwrap();
     let client = Client::connect(&uri, &Options::default()).await.unwrap();
@@ -141,11 +142,12 @@ async fn a_thousand_silent_clients_are_closed_and_a_working_one_keeps_its_speed(
     let store = Store::directory();
     let setup = Setup::new(&store).create("disk", "64MiB").tcp();
     let setup = setup.env("CAIRN_SERVER__HANDSHAKE_TIMEOUT", "5s");
-    // All of them come from one address.
+    // All clients have the same address.
     let gateway = setup.env("CAIRN_SERVER__CONNECTIONS_PER_ADDRESS", "1024").start().await;
     // One silent client lasts as long as a thousand do.
     let alone = done_beside(&gateway, 1).await;
-    // By now the gateway has opened what it keeps open, and the last client's descriptor is about to go.
+    // By now the gateway has opened what it keeps open. The descriptor of the last client is about to be
+    // closed.
     let before = descriptors(&gateway);
     let beside = done_beside(&gateway, 1000).await;
     println!("{alone} reads beside 1 silent client, {beside} beside 1,000");

@@ -6,7 +6,7 @@ use super::blocks::{Writer, assert_blocks};
 use crate::support::cairn::{Setup, Store};
 use crate::support::process::run;
 
-/// While the first lives, the second is refused and its error names the holder.
+/// While the first gateway is alive, the second is refused with an error that names the holder.
 #[tokio::test]
 #[ignore = "needs MinIO"]
 async fn a_second_gateway_is_refused_while_the_lease_lives() {
@@ -23,8 +23,8 @@ async fn a_second_gateway_is_refused_while_the_lease_lives() {
     drop(first);
 }
 
-/// A takeover under load: the second wins, the first fails everything on that volume, says why, and goes on serving the
-/// other; nothing flushed is missing.
+/// A takeover under load: the second gateway gets the volume. The first fails every command on that volume,
+/// says why, and continues to serve its other volume. No flushed data is missing.
 #[tokio::test]
 #[ignore = "needs MinIO, libnbd"]
 async fn a_takeover_fences_the_first_gateway_and_loses_no_flushed_write() {
@@ -52,7 +52,7 @@ async fn a_takeover_fences_the_first_gateway_and_loses_no_flushed_write() {
     other.has_flushed(100).await;
 }
 
-/// With nothing left to serve, the first ends with an error, so that its supervisor sees it.
+/// A gateway with nothing left to serve exits with an error, so that its supervisor notices.
 #[tokio::test]
 #[ignore = "needs MinIO, libnbd"]
 async fn a_gateway_that_lost_its_only_volume_ends_and_says_why() {
@@ -72,7 +72,7 @@ async fn a_gateway_that_lost_its_only_volume_ends_and_says_why() {
     assert_blocks(&second.uri("disk"), answers.flushed.expect("some were flushed")).await;
 }
 
-/// A gateway to which nobody writes learns of the takeover when it renews its lease, and names the holder that
+/// A gateway to which nobody writes notices the takeover when it renews its lease, and names the holder that
 /// `volume info` shows.
 #[tokio::test]
 #[ignore = "needs MinIO"]
@@ -90,8 +90,8 @@ async fn an_idle_gateway_learns_of_a_takeover_when_it_renews_its_lease() {
     drop(second);
 }
 
-/// What stopped a gateway: its commit met a record of the epoch that took over, or its update of the head met the new head.
-/// Which of them comes first is a race that both may win; either names the epoch.
+/// Returns whether a line says why the gateway stopped: its commit found a record of the new epoch, or its
+/// update of the head found the new head. Either may happen first; both messages name the epoch.
 fn says_why(line: &str) -> Option<()> {
     let by_commit =
         line.contains("another gateway took the volume over: ") && line.contains(" of epoch 2 stands at ");
@@ -111,14 +111,15 @@ async fn killed_gateways_lose_nothing(store: Store) {
     }
 }
 
-/// SIGKILL under load, several times on one volume; each successor has all that was flushed and no half block.
+/// SIGKILL under load, several times on one volume. Each successor has everything that was flushed, and no
+/// half-written block.
 #[tokio::test]
 #[ignore = "needs libnbd"]
 async fn a_killed_gateway_loses_no_flushed_write_on_a_directory() {
     killed_gateways_lose_nothing(Store::directory()).await;
 }
 
-/// The same in a bucket.
+/// The same test with a bucket.
 #[tokio::test]
 #[ignore = "needs MinIO, libnbd"]
 async fn a_killed_gateway_loses_no_flushed_write_on_minio() {

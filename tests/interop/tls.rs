@@ -1,4 +1,4 @@
-//! TLS as others speak it: libnbd and QEMU (GnuTLS) against the gateway, with certificates good and bad.
+//! TLS with clients of others: libnbd and QEMU (GnuTLS) with valid and invalid certificates.
 
 use std::path::Path;
 
@@ -34,7 +34,7 @@ impl Encrypted {
         Self { gateway: setup.start().await, authority, _store: store }
     }
 
-    /// A directory with what a client needs.
+    /// Creates a directory with the certificates of a client.
     fn client(&self, own: Option<&Pair>) -> TempDir {
         self.authority.directory(None, own)
     }
@@ -52,7 +52,7 @@ impl Encrypted {
         finish(&mut command(["nbdinfo", "--size", &self.uri(export, certificates)])).await
     }
 
-    /// What QEMU's programs are told of the gateway and its TLS.
+    /// Returns the arguments that tell a program of QEMU about the gateway and its TLS.
     fn qemu(&self, program: &[&str], export: &str, certificates: &Path) -> tokio::process::Command {
         let object = format!("tls-creds-x509,id=tls0,endpoint=client,dir={}", certificates.display());
         let port = self.gateway.port();
@@ -93,7 +93,7 @@ async fn libnbd_and_qemu_use_tls_and_read_what_the_other_wrote() {
 
 #[tokio::test]
 #[ignore = "needs QEMU, libnbd, nbd-client"]
-async fn where_tls_is_required_plaintext_is_told_nothing() {
+async fn plaintext_clients_learn_nothing_if_tls_is_required() {
     let at = Encrypted::start("required", &[]).await;
     for line in [&["nbdinfo", "--list"][..], &["nbdinfo"], &["qemu-img", "info", "-f", "raw"]] {
         let refused = finish(command(line.iter().copied()).arg(at.plain("disk"))).await;
@@ -108,7 +108,7 @@ async fn where_tls_is_required_plaintext_is_told_nothing() {
 
 #[tokio::test]
 #[ignore = "needs libnbd"]
-async fn where_tls_is_allowed_plaintext_is_served_too() {
+async fn plaintext_clients_are_served_if_tls_is_allowed() {
     let at = Encrypted::start("allowed", &[]).await;
     let certificates = at.client(None);
     assert_eq!(at.nbdinfo("disk", certificates.path()).await.stdout.trim(), "67108864");
@@ -117,7 +117,7 @@ async fn where_tls_is_allowed_plaintext_is_served_too() {
 
 #[tokio::test]
 #[ignore = "needs QEMU, libnbd"]
-async fn a_gateway_that_others_cannot_trust_is_not_used() {
+async fn clients_reject_a_gateway_that_they_cannot_trust() {
     let at = Encrypted::start("required", &[]).await;
     let stranger = Authority::new().directory(None, None);
     let refused = at.nbdinfo("disk", stranger.path()).await;
@@ -131,7 +131,7 @@ async fn a_gateway_that_others_cannot_trust_is_not_used() {
 
 #[tokio::test]
 #[ignore = "needs QEMU, libnbd"]
-async fn clients_must_show_a_certificate_where_that_is_asked() {
+async fn clients_must_present_a_certificate_if_required() {
     let at = Encrypted::start("required", &[CLIENTS]).await;
     let (good, expired) = (at.authority.client("vm-1"), at.authority.expired("vm-2"));
     let strangers = Authority::new();
@@ -149,7 +149,7 @@ async fn clients_must_show_a_certificate_where_that_is_asked() {
 
 #[tokio::test]
 #[ignore = "needs libnbd"]
-async fn an_export_is_for_its_subjects_alone() {
+async fn only_listed_subjects_can_use_an_export() {
     let at = Encrypted::start("allowed", &[CLIENTS, ("CAIRN_TLS__SUBJECTS", "secret=CN=vm-1")]).await;
     let (one, other) =
         (at.client(Some(&at.authority.client("vm-1"))), at.client(Some(&at.authority.client("vm-2"))));

@@ -1,4 +1,5 @@
-//! Trouble between the gateway and its store is not trouble in the disk: held, lost, wrong and missing answers.
+//! Faults between the gateway and its store do not become faults of the disk: answers that are held, lost,
+//! wrong or missing.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -13,7 +14,8 @@ fn nbdsh(uri: &str, script: &str) -> tokio::process::Command {
     nbdsh
 }
 
-/// No FLUSH is answered while the commit's PUT is out: not the one that cut it, not one with nothing newly dirty.
+/// No FLUSH is answered while the PUT of the commit is in flight, neither the FLUSH that started it nor one
+/// without new dirty data.
 async fn flushes_wait_for(hold: fn(Gate) -> Action) {
     let store = Store::minio().await;
     let proxy = store.proxy().await;
@@ -42,14 +44,15 @@ async fn no_flush_is_answered_before_the_store_has_the_commit() {
 
 #[tokio::test]
 #[ignore = "needs MinIO, libnbd"]
-async fn no_flush_is_answered_before_the_store_has_said_so() {
+async fn no_flush_is_answered_before_the_store_has_answered() {
     flushes_wait_for(Action::HoldAnswer).await;
 }
 
-/// Commits that the store took without an answer reaching us are neither lost nor doubled nor taken for a fence.
+/// Commits that the store accepted without an answer are neither lost nor duplicated, and are not mistaken
+/// for a takeover.
 #[tokio::test]
 #[ignore = "needs MinIO, libnbd"]
-async fn lost_answers_to_commits_are_settled() {
+async fn commits_whose_answers_are_lost_are_resolved() {
     let store = Store::minio().await;
     let proxy = store.proxy().await;
     let mut gateway = Setup::new(&store).through(&proxy).create("disk", "1GiB").tcp().start().await;
@@ -68,10 +71,10 @@ async fn lost_answers_to_commits_are_settled() {
     proxy.stop().await;
 }
 
-/// The store is cut off, stalls, and loses its process; writers wait, and go on when it is back.
+/// The store is cut off, stalls, and loses its process. Writers wait, and continue when it is back.
 #[tokio::test]
 #[ignore = "needs MinIO, libnbd"]
-async fn writers_outlast_a_store_that_goes_away_and_comes_back() {
+async fn writers_survive_an_outage_of_the_store() {
     let mut store = Store::minio().await;
     let proxy = store.proxy().await;
     let gateway = Setup::new(&store).through(&proxy).create("disk", "1GiB").tcp().start().await;
@@ -101,7 +104,7 @@ async fn writers_outlast_a_store_that_goes_away_and_comes_back() {
 
 const READ: &str = "assert h.pread(8 << 20, 0) == bytes(range(256)) * (32 << 10)";
 
-/// A wrong answer to a GET of data is EIO, once and not for ever: nothing of it is kept or written back.
+/// A wrong answer to a GET of data is EIO once, but not for ever: nothing of it is cached or written back.
 async fn wrong_data_is_eio(damage: fn() -> Action) {
     let store = Store::minio().await;
     let proxy = store.proxy().await;

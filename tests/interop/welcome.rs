@@ -1,4 +1,4 @@
-//! What `cairn serve` suggests to type works as it stands: libnbd's tools and QEMU take its URIs and options.
+//! What `cairn serve` suggests can be typed as it is: libnbd's tools and QEMU accept its URIs and options.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use crate::support::cairn::{Gateway, Setup, Store};
 use crate::support::certificates::Authority;
 use crate::support::process::{command, run};
 
-/// A gateway, what it suggested, and a directory in which that is typed.
+/// A gateway, its suggestions, and a directory in which to type them.
 struct Suggested {
     _gateway: Gateway,
     lines: Vec<String>,
@@ -18,7 +18,7 @@ struct Suggested {
 }
 
 impl Suggested {
-    /// Starts a gateway that listens by that, with or without TLS.
+    /// Starts a gateway with such a listener, with or without TLS.
     async fn by(listen: impl FnOnce(Setup, &Path) -> Setup, encrypted: bool) -> Self {
         let (store, at) = (Store::directory(), tempfile::tempdir().expect("a directory"));
         let mut setup = listen(Setup::new(&store).create("disk", "1MiB"), at.path());
@@ -42,7 +42,7 @@ impl Suggested {
         Self { _gateway: gateway, lines, at, certificates, _store: store }
     }
 
-    /// The line for a program, with the certificates where they are in this test.
+    /// Returns the suggestion for a program, with the directory of certificates of this test.
     fn line(&self, program: &str) -> String {
         let found = self.lines.iter().find(|line| line.split(' ').next() == Some(program));
         let line = found.unwrap_or_else(|| panic!("no {program} in {:?}", self.lines));
@@ -52,12 +52,12 @@ impl Suggested {
         }
     }
 
-    /// Types it into a shell; what it said.
+    /// Types a line into a shell. Returns its output.
     async fn typed(&self, line: &str) -> String {
         let mut shell = command(["sh", "-c", line]);
         shell.current_dir(self.at.path());
         if let Some(certificates) = &self.certificates {
-            // Where libnbd looks for what the URI does not name.
+            // Where libnbd looks for what the URI does not contain.
             let home = self.at.path().join("home");
             let of_libnbd = home.join(".pki/libnbd");
             std::fs::create_dir_all(&of_libnbd).expect("a directory");
@@ -68,7 +68,7 @@ impl Suggested {
         run(&mut shell).await
     }
 
-    /// The words that a shell makes of it.
+    /// Returns the words into which a shell splits a line.
     async fn words(&self, line: &str) -> Vec<String> {
         let said = self.typed(&format!("set -- {line}; printf '%s\\n' \"$@\"")).await;
         said.lines().map(str::to_owned).collect()
@@ -90,7 +90,7 @@ impl Suggested {
         let mut image = command(["qemu-img", "compare", "-f", "raw", "disk.img"]);
         image.current_dir(self.at.path());
         if self.certificates.is_some() {
-            // The program names its one node by itself.
+            // The program names its only node itself.
             let (object, disk) = (after("-object"), after("-blockdev").replace("node-name=disk,", ""));
             image = command(["qemu-img", "info", "--object", &object, "--image-opts", &disk]);
         } else {
@@ -102,7 +102,7 @@ impl Suggested {
     }
 }
 
-/// A path with all that means something to a URI, to QEMU's options or to a shell.
+/// Returns a path with every character that is special in a URI, in QEMU's options or in a shell.
 fn strange(at: &Path) -> PathBuf {
     let directory = at.join("a b,c&d?e#f%41'\"$g=+ö");
     std::fs::create_dir_all(&directory).expect("a directory");

@@ -1,4 +1,5 @@
-//! What a gateway says, and to whom: streams that are missing or full at its start, and lines that others have a part in.
+//! What a gateway writes to its standard streams: streams that are missing or full at its start, and log
+//! lines with text from clients.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -11,28 +12,29 @@ use crate::support::files::make_pipe;
 use crate::support::process::{command, finish, free_port, run, within};
 use crate::support::wire::{EXPORT_NAME, option};
 
-/// A pipe with a name that is full, and which nobody reads.
+/// Creates a named pipe that is full and that nobody reads.
 fn full_pipe(path: &Path) -> File {
     make_pipe(path);
     let mut pipe = File::options().read(true).write(true).open(path).expect("the pipe opens");
     rustix::fs::fcntl_setfl(&pipe, rustix::fs::OFlags::NONBLOCK).expect("a pipe can be told not to block");
     while pipe.write(&[b'x'; 4096]).is_ok() {}
     while pipe.write(b"x").is_ok() {}
-    // The setting is of this opening of the pipe alone; the gateway opens it anew.
+    // The flag only applies to this open file. The gateway opens the pipe itself.
     pipe
 }
 
-/// Returns once a gateway says that it is ready.
+/// Waits until a gateway reports that it is ready.
 async fn is_ready(admin: u16) {
     let url = format!("http://127.0.0.1:{admin}/health/ready");
     let asked = async { while !finish(program().args(["health", &url])).await.status.success() {} };
     within("the gateway is ready", asked).await;
 }
 
-/// As after a restart under a supervisor that has stopped reading, or in a container whose log cannot be written.
+/// As after a restart under a supervisor that has stopped reading, or in a container whose log cannot be
+/// written.
 #[tokio::test]
 #[ignore = "needs libnbd"]
-async fn a_gateway_starts_serves_and_ends_although_nobody_reads_what_it_says() {
+async fn a_gateway_starts_serves_and_ends_although_nobody_reads_its_output() {
     let files = tempfile::tempdir().unwrap();
     let path = files.path().join("full");
     let _reader = full_pipe(&path);
@@ -47,9 +49,9 @@ async fn a_gateway_starts_serves_and_ends_although_nobody_reads_what_it_says() {
     assert!(gateway.exit().await.success());
 }
 
-/// Errors of the command line, too, are said to nobody rather than waited with.
+/// Errors of the command line are dropped as well if nobody reads them.
 #[tokio::test]
-async fn a_start_that_fails_ends_although_nobody_reads_why() {
+async fn a_failed_start_exits_although_nobody_reads_why() {
     let files = tempfile::tempdir().unwrap();
     let path = files.path().join("full");
     let _reader = full_pipe(&path);
@@ -59,10 +61,10 @@ async fn a_start_that_fails_ends_although_nobody_reads_why() {
     assert_eq!(status.code(), Some(2));
 }
 
-/// Without standard error, the first socket must not come to stand in its place and get the log.
+/// Without standard error, the first socket must not get its file descriptor and receive the log.
 #[tokio::test]
 #[ignore = "needs libnbd"]
-async fn a_standard_error_that_is_missing_is_replaced_by_nothing() {
+async fn a_missing_standard_error_is_not_replaced_by_another_file() {
     let store = Store::directory();
     let setup = Setup::new(&store).create("disk", "64MiB").tcp().redirected("2>&-");
     let mut gateway = setup.start().await;
@@ -73,10 +75,10 @@ async fn a_standard_error_that_is_missing_is_replaced_by_nothing() {
     assert!(gateway.process.exit().await.success());
 }
 
-/// A name that a client makes up is bounded in the log, in both formats, and has no end of a line or sequence for a
-/// terminal of its own.
+/// A name that a client makes up has a bounded length in the log, in both formats. It adds no line end and no
+/// escape sequence.
 #[tokio::test]
-async fn what_a_client_puts_into_the_log_is_short_and_harmless() {
+async fn text_from_clients_in_the_log_is_short_and_harmless() {
     for format in ["human", "json"] {
         let store = Store::directory();
         let setup = Setup::new(&store).create("disk", "64MiB").tcp().env("CAIRN_LOG__LEVEL", "debug");

@@ -1,4 +1,5 @@
-//! A gateway's life under a supervisor: told to read its settings again, watched, replaced, ended after its clients.
+//! The life of a gateway under a supervisor: it reloads its settings, is watched, is replaced, and ends after
+//! its clients.
 
 mod log;
 mod reload;

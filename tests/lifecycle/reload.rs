@@ -1,4 +1,5 @@
-//! SIGHUP: what can change without a restart changes, the rest is named, and a mistake changes nothing.
+//! SIGHUP: settings that can change at run time take effect, the log names the others, and a mistake changes
+//! nothing.
 
 use rustix::process::Signal;
 
@@ -7,7 +8,7 @@ use crate::support::certificates::Authority;
 use crate::support::files::noise;
 use crate::support::process::{command, finish, free_port, run};
 
-/// Signals, and waits for a line with these words that was not there before.
+/// Sends SIGHUP, and waits for a new line with these words.
 async fn reloads(gateway: &mut Gateway, words: &str) {
     let count = |lines: &[String]| lines.iter().filter(|line| line.contains(words)).count();
     let before = count(&gateway.process.output().lines().map(str::to_owned).collect::<Vec<_>>());
@@ -17,7 +18,7 @@ async fn reloads(gateway: &mut Gateway, words: &str) {
 
 #[tokio::test]
 #[ignore = "needs libnbd"]
-async fn a_reload_takes_what_it_can_and_names_the_rest() {
+async fn a_reload_applies_what_it_can_and_names_the_rest() {
     let store = Store::directory();
     let files = tempfile::tempdir().expect("a directory for the settings");
     let path = files.path().join("cairn.toml");
@@ -39,7 +40,7 @@ async fn a_reload_takes_what_it_can_and_names_the_rest() {
     assert_eq!(size(&gateway, "").await, None, "of two volumes none is the default");
     gateway.process.wait_for("debug is logged", |line| line.contains("DEBUG").then_some(())).await;
 
-    // More than may be dirty goes through all the same.
+    // More data than may be dirty can still be written.
     let image = files.path().join("image");
     std::fs::write(&image, noise(1, 24 << 20)).expect("an image can be written");
     run(command(["nbdcopy", "--flush"]).arg(&image).arg(gateway.uri("b"))).await;
@@ -53,10 +54,10 @@ async fn a_reload_takes_what_it_can_and_names_the_rest() {
     assert_eq!(size(&gateway, "").await.as_deref(), Some("33554432"), "one is left");
 }
 
-/// A volume that cannot be opened does not keep the rest from changing, and is tried again.
+/// A volume that cannot be opened does not prevent other changes, and the next reload tries it again.
 #[tokio::test]
 #[ignore = "needs libnbd"]
-async fn a_volume_that_cannot_be_opened_is_named_and_tried_again() {
+async fn a_volume_that_cannot_be_opened_is_named_and_retried() {
     let store = Store::directory();
     let files = tempfile::tempdir().expect("a directory for the settings");
     let path = files.path().join("cairn.toml");
@@ -83,10 +84,10 @@ async fn a_volume_that_cannot_be_opened_is_named_and_tried_again() {
     assert!(health().await.status.success());
 }
 
-/// A secret that is changed in its file is the new one after a reload, and the old one is none.
+/// After a reload, a token that was changed in its file is valid, and the old one is not.
 #[tokio::test]
 #[ignore = "needs curl"]
-async fn a_new_token_takes_the_place_of_the_old_one() {
+async fn a_new_token_replaces_the_old_one() {
     let store = Store::directory();
     let files = tempfile::tempdir().expect("a directory for the token");
     let path = files.path().join("token");
@@ -111,7 +112,8 @@ async fn a_new_token_takes_the_place_of_the_old_one() {
     assert_eq!(ask("the-second-of-two-tokens").await, "200");
 }
 
-/// Clients that cannot use TLS are still listened for, although the settings have them no more: that takes a restart.
+/// The listener for clients that cannot use TLS remains, although the settings no longer contain it. Removing
+/// it takes a restart.
 #[tokio::test]
 #[ignore = "needs libnbd"]
 async fn tls_is_not_required_while_oldstyle_clients_are_served() {
@@ -133,7 +135,7 @@ async fn tls_is_not_required_while_oldstyle_clients_are_served() {
     assert_eq!(size(&gateway, "a").await.as_deref(), Some("67108864"), "plain clients are served on");
 }
 
-/// Memory that the process has, in MiB.
+/// Returns the resident memory of the process in MiB.
 fn resident_mib(gateway: &Gateway) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", gateway.process.id()));
     let status = status.expect("a running process has a status");
@@ -143,7 +145,7 @@ fn resident_mib(gateway: &Gateway) -> u64 {
 
 #[tokio::test]
 #[ignore = "needs libnbd"]
-async fn a_smaller_cache_gives_its_memory_back() {
+async fn a_smaller_cache_releases_memory() {
     let store = Store::directory();
     let files = tempfile::tempdir().expect("a directory for the settings");
     let path = files.path().join("cairn.toml");
@@ -169,7 +171,7 @@ async fn a_smaller_cache_gives_its_memory_back() {
     assert!(read.starts_with(&std::fs::read(&image).expect("the image")), "all of it is there");
 }
 
-/// The size of an export in bytes, if it is there.
+/// Returns the size of an export in bytes, if it exists.
 async fn size(gateway: &Gateway, export: &str) -> Option<String> {
     let done = finish(command(["nbdinfo", "--size"]).arg(gateway.uri(export))).await;
     done.status.success().then(|| done.stdout.trim().to_owned())

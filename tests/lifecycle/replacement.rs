@@ -1,4 +1,4 @@
-//! A gateway is replaced by another while it is written to, and no command fails.
+//! A gateway is replaced by another while clients write to it, and no command fails.
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -9,8 +9,8 @@ use crate::support::process::{Process, command, run};
 
 const REPLACEMENTS: usize = 5;
 
-/// QEMU's block layer between a client that does not connect again and a gateway that goes away: it serves at a Unix socket
-/// and connects again to the gateway by itself.
+/// Puts QEMU's block layer between a client that does not reconnect and a gateway that exits. It serves at a
+/// Unix socket, and reconnects to the gateway by itself.
 async fn reconnecting(gateway: &Gateway, files: &TempDir) -> (Process, String) {
     let socket = files.path().join("qemu.sock");
     let gateway = format!(
@@ -20,7 +20,7 @@ async fn reconnecting(gateway: &Gateway, files: &TempDir) -> (Process, String) {
     let mut qemu = command(["qemu-storage-daemon", "--blockdev", &gateway]);
     qemu.args(["--nbd-server", &format!("addr.type=unix,addr.path={}", socket.display())]);
     qemu.args(["--export", "type=nbd,id=disk,node-name=disk,name=disk,writable=on"]);
-    // Its monitor greets once all of that stands.
+    // The monitor greets when everything else is set up.
     let monitor = files.path().join("monitor");
     qemu.args(["--chardev", &format!("file,id=monitor,path={}", monitor.display()), "--monitor", "monitor"]);
     let process = Process::spawn("qemu-storage-daemon", &mut qemu);
@@ -32,7 +32,8 @@ async fn reconnecting(gateway: &Gateway, files: &TempDir) -> (Process, String) {
     (process, format!("nbd+unix:///disk?socket={}", socket.display()))
 }
 
-/// Replaces the gateway again and again under fio, which verifies what it wrote, then ends fio and reads its report.
+/// Replaces the gateway repeatedly under fio, which verifies what it wrote. Then ends fio and reads its
+/// report.
 async fn replaced_under_load(
     store: Store,
     replace: impl AsyncFn(&Store, Gateway) -> Gateway,
@@ -77,11 +78,11 @@ async fn replaced_under_load(
         "{REPLACEMENTS} replacements under {writes} writes, none failed; the longest stall was {milliseconds} ms"
     );
     drop(qemu);
-    // A gateway that knows nothing of the others finds a disk in order.
+    // A gateway without any knowledge of the others finds the disk intact.
     drop(run(command(["nbdinfo", "--json"]).arg(gateway.uri("disk"))).await);
 }
 
-/// The last whole report in fio's output.
+/// Returns the last complete report in fio's output.
 fn last_report(path: &std::path::Path) -> Option<Value> {
     let text = std::fs::read_to_string(path).ok()?;
     text.rsplit("\n}\n").find_map(|part| {
@@ -90,7 +91,7 @@ fn last_report(path: &std::path::Path) -> Option<Value> {
     })
 }
 
-/// Waits until fio has written more than it had when this was called.
+/// Waits until fio has written more than at the time of the call.
 async fn writes_go_on(report: &std::path::Path, load: &Process) {
     let written = || last_report(report).and_then(|report| report["jobs"][0]["write"]["total_ios"].as_u64());
     let before = written().unwrap_or(0);
@@ -101,7 +102,7 @@ async fn writes_go_on(report: &std::path::Path, load: &Process) {
     .await;
 }
 
-/// The successor gets the listening sockets over a Unix socket; the predecessor ends by itself.
+/// The successor gets the listening sockets over a Unix socket. The predecessor exits by itself.
 #[tokio::test]
 #[ignore = "needs MinIO, QEMU, fio, libnbd"]
 async fn handing_the_sockets_over_fails_no_command() {
@@ -122,7 +123,7 @@ async fn handing_the_sockets_over_fails_no_command() {
     replaced_under_load(store, replace, first).await;
 }
 
-/// Without a handover, a gateway that hangs up is replaced by one that is started after its end.
+/// Without a handover, a gateway that hangs up is replaced by one that starts after its exit.
 #[tokio::test]
 #[ignore = "needs MinIO, QEMU, fio, libnbd"]
 async fn hanging_up_and_starting_another_fails_no_command() {
@@ -161,9 +162,9 @@ async fn a_successor_that_fails_changes_nothing() {
     run(command(["nbdinfo"]).arg(next.uri("disk"))).await;
 }
 
-/// Whoever changes something asks at the same socket before and after.
+/// Changes are requested at the same socket before and after the replacement.
 #[tokio::test]
-async fn the_admin_socket_goes_to_the_successor() {
+async fn the_admin_socket_passes_to_the_successor() {
     let store = Store::directory();
     let directory = tempfile::tempdir().expect("a directory for the sockets");
     let (handover, admin) = (directory.path().join("handover"), directory.path().join("admin.sock"));

@@ -1,9 +1,9 @@
-//! Pods of virtual machines, rehearsed with plain processes in the order that Kubernetes keeps: Cairn starts
-//! and is ready, the machine starts; the machine stops, then Cairn is told to.
+//! Pods of virtual machines, run as plain processes in the order that Kubernetes ensures: Cairn starts and
+//! becomes ready, then the machine starts. The machine stops, then Cairn is told to stop.
 //!
 //! Arguments, settings, users and the startup probe are those of the chart `helm/vm`, as Helm renders it, and
-//! of the manifests under `deploy/kubernetes`. Instead of a machine there is QEMU's block layer with the
-//! machine's own options.
+//! of the manifests under `deploy/kubernetes`. QEMU's block layer with the machine's own options takes the
+//! place of the machine.
 
 use std::fs::Permissions;
 use std::os::unix::fs::{PermissionsExt as _, chown};
@@ -19,7 +19,7 @@ use crate::support::files::noise;
 use crate::support::minio::tools;
 use crate::support::process::{Process, command, finish, free_port, run, until};
 
-/// The documents of a YAML file.
+/// Returns the documents of a YAML file.
 async fn documents(path: &Path) -> Vec<Value> {
     let to_json =
         "import json, sys, yaml; print(json.dumps([d for d in yaml.safe_load_all(open(sys.argv[1])) if d]))";
@@ -27,13 +27,13 @@ async fn documents(path: &Path) -> Vec<Value> {
     serde_json::from_str(&json).expect("a list of JSON documents")
 }
 
-/// One of a kind, of these.
+/// Returns the only document of this kind.
 fn one<'a>(documents: &'a [Value], kind: &str) -> &'a Value {
     let mut found = documents.iter().filter(|document| document["kind"] == kind);
     found.next().unwrap_or_else(|| panic!("no {kind}"))
 }
 
-/// The template of the chart's pod.
+/// Returns the pod template of the chart.
 async fn rendered() -> Value {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let charts = tempfile::tempdir().expect("a directory for the charts");
@@ -49,17 +49,18 @@ async fn rendered() -> Value {
     one(&documents(&manifests).await, "StatefulSet")["spec"]["template"]["spec"].clone()
 }
 
-/// What is under `deploy/kubernetes`.
+/// Returns the documents of a file in `deploy/kubernetes`.
 async fn shipped(name: &str) -> Vec<Value> {
     documents(&Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/kubernetes").join(name)).await
 }
 
-/// The texts of a list.
+/// Returns the texts of a list.
 fn texts(list: &Value) -> Vec<&str> {
     list.as_array().expect("a list").iter().map(|text| text.as_str().expect("a text")).collect()
 }
 
-/// A container's variables as Kubernetes sets them: of others, a value has only those that come before it.
+/// Returns the variables of a container as Kubernetes sets them: a value can only refer to variables before
+/// it.
 fn environment(container: &Value, pod: &str) -> Vec<(String, String)> {
     let mut set: Vec<(String, String)> = Vec::new();
     for variable in container["env"].as_array().expect("variables") {
@@ -80,7 +81,7 @@ fn expanded(text: &str, set: &[(String, String)]) -> String {
     set.iter().fold(text.to_owned(), |text, (name, value)| text.replace(&format!("$({name})"), value))
 }
 
-/// An emptyDir of a pod with this `fsGroup`.
+/// Creates an emptyDir of a pod with this `fsGroup`.
 fn empty_directory(group: u32) -> tempfile::TempDir {
     let directory = tempfile::tempdir().expect("the emptyDir");
     chown(directory.path(), None, Some(group)).expect("root gives it a group");
@@ -88,7 +89,8 @@ fn empty_directory(group: u32) -> tempfile::TempDir {
     directory
 }
 
-/// A program as another user of the pod: in the group that its containers share, or in none.
+/// A command that runs as another user of the pod, either in the group that its containers share or in no
+/// group.
 fn as_user(container: &Value, group: Option<u32>) -> Command {
     let user = container["securityContext"]["runAsUser"].as_u64().expect("a user of its own").to_string();
     let groups = group.map_or("--clear-groups".to_owned(), |group| format!("--groups={group}"));
@@ -107,7 +109,7 @@ async fn the_machine_of_the_manifest_stops_then_cairn_drains_and_nothing_is_lost
     rehearse(one(&shipped("vm-pod.yaml").await, "Pod")["spec"].clone(), "vm", "vm").await;
 }
 
-/// A pod with that name, whose disk is to have this one.
+/// Runs a pod of this name, whose disk must have the given name.
 async fn rehearse(pod: Value, name: &str, disk: &str) {
     let (sidecar, machine) = (&pod["initContainers"][0], &pod["containers"][0]);
     assert_eq!(
@@ -131,12 +133,12 @@ async fn rehearse(pod: Value, name: &str, disk: &str) {
     let mut gateway = start(&mut cairn);
     is_ready(&store, port).await;
 
-    // Who is not in the group does not get in, whatever else it is.
+    // A user who is not in the group cannot connect.
     let uri = format!("nbd+unix:///{disk}?socket={}", files.path().join("nbd.sock").display());
     let stranger = finish(as_user(machine, None).args(["nbdinfo", "--size", &uri])).await;
     assert!(!stranger.status.success() && stranger.stderr.contains("Permission denied"), "{stranger:?}");
 
-    // It writes and stops without a flush.
+    // The machine writes, and stops without a flush.
     let image = files.path().join("image");
     std::fs::write(&image, noise(7, 48 << 20)).expect("an image can be written");
     let writes = format!("write -q -s {} 0 48M", image.display());
@@ -161,7 +163,7 @@ async fn rehearse(pod: Value, name: &str, disk: &str) {
     assert!(gateway.exit().await.success());
 }
 
-/// The options of the machine's disk, in the pod with that name.
+/// Returns the options of the machine's disk, in the pod of this name.
 fn blockdev(machine: &Value, pod: &str) -> String {
     let words = texts(&machine["command"]);
     let disk = words.iter().find(|word| word.starts_with("driver=nbd")).expect("a disk of NBD");
@@ -169,7 +171,7 @@ fn blockdev(machine: &Value, pod: &str) -> String {
     expanded(disk, &set)
 }
 
-/// The startup probe: the machine is started when it passes.
+/// Waits for the startup probe, after which the machine starts.
 async fn is_ready(store: &Store, port: u16) {
     let probe = || {
         let mut health = std::process::Command::new(store.cairn([]).as_std().get_program());
@@ -179,7 +181,8 @@ async fn is_ready(store: &Store, port: u16) {
     until("the gateway is ready", probe).await;
 }
 
-/// The gateway for several machines: each gets the disk that is for its certificate's subject, and no other.
+/// A gateway for several machines: each machine gets the disk for the subject of its certificate, and no
+/// other.
 #[tokio::test]
 #[ignore = "needs MinIO, QEMU"]
 async fn a_machine_with_a_certificate_gets_its_disk_from_the_gateway_of_the_manifest() {

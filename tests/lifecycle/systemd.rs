@@ -1,4 +1,4 @@
-//! Under systemd: what the service manager is told by `sd_notify`.
+//! Under systemd: what `sd_notify` tells the service manager.
 
 use std::collections::BTreeSet;
 use std::os::unix::net::UnixDatagram;
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use crate::support::cairn::{Setup, Store};
 use crate::support::process::{Process, command, free_port, run, within};
 
-/// A service manager that only listens.
+/// A service manager that only receives notifications.
 struct Manager {
     socket: tokio::net::UnixDatagram,
     path: std::path::PathBuf,
@@ -31,7 +31,8 @@ impl Manager {
         &self.path
     }
 
-    /// The next notification with that assignment, and all of its assignments; what came before is passed over.
+    /// Waits for the next notification with this assignment, and returns all of its assignments. Earlier
+    /// notifications are skipped.
     async fn is_told(&self, assignment: &str) -> BTreeSet<String> {
         let told = async {
             loop {
@@ -49,7 +50,7 @@ impl Manager {
 }
 
 #[tokio::test]
-async fn the_service_manager_is_told_of_every_step() {
+async fn the_service_manager_is_notified_of_every_step() {
     let manager = Manager::new();
     let store = Store::directory();
     let setup = Setup::new(&store).create("disk", "64MiB").tcp();
@@ -70,10 +71,11 @@ async fn the_service_manager_is_told_of_every_step() {
     assert!(gateway.process.exit().await.success());
 }
 
-/// The socket is systemd's: the gateway starts for its first client, and when it ends, clients wait for the next.
+/// systemd owns the socket. The gateway starts for its first client, and when it exits, clients wait for the
+/// next gateway.
 #[tokio::test]
 #[ignore = "needs libnbd, systemd"]
-async fn a_gateway_that_systemd_listens_for_starts_with_its_first_client_and_hangs_up() {
+async fn a_socket_activated_gateway_starts_with_its_first_client_and_hangs_up() {
     let store = Store::directory();
     let port = free_port();
     let cairn = store.cairn(["serve", "--store", &store.url(), "--create", "disk=64MiB", "--admin", "none"]);

@@ -1,4 +1,4 @@
-//! `cairn nbd copy`: between files and servers of every kind; what it wrote is read by others.
+//! `cairn nbd copy` between files and servers of every kind. Other programs read what it wrote.
 
 use crate::support::files::{assert_same, noise};
 use crate::support::process::{command, run};
@@ -7,7 +7,7 @@ use super::{Files, Other, Served, allocated, assert_alike, ends_with};
 
 const MIB: usize = 1 << 20;
 
-/// 32 MiB: noise, zeros that are written, noise at odd places.
+/// Returns 32 MiB with random bytes, written zeros, and random bytes at unaligned offsets.
 fn picture() -> Vec<u8> {
     let mut bytes = vec![0; 32 * MIB];
     bytes[..5 * MIB].copy_from_slice(&noise(1, 5 * MIB));
@@ -20,7 +20,7 @@ fn picture() -> Vec<u8> {
 async fn file_to_file_keeps_bytes_and_holes() {
     let files = Files::new();
     let source = files.write("source", &picture());
-    // What stood there before is gone.
+    // The previous content is gone.
     let target = files.write("target", &noise(9, 40 * MIB));
     let said = ends_with(0, &["copy", &source, &target]).await.stdout;
     assert_same(&files.path("source"), &files.path("target"));
@@ -30,7 +30,7 @@ async fn file_to_file_keeps_bytes_and_holes() {
 
 #[tokio::test]
 #[ignore = "needs QEMU, libnbd, nbdkit"]
-async fn a_file_goes_to_servers_and_comes_back() {
+async fn a_file_is_copied_to_servers_and_back() {
     let files = Files::new();
     let source = files.write("source", &picture());
     let (one, two) = (files.write("one", &noise(8, 32 * MIB)), files.write("two", &noise(9, 32 * MIB)));
@@ -54,7 +54,7 @@ async fn a_file_goes_to_servers_and_comes_back() {
 
 #[tokio::test]
 #[ignore = "needs QEMU, nbdkit"]
-async fn a_sparse_tebibyte_is_copied_by_what_it_holds() {
+async fn copying_a_sparse_tebibyte_copies_only_its_data() {
     let files = Files::new();
     let data = "data=( 0x55 )*3000000 @5000000000 ( 0xaa )*2000000 @1099511627775 1";
     let server = Other::nbdkit(&["data", data]).await;
@@ -63,7 +63,7 @@ async fn a_sparse_tebibyte_is_copied_by_what_it_holds() {
     assert!(said.starts_with("copied 1099511627776 bytes"), "{said}");
     assert!(allocated(&files.path("target")) < 8 << 20, "{}", allocated(&files.path("target")));
     assert_alike(&server.uri(""), &target).await;
-    // And to a server that has the same already, where there is nothing to do but compare.
+    // Copy to a server that already has the same content, so that only a comparison remains.
     let same = files.text("same");
     ends_with(0, &["copy", &target, &same]).await;
     let ours = Served::start(&["serve", &same]).await;
@@ -83,7 +83,7 @@ async fn between_servers_with_several_connections() {
 
 #[tokio::test]
 #[ignore = "needs nbdkit"]
-async fn what_does_not_fit_is_refused() {
+async fn disks_of_the_wrong_size_or_kind_are_refused() {
     let files = Files::new();
     let (source, small) = (files.write("source", &noise(3, 2 * MIB)), files.sparse("small", 1 << 20));
     let served = Served::start(&["serve", &small]).await;
@@ -107,10 +107,11 @@ async fn a_disk_that_fails_is_named() {
     assert!(failed.stderr.contains("nbd+unix") && failed.stderr.contains("ENOSPC"), "{failed:?}");
 }
 
-/// "Soft disconnects can only be initiated by the client": the server that did not fail is told, too.
+/// "Soft disconnects can only be initiated by the client": the server that did not fail must receive DISC,
+/// too.
 #[tokio::test]
 #[ignore = "needs nbdkit"]
-async fn a_client_leaves_by_disc_also_where_it_failed() {
+async fn a_client_sends_disc_even_after_a_failure() {
     let files = Files::new();
     let (image, small) = (files.write("image", &noise(3, MIB)), files.sparse("small", 512));
     let broken =
@@ -119,7 +120,7 @@ async fn a_client_leaves_by_disc_also_where_it_failed() {
     for target in [broken.uri(""), small, nowhere] {
         for command in ["copy", "mirror"] {
             if command == "mirror" && target == broken.uri("") {
-                // It serves on.
+                // It keeps serving.
                 continue;
             }
             let mut served = Served::logging(&["serve", &image], "debug").await;
@@ -144,7 +145,7 @@ async fn a_client_leaves_by_disc_also_where_it_failed() {
 
 #[tokio::test]
 #[ignore = "needs util-linux"]
-async fn on_a_terminal_it_shows_how_far_it_is() {
+async fn on_a_terminal_it_shows_progress() {
     let files = Files::new();
     let (source, target) = (files.write("source", &noise(3, 8 * MIB)), files.text("target"));
     let line = format!("{} nbd copy {source} {target}", env!("CARGO_BIN_EXE_cairn"));

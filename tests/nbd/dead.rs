@@ -1,4 +1,4 @@
-//! Servers that answer no more: every command ends, and says which server it was.
+//! Servers that stop answering: every command ends, and names the server.
 
 use std::net::TcpStream;
 use std::os::fd::AsFd as _;
@@ -13,19 +13,19 @@ use super::{Files, Other, Served, ends_with};
 
 const MIB: usize = 1 << 20;
 
-/// Runs it under a time limit of one second for servers.
+/// Runs a command with a time limit of one second for servers.
 async fn gives_up(status: i32, words: &[&str]) -> Finished {
     ends_with(status, &[words, &["--timeout", "1s"]].concat()).await
 }
 
 #[tokio::test]
 #[ignore = "needs nbdkit"]
-async fn a_server_that_says_nothing_is_given_up_by_every_command() {
+async fn every_command_gives_up_on_a_silent_server() {
     let files = Files::new();
     let image = files.write("image", &noise(1, MIB));
     let server = Other::nbdkit(&["memory", "1M"]).await;
     let uri = server.uri("");
-    // Its socket still takes connections.
+    // The socket of the stopped server still accepts connections.
     server.process.signal(Signal::STOP);
     for (status, words) in [
         (1, &["size", &uri][..]),
@@ -48,7 +48,7 @@ async fn a_server_that_says_nothing_is_given_up_by_every_command() {
 
 #[tokio::test]
 #[ignore = "needs nbdkit"]
-async fn a_server_that_stops_in_the_midst_of_it_is_given_up() {
+async fn a_command_gives_up_on_a_server_that_stops_halfway() {
     let files = Files::new();
     let image = files.write("image", &noise(1, MIB));
     for (plugin, delay) in
@@ -69,7 +69,7 @@ async fn a_server_that_stops_in_the_midst_of_it_is_given_up() {
 
 #[tokio::test]
 #[ignore = "needs nbdkit"]
-async fn a_mirror_gives_up_a_secondary_that_stands_still_and_says_so() {
+async fn a_mirror_gives_up_a_stalled_secondary_and_reports_it() {
     let files = Files::new();
     let primary = files.write("primary", &noise(1, MIB));
     let stuck = Other::nbdkit(&["--filter=delay", "memory", "1M", "wdelay=1000"]).await;
@@ -81,7 +81,7 @@ async fn a_mirror_gives_up_a_secondary_that_stands_still_and_says_so() {
     served.terminate(1).await;
 }
 
-/// A port at which packets are not answered: its queue of connections is full, and nobody takes one.
+/// Returns a port where packets are not answered: its queue of connections is full, and nobody accepts one.
 fn black_hole() -> (std::net::TcpListener, Vec<TcpStream>, String) {
     let listener = std::net::TcpListener::bind(("127.0.0.1", free_port())).unwrap();
     rustix::net::listen(listener.as_fd(), 0).unwrap();
@@ -95,7 +95,7 @@ fn black_hole() -> (std::net::TcpListener, Vec<TcpStream>, String) {
 }
 
 #[tokio::test]
-async fn a_machine_that_does_not_answer_is_given_up_by_name() {
+async fn a_machine_that_does_not_answer_is_named() {
     let (_listener, _waiting, port) = black_hole();
     for (status, words) in [(1, &["size", "127.0.0.1", &port][..]), (3, &["list", "127.0.0.1", &port])] {
         let said = gives_up(status, words).await.stderr;

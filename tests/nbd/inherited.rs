@@ -1,4 +1,4 @@
-//! Sockets that others opened: systemd's activation, as systemd and as libnbd do it, and standard input and output.
+//! Sockets that others opened: socket activation by systemd and by libnbd, and standard input and output.
 
 use crate::support::cairn::{Store, program};
 use crate::support::files::noise;
@@ -12,7 +12,7 @@ fn words(line: &str) -> Vec<String> {
     line.split_whitespace().map(str::to_owned).collect()
 }
 
-/// libnbd's tools pass a socket that listens, in the manner of systemd.
+/// libnbd's tools pass a listening socket as systemd does.
 #[tokio::test]
 #[ignore = "needs libnbd"]
 async fn libnbd_starts_a_server_by_socket_activation() {
@@ -26,7 +26,7 @@ async fn libnbd_starts_a_server_by_socket_activation() {
     assert_eq!(std::fs::read(files.path("out")).unwrap(), noise(1, MIB));
 }
 
-/// libnbd's other way: one end of a socket pair as standard input and output.
+/// libnbd's other way: one end of a socket pair is standard input and output.
 #[tokio::test]
 #[ignore = "needs libnbd"]
 async fn a_client_on_standard_input_and_output_is_served_until_it_leaves() {
@@ -41,9 +41,9 @@ async fn a_client_on_standard_input_and_output_is_served_until_it_leaves() {
     assert_eq!(&std::fs::read(files.path("image")).unwrap()[5000..5008], b"by stdio");
 }
 
-/// Whoever asks for a socket beside standard input and output would wait for it in vain.
+/// A socket that is requested besides standard input and output would never be served, so it is refused.
 #[tokio::test]
-async fn standard_input_and_output_go_with_no_address() {
+async fn standard_input_and_output_exclude_an_address() {
     let files = Files::new();
     let image = files.sparse("image", 1 << 20);
     for more in [vec!["--socket", "s"], vec!["--port", "0"], vec!["--address", "127.0.0.1"]] {
@@ -53,10 +53,10 @@ async fn standard_input_and_output_go_with_no_address() {
     }
 }
 
-/// A socket that was asked for is there beside those that are passed.
+/// A requested socket is served as well as those that are passed.
 #[tokio::test]
 #[ignore = "needs libnbd, systemd"]
-async fn a_socket_that_was_asked_for_is_served_beside_one_that_is_passed() {
+async fn a_requested_socket_is_served_beside_a_passed_one() {
     let files = Files::new();
     let (image, port, socket) = (files.write("image", &noise(1, MIB)), free_port(), files.text("socket"));
     let mut line = words(&format!("systemd-socket-activate --listen=127.0.0.1:{port}"));
@@ -64,18 +64,18 @@ async fn a_socket_that_was_asked_for_is_served_beside_one_that_is_passed() {
     line.extend(words(&format!("{cairn} nbd serve --no-tls {image} --socket {socket}")));
     let mut process = Process::spawn("systemd-socket-activate", &mut command(line));
     process.wait_for("the socket", |line| line.contains("Listening on").then_some(())).await;
-    // The first client starts it.
+    // The first client starts the server.
     for uri in [format!("nbd://127.0.0.1:{port}"), format!("nbd+unix:///?socket={socket}")] {
         assert_eq!(run(&mut command(["nbdinfo", "--size", &uri])).await.trim(), "1048576", "{uri}");
     }
 }
 
-/// Two pipes are as good as a socket.
+/// Two pipes work as well as a socket.
 #[tokio::test]
-async fn two_pipes_are_as_good_as_a_socket() {
+async fn two_pipes_work_like_a_socket() {
     let files = Files::new();
     let image = files.sparse("image", 1 << 20);
-    // Fixed newstyle; ABORT.
+    // The client requests fixed newstyle and sends ABORT.
     let line = format!(
         "printf '\\0\\0\\0\\3IHAVEOPT\\0\\0\\0\\2\\0\\0\\0\\0' | {} nbd serve --no-tls --stdio {image}",
         env!("CARGO_BIN_EXE_cairn")
@@ -86,7 +86,7 @@ async fn two_pipes_are_as_good_as_a_socket() {
     assert!(said.stdout.starts_with("NBDMAGICIHAVEOPT\0\x03"), "{said:?}");
 }
 
-/// systemd's own tool passes sockets to `cairn serve`, each for its purpose by its name.
+/// systemd's own tool passes sockets to `cairn serve`. The name of each determines its purpose.
 #[tokio::test]
 #[ignore = "needs curl, libnbd, systemd"]
 async fn systemd_passes_sockets_by_name() {
@@ -102,7 +102,7 @@ async fn systemd_passes_sockets_by_name() {
     )));
     let mut process = Process::spawn("systemd-socket-activate", &mut command(line));
     listens_at(&files.path("admin.sock")).await;
-    // The first client starts it.
+    // The first client starts the gateway.
     let uri = format!("nbd://127.0.0.1:{nbd}/disk");
     assert_eq!(run(&mut command(["nbdinfo", "--size", &uri])).await.trim(), "67108864");
     let oldstyle = run(&mut command(["nbdinfo", &format!("nbd://127.0.0.1:{old}")])).await;
@@ -117,7 +117,7 @@ async fn systemd_passes_sockets_by_name() {
     assert!(process.exit().await.success(), "{}", process.output());
 }
 
-/// One connection a process, as `Accept=yes` has it.
+/// One connection per process, as with `Accept=yes`.
 #[tokio::test]
 #[ignore = "needs libnbd, systemd"]
 async fn systemd_passes_a_connection() {
@@ -135,9 +135,9 @@ async fn systemd_passes_a_connection() {
     }
 }
 
-/// What is inherited and is of no use is said, not left open.
+/// Inherited sockets that cannot be used are reported, and not left open.
 #[tokio::test]
-async fn what_is_of_no_use_is_refused() {
+async fn unusable_sockets_are_refused() {
     let files = Files::new();
     let image = files.sparse("image", 1 << 20);
     let line = format!(
@@ -147,7 +147,7 @@ async fn what_is_of_no_use_is_refused() {
     let done = finish(&mut command(["sh", "-c", &line])).await;
     assert_eq!(done.status.code(), Some(1), "{done:?}");
     assert!(done.stderr.contains("file descriptor 3") && done.stderr.contains("stray"), "{done:?}");
-    // Another process's sockets are none of ours.
+    // Sockets that were passed to another process do not concern this one.
     let mut others = program();
     others.args(["nbd", "size", "127.0.0.1", "1"]).env("LISTEN_PID", "1").env("LISTEN_FDS", "nonsense");
     assert!(!finish(&mut others).await.stderr.contains("inherited"));

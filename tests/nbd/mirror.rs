@@ -1,4 +1,4 @@
-//! `cairn nbd mirror`: both disks are the same in the end, whatever clients did meanwhile.
+//! `cairn nbd mirror`: both disks are the same at the end, whatever clients did in the meantime.
 
 use crate::support::files::{assert_same, noise};
 use crate::support::process::{command, finish, run};
@@ -21,7 +21,7 @@ async fn fio(uri: &str, directory: &Files, mib: u32) {
 
 #[tokio::test]
 #[ignore = "needs QEMU, fio, nbdkit"]
-async fn both_disks_are_the_same_in_the_end() {
+async fn both_disks_are_equal_at_the_end() {
     let files = Files::new();
     let (primary, secondary) =
         (files.write("primary", &noise(1, 64 * MIB)), files.write("secondary", &noise(2, 64 * MIB)));
@@ -40,7 +40,7 @@ async fn both_disks_are_the_same_in_the_end() {
     let bytes = std::fs::read(files.path("secondary")).unwrap();
     assert!(bytes[1_000_000..1_005_000].iter().all(|byte| *byte == 5));
     assert!(bytes[40 * MIB..40 * MIB + 102_400].iter().all(|byte| *byte == 9));
-    // Percents, each more than the one before.
+    // The percentages increase.
     let percents: Vec<u32> = said.lines().filter_map(|line| line.strip_suffix(" %")?.parse().ok()).collect();
     assert!(percents.is_sorted_by(|a, b| a < b) && percents.len() > 5, "{percents:?}");
     assert_eq!((percents.first(), percents.last()), (Some(&0), Some(&100)));
@@ -77,7 +77,7 @@ async fn unequal_sizes_and_read_only_secondaries_are_refused() {
 
 #[tokio::test]
 #[ignore = "needs nbdkit"]
-async fn to_end_before_it_is_complete_is_a_failure() {
+async fn ending_before_it_is_complete_is_a_failure() {
     let files = Files::new();
     let primary = files.write("primary", &noise(1, 8 * MIB));
     let stuck = Other::nbdkit(&["--filter=delay", "memory", "8M", "delay-write=1000"]).await;
@@ -88,7 +88,7 @@ async fn to_end_before_it_is_complete_is_a_failure() {
 
 #[tokio::test]
 #[ignore = "needs QEMU, libnbd, nbdkit"]
-async fn a_secondary_that_is_lost_is_told_and_the_primary_served_on() {
+async fn a_lost_secondary_is_reported_and_the_primary_stays_available() {
     let files = Files::new();
     let primary = files.write("primary", &noise(1, 8 * MIB));
     let mut other = Other::nbdkit(&["memory", "8M"]).await;

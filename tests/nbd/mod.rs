@@ -1,4 +1,4 @@
-//! `cairn nbd`: files served, servers asked, disks copied and mirrored; what comes of it is read by another program.
+//! `cairn nbd`: serves files, queries servers, copies and mirrors disks. Other programs read the results.
 
 mod copy;
 mod dead;
@@ -17,14 +17,14 @@ use tokio::process::Command;
 use crate::support::cairn::program;
 use crate::support::process::{Finished, Process, command, finish, listens_at, run};
 
-/// `cairn nbd`, with nothing of Cairn's in its environment.
+/// A command that runs `cairn nbd`, without any variable of Cairn in its environment.
 fn cairn_nbd<'a>(words: impl IntoIterator<Item = &'a str>) -> Command {
     let mut cairn = program();
     cairn.arg("nbd").args(words);
     cairn
 }
 
-/// Runs `cairn nbd`, which must end with that status.
+/// Runs `cairn nbd`, which must exit with this status.
 async fn ends_with(status: i32, words: &[&str]) -> Finished {
     let done = finish(&mut cairn_nbd(words.iter().copied())).await;
     assert_eq!(done.status.code(), Some(status), "cairn nbd {words:?}: {}{}", done.stdout, done.stderr);
@@ -47,13 +47,13 @@ impl Files {
         self.path(name).display().to_string()
     }
 
-    /// A file of these bytes.
+    /// Creates a file with these bytes.
     fn write(&self, name: &str, bytes: &[u8]) -> String {
         std::fs::write(self.path(name), bytes).unwrap();
         self.text(name)
     }
 
-    /// A file without data.
+    /// Creates a file without data.
     fn sparse(&self, name: &str, bytes: u64) -> String {
         std::fs::File::create(self.path(name)).unwrap().set_len(bytes).unwrap();
         self.text(name)
@@ -67,17 +67,17 @@ struct Served {
 }
 
 impl Served {
-    /// Starts it on a free port, without TLS, and waits until it listens.
+    /// Starts it on a free port without TLS, and waits until it listens.
     async fn start(words: &[&str]) -> Self {
         Self::encrypted(&[words, &["--no-tls"]].concat()).await
     }
 
-    /// The same with what the words say of TLS.
+    /// Starts it with the TLS options in `words`.
     async fn encrypted(words: &[&str]) -> Self {
         Self::spawn(&mut cairn_nbd([words, &["--port", "0"]].concat())).await
     }
 
-    /// Without TLS; it logs as much as is said.
+    /// Starts it without TLS, with this log level.
     async fn logging(words: &[&str], level: &str) -> Self {
         let words = [words, &["--no-tls", "--port", "0"]].concat();
         Self::spawn(cairn_nbd(words).env("CAIRN_LOG__LEVEL", level)).await
@@ -90,7 +90,7 @@ impl Served {
         Self { process, uri }
     }
 
-    /// SIGTERM; it must end with that status.
+    /// Sends SIGTERM. The server must exit with this status.
     async fn terminate(mut self, status: i32) -> String {
         self.process.signal(rustix::process::Signal::TERM);
         let ended = self.process.exit().await;
@@ -131,12 +131,12 @@ impl Other {
     }
 }
 
-/// Panics unless QEMU reads the same from both.
+/// Panics unless QEMU reads the same content from both.
 async fn assert_alike(one: &str, other: &str) {
     run(&mut command(["qemu-img", "compare", "-f", "raw", "-F", "raw", one, other])).await;
 }
 
-/// How many bytes a file takes on its file system.
+/// Returns how many bytes a file occupies on its file system.
 fn allocated(path: &Path) -> u64 {
     std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(path).unwrap()) * 512
 }

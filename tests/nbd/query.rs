@@ -1,4 +1,4 @@
-//! `cairn nbd size`, `list` and `info`, against servers of others.
+//! `cairn nbd size`, `list` and `info`, with servers of other programs.
 
 use serde_json::Value;
 use tokio::net::TcpListener;
@@ -10,7 +10,7 @@ use crate::support::wire::{LIST, REP_ERR_POLICY, Wire, option};
 
 use super::{Files, Other, Served, ends_with};
 
-/// A server of another program at a TCP port of its own.
+/// Starts a server of another program on its own TCP port.
 async fn at_port(line: &[&str]) -> (Process, String) {
     let port = free_port().to_string();
     let words = line.iter().map(|word| word.replace("{port}", &port)).collect::<Vec<_>>();
@@ -51,11 +51,11 @@ async fn list_prints_names() {
 
 #[tokio::test]
 #[ignore = "needs nbdkit"]
-async fn list_tells_by_its_status_why_there_is_none() {
+async fn the_exit_status_of_list_says_why_there_is_no_list() {
     // Oldstyle has no LIST.
     let (_server, port) = at_port(&[&NBDKIT[..], &["--oldstyle", "memory", "1M"]].concat()).await;
     assert!(ends_with(1, &["list", "127.0.0.1", &port]).await.stderr.contains("cannot list"));
-    // A server whose policy forbids it.
+    // The policy of this server forbids LIST.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port().to_string();
     let forbids = async {
@@ -69,14 +69,14 @@ async fn list_tells_by_its_status_why_there_is_none() {
     let words = ["list", "127.0.0.1", &port];
     let (asked, ()) = tokio::join!(ends_with(2, &words), forbids);
     assert!(asked.stderr.contains("no"), "{asked:?}");
-    // No server at all.
+    // There is no server at all.
     drop(listener);
     ends_with(3, &["list", "127.0.0.1", &port]).await;
 }
 
 #[tokio::test]
 #[ignore = "needs QEMU, nbdkit"]
-async fn every_question_is_asked_by_uri_socket_and_tls_too() {
+async fn every_query_works_by_uri_socket_and_tls() {
     let (files, authority) = (Files::new(), Authority::new());
     let pair = authority.server();
     let both = [std::fs::read(&pair.certificate).unwrap(), std::fs::read(&pair.key).unwrap()].concat();
@@ -99,13 +99,13 @@ async fn every_question_is_asked_by_uri_socket_and_tls_too() {
     }
     let socket = server.uri("");
     assert_eq!(ends_with(0, &["size", &socket, "--export", "disk"]).await.stdout, "1048576\n");
-    // And by host and port, as of old, for every question.
+    // Every query also accepts a host and a port, as in older versions.
     let (_server, port) = at_port(&[&NBDKIT[..], &["memory", "1M"]].concat()).await;
     assert!(ends_with(0, &["info", "127.0.0.1", &port]).await.stdout.contains("size: 1048576"));
 }
 
 #[tokio::test]
-async fn a_server_that_is_named_by_halves_is_a_mistake_of_the_command_line() {
+async fn an_incomplete_server_name_is_a_usage_error() {
     for words in [
         &["size", "host"][..],
         &["list", "host"],
@@ -121,7 +121,7 @@ async fn a_server_that_is_named_by_halves_is_a_mistake_of_the_command_line() {
 
 #[tokio::test]
 #[ignore = "needs QEMU, libnbd"]
-async fn info_tells_what_the_server_tells() {
+async fn info_shows_what_the_server_reports() {
     let files = Files::new();
     let image = files.sparse("image", 1 << 20);
     let server = Other::qemu(&["--export-name=disk", "--description=a test", "--read-only", &image]).await;
@@ -157,7 +157,7 @@ async fn info_tells_what_the_server_tells() {
 
 #[tokio::test]
 #[ignore = "needs QEMU, libnbd"]
-async fn the_map_is_that_of_nbdinfo() {
+async fn the_map_equals_that_of_nbdinfo() {
     let files = Files::new();
     let image = files.sparse("image", 8 << 20);
     let file = std::fs::File::options().write(true).open(&image).unwrap();
@@ -178,7 +178,7 @@ async fn the_map_is_that_of_nbdinfo() {
 }
 
 #[tokio::test]
-async fn a_uri_that_is_none_is_a_mistake_of_the_command_line() {
+async fn an_invalid_uri_is_a_usage_error() {
     for bad in ["disk", "http://host/disk", "nbd://host/?colour=red"] {
         ends_with(2, &["info", bad]).await;
     }

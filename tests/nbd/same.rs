@@ -1,4 +1,4 @@
-//! One disk at both ends: it is refused wherever it can be seen, and harmless where it cannot.
+//! The same disk as source and target: it is refused if the program can tell, and harmless if it cannot.
 
 use crate::support::files::{make_pipe, noise};
 use crate::support::process::run;
@@ -13,7 +13,7 @@ async fn refused(words: &[&str]) {
 }
 
 #[tokio::test]
-async fn a_file_is_not_copied_onto_itself_whatever_it_is_called() {
+async fn a_file_is_not_copied_onto_itself_under_any_name() {
     let files = Files::new();
     let image = files.write("image", &noise(1, MIB));
     std::os::unix::fs::symlink("image", files.path("symlink")).unwrap();
@@ -57,7 +57,7 @@ async fn a_file_is_not_copied_to_or_from_a_server_of_it() {
     let mirror = Served::start(&["mirror", &third, &fourth]).await;
     refused(&["copy", &mirror.uri, &third]).await;
     refused(&["copy", &fourth, &mirror.uri]).await;
-    // Two that are not the same are none of this.
+    // Two different disks are not affected.
     ends_with(0, &["copy", &served.uri, &other]).await;
     assert!(std::fs::read(&other).unwrap() == noise(1, MIB));
 }
@@ -76,10 +76,10 @@ async fn an_export_is_not_copied_onto_itself() {
     assert!(std::fs::read(&image).unwrap() == noise(1, MIB));
 }
 
-/// Servers of others do not say which file they serve.
+/// Servers of other programs do not report which file they serve.
 #[tokio::test]
 #[ignore = "needs nbdkit"]
-async fn nothing_is_lost_where_nobody_can_see_that_it_is_one_disk() {
+async fn nothing_is_lost_if_the_same_disk_is_not_recognised() {
     let files = Files::new();
     let mut bytes = noise(1, 4 * MIB);
     bytes[MIB..2 * MIB].fill(0);
@@ -92,7 +92,7 @@ async fn nothing_is_lost_where_nobody_can_see_that_it_is_one_disk() {
 }
 
 #[tokio::test]
-async fn a_source_that_cannot_be_opened_leaves_the_target_as_it_is() {
+async fn a_source_that_cannot_be_opened_leaves_the_target_unchanged() {
     let files = Files::new();
     let image = files.write("image", &noise(1, MIB));
     let nowhere = format!("nbd+unix:///?socket={}", files.text("none"));
@@ -102,9 +102,9 @@ async fn a_source_that_cannot_be_opened_leaves_the_target_as_it_is() {
     }
 }
 
-/// A pipe has no end that could be waited for.
+/// Waiting for the other end of a pipe could take forever.
 #[tokio::test]
-async fn a_pipe_is_refused_and_not_waited_for() {
+async fn a_pipe_is_refused_without_waiting() {
     let files = Files::new();
     let image = files.write("image", &noise(1, MIB));
     make_pipe(&files.path("pipe"));
@@ -115,7 +115,7 @@ async fn a_pipe_is_refused_and_not_waited_for() {
 }
 
 #[tokio::test]
-async fn standard_input_and_output_are_no_disk_and_no_file_called_so_is_made() {
+async fn standard_input_and_output_are_not_disks_and_no_such_file_is_created() {
     let files = Files::new();
     let image = files.write("image", &noise(1, MIB));
     for words in [["copy", "-", &image], ["copy", &image, "-"]] {

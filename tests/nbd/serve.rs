@@ -1,4 +1,4 @@
-//! `cairn nbd serve`.
+//! `cairn nbd serve`: files and block devices as exports.
 
 use crate::support::certificates::Authority;
 use crate::support::files::noise;
@@ -10,7 +10,7 @@ const MIB: usize = 1 << 20;
 
 #[tokio::test]
 #[ignore = "needs QEMU, libnbd"]
-async fn what_clients_write_is_in_the_file() {
+async fn writes_of_clients_are_in_the_file() {
     let files = Files::new();
     let (image, source) = (files.sparse("image", 8 << 20), files.write("source", &noise(1, 8 * MIB)));
     let served = Served::start(&["serve", &image, "--exportname", "disk"]).await;
@@ -30,7 +30,7 @@ async fn what_clients_write_is_in_the_file() {
 
 #[tokio::test]
 #[ignore = "needs libnbd"]
-async fn the_map_of_an_export_is_that_of_the_file() {
+async fn the_map_of_an_export_equals_that_of_the_file() {
     let files = Files::new();
     let image = files.sparse("image", 16 << 20);
     std::os::unix::fs::FileExt::write_all_at(
@@ -47,7 +47,7 @@ async fn the_map_of_an_export_is_that_of_the_file() {
 
 #[tokio::test]
 #[ignore = "needs libnbd"]
-async fn an_export_is_had_by_its_name_and_by_none() {
+async fn an_export_is_available_by_its_name_and_the_empty_name() {
     let files = Files::new();
     let image = files.sparse("image", 1 << 20);
     let served = Served::start(&["serve", &image, "--exportname", "disk"]).await;
@@ -62,7 +62,7 @@ async fn an_export_is_had_by_its_name_and_by_none() {
 
 #[tokio::test]
 #[ignore = "needs libnbd"]
-async fn a_file_may_be_served_for_reading_alone() {
+async fn a_file_can_be_served_read_only() {
     let files = Files::new();
     let image = files.write("image", &noise(3, MIB));
     let served = Served::start(&["serve", &image, "--read-only"]).await;
@@ -101,7 +101,7 @@ async fn with_a_certificate_clients_must_use_tls() {
     assert!(refused.stderr.contains("certificate"), "{refused:?}");
 }
 
-/// A loop device with sectors of 4096 bytes; it is gone with this.
+/// A loop device with sectors of 4096 bytes. Dropping it removes the device.
 struct LoopDevice(String);
 
 impl LoopDevice {
@@ -118,10 +118,11 @@ impl Drop for LoopDevice {
     }
 }
 
-/// "The values of 2^9 (512) or 2^12 (4,096) are more typical for an export backed by a block device": that of the device.
+/// "The values of 2^9 (512) or 2^12 (4,096) are more typical for an export backed by a block device": the
+/// minimum is that of the device.
 #[tokio::test]
 #[ignore = "needs libnbd, util-linux"]
-async fn a_block_device_tells_its_sectors_and_takes_ranges_of_any_alignment() {
+async fn a_block_device_reports_its_sectors_and_accepts_any_alignment() {
     let files = Files::new();
     let image = files.write("image", &vec![7; MIB]);
     let device = LoopDevice::over(&image).await;
@@ -133,7 +134,8 @@ async fn a_block_device_tells_its_sectors_and_takes_ranges_of_any_alignment() {
         (&export["block_size_minimum"], &export["block_size_preferred"]),
         (&4096.into(), &4096.into())
     );
-    // libnbd takes the length before the offset. Less than a sector, sectors with edges, the edges of a whole; as holes, as zeros, and discarded.
+    // libnbd takes the length before the offset. The ranges are less than a sector, sectors with partial
+    // edges, and the edges of a whole; as holes, as zeros, and discarded.
     let script = "h.set_strict_mode(0)\n\
         h.zero(512, 512)\n\
         h.zero(9500, 20000, nbd.CMD_FLAG_NO_HOLE)\n\
@@ -150,12 +152,12 @@ async fn a_block_device_tells_its_sectors_and_takes_ranges_of_any_alignment() {
     for zeros in [512..1024, 20_000..29_500, 50_000..54_097, 16_384..82_432] {
         expected[zeros].fill(0);
     }
-    // Of what is discarded, whole sectors read as zeros on this device, and what is less stays.
+    // Whole discarded sectors read as zeros on this device, and partial ones keep their content.
     expected[3 * 65_536..3 * 65_536 + 4096].fill(0);
     expected[262_143..262_152].copy_from_slice(b"unaligned");
     served.terminate(0).await;
     assert!(std::fs::read(&device.0).unwrap() == expected);
-    // It lies on that file.
+    // The device lies on that file.
     for (source, target) in [(&device.0, &image), (&image, &device.0)] {
         let refused = ends_with(1, &["copy", source, target]).await.stderr;
         assert!(refused.contains("same disk"), "{refused}");
@@ -164,7 +166,7 @@ async fn a_block_device_tells_its_sectors_and_takes_ranges_of_any_alignment() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_served_is_refused_before_it_listens() {
+async fn unusable_files_are_refused_before_it_listens() {
     let files = Files::new();
     let image = files.sparse("image", 1 << 20);
     assert!(ends_with(1, &["serve", "/none", "--no-tls"]).await.stderr.contains("/none"));

@@ -1,4 +1,4 @@
-//! What a server says of itself is shown on a terminal and does nothing there.
+//! Text from a server is shown on a terminal without any effect on it.
 
 use std::sync::Arc;
 
@@ -11,11 +11,11 @@ use cairn::server::{
 
 use super::ends_with;
 
-/// A title for the window, the end of a line, a sequence of one byte, and a turn of the direction of writing.
+/// A window title, a line end, a one-byte escape sequence, and a change of the direction of writing.
 const RUDE: &str = "\x1b]0;owned\x07\nforged: \u{9b}2J\u{202e}";
 const SHOWN: &str = "\\u{1b}]0;owned\\u{7}\\nforged: \\u{9b}2J\\u{202e}";
 
-/// Exports of a server that means no good.
+/// The exports of a malicious server.
 struct Rude;
 
 #[async_trait]
@@ -34,7 +34,7 @@ impl Exports for Rude {
 }
 
 #[tokio::test]
-async fn what_a_server_says_is_one_line_without_sequences_for_the_terminal() {
+async fn text_of_a_server_is_one_line_without_escape_sequences() {
     let server = Server::new(Arc::new(Rude), Options::default(), Metrics::new().server());
     let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).await.unwrap();
     let ListenAddress::Tcp(address) = server.listen(listener, Greeting::Newstyle) else { panic!("not TCP") };

@@ -1,4 +1,4 @@
-//! What every store promises, in one body that runs against memory, a directory and MinIO.
+//! The contract of every store: one test body runs with memory, a directory and MinIO.
 
 use std::sync::Arc;
 
@@ -12,24 +12,24 @@ use futures::future::{join_all, try_join_all};
 use crate::support::minio::Minio;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_store_in_memory_keeps_the_contract() {
+async fn a_store_in_memory_fulfils_the_contract() {
     contract(Arc::new(MemoryStore::new())).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_store_that_lists_in_no_order_keeps_the_contract() {
+async fn a_store_that_lists_in_no_order_fulfils_the_contract() {
     contract(Arc::new(MemoryStore::unsorted(100))).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_store_in_a_directory_keeps_the_contract() {
+async fn a_store_in_a_directory_fulfils_the_contract() {
     let directory = tempfile::tempdir().unwrap();
     contract(Arc::new(LocalStore::open(directory.path()).await.unwrap())).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs MinIO"]
-async fn a_store_in_a_bucket_keeps_the_contract_with_and_without_a_prefix() {
+async fn a_store_in_a_bucket_fulfils_the_contract_with_and_without_a_prefix() {
     let minio = Minio::start().await;
     contract(Arc::new(S3Store::open("with-prefix", "some/where", minio.options()).await.unwrap())).await;
     contract(Arc::new(S3Store::open("without", "", minio.options()).await.unwrap())).await;
@@ -63,7 +63,7 @@ async fn range(store: &dyn Store, key: &str, offset: u64, length: u64) -> Result
     store.get(key, ByteRange::Bounded { offset, length }).await
 }
 
-/// Every entry, page by page.
+/// Lists all entries, page by page.
 async fn all(store: &dyn Store, prefix: &str) -> Vec<Entry> {
     let mut entries: Vec<Entry> = Vec::new();
     let mut pages = Pages::new(store, prefix);
@@ -149,7 +149,7 @@ async fn an_empty_object_is_an_object(store: &dyn Store) {
 }
 
 async fn a_large_object_comes_back_whole(store: &dyn Store) {
-    // Of a period that no power of two divides, so that a part in the wrong place shows.
+    // The period of the content is not a power of two, so that a misplaced part is noticed.
     let period: Vec<u8> = (0..=250).collect();
     let body = Bytes::from(period.repeat((17 << 20) / 251 + 1)).slice(..17 << 20);
     store.put("large/key", body.clone(), Condition::IfAbsent).await.unwrap();

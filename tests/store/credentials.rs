@@ -1,5 +1,6 @@
-//! Credentials that rotate while disks are in use: every source of them that can change is read again when the store
-//! refuses what it gave before, and on SIGHUP. The program itself runs, since the environment belongs to a process.
+//! Credentials that rotate while disks are in use. Every source that can change is read again on SIGHUP, and
+//! when the store refuses the current credentials. The tests run the program itself, because the environment
+//! belongs to a process.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use crate::support::process::within;
 
 const PAGE: usize = 65_536;
 
-/// A bucket that knows one access key, and a directory for the files from which a gateway takes its own.
+/// A bucket that knows one access key, and a directory with the files from which a gateway reads its own.
 struct Bench {
     bucket: FakeBucket,
     directory: TempDir,
@@ -37,7 +38,7 @@ impl Bench {
         bench.set("AWS_EC2_METADATA_DISABLED", "true");
         bench.set("CAIRN_STORE__PATH_STYLE", "true");
         bench.set("CAIRN_ADMIN__LISTEN", "none");
-        // Nothing of whoever runs the tests.
+        // Nothing from the environment of the tests.
         for name in ["AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"] {
             let path = bench.path("none").display().to_string();
             bench.set(name, &path);
@@ -55,7 +56,7 @@ impl Bench {
     }
 
     fn file(&self, name: &str, text: &str) -> PathBuf {
-        // Replaced whole, as programs that rotate credentials do.
+        // Replaced atomically, as programs that rotate credentials do.
         let (path, new) = (self.path(name), self.path("new"));
         std::fs::write(&new, text).unwrap();
         std::fs::rename(&new, &path).unwrap();
@@ -67,8 +68,8 @@ impl Bench {
         Setup::at("s3://disks/at", env).create("disk", "64MiB").takeover().tcp().start().await
     }
 
-    /// Writes with the old key, has the bucket forget it for the new one, and writes on. All of it must be there after
-    /// the gateway was lost.
+    /// Writes with the old key, makes the bucket accept only the new one, and writes again. Everything must
+    /// exist after the gateway was killed.
     async fn survives(self, rotate: impl FnOnce(&Self)) {
         let mut gateway = self.gateway().await;
         let disk = connect(&gateway).await;
@@ -123,7 +124,7 @@ fn json(key: &str) -> String {
     )
 }
 
-/// A bench whose gateways take their key from a profile file.
+/// Creates a bench whose gateways read their key from a profile file.
 async fn with_profile() -> Bench {
     let mut bench = Bench::new().await;
     let path = bench.file("credentials", &profile("OLD"));
@@ -132,7 +133,7 @@ async fn with_profile() -> Bench {
 }
 
 #[tokio::test]
-async fn a_profile_that_was_replaced_is_read_again_when_the_store_refuses_its_key() {
+async fn a_replaced_profile_is_read_again_when_the_store_refuses_its_key() {
     for (status, code) in [
         ("403 Forbidden", "InvalidAccessKeyId"),
         ("403 Forbidden", "SignatureDoesNotMatch"),
@@ -146,7 +147,7 @@ async fn a_profile_that_was_replaced_is_read_again_when_the_store_refuses_its_ke
 }
 
 #[tokio::test]
-async fn what_was_not_flushed_is_durable_after_sigterm_with_the_new_key() {
+async fn unflushed_data_is_durable_after_sigterm_with_the_new_key() {
     let bench = with_profile().await;
     let mut gateway = bench.gateway().await;
     let disk = connect(&gateway).await;
@@ -160,7 +161,7 @@ async fn what_was_not_flushed_is_durable_after_sigterm_with_the_new_key() {
 }
 
 #[tokio::test]
-async fn a_flush_that_is_being_refused_goes_on_after_sighup() {
+async fn a_refused_flush_continues_after_sighup() {
     let bench = with_profile().await;
     let mut gateway = bench.gateway().await;
     let disk = connect(&gateway).await;
@@ -169,7 +170,7 @@ async fn a_flush_that_is_being_refused_goes_on_after_sighup() {
     let before = bench.bucket.server.requests().iter().filter(|request| is_refused_put(request)).count();
     let flush = disk.flush();
     tokio::pin!(flush);
-    // The second refusal comes after the chain was read again, in vain.
+    // The second refusal comes after the chain was read again without a new key.
     let refused = bench.bucket.server.until("refused PUTs", |requests| {
         requests.iter().filter(|request| is_refused_put(request)).count() >= before + 2
     });
@@ -186,7 +187,7 @@ async fn a_flush_that_is_being_refused_goes_on_after_sighup() {
 }
 
 #[tokio::test]
-async fn a_web_identity_is_exchanged_again_when_the_store_refuses_what_it_gave() {
+async fn a_web_identity_is_exchanged_again_when_the_store_refuses_its_credentials() {
     let sts = FakeS3::start(|request| {
         let form: Vec<(String, String)> = url::form_urlencoded::parse(&request.body).into_owned().collect();
         let token = form.iter().find(|(name, _)| name == "WebIdentityToken");
@@ -210,7 +211,7 @@ async fn a_web_identity_is_exchanged_again_when_the_store_refuses_what_it_gave()
 }
 
 #[tokio::test]
-async fn a_container_is_asked_again_when_the_store_refuses_what_it_gave() {
+async fn a_container_endpoint_is_queried_again_when_the_store_refuses_its_credentials() {
     let key = Arc::new(Mutex::new("OLD"));
     let given = Arc::clone(&key);
     let container = FakeS3::start(move |request| {
@@ -229,11 +230,11 @@ async fn a_container_is_asked_again_when_the_store_refuses_what_it_gave() {
     bench.survives(|_| *key.lock() = "NEW").await;
 }
 
-/// A profile whose credentials a program prints; it notes each run in the file `runs`.
+/// Creates a profile whose credentials come from a program. The program records each run in the file `runs`.
 fn credential_process(bench: &mut Bench) -> PathBuf {
     let runs = bench.path("runs");
     let output = bench.file("output.json", &json("OLD"));
-    // The shell does it all by itself: a machine may have no other program.
+    // Only the shell is used, because a machine may have no other program.
     let script =
         format!("echo run >> {}\nread -r line < {}\necho \"$line\"\n", runs.display(), output.display());
     let script = bench.file("script.sh", &script);
@@ -244,7 +245,7 @@ fn credential_process(bench: &mut Bench) -> PathBuf {
 }
 
 #[tokio::test]
-async fn a_credential_process_runs_again_when_the_store_refuses_what_it_gave() {
+async fn a_credential_process_runs_again_when_the_store_refuses_its_credentials() {
     let mut bench = Bench::new().await;
     credential_process(&mut bench);
     bench.survives(|bench| drop(bench.file("output.json", &json("NEW")))).await;
@@ -254,9 +255,9 @@ fn runs(path: &Path) -> usize {
     std::fs::read_to_string(path).unwrap().lines().count()
 }
 
-/// However many requests are refused, the chain is built once in ten seconds.
+/// However many requests are refused, the chain is rebuilt once in ten seconds.
 #[tokio::test]
-async fn refusals_have_the_credentials_resolved_at_a_bounded_rate() {
+async fn refusals_renew_the_credentials_at_a_bounded_rate() {
     let mut bench = Bench::new().await;
     let path = credential_process(&mut bench);
     let mut gateway = bench.gateway().await;
@@ -288,7 +289,7 @@ async fn refusals_have_the_credentials_resolved_at_a_bounded_rate() {
     }
 }
 
-/// Reads wait for permissions to come back, as they do for a store that is away.
+/// Reads wait for the permissions to come back, as they do when the store is unavailable.
 #[tokio::test]
 async fn a_cold_read_waits_while_it_is_forbidden() {
     let bench = with_profile().await;

@@ -1,4 +1,4 @@
-//! Injected faults do what their rules say, and the same for the same seed.
+//! Fault injection: rules have the documented effect, and the same seed gives the same faults.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +23,7 @@ async fn get(store: &dyn Store, key: &str) -> Result<Bytes, Error> {
 }
 
 #[tokio::test]
-async fn a_failure_before_has_no_effect_and_one_after_has() {
+async fn a_failure_before_a_request_prevents_its_effect_and_one_after_it_does_not() {
     let (memory, fault) = faulty(0);
     let before = fault.add(Rule::new(Action::FailBefore(Failure::Transient)).on(Operation::Put));
     assert!(matches!(put(&fault, "a").await, Err(Error::Transient { .. })));
@@ -37,7 +37,7 @@ async fn a_failure_before_has_no_effect_and_one_after_has() {
 }
 
 #[tokio::test]
-async fn a_rule_is_for_its_operation_keys_and_count() {
+async fn a_rule_applies_to_its_operation_keys_and_count() {
     let (_, fault) = faulty(0);
     let rule =
         Rule::new(Action::FailBefore(Failure::Throttled)).on(Operation::Put).prefix("v/").containing("/j/");

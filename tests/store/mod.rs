@@ -1,5 +1,5 @@
-//! The store: one contract for every implementation, its decorators, the start-up probe, and S3 servers that
-//! misbehave.
+//! The store: one contract for every implementation, its decorators, the start-up probe, and misbehaving S3
+//! servers.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod contract;

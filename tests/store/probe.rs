@@ -1,4 +1,4 @@
-//! The start-up probe: stores that must be refused are, and the error says what they do wrong.
+//! The start-up probe refuses stores that must be refused, and its errors say what they do wrong.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -22,25 +22,25 @@ use crate::support::minio::Minio;
 /// What a [`Careless`] store does wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wrong {
-    /// PUTs with `If-None-Match` always take effect.
+    /// Every PUT with `If-None-Match` takes effect.
     IgnoresIfNoneMatch,
-    /// PUTs with `If-Match` always take effect.
+    /// Every PUT with `If-Match` takes effect.
     IgnoresIfMatch,
-    /// PUTs with `If-Match` take effect where nothing stands.
+    /// A PUT with `If-Match` takes effect if the object does not exist.
     CreatesOnIfMatch,
-    /// Looks first and puts later, others coming in between; only for `If-None-Match`.
+    /// `If-None-Match` is checked first and the PUT follows later, so that others can come in between.
     LooksBeforeItCreates,
-    /// Looks first and puts later, others coming in between; only for `If-Match`.
+    /// `If-Match` is checked first and the PUT follows later, so that others can come in between.
     LooksBeforeItUpdates,
     /// Every PUT with `If-Match` fails.
     RefusesIfMatch,
-    /// Answers 412 and writes all the same.
+    /// The store answers 412, but writes.
     WritesAfterAll,
-    /// Lists nothing.
+    /// Listings are always empty.
     ListsNothing,
 }
 
-/// A store that heeds conditions badly.
+/// A store that honours conditions badly.
 #[derive(Debug)]
 struct Careless {
     inner: MemoryStore,
@@ -105,7 +105,7 @@ impl Store for Careless {
 }
 
 #[tokio::test]
-async fn a_store_that_heeds_conditions_badly_is_refused_for_just_that() {
+async fn a_store_that_honours_conditions_badly_is_refused_for_that_reason() {
     for (wrong, violation) in [
         (Wrong::IgnoresIfNoneMatch, Violation::IgnoresIfNoneMatch),
         (Wrong::IgnoresIfMatch, Violation::IgnoresIfMatch),
@@ -151,7 +151,7 @@ async fn a_good_store_passes_and_only_the_probes_keys_were_touched() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn trouble_on_the_way_is_no_verdict() {
+async fn failures_in_transit_are_no_verdict() {
     for seed in 0..20 {
         let fault = Fault::new(Arc::new(MemoryStore::new()), seed);
         fault.add(Rule::new(Action::FailBefore(Failure::Throttled)).probability(0.03));
@@ -164,7 +164,7 @@ async fn trouble_on_the_way_is_no_verdict() {
     }
 }
 
-/// A store whose answers are damaged on their way, so many of each kind.
+/// A store whose first answers of each kind are damaged in transit.
 #[derive(Debug)]
 struct Garbled {
     inner: MemoryStore,
@@ -205,7 +205,7 @@ impl Store for Garbled {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_was_damaged_on_its_way_is_no_verdict() {
+async fn an_answer_damaged_in_transit_is_no_verdict() {
     let garbled = Garbled::new(2);
     probe(&garbled, &ProbeOptions::default(), "nonce").await.unwrap();
     assert!(garbled.inner.objects().is_empty(), "the probe's keys are gone");
@@ -254,7 +254,7 @@ async fn start(store: &dyn Store, when: When, against: &str) -> Result<(), Probe
     ensure(store, &ProbeOptions { when, ..ProbeOptions::default() }, &occasion).await
 }
 
-/// Requests of one start.
+/// Counts the requests of one start.
 async fn requests_of(memory: &MemoryStore, when: When, against: &str) -> u64 {
     memory.reset_tallies();
     start(memory, when, against).await.unwrap();
@@ -263,7 +263,7 @@ async fn requests_of(memory: &MemoryStore, when: When, against: &str) -> u64 {
 }
 
 #[tokio::test]
-async fn a_store_is_raced_once_and_later_starts_make_a_few_requests() {
+async fn a_store_is_probed_in_full_once_and_later_starts_send_few_requests() {
     let memory = MemoryStore::new();
     let few = u64::try_from(CHECKS).unwrap();
     assert!(requests_of(&memory, When::Once, HERE).await > 100);
@@ -278,7 +278,8 @@ async fn a_store_is_raced_once_and_later_starts_make_a_few_requests() {
         assert_eq!(memory.objects(), [(RECORD.to_owned(), record.clone())].into());
     }
     assert!(requests_of(&memory, When::Always, HERE).await > 100, "who asks again gets it");
-    // What was copied elsewhere, another probe's, and what cannot be read say nothing.
+    // A record that was copied from elsewhere, that another probe wrote, or that cannot be read does not
+    // count.
     assert!(requests_of(&memory, When::Once, "file:///elsewhere").await > 100);
     assert_eq!(requests_of(&memory, When::Once, "file:///elsewhere").await, few);
     let other = Passed { probe: passed.probe + 1, against: "file:///elsewhere".into(), ..passed };
@@ -290,7 +291,7 @@ async fn a_store_is_raced_once_and_later_starts_make_a_few_requests() {
 }
 
 #[tokio::test]
-async fn a_second_start_on_s3_and_on_a_directory_makes_a_few_requests() {
+async fn a_second_start_on_s3_and_on_a_directory_sends_few_requests() {
     let bucket = FakeBucket::start().await;
     opened("s3://disks/at", bucket.server.options()).await.unwrap();
     let first = bucket.server.requests().len();
@@ -304,7 +305,7 @@ async fn a_second_start_on_s3_and_on_a_directory_makes_a_few_requests() {
     }
 }
 
-/// A store that was exchanged, or lost its mind, since it passed.
+/// The store was exchanged, or has changed its behaviour, since it passed.
 #[tokio::test(start_paused = true)]
 async fn a_store_that_ignores_conditions_is_caught_at_a_later_start_too() {
     for (wrong, violation) in [
@@ -322,9 +323,9 @@ async fn a_store_that_ignores_conditions_is_caught_at_a_later_start_too() {
     }
 }
 
-/// Two gateways that start at once, the first ever and later.
+/// Two gateways start at the same time, for the first time and later.
 #[tokio::test]
-async fn starts_at_once_do_not_disturb_each_other() {
+async fn concurrent_starts_do_not_disturb_each_other() {
     let memory = MemoryStore::new();
     for _ in 0..2 {
         let starts = (0..4).map(|n| {
@@ -345,7 +346,7 @@ async fn starts_at_once_do_not_disturb_each_other() {
 async fn opened(location: &str, s3: S3Options) -> Result<Classes, OpenError> {
     let location: Location = location.parse().expect("a location");
     let options = Options { s3, ..Options::default() };
-    // What a caller spawns must be `Send`.
+    // A future must be `Send` to be spawned.
     let open: std::pin::Pin<Box<dyn Future<Output = _> + Send>> = {
         let metrics = Metrics::new().store();
         let drawn = Drawn { seed: 1, nonce: "nonce".into(), now_seconds: 0 };
@@ -369,7 +370,7 @@ async fn a_directory_and_minio_pass() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs MinIO"]
-async fn an_absent_bucket_and_wrong_credentials_are_named() {
+async fn a_missing_bucket_and_wrong_credentials_are_named() {
     let minio = Minio::start().await;
     let absent = S3Options { create_bucket: false, ..minio.options() };
     let error = opened("s3://absent", absent.clone()).await.unwrap_err().to_string();
@@ -381,7 +382,7 @@ async fn an_absent_bucket_and_wrong_credentials_are_named() {
 }
 
 #[tokio::test]
-async fn a_file_in_the_place_of_a_directory_is_named() {
+async fn a_file_in_place_of_the_directory_is_named() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let location = format!("file://{}", file.path().display());
     let error = opened(&location, S3Options::default()).await.unwrap_err().to_string();
@@ -389,7 +390,7 @@ async fn a_file_in_the_place_of_a_directory_is_named() {
 }
 
 #[tokio::test]
-async fn a_bucket_that_may_not_be_made_is_an_error() {
+async fn a_bucket_that_may_not_be_created_is_an_error() {
     let server = FakeS3::start(|request| match request.method.as_str() {
         "HEAD" => Reply::Whole(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".to_vec()),
         _ => Reply::Whole(error("403 Forbidden", "AccessDenied")),

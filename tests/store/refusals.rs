@@ -1,5 +1,5 @@
-//! What waiting cannot cure is told at once at the start, with its cause and what to change: a wrong endpoint, a
-//! certificate that is not trusted, a bucket in another region, credentials, permissions.
+//! Mistakes that waiting cannot cure are reported at once at the start, with their cause and what to change:
+//! a wrong endpoint, an untrusted certificate, a bucket in another region, credentials, permissions.
 
 use cairn::metrics::Metrics;
 use cairn::store::{
@@ -15,13 +15,13 @@ use crate::support::fake_bucket::{BUCKET, FakeBucket};
 use crate::support::fake_s3::{FakeS3, Reply, Request, answer, error};
 use crate::support::process::free_port;
 
-/// What a run of `cairn volume list` gave.
+/// The result of a run of `cairn volume list`.
 struct Listed {
     works: bool,
     said: String,
 }
 
-/// Lists the volumes with these variables and nothing else of AWS's.
+/// Lists the volumes with these variables, and no others of AWS.
 async fn list(env: &[(&str, &str)]) -> Listed {
     let mut command = program();
     command.args(["volume", "list", "--store", "s3://disks/at"]);
@@ -53,7 +53,7 @@ async fn fails(env: &[(&str, &str)], parts: &[&str]) {
 }
 
 #[tokio::test]
-async fn an_endpoint_in_the_environment_that_cannot_be_one_is_named_at_once() {
+async fn an_invalid_endpoint_in_the_environment_is_named_at_once() {
     for (name, value, part) in [
         ("AWS_ENDPOINT_URL", "minio:9000", "write http://minio:9000 or https://minio:9000"),
         ("AWS_ENDPOINT_URL_S3", "minio", "has no scheme"),
@@ -71,13 +71,13 @@ async fn a_host_that_does_not_exist_is_named_at_once() {
     let named = "cannot reach http://nowhere.invalid:9000 (set by AWS_ENDPOINT_URL): ";
     let env = [("AWS_ENDPOINT_URL", "http://nowhere.invalid:9000")];
     fails(&env, &[named, "the host does not exist; check AWS_ENDPOINT_URL"]).await;
-    // The bucket becomes part of the host's name, which many services do not know.
+    // The bucket becomes part of the host name, which many services do not support.
     let env = [("AWS_ENDPOINT_URL", "http://nowhere.invalid:9000"), ("CAIRN_STORE__PATH_STYLE", "false")];
     fails(&env, &[named, "store.path_style = true"]).await;
 }
 
 #[tokio::test]
-async fn a_certificate_is_trusted_as_the_environment_says_and_else_named_at_once() {
+async fn a_certificate_is_trusted_if_the_environment_says_so_and_otherwise_named_at_once() {
     let authority = Authority::new();
     let bucket = FakeBucket::start_tls(authority.server_config()).await;
     let endpoint = format!("https://localhost:{}", bucket.server.port());
@@ -102,8 +102,8 @@ async fn a_certificate_is_trusted_as_the_environment_says_and_else_named_at_once
 }
 
 #[tokio::test]
-async fn a_server_that_does_not_speak_tls_is_named_at_once() {
-    // As servers answer what is no HTTP to them.
+async fn a_server_without_tls_is_named_at_once() {
+    // As servers answer a request that is not HTTP.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("https://{}", listener.local_addr().unwrap());
     let tasks = Tasks::new();
@@ -168,9 +168,9 @@ async fn a_start_does_not_wait_for_a_host_that_does_not_exist() {
     }
 }
 
-/// What S3 answers, and what must be told of it; one request is enough to know.
+/// Responses of S3, and what must be reported. One request is enough to know.
 #[tokio::test]
-async fn what_the_store_will_never_do_is_told_after_one_request() {
+async fn permanent_refusals_are_reported_after_one_request() {
     let moved = || {
         let body = b"<Error><Code>PermanentRedirect</Code><Message>elsewhere</Message></Error>";
         answer("301 Moved Permanently", &[("x-amz-bucket-region", "eu-west-1")], body)
@@ -200,9 +200,9 @@ async fn what_the_store_will_never_do_is_told_after_one_request() {
     }
 }
 
-/// Each operation that is forbidden is told with its permission, at the first start and at later ones.
+/// Each forbidden operation is reported with its permission, at the first start and at later ones.
 #[tokio::test]
-async fn a_permission_that_is_missing_is_told_at_the_start() {
+async fn a_missing_permission_is_reported_at_the_start() {
     let bucket = FakeBucket::start().await;
     for start in ["first", "later"] {
         for (method, permission) in [
@@ -220,7 +220,7 @@ async fn a_permission_that_is_missing_is_told_at_the_start() {
             assert!(message.contains("access denied: AccessDenied"), "{start}: {message}");
             assert!(message.contains(permission), "{start}: no {permission} in: {message}");
         }
-        // Without ListBucket an object that is absent is forbidden.
+        // Without ListBucket, a GET of an object that does not exist is forbidden.
         bucket.rule(|request| {
             let absent = request.method == "GET" && request.target.contains("/probe/nonce/");
             absent.then(|| Reply::Whole(error("403 Forbidden", "AccessDenied")))

@@ -1,4 +1,4 @@
-//! Retries, under a paused clock: when a request is sent again, and when the caller hears of it.
+//! Retries, with a paused clock: when a request is repeated, and when the caller gets an error.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use futures::future::join_all;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// Notes when requests come, and fails them all.
+/// Records when requests arrive, and fails them all.
 #[derive(Debug, Default)]
 struct Down {
     asked: Mutex<Vec<Instant>>,
@@ -51,7 +51,7 @@ fn retry(inner: Arc<dyn Store>, options: RetryOptions, seed: u64) -> Retry {
     Retry::new(inner, options, Metrics::new().store(), seed)
 }
 
-/// A store in memory below faults below retries.
+/// Creates a store in memory, below fault injection, below retries.
 fn stack() -> (MemoryStore, Fault, Retry) {
     let memory = MemoryStore::new();
     let fault = Fault::new(Arc::new(memory.clone()), 0);
@@ -68,7 +68,7 @@ async fn get(store: &dyn Store, key: &str) -> Result<Bytes, Error> {
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// The pauses of a PUT to a store that is down, for an hour.
+/// Returns the pauses of a PUT to a store that is down for an hour.
 async fn pauses(seed: u64) -> Vec<Duration> {
     let down = Arc::new(Down::default());
     let store = retry(down.clone(), RetryOptions::default(), seed);
@@ -119,10 +119,10 @@ async fn reads_end_at_their_deadline_with_the_last_error() {
     assert!(matches!(get(&store, "a").await, Err(Error::Timeout { after_ms: 60_000, .. })));
 }
 
-/// What was said before tells more than that the last attempt got no answer; of a write only what leaves it open whether
-/// it took effect.
+/// An earlier error says more than that the last attempt got no answer. For a write, only an error that
+/// leaves the effect unknown is reported in its place.
 #[tokio::test(start_paused = true)]
-async fn an_attempt_that_the_deadline_cuts_off_ends_with_what_the_one_before_it_said() {
+async fn an_attempt_that_the_deadline_cuts_off_returns_the_previous_error() {
     let patience = Patience { deadline: Some(Duration::from_secs(60)), refusals: Some(3) };
     for (failure, outcome) in [(Failure::Transient, Is::Transient), (Failure::Throttled, Is::Timeout)] {
         let fault = Fault::new(Arc::new(MemoryStore::new()), 0);
@@ -142,9 +142,9 @@ async fn an_attempt_that_the_deadline_cuts_off_ends_with_what_the_one_before_it_
     }
 }
 
-/// At the start an operator looks on; later the disks are in use.
+/// At the start an operator is watching. Later the disks are in use.
 #[tokio::test(start_paused = true)]
-async fn a_refusal_is_told_soon_at_the_start_and_waited_for_later() {
+async fn a_refusal_fails_soon_at_the_start_and_is_waited_out_later() {
     for failure in [Failure::Denied, Failure::Rejected] {
         let (memory, fault, store) = stack();
         memory.insert("a", Bytes::from_static(b"a"));
@@ -162,7 +162,7 @@ async fn a_refusal_is_told_soon_at_the_start_and_waited_for_later() {
         let mut deleted = Box::pin(store.delete(&keys));
         tokio::time::timeout(HOUR, &mut written).await.expect_err("it waits");
         tokio::time::timeout(HOUR, &mut deleted).await.expect_err("it waits");
-        // That was longer than a read may take.
+        // This took longer than the deadline of a read.
         assert!(read.await.unwrap_err().is_refusal());
         let mut read = Box::pin(get(&store, "a"));
         tokio::time::timeout(Duration::from_secs(50), &mut read).await.expect_err("it waits");
@@ -174,7 +174,7 @@ async fn a_refusal_is_told_soon_at_the_start_and_waited_for_later() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_write_outlasts_an_outage_however_it_looks() {
+async fn a_write_survives_an_outage_of_any_kind() {
     for failure in
         [Failure::Timeout, Failure::Transient, Failure::Throttled, Failure::Denied, Failure::Rejected]
     {
@@ -195,7 +195,7 @@ async fn a_write_outlasts_an_outage_however_it_looks() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_definite_answer_passes_at_once() {
+async fn a_definite_answer_is_returned_at_once() {
     let (memory, _, store) = stack();
     assert!(matches!(get(&store, "a").await, Err(Error::NotFound { .. })));
     create(&store, "a").await.unwrap();
@@ -214,7 +214,7 @@ async fn a_412_after_a_lost_answer_reaches_the_caller() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refused_read_is_tried_a_few_times() {
+async fn a_refused_read_is_retried_a_few_times() {
     for failure in [Failure::Denied, Failure::Rejected] {
         let (memory, fault, store) = stack();
         let gate = Gate::new();
@@ -232,7 +232,7 @@ async fn a_refused_read_is_tried_a_few_times() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_error_of_a_write_tells_whether_any_attempt_may_have_taken_effect() {
+async fn the_error_of_a_write_says_whether_any_attempt_may_have_taken_effect() {
     let options = RetryOptions {
         write: Patience { deadline: Some(Duration::from_secs(60)), refusals: Some(3) },
         ..RetryOptions::default()
@@ -256,7 +256,7 @@ async fn an_error_of_a_write_tells_whether_any_attempt_may_have_taken_effect() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_no_key_is_refused_without_a_request() {
+async fn invalid_keys_are_refused_without_a_request() {
     let down = Arc::new(Down::default());
     let store = retry(down.clone(), RetryOptions::default(), 0);
     assert!(matches!(create(&store, "../a").await, Err(Error::Rejected { .. })));
@@ -265,7 +265,7 @@ async fn what_is_no_key_is_refused_without_a_request() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_pauses_leaves_its_place_to_others() {
+async fn a_pausing_request_leaves_its_permit_to_others() {
     let metrics = Metrics::new();
     let fault = Fault::new(Arc::new(MemoryStore::new()), 0);
     let limit = Limit::new(Arc::new(fault.clone()), 1, metrics.store());
@@ -279,7 +279,7 @@ async fn a_request_that_pauses_leaves_its_place_to_others() {
     assert_eq!(metrics.store().retries(Operation::Put), 1);
 }
 
-/// Collects what is logged.
+/// Collects the log lines.
 #[derive(Clone, Default)]
 struct Lines(Arc<Mutex<Vec<u8>>>);
 
@@ -298,8 +298,8 @@ async fn an_outage_is_logged_at_a_bounded_rate() {
     let lines = Lines::default();
     let writer = lines.clone();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-    // While there is but one subscriber, tracing lets the first thread that comes to a log line decide for all
-    // whether it is wanted, which may be another test's.
+    // While there is only one subscriber, tracing lets the first thread that reaches a log line decide for
+    // all threads whether it is wanted. That thread may belong to another test.
     let _second = tracing::Dispatch::new(tracing_subscriber::fmt().with_writer(std::io::sink).finish());
     let logging = tracing::subscriber::set_default(subscriber);
     let store = retry(Arc::new(Down::default()), RetryOptions::default(), 0);

@@ -1,4 +1,5 @@
-//! S3 as it goes wrong: what a server says, or fails to say, becomes the error that tells the caller what to do.
+//! S3 when something goes wrong: each response of a server, or its absence, becomes an error that tells the
+//! caller what to do.
 
 use bytes::Bytes;
 use cairn::metrics::StoreOutcome;
@@ -40,7 +41,7 @@ async fn a_body_that_ends_early_is_truncated() {
 }
 
 #[tokio::test]
-async fn a_range_that_the_object_does_not_hold_is_truncated() {
+async fn a_range_beyond_the_object_is_truncated() {
     let short = answer("206 Partial Content", &[ETAG, ("Content-Range", "bytes 4-5/6")], b"45");
     let error = ranged(Reply::Whole(short)).await.unwrap_err();
     assert!(matches!(error, Error::Truncated { wanted: 4, got: 2, .. }), "{error}");
@@ -53,7 +54,7 @@ fn error_416() -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_range_that_is_not_the_one_asked_for_is_refused() {
+async fn a_range_other_than_the_requested_one_is_refused() {
     let right = ("Content-Range", "bytes 4-7/8");
     let body = ranged(Reply::Whole(answer("206 Partial Content", &[ETAG, right], b"4567"))).await.unwrap();
     assert_eq!(body, "4567");
@@ -94,16 +95,17 @@ async fn silence_is_a_timeout() {
 }
 
 #[tokio::test]
-async fn a_connection_that_is_closed_or_refused_leaves_the_effect_unknown() {
+async fn a_closed_or_refused_connection_leaves_the_effect_unknown() {
     let (server, store) = served(|_| Reply::Close(Vec::new())).await;
     let error = store.put("key", Bytes::from_static(b"x"), Condition::IfAbsent).await.unwrap_err();
     assert!(matches!(error, Error::Transient { .. }) && error.effect_unknown(), "{error}");
     assert_eq!(server.requests().len(), 1, "nobody but the caller sends it again");
 }
 
-/// An error that breaks off says nothing: neither that an object is absent, nor that a request is refused for good.
+/// An incomplete error response means nothing: neither that an object does not exist, nor that a request is
+/// refused for good.
 #[tokio::test]
-async fn an_error_that_ends_early_is_tried_again() {
+async fn an_incomplete_error_response_is_retried() {
     for (status, code) in [
         ("404 Not Found", "NoSuchKey"),
         ("412 Precondition Failed", "PreconditionFailed"),
@@ -124,7 +126,7 @@ async fn an_error_that_ends_early_is_tried_again() {
 }
 
 #[tokio::test]
-async fn an_endpoint_that_is_no_url_is_named() {
+async fn an_endpoint_that_is_not_a_url_is_named() {
     let server = FakeS3::start(|_| Reply::Close(Vec::new())).await;
     for endpoint in ["minio:9000", "ftp://minio", "minio", "http://", "http://user:secret@minio"] {
         let options = S3Options { endpoint: Some(endpoint.into()), ..server.options() };
@@ -137,7 +139,7 @@ async fn an_endpoint_that_is_no_url_is_named() {
 }
 
 #[tokio::test]
-async fn a_put_is_answered_once_and_means_what_it_says() {
+async fn each_response_to_a_put_has_its_meaning() {
     use StoreOutcome as Is;
     for (status, code, condition, expected) in [
         ("412 Precondition Failed", "PreconditionFailed", Condition::IfAbsent, Is::PreconditionFailed),
@@ -164,7 +166,7 @@ async fn a_put_is_answered_once_and_means_what_it_says() {
 }
 
 #[tokio::test]
-async fn only_the_stores_own_word_means_that_there_is_no_object() {
+async fn only_an_answer_of_the_store_itself_means_that_an_object_does_not_exist() {
     let missing = full(Reply::Whole(error("404 Not Found", "NoSuchKey"))).await.unwrap_err();
     assert!(matches!(missing, Error::NotFound { .. }), "{missing}");
     for other in [error("404 Not Found", "NoSuchBucket"), answer("404 Not Found", &[], b"<html>nginx</html>")]
@@ -189,7 +191,7 @@ async fn a_put_carries_its_condition_its_length_and_checksums() {
         assert_eq!(request.target.split('?').next(), Some("/disks/at/a/key"));
         assert_eq!(header(n, "content-length"), Some("9"));
         assert_eq!(header(n, "x-amz-checksum-crc32"), Some("y/Q5Jg=="));
-        // `printf 123456789 | sha256sum`: over plain HTTP the signature covers the body.
+        // `printf 123456789 | sha256sum`: over plain HTTP, the signature covers the body.
         let sha256 = "15e2b0d3c33891ebb0f1ef609ec419420c20e320ce94c65fbc8c3312448eb225";
         assert_eq!(header(n, "x-amz-content-sha256"), Some(sha256));
         assert_eq!((header(n, "expect"), header(n, "content-encoding")), (None, None));
@@ -199,7 +201,7 @@ async fn a_put_carries_its_condition_its_length_and_checksums() {
 }
 
 #[tokio::test]
-async fn the_fate_of_each_deleted_key_is_looked_at() {
+async fn the_result_of_each_deleted_key_is_checked() {
     let deleted = |errors: &str| {
         let body = format!(
             "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<DeleteResult \
@@ -246,12 +248,12 @@ fn truncated(keys: &[&str], more: bool, token: &str) -> Reply {
     Reply::Whole(answer("200 OK", &[("Content-Type", "application/xml")], body.as_bytes()))
 }
 
-/// The parameters of a request's query.
+/// Returns the parameters in the query of a request.
 fn parameters(request: &Request) -> Vec<&str> {
     request.target.split(['?', '&']).skip(1).collect()
 }
 
-/// Every key below `prefix`, in the order in which the store lists them.
+/// Lists every key below `prefix`, in the order of the store.
 async fn listed(store: &S3Store, prefix: &str) -> Result<Vec<String>, Error> {
     let mut keys = Vec::new();
     let mut pages = Pages::new(store, prefix);
@@ -262,7 +264,7 @@ async fn listed(store: &S3Store, prefix: &str) -> Result<Vec<String>, Error> {
 }
 
 #[tokio::test]
-async fn a_listing_skips_what_is_not_ours_and_goes_on_behind_it() {
+async fn a_listing_skips_foreign_keys_and_continues_after_them() {
     let (server, store) = served(|request| {
         if request.target.contains("continuation-token=more%2F1") {
             listing(&["at/!c", "at/d"], None)
@@ -279,9 +281,9 @@ async fn a_listing_skips_what_is_not_ours_and_goes_on_behind_it() {
     assert_eq!(server.requests().len(), 2);
 }
 
-/// Pages that are empty, tiny and in no order, as S3 directory buckets and some other stores send them.
+/// Pages that are empty, tiny or unordered, as S3 directory buckets and some other stores send them.
 #[tokio::test]
-async fn a_listing_goes_on_behind_empty_pages_and_takes_keys_in_any_order() {
+async fn a_listing_continues_after_empty_pages_and_accepts_keys_in_any_order() {
     let pages = |request: &Request| {
         let page = |n: u32| parameters(request).contains(&format!("continuation-token=t{n}").as_str());
         match () {
@@ -304,7 +306,7 @@ async fn a_listing_goes_on_behind_empty_pages_and_takes_keys_in_any_order() {
 }
 
 #[tokio::test]
-async fn a_listing_that_does_not_move_on_is_an_error_and_not_a_loop() {
+async fn a_listing_without_progress_is_an_error_and_not_a_loop() {
     let (_server, store) = served(|_| listing(&["at/b"], Some("same"))).await;
     let error = listed(&store, "").await.unwrap_err();
     assert!(matches!(error, Error::Rejected { .. }), "{error}");
@@ -315,7 +317,7 @@ async fn a_listing_that_does_not_move_on_is_an_error_and_not_a_loop() {
 
 /// Directory buckets refuse StartAfter, and prefixes that do not end in `/`.
 #[tokio::test]
-async fn a_directory_bucket_is_asked_for_whole_segments_and_never_behind_a_key() {
+async fn a_directory_bucket_is_listed_by_whole_segments_and_never_after_a_key() {
     let server = FakeS3::start(|_| listing(&["at/v/ab", "at/v/b", "at/v/ac"], None)).await;
     let mut options = server.options();
     options.path_style = true;

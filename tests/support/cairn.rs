@@ -1,6 +1,6 @@
-//! The `cairn` program under test: started against a store, awaited until it serves, signalled and killed.
+//! The `cairn` program in tests: started with a store, awaited until it serves, signalled and killed.
 //!
-//! `CAIRN_TEST_BINARY` names another binary with the same command line than the one cargo built.
+//! `CAIRN_TEST_BINARY` names another binary with the same command line in place of the one that cargo built.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -13,11 +13,11 @@ use super::minio::Minio;
 use super::process::{Process, command};
 use super::proxy::Proxy;
 
-/// Where the gateways of a test keep their volumes.
+/// Where the gateways of a test store their volumes.
 pub(crate) enum Store {
-    /// A local directory.
+    /// A local directory, which is removed on drop.
     Directory(TempDir),
-    /// A bucket on a MinIO of its own.
+    /// A bucket on its own MinIO.
     Minio(Box<Minio>),
 }
 
@@ -30,7 +30,7 @@ impl Store {
         Self::Minio(Box::new(Minio::start().await))
     }
 
-    /// The store's URL.
+    /// Returns the URL of the store.
     pub(crate) fn url(&self) -> String {
         match self {
             Self::Directory(directory) => format!("file://{}", directory.path().display()),
@@ -38,7 +38,7 @@ impl Store {
         }
     }
 
-    /// A proxy in front of the bucket, to be passed to [`Setup::through`].
+    /// Starts a proxy in front of the bucket, for [`Setup::through`].
     pub(crate) async fn proxy(&self) -> Proxy {
         match self {
             Self::Directory(_) => panic!("a directory has no port to put a proxy in front of"),
@@ -58,7 +58,8 @@ impl Store {
         }
     }
 
-    /// The `cairn` command with this store's environment and nothing else of Cairn's or of AWS's.
+    /// A command that runs `cairn` with the environment for this store, and no other variables of Cairn or
+    /// AWS.
     pub(crate) fn cairn<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Command {
         let mut cairn = program();
         cairn.args(args).envs(self.env());
@@ -66,12 +67,12 @@ impl Store {
     }
 }
 
-/// Where the `cairn` program under test is.
+/// Returns the path of the `cairn` program under test.
 pub(crate) fn binary() -> OsString {
     std::env::var_os("CAIRN_TEST_BINARY").unwrap_or_else(|| OsString::from(env!("CARGO_BIN_EXE_cairn")))
 }
 
-/// The `cairn` program with nothing of Cairn's or of AWS's in its environment.
+/// A command that runs the `cairn` program, without any variable of Cairn or AWS in its environment.
 pub(crate) fn program() -> Command {
     let mut cairn = command([binary()]);
     for (name, _) in std::env::vars_os() {
@@ -80,7 +81,7 @@ pub(crate) fn program() -> Command {
             cairn.env_remove(&name);
         }
     }
-    // The place of the default socket is one for the whole machine.
+    // The default path of the socket is shared by the whole machine.
     cairn.env("CAIRN_ADMIN__SOCKET", "none");
     cairn
 }
@@ -93,7 +94,7 @@ pub(crate) enum Endpoint {
 }
 
 impl Endpoint {
-    /// The NBD URI of an export there.
+    /// Returns the NBD URI of an export at this endpoint.
     pub(crate) fn uri(&self, export: &str) -> String {
         match self {
             Self::Tcp(port) => format!("nbd://127.0.0.1:{port}/{export}"),
@@ -101,7 +102,7 @@ impl Endpoint {
         }
     }
 
-    /// Reads the line that announces a listener.
+    /// Parses the line that announces a listener.
     fn announced(line: &str) -> Option<Self> {
         let uri = line.strip_prefix("listening on nbd")?.split_whitespace().next()?;
         let uri = uri.strip_prefix('s').unwrap_or(uri);
@@ -113,26 +114,26 @@ impl Endpoint {
     }
 }
 
-/// How a gateway is to be started.
+/// How to start a gateway.
 pub(crate) struct Setup {
     command: Command,
     listeners: usize,
 }
 
 impl Setup {
-    /// `cairn serve` on a store, with no listener and no volume yet.
+    /// `cairn serve` with a store, without a listener or a volume yet.
     pub(crate) fn new(store: &Store) -> Self {
         Self { command: store.cairn(["serve", "--store", &store.url()]), listeners: 0 }
     }
 
-    /// `cairn serve` on a store that the environment tells how to reach.
+    /// `cairn serve` with a store whose connection is described by the environment.
     pub(crate) fn at<'a>(url: &str, env: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         let mut command = program();
         command.args(["serve", "--store", url]).envs(env);
         Self { command, listeners: 0 }
     }
 
-    /// Makes the volume where it is absent, and opens it at the start.
+    /// Creates the volume if it does not exist, and opens it at the start.
     pub(crate) fn create(mut self, name: &str, size: &str) -> Self {
         self.command.args(["--create", &format!("{name}={size}")]);
         self
@@ -145,7 +146,7 @@ impl Setup {
         self
     }
 
-    /// Listens on that TCP port.
+    /// Listens on this TCP port.
     pub(crate) fn tcp_at(mut self, port: u16) -> Self {
         self.command.args(["--listen", &format!("127.0.0.1:{port}")]);
         self.listeners += 1;
@@ -159,35 +160,35 @@ impl Setup {
         self
     }
 
-    /// Does not wait for a lease that another holder left unexpired.
+    /// Does not wait for an unexpired lease of another holder.
     pub(crate) fn takeover(mut self) -> Self {
         self.command.arg("--takeover");
         self
     }
 
-    /// Hands its sockets to a successor there, and takes them from a predecessor.
+    /// Hands its sockets to a successor at this path, and takes them from a predecessor.
     pub(crate) fn handover(self, path: &Path) -> Self {
         self.env("CAIRN_SERVER__HANDOVER", &path.display().to_string())
     }
 
-    /// A configuration file.
+    /// Reads a configuration file.
     pub(crate) fn config(mut self, path: &Path) -> Self {
         self.command.arg("--config").arg(path);
         self
     }
 
-    /// A setting, as `CAIRN_<SECTION>__<KEY>`.
+    /// Sets a setting by its variable `CAIRN_<SECTION>__<KEY>`.
     pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
         self.command.env(name, value);
         self
     }
 
-    /// Reaches its bucket through the proxy.
+    /// Connects to its bucket through the proxy.
     pub(crate) fn through(self, proxy: &Proxy) -> Self {
         self.env("AWS_ENDPOINT_URL", &proxy.endpoint())
     }
 
-    /// Has a shell put its standard streams elsewhere, as `2>/dev/full` does.
+    /// Lets a shell redirect its standard streams, such as `2>/dev/full`.
     pub(crate) fn redirected(mut self, redirections: &str) -> Self {
         let mut shell = command(["sh", "-c", &format!("exec \"$0\" \"$@\" {redirections}")]);
         let cairn = self.command.as_std();
@@ -202,12 +203,12 @@ impl Setup {
         self
     }
 
-    /// Starts it, whether or not it ever says anything.
+    /// Starts it, without waiting for any output.
     pub(crate) fn spawn(mut self) -> Process {
         Process::spawn("cairn serve", &mut self.command)
     }
 
-    /// Starts it and waits until every listener accepts and every volume is open.
+    /// Starts it, and waits until every listener accepts and every volume is open.
     pub(crate) async fn start(mut self) -> Gateway {
         let mut process = Process::spawn("cairn serve", &mut self.command);
         let listeners = self.listeners;
@@ -220,7 +221,7 @@ impl Setup {
         Gateway { process, endpoints }
     }
 
-    /// Starts it where it must not come to serve; returns its exit status and what it said.
+    /// Starts it in a situation where it must not serve. Returns its exit status and its output.
     pub(crate) async fn refused(mut self) -> (ExitStatus, String) {
         let mut process = Process::spawn("cairn serve", &mut self.command);
         let status = process.exit().await;
@@ -228,19 +229,19 @@ impl Setup {
     }
 }
 
-/// A gateway that serves. Dropping it kills it.
+/// A running gateway. Dropping it kills it.
 pub(crate) struct Gateway {
     pub(crate) process: Process,
     endpoints: Vec<Endpoint>,
 }
 
 impl Gateway {
-    /// The URI of an export at its TCP port, or at its Unix socket if it has no port.
+    /// Returns the URI of an export at its TCP port, or at its Unix socket if it has no port.
     pub(crate) fn uri(&self, export: &str) -> String {
         self.endpoint().uri(export)
     }
 
-    /// Its TCP port.
+    /// Returns its TCP port.
     pub(crate) fn port(&self) -> u16 {
         match self.endpoint() {
             Endpoint::Tcp(port) => *port,

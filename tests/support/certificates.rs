@@ -1,4 +1,4 @@
-//! Certificates that are made for one test: an authority, a server, clients good and bad.
+//! Certificates for one test: an authority, a server, valid and invalid clients.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,7 +19,7 @@ pub(crate) struct Pair {
     pub(crate) key: PathBuf,
 }
 
-/// An authority, and what it has signed, in a directory that lives as long.
+/// An authority and the certificates that it has signed, in a temporary directory.
 pub(crate) struct Authority {
     directory: tempfile::TempDir,
     issuer: CertifiedIssuer<'static, KeyPair>,
@@ -36,17 +36,17 @@ impl Authority {
         authority
     }
 
-    /// The authority's own certificate.
+    /// Returns the authority's own certificate.
     pub(crate) fn certificate(&self) -> PathBuf {
         self.directory.path().join("authority.pem")
     }
 
-    /// A certificate for `localhost`.
+    /// Creates a certificate for `localhost`.
     pub(crate) fn server(&self) -> Pair {
         self.sign("localhost", |_| {})
     }
 
-    /// A certificate for this machine by name and number.
+    /// Creates a certificate for this machine by name and by address.
     pub(crate) fn server_by_number(&self) -> Pair {
         self.sign("loopback", |params| {
             let number = SanType::IpAddress(std::net::Ipv4Addr::LOCALHOST.into());
@@ -54,7 +54,7 @@ impl Authority {
         })
     }
 
-    /// A client's certificate with the subject `O=organization, CN=name`.
+    /// Creates a client certificate with the subject `O=organization, CN=name`.
     pub(crate) fn client_of(&self, organization: &str, name: &str) -> Pair {
         self.sign(name, |params| {
             params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
@@ -64,12 +64,12 @@ impl Authority {
         })
     }
 
-    /// A client's certificate with the subject `CN=name`.
+    /// Creates a client certificate with the subject `CN=name`.
     pub(crate) fn client(&self, name: &str) -> Pair {
         self.sign(name, |params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth])
     }
 
-    /// A certificate whose time is over.
+    /// Creates an expired certificate.
     pub(crate) fn expired(&self, name: &str) -> Pair {
         self.sign(name, |params| {
             params.not_before = date_time_ymd(2001, 1, 1);
@@ -91,12 +91,13 @@ impl Authority {
         pair
     }
 
-    /// A certificate for `localhost` whose time is over.
+    /// Creates an expired certificate for `localhost`.
     pub(crate) fn expired_server(&self) -> Pair {
         self.expired("localhost")
     }
 
-    /// A directory as libnbd, nbdkit and QEMU take it: the authority, and maybe a server's and a client's certificate.
+    /// Creates a directory in the layout of libnbd, nbdkit and QEMU: the authority, and optionally the
+    /// certificates of a server and a client.
     pub(crate) fn directory(&self, server: Option<&Pair>, client: Option<&Pair>) -> tempfile::TempDir {
         let directory = tempfile::tempdir().unwrap();
         std::fs::copy(self.certificate(), directory.path().join("ca-cert.pem")).unwrap();
@@ -108,14 +109,14 @@ impl Authority {
         directory
     }
 
-    /// A server's TLS with a certificate of this authority.
+    /// Returns the TLS options of a server with a certificate of this authority.
     pub(crate) fn tls(&self, required: bool) -> TlsOptions {
         let Pair { certificate, key } = self.server();
         let subjects = std::collections::BTreeMap::new();
         TlsOptions { required, certificate, key, client_authorities: None, subjects }
     }
 
-    /// What a server needs that is played by a test.
+    /// Returns the configuration of a server that a test plays.
     pub(crate) fn server_config(&self) -> Arc<ServerConfig> {
         let Pair { certificate, key: path } = self.server();
         let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
@@ -126,12 +127,12 @@ impl Authority {
         Arc::new(config.unwrap())
     }
 
-    /// What a client needs that trusts this authority.
+    /// Returns the configuration of a client that trusts this authority.
     pub(crate) fn client_config(&self, own: Option<&Pair>) -> Arc<ClientConfig> {
         self.client_config_of(rustls::DEFAULT_VERSIONS, own)
     }
 
-    /// The same with these versions of TLS.
+    /// Returns the same configuration, restricted to these versions of TLS.
     pub(crate) fn client_config_of(
         &self,
         versions: &[&'static SupportedProtocolVersion],

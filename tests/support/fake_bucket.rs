@@ -1,5 +1,6 @@
-//! An S3 bucket in memory, for requests that are signed with an access key that it knows: conditions, ranges, listings
-//! and deletions as S3 has them. A test can refuse what it likes, as S3 words it. Signatures are not looked at.
+//! An S3 bucket in memory. It accepts requests that are signed with a known access key, and implements
+//! conditions, ranges, listings and deletions as S3 does. A test can refuse any request with an error in the
+//! format of S3. Signatures are not verified.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,24 +10,24 @@ use tokio_rustls::rustls::ServerConfig;
 
 use super::fake_s3::{FakeS3, Reply, Request, answer, error};
 
-/// The name of the bucket.
+/// Name of the bucket.
 pub(crate) const BUCKET: &str = "disks";
 
 type Rule = Box<dyn Fn(&Request) -> Option<Reply> + Send + Sync>;
 
 #[derive(Default)]
 struct State {
-    /// Body and version, by key.
+    /// Body and version by key.
     objects: BTreeMap<String, (Vec<u8>, u64)>,
     versions: u64,
-    /// Access keys that it knows; `None`: any.
+    /// The known access keys; `None` accepts any.
     known: Option<BTreeSet<String>>,
-    /// What it says of others.
+    /// The response to other access keys.
     refusal: Option<Reply>,
     rule: Option<Rule>,
 }
 
-/// The bucket. It ends with the value.
+/// The bucket. Dropping it stops the server.
 pub(crate) struct FakeBucket {
     pub(crate) server: FakeS3,
     state: Arc<Mutex<State>>,
@@ -40,7 +41,7 @@ impl FakeBucket {
         Self { server, state }
     }
 
-    /// The same over TLS.
+    /// Starts the bucket with TLS.
     pub(crate) async fn start_tls(config: Arc<ServerConfig>) -> Self {
         let state = Arc::new(Mutex::new(State::default()));
         let served = Arc::clone(&state);
@@ -53,33 +54,33 @@ impl FakeBucket {
         self.state.lock().known = Some([access_key.to_owned()].into());
     }
 
-    /// What those are told that it does not know; else that there is no such access key.
+    /// Sets the response to unknown access keys. By default, it says that the access key does not exist.
     pub(crate) fn refuse_with(&self, status: &str, code: &str) {
         self.state.lock().refusal = Some(Reply::Whole(error(status, code)));
     }
 
-    /// Answers so where the rule says something.
+    /// Sets a rule. If it returns a response, that is sent.
     pub(crate) fn rule(&self, rule: impl Fn(&Request) -> Option<Reply> + Send + Sync + 'static) {
         self.state.lock().rule = Some(Box::new(rule));
     }
 
-    /// Does as S3 does again.
+    /// Removes the rule, so that the bucket behaves like S3 again.
     pub(crate) fn no_rule(&self) {
         self.state.lock().rule = None;
     }
 
-    /// The objects that stand.
+    /// Returns the keys of the existing objects.
     pub(crate) fn keys(&self) -> Vec<String> {
         self.state.lock().objects.keys().cloned().collect()
     }
 
-    /// Where it is.
+    /// Returns the URL of the endpoint.
     pub(crate) fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.server.port())
     }
 }
 
-/// The access key that a request is signed with.
+/// Returns the access key that signed a request.
 pub(crate) fn access_key(request: &Request) -> Option<&str> {
     let signed = request.headers.get("authorization")?;
     signed.split_once("Credential=")?.1.split('/').next()
@@ -175,7 +176,7 @@ impl State {
         xml("<DeleteResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"></DeleteResult>")
     }
 
-    /// Everything in one page.
+    /// Lists everything in one page.
     fn list(&self, query: &BTreeMap<String, String>) -> Reply {
         let of = |name: &str| query.get(name).map_or("", String::as_str);
         let (prefix, after) = (of("prefix"), of("start-after"));

@@ -1,4 +1,4 @@
-//! A TCP server that reads HTTP requests and answers each with the bytes that a test gives it, however wrong.
+//! A TCP server that reads HTTP requests and answers each with bytes from the test, however wrong.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -17,36 +17,36 @@ use tokio_rustls::rustls::ServerConfig;
 
 use super::process::within;
 
-/// A request as it came.
+/// A request as it arrived.
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
     pub(crate) method: String,
-    /// Path and query.
+    /// The path and the query.
     pub(crate) target: String,
-    /// Names in lower case.
+    /// The headers, with names in lower case.
     pub(crate) headers: BTreeMap<String, String>,
     pub(crate) body: Vec<u8>,
 }
 
-/// What is sent back.
+/// What the server sends in response.
 #[derive(Clone, Debug)]
 pub(crate) enum Reply {
-    /// These bytes; then the connection takes the next request.
+    /// Sends these bytes. The connection then serves the next request.
     Whole(Vec<u8>),
-    /// These bytes; then the connection is closed.
+    /// Sends these bytes, then closes the connection.
     Close(Vec<u8>),
-    /// These bytes; then nothing more, and the connection stays open.
+    /// Sends these bytes and then nothing more. The connection stays open.
     Stall(Vec<u8>),
 }
 
-/// An answer with these headers and body, well-formed.
+/// Formats a well-formed response with these headers and this body.
 pub(crate) fn answer(status: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
     let mut bytes = head(status, headers, body.len());
     bytes.extend_from_slice(body);
     bytes
 }
 
-/// The head of an answer that announces a body of so many bytes.
+/// Formats the head of a response that announces a body of `length` bytes.
 pub(crate) fn head(status: &str, headers: &[(&str, &str)], length: usize) -> Vec<u8> {
     let mut text = format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\n");
     for (name, value) in headers {
@@ -56,7 +56,7 @@ pub(crate) fn head(status: &str, headers: &[(&str, &str)], length: usize) -> Vec
     text.into_bytes()
 }
 
-/// An error as S3 words it.
+/// Formats an error in the format of S3.
 pub(crate) fn error(status: &str, code: &str) -> Vec<u8> {
     let body = format!(
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>as the test has it\
@@ -65,11 +65,11 @@ pub(crate) fn error(status: &str, code: &str) -> Vec<u8> {
     answer(status, &[("Content-Type", "application/xml")], body.as_bytes())
 }
 
-/// The server. It ends with the value.
+/// The server. Dropping it stops it.
 pub(crate) struct FakeS3 {
     port: u16,
     requests: Arc<Mutex<Vec<Request>>>,
-    /// How many there were.
+    /// Number of requests so far.
     answered: watch::Receiver<usize>,
     _tasks: Arc<Tasks>,
 }
@@ -79,7 +79,7 @@ impl FakeS3 {
         Self::serve(None, reply).await
     }
 
-    /// The same over TLS.
+    /// Starts the server with TLS.
     pub(crate) async fn start_tls(
         config: Arc<ServerConfig>,
         reply: impl Fn(&Request) -> Reply + Send + Sync + 'static,
@@ -104,7 +104,7 @@ impl FakeS3 {
                 let (seen, reply, tls) = (Arc::clone(&seen), Arc::clone(&reply), tls.clone());
                 connections.spawn_until_cancelled(async move {
                     let Some(tls) = tls else { return serve(socket, &seen, &*reply).await };
-                    // A client that does not trust us has closed the connection.
+                    // A client that does not trust the server has closed the connection.
                     if let Ok(socket) = tls.accept(socket).await {
                         serve(socket, &seen, &*reply).await;
                     }
@@ -118,19 +118,19 @@ impl FakeS3 {
         self.port
     }
 
-    /// Every request so far.
+    /// Returns every request so far.
     pub(crate) fn requests(&self) -> Vec<Request> {
         self.requests.lock().clone()
     }
 
-    /// Waits until the requests so far are as wanted.
+    /// Waits until the requests so far satisfy a condition.
     pub(crate) async fn until(&self, what: &str, wanted: impl Fn(&[Request]) -> bool) {
         let mut answered = self.answered.clone();
         let reached = answered.wait_for(|_| wanted(&self.requests.lock()));
         within(what, reached).await.expect("the server lives as long as this");
     }
 
-    /// How to reach it; impatient, since some tests wait for a timeout.
+    /// Returns how to reach the server. The timeouts are short, because some tests wait for one.
     pub(crate) fn options(&self) -> S3Options {
         S3Options {
             endpoint: Some(format!("http://127.0.0.1:{}", self.port)),
@@ -144,7 +144,7 @@ impl FakeS3 {
     }
 }
 
-/// What came, and who is told.
+/// The requests so far, and who is notified.
 struct Seen {
     requests: Arc<Mutex<Vec<Request>>>,
     count: watch::Sender<usize>,

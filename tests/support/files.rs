@@ -1,4 +1,4 @@
-//! Files that tests write and compare: reproducible random bytes, checksums of trees.
+//! Files that tests write and compare: reproducible random bytes, and checksums of directory trees.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
@@ -9,14 +9,14 @@ use rand::{RngCore, SeedableRng};
 
 use super::process::{command, run};
 
-/// `length` bytes that depend on the seed alone and do not compress.
+/// Returns `length` incompressible bytes that only depend on the seed.
 pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
     SmallRng::seed_from_u64(seed).fill_bytes(&mut bytes);
     bytes
 }
 
-/// Makes a named pipe.
+/// Creates a named pipe.
 pub(crate) fn make_pipe(path: &Path) {
     let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
     rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, mode, 0)
@@ -44,18 +44,18 @@ pub(crate) fn assert_same(left: &Path, right: &Path) {
     }
 }
 
-/// `sha256sum`'s lines for every regular file below a directory, in the order of their names.
+/// Returns the lines of `sha256sum` for every regular file below a directory, in order of name.
 pub(crate) async fn checksums(directory: &Path) -> String {
     let script = "find . -xdev -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum";
     run(command(["bash", "-o", "pipefail", "-c", script]).current_dir(directory)).await
 }
 
-/// Whether the file system in an image is clean, as `e2fsck -fn` sees it.
+/// Asserts that the file system in an image is clean according to `e2fsck -fn`.
 pub(crate) async fn assert_clean_ext4(image: &Path) {
     run(command(["/sbin/e2fsck", "-fn"]).arg(image)).await;
 }
 
-/// Copies a file system's directory out of an ext4 image without mounting it.
+/// Copies a directory out of an ext4 image without mounting it.
 pub(crate) async fn extract_ext4(image: &Path, from: &str, to: &Path) {
     let request = format!("rdump {from} {}", to.display());
     let said = super::process::finish(command(["/sbin/debugfs", "-R", &request]).arg(image)).await;

@@ -1,19 +1,19 @@
-//! HTTP/1.1 as far as a relay needs it: where a message's head and its body end. It interprets nothing else.
+//! HTTP/1.1 for a relay: where the head and the body of a message end. It interprets nothing else.
 
 use std::io::{Error, ErrorKind, Result};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
-/// The largest head that is taken; S3's are far smaller.
+/// Maximum size of a head in bytes. Those of S3 are far smaller.
 const HEAD_BYTES: usize = 64 * 1024;
 
-/// What becomes of a body on its way.
+/// Damage that the relay does to a body.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Damage {
     /// Only the first half is forwarded.
     Short,
-    /// A bit in the middle is flipped.
+    /// One bit in the middle is flipped.
     Flip,
 }
 
@@ -23,7 +23,7 @@ enum Body {
     Chunked,
 }
 
-/// The head of a request or an answer.
+/// The head of a request or response.
 #[derive(Debug)]
 pub(crate) struct Head {
     bytes: Vec<u8>,
@@ -47,18 +47,19 @@ impl Head {
         Ok(Self { body, bytes })
     }
 
-    /// The head as it came, with the empty line.
+    /// Returns the head as it arrived, including the empty line.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// A word of the first line.
+    /// Returns a word of the first line.
     pub(crate) fn word(&self, index: usize) -> String {
         let line = self.bytes.split(|byte| *byte == b'\r').next().unwrap_or_default();
         String::from_utf8_lossy(line).split(' ').nth(index).unwrap_or_default().to_owned()
     }
 
-    /// The target without its first component, the bucket. Keys of tests need no percent-decoding but for `/`.
+    /// Returns the target without its first component, which is the bucket. Keys of tests need no
+    /// percent-decoding except for `/`.
     pub(crate) fn key(&self) -> String {
         let target = self.word(1).replace("%2F", "/");
         target.trim_start_matches('/').split_once('/').map(|(_, key)| key.to_owned()).unwrap_or_default()
@@ -80,7 +81,7 @@ impl Peer {
         Ok(Self { stream: BufReader::with_capacity(256 * 1024, stream) })
     }
 
-    /// The next head; `None` when the peer has closed between two messages.
+    /// Reads the next head. `None` if the peer has closed the connection between two messages.
     pub(crate) async fn head(&mut self) -> Result<Option<Head>> {
         let mut bytes = Vec::new();
         while !bytes.ends_with(b"\r\n\r\n") {
@@ -97,7 +98,8 @@ impl Peer {
         Head::parse(bytes).map(Some)
     }
 
-    /// The answer to `request`: interim answers are left out, and what has no body by definition has none.
+    /// Reads the response to `request`. Interim responses are skipped, and responses that have no body by
+    /// definition have none.
     pub(crate) async fn answer(&mut self, request: &Head) -> Result<Option<Head>> {
         loop {
             let Some(mut head) = self.head().await? else { return Ok(None) };
@@ -116,7 +118,7 @@ impl Peer {
         self.stream.get_mut().write_all(bytes).await
     }
 
-    /// Forwards the body that follows `head`; returns its length.
+    /// Forwards the body that follows `head`. Returns its length.
     pub(crate) async fn forward_body(
         &mut self,
         head: &Head,
@@ -154,7 +156,7 @@ impl Peer {
         }
     }
 
-    /// Reads the body that follows `head` and drops it.
+    /// Reads and drops the body that follows `head`.
     pub(crate) async fn discard_body(&mut self, head: &Head) -> Result<()> {
         match head.body {
             Body::Length(length) => self.forward(length, None, None).await.map(drop),
@@ -191,7 +193,7 @@ impl Peer {
         Ok(length)
     }
 
-    /// Appends a line, with its end; nothing at the end of the stream.
+    /// Appends a line with its end, or nothing at the end of the stream.
     async fn line(&mut self, bytes: &mut Vec<u8>) -> Result<()> {
         loop {
             match self.stream.read_u8().await {

@@ -1,7 +1,8 @@
-//! Clients of one gateway: many commands at a time over several connections, every answer put down in the history.
+//! Clients of one gateway, with many concurrent commands over several connections. Every answer is recorded
+//! in the history.
 //!
-//! Invariant: an answer is put down before the client that got it issues anything else, so "answered before it was
-//! issued" is never claimed of two commands that overlapped.
+//! Invariant: an answer is recorded before its client issues anything else, so the history never claims that
+//! one of two overlapping commands was answered before the other was issued.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -24,11 +25,11 @@ use crate::checker::history::History;
 const CONNECTIONS: u64 = 3;
 const COMMANDS_AT_A_TIME: u64 = 4;
 
-/// What all clients of all gateways know.
+/// What all clients of all gateways share.
 pub(crate) struct Ledger {
     pub(crate) layout: Layout,
     pub(crate) history: Mutex<History>,
-    /// Answers with success so far.
+    /// Number of successful answers so far.
     pub(crate) answers: watch::Sender<u64>,
 }
 
@@ -41,7 +42,7 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// Connects, and issues commands until the gateway serves no more.
+    /// Connects, and issues commands until the gateway stops serving.
     pub(crate) async fn start(ledger: &Arc<Ledger>, uri: &str, epoch: u32, seed: u64) -> Self {
         let (tasks, mut workers) = (Tasks::new(), Vec::new());
         let settling = Arc::new(AtomicBool::new(false));
@@ -62,7 +63,7 @@ impl Load {
         Self { workers, client: connect().await, epoch, settling }
     }
 
-    /// Lets every client finish what it has issued, and issue no more; then has one FLUSH answered.
+    /// Lets every client finish its commands without issuing more, then waits for one FLUSH.
     pub(crate) async fn settle(&mut self, ledger: &Ledger) {
         self.settling.store(true, Ordering::Relaxed);
         for worker in self.workers.drain(..) {
@@ -73,7 +74,7 @@ impl Load {
         ledger.history.lock().flush_answered(self.epoch, issued);
     }
 
-    /// Waits until no client is served any more. Panics if one was told what is not true.
+    /// Waits until no client is served any more. Panics if a client got a wrong answer.
     pub(crate) async fn end(self) {
         for worker in self.workers {
             within("clients are served or told that they are not", worker)
@@ -97,7 +98,7 @@ impl Worker {
             match self.command().await {
                 Ok(()) => self.ledger.answers.send_modify(|count| *count += 1),
                 Err(Error::Broken(_) | Error::Command { error: CommandError::Shutdown, .. }) => return,
-                // The store failed a read; a change that failed may be applied or not.
+                // The store failed a read. A failed change may or may not have been applied.
                 Err(Error::Command { error: CommandError::Io, .. }) => {}
                 Err(error) => panic!("no such answer was due: {error}"),
             }
@@ -156,7 +157,7 @@ impl Worker {
         }
     }
 
-    /// Parts of sectors, sectors, blocks, pages and whole chunks, near each other more often than not.
+    /// Returns a range: parts of sectors, sectors, blocks, pages or whole chunks, mostly near each other.
     fn range(&mut self) -> Range<u64> {
         let Layout { size, chunk, .. } = self.ledger.layout;
         let within = if self.random.random_bool(0.7) { size / 16 } else { size };

@@ -1,18 +1,18 @@
-//! One virtual machine: QEMU in software emulation, a serial console to read, a script to run.
+//! A virtual machine: QEMU in software emulation, with a serial console to read and a script to run.
 
 use tempfile::TempDir;
 
 use super::minio::tools;
 use super::process::{Process, command};
 
-/// A machine that runs one script. Its lines that begin with `vm: ` are what it says.
+/// A machine that runs one script. Its messages are the lines that begin with `vm: `.
 pub(crate) struct Machine {
     pub(crate) process: Process,
     _files: TempDir,
 }
 
 impl Machine {
-    /// Boots with the script and with further arguments to QEMU.
+    /// Boots with this script and further arguments for QEMU.
     pub(crate) fn boot(script: &str, arguments: &[&str]) -> Self {
         let files = tempfile::tempdir().expect("a directory for the machine");
         let path = files.path().join("script");
@@ -29,7 +29,7 @@ impl Machine {
         Self { process, _files: files }
     }
 
-    /// Waits until the guest has said this.
+    /// Waits until the guest has printed this message.
     pub(crate) async fn says(&mut self, what: &str) {
         let wanted = format!("vm: {what}");
         self.process
@@ -41,7 +41,7 @@ impl Machine {
             .await;
     }
 
-    /// What the guest has said so far that begins with `prefix`, without it.
+    /// Returns the messages of the guest so far that begin with `prefix`, without the prefix.
     pub(crate) fn lines(&self, prefix: &str) -> Vec<String> {
         let prefix = format!("vm: {prefix}");
         self.process
@@ -52,7 +52,7 @@ impl Machine {
             .collect()
     }
 
-    /// Ends it as a power cut does: nothing more is written, nothing is said.
+    /// Stops the machine like a power cut: nothing more is written, and it prints nothing more.
     pub(crate) async fn cut_power(&mut self) {
         self.process.kill().await;
     }

@@ -1,6 +1,6 @@
-//! A sparse disk in memory: an [`Export`] of the plainest kind, for tests and the example.
+//! A sparse disk in memory: the simplest [`Export`], for tests and the example.
 //!
-//! Pages that were never written take no space and are reported as holes.
+//! Pages that were never written take no memory and are reported as holes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,12 +15,12 @@ use parking_lot::Mutex;
 
 const PAGE_BYTES: usize = 4096;
 
-/// A length or position in memory.
+/// Converts a length or position to an index in memory.
 fn index(value: u64) -> usize {
     usize::try_from(value).expect("memory is addressed with 64 bits")
 }
 
-/// A length or position on the disk.
+/// Converts an index in memory to a length or position on the disk.
 fn wide(value: usize) -> u64 {
     u64::try_from(value).expect("memory is addressed with 64 bits")
 }
@@ -33,7 +33,7 @@ pub(crate) struct MemoryExport {
 }
 
 impl MemoryExport {
-    /// A disk of zeros that can do everything.
+    /// Creates a disk of zeros that supports every feature.
     pub(crate) fn new(name: &str, size_bytes: u64) -> Self {
         let flags = TransmissionFlags::HAS_FLAGS
             | TransmissionFlags::SEND_FLUSH
@@ -54,12 +54,12 @@ impl MemoryExport {
         })
     }
 
-    /// A disk of zeros that says this of itself.
+    /// Creates a disk of zeros with this description.
     pub(crate) fn described(description: ExportDescription) -> Self {
         Self { description, pages: Mutex::default() }
     }
 
-    /// The parts of a range that lie in one page each: the page, and the bytes in it.
+    /// Splits a range at page boundaries. Returns each page and the bytes in it.
     fn parts(offset: u64, length: u64) -> impl Iterator<Item = (u64, std::ops::Range<usize>)> {
         let page_bytes = wide(PAGE_BYTES);
         let end = offset + length;
@@ -183,14 +183,14 @@ impl Export for MemoryExport {
     }
 }
 
-/// Exports by name; the first is the default.
+/// Exports by name. The first one is the default.
 #[derive(Default)]
 pub(crate) struct MemoryExports {
     exports: Vec<Arc<dyn Export>>,
 }
 
 impl MemoryExports {
-    /// These exports.
+    /// Creates the set of exports.
     pub(crate) fn new(exports: Vec<Arc<dyn Export>>) -> Self {
         Self { exports }
     }

@@ -1,7 +1,7 @@
-//! An S3 server for one test: MinIO from the tools cache, on a port and a directory of its own.
+//! An S3 server for one test: MinIO from the tools cache, with its own port and directory.
 //!
-//! Where MinIO could not be built, `tests/tools/install.sh` has put moto there instead and said so in `s3-server`;
-//! moto keeps its objects in memory, so it cannot be restarted.
+//! If MinIO could not be built, `tests/tools/install.sh` has installed moto in its place and recorded that in
+//! `s3-server`. moto keeps its objects in memory, so it cannot be restarted.
 
 use std::path::PathBuf;
 
@@ -12,10 +12,10 @@ use tokio::process::Command;
 
 use super::process::{Process, free_port};
 
-/// The access key and the secret of every server started here.
+/// Access key and secret of every server started here.
 const KEY: &str = "cairn-tests";
 
-/// The directory that `tests/tools/install.sh` fills.
+/// Returns the directory that `tests/tools/install.sh` fills.
 pub(crate) fn tools() -> PathBuf {
     let from = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let cache = from("CAIRN_CACHE")
@@ -41,17 +41,17 @@ impl Minio {
         Self { process, port, data }
     }
 
-    /// The port on 127.0.0.1.
+    /// Returns the port on 127.0.0.1.
     pub(crate) fn port(&self) -> u16 {
         self.port
     }
 
-    /// The endpoint's URL.
+    /// Returns the URL of the endpoint.
     pub(crate) fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// How the library reaches it, making the bucket.
+    /// Returns the options with which the library connects and creates the bucket.
     pub(crate) fn options(&self) -> S3Options {
         S3Options {
             endpoint: Some(self.endpoint()),
@@ -63,7 +63,7 @@ impl Minio {
         }
     }
 
-    /// What a client needs in its environment.
+    /// Returns the environment that a client needs.
     pub(crate) fn env(&self) -> Vec<(String, String)> {
         [
             ("AWS_ENDPOINT_URL", self.endpoint().as_str()),
@@ -76,12 +76,12 @@ impl Minio {
         .to_vec()
     }
 
-    /// SIGKILL: requests in flight get no answer.
+    /// Sends SIGKILL. Requests in flight get no answer.
     pub(crate) async fn kill(&mut self) {
         self.process.kill().await;
     }
 
-    /// Starts it again after [`Minio::kill`], on the same port, with the same data.
+    /// Starts the server again after [`Minio::kill`], on the same port and with the same data.
     pub(crate) async fn restart(&mut self) {
         self.process = serve(self.port, &self.data).await;
     }
@@ -100,7 +100,7 @@ async fn serve(port: u16, data: &TempDir) -> Process {
         command = Command::new(tools.join("bin/minio"));
         command.args(["server", "--address", &format!("127.0.0.1:{port}")]).arg(data.path());
         command.envs([("MINIO_ROOT_USER", KEY), ("MINIO_ROOT_PASSWORD", KEY), ("MINIO_BROWSER", "off")]);
-        // The test's directory may lie on the root disk.
+        // MinIO would otherwise refuse a directory on the root disk.
         command.env("MINIO_CI_CD", "1");
         "API: "
     };

@@ -1,5 +1,5 @@
-//! What the integration tests share: processes, stores, gateways, servers that misbehave, and a proxy that watches and
-//! disturbs HTTP.
+//! What the integration tests share: processes, stores, gateways, misbehaving servers, and a proxy that
+//! records and disturbs HTTP.
 
 pub(crate) mod cairn;
 pub(crate) mod certificates;

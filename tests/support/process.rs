@@ -1,6 +1,8 @@
-//! Child processes of a test: started with their output captured, awaited by what they say, gone when dropped.
+//! Child processes of a test. Their output is captured, tests wait for parts of it, and dropping a process
+//! kills it.
 //!
-//! Every wait has a deadline, so that a hang is a failure with the child's output in it. Nothing here measures time.
+//! Every wait has a deadline, so that a hang becomes a failure with the child's output in it. Nothing here
+//! measures time.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
@@ -17,10 +19,11 @@ use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-/// How long anything may be silent before it counts as hung. Generous: machines are slow, and VMs are emulated.
+/// How long anything may be silent before it counts as hung. Generous, because machines are slow and VMs are
+/// emulated.
 const HANG: Duration = Duration::from_secs(300);
 
-/// Waits for `future`; a hang is a panic that names `what`.
+/// Waits for `future`. A hang is a panic that names `what`.
 pub(crate) async fn within<F: Future>(what: &str, future: F) -> F::Output {
     match timeout(HANG, future).await {
         Ok(output) => output,
@@ -28,7 +31,7 @@ pub(crate) async fn within<F: Future>(what: &str, future: F) -> F::Output {
     }
 }
 
-/// A command whose program and arguments are given in one list.
+/// Creates a command from a list of the program and its arguments.
 pub(crate) fn command<I>(line: I) -> Command
 where
     I: IntoIterator,
@@ -41,7 +44,7 @@ where
     command
 }
 
-/// A running child. Its standard output and error are captured line by line; dropping it kills it.
+/// A running child. Its standard output and error are captured line by line. Dropping it kills it.
 pub(crate) struct Process {
     name: String,
     child: Child,
@@ -51,7 +54,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts `command` under a name for messages.
+    /// Starts `command`. Messages use this name.
     pub(crate) fn spawn(name: &str, command: &mut Command) -> Self {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{name} does not start: {error}"));
@@ -66,7 +69,8 @@ impl Process {
         Self { name: name.to_owned(), child, lines, changed, readers }
     }
 
-    /// Waits until `find` finds something in a line of the output. Panics with the output if the child ends before.
+    /// Waits until `find` finds something in a line of the output. Panics with the output if the child exits
+    /// before that.
     pub(crate) async fn wait_for<T>(&mut self, what: &str, find: impl Fn(&str) -> Option<T>) -> T {
         self.wait_until(what, |lines| lines.iter().find_map(|line| find(line))).await
     }
@@ -91,30 +95,30 @@ impl Process {
         }
     }
 
-    /// Everything said so far.
+    /// Returns the output so far.
     pub(crate) fn output(&self) -> String {
         self.lines.lock().join("\n")
     }
 
-    /// The process id.
+    /// Returns the process id.
     pub(crate) fn id(&self) -> u32 {
         self.child.id().expect("the child has not been reaped")
     }
 
-    /// Sends a signal.
+    /// Sends a signal to the process.
     pub(crate) fn signal(&self, signal: Signal) {
         let id = i32::try_from(self.id()).expect("process ids are positive i32");
         let pid = Pid::from_raw(id).expect("a child is not process 0");
         rustix::process::kill_process(pid, signal).expect("a child can be signalled");
     }
 
-    /// SIGKILL, and waits until nothing of it runs.
+    /// Sends SIGKILL, and waits until nothing of the process runs any more.
     pub(crate) async fn kill(&mut self) {
         self.child.kill().await.expect("a child can be killed");
         self.readers.join().await;
     }
 
-    /// Waits for the end and for the last of the output.
+    /// Waits for the exit and for the last output.
     pub(crate) async fn exit(&mut self) -> ExitStatus {
         let Ok(status) = timeout(HANG, self.child.wait()).await else {
             panic!("{} does not end; it said:\n{}", self.name, self.output());
@@ -138,7 +142,7 @@ async fn capture(
     }
 }
 
-/// What a program that ended has left.
+/// The result of a program that has exited.
 #[derive(Debug)]
 pub(crate) struct Finished {
     pub(crate) status: ExitStatus,
@@ -146,7 +150,7 @@ pub(crate) struct Finished {
     pub(crate) stderr: String,
 }
 
-/// Runs a program to its end.
+/// Runs a program until it exits.
 pub(crate) async fn finish(command: &mut Command) -> Finished {
     command.stdin(Stdio::null()).kill_on_drop(true);
     let output = within(&format!("{command:?}"), command.output()).await;
@@ -176,8 +180,8 @@ fn tail(text: &str) -> String {
     lines[lines.len().saturating_sub(60)..].join("\n")
 }
 
-/// A TCP port nobody listens on, outside the range from which the kernel picks ports for outgoing connections, so that
-/// a server that is restarted finds it free again.
+/// Returns a TCP port on which nobody listens. It is outside the range from which the kernel picks ports for
+/// outgoing connections, so that a restarted server finds it free again.
 pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let base = u16::try_from(std::process::id() % 600).expect("below 600") * 16;
@@ -190,10 +194,10 @@ pub(crate) fn free_port() -> u16 {
     panic!("no free port between 20000 and 29600");
 }
 
-/// Waits until a process listens at a Unix socket: its name appears before connections are taken.
+/// Waits until a process listens at a Unix socket. The file appears before connections are accepted.
 pub(crate) async fn listens_at(path: &Path) {
     let is_listening = |line: &str| {
-        // Num RefCount Protocol Flags Type St Inode Path; the flag is __SO_ACCEPTCON of the kernel's net.h.
+        // Num RefCount Protocol Flags Type St Inode Path. The flag is __SO_ACCEPTCON in the kernel's net.h.
         let fields: Vec<&str> = line.split_whitespace().collect();
         fields.get(3) == Some(&"00010000") && fields.get(7).is_some_and(|name| Path::new(name) == path)
     };
@@ -204,7 +208,7 @@ pub(crate) async fn listens_at(path: &Path) {
     .await;
 }
 
-/// Looks again and again until `condition` holds. For conditions that nobody announces.
+/// Polls until `condition` holds. Only for conditions without a notification.
 pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
     let looking = async {
         let mut interval = tokio::time::interval(Duration::from_millis(50));

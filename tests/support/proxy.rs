@@ -1,7 +1,9 @@
-//! A proxy between a gateway and its S3 server: it records every request and disturbs those that a test chooses.
+//! A proxy between a gateway and its S3 server. It records every request, and disturbs those that a test
+//! chooses.
 //!
-//! It speaks as much plain HTTP/1.1 as S3 clients use (one request at a time on a connection, bodies by length or in
-//! chunks) and forwards bytes unchanged, so that signatures stay valid. It knows nothing of what the objects mean.
+//! It supports as much plain HTTP/1.1 as S3 clients use: one request at a time per connection, bodies by
+//! length or in chunks. It forwards bytes unchanged, so that signatures stay valid. It must not know what the
+//! objects mean.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -15,28 +17,28 @@ use tokio::sync::watch;
 use super::http::{Head, Peer};
 use super::process::within;
 
-/// One request as the proxy saw it.
+/// A request as the proxy saw it.
 #[derive(Clone)]
 pub(crate) struct Request {
-    /// The method.
+    /// The HTTP method.
     pub(crate) method: String,
     /// The path without the bucket, and the query.
     pub(crate) key: String,
-    /// The bytes of its body that were forwarded.
+    /// Number of bytes of the request body that were forwarded.
     pub(crate) sent: u64,
-    /// The status that the server answered with, once it did.
+    /// The status of the response, once it has arrived.
     pub(crate) status: Option<u16>,
-    /// The bytes of the answer's body that were forwarded.
+    /// Number of bytes of the response body that were forwarded.
     pub(crate) received: u64,
 }
 
 impl Request {
-    /// Whether it puts an object whose key contains `part`.
+    /// Returns whether it puts an object whose key contains `part`.
     pub(crate) fn puts(&self, part: &str) -> bool {
         self.method == "PUT" && self.key.contains(part)
     }
 
-    /// Whether it gets an object whose key contains `part` (a listing is none).
+    /// Returns whether it gets an object whose key contains `part`. Listings do not count.
     pub(crate) fn gets(&self, part: &str) -> bool {
         self.method == "GET" && self.key.contains(part) && !self.key.contains("list-type=")
     }
@@ -49,26 +51,26 @@ impl fmt::Debug for Request {
     }
 }
 
-/// What becomes of a request.
+/// What the proxy does with a request.
 #[derive(Clone)]
 pub(crate) enum Action {
-    /// It goes its way.
+    /// Forwards it.
     Pass,
-    /// The server does not get it before the gate opens.
+    /// Holds it until the gate opens.
     HoldRequest(Gate),
-    /// The server gets it, the client gets no answer before the gate opens.
+    /// Forwards it, but holds the response until the gate opens.
     HoldAnswer(Gate),
-    /// The server gets it, and the connection is cut instead of an answer.
+    /// Forwards it, and cuts the connection in place of the response.
     LoseAnswer,
-    /// The server does not get it; the client gets this status.
+    /// Does not forward it, and responds with this status.
     Refuse(u16),
-    /// The answer's body ends early: half of it, then the connection is cut.
+    /// Forwards half of the body of the response, then cuts the connection.
     ShortenAnswer,
-    /// One bit in the middle of the answer's body is flipped.
+    /// Flips one bit in the middle of the body of the response.
     FlipBit,
 }
 
-/// Holds requests until a test has seen what it wants to see.
+/// Holds requests until a test opens it.
 #[derive(Clone)]
 pub(crate) struct Gate {
     reached: Arc<watch::Sender<usize>>,
@@ -76,12 +78,12 @@ pub(crate) struct Gate {
 }
 
 impl Gate {
-    /// A closed gate.
+    /// Creates a closed gate.
     pub(crate) fn new() -> Self {
         Self { reached: Arc::new(watch::channel(0).0), open: Arc::new(watch::channel(false).0) }
     }
 
-    /// Waits until a request stands at the gate.
+    /// Waits until a request has reached the gate.
     pub(crate) async fn reached(&self) {
         let mut reached = self.reached.subscribe();
         within("a request reaches the gate", reached.wait_for(|count| *count > 0))
@@ -89,7 +91,7 @@ impl Gate {
             .expect("we hold the sender");
     }
 
-    /// Lets through who waits and who comes.
+    /// Lets all held and all later requests pass.
     pub(crate) fn open(&self) {
         self.open.send_replace(true);
     }
@@ -117,7 +119,7 @@ struct Shared {
     mode: watch::Sender<Mode>,
 }
 
-/// The proxy. Its connections end when it is dropped.
+/// The proxy. Dropping it ends its connections.
 pub(crate) struct Proxy {
     shared: Arc<Shared>,
     port: u16,
@@ -140,27 +142,27 @@ impl Proxy {
         Self { shared, port: own, tasks }
     }
 
-    /// The endpoint's URL for clients.
+    /// Returns the endpoint URL for clients.
     pub(crate) fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// From now on `rule` decides what becomes of each request.
+    /// Sets a rule that decides what happens to each request from now on.
     pub(crate) fn rule(&self, rule: impl Fn(&Request) -> Action + Send + Sync + 'static) {
         *self.shared.rule.lock() = Box::new(rule);
     }
 
-    /// From now on every request goes its way.
+    /// Forwards every request from now on.
     pub(crate) fn pass(&self) {
         self.rule(|_| Action::Pass);
     }
 
-    /// Cuts every connection, and every new one, until [`Proxy::resume`].
+    /// Cuts every connection, including new ones, until [`Proxy::resume`].
     pub(crate) fn cut(&self) {
         self.shared.mode.send_replace(Mode::Cut);
     }
 
-    /// Forwards nothing more, and cuts nothing, until [`Proxy::resume`].
+    /// Forwards nothing more, without cutting connections, until [`Proxy::resume`].
     pub(crate) fn stall(&self) {
         self.shared.mode.send_replace(Mode::Stalled);
     }
@@ -170,12 +172,12 @@ impl Proxy {
         self.shared.mode.send_replace(Mode::Open);
     }
 
-    /// Every request so far, in the order in which their heads came.
+    /// Returns every request so far, in the order in which their heads arrived.
     pub(crate) fn requests(&self) -> Vec<Request> {
         self.shared.requests.lock().clone()
     }
 
-    /// How many requests match.
+    /// Counts the matching requests.
     pub(crate) fn count(&self, matches: impl Fn(&Request) -> bool) -> usize {
         self.shared.requests.lock().iter().filter(|request| matches(request)).count()
     }
@@ -185,7 +187,7 @@ impl Proxy {
         self.shared.requests.lock().clear();
     }
 
-    /// Ends every connection and waits until they are gone.
+    /// Ends every connection, and waits until they are closed.
     pub(crate) async fn stop(&self) {
         self.tasks.shutdown().await;
     }
@@ -198,7 +200,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, connections: Tasks) 
         connections.spawn_until_cancelled(async move {
             let mut mode = shared.mode.subscribe();
             tokio::select! {
-                // A connection that breaks is the business of the client and the server.
+                // A broken connection is the business of the client and the server.
                 _ended = relay(client, &shared) => {}
                 _cut = mode.wait_for(|mode| *mode == Mode::Cut) => {}
             }
@@ -217,7 +219,7 @@ async fn relay(client: TcpStream, shared: &Shared) -> std::io::Result<()> {
     Ok(())
 }
 
-/// One request and its answer. False: the connection cannot go on.
+/// Relays one request and its response. Returns `false` if the connection cannot be used any further.
 async fn exchange(
     client: &mut Peer,
     server: &mut Peer,
@@ -231,7 +233,7 @@ async fn exchange(
         requests.push(request);
         requests.len() - 1
     };
-    // A test that has called `forget` no longer wants to know.
+    // After `forget`, the test is not interested in earlier requests.
     let note = |change: &dyn Fn(&mut Request)| shared.requests.lock().get_mut(index).map(change);
     shared.flowing().await;
     if let Action::HoldRequest(gate) = &action {

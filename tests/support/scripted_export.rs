@@ -1,4 +1,4 @@
-//! A disk that does as it is told: holds commands back, fails them, breaks its contract, counts.
+//! A disk that follows a script: it holds commands, fails them, breaks its contract, and counts.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,29 +14,29 @@ use super::memory_export::MemoryExport;
 /// What a [`ScriptedExport`] does with commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Script {
-    /// Passes them on once [`ScriptedExport::release`] lets one through.
+    /// Passes a command on after [`ScriptedExport::release`] has let it through.
     Hold,
-    /// Fails them.
+    /// Fails commands with this error.
     Fail(Error),
-    /// Fails them, and says where in their range.
+    /// Fails commands with this error, and reports this offset as its position.
     FailAt(Error, u64),
-    /// Panics.
+    /// Panics in every command.
     Panic,
-    /// Answers a READ with one byte, a BLOCK_STATUS with no extent.
+    /// Answers a READ with one byte, and a BLOCK_STATUS without an extent.
     BreakContract,
-    /// Answers a BLOCK_STATUS with one extent of so many bytes, whatever was asked.
+    /// Answers a BLOCK_STATUS with one extent of this length, whatever was requested.
     LongExtent(u64),
-    /// Passes them on.
+    /// Passes commands on unchanged.
     Pass,
 }
 
-/// A [`MemoryExport`] under a script. Only commands at offset 0 are held back; others pass.
+/// A [`MemoryExport`] that follows a script. Only commands at offset 0 are held; others pass.
 pub(crate) struct ScriptedExport {
     inner: MemoryExport,
     script: Script,
     gate: Semaphore,
     started: watch::Sender<usize>,
-    /// FLUSHes, and writes with FUA.
+    /// Number of FLUSHes, and of writes with FUA.
     pub(crate) durable: AtomicUsize,
 }
 
@@ -46,17 +46,17 @@ impl ScriptedExport {
         Arc::new(Self { inner, script, gate, started, durable: AtomicUsize::new(0) })
     }
 
-    /// Waits until so many commands were started in all.
+    /// Waits until this many commands have started in total.
     pub(crate) async fn wait_started(&self, count: usize) {
         self.started.subscribe().wait_for(|started| *started >= count).await.expect("the sender is ours");
     }
 
-    /// How many commands were started.
+    /// Returns how many commands have started.
     pub(crate) fn started(&self) -> usize {
         *self.started.borrow()
     }
 
-    /// Lets so many held commands through.
+    /// Lets this many held commands through.
     pub(crate) fn release(&self, count: usize) {
         self.gate.add_permits(count);
     }

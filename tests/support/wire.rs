@@ -1,6 +1,6 @@
-//! A client that knows no more than bytes, and the layouts of the specification to put them together.
+//! A client that only knows bytes, and functions that lay them out according to the specification.
 //!
-//! It uses none of Cairn's encoders, so that what is expected comes from the specification alone.
+//! It uses none of Cairn's encoders, so that expected bytes come from the specification alone.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -67,7 +67,7 @@ pub(crate) fn option(code: u32, data: &[u8]) -> Vec<u8> {
     [b"IHAVEOPT", &code.to_be_bytes()[..], &length.to_be_bytes(), data].concat()
 }
 
-/// A 32-bit length and a string.
+/// A 32-bit length, followed by a string.
 pub(crate) fn string(text: &str) -> Vec<u8> {
     [&u32::try_from(text.len()).unwrap().to_be_bytes()[..], text.as_bytes()].concat()
 }
@@ -143,7 +143,7 @@ pub(crate) struct Failure {
     pub(crate) cookie: u64,
 }
 
-/// What comes before a test counts as hung: longer than any timeout of the server.
+/// Waits for `future`. A hang is a panic. The time limit exceeds every timeout of the server.
 async fn in_time<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(120), future).await.expect("the server does not answer")
 }
@@ -172,24 +172,24 @@ impl Wire {
         assert!(found == bytes, "expected {}\n   found {}", bytes.escape_ascii(), found.escape_ascii());
     }
 
-    /// The server closes without another byte.
+    /// Expects that the server closes the connection without sending another byte.
     pub(crate) async fn expect_closed(&mut self) {
         let mut rest = Vec::new();
         in_time(self.0.read_to_end(&mut rest)).await.expect("a pipe in memory does not fail");
         assert!(rest.is_empty(), "the server sent {} before it closed", rest.escape_ascii());
     }
 
-    /// What is left when something else than these bytes goes on with the stream.
+    /// Returns the stream, for something else to continue with.
     pub(crate) fn into_stream(self) -> Box<dyn Stream> {
         self.0
     }
 
-    /// A client that goes on with a stream.
+    /// Creates a client that continues on an existing stream.
     pub(crate) fn over(stream: impl Stream) -> Self {
         Self(Box::new(stream))
     }
 
-    /// Whether the connection ends, in whatever way, before the server says anything more.
+    /// Returns whether the connection ends, in any way, before the server sends anything more.
     pub(crate) async fn is_dropped(&mut self) -> bool {
         !matches!(in_time(self.0.read(&mut [0])).await, Ok(1..))
     }
@@ -206,7 +206,7 @@ impl Wire {
         OptionReply { option, reply, data: self.read(usize::try_from(length).unwrap()).await }
     }
 
-    /// Sends an option and expects one reply of this type; gives its data.
+    /// Sends an option and expects one reply of this type. Returns its data.
     pub(crate) async fn haggle(&mut self, code: u32, data: &[u8], reply: u32) -> Vec<u8> {
         self.send(option(code, data)).await;
         self.expect_reply(code, reply).await
@@ -218,7 +218,7 @@ impl Wire {
         found.data
     }
 
-    /// All replies to an option, the last of which is an ACK without data.
+    /// Returns all replies to an option. The last one must be an ACK without data.
     pub(crate) async fn replies_to(&mut self, code: u32, data: &[u8]) -> Vec<OptionReply> {
         self.send(option(code, data)).await;
         let mut replies = Vec::new();
@@ -247,7 +247,7 @@ impl Wire {
         self.replies_to(GO, &info_request(name, &[])).await
     }
 
-    /// An error in reply to a command, simple, structured or extended.
+    /// Reads an error in reply to a command: simple, structured or extended.
     pub(crate) async fn failure(&mut self) -> Failure {
         match self.read_u32().await {
             0x6744_6698 => {
@@ -289,7 +289,7 @@ impl Wire {
         assert_eq!(self.failure().await, Failure { error, cookie });
     }
 
-    /// The connection still works: a FLUSH succeeds.
+    /// Checks that the connection still works: a FLUSH succeeds.
     pub(crate) async fn is_alive(&mut self) {
         self.send(request(0, FLUSH, 0xf1, 0, 0)).await;
         self.expect(simple_reply(0, 0xf1)).await;
@@ -310,7 +310,7 @@ impl Harness {
         Self { server: Arc::new(server), tasks: Tasks::new(), metrics }
     }
 
-    /// The same server with TLS.
+    /// Adds TLS to the server.
     pub(crate) fn with_tls(self, tls: Tls) -> Self {
         let server = Arc::into_inner(self.server).expect("nobody is connected yet");
         Self { server: Arc::new(server.with_tls(tls)), ..self }
@@ -337,7 +337,7 @@ impl Harness {
         Wire(Box::new(ours))
     }
 
-    /// Connects and reaches option haggling.
+    /// Connects, up to option haggling.
     pub(crate) async fn options(&self) -> Wire {
         let mut wire = self.connect();
         wire.greet(3).await;
@@ -351,12 +351,12 @@ impl Harness {
         wire
     }
 
-    /// Connects and enters transmission with structured replies and `base:allocation` as context 1.
+    /// Connects and enters transmission with structured replies, and with `base:allocation` as context 1.
     pub(crate) async fn structured(&self) -> Wire {
         self.with_contexts(STRUCTURED_REPLY).await
     }
 
-    /// Connects and enters transmission with extended headers and `base:allocation` as context 1.
+    /// Connects and enters transmission with extended headers, and with `base:allocation` as context 1.
     pub(crate) async fn extended(&self) -> Wire {
         self.with_contexts(EXTENDED_HEADERS).await
     }

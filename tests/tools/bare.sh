@@ -1,6 +1,6 @@
 #!/bin/bash
-# Runs a command on a machine that seems to have no program but `sh`: a directory with nothing else in it is mounted over
-# each directory of programs, and the home directory is empty. A test that passes here passes wherever it can be built.
+# Runs a command as if the machine had no program but `sh`: a directory that contains nothing else is mounted over each
+# directory of programs, and the home directory is empty. A test that passes here passes wherever it can be built.
 #
 #   tests/tools/bare.sh COMMAND [ARGUMENT]...
 set -euo pipefail
@@ -12,7 +12,7 @@ cp /bin/sh "$work/bin/sh"
 namespaces=(--mount)
 [ "$(id -u)" = 0 ] || namespaces+=(--map-root-user)
 
-# The directory that `mount` itself is in comes last.
+# The directory that contains `mount` itself comes last.
 # shellcheck disable=SC2016
 unshare "${namespaces[@]}" /bin/bash -c '
     set -eu

@@ -1,6 +1,6 @@
 #!/bin/bash
-# A first look at speed, as one JSON document: each figure of Cairn beside a reference that was measured in the same run
-# on the same machine. Not a test: nothing fails here for being slow.
+# A quick measurement of speed, as one JSON document: each figure of Cairn next to a reference that was measured in the
+# same run on the same machine. This is not a test: nothing fails for being slow.
 #
 #   cargo build --release && tests/tools/first-look.sh [SECONDS]
 #
@@ -21,7 +21,7 @@ trap 'kill "${PIDS[@]}" 2>/dev/null || true; wait; rm -rf "$WORK"' EXIT
 
 [ -x "$CAIRN" ] || die "there is no $CAIRN: cargo build --release"
 
-# serving LINE COMMAND...: starts it and waits until it prints a line with LINE in it.
+# serving LINE COMMAND...: starts the command, and waits until it prints a line that contains LINE.
 serving() {
     local wanted=$1 line output
     shift
@@ -36,7 +36,7 @@ serving() {
     die "$1 ended before it said: $wanted"
 }
 
-# job URI FIO_ARGUMENT...: the JSON of fio's one job, with the job's options in it.
+# job URI FIO_ARGUMENT...: prints the JSON of fio's only job, including the options of the job.
 job() {
     local uri=$1
     shift
@@ -51,7 +51,7 @@ random() {
 
 fill() { job "$1" --rw=write --bs=1m --iodepth=8 --size=1g --refill_buffers --end_fsync=1 | jq '.job_runtime'; }
 
-# Two servers, one after the other, each with the same four measurements.
+# Two servers, one after the other, with the same four measurements each.
 random_figures() {
     local uri=$1 size rw
     fill "$uri" >/dev/null

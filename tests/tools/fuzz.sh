@@ -1,12 +1,12 @@
 #!/bin/bash
-# Builds every fuzz target once and runs each from the committed corpus: the four of the protocol's machines for so many
-# seconds, the decoders for fewer. Prints `counted:` for tests/run.sh. What a run finds beyond the corpus is thrown away,
-# unless --keep DIRECTORY says where to.
+# Builds every fuzz target once, and runs each from the committed corpus: the four targets of the protocol machines for
+# SECONDS each, and the decoders for SECONDS_OF_DECODERS. Prints `counted:` for tests/run.sh. New inputs are deleted,
+# unless --keep DIRECTORY says where to keep them.
 #
 #   tests/tools/fuzz.sh [--keep DIRECTORY] SECONDS SECONDS_OF_DECODERS [TARGET]...
 #
-# What a long run kept goes into the corpus by as few files as have all of its coverage: run the target's program with
-# `-set_cover_merge=1 NEW fuzz/corpus/TARGET DIRECTORY/TARGET` and commit what NEW has that the corpus has not.
+# To add the inputs of a long run to the corpus, take as few files as cover the same code: run the program of the target
+# with `-set_cover_merge=1 NEW fuzz/corpus/TARGET DIRECTORY/TARGET`, and commit the files of NEW that the corpus lacks.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -27,14 +27,14 @@ trap 'rm -rf "$work"' EXIT
 cd "$ROOT"
 PATH=$TOOLS/bin:$PATH cargo fuzz build --sanitizer none --target-dir "$BUILD" >&2
 
-# run TARGET: one target from its corpus; its output goes to a file of its own.
+# run TARGET: runs one target from its corpus. Its output goes to a separate file.
 run() {
     local target=$1 seconds=$SHORT seeds=() found
     [[ " ${MACHINES[*]} " != *" $target "* ]] || seconds=$LONG
     found=${KEEP:-$work/found}/$target
     mkdir -p "$found"
     [ ! -d "$ROOT/fuzz/corpus/$target" ] || seeds+=("$ROOT/fuzz/corpus/$target")
-    # Objects are fuzzed from the files that pin their format.
+    # Decoders of objects start from the golden files of the format.
     [[ " ${DECODERS[*]} " != *" $target "* ]] || [ "$target" = messages ] || seeds+=("$ROOT/tests/golden/v1")
     "$BUILD/x86_64-unknown-linux-gnu/release/$target" "$found" "${seeds[@]}" -max_total_time="$seconds" -max_len=4096 \
         -timeout=20 -rss_limit_mb=2048 -print_final_stats=1 -artifact_prefix="$work/$target-" >"$work/$target.log" 2>&1

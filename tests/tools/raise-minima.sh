@@ -1,6 +1,6 @@
 #!/bin/bash
-# After a green tests/run.sh of either size: raises each suite's minimum in tests/minima.tsv to what has passed. Never
-# lowers one. What the small size counts goes into its own column, and only for suites that have one.
+# Run it after a successful tests/run.sh of either size. It raises the minimum of each suite in tests/minima.tsv to the
+# number of tests that passed, and never lowers one. The small size has a column of its own, which only some suites use.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

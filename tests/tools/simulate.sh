@@ -1,11 +1,11 @@
 #!/bin/bash
-# Long runs of the simulation, and the ledger of them.
+# Runs the simulation for a long time, and records the runs in a ledger.
 #
-#   tests/tools/simulate.sh next SEEDS     so many seeds after the last of tests/simulation-ledger.tsv
-#   tests/tools/simulate.sh FROM TO        these seeds, of which no line of the ledger may have one
+#   tests/tools/simulate.sh next SEEDS     this many seeds after the last one in tests/simulation-ledger.tsv
+#   tests/tools/simulate.sh FROM TO        these seeds; none of them may be in the ledger yet
 #
-# Runs 2,000 seeds at a time, and adds what they came to as a line of the ledger, so that little is lost when it is
-# stopped. Ends at the first promise that is seen broken. CAIRN_SIM_THREADS says how many processors it takes.
+# Runs 2,000 seeds at a time, and adds a line with their result to the ledger, so that little is lost if it is stopped.
+# Exits at the first broken promise. CAIRN_SIM_THREADS sets the number of processors to use.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$ROOT"
@@ -13,7 +13,7 @@ cd "$ROOT"
 LEDGER=$ROOT/tests/simulation-ledger.tsv
 AT_A_TIME=2000
 
-# Where the ledger ends.
+# Prints the end of the last seed range in the ledger.
 last() { awk -F'\t' '!/^#/ && $3 > last { last = $3 } END { print last + 0 }' "$LEDGER"; }
 
 case ${1:-} in
@@ -27,7 +27,7 @@ awk -F'\t' -v from="$from" -v to="$to" '!/^#/ && $2 < to && $3 > from { print "s
 [ -z "$(git status --porcelain --untracked-files=no -- src tests Cargo.toml Cargo.lock ':!tests/simulation-ledger.tsv')" ] ||
     die "there are changes that no commit has: the ledger could not say what was run"
 commit=$(git rev-parse --short=12 HEAD)
-# Stays the same where history is rewritten, and where only tests change.
+# This hash does not change if history is rewritten, or if only tests change.
 sources=$(git rev-parse --short=12 HEAD:src)
 binary=$(cargo test --release --no-run --test simulation --message-format=json-render-diagnostics |
     jq -r 'select(.reason == "compiler-artifact" and .target.name == "simulation" and .executable).executable' | tail -n 1)

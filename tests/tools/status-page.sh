@@ -1,6 +1,6 @@
 #!/bin/bash
-# Takes the picture of the status page that README.md shows, while a virtual machine makes a file system on the disk and
-# writes to it: docs/status-page.png, and beside it what it was taken of.
+# Takes the picture of the status page in README.md, docs/status-page.png, while a virtual machine creates a file system
+# on the disk and writes to it. docs/status-page.json records how the picture was taken.
 #
 #   cargo build --release && tests/tools/status-page.sh
 set -euo pipefail
@@ -12,7 +12,7 @@ PORT=$((20000 + RANDOM % 9000))
 trap 'kill "${PIDS[@]}" 2>/dev/null || true; wait; rm -rf "$WORK"' EXIT
 PIDS=()
 
-# said FILE TEXT: waits for a line.
+# said FILE TEXT: waits until the file contains the text.
 said() {
     until grep -q "$2" "$1" 2>/dev/null; do
         kill -0 "${PIDS[@]}" 2>/dev/null || { cat "$1" >&2; die "it ended before it said $2"; }
@@ -41,7 +41,7 @@ with sync_playwright() as driver:
     page = browser.new_page(viewport={"width": 1000, "height": 760})
     page.goto(sys.argv[1] + "#/volume/vm")
     expect(page.locator("#connections tr")).to_have_count(1)
-    # Lines need some looks; some is dirty at most times, and the picture is to show it.
+    # The graphs need several updates. Wait until some data is dirty, so that the picture shows it.
     for _ in range(15):
         with page.expect_response(lambda answer: answer.url.endswith("/status")):
             pass

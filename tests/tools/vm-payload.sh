@@ -1,11 +1,11 @@
 #!/bin/bash
-# vm-payload.sh OUT [NAME=]PATH...: an archive for the test machine, each as /payload/NAME or at its own path: programs
-# without what debuggers read, with the libraries that they load; other files and directories as they are. A guest unpacks
-# it from the virtual disk that it is attached as.
+# vm-payload.sh OUT [NAME=]PATH...: creates an archive for the test machine, with each file at /payload/NAME or at its own
+# path. Programs are stripped, and come with the libraries that they load. Other files and directories are copied as they
+# are. The archive is attached as a virtual disk, from which the guest unpacks it.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-# add TREE PATH TARGET: puts it there.
+# add TREE PATH TARGET: copies PATH to TARGET in the tree.
 add() {
     local tree=$1 path=$2 target=$1$3
     mkdir -p "$(dirname "$target")"
@@ -30,7 +30,7 @@ main() {
         *) add "$tree" "$item" "$item" ;;
         esac
     done
-    # It becomes the root of the machine, where not all is run by root.
+    # This becomes the root directory of the machine, where not every process is root.
     chmod 755 "$tree"
     tar -C "$tree" -cf "$out" .
 }

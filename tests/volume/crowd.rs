@@ -211,7 +211,7 @@ async fn sixteen_clients_on_four_names_leave_every_volume_with_its_name() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn also_where_every_fifth_action_is_cut_short() {
+async fn every_volume_keeps_its_name_when_every_fifth_action_is_cut_short() {
     for seed in 101..=106 {
         in_memory(Manners { seed, rounds: 40, dies_once_in: 5 }).await;
     }

@@ -1,4 +1,8 @@
-//! Why the program ends otherwise than in good order.
+//! Why the program failed, and its exit status.
+//!
+//! Owns the exit statuses of all commands but `cairn nbd`, and must not know how an error came about.
+//! Invariant: a mistake in the command line or configuration exits with 2, a takeover with 10, and everything
+//! else with 1.
 
 use std::io;
 use std::path::PathBuf;
@@ -13,97 +17,97 @@ mod nbd;
 
 pub(super) use nbd::NbdError;
 
-/// What a mistake in the command line or configuration exits with, as clap does.
+/// Exit status for a mistake in the command line or configuration, as clap uses it.
 const USAGE: u8 = 2;
 
-/// What a gateway exits with whose volumes were taken over by another: whoever restarts it must not let it
-/// take them back.
+/// Exit status of a gateway whose volumes another gateway took over. Whoever restarts it must not let it take
+/// them back.
 const FENCED: u8 = 10;
 
 /// Why the program failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
-    /// Settings are wrong.
+    /// The settings are wrong.
     #[error(transparent)]
     Config(#[from] config::Errors),
     /// The store cannot be used.
     #[error("{}", chain(.0))]
     Store(#[from] store::OpenError),
-    /// Something cannot be done with a volume.
+    /// An operation on a volume failed.
     #[error("volume {name:?}: {}", chain(.source))]
     Volume {
-        /// Its name.
+        /// Name of the volume.
         name: String,
-        /// Why.
+        /// The error of the operation.
         source: volume::OpenError,
     },
     /// A configured volume cannot be opened.
     #[error("volume {name:?}: {}", chain(.source.as_ref()))]
     Open {
-        /// Its name.
+        /// Name of the volume.
         name: String,
-        /// Why.
+        /// The error of the opening.
         source: Arc<volume::OpenError>,
     },
-    /// The list of volumes cannot be had.
+    /// The list of volumes cannot be read.
     #[error("{}", chain(.0))]
     List(volume::OpenError),
     /// The server cannot listen.
     #[error("{}", chain(.0))]
     Listen(#[from] server::ListenError),
-    /// The admin socket that was asked for has no place.
+    /// The admin socket was requested, but there is no place for it.
     #[error("admin.socket: {}", chain(.0))]
     AdminSocket(runtime_directory::Unusable),
-    /// Clients that cannot use TLS would be turned away, each of them.
+    /// The oldstyle address would reject all its clients, because they cannot use TLS.
     #[error(
         "server.oldstyle, or an inherited socket, serves {export:?} at {address} to clients that cannot use \
          TLS, which tls.mode or tls.subjects ask of them"
     )]
     OldstyleNeedsTls {
-        /// Where.
+        /// Address of the listener.
         address: server::ListenAddress,
-        /// The export.
+        /// Name of the export.
         export: String,
     },
-    /// What whoever started the process has opened for it is of no use.
+    /// A socket or connection that was passed to the process cannot be used.
     #[error("inherited sockets: {0}")]
     Inherited(String),
-    /// Every volume that was to be served stopped.
+    /// Every volume that was served has stopped.
     #[error("no volume is left to serve")]
     NothingLeft,
-    /// No volume is left to serve, since another gateway has taken one over, or somebody has deleted it.
+    /// No volume is left to serve, because another gateway took one over or somebody deleted it.
     #[error("no volume is left to serve: all were taken over or deleted")]
     Fenced,
-    /// A gateway is not as it should be.
+    /// A gateway is not healthy.
     #[error("{url}: {why}")]
     Unhealthy {
-        /// What was asked.
+        /// The URL that was requested.
         url: String,
-        /// What came.
+        /// The response, or why there is none.
         why: String,
     },
-    /// A gateway does not do what it was asked for.
+    /// A gateway did not execute a request.
     #[error("gateway at unix:{}: {why}", socket.display())]
     Gateway {
-        /// Its admin socket.
+        /// Path of its admin socket.
         socket: PathBuf,
-        /// Its word, or that it has none.
+        /// The message of the gateway, or why there is none.
         why: String,
-        /// Whether something else must be asked for.
+        /// Whether the request itself was a mistake.
         is_mistake: bool,
     },
     /// A command of `cairn nbd` failed.
     #[error("{}", chain(.0))]
     Nbd(#[from] NbdError),
-    /// Volumes were not closed in good order.
+    /// Some volumes were not closed cleanly. Contains their names.
     #[error("not closed cleanly: {}", .0.join(", "))]
     Close(Vec<String>),
-    /// The system fails.
+    /// A call to the system failed.
     #[error("{what}: {source}")]
     System {
-        /// What was tried.
+        /// What the program tried to do.
         what: &'static str,
-        /// Why it failed.
+        /// The error of the system.
         source: io::Error,
     },
 }
@@ -115,7 +119,8 @@ impl From<config::Error> for Error {
 }
 
 impl Error {
-    /// 2 for what must be said otherwise, 10 where another gateway took a volume over, 1 for what failed.
+    /// Returns 2 for a mistake of the user, 10 if another gateway took over a volume, and 1 for every other
+    /// failure.
     pub(super) fn exit_code(&self) -> ExitCode {
         match self {
             Self::Config(_)

@@ -1,4 +1,7 @@
-//! Why a command of `cairn nbd` fails, and what it exits with.
+//! Why a command of `cairn nbd` failed, and its exit status.
+//!
+//! Owns the exit statuses of these commands, and must not know how an error came about. Invariant: `cairn nbd
+//! list` has a separate status for each reason why there is no list.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,9 +10,9 @@ use std::process::ExitCode;
 use crate::client::{self, UriError};
 use crate::server::{ExportError, TlsError};
 
-/// What a mistake in the command line exits with, as clap does.
+/// Exit status for a mistake in the command line, as clap uses it.
 const USAGE: u8 = 2;
-/// The exits of `cairn nbd list`.
+/// Exit statuses of `cairn nbd list`: LIST is not supported, is forbidden, or failed.
 const LIST_UNSUPPORTED: u8 = 1;
 const LIST_FORBIDDEN: u8 = 2;
 const LIST_FAILED: u8 = 3;
@@ -17,67 +20,67 @@ const LIST_FAILED: u8 = 3;
 /// Why a command of `cairn nbd` failed.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::cli) enum NbdError {
-    /// The command line asks for what cannot be.
+    /// The arguments contradict each other or cannot work.
     #[error("{0}")]
     Usage(String),
-    /// No NBD URI.
+    /// The text is not an NBD URI.
     #[error(transparent)]
     Uri(#[from] UriError),
     /// The certificate cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// A server cannot be reached or did not do what was asked.
+    /// A server cannot be reached, or a request to it failed.
     #[error("{server}: {source}")]
     Client {
-        /// The server.
+        /// The server as the user named it.
         server: String,
-        /// Why.
+        /// The error of the client.
         source: client::Error,
     },
     /// A file cannot be used.
     #[error("{}: {source}", path.display())]
     File {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// The error of the system.
         source: io::Error,
     },
-    /// A disk failed a command.
+    /// A command on a disk failed.
     #[error("{disk}: {source}")]
     Disk {
-        /// The disk.
+        /// The disk as the user named it.
         disk: String,
-        /// Why.
+        /// The error of the command.
         source: ExportError,
     },
-    /// Two disks do not fit each other.
+    /// Two disks cannot be used together, for example because their sizes differ.
     #[error("{0}")]
     Misfit(String),
-    /// The mirror was ended, or its secondary was lost, before it was complete.
+    /// The mirror ended, or lost its secondary, before it was complete.
     #[error("the secondary is not complete: {0}")]
     Incomplete(String),
-    /// The server has no LIST.
+    /// The server does not support LIST.
     #[error("{server} cannot list its exports: {source}")]
     ListUnsupported {
-        /// The server.
+        /// The server as the user named it.
         server: String,
-        /// What it said.
+        /// The answer of the server.
         source: client::Error,
     },
-    /// The server has LIST and does not allow it.
+    /// The server supports LIST but does not allow it.
     #[error("the policy of {server} forbids listing its exports: {source}")]
     ListForbidden {
-        /// The server.
+        /// The server as the user named it.
         server: String,
-        /// What it said.
+        /// The answer of the server.
         source: client::Error,
     },
     /// The server could not be asked.
     #[error("{server}: {source}")]
     ListFailed {
-        /// The server.
+        /// The server as the user named it.
         server: String,
-        /// Why.
+        /// The error of the client.
         source: client::Error,
     },
 }

@@ -1,8 +1,9 @@
-//! Lines that come again and again: each place in the code may log some at once and a few after that.
+//! A rate limit for log lines: each place in the code may log a number of lines at once, and then a few more
+//! over time.
 //!
-//! Clients and an ailing store can cause lines without end. Invariant: what one place adds to the log is
-//! bounded in time, and what is left out is counted and told. Knows no format; `debug` and `trace` are not
-//! limited, since who turns them on wants all of it.
+//! Owns the counts per place, and must not know a format. Clients and a failing store can cause any number of
+//! lines. Invariants: what one place adds to the log is bounded over time. Omitted lines are counted and
+//! reported. `debug` and `trace` are not limited, because whoever enables them wants every line.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,14 +18,15 @@ use tracing_subscriber::layer::Context;
 use super::{NOTICES, PANICS};
 use crate::metrics::{LogLoss, LogMetrics};
 
-/// Lines of warnings and errors that a place may log at once.
+/// Number of warnings and errors that a place may log at once.
 const TROUBLE_AT_ONCE: u32 = 20;
-/// Lines that a place may log at once where all is well: all volumes that are open by default can say so.
+/// Number of informational lines that a place may log at once: enough for one line per volume at the default
+/// maximum of open volumes.
 const INFO_AT_ONCE: u32 = 256;
-/// A place may log a further line each time that so much has passed.
+/// After each interval, a place may log one more line.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// How much each place has logged. Clones share it.
+/// How much each place has logged. Clones share the counts.
 #[derive(Clone)]
 pub(super) struct Limit {
     places: Arc<Mutex<BTreeMap<usize, Place>>>,
@@ -33,11 +35,11 @@ pub(super) struct Limit {
 
 struct Place {
     metadata: &'static Metadata<'static>,
-    /// Lines that it may log now.
+    /// How many lines it may log now.
     left: u32,
-    /// When that last grew.
+    /// When `left` last increased.
     grown: Instant,
-    /// Lines left out that nobody was told of.
+    /// How many omitted lines have not been reported yet.
     left_out: u64,
 }
 
@@ -82,7 +84,7 @@ impl Limit {
         is_admitted
     }
 
-    /// Says of each place how many of its lines were left out since this was last called.
+    /// Reports for each place how many of its lines were omitted since the last call.
     pub(super) fn tell(&self) {
         let mut told = Vec::new();
         for place in self.places.lock().values_mut().filter(|place| place.left_out > 0) {
@@ -108,10 +110,10 @@ mod tests {
     use super::*;
     use crate::metrics::Metrics;
 
-    /// The level of a line, and how many lines it tells of.
+    /// The level of a line, and the number of omitted lines that it reports.
     type Line = (Level, Option<u64>);
 
-    /// Remembers what was logged.
+    /// Records what was logged.
     #[derive(Clone, Default)]
     struct Seen(Arc<Mutex<Vec<Line>>>);
 
@@ -139,7 +141,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_line_that_comes_without_end_is_logged_a_few_times_and_counted_after() {
+    async fn a_repeated_line_is_logged_a_few_times_and_then_counted() {
         let (limit, seen) = (Limit::new(Metrics::new().log()), Seen::default());
         let subscriber = tracing_subscriber::registry().with(limit.clone()).with(seen.clone());
         let guard = tracing::subscriber::set_default(subscriber);

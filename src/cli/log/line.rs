@@ -1,31 +1,31 @@
-//! What a line of the log may look like: bounded, and without a character that a terminal or a reader would
-//! act on.
+//! What a log line may contain: it has a bounded length, and no character that a terminal or a reader would
+//! interpret.
 //!
-//! Knows the two formats, not who writes. Invariant: what [`Shape::fit`] gives ends in the only end of a line
-//! that it has, and JSON stays JSON.
+//! Owns the formats, and must not know who logs. Invariants: what [`Shape::fit`] returns contains exactly one
+//! line end, at its end. JSON stays valid JSON.
 
 use serde_json::Value;
 
 use crate::cli::text::{printable, shortened};
 
-/// Most bytes of a line, but for the last words of a panic. What is left out is said.
+/// Maximum size of a line in bytes, except for the message of a panic. An omission is marked.
 const LINE_BYTES: usize = 4096;
-/// Most bytes of a text within a line of JSON that is too long.
+/// Maximum size in bytes of a text in a JSON line that is too long.
 const JSON_TEXT_BYTES: usize = 512;
 
-/// A format of lines.
+/// A format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Shape {
     /// Text for people.
     Human,
-    /// The same with colours, which are sequences that a terminal acts on.
+    /// Text with colours, which are escape sequences.
     Coloured,
-    /// An object of JSON.
+    /// One JSON object per line.
     Json,
 }
 
 impl Shape {
-    /// A line as it may be written, from one as it was made.
+    /// Converts a formatted line into one that may be written.
     pub(super) fn fit(self, line: &str) -> String {
         let line = line.strip_suffix('\n').unwrap_or(line);
         let mut fit = match self {
@@ -39,10 +39,10 @@ impl Shape {
     }
 }
 
-/// What ends all colours.
+/// The escape sequence that resets all colours.
 const RESET: &str = "\x1b[0m";
 
-/// Text in which nothing but colours is acted on: `ESC [`, digits and `;`, then `m`.
+/// Escapes everything that a terminal would interpret, except colours: `ESC [`, digits and `;`, then `m`.
 fn coloured(line: &str) -> String {
     let mut parts = line.split('\x1b');
     let mut text = printable(parts.next().unwrap_or_default()).into_owned();
@@ -66,7 +66,7 @@ fn coloured(line: &str) -> String {
     text
 }
 
-/// An object whose texts are cut; one with too many of them is replaced.
+/// Shortens the texts of a JSON object. An object with too many texts is replaced.
 fn shortened_json(line: &str) -> String {
     let cut = serde_json::from_str(line).ok().map(|mut value| {
         cut_texts(&mut value);
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_has_one_end_and_no_more_than_its_bytes() {
+    fn a_line_has_one_end_and_a_bounded_length() {
         for shape in [Shape::Human, Shape::Coloured] {
             assert_eq!(shape.fit("refused: \x1b]0;x\x07\n WARN forged\n").matches('\n').count(), 1);
             assert!(shape.fit("refused: \x1b]0;x\x07\n").starts_with("refused: \\u{1b}]0;x\\u{7}"));
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn json_stays_json_however_long_it_is() {
+    fn long_json_stays_valid_json() {
         let short = "{\"message\":\"a\\nb\"}\n";
         assert_eq!(Shape::Json.fit(short), short);
         let long = "\u{1}é".repeat(2000);

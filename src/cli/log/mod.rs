@@ -1,8 +1,9 @@
-//! The log: what is logged, in which format, and that it never stands in the way.
+//! The log: what is logged, and in which format.
 //!
-//! Lines pass the level ([`EnvFilter`]), then the bound on lines alike ([`limit`]), are cut and made harmless
-//! ([`line`]), and go to standard error by way of a queue ([`Outlet`](super::output::Outlet)). Invariant:
-//! whoever logs neither waits nor fails, whatever standard error is.
+//! Owns the path of a line, and must not know what is logged. A line passes the level filter ([`EnvFilter`]),
+//! then the rate limit ([`limit`]). It is shortened and escaped ([`line`]) and put into the queue of standard
+//! error ([`Outlet`](super::output::Outlet)). Invariant: logging neither waits nor fails, whatever standard
+//! error is connected to.
 
 mod limit;
 mod line;
@@ -22,20 +23,22 @@ use crate::metrics::{LogLoss, LogMetrics};
 use limit::Limit;
 use line::Shape;
 
-/// The target of what the log says of itself.
+/// Target of the log's messages about itself.
 const NOTICES: &str = "cairn::log";
-/// The target of the last words of a panic, which are long and have many lines.
+/// Target of the message of a panic, which is long and has many lines.
 pub(super) const PANICS: &str = "cairn::panic";
 
-/// Changes what is logged.
+/// Changes the level filter.
 pub(super) type SetLevel = Box<dyn Fn(&Config) -> Result<(), config::Error> + Send + Sync>;
 
-/// Logs to standard error, as the settings say; gives back how to change what is logged.
+/// Starts to log to standard error according to the settings. Returns a function that changes the level
+/// filter.
 pub(super) fn start(config: &Config, metrics: LogMetrics) -> Result<SetLevel, config::Error> {
     install(config, &config.log.level, metrics)
 }
 
-/// The same for commands whose answer is what matters: only what goes wrong, unless told otherwise.
+/// Starts to log for commands whose output is what matters: only warnings and errors, unless configured
+/// otherwise.
 pub(super) fn start_quiet(config: &Config, metrics: LogMetrics) -> Result<(), config::Error> {
     let level = if config.is_given("log.level") { &config.log.level } else { "warn" };
     install(config, level, metrics).map(drop)
@@ -59,7 +62,7 @@ fn install(config: &Config, level: &str, metrics: LogMetrics) -> Result<SetLevel
         Notice::Moment => of_notices.tell(),
     });
     let log = tracing_subscriber::registry().with(filtered).with(limit);
-    // The library's own complaints about a failed write would be written where writing fails.
+    // The library would report a failed write to the stream that cannot be written.
     let layer = fmt::layer().log_internal_errors(false);
     match config.log.format.as_str() {
         "json" => log.with(layer.json().flatten_event(true).with_writer(Lines(Shape::Json))).init(),
@@ -74,7 +77,7 @@ fn install(config: &Config, level: &str, metrics: LogMetrics) -> Result<SetLevel
     }))
 }
 
-/// Makes a [`Line`] for each event.
+/// Creates a [`Line`] for each event.
 struct Lines(Shape);
 
 impl<'a> MakeWriter<'a> for Lines {
@@ -89,7 +92,7 @@ impl<'a> MakeWriter<'a> for Lines {
     }
 }
 
-/// Takes one line, whole; without a shape it is written as it is.
+/// Receives one whole line. Without a shape, the line is written unchanged.
 struct Line(Option<Shape>);
 
 impl io::Write for Line {

@@ -1,4 +1,7 @@
 //! The grammar of `cairn nbd`.
+//!
+//! Owns the arguments of its commands, and must not know what they do. Invariant: arguments that contradict
+//! each other are refused before anything is opened.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -59,11 +62,11 @@ pub(super) struct Waiting {
     timeout: Limit,
 }
 
-/// A duration, or none.
+/// A time limit, or none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Limit(Option<Duration>);
 
-/// No longer than this is of use to anybody.
+/// Maximum limit. A longer one would be of no use to anybody.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl FromStr for Limit {
@@ -83,7 +86,7 @@ impl FromStr for Limit {
 }
 
 impl Waiting {
-    /// The client's options with these limits.
+    /// Returns the client options with these limits.
     pub(super) fn options(self) -> Options {
         let Limit(stall_timeout) = self.timeout;
         let mut options = Options { stall_timeout, ..Options::default() };
@@ -182,7 +185,7 @@ pub(in crate::cli) struct Mirror {
 }
 
 impl Action {
-    /// What whoever started this process has opened for it, where that is of use.
+    /// Takes the sockets and the connection that the process inherited, if the command can use them.
     pub(in crate::cli) fn inherited(&self) -> Result<Inherited, Error> {
         match self {
             Self::Serve(Serve { host, .. }) | Self::Mirror(Mirror { host, .. }) => {
@@ -209,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn the_handshake_takes_no_longer_than_the_limit() {
+    fn the_handshake_takes_at_most_the_limit() {
         let options = |limit: &str| Waiting { timeout: limit.parse().unwrap() }.options();
         assert_eq!(options("2s").handshake_timeout, Duration::from_secs(2));
         assert_eq!(options("5m").handshake_timeout, Duration::from_secs(30));

@@ -1,7 +1,8 @@
-//! Copying a disk: `cairn nbd copy`, and the copying half of `cairn nbd mirror`.
+//! Copies a disk: `cairn nbd copy`, and the copying half of `cairn nbd mirror`.
 //!
-//! What reads as zeros is not read, and not written where it is zero already. Invariant: when a range is
-//! reported as done, both disks read the same there.
+//! Owns the plan of a copy, and must not know whether a disk is a file or an export. Ranges that are known to
+//! be zero are not read, and not written where the target is zero already. Invariant: when a range is
+//! reported as copied, it reads the same on both disks.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,30 +19,30 @@ use crate::cli::error::{Error, NbdError};
 use crate::protocol::{Error as CommandError, TransmissionFlags};
 use crate::server::{Export, ExportDescription, ExportError, Segment};
 
-/// Most bytes of one read and one write.
+/// Maximum number of bytes in one read and one write.
 const PIECE_BYTES: u64 = 1 << 20;
-/// Pieces on their way at a time.
+/// Number of pieces that are copied concurrently.
 const PIECES_IN_FLIGHT: usize = 16;
-/// Zeros among data are written as zeros in multiples of this, at multiples of this.
+/// Zeros within data are written as zeros in units of this size, aligned to it.
 const ZERO_BYTES: usize = 64 << 10;
-/// How much is asked about at a time.
+/// Maximum number of bytes in one query of the allocation.
 const STATUS_BYTES: u64 = 1 << 32;
-/// Most extents taken at a time.
+/// Maximum number of extents in the result of one query.
 const STATUS_EXTENTS: usize = 4096;
 
-/// `cairn nbd copy`.
+/// Executes `cairn nbd copy`.
 pub(super) async fn run(args: Copy) -> Result<(), Error> {
     let how = Connecting { options: args.waiting.options(), connections: args.connections };
     let source = Disk::open(&args.source, &how, true).await?;
     let size = source.export().description().size_bytes;
     let copied = copy_to_target(&args, &source, &how).await;
-    // Also where it failed: a client leaves by DISC.
+    // Even after a failure, a client must end its session with DISC.
     source.close().await;
     say(&format!("copied {size} bytes, {} of them data", copied?));
     Ok(())
 }
 
-/// How many bytes were data.
+/// Copies, and returns how many bytes were data.
 async fn copy_to_target(args: &Copy, source: &Disk, how: &Connecting) -> Result<u64, NbdError> {
     let target = source.create_target(&args.target, how).await?;
     let size = source.export().description().size_bytes;
@@ -101,12 +102,12 @@ pub(super) enum Failure {
     Target(ExportError),
 }
 
-/// A range to copy at once.
+/// A range that is copied at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Piece {
     pub(super) offset: u64,
     pub(super) length: u64,
-    /// Whether it is known to read as zeros.
+    /// Whether the range is known to read as zeros.
     zero: bool,
 }
 
@@ -123,18 +124,18 @@ impl Copier {
     pub(super) fn new(source: Arc<dyn Export>, target: Arc<dyn Export>) -> Self {
         let (source_told, target_told) = (source.description(), target.description());
         let maximum = source_told.maximum_block_bytes.min(target_told.maximum_block_bytes);
-        // Block sizes are powers of two, so that this is a multiple of both minima.
+        // Block sizes are powers of two, so this is a multiple of both minima.
         let minimum = source_told.minimum_block_bytes.max(target_told.minimum_block_bytes).max(1);
         let piece_bytes = PIECE_BYTES.min(u64::from(maximum - maximum % minimum)).max(u64::from(minimum));
         Self { source, target, target_told, piece_bytes, data_bytes: AtomicU64::new(0) }
     }
 
-    /// How many bytes were written as data.
+    /// Returns how many bytes were written as data.
     pub(super) fn data_bytes(&self) -> u64 {
         self.data_bytes.load(Ordering::Relaxed)
     }
 
-    /// The pieces of a range, in order: data in small ones, zeros as they come.
+    /// Returns the pieces of a range, in order. Data is split into small pieces; zeros form large ones.
     pub(super) fn plan(&self, offset: u64, end: u64) -> impl Stream<Item = Result<Piece, Failure>> + '_ {
         stream::try_unfold(offset, move |at| async move {
             if at >= end {
@@ -146,7 +147,7 @@ impl Copier {
         .try_flatten()
     }
 
-    /// The pieces of what the source tells at a time, and where that ends.
+    /// Queries the allocation once. Returns the pieces, and the offset up to which they reach.
     async fn ask(&self, offset: u64, end: u64) -> Result<(Vec<Piece>, u64), Failure> {
         let asked = (end - offset).min(STATUS_BYTES);
         let extents =
@@ -157,7 +158,7 @@ impl Copier {
             let until = at + extent.length_bytes.min(end - at);
             let longest = if extent.zero { STATUS_BYTES } else { self.piece_bytes };
             while at < until {
-                // Pieces end at multiples of their length, wherever the extent begins.
+                // Pieces end at multiples of their maximum length, wherever the extent begins.
                 let length = (longest - at % longest).min(until - at);
                 pieces.push(Piece { offset: at, length, zero: extent.zero });
                 at += length;
@@ -170,12 +171,12 @@ impl Copier {
         Ok((pieces, at))
     }
 
-    /// Copies whatever a range holds now.
+    /// Copies the current content of a range.
     pub(super) async fn copy_as_it_is(&self, offset: u64, length: u64) -> Result<(), Failure> {
         self.plan(offset, offset + length).try_for_each(|piece| self.copy(piece)).await
     }
 
-    /// Copies a piece.
+    /// Copies one piece.
     pub(super) async fn copy(&self, piece: Piece) -> Result<(), Failure> {
         let Piece { offset, length, zero } = piece;
         if zero {
@@ -196,7 +197,7 @@ impl Copier {
         Ok(())
     }
 
-    /// Writes data, and what of it is zeros as zeros.
+    /// Writes data. Runs of zeros are written as zeros.
     async fn write(&self, offset: u64, data: Bytes) -> Result<(), ExportError> {
         for (start, run, zero) in runs(offset, &data) {
             let at = offset + u64::try_from(start).expect("a usize fits 64 bits");
@@ -211,7 +212,7 @@ impl Copier {
         Ok(())
     }
 
-    /// Makes a range of the target read as zeros, with as little as it takes.
+    /// Makes a range of the target read as zeros, as cheaply as possible.
     async fn zero(&self, offset: u64, length: u64) -> Result<(), ExportError> {
         if self.is_zero(offset, length).await? {
             return Ok(());
@@ -243,7 +244,7 @@ impl Copier {
         Ok(true)
     }
 
-    /// Makes durable what was copied.
+    /// Makes the copied data durable.
     pub(super) async fn finish(&self) -> Result<(), Failure> {
         if self.target_told.flags.contains(TransmissionFlags::SEND_FLUSH) {
             self.target.flush().await.map_err(Failure::Target)?;
@@ -252,7 +253,8 @@ impl Copier {
     }
 }
 
-/// Divides data into runs of zeros and of other bytes: start, length, whether it is zeros.
+/// Divides data into runs of zeros and runs of other bytes. Each run has a start, a length, and whether it is
+/// zero.
 fn runs(offset: u64, data: &[u8]) -> Vec<(usize, usize, bool)> {
     let unit = u64::try_from(ZERO_BYTES).expect("a usize fits 64 bits");
     let mut runs: Vec<(usize, usize, bool)> = Vec::new();
@@ -287,7 +289,7 @@ mod tests {
             (3 * ZERO_BYTES, ZERO_BYTES, true),
         ];
         assert_eq!(runs(0, &data), expected);
-        // Units are those of the disk, not of the piece.
+        // Units are aligned to the disk, not to the piece.
         let at = 1000;
         let first = ZERO_BYTES - 1000;
         let expected = [

@@ -1,4 +1,7 @@
-//! A disk that a command of `cairn nbd` works with: a file, a block device, or an export of another server.
+//! A disk for a command of `cairn nbd`: a file, a block device, or an export of another server.
+//!
+//! Owns the opening of disks, and must not know what the command does. Invariant: a target that shares bytes
+//! with the source is not opened, as far as that can be determined.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,7 +13,7 @@ use super::remote::{Connecting, RemoteExport};
 use crate::cli::error::NbdError;
 use crate::server::Export;
 
-/// A disk that is open.
+/// An open disk.
 pub(super) struct Disk {
     name: DiskName,
     kind: Kind,
@@ -22,7 +25,7 @@ enum Kind {
 }
 
 impl Disk {
-    /// Opens what is there.
+    /// Opens an existing disk.
     pub(super) async fn open(name: &DiskName, how: &Connecting, read_only: bool) -> Result<Self, NbdError> {
         let kind = match &name.place {
             Place::Export(uri) => Kind::Remote(Arc::new(RemoteExport::connect(uri, how).await?)),
@@ -31,7 +34,7 @@ impl Disk {
         Ok(Self { name: name.clone(), kind })
     }
 
-    /// Opens what is there and is to be written as this disk is read, unless it is the same disk.
+    /// Opens an existing disk as the target of a copy of this one. Fails if both are the same disk.
     pub(super) async fn open_target(&self, name: &DiskName, how: &Connecting) -> Result<Self, NbdError> {
         if let Place::File(path) = &name.place {
             self.check_apart_from_file(name, path)?;
@@ -39,9 +42,9 @@ impl Disk {
         self.checked(Self::open(name, how, false).await?).await
     }
 
-    /// Opens what is to become a copy of this disk: a file is made or gets the size of this one, all else is
-    /// there. What a file held is not cut off first, so that nothing is lost where both are the same disk and
-    /// nobody can see it.
+    /// Opens the target of a copy of this disk. A file is created, or gets the size of this disk; everything
+    /// else must exist. Existing content of a file is not truncated first, so nothing is lost if both are the
+    /// same disk and that cannot be determined.
     pub(super) async fn create_target(&self, name: &DiskName, how: &Connecting) -> Result<Self, NbdError> {
         let Place::File(path) = &name.place else { return self.open_target(name, how).await };
         self.check_apart_from_file(name, path)?;
@@ -50,7 +53,7 @@ impl Disk {
         Ok(Self { name: name.clone(), kind })
     }
 
-    /// By its name, before it is opened: to open a file for writing has effects of its own.
+    /// Compares by path before the file is opened, because opening a file for writing has effects of its own.
     fn check_apart_from_file(&self, name: &DiskName, path: &Path) -> Result<(), NbdError> {
         match std::fs::metadata(path) {
             Ok(found) if self.identity().overlaps(&Identity::of_file(&found)) => Err(self.same(name)),
@@ -71,7 +74,7 @@ impl Disk {
         NbdError::Misfit(format!("{} and {target} are the same disk, or overlap", self.name))
     }
 
-    /// Which bytes it is made of.
+    /// Returns which bytes the disk consists of.
     pub(super) fn identity(&self) -> &Identity {
         match &self.kind {
             Kind::File(file) => file.identity(),
@@ -79,7 +82,7 @@ impl Disk {
         }
     }
 
-    /// As something to be served or copied.
+    /// Returns the disk as an export that can be served or copied.
     pub(super) fn export(&self) -> Arc<dyn Export> {
         match &self.kind {
             Kind::File(file) => Arc::<FileExport>::clone(file),
@@ -87,7 +90,7 @@ impl Disk {
         }
     }
 
-    /// Takes leave of a server, if nothing uses it any more.
+    /// Ends the session with a server, unless the export is still in use.
     pub(super) async fn close(self) {
         if let Kind::Remote(remote) = self.kind
             && let Some(remote) = Arc::into_inner(remote)

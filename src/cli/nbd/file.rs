@@ -1,8 +1,9 @@
-//! A plain file or a block device as an export.
+//! A regular file or a block device as an export.
 //!
-//! Holes are told by the file system and made by punching them. A block device makes them in whole blocks;
-//! what of a range is less than a block is written. Invariant: FLUSH is fdatasync, and what a file system
-//! cannot do is done by writing zeros or refused, never pretended.
+//! Owns the system calls on the file, and must not know who uses the export. The file system reports holes,
+//! and holes are created by punching them. A block device only punches whole blocks, so parts of blocks are
+//! written. Invariant: FLUSH is fdatasync. What the file system does not support is done by writing zeros, or
+//! refused; success is never pretended.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
@@ -22,14 +23,14 @@ use crate::protocol::{Error, TransmissionFlags};
 use crate::server::{Alignment, Allocation, Export, ExportDescription, ExportError, Segment};
 use crate::task::Tasks;
 
-/// What is written at a time where zeros must be written.
+/// Number of zero bytes that are written at a time.
 const ZEROS_BYTES: u64 = 1 << 20;
-/// Largest payload, in bytes.
+/// Maximum payload in bytes.
 const MAXIMUM_BLOCK_BYTES: u32 = 32 << 20;
-/// Largest minimum block size that the protocol knows, in bytes.
+/// Largest minimum block size that the protocol allows, in bytes.
 const LARGEST_MINIMUM_BYTES: u32 = 1 << 16;
 
-/// A file or block device.
+/// An open file or block device.
 #[derive(Debug)]
 pub(super) struct FileExport {
     file: Arc<File>,
@@ -41,16 +42,16 @@ pub(super) struct FileExport {
     tasks: Tasks,
 }
 
-/// Block sizes in bytes, powers of two.
+/// Block sizes in bytes. Both are powers of two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct BlockBytes {
-    /// In what the system frees and zeroes.
+    /// The unit in which the system frees and zeroes.
     minimum: u32,
     preferred: u32,
 }
 
 impl BlockBytes {
-    /// The file system knows how to do with any range.
+    /// A file system accepts any range.
     const FILE: Self = Self { minimum: 1, preferred: 4096 };
 
     fn of_device(device: &File, size_bytes: u64) -> io::Result<Self> {
@@ -58,8 +59,8 @@ impl BlockBytes {
         Ok(Self::of_sectors(logical, physical, size_bytes))
     }
 
-    /// The minimum is the logical sector. "The advertised export size SHOULD be an integer multiple of that
-    /// block size."
+    /// Derives the block sizes from the sectors. The minimum is the logical sector. "The advertised export
+    /// size SHOULD be an integer multiple of that block size."
     fn of_sectors(logical: u32, physical: u32, size_bytes: u64) -> Self {
         let mut minimum = if logical.is_power_of_two() { logical.min(LARGEST_MINIMUM_BYTES) } else { 1 };
         while !size_bytes.is_multiple_of(u64::from(minimum)) {
@@ -71,7 +72,7 @@ impl BlockBytes {
 }
 
 impl FileExport {
-    /// Opens what is there; read-only where it may not be written, or where that is wanted.
+    /// Opens an existing file. It is read-only if it may not be written, or if `read_only` says so.
     pub(super) fn open(path: &Path, name: &str, read_only: bool) -> io::Result<Self> {
         check_kind(&std::fs::metadata(path)?)?;
         let for_writing = || OpenOptions::new().read(true).write(true).open(path);
@@ -89,7 +90,8 @@ impl FileExport {
         Self::of(file, name, read_only)
     }
 
-    /// Makes a file, or gives it this size; what it holds up to there stays. A block device is used as it is.
+    /// Creates a file, or sets its size; existing content up to that size stays. A block device is used as it
+    /// is.
     pub(super) fn create(path: &Path, size_bytes: u64) -> io::Result<Self> {
         match std::fs::metadata(path) {
             Ok(found) => check_kind(&found)?,
@@ -122,7 +124,7 @@ impl FileExport {
         })
     }
 
-    /// Which bytes it is made of.
+    /// Returns which bytes the file consists of.
     pub(super) fn identity(&self) -> &Identity {
         &self.identity
     }
@@ -139,7 +141,7 @@ impl FileExport {
     }
 }
 
-/// Before it is opened, since opening a pipe may wait for its other end for ever.
+/// Checked before the file is opened, because opening a pipe may wait forever for its other end.
 fn check_kind(metadata: &Metadata) -> io::Result<()> {
     let kind = metadata.file_type();
     if kind.is_file() || kind.is_block_device() {
@@ -148,7 +150,7 @@ fn check_kind(metadata: &Metadata) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::InvalidInput, "neither a file nor a block device"))
 }
 
-/// Why a command failed, for a client.
+/// Converts an error of the system into one for clients.
 fn failed(error: &io::Error) -> ExportError {
     let value = match error.raw_os_error().map(Errno::from_raw_os_error) {
         Some(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => Error::NoSpc,
@@ -160,21 +162,21 @@ fn failed(error: &io::Error) -> ExportError {
     ExportError::new(value, error.to_string())
 }
 
-/// The whole blocks in a range; none if it has not even one.
+/// Returns the whole blocks in a range, or `None` if there are none.
 fn whole_blocks(range: &Range<u64>, block_bytes: u32) -> Option<Range<u64>> {
     let unit = u64::from(block_bytes);
     let blocks = range.start.checked_next_multiple_of(unit)?..range.end - range.end % unit;
     (blocks.start < blocks.end).then_some(blocks)
 }
 
-/// Zeroes a range of whole blocks: as a hole, or as allocated zeros.
+/// Zeroes a range of whole blocks, as a hole or as allocated zeros.
 fn deallocate(file: &File, range: &Range<u64>, hole: bool) -> Result<(), Errno> {
     let flags = if hole { FallocateFlags::PUNCH_HOLE } else { FallocateFlags::ZERO_RANGE };
     fallocate(file, flags | FallocateFlags::KEEP_SIZE, range.start, range.end - range.start)
 }
 
-/// Zeroes a range: as a hole, as allocated zeros, or where `slow` allows it by writing them. What of it is
-/// less than a block is written in any case; the system reads and writes the block around it.
+/// Zeroes a range, as a hole or as allocated zeros. `slow` permits writing the zeros if the system supports
+/// neither. Parts of blocks are always written; the system reads and writes the block around them.
 fn zero(file: &File, range: Range<u64>, block_bytes: u32, hole: bool, slow: bool) -> io::Result<()> {
     let Some(blocks) = whole_blocks(&range, block_bytes) else { return write_zeros(file, range) };
     match deallocate(file, &blocks, hole) {
@@ -197,7 +199,8 @@ fn write_zeros(file: &File, range: Range<u64>) -> io::Result<()> {
     Ok(())
 }
 
-/// Where the next hole or data begins, no further than `end`; `None` if the file system cannot tell.
+/// Returns where the next hole or data begins, but at most `end`. `None` if the file system does not report
+/// it.
 fn next(file: &File, from: SeekFrom, end: u64) -> io::Result<Option<u64>> {
     match seek(file, from) {
         Ok(at) => Ok(Some(at.min(end))),
@@ -216,7 +219,7 @@ fn extents(file: &File, offset: u64, length: u64, limit: usize) -> io::Result<Ve
         let data = next(file, SeekFrom::Data(at), end)?.unwrap_or(at);
         let hole = data > at;
         let until = if hole { data } else { next(file, SeekFrom::Hole(at), end)?.unwrap_or(end) };
-        // A file that shrank under us has no data where it ended.
+        // If the file shrank in the meantime, there is no data where it used to be.
         let until = if until > at { until } else { end };
         extents.push(Allocation { length_bytes: until - at, hole, zero: hole });
         at = until;
@@ -270,10 +273,10 @@ impl Export for FileExport {
     async fn trim(&self, offset: u64, length: u64, fua: bool) -> Result<(), ExportError> {
         let block_bytes = self.block.minimum;
         let trim = move |file: &File| {
-            // What is less than a block stays as it is: TRIM is advice.
+            // Parts of blocks are left as they are: TRIM is only advice.
             if let Some(blocks) = whole_blocks(&(offset..offset + length), block_bytes) {
                 match deallocate(file, &blocks, true) {
-                    // Some file systems cannot take it.
+                    // Some file systems do not support it.
                     Err(Errno::OPNOTSUPP) => return Ok(()),
                     done => done?,
                 }
@@ -317,7 +320,7 @@ impl Export for FileExport {
     }
 }
 
-/// Opens a file, with its name in the error.
+/// Adds the path of a file to the error of opening it.
 pub(super) fn named<T>(path: &Path, opened: io::Result<T>) -> Result<T, NbdError> {
     opened.map_err(|source| NbdError::File { path: PathBuf::from(path), source })
 }
@@ -333,7 +336,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn holes_are_told_made_and_filled() {
+    async fn holes_are_reported_punched_and_filled() {
         let directory = tempfile::tempdir().unwrap();
         let file = FileExport::create(&directory.path().join("image"), 4 * MIB).unwrap();
         assert_eq!(found(&file.block_status(0, 4 * MIB, 9).await.unwrap()), [(4 * MIB, true)]);
@@ -379,13 +382,13 @@ mod tests {
         assert_eq!(of(512, 4096, 1 << 30), (512, 4096));
         assert_eq!(of(4096, 4096, 1 << 30), (4096, 4096));
         assert_eq!(of(4096, 16_384, 1 << 30), (4096, 16_384));
-        // A size that the sector does not divide.
+        // The sector size does not divide this size.
         assert_eq!(of(4096, 4096, (1 << 30) + 512), (512, 4096));
         assert_eq!(of(1 << 17, 1 << 17, 1 << 30), (1 << 16, 1 << 17));
     }
 
     #[test]
-    fn whole_blocks_are_those_that_lie_in_the_range() {
+    fn whole_blocks_are_those_within_the_range() {
         assert_eq!(whole_blocks(&(0..8192), 4096), Some(0..8192));
         assert_eq!(whole_blocks(&(1..8191), 4096), None);
         assert_eq!(whole_blocks(&(1..8192), 4096), Some(4096..8192));
@@ -394,7 +397,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_that_becomes_a_copy_keeps_what_it_has_until_it_is_written() {
+    async fn the_target_of_a_copy_keeps_its_content_until_it_is_overwritten() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("image");
         std::fs::write(&path, "0123456789").unwrap();

@@ -1,6 +1,7 @@
-//! One export served by itself: `cairn nbd serve`, and the serving half of `cairn nbd mirror`.
+//! Serves a single export: `cairn nbd serve`, and the serving half of `cairn nbd mirror`.
 //!
-//! Knows no volume. Invariant: it says that it listens only once it does, and ends in order.
+//! Owns the server and its signals, and must not know volumes. Invariant: it reports that it listens only
+//! once it does, and drains before it exits.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use crate::server::{
     Drained, Export, Greeting, ListenAddress, NoMetrics, Options, Server, SingleExport, Tls, TlsOptions,
 };
 
-/// `cairn nbd serve`.
+/// Executes `cairn nbd serve`.
 pub(super) async fn serve_file(args: Serve, inherited: Inherited) -> Result<(), Error> {
     let file = named(&args.file, FileExport::open(&args.file, &args.host.exportname, args.read_only))?;
     let hosted = Hosted::start(&args.host, Arc::new(file), inherited).await?;
@@ -25,7 +26,7 @@ pub(super) async fn serve_file(args: Serve, inherited: Inherited) -> Result<(), 
     Ok(())
 }
 
-/// An export that is served.
+/// An export that is being served.
 pub(super) struct Hosted {
     server: Server,
     signals: Signals,
@@ -33,7 +34,7 @@ pub(super) struct Hosted {
 }
 
 impl Hosted {
-    /// Listens, and says where.
+    /// Starts to listen, and prints the address.
     pub(super) async fn start(
         host: &Host,
         export: Arc<dyn Export>,
@@ -52,7 +53,7 @@ impl Hosted {
         let tls = tls.transpose().map_err(NbdError::Tls)?;
         let listen_given = host.socket.is_some() || host.address.is_some() || host.port.is_some();
         let plan = Plan { listen: vec![host.listen_address()], listen_given, ..Plan::default() };
-        // Whoever opened it knows where it is, and may have put something else at the end of standard output.
+        // Whoever passed the sockets knows their addresses, and may use standard output for something else.
         let is_ours = inherited.is_empty();
         let listeners = Listeners::open(&plan, inherited, None).await?;
         Oldstyle::check(&listeners.oldstyle(), tls.as_ref())?;
@@ -72,8 +73,8 @@ impl Hosted {
         Ok(Self { server, signals, stream })
     }
 
-    /// Serves until a signal, or until the client that was there from the start has left; `background` goes
-    /// on beside it and is dropped then.
+    /// Serves until a signal arrives, or until the initial connection ends. `background` runs at the same
+    /// time and is dropped at the end.
     pub(super) async fn until_told(self, background: impl Future<Output = ()>) -> Drained {
         let Self { server, mut signals, stream } = self;
         let client = async {
@@ -108,14 +109,14 @@ impl Host {
     }
 }
 
-/// Prints a line that was asked for, and waits for whoever reads it. That nobody does is no reason to end.
+/// Prints a line of output and waits until it is written. A failure is not an error.
 pub(super) fn say(line: &str) {
     if let Err(error) = output::answer(&format!("{}\n", printable(line))) {
         tracing::debug!("nothing printed: {error}");
     }
 }
 
-/// Prints a value as JSON, which has escapes of its own.
+/// Prints a value as JSON, which has its own escapes.
 pub(super) fn say_json(value: &impl serde::Serialize) {
     let text = serde_json::to_string_pretty(value).expect("numbers, texts and lists are JSON");
     if let Err(error) = output::answer(&format!("{text}\n")) {
@@ -123,7 +124,7 @@ pub(super) fn say_json(value: &impl serde::Serialize) {
     }
 }
 
-/// Prints a line beside what the program does, which nobody needs to read.
+/// Prints an optional line, without waiting for anybody to read it.
 pub(super) fn mention(line: &str) {
     output::announce(&format!("{}\n", printable(line)));
 }

@@ -1,10 +1,11 @@
-//! Which bytes a disk is made of, so that no disk is copied onto itself.
+//! Determines which bytes a disk consists of, so that no disk is copied onto itself.
 //!
-//! A file is its device and inode. A block device is its number, and lies on others: a partition on its disk,
-//! a loop device on its file, a mapped device on its slaves (`/sys/dev/block`). An export is its server's
-//! address and its name; `cairn nbd serve` also says in the export's description what it serves, so that the
-//! same file is recognised through any address. Invariant: nothing is opened here, and what cannot be seen is
-//! no reason to refuse.
+//! Owns the comparison of disks, and must not open them. A file is identified by its device and inode. A
+//! block device is identified by its number, and lies on other devices: a partition on its disk, a loop
+//! device on its file, a mapped device on its slaves (`/sys/dev/block`). An export is identified by the
+//! address of its server and its name. `cairn nbd serve` also publishes the identity of its disk in the
+//! description of the export, so that the same file is recognised through any address. Invariant: what cannot
+//! be determined is no reason to refuse.
 
 use std::fmt;
 use std::fs::Metadata;
@@ -18,30 +19,30 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::client::Address;
 
-/// What stands before an identity in the description of an export.
+/// Precedes an identity in the description of an export.
 const PREFIX: &str = "cairn nbd serve ";
 /// Where Linux describes block devices.
 const DEVICES: &str = "/sys/dev/block";
-/// How many devices may lie one on the other.
+/// Maximum depth of devices that lie on one another.
 const MAXIMUM_DEPTH: usize = 8;
-/// Most files and devices that one device is seen to lie on.
+/// Maximum number of files and devices that are examined below one device.
 const MAXIMUM_LAYERS: usize = 16;
-/// The unit in which Linux tells where partitions are.
+/// The unit in which Linux reports the position of partitions, in bytes.
 const SECTOR_BYTES: u64 = 512;
 
 const EVERYTHING: Range<u64> = 0..u64::MAX;
 
-/// Which bytes a disk is made of: those of the disk itself, and of all that it lies on.
+/// The bytes of a disk: those of the disk itself, and of everything that it lies on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Identity(Vec<Layer>);
 
-/// Bytes of a file, a device or an export.
+/// A range of bytes of a file, a device or an export.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Layer {
-    /// A hash of which file, device or export it is.
+    /// Hash that identifies the file, device or export.
     of: u64,
     range: Range<u64>,
-    /// Whether it is all of the range, not only somewhere in it.
+    /// Whether the disk covers the whole range, and not only some part of it.
     exact: bool,
 }
 
@@ -55,7 +56,7 @@ impl Layer {
 }
 
 impl Identity {
-    /// That of a file or block device.
+    /// Returns the identity of a file or block device.
     pub(super) fn of_file(metadata: &Metadata) -> Self {
         let mut layers = Vec::new();
         if metadata.file_type().is_block_device() {
@@ -66,7 +67,7 @@ impl Identity {
         Self(layers)
     }
 
-    /// That of an export, by where its server was reached, its name, and what the server says of it.
+    /// Returns the identity of an export, from the address of its server, its name and its description.
     pub(super) fn of_export(
         address: &Address,
         peer: Option<SocketAddr>,
@@ -93,18 +94,18 @@ impl Identity {
         Self(layers)
     }
 
-    /// Both disks as one.
+    /// Returns the identity of both disks together.
     pub(super) fn and(&self, other: &Self) -> Self {
         Self(self.0.iter().chain(&other.0).cloned().collect())
     }
 
-    /// Whether there are bytes that both disks are made of.
+    /// Returns whether both disks share bytes.
     pub(super) fn overlaps(&self, other: &Self) -> bool {
         self.0.iter().any(|layer| other.0.iter().any(|theirs| layer.overlaps(theirs)))
     }
 }
 
-/// As it stands in the description of an export.
+/// The form in which an identity appears in the description of an export.
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(PREFIX)?;
@@ -120,7 +121,7 @@ impl fmt::Display for Identity {
     }
 }
 
-/// What the description of an export says of its identity.
+/// Parses the identity in the description of an export.
 fn told(description: &str) -> Vec<Layer> {
     let Some((_, told)) = description.rsplit_once(PREFIX) else { return Vec::new() };
     let layer = |text: &str| {
@@ -141,13 +142,13 @@ fn file(metadata: &Metadata) -> u64 {
     this_machine(&format!("file {} {}", metadata.dev(), metadata.ino()))
 }
 
-/// A hash of something that has this name on this machine, until it is booted again.
+/// Returns a hash that identifies something on this machine, until the machine is rebooted.
 fn this_machine(name: &str) -> u64 {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     xxh3_64(format!("{} {name}", boot.trim()).as_bytes())
 }
 
-/// Adds a range of a device, and what that lies on.
+/// Adds a range of a device, and everything that the range lies on.
 fn add_device(
     devices: &Path,
     number: u64,
@@ -190,12 +191,12 @@ fn add_device(
     }
     let slaves = std::fs::read_dir(directory.join("slaves")).into_iter().flatten().flatten();
     for slave in slaves.filter_map(|slave| device_number(&slave.path())) {
-        // Which part of the slave it is, is not told.
+        // The system does not report which part of the slave is used.
         add_device(devices, slave, EVERYTHING, false, depth - 1, layers);
     }
 }
 
-/// The number of the device that a directory of `/sys` is of.
+/// Returns the number of the device that a directory of `/sys` describes.
 fn device_number(directory: &Path) -> Option<u64> {
     let text = std::fs::read_to_string(directory.join("dev")).ok()?;
     let (major, minor) = text.trim().split_once(':')?;
@@ -206,7 +207,7 @@ fn device_number(directory: &Path) -> Option<u64> {
 mod tests {
     use super::*;
 
-    /// Files as in `/sys`.
+    /// Creates files like those in `/sys`.
     fn write(root: &Path, files: &[(&str, &str)]) {
         for (path, content) in files {
             let path = root.join(path);
@@ -215,7 +216,8 @@ mod tests {
         }
     }
 
-    /// A disk (8:0) with two partitions (8:1, 8:2); on the second lie two mapped devices (253:0, 253:1).
+    /// A disk (8:0) with two partitions (8:1, 8:2). Two mapped devices (253:0, 253:1) lie on the second
+    /// partition.
     fn machine() -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         write(
@@ -270,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mapped_device_overlaps_what_it_lies_on_and_no_other_mapped_device() {
+    fn a_mapped_device_overlaps_its_slaves_and_no_other_mapped_device() {
         let root = machine();
         let [disk, one, two] = [0, 1, 2].map(|minor| device(root.path(), 8, minor));
         let [first, second] = [0, 1].map(|minor| device(root.path(), 253, minor));
@@ -280,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_server_says_of_a_file_is_recognised() {
+    fn the_file_of_a_server_is_recognised_by_its_description() {
         let root = machine();
         let [disk, one, two] = [0, 1, 2].map(|minor| device(root.path(), 8, minor));
         let address = Address::Tcp { host: "host".to_owned(), port: 1 };

@@ -1,8 +1,9 @@
 //! `cairn nbd mirror`: serves a disk, the primary, while copying it to another, the secondary.
 //!
-//! Invariant: writes, and the copying of what was there, exclude each other where they overlap, so that both
-//! disks see them in the same order; what was answered and what was copied reads the same on both. A
-//! secondary that fails is given up and said so; the primary is served on.
+//! Owns the order of writes and copies, and must not know whether a disk is a file or an export. Invariants:
+//! a write and a copy of an overlapping range exclude each other, so both disks see them in the same order.
+//! What was answered, and what was copied, reads the same on both disks. If the secondary fails, it is given
+//! up with an error in the log, and the primary is served on.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,16 +24,16 @@ use crate::cli::listeners::Inherited;
 use crate::protocol::TransmissionFlags;
 use crate::server::{Alignment, Allocation, Drained, Export, ExportDescription, ExportError, Segment};
 
-/// Ranges that are copied at a time.
+/// Number of ranges that are copied concurrently.
 const PIECES_IN_FLIGHT: usize = 4;
-/// Connections to each server.
+/// Number of connections to each server.
 const CONNECTIONS: u16 = 4;
 
-/// `cairn nbd mirror`.
+/// Executes `cairn nbd mirror`.
 pub(super) async fn run(args: Mirror, inherited: Inherited) -> Result<(), Error> {
     let how = Connecting { options: args.waiting.options(), connections: CONNECTIONS };
     let primary = Disk::open(&args.primary, &how, false).await?;
-    // Whatever comes of it, a client leaves by DISC.
+    // Whatever the outcome, a client must end its session with DISC.
     let outcome = match primary.open_target(&args.secondary, &how).await {
         Ok(secondary) => {
             let outcome = mirror(&args, &primary, &secondary, inherited).await;
@@ -65,7 +66,7 @@ async fn mirror(args: &Mirror, primary: &Disk, secondary: &Disk, inherited: Inhe
     Ok(pair.outcome()?)
 }
 
-/// How far the secondary is.
+/// The progress of the copy.
 #[derive(Debug)]
 enum State {
     Copying,
@@ -73,7 +74,7 @@ enum State {
     Lost(String),
 }
 
-/// Two disks as one.
+/// Two disks that are served as one.
 struct Pair {
     name: String,
     description: String,
@@ -115,7 +116,7 @@ impl Pair {
         })
     }
 
-    /// Copies all that the primary has, telling of each percent.
+    /// Copies the whole primary, and reports every percent.
     async fn copy_all(&self, say: &(dyn Fn(&str) + Sync)) {
         let size = self.primary.description().size_bytes;
         say("0 %");
@@ -143,7 +144,7 @@ impl Pair {
         if !self.has_secondary() {
             return Ok(());
         }
-        // What the piece holds may have changed since it was planned.
+        // The content may have changed since the piece was planned.
         self.copier.copy_as_it_is(offset, length).await?;
         drop(held);
         let before = self.copied_bytes.fetch_add(length, Ordering::Relaxed);
@@ -173,7 +174,7 @@ impl Pair {
         }
     }
 
-    /// Whether both disks are the same.
+    /// Returns an error unless both disks are the same.
     fn outcome(&self) -> Result<(), NbdError> {
         match &*self.state.lock() {
             State::Complete => Ok(()),
@@ -184,8 +185,9 @@ impl Pair {
         }
     }
 
-    /// Does to the secondary what was done to the primary, if there still is one. Where the primary failed,
-    /// and may hold anything in the range, that is copied. The range is held by the caller.
+    /// Repeats on the secondary what was done to the primary, unless the secondary is lost. If the primary
+    /// failed, the range may hold anything there, so its content is copied instead. The caller holds the lock
+    /// of the range.
     async fn repeat(
         &self,
         (offset, length): (u64, u64),
@@ -211,7 +213,7 @@ impl Export for Pair {
         let (one, other) = (self.primary.description(), self.secondary.description());
         let mut flags = one.flags;
         flags.remove(TransmissionFlags::SEND_FAST_ZERO);
-        // Every connection leads through here.
+        // Every connection uses this pair.
         flags.insert(TransmissionFlags::CAN_MULTI_CONN);
         for flag in [TransmissionFlags::SEND_WRITE_ZEROES, TransmissionFlags::SEND_FUA] {
             if !other.flags.contains(flag) {
@@ -263,7 +265,7 @@ impl Export for Pair {
     }
 
     async fn trim(&self, offset: u64, length: u64, fua: bool) -> Result<(), ExportError> {
-        // What was trimmed may read as anything, and on two disks as two things.
+        // After a TRIM, the range may read as anything, and differently on each disk. Zero it instead.
         self.write_zeroes(offset, length, false, false, fua).await
     }
 

@@ -1,7 +1,8 @@
-//! `cairn nbd`: what can be done with NBD and files alone, without a store.
+//! `cairn nbd`: commands that work on NBD and files alone, without a store.
 //!
-//! Files and servers' exports are both [`Export`](crate::server::Export)s here ([`disk`]), so that whatever
-//! is done to one can be done to the other.
+//! Owns these commands, and must not know volumes. Files and exports of servers are both
+//! [`Export`](crate::server::Export)s here ([`disk`]). Invariant: what works with one kind of disk works with
+//! the other.
 
 mod args;
 mod copy;
@@ -20,7 +21,7 @@ pub(super) use args::Action;
 use super::error::Error;
 use super::listeners::Inherited;
 
-/// Does what was asked for.
+/// Executes a command.
 pub(super) async fn run(action: Action, inherited: Inherited) -> Result<(), Error> {
     match action {
         Action::Serve(args) => host::serve_file(args, inherited).await,

@@ -1,7 +1,7 @@
-//! How a disk or a server is named on the command line: one grammar for every command of `cairn nbd`.
+//! How the command line names a disk or a server: one grammar for all commands of `cairn nbd`.
 //!
-//! Opens nothing. What has a scheme is a URI; all else is a path where a disk is wanted, and a host, with its
-//! port, where a server is.
+//! Owns the grammar, and must not open anything. A text with a scheme is a URI. Any other text is a path if
+//! it names a disk, and a host if it names a server. Invariant: each text has exactly one meaning.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use clap::Args;
 use crate::cli::error::NbdError;
 use crate::client::{Address, Uri, UriError};
 
-/// A file, a block device or an export.
+/// A file, a block device or an export, as the user named it.
 #[derive(Clone, Debug)]
 pub(super) struct DiskName {
     text: String,
@@ -26,7 +26,7 @@ pub(super) enum Place {
     Export(Box<Uri>),
 }
 
-/// Why a text names no disk.
+/// Why a text does not name a disk.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DiskNameError {
     #[error(
@@ -53,14 +53,14 @@ impl FromStr for DiskName {
     }
 }
 
-/// As it was given.
+/// Shows the text as the user wrote it.
 impl fmt::Display for DiskName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }
 }
 
-/// Whether a text is meant as a URI.
+/// Returns whether a text is meant as a URI.
 fn has_scheme(text: &str) -> bool {
     let is_scheme = |scheme: &str| scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b));
     text.split_once("://").is_some_and(|(scheme, _)| is_scheme(scheme))
@@ -78,7 +78,7 @@ pub(super) struct ServerName {
 }
 
 impl ServerName {
-    /// The URI of an export of the server: that of `--export`, or that of the URI.
+    /// Returns the URI of an export of the server. `--export` names the export if the URI does not.
     pub(super) fn uri(&self, export: Option<&str>) -> Result<Uri, NbdError> {
         let Self { server, port } = self;
         let mut uri = match (has_scheme(server), *port) {
@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_has_a_scheme_is_a_uri() {
+    fn a_text_with_a_scheme_is_a_uri() {
         for uri in ["nbd://host/disk", "NBD://host/disk", "Nbds+Unix:///?socket=/s"] {
             let name: DiskName = uri.parse().unwrap();
             assert!(matches!(name.place, Place::Export(_)), "{uri}");
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn standard_input_and_output_are_no_disk() {
+    fn standard_input_and_output_are_not_disks() {
         assert!(matches!("-".parse::<DiskName>(), Err(DiskNameError::Standard)));
     }
 

@@ -1,4 +1,7 @@
-//! `cairn nbd size`, `list` and `info`: what servers tell of their exports.
+//! `cairn nbd size`, `list` and `info`: what servers report about their exports.
+//!
+//! Owns the output of these commands, and must not change a disk. Invariant: a text from a server is escaped
+//! before it is printed.
 
 use serde::Serialize;
 
@@ -9,10 +12,10 @@ use crate::client::{self, Client, Options, Uri};
 use crate::protocol::negotiate_client::HandshakeError;
 use crate::protocol::{AllocationFlags, HeaderStyle, OptionError, TransmissionFlags};
 
-/// `cairn nbd size`.
+/// Executes `cairn nbd size`.
 pub(super) async fn size(args: Size) -> Result<(), Error> {
     let uri = args.server.uri(args.export.as_deref())?;
-    // The size is all that is asked for, and every server tells it with the plainest of handshakes.
+    // Only the size is needed, and every server reports it even in the simplest handshake.
     let options = Options { structured_replies: false, extended_headers: false, ..args.waiting.options() };
     let client = connect(&uri, &options).await?;
     say(&client.size_bytes().to_string());
@@ -20,7 +23,7 @@ pub(super) async fn size(args: Size) -> Result<(), Error> {
     Ok(())
 }
 
-/// `cairn nbd list`.
+/// Executes `cairn nbd list`.
 pub(super) async fn list(args: List) -> Result<(), Error> {
     let uri = args.server.uri(None)?;
     let listed = client::list(&uri, &args.waiting.options()).await;
@@ -31,7 +34,7 @@ pub(super) async fn list(args: List) -> Result<(), Error> {
     Ok(())
 }
 
-/// Scripts tell these apart by the exit status.
+/// Scripts distinguish these errors by the exit status.
 fn list_error(uri: &Uri, source: client::Error) -> NbdError {
     let server = uri.address.to_string();
     match &source {
@@ -45,13 +48,13 @@ fn list_error(uri: &Uri, source: client::Error) -> NbdError {
     }
 }
 
-/// `cairn nbd info`.
+/// Executes `cairn nbd info`.
 pub(super) async fn info(args: Info) -> Result<(), Error> {
     let uri = args.server.uri(args.export.as_deref())?;
     let client = connect(&uri, &args.waiting.options()).await?;
     let map = if args.map { map(&client, &uri).await.map(Some) } else { Ok(None) };
     let told = map.map(|map| Told::of(&client, &uri, map));
-    // Also where it failed: a client leaves by DISC.
+    // Even after a failure, a client must end its session with DISC.
     client.disconnect().await;
     let told = told?;
     if args.json {
@@ -69,7 +72,7 @@ async fn connect(uri: &Uri, options: &Options) -> Result<Client, NbdError> {
     Client::connect(uri, options).await.map_err(failed)
 }
 
-/// All that is told of an export.
+/// Everything that a server reports about an export.
 #[derive(Debug, Serialize)]
 struct Told {
     uri: String,
@@ -166,7 +169,7 @@ impl Told {
 }
 
 impl Extent {
-    /// A line as `nbdinfo --map` prints it.
+    /// Formats the extent as `nbdinfo --map` does.
     fn line(&self) -> String {
         let Self { offset, length, hole, zero } = *self;
         let (state, name) = match (hole, zero) {
@@ -179,7 +182,7 @@ impl Extent {
     }
 }
 
-/// What is allocated, from the first byte to the last; neighbours differ.
+/// Returns the allocation from the first byte to the last. Adjacent extents differ.
 async fn map(client: &Client, uri: &Uri) -> Result<Vec<Extent>, NbdError> {
     let failed = |source| NbdError::Client { server: uri.to_string(), source };
     let size = client.size_bytes();
@@ -208,7 +211,7 @@ mod tests {
     use crate::protocol::{OptionCode, Refusal};
 
     #[test]
-    fn what_keeps_a_list_back_has_its_exit_status() {
+    fn each_reason_for_a_missing_list_has_its_own_exit_status() {
         let refused = |error| {
             let (option, refusal) = (OptionCode::List, Refusal::new(error, "no"));
             client::Error::Handshake(HandshakeError::Refused { option, refusal })

@@ -1,7 +1,7 @@
-//! Locks on ranges of a disk: who holds one keeps others off the same bytes, and no one else.
+//! Locks on ranges of a disk. A holder excludes others from the same bytes, and from no other bytes.
 //!
-//! Invariant: those who want overlapping ranges get them in the order in which they asked, so nobody waits
-//! for ever.
+//! Owns the order of the waiting requests, and must not know what they do. Invariant: requests for
+//! overlapping ranges are granted in order of arrival, so nobody waits forever.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -10,25 +10,25 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-/// Ranges that are held or waited for.
+/// The ranges that are held or waited for.
 #[derive(Clone, Debug, Default)]
 pub(super) struct RangeLocks(Arc<Mutex<Table>>);
 
 #[derive(Debug, Default)]
 struct Table {
     next: u64,
-    /// In the order in which they were asked for.
+    /// All requests, in order of arrival.
     wanted: BTreeMap<u64, Wanted>,
 }
 
 #[derive(Debug)]
 struct Wanted {
     range: Range<u64>,
-    /// Cancelled when it is given back.
+    /// Cancelled when the range is released.
     released: CancellationToken,
 }
 
-/// A range that is held until this is dropped.
+/// A range that is held until this value is dropped.
 #[derive(Debug)]
 pub(super) struct Held {
     locks: RangeLocks,
@@ -36,7 +36,7 @@ pub(super) struct Held {
 }
 
 impl RangeLocks {
-    /// Waits until nobody who asked earlier holds any of these bytes.
+    /// Waits until no earlier request holds any of these bytes.
     pub(super) async fn lock(&self, range: Range<u64>) -> Held {
         let (held, earlier) = self.ask(range);
         for released in earlier {
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn overlapping_ranges_are_had_in_the_order_of_asking() {
+    async fn overlapping_ranges_are_granted_in_order_of_arrival() {
         let locks = RangeLocks::default();
         let first = locks.lock(0..10).await;
         let mut second = Box::pin(locks.lock(5..15));
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_stops_waiting_keeps_nobody_else_waiting() {
+    async fn a_cancelled_request_delays_nobody() {
         let locks = RangeLocks::default();
         let first = locks.lock(0..10).await;
         let mut second = Box::pin(locks.lock(0..10));

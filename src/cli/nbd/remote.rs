@@ -1,6 +1,7 @@
-//! An export of another server as an export of ours, over one connection or several.
+//! An export of another server as an export of ours, over one or several connections.
 //!
-//! Invariant: there are several connections only where the server says that a FLUSH on one holds for all.
+//! Owns the connections, and must not know who uses the export. Invariant: it only uses several connections
+//! if the server reports that a FLUSH on one of them covers all.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -16,22 +17,22 @@ use crate::server::{Allocation, Export, ExportDescription, ExportError, Segment}
 /// An export of another server.
 #[derive(Debug)]
 pub(super) struct RemoteExport {
-    /// At least one.
+    /// The connections. There is at least one.
     clients: Vec<Client>,
     next: AtomicUsize,
     identity: Identity,
 }
 
-/// How servers are connected to.
+/// How to connect to servers.
 #[derive(Clone, Debug)]
 pub(super) struct Connecting {
     pub(super) options: Options,
-    /// Connections to a server that allows several.
+    /// Number of connections to a server that allows several.
     pub(super) connections: u16,
 }
 
 impl RemoteExport {
-    /// Connects, as often as is asked for and allowed.
+    /// Connects as often as requested and allowed.
     pub(super) async fn connect(uri: &Uri, how: &Connecting) -> Result<Self, NbdError> {
         let failed = |source| NbdError::Client { server: uri.to_string(), source };
         let first = Client::connect(uri, &how.options).await.map_err(failed)?;
@@ -51,17 +52,17 @@ impl RemoteExport {
         Ok(this)
     }
 
-    /// Which bytes it is made of, as far as that can be seen.
+    /// Returns which bytes the export consists of, as far as that can be determined.
     pub(super) fn identity(&self) -> &Identity {
         &self.identity
     }
 
-    /// Tells the server that this is the end.
+    /// Ends the sessions with the server.
     pub(super) async fn disconnect(self) {
         futures::future::join_all(self.clients.into_iter().map(Client::disconnect)).await;
     }
 
-    /// One of the connections, each in turn.
+    /// Returns one of the connections, in rotation.
     fn client(&self) -> &Client {
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
         &self.clients[turn % self.clients.len()]
@@ -70,7 +71,7 @@ impl RemoteExport {
 
 fn failed(error: client::Error) -> ExportError {
     let value = match &error {
-        // A value that the protocol does not list is nothing to pass on.
+        // An error value that the protocol does not define must not be passed on.
         client::Error::Command { error: Error::Unknown(_), .. } => Error::Io,
         client::Error::Command { error, .. } => *error,
         client::Error::NotAllowed(_) => Error::Inval,
@@ -85,7 +86,7 @@ impl Export for RemoteExport {
         use TransmissionFlags as Flags;
         let first = &self.clients[0];
         let (export, block_size) = (first.export(), first.export().block_size);
-        // What depends on headers and contexts is the matter of each connection.
+        // Features that depend on the headers and contexts are negotiated by each connection itself.
         let flags = export.disk.flags.difference(Flags::SEND_DF | Flags::BLOCK_STATUS_PAYLOAD);
         ExportDescription {
             name: export.name.as_str().to_owned(),
@@ -156,7 +157,7 @@ impl Export for RemoteExport {
     ) -> Result<Vec<Allocation>, ExportError> {
         let client = self.client();
         if client.contexts().is_empty() {
-            // It does not tell: then all of it may be data.
+            // The server does not report allocation, so the whole range may be data.
             return Ok(vec![Allocation { length_bytes: length, hole: false, zero: false }]);
         }
         let asked = length.min(client.maximum_effect_bytes());
@@ -166,7 +167,7 @@ impl Export for RemoteExport {
         for extent in extents {
             let state = extent.allocation();
             let (hole, zero) = (state.contains(AllocationFlags::HOLE), state.contains(AllocationFlags::ZERO));
-            // The last extent may go on behind what was asked for.
+            // The last extent may extend beyond the requested range.
             let length_bytes = extent.length.min(left);
             left -= length_bytes;
             let full = told.len() == limit;
@@ -181,7 +182,7 @@ impl Export for RemoteExport {
     }
 }
 
-/// A range in pieces that are not too long.
+/// Splits a range into pieces of at most `maximum` bytes.
 fn pieces(offset: u64, length: u64, maximum: u64) -> impl Iterator<Item = (u64, u64)> {
     let starts = (0..length.div_ceil(maximum)).map(move |n| n * maximum);
     starts.map(move |start| (offset + start, maximum.min(length - start)))
@@ -205,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn long_ranges_go_in_pieces() {
+    fn long_ranges_are_split() {
         assert_eq!(pieces(5, 10, 4).collect::<Vec<_>>(), [(5, 4), (9, 4), (13, 2)]);
         assert_eq!(pieces(5, 4, 4).collect::<Vec<_>>(), [(5, 4)]);
         assert_eq!(pieces(5, 0, 4).count(), 0);

@@ -1,9 +1,9 @@
-//! A stream that is written to without ever waiting for it: a bounded queue, and a thread that may hang in
-//! the system.
+//! A stream that callers write to without ever waiting for it: a bounded queue, and a thread that may block
+//! in the system.
 //!
-//! Knows no format. Invariants: [`Outlet::say`] neither blocks nor fails; what is held is bounded; a text is
-//! written whole or counted as lost, and a text that was cut in the midst ends its line before the next
-//! begins.
+//! Owns the queue and the thread, and must not know a format. Invariants: [`Outlet::say`] neither blocks nor
+//! fails. The queue is bounded. A text is written whole or counted as lost. If a text was written in part,
+//! its line is ended before the next text.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -15,32 +15,32 @@ use tokio::time::Instant;
 
 use crate::task;
 
-/// Most bytes of texts that wait, with what it takes to hold them.
+/// Maximum size of the queue in bytes, including its overhead.
 pub(in crate::cli) const QUEUE_BYTES: usize = 1 << 20;
-/// What a text in the queue takes beside its bytes.
+/// Overhead of a text in the queue, in bytes.
 const TEXT_OVERHEAD_BYTES: usize = 64;
-/// How often [`Notice::Moment`] comes.
+/// Time between two [`Notice::Moment`]s.
 const MOMENT: Duration = Duration::from_secs(10);
-/// How long to wait for a stream that does not block and has no room.
+/// How long to wait if a non-blocking stream is full.
 const NO_ROOM_PAUSE: Duration = Duration::from_millis(20);
 
-/// What the owner of an outlet is told, by the thread that writes.
+/// A message for the owner of an outlet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::cli) enum Notice {
-    /// A text was lost: there was no room for it.
+    /// A text was lost because the queue was full.
     Full,
-    /// A text was lost: it could not be written.
+    /// A text was lost because it could not be written.
     Failed,
-    /// Texts are written again after so many were lost.
+    /// Texts are being written again after some were lost.
     Resumed {
-        /// How many.
+        /// Number of texts that were lost.
         lost: u64,
     },
-    /// Time has passed.
+    /// Some time has passed.
     Moment,
 }
 
-/// A stream that is never waited for.
+/// A stream that callers never wait for.
 pub(in crate::cli) struct Outlet(Arc<Shared>);
 
 struct Shared {
@@ -53,14 +53,15 @@ struct Shared {
 struct Queue {
     texts: VecDeque<Vec<u8>>,
     held_bytes: usize,
-    /// Whether a text was taken out and is not written yet.
+    /// Whether a text was taken from the queue and is not written yet.
     is_writing: bool,
-    /// Texts lost since [`Notice::Resumed`] last came.
+    /// Number of texts lost since the last [`Notice::Resumed`].
     lost: u64,
 }
 
 impl Outlet {
-    /// Writes to a stream from now on; `notice` is called by whoever causes it, and must not wait.
+    /// Starts to write to a stream. `notice` is called by the thread that causes the notice, and must not
+    /// wait.
     pub(in crate::cli) fn start(
         name: &str,
         stream: impl Write + Send + 'static,
@@ -70,13 +71,13 @@ impl Outlet {
         let shared = Arc::new(Shared { queue, changed: Condvar::new(), notice: Box::new(notice) });
         let of_thread = Arc::clone(&shared);
         if task::run_detached(name, move || of_thread.write_all(stream)).is_err() {
-            // Without a thread nothing is written: all that comes is lost, and counted.
+            // Without a thread, nothing can be written: every text is lost, and counted.
             shared.queue.lock().held_bytes = QUEUE_BYTES;
         }
         Self(shared)
     }
 
-    /// Has a text written after those before it, or loses it.
+    /// Queues a text to be written after the earlier ones, or counts it as lost.
     pub(in crate::cli) fn say(&self, text: Vec<u8>) {
         let mut queue = self.0.queue.lock();
         let held_bytes = queue.held_bytes + text.len() + TEXT_OVERHEAD_BYTES;
@@ -91,7 +92,8 @@ impl Outlet {
         (self.0.notice)(Notice::Full);
     }
 
-    /// Waits until everything is written or lost, or the time is over; whether it is.
+    /// Waits until everything is written or lost, but no longer than `patience`. Returns whether that was
+    /// achieved.
     pub(in crate::cli) fn flush(&self, patience: Duration) -> bool {
         let mut queue = self.0.queue.lock();
         let is_busy = |queue: &mut Queue| queue.is_writing || !queue.texts.is_empty();
@@ -100,7 +102,7 @@ impl Outlet {
 }
 
 impl Shared {
-    /// The thread.
+    /// Runs in the thread: writes the texts in order.
     fn write_all(&self, mut stream: impl Write) {
         let mut is_cut = false;
         let mut moment = Instant::now() + MOMENT;
@@ -116,7 +118,7 @@ impl Shared {
         }
     }
 
-    /// The next text; none when it is time for something else.
+    /// Returns the next text, or `None` at the time `until`.
     fn next(&self, until: Instant) -> Option<Vec<u8>> {
         let mut queue = self.queue.lock();
         let patience = until.saturating_duration_since(Instant::now());
@@ -127,7 +129,7 @@ impl Shared {
         Some(text)
     }
 
-    /// A text was written, or not.
+    /// Notes whether a text was written.
     fn settle(&self, is_written: bool) {
         let mut queue = self.queue.lock();
         let notice = match is_written {
@@ -135,7 +137,7 @@ impl Shared {
                 queue.lost += 1;
                 Some(Notice::Failed)
             }
-            // Not for each gap of a slow reader.
+            // Do not report every gap of a slow reader.
             true if queue.lost > 0 && queue.held_bytes <= QUEUE_BYTES / 2 => {
                 Some(Notice::Resumed { lost: std::mem::take(&mut queue.lost) })
             }
@@ -150,7 +152,7 @@ impl Shared {
     }
 }
 
-/// Writes a text, after the end of a line that was cut before.
+/// Writes a text. If the previous text was cut, ends its line first.
 fn write_text(stream: &mut impl Write, text: &[u8], is_cut: &mut bool) -> io::Result<()> {
     if *is_cut {
         write_whole(stream, b"\n").map_err(|(_, error)| error)?;
@@ -162,7 +164,7 @@ fn write_text(stream: &mut impl Write, text: &[u8], is_cut: &mut bool) -> io::Re
     })
 }
 
-/// Writes all of it, however long that takes; where that fails, how much was written.
+/// Writes a whole text, however long that takes. On failure, also returns how much was written.
 fn write_whole(stream: &mut impl Write, text: &[u8]) -> Result<(), (usize, io::Error)> {
     let mut written = 0;
     while written < text.len() {
@@ -170,7 +172,7 @@ fn write_whole(stream: &mut impl Write, text: &[u8]) -> Result<(), (usize, io::E
             Ok(0) => return Err((written, io::ErrorKind::WriteZero.into())),
             Ok(bytes) => written += bytes,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // Another process has made the stream that it shares with us non-blocking.
+            // Another process that shares the stream has made it non-blocking.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => pause(NO_ROOM_PAUSE),
             Err(error) => return Err((written, error)),
         }
@@ -178,7 +180,7 @@ fn write_whole(stream: &mut impl Write, text: &[u8]) -> Result<(), (usize, io::E
     Ok(())
 }
 
-/// Nobody tells when such a stream has room again.
+/// Pauses, because nothing signals when such a stream has room again.
 fn pause(length: Duration) {
     let nobody = Mutex::new(());
     Condvar::new().wait_for(&mut nobody.lock(), length);
@@ -190,7 +192,7 @@ mod tests {
 
     use super::*;
 
-    /// A stream that asks what to do with each write.
+    /// A stream that receives the result of each write from the test.
     struct Scripted {
         answers: mpsc::Receiver<io::Result<usize>>,
         written: Arc<Mutex<Vec<u8>>>,
@@ -198,7 +200,7 @@ mod tests {
 
     impl Write for Scripted {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            // Where nobody answers any more, it takes all.
+            // When the test sends no more results, the stream accepts everything.
             let taken = self.answers.recv().unwrap_or(Ok(usize::MAX))?.min(bytes.len());
             self.written.lock().extend_from_slice(&bytes[..taken]);
             Ok(taken)
@@ -228,7 +230,7 @@ mod tests {
     const LONG: Duration = Duration::from_secs(300);
 
     #[test]
-    fn a_stream_that_takes_nothing_keeps_nobody_waiting_and_what_is_lost_is_told_once_it_goes_on() {
+    fn a_blocked_stream_delays_nobody_and_lost_texts_are_reported_when_it_resumes() {
         let Stage { outlet, answers, written, notices } = stage();
         let line = vec![b'x'; 1024 - TEXT_OVERHEAD_BYTES];
         for _ in 0..3 * QUEUE_BYTES / 1024 {
@@ -236,7 +238,7 @@ mod tests {
         }
         assert!(!outlet.flush(Duration::ZERO), "nothing was taken");
         let full = notices.lock().iter().filter(|notice| **notice == Notice::Full).count();
-        // One is out of the queue, if the thread was quick enough.
+        // The thread may have taken one text from the queue already.
         let lost = 2 * QUEUE_BYTES / 1024;
         assert!(full == lost || full == lost - 1, "{full}");
         drop(answers);

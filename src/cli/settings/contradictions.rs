@@ -1,7 +1,7 @@
-//! Settings that are right each for itself and cannot hold together.
+//! Settings that are valid individually but contradict each other.
 //!
-//! Each is an error that names both, so that nobody relies on the one that would lose. What cannot be read as
-//! its type is passed over here: it is an error of its own.
+//! Owns these rules, and must not report a value that is wrong by itself: that is an error of its own.
+//! Invariant: every error names both settings, so that nobody relies on the one that would be ignored.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use crate::cli::size::Wanted;
 use crate::config::{self, Config};
 use crate::server::ListenAddress;
 
-/// All that contradicts each other.
+/// Returns all contradictions.
 pub(super) fn of(config: &Config) -> Vec<config::Error> {
     let mut errors = Vec::new();
     bounds(config, &mut errors);
@@ -21,7 +21,7 @@ pub(super) fn of(config: &Config) -> Vec<config::Error> {
     errors
 }
 
-/// Bounds of which the smaller one wins, whatever the other says.
+/// Limits of which the smaller one would always apply.
 fn bounds(config: &Config, errors: &mut Vec<config::Error>) {
     let Config { store, server, lease, volumes, .. } = config;
     let mut refuse = |key, why: String| errors.push(config.refuse(key, why));
@@ -52,11 +52,11 @@ fn bounds(config: &Config, errors: &mut Vec<config::Error>) {
     }
 }
 
-/// Clients that know oldstyle only cannot use TLS, and show no certificate.
+/// Oldstyle clients cannot use TLS, and have no certificate.
 fn oldstyle_and_tls(config: &Config, errors: &mut Vec<config::Error>) {
     let Config { server, tls, .. } = config;
     if tls.mode == "off" {
-        // Without TLS nobody shows who they are: the export would be everybody's.
+        // Without TLS no client presents a certificate, so everybody could use the export.
         if !tls.subjects.is_empty() {
             errors.push(config.refuse(
                 "tls.subjects",
@@ -82,7 +82,8 @@ fn oldstyle_and_tls(config: &Config, errors: &mut Vec<config::Error>) {
     }
 }
 
-/// An address serves one purpose. Where the admin server listens by default it gives way by itself.
+/// An address serves one purpose. The default address of the admin server is an exception, because it may
+/// remain unused.
 fn one_use_of_an_address(config: &Config, errors: &mut Vec<config::Error>) {
     let Config { server, admin, .. } = config;
     let unix = |path: &String| given(path).map(|path| ListenAddress::Unix(PathBuf::from(path)));
@@ -99,7 +100,7 @@ fn one_use_of_an_address(config: &Config, errors: &mut Vec<config::Error>) {
         uses.extend(unix(&admin.socket).map(|address| ("admin.socket", address)));
     }
     for (n, (key, address)) in uses.iter().enumerate() {
-        // Port 0 is another port each time.
+        // Port 0 is a different port each time.
         let any = matches!(address, ListenAddress::Tcp(text) if text.ends_with(":0"));
         if let Some((other, _)) = uses[..n].iter().find(|(_, taken)| taken == address && !any) {
             errors.push(config.refuse(key, format!("{address} is already used by {other}")));
@@ -117,9 +118,9 @@ mod tests {
         super::of(&config::load(None, pairs, []).unwrap()).iter().map(ToString::to_string).collect()
     }
 
-    /// Pairs of settings, and whether they contradict each other. Of those that do, the error names both.
+    /// Pairs of settings that contradict each other. The error names both.
     #[test]
-    fn what_cannot_hold_together_is_refused_by_both_names() {
+    fn contradictory_settings_are_refused_and_both_are_named() {
         for (one, other) in [
             (("server.oldstyle", "127.0.0.1:1=disk"), ("tls.mode", "required")),
             (("server.bytes_in_flight", "257MiB"), ("server.total_bytes_in_flight", "256MiB")),
@@ -129,7 +130,7 @@ mod tests {
             (("volumes.maximum", "2"), ("volumes.create", "a=1MiB,b=1MiB,c=1MiB")),
             (("tls.subjects", "disk=CN=vm"), ("tls.mode", "off")),
             (("server.oldstyle", "127.0.0.1:1=disk"), ("server.listen", "127.0.0.1:2,127.0.0.1:1")),
-            // The default.
+            // This is the default address.
             (("server.oldstyle", "127.0.0.1:10809=disk"), ("server.listen", "127.0.0.1:10809")),
             (("admin.listen", "127.0.0.1:1"), ("server.listen", "127.0.0.1:1")),
             (("admin.listen", "unix:/s"), ("server.handover", "/s")),
@@ -153,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_hold_together_is_not() {
+    fn compatible_settings_are_accepted() {
         for pairs in [
             &[][..],
             &[("server.oldstyle", "127.0.0.1:1=disk"), ("tls.mode", "allowed")],

@@ -1,12 +1,15 @@
 //! Who may connect to the Unix sockets for NBD: their mode and group.
+//!
+//! Owns the syntax of both settings, and must not create a socket. Invariant: the owner of a socket can
+//! always connect to it.
 
 use crate::config::{self, Config};
 use crate::server::SocketPermissions;
 
-/// Where groups have their names; a program without a C library's name services looks nowhere else.
+/// The file with the names of groups. A program without the C library's name services knows no other source.
 const GROUPS: &str = "/etc/group";
 
-/// What the settings say; the errors, each by its setting.
+/// Converts the settings. Each error names its setting.
 pub(super) fn permissions(config: &Config) -> Result<SocketPermissions, Vec<config::Error>> {
     let of = |key, text: &str, parse: fn(&str) -> Result<u32, String>| {
         let given = (!text.is_empty()).then(|| parse(text));
@@ -27,12 +30,12 @@ fn parse_mode(text: &str) -> Result<u32, String> {
         return Err(bad());
     }
     let mode = u32::from_str_radix(digits, 8).map_err(|_| bad())?;
-    // A successor at the same path finds out by connecting whether a gateway still lives there.
+    // A successor finds out by connecting whether a gateway still listens at the same path.
     if mode & 0o600 == 0o600 { Ok(mode) } else { Err("its owner must be able to read and write".to_owned()) }
 }
 
 fn parse_group(text: &str) -> Result<u32, String> {
-    // The greatest number means "leave it" to chown(2).
+    // The largest number means "do not change" to chown(2).
     let number = text.parse().ok().filter(|number| *number != u32::MAX);
     let named = || {
         let groups = std::fs::read_to_string(GROUPS).unwrap_or_default();
@@ -58,7 +61,7 @@ mod tests {
         }
     }
 
-    /// The group 0 is `root` on every Linux.
+    /// Group 0 is `root` on every Linux.
     #[test]
     fn groups_are_numbers_or_names() {
         assert_eq!((parse_group("65532"), parse_group("root")), (Ok(65_532), Ok(0)));

@@ -1,6 +1,7 @@
-//! The settings of TLS: whether it is used, with which files, and which subjects may use which export.
+//! The TLS settings: whether TLS is used, with which files, and which subjects may use which export.
 //!
-//! Invariant: what is wrong is said with the setting that it stands in, not with another of TLS.
+//! Owns the mapping to the server's options, and must not know the handshake. Invariant: an error names the
+//! setting that causes it, and not another setting of TLS.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -9,7 +10,7 @@ use super::given;
 use crate::config::{self, Config};
 use crate::server::{Tls, TlsError, TlsFile, TlsOptions};
 
-/// TLS as configured, its files read; none where it is off.
+/// Reads the files and returns the configured TLS; `None` if it is off.
 pub(super) fn of(config: &Config) -> Result<Option<Tls>, config::Error> {
     let of = &config.tls;
     if of.mode == "off" {
@@ -29,7 +30,7 @@ pub(super) fn of(config: &Config) -> Result<Option<Tls>, config::Error> {
     Tls::load(&options).map(Some).map_err(|error| config.refuse(culprit(&error), error))
 }
 
-/// Which setting an error stems from.
+/// Returns the setting that causes an error.
 fn culprit(error: &TlsError) -> &'static str {
     match error {
         TlsError::File { file, .. } | TlsError::NoCertificate { file, .. } => match file {
@@ -44,7 +45,7 @@ fn culprit(error: &TlsError) -> &'static str {
     }
 }
 
-/// Who may use which export.
+/// Returns which subjects may use which export.
 fn subjects(texts: &[String]) -> Result<BTreeMap<String, BTreeSet<String>>, String> {
     let mut allowed: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for text in texts {
@@ -68,13 +69,13 @@ mod tests {
     }
 
     #[test]
-    fn it_is_off_unless_asked_for() {
+    fn tls_is_off_by_default() {
         assert!(load(&[]).unwrap().is_none());
         assert!(load(&[("CAIRN_TLS__CERTIFICATE", "/none")]).unwrap().is_none());
     }
 
     #[test]
-    fn what_is_wrong_is_said_with_its_setting() {
+    fn an_error_names_its_setting() {
         let mode = ("CAIRN_TLS__MODE", "required");
         let certificate = ("CAIRN_TLS__CERTIFICATE", "/dev/null");
         let key = ("CAIRN_TLS__KEY", "/none/key.pem");
@@ -102,9 +103,9 @@ mod tests {
         }
     }
 
-    /// What is missing in a file is said in words of this program, for each kind of file.
+    /// For each kind of file, the error says what the file lacks, in the program's own words.
     #[test]
-    fn a_file_without_what_it_is_for_is_said_to_lack_it() {
+    fn an_error_says_what_a_file_lacks() {
         let pair = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let file = |content: &str| {
             let file = tempfile::NamedTempFile::new().unwrap();
@@ -137,9 +138,9 @@ mod tests {
         }
     }
 
-    /// Certificate, key and authorities may share a file; each has its own faults there.
+    /// Certificate, key and authorities may share a file. Each error names the setting whose part is wrong.
     #[test]
-    fn what_is_wrong_in_a_file_of_several_settings_is_said_with_the_one_it_is_wrong_for() {
+    fn an_error_in_a_shared_file_names_the_setting_concerned() {
         let pair = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let (certificate, key) = (pair.cert.pem(), pair.signing_key.serialize_pem());
         let pem =

@@ -63,7 +63,7 @@ async fn holder(store: &MemoryStore, name: &str) -> Option<String> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn looking_takes_no_lease_and_going_does() {
+async fn describing_takes_no_lease_and_opening_does() {
     let store = store_of(&["a", "b"]).await;
     let gateway = gateway(&store, 1, None);
     let listed = gateway.exports.list().await.unwrap();
@@ -79,7 +79,7 @@ async fn looking_takes_no_lease_and_going_does() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_volume_that_nobody_uses_is_closed_and_opened_again_when_asked_for() {
+async fn an_unused_volume_is_closed_and_reopened_on_request() {
     let store = store_of(&["a"]).await;
     let gateway = gateway(&store, 1, None);
     let first = gateway.exports.open("a").await.unwrap();
@@ -102,7 +102,7 @@ async fn a_volume_that_nobody_uses_is_closed_and_opened_again_when_asked_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn clients_that_come_at_once_share_one_volume() {
+async fn concurrent_clients_share_one_volume() {
     let store = store_of(&["a"]).await;
     let gateway = gateway(&store, 1, None);
     let opened = futures::future::join_all((0..8).map(|_| gateway.exports.open("a"))).await;
@@ -116,7 +116,7 @@ async fn clients_that_come_at_once_share_one_volume() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_configured_volume_stays_and_is_the_default() {
+async fn a_configured_volume_stays_open_and_is_the_default() {
     let store = store_of(&["a", "b"]).await;
     let gateway = gateway(&store, 1, Some("a"));
     gateway.volumes.open_configured("a", false).await.unwrap();
@@ -127,7 +127,7 @@ async fn a_configured_volume_stays_and_is_the_default() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_configured_later_stays_and_what_no_longer_is_goes_when_unused() {
+async fn a_volume_configured_later_stays_open_and_one_no_longer_configured_is_closed_when_unused() {
     let store = store_of(&["a"]).await;
     let gateway = gateway(&store, 1, None);
     let export = gateway.exports.open("a").await.unwrap();
@@ -154,7 +154,7 @@ async fn what_is_configured_later_stays_and_what_no_longer_is_goes_when_unused()
 }
 
 #[tokio::test(start_paused = true)]
-async fn names_that_stand_for_nothing_are_unknown() {
+async fn names_that_refer_to_nothing_are_unknown() {
     let store = store_of(&["a"]).await;
     let gateway = gateway(&store, 1, None);
     for name in ["", "b", "a/b", "../a", "A"] {
@@ -166,7 +166,7 @@ async fn names_that_stand_for_nothing_are_unknown() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_volume_of_another_gateway_is_refused_with_its_name() {
+async fn a_volume_of_another_gateway_is_refused_and_the_holder_is_named() {
     let store = store_of(&["a"]).await;
     let (first, second) = (gateway(&store, 1, None), gateway(&store, 2, None));
     let _used = first.exports.open("a").await.unwrap();
@@ -271,7 +271,7 @@ fn requests(metrics: &StoreMetrics) -> (u64, u64) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn names_that_do_not_exist_take_no_place_of_a_volume_that_does() {
+async fn unknown_names_do_not_count_as_open_volumes() {
     let store = store_of(&["a", "b"]).await;
     let (gateway, fault, _) = counted(&store);
     let held = fault.hold(Operation::Get, "name/none");
@@ -290,7 +290,7 @@ async fn names_that_do_not_exist_take_no_place_of_a_volume_that_does() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_name_that_does_not_exist_is_asked_for_once_in_a_while() {
+async fn an_unknown_name_is_looked_up_only_once_in_a_while() {
     let store = store_of(&["a"]).await;
     let (gateway, _, metrics) = counted(&store);
     for _ in 0..20 {
@@ -306,7 +306,7 @@ async fn a_name_that_does_not_exist_is_asked_for_once_in_a_while() {
 /// A name that a client may not know about costs the same requests and gets the same answer as a name that
 /// does not exist, whether or not the volume exists, is open or was just used by others.
 #[tokio::test(start_paused = true)]
-async fn what_is_concealed_is_looked_for_as_what_is_not_there() {
+async fn a_concealed_name_is_looked_up_like_one_that_does_not_exist() {
     let store = store_of(&["secret"]).await;
     for is_open in [false, true] {
         let (gateway, fault, metrics) = counted(&store);
@@ -333,7 +333,7 @@ async fn what_is_concealed_is_looked_for_as_what_is_not_there() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_opened_once_all_is_closed() {
+async fn nothing_is_opened_after_everything_was_closed() {
     let store = store_of(&["a", "b"]).await;
     let gateway = gateway(&store, 1, None);
     gateway.volumes.open_configured("a", false).await.unwrap();
@@ -347,7 +347,7 @@ async fn nothing_is_opened_once_all_is_closed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_cannot_be_opened_is_not_listed_and_keeps_no_other_from_it() {
+async fn a_volume_that_cannot_be_opened_is_not_listed_and_hides_no_other() {
     let store = store_of(&["a", "half-deleted", "headless", "z"]).await;
     let env = environment(&store, 97);
     let fault = Fault::new(Arc::new(store.clone()), 0);
@@ -369,7 +369,7 @@ async fn what_cannot_be_opened_is_not_listed_and_keeps_no_other_from_it() {
 
 /// A client asked for a name. It gets the volume to which the name refers when the client gets it.
 #[tokio::test(start_paused = true)]
-async fn a_volume_that_is_made_anew_while_it_is_opened_is_opened() {
+async fn a_volume_that_is_recreated_while_it_is_opened_is_opened() {
     for held in ["/head", "/root/"] {
         let store = store_of(&["a"]).await;
         let env = environment(&store, 97);
@@ -392,7 +392,7 @@ async fn a_volume_that_is_made_anew_while_it_is_opened_is_opened() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_name_that_goes_while_it_is_opened_is_unknown() {
+async fn a_name_that_is_deleted_while_it_is_opened_is_unknown() {
     let store = store_of(&["a"]).await;
     let env = environment(&store, 97);
     let fault = Fault::new(Arc::new(store.clone()), 0);
@@ -413,7 +413,7 @@ async fn a_name_that_goes_while_it_is_opened_is_unknown() {
 
 /// An answer that is in flight while a volume is deleted here is not cached.
 #[tokio::test(start_paused = true)]
-async fn the_catalogue_keeps_nothing_that_was_asked_before_a_change() {
+async fn the_catalogue_caches_no_answer_requested_before_a_change() {
     let store = store_of(&["a"]).await;
     let fault = Fault::new(Arc::new(store.clone()), 0);
     let mut env = environment(&store, 1);

@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_what_was_written_whatever_its_length() {
+    fn a_file_of_any_length_has_the_written_content() {
         let directory = tempfile::tempdir().unwrap();
         let pool = Arc::new(Pool::default());
         let lengths =

@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_comes_back_when_the_last_reader_is_done_and_little_is_kept() {
+    fn buffers_return_after_the_last_reader_and_few_are_kept() {
         let pool = Arc::new(Pool::default());
         let mut buffer = pool.take();
         buffer.memory()[..3].copy_from_slice(b"abc");

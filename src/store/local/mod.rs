@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_object_is_a_file_of_its_name_and_nothing_else_stays() {
+    async fn an_object_is_a_file_at_its_key_and_no_other_file_remains() {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().join("new/root");
         let store = LocalStore::open(&root).await.unwrap();
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_crash_left_half_written_goes_and_what_is_being_written_stays() {
+    async fn half_written_files_of_a_crash_are_removed_and_files_being_written_are_kept() {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path();
         drop(LocalStore::open(root).await.unwrap());
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_version_of_a_file_that_came_from_elsewhere_is_that_of_its_content() {
+    async fn a_file_from_elsewhere_has_the_version_of_its_content() {
         let directory = tempfile::tempdir().unwrap();
         let store = LocalStore::open(directory.path()).await.unwrap();
         let body = Bytes::from(vec![7; 100_000]);
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_the_system_has_in_memory_is_read_at_once_and_is_the_same() {
+    async fn cached_data_is_read_without_waiting_and_is_identical() {
         let directory = tempfile::tempdir().unwrap();
         let store = LocalStore::open(directory.path()).await.unwrap();
         let body: Bytes = (0..300_000_u32).map(|at| at.to_le_bytes()[0]).collect();
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn two_processes_worth_of_stores_share_a_directory() {
+    async fn two_stores_share_a_directory_as_two_processes_would() {
         let directory = tempfile::tempdir().unwrap();
         let one = LocalStore::open(directory.path()).await.unwrap();
         let two = LocalStore::open(directory.path()).await.unwrap();
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn errors_of_the_file_system_say_what_to_do() {
+    async fn file_system_errors_say_what_to_do() {
         let directory = tempfile::tempdir().unwrap();
         let store = LocalStore::open(directory.path()).await.unwrap();
         let body = Bytes::from_static(b"x");

@@ -489,7 +489,7 @@ mod tests {
     use crate::metrics::StoreOutcome;
 
     #[test]
-    fn an_error_of_the_file_system_says_whether_to_try_again() {
+    fn a_file_system_error_says_whether_to_retry() {
         // Error numbers of Linux: ENOSPC, EDQUOT, EIO, EMFILE; EACCES, EPERM, EROFS; ENOTDIR, EISDIR,
         // ENAMETOOLONG.
         for (errors, outcome) in [

@@ -170,7 +170,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn refusals_bring_one_renewal_in_each_interval() {
+    async fn refusals_cause_one_renewal_per_interval() {
         let pace = Pace::default();
         let due = || (0..64).filter(|_| pace.is_due()).count();
         assert_eq!(due(), 1, "the first at once");
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_resolved_is_given_out_before_the_chain_is_asked_again() {
+    async fn resolved_credentials_are_used_before_the_chain_is_asked_again() {
         let of = |key: &str| Credentials::new(key, "secret", None, None, "test");
         let resolved = Resolved::new(of("first"), SharedCredentialsProvider::new(of("later")));
         for expected in ["first", "later", "later"] {

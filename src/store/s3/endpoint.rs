@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_endpoint_is_told_with_what_to_write() {
+    fn an_invalid_endpoint_is_reported_with_what_to_write() {
         for (written, told) in [
             ("minio:9000", "write http://minio:9000 or https://minio:9000"),
             ("minio", "write http://minio or"),

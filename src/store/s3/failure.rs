@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_means_what_the_caller_should_do() {
+    fn a_response_becomes_the_right_error() {
         use StoreOutcome as Is;
         let if_match = Condition::IfMatch(ETag("e".into()));
         let (get, put, update) = (Asked::Get(None), Asked::Put(&Condition::IfAbsent), Asked::Put(&if_match));
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waiting_cannot_cure_names_its_cause_and_what_to_change() {
+    fn permanent_failures_name_their_cause_and_what_to_change() {
         let (get, put) = (Asked::Get(None), Asked::Put(&Condition::IfAbsent));
         for (status, code, asked, parts) in [
             (403, "AccessDenied", get, ["s3:GetObject", "s3:ListBucket"]),
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_of_the_credentials_asks_for_others_and_a_wrong_clock_does_not() {
+    fn refused_credentials_are_renewed_but_not_for_a_wrong_clock() {
         for (status, code, others) in [
             (403, "InvalidAccessKeyId", true),
             (403, "SignatureDoesNotMatch", true),

@@ -444,7 +444,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bodies_go_unsigned_only_once_requests_are_seen_to_go_over_tls() {
+    fn bodies_are_unsigned_only_after_requests_used_tls() {
         let transport = Transport::default();
         assert!(!transport.protects());
         transport.note("https://disks.s3.eu-central-1.amazonaws.com/a");

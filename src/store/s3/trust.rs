@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bundle_that_is_none_is_named() {
+    fn an_invalid_bundle_is_named() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("bundle.pem");
         let told = |told: &str| {

@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waiting_cannot_cure_is_told_with_what_to_change() {
+    fn permanent_failures_are_reported_with_what_to_change() {
         for (error, told) in [
             (tls(CertificateError::UnknownIssuer), "AWS_CA_BUNDLE or SSL_CERT_FILE"),
             (
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_pass_is_waited_for_and_names_the_service() {
+    fn temporary_failures_are_retried_and_name_the_service() {
         for error in [
             io::Error::from(io::ErrorKind::ConnectionRefused),
             io::Error::from(io::ErrorKind::ConnectionReset),
