@@ -1,5 +1,5 @@
 //! What the fuzz targets share: they take bytes for an object whose envelope and checksum fit, so that the fuzzer
-//! gets to the fields. The golden files are seeds: `cargo fuzz run -s none head tests/golden/v1`.
+//! gets to the fields. The golden files are seeds: `cargo fuzz run -s none head tests/golden/v2`.
 
 use cairn::volume::format::codec::{Checksum, Encoder, FORMAT_VERSION, Kind};
 use uuid::Uuid;
