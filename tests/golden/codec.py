@@ -91,7 +91,11 @@ def uid(io, v=None):
 def text(io, v=None):
     encoded = v.encode() if v is not None else None
     length = u8(io, encoded is not None and len(encoded))
-    return io.raw(length, encoded).decode()
+    found = io.raw(length, encoded)
+    try:
+        return found.decode()
+    except UnicodeDecodeError as e:
+        raise Broken("not UTF-8") from e
 
 
 def pair(io, v=None):
@@ -186,8 +190,12 @@ def identity(io, _, f):
     need(is_name(f("name", text)), "name")
 
 
+def has_characters_of_names(found):
+    return all(c.isascii() and (c.isalnum() or c in "._-") for c in found)
+
+
 def is_name(found):
-    return 1 <= len(found) <= 128 and found[0] != "." and all(c.isascii() and (c.isalnum() or c in "._-") for c in found)
+    return 1 <= len(found) <= 128 and found[0] != "." and has_characters_of_names(found)
 
 
 def name(io, _, f):
@@ -246,7 +254,7 @@ def record(io, volume, f):
         elif kind == 4:
             c("size_bytes", u64)
         else:
-            c("name", text)
+            need(has_characters_of_names(c("name", text)), "name of a snapshot")
         return c.out
 
     count = u32(io, None if io.reads else len(f.values["changes"]))
