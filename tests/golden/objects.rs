@@ -30,7 +30,7 @@ pub(super) enum Expected {
     RootTable(ObjectId),
     MapPage(u32, ObjectId, Geometry),
     Overlay(u32, ObjectId, Geometry),
-    Chunk { pages_per_chunk: u16 },
+    Chunk,
     Pack,
 }
 
@@ -82,7 +82,7 @@ impl Expected {
             Self::Record(slot) => drop(Record::decode(volume, slot, bytes)),
             Self::MapPage(page, id, geometry) => drop(MapPage::decode(volume, page, id, geometry, bytes)),
             Self::Overlay(page, id, geometry) => drop(Overlay::decode(volume, page, id, geometry, bytes)),
-            Self::Chunk { .. } => drop(ChunkObject::decode(volume, bytes)),
+            Self::Chunk => drop(ChunkObject::decode(volume, bytes)),
             Self::Pack => drop(Pack::decode(volume, bytes)),
         }
     }
@@ -103,7 +103,7 @@ impl Object {
                 let overlay = Overlay::decode(volume, page, id, geometry, bytes)?;
                 Self::Overlay { page, id, geometry, overlay }
             }
-            Expected::Chunk { pages_per_chunk } => decode_chunk(volume, pages_per_chunk, bytes)?,
+            Expected::Chunk => decode_chunk(volume, bytes)?,
             Expected::Pack => decode_pack(volume, bytes)?,
         })
     }
@@ -162,7 +162,7 @@ impl Object {
             Self::RootTable(table) => Expected::RootTable(table.id),
             Self::MapPage { page, id, geometry, .. } => Expected::MapPage(*page, *id, *geometry),
             Self::Overlay { page, id, geometry, .. } => Expected::Overlay(*page, *id, *geometry),
-            Self::Chunk { pages_per_chunk, .. } => Expected::Chunk { pages_per_chunk: *pages_per_chunk },
+            Self::Chunk { .. } => Expected::Chunk,
             Self::Pack { .. } => Expected::Pack,
         }
     }
@@ -207,8 +207,10 @@ fn decode_map_page(
 }
 
 /// Reads a chunk object. Each frame must be where its page and block say.
-fn decode_chunk(volume: Uuid, pages_per_chunk: u16, bytes: &[u8]) -> Result<Object, DecodeError> {
+fn decode_chunk(volume: Uuid, bytes: &[u8]) -> Result<Object, DecodeError> {
     let object = ChunkObject::decode(volume, bytes)?;
+    // A reader of the whole object takes the number of pages from it.
+    let pages_per_chunk = u16::from_le_bytes(bytes[42..44].try_into().unwrap());
     assert_eq!(object.stored.len() as usize * 16, object.blocks.len());
     for (number, block) in (0..).zip(&object.blocks) {
         let at = usize::try_from(chunk::frame_offset(pages_per_chunk, number / 16, number % 16)).unwrap();
@@ -231,7 +233,10 @@ fn decode_pack(volume: Uuid, bytes: &[u8]) -> Result<Object, DecodeError> {
         assert_eq!(&bytes[at..at + BLOCK_LEN], *payload);
     }
     assert_eq!(pack::object_bytes(frames), bytes.len() as u64);
-    Ok(Object::Pack { id, blocks: blocks.into_iter().map(|(block, payload)| (block, payload.to_vec())).collect() })
+    Ok(Object::Pack {
+        id,
+        blocks: blocks.into_iter().map(|(block, payload)| (block, payload.to_vec())).collect(),
+    })
 }
 
 /// A set of these pages.

@@ -2,9 +2,12 @@
 //!
 //! Random bytes hardly pass a checksum, so most of these bytes are real objects that were mutated and sealed anew.
 
+use std::collections::BTreeMap;
+
 use cairn::volume::format::codec::{Checksum, FORMAT_VERSION};
+use cairn::volume::format::geometry::ChunkIndex;
 use cairn::volume::format::head::MAX_HEAD_BYTES;
-use cairn::volume::format::keys::Slot;
+use cairn::volume::format::keys::{ObjectId, Slot};
 use cairn::volume::format::overlay::Run;
 use cairn::volume::format::record::{Change, Record, RecordKind, RecordWriter};
 use proptest::collection::vec;
@@ -197,5 +200,18 @@ fn many_runs_take_memory_in_proportion() {
         let ((), memory) = measured(|| sample.object.expected().read(VOLUME, &long));
         assert!(memory <= 2 * long.len() + 4096, "{count} runs took {memory} bytes");
         assert!(decode(&sample, &long).is_ok());
+    }
+}
+
+/// A chunk object without frames has no tag that its number of pages could contradict.
+#[test]
+fn an_empty_chunk_of_another_number_of_pages_is_another_value() {
+    for (pages_per_chunk, other) in [(1, 16), (64, 1), (128, 65_535), (2, 3)] {
+        let (index, id) = (ChunkIndex(7), ObjectId { epoch: 1, k: 2 });
+        let object = Object::Chunk { index, id, pages_per_chunk, pages: BTreeMap::new() };
+        let mut bytes = object.encode(VOLUME);
+        bytes[42..44].copy_from_slice(&u16::to_le_bytes(other));
+        seal(&mut bytes);
+        check(Expected::Chunk, &bytes).unwrap();
     }
 }

@@ -202,7 +202,10 @@ fn a_record_has_as_much_data_as_its_changes() {
         seal(&mut changed);
         let found = Object::decode(VOLUME, Expected::Record(slot), &changed);
         assert_eq!(field(&found), Some("data"), "{data} bytes: {found:?}");
-        assert_eq!(Record::decode_table(VOLUME, slot, &changed[..271]).map(drop).map_err(name), Err(Some("data")));
+        assert_eq!(
+            Record::decode_table(VOLUME, slot, &changed[..271]).map(drop).map_err(name),
+            Err(Some("data"))
+        );
     }
 }
 
@@ -254,7 +257,11 @@ fn data_and_frames_are_valid_under_their_own_tags_only() {
         let bytes = read(FORMAT_VERSION, file);
         let frame = |number: usize| (start + number * 4112, &bytes[start + number * 4112..][..4112]);
         let ((first_at, first), (other_at, other)) = (frame(0), frame(other));
-        assert_eq!(edited(file, &[(first_at, other), (other_at, first)]), Err(DecodeError::Checksum), "{file}");
+        assert_eq!(
+            edited(file, &[(first_at, other), (other_at, first)]),
+            Err(DecodeError::Checksum),
+            "{file}"
+        );
     }
     assert_eq!(edited("chunk.bin", &[(26, &[0])]), Err(DecodeError::Checksum), "another chunk");
     assert_eq!(edited("chunk.bin", &[(34, &[8])]), Err(DecodeError::Checksum), "another id");

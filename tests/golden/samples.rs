@@ -307,14 +307,7 @@ fn map_page_entries() -> BTreeMap<u16, Entry> {
                 ..Entry::default()
             },
         ),
-        (
-            6,
-            Entry {
-                base: base(1, 3, 5, page_set(0..64)),
-                allocated: page_set(0..64),
-                ..Entry::default()
-            },
-        ),
+        (6, Entry { base: base(1, 3, 5, page_set(0..64)), allocated: page_set(0..64), ..Entry::default() }),
         (7, Entry { birth, allocated: page_set([0]), overlaid: 2, ..Entry::default() }),
         (
             4095,

@@ -237,19 +237,18 @@ fn overlay() -> impl Strategy<Value = Object> {
 /// A reference to an overlay that applies to some of these chunks.
 fn overlay_ref(pages: u16, origins: usize, chunks: Vec<u16>) -> impl Strategy<Value = OverlayRef> {
     let origin = 0..=u16::try_from(origins).unwrap();
-    let object = (origin, id(), subsequence(chunks.clone(), 1..=chunks.len())).prop_map(
-        |(origin, id, chunks)| OverlayRef {
-            place: OverlayPlace::Object { origin, id },
-            chunks: chunk_set(chunks),
-        },
-    );
+    let object =
+        (origin, id(), subsequence(chunks.clone(), 1..=chunks.len())).prop_map(|(origin, id, chunks)| {
+            OverlayRef { place: OverlayPlace::Object { origin, id }, chunks: chunk_set(chunks) }
+        });
     let blocks = u32::from(pages) * 16;
     let embedded = (overlay_parts(pages, chunks), any::<[bool; 8]>()).prop_map(move |(parts, applies)| {
         let overlay = parts.decode(geometry(pages)).expect("an overlay that keeps the rules");
         let touched = parts.runs.iter().map(|(first, ..)| u16::try_from(first / blocks).unwrap());
         let touched: Vec<u16> = touched.collect();
         // It always applies to the first chunk that it has, and to some of the others.
-        let chunks = touched.iter().filter(|chunk| **chunk == touched[0] || applies[usize::from(**chunk % 8)]);
+        let chunks =
+            touched.iter().filter(|chunk| **chunk == touched[0] || applies[usize::from(**chunk % 8)]);
         let chunks = chunk_set(chunks.copied());
         OverlayRef { place: OverlayPlace::Embedded(Arc::new(overlay)), chunks }
     });

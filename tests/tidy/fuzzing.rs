@@ -38,16 +38,27 @@ fn every_fuzz_target_is_built_and_run() {
         read_tree("fuzz/fuzz_targets").into_iter().map(|(path, _)| file_name(path)).collect();
     let manifest = read("fuzz/Cargo.toml");
     let built = manifest.split("[[bin]]\nname = \"").skip(1).filter_map(|rest| rest.split('"').next());
-    assert_eq!(built.map(str::to_owned).collect::<BTreeSet<_>>(), files, "fuzz/Cargo.toml lists every target");
+    assert_eq!(
+        built.map(str::to_owned).collect::<BTreeSet<_>>(),
+        files,
+        "fuzz/Cargo.toml lists every target"
+    );
     let script = read("tests/tools/fuzz.sh");
     let run = listed(&script, "MACHINES").chain(listed(&script, "DECODERS"));
-    assert_eq!(run.map(str::to_owned).collect::<BTreeSet<_>>(), files, "tests/tools/fuzz.sh runs every target");
+    assert_eq!(
+        run.map(str::to_owned).collect::<BTreeSet<_>>(),
+        files,
+        "tests/tools/fuzz.sh runs every target"
+    );
 }
 
 #[test]
 fn every_kind_of_object_has_a_fuzz_target() {
     let kinds = variants(&read("src/volume/format/codec.rs"), "Kind");
-    assert!(kinds.contains("map_page") && kinds.contains("pack"), "these are the kinds of objects: {kinds:?}");
+    assert!(
+        kinds.contains("map_page") && kinds.contains("pack"),
+        "these are the kinds of objects: {kinds:?}"
+    );
     let script = read("tests/tools/fuzz.sh");
     let decoders: BTreeSet<String> = listed(&script, "DECODERS").map(str::to_owned).collect();
     let without: Vec<&String> = kinds.difference(&decoders).collect();
