@@ -507,6 +507,10 @@ fn decode_overlays(
     let mut overlays = Vec::with_capacity(count);
     for _ in 0..count {
         let overlay = OverlayRef::decode(geometry, origins, from)?;
+        let is_object = matches!(overlay.place, OverlayPlace::Object { .. });
+        if is_object && overlays.iter().any(|other: &OverlayRef| other.place == overlay.place) {
+            return Err(invalid("overlay", format!("{:?} is listed twice", overlay.place)));
+        }
         chunks.extend(&overlay.chunks);
         overlays.push(overlay);
     }

@@ -232,6 +232,12 @@ impl Overlay {
             }
             packs.push(PackRef { origin, id: ObjectId::decode(&mut from)? });
         }
+        let mut sorted = packs.clone();
+        sorted.sort_unstable();
+        if let Some([pack, _]) = sorted.array_windows().find(|[a, b]| a == b) {
+            return Err(invalid("packs", format!("{pack:?} is listed twice")));
+        }
+        drop(sorted);
         let count = from.count(8)?;
         if count == 0 {
             return Err(invalid("runs", "there are none"));
