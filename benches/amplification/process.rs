@@ -1,4 +1,4 @@
-//! The memory of this process, as the kernel counts it, and the settings of its allocator.
+//! This process: its memory, as the kernel counts it, the settings of its allocator, and when it ends.
 //!
 //! Invariant: the allocator has the settings of the released program (`src/main.rs`), so that what is measured here is
 //! what the program needs.
@@ -31,6 +31,11 @@ pub(crate) fn give_memory_back() {
 /// Other allocators return memory by themselves.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 pub(crate) fn give_memory_back() {}
+
+/// Ends this process when the one that started it ends: whoever interrupts a measurement expects all of it to stop.
+pub(crate) fn end_with_parent() -> Result<(), Failure> {
+    Ok(rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?)
+}
 
 /// Resident memory in bytes.
 pub(crate) fn resident_bytes() -> Result<u64, Failure> {

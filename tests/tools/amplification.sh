@@ -33,7 +33,9 @@ binary=$(cargo build --profile "${PROFILE:-release}" --bench amplification --mes
     jq -r 'select(.reason == "compiler-artifact" and .target.name == "amplification" and .executable).executable' | tail -n 1)
 [ -x "$binary" ] || die "cargo built no program"
 
-# What an interrupted run leaves is removed too.
+# An interrupted run ends what it started, and removes what it wrote.
 work=$(mktemp -d "$dir/cairn-amplification.XXXXXX")
-trap 'rm -rf "$work"' EXIT
-"$binary" --dir "$work" "${options[@]}"
+trap 'kill "${pid:-}" 2>/dev/null || true; wait; rm -rf "$work"' EXIT
+"$binary" --dir "$work" "${options[@]}" &
+pid=$!
+wait "$pid"

@@ -32,6 +32,7 @@ pub(crate) fn run(cli: &Cli, name: &str) -> Result<(), Failure> {
     let disk = Disk { directory: cli.dir.clone(), scale: cli.scale };
     let stage = Stage { plan, disk };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    process::end_with_parent()?;
     process::reset_peak()?;
     let result = runtime.block_on(stage.run(phase))?;
     let path = cli.result.as_ref().ok_or("a phase needs a file for its result")?;
