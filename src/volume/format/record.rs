@@ -269,7 +269,7 @@ impl Record {
     /// # Errors
     /// Returns an error if the record is damaged, belongs to another volume, or is not the record of `slot`.
     pub fn decode(volume: Uuid, slot: Slot, bytes: &[u8]) -> Result<(Self, Checksum), DecodeError> {
-        drop(Decoder::object_of(Kind::Record, volume, bytes)?);
+        Decoder::object_of(Kind::Record, volume, bytes)?;
         let end = Self::table_bytes(volume, bytes, bytes.len() as u64)?;
         let end = usize::try_from(end).expect("within the bytes");
         let (record, checksum) = Self::decode_table(volume, slot, &bytes[..end])?;
