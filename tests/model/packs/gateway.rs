@@ -1,10 +1,11 @@
-//! Checkpoints and takeovers as a machine of small states: what each gateway may do next, and what that does to
-//! the bucket. [`super::collect`] has the steps that delete.
+//! Checkpoints and takeovers as a machine of small states: what each gateway may do next, and what that does
+//! to the bucket. [`super::collect`] has the steps that delete.
 //!
-//! Every step is one request to the store or less. Gateways do not wait for each other, so a gateway that crashes
-//! is one that takes no further step, and requests of a deposed gateway land late. A PUT may also fail and land
-//! later, or never. [`super::super::protocol`] checks the journal; here it is a list of flushed changes to which
-//! only the newest gateway adds. This file must not know what has to hold: that is in [`super`].
+//! Every step is one request to the store or less. Gateways do not wait for each other, so a gateway that
+//! crashes is one that takes no further step, and requests of a deposed gateway land late. A PUT may also
+//! fail and land later, or never. [`super::super::protocol`] checks the journal; here it is a list of flushed
+//! changes to which only the newest gateway adds. This file must not know what has to hold: that is in
+//! [`super`].
 
 use super::map::{
     BLOCKS, CHUNKS, Change, Checkpoint, History, Kind, Merge, Number, Object, Objects, Place, Plan, Value,
@@ -298,8 +299,8 @@ impl State {
         }
     }
 
-    /// Returns the states after one more flushed change: a write of new bytes, or zeros over what is not zero. Of
-    /// blocks that differ only in their number, the first is chosen.
+    /// Returns the states after one more flushed change: a write of new bytes, or zeros over what is not
+    /// zero. Of blocks that differ only in their number, the first is chosen.
     fn flush(&self, scope: &Scope) -> Vec<Self> {
         let before: usize = scope.before.iter().map(|(changes, _)| changes.len()).sum();
         let mut states = Vec::new();

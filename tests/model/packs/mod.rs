@@ -1,6 +1,6 @@
 //! Exhaustive check, at small scope, of how packs, overlays, chunk objects, map pages and roots are published
-//! and deleted. [`map`] has the objects, [`gateway`] and [`collect`] are the machine; this file owns what must
-//! hold in each of its states, and checks that breaking each rule is found.
+//! and deleted. [`map`] has the objects, [`gateway`] and [`collect`] are the machine; this file owns what
+//! must hold in each of its states, and checks that breaking each rule is found.
 
 mod collect;
 mod gateway;
@@ -83,8 +83,8 @@ impl State {
         references
     }
 
-    /// Whether the roots and map pages of every kept root exist. If one does not, the next opener leaves to a sweep
-    /// what it may have referenced.
+    /// Whether the roots and map pages of every kept root exist. If one does not, the next opener leaves to a
+    /// sweep what it may have referenced.
     fn kept_are_whole(&self) -> bool {
         let collected = &self.holder().collected;
         let kept = &self.history.of(self.head.checkpoint).kept;
@@ -96,8 +96,9 @@ impl State {
         })
     }
 
-    /// Returns the objects that the head keeps. A pack that no block is located in is not needed, whatever the
-    /// root lists. A root that is being deleted may have any of its objects, until its deletion is complete.
+    /// Returns the objects that the head keeps. A pack that no block is located in is not needed, whatever
+    /// the root lists. A root that is being deleted may have any of its objects, until its deletion is
+    /// complete.
     fn needed(&self, scope: &Scope) -> Objects {
         let current = self.head.checkpoint;
         let mut needed: Objects = [Object { by: current, kind: Kind::Table }].into_iter().collect();
@@ -133,7 +134,8 @@ const SHARED_PACK: &[(&[Change], Option<usize>)] = &[(&[write(0, 1), write(2, 2)
 const BASE_AND_OVERLAY: &[(&[Change], Option<usize>)] =
     &[(&[write(0, 1), write(1, 2)], Some(0)), (&[write(0, 3), write(2, 4)], None)];
 
-/// An overlay that applies to chunk 1 only, since chunk 0 was rewritten, and above it one with a block of chunk 0.
+/// An overlay that applies to chunk 1 only, since chunk 0 was rewritten, and above it one with a block of
+/// chunk 0.
 const CLEARED_OVERLAY: &[(&[Change], Option<usize>)] =
     &[(&[write(0, 1), write(1, 2), write(2, 3)], None), (&[write(0, 4)], Some(0)), (&[write(1, 5)], None)];
 
@@ -321,7 +323,8 @@ fn a_sweep_asks_every_kept_root() {
 
 #[test]
 fn an_opener_carries_retired_roots_until_they_are_deleted() {
-    // If the opening sweeps, the sweep takes them for orphans; otherwise nobody ever finds what they reference.
+    // If the opening sweeps, the sweep takes them for orphans; otherwise nobody ever finds what they
+    // reference.
     let scope = Scope { failures: 0, broken: Some(Broken::RetiredForgotten), ..TAKEN_OVER };
     let found = check::<State>(&scope);
     assert!(found.violations.keys().eq(&[Violation::Lost, Violation::Leaked]), "{found:#?}");
