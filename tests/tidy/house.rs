@@ -50,6 +50,7 @@ const TOP: &[&str] = &[
     "LICENSE-MIT",
     "README.md",
     "SECURITY.md",
+    "benches",
     "cairn-data",
     "clippy.toml",
     "deny.toml",
