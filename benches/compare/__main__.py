@@ -18,7 +18,7 @@ import jobs
 import plots
 import postgres
 import servers
-from processes import Failure, private_mounts, run
+from processes import Failure, private_mounts, run, stop_on, stopped_by
 from results import Results
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -112,7 +112,7 @@ def arguments():
                         help="the program (default: the release build)")
     parser.add_argument("--output", type=pathlib.Path,
                         help="directory for compare.json and figures/ (default: docs; target/compare with --quick)")
-    parser.add_argument("--limit", type=int, metavar="MINUTES", help="give up after this time (default 480; 10)")
+    parser.add_argument("--limit", type=int, metavar="MINUTES", help="give up after this time (default 480; 10 with --quick)")
     args = parser.parse_args()
     quick = args.quick
     args.rounds = args.rounds or (1 if quick else 3)
@@ -238,20 +238,13 @@ def write(args, sizes, results):
             (figures / f"{name}.svg").write_text(text, encoding="utf-8")
 
 
-def interrupted(number, _frame):
-    raise Failure(f"stopped by {signal.Signals(number).name}"
-                  if number != signal.SIGALRM else "not finished within --limit")
-
-
 def main():
     args, sizes = arguments()
     tools = pathlib.Path(os.environ["TOOLS"])
-    for number in (*servers.SIGNALS, signal.SIGALRM):
-        signal.signal(number, interrupted)
+    stop_on([signal.SIGINT, signal.SIGTERM, signal.SIGHUP], args.limit * 60)
     chosen_servers = chosen(args)
     if check_programs(args, chosen_servers, tools):
         private_mounts()
-    signal.alarm(args.limit * 60)
     # A row of two stages is computed from both.
     rows = [row for row in jobs.rows(sizes) if all(stage in args.stages for stage in row.stage.split())]
     results = Results(rows, chosen_servers, servers.NbdkitMemory.key)
@@ -270,6 +263,8 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except Failure as failure:
-        print(f"compare: {failure}", file=sys.stderr)
+    except Exception as failure:  # pylint: disable=broad-exception-caught
+        if not isinstance(failure, Failure) and not stopped_by():
+            raise
+        print(f"compare: {stopped_by() or failure}", file=sys.stderr)
         sys.exit(1)

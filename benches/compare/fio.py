@@ -25,13 +25,13 @@ class Job:
                 "--output-format=json", *self.options]
 
     def run(self, uri):
-        """Runs the job. Returns its figures: rates are per second of the whole job, with its last FLUSH."""
+        """Runs the job. Returns its figures."""
         out = run(self.command(uri), timeout=self.seconds + GRACE_SECONDS)
         return figures(out, self.reads)
 
 
 def figures(text, reads):
-    """The figures in fio's JSON, which may follow other lines."""
+    """The figures in fio's JSON, which may follow other lines. fio's time of a job includes its FLUSH at the end."""
     start = text.find("{\n")
     if start < 0:
         raise Failure(f"fio printed no JSON:\n{text[-2000:]}")
@@ -46,8 +46,6 @@ def figures(text, reads):
              "iops": side["iops"], "latency_ms": percentiles(side["clat_ns"])}
     if job["sync"]["total_ios"]:
         found["flush_ms"] = percentiles(job["sync"]["lat_ns"])
-    # Of a job that ends with a FLUSH, the time of that FLUSH is part of it.
-    found["whole_seconds"] = max(job["job_runtime"] / 1000, found["seconds"])
     return found
 
 

@@ -2,7 +2,7 @@
 
 from html import escape
 
-from results import number
+from results import number, ratio
 
 WIDTH, LEFT, RIGHT = 860, 190, 150
 BAR, GAP, TITLE = 15, 4, 26
@@ -53,13 +53,13 @@ def panel(row, cells, top):
     for server, cell in cells:
         middle, end = y + BAR / 2, LEFT + cell.median * scale
         least, largest = (LEFT + bound(cell.values) * scale for bound in (min, max))
-        ratio = f" ({cell.ratio:.2f})" if cell.ratio is not None else ""
+        share = f" ({ratio(cell.ratio)})" if cell.ratio is not None else ""
         parts.append(
             f'<text x="{LEFT - 8}" y="{middle + 4:.1f}" text-anchor="end" fill="#222222">{escape(server.title)}</text>\n'
             f'<rect x="{LEFT}" y="{y}" width="{end - LEFT:.1f}" height="{BAR}" '
             f'fill="{COLOURS.get(server.key, OTHER)}"/>\n'
             f'<path d="M{least:.1f} {middle}H{largest:.1f}" stroke="#222222"/>\n'
             f'<text x="{max(end, largest) + 6:.1f}" y="{middle + 4:.1f}" fill="#222222">'
-            f'{number(cell.median)}{ratio}</text>\n')
+            f'{number(cell.median)}{share}</text>\n')
         y += BAR + GAP
     return "".join(parts)

@@ -40,20 +40,29 @@ def make_template(at, scale):
     return data
 
 
+def prepare(uri, template, work):
+    """Makes a file system on the disk at `uri`, and copies the database to it."""
+    work.mkdir()
+    work.chmod(0o755)
+    with file_system(uri, work, is_new=True) as mounted:
+        run(["cp", "-a", template, mounted], timeout=600)
+
+
 @contextlib.contextmanager
-def file_system(uri, work):
-    """An ext4 on the disk at `uri`."""
+def file_system(uri, work, is_new=False):
+    """The ext4 on the disk at `uri`, mounted. Afterwards it is unmounted, with all that was written to it."""
     fuse, mounted = work / "fuse", work / "mounted"
-    fuse.mkdir()
-    mounted.mkdir()
+    fuse.mkdir(exist_ok=True)
+    mounted.mkdir(exist_ok=True)
     disk = fuse / "disk"
     with contextlib.ExitStack() as undo:
         nbdfuse = Process("nbdfuse", ["nbdfuse", disk, uri], work / "nbdfuse.log", disk.exists)
         undo.callback(nbdfuse.kill)
         undo.callback(unmount, fuse)
-        # The whole file system is there before the measurement begins.
-        options = "nodiscard,lazy_itable_init=0,lazy_journal_init=0"
-        run(["mkfs.ext4", "-q", "-F", "-E", options, disk], timeout=600)
+        if is_new:
+            # The whole file system is there before the measurement begins.
+            options = "nodiscard,lazy_itable_init=0,lazy_journal_init=0"
+            run(["mkfs.ext4", "-q", "-F", "-E", options, disk], timeout=600)
         run(["mount", "-t", "ext4", "-o", "loop", disk, mounted])
         undo.callback(unmount, mounted)
         yield mounted
@@ -65,19 +74,16 @@ def file_system(uri, work):
 
 def unmount(at):
     with contextlib.suppress(Failure):
-        run(["umount", "--lazy", at])
+        run(["umount", "--lazy", at], cleans_up=True)
 
 
-def transactions_per_second(uri, template, work, seconds):
+def transactions_per_second(uri, database, work, seconds):
     """The rate of TPC-B (sort of) without the time for connecting."""
-    work.mkdir()
-    work.chmod(0o755)
     with file_system(uri, work) as mounted:
-        run(["cp", "-a", template, mounted], timeout=600)
         sockets = work / "sockets"
         sockets.mkdir()
         sockets.chmod(0o777)
-        server = serve(mounted / template.name, sockets, work / "postgres.log")
+        server = serve(mounted / database, sockets, work / "postgres.log")
         try:
             argv = [BIN / "pgbench", "-h", sockets, "-n", "-c", CLIENTS, "-j", 2, "-T", seconds, "postgres"]
             out = run(argv, timeout=seconds + 300, user=USER, cwd=sockets)

@@ -1,6 +1,7 @@
 """Programs that the comparison starts: start, wait until ready, CPU and memory, stop.
 
-Whatever is started here dies with this program, even if it is killed.
+Whatever is started here dies with this program, even if it is killed. A thread of its own waits for signals and for the
+time limit, and kills every program: the main thread may hang in a file system that one of them serves.
 """
 
 import ctypes
@@ -8,6 +9,7 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 
 READY_SECONDS = 60
@@ -23,8 +25,52 @@ class Failure(Exception):
     """Why the comparison cannot go on: one text for people."""
 
 
-def _die_with_parent():
+# Every program that runs now, and why the run ends early.
+_running = set()
+_lock = threading.Lock()
+_stopped_by = []
+
+
+def stop_on(signals, limit_seconds):
+    """Ends the run on one of these signals, or after the time limit. Call it once, before anything is started."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+
+    def wait():
+        found = signal.sigtimedwait(signals, limit_seconds)
+        with _lock:
+            why = f"stopped by {signal.Signals(found.si_signo).name}" if found else "not finished within the time limit"
+            _stopped_by.append(why)
+            for child in _running:
+                child.kill()
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def stopped_by():
+    """Why the run ends early, or `None`."""
+    return _stopped_by[0] if _stopped_by else None
+
+
+def _in_child():
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+
+
+def _spawn(argv, cleans_up=False, user=None, **more):
+    user_of = {"user": user, "group": user, "extra_groups": []} if user else {}
+    with _lock:
+        if _stopped_by and not cleans_up:
+            raise Failure(_stopped_by[0])
+        child = subprocess.Popen([str(word) for word in argv], stdin=subprocess.DEVNULL, preexec_fn=_in_child,
+                                 **user_of, **more)
+        if not cleans_up:
+            _running.add(child)
+    return child
+
+
+def _ended(child):
+    with _lock:
+        _running.discard(child)
 
 
 def private_mounts():
@@ -51,12 +97,10 @@ def connects(path):
             return False
 
 
-def run(argv, timeout=60, user=None, env=None, cwd=None):
-    """Runs a program that must succeed. Returns its standard output."""
-    user_of = {"user": user, "group": user, "extra_groups": []} if user else {}
-    child = subprocess.Popen(
-        [str(word) for word in argv], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, errors="replace", env=env, cwd=cwd, preexec_fn=_die_with_parent, **user_of)
+def run(argv, timeout=60, user=None, env=None, cwd=None, cleans_up=False):
+    """Runs a program that must succeed. Returns its standard output. `cleans_up`: also when the run ends early."""
+    child = _spawn(argv, cleans_up, user, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
+                   env=env, cwd=cwd)
     try:
         out, err = child.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -65,6 +109,7 @@ def run(argv, timeout=60, user=None, env=None, cwd=None):
         if child.poll() is None:
             child.kill()
             child.wait()
+        _ended(child)
     if child.returncode != 0:
         raise Failure(f"{' '.join(map(str, argv))}: exit status {child.returncode}\n{out[-2000:]}{err[-2000:]}")
     return out
@@ -75,11 +120,8 @@ class Process:
 
     def __init__(self, name, argv, log, ready, env=None, user=None):
         self.name, self.log = name, log
-        user_of = {"user": user, "group": user, "extra_groups": []} if user else {}
         with open(log, "wb") as output:
-            self.child = subprocess.Popen(
-                [str(word) for word in argv], stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=env,
-                preexec_fn=_die_with_parent, **user_of)
+            self.child = _spawn(argv, False, user, stdout=output, stderr=output, env=env)
         self.pid = self.child.pid
         is_ready = (lambda: ready in self.said()) if isinstance(ready, str) else ready
         end = time.monotonic() + READY_SECONDS
@@ -114,6 +156,7 @@ class Process:
         except subprocess.TimeoutExpired:
             self.kill()
             raise Failure(f"{self.name} did not end within {STOP_SECONDS} s") from None
+        _ended(self.child)
         if status not in statuses:
             raise Failure(f"{self.name} ended with status {status}:\n{self.said()[-2000:]}")
 
@@ -121,6 +164,7 @@ class Process:
         if self.child.poll() is None:
             self.child.kill()
             self.child.wait()
+        _ended(self.child)
 
     def cpu_seconds(self):
         """User and system time so far (proc(5), fields utime and stime)."""

@@ -78,11 +78,15 @@ class Results:
 
 def shown(cell):
     if cell.why_not:
-        return cell.why_not
+        return "–"
     if cell.median is None:
         return "MISSING"
     text = number(cell.median)
-    return f"{text} ({cell.ratio:.2f})" if cell.ratio is not None else text
+    return f"{text} ({ratio(cell.ratio)})" if cell.ratio is not None else text
+
+
+def ratio(value):
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def number(value):
