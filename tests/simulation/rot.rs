@@ -77,7 +77,10 @@ impl Inner {
         }
         self.say(format_args!("{key} rots ({what})"));
         self.rotten = true;
-        self.rotten_chunk = matches!(keys.parse(key), Some(Parsed::Chunk(..) | Parsed::MapPage(..)));
+        self.rotten_chunk = matches!(
+            keys.parse(key),
+            Some(Parsed::Chunk(..) | Parsed::Pack(_) | Parsed::Overlay(..) | Parsed::MapPage(..))
+        );
         self.image = Some(Arc::new(found.image));
         true
     }
@@ -146,7 +149,9 @@ pub(super) async fn look(parts: Parts) {
                 let mut inner = world.lock();
                 inner.say(format_args!("folded: {folded:?}"));
                 if inner.rotten_chunk && !matches!(folded, Ok(Ok(()))) {
-                    inner.broken(format!("a bad chunk object or map page stops the checkpoint: {folded:?}"));
+                    inner.broken(format!(
+                        "a bad chunk object, pack, overlay or map page stops the checkpoint: {folded:?}"
+                    ));
                 }
             }
             read_all(&world, &volume, epoch).await;

@@ -3,6 +3,7 @@
 //! Reads the sources as they lie in the tree; nothing is built for it.
 
 mod circles;
+mod fuzzing;
 mod house;
 mod layers;
 mod ledger;
