@@ -128,7 +128,7 @@ async fn a_missing_program_is_a_failure_that_names_it() {
 async fn whatever_ends_it_ends_what_it_started() {
     for signal in [Signal::INT, Signal::TERM, Signal::KILL] {
         let at = tempfile::tempdir().unwrap();
-        let arguments = "--stages small --servers nbdkit-memory,cairn-minio,cairn-minio-20ms --seconds 5";
+        let arguments = "--stages hot --servers nbdkit-memory,cairn-minio,cairn-minio-20ms --seconds 5";
         let mut process = Process::spawn("compare", &mut compare(at.path(), arguments));
         process.wait_for("one server is done", |line| line.contains("nbdkit memory").then_some(())).await;
         let files = at.path().join("files");

@@ -258,6 +258,9 @@ impl Inner {
     async fn clean(&self) -> Result<(), StoreError> {
         let store = &self.store.bulk;
         let keys: Vec<String> = (0..self.begun.load(Ordering::Relaxed)).map(|n| self.key(n)).collect();
+        if keys.is_empty() {
+            return Ok(());
+        }
         for keys in keys.chunks(MAXIMUM_DELETE_KEYS) {
             store.delete(keys).await?;
         }
