@@ -11,13 +11,15 @@ use cairn::protocol::{Command, CommandFlags, Cookie, HeaderStyle, Reply, Request
 use cairn::server::{
     Export, ExportDescription, ExportError, Greeting, NoMetrics, Segment, Server, SingleExport,
 };
-use cairn::store::{Classes, MemoryStore};
+use cairn::store::{Classes, MemoryStore, Store};
 use cairn::task::Tasks;
-use cairn::volume::cache::fetch::{CacheKey, Unit};
+use cairn::volume::cache::fetch::Fetch;
+use cairn::volume::cache::held::Held;
 use cairn::volume::format::codec::Checksum;
 use cairn::volume::format::frame::Place;
 use cairn::volume::format::geometry::ChunkIndex;
 use cairn::volume::format::keys::{ObjectId, Slot};
+use cairn::volume::format::page_set::PageSet;
 use cairn::volume::format::record::{RecordKind, RecordWriter};
 use cairn::volume::{DirtyBudget, Entropy, Environment, Options, PageCache, Volume, catalog};
 use divan::counter::{BytesCount, ItemsCount};
@@ -166,29 +168,35 @@ fn frame_is_verified(bencher: Bencher<'_, '_>, bytes: usize) {
 
 // --- the cache --------------------------------------------------------------------------------------------------
 
-/// A hit in a cache of 4,096 pieces.
+/// A hit of one block in a cache of 256 whole pages.
 #[divan::bench]
 fn cache_hit(bencher: Bencher<'_, '_>) {
+    const PAGES: u64 = 256;
     let runtime = runtime();
     let cache = PageCache::new(64 * MIB, MIB);
-    let key = |n: u64| {
-        let page = u16::try_from(n % 64).expect("below 64");
-        let chunk = ChunkIndex(u32::try_from(n / 64).expect("few chunks"));
-        let unit = Unit::page(chunk, ObjectId { epoch: 1, k: n / 64 }, page);
-        CacheKey { volume: Uuid::from_u128(1), unit }
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let stored = PageSet::first(64);
+    // Block `n` of a volume with chunks of 64 pages of 16 blocks.
+    let fetch = |n: u64| {
+        let block = |n: u64| u32::try_from(n).expect("few blocks");
+        let chunk = (ChunkIndex(block(n / 1024)), ObjectId { epoch: 1, k: n / 1024 }, &stored);
+        Fetch::chunk(Uuid::from_u128(1), 64, chunk, block(n % 1024), 1)
     };
+    let page: Bytes = block(9).repeat(16).into();
     runtime.block_on(async {
-        for n in 0..4096 {
-            cache.insert(key(n), block(n)).await;
+        for n in 0..PAGES {
+            cache.insert(fetch(n * 16).key, Held { mask: u16::MAX, data: page.clone() }).await;
         }
         cache.settle().await;
+        assert!((0..PAGES * 16).all(|n| cache.contains(&fetch(n))), "every block is a hit");
     });
     let mut at = 0;
     bencher.counter(ItemsCount::new(BATCH)).bench_local(|| {
         runtime.block_on(async {
             for _ in 0..BATCH {
                 at += 1;
-                black_box(cache.peek(&key(offset(at, 16 * MIB) / BLOCK as u64)).await.expect("it is held"));
+                let wanted = [fetch(offset(at, 16 * MIB) / BLOCK as u64)];
+                black_box(cache.fetch(&store, &wanted).await);
             }
         });
     });

@@ -97,7 +97,10 @@ async fn the_quick_size_fills_every_cell_of_the_table() {
     for name in ["random", "sequential", "durable", "cost"] {
         let plot = std::fs::read_to_string(at.path().join(format!("out/figures/compare-{name}.svg")));
         let plot = plot.expect("a plot");
-        assert!(plot.starts_with("<svg ") && plot.ends_with("</svg>\n") && plot.contains("other"), "{name}");
+        assert!(
+            plot.starts_with("<svg ") && plot.ends_with("</svg>\n") && plot.contains("Cairn, MinIO"),
+            "{name}"
+        );
     }
     assert_eq!(files_of(&at), 0);
     assert_eq!(processes_of(&at.path().join("files")), Vec::<String>::new());
