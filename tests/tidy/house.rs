@@ -212,7 +212,7 @@ fn complain(complaints: &[String]) {
 }
 
 fn all_sources() -> Vec<(String, String)> {
-    [read_tree("src"), read_tree("tests")].concat()
+    [read_tree("benches"), read_tree("src"), read_tree("tests")].concat()
 }
 
 fn borrowed(sources: &[(String, String)]) -> Vec<Source<'_>> {
