@@ -8,7 +8,7 @@ use super::bench::{Bench, MIB, pattern, quiesce};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Requests of each kind since the tallies were reset: PUT, GET, LIST.
+/// The numbers of PUT, GET and LIST requests since the tallies were reset.
 fn requests(bench: &Bench) -> [u64; 3] {
     [Operation::Put, Operation::Get, Operation::List]
         .map(|operation| bench.memory.tally(operation, |_| true).requests)
@@ -44,7 +44,7 @@ async fn a_block_written_and_flushed_each_second_costs_a_put_each_second() {
     let [puts, _, lists] = requests(&bench);
     let folds = bench.puts("/chunk/").requests;
     assert_eq!((bench.puts("/journal/").requests, lists), (3600, 0));
-    // A checkpoint every five minutes: the chunk, a map page, a root, a root table and the head.
+    // A checkpoint every five minutes writes the chunk, a map page, a root, a root table and the head.
     assert!((11..=12).contains(&folds), "{folds} checkpoints in an hour");
     assert!(puts <= 3600 + 360 + 12 * 5, "{puts} PUTs");
     drop(volume);
@@ -61,7 +61,7 @@ async fn a_checkpoint_rewrites_each_chunk_that_changed_and_reads_it_in_five_part
     volume.flush().await.unwrap();
     volume.checkpoint().await.unwrap();
     volume.close().await.unwrap();
-    // With nothing in the cache.
+    // A new gateway, whose cache is empty.
     let volume = bench.open().await;
     bench.memory.reset_tallies();
     for chunk in 0..16_u64 {

@@ -1,5 +1,5 @@
-//! Many clients create, delete, list and open volumes of the same few names at once; checks what must hold
-//! afterwards.
+//! Many clients create, delete, list and open volumes with the same few names at once. Afterwards, the
+//! invariants of names and volumes are checked.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,10 +20,10 @@ use super::bench::{MIB, read};
 
 pub(crate) const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 const CLIENTS: u64 = 16;
-/// Each client writes a block of its own.
+/// Bytes of a block. Each client writes its own block.
 const BLOCK: u64 = 4096;
 
-/// What each client last had flushed, by volume.
+/// The last value that each client flushed, by volume and client.
 type Flushed = Mutex<BTreeMap<Uuid, BTreeMap<u64, u8>>>;
 
 fn environment(store: Arc<dyn Store>, seed: u64) -> Environment {
@@ -125,7 +125,7 @@ fn expected(result: Result<(), OpenError>, allowed: impl Fn(&OpenError) -> bool)
     }
 }
 
-/// A crowd of clients over these stores, which are one; what must hold is checked through `quiet`.
+/// Runs a crowd of clients. Each uses its own view of one store, and the result is checked through `quiet`.
 pub(crate) async fn crowd(store: impl Fn(u64) -> Arc<dyn Store>, quiet: Arc<dyn Store>, manners: Manners) {
     let flushed = Flushed::default();
     join_all((0..CLIENTS).map(|number| {
@@ -177,7 +177,7 @@ async fn check(store: Arc<dyn Store>, flushed: &BTreeMap<Uuid, BTreeMap<u64, u8>
         }
         volume.close().await.unwrap();
     }
-    // What was cut short can be removed.
+    // Interrupted creations and deletions can be removed.
     for volume in unnamed {
         catalog::delete_by_id(&env, &options, volume.volume, true).await.unwrap();
     }
@@ -190,7 +190,7 @@ async fn check(store: Arc<dyn Store>, flushed: &BTreeMap<Uuid, BTreeMap<u64, u8>
     assert_eq!(catalog::unnamed(&env).await.unwrap().len(), 0);
 }
 
-/// Each request of each client takes a time of its own.
+/// Runs a crowd over a store in memory. Each request takes a different time.
 async fn in_memory(manners: Manners) {
     let memory = MemoryStore::new();
     let slow = |number: u64| -> Arc<dyn Store> {

@@ -56,7 +56,7 @@ async fn what_an_unclean_end_left_behind_is_swept() {
     bench.options.deletion_grace = Duration::from_secs(60);
     let volume = bench.open().await;
     volume.write(0, pattern(1, 4 << 20), true).await.unwrap();
-    // A chunk that is uploaded and in no record when the gateway dies.
+    // This chunk is uploaded, but no record references it when the gateway dies.
     volume.write(8 * MIB, pattern(2, 4 << 20), false).await.unwrap();
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(bench.keys("/chunk/").len(), 2);
@@ -80,8 +80,8 @@ async fn a_chunk_that_was_replaced_on_its_way_is_waited_for_and_goes() {
     bench.fault.add(Rule::new(Action::Hold(gate.clone())).on(Operation::Put).containing("/chunk/").times(1));
     volume.write(0, pattern(1, 4 << 20), false).await.unwrap();
     gate.reached(1).await;
-    // Filled again before anything was committed: no record will reference the object that is still in
-    // flight.
+    // Filled again before the commit: no record will reference the first object, which is still being
+    // uploaded.
     volume.write(0, pattern(2, 4 << 20), false).await.unwrap();
     let flush = volume.flush();
     tokio::pin!(flush);
@@ -117,7 +117,8 @@ async fn a_deleted_volume_leaves_nothing_and_fences_its_writer() {
     assert_eq!(left, ["name/disk"], "only that the name is free");
 }
 
-/// A volume of 256 MiB whose one large record names a chunk object that the root does not, closed before the grace is over.
+/// A closed volume of 256 MiB. Its one large record references a chunk object that the root does not, and the
+/// deletion grace of that object is not over. Returns the key of the record too.
 async fn closed_with_leftovers() -> (Bench, String) {
     let mut bench = Bench::new(256 * MIB).await;
     bench.options.deletion_grace = Duration::from_secs(60);
@@ -182,7 +183,7 @@ async fn a_folded_record_that_names_the_chunk_of_another_epoch_is_left_alone() {
     let (mut bench, key) = closed_with_leftovers().await;
     let chunks = bench.keys("/chunk/");
     let mut record = bench.memory.objects()[&key].to_vec();
-    // Behind the header of 82 bytes: a change of kind 3, the chunk's index, the epoch of its object.
+    // After the header of 82 bytes: a change of kind 3, the chunk's index, the epoch of its object.
     assert_eq!(record[82..91], [3, 0, 0, 0, 0, 1, 0, 0, 0]);
     record[87] = 2;
     bench.memory.insert(&key, record.into());
@@ -200,7 +201,7 @@ async fn a_record_stays_while_reads_need_it_though_the_head_is_further() {
     volume.write(0, pattern(1, 8192), true).await.unwrap();
     volume.abandon().await;
     bench.options.deletion_grace = Duration::ZERO;
-    // The look for leftovers begins with the roots that are kept; the opening reads a root and a table.
+    // The sweep begins by reading the roots that are kept. Before it, the opening reads a root and a table.
     let look = Gate::new();
     let held = Rule::new(Action::Hold(look.clone())).on(Operation::Get).containing("/root/");
     bench.fault.add(held.skip(2));
@@ -238,7 +239,7 @@ async fn a_root_whose_deletion_was_cut_short_keeps_nothing() {
     bench
         .fault
         .add(Rule::new(Action::FailBefore(Failure::Rejected)).on(Operation::Delete).containing("/root/"));
-    // The first root is replaced; the second shares the first chunk's object with it alone.
+    // This replaces the first root. Only the first and the second root reference the first chunk's object.
     volume.write(4 * MIB, pattern(2, 4 << 20), true).await.unwrap();
     volume.checkpoint().await.unwrap();
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -256,7 +257,7 @@ async fn a_root_whose_deletion_was_cut_short_keeps_nothing() {
     assert_eq!(read(&volume, 4 * MIB, 4 * MIB).await, pattern(2, 4 << 20));
 }
 
-/// Its object is in no record, so that only a sweep finds it: a closing for a successor says that there is one.
+/// No record references the object, so only a sweep finds it. A hand-over records that a sweep is needed.
 #[tokio::test(start_paused = true)]
 async fn a_chunk_that_was_replaced_before_its_commit_goes_after_a_hand_over_too() {
     let mut bench = Bench::new(64 * MIB).await;
@@ -265,7 +266,7 @@ async fn a_chunk_that_was_replaced_before_its_commit_goes_after_a_hand_over_too(
     volume.checkpoint().await.unwrap();
     for seed in 1..=3 {
         volume.write(0, pattern(seed, 4 << 20), false).await.unwrap();
-        // Until its object is durable, and before it is committed.
+        // Wait until its object is durable. It is not committed yet.
         let objects = usize::try_from(seed).unwrap();
         while bench.keys("/chunk/").len() < objects {
             tokio::time::sleep(Duration::from_millis(1)).await;

@@ -21,7 +21,8 @@ const HOLE: (bool, bool) = (true, true);
 const ZEROS: (bool, bool) = (false, true);
 const DATA: (bool, bool) = (false, false);
 
-/// The whole disk by as many calls as it takes: where each extent ends, whether it is a hole, and whether it is zeros.
+/// The extents of the whole disk, from as many calls as needed: the end of each, whether it is a hole, and
+/// whether it reads as zeros.
 async fn allocation(volume: &Volume) -> Vec<(u64, (bool, bool))> {
     let mut extents: Vec<(u64, (bool, bool))> = Vec::new();
     let mut at = 0;
@@ -43,7 +44,8 @@ async fn zero(volume: &Volume, range: Range<u64>, hole: bool) {
     volume.zero(range.start, range.end - range.start, hole, false).await.unwrap();
 }
 
-/// Zeroes that stay allocated are one change of the root, however many map pages they cover, and so is a TRIM of them.
+/// Zeroing a range that stays allocated changes only the root, however many map pages the range covers. So
+/// does a TRIM of it.
 #[tokio::test(start_paused = true)]
 async fn zeroing_a_pebibyte_writes_no_map_page() {
     let mut bench = Bench::new(PIB).await;
@@ -75,7 +77,8 @@ async fn zeroing_a_pebibyte_writes_no_map_page() {
         [&[0; 4096][..], &pattern(2, 4096), &[0; 8192]].concat()
     );
     assert_eq!(read(&volume, 5 * TIB, 4096).await, [0; 4096]);
-    // The look for leftovers, which begins with the opening, asks the first root for the chunk of a folded record.
+    // Wait for the sweep that starts with the opening: it reads the first root's map, because a folded record
+    // references a chunk.
     quiesce().await;
     bench.memory.reset_tallies();
     zero(&volume, 0..PIB, true).await;
@@ -85,7 +88,7 @@ async fn zeroing_a_pebibyte_writes_no_map_page() {
     volume.close().await.unwrap();
 }
 
-/// The largest disk there can be.
+/// The largest possible disk.
 #[tokio::test(start_paused = true)]
 async fn eight_pebibytes_are_zeroed_and_trimmed_in_turn() {
     let mut bench = Bench::with_chunks(8 * PIB, 32 * MIB).await;
@@ -107,7 +110,7 @@ async fn eight_pebibytes_are_zeroed_and_trimmed_in_turn() {
     volume.close().await.unwrap();
 }
 
-/// Map pages of 256 MiB each that are objects, with one page of data in each.
+/// Opens a disk with `pages` map pages of 256 MiB that are objects, each with one page of data.
 async fn scattered(bench: &mut Bench, pages: u64) -> Arc<Volume> {
     let volume = bench.open().await;
     for n in 0..pages {
@@ -173,7 +176,7 @@ async fn a_cache_of_the_whole_disk_ends_where_the_clean_cache_does() {
     volume.close().await.unwrap();
 }
 
-/// Only a limited number of its GETs are in flight, and they end when the command's caller goes away.
+/// Only a limited number of its GETs are in flight, and they end when the caller drops the command.
 #[tokio::test(start_paused = true)]
 async fn a_cache_that_nobody_waits_for_ends() {
     let tasks = Tasks::new();
@@ -205,8 +208,8 @@ fn slow(bench: &Bench) {
         .add(Rule::new(Action::Delay(BULK_LATENCY, BULK_LATENCY)).on(Operation::Get).containing("/chunk/"));
 }
 
-/// Of four requests at a time, a CACHE would have all: yet a FUA takes the time of its PUT, the lease is renewed, and
-/// another client's read takes the time of its GET.
+/// Only four requests run at a time, and a CACHE could take them all. Still, a FUA takes only the time of its
+/// PUT, the lease is renewed, and the read of another client takes only the time of its GET.
 #[tokio::test(start_paused = true)]
 async fn nothing_waits_behind_a_cache_of_much() {
     let tasks = Tasks::new();
@@ -233,7 +236,7 @@ async fn nothing_waits_behind_a_cache_of_much() {
     volume.abandon().await;
 }
 
-/// A reader who wants what a CACHE will bring in does not wait until it is its turn there.
+/// A read of a range that a CACHE will fetch later does not wait until the CACHE gets there.
 #[tokio::test(start_paused = true)]
 async fn a_read_overtakes_the_cache_that_wants_the_same() {
     let tasks = Tasks::new();

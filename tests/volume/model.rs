@@ -20,7 +20,7 @@ enum Command {
 
 fn range() -> impl Strategy<Value = (u64, u64)> {
     prop_oneof![
-        // Whole chunks, blocks, sectors, and anything.
+        // Whole chunks, whole blocks, whole sectors, and any range of bytes.
         (0..SIZE / CHUNK, 1_u64..4).prop_map(|(at, n)| (at * CHUNK, n * CHUNK)),
         (0..SIZE / 4096, 1_u64..8).prop_map(|(at, n)| (at * 4096, n * 4096)),
         (0..SIZE / 512, 1_u64..20).prop_map(|(at, n)| (at * 512, n * 512)),

@@ -4,12 +4,12 @@ use cairn::volume::{Cell, Volume};
 
 use super::bench::{Bench, MIB, pattern};
 
-/// Bytes stored and dirty of each cell, in pages of 64 KiB.
+/// The stored and the dirty pages of 64 KiB of each cell.
 fn pages(cells: &[Cell]) -> Vec<(u64, u64)> {
     cells.iter().map(|cell| (cell.stored_bytes / 65_536, cell.dirty_bytes / 65_536)).collect()
 }
 
-/// Bytes stored of the first cells, and how many of them are cached too, in pages of 64 KiB.
+/// The stored pages of 64 KiB of the first three cells, and how many of these are cached.
 async fn cached(volume: &Volume) -> Vec<(u64, u64)> {
     let picture = volume.picture(16).await.unwrap();
     picture.cells[..3].iter().map(|cell| (cell.stored_bytes / 65_536, cell.cached_bytes / 65_536)).collect()
@@ -27,7 +27,7 @@ async fn a_write_is_dirty_until_it_is_durable_and_absent_after_a_trim() {
     let mut expected = vec![(0, 0); 16];
     assert_eq!(shown().await, expected, "a fresh disk is absent");
 
-    // Half in one cell, half in the next.
+    // Half of the data is in one cell, half in the next.
     volume.write(8 * MIB - 65_536, pattern(1, 131_072), false).await.unwrap();
     (expected[1], expected[2]) = ((0, 1), (0, 1));
     assert_eq!(shown().await, expected);
@@ -46,8 +46,8 @@ async fn a_write_is_dirty_until_it_is_durable_and_absent_after_a_trim() {
     assert_eq!(shown().await, expected);
 }
 
-/// In the journal and in objects, as pages and as whole chunks: what was written or read lately is in memory, and what
-/// was only stored is not.
+/// Recent data is shown as cached, whether the store has it in the journal or in objects, as
+/// pages or as whole chunks. The rest is shown as only stored.
 #[tokio::test(start_paused = true)]
 async fn what_is_stored_is_cached_while_memory_has_it_too() {
     let mut bench = Bench::new(64 * MIB).await;
@@ -61,7 +61,7 @@ async fn what_is_stored_is_cached_while_memory_has_it_too() {
     volume.close().await.unwrap();
     drop(volume);
 
-    // By a gateway whose cache is empty.
+    // A new gateway, whose cache is empty.
     let volume = bench.open().await;
     assert_eq!(cached(&volume).await, [(64, 0), (0, 0), (2, 0)], "only stored");
     volume.read(8 * MIB, 4096).await.unwrap();

@@ -108,7 +108,7 @@ async fn what_is_handed_on_is_committed_and_replayed_without_a_wait_or_a_checkpo
     assert!(late.is_ok() && volume.write(0, pattern(0, 512), false).await.is_err(), "{late:?}");
 }
 
-/// Replaying a long journal would keep clients waiting for longer than folding it.
+/// The replay of a long journal would keep clients waiting for longer than the fold does.
 #[tokio::test(start_paused = true)]
 async fn a_long_journal_is_folded_before_it_is_handed_on() {
     let mut bench = Bench::new(64 * MIB).await;
@@ -123,7 +123,7 @@ async fn a_long_journal_is_folded_before_it_is_handed_on() {
     assert_eq!(read(&volume, 1_900_000, 3000).await, pattern(19, 3000));
 }
 
-/// An update of the head waits until the one before is old enough, but not while somebody waits for the closing.
+/// Updates of the head keep a minimum distance in time, but not while somebody waits for the volume to close.
 #[tokio::test(start_paused = true)]
 async fn a_closing_waits_for_no_age_of_the_head() {
     let mut bench = Bench::new(64 * MIB).await;
@@ -164,7 +164,7 @@ async fn a_record_of_what_lies_past_the_end_is_refused() {
     let volume = bench.open().await;
     volume.write(32 * MIB, pattern(1, 4096), true).await.unwrap();
     volume.abandon().await;
-    // The same journal under a root that says half the size.
+    // The same journal with a root that has half the size.
     let (key, body) = bench.memory.objects().into_iter().find(|(key, _)| key.contains("/root/0-1")).unwrap();
     let size = (64 * MIB).to_le_bytes();
     let at = body.windows(8).position(|bytes| bytes == size).expect("a root has the size");
@@ -199,7 +199,8 @@ async fn two_openers_at_once_leave_one_writer() {
     assert_eq!(read(&fast, 0, 4096).await, pattern(1, 4096));
 }
 
-/// What it listed is folded and deleted while it stands still, but for the seals, which follow what is gone.
+/// While the opener is paused, everything that it listed is folded and deleted, except the seals. These come
+/// after the deleted records in the log.
 #[tokio::test(start_paused = true)]
 async fn an_opener_that_was_overtaken_says_so() {
     let mut bench = Bench::new(64 * MIB).await;
@@ -207,7 +208,7 @@ async fn an_opener_that_was_overtaken_says_so() {
     let first = bench.open().await;
     first.write(0, pattern(1, 4096), true).await.unwrap();
     first.abandon().await;
-    // Epoch 2 dies before it begins its log, so that the next one seals that log at its start.
+    // The gateway of epoch 2 dies before its opening record, so the next one puts a seal into its first slot.
     let gate = bench.fault.hold(Operation::List, "/journal/");
     let dies = tokio::time::timeout(Duration::from_secs(5), bench.try_open(true)).await;
     assert!(dies.is_err() && gate.count() == 1, "held at the listing");

@@ -58,8 +58,8 @@ async fn what_a_checkpoint_moves_meanwhile_is_looked_up_again() {
     let id = cairn::volume::catalog::resolve(&env, "disk").await.unwrap();
     let volume = cairn::volume::Volume::open(&env, bench.options.clone(), id, true).await.unwrap();
     let map = bench.keys("/map/").pop().expect("one map page");
-    // The dirty data leaves gaps, and each of them requests the map page again: the last one does so when the
-    // page is gone.
+    // There are gaps between the dirty data. Each gap requests the map page again; the last one does so when
+    // the page is gone.
     for gap in [1, 3] {
         volume.write(gap * 4096, pattern(2, 4096), false).await.unwrap();
     }
@@ -103,7 +103,7 @@ async fn a_damaged_page_stays_damaged_until_it_is_overwritten() {
     assert_eq!(read(&volume, 0, 65_536).await, pattern(3, 65_536));
 }
 
-/// What lies side by side in a record is fetched and cached together, and lost one by one.
+/// Adjacent changes in a record are fetched and cached together, but a damaged one does not spoil the others.
 #[tokio::test(start_paused = true)]
 async fn a_damaged_change_takes_none_of_its_neighbours_with_it() {
     let mut bench = Bench::new(64 * MIB).await;
@@ -197,7 +197,8 @@ async fn at_the_dirty_bound_trims_are_slowed_too() {
     }
 }
 
-/// Cuts a volume off from its head for ten lease times; why it stopped, if it did, and whether it reads then.
+/// Cuts a volume off from its head for ten lease times. Returns why it stopped, if it did, and whether a read
+/// succeeds afterwards.
 async fn without_renewal(strict: bool) -> (Option<String>, bool) {
     let mut bench = Bench::new(64 * MIB).await;
     bench.options.lease_strict = strict;
