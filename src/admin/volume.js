@@ -83,7 +83,7 @@ function facts(volume) {
       ["Held by", volume.holder ?? "–"],
       ["Journal", `${bytes(open.journal_bytes)} in ${open.journal_records} records`],
       ["Last checkpoint", open.checkpoint_at ? when(open.checkpoint_at) : "none since the opening"],
-      ["Commits on their way", String(open.commits_in_flight)],
+      ["Commits in flight", String(open.commits_in_flight)],
       ["Writes waited at a bound", duration(open.totals.throttled_seconds)],
     );
   } else {
