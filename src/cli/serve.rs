@@ -19,7 +19,9 @@ use super::process::{self, Asked, Signals};
 use super::reload::{Running, Settings};
 use super::settings::Options;
 use super::{limits, output, supervisor, welcome};
-use crate::gateway::{self, Catalogue, Census, GatewayStatus, Next, OpenVolumes, Serving, VolumeExports};
+use crate::gateway::{
+    self, Catalogue, Census, GatewayStatus, Next, OpenVolumes, Serving, StoreCheck, VolumeExports,
+};
 use crate::metrics::Metrics;
 use crate::server::{Drained, Greeting, ListenAddress, Server, Stream, Tls};
 use crate::store::{self, Setup};
@@ -187,6 +189,7 @@ fn listen(opened: Opened, metrics: &Metrics, stdout_is_nbd: bool) -> Served {
         env: env.clone(),
         volumes: Arc::clone(&volumes),
         catalogue,
+        store_check: StoreCheck::new(Arc::clone(&env.store.reads), options.catalogue_age),
         server: Arc::clone(&server),
         options: options.volume.clone(),
         chunk_bytes: options.chunk_bytes,

@@ -14,6 +14,7 @@ use super::catalogue::Catalogue;
 use super::census::Census;
 use super::failure::chain;
 use super::open_volumes::OpenVolumes;
+use super::store_check::StoreCheck;
 use super::surface::{Failure, Gateway, Known, OpenVolume, Stage as Shown};
 use crate::server::{Connection, Server};
 use crate::volume::catalog::{self, Info, Listed, Unnamed};
@@ -24,6 +25,7 @@ pub(crate) struct Serving {
     pub(crate) env: Environment,
     pub(crate) volumes: Arc<OpenVolumes>,
     pub(crate) catalogue: Arc<Catalogue>,
+    pub(crate) store_check: StoreCheck,
     pub(crate) server: Arc<Server>,
     pub(crate) census: Arc<Census>,
     /// NBD URIs of a volume, with `{name}` in place of its name.
@@ -86,7 +88,7 @@ impl Gateway for GatewayStatus {
             Err(failure) => return vec![failure.to_string()],
         };
         let mut obstacles = serving.volumes.lost();
-        if let Err(error) = serving.catalogue.names().await {
+        if let Err(error) = serving.store_check.run().await {
             obstacles.push(format!("cannot read the store: {}", chain(&*error)));
         }
         obstacles

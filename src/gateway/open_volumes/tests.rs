@@ -7,6 +7,7 @@ use crate::gateway::Gateway as _;
 use crate::gateway::catalogue::Catalogue;
 use crate::gateway::exports::VolumeExports;
 use crate::gateway::status::{GatewayStatus, Serving};
+use crate::gateway::store_check::StoreCheck;
 use crate::metrics::{Label as _, StoreMetrics, StoreOutcome};
 use crate::protocol::Error as Value;
 use crate::server::{Exports as _, OpenError as Refusal, Segment};
@@ -219,6 +220,7 @@ async fn it_is_ready_while_the_store_answers_and_no_configured_volume_is_lost() 
         env,
         volumes: Arc::clone(&first.volumes),
         catalogue,
+        store_check: StoreCheck::new(Arc::new(fault.clone()), Duration::ZERO),
         server: Arc::new(server),
         options: volume::Options::default(),
         chunk_bytes: 4 << 20,
@@ -237,7 +239,11 @@ async fn it_is_ready_while_the_store_answers_and_no_configured_volume_is_lost() 
     assert_eq!(status.volume("c").await.unwrap().chunk_bytes, 4 << 20);
     status.delete("b", false).await.unwrap();
     assert_eq!(names(status.volumes().await.unwrap()), ["a", "c"]);
-    fault.add(Rule::new(Action::FailBefore(Refused::Denied)).on(Operation::List));
+    store.reset_tallies();
+    assert_eq!(status.obstacles().await, Vec::<String>::new());
+    let requests = [Operation::Get, Operation::List].map(|it| store.tally(it, |_| true).requests);
+    assert_eq!(requests, [1, 0], "a check is one GET");
+    fault.add(Rule::new(Action::FailBefore(Refused::Denied)).on(Operation::Get));
     let obstacles = status.obstacles().await;
     assert!(matches!(&obstacles[..], [only] if only.contains("cannot read the store")), "{obstacles:?}");
     fault.clear();
