@@ -101,8 +101,24 @@ mutants! {
     LostMapPageIsZeros = "lost-map-page-is-zeros",
     /// Changes committed during a fold are dropped together with the folded ones.
     NewerDropped = "newer-dropped",
-    /// A page of an older chunk object is cached under the name of the newer one.
-    OldPageCached = "old-page-cached",
+    /// A page of a rewritten chunk is cached under the name of its neighbour.
+    NeighbourCached = "neighbour-cached",
+    /// A read asks the overlays of a map page from the oldest to the newest.
+    OverlaysReversed = "overlays-reversed",
+    /// A merge of two overlays loses some of the older one's runs.
+    MergeDropsRun = "merge-drops-run",
+    /// Where two merged overlays have the same block, the older one wins.
+    MergeKeepsOlder = "merge-keeps-older",
+    /// The count of a pack's frames in use is too low by one.
+    LiveCountLow = "live-count-low",
+    /// A chunk that was rewritten whole is cleared from the newest overlay only.
+    OverlaysUncleared = "overlays-uncleared",
+    /// A block that is moved from a mostly unused pack wins over a newer write of the same checkpoint.
+    MoveWins = "move-wins",
+    /// A root is published although a pack that it uses was never sent.
+    PackUnsent = "pack-unsent",
+    /// What is cached of a page claims to have blocks that it does not have.
+    BitmapLies = "bitmap-lies",
     /// The cache does not distinguish the successive objects of a chunk.
     CachedByOffset = "cached-by-offset",
     /// A fetch that failed returns zeros, which stay in the cache.

@@ -273,7 +273,7 @@ fn server_options(config: &Config) -> server::Options {
 }
 
 fn volume_options(config: &Config) -> volume::Options {
-    let Config { store, cache, commit, journal, lease, .. } = config;
+    let Config { store, cache, commit, journal, packs, lease, .. } = config;
     volume::Options {
         // Each volume has metrics of its own.
         metrics: None,
@@ -289,12 +289,17 @@ fn volume_options(config: &Config) -> volume::Options {
         journal_max_records: u64::from(journal.max_records),
         journal_max_age: journal.max_age,
         fold_bytes: journal.fold_bytes.0,
+        pack_bytes: packs.max_bytes.0,
+        consolidate_percent: u64::from(packs.consolidate_percent),
+        relocate_percent: u64::from(packs.rewrite_percent),
+        background_percent: u64::from(packs.background_percent),
         lease_ttl: lease.ttl,
         lease_strict: lease.strict,
         head_interval: lease.head_interval,
         deletion_grace: store.deletion_grace,
         read_ahead_bytes: cache.read_ahead.0,
         get_bytes: cache.fetch.0,
+        ..volume::Options::default()
     }
 }
 

@@ -237,6 +237,19 @@ settings! {
         fold_bytes: Size = mib(32), mib(1)..=Size(16 << 30);
     }
 
+    /// Where small changes are stored, and how much is rewritten to keep space and reads in order.
+    packs: Packs {
+        /// Size of a pack: an object with changed blocks of any chunks.
+        max_bytes: Size = mib(16), Size(64 << 10)..=mib(192);
+        /// Share of a chunk, in percent, that lies in packs when the chunk is rewritten as one object.
+        consolidate_percent: u32 = 50, 1..=100;
+        /// Share of a pack, in percent, that is still in use when its blocks are moved to another pack.
+        rewrite_percent: u32 = 30, 0..=90;
+        /// Bytes that checkpoints rewrite, in percent of the bytes that clients write. It is exceeded when
+        /// garbage would take too much space.
+        background_percent: u32 = 125, 0..=1000;
+    }
+
     /// Who may write a volume.
     lease: Lease {
         /// How long a gateway that stops renewing its lease keeps other gateways waiting.

@@ -163,6 +163,14 @@ definitions! {
     PUT_BYTES = counter("cairn_put_bytes_total", "bytes", &["volume", "kind"],
         "Bytes of objects uploaded for the volume, by kind of object.");
 
+    DATA_BYTES = gauge("cairn_data_bytes", "bytes", &["volume", "share"],
+        "Bytes of blocks in chunk objects and packs as of the last checkpoint, by whether a read can return them.");
+    OVERLAID_BYTES = gauge("cairn_overlaid_bytes", "bytes", &["volume"],
+        "Bytes of the disk that overlays locate in packs or zero, as of the last checkpoint.");
+    PACKS = gauge("cairn_packs", "packs", &["volume"], "Packs in use as of the last checkpoint.");
+    BACKGROUND_BYTES = counter("cairn_background_bytes_total", "bytes", &["volume", "work"],
+        "Bytes that checkpoints rewrote in addition to what clients wrote, by kind of work.");
+
     CACHE_HITS = counter("cairn_cache_hits_total", "pages", &["volume", "tier"], "Pages found in a cache.");
     CACHE_MISSES = counter("cairn_cache_misses_total", "pages", &["volume", "tier"],
         "Pages not found in a cache.");

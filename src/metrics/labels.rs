@@ -113,9 +113,9 @@ label! {
         Journal = "journal",
         /// A chunk of the disk.
         Chunk = "chunk",
-        /// A pack, which holds changed pages of many chunks.
+        /// A pack, which holds changed blocks of many chunks.
         Pack = "pack",
-        /// A page of the map.
+        /// A page of the map, or an overlay.
         Map = "map",
         /// A root or a root table.
         Root = "root",
@@ -123,6 +123,26 @@ label! {
         Head = "head",
         /// An identity, a name, or anything else.
         Other = "other",
+    }
+}
+
+label! {
+    /// Whether stored blocks are in use.
+    Share {
+        /// A read can return them.
+        Live = "live",
+        /// Newer blocks have replaced them.
+        Garbage = "garbage",
+    }
+}
+
+label! {
+    /// The kind of work that a checkpoint does in addition to what clients wrote.
+    Work {
+        /// Chunks are rewritten whole, because many of their blocks lie in packs.
+        Consolidate = "consolidate",
+        /// Blocks are moved, because most of their pack is no longer in use.
+        Relocate = "relocate",
     }
 }
 

@@ -17,7 +17,9 @@ use tokio::time::Instant;
 
 use super::definitions as define;
 use super::family::{By, Owned, counters, float_counters, float_gauges, gauges, histograms};
-use super::labels::{Command, Errno, FoldResult, Label, ObjectKind, ReadAhead, ReadSource, Tier};
+use super::labels::{
+    Command, Errno, FoldResult, Label, ObjectKind, ReadAhead, ReadSource, Share, Tier, Work,
+};
 
 /// The families of the metrics of all volumes.
 #[derive(Debug)]
@@ -46,6 +48,10 @@ pub(super) struct VolumeFamilies {
     journal_bytes: IntGaugeVec,
     journal_records: IntGaugeVec,
     put_bytes: IntCounterVec,
+    data_bytes: IntGaugeVec,
+    overlaid_bytes: IntGaugeVec,
+    packs: IntGaugeVec,
+    background_bytes: IntCounterVec,
     cache_hits: IntCounterVec,
     cache_misses: IntCounterVec,
     cache_evictions: IntCounterVec,
@@ -84,6 +90,10 @@ impl VolumeFamilies {
             journal_bytes: gauges(registry, &define::JOURNAL_BYTES),
             journal_records: gauges(registry, &define::JOURNAL_RECORDS),
             put_bytes: counters(registry, &define::PUT_BYTES),
+            data_bytes: gauges(registry, &define::DATA_BYTES),
+            overlaid_bytes: gauges(registry, &define::OVERLAID_BYTES),
+            packs: gauges(registry, &define::PACKS),
+            background_bytes: counters(registry, &define::BACKGROUND_BYTES),
             cache_hits: counters(registry, &define::CACHE_HITS),
             cache_misses: counters(registry, &define::CACHE_MISSES),
             cache_evictions: counters(registry, &define::CACHE_EVICTIONS),
@@ -150,6 +160,10 @@ impl VolumeFamilies {
             journal_bytes: owned.child(&self.journal_bytes, &[name]),
             journal_records: owned.child(&self.journal_records, &[name]),
             put_bytes: By::new(|l: ObjectKind| owned.child(&self.put_bytes, &[name, l.as_str()])),
+            data_bytes: By::new(|l: Share| owned.child(&self.data_bytes, &[name, l.as_str()])),
+            overlaid_bytes: owned.child(&self.overlaid_bytes, &[name]),
+            packs: owned.child(&self.packs, &[name]),
+            background_bytes: By::new(|l: Work| owned.child(&self.background_bytes, &[name, l.as_str()])),
             cache_hits: By::new(|l: Tier| owned.child(&self.cache_hits, &[name, l.as_str()])),
             cache_misses: By::new(|l: Tier| owned.child(&self.cache_misses, &[name, l.as_str()])),
             cache_evictions: By::new(|l: Tier| owned.child(&self.cache_evictions, &[name, l.as_str()])),
@@ -313,6 +327,14 @@ pub struct VolumeHandles {
     pub journal_records: IntGauge,
     /// Bytes of objects uploaded.
     pub put_bytes: By<ObjectKind, IntCounter>,
+    /// Bytes of blocks in chunk objects and packs.
+    pub data_bytes: By<Share, IntGauge>,
+    /// Bytes of the disk that overlays locate or zero.
+    pub overlaid_bytes: IntGauge,
+    /// Number of packs in use.
+    pub packs: IntGauge,
+    /// Bytes that checkpoints rewrote in addition to what clients wrote.
+    pub background_bytes: By<Work, IntCounter>,
     /// Number of pages found in the cache.
     pub cache_hits: By<Tier, IntCounter>,
     /// Number of pages not found in the cache.

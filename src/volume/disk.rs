@@ -285,6 +285,17 @@ impl Volume {
         self.folds.fold(&self.shared).await
     }
 
+    /// Makes a checkpoint and moves all blocks from packs back to chunk objects, so that sequential reads need few
+    /// requests. It takes several checkpoints, and writes the chunks that have blocks in packs once more. Blocks that
+    /// clients write meanwhile may remain in packs.
+    ///
+    /// # Errors
+    /// If the volume stopped.
+    pub async fn consolidate(&self) -> Result<(), Error> {
+        self.shared.flush().await?;
+        self.folds.consolidate(&self.shared).await
+    }
+
     /// Closes the volume: refuses new changes, commits, publishes a checkpoint, and releases the lease. The
     /// next opening has no lease to wait for and no journal to replay.
     ///

@@ -1,18 +1,25 @@
-//! The small objects of a volume, each read or created as a whole: head, identity, root, root table.
+//! The small objects of a volume, each read or created as a whole (head, identity, root, root table), and the tables
+//! of records.
 //!
 //! Knows what a damaged or absent object means for an attempt to open, create or delete a volume. Must not
 //! know about open volumes. Invariant: an object is returned only if its bytes have passed their check.
 
+use std::ops::Range;
+
 use bytes::Bytes;
+use uuid::Uuid;
 
 use super::environment::Environment;
 use super::error::OpenError;
-use super::format::codec::DecodeError;
+use super::format::codec::{Checksum, DecodeError, invalid};
 use super::format::head::Head;
-use super::format::keys::Keys;
+use super::format::keys::{Keys, Slot};
+use super::format::record::Record;
 use super::format::root::{Root, RootTable};
-use super::store_exact::{self, CheckedError, Placed, create_exact, fetch_checked};
-use crate::store::ETag;
+use super::store_exact::{
+    self, CheckedError, Doubt, Placed, Verdict, create_exact, damaged_on_the_way, fetch_checked,
+};
+use crate::store::{self, ByteRange, ETag, Store};
 
 /// Fetches and decodes an object that must exist.
 pub(super) async fn fetch<T>(
@@ -55,6 +62,67 @@ pub(super) async fn load_roots(
         fetch(env, &keys.root(head.root_table), |bytes| RootTable::decode(volume, head.root_table, bytes))
             .await?;
     Ok((root, table))
+}
+
+/// Number of bytes of a record that are read first. The table of a commit of 16 MiB in blocks of 4 KiB fits.
+const TABLE_BYTES: u64 = 128 << 10;
+
+/// Fetches and verifies the table of a record of `size_bytes`, without the data behind it. A single answer that the
+/// record is absent is believed. Also returns the checksum of the table.
+pub(super) async fn fetch_table(
+    store: &dyn Store,
+    keys: Keys,
+    slot: Slot,
+    size_bytes: u64,
+) -> Result<(Record, Checksum), CheckedError> {
+    let (volume, key) = (keys.volume(), keys.record(slot));
+    let mut doubt = Doubt::default();
+    loop {
+        let (error, reading) = match read_table(store, volume, &key, size_bytes).await {
+            Ok(table) => match Record::decode_table(volume, slot, &table) {
+                Ok(found) => return Ok(found),
+                Err(error) => (error, table),
+            },
+            Err(CheckedError::Damaged(error)) => {
+                let reading = Bytes::from(error.to_string());
+                (error, reading)
+            }
+            Err(error @ CheckedError::Store(_)) => return Err(error),
+        };
+        match doubt.note(&key, &reading) {
+            Verdict::Again => {}
+            Verdict::AtRest => return Err(CheckedError::Damaged(error)),
+            Verdict::OnTheWay => return Err(CheckedError::Store(damaged_on_the_way(&key))),
+        }
+    }
+}
+
+/// Reads a record up to the start of its data.
+async fn read_table(
+    store: &dyn Store,
+    volume: Uuid,
+    key: &str,
+    size_bytes: u64,
+) -> Result<Bytes, CheckedError> {
+    let get = async |range: Range<u64>| {
+        let range = ByteRange::Bounded { offset: range.start, length: range.end - range.start };
+        match store.get(key, range).await {
+            Ok(object) => Ok(object.body),
+            Err(error @ store::Error::CutShort { .. }) => {
+                Err(CheckedError::Damaged(invalid("size", error.to_string())))
+            }
+            Err(error) => Err(CheckedError::Store(error)),
+        }
+    };
+    let first = size_bytes.min(TABLE_BYTES);
+    let start = get(0..first).await?;
+    let end = Record::table_bytes(volume, &start, size_bytes).map_err(CheckedError::Damaged)?;
+    if end <= first {
+        return Ok(start.slice(..usize::try_from(end).expect("within the bytes")));
+    }
+    let mut table = Vec::from(start);
+    table.extend_from_slice(&get(first..end).await?);
+    Ok(Bytes::from(table))
 }
 
 /// Creates an object. Returns `false` if an object with other bytes exists under the key.

@@ -41,6 +41,19 @@ pub struct Options {
     pub journal_max_age: Duration,
     /// Limit on the bytes of chunk objects that a fold holds in memory at once.
     pub fold_bytes: u64,
+    /// Bytes of blocks at which a pack is complete.
+    pub pack_bytes: u64,
+    /// Limit on the overlays of a map page: 1 to 8. When there would be more, overlays are merged.
+    pub overlays: usize,
+    /// An overlay of at most this many bytes becomes part of its map page instead of an object of its own.
+    pub embed_bytes: u64,
+    /// A chunk is rewritten whole when overlays decide about this share of its blocks, in percent.
+    pub consolidate_percent: u64,
+    /// A pack is rewritten when at most this share of its blocks is in use, in percent.
+    pub relocate_percent: u64,
+    /// Limit on the bytes that checkpoints rewrite in addition to what clients write, in percent of that. It is
+    /// exceeded when garbage would take too much space.
+    pub background_percent: u64,
     /// How long a lease lasts after its renewal.
     pub lease_ttl: Duration,
     /// Whether the volume stops when its lease expires. Otherwise it continues to serve, and whatever must
@@ -71,6 +84,12 @@ impl Default for Options {
             journal_max_records: 4096,
             journal_max_age: Duration::from_secs(300),
             fold_bytes: 32 << 20,
+            pack_bytes: 16 << 20,
+            overlays: 8,
+            embed_bytes: 4096,
+            consolidate_percent: 50,
+            relocate_percent: 30,
+            background_percent: 125,
             lease_ttl: Duration::from_secs(30),
             lease_strict: false,
             head_interval: Duration::from_secs(1),

@@ -14,11 +14,13 @@ use super::environment::Environment;
 use super::error::Error;
 use super::format::geometry::{BLOCK_BYTES, Geometry};
 use super::format::keys::{Epoch, Keys, ObjectId};
+use super::format::root::Root;
 use super::held::{HeldHead, Unheld};
 use super::options::Options;
 use super::signal::Signal;
 use super::state::{State, Status};
 use crate::metrics::VolumeMetrics;
+use crate::metrics::labels::Share;
 use crate::mutant::{self, Mutant};
 use crate::task::Tasks;
 
@@ -147,6 +149,16 @@ impl Shared {
         self.metrics.commits_in_flight.set(count(state.in_flight.len() as u64));
         self.metrics.journal_bytes.set(count(journal_bytes));
         self.metrics.journal_records.set(count(journal_records));
+    }
+
+    /// Updates the gauges of what a root stores.
+    pub(super) fn gauge_root(&self, root: &Root) {
+        let overlaid: u64 = root.map_pages.values().map(|page| u64::from(page.counts.overlaid)).sum();
+        let space = root.space();
+        self.metrics.packs.set(count(root.packs.len() as u64));
+        self.metrics.overlaid_bytes.set(count(overlaid * BLOCK_BYTES));
+        self.metrics.data_bytes.of(Share::Live).set(count(space.live * BLOCK_BYTES));
+        self.metrics.data_bytes.of(Share::Garbage).set(count((space.stored - space.live) * BLOCK_BYTES));
     }
 
     /// Updates the gauges that a write changes.

@@ -288,6 +288,23 @@ pub(super) async fn fetch_checked<T>(
     checked(|| get_referenced(store, key, ByteRange::Full), key, decode).await
 }
 
+/// As [`fetch_checked`], for a part of an object. The part must pass its check alone.
+pub(super) async fn fetch_part_checked<T>(
+    store: &dyn Store,
+    key: &str,
+    range: ByteRange,
+    decode: impl Fn(&[u8]) -> Result<T, DecodeError>,
+) -> Result<T, CheckedError> {
+    let get = || async {
+        match get_referenced(store, key, range).await {
+            // An object that is too short is damaged, like one with wrong bytes.
+            Err(Error::CutShort { .. }) => Ok(Object { body: Bytes::new(), etag: ETag("".into()) }),
+            answer => answer,
+        }
+    };
+    checked(get, key, decode).await.map(|(part, _)| part)
+}
+
 /// Fetches and decodes an object that may be absent. A single answer that it is absent is believed, so the
 /// caller must conclude nothing from the absence that would cost data.
 pub(super) async fn fetch_if_present<T>(

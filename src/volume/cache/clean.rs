@@ -4,23 +4,18 @@
 //! the pieces move. Invariants: each piece is counted once when it is inserted and once when it is removed,
 //! whatever the reason. No piece stays in a cache that was replaced.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
+use futures::FutureExt as _;
 use moka::future::Cache;
-use uuid::Uuid;
 use xxhash_rust::xxh3::Xxh3Builder;
 
 use super::counts::Counts;
-use super::fetch::{CacheKey, Unit};
-use crate::volume::error::Error;
-use crate::volume::format::geometry::ChunkIndex;
-use crate::volume::format::keys::ObjectId;
-use crate::volume::format::map::MapPage;
-use crate::volume::format::page_set::PageSet;
+use super::fetch::{CacheKey, Fetch};
+use super::held::Held;
 
 /// Memory that an entry takes in addition to its bytes: keys, counters and lists of the cache, and
 /// what the allocator wastes on small entries. With 320, a cache of 256 MiB full of blocks took the
@@ -30,26 +25,13 @@ const ENTRY_BYTES: usize = 768;
 /// Limit on the bytes that are inserted before pending evictions run.
 const UNSETTLED_BYTES: u64 = 1 << 20;
 
-/// A piece as the cache stores it.
-#[derive(Clone)]
-pub(super) enum Cached {
-    /// The verified bytes of a page, or of changes of a record.
-    Bytes(Bytes),
-    /// A decoded map page.
-    Map(Arc<MapPage>),
-}
-
-impl Cached {
+impl Held {
     fn weight(&self) -> u32 {
-        let bytes = match self {
-            Self::Bytes(bytes) => bytes.len(),
-            Self::Map(page) => page.memory_bytes(),
-        };
-        u32::try_from(bytes + ENTRY_BYTES).unwrap_or(u32::MAX)
+        u32::try_from(self.data.len() + ENTRY_BYTES).unwrap_or(u32::MAX)
     }
 }
 
-type Pieces = Cache<CacheKey, Cached, Xxh3Builder>;
+type Pieces = Cache<CacheKey, Held, Xxh3Builder>;
 
 /// The clean pieces in memory, with their counts.
 pub(crate) struct Clean {
@@ -64,10 +46,10 @@ fn pieces(bytes: u64, counts: &Arc<Counts>) -> Pieces {
     let counts = Arc::clone(counts);
     Cache::builder()
         .max_capacity(bytes)
-        .eviction_listener(move |key: Arc<CacheKey>, value: Cached, cause| {
+        .eviction_listener(move |key: Arc<CacheKey>, value: Held, cause| {
             counts.dropped(&key, value.weight(), cause.was_evicted());
         })
-        .weigher(|_: &CacheKey, value: &Cached| value.weight())
+        .weigher(|_: &CacheKey, value: &Held| value.weight())
         .build_with_hasher(Xxh3Builder::new())
 }
 
@@ -99,21 +81,26 @@ impl Clean {
         new.run_pending_tasks().await;
     }
 
-    /// The bound in bytes.
-    pub(crate) fn capacity_bytes(&self) -> u64 {
-        self.pieces.load().policy().max_capacity().unwrap_or(u64::MAX)
-    }
-
     /// Bytes that the pieces take, including the overhead of each.
     pub(super) fn held_bytes(&self) -> u64 {
         self.pieces.load().weighted_size()
     }
 
-    /// Inserts a piece, or replaces it.
-    pub(super) async fn put(&self, key: CacheKey, value: Cached) {
+    /// Inserts blocks of a piece beside those that are held already.
+    pub(super) async fn put(&self, key: CacheKey, blocks: Held) {
+        if blocks.mask == 0 {
+            return;
+        }
         let pieces = self.pieces.load_full();
-        self.added(&key, &value);
-        pieces.insert(key, value).await;
+        // Between the lookup and the insertion another task may insert other blocks of the piece, which are
+        // lost then. They are only fetched again.
+        let blocks = match pieces.get(&key).await {
+            Some(held) if blocks.mask & !held.mask == 0 => return,
+            Some(held) => held.joined(&blocks),
+            None => blocks,
+        };
+        self.added(&key, &blocks);
+        pieces.insert(key, blocks).await;
         self.leave_if_replaced(&pieces, &key).await;
         self.settle_when_due().await;
     }
@@ -126,17 +113,16 @@ impl Clean {
         }
     }
 
-    /// Returns the bytes of a piece that is held. Counts as a use.
-    pub(crate) async fn bytes(&self, key: &CacheKey) -> Option<Bytes> {
-        match self.pieces.load().get(key).await {
-            Some(Cached::Bytes(bytes)) => Some(bytes),
-            _ => None,
-        }
+    /// Returns what is held of a piece. Counts as a use.
+    pub(crate) async fn get(&self, key: &CacheKey) -> Option<Held> {
+        self.pieces.load().get(key).await
     }
 
-    /// Whether a piece is held. Does not count as a use.
-    pub(crate) fn contains(&self, key: &CacheKey) -> bool {
-        self.pieces.load().contains_key(key)
+    /// Whether all wanted blocks of a piece are held.
+    pub(crate) fn contains(&self, fetch: &Fetch) -> bool {
+        // The cache has no lookup that leaves the order of use alone and returns the value. It never waits.
+        let held = self.pieces.load().get(&fetch.key).now_or_never().flatten();
+        held.is_some_and(|held| fetch.mask() & !held.mask == 0)
     }
 
     /// Removes a piece.
@@ -149,7 +135,7 @@ impl Clean {
         self.pieces.load().run_pending_tasks().await;
     }
 
-    fn added(&self, key: &CacheKey, value: &Cached) {
+    fn added(&self, key: &CacheKey, value: &Held) {
         let weight = value.weight();
         self.counts.added(key, weight);
         self.unsettled_bytes.fetch_add(u64::from(weight), Ordering::Relaxed);
@@ -164,77 +150,41 @@ impl Clean {
         }
     }
 
-    /// Returns a map page. If it is not held, `load` loads it; concurrent misses share one load.
-    pub(crate) async fn map_page<F>(&self, key: CacheKey, load: F) -> Result<Arc<MapPage>, Error>
-    where
-        F: Future<Output = Result<Arc<MapPage>, Error>> + Send,
-    {
-        let load = async {
-            let page = load.await.map(Cached::Map)?;
-            self.added(&key, &page);
-            Ok(page)
-        };
-        let pieces = self.pieces.load_full();
-        let loaded = pieces.try_get_with(key, load).await;
-        self.leave_if_replaced(&pieces, &key).await;
-        self.settle_when_due().await;
-        match loaded {
-            Ok(Cached::Map(page)) => Ok(page),
-            Ok(Cached::Bytes(_)) => unreachable!("a map page's key never maps to bytes"),
-            Err(error) => Err(Error::clone(&error)),
-        }
-    }
-
-    /// Returns which pages of chunk objects and packs are held, for all volumes.
-    pub(crate) fn pages(&self) -> HeldPages {
-        let mut held = HeldPages::default();
-        for (key, _) in self.pieces.load().iter() {
-            match key.unit {
-                Unit::Page(index, id, page) => {
-                    held.chunks.entry((key.volume, index, id)).or_default().insert(page);
-                }
-                Unit::Packed(number, id, frame) => {
-                    held.packed.insert((key.volume, number, id, frame));
-                }
-                Unit::Run(..) | Unit::Change(..) | Unit::Map(..) => {}
-            }
-        }
-        held
+    /// Returns which blocks of which pieces are held, for all volumes.
+    pub(crate) fn all(&self) -> HeldPieces {
+        HeldPieces(self.pieces.load().iter().map(|(key, held)| (*key, held.mask)).collect())
     }
 }
 
-/// The pages that were in memory at one moment.
+/// The pieces that were in memory at one moment.
 #[derive(Debug, Default)]
-pub(crate) struct HeldPages {
-    chunks: BTreeMap<(Uuid, ChunkIndex, ObjectId), PageSet>,
-    packed: BTreeSet<(Uuid, u32, ObjectId, u32)>,
-}
+pub(crate) struct HeldPieces(BTreeMap<CacheKey, u16>);
 
-impl HeldPages {
-    /// Returns the pages of a chunk object that were held.
-    pub(crate) fn of_chunk(&self, volume: Uuid, index: ChunkIndex, id: ObjectId) -> PageSet {
-        self.chunks.get(&(volume, index, id)).copied().unwrap_or_default()
-    }
-
-    /// Whether a frame of a pack was held.
-    pub(crate) fn has_packed(&self, volume: Uuid, map_page: u32, id: ObjectId, frame: u32) -> bool {
-        !self.packed.is_empty() && self.packed.contains(&(volume, map_page, id, frame))
+impl HeldPieces {
+    /// Whether all wanted blocks of a piece were held.
+    pub(crate) fn has(&self, fetch: &Fetch) -> bool {
+        self.0.get(&fetch.key).is_some_and(|mask| fetch.mask() & !mask == 0)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+    use uuid::Uuid;
+
+    use super::super::fetch::Unit;
     use super::*;
     use crate::metrics::{Metrics, Tier, VolumeMetrics};
-    use crate::volume::format::geometry::Geometry;
+    use crate::volume::format::geometry::ChunkIndex;
+    use crate::volume::format::keys::ObjectId;
 
     fn key(n: u32) -> CacheKey {
         let id = ObjectId { epoch: 1, k: u64::from(n) };
         CacheKey { volume: Uuid::from_u128(7), unit: Unit::Page(ChunkIndex(n), id, 0) }
     }
 
-    fn page() -> Cached {
-        Cached::Bytes(Bytes::from(vec![7; 65_536]))
+    fn page() -> Held {
+        Held { mask: u16::MAX, data: Bytes::from(vec![7; 65_536]) }
     }
 
     fn clean(bytes: u64) -> (Clean, VolumeMetrics) {
@@ -269,20 +219,6 @@ mod tests {
         let grown = clean.held_bytes();
         assert!(grown > 40 << 20 && grown <= 64 << 20, "{grown}");
         assert_eq!(counted(&metrics).0, grown);
-    }
-
-    #[tokio::test]
-    async fn what_is_loaded_while_the_bound_changes_stays_nowhere_else() {
-        let (clean, metrics) = clean(32 << 20);
-        let geometry = Geometry::new(4 << 20).unwrap();
-        let map_page = MapPage::new(0, geometry, Vec::new(), &BTreeMap::new());
-        let (give, given) = tokio::sync::oneshot::channel();
-        let mut loading = Box::pin(clean.map_page(key(1), async { given.await.expect("it is given") }));
-        assert!(futures::poll!(loading.as_mut()).is_pending());
-        clean.resize(16 << 20).await;
-        give.send(Ok(Arc::new(map_page))).expect("it waits");
-        loading.await.unwrap();
-        assert_eq!((counted(&metrics).0, clean.held_bytes()), (0, 0));
     }
 
     #[tokio::test]

@@ -66,9 +66,9 @@ impl Counts {
     }
 
     /// Tracks the pieces of `wanted` at the indexes `missing`, which are being read ahead.
-    pub(crate) fn read_ahead(&self, wanted: &[Fetch], missing: &[usize]) {
+    pub(super) fn read_ahead(&self, wanted: &[Fetch], missing: impl Iterator<Item = usize>) {
         let mut ahead = self.ahead.lock();
-        for &place in missing {
+        for place in missing {
             if ahead.len() == FOLLOWED {
                 ahead.pop_first();
             }

@@ -1,7 +1,7 @@
 //! Pieces of objects: how the cache identifies them, where they are stored, and how they are verified.
 //!
-//! Must not know how pieces are fetched or held. Invariant: bytes that [`Fetch::verify`] accepts are exactly
-//! the bytes that were written at that position of that object.
+//! Must not know how pieces are fetched or held. Invariant: bytes that [`Fetch::open`] returns are exactly the
+//! bytes that were written at that position of that object.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -9,12 +9,16 @@ use std::sync::Arc;
 use bytes::Bytes;
 use uuid::Uuid;
 
+use super::held::Held;
 use crate::mutant::{self, Mutant};
+use crate::volume::format::chunk;
 use crate::volume::format::codec::Checksum;
-use crate::volume::format::frame::{Place, TAG_BYTES};
-use crate::volume::format::geometry::ChunkIndex;
+use crate::volume::format::frame::{FRAME_BYTES, FRAME_LEN, Place};
+use crate::volume::format::geometry::{BLOCK_LEN, BLOCKS_PER_PAGE, ChunkIndex};
 use crate::volume::format::keys::{Keys, ObjectId, Slot};
-use crate::volume::state::piece::{RecordRef, part};
+use crate::volume::format::pack;
+use crate::volume::format::page_set::PageSet;
+use crate::volume::state::piece::{ChunkRef, RecordRef, part};
 
 /// Identifies a piece of an object in the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -28,16 +32,18 @@ pub struct CacheKey {
 /// A piece of an object, within its volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Unit {
-    /// A page of a chunk object: chunk, object, page in the chunk.
+    /// The blocks of a page of a chunk object: chunk, object, page in the chunk.
     Page(ChunkIndex, ObjectId, u16),
-    /// A frame of a pack: map page, pack, frame.
-    Packed(u32, ObjectId, u32),
+    /// 16 successive frames of a pack: pack, number of the first frame divided by 16.
+    Packed(ObjectId, u16),
     /// The data of a run of changes of a record: slot, number of the run.
     Run(Slot, u32),
     /// The data of one change of a record: slot, number of the change.
     Change(Slot, u32),
-    /// A map page: its number, its object.
+    /// A map page with its overlays: its number, its object.
     Map(u32, ObjectId),
+    /// A map page without its overlays: its number, its object.
+    Entries(u32, ObjectId),
 }
 
 impl Unit {
@@ -56,8 +62,8 @@ impl Unit {
 pub enum Source {
     /// A chunk object: chunk, object.
     Chunk(ChunkIndex, ObjectId),
-    /// A pack: map page, object.
-    Pack(u32, ObjectId),
+    /// A pack.
+    Pack(ObjectId),
     /// A record of the journal.
     Record(Slot),
 }
@@ -65,10 +71,11 @@ pub enum Source {
 /// How the bytes of a piece are verified.
 #[derive(Clone, Debug)]
 pub enum Check {
-    /// By the tag that follows the payload. Contains the number of the frame.
-    Frame(Place, u32),
+    /// By the tag that follows each block. Contains the number of the first frame; those of the others
+    /// follow it.
+    Frames(Place, u64),
     /// By a tag that is already known. Contains the number that was hashed into the tag.
-    Tag(Place, u32, Checksum),
+    Tag(Place, u64, Checksum),
     /// A run of changes, each by its own tag. Contains the number of the change that is wanted.
     Run(Arc<RecordRef>, u32),
 }
@@ -82,6 +89,10 @@ pub struct Fetch {
     pub object: Source,
     /// Offset of the piece in the object, in bytes.
     pub at: u64,
+    /// For frames, the first block of the 16 that share the key. Otherwise 0.
+    pub first: u32,
+    /// For frames, the number of blocks. Otherwise 1.
+    pub count: u32,
     /// Length of the payload in bytes.
     pub length: u32,
     /// How the piece is verified.
@@ -89,6 +100,51 @@ pub struct Fetch {
 }
 
 impl Fetch {
+    /// Returns the fetch for successive blocks of one page of a chunk object. `owner` is the volume that owns the
+    /// object, `stored` the pages that it stores, `first` the first block, counted from the start of the chunk.
+    #[must_use]
+    pub fn chunk(
+        owner: Uuid,
+        pages_per_chunk: u16,
+        (index, id, stored): (ChunkIndex, ObjectId, &PageSet),
+        first: u32,
+        count: u32,
+    ) -> Self {
+        let page = u16::try_from(first / BLOCKS_PER_PAGE).expect("less than 512");
+        let within = first % BLOCKS_PER_PAGE;
+        Self {
+            key: CacheKey { volume: owner, unit: Unit::page(index, id, page) },
+            object: Source::Chunk(index, id),
+            at: chunk::frame_offset(pages_per_chunk, stored.rank(page), within),
+            first: within,
+            count,
+            length: count * u32::try_from(BLOCK_LEN).expect("4 KiB"),
+            check: Check::Frames(Place::chunk(owner, index.0, id), u64::from(first)),
+        }
+    }
+
+    /// Returns the fetch for successive blocks of a chunk that a commit references.
+    #[must_use]
+    pub fn filled(volume: Uuid, chunk: &ChunkRef, first: u32, count: u32) -> Self {
+        Self::chunk(volume, chunk.pages_per_chunk, (chunk.index, chunk.id, &chunk.stored), first, count)
+    }
+
+    /// Returns the fetch for successive frames of a pack, all within the same 16. `block` is the block of the
+    /// first frame, counted from the start of the volume.
+    #[must_use]
+    pub fn pack(owner: Uuid, id: ObjectId, frame: u16, count: u32, block: u64) -> Self {
+        let group = frame / 16;
+        Self {
+            key: CacheKey { volume: owner, unit: Unit::Packed(id, group) },
+            object: Source::Pack(id),
+            at: pack::frame_offset(u32::from(frame)),
+            first: u32::from(frame % 16),
+            count,
+            length: count * u32::try_from(BLOCK_LEN).expect("4 KiB"),
+            check: Check::Frames(Place::pack(owner, id), block),
+        }
+    }
+
     /// Returns the fetch for the data of a change of a record. The whole run that contains the change is
     /// fetched and cached.
     #[must_use]
@@ -99,6 +155,8 @@ impl Fetch {
             key: CacheKey { volume, unit: Unit::Run(record.slot, number) },
             object: Source::Record(record.slot),
             at: run.at,
+            first: 0,
+            count: 1,
             length: run.length,
             check: Check::Run(Arc::clone(record), change),
         }
@@ -110,48 +168,101 @@ impl Fetch {
         let keys = Keys::new(self.key.volume);
         match self.object {
             Source::Chunk(index, id) => keys.chunk(index, id),
-            Source::Pack(map_page, id) => keys.pack(map_page, id),
+            Source::Pack(id) => keys.pack(id),
             Source::Record(slot) => keys.record(slot),
         }
     }
 
-    /// Bytes that the piece takes in the object: the payload, and its tag if it follows the payload.
+    /// The blocks, of the 16 that share the key, that are wanted: one bit for each.
+    #[must_use]
+    pub fn mask(&self) -> u16 {
+        u16::try_from(((1_u32 << self.count) - 1) << self.first).expect("16 bits")
+    }
+
+    /// Returns the fetch of only those blocks, from the first to the last in `mask`, which must be some of
+    /// the wanted blocks.
+    #[must_use]
+    pub fn narrowed(&self, mask: u16) -> Self {
+        let Check::Frames(place, number) = self.check else { return self.clone() };
+        let first = mask.trailing_zeros();
+        let count = 16 - mask.leading_zeros() - first;
+        let skipped = first - self.first;
+        Self {
+            at: self.at + u64::from(skipped) * FRAME_BYTES,
+            first,
+            count,
+            length: count * u32::try_from(BLOCK_LEN).expect("4 KiB"),
+            check: Check::Frames(place, number + u64::from(skipped)),
+            ..self.clone()
+        }
+    }
+
+    /// Bytes that the piece takes in the object: the payload, and the tags if they follow each block.
     #[must_use]
     pub fn stored_bytes(&self) -> u64 {
-        u64::from(self.length)
-            + match self.check {
-                Check::Frame(..) => TAG_BYTES,
-                Check::Tag(..) | Check::Run(..) => 0,
-            }
+        match self.check {
+            Check::Frames(..) => u64::from(self.count) * FRAME_BYTES,
+            Check::Tag(..) | Check::Run(..) => u64::from(self.length),
+        }
     }
 
-    /// Whether the piece directly follows another in the same object.
+    /// Whether the piece follows another in the same object, after at most `gap` bytes.
     #[must_use]
-    pub fn lies_behind(&self, other: &Self) -> bool {
+    pub fn lies_behind(&self, other: &Self, gap: u64) -> bool {
+        let end = other.at + other.stored_bytes();
         other.object == self.object
             && other.key.volume == self.key.volume
-            && other.at + other.stored_bytes() == self.at
+            && (end..=end + gap).contains(&self.at)
     }
 
-    /// Whether `stored`, the payload with its tag if that follows, is what was written.
+    /// Verifies `stored`, the bytes of the object at this place, which may be too few. Returns what is as it was
+    /// written, and whether that is all of it.
     #[must_use]
-    pub fn verify(&self, stored: &[u8]) -> bool {
-        if mutant::is(Mutant::TagUnchecked) {
-            return true;
-        }
+    pub fn open(&self, stored: &Bytes) -> (Held, bool) {
+        let unchecked = mutant::is(Mutant::TagUnchecked);
         match &self.check {
-            Check::Frame(place, number) => place.open(*number, stored).is_some(),
-            Check::Tag(place, number, tag) => place.tag(*number, stored) == *tag,
-            Check::Run(record, change) => record.verify_run(self.key.volume, record.run_of(*change), stored),
+            Check::Frames(place, number) => self.open_frames(place, *number, stored, unchecked),
+            Check::Tag(place, number, tag) => {
+                let is_right = unchecked || place.tag(*number, stored) == *tag;
+                Held::whole_if(is_right, stored)
+            }
+            Check::Run(record, change) => {
+                let number = record.run_of(*change);
+                let is_right = unchecked || record.verify_run(self.key.volume, number, stored);
+                Held::whole_if(is_right, stored)
+            }
         }
     }
 
-    /// Extracts the wanted part of a payload.
+    fn open_frames(&self, place: &Place, number: u64, stored: &Bytes, unchecked: bool) -> (Held, bool) {
+        let is_good = |frame: &[u8], offset: u64| {
+            frame.len() == FRAME_LEN && (unchecked || place.open(number + offset, frame).is_some())
+        };
+        if self.count == 1 {
+            return match is_good(stored, 0) {
+                true => (Held { mask: self.mask(), data: stored.slice(..BLOCK_LEN) }, true),
+                false => (Held::default(), false),
+            };
+        }
+        let (mut mask, mut data) = (0, Vec::with_capacity(self.length as usize));
+        for (offset, frame) in (0..u64::from(self.count)).zip(stored.chunks(FRAME_LEN)) {
+            if is_good(frame, offset) {
+                mask |= 1 << (u64::from(self.first) + offset);
+                data.extend_from_slice(&frame[..BLOCK_LEN]);
+            }
+        }
+        (Held { mask, data: Bytes::from(data) }, mask == self.mask())
+    }
+
+    /// Extracts the wanted part of what is held of the piece, or `None` if it is not all there.
     #[must_use]
-    pub fn wanted(&self, payload: &Bytes) -> Bytes {
+    pub fn wanted(&self, held: &Held) -> Option<Bytes> {
         match &self.check {
-            Check::Frame(..) | Check::Tag(..) => payload.clone(),
-            Check::Run(record, change) => part(payload, self.within(record, *change)),
+            Check::Frames(..) => held.blocks(self.first, self.count),
+            Check::Tag(..) => (held.mask == 1).then(|| held.data.clone()),
+            Check::Run(record, change) => {
+                (held.mask == 1).then(|| part(&held.data, self.within(record, *change)))
+            }
         }
     }
 
@@ -161,12 +272,15 @@ impl Fetch {
     pub fn alone(&self) -> Option<Self> {
         let Check::Run(record, change) = &self.check else { return None };
         let place = record.place(*change);
+        let frames = Place::record(self.key.volume, record.slot);
         Some(Self {
             key: CacheKey { unit: Unit::Change(record.slot, *change), ..self.key },
             object: self.object,
             at: place.at,
+            first: 0,
+            count: 1,
             length: place.length,
-            check: Check::Tag(Place::record(self.key.volume, record.slot), *change, place.tag),
+            check: Check::Tag(frames, u64::from(*change), place.tag),
         })
     }
 

@@ -203,7 +203,9 @@ async fn remove(env: &Environment, keys: Keys, marked: Option<&Head>) -> Result<
     if mutant::is(Mutant::IdentityFirst) {
         env.store.delete(&[keys.identity()]).await?;
     }
-    for prefix in [keys.chunks(), keys.packs(), keys.map_pages(), keys.roots(), keys.journal()] {
+    for prefix in
+        [keys.chunks(), keys.packs(), keys.overlays(), keys.map_pages(), keys.roots(), keys.journal()]
+    {
         delete_prefix(env, keys, &prefix).await?;
     }
     // Objects of kinds that this version does not know.

@@ -180,6 +180,7 @@ async fn make(
         geometry,
         origins: Vec::new(),
         map_pages: std::collections::BTreeMap::new(),
+        packs: std::collections::BTreeMap::new(),
         zeroed: crate::volume::format::interval::IntervalMap::default(),
     };
     let kept = KeptRoot { parent: None, ..KeptRoot::current(&root, root_id) };

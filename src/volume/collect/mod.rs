@@ -26,7 +26,7 @@ use crate::volume::format::keys::{ObjectId, Parsed, Slot};
 use crate::volume::format::map::Entry;
 use crate::volume::format::root::{KeptRoot, MAX_ROOTS, Root, RootTable};
 use crate::volume::objects::read_head;
-use crate::volume::read::base::{self, Mapped, names_chunk};
+use crate::volume::read::base::{self, Mapped, names_chunk, names_overlay, overlays_of};
 use crate::volume::shared::Shared;
 use crate::volume::store_exact::{CheckedError, fetch_checked, fetch_if_present};
 
@@ -395,6 +395,11 @@ impl Collector {
                 let root = Arc::clone(&shared.state.lock().root);
                 Ok(root.map_pages.get(&number).is_some_and(|page| page.origin == 0 && page.id == id))
             }
+            Some(Parsed::Overlay(number, id)) => {
+                let root = Arc::clone(&shared.state.lock().root);
+                names_overlay(shared, &root, number, id).await
+            }
+            Some(Parsed::Pack(id)) => Ok(shared.state.lock().root.packs.contains_key(&id)),
             Some(Parsed::Root(id)) => Ok(id == shared.state.lock().root.id || id == self.trash.table_id()),
             Some(Parsed::Record(slot)) => Ok(slot > self.trash.folded()),
             _ => Ok(false),
@@ -422,7 +427,7 @@ impl Collector {
         Ok(())
     }
 
-    /// Deletes the chunk objects that only a retired root references. Its map pages and the root itself then
+    /// Deletes the chunk objects, overlays and packs that only a retired root references. Its map pages and the root itself then
     /// become orphans.
     async fn delete_root(&self, id: ObjectId) -> Result<(), Error> {
         let shared = &self.shared;
@@ -452,10 +457,14 @@ impl Collector {
             if neighbours.iter().any(|other| other.map_pages.get(number) == Some(reference)) {
                 continue;
             }
-            let chunks = self.only_named_by(&root, &neighbours, *number).await?;
-            self.delete_objects(&chunks).await?;
+            let only = self.only_named_by(&root, &neighbours, *number).await?;
+            self.delete_objects(&only).await?;
             own.push(shared.keys.map_page(*number, reference.id));
         }
+        let is_shared = |id: &ObjectId| neighbours.iter().any(|other| other.packs.contains_key(id));
+        let packs = root.packs.keys().filter(|id| !is_shared(id));
+        let packs: Vec<String> = packs.map(|id| shared.keys.pack(*id)).collect();
+        self.delete_objects(&packs).await?;
         own.push(shared.keys.root(id));
         // From here on nothing may consult this root about shared objects: once its deletion has begun, it
         // could no longer answer for what a neighbour would leave to it.
@@ -480,8 +489,8 @@ impl Collector {
         }
     }
 
-    /// Returns the keys of this volume's chunk objects that a map page of `root` references and the same page
-    /// of no neighbour does.
+    /// Returns the keys of this volume's chunk objects and overlays that a map page of `root` references and the
+    /// same page of no neighbour does.
     async fn only_named_by(
         &self,
         root: &Root,
@@ -489,7 +498,7 @@ impl Collector {
         number: u32,
     ) -> Result<Vec<String>, Error> {
         let shared = &self.shared;
-        let load = |root| base::map_page(&shared.env, shared.keys, shared.geometry, root, number);
+        let load = |root| base::map_entries(&shared.env, shared.keys, shared.geometry, root, number);
         let page = match load(root).await {
             Ok(Mapped::Page(page)) => page,
             // An earlier attempt deleted the page, after the objects that it referenced.
@@ -515,15 +524,20 @@ impl Collector {
         }
         let base_of = |entry: &Entry| entry.base.filter(|base| base.origin == 0).map(|base| base.id);
         let mut names = Vec::new();
-        for (slot, entry) in page.page.entries() {
+        for (slot, entry) in page.view.page.entries() {
             let Some(id) = base_of(&entry) else { continue };
             let named = others.iter().any(|other| {
-                other.owner == shared.keys && other.page.entry(slot).as_ref().and_then(base_of) == Some(id)
+                other.owner == shared.keys && other.entry(slot).as_ref().and_then(base_of) == Some(id)
             });
             if !named {
                 names.push(
                     shared.keys.chunk(crate::volume::format::geometry::ChunkIndex::at(number, slot), id),
                 );
+            }
+        }
+        for id in overlays_of(&page, shared.keys) {
+            if !others.iter().any(|other| overlays_of(other, shared.keys).any(|named| named == id)) {
+                names.push(shared.keys.overlay(number, id));
             }
         }
         Ok(names)

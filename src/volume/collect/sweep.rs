@@ -7,50 +7,23 @@
 //! only if no kept root, no record after the checkpoint and no head references it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
 use std::sync::Arc;
-
-use uuid::Uuid;
 
 use super::{Collector, Garbage};
 use crate::mutant::{self, Mutant};
-use crate::store::{self, ByteRange, Entry, Pages, Store};
+use crate::store::{self, Entry, Pages};
 use crate::volume::error::Error;
 use crate::volume::format::codec::{DecodeError, invalid};
 use crate::volume::format::geometry::ChunkIndex;
 use crate::volume::format::keys::{Epoch, ObjectId, Parsed, Slot};
 use crate::volume::format::record::{Change, EMPTY_RECORD_BYTES, Record, RecordKind};
 use crate::volume::format::root::{KeptRoot, Root};
-use crate::volume::read::base::names_chunk;
-use crate::volume::store_exact::{CheckedError, fetch_checked};
+use crate::volume::objects::fetch_table;
+use crate::volume::read::base::{names_chunk, names_overlay};
+use crate::volume::store_exact::CheckedError;
 
 /// Number of folded records read before their garbage is deleted.
 const WINDOW: usize = 128;
-/// Size in bytes above which a record is not read whole, and the number of bytes first read for its table.
-/// The table of a commit of 16 MiB in blocks of 4 KiB fits.
-const TABLE_BYTES: u64 = 128 << 10;
-
-/// Reads a record up to the start of its data.
-async fn read_table(store: &dyn Store, volume: Uuid, entry: &Entry) -> Result<Vec<u8>, CheckedError> {
-    let get = async |range: Range<u64>| {
-        let range = ByteRange::Bounded { offset: range.start, length: range.end - range.start };
-        match store.get(&entry.key, range).await {
-            Ok(object) => Ok(object.body),
-            Err(error @ store::Error::CutShort { .. }) => {
-                Err(CheckedError::Damaged(invalid("size", error.to_string())))
-            }
-            Err(error) => Err(CheckedError::Store(error)),
-        }
-    };
-    let mut table = get(0..TABLE_BYTES).await?.to_vec();
-    let end = Record::table_bytes(volume, &table, entry.size_bytes).map_err(CheckedError::Damaged)?;
-    if end > TABLE_BYTES {
-        table.extend_from_slice(&get(TABLE_BYTES..end).await?);
-    }
-    table.truncate(usize::try_from(end).expect("a record fits into memory"));
-    Ok(table)
-}
-
 /// Returns the record, or an error if it references a chunk of another epoch. A record references only chunk
 /// objects of its own epoch, which is over. One that seems to reference another's must not decide what is
 /// deleted.
@@ -114,6 +87,8 @@ impl Collector {
         self.sweep(&shared.keys.roots(), &mut needed).await?;
         if unswept {
             self.sweep(&shared.keys.chunks(), &mut needed).await?;
+            self.sweep(&shared.keys.packs(), &mut needed).await?;
+            self.sweep(&shared.keys.overlays(), &mut needed).await?;
             self.sweep(&shared.keys.map_pages(), &mut needed).await?;
         }
         Ok(())
@@ -230,30 +205,11 @@ impl Collector {
         Ok(garbage)
     }
 
-    /// Reads a folded record. Only the table of a large one is read: each deletion that it leads to is
-    /// checked first.
+    /// Reads the table of a folded record.
     async fn folded_record(&self, slot: Slot, entry: &Entry) -> Result<Record, CheckedError> {
-        let (store, volume) = (self.shared.env.store.bulk.as_ref(), self.shared.keys.volume());
-        if entry.size_bytes <= TABLE_BYTES {
-            let decode = |body: &[u8]| Record::decode(volume, slot, body).map(|(record, _)| record);
-            return fetch_checked(store, &entry.key, decode).await.map(|(record, _)| record);
-        }
-        // Without its data a table cannot be verified, so it counts only if two readings in a row agree.
-        let mut last = read_table(store, volume, entry).await;
-        loop {
-            let next = read_table(store, volume, entry).await;
-            match (last, next) {
-                (Ok(last), Ok(next)) if last == next => {
-                    let record =
-                        Record::decode_unverified(volume, slot, &next).map_err(CheckedError::Damaged)?;
-                    return own_chunks_only(record).map_err(CheckedError::Damaged);
-                }
-                (Err(CheckedError::Damaged(_)), Err(error)) | (_, Err(error @ CheckedError::Store(_))) => {
-                    return Err(error);
-                }
-                (_, next) => last = next,
-            }
-        }
+        let store = self.shared.env.store.bulk.as_ref();
+        let (record, _) = fetch_table(store, self.shared.keys, slot, entry.size_bytes).await?;
+        own_chunks_only(record).map_err(CheckedError::Damaged)
     }
 
     async fn is_needed(&self, needed: &Needed, index: ChunkIndex, id: ObjectId) -> Result<bool, Error> {
@@ -266,6 +222,19 @@ impl Collector {
                 Ok(false) => {}
                 // A retired root that an earlier attempt deleted in part references nothing any more that it
                 // does not share. For any other root, an object whose use is unknown is kept.
+                Err(Error::Lost { .. }) if needed.retired.contains(&root.id) => {}
+                Err(error) if error.is_loss() => return Ok(true),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(false)
+    }
+
+    async fn is_overlay_needed(&self, needed: &Needed, number: u32, id: ObjectId) -> Result<bool, Error> {
+        for root in needed.roots.values() {
+            match names_overlay(&self.shared, root, number, id).await {
+                Ok(true) => return Ok(true),
+                Ok(false) => {}
                 Err(Error::Lost { .. }) if needed.retired.contains(&root.id) => {}
                 Err(error) if error.is_loss() => return Ok(true),
                 Err(error) => return Err(error),
@@ -305,6 +274,12 @@ impl Collector {
             Some(Parsed::MapPage(number, id)) if id.epoch < end => !needed.roots.values().any(|root| {
                 root.map_pages.get(&number).is_some_and(|page| page.origin == 0 && page.id == id)
             }),
+            Some(Parsed::Overlay(number, id)) if id.epoch < end => {
+                !self.is_overlay_needed(needed, number, id).await?
+            }
+            Some(Parsed::Pack(id)) if id.epoch < end => {
+                !needed.roots.values().any(|root| root.packs.contains_key(&id))
+            }
             Some(Parsed::Root(id)) if id.epoch < end => needed.table != id && !needed.roots.contains_key(&id),
             _ => false,
         })

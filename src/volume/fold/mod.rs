@@ -1,41 +1,49 @@
 //! Folding: turns all commits up to an exact one, and nothing newer, into new objects under a new root.
 //!
-//! Owns the folding task. Reads, writes and commits continue during a fold: the changes being folded stay in
+//! Owns the folding task. Small changes go to packs, which overlays locate; chunks that have many of them are
+//! rewritten whole. `map_page` does that for one map page after the other. Reads, writes and commits continue during a fold: the changes being folded stay in
 //! effect above the old root until the new one is published. It does not delete anything; `collect` does.
 //! Invariants: the new root is the volume at exactly the checkpoint's commit. A head references only durable
 //! objects. Nothing is handed to the collector before the head that replaces it is durable.
 
+mod background;
+mod compose;
 mod made;
+mod map_page;
+mod merge;
+mod packing;
+mod page;
+mod plan;
 mod rewrite;
 mod uniform;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::stream::{self, StreamExt};
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
-use self::made::{FoldedPage, Made};
+use self::background::{Eagerness, packs_after, victims};
+use self::made::{Background, Content, Made};
 use crate::metrics::labels::{FoldResult, ObjectKind};
 use crate::mutant::{self, Mutant};
+use crate::store::ByteRange;
 use crate::volume::cache::fetch::{CacheKey, Unit};
 use crate::volume::collect::{Collector, Garbage, TableFull, Trash};
 use crate::volume::error::Error;
-use crate::volume::format::geometry::ChunkIndex;
+use crate::volume::format::geometry::BLOCK_BYTES;
 use crate::volume::format::head::Checkpoint;
-use crate::volume::format::keys::{ObjectId, Slot};
-use crate::volume::format::map::{Base, Entry, MapPage};
-use crate::volume::format::page_set::PageSet;
+use crate::volume::format::keys::ObjectId;
+use crate::volume::format::pack;
 use crate::volume::format::root::{MapPageRef, Root, RootTable};
 use crate::volume::keeper::HeadHandle;
-use crate::volume::read::base::{self, LoadedMapPage, Mapped, names_chunk};
+use crate::volume::read::base::names_chunk;
 use crate::volume::shared::Shared;
 use crate::volume::state::piece::Piece;
 use crate::volume::state::{Committed, Stage, State};
-use crate::volume::store_exact::{Placed, confirm_gone, create_exact};
+use crate::volume::store_exact::{Placed, create_exact, fetch_part_checked};
 
 /// Limit on waiting requests to the folding task.
 const REQUESTS: usize = 16;
@@ -48,10 +56,22 @@ const LONGEST_RETRY_PAUSE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 enum Request {
     /// Fold what is committed, and answer when the checkpoint is published.
-    Fold(oneshot::Sender<()>),
+    Fold(Scope, oneshot::Sender<()>),
     /// Fold nothing more, and answer when no fold is running.
     Rest(oneshot::Sender<()>),
 }
+
+/// How much a fold is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scope {
+    /// What is committed, and the background work that is due.
+    Committed,
+    /// Also consolidate chunks of which overlays locate anything, up to [`STEP_BYTES`].
+    Consolidate,
+}
+
+/// Limit on the bytes of chunks that one step of a consolidation rewrites.
+const STEP_BYTES: u64 = 256 << 20;
 
 /// Sends requests to the folding task.
 #[derive(Clone, Debug)]
@@ -63,11 +83,31 @@ pub(super) struct FoldHandle {
 impl FoldHandle {
     /// Folds everything that is committed now. Returns once the checkpoint is published.
     pub(super) async fn fold(&self, shared: &Shared) -> Result<(), Error> {
+        self.request(shared, Scope::Committed).await
+    }
+
+    /// Folds everything that is committed, and moves all blocks from packs back to chunk objects.
+    pub(super) async fn consolidate(&self, shared: &Shared) -> Result<(), Error> {
+        let overlaid = || {
+            let root = Arc::clone(&shared.state.lock().root);
+            root.map_pages.values().map(|page| u64::from(page.counts.overlaid)).sum::<u64>()
+        };
+        loop {
+            let before = overlaid();
+            self.request(shared, Scope::Consolidate).await?;
+            // What clients write meanwhile is left to the usual checkpoints.
+            if overlaid() == 0 || overlaid() >= before.max(1) {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn request(&self, shared: &Shared, scope: Scope) -> Result<(), Error> {
         let (done, answer) = oneshot::channel();
         if mutant::is(Mutant::CheckpointUnawaited) {
-            return self.requests.try_send(Request::Fold(done)).or(Ok(()));
+            return self.requests.try_send(Request::Fold(scope, done)).or(Ok(()));
         }
-        if self.requests.send(Request::Fold(done)).await.is_err() || answer.await.is_err() {
+        if self.requests.send(Request::Fold(scope, done)).await.is_err() || answer.await.is_err() {
             shared.check_serving()?;
             return Err(Error::Stopped("the volume is closed".to_owned()));
         }
@@ -98,6 +138,11 @@ pub(super) struct Folder {
     unswept: bool,
     requests: mpsc::Receiver<Request>,
     sender: mpsc::Sender<Request>,
+    /// The checkpoint in the head.
+    last: Mutex<Checkpoint>,
+    /// The first chunk that the next consolidation may rewrite. Chunks are consolidated in order of offset,
+    /// because then all packs of a range go at once.
+    cursor: Mutex<u32>,
 }
 
 impl Shared {
@@ -114,12 +159,13 @@ impl Folder {
         shared: Arc<Shared>,
         head: HeadHandle,
         table: RootTable,
-        folded: Slot,
+        last: Checkpoint,
         unswept: bool,
     ) -> Self {
         let (sender, requests) = mpsc::channel(REQUESTS);
-        let trash = Arc::new(Trash::new(table, folded, unswept));
-        Self { shared, head, trash, unswept, requests, sender }
+        let trash = Arc::new(Trash::new(table, last.slot, unswept));
+        let (last, cursor) = (Mutex::new(last), Mutex::new(0));
+        Self { shared, head, trash, unswept, requests, sender, last, cursor }
     }
 
     pub(super) fn handle(&self) -> FoldHandle {
@@ -134,11 +180,11 @@ impl Folder {
             let age = self.shared.options.journal_max_age;
             let due = self.shared.state.lock().committed.since.map(|since| since + age);
             let due = due.unwrap_or_else(|| tokio::time::Instant::now() + age);
-            let mut done = None;
+            let (mut done, mut scope) = (None, Scope::Committed);
             tokio::select! {
                 biased;
                 request = self.requests.recv() => match request {
-                    Some(Request::Fold(asker)) => done = Some(asker),
+                    Some(Request::Fold(wanted, asker)) => (done, scope) = (Some(asker), wanted),
                     Some(Request::Rest(asker)) => {
                         if asker.send(()).is_err() {
                             tracing::debug!("nobody waits for the folder to rest any more");
@@ -158,7 +204,7 @@ impl Folder {
                 self.shared.wants_fold(&state)
                     || state.committed.since.is_some_and(|since| since.elapsed() >= age)
             };
-            if wanted && self.fold_until_done().await.is_err() {
+            if wanted && self.fold_until_done(scope).await.is_err() {
                 // Callers that wait for the checkpoint notice when this task ends and drops its channel.
                 return;
             }
@@ -171,18 +217,18 @@ impl Folder {
     }
 
     /// Folds what is committed now, with retries. Returns an error only once the volume has stopped.
-    async fn fold_until_done(&self) -> Result<(), Error> {
-        let Some(folding) = self.begin() else { return Ok(()) };
+    async fn fold_until_done(&self, scope: Scope) -> Result<(), Error> {
+        let Some(folding) = self.begin(scope) else { return Ok(()) };
         let begun = tokio::time::Instant::now();
         let (made, mut pause) = (Made::default(), RETRY_PAUSE);
         loop {
-            let Err(error) = self.fold(&folding, &made).await else { break };
+            let Err(error) = self.fold(scope, &folding, &made).await else { break };
             if mutant::is(Mutant::CleansUpWhenFenced) && self.shared.check_serving().is_err() {
                 self.shared.env.store.delete(&made.names()).await?;
             }
             self.shared.check_serving()?;
             // Nothing was published, so nothing references these objects.
-            self.trash.add(&self.shared, Garbage::Orphans(made.take_unfinished(self.shared.keys)));
+            self.trash.add(&self.shared, Garbage::Orphans(made.take_unfinished()));
             self.shared.metrics.folds.of(FoldResult::Failed).inc();
             tracing::warn!(volume = %self.shared.keys.volume(),
                 ?pause, finished_chunks = made.finished_chunks(),
@@ -198,13 +244,14 @@ impl Folder {
     }
 
     /// Moves the committed changes into the state of being folded.
-    fn begin(&self) -> Option<Arc<Committed>> {
+    fn begin(&self, scope: Scope) -> Option<Arc<Committed>> {
         let mut state = self.shared.state.lock();
         assert!(state.folding.is_none(), "one task folds");
-        if state.committed.is_empty() {
+        if state.committed.is_empty() && scope == Scope::Committed {
             return None;
         }
         let mut folding = std::mem::take(&mut state.committed);
+        folding.end.get_or_insert(*self.last.lock());
         if mutant::is(Mutant::FoldsNewer)
             && let Some(Stage::Sent(newest)) = state.in_flight.back().map(|commit| &commit.stage)
         {
@@ -218,16 +265,14 @@ impl Folder {
     }
 
     /// Folds and publishes. `made` collects the names of the objects that this attempt makes.
-    async fn fold(&self, folding: &Committed, made: &Made) -> Result<(), Error> {
+    async fn fold(&self, scope: Scope, folding: &Committed, made: &Made) -> Result<(), Error> {
         let shared = &self.shared;
         let checkpoint = folding.end.expect("what is folded has records");
         let old = Arc::clone(&shared.state.lock().root);
-        assert!(checkpoint.slot > old.commit, "a checkpoint goes forward");
-        if !folding.pieces.is_empty() {
-            // Checked before anything is made.
-            self.trash.check_room().map_err(|TableFull| self.table_full())?;
-        }
-        let (root, table) = match self.make_root(&old, folding, checkpoint, made).await? {
+        assert!(checkpoint.slot >= old.commit, "a checkpoint goes forward");
+        // Checked before anything is made.
+        self.trash.check_room().map_err(|TableFull| self.table_full())?;
+        let (root, table) = match self.make_root(scope, &old, folding, checkpoint, made).await? {
             Some(root) => {
                 let now = (shared.env.wall_clock)();
                 let table = self.trash.next_table(shared.next_id(), &old, &root, now);
@@ -266,13 +311,22 @@ impl Folder {
             shared.gauge(&state);
         }
         self.trash.set_folded(checkpoint.slot);
+        *self.last.lock() = checkpoint;
+        *self.cursor.lock() = made.background.lock().as_ref().map_or(0, |background| background.cursor);
         shared.progress.update(|progress| progress.checkpoints += 1);
         let now = (shared.env.wall_clock)();
         shared.metrics.checkpoint_time.set(i64::try_from(now).unwrap_or(i64::MAX));
         tracing::debug!(volume = %shared.keys.volume(), ?checkpoint.slot, records = folding.slots.len(),
             bytes = folding.bytes, "checkpoint published");
-        // From here on reads find the folded data under its new name.
-        let volume = shared.keys.volume();
+        shared.gauge_root(&root);
+        self.forget_folded(&old, &root, folding).await;
+        self.discard(&old, &root, replaced_table, folding).await;
+        Ok(())
+    }
+
+    /// Removes from the cache what reads find under a new name from now on.
+    async fn forget_folded(&self, old: &Root, root: &Root, folding: &Committed) {
+        let (cache, volume) = (&self.shared.env.cache, self.shared.keys.volume());
         let folded: BTreeSet<Unit> = folding
             .pieces
             .iter()
@@ -281,9 +335,13 @@ impl Folder {
                 _ => None,
             })
             .collect();
-        shared.env.cache.remove(folded.into_iter().map(|unit| CacheKey { volume, unit })).await;
-        self.discard(&old, &root, replaced_table, folding).await;
-        Ok(())
+        cache.remove(folded.into_iter().map(|unit| CacheKey { volume, unit })).await;
+        for (number, replaced) in &old.map_pages {
+            if replaced.origin == 0 && root.map_pages.get(number).is_none_or(|page| page.id != replaced.id) {
+                let unit = Unit::Map(*number, replaced.id);
+                cache.remove_map_view(&CacheKey { volume, unit }).await;
+            }
+        }
     }
 
     fn table_full(&self) -> Error {
@@ -320,16 +378,55 @@ impl Folder {
     /// Makes the root at the checkpoint. Returns `None` if nothing changed.
     async fn make_root(
         &self,
+        scope: Scope,
         old: &Root,
         folding: &Committed,
         checkpoint: Checkpoint,
         made: &Made,
     ) -> Result<Option<Root>, Error> {
-        if folding.pieces.is_empty() {
+        let shared = &self.shared;
+        self.decide_background(scope, old, folding, made).await?;
+        let mut root = Root { commit: checkpoint.slot, ..old.clone() };
+        let affected = self.affected(scope, old, folding, checkpoint, &mut root, made);
+        if affected.is_empty() && folding.pieces.is_empty() {
             return Ok(None);
         }
+        let mut released: BTreeMap<ObjectId, u32> = BTreeMap::new();
+        for number in affected {
+            let folded = match made.finished_map_page(number) {
+                Some(folded) => folded,
+                None => self.fold_map_page(old, folding, checkpoint.slot, number, made).await?,
+            };
+            made.finish_map_page(shared.keys, number, folded.clone());
+            match folded.content {
+                Content::Object(id, counts) => root.set_page(number, MapPageRef { origin: 0, id, counts }),
+                Content::Uniform(zeroed) => root.set_uniform(number..number + 1, zeroed),
+            }
+            for (pack, frames) in folded.released {
+                *released.entry(pack).or_default() += frames;
+            }
+        }
+        let mut packs = made.packs.lock().await;
+        packs.close(shared).await;
+        self.send_packs(&mut packs, made).await?;
+        let emptied = made.background.lock().as_mut().map(|background| background.emptied.clone());
+        root.packs = packs_after(&old.packs, packs.frames(), &released, &emptied.unwrap_or_default());
+        root.id = shared.next_id();
+        Ok(Some(root))
+    }
+
+    /// Returns the map pages that must be folded. Map pages that changes make uniform are so in `root` afterwards.
+    fn affected(
+        &self,
+        scope: Scope,
+        old: &Root,
+        folding: &Committed,
+        checkpoint: Checkpoint,
+        root: &mut Root,
+        made: &Made,
+    ) -> BTreeSet<u32> {
         let shared = &self.shared;
-        let mut root = Root { commit: checkpoint.slot, ..old.clone() };
+        let is_overlaid = |page: &MapPageRef| page.counts.overlaid > 0;
         let mut affected = BTreeSet::new();
         for (range, piece) in folding.pieces.iter() {
             let touched = uniform::map_pages_of(shared.geometry, &range);
@@ -339,167 +436,113 @@ impl Folder {
                     affected.extend(touched.start..whole.start);
                     affected.extend(whole.end..touched.end);
                     if !whole.is_empty() {
+                        // Packs that these map pages use are released one map page at a time.
+                        let overlaid =
+                            old.map_pages.range(whole.clone()).filter(|(_, page)| is_overlaid(page));
+                        affected.extend(overlaid.map(|(number, _)| *number));
                         root.set_uniform(whole, (!hole).then_some(checkpoint.slot));
                     }
                 }
                 _ => affected.extend(touched),
             }
         }
-        for number in affected {
-            let folded = match made.finished_map_page(number) {
-                Some(folded) => folded,
-                None => self.fold_map_page(old, folding, checkpoint.slot, number, made).await?,
-            };
-            made.finish_map_page(number, folded);
-            match folded {
-                FoldedPage::Object(id) => root.set_page(number, MapPageRef { origin: 0, id }),
-                FoldedPage::Uniform(zeroed) => root.set_uniform(number..number + 1, zeroed),
-            }
+        if let Some(background) = &*made.background.lock() {
+            affected.extend(background.moves.keys());
         }
-        root.id = shared.next_id();
-        Ok(Some(root))
+        if scope == Scope::Consolidate {
+            let overlaid = old.map_pages.iter().filter(|(_, page)| is_overlaid(page));
+            affected.extend(overlaid.map(|(number, _)| *number));
+        }
+        affected
     }
 
-    async fn fold_map_page(
+    /// Decides once, before the first attempt, which background work the fold does.
+    async fn decide_background(
         &self,
+        scope: Scope,
         old: &Root,
         folding: &Committed,
-        birth: Slot,
-        number: u32,
         made: &Made,
-    ) -> Result<FoldedPage, Error> {
+    ) -> Result<(), Error> {
+        if made.background.lock().is_some() {
+            return Ok(());
+        }
         let shared = &self.shared;
-        let geometry = shared.geometry;
-        let start = u64::from(number) * geometry.map_page_bytes();
-        let covers = start..(start + geometry.map_page_bytes()).min(shared.size_bytes);
-        let changes: Vec<(Range<u64>, Piece)> = folding.pieces.overlaps(covers.clone()).collect();
-        let chunks = (covers.end - covers.start).div_ceil(geometry.chunk_bytes());
-        let mapped = base::map_page(&shared.env, shared.keys, geometry, old, number).await;
-        let (map, mut entries) = match self.unless_lost(mapped, number).await? {
-            None => (None, uniform::lost_entries(geometry, chunks, birth)),
-            Some(mapped) => match mapped {
-                Mapped::Holes => (None, BTreeMap::new()),
-                Mapped::Zeroed(birth) => (None, uniform::zeroed_entries(geometry, chunks, birth)),
-                Mapped::Page(map) => {
-                    let entries = map.page.entries();
-                    (Some(map), entries)
-                }
+        let eagerness = Eagerness::of(old.space(), &shared.options);
+        let is_data = |piece: &Piece| matches!(piece, Piece::Data { .. } | Piece::Block(_));
+        let written = folding.pieces.iter().filter(|(_, piece)| is_data(piece));
+        let written: u64 = written.map(|(range, _)| range.end - range.start).sum();
+        let chunk_bytes = shared.geometry.chunk_bytes();
+        let mut background = match scope {
+            Scope::Consolidate => Background {
+                budget: STEP_BYTES.max(chunk_bytes),
+                consolidate_from: 1,
+                ..Background::default()
+            },
+            Scope::Committed => Background {
+                budget: (written * eagerness.percent / 100).max(chunk_bytes.min(eagerness.percent << 32)),
+                consolidate_from: (shared.geometry.blocks_per_chunk() * eagerness.consolidate_percent / 100)
+                    .max(1),
+                from: *self.cursor.lock(),
+                ..Background::default()
             },
         };
-        let touched = self.fold_whole_chunks(&mut entries, changes, birth);
-        let jobs = touched.into_iter().map(|(index, changes)| {
-            let old = entries.get(&index.slot()).cloned().unwrap_or_default();
-            self.rewrite(map.as_ref(), index, old, changes, birth, made)
-        });
-        let parallel = shared.options.fold_bytes / (2 * geometry.chunk_bytes());
-        let parallel = usize::try_from(parallel).unwrap_or(1).max(1);
-        // Waits for all, even if one fails: a request in flight could take effect after its object was
-        // deleted.
-        let rewritten: Vec<Result<(ChunkIndex, Entry), Error>> =
-            stream::iter(jobs).buffer_unordered(parallel).collect().await;
-        for rewritten in rewritten {
-            let (index, entry) = rewritten?;
-            entries.insert(index.slot(), entry);
+        if scope == Scope::Committed {
+            self.choose_moves(old, eagerness, &mut background).await?;
         }
-        let origins = map.as_ref().map(|map| map.page.origins().to_vec()).unwrap_or_default();
-        if let Some(birth) = uniform::zeroed_throughout(geometry, chunks, &entries) {
-            return Ok(FoldedPage::Uniform(Some(birth)));
-        }
-        let page = MapPage::new(number, geometry, origins, &entries);
-        if page.is_empty() {
-            return Ok(FoldedPage::Uniform(None));
-        }
-        let id = shared.next_id();
-        let volume = shared.keys.volume();
-        let key = shared.keys.map_page(number, id);
-        put_new(shared, ObjectKind::Map, made.note(key), page.encode(volume, id)).await?;
-        let cache_key = CacheKey { volume, unit: Unit::Map(number, id) };
-        shared.env.cache.insert_map_page(cache_key, Arc::new(page)).await;
-        Ok(FoldedPage::Object(id))
+        *made.background.lock() = Some(background);
+        Ok(())
     }
 
-    /// Returns what the root has for a map page, or `None` if the page is damaged or lost for good. The
-    /// location of its chunks is then unknown, so the range that no change covers is lost, and the volume
-    /// continues without it.
-    async fn unless_lost(&self, mapped: Result<Mapped, Error>, number: u32) -> Result<Option<Mapped>, Error> {
-        let error = match mapped {
-            Err(error) if error.is_loss() => error,
-            mapped => return mapped.map(Some),
-        };
-        if let Error::Lost { key, .. } = &error {
-            confirm_gone(self.shared.env.store.bulk.as_ref(), key).await?;
-        }
-        tracing::error!(volume = %self.shared.keys.volume(), map_page = number,
-            "a map page was lost: {error}");
-        Ok(None)
-    }
-
-    async fn rewrite(
+    /// Chooses the packs to rewrite, and finds out which blocks they have.
+    async fn choose_moves(
         &self,
-        map: Option<&LoadedMapPage>,
-        index: ChunkIndex,
-        old: Entry,
-        changes: Vec<(Range<u64>, Piece)>,
-        birth: Slot,
-        made: &Made,
-    ) -> Result<(ChunkIndex, Entry), Error> {
-        if let Some(entry) = made.finished_chunk(index) {
-            return Ok((index, entry));
-        }
-        let entry = self.shared.rewrite_chunk(map, index, &old, changes, birth, made).await?;
-        made.finish_chunk(index, entry.clone());
-        Ok((index, entry))
-    }
-
-    /// Applies the changes that replace whole chunks to the entries. Returns the rest, grouped by chunk.
-    fn fold_whole_chunks(
-        &self,
-        entries: &mut BTreeMap<u16, Entry>,
-        changes: Vec<(Range<u64>, Piece)>,
-        birth: Slot,
-    ) -> BTreeMap<ChunkIndex, Vec<(Range<u64>, Piece)>> {
-        use crate::volume::format::interval::Value;
-        let geometry = self.shared.geometry;
-        let pages = geometry.pages_per_chunk();
-        let mut touched: BTreeMap<ChunkIndex, Vec<(Range<u64>, Piece)>> = BTreeMap::new();
-        for (range, piece) in changes {
-            let mut at = range.start;
-            while at < range.end {
-                let index = geometry.chunk_at(at);
-                let chunk = geometry.chunk_range(index);
-                let part = at..range.end.min(chunk.end);
-                // The last chunk of a volume may extend beyond its end, where nothing was ever written.
-                let whole = part.start == chunk.start && part.end == chunk.end.min(self.shared.size_bytes);
-                at = part.end;
-                match &piece {
-                    Piece::Zero { hole: true } if whole => {
-                        entries.remove(&index.slot());
+        old: &Root,
+        eagerness: Eagerness,
+        background: &mut Background,
+    ) -> Result<(), Error> {
+        let shared = &self.shared;
+        let frames = packing::most_frames(shared);
+        for (id, pack) in victims(old, eagerness, frames, background.budget) {
+            let key = shared.keys.pack(id);
+            let range = ByteRange::Bounded {
+                offset: pack::frame_offset(pack.frames),
+                length: pack::index_bytes(pack.frames),
+            };
+            let decode = |body: &[u8]| pack::decode_index(shared.keys.volume(), id, pack.frames, body);
+            let store = shared.env.store.bulk.as_ref();
+            let blocks = match fetch_part_checked(store, &key, range, decode).await {
+                Ok(blocks) => blocks,
+                Err(error) => match error.referenced(key) {
+                    lost if lost.is_loss() => {
+                        tracing::warn!(volume = %shared.keys.volume(), "a pack cannot be rewritten: {lost}");
+                        continue;
                     }
-                    Piece::Zero { hole: false } if whole => {
-                        let allocated = PageSet::first(pages);
-                        entries.insert(
-                            index.slot(),
-                            Entry { birth: Some(birth), allocated, ..Entry::default() },
-                        );
-                    }
-                    Piece::Chunk(chunk, 0) if whole => {
-                        let base = (!chunk.stored.is_empty()).then_some(Base {
-                            origin: 0,
-                            id: chunk.id,
-                            stored: chunk.stored,
-                        });
-                        let allocated = PageSet::first(pages);
-                        let entry = Entry { birth: Some(birth), base, allocated, ..Entry::default() };
-                        entries.insert(index.slot(), entry);
-                    }
-                    other => {
-                        let piece = other.advanced(part.start - range.start);
-                        touched.entry(index).or_default().push((part, piece));
-                    }
+                    error => return Err(error),
+                },
+            };
+            let map_page_blocks = u64::from(shared.geometry.map_page_blocks());
+            for block in blocks {
+                // A pack has no blocks beyond the end of the volume, unless its index lies.
+                let Ok(number) = u32::try_from(block / map_page_blocks) else { continue };
+                if old.map_pages.contains_key(&number) {
+                    background.moves.entry(number).or_default().push((block, id));
                 }
             }
+            background.emptied.push(id);
+            let moved = u64::from(pack.live) * BLOCK_BYTES;
+            background.budget = background.budget.saturating_sub(moved);
         }
-        touched
+        Ok(())
+    }
+
+    /// Sends the complete packs. Their names are recorded before.
+    async fn send_packs(&self, packs: &mut packing::Packs, made: &Made) -> Result<(), Error> {
+        // All attempts use the same packs.
+        for key in packs.keys(&self.shared) {
+            made.keep(made.note(key));
+        }
+        packs.send(&self.shared).await
     }
 }
 

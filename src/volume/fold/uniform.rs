@@ -67,7 +67,7 @@ pub(super) fn zeroed_throughout(
     let allocated = PageSet::first(geometry.pages_per_chunk());
     let is_zeroed = |entry: &Entry| {
         entry.base.is_none()
-            && entry.packs.is_empty()
+            && entry.overlaid == 0
             && entry.damage.is_empty()
             && entry.lost.is_empty()
             && entry.allocated == allocated

@@ -1,25 +1,21 @@
-//! Chunk objects: the pages of one chunk as frames of equal size, so that a cold read is one ranged GET.
+//! Chunk objects: the pages of one chunk as frames of one block each, so that a cold read of a block or of many
+//! is one ranged GET.
 //!
 //! `prologue | index (4) | id (12) | pages of a chunk (2) | codec, cipher (2) | stored pages |
 //! frames | checksum (16)`.
 //!
-//! Must not know which chunks exist or where their objects are referenced. Invariant: the frame of page p
-//! begins at [`frame_offset`] of the rank of p among the stored pages, so a map entry with these pages is
+//! Must not know which chunks exist or where their objects are referenced. Invariant: the frame of a block
+//! begins at [`frame_offset`] of the rank of its page among the stored pages, so a map entry with these pages is
 //! enough to find it.
-
-use std::convert::Infallible;
 
 use bytes::Bytes;
 use uuid::Uuid;
 
 use super::codec::{Checksum, DecodeError, Decoder, Encoder, Kind, invalid};
-use super::frame::{Place, TAG_BYTES};
-use super::geometry::{ChunkIndex, PAGE_BYTES};
+use super::frame::{FRAME_BYTES, FRAME_LEN, Place};
+use super::geometry::{BLOCK_LEN, BLOCKS_PER_PAGE, ChunkIndex, MAX_PAGES_PER_CHUNK, PAGE_LEN};
 use super::keys::ObjectId;
 use super::page_set::PageSet;
-
-/// Length of a frame in bytes: a page, uncompressed, and its tag.
-pub const FRAME_BYTES: u64 = PAGE_BYTES + TAG_BYTES;
 
 /// Returns the length of the header in bytes: the offset of the first frame.
 #[must_use]
@@ -28,10 +24,17 @@ pub fn header_bytes(pages_per_chunk: u16) -> u64 {
     u64::try_from(fixed + PageSet::encoded_bytes(pages_per_chunk)).expect("a small number")
 }
 
-/// Returns the offset in the object of the frame with this rank, in bytes.
+/// Returns the offset in the object, in bytes, of the frame of block `block` (0 to 15) of the stored page with
+/// this rank.
 #[must_use]
-pub fn frame_offset(pages_per_chunk: u16, rank: u32) -> u64 {
-    header_bytes(pages_per_chunk) + u64::from(rank) * FRAME_BYTES
+pub fn frame_offset(pages_per_chunk: u16, rank: u32, block: u32) -> u64 {
+    header_bytes(pages_per_chunk) + u64::from(rank * BLOCKS_PER_PAGE + block) * FRAME_BYTES
+}
+
+/// Returns the length in bytes of a chunk object with `stored` stored pages.
+#[must_use]
+pub fn object_bytes(pages_per_chunk: u16, stored: u32) -> u64 {
+    frame_offset(pages_per_chunk, stored, 0) + Checksum::BYTES as u64
 }
 
 /// Writes a chunk object, page by page.
@@ -78,48 +81,27 @@ impl ChunkWriter {
     /// # Panics
     /// Panics if `page` does not follow the pages so far, or if `payload` is not as long as a page.
     pub fn page(&mut self, page: u16, payload: &[u8]) {
-        self.page_of(page, [payload]);
+        assert_eq!(payload.len(), PAGE_LEN, "a page is whole");
+        self.page_of(page, payload.chunks(BLOCK_LEN));
     }
 
-    /// Appends a page whose bytes are the concatenation of `parts`.
+    /// Appends a page that consists of these blocks.
     ///
     /// # Panics
-    /// Panics like [`ChunkWriter::page`].
-    pub fn page_of<'a>(&mut self, page: u16, parts: impl IntoIterator<Item = &'a [u8]>) {
-        let append = |bytes: &mut Vec<u8>| -> Result<bool, Infallible> {
-            parts.into_iter().for_each(|part| bytes.extend_from_slice(part));
-            Ok(true)
-        };
-        let Ok(_) = self.compose(page, append);
-    }
-
-    /// Appends a page whose bytes `compose` appends to the buffer. If `compose` returns `false`,
-    /// no page is appended.
-    ///
-    /// # Errors
-    /// Returns the errors of `compose`. No page is appended then.
-    ///
-    /// # Panics
-    /// Panics if `page` does not follow the pages so far, or if `compose` does not append exactly one page.
-    pub fn compose<E>(
-        &mut self,
-        page: u16,
-        compose: impl FnOnce(&mut Vec<u8>) -> Result<bool, E>,
-    ) -> Result<bool, E> {
+    /// Panics if `page` does not follow the pages so far, or if `blocks` are not 16 whole blocks.
+    pub fn page_of<'a>(&mut self, page: u16, blocks: impl IntoIterator<Item = &'a [u8]>) {
         assert!((self.next..self.pages_per_chunk).contains(&page), "page {page} is not behind the others");
-        let bytes = self.to.bytes();
-        let start = bytes.len();
-        let composed = compose(bytes);
-        if !matches!(composed, Ok(true)) {
-            bytes.truncate(start);
-            return composed;
+        let first = u64::from(page) * u64::from(BLOCKS_PER_PAGE);
+        let mut count = 0;
+        for block in blocks {
+            assert_eq!(block.len(), BLOCK_LEN, "a block is whole");
+            self.to.raw(block);
+            self.to.raw(&self.place.tag(first + count, block).0);
+            count += 1;
         }
-        assert_eq!((bytes.len() - start) as u64, PAGE_BYTES, "a page is whole");
-        let tag = self.place.tag(u32::from(page), &bytes[start..]);
-        self.to.raw(&tag.0);
+        assert_eq!(count, u64::from(BLOCKS_PER_PAGE), "a page has all its blocks");
         self.stored.insert(page);
         self.next = page + 1;
-        Ok(true)
     }
 
     /// Returns the pages appended so far.
@@ -147,8 +129,8 @@ pub struct ChunkObject<'a> {
     pub id: ObjectId,
     /// The pages that the object stores.
     pub stored: PageSet,
-    /// The payload of each stored page, in order of page.
-    pub pages: Vec<&'a [u8]>,
+    /// The payload of each block of the stored pages, in order.
+    pub blocks: Vec<&'a [u8]>,
 }
 
 impl<'a> ChunkObject<'a> {
@@ -161,32 +143,33 @@ impl<'a> ChunkObject<'a> {
         let index = ChunkIndex(from.u32()?);
         let id = ObjectId::decode(&mut from)?;
         let pages_per_chunk = from.u16()?;
-        if !pages_per_chunk.is_power_of_two() || pages_per_chunk > super::geometry::MAX_PAGES_PER_CHUNK {
+        if !pages_per_chunk.is_power_of_two() || pages_per_chunk > MAX_PAGES_PER_CHUNK {
             return Err(invalid(
                 "pages of a chunk",
                 format!("{pages_per_chunk} is no power of two up to 512"),
             ));
         }
-        let (codec, cipher) = (from.u8()?, from.u8()?);
-        if (codec, cipher) != (0, 0) {
-            return Err(invalid("codec and cipher", format!("{codec} and {cipher} are unknown")));
-        }
+        check_codec(&mut from)?;
         let stored = PageSet::decode(pages_per_chunk, &mut from)?;
         let place = Place::chunk(volume, index.0, id);
-        let frame_bytes = usize::try_from(FRAME_BYTES).expect("64 KiB and a tag");
-        let mut pages = Vec::new();
+        let mut blocks = Vec::new();
         for page in stored.iter() {
-            pages.push(place.open(u32::from(page), from.raw(frame_bytes)?).ok_or(DecodeError::Checksum)?);
+            for block in 0..BLOCKS_PER_PAGE {
+                let number = u64::from(u32::from(page) * BLOCKS_PER_PAGE + block);
+                blocks.push(place.open(number, from.raw(FRAME_LEN)?).ok_or(DecodeError::Checksum)?);
+            }
         }
         from.finish()?;
-        Ok(Self { index, id, stored, pages })
+        Ok(Self { index, id, stored, blocks })
     }
 }
 
-/// Returns the length in bytes of a chunk object with `stored` stored pages.
-#[must_use]
-pub fn object_bytes(pages_per_chunk: u16, stored: u32) -> u64 {
-    frame_offset(pages_per_chunk, stored) + Checksum::BYTES as u64
+/// Reads the codec and the cipher of an object, which must be 0.
+pub(super) fn check_codec(from: &mut Decoder<'_>) -> Result<(), DecodeError> {
+    match (from.u8()?, from.u8()?) {
+        (0, 0) => Ok(()),
+        (codec, cipher) => Err(invalid("codec and cipher", format!("{codec} and {cipher} are unknown"))),
+    }
 }
 
 #[cfg(test)]
@@ -200,21 +183,25 @@ mod tests {
         let mut stored = PageSet::EMPTY;
         [1, 5, 63].into_iter().for_each(|p| stored.insert(p));
         let mut writer = ChunkWriter::new(volume, ChunkIndex(3), id, 64, stored.len());
+        let fill = |page: u16, block: u32| u8::try_from(u32::from(page) + block).unwrap();
         for page in stored.iter() {
-            writer.page(page, &vec![u8::try_from(page).unwrap(); 65_536]);
+            let blocks: Vec<Vec<u8>> = (0..16).map(|block| vec![fill(page, block); BLOCK_LEN]).collect();
+            writer.page_of(page, blocks.iter().map(|block| &block[..]));
         }
         let bytes = writer.finish();
         assert_eq!(bytes.len() as u64, object_bytes(64, 3));
         for page in stored.iter() {
-            let at = usize::try_from(frame_offset(64, stored.rank(page))).unwrap();
-            let frame = &bytes[at..at + usize::try_from(FRAME_BYTES).unwrap()];
-            let payload = Place::chunk(volume, 3, id).open(u32::from(page), frame).expect("the tag fits");
-            assert!(payload.iter().all(|b| u16::from(*b) == page));
+            for block in 0..BLOCKS_PER_PAGE {
+                let at = usize::try_from(frame_offset(64, stored.rank(page), block)).unwrap();
+                let number = u64::from(page) * 16 + u64::from(block);
+                let opened = Place::chunk(volume, 3, id).open(number, &bytes[at..at + FRAME_LEN]);
+                assert_eq!(opened, Some(&vec![fill(page, block); BLOCK_LEN][..]));
+            }
         }
         let object = ChunkObject::decode(volume, &bytes).unwrap();
         assert_eq!(
-            (object.index, object.id, object.stored, object.pages.len()),
-            (ChunkIndex(3), id, stored, 3)
+            (object.index, object.id, object.stored, object.blocks.len()),
+            (ChunkIndex(3), id, stored, 48)
         );
     }
 }

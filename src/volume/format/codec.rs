@@ -10,7 +10,7 @@ use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_128;
 
 /// Format version of every object. Any change to a golden file requires a new version.
-pub const FORMAT_VERSION: u16 = 1;
+pub const FORMAT_VERSION: u16 = 2;
 
 /// Checksum of an object or a frame: an XXH3-128, stored in little-endian byte order.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, PartialOrd, Ord)]
@@ -48,9 +48,11 @@ pub enum Kind {
     RootTable,
     /// A map page: where the pages of 4,096 chunks are stored.
     MapPage,
+    /// An overlay: where changed blocks of a map page are stored.
+    Overlay,
     /// A chunk object: pages of one chunk.
     Chunk,
-    /// A pack: pages of several chunks.
+    /// A pack: changed blocks of any chunks.
     Pack,
     /// The object that binds a name to a volume (`name/<name>`).
     Name,
@@ -67,6 +69,7 @@ impl Kind {
             Self::Root => b"CAIRNROO",
             Self::RootTable => b"CAIRNTAB",
             Self::MapPage => b"CAIRNMAP",
+            Self::Overlay => b"CAIRNOVL",
             Self::Chunk => b"CAIRNCHK",
             Self::Pack => b"CAIRNPAK",
             Self::Name => b"CAIRNNAM",
@@ -339,6 +342,14 @@ impl<'a> Decoder<'a> {
         let length = usize::from(self.u8()?);
         let bytes = self.raw(length)?;
         String::from_utf8(bytes.to_vec()).map_err(|_| invalid(field, "not UTF-8"))
+    }
+
+    /// Reads a number of four bytes as a length in memory.
+    ///
+    /// # Errors
+    /// Returns an error if fewer bytes are left.
+    pub fn length(&mut self) -> Result<usize, DecodeError> {
+        usize::try_from(self.u32()?).map_err(|_| invalid("length", "too large"))
     }
 
     /// Reads a checksum.

@@ -9,14 +9,17 @@ use std::ops::Range;
 pub const SECTOR_BYTES: u64 = 512;
 /// As [`SECTOR_BYTES`], for lengths in memory.
 pub const SECTOR_LEN: usize = 512;
-/// Size of a block in bytes. Dirty data is stored in memory by block.
+/// Size of a block in bytes. Dirty data is stored in memory by block, and clean data is packed, fetched and
+/// verified by block.
 pub const BLOCK_BYTES: u64 = 4096;
 /// As [`BLOCK_BYTES`], for lengths in memory.
 pub const BLOCK_LEN: usize = 4096;
-/// Size of a page in bytes. Clean data is cached and verified by page.
+/// Size of a page in bytes: the unit in which chunk objects record what they store.
 pub const PAGE_BYTES: u64 = 64 * 1024;
 /// As [`PAGE_BYTES`], for lengths in memory.
 pub const PAGE_LEN: usize = 64 * 1024;
+/// Number of blocks in a page.
+pub const BLOCKS_PER_PAGE: u32 = 16;
 /// Number of chunks that one map page covers.
 pub const MAP_PAGE_ENTRIES: u32 = 4096;
 /// Limit on the map pages of one root.
@@ -149,6 +152,12 @@ impl Geometry {
     pub fn chunk_range(self, index: ChunkIndex) -> Range<u64> {
         let start = u64::from(index.0) * self.chunk_bytes();
         start..start + self.chunk_bytes()
+    }
+
+    /// Returns how many blocks one map page covers: at most 2^25.
+    #[must_use]
+    pub fn map_page_blocks(self) -> u32 {
+        u32::try_from(self.map_page_bytes() / BLOCK_BYTES).expect("at most 2^25")
     }
 
     /// Returns the page, within its chunk, that contains the byte at `offset`.

@@ -7,7 +7,7 @@
 use uuid::Uuid;
 
 use super::codec::{DecodeError, Decoder, Encoder, Kind, invalid};
-use super::geometry::{Geometry, PAGE_BYTES};
+use super::geometry::{BLOCK_BYTES, Geometry, PAGE_BYTES};
 use super::keys::is_valid_name;
 
 /// The properties of a volume that never change.
@@ -23,9 +23,9 @@ pub struct Identity {
     pub write_features: u32,
     /// How the volume is divided into chunks.
     pub geometry: Geometry,
-    /// Compression of pages; 0 if they are not compressed.
+    /// Compression of frames; 0 if they are not compressed.
     pub codec: u8,
-    /// Encryption of pages; 0 if they are not encrypted.
+    /// Encryption of frames; 0 if they are not encrypted.
     pub cipher: u8,
     /// Time of creation in seconds since 1970, for people.
     pub created_at_seconds: u64,
@@ -46,6 +46,7 @@ impl Identity {
         to.u32(self.write_features);
         to.u32(u32::try_from(self.geometry.chunk_bytes()).expect("at most 32 MiB"));
         to.u32(u32::try_from(PAGE_BYTES).expect("64 KiB"));
+        to.u32(u32::try_from(BLOCK_BYTES).expect("4 KiB"));
         to.u8(self.codec);
         to.u8(self.cipher);
         to.u64(self.created_at_seconds);
@@ -73,6 +74,10 @@ impl Identity {
         let page_bytes = from.u32()?;
         if u64::from(page_bytes) != PAGE_BYTES {
             return Err(invalid("page size", format!("{page_bytes} is not {PAGE_BYTES}")));
+        }
+        let frame_bytes = from.u32()?;
+        if u64::from(frame_bytes) != BLOCK_BYTES {
+            return Err(invalid("frame size", format!("{frame_bytes} is not {BLOCK_BYTES}")));
         }
         let (codec, cipher) = (from.u8()?, from.u8()?);
         if codec != 0 {

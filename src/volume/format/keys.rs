@@ -120,8 +120,10 @@ pub enum Parsed {
     MapPage(u32, ObjectId),
     /// A chunk object: the chunk and the object's id.
     Chunk(ChunkIndex, ObjectId),
-    /// A pack: the number of its map page and its id.
-    Pack(u32, ObjectId),
+    /// An overlay: the number of its map page and its id.
+    Overlay(u32, ObjectId),
+    /// A pack.
+    Pack(ObjectId),
 }
 
 impl Keys {
@@ -207,7 +209,26 @@ impl Keys {
     /// Returns the key of a chunk object.
     #[must_use]
     pub fn chunk(&self, index: ChunkIndex, id: ObjectId) -> String {
-        format!("volume/{}/chunk/{:02x}/{}-{}-{}", self.volume, shard(index.0), index.0, id.epoch, id.k)
+        format!(
+            "volume/{}/chunk/{:02x}/{}-{}-{}",
+            self.volume,
+            shard(&index.0.to_le_bytes()),
+            index.0,
+            id.epoch,
+            id.k
+        )
+    }
+
+    /// Returns the prefix of overlays.
+    #[must_use]
+    pub fn overlays(&self) -> String {
+        format!("volume/{}/overlay/", self.volume)
+    }
+
+    /// Returns the key of an overlay of map page `page`.
+    #[must_use]
+    pub fn overlay(&self, page: u32, id: ObjectId) -> String {
+        format!("volume/{}/overlay/{page}-{}-{}", self.volume, id.epoch, id.k)
     }
 
     /// Returns the prefix of packs.
@@ -216,10 +237,11 @@ impl Keys {
         format!("volume/{}/pack/", self.volume)
     }
 
-    /// Returns the key of a pack, which contains pages of chunks of map page `page`.
+    /// Returns the key of a pack.
     #[must_use]
-    pub fn pack(&self, page: u32, id: ObjectId) -> String {
-        format!("volume/{}/pack/{:02x}/{page}-{}-{}", self.volume, shard(page), id.epoch, id.k)
+    pub fn pack(&self, id: ObjectId) -> String {
+        let shard = shard(&id.k.to_le_bytes());
+        format!("volume/{}/pack/{shard:02x}/{}-{}", self.volume, id.epoch, id.k)
     }
 
     /// Parses a key. Returns `None` if this volume never has an object with this key.
@@ -229,13 +251,11 @@ impl Keys {
         let parsed = match rest.split('/').collect::<Vec<_>>()[..] {
             ["head"] => Parsed::Head,
             ["journal", epoch, n] => Parsed::Record(Slot { epoch: epoch.parse().ok()?, n: n.parse().ok()? }),
-            ["root", name] => {
-                let (epoch, k) = name.split_once('-')?;
-                Parsed::Root(ObjectId { epoch: epoch.parse().ok()?, k: k.parse().ok()? })
-            }
+            ["root", name] => Parsed::Root(parse_id(name)?),
             ["map", name] => parse_indexed(name).map(|(page, id)| Parsed::MapPage(page, id))?,
             ["chunk", _, name] => parse_indexed(name).map(|(i, id)| Parsed::Chunk(ChunkIndex(i), id))?,
-            ["pack", _, name] => parse_indexed(name).map(|(page, id)| Parsed::Pack(page, id))?,
+            ["overlay", name] => parse_indexed(name).map(|(page, id)| Parsed::Overlay(page, id))?,
+            ["pack", _, name] => Parsed::Pack(parse_id(name)?),
             _ => return None,
         };
         (self.key_of(parsed) == key).then_some(parsed)
@@ -248,21 +268,25 @@ impl Keys {
             Parsed::Root(id) => self.root(id),
             Parsed::MapPage(page, id) => self.map_page(page, id),
             Parsed::Chunk(index, id) => self.chunk(index, id),
-            Parsed::Pack(page, id) => self.pack(page, id),
+            Parsed::Overlay(page, id) => self.overlay(page, id),
+            Parsed::Pack(id) => self.pack(id),
         }
     }
 }
 
 /// Returns a prefix that spreads keys over the partitions of a store.
-fn shard(index: u32) -> u8 {
-    xxh3_64(&index.to_le_bytes()).to_le_bytes()[0]
+fn shard(number: &[u8]) -> u8 {
+    xxh3_64(number).to_le_bytes()[0]
+}
+
+fn parse_id(name: &str) -> Option<ObjectId> {
+    let (epoch, k) = name.split_once('-')?;
+    Some(ObjectId { epoch: epoch.parse().ok()?, k: k.parse().ok()? })
 }
 
 fn parse_indexed(name: &str) -> Option<(u32, ObjectId)> {
-    let mut parts = name.split('-');
-    let (index, epoch, k) = (parts.next()?, parts.next()?, parts.next()?);
-    let id = ObjectId { epoch: epoch.parse().ok()?, k: k.parse().ok()? };
-    parts.next().is_none().then_some((index.parse().ok()?, id))
+    let (index, id) = name.split_once('-')?;
+    Some((index.parse().ok()?, parse_id(id)?))
 }
 
 #[cfg(test)]
@@ -279,7 +303,8 @@ mod tests {
             (keys.root(id), Parsed::Root(id)),
             (keys.map_page(5, id), Parsed::MapPage(5, id)),
             (keys.chunk(ChunkIndex(70_000), id), Parsed::Chunk(ChunkIndex(70_000), id)),
-            (keys.pack(5, id), Parsed::Pack(5, id)),
+            (keys.overlay(5, id), Parsed::Overlay(5, id)),
+            (keys.pack(id), Parsed::Pack(id)),
         ] {
             assert_eq!(keys.parse(&key), Some(parsed), "{key}");
             assert_eq!(Keys::new(Uuid::from_u128(8)).parse(&key), None, "another volume's key");

@@ -6,18 +6,20 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use uuid::Uuid;
 
 use super::codec::{DecodeError, Decoder, Encoder, Kind, invalid};
-use super::geometry::{Geometry, MAP_PAGE_ENTRIES, SECTOR_BYTES};
+use super::geometry::{BLOCKS_PER_PAGE, Geometry, MAP_PAGE_ENTRIES, SECTOR_BYTES};
 use super::keys::{ObjectId, Slot};
+use super::overlay::Overlay;
 use super::page_set::PageSet;
 use super::root::{decode_origins, encode_origins};
 
-/// Limit on the packs that one entry references.
-pub const MAX_PACKS_PER_ENTRY: usize = 64;
+/// Limit on the overlays of a map page.
+pub const MAX_OVERLAYS: usize = 8;
 /// Length in bytes of a mask of intact sectors: one bit for each of the 128 sectors of a page.
 pub const SECTOR_MASK_BYTES: usize = 16;
 
@@ -33,17 +35,140 @@ pub struct Base {
     pub stored: PageSet,
 }
 
-/// The pages of a chunk that one pack stores.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct InPack {
-    /// The owner of the pack, as in [`Base::origin`].
-    pub origin: u16,
-    /// Id of the pack.
-    pub id: ObjectId,
-    /// Number of the frame of the first page. The frames of the other pages follow it.
-    pub first_frame: u32,
-    /// Pages of the chunk that the pack stores.
-    pub pages: PageSet,
+/// A set of chunks of one map page, by slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChunkSet(Box<[u64; CHUNK_SET_WORDS]>);
+
+const CHUNK_SET_WORDS: usize = MAP_PAGE_ENTRIES as usize / 64;
+const CHUNK_SET_BYTES: usize = CHUNK_SET_WORDS * 8;
+
+impl Default for ChunkSet {
+    fn default() -> Self {
+        Self(Box::new([0; CHUNK_SET_WORDS]))
+    }
+}
+
+impl ChunkSet {
+    /// Whether the set contains a chunk.
+    #[must_use]
+    pub fn contains(&self, slot: u16) -> bool {
+        self.0[usize::from(slot / 64)] >> (slot % 64) & 1 == 1
+    }
+
+    /// Adds a chunk.
+    pub fn insert(&mut self, slot: u16) {
+        self.0[usize::from(slot / 64)] |= 1 << (slot % 64);
+    }
+
+    /// Removes a chunk.
+    pub fn remove(&mut self, slot: u16) {
+        self.0[usize::from(slot / 64)] &= !(1 << (slot % 64));
+    }
+
+    /// Adds all chunks of another set.
+    pub fn extend(&mut self, other: &Self) {
+        self.0.iter_mut().zip(&other.0[..]).for_each(|(word, other)| *word |= other);
+    }
+
+    /// Whether the set contains no chunk.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.iter().all(|word| *word == 0)
+    }
+
+    /// Returns the chunks in ascending order.
+    pub fn iter(&self) -> impl Iterator<Item = u16> + '_ {
+        let slots = 0..u16::try_from(MAP_PAGE_ENTRIES).expect("4,096");
+        slots.filter(|slot| self.contains(*slot))
+    }
+
+    fn encode(&self, to: &mut Encoder) {
+        self.0.iter().for_each(|word| to.u64(*word));
+    }
+
+    fn decode(from: &mut Decoder<'_>) -> Result<Self, DecodeError> {
+        let mut set = Self::default();
+        for word in &mut set.0[..] {
+            *word = from.u64()?;
+        }
+        Ok(set)
+    }
+}
+
+/// Where an overlay is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OverlayPlace {
+    /// In an object of its own.
+    Object {
+        /// The owner of the object, as in [`Base::origin`].
+        origin: u16,
+        /// Id of the overlay.
+        id: ObjectId,
+    },
+    /// In the map page itself.
+    Embedded(Arc<Overlay>),
+}
+
+/// The reference of a map page to an overlay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OverlayRef {
+    /// Where the overlay is stored.
+    pub place: OverlayPlace,
+    /// The chunks that the overlay applies to. Its runs for other chunks count for nothing.
+    pub chunks: ChunkSet,
+}
+
+impl OverlayRef {
+    fn encoded_bytes(&self) -> usize {
+        let runs = match &self.place {
+            OverlayPlace::Object { .. } => 0,
+            OverlayPlace::Embedded(overlay) => overlay.encoded_bytes(),
+        };
+        1 + 2 + ObjectId::BYTES + runs + CHUNK_SET_BYTES
+    }
+
+    fn encode(&self, to: &mut Encoder) {
+        match &self.place {
+            OverlayPlace::Object { origin, id } => {
+                to.u8(0);
+                to.u16(*origin);
+                id.encode(to);
+            }
+            OverlayPlace::Embedded(overlay) => {
+                to.u8(1);
+                to.len(overlay.encoded_bytes());
+                overlay.encode_runs(to);
+            }
+        }
+        self.chunks.encode(to);
+    }
+
+    fn decode(geometry: Geometry, origins: usize, from: &mut Decoder<'_>) -> Result<Self, DecodeError> {
+        let place = match from.u8()? {
+            0 => OverlayPlace::Object {
+                origin: check_origin(from.u16()?, origins)?,
+                id: ObjectId::decode(from)?,
+            },
+            1 => {
+                let length = from.length()?;
+                let runs = Decoder::fields(from.raw(length)?);
+                OverlayPlace::Embedded(Arc::new(Overlay::decode_runs(geometry, runs)?))
+            }
+            other => return Err(invalid("overlay", format!("kind {other} is unknown"))),
+        };
+        let chunks = ChunkSet::decode(from)?;
+        match chunks.is_empty() {
+            false => Ok(Self { place, chunks }),
+            true => Err(invalid("overlay", "applies to no chunk")),
+        }
+    }
+}
+
+fn check_origin(origin: u16, origins: usize) -> Result<u16, DecodeError> {
+    match usize::from(origin) > origins {
+        true => Err(invalid("origin", format!("{origin} is beyond the {origins} origins"))),
+        false => Ok(origin),
+    }
 }
 
 /// A page with sectors that could not be read when the page was rewritten.
@@ -80,12 +205,12 @@ pub struct Entry {
     /// Pages that were written and not discarded, including pages of zeros. BLOCK_STATUS
     /// reports them as allocated.
     pub allocated: PageSet,
-    /// Pages in packs. They take precedence over the base. No page is in two packs.
-    pub packs: Vec<InPack>,
+    /// Number of blocks that overlays which apply to the chunk locate or zero.
+    pub overlaid: u16,
     /// Pages with damaged sectors, in order of page.
     pub damage: Vec<Damage>,
-    /// Pages whose location is unknown, because the map page that contained it was lost. They are in neither
-    /// the base nor a pack.
+    /// Pages whose location is unknown, because the object that contained it was lost. They are not in the
+    /// base, and no overlay locates a block of them.
     pub lost: PageSet,
 }
 
@@ -94,7 +219,7 @@ impl Entry {
     #[must_use]
     pub fn is_hole(&self) -> bool {
         self.base.is_none()
-            && self.packs.is_empty()
+            && self.overlaid == 0
             && self.allocated.is_empty()
             && self.damage.is_empty()
             && self.lost.is_empty()
@@ -109,10 +234,10 @@ impl Entry {
     fn encode(&self, pages: u16, to: &mut Encoder) {
         let has_base = u8::from(self.base.is_some());
         let has_birth = u8::from(self.birth.is_some()) << 1;
-        let has_packs = u8::from(!self.packs.is_empty()) << 2;
+        let has_overlaid = u8::from(self.overlaid > 0) << 2;
         let has_damage = u8::from(!self.damage.is_empty()) << 3;
         let has_lost = u8::from(!self.lost.is_empty()) << 4;
-        to.u8(has_base | has_birth | has_packs | has_damage | has_lost);
+        to.u8(has_base | has_birth | has_overlaid | has_damage | has_lost);
         self.allocated.encode(pages, to);
         if let Some(birth) = self.birth {
             birth.encode(to);
@@ -122,14 +247,8 @@ impl Entry {
             base.id.encode(to);
             base.stored.encode(pages, to);
         }
-        if !self.packs.is_empty() {
-            to.len(self.packs.len());
-            for pack in &self.packs {
-                to.u16(pack.origin);
-                pack.id.encode(to);
-                to.u32(pack.first_frame);
-                pack.pages.encode(pages, to);
-            }
+        if self.overlaid > 0 {
+            to.u16(self.overlaid);
         }
         if !self.damage.is_empty() {
             to.len(self.damage.len());
@@ -144,12 +263,6 @@ impl Entry {
     }
 
     fn decode(pages: u16, origins: usize, from: &mut Decoder<'_>) -> Result<Self, DecodeError> {
-        let origin_of = |origin: u16| {
-            if usize::from(origin) > origins {
-                return Err(invalid("origin", format!("{origin} is beyond the {origins} origins")));
-            }
-            Ok(origin)
-        };
         let has = from.u8()?;
         if has & !0x1f != 0 {
             return Err(invalid("entry", format!("fields {has:#x} are unknown")));
@@ -161,16 +274,19 @@ impl Entry {
         };
         let base = match has & 1 != 0 {
             true => Some(Base {
-                origin: origin_of(from.u16()?)?,
+                origin: check_origin(from.u16()?, origins)?,
                 id: ObjectId::decode(from)?,
                 stored: PageSet::decode(pages, from)?,
             }),
             false => None,
         };
-        let packs = match has & 4 != 0 {
-            true => decode_packs(pages, origin_of, from)?,
-            false => Vec::new(),
-        };
+        let mut overlaid = 0;
+        if has & 4 != 0 {
+            overlaid = from.u16()?;
+            if !(1..=u32::from(pages) * BLOCKS_PER_PAGE).contains(&u32::from(overlaid)) {
+                return Err(invalid("overlaid", format!("{overlaid} blocks of a chunk of {pages} pages")));
+            }
+        }
         let damage = match has & 8 != 0 {
             true => decode_damage(pages, from)?,
             false => Vec::new(),
@@ -178,44 +294,13 @@ impl Entry {
         let mut lost = PageSet::EMPTY;
         if has & 16 != 0 {
             lost = PageSet::decode(pages, from)?;
-            let is_stored = |page| {
-                base.is_some_and(|base| base.stored.contains(page))
-                    || packs.iter().any(|pack| pack.pages.contains(page))
-            };
+            let is_stored = |page| base.is_some_and(|base| base.stored.contains(page));
             if lost.is_empty() || lost.iter().any(is_stored) {
                 return Err(invalid("lost", "announced but empty, or a page is stored too"));
             }
         }
-        Ok(Self { birth, base, allocated, packs, damage, lost })
+        Ok(Self { birth, base, allocated, overlaid, damage, lost })
     }
-}
-
-/// Reads the packs of an entry. `pages` is the number of pages in a chunk.
-fn decode_packs(
-    pages: u16,
-    origin_of: impl Fn(u16) -> Result<u16, DecodeError>,
-    from: &mut Decoder<'_>,
-) -> Result<Vec<InPack>, DecodeError> {
-    let count = from.count(18 + PageSet::encoded_bytes(pages))?;
-    if count == 0 || count > MAX_PACKS_PER_ENTRY {
-        return Err(invalid("packs", format!("{count} is not 1 to {MAX_PACKS_PER_ENTRY}")));
-    }
-    let mut packs = Vec::new();
-    let mut packed = PageSet::EMPTY;
-    for _ in 0..count {
-        let pack = InPack {
-            origin: origin_of(from.u16()?)?,
-            id: ObjectId::decode(from)?,
-            first_frame: from.u32()?,
-            pages: PageSet::decode(pages, from)?,
-        };
-        if pack.pages.iter().any(|page| packed.contains(page)) {
-            return Err(invalid("packs", "a page is in two"));
-        }
-        pack.pages.iter().for_each(|page| packed.insert(page));
-        packs.push(pack);
-    }
-    Ok(packs)
 }
 
 /// Reads the damage of an entry. `pages` is the number of pages in a chunk.
@@ -244,6 +329,8 @@ pub struct MapPage {
     page: u32,
     pages_per_chunk: u16,
     origins: Vec<Uuid>,
+    /// The overlays, oldest first.
+    overlays: Vec<OverlayRef>,
     /// The entries as the object contains them, each preceded by its slot.
     entries: Bytes,
     /// The slot of each entry, and the offset in `entries` at which the entry begins, after its slot.
@@ -253,9 +340,21 @@ pub struct MapPage {
 const LEAST_ENTRY_BYTES: usize = 2 + 1 + 8;
 
 impl MapPage {
-    /// Creates a map page with these entries. Entries that are equivalent to no entry are left out.
+    /// Creates a map page with these entries. Entries that are equivalent to no entry are left out, and so are
+    /// overlays that apply to no chunk.
+    ///
+    /// # Panics
+    /// Panics if there are more than [`MAX_OVERLAYS`] overlays.
     #[must_use]
-    pub fn new(page: u32, geometry: Geometry, origins: Vec<Uuid>, entries: &BTreeMap<u16, Entry>) -> Self {
+    pub fn new(
+        page: u32,
+        geometry: Geometry,
+        origins: Vec<Uuid>,
+        mut overlays: Vec<OverlayRef>,
+        entries: &BTreeMap<u16, Entry>,
+    ) -> Self {
+        overlays.retain(|overlay| !overlay.chunks.is_empty());
+        assert!(overlays.len() <= MAX_OVERLAYS, "a map page has at most {MAX_OVERLAYS} overlays");
         let pages_per_chunk = geometry.pages_per_chunk();
         let mut to = Encoder::new(Kind::MapPage, Uuid::nil(), entries.len() * 48);
         let mut index = Vec::with_capacity(entries.len());
@@ -269,17 +368,21 @@ impl MapPage {
             entry.encode(pages_per_chunk, &mut to);
         }
         let entries = Bytes::copy_from_slice(&to.written()[Encoder::PROLOGUE_BYTES..]);
-        Self { page, pages_per_chunk, origins, entries, index }
+        Self { page, pages_per_chunk, origins, overlays, entries, index }
     }
 
     /// Encodes the object with the id `id`.
     #[must_use]
     pub fn encode(&self, volume: Uuid, id: ObjectId) -> Vec<u8> {
-        let mut to = Encoder::new(Kind::MapPage, volume, 128 + self.entries.len() + 16 * self.origins.len());
+        let overlays = self.overlays.iter().map(OverlayRef::encoded_bytes).sum::<usize>();
+        let bytes = 128 + self.entries.len() + 16 * self.origins.len() + overlays;
+        let mut to = Encoder::new(Kind::MapPage, volume, bytes);
         to.u32(self.page);
         id.encode(&mut to);
         to.u16(self.pages_per_chunk);
         encode_origins(&self.origins, &mut to);
+        to.u8(u8::try_from(self.overlays.len()).expect("at most 8"));
+        self.overlays.iter().for_each(|overlay| overlay.encode(&mut to));
         to.len(self.index.len());
         to.raw(&self.entries);
         to.finish()
@@ -306,11 +409,12 @@ impl MapPage {
             return Err(invalid("pages of a chunk", format!("{pages_per_chunk} is not the volume's")));
         }
         let origins = decode_origins(&mut from)?;
+        let (overlays, overlaid) = decode_overlays(geometry, origins.len(), &mut from)?;
         let count = from.count(LEAST_ENTRY_BYTES)?;
         let all = from.raw(from.remaining())?;
         let mut from = Decoder::fields(all);
         let mut index = Vec::with_capacity(count);
-        let mut least = 0;
+        let (mut least, mut left) = (0, overlaid);
         for _ in 0..count {
             let slot = from.u16()?;
             if slot < least || u32::from(slot) >= MAP_PAGE_ENTRIES {
@@ -319,12 +423,20 @@ impl MapPage {
             least = slot + 1;
             let at = all.len() - from.remaining();
             index.push((slot, u32::try_from(at).map_err(|_| invalid("map page", "longer than 4 GiB"))?));
-            if Entry::decode(pages_per_chunk, origins.len(), &mut from)?.is_hole() {
+            let entry = Entry::decode(pages_per_chunk, origins.len(), &mut from)?;
+            if entry.is_hole() {
                 return Err(invalid("entry", "says no more than its absence"));
             }
+            if (entry.overlaid > 0) != left.contains(slot) {
+                return Err(invalid("overlaid", format!("chunk {slot} and the overlays disagree")));
+            }
+            left.remove(slot);
+        }
+        if !left.is_empty() {
+            return Err(invalid("overlay", "applies to a chunk without an entry"));
         }
         from.finish()?;
-        Ok(Self { page, pages_per_chunk, origins, entries: Bytes::copy_from_slice(all), index })
+        Ok(Self { page, pages_per_chunk, origins, overlays, entries: Bytes::copy_from_slice(all), index })
     }
 
     /// Returns the entry of a chunk, or `None` if the chunk is a hole.
@@ -364,12 +476,39 @@ impl MapPage {
         &self.origins
     }
 
-    /// Returns the memory that the map page takes, in bytes.
+    /// Returns the overlays, oldest first.
+    #[must_use]
+    pub fn overlays(&self) -> &[OverlayRef] {
+        &self.overlays
+    }
+
+    /// Returns the memory that the map page takes, in bytes, without its overlays.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
         size_of::<Self>()
             + self.entries.len()
             + self.index.len() * size_of::<(u16, u32)>()
             + self.origins.len() * 16
+            + self.overlays.len() * (size_of::<OverlayRef>() + CHUNK_SET_BYTES)
     }
+}
+
+/// Reads the overlays of a map page. Also returns the chunks that any of them applies to.
+fn decode_overlays(
+    geometry: Geometry,
+    origins: usize,
+    from: &mut Decoder<'_>,
+) -> Result<(Vec<OverlayRef>, ChunkSet), DecodeError> {
+    let count = usize::from(from.u8()?);
+    if count > MAX_OVERLAYS {
+        return Err(invalid("overlays", format!("{count} are more than {MAX_OVERLAYS}")));
+    }
+    let mut chunks = ChunkSet::default();
+    let mut overlays = Vec::with_capacity(count);
+    for _ in 0..count {
+        let overlay = OverlayRef::decode(geometry, origins, from)?;
+        chunks.extend(&overlay.chunks);
+        overlays.push(overlay);
+    }
+    Ok((overlays, chunks))
 }

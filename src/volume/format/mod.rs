@@ -21,8 +21,9 @@ pub(super) mod fence;
 pub mod record;
 // Roots and the root table.
 pub mod root;
-// Map pages.
+// Map pages and overlays.
 pub mod map;
+pub mod overlay;
 // Chunk objects and packs.
 pub mod chunk;
 pub mod pack;

@@ -1,14 +1,14 @@
 //! Records of the journal: commits, opening records and seals.
 //!
 //! `prologue | kind, flags (2) | slot (12) | writer's epoch (4) | nonce (8) |
-//! previous record's checksum (16) | pages of a chunk (2) | count (4) | data bytes (8) | table | data |
-//! checksum (16)`.
+//! previous record's checksum (16) | pages of a chunk (2) | count (4) | data bytes (8) | table |
+//! table checksum (16) | data | checksum (16)`.
 //!
 //! The table lists the changes in the order in which they are applied. The data of the `Data` changes follows
 //! the table in the same order. Each has a tag of its own, so that it can be fetched and verified alone.
 //!
-//! Must not know how records are sent or replayed. Invariant: the checksum of a record covers the checksum of
-//! the record before it, and so the whole journal up to this record.
+//! Must not know how records are sent or replayed. Invariant: the checksum of a record's table covers the tags
+//! of its data and the checksum of the record before it, and so the whole journal up to this record.
 
 use bytes::Bytes;
 use uuid::Uuid;
@@ -85,7 +85,7 @@ pub struct Record {
     pub writer: Epoch,
     /// Distinguishes this record from another record with the same content.
     pub nonce: u64,
-    /// Checksum of the previous record in the journal.
+    /// Table checksum of the previous record in the journal.
     pub previous: Checksum,
     /// Number of pages in a chunk, which determines the length of the bitmaps.
     pub pages_per_chunk: u16,
@@ -97,7 +97,7 @@ pub struct Record {
 
 const LEAST_CHANGE_BYTES: usize = 2;
 /// Length in bytes of a record without changes: an opening record or a seal.
-pub const EMPTY_RECORD_BYTES: u64 = (HEADER_BYTES + Checksum::BYTES) as u64;
+pub const EMPTY_RECORD_BYTES: u64 = (HEADER_BYTES + 2 * Checksum::BYTES) as u64;
 /// Length in bytes of a `Zero` change in the table.
 pub const ZERO_CHANGE_BYTES: u64 = 1 + 8 + 8 + 1;
 /// Length in bytes of the header, which ends where the table begins.
@@ -159,7 +159,7 @@ impl RecordWriter {
         let length = u32::try_from(data.len()).expect("at most a page");
         assert!(is_within_page(offset, length), "a data change lies within one page");
         let number = u32::try_from(self.record.changes.len()).expect("changes are bounded");
-        let tag = self.place.tag(number, &data);
+        let tag = self.place.tag(u64::from(number), &data);
         // The offset of the data in the record depends on the length of the table, so until `finish` it
         // counts from the start of the data.
         self.record.changes.push(Change::Data { offset, length, at: self.record.data_bytes, tag });
@@ -167,7 +167,7 @@ impl RecordWriter {
         self.data.push(data);
     }
 
-    /// Encodes the record. Returns the record, its bytes and its checksum.
+    /// Encodes the record. Returns the record, its bytes and the checksum of its table.
     #[must_use]
     pub fn finish(self) -> (Record, Bytes, Checksum) {
         self.finish_within(Vec::new())
@@ -176,7 +176,7 @@ impl RecordWriter {
     /// As [`RecordWriter::finish`], but reuses the memory of another record. Its contents are discarded.
     #[must_use]
     pub fn finish_within(mut self, mut memory: Vec<u8>) -> (Record, Bytes, Checksum) {
-        let mut table = HEADER_BYTES;
+        let mut table = HEADER_BYTES + Checksum::BYTES;
         for change in &self.record.changes {
             table += change_bytes(change, self.record.pages_per_chunk);
         }
@@ -187,6 +187,8 @@ impl RecordWriter {
         }
         let mut to = Encoder::within(Kind::Record, self.volume, memory);
         self.record.encode_table(&mut to);
+        let checksum = Checksum::of(to.written());
+        to.raw(&checksum.0);
         assert_eq!(to.position(), table, "the table is as long as its changes");
         for data in self.data {
             to.raw(&data);
@@ -196,9 +198,7 @@ impl RecordWriter {
                 *at += u64::try_from(table).expect("small");
             }
         }
-        let bytes = to.finish();
-        let checksum = Checksum(*bytes.last_chunk().expect("a record ends with its checksum"));
-        (self.record, Bytes::from(bytes), checksum)
+        (self.record, Bytes::from(to.finish()), checksum)
     }
 }
 
@@ -264,33 +264,31 @@ impl Record {
         }
     }
 
-    /// Decodes a whole record and verifies all of it. Also returns its checksum.
+    /// Decodes a whole record and verifies all of it. Also returns the checksum of its table.
     ///
     /// # Errors
     /// Returns an error if the record is damaged, belongs to another volume, or is not the record of `slot`.
     pub fn decode(volume: Uuid, slot: Slot, bytes: &[u8]) -> Result<(Self, Checksum), DecodeError> {
-        let mut from = Decoder::object_of(Kind::Record, volume, bytes)?;
-        let checksum = Checksum(*bytes.last_chunk().expect("the envelope has a checksum"));
-        let record = Self::decode_table(slot, &mut from)?;
-        if from.remaining() as u64 != record.data_bytes {
-            let expected = record.data_bytes;
-            return Err(invalid("data", format!("{} bytes, {expected} expected", from.remaining())));
-        }
+        drop(Decoder::object_of(Kind::Record, volume, bytes)?);
+        let end = Self::table_bytes(volume, bytes, bytes.len() as u64)?;
+        let end = usize::try_from(end).expect("within the bytes");
+        let (record, checksum) = Self::decode_table(volume, slot, &bytes[..end])?;
+        let mut from = Decoder::fields(&bytes[end..bytes.len() - Checksum::BYTES]);
         let place = Place::record(volume, slot);
-        for (number, change) in record.changes.iter().enumerate() {
+        for (number, change) in (0..).zip(&record.changes) {
             if let Change::Data { length, tag, .. } = change {
                 let data = from.raw(usize::try_from(*length).expect("at most a page"))?;
-                let number = u32::try_from(number).expect("a count is four bytes");
                 if place.tag(number, data) != *tag {
                     return Err(DecodeError::Checksum);
                 }
             }
         }
+        from.finish()?;
         Ok((record, checksum))
     }
 
-    /// Returns the offset at which the table of a record ends. `start` is the beginning of the record, which
-    /// has `size_bytes` bytes.
+    /// Returns the offset at which the data of a record begins, behind its table and the checksum of the table.
+    /// `start` is the beginning of the record, which has `size_bytes` bytes.
     ///
     /// # Errors
     /// Returns an error if this is not a record of the volume, or not of this size.
@@ -305,28 +303,44 @@ impl Record {
         let data_bytes = Decoder::fields(last).u64()?;
         let behind = data_bytes.saturating_add(Checksum::BYTES as u64);
         match size_bytes.checked_sub(behind) {
-            Some(table) if table >= HEADER_BYTES as u64 => Ok(table),
+            Some(table) if table >= (HEADER_BYTES + Checksum::BYTES) as u64 => Ok(table),
             _ => Err(invalid("data", format!("{data_bytes} bytes of an object of {size_bytes}"))),
         }
     }
 
-    /// Decodes a record without its data from bytes that end with its table. The structure is checked, but no
-    /// checksum is: the contents may be wrong.
+    /// Decodes and verifies a record without its data, from bytes that end with the checksum of its table. Also
+    /// returns that checksum. The data is verified when it is read, by the tags that the table contains.
     ///
     /// # Errors
     /// Returns an error if the bytes are not the table of the record of `slot` of the volume.
-    pub fn decode_unverified(volume: Uuid, slot: Slot, table: &[u8]) -> Result<Self, DecodeError> {
+    pub fn decode_table(volume: Uuid, slot: Slot, bytes: &[u8]) -> Result<(Self, Checksum), DecodeError> {
+        let Some((table, checksum)) = bytes.split_last_chunk() else {
+            return Err(DecodeError::Truncated { missing: Checksum::BYTES - bytes.len() });
+        };
         let (found, mut from) = Decoder::prologue(Kind::Record, table)?;
         if found != volume {
             return Err(DecodeError::Volume(found));
         }
-        let record = Self::decode_table(slot, &mut from)?;
+        let checksum = Checksum(*checksum);
+        if Checksum::of(table) != checksum {
+            return Err(DecodeError::Checksum);
+        }
+        let record = Self::decode_fields(slot, &mut from)?;
         from.finish()?;
-        Ok(record)
+        Ok((record, checksum))
     }
 
-    /// Reads the fields between the prologue and the data.
-    fn decode_table(slot: Slot, from: &mut Decoder<'_>) -> Result<Self, DecodeError> {
+    /// As [`Record::decode_table`], from a whole object. Its data is not verified.
+    ///
+    /// # Errors
+    /// Returns an error if the object is not the record of `slot` of the volume, or its table is damaged.
+    pub fn decode_table_of(volume: Uuid, slot: Slot, object: &[u8]) -> Result<(Self, Checksum), DecodeError> {
+        let end = Self::table_bytes(volume, object, object.len() as u64)?;
+        Self::decode_table(volume, slot, &object[..usize::try_from(end).expect("within the object")])
+    }
+
+    /// Reads the fields between the prologue and the checksum of the table.
+    fn decode_fields(slot: Slot, from: &mut Decoder<'_>) -> Result<Self, DecodeError> {
         let input = from.remaining();
         let kind = match from.u8()? {
             1 => RecordKind::Opening,
@@ -377,7 +391,7 @@ impl Record {
         if data_total != data_bytes {
             return Err(invalid("data", format!("{data_bytes} bytes, {data_total} expected")));
         }
-        let table = (Encoder::PROLOGUE_BYTES + input - from.remaining()) as u64;
+        let table = (Encoder::PROLOGUE_BYTES + input - from.remaining() + Checksum::BYTES) as u64;
         for change in &mut changes {
             if let Change::Data { at, .. } = change {
                 *at += table;
@@ -436,19 +450,19 @@ mod tests {
         });
         to.data(65_536, Bytes::from(vec![1; 4096]));
         to.data(131_072, Bytes::from(vec![2; 512]));
-        let (record, bytes, _) = to.finish_within(vec![0xff; 100]);
-        assert_eq!(Record::decode(volume, slot, &bytes).unwrap().0, record);
+        let (record, bytes, checksum) = to.finish_within(vec![0xff; 100]);
+        assert_eq!(Record::decode(volume, slot, &bytes).unwrap(), (record.clone(), checksum));
         let end = Record::table_bytes(volume, &bytes[..HEADER_BYTES], bytes.len() as u64).unwrap();
         let table = &bytes[..usize::try_from(end).unwrap()];
-        assert_eq!(Record::decode_unverified(volume, slot, table).unwrap(), record);
+        assert_eq!(Record::decode_table(volume, slot, table).unwrap(), (record, checksum));
         for length in 0..table.len() {
-            Record::decode_unverified(volume, slot, &table[..length]).expect_err("it is cut short");
+            Record::decode_table(volume, slot, &table[..length]).expect_err("it is cut short");
         }
         for length in 0..HEADER_BYTES {
             Record::table_bytes(volume, &bytes[..length], bytes.len() as u64)
                 .expect_err("there is no header");
         }
         Record::table_bytes(Uuid::nil(), &bytes, bytes.len() as u64).expect_err("it is another volume's");
-        Record::table_bytes(volume, &bytes, 4608 + 16).expect_err("there is no room for a header");
+        Record::table_bytes(volume, &bytes, 4608 + 32).expect_err("there is no room for a header");
     }
 }

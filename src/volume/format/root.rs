@@ -13,6 +13,7 @@ use super::codec::{DecodeError, Decoder, Encoder, Kind, invalid};
 use super::geometry::{Geometry, MAX_MAP_PAGES};
 use super::interval::{IntervalMap, Value};
 use super::keys::{ObjectId, Slot};
+use super::pack::MAX_FRAMES;
 
 /// The content of a volume at one commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +31,8 @@ pub struct Root {
     pub origins: Vec<Uuid>,
     /// The map pages that are objects, by number.
     pub map_pages: BTreeMap<u32, MapPageRef>,
+    /// The packs of this volume of which a frame is in use.
+    pub packs: BTreeMap<ObjectId, PackUse>,
     /// Runs of uniform map pages, by number. All their chunks are allocated and read as zeros, since the
     /// commit that is the value. A map page that is neither here nor an object consists of holes.
     pub zeroed: IntervalMap<Slot>,
@@ -52,6 +55,35 @@ pub enum Stretch {
     Page(MapPageRef),
 }
 
+/// How much of a pack is in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PackUse {
+    /// Number of frames of the pack.
+    pub frames: u32,
+    /// How many of them are located by a map page and not replaced since.
+    pub live: u32,
+}
+
+/// How many blocks a volume stores, and how many of them are in use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Space {
+    /// Blocks in chunk objects and packs.
+    pub stored: u64,
+    /// Those that a read can return.
+    pub live: u64,
+}
+
+/// Numbers of blocks of a map page, which show how much of what is stored is in use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct BlockCounts {
+    /// Blocks that chunk objects store.
+    pub stored: u32,
+    /// Blocks that overlays locate or zero.
+    pub overlaid: u32,
+    /// Blocks that chunk objects store and overlays replace.
+    pub hidden: u32,
+}
+
 /// The reference of a root to a map page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct MapPageRef {
@@ -60,9 +92,12 @@ pub struct MapPageRef {
     pub origin: u16,
     /// Id of the map page.
     pub id: ObjectId,
+    /// How many blocks are where.
+    pub counts: BlockCounts,
 }
 
-const MAP_PAGE_REF_BYTES: usize = 4 + 2 + 4 + 8;
+const MAP_PAGE_REF_BYTES: usize = 4 + 2 + ObjectId::BYTES + 3 * 4;
+const PACK_USE_BYTES: usize = ObjectId::BYTES + 4 + 4;
 const ZEROED_RUN_BYTES: usize = 4 + 4 + 4 + 8;
 
 /// Limit on the origins of a root or of a map page.
@@ -103,6 +138,21 @@ impl Root {
         (Stretch::Holes, end.unwrap_or_else(|| self.geometry.map_pages(self.size_bytes)))
     }
 
+    /// Counts the blocks that the root stores.
+    #[must_use]
+    pub fn space(&self) -> Space {
+        let mut space = Space::default();
+        for page in self.map_pages.values() {
+            space.stored += u64::from(page.counts.stored);
+            space.live += u64::from(page.counts.stored - page.counts.hidden);
+        }
+        for pack in self.packs.values() {
+            space.stored += u64::from(pack.frames);
+            space.live += u64::from(pack.live);
+        }
+        space
+    }
+
     /// Makes a range of map pages uniform: allocated zeros since a commit, or holes if `zeroed` is `None`.
     /// The cost depends on how many map pages are replaced, not on how many the volume has.
     pub fn set_uniform(&mut self, numbers: Range<u32>, zeroed: Option<Slot>) {
@@ -125,6 +175,7 @@ impl Root {
     #[must_use]
     pub fn encode(&self, volume: Uuid) -> Vec<u8> {
         let maps = self.map_pages.len() * MAP_PAGE_REF_BYTES + self.zeroed.len() * ZEROED_RUN_BYTES;
+        let maps = maps + self.packs.len() * PACK_USE_BYTES;
         let mut to = Encoder::new(Kind::Root, volume, 128 + maps + 16 * self.origins.len());
         self.id.encode(&mut to);
         self.commit.encode(&mut to);
@@ -136,12 +187,21 @@ impl Root {
             to.u32(*page);
             to.u16(reference.origin);
             reference.id.encode(&mut to);
+            to.u32(reference.counts.stored);
+            to.u32(reference.counts.overlaid);
+            to.u32(reference.counts.hidden);
         }
         to.len(self.zeroed.len());
         for (run, birth) in self.zeroed.iter() {
             to.u32(u32::try_from(run.start).expect("at most 65,536"));
             to.u32(u32::try_from(run.end - run.start).expect("at most 65,536"));
             birth.encode(&mut to);
+        }
+        to.len(self.packs.len());
+        for (id, pack) in &self.packs {
+            id.encode(&mut to);
+            to.u32(pack.frames);
+            to.u32(pack.live);
         }
         to.finish()
     }
@@ -176,12 +236,38 @@ impl Root {
                 return Err(invalid("origin", format!("{origin} is beyond the {} origins", origins.len())));
             }
             let id = ObjectId::decode(&mut from)?;
-            map_pages.insert(page, MapPageRef { origin, id });
+            let counts = BlockCounts { stored: from.u32()?, overlaid: from.u32()?, hidden: from.u32()? };
+            let most = geometry.map_page_blocks();
+            if counts.hidden > counts.stored.min(counts.overlaid)
+                || counts.stored > most
+                || counts.overlaid > most
+            {
+                return Err(invalid("blocks", format!("{counts:?} of {most}")));
+            }
+            map_pages.insert(page, MapPageRef { origin, id, counts });
         }
         let zeroed = decode_zeroed(geometry.map_pages(size_bytes), &map_pages, &mut from)?;
+        let packs = decode_packs(&mut from)?;
         from.finish()?;
-        Ok(Self { id, commit, size_bytes, geometry, origins, map_pages, zeroed })
+        Ok(Self { id, commit, size_bytes, geometry, origins, map_pages, packs, zeroed })
     }
+}
+
+/// Reads the packs in use.
+fn decode_packs(from: &mut Decoder<'_>) -> Result<BTreeMap<ObjectId, PackUse>, DecodeError> {
+    let mut packs = BTreeMap::new();
+    for _ in 0..from.count(PACK_USE_BYTES)? {
+        let id = ObjectId::decode(from)?;
+        let pack = PackUse { frames: from.u32()?, live: from.u32()? };
+        if packs.last_key_value().is_some_and(|(last, _)| *last >= id) {
+            return Err(invalid("packs", format!("{id:?} is out of order")));
+        }
+        if pack.live == 0 || pack.live > pack.frames || pack.frames > MAX_FRAMES {
+            return Err(invalid("packs", format!("{} of {} frames are in use", pack.live, pack.frames)));
+        }
+        packs.insert(id, pack);
+    }
+    Ok(packs)
 }
 
 /// Reads the runs of uniform map pages. `all` is the number of map pages of the volume.

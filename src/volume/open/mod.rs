@@ -5,7 +5,6 @@
 //! volume after that. Invariant: a volume serves only after its opening record is durable, which proves that
 //! the replay was complete.
 
-mod record_parts;
 pub(super) mod replay;
 
 use std::collections::VecDeque;
@@ -98,12 +97,13 @@ impl Volume {
         shared.metrics.size_bytes.set(i64::try_from(shared.size_bytes).unwrap_or(i64::MAX));
         shared.metrics.fenced.set(0);
         shared.gauge(&shared.state.lock());
+        shared.gauge_root(&shared.state.lock().root);
         let (handle, requests) = HeadHandle::new();
         let committer = Committer::new(Arc::clone(&shared), opening);
         shared.tasks.spawn_until_cancelled(committer.run());
         let keeper = HeadKeeper::new(Arc::clone(&shared), requests, held);
         shared.tasks.spawn_until_cancelled(keeper.run());
-        let folder = Folder::new(Arc::clone(&shared), handle.clone(), table, from.slot, unswept);
+        let folder = Folder::new(Arc::clone(&shared), handle.clone(), table, from, unswept);
         let folds = folder.handle();
         shared.tasks.spawn_until_cancelled(folder.run());
         if shared.epoch - from.slot.epoch > REPLAYED_EPOCHS {

@@ -1,5 +1,5 @@
 //! Replay: reads the journal from a checkpoint through the logs of all older epochs, each of which ends with
-//! a seal.
+//! a seal. Only the tables of the records are read: they contain the tags that verify the data when it is needed.
 //!
 //! Owns the order of the journal; it does not know leases or names. Invariants: records are applied in order,
 //! and each contains the checksum of the one before. A log ends only at a seal, ours or another's. A seal of
@@ -11,31 +11,25 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use tokio::time::Instant;
-use uuid::Uuid;
 
-use super::record_parts::{PART_BYTES, read_in_parts};
 use crate::mutant::{self, Mutant};
 use crate::store::{self, Pages};
 use crate::volume::environment::Environment;
 use crate::volume::error::OpenError;
-use crate::volume::format::codec::{Checksum, DecodeError};
+use crate::volume::format::codec::Checksum;
 use crate::volume::format::geometry::{ChunkIndex, Geometry};
 use crate::volume::format::head::{Checkpoint, Head};
 use crate::volume::format::interval::IntervalMap;
 use crate::volume::format::keys::{Epoch, Keys, ObjectId, Parsed, Slot};
 use crate::volume::format::record::{Change, Record, RecordKind, RecordWriter};
 use crate::volume::format::root::Root;
-use crate::volume::objects::{fetch_if_present, unless_damaged};
+use crate::volume::objects::{fetch_table, unless_damaged};
 use crate::volume::state::piece::{ChunkRef, Piece, RecordRef, insert_data};
 use crate::volume::state::{Committed, Sent};
 use crate::volume::store_exact::{Placed, create_exact};
 
 /// Number of records fetched ahead of the one being applied.
-const FETCHED_AHEAD: usize = 4;
-/// Size in bytes above which a record is read in parts, each of which is dropped once it is verified. Records
-/// may be as long as the limit that was configured when they were written or, from an older version, far
-/// longer.
-const LONG_BYTES: u64 = 2 * PART_BYTES;
+const FETCHED_AHEAD: usize = 16;
 
 /// The state of a replay.
 #[derive(Debug)]
@@ -51,19 +45,12 @@ pub(super) struct Replay<'a> {
     committed: Committed,
 }
 
-/// A record of the journal, read and verified.
+/// A record of the journal, whose table was read and verified.
 struct Entry {
     record: Record,
     checksum: Checksum,
     /// Bytes of its object.
     bytes: u64,
-}
-
-impl Entry {
-    fn decode(volume: Uuid, slot: Slot, body: &[u8]) -> Result<Self, DecodeError> {
-        let (record, checksum) = Record::decode(volume, slot, body)?;
-        Ok(Self { record, checksum, bytes: body.len() as u64 })
-    }
 }
 
 /// What was found in a slot.
@@ -132,7 +119,8 @@ impl<'a> Replay<'a> {
                 continue;
             }
             if mutant::is(Mutant::LogUnsealed) {
-                let Some(entry) = fetch_entry(env, keys, slot, 0).await? else { return Ok(()) };
+                let Some(size_bytes) = listed.get(&slot) else { return Ok(()) };
+                let Some(entry) = fetch_entry(env, keys, slot, *size_bytes).await? else { return Ok(()) };
                 if let Found::Seal = self.apply(slot, &entry)? {
                     return Ok(());
                 }
@@ -146,9 +134,12 @@ impl<'a> Replay<'a> {
                         self.previous = checksum;
                         return Ok(());
                     }
-                    Placed::Other(body) => Entry::decode(keys.volume(), slot, &body)
-                        .map_err(|source| OpenError::Damaged { key: keys.record(slot), source })?,
-                    Placed::Larger(size_bytes) => fetch_long(env, keys, slot, size_bytes).await?,
+                    Placed::Other(body) => {
+                        let (record, checksum) = Record::decode_table_of(keys.volume(), slot, &body)
+                            .map_err(|source| OpenError::Damaged { key: keys.record(slot), source })?;
+                        Entry { record, checksum, bytes: body.len() as u64 }
+                    }
+                    Placed::Larger(size_bytes) => fetch(env, keys, slot, size_bytes).await?,
                 };
             if let Found::Seal = self.apply(slot, &entry)? {
                 return Ok(());
@@ -262,34 +253,23 @@ impl<'a> Replay<'a> {
     }
 }
 
-/// Fetches the record in a slot. The size is that of the listing.
+/// Fetches the record in a slot if it exists. The size is that of the listing.
 async fn fetch_entry(
     env: &Environment,
     keys: Keys,
     slot: Slot,
     size_bytes: u64,
 ) -> Result<Option<Entry>, OpenError> {
-    let fetched = match size_bytes {
-        LONG_BYTES.. => fetch_long(env, keys, slot, size_bytes).await,
-        // If the record exists after all, the refusal of the seal reveals it.
-        _ => match fetch_if_present(env, &keys.record(slot), |body| Entry::decode(keys.volume(), slot, body))
-            .await
-        {
-            Err(OpenError::Store(store::Error::TooLarge { size_bytes, .. })) => {
-                fetch_long(env, keys, slot, size_bytes).await
-            }
-            fetched => fetched.map(|(entry, _)| entry),
-        },
-    };
-    match fetched {
+    match fetch(env, keys, slot, size_bytes).await {
         Ok(entry) => Ok(Some(entry)),
+        // If the record exists after all, the refusal of the seal reveals it.
         Err(OpenError::Store(store::Error::NotFound { .. })) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-async fn fetch_long(env: &Environment, keys: Keys, slot: Slot, size_bytes: u64) -> Result<Entry, OpenError> {
-    let read = read_in_parts(env.store.as_ref(), keys, slot, size_bytes).await;
+async fn fetch(env: &Environment, keys: Keys, slot: Slot, size_bytes: u64) -> Result<Entry, OpenError> {
+    let read = fetch_table(env.store.as_ref(), keys, slot, size_bytes).await;
     let (record, checksum) = unless_damaged(&keys.record(slot), read)?;
     Ok(Entry { record, checksum, bytes: size_bytes })
 }
@@ -355,8 +335,8 @@ async fn seal_log(
         let (_, bytes, _) = seal.finish();
         match create_exact(env.store.as_ref(), &keys.record(slot), &bytes).await {
             Ok(Placed::Ours) => return Ok(()),
-            Ok(Placed::Other(body)) => match Entry::decode(keys.volume(), slot, &body) {
-                Ok(entry) if entry.record.kind == RecordKind::Seal => return Ok(()),
+            Ok(Placed::Other(body)) => match Record::decode_table_of(keys.volume(), slot, &body) {
+                Ok((record, _)) if record.kind == RecordKind::Seal => return Ok(()),
                 Ok(_) | Err(_) => n += 1,
             },
             Ok(Placed::Larger(_)) => n += 1,

@@ -18,10 +18,10 @@ use bytes::Bytes;
 use self::base::BasePart;
 use crate::metrics::labels::ReadSource;
 use crate::mutant::{self, Mutant};
-use crate::volume::cache::fetch::{CacheKey, Check, Fetch, Source, Unit};
+use crate::volume::cache::Fetched;
+use crate::volume::cache::fetch::Fetch;
 use crate::volume::error::Error;
-use crate::volume::format::frame::Place;
-use crate::volume::format::geometry::PAGE_BYTES;
+use crate::volume::format::geometry::{BLOCK_BYTES, PAGE_BYTES};
 use crate::volume::format::root::Stretch;
 use crate::volume::shared::Shared;
 use crate::volume::state::piece::{ChunkRef, InMemory, Piece, part};
@@ -148,12 +148,12 @@ impl Shared {
     async fn read_segments(&self, resolved: Resolved) -> Result<(Vec<Segment>, ReadSource), Error> {
         let (sources, fetches) = self.plan(resolved).await?;
         let changed = sources.iter().any(|(_, source)| matches!(source, Origin::Ready(InMemory::Bytes(_))));
-        let farthest = match fetches.iter().all(|fetch| self.env.cache.contains(&fetch.key)) {
-            false => ReadSource::Store,
-            true if fetches.is_empty() && changed => ReadSource::Dirty,
-            true => ReadSource::Memory,
+        let Fetched { parts: fetched, misses } = self.env.cache.fetch(&self.env.store, &fetches).await;
+        let farthest = match misses {
+            1.. => ReadSource::Store,
+            0 if fetches.is_empty() && changed => ReadSource::Dirty,
+            0 => ReadSource::Memory,
         };
-        let fetched = self.env.cache.fetch(&self.env.store, &fetches).await;
         let mut segments = Vec::with_capacity(sources.len());
         for (range, source) in sources {
             let length = range.end - range.start;
@@ -180,7 +180,7 @@ impl Shared {
                 let source = match piece.in_memory(range.end - range.start) {
                     Some(memory) => Origin::Ready(memory),
                     None => {
-                        let (fetch, at) = self.piece_fetch(&piece);
+                        let (fetch, at) = self.piece_fetch(&piece, range.end - range.start);
                         fetches.push((range.start, fetch));
                         Origin::Fetched(0, at)
                     }
@@ -195,14 +195,11 @@ impl Shared {
             {
                 let source = match part {
                     BasePart::Zero { .. } => Origin::Ready(InMemory::Zero),
-                    BasePart::Lost { map_page } => {
-                        let why = format!("the object that located the bytes at {} was lost", range.start);
-                        let key = format!("{}{map_page}", self.keys.map_pages());
-                        return Err(Error::damaged(key, why).first_at(range.start));
-                    }
-                    BasePart::Page { fetch, at, damage } => {
+                    BasePart::Lost(error) => return Err(error.first_at(range.start)),
+                    BasePart::Stored { fetch, at, damage } => {
+                        let page = range.start % PAGE_BYTES..(range.end - 1) % PAGE_BYTES + 1;
                         if let Some(damage) = damage
-                            && !damage.spares(at..at + (range.end - range.start))
+                            && !damage.spares(page)
                         {
                             let why =
                                 format!("sectors of the {} bytes at {} were lost", fetch.length, range.start);
@@ -227,27 +224,22 @@ impl Shared {
         Ok((parts, fetches.into_iter().map(|(_, fetch)| fetch).collect()))
     }
 
-    /// Returns the fetch for a piece that is no longer in memory, and where in the fetched
+    /// Returns the fetch for a piece of `length` bytes that is no longer in memory, and where in the fetched
     /// bytes the piece begins.
-    pub(super) fn piece_fetch(&self, piece: &Piece) -> (Fetch, u64) {
+    pub(super) fn piece_fetch(&self, piece: &Piece, length: u64) -> (Fetch, u64) {
         match piece {
             Piece::Data { record, change, at } => (Fetch::change(self.keys.volume(), record, *change), *at),
-            Piece::Chunk(chunk, at) => (self.chunk_fetch(chunk, *at), at % PAGE_BYTES),
+            Piece::Chunk(chunk, at) => (self.chunk_fetch(chunk, *at, length), at % BLOCK_BYTES),
             Piece::Block(..) | Piece::Zero { .. } => unreachable!("always in memory"),
         }
     }
 
-    /// Returns the fetch for the page at byte `at` of a chunk that a commit references.
-    pub(super) fn chunk_fetch(&self, chunk: &ChunkRef, at: u64) -> Fetch {
-        let volume = self.keys.volume();
-        let page = u16::try_from(at / PAGE_BYTES).expect("within a chunk");
-        Fetch {
-            key: CacheKey { volume, unit: Unit::page(chunk.index, chunk.id, page) },
-            object: Source::Chunk(chunk.index, chunk.id),
-            at: crate::volume::format::chunk::frame_offset(chunk.pages_per_chunk, chunk.stored.rank(page)),
-            length: u32::try_from(PAGE_BYTES).expect("64 KiB"),
-            check: Check::Frame(Place::chunk(volume, chunk.index.0, chunk.id), u32::from(page)),
-        }
+    /// Returns the fetch for `length` bytes at byte `at` of a chunk that a commit references. They must lie
+    /// within one page.
+    pub(super) fn chunk_fetch(&self, chunk: &ChunkRef, at: u64, length: u64) -> Fetch {
+        let block = |at: u64| u32::try_from(at).expect("within a chunk");
+        let (first, end) = (block(at / BLOCK_BYTES), block((at + length).div_ceil(BLOCK_BYTES)));
+        Fetch::filled(self.keys.volume(), chunk, first, end - first)
     }
 
     /// Returns the first part of a range that is examined in one step. It is never empty, is of one
@@ -367,7 +359,7 @@ impl Shared {
             for (range, part) in base::resolve(&self.env, self.keys, &resolved.root, gap).await? {
                 parts.push(match part {
                     BasePart::Zero { hole } => (range, hole, true),
-                    BasePart::Page { .. } | BasePart::Lost { .. } => (range, false, false),
+                    BasePart::Stored { .. } | BasePart::Lost(_) => (range, false, false),
                 });
             }
         }

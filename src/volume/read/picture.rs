@@ -6,14 +6,12 @@
 
 use std::ops::Range;
 
-use super::base::{self, LoadedMapPage, Mapped};
+use super::base::{self, BasePart, LoadedMapPage, Mapped};
 use super::{Loads, PIECES, at_pages, page_of};
-use crate::volume::cache::clean::HeldPages;
+use crate::volume::cache::clean::HeldPieces;
 use crate::volume::cache::fetch::Fetch;
 use crate::volume::error::Error;
-use crate::volume::format::geometry::{BLOCK_BYTES, ChunkIndex, Geometry, PAGE_BYTES};
-use crate::volume::format::map::Entry;
-use crate::volume::format::page_set::PageSet;
+use crate::volume::format::geometry::{BLOCK_BYTES, Geometry};
 use crate::volume::shared::Shared;
 use crate::volume::state::Resolved;
 use crate::volume::state::piece::{ChunkMemory, Piece};
@@ -69,55 +67,17 @@ impl Picture {
         });
     }
 
-    /// Adds the stored pages that a map page records for a range.
-    fn add_mapped(&mut self, map: &LoadedMapPage, held: &HeldPages, geometry: Geometry, range: Range<u64>) {
-        let mut at = range.start;
-        while at < range.end {
-            let index = geometry.chunk_at(at);
-            let end = range.end.min(geometry.chunk_range(index).end);
-            if let Some(entry) = map.page.entry(index.slot()) {
-                let pages = ChunkPages::of(map, held, index, &entry);
-                while at < end {
-                    let page_end = end.min((at / PAGE_BYTES + 1) * PAGE_BYTES);
-                    let page = geometry.page_at(at);
-                    if pages.stored.contains(page) {
-                        self.add_stored(at..page_end, pages.cached.contains(page));
-                    }
-                    at = page_end;
-                }
-            }
-            at = end;
-        }
-    }
-}
-
-/// Sets of pages of one chunk.
-struct ChunkPages {
-    /// Pages that an object stores.
-    stored: PageSet,
-    /// Pages that are in the cache.
-    cached: PageSet,
-}
-
-impl ChunkPages {
-    fn of(map: &LoadedMapPage, held: &HeldPages, index: ChunkIndex, entry: &Entry) -> Self {
-        let (mut stored, mut cached) = (PageSet::EMPTY, PageSet::EMPTY);
-        if let Some(base) = &entry.base {
-            stored = base.stored;
-            cached = held.of_chunk(map.origin(base.origin).volume(), index, base.id);
-        }
-        for pack in &entry.packs {
-            let owner = map.origin(pack.origin).volume();
-            for page in pack.pages.iter() {
-                stored.insert(page);
-                cached.remove(page);
-                let frame = pack.first_frame + pack.pages.rank(page);
-                if held.has_packed(owner, index.map_page(), pack.id, frame) {
-                    cached.insert(page);
-                }
+    /// Adds the stored blocks that a map page records for a range.
+    fn add_mapped(&mut self, map: &LoadedMapPage, held: &HeldPieces, geometry: Geometry, range: Range<u64>) {
+        let mut parts = Vec::new();
+        base::resolve_page(map, geometry, range, &mut parts);
+        for (range, part) in parts {
+            match part {
+                BasePart::Stored { fetch, .. } => self.add_stored(range, held.has(&fetch)),
+                BasePart::Lost(_) => self.add_stored(range, false),
+                BasePart::Zero { .. } => {}
             }
         }
-        Self { stored, cached }
     }
 }
 
@@ -126,7 +86,7 @@ impl Shared {
     pub(crate) async fn picture(&self, cells: u64) -> Result<Picture, Error> {
         let mut picture = Picture::new(self.size_bytes, cells);
         let mut loads = Loads::new(MAP_PAGES);
-        let held = self.env.cache.pages();
+        let held = self.env.cache.held();
         let mut at = 0;
         while at < self.size_bytes {
             let window = self.window(at..self.size_bytes, PIECES, u64::MAX);
@@ -153,7 +113,8 @@ impl Shared {
                     continue;
                 }
                 for (range, piece) in at_pages(range, piece) {
-                    if let Some(is_cached) = self.stored_in_memory(&piece) {
+                    let length = range.end - range.start;
+                    if let Some(is_cached) = self.stored_in_memory(&piece, length) {
                         picture.add_stored(range, is_cached);
                     }
                 }
@@ -173,18 +134,18 @@ impl Shared {
 
     /// Whether a durable piece is also in memory; `None` if it reads as zeros. A chunk piece must
     /// lie within one page.
-    fn stored_in_memory(&self, piece: &Piece) -> Option<bool> {
+    fn stored_in_memory(&self, piece: &Piece, length: u64) -> Option<bool> {
         Some(match piece {
             Piece::Zero { .. } => return None,
             Piece::Chunk(chunk, at) if !chunk.stored.contains(page_of(*at)) => return None,
             Piece::Block(..) => true,
             Piece::Data { record, change, .. } => {
                 record.body.lock().is_some()
-                    || self.env.cache.contains(&Fetch::change(self.keys.volume(), record, *change).key)
+                    || self.env.cache.contains(&Fetch::change(self.keys.volume(), record, *change))
             }
             Piece::Chunk(chunk, at) => {
                 !matches!(*chunk.memory.lock(), ChunkMemory::Gone)
-                    || self.env.cache.contains(&self.chunk_fetch(chunk, *at).key)
+                    || self.env.cache.contains(&self.chunk_fetch(chunk, *at, length))
             }
         })
     }

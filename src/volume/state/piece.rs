@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::volume::format::chunk::frame_offset;
 use crate::volume::format::codec::Checksum;
-use crate::volume::format::frame::Place;
+use crate::volume::format::frame::{FRAME_BYTES, Place};
 use crate::volume::format::geometry::{BLOCK_BYTES, BLOCK_LEN, ChunkIndex, PAGE_BYTES, PAGE_LEN};
 use crate::volume::format::interval::{IntervalMap, Value};
 use crate::volume::format::keys::{ObjectId, Slot};
@@ -128,7 +128,7 @@ impl RecordRef {
             let Some(place) = place else { return true };
             let start = usize::try_from(place.at - run.at).expect("within the run");
             let data = bytes.get(start..start + place.length as usize);
-            data.is_some_and(|data| frame.tag(change, data) == place.tag)
+            data.is_some_and(|data| frame.tag(u64::from(change), data) == place.tag)
         })
     }
 }
@@ -193,9 +193,8 @@ impl ChunkRef {
         match &*self.memory.lock() {
             ChunkMemory::Blocks(blocks) => Some(InMemory::Bytes(copy_blocks(blocks, at, length))),
             ChunkMemory::Object(object) => {
-                let frame = frame_offset(self.pages_per_chunk, self.stored.rank(page));
-                let start = usize::try_from(frame + at % PAGE_BYTES).expect("within the object");
-                Some(InMemory::Bytes(part(object, start..start + length)))
+                let page_at = frame_offset(self.pages_per_chunk, self.stored.rank(page), 0);
+                Some(InMemory::Bytes(copy_frames(object, page_at, at % PAGE_BYTES, length)))
             }
             ChunkMemory::Gone => None,
         }
@@ -280,6 +279,21 @@ fn copy_blocks(blocks: &[Bytes], at: u64, length: usize) -> Bytes {
         let until = BLOCK_LEN.min(within + (end - at));
         bytes.extend_from_slice(&blocks[at / BLOCK_LEN][within..until]);
         at += until - within;
+    }
+    Bytes::from(bytes)
+}
+
+/// Copies `length` bytes from byte `at` of a page on, whose frames begin at byte `page_at` of an object.
+fn copy_frames(object: &Bytes, page_at: u64, at: u64, length: usize) -> Bytes {
+    let mut bytes = Vec::with_capacity(length);
+    let mut at = at;
+    while bytes.len() < length {
+        let start = usize::try_from(page_at + at / BLOCK_BYTES * FRAME_BYTES + at % BLOCK_BYTES);
+        let start = start.expect("within the object");
+        let left_in_block = usize::try_from(BLOCK_BYTES - at % BLOCK_BYTES).expect("4 KiB");
+        let part = left_in_block.min(length - bytes.len());
+        bytes.extend_from_slice(&object[start..start + part]);
+        at += part as u64;
     }
     Bytes::from(bytes)
 }

@@ -18,6 +18,7 @@ use super::change::Permits;
 use crate::metrics::labels::ObjectKind;
 use crate::mutant::{self, Mutant};
 use crate::volume::cache::fetch::{CacheKey, Unit};
+use crate::volume::cache::held::Held;
 use crate::volume::error::Error;
 use crate::volume::format::codec::Checksum;
 use crate::volume::format::geometry::{BLOCK_BYTES, PAGE_BYTES};
@@ -329,7 +330,7 @@ impl Shared {
             let start = usize::try_from(run.at).expect("within the record");
             let bytes = Bytes::copy_from_slice(&body[start..start + run.length as usize]);
             let key = CacheKey { volume: self.keys.volume(), unit: Unit::Run(record.slot, number) };
-            self.env.cache.insert(key, bytes).await;
+            self.env.cache.insert(key, Held::whole(bytes)).await;
         }
         self.env.cache.settle().await;
         drop(body);

@@ -10,18 +10,20 @@ use bytes::Bytes;
 
 use crate::metrics::labels::ObjectKind;
 use crate::store::Condition;
-use crate::volume::format::chunk::{ChunkWriter, frame_offset};
-use crate::volume::format::geometry::{PAGE_BYTES, PAGE_LEN};
+use crate::volume::cache::held::Held;
+use crate::volume::format::chunk::ChunkWriter;
+use crate::volume::format::frame::FRAME_LEN;
+use crate::volume::format::geometry::{BLOCK_LEN, PAGE_BYTES};
 use crate::volume::shared::Shared;
 use crate::volume::state::piece::{ChunkMemory, ChunkRef, blocks_of_page};
 
 /// Returns a chunk's permits when its upload ends, however it ends.
-struct Held {
+struct Permits {
     shared: Arc<Shared>,
     permits: usize,
 }
 
-impl Drop for Held {
+impl Drop for Permits {
     fn drop(&mut self) {
         self.shared.env.budget.give(self.permits);
     }
@@ -30,7 +32,7 @@ impl Drop for Held {
 impl Shared {
     /// Starts uploading a chunk. Its permits are returned once the chunk is durable and has left memory.
     pub(super) fn start_upload(self: &Arc<Self>, chunk: Arc<ChunkRef>, permits: usize) {
-        let held = Held { shared: Arc::clone(self), permits };
+        let held = Permits { shared: Arc::clone(self), permits };
         self.tasks.spawn_until_cancelled(async move {
             held.shared.upload(&chunk).await;
             drop(held);
@@ -49,10 +51,13 @@ impl Shared {
             }
             self.metrics.put_bytes.of(ObjectKind::Chunk).inc_by(object.len() as u64);
             for page in chunk.stored.iter() {
-                let at = frame_offset(chunk.pages_per_chunk, chunk.stored.rank(page));
-                let start = usize::try_from(at).expect("within the object");
-                let bytes = Bytes::copy_from_slice(&object[start..start + PAGE_LEN]);
-                self.env.cache.insert(self.chunk_fetch(chunk, u64::from(page) * PAGE_BYTES).key, bytes).await;
+                let fetch = self.chunk_fetch(chunk, u64::from(page) * PAGE_BYTES, PAGE_BYTES);
+                let (start, length) = (usize::try_from(fetch.at), usize::try_from(fetch.stored_bytes()));
+                let start = start.expect("within the object");
+                let frames = &object[start..start + length.expect("a page")];
+                let blocks = frames.chunks(FRAME_LEN).map(|frame| &frame[..BLOCK_LEN]);
+                let data = Bytes::from(blocks.collect::<Vec<_>>().concat());
+                self.env.cache.insert(fetch.key, Held { mask: fetch.mask(), data }).await;
             }
         }
         *chunk.memory.lock() = ChunkMemory::Gone;

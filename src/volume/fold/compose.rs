@@ -1,0 +1,210 @@
+//! Composes new content for a part of a page from what lies below it and the changes of a checkpoint.
+//!
+//! Owns the content of new blocks; which blocks are made is decided in `plan`. Invariant: each sector holds what
+//! a read at the checkpoint's commit returns. A sector that cannot be read is marked as lost until it is
+//! overwritten; it never becomes zeros.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use crate::mutant::{self, Mutant};
+use crate::volume::cache::fetch::Fetch;
+use crate::volume::error::Error;
+use crate::volume::format::geometry::{BLOCK_LEN, PAGE_BYTES, PAGE_LEN, SECTOR_LEN};
+use crate::volume::format::map::{Damage, SECTOR_MASK_BYTES};
+use crate::volume::read::base::BasePart;
+use crate::volume::shared::Shared;
+use crate::volume::state::Committed;
+use crate::volume::state::piece::{InMemory, Piece};
+use crate::volume::store_exact::confirm_gone;
+
+/// The mask of a page of which all sectors are intact.
+pub(super) const ALL_GOOD: [u8; SECTOR_MASK_BYTES] = [0xff; SECTOR_MASK_BYTES];
+
+/// Where the bytes of a part come from.
+#[derive(Debug)]
+enum Source {
+    Zero,
+    Ready(Bytes),
+    /// The result of this fetch, from this byte on, and the damaged sectors of the page that it is from.
+    Fetched(usize, usize, Option<Damage>),
+    Lost,
+}
+
+/// A block or a page to be composed.
+#[derive(Debug)]
+pub(super) struct Composition {
+    /// The bytes of the volume that it covers. They lie within one page.
+    pub(super) range: Range<u64>,
+    /// The parts, each with its place in the composition. Later parts lie over earlier ones.
+    parts: Vec<(Range<usize>, Source)>,
+    /// Which blocks of the page were in memory before. They stay there under their new place.
+    pub(super) hot: u16,
+}
+
+/// Compositions that are fetched together.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    pub(super) compositions: Vec<Composition>,
+    fetches: Vec<Fetch>,
+}
+
+impl Batch {
+    /// Adds the content of a range that lies within one page: what is `below`, given by a call, and the changes of
+    /// a checkpoint over it. Returns how the changes cover it.
+    pub(super) fn add(
+        &mut self,
+        shared: &Shared,
+        range: Range<u64>,
+        changes: &Committed,
+        below: impl FnOnce() -> Vec<(Range<u64>, BasePart)>,
+    ) {
+        let mut composition = Composition { range: range.clone(), parts: Vec::new(), hot: 0 };
+        let mut changed: Vec<(Range<u64>, Piece)> = changes.pieces.overlaps(range.clone()).collect();
+        let covered: u64 = changed.iter().map(|(part, _)| part.end - part.start).sum();
+        if covered < range.end - range.start {
+            for (part, base) in below() {
+                let source = match base {
+                    BasePart::Zero { .. } => Source::Zero,
+                    BasePart::Lost(_) => Source::Lost,
+                    BasePart::Stored { fetch, at, damage } => self.fetched(
+                        shared,
+                        &mut composition,
+                        &part,
+                        fetch,
+                        (usize::try_from(at).expect("within a page"), damage),
+                    ),
+                };
+                composition.push(&part, source);
+            }
+        }
+        if mutant::is(Mutant::FoldEdgeLost) && changed.len() > 1 {
+            changed.pop();
+        }
+        for (part, piece) in changed {
+            // A chunk that a commit references is read page by page, as this range is.
+            let length = part.end - part.start;
+            let source = match piece.in_memory(length) {
+                Some(InMemory::Zero) => Source::Zero,
+                Some(InMemory::Bytes(bytes)) => {
+                    composition.heat(&part);
+                    Source::Ready(bytes)
+                }
+                None => {
+                    let (fetch, at) = shared.piece_fetch(&piece, length);
+                    let at = usize::try_from(at).expect("within a page");
+                    self.fetched(shared, &mut composition, &part, fetch, (at, None))
+                }
+            };
+            composition.push(&part, source);
+        }
+        self.compositions.push(composition);
+    }
+
+    fn fetched(
+        &mut self,
+        shared: &Shared,
+        composition: &mut Composition,
+        part: &Range<u64>,
+        fetch: Fetch,
+        (at, damage): (usize, Option<Damage>),
+    ) -> Source {
+        if shared.env.cache.contains(&fetch) {
+            composition.heat(part);
+        }
+        self.fetches.push(fetch);
+        Source::Fetched(self.fetches.len() - 1, at, damage)
+    }
+
+    /// Fetches what the compositions need. Makes sure that objects that were not found are gone for good: their
+    /// sectors are marked as lost, and what is left of the objects is deleted.
+    pub(super) async fn fetch(&mut self, shared: &Shared) -> Result<Vec<Result<Bytes, Error>>, Error> {
+        let fetches = std::mem::take(&mut self.fetches);
+        let fetched = shared.env.cache.fetch_passing(&shared.env.store.bulk, &fetches).await;
+        let lost: BTreeSet<&str> = fetched
+            .iter()
+            .filter_map(|result| match result {
+                Err(Error::Lost { key, .. }) => Some(key.as_str()),
+                _ => None,
+            })
+            .collect();
+        for key in lost {
+            if !mutant::is(Mutant::AbsenceBelieved) {
+                confirm_gone(shared.env.store.bulk.as_ref(), key).await?;
+            }
+        }
+        Ok(fetched)
+    }
+}
+
+impl Composition {
+    fn push(&mut self, part: &Range<u64>, source: Source) {
+        let within = |at: u64| usize::try_from(at - self.range.start).expect("within a page");
+        self.parts.push((within(part.start)..within(part.end), source));
+    }
+
+    /// Records that a part was in memory.
+    fn heat(&mut self, part: &Range<u64>) {
+        let block = |at: u64| usize::try_from(at % PAGE_BYTES).expect("within a page") / BLOCK_LEN;
+        for block in block(part.start)..=block(part.end - 1) {
+            self.hot |= 1 << block;
+        }
+    }
+
+    /// Writes the content to `bytes`, which is as long as the range. Returns the intact sectors of its page, of
+    /// which those outside the range count as intact.
+    pub(super) fn compose(
+        &self,
+        fetched: &[Result<Bytes, Error>],
+        bytes: &mut [u8],
+    ) -> Result<[u8; SECTOR_MASK_BYTES], Error> {
+        bytes.fill(0);
+        let mut good = ALL_GOOD;
+        let offset = usize::try_from(self.range.start % PAGE_BYTES).expect("within a page");
+        for (within, source) in &self.parts {
+            let part = &mut bytes[within.clone()];
+            let in_page = offset + within.start..offset + within.end;
+            match source {
+                Source::Zero => {
+                    part.fill(0);
+                    mark(&mut good, in_page, |_| true);
+                }
+                Source::Ready(ready) => {
+                    part.copy_from_slice(ready);
+                    mark(&mut good, in_page, |_| true);
+                }
+                Source::Lost => mark(&mut good, in_page, |_| false),
+                Source::Fetched(number, at, damage) => match &fetched[*number] {
+                    Ok(found) => {
+                        part.copy_from_slice(&found[*at..*at + within.len()]);
+                        mark(&mut good, in_page, |sector| {
+                            damage.is_none_or(|damage| damage.is_good(sector as u64))
+                        });
+                    }
+                    Err(error) if error.is_loss() => {
+                        part.fill(0);
+                        mark(&mut good, in_page, |_| false);
+                    }
+                    Err(error) => return Err(error.clone()),
+                },
+            }
+        }
+        if mutant::is(Mutant::DamageForgotten) {
+            good = ALL_GOOD;
+        }
+        Ok(good)
+    }
+}
+
+/// Marks the sectors of a part of a page as intact or lost.
+fn mark(good: &mut [u8; SECTOR_MASK_BYTES], in_page: Range<usize>, is_good: impl Fn(usize) -> bool) {
+    assert!(in_page.end <= PAGE_LEN, "a part lies within one page");
+    for sector in in_page.start / SECTOR_LEN..in_page.end / SECTOR_LEN {
+        match is_good(sector) {
+            true => good[sector / 8] |= 1 << (sector % 8),
+            false => good[sector / 8] &= !(1 << (sector % 8)),
+        }
+    }
+}

@@ -1,0 +1,457 @@
+//! Folds the changes of one map page: decides what becomes of each changed chunk, packs blocks, rewrites chunks,
+//! and makes the new map page.
+//!
+//! Invariant: what one attempt decided and packed is what the next attempt uses, because the packs are shared by all
+//! map pages of a fold.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::Arc;
+
+use futures::stream::{self, StreamExt};
+
+use super::compose::Batch;
+use super::made::{Background, Content, FoldedPage, Made, Packing};
+use super::page::{PageUpdate, Put};
+use super::plan::{self, Changes, Fresh};
+use super::{Folder, put_new, uniform};
+use crate::metrics::labels::ObjectKind;
+use crate::mutant::{self, Mutant};
+use crate::volume::cache::fetch::{CacheKey, Unit};
+use crate::volume::cache::index::MapView;
+use crate::volume::error::Error;
+use crate::volume::format::geometry::{BLOCK_BYTES, BLOCK_LEN, BLOCKS_PER_PAGE, ChunkIndex, PAGE_BYTES};
+use crate::volume::format::interval::Value;
+use crate::volume::format::keys::{ObjectId, Slot};
+use crate::volume::format::map::{Base, Entry, MapPage, OverlayPlace, OverlayRef};
+use crate::volume::format::page_set::PageSet;
+use crate::volume::format::root::Root;
+use crate::volume::read::base::{self, BasePart, Located, Mapped};
+use crate::volume::state::Committed;
+use crate::volume::state::piece::{Piece, is_zero};
+use crate::volume::store_exact::confirm_gone;
+
+/// Number of blocks that are composed together.
+const BATCH_BLOCKS: usize = 256;
+
+/// The changes of one map page that replace no whole chunk, by chunk.
+type Touched = BTreeMap<ChunkIndex, Changes>;
+
+impl PageUpdate {
+    /// Returns what lies below the changes of a range within one page.
+    pub(super) fn below(&self, range: Range<u64>) -> Vec<(Range<u64>, BasePart)> {
+        let mut parts = Vec::new();
+        match &self.map {
+            Some(map) => base::resolve_page(map, self.geometry, range, &mut parts),
+            None => {
+                let index = self.geometry.chunk_at(range.start);
+                let page = self.geometry.page_at(range.start);
+                let is_lost = self.entries.get(&index.slot()).is_some_and(|entry| entry.lost.contains(page));
+                let lost = || Error::lost(self.keys.map_pages());
+                let part = if is_lost { BasePart::Lost(lost()) } else { BasePart::Zero { hole: true } };
+                parts.push((range, part));
+            }
+        }
+        parts
+    }
+
+    /// Whether anything is stored of a chunk, so that zeros must hide it.
+    fn stores_any(&self, slot: u16) -> bool {
+        self.entries.get(&slot).is_some_and(|entry| entry.base.is_some() || entry.overlaid > 0)
+    }
+}
+
+impl Folder {
+    pub(super) async fn fold_map_page(
+        &self,
+        old: &Root,
+        folding: &Committed,
+        birth: Slot,
+        number: u32,
+        made: &Made,
+    ) -> Result<FoldedPage, Error> {
+        let geometry = self.shared.geometry;
+        let start = u64::from(number) * geometry.map_page_bytes();
+        let covers = start..(start + geometry.map_page_bytes()).min(self.shared.size_bytes);
+        let chunks = (covers.end - covers.start).div_ceil(geometry.chunk_bytes());
+        let mut page = self.load(old, number, chunks, birth).await?;
+        let changes: Changes = folding.pieces.overlaps(covers).collect();
+        let touched = self.replace_whole_chunks(&mut page, changes, birth);
+        let mut packing = made.packing.lock().await;
+        if packing.as_ref().is_none_or(|(of, _)| *of != number) {
+            *packing = Some((number, self.decide(&page, &touched, made)));
+        }
+        let (_, packing) = packing.as_mut().expect("just decided");
+        let rewritten = self.rewrite_chunks(&page, packing, &touched, folding, birth, made).await?;
+        self.pack(&page, packing, folding, made).await?;
+        let mut puts = packing.puts.clone();
+        for (index, entry) in rewritten {
+            page.replace(index.slot(), Some(entry));
+        }
+        for (index, changes) in &touched {
+            if !packing.rewrites.contains(index) {
+                self.update_packed(&mut page, *index, changes, &packing.good, birth, &mut puts);
+            }
+        }
+        puts.sort_by_key(|(blocks, _)| blocks.start);
+        page.add_overlay(&puts);
+        self.finish(page, chunks, made).await
+    }
+
+    /// Loads a map page to be changed. What is lost for good is given up.
+    async fn load(&self, old: &Root, number: u32, chunks: u64, birth: Slot) -> Result<PageUpdate, Error> {
+        let (shared, geometry) = (&self.shared, self.shared.geometry);
+        let mapped = base::map_page(&shared.env, shared.keys, geometry, old, number).await;
+        let (map, entries) = match self.unless_lost(mapped, number).await? {
+            None => (None, uniform::lost_entries(geometry, chunks, birth)),
+            Some(Mapped::Holes) => (None, BTreeMap::new()),
+            Some(Mapped::Zeroed(birth)) => (None, uniform::zeroed_entries(geometry, chunks, birth)),
+            Some(Mapped::Page(map)) => {
+                let entries = map.view.page.entries();
+                (Some(map), entries)
+            }
+        };
+        let hidden = match &map {
+            Some(_) => old.map_pages.get(&number).map_or(0, |page| page.counts.hidden),
+            None => 0,
+        };
+        for overlay in map.iter().flat_map(|map| &map.view.overlays) {
+            if let Err(Error::Lost { key, .. }) = &overlay.overlay {
+                confirm_gone(shared.env.store.bulk.as_ref(), key).await?;
+            }
+        }
+        let mut page = PageUpdate::new(number, shared.keys, geometry, map, entries, hidden);
+        page.lose_overlays();
+        Ok(page)
+    }
+
+    /// Returns what the root has for a map page, or `None` if the page is damaged or lost for good. The
+    /// location of its chunks is then unknown, so the range that no change covers is lost, and the volume
+    /// continues without it.
+    async fn unless_lost(&self, mapped: Result<Mapped, Error>, number: u32) -> Result<Option<Mapped>, Error> {
+        let error = match mapped {
+            Err(error) if error.is_loss() => error,
+            mapped => return mapped.map(Some),
+        };
+        if let Error::Lost { key, .. } = &error {
+            confirm_gone(self.shared.env.store.bulk.as_ref(), key).await?;
+        }
+        tracing::error!(volume = %self.shared.keys.volume(), map_page = number,
+            "a map page was lost: {error}");
+        Ok(None)
+    }
+
+    /// Applies the changes that replace whole chunks to the entries. Returns the rest, grouped by chunk.
+    fn replace_whole_chunks(&self, page: &mut PageUpdate, changes: Changes, birth: Slot) -> Touched {
+        let geometry = self.shared.geometry;
+        let all_pages = PageSet::first(geometry.pages_per_chunk());
+        let mut touched = Touched::new();
+        for (range, piece) in changes {
+            let mut at = range.start;
+            while at < range.end {
+                let index = geometry.chunk_at(at);
+                let chunk = geometry.chunk_range(index);
+                let part = at..range.end.min(chunk.end);
+                // The last chunk of a volume may extend beyond its end, where nothing was ever written.
+                let whole = part.start == chunk.start && part.end == chunk.end.min(self.shared.size_bytes);
+                at = part.end;
+                let zeroed = Entry { birth: Some(birth), allocated: all_pages, ..Entry::default() };
+                match &piece {
+                    Piece::Zero { hole: true } if whole => page.replace(index.slot(), None),
+                    Piece::Zero { hole: false } if whole => page.replace(index.slot(), Some(zeroed)),
+                    Piece::Chunk(chunk, 0) if whole => {
+                        let base = Base { origin: 0, id: chunk.id, stored: chunk.stored };
+                        let base = (!chunk.stored.is_empty()).then_some(base);
+                        page.replace(index.slot(), Some(Entry { base, ..zeroed }));
+                    }
+                    other => {
+                        let piece = other.advanced(part.start - range.start);
+                        touched.entry(index).or_default().push((part, piece));
+                    }
+                }
+            }
+        }
+        touched
+    }
+
+    /// Decides which chunks are rewritten and which blocks are packed.
+    fn decide(&self, page: &PageUpdate, touched: &Touched, made: &Made) -> Packing {
+        let mut packing = Packing::default();
+        let mut background = made.background.lock();
+        let background = background.as_mut().expect("decided before the first map page");
+        let is_ripe = |entry: &Entry| u64::from(entry.overlaid) >= background.consolidate_from;
+        let ripe = page.entries.iter().filter(|(_, entry)| is_ripe(entry));
+        let ripe = ripe.map(|(slot, _)| ChunkIndex::at(page.number, *slot));
+        let candidates: BTreeSet<ChunkIndex> = touched.keys().copied().chain(ripe).collect();
+        let mut fresh: Vec<(Range<u64>, Fresh)> = Vec::new();
+        for index in candidates {
+            let runs = touched.get(&index).map(plan::fresh_runs).unwrap_or_default();
+            if self.is_rewritten(page, index, &runs, background) {
+                packing.rewrites.insert(index);
+            } else {
+                fresh.extend(runs);
+            }
+        }
+        for (run, kind) in &fresh {
+            if *kind == Fresh::Data {
+                packing.blocks.extend(run.clone().map(|block| (block, None)));
+            }
+        }
+        for (block, pack) in background.moves.remove(&page.number).unwrap_or_default() {
+            let blocks = page.within(&(block..block + 1));
+            let index = page.chunk_of(blocks.start);
+            let at = fresh.partition_point(|(run, _)| run.end <= block);
+            let is_fresh = fresh.get(at).is_some_and(|(run, _)| run.start <= block);
+            let stays = packing.rewrites.contains(&index) || (is_fresh && !mutant::is(Mutant::MoveWins));
+            if !stays && is_in(page, index.slot(), blocks, pack) {
+                packing.blocks.retain(|(other, _)| !mutant::is(Mutant::MoveWins) || *other != block);
+                packing.blocks.push((block, Some(pack)));
+            }
+        }
+        packing.blocks.sort_by_key(|(block, _)| *block);
+        packing
+    }
+
+    /// Whether a chunk is rewritten instead of packing its changed blocks.
+    fn is_rewritten(
+        &self,
+        page: &PageUpdate,
+        index: ChunkIndex,
+        runs: &[(Range<u64>, Fresh)],
+        background: &mut Background,
+    ) -> bool {
+        let blocks_per_chunk = self.shared.geometry.blocks_per_chunk();
+        let data = plan::data_blocks(runs);
+        if data * 2 >= blocks_per_chunk {
+            return true;
+        }
+        let mut overlaid = page.entries.get(&index.slot()).map_or(0, |entry| u64::from(entry.overlaid));
+        for (run, _) in runs {
+            let located = page.located(index.slot(), page.within(run));
+            let known: u32 = located.iter().map(|(run, _)| run.end - run.start).sum();
+            overlaid += run.end - run.start - u64::from(known);
+        }
+        if overlaid < background.consolidate_from || index.0 < background.from {
+            return false;
+        }
+        let cost = (blocks_per_chunk - data) * BLOCK_BYTES;
+        match background.budget.checked_sub(cost) {
+            Some(left) => {
+                background.budget = left;
+                background.cursor = 0;
+                true
+            }
+            None => {
+                // The next checkpoint goes on here.
+                background.budget = 0;
+                background.cursor = index.0;
+                background.from = u32::MAX;
+                false
+            }
+        }
+    }
+
+    async fn rewrite_chunks(
+        &self,
+        page: &PageUpdate,
+        packing: &Packing,
+        touched: &Touched,
+        folding: &Committed,
+        birth: Slot,
+        made: &Made,
+    ) -> Result<Vec<(ChunkIndex, Entry)>, Error> {
+        let shared = &self.shared;
+        let nothing = Changes::new();
+        let mut jobs = Vec::with_capacity(packing.rewrites.len());
+        for index in &packing.rewrites {
+            let changes = touched.get(index).unwrap_or(&nothing);
+            jobs.push(self.rewrite(page, *index, changes, folding, birth, made));
+        }
+        let parallel = shared.options.fold_bytes / (2 * shared.geometry.chunk_bytes());
+        let parallel = usize::try_from(parallel).unwrap_or(1).max(1);
+        // Waits for all, even if one fails: a request in flight could take effect after its object was
+        // deleted.
+        let rewritten: Vec<Result<(ChunkIndex, Entry), Error>> =
+            stream::iter(jobs).buffer_unordered(parallel).collect().await;
+        rewritten.into_iter().collect()
+    }
+
+    async fn rewrite(
+        &self,
+        page: &PageUpdate,
+        index: ChunkIndex,
+        changes: &Changes,
+        folding: &Committed,
+        birth: Slot,
+        made: &Made,
+    ) -> Result<(ChunkIndex, Entry), Error> {
+        if let Some(entry) = made.finished_chunk(index) {
+            return Ok((index, entry));
+        }
+        let entry = self.shared.rewrite_chunk(page, index, changes, folding, birth, made).await?;
+        made.finish_chunk(self.shared.keys, index, entry.clone());
+        Ok((index, entry))
+    }
+
+    /// Packs the blocks that were decided on, from where the last attempt stopped.
+    async fn pack(
+        &self,
+        page: &PageUpdate,
+        packing: &mut Packing,
+        folding: &Committed,
+        made: &Made,
+    ) -> Result<(), Error> {
+        let shared = &self.shared;
+        let mut packs = made.packs.lock().await;
+        let mut bytes = vec![0; BATCH_BLOCKS.min(packing.blocks.len()) * BLOCK_LEN];
+        loop {
+            self.send_packs(&mut packs, made).await?;
+            let end = packing.blocks.len().min(packing.done + BATCH_BLOCKS);
+            let jobs = &packing.blocks[packing.done..end];
+            if jobs.is_empty() {
+                return Ok(());
+            }
+            let mut batch = Batch::default();
+            for (block, _) in jobs {
+                let range = block * BLOCK_BYTES..(block + 1) * BLOCK_BYTES;
+                batch.add(shared, range.clone(), folding, || page.below(range));
+            }
+            let fetched = batch.fetch(shared).await?;
+            let mut composed = Vec::with_capacity(jobs.len());
+            for (composition, bytes) in batch.compositions.iter().zip(bytes.chunks_mut(BLOCK_LEN)) {
+                let block = composition.range.start % PAGE_BYTES / BLOCK_BYTES;
+                let good = composition.compose(&fetched, bytes)?;
+                let is_hot = composition.hot >> block & 1 == 1;
+                composed.push((good[usize::try_from(block).expect("less than 16")], is_hot));
+            }
+            // From here on nothing fails, so that each block is appended once.
+            for (((block, moved), bytes), (good, is_hot)) in
+                jobs.iter().zip(bytes.chunks(BLOCK_LEN)).zip(composed)
+            {
+                let blocks = page.within(&(*block..block + 1));
+                let at = blocks.start;
+                if let Some(pack) = moved
+                    && good != self.good_before(page, at)
+                {
+                    tracing::warn!(volume = %shared.keys.volume(), block, "a block cannot be moved from its pack");
+                    let mut background = made.background.lock();
+                    background.as_mut().expect("decided").emptied.retain(|emptied| emptied != pack);
+                    continue;
+                }
+                packing.good.push((at, good));
+                let put = match is_zero(bytes) && good == 0xff {
+                    true => Put::Zero(false),
+                    false => {
+                        let packed = packs.append(shared, *block, bytes, is_hot).await;
+                        Put::Frames(packed.pack, packed.frame)
+                    }
+                };
+                packing.puts.push((blocks, put));
+            }
+            packing.done = end;
+        }
+    }
+
+    /// The intact sectors of a block before the fold.
+    fn good_before(&self, page: &PageUpdate, block: u32) -> u8 {
+        let within = block % page.blocks_per_chunk();
+        let number = u16::try_from(within / BLOCKS_PER_PAGE).expect("less than 512");
+        let entry = page.entries.get(&page.chunk_of(block).slot());
+        entry.map_or(0xff, |entry| plan::good(entry, number, within % BLOCKS_PER_PAGE))
+    }
+
+    /// Updates the entry of a chunk whose changed blocks are packed, and adds its zeros to `puts`.
+    fn update_packed(
+        &self,
+        page: &mut PageUpdate,
+        index: ChunkIndex,
+        changes: &Changes,
+        good: &[(u32, u8)],
+        birth: Slot,
+        puts: &mut Vec<(Range<u32>, Put)>,
+    ) {
+        let slot = index.slot();
+        let mut entry = page.entries.get(&slot).cloned().unwrap_or_default();
+        let start = self.shared.geometry.chunk_range(index).start;
+        plan::update_pages(&mut entry, changes, start, self.shared.size_bytes);
+        entry.birth = Some(birth);
+        let blocks_per_chunk = page.blocks_per_chunk();
+        let place = |block: u32| {
+            let within = block % blocks_per_chunk;
+            (u16::try_from(within / BLOCKS_PER_PAGE).expect("less than 512"), within % BLOCKS_PER_PAGE)
+        };
+        let mut zeros = Vec::new();
+        for (run, fresh) in plan::fresh_runs(changes) {
+            let run = page.within(&run);
+            if let Fresh::Zero(hole) = fresh {
+                let damaged = run.clone().filter(|_| !entry.damage.is_empty()).collect::<Vec<u32>>();
+                for (number, block) in damaged.into_iter().map(place) {
+                    plan::set_good(&mut entry, number, block, 0xff);
+                }
+                zeros.push((run, Put::Zero(hole)));
+            }
+        }
+        let chunk = u32::from(slot) * blocks_per_chunk..(u32::from(slot) + 1) * blocks_per_chunk;
+        let first = good.partition_point(|(block, _)| *block < chunk.start);
+        for (block, good) in good[first..].iter().take_while(|(block, _)| *block < chunk.end) {
+            let (number, block) = place(*block);
+            plan::set_good(&mut entry, number, block, *good);
+        }
+        if entry.allocated.is_empty() && entry.lost.is_empty() && entry.damage.is_empty() {
+            // All of it is unallocated.
+            puts.retain(|(blocks, _)| !chunk.contains(&blocks.start));
+            return page.replace(slot, None);
+        }
+        let hides = page.stores_any(slot) || puts.iter().any(|(blocks, _)| chunk.contains(&blocks.start));
+        page.entries.insert(slot, entry);
+        if hides {
+            puts.extend(zeros);
+        }
+    }
+
+    /// Makes the new map page.
+    async fn finish(&self, mut page: PageUpdate, chunks: u64, made: &Made) -> Result<FoldedPage, Error> {
+        let shared = &self.shared;
+        page.merge_overlays(shared.options.overlays);
+        if let Some(birth) = uniform::zeroed_throughout(shared.geometry, chunks, &page.entries) {
+            return Ok(FoldedPage { content: Content::Uniform(Some(birth)), released: page.released });
+        }
+        if page.entries.values().all(Entry::is_hole) {
+            return Ok(FoldedPage { content: Content::Uniform(None), released: page.released });
+        }
+        let counts = page.counts();
+        let mut references = Vec::with_capacity(page.overlays.len());
+        for loaded in &mut page.overlays {
+            let overlay = loaded.overlay.as_ref().expect("what is lost was given up");
+            if loaded.id.is_none() && overlay.encoded_bytes() as u64 > shared.options.embed_bytes {
+                let id = shared.next_id();
+                let key = made.note(shared.keys.overlay(page.number, id));
+                let bytes = overlay.encode(shared.keys.volume(), page.number, id);
+                put_new(shared, ObjectKind::Map, key.clone(), bytes).await?;
+                made.keep(key);
+                loaded.id = Some(id);
+            }
+            let place = match loaded.id {
+                Some(id) => OverlayPlace::Object { origin: 0, id },
+                None => OverlayPlace::Embedded(Arc::clone(overlay)),
+            };
+            references.push(OverlayRef { place, chunks: loaded.chunks.clone() });
+        }
+        let origins = page.map.as_ref().map(|map| map.view.page.origins().to_vec()).unwrap_or_default();
+        let map_page = MapPage::new(page.number, shared.geometry, origins, references, &page.entries);
+        let id = shared.next_id();
+        let volume = shared.keys.volume();
+        let key = shared.keys.map_page(page.number, id);
+        put_new(shared, ObjectKind::Map, made.note(key), map_page.encode(volume, id)).await?;
+        let cache_key = CacheKey { volume, unit: Unit::Map(page.number, id) };
+        let view = Arc::new(MapView { page: map_page, overlays: page.overlays });
+        shared.env.cache.insert_map_view(cache_key, view).await;
+        Ok(FoldedPage { content: Content::Object(id, counts), released: page.released })
+    }
+}
+
+/// Whether a block is in use in a pack of this volume.
+fn is_in(page: &PageUpdate, slot: u16, blocks: Range<u32>, pack: ObjectId) -> bool {
+    let located = page.located(slot, blocks);
+    matches!(&located[..], [(_, Located::Frames(owner, id, _))] if *owner == page.keys && *id == pack)
+}

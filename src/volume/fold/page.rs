@@ -1,0 +1,234 @@
+//! A map page that a fold changes: its entries, its overlays and the counts of blocks, in memory.
+//!
+//! Owns what the new map page will say. It does no I/O. Invariant: the number of overlaid blocks of each entry, the
+//! frames that are no longer in use and the count of hidden blocks follow from what the overlays say, before and
+//! after each change.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::merge;
+use super::plan;
+use crate::mutant::{self, Mutant};
+use crate::volume::cache::index::LoadedOverlay;
+use crate::volume::format::geometry::{BLOCKS_PER_PAGE, ChunkIndex, Geometry};
+use crate::volume::format::keys::{Keys, ObjectId};
+use crate::volume::format::map::{ChunkSet, Entry};
+use crate::volume::format::overlay::OverlayBuilder;
+use crate::volume::format::page_set::PageSet;
+use crate::volume::format::root::BlockCounts;
+use crate::volume::read::base::{LoadedMapPage, Located, located};
+
+/// Where a fold put blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Put {
+    /// In successive frames of a pack of this volume.
+    Frames(ObjectId, u16),
+    /// Nowhere: they are zeros. Contains whether they are unallocated.
+    Zero(bool),
+}
+
+/// A map page that a fold changes.
+#[derive(Debug)]
+pub(super) struct PageUpdate {
+    pub(super) number: u32,
+    pub(super) keys: Keys,
+    pub(super) geometry: Geometry,
+    /// The map page as it was, if it was an object that can be read.
+    pub(super) map: Option<LoadedMapPage>,
+    pub(super) entries: BTreeMap<u16, Entry>,
+    /// The overlays, oldest first, with the chunks that they still apply to.
+    pub(super) overlays: Vec<LoadedOverlay>,
+    /// Stored blocks that overlays replace.
+    hidden: u32,
+    /// Frames of packs of this volume that are no longer in use, by pack.
+    pub(super) released: BTreeMap<ObjectId, u32>,
+}
+
+impl PageUpdate {
+    pub(super) fn new(
+        number: u32,
+        keys: Keys,
+        geometry: Geometry,
+        map: Option<LoadedMapPage>,
+        entries: BTreeMap<u16, Entry>,
+        hidden: u32,
+    ) -> Self {
+        let overlays = map.as_ref().map(|map| map.view.overlays.clone()).unwrap_or_default();
+        Self { number, keys, geometry, map, entries, overlays, hidden, released: BTreeMap::new() }
+    }
+
+    /// Number of blocks of a chunk.
+    pub(super) fn blocks_per_chunk(&self) -> u32 {
+        u32::try_from(self.geometry.blocks_per_chunk()).expect("at most 8,192")
+    }
+
+    /// The first block of the map page, counted from the start of the volume.
+    pub(super) fn first_block(&self) -> u64 {
+        u64::from(self.number) * u64::from(self.geometry.map_page_blocks())
+    }
+
+    /// Converts blocks of the volume to blocks of this map page.
+    pub(super) fn within(&self, blocks: &Range<u64>) -> Range<u32> {
+        let first = self.first_block();
+        let block = |at: u64| u32::try_from(at - first).expect("within the map page");
+        block(blocks.start)..block(blocks.end)
+    }
+
+    /// The blocks of a chunk, counted from the start of the map page.
+    fn chunk_blocks(&self, slot: u16) -> Range<u32> {
+        let blocks = self.blocks_per_chunk();
+        u32::from(slot) * blocks..(u32::from(slot) + 1) * blocks
+    }
+
+    /// Returns what the overlays say about some blocks of a chunk.
+    pub(super) fn located(&self, slot: u16, blocks: Range<u32>) -> Vec<(Range<u32>, Located)> {
+        located(&self.overlays, slot, blocks)
+    }
+
+    /// Records that overlays no longer decide about some blocks of a chunk.
+    fn release(&mut self, slot: u16, blocks: Range<u32>) {
+        let stored = self.entries.get(&slot).and_then(|entry| entry.base).map(|base| base.stored);
+        for (run, located) in self.located(slot, blocks) {
+            let count = run.end - run.start;
+            self.hidden = self.hidden.saturating_sub(self.stored_blocks(stored.as_ref(), &run));
+            if let Some(entry) = self.entries.get_mut(&slot) {
+                entry.overlaid -= u16::try_from(count).expect("at most 8,192");
+            }
+            if let Located::Frames(owner, id, _) = located
+                && owner == self.keys
+            {
+                *self.released.entry(id).or_default() += count;
+            }
+        }
+    }
+
+    /// Number of blocks of a run, within one chunk, that a chunk object stores.
+    fn stored_blocks(&self, stored: Option<&PageSet>, run: &Range<u32>) -> u32 {
+        let Some(stored) = stored else { return 0 };
+        let within = |block: u32| block % self.blocks_per_chunk();
+        let page = |block: u32| u16::try_from(within(block) / BLOCKS_PER_PAGE).expect("less than 512");
+        let is_stored = |block: &u32| stored.contains(page(*block));
+        u32::try_from(run.clone().filter(is_stored).count()).expect("at most 8,192")
+    }
+
+    /// Makes the overlays say nothing about a chunk any more.
+    pub(super) fn clear(&mut self, slot: u16) {
+        self.release(slot, self.chunk_blocks(slot));
+        let newest = self.overlays.len().saturating_sub(1);
+        for (place, overlay) in self.overlays.iter_mut().enumerate() {
+            if !mutant::is(Mutant::OverlaysUncleared) || place == newest {
+                overlay.chunks.remove(slot);
+            }
+        }
+    }
+
+    /// Replaces the entry of a chunk. The overlays say nothing about it any more.
+    pub(super) fn replace(&mut self, slot: u16, entry: Option<Entry>) {
+        self.clear(slot);
+        match entry.filter(|entry| !entry.is_hole()) {
+            Some(entry) => drop(self.entries.insert(slot, entry)),
+            None => drop(self.entries.remove(&slot)),
+        }
+    }
+
+    /// Adds an overlay that says where blocks were put. The runs are in order of block.
+    pub(super) fn add_overlay(&mut self, puts: &[(Range<u32>, Put)]) {
+        let mut builder = OverlayBuilder::new(self.keys.volume(), self.geometry);
+        let mut chunks = ChunkSet::default();
+        for (blocks, put) in puts {
+            match put {
+                Put::Frames(pack, frame) => {
+                    builder.frames(blocks.clone(), self.keys.volume(), *pack, *frame);
+                }
+                Put::Zero(hole) => builder.zeros(blocks.clone(), *hole),
+            }
+            let slot = u16::try_from(blocks.start / self.blocks_per_chunk()).expect("less than 4,096");
+            self.release(slot, blocks.clone());
+            chunks.insert(slot);
+            let entry = self.entries.entry(slot).or_default();
+            entry.overlaid += u16::try_from(blocks.end - blocks.start).expect("at most 8,192");
+            let stored = entry.base.map(|base| base.stored);
+            self.hidden += self.stored_blocks(stored.as_ref(), blocks);
+        }
+        if !builder.is_empty() {
+            let overlay = Ok(Arc::new(builder.finish()));
+            self.overlays.push(LoadedOverlay { overlay, owner: self.keys, id: None, chunks });
+        }
+    }
+
+    /// Merges overlays until there are at most `most`.
+    pub(super) fn merge_overlays(&mut self, most: usize) {
+        self.overlays.retain(|overlay| !overlay.chunks.is_empty());
+        while self.overlays.len() > most.max(1) {
+            let Some(place) = merge::cheapest(&self.overlays) else { return };
+            let newer = self.overlays.remove(place + 1);
+            let merged = merge::merge(self.keys, self.geometry, &self.overlays[place], &newer);
+            self.overlays[place] = merged;
+        }
+    }
+
+    /// Gives up what lost overlays located.
+    pub(super) fn lose_overlays(&mut self) {
+        for place in (0..self.overlays.len()).rev() {
+            if let Err(error) = &self.overlays[place].overlay {
+                tracing::error!(volume = %self.keys.volume(), map_page = self.number,
+                    "blocks were lost with the overlay that located them: {error}");
+                self.lose(place);
+            }
+        }
+    }
+
+    /// Gives up the chunks that a lost overlay applies to, except the blocks that newer overlays have: what the lost
+    /// one has of them is unknown, and so is what lies below it. Frames that older overlays located stay in use,
+    /// because it is unknown which of them the lost one replaced. Their packs are left to a rewrite.
+    fn lose(&mut self, place: usize) {
+        let lost = self.overlays[place].chunks.clone();
+        for slot in lost.iter() {
+            let blocks = self.chunk_blocks(slot);
+            let newer = located(&self.overlays[place + 1..], slot, blocks.clone());
+            let entry = self.entries.entry(slot).or_default();
+            entry.base = None;
+            entry.overlaid = 0;
+            let mut known = vec![0_u16; usize::from(self.geometry.pages_per_chunk())];
+            for (run, _) in newer {
+                entry.overlaid += u16::try_from(run.end - run.start).expect("at most 8,192");
+                for block in run {
+                    let within = block - blocks.start;
+                    let page = usize::try_from(within / BLOCKS_PER_PAGE).expect("less than 512");
+                    known[page] |= 1 << (within % BLOCKS_PER_PAGE);
+                }
+            }
+            for (page, known) in (0..).zip(known) {
+                entry.allocated.insert(page);
+                if known == 0 {
+                    entry.damage.retain(|damage| damage.page != page);
+                    entry.lost.insert(page);
+                    continue;
+                }
+                for block in (0..BLOCKS_PER_PAGE).filter(|block| known >> block & 1 == 0) {
+                    plan::set_good(entry, page, block, 0);
+                }
+            }
+            for overlay in &mut self.overlays[..=place] {
+                overlay.chunks.remove(slot);
+            }
+        }
+    }
+
+    /// The counts of blocks of the map page.
+    pub(super) fn counts(&self) -> BlockCounts {
+        let stored = self.entries.values().filter_map(|entry| entry.base).map(|base| base.stored.len());
+        let overlaid = self.entries.values().map(|entry| u32::from(entry.overlaid)).sum();
+        let stored = stored.sum::<u32>() * BLOCKS_PER_PAGE;
+        // After a loss the count of hidden blocks is an estimate.
+        BlockCounts { stored, overlaid, hidden: self.hidden.min(stored).min(overlaid) }
+    }
+
+    /// Returns the chunk of a block of the map page.
+    pub(super) fn chunk_of(&self, block: u32) -> ChunkIndex {
+        let slot = u16::try_from(block / self.blocks_per_chunk()).expect("less than 4,096");
+        ChunkIndex::at(self.number, slot)
+    }
+}
