@@ -22,7 +22,7 @@ use super::{limits, output, supervisor, welcome};
 use crate::gateway::{
     self, Catalogue, Census, GatewayStatus, Next, OpenVolumes, Serving, StoreCheck, VolumeExports,
 };
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Reload};
 use crate::server::{Drained, Greeting, ListenAddress, Server, Stream, Tls};
 use crate::store::{self, Setup};
 use crate::volume::Environment;
@@ -181,7 +181,7 @@ fn listen(opened: Opened, metrics: &Metrics, stdout_is_nbd: bool) -> Served {
     let doors = listeners.nbd.into_iter();
     let addresses: Vec<_> =
         doors.map(|door| (server.listen(door.listener, door.greeting.clone()), door.greeting)).collect();
-    metrics.gateway().reloaded(true, (env.wall_clock)());
+    metrics.gateway().reloaded(Reload::Applied, (env.wall_clock)());
     let census = Census::start(env.clone(), Arc::clone(&volumes), metrics.clone(), options.census_interval);
     status.serves(Serving {
         census: Arc::clone(&census),

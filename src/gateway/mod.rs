@@ -22,4 +22,4 @@ pub(crate) use failure::chain;
 pub(crate) use open_volumes::{Next, OpenVolumes, Options};
 pub(crate) use status::{GatewayStatus, Serving};
 pub(crate) use store_check::StoreCheck;
-pub use surface::{Failure, Gateway, Known, OpenVolume, Stage};
+pub use surface::{Failure, Gateway, IfHeld, Known, OpenVolume, Stage};

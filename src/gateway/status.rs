@@ -15,7 +15,7 @@ use super::census::Census;
 use super::failure::chain;
 use super::open_volumes::OpenVolumes;
 use super::store_check::StoreCheck;
-use super::surface::{Failure, Gateway, Known, OpenVolume, Stage as Shown};
+use super::surface::{Failure, Gateway, IfHeld, Known, OpenVolume, Stage as Shown};
 use crate::server::{Connection, Server};
 use crate::volume::catalog::{self, Info, Listed, Unnamed};
 use crate::volume::{self, Environment};
@@ -122,17 +122,19 @@ impl Gateway for GatewayStatus {
         Ok(made)
     }
 
-    async fn delete(&self, name: &str, takeover: bool) -> Result<(), Failure> {
+    async fn delete(&self, name: &str, if_held: IfHeld) -> Result<(), Failure> {
         let serving = self.serving()?;
-        let deleted = catalog::delete(&serving.env, &serving.options, name, takeover).await;
+        let deleted =
+            catalog::delete(&serving.env, &serving.options, name, if_held == IfHeld::TakeOver).await;
         serving.catalogue.forget();
         serving.census.has_changed();
         Ok(deleted?)
     }
 
-    async fn delete_by_id(&self, volume: Uuid, takeover: bool) -> Result<(), Failure> {
+    async fn delete_by_id(&self, volume: Uuid, if_held: IfHeld) -> Result<(), Failure> {
         let serving = self.serving()?;
-        let deleted = catalog::delete_by_id(&serving.env, &serving.options, volume, takeover).await;
+        let deleted =
+            catalog::delete_by_id(&serving.env, &serving.options, volume, if_held == IfHeld::TakeOver).await;
         serving.catalogue.forget();
         serving.census.has_changed();
         Ok(deleted?)

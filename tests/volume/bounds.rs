@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use cairn::effect::Durability::{Durable, Volatile};
 use cairn::store::Operation;
 use cairn::store::fault::{Action, Gate, Rule};
 use cairn::volume::{OpenError, Segment, Status, Volume};
@@ -20,7 +21,7 @@ fn commit_bytes(bench: &Bench) -> Vec<u64> {
 /// Writes 256 KiB into each of the given chunks.
 async fn write_apart(volume: &Volume, chunks: std::ops::Range<u64>) {
     for chunk in chunks {
-        volume.write(chunk * 4 * MIB, pattern(chunk, 256 << 10), false).await.unwrap();
+        volume.write(chunk * 4 * MIB, pattern(chunk, 256 << 10), Volatile).await.unwrap();
     }
 }
 
@@ -64,7 +65,7 @@ async fn writers_wait_once_too_many_cuts_wait_for_their_records() {
     let gate = bench.fault.hold(Operation::Put, "/journal/0000000001/");
     let writes = async {
         for n in 0..200_u64 {
-            volume.write(n * 100 * KIB + 512, pattern(n, 48 << 10), false).await.unwrap();
+            volume.write(n * 100 * KIB + 512, pattern(n, 48 << 10), Volatile).await.unwrap();
         }
     };
     tokio::pin!(writes);
@@ -108,10 +109,10 @@ async fn a_write_longer_than_a_record_may_be_is_whole_in_one() {
     bench.options.commit_max_bytes = 256 * KIB;
     let volume = bench.open().await;
     let gate = bench.fault.hold(Operation::Put, "/journal/0000000001/");
-    volume.write(0, pattern(1, 4096), false).await.unwrap();
+    volume.write(0, pattern(1, 4096), Volatile).await.unwrap();
     // It fills three whole chunks, with 3 MiB before and 3 MiB after them.
-    volume.write(MIB, pattern(2, 18 << 20), false).await.unwrap();
-    volume.write(32 * MIB, pattern(3, 4096), false).await.unwrap();
+    volume.write(MIB, pattern(2, 18 << 20), Volatile).await.unwrap();
+    volume.write(32 * MIB, pattern(3, 4096), Volatile).await.unwrap();
     gate.release();
     volume.flush().await.unwrap();
     let sizes = commit_bytes(&bench);
@@ -127,7 +128,7 @@ async fn leave_a_long_record(bench: &mut Bench) {
     bench.options.commit_max_bytes = 256 * MIB;
     let volume = bench.open().await;
     for chunk in 0..96 {
-        volume.write(chunk * 4 * MIB, pattern(chunk, 256 << 10), false).await.unwrap();
+        volume.write(chunk * 4 * MIB, pattern(chunk, 256 << 10), Volatile).await.unwrap();
     }
     volume.flush().await.unwrap();
     assert!(commit_bytes(bench)[..].iter().any(|bytes| *bytes > 24 * MIB));
@@ -205,7 +206,7 @@ async fn a_lease_is_renewed_while_a_long_journal_is_replayed() {
     bench.options.journal_max_records = 100_000;
     let volume = bench.open().await;
     for n in 0..4000_u64 {
-        volume.write(n * 4096, pattern(n, 512), true).await.unwrap();
+        volume.write(n * 4096, pattern(n, 512), Durable).await.unwrap();
     }
     volume.abandon().await;
     let each = Duration::from_millis(40);
@@ -220,7 +221,7 @@ async fn a_lease_is_renewed_while_a_long_journal_is_replayed() {
     let first = first.expect("it holds the volume");
     assert!(begun.elapsed() > bench.options.lease_ttl, "the replay took {:?}", begun.elapsed());
     assert_eq!(read(&first, 3999 * 4096, 512).await, pattern(3999, 512));
-    first.write(0, pattern(9, 512), true).await.expect("its head is the one that it renewed");
+    first.write(0, pattern(9, 512), Durable).await.expect("its head is the one that it renewed");
     first.checkpoint().await.unwrap();
 }
 
@@ -240,7 +241,7 @@ async fn an_opener_that_is_overtaken_while_it_replays_is_fenced_by_the_journal()
     });
     let error = slow.expect_err("another has the volume");
     assert!(matches!(&error, OpenError::Lost(to) if to.contains("epoch 3")), "{error}");
-    fast.write(0, pattern(1, 512), true).await.unwrap();
+    fast.write(0, pattern(1, 512), Durable).await.unwrap();
 }
 
 /// Seals are kept as long as the volume, but an opening reads only what is new.
@@ -250,7 +251,7 @@ async fn an_opening_reads_no_seal_of_long_ago() {
     bench.options.deletion_grace = Duration::ZERO;
     for n in 0..30_u64 {
         let volume = bench.open().await;
-        volume.write(n * 4096, pattern(n, 4096), true).await.unwrap();
+        volume.write(n * 4096, pattern(n, 4096), Durable).await.unwrap();
         tokio::time::sleep(Duration::from_secs(100)).await;
         volume.close().await.unwrap();
         // A gateway that dies before its opening record, so that the first slot of its log gets a seal.
@@ -313,7 +314,7 @@ async fn ones_own_lease_is_not_waited_for_and_anothers_is() {
     let mut bench = Bench::new(64 * MIB).await;
     bench.holder = Some("disks/cairn-a-0".to_owned());
     let first = bench.open().await;
-    first.write(0, pattern(1, 4096), true).await.unwrap();
+    first.write(0, pattern(1, 4096), Durable).await.unwrap();
     first.abandon().await;
     let begun = tokio::time::Instant::now();
     let second = bench.try_open(false).await.expect("the lease is its own from before");
@@ -332,7 +333,7 @@ async fn ones_own_lease_is_not_waited_for_and_anothers_is() {
     drop(second);
     let error = bench.try_open(false).await.expect_err("it is another's now");
     assert!(matches!(&error, OpenError::Held { holder } if holder.contains("cairn-b-0")), "{error}");
-    third.write(0, pattern(2, 4096), true).await.unwrap();
+    third.write(0, pattern(2, 4096), Durable).await.unwrap();
 }
 
 /// The two metrics of the lease in seconds, as Prometheus scrapes them: remaining time and TTL.
@@ -373,7 +374,7 @@ async fn a_checkpoint_of_a_strict_volume_waits_for_no_longer_than_the_lease_last
     bench.options.lease_ttl = Duration::from_secs(1);
     bench.options.head_interval = Duration::from_secs(60);
     let volume = bench.open().await;
-    volume.write(0, pattern(1, 4096), true).await.unwrap();
+    volume.write(0, pattern(1, 4096), Durable).await.unwrap();
     volume.checkpoint().await.unwrap();
     tokio::time::sleep(Duration::from_secs(10)).await;
     assert_eq!(volume.status(), Status::Serving);
@@ -385,7 +386,7 @@ async fn a_strict_volume_serves_nothing_once_its_lease_is_over_and_is_not_fenced
     let mut bench = Bench::new(64 * MIB).await;
     bench.options.lease_strict = true;
     let volume = bench.open().await;
-    volume.write(0, pattern(1, 4096), true).await.unwrap();
+    volume.write(0, pattern(1, 4096), Durable).await.unwrap();
     // As after a pause of the machine: the read arrives before any timer has fired.
     tokio::time::advance(bench.options.lease_ttl + Duration::from_millis(1)).await;
     let error = volume.read(0, 4096).await.expect_err("its lease is over");

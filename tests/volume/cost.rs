@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use cairn::effect::Durability::Volatile;
 use cairn::store::Operation;
 
 use super::bench::{Bench, MIB, pattern, quiesce};
@@ -36,7 +37,7 @@ async fn a_block_written_and_flushed_each_second_costs_a_put_each_second() {
     quiesce().await;
     bench.memory.reset_tallies();
     for n in 0..3600_u64 {
-        volume.write(n % 4 * 4096, pattern(n, 4096), false).await.unwrap();
+        volume.write(n % 4 * 4096, pattern(n, 4096), Volatile).await.unwrap();
         volume.flush().await.unwrap();
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
@@ -56,7 +57,7 @@ async fn a_checkpoint_rewrites_each_chunk_that_changed_and_reads_it_in_five_part
     bench.options.commit_max_age = HOUR * 10;
     let volume = bench.open().await;
     for n in 0..64_u64 {
-        volume.write(n * MIB, pattern(n, 1 << 20), false).await.unwrap();
+        volume.write(n * MIB, pattern(n, 1 << 20), Volatile).await.unwrap();
     }
     volume.flush().await.unwrap();
     volume.checkpoint().await.unwrap();
@@ -65,7 +66,7 @@ async fn a_checkpoint_rewrites_each_chunk_that_changed_and_reads_it_in_five_part
     let volume = bench.open().await;
     bench.memory.reset_tallies();
     for chunk in 0..16_u64 {
-        volume.write(chunk * 4 * MIB + MIB / 2, pattern(chunk, 4096), false).await.unwrap();
+        volume.write(chunk * 4 * MIB + MIB / 2, pattern(chunk, 4096), Volatile).await.unwrap();
     }
     volume.flush().await.unwrap();
     volume.checkpoint().await.unwrap();
@@ -82,7 +83,7 @@ async fn bulk_data_costs_a_put_for_each_chunk() {
     quiesce().await;
     bench.memory.reset_tallies();
     for n in 0..1024_u64 {
-        volume.write(n * MIB / 4, pattern(n, 1 << 18), false).await.unwrap();
+        volume.write(n * MIB / 4, pattern(n, 1 << 18), Volatile).await.unwrap();
     }
     volume.flush().await.unwrap();
     volume.checkpoint().await.unwrap();

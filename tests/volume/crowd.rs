@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use cairn::effect::Durability::Durable;
 use cairn::store::fault::{Action, Fault, Rule};
 use cairn::store::{Classes, MemoryStore, Store};
 use cairn::volume::catalog::{self, Progress};
@@ -110,7 +111,7 @@ impl Client {
         };
         let stamp = self.random.random();
         let data = Bytes::from(vec![stamp; usize::try_from(BLOCK).unwrap()]);
-        let wrote = volume.write(self.number * BLOCK, data, true).await;
+        let wrote = volume.write(self.number * BLOCK, data, Durable).await;
         if wrote.is_ok() {
             flushed.lock().entry(volume.id()).or_default().insert(self.number, stamp);
             drop(volume.close().await);

@@ -5,6 +5,7 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
+use cairn::effect::Durability::Durable;
 use cairn::store::fault::{Action, Failure, Rule};
 use cairn::store::{Condition, Operation, Store as _};
 use cairn::volume::catalog::{self, Progress};
@@ -41,7 +42,7 @@ async fn id(bench: &Bench) -> Uuid {
 /// Opens the volume, writes and flushes data, and closes it.
 async fn fill(bench: &mut Bench, seed: u64) {
     let volume = bench.open().await;
-    volume.write(0, pattern(seed, 8192), true).await.unwrap();
+    volume.write(0, pattern(seed, 8192), Durable).await.unwrap();
     volume.close().await.unwrap();
 }
 
@@ -78,7 +79,7 @@ async fn no_volume_is_opened_that_is_deleted_meanwhile() {
         for nth in 0.. {
             let mut bench = Bench::new(64 * MIB).await;
             let volume = bench.open().await;
-            volume.write(0, pattern(1, 4096), true).await.unwrap();
+            volume.write(0, pattern(1, 4096), Durable).await.unwrap();
             volume.abandon().await;
             let gate = cairn::store::fault::Gate::new();
             bench.fault.add(Rule::new(Action::Hold(gate.clone())).on(operation).skip(nth));
@@ -331,13 +332,13 @@ async fn a_volume_that_is_opened_while_its_deletion_begins_stays_unless_taken_ov
     let opens = async {
         gate.reached(1).await;
         let volume = other.open().await;
-        volume.write(0, pattern(1, 8192), true).await.unwrap();
+        volume.write(0, pattern(1, 8192), Durable).await.unwrap();
         gate.release();
         volume
     };
     let (deleted, volume) = tokio::join!(delete(&bench, "disk", false), opens);
     assert!(matches!(deleted, Err(OpenError::Held { .. })), "{deleted:?}");
-    volume.write(8192, pattern(2, 8192), true).await.unwrap();
+    volume.write(8192, pattern(2, 8192), Durable).await.unwrap();
     volume.close().await.unwrap();
     bench.fault.clear();
     holds(&mut bench, 1).await;
@@ -394,7 +395,7 @@ fn spoil(bench: &Bench, bad: Uuid, part: &str, damage: bool) {
 async fn bad_volume(bench: &Bench) -> Uuid {
     let bad = create(bench, "bad").await.unwrap().volume;
     let volume = Volume::open(&bench.env(MIB), bench.options.clone(), bad, false).await.unwrap();
-    volume.write(0, pattern(7, 8192), true).await.unwrap();
+    volume.write(0, pattern(7, 8192), Durable).await.unwrap();
     volume.abandon().await;
     bad
 }
@@ -460,7 +461,7 @@ async fn deleting_a_volume_with_a_damaged_record_seals_its_log() {
     let mut bench = Bench::new(64 * MIB).await;
     let volume = bench.open().await;
     for n in 0..4_u64 {
-        volume.write(n * 4096, pattern(n, 4096), true).await.unwrap();
+        volume.write(n * 4096, pattern(n, 4096), Durable).await.unwrap();
     }
     let record = bench.keys("/journal/0000000001/00000000000000000003").pop().unwrap();
     let mut body = bench.memory.remove(&record).unwrap().to_vec();
@@ -469,7 +470,7 @@ async fn deleting_a_volume_with_a_damaged_record_seals_its_log() {
     let gate = bench.fault.hold(Operation::Delete, "/journal/");
     let (deleted, ()) = tokio::join!(delete(&bench, "disk", true), async {
         gate.reached(1).await;
-        volume.write(0, pattern(9, 4096), true).await.expect_err("its log is sealed");
+        volume.write(0, pattern(9, 4096), Durable).await.expect_err("its log is sealed");
         gate.release();
     });
     deleted.unwrap();

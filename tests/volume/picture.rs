@@ -1,5 +1,7 @@
 //! The picture of a disk: absent, stored, cached, dirty.
 
+use cairn::effect::Durability::{Durable, Volatile};
+use cairn::effect::Zeroing;
 use cairn::volume::{Cell, Volume};
 
 use super::bench::{Bench, MIB, pattern};
@@ -28,7 +30,7 @@ async fn a_write_is_dirty_until_it_is_durable_and_absent_after_a_trim() {
     assert_eq!(shown().await, expected, "a fresh disk is absent");
 
     // Half of the data is in one cell, half in the next.
-    volume.write(8 * MIB - 65_536, pattern(1, 131_072), false).await.unwrap();
+    volume.write(8 * MIB - 65_536, pattern(1, 131_072), Volatile).await.unwrap();
     (expected[1], expected[2]) = ((0, 1), (0, 1));
     assert_eq!(shown().await, expected);
 
@@ -38,7 +40,7 @@ async fn a_write_is_dirty_until_it_is_durable_and_absent_after_a_trim() {
     volume.checkpoint().await.unwrap();
     assert_eq!(shown().await, expected, "durable in objects");
 
-    volume.zero(8 * MIB, 65_536, true, false).await.unwrap();
+    volume.zero(8 * MIB, 65_536, Zeroing::Deallocate, Volatile).await.unwrap();
     expected[2] = (0, 1);
     assert_eq!(shown().await, expected, "a TRIM is a change like any other");
     volume.checkpoint().await.unwrap();
@@ -53,8 +55,8 @@ async fn what_is_stored_is_cached_while_memory_has_it_too() {
     let mut bench = Bench::new(64 * MIB).await;
     let volume = bench.open().await;
     // A whole chunk, which is uploaded at once, and two pages, which go through the journal.
-    volume.write(0, pattern(1, 4 << 20), false).await.unwrap();
-    volume.write(8 * MIB, pattern(2, 131_072), true).await.unwrap();
+    volume.write(0, pattern(1, 4 << 20), Volatile).await.unwrap();
+    volume.write(8 * MIB, pattern(2, 131_072), Durable).await.unwrap();
     assert_eq!(cached(&volume).await, [(64, 64), (0, 0), (2, 2)], "just written");
     volume.checkpoint().await.unwrap();
     assert_eq!(cached(&volume).await, [(64, 64), (0, 0), (2, 2)], "folded, and in use");

@@ -4,6 +4,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::*;
+use crate::effect::Durability::{Durable, Volatile};
 use crate::gateway::open_volumes::Options;
 use crate::store::fault::{Action, Failure, Rule};
 use crate::store::{
@@ -111,7 +112,7 @@ async fn create(env: &Environment, name: &str) -> Uuid {
 async fn write_for_a_day(bench: &Bench) {
     let opened = bench.volumes.open("a").await.unwrap();
     for n in 0..2 * 24 * 60_u64 {
-        opened.volume.write(n % 100 * 4096, Bytes::from(vec![1; 4096]), false).await.unwrap();
+        opened.volume.write(n % 100 * 4096, Bytes::from(vec![1; 4096]), Volatile).await.unwrap();
         opened.volume.flush().await.unwrap();
         tokio::time::sleep(MINUTE / 2).await;
     }
@@ -193,7 +194,7 @@ async fn a_volume_that_was_created_elsewhere_is_known_after_the_next_count() {
     let opened = bench.volumes.open("a").await.unwrap();
     tokio::time::sleep(MINUTE * 5).await;
     create(&bench.env, "b").await;
-    opened.volume.write(0, Bytes::from_static(b"x"), true).await.unwrap();
+    opened.volume.write(0, Bytes::from_static(b"x"), Durable).await.unwrap();
     tokio::time::sleep(MINUTE * 3).await;
     assert_eq!(bench.names().unwrap(), ["a", "b"]);
 }
