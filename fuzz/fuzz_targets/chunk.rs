@@ -9,6 +9,6 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|input: &[u8]| {
     let bytes = object(Kind::Chunk, input);
     if let Ok(chunk) = ChunkObject::decode(VOLUME, &bytes) {
-        assert_eq!(chunk.pages.len(), chunk.stored.len() as usize);
+        assert_eq!(chunk.blocks.len(), 16 * chunk.stored.len() as usize);
     }
 });

@@ -18,8 +18,10 @@ fuzz_target!(|input: &[u8]| {
         let entries = map.entries();
         for (slot, entry) in &entries {
             assert_eq!(map.entry(*slot).as_ref(), Some(entry));
+            let applies = map.overlays().iter().any(|overlay| overlay.chunks.contains(*slot));
+            assert_eq!(applies, entry.overlaid > 0);
         }
         assert_eq!(map.encode(VOLUME, id), bytes);
-        assert_eq!(MapPage::new(page, geometry, map.origins().to_vec(), &entries), map);
+        assert_eq!(MapPage::new(page, geometry, map.origins().to_vec(), map.overlays().to_vec(), &entries), map);
     }
 });

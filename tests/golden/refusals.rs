@@ -6,14 +6,15 @@ use cairn::volume::format::codec::{DecodeError, FORMAT_VERSION};
 use cairn::volume::format::geometry::ChunkIndex;
 use cairn::volume::format::head::HolderName;
 use cairn::volume::format::keys::{ObjectId, Slot};
-use cairn::volume::format::map::{Entry, InPack};
-use cairn::volume::format::record::{Change, RecordKind, RecordWriter};
+use cairn::volume::format::overlay::{PackRef, Target};
+use cairn::volume::format::record::{Change, Record, RecordKind, RecordWriter};
 use cairn::volume::format::root::{MAX_ORIGINS, MAX_ROOTS, RootTable};
 use uuid::Uuid;
 
 use super::objects::{Expected, Object, geometry, page_set};
+use super::parts::{OverlayParts, RunParts, pack_object};
 use super::samples::{Sample, VOLUME, samples};
-use super::{decode, read, seal};
+use super::{decode, read, seal, seal_end};
 
 /// A golden file, edits of it, and the field that is then refused.
 type Case = (&'static str, &'static [(usize, &'static [u8])], &'static str);
@@ -28,10 +29,11 @@ const CASES: &[Case] = &[
     ("identity.bin", &[(34, &32_768_u32.to_le_bytes())], "chunk size"),
     ("identity.bin", &[(34, &67_108_864_u32.to_le_bytes())], "chunk size"),
     ("identity.bin", &[(38, &4096_u32.to_le_bytes())], "page size"),
-    ("identity.bin", &[(42, &[1])], "codec"),
-    ("identity.bin", &[(43, &[1])], "cipher"),
-    ("identity.bin", &[(53, b".")], "name"),
-    ("identity.bin", &[(54, &[0xff])], "name"),
+    ("identity.bin", &[(42, &65_536_u32.to_le_bytes())], "frame size"),
+    ("identity.bin", &[(46, &[1])], "codec"),
+    ("identity.bin", &[(47, &[1])], "cipher"),
+    ("identity.bin", &[(57, b".")], "name"),
+    ("identity.bin", &[(58, &[0xff])], "name"),
     ("name.bin", &[(34, &[0])], "name"),
     ("name.bin", &[(34, &[2])], "state"),
     ("name.bin", &[(36, b".")], "name"),
@@ -58,8 +60,6 @@ const CASES: &[Case] = &[
     ("record-commit.bin", &[(68, &0_u16.to_le_bytes())], "pages of a chunk"),
     ("record-commit.bin", &[(68, &1024_u16.to_le_bytes())], "pages of a chunk"),
     ("record-commit.bin", &[(26, &[3]), (40, &[8])], "count"),
-    ("record-commit.bin", &[(74, &2047_u64.to_le_bytes())], "data"),
-    ("record-commit.bin", &[(74, &2049_u64.to_le_bytes())], "data"),
     ("record-commit.bin", &[(82, &[0])], "change"),
     ("record-commit.bin", &[(82, &[6])], "change"),
     ("record-commit.bin", &[(91, &0_u32.to_le_bytes())], "data"),
@@ -77,35 +77,72 @@ const CASES: &[Case] = &[
     ("root.bin", &[(50, &0_u64.to_le_bytes())], "size"),
     ("root.bin", &[(50, &(u64::MAX - 511).to_le_bytes())], "size"),
     ("root.bin", &[(58, &65_537_u32.to_le_bytes())], "chunk size"),
-    ("root.bin", &[(120, &[0])], "map page"),
-    ("root.bin", &[(138, &[2])], "map page"),
-    ("root.bin", &[(138, &[4])], "map page"),
-    ("root.bin", &[(124, &[3])], "origin"),
-    ("root.bin", &[(160, &[0])], "zeroed"),
-    ("root.bin", &[(160, &[4])], "zeroed"),
-    ("root.bin", &[(164, &[0])], "zeroed"),
-    ("root.bin", &[(164, &[2])], "zeroed"),
-    ("root.bin", &[(164, ONES)], "zeroed"),
+    ("root.bin", &[(132, &[0])], "map page"),
+    ("root.bin", &[(162, &[2])], "map page"),
+    ("root.bin", &[(162, &[4])], "map page"),
+    ("root.bin", &[(166, &[3])], "origin"),
+    ("root.bin", &[(120, &4_194_305_u32.to_le_bytes())], "blocks"),
+    ("root.bin", &[(124, &4_194_305_u32.to_le_bytes())], "blocks"),
+    ("root.bin", &[(128, &70_001_u32.to_le_bytes())], "blocks"),
+    ("root.bin", &[(188, &[1])], "blocks"),
+    ("root.bin", &[(196, &[0])], "zeroed"),
+    ("root.bin", &[(196, &[4])], "zeroed"),
+    ("root.bin", &[(200, &[0])], "zeroed"),
+    ("root.bin", &[(200, &[2])], "zeroed"),
+    ("root.bin", &[(200, ONES)], "zeroed"),
+    // Packs out of order, and the same one twice.
+    ("root.bin", &[(240, &[2])], "packs"),
+    ("root.bin", &[(264, &[13])], "packs"),
+    ("root.bin", &[(236, &[0])], "packs"),
+    ("root.bin", &[(256, &[21])], "packs"),
+    ("root.bin", &[(232, &65_536_u32.to_le_bytes())], "packs"),
     ("root-table.bin", &[(26, &[8])], "root table"),
     ("root-table.bin", &[(54, &[2])], "parent"),
     ("map-page.bin", &[(26, &[3])], "map page"),
     ("map-page.bin", &[(30, &[8])], "map page"),
     ("map-page.bin", &[(42, &128_u16.to_le_bytes())], "pages of a chunk"),
-    ("map-page.bin", &[(79, &[0])], "slot"),
-    ("map-page.bin", &[(124, &[5])], "slot"),
-    ("map-page.bin", &[(157, &4096_u16.to_le_bytes())], "slot"),
-    ("map-page.bin", &[(70, &[32])], "entry"),
-    // No page is lost, and a page that is stored.
-    ("map-page-lost.bin", &[(75, &[0; 8])], "lost"),
-    ("map-page-lost.bin", &[(150, &[2])], "lost"),
-    ("map-page.bin", &[(71, &[0])], "entry"),
-    ("map-page.bin", &[(102, &[2])], "origin"),
-    ("map-page.bin", &[(206, &[2])], "origin"),
-    ("map-page.bin", &[(202, &[0])], "packs"),
-    ("map-page.bin", &[(250, &[8])], "packs"),
-    ("map-page.bin", &[(258, &[0])], "damage"),
-    ("map-page.bin", &[(280, &[4])], "damage"),
-    ("map-page.bin", &[(280, &[64])], "damage"),
+    ("map-page-of-eight-overlays.bin", &[(48, &[9])], "overlays"),
+    ("map-page.bin", &[(65, &[2])], "overlay"),
+    ("map-page.bin", &[(66, &[2])], "origin"),
+    // An overlay that applies to no chunk, and one that is listed twice.
+    ("map-page.bin", &[(591, &[0])], "overlay"),
+    ("map-page.bin", &[(593, &[1]), (595, &[3]), (599, &[8])], "overlay"),
+    // The runs that are embedded: an origin and a pack that do not exist.
+    ("map-page.bin", &[(1164, &[3])], "origin"),
+    ("map-page.bin", &[(1212, &[3])], "run"),
+    ("map-page.bin", &[(1760, &[32])], "entry"),
+    ("map-page.bin", &[(1761, &[0])], "entry"),
+    ("map-page.bin", &[(1769, &[0])], "slot"),
+    ("map-page.bin", &[(1816, &[5])], "slot"),
+    ("map-page.bin", &[(1874, &4096_u16.to_le_bytes())], "slot"),
+    ("map-page.bin", &[(1792, &[2])], "origin"),
+    ("map-page.bin", &[(1814, &[0])], "overlaid"),
+    ("map-page.bin", &[(1814, &1025_u16.to_le_bytes())], "overlaid"),
+    // No overlay applies to the chunk; one applies to a chunk whose entry does not say so, or that has no entry.
+    ("map-page.bin", &[(607, &[0]), (1242, &[0x80])], "overlaid"),
+    ("map-page.bin", &[(1242, &[0xe0])], "overlaid"),
+    ("map-page.bin", &[(1243, &[1])], "overlay"),
+    // All overlays of chunk 7 are embedded, and not all of chunk 5.
+    ("map-page.bin", &[(1872, &[1])], "overlaid"),
+    ("map-page.bin", &[(1872, &[3])], "overlaid"),
+    ("map-page.bin", &[(1814, &[2])], "overlaid"),
+    ("map-page.bin", &[(1921, &[0])], "damage"),
+    ("map-page.bin", &[(1943, &[4])], "damage"),
+    ("map-page.bin", &[(1943, &[64])], "damage"),
+    // No page is lost; a page that the base stores; a page of which an overlay locates a block.
+    ("map-page-lost.bin", &[(627, &[0; 8])], "lost"),
+    ("map-page-lost.bin", &[(704, &[2])], "lost"),
+    ("map-page-lost.bin", &[(704, &[1])], "lost"),
+    ("overlay.bin", &[(26, &[3])], "overlay"),
+    ("overlay.bin", &[(30, &[8])], "overlay"),
+    ("overlay.bin", &[(34, &[17])], "overlay"),
+    ("overlay.bin", &[(66, &[2])], "origin"),
+    ("overlay.bin", &[(80, &[0]), (82, &[7]), (86, &[13])], "packs"),
+    ("overlay.bin", &[(94, &[0])], "runs"),
+    ("pack.bin", &[(38, &[1])], "codec and cipher"),
+    ("pack.bin", &[(39, &[1])], "codec and cipher"),
+    ("pack.bin", &[(40, &[0])], "frames"),
+    ("pack.bin", &[(40, &[3])], "index"),
     ("chunk.bin", &[(42, &3_u16.to_le_bytes())], "pages of a chunk"),
     ("chunk.bin", &[(42, &1024_u16.to_le_bytes())], "pages of a chunk"),
     ("chunk.bin", &[(42, &32_u16.to_le_bytes())], "pages"),
@@ -128,44 +165,187 @@ fn edited(file: &str, edits: &[(usize, &[u8])]) -> Result<Object, DecodeError> {
 }
 
 fn field(found: &Result<Object, DecodeError>) -> Option<&'static str> {
-    match found {
-        Err(DecodeError::Invalid { field, .. }) => Some(field),
+    found.as_ref().err().cloned().and_then(name)
+}
+
+/// The field that was refused.
+fn name(error: DecodeError) -> Option<&'static str> {
+    match error {
+        DecodeError::Invalid { field, .. } => Some(field),
         _ => None,
     }
 }
 
 #[test]
 fn what_breaks_a_rule_is_refused_for_that() {
-    for (file, edits, expected) in CASES {
-        let found = edited(file, edits);
-        assert_eq!(field(&found), Some(*expected), "{file} with {edits:?}: {found:?}");
+    let found = CASES.iter().map(|(file, edits, expected)| (file, edits, *expected, edited(file, edits)));
+    let wrong: Vec<String> = found
+        .filter(|(.., expected, found)| field(found) != Some(*expected))
+        .map(|(file, edits, expected, found)| {
+            let found = found.map(|_| "nothing");
+            format!("{file} with {edits:?} is refused for {found:?}, not for {expected}")
+        })
+        .collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_record_has_as_much_data_as_its_changes() {
+    let bytes = read(FORMAT_VERSION, "record-commit.bin");
+    let slot = Slot { epoch: 7, n: 2 };
+    for (data, removed) in [(2047_u64, 1), (2049, 0)] {
+        let mut changed = bytes.clone();
+        changed[74..82].copy_from_slice(&data.to_le_bytes());
+        // A byte of data less or more, so that the table ends where it did.
+        let end = changed.len() - 16;
+        changed.splice(end - removed..end, vec![0; 1 - removed]);
+        seal(&mut changed);
+        let found = Object::decode(VOLUME, Expected::Record(slot), &changed);
+        assert_eq!(field(&found), Some("data"), "{data} bytes: {found:?}");
+        assert_eq!(
+            Record::decode_table(VOLUME, slot, &changed[..271]).map(drop).map_err(name),
+            Err(Some("data"))
+        );
+    }
+}
+
+#[test]
+fn a_table_is_verified_without_the_data() {
+    let bytes = read(FORMAT_VERSION, "record-commit.bin");
+    let slot = Slot { epoch: 7, n: 2 };
+    // The first and last byte of the table, and of its checksum.
+    for at in [82, 254, 255, 270] {
+        let mut changed = bytes.clone();
+        changed[at] ^= 0x10;
+        let found = Record::decode_table(VOLUME, slot, &changed[..271]).map(drop);
+        assert_eq!(found, Err(DecodeError::Checksum), "byte {at}");
+        // The checksum of the object does not make good for that of the table.
+        seal_end(&mut changed);
+        assert_eq!(Record::decode(VOLUME, slot, &changed).map(drop), Err(DecodeError::Checksum), "byte {at}");
     }
 }
 
 #[test]
 fn data_and_frames_are_valid_under_their_own_tags_only() {
-    // The first and last byte of data, of a tag in the table, of a frame and of its tag.
+    // The first and last byte of data, of a tag in the table, of a frame and of its tag, and of an index and of its tag.
     for (file, at) in [
-        ("record-commit.bin", 255),
-        ("record-commit.bin", 2302),
+        ("record-commit.bin", 271),
+        ("record-commit.bin", 2318),
         ("record-commit.bin", 95),
         ("record-commit.bin", 110),
         ("chunk.bin", 54),
-        ("chunk.bin", 54 + 65_535),
-        ("chunk.bin", 54 + 65_536),
-        ("chunk.bin", 54 + 65_551),
-        ("chunk.bin", 54 + 65_552),
-        ("chunk.bin", 54 + 2 * 65_552 - 1),
+        ("chunk.bin", 54 + 4095),
+        ("chunk.bin", 54 + 4096),
+        ("chunk.bin", 54 + 4111),
+        ("chunk.bin", 54 + 4112),
+        ("chunk.bin", 54 + 32 * 4112 - 1),
+        ("pack.bin", 44),
+        ("pack.bin", 44 + 4095),
+        ("pack.bin", 44 + 4096),
+        ("pack.bin", 44 + 4111),
+        ("pack.bin", 44 + 4112),
+        ("pack.bin", 44 + 4 * 4112),
+        ("pack.bin", 44 + 4 * 4120 - 1),
+        ("pack.bin", 44 + 4 * 4120),
+        ("pack.bin", 44 + 4 * 4120 + 15),
     ] {
         let byte = read(FORMAT_VERSION, file)[at] ^ 0x10;
         assert_eq!(edited(file, &[(at, &[byte])]), Err(DecodeError::Checksum), "{file}: byte {at}");
     }
-    // Whole frames are valid in their own place only.
-    let bytes = read(FORMAT_VERSION, "chunk.bin");
-    let (first, second) = (&bytes[54..54 + 65_552], &bytes[54 + 65_552..54 + 2 * 65_552]);
-    assert_eq!(edited("chunk.bin", &[(54, second), (54 + 65_552, first)]), Err(DecodeError::Checksum));
+    // Whole frames are valid in their own place only, of the same page or of another.
+    for (file, start, other) in [("chunk.bin", 54, 1), ("chunk.bin", 54, 16), ("pack.bin", 44, 1)] {
+        let bytes = read(FORMAT_VERSION, file);
+        let frame = |number: usize| (start + number * 4112, &bytes[start + number * 4112..][..4112]);
+        let ((first_at, first), (other_at, other)) = (frame(0), frame(other));
+        assert_eq!(
+            edited(file, &[(first_at, other), (other_at, first)]),
+            Err(DecodeError::Checksum),
+            "{file}"
+        );
+    }
     assert_eq!(edited("chunk.bin", &[(26, &[0])]), Err(DecodeError::Checksum), "another chunk");
+    assert_eq!(edited("chunk.bin", &[(34, &[8])]), Err(DecodeError::Checksum), "another id");
     assert_eq!(edited("chunk.bin", &[(46, &[4])]), Err(DecodeError::Checksum), "another page");
+    assert_eq!(edited("pack.bin", &[(30, &[18])]), Err(DecodeError::Checksum), "another id");
+}
+
+const fn frames(pack: u16, frame: u16) -> Target {
+    Target::Frame { pack, frame }
+}
+
+const HOLE: Target = Target::Zero { hole: true };
+
+#[test]
+fn runs_keep_within_what_they_refer_to() {
+    let pack = |k| PackRef { origin: 0, id: ObjectId { epoch: 1, k } };
+    let decode = |pages_per_chunk, runs: &[RunParts]| {
+        let parts = OverlayParts { origins: vec![], packs: vec![pack(1), pack(2)], runs: runs.to_vec() };
+        parts.decode(geometry(pages_per_chunk)).map(drop).map_err(name)
+    };
+    let good: &[(u16, &[RunParts])] = &[
+        (1, &[(0, 16, frames(0, 0)), (16, 16, frames(1, 0)), (65_520, 16, HOLE)]),
+        (4, &[(0, 64, frames(1, 65_471)), (64, 64, frames(1, 65_471))]),
+        (64, &[(0, 1, frames(1, 65_534)), (1, 1, frames(1, 65_534)), (4_194_303, 1, frames(0, 7))]),
+        (512, &[(33_554_368, 64, HOLE)]),
+    ];
+    for (pages, runs) in good {
+        assert_eq!(decode(*pages, runs), Ok(()), "{runs:?} with {pages} pages");
+    }
+    let refused: &[(u16, &[RunParts])] = &[
+        // Out of order, the same twice, overlapping.
+        (64, &[(5, 1, HOLE), (4, 1, HOLE)]),
+        (64, &[(5, 1, HOLE), (5, 1, HOLE)]),
+        (64, &[(5, 2, HOLE), (6, 1, HOLE)]),
+        (64, &[(0, 64, HOLE), (63, 1, HOLE)]),
+        // In two chunks, or beyond the map page.
+        (1, &[(15, 2, HOLE)]),
+        (1, &[(0, 17, HOLE)]),
+        (1, &[(0, 64, HOLE)]),
+        (64, &[(1023, 2, frames(0, 0))]),
+        (64, &[(4_194_303, 2, HOLE)]),
+        (64, &[(4_194_304, 1, HOLE)]),
+        (512, &[(33_554_431, 2, HOLE)]),
+        (512, &[(33_554_432, 1, HOLE)]),
+        (512, &[(67_108_863, 64, HOLE)]),
+        // A pack that is not in the list, and frames that no pack has.
+        (64, &[(0, 1, frames(2, 0))]),
+        (64, &[(0, 1, frames(65_533, 0))]),
+        (64, &[(0, 1, frames(0, 65_535))]),
+        (64, &[(0, 2, frames(0, 65_534))]),
+        (64, &[(0, 64, frames(0, 65_472))]),
+    ];
+    for (pages, runs) in refused {
+        assert_eq!(decode(*pages, runs), Err(Some("run")), "{runs:?} with {pages} pages");
+    }
+    // Zeros of either kind have no frame.
+    for at in [114, 146] {
+        assert_eq!(field(&edited("overlay.bin", &[(at, &[1])])), Some("run"), "byte {at}");
+    }
+}
+
+#[test]
+fn an_embedded_overlay_is_as_long_as_it_says() {
+    for length in [0_u32, 117, 119, u32::MAX] {
+        let found = edited("map-page.bin", &[(1120, &length.to_le_bytes())]);
+        let is_expected = matches!(found, Err(DecodeError::Truncated { .. } | DecodeError::Trailing(_)));
+        assert!(is_expected, "{length} bytes of runs: {found:?}");
+    }
+}
+
+#[test]
+fn the_frames_of_a_pack_are_in_order_of_block() {
+    let id = ObjectId { epoch: 1, k: 2 };
+    let decode = |blocks: &[u64]| {
+        let blocks: Vec<(u64, u8)> = blocks.iter().copied().zip(1..).collect();
+        Object::decode(VOLUME, Expected::Pack, &pack_object(id, &blocks)).map(drop).map_err(name)
+    };
+    for blocks in [&[0][..], &[0, 1], &[3, 1 << 40, (1 << 41) - 1]] {
+        assert_eq!(decode(blocks), Ok(()), "{blocks:?}");
+    }
+    for blocks in [&[1, 0][..], &[1, 1], &[1, 3, 2], &[1 << 41], &[0, u64::MAX]] {
+        assert_eq!(decode(blocks), Err(Some("index")), "{blocks:?}");
+    }
+    assert_eq!(decode(&[]), Err(Some("frames")));
 }
 
 #[test]
@@ -203,19 +383,15 @@ fn lists_are_no_longer_than_their_bounds() {
         assert_eq!(field(&found), refused.then_some("origins"));
     }
 
-    let id = ObjectId { epoch: 1, k: 1 };
-    for (packs, refused) in [(64, None), (65, Some("packs"))] {
-        let in_pack = |page| InPack { origin: 0, id, first_frame: 0, pages: page_set([page]) };
-        let entry = Entry { packs: (0..packs).map(in_pack).collect(), ..Entry::default() };
-        let page = Object::MapPage {
-            page: 0,
-            id,
-            geometry: geometry(128),
-            origins: Vec::new(),
-            entries: [(0, entry)].into(),
-        };
-        assert_eq!(field(&Object::decode(VOLUME, page.expected(), &page.encode(VOLUME))), refused, "{packs}");
-    }
+    let pack = |k| PackRef { origin: 0, id: ObjectId { epoch: 1, k } };
+    let decode = |origins, packs| {
+        let packs = (0..packs).map(pack).collect();
+        let parts = OverlayParts { origins: vec![Uuid::nil(); origins], packs, runs: vec![(0, 1, HOLE)] };
+        parts.decode(geometry(64)).map(drop).map_err(name)
+    };
+    assert_eq!(decode(MAX_ORIGINS, 65_534), Ok(()));
+    assert_eq!(decode(MAX_ORIGINS + 1, 0), Err(Some("origins")));
+    assert_eq!(decode(0, 65_535), Err(Some("packs")));
 }
 
 #[test]

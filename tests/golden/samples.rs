@@ -1,8 +1,9 @@
 //! What each golden file holds, and under which key it would lie.
 //!
-//! The values are those of `v1/golden.json`; the tags and offsets in it were computed by the peer, not by Cairn.
+//! The values are those of `v2/golden.json`; the tags and offsets in it were computed by the peer, not by Cairn.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use cairn::volume::format::codec::Checksum;
@@ -11,10 +12,11 @@ use cairn::volume::format::head::{Checkpoint, Head, HolderName, Lease, VolumeSta
 use cairn::volume::format::identity::{Identity, NameBinding};
 use cairn::volume::format::interval::IntervalMap;
 use cairn::volume::format::keys::{self, Keys, ObjectId, Slot};
-use cairn::volume::format::map::{Base, Damage, Entry, InPack};
+use cairn::volume::format::map::{Base, ChunkSet, Damage, Entry, OverlayPlace, OverlayRef};
+use cairn::volume::format::overlay::{Overlay, OverlayBuilder};
 use cairn::volume::format::page_set::PageSet;
 use cairn::volume::format::record::{Change, Record, RecordKind};
-use cairn::volume::format::root::{KeptRoot, MapPageRef, Root, RootTable};
+use cairn::volume::format::root::{BlockCounts, KeptRoot, MapPageRef, PackUse, Root, RootTable};
 use uuid::Uuid;
 
 use super::objects::{Object, geometry, page_set};
@@ -71,7 +73,10 @@ pub(super) fn samples() -> Vec<Sample> {
         sample("map-page.bin", keys.map_page(2, id(7, 11)), map_page()),
         sample("map-page-of-large-chunks.bin", keys.map_page(65_535, id(1, 2)), map_page_of_large_chunks()),
         sample("map-page-lost.bin", keys.map_page(2, id(7, 14)), map_page_after_a_loss()),
+        sample("map-page-of-eight-overlays.bin", keys.map_page(0, id(7, 18)), map_page_of_eight_overlays()),
+        sample("overlay.bin", keys.overlay(2, id(7, 16)), overlay()),
         sample("chunk.bin", keys.chunk(ChunkIndex(70_000), id(7, 9)), chunk()),
+        sample("pack.bin", keys.pack(id(7, 17)), pack()),
     ]
 }
 
@@ -158,14 +163,14 @@ fn commit() -> Object {
         Change::Data { offset, length, at, tag }
     };
     let changes = vec![
-        data(66_048, 512, 255, 0xd68c_a343_6769_177f_5e92_bbba_3d75_c717),
+        data(66_048, 512, 271, 0x6613_bc36_faab_2c1e_eac0_2289_0ba5_da83),
         Change::Zero { offset: 1 << 20, length: 10 << 40, hole: true },
         Change::Chunk { index: ChunkIndex(70_000), id: id(7, 9), stored: page_set([0, 1, 31, 32, 63]) },
         Change::Zero { offset: 512, length: 512, hole: false },
-        data(130_560, 512, 767, 0x3334_6330_4c4d_44cf_7df1_e161_28dd_0d31),
+        data(130_560, 512, 783, 0xca1c_0990_b1d4_0de1_822e_bc90_fe3c_0236),
         Change::Resize { size_bytes: 20 << 40 },
         Change::Snapshot { name: "before-upgrade".into() },
-        data(0, 1024, 1279, 0x3bde_3107_8b9e_0264_6bbb_88cc_a310_2a4d),
+        data(0, 1024, 1295, 0x6929_e66c_7011_cb04_af84_db73_67f2_6123),
     ];
     let pattern = |first: u8, length: usize| -> Bytes {
         std::iter::successors(Some(first), |byte| Some(byte.wrapping_add(7))).take(length).collect()
@@ -174,7 +179,12 @@ fn commit() -> Object {
 }
 
 fn root() -> Root {
-    let map_page = |origin, epoch, k| MapPageRef { origin, id: id(epoch, k) };
+    let map_page = |origin, epoch, k, stored, overlaid, hidden| MapPageRef {
+        origin,
+        id: id(epoch, k),
+        counts: BlockCounts { stored, overlaid, hidden },
+    };
+    let pack = |epoch, k, frames, live| (id(epoch, k), PackUse { frames, live });
     Root {
         id: id(7, 10),
         commit: slot(7, 2),
@@ -182,10 +192,11 @@ fn root() -> Root {
         geometry: geometry(64),
         origins: vec![ORIGIN_A, ORIGIN_B],
         map_pages: BTreeMap::from([
-            (0, map_page(0, 7, 11)),
-            (2, map_page(1, 3, 5)),
-            (3, map_page(2, 9, 1 << 40)),
+            (0, map_page(0, 7, 11, 1_000_000, 70_000, 65_536)),
+            (2, map_page(1, 3, 5, 4_194_304, 4_194_304, 4_194_304)),
+            (3, map_page(2, 9, 1 << 40, 0, 1, 0)),
         ]),
+        packs: BTreeMap::from([pack(2, 1 << 40, 65_535, 1), pack(7, 13, 20, 20), pack(7, 17, 4, 3)]),
         zeroed: runs([(1..2, slot(6, 98))]),
     }
 }
@@ -217,40 +228,94 @@ fn root_table() -> RootTable {
     }
 }
 
+/// An overlay of this volume, with chunks of so many pages.
+fn built(pages_per_chunk: u16, build: impl FnOnce(&mut OverlayBuilder)) -> Overlay {
+    let mut builder = OverlayBuilder::new(VOLUME, geometry(pages_per_chunk));
+    build(&mut builder);
+    builder.finish()
+}
+
+fn chunk_set(chunks: &[u16]) -> ChunkSet {
+    let mut set = ChunkSet::default();
+    chunks.iter().for_each(|chunk| set.insert(*chunk));
+    set
+}
+
+fn overlay_object(origin: u16, id: ObjectId, chunks: &[u16]) -> OverlayRef {
+    OverlayRef { place: OverlayPlace::Object { origin, id }, chunks: chunk_set(chunks) }
+}
+
+fn embedded(overlay: Overlay, chunks: &[u16]) -> OverlayRef {
+    OverlayRef { place: OverlayPlace::Embedded(Arc::new(overlay)), chunks: chunk_set(chunks) }
+}
+
+/// Blocks of a chunk of 64 pages, counted from the start of the map page.
+fn blocks(chunk: u32, blocks: std::ops::Range<u32>) -> std::ops::Range<u32> {
+    chunk * 1024 + blocks.start..chunk * 1024 + blocks.end
+}
+
+fn overlay() -> Object {
+    let overlay = built(64, |builder| {
+        builder.frames(blocks(5, 3..5), VOLUME, id(7, 13), 0);
+        builder.frames(blocks(5, 5..6), ORIGIN_A, id(3, 7), 65_534);
+        builder.zeros(blocks(5, 16..32), false);
+        builder.frames(blocks(5, 1008..1024), VOLUME, id(7, 13), 2);
+        builder.frames(blocks(6, 0..1), VOLUME, id(7, 13), 18);
+        builder.frames(blocks(4095, 64..128), ORIGIN_A, id(3, 7), 7);
+        builder.zeros(blocks(4095, 1020..1024), true);
+    });
+    Object::Overlay { page: 2, id: id(7, 16), geometry: geometry(64), overlay }
+}
+
 fn map_page() -> Object {
+    let newest = built(64, |builder| {
+        builder.frames(blocks(5, 4..5), ORIGIN_B, id(9, 4), 0);
+        builder.zeros(blocks(5, 40..42), true);
+        builder.frames(blocks(7, 0..1), VOLUME, id(7, 13), 19);
+        builder.frames(blocks(7, 1..2), ORIGIN_A, id(3, 7), 2);
+    });
+    Object::MapPage {
+        page: 2,
+        id: id(7, 11),
+        geometry: geometry(64),
+        origins: vec![ORIGIN_A],
+        overlays: vec![
+            overlay_object(1, id(3, 8), &[4095]),
+            overlay_object(0, id(7, 16), &[5, 4095]),
+            embedded(newest, &[5, 7]),
+        ],
+        entries: map_page_entries(),
+    }
+}
+
+fn map_page_entries() -> BTreeMap<u16, Entry> {
     let mut lost_last = [0xff; 16];
     lost_last[15] = 0x7f;
     let mut lost_first = [0xff; 16];
     lost_first[0] = 0xfe;
-    let entries = BTreeMap::from([
+    let birth = Some(slot(7, 2));
+    let base = |origin, epoch, k, stored| Some(Base { origin, id: id(epoch, k), stored });
+    BTreeMap::from([
         (0, Entry { allocated: page_set([0, 1, 2]), ..Entry::default() }),
         (
             5,
             Entry {
-                birth: Some(slot(7, 2)),
-                base: Some(Base { origin: 0, id: id(7, 9), stored: page_set([0, 63]) }),
-                allocated: page_set([0, 31, 63]),
+                birth,
+                base: base(0, 7, 9, page_set([0, 63])),
+                allocated: page_set([0, 1, 31, 63]),
+                overlaid: 37,
                 ..Entry::default()
             },
         ),
-        (
-            6,
-            Entry {
-                base: Some(Base { origin: 1, id: id(3, 5), stored: page_set(0..64) }),
-                allocated: page_set(0..64),
-                ..Entry::default()
-            },
-        ),
+        (6, Entry { base: base(1, 3, 5, page_set(0..64)), allocated: page_set(0..64), ..Entry::default() }),
+        (7, Entry { birth, allocated: page_set([0]), overlaid: 2, ..Entry::default() }),
         (
             4095,
             Entry {
-                birth: Some(slot(7, 2)),
-                base: Some(Base { origin: 1, id: id(3, 6), stored: page_set([1, 2]) }),
-                allocated: page_set([1, 2, 3, 4, 5, 40]),
-                packs: vec![
-                    InPack { origin: 0, id: id(7, 13), first_frame: 0, pages: page_set([2, 3]) },
-                    InPack { origin: 1, id: id(3, 7), first_frame: 70_000, pages: page_set([5]) },
-                ],
+                birth,
+                base: base(1, 3, 6, page_set([1, 2])),
+                allocated: page_set([1, 2, 3, 4, 5, 6, 7, 40]),
+                overlaid: 70,
                 damage: vec![
                     Damage { page: 4, good_sectors: lost_last },
                     Damage { page: 40, good_sectors: lost_first },
@@ -258,15 +323,17 @@ fn map_page() -> Object {
                 lost: PageSet::EMPTY,
             },
         ),
-    ]);
-    Object::MapPage { page: 2, id: id(7, 11), geometry: geometry(64), origins: vec![ORIGIN_A], entries }
+    ])
 }
 
 fn map_page_of_large_chunks() -> Object {
+    let last = 4096 * 8192;
+    let overlay = built(512, |builder| builder.frames(last - 64..last, VOLUME, id(1, 3), 65_471));
     let entry = Entry {
         birth: Some(slot(1, 1)),
         base: Some(Base { origin: 0, id: id(1, 1), stored: page_set([64, 511]) }),
         allocated: page_set([0, 63, 64, 200, 511]),
+        overlaid: 64,
         ..Entry::default()
     };
     Object::MapPage {
@@ -274,6 +341,7 @@ fn map_page_of_large_chunks() -> Object {
         id: id(1, 2),
         geometry: geometry(512),
         origins: Vec::new(),
+        overlays: vec![embedded(overlay, &[4095])],
         entries: BTreeMap::from([(4095, entry)]),
     }
 }
@@ -290,17 +358,63 @@ fn map_page_after_a_loss() -> Object {
                 birth: Some(slot(7, 4)),
                 base: Some(Base { origin: 0, id: id(7, 15), stored: page_set([1]) }),
                 allocated: page_set([0, 1, 2, 63]),
+                overlaid: 1,
                 damage: vec![Damage { page: 1, good_sectors: first_is_good }],
                 lost: page_set([2, 63]),
-                ..Entry::default()
             },
         ),
     ]);
-    Object::MapPage { page: 2, id: id(7, 14), geometry: geometry(64), origins: Vec::new(), entries }
+    let overlay = built(64, |builder| builder.frames(blocks(1, 5..6), VOLUME, id(7, 13), 3));
+    Object::MapPage {
+        page: 2,
+        id: id(7, 14),
+        geometry: geometry(64),
+        origins: Vec::new(),
+        overlays: vec![embedded(overlay, &[1])],
+        entries,
+    }
+}
+
+fn map_page_of_eight_overlays() -> Object {
+    let overlays = (0..8).map(|number| {
+        let chunks = [0, 585 * number];
+        overlay_object(0, id(7, 20 + u64::from(number)), &chunks)
+    });
+    let entry = |overlaid| Entry { allocated: page_set([0]), overlaid, ..Entry::default() };
+    let others = (1..8).map(|number| (585 * number, entry(number)));
+    Object::MapPage {
+        page: 0,
+        id: id(7, 18),
+        geometry: geometry(1),
+        origins: Vec::new(),
+        overlays: overlays.collect(),
+        entries: [(0, entry(16))].into_iter().chain(others).collect(),
+    }
+}
+
+/// A block that repeats these bytes.
+fn block(bytes: &[u8]) -> Vec<u8> {
+    bytes.repeat(4096 / bytes.len())
+}
+
+fn counting() -> Vec<u8> {
+    block(&(0..=255).collect::<Vec<u8>>())
 }
 
 fn chunk() -> Object {
-    let counting: Vec<u8> = (0..=255).cycle().take(65_536).collect();
-    let pages = BTreeMap::from([(1, counting), (63, [0xa5, 0x5a].repeat(32_768))]);
+    let first = (0..16).flat_map(|number| block(&[number, 0xb0 + number]));
+    let last = [block(&[0xa5, 0x5a]), vec![0; 14 * 4096], counting()].concat();
+    let pages = BTreeMap::from([(1, first.collect()), (63, last)]);
     Object::Chunk { index: ChunkIndex(70_000), id: id(7, 9), pages_per_chunk: 64, pages }
+}
+
+fn pack() -> Object {
+    let changed = (2 * 4096 + 5) * 1024 + 3;
+    let blocks = BTreeMap::from([
+        (0, counting()),
+        (changed, block(&[0])),
+        (changed + 1, block(&[0xa5, 0x5a])),
+        ((1 << 41) - 1, block(&[0, 1, 2, 3])),
+    ]);
+    Object::Pack { id: id(7, 17), blocks }
 }

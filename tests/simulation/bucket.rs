@@ -1,6 +1,6 @@
 //! What an opener would recover from the current bucket, read by independent code.
 //!
-//! Follows head, root, map pages and chunk objects, then the journal from the checkpoint to the first free
+//! Follows head, root, map pages, overlays, packs and chunk objects, then the journal from the checkpoint to the first free
 //! slot of each log. It must share nothing with Cairn but the codecs. Invariant: everything that the head,
 //! the root and the journal reference must exist and be sound; otherwise the check fails.
 
@@ -11,13 +11,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 use cairn::volume::format::chunk::ChunkObject;
 use cairn::volume::format::codec::Checksum;
-use cairn::volume::format::geometry::{ChunkIndex, PAGE_BYTES};
+use cairn::volume::format::geometry::{BLOCK_BYTES, ChunkIndex, PAGE_BYTES};
 use cairn::volume::format::head::Head;
 use cairn::volume::format::keys::{Keys, ObjectId, Parsed, Slot};
-use cairn::volume::format::map::{Entry, MapPage};
+use cairn::volume::format::map::{Entry, MapPage, OverlayPlace, OverlayRef};
+use cairn::volume::format::overlay::{Overlay, Target};
+use cairn::volume::format::pack::Pack;
 use cairn::volume::format::page_set::PageSet;
 use cairn::volume::format::record::{Change, Record, RecordKind};
-use cairn::volume::format::root::{Root, RootTable};
+use cairn::volume::format::root::{BlockCounts, PackUse, Root, RootTable};
 use uuid::Uuid;
 
 use super::cells::{CELL, CELL_LEN, Id, Layout, TORN, identify};
@@ -46,7 +48,22 @@ pub(super) struct Recovered {
 pub(super) struct Known {
     chunks: BTreeMap<String, (Bytes, Arc<Chunk>)>,
     records: BTreeMap<String, (Bytes, Arc<Told>)>,
-    maps: BTreeMap<String, (Bytes, Arc<BTreeMap<u16, Entry>>)>,
+    maps: BTreeMap<String, (Bytes, Arc<MapPage>)>,
+    overlays: BTreeMap<String, (Bytes, Arc<Overlay>)>,
+    packs: BTreeMap<String, (Bytes, Arc<Packed>)>,
+    /// Whether objects are damaged or lost at rest. The counts in the root are estimates afterwards.
+    rots: bool,
+}
+
+/// The decoded content of a pack: the block of each frame, and the changes that wrote its cells.
+struct Packed(Vec<(u64, Vec<Id>)>);
+
+/// Numbers of blocks that were counted while a map page was read.
+#[derive(Default)]
+struct Counted {
+    page: BlockCounts,
+    /// Frames in use, by pack.
+    live: BTreeMap<ObjectId, u32>,
 }
 
 /// The decoded content of a chunk object.
@@ -54,8 +71,8 @@ struct Chunk {
     index: ChunkIndex,
     id: ObjectId,
     stored: PageSet,
-    /// The offset of each page, and the changes that wrote its cells.
-    pages: Vec<(u64, Vec<Id>)>,
+    /// The offset of each block, and the changes that wrote its cells.
+    blocks: Vec<(u64, Vec<Id>)>,
 }
 
 /// The decoded content of a record.
@@ -85,12 +102,19 @@ fn once<T>(
 }
 
 impl Known {
+    /// Knows nothing yet. `rots` says whether objects are damaged or lost at rest.
+    pub(super) fn new(rots: bool) -> Self {
+        Self { rots, ..Self::default() }
+    }
+
     /// Forgets objects that no longer exist.
     fn forget(&mut self, objects: &Objects) {
         if self.chunks.len() + self.records.len() + self.maps.len() > 4 * objects.len() + 64 {
             self.chunks.retain(|key, _| objects.contains_key(key));
             self.records.retain(|key, _| objects.contains_key(key));
             self.maps.retain(|key, _| objects.contains_key(key));
+            self.overlays.retain(|key, _| objects.contains_key(key));
+            self.packs.retain(|key, _| objects.contains_key(key));
         }
     }
 }
@@ -104,6 +128,8 @@ struct Reader<'a> {
     image: Vec<Id>,
     lost: BTreeSet<u32>,
     named: BTreeSet<String>,
+    /// Blocks that an overlay locates in a pack that is gone.
+    gone: BTreeMap<u64, ObjectId>,
 }
 
 /// Reads the head of the volume.
@@ -125,7 +151,7 @@ pub(super) fn recover(
     let keys = Keys::new(volume);
     let image = vec![0; layout.cells() as usize];
     let (lost, named) = (BTreeSet::new(), BTreeSet::new());
-    let mut reader = Reader { objects, known, layout, keys, image, lost, named };
+    let mut reader = Reader { objects, known, layout, keys, image, lost, named, gone: BTreeMap::new() };
     reader.named.extend([keys.head(), keys.identity()]);
     let root = reader.root(head.root)?;
     let table = reader.object(&keys.root(head.root_table))?;
@@ -147,7 +173,7 @@ pub(super) fn check_root(
     let image = vec![0; layout.cells() as usize];
     let keys = Keys::new(volume);
     let (lost, named) = (BTreeSet::new(), BTreeSet::new());
-    let mut reader = Reader { objects, known, layout, keys, image, lost, named };
+    let mut reader = Reader { objects, known, layout, keys, image, lost, named, gone: BTreeMap::new() };
     let root = reader.root(id)?;
     reader.apply_root(&root)
 }
@@ -165,28 +191,166 @@ impl<'a> Reader<'a> {
     }
 
     fn apply_root(&mut self, root: &Root) -> Result<(), String> {
+        let mut live: BTreeMap<ObjectId, u32> = BTreeMap::new();
         for (number, reference) in &root.map_pages {
             let key = self.keys.map_page(*number, reference.id);
             let bytes = self.object(&key)?;
             let volume = self.keys.volume();
-            let entries = once(&mut self.known.maps, &key, bytes, || {
-                let page = MapPage::decode(volume, *number, reference.id, root.geometry, bytes);
-                page.map(|page| page.entries()).map_err(|error| format!("{key}: {error}"))
+            let page = once(&mut self.known.maps, &key, bytes, || {
+                MapPage::decode(volume, *number, reference.id, root.geometry, bytes)
+                    .map_err(|error| format!("{key}: {error}"))
             })?;
-            for (slot, entry) in entries.iter() {
-                self.apply_entry(ChunkIndex::at(*number, *slot), entry)?;
+            let mut overlays = Vec::new();
+            for overlay in page.overlays() {
+                overlays.push((overlay, self.overlay(root, *number, overlay)?));
+            }
+            let mut counted = Counted::default();
+            for (slot, entry) in page.entries() {
+                self.apply_entry(ChunkIndex::at(*number, slot), &entry, &overlays, &mut counted)?;
+            }
+            if counted.page != reference.counts && !self.known.rots {
+                return Err(format!("{key}: has {:?}, the root says {:?}", counted.page, reference.counts));
+            }
+            for (pack, frames) in counted.live {
+                *live.entry(pack).or_default() += frames;
+            }
+        }
+        self.check_packs(root, &live)
+    }
+
+    /// Every pack in use is in the root's list, with the right count, and no other.
+    fn check_packs(&mut self, root: &Root, live: &BTreeMap<ObjectId, u32>) -> Result<(), String> {
+        for (id, used) in live {
+            let frames = self.pack(*id)?.0.len() as u64;
+            let told = root.packs.get(id).ok_or_else(|| format!("{id:?} is in use, and not in the root"))?;
+            let is_right = told.live == *used || (self.known.rots && told.live > *used);
+            if !is_right || u64::from(told.frames) != frames {
+                return Err(format!("{id:?}: {used} of {frames} frames in use, the root says {told:?}"));
+            }
+        }
+        let unused: Vec<(&ObjectId, &PackUse)> =
+            root.packs.iter().filter(|(id, _)| !live.contains_key(id)).collect();
+        for (id, _) in &unused {
+            self.named.insert(self.keys.pack(**id));
+        }
+        match unused.is_empty() || self.known.rots {
+            true => Ok(()),
+            false => Err(format!("no block is in the packs {unused:?}")),
+        }
+    }
+
+    fn overlay(&mut self, root: &Root, number: u32, overlay: &OverlayRef) -> Result<Arc<Overlay>, String> {
+        let id = match &overlay.place {
+            OverlayPlace::Embedded(overlay) => return Ok(Arc::clone(overlay)),
+            OverlayPlace::Object { id, .. } => *id,
+        };
+        let key = self.keys.overlay(number, id);
+        let bytes = self.object(&key)?;
+        let volume = self.keys.volume();
+        once(&mut self.known.overlays, &key, bytes, || {
+            Overlay::decode(volume, number, id, root.geometry, bytes)
+                .map_err(|error| format!("{key}: {error}"))
+        })
+    }
+
+    fn pack(&mut self, id: ObjectId) -> Result<Arc<Packed>, String> {
+        let key = self.keys.pack(id);
+        let bytes = self.object(&key)?;
+        let (volume, layout) = (self.keys.volume(), self.layout);
+        once(&mut self.known.packs, &key, bytes, || {
+            let pack = Pack::decode(volume, bytes).map_err(|error| format!("{key}: {error}"))?;
+            if pack.id != id {
+                return Err(format!("{key} is another pack"));
+            }
+            let blocks = pack.blocks.iter();
+            let blocks = blocks.map(|(block, payload)| (*block, who(layout, block * BLOCK_BYTES, payload)));
+            Ok(Packed(blocks.collect()))
+        })
+    }
+
+    /// Applies an overlay to a chunk. `located` collects where its blocks are.
+    fn apply_overlay(
+        &mut self,
+        index: ChunkIndex,
+        overlay: &Overlay,
+        located: &mut BTreeMap<u64, Option<ObjectId>>,
+    ) -> Result<(), String> {
+        let blocks_per_chunk = self.layout.chunk / BLOCK_BYTES;
+        let map_page = u64::from(index.map_page()) * 4096 * blocks_per_chunk;
+        let chunk = u64::from(index.0) * blocks_per_chunk..(u64::from(index.0) + 1) * blocks_per_chunk;
+        for run in overlay.runs() {
+            for offset in 0..run.count() {
+                let block = map_page + u64::from(run.first() + offset);
+                if !chunk.contains(&block) {
+                    continue;
+                }
+                let range = block * BLOCK_BYTES..(block + 1) * BLOCK_BYTES;
+                let Target::Frame { pack, frame } = run.target() else {
+                    located.insert(block, None);
+                    self.zero(range);
+                    continue;
+                };
+                let (_, id) = overlay.pack(self.keys.volume(), pack);
+                located.insert(block, Some(id));
+                let frame = usize::from(frame) + offset as usize;
+                // A frame that a newer overlay replaced may be in a pack that was deleted.
+                if !self.objects.contains_key(&self.keys.pack(id)) {
+                    self.gone.insert(block, id);
+                    continue;
+                }
+                match self.pack(id)?.0.get(frame) {
+                    Some((found, ids)) if *found == block => self.data(range, ids),
+                    found => {
+                        let found = found.map(|(block, _)| block);
+                        return Err(format!("frame {frame} of {id:?} has block {found:?}, not {block}"));
+                    }
+                }
             }
         }
         Ok(())
     }
 
-    fn apply_entry(&mut self, index: ChunkIndex, entry: &Entry) -> Result<(), String> {
+    fn apply_entry(
+        &mut self,
+        index: ChunkIndex,
+        entry: &Entry,
+        overlays: &[(&OverlayRef, Arc<Overlay>)],
+        counted: &mut Counted,
+    ) -> Result<(), String> {
         let start = u64::from(index.0) * self.layout.chunk;
         if let Some(base) = &entry.base {
             self.apply_chunk(index, base.id, base.stored)?;
+            counted.page.stored += base.stored.len() * 16;
         }
-        if !entry.packs.is_empty() {
-            return Err(format!("chunk {} is in packs, which no writer makes yet", index.0));
+        let mut located = BTreeMap::new();
+        // The newest is applied last and decides.
+        for (reference, overlay) in overlays {
+            if reference.chunks.contains(index.slot()) {
+                self.apply_overlay(index, overlay, &mut located)?;
+            }
+        }
+        if located.len() != usize::from(entry.overlaid) {
+            return Err(format!(
+                "chunk {}: {} blocks overlaid, not {}",
+                index.0,
+                located.len(),
+                entry.overlaid
+            ));
+        }
+        for (block, pack) in located {
+            counted.page.overlaid += 1;
+            let page = u16::try_from((block * BLOCK_BYTES - start) / PAGE_BYTES).expect("within a chunk");
+            counted.page.hidden += u32::from(entry.base.is_some_and(|base| base.stored.contains(page)));
+            let Some(pack) = pack else { continue };
+            *counted.live.entry(pack).or_default() += 1;
+            if self.gone.get(&block) == Some(&pack) {
+                return Err(format!("block {block} is in {pack:?}, which is gone"));
+            }
+        }
+        for page in entry.lost.iter() {
+            let page = start + u64::from(page) * PAGE_BYTES;
+            let cells = self.layout.cells_of(&(page..page + PAGE_BYTES));
+            self.lost.extend(cells.into_iter().flat_map(|(_, cells)| cells));
         }
         for damage in &entry.damage {
             let page = start + u64::from(damage.page) * PAGE_BYTES;
@@ -210,18 +374,19 @@ impl<'a> Reader<'a> {
         let (volume, layout) = (self.keys.volume(), self.layout);
         let chunk = once(&mut self.known.chunks, &key, bytes, || {
             let object = ChunkObject::decode(volume, bytes).map_err(|error| format!("{key}: {error}"))?;
-            let pages = object.stored.iter().zip(&object.pages).map(|(page, payload)| {
-                let start = start + u64::from(page) * PAGE_BYTES;
+            let blocks = object.stored.iter().flat_map(|page| (0..16).map(move |block| (page, block)));
+            let blocks = blocks.zip(&object.blocks).map(|((page, block), payload)| {
+                let start = start + u64::from(page) * PAGE_BYTES + block * BLOCK_BYTES;
                 (start, who(layout, start, payload))
             });
-            let pages = pages.collect();
-            Ok(Chunk { index: object.index, id: object.id, stored: object.stored, pages })
+            let blocks = blocks.collect();
+            Ok(Chunk { index: object.index, id: object.id, stored: object.stored, blocks })
         })?;
         if (chunk.index, chunk.id, chunk.stored) != (index, id, stored) {
             return Err(format!("{key} is another object"));
         }
-        for (start, ids) in &chunk.pages {
-            self.data(*start..start + PAGE_BYTES, ids);
+        for (start, ids) in &chunk.blocks {
+            self.data(*start..start + BLOCK_BYTES, ids);
         }
         Ok(())
     }

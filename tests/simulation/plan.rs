@@ -104,6 +104,7 @@ impl Plan {
             deletion_grace: ms(pick(&mut random, &[0, 0, 0, 3000, 3_600_000])),
             read_ahead_bytes: pick(&mut random, &[0, 256, 1024]) << 10,
             get_bytes: pick(&mut random, &[1, 2, 16]) * 65_552,
+            ..Options::default()
         };
         let timeout = pick(&mut random, &[500, 2000, 10_000]);
         let read = Patience { deadline: Some(ms(timeout * 6)), refusals: Some(3) };
@@ -124,6 +125,17 @@ impl Plan {
         let options = Options {
             lease_strict: lasts && apart.random_bool(0.4),
             holder_is_stable: apart.random_bool(0.3),
+            ..options
+        };
+        // Packs, overlays and thresholds are so small that each way of storing changes is taken.
+        let mut packed = SmallRng::seed_from_u64(seed ^ 0x5eed_0000_0000_0007);
+        let options = Options {
+            pack_bytes: pick(&mut packed, &[1, 3, 17, 64, 4096]) * 4096,
+            overlays: usize::try_from(pick(&mut packed, &[1, 2, 3, 8])).unwrap(),
+            embed_bytes: pick(&mut packed, &[0, 100, 4096]),
+            consolidate_percent: pick(&mut packed, &[5, 25, 50, 100]),
+            relocate_percent: pick(&mut packed, &[0, 30, 60, 90]),
+            background_percent: pick(&mut packed, &[0, 125, 125, 1000]),
             ..options
         };
         let mut further = SmallRng::seed_from_u64(seed ^ 0x5eed_0000_0000_0005);

@@ -57,15 +57,27 @@ impl Inner {
             Call::Delete(_) | Call::List(..) => Phase::Sweep,
             Call::Put(key, ..) => match parse(key) {
                 Some(Parsed::Head) => Phase::Head,
-                Some(Parsed::Root(_) | Parsed::MapPage(..)) => Phase::Fold,
+                Some(Parsed::Root(_) | Parsed::MapPage(..) | Parsed::Overlay(..) | Parsed::Pack(_)) => {
+                    Phase::Fold
+                }
                 _ => Phase::Commit,
             },
             Call::Get(key, range) => match (parse(key), range) {
-                (Some(Parsed::Record(slot)), ByteRange::Full) => {
+                // Only a table is read from the beginning of a record, data never.
+                (Some(Parsed::Record(slot)), ByteRange::Full | ByteRange::Bounded { offset: 0, .. }) => {
                     let is_own = self.processes[&process].epoch == Some(slot.epoch);
                     if is_own { Phase::Commit } else { Phase::Sweep }
                 }
-                (Some(Parsed::Record(_) | Parsed::Chunk(..) | Parsed::MapPage(..)), _) => Phase::Read,
+                (
+                    Some(
+                        Parsed::Record(_)
+                        | Parsed::Chunk(..)
+                        | Parsed::Pack(_)
+                        | Parsed::Overlay(..)
+                        | Parsed::MapPage(..),
+                    ),
+                    _,
+                ) => Phase::Read,
                 _ => Phase::Sweep,
             },
         }

@@ -235,7 +235,7 @@ impl World {
             rotten: false,
             rotten_chunk: false,
             image: None,
-            known: bucket::Known::default(),
+            known: bucket::Known::new(plan.rots),
             commands_left: plan.commands,
             commands: 0,
             numbers: 0,

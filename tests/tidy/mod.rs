@@ -4,6 +4,7 @@
 
 mod booleans;
 mod circles;
+mod fuzzing;
 mod house;
 mod layers;
 mod ledger;

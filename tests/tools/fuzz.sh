@@ -11,7 +11,7 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 MACHINES=(server_handshake server_transmission client_handshake client_replies)
-DECODERS=(messages identity name head record root root_table map_page chunk)
+DECODERS=(messages identity name head record root root_table map_page overlay chunk pack)
 BUILD=$CACHE/fuzz
 KEEP=
 if [ "${1:-}" = --keep ]; then
@@ -35,7 +35,7 @@ run() {
     mkdir -p "$found"
     [ ! -d "$ROOT/fuzz/corpus/$target" ] || seeds+=("$ROOT/fuzz/corpus/$target")
     # Decoders of objects start from the golden files of the format.
-    [[ " ${DECODERS[*]} " != *" $target "* ]] || [ "$target" = messages ] || seeds+=("$ROOT/tests/golden/v1")
+    [[ " ${DECODERS[*]} " != *" $target "* ]] || [ "$target" = messages ] || seeds+=("$ROOT/tests/golden/v2")
     "$BUILD/x86_64-unknown-linux-gnu/release/$target" "$found" "${seeds[@]}" -max_total_time="$seconds" -max_len=4096 \
         -timeout=20 -rss_limit_mb=2048 -print_final_stats=1 -artifact_prefix="$work/$target-" >"$work/$target.log" 2>&1
 }

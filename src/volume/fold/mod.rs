@@ -270,8 +270,6 @@ impl Folder {
         let checkpoint = folding.end.expect("what is folded has records");
         let old = Arc::clone(&shared.state.lock().root);
         assert!(checkpoint.slot >= old.commit, "a checkpoint goes forward");
-        // Checked before anything is made.
-        self.trash.check_room().map_err(|TableFull| self.table_full())?;
         let (root, table) = match self.make_root(scope, &old, folding, checkpoint, made).await? {
             Some(root) => {
                 let now = (shared.env.wall_clock)();
@@ -391,6 +389,8 @@ impl Folder {
         if affected.is_empty() && folding.pieces.is_empty() {
             return Ok(None);
         }
+        // Checked before anything is made.
+        self.trash.check_room().map_err(|TableFull| self.table_full())?;
         let mut released: BTreeMap<ObjectId, u32> = BTreeMap::new();
         for number in affected {
             let folded = match made.finished_map_page(number) {
@@ -538,10 +538,7 @@ impl Folder {
 
     /// Sends the complete packs. Their names are recorded before.
     async fn send_packs(&self, packs: &mut packing::Packs, made: &Made) -> Result<(), Error> {
-        // All attempts use the same packs.
-        for key in packs.keys(&self.shared) {
-            made.keep(made.note(key));
-        }
+        made.note_for_all(packs.keys(&self.shared));
         packs.send(&self.shared).await
     }
 }

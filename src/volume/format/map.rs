@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::codec::{DecodeError, Decoder, Encoder, Kind, invalid};
 use super::geometry::{BLOCKS_PER_PAGE, Geometry, MAP_PAGE_ENTRIES, SECTOR_BYTES};
 use super::keys::{ObjectId, Slot};
-use super::overlay::Overlay;
+use super::overlay::{Located, Overlay};
 use super::page_set::PageSet;
 use super::root::{decode_origins, encode_origins};
 
@@ -430,6 +430,7 @@ impl MapPage {
             if (entry.overlaid > 0) != left.contains(slot) {
                 return Err(invalid("overlaid", format!("chunk {slot} and the overlays disagree")));
             }
+            check_embedded(geometry, &overlays, slot, &entry)?;
             left.remove(slot);
         }
         if !left.is_empty() {
@@ -507,8 +508,40 @@ fn decode_overlays(
     let mut overlays = Vec::with_capacity(count);
     for _ in 0..count {
         let overlay = OverlayRef::decode(geometry, origins, from)?;
+        let is_object = matches!(overlay.place, OverlayPlace::Object { .. });
+        if is_object && overlays.iter().any(|other: &OverlayRef| other.place == overlay.place) {
+            return Err(invalid("overlay", format!("{:?} is listed twice", overlay.place)));
+        }
         chunks.extend(&overlay.chunks);
         overlays.push(overlay);
     }
     Ok((overlays, chunks))
+}
+
+/// Checks the entry of a chunk against the embedded overlays. What overlay objects locate is not known here.
+fn check_embedded(
+    geometry: Geometry,
+    overlays: &[OverlayRef],
+    slot: u16,
+    entry: &Entry,
+) -> Result<(), DecodeError> {
+    let applying = || overlays.iter().filter(|overlay| overlay.chunks.contains(slot));
+    let embedded = || {
+        applying().filter_map(|overlay| match &overlay.place {
+            OverlayPlace::Embedded(overlay) => Some(&**overlay),
+            OverlayPlace::Object { .. } => None,
+        })
+    };
+    if embedded().next().is_none() {
+        return Ok(());
+    }
+    let located = Located::new(geometry, slot, embedded());
+    let (count, overlaid) = (located.count(), u32::from(entry.overlaid));
+    if overlaid < count || overlaid > count && applying().count() == embedded().count() {
+        return Err(invalid("overlaid", format!("{overlaid} blocks of chunk {slot}, {count} found")));
+    }
+    match entry.lost.iter().find(|page| located.has_frame_of(*page)) {
+        Some(page) => Err(invalid("lost", format!("an overlay locates a block of page {page}"))),
+        None => Ok(()),
+    }
 }

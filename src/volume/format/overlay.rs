@@ -9,7 +9,7 @@ use std::ops::Range;
 use uuid::Uuid;
 
 use super::codec::{DecodeError, Decoder, Encoder, Kind, invalid};
-use super::geometry::Geometry;
+use super::geometry::{BLOCKS_PER_PAGE, Geometry, MAX_PAGES_PER_CHUNK};
 use super::keys::ObjectId;
 use super::root::{MAX_ORIGINS, decode_origins, encode_origins};
 
@@ -232,6 +232,12 @@ impl Overlay {
             }
             packs.push(PackRef { origin, id: ObjectId::decode(&mut from)? });
         }
+        let mut sorted = packs.clone();
+        sorted.sort_unstable();
+        if let Some([pack, _]) = sorted.array_windows().find(|[a, b]| a == b) {
+            return Err(invalid("packs", format!("{pack:?} is listed twice")));
+        }
+        drop(sorted);
         let count = from.count(8)?;
         if count == 0 {
             return Err(invalid("runs", "there are none"));
@@ -278,6 +284,58 @@ impl Overlay {
             return Err(invalid("overlay", format!("is {found:?}, not {:?}", (page, id))));
         }
         Self::decode_runs(geometry, from)
+    }
+}
+
+/// Which blocks of one chunk some overlays locate, and which they zero.
+#[derive(Debug)]
+pub(super) struct Located {
+    /// The first block of the chunk, counted from the start of the map page.
+    start: u32,
+    /// One bit for each block that is in a frame of a pack.
+    frames: [u64; LOCATED_WORDS],
+    /// One bit for each block that is in a frame or is zeros.
+    all: [u64; LOCATED_WORDS],
+}
+
+const LOCATED_WORDS: usize = MAX_PAGES_PER_CHUNK as usize * BLOCKS_PER_PAGE as usize / 64;
+
+impl Located {
+    /// What these overlays locate of the chunk with the index `slot` in the map page. The last overlay is the newest.
+    pub(super) fn new<'a>(
+        geometry: Geometry,
+        slot: u16,
+        overlays: impl IntoIterator<Item = &'a Overlay>,
+    ) -> Self {
+        let blocks = u32::try_from(geometry.blocks_per_chunk()).expect("at most 8,192");
+        let start = u32::from(slot) * blocks;
+        let mut located = Self { start, frames: [0; LOCATED_WORDS], all: [0; LOCATED_WORDS] };
+        for overlay in overlays {
+            for (range, target) in overlay.overlaps(start..start + blocks) {
+                range.for_each(|block| located.insert(block, target));
+            }
+        }
+        located
+    }
+
+    fn insert(&mut self, block: u32, target: Target) {
+        let block = usize::try_from(block - self.start).expect("at most 8,191");
+        let (word, bit) = (block / 64, 1 << (block % 64));
+        self.all[word] |= bit;
+        match target {
+            Target::Frame { .. } => self.frames[word] |= bit,
+            Target::Zero { .. } => self.frames[word] &= !bit,
+        }
+    }
+
+    /// The number of blocks that are located or zeroed.
+    pub(super) fn count(&self) -> u32 {
+        self.all.iter().map(|word| word.count_ones()).sum()
+    }
+
+    /// Whether a block of a page is in a frame.
+    pub(super) fn has_frame_of(&self, page: u16) -> bool {
+        self.frames[usize::from(page / 4)] >> (page % 4 * 16) & 0xffff != 0
     }
 }
 

@@ -20,6 +20,8 @@ use super::keys::ObjectId;
 pub const HEADER_BYTES: u64 = (Encoder::PROLOGUE_BYTES + 12 + 2 + 4) as u64;
 /// Limit on the frames of a pack.
 pub const MAX_FRAMES: u32 = 65_535;
+/// The number of blocks of the largest volume: a block of a pack lies before it.
+pub const MAX_BLOCKS: u64 = 1 << 41;
 /// The number under which the index has its tag.
 const INDEX: u64 = u64::MAX;
 
@@ -155,10 +157,10 @@ pub fn decode_index(volume: Uuid, id: ObjectId, frames: u32, bytes: &[u8]) -> Re
         .chunks_exact(8)
         .map(|block| u64::from_le_bytes(block.try_into().expect("eight bytes")))
         .collect();
-    match blocks.is_sorted_by(|a, b| a < b) {
-        true => Ok(blocks),
-        false => Err(invalid("index", "the blocks are not in ascending order")),
+    if !blocks.is_sorted_by(|a, b| a < b) || blocks.last().is_some_and(|last| *last >= MAX_BLOCKS) {
+        return Err(invalid("index", "the blocks are not in ascending order, or beyond the largest volume"));
     }
+    Ok(blocks)
 }
 
 #[cfg(test)]
