@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use cairn::effect::Durability::Volatile;
 use cairn::store::Error as StoreError;
 use cairn::volume::format::keys::{Keys, Parsed};
 use cairn::volume::read::concat;
@@ -198,8 +199,8 @@ async fn change_some(world: &World, volume: &Arc<Volume>, epoch: u32, random: &m
         let (offset, room) = layout.place(position);
         let range = offset..offset + unit.min(room);
         let (change, data): (_, Bytes) = world.lock().issue_write(epoch, &range);
-        match tokio::time::timeout(PATIENCE, volume.write(range.start, data, false)).await {
-            Ok(Ok(())) => world.lock().answered(epoch, change, false),
+        match tokio::time::timeout(PATIENCE, volume.write(range.start, data, Volatile)).await {
+            Ok(Ok(())) => world.lock().answered(epoch, change, Volatile),
             Ok(Err(error)) => {
                 let goes_on = world.lock().may_fail("a write of a part", &error);
                 // At the deadline, the journal is full and cannot be folded: the next would wait as long.

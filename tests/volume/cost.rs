@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use cairn::effect::Durability::Volatile;
 use cairn::store::Operation;
 
 use super::bench::{Bench, MIB, pattern, quiesce};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Requests of each kind since the tallies were reset: PUT, GET, LIST.
+/// The numbers of PUT, GET and LIST requests since the tallies were reset.
 fn requests(bench: &Bench) -> [u64; 3] {
     [Operation::Put, Operation::Get, Operation::List]
         .map(|operation| bench.memory.tally(operation, |_| true).requests)
@@ -36,7 +37,7 @@ async fn a_block_written_and_flushed_each_second_costs_a_put_each_second() {
     quiesce().await;
     bench.memory.reset_tallies();
     for n in 0..3600_u64 {
-        volume.write(n % 4 * 4096, pattern(n, 4096), false).await.unwrap();
+        volume.write(n % 4 * 4096, pattern(n, 4096), Volatile).await.unwrap();
         volume.flush().await.unwrap();
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
@@ -44,7 +45,7 @@ async fn a_block_written_and_flushed_each_second_costs_a_put_each_second() {
     let [puts, _, lists] = requests(&bench);
     let folds = bench.puts("/chunk/").requests;
     assert_eq!((bench.puts("/journal/").requests, lists), (3600, 0));
-    // A checkpoint every five minutes: the chunk, a map page, a root, a root table and the head.
+    // A checkpoint every five minutes writes the chunk, a map page, a root, a root table and the head.
     assert!((11..=12).contains(&folds), "{folds} checkpoints in an hour");
     assert!(puts <= 3600 + 360 + 12 * 5, "{puts} PUTs");
     drop(volume);
@@ -56,16 +57,16 @@ async fn a_checkpoint_rewrites_each_chunk_that_changed_and_reads_it_in_five_part
     bench.options.commit_max_age = HOUR * 10;
     let volume = bench.open().await;
     for n in 0..64_u64 {
-        volume.write(n * MIB, pattern(n, 1 << 20), false).await.unwrap();
+        volume.write(n * MIB, pattern(n, 1 << 20), Volatile).await.unwrap();
     }
     volume.flush().await.unwrap();
     volume.checkpoint().await.unwrap();
     volume.close().await.unwrap();
-    // With nothing in the cache.
+    // A new gateway, whose cache is empty.
     let volume = bench.open().await;
     bench.memory.reset_tallies();
     for chunk in 0..16_u64 {
-        volume.write(chunk * 4 * MIB + MIB / 2, pattern(chunk, 4096), false).await.unwrap();
+        volume.write(chunk * 4 * MIB + MIB / 2, pattern(chunk, 4096), Volatile).await.unwrap();
     }
     volume.flush().await.unwrap();
     volume.checkpoint().await.unwrap();
@@ -82,7 +83,7 @@ async fn bulk_data_costs_a_put_for_each_chunk() {
     quiesce().await;
     bench.memory.reset_tallies();
     for n in 0..1024_u64 {
-        volume.write(n * MIB / 4, pattern(n, 1 << 18), false).await.unwrap();
+        volume.write(n * MIB / 4, pattern(n, 1 << 18), Volatile).await.unwrap();
     }
     volume.flush().await.unwrap();
     volume.checkpoint().await.unwrap();

@@ -1,15 +1,17 @@
 //! The picture of a disk: absent, stored, cached, dirty.
 
+use cairn::effect::Durability::{Durable, Volatile};
+use cairn::effect::Zeroing;
 use cairn::volume::{Cell, Volume};
 
 use super::bench::{Bench, MIB, pattern};
 
-/// Bytes stored and dirty of each cell, in pages of 64 KiB.
+/// The stored and the dirty pages of 64 KiB of each cell.
 fn pages(cells: &[Cell]) -> Vec<(u64, u64)> {
     cells.iter().map(|cell| (cell.stored_bytes / 65_536, cell.dirty_bytes / 65_536)).collect()
 }
 
-/// Bytes stored of the first cells, and how many of them are cached too, in pages of 64 KiB.
+/// The stored pages of 64 KiB of the first three cells, and how many of these are cached.
 async fn cached(volume: &Volume) -> Vec<(u64, u64)> {
     let picture = volume.picture(16).await.unwrap();
     picture.cells[..3].iter().map(|cell| (cell.stored_bytes / 65_536, cell.cached_bytes / 65_536)).collect()
@@ -27,8 +29,8 @@ async fn a_write_is_dirty_until_it_is_durable_and_absent_after_a_trim() {
     let mut expected = vec![(0, 0); 16];
     assert_eq!(shown().await, expected, "a fresh disk is absent");
 
-    // Half in one cell, half in the next.
-    volume.write(8 * MIB - 65_536, pattern(1, 131_072), false).await.unwrap();
+    // Half of the data is in one cell, half in the next.
+    volume.write(8 * MIB - 65_536, pattern(1, 131_072), Volatile).await.unwrap();
     (expected[1], expected[2]) = ((0, 1), (0, 1));
     assert_eq!(shown().await, expected);
 
@@ -38,7 +40,7 @@ async fn a_write_is_dirty_until_it_is_durable_and_absent_after_a_trim() {
     volume.checkpoint().await.unwrap();
     assert_eq!(shown().await, expected, "durable in objects");
 
-    volume.zero(8 * MIB, 65_536, true, false).await.unwrap();
+    volume.zero(8 * MIB, 65_536, Zeroing::Deallocate, Volatile).await.unwrap();
     expected[2] = (0, 1);
     assert_eq!(shown().await, expected, "a TRIM is a change like any other");
     volume.checkpoint().await.unwrap();
@@ -46,22 +48,22 @@ async fn a_write_is_dirty_until_it_is_durable_and_absent_after_a_trim() {
     assert_eq!(shown().await, expected);
 }
 
-/// In the journal and in objects, as pages and as whole chunks: what was written or read lately is in memory, and what
-/// was only stored is not.
+/// Recent data is shown as cached, whether the store has it in the journal or in objects, as
+/// pages or as whole chunks. The rest is shown as only stored.
 #[tokio::test(start_paused = true)]
 async fn what_is_stored_is_cached_while_memory_has_it_too() {
     let mut bench = Bench::new(64 * MIB).await;
     let volume = bench.open().await;
     // A whole chunk, which is uploaded at once, and two pages, which go through the journal.
-    volume.write(0, pattern(1, 4 << 20), false).await.unwrap();
-    volume.write(8 * MIB, pattern(2, 131_072), true).await.unwrap();
+    volume.write(0, pattern(1, 4 << 20), Volatile).await.unwrap();
+    volume.write(8 * MIB, pattern(2, 131_072), Durable).await.unwrap();
     assert_eq!(cached(&volume).await, [(64, 64), (0, 0), (2, 2)], "just written");
     volume.checkpoint().await.unwrap();
     assert_eq!(cached(&volume).await, [(64, 64), (0, 0), (2, 2)], "folded, and in use");
     volume.close().await.unwrap();
     drop(volume);
 
-    // By a gateway whose cache is empty.
+    // A new gateway, whose cache is empty.
     let volume = bench.open().await;
     assert_eq!(cached(&volume).await, [(64, 0), (0, 0), (2, 0)], "only stored");
     volume.read(8 * MIB, 4096).await.unwrap();
