@@ -421,6 +421,7 @@ impl Folder {
         }
         let counts = page.counts();
         let mut references = Vec::with_capacity(page.overlays.len());
+        let mut overlays = Vec::new();
         for loaded in &mut page.overlays {
             let overlay = loaded.overlay.as_ref().expect("what is lost was given up");
             if loaded.id.is_none() && overlay.encoded_bytes() as u64 > shared.options.embed_bytes {
@@ -428,7 +429,7 @@ impl Folder {
                 let key = made.note(shared.keys.overlay(page.number, id));
                 let bytes = overlay.encode(shared.keys.volume(), page.number, id);
                 put_new(shared, ObjectKind::Map, key.clone(), bytes).await?;
-                made.keep(key);
+                overlays.push(key);
                 loaded.id = Some(id);
             }
             let place = match loaded.id {
@@ -443,6 +444,8 @@ impl Folder {
         let volume = shared.keys.volume();
         let key = shared.keys.map_page(page.number, id);
         put_new(shared, ObjectKind::Map, made.note(key), map_page.encode(volume, id)).await?;
+        // An attempt that fails before this point leaves its overlays to be deleted: the next one makes others.
+        overlays.into_iter().for_each(|key| made.keep(key));
         let cache_key = CacheKey { volume, unit: Unit::Map(page.number, id) };
         let view = Arc::new(MapView { page: map_page, overlays: page.overlays });
         shared.env.cache.insert_map_view(cache_key, view).await;
