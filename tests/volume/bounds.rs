@@ -154,6 +154,7 @@ async fn a_record_that_is_larger_than_a_get_is_replayed_without_its_data() {
 #[tokio::test(start_paused = true)]
 async fn a_long_table_is_read_in_two_parts() {
     let mut bench = Bench::new(512 * MIB).await;
+    bench.options.commit_max_bytes = 64 * MIB;
     let volume = bench.open().await;
     for n in 0..6000_u64 {
         volume.write(n * 8192, pattern(n, 512), false).await.unwrap();
