@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use cairn::effect::Durability::Volatile;
 use cairn::metrics::Metrics;
 use cairn::metrics::labels::Tier;
 use cairn::store::Operation;
@@ -73,7 +74,7 @@ impl Disk {
     async fn write(&mut self, block: usize) {
         self.versions[block] += 1;
         let bytes = bytes_of(block, self.versions[block]);
-        self.volume.write(offset_of(block), bytes, false).await.unwrap();
+        self.volume.write(offset_of(block), bytes, Volatile).await.unwrap();
     }
 
     /// Publishes a checkpoint, and waits until only the lease is renewed.

@@ -202,9 +202,9 @@ impl Clean {
 pub(crate) struct HeldPieces(BTreeMap<CacheKey, u16>);
 
 impl HeldPieces {
-    /// Whether all wanted blocks of a piece were held.
-    pub(crate) fn has(&self, fetch: &Fetch) -> bool {
-        self.0.get(&fetch.key).is_some_and(|mask| fetch.mask() & !mask == 0)
+    /// Returns which of the wanted blocks of a piece were held, the first wanted one in the lowest bit.
+    pub(crate) fn blocks(&self, fetch: &Fetch) -> u16 {
+        self.0.get(&fetch.key).map_or(0, |mask| (mask & fetch.mask()) >> fetch.first)
     }
 }
 
