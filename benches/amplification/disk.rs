@@ -126,8 +126,9 @@ impl Gateway {
         Ok(())
     }
 
-    /// Brings the data of the disk back into the order of the disk, as far as the engine offers that.
+    /// Brings the data of the disk back into the order of the disk.
     pub(crate) async fn consolidate(&self, volume: &Volume) -> Result<(), Failure> {
+        volume.consolidate().await?;
         self.drain(volume, || {}).await
     }
 }

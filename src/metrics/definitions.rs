@@ -164,7 +164,7 @@ definitions! {
         "Bytes of objects uploaded for the volume, by kind of object.");
 
     DATA_BYTES = gauge("cairn_data_bytes", "bytes", &["volume", "share"],
-        "Bytes of blocks in chunk objects and packs as of the last checkpoint, by whether a read can return them.");
+        "Bytes of blocks in chunk objects and packs as of the last checkpoint, by whether they are in use.");
     OVERLAID_BYTES = gauge("cairn_overlaid_bytes", "bytes", &["volume"],
         "Bytes of the disk that overlays locate in packs or zero, as of the last checkpoint.");
     PACKS = gauge("cairn_packs", "packs", &["volume"], "Packs in use as of the last checkpoint.");

@@ -294,9 +294,9 @@ impl Volume {
         self.folds.fold(&self.shared).await
     }
 
-    /// Makes a checkpoint and moves all blocks from packs back to chunk objects, so that sequential reads need few
-    /// requests. It takes several checkpoints, and writes the chunks that have blocks in packs once more. Blocks that
-    /// clients write meanwhile may remain in packs.
+    /// Makes a checkpoint and moves all blocks from packs back to chunk objects, so that sequential reads
+    /// need few requests. It takes several checkpoints, and writes the chunks that have blocks in packs
+    /// once more. Blocks that clients write meanwhile may remain in packs.
     ///
     /// # Errors
     /// If the volume stopped.

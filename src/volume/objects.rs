@@ -1,5 +1,5 @@
-//! The small objects of a volume, each read or created as a whole (head, identity, root, root table), and the tables
-//! of records.
+//! The small objects of a volume, each read or created as a whole (head, identity, root, root table), and
+//! the tables of records.
 //!
 //! Knows what a damaged or absent object means for an attempt to open, create or delete a volume. Must not
 //! know about open volumes. Invariant: an object is returned only if its bytes have passed their check.
@@ -67,8 +67,8 @@ pub(super) async fn load_roots(
 /// Number of bytes of a record that are read first. The table of a commit of 16 MiB in blocks of 4 KiB fits.
 const TABLE_BYTES: u64 = 128 << 10;
 
-/// Fetches and verifies the table of a record of `size_bytes`, without the data behind it. A single answer that the
-/// record is absent is believed. Also returns the checksum of the table.
+/// Fetches and verifies the table of a record of `size_bytes`, without the data behind it. A single answer
+/// that the record is absent is believed. Also returns the checksum of the table.
 pub(super) async fn fetch_table(
     store: &dyn Store,
     keys: Keys,

@@ -51,8 +51,8 @@ pub struct Options {
     pub consolidate_percent: u64,
     /// A pack is rewritten when at most this share of its blocks is in use, in percent.
     pub relocate_percent: u64,
-    /// Limit on the bytes that checkpoints rewrite in addition to what clients write, in percent of that. It is
-    /// exceeded when garbage would take too much space.
+    /// Limit on the bytes that checkpoints rewrite in addition to what clients write, in percent of that.
+    /// It is exceeded when garbage would take too much space.
     pub background_percent: u64,
     /// How long a lease lasts after its renewal.
     pub lease_ttl: Duration,

@@ -2,8 +2,8 @@
 //!
 //! Owns which requests are sent, how many at a time, and how long each takes. It must not know the command
 //! line or the output. A request takes its whole way through the gateway's client, including the limit of its
-//! class and retries. Invariants: every key begins with the prefix. A PUT that was sent is waited for, so that
-//! the deletion comes after it.
+//! class and retries. Invariants: every key begins with the prefix. A PUT that was sent is waited for, so
+//! that the deletion comes after it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

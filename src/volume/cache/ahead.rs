@@ -1,8 +1,8 @@
 //! Pieces that were read ahead of a sequential reader and that nobody has read yet.
 //!
-//! Must not know how pieces are fetched. The cache admits a new piece only if it is used more often than those that
-//! would have to go, and nobody has used these yet. So they wait here, in order of arrival, until they are read.
-//! Invariant: the pieces take at most the bound, whatever happens to them.
+//! Must not know how pieces are fetched. The cache admits a new piece only if it is used more often than
+//! those that would have to go, and nobody has used these yet. So they wait here, in order of arrival,
+//! until they are read. Invariant: the pieces take at most the bound, whatever happens to them.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,8 +29,8 @@ struct Waiting {
 }
 
 impl Ahead {
-    /// Adds blocks of a piece. Returns what has to go, so that at most `most` bytes wait. `weight` returns the bytes
-    /// that a piece takes.
+    /// Adds blocks of a piece. Returns what has to go, so that at most `most` bytes wait. `weight` returns
+    /// the bytes that a piece takes.
     pub(super) fn put(
         &self,
         key: CacheKey,

@@ -1,7 +1,7 @@
 //! Pieces of objects: how the cache identifies them, where they are stored, and how they are verified.
 //!
-//! Must not know how pieces are fetched or held. Invariant: bytes that [`Fetch::open`] returns are exactly the
-//! bytes that were written at that position of that object.
+//! Must not know how pieces are fetched or held. Invariant: bytes that [`Fetch::open`] returns are exactly
+//! the bytes that were written at that position of that object.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -100,8 +100,9 @@ pub struct Fetch {
 }
 
 impl Fetch {
-    /// Returns the fetch for successive blocks of one page of a chunk object. `owner` is the volume that owns the
-    /// object, `stored` the pages that it stores, `first` the first block, counted from the start of the chunk.
+    /// Returns the fetch for successive blocks of one page of a chunk object. `owner` is the volume that
+    /// owns the object, `stored` the pages that it stores, `first` the first block, counted from the start
+    /// of the chunk.
     #[must_use]
     pub fn chunk(
         owner: Uuid,
@@ -215,8 +216,8 @@ impl Fetch {
             && (end..=end + gap).contains(&self.at)
     }
 
-    /// Verifies `stored`, the bytes of the object at this place, which may be too few. Returns what is as it was
-    /// written, and whether that is all of it.
+    /// Verifies `stored`, the bytes of the object at this place, which may be too few. Returns what is as
+    /// it was written, and whether that is all of it.
     #[must_use]
     pub fn open(&self, stored: &Bytes) -> (Held, bool) {
         let unchecked = mutant::is(Mutant::TagUnchecked);

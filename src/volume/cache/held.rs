@@ -1,7 +1,7 @@
 //! What memory holds of one piece: some of the 16 blocks that share a cache key, or a whole run of changes.
 //!
-//! Must not know where the blocks come from. Invariant: the data consists of exactly the blocks of the mask, in
-//! order.
+//! Must not know where the blocks come from. Invariant: the data consists of exactly the blocks of the
+//! mask, in order.
 
 use bytes::Bytes;
 

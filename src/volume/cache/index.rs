@@ -1,8 +1,8 @@
 //! Map pages with their overlays, as the cache holds them: the index of what is stored.
 //!
-//! Must not know about stores. Every read needs the index, and an entry of a few bytes locates 4 KiB of data. So
-//! the index has a cache of its own, without a filter for rarely used entries, and data gives way to it.
-//! Invariant: concurrent misses of one map page share one load.
+//! Must not know about stores. Every read needs the index, and an entry of a few bytes locates 4 KiB of
+//! data. So the index has a cache of its own, without a filter for rarely used entries, and data gives way
+//! to it. Invariant: concurrent misses of one map page share one load.
 
 use std::sync::Arc;
 
@@ -96,8 +96,8 @@ impl Index {
         self.views.load().weighted_size()
     }
 
-    /// Returns a map page, and whether it had to be loaded. A page of which an overlay is lost is not kept, since
-    /// the overlay may exist after all.
+    /// Returns a map page, and whether it had to be loaded. A page of which an overlay is lost is not kept,
+    /// since the overlay may exist after all.
     pub(super) async fn view<F>(&self, key: CacheKey, load: F) -> Result<(Arc<MapView>, bool), Error>
     where
         F: Future<Output = Result<Arc<MapView>, Error>> + Send,

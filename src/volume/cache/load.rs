@@ -1,8 +1,8 @@
 //! Loads in flight: GETs that fetch runs of neighbouring pieces, and those who wait for them.
 //!
-//! Owns what is being loaded; what is held is in `clean`. Must not know what the pieces mean. Invariant: when a
-//! load ends, even by cancellation, everybody who waits for it gets a result, and later readers start a load of
-//! their own.
+//! Owns what is being loaded; what is held is in `clean`. Must not know what the pieces mean. Invariant:
+//! when a load ends, even by cancellation, everybody who waits for it gets a result, and later readers
+//! start a load of their own.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -215,8 +215,8 @@ impl PageCache {
         self.index.remove(key).await;
     }
 
-    /// Returns every piece, in the order of `wanted`. Blocks that are not in memory are fetched; those that lie
-    /// close together in an object share a GET.
+    /// Returns every piece, in the order of `wanted`. Blocks that are not in memory are fetched; those that
+    /// lie close together in an object share a GET.
     pub async fn fetch(&self, store: &Arc<dyn Store>, wanted: &[Fetch]) -> Fetched {
         self.fetch_and(store, wanted, Keep::Cached).await
     }
@@ -349,8 +349,8 @@ impl PageCache {
         }
     }
 
-    /// Joins or starts the loads of the missing blocks. Returns the loads to wait for, by missing piece, and one
-    /// GET for each run of neighbours.
+    /// Joins or starts the loads of the missing blocks. Returns the loads to wait for, by missing piece,
+    /// and one GET for each run of neighbours.
     fn begin(&self, wanted: &[Fetch], missing: &[Missing]) -> (Vec<Vec<Arc<Load>>>, Vec<Begun>) {
         let mut waits = Vec::with_capacity(missing.len());
         let mut runs: Vec<Begun> = Vec::new();

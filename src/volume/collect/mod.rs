@@ -430,8 +430,8 @@ impl Collector {
         Ok(())
     }
 
-    /// Deletes the chunk objects, overlays and packs that only a retired root references. Its map pages and the root itself then
-    /// become orphans.
+    /// Deletes the chunk objects, overlays and packs that only a retired root references. Its map pages and
+    /// the root itself then become orphans.
     async fn delete_root(&self, id: ObjectId) -> Result<(), Error> {
         let shared = &self.shared;
         let kept = self.trash.kept();
@@ -495,8 +495,8 @@ impl Collector {
         }
     }
 
-    /// Returns the keys of this volume's chunk objects and overlays that a map page of `root` references and the
-    /// same page of no neighbour does.
+    /// Returns the keys of this volume's chunk objects and overlays that a map page of `root` references
+    /// and the same page of no neighbour does.
     async fn only_named_by(
         &self,
         root: &Root,

@@ -1,8 +1,8 @@
 //! How much a checkpoint does besides what clients wrote: which packs it rewrites, and how many chunks it
 //! consolidates.
 //!
-//! Owns the budget. It does no I/O. Invariant: the bytes of background work are in proportion to what clients wrote,
-//! unless garbage takes too much space.
+//! Owns the budget. It does no I/O. Invariant: the bytes of background work are in proportion to what
+//! clients wrote, unless garbage takes too much space.
 
 use std::collections::BTreeMap;
 
@@ -48,15 +48,16 @@ impl Eagerness {
         }
     }
 
-    /// Bytes of background work for a checkpoint of `written` bytes. What the work replaces is deleted only after the
-    /// checkpoint, so it is bounded by the room that is left, too.
+    /// Bytes of background work for a checkpoint of `written` bytes. What the work replaces is deleted only
+    /// after the checkpoint, so it is bounded by the room that is left, too.
     pub(super) fn budget(self, space: Space, written: u64) -> u64 {
         let most = (space.live * MOST_PERCENT / 100).saturating_sub(space.stored) * BLOCK_BYTES;
         (written * self.percent / 100).min(written.max(most))
     }
 }
 
-/// Returns the packs that are worth rewriting, the least used first, while their blocks fit into `budget` bytes.
+/// Returns the packs that are worth rewriting, the least used first, while their blocks fit into `budget`
+/// bytes.
 pub(super) fn victims(
     root: &Root,
     eagerness: Eagerness,

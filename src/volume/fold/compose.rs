@@ -1,8 +1,8 @@
 //! Composes new content for a part of a page from what lies below it and the changes of a checkpoint.
 //!
-//! Owns the content of new blocks; which blocks are made is decided in `plan`. Invariant: each sector holds what
-//! a read at the checkpoint's commit returns. A sector that cannot be read is marked as lost until it is
-//! overwritten; it never becomes zeros.
+//! Owns the content of new blocks; which blocks are made is decided in `plan`. Invariant: each sector holds
+//! what a read at the checkpoint's commit returns. A sector that cannot be read is marked as lost until it
+//! is overwritten; it never becomes zeros.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -52,8 +52,8 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    /// Adds the content of a range that lies within one page: what is `below`, given by a call, and the changes of
-    /// a checkpoint over it. Returns how the changes cover it.
+    /// Adds the content of a range that lies within one page: what is `below`, given by a call, and the
+    /// changes of a checkpoint over it. Returns how the changes cover it.
     pub(super) fn add(
         &mut self,
         shared: &Shared,
@@ -118,8 +118,8 @@ impl Batch {
         Source::Fetched(self.fetches.len() - 1, at, damage)
     }
 
-    /// Fetches what the compositions need. Makes sure that objects that were not found are gone for good: their
-    /// sectors are marked as lost, and what is left of the objects is deleted.
+    /// Fetches what the compositions need. Makes sure that objects that were not found are gone for good:
+    /// their sectors are marked as lost, and what is left of the objects is deleted.
     pub(super) async fn fetch(&mut self, shared: &Shared) -> Result<Vec<Result<Bytes, Error>>, Error> {
         let fetches = std::mem::take(&mut self.fetches);
         let fetched = shared.env.cache.fetch_passing(&shared.env.store.bulk, &fetches).await;
@@ -153,8 +153,8 @@ impl Composition {
         }
     }
 
-    /// Writes the content to `bytes`, which is as long as the range. Returns the intact sectors of its page, of
-    /// which those outside the range count as intact.
+    /// Writes the content to `bytes`, which is as long as the range. Returns the intact sectors of its
+    /// page, of which those outside the range count as intact.
     pub(super) fn compose(
         &self,
         fetched: &[Result<Bytes, Error>],

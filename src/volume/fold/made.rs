@@ -43,13 +43,14 @@ impl FoldedPage {
     }
 }
 
-/// What a fold decided to do with the chunks of one map page, and how far it has come with packing their blocks.
+/// What a fold decided to do with the chunks of one map page, and how far it has come with packing their
+/// blocks.
 #[derive(Debug, Default)]
 pub(super) struct Packing {
     /// The chunks to rewrite, with or without changes.
     pub(super) rewrites: BTreeSet<ChunkIndex>,
-    /// The blocks to pack, in order, counted from the start of the volume. A block that is only moved has the pack
-    /// that it is in.
+    /// The blocks to pack, in order, counted from the start of the volume. A block that is only moved has
+    /// the pack that it is in.
     pub(super) blocks: Vec<(u64, Option<ObjectId>)>,
     /// How many of them are done.
     pub(super) done: usize,
@@ -76,8 +77,8 @@ pub(super) struct Background {
     pub(super) emptied: Vec<ObjectId>,
 }
 
-/// The results of a fold: names of objects, recorded before they are sent; chunks, packs and map pages that are
-/// finished; and buffers for reuse.
+/// The results of a fold: names of objects, recorded before they are sent; chunks, packs and map pages that
+/// are finished; and buffers for reuse.
 #[derive(Debug, Default)]
 pub(super) struct Made {
     names: Mutex<Vec<String>>,

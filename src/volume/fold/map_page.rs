@@ -1,8 +1,8 @@
-//! Folds the changes of one map page: decides what becomes of each changed chunk, packs blocks, rewrites chunks,
-//! and makes the new map page.
+//! Folds the changes of one map page: decides what becomes of each changed chunk, packs blocks, rewrites
+//! chunks, and makes the new map page.
 //!
-//! Invariant: what one attempt decided and packed is what the next attempt uses, because the packs are shared by all
-//! map pages of a fold.
+//! Invariant: what one attempt decided and packed is what the next attempt uses, because the packs are
+//! shared by all map pages of a fold.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -15,7 +15,7 @@ use super::made::{Background, Content, FoldedPage, Made, Packing};
 use super::page::{PageUpdate, Put};
 use super::plan::{self, Changes, Fresh};
 use super::{Folder, put_new, uniform};
-use crate::metrics::labels::ObjectKind;
+use crate::metrics::labels::{ObjectKind, Work};
 use crate::mutant::{self, Mutant};
 use crate::volume::cache::fetch::{CacheKey, Unit};
 use crate::volume::cache::index::MapView;
@@ -242,6 +242,7 @@ impl Folder {
         match background.budget.checked_sub(cost) {
             Some(left) => {
                 background.budget = left;
+                self.shared.metrics.background_bytes.of(Work::Consolidate).inc_by(cost);
                 background.cursor = 0;
                 true
             }
@@ -340,7 +341,8 @@ impl Folder {
                 if let Some(pack) = moved
                     && good != self.good_before(page, at)
                 {
-                    tracing::warn!(volume = %shared.keys.volume(), block, "a block cannot be moved from its pack");
+                    tracing::warn!(volume = %shared.keys.volume(), block,
+                        "a block cannot be moved from its pack");
                     let mut background = made.background.lock();
                     background.as_mut().expect("decided").emptied.retain(|emptied| emptied != pack);
                     continue;
@@ -349,6 +351,9 @@ impl Folder {
                 let put = match is_zero(bytes) && good == 0xff {
                     true => Put::Zero(false),
                     false => {
+                        if moved.is_some() {
+                            shared.metrics.background_bytes.of(Work::Relocate).inc_by(BLOCK_BYTES);
+                        }
                         let packed = packs.append(shared, *block, bytes, is_hot).await;
                         Put::Frames(packed.pack, packed.frame)
                     }

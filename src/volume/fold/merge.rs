@@ -1,7 +1,8 @@
 //! Merges overlays of a map page, so that a read never searches more than a few.
 //!
-//! Pure functions, without I/O and state. Merging moves index entries, never data. Invariant: the merged overlay
-//! locates each block, in each chunk that it applies to, exactly where the two overlays together do.
+//! Pure functions, without I/O and state. Merging moves index entries, never data. Invariant: the merged
+//! overlay locates each block, in each chunk that it applies to, exactly where the two overlays together
+//! do.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -1,10 +1,11 @@
 //! Folding: turns all commits up to an exact one, and nothing newer, into new objects under a new root.
 //!
 //! Owns the folding task. Small changes go to packs, which overlays locate; chunks that have many of them are
-//! rewritten whole. `map_page` does that for one map page after the other. Reads, writes and commits continue during a fold: the changes being folded stay in
-//! effect above the old root until the new one is published. It does not delete anything; `collect` does.
-//! Invariants: the new root is the volume at exactly the checkpoint's commit. A head references only durable
-//! objects. Nothing is handed to the collector before the head that replaces it is durable.
+//! rewritten whole. `map_page` does that for one map page after the other. Reads, writes and commits
+//! continue during a fold: the changes being folded stay in effect above the old root until the new one is
+//! published. It does not delete anything; `collect` does. Invariants: the new root is the volume at
+//! exactly the checkpoint's commit. A head references only durable objects. Nothing is handed to the
+//! collector before the head that replaces it is durable.
 
 mod background;
 mod compose;
@@ -415,7 +416,8 @@ impl Folder {
         Ok(Some(root))
     }
 
-    /// Returns the map pages that must be folded. Map pages that changes make uniform are so in `root` afterwards.
+    /// Returns the map pages that must be folded. Map pages that changes make uniform are so in `root`
+    /// afterwards.
     fn affected(
         &self,
         scope: Scope,

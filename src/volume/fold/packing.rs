@@ -1,8 +1,8 @@
 //! The packs that a fold makes, one after the other.
 //!
 //! Owns packs from their first block until they are durable. Must not know which blocks belong into a pack.
-//! Invariant: a pack keeps its bytes until the store has them, over all attempts of a fold, because map pages that
-//! are finished reference it.
+//! Invariant: a pack keeps its bytes until the store has them, over all attempts of a fold, because map
+//! pages that are finished reference it.
 
 use std::collections::BTreeMap;
 

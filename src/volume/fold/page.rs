@@ -1,8 +1,8 @@
 //! A map page that a fold changes: its entries, its overlays and the counts of blocks, in memory.
 //!
-//! Owns what the new map page will say. It does no I/O. Invariant: the number of overlaid blocks of each entry, the
-//! frames that are no longer in use and the count of hidden blocks follow from what the overlays say, before and
-//! after each change.
+//! Owns what the new map page will say. It does no I/O. Invariant: the number of overlaid blocks of each
+//! entry, the frames that are no longer in use and the count of hidden blocks follow from what the overlays
+//! say, before and after each change.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -180,9 +180,10 @@ impl PageUpdate {
         }
     }
 
-    /// Gives up the chunks that a lost overlay applies to, except the blocks that newer overlays have: what the lost
-    /// one has of them is unknown, and so is what lies below it. Frames that older overlays located stay in use,
-    /// because it is unknown which of them the lost one replaced. Their packs are left to a rewrite.
+    /// Gives up the chunks that a lost overlay applies to, except the blocks that newer overlays have: what
+    /// the lost one has of them is unknown, and so is what lies below it. Frames that older overlays
+    /// located stay in use, because it is unknown which of them the lost one replaced. Their packs are left
+    /// to a rewrite.
     fn lose(&mut self, place: usize) {
         let lost = self.overlays[place].chunks.clone();
         for slot in lost.iter() {

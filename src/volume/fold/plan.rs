@@ -1,6 +1,7 @@
 //! What the changes of a checkpoint do to the blocks and pages of one chunk.
 //!
-//! Pure functions, without I/O and state. Invariant: a block counts as zeros only if the changes zero all of it.
+//! Pure functions, without I/O and state. Invariant: a block counts as zeros only if the changes zero all
+//! of it.
 
 use std::ops::Range;
 
@@ -75,8 +76,8 @@ pub(super) struct Cover {
 }
 
 impl Cover {
-    /// Returns how changes cover the page that begins at byte `start` of the volume. The part of a page beyond the
-    /// end of the volume counts as changed.
+    /// Returns how changes cover the page that begins at byte `start` of the volume. The part of a page
+    /// beyond the end of the volume counts as changed.
     pub(super) fn of(changes: &Changes, start: u64, size_bytes: u64) -> Self {
         let page = start..start + PAGE_BYTES;
         let first = changes.partition_point(|(range, _)| range.end <= page.start);
@@ -102,8 +103,8 @@ impl Cover {
     }
 }
 
-/// Updates which pages of an entry are allocated, lost and damaged, for changes whose blocks are packed. The blocks
-/// that the changes touch are marked one by one, with [`set_good`].
+/// Updates which pages of an entry are allocated, lost and damaged, for changes whose blocks are packed.
+/// The blocks that the changes touch are marked one by one, with [`set_good`].
 pub(super) fn update_pages(entry: &mut Entry, changes: &Changes, chunk_start: u64, size_bytes: u64) {
     let mut next = 0;
     for (range, _) in changes {

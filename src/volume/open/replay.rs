@@ -1,5 +1,6 @@
 //! Replay: reads the journal from a checkpoint through the logs of all older epochs, each of which ends with
-//! a seal. Only the tables of the records are read: they contain the tags that verify the data when it is needed.
+//! a seal. Only the tables of the records are read: they contain the tags that verify the data when it is
+//! needed.
 //!
 //! Owns the order of the journal; it does not know leases or names. Invariants: records are applied in order,
 //! and each contains the checksum of the one before. A log ends only at a seal, ours or another's. A seal of

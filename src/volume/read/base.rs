@@ -80,8 +80,8 @@ impl LoadedMapPage {
 }
 
 /// Returns what the overlays that apply to a chunk say about a range of its blocks, in order of block; the
-/// blocks are counted from the start of the map page. `overlays` are sorted from the oldest to the newest. Blocks
-/// that no overlay covers are left out.
+/// blocks are counted from the start of the map page. `overlays` are sorted from the oldest to the newest.
+/// Blocks that no overlay covers are left out.
 #[must_use]
 pub fn located(overlays: &[LoadedOverlay], slot: u16, blocks: Range<u32>) -> Vec<(Range<u32>, Located)> {
     let mut found: Vec<(Range<u32>, Located)> = Vec::new();
@@ -151,8 +151,8 @@ pub enum Mapped {
     Page(LoadedMapPage),
 }
 
-/// Loads map page `number` of `root` with its overlays if it is an object. An overlay that is lost is part of the
-/// result, because chunks that it does not apply to can still be read.
+/// Loads map page `number` of `root` with its overlays if it is an object. An overlay that is lost is part
+/// of the result, because chunks that it does not apply to can still be read.
 ///
 /// # Errors
 /// Returns an error if the map page is lost or damaged, or if the store fails.
@@ -185,8 +185,8 @@ pub async fn map_page(
     Ok(Mapped::Page(LoadedMapPage { view, owner }))
 }
 
-/// As [`map_page`], but the overlays are not needed: they may be missing from the result, although the map page still
-/// references them.
+/// As [`map_page`], but the overlays are not needed: they may be missing from the result, although the map
+/// page still references them.
 ///
 /// # Errors
 /// As [`map_page`].
