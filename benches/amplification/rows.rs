@@ -161,9 +161,15 @@ pub(crate) const ROWS: &[Row] = &[
             let rate = |phase| number(results, phase, "/mib_per_second");
             let fresh = rate("uniform/read-fresh");
             let against = |phase| rate(phase).zip(fresh).map(|(rate, fresh)| rate / fresh);
+            let fetched = |name: &str, phase| {
+                let fetched = number(results, phase, "/fetched_for_each_byte");
+                figure(format!("fetched for each byte, {name}"), fetched, "", None)
+            };
             vec![
                 figure("overwritten", against("uniform/read-overwritten"), "", Some(AtLeast(0.5))),
                 figure("consolidated", against("uniform/read-consolidated"), "", Some(AtLeast(0.95))),
+                fetched("fresh", "uniform/read-fresh"),
+                fetched("overwritten", "uniform/read-overwritten"),
             ]
         },
     },

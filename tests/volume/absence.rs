@@ -7,14 +7,13 @@ use std::time::Duration;
 
 use cairn::effect::Durability::{Durable, Volatile};
 use cairn::effect::Zeroing;
-use cairn::metrics::Metrics;
+use cairn::store::Operation;
 use cairn::store::fault::{Action, Failure, Rule};
-use cairn::store::retry::{Patience, RetryOptions};
-use cairn::store::{Classes, Operation, Retry};
 use cairn::volume::format::head::Head;
 use cairn::volume::format::keys::{Keys, ObjectId};
+use cairn::volume::format::pack;
 use cairn::volume::format::root::{KeptRoot, RootTable};
-use cairn::volume::{Environment, Error, Volume, catalog};
+use cairn::volume::{Error, Volume, catalog};
 
 use super::bench::{Bench, MIB, bytes_of, pattern, read};
 
@@ -156,14 +155,6 @@ async fn a_head_that_the_store_denies_once_stops_nothing() {
     assert_eq!(read(&volume, 512, 512).await, pattern(2, 512));
 }
 
-fn with_retries(bench: &Bench) -> Environment {
-    let read = Patience { deadline: Some(Duration::from_secs(60)), refusals: Some(3) };
-    let options = RetryOptions { read, ..RetryOptions::default() };
-    let env = bench.env(64 * MIB);
-    let store = Retry::new(Arc::new(bench.fault.clone()), options, Metrics::new().store(), 1);
-    Environment { store: Classes::one(Arc::new(store)), ..env }
-}
-
 #[tokio::test(start_paused = true)]
 async fn an_object_that_was_cut_short_costs_what_was_cut_alone() {
     let mut bench = Bench::new(64 * MIB).await;
@@ -171,7 +162,7 @@ async fn an_object_that_was_cut_short_costs_what_was_cut_alone() {
     let first = bench.keys("/chunk/").into_iter().find(|key| key.contains("/0-")).expect("chunk 0");
     let whole = bench.memory.remove(&first).expect("it exists");
     bench.memory.insert(&first, whole.slice(..whole.len() / 2));
-    let env = with_retries(&bench);
+    let env = bench.env_with_retries();
     let id = catalog::resolve(&env, "disk").await.unwrap();
     let volume = Volume::open(&env, bench.options.clone(), id, true).await.unwrap();
     let begun = tokio::time::Instant::now();
@@ -265,7 +256,7 @@ async fn a_lost_map_page_costs_what_it_located_and_stops_no_checkpoint() {
 async fn a_body_that_is_cut_on_its_way_is_no_damage() {
     let mut bench = Bench::new(64 * MIB).await;
     stored(&mut bench, 1).await.close().await.unwrap();
-    let env = with_retries(&bench);
+    let env = bench.env_with_retries();
     let id = catalog::resolve(&env, "disk").await.unwrap();
     let volume = Volume::open(&env, bench.options.clone(), id, true).await.unwrap();
     bench.fault.add(Rule::new(Action::Short).on(Operation::Get).containing("/chunk/").times(20));
@@ -275,9 +266,15 @@ async fn a_body_that_is_cut_on_its_way_is_no_damage() {
 #[tokio::test(start_paused = true)]
 async fn a_checkpoint_that_fails_keeps_what_it_finished_and_tries_ever_less_often() {
     let mut bench = Bench::new(64 * MIB).await;
+    bench.options.pack_bytes = 4 * 4096;
+    bench.options.embed_bytes = 0;
     let volume = stored(&mut bench, 8).await;
-    for n in 0..8_u64 {
+    // A part of a block in each of six chunks, and half of each of two others.
+    for n in 0..6_u64 {
         volume.write(n * 4 * MIB + 512, pattern(n + 40, 512), Volatile).await.unwrap();
+    }
+    for n in 6..8_u64 {
+        volume.write(n * 4 * MIB + MIB, pattern(n + 40, 2 << 20), Volatile).await.unwrap();
     }
     volume.flush().await.unwrap();
     bench.memory.reset_tallies();
@@ -288,17 +285,29 @@ async fn a_checkpoint_that_fails_keeps_what_it_finished_and_tries_ever_less_ofte
     tokio::pin!(checkpoint);
     let ten_minutes = tokio::time::timeout(Duration::from_secs(600), checkpoint.as_mut());
     ten_minutes.await.expect_err("no map page can be put");
-    assert_eq!(bench.puts("/chunk/").requests, 8, "each chunk is put once");
+    let put = |bench: &Bench| (bench.puts("/pack/").requests, bench.puts("/chunk/").requests);
+    // Blocks of six chunks make one whole pack of four. The other two wait for those of further map pages.
+    assert_eq!(put(&bench), (1, 2), "each pack and chunk is put once");
     let attempts = bench.memory.tally(Operation::Delete, |key| key.contains("/map/")).requests;
     assert!((40..140).contains(&attempts), "{attempts} attempts in ten minutes");
+    // Each attempt makes an overlay of its own, which is of no use to the next one.
+    let overlays = bench.puts("/overlay/").requests;
+    assert!(overlays.abs_diff(attempts) <= 1, "{overlays} overlays in {attempts} attempts");
+    assert!(bench.keys("/overlay/").len() <= 1, "{:?}", bench.keys("/overlay/"));
     bench.fault.remove(rule);
     checkpoint.await.unwrap();
-    assert_eq!(bench.puts("/chunk/").requests, 8, "what was finished is used");
+    assert_eq!(put(&bench), (2, 2), "what was finished is used");
+    assert_eq!(bench.puts("/pack/").bytes, pack::object_bytes(4) + pack::object_bytes(2));
     volume.close().await.unwrap();
+    assert_eq!(bench.keys("/overlay/").len(), 1, "that of the last attempt");
     let volume = bench.open().await;
-    for n in 0..8_u64 {
+    for n in 0..6_u64 {
         assert_eq!(read(&volume, n * 4 * MIB + 512, 512).await, pattern(n + 40, 512));
         assert_eq!(read(&volume, n * 4 * MIB + 1024, 512).await, pattern(n + 1, CHUNK)[1024..1536]);
+    }
+    for n in 6..8_u64 {
+        assert!(read(&volume, n * 4 * MIB + MIB, 2 * MIB).await == pattern(n + 40, 2 << 20), "{n}");
+        assert!(read(&volume, n * 4 * MIB, MIB).await == pattern(n + 1, CHUNK)[..1 << 20], "{n}");
     }
 }
 
@@ -330,7 +339,8 @@ async fn a_full_root_table_is_noticed_before_anything_is_uploaded() {
     bench.memory.reset_tallies();
     let checkpoint = tokio::time::timeout(Duration::from_secs(600), volume.checkpoint());
     checkpoint.await.expect_err("the table has no room");
-    assert_eq!(bench.puts("/chunk/").requests + bench.puts("/map/").requests, 0);
+    let made = ["/chunk/", "/pack/", "/overlay/", "/map/", "/root/"].map(|part| bench.puts(part).requests);
+    assert_eq!(made, [0; 5]);
     assert_eq!(read(&volume, 512, 512).await, pattern(2, 512));
 }
 

@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use cairn::store::{Fault, MemoryStore, Operation};
+use cairn::metrics::Metrics;
+use cairn::store::retry::{Patience, RetryOptions};
+use cairn::store::{Classes, Fault, MemoryStore, Operation, Retry};
 use cairn::volume::{DirtyBudget, Entropy, Environment, Options, PageCache, Segment, Volume, catalog};
 
 pub(crate) const MIB: u64 = 1 << 20;
@@ -58,7 +60,7 @@ impl Bench {
     /// The environment of a separate gateway, with an empty cache of the given size in bytes.
     pub(crate) fn env(&self, cache_bytes: u64) -> Environment {
         Environment {
-            store: cairn::store::Classes::one(Arc::new(self.fault.clone())),
+            store: Classes::one(Arc::new(self.fault.clone())),
             cache: PageCache::new(cache_bytes, MIB),
             budget: DirtyBudget::new(self.dirty_bytes),
             entropy: Entropy::seeded(self.seed),
@@ -69,7 +71,15 @@ impl Bench {
         }
     }
 
-    /// Opens the volume in a new gateway with an empty cache.
+    /// As [`Bench::env`], with the retries of a gateway: an object that is too short is an answer then.
+    pub(crate) fn env_with_retries(&self) -> Environment {
+        let read = Patience { deadline: Some(Duration::from_secs(60)), refusals: Some(3) };
+        let options = RetryOptions { read, ..RetryOptions::default() };
+        let store = Retry::new(Arc::new(self.fault.clone()), options, Metrics::new().store(), 1);
+        Environment { store: Classes::one(Arc::new(store)), ..self.env(64 * MIB) }
+    }
+
+    /// Opens the volume by a new gateway with an empty cache.
     pub(crate) async fn open(&mut self) -> Arc<Volume> {
         self.try_open(true).await.expect("opened")
     }

@@ -1,11 +1,16 @@
 //! How many requests a volume makes: the numbers that docs/cost.md multiplies by prices.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use cairn::effect::Durability::Volatile;
+use cairn::effect::Durability::{Durable, Volatile};
 use cairn::store::Operation;
+use cairn::store::memory::Tally;
+use cairn::volume::Volume;
+use cairn::volume::format::frame::FRAME_BYTES;
+use cairn::volume::format::{chunk, pack};
 
-use super::bench::{Bench, MIB, pattern, quiesce};
+use super::bench::{Bench, MIB, pattern, quiesce, read};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -43,37 +48,105 @@ async fn a_block_written_and_flushed_each_second_costs_a_put_each_second() {
     }
     quiesce().await;
     let [puts, _, lists] = requests(&bench);
-    let folds = bench.puts("/chunk/").requests;
     assert_eq!((bench.puts("/journal/").requests, lists), (3600, 0));
-    // A checkpoint every five minutes writes the chunk, a map page, a root, a root table and the head.
+    // A checkpoint every five minutes: a pack, a map page with its overlay, a root, a root table and the head.
+    let folds = bench.puts("/pack/").requests;
     assert!((11..=12).contains(&folds), "{folds} checkpoints in an hour");
-    assert!(puts <= 3600 + 360 + 12 * 5, "{puts} PUTs");
+    let made = ["/map/", "/root/", "/chunk/", "/overlay/"].map(|part| bench.puts(part).requests);
+    assert_eq!(made, [folds, 2 * folds, 0, 0]);
+    assert_eq!(bench.puts("/pack/").bytes, folds * pack::object_bytes(4), "four blocks each");
+    let heads = bench.puts("/head").requests;
+    assert_eq!(puts, 3600 + 4 * folds + heads);
+    assert!(heads <= 360 + 12, "{heads} updates of the head");
     drop(volume);
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_checkpoint_rewrites_each_chunk_that_changed_and_reads_it_in_five_parts() {
-    let mut bench = Bench::new(64 * MIB).await;
+/// A volume of 64 MiB whose 16 chunks are all stored, opened by a gateway with an empty cache.
+async fn full(bench: &mut Bench) -> Arc<Volume> {
     bench.options.commit_max_age = HOUR * 10;
     let volume = bench.open().await;
     for n in 0..64_u64 {
         volume.write(n * MIB, pattern(n, 1 << 20), Volatile).await.unwrap();
     }
-    volume.flush().await.unwrap();
-    volume.checkpoint().await.unwrap();
     volume.close().await.unwrap();
-    // A new gateway, whose cache is empty.
     let volume = bench.open().await;
     bench.memory.reset_tallies();
+    volume
+}
+
+/// The PUTs of packs and of chunks, and the GETs of both.
+fn data_requests(bench: &Bench) -> [Tally; 4] {
+    [bench.puts("/pack/"), bench.puts("/chunk/"), bench.gets("/pack/"), bench.gets("/chunk/")]
+}
+
+fn tally(requests: u64, bytes: u64) -> Tally {
+    Tally { requests, bytes }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_puts_changed_blocks_into_one_pack_and_reads_no_data() {
+    let mut bench = Bench::new(64 * MIB).await;
+    let volume = full(&mut bench).await;
     for chunk in 0..16_u64 {
         volume.write(chunk * 4 * MIB + MIB / 2, pattern(chunk, 4096), Volatile).await.unwrap();
     }
     volume.flush().await.unwrap();
     volume.checkpoint().await.unwrap();
-    let (puts, gets) = (bench.puts("/chunk/"), bench.gets("/chunk/"));
-    assert_eq!((puts.requests, puts.bytes / MIB), (16, 64), "16 blocks of 4 KiB, 16 chunks of 4 MiB");
-    assert_eq!(gets.requests, 80, "5 GETs of at most a MiB for a full chunk");
-    drop(volume);
+    let none = tally(0, 0);
+    assert_eq!(data_requests(&bench), [tally(1, pack::object_bytes(16)), none, none, none]);
+    let index = ["/map/", "/overlay/", "/root/"].map(|part| bench.puts(part).requests);
+    assert_eq!(index, [1, 0, 2], "the overlay is part of the map page");
+    // A part of a block takes a read of the block, wherever it is.
+    bench.memory.reset_tallies();
+    volume.write(MIB + 512, pattern(1, 512), Durable).await.unwrap();
+    volume.checkpoint().await.unwrap();
+    let block = tally(1, FRAME_BYTES);
+    assert_eq!(data_requests(&bench), [tally(1, pack::object_bytes(1)), none, none, block]);
+    volume.close().await.unwrap();
+    let volume = bench.open().await;
+    bench.memory.reset_tallies();
+    volume.write(MIB / 2 + 512, pattern(1, 512), Durable).await.unwrap();
+    volume.checkpoint().await.unwrap();
+    assert_eq!(data_requests(&bench), [tally(1, pack::object_bytes(1)), none, block, none]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_chunk_half_of_which_changed_is_rewritten_and_read_in_four_parts() {
+    let mut bench = Bench::new(64 * MIB).await;
+    let volume = full(&mut bench).await;
+    // Every other block.
+    for n in 0..512_u64 {
+        volume.write(4 * MIB + n * 8192, pattern(n, 4096), Volatile).await.unwrap();
+    }
+    volume.flush().await.unwrap();
+    volume.checkpoint().await.unwrap();
+    let (chunk, none) = (chunk::object_bytes(64, 64), tally(0, 0));
+    // GETs of at most a MiB, not counting tags.
+    assert_eq!(data_requests(&bench), [none, tally(1, chunk), none, tally(4, 1024 * FRAME_BYTES)]);
+}
+
+/// The second quarter makes it half: the first one is read from its pack, the rest from the chunk object.
+#[tokio::test(start_paused = true)]
+async fn a_chunk_half_of_which_lies_in_packs_is_rewritten_and_each_block_is_read_once() {
+    let mut bench = Bench::new(64 * MIB).await;
+    let volume = full(&mut bench).await;
+    volume.write(4 * MIB, pattern(100, 1 << 20), Durable).await.unwrap();
+    volume.checkpoint().await.unwrap();
+    let none = tally(0, 0);
+    assert_eq!(data_requests(&bench), [tally(1, pack::object_bytes(256)), none, none, none]);
+    volume.close().await.unwrap();
+    let volume = bench.open().await;
+    bench.memory.reset_tallies();
+    volume.write(6 * MIB, pattern(102, 1 << 20), Durable).await.unwrap();
+    volume.checkpoint().await.unwrap();
+    let quarter = 256 * FRAME_BYTES;
+    let chunk = chunk::object_bytes(64, 64);
+    assert_eq!(data_requests(&bench), [none, tally(1, chunk), tally(1, quarter), tally(2, 2 * quarter)]);
+    volume.close().await.unwrap();
+    let volume = bench.open().await;
+    for (n, seed) in [100, 5, 102, 7].into_iter().enumerate() {
+        assert!(read(&volume, 4 * MIB + n as u64 * MIB, MIB).await == pattern(seed, 1 << 20), "{n}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,7 +1,7 @@
 //! The volume against an array of bytes, by random commands.
 
-use cairn::effect::Durability::{Durable, Volatile};
-use cairn::effect::{Durability, Zeroing};
+use cairn::effect::Durability::{self, Durable, Volatile};
+use cairn::effect::Zeroing;
 use cairn::volume::Volume;
 use proptest::prelude::*;
 

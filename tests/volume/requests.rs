@@ -1,10 +1,13 @@
 //! What each command costs at the store.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use cairn::effect::Durability::{Durable, Volatile};
 use cairn::effect::Zeroing;
 use cairn::store::Operation;
+use cairn::volume::Volume;
+use cairn::volume::format::frame::FRAME_BYTES;
 
 use super::bench::{Bench, MIB, pattern, quiesce, read};
 
@@ -50,26 +53,36 @@ async fn bulk_data_is_sent_once() {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_cold_read_is_one_get() {
-    let mut bench = Bench::new(64 * MIB).await;
+/// A chunk at 8 MiB, and 64 blocks at 16 MiB that lie in a pack, opened by a gateway with an empty cache.
+async fn in_both(bench: &mut Bench) -> Arc<Volume> {
     let volume = bench.open().await;
     volume.write(8 * MIB, pattern(1, 4 << 20), Volatile).await.unwrap();
+    volume.write(16 * MIB, pattern(1, 4 << 16), Volatile).await.unwrap();
     volume.close().await.unwrap();
-    let volume = bench.open().await;
-    assert_eq!(
-        read(&volume, 8 * MIB + 65_536 * 3, 4096).await,
-        pattern(1, 4 << 20)[65_536 * 3..65_536 * 3 + 4096]
-    );
-    bench.memory.reset_tallies();
-    assert_eq!(
-        read(&volume, 8 * MIB + 65_536 * 9 + 512, 4096).await,
-        pattern(1, 4 << 20)[65_536 * 9 + 512..65_536 * 9 + 512 + 4096]
-    );
-    let gets = bench.gets("");
-    assert_eq!((gets.requests, gets.bytes), (1, 65_536 + 16), "one page and its tag");
-    assert_eq!(read(&volume, 8 * MIB + 65_536 * 9 + 512, 4096).await.len(), 4096);
-    assert_eq!(bench.gets("").requests, 1, "the second time from memory");
+    assert_eq!((bench.keys("/chunk/").len(), bench.keys("/pack/").len()), (1, 1));
+    bench.open().await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cold_read_is_one_get_of_the_blocks_that_it_needs() {
+    let mut bench = Bench::new(64 * MIB).await;
+    let volume = in_both(&mut bench).await;
+    let expected = pattern(1, 4 << 20);
+    // The map page is read first.
+    read(&volume, 12 * MIB - 4096, 4096).await;
+    for at in [8 * MIB, 16 * MIB] {
+        // A block, two that a read overlaps in part, and 17 blocks that lie in two pages.
+        for (offset, length, blocks) in [(36_864, 4096, 1), (102_912, 4096, 2), (135_168, 69_632, 17)] {
+            bench.memory.reset_tallies();
+            let bytes = read(&volume, at + offset, length).await;
+            let place = usize::try_from(offset).unwrap();
+            assert!(bytes == expected[place..place + bytes.len()], "at {at} + {offset}");
+            let gets = bench.gets("");
+            assert_eq!((gets.requests, gets.bytes), (1, blocks * FRAME_BYTES), "at {at} + {offset}");
+            assert_eq!(read(&volume, at + offset, length).await.len() as u64, length);
+            assert_eq!(bench.gets("").requests, 1, "the second time from memory");
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -82,21 +95,24 @@ async fn a_fresh_volume_of_10_tib_is_a_handful_of_objects() {
     assert!(bench.memory.objects().len() < 16, "{:?}", bench.memory.objects().keys());
 }
 
+/// A read of more than that fetches only what is not on its way.
 #[tokio::test(start_paused = true)]
-async fn concurrent_misses_of_a_page_share_a_get() {
+async fn concurrent_misses_of_a_block_share_a_get() {
     let mut bench = Bench::new(64 * MIB).await;
-    let volume = bench.open().await;
-    volume.write(0, pattern(1, 4 << 20), Volatile).await.unwrap();
-    volume.close().await.unwrap();
-    let volume = bench.open().await;
-    bench.memory.reset_tallies();
-    let gate = bench.fault.hold(Operation::Get, "/chunk/");
-    let reads = futures::future::join_all((0..16).map(|n| read(&volume, n * 4096, 4096)));
-    let (bytes, ()) = tokio::join!(reads, async {
-        gate.reached(1).await;
-        quiesce().await;
-        gate.release();
-    });
-    assert_eq!(bytes.concat(), pattern(1, 4 << 20)[..65_536]);
-    assert_eq!(bench.gets("/chunk/").requests, 1);
+    let volume = in_both(&mut bench).await;
+    for (at, part) in [(8 * MIB, "/chunk/"), (16 * MIB, "/pack/")] {
+        bench.memory.reset_tallies();
+        let gate = bench.fault.hold(Operation::Get, part);
+        let reads = futures::future::join_all((0..16).map(|n| read(&volume, at + n % 4 * 512, 512)));
+        let page = read(&volume, at, 65_536);
+        let (bytes, page, ()) = tokio::join!(reads, page, async {
+            gate.reached(2).await;
+            quiesce().await;
+            gate.release();
+        });
+        assert_eq!(bytes.concat(), pattern(1, 2048).repeat(4));
+        assert_eq!(page, pattern(1, 65_536));
+        let gets = bench.gets(part);
+        assert_eq!((gets.requests, gets.bytes), (2, 16 * FRAME_BYTES), "the block, and the other 15");
+    }
 }

@@ -5,8 +5,9 @@ use std::time::Duration;
 use cairn::effect::Durability::{Durable, Volatile};
 use cairn::effect::Zeroing;
 use cairn::store::Operation;
-use cairn::store::fault::{Action, Failure, Rule};
+use cairn::store::fault::{Action, Failure, Gate, Rule};
 use cairn::volume::Error;
+use cairn::volume::format::{chunk, pack};
 
 use super::bench::{Bench, MIB, bytes_of, pattern, read};
 
@@ -60,12 +61,12 @@ async fn what_a_checkpoint_moves_meanwhile_is_looked_up_again() {
     let id = cairn::volume::catalog::resolve(&env, "disk").await.unwrap();
     let volume = cairn::volume::Volume::open(&env, bench.options.clone(), id, true).await.unwrap();
     let map = bench.keys("/map/").pop().expect("one map page");
-    // There are gaps between the dirty data. Each gap requests the map page again; the last one does so when
-    // the page is gone.
+    // The dirty data leaves gaps, and each of them requests the map page again. The checkpoint shares the first of
+    // these requests; the second one reaches the store when the page is gone.
     for gap in [1, 3] {
         volume.write(gap * 4096, pattern(2, 4096), Volatile).await.unwrap();
     }
-    for (skip, seconds) in [(0, 1), (1, 1), (2, 100)] {
+    for (skip, seconds) in [(0, 1), (1, 100)] {
         let delay = Action::Delay(Duration::from_secs(seconds), Duration::from_secs(seconds));
         bench.fault.add(Rule::new(delay).on(Operation::Get).containing(&map).skip(skip).times(1));
     }
@@ -78,31 +79,81 @@ async fn what_a_checkpoint_moves_meanwhile_is_looked_up_again() {
     assert!(!extents[0].hole && !extents[0].zero);
 }
 
+/// The GET of a chunk object or a pack reaches the store when all blocks were moved and the object is gone.
 #[tokio::test(start_paused = true)]
-async fn a_damaged_page_stays_damaged_until_it_is_overwritten() {
+async fn what_a_consolidation_moves_during_a_read_is_looked_up_again() {
+    for (at, part) in [(0, "/chunk/"), (65_536, "/pack/")] {
+        let mut bench = Bench::new(64 * MIB).await;
+        bench.options.deletion_grace = Duration::ZERO;
+        let volume = stored(&mut bench).await;
+        volume.write(65_536, pattern(2, 65_536), Durable).await.unwrap();
+        volume.close().await.unwrap();
+        let volume = bench.open().await;
+        let key = bench.keys(part).pop().expect("one object");
+        let gate = Gate::new();
+        bench.fault.add(Rule::new(Action::Hold(gate.clone())).on(Operation::Get).containing(&key).times(1));
+        let consolidated = async {
+            gate.reached(1).await;
+            volume.consolidate().await.unwrap();
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            assert!(!bench.keys(part).contains(&key), "it was replaced and deleted meanwhile");
+            gate.release();
+        };
+        let (bytes, ()) = tokio::join!(read(&volume, at, 4096), consolidated);
+        let expected = if at == 0 { pattern(1, 4096) } else { pattern(2, 4096) };
+        assert_eq!(bytes, expected, "{part}");
+    }
+}
+
+/// Damages the frame that begins at byte `at` of the only object whose key contains `part`.
+fn damage(bench: &Bench, part: &str, at: u64) {
+    let key = bench.keys(part).pop().expect("one object");
+    let mut body = bench.memory.objects()[&key].to_vec();
+    body[usize::try_from(at).unwrap() + 100] ^= 1;
+    bench.memory.insert(&key, body.into());
+}
+
+/// Page 0 lies in a chunk object, page 1 in a pack. In each of them block 2 is damaged.
+#[tokio::test(start_paused = true)]
+async fn a_damaged_block_stays_damaged_until_it_is_overwritten_and_costs_no_other() {
     let mut bench = Bench::new(64 * MIB).await;
     let volume = stored(&mut bench).await;
-    let key = bench.keys("/chunk/").pop().expect("one chunk");
-    let mut body = bench.memory.objects()[&key].to_vec();
-    body[200] ^= 1;
-    bench.memory.insert(&key, body.into());
-    volume.write(1024, pattern(2, 1024), Durable).await.unwrap();
-    volume.checkpoint().await.unwrap();
+    volume.write(65_536, pattern(4, 65_536), Durable).await.unwrap();
     volume.close().await.unwrap();
+    damage(&bench, "/chunk/", chunk::frame_offset(64, 0, 2));
+    damage(&bench, "/pack/", pack::frame_offset(2));
     let volume = bench.open().await;
-    assert_eq!(read(&volume, 1024, 1024).await, pattern(2, 1024), "what was overwritten is good");
-    assert_eq!(
-        read(&volume, 65_536, 4096).await,
-        pattern(1, 4 << 20)[65_536..65_536 + 4096],
-        "other pages too"
-    );
-    for bad in [0, 2048, 65_024] {
-        volume.read(bad, 512).await.expect_err("a sector that was lost is never zeros");
+    for (page, seed) in [(0, 1), (65_536, 4)] {
+        let bad = page + 8192;
+        volume.read(bad, 512).await.expect_err("it fails its check");
+        volume.write(bad + 1024, pattern(2, 1024), Durable).await.unwrap();
+        volume.checkpoint().await.unwrap();
+        let before = pattern(seed, 65_536);
+        for again in 0..3 {
+            let at = format!("page at {page}, {again}");
+            assert_eq!(read(&volume, bad + 1024, 1024).await, pattern(2, 1024), "overwritten: {at}");
+            assert_eq!(read(&volume, page, 8192).await, before[..8192], "before it: {at}");
+            assert_eq!(read(&volume, bad + 4096, 53_248).await, before[12_288..], "after it: {at}");
+            for lost in [bad, bad + 512, bad + 2048, bad + 3584] {
+                let error = volume.read(lost, 512).await.expect_err("a sector that was lost is never zeros");
+                assert!(matches!(error, Error::Damaged { .. }), "{at}: {error}");
+            }
+            match again {
+                // From then on it lies in a chunk object, with its damage.
+                0 => volume.consolidate().await.unwrap(),
+                _ => volume.checkpoint().await.unwrap(),
+            }
+        }
+        volume.write(bad, pattern(3, 4096), Durable).await.unwrap();
+        assert_eq!(read(&volume, bad, 4096).await, pattern(3, 4096));
     }
-    volume.write(0, pattern(3, 65_536), Durable).await.unwrap();
     volume.close().await.unwrap();
     let volume = bench.open().await;
-    assert_eq!(read(&volume, 0, 65_536).await, pattern(3, 65_536));
+    for (page, seed) in [(0, 1), (65_536, 4)] {
+        let mut expected = pattern(seed, 65_536).to_vec();
+        expected[8192..12_288].copy_from_slice(&pattern(3, 4096));
+        assert_eq!(read(&volume, page, 65_536).await, expected);
+    }
 }
 
 /// Adjacent changes in a record are fetched and cached together, but a damaged one does not spoil the others.
@@ -230,26 +281,32 @@ async fn with_a_strict_lease_it_stops_when_the_lease_is_over() {
     assert!(!reads);
 }
 
+/// A checkpoint needs the block of which a part changes, from a chunk object or a pack, and what locates it.
 #[tokio::test(start_paused = true)]
 async fn what_is_damaged_on_the_way_is_never_marked_as_lost() {
-    let mut bench = Bench::new(64 * MIB).await;
-    let volume = bench.open().await;
-    volume.write(0, pattern(1, 65_536), Durable).await.unwrap();
-    volume.checkpoint().await.unwrap();
-    volume.close().await.unwrap();
-    let volume = bench.open().await;
-    volume.write(4096, pattern(2, 4096), Durable).await.unwrap();
-    let rule = bench.fault.add(Rule::new(Action::FlipBit).on(Operation::Get).containing("/chunk/"));
-    bench.memory.reset_tallies();
-    let folds = tokio::time::timeout(Duration::from_secs(60), volume.checkpoint()).await;
-    assert!(folds.is_err(), "nothing can be folded while every reading is damaged: {folds:?}");
-    assert!(bench.gets("/chunk/").requests > 10, "it was tried");
-    bench.fault.remove(rule);
-    volume.checkpoint().await.unwrap();
-    let mut expected = pattern(1, 65_536).to_vec();
-    expected[4096..8192].copy_from_slice(&pattern(2, 4096));
-    assert_eq!(read(&volume, 0, 65_536).await, expected);
-    volume.close().await.unwrap();
-    let volume = bench.open().await;
-    assert_eq!(read(&volume, 0, 65_536).await, expected);
+    for (at, part) in
+        [(0, "/chunk/"), (65_536, "/pack/"), (0, "/map/"), (0, "/overlay/"), (65_536, "/overlay/")]
+    {
+        let mut bench = Bench::new(64 * MIB).await;
+        bench.options.embed_bytes = 0;
+        let volume = stored(&mut bench).await;
+        volume.write(65_536, pattern(3, 65_536), Durable).await.unwrap();
+        volume.close().await.unwrap();
+        let volume = bench.open().await;
+        volume.write(at + 4608, pattern(2, 1024), Durable).await.unwrap();
+        let rule = bench.fault.add(Rule::new(Action::FlipBit).on(Operation::Get).containing(part));
+        bench.memory.reset_tallies();
+        let folds = tokio::time::timeout(Duration::from_secs(60), volume.checkpoint()).await;
+        assert!(folds.is_err(), "nothing can be folded while every reading is damaged: {folds:?}");
+        assert!(bench.gets(part).requests > 10, "it was tried: {part}");
+        bench.fault.remove(rule);
+        volume.checkpoint().await.unwrap();
+        let mut expected = [&pattern(1, 65_536)[..], &pattern(3, 65_536)].concat();
+        let place = usize::try_from(at).unwrap() + 4608;
+        expected[place..place + 1024].copy_from_slice(&pattern(2, 1024));
+        assert_eq!(read(&volume, 0, 131_072).await, expected, "{part}");
+        volume.close().await.unwrap();
+        let volume = bench.open().await;
+        assert_eq!(read(&volume, 0, 131_072).await, expected, "{part}");
+    }
 }

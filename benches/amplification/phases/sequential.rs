@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::Stage;
 use crate::Failure;
 use crate::content::Content;
+use crate::counted::Tallies;
 use crate::disk::{check, read as read_run};
 use crate::plan::{MIB_BLOCKS, Run};
 
@@ -17,23 +18,24 @@ const PASSES: usize = 3;
 
 /// Reads the disk from end to end in parts of 1 MiB, one after another, as `dd` does.
 pub(super) async fn read(stage: &Stage, content: &Content) -> Result<Value, Failure> {
-    let (disk_blocks, mut passes, mut fetched) = (stage.plan.disk_blocks(), Vec::new(), Value::Null);
+    let (disk_blocks, mut passes, mut fetched) = (stage.plan.disk_blocks(), Vec::new(), Tallies::default());
     for _ in 0..PASSES {
         let gateway = stage.disk.gateway(Duration::ZERO).await?;
         let volume = gateway.open().await?;
         let (before, begun) = (gateway.counted.counts(), Instant::now());
         pass(&volume, content, disk_blocks).await?;
         passes.push(begun.elapsed().as_secs_f64());
-        fetched = json!(&gateway.counted.counts().gets - &before.gets);
+        fetched = &gateway.counted.counts().gets - &before.gets;
         volume.close().await?;
     }
     let best = passes.iter().copied().fold(f64::INFINITY, f64::min);
     let rate = (stage.plan.disk_bytes() >> 20) as f64 / best;
-    println!("{rate:.0} MiB/s; passes of {passes:.2?} s; the last fetched {fetched}");
+    println!("{rate:.0} MiB/s; passes of {passes:.2?} s; the last fetched {}", json!(fetched));
     Ok(json!({
         "mib_per_second": rate,
         "passes_seconds": passes,
         "fetched": fetched,
+        "fetched_for_each_byte": fetched.total().bytes as f64 / stage.plan.disk_bytes() as f64,
         "memory": stage.memory(content)?,
     }))
 }

@@ -468,7 +468,8 @@ impl Folder {
             return Ok(());
         }
         let shared = &self.shared;
-        let eagerness = Eagerness::of(old.space(), &shared.options);
+        let space = old.space();
+        let eagerness = Eagerness::of(space, &shared.options);
         let is_data = |piece: &Piece| matches!(piece, Piece::Data { .. } | Piece::Block(_));
         let written = folding.pieces.iter().filter(|(_, piece)| is_data(piece));
         let written: u64 = written.map(|(range, _)| range.end - range.start).sum();
@@ -480,7 +481,8 @@ impl Folder {
                 ..Background::default()
             },
             Scope::Committed => Background {
-                budget: (written * eagerness.percent / 100).max(chunk_bytes.min(eagerness.percent << 32)),
+                // At least one chunk, or nothing if background work is turned off.
+                budget: eagerness.budget(space, written).max(chunk_bytes.min(eagerness.percent << 32)),
                 consolidate_from: (shared.geometry.blocks_per_chunk() * eagerness.consolidate_percent / 100)
                     .max(1),
                 from: *self.cursor.lock(),

@@ -67,13 +67,28 @@ impl Picture {
         });
     }
 
+    /// Adds a stored range of at most 16 blocks. `cached` has one bit for each block that is in memory, the first block
+    /// in the lowest bit.
+    fn add_blocks(&mut self, range: Range<u64>, cached: u16) {
+        let count = range.end.div_ceil(BLOCK_BYTES) - range.start / BLOCK_BYTES;
+        if cached == 0 || u64::from(cached.trailing_ones()) >= count {
+            return self.add_stored(range, cached != 0);
+        }
+        let mut at = range.start;
+        for block in 0..count {
+            let end = range.end.min((at / BLOCK_BYTES + 1) * BLOCK_BYTES);
+            self.add_stored(at..end, cached >> block & 1 == 1);
+            at = end;
+        }
+    }
+
     /// Adds the stored blocks that a map page records for a range.
     fn add_mapped(&mut self, map: &LoadedMapPage, held: &HeldPieces, geometry: Geometry, range: Range<u64>) {
         let mut parts = Vec::new();
         base::resolve_page(map, geometry, range, &mut parts);
         for (range, part) in parts {
             match part {
-                BasePart::Stored { fetch, .. } => self.add_stored(range, held.has(&fetch)),
+                BasePart::Stored { fetch, .. } => self.add_blocks(range, held.blocks(&fetch)),
                 BasePart::Lost(_) => self.add_stored(range, false),
                 BasePart::Zero { .. } => {}
             }
@@ -114,8 +129,8 @@ impl Shared {
                 }
                 for (range, piece) in at_pages(range, piece) {
                     let length = range.end - range.start;
-                    if let Some(is_cached) = self.stored_in_memory(&piece, length) {
-                        picture.add_stored(range, is_cached);
+                    if let Some(cached) = self.stored_in_memory(&piece, length, &held) {
+                        picture.add_blocks(range, cached);
                     }
                 }
             }
@@ -132,21 +147,22 @@ impl Shared {
         Ok(picture)
     }
 
-    /// Whether a durable piece is also in memory; `None` if it reads as zeros. A chunk piece must
-    /// lie within one page.
-    fn stored_in_memory(&self, piece: &Piece, length: u64) -> Option<bool> {
+    /// Returns which blocks of a durable piece, which lies within one page, are also in memory, the first one in the
+    /// lowest bit; `None` if it reads as zeros.
+    fn stored_in_memory(&self, piece: &Piece, length: u64, held: &HeldPieces) -> Option<u16> {
+        let all_if = |is_cached: bool| if is_cached { u16::MAX } else { 0 };
         Some(match piece {
             Piece::Zero { .. } => return None,
             Piece::Chunk(chunk, at) if !chunk.stored.contains(page_of(*at)) => return None,
-            Piece::Block(..) => true,
-            Piece::Data { record, change, .. } => {
+            Piece::Block(..) => u16::MAX,
+            Piece::Data { record, change, .. } => all_if(
                 record.body.lock().is_some()
-                    || self.env.cache.contains(&Fetch::change(self.keys.volume(), record, *change))
-            }
-            Piece::Chunk(chunk, at) => {
-                !matches!(*chunk.memory.lock(), ChunkMemory::Gone)
-                    || self.env.cache.contains(&self.chunk_fetch(chunk, *at, length))
-            }
+                    || self.env.cache.contains(&Fetch::change(self.keys.volume(), record, *change)),
+            ),
+            Piece::Chunk(chunk, at) => match *chunk.memory.lock() {
+                ChunkMemory::Gone => held.blocks(&self.chunk_fetch(chunk, *at, length)),
+                _ => u16::MAX,
+            },
         })
     }
 }
@@ -162,6 +178,17 @@ mod tests {
         picture.add_stored(12 * 4096..27 * 4096, false);
         let stored: Vec<u64> = picture.cells.iter().map(|cell| cell.stored_bytes / 4096).collect();
         assert_eq!(stored, [1, 13, 1, 0, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn only_the_blocks_in_memory_count_as_cached() {
+        let mut picture = Picture::new(32 * 4096, 2);
+        picture.add_blocks(14 * 4096 + 512..18 * 4096 - 512, 0b1101);
+        let cells: Vec<_> = picture.cells.iter().map(|cell| (cell.stored_bytes, cell.cached_bytes)).collect();
+        assert_eq!(cells, [(2 * 4096 - 512, 4096 - 512), (2 * 4096 - 512, 2 * 4096 - 512)]);
+        picture.add_blocks(0..2 * 4096, 0b11);
+        picture.add_blocks(2 * 4096..4 * 4096, 0);
+        assert_eq!(picture.cells[0].cached_bytes, 3 * 4096 - 512);
     }
 
     #[test]

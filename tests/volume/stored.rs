@@ -1,0 +1,137 @@
+//! What the root that the head references has in the bucket, decoded from its objects.
+//!
+//! Every count that the root and its map pages contain is compared with what their overlays and entries say.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::Arc;
+
+use cairn::volume::cache::index::LoadedOverlay;
+use cairn::volume::format::geometry::{BLOCKS_PER_PAGE, ChunkIndex};
+use cairn::volume::format::head::Head;
+use cairn::volume::format::keys::{Keys, ObjectId, volume_of};
+use cairn::volume::format::map::{Base, MapPage, OverlayPlace};
+use cairn::volume::format::overlay::Overlay;
+use cairn::volume::format::pack;
+use cairn::volume::format::root::{BlockCounts, PackUse, Root};
+use cairn::volume::read::base::{Located, located};
+
+use super::bench::Bench;
+
+/// The current root and what it references.
+pub(crate) struct Stored {
+    pub(crate) root: Root,
+    /// Keys of the root, of its table, and of all objects that it references.
+    pub(crate) keys: BTreeSet<String>,
+    /// The overlays of each map page.
+    pub(crate) overlays: BTreeMap<u32, usize>,
+    /// How many frames of each pack are in use.
+    in_use: BTreeMap<ObjectId, u32>,
+}
+
+impl Stored {
+    /// Reads the objects of the only volume of a bench.
+    pub(crate) fn of(bench: &Bench) -> Self {
+        let objects = bench.memory.objects();
+        let head = objects.keys().find(|key| key.ends_with("/head")).expect("one volume");
+        let keys = Keys::new(volume_of(head).expect("a volume's head"));
+        let head = Head::decode(keys.volume(), &objects[head]).expect("a head");
+        let root_key = keys.root(head.root);
+        let root = Root::decode(keys.volume(), head.root, &objects[&root_key]).expect("a root");
+        let named = BTreeSet::from([root_key, keys.root(head.root_table)]);
+        let mut stored = Self { root, keys: named, overlays: BTreeMap::new(), in_use: BTreeMap::new() };
+        let pages: Vec<_> = stored.root.map_pages.iter().map(|(number, page)| (*number, *page)).collect();
+        for (number, reference) in pages {
+            let counts = stored.add_page(&objects, keys, number, reference.id);
+            assert_eq!(counts, reference.counts, "map page {number}");
+        }
+        for (id, in_use) in &stored.root.packs {
+            let key = keys.pack(*id);
+            assert_eq!(objects[&key].len() as u64, pack::object_bytes(in_use.frames), "{key}");
+            stored.keys.insert(key);
+        }
+        stored
+    }
+
+    fn add_page(
+        &mut self,
+        objects: &BTreeMap<String, bytes::Bytes>,
+        keys: Keys,
+        number: u32,
+        id: ObjectId,
+    ) -> BlockCounts {
+        let (volume, geometry) = (keys.volume(), self.root.geometry);
+        let key = keys.map_page(number, id);
+        let page = MapPage::decode(volume, number, id, geometry, &objects[&key]).expect("a map page");
+        self.keys.insert(key);
+        let mut overlays = Vec::new();
+        for reference in page.overlays() {
+            let (overlay, id) = match &reference.place {
+                OverlayPlace::Embedded(overlay) => (Arc::clone(overlay), None),
+                OverlayPlace::Object { id, .. } => {
+                    let key = keys.overlay(number, *id);
+                    let overlay = Overlay::decode(volume, number, *id, geometry, &objects[&key]);
+                    self.keys.insert(key);
+                    (Arc::new(overlay.expect("an overlay")), Some(*id))
+                }
+            };
+            overlays.push(LoadedOverlay {
+                overlay: Ok(overlay),
+                owner: keys,
+                id,
+                chunks: reference.chunks.clone(),
+            });
+        }
+        self.overlays.insert(number, overlays.len());
+        let blocks = u32::try_from(geometry.blocks_per_chunk()).expect("at most 8,192");
+        let mut counts = BlockCounts::default();
+        for (slot, entry) in page.entries() {
+            let first = u32::from(slot) * blocks;
+            let mut overlaid = 0;
+            for (run, place) in located(&overlays, slot, first..first + blocks) {
+                overlaid += run.end - run.start;
+                counts.hidden += stored_blocks(entry.base, blocks, &run);
+                if let Located::Frames(owner, id, _) = place {
+                    assert_eq!(owner, keys);
+                    *self.in_use.entry(id).or_default() += run.end - run.start;
+                }
+            }
+            assert_eq!(overlaid, u32::from(entry.overlaid), "chunk {slot} of map page {number}");
+            counts.overlaid += overlaid;
+            if let Some(base) = entry.base {
+                counts.stored += base.stored.len() * BLOCKS_PER_PAGE;
+                let key = keys.chunk(ChunkIndex::at(number, slot), base.id);
+                assert!(objects.contains_key(&key), "{key}");
+                self.keys.insert(key);
+            }
+        }
+        counts
+    }
+
+    /// Asserts that the root lists exactly the packs that are in use, each with the number of its frames in use. After a
+    /// loss these numbers may be too high.
+    pub(crate) fn assert_counts(&self) {
+        let listed: BTreeMap<ObjectId, u32> =
+            self.root.packs.iter().map(|(id, PackUse { live, .. })| (*id, *live)).collect();
+        assert_eq!(listed, self.in_use);
+    }
+
+    /// Asserts that the bucket has no object of the volume besides those that the root references, the head and the
+    /// journal.
+    pub(crate) fn assert_nothing_else(&self, bench: &Bench) {
+        let objects = bench.memory.objects();
+        let apart =
+            |key: &&String| volume_of(key).is_none() || key.ends_with("/head") || key.contains("/journal/");
+        let found: BTreeSet<String> = objects.keys().filter(|key| !apart(key)).cloned().collect();
+        let orphans: Vec<&String> = found.difference(&self.keys).collect();
+        let missing: Vec<&String> = self.keys.difference(&found).collect();
+        assert!(orphans.is_empty() && missing.is_empty(), "orphans {orphans:?}, missing {missing:?}");
+    }
+}
+
+/// Number of blocks of a run, within one chunk, that a chunk object stores.
+fn stored_blocks(base: Option<Base>, blocks_per_chunk: u32, run: &Range<u32>) -> u32 {
+    let Some(base) = base else { return 0 };
+    let page = |block: u32| u16::try_from(block % blocks_per_chunk / BLOCKS_PER_PAGE).expect("at most 512");
+    u32::try_from(run.clone().filter(|block| base.stored.contains(page(*block))).count()).expect("few")
+}
