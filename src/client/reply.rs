@@ -60,7 +60,7 @@ impl Gathering {
     }
 
     /// Completes the reply with a simple reply. `data` is what follows the header if a READ succeeded.
-    pub(crate) fn finish_simple(
+    pub(super) fn finish_simple(
         self,
         result: Result<(), CommandError>,
         data: Bytes,
@@ -182,7 +182,7 @@ impl Segment {
 }
 
 /// Joins the segments of a READ into one buffer, with holes as zeros.
-pub(crate) fn concatenate(mut segments: Vec<Segment>) -> Bytes {
+pub(super) fn concatenate(mut segments: Vec<Segment>) -> Bytes {
     if let [Segment::Data(_)] = segments[..]
         && let Some(Segment::Data(data)) = segments.pop()
     {

@@ -91,7 +91,7 @@ impl Census {
     }
 
     /// Notes that a volume was created or deleted here.
-    pub(crate) fn has_changed(&self) {
+    pub(super) fn has_changed(&self) {
         self.wanted.notify_one();
     }
 

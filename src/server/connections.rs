@@ -24,7 +24,7 @@ pub(crate) struct Connections(Arc<Mutex<BTreeMap<u64, Connection>>>);
 
 impl Connections {
     /// Adds a connection to the list. Dropping the returned [`Seat`] removes it.
-    pub(crate) fn seat(&self, id: u64, peer: String) -> Seat {
+    pub(super) fn seat(&self, id: u64, peer: String) -> Seat {
         self.0.lock().insert(id, Connection { id, peer, export: None });
         Seat { id, all: self.clone() }
     }

@@ -75,7 +75,7 @@ impl Rules {
     }
 
     /// Whether the payload of this request is the list of contexts of a BLOCK_STATUS.
-    pub(crate) fn takes_contexts(&self, request: &Request) -> bool {
+    pub(super) fn takes_contexts(&self, request: &Request) -> bool {
         self.headers == HeaderStyle::Extended
             && request.command == Command::BlockStatus
             && request.flags.contains(CommandFlags::PAYLOAD_LEN)
@@ -83,7 +83,7 @@ impl Rules {
     }
 
     /// Checks the list of contexts of a BLOCK_STATUS, and returns the equivalent request without a payload.
-    pub(crate) fn with_contexts(&self, request: Request, payload: &[u8]) -> Result<Request, Refused> {
+    pub(super) fn with_contexts(&self, request: Request, payload: &[u8]) -> Result<Request, Refused> {
         let Ok(payload) = BlockStatusPayload::decode(payload) else {
             return refused(Error::Inval, "malformed payload of BLOCK_STATUS");
         };

@@ -32,12 +32,12 @@ impl Drain {
     }
 
     /// Whether draining has started.
-    pub(crate) fn is_cancelled(&self) -> bool {
+    pub(super) fn is_cancelled(&self) -> bool {
         self.begun.is_cancelled()
     }
 
     /// Whether draining has started and the server reads nothing more.
-    pub(crate) fn hangs_up(&self) -> bool {
+    pub(super) fn hangs_up(&self) -> bool {
         self.farewell.get() == Some(&Farewell::HangUp)
     }
 

@@ -19,7 +19,7 @@ use crate::protocol::request::HeaderStyle;
 use crate::protocol::{Cookie, Error, Request};
 
 /// Maximum number of extents in one reply to BLOCK_STATUS.
-pub(crate) const MAXIMUM_EXTENTS: usize = 4096;
+pub(super) const MAXIMUM_EXTENTS: usize = 4096;
 
 /// The longest extent that a 32-bit length can hold at any alignment up to 65,536 bytes.
 const LONGEST_COMPACT_EXTENT: u64 = 0xffff_0000;

@@ -103,7 +103,7 @@ impl InFlight {
     }
 
     /// Waits until every reply is written, or dropped because the connection is broken.
-    pub(crate) async fn wait_until_idle(&self) {
+    pub(super) async fn wait_until_idle(&self) {
         drop(self.requests.acquire_many(self.request_bound).await);
     }
 }

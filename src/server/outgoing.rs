@@ -34,7 +34,7 @@ pub(crate) struct Outgoing {
 
 impl Outgoing {
     /// Appends the reply to a request.
-    pub(crate) fn push_reply(&mut self, answered: &Answered) {
+    pub(super) fn push_reply(&mut self, answered: &Answered) {
         let &Answered { headers, cookie, offset, .. } = answered;
         let framing = Framing { headers, cookie, offset };
         match &answered.outcome {

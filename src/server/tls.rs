@@ -214,7 +214,7 @@ pub(crate) enum Identity {
 
 impl Identity {
     /// Whether this client may use the export and know of it.
-    pub(crate) fn may_use(&self, tls: Option<&Tls>, export: &str) -> bool {
+    pub(super) fn may_use(&self, tls: Option<&Tls>, export: &str) -> bool {
         let Some(allowed) = tls.and_then(|tls| tls.subjects.get(export)) else { return true };
         self.subject().is_some_and(|subject| allowed.contains(subject))
     }

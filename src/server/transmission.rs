@@ -329,7 +329,7 @@ fn arrived(read: io::Result<usize>) -> Result<(), Broken> {
 }
 
 /// Reads and discards bytes until the client closes its side, for [`LINGER`] at most.
-pub(crate) async fn linger(reader: &mut (impl tokio::io::AsyncRead + Unpin)) {
+pub(super) async fn linger(reader: &mut (impl tokio::io::AsyncRead + Unpin)) {
     let mut discarded = [0; 4096];
     let read_to_end = async { while matches!(reader.read(&mut discarded).await, Ok(1..)) {} };
     if tokio::time::timeout(LINGER, read_to_end).await.is_err() {

@@ -64,7 +64,7 @@ impl Transport {
     }
 
     /// Splits the stream so that two tasks can use it at the same time. The halves of a socket share no lock.
-    pub(crate) fn into_halves(self) -> Halves {
+    pub(super) fn into_halves(self) -> Halves {
         match self {
             Self::Tcp(stream) => {
                 let (reader, writer) = stream.into_split();
