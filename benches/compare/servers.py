@@ -277,7 +277,7 @@ class S3backer(Server):
         nbdkit.stop()
         self.socket.unlink(missing_ok=True)
         # It stores its cache before it ends.
-        run(["umount", self.mount], timeout=120)
+        run(["umount", self.mount], timeout=300)
         s3backer.wait()
 
     def drop(self):
