@@ -4,8 +4,8 @@
 //!
 //! With `default-features = false`, this crate only contains the NBD library: [`protocol`] has the wire types
 //! and the handshake of both sides without I/O, [`server`] serves anything that implements
-//! [`server::Export`], and [`client`] sends commands to any NBD server. These three modules are the stable
-//! interface.
+//! [`server::Export`], and [`client`] sends commands to any NBD server. These modules and [`effect`], whose
+//! enums they share, are the stable interface.
 //!
 //! | feature | default | adds |
 //! |---|---|---|
@@ -21,7 +21,9 @@
 //!
 //! use bytes::Bytes;
 //! use cairn::client::{self, Client};
-//! use cairn::server::{self, Export, ExportDescription, ExportError, Greeting, Segment, Server};
+//! use cairn::server::{
+//!     self, Durability, Export, ExportDescription, ExportError, Greeting, Segment, Server,
+//! };
 //!
 //! /// A disk of 1 MiB in memory.
 //! struct Memory(Mutex<Vec<u8>>);
@@ -38,7 +40,7 @@
 //!         Ok(vec![Segment::Data(Bytes::copy_from_slice(data))])
 //!     }
 //!
-//!     async fn write(&self, offset: u64, data: Bytes, _fua: bool) -> Result<(), ExportError> {
+//!     async fn write(&self, offset: u64, data: Bytes, _: Durability) -> Result<(), ExportError> {
 //!         self.0.lock().unwrap()[offset as usize..][..data.len()].copy_from_slice(&data);
 //!         Ok(())
 //!     }
@@ -58,7 +60,7 @@
 //!
 //! let uri = format!("nbd://{address}/disk").parse()?;
 //! let client = Client::connect(&uri, &client::Options::default()).await?;
-//! client.write(4096, Bytes::from_static(b"hello"), false).await?;
+//! client.write(4096, Bytes::from_static(b"hello"), Durability::Volatile).await?;
 //! assert_eq!(client.read(4096, 5).await?, "hello");
 //! client.disconnect().await;
 //! server.drain().await;
@@ -73,12 +75,13 @@
 //! ```text
 //! protocol → nothing        wire types and the handshake machine: no tokio, no clock, no log
 //! task, metrics, config → nothing        spawning with an owner; every metric; every setting
+//! effect   → nothing        how a write or a zeroing takes effect: the same enums for all layers
 //! mutant   → nothing        deliberate faults, in builds that test the tests
 //! store    → metrics, task, mutant  get/put/delete/list over S3, a directory, memory; decorators
-//! volume   → store, metrics, task, mutant  what a disk is: map, journal, cache, commit, fold, recovery
-//! server   → protocol, task, mutant  NBD over TCP and Unix sockets; owns the trait `Export`
-//! client   → protocol, task  an NBD client
-//! gateway  → volume, server, protocol, store, metrics, task  exports, catalogue, status
+//! volume   → store, metrics, task, mutant, effect  what a disk is: map, journal, cache, fold, recovery
+//! server   → protocol, task, mutant, effect  NBD over TCP and Unix sockets; owns the trait `Export`
+//! client   → protocol, task, effect  an NBD client
+//! gateway  → volume, server, protocol, store, metrics, task, effect  exports, catalogue, status
 //! admin    → gateway, volume, server, metrics, task  HTTP: metrics, health, the API, the status page
 //! cli      → all            maps configuration to each layer's `Options`
 //! main     → cli            the program
@@ -108,6 +111,7 @@ pub mod cli;
 pub mod client;
 #[cfg(feature = "gateway")]
 pub mod config;
+pub mod effect;
 #[cfg(feature = "gateway")]
 pub mod gateway;
 #[cfg(feature = "gateway")]

@@ -117,6 +117,14 @@ mutants! {
     MoveWins = "move-wins",
     /// A root is published although a pack that it uses was never sent.
     PackUnsent = "pack-unsent",
+    /// A pack is deleted with the first root that used it, although the next one uses it too.
+    PackSharedDeleted = "pack-shared-deleted",
+    /// An overlay is deleted with the first root that referenced it, although the next one references it too.
+    OverlaySharedDeleted = "overlay-shared-deleted",
+    /// A fold treats a block that a TRIM or a zeroing covers in part as covered in full.
+    ZeroTakesBlock = "zero-takes-block",
+    /// The tag of a block is valid in the place of its neighbour too.
+    TagUnbound = "tag-unbound",
     /// What is cached of a page claims to have blocks that it does not have.
     BitmapLies = "bitmap-lies",
     /// The cache does not distinguish the successive objects of a chunk.

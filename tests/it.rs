@@ -6,6 +6,7 @@
 mod checker;
 mod cli;
 mod client;
+mod compare;
 mod conformance;
 mod crash;
 mod golden;

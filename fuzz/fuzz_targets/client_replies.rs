@@ -4,6 +4,8 @@
 #![no_main]
 
 use bytes::Bytes;
+use cairn::client::ExtentLimit;
+use cairn::effect::Durability::Volatile;
 use cairn::client::{Client, Options};
 use cairn::protocol::HeaderStyle;
 use libfuzzer_sys::fuzz_target;
@@ -56,8 +58,8 @@ async fn converse(style: HeaderStyle, replies: &[u8]) {
         let (whole, part, status, write, flush) = tokio::join!(
             client.read(0, 64),
             client.read_segments(4096, 512),
-            client.block_status(0, 1 << 20, false),
-            client.write(0, Bytes::from_static(b"data"), false),
+            client.block_status(0, 1 << 20, ExtentLimit::Many),
+            client.write(0, Bytes::from_static(b"data"), Volatile),
             client.flush(),
         );
         assert!(whole.is_err() || whole.is_ok_and(|bytes| bytes.len() == 64));

@@ -22,6 +22,7 @@ fuzz_target!(|input: &[u8]| {
             assert_eq!(applies, entry.overlaid > 0);
         }
         assert_eq!(map.encode(VOLUME, id), bytes);
-        assert_eq!(MapPage::new(page, geometry, map.origins().to_vec(), map.overlays().to_vec(), &entries), map);
+        let (origins, overlays) = (map.origins().to_vec(), map.overlays().to_vec());
+        assert_eq!(MapPage::new(page, geometry, origins, overlays, &entries), map);
     }
 });

@@ -1,4 +1,5 @@
-//! Any bytes are an overlay or an error, an overlay has one encoding, and its runs keep within what they refer to.
+//! Any bytes are an overlay or an error, an overlay has one encoding, and its runs keep within what they
+//! refer to.
 #![no_main]
 
 use cairn::volume::format::codec::Kind;

@@ -33,7 +33,9 @@ fuzz_target!(|input: &[u8]| {
         Ok(pack) => {
             assert!(is_valid);
             assert!(pack.blocks.iter().map(|(block, _)| *block).eq(blocks));
-            assert!((0_u8..).zip(&pack.blocks).all(|(number, (_, payload))| payload.iter().all(|b| *b == number)));
+            for (number, (_, payload)) in (0_u8..).zip(&pack.blocks) {
+                assert!(payload.iter().all(|byte| *byte == number));
+            }
         }
         Err(error) => assert!(!is_valid, "{error}"),
     }

@@ -10,7 +10,8 @@ use uuid::Uuid;
 /// The volume of every object.
 pub const VOLUME: Uuid = Uuid::from_u128(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff);
 
-/// The bytes as an object of this kind; those too short for one as they are. The checksum of a record's table fits too.
+/// The bytes as an object of this kind; those too short for one as they are. The checksum of a record's table
+/// fits too.
 #[must_use]
 pub fn object(kind: Kind, input: &[u8]) -> Vec<u8> {
     let mut bytes = input.to_vec();

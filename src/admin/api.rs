@@ -19,6 +19,7 @@ use uuid::Uuid;
 
 use super::view::{ConnectionView, MapView, NewVolume, Problem, StatusView, UnnamedView, VolumeView, stored};
 use super::{Context, OpenVolume};
+use crate::gateway::IfHeld;
 use crate::volume::Status;
 use crate::volume::catalog::Info;
 
@@ -140,13 +141,18 @@ struct Deletion {
     takeover: bool,
 }
 
+impl Deletion {
+    fn if_held(&self) -> IfHeld {
+        if self.takeover { IfHeld::TakeOver } else { IfHeld::Refuse }
+    }
+}
+
 async fn delete(
     State(context): State<Context>,
     Path(name): Path<String>,
     query: Result<Query<Deletion>, QueryRejection>,
 ) -> Answer<StatusCode> {
-    let Query(Deletion { takeover }) =
-        query.map_err(|error| Problem::new(error.status(), error.body_text()))?;
+    let Query(deletion) = query.map_err(|error| Problem::new(error.status(), error.body_text()))?;
     // A stopped volume does not prevent deletion: another gateway holds it or is deleting it.
     let serves = |open: &OpenVolume| !matches!(open.volume.status(), Status::Stopped(_));
     if context.gateway.open_volumes().iter().any(|open| open.name == name && serves(open)) {
@@ -155,7 +161,7 @@ async fn delete(
         );
         return Err(Problem::new(StatusCode::CONFLICT, why));
     }
-    context.gateway.delete(&name, takeover).await?;
+    context.gateway.delete(&name, deletion.if_held()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -164,8 +170,7 @@ async fn delete_by_id(
     Path(id): Path<String>,
     query: Result<Query<Deletion>, QueryRejection>,
 ) -> Answer<StatusCode> {
-    let Query(Deletion { takeover }) =
-        query.map_err(|error| Problem::new(error.status(), error.body_text()))?;
+    let Query(deletion) = query.map_err(|error| Problem::new(error.status(), error.body_text()))?;
     let id: Uuid = id.parse().map_err(|error| {
         Problem::new(StatusCode::UNPROCESSABLE_ENTITY, format!("{id:?} is not an id: {error}"))
     })?;
@@ -177,7 +182,7 @@ async fn delete_by_id(
         );
         return Err(Problem::new(StatusCode::CONFLICT, why));
     }
-    context.gateway.delete_by_id(id, takeover).await?;
+    context.gateway.delete_by_id(id, deletion.if_held()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

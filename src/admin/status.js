@@ -11,7 +11,8 @@ const byId = (id) => document.getElementById(id);
 // What is known: the last answer, and by name of a volume the totals of the one before and the points of its lines.
 const page = { status: null, connections: [], at: 0, error: null, token: sessionStorage.getItem("token"), sort: "name", down: false };
 const histories = new Map();
-let looking = null; // the look that is under way, or is to come
+let looking = null; // the timer of the next update
+let signingIn = null; // the dialog that asks for the token, while it is open
 
 export function bytes(count) {
   const units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
@@ -35,14 +36,16 @@ export function element(kind, text, name) {
 }
 
 export async function ask(method, path, body) {
-  const headers = page.token ? { Authorization: `Bearer ${page.token}` } : {};
+  const { token } = page;
+  const headers = token ? { Authorization: `Bearer ${token}` } : {};
   if (body) headers["Content-Type"] = "application/json";
   const patience = method === "GET" ? { signal: AbortSignal.timeout(PATIENCE_MS) } : {};
   const answer = await fetch(path, { method, headers, cache: "no-store", body: body && JSON.stringify(body), ...patience });
   if (answer.ok) return answer.status === 200 || answer.status === 201 ? answer.json() : null;
   const said = await answer.json().catch(() => ({ error: answer.statusText }));
   if (answer.status === 401) {
-    await signIn(said.error);
+    // Another request may have asked for the token meanwhile.
+    if (page.token === token) await signIn(said.error);
     return ask(method, path, body);
   }
   throw Object.assign(new Error(said.error), { status: answer.status });
@@ -80,7 +83,13 @@ function confirm(question, consequence, verb, fields = []) {
   });
 }
 
-async function signIn(why) {
+// Requests that are refused at the same time share one dialog.
+function signIn(why) {
+  signingIn ??= askForToken(why).finally(() => { signingIn = null; });
+  return signingIn;
+}
+
+async function askForToken(why) {
   const typed = await confirm("The gateway asks for its token", why, "Use it", [["Token", null, "password"]]);
   if (!typed) throw Object.assign(new Error(why), { status: 401 });
   [page.token] = typed;

@@ -4,6 +4,7 @@ import { act, ask, bytes, duration, element, pathOf, stateOf } from "./status.js
 const COLUMNS = 128;
 const CELLS = 1024;
 const MAP_EVERY_MS = 6000;
+const LEAST_POINTS = 30; // a minute
 const byId = (id) => document.getElementById(id);
 let shown = { name: null, mapAt: -Infinity };
 
@@ -14,7 +15,8 @@ const LINES = [
   ["dirty", "Not durable", bytes],
 ];
 
-// A line of what was measured; where nothing was, it goes on from the last value.
+// A line of what was measured, which ends at the right edge; where nothing was, it goes on from the last value. The first
+// minute fills the width, so that a page that was just opened shows more than a few pixels.
 function line([key, title, show], points) {
   const figure = byId("line").content.cloneNode(true).querySelector("figure");
   const [above, below] = figure.querySelectorAll("figcaption");
@@ -24,9 +26,10 @@ function line([key, title, show], points) {
   above.textContent = title;
   figure.querySelector("b").textContent = known.length ? show(known.at(-1)) : "–";
   let last = 0;
+  const span = Math.max(points.length, LEAST_POINTS);
   figure.querySelector("polyline").setAttribute("points", points.map((point, at) => {
     last = point[key] ?? last;
-    return `${150 - points.length + at},${most > 0 ? (39 - 38 * (last / most)).toFixed(1) : 39}`;
+    return `${((150 * (span - points.length + at)) / (span - 1)).toFixed(1)},${most > 0 ? (39 - 38 * (last / most)).toFixed(1) : 39}`;
   }).join(" "));
   below.textContent = known.length ? `at most ${show(most)} in ${duration(points.length * 2)}` : "nothing measured yet";
   return figure;
@@ -83,7 +86,7 @@ function facts(volume) {
       ["Held by", volume.holder ?? "–"],
       ["Journal", `${bytes(open.journal_bytes)} in ${open.journal_records} records`],
       ["Last checkpoint", open.checkpoint_at ? when(open.checkpoint_at) : "none since the opening"],
-      ["Commits on their way", String(open.commits_in_flight)],
+      ["Commits in flight", String(open.commits_in_flight)],
       ["Writes waited at a bound", duration(open.totals.throttled_seconds)],
     );
   } else {

@@ -26,6 +26,8 @@ pub(super) enum Command {
     Volume(Volume),
     /// NBD tools that need no store: serve files, query servers, copy and mirror disks
     Nbd(Nbd),
+    /// Measure a store
+    Bench(Bench),
     /// Ask a gateway whether it is ready; exits with 0 if it is, otherwise with 1
     Health(Health),
 }
@@ -34,6 +36,12 @@ pub(super) enum Command {
 pub(super) struct Nbd {
     #[command(subcommand)]
     pub(super) action: super::nbd::Action,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct Bench {
+    #[command(subcommand)]
+    pub(super) action: super::bench::Action,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -277,6 +285,10 @@ mod tests {
             "cairn volume delete",
             "cairn volume delete disk --id 00000000-0000-4000-8000-000000000001",
             "cairn volume delete --id disk",
+            "cairn bench",
+            "cairn bench store",
+            "cairn bench store s3://b --store s3://c",
+            "cairn bench store s3://b --size 4M",
             "cairn health 127.0.0.1:9180",
             "cairn nbd",
             "cairn nbd serve disk.img",

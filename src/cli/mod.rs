@@ -7,6 +7,7 @@
 mod admin;
 mod api_client;
 mod args;
+mod bench;
 mod configured;
 mod environment;
 mod error;
@@ -18,6 +19,7 @@ mod listeners;
 mod log;
 mod nbd;
 mod output;
+mod printed;
 mod process;
 mod reload;
 mod runtime_directory;
@@ -94,6 +96,13 @@ fn run(cli: Cli, allocator: Allocator) -> Result<(), Error> {
             log::start_quiet(&config, metrics.log())?;
             process::raise_descriptor_limit();
             process::block_on(nbd::run(args.action, inherited))
+        }
+        Command::Bench(args) => {
+            let config = args.action.config()?;
+            let options = settings::Options::of(&config)?;
+            log::start_quiet(&config, metrics.log())?;
+            process::raise_descriptor_limit();
+            process::block_on(bench::run(args.action, options, &metrics))
         }
         Command::Volume(args) => {
             let config = args.config()?;

@@ -16,7 +16,7 @@ use super::log::SetLevel;
 use super::settings::Options;
 use crate::config::Config;
 use crate::gateway::{OpenVolumes, VolumeExports, chain};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Reload};
 use crate::server::Server;
 use crate::store;
 use crate::volume::Environment;
@@ -70,8 +70,8 @@ impl Settings {
 
     /// Reloads the settings, and exports whether that succeeded.
     pub(super) async fn reload(&mut self, running: &Running<'_>) {
-        let is_successful = self.read_again(running).await;
-        running.metrics.gateway().reloaded(is_successful, (running.env.wall_clock)());
+        let result = if self.read_again(running).await { Reload::Applied } else { Reload::Failed };
+        running.metrics.gateway().reloaded(result, (running.env.wall_clock)());
     }
 
     async fn read_again(&mut self, running: &Running<'_>) -> bool {

@@ -19,8 +19,10 @@ use super::process::{self, Asked, Signals};
 use super::reload::{Running, Settings};
 use super::settings::Options;
 use super::{limits, output, supervisor, welcome};
-use crate::gateway::{self, Catalogue, Census, GatewayStatus, Next, OpenVolumes, Serving, VolumeExports};
-use crate::metrics::Metrics;
+use crate::gateway::{
+    self, Catalogue, Census, GatewayStatus, Next, OpenVolumes, Serving, StoreCheck, VolumeExports,
+};
+use crate::metrics::{Metrics, Reload};
 use crate::server::{Drained, Greeting, ListenAddress, Server, Stream, Tls};
 use crate::store::{self, Setup};
 use crate::volume::Environment;
@@ -179,7 +181,7 @@ fn listen(opened: Opened, metrics: &Metrics, stdout_is_nbd: bool) -> Served {
     let doors = listeners.nbd.into_iter();
     let addresses: Vec<_> =
         doors.map(|door| (server.listen(door.listener, door.greeting.clone()), door.greeting)).collect();
-    metrics.gateway().reloaded(true, (env.wall_clock)());
+    metrics.gateway().reloaded(Reload::Applied, (env.wall_clock)());
     let census = Census::start(env.clone(), Arc::clone(&volumes), metrics.clone(), options.census_interval);
     status.serves(Serving {
         census: Arc::clone(&census),
@@ -187,6 +189,7 @@ fn listen(opened: Opened, metrics: &Metrics, stdout_is_nbd: bool) -> Served {
         env: env.clone(),
         volumes: Arc::clone(&volumes),
         catalogue,
+        store_check: StoreCheck::new(Arc::clone(&env.store.reads), options.catalogue_age),
         server: Arc::clone(&server),
         options: options.volume.clone(),
         chunk_bytes: options.chunk_bytes,

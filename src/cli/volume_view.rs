@@ -7,7 +7,7 @@ use bytesize::ByteSize;
 use serde::Serialize;
 
 use super::error::Error;
-use super::output;
+use super::printed::{print, print_json, table};
 use crate::admin::UnnamedView;
 use crate::config::Size;
 use crate::gateway::chain;
@@ -140,22 +140,6 @@ fn unnamed_table(unnamed: &[UnnamedView]) -> String {
     table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
 }
 
-/// Formats lines of cells as aligned columns.
-fn table<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
-    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
-    // The last cell of a line is not padded.
-    let width = |column: usize| if column + 1 < COLUMNS { width(column) } else { 0 };
-    let widths: [usize; COLUMNS] = std::array::from_fn(width);
-    let mut text = String::new();
-    for row in rows {
-        let cells: Vec<String> =
-            row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        text.push_str(cells.join("  ").trim_end());
-        text.push('\n');
-    }
-    text
-}
-
 fn details(info: &Info) -> String {
     let holder = info.holder.as_deref().unwrap_or("nobody");
     let fields = [
@@ -168,14 +152,4 @@ fn details(info: &Info) -> String {
         ("held by", holder.to_owned()),
     ];
     fields.iter().map(|(field, value)| format!("{field:<11} {value}\n")).collect()
-}
-
-fn print_json(value: &impl Serialize) -> Result<(), Error> {
-    let mut text = serde_json::to_string_pretty(value).expect("plain data is JSON");
-    text.push('\n');
-    print(&text)
-}
-
-pub(super) fn print(text: &str) -> Result<(), Error> {
-    output::answer(text).map_err(|source| Error::System { what: "cannot print", source })
 }

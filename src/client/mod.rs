@@ -18,6 +18,7 @@ use std::net::SocketAddr;
 
 use bytes::Bytes;
 
+pub use crate::effect::{Durability, ZeroSpeed, Zeroing};
 pub use connect::Options;
 pub use error::{Broken, Error};
 pub use reply::{ContextExtents, Segment};
@@ -38,6 +39,15 @@ use crate::protocol::{
 /// Maximum payload if the server does not report one: the value that the specification recommends for
 /// interoperability.
 const PORTABLE_PAYLOAD_BYTES: u32 = 32 << 20;
+
+/// How many extents a client asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExtentLimit {
+    /// One in each context: `NBD_CMD_FLAG_REQ_ONE`.
+    One,
+    /// As many as the server returns.
+    Many,
+}
 
 /// A connection to one export.
 pub struct Client {
@@ -193,14 +203,14 @@ impl Client {
         }
     }
 
-    /// Writes bytes at `offset`. With `fua`, returns only when they are durable.
-    pub async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), Error> {
+    /// Writes bytes at `offset`.
+    pub async fn write(&self, offset: u64, data: Bytes, durability: Durability) -> Result<(), Error> {
         let length = u32::try_from(data.len()).map_err(|_| TOO_LONG)?;
         self.check_payload(length)?;
         let length = u64::from(length);
         self.check_range(offset, length)?;
         self.check_writable()?;
-        let mut flags = self.fua(fua)?;
+        let mut flags = self.durability_flags(durability)?;
         flags.set(CommandFlags::PAYLOAD_LEN, self.session.headers == HeaderStyle::Extended);
         self.pipeline.call(flags, Command::Write, offset, length, data).await.map(drop)
     }
@@ -211,30 +221,29 @@ impl Client {
         self.call(CommandFlags::empty(), Command::Flush, 0, 0).await.map(drop)
     }
 
-    /// Discards a range. With `fua`, returns only when the change is durable.
-    pub async fn trim(&self, offset: u64, length: u64, fua: bool) -> Result<(), Error> {
+    /// Discards a range.
+    pub async fn trim(&self, offset: u64, length: u64, durability: Durability) -> Result<(), Error> {
         self.check_offered(Flags::SEND_TRIM)?;
         self.check_effect(offset, length)?;
         self.check_writable()?;
-        self.call(self.fua(fua)?, Command::Trim, offset, length).await.map(drop)
+        self.call(self.durability_flags(durability)?, Command::Trim, offset, length).await.map(drop)
     }
 
-    /// Makes a range read as zeros. `no_hole` keeps it allocated. With `fast`, fails if this would be no
-    /// faster than writing. With `fua`, returns only when the change is durable.
+    /// Makes a range read as zeros.
     pub async fn write_zeroes(
         &self,
         offset: u64,
         length: u64,
-        no_hole: bool,
-        fast: bool,
-        fua: bool,
+        zeroing: Zeroing,
+        speed: ZeroSpeed,
+        durability: Durability,
     ) -> Result<(), Error> {
         self.check_offered(Flags::SEND_WRITE_ZEROES)?;
         self.check_effect(offset, length)?;
         self.check_writable()?;
-        let mut flags = self.fua(fua)?;
-        flags.set(CommandFlags::NO_HOLE, no_hole);
-        if fast {
+        let mut flags = self.durability_flags(durability)?;
+        flags.set(CommandFlags::NO_HOLE, zeroing == Zeroing::Allocate);
+        if speed == ZeroSpeed::Fast {
             self.check_offered(Flags::SEND_FAST_ZERO)?;
             flags.insert(CommandFlags::FAST_ZERO);
         }
@@ -248,19 +257,21 @@ impl Client {
         self.call(CommandFlags::empty(), Command::Cache, offset, length).await.map(drop)
     }
 
-    /// Returns the extents of a range in every selected metadata context. With `one`, returns one extent per
-    /// context.
+    /// Returns the extents of a range in every selected metadata context.
     pub async fn block_status(
         &self,
         offset: u64,
         length: u64,
-        one: bool,
+        extents: ExtentLimit,
     ) -> Result<Vec<ContextExtents>, Error> {
         if self.session.contexts.is_empty() {
             return Err(Error::NotAllowed("no metadata context was selected"));
         }
         self.check_effect(offset, length)?;
-        let flags = if one { CommandFlags::REQ_ONE } else { CommandFlags::empty() };
+        let flags = match extents {
+            ExtentLimit::One => CommandFlags::REQ_ONE,
+            ExtentLimit::Many => CommandFlags::empty(),
+        };
         match self.call(flags, Command::BlockStatus, offset, length).await? {
             Reply::Extents(extents) => Ok(extents),
             Reply::Done | Reply::Read(_) => Ok(Vec::new()),
@@ -270,7 +281,7 @@ impl Client {
     /// Returns the extents of a range in the context `base:allocation`, starting at `offset`. They may end
     /// before or after the end of the range.
     pub async fn allocation(&self, offset: u64, length: u64) -> Result<Vec<BlockDescriptor>, Error> {
-        let contexts = self.block_status(offset, length, false).await?;
+        let contexts = self.block_status(offset, length, ExtentLimit::Many).await?;
         let allocation = contexts.into_iter().find(|it| it.context.name.as_str() == BASE_ALLOCATION);
         allocation.map(|it| it.extents).ok_or(Error::NotAllowed("base:allocation was not selected"))
     }
@@ -290,8 +301,8 @@ impl Client {
         self.pipeline.call(flags, command, offset, length, Bytes::new()).await
     }
 
-    fn fua(&self, fua: bool) -> Result<CommandFlags, Error> {
-        if !fua {
+    fn durability_flags(&self, durability: Durability) -> Result<CommandFlags, Error> {
+        if durability == Durability::Volatile {
             return Ok(CommandFlags::empty());
         }
         self.check_offered(Flags::SEND_FUA)?;

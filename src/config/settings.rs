@@ -220,7 +220,7 @@ settings! {
         /// Largest journal record. Only a single command that needs more produces a larger one, and that
         /// holds less than two chunks of data.
         max_bytes: Size = mib(16), mib(1)..=mib(256);
-        /// Largest number of commits that are on their way to the store at the same time.
+        /// Largest number of commits that are in flight to the store at the same time.
         in_flight: u32 = 8, 1..=64;
     }
 

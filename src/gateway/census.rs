@@ -177,3 +177,6 @@ impl Census {
         Ok(Named { listed, volumes, at, at_seconds })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,6 +13,7 @@ use parking_lot::RwLock;
 use super::catalogue::Catalogue;
 use super::failure::{chain, command_error, open_error};
 use super::open_volumes::{OpenVolumes, Use};
+use crate::effect::{Durability, ZeroSpeed, Zeroing};
 use crate::metrics::{Command, Errno};
 use crate::protocol::{self, Error, TransmissionFlags};
 use crate::server::{
@@ -218,28 +219,29 @@ impl Export for VolumeExport {
         Ok(segments.into_iter().map(convert).collect())
     }
 
-    async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), ExportError> {
-        self.count(Command::Write, self.of.volume.write(offset, data, fua)).await
+    async fn write(&self, offset: u64, data: Bytes, durability: Durability) -> Result<(), ExportError> {
+        self.count(Command::Write, self.of.volume.write(offset, data, durability)).await
     }
 
     async fn flush(&self) -> Result<(), ExportError> {
         self.count(Command::Flush, self.of.volume.flush()).await
     }
 
-    async fn trim(&self, offset: u64, length: u64, fua: bool) -> Result<(), ExportError> {
-        self.count(Command::Trim, self.of.volume.zero(offset, length, true, fua)).await
+    async fn trim(&self, offset: u64, length: u64, durability: Durability) -> Result<(), ExportError> {
+        let work = self.of.volume.zero(offset, length, Zeroing::Deallocate, durability);
+        self.count(Command::Trim, work).await
     }
 
     async fn write_zeroes(
         &self,
         offset: u64,
         length: u64,
-        no_hole: bool,
-        _fast: bool,
-        fua: bool,
+        zeroing: Zeroing,
+        _speed: ZeroSpeed,
+        durability: Durability,
     ) -> Result<(), ExportError> {
-        // Zeroing is always fast, so the flag has no effect.
-        let work = self.of.volume.zero(offset, length, !no_hole, fua);
+        // Zeroing is always fast.
+        let work = self.of.volume.zero(offset, length, zeroing, durability);
         self.count(Command::WriteZeroes, work).await
     }
 

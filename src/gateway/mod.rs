@@ -12,6 +12,7 @@ mod failure;
 mod open_volumes;
 mod server_metrics;
 mod status;
+mod store_check;
 mod surface;
 
 pub(crate) use catalogue::Catalogue;
@@ -20,4 +21,5 @@ pub(crate) use exports::VolumeExports;
 pub(crate) use failure::chain;
 pub(crate) use open_volumes::{Next, OpenVolumes, Options};
 pub(crate) use status::{GatewayStatus, Serving};
-pub use surface::{Failure, Gateway, Known, OpenVolume, Stage};
+pub(crate) use store_check::StoreCheck;
+pub use surface::{Failure, Gateway, IfHeld, Known, OpenVolume, Stage};

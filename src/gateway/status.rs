@@ -14,7 +14,8 @@ use super::catalogue::Catalogue;
 use super::census::Census;
 use super::failure::chain;
 use super::open_volumes::OpenVolumes;
-use super::surface::{Failure, Gateway, Known, OpenVolume, Stage as Shown};
+use super::store_check::StoreCheck;
+use super::surface::{Failure, Gateway, IfHeld, Known, OpenVolume, Stage as Shown};
 use crate::server::{Connection, Server};
 use crate::volume::catalog::{self, Info, Listed, Unnamed};
 use crate::volume::{self, Environment};
@@ -24,6 +25,7 @@ pub(crate) struct Serving {
     pub(crate) env: Environment,
     pub(crate) volumes: Arc<OpenVolumes>,
     pub(crate) catalogue: Arc<Catalogue>,
+    pub(crate) store_check: StoreCheck,
     pub(crate) server: Arc<Server>,
     pub(crate) census: Arc<Census>,
     /// NBD URIs of a volume, with `{name}` in place of its name.
@@ -86,7 +88,7 @@ impl Gateway for GatewayStatus {
             Err(failure) => return vec![failure.to_string()],
         };
         let mut obstacles = serving.volumes.lost();
-        if let Err(error) = serving.catalogue.names().await {
+        if let Err(error) = serving.store_check.run().await {
             obstacles.push(format!("cannot read the store: {}", chain(&*error)));
         }
         obstacles
@@ -120,17 +122,19 @@ impl Gateway for GatewayStatus {
         Ok(made)
     }
 
-    async fn delete(&self, name: &str, takeover: bool) -> Result<(), Failure> {
+    async fn delete(&self, name: &str, if_held: IfHeld) -> Result<(), Failure> {
         let serving = self.serving()?;
-        let deleted = catalog::delete(&serving.env, &serving.options, name, takeover).await;
+        let deleted =
+            catalog::delete(&serving.env, &serving.options, name, if_held == IfHeld::TakeOver).await;
         serving.catalogue.forget();
         serving.census.has_changed();
         Ok(deleted?)
     }
 
-    async fn delete_by_id(&self, volume: Uuid, takeover: bool) -> Result<(), Failure> {
+    async fn delete_by_id(&self, volume: Uuid, if_held: IfHeld) -> Result<(), Failure> {
         let serving = self.serving()?;
-        let deleted = catalog::delete_by_id(&serving.env, &serving.options, volume, takeover).await;
+        let deleted =
+            catalog::delete_by_id(&serving.env, &serving.options, volume, if_held == IfHeld::TakeOver).await;
         serving.catalogue.forget();
         serving.census.has_changed();
         Ok(deleted?)

@@ -46,6 +46,15 @@ pub struct Known {
     pub at_seconds: u64,
 }
 
+/// What to do with a volume that another gateway holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IfHeld {
+    /// Refuse, and name that gateway.
+    Refuse,
+    /// Take the volume over.
+    TakeOver,
+}
+
 /// Why the gateway cannot do what was requested.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Failure {
@@ -77,11 +86,10 @@ pub trait Gateway: Send + Sync + 'static {
     async fn volume(&self, name: &str) -> Result<Info, Failure>;
     /// Creates a volume that reads as zeros. Without `chunk_bytes`, it has the configured chunk size.
     async fn create(&self, name: &str, size_bytes: u64, chunk_bytes: Option<u64>) -> Result<Info, Failure>;
-    /// Deletes a volume that is not open here. `takeover` deletes it even if another gateway holds it.
-    async fn delete(&self, name: &str, takeover: bool) -> Result<(), Failure>;
-    /// Deletes a volume by its id, so that it need not have a name. `takeover` deletes it even if another
-    /// gateway holds it.
-    async fn delete_by_id(&self, volume: Uuid, takeover: bool) -> Result<(), Failure>;
+    /// Deletes a volume that is not open here.
+    async fn delete(&self, name: &str, if_held: IfHeld) -> Result<(), Failure>;
+    /// Deletes a volume by its id, so that it need not have a name.
+    async fn delete_by_id(&self, volume: Uuid, if_held: IfHeld) -> Result<(), Failure>;
     /// Returns the stage of the gateway.
     fn stage(&self) -> Stage;
     /// Returns the contents of the store at the last census, without a request to the store.

@@ -128,25 +128,25 @@ definitions! {
     VOLUME_CLIENTS = gauge("cairn_volume_clients", "connections", &["volume"],
         "NBD connections that use the volume.");
     STORED_BYTES = gauge("cairn_stored_bytes", "bytes", &["volume"],
-        "Bytes of all objects of the volume in the store, open or not, as of the last census.");
+        "Bytes of all objects of the volume, open or closed, in the store at the last census.");
     CENSUS_TIME = gauge("cairn_census_timestamp_seconds", "seconds", &[],
-        "When the last census of the store ended, in seconds since 1970; 0 before the first.");
+        "Time at which the last census of the store ended, in seconds since 1970; 0 before the first.");
     SIZE_BYTES = gauge("cairn_volume_size_bytes", "bytes", &["volume"], "Size of the disk.");
     DIRTY_BYTES = gauge("cairn_dirty_bytes", "bytes", &["volume"],
         "Changed bytes that are not part of any commit yet.");
     UNCOMMITTED_BYTES = gauge("cairn_uncommitted_bytes", "bytes", &["volume"],
-        "Changed bytes that are not durable in the store: dirty, or in a commit on its way.");
+        "Changed bytes that are not durable in the store: dirty, or in a commit that is still in flight.");
     UNCOMMITTED_AGE = gauge("cairn_oldest_uncommitted_age_seconds", "seconds", &["volume"],
         "Age of the oldest write that is not durable in the store; 0 if there is none.");
 
     WRITE_THROTTLED = counter("cairn_write_throttled_seconds_total", "seconds", &["volume"],
-        "Time that writes waited at a bound: dirty bytes, commits on their way, or the journal.");
+        "Time that writes waited because dirty bytes, commits in flight or the journal reached a bound.");
 
     COMMITS = counter("cairn_commits_total", "commits", &["volume"], "Commit records made durable.");
     COMMIT_BYTES = counter("cairn_commit_bytes_total", "bytes", &["volume"],
         "Bytes of commit records made durable.");
     COMMITS_IN_FLIGHT = gauge("cairn_commits_in_flight", "commits", &["volume"],
-        "Commit records that are cut but not yet durable.");
+        "Commit records that have been cut but are not durable yet.");
     COMMIT_GROUP = histogram("cairn_commit_group_size", "requests", &["volume"], GROUP,
         "FLUSH and FUA commands that one commit answered.");
     COMMIT_DURATION = histogram("cairn_commit_duration_seconds", "seconds", &["volume"], LATENCY,
@@ -155,7 +155,7 @@ definitions! {
     FOLD_DURATION = histogram("cairn_fold_duration_seconds", "seconds", &["volume"], FOLD,
         "Time to make a checkpoint.");
     CHECKPOINT_TIME = gauge("cairn_checkpoint_timestamp_seconds", "seconds", &["volume"],
-        "When the last checkpoint since the volume was opened was made, in seconds since 1970, or 0.");
+        "Time of the last checkpoint since the opening, in seconds since 1970; 0 if there was none.");
     JOURNAL_BYTES = gauge("cairn_journal_bytes", "bytes", &["volume"],
         "Bytes of commit records that are not yet folded.");
     JOURNAL_RECORDS = gauge("cairn_journal_records", "records", &["volume"],
@@ -178,7 +178,7 @@ definitions! {
         "Pages evicted from a cache to make room.");
     CACHE_BYTES = gauge("cairn_cache_bytes", "bytes", &["volume", "tier"], "Bytes that a cache holds.");
     READ_AHEAD = counter("cairn_read_ahead_bytes_total", "bytes", &["volume", "result"],
-        "Bytes read ahead of a sequential reader, by whether they were used or dropped unread.");
+        "Bytes read ahead of a sequential reader, by whether they were used or evicted without being used.");
 
     LEASE_REMAINING = gauge("cairn_lease_remaining_seconds", "seconds", &["volume"],
         "Time until the lease expires unless it is renewed; 0 once it has expired.");
@@ -209,23 +209,23 @@ definitions! {
     LIMIT_CONNECTIONS = gauge("cairn_limit_connections", "connections", &[],
         "Bound on NBD connections (server.connections).");
     LIMIT_VOLUMES = gauge("cairn_limit_open_volumes", "volumes", &[],
-        "Bound on volumes that are open at a time (volumes.maximum).");
+        "Bound on volumes that are open at the same time (volumes.maximum).");
     LIMIT_STORE_REQUESTS = gauge("cairn_limit_store_requests", "requests", &[],
         "Bound on concurrent requests to the store, in each class (store.concurrency).");
     LIMIT_JOURNAL_BYTES = gauge("cairn_limit_journal_bytes", "bytes", &[],
-        "Size from which a journal is folded (journal.max_bytes); near twice that, writers wait.");
+        "Size at which a journal is folded (journal.max_bytes); writers wait before it reaches twice that.");
     LIMIT_JOURNAL_RECORDS = gauge("cairn_limit_journal_records", "records", &[],
-        "Records from which a journal is folded (journal.max_records); near twice that, writers wait.");
+        "Records at which a journal is folded (journal.max_records); writers wait before twice that many.");
     LIMIT_LEASE = gauge("cairn_limit_lease_seconds", "seconds", &[],
         "Configured duration of a lease (lease.ttl).");
     LIMIT_COMMIT_AGE = gauge("cairn_limit_commit_age_seconds", "seconds", &[],
-        "Age at which changes are committed unasked (commit.max_age).");
+        "Age at which changes are committed without a FLUSH (commit.max_age).");
     RELOAD_SUCCESSFUL = gauge("cairn_reload_successful", "reloads", &[],
-        "1 if the settings that were read last are in force and their volumes open, else 0.");
+        "1 if the last reload applied its settings and all configured volumes are open, otherwise 0.");
     RELOAD_TIME = gauge("cairn_reload_timestamp_seconds", "seconds", &[],
-        "When the settings were last read, in seconds since 1970.");
+        "Time at which the settings were last read, in seconds since 1970.");
     CERTIFICATE_EXPIRY = gauge("cairn_tls_certificate_expiry_timestamp_seconds", "seconds", &[],
-        "When the server's certificate expires, in seconds since 1970; absent without TLS.");
+        "Time at which the server's certificate expires, in seconds since 1970; absent without TLS.");
 
     PROCESS_CPU = counter("process_cpu_seconds_total", "seconds", &[],
         "Total user and system CPU time spent in seconds.");

@@ -36,6 +36,15 @@ pub struct Limits {
     pub commit_age: Duration,
 }
 
+/// The result of reading the settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reload {
+    /// The settings are in force, and all configured volumes are open.
+    Applied,
+    /// The settings are invalid, or a configured volume is not open.
+    Failed,
+}
+
 /// The metrics of the gateway. Clones share them.
 #[derive(Clone, Debug)]
 pub struct GatewayMetrics(Arc<Inner>);
@@ -109,9 +118,9 @@ impl GatewayMetrics {
         *self.0.limits.lock()
     }
 
-    /// Records when the settings were read, in seconds since 1970, and whether they are in force.
-    pub fn reloaded(&self, is_successful: bool, now_seconds: u64) {
-        self.0.reload_successful.set(i64::from(is_successful));
+    /// Records when the settings were read, in seconds since 1970, and the result.
+    pub fn reloaded(&self, result: Reload, now_seconds: u64) {
+        self.0.reload_successful.set(i64::from(result == Reload::Applied));
         self.0.reload_time.set(i64::try_from(now_seconds).unwrap_or(i64::MAX));
     }
 

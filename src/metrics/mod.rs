@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 pub use definitions::{Definition, Kind};
 pub use family::By;
-pub use gateway::{GatewayMetrics, Limits};
+pub use gateway::{GatewayMetrics, Limits, Reload};
 pub use labels::{
     Command, Direction, Errno, FoldResult, HandshakeFailure, Label, LogLoss, ObjectKind, ReadAhead,
     ReadSource, StoreClass, StoreOperation, StoreOutcome, Tier, Transport,
@@ -261,7 +261,7 @@ mod tests {
         let gateway = metrics.gateway();
         let limits = Limits { dirty_bytes: 9, lease_ttl: Duration::from_millis(1500), ..Limits::default() };
         gateway.set_limits(limits);
-        gateway.reloaded(false, 1_800_000_000);
+        gateway.reloaded(Reload::Failed, 1_800_000_000);
         assert_eq!(gateway.limits(), limits);
         let text = metrics.render();
         for line in [

@@ -7,7 +7,7 @@ use std::fmt::{Display, Formatter, Result, Write as _};
 
 use super::announcement::{Announcement, Negotiate, NegotiateResponse};
 use super::chunk::{BlockDescriptor, Chunk};
-use super::info::{BlockSize, DiskInfo, ExportInfo, Info, InfoType};
+use super::info::{BlockSize, DiskInfo, ExportInfo, Info, InfoType, Padding};
 use super::option::{ExportName, InfoRequest, MetaContextRequest, OptionRequestHeader};
 use super::option_reply::{MetaContext, OptionReply, OptionReplyHeader, ServerEntry};
 use super::reply::{Reply, ReplyType};
@@ -42,6 +42,15 @@ impl Display for Negotiate {
 impl Display for NegotiateResponse {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
         write!(f, "client flags {}", self.0)
+    }
+}
+
+impl Display for Padding {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        f.write_str(match self {
+            Self::None => "no padding",
+            Self::Zeroes => "124 zeroes",
+        })
     }
 }
 

@@ -20,6 +20,15 @@ pub struct DiskInfo {
     pub flags: TransmissionFlags,
 }
 
+/// How the answer to EXPORT_NAME ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Padding {
+    /// With the information itself, because NO_ZEROES was negotiated.
+    None,
+    /// With the 124 reserved zeroes.
+    Zeroes,
+}
+
 impl DiskInfo {
     /// Length in bytes without the reserved zeroes.
     pub const LENGTH: usize = 10;
@@ -39,11 +48,11 @@ impl DiskInfo {
         Ok(info)
     }
 
-    /// Appends [`Self::LENGTH`] bytes, followed by the reserved zeroes if `zeroes` is set.
-    pub fn encode(self, zeroes: bool, out: &mut BytesMut) {
+    /// Appends [`Self::LENGTH`] bytes, and the padding.
+    pub fn encode(self, padding: Padding, out: &mut BytesMut) {
         out.put_u64(self.size_bytes);
         out.put_u16(self.flags.bits());
-        if zeroes {
+        if padding == Padding::Zeroes {
             out.put_bytes(0, RESERVED_ZEROES);
         }
     }
@@ -176,7 +185,7 @@ impl Info {
         match self {
             Self::Export(disk) => {
                 out.put_u16(InfoType::Export.value());
-                disk.encode(false, out);
+                disk.encode(Padding::None, out);
             }
             Self::Name(name) => {
                 out.put_u16(InfoType::Name.value());

@@ -51,7 +51,7 @@ pub use codec::{DecodeError, WireString};
 pub use command::Command;
 pub use error::Error;
 pub use flags::{AllocationFlags, ClientFlags, CommandFlags, HandshakeFlags, ReplyFlags, TransmissionFlags};
-pub use info::{BlockSize, DiskInfo, ExportInfo, Info, InfoType};
+pub use info::{BlockSize, DiskInfo, ExportInfo, Info, InfoType, Padding};
 pub use option::{ExportName, InfoRequest, MetaContextRequest, OptionCode, OptionRequestHeader};
 pub use option_reply::{MetaContext, OptionError, OptionReply, OptionReplyHeader, Refusal, ServerEntry};
 pub use reply::{Reply, ReplyType};

@@ -234,7 +234,7 @@ impl MetaContextRequest {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::info::DiskInfo;
+    use crate::protocol::info::{DiskInfo, Padding};
 
     #[test]
     fn go_with_two_information_requests() {
@@ -293,7 +293,7 @@ mod tests {
         wire.extend([0; 124]);
         assert_eq!(DiskInfo::decode(&wire), Ok(info));
         let mut out = BytesMut::new();
-        info.encode(true, &mut out);
+        info.encode(Padding::Zeroes, &mut out);
         assert_eq!(out, wire);
         assert!(DiskInfo::decode(&wire[..133]).is_err());
     }

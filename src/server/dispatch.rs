@@ -6,6 +6,7 @@
 //! is read-only.
 
 use super::export::Alignment;
+use crate::effect::{Durability, ZeroSpeed, Zeroing};
 use crate::protocol::info::BlockSize;
 use crate::protocol::negotiate_server::Session;
 use crate::protocol::request::HeaderStyle;
@@ -17,13 +18,13 @@ pub(crate) enum Job {
     /// Read `length` bytes, possibly none. With `single_chunk`, reply with a single content chunk.
     Read { offset: u64, length: u32, single_chunk: bool },
     /// Write the payload that follows the request.
-    Write { offset: u64, fua: bool },
+    Write { offset: u64, durability: Durability },
     /// Make all completed writes durable.
     Flush,
     /// Discard the range (TRIM).
-    Trim { offset: u64, length: u64, fua: bool },
+    Trim { offset: u64, length: u64, durability: Durability },
     /// Make the range read as zeros (WRITE_ZEROES).
-    WriteZeroes { offset: u64, length: u64, no_hole: bool, fast: bool, fua: bool },
+    WriteZeroes { offset: u64, length: u64, zeroing: Zeroing, speed: ZeroSpeed, durability: Durability },
     /// Prefetch the range into the cache (CACHE).
     Cache { offset: u64, length: u64 },
     /// Report which parts of the range are allocated. With `one`, report only the first extent.
@@ -119,7 +120,7 @@ impl Rules {
             };
         }
         let has = |flag| request.flags.contains(flag);
-        let fua = has(CommandFlags::FUA);
+        let durability = if has(CommandFlags::FUA) { Durability::Durable } else { Durability::Volatile };
         match command {
             Command::Read => match u32::try_from(length) {
                 //= Request types: the server MUST support unfragmented reads in which the client's request
@@ -132,16 +133,16 @@ impl Rules {
             Command::Write if length > u64::from(self.block_size.maximum) => {
                 refused(Error::Inval, "WRITE is longer than the maximum block size")
             }
-            Command::Write => Ok(Job::Write { offset, fua }),
-            Command::Trim => Ok(Job::Trim { offset, length, fua }),
+            Command::Write => Ok(Job::Write { offset, durability }),
+            Command::Trim => Ok(Job::Trim { offset, length, durability }),
             Command::WriteZeroes => Ok(Job::WriteZeroes {
                 offset,
                 length,
                 //= Command flags: The server MUST support the use of this flag if it advertises
                 //# `NBD_FLAG_SEND_WRITE_ZEROES`.
-                no_hole: has(CommandFlags::NO_HOLE),
-                fast: has(CommandFlags::FAST_ZERO),
-                fua,
+                zeroing: if has(CommandFlags::NO_HOLE) { Zeroing::Allocate } else { Zeroing::Deallocate },
+                speed: if has(CommandFlags::FAST_ZERO) { ZeroSpeed::Fast } else { ZeroSpeed::Any },
+                durability,
             }),
             Command::Cache => Ok(Job::Cache { offset, length }),
             Command::BlockStatus => Ok(Job::BlockStatus { offset, length, one: has(CommandFlags::REQ_ONE) }),

@@ -13,6 +13,7 @@ use futures::FutureExt as _;
 use super::dispatch::{Job, Refused, Rules};
 use super::export::{Allocation, Export, ExportError, Segment};
 use super::in_flight::Charge;
+use crate::effect::{Durability, ZeroSpeed};
 use crate::mutant::{self, Mutant};
 use crate::protocol::request::HeaderStyle;
 use crate::protocol::{Cookie, Error, Request};
@@ -93,13 +94,14 @@ async fn run(export: &dyn Export, rules: &Rules, job: Job, payload: Bytes) -> Re
         //= Ordering of messages and writes: MUST be written to non-volatile storage prior to replying to
         //# that `NBD_CMD_FLUSH`
         Job::Flush => export.flush().await?,
-        Job::Write { offset, fua } => {
-            let fua = fua && !mutant::is(Mutant::FuaNotPassedOn);
-            export.write(offset, payload, fua).await?;
+        Job::Write { offset, durability } => {
+            let is_forgotten = mutant::is(Mutant::FuaNotPassedOn);
+            let durability = if is_forgotten { Durability::Volatile } else { durability };
+            export.write(offset, payload, durability).await?;
         }
-        Job::Trim { offset, length, fua } => export.trim(offset, length, fua).await?,
-        Job::WriteZeroes { offset, length, no_hole, fast, fua } => {
-            export.write_zeroes(offset, length, no_hole, fast, fua).await?;
+        Job::Trim { offset, length, durability } => export.trim(offset, length, durability).await?,
+        Job::WriteZeroes { offset, length, zeroing, speed, durability } => {
+            export.write_zeroes(offset, length, zeroing, speed, durability).await?;
         }
         Job::Cache { offset, length } => export.cache(offset, length).await?,
         Job::Read { length: 0, single_chunk, .. } => {
@@ -164,7 +166,7 @@ fn clip(extents: &mut Vec<Allocation>, length: u64, limit: usize, longest: u64) 
 /// dropped.
 fn fitting(refusal: ExportError, job: Job, request: &Request) -> ExportError {
     let error = match (refusal.error, job) {
-        (Error::NotSup, Job::WriteZeroes { fast: true, .. })
+        (Error::NotSup, Job::WriteZeroes { speed: ZeroSpeed::Fast, .. })
         | (Error::Overflow, Job::Read { single_chunk: true, .. }) => refusal.error,
         //= Request types: then the server MUST NOT fail with `NBD_ENOTSUP`
         (Error::NotSup | Error::Overflow, _) => Error::Inval,

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use crate::effect::{Durability, ZeroSpeed, Zeroing};
 use crate::protocol::{Command, Error, TransmissionFlags};
 
 /// What clients learn about an export. It does not change while the export is open; only new connections see
@@ -180,8 +181,8 @@ pub trait Export: Send + Sync + 'static {
     /// Reads `length` bytes at `offset`.
     async fn read(&self, offset: u64, length: u32) -> Result<Vec<Segment>, ExportError>;
 
-    /// Writes `data` at `offset`. With `fua`, returns only when the data is durable.
-    async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), ExportError>;
+    /// Writes `data` at `offset`.
+    async fn write(&self, offset: u64, data: Bytes, durability: Durability) -> Result<(), ExportError>;
 
     /// Returns when every write that was answered before the call is durable.
     //= Transmission flags: the effects of `NBD_CMD_FLUSH` and `NBD_CMD_FLAG_FUA` MUST be visible across all
@@ -189,20 +190,19 @@ pub trait Export: Send + Sync + 'static {
     async fn flush(&self) -> Result<(), ExportError>;
 
     /// Discards the range. Afterwards it may read as anything; Cairn's volumes return zeros.
-    async fn trim(&self, _offset: u64, _length: u64, _fua: bool) -> Result<(), ExportError> {
+    async fn trim(&self, _offset: u64, _length: u64, _durability: Durability) -> Result<(), ExportError> {
         Err(unsupported(Command::Trim))
     }
 
-    /// Makes the range read as zeros. `no_hole` keeps it allocated. With `fast`, fails with ENOTSUP if this
-    /// would be no faster than writing.
+    /// Makes the range read as zeros.
     //= Request types: it MUST ensure that the data reads back as zero
     async fn write_zeroes(
         &self,
         _offset: u64,
         _length: u64,
-        _no_hole: bool,
-        _fast: bool,
-        _fua: bool,
+        _zeroing: Zeroing,
+        _speed: ZeroSpeed,
+        _durability: Durability,
     ) -> Result<(), ExportError> {
         Err(unsupported(Command::WriteZeroes))
     }

@@ -27,6 +27,7 @@ mod tls;
 mod transmission;
 mod transport;
 
+pub use crate::effect::{Durability, ZeroSpeed, Zeroing};
 pub use connection::Greeting;
 pub use connections::Connection;
 pub use export::{

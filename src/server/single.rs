@@ -60,6 +60,7 @@ mod tests {
 
     use super::super::export::{ExportError, Segment};
     use super::*;
+    use crate::effect::{Durability, ZeroSpeed, Zeroing};
     use crate::protocol::Error;
 
     /// Implements only the required methods.
@@ -75,7 +76,7 @@ mod tests {
             Ok(vec![Segment::Zero(length)])
         }
 
-        async fn write(&self, _offset: u64, _data: Bytes, _fua: bool) -> Result<(), ExportError> {
+        async fn write(&self, _offset: u64, _data: Bytes, _: Durability) -> Result<(), ExportError> {
             Ok(())
         }
 
@@ -96,8 +97,9 @@ mod tests {
 
     #[tokio::test]
     async fn what_an_export_does_not_implement_fails_and_is_never_reported_as_done() {
-        assert_eq!(Least.trim(0, 512, false).await.unwrap_err().error, Error::Inval);
-        assert_eq!(Least.write_zeroes(0, 512, false, false, false).await.unwrap_err().error, Error::Inval);
+        assert_eq!(Least.trim(0, 512, Durability::Volatile).await.unwrap_err().error, Error::Inval);
+        let zeroes = Least.write_zeroes(0, 512, Zeroing::Deallocate, ZeroSpeed::Any, Durability::Volatile);
+        assert_eq!(zeroes.await.unwrap_err().error, Error::Inval);
         assert_eq!(Least.cache(0, 512).await.unwrap_err().error, Error::Inval);
         let extents = Least.block_status(0, 512, 1).await.unwrap();
         assert_eq!(extents.len(), 1);

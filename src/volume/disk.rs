@@ -23,6 +23,7 @@ use super::read::{Extent, Segment};
 use super::shared::Shared;
 use super::state::Status;
 use super::write::change::Change;
+use crate::effect::{Durability, Zeroing};
 use crate::metrics::labels::Command;
 use crate::mutant::{self, Mutant};
 
@@ -174,19 +175,19 @@ impl Volume {
         Ok(segments)
     }
 
-    /// Writes `data` at `offset`. With `fua`, returns only once it is durable.
+    /// Writes `data` at `offset`.
     ///
     /// # Errors
     /// If the range is not within the volume, if the volume stopped, or if the store's deadline passed.
-    /// Without `fua`, an error means that nothing of `data` was written.
-    pub async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), Error> {
+    /// If the write is volatile, an error means that nothing of `data` was written.
+    pub async fn write(&self, offset: u64, data: Bytes, durability: Durability) -> Result<(), Error> {
         let range = self.range(offset, data.len() as u64)?;
         let length = range.end - range.start;
         let _busy = self.shared.metrics.in_flight();
         if !range.is_empty() {
             self.timed(Change::write(offset, data)).await?;
         }
-        if fua {
+        if durability == Durability::Durable {
             self.durable().await?;
         }
         self.shared.metrics.succeeded(Command::Write, length);
@@ -207,21 +208,29 @@ impl Volume {
         Ok(())
     }
 
-    /// Zeroes a range. With `hole`, the range is unallocated afterwards. With `fua`, returns only once the
-    /// change is durable.
+    /// Zeroes a range.
     ///
     /// # Errors
     /// As [`Volume::write`].
-    pub async fn zero(&self, offset: u64, length: u64, hole: bool, fua: bool) -> Result<(), Error> {
+    pub async fn zero(
+        &self,
+        offset: u64,
+        length: u64,
+        zeroing: Zeroing,
+        durability: Durability,
+    ) -> Result<(), Error> {
         let range = self.range(offset, length)?;
         let _busy = self.shared.metrics.in_flight();
         if !range.is_empty() {
-            self.timed(Change::zero(range, hole)).await?;
+            self.timed(Change::zero(range, zeroing == Zeroing::Deallocate)).await?;
         }
-        if fua {
+        if durability == Durability::Durable {
             self.durable().await?;
         }
-        let command = if hole { Command::Trim } else { Command::WriteZeroes };
+        let command = match zeroing {
+            Zeroing::Deallocate => Command::Trim,
+            Zeroing::Allocate => Command::WriteZeroes,
+        };
         self.shared.metrics.succeeded(command, length);
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Stdio;
 
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
 use rustix::process::Signal;
 use tempfile::tempdir;
 
@@ -281,6 +282,62 @@ fn metrics_health_and_volumes_over_http() {
     let [disk] = &volumes.as_array().unwrap()[..] else { panic!("{volumes}") };
     assert_eq!((&disk["name"], &disk["size_bytes"]), (&"disk".into(), &1_048_576.into()));
     assert_eq!((&disk["open"]["state"], &disk["open"]["clients"]), (&"serving".into(), &0.into()));
+    gateway.terminate();
+}
+
+/// A day of the calendar: year, month, day.
+type Day = (i32, u8, u8);
+
+/// Writes a key and its chain to a PEM file: a certificate and its authority, which expire on these days.
+fn write_chain(path: &Path, certificate: Day, authority: Day) {
+    let params = |(year, month, day): Day| {
+        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        params.not_after = date_time_ymd(year, month, day);
+        params
+    };
+    let mut issuer = params(authority);
+    issuer.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let issuer = CertifiedIssuer::self_signed(issuer, KeyPair::generate().unwrap()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let signed = params(certificate).signed_by(&key, &issuer).unwrap();
+    std::fs::write(path, signed.pem() + &issuer.pem() + &key.serialize_pem()).unwrap();
+}
+
+/// The alert about a certificate needs the first expiry in the chain, of the files as they were last read.
+#[test]
+fn the_expiry_of_the_certificate_is_a_metric_that_follows_a_renewal() {
+    let at = tempdir().unwrap();
+    let (pem, config) = (at.path().join("pem"), at.path().join("cairn.toml"));
+    let settings = |tls: &str| std::fs::write(&config, format!("[volumes]\ncreate = [\"disk=1MiB\"]\n{tls}"));
+    write_chain(&pem, (2040, 1, 2), (2041, 3, 4));
+    settings(&format!("[tls]\nmode = \"allowed\"\ncertificate = {pem:?}\nkey = {pem:?}\n")).unwrap();
+    let line = "serve --listen 127.0.0.1:0 --admin 127.0.0.1:0 --config cairn.toml";
+    let mut gateway = Gateway::start(cairn(at.path(), line));
+    while !gateway.lines.last().is_some_and(|line| line.starts_with("metrics and health: ")) {
+        assert!(gateway.read_line(), "{:?}", gateway.lines);
+    }
+    let last = gateway.lines.last().expect("there is one");
+    let url = last.split("http://").nth(1).and_then(|url| url.strip_suffix("/metrics"));
+    let address = url.expect("a URL").to_owned();
+    let expiry = || {
+        let text = get(&address, "/metrics", 200);
+        let name = "cairn_tls_certificate_expiry_timestamp_seconds ";
+        text.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned)
+    };
+    let reload = |gateway: &mut Gateway| {
+        gateway.log.clear();
+        gateway.signal(Signal::HUP);
+        gateway.wait_for_log("settings reloaded: ");
+    };
+    // 2 January 2040, in seconds since 1970.
+    assert_eq!(expiry().as_deref(), Some("2209075200"));
+    write_chain(&pem, (2040, 1, 2), (2039, 6, 1));
+    assert_eq!(expiry().as_deref(), Some("2209075200"), "the old certificate is still in use");
+    reload(&mut gateway);
+    assert_eq!(expiry().as_deref(), Some("2190499200"), "1 June 2039, when the authority expires");
+    settings("").unwrap();
+    reload(&mut gateway);
+    assert_eq!(expiry(), None, "without TLS");
     gateway.terminate();
 }
 

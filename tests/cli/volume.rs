@@ -87,8 +87,13 @@ fn only_creating_a_volume_creates_a_store() {
         "volume delete disk",
         "volume delete --id 6f9619ff-8b86-4011-b42d-00c04fc964ff",
         "serve --listen 127.0.0.1:0",
+        "bench",
     ] {
-        let error = fail(at, &format!("{line} --store file://./typo"), 1);
+        let line = match line {
+            "bench" => "bench store file://./typo".to_owned(),
+            _ => format!("{line} --store file://./typo"),
+        };
+        let error = fail(at, &line, 1);
         assert!(error.contains("the directory ./typo does not contain a store"), "{line}: {error}");
         assert_eq!(std::fs::read_dir(at).unwrap().count(), 0, "{line}");
     }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cairn::client::{Broken, Client, Error, Options, Uri};
+use cairn::effect::Durability::Volatile;
 use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -80,7 +81,7 @@ async fn a_server_that_takes_a_little_now_and_then_is_waited_for() {
         }
         server.send(chunk(1, 0, 1, b"")).await;
     };
-    let (written, ()) = tokio::join!(client.write(0, Bytes::from(vec![7; 1 << 20]), false), slow);
+    let (written, ()) = tokio::join!(client.write(0, Bytes::from(vec![7; 1 << 20]), Volatile), slow);
     written.unwrap();
 }
 

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use cairn::client::{self, Client, Error, Options, Uri};
+use cairn::effect::Durability::{Durable, Volatile};
+use cairn::effect::{ZeroSpeed, Zeroing};
 use cairn::protocol::negotiate_client::HandshakeError;
 use cairn::protocol::{HeaderStyle, OptionCode, TransmissionFlags};
 
@@ -59,9 +61,9 @@ impl Server {
 async fn write_and_read(client: &Client) {
     assert_eq!(client.size_bytes(), SIZE);
     assert!(client.flags().contains(TransmissionFlags::HAS_FLAGS));
-    client.write(1000, Bytes::from_static(b"some data"), false).await.unwrap();
+    client.write(1000, Bytes::from_static(b"some data"), Volatile).await.unwrap();
     let large = Bytes::from(vec![0x5a; 300_000]);
-    client.write(100_000, large.clone(), false).await.unwrap();
+    client.write(100_000, large.clone(), Volatile).await.unwrap();
     assert_eq!(client.read(998, 13).await.unwrap(), &b"\0\0some data\0\0"[..]);
     assert_eq!(client.read(100_000, 300_000).await.unwrap(), large);
 }
@@ -70,9 +72,9 @@ async fn write_and_read(client: &Client) {
 pub(super) async fn exercise(client: &Client) {
     write_and_read(client).await;
     client.flush().await.unwrap();
-    client.write_zeroes(1002, 3, false, false, false).await.unwrap();
+    client.write_zeroes(1002, 3, Zeroing::Deallocate, ZeroSpeed::Any, Volatile).await.unwrap();
     assert_eq!(client.read(1000, 9).await.unwrap(), &b"so\0\0\0data"[..]);
-    client.trim(131_072, 65_536, false).await.unwrap();
+    client.trim(131_072, 65_536, Volatile).await.unwrap();
     let reads = (0..16_u64).map(|i| client.read(i * 65_536, 65_536));
     let parts = futures::future::try_join_all(reads).await.unwrap();
     assert_eq!(parts.concat().len(), usize::try_from(SIZE).unwrap());
@@ -136,7 +138,7 @@ async fn nbdkit_fails_commands_and_the_connection_stands() {
             matches!(failed, Err(Error::Command { error: cairn::protocol::Error::NoSpc, .. })),
             "{failed:?}"
         );
-        client.write(0, Bytes::from_static(b"data"), false).await.unwrap();
+        client.write(0, Bytes::from_static(b"data"), Volatile).await.unwrap();
     }
 }
 
@@ -175,7 +177,7 @@ async fn a_read_only_export_of_qemu() {
     let server = Server::qemu(&["--read-only"]).await;
     let client = server.connect().await;
     assert!(client.flags().contains(TransmissionFlags::READ_ONLY));
-    let refused = client.write(0, Bytes::from_static(b"data"), false).await;
+    let refused = client.write(0, Bytes::from_static(b"data"), Volatile).await;
     assert!(matches!(refused, Err(Error::NotAllowed(_))), "{refused:?}");
 }
 
@@ -206,7 +208,7 @@ async fn the_reference_server() {
     assert_eq!(listed[0].name.as_str(), "disk");
     let client = Client::connect(&uri, &Options::default()).await.unwrap();
     assert_eq!(client.size_bytes(), SIZE);
-    client.write(1000, Bytes::from_static(b"some data"), true).await.unwrap();
+    client.write(1000, Bytes::from_static(b"some data"), Durable).await.unwrap();
     client.flush().await.unwrap();
     assert_eq!(client.read(998, 13).await.unwrap(), &b"\0\0some data\0\0"[..]);
     client.disconnect().await;

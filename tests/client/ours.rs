@@ -4,7 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use cairn::client::ExtentLimit;
 use cairn::client::{Broken, Client, Error, Options, Segment};
+use cairn::effect::Durability::{Durable, Volatile};
+use cairn::effect::{ZeroSpeed, Zeroing};
 use cairn::protocol::negotiate_client::{ClientTls, HandshakeError};
 use cairn::protocol::{Error as CommandError, HeaderStyle, OptionError, TransmissionFlags};
 use cairn::server::{Export as _, ExportDescription, Options as ServerOptions};
@@ -38,11 +41,11 @@ async fn what_is_written_is_read() {
         let harness = Harness::disk();
         let client = connect(&harness, headers).await;
         assert_eq!((client.size_bytes(), client.export().name.as_str()), (MIB, "disk"));
-        client.write(4095, Bytes::from_static(b"across"), true).await.unwrap();
+        client.write(4095, Bytes::from_static(b"across"), Durable).await.unwrap();
         client.flush().await.unwrap();
         assert_eq!(client.read(4093, 10).await.unwrap(), &b"\0\0across\0\0"[..]);
-        client.write_zeroes(4096, 2, true, true, false).await.unwrap();
-        client.trim(4098, 1, false).await.unwrap();
+        client.write_zeroes(4096, 2, Zeroing::Allocate, ZeroSpeed::Fast, Volatile).await.unwrap();
+        client.trim(4098, 1, Volatile).await.unwrap();
         client.cache(0, MIB).await.unwrap();
         assert_eq!(client.read(4095, 6).await.unwrap(), &b"a\0\0\0ss"[..]);
         assert_eq!(client.read(MIB, 0).await.unwrap(), &b""[..]);
@@ -55,7 +58,7 @@ async fn what_is_written_is_read() {
 async fn holes_and_allocation_are_told() {
     for headers in [HeaderStyle::Structured, HeaderStyle::Extended] {
         let client = connect(&Harness::disk(), headers).await;
-        client.write(8192, Bytes::from(vec![7; 4096]), false).await.unwrap();
+        client.write(8192, Bytes::from(vec![7; 4096]), Volatile).await.unwrap();
         let segments = client.read_segments(0, 16_384).await.unwrap();
         assert_eq!(
             segments,
@@ -64,7 +67,7 @@ async fn holes_and_allocation_are_told() {
         let allocation = client.allocation(0, MIB).await.unwrap();
         let found: Vec<_> = allocation.iter().map(|extent| (extent.length, extent.status)).collect();
         assert_eq!(found, [(8192, 3), (4096, 0), (MIB - 12_288, 3)]);
-        let one = client.block_status(0, MIB, true).await.unwrap();
+        let one = client.block_status(0, MIB, ExtentLimit::One).await.unwrap();
         assert_eq!(one[0].extents.len(), 1);
     }
 }
@@ -89,7 +92,7 @@ async fn many_commands_are_out_at_a_time_and_find_their_answers() {
         export.wait_started(1).await;
         let writes = (1_u8..200).map(|i| {
             let (client, offset) = (Arc::clone(&client), u64::from(i) * 1000);
-            async move { client.write(offset, Bytes::from(vec![i; 1000]), false).await }
+            async move { client.write(offset, Bytes::from(vec![i; 1000]), Volatile).await }
         });
         futures::future::try_join_all(writes).await.unwrap();
         let reads = (1_u8..200).map(|i| {
@@ -160,9 +163,9 @@ async fn what_the_server_has_not_offered_is_not_sent() {
     let client = connect(&Harness::of(Arc::clone(&export) as _), HeaderStyle::Extended).await;
     let refused = [
         client.flush().await,
-        client.trim(0, 512, false).await,
-        client.write(0, Bytes::from(vec![0; 512]), false).await,
-        client.write_zeroes(0, 512, false, false, false).await,
+        client.trim(0, 512, Volatile).await,
+        client.write(0, Bytes::from(vec![0; 512]), Volatile).await,
+        client.write_zeroes(0, 512, Zeroing::Deallocate, ZeroSpeed::Any, Volatile).await,
         client.cache(0, 512).await,
         client.read(0, 66_048).await.map(drop),
         client.read(1, 512).await.map(drop),

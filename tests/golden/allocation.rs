@@ -1,7 +1,7 @@
 //! Measures the memory that a call takes.
 //!
-//! The allocator of the test binary is the system's, with two numbers for each thread: the bytes that it has taken, and
-//! the most that it had taken at once. Invariant: the allocator itself takes no memory.
+//! The allocator of the test binary is the system's, with two numbers for each thread: the bytes that it has
+//! taken, and the most that it had taken at once. Invariant: the allocator itself takes no memory.
 
 #![allow(unsafe_code, reason = "an allocator is unsafe to implement")]
 

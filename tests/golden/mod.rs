@@ -44,7 +44,8 @@ const FILES: &[(u16, &str, u128)] = &[
     (2, "root.bin", 0x0910_d80f_fbc3_fa98_fe34_01af_c965_2fc7),
 ];
 
-/// Bytes at the beginning and at the end of an object of which every bit is flipped. One bit of each other byte is.
+/// Bytes at the beginning and at the end of an object of which every bit is flipped. One bit of each other
+/// byte is.
 const LONG_BYTES: usize = 8192;
 
 fn directory(version: u16) -> PathBuf {
@@ -207,8 +208,8 @@ fn kind(sample: &Sample) -> std::mem::Discriminant<objects::Expected> {
     std::mem::discriminant(&sample.object.expected())
 }
 
-/// Makes the checksums fit the bytes before them, that of a record's table too, so that a reader gets to what is
-/// wrong with these bytes.
+/// Makes the checksums fit the bytes before them, that of a record's table too, so that a reader gets to what
+/// is wrong with these bytes.
 pub(crate) fn seal(bytes: &mut [u8]) {
     if bytes.starts_with(b"CAIRNJNL")
         && let Some(data) = bytes.get(74..82)

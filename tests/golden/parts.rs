@@ -1,6 +1,7 @@
 //! Overlays and packs as the fields that `docs/FORMAT.md` lists, written without the library's encoders.
 //!
-//! So tests can write what the library never would. Invariant: checksums and tags fit, whatever the fields are.
+//! So tests can write what the library never would. Invariant: checksums and tags fit, whatever the fields
+//! are.
 
 use cairn::volume::format::codec::{Checksum, DecodeError};
 use cairn::volume::format::frame::Place;

@@ -82,7 +82,8 @@ fn sealed(envelope: &[u8], fields: &[u8]) -> Vec<u8> {
     object
 }
 
-/// Decodes bytes. What they decode to encodes to the same bytes, and decoding took memory in proportion to them.
+/// Decodes bytes. What they decode to encodes to the same bytes, and decoding took memory in proportion to
+/// them.
 fn check(expected: Expected, bytes: &[u8]) -> Result<(), TestCaseError> {
     let ((), memory) = measured(|| expected.read(VOLUME, bytes));
     prop_assert!(memory <= 128 * bytes.len() + 16_384, "{} bytes took {} of memory", bytes.len(), memory);
@@ -107,12 +108,13 @@ proptest! {
             .prop_flat_map(|(pages, chunks)| (Just(pages), overlay_parts(pages, chunks))),
     ) {
         let overlay = parts.decode(geometry(pages)).unwrap();
-        let runs: Vec<_> = overlay.runs().iter().map(|run| (run.first(), run.count(), run.target())).collect();
+        let runs = overlay.runs().iter().map(|run| (run.first(), run.count(), run.target()));
+        let runs: Vec<_> = runs.collect();
         prop_assert_eq!(&runs, &parts.runs);
         prop_assert_eq!(overlay.packs(), &parts.packs);
         prop_assert_eq!(overlay.origins(), &parts.origins);
-        let made: Vec<Run> = runs.into_iter().map(|(first, count, target)| Run::new(first, count, target)).collect();
-        prop_assert_eq!(overlay.runs(), made);
+        let made = runs.into_iter().map(|(first, count, target)| Run::new(first, count, target));
+        prop_assert_eq!(overlay.runs(), made.collect::<Vec<_>>());
     }
 
     #[test]

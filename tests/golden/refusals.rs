@@ -118,7 +118,8 @@ const CASES: &[Case] = &[
     ("map-page.bin", &[(1792, &[2])], "origin"),
     ("map-page.bin", &[(1814, &[0])], "overlaid"),
     ("map-page.bin", &[(1814, &1025_u16.to_le_bytes())], "overlaid"),
-    // No overlay applies to the chunk; one applies to a chunk whose entry does not say so, or that has no entry.
+    // No overlay applies to the chunk; one applies to a chunk whose entry does not say so, or that has no
+    // entry.
     ("map-page.bin", &[(607, &[0]), (1242, &[0x80])], "overlaid"),
     ("map-page.bin", &[(1242, &[0xe0])], "overlaid"),
     ("map-page.bin", &[(1243, &[1])], "overlay"),
@@ -227,7 +228,8 @@ fn a_table_is_verified_without_the_data() {
 
 #[test]
 fn data_and_frames_are_valid_under_their_own_tags_only() {
-    // The first and last byte of data, of a tag in the table, of a frame and of its tag, and of an index and of its tag.
+    // The first and last byte of data, of a tag in the table, of a frame and of its tag, and of an index and
+    // of its tag.
     for (file, at) in [
         ("record-commit.bin", 271),
         ("record-commit.bin", 2318),

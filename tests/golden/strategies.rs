@@ -190,7 +190,8 @@ fn target() -> impl Strategy<Value = Target> {
     ]
 }
 
-/// An overlay with runs in these chunks: any that `docs/FORMAT.md` allows, not only what the library would write.
+/// An overlay with runs in these chunks: any that `docs/FORMAT.md` allows, not only what the library would
+/// write.
 pub(super) fn overlay_parts(pages_per_chunk: u16, chunks: Vec<u16>) -> impl Strategy<Value = OverlayParts> {
     let blocks = u32::from(pages_per_chunk) * 16;
     let packs = btree_set((0..=3_u16, id()), 0..4).prop_map(Vec::from_iter).prop_shuffle();

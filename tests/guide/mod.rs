@@ -11,6 +11,7 @@
 mod blocks;
 mod bucket;
 mod chapters;
+mod figures;
 mod quotes;
 
 use std::path::Path;

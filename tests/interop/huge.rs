@@ -1,6 +1,8 @@
 //! A disk of a pebibyte: a command for its whole length costs no more than on a small disk.
 
 use cairn::client::{Client, Options, Uri};
+use cairn::effect::Durability::Volatile;
+use cairn::effect::{ZeroSpeed, Zeroing};
 use rustix::process::Signal;
 use tokio::time::Instant;
 
@@ -36,11 +38,11 @@ async fn whole_disk_commands_on_a_pebibyte_are_cheap() {
     let idle = status_kib(gateway.process.id(), "VmRSS");
     proxy.forget();
     let begun = Instant::now();
-    client.trim(0, PIB, false).await.unwrap();
-    client.write_zeroes(0, PIB, false, false, false).await.unwrap();
+    client.trim(0, PIB, Volatile).await.unwrap();
+    client.write_zeroes(0, PIB, Zeroing::Deallocate, ZeroSpeed::Any, Volatile).await.unwrap();
     assert_eq!(whole(&client).await, (true, true));
     client.flush().await.unwrap();
-    client.write_zeroes(0, PIB, true, false, false).await.unwrap();
+    client.write_zeroes(0, PIB, Zeroing::Allocate, ZeroSpeed::Any, Volatile).await.unwrap();
     client.flush().await.unwrap();
     client.cache(0, PIB).await.unwrap();
     assert_eq!(whole(&client).await, (false, true));

@@ -3,6 +3,7 @@
 //! Every test body takes a URI and knows nothing about the store. `every_way` runs it over TCP and a Unix
 //! socket, on a directory and on MinIO.
 
+mod bench;
 mod blocks;
 mod clients;
 mod counting;

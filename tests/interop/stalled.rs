@@ -2,6 +2,7 @@
 //! served, and everything is released in the end.
 
 use cairn::client::{Client, Options, Uri};
+use cairn::effect::Durability::Volatile;
 use cairn::task::Tasks;
 use futures::{StreamExt as _, stream};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -49,7 +50,7 @@ async fn work(client: Client, stop: CancellationToken) -> u64 {
     let data = bytes::Bytes::from(vec![9; 64 << 10]);
     let mut done = 0;
     while !stop.is_cancelled() {
-        client.write(128 << 20, data.clone(), false).await.expect("a working client is served");
+        client.write(128 << 20, data.clone(), Volatile).await.expect("a working client is served");
         assert_eq!(client.read(128 << 20, 64 << 10).await.expect("a working client is served"), data);
         client.flush().await.expect("a working client is served");
         done += 1;

@@ -57,6 +57,15 @@ pub(super) struct Findings<V> {
 
 /// Visits every state. States with a violation are not followed further.
 pub(super) fn check<M: Machine>(scope: &M::Scope) -> Findings<M::Violation> {
+    visit::<M>(scope, false)
+}
+
+/// Visits states up to the first violation.
+pub(super) fn check_to_first<M: Machine>(scope: &M::Scope) -> Findings<M::Violation> {
+    visit::<M>(scope, true)
+}
+
+fn visit<M: Machine>(scope: &M::Scope, to_first: bool) -> Findings<M::Violation> {
     let mut content = Content::default();
     let first = M::first(scope);
     // The index of each state's predecessor, in order of discovery, gives the path to it.
@@ -67,6 +76,9 @@ pub(super) fn check<M: Machine>(scope: &M::Scope) -> Findings<M::Violation> {
     while let Some((place, state)) = queue.pop_front() {
         if let Some(violation) = state.violation(scope) {
             violations.entry(violation).or_insert(place);
+            if to_first {
+                break;
+            }
             continue;
         }
         for (_, next) in state.steps(scope) {

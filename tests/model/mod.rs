@@ -6,11 +6,13 @@
 //! that of the expected table, which an independent implementation of the same machine in another language
 //! printed for the same scope.
 //!
-//! [`binding`] checks the binding of names to volumes in the same way.
+//! [`binding`] checks the binding of names to volumes in the same way, and [`packs`] how the objects of
+//! checkpoints are published and deleted.
 
 mod binding;
 mod explore;
 mod names;
+mod packs;
 mod protocol;
 
 use explore::{Machine, check};

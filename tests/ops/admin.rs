@@ -7,7 +7,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use cairn::admin::{Access, Admin, Options};
-use cairn::gateway::{Failure, Gateway, Known, OpenVolume, Stage};
+use cairn::effect::Durability::Volatile;
+use cairn::gateway::{Failure, Gateway, IfHeld, Known, OpenVolume, Stage};
 use cairn::metrics::Metrics;
 use cairn::server::{Connection, ListenAddress, Listener};
 use cairn::store::MemoryStore;
@@ -84,12 +85,12 @@ impl Gateway for House {
         Ok(catalog::create(&self.env, &self.options, name, size, chunk.unwrap_or(4 * MIB)).await?)
     }
 
-    async fn delete(&self, name: &str, takeover: bool) -> Result<(), Failure> {
-        Ok(catalog::delete(&self.env, &self.options, name, takeover).await?)
+    async fn delete(&self, name: &str, if_held: IfHeld) -> Result<(), Failure> {
+        Ok(catalog::delete(&self.env, &self.options, name, if_held == IfHeld::TakeOver).await?)
     }
 
-    async fn delete_by_id(&self, volume: Uuid, takeover: bool) -> Result<(), Failure> {
-        Ok(catalog::delete_by_id(&self.env, &self.options, volume, takeover).await?)
+    async fn delete_by_id(&self, volume: Uuid, if_held: IfHeld) -> Result<(), Failure> {
+        Ok(catalog::delete_by_id(&self.env, &self.options, volume, if_held == IfHeld::TakeOver).await?)
     }
 
     fn stage(&self) -> Stage {
@@ -223,7 +224,7 @@ async fn mistakes_are_answered_with_what_is_wrong() {
 async fn an_open_volume_is_shown_flushed_folded_and_not_deleted() {
     let bench = Bench::new().await;
     let volume = bench.house.opened(&bench.metrics, "disk").await;
-    volume.write(4 * MIB, Bytes::from(vec![7; 65_536]), false).await.unwrap();
+    volume.write(4 * MIB, Bytes::from(vec![7; 65_536]), Volatile).await.unwrap();
     volume.read(0, 4096).await.unwrap();
 
     let open = bench.ask("GET", "/api/v1/volumes/disk", None).await.1["open"].clone();

@@ -41,12 +41,29 @@ async fn client(uri: &str) -> Process {
     process
 }
 
-/// Has the page looked at; gives the directory of pictures, each of which was taken.
+/// A client that writes, reads and flushes pages of the first half of the disk, a few at a time, for two minutes
+/// at most.
+fn busy_client(uri: &str) -> Process {
+    let script = "import random, time\n\
+        end = time.monotonic() + 120\n\
+        pick = random.Random(1)\n\
+        while time.monotonic() < end:\n\
+        \x20   for _ in range(pick.randrange(1, 8)):\n\
+        \x20       at = pick.randrange(512) * 65536\n\
+        \x20       h.pwrite(bytes([pick.randrange(256)]) * 65536, at)\n\
+        \x20       h.pread(65536, pick.randrange(512) * 65536)\n\
+        \x20   time.sleep(pick.random() / 5)\n\
+        \x20   h.flush()\n\
+        \x20   h.pwrite(b'x' * 4096, (64 << 20) - 4096)\n";
+    Process::spawn("nbdsh", &mut command(["/usr/bin/python3", "-m", "nbd", "-u", uri, "-c", script]))
+}
+
+/// Opens the page in a browser and checks it. Each of these pictures must be taken.
 async fn look(scenario: &str, url: &str, pictures: &[&str]) {
     let files = tempfile::tempdir().expect("a directory for pictures");
     let directory = pictures_directory(files.path());
     let mut look = command([tools().join("playwright/bin/python")]);
-    run(look.args([PAGE, scenario, url]).arg(&directory)).await;
+    run(look.args([PAGE, scenario, url]).arg(&directory).arg(TOKEN)).await;
     for name in pictures {
         let bytes = std::fs::read(directory.join(format!("{name}.png"))).expect("a picture was taken");
         assert!(bytes.starts_with(b"\x89PNG") && bytes.len() > 4096, "{name} has {} bytes", bytes.len());
@@ -62,6 +79,63 @@ async fn the_status_page_shows_the_disk_in_a_browser() {
     let pictures = ["list-light", "list-dark", "list-phone", "volume-light", "volume-dark", "volume-phone"];
     look("load", &url, &pictures).await;
     drop(client);
+}
+
+/// The picture that the README shows.
+#[tokio::test]
+#[ignore = "needs Chromium, libnbd"]
+async fn the_status_page_shows_a_disk_under_load() {
+    let store = Store::directory();
+    let port = free_port();
+    let setup = Setup::new(&store).create("disk", "64MiB").tcp();
+    let setup = setup.env("CAIRN_ADMIN__LISTEN", &format!("127.0.0.1:{port}"));
+    // Less than what is stored.
+    let gateway = setup.env("CAIRN_CACHE__CLEAN", "16MiB").start().await;
+    let url = format!("http://127.0.0.1:{port}/");
+    let client = busy_client(&gateway.uri("disk"));
+    reaches(&url, "cairn_commits_total", 1.0).await;
+    look("busy", &url, &["busy-list-light", "busy-list-dark", "busy-light", "busy-dark"]).await;
+    drop(client);
+}
+
+/// Flush, checkpoint, create, delete and drain: each is confirmed on the page with the token, and takes effect.
+#[tokio::test]
+#[ignore = "needs Chromium, libnbd"]
+async fn every_action_of_the_status_page_is_confirmed_and_takes_effect() {
+    let store = Store::directory();
+    let files = tempfile::tempdir().expect("a directory for the token");
+    let token = files.path().join("token");
+    std::fs::write(&token, TOKEN).expect("the token can be written");
+    let port = free_port();
+    let mut setup = Setup::new(&store).create("disk", "64MiB").tcp();
+    for (setting, value) in [
+        ("ADMIN__LISTEN", format!("127.0.0.1:{port}")),
+        ("ADMIN__TOKEN_FILE", token.display().to_string()),
+        ("ADMIN__READ_WITHOUT_TOKEN", "true".to_owned()),
+        // Nothing is committed or folded unless somebody asks for it.
+        ("COMMIT__MAX_AGE", "1h".to_owned()),
+        ("JOURNAL__MAX_AGE", "1h".to_owned()),
+        ("SERVER__FAREWELL", "hang-up".to_owned()),
+    ] {
+        setup = setup.env(&format!("CAIRN_{setting}"), &value);
+    }
+    let mut gateway = setup.start().await;
+    let client = client(&gateway.uri("disk")).await;
+    look("actions", &format!("http://127.0.0.1:{port}/"), &["sign-in"]).await;
+    let status = gateway.process.exit().await;
+    assert!(status.success(), "the gateway has ended: {status}: {}", gateway.process.output());
+    drop(client);
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium"]
+async fn the_status_page_asks_once_for_the_token() {
+    let store = Store::directory();
+    let files = tempfile::tempdir().expect("a directory for the token");
+    let token = files.path().join("token");
+    std::fs::write(&token, TOKEN).expect("the token can be written");
+    let (_gateway, url) = gateway(&store, "64MiB", Some(&token)).await;
+    look("token", &url, &[]).await;
 }
 
 /// The sum of a metric's series whose labels have all of these.

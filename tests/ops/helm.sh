@@ -83,6 +83,7 @@ YAML
 renders defaults cairn "${STORE[@]}"
 renders library cairn "${STORE[@]}" --set mode=library
 renders monitored cairn "${STORE[@]}" --set "$MONITORING"
+renders runbooks cairn "${STORE[@]}" --set monitoring.prometheusRule.enabled=true,alerts.runbookUrlPrefix=https://forge.example/cairn/
 renders monitored-service cairn "${STORE[@]}" --set monitoring.serviceMonitor.enabled=true
 renders monitored-library cairn "${STORE[@]}" --set "mode=library,$MONITORING"
 renders closed cairn "${STORE[@]}" --set networkPolicy.enabled=true
@@ -183,6 +184,10 @@ for name in defaults everything vm; do
     asks "$name" '[.. | objects | .labels?, .matchLabels? | objects | keys[]] | unique
         | map(select(. != "team")) | length > 0 and all(test("^[a-z0-9-]+([.][a-z0-9-]+)+/"))'
 done
+# Each alert links to its part of the guide: where the guide is published, if the values say so.
+asks monitored '[one("PrometheusRule").spec.groups[].rules[]] | length > 10 and all(.annotations.runbook_url == "docs/alerts.md#\(.alert | ascii_downcase)")'
+asks runbooks '[one("PrometheusRule").spec.groups[].rules[]] | length > 10
+    and all(.annotations.runbook_url == "https://forge.example/cairn/docs/alerts.md#\(.alert | ascii_downcase)")'
 # A name as long as helm allows leaves room for what Kubernetes makes of it.
 long_names() {
     "$HELM" template "$(printf 'r%.0s' {1..53})" cairn --kube-version 1.34.0 "${STORE[@]}" --set "workload=$1" \
@@ -280,6 +285,9 @@ refused tls.secret --set tls.mode=required
 refused mode --set tls.mode=on
 refused exclude --set store.authorities.secret=a,store.authorities.configMap=b
 refused 'enable one' --set monitoring.podMonitor.enabled=true,monitoring.serviceMonitor.enabled=true
+refused runbookUrlPrefix --set alerts.runbookUrlPrefix=https://forge.example/cairn
+refused runbookUrlPrefix --set alerts.runbookUrlPrefix=forge.example/
+refused alerts --set alerts.enabled=true
 refused 'library mode' --set mode=library,monitoring.serviceMonitor.enabled=true
 refused 'Kubernetes 1.30' --set drain.preStopSeconds=5 --kube-version 1.29.0
 refused CAIRN_TLS__MODE --set settings.CAIRN_TLS__MODE=off

@@ -1,17 +1,19 @@
 """Looks at the status page as a person's browser does, and says what is wrong with it.
 
-    page.py load|many|outage URL DIRECTORY
+    page.py load|busy|actions|token|many|outage URL DIRECTORY [TOKEN]
 
 Pictures go to the directory. `load`: a volume `disk` of 64 MiB whose first quarter is durable and whose last block is
-written; one client uses it. `many`: 42 volumes, of which `closed-1` and `closed-2` are not open. `outage`: the store of `disk`
-answers nothing, and a client waits for a FLUSH.
+written; one client uses it. `busy`: a client reads, writes and flushes `disk` all the time. `actions`: as `load`, but nothing is
+committed or folded unasked, everybody may read, and changes need the token. `token`: reading needs the token too. `many`: 42
+volumes, of which `closed-1` and `closed-2` are not open. `outage`: the store of `disk` answers nothing, and a client waits for
+a FLUSH.
 """
 import re
 import sys
 
 from playwright.sync_api import expect, sync_playwright
 
-scenario, url, directory = sys.argv[1:]
+scenario, url, directory, *token = sys.argv[1:]
 
 # Text whose contrast with what is behind it is less than 4.5 to 1 (WCAG 2.2, 1.4.3), which disabled controls need not have.
 FAINT = """() => {
@@ -128,6 +130,147 @@ def load(browser):
     assert grounds[0] != grounds[1], f"dark and light look alike: {grounds}"
 
 
+def busy(browser):
+    """A picture under load: what a client does is shown as rates, latencies and lines."""
+    for scheme, points in [("light", 24), ("dark", 6)]:
+        look = Look(browser, scheme, 1100, 810)
+        page = look.page
+        row = page.locator("tr[data-volume=disk]")
+        # A line needs some points.
+        for _ in range(points):
+            with page.expect_response(lambda answer: answer.url.endswith("/status")):
+                pass
+        for column in ["read", "write"]:
+            expect(row.locator(f"[data-of={column}]")).to_have_text(re.compile(r"^[1-9][\d.]* [KM]iB/s$"))
+        expect(row.locator("[data-of=flush]")).to_have_text(re.compile(r"^[1-9][\d.]* (µs|ms|s)$"))
+        look.sound(f"busy-list-{scheme}")
+        page.get_by_role("link", name="disk").click()
+        expect(page.locator("#connections tr")).to_have_count(1)
+        expect(page.locator("#sums")).to_contain_text("of that in memory")
+        for line in ["read", "write", "flush"]:
+            of = page.locator(f"#lines [data-of={line}]")
+            expect(of.locator("b")).not_to_have_text(re.compile("^(–|0 B/s)$"))
+            heights = {point.split(",")[1] for point in of.locator("polyline").get_attribute("points").split()}
+            assert len(heights) > 3, f"the line of {line} is flat: {heights}"
+        assert len(set(page.evaluate(MAP))) >= 3, "the map shows what is dirty, what is stored and what is absent"
+        look.sound(f"busy-{scheme}")
+        look.close()
+
+
+def answer(page, **fields):
+    """Fills in the dialog that is open, and confirms it. Without a field, the button must work at once."""
+    yes = page.locator("#yes")
+    for label, text in fields.items():
+        expect(yes).to_be_disabled()
+        page.locator("#fields label").filter(has_text=label).locator("input").fill(text)
+    expect(yes).to_be_enabled()
+    yes.click()
+
+
+def actions(browser):
+    """Each action is confirmed on the page, and its effect is looked up in the API, which the page has no part in."""
+    look = Look(browser, errors=("401",))
+    page = look.page
+
+    def api(path, status=200):
+        found = page.request.get(f"{url}api/v1/{path}")
+        assert found.status == status, f"{path}: {found.status} {found.text()}"
+        return found.json()
+
+    def disk():
+        return api("volumes/disk")["open"]
+
+    def click(name):
+        page.get_by_role("button", name=name).click()
+
+    def said(text):
+        expect(page.locator("#said")).to_have_text(text)
+
+    page.get_by_role("link", name="disk").click()
+    before = disk()
+    assert before["uncommitted_bytes"] == 4096 and before["journal_records"] > 0 and before["checkpoints"] == 0, before
+
+    # What is not confirmed is not done.
+    click("Flush…")
+    click("Cancel")
+    expect(page.locator("#dialog")).not_to_be_visible()
+    assert disk()["uncommitted_bytes"] == 4096
+    # The first change asks for the token, until it is the right one.
+    click("Flush…")
+    answer(page)
+    expect(page.locator("#question")).to_have_text("The gateway asks for its token")
+    look.sound("sign-in")
+    answer(page, Token="wrong-" + token[0])
+    expect(page.locator("#fields input")).to_have_value("")
+    assert disk()["uncommitted_bytes"] == 4096, "nothing is done with a wrong token"
+    answer(page, Token=token[0])
+    said("Flush: done.")
+    flushed = disk()
+    assert flushed["uncommitted_bytes"] == 0 and flushed["dirty_bytes"] == 0, flushed
+    assert flushed["totals"]["flushes"] == before["totals"]["flushes"] + 1, flushed
+    assert flushed["journal_records"] > before["journal_records"], flushed
+
+    # Later ones do not ask for it.
+    click("Checkpoint…")
+    answer(page)
+    said("Checkpoint: done.")
+    folded = disk()
+    assert folded["checkpoints"] == 1 and folded["journal_bytes"] < flushed["journal_bytes"], folded
+
+    api("volumes/made", 404)
+    click("New volume…")
+    answer(page, Name="made", Size="ten")
+    said("Make it: a size is a whole number with B, KiB, MiB, GiB, TiB or PiB")
+    api("volumes/made", 404)
+    click("New volume…")
+    answer(page, Name="made", Size="32MiB")
+    said("Make it: done.")
+    made = api("volumes/made")
+    assert made["size_bytes"] == 32 << 20 and made["open"] is None, made
+
+    page.get_by_role("link", name="All volumes").click()
+    page.get_by_role("link", name="made").click()
+    click("Delete…")
+    page.get_by_label("Type its name").fill("disk")
+    expect(page.locator("#yes")).to_be_disabled()
+    page.keyboard.press("Enter")
+    api("volumes/made")
+    answer(page, **{"Type its name": "made"})
+    said("Delete: done.")
+    api("volumes/made", 404)
+    assert [volume["name"] for volume in api("volumes")] == ["disk"], "no other volume is deleted"
+    page.get_by_role("link", name="All volumes").click()
+    expect(page.locator("#volumes tr")).to_have_count(1)
+
+    click("Drain…")
+    answer(page, **{"Type drain": "drain"})
+    expect(page.locator("#trouble")).to_contain_text(re.compile("The gateway (is|does not answer)"))
+    look.close()
+
+
+def token_first(browser):
+    """Where reading needs the token too, the page asks once for it, and then shows everything without an error."""
+    look = Look(browser, errors=("401",))
+    page = look.page
+    page.evaluate("""() => {
+        window.trouble = [];
+        const of = document.querySelector('#trouble');
+        new MutationObserver(() => of.hidden || window.trouble.push(of.textContent)).observe(of, {attributes: true});
+    }""")
+    expect(page.locator("#question")).to_have_text("The gateway asks for its token")
+    answer(page, Token=token[0])
+    expect(page.locator("tr[data-volume=disk] [data-of=state]")).to_have_text("serving")
+    expect(page.locator("#dialog")).not_to_be_visible()
+    assert page.evaluate("window.trouble") == [], page.evaluate("window.trouble")
+    # It is kept for this tab alone.
+    page.reload()
+    expect(page.locator("tr[data-volume=disk] [data-of=state]")).to_have_text("serving")
+    other = Look(browser, errors=("401",))
+    expect(other.page.locator("#question")).to_have_text("The gateway asks for its token")
+    other.close()
+    look.close()
+
+
 def many(browser):
     look = Look(browser, width=1440, height=1000)
     page = look.page
@@ -176,5 +319,5 @@ def outage(browser):
 with sync_playwright() as driver:
     browser = driver.chromium.launch(executable_path="/usr/bin/chromium", args=[
         "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"])
-    {"load": load, "many": many, "outage": outage}[scenario](browser)
+    {"load": load, "busy": busy, "actions": actions, "token": token_first, "many": many, "outage": outage}[scenario](browser)
     browser.close()

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
+use cairn::effect::{Durability, ZeroSpeed, Zeroing};
 use cairn::metrics::Metrics;
 use cairn::protocol::TransmissionFlags;
 use cairn::server::{
@@ -30,13 +31,13 @@ pub(crate) enum Command {
     Write {
         offset: u64,
         data: Bytes,
-        fua: bool,
+        durability: Durability,
     },
     Zero {
         offset: u64,
         length: u64,
-        hole: bool,
-        fua: bool,
+        zeroing: Zeroing,
+        durability: Durability,
     },
     Flush,
 }
@@ -147,12 +148,12 @@ impl Export for Recorder {
         Ok(segments)
     }
 
-    async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), ExportError> {
+    async fn write(&self, offset: u64, data: Bytes, durability: Durability) -> Result<(), ExportError> {
         let mut recording = self.recording.lock().await;
         // A copy: what came off the wire is part of a larger buffer.
         let copy = Bytes::copy_from_slice(&data);
-        let number = recording.ask(Command::Write { offset, data: copy, fua });
-        self.inner.write(offset, data, fua).await?;
+        let number = recording.ask(Command::Write { offset, data: copy, durability });
+        self.inner.write(offset, data, durability).await?;
         drop(recording);
         self.answer(number).await;
         Ok(())
@@ -164,21 +165,21 @@ impl Export for Recorder {
         Ok(())
     }
 
-    async fn trim(&self, offset: u64, length: u64, fua: bool) -> Result<(), ExportError> {
-        self.write_zeroes(offset, length, false, false, fua).await
+    async fn trim(&self, offset: u64, length: u64, durability: Durability) -> Result<(), ExportError> {
+        self.write_zeroes(offset, length, Zeroing::Deallocate, ZeroSpeed::Any, durability).await
     }
 
     async fn write_zeroes(
         &self,
         offset: u64,
         length: u64,
-        no_hole: bool,
-        fast: bool,
-        fua: bool,
+        zeroing: Zeroing,
+        speed: ZeroSpeed,
+        durability: Durability,
     ) -> Result<(), ExportError> {
         let mut recording = self.recording.lock().await;
-        let number = recording.ask(Command::Zero { offset, length, hole: !no_hole, fua });
-        self.inner.write_zeroes(offset, length, no_hole, fast, fua).await?;
+        let number = recording.ask(Command::Zero { offset, length, zeroing, durability });
+        self.inner.write_zeroes(offset, length, zeroing, speed, durability).await?;
         drop(recording);
         self.answer(number).await;
         Ok(())
@@ -222,7 +223,11 @@ pub(crate) async fn record(round: &Round, size: u64, count: usize) -> Recording 
 
 #[test]
 fn what_overlaps_is_found() {
-    let write = |offset| Command::Write { offset, data: Bytes::from_static(&[1; 512]), fua: false };
+    let write = |offset| Command::Write {
+        offset,
+        data: Bytes::from_static(&[1; 512]),
+        durability: Durability::Volatile,
+    };
     let read = |offset| Command::Read(offset, Bytes::from_static(&[0; 512]));
     let mut recording = Recording::default();
     let first = recording.ask(write(0));

@@ -104,11 +104,11 @@ async fn perform(volume: Arc<Volume>, command: Command, is_overlapped: bool) -> 
             }
             Ok(())
         }
-        Command::Write { offset, data, fua } => {
-            volume.write(offset, data, fua).await.map_err(|why| why.to_string())
+        Command::Write { offset, data, durability } => {
+            volume.write(offset, data, durability).await.map_err(|why| why.to_string())
         }
-        Command::Zero { offset, length, hole, fua } => {
-            volume.zero(offset, length, hole, fua).await.map_err(|why| why.to_string())
+        Command::Zero { offset, length, zeroing, durability } => {
+            volume.zero(offset, length, zeroing, durability).await.map_err(|why| why.to_string())
         }
         Command::Flush => volume.flush().await.map_err(|why| why.to_string()),
     }

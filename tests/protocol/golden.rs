@@ -109,9 +109,12 @@ impl Conversation {
         }
         if header.option == OptionCode::ExportName {
             let zeroes = !client_flags.contains(ClientFlags::NO_ZEROES);
-            let length = if zeroes { DiskInfo::LENGTH_WITH_ZEROES } else { DiskInfo::LENGTH };
+            let (length, padding) = match zeroes {
+                true => (DiskInfo::LENGTH_WITH_ZEROES, Padding::Zeroes),
+                false => (DiskInfo::LENGTH, Padding::None),
+            };
             let info = DiskInfo::decode(&self.server.take(length)).unwrap();
-            info.encode(zeroes, &mut self.server.again);
+            info.encode(padding, &mut self.server.again);
             return true;
         }
         while !self.server.is_over() {

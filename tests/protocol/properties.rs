@@ -149,7 +149,8 @@ proptest! {
         prop_assert_eq!(MetaContext::decode(&wire), Ok(context));
         let wire = encoded(|out| info.encode(out));
         prop_assert_eq!(Info::decode(&wire), Ok(info));
-        let wire = encoded(|out| disk.encode(zeroes, out));
+        let padding = if zeroes { Padding::Zeroes } else { Padding::None };
+        let wire = encoded(|out| disk.encode(padding, out));
         prop_assert_eq!(DiskInfo::decode(&wire), Ok(disk));
     }
 
@@ -244,7 +245,7 @@ proptest! {
         same(&bytes, BlockStatusPayload::decode(&bytes), BlockStatusPayload::encode);
         same(&bytes, Reply::decode(&bytes), |it, out| it.encode(out));
         if let Ok(info) = DiskInfo::decode(&bytes) {
-            assert_eq!(encoded(|out| info.encode(false, out)), bytes[..DiskInfo::LENGTH]);
+            assert_eq!(encoded(|out| info.encode(Padding::None, out)), bytes[..DiskInfo::LENGTH]);
         }
         assert!(Negotiate::decode(Announcement::V1, &bytes).is_ok() == (bytes.len() == 136));
         drop(Chunk::decode(ReplyType::from_wire(reply_type), bytes.into()));

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cairn::client::{Broken, Error as WireError};
+use cairn::effect::{Durability, Zeroing};
 use cairn::protocol::Error as Value;
 use cairn::volume::Error;
 use cairn::volume::signal::Signal;
@@ -32,8 +33,8 @@ pub(super) struct Client {
 #[derive(Clone, Debug)]
 enum Command {
     Read(Range<u64>),
-    Write(Range<u64>, bool),
-    Zero { range: Range<u64>, hole: bool, fua: bool },
+    Write(Range<u64>, Durability),
+    Zero { range: Range<u64>, zeroing: Zeroing, durability: Durability },
     Flush,
     Allocation(Range<u64>),
     Prefetch(Range<u64>),
@@ -106,15 +107,15 @@ impl Client {
                 inner.check_read(self.epoch, &range, issued, &bytes);
                 inner.check_lease(self.process, issued_at);
             }
-            Command::Write(range, fua) => {
+            Command::Write(range, durability) => {
                 let (id, data) = self.world.lock().issue_write(self.epoch, &range);
-                way.write(range.start, data, fua).await?;
-                self.world.lock().answered(self.epoch, id, fua);
+                way.write(range.start, data, durability).await?;
+                self.world.lock().answered(self.epoch, id, durability);
             }
-            Command::Zero { range, hole, fua } => {
+            Command::Zero { range, zeroing, durability } => {
                 let id = self.world.lock().issue_zero(self.epoch, &range);
-                way.zero(range.start, range.end - range.start, hole, fua).await?;
-                self.world.lock().answered(self.epoch, id, fua);
+                way.zero(range.start, range.end - range.start, zeroing, durability).await?;
+                self.world.lock().answered(self.epoch, id, durability);
             }
             Command::Flush => {
                 let issued = self.world.lock().history.tick();
@@ -150,18 +151,19 @@ impl Client {
 
 /// Draws a command.
 fn draw(plan: &Plan, random: &mut SmallRng) -> Command {
-    let fua = random.random_bool(0.15);
+    let durability = if random.random_bool(0.15) { Durability::Durable } else { Durability::Volatile };
     let wide = |often: f64, random: &mut SmallRng| {
         let often = if plan.busy { often / 10.0 } else { often };
         if random.random_bool(often) { wide(plan, random) } else { range(plan, random) }
     };
     match random.random_range(0..100) {
-        0..42 => Command::Write(range(plan, random), fua),
+        0..42 => Command::Write(range(plan, random), durability),
         42..66 => Command::Read(range(plan, random)),
         66..76 => Command::Flush,
         76..90 => {
             let range = wide(0.1, random);
-            Command::Zero { range, hole: random.random(), fua }
+            let zeroing = if random.random() { Zeroing::Deallocate } else { Zeroing::Allocate };
+            Command::Zero { range, zeroing, durability }
         }
         90..95 => {
             let range = wide(0.3, random);
@@ -248,9 +250,10 @@ impl Inner {
         id
     }
 
-    pub(super) fn answered(&mut self, epoch: u32, id: Id, durable: bool) {
-        self.history.answer(epoch, id, durable);
-        if durable {
+    pub(super) fn answered(&mut self, epoch: u32, id: Id, durability: Durability) {
+        let is_durable = durability == Durability::Durable;
+        self.history.answer(epoch, id, is_durable);
+        if is_durable {
             self.look_after_flush(epoch);
         }
     }

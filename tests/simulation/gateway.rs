@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use cairn::effect::Durability::Volatile;
 use cairn::store::{Instrument, Store};
 use cairn::task::Tasks;
 use cairn::volume::signal::Signal;
@@ -283,8 +284,8 @@ impl Life {
         let range = offset..offset + layout.chunk.min(room);
         for _ in 0..2 {
             let (id, data) = self.parts.world.lock().issue_write(epoch, &range);
-            volume.write(range.start, data, false).await?;
-            self.parts.world.lock().answered(epoch, id, false);
+            volume.write(range.start, data, Volatile).await?;
+            self.parts.world.lock().answered(epoch, id, Volatile);
         }
         Ok(())
     }

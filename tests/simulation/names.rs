@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use cairn::effect::Durability::Volatile;
 use cairn::store::Error as StoreError;
 use cairn::volume::catalog::{self, Listed};
 use cairn::volume::read::concat;
@@ -297,7 +298,7 @@ impl Citizen {
         let mark = world.lock().history.tick();
         let mut bytes = vec![0; 512];
         bytes[..8].copy_from_slice(&mark.to_le_bytes());
-        volume.write(0, Bytes::from(bytes), false).await?;
+        volume.write(0, Bytes::from(bytes), Volatile).await?;
         volume.flush().await?;
         world.lock().flushed_onto(id, mark);
         match mark % 3 {

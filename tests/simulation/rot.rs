@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use cairn::effect::Durability::Volatile;
 use cairn::store::Error as StoreError;
 use cairn::volume::format::keys::{Keys, Parsed};
 use cairn::volume::read::concat;
@@ -58,7 +59,7 @@ impl Inner {
             **other != key && std::mem::discriminant(&a) == std::mem::discriminant(&b)
         };
         let others: Vec<&&String> = named.iter().filter(same_kind).collect();
-        let what = if loses { 0 } else { self.random.random_range(0..4) };
+        let what = if loses { 0 } else { self.random.random_range(0..5) };
         match (what, others.choose(&mut self.random)) {
             (0, _) if epoch_of(key).is_none_or(|epoch| Some(epoch) < newest) => {
                 drop(self.memory.remove(key));
@@ -66,6 +67,9 @@ impl Inner {
             (1, _) if body.len() > 1 => {
                 let length = self.random.random_range(0..body.len());
                 self.memory.insert(key, body.slice(..length));
+            }
+            (4, _) if matches!(keys.parse(key), Some(Parsed::Chunk(..) | Parsed::Pack(_))) => {
+                self.memory.insert(key, swapped(&body, &mut self.random));
             }
             (2, Some(other)) => self.memory.insert(key, objects[**other].clone()),
             _ => {
@@ -195,8 +199,8 @@ async fn change_some(world: &World, volume: &Arc<Volume>, epoch: u32, random: &m
         let (offset, room) = layout.place(position);
         let range = offset..offset + unit.min(room);
         let (change, data): (_, Bytes) = world.lock().issue_write(epoch, &range);
-        match tokio::time::timeout(PATIENCE, volume.write(range.start, data, false)).await {
-            Ok(Ok(())) => world.lock().answered(epoch, change, false),
+        match tokio::time::timeout(PATIENCE, volume.write(range.start, data, Volatile)).await {
+            Ok(Ok(())) => world.lock().answered(epoch, change, Volatile),
             Ok(Err(error)) => {
                 let goes_on = world.lock().may_fail("a write of a part", &error);
                 // At the deadline, the journal is full and cannot be folded: the next would wait as long.
@@ -207,4 +211,22 @@ async fn change_some(world: &World, volume: &Arc<Volume>, epoch: u32, random: &m
             Err(_) => return,
         }
     }
+}
+
+/// Returns an object of frames with two neighbouring blocks in each other's place.
+fn swapped(body: &Bytes, random: &mut impl Rng) -> Bytes {
+    const FRAME: usize = 4096 + 16;
+    let mut bytes = BytesMut::from(&body[..]);
+    let places = (bytes.len() / FRAME).saturating_sub(2).max(1);
+    // Chunk objects of the simulation have a header of 54 bytes, packs one of 44.
+    let header = if bytes.starts_with(b"CAIRNPAK") { 44 } else { 54 };
+    let at = header + random.random_range(0..places) * FRAME;
+    if bytes.len() < at + 2 * FRAME {
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+        return bytes.freeze();
+    }
+    let (first, second) = bytes[at..at + 2 * FRAME].split_at_mut(FRAME);
+    first.swap_with_slice(second);
+    bytes.freeze()
 }

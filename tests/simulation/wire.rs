@@ -8,6 +8,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use cairn::client;
+use cairn::effect::{Durability, ZeroSpeed, Zeroing};
 use cairn::protocol::flags::AllocationFlags;
 use cairn::protocol::{BlockDescriptor, Error as Value, TransmissionFlags};
 use cairn::server::{
@@ -76,20 +77,36 @@ impl Way {
         }
     }
 
-    pub(super) async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), Failure> {
+    pub(super) async fn write(
+        &self,
+        offset: u64,
+        data: Bytes,
+        durability: Durability,
+    ) -> Result<(), Failure> {
         match self {
-            Self::Straight(volume) => volume.write(offset, data, fua).await.map_err(Failure::Volume),
-            Self::Wire(client, _) => client.write(offset, data, fua).await.map_err(Failure::Wire),
+            Self::Straight(volume) => volume.write(offset, data, durability).await.map_err(Failure::Volume),
+            Self::Wire(client, _) => client.write(offset, data, durability).await.map_err(Failure::Wire),
         }
     }
 
-    pub(super) async fn zero(&self, offset: u64, length: u64, hole: bool, fua: bool) -> Result<(), Failure> {
+    pub(super) async fn zero(
+        &self,
+        offset: u64,
+        length: u64,
+        zeroing: Zeroing,
+        durability: Durability,
+    ) -> Result<(), Failure> {
         match self {
-            Self::Straight(volume) => volume.zero(offset, length, hole, fua).await.map_err(Failure::Volume),
-            Self::Wire(client, _) if hole => client.trim(offset, length, fua).await.map_err(Failure::Wire),
-            Self::Wire(client, _) => {
-                client.write_zeroes(offset, length, true, false, fua).await.map_err(Failure::Wire)
+            Self::Straight(volume) => {
+                volume.zero(offset, length, zeroing, durability).await.map_err(Failure::Volume)
             }
+            Self::Wire(client, _) if zeroing == Zeroing::Deallocate => {
+                client.trim(offset, length, durability).await.map_err(Failure::Wire)
+            }
+            Self::Wire(client, _) => client
+                .write_zeroes(offset, length, zeroing, ZeroSpeed::Any, durability)
+                .await
+                .map_err(Failure::Wire),
         }
     }
 
@@ -263,27 +280,27 @@ impl Export for Disk {
         Ok(segments.into_iter().map(convert).collect())
     }
 
-    async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), ExportError> {
-        self.judged(self.volume.write(offset, data, fua).await)
+    async fn write(&self, offset: u64, data: Bytes, durability: Durability) -> Result<(), ExportError> {
+        self.judged(self.volume.write(offset, data, durability).await)
     }
 
     async fn flush(&self) -> Result<(), ExportError> {
         self.judged(self.volume.flush().await)
     }
 
-    async fn trim(&self, offset: u64, length: u64, fua: bool) -> Result<(), ExportError> {
-        self.judged(self.volume.zero(offset, length, true, fua).await)
+    async fn trim(&self, offset: u64, length: u64, durability: Durability) -> Result<(), ExportError> {
+        self.judged(self.volume.zero(offset, length, Zeroing::Deallocate, durability).await)
     }
 
     async fn write_zeroes(
         &self,
         offset: u64,
         length: u64,
-        no_hole: bool,
-        _fast: bool,
-        fua: bool,
+        zeroing: Zeroing,
+        _: ZeroSpeed,
+        durability: Durability,
     ) -> Result<(), ExportError> {
-        self.judged(self.volume.zero(offset, length, !no_hole, fua).await)
+        self.judged(self.volume.zero(offset, length, zeroing, durability).await)
     }
 
     async fn cache(&self, offset: u64, length: u64) -> Result<(), ExportError> {

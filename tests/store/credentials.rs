@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use cairn::client::{Client, Options, Uri};
+use cairn::effect::Durability::Volatile;
 use parking_lot::Mutex;
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -102,7 +103,7 @@ fn offset(page: u8) -> u64 {
 }
 
 async fn write(disk: &Client, page: u8) {
-    disk.write(offset(page), pattern(page), false).await.unwrap();
+    disk.write(offset(page), pattern(page), Volatile).await.unwrap();
 }
 
 async fn read(disk: &Client, page: u8) -> Result<Bytes, cairn::client::Error> {

@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use cairn::client::{Client, Error, Options};
+use cairn::effect::Durability::{Durable, Volatile};
+use cairn::effect::{ZeroSpeed, Zeroing};
 use cairn::protocol::Error as CommandError;
 use cairn::task::Tasks;
 use parking_lot::Mutex;
@@ -106,7 +108,7 @@ impl Worker {
     }
 
     async fn command(&mut self) -> Result<(), Error> {
-        let fua = self.random.random_bool(0.1);
+        let durability = if self.random.random_bool(0.1) { Durable } else { Volatile };
         let range = self.range();
         let (offset, length) = (range.start, range.end - range.start);
         let history = &self.ledger.history;
@@ -114,17 +116,25 @@ impl Worker {
             0..45 => {
                 let id = self.issue(false, &range);
                 let data = Bytes::from(self.ledger.layout.payload(&range, id));
-                self.client.write(offset, data, fua).await?;
-                history.lock().answer(self.epoch, id, fua);
+                self.client.write(offset, data, durability).await?;
+                history.lock().answer(self.epoch, id, durability == Durable);
             }
             45..60 => {
                 let id = self.issue(true, &range);
                 match self.random.random_range(0..3) {
-                    0 => self.client.trim(offset, length, fua).await?,
-                    1 => self.client.write_zeroes(offset, length, true, false, fua).await?,
-                    _ => self.client.write_zeroes(offset, length, false, false, fua).await?,
+                    0 => self.client.trim(offset, length, durability).await?,
+                    1 => {
+                        self.client
+                            .write_zeroes(offset, length, Zeroing::Allocate, ZeroSpeed::Any, durability)
+                            .await?
+                    }
+                    _ => {
+                        self.client
+                            .write_zeroes(offset, length, Zeroing::Deallocate, ZeroSpeed::Any, durability)
+                            .await?
+                    }
                 }
-                history.lock().answer(self.epoch, id, fua);
+                history.lock().answer(self.epoch, id, durability == Durable);
             }
             60..75 => {
                 let issued = history.lock().tick();

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use cairn::effect::{Durability, ZeroSpeed, Zeroing};
 use cairn::protocol::TransmissionFlags;
 use cairn::server::{
     Allocation, Export, ExportDescription, ExportError, Exports, ListEntry, OpenError, Segment,
@@ -95,7 +96,7 @@ impl Export for MemoryExport {
         Ok(segments)
     }
 
-    async fn write(&self, offset: u64, data: Bytes, _fua: bool) -> Result<(), ExportError> {
+    async fn write(&self, offset: u64, data: Bytes, _: Durability) -> Result<(), ExportError> {
         let mut pages = self.pages.lock();
         let mut rest = &data[..];
         for (page, range) in Self::parts(offset, wide(data.len())) {
@@ -110,20 +111,20 @@ impl Export for MemoryExport {
         Ok(())
     }
 
-    async fn trim(&self, offset: u64, length: u64, fua: bool) -> Result<(), ExportError> {
-        self.write_zeroes(offset, length, false, false, fua).await
+    async fn trim(&self, offset: u64, length: u64, durability: Durability) -> Result<(), ExportError> {
+        self.write_zeroes(offset, length, Zeroing::Deallocate, ZeroSpeed::Any, durability).await
     }
 
     async fn write_zeroes(
         &self,
         offset: u64,
         length: u64,
-        no_hole: bool,
-        _fast: bool,
-        _fua: bool,
+        zeroing: Zeroing,
+        _: ZeroSpeed,
+        _: Durability,
     ) -> Result<(), ExportError> {
         let mut pages = self.pages.lock();
-        if no_hole {
+        if zeroing == Zeroing::Allocate {
             for (page, range) in Self::parts(offset, length) {
                 pages.entry(page).or_insert_with(|| Box::new([0; PAGE_BYTES]))[range].fill(0);
             }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use cairn::effect::{Durability, ZeroSpeed, Zeroing};
 use cairn::protocol::Error;
 use cairn::server::{Allocation, Export, ExportDescription, ExportError, Segment};
 use tokio::sync::{Semaphore, watch};
@@ -77,8 +78,9 @@ impl ScriptedExport {
         }
     }
 
-    fn count_durable(&self, durable: bool) {
-        self.durable.fetch_add(usize::from(durable), Ordering::SeqCst);
+    fn count_durable(&self, durability: Durability) {
+        let is_durable = durability == Durability::Durable;
+        self.durable.fetch_add(usize::from(is_durable), Ordering::SeqCst);
     }
 }
 
@@ -96,35 +98,35 @@ impl Export for ScriptedExport {
         }
     }
 
-    async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), ExportError> {
+    async fn write(&self, offset: u64, data: Bytes, durability: Durability) -> Result<(), ExportError> {
         self.follow_script(offset).await?;
-        self.count_durable(fua);
-        self.inner.write(offset, data, fua).await
+        self.count_durable(durability);
+        self.inner.write(offset, data, durability).await
     }
 
     async fn flush(&self) -> Result<(), ExportError> {
         self.follow_script(0).await?;
-        self.count_durable(true);
+        self.count_durable(Durability::Durable);
         self.inner.flush().await
     }
 
-    async fn trim(&self, offset: u64, length: u64, fua: bool) -> Result<(), ExportError> {
+    async fn trim(&self, offset: u64, length: u64, durability: Durability) -> Result<(), ExportError> {
         self.follow_script(offset).await?;
-        self.count_durable(fua);
-        self.inner.trim(offset, length, fua).await
+        self.count_durable(durability);
+        self.inner.trim(offset, length, durability).await
     }
 
     async fn write_zeroes(
         &self,
         offset: u64,
         length: u64,
-        no_hole: bool,
-        fast: bool,
-        fua: bool,
+        zeroing: Zeroing,
+        speed: ZeroSpeed,
+        durability: Durability,
     ) -> Result<(), ExportError> {
         self.follow_script(offset).await?;
-        self.count_durable(fua);
-        self.inner.write_zeroes(offset, length, no_hole, fast, fua).await
+        self.count_durable(durability);
+        self.inner.write_zeroes(offset, length, zeroing, speed, durability).await
     }
 
     async fn cache(&self, offset: u64, length: u64) -> Result<(), ExportError> {

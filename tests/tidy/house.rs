@@ -50,6 +50,7 @@ const TOP: &[&str] = &[
     "LICENSE-MIT",
     "README.md",
     "SECURITY.md",
+    "benches",
     "cairn-data",
     "clippy.toml",
     "deny.toml",
@@ -211,7 +212,7 @@ fn complain(complaints: &[String]) {
 }
 
 fn all_sources() -> Vec<(String, String)> {
-    [read_tree("src"), read_tree("tests")].concat()
+    [read_tree("benches"), read_tree("src"), read_tree("tests")].concat()
 }
 
 fn borrowed(sources: &[(String, String)]) -> Vec<Source<'_>> {

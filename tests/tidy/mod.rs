@@ -2,6 +2,7 @@
 //!
 //! Reads the sources as they lie in the tree; nothing is built for it.
 
+mod booleans;
 mod circles;
 mod fuzzing;
 mod house;

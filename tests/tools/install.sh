@@ -9,7 +9,7 @@ set -euo pipefail
 PACKAGES=(
     build-essential ca-certificates curl git jq python3 python3-pip python3-venv python3-xxhash
     shellcheck yamllint
-    nbdkit libnbd-bin python3-libnbd nbd-client nbd-server fio
+    nbdkit libnbd-bin python3-libnbd nbd-client nbd-server fio s3backer
     qemu-utils qemu-system-x86
     prometheus systemd chromium
     docker.io debootstrap iproute2 busybox-static

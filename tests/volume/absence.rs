@@ -1,10 +1,12 @@
-//! Objects that the store reports as missing, cuts short or has lost: no single answer is believed, and a bad
+//! Objects that the store reports as missing, truncates or has lost: no single answer is believed, and a bad
 //! object costs only its own range.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use cairn::effect::Durability::{Durable, Volatile};
+use cairn::effect::Zeroing;
 use cairn::store::Operation;
 use cairn::store::fault::{Action, Failure, Rule};
 use cairn::volume::format::head::Head;
@@ -21,12 +23,11 @@ fn denial() -> Rule {
     Rule::new(Action::FailBefore(Failure::NotFound)).on(Operation::Get)
 }
 
-/// A volume whose first chunks, of the given number, are durable objects, opened by a gateway with an empty
-/// cache.
+/// Opens, with an empty cache, a volume whose first `chunks` chunks are durable objects.
 async fn stored(bench: &mut Bench, chunks: u64) -> Arc<Volume> {
     let volume = bench.open().await;
     for n in 0..chunks {
-        volume.write(n * 4 * MIB, pattern(n + 1, CHUNK), false).await.unwrap();
+        volume.write(n * 4 * MIB, pattern(n + 1, CHUNK), Volatile).await.unwrap();
     }
     volume.close().await.unwrap();
     bench.open().await
@@ -37,11 +38,11 @@ async fn sound_pages_that_the_store_denies_once_are_never_marked_as_lost() {
     for times in [1, 2, 4] {
         let mut bench = Bench::new(64 * MIB).await;
         let volume = stored(&mut bench, 1).await;
-        // A sector in every other page, so that the checkpoint needs what lies below it.
+        // One sector in every other page, so that the checkpoint has to read the rest of the page.
         let mut expected = pattern(1, CHUNK).to_vec();
         for page in (0..64).step_by(2) {
             let at = page * 65_536 + 512;
-            volume.write(at as u64, pattern(9, 512), false).await.unwrap();
+            volume.write(at as u64, pattern(9, 512), Volatile).await.unwrap();
             expected[at..at + 512].copy_from_slice(&pattern(9, 512));
         }
         bench.fault.add(denial().containing("/chunk/").times(times));
@@ -52,7 +53,7 @@ async fn sound_pages_that_the_store_denies_once_are_never_marked_as_lost() {
     }
 }
 
-/// A reader may give an object up sooner than a checkpoint does, which would lose it for good.
+/// A read may give up early. A checkpoint waits longer, because what it marks as lost is lost for good.
 #[tokio::test(start_paused = true)]
 async fn a_page_is_marked_as_lost_only_when_it_was_missing_for_long() {
     let mut bench = Bench::new(64 * MIB).await;
@@ -61,7 +62,7 @@ async fn a_page_is_marked_as_lost_only_when_it_was_missing_for_long() {
     let whole = bench.memory.remove(&key).expect("it exists");
     let error = volume.read(0, 4096).await.expect_err("the object is missing");
     assert!(matches!(error, Error::Lost { .. }), "{error}");
-    volume.write(512, pattern(2, 512), true).await.unwrap();
+    volume.write(512, pattern(2, 512), Durable).await.unwrap();
     let (memory, again) = (bench.memory.clone(), key.clone());
     let comes_back = async {
         tokio::time::sleep(Duration::from_secs(8)).await;
@@ -102,7 +103,7 @@ async fn an_opening_survives_one_denial_of_any_object() {
         for skip in 0..6 {
             let mut bench = Bench::new(64 * MIB).await;
             let volume = stored(&mut bench, 2).await;
-            volume.write(512, pattern(3, 512), true).await.unwrap();
+            volume.write(512, pattern(3, 512), Durable).await.unwrap();
             volume.abandon().await;
             bench.fault.add(denial().containing(part).skip(skip).times(1));
             let volume = bench.open().await;
@@ -112,7 +113,7 @@ async fn an_opening_survives_one_denial_of_any_object() {
     }
 }
 
-/// The decision that an object is garbage may rest on a single false answer.
+/// A single false answer must not make a referenced object look like garbage.
 #[tokio::test(start_paused = true)]
 async fn a_root_that_the_store_denies_once_costs_no_chunk() {
     for part in ["/root/", "/map/", "/head", "/journal/"] {
@@ -120,7 +121,7 @@ async fn a_root_that_the_store_denies_once_costs_no_chunk() {
             let mut bench = Bench::new(64 * MIB).await;
             bench.options.deletion_grace = Duration::ZERO;
             let volume = stored(&mut bench, 8).await;
-            volume.write(60 * MIB, pattern(9, 4096), true).await.unwrap();
+            volume.write(60 * MIB, pattern(9, 4096), Durable).await.unwrap();
             // The volume is not closed, so that the next opening sweeps.
             volume.abandon().await;
             let chunks = bench.keys("/chunk/");
@@ -148,7 +149,7 @@ async fn a_head_that_the_store_denies_once_stops_nothing() {
     let lost = Rule::new(Action::FailBefore(Failure::PreconditionFailed)).on(Operation::Put);
     bench.fault.add(lost.containing("/head").times(1));
     bench.fault.add(denial().containing("/head").times(2));
-    volume.write(512, pattern(2, 512), false).await.unwrap();
+    volume.write(512, pattern(2, 512), Volatile).await.unwrap();
     volume.checkpoint().await.unwrap();
     volume.flush().await.unwrap();
     assert_eq!(read(&volume, 512, 512).await, pattern(2, 512));
@@ -168,10 +169,10 @@ async fn an_object_that_was_cut_short_costs_what_was_cut_alone() {
     let error = volume.read(4 * MIB - 4096, 4096).await.expect_err("the end of the object is gone");
     assert!(matches!(error, Error::Damaged { .. }), "{error}");
     assert!(begun.elapsed() < Duration::from_secs(5), "an object that is short is not asked for a minute");
-    // One record after another: each checkpoint folds some of what lies over the bad object.
+    // Commit by commit: each checkpoint folds some of the changes to the bad object's range.
     for n in 0..5_u64 {
-        volume.write(n * 65_536 + 512, pattern(20 + n, 512), true).await.unwrap();
-        volume.write(4 * MIB + n * 65_536, pattern(30 + n, 512), true).await.unwrap();
+        volume.write(n * 65_536 + 512, pattern(20 + n, 512), Durable).await.unwrap();
+        volume.write(4 * MIB + n * 65_536, pattern(30 + n, 512), Durable).await.unwrap();
         volume.checkpoint().await.unwrap();
     }
     volume.close().await.unwrap();
@@ -190,18 +191,18 @@ async fn an_object_that_was_cut_short_costs_what_was_cut_alone() {
     assert_eq!(read(&volume, 5 * MIB, 4096).await, pattern(2, CHUNK)[1 << 20..(1 << 20) + 4096]);
 }
 
-/// What a map page that is damaged or gone costs: its own range where nothing was written since, and no more. It stopped
-/// all checkpoints of its volume, and so all writes once the journal was full.
+/// A map page that is damaged or missing costs only those parts of its range that were not written since. It
+/// must not stop checkpoints, because then all writes would wait as soon as the journal is full.
 #[tokio::test(start_paused = true)]
 async fn a_lost_map_page_costs_what_it_located_and_stops_no_checkpoint() {
     const PAGE: u64 = 65_536;
     for is_gone in [true, false] {
-        // Chunks of 64 KiB, so that a map page covers 256 MiB: there are two.
+        // With chunks of 64 KiB, a map page covers 256 MiB, so this disk has two of them.
         let mut bench = Bench::with_chunks(512 * MIB, PAGE).await;
         bench.options.deletion_grace = Duration::from_secs(60);
         let volume = bench.open().await;
         for at in [0, PAGE, 256 * MIB] {
-            volume.write(at, pattern(at + 1, 65_536), false).await.unwrap();
+            volume.write(at, pattern(at + 1, 65_536), Volatile).await.unwrap();
         }
         volume.close().await.unwrap();
         let first = bench.keys("/map/0-").pop().expect("the map page of the first 256 MiB");
@@ -215,15 +216,15 @@ async fn a_lost_map_page_costs_what_it_located_and_stops_no_checkpoint() {
         assert!(!extents[0].hole && !extents[0].zero && extents[0].length == 256 * MIB + PAGE, "{extents:?}");
         volume.picture(64).await.unwrap();
 
-        // Part of a page, a whole one, and one of the other map page.
-        volume.write(512, pattern(7, 512), false).await.unwrap();
-        volume.write(PAGE, pattern(8, 65_536), false).await.unwrap();
-        volume.write(256 * MIB + 512, pattern(9, 512), false).await.unwrap();
-        volume.zero(4 * PAGE, PAGE, true, false).await.unwrap();
+        // Part of a page, a whole page, and part of a page that the other map page covers.
+        volume.write(512, pattern(7, 512), Volatile).await.unwrap();
+        volume.write(PAGE, pattern(8, 65_536), Volatile).await.unwrap();
+        volume.write(256 * MIB + 512, pattern(9, 512), Volatile).await.unwrap();
+        volume.zero(4 * PAGE, PAGE, Zeroing::Deallocate, Volatile).await.unwrap();
         volume.checkpoint().await.unwrap();
-        volume.write(1024, pattern(10, 512), false).await.unwrap();
+        volume.write(1024, pattern(10, 512), Volatile).await.unwrap();
         volume.checkpoint().await.unwrap();
-        // Garbage of the root that lost its page is dealt with, and later roots go.
+        // The sweep handles the root that lost its map page, and deletes later roots.
         tokio::time::sleep(Duration::from_secs(600)).await;
         volume.abandon().await;
         assert_eq!(bench.keys("/map/0-").iter().filter(|key| **key == first).count(), 0, "it is garbage");
@@ -243,8 +244,8 @@ async fn a_lost_map_page_costs_what_it_located_and_stops_no_checkpoint() {
             assert!(matches!(error, Error::Damaged { .. }), "{lost}: {error}");
             assert_eq!(error.offset(), Some(lost), "{error}");
         }
-        // A TRIM makes the range readable again, and removes the mark of the loss.
-        volume.zero(0, 256 * MIB, true, false).await.unwrap();
+        // A TRIM makes the range readable again and removes the mark of the loss.
+        volume.zero(0, 256 * MIB, Zeroing::Deallocate, Volatile).await.unwrap();
         volume.checkpoint().await.unwrap();
         assert_eq!(read(&volume, 2 * PAGE, 512).await, vec![0; 512]);
         volume.close().await.unwrap();
@@ -270,10 +271,10 @@ async fn a_checkpoint_that_fails_keeps_what_it_finished_and_tries_ever_less_ofte
     let volume = stored(&mut bench, 8).await;
     // A part of a block in each of six chunks, and half of each of two others.
     for n in 0..6_u64 {
-        volume.write(n * 4 * MIB + 512, pattern(n + 40, 512), false).await.unwrap();
+        volume.write(n * 4 * MIB + 512, pattern(n + 40, 512), Volatile).await.unwrap();
     }
     for n in 6..8_u64 {
-        volume.write(n * 4 * MIB + MIB, pattern(n + 40, 2 << 20), false).await.unwrap();
+        volume.write(n * 4 * MIB + MIB, pattern(n + 40, 2 << 20), Volatile).await.unwrap();
     }
     volume.flush().await.unwrap();
     bench.memory.reset_tallies();
@@ -321,7 +322,7 @@ async fn a_full_root_table_is_noticed_before_anything_is_uploaded() {
     let table_key = keys.root(head.root_table);
     let mut table = RootTable::decode(id, head.root_table, &bench.memory.objects()[&table_key]).unwrap();
     let current = table.roots.pop().expect("a current root");
-    // Snapshots keep the other roots.
+    // Snapshots keep all other roots alive.
     let kept = |k| KeptRoot {
         root: ObjectId { epoch: 0, k },
         parent: None,
@@ -334,7 +335,7 @@ async fn a_full_root_table_is_noticed_before_anything_is_uploaded() {
     table.roots.push(current.clone());
     bench.memory.insert(&table_key, table.encode(id).into());
     let volume = bench.open().await;
-    volume.write(512, pattern(2, 512), true).await.unwrap();
+    volume.write(512, pattern(2, 512), Durable).await.unwrap();
     bench.memory.reset_tallies();
     let checkpoint = tokio::time::timeout(Duration::from_secs(600), volume.checkpoint());
     checkpoint.await.expect_err("the table has no room");
@@ -343,16 +344,16 @@ async fn a_full_root_table_is_noticed_before_anything_is_uploaded() {
     assert_eq!(read(&volume, 512, 512).await, pattern(2, 512));
 }
 
-/// A volume that is opened on demand is closed after a minute; the grace is an hour.
+/// A volume that is opened on demand is closed after a minute, but the deletion grace is an hour.
 #[tokio::test(start_paused = true)]
 async fn sessions_shorter_than_the_grace_leave_nothing_for_ever() {
     let mut bench = Bench::new(64 * MIB).await;
     let mut most = 0;
     for session in 0..300_u64 {
         let volume = bench.open().await;
-        volume.write(512, pattern(session, 512), true).await.unwrap();
+        volume.write(512, pattern(session, 512), Durable).await.unwrap();
         tokio::time::sleep(Duration::from_secs(60)).await;
-        // Every third ends without being closed.
+        // Every third session ends without a clean close.
         if session % 3 == 0 {
             volume.abandon().await
         } else {

@@ -20,7 +20,7 @@ pub(crate) struct Bench {
     pub(crate) dirty_bytes: u64,
     /// Time of day in seconds since 1970.
     pub(crate) now_seconds: Arc<AtomicU64>,
-    /// What each gateway calls itself across its restarts; by default each has a name of its own.
+    /// The stable holder name of each gateway; without one, every gateway has a different name.
     pub(crate) holder: Option<String>,
     seed: u64,
 }
@@ -31,7 +31,7 @@ impl Bench {
     }
 
     pub(crate) async fn with_chunks(size_bytes: u64, chunk_bytes: u64) -> Self {
-        // Listings in no order, in small and empty pages: nothing may rely on more.
+        // Listings are unsorted, in small and sometimes empty pages: the store's contract promises no more.
         let memory = MemoryStore::unsorted(5);
         let fault = Fault::new(Arc::new(memory.clone()), 1);
         let options = Options { holder_name: "first".to_owned(), ..Options::default() };
@@ -43,7 +43,7 @@ impl Bench {
         bench
     }
 
-    /// The same store without the faults.
+    /// Another bench over the same store, without the faults.
     pub(crate) fn beside(&self) -> Self {
         let fault = Fault::new(Arc::new(self.memory.clone()), 2);
         Self {
@@ -102,7 +102,7 @@ impl Bench {
         self.memory.tally(Operation::Get, |key| key.contains(part))
     }
 
-    /// Keys that contain `part`.
+    /// The keys in the store that contain `part`.
     pub(crate) fn keys(&self, part: &str) -> Vec<String> {
         self.memory.objects().into_keys().filter(|key| key.contains(part)).collect()
     }
@@ -137,7 +137,7 @@ pub(crate) fn bytes_of(segments: &[Segment]) -> Vec<u8> {
     bytes
 }
 
-/// Lets every task run until all wait for something, time aside.
+/// Lets every task run until all of them wait, while the clock moves by only a millisecond.
 pub(crate) async fn quiesce() {
     tokio::time::advance(Duration::from_millis(1)).await;
     for _ in 0..200 {

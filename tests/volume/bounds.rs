@@ -1,7 +1,8 @@
-//! Limits: on a record, on the journal, on what an opening reads, and on what a reply holds.
+//! Limits: the length of a record and of the journal, what an opening reads, and the memory of a reply.
 
 use std::time::Duration;
 
+use cairn::effect::Durability::{Durable, Volatile};
 use cairn::store::Operation;
 use cairn::store::fault::{Action, Gate, Rule};
 use cairn::volume::{OpenError, Segment, Status, Volume};
@@ -10,17 +11,17 @@ use super::bench::{Bench, MIB, pattern, quiesce, read};
 
 const KIB: u64 = 1 << 10;
 
-/// Sizes of the commits in the bucket.
+/// The sizes in bytes of the commit records in the bucket.
 fn commit_bytes(bench: &Bench) -> Vec<u64> {
     let objects = bench.memory.objects();
     let records = objects.iter().filter(|(key, _)| key.contains("/journal/"));
     records.map(|(_, body)| body.len() as u64).filter(|bytes| *bytes > 200).collect()
 }
 
-/// Writes `count` times 256 KiB, each into a chunk of its own.
+/// Writes 256 KiB into each of the given chunks.
 async fn write_apart(volume: &Volume, chunks: std::ops::Range<u64>) {
     for chunk in chunks {
-        volume.write(chunk * 4 * MIB, pattern(chunk, 256 << 10), false).await.unwrap();
+        volume.write(chunk * 4 * MIB, pattern(chunk, 256 << 10), Volatile).await.unwrap();
     }
 }
 
@@ -30,7 +31,7 @@ async fn check_apart(volume: &Volume, chunks: std::ops::Range<u64>) {
     }
 }
 
-/// They came together in one record, of whatever size, once a record could be sent again.
+/// The data that gathers while records are in flight must not all go into the next record.
 #[tokio::test(start_paused = true)]
 async fn what_gathers_while_records_are_on_their_way_goes_in_records_within_the_bound() {
     let mut bench = Bench::new(512 * MIB).await;
@@ -53,7 +54,7 @@ async fn what_gathers_while_records_are_on_their_way_goes_in_records_within_the_
     check_apart(&volume, 0..100).await;
 }
 
-/// Cuts that wait are bounded too: each is asked by every read.
+/// Waiting cuts are bounded too, because every read has to look into each of them.
 #[tokio::test(start_paused = true)]
 async fn writers_wait_once_too_many_cuts_wait_for_their_records() {
     let mut bench = Bench::with_chunks(512 * MIB, 64 * KIB).await;
@@ -64,7 +65,7 @@ async fn writers_wait_once_too_many_cuts_wait_for_their_records() {
     let gate = bench.fault.hold(Operation::Put, "/journal/0000000001/");
     let writes = async {
         for n in 0..200_u64 {
-            volume.write(n * 100 * KIB + 512, pattern(n, 48 << 10), false).await.unwrap();
+            volume.write(n * 100 * KIB + 512, pattern(n, 48 << 10), Volatile).await.unwrap();
         }
     };
     tokio::pin!(writes);
@@ -101,17 +102,17 @@ async fn a_flush_of_several_records_is_answered_when_the_last_of_them_is_durable
     check_apart(&*bench.open().await, 0..16).await;
 }
 
-/// No WRITE may be there in part, so that the edges of a long one, of less than two chunks, share a record.
+/// No WRITE may be split between records. So the edges of a long WRITE, less than two chunks, share one.
 #[tokio::test(start_paused = true)]
 async fn a_write_longer_than_a_record_may_be_is_whole_in_one() {
     let mut bench = Bench::new(64 * MIB).await;
     bench.options.commit_max_bytes = 256 * KIB;
     let volume = bench.open().await;
     let gate = bench.fault.hold(Operation::Put, "/journal/0000000001/");
-    volume.write(0, pattern(1, 4096), false).await.unwrap();
-    // Three chunks within, and 3 MiB before and behind them.
-    volume.write(MIB, pattern(2, 18 << 20), false).await.unwrap();
-    volume.write(32 * MIB, pattern(3, 4096), false).await.unwrap();
+    volume.write(0, pattern(1, 4096), Volatile).await.unwrap();
+    // It fills three whole chunks, with 3 MiB before and 3 MiB after them.
+    volume.write(MIB, pattern(2, 18 << 20), Volatile).await.unwrap();
+    volume.write(32 * MIB, pattern(3, 4096), Volatile).await.unwrap();
     gate.release();
     volume.flush().await.unwrap();
     let sizes = commit_bytes(&bench);
@@ -122,12 +123,12 @@ async fn a_write_longer_than_a_record_may_be_is_whole_in_one() {
     assert_eq!(read(&*bench.open().await, MIB, 18 * MIB).await, pattern(2, 18 << 20));
 }
 
-/// Leaves a record of some 24 MiB in the journal, as an older version might have with any bound.
+/// Leaves a record of some 24 MiB in the journal, as an older version might have written it.
 async fn leave_a_long_record(bench: &mut Bench) {
     bench.options.commit_max_bytes = 256 * MIB;
     let volume = bench.open().await;
     for chunk in 0..96 {
-        volume.write(chunk * 4 * MIB, pattern(chunk, 256 << 10), false).await.unwrap();
+        volume.write(chunk * 4 * MIB, pattern(chunk, 256 << 10), Volatile).await.unwrap();
     }
     volume.flush().await.unwrap();
     assert!(commit_bytes(bench)[..].iter().any(|bytes| *bytes > 24 * MIB));
@@ -157,7 +158,7 @@ async fn a_long_table_is_read_in_two_parts() {
     bench.options.commit_max_bytes = 64 * MIB;
     let volume = bench.open().await;
     for n in 0..6000_u64 {
-        volume.write(n * 8192, pattern(n, 512), false).await.unwrap();
+        volume.write(n * 8192, pattern(n, 512), Volatile).await.unwrap();
     }
     volume.flush().await.unwrap();
     volume.abandon().await;
@@ -196,8 +197,8 @@ async fn a_record_that_is_larger_than_a_get_is_found_by_the_seal_too() {
     check_apart(&opened.expect("opened"), 0..96).await;
 }
 
-/// Records in flight count too: without them the journal exceeded this bound by up to half once they had all
-/// arrived.
+/// Records in flight count too. Otherwise the journal would exceed this bound by up to half once all of them
+/// have arrived.
 #[tokio::test(start_paused = true)]
 async fn the_journal_never_passes_twice_its_size_while_it_cannot_be_folded() {
     let mut bench = Bench::new(512 * MIB).await;
@@ -223,14 +224,14 @@ async fn the_journal_never_passes_twice_its_size_while_it_cannot_be_folded() {
     check_apart(&volume, 0..120).await;
 }
 
-/// Half a minute of replay was long enough for another to find the lease unrenewed.
+/// Otherwise the lease would expire during the replay, and another gateway could open the volume.
 #[tokio::test(start_paused = true)]
 async fn a_lease_is_renewed_while_a_long_journal_is_replayed() {
     let mut bench = Bench::new(64 * MIB).await;
     bench.options.journal_max_records = 100_000;
     let volume = bench.open().await;
     for n in 0..4000_u64 {
-        volume.write(n * 4096, pattern(n, 512), true).await.unwrap();
+        volume.write(n * 4096, pattern(n, 512), Durable).await.unwrap();
     }
     volume.abandon().await;
     let each = Duration::from_millis(160);
@@ -245,11 +246,11 @@ async fn a_lease_is_renewed_while_a_long_journal_is_replayed() {
     let first = first.expect("it holds the volume");
     assert!(begun.elapsed() > bench.options.lease_ttl, "the replay took {:?}", begun.elapsed());
     assert_eq!(read(&first, 3999 * 4096, 512).await, pattern(3999, 512));
-    first.write(0, pattern(9, 512), true).await.expect("its head is the one that it renewed");
+    first.write(0, pattern(9, 512), Durable).await.expect("its head is the one that it renewed");
     first.checkpoint().await.unwrap();
 }
 
-/// The renewal finds another's head there; what the journal says decides.
+/// The renewal of the lease finds the head of another gateway. The journal decides who holds the volume.
 #[tokio::test(start_paused = true)]
 async fn an_opener_that_is_overtaken_while_it_replays_is_fenced_by_the_journal() {
     let mut bench = Bench::new(64 * MIB).await;
@@ -265,20 +266,20 @@ async fn an_opener_that_is_overtaken_while_it_replays_is_fenced_by_the_journal()
     });
     let error = slow.expect_err("another has the volume");
     assert!(matches!(&error, OpenError::Lost(to) if to.contains("epoch 3")), "{error}");
-    fast.write(0, pattern(1, 512), true).await.unwrap();
+    fast.write(0, pattern(1, 512), Durable).await.unwrap();
 }
 
-/// An opening reads what is new, however often the volume was opened before: seals stay for ever.
+/// Seals are kept as long as the volume, but an opening reads only what is new.
 #[tokio::test(start_paused = true)]
 async fn an_opening_reads_no_seal_of_long_ago() {
     let mut bench = Bench::new(64 * MIB).await;
     bench.options.deletion_grace = Duration::ZERO;
     for n in 0..30_u64 {
         let volume = bench.open().await;
-        volume.write(n * 4096, pattern(n, 4096), true).await.unwrap();
+        volume.write(n * 4096, pattern(n, 4096), Durable).await.unwrap();
         tokio::time::sleep(Duration::from_secs(100)).await;
         volume.close().await.unwrap();
-        // An opener that dies before it begins its log: the seal there is its first record.
+        // A gateway that dies before its opening record, so that the first slot of its log gets a seal.
         let gate = bench.fault.hold(Operation::Put, &format!("/journal/{:010}/", 2 * n + 2));
         let dies = tokio::time::timeout(Duration::from_secs(5), bench.try_open(true)).await;
         assert!(dies.is_err() && gate.count() == 1, "held at its opening record");
@@ -304,7 +305,7 @@ async fn an_opening_reads_no_seal_of_long_ago() {
     }
 }
 
-/// What a reply holds once the volume has let go of it: its bytes, if it is alone in its memory.
+/// The memory in bytes that a reply holds. The reply must share it with nothing.
 fn held_bytes(segments: Vec<Segment>) -> usize {
     let held = segments.into_iter().map(|segment| match segment {
         Segment::Data(bytes) => bytes.try_into_mut().expect("it shares no memory").capacity(),
@@ -313,7 +314,7 @@ fn held_bytes(segments: Vec<Segment>) -> usize {
     held.sum()
 }
 
-/// Each of them kept the whole record that it was read from.
+/// A reply must not keep the whole record in memory from which it was read.
 #[tokio::test(start_paused = true)]
 async fn replies_that_nobody_takes_keep_no_records_in_memory() {
     let mut bench = Bench::new(512 * MIB).await;
@@ -338,29 +339,29 @@ async fn ones_own_lease_is_not_waited_for_and_anothers_is() {
     let mut bench = Bench::new(64 * MIB).await;
     bench.holder = Some("disks/cairn-a-0".to_owned());
     let first = bench.open().await;
-    first.write(0, pattern(1, 4096), true).await.unwrap();
+    first.write(0, pattern(1, 4096), Durable).await.unwrap();
     first.abandon().await;
     let begun = tokio::time::Instant::now();
     let second = bench.try_open(false).await.expect("the lease is its own from before");
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
     assert_eq!(read(&second, 0, 4096).await, pattern(1, 4096));
-    // Another, which has a name of its own too.
+    // Another gateway, which also has a stable name.
     let mut other = bench.beside();
     other.holder = Some("disks/cairn-b-0".to_owned());
     let error = other.try_open(false).await.expect_err("the holder lives");
     assert!(matches!(&error, OpenError::Held { holder } if holder.contains("cairn-a-0")), "{error}");
     assert!(matches!(second.status(), Status::Serving));
-    // Who was fenced finds another's name, and does not take the volume back.
+    // The fenced gateway finds the name of another one in the head, and does not take the volume back.
     let third = other.try_open(true).await.expect("taken over by hand");
     second.stopped().await;
     assert!(second.is_fenced());
     drop(second);
     let error = bench.try_open(false).await.expect_err("it is another's now");
     assert!(matches!(&error, OpenError::Held { holder } if holder.contains("cairn-b-0")), "{error}");
-    third.write(0, pattern(2, 4096), true).await.unwrap();
+    third.write(0, pattern(2, 4096), Durable).await.unwrap();
 }
 
-/// The metrics of a lease, as they are scraped.
+/// The two metrics of the lease in seconds, as Prometheus scrapes them: remaining time and TTL.
 fn lease_gauges(metrics: &cairn::metrics::Metrics) -> (f64, f64) {
     let text = metrics.render();
     let value = |name: &str| {
@@ -370,7 +371,7 @@ fn lease_gauges(metrics: &cairn::metrics::Metrics) -> (f64, f64) {
     (value("cairn_lease_remaining_seconds"), value("cairn_lease_ttl_seconds"))
 }
 
-/// It was 0 until the first renewal, 10 s after the opening.
+/// The metric must not stay 0 until the first renewal, which is 10 s after the opening.
 #[tokio::test(start_paused = true)]
 async fn what_is_left_of_the_lease_is_shown_from_the_opening_on() {
     let mut bench = Bench::new(64 * MIB).await;
@@ -390,7 +391,7 @@ async fn what_is_left_of_the_lease_is_shown_from_the_opening_on() {
     assert_eq!(lease_gauges(&metrics), (0.0, 0.0));
 }
 
-/// The rest between two updates of the head ended later than the lease.
+/// The pause between two updates of the head may be longer than the lease, but not if the lease is strict.
 #[tokio::test(start_paused = true)]
 async fn a_checkpoint_of_a_strict_volume_waits_for_no_longer_than_the_lease_lasts() {
     let mut bench = Bench::new(64 * MIB).await;
@@ -398,7 +399,7 @@ async fn a_checkpoint_of_a_strict_volume_waits_for_no_longer_than_the_lease_last
     bench.options.lease_ttl = Duration::from_secs(1);
     bench.options.head_interval = Duration::from_secs(60);
     let volume = bench.open().await;
-    volume.write(0, pattern(1, 4096), true).await.unwrap();
+    volume.write(0, pattern(1, 4096), Durable).await.unwrap();
     volume.checkpoint().await.unwrap();
     tokio::time::sleep(Duration::from_secs(10)).await;
     assert_eq!(volume.status(), Status::Serving);
@@ -410,14 +411,14 @@ async fn a_strict_volume_serves_nothing_once_its_lease_is_over_and_is_not_fenced
     let mut bench = Bench::new(64 * MIB).await;
     bench.options.lease_strict = true;
     let volume = bench.open().await;
-    volume.write(0, pattern(1, 4096), true).await.unwrap();
-    // The machine is paused: no timer has run when the read arrives.
+    volume.write(0, pattern(1, 4096), Durable).await.unwrap();
+    // As after a pause of the machine: the read arrives before any timer has fired.
     tokio::time::advance(bench.options.lease_ttl + Duration::from_millis(1)).await;
     let error = volume.read(0, 4096).await.expect_err("its lease is over");
     assert!(error.to_string().contains("lease.strict"), "{error}");
     assert!(matches!(volume.status(), Status::Stopped(_)));
     assert!(!volume.is_fenced(), "nobody took it");
-    // The store takes no renewal.
+    // The store does not answer renewals.
     let again = bench.open().await;
     assert_eq!(read(&again, 0, 4096).await, pattern(1, 4096));
     let gate = bench.fault.hold(Operation::Put, "/head");

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use cairn::effect::Durability::{Durable, Volatile};
 use cairn::store::Operation;
 use cairn::store::memory::Tally;
 use cairn::volume::Volume;
@@ -13,7 +14,7 @@ use super::bench::{Bench, MIB, pattern, quiesce, read};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Requests of each kind since the tallies were reset: PUT, GET, LIST.
+/// The numbers of PUT, GET and LIST requests since the tallies were reset.
 fn requests(bench: &Bench) -> [u64; 3] {
     [Operation::Put, Operation::Get, Operation::List]
         .map(|operation| bench.memory.tally(operation, |_| true).requests)
@@ -41,7 +42,7 @@ async fn a_block_written_and_flushed_each_second_costs_a_put_each_second() {
     quiesce().await;
     bench.memory.reset_tallies();
     for n in 0..3600_u64 {
-        volume.write(n % 4 * 4096, pattern(n, 4096), false).await.unwrap();
+        volume.write(n % 4 * 4096, pattern(n, 4096), Volatile).await.unwrap();
         volume.flush().await.unwrap();
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
@@ -65,7 +66,7 @@ async fn full(bench: &mut Bench) -> Arc<Volume> {
     bench.options.commit_max_age = HOUR * 10;
     let volume = bench.open().await;
     for n in 0..64_u64 {
-        volume.write(n * MIB, pattern(n, 1 << 20), false).await.unwrap();
+        volume.write(n * MIB, pattern(n, 1 << 20), Volatile).await.unwrap();
     }
     volume.close().await.unwrap();
     let volume = bench.open().await;
@@ -87,7 +88,7 @@ async fn a_checkpoint_puts_changed_blocks_into_one_pack_and_reads_no_data() {
     let mut bench = Bench::new(64 * MIB).await;
     let volume = full(&mut bench).await;
     for chunk in 0..16_u64 {
-        volume.write(chunk * 4 * MIB + MIB / 2, pattern(chunk, 4096), false).await.unwrap();
+        volume.write(chunk * 4 * MIB + MIB / 2, pattern(chunk, 4096), Volatile).await.unwrap();
     }
     volume.flush().await.unwrap();
     volume.checkpoint().await.unwrap();
@@ -97,14 +98,14 @@ async fn a_checkpoint_puts_changed_blocks_into_one_pack_and_reads_no_data() {
     assert_eq!(index, [1, 0, 2], "the overlay is part of the map page");
     // A part of a block takes a read of the block, wherever it is.
     bench.memory.reset_tallies();
-    volume.write(MIB + 512, pattern(1, 512), true).await.unwrap();
+    volume.write(MIB + 512, pattern(1, 512), Durable).await.unwrap();
     volume.checkpoint().await.unwrap();
     let block = tally(1, FRAME_BYTES);
     assert_eq!(data_requests(&bench), [tally(1, pack::object_bytes(1)), none, none, block]);
     volume.close().await.unwrap();
     let volume = bench.open().await;
     bench.memory.reset_tallies();
-    volume.write(MIB / 2 + 512, pattern(1, 512), true).await.unwrap();
+    volume.write(MIB / 2 + 512, pattern(1, 512), Durable).await.unwrap();
     volume.checkpoint().await.unwrap();
     assert_eq!(data_requests(&bench), [tally(1, pack::object_bytes(1)), none, block, none]);
 }
@@ -115,7 +116,7 @@ async fn a_chunk_half_of_which_changed_is_rewritten_and_read_in_four_parts() {
     let volume = full(&mut bench).await;
     // Every other block.
     for n in 0..512_u64 {
-        volume.write(4 * MIB + n * 8192, pattern(n, 4096), false).await.unwrap();
+        volume.write(4 * MIB + n * 8192, pattern(n, 4096), Volatile).await.unwrap();
     }
     volume.flush().await.unwrap();
     volume.checkpoint().await.unwrap();
@@ -129,14 +130,14 @@ async fn a_chunk_half_of_which_changed_is_rewritten_and_read_in_four_parts() {
 async fn a_chunk_half_of_which_lies_in_packs_is_rewritten_and_each_block_is_read_once() {
     let mut bench = Bench::new(64 * MIB).await;
     let volume = full(&mut bench).await;
-    volume.write(4 * MIB, pattern(100, 1 << 20), true).await.unwrap();
+    volume.write(4 * MIB, pattern(100, 1 << 20), Durable).await.unwrap();
     volume.checkpoint().await.unwrap();
     let none = tally(0, 0);
     assert_eq!(data_requests(&bench), [tally(1, pack::object_bytes(256)), none, none, none]);
     volume.close().await.unwrap();
     let volume = bench.open().await;
     bench.memory.reset_tallies();
-    volume.write(6 * MIB, pattern(102, 1 << 20), true).await.unwrap();
+    volume.write(6 * MIB, pattern(102, 1 << 20), Durable).await.unwrap();
     volume.checkpoint().await.unwrap();
     let quarter = 256 * FRAME_BYTES;
     let chunk = chunk::object_bytes(64, 64);
@@ -155,7 +156,7 @@ async fn bulk_data_costs_a_put_for_each_chunk() {
     quiesce().await;
     bench.memory.reset_tallies();
     for n in 0..1024_u64 {
-        volume.write(n * MIB / 4, pattern(n, 1 << 18), false).await.unwrap();
+        volume.write(n * MIB / 4, pattern(n, 1 << 18), Volatile).await.unwrap();
     }
     volume.flush().await.unwrap();
     volume.checkpoint().await.unwrap();

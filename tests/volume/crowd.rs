@@ -1,11 +1,12 @@
-//! Many clients create, delete, list and open volumes of the same few names at once; checks what must hold
-//! afterwards.
+//! Many clients create, delete, list and open volumes with the same few names at once. Afterwards, the
+//! invariants of names and volumes are checked.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use cairn::effect::Durability::Durable;
 use cairn::store::fault::{Action, Fault, Rule};
 use cairn::store::{Classes, MemoryStore, Store};
 use cairn::volume::catalog::{self, Progress};
@@ -20,10 +21,10 @@ use super::bench::{MIB, read};
 
 pub(crate) const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 const CLIENTS: u64 = 16;
-/// Each client writes a block of its own.
+/// Bytes of a block. Each client writes its own block.
 const BLOCK: u64 = 4096;
 
-/// What each client last had flushed, by volume.
+/// The last value that each client flushed, by volume and client.
 type Flushed = Mutex<BTreeMap<Uuid, BTreeMap<u64, u8>>>;
 
 fn environment(store: Arc<dyn Store>, seed: u64) -> Environment {
@@ -110,7 +111,7 @@ impl Client {
         };
         let stamp = self.random.random();
         let data = Bytes::from(vec![stamp; usize::try_from(BLOCK).unwrap()]);
-        let wrote = volume.write(self.number * BLOCK, data, true).await;
+        let wrote = volume.write(self.number * BLOCK, data, Durable).await;
         if wrote.is_ok() {
             flushed.lock().entry(volume.id()).or_default().insert(self.number, stamp);
             drop(volume.close().await);
@@ -125,7 +126,7 @@ fn expected(result: Result<(), OpenError>, allowed: impl Fn(&OpenError) -> bool)
     }
 }
 
-/// A crowd of clients over these stores, which are one; what must hold is checked through `quiet`.
+/// Runs a crowd of clients. Each uses its own view of one store, and the result is checked through `quiet`.
 pub(crate) async fn crowd(store: impl Fn(u64) -> Arc<dyn Store>, quiet: Arc<dyn Store>, manners: Manners) {
     let flushed = Flushed::default();
     join_all((0..CLIENTS).map(|number| {
@@ -177,7 +178,7 @@ async fn check(store: Arc<dyn Store>, flushed: &BTreeMap<Uuid, BTreeMap<u64, u8>
         }
         volume.close().await.unwrap();
     }
-    // What was cut short can be removed.
+    // Interrupted creations and deletions can be removed.
     for volume in unnamed {
         catalog::delete_by_id(&env, &options, volume.volume, true).await.unwrap();
     }
@@ -190,7 +191,7 @@ async fn check(store: Arc<dyn Store>, flushed: &BTreeMap<Uuid, BTreeMap<u64, u8>
     assert_eq!(catalog::unnamed(&env).await.unwrap().len(), 0);
 }
 
-/// Each request of each client takes a time of its own.
+/// Runs a crowd over a store in memory. Each request takes a different time.
 async fn in_memory(manners: Manners) {
     let memory = MemoryStore::new();
     let slow = |number: u64| -> Arc<dyn Store> {

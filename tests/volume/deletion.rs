@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use cairn::effect::Durability::{Durable, Volatile};
+use cairn::effect::Zeroing;
 use cairn::store::Operation;
 use cairn::store::fault::{Action, Failure, Gate, Rule};
 use cairn::volume::catalog;
@@ -14,12 +16,12 @@ async fn a_trim_of_a_full_volume_reads_no_data_and_its_objects_go() {
     let mut bench = Bench::new(64 * MIB).await;
     let volume = bench.open().await;
     for n in 0..16_u64 {
-        volume.write(n * 4 * MIB, pattern(n, 4 << 20), false).await.unwrap();
+        volume.write(n * 4 * MIB, pattern(n, 4 << 20), Volatile).await.unwrap();
     }
     volume.checkpoint().await.unwrap();
     assert_eq!(bench.keys("/chunk/").len(), 16);
     bench.memory.reset_tallies();
-    volume.zero(0, 64 * MIB, true, true).await.unwrap();
+    volume.zero(0, 64 * MIB, Zeroing::Deallocate, Durable).await.unwrap();
     volume.checkpoint().await.unwrap();
     assert_eq!(bench.keys("/chunk/").len(), 16, "kept for the grace");
     assert_eq!(read(&volume, 0, MIB).await, vec![0; 1 << 20]);
@@ -42,9 +44,9 @@ async fn overwriting_for_ever_keeps_the_bucket_small() {
         for round in 0..20_u64 {
             for n in 0..4_u64 {
                 let (at, seed) = (n * 4 * MIB + round * 4096, round * 10 + n);
-                volume.write(at, pattern(seed, 100_000), false).await.unwrap();
+                volume.write(at, pattern(seed, 100_000), Volatile).await.unwrap();
             }
-            volume.write(32 * MIB, pattern(round, 4 << 20), true).await.unwrap();
+            volume.write(32 * MIB, pattern(round, 4 << 20), Durable).await.unwrap();
             volume.checkpoint().await.unwrap();
         }
         tokio::time::sleep(Duration::from_secs(60)).await;
@@ -76,9 +78,9 @@ async fn what_an_unclean_end_left_behind_is_swept() {
     let mut bench = Bench::new(64 * MIB).await;
     bench.options.deletion_grace = Duration::from_secs(60);
     let volume = bench.open().await;
-    volume.write(0, pattern(1, 4 << 20), true).await.unwrap();
-    // A chunk that is uploaded and in no record when the gateway dies.
-    volume.write(8 * MIB, pattern(2, 4 << 20), false).await.unwrap();
+    volume.write(0, pattern(1, 4 << 20), Durable).await.unwrap();
+    // This chunk is uploaded, but no record references it when the gateway dies.
+    volume.write(8 * MIB, pattern(2, 4 << 20), Volatile).await.unwrap();
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(bench.keys("/chunk/").len(), 2);
     volume.abandon().await;
@@ -99,11 +101,11 @@ async fn a_chunk_that_was_replaced_on_its_way_is_waited_for_and_goes() {
     let volume = bench.open().await;
     let gate = Gate::new();
     bench.fault.add(Rule::new(Action::Hold(gate.clone())).on(Operation::Put).containing("/chunk/").times(1));
-    volume.write(0, pattern(1, 4 << 20), false).await.unwrap();
+    volume.write(0, pattern(1, 4 << 20), Volatile).await.unwrap();
     gate.reached(1).await;
-    // Filled again before anything was committed: no record will reference the object that is still in
-    // flight.
-    volume.write(0, pattern(2, 4 << 20), false).await.unwrap();
+    // Filled again before the commit: no record will reference the first object, which is still being
+    // uploaded.
+    volume.write(0, pattern(2, 4 << 20), Volatile).await.unwrap();
     let flush = volume.flush();
     tokio::pin!(flush);
     let hour = tokio::time::timeout(Duration::from_secs(3600), flush.as_mut());
@@ -122,7 +124,7 @@ async fn a_chunk_that_was_replaced_on_its_way_is_waited_for_and_goes() {
 async fn a_deleted_volume_leaves_nothing_and_fences_its_writer() {
     let mut bench = Bench::new(64 * MIB).await;
     let volume = bench.open().await;
-    volume.write(0, pattern(1, 4 << 20), true).await.unwrap();
+    volume.write(0, pattern(1, 4 << 20), Durable).await.unwrap();
     let env = bench.env(MIB);
     let error = catalog::delete(&env, &bench.options, "disk", false).await.expect_err("it is in use");
     assert!(error.to_string().contains("in use"), "{error}");
@@ -130,7 +132,7 @@ async fn a_deleted_volume_leaves_nothing_and_fences_its_writer() {
     let delete = catalog::delete(&env, &bench.options, "disk", true);
     let (deleted, ()) = tokio::join!(delete, async {
         gate.reached(1).await;
-        volume.write(4096, pattern(2, 4096), true).await.expect_err("its log is sealed");
+        volume.write(4096, pattern(2, 4096), Durable).await.expect_err("its log is sealed");
         gate.release();
     });
     deleted.unwrap();
@@ -138,17 +140,18 @@ async fn a_deleted_volume_leaves_nothing_and_fences_its_writer() {
     assert_eq!(left, ["name/disk"], "only that the name is free");
 }
 
-/// A volume of 256 MiB whose one large record names a chunk object that the root does not, closed before the grace is over.
+/// A closed volume of 256 MiB. Its one large record references a chunk object that the root does not, and the
+/// deletion grace of that object is not over. Returns the key of the record too.
 async fn closed_with_leftovers() -> (Bench, String) {
     let mut bench = Bench::new(256 * MIB).await;
     bench.options.deletion_grace = Duration::from_secs(60);
     let volume = bench.open().await;
-    volume.write(0, pattern(1, 4 << 20), false).await.unwrap();
+    volume.write(0, pattern(1, 4 << 20), Volatile).await.unwrap();
     for n in 0..3000_u64 {
-        volume.write(4 * MIB + n * 81_920, pattern(n, 4096), false).await.unwrap();
+        volume.write(4 * MIB + n * 81_920, pattern(n, 4096), Volatile).await.unwrap();
     }
     volume.flush().await.unwrap();
-    volume.write(0, pattern(2, 4 << 20), true).await.unwrap();
+    volume.write(0, pattern(2, 4 << 20), Durable).await.unwrap();
     volume.close().await.unwrap();
     let sizes = bench.memory.objects();
     let large = |key: &&String| key.contains("/journal/") && sizes[*key].len() > 3000 * 4096;
@@ -177,7 +180,7 @@ async fn what_is_left_goes_while_the_look_for_more_is_on_its_way() {
     let mut bench = Bench::new(64 * MIB).await;
     let volume = bench.open().await;
     for n in 0..400_u64 {
-        volume.write(n * 4096, pattern(n, 512), true).await.unwrap();
+        volume.write(n * 4096, pattern(n, 512), Durable).await.unwrap();
     }
     volume.checkpoint().await.unwrap();
     volume.abandon().await;
@@ -203,7 +206,7 @@ async fn a_folded_record_that_names_the_chunk_of_another_epoch_is_left_alone() {
     let (mut bench, key) = closed_with_leftovers().await;
     let chunks = bench.keys("/chunk/");
     let mut record = bench.memory.objects()[&key].to_vec();
-    // Behind the header of 82 bytes: a change of kind 3, the chunk's index, the epoch of its object.
+    // After the header of 82 bytes: a change of kind 3, the chunk's index, the epoch of its object.
     assert_eq!(record[82..91], [3, 0, 0, 0, 0, 1, 0, 0, 0]);
     record[87] = 2;
     bench.memory.insert(&key, record.into());
@@ -218,10 +221,10 @@ async fn a_folded_record_that_names_the_chunk_of_another_epoch_is_left_alone() {
 async fn a_record_stays_while_reads_need_it_though_the_head_is_further() {
     let mut bench = Bench::new(64 * MIB).await;
     let volume = bench.open().await;
-    volume.write(0, pattern(1, 8192), true).await.unwrap();
+    volume.write(0, pattern(1, 8192), Durable).await.unwrap();
     volume.abandon().await;
     bench.options.deletion_grace = Duration::ZERO;
-    // The look for leftovers begins with the roots that are kept; the opening reads a root and a table.
+    // The sweep begins by reading the roots that are kept. Before it, the opening reads a root and a table.
     let look = Gate::new();
     let held = Rule::new(Action::Hold(look.clone())).on(Operation::Get).containing("/root/");
     bench.fault.add(held.skip(2));
@@ -254,16 +257,16 @@ async fn a_root_whose_deletion_was_cut_short_keeps_nothing() {
     let mut bench = Bench::new(64 * MIB).await;
     bench.options.deletion_grace = Duration::ZERO;
     let volume = bench.open().await;
-    volume.write(0, pattern(1, 4 << 20), true).await.unwrap();
+    volume.write(0, pattern(1, 4 << 20), Durable).await.unwrap();
     volume.checkpoint().await.unwrap();
     bench
         .fault
         .add(Rule::new(Action::FailBefore(Failure::Rejected)).on(Operation::Delete).containing("/root/"));
-    // The first root is replaced; the second shares the first chunk's object with it alone.
-    volume.write(4 * MIB, pattern(2, 4 << 20), true).await.unwrap();
+    // This replaces the first root. Only the first and the second root reference the first chunk's object.
+    volume.write(4 * MIB, pattern(2, 4 << 20), Durable).await.unwrap();
     volume.checkpoint().await.unwrap();
     tokio::time::sleep(Duration::from_secs(1)).await;
-    volume.write(0, pattern(3, 4 << 20), true).await.unwrap();
+    volume.write(0, pattern(3, 4 << 20), Durable).await.unwrap();
     volume.checkpoint().await.unwrap();
     tokio::time::sleep(Duration::from_secs(1)).await;
     volume.close().await.unwrap();
@@ -277,7 +280,7 @@ async fn a_root_whose_deletion_was_cut_short_keeps_nothing() {
     assert_eq!(read(&volume, 4 * MIB, 4 * MIB).await, pattern(2, 4 << 20));
 }
 
-/// Its object is in no record, so that only a sweep finds it: a closing for a successor says that there is one.
+/// No record references the object, so only a sweep finds it. A hand-over records that a sweep is needed.
 #[tokio::test(start_paused = true)]
 async fn a_chunk_that_was_replaced_before_its_commit_goes_after_a_hand_over_too() {
     let mut bench = Bench::new(64 * MIB).await;
@@ -285,8 +288,8 @@ async fn a_chunk_that_was_replaced_before_its_commit_goes_after_a_hand_over_too(
     let volume = bench.open().await;
     volume.checkpoint().await.unwrap();
     for seed in 1..=3 {
-        volume.write(0, pattern(seed, 4 << 20), false).await.unwrap();
-        // Until its object is durable, and before it is committed.
+        volume.write(0, pattern(seed, 4 << 20), Volatile).await.unwrap();
+        // Wait until its object is durable. It is not committed yet.
         let objects = usize::try_from(seed).unwrap();
         while bench.keys("/chunk/").len() < objects {
             tokio::time::sleep(Duration::from_millis(1)).await;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use cairn::effect::Durability::{Durable, Volatile};
+use cairn::effect::Zeroing;
 use cairn::store::Operation;
 use cairn::store::fault::{Action, Failure, Rule};
 use cairn::volume::Error;
@@ -12,9 +14,9 @@ use super::bench::{Bench, MIB, pattern, quiesce, read};
 async fn what_a_flush_answered_survives_the_loss_of_the_gateway() {
     let mut bench = Bench::new(64 * MIB).await;
     let volume = bench.open().await;
-    volume.write(4096, pattern(1, 8192), false).await.unwrap();
-    volume.write(5 * MIB + 512, pattern(2, 512), false).await.unwrap();
-    volume.write(3 * MIB + 7, pattern(3, 5), false).await.unwrap();
+    volume.write(4096, pattern(1, 8192), Volatile).await.unwrap();
+    volume.write(5 * MIB + 512, pattern(2, 512), Volatile).await.unwrap();
+    volume.write(3 * MIB + 7, pattern(3, 5), Volatile).await.unwrap();
     volume.flush().await.unwrap();
     volume.abandon().await;
     let volume = bench.open().await;
@@ -30,9 +32,9 @@ async fn what_a_flush_answered_survives_the_loss_of_the_gateway() {
 async fn what_fua_answered_survives_the_loss_of_the_gateway() {
     let mut bench = Bench::new(64 * MIB).await;
     let volume = bench.open().await;
-    volume.write(0, pattern(1, 4096), true).await.unwrap();
-    volume.write(4096, pattern(2, 4096), true).await.unwrap();
-    volume.zero(0, 1024, true, true).await.unwrap();
+    volume.write(0, pattern(1, 4096), Durable).await.unwrap();
+    volume.write(4096, pattern(2, 4096), Durable).await.unwrap();
+    volume.zero(0, 1024, Zeroing::Deallocate, Durable).await.unwrap();
     volume.abandon().await;
     let volume = bench.open().await;
     let mut expected = vec![0; 1024];
@@ -46,7 +48,7 @@ async fn no_flush_is_answered_while_the_record_is_on_its_way() {
     let mut bench = Bench::new(64 * MIB).await;
     let volume = bench.open().await;
     let gate = bench.fault.hold(Operation::Put, "/journal/");
-    volume.write(0, pattern(1, 4096), false).await.unwrap();
+    volume.write(0, pattern(1, 4096), Volatile).await.unwrap();
     let mut first = tokio_test_spawn(volume.clone());
     gate.reached(1).await;
     let mut second = tokio_test_spawn(volume.clone());
@@ -66,7 +68,7 @@ async fn a_flush_that_failed_leaves_its_data_dirty_until_all_of_it_is_durable() 
     let rule = bench
         .fault
         .add(Rule::new(Action::FailBefore(Failure::Transient)).on(Operation::Put).containing("/journal/"));
-    volume.write(0, pattern(1, 4096), false).await.unwrap();
+    volume.write(0, pattern(1, 4096), Volatile).await.unwrap();
     let first = tokio_test_spawn(volume.clone());
     let second = tokio_test_spawn(volume.clone());
     for flush in [first, second] {
@@ -75,7 +77,7 @@ async fn a_flush_that_failed_leaves_its_data_dirty_until_all_of_it_is_durable() 
     }
     assert!(bench.keys("/journal/").iter().all(|key| !key.ends_with("0002")), "no record stands");
     assert_eq!(read(&volume, 0, 4096).await, pattern(1, 4096), "the data is kept");
-    volume.write(8192, pattern(2, 4096), false).await.unwrap();
+    volume.write(8192, pattern(2, 4096), Volatile).await.unwrap();
     bench.fault.remove(rule);
     volume.flush().await.unwrap();
     volume.abandon().await;
@@ -89,10 +91,10 @@ async fn commits_are_answered_in_order() {
     let mut bench = Bench::new(64 * MIB).await;
     let volume = bench.open().await;
     let gate = bench.fault.hold(Operation::Put, "00000000000000000002");
-    volume.write(0, pattern(1, 4096), false).await.unwrap();
+    volume.write(0, pattern(1, 4096), Volatile).await.unwrap();
     let first = tokio_test_spawn(volume.clone());
     gate.reached(1).await;
-    volume.write(4096, pattern(2, 4096), false).await.unwrap();
+    volume.write(4096, pattern(2, 4096), Volatile).await.unwrap();
     let second = tokio_test_spawn(volume.clone());
     quiesce().await;
     assert!(bench.keys("00000000000000000003").len() == 1, "the second record is durable");
@@ -109,8 +111,8 @@ async fn a_lost_answer_is_ones_own_success() {
     bench.fault.add(
         Rule::new(Action::FailAfter(Failure::Timeout)).on(Operation::Put).containing("/journal/").times(1),
     );
-    volume.write(0, pattern(1, 4096), true).await.unwrap();
-    volume.write(4096, pattern(2, 4096), true).await.unwrap();
+    volume.write(0, pattern(1, 4096), Durable).await.unwrap();
+    volume.write(4096, pattern(2, 4096), Durable).await.unwrap();
     volume.abandon().await;
     let volume = bench.open().await;
     assert_eq!(read(&volume, 0, 4096).await, pattern(1, 4096));
@@ -121,7 +123,7 @@ async fn a_lost_answer_is_ones_own_success() {
 async fn dirty_data_is_committed_when_it_is_old() {
     let mut bench = Bench::new(64 * MIB).await;
     let volume = bench.open().await;
-    volume.write(0, pattern(1, 4096), false).await.unwrap();
+    volume.write(0, pattern(1, 4096), Volatile).await.unwrap();
     tokio::time::sleep(bench.options.commit_max_age + Duration::from_secs(1)).await;
     volume.abandon().await;
     let volume = bench.open().await;

@@ -4,6 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use cairn::effect::Durability::Volatile;
+use cairn::effect::Zeroing;
 use cairn::store::Operation;
 use cairn::store::fault::{Action, Failure, Gate, Rule};
 use cairn::store::memory::Tally;
@@ -48,12 +50,13 @@ impl Model {
     }
 
     async fn write(&mut self, volume: &Volume, offset: u64, seed: u64, length: usize) {
-        volume.write(offset, pattern(seed, length), false).await.unwrap();
+        volume.write(offset, pattern(seed, length), Volatile).await.unwrap();
         self.part(offset, length).copy_from_slice(&pattern(seed, length));
     }
 
     async fn zero(&mut self, volume: &Volume, offset: u64, length: usize, hole: bool) {
-        volume.zero(offset, length as u64, hole, false).await.unwrap();
+        let zeroing = if hole { Zeroing::Deallocate } else { Zeroing::Allocate };
+        volume.zero(offset, length as u64, zeroing, Volatile).await.unwrap();
         self.part(offset, length).fill(0);
     }
 
@@ -121,7 +124,7 @@ async fn a_pack_that_is_mostly_overwritten_is_rewritten_and_deleted() {
     bench.options.deletion_grace = Duration::ZERO;
     let volume = bench.open().await;
     // So much that garbage in packs takes little of the space.
-    volume.write(64 * MIB, pattern(1, 16 << 20), false).await.unwrap();
+    volume.write(64 * MIB, pattern(1, 16 << 20), Volatile).await.unwrap();
     let mut model = Model::new(0, 64 * MIB);
     for n in 0..100_u64 {
         model.write(&volume, n * 512 * KIB, n + 1, 4096).await;
@@ -274,10 +277,10 @@ async fn a_trim_of_a_disk_with_packs_releases_all_of_them_and_reads_no_data() {
         bench.options.pack_bytes = 64 * KIB;
         let volume = bench.open().await;
         for n in 0..200_u64 {
-            volume.write(n * 3 * MIB, pattern(n, 4096), false).await.unwrap();
-            volume.write(n * 3 * MIB + 8192, pattern(n, 512), false).await.unwrap();
+            volume.write(n * 3 * MIB, pattern(n, 4096), Volatile).await.unwrap();
+            volume.write(n * 3 * MIB + 8192, pattern(n, 512), Volatile).await.unwrap();
         }
-        volume.write(4 * MIB, pattern(1, 4 << 20), false).await.unwrap();
+        volume.write(4 * MIB, pattern(1, 4 << 20), Volatile).await.unwrap();
         volume.checkpoint().await.unwrap();
         // In one part, and in two that meet within a block.
         assert!(bench.keys("/pack/").len() > 20 && !bench.keys("/chunk/").is_empty());
@@ -285,10 +288,10 @@ async fn a_trim_of_a_disk_with_packs_releases_all_of_them_and_reads_no_data() {
         let volume = bench.open().await;
         bench.memory.reset_tallies();
         match chunk_bytes == 4 * MIB {
-            true => volume.zero(0, 600 * MIB, true, false).await.unwrap(),
+            true => volume.zero(0, 600 * MIB, Zeroing::Deallocate, Volatile).await.unwrap(),
             false => {
-                volume.zero(0, 300 * MIB + 512, true, false).await.unwrap();
-                volume.zero(300 * MIB + 512, 300 * MIB - 512, true, false).await.unwrap();
+                volume.zero(0, 300 * MIB + 512, Zeroing::Deallocate, Volatile).await.unwrap();
+                volume.zero(300 * MIB + 512, 300 * MIB - 512, Zeroing::Deallocate, Volatile).await.unwrap();
             }
         }
         volume.checkpoint().await.unwrap();
@@ -485,7 +488,7 @@ async fn a_disk_that_ends_within_a_block_reads_as_it_was_written() {
         let stored = Stored::of(&bench);
         stored.assert_counts();
         volume.read(size - 512, 513).await.expect_err("beyond the end");
-        volume.zero(0, size, true, false).await.unwrap();
+        volume.zero(0, size, Zeroing::Deallocate, Volatile).await.unwrap();
         volume.checkpoint().await.unwrap();
         let stored = Stored::of(&bench);
         assert!(stored.root.packs.is_empty() && stored.root.map_pages.is_empty(), "{:?}", stored.root);

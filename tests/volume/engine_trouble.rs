@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use cairn::effect::Durability::{Durable, Volatile};
+use cairn::effect::Zeroing;
 use cairn::volume::format::pack;
 use cairn::volume::{Error, Volume, catalog};
 
@@ -51,7 +53,7 @@ fn at(chunk: u64, block: u64) -> u64 {
 
 async fn put(volume: &Volume, places: &[(u64, u64)], seed: u64) {
     for (chunk, block) in places {
-        volume.write(at(*chunk, *block), pattern(seed + chunk * 100 + block, 4096), false).await.unwrap();
+        volume.write(at(*chunk, *block), pattern(seed + chunk * 100 + block, 4096), Volatile).await.unwrap();
     }
     volume.checkpoint().await.unwrap();
 }
@@ -95,7 +97,7 @@ async fn layers(bench: &mut Bench) -> [String; 2] {
     bench.options.deletion_grace = Duration::ZERO;
     let volume = bench.open().await;
     for chunk in 0..8 {
-        volume.write(chunk * CHUNK, pattern(chunk + 1, 256 << 10), false).await.unwrap();
+        volume.write(chunk * CHUNK, pattern(chunk + 1, 256 << 10), Volatile).await.unwrap();
     }
     volume.checkpoint().await.unwrap();
     put(&volume, &[(0, 1), (0, 40), (2, 1), (3, 1)], OLDEST).await;
@@ -149,7 +151,7 @@ async fn a_lost_overlay_costs_the_chunks_that_it_applied_to_and_stops_no_checkpo
         put(&volume, &[(5, 9)], NEWEST).await;
         expect_block(&volume, 5, 9, NEWEST, &when).await;
         put(&volume, &[(0, 5), (1, 63)], NEWEST).await;
-        volume.write(at(0, 0) + 512, pattern(1, 512), false).await.unwrap();
+        volume.write(at(0, 0) + 512, pattern(1, 512), Volatile).await.unwrap();
         volume.checkpoint().await.unwrap();
         volume.close().await.unwrap();
         tokio::time::sleep(Duration::from_secs(60)).await;
@@ -165,7 +167,7 @@ async fn a_lost_overlay_costs_the_chunks_that_it_applied_to_and_stops_no_checkpo
             expect_lost_with_the_overlay(&volume, &[(0, 0), (0, 5), (1, 63)], &when).await;
             if again == 0 {
                 volume
-                    .write(at(5, 9), pattern(5 + 1, 256 << 10).slice(9 * 4096..10 * 4096), true)
+                    .write(at(5, 9), pattern(5 + 1, 256 << 10).slice(9 * 4096..10 * 4096), Durable)
                     .await
                     .unwrap();
                 expect_spared(&volume, &when).await;
@@ -175,8 +177,8 @@ async fn a_lost_overlay_costs_the_chunks_that_it_applied_to_and_stops_no_checkpo
         }
         expect_spared(&volume, &when).await;
         // What is written or discarded as a whole is readable again.
-        volume.write(0, pattern(1, 256 << 10), false).await.unwrap();
-        volume.zero(CHUNK, CHUNK, true, false).await.unwrap();
+        volume.write(0, pattern(1, 256 << 10), Volatile).await.unwrap();
+        volume.zero(CHUNK, CHUNK, Zeroing::Deallocate, Volatile).await.unwrap();
         volume.checkpoint().await.unwrap();
         expect_base(&volume, 0, 0..64, &when).await;
         assert_eq!(read(&volume, CHUNK, CHUNK).await, vec![0; 256 << 10]);
@@ -197,7 +199,7 @@ async fn an_overlay_that_was_missing_for_a_moment_costs_nothing() {
     let whole = bench.memory.remove(&overlay).expect("it exists");
     let volume = bench.open().await;
     expect_lost(&volume, 1, 20, "while it is missing").await;
-    volume.write(at(1, 20) + 512, pattern(1, 512), true).await.unwrap();
+    volume.write(at(1, 20) + 512, pattern(1, 512), Durable).await.unwrap();
     let comes_back = async {
         tokio::time::sleep(Duration::from_secs(8)).await;
         bench.memory.insert(&overlay, whole.clone());
@@ -249,7 +251,7 @@ async fn folded_often(bench: &mut Bench, lost: &[(u64, u64)], when: &str) -> Arc
     expect_all_but(&volume, lost, when).await;
     for round in 0..4 {
         let when = format!("{when}, checkpoint {round}");
-        volume.write(12 * MIB + round * BLOCK, pattern(round, 4096), true).await.unwrap();
+        volume.write(12 * MIB + round * BLOCK, pattern(round, 4096), Durable).await.unwrap();
         let done = tokio::time::timeout(Duration::from_secs(120), volume.checkpoint());
         done.await.expect("no checkpoint waits for what is lost").unwrap();
         expect_all_but(&volume, lost, &when).await;
@@ -275,7 +277,7 @@ async fn a_lost_pack_costs_its_blocks_alone_and_stops_no_checkpoint() {
         let volume = folded_often(&mut bench, lost, &when).await;
         // A part of a block, then all of it.
         for (chunk, block) in lost {
-            volume.write(at(*chunk, *block) + 512, pattern(1, 512), true).await.unwrap();
+            volume.write(at(*chunk, *block) + 512, pattern(1, 512), Durable).await.unwrap();
         }
         volume.checkpoint().await.unwrap();
         volume.close().await.unwrap();
@@ -312,7 +314,7 @@ async fn a_pack_that_was_missing_for_a_moment_costs_nothing() {
     let volume = bench.open().await;
     let error = volume.read(at(1, 20), BLOCK).await.expect_err("the pack is missing");
     assert!(matches!(&error, Error::Lost { key, .. } if *key == pack), "{error}");
-    volume.write(at(1, 20) + 512, pattern(1, 512), true).await.unwrap();
+    volume.write(at(1, 20) + 512, pattern(1, 512), Durable).await.unwrap();
     let comes_back = async {
         tokio::time::sleep(Duration::from_secs(8)).await;
         bench.memory.insert(&pack, whole.clone());

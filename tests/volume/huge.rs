@@ -4,6 +4,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cairn::effect::Durability::{Durable, Volatile};
+use cairn::effect::Zeroing;
 use cairn::metrics::Metrics;
 use cairn::store::fault::{Action, Rule};
 use cairn::store::{Classes, Operation};
@@ -22,7 +24,8 @@ const HOLE: (bool, bool) = (true, true);
 const ZEROS: (bool, bool) = (false, true);
 const DATA: (bool, bool) = (false, false);
 
-/// The whole disk by as many calls as it takes: where each extent ends, whether it is a hole, and whether it is zeros.
+/// The extents of the whole disk, from as many calls as needed: the end of each, whether it is a hole, and
+/// whether it reads as zeros.
 async fn allocation(volume: &Volume) -> Vec<(u64, (bool, bool))> {
     let mut extents: Vec<(u64, (bool, bool))> = Vec::new();
     let mut at = 0;
@@ -40,25 +43,26 @@ async fn allocation(volume: &Volume) -> Vec<(u64, (bool, bool))> {
     extents
 }
 
-async fn zero(volume: &Volume, range: Range<u64>, hole: bool) {
-    volume.zero(range.start, range.end - range.start, hole, false).await.unwrap();
+async fn zero(volume: &Volume, range: Range<u64>, zeroing: Zeroing) {
+    volume.zero(range.start, range.end - range.start, zeroing, Volatile).await.unwrap();
 }
 
-/// Zeroes that stay allocated are one change of the root, however many map pages they cover, and so is a TRIM of them.
+/// Zeroing a range that stays allocated changes only the root, however many map pages the range covers. So
+/// does a TRIM of it.
 #[tokio::test(start_paused = true)]
 async fn zeroing_a_pebibyte_writes_no_map_page() {
     let mut bench = Bench::new(PIB).await;
     let volume = bench.open().await;
-    volume.write(5 * TIB, pattern(1, 4 << 20), false).await.unwrap();
+    volume.write(5 * TIB, pattern(1, 4 << 20), Volatile).await.unwrap();
     volume.checkpoint().await.unwrap();
     bench.memory.reset_tallies();
-    zero(&volume, 0..PIB, false).await;
+    zero(&volume, 0..PIB, Zeroing::Allocate).await;
     volume.checkpoint().await.unwrap();
     assert_eq!(allocation(&volume).await, [(PIB, ZEROS)]);
     assert_eq!((bench.puts("/map/").requests, bench.puts("/chunk/").requests), (0, 0));
     assert!(bench.puts("").requests <= 8 && bench.puts("").bytes < MIB / 64, "{:?}", bench.puts(""));
-    volume.write(3 * TIB + 4096, pattern(2, 4096), false).await.unwrap();
-    zero(&volume, TIB..2 * TIB + 512, true).await;
+    volume.write(3 * TIB + 4096, pattern(2, 4096), Volatile).await.unwrap();
+    zero(&volume, TIB..2 * TIB + 512, Zeroing::Deallocate).await;
     // A block that is only partly a hole is not a hole.
     let (data, end) = (3 * TIB + 4096, 3 * TIB + 8192);
     let expected = [(TIB, ZEROS), (2 * TIB, HOLE), (data, ZEROS), (end, DATA), (PIB, ZEROS)];
@@ -74,10 +78,11 @@ async fn zeroing_a_pebibyte_writes_no_map_page() {
         [&[0; 4096][..], &pattern(2, 4096), &[0; 8192]].concat()
     );
     assert_eq!(read(&volume, 5 * TIB, 4096).await, [0; 4096]);
-    // The look for leftovers, which begins with the opening, asks the first root for the chunk of a folded record.
+    // Wait for the sweep that starts with the opening: it reads the first root's map, because a folded record
+    // references a chunk.
     quiesce().await;
     bench.memory.reset_tallies();
-    zero(&volume, 0..PIB, true).await;
+    zero(&volume, 0..PIB, Zeroing::Deallocate).await;
     volume.checkpoint().await.unwrap();
     // The one map page is in memory. It is needed, because a pack is released with it.
     assert_eq!(bench.gets("/map/").requests, 0, "what is replaced whole is not read");
@@ -85,7 +90,7 @@ async fn zeroing_a_pebibyte_writes_no_map_page() {
     volume.close().await.unwrap();
 }
 
-/// The largest disk there can be.
+/// The largest possible disk.
 #[tokio::test(start_paused = true)]
 async fn eight_pebibytes_are_zeroed_and_trimmed_in_turn() {
     let mut bench = Bench::with_chunks(8 * PIB, 32 * MIB).await;
@@ -93,8 +98,12 @@ async fn eight_pebibytes_are_zeroed_and_trimmed_in_turn() {
     bench.memory.reset_tallies();
     for round in 0..4_u64 {
         let middle = (1 + round) * PIB + round * 4096;
-        zero(&volume, 0..8 * PIB, round % 2 == 1).await;
-        zero(&volume, middle..8 * PIB, round % 2 == 0).await;
+        let (before, after) = match round % 2 {
+            0 => (Zeroing::Allocate, Zeroing::Deallocate),
+            _ => (Zeroing::Deallocate, Zeroing::Allocate),
+        };
+        zero(&volume, 0..8 * PIB, before).await;
+        zero(&volume, middle..8 * PIB, after).await;
         volume.checkpoint().await.unwrap();
         volume.prefetch(0, 8 * PIB).await.unwrap();
         let picture = volume.picture(1024).await.unwrap();
@@ -111,7 +120,7 @@ async fn eight_pebibytes_are_zeroed_and_trimmed_in_turn() {
 async fn scattered(bench: &mut Bench, pages: u64, length: usize) -> Arc<Volume> {
     let volume = bench.open().await;
     for n in 0..pages {
-        volume.write(n * 256 * MIB, pattern(n, length), false).await.unwrap();
+        volume.write(n * 256 * MIB, pattern(n, length), Volatile).await.unwrap();
     }
     volume.close().await.unwrap();
     let volume = bench.open().await;
@@ -159,7 +168,7 @@ async fn one_cache_loads_a_bounded_number_of_map_pages() {
 async fn filled(bench: &mut Bench, mib: u64, cache_mib: u64, requests: usize) -> (Environment, Arc<Volume>) {
     let volume = bench.open().await;
     for n in 0..mib {
-        volume.write(n * MIB, pattern(n, 1 << 20), false).await.unwrap();
+        volume.write(n * MIB, pattern(n, 1 << 20), Volatile).await.unwrap();
     }
     volume.close().await.unwrap();
     let plain = bench.env(cache_mib * MIB);
@@ -184,7 +193,7 @@ async fn a_cache_of_the_whole_disk_ends_where_the_clean_cache_does() {
     volume.close().await.unwrap();
 }
 
-/// Only a limited number of its GETs are in flight, and they end when the command's caller goes away.
+/// Only a limited number of its GETs are in flight, and they end when the caller drops the command.
 #[tokio::test(start_paused = true)]
 async fn a_cache_that_nobody_waits_for_ends() {
     let tasks = Tasks::new();
@@ -216,8 +225,8 @@ fn slow(bench: &Bench) {
         .add(Rule::new(Action::Delay(BULK_LATENCY, BULK_LATENCY)).on(Operation::Get).containing("/chunk/"));
 }
 
-/// Of four requests at a time, a CACHE would have all: yet a FUA takes the time of its PUT, the lease is renewed, and
-/// another client's read takes the time of its GET.
+/// Only four requests run at a time, and a CACHE could take them all. Still, a FUA takes only the time of its
+/// PUT, the lease is renewed, and the read of another client takes only the time of its GET.
 #[tokio::test(start_paused = true)]
 async fn nothing_waits_behind_a_cache_of_much() {
     let tasks = Tasks::new();
@@ -231,7 +240,7 @@ async fn nothing_waits_behind_a_cache_of_much() {
     });
     quiesce().await;
     let begun = Instant::now();
-    volume.write(TIB / 2, pattern(1, 4096), true).await.unwrap();
+    volume.write(TIB / 2, pattern(1, 4096), Durable).await.unwrap();
     assert!(begun.elapsed() <= LATENCY * 3 / 2, "FUA took {:?}", begun.elapsed());
     let heads = bench.puts("/head").requests;
     tokio::time::sleep(Duration::from_millis(1500)).await;
@@ -244,7 +253,7 @@ async fn nothing_waits_behind_a_cache_of_much() {
     volume.abandon().await;
 }
 
-/// A reader who wants what a CACHE will bring in does not wait until it is its turn there.
+/// A read of a range that a CACHE will fetch later does not wait until the CACHE gets there.
 #[tokio::test(start_paused = true)]
 async fn a_read_overtakes_the_cache_that_wants_the_same() {
     let tasks = Tasks::new();
@@ -273,7 +282,7 @@ async fn no_flush_waits_behind_a_fold() {
         bench.options.pack_bytes = 4096;
         let (_env, volume) = filled(&mut bench, 16, 64, 4).await;
         for n in 0..count {
-            volume.write(GIB + n * 4 * MIB, pattern(n, length), false).await.unwrap();
+            volume.write(GIB + n * 4 * MIB, pattern(n, length), Volatile).await.unwrap();
         }
         volume.flush().await.unwrap();
         let gate = bench.fault.hold(Operation::Put, part);
@@ -287,7 +296,7 @@ async fn no_flush_waits_behind_a_fold() {
         gate.reached(1).await;
         quiesce().await;
         let begun = Instant::now();
-        volume.write(TIB / 2, pattern(1, 4096), true).await.unwrap();
+        volume.write(TIB / 2, pattern(1, 4096), Durable).await.unwrap();
         assert!(begun.elapsed() <= LATENCY * 3 / 2, "FUA took {:?}", begun.elapsed());
         assert!(!folding.is_finished());
         bench.fault.clear();

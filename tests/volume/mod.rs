@@ -1,6 +1,7 @@
 //! The volume over a store in memory: each test a sentence of its promises.
 
 mod absence;
+mod amplification;
 mod bench;
 mod bounds;
 mod cost;

@@ -1,5 +1,7 @@
 //! The volume against an array of bytes, by random commands.
 
+use cairn::effect::Durability::{self, Durable, Volatile};
+use cairn::effect::Zeroing;
 use cairn::volume::Volume;
 use proptest::prelude::*;
 
@@ -10,8 +12,8 @@ const CHUNK: u64 = 64 << 10;
 
 #[derive(Clone, Debug)]
 enum Command {
-    Write { offset: u64, length: u64, fua: bool },
-    Zero { offset: u64, length: u64, hole: bool },
+    Write { offset: u64, length: u64, durability: Durability },
+    Zero { offset: u64, length: u64, zeroing: Zeroing },
     Flush,
     Checkpoint,
     Crash,
@@ -20,7 +22,7 @@ enum Command {
 
 fn range() -> impl Strategy<Value = (u64, u64)> {
     prop_oneof![
-        // Whole chunks, blocks, sectors, and anything.
+        // Whole chunks, whole blocks, whole sectors, and any range of bytes.
         (0..SIZE / CHUNK, 1_u64..4).prop_map(|(at, n)| (at * CHUNK, n * CHUNK)),
         (0..SIZE / 4096, 1_u64..8).prop_map(|(at, n)| (at * 4096, n * 4096)),
         (0..SIZE / 512, 1_u64..20).prop_map(|(at, n)| (at * 512, n * 512)),
@@ -29,10 +31,20 @@ fn range() -> impl Strategy<Value = (u64, u64)> {
     .prop_map(|(offset, length)| (offset, length.min(SIZE - offset)))
 }
 
+fn durability() -> impl Strategy<Value = Durability> {
+    prop_oneof![Just(Volatile), Just(Durable)]
+}
+
+fn zeroing() -> impl Strategy<Value = Zeroing> {
+    prop_oneof![Just(Zeroing::Allocate), Just(Zeroing::Deallocate)]
+}
+
 fn command() -> impl Strategy<Value = Command> {
     prop_oneof![
-        8 => (range(), any::<bool>()).prop_map(|((offset, length), fua)| Command::Write { offset, length, fua }),
-        4 => (range(), any::<bool>()).prop_map(|((offset, length), hole)| Command::Zero { offset, length, hole }),
+        8 => (range(), durability())
+            .prop_map(|((offset, length), durability)| Command::Write { offset, length, durability }),
+        4 => (range(), zeroing())
+            .prop_map(|((offset, length), zeroing)| Command::Zero { offset, length, zeroing }),
         2 => Just(Command::Flush),
         2 => Just(Command::Checkpoint),
         1 => Just(Command::Crash),
@@ -68,14 +80,14 @@ async fn run(commands: Vec<Command>) {
             usize::try_from(offset).unwrap()..usize::try_from(offset + length).unwrap()
         };
         match command {
-            Command::Write { offset, length, fua } => {
+            Command::Write { offset, length, durability } => {
                 let data = pattern(seed, usize::try_from(length).unwrap());
                 model[within(offset, length)].copy_from_slice(&data);
-                volume.write(offset, data, fua).await.expect("write");
+                volume.write(offset, data, durability).await.expect("write");
             }
-            Command::Zero { offset, length, hole } => {
+            Command::Zero { offset, length, zeroing } => {
                 model[within(offset, length)].fill(0);
-                volume.zero(offset, length, hole, false).await.expect("zero");
+                volume.zero(offset, length, zeroing, Volatile).await.expect("zero");
             }
             Command::Flush => volume.flush().await.expect("flush"),
             Command::Checkpoint => volume.checkpoint().await.expect("checkpoint"),

@@ -1,10 +1,11 @@
-//! A name is bound to a complete volume or to one that is being deleted, whatever is created, deleted and
-//! opened concurrently.
+//! A name is always bound to a complete volume or to one that is being deleted, whatever is created, deleted
+//! and opened concurrently.
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
+use cairn::effect::Durability::Durable;
 use cairn::store::fault::{Action, Failure, Rule};
 use cairn::store::{Condition, Operation, Store as _};
 use cairn::volume::catalog::{self, Progress};
@@ -15,7 +16,7 @@ use super::bench::{Bench, MIB, bytes_of, pattern, read};
 
 const CHUNK: u64 = 4 * MIB;
 
-/// An environment whose ids and nonces are no other's.
+/// An environment whose ids and nonces differ from those of all others.
 fn env(bench: &Bench) -> Environment {
     static SEEDS: AtomicU64 = AtomicU64::new(1 << 40);
     let seed = SEEDS.fetch_add(1, Ordering::Relaxed);
@@ -38,21 +39,21 @@ async fn id(bench: &Bench) -> Uuid {
     catalog::resolve(&bench.env(MIB), "disk").await.expect("the name stands")
 }
 
-/// Opens the volume, has data flushed into it, and closes it.
+/// Opens the volume, writes and flushes data, and closes it.
 async fn fill(bench: &mut Bench, seed: u64) {
     let volume = bench.open().await;
-    volume.write(0, pattern(seed, 8192), true).await.unwrap();
+    volume.write(0, pattern(seed, 8192), Durable).await.unwrap();
     volume.close().await.unwrap();
 }
 
-/// Checks that the volume under the name serves what was flushed.
+/// Checks that the volume with the name `disk` contains the flushed data.
 async fn holds(bench: &mut Bench, seed: u64) {
     let volume = bench.open().await;
     assert_eq!(read(&volume, 0, 8192).await, pattern(seed, 8192));
     volume.close().await.unwrap();
 }
 
-/// Removes, by their ids, all volumes that have no name; says how many these were.
+/// Removes all volumes without a name by their ids. Returns their number.
 async fn remove_unnamed(bench: &Bench) -> usize {
     let unnamed =
         catalog::unnamed(&bench.env(MIB)).await.expect("a listing never fails because of one volume");
@@ -69,7 +70,8 @@ fn only_free_names(bench: &Bench) {
     assert!(left.is_empty(), "{:?}", left.iter().map(|(key, _)| key).collect::<Vec<_>>());
 }
 
-/// A deletion takes records and seals away in front of an opening, which would take that for the end of the journal.
+/// A deletion may remove records and seals while an opening reads the journal. The opening must not take this
+/// for the end of the journal.
 #[tokio::test(start_paused = true)]
 async fn no_volume_is_opened_that_is_deleted_meanwhile() {
     let mut refused = 0;
@@ -77,7 +79,7 @@ async fn no_volume_is_opened_that_is_deleted_meanwhile() {
         for nth in 0.. {
             let mut bench = Bench::new(64 * MIB).await;
             let volume = bench.open().await;
-            volume.write(0, pattern(1, 4096), true).await.unwrap();
+            volume.write(0, pattern(1, 4096), Durable).await.unwrap();
             volume.abandon().await;
             let gate = cairn::store::fault::Gate::new();
             bench.fault.add(Rule::new(Action::Hold(gate.clone())).on(operation).skip(nth));
@@ -95,7 +97,7 @@ async fn no_volume_is_opened_that_is_deleted_meanwhile() {
             delete(&other, "disk", true).await.unwrap();
             gate.release();
             if let Ok(volume) = opening.await {
-                // Opened before the deletion began: whatever it reads is what was flushed, or an error.
+                // It was opened before the deletion began. A read returns the flushed data, or fails.
                 match volume.read(0, 4096).await {
                     Ok(segments) => assert_eq!(bytes_of(&segments), pattern(1, 4096), "{operation:?} {nth}"),
                     Err(_) => refused += 1,
@@ -132,12 +134,12 @@ async fn a_late_deletion_leaves_the_name_of_a_new_volume_alone() {
     holds(&mut bench, 2).await;
 }
 
-/// Wherever a deletion hangs, and whatever happens under its name meanwhile, it does no harm when it
-/// continues.
+/// A deletion that hangs at any request does no harm when it continues, whatever happened to its name
+/// meanwhile.
 #[tokio::test(start_paused = true)]
 async fn a_deletion_that_hangs_anywhere_harms_no_new_volume() {
     for operation in [Operation::Get, Operation::Put, Operation::Delete, Operation::List] {
-        // The first GET says which volume is deleted: what it finds is deleted rightly.
+        // The first GET decides which volume is deleted. If it is held, that is rightly the new volume.
         let first = u32::from(operation == Operation::Get);
         for nth in first.. {
             let mut bench = Bench::new(64 * MIB).await;
@@ -156,7 +158,7 @@ async fn a_deletion_that_hangs_anywhere_harms_no_new_volume() {
                 assert!(nth > first, "a deletion has each of these requests: {operation:?}");
                 break;
             }
-            // Ended by another; where it had taken the name already, by the id.
+            // Another gateway finishes the deletion. If the name is already free, `remove_unnamed` does it.
             if let Err(error) = delete(&other, "disk", false).await {
                 assert!(matches!(error, OpenError::NoSuchVolume(_)), "{error}");
             }
@@ -262,7 +264,7 @@ async fn a_volume_that_is_deleted_while_it_is_being_made_gets_no_name() {
             only.volume
         };
         let (created, first) = tokio::join!(creates, deletes);
-        // It made another volume, since the name is free.
+        // The creation made another volume, because the name is free.
         let created = created.unwrap();
         assert_ne!(created.volume, first, "{held}");
         assert_eq!(catalog::info(&other.env(MIB), "disk").await.unwrap().volume, created.volume);
@@ -309,7 +311,7 @@ async fn a_lost_answer_is_known_as_ones_own_success_and_a_false_refusal_is_none(
     }
 }
 
-/// A name's versions are never alike, so that a request that was sent for an earlier one never takes effect.
+/// No two versions of a name have the same bytes. So a late request for an earlier version has no effect.
 #[tokio::test(start_paused = true)]
 async fn no_version_of_a_name_comes_twice() {
     let bench = Bench::new(64 * MIB).await;
@@ -330,13 +332,13 @@ async fn a_volume_that_is_opened_while_its_deletion_begins_stays_unless_taken_ov
     let opens = async {
         gate.reached(1).await;
         let volume = other.open().await;
-        volume.write(0, pattern(1, 8192), true).await.unwrap();
+        volume.write(0, pattern(1, 8192), Durable).await.unwrap();
         gate.release();
         volume
     };
     let (deleted, volume) = tokio::join!(delete(&bench, "disk", false), opens);
     assert!(matches!(deleted, Err(OpenError::Held { .. })), "{deleted:?}");
-    volume.write(8192, pattern(2, 8192), true).await.unwrap();
+    volume.write(8192, pattern(2, 8192), Durable).await.unwrap();
     volume.close().await.unwrap();
     bench.fault.clear();
     holds(&mut bench, 1).await;
@@ -362,7 +364,7 @@ async fn an_opening_of_a_volume_that_is_being_deleted_says_so() {
     assert!(matches!(bench.try_open(true).await, Err(OpenError::NoSuchVolume(_))));
 }
 
-/// What can be wrong with one volume, as the keys to remove and the keys to damage.
+/// The ways to spoil a volume: a part of a key, and whether the object is damaged (true) or removed (false).
 const WRONG: [(&str, bool); 8] = [
     ("identity/", false),
     ("identity/", true),
@@ -389,11 +391,11 @@ fn spoil(bench: &Bench, bad: Uuid, part: &str, damage: bool) {
     }
 }
 
-/// A volume `bad` beside `disk`, with a record in its journal.
+/// Creates a second volume, `bad`, with a record in its journal.
 async fn bad_volume(bench: &Bench) -> Uuid {
     let bad = create(bench, "bad").await.unwrap().volume;
     let volume = Volume::open(&bench.env(MIB), bench.options.clone(), bad, false).await.unwrap();
-    volume.write(0, pattern(7, 8192), true).await.unwrap();
+    volume.write(0, pattern(7, 8192), Durable).await.unwrap();
     volume.abandon().await;
     bad
 }
@@ -453,13 +455,13 @@ async fn the_same_by_its_id() {
     }
 }
 
-/// The writer of a volume with a damaged record that is deleted has no flush answered any more.
+/// While a volume with a damaged record is being deleted, its writer cannot get a flush answered any more.
 #[tokio::test(start_paused = true)]
 async fn deleting_a_volume_with_a_damaged_record_seals_its_log() {
     let mut bench = Bench::new(64 * MIB).await;
     let volume = bench.open().await;
     for n in 0..4_u64 {
-        volume.write(n * 4096, pattern(n, 4096), true).await.unwrap();
+        volume.write(n * 4096, pattern(n, 4096), Durable).await.unwrap();
     }
     let record = bench.keys("/journal/0000000001/00000000000000000003").pop().unwrap();
     let mut body = bench.memory.remove(&record).unwrap().to_vec();
@@ -468,14 +470,14 @@ async fn deleting_a_volume_with_a_damaged_record_seals_its_log() {
     let gate = bench.fault.hold(Operation::Delete, "/journal/");
     let (deleted, ()) = tokio::join!(delete(&bench, "disk", true), async {
         gate.reached(1).await;
-        volume.write(0, pattern(9, 4096), true).await.expect_err("its log is sealed");
+        volume.write(0, pattern(9, 4096), Durable).await.expect_err("its log is sealed");
         gate.release();
     });
     deleted.unwrap();
     only_free_names(&bench);
 }
 
-/// A false 404 for an existing head is no reason to delete without checking who holds the volume.
+/// After a false 404 for an existing head, a deletion must still check who holds the volume.
 #[tokio::test(start_paused = true)]
 async fn a_head_that_is_listed_is_not_taken_for_absent() {
     let bench = Bench::new(64 * MIB).await;
@@ -489,8 +491,7 @@ async fn a_head_that_is_listed_is_not_taken_for_absent() {
     assert_eq!(catalog::info(&bench.env(MIB), "disk").await.unwrap().volume, first);
 }
 
-/// The binding of a name is known before a volume is made for it, so that many names do not cost a request
-/// each.
+/// A listing shows which names are bound, so that many names do not cost a request each.
 #[tokio::test(start_paused = true)]
 async fn a_list_of_names_costs_no_request_for_each() {
     let bench = Bench::new(64 * MIB).await;
@@ -506,7 +507,7 @@ async fn a_list_of_names_costs_no_request_for_each() {
     assert_eq!(bench.gets("").requests, 0);
 }
 
-/// A name whose object somebody else made is an error, and is not overwritten.
+/// A name object that Cairn did not write is an error and is not overwritten.
 #[tokio::test(start_paused = true)]
 async fn what_is_no_name_object_is_not_overwritten_by_a_creation() {
     let bench = Bench::new(64 * MIB).await;
@@ -517,7 +518,7 @@ async fn what_is_no_name_object_is_not_overwritten_by_a_creation() {
     assert_eq!(bench.memory.objects()["name/new"], foreign);
 }
 
-/// One false answer was enough to leave the name bound to a volume of which nothing was left.
+/// One false answer must not leave the name bound to a volume that no longer exists.
 #[tokio::test(start_paused = true)]
 async fn a_deletion_frees_the_name_although_the_store_denies_that_once() {
     for (by_id, denied) in [(false, 0), (false, 1), (false, 2), (true, 0), (true, 1)] {
@@ -537,7 +538,7 @@ async fn a_deletion_frees_the_name_although_the_store_denies_that_once() {
     }
 }
 
-/// Of a volume whose head is gone too, the name was left as if another deletion were at work.
+/// A missing head and a denied name must not look as if another deletion were in progress.
 #[tokio::test(start_paused = true)]
 async fn a_deletion_that_was_cut_short_is_gone_on_with_although_the_store_denies_the_name_once() {
     for denied in 1..3 {
@@ -550,7 +551,7 @@ async fn a_deletion_that_was_cut_short_is_gone_on_with_although_the_store_denies
     }
 }
 
-/// A volume that is whole and has its name was shown among those that can be removed.
+/// A complete volume with a name must never be listed among those that can be removed.
 #[tokio::test(start_paused = true)]
 async fn a_volume_whose_name_is_denied_once_is_not_said_to_have_none() {
     let bench = Bench::new(64 * MIB).await;

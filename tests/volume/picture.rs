@@ -1,10 +1,12 @@
 //! The picture of a disk: absent, stored, cached, dirty.
 
+use cairn::effect::Durability::{Durable, Volatile};
+use cairn::effect::Zeroing;
 use cairn::volume::{Cell, Volume};
 
 use super::bench::{Bench, MIB, pattern};
 
-/// Bytes stored and dirty of each cell, in pages of 64 KiB.
+/// The stored and the dirty pages of 64 KiB of each cell.
 fn pages(cells: &[Cell]) -> Vec<(u64, u64)> {
     cells.iter().map(|cell| (cell.stored_bytes / 65_536, cell.dirty_bytes / 65_536)).collect()
 }
@@ -27,8 +29,8 @@ async fn a_write_is_dirty_until_it_is_durable_and_absent_after_a_trim() {
     let mut expected = vec![(0, 0); 16];
     assert_eq!(shown().await, expected, "a fresh disk is absent");
 
-    // Half in one cell, half in the next.
-    volume.write(8 * MIB - 65_536, pattern(1, 131_072), false).await.unwrap();
+    // Half of the data is in one cell, half in the next.
+    volume.write(8 * MIB - 65_536, pattern(1, 131_072), Volatile).await.unwrap();
     (expected[1], expected[2]) = ((0, 1), (0, 1));
     assert_eq!(shown().await, expected);
 
@@ -38,7 +40,7 @@ async fn a_write_is_dirty_until_it_is_durable_and_absent_after_a_trim() {
     volume.checkpoint().await.unwrap();
     assert_eq!(shown().await, expected, "durable in objects");
 
-    volume.zero(8 * MIB, 65_536, true, false).await.unwrap();
+    volume.zero(8 * MIB, 65_536, Zeroing::Deallocate, Volatile).await.unwrap();
     expected[2] = (0, 1);
     assert_eq!(shown().await, expected, "a TRIM is a change like any other");
     volume.checkpoint().await.unwrap();
@@ -53,8 +55,8 @@ async fn what_is_stored_is_cached_while_memory_has_it_too() {
     let mut bench = Bench::new(64 * MIB).await;
     let volume = bench.open().await;
     // A whole chunk, which is uploaded at once, and 32 blocks, which go through the journal into a pack.
-    volume.write(0, pattern(1, 4 << 20), false).await.unwrap();
-    volume.write(8 * MIB, pattern(2, 131_072), true).await.unwrap();
+    volume.write(0, pattern(1, 4 << 20), Volatile).await.unwrap();
+    volume.write(8 * MIB, pattern(2, 131_072), Durable).await.unwrap();
     assert_eq!(cached(&volume).await, [(1024, 1024), (0, 0), (32, 32)], "just written");
     volume.checkpoint().await.unwrap();
     assert_eq!(bench.keys("/pack/").len(), 1);
@@ -62,7 +64,7 @@ async fn what_is_stored_is_cached_while_memory_has_it_too() {
     volume.close().await.unwrap();
     drop(volume);
 
-    // By a gateway whose cache is empty.
+    // A new gateway, whose cache is empty.
     let volume = bench.open().await;
     assert_eq!(cached(&volume).await, [(1024, 0), (0, 0), (32, 0)], "only stored");
     volume.read(8 * MIB + 4096, 4096).await.unwrap();
@@ -70,8 +72,8 @@ async fn what_is_stored_is_cached_while_memory_has_it_too() {
     assert_eq!(cached(&volume).await, [(1024, 3), (0, 0), (32, 1)], "read once");
 
     // A block of the chunk that is replaced is stored once, and a hole is stored nowhere.
-    volume.write(4096, pattern(3, 4096), true).await.unwrap();
-    volume.zero(8 * MIB, 65_536, true, true).await.unwrap();
+    volume.write(4096, pattern(3, 4096), Durable).await.unwrap();
+    volume.zero(8 * MIB, 65_536, Zeroing::Deallocate, Durable).await.unwrap();
     volume.checkpoint().await.unwrap();
     assert_eq!(cached(&volume).await, [(1024, 3), (0, 0), (16, 0)], "replaced and discarded");
 }

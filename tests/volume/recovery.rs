@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use cairn::effect::Durability::{Durable, Volatile};
 use cairn::store::Operation;
 use cairn::volume::{Error, OpenError, Status, Volume, catalog};
 
@@ -14,7 +15,7 @@ async fn a_second_gateway_is_refused_while_the_lease_lives() {
     let first = bench.open().await;
     let error = bench.try_open(false).await.expect_err("the first renews its lease");
     assert!(matches!(&error, OpenError::Held { holder } if holder.contains("gateway 2")), "{error}");
-    first.write(0, pattern(1, 4096), true).await.unwrap();
+    first.write(0, pattern(1, 4096), Durable).await.unwrap();
     first.abandon().await;
     let begun = tokio::time::Instant::now();
     let second = bench.try_open(false).await.expect("the lease ran out");
@@ -26,17 +27,17 @@ async fn a_second_gateway_is_refused_while_the_lease_lives() {
 async fn the_deposed_gateway_fails_everything_and_no_flushed_write_is_missing() {
     let mut bench = Bench::new(64 * MIB).await;
     let first = bench.open().await;
-    first.write(0, pattern(1, 4096), true).await.unwrap();
+    first.write(0, pattern(1, 4096), Durable).await.unwrap();
     let second = bench.open().await;
-    first.write(4096, pattern(2, 4096), false).await.unwrap();
+    first.write(4096, pattern(2, 4096), Volatile).await.unwrap();
     let error = first.flush().await.expect_err("its log is sealed");
     assert!(matches!(&error, Error::Stopped(why) if why.contains("seal of epoch 2")), "{error}");
     assert!(matches!(first.status(), Status::Stopped(_)));
-    first.write(0, pattern(3, 512), false).await.expect_err("nothing more is served");
+    first.write(0, pattern(3, 512), Volatile).await.expect_err("nothing more is served");
     first.read(0, 512).await.expect_err("nothing more is served");
     assert_eq!(read(&second, 0, 4096).await, pattern(1, 4096));
     assert_eq!(read(&second, 4096, 4096).await, vec![0; 4096], "what was not flushed is not there");
-    second.write(4096, pattern(4, 4096), true).await.unwrap();
+    second.write(4096, pattern(4, 4096), Durable).await.unwrap();
     second.close().await.unwrap();
     let third = bench.open().await;
     assert_eq!(read(&third, 0, 8192).await, [pattern(1, 4096), pattern(4, 4096)].concat());
@@ -47,7 +48,7 @@ async fn a_record_that_lands_late_counts_only_before_the_seal() {
     let mut bench = Bench::new(64 * MIB).await;
     let first = bench.open().await;
     let gate = bench.fault.hold(Operation::Put, "/journal/0000000001/");
-    first.write(0, pattern(1, 4096), false).await.unwrap();
+    first.write(0, pattern(1, 4096), Volatile).await.unwrap();
     let flush = first.flush();
     tokio::pin!(flush);
     assert!(tokio::time::timeout(Duration::from_secs(1), &mut flush).await.is_err());
@@ -66,7 +67,10 @@ async fn after_a_close_the_next_opening_replays_nothing_and_waits_for_nothing() 
     let mut bench = Bench::new(64 * MIB).await;
     let volume = bench.open().await;
     for n in 0..50_u64 {
-        volume.write(n * 100_000, pattern(n, 3000), n % 5 == 0).await.unwrap();
+        volume
+            .write(n * 100_000, pattern(n, 3000), if n % 5 == 0 { Durable } else { Volatile })
+            .await
+            .unwrap();
     }
     volume.close().await.unwrap();
     bench.memory.reset_tallies();
@@ -85,11 +89,14 @@ async fn what_is_handed_on_is_committed_and_replayed_without_a_wait_or_a_checkpo
     let mut bench = Bench::new(64 * MIB).await;
     let volume = bench.open().await;
     for n in 0..5_u64 {
-        volume.write(n * 100_000, pattern(n, 3000), false).await.unwrap();
+        volume.write(n * 100_000, pattern(n, 3000), Volatile).await.unwrap();
     }
     volume.checkpoint().await.unwrap();
     for n in 5..10_u64 {
-        volume.write(n * 100_000, pattern(n, 3000), n % 2 == 0).await.unwrap();
+        volume
+            .write(n * 100_000, pattern(n, 3000), if n % 2 == 0 { Durable } else { Volatile })
+            .await
+            .unwrap();
     }
     bench.memory.reset_tallies();
     let begun = tokio::time::Instant::now();
@@ -105,17 +112,17 @@ async fn what_is_handed_on_is_committed_and_replayed_without_a_wait_or_a_checkpo
         assert_eq!(read(&volume, n * 100_000, 3000).await, pattern(n, 3000), "{n}");
     }
     let late = volume.hand_on().await;
-    assert!(late.is_ok() && volume.write(0, pattern(0, 512), false).await.is_err(), "{late:?}");
+    assert!(late.is_ok() && volume.write(0, pattern(0, 512), Volatile).await.is_err(), "{late:?}");
 }
 
-/// Replaying a long journal would keep clients waiting for longer than folding it.
+/// The replay of a long journal would keep clients waiting for longer than the fold does.
 #[tokio::test(start_paused = true)]
 async fn a_long_journal_is_folded_before_it_is_handed_on() {
     let mut bench = Bench::new(64 * MIB).await;
     bench.options.journal_max_records = 80;
     let volume = bench.open().await;
     for n in 0..20_u64 {
-        volume.write(n * 100_000, pattern(n, 3000), true).await.unwrap();
+        volume.write(n * 100_000, pattern(n, 3000), Durable).await.unwrap();
     }
     volume.hand_on().await.unwrap();
     let volume = bench.try_open(false).await.unwrap();
@@ -123,14 +130,14 @@ async fn a_long_journal_is_folded_before_it_is_handed_on() {
     assert_eq!(read(&volume, 1_900_000, 3000).await, pattern(19, 3000));
 }
 
-/// An update of the head waits until the one before is old enough, but not while somebody waits for the closing.
+/// Updates of the head keep a minimum distance in time, but not while somebody waits for the volume to close.
 #[tokio::test(start_paused = true)]
 async fn a_closing_waits_for_no_age_of_the_head() {
     let mut bench = Bench::new(64 * MIB).await;
     bench.options.head_interval = Duration::from_secs(600);
     bench.options.lease_ttl = Duration::from_secs(3600);
     let volume = bench.open().await;
-    volume.write(0, pattern(1, 4096), true).await.unwrap();
+    volume.write(0, pattern(1, 4096), Durable).await.unwrap();
     let begun = tokio::time::Instant::now();
     volume.close().await.unwrap();
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
@@ -141,7 +148,7 @@ async fn a_broken_chain_is_refused() {
     let mut bench = Bench::new(64 * MIB).await;
     let volume = bench.open().await;
     for n in 0..3_u64 {
-        volume.write(n * 4096, pattern(n, 4096), true).await.unwrap();
+        volume.write(n * 4096, pattern(n, 4096), Durable).await.unwrap();
     }
     volume.abandon().await;
     let record = bench.keys("/journal/0000000001/00000000000000000003").pop().unwrap();
@@ -162,9 +169,9 @@ async fn a_broken_chain_is_refused() {
 async fn a_record_of_what_lies_past_the_end_is_refused() {
     let mut bench = Bench::new(64 * MIB).await;
     let volume = bench.open().await;
-    volume.write(32 * MIB, pattern(1, 4096), true).await.unwrap();
+    volume.write(32 * MIB, pattern(1, 4096), Durable).await.unwrap();
     volume.abandon().await;
-    // The same journal under a root that says half the size.
+    // The same journal with a root that has half the size.
     let (key, body) = bench.memory.objects().into_iter().find(|(key, _)| key.contains("/root/0-1")).unwrap();
     let size = (64 * MIB).to_le_bytes();
     let at = body.windows(8).position(|bytes| bytes == size).expect("a root has the size");
@@ -182,7 +189,7 @@ async fn a_record_of_what_lies_past_the_end_is_refused() {
 async fn two_openers_at_once_leave_one_writer() {
     let mut bench = Bench::new(64 * MIB).await;
     let first = bench.open().await;
-    first.write(0, pattern(1, 4096), true).await.unwrap();
+    first.write(0, pattern(1, 4096), Durable).await.unwrap();
     first.abandon().await;
     let gate = bench.fault.hold(Operation::Put, "/journal/0000000001/");
     let mut other = bench.beside();
@@ -190,24 +197,25 @@ async fn two_openers_at_once_leave_one_writer() {
     tokio::pin!(slow);
     assert!(tokio::time::timeout(Duration::from_secs(5), &mut slow).await.is_err(), "held at its seal");
     let fast = other.open().await;
-    fast.write(4096, pattern(2, 4096), true).await.unwrap();
+    fast.write(4096, pattern(2, 4096), Durable).await.unwrap();
     gate.release();
     let error = slow.await.expect_err("a later epoch sealed the log");
     assert!(matches!(error, OpenError::Lost(_)), "{error}");
     quiesce().await;
-    fast.write(8192, pattern(3, 4096), true).await.unwrap();
+    fast.write(8192, pattern(3, 4096), Durable).await.unwrap();
     assert_eq!(read(&fast, 0, 4096).await, pattern(1, 4096));
 }
 
-/// What it listed is folded and deleted while it stands still, but for the seals, which follow what is gone.
+/// While the opener is paused, everything that it listed is folded and deleted, except the seals. These come
+/// after the deleted records in the log.
 #[tokio::test(start_paused = true)]
 async fn an_opener_that_was_overtaken_says_so() {
     let mut bench = Bench::new(64 * MIB).await;
     bench.options.deletion_grace = Duration::ZERO;
     let first = bench.open().await;
-    first.write(0, pattern(1, 4096), true).await.unwrap();
+    first.write(0, pattern(1, 4096), Durable).await.unwrap();
     first.abandon().await;
-    // Epoch 2 dies before it begins its log, so that the next one seals that log at its start.
+    // The gateway of epoch 2 dies before its opening record, so the next one puts a seal into its first slot.
     let gate = bench.fault.hold(Operation::List, "/journal/");
     let dies = tokio::time::timeout(Duration::from_secs(5), bench.try_open(true)).await;
     assert!(dies.is_err() && gate.count() == 1, "held at the listing");
@@ -233,7 +241,7 @@ async fn a_gateway_that_keeps_dying_leaves_no_ever_longer_journal() {
     let mut bench = Bench::new(64 * MIB).await;
     for n in 0..40_u64 {
         let volume = bench.open().await;
-        volume.write(n * 4096, pattern(n, 4096), true).await.unwrap();
+        volume.write(n * 4096, pattern(n, 4096), Durable).await.unwrap();
         tokio::time::sleep(Duration::from_secs(5)).await;
         volume.abandon().await;
     }
@@ -255,10 +263,10 @@ async fn a_volume_that_was_lost_gives_its_share_of_the_dirty_bound_back() {
     let id = catalog::resolve(&env, "disk").await.unwrap();
     let first = Volume::open(&env, bench.options.clone(), id, false).await.unwrap();
     let gate = bench.fault.hold(Operation::Put, "/journal/");
-    first.write(0, pattern(1, 512 << 10), false).await.unwrap();
+    first.write(0, pattern(1, 512 << 10), Volatile).await.unwrap();
     quiesce().await;
     assert_eq!(gate.count(), 1, "a commit is on its way");
-    first.write(MIB, pattern(2, 128 << 10), false).await.unwrap();
+    first.write(MIB, pattern(2, 128 << 10), Volatile).await.unwrap();
     assert_eq!(env.budget.used(), (640 << 10) / 4096, "and there is dirty data besides");
     let second = bench.beside().open().await;
     gate.release();
@@ -267,6 +275,6 @@ async fn a_volume_that_was_lost_gives_its_share_of_the_dirty_bound_back() {
     drop(second);
     let third = Volume::open(&env, bench.options.clone(), id, true).await.unwrap();
     for n in 0..8 {
-        third.write(n * MIB, pattern(n, 1 << 20), false).await.unwrap();
+        third.write(n * MIB, pattern(n, 1 << 20), Volatile).await.unwrap();
     }
 }

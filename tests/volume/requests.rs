@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use cairn::effect::Durability::{Durable, Volatile};
+use cairn::effect::Zeroing;
 use cairn::store::Operation;
 use cairn::volume::Volume;
 use cairn::volume::format::frame::FRAME_BYTES;
@@ -16,7 +18,7 @@ async fn a_thousand_scattered_writes_and_a_flush_are_one_put() {
     let volume = bench.open().await;
     bench.memory.reset_tallies();
     for n in 0..1000_u64 {
-        volume.write(n * 7919 % 2_621_440 * 4096, pattern(n, 4096), false).await.unwrap();
+        volume.write(n * 7919 % 2_621_440 * 4096, pattern(n, 4096), Volatile).await.unwrap();
     }
     assert_eq!(bench.memory.tally(Operation::Get, |_| true).requests, 0, "no write needs a fetch");
     volume.flush().await.unwrap();
@@ -34,7 +36,7 @@ async fn bulk_data_is_sent_once() {
     let volume = bench.open().await;
     bench.memory.reset_tallies();
     for n in 0..64 * 16_u64 {
-        volume.write(n * MIB / 4, pattern(n, usize::try_from(MIB / 4).unwrap()), false).await.unwrap();
+        volume.write(n * MIB / 4, pattern(n, usize::try_from(MIB / 4).unwrap()), Volatile).await.unwrap();
         if n % 64 == 0 {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
@@ -54,8 +56,8 @@ async fn bulk_data_is_sent_once() {
 /// A chunk at 8 MiB, and 64 blocks at 16 MiB that lie in a pack, opened by a gateway with an empty cache.
 async fn in_both(bench: &mut Bench) -> Arc<Volume> {
     let volume = bench.open().await;
-    volume.write(8 * MIB, pattern(1, 4 << 20), false).await.unwrap();
-    volume.write(16 * MIB, pattern(1, 4 << 16), false).await.unwrap();
+    volume.write(8 * MIB, pattern(1, 4 << 20), Volatile).await.unwrap();
+    volume.write(16 * MIB, pattern(1, 4 << 16), Volatile).await.unwrap();
     volume.close().await.unwrap();
     assert_eq!((bench.keys("/chunk/").len(), bench.keys("/pack/").len()), (1, 1));
     bench.open().await
@@ -88,7 +90,7 @@ async fn a_fresh_volume_of_10_tib_is_a_handful_of_objects() {
     let mut bench = Bench::new(10 << 40).await;
     let volume = bench.open().await;
     assert_eq!(read(&volume, (10 << 40) - 4096, 4096).await, vec![0; 4096]);
-    volume.zero(0, 10 << 40, true, true).await.unwrap();
+    volume.zero(0, 10 << 40, Zeroing::Deallocate, Durable).await.unwrap();
     volume.close().await.unwrap();
     assert!(bench.memory.objects().len() < 16, "{:?}", bench.memory.objects().keys());
 }

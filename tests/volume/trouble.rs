@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use cairn::effect::Durability::{Durable, Volatile};
+use cairn::effect::Zeroing;
 use cairn::store::Operation;
 use cairn::store::fault::{Action, Failure, Rule};
 use cairn::volume::Error;
@@ -11,7 +13,7 @@ use super::bench::{Bench, MIB, bytes_of, pattern, read};
 
 async fn stored(bench: &mut Bench) -> std::sync::Arc<cairn::volume::Volume> {
     let volume = bench.open().await;
-    volume.write(0, pattern(1, 4 << 20), false).await.unwrap();
+    volume.write(0, pattern(1, 4 << 20), Volatile).await.unwrap();
     volume.close().await.unwrap();
     bench.open().await
 }
@@ -62,7 +64,7 @@ async fn what_a_checkpoint_moves_meanwhile_is_looked_up_again() {
     // The dirty data leaves gaps, and each of them requests the map page again. The checkpoint shares the first of
     // these requests; the second one reaches the store when the page is gone.
     for gap in [1, 3] {
-        volume.write(gap * 4096, pattern(2, 4096), false).await.unwrap();
+        volume.write(gap * 4096, pattern(2, 4096), Volatile).await.unwrap();
     }
     for (skip, seconds) in [(0, 1), (1, 100)] {
         let delay = Action::Delay(Duration::from_secs(seconds), Duration::from_secs(seconds));
@@ -86,9 +88,9 @@ async fn what_a_consolidation_moves_during_a_read_is_looked_up_again() {
         let mut bench = Bench::with_chunks(2 * END, 65_536).await;
         bench.options.deletion_grace = Duration::ZERO;
         let volume = bench.open().await;
-        volume.write(END - 65_536, pattern(1, 131_072), false).await.unwrap();
+        volume.write(END - 65_536, pattern(1, 131_072), Volatile).await.unwrap();
         volume.checkpoint().await.unwrap();
-        volume.write(overwritten, pattern(2, 4096), true).await.unwrap();
+        volume.write(overwritten, pattern(2, 4096), Durable).await.unwrap();
         volume.close().await.unwrap();
         let volume = bench.open().await;
         let is_wanted = |key: &String| part == "/pack/" || key.contains("/4095-");
@@ -125,7 +127,7 @@ fn damage(bench: &Bench, part: &str, at: u64) {
 async fn a_damaged_block_stays_damaged_until_it_is_overwritten_and_costs_no_other() {
     let mut bench = Bench::new(64 * MIB).await;
     let volume = stored(&mut bench).await;
-    volume.write(65_536, pattern(4, 65_536), true).await.unwrap();
+    volume.write(65_536, pattern(4, 65_536), Durable).await.unwrap();
     volume.close().await.unwrap();
     damage(&bench, "/chunk/", chunk::frame_offset(64, 0, 2));
     damage(&bench, "/pack/", pack::frame_offset(2));
@@ -133,7 +135,7 @@ async fn a_damaged_block_stays_damaged_until_it_is_overwritten_and_costs_no_othe
     for (page, seed) in [(0, 1), (65_536, 4)] {
         let bad = page + 8192;
         volume.read(bad, 512).await.expect_err("it fails its check");
-        volume.write(bad + 1024, pattern(2, 1024), true).await.unwrap();
+        volume.write(bad + 1024, pattern(2, 1024), Durable).await.unwrap();
         volume.checkpoint().await.unwrap();
         let before = pattern(seed, 65_536);
         for again in 0..3 {
@@ -151,7 +153,7 @@ async fn a_damaged_block_stays_damaged_until_it_is_overwritten_and_costs_no_othe
                 _ => volume.checkpoint().await.unwrap(),
             }
         }
-        volume.write(bad, pattern(3, 4096), true).await.unwrap();
+        volume.write(bad, pattern(3, 4096), Durable).await.unwrap();
         assert_eq!(read(&volume, bad, 4096).await, pattern(3, 4096));
     }
     volume.close().await.unwrap();
@@ -163,13 +165,13 @@ async fn a_damaged_block_stays_damaged_until_it_is_overwritten_and_costs_no_othe
     }
 }
 
-/// What lies side by side in a record is fetched and cached together, and lost one by one.
+/// Adjacent changes in a record are fetched and cached together, but a damaged one does not spoil the others.
 #[tokio::test(start_paused = true)]
 async fn a_damaged_change_takes_none_of_its_neighbours_with_it() {
     let mut bench = Bench::new(64 * MIB).await;
     let volume = bench.open().await;
     for n in 0..8_u64 {
-        volume.write(n * MIB, pattern(n, 4096), false).await.unwrap();
+        volume.write(n * MIB, pattern(n, 4096), Volatile).await.unwrap();
     }
     volume.flush().await.unwrap();
     volume.abandon().await;
@@ -195,7 +197,7 @@ async fn a_damaged_change_takes_none_of_its_neighbours_with_it() {
             }
         }
     }
-    volume.write(3 * MIB, pattern(9, 4096), true).await.unwrap();
+    volume.write(3 * MIB, pattern(9, 4096), Durable).await.unwrap();
     assert_eq!(read(&volume, 3 * MIB, 4096).await, pattern(9, 4096));
 }
 
@@ -203,9 +205,9 @@ async fn a_damaged_change_takes_none_of_its_neighbours_with_it() {
 async fn writes_and_flushes_wait_for_the_store_and_go_on_when_it_is_back() {
     let mut bench = Bench::new(64 * MIB).await;
     let volume = bench.open().await;
-    volume.write(0, pattern(1, 4096), true).await.unwrap();
+    volume.write(0, pattern(1, 4096), Durable).await.unwrap();
     let rule = bench.fault.add(Rule::new(Action::FailBefore(Failure::Transient)));
-    volume.write(4096, pattern(2, 4096), false).await.unwrap();
+    volume.write(4096, pattern(2, 4096), Volatile).await.unwrap();
     let flush = volume.flush();
     tokio::pin!(flush);
     assert!(tokio::time::timeout(Duration::from_secs(300), &mut flush).await.is_err(), "it waits");
@@ -225,7 +227,7 @@ async fn at_the_dirty_bound_writes_are_slowed_not_refused() {
     let mut written = 0_u64;
     while tokio::time::timeout(
         Duration::from_secs(30),
-        volume.write(written * MIB, pattern(written, 1 << 20), false),
+        volume.write(written * MIB, pattern(written, 1 << 20), Volatile),
     )
     .await
     .is_ok_and(|write| write.is_ok())
@@ -235,7 +237,7 @@ async fn at_the_dirty_bound_writes_are_slowed_not_refused() {
     }
     assert_eq!(written, 128, "all of the bound is used");
     bench.fault.remove(rule);
-    volume.write(written * MIB, pattern(written, 1 << 20), true).await.unwrap();
+    volume.write(written * MIB, pattern(written, 1 << 20), Durable).await.unwrap();
     for n in 0..=written {
         assert_eq!(read(&volume, n * MIB, MIB).await, pattern(n, 1 << 20));
     }
@@ -248,21 +250,25 @@ async fn at_the_dirty_bound_trims_are_slowed_too() {
     let volume = bench.open().await;
     bench.fault.add(Rule::new(Action::FailBefore(Failure::Transient)).on(Operation::Put));
     let mut trimmed = 0_u64;
-    while tokio::time::timeout(Duration::from_secs(30), volume.zero(trimmed * 1024, 512, true, false))
-        .await
-        .is_ok_and(|trim| trim.is_ok())
+    while tokio::time::timeout(
+        Duration::from_secs(30),
+        volume.zero(trimmed * 1024, 512, Zeroing::Deallocate, Volatile),
+    )
+    .await
+    .is_ok_and(|trim| trim.is_ok())
     {
         trimmed += 1;
         assert!(trimmed <= 256 * 64, "the bound is 256 blocks, and 64 ranges weigh as much as one");
     }
 }
 
-/// Cuts a volume off from its head for ten lease times; why it stopped, if it did, and whether it reads then.
+/// Cuts a volume off from its head for ten lease times. Returns why it stopped, if it did, and whether a read
+/// succeeds afterwards.
 async fn without_renewal(strict: bool) -> (Option<String>, bool) {
     let mut bench = Bench::new(64 * MIB).await;
     bench.options.lease_strict = strict;
     let volume = bench.open().await;
-    volume.write(0, pattern(1, 4096), true).await.unwrap();
+    volume.write(0, pattern(1, 4096), Durable).await.unwrap();
     let cut_off = tokio::time::Instant::now();
     bench.fault.add(Rule::new(Action::FailBefore(Failure::Transient)).containing("/head"));
     let stopped = tokio::time::timeout(bench.options.lease_ttl * 10, volume.stopped()).await.ok();
@@ -293,10 +299,10 @@ async fn what_is_damaged_on_the_way_is_never_marked_as_lost() {
         let mut bench = Bench::new(64 * MIB).await;
         bench.options.embed_bytes = 0;
         let volume = stored(&mut bench).await;
-        volume.write(65_536, pattern(3, 65_536), true).await.unwrap();
+        volume.write(65_536, pattern(3, 65_536), Durable).await.unwrap();
         volume.close().await.unwrap();
         let volume = bench.open().await;
-        volume.write(at + 4608, pattern(2, 1024), true).await.unwrap();
+        volume.write(at + 4608, pattern(2, 1024), Durable).await.unwrap();
         let rule = bench.fault.add(Rule::new(Action::FlipBit).on(Operation::Get).containing(part));
         bench.memory.reset_tallies();
         let folds = tokio::time::timeout(Duration::from_secs(60), volume.checkpoint()).await;

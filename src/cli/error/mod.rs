@@ -99,6 +99,29 @@ pub(super) enum Error {
     /// A command of `cairn nbd` failed.
     #[error("{}", chain(.0))]
     Nbd(#[from] NbdError),
+    /// The arguments contradict each other or a setting.
+    #[error("{0}")]
+    Mistake(String),
+    /// A request of a measurement failed.
+    #[error("{}", chain(.source))]
+    Request {
+        /// The error of the request.
+        source: store::Error,
+    },
+    /// A measurement was stopped, and everything that it wrote is deleted.
+    #[error("stopped by {by}; everything that was written is deleted")]
+    Stopped {
+        /// Name of the signal.
+        by: &'static str,
+    },
+    /// A measurement could not delete what it wrote.
+    #[error("objects may be left below {prefix} in the store: {why}")]
+    LeftBehind {
+        /// The prefix of all of its keys.
+        prefix: String,
+        /// Why they may be left.
+        why: String,
+    },
     /// Some volumes were not closed cleanly. Contains their names.
     #[error("not closed cleanly: {}", .0.join(", "))]
     Close(Vec<String>),
@@ -124,6 +147,7 @@ impl Error {
     pub(super) fn exit_code(&self) -> ExitCode {
         match self {
             Self::Config(_)
+            | Self::Mistake(_)
             | Self::OldstyleNeedsTls { .. }
             | Self::Gateway { is_mistake: true, .. }
             | Self::Volume {
@@ -144,6 +168,9 @@ impl Error {
             | Self::NothingLeft
             | Self::Unhealthy { .. }
             | Self::Gateway { .. }
+            | Self::Request { .. }
+            | Self::Stopped { .. }
+            | Self::LeftBehind { .. }
             | Self::Close(_)
             | Self::System { .. } => ExitCode::FAILURE,
         }

@@ -16,6 +16,7 @@ use super::disk::Disk;
 use super::host::say;
 use super::remote::Connecting;
 use crate::cli::error::{Error, NbdError};
+use crate::effect::{Durability, ZeroSpeed, Zeroing};
 use crate::protocol::{Error as CommandError, TransmissionFlags};
 use crate::server::{Export, ExportDescription, ExportError, Segment};
 
@@ -206,7 +207,7 @@ impl Copier {
                 self.zero(at, length).await?;
             } else {
                 self.data_bytes.fetch_add(length, Ordering::Relaxed);
-                self.target.write(at, data.slice(start..start + run), false).await?;
+                self.target.write(at, data.slice(start..start + run), Durability::Volatile).await?;
             }
         }
         Ok(())
@@ -218,14 +219,15 @@ impl Copier {
             return Ok(());
         }
         if self.target_told.flags.contains(TransmissionFlags::SEND_WRITE_ZEROES) {
-            return self.target.write_zeroes(offset, length, false, false, false).await;
+            let (zeroing, speed) = (Zeroing::Deallocate, ZeroSpeed::Any);
+            return self.target.write_zeroes(offset, length, zeroing, speed, Durability::Volatile).await;
         }
         let zeros = Bytes::from(vec![0; usize::try_from(self.piece_bytes).expect("a piece fits memory")]);
         let mut at = offset;
         while at < offset + length {
             let piece = self.piece_bytes.min(offset + length - at);
             let data = zeros.slice(..usize::try_from(piece).expect("a piece fits memory"));
-            self.target.write(at, data, false).await?;
+            self.target.write(at, data, Durability::Volatile).await?;
             at += piece;
         }
         Ok(())

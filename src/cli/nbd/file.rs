@@ -19,6 +19,7 @@ use rustix::io::Errno;
 
 use super::identity::Identity;
 use crate::cli::error::NbdError;
+use crate::effect::{Durability, ZeroSpeed, Zeroing};
 use crate::protocol::{Error, TransmissionFlags};
 use crate::server::{Alignment, Allocation, Export, ExportDescription, ExportError, Segment};
 use crate::task::Tasks;
@@ -169,18 +170,35 @@ fn whole_blocks(range: &Range<u64>, block_bytes: u32) -> Option<Range<u64>> {
     (blocks.start < blocks.end).then_some(blocks)
 }
 
-/// Zeroes a range of whole blocks, as a hole or as allocated zeros.
-fn deallocate(file: &File, range: &Range<u64>, hole: bool) -> Result<(), Errno> {
-    let flags = if hole { FallocateFlags::PUNCH_HOLE } else { FallocateFlags::ZERO_RANGE };
+/// Makes what was written durable, if the command asks for it.
+fn settle(file: &File, durability: Durability) -> io::Result<()> {
+    match durability {
+        Durability::Durable => file.sync_data(),
+        Durability::Volatile => Ok(()),
+    }
+}
+
+/// Zeroes a range of whole blocks.
+fn zero_blocks(file: &File, range: &Range<u64>, zeroing: Zeroing) -> Result<(), Errno> {
+    let flags = match zeroing {
+        Zeroing::Deallocate => FallocateFlags::PUNCH_HOLE,
+        Zeroing::Allocate => FallocateFlags::ZERO_RANGE,
+    };
     fallocate(file, flags | FallocateFlags::KEEP_SIZE, range.start, range.end - range.start)
 }
 
-/// Zeroes a range, as a hole or as allocated zeros. `slow` permits writing the zeros if the system supports
-/// neither. Parts of blocks are always written; the system reads and writes the block around them.
-fn zero(file: &File, range: Range<u64>, block_bytes: u32, hole: bool, slow: bool) -> io::Result<()> {
+/// Zeroes a range. At any speed, writes the zeros if the system has no other way. Parts of blocks are always
+/// written; the system reads and writes the block around them.
+fn zero(
+    file: &File,
+    range: Range<u64>,
+    block_bytes: u32,
+    zeroing: Zeroing,
+    speed: ZeroSpeed,
+) -> io::Result<()> {
     let Some(blocks) = whole_blocks(&range, block_bytes) else { return write_zeros(file, range) };
-    match deallocate(file, &blocks, hole) {
-        Err(Errno::OPNOTSUPP | Errno::NOSYS) if slow => return write_zeros(file, range),
+    match zero_blocks(file, &blocks, zeroing) {
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) if speed == ZeroSpeed::Any => return write_zeros(file, range),
         done => done?,
     }
     write_zeros(file, range.start..blocks.start)?;
@@ -258,10 +276,10 @@ impl Export for FileExport {
         self.work(read).await
     }
 
-    async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), ExportError> {
+    async fn write(&self, offset: u64, data: Bytes, durability: Durability) -> Result<(), ExportError> {
         let write = move |file: &File| {
             file.write_all_at(&data, offset)?;
-            if fua { file.sync_data() } else { Ok(()) }
+            settle(file, durability)
         };
         self.work(write).await
     }
@@ -270,18 +288,18 @@ impl Export for FileExport {
         self.work(File::sync_data).await
     }
 
-    async fn trim(&self, offset: u64, length: u64, fua: bool) -> Result<(), ExportError> {
+    async fn trim(&self, offset: u64, length: u64, durability: Durability) -> Result<(), ExportError> {
         let block_bytes = self.block.minimum;
         let trim = move |file: &File| {
             // Parts of blocks are left as they are: TRIM is only advice.
             if let Some(blocks) = whole_blocks(&(offset..offset + length), block_bytes) {
-                match deallocate(file, &blocks, true) {
+                match zero_blocks(file, &blocks, Zeroing::Deallocate) {
                     // Some file systems do not support it.
                     Err(Errno::OPNOTSUPP) => return Ok(()),
                     done => done?,
                 }
             }
-            if fua { file.sync_data() } else { Ok(()) }
+            settle(file, durability)
         };
         self.work(trim).await
     }
@@ -290,14 +308,14 @@ impl Export for FileExport {
         &self,
         offset: u64,
         length: u64,
-        no_hole: bool,
-        fast: bool,
-        fua: bool,
+        zeroing: Zeroing,
+        speed: ZeroSpeed,
+        durability: Durability,
     ) -> Result<(), ExportError> {
         let block_bytes = self.block.minimum;
         let write_zeroes = move |file: &File| {
-            zero(file, offset..offset + length, block_bytes, !no_hole, !fast)?;
-            if fua { file.sync_data() } else { Ok(()) }
+            zero(file, offset..offset + length, block_bytes, zeroing, speed)?;
+            settle(file, durability)
         };
         self.work(write_zeroes).await
     }
@@ -340,14 +358,16 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = FileExport::create(&directory.path().join("image"), 4 * MIB).unwrap();
         assert_eq!(found(&file.block_status(0, 4 * MIB, 9).await.unwrap()), [(4 * MIB, true)]);
-        file.write(MIB, vec![7; 1 << 20].into(), true).await.unwrap();
+        file.write(MIB, vec![7; 1 << 20].into(), Durability::Durable).await.unwrap();
         let whole = [(MIB, true), (MIB, false), (2 * MIB, true)];
         assert_eq!(found(&file.block_status(0, 4 * MIB, 9).await.unwrap()), whole);
         assert_eq!(found(&file.block_status(0, 4 * MIB, 2).await.unwrap()), whole[..2]);
         assert_eq!(found(&file.block_status(MIB + 4096, 8192, 9).await.unwrap()), [(8192, false)]);
-        file.write_zeroes(MIB, MIB, false, true, false).await.unwrap();
+        let hole = file.write_zeroes(MIB, MIB, Zeroing::Deallocate, ZeroSpeed::Fast, Durability::Volatile);
+        hole.await.unwrap();
         assert_eq!(found(&file.block_status(0, 4 * MIB, 9).await.unwrap()), [(4 * MIB, true)]);
-        file.write_zeroes(0, 1, true, false, true).await.unwrap();
+        let zero = file.write_zeroes(0, 1, Zeroing::Allocate, ZeroSpeed::Any, Durability::Durable);
+        zero.await.unwrap();
         file.cache(0, MIB).await.unwrap();
         file.flush().await.unwrap();
         assert_eq!(file.read(0, 3).await.unwrap(), [Segment::Data(Bytes::from_static(&[0; 3]))]);
@@ -362,7 +382,7 @@ mod tests {
         let told = file.description();
         assert_eq!((told.size_bytes, told.name.as_str()), (10, "x"));
         assert!(told.flags.contains(TransmissionFlags::READ_ONLY));
-        assert!(file.write(0, Bytes::from_static(b"x"), false).await.is_err());
+        assert!(file.write(0, Bytes::from_static(b"x"), Durability::Volatile).await.is_err());
         assert!(
             !FileExport::open(&path, "x", false)
                 .unwrap()

@@ -21,6 +21,7 @@ use super::ranges::RangeLocks;
 use super::remote::Connecting;
 use crate::cli::error::{Error, NbdError};
 use crate::cli::listeners::Inherited;
+use crate::effect::{Durability, ZeroSpeed, Zeroing};
 use crate::protocol::TransmissionFlags;
 use crate::server::{Alignment, Allocation, Drained, Export, ExportDescription, ExportError, Segment};
 
@@ -245,11 +246,11 @@ impl Export for Pair {
         self.primary.read(offset, length).await
     }
 
-    async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), ExportError> {
+    async fn write(&self, offset: u64, data: Bytes, durability: Durability) -> Result<(), ExportError> {
         let length = u64::try_from(data.len()).expect("a usize fits 64 bits");
         let _held = self.locks.lock(offset..offset + length).await;
-        let primary = self.primary.write(offset, data.clone(), fua).await;
-        self.repeat((offset, length), primary, self.secondary.write(offset, data, fua)).await
+        let primary = self.primary.write(offset, data.clone(), durability).await;
+        self.repeat((offset, length), primary, self.secondary.write(offset, data, durability)).await
     }
 
     async fn flush(&self) -> Result<(), ExportError> {
@@ -264,22 +265,22 @@ impl Export for Pair {
         Ok(())
     }
 
-    async fn trim(&self, offset: u64, length: u64, fua: bool) -> Result<(), ExportError> {
+    async fn trim(&self, offset: u64, length: u64, durability: Durability) -> Result<(), ExportError> {
         // After a TRIM, the range may read as anything, and differently on each disk. Zero it instead.
-        self.write_zeroes(offset, length, false, false, fua).await
+        self.write_zeroes(offset, length, Zeroing::Deallocate, ZeroSpeed::Any, durability).await
     }
 
     async fn write_zeroes(
         &self,
         offset: u64,
         length: u64,
-        no_hole: bool,
-        fast: bool,
-        fua: bool,
+        zeroing: Zeroing,
+        speed: ZeroSpeed,
+        durability: Durability,
     ) -> Result<(), ExportError> {
         let _held = self.locks.lock(offset..offset + length).await;
-        let primary = self.primary.write_zeroes(offset, length, no_hole, fast, fua).await;
-        let secondary = self.secondary.write_zeroes(offset, length, no_hole, false, fua);
+        let primary = self.primary.write_zeroes(offset, length, zeroing, speed, durability).await;
+        let secondary = self.secondary.write_zeroes(offset, length, zeroing, ZeroSpeed::Any, durability);
         self.repeat((offset, length), primary, secondary).await
     }
 

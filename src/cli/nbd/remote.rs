@@ -11,6 +11,7 @@ use bytes::Bytes;
 use super::identity::Identity;
 use crate::cli::error::NbdError;
 use crate::client::{self, Client, Options, Uri};
+use crate::effect::{Durability, ZeroSpeed, Zeroing};
 use crate::protocol::{AllocationFlags, Error, TransmissionFlags};
 use crate::server::{Allocation, Export, ExportDescription, ExportError, Segment};
 
@@ -110,18 +111,18 @@ impl Export for RemoteExport {
         Ok(segments.into_iter().map(convert).collect())
     }
 
-    async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), ExportError> {
-        self.client().write(offset, data, fua).await.map_err(failed)
+    async fn write(&self, offset: u64, data: Bytes, durability: Durability) -> Result<(), ExportError> {
+        self.client().write(offset, data, durability).await.map_err(failed)
     }
 
     async fn flush(&self) -> Result<(), ExportError> {
         self.client().flush().await.map_err(failed)
     }
 
-    async fn trim(&self, offset: u64, length: u64, fua: bool) -> Result<(), ExportError> {
+    async fn trim(&self, offset: u64, length: u64, durability: Durability) -> Result<(), ExportError> {
         let client = self.client();
         for (at, piece) in pieces(offset, length, client.maximum_effect_bytes()) {
-            client.trim(at, piece, fua).await.map_err(failed)?;
+            client.trim(at, piece, durability).await.map_err(failed)?;
         }
         Ok(())
     }
@@ -130,13 +131,13 @@ impl Export for RemoteExport {
         &self,
         offset: u64,
         length: u64,
-        no_hole: bool,
-        fast: bool,
-        fua: bool,
+        zeroing: Zeroing,
+        speed: ZeroSpeed,
+        durability: Durability,
     ) -> Result<(), ExportError> {
         let client = self.client();
         for (at, piece) in pieces(offset, length, client.maximum_effect_bytes()) {
-            client.write_zeroes(at, piece, no_hole, fast, fua).await.map_err(failed)?;
+            client.write_zeroes(at, piece, zeroing, speed, durability).await.map_err(failed)?;
         }
         Ok(())
     }

@@ -3,10 +3,12 @@
 use bytes::Bytes;
 
 use super::*;
-use crate::gateway::Gateway as _;
+use crate::effect::Durability::Volatile;
 use crate::gateway::catalogue::Catalogue;
 use crate::gateway::exports::VolumeExports;
 use crate::gateway::status::{GatewayStatus, Serving};
+use crate::gateway::store_check::StoreCheck;
+use crate::gateway::{Gateway as _, IfHeld};
 use crate::metrics::{Label as _, StoreMetrics, StoreOutcome};
 use crate::protocol::Error as Value;
 use crate::server::{Exports as _, OpenError as Refusal, Segment};
@@ -84,7 +86,7 @@ async fn an_unused_volume_is_closed_and_reopened_on_request() {
     let gateway = gateway(&store, 1, None);
     let first = gateway.exports.open("a").await.unwrap();
     let second = gateway.exports.open("a").await.unwrap();
-    first.write(0, Bytes::from_static(b"kept"), false).await.unwrap();
+    first.write(0, Bytes::from_static(b"kept"), Volatile).await.unwrap();
     drop(first);
     tokio::time::sleep(IDLE * 2).await;
     assert!(holder(&store, "a").await.is_some(), "the second still uses it");
@@ -107,7 +109,7 @@ async fn concurrent_clients_share_one_volume() {
     let gateway = gateway(&store, 1, None);
     let opened = futures::future::join_all((0..8).map(|_| gateway.exports.open("a"))).await;
     let exports: Vec<_> = opened.into_iter().collect::<Result<_, _>>().unwrap();
-    exports[0].write(4096, Bytes::from_static(b"shared"), false).await.unwrap();
+    exports[0].write(4096, Bytes::from_static(b"shared"), Volatile).await.unwrap();
     for export in &exports {
         assert_eq!(export.read(4096, 6).await.unwrap(), [Segment::Data(Bytes::from_static(b"shared"))]);
     }
@@ -183,7 +185,7 @@ async fn a_volume_that_was_taken_over_answers_eshutdown_and_nothing_is_left() {
     first.volumes.open_configured("a", false).await.unwrap();
     let export = first.exports.open("a").await.unwrap();
     second.volumes.open_configured("a", true).await.unwrap();
-    export.write(0, Bytes::from_static(b"late"), false).await.unwrap();
+    export.write(0, Bytes::from_static(b"late"), Volatile).await.unwrap();
     let failure = export.flush().await.unwrap_err();
     assert_eq!(failure.error, Value::Shutdown, "{failure}");
     first.volumes.nothing_left().await;
@@ -219,6 +221,7 @@ async fn it_is_ready_while_the_store_answers_and_no_configured_volume_is_lost() 
         env,
         volumes: Arc::clone(&first.volumes),
         catalogue,
+        store_check: StoreCheck::new(Arc::new(fault.clone()), Duration::ZERO),
         server: Arc::new(server),
         options: volume::Options::default(),
         chunk_bytes: 4 << 20,
@@ -235,9 +238,13 @@ async fn it_is_ready_while_the_store_answers_and_no_configured_volume_is_lost() 
     assert_eq!(open.iter().map(|open| (&*open.name, open.clients)).collect::<Vec<_>>(), [("a", 1)]);
     status.create("c", SIZE, None).await.unwrap();
     assert_eq!(status.volume("c").await.unwrap().chunk_bytes, 4 << 20);
-    status.delete("b", false).await.unwrap();
+    status.delete("b", IfHeld::Refuse).await.unwrap();
     assert_eq!(names(status.volumes().await.unwrap()), ["a", "c"]);
-    fault.add(Rule::new(Action::FailBefore(Refused::Denied)).on(Operation::List));
+    store.reset_tallies();
+    assert_eq!(status.obstacles().await, Vec::<String>::new());
+    let requests = [Operation::Get, Operation::List].map(|it| store.tally(it, |_| true).requests);
+    assert_eq!(requests, [1, 0], "a check is one GET");
+    fault.add(Rule::new(Action::FailBefore(Refused::Denied)).on(Operation::Get));
     let obstacles = status.obstacles().await;
     assert!(matches!(&obstacles[..], [only] if only.contains("cannot read the store")), "{obstacles:?}");
     fault.clear();

@@ -14,7 +14,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use super::announcement::{Announcement, Negotiate, NegotiateResponse};
 use super::codec::{DecodeError, MAXIMUM_STRING_BYTES, WireString};
 use super::flags::{ClientFlags, HandshakeFlags, TransmissionFlags};
-use super::info::{DiskInfo, ExportInfo, Info, InfoType};
+use super::info::{DiskInfo, ExportInfo, Info, InfoType, Padding};
 use super::meta_context;
 use super::option::{ExportName, InfoRequest, MetaContextRequest, OptionCode, OptionRequestHeader};
 use super::option_reply::{MetaContext, OptionError, OptionReply, Refusal, ServerEntry, encode_option_reply};
@@ -232,8 +232,11 @@ impl ServerHandshake {
             None => {
                 //= Client flags: If set, the server MUST NOT send the 124 bytes of zeroes when the client
                 //# ends negotiation with `NBD_OPT_EXPORT_NAME`.
-                let zeroes = !self.client_flags.contains(ClientFlags::NO_ZEROES);
-                export.disk.encode(zeroes, &mut self.output);
+                let padding = match self.client_flags.contains(ClientFlags::NO_ZEROES) {
+                    true => Padding::None,
+                    false => Padding::Zeroes,
+                };
+                export.disk.encode(padding, &mut self.output);
             }
         }
         let base_allocation = self.selected_for(&ticket.name).then_some(BASE_ALLOCATION_ID);

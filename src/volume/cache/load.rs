@@ -28,7 +28,11 @@ const GAP_BYTES: u64 = PAGE_BYTES / 2;
 /// Whether fetched pieces stay in the cache.
 #[derive(Clone, Copy)]
 pub(super) enum Keep {
+    /// In the cache.
     Cached,
+    /// Apart, until a sequential reader comes.
+    Ahead,
+    /// Not at all, unless others will need them.
     Passing,
 }
 
@@ -73,10 +77,13 @@ impl Begun {
         let fetches: Vec<Fetch> = self.run.iter().map(|(fetch, _)| fetch.clone()).collect();
         let mut outcomes = load(store.as_ref(), &fetches).await;
         for (fetch, (held, _)) in fetches.iter().zip(&mut outcomes) {
-            let stays = matches!(keep, Keep::Cached) || matches!(fetch.check, Check::Run(..));
+            let stays = !matches!(keep, Keep::Passing) || matches!(fetch.check, Check::Run(..));
             if stays && held.mask != 0 {
                 held.data = own(std::mem::take(&mut held.data));
-                clean.put(fetch.key, held.clone()).await;
+                match keep {
+                    Keep::Ahead => clean.put_ahead(fetch.key, held.clone()).await,
+                    Keep::Cached | Keep::Passing => clean.put(fetch.key, held.clone()).await,
+                }
             }
         }
         self.hand_over(outcomes);

@@ -42,12 +42,15 @@ pub(super) struct TableFull;
 
 /// Mutants that misjudge what is garbage. While one of them is active, the check before deletion is off too,
 /// because it would hide the mutant.
-const GARBAGE_MISJUDGED: [Mutant; 5] = [
+const GARBAGE_MISJUDGED: [Mutant; 8] = [
     Mutant::SharedDeleted,
     Mutant::JournalForgotten,
     Mutant::OwnEpochSwept,
     Mutant::AbsenceBelieved,
     Mutant::RootSkipped,
+    Mutant::PackSharedDeleted,
+    Mutant::OverlaySharedDeleted,
+    Mutant::LiveCountLow,
 ];
 
 /// Objects to delete.
@@ -461,7 +464,10 @@ impl Collector {
             self.delete_objects(&only).await?;
             own.push(shared.keys.map_page(*number, reference.id));
         }
-        let is_shared = |id: &ObjectId| neighbours.iter().any(|other| other.packs.contains_key(id));
+        let is_shared = |id: &ObjectId| {
+            !mutant::is(Mutant::PackSharedDeleted)
+                && neighbours.iter().any(|other| other.packs.contains_key(id))
+        };
         let packs = root.packs.keys().filter(|id| !is_shared(id));
         let packs: Vec<String> = packs.map(|id| shared.keys.pack(*id)).collect();
         self.delete_objects(&packs).await?;
@@ -536,7 +542,9 @@ impl Collector {
             }
         }
         for id in overlays_of(&page, shared.keys) {
-            if !others.iter().any(|other| overlays_of(other, shared.keys).any(|named| named == id)) {
+            let is_shared =
+                others.iter().any(|other| overlays_of(other, shared.keys).any(|named| named == id));
+            if !is_shared || mutant::is(Mutant::OverlaySharedDeleted) {
                 names.push(shared.keys.overlay(number, id));
             }
         }

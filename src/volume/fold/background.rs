@@ -14,6 +14,10 @@ use crate::volume::options::Options;
 
 /// Limit on the packs that one checkpoint rewrites.
 const MOST_VICTIMS: usize = 64;
+/// Percent of what is in use that may be stored before more is rewritten than usual.
+const USUAL_PERCENT: u64 = 150;
+/// Percent of what is in use that should never be exceeded.
+const MOST_PERCENT: u64 = 195;
 /// Packs that may exist in addition to twice as many as their frames need.
 const SPARE_PACKS: usize = 64;
 
@@ -35,27 +39,21 @@ impl Eagerness {
             consolidate_percent: options.consolidate_percent,
             relocate_percent: options.relocate_percent,
         };
-        if exceeds(space, 185) {
-            return Self {
-                percent: usual.percent.max(100) * 8,
-                consolidate_percent: usual.consolidate_percent / 4,
-                relocate_percent: usual.relocate_percent.max(70),
-            };
+        let excess = (space.stored * 100).checked_div(space.live).unwrap_or(0).saturating_sub(USUAL_PERCENT);
+        let excess = excess.min(MOST_PERCENT - USUAL_PERCENT);
+        Self {
+            percent: usual.percent + usual.percent.max(100) * excess / 10,
+            consolidate_percent: usual.consolidate_percent * (60 - excess) / 60,
+            relocate_percent: usual.relocate_percent.max(excess + 30).min(90),
         }
-        if exceeds(space, 165) {
-            return Self {
-                percent: usual.percent * 2,
-                consolidate_percent: usual.consolidate_percent / 2,
-                relocate_percent: usual.relocate_percent.max(50),
-            };
-        }
-        usual
     }
-}
 
-/// Whether more is stored than `percent` percent of what is in use.
-fn exceeds(space: Space, percent: u64) -> bool {
-    space.stored * 100 > space.live * percent
+    /// Bytes of background work for a checkpoint of `written` bytes. What the work replaces is deleted only after the
+    /// checkpoint, so it is bounded by the room that is left, too.
+    pub(super) fn budget(self, space: Space, written: u64) -> u64 {
+        let most = (space.live * MOST_PERCENT / 100).saturating_sub(space.stored) * BLOCK_BYTES;
+        (written * self.percent / 100).min(written.max(most))
+    }
 }
 
 /// Returns the packs that are worth rewriting, the least used first, while their blocks fit into `budget` bytes.

@@ -32,6 +32,15 @@ pub(super) struct FoldedPage {
     pub(super) content: Content,
     /// Frames of packs that are no longer in use, by pack.
     pub(super) released: BTreeMap<ObjectId, u32>,
+    /// Keys of the overlays that were made for it.
+    pub(super) overlay_keys: Vec<String>,
+}
+
+impl FoldedPage {
+    /// A map page that needs no object.
+    pub(super) fn uniform(zeroed: Option<Slot>, released: BTreeMap<ObjectId, u32>) -> Self {
+        Self { content: Content::Uniform(zeroed), released, overlay_keys: Vec::new() }
+    }
 }
 
 /// What a fold decided to do with the chunks of one map page, and how far it has come with packing their blocks.
@@ -101,8 +110,17 @@ impl Made {
     }
 
     /// Records that the next attempt uses an object too.
-    pub(super) fn keep(&self, key: String) {
+    fn keep(&self, key: String) {
         self.kept.lock().insert(key);
+    }
+
+    /// Records names of objects that all attempts use.
+    pub(super) fn note_for_all(&self, keys: Vec<String>) {
+        for key in keys {
+            if self.kept.lock().insert(key.clone()) {
+                self.names.lock().push(key);
+            }
+        }
     }
 
     /// Returns the entry of a chunk that an earlier attempt finished, if any.
@@ -133,6 +151,7 @@ impl Made {
         if let Content::Object(id, _) = folded.content {
             self.keep(keys.map_page(number, id));
         }
+        folded.overlay_keys.iter().for_each(|key| self.keep(key.clone()));
         self.map_pages.lock().insert(number, folded);
     }
 

@@ -197,12 +197,16 @@ impl Folder {
                 packing.blocks.extend(run.clone().map(|block| (block, None)));
             }
         }
-        for (block, pack) in background.moves.remove(&page.number).unwrap_or_default() {
+        for (block, pack) in background.moves.get(&page.number).cloned().unwrap_or_default() {
             let blocks = page.within(&(block..block + 1));
             let index = page.chunk_of(blocks.start);
             let at = fresh.partition_point(|(run, _)| run.end <= block);
-            let is_fresh = fresh.get(at).is_some_and(|(run, _)| run.start <= block);
-            let stays = packing.rewrites.contains(&index) || (is_fresh && !mutant::is(Mutant::MoveWins));
+            let newer = fresh.get(at).filter(|(run, _)| run.start <= block);
+            let is_fresh = match newer {
+                Some((_, Fresh::Data)) => !mutant::is(Mutant::MoveWins),
+                newer => newer.is_some(),
+            };
+            let stays = packing.rewrites.contains(&index) || is_fresh;
             if !stays && is_in(page, index.slot(), blocks, pack) {
                 packing.blocks.retain(|(other, _)| !mutant::is(Mutant::MoveWins) || *other != block);
                 packing.blocks.push((block, Some(pack)));
@@ -312,9 +316,12 @@ impl Folder {
                 return Ok(());
             }
             let mut batch = Batch::default();
-            for (block, _) in jobs {
+            let nothing = Committed::default();
+            for (block, moved) in jobs {
                 let range = block * BLOCK_BYTES..(block + 1) * BLOCK_BYTES;
-                batch.add(shared, range.clone(), folding, || page.below(range));
+                let changes =
+                    if moved.is_some() && mutant::is(Mutant::MoveWins) { &nothing } else { folding };
+                batch.add(shared, range.clone(), changes, || page.below(range));
             }
             let fetched = batch.fetch(shared).await?;
             let mut composed = Vec::with_capacity(jobs.len());
@@ -419,14 +426,14 @@ impl Folder {
         let shared = &self.shared;
         page.merge_overlays(shared.options.overlays);
         if let Some(birth) = uniform::zeroed_throughout(shared.geometry, chunks, &page.entries) {
-            return Ok(FoldedPage { content: Content::Uniform(Some(birth)), released: page.released });
+            return Ok(FoldedPage::uniform(Some(birth), page.released));
         }
         if page.entries.values().all(Entry::is_hole) {
-            return Ok(FoldedPage { content: Content::Uniform(None), released: page.released });
+            return Ok(FoldedPage::uniform(None, page.released));
         }
         let counts = page.counts();
         let mut references = Vec::with_capacity(page.overlays.len());
-        let mut overlays = Vec::new();
+        let mut overlay_keys = Vec::new();
         for loaded in &mut page.overlays {
             let overlay = loaded.overlay.as_ref().expect("what is lost was given up");
             if loaded.id.is_none() && overlay.encoded_bytes() as u64 > shared.options.embed_bytes {
@@ -434,7 +441,7 @@ impl Folder {
                 let key = made.note(shared.keys.overlay(page.number, id));
                 let bytes = overlay.encode(shared.keys.volume(), page.number, id);
                 put_new(shared, ObjectKind::Map, key.clone(), bytes).await?;
-                overlays.push(key);
+                overlay_keys.push(key);
                 loaded.id = Some(id);
             }
             let place = match loaded.id {
@@ -449,12 +456,10 @@ impl Folder {
         let volume = shared.keys.volume();
         let key = shared.keys.map_page(page.number, id);
         put_new(shared, ObjectKind::Map, made.note(key), map_page.encode(volume, id)).await?;
-        // An attempt that fails before this point leaves its overlays to be deleted: the next one makes others.
-        overlays.into_iter().for_each(|key| made.keep(key));
         let cache_key = CacheKey { volume, unit: Unit::Map(page.number, id) };
         let view = Arc::new(MapView { page: map_page, overlays: page.overlays });
         shared.env.cache.insert_map_view(cache_key, view).await;
-        Ok(FoldedPage { content: Content::Object(id, counts), released: page.released })
+        Ok(FoldedPage { content: Content::Object(id, counts), released: page.released, overlay_keys })
     }
 }
 

@@ -270,8 +270,6 @@ impl Folder {
         let checkpoint = folding.end.expect("what is folded has records");
         let old = Arc::clone(&shared.state.lock().root);
         assert!(checkpoint.slot >= old.commit, "a checkpoint goes forward");
-        // Checked before anything is made.
-        self.trash.check_room().map_err(|TableFull| self.table_full())?;
         let (root, table) = match self.make_root(scope, &old, folding, checkpoint, made).await? {
             Some(root) => {
                 let now = (shared.env.wall_clock)();
@@ -391,6 +389,8 @@ impl Folder {
         if affected.is_empty() && folding.pieces.is_empty() {
             return Ok(None);
         }
+        // Checked before anything is made.
+        self.trash.check_room().map_err(|TableFull| self.table_full())?;
         let mut released: BTreeMap<ObjectId, u32> = BTreeMap::new();
         for number in affected {
             let folded = match made.finished_map_page(number) {
@@ -468,7 +468,8 @@ impl Folder {
             return Ok(());
         }
         let shared = &self.shared;
-        let eagerness = Eagerness::of(old.space(), &shared.options);
+        let space = old.space();
+        let eagerness = Eagerness::of(space, &shared.options);
         let is_data = |piece: &Piece| matches!(piece, Piece::Data { .. } | Piece::Block(_));
         let written = folding.pieces.iter().filter(|(_, piece)| is_data(piece));
         let written: u64 = written.map(|(range, _)| range.end - range.start).sum();
@@ -480,7 +481,8 @@ impl Folder {
                 ..Background::default()
             },
             Scope::Committed => Background {
-                budget: (written * eagerness.percent / 100).max(chunk_bytes.min(eagerness.percent << 32)),
+                // At least one chunk, or nothing if background work is turned off.
+                budget: eagerness.budget(space, written).max(chunk_bytes.min(eagerness.percent << 32)),
                 consolidate_from: (shared.geometry.blocks_per_chunk() * eagerness.consolidate_percent / 100)
                     .max(1),
                 from: *self.cursor.lock(),
@@ -538,10 +540,7 @@ impl Folder {
 
     /// Sends the complete packs. Their names are recorded before.
     async fn send_packs(&self, packs: &mut packing::Packs, made: &Made) -> Result<(), Error> {
-        // All attempts use the same packs.
-        for key in packs.keys(&self.shared) {
-            made.keep(made.note(key));
-        }
+        made.note_for_all(packs.keys(&self.shared));
         packs.send(&self.shared).await
     }
 }

@@ -4,6 +4,7 @@
 
 use std::ops::Range;
 
+use crate::mutant::{self, Mutant};
 use crate::volume::format::geometry::{BLOCK_BYTES, BLOCKS_PER_PAGE, PAGE_BYTES};
 use crate::volume::format::map::{Damage, Entry, SECTOR_MASK_BYTES};
 use crate::volume::state::piece::Piece;
@@ -26,6 +27,10 @@ pub(super) fn fresh_runs(changes: &Changes) -> Vec<(Range<u64>, Fresh)> {
     for (range, piece) in changes {
         let whole = range.start.div_ceil(BLOCK_BYTES)..range.end / BLOCK_BYTES;
         let touched = range.start / BLOCK_BYTES..range.end.div_ceil(BLOCK_BYTES);
+        let whole = match piece {
+            Piece::Zero { .. } if mutant::is(Mutant::ZeroTakesBlock) => touched.clone(),
+            _ => whole,
+        };
         let inside = match piece {
             Piece::Zero { hole } => Fresh::Zero(*hole),
             _ => Fresh::Data,

@@ -1,12 +1,12 @@
-//! Chunk objects: the pages of one chunk as frames of one block each, so that a cold read of a block or of many
-//! is one ranged GET.
+//! Chunk objects: the pages of one chunk as frames of one block each, so that a cold read of a block or of
+//! many is one ranged GET.
 //!
 //! `prologue | index (4) | id (12) | pages of a chunk (2) | codec, cipher (2) | stored pages |
 //! frames | checksum (16)`.
 //!
 //! Must not know which chunks exist or where their objects are referenced. Invariant: the frame of a block
-//! begins at [`frame_offset`] of the rank of its page among the stored pages, so a map entry with these pages is
-//! enough to find it.
+//! begins at [`frame_offset`] of the rank of its page among the stored pages, so a map entry with these pages
+//! is enough to find it.
 
 use bytes::Bytes;
 use uuid::Uuid;
@@ -24,8 +24,8 @@ pub fn header_bytes(pages_per_chunk: u16) -> u64 {
     u64::try_from(fixed + PageSet::encoded_bytes(pages_per_chunk)).expect("a small number")
 }
 
-/// Returns the offset in the object, in bytes, of the frame of block `block` (0 to 15) of the stored page with
-/// this rank.
+/// Returns the offset in the object, in bytes, of the frame of block `block` (0 to 15) of the stored page
+/// with this rank.
 #[must_use]
 pub fn frame_offset(pages_per_chunk: u16, rank: u32, block: u32) -> u64 {
     header_bytes(pages_per_chunk) + u64::from(rank * BLOCKS_PER_PAGE + block) * FRAME_BYTES

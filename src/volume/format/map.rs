@@ -340,8 +340,8 @@ pub struct MapPage {
 const LEAST_ENTRY_BYTES: usize = 2 + 1 + 8;
 
 impl MapPage {
-    /// Creates a map page with these entries. Entries that are equivalent to no entry are left out, and so are
-    /// overlays that apply to no chunk.
+    /// Creates a map page with these entries. Entries that are equivalent to no entry are left out, and so
+    /// are overlays that apply to no chunk.
     ///
     /// # Panics
     /// Panics if there are more than [`MAX_OVERLAYS`] overlays.

@@ -1,7 +1,8 @@
 //! Overlays: where changed blocks of a map page are stored. Each is an immutable, sorted list of runs.
 //!
-//! Must not know which chunks an overlay applies to, nor what lies below it. Invariants: runs are in ascending
-//! order and do not overlap. A run lies within one chunk. Encoding a decoded overlay results in the same bytes.
+//! Must not know which chunks an overlay applies to, nor what lies below it. Invariants: runs are in
+//! ascending order and do not overlap. A run lies within one chunk. Encoding a decoded overlay results in the
+//! same bytes.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -301,7 +302,8 @@ pub(super) struct Located {
 const LOCATED_WORDS: usize = MAX_PAGES_PER_CHUNK as usize * BLOCKS_PER_PAGE as usize / 64;
 
 impl Located {
-    /// What these overlays locate of the chunk with the index `slot` in the map page. The last overlay is the newest.
+    /// What these overlays locate of the chunk with the index `slot` in the map page. The last overlay is the
+    /// newest.
     pub(super) fn new<'a>(
         geometry: Geometry,
         slot: u16,

@@ -74,8 +74,8 @@ impl PackWriter {
     /// Appends block `block` of the volume. Blocks must be appended in ascending order.
     ///
     /// # Panics
-    /// Panics if the block does not follow those so far, if `payload` is not as long as a block, or if the pack
-    /// has [`MAX_FRAMES`] frames already.
+    /// Panics if the block does not follow those so far, if `payload` is not as long as a block, or if the
+    /// pack has [`MAX_FRAMES`] frames already.
     pub fn block(&mut self, block: u64, payload: &[u8]) {
         assert!(
             self.blocks.last().is_none_or(|last| *last < block),

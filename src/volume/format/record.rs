@@ -7,8 +7,8 @@
 //! The table lists the changes in the order in which they are applied. The data of the `Data` changes follows
 //! the table in the same order. Each has a tag of its own, so that it can be fetched and verified alone.
 //!
-//! Must not know how records are sent or replayed. Invariant: the checksum of a record's table covers the tags
-//! of its data and the checksum of the record before it, and so the whole journal up to this record.
+//! Must not know how records are sent or replayed. Invariant: the checksum of a record's table covers the
+//! tags of its data and the checksum of the record before it, and so the whole journal up to this record.
 
 use bytes::Bytes;
 use uuid::Uuid;
@@ -269,7 +269,7 @@ impl Record {
     /// # Errors
     /// Returns an error if the record is damaged, belongs to another volume, or is not the record of `slot`.
     pub fn decode(volume: Uuid, slot: Slot, bytes: &[u8]) -> Result<(Self, Checksum), DecodeError> {
-        drop(Decoder::object_of(Kind::Record, volume, bytes)?);
+        Decoder::object_of(Kind::Record, volume, bytes)?;
         let end = Self::table_bytes(volume, bytes, bytes.len() as u64)?;
         let end = usize::try_from(end).expect("within the bytes");
         let (record, checksum) = Self::decode_table(volume, slot, &bytes[..end])?;
@@ -287,8 +287,8 @@ impl Record {
         Ok((record, checksum))
     }
 
-    /// Returns the offset at which the data of a record begins, behind its table and the checksum of the table.
-    /// `start` is the beginning of the record, which has `size_bytes` bytes.
+    /// Returns the offset at which the data of a record begins, behind its table and the checksum of the
+    /// table. `start` is the beginning of the record, which has `size_bytes` bytes.
     ///
     /// # Errors
     /// Returns an error if this is not a record of the volume, or not of this size.
@@ -308,8 +308,8 @@ impl Record {
         }
     }
 
-    /// Decodes and verifies a record without its data, from bytes that end with the checksum of its table. Also
-    /// returns that checksum. The data is verified when it is read, by the tags that the table contains.
+    /// Decodes and verifies a record without its data, from bytes that end with the checksum of its table.
+    /// Also returns that checksum. The data is verified when it is read, by the tags that the table contains.
     ///
     /// # Errors
     /// Returns an error if the bytes are not the table of the record of `slot` of the volume.
