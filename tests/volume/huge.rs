@@ -70,7 +70,7 @@ async fn zeroing_a_pebibyte_writes_no_map_page() {
         volume.checkpoint().await.unwrap();
         assert_eq!(allocation(&volume).await, expected);
     }
-    assert!(bench.puts("/map/").requests <= 2, "{:?}", bench.puts("/map/"));
+    assert_eq!(bench.puts("/map/").requests, 1, "zeros over zeros need no map page");
     volume.close().await.unwrap();
     let volume = bench.open().await;
     assert_eq!(
@@ -84,6 +84,7 @@ async fn zeroing_a_pebibyte_writes_no_map_page() {
     bench.memory.reset_tallies();
     zero(&volume, 0..PIB, Zeroing::Deallocate).await;
     volume.checkpoint().await.unwrap();
+    // The one map page is in memory. It is needed, because a pack is released with it.
     assert_eq!(bench.gets("/map/").requests, 0, "what is replaced whole is not read");
     assert_eq!(allocation(&volume).await, [(PIB, HOLE)]);
     volume.close().await.unwrap();
@@ -123,6 +124,8 @@ async fn scattered(bench: &mut Bench, pages: u64, length: usize) -> Arc<Volume> 
     }
     volume.close().await.unwrap();
     let volume = bench.open().await;
+    // The scan for leftovers reads the map pages of chunks that folded records reference.
+    tokio::time::sleep(Duration::from_secs(60)).await;
     bench.memory.reset_tallies();
     volume
 }

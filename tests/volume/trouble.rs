@@ -5,7 +5,7 @@ use std::time::Duration;
 use cairn::effect::Durability::{Durable, Volatile};
 use cairn::effect::Zeroing;
 use cairn::store::Operation;
-use cairn::store::fault::{Action, Failure, Gate, Rule};
+use cairn::store::fault::{Action, Failure, Rule};
 use cairn::volume::Error;
 use cairn::volume::format::{chunk, pack};
 
@@ -79,28 +79,40 @@ async fn what_a_checkpoint_moves_meanwhile_is_looked_up_again() {
     assert!(!extents[0].hole && !extents[0].zero);
 }
 
-/// The GET of a chunk object or a pack reaches the store when all blocks were moved and the object is gone.
+/// The read waits for the second of two map pages while all blocks of the first one are moved. What it then fetches
+/// is gone.
 #[tokio::test(start_paused = true)]
 async fn what_a_consolidation_moves_during_a_read_is_looked_up_again() {
-    for (at, part) in [(0, "/chunk/"), (65_536, "/pack/")] {
-        let mut bench = Bench::new(64 * MIB).await;
+    const END: u64 = 256 * MIB;
+    for (overwritten, part) in [(END - 8192, "/chunk/"), (END - 4096, "/pack/")] {
+        let mut bench = Bench::with_chunks(2 * END, 65_536).await;
         bench.options.deletion_grace = Duration::ZERO;
-        let volume = stored(&mut bench).await;
-        volume.write(65_536, pattern(2, 65_536), Durable).await.unwrap();
+        let volume = bench.open().await;
+        volume.write(END - 65_536, pattern(1, 131_072), Volatile).await.unwrap();
+        volume.checkpoint().await.unwrap();
+        volume.write(overwritten, pattern(2, 4096), Durable).await.unwrap();
+        volume.checkpoint().await.unwrap();
+        // Until no record is left, so that the next opening has nothing to scan.
+        tokio::time::sleep(Duration::from_secs(60)).await;
         volume.close().await.unwrap();
         let volume = bench.open().await;
-        let key = bench.keys(part).pop().expect("one object");
-        let gate = Gate::new();
-        bench.fault.add(Rule::new(Action::Hold(gate.clone())).on(Operation::Get).containing(&key).times(1));
+        let is_wanted = |key: &String| part == "/pack/" || key.contains("/4095-");
+        let key = bench.keys(part).into_iter().find(is_wanted).expect("one object");
+        let gate = bench.fault.hold(Operation::Get, "/map/1-");
         let consolidated = async {
             gate.reached(1).await;
             volume.consolidate().await.unwrap();
             tokio::time::sleep(Duration::from_secs(60)).await;
             assert!(!bench.keys(part).contains(&key), "it was replaced and deleted meanwhile");
+            bench.memory.reset_tallies();
             gate.release();
         };
-        let (bytes, ()) = tokio::join!(read(&volume, at, 4096), consolidated);
-        let expected = if at == 0 { pattern(1, 4096) } else { pattern(2, 4096) };
+        let (bytes, ()) = tokio::join!(read(&volume, END - 4096, 8192), consolidated);
+        let mut expected = pattern(1, 131_072)[61_440..69_632].to_vec();
+        if part == "/pack/" {
+            expected[..4096].copy_from_slice(&pattern(2, 4096));
+        }
+        assert!(bench.gets(&key).requests > 1, "it was looked for");
         assert_eq!(bytes, expected, "{part}");
     }
 }

@@ -44,6 +44,9 @@ pub(super) struct Composition {
     pub(super) hot: u16,
 }
 
+/// What a fetch found: one result for all of it, or one for each of its blocks.
+pub(super) type Found = Vec<Result<Bytes, Error>>;
+
 /// Compositions that are fetched together.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
@@ -118,13 +121,24 @@ impl Batch {
         Source::Fetched(self.fetches.len() - 1, at, damage)
     }
 
-    /// Fetches what the compositions need. Makes sure that objects that were not found are gone for good:
-    /// their sectors are marked as lost, and what is left of the objects is deleted.
-    pub(super) async fn fetch(&mut self, shared: &Shared) -> Result<Vec<Result<Bytes, Error>>, Error> {
+    /// Fetches what the compositions need. Makes sure that objects that were not found are gone for good: their
+    /// sectors are marked as lost, and what is left of the objects is deleted.
+    pub(super) async fn fetch(&mut self, shared: &Shared) -> Result<Vec<Found>, Error> {
         let fetches = std::mem::take(&mut self.fetches);
-        let fetched = shared.env.cache.fetch_passing(&shared.env.store.bulk, &fetches).await;
-        let lost: BTreeSet<&str> = fetched
+        let store = &shared.env.store.bulk;
+        let fetched = shared.env.cache.fetch_passing(store, &fetches).await;
+        let mut all: Vec<Found> = fetched.into_iter().map(|found| vec![found]).collect();
+        for (fetch, found) in fetches.iter().zip(&mut all) {
+            // A damaged block must not take the blocks with it that were fetched together with it.
+            if fetch.count > 1 && matches!(found[0], Err(Error::Damaged { .. })) {
+                let blocks: Vec<Fetch> =
+                    (0..fetch.count).map(|block| fetch.narrowed(1 << (fetch.first + block))).collect();
+                *found = shared.env.cache.fetch_passing(store, &blocks).await;
+            }
+        }
+        let lost: BTreeSet<&str> = all
             .iter()
+            .flatten()
             .filter_map(|result| match result {
                 Err(Error::Lost { key, .. }) => Some(key.as_str()),
                 _ => None,
@@ -135,7 +149,7 @@ impl Batch {
                 confirm_gone(shared.env.store.bulk.as_ref(), key).await?;
             }
         }
-        Ok(fetched)
+        Ok(all)
     }
 }
 
@@ -157,7 +171,7 @@ impl Composition {
     /// page, of which those outside the range count as intact.
     pub(super) fn compose(
         &self,
-        fetched: &[Result<Bytes, Error>],
+        fetched: &[Found],
         bytes: &mut [u8],
     ) -> Result<[u8; SECTOR_MASK_BYTES], Error> {
         bytes.fill(0);
@@ -176,19 +190,10 @@ impl Composition {
                     mark(&mut good, in_page, |_| true);
                 }
                 Source::Lost => mark(&mut good, in_page, |_| false),
-                Source::Fetched(number, at, damage) => match &fetched[*number] {
-                    Ok(found) => {
-                        part.copy_from_slice(&found[*at..*at + within.len()]);
-                        mark(&mut good, in_page, |sector| {
-                            damage.is_none_or(|damage| damage.is_good(sector as u64))
-                        });
-                    }
-                    Err(error) if error.is_loss() => {
-                        part.fill(0);
-                        mark(&mut good, in_page, |_| false);
-                    }
-                    Err(error) => return Err(error.clone()),
-                },
+                Source::Fetched(number, at, damage) => {
+                    let is_good = |sector: usize| damage.is_none_or(|damage| damage.is_good(sector as u64));
+                    copy_found(&fetched[*number], *at, part, (&mut good, in_page), is_good)?;
+                }
             }
         }
         if mutant::is(Mutant::DamageForgotten) {
@@ -196,6 +201,39 @@ impl Composition {
         }
         Ok(good)
     }
+}
+
+/// Copies what a fetch found, from byte `at` on, to a part of a page. `marked` is the mask of the page and the place of
+/// the part in it. Sectors that could not be fetched are marked as lost, and the others as `is_good` says.
+fn copy_found(
+    found: &Found,
+    at: usize,
+    part: &mut [u8],
+    marked: (&mut [u8; SECTOR_MASK_BYTES], Range<usize>),
+    is_good: impl Fn(usize) -> bool,
+) -> Result<(), Error> {
+    let (good, in_page) = marked;
+    let each = if found.len() == 1 { usize::MAX } else { BLOCK_LEN };
+    let mut done = 0;
+    while done < part.len() {
+        let from = at + done;
+        let length = (part.len() - done).min(each - from % each);
+        let target = &mut part[done..done + length];
+        let sectors = in_page.start + done..in_page.start + done + length;
+        match &found[from / each] {
+            Ok(bytes) => {
+                target.copy_from_slice(&bytes[from % each..from % each + length]);
+                mark(good, sectors, &is_good);
+            }
+            Err(error) if error.is_loss() => {
+                target.fill(0);
+                mark(good, sectors, |_| false);
+            }
+            Err(error) => return Err(error.clone()),
+        }
+        done += length;
+    }
+    Ok(())
 }
 
 /// Marks the sectors of a part of a page as intact or lost.

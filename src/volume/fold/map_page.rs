@@ -414,10 +414,15 @@ impl Folder {
             puts.retain(|(blocks, _)| !chunk.contains(&blocks.start));
             return page.replace(slot, None);
         }
-        let hides = page.stores_any(slot) || puts.iter().any(|(blocks, _)| chunk.contains(&blocks.start));
+        let of_chunk = |blocks: &Range<u32>| chunk.contains(&blocks.start);
+        let is_packed =
+            |(blocks, put): &(Range<u32>, Put)| of_chunk(blocks) && matches!(put, Put::Frames(..));
+        let hides = page.stores_any(slot) || puts.iter().any(is_packed);
         page.entries.insert(slot, entry);
-        if hides {
-            puts.extend(zeros);
+        match hides {
+            true => puts.extend(zeros),
+            // Without an overlay the blocks of the chunk are zeros too.
+            false => puts.retain(|(blocks, _)| !of_chunk(blocks)),
         }
     }
 
