@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use bytes::{Bytes, BytesMut};
 use cairn::protocol::{Command, CommandFlags, Cookie, HeaderStyle, Reply, Request};
 use cairn::server::{
-    Export, ExportDescription, ExportError, Greeting, NoMetrics, Segment, Server, SingleExport,
+    Durability, Export, ExportDescription, ExportError, Greeting, NoMetrics, Segment, Server, SingleExport,
 };
 use cairn::store::{Classes, MemoryStore, Store};
 use cairn::task::Tasks;
@@ -98,7 +98,7 @@ impl Export for OneBlock {
         Ok(vec![Segment::Data(self.0.clone())])
     }
 
-    async fn write(&self, _offset: u64, _data: Bytes, _fua: bool) -> Result<(), ExportError> {
+    async fn write(&self, _offset: u64, _data: Bytes, _durability: Durability) -> Result<(), ExportError> {
         Ok(())
     }
 
@@ -236,7 +236,7 @@ fn dirty_write(bencher: Bencher<'_, '_>) {
         runtime.block_on(async {
             for _ in 0..BATCH {
                 at += 1;
-                volume.write(offset(at, 3 * MIB), data.clone(), false).await.expect("written");
+                volume.write(offset(at, 3 * MIB), data.clone(), Durability::Volatile).await.expect("written");
             }
         });
     });
@@ -252,7 +252,7 @@ fn write_and_flush(bencher: Bencher<'_, '_>) {
     bencher.bench_local(|| {
         at += 1;
         runtime.block_on(async {
-            volume.write(offset(at, 3 * MIB), data.clone(), false).await.expect("written");
+            volume.write(offset(at, 3 * MIB), data.clone(), Durability::Volatile).await.expect("written");
             volume.flush().await.expect("flushed");
         });
     });
@@ -266,7 +266,7 @@ fn cached_read(bencher: Bencher<'_, '_>) {
     runtime.block_on(async {
         let chunk = Bytes::from(vec![5; 1 << 20]);
         for n in 0..16 {
-            volume.write(n * MIB, chunk.clone(), false).await.expect("written");
+            volume.write(n * MIB, chunk.clone(), Durability::Volatile).await.expect("written");
         }
         volume.checkpoint().await.expect("a checkpoint");
         volume.read(0, 16 * MIB).await.expect("read");

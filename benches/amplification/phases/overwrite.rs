@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use cairn::server::Durability;
 use cairn::volume::Volume;
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -184,7 +185,7 @@ pub(super) async fn overwrite(stage: &Stage) -> Result<Value, Failure> {
 }
 
 async fn write(volume: &Volume, content: &mut Content, run: Run) -> Result<(), Failure> {
-    Ok(volume.write(run.block * BLOCK_BYTES, content.next(run), false).await?)
+    Ok(volume.write(run.block * BLOCK_BYTES, content.next(run), Durability::Volatile).await?)
 }
 
 async fn flush(volume: &Volume) -> Result<Duration, Failure> {
