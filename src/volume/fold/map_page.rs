@@ -1,8 +1,8 @@
-//! Folds the changes of one map page: decides what becomes of each changed chunk, packs blocks, rewrites chunks,
-//! and makes the new map page.
+//! Folds the changes of one map page: decides what becomes of each changed chunk, packs blocks, rewrites
+//! chunks, and makes the new map page.
 //!
-//! Invariant: what one attempt decided and packed is what the next attempt uses, because the packs are shared by all
-//! map pages of a fold.
+//! Invariant: what one attempt decided and packed is what the next attempt uses, because the packs are shared
+//! by all map pages of a fold.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -340,7 +340,8 @@ impl Folder {
                 if let Some(pack) = moved
                     && good != self.good_before(page, at)
                 {
-                    tracing::warn!(volume = %shared.keys.volume(), block, "a block cannot be moved from its pack");
+                    tracing::warn!(volume = %shared.keys.volume(), block,
+                        "a block cannot be moved from its pack");
                     let mut background = made.background.lock();
                     background.as_mut().expect("decided").emptied.retain(|emptied| emptied != pack);
                     continue;

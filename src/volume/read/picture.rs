@@ -67,8 +67,8 @@ impl Picture {
         });
     }
 
-    /// Adds a stored range of at most 16 blocks. `cached` has one bit for each block that is in memory, the first block
-    /// in the lowest bit.
+    /// Adds a stored range of at most 16 blocks. `cached` has one bit for each block that is in memory, the
+    /// first block in the lowest bit.
     fn add_blocks(&mut self, range: Range<u64>, cached: u16) {
         let count = range.end.div_ceil(BLOCK_BYTES) - range.start / BLOCK_BYTES;
         if cached == 0 || u64::from(cached.trailing_ones()) >= count {
@@ -147,8 +147,8 @@ impl Shared {
         Ok(picture)
     }
 
-    /// Returns which blocks of a durable piece, which lies within one page, are also in memory, the first one in the
-    /// lowest bit; `None` if it reads as zeros.
+    /// Returns which blocks of a durable piece, which lies within one page, are also in memory, the first one
+    /// in the lowest bit; `None` if it reads as zeros.
     fn stored_in_memory(&self, piece: &Piece, length: u64, held: &HeldPieces) -> Option<u16> {
         let all_if = |is_cached: bool| if is_cached { u16::MAX } else { 0 };
         Some(match piece {
