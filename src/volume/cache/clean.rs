@@ -134,9 +134,10 @@ impl Clean {
         let joined = gone.iter().find(|(other, _)| *other == key).map(|(_, before)| before.joined(&blocks));
         self.counts.added(&key, joined.as_ref().unwrap_or(&blocks).weight());
         for (gone, held) in gone {
-            match gone == key {
-                true => self.counts.moved(&gone, held.weight()),
-                false => self.counts.dropped(&gone, held.weight(), true),
+            self.counts.moved(&gone, held.weight());
+            // What has no room to wait stays if the cache has room for it.
+            if gone != key {
+                self.put(gone, held).await;
             }
         }
     }
