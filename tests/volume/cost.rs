@@ -49,7 +49,8 @@ async fn a_block_written_and_flushed_each_second_costs_a_put_each_second() {
     quiesce().await;
     let [puts, _, lists] = requests(&bench);
     assert_eq!((bench.puts("/journal/").requests, lists), (3600, 0));
-    // A checkpoint every five minutes: a pack, a map page with its overlay, a root, a root table and the head.
+    // A checkpoint every five minutes: a pack, a map page with its overlay, a root, a root table and the
+    // head.
     let folds = bench.puts("/pack/").requests;
     assert!((11..=12).contains(&folds), "{folds} checkpoints in an hour");
     let made = ["/map/", "/root/", "/chunk/", "/overlay/"].map(|part| bench.puts(part).requests);

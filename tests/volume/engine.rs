@@ -1,5 +1,5 @@
-//! What checkpoints do with packs and overlays: bounds on their number and on the space that they take, what each
-//! read of them costs, and that no failure or crash in between loses or leaves anything.
+//! What checkpoints do with packs and overlays: bounds on their number and on the space that they take, what
+//! each read of them costs, and that no failure or crash in between loses or leaves anything.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -146,7 +146,8 @@ async fn a_pack_that_is_mostly_overwritten_is_rewritten_and_deleted() {
         stored.assert_counts();
         stored.assert_nothing_else(&bench);
     }
-    // The rewrite put the 30 blocks that were left beside the one that was written, and read each of them once.
+    // The rewrite put the 30 blocks that were left beside the one that was written, and read each of them
+    // once.
     assert_eq!(bench.puts("/pack/").bytes, pack::object_bytes(31));
     let gets = bench.gets(&first[0]).bytes;
     assert!((pack::index_bytes(100)..=pack::index_bytes(100) + 30 * FRAME_BYTES).contains(&gets), "{gets}");
@@ -241,7 +242,8 @@ async fn a_consolidation_leaves_no_pack_and_no_overlay() {
     }
 }
 
-/// Reads a disk of 16 MiB from its start to its end. Returns the requests and the bytes of packs and of chunks.
+/// Reads a disk of 16 MiB from its start to its end. Returns the requests and the bytes of packs and of
+/// chunks.
 async fn read_in_sequence(bench: &Bench, volume: &Volume, model: &Model) -> [Tally; 2] {
     bench.memory.reset_tallies();
     for at in (0..16 * MIB).step_by(64 << 10) {
@@ -258,7 +260,8 @@ async fn a_sequential_read_fetches_each_block_of_each_pack_once() {
     let (volume, model) = half_overwritten(&mut bench).await;
     let [packs, chunks] = read_in_sequence(&bench, &volume, &model).await;
     assert_eq!(packs.bytes, 2 * 1024 * FRAME_BYTES, "1,024 blocks in each of two packs");
-    // The blocks between those of the packs come along with others of their chunk: that is cheaper than a GET for each.
+    // The blocks between those of the packs come along with others of their chunk: that is cheaper than a GET
+    // for each.
     assert!(chunks.bytes <= 4 * 1024 * FRAME_BYTES, "no block twice: {chunks:?}");
     volume.consolidate().await.unwrap();
     volume.close().await.unwrap();
@@ -308,9 +311,9 @@ async fn a_trim_of_a_disk_with_packs_releases_all_of_them_and_reads_no_data() {
     }
 }
 
-/// A disk of two map pages whose next checkpoint does all that a checkpoint can do: it packs blocks of both map pages
-/// into several packs, rewrites a chunk that changed and one that lies half in packs, rewrites a pack, discards and
-/// zeroes chunks, merges overlays and replaces both map pages. All changes are flushed.
+/// A disk of two map pages whose next checkpoint does all that a checkpoint can do: it packs blocks of both
+/// map pages into several packs, rewrites a chunk that changed and one that lies half in packs, rewrites a
+/// pack, discards and zeroes chunks, merges overlays and replaces both map pages. All changes are flushed.
 async fn busy(bench: &mut Bench) -> (Arc<Volume>, [Model; 2]) {
     bench.options.pack_bytes = 4 * BLOCK;
     bench.options.overlays = 2;
@@ -365,8 +368,8 @@ async fn requests_of_a_checkpoint() -> u32 {
     bench.memory.reset_tallies();
     volume.checkpoint().await.unwrap();
     let made = ["/pack/", "/chunk/", "/overlay/", "/map/", "/root/"].map(|part| bench.puts(part).requests);
-    // Blocks: one of the second map page, three of chunks 0 to 8 that move or change, and two that are partly zeroed
-    // or written.
+    // Blocks: one of the second map page, three of chunks 0 to 8 that move or change, and two that are partly
+    // zeroed or written.
     assert_eq!(made, [2, 2, 2, 2, 2], "it does all that there is");
     tokio::time::sleep(Duration::from_secs(9)).await;
     assert!(packs.iter().any(|pack| !bench.keys("/pack/").contains(pack)), "a pack was rewritten");

@@ -90,8 +90,8 @@ const OLDEST: u64 = 10_000;
 const MIDDLE: u64 = 20_000;
 const NEWEST: u64 = 30_000;
 
-/// Eight chunks in objects, and over them three packs with an overlay each. Returns the keys of the overlay and
-/// the pack in the middle. Nothing is open.
+/// Eight chunks in objects, and over them three packs with an overlay each. Returns the keys of the overlay
+/// and the pack in the middle. Nothing is open.
 async fn layers(bench: &mut Bench) -> [String; 2] {
     bench.options.embed_bytes = 0;
     bench.options.deletion_grace = Duration::ZERO;
@@ -191,7 +191,8 @@ async fn a_lost_overlay_costs_the_chunks_that_it_applied_to_and_stops_no_checkpo
     }
 }
 
-/// A write goes on although the overlay is gone, also where it does not touch its chunks: the map page is replaced.
+/// A write goes on although the overlay is gone, also where it does not touch its chunks: the map page is
+/// replaced.
 #[tokio::test(start_paused = true)]
 async fn an_overlay_that_was_missing_for_a_moment_costs_nothing() {
     let mut bench = Bench::with_chunks(16 * MIB, CHUNK).await;
@@ -243,7 +244,8 @@ async fn open(bench: &mut Bench) -> Arc<Volume> {
     Volume::open(&env, bench.options.clone(), id, true).await.unwrap()
 }
 
-/// Opens the volume, and lets several checkpoints run that have reasons to move the blocks of the middle pack.
+/// Opens the volume, and lets several checkpoints run that have reasons to move the blocks of the middle
+/// pack.
 async fn folded_often(bench: &mut Bench, lost: &[(u64, u64)], when: &str) -> Arc<Volume> {
     // Each pack is a candidate for a rewrite.
     bench.options.relocate_percent = 100;

@@ -48,8 +48,8 @@ async fn a_write_is_dirty_until_it_is_durable_and_absent_after_a_trim() {
     assert_eq!(shown().await, expected);
 }
 
-/// In the journal, in chunk objects and in packs: what was written or read lately is in memory, block by block, and
-/// what was only stored is not.
+/// In the journal, in chunk objects and in packs: what was written or read lately is in memory, block by
+/// block, and what was only stored is not.
 #[tokio::test(start_paused = true)]
 async fn what_is_stored_is_cached_while_memory_has_it_too() {
     let mut bench = Bench::new(64 * MIB).await;

@@ -108,16 +108,16 @@ impl Stored {
         counts
     }
 
-    /// Asserts that the root lists exactly the packs that are in use, each with the number of its frames in use. After a
-    /// loss these numbers may be too high.
+    /// Asserts that the root lists exactly the packs that are in use, each with the number of its frames in
+    /// use. After a loss these numbers may be too high.
     pub(crate) fn assert_counts(&self) {
         let listed: BTreeMap<ObjectId, u32> =
             self.root.packs.iter().map(|(id, PackUse { live, .. })| (*id, *live)).collect();
         assert_eq!(listed, self.in_use);
     }
 
-    /// Asserts that the bucket has no object of the volume besides those that the root references, the head and the
-    /// journal.
+    /// Asserts that the bucket has no object of the volume besides those that the root references, the head
+    /// and the journal.
     pub(crate) fn assert_nothing_else(&self, bench: &Bench) {
         let objects = bench.memory.objects();
         let apart =

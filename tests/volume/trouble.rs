@@ -61,8 +61,8 @@ async fn what_a_checkpoint_moves_meanwhile_is_looked_up_again() {
     let id = cairn::volume::catalog::resolve(&env, "disk").await.unwrap();
     let volume = cairn::volume::Volume::open(&env, bench.options.clone(), id, true).await.unwrap();
     let map = bench.keys("/map/").pop().expect("one map page");
-    // The dirty data leaves gaps, and each of them requests the map page again. The checkpoint shares the first of
-    // these requests; the second one reaches the store when the page is gone.
+    // The dirty data leaves gaps, and each of them requests the map page again. The checkpoint shares the
+    // first of these requests; the second one reaches the store when the page is gone.
     for gap in [1, 3] {
         volume.write(gap * 4096, pattern(2, 4096), Volatile).await.unwrap();
     }
@@ -79,8 +79,8 @@ async fn what_a_checkpoint_moves_meanwhile_is_looked_up_again() {
     assert!(!extents[0].hole && !extents[0].zero);
 }
 
-/// The read waits for the second of two map pages while all blocks of the first one are moved. What it then fetches
-/// is gone.
+/// The read waits for the second of two map pages while all blocks of the first one are moved. What it then
+/// fetches is gone.
 #[tokio::test(start_paused = true)]
 async fn what_a_consolidation_moves_during_a_read_is_looked_up_again() {
     const END: u64 = 256 * MIB;

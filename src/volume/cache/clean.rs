@@ -13,7 +13,6 @@ use futures::FutureExt as _;
 use moka::future::Cache;
 use xxhash_rust::xxh3::Xxh3Builder;
 
-use super::ahead::Ahead;
 use super::counts::Counts;
 use super::fetch::{CacheKey, Fetch};
 use super::held::Held;
@@ -40,9 +39,6 @@ pub(crate) struct Clean {
     pub(crate) counts: Arc<Counts>,
     /// Bytes that were inserted since evictions last ran. At `most_unsettled_bytes` they run again.
     unsettled_bytes: AtomicU64,
-    /// Pieces that were read ahead, and the limit on their bytes.
-    ahead: Ahead,
-    most_ahead_bytes: AtomicU64,
     most_unsettled_bytes: u64,
 }
 
@@ -65,8 +61,6 @@ impl Clean {
             pieces: ArcSwap::from_pointee(pieces(bytes, &counts)),
             counts,
             unsettled_bytes: AtomicU64::new(0),
-            ahead: Ahead::default(),
-            most_ahead_bytes: AtomicU64::new(0),
             most_unsettled_bytes: if eager { 0 } else { UNSETTLED_BYTES },
         }
     }
@@ -89,7 +83,7 @@ impl Clean {
 
     /// Bytes that the pieces take, including the overhead of each.
     pub(super) fn held_bytes(&self) -> u64 {
-        self.pieces.load().weighted_size() + self.ahead.held_bytes()
+        self.pieces.load().weighted_size()
     }
 
     /// Inserts blocks of a piece beside those that are held already.
@@ -119,51 +113,21 @@ impl Clean {
         }
     }
 
-    /// Sets the limit on the bytes of pieces that were read ahead and that nobody has read yet.
-    pub(super) fn limit_ahead(&self, bytes: u64) {
-        self.most_ahead_bytes.store(bytes, Ordering::Relaxed);
-    }
-
-    /// Inserts blocks that were read ahead.
-    pub(super) async fn put_ahead(&self, key: CacheKey, blocks: Held) {
-        let most = self.most_ahead_bytes.load(Ordering::Relaxed);
-        if blocks.mask == 0 || u64::from(blocks.weight()) > most {
-            return self.put(key, blocks).await;
-        }
-        let gone = self.ahead.put(key, &blocks, most, Held::weight);
-        let joined = gone.iter().find(|(other, _)| *other == key).map(|(_, before)| before.joined(&blocks));
-        self.counts.added(&key, joined.as_ref().unwrap_or(&blocks).weight());
-        for (gone, held) in gone {
-            match gone == key {
-                true => self.counts.moved(&gone, held.weight()),
-                false => self.counts.dropped(&gone, held.weight(), true),
-            }
-        }
-    }
-
     /// Returns what is held of a piece. Counts as a use.
     pub(crate) async fn get(&self, key: &CacheKey) -> Option<Held> {
-        let held = self.pieces.load().get(key).await;
-        let Some(ahead) = self.ahead.take(key, Held::weight) else { return held };
-        self.counts.moved(key, ahead.weight());
-        self.put(*key, ahead.clone()).await;
-        Some(held.map_or(ahead.clone(), |held| held.joined(&ahead)))
+        self.pieces.load().get(key).await
     }
 
     /// Whether all wanted blocks of a piece are held.
     pub(crate) fn contains(&self, fetch: &Fetch) -> bool {
         // The cache has no lookup that leaves the order of use alone and returns the value. It never waits.
         let held = self.pieces.load().get(&fetch.key).now_or_never().flatten();
-        let mask = held.map_or(0, |held| held.mask);
-        fetch.mask() & !(mask | self.ahead.mask(&fetch.key)) == 0
+        held.is_some_and(|held| fetch.mask() & !held.mask == 0)
     }
 
     /// Removes a piece.
     pub(crate) async fn remove(&self, key: &CacheKey) {
         self.pieces.load().invalidate(key).await;
-        if let Some(ahead) = self.ahead.take(key, Held::weight) {
-            self.counts.dropped(key, ahead.weight(), false);
-        }
     }
 
     /// Runs pending evictions.
@@ -188,12 +152,7 @@ impl Clean {
 
     /// Returns which blocks of which pieces are held, for all volumes.
     pub(crate) fn all(&self) -> HeldPieces {
-        let mut held: BTreeMap<CacheKey, u16> =
-            self.pieces.load().iter().map(|(key, held)| (*key, held.mask)).collect();
-        for (key, mask) in self.ahead.all() {
-            *held.entry(key).or_default() |= mask;
-        }
-        HeldPieces(held)
+        HeldPieces(self.pieces.load().iter().map(|(key, held)| (*key, held.mask)).collect())
     }
 }
 

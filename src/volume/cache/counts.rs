@@ -50,11 +50,6 @@ impl Counts {
         });
     }
 
-    /// Counts a piece that moves within the cache, and is added again in its new place.
-    pub(super) fn moved(&self, key: &CacheKey, weight: u32) {
-        self.with(key.volume, |metrics| metrics.cache_bytes.of(Tier::Memory).sub(i64::from(weight)));
-    }
-
     /// Counts requested pieces, `misses` of which were not in memory.
     pub(crate) fn asked(&self, wanted: &[Fetch], misses: usize) {
         let Some(first) = wanted.first() else { return };

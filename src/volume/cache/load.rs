@@ -30,8 +30,6 @@ const GAP_BYTES: u64 = PAGE_BYTES / 2;
 pub(super) enum Keep {
     /// In the cache.
     Cached,
-    /// Apart, until a sequential reader comes.
-    Ahead,
     /// Not at all, unless others will need them.
     Passing,
 }
@@ -80,10 +78,7 @@ impl Begun {
             let stays = !matches!(keep, Keep::Passing) || matches!(fetch.check, Check::Run(..));
             if stays && held.mask != 0 {
                 held.data = own(std::mem::take(&mut held.data));
-                match keep {
-                    Keep::Ahead => clean.put_ahead(fetch.key, held.clone()).await,
-                    Keep::Cached | Keep::Passing => clean.put(fetch.key, held.clone()).await,
-                }
+                clean.put(fetch.key, held.clone()).await;
             }
         }
         self.hand_over(outcomes);

@@ -5,7 +5,6 @@
 //! store, so that eviction loses nothing. Invariants: every block in the cache has passed its check.
 //! Concurrent misses of one block share one GET. A block that failed its check is not in the cache.
 
-mod ahead;
 pub(super) mod clean;
 mod counts;
 pub mod fetch;
@@ -37,8 +36,6 @@ pub const AHEAD_GETS: usize = 8;
 
 /// Share of the capacity that the index may take: one part of this many.
 const INDEX_SHARE: u64 = 2;
-/// Share of the capacity that data may take that was read ahead and not read yet: one part of this many.
-const AHEAD_SHARE: u64 = 32;
 /// The capacity is divided between index and data in steps of one part of this many.
 const BALANCE_STEPS: u64 = 16;
 
@@ -99,7 +96,6 @@ impl PageCache {
     fn with(bytes: u64, get_bytes: u64, eager: bool) -> Arc<Self> {
         let reserved = reserved_bytes(bytes, 0);
         let clean = Clean::new(bytes - reserved, eager);
-        clean.limit_ahead(bytes / AHEAD_SHARE);
         let index = Index::new(bytes / INDEX_SHARE, &clean.counts);
         Arc::new(Self {
             clean: Arc::new(clean),
@@ -117,7 +113,6 @@ impl PageCache {
     pub async fn resize(&self, bytes: u64) {
         self.capacity_bytes.store(bytes, Ordering::Relaxed);
         self.index.resize(bytes / INDEX_SHARE).await;
-        self.clean.limit_ahead(bytes / AHEAD_SHARE);
         self.divide(true).await;
     }
 
@@ -306,7 +301,7 @@ impl PageCache {
             drop(self.tasks.spawn_until_cancelled(begun.load(
                 Arc::clone(store),
                 Arc::clone(&self.clean),
-                Keep::Ahead,
+                Keep::Cached,
             )));
         }
     }
@@ -381,8 +376,8 @@ impl PageCache {
     }
 }
 
-/// Bytes of a capacity that data leaves to what was read ahead and to an index of `held` bytes.
+/// Bytes of a capacity that data leaves to an index of `held` bytes.
 fn reserved_bytes(capacity: u64, held: u64) -> u64 {
     let step = (capacity / BALANCE_STEPS).max(1);
-    ((held + capacity / AHEAD_SHARE).div_ceil(step).max(1) * step).min(capacity / INDEX_SHARE).min(capacity)
+    (held.div_ceil(step).max(1) * step).min(capacity / INDEX_SHARE).min(capacity)
 }

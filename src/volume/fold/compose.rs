@@ -1,8 +1,8 @@
 //! Composes new content for a part of a page from what lies below it and the changes of a checkpoint.
 //!
 //! Owns the content of new blocks; which blocks are made is decided in `plan`. Invariant: each sector holds
-//! what a read at the checkpoint's commit returns. A sector that cannot be read is marked as lost until it
-//! is overwritten; it never becomes zeros.
+//! what a read at the checkpoint's commit returns. A sector that cannot be read is marked as lost until it is
+//! overwritten; it never becomes zeros.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -121,8 +121,8 @@ impl Batch {
         Source::Fetched(self.fetches.len() - 1, at, damage)
     }
 
-    /// Fetches what the compositions need. Makes sure that objects that were not found are gone for good: their
-    /// sectors are marked as lost, and what is left of the objects is deleted.
+    /// Fetches what the compositions need. Makes sure that objects that were not found are gone for good:
+    /// their sectors are marked as lost, and what is left of the objects is deleted.
     pub(super) async fn fetch(&mut self, shared: &Shared) -> Result<Vec<Found>, Error> {
         let fetches = std::mem::take(&mut self.fetches);
         let store = &shared.env.store.bulk;
@@ -167,8 +167,8 @@ impl Composition {
         }
     }
 
-    /// Writes the content to `bytes`, which is as long as the range. Returns the intact sectors of its
-    /// page, of which those outside the range count as intact.
+    /// Writes the content to `bytes`, which is as long as the range. Returns the intact sectors of its page,
+    /// of which those outside the range count as intact.
     pub(super) fn compose(
         &self,
         fetched: &[Found],
@@ -203,8 +203,9 @@ impl Composition {
     }
 }
 
-/// Copies what a fetch found, from byte `at` on, to a part of a page. `marked` is the mask of the page and the place of
-/// the part in it. Sectors that could not be fetched are marked as lost, and the others as `is_good` says.
+/// Copies what a fetch found, from byte `at` on, to a part of a page. `marked` is the mask of the page and
+/// the place of the part in it. Sectors that could not be fetched are marked as lost, and the others as
+/// `is_good` says.
 fn copy_found(
     found: &Found,
     at: usize,

@@ -1,8 +1,8 @@
 //! Folds the changes of one map page: decides what becomes of each changed chunk, packs blocks, rewrites
 //! chunks, and makes the new map page.
 //!
-//! Invariant: what one attempt decided and packed is what the next attempt uses, because the packs are
-//! shared by all map pages of a fold.
+//! Invariant: what one attempt decided and packed is what the next attempt uses, because the packs are shared
+//! by all map pages of a fold.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;

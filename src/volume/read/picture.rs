@@ -147,8 +147,8 @@ impl Shared {
         Ok(picture)
     }
 
-    /// Returns which blocks of a durable piece, which lies within one page, are also in memory, the first
-    /// one in the lowest bit; `None` if it reads as zeros.
+    /// Returns which blocks of a durable piece, which lies within one page, are also in memory, the first one
+    /// in the lowest bit; `None` if it reads as zeros.
     fn stored_in_memory(&self, piece: &Piece, length: u64, held: &HeldPieces) -> Option<u16> {
         let all_if = |is_cached: bool| if is_cached { u16::MAX } else { 0 };
         Some(match piece {
