@@ -44,7 +44,8 @@ pub(in crate::cli) struct Store {
     #[arg(long, default_value = "4MiB")]
     size: Size,
     /// Number of requests at a time, at most store.concurrency
-    #[arg(long, value_name = "REQUESTS", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "REQUESTS", default_value_t = 16)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     concurrency: u32,
     /// Time limit of each of the three measurements
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=3600))]
