@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use cairn::protocol::{
     Announcement, BlockStatusPayload, Chunk, DecodeError, DiskInfo, ExportName, HeaderStyle, Info,
     InfoRequest, MetaContext, MetaContextRequest, Negotiate, NegotiateResponse, OptionReplyHeader,
-    OptionRequestHeader, Reply, ReplyType, Request, ServerEntry,
+    OptionRequestHeader, Padding, Reply, ReplyType, Request, ServerEntry,
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -41,7 +41,7 @@ fuzz_target!(|input: &[u8]| {
     }
     if let Ok(info) = DiskInfo::decode(bytes) {
         let mut out = BytesMut::new();
-        info.encode(false, &mut out);
+        info.encode(Padding::None, &mut out);
         assert_eq!(out, bytes[..DiskInfo::LENGTH]);
     }
     let reply_type = ReplyType::from_wire(u16::from_be_bytes(*reply_type));
