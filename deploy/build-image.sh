@@ -8,6 +8,9 @@
 # Needs `docker buildx` with a builder for the platforms (docker buildx create --use), and emulation for those that are not
 # this machine's. BUILD_IMAGE and BASE_IMAGE with a digest are taken as they are: so is a release built again from the
 # same bases. Otherwise the registry is asked which digests the tags in the Dockerfile have now.
+#
+# The tests check the command. It was run with buildx 0.38 and BuildKit 0.34 for two architectures and a local registry, on
+# stand-ins for the bases and for the compiler, and without --sbom, whose scanner is itself an image from a registry.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -31,7 +34,7 @@ base_image=$(pinned "${BASE_IMAGE:-$(default BASE_IMAGE)}")
 version=$(sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1)
 revision=$(git rev-parse HEAD)
 [ -z "$(git status --porcelain)" ] || { echo "the working tree has changes: the image would not be of $revision" >&2 && exit 1; }
-source=$(git remote get-url origin 2>/dev/null | sed 's|//[^/@]*@|//|' | grep . || echo unknown)
+source=$(git remote get-url origin 2>/dev/null | sed 's|//[^/@]*@|//|' | grep :// || echo unknown)
 
 command=(docker buildx build --file deploy/Dockerfile --platform "${PLATFORMS:-linux/amd64,linux/arm64}"
     --build-arg "BUILD_IMAGE=$build_image" --build-arg "BASE_IMAGE=$base_image"

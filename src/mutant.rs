@@ -53,6 +53,26 @@ mutants! {
     ZerosAfterChunks = "zeros-after-chunks",
     /// A read searches the commits in flight from the oldest to the newest.
     OldestCommitFirst = "oldest-commit-first",
+    /// A checkpoint forgets the snapshot of the root that it replaces.
+    SnapshotForgotten = "snapshot-forgotten",
+    /// A commit that ends with a snapshot comes after it.
+    SnapshotBeforeCommit = "snapshot-before-commit",
+    /// Commits are added to a segment that ended with a snapshot.
+    SegmentReopened = "segment-reopened",
+    /// A checkpoint at a snapshot also folds the segment after it.
+    SegmentsMixed = "segments-mixed",
+    /// An opening ignores the snapshots in the journal.
+    SnapshotUnreplayed = "snapshot-unreplayed",
+    /// A snapshot is answered while its commit is on its way.
+    SnapshotAnsweredEarly = "snapshot-answered-early",
+    /// A snapshot may have the name of another.
+    SnapshotNameUnchecked = "snapshot-name-unchecked",
+    /// The objects of a deleted snapshot are garbage before the head references the table without it.
+    SnapshotFreedEarly = "snapshot-freed-early",
+    /// The current root counts as replaced when its snapshot is deleted.
+    CurrentRootRetired = "current-root-retired",
+    /// What a replaced root shares with its parent goes with it.
+    ParentSkipped = "parent-skipped",
     /// A TRIM ignores the partial sectors at its two ends.
     TrimEdgeDropped = "trim-edge-dropped",
     /// A TRIM leaves the dirty blocks of its range in place, where they hide it.
@@ -162,6 +182,10 @@ mutants! {
     /// If an object could not be created because one exists, the existing one is assumed to be another's,
     /// without reading it.
     OwnSuccessUnknown = "own-success-unknown",
+    /// The second PUT of a slow record is sent without its condition.
+    HedgeUnconditional = "hedge-unconditional",
+    /// The second PUT of a slow record counts as successful if its slot is taken, by whatever record.
+    HedgeRefusedIsSuccess = "hedge-refused-is-success",
     /// The directory store does not sync the data that it writes to a file.
     FileUnsynced = "file-unsynced",
     /// The directory store does not sync a directory after it creates a name in it.

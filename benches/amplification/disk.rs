@@ -89,7 +89,7 @@ impl Disk {
             ..defaults
         };
         let env = Environment {
-            store: Classes::limited(&delayed, CONCURRENCY, &all.store(), |store| store),
+            store: Classes::limited(&delayed, CONCURRENCY, &all.store(), |_, limited| limited),
             cache: PageCache::new(self.clean_bytes(), options.get_bytes),
             budget: DirtyBudget::new(self.dirty_bytes()),
             // Object names need not be repeatable, but must differ between the gateways of one disk.

@@ -1,4 +1,4 @@
-//! The API below `/api/v1`: volumes, connections, draining, and the description of the API itself.
+//! The API below `/api/v1`: volumes, snapshots, connections, draining, and the description of the API itself.
 //!
 //! Must not know how the gateway does its work. Invariant: `openapi.json` describes exactly the routes that
 //! exist here.
@@ -17,7 +17,10 @@ use axum::{Json, extract::rejection::QueryRejection};
 use serde::Deserialize;
 use uuid::Uuid;
 
-use super::view::{ConnectionView, MapView, NewVolume, Problem, StatusView, UnnamedView, VolumeView, stored};
+use super::view::{
+    ConnectionView, MapView, NewSnapshot, NewVolume, Problem, SnapshotView, StatusView, UnnamedView,
+    VolumeView, stored,
+};
 use super::{Context, OpenVolume};
 use crate::gateway::IfHeld;
 use crate::volume::Status;
@@ -44,6 +47,8 @@ pub(super) fn routes() -> Router<Context> {
         .route("/api/v1/volumes/{name}/map", get(map))
         .route("/api/v1/volumes/{name}/flush", post(flush))
         .route("/api/v1/volumes/{name}/checkpoint", post(checkpoint))
+        .route("/api/v1/volumes/{name}/snapshots", get(snapshots).post(take_snapshot))
+        .route("/api/v1/volumes/{name}/snapshots/{snapshot}", axum::routing::delete(delete_snapshot))
         .route("/api/v1/connections", get(connections))
         .route("/api/v1/drain", post(drain))
 }
@@ -225,6 +230,34 @@ async fn flush(State(context): State<Context>, Path(name): Path<String>) -> Answ
 
 async fn checkpoint(State(context): State<Context>, Path(name): Path<String>) -> Answer<StatusCode> {
     opened(&context, &name).await?.volume.checkpoint().await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn snapshots(
+    State(context): State<Context>,
+    Path(name): Path<String>,
+) -> Answer<Json<Vec<SnapshotView>>> {
+    let snapshots = asked(&context, context.gateway.snapshots(&name)).await?;
+    Ok(Json(snapshots.into_iter().map(SnapshotView::from).collect()))
+}
+
+async fn take_snapshot(
+    State(context): State<Context>,
+    Path(volume): Path<String>,
+    body: Result<Json<NewSnapshot>, JsonRejection>,
+) -> Answer<Response> {
+    let Json(new) = body.map_err(|error| Problem::new(error.status(), error.body_text()))?;
+    let taken = context.gateway.take_snapshot(&volume, &new.name).await?;
+    let location = format!("/api/v1/volumes/{volume}/snapshots/{}", taken.name);
+    let view = Json(SnapshotView::from(taken));
+    Ok((StatusCode::CREATED, [(LOCATION, location)], view).into_response())
+}
+
+async fn delete_snapshot(
+    State(context): State<Context>,
+    Path((volume, snapshot)): Path<(String, String)>,
+) -> Answer<StatusCode> {
+    context.gateway.delete_snapshot(&volume, &snapshot).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -12,7 +12,9 @@ const byId = (id) => document.getElementById(id);
 const page = { status: null, connections: [], at: 0, error: null, token: sessionStorage.getItem("token"), sort: "name", down: false };
 const histories = new Map();
 let looking = null; // the timer of the next update
+let closed = Promise.resolve(); // settled when no dialog is open
 let signingIn = null; // the dialog that asks for the token, while it is open
+let isDeclined = false; // whether that dialog was cancelled for a request that only reads
 
 export function bytes(count) {
   const units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
@@ -45,7 +47,7 @@ export async function ask(method, path, body) {
   const said = await answer.json().catch(() => ({ error: answer.statusText }));
   if (answer.status === 401) {
     // Another request may have asked for the token meanwhile.
-    if (page.token === token) await signIn(said.error);
+    if (page.token === token) await signInFor(method, said.error);
     return ask(method, path, body);
   }
   throw Object.assign(new Error(said.error), { status: answer.status });
@@ -53,8 +55,15 @@ export async function ask(method, path, body) {
 
 export const pathOf = (name, what = "") => `api/v1/volumes/${encodeURIComponent(name)}${what}`;
 
-// Opens the dialog; gives what was typed, or null if it was left. `fields` are [label, what must be typed or null, kind].
-function confirm(question, consequence, verb, fields = []) {
+// Opens the dialog, once the one before is closed; gives what was typed, or null if it was left. `fields` are [label, what
+// must be typed or null, kind].
+function confirm(...of) {
+  const typed = closed.then(() => openDialog(...of));
+  closed = typed;
+  return typed;
+}
+
+function openDialog(question, consequence, verb, fields = []) {
   const dialog = byId("dialog");
   byId("question").textContent = question;
   byId("consequence").textContent = consequence;
@@ -83,6 +92,15 @@ function confirm(question, consequence, verb, fields = []) {
   });
 }
 
+const refused = (why) => Object.assign(new Error(why), { status: 401 });
+
+// After a cancelled dialog, no request that only reads opens it again: the page sends these on its own.
+async function signInFor(method, why) {
+  const reads = method === "GET";
+  if (reads && isDeclined) throw refused(why);
+  try { await signIn(why); } catch (error) { isDeclined ||= reads; throw error; }
+}
+
 // Requests that are refused at the same time share one dialog.
 function signIn(why) {
   signingIn ??= askForToken(why).finally(() => { signingIn = null; });
@@ -91,8 +109,9 @@ function signIn(why) {
 
 async function askForToken(why) {
   const typed = await confirm("The gateway asks for its token", why, "Use it", [["Token", null, "password"]]);
-  if (!typed) throw Object.assign(new Error(why), { status: 401 });
+  if (!typed) throw refused(why);
   [page.token] = typed;
+  isDeclined = false;
   sessionStorage.setItem("token", page.token);
 }
 
@@ -222,8 +241,12 @@ function show() {
   const what = trouble();
   byId("trouble").hidden = !what;
   byId("trouble").textContent = what ?? "";
+  byId("sign-in").hidden = !isDeclined;
   document.body.classList.toggle("stale", Boolean(page.error));
-  if (!status) return;
+  if (!status) {
+    byId("summary").textContent = isDeclined ? "Not signed in" : "Asking the gateway…";
+    return;
+  }
   const open = status.volumes.filter((volume) => volume.open);
   byId("version").textContent = status.version;
   byId("summary").textContent = `${count(status.volumes.length, "volume")}, ${open.length} open, `
@@ -243,6 +266,8 @@ function show() {
 
 async function look() {
   clearTimeout(looking);
+  // The next request is sent when somebody asks for it.
+  if (isDeclined) { show(); return; }
   try {
     const [status, connections] = await Promise.all([ask("GET", "api/v1/status"), ask("GET", "api/v1/connections")]);
     const now = performance.now();
@@ -253,7 +278,7 @@ async function look() {
   }
   show();
   clearTimeout(looking);
-  looking = setTimeout(look, EVERY_MS);
+  if (!isDeclined) looking = setTimeout(look, EVERY_MS);
 }
 
 byId("search").addEventListener("input", () => page.status && showTable());
@@ -276,6 +301,7 @@ addEventListener("keydown", (event) => {
 byId("create").addEventListener("click", () => act("Make a volume", "It takes room in the store only for what is written.",
   "Make it", [["Name", null], ["Size, such as 10GiB", null]],
   ([name, text]) => ask("POST", "api/v1/volumes", { name, size_bytes: size(text) })));
+byId("sign-in").addEventListener("click", () => { isDeclined = false; look(); });
 byId("drain").addEventListener("click", () => act("Drain this gateway",
   "It answers what is in flight, closes every volume and ends. Its clients lose their disks unless another gateway takes over.",
   "Drain", [["Type drain", "drain"]], () => ask("POST", "api/v1/drain")));

@@ -14,11 +14,13 @@ use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{Context, Failure, Known, OpenVolume, Stage};
+use crate::metrics::labels::Share;
 use crate::metrics::{Command, Label as _, Limits, ReadSource, Tier, VolumeMetrics};
 use crate::server;
 use crate::volume::catalog::{Info, Unnamed};
 use crate::volume::format::geometry::BLOCK_BYTES;
-use crate::volume::{self, OpenError, Picture, Status};
+use crate::volume::format::snapshot::Snapshot;
+use crate::volume::{self, OpenError, Picture, SnapshotError, Status};
 
 /// The last second of the year 9999, the latest time that RFC 3339 can express.
 const LAST_SECOND: u64 = 253_402_300_799;
@@ -45,11 +47,16 @@ impl IntoResponse for Problem {
 
 impl From<Failure> for Problem {
     fn from(failure: Failure) -> Self {
-        let Failure::Volume(error) = failure else {
-            return Self::new(StatusCode::SERVICE_UNAVAILABLE, failure.to_string());
+        let error = match failure {
+            Failure::NotServing(why) => return Self::new(StatusCode::SERVICE_UNAVAILABLE, why),
+            Failure::InUse(why) => return Self::new(StatusCode::CONFLICT, why),
+            Failure::Snapshot(error) => return error.into(),
+            Failure::Volume(error) => error,
         };
         let status = match &*error {
-            OpenError::NoSuchVolume(_) | OpenError::NoSuchId(_) => StatusCode::NOT_FOUND,
+            OpenError::NoSuchVolume(_) | OpenError::NoSuchId(_) | OpenError::NoSuchSnapshot(_) => {
+                StatusCode::NOT_FOUND
+            }
             OpenError::BadName(_) | OpenError::Geometry(_) => StatusCode::UNPROCESSABLE_ENTITY,
             OpenError::Exists(_)
             | OpenError::SizeDiffers { .. }
@@ -84,6 +91,20 @@ impl From<volume::Error> for Problem {
     }
 }
 
+impl From<SnapshotError> for Problem {
+    fn from(error: SnapshotError) -> Self {
+        let status = match error {
+            SnapshotError::Volume(error) => return error.into(),
+            SnapshotError::NoSuchSnapshot(_) => StatusCode::NOT_FOUND,
+            SnapshotError::BadName(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            SnapshotError::Exists(_) | SnapshotError::TooMany(_) | SnapshotError::Pinned { .. } => {
+                StatusCode::CONFLICT
+            }
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
 /// The body of the readiness check.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Ready {
@@ -98,6 +119,13 @@ pub(super) struct NewVolume {
     pub(super) name: String,
     pub(super) size_bytes: Whole,
     pub(super) chunk_bytes: Option<Whole>,
+}
+
+/// A request to take a snapshot.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NewSnapshot {
+    pub(super) name: String,
 }
 
 /// A non-negative integer. JSON has only one kind of number, and JSON Schema treats `512.0` as an integer
@@ -299,6 +327,21 @@ impl From<Unnamed> for UnnamedView {
     }
 }
 
+/// A snapshot of a volume.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SnapshotView {
+    /// Name of the snapshot.
+    pub name: String,
+    /// When it was taken (RFC 3339, UTC), by the clock of the gateway that took it.
+    pub taken_at: String,
+}
+
+impl From<Snapshot> for SnapshotView {
+    fn from(snapshot: Snapshot) -> Self {
+        Self { name: snapshot.name, taken_at: time(snapshot.taken_at_seconds) }
+    }
+}
+
 /// The state of a volume that is open here.
 #[derive(Clone, Debug, Serialize)]
 struct OpenView {
@@ -315,6 +358,10 @@ struct OpenView {
     checkpoint_at: Option<String>,
     lease_seconds: Option<f64>,
     cached_bytes: u64,
+    live_bytes: u64,
+    garbage_bytes: u64,
+    overlaid_bytes: u64,
+    packs: u64,
     totals: Totals,
 }
 
@@ -343,6 +390,10 @@ impl OpenView {
             checkpoint_at: (checkpoint > 0).then(|| time(checkpoint)),
             lease_seconds: open.metrics.lease_ends.length().map(|left| left.as_secs_f64()),
             cached_bytes: positive(open.metrics.cache_bytes.of(Tier::Memory).get()),
+            live_bytes: positive(open.metrics.data_bytes.of(Share::Live).get()),
+            garbage_bytes: positive(open.metrics.data_bytes.of(Share::Garbage).get()),
+            overlaid_bytes: positive(open.metrics.overlaid_bytes.get()),
+            packs: positive(open.metrics.packs.get()),
             totals: Totals::of(&open.metrics),
         }
     }

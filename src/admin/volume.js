@@ -1,12 +1,13 @@
-// The page of one volume: lines of the last minutes, the map, facts, connections, commands.
+// The page of one volume: lines of the last minutes, the map, facts, snapshots, connections, commands.
 import { act, ask, bytes, duration, element, pathOf, stateOf } from "./status.js";
 
 const COLUMNS = 128;
 const CELLS = 1024;
 const MAP_EVERY_MS = 6000;
+const SNAPSHOTS_EVERY_MS = 6000;
 const LEAST_POINTS = 30; // a minute
 const byId = (id) => document.getElementById(id);
-let shown = { name: null, mapAt: -Infinity };
+let shown = { name: null, mapAt: -Infinity, snapshotsAt: -Infinity };
 
 const LINES = [
   ["read", "Read", (value) => `${bytes(value)}/s`],
@@ -72,10 +73,11 @@ async function refreshMap(name) {
   }
 }
 
-function facts(volume) {
+function facts(volume, countedAt) {
   const { open } = volume;
   const when = (text) => (text ? new Date(text).toLocaleString() : "–");
-  const list = [["Size", bytes(volume.size_bytes)], ["Stored", volume.stored_bytes === null ? "not counted yet" : bytes(volume.stored_bytes)],
+  const list = [["Size", bytes(volume.size_bytes)], ["Objects in the store", volume.stored_bytes === null ? "not counted yet"
+    : `${bytes(volume.stored_bytes)} as of ${new Date(countedAt).toLocaleTimeString()}`],
     ["Chunk", bytes(volume.chunk_bytes)], ["Created", when(volume.created_at)], ["Id", volume.id]];
   if (open) {
     const asked = open.totals.cache_hits + open.totals.cache_misses;
@@ -85,6 +87,8 @@ function facts(volume) {
       ["Lease", open.lease_seconds === null ? "none" : `${Math.round(open.lease_seconds)} s left, epoch ${volume.epoch}`],
       ["Held by", volume.holder ?? "–"],
       ["Journal", `${bytes(open.journal_bytes)} in ${open.journal_records} records`],
+      ["Data", `${bytes(open.live_bytes)} live, ${bytes(open.garbage_bytes)} to be freed`],
+      ["In packs", `${bytes(open.overlaid_bytes)} in ${open.packs} packs`],
       ["Last checkpoint", open.checkpoint_at ? when(open.checkpoint_at) : "none since the opening"],
       ["Commits in flight", String(open.commits_in_flight)],
       ["Writes waited at a bound", duration(open.totals.throttled_seconds)],
@@ -97,6 +101,43 @@ function facts(volume) {
     group.append(element("dt", what), element("dd", value));
     return group;
   }));
+}
+
+const pathOfSnapshot = (name, snapshot) => pathOf(name, `/snapshots/${encodeURIComponent(snapshot)}`);
+
+// Does something to the snapshots of the volume, which are then asked for again.
+async function changeSnapshots(method, path, body) {
+  await ask(method, path, body);
+  shown.snapshotsAt = -Infinity;
+}
+
+function drawSnapshots(name, snapshots) {
+  byId("untaken").textContent = snapshots.length ? "" : "There is none.";
+  byId("taken").replaceChildren(...[...snapshots].reverse().map((snapshot) => {
+    const row = element("tr");
+    row.dataset.snapshot = snapshot.name;
+    const gone = Object.assign(element("button", "Delete…"), { type: "button", ariaLabel: `Delete snapshot ${snapshot.name}` });
+    gone.addEventListener("click", () => act(`Delete the snapshot ${snapshot.name} of ${name} for ever`,
+      "What only it needs is deleted from the store. This cannot be undone.", "Delete", [["Type its name", snapshot.name]],
+      () => changeSnapshots("DELETE", pathOfSnapshot(name, snapshot.name))));
+    const last = element("td");
+    last.append(gone);
+    row.append(element("td", snapshot.name), element("td", new Date(snapshot.taken_at).toLocaleString()),
+      element("td", `${name}@${snapshot.name}`, "wide"), last);
+    return row;
+  }));
+}
+
+// The gateway has the snapshots of an open volume in memory. It asks the store for those of another one: then only once.
+async function refreshSnapshots(name, isOpen) {
+  if (performance.now() - shown.snapshotsAt < (isOpen ? SNAPSHOTS_EVERY_MS : Infinity)) return;
+  shown.snapshotsAt = performance.now();
+  try {
+    const snapshots = await ask("GET", pathOf(name, "/snapshots"));
+    if (shown.name === name) drawSnapshots(name, snapshots);
+  } catch (error) {
+    if (shown.name === name) byId("untaken").textContent = `They cannot be read now: ${error.message}`;
+  }
 }
 
 const quoted = (text) => (/^[\w@%+=:,./?-]+$/.test(text) && !text.includes("?") ? text : `'${text.replaceAll("'", "'\\''")}'`);
@@ -127,8 +168,10 @@ function commands(name, templates) {
 // Shows a volume; `volume` is undefined if there is none of that name, `points` are those of its lines.
 export function showVolume(name, volume, points, page) {
   if (shown.name !== name) {
-    shown = { name, mapAt: -Infinity };
+    shown = { name, mapAt: -Infinity, snapshotsAt: -Infinity };
     byId("sums").textContent = "";
+    byId("taken").replaceChildren();
+    byId("untaken").textContent = "";
     const canvas = byId("map").querySelector("canvas");
     canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
   }
@@ -141,14 +184,16 @@ export function showVolume(name, volume, points, page) {
   const serves = open && open.state !== "stopped";
   for (const id of ["lines", "users"]) byId(id).hidden = !open;
   byId("map").hidden = !serves;
-  byId("facts").hidden = !volume || Boolean(volume.problem);
+  for (const id of ["facts", "snapshots"]) byId(id).hidden = !volume || Boolean(volume.problem);
+  byId("snapshot").disabled = !volume || Boolean(volume.problem);
   byId("commands").hidden = !volume || Boolean(volume.problem) || page.status.connect.length === 0;
   for (const id of ["flush", "checkpoint"]) byId(id).disabled = !serves;
   byId("delete").disabled = !volume || Boolean(serves);
   byId("delete").title = serves ? "A volume that is open here is not deleted: disconnect its clients first." : "";
   if (!volume || volume.problem) return;
-  facts(volume);
+  facts(volume, page.status.counted_at);
   commands(name, page.status.connect);
+  refreshSnapshots(name, serves);
   if (!open) return;
   byId("lines").replaceChildren(...LINES.map((of) => line(of, points)));
   byId("connections").replaceChildren(...page.connections.filter((of) => of.export === name).map((of) => {
@@ -164,6 +209,9 @@ byId("flush").addEventListener("click", () => act(`Flush ${shown.name}`, "What w
 byId("checkpoint").addEventListener("click", () => act(`Make a checkpoint of ${shown.name}`,
   "The journal is folded into chunks, which costs some requests to the store. Clients are not held up.",
   "Checkpoint", [], () => ask("POST", pathOf(shown.name, "/checkpoint"))));
+byId("snapshot").addEventListener("click", () => act(`Take a snapshot of ${shown.name}`,
+  "It keeps what was written until now. Clients are not held up.", "Take it", [["Name of the snapshot", null]],
+  ([name]) => changeSnapshots("POST", pathOf(shown.name, "/snapshots"), { name })));
 byId("delete").addEventListener("click", () => act(`Delete ${shown.name} for ever`,
   "Its data is deleted from the store. This cannot be undone.", "Delete", [["Type its name", shown.name]],
   () => ask("DELETE", pathOf(shown.name))));

@@ -1,4 +1,4 @@
-//! A client for a gateway's API at its admin socket: `cairn volume --gateway`.
+//! A client for a gateway's API at its admin socket: `cairn volume --gateway` and `cairn snapshot --gateway`.
 //!
 //! Owns the requests and the reading of responses, and must not know the store. Invariant: it only relies on
 //! what `openapi.json` describes. It sends no token, because the admin socket serves the user who runs the
@@ -14,7 +14,7 @@ use tokio::net::UnixStream;
 use super::error::Error;
 use super::http::{Answer, exchange};
 use super::volume_view::Row;
-use crate::admin::UnnamedView;
+use crate::admin::{SnapshotView, UnnamedView};
 use crate::volume::OpenError;
 use crate::volume::catalog::Info;
 use crate::volume::format::keys;
@@ -26,6 +26,8 @@ const ANSWER_BYTES: u64 = 256 << 20;
 
 /// Path of the volumes in the API.
 const VOLUMES: &str = "/api/v1/volumes";
+/// Path of the snapshots of a volume, after the path of the volume.
+const SNAPSHOTS: &str = "/snapshots";
 /// Path of the volumes without a name in the API.
 const UNNAMED: &str = "/api/v1/unnamed";
 
@@ -106,6 +108,22 @@ impl Gateway {
         self.ask("DELETE", &format!("{UNNAMED}/{id}{query}"), None).await.map(drop)
     }
 
+    /// Lists the snapshots of a volume, in the order in which they were taken.
+    pub(super) async fn snapshots(&self, volume: &str) -> Result<Vec<SnapshotView>, Error> {
+        self.parsed(&self.ask("GET", &path(volume, SNAPSHOTS)?, None).await?)
+    }
+
+    /// Takes a snapshot.
+    pub(super) async fn take_snapshot(&self, volume: &str, name: &str) -> Result<SnapshotView, Error> {
+        let new = json!({ "name": name });
+        self.parsed(&self.ask("POST", &path(volume, SNAPSHOTS)?, Some(&new)).await?)
+    }
+
+    /// Deletes a snapshot that no client of that gateway reads. A valid name needs no percent-encoding.
+    pub(super) async fn delete_snapshot(&self, volume: &str, name: &str) -> Result<(), Error> {
+        self.ask("DELETE", &path(volume, &format!("{SNAPSHOTS}/{name}"))?, None).await.map(drop)
+    }
+
     /// Sends a request, and returns the body of a successful response.
     async fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> Result<String, Error> {
         let mut request = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
@@ -159,10 +177,10 @@ impl Gateway {
     }
 }
 
-/// Returns the API path of a volume. A valid name needs no percent-encoding.
-fn path(name: &str, query: &str) -> Result<String, Error> {
+/// Returns the API path of a volume, with what follows its name. A valid name needs no percent-encoding.
+fn path(name: &str, rest: &str) -> Result<String, Error> {
     if keys::is_valid_name(name) {
-        return Ok(format!("{VOLUMES}/{name}{query}"));
+        return Ok(format!("{VOLUMES}/{name}{rest}"));
     }
     Err(Error::Volume { name: name.to_owned(), source: OpenError::BadName(name.to_owned()) })
 }

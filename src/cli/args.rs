@@ -4,11 +4,13 @@
 //! precedence over the other sources.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 use url::Url;
 
 use crate::config::{self, Config, Flag, FlagValue, Size};
+use crate::volume::format::keys::is_valid_name;
 
 /// NBD disks that live in object storage.
 #[derive(Clone, Debug, Parser)]
@@ -22,8 +24,14 @@ pub struct Cli {
 pub(super) enum Command {
     /// Serve volumes over NBD until SIGTERM or SIGINT
     Serve(Serve),
-    /// Create, list, show and delete volumes
+    /// Create, list, show and delete volumes, and show what they take
     Volume(Volume),
+    /// Take, list and delete snapshots: what a volume contained at one instant, served read-only as
+    /// VOLUME@NAME
+    Snapshot(Snapshot),
+    /// Verify a volume in the store, also while a gateway serves it; changes nothing. Exits with 0 if it is
+    /// sound, with 1 if damage was found, and with 2 if it could not be checked
+    Check(Check),
     /// NBD tools that need no store: serve files, query servers, copy and mirror disks
     Nbd(Nbd),
     /// Measure a store
@@ -49,6 +57,28 @@ pub(super) struct Health {
     /// URL to request; /health/live only checks that the gateway answers
     #[arg(default_value = "http://127.0.0.1:9180/health/ready", value_parser = super::health::parse)]
     pub(super) url: Url,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct Check {
+    #[command(flatten)]
+    common: Common,
+    /// Name of the volume
+    #[arg(value_name = "VOLUME")]
+    pub(super) name: String,
+    /// Read all data too, and verify every checksum
+    #[arg(long)]
+    pub(super) data: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+impl Check {
+    /// Loads the settings, with these flags taking precedence.
+    pub(super) fn config(&self) -> Result<Config, config::Errors> {
+        self.common.config(Vec::new())
+    }
 }
 
 #[derive(Clone, Debug, Args)]
@@ -135,14 +165,14 @@ impl Volume {
                 });
                 common.config(chunk.into_iter().collect())
             }
-            other => other.place().common.config(Vec::new()),
+            other => other.common().config(Vec::new()),
         }
     }
 
     /// Returns the gateway that should execute the command, or `None` for the store. The gateway is given by
     /// the path of its admin socket, or by `Some(None)` for the configured path.
     pub(super) fn gateway(&self) -> Option<&Option<PathBuf>> {
-        self.action.place().gateway.as_ref()
+        self.action.place().and_then(|place| place.gateway.as_ref())
     }
 }
 
@@ -154,17 +184,34 @@ pub(super) enum Action {
     List(List),
     /// Show one volume
     Info(Info),
+    /// Show what a volume takes in the store: what is live, and what is garbage
+    Usage(Usage),
     /// Delete a volume and all its data
     Delete(Delete),
+    /// Make a volume what it was at a snapshot. What was written since then is lost, unless another snapshot
+    /// has it. No gateway may hold the volume
+    Restore(Restore),
 }
 
 impl Action {
-    fn place(&self) -> &Place {
+    /// Returns where the action is carried out, or `None` if a gateway cannot do it.
+    fn place(&self) -> Option<&Place> {
         match self {
             Self::Create(Create { place, .. })
             | Self::List(List { place, .. })
             | Self::Info(Info { place, .. })
-            | Self::Delete(Delete { place, .. }) => place,
+            | Self::Delete(Delete { place, .. }) => Some(place),
+            Self::Usage(_) | Self::Restore(_) => None,
+        }
+    }
+
+    fn common(&self) -> &Common {
+        match self {
+            Self::Create(Create { place, .. })
+            | Self::List(List { place, .. })
+            | Self::Info(Info { place, .. })
+            | Self::Delete(Delete { place, .. }) => &place.common,
+            Self::Usage(Usage { common, .. }) | Self::Restore(Restore { common, .. }) => common,
         }
     }
 }
@@ -210,6 +257,26 @@ pub(super) struct Info {
 }
 
 #[derive(Clone, Debug, Args)]
+pub(super) struct Usage {
+    #[command(flatten)]
+    common: Common,
+    /// Name of the volume
+    pub(super) name: String,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct Restore {
+    #[command(flatten)]
+    common: Common,
+    /// Name of the volume and of its snapshot
+    #[arg(value_name = "VOLUME@NAME")]
+    pub(super) of: SnapshotName,
+}
+
+#[derive(Clone, Debug, Args)]
 pub(super) struct Delete {
     #[command(flatten)]
     place: Place,
@@ -223,6 +290,105 @@ pub(super) struct Delete {
     /// Delete the volume even if a gateway holds it; that gateway loses it
     #[arg(long)]
     pub(super) takeover: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct Snapshot {
+    #[command(subcommand)]
+    pub(super) action: SnapshotAction,
+}
+
+impl Snapshot {
+    /// Loads the settings, with these flags taking precedence.
+    pub(super) fn config(&self) -> Result<Config, config::Errors> {
+        self.action.place().common.config(Vec::new())
+    }
+
+    /// As [`Volume::gateway`].
+    pub(super) fn gateway(&self) -> Option<&Option<PathBuf>> {
+        self.action.place().gateway.as_ref()
+    }
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(super) enum SnapshotAction {
+    /// Take a snapshot; without --gateway, only of a volume that no gateway holds
+    Create(SnapshotCreate),
+    /// List the snapshots of a volume, in the order in which they were taken
+    List(SnapshotList),
+    /// Delete a snapshot; without --gateway, only of a volume that no gateway holds
+    Delete(SnapshotDelete),
+}
+
+impl SnapshotAction {
+    fn place(&self) -> &Place {
+        match self {
+            Self::Create(SnapshotCreate { place, .. })
+            | Self::List(SnapshotList { place, .. })
+            | Self::Delete(SnapshotDelete { place, .. }) => place,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct SnapshotCreate {
+    #[command(flatten)]
+    place: Place,
+    /// Names of the volume and of the new snapshot, separated by @
+    #[arg(value_name = "VOLUME@NAME")]
+    pub(super) of: SnapshotName,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct SnapshotList {
+    #[command(flatten)]
+    place: Place,
+    /// Name of the volume
+    #[arg(value_name = "VOLUME")]
+    pub(super) volume: String,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct SnapshotDelete {
+    #[command(flatten)]
+    place: Place,
+    /// Names of the volume and of the snapshot, separated by @
+    #[arg(value_name = "VOLUME@NAME")]
+    pub(super) of: SnapshotName,
+}
+
+/// A snapshot on the command line: `VOLUME@NAME`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct SnapshotName {
+    pub(super) volume: String,
+    pub(super) name: String,
+}
+
+impl FromStr for SnapshotName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('@') {
+            Some((volume, name)) if is_valid_name(volume) && is_valid_name(name) => {
+                Ok(Self { volume: volume.to_owned(), name: name.to_owned() })
+            }
+            _ => Err("must be VOLUME@NAME, each of 1 to 128 characters of A-Z a-z 0-9 . _ -, not beginning \
+                with a dot"
+                .to_owned()),
+        }
+    }
+}
+
+impl std::fmt::Display for SnapshotName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}@{}", self.volume, self.name)
+    }
 }
 
 impl Common {
@@ -269,6 +435,16 @@ mod tests {
     }
 
     #[test]
+    fn a_snapshot_is_named_after_its_volume() {
+        let cli = Cli::try_parse_from(["cairn", "snapshot", "delete", "--gateway", "disk@monday.1"]).unwrap();
+        let Command::Snapshot(snapshot) = cli.command else { panic!("not snapshot") };
+        assert_eq!(snapshot.gateway(), Some(&None));
+        let SnapshotAction::Delete(delete) = snapshot.action else { panic!("not delete") };
+        assert_eq!((&*delete.of.volume, &*delete.of.name), ("disk", "monday.1"));
+        assert_eq!(delete.of.to_string(), "disk@monday.1");
+    }
+
+    #[test]
     fn mistakes_are_refused() {
         for line in [
             "cairn",
@@ -281,6 +457,21 @@ mod tests {
             "cairn volume create disk -1",
             "cairn volume info",
             "cairn volume list name",
+            "cairn volume usage",
+            "cairn volume usage disk --gateway",
+            "cairn snapshot",
+            "cairn snapshot create disk",
+            "cairn snapshot create @monday",
+            "cairn snapshot create disk@",
+            "cairn snapshot create disk@a@b",
+            "cairn snapshot create a/b@monday",
+            "cairn snapshot create disk@.hidden",
+            "cairn snapshot list",
+            "cairn snapshot list --gateway=/s --store file:///x disk",
+            "cairn snapshot delete disk monday",
+            "cairn check",
+            "cairn check disk --gateway",
+            "cairn check a b",
             "cairn volume list --gateway=/s --store file:///x",
             "cairn volume delete",
             "cairn volume delete disk --id 00000000-0000-4000-8000-000000000001",

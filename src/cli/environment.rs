@@ -10,6 +10,16 @@ use crate::metrics::Metrics;
 use crate::store;
 use crate::volume::{DirtyBudget, Entropy, Environment, PageCache};
 
+/// Opens an existing store for a command that only reads. Such a command needs no conditional writes, and the
+/// user may not have permission to write.
+pub(super) async fn for_reading(options: Options, metrics: &Metrics) -> Result<Environment, Error> {
+    let mut options = options.impatient();
+    options.store.setup = store::Setup::Existing;
+    options.store.s3.create_bucket = false;
+    options.store.probe = None;
+    Ok(environment(&options, metrics).await?.0)
+}
+
 /// Opens the store, and creates what all volumes share.
 pub(super) async fn environment(
     options: &Options,

@@ -8,6 +8,8 @@ mod admin;
 mod api_client;
 mod args;
 mod bench;
+mod check;
+mod check_view;
 mod configured;
 mod environment;
 mod error;
@@ -26,18 +28,21 @@ mod runtime_directory;
 mod serve;
 mod settings;
 mod size;
+mod snapshot;
 mod supervisor;
 mod text;
+mod usage_view;
 mod volume;
 mod volume_view;
 mod welcome;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
 
 pub use args::Cli;
-use args::Command;
+use args::{Action, Command};
 use error::Error;
 use listeners::Inherited;
 
@@ -104,21 +109,33 @@ fn run(cli: Cli, allocator: Allocator) -> Result<(), Error> {
             process::raise_descriptor_limit();
             process::block_on(bench::run(args.action, options, &metrics))
         }
+        Command::Check(args) => check::checked(&args, &metrics).map_err(Error::unchecked),
         Command::Volume(args) => {
             let config = args.config()?;
             let options = settings::Options::of(&config)?;
             log::start_quiet(&config, metrics.log())?;
-            let place = match args.gateway() {
-                None => volume::Place::Store,
-                Some(socket) => {
-                    let socket = match socket {
-                        Some(socket) => socket.clone(),
-                        None => admin::expected_at(&options.admin_socket).map_err(Error::AdminSocket)?,
-                    };
-                    volume::Place::Gateway(api_client::Gateway::at(&socket))
-                }
-            };
+            if let Action::Restore(restore) = args.action {
+                return process::block_on(snapshot::restore(restore.of, options));
+            }
+            let place = place(args.gateway(), &options)?;
             process::block_on(volume::run(args.action, &config, options, place))
         }
+        Command::Snapshot(args) => {
+            let config = args.config()?;
+            let options = settings::Options::of(&config)?;
+            log::start_quiet(&config, metrics.log())?;
+            let place = place(args.gateway(), &options)?;
+            process::block_on(snapshot::run(args.action, options, place))
+        }
     }
+}
+
+/// Returns where a command is executed: in the store, or by the gateway that the flag names.
+fn place(gateway: Option<&Option<PathBuf>>, options: &settings::Options) -> Result<volume::Place, Error> {
+    let Some(socket) = gateway else { return Ok(volume::Place::Store) };
+    let socket = match socket {
+        Some(socket) => socket.clone(),
+        None => admin::expected_at(&options.admin_socket).map_err(Error::AdminSocket)?,
+    };
+    Ok(volume::Place::Gateway(api_client::Gateway::at(&socket)))
 }

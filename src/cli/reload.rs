@@ -15,14 +15,14 @@ use super::listeners::Oldstyle;
 use super::log::SetLevel;
 use super::settings::Options;
 use crate::config::Config;
-use crate::gateway::{OpenVolumes, VolumeExports, chain};
+use crate::gateway::{OpenVolumes, Scheduler, VolumeExports, chain};
 use crate::metrics::{Metrics, Reload};
 use crate::server::Server;
 use crate::store;
 use crate::volume::Environment;
 
 /// Keys that take effect at once.
-const TAKEN: [&str; 12] = [
+const TAKEN: [&str; 13] = [
     "admin.read_without_token",
     "admin.token_file",
     "cache.clean",
@@ -35,6 +35,7 @@ const TAKEN: [&str; 12] = [
     "tls.subjects",
     "volumes.create",
     "volumes.open",
+    "volumes.snapshots",
 ];
 
 /// The settings as they were last read, and how to read them again.
@@ -52,6 +53,7 @@ pub(super) struct Running<'a> {
     pub(super) store: &'a store::Control,
     pub(super) volumes: &'a Arc<OpenVolumes>,
     pub(super) exports: &'a VolumeExports,
+    pub(super) scheduler: &'a Scheduler,
     pub(super) server: &'a Server,
     pub(super) admin: Option<&'a AdminServers>,
     /// The addresses for clients that cannot use TLS. They stay, even if the settings have changed.
@@ -130,6 +132,7 @@ impl Settings {
             running.volumes.unpin(gone);
         }
         running.exports.set_default(only(&now));
+        running.scheduler.set(options.snapshots.clone());
         self.config = config;
         Ok((options, taken))
     }

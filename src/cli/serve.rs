@@ -20,7 +20,8 @@ use super::reload::{Running, Settings};
 use super::settings::Options;
 use super::{limits, output, supervisor, welcome};
 use crate::gateway::{
-    self, Catalogue, Census, GatewayStatus, Next, OpenVolumes, Serving, StoreCheck, VolumeExports,
+    self, Catalogue, Census, GatewayStatus, Next, OpenSnapshots, OpenVolumes, Scheduler, Serving, StoreCheck,
+    VolumeExports,
 };
 use crate::metrics::{Metrics, Reload};
 use crate::server::{Drained, Greeting, ListenAddress, Server, Stream, Tls};
@@ -161,10 +162,36 @@ struct Served {
     server: Arc<Server>,
     metrics: Metrics,
     census: Arc<Census>,
+    scheduler: Arc<Scheduler>,
     admin: Option<AdminServers>,
     stream: Option<Box<dyn Stream>>,
     oldstyle: Vec<Oldstyle>,
     point: Option<Point>,
+}
+
+/// What the clients of a gateway see, and who takes its snapshots.
+struct Shown {
+    catalogue: Arc<Catalogue>,
+    snapshots: Arc<OpenSnapshots>,
+    exports: Arc<VolumeExports>,
+    scheduler: Arc<Scheduler>,
+}
+
+/// Shows the volumes of the store and their snapshots as exports, and starts the schedule of snapshots.
+fn show(env: &Environment, options: &Options, volumes: &Arc<OpenVolumes>, metrics: &Metrics) -> Shown {
+    let volumes = || Arc::clone(volumes);
+    let catalogue = Arc::new(Catalogue::new(env.clone(), options.catalogue_age));
+    let snapshots = OpenSnapshots::new(env.clone(), options.volume.clone(), metrics.clone(), volumes());
+    let default = only(&options.configured());
+    let exports = VolumeExports::new(volumes(), Arc::clone(&snapshots), Arc::clone(&catalogue), default);
+    let scheduler = Scheduler::start(
+        env.clone(),
+        volumes(),
+        Arc::clone(&snapshots),
+        metrics.clone(),
+        options.snapshots.clone(),
+    );
+    Shown { catalogue, snapshots, exports: Arc::new(exports), scheduler }
 }
 
 /// Accepts clients, and reports the addresses.
@@ -173,9 +200,7 @@ fn listen(opened: Opened, metrics: &Metrics, stdout_is_nbd: bool) -> Served {
     // From now on clients rely on the disks.
     store.wait_out_refusals();
     let configured = options.configured();
-    let catalogue = Arc::new(Catalogue::new(env.clone(), options.catalogue_age));
-    let exports =
-        Arc::new(VolumeExports::new(Arc::clone(&volumes), Arc::clone(&catalogue), only(&configured)));
+    let Shown { catalogue, snapshots, exports, scheduler } = show(&env, &options, &volumes, metrics);
     let server = Arc::new(Server::new(Arc::clone(&exports) as _, options.server.clone(), metrics.server()));
     server.set_tls(options.tls.clone());
     let doors = listeners.nbd.into_iter();
@@ -188,6 +213,7 @@ fn listen(opened: Opened, metrics: &Metrics, stdout_is_nbd: bool) -> Served {
         connect: addresses.iter().filter_map(|(at, greeting)| connect(at, greeting, &options)).collect(),
         env: env.clone(),
         volumes: Arc::clone(&volumes),
+        snapshots,
         catalogue,
         store_check: StoreCheck::new(Arc::clone(&env.store.reads), options.catalogue_age),
         server: Arc::clone(&server),
@@ -218,6 +244,7 @@ fn listen(opened: Opened, metrics: &Metrics, stdout_is_nbd: bool) -> Served {
         server,
         metrics,
         census,
+        scheduler,
         admin,
         stream,
         oldstyle,
@@ -234,6 +261,7 @@ async fn run(served: &mut Served, settings: &mut Settings, signals: &mut Signals
         store: &served.store,
         volumes: &served.volumes,
         exports: &served.exports,
+        scheduler: &served.scheduler,
         server: &served.server,
         admin: served.admin.as_ref(),
         oldstyle: &served.oldstyle,
@@ -251,7 +279,7 @@ async fn run(served: &mut Served, settings: &mut Settings, signals: &mut Signals
 /// Ends the gateway: checkpoints first, then the drain, the volumes, and the admin servers last.
 async fn finish(served: Served, end: End, signals: &mut Signals) -> Result<(), Error> {
     // The handover point must live until the end.
-    let Served { options, status, volumes, server, census, mut admin, point: _point, .. } = served;
+    let Served { options, status, volumes, server, census, scheduler, mut admin, point: _point, .. } = served;
     let next = match &end {
         End::Told if !options.hang_up => Next::Unknown,
         End::NothingLeft => Next::Unknown,
@@ -263,6 +291,7 @@ async fn finish(served: Served, end: End, signals: &mut Signals) -> Result<(), E
     }
     status.ends();
     census.stop().await;
+    scheduler.stop().await;
     supervisor::stopping("answering commands in flight");
     let (result, successor) = match end {
         End::Told => (Ok(()), None),

@@ -14,10 +14,11 @@ use super::listeners::Plan;
 use super::size::Wanted;
 use crate::admin::Token;
 use crate::config::{self, Config};
+use crate::gateway::Schedule;
 use crate::server::{ListenAddress, SocketPermissions, Tls};
-use crate::store::Location;
 use crate::store::probe::{ProbeOptions, When};
 use crate::store::retry::{Patience, RetryOptions};
+use crate::store::{HedgeOptions, Location};
 use crate::volume::format::geometry::Geometry;
 use crate::volume::format::head::HolderName;
 use crate::volume::format::keys::is_valid_name;
@@ -70,6 +71,8 @@ pub(super) struct Options {
     /// Time between two censuses of the store while nothing is written; `None` for no census.
     pub(super) census_interval: Option<Duration>,
     pub(super) close_timeout: Duration,
+    /// Which snapshots to take, and how many to keep.
+    pub(super) snapshots: Schedule,
     /// Address of the admin server; `None` for no admin server.
     pub(super) admin: Option<ListenAddress>,
     /// Whether it is an error if the admin server cannot listen there, because somebody asked for it.
@@ -112,6 +115,8 @@ impl Options {
                 &mut errors,
             ),
         };
+        let snapshots = config.volumes.snapshots.parse().map_err(|e| config.refuse("volumes.snapshots", e));
+        let snapshots = keep(snapshots, &mut errors).unwrap_or_default();
         let admin_token = keep(read_token(config), &mut errors).flatten();
         let admin_socket = match config.admin.socket.as_str() {
             "none" => SocketPlace::None,
@@ -141,6 +146,7 @@ impl Options {
                 catalogue_age: config.volumes.catalogue_age,
                 census_interval: config.store.census_interval,
                 close_timeout: config.volumes.close_timeout,
+                snapshots,
                 admin,
                 admin_required: config.is_given("admin.listen"),
                 admin_token,
@@ -230,6 +236,11 @@ fn store_options(config: &Config) -> store::Options {
             endpoint: given(&of.endpoint),
             region: given(&of.region),
             path_style: of.path_style,
+            sign_body: match of.sign_body.as_str() {
+                "always" => store::SignBody::Always,
+                "never" => store::SignBody::Never,
+                _ => store::SignBody::Auto,
+            },
             create_bucket: of.create_bucket,
             connect_timeout: of.connect_timeout,
             request_timeout: of.request_timeout,
@@ -247,6 +258,7 @@ fn store_options(config: &Config) -> store::Options {
             write: Patience { deadline: None, refusals: Some(REFUSALS) },
             ..RetryOptions::default()
         },
+        hedge: HedgeOptions { percent: of.hedge_percent, ..HedgeOptions::default() },
         probe: Some(ProbeOptions {
             when: if of.probe == "always" { When::Always } else { When::Once },
             ..ProbeOptions::default()
@@ -341,6 +353,8 @@ mod tests {
             ("CAIRN_VOLUMES__CREATE", "a=1000", "volumes.create = |multiple of 512"),
             ("CAIRN_VOLUMES__CREATE", "a=1GiB,a=2GiB", "volumes.create = |listed twice"),
             ("CAIRN_VOLUMES__OPEN", ".x", "volumes.open = |not a volume name"),
+            ("CAIRN_VOLUMES__SNAPSHOTS", "hourly", "volumes.snapshots = \"hourly\": |hourly:N"),
+            ("CAIRN_VOLUMES__SNAPSHOTS", "daily:0", "volumes.snapshots = |leave daily out"),
             ("CAIRN_VOLUMES__CHUNK_SIZE", "3MiB", "volumes.chunk_size = \"3MiB\"|power of two"),
             ("CAIRN_ADMIN__LISTEN", "nowhere", "admin.listen = \"nowhere\": |unix:PATH, or none"),
             ("CAIRN_ADMIN__TOKEN_FILE", "/no/such", "admin.token_file = \"/no/such\": |No such file"),

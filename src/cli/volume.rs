@@ -1,14 +1,15 @@
-//! `cairn volume`: creates, lists, shows and deletes volumes.
+//! `cairn volume`: creates, lists, shows, measures and deletes volumes.
 //!
 //! Owns the choice between the store and a gateway, and must not know how a volume is stored. Invariant: only
 //! a creation may create a store.
 
 use super::api_client::Gateway;
-use super::args::{Action, Delete, List};
-use super::environment::environment;
+use super::args::{Action, Delete, List, Usage};
+use super::environment::{environment, for_reading};
 use super::error::Error;
 use super::printed::print;
 use super::settings::Options;
+use super::usage_view::print_usage;
 use super::volume_view::{Row, print_all, print_created, print_one, print_unnamed};
 use crate::admin::UnnamedView;
 use crate::config::{Config, Size};
@@ -16,6 +17,7 @@ use crate::metrics::Metrics;
 use crate::store::Setup;
 use crate::volume::Environment;
 use crate::volume::catalog;
+use crate::volume::check::{self, Depth};
 
 /// Where a command on volumes is executed.
 pub(super) enum Place {
@@ -42,6 +44,9 @@ pub(super) async fn run(
 }
 
 async fn in_store(action: Action, options: Options) -> Result<(), Error> {
+    if let Action::Usage(args) = action {
+        return usage(options, args).await;
+    }
     let mut options = options.impatient();
     match &action {
         Action::Create(args) => {
@@ -49,7 +54,7 @@ async fn in_store(action: Action, options: Options) -> Result<(), Error> {
             let checked = catalog::check(&args.name, args.size.0, options.chunk_bytes);
             checked.map_err(|source| Error::Volume { name: args.name.clone(), source })?;
         }
-        Action::List(_) | Action::Info(_) | Action::Delete(_) => {
+        Action::List(_) | Action::Info(_) | Action::Usage(_) | Action::Delete(_) | Action::Restore(_) => {
             // Without a store there is nothing to show and nothing to delete.
             options.store.setup = Setup::Existing;
             options.store.s3.create_bucket = false;
@@ -80,8 +85,22 @@ async fn in_store(action: Action, options: Options) -> Result<(), Error> {
             let info = info.map_err(|source| Error::Volume { name: args.name, source })?;
             print_one(&info, args.json)
         }
+        Action::Usage(_) | Action::Restore(_) => unreachable!("it was carried out above"),
         Action::Delete(args) => delete(&env, &options, args).await,
     }
+}
+
+async fn usage(options: Options, args: Usage) -> Result<(), Error> {
+    let env = for_reading(options, &Metrics::new()).await?;
+    let report = check::check(&env, &args.name, Depth::References).await;
+    let report = report.map_err(|source| Error::Volume { name: args.name.clone(), source })?;
+    if let Some(why) = report.incomplete {
+        return Err(Error::Unsteady { name: args.name, why });
+    }
+    if report.is_damaged() && report.size_bytes.is_none() {
+        return Err(super::check::damaged(&report));
+    }
+    print_usage(&report, args.json)
 }
 
 async fn by_gateway(action: Action, chunk_bytes: Option<u64>, gateway: &Gateway) -> Result<(), Error> {
@@ -93,6 +112,7 @@ async fn by_gateway(action: Action, chunk_bytes: Option<u64>, gateway: &Gateway)
         Action::List(args) if args.unnamed => print_unnamed(gateway.unnamed().await?, args.json),
         Action::List(args) => print_all(gateway.list().await?, args.json),
         Action::Info(args) => print_one(&gateway.info(&args.name).await?, args.json),
+        Action::Usage(_) | Action::Restore(_) => unreachable!("the grammar has no gateway for it"),
         Action::Delete(args) => {
             let shown = match (args.name, args.id) {
                 (Some(name), _) => {

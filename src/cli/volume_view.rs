@@ -110,7 +110,7 @@ fn time(seconds: u64) -> String {
 }
 
 /// Formats a size for people. Exact if that is short.
-fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     let exact = Size(bytes).to_string();
     if exact.len() <= 7 { exact } else { ByteSize(bytes).display().iec().to_string() }
 }

@@ -103,6 +103,9 @@ settings! {
         region: String = String::new(), Any;
         /// Put the bucket's name in the path of the URL instead of the host name. MinIO needs this.
         path_style: bool = false, Any;
+        /// Whether signatures of PUTs cover the bodies, by a SHA-256: `auto` (not over TLS, nor to this
+        /// machine), `always` or `never`. Each PUT carries a CRC-32 in any case.
+        sign_body: String = "auto".to_owned(), &["auto", "always", "never"][..];
         /// Create the bucket at the start if it does not exist.
         create_bucket: bool = false, Any;
         /// When a start races concurrent PUTs against the store, to check that it honours conditions: `once`,
@@ -128,9 +131,13 @@ settings! {
         retry_base: Duration = milliseconds(100), milliseconds(1)..=seconds(60);
         /// Longest pause between two attempts.
         retry_cap: Duration = seconds(5), milliseconds(1)..=seconds(600);
+        /// Limit on second requests to a bucket, in percent: a GET for a reader or the PUT of a commit that
+        /// takes unusually long is sent again, and the first answer counts. 0 disables this.
+        hedge_percent: u32 = 5, 0..=50;
         /// How long objects are kept after nothing references them any more.
         deletion_grace: Duration = seconds(3600), seconds(0)..=seconds(30 * 86_400);
-        /// How often all objects are counted while nothing is written; else one LIST a minute.
+        /// How often all objects are counted and names looked up while nothing is written. Never more than
+        /// one LIST a minute on average.
         census_interval: Option<Duration> = Some(seconds(3600)), seconds(60)..=seconds(30 * 86_400);
     }
 
@@ -194,13 +201,13 @@ settings! {
         /// present a certificate signed by one of them.
         client_authorities: String = String::new(), Any;
         /// `EXPORT=SUBJECT`, such as `disk=O=Example, CN=vm-1`. Only clients with a listed certificate
-        /// subject may use an export that is listed here.
+        /// subject may use an export that is listed here, and its snapshots.
         subjects: Vec<String> = Vec::new(), Any;
     }
 
     /// Memory.
     cache: Cache {
-        /// Memory for clean pages, for all volumes together.
+        /// Memory for clean pages and the indexes that locate data, for all volumes together.
         clean: Size = mib(256), mib(1)..=Size(1 << 50);
         /// Memory for written data that the store does not hold yet, for all volumes together. At this limit
         /// writes slow down.
@@ -278,10 +285,13 @@ settings! {
         chunk_size: Size = mib(4), Size(65_536)..=mib(32);
         /// How long a volume that was opened for a client stays open after its last client has left.
         idle_timeout: Duration = seconds(60), seconds(0)..=DAY;
-        /// Largest number of open volumes.
+        /// Largest number of open volumes, together with open snapshots.
         maximum: u32 = 256, 1..=65_536;
         /// How old the list of volumes that clients see may be.
         catalogue_age: Duration = seconds(5), seconds(0)..=seconds(3600);
+        /// Snapshots to take of each volume that this gateway has open, and how many of each kind to keep,
+        /// such as `hourly:24 daily:7 weekly:4 monthly:12`. Empty for none.
+        snapshots: String = String::new(), Any;
         /// How long closing the volumes may take after SIGTERM: commit, checkpoint, release of the lease.
         close_timeout: Duration = seconds(60), seconds(1)..=DAY;
     }

@@ -1,5 +1,5 @@
-//! What clients can learn about volumes that are not open: names and sizes, read from the store and cached
-//! for a few seconds.
+//! What clients can learn about volumes that are not open: names, sizes and snapshots, read from the store
+//! and cached for a few seconds.
 //!
 //! Owns these caches, and must not know exports or take a lease. Invariants: concurrent lookups of the same
 //! thing share one request. The caches are bounded, and errors are not cached. An answer that was requested
@@ -14,9 +14,12 @@ use std::time::Duration;
 use futures::{StreamExt as _, stream};
 use moka::future::Cache;
 use tokio::sync::Semaphore;
+use uuid::Uuid;
 
+use crate::store;
 use crate::volume::catalog::{self, CONCURRENT_LOOKUPS, Info};
-use crate::volume::{Environment, OpenError};
+use crate::volume::format::snapshot::Snapshot;
+use crate::volume::{Environment, OpenError, snapshot};
 
 /// Maximum number of volumes whose description is cached.
 const KEPT: u64 = 1024;
@@ -29,12 +32,20 @@ const MOMENT: Duration = Duration::from_secs(1);
 /// store.
 const LOOKUPS: usize = 16;
 
+/// The snapshots of a volume in the store.
+#[derive(Clone, Debug)]
+pub(super) struct Snapshots {
+    pub(super) volume: Uuid,
+    /// In the order in which they were taken.
+    pub(super) snapshots: Arc<Vec<Snapshot>>,
+}
+
 /// A short-lived cache of the volumes in the store.
 #[derive(Debug)]
 pub(crate) struct Catalogue {
     env: Environment,
-    /// How often a volume was created or deleted here. It is part of each key, so that older answers are
-    /// never found.
+    /// How often a volume or a snapshot was created or deleted here. It is part of each key, so that older
+    /// answers are never found.
     changes: AtomicU64,
     /// Whether a name refers to a volume.
     standing: Cache<(u64, String), bool>,
@@ -44,6 +55,8 @@ pub(crate) struct Catalogue {
     lookups: Semaphore,
     names: Cache<u64, Arc<Vec<String>>>,
     infos: Cache<(u64, String), Arc<Info>>,
+    /// The snapshots of a volume, by its name. They are cached as briefly as names.
+    snapshots: Cache<(u64, String), Snapshots>,
 }
 
 impl Catalogue {
@@ -58,6 +71,7 @@ impl Catalogue {
             lookups: Semaphore::new(LOOKUPS),
             names: Cache::builder().max_capacity(1).time_to_live(age).build(),
             infos: Cache::builder().max_capacity(KEPT).time_to_live(age).build(),
+            snapshots: Cache::builder().max_capacity(KEPT).time_to_live(age.min(MOMENT)).build(),
         }
     }
 
@@ -85,11 +99,12 @@ impl Catalogue {
         Ok(found.into_iter().flatten().collect())
     }
 
-    /// Empties the caches, because a volume was created or deleted here.
+    /// Empties the caches, because a volume or a snapshot was created or deleted here.
     pub(crate) fn forget(&self) {
         self.changes.fetch_add(1, Ordering::SeqCst);
         self.names.invalidate_all();
         self.infos.invalidate_all();
+        self.snapshots.invalidate_all();
         self.standing.invalidate_all();
         self.concealed.invalidate_all();
     }
@@ -145,6 +160,24 @@ impl Catalogue {
         self.find(name).await?;
         let load = async { catalog::info(&self.env, name).await.map(Arc::new) };
         self.infos.try_get_with((self.now(), name.to_owned()), load).await
+    }
+
+    /// Returns the snapshots of a volume. However many names of snapshots clients make up, they are read once
+    /// in a moment.
+    pub(super) async fn snapshots(&self, name: &str) -> Result<Snapshots, Arc<OpenError>> {
+        self.find(name).await?;
+        let load = list_snapshots(&self.env, name);
+        self.snapshots.try_get_with((self.now(), name.to_owned()), load).await
+    }
+}
+
+/// Reads the snapshots of a volume from the store.
+pub(super) async fn list_snapshots(env: &Environment, name: &str) -> Result<Snapshots, OpenError> {
+    let volume = catalog::resolve(env, name).await?;
+    match snapshot::list(env, volume).await {
+        Ok(snapshots) => Ok(Snapshots { volume, snapshots: Arc::new(snapshots) }),
+        Err(OpenError::Store(store::Error::NotFound { key })) => Err(OpenError::Incomplete { key }),
+        Err(error) => Err(error),
     }
 }
 

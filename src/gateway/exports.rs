@@ -1,8 +1,8 @@
-//! Volumes as exports: names, commands, and the error values that clients see.
+//! Volumes and their snapshots as exports: names, commands, and the error values that clients see.
 //!
-//! Owns the translation between the server's trait [`Export`] and volumes, and must not know how a volume
-//! works. Invariants: every error of a volume reaches clients as an error value of the protocol, and only a
-//! volume that exists takes a place among the open ones.
+//! Owns the names of exports, and the translation between the server's trait [`Export`] and volumes. It must
+//! not know how a volume works. Invariants: every error of a volume reaches clients as an error value of the
+//! protocol, and only what exists takes a place among the open volumes.
 
 use std::sync::Arc;
 
@@ -12,21 +12,17 @@ use parking_lot::RwLock;
 
 use super::catalogue::Catalogue;
 use super::failure::{chain, command_error, open_error};
+use super::open_snapshots::{Identity, OpenSnapshots};
 use super::open_volumes::{OpenVolumes, Use};
+use super::snapshot_export::{self, SnapshotExport};
+use super::translation::{allocations, counted, description, errno, segments};
 use crate::effect::{Durability, ZeroSpeed, Zeroing};
-use crate::metrics::{Command, Errno};
+use crate::metrics::Command;
 use crate::protocol::{self, Error, TransmissionFlags};
 use crate::server::{
     Allocation, Export, ExportDescription, ExportError, Exports, ListEntry, OpenError, Segment,
 };
 use crate::volume;
-
-/// Minimum block size in bytes: volumes accept any alignment.
-const MINIMUM_BLOCK_BYTES: u32 = 1;
-/// Preferred block size in bytes: the unit in which volumes track changes.
-const PREFERRED_BLOCK_BYTES: u32 = 4096;
-/// Maximum payload in bytes.
-const MAXIMUM_BLOCK_BYTES: u32 = 64 << 20;
 
 /// The features of every volume.
 const FLAGS: TransmissionFlags = TransmissionFlags::HAS_FLAGS
@@ -38,19 +34,30 @@ const FLAGS: TransmissionFlags = TransmissionFlags::HAS_FLAGS
     .union(TransmissionFlags::SEND_CACHE)
     .union(TransmissionFlags::CAN_MULTI_CONN);
 
-/// The volumes of a store as exports.
+/// Separates the name of a volume from that of its snapshot in the name of an export. No name of a volume
+/// contains it.
+const AT: char = '@';
+
+/// The volumes of a store as exports, and their snapshots. A list contains the volumes only.
 #[derive(Debug)]
 pub(crate) struct VolumeExports {
     volumes: Arc<OpenVolumes>,
+    snapshots: Arc<OpenSnapshots>,
     catalogue: Arc<Catalogue>,
     /// The volume to which the empty name refers.
     default: RwLock<Option<String>>,
 }
 
 impl VolumeExports {
-    /// Exports all volumes by name. The empty name also refers to `default`.
-    pub(crate) fn new(volumes: Arc<OpenVolumes>, catalogue: Arc<Catalogue>, default: Option<String>) -> Self {
-        Self { volumes, catalogue, default: RwLock::new(default) }
+    /// Exports all volumes by name, and their snapshots as `VOLUME@NAME`. The empty name also refers to
+    /// `default`.
+    pub(crate) fn new(
+        volumes: Arc<OpenVolumes>,
+        snapshots: Arc<OpenSnapshots>,
+        catalogue: Arc<Catalogue>,
+        default: Option<String>,
+    ) -> Self {
+        Self { volumes, snapshots, catalogue, default: RwLock::new(default) }
     }
 
     /// Changes the volume to which the empty name refers. `None` removes it.
@@ -63,6 +70,20 @@ impl VolumeExports {
             "" => self.default.read().clone().ok_or_else(|| OpenError::Unknown(String::new())),
             name => Ok(name.to_owned()),
         }
+    }
+
+    /// Finds the snapshot to which the name of an export refers.
+    async fn find_snapshot(&self, name: &str, volume: &str, snapshot: &str) -> Result<Identity, OpenError> {
+        let (id, snapshots) = match self.volumes.serving(volume) {
+            Some(open) => (open.id(), Arc::new(open.snapshots())),
+            None => {
+                let listed = self.catalogue.snapshots(volume).await.map_err(|e| open_error(name, &e))?;
+                (listed.volume, Arc::clone(&listed.snapshots))
+            }
+        };
+        let found = snapshots.iter().find(|found| found.name == snapshot).cloned();
+        let found = found.ok_or_else(|| OpenError::Unknown(name.to_owned()))?;
+        Ok(Identity { volume: id, snapshot: found })
     }
 }
 
@@ -84,15 +105,24 @@ impl Exports for VolumeExports {
 
     async fn describe(&self, name: &str) -> Result<ExportDescription, OpenError> {
         let name = &*self.resolve(name)?;
+        if let Some((volume, snapshot)) = name.split_once(AT) {
+            let found = self.find_snapshot(name, volume, snapshot).await?;
+            let size_bytes = self.snapshots.size_bytes(name, &found).await?;
+            return Ok(snapshot_export::describe(name, size_bytes));
+        }
         let size_bytes = match self.volumes.size_bytes(name) {
             Some(size_bytes) => size_bytes,
             None => self.catalogue.info(name).await.map_err(|e| open_error(name, &e))?.size_bytes,
         };
-        Ok(description(name, size_bytes))
+        Ok(description(name, size_bytes, FLAGS))
     }
 
     async fn open(&self, name: &str) -> Result<Arc<dyn Export>, OpenError> {
         let name = &*self.resolve(name)?;
+        if let Some((volume, snapshot)) = name.split_once(AT) {
+            let found = self.find_snapshot(name, volume, snapshot).await?;
+            return Ok(Arc::new(SnapshotExport::new(self.snapshots.open(name, &found).await?)));
+        }
         // Only a volume that exists may count towards the limit of open volumes.
         if !self.volumes.has(name) {
             self.catalogue.find(name).await.map_err(|e| open_error(name, &e))?;
@@ -105,7 +135,11 @@ impl Exports for VolumeExports {
         match name {
             // Without a default there is nothing to look up.
             "" => OpenError::Unknown(String::new()),
-            name => open_error(name, &*self.catalogue.conceal(name).await),
+            // Whether a snapshot exists is looked up only if its volume does.
+            name => {
+                let volume = name.split_once(AT).map_or(name, |(volume, _)| volume);
+                open_error(name, &*self.catalogue.conceal(volume).await)
+            }
         }
     }
 }
@@ -126,18 +160,6 @@ fn lists_without_description(name: &str, error: &volume::OpenError) -> bool {
     !itself
 }
 
-fn description(name: &str, size_bytes: u64) -> ExportDescription {
-    ExportDescription {
-        name: name.to_owned(),
-        description: String::new(),
-        size_bytes,
-        flags: FLAGS,
-        minimum_block_bytes: MINIMUM_BLOCK_BYTES,
-        preferred_block_bytes: PREFERRED_BLOCK_BYTES,
-        maximum_block_bytes: MAXIMUM_BLOCK_BYTES,
-    }
-}
-
 /// A volume that a client uses.
 #[derive(Debug)]
 struct VolumeExport {
@@ -145,58 +167,24 @@ struct VolumeExport {
 }
 
 impl VolumeExport {
-    /// Waits for a command. The volume counts successful commands; this counts the failures that clients see.
-    async fn count<T>(
-        &self,
-        command: Command,
-        work: impl Future<Output = Result<T, volume::Error>> + Send,
-    ) -> Result<T, ExportError> {
+    /// Counts a failed command, and returns the error that the client sees. The volume counts the commands
+    /// that succeed.
+    fn failed(&self, command: Command, error: &volume::Error) -> ExportError {
         let beyond = match command {
             Command::Write | Command::WriteZeroes => Error::NoSpc,
             _ => Error::Inval,
         };
-        work.await.map_err(|error| {
-            let failure = command_error(&error, beyond);
-            self.of.metrics.failed(command, errno(failure.error));
-            tracing::debug!(volume = self.of.name, ?command, "the command failed: {failure}");
-            failure
-        })
-    }
-}
-
-/// Returns the command for metrics. `None` for commands that never reach an export.
-fn counted(command: protocol::Command) -> Option<Command> {
-    use protocol::Command as Asked;
-    Some(match command {
-        Asked::Read => Command::Read,
-        Asked::Write => Command::Write,
-        Asked::Flush => Command::Flush,
-        Asked::Trim => Command::Trim,
-        Asked::Cache => Command::Cache,
-        Asked::WriteZeroes => Command::WriteZeroes,
-        Asked::BlockStatus => Command::BlockStatus,
-        Asked::Disc | Asked::Resize | Asked::Unknown(_) => return None,
-    })
-}
-
-fn errno(error: Error) -> Errno {
-    match error {
-        Error::Perm => Errno::Perm,
-        Error::Io => Errno::Io,
-        Error::NoMem => Errno::NoMem,
-        Error::Inval => Errno::Inval,
-        Error::NoSpc => Errno::NoSpc,
-        Error::Overflow => Errno::Overflow,
-        Error::NotSup => Errno::NotSup,
-        Error::Shutdown => Errno::Shutdown,
-        Error::Unknown(_) => Errno::Other,
+        let failure = command_error(error, beyond);
+        self.of.metrics.failed(command, errno(failure.error));
+        tracing::debug!(volume = self.of.name, ?command, "the command failed: {failure}");
+        failure
     }
 }
 
 #[async_trait]
 impl Export for VolumeExport {
     fn description(&self) -> ExportDescription {
-        description(&self.of.name, self.of.volume.size_bytes())
+        description(&self.of.name, self.of.volume.size_bytes(), FLAGS)
     }
 
     fn refused(&self, command: protocol::Command, error: Error) {
@@ -206,30 +194,24 @@ impl Export for VolumeExport {
     }
 
     async fn read(&self, offset: u64, length: u32) -> Result<Vec<Segment>, ExportError> {
-        let length = u64::from(length);
-        let read = self.of.volume.read(offset, length).await;
-        let at = read.as_ref().err().and_then(volume::Error::offset);
-        let failed = |failure| ExportError { at, ..failure };
-        let segments = self.count(Command::Read, async { read }).await.map_err(failed)?;
-        let zero = |length| Segment::Zero(u32::try_from(length).expect("a part of a READ of 32 bits"));
-        let convert = |segment| match segment {
-            volume::Segment::Data(data) => Segment::Data(data),
-            volume::Segment::Zero(length) => zero(length),
-        };
-        Ok(segments.into_iter().map(convert).collect())
+        match self.of.volume.read(offset, u64::from(length)).await {
+            Ok(read) => Ok(segments(read)),
+            Err(error) => Err(ExportError { at: error.offset(), ..self.failed(Command::Read, &error) }),
+        }
     }
 
     async fn write(&self, offset: u64, data: Bytes, durability: Durability) -> Result<(), ExportError> {
-        self.count(Command::Write, self.of.volume.write(offset, data, durability)).await
+        let written = self.of.volume.write(offset, data, durability).await;
+        written.map_err(|error| self.failed(Command::Write, &error))
     }
 
     async fn flush(&self) -> Result<(), ExportError> {
-        self.count(Command::Flush, self.of.volume.flush()).await
+        self.of.volume.flush().await.map_err(|error| self.failed(Command::Flush, &error))
     }
 
     async fn trim(&self, offset: u64, length: u64, durability: Durability) -> Result<(), ExportError> {
-        let work = self.of.volume.zero(offset, length, Zeroing::Deallocate, durability);
-        self.count(Command::Trim, work).await
+        let zeroed = self.of.volume.zero(offset, length, Zeroing::Deallocate, durability).await;
+        zeroed.map_err(|error| self.failed(Command::Trim, &error))
     }
 
     async fn write_zeroes(
@@ -241,12 +223,13 @@ impl Export for VolumeExport {
         durability: Durability,
     ) -> Result<(), ExportError> {
         // Zeroing is always fast.
-        let work = self.of.volume.zero(offset, length, zeroing, durability);
-        self.count(Command::WriteZeroes, work).await
+        let zeroed = self.of.volume.zero(offset, length, zeroing, durability).await;
+        zeroed.map_err(|error| self.failed(Command::WriteZeroes, &error))
     }
 
     async fn cache(&self, offset: u64, length: u64) -> Result<(), ExportError> {
-        self.count(Command::Cache, self.of.volume.prefetch(offset, length)).await
+        let cached = self.of.volume.prefetch(offset, length).await;
+        cached.map_err(|error| self.failed(Command::Cache, &error))
     }
 
     async fn block_status(
@@ -255,9 +238,7 @@ impl Export for VolumeExport {
         length: u64,
         limit: usize,
     ) -> Result<Vec<Allocation>, ExportError> {
-        let work = self.of.volume.allocation(offset, length, limit);
-        let extents = self.count(Command::BlockStatus, work).await?;
-        let convert = |e: volume::Extent| Allocation { length_bytes: e.length, hole: e.hole, zero: e.zero };
-        Ok(extents.into_iter().map(convert).collect())
+        let extents = self.of.volume.allocation(offset, length, limit).await;
+        extents.map(allocations).map_err(|error| self.failed(Command::BlockStatus, &error))
     }
 }

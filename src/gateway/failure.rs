@@ -26,7 +26,9 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 pub(super) fn open_error(name: &str, error: &volume::OpenError) -> OpenError {
     use volume::OpenError as Why;
     match error {
-        Why::NoSuchVolume(_) | Why::BadName(_) => OpenError::Unknown(name.to_owned()),
+        Why::NoSuchVolume(_) | Why::NoSuchSnapshot(_) | Why::BadName(_) => {
+            OpenError::Unknown(name.to_owned())
+        }
         Why::Held { .. } | Why::Lost(_) | Why::Unclear { .. } | Why::LeaseOver | Why::Deleting => {
             OpenError::Refused(chain(error))
         }

@@ -12,8 +12,9 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::failure::{chain, open_error};
+use super::failure::chain;
 use super::surface::OpenVolume;
+use super::unopened::Unopened;
 use crate::metrics::{Metrics, VolumeMetrics};
 use crate::server;
 use crate::task::Tasks;
@@ -79,6 +80,12 @@ impl Drop for Use {
     }
 }
 
+/// Counts as an open volume until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Place {
+    _counted: Arc<()>,
+}
+
 /// Whether a volume stays open while nobody uses it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stay {
@@ -104,7 +111,21 @@ type Slot = watch::Sender<Phase>;
 #[derive(Debug, Default)]
 struct Slots {
     by_name: BTreeMap<String, Arc<Slot>>,
+    /// One reference more than there are [`Place`]s.
+    places: Arc<()>,
     draining: bool,
+}
+
+impl Slots {
+    /// Fails if nothing more may be opened.
+    fn check_room(&self, maximum: usize) -> Result<(), Unopened> {
+        let taken = self.by_name.len() + Arc::strong_count(&self.places) - 1;
+        match (self.draining, taken >= maximum) {
+            (true, _) => Err(Unopened::Draining),
+            (false, true) => Err(Unopened::Full(maximum)),
+            (false, false) => Ok(()),
+        }
+    }
 }
 
 /// The open volumes of a gateway.
@@ -196,11 +217,16 @@ impl OpenVolumes {
 
     /// Opens a volume for a client, or joins its other users.
     pub(crate) async fn open(self: &Arc<Self>, name: &str) -> Result<Use, server::OpenError> {
+        self.join(name).await.map_err(|unopened| unopened.for_client(name))
+    }
+
+    /// Opens a volume as for a client, or joins its other users.
+    pub(crate) async fn join(self: &Arc<Self>, name: &str) -> Result<Use, Unopened> {
         loop {
             let slot = {
                 let mut slots = self.slots.lock();
                 if slots.draining {
-                    return Err(server::OpenError::Shutdown);
+                    return Err(Unopened::Draining);
                 }
                 match slots.by_name.get(name) {
                     // Counted under the lock, as the idle check is.
@@ -208,22 +234,25 @@ impl OpenVolumes {
                         Phase::Open(served) => return admit(served),
                         Phase::Opening | Phase::Closing(_) | Phase::Gone(_) => Arc::clone(slot),
                     },
-                    None if slots.by_name.len() >= self.options.maximum_open => {
-                        let maximum = self.options.maximum_open;
-                        let why = format!(
-                            "{maximum} volumes are already open, the maximum that volumes.maximum allows"
-                        );
-                        return Err(server::OpenError::Refused(why));
+                    None => {
+                        slots.check_room(self.options.maximum_open)?;
+                        self.start(&mut slots, name, Stay::WhileUsed, false)
                     }
-                    None => self.start(&mut slots, name, Stay::WhileUsed, false),
                 }
             };
             let mut phase = slot.subscribe();
             let settled = phase.wait_for(|phase| matches!(phase, Phase::Open(_) | Phase::Gone(_))).await;
             if let Phase::Gone(Some(error)) = &*settled.expect("we hold the sender") {
-                return Err(open_error(name, error));
+                return Err(Unopened::Failed(Arc::clone(error)));
             }
         }
+    }
+
+    /// Takes a place among the open volumes for something else that is open.
+    pub(crate) fn place(&self) -> Result<Place, Unopened> {
+        let slots = self.slots.lock();
+        slots.check_room(self.options.maximum_open)?;
+        Ok(Place { _counted: Arc::clone(&slots.places) })
     }
 
     /// Returns whether a volume of this name is open, being opened or being closed.
@@ -237,6 +266,17 @@ impl OpenVolumes {
         match &*slots.by_name.get(name)?.borrow() {
             Phase::Open(served) => Some(served.volume.size_bytes()),
             Phase::Opening | Phase::Closing(_) | Phase::Gone(_) => None,
+        }
+    }
+
+    /// Returns a volume if it is open here and has not stopped.
+    pub(crate) fn serving(&self, name: &str) -> Option<Arc<Volume>> {
+        let slots = self.slots.lock();
+        match &*slots.by_name.get(name)?.borrow() {
+            Phase::Open(served) if !matches!(served.volume.status(), Status::Stopped(_)) => {
+                Some(Arc::clone(&served.volume))
+            }
+            Phase::Open(_) | Phase::Opening | Phase::Closing(_) | Phase::Gone(_) => None,
         }
     }
 
@@ -461,9 +501,9 @@ impl OpenVolumes {
 }
 
 /// Lets a client use an open volume, unless the volume has stopped.
-fn admit(served: &Arc<Served>) -> Result<Use, server::OpenError> {
+fn admit(served: &Arc<Served>) -> Result<Use, Unopened> {
     match served.volume.status() {
-        Status::Stopped(why) => Err(server::OpenError::Refused(format!("{} stopped: {why}", served.name))),
+        Status::Stopped(why) => Err(Unopened::Stopped(format!("{} stopped: {why}", served.name))),
         Status::Serving | Status::Draining => Ok(Use::of(served)),
     }
 }

@@ -10,20 +10,24 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-use super::catalogue::Catalogue;
+use super::catalogue::{Catalogue, list_snapshots};
 use super::census::Census;
 use super::failure::chain;
-use super::open_volumes::OpenVolumes;
+use super::open_snapshots::OpenSnapshots;
+use super::open_volumes::{OpenVolumes, Use};
+use super::scheduler::export;
 use super::store_check::StoreCheck;
 use super::surface::{Failure, Gateway, IfHeld, Known, OpenVolume, Stage as Shown};
 use crate::server::{Connection, Server};
 use crate::volume::catalog::{self, Info, Listed, Unnamed};
+use crate::volume::format::snapshot::Snapshot;
 use crate::volume::{self, Environment};
 
 /// What can be queried while the gateway serves.
 pub(crate) struct Serving {
     pub(crate) env: Environment,
     pub(crate) volumes: Arc<OpenVolumes>,
+    pub(crate) snapshots: Arc<OpenSnapshots>,
     pub(crate) catalogue: Arc<Catalogue>,
     pub(crate) store_check: StoreCheck,
     pub(crate) server: Arc<Server>,
@@ -40,6 +44,27 @@ enum Stage {
     Starting,
     Serving(Arc<Serving>),
     Ending,
+}
+
+impl Serving {
+    /// Opens a volume as for a client, but only if it exists: what does not exist takes no place among the
+    /// open volumes.
+    async fn join(&self, volume: &str) -> Result<Use, Failure> {
+        if !self.volumes.has(volume) {
+            self.catalogue.find(volume).await?;
+        }
+        Ok(self.volumes.join(volume).await?)
+    }
+
+    /// Fails if clients of this gateway read snapshots of a volume.
+    fn check_unread(&self, volume: Uuid) -> Result<(), Failure> {
+        match self.snapshots.clients(volume, None) {
+            0 => Ok(()),
+            clients => Err(Failure::InUse(format!(
+                "connections to this gateway that read snapshots of the volume: {clients}"
+            ))),
+        }
+    }
 }
 
 /// The state of the gateway, from before it serves until its end.
@@ -124,6 +149,9 @@ impl Gateway for GatewayStatus {
 
     async fn delete(&self, name: &str, if_held: IfHeld) -> Result<(), Failure> {
         let serving = self.serving()?;
+        if serving.snapshots.has_any() {
+            serving.check_unread(catalog::resolve(&serving.env, name).await?)?;
+        }
         let deleted =
             catalog::delete(&serving.env, &serving.options, name, if_held == IfHeld::TakeOver).await;
         serving.catalogue.forget();
@@ -133,10 +161,43 @@ impl Gateway for GatewayStatus {
 
     async fn delete_by_id(&self, volume: Uuid, if_held: IfHeld) -> Result<(), Failure> {
         let serving = self.serving()?;
+        serving.check_unread(volume)?;
         let deleted =
             catalog::delete_by_id(&serving.env, &serving.options, volume, if_held == IfHeld::TakeOver).await;
         serving.catalogue.forget();
         serving.census.has_changed();
+        Ok(deleted?)
+    }
+
+    async fn snapshots(&self, volume: &str) -> Result<Vec<Snapshot>, Failure> {
+        let serving = self.serving()?;
+        match serving.volumes.serving(volume) {
+            Some(open) => Ok(open.snapshots()),
+            None => Ok(list_snapshots(&serving.env, volume).await?.snapshots.to_vec()),
+        }
+    }
+
+    async fn take_snapshot(&self, volume: &str, snapshot: &str) -> Result<Snapshot, Failure> {
+        let serving = self.serving()?;
+        let of = serving.join(volume).await?;
+        let taken = of.volume.snapshot(snapshot).await;
+        export(&of.volume, &of.metrics);
+        serving.catalogue.forget();
+        Ok(taken?)
+    }
+
+    async fn delete_snapshot(&self, volume: &str, snapshot: &str) -> Result<(), Failure> {
+        let serving = self.serving()?;
+        let of = serving.join(volume).await?;
+        let clients = serving.snapshots.clients(of.volume.id(), Some(snapshot));
+        if clients > 0 {
+            return Err(Failure::InUse(format!(
+                "connections to this gateway that read {volume}@{snapshot}: {clients}"
+            )));
+        }
+        let deleted = of.volume.delete_snapshot(snapshot).await;
+        export(&of.volume, &of.metrics);
+        serving.catalogue.forget();
         Ok(deleted?)
     }
 

@@ -11,7 +11,8 @@ use uuid::Uuid;
 use crate::metrics::VolumeMetrics;
 use crate::server::Connection;
 use crate::volume::catalog::{Info, Listed, Unnamed};
-use crate::volume::{OpenError, Volume};
+use crate::volume::format::snapshot::Snapshot;
+use crate::volume::{OpenError, SnapshotError, Volume};
 
 /// A volume that is open in this gateway.
 #[derive(Clone, Debug)]
@@ -58,12 +59,18 @@ pub enum IfHeld {
 /// Why the gateway cannot do what was requested.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Failure {
-    /// It is starting or ending.
+    /// It is starting or ending, or it has as many volumes open as it may have.
     #[error("{0}")]
     NotServing(String),
+    /// Clients of this gateway use what should be deleted.
+    #[error("{0}")]
+    InUse(String),
     /// An operation on a volume failed.
     #[error(transparent)]
     Volume(#[from] Arc<OpenError>),
+    /// A snapshot cannot be taken or deleted.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
 }
 
 impl From<OpenError> for Failure {
@@ -90,6 +97,12 @@ pub trait Gateway: Send + Sync + 'static {
     async fn delete(&self, name: &str, if_held: IfHeld) -> Result<(), Failure>;
     /// Deletes a volume by its id, so that it need not have a name.
     async fn delete_by_id(&self, volume: Uuid, if_held: IfHeld) -> Result<(), Failure>;
+    /// Returns the snapshots of a volume, in the order in which they were taken.
+    async fn snapshots(&self, volume: &str) -> Result<Vec<Snapshot>, Failure>;
+    /// Takes a snapshot of a volume, which is opened for it if necessary.
+    async fn take_snapshot(&self, volume: &str, snapshot: &str) -> Result<Snapshot, Failure>;
+    /// Deletes a snapshot that no client of this gateway uses. The volume is opened for it if necessary.
+    async fn delete_snapshot(&self, volume: &str, snapshot: &str) -> Result<(), Failure>;
     /// Returns the stage of the gateway.
     fn stage(&self) -> Stage;
     /// Returns the contents of the store at the last census, without a request to the store.

@@ -171,6 +171,12 @@ definitions! {
     BACKGROUND_BYTES = counter("cairn_background_bytes_total", "bytes", &["volume", "work"],
         "Bytes that checkpoints rewrote in addition to what clients wrote, by kind of work.");
 
+    SNAPSHOTS = gauge("cairn_snapshots", "snapshots", &["volume"], "Snapshots of the volume.");
+    SNAPSHOT_TIME = gauge("cairn_snapshot_timestamp_seconds", "seconds", &["volume"],
+        "Time at which the last snapshot was taken, in seconds since 1970; 0 if there is none.");
+    SNAPSHOT_FAILURES = counter("cairn_snapshot_failures_total", "failures", &["volume"],
+        "Snapshots of the schedule that could not be taken or deleted when they were due.");
+
     CACHE_HITS = counter("cairn_cache_hits_total", "pages", &["volume", "tier"], "Pages found in a cache.");
     CACHE_MISSES = counter("cairn_cache_misses_total", "pages", &["volume", "tier"],
         "Pages not found in a cache.");
@@ -191,6 +197,8 @@ definitions! {
         "Requests to the store. Each attempt counts.");
     STORE_RETRIES = counter("cairn_store_retries_total", "requests", &["operation"],
         "Requests to the store that retry a failed one.");
+    STORE_HEDGES = counter("cairn_store_hedges_total", "requests", &["operation", "result"],
+        "Second requests for slow ones to the store: answered first, sent in vain, or not sent.");
     STORE_BYTES = counter("cairn_store_bytes_total", "bytes", &["operation"],
         "Bytes transferred in the bodies of successful requests.");
     STORE_DURATION = histogram("cairn_store_request_duration_seconds", "seconds", &["operation"], LATENCY,
@@ -220,6 +228,8 @@ definitions! {
         "Configured duration of a lease (lease.ttl).");
     LIMIT_COMMIT_AGE = gauge("cairn_limit_commit_age_seconds", "seconds", &[],
         "Age at which changes are committed without a FLUSH (commit.max_age).");
+    SNAPSHOT_INTERVAL = gauge("cairn_snapshot_interval_seconds", "seconds", &[],
+        "Shortest period of the schedule of snapshots (volumes.snapshots); 0 without a schedule.");
     RELOAD_SUCCESSFUL = gauge("cairn_reload_successful", "reloads", &[],
         "1 if the last reload applied its settings and all configured volumes are open, otherwise 0.");
     RELOAD_TIME = gauge("cairn_reload_timestamp_seconds", "seconds", &[],

@@ -61,6 +61,7 @@ struct Inner {
     journal_records: IntGauge,
     lease_ttl: Gauge,
     commit_age: Gauge,
+    snapshot_interval: Gauge,
     reload_successful: IntGauge,
     reload_time: IntGauge,
     certificate_expiry: GaugeVec,
@@ -84,6 +85,7 @@ impl GatewayMetrics {
             journal_records: whole(&define::LIMIT_JOURNAL_RECORDS),
             lease_ttl: float(&define::LIMIT_LEASE),
             commit_age: float(&define::LIMIT_COMMIT_AGE),
+            snapshot_interval: float(&define::SNAPSHOT_INTERVAL),
             reload_successful: whole(&define::RELOAD_SUCCESSFUL),
             reload_time: whole(&define::RELOAD_TIME),
             certificate_expiry: float_gauges(registry, &define::CERTIFICATE_EXPIRY),
@@ -116,6 +118,11 @@ impl GatewayMetrics {
     #[must_use]
     pub fn limits(&self) -> Limits {
         *self.0.limits.lock()
+    }
+
+    /// Exports the shortest period of the schedule of snapshots. `None` without a schedule.
+    pub fn set_snapshot_interval(&self, interval: Option<Duration>) {
+        self.0.snapshot_interval.set(interval.unwrap_or_default().as_secs_f64());
     }
 
     /// Records when the settings were read, in seconds since 1970, and the result.

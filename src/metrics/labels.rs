@@ -251,6 +251,19 @@ label! {
 }
 
 label! {
+    /// What became of the second request to the store that a slow one deserved.
+    HedgeResult {
+        /// Its answer was used.
+        Won = "won",
+        /// The answer of the first request was used, or nobody waited for an answer any more.
+        Lost = "lost",
+        /// It was not sent, because the budget was spent, the class was at its limit, or requests had just
+        /// failed.
+        Denied = "denied",
+    }
+}
+
+label! {
     /// How a request to the store ended.
     StoreOutcome {
         /// The request succeeded.

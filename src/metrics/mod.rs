@@ -23,8 +23,8 @@ pub use definitions::{Definition, Kind};
 pub use family::By;
 pub use gateway::{GatewayMetrics, Limits, Reload};
 pub use labels::{
-    Command, Direction, Errno, FoldResult, HandshakeFailure, Label, LogLoss, ObjectKind, ReadAhead,
-    ReadSource, StoreClass, StoreOperation, StoreOutcome, Tier, Transport,
+    Command, Direction, Errno, FoldResult, HandshakeFailure, HedgeResult, Label, LogLoss, ObjectKind,
+    ReadAhead, ReadSource, StoreClass, StoreOperation, StoreOutcome, Tier, Transport,
 };
 pub use log::LogMetrics;
 pub use server::ServerMetrics;
@@ -137,6 +137,7 @@ mod tests {
         let metrics = Metrics::new();
         let volume = metrics.volume("disk");
         volume.failed(Command::Read, Errno::Io);
+        volume.set_snapshots(2, 1_800_000_000);
         metrics.server().handshake_failed(Transport::Tcp, HandshakeFailure::Timeout);
         metrics.store().ended(StoreOperation::Put, StoreOutcome::Ok, 7, Duration::from_millis(3));
         metrics.gateway().set_stored(BTreeMap::from([("disk".to_owned(), 7)]), 1_800_000_000);
@@ -202,6 +203,8 @@ mod tests {
             r#"cairn_connections{transport="unix"} 1"#,
             r#"cairn_store_requests_total{operation="put",outcome="ok"} 1"#,
             r#"cairn_store_bytes_total{operation="put"} 7"#,
+            r#"cairn_snapshots{volume="disk"} 2"#,
+            r#"cairn_snapshot_timestamp_seconds{volume="disk"} 1800000000"#,
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in:\n{text}");
         }

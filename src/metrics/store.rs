@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::definitions as define;
 use super::family::{By, counters, float_gauges, gauges, histograms};
-use super::labels::{Label, StoreClass, StoreOperation, StoreOutcome};
+use super::labels::{HedgeResult, Label, StoreClass, StoreOperation, StoreOutcome};
 use super::volume::InFlight;
 
 /// The metrics of the store. Clones share them.
@@ -22,6 +22,7 @@ pub struct StoreMetrics(Arc<Inner>);
 struct Inner {
     requests: IntCounterVec,
     retries: By<StoreOperation, IntCounter>,
+    hedges: IntCounterVec,
     bytes: By<StoreOperation, IntCounter>,
     duration: By<StoreOperation, Histogram>,
     in_flight: By<StoreOperation, IntGauge>,
@@ -33,12 +34,20 @@ struct Inner {
 impl StoreMetrics {
     pub(super) fn new(registry: &Registry) -> Self {
         let retries = counters(registry, &define::STORE_RETRIES);
+        let hedges = counters(registry, &define::STORE_HEDGES);
+        let hedged = [StoreOperation::Get, StoreOperation::Put];
+        let pairs = hedged.iter().flat_map(|of| HedgeResult::ALL.iter().map(move |result| (of, result)));
+        // Each series exists from the start, so that its first increase is visible.
+        for (of, result) in pairs {
+            drop(hedges.with_label_values(&[of.as_str(), result.as_str()]));
+        }
         let bytes = counters(registry, &define::STORE_BYTES);
         let duration = histograms(registry, &define::STORE_DURATION);
         let waiting = gauges(registry, &define::STORE_WAITING);
         let in_flight = gauges(registry, &define::STORE_IN_FLIGHT);
         Self(Arc::new(Inner {
             requests: counters(registry, &define::STORE_REQUESTS),
+            hedges,
             retries: By::new(|l: StoreOperation| retries.with_label_values(&[l.as_str()])),
             bytes: By::new(|l: StoreOperation| bytes.with_label_values(&[l.as_str()])),
             duration: By::new(|l: StoreOperation| duration.with_label_values(&[l.as_str()])),
@@ -97,6 +106,17 @@ impl StoreMetrics {
     /// Counts an attempt that repeats a failed one.
     pub fn retried(&self, operation: StoreOperation) {
         self.0.retries.of(operation).inc();
+    }
+
+    /// Counts a second request that was sent, or denied, because the first one was slow.
+    pub fn hedged(&self, operation: StoreOperation, result: HedgeResult) {
+        self.0.hedges.with_label_values(&[operation.as_str(), result.as_str()]).inc();
+    }
+
+    /// Returns how many second requests have had this result so far.
+    #[must_use]
+    pub fn hedges(&self, operation: StoreOperation, result: HedgeResult) -> u64 {
+        self.0.hedges.with_label_values(&[operation.as_str(), result.as_str()]).get()
     }
 
     /// Returns how many attempts have ended with this outcome so far.

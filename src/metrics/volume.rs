@@ -52,6 +52,9 @@ pub(super) struct VolumeFamilies {
     overlaid_bytes: IntGaugeVec,
     packs: IntGaugeVec,
     background_bytes: IntCounterVec,
+    snapshots: IntGaugeVec,
+    snapshot_time: IntGaugeVec,
+    snapshot_failures: IntCounterVec,
     cache_hits: IntCounterVec,
     cache_misses: IntCounterVec,
     cache_evictions: IntCounterVec,
@@ -94,6 +97,9 @@ impl VolumeFamilies {
             overlaid_bytes: gauges(registry, &define::OVERLAID_BYTES),
             packs: gauges(registry, &define::PACKS),
             background_bytes: counters(registry, &define::BACKGROUND_BYTES),
+            snapshots: gauges(registry, &define::SNAPSHOTS),
+            snapshot_time: gauges(registry, &define::SNAPSHOT_TIME),
+            snapshot_failures: counters(registry, &define::SNAPSHOT_FAILURES),
             cache_hits: counters(registry, &define::CACHE_HITS),
             cache_misses: counters(registry, &define::CACHE_MISSES),
             cache_evictions: counters(registry, &define::CACHE_EVICTIONS),
@@ -136,6 +142,9 @@ impl VolumeFamilies {
                 owned.remove_later(&self.request_errors, &[name, command.as_str(), errno.as_str()]);
             }
         }
+        // A snapshot that is open has the other metrics of a volume, but no snapshots.
+        owned.remove_later(&self.snapshots, &[name]);
+        owned.remove_later(&self.snapshot_time, &[name]);
         VolumeHandles {
             requests: By::new(|l: Command| owned.child(&self.requests, &[name, l.as_str()])),
             request_bytes: By::new(|l: Command| owned.child(&self.request_bytes, &[name, l.as_str()])),
@@ -164,6 +173,7 @@ impl VolumeFamilies {
             overlaid_bytes: owned.child(&self.overlaid_bytes, &[name]),
             packs: owned.child(&self.packs, &[name]),
             background_bytes: By::new(|l: Work| owned.child(&self.background_bytes, &[name, l.as_str()])),
+            snapshot_failures: owned.child(&self.snapshot_failures, &[name]),
             cache_hits: By::new(|l: Tier| owned.child(&self.cache_hits, &[name, l.as_str()])),
             cache_misses: By::new(|l: Tier| owned.child(&self.cache_misses, &[name, l.as_str()])),
             cache_evictions: By::new(|l: Tier| owned.child(&self.cache_evictions, &[name, l.as_str()])),
@@ -335,6 +345,8 @@ pub struct VolumeHandles {
     pub packs: IntGauge,
     /// Bytes that checkpoints rewrote in addition to what clients wrote.
     pub background_bytes: By<Work, IntCounter>,
+    /// Number of times that the schedule of snapshots could not be met.
+    pub snapshot_failures: IntCounter,
     /// Number of pages found in the cache.
     pub cache_hits: By<Tier, IntCounter>,
     /// Number of pages not found in the cache.
@@ -402,6 +414,16 @@ impl VolumeMetrics {
     pub fn failed(&self, command: Command, errno: Errno) {
         let labels = [self.name(), command.as_str(), errno.as_str()];
         self.0.families.request_errors.with_label_values(&labels).inc();
+    }
+
+    /// Exports how many snapshots the volume has, and when the last one was taken, in seconds since 1970: 0
+    /// if there is none.
+    pub fn set_snapshots(&self, count: usize, last_seconds: u64) {
+        let (families, labels) = (&self.0.families, [self.name()]);
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        families.snapshots.with_label_values(&labels).set(count);
+        let last = i64::try_from(last_seconds).unwrap_or(i64::MAX);
+        families.snapshot_time.with_label_values(&labels).set(last);
     }
 
     /// Counts a command as in flight until the guard is dropped.

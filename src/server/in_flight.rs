@@ -9,9 +9,11 @@
 //! connection waits for, and each connection has at most one waiting request. So no connection can keep
 //! another from its share or from its turn.
 
+use std::fmt;
 use std::sync::Arc;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::metrics::{Metrics, StartedRequest};
 use super::options::Options;
@@ -42,69 +44,153 @@ impl Budget {
     }
 }
 
-/// The in-flight limits of one connection, and what it uses of them.
+/// The in-flight limits of one connection, and what it uses of them. Clones share them.
 #[derive(Clone)]
-pub(crate) struct InFlight {
-    requests: Arc<Semaphore>,
-    request_bound: u32,
-    bytes: Arc<Semaphore>,
+pub(crate) struct InFlight(Arc<Connection>);
+
+struct Connection {
+    most_requests: u32,
+    most_bytes: u32,
+    share_bytes: u32,
     /// The most bytes that a single request is charged. A larger request is charged this much, so it runs
     /// when no other request holds bytes.
     largest_bytes: u32,
-    share: Arc<Semaphore>,
+    used: Mutex<Used>,
+    /// Signalled after a release, if somebody waits for one.
+    released: Notify,
     common: Arc<Semaphore>,
     metrics: Arc<dyn Metrics>,
+}
+
+/// What the requests of a connection use.
+#[derive(Debug, Default)]
+struct Used {
+    requests: u32,
+    /// Bytes of all requests.
+    bytes: u32,
+    /// Bytes of those that were taken from the connection's share.
+    share_bytes: u32,
+    /// Whether anybody waits for a release.
+    is_awaited: bool,
 }
 
 /// What one request holds of the in-flight limits. Dropping it releases everything.
 #[derive(Debug)]
 pub(crate) struct Charge {
     _started: StartedRequest,
-    _request: OwnedSemaphorePermit,
-    _bytes: OwnedSemaphorePermit,
-    /// From the connection's share, or from the memory common to all connections.
-    _memory: OwnedSemaphorePermit,
+    _held: Held,
+    /// Memory common to all connections, if the connection's share had no room.
+    _common: Option<OwnedSemaphorePermit>,
+}
+
+/// What one request holds of its connection's limits. Dropping it releases everything.
+struct Held {
+    connection: Arc<Connection>,
+    bytes: u32,
+    /// Whether the bytes were taken from the connection's share.
+    is_own: bool,
 }
 
 impl InFlight {
     /// Creates the limits of a new connection.
     pub(crate) fn new(options: &Options, budget: &Budget, metrics: Arc<dyn Metrics>) -> Self {
-        let semaphore =
-            |bound: u32| Arc::new(Semaphore::new(usize::try_from(bound).expect("32 bits fit a usize")));
-        let request_bound = options.in_flight_requests.max(1);
-        let byte_bound = options.in_flight_bytes.max(1);
-        Self {
-            requests: semaphore(request_bound),
-            request_bound,
-            bytes: semaphore(byte_bound),
-            largest_bytes: byte_bound.min(budget.common_bytes),
-            share: semaphore(budget.share_bytes),
+        let most_bytes = options.in_flight_bytes.max(1);
+        Self(Arc::new(Connection {
+            most_requests: options.in_flight_requests.max(1),
+            most_bytes,
+            share_bytes: budget.share_bytes,
+            largest_bytes: most_bytes.min(budget.common_bytes),
+            used: Mutex::default(),
+            released: Notify::new(),
             common: Arc::clone(&budget.common),
             metrics,
-        }
+        }))
     }
 
     /// Waits until the request fits into the limits. A request of any size fits when no other request holds
     /// bytes.
     pub(crate) async fn charge(&self, bytes: u32) -> Charge {
-        let bytes = bytes.min(self.largest_bytes);
-        let request = Arc::clone(&self.requests).acquire_owned().await.expect(NEVER_CLOSED);
-        let held = Arc::clone(&self.bytes).acquire_many_owned(bytes).await.expect(NEVER_CLOSED);
-        let memory = match Arc::clone(&self.share).try_acquire_many_owned(bytes) {
-            Ok(own) => own,
-            Err(_) => Arc::clone(&self.common).acquire_many_owned(bytes).await.expect(NEVER_CLOSED),
+        let connection = &self.0;
+        let bytes = bytes.min(connection.largest_bytes);
+        let is_own = match connection.try_take(bytes) {
+            Some(is_own) => is_own,
+            None => connection.wait(|used| connection.take(used, bytes)).await,
         };
-        Charge {
-            _started: StartedRequest::new(&self.metrics, bytes),
-            _request: request,
-            _bytes: held,
-            _memory: memory,
-        }
+        let held = Held { connection: Arc::clone(connection), bytes, is_own };
+        let common = match is_own {
+            true => None,
+            false => {
+                let taken = Arc::clone(&connection.common).acquire_many_owned(bytes).await;
+                Some(taken.expect(NEVER_CLOSED))
+            }
+        };
+        Charge { _started: StartedRequest::new(&connection.metrics, bytes), _held: held, _common: common }
     }
 
     /// Waits until every reply is written, or dropped because the connection is broken.
     pub(super) async fn wait_until_idle(&self) {
-        drop(self.requests.acquire_many(self.request_bound).await);
+        self.0.wait(|used| (used.requests == 0).then_some(())).await;
+    }
+}
+
+impl Connection {
+    fn try_take(&self, bytes: u32) -> Option<bool> {
+        self.take(&mut self.used.lock(), bytes)
+    }
+
+    /// Takes a request and its bytes if they fit. Returns whether the memory is from the connection's share.
+    fn take(&self, used: &mut Used, bytes: u32) -> Option<bool> {
+        if used.requests == self.most_requests || bytes > self.most_bytes - used.bytes {
+            return None;
+        }
+        used.requests += 1;
+        used.bytes += bytes;
+        let is_own = bytes <= self.share_bytes - used.share_bytes;
+        if is_own {
+            used.share_bytes += bytes;
+        }
+        Some(is_own)
+    }
+
+    /// Waits until `check` returns `Some`, which it can only do after a release.
+    async fn wait<T>(&self, mut check: impl FnMut(&mut Used) -> Option<T>) -> T {
+        loop {
+            let released = self.released.notified();
+            tokio::pin!(released);
+            {
+                let mut used = self.used.lock();
+                if let Some(found) = check(&mut used) {
+                    return found;
+                }
+                // Registers before the lock is released, so that no release is missed.
+                released.as_mut().enable();
+                used.is_awaited = true;
+            }
+            released.await;
+        }
+    }
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Held").field("bytes", &self.bytes).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let is_awaited = {
+            let mut used = self.connection.used.lock();
+            used.requests -= 1;
+            used.bytes -= self.bytes;
+            if self.is_own {
+                used.share_bytes -= self.bytes;
+            }
+            std::mem::take(&mut used.is_awaited)
+        };
+        if is_awaited {
+            self.connection.released.notify_waiters();
+        }
     }
 }
 
@@ -155,6 +241,28 @@ mod tests {
         assert!(large.now_or_never().is_some());
         assert!(one.charge(1).now_or_never().is_some());
         drop(own);
+    }
+
+    #[test]
+    fn a_request_beyond_a_limit_of_its_connection_waits_until_another_ends() {
+        let options = Options { in_flight_requests: 2, in_flight_bytes: 100, ..Options::default() };
+        let in_flight = InFlight::new(&options, &Budget::new(&options), Arc::new(NoMetrics));
+        let charge = |bytes| in_flight.charge(bytes).now_or_never().expect("it fits");
+        let (first, second) = (charge(60), charge(0));
+        let mut third = Box::pin(in_flight.charge(0));
+        assert!(third.as_mut().now_or_never().is_none(), "two requests are in flight");
+        drop(second);
+        let third = third.as_mut().now_or_never().expect("only one is in flight");
+        let mut fourth = Box::pin(in_flight.charge(41));
+        drop(third);
+        assert!(fourth.as_mut().now_or_never().is_none(), "only 40 bytes are left");
+        let mut idle = Box::pin(in_flight.wait_until_idle());
+        assert!(idle.as_mut().now_or_never().is_none());
+        drop(first);
+        let fourth = fourth.as_mut().now_or_never().expect("all bytes are free");
+        assert!(idle.as_mut().now_or_never().is_none(), "the fourth request is in flight");
+        drop(fourth);
+        assert!(idle.as_mut().now_or_never().is_some());
     }
 
     #[test]

@@ -22,6 +22,11 @@ static ZERO_PAGE: [u8; 64 << 10] = [0; 64 << 10];
 /// Maximum length of data that is copied between the headers, in bytes.
 const COPIED_BYTES: usize = 512;
 
+/// Maximum length of the headers of a reply without a message, in bytes.
+const HEADER_BYTES: usize = 64;
+/// How many bytes are allocated for headers at a time.
+const HEADERS_BYTES: usize = 4096;
+
 /// Encoded replies in the order in which they are sent.
 #[derive(Debug, Default)]
 pub(crate) struct Outgoing {
@@ -33,11 +38,11 @@ pub(crate) struct Outgoing {
 }
 
 impl Outgoing {
-    /// Appends the reply to a request.
-    pub(super) fn push_reply(&mut self, answered: &Answered) {
-        let &Answered { headers, cookie, offset, .. } = answered;
+    /// Appends the reply to a request. Takes the data of a READ out of `answered`.
+    pub(super) fn push_reply(&mut self, answered: &mut Answered) {
+        let &mut Answered { headers, cookie, offset, .. } = answered;
         let framing = Framing { headers, cookie, offset };
-        match &answered.outcome {
+        match &mut answered.outcome {
             Ok(answer) => self.push_answer(framing, answer),
             Err(refusal) if headers == HeaderStyle::Simple => self.push_simple(cookie, Err(refusal.error)),
             //= Structured reply chunk message: MUST NOT use a simple reply for `NBD_CMD_READ` (even for the
@@ -48,22 +53,24 @@ impl Outgoing {
                     Some(offset) => Chunk::ErrorOffset { error, message, offset },
                     None => Chunk::Error { error, message },
                 };
-                self.push_chunk(framing, true, &chunk, &[]);
+                self.push_chunk(framing, true, &chunk, &mut []);
             }
         }
     }
 
-    fn push_answer(&mut self, framing: Framing, answer: &Answer) {
+    fn push_answer(&mut self, framing: Framing, answer: &mut Answer) {
         match (answer, framing.headers) {
             (Answer::Done, HeaderStyle::Simple | HeaderStyle::Structured) => {
                 self.push_simple(framing.cookie, Ok(()));
             }
             //= Extended reply chunk message: all server replies MUST use an extended reply; the server MUST
             //# NOT use simple replies even when there is no payload
-            (Answer::Done, HeaderStyle::Extended) => self.push_chunk(framing, true, &Chunk::None, &[]),
+            (Answer::Done, HeaderStyle::Extended) => {
+                self.push_chunk(framing, true, &Chunk::None, &mut []);
+            }
             (Answer::Data { segments, .. }, HeaderStyle::Simple) => {
                 self.push_simple(framing.cookie, Ok(()));
-                segments.iter().for_each(|segment| self.push_segment(segment));
+                segments.iter_mut().for_each(|segment| self.push_segment(segment));
             }
             (Answer::Data { segments, single_chunk }, _) => {
                 self.push_content(framing, segments, *single_chunk);
@@ -76,7 +83,7 @@ impl Outgoing {
                 } else {
                     Chunk::BlockStatus { context_id, descriptors }
                 };
-                self.push_chunk(framing, true, &chunk, &[]);
+                self.push_chunk(framing, true, &chunk, &mut []);
             }
         }
     }
@@ -87,10 +94,10 @@ impl Outgoing {
 
     /// Appends the data of a READ: adjacent data as one data chunk, holes as hole chunks. With
     /// `single_chunk`, everything is one chunk; if it contains any data, holes are sent as zeros.
-    fn push_content(&mut self, framing: Framing, segments: &[Segment], single_chunk: bool) {
+    fn push_content(&mut self, framing: Framing, segments: &mut [Segment], single_chunk: bool) {
         //= Request types: each chunk MUST describe at least one byte
         if segments.is_empty() {
-            return self.push_chunk(framing, true, &Chunk::None, &[]);
+            return self.push_chunk(framing, true, &Chunk::None, &mut []);
         }
         let is_hole = |segment: &Segment| matches!(segment, Segment::Zero(_));
         let whole_hole = segments.iter().all(is_hole);
@@ -102,13 +109,13 @@ impl Outgoing {
         let mut left = segments.len();
         //= Request types: When no error is detected, the server MUST send enough data chunks to cover the
         //# entire region described by the offset and length of the client's request.
-        for run in segments.chunk_by(same_chunk) {
+        for run in segments.chunk_by_mut(same_chunk) {
             let length = run.iter().map(Segment::length_bytes).sum::<u64>();
             left -= run.len();
             let hole_length = u32::try_from(length).ok().filter(|_| run.iter().all(is_hole));
             match hole_length {
                 Some(length) => {
-                    self.push_chunk(framing, left == 0, &Chunk::OffsetHole { offset: at, length }, &[]);
+                    self.push_chunk(framing, left == 0, &Chunk::OffsetHole { offset: at, length }, &mut []);
                 }
                 None => {
                     let chunk = Chunk::OffsetData { offset: at, data: Bytes::new() };
@@ -122,7 +129,7 @@ impl Outgoing {
     }
 
     /// Appends a chunk, followed by `data`.
-    fn push_chunk(&mut self, framing: Framing, done: bool, chunk: &Chunk, data: &[Segment]) {
+    fn push_chunk(&mut self, framing: Framing, done: bool, chunk: &Chunk, data: &mut [Segment]) {
         let data_length = data.iter().map(Segment::length_bytes).sum::<u64>();
         self.encode(|tail| {
             framing.encode_header(chunk, done, tail);
@@ -131,15 +138,15 @@ impl Outgoing {
             let own_length = u64::try_from(tail.len() - payload).expect("a usize fits 64 bits");
             framing.set_length(own_length + data_length, &mut tail[..payload]);
         });
-        data.iter().for_each(|segment| self.push_segment(segment));
+        data.iter_mut().for_each(|segment| self.push_segment(segment));
     }
 
-    fn push_segment(&mut self, segment: &Segment) {
+    fn push_segment(&mut self, segment: &mut Segment) {
         match segment {
             Segment::Data(data) if data.len() <= COPIED_BYTES => {
                 self.encode(|tail| tail.extend_from_slice(data));
             }
-            Segment::Data(data) => self.push_slice(data.clone()),
+            Segment::Data(data) => self.push_slice(std::mem::take(data)),
             Segment::Zero(length) => {
                 let mut left = usize::try_from(*length).expect("32 bits fit a usize");
                 while left > 0 {
@@ -152,6 +159,10 @@ impl Outgoing {
     }
 
     fn encode(&mut self, append: impl FnOnce(&mut BytesMut)) {
+        // Many short slices share one allocation.
+        if self.tail.capacity() - self.tail.len() < HEADER_BYTES {
+            self.tail.reserve(HEADERS_BYTES);
+        }
         let before = self.tail.len();
         append(&mut self.tail);
         self.remaining += self.tail.len() - before;

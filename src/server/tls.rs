@@ -1,7 +1,8 @@
 //! TLS for the server: certificates, and which client may use which export.
 //!
 //! Knows certificates and export names; must not know NBD messages. Invariant: an export with a list of
-//! subjects opens only for clients with a listed subject, and no other client learns that it exists.
+//! subjects, and every part of it (`EXPORT@…`), opens only for clients with a listed subject, and no other
+//! client learns that it exists.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -37,7 +38,8 @@ pub struct TlsOptions {
     /// certificate that one of them signed.
     pub client_authorities: Option<PathBuf>,
     /// Exports that only some clients may use: for each export name, the distinguished names of the clients'
-    /// certificates, such as `O=Example, CN=vm-1`. Requires `client_authorities`.
+    /// certificates, such as `O=Example, CN=vm-1`. The entry for `NAME` also holds for every export `NAME@…`,
+    /// in addition to an entry for that export itself. Requires `client_authorities`.
     pub subjects: BTreeMap<String, BTreeSet<String>>,
 }
 
@@ -186,7 +188,14 @@ impl Tls {
     /// Whether clients need TLS to use this export, because TLS is required in general or for this export.
     #[must_use]
     pub fn needs_tls(&self, export: &str) -> bool {
-        self.required || self.subjects.contains_key(export)
+        self.required || self.allowed(export).next().is_some()
+    }
+
+    /// Returns every list of subjects that holds for an export: its own, and those of the exports of which it
+    /// is a part, such as `disk` for `disk@monday`.
+    fn allowed<'a>(&'a self, export: &'a str) -> impl Iterator<Item = &'a BTreeSet<String>> {
+        let ends = export.match_indices('@').map(|(at, _)| at).chain([export.len()]);
+        ends.filter_map(|end| self.subjects.get(&export[..end]))
     }
 
     pub(crate) fn policy(&self) -> TlsPolicy {
@@ -215,8 +224,8 @@ pub(crate) enum Identity {
 impl Identity {
     /// Whether this client may use the export and know of it.
     pub(super) fn may_use(&self, tls: Option<&Tls>, export: &str) -> bool {
-        let Some(allowed) = tls.and_then(|tls| tls.subjects.get(export)) else { return true };
-        self.subject().is_some_and(|subject| allowed.contains(subject))
+        let Some(tls) = tls else { return true };
+        tls.allowed(export).all(|allowed| self.subject().is_some_and(|subject| allowed.contains(subject)))
     }
 
     /// The subject of the client's certificate, for the log.

@@ -33,6 +33,8 @@ use crate::task::Tasks;
 pub(crate) const READ_BYTES: usize = 64 << 10;
 /// How many bytes of a payload are read at a time, at most.
 const PAYLOAD_READ_BYTES: usize = 1 << 20;
+/// Maximum length of a payload that is read together with the requests after it, in bytes.
+const COPIED_PAYLOAD_BYTES: usize = 16 << 10;
 /// Maximum number of replies that are collected before they are written.
 const BATCH_REPLIES: usize = 64;
 /// Maximum payload of a BLOCK_STATUS that is decoded, in bytes. A longer list of contexts would have unknown
@@ -143,15 +145,23 @@ impl Receiver {
         // When the writer has ended, replies can no longer be sent, so requests that are still in the buffer
         // are not carried out.
         while !self.replies.is_closed() {
+            // A request that is already in the buffer takes precedence over everything below.
+            if !self.drain.hangs_up()
+                && let Some(request) = self.requests.take_buffered(self.rules.headers)?
+            {
+                // Lets the writer and other connections run although nothing here waits.
+                tokio::task::coop::consume_budget().await;
+                if let Some(end) = self.handle(request).await? {
+                    return Ok(end);
+                }
+                continue;
+            }
             let (draining, deaf) = (self.drain.is_cancelled(), self.drain.hangs_up());
             tokio::select! {
                 biased;
                 request = self.requests.next(self.rules.headers), if !deaf => match request? {
                     None => return Ok(End::Closed),
-                    //= Request types: A client MUST NOT send anything to the server after sending an
-                    //# `NBD_CMD_DISC` command.
-                    Some(Request { command: Command::Disc, .. }) => return Ok(End::Disconnected),
-                    Some(request) => self.handle(request).await?,
+                    Some(request) => if let Some(end) = self.handle(request).await? { return Ok(end) },
                 },
                 () = self.drain.cancelled(), if !draining => {}
                 () = self.in_flight.wait_until_idle(), if draining => return Ok(End::Drained),
@@ -161,7 +171,13 @@ impl Receiver {
         Err(Broken::Write)
     }
 
-    async fn handle(&mut self, request: Request) -> Result<(), Broken> {
+    /// Starts a request or refuses it. Returns how transmission ends if the request ends it.
+    async fn handle(&mut self, request: Request) -> Result<Option<End>, Broken> {
+        //= Request types: A client MUST NOT send anything to the server after sending an `NBD_CMD_DISC`
+        //# command.
+        if request.command == Command::Disc {
+            return Ok(Some(End::Disconnected));
+        }
         let payload_length = request.payload_length(self.rules.headers);
         let maximum = u64::from(self.rules.maximum_payload_bytes());
         if self.rules.headers == HeaderStyle::Extended && payload_length > maximum {
@@ -178,7 +194,7 @@ impl Receiver {
                 (request, self.judge(&request))
             };
         match judged {
-            Ok(job) => self.start(request, job).await,
+            Ok(job) => self.start(request, job).await?,
             Err(refused) => {
                 self.export.refused(request.command, refused.error);
                 let charge = self.in_flight.charge(0).await;
@@ -186,9 +202,10 @@ impl Receiver {
                 //# to be written to the device.
                 self.requests.skip(request.payload_length(self.rules.headers)).await?;
                 let answered = self.answered(&request, Err(ExportError::from(refused)), charge);
-                self.replies.send(answered).await.map_err(|_| Broken::Write)
+                self.replies.send(answered).await.map_err(|_| Broken::Write)?;
             }
         }
+        Ok(None)
     }
 
     fn judge(&self, request: &Request) -> Result<Job, Refused> {
@@ -258,8 +275,10 @@ impl Requests {
     /// Reads the next request. Returns `None` if the client closed its side between two requests. The future
     /// may be dropped without losing bytes.
     async fn next(&mut self, style: HeaderStyle) -> Result<Option<Request>, Broken> {
-        let length = style.request_length();
-        while self.buffer.len() < length {
+        loop {
+            if let Some(request) = self.take_buffered(style)? {
+                return Ok(Some(request));
+            }
             // Between two requests, a client may be idle without being stalled.
             if self.buffer.is_empty() {
                 self.buffer.reserve(READ_BYTES);
@@ -272,14 +291,23 @@ impl Requests {
                 self.read_more().await?;
             }
         }
-        let request = Request::decode(style, &self.buffer[..length]).map_err(Broken::NotARequest)?;
-        self.buffer.advance(length);
+    }
+
+    /// Takes the next request from the buffer, if all of its header has been read.
+    fn take_buffered(&mut self, style: HeaderStyle) -> Result<Option<Request>, Broken> {
+        let Some(header) = self.buffer.get(..style.request_length()) else { return Ok(None) };
+        let request = Request::decode(style, header).map_err(Broken::NotARequest)?;
+        self.buffer.advance(style.request_length());
         Ok(Some(request))
     }
 
-    /// Reads `length` bytes of payload directly into their final buffer.
+    /// Reads `length` bytes of payload. A long payload is read directly into its final buffer. A short one is
+    /// copied, so that one read brings in many requests.
     async fn payload(&mut self, length: u64) -> Result<Bytes, Broken> {
         let length = usize::try_from(length).map_err(|_| Broken::PayloadTooLong(length))?;
+        while length <= COPIED_PAYLOAD_BYTES && self.buffer.len() < length {
+            self.read_more().await?;
+        }
         let mut payload = BytesMut::with_capacity(length);
         let buffered = self.buffer.len().min(length);
         payload.extend_from_slice(&self.buffer[..buffered]);
@@ -307,7 +335,7 @@ impl Requests {
 
     /// Reads more bytes of a request that has begun.
     async fn read_more(&mut self) -> Result<(), Broken> {
-        self.buffer.reserve(READ_BYTES);
+        self.buffer.reserve(READ_BYTES.saturating_sub(self.buffer.len()));
         arrived(self.patience.wait_for(self.reader.read_buf(&mut self.buffer)).await)
     }
 
@@ -352,7 +380,7 @@ async fn write_replies(
         {
             std::mem::swap(&mut first.cookie, &mut second.cookie);
         }
-        for answered in &batch {
+        for answered in &mut batch {
             outgoing.push_reply(answered);
         }
         outgoing.seal();

@@ -61,7 +61,7 @@ impl Classes {
     }
 
     /// Limits each class to `requests` concurrent requests, and the background classes to fewer. `above`
-    /// decorates the store of each class.
+    /// decorates the store of each class, whose limit it gets.
     ///
     /// # Panics
     /// If `requests` is 0.
@@ -70,10 +70,11 @@ impl Classes {
         store: &Arc<dyn Store>,
         requests: usize,
         metrics: &StoreMetrics,
-        mut above: impl FnMut(Arc<dyn Store>) -> Arc<dyn Store>,
+        mut above: impl FnMut(StoreClass, Arc<Limit>) -> Arc<dyn Store>,
     ) -> Self {
         let mut class = |class, requests| {
-            above(Arc::new(Limit::of_class(Arc::clone(store), requests, metrics.clone(), class)))
+            let limit = Limit::of_class(Arc::clone(store), requests, metrics.clone(), class);
+            above(class, Arc::new(limit))
         };
         Self {
             reads: class(StoreClass::Reads, requests),

@@ -58,6 +58,12 @@ impl Limit {
         Self { inner, permits: Semaphore::new(requests.min(Semaphore::MAX_PERMITS)), metrics, class }
     }
 
+    /// Returns whether another request would be admitted at once.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.permits.available_permits() > 0
+    }
+
     async fn permit(&self) -> SemaphorePermit<'_> {
         // The semaphore is fair: this fails while others wait, so a new request does not overtake them.
         if let Ok(permit) = self.permits.try_acquire() {

@@ -4,9 +4,11 @@
 //! request returns its full result or an error. A body is never partial, and an error is never reported as a
 //! result.
 
+pub(crate) mod buffers;
 pub mod classes;
 pub mod error;
 pub mod fault;
+pub mod hedge;
 pub mod instrument;
 pub mod key;
 pub mod limit;
@@ -30,6 +32,7 @@ pub use crate::metrics::StoreOperation as Operation;
 pub use classes::Classes;
 pub use error::Error;
 pub use fault::Fault;
+pub use hedge::{HedgeOptions, Hedging};
 pub use instrument::Instrument;
 pub use limit::Limit;
 pub use listing::{Entry, ListFrom, Listing, PageToken, Pages};
@@ -38,7 +41,7 @@ pub use location::Location;
 pub use memory::MemoryStore;
 pub use open::{Control, Drawn, OpenError, Opened, Options, open};
 pub use retry::Retry;
-pub use s3::{S3Options, S3Store};
+pub use s3::{S3Options, S3Store, SignBody};
 
 /// An opaque version of an object, as the store reports it. Only compared for equality.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -1,8 +1,9 @@
 //! Opens a store: builds the backend for a [`Location`] and decorates it with metrics, limits and retries.
 //!
 //! Owns the order of the decorators, and must not know what is stored. Invariant: [`Retry`] is above
-//! [`Limit`], which is above [`Instrument`], which is above the backend. Every attempt is therefore counted,
-//! and no permit is held during a pause. A store that fails the probe is never returned.
+//! [`Hedging`], which is above [`Limit`], which is above [`Instrument`], which is above the backend. Every
+//! request, also a second one, is therefore counted and limited, and no permit is held during a pause. A
+//! store that fails the probe is never returned.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,7 +15,8 @@ use crate::metrics::StoreMetrics;
 use super::probe::{self, Occasion, ProbeError, ProbeOptions};
 use super::retry::RetryOptions;
 use super::{
-    Classes, Error, Instrument, Limit, LocalStore, Location, Retry, S3Options, S3Store, Setup, Store,
+    Classes, Error, HedgeOptions, Hedging, Instrument, Limit, LocalStore, Location, Retry, S3Options,
+    S3Store, Setup, Store,
 };
 
 /// How to use a store.
@@ -26,6 +28,8 @@ pub struct Options {
     pub concurrency: usize,
     /// How to retry failed requests.
     pub retry: RetryOptions,
+    /// When to send a request to a bucket a second time. A directory is never hedged.
+    pub hedge: HedgeOptions,
     /// How to probe the store. `None` trusts the store to honour conditions.
     pub probe: Option<ProbeOptions>,
     /// What may be created in a directory.
@@ -38,6 +42,7 @@ impl Default for Options {
             s3: S3Options::default(),
             concurrency: 64,
             retry: RetryOptions::default(),
+            hedge: HedgeOptions::default(),
             probe: Some(ProbeOptions::default()),
             setup: Setup::default(),
         }
@@ -163,8 +168,11 @@ pub async fn open(
     }
     let mut retries = Vec::new();
     let mut seed = drawn.seed;
-    let retried = |limited| -> Arc<dyn Store> {
-        let retry = Arc::new(Retry::new(limited, options.retry, metrics.clone(), seed));
+    let percent = if bucket.is_some() { options.hedge.percent } else { 0 };
+    let hedging = Hedging::new(HedgeOptions { percent, ..options.hedge }, metrics.clone());
+    let retried = |class, limited| -> Arc<dyn Store> {
+        let hedged = hedging.above(class, limited);
+        let retry = Arc::new(Retry::new(hedged, options.retry, metrics.clone(), seed));
         seed = seed.wrapping_add(1);
         retries.push(Arc::clone(&retry));
         retry

@@ -12,9 +12,11 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::error::Error;
+use super::error::{Error, SnapshotError};
 use super::fold::FoldHandle;
-use super::format::keys::Epoch;
+use super::fold::snapshots::MAX_SNAPSHOTS;
+use super::format::keys::{Epoch, is_valid_name};
+use super::format::snapshot::Snapshot;
 use super::info::Info;
 use super::keeper::HeadHandle;
 use super::read::ahead::ReadAhead;
@@ -34,6 +36,8 @@ pub struct Volume {
     head: HeadHandle,
     folds: FoldHandle,
     read_ahead: Mutex<ReadAhead>,
+    /// Held while a snapshot gets its name, so that no two get the same.
+    naming: tokio::sync::Mutex<()>,
     created_at_seconds: u64,
 }
 
@@ -67,8 +71,8 @@ impl Volume {
         folds: FoldHandle,
         created_at_seconds: u64,
     ) -> Self {
-        let read_ahead = Mutex::new(ReadAhead::new(shared.options.read_ahead_bytes));
-        Self { shared, head, folds, read_ahead, created_at_seconds }
+        let read_ahead = Mutex::new(ReadAhead::default());
+        Self { shared, head, folds, read_ahead, naming: tokio::sync::Mutex::new(()), created_at_seconds }
     }
 
     /// The UUID of the volume, which never changes.
@@ -160,7 +164,8 @@ impl Volume {
         if range.is_empty() {
             return Ok(Vec::new());
         }
-        let ahead = self.read_ahead.lock().note(range.clone(), self.size_bytes());
+        let most = self.shared.options.read_ahead_bytes.min(self.shared.env.cache.most_ahead_bytes());
+        let ahead = self.read_ahead.lock().note(range.clone(), self.size_bytes(), most);
         if let Some(ahead) = ahead {
             let shared = Arc::clone(&self.shared);
             self.shared.tasks.spawn_until_cancelled(async move {
@@ -285,6 +290,87 @@ impl Volume {
         self.shared.picture(cells).await
     }
 
+    /// Takes a snapshot of the volume as it is at one instant during the call. It contains every change that
+    /// was answered before the call. Clients are not paused. Returns once the snapshot has a root of its own,
+    /// so that other gateways can read it. If the call fails after that instant, for example because the
+    /// deadline passed, the snapshot may exist nevertheless.
+    ///
+    /// # Errors
+    /// If the name is not valid or used already, if the volume has too many snapshots, if the volume stopped,
+    /// or if the store's deadline passed.
+    pub async fn snapshot(&self, name: &str) -> Result<Snapshot, SnapshotError> {
+        if !is_valid_name(name) {
+            return Err(SnapshotError::BadName(name.to_owned()));
+        }
+        let taken_at_seconds = (self.shared.env.wall_clock)();
+        let snapshot = Snapshot { name: name.to_owned(), taken_at_seconds };
+        let n = {
+            let _naming = self.shared.within_deadline(self.naming.lock()).await?;
+            self.check_name(name)?;
+            self.shared.snapshot(snapshot.clone()).await?
+        };
+        if mutant::is(Mutant::SnapshotAnsweredEarly) {
+            return Ok(snapshot);
+        }
+        self.shared.wait(|progress| progress.durable_n >= n).await?;
+        self.folds.fold_snapshots(&self.shared).await?;
+        tracing::info!(volume = %self.id(), snapshot = name, "took a snapshot");
+        Ok(snapshot)
+    }
+
+    /// Checks that another snapshot may have this name. A snapshot moves from the state to the root table, so
+    /// the state is searched first.
+    fn check_name(&self, name: &str) -> Result<(), SnapshotError> {
+        let (waiting, is_waiting) = {
+            let state = self.shared.state.lock();
+            (state.waiting_snapshots(), state.has_snapshot(name))
+        };
+        let kept = self.folds.snapshots();
+        let is_used = is_waiting || kept.iter().any(|snapshot| snapshot.name == name);
+        if is_used && !mutant::is(Mutant::SnapshotNameUnchecked) {
+            return Err(SnapshotError::Exists(name.to_owned()));
+        }
+        match kept.len() + waiting {
+            count if count >= MAX_SNAPSHOTS => Err(SnapshotError::TooMany(count)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The snapshots of the volume, in the order in which they were taken. A snapshot that was taken a moment
+    /// ago and has no root yet is left out.
+    #[must_use]
+    pub fn snapshots(&self) -> Vec<Snapshot> {
+        self.folds.snapshots()
+    }
+
+    /// Deletes a snapshot. Its objects are deleted after the grace period, as far as nothing else references
+    /// them. Returns once the volume no longer keeps it.
+    ///
+    /// # Errors
+    /// If there is no such snapshot, if a clone needs it, if the volume stopped, or if the store failed.
+    pub async fn delete_snapshot(&self, name: &str) -> Result<(), SnapshotError> {
+        self.folds.delete_snapshot(&self.shared, name).await
+    }
+
+    /// Makes the volume what it was at a snapshot, and closes it: the next opening has the old content. What
+    /// was written since then is gone, unless another snapshot has it. The caller ensures that no client uses
+    /// the volume. The volume is closed even if the call fails, unless it has no snapshot of this name.
+    ///
+    /// # Errors
+    /// If there is no such snapshot, if its root is lost, if the volume stopped, or if the store failed.
+    pub async fn restore(&self, name: &str) -> Result<(), SnapshotError> {
+        if !self.folds.snapshots().iter().any(|snapshot| snapshot.name == name) {
+            return Err(SnapshotError::NoSuchSnapshot(name.to_owned()));
+        }
+        self.refuse_changes();
+        let restored = match self.shared.flush().await {
+            Ok(()) => self.folds.restore(&self.shared, name).await,
+            Err(error) => Err(error.into()),
+        };
+        self.close().await?;
+        restored
+    }
+
     /// Commits all changes, folds every commit into a new root, and publishes it.
     ///
     /// # Errors
@@ -341,7 +427,7 @@ impl Volume {
             return self.close().await;
         }
         self.folds.rest().await;
-        let superseded = !self.shared.state.lock().committed.superseded.is_empty();
+        let superseded = self.shared.state.lock().unfolded().any(|segment| !segment.superseded.is_empty());
         let unswept = self.folds.is_unswept() || (superseded && !mutant::is(Mutant::SupersededUnreported));
         self.head.release(&self.shared, unswept).await?;
         self.shared.retire("the volume is closed".to_owned());

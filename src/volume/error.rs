@@ -102,12 +102,50 @@ impl Error {
     }
 }
 
+/// Why a snapshot cannot be taken or deleted.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// A snapshot cannot have this name.
+    #[error(
+        "{0:?} is not a valid name of a snapshot: use 1 to 128 characters of A-Z a-z 0-9 . _ -, and no dot \
+         first"
+    )]
+    BadName(String),
+    /// The volume has a snapshot of this name.
+    #[error("a snapshot named {0:?} exists already")]
+    Exists(String),
+    /// The volume has no snapshot of this name.
+    #[error("no snapshot named {0:?}")]
+    NoSuchSnapshot(String),
+    /// The volume has as many snapshots as it may have.
+    #[error("the volume has {0} snapshots, which is the maximum: delete some first")]
+    TooMany(usize),
+    /// Clones read the snapshot's objects.
+    #[error("snapshot {name:?} is needed by the clones {}", ids(.clones))]
+    Pinned {
+        /// Name of the snapshot.
+        name: String,
+        /// Ids of the volumes that are clones of it.
+        clones: Vec<uuid::Uuid>,
+    },
+    /// The volume stopped, or the store failed.
+    #[error(transparent)]
+    Volume(#[from] Error),
+}
+
+fn ids(of: &[uuid::Uuid]) -> String {
+    of.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
 /// Why a volume cannot be opened, created or deleted.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum OpenError {
     /// No volume has this name.
     #[error("no volume named {0:?}")]
     NoSuchVolume(String),
+    /// The volume has no snapshot of this name.
+    #[error("no snapshot named {0:?}")]
+    NoSuchSnapshot(String),
     /// No object of a volume with this id exists.
     #[error("no volume has the id {0}")]
     NoSuchId(uuid::Uuid),

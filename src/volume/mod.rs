@@ -19,11 +19,14 @@
 //! 8. `fold`: makes new objects and a new root from the journal.
 //! 9. `disk`: the open volume, as its users see it.
 //! 10. `open`: lease, replay, opening record. `catalog`: names; how volumes are created and deleted.
+//! 11. `snapshot`: a snapshot as a disk that can only be read.
+//! 12. `check`: verifies a volume in the store without opening it.
 
 mod budget;
 pub mod cache;
 pub mod catalog;
 pub mod census;
+pub mod check;
 mod collect;
 mod disk;
 mod environment;
@@ -39,6 +42,7 @@ pub mod options;
 pub mod read;
 pub mod shared;
 pub mod signal;
+pub mod snapshot;
 pub mod state;
 mod store_exact;
 mod write;
@@ -47,8 +51,9 @@ pub use budget::DirtyBudget;
 pub use cache::PageCache;
 pub use disk::{Usage, Volume};
 pub use environment::Environment;
-pub use error::{Error, OpenError};
+pub use error::{Error, OpenError, SnapshotError};
 pub use options::{Entropy, Options, WallClock};
 pub use read::picture::{Cell, Picture};
 pub use read::{Extent, Segment};
+pub use snapshot::SnapshotDisk;
 pub use state::Status;

@@ -114,6 +114,9 @@ async fn read_table(
             Err(error) => Err(CheckedError::Store(error)),
         }
     };
+    if size_bytes == 0 {
+        return Err(CheckedError::Damaged(invalid("size", "the record is empty")));
+    }
     let first = size_bytes.min(TABLE_BYTES);
     let start = get(0..first).await?;
     let end = Record::table_bytes(volume, &start, size_bytes).map_err(CheckedError::Damaged)?;

@@ -3,8 +3,8 @@
 //! Must not know how the parts work. Invariants: the lock of the state is never held across an await.
 //! `progress` only grows. A volume that has stopped stays stopped.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -22,7 +22,13 @@ use super::state::{State, Status};
 use crate::metrics::VolumeMetrics;
 use crate::metrics::labels::Share;
 use crate::mutant::{self, Mutant};
+use crate::store::buffers::Buffers;
 use crate::task::Tasks;
+
+/// Limit on the memory of idle buffers for uploads, of each volume. They are freed when nothing is left to
+/// upload. It is small, because idle buffers come on top of the caches: with 16 MiB, random writes over
+/// 64 GiB took the process to 402 MiB.
+const IDLE_BUFFER_BYTES: usize = 4 << 20;
 
 /// How far an open volume has come. Tasks wait on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,14 +63,11 @@ pub(crate) struct Shared {
     /// Wakes the task that folds the journal.
     pub(super) fold_wake: Notify,
     pub(super) tasks: Tasks,
-    /// Moving average of the duration of a record's PUT.
-    pub(super) put_latency: Mutex<Duration>,
     /// When our lease expires, according to the answers of the store. A strict volume serves
     /// nothing from then on.
     pub(super) lease_ends_at: Mutex<Instant>,
-    /// Buffer of the last record, reused for the next one. The system would have to clear each page
-    /// of a new buffer.
-    pub(super) record_memory: Mutex<Vec<u8>>,
+    /// Buffers of objects that are being uploaded.
+    pub(super) buffers: Arc<Buffers>,
     /// Number of the next object id of this epoch.
     next_k: AtomicU64,
 }
@@ -94,10 +97,20 @@ impl Shared {
             commit_wake: Notify::new(),
             fold_wake: Notify::new(),
             tasks: Tasks::new(),
-            put_latency: Mutex::new(Duration::ZERO),
             lease_ends_at: Mutex::new(held.ends_at()),
-            record_memory: Mutex::default(),
+            buffers: Buffers::new(IDLE_BUFFER_BYTES),
             next_k: AtomicU64::new(1),
+        }
+    }
+
+    /// Frees the buffers for uploads if nothing is left to upload.
+    pub(super) fn rest_buffers(&self) {
+        let is_idle = {
+            let state = self.state.lock();
+            state.dirty.is_empty() && state.in_flight.is_empty() && state.folding.is_none()
+        };
+        if is_idle {
+            self.buffers.clear();
         }
     }
 
@@ -137,6 +150,7 @@ impl Shared {
         if !mutant::is(Mutant::BudgetKept) {
             self.env.budget.give(permits);
         }
+        self.buffers.clear();
         self.progress.update(|progress| progress.stopped = true);
         self.commit_wake.notify_one();
         self.fold_wake.notify_one();
@@ -149,6 +163,8 @@ impl Shared {
         self.metrics.commits_in_flight.set(count(state.in_flight.len() as u64));
         self.metrics.journal_bytes.set(count(journal_bytes));
         self.metrics.journal_records.set(count(journal_records));
+        let index_bytes = state.journal_weight() - journal_bytes;
+        self.env.cache.set_journal_index(self.keys.volume(), index_bytes);
     }
 
     /// Updates the gauges of what a root stores.

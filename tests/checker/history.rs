@@ -79,6 +79,16 @@ impl Epoch {
         self.changes.push(change);
     }
 
+    /// Returns the history that an instant between `from` and `until` ended, and that a FLUSH at `from` made
+    /// durable: what was answered before `from` came before that instant, and what was issued after `until`
+    /// did not.
+    pub(crate) fn between(&self, from: Moment, until: Moment) -> Self {
+        let mut part = Self { flushed: from, ..Self::new(Arc::clone(&self.base)) };
+        let issued = self.changes.iter().take_while(|change| change.issued < until);
+        issued.for_each(|change| part.add(Change { durable: false, ..change.clone() }));
+        part
+    }
+
     /// Returns a change by its id.
     pub(crate) fn change(&self, id: Id) -> Option<&Change> {
         self.changes.binary_search_by_key(&id, |change| change.id).ok().map(|at| &self.changes[at])

@@ -302,6 +302,28 @@ mod tests {
     }
 
     #[test]
+    fn an_instant_has_what_was_answered_before_and_nothing_that_was_issued_after() {
+        let mut history = history();
+        let a = write(&mut history, 0..8);
+        let at_one_time = history.issue(1, false, |_| std::iter::once(8..16).collect());
+        let from = history.tick();
+        let b = write(&mut history, 16..24);
+        let until = history.tick();
+        history.answer(1, at_one_time, true);
+        let c = write(&mut history, 24..32);
+        let issued = history.tick();
+        history.flush_answered(1, issued);
+        let epoch = history.epochs[&1].between(from, until);
+        check(&epoch, &image(&[(0..8, a)])).unwrap();
+        check(&epoch, &image(&[(0..8, a), (8..16, at_one_time)])).unwrap();
+        check(&epoch, &image(&[(0..8, a), (16..24, b)])).unwrap();
+        check(&epoch, &image(&[(0..8, a), (8..16, at_one_time), (16..24, b)])).unwrap();
+        check(&epoch, &image(&[(8..16, at_one_time)])).expect_err("answered before it");
+        check(&epoch, &image(&[(0..8, a), (24..32, c)])).expect_err("issued after it");
+        check(&epoch, &image(&[(0..8, a), (8..12, at_one_time)])).expect_err("half a write");
+    }
+
+    #[test]
     fn nothing_of_what_another_change_covers_comes_back() {
         let mut history = history();
         let (a, all) = (write(&mut history, 8..16), write(&mut history, 0..64));

@@ -2,8 +2,10 @@
 
 mod admin;
 mod bench;
+mod check;
 mod readme;
 mod serve;
+mod snapshot;
 mod volume;
 
 use std::io::{BufRead as _, BufReader, Read as _};

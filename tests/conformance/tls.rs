@@ -25,6 +25,13 @@ fn two_disks() -> Harness {
     Harness::new(exports, Options::default())
 }
 
+/// A server of disks with these names.
+fn harness_of(options: &TlsOptions, names: &[&str]) -> Harness {
+    let disk = |name: &&str| Arc::new(MemoryExport::new(name, 1 << 20)) as Arc<dyn Export>;
+    let disks = names.iter().map(disk).collect();
+    Harness::new(MemoryExports::new(disks), Options::default()).with_tls(Tls::load(options).unwrap())
+}
+
 fn harness(options: &TlsOptions) -> Harness {
     two_disks().with_tls(Tls::load(options).unwrap())
 }
@@ -267,6 +274,39 @@ async fn an_export_with_subjects_is_for_them_alone() {
     other.haggle(GO, &info_request("secret", &[]), REP_ERR_UNKNOWN).await;
     other.go("disk").await;
     other.is_alive().await;
+}
+
+/// A snapshot of a volume is as secret as the volume, and an entry of its own only restricts it further.
+#[tokio::test]
+async fn the_subjects_of_an_export_hold_for_its_parts() {
+    let authority = Authority::new();
+    let mut options = for_subject(&authority, "CN=vm-1");
+    let backup = BTreeSet::from(["CN=backup".to_owned(), "CN=vm-1".to_owned()]);
+    options.subjects.insert("secret@monday".to_owned(), backup.clone());
+    options.subjects.insert("disk@monday".to_owned(), backup);
+    let exports = ["disk", "disk@monday", "secret", "secret@monday", "secret@monday@x", "secret-2"];
+    let harness = harness_of(&options, &exports);
+    let client = |name: &str| authority.client_config(Some(&authority.client(name)));
+    for (name, seen) in [
+        ("vm-1", &exports[..]),
+        ("backup", &["disk", "disk@monday", "secret-2"]),
+        ("vm-2", &["disk", "secret-2"]),
+    ] {
+        let mut wire = start_tls(harness.options().await, client(name)).await;
+        let listed = wire.replies_to(LIST, b"").await;
+        assert_eq!(names(&listed), seen.iter().map(|name| name.as_bytes()).collect::<Vec<_>>(), "{name}");
+        for export in exports {
+            if !seen.contains(&export) {
+                wire.haggle(INFO, &info_request(export, &[]), REP_ERR_UNKNOWN).await;
+                wire.haggle(GO, &info_request(export, &[]), REP_ERR_UNKNOWN).await;
+            }
+        }
+        wire.go(seen[seen.len() - 1]).await;
+        wire.is_alive().await;
+    }
+    let mut plain = harness.options().await;
+    assert_eq!(names(&plain.replies_to(LIST, b"").await), [&b"disk"[..], b"secret-2"]);
+    plain.haggle(GO, &info_request("secret@monday", &[]), REP_ERR_TLS_REQD).await;
 }
 
 /// Exports that put down which of their methods was called for which name.

@@ -73,6 +73,15 @@ stand_ins_version() {
     } | sha256sum | cut -d' ' -f1
 }
 
+# An image in which deploy/Dockerfile finds the program of CAIRN_CONTAINER_PROGRAM where it asks cargo to build one.
+WITH_PROGRAM=cairn-build:with-program
+image_with_program() {
+    local context=$WORK/with-program
+    mkdir "$context" && cp "$CAIRN_CONTAINER_PROGRAM" "$context/program" || return 1
+    build -f "$ROOT/tests/container/with-program.Dockerfile" --build-arg "BUILD_IMAGE=$(dockerfile_has BUILD_IMAGE)" \
+        -t "$WITH_PROGRAM" "$context"
+}
+
 # image SERVICE: what docker-compose.yml names for it.
 image() { compose config --format json | jq -e -r --arg service "$1" '.services[$service].image'; }
 

@@ -254,13 +254,15 @@ def record(io, volume, f):
         elif kind == 4:
             c("size_bytes", u64)
         else:
-            need(has_characters_of_names(c("name", text)), "name of a snapshot")
+            need(is_name(c("name", text)), "name of a snapshot")
+            c("taken_at_seconds", u64)
         return c.out
 
     count = u32(io, None if io.reads else len(f.values["changes"]))
     need(kind == 2 or count == 0, "only a commit has changes")
     total = u64(io, None if io.reads else sum(c.get("length", 0) for c in f.values["changes"] if c["kind"] == 1))
     changes = [change(io, None if io.reads else f.values["changes"][i]) for i in range(count)]
+    need(all(c["kind"] != 5 for c in changes[:-1]), "a change after a snapshot")
     checksum = xxh3_128(io.data[:io.at] if io.reads else io.data)
     need(io.raw(16, checksum) == checksum, "table checksum")
     f.out["table_checksum"] = checksum.hex()
@@ -324,7 +326,8 @@ def root_table(io, _, f):
         has = flag(io, None if io.reads else v["parent"] is not None)
         k.out["parent"] = pair(io, None if io.reads else v["parent"]) if has else None
         k("commit", pair)
-        k("snapshot", text)
+        named, taken_at_seconds = k("snapshot", text), k("taken_at_seconds", u64)
+        need(is_name(named) or named == "" and taken_at_seconds == 0, "snapshot")
         k("pins", origins)
         k("retired_at_seconds", u64)
         return k.out

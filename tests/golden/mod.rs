@@ -37,10 +37,10 @@ const FILES: &[(u16, &str, u128)] = &[
     (2, "name.bin", 0x03ff_3131_4851_1e12_998d_41ac_2427_ea0b),
     (2, "overlay.bin", 0x6ef6_865b_8e64_4ab5_8740_5e9a_90b5_2980),
     (2, "pack.bin", 0x5cdd_cd0e_3253_de0f_132c_caf2_d606_a73b),
-    (2, "record-commit.bin", 0xb125_2230_6350_3441_311b_7ee7_4423_c0be),
+    (2, "record-commit.bin", 0x500e_e55b_4b5f_489e_cc71_cf48_79e3_13c2),
     (2, "record-opening.bin", 0x2370_3922_adcb_144a_f1b3_e5ba_c772_b759),
     (2, "record-seal.bin", 0xb39d_41e4_5d96_8a18_81be_0131_01d5_8901),
-    (2, "root-table.bin", 0xcd91_44e3_736e_1222_69b1_c79e_b914_0672),
+    (2, "root-table.bin", 0x2f2c_3d10_aff3_1cb5_cac4_e3ff_f826_4d3a),
     (2, "root.bin", 0x0910_d80f_fbc3_fa98_fe34_01af_c965_2fc7),
 ];
 

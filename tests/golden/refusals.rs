@@ -9,6 +9,7 @@ use cairn::volume::format::keys::{ObjectId, Slot};
 use cairn::volume::format::overlay::{PackRef, Target};
 use cairn::volume::format::record::{Change, Record, RecordKind, RecordWriter};
 use cairn::volume::format::root::{MAX_ORIGINS, MAX_ROOTS, RootTable};
+use cairn::volume::format::snapshot::Snapshot;
 use uuid::Uuid;
 
 use super::objects::{Expected, Object, geometry, page_set};
@@ -69,8 +70,9 @@ const CASES: &[Case] = &[
     ("record-commit.bin", &[(112, ONES)], "zero"),
     ("record-commit.bin", &[(128, &[2])], "hole"),
     ("record-commit.bin", &[(68, &32_u16.to_le_bytes())], "pages"),
-    ("record-commit.bin", &[(212, &[0xff])], "snapshot"),
-    ("record-commit.bin", &[(212, b"/")], "snapshot"),
+    ("record-commit.bin", &[(241, &[0xff])], "snapshot"),
+    ("record-commit.bin", &[(241, b"/")], "snapshot"),
+    ("record-commit.bin", &[(241, b".")], "snapshot"),
     ("root.bin", &[(26, &[8])], "root"),
     ("root.bin", &[(30, &[11])], "root"),
     ("root.bin", &[(50, &513_u64.to_le_bytes())], "size"),
@@ -98,6 +100,11 @@ const CASES: &[Case] = &[
     ("root.bin", &[(232, &65_536_u32.to_le_bytes())], "packs"),
     ("root-table.bin", &[(26, &[8])], "root table"),
     ("root-table.bin", &[(54, &[2])], "parent"),
+    ("root-table.bin", &[(68, &[0xff])], "snapshot"),
+    ("root-table.bin", &[(68, b"/")], "snapshot"),
+    ("root-table.bin", &[(68, b".")], "snapshot"),
+    ("root-table.bin", &[(131, &[1])], "snapshot"),
+    ("root-table.bin", &[(138, &[0x80])], "snapshot"),
     ("map-page.bin", &[(26, &[3])], "map page"),
     ("map-page.bin", &[(30, &[8])], "map page"),
     ("map-page.bin", &[(42, &128_u16.to_le_bytes())], "pages of a chunk"),
@@ -204,7 +211,7 @@ fn a_record_has_as_much_data_as_its_changes() {
         let found = Object::decode(VOLUME, Expected::Record(slot), &changed);
         assert_eq!(field(&found), Some("data"), "{data} bytes: {found:?}");
         assert_eq!(
-            Record::decode_table(VOLUME, slot, &changed[..271]).map(drop).map_err(name),
+            Record::decode_table(VOLUME, slot, &changed[..279]).map(drop).map_err(name),
             Err(Some("data"))
         );
     }
@@ -218,7 +225,7 @@ fn a_table_is_verified_without_the_data() {
     for at in [82, 254, 255, 270] {
         let mut changed = bytes.clone();
         changed[at] ^= 0x10;
-        let found = Record::decode_table(VOLUME, slot, &changed[..271]).map(drop);
+        let found = Record::decode_table(VOLUME, slot, &changed[..279]).map(drop);
         assert_eq!(found, Err(DecodeError::Checksum), "byte {at}");
         // The checksum of the object does not make good for that of the table.
         seal_end(&mut changed);
@@ -231,7 +238,7 @@ fn data_and_frames_are_valid_under_their_own_tags_only() {
     // The first and last byte of data, of a tag in the table, of a frame and of its tag, and of an index and
     // of its tag.
     for (file, at) in [
-        ("record-commit.bin", 271),
+        ("record-commit.bin", 279),
         ("record-commit.bin", 2318),
         ("record-commit.bin", 95),
         ("record-commit.bin", 110),
@@ -394,6 +401,33 @@ fn lists_are_no_longer_than_their_bounds() {
     assert_eq!(decode(MAX_ORIGINS, 65_534), Ok(()));
     assert_eq!(decode(MAX_ORIGINS + 1, 0), Err(Some("origins")));
     assert_eq!(decode(0, 65_535), Err(Some("packs")));
+}
+
+/// A record of these changes, decoded.
+fn record_of(changes: Vec<Change>) -> Result<Object, DecodeError> {
+    let slot = Slot { epoch: 1, n: 2 };
+    let previous = cairn::volume::format::codec::Checksum::default();
+    let mut to = RecordWriter::new(VOLUME, RecordKind::Commit, slot, 1, 0, previous, 64);
+    changes.into_iter().for_each(|change| to.change(change));
+    Object::decode(VOLUME, Expected::Record(slot), &to.finish().1)
+}
+
+#[test]
+fn a_snapshot_is_the_last_change_of_its_record_and_has_a_name() {
+    let snapshot = |name: &str| Change::Snapshot(Snapshot { name: name.to_owned(), taken_at_seconds: 1 });
+    let zero = || Change::Zero { offset: 0, length: 512, hole: false };
+    let longest = "x".repeat(128);
+    for (changes, refused) in [
+        (vec![snapshot("a")], None),
+        (vec![zero(), snapshot("a")], None),
+        (vec![snapshot(&longest)], None),
+        (vec![snapshot("a"), zero()], Some("snapshot")),
+        (vec![snapshot("a"), snapshot("b")], Some("snapshot")),
+        (vec![snapshot("")], Some("snapshot")),
+        (vec![snapshot(&(longest + "x"))], Some("snapshot")),
+    ] {
+        assert_eq!(field(&record_of(changes.clone())), refused, "{changes:?}");
+    }
 }
 
 #[test]

@@ -17,6 +17,7 @@ use cairn::volume::format::overlay::{Overlay, OverlayBuilder};
 use cairn::volume::format::page_set::PageSet;
 use cairn::volume::format::record::{Change, Record, RecordKind};
 use cairn::volume::format::root::{BlockCounts, KeptRoot, MapPageRef, PackUse, Root, RootTable};
+use cairn::volume::format::snapshot::Snapshot;
 use uuid::Uuid;
 
 use super::objects::{Object, geometry, page_set};
@@ -163,14 +164,14 @@ fn commit() -> Object {
         Change::Data { offset, length, at, tag }
     };
     let changes = vec![
-        data(66_048, 512, 271, 0x6613_bc36_faab_2c1e_eac0_2289_0ba5_da83),
+        data(66_048, 512, 279, 0x6613_bc36_faab_2c1e_eac0_2289_0ba5_da83),
         Change::Zero { offset: 1 << 20, length: 10 << 40, hole: true },
         Change::Chunk { index: ChunkIndex(70_000), id: id(7, 9), stored: page_set([0, 1, 31, 32, 63]) },
         Change::Zero { offset: 512, length: 512, hole: false },
-        data(130_560, 512, 783, 0xca1c_0990_b1d4_0de1_822e_bc90_fe3c_0236),
+        data(130_560, 512, 791, 0xca1c_0990_b1d4_0de1_822e_bc90_fe3c_0236),
         Change::Resize { size_bytes: 20 << 40 },
-        Change::Snapshot { name: "before-upgrade".into() },
-        data(0, 1024, 1295, 0x6929_e66c_7011_cb04_af84_db73_67f2_6123),
+        data(0, 1024, 1303, 0x2ad5_e770_4a29_129b_b6e5_a0d6_a3ba_ffdc),
+        Change::Snapshot(Snapshot { name: "before-upgrade".into(), taken_at_seconds: 1_700_000_123 }),
     ];
     let pattern = |first: u8, length: usize| -> Bytes {
         std::iter::successors(Some(first), |byte| Some(byte.wrapping_add(7))).take(length).collect()
@@ -209,21 +210,22 @@ fn runs<const N: usize>(runs: [(std::ops::Range<u64>, Slot); N]) -> IntervalMap<
 }
 
 fn root_table() -> RootTable {
-    let kept = |root, parent, commit, snapshot: &str, pins: &[Uuid], retired_at_seconds| KeptRoot {
+    let first = Snapshot { name: "first".into(), taken_at_seconds: 1_690_000_000 };
+    let kept = |root, parent, commit, snapshot, pins: &[Uuid], retired_at_seconds| KeptRoot {
         root,
         parent,
         commit,
-        snapshot: snapshot.into(),
+        snapshot,
         pins: pins.to_vec(),
         retired_at_seconds,
     };
     RootTable {
         id: id(7, 12),
         roots: vec![
-            kept(id(2, 4), None, slot(2, 30), "first", &[], 0),
-            kept(id(6, 41), Some(id(2, 4)), slot(6, 97), "", &[ORIGIN_A, ORIGIN_B], 0),
-            kept(id(7, 1), Some(id(6, 41)), slot(6, 98), "", &[], 1_700_003_600),
-            kept(id(7, 10), Some(id(6, 41)), slot(7, 2), "", &[], 0),
+            kept(id(2, 4), None, slot(2, 30), Some(first), &[], 0),
+            kept(id(6, 41), Some(id(2, 4)), slot(6, 97), None, &[ORIGIN_A, ORIGIN_B], 0),
+            kept(id(7, 1), Some(id(6, 41)), slot(6, 98), None, &[], 1_700_003_600),
+            kept(id(7, 10), Some(id(6, 41)), slot(7, 2), None, &[], 0),
         ],
     }
 }

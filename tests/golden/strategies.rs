@@ -15,6 +15,7 @@ use cairn::volume::format::overlay::{PackRef, Target};
 use cairn::volume::format::page_set::PageSet;
 use cairn::volume::format::record::{Change, RecordKind, RecordWriter};
 use cairn::volume::format::root::{BlockCounts, KeptRoot, MapPageRef, PackUse, Root, RootTable};
+use cairn::volume::format::snapshot::Snapshot;
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
@@ -150,8 +151,20 @@ fn root() -> impl Strategy<Value = Object> {
     })
 }
 
+fn snapshot() -> impl Strategy<Value = Snapshot> {
+    ("[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}", any::<u64>())
+        .prop_map(|(name, taken_at_seconds)| Snapshot { name, taken_at_seconds })
+}
+
 fn root_table() -> impl Strategy<Value = Object> {
-    let kept = (id(), proptest::option::of(id()), slot(), ".{0,40}", vec(uuid(), 0..4), any::<u64>());
+    let kept = (
+        id(),
+        proptest::option::of(id()),
+        slot(),
+        proptest::option::of(snapshot()),
+        vec(uuid(), 0..4),
+        any::<u64>(),
+    );
     let kept = kept.prop_map(|(root, parent, commit, snapshot, pins, retired_at_seconds)| KeptRoot {
         root,
         parent,
@@ -309,8 +322,7 @@ fn change(pages_per_chunk: u16) -> impl Strategy<Value = Result<Change, (u64, By
     let chunk = (any::<u32>(), id(), pages(pages_per_chunk))
         .prop_map(|(index, id, stored)| Ok(Change::Chunk { index: ChunkIndex(index), id, stored }));
     let resize = any::<u64>().prop_map(|size_bytes| Ok(Change::Resize { size_bytes }));
-    let snapshot = "[a-z]{1,60}".prop_map(|name| Ok(Change::Snapshot { name }));
-    prop_oneof![4 => data, 2 => zero, 1 => chunk, 1 => resize, 1 => snapshot]
+    prop_oneof![4 => data, 2 => zero, 1 => chunk, 1 => resize]
 }
 
 fn record() -> impl Strategy<Value = Object> {
@@ -321,9 +333,11 @@ fn record() -> impl Strategy<Value = Object> {
             (epoch + 1..=u32::MAX).prop_map(move |writer| (RecordKind::Seal, Slot { epoch, n }, writer))
         }),
     ];
-    let changes = pages_per_chunk().prop_flat_map(|pages| (Just(pages), vec(change(pages), 0..20)));
+    let changes = pages_per_chunk()
+        .prop_flat_map(|pages| (Just(pages), vec(change(pages), 0..20), proptest::option::of(snapshot())));
     (kind, any::<u64>(), checksum(), changes).prop_map(
-        |((kind, slot, writer), nonce, previous, (pages, mut changes))| {
+        |((kind, slot, writer), nonce, previous, (pages, mut changes, snapshot))| {
+            changes.extend(snapshot.map(|snapshot| Ok(Change::Snapshot(snapshot))));
             if kind != RecordKind::Commit {
                 changes.clear();
             }

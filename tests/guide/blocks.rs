@@ -110,6 +110,50 @@ fn every_command_is_run_by_a_test_or_says_why_not() {
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
+/// What commands in the cells of tables begin with. Cells also quote settings, messages and names.
+const PROGRAMS: [&str; 9] =
+    ["RUSTFLAGS=", "aws ", "cargo ", "docker ", "helm ", "kubectl ", "modprobe ", "nbdcopy ", "qemu-"];
+
+/// What is wrong with the tables of a document that have commands in their cells: no comment in front says how these are
+/// tested, or it names a test that does not exist.
+fn faulty_tables(file: &str, text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut before = "";
+    for part in text.split("\n\n") {
+        let code = |line: &str| line.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
+        let is_command = |code: &String| PROGRAMS.iter().any(|program| code.starts_with(program));
+        let rows = part.lines().filter(|line| line.starts_with('|'));
+        if let Some(command) = rows.flat_map(code).find(is_command) {
+            match before.trim().strip_prefix("<!-- commands: ").and_then(|rest| rest.strip_suffix(" -->")) {
+                None => found.push(format!("{file}: no comment says how `{command}` is tested")),
+                Some(comment) => {
+                    let named = code(comment).into_iter();
+                    let is_lost = |name: &String| {
+                        let is_file = name.starts_with("tests/") || name.starts_with("deploy/");
+                        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+                        (is_file && !root.join(name).is_file()) || (name.contains("::") && !exists(name))
+                    };
+                    found.extend(named.filter(is_lost).map(|name| format!("{file}: there is no {name}")));
+                }
+            }
+        }
+        before = part;
+    }
+    found
+}
+
+#[test]
+fn every_command_in_a_table_is_run_by_a_test_or_says_why_not() {
+    let faults: Vec<String> = documents().iter().flat_map(|(file, text)| faulty_tables(file, text)).collect();
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+    let table = "| a | b |\n|---|---|\n| x | `cargo deb` |\n";
+    for bad in ["", "<!-- commands: `tests/none.sh` runs it -->", "<!-- commands: `guide::book::never` -->"] {
+        assert_eq!(faulty_tables("a.md", &format!("x\n\n{bad}\n\n{table}")).len(), 1, "{bad}");
+    }
+    let good = "<!-- commands: `guide::blocks::exists` and\n`tests/ops/deploy.sh` run them -->";
+    assert_eq!(faulty_tables("a.md", &format!("x\n\n{good}\n\n{table}")), [""; 0]);
+}
+
 #[test]
 fn a_block_without_a_test_is_found() {
     let fault_of = |comment: &str| {

@@ -99,12 +99,13 @@ async fn typed(file: &str) {
 }
 
 /// Chapters with blocks that are run, each by a test.
-const CHAPTERS: [&str; 5] = [
+const CHAPTERS: [&str; 6] = [
     "docs/backup.md",
     "docs/buckets.md",
     "docs/configuration.md",
     "docs/getting-started.md",
     "docs/monitoring.md",
+    "docs/snapshots.md",
 ];
 
 #[tokio::test]
@@ -135,6 +136,12 @@ async fn getting_started() {
 #[ignore = "needs MinIO, QEMU, curl, iproute2, libnbd, util-linux"]
 async fn monitoring() {
     typed("docs/monitoring.md").await;
+}
+
+#[tokio::test]
+#[ignore = "needs MinIO, QEMU, curl, iproute2, libnbd, util-linux"]
+async fn snapshots() {
+    typed("docs/snapshots.md").await;
 }
 
 #[test]

@@ -7,8 +7,11 @@
 //!   `after the gateway has ended`.
 //! * `<!-- run by MODULE::TEST -->`: that test runs the same command, or all but its names and addresses.
 //! * `<!-- not run: REASON -->`.
+//!
+//! A table with commands in its cells has `<!-- commands: … -->` in front, which says the same in words.
 
 mod blocks;
+mod book;
 mod bucket;
 mod chapters;
 mod figures;

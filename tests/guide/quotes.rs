@@ -3,6 +3,10 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use cairn::volume::format::codec::FORMAT_VERSION;
+use cairn::volume::format::frame::TAG_BYTES;
+use cairn::volume::format::geometry::BLOCK_BYTES;
+
 use super::{documents, read};
 
 /// All Rust sources below `src`, with strings that go on in the next line joined.
@@ -88,6 +92,21 @@ fn astray(file: &str, target: &str) -> Option<String> {
     let has_place =
         || anchors(&std::fs::read_to_string(&to).expect("a document can be read")).contains(place);
     (!place.is_empty() && !has_place()).then(|| format!("{file}: no heading for {target}"))
+}
+
+#[test]
+fn the_guide_has_the_version_and_the_checksums_of_the_format() {
+    let (version, kib) = (FORMAT_VERSION, BLOCK_BYTES / 1024);
+    for (file, text) in [
+        ("docs/upgrading.md", format!("carries a format version; it is {version}.")),
+        ("docs/upgrading.md", format!("releases so far write version {version}.")),
+        ("README.md", format!("Every block of {kib} KiB carries a checksum")),
+        ("docs/security.md", format!("a checksum over every block of {kib} KiB and its position")),
+        ("docs/sizing.md", format!("{TAG_BYTES} bytes of checksum for each block of {kib} KiB")),
+    ] {
+        let said = read(file).split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(said.contains(&text), "{file} does not say {text:?}");
+    }
 }
 
 #[test]

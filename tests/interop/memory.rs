@@ -3,7 +3,10 @@
 use crate::support::cairn::{Setup, Store};
 use crate::support::process::{command, run};
 
-const LIMIT_KIB: u64 = 400 * 1024;
+/// The bounds of the caches with the default settings, and 96 MiB for all else: a fold, the index of the
+/// journal, what the allocator wastes, and the program. Both caches are full when the store is slow for a
+/// second, since writes then fill the dirty cache while the clean one keeps what it has.
+const LIMIT_KIB: u64 = (256 + 128 + 96) * 1024;
 
 pub(super) fn status_kib(pid: u32, field: &str) -> u64 {
     let status =
@@ -15,7 +18,7 @@ pub(super) fn status_kib(pid: u32, field: &str) -> u64 {
 /// One minute of 4 KiB writes over 64 GiB, with the default cache of 256 MiB.
 #[tokio::test]
 #[ignore = "needs fio"]
-async fn random_writes_over_64_gib_stay_below_400_mib_of_memory() {
+async fn random_writes_over_64_gib_stay_within_the_bounds_of_memory() {
     let store = Store::directory();
     let gateway = Setup::new(&store).create("disk", "64GiB").tcp().start().await;
     let mut fio =

@@ -14,6 +14,7 @@ mod memory;
 mod names;
 mod real_input;
 mod sigterm;
+mod snapshots;
 mod sparse;
 mod stalled;
 mod storm;

@@ -31,6 +31,16 @@ pub(super) enum Broken {
     IgnoresTakenSlot,
 }
 
+/// Which PUTs may land twice: those that were sent a second time, because the first was slow or its answer was
+/// lost. The second landing may come at any time, and its answer reaches nobody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Twice {
+    Never,
+    Commits,
+    /// Commits, seals and opening records.
+    Every,
+}
+
 /// The size of a check.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Scope {
@@ -40,10 +50,25 @@ pub(super) struct Scope {
     pub commits: u8,
     /// Limit on the commits in flight of a gateway.
     pub window: u8,
-    /// Whether the PUT of a commit may land twice.
-    pub late_duplicates: bool,
+    /// Which PUTs may land twice.
+    pub twice: Twice,
     /// The rule that is broken, if any.
     pub broken: Option<Broken>,
+}
+
+impl Scope {
+    /// Returns how often a PUT may land.
+    fn landings(&self, kind: Kind) -> u8 {
+        match (self.twice, kind) {
+            (Twice::Every, _) | (Twice::Commits, Kind::Commit(_)) => 2,
+            _ => 1,
+        }
+    }
+
+    /// Returns whether the PUT has landed before.
+    fn is_second(&self, flight: &Flight) -> bool {
+        flight.landings < self.landings(flight.record.kind)
+    }
 }
 
 /// The head, the only object that is overwritten, by compare-and-swap.
@@ -229,7 +254,7 @@ impl State {
         for (g, gateway) in (0_u8..).zip(&self.gateways) {
             match gateway.phase {
                 Phase::New => steps.push(self.take_epoch(g)),
-                Phase::Replaying if self.flights.iter().all(|f| f.sender != g) => {
+                Phase::Replaying if self.flights.iter().all(|f| f.sender != g || scope.is_second(f)) => {
                     steps.push(self.replay(scope, g, gateway));
                 }
                 Phase::Serving => self.serve(scope, g, gateway, &mut steps),
@@ -292,7 +317,7 @@ impl State {
         } else {
             Record { slot, kind: Kind::Seal, writer: gateway.epoch }
         };
-        next.send(g, record, 1);
+        next.send(g, record, scope.landings(record.kind));
         (Step::Sends { gateway: g, record }, next)
     }
 
@@ -303,7 +328,7 @@ impl State {
             let slot = (gateway.epoch, first + gateway.cut);
             let record = Record { slot, kind: Kind::Commit((g, gateway.cut)), writer: gateway.epoch };
             let mut next = self.with(g, |gateway| gateway.cut += 1);
-            next.send(g, record, if scope.late_duplicates { 2 } else { 1 });
+            next.send(g, record, scope.landings(record.kind));
             steps.push((Step::Sends { gateway: g, record }, next));
         }
         let durable = gateway.durable.count_ones();
@@ -356,6 +381,7 @@ impl State {
         let created = taken_by.is_none();
         let gateway = &mut next.gateways[usize::from(sender)];
         match (record.kind, gateway.phase) {
+            (Kind::Seal | Kind::Opening, _) if scope.is_second(&flight) => {}
             (Kind::Commit((_, k)), Phase::Serving) => {
                 if created || scope.broken == Some(Broken::IgnoresTakenSlot) {
                     gateway.durable |= 1 << k;

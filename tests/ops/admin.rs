@@ -2,121 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use cairn::admin::{Access, Admin, Options};
 use cairn::effect::Durability::Volatile;
-use cairn::gateway::{Failure, Gateway, IfHeld, Known, OpenVolume, Stage};
+use cairn::gateway::Gateway;
 use cairn::metrics::Metrics;
-use cairn::server::{Connection, ListenAddress, Listener};
-use cairn::store::MemoryStore;
-use cairn::volume::catalog::{self, Info, Listed, Unnamed};
-use cairn::volume::{DirtyBudget, Entropy, Environment, Options as VolumeOptions, PageCache, Volume};
-use parking_lot::Mutex;
+use cairn::server::{ListenAddress, Listener};
+use cairn::volume::catalog;
 use serde_json::{Value, json};
-use uuid::Uuid;
 
 use super::client::{Answer, Client};
-
-pub(super) const MIB: u64 = 1 << 20;
-
-/// A gateway over a store in memory.
-pub(super) struct House {
-    pub(super) env: Environment,
-    pub(super) options: VolumeOptions,
-    open: Mutex<Vec<OpenVolume>>,
-    obstacles: Mutex<Vec<String>>,
-    drained: Mutex<bool>,
-    pub(super) known: Mutex<Option<Known>>,
-}
-
-impl House {
-    pub(super) fn new() -> Arc<Self> {
-        let env = Environment {
-            store: cairn::store::Classes::one(Arc::new(MemoryStore::new())),
-            cache: PageCache::new(16 * MIB, MIB),
-            budget: DirtyBudget::new(16 * MIB),
-            entropy: Entropy::seeded(1),
-            wall_clock: Arc::new(|| 1_800_000_000),
-        };
-        let options = VolumeOptions {
-            holder_name: "here".to_owned(),
-            head_interval: Duration::from_millis(10),
-            ..VolumeOptions::default()
-        };
-        let (open, obstacles, drained, known) =
-            (Mutex::default(), Mutex::default(), Mutex::default(), Mutex::default());
-        Arc::new(Self { env, options, open, obstacles, drained, known })
-    }
-
-    /// Makes a volume and opens it.
-    pub(super) async fn opened(self: &Arc<Self>, metrics: &Metrics, name: &str) -> Arc<Volume> {
-        let info = catalog::create(&self.env, &self.options, name, 64 * MIB, 4 * MIB).await.unwrap();
-        let metrics = metrics.volume(name);
-        let options = VolumeOptions { metrics: Some(metrics.clone()), ..self.options.clone() };
-        let volume = Volume::open(&self.env, options, info.volume, false).await.unwrap();
-        let open = OpenVolume { name: name.to_owned(), volume: Arc::clone(&volume), metrics, clients: 1 };
-        self.open.lock().push(open);
-        volume
-    }
-}
-
-#[async_trait]
-impl Gateway for House {
-    async fn obstacles(&self) -> Vec<String> {
-        self.obstacles.lock().clone()
-    }
-
-    async fn volumes(&self) -> Result<Vec<Listed>, Failure> {
-        Ok(catalog::volumes(&self.env).await?)
-    }
-
-    async fn unnamed(&self) -> Result<Vec<Unnamed>, Failure> {
-        Ok(catalog::unnamed(&self.env).await?)
-    }
-
-    async fn volume(&self, name: &str) -> Result<Info, Failure> {
-        Ok(catalog::info(&self.env, name).await?)
-    }
-
-    async fn create(&self, name: &str, size: u64, chunk: Option<u64>) -> Result<Info, Failure> {
-        Ok(catalog::create(&self.env, &self.options, name, size, chunk.unwrap_or(4 * MIB)).await?)
-    }
-
-    async fn delete(&self, name: &str, if_held: IfHeld) -> Result<(), Failure> {
-        Ok(catalog::delete(&self.env, &self.options, name, if_held == IfHeld::TakeOver).await?)
-    }
-
-    async fn delete_by_id(&self, volume: Uuid, if_held: IfHeld) -> Result<(), Failure> {
-        Ok(catalog::delete_by_id(&self.env, &self.options, volume, if_held == IfHeld::TakeOver).await?)
-    }
-
-    fn stage(&self) -> Stage {
-        Stage::Serving
-    }
-
-    fn known(&self) -> Option<Known> {
-        self.known.lock().clone()
-    }
-
-    fn connect(&self) -> Vec<String> {
-        vec!["nbd://127.0.0.1:10809/{name}".to_owned()]
-    }
-
-    fn open_volumes(&self) -> Vec<OpenVolume> {
-        self.open.lock().clone()
-    }
-
-    fn connections(&self) -> Vec<Connection> {
-        vec![Connection { id: 7, peer: "127.0.0.1:4711".to_owned(), export: Some("disk".to_owned()) }]
-    }
-
-    fn drain(&self) {
-        *self.drained.lock() = true;
-    }
-}
+use super::house::{House, MIB};
 
 /// An admin server: over a Unix socket for one user alone, which lets all pass, or elsewhere.
 pub(super) struct Bench {
@@ -132,6 +29,12 @@ impl Bench {
         let directory = tempfile::tempdir().unwrap();
         let listen = ListenAddress::Unix(directory.path().join("admin"));
         Self::listening(listen, None, directory).await
+    }
+
+    /// What the API says about stored data: live bytes, garbage, bytes in packs, number of packs.
+    async fn data_of(&self, volume: &str) -> serde_json::Value {
+        let open = self.ask("GET", &format!("/api/v1/volumes/{volume}"), None).await.1["open"].clone();
+        json!([open["live_bytes"], open["garbage_bytes"], open["overlaid_bytes"], open["packs"]])
     }
 
     async fn over_tcp(host: &str, token: Option<&str>) -> Self {
@@ -209,6 +112,14 @@ async fn mistakes_are_answered_with_what_is_wrong() {
         ("POST", "/api/v1/volumes/idle/flush", None, 409, "not open"),
         ("POST", "/api/v1/volumes/idle/checkpoint", None, 409, "not open"),
         ("GET", "/api/v1/volumes/idle/map", None, 409, "not open"),
+        ("GET", "/api/v1/volumes/none/snapshots", None, 404, "none"),
+        ("GET", "/api/v1/volumes/.none/snapshots", None, 422, "name"),
+        ("POST", "/api/v1/volumes/none/snapshots", Some(json!({ "name": "x" })), 404, "none"),
+        ("POST", "/api/v1/volumes/idle/snapshots", Some(json!({ "name": "x" })), 503, "full"),
+        ("POST", "/api/v1/volumes/idle/snapshots", Some(json!({ "nam": "x" })), 422, "nam"),
+        ("POST", "/api/v1/volumes/idle/snapshots", None, 415, "Content-Type"),
+        ("DELETE", "/api/v1/volumes/none/snapshots/x", None, 404, "none"),
+        ("DELETE", "/api/v1/volumes/idle/snapshots/read", None, 409, "connections"),
         ("GET", "/api/v1/volumes/idle/map?cells=0", None, 400, "4096"),
         ("GET", "/api/v1/volumes/idle/map?cells=4097", None, 400, "4096"),
         ("DELETE", "/api/v1/volumes/idle?takeover=perhaps", None, 400, "takeover"),
@@ -248,6 +159,11 @@ async fn an_open_volume_is_shown_flushed_folded_and_not_deleted() {
     assert!(volume.usage().journal_records > 0);
     assert_eq!(bench.ask("POST", "/api/v1/volumes/disk/checkpoint", None).await.0, 204);
     assert_eq!(volume.usage().journal_records, 0);
+    // The page went to a pack. Then half of it is written again, so half of the pack is garbage.
+    assert_eq!(bench.data_of("disk").await, json!([65_536, 0, 65_536, 1]));
+    volume.write(4 * MIB, Bytes::from(vec![8; 32_768]), Volatile).await.unwrap();
+    assert_eq!(bench.ask("POST", "/api/v1/volumes/disk/checkpoint", None).await.0, 204);
+    assert_eq!(bench.data_of("disk").await, json!([65_536, 32_768, 65_536, 2]));
 
     let (status, answer) = bench.ask("DELETE", "/api/v1/volumes/disk?takeover=true", None).await;
     assert_eq!(status, 409, "{answer}");
@@ -255,6 +171,30 @@ async fn an_open_volume_is_shown_flushed_folded_and_not_deleted() {
     let (_, shown) = bench.ask("GET", "/api/v1/volumes/disk", None).await;
     assert_eq!(shown["open"]["state"], "stopped");
     assert_eq!(bench.ask("POST", "/api/v1/volumes/disk/flush", None).await.0, 409);
+}
+
+#[tokio::test]
+async fn snapshots_are_taken_listed_and_deleted() {
+    let bench = Bench::new().await;
+    let volume = bench.house.opened(&bench.metrics, "disk").await;
+    let path = "/api/v1/volumes/disk/snapshots";
+    assert_eq!(bench.ask("GET", path, None).await, (200, json!([])));
+    let monday = json!({ "name": "monday", "taken_at": "2027-01-15T08:00:00Z" });
+    let new = |name: &str| Some(json!({ "name": name }));
+    assert_eq!(bench.ask("POST", path, new("monday")).await, (201, monday.clone()));
+    let made = bench.client.send("POST", path, &[], new("evening").as_ref()).await;
+    assert_eq!(made.header("location"), "/api/v1/volumes/disk/snapshots/evening");
+    let evening = json!({ "name": "evening", "taken_at": "2027-01-15T08:00:00Z" });
+    assert_eq!(bench.ask("GET", path, None).await, (200, json!([monday, evening])));
+    for (name, status, word) in [("monday", 409, "exists"), ("a@b", 422, "name"), ("", 422, "name")] {
+        let (got, answer) = bench.ask("POST", path, new(name)).await;
+        assert!(got == status && answer["error"].as_str().unwrap().contains(word), "{name}: {got} {answer}");
+    }
+    assert_eq!(bench.ask("DELETE", &format!("{path}/monday"), None).await, (204, Value::Null));
+    assert_eq!(bench.ask("DELETE", &format!("{path}/monday"), None).await.0, 404);
+    assert_eq!(bench.ask("GET", path, None).await, (200, json!([evening])));
+    volume.abandon().await;
+    assert_eq!(bench.ask("POST", path, new("late")).await.0, 409);
 }
 
 #[tokio::test]
@@ -287,15 +227,16 @@ async fn metrics_connections_and_drain() {
 /// An id that no volume has.
 const ID: &str = "6f9619ff-8b86-4011-b42d-00c04fc964ff";
 
+/// A path of the description, with names in place of its parameters.
+fn path_of(path: &str, volume: &str) -> String {
+    path.replace("{name}", volume).replace("{id}", ID).replace("{snapshot}", "monday")
+}
+
 /// Every method and path of the description, with a name for the volume.
 fn operations() -> Vec<(String, String)> {
     let document = description();
     let paths = document["paths"].as_object().unwrap().iter();
-    paths
-        .flat_map(|(path, of)| {
-            methods(of).into_iter().map(|m| (m, path.replace("{name}", "disk").replace("{id}", ID)))
-        })
-        .collect()
+    paths.flat_map(|(path, of)| methods(of).into_iter().map(|m| (m, path_of(path, "disk")))).collect()
 }
 
 /// What needs no secret: metrics, health, and a page that holds nothing of the gateway.
@@ -509,8 +450,7 @@ async fn the_description_has_every_route_and_no_other() {
     let bench = Bench::new().await;
     for (path, methods) in &described {
         for method in ["GET", "POST", "PUT", "PATCH", "DELETE"] {
-            let answer =
-                bench.client.send(method, &path.replace("{name}", "x").replace("{id}", ID), &[], None).await;
+            let answer = bench.client.send(method, &path_of(path, "x"), &[], None).await;
             assert_eq!(answer.status != 405, methods.contains(method), "{method} {path}: {}", answer.status);
         }
     }
@@ -562,9 +502,11 @@ fn conforms(value: &Value, schema: &Value, document: &Value, at: &str) {
 #[tokio::test]
 async fn answers_are_as_the_description_says() {
     let bench = Bench::new().await;
-    bench.house.opened(&bench.metrics, "disk").await;
+    let volume = bench.house.opened(&bench.metrics, "disk").await;
+    volume.snapshot("monday").await.unwrap();
     let document = description();
     for (path, asked) in [
+        ("/api/v1/volumes/{name}/snapshots", "/api/v1/volumes/disk/snapshots"),
         ("/api/v1/status", "/api/v1/status"),
         ("/api/v1/volumes", "/api/v1/volumes"),
         ("/api/v1/volumes/{name}", "/api/v1/volumes/disk"),

@@ -127,15 +127,32 @@ async fn every_action_of_the_status_page_is_confirmed_and_takes_effect() {
     drop(client);
 }
 
-#[tokio::test]
-#[ignore = "needs Chromium"]
-async fn the_status_page_asks_once_for_the_token() {
+/// Runs a scenario where the API also asks for the token to read.
+async fn look_with_a_token(scenario: &str, pictures: &[&str]) {
     let store = Store::directory();
     let files = tempfile::tempdir().expect("a directory for the token");
     let token = files.path().join("token");
     std::fs::write(&token, TOKEN).expect("the token can be written");
     let (_gateway, url) = gateway(&store, "64MiB", Some(&token)).await;
-    look("token", &url, &[]).await;
+    look(scenario, &url, pictures).await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium"]
+async fn the_status_page_asks_once_for_the_token() {
+    look_with_a_token("token", &[]).await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium"]
+async fn whoever_cancels_the_dialog_for_the_token_is_not_asked_again() {
+    look_with_a_token("declined", &["token-declined"]).await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium"]
+async fn a_refused_token_does_not_change_the_dialog_that_is_open() {
+    look_with_a_token("changed", &[]).await;
 }
 
 /// The sum of a metric's series whose labels have all of these.

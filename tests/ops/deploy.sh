@@ -85,6 +85,35 @@ inhibition_names_alerts() {
 }
 check "the inhibition rules" inhibition_names_alerts
 
+# Alertmanager itself: of these alerts (name, gateway, volume), those with `true` are silent.
+ALERTS='[["CairnStoreUnreachable", "a", "", false], ["CairnUncommittedTooOld", "a", "v1", true],
+    ["CairnLeaseNearlyOut", "a", "v1", true], ["CairnStoreErrors", "a", "", true], ["CairnCertificateExpires", "a", "", false],
+    ["CairnUncommittedTooOld", "b", "v1", false], ["CairnFenced", "c", "v1", false], ["CairnRequestErrors", "c", "v1", true],
+    ["CairnRequestErrors", "c", "v2", false], ["CairnDown", "d", "", false], ["CairnReloadFailed", "d", "", true],
+    ["CairnStoreUnreachable", "d", "", true], ["CairnWritesThrottled", "d", "v1", true]]'
+causes_silence_consequences() {
+    local address='' manager status=1 said
+    prometheus-alertmanager --config.file=alertmanager.yml --storage.path="$WORK/alertmanager" --cluster.listen-address= \
+        --web.listen-address=127.0.0.1:0 --log.format=json 2>"$WORK/alertmanager.log" &
+    manager=$!
+    until [ -n "$address" ]; do
+        kill -0 "$manager" || { cat "$WORK/alertmanager.log"; return 1; }
+        address=$(jq -r 'select(.msg == "Listening on").address' "$WORK/alertmanager.log" 2>/dev/null)
+    done
+    jq -n --argjson alerts "$ALERTS" '$alerts | map({labels: {alertname: .[0], job: "cairn", instance: .[1], volume: .[2]}})' |
+        curl -sS --fail -H 'Content-Type: application/json' --data @- "http://$address/api/v2/alerts" || { kill "$manager"; return 1; }
+    # It takes up sources of inhibition after it has answered.
+    for _ in $(seq 100); do
+        said=$(curl -sS "http://$address/api/v2/alerts" | jq -c 'map([.labels.alertname, .labels.instance, (.labels.volume // ""),
+            (.status.inhibitedBy | length > 0)]) | sort') || break
+        if [ "$said" = "$(jq -c sort <<<"$ALERTS")" ]; then status=0 && break; fi
+    done
+    kill "$manager" && wait "$manager"
+    [ "$status" = 0 ] || echo "not as expected: $said"
+    return "$status"
+}
+check "Alertmanager is silent about consequences" causes_silence_consequences
+
 # The unit with a program that is there; systemd says what it does not understand and how exposed the service is.
 cd "$ROOT/deploy/systemd" || exit 1
 sed 's|^ExecStart=cairn |ExecStart=/bin/true |' cairn.service >"$WORK/cairn.service"
@@ -162,6 +191,14 @@ image_is_pinned() {
     done
 }
 check "what builds and pushes the image" image_is_pinned
+
+# BuildKit prefers the default of an argument of a platform to its own value, and says nothing: each cache would be one for
+# all architectures, and an image could get the program of another.
+caches_are_of_one_architecture() {
+    ! grep -nE '^ARG (TARGET|BUILD)(PLATFORM|OS|ARCH|VARIANT)=' deploy/Dockerfile &&
+        grep -qx 'ARG TARGETARCH' deploy/Dockerfile && grep -qF "id=cairn-target-\$TARGETARCH," deploy/Dockerfile
+}
+check "the caches of the image" caches_are_of_one_architecture
 sbom_is_whole() {
     deploy/sbom.sh >"$WORK/sbom.json" && jq -e '.bomFormat == "CycloneDX" and (.components | map(.name) | index("tokio") and index("aws-sdk-s3"))
         and (.components | all(.version | test("^[0-9]"))) and (.components | map(.purl) | length == (unique | length))' "$WORK/sbom.json" >/dev/null || return 1
@@ -172,15 +209,39 @@ sbom_is_whole() {
 }
 check "the SBOM" sbom_is_whole
 
-# What the Debian package has, is there, and its unit finds the program where it puts it.
+# Grafana ignores what it does not know, so a typo in the dashboard would only show as something that is missing there.
+dashboard_keeps_to_the_schema() {
+    local check=$TOOLS/bin/grafana-schema broken panel='(.panels[] | select(.title == "Throughput"))'
+    "$check" deploy/grafana/cairn.json || return 1
+    for broken in "$panel.targets[0].exprr = \"x\"" "$panel.fieldConfig.defaults.custom.lineWith = 1" \
+        "$panel.fieldConfig.defaults.min = \"zero\"" "del($panel.options.legend.showLegend)" '.titel = "x"'; do
+        jq "$broken" deploy/grafana/cairn.json >"$WORK/broken.json" || return 1
+        if "$check" "$WORK/broken.json" 2>/dev/null; then echo "nothing is wrong after $broken"; return 1; fi
+    done
+}
+check "the dashboard and Grafana's schema" dashboard_keeps_to_the_schema
+
+# `cargo deb` as README has it, on a stand-in for the program, which is not built yet.
 package_is_whole() {
-    local from
-    cargo metadata --no-deps --format-version 1 | jq -r '.packages[] | select(.name == "cairn-nbd") | .metadata.deb.assets[] | .[0]' >"$WORK/assets"
-    [ "$(wc -l <"$WORK/assets")" -ge 5 ] && grep -qx target/release/cairn "$WORK/assets" || return 1
-    while read -r from; do
-        [ "$from" = target/release/cairn ] || [ -f "$from" ] || { echo "no $from"; return 1; }
-    done <"$WORK/assets"
-    grep -q '^ExecStart=cairn ' deploy/systemd/cairn.service
+    local target=$WORK/deb files=$WORK/deb/unpacked own=$WORK/deb/debian debug path
+    mkdir -p "$target/release"
+    printf 'int main(void) { return 0; }\n' | cc -g -x c - -o "$target/release/cairn" || return 1
+    PATH=$TOOLS/bin:$PATH CARGO_TARGET_DIR=$target cargo deb --no-build >"$WORK/deb.log" 2>&1 || { cat "$WORK/deb.log"; return 1; }
+    dpkg-deb --extract "$own"/cairn-nbd_*.deb "$files" && dpkg-deb --field "$own"/cairn-nbd_*.deb >"$WORK/control" || return 1
+    grep -q '^Package: cairn-nbd$' "$WORK/control" || return 1
+    grep -q '^Depends: .*ca-certificates.*libc6' "$WORK/control" || { cat "$WORK/control"; return 1; }
+    for path in usr/bin/cairn usr/lib/systemd/system/cairn.{service,socket} usr/share/cairn/{alerts.yml,cairn.json} \
+        usr/share/doc/cairn-nbd/{README.md,LICENSE-MIT,LICENSE-APACHE,copyright}; do
+        [ -f "$files/$path" ] || { echo "no $path"; return 1; }
+    done
+    # What README and guide refer to.
+    for path in docs/*.md docs/*.png; do cmp "$path" "$files/usr/share/doc/cairn-nbd/$path" || return 1; done
+    "$files/usr/bin/cairn" || return 1
+    # The debug information is the larger part of the program, and in a package of its own.
+    debug=$(dpkg-deb --contents "$own"/cairn-nbd-dbgsym_*.ddeb) || return 1
+    grep -q '\.debug$' <<<"$debug" || { echo "no debug information in its package: $debug"; return 1; }
+    if readelf --sections "$files/usr/bin/cairn" | grep -q '\.debug_info'; then echo "the program has debug information"; return 1; fi
+    grep -q '^ExecStart=cairn ' "$files/usr/lib/systemd/system/cairn.service"
 }
 check "the Debian package" package_is_whole
 

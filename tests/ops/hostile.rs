@@ -9,8 +9,8 @@ use cairn::server::{ListenAddress, Listener};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use super::admin::House;
 use super::client::Client;
+use super::house::House;
 use crate::support::process::within;
 
 const CONNECTIONS: usize = 8;

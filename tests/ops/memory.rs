@@ -7,7 +7,8 @@ use cairn::metrics::{StoreOperation, StoreOutcome};
 use flate2::read::GzDecoder;
 use serde_json::json;
 
-use super::admin::{Bench, MIB};
+use super::admin::Bench;
+use super::house::MIB;
 use cairn::volume::catalog;
 
 #[tokio::test]

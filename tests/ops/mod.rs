@@ -5,5 +5,6 @@ mod browser;
 mod client;
 mod crowd;
 mod hostile;
+mod house;
 mod memory;
 mod queries;

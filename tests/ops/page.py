@@ -111,6 +111,8 @@ def load(browser):
         expect(page.locator("#lines [data-of=dirty] b")).not_to_have_text("–")
         assert re.search(r"\d,\d", page.locator("#lines [data-of=write] polyline").get_attribute("points"))
         facts = page.locator("#facts").inner_text()
+        # The map is of this moment, and the objects are counted now and then: the page says when.
+        assert re.search(r"Objects in the store\s+(not counted yet|[\d.]+ \w+ as of \d+:\d\d:\d\d)", facts), facts
         for fact in ["Hit ratio of the cache", "s left, epoch 1", "Last checkpoint", "Journal", "Held by"]:
             assert fact in facts, f"no {fact} in {facts}"
         expect(page.locator("#connections tr")).to_have_count(1)
@@ -216,6 +218,32 @@ def actions(browser):
     said("Checkpoint: done.")
     folded = disk()
     assert folded["checkpoints"] == 1 and folded["journal_bytes"] < flushed["journal_bytes"], folded
+    expect(page.locator("#facts")).to_contain_text("16.0 MiB live, 0 B to be freed")
+    expect(page.locator("#facts")).to_contain_text("4.0 KiB in 1 packs")
+
+    # A snapshot is taken under a name, and deleted by whoever types it.
+    def snapshots():
+        return [snapshot["name"] for snapshot in api("volumes/disk/snapshots")]
+
+    expect(page.locator("#untaken")).to_have_text("There is none.")
+    click("Snapshot…")
+    answer(page, **{"Name of the snapshot": "a@b"})
+    expect(page.locator("#said")).to_contain_text("not a valid name of a snapshot")
+    for name in ["monday", "tuesday"]:
+        click("Snapshot…")
+        answer(page, **{"Name of the snapshot": name})
+        said("Take it: done.")
+        expect(page.locator("#taken tr").first).to_contain_text(f"disk@{name}")
+    expect(page.locator("#untaken")).to_have_text("")
+    assert snapshots() == ["monday", "tuesday"], snapshots()
+    look.sound("snapshots")
+    click("Delete snapshot monday")
+    page.get_by_label("Type its name").fill("tuesday")
+    expect(page.locator("#yes")).to_be_disabled()
+    answer(page, **{"Type its name": "monday"})
+    said("Delete: done.")
+    expect(page.locator("#taken tr")).to_have_count(1)
+    assert snapshots() == ["tuesday"], snapshots()
 
     api("volumes/made", 404)
     click("New volume…")
@@ -271,6 +299,64 @@ def token_first(browser):
     look.close()
 
 
+def token_declined(browser):
+    """Whoever cancels the dialog is not asked again, and the gateway gets no request, until they want to sign in."""
+    look = Look(browser, errors=("401",))
+    page = look.page
+    question = page.locator("#question")
+    expect(question).to_have_text("The gateway asks for its token")
+    # The page's clock is ours from here on: a minute passes at once.
+    page.clock.install()
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator("#trouble")).to_have_text("a bearer token is required")
+    expect(page.locator("#summary")).to_have_text("Not signed in")
+    asked = len(look.asked)
+    page.clock.run_for(60_000)
+    expect(page.locator("#dialog")).not_to_be_visible()
+    assert look.asked[asked:] == [], f"asked in the minute after it was cancelled: {look.asked[asked:]}"
+    look.sound("token-declined")
+    # An action asks for it, and if that is cancelled too, nothing else does.
+    page.get_by_role("button", name="Drain…").click()
+    answer(page, **{"Type drain": "drain"})
+    expect(question).to_have_text("The gateway asks for its token")
+    page.keyboard.press("Escape")
+    expect(page.locator("#said")).to_have_text("Drain: a bearer token is required")
+    asked = len(look.asked)
+    page.clock.run_for(60_000)
+    expect(page.locator("#dialog")).not_to_be_visible()
+    assert look.asked[asked:] == [], look.asked[asked:]
+    # Whoever wants to sign in does.
+    page.get_by_role("button", name="Enter the token…").click()
+    answer(page, Token=token[0])
+    expect(page.locator("tr[data-volume=disk] [data-of=state]")).to_have_text("serving")
+    expect(page.locator("#trouble")).not_to_be_visible()
+    expect(page.get_by_role("button", name="Enter the token…")).not_to_be_visible()
+    with page.expect_response(lambda answer: answer.url.endswith("/status")):
+        page.clock.run_for(2_000)
+    look.close()
+
+
+def token_changed(browser):
+    """A dialog that is open is not turned into the one for the token, which follows it."""
+    look = Look(browser, errors=("401",))
+    page = look.page
+    answer(page, Token=token[0])
+    expect(page.locator("tr[data-volume=disk] [data-of=state]")).to_have_text("serving")
+    page.get_by_role("button", name="New volume…").click()
+    expect(page.locator("#question")).to_have_text("Make a volume")
+    # From now on the gateway refuses it.
+    page.route("**/api/v1/**", lambda route: route.fulfill(status=401, json={"error": "the token is wrong"}))
+    with page.expect_response(lambda answer: answer.url.endswith("/status")):
+        pass
+    # Time for the page to act on it: it draws two more frames.
+    page.evaluate("() => new Promise((over) => requestAnimationFrame(() => requestAnimationFrame(over)))")
+    expect(page.locator("#question")).to_have_text("Make a volume")
+    expect(page.locator("#fields input")).to_have_count(2)
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator("#question")).to_have_text("The gateway asks for its token")
+    look.close()
+
+
 def many(browser):
     look = Look(browser, width=1440, height=1000)
     page = look.page
@@ -319,5 +405,6 @@ def outage(browser):
 with sync_playwright() as driver:
     browser = driver.chromium.launch(executable_path="/usr/bin/chromium", args=[
         "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"])
-    {"load": load, "busy": busy, "actions": actions, "token": token_first, "many": many, "outage": outage}[scenario](browser)
+    {"load": load, "busy": busy, "actions": actions, "token": token_first, "declined": token_declined, "changed": token_changed,
+      "many": many, "outage": outage}[scenario](browser)
     browser.close()

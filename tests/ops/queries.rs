@@ -132,6 +132,38 @@ fn every_query_of_the_dashboard_asks_for_what_there_is() {
     assert_eq!(ids.len(), panels.len(), "ids of panels are distinct");
 }
 
+/// The selector of each metric in a query, without the braces.
+fn selectors(query: &str) -> Vec<&str> {
+    named(query)
+        .into_iter()
+        .map(|(_, after)| {
+            after.strip_prefix('{').and_then(|rest| rest.split_once('}')).map_or("", |(is, _)| is)
+        })
+        .collect()
+}
+
+/// Grafana fills in what was chosen at the top. A variable of gateways depends on the chosen jobs alone.
+#[test]
+fn every_query_of_the_dashboard_asks_for_the_chosen_jobs_and_gateways_alone() {
+    let dashboard: Value = serde_json::from_str(DASHBOARD).unwrap();
+    let mut found = Vec::new();
+    queries(&dashboard, &mut found);
+    for query in found.iter().filter(|query| query.as_str() != "label_values(cairn_build_info, job)") {
+        for selector in selectors(query) {
+            assert!(selector.contains("job=~\"$job\""), "{query}");
+            let is_variable = query.starts_with("label_values");
+            assert!(is_variable || selector.contains("instance=~\"$instance\""), "{query}");
+        }
+    }
+    for name in ["job", "instance", "volume"] {
+        let all = dashboard["templating"]["list"].as_array().unwrap();
+        let variable = all.iter().find(|variable| variable["name"] == name).unwrap();
+        let is_all = variable["multi"] == true && variable["includeAll"] == true;
+        assert!(is_all && variable["current"]["value"] == "$__all", "{name} begins with all of them");
+    }
+    assert_eq!(selectors("rate(cairn_requests_total{job=\"x\"}[5m]) / process_open_fds"), ["job=\"x\"", ""]);
+}
+
 /// Whoever is woken looks at it for the first time.
 #[test]
 fn every_panel_says_what_it_shows() {
@@ -144,6 +176,43 @@ fn every_panel_says_what_it_shows() {
     for bound in ["dirty_bytes", "clean_cache_bytes", "connections", "journal_bytes", "lease_seconds"] {
         assert!(drawn.contains(&*format!("cairn_limit_{bound}")), "the bound {bound} is drawn");
     }
+}
+
+/// Metrics that no panel shows: others that are drawn say the same, or they are for a closer look.
+const NOT_DRAWN: [&str; 20] = [
+    "cairn_cache_evictions_total",
+    "cairn_commit_bytes_total",
+    "cairn_connections_stalled_total",
+    "cairn_connections_total",
+    "cairn_fold_duration_seconds",
+    "cairn_journal_records",
+    "cairn_lease_ttl_seconds",
+    "cairn_limit_commit_age_seconds",
+    "cairn_limit_journal_records",
+    "cairn_limit_open_volumes",
+    "cairn_limit_store_requests",
+    "cairn_packs",
+    "cairn_reload_timestamp_seconds",
+    "cairn_server_bytes_in_flight",
+    "cairn_snapshot_failures_total",
+    "cairn_snapshot_interval_seconds",
+    "cairn_snapshot_timestamp_seconds",
+    "cairn_snapshots",
+    "cairn_store_hedges_total",
+    "cairn_store_requests_in_flight",
+];
+
+#[test]
+fn every_metric_is_on_the_dashboard_or_is_left_out_by_name() {
+    let drawn: BTreeSet<&str> = named(DASHBOARD)
+        .into_iter()
+        .filter_map(|(name, _)| definition(name).ok())
+        .map(|definition| definition.name)
+        .collect();
+    let own = Metrics::table().iter().map(|definition| definition.name);
+    let left: Vec<&str> = own.filter(|name| name.starts_with("cairn_") && !drawn.contains(name)).collect();
+    let listed: BTreeSet<&str> = NOT_DRAWN.into_iter().collect();
+    assert_eq!(left.into_iter().collect::<BTreeSet<_>>(), listed, "metrics of Cairn without a panel");
 }
 
 #[test]

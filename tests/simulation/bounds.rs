@@ -12,9 +12,11 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use cairn::metrics::StoreMetrics;
 use cairn::store::retry::Patience;
-use cairn::store::{ByteRange, Classes, Condition, ETag, Error, ListFrom, Listing, Object, Retry, Store};
+use cairn::store::{
+    ByteRange, Classes, Condition, ETag, Error, Hedging, ListFrom, Listing, Object, Retry, Store,
+};
 use cairn::volume::format::geometry::BLOCK_BYTES;
-use cairn::volume::format::keys::{Epoch, Keys, Parsed};
+use cairn::volume::format::keys::{Keys, Parsed, Slot};
 use cairn::volume::{DirtyBudget, PageCache, Usage, Volume};
 use rand::Rng;
 use rand::rngs::SmallRng;
@@ -88,8 +90,10 @@ pub(super) fn classes(
     let mut control = Control::default();
     let mut names = CLASSES.into_iter();
     let in_use = Arc::clone(&control.in_use);
-    let store = Classes::limited(store, plan.concurrency, metrics, |limited| {
-        let retry = Arc::new(Retry::new(limited, plan.retry, metrics.clone(), random.random()));
+    let hedging = Hedging::new(plan.hedge, metrics.clone());
+    let store = Classes::limited(store, plan.concurrency, metrics, |class, limited| {
+        let hedged = hedging.above(class, limited);
+        let retry = Arc::new(Retry::new(hedged, plan.retry, metrics.clone(), random.random()));
         control.retries.push(Arc::clone(&retry));
         Arc::new(Watched {
             inner: retry,
@@ -162,8 +166,8 @@ pub(super) struct Waiting {
     world: World,
     process: Process,
     class: Class,
-    /// The log to which it adds a record.
-    log: Option<Epoch>,
+    /// The record that it creates.
+    record: Option<Slot>,
 }
 
 impl Waiting {
@@ -171,16 +175,16 @@ impl Waiting {
     pub(super) fn begin(world: &World, process: Process, call: &Call) -> Self {
         let class = CLASS.try_with(|class| *class).expect("every request has a class");
         let mut inner = world.lock();
-        let log = match call {
+        let record = match call {
             Call::Put(key, ..) => match Keys::new(inner.volume).parse(key) {
-                Some(Parsed::Record(slot)) => Some(slot.epoch),
+                Some(Parsed::Record(slot)) => Some(slot),
                 _ => None,
             },
             _ => None,
         };
-        inner.waits(process, class, log);
+        inner.waits(process, class, record);
         inner.check_batch(process, call);
-        Self { world: world.clone(), process, class, log }
+        Self { world: world.clone(), process, class, record }
     }
 }
 
@@ -189,8 +193,12 @@ impl Drop for Waiting {
         let mut inner = self.world.lock();
         let state = inner.processes.get_mut(&self.process).expect("it sent a request");
         *state.waiting.get_mut(&self.class).expect("counted") -= 1;
-        if let Some(log) = self.log {
-            *state.records.get_mut(&log).expect("counted") -= 1;
+        if let Some(slot) = self.record {
+            let puts = state.records.get_mut(&slot).expect("counted");
+            *puts -= 1;
+            if *puts == 0 {
+                state.records.remove(&slot);
+            }
         }
     }
 }
@@ -213,20 +221,28 @@ impl Bounded {
 }
 
 impl Inner {
-    fn waits(&mut self, process: Process, class: Class, log: Option<Epoch>) {
+    fn waits(&mut self, process: Process, class: Class, record: Option<Slot>) {
         let (most, records) = (class.most(self.plan.concurrency), self.plan.options.commits_in_flight);
         let state = self.processes.get_mut(&process).expect("it sends a request");
         let waiting = state.waiting.entry(class).or_default();
         *waiting += 1;
         let waiting = *waiting;
-        let of_log = log.map_or(0, |log| {
-            let records = state.records.entry(log).or_default();
-            *records += 1;
-            *records
+        let (of_log, of_slot) = record.map_or((0, 0), |slot| {
+            let puts = state.records.entry(slot).or_default();
+            *puts += 1;
+            let of_slot = *puts;
+            (state.records.keys().filter(|other| other.epoch == slot.epoch).count(), of_slot)
         });
         if waiting > most {
             self.broken(format!(
                 "P{process} has {waiting} requests of {class:?} on their way, more than {most}"
+            ));
+        }
+        // A slow PUT is sent a second time, if the plan hedges.
+        let puts = if self.plan.hedge.percent == 0 { 1 } else { 2 };
+        if of_slot > puts {
+            self.broken(format!(
+                "P{process} has {of_slot} PUTs of one record on their way, more than {puts}"
             ));
         }
         if of_log > records {

@@ -20,6 +20,7 @@ use cairn::volume::format::pack::Pack;
 use cairn::volume::format::page_set::PageSet;
 use cairn::volume::format::record::{Change, Record, RecordKind};
 use cairn::volume::format::root::{BlockCounts, PackUse, Root, RootTable};
+use cairn::volume::format::snapshot::Snapshot;
 use uuid::Uuid;
 
 use super::cells::{CELL, CELL_LEN, Id, Layout, TORN, identify};
@@ -39,6 +40,18 @@ pub(super) struct Recovered {
     /// The root table.
     pub(super) table: RootTable,
     /// Keys of every object that the head, the current root and the journal after the checkpoint reference.
+    pub(super) named: BTreeSet<String>,
+    /// The snapshots in the journal after the checkpoint, with the slots of their records and what they contain.
+    pub(super) snapshots: Vec<(Slot, Snapshot, Vec<Id>)>,
+}
+
+/// What a kept root has.
+pub(super) struct Whole {
+    /// The last commit that it contains.
+    pub(super) commit: Slot,
+    /// The content of every cell.
+    pub(super) image: Vec<Id>,
+    /// Keys of the root and of every object that it references.
     pub(super) named: BTreeSet<String>,
 }
 
@@ -128,6 +141,7 @@ struct Reader<'a> {
     image: Vec<Id>,
     lost: BTreeSet<u32>,
     named: BTreeSet<String>,
+    snapshots: Vec<(Slot, Snapshot, Vec<Id>)>,
     /// Blocks that an overlay locates in a pack that is gone.
     gone: BTreeMap<u64, ObjectId>,
 }
@@ -137,6 +151,14 @@ pub(super) fn head(objects: &Objects, volume: Uuid) -> Result<Head, String> {
     let key = Keys::new(volume).head();
     let bytes = objects.get(&key).ok_or_else(|| format!("{key} is gone"))?;
     Head::decode(volume, bytes).map_err(|error| format!("{key}: {error}"))
+}
+
+/// Reads the root table that the head references.
+pub(super) fn table(objects: &Objects, volume: Uuid) -> Result<RootTable, String> {
+    let id = head(objects, volume)?.root_table;
+    let key = Keys::new(volume).root(id);
+    let bytes = objects.get(&key).ok_or_else(|| format!("{key} is named and gone"))?;
+    RootTable::decode(volume, id, bytes).map_err(|error| format!("root table: {error}"))
 }
 
 /// Recovers what an opener would recover now.
@@ -149,36 +171,42 @@ pub(super) fn recover(
     known.forget(objects);
     let head = head(objects, volume)?;
     let keys = Keys::new(volume);
-    let image = vec![0; layout.cells() as usize];
-    let (lost, named) = (BTreeSet::new(), BTreeSet::new());
-    let mut reader = Reader { objects, known, layout, keys, image, lost, named, gone: BTreeMap::new() };
+    let mut reader = Reader::new(objects, volume, layout, known);
     reader.named.extend([keys.head(), keys.identity()]);
     let root = reader.root(head.root)?;
-    let table = reader.object(&keys.root(head.root_table))?;
-    let table =
-        RootTable::decode(volume, head.root_table, table).map_err(|error| format!("root table: {error}"))?;
+    let table = table(objects, volume)?;
+    reader.named.insert(keys.root(head.root_table));
     reader.apply_root(&root)?;
     reader.replay(&head)?;
-    Ok(Recovered { image: reader.image, lost: reader.lost, head, table, named: reader.named })
+    let Reader { image, lost, named, snapshots, .. } = reader;
+    Ok(Recovered { image, lost, head, table, named, snapshots })
 }
 
-/// Checks that every object that a kept root references exists and is sound.
+/// Checks that every object that a kept root references exists and is sound. Returns what the root has.
 pub(super) fn check_root(
     objects: &Objects,
     volume: Uuid,
     layout: &Layout,
     id: ObjectId,
     known: &mut Known,
-) -> Result<(), String> {
-    let image = vec![0; layout.cells() as usize];
-    let keys = Keys::new(volume);
-    let (lost, named) = (BTreeSet::new(), BTreeSet::new());
-    let mut reader = Reader { objects, known, layout, keys, image, lost, named, gone: BTreeMap::new() };
+) -> Result<Whole, String> {
+    let mut reader = Reader::new(objects, volume, layout, known);
     let root = reader.root(id)?;
-    reader.apply_root(&root)
+    reader.apply_root(&root)?;
+    match reader.lost.is_empty() || reader.known.rots {
+        true => Ok(Whole { commit: root.commit, image: reader.image, named: reader.named }),
+        false => Err(format!("cells {:?} of {id:?} are marked as lost", reader.lost)),
+    }
 }
 
 impl<'a> Reader<'a> {
+    /// Begins with an empty disk.
+    fn new(objects: &'a Objects, volume: Uuid, layout: &'a Layout, known: &'a mut Known) -> Self {
+        let image = vec![0; layout.cells() as usize];
+        let (lost, named, snapshots, gone) = Default::default();
+        Self { objects, known, layout, keys: Keys::new(volume), image, lost, named, snapshots, gone }
+    }
+
     fn object(&mut self, key: &str) -> Result<&'a Bytes, String> {
         self.named.insert(key.to_owned());
         self.objects.get(key).ok_or_else(|| format!("{key} is named and gone"))
@@ -253,9 +281,16 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// A pack that is in use.
     fn pack(&mut self, id: ObjectId) -> Result<Arc<Packed>, String> {
+        self.named.insert(self.keys.pack(id));
+        self.packed(id)
+    }
+
+    /// A pack that an overlay names. It may be garbage, if other overlays or chunks replace all of its frames.
+    fn packed(&mut self, id: ObjectId) -> Result<Arc<Packed>, String> {
         let key = self.keys.pack(id);
-        let bytes = self.object(&key)?;
+        let bytes = self.objects.get(&key).ok_or_else(|| format!("{key} is named and gone"))?;
         let (volume, layout) = (self.keys.volume(), self.layout);
         once(&mut self.known.packs, &key, bytes, || {
             let pack = Pack::decode(volume, bytes).map_err(|error| format!("{key}: {error}"))?;
@@ -298,7 +333,7 @@ impl<'a> Reader<'a> {
                     self.gone.insert(block, id);
                     continue;
                 }
-                match self.pack(id)?.0.get(frame) {
+                match self.packed(id)?.0.get(frame) {
                     Some((found, ids)) if *found == block => self.data(range, ids),
                     found => {
                         let found = found.map(|(block, _)| block);
@@ -439,12 +474,12 @@ impl<'a> Reader<'a> {
                 slot = Slot { epoch: slot.epoch + 1, n: 1 };
                 continue;
             }
-            self.apply_record(&told)?;
+            self.apply_record(slot, &told)?;
             slot.n += 1;
         }
     }
 
-    fn apply_record(&mut self, told: &Told) -> Result<(), String> {
+    fn apply_record(&mut self, slot: Slot, told: &Told) -> Result<(), String> {
         let mut data = told.data.iter();
         for change in &told.record.changes {
             match change {
@@ -454,7 +489,10 @@ impl<'a> Reader<'a> {
                 }
                 Change::Zero { offset, length, .. } => self.zero(*offset..offset + length),
                 Change::Chunk { index, id, stored } => self.apply_chunk(*index, *id, *stored)?,
-                Change::Resize { .. } | Change::Snapshot { .. } => {
+                Change::Snapshot(snapshot) => {
+                    self.snapshots.push((slot, snapshot.clone(), self.image.clone()));
+                }
+                Change::Resize { .. } => {
                     return Err("a record has a change that no client asked for".to_owned());
                 }
             }
@@ -491,9 +529,14 @@ impl Told {
     }
 }
 
-/// Returns the objects of the volume that nothing references: not the head, the current root, the journal
-/// after the checkpoint, nor a seal.
-pub(super) fn garbage(objects: &Objects, volume: Uuid, recovered: &Recovered) -> Vec<String> {
+/// Returns the objects of the volume that nothing references: not the head, the current root, a snapshot, the
+/// journal after the checkpoint, nor a seal. `kept` are the keys of what snapshots have.
+pub(super) fn garbage(
+    objects: &Objects,
+    volume: Uuid,
+    recovered: &Recovered,
+    kept: &BTreeSet<String>,
+) -> Vec<String> {
     let keys = Keys::new(volume);
     let is_kept = |key: &str| match keys.parse(key) {
         Some(Parsed::Root(id)) => id == recovered.head.root_table || recovered.named.contains(key),
@@ -505,5 +548,6 @@ pub(super) fn garbage(objects: &Objects, volume: Uuid, recovered: &Recovered) ->
         }
         _ => recovered.named.contains(key),
     };
-    objects.keys().filter(|key| key.starts_with(&keys.prefix()) && !is_kept(key)).cloned().collect()
+    let is_left = |key: &&String| key.starts_with(&keys.prefix()) && !kept.contains(*key) && !is_kept(key);
+    objects.keys().filter(is_left).cloned().collect()
 }

@@ -8,14 +8,15 @@ use bytes::Bytes;
 use cairn::client::{Broken, Error as WireError};
 use cairn::effect::{Durability, Zeroing};
 use cairn::protocol::Error as Value;
-use cairn::volume::Error;
 use cairn::volume::signal::Signal;
+use cairn::volume::{Environment, Error};
 use rand::Rng;
 use rand::rngs::SmallRng;
 
 use super::cells::{CELL, CELL_LEN, Id, identify};
 use super::history::Moment;
 use super::plan::Plan;
+use super::snapshots;
 use super::wire::{Failure, Way};
 use super::world::{Inner, Order, Process, World};
 
@@ -24,6 +25,8 @@ pub(super) struct Client {
     pub(super) world: World,
     pub(super) process: Process,
     pub(super) epoch: u32,
+    /// How the gateway reaches the store, to read snapshots.
+    pub(super) env: Environment,
     pub(super) way: Way,
     pub(super) orders: Arc<Signal<Order>>,
     pub(super) random: SmallRng,
@@ -39,6 +42,7 @@ enum Command {
     Allocation(Range<u64>),
     Prefetch(Range<u64>),
     Checkpoint,
+    Snapshots(snapshots::Command),
 }
 
 impl Client {
@@ -56,10 +60,15 @@ impl Client {
             if *self.orders.borrow() != Order::Serve || !self.world.lock().take_command() {
                 return;
             }
-            let command = draw(&self.world.lock().plan, &mut self.random);
+            let about_snapshots = snapshots::Command::draw(&mut self.world.lock(), &mut self.random, range);
+            let command = match about_snapshots {
+                Some(command) => Command::Snapshots(command),
+                None => draw(&self.world.lock().plan, &mut self.random),
+            };
             // Sometimes a client goes away before the answer.
             let patience = self.random.random_range(0..400_u64);
-            let was_stopped = self.way.is_stopped();
+            let needs_volume = !matches!(&command, Command::Snapshots(command) if !command.needs_volume());
+            let was_stopped = needs_volume && self.way.is_stopped();
             let number = self.world.lock().begin(self.process, &command);
             let outcome = if patience < 10 {
                 let patience = Duration::from_millis(patience * patience);
@@ -126,6 +135,9 @@ impl Client {
                 let issued = self.world.lock().history.tick();
                 way.volume().checkpoint().await.map_err(Failure::Volume)?;
                 self.world.lock().flushed(self.epoch, issued);
+            }
+            Command::Snapshots(command) => {
+                command.execute(&self.world, &self.env, way.volume()).await.map_err(Failure::Volume)?;
             }
             Command::Prefetch(range) => way.prefetch(range.start, range.end - range.start).await?,
             Command::Allocation(range) => {

@@ -377,7 +377,7 @@ impl Driver {
                 let checked = prefix::check(&history.epochs[before], image);
                 checked.err().map(|why| format!("epoch {epoch} began without all of epoch {before}: {why}"))
             });
-            if let Some(why) = broken {
+            if let Some(why) = broken.or_else(|| inner.snapshots.check_all(history).err()) {
                 inner.broken(why);
             }
         }

@@ -116,9 +116,10 @@ impl Inner {
     }
 }
 
-/// Opens the volume, reads all of it, waits for the collector, closes, opens again and looks for garbage.
+/// Opens the volume, reads all of it and of its snapshots, deletes some of these, waits for the collector, closes, opens
+/// again and looks for garbage.
 async fn look(parts: Parts) {
-    let Parts { world, process, env, .. } = parts;
+    let Parts { world, process, env, mut random, .. } = parts;
     for time in 0..2 {
         let (volume, mut options) = {
             let inner = world.lock();
@@ -138,6 +139,10 @@ async fn look(parts: Parts) {
         };
         world.lock().looked(process, volume.epoch());
         if let Err(why) = read_all(&parts_of(&world, &volume)).await {
+            return world.lock().broken(why);
+        }
+        let deletes = (time == 0).then_some(&mut random);
+        if let Err(why) = super::snapshots::look(&world, &env, &volume, deletes).await {
             return world.lock().broken(why);
         }
         tokio::time::sleep(options.deletion_grace + COLLECTING).await;
@@ -202,7 +207,9 @@ impl Inner {
         match bucket::recover(&objects, self.volume, &self.plan.layout, &mut self.known) {
             Err(why) => self.broken(format!("at last: {why}")),
             Ok(found) => {
-                let mut garbage = bucket::garbage(&objects, self.volume, &found);
+                self.check_snapshots(&objects, &found);
+                let kept = self.snapshots.named(&found.table);
+                let mut garbage = bucket::garbage(&objects, self.volume, &found, &kept);
                 garbage.retain(|key| !self.strays.contains(key));
                 if self.drained && !garbage.is_empty() {
                     self.broken(format!("nothing names {}", garbage.join(", ")));

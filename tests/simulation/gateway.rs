@@ -248,6 +248,7 @@ impl Life {
                 world: self.parts.world.clone(),
                 process: self.parts.process,
                 epoch: volume.epoch(),
+                env: self.parts.env.clone(),
                 way: way.clone(),
                 orders: Arc::clone(&self.parts.orders),
                 random: SmallRng::seed_from_u64(self.parts.random.random()),

@@ -12,8 +12,10 @@
 //! * At each opening, and at moments in between as if the gateway crashed there, an opener recovers the state
 //!   after a prefix of the changes, with whole changes only and everything that a FLUSH covered ([`prefix`],
 //!   [`bucket`]).
-//! * Every object that the head, the root and the journal reference exists and is sound; at the end, no other
-//!   object exists.
+//! * Every object that the head, the root, the snapshots and the journal reference exists and is sound; at the
+//!   end, no other object exists.
+//! * A snapshot has the state at one instant between the call and its answer, whoever reads it and whenever. It
+//!   exists from its answer until it is deleted, and one that was not answered has one outcome ([`snapshots`]).
 //! * No command that was issued after the volume stopped succeeds, nor does a read of a strict volume after
 //!   its lease expired.
 //! * Every record is within its limit. Whenever a gateway has run, so are its requests of each class, its
@@ -52,6 +54,7 @@ mod power;
 mod requests;
 mod rot;
 mod seeds;
+mod snapshots;
 #[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "the integration tests use the rest")]
 mod support;

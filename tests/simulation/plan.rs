@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use cairn::store::HedgeOptions;
 use cairn::store::retry::{Patience, RetryOptions};
 use cairn::volume::Options;
 use rand::rngs::SmallRng;
@@ -30,6 +31,8 @@ pub(super) struct Plan {
     pub(super) concurrency: usize,
     /// Limits and pauses of the retry layer.
     pub(super) retry: RetryOptions,
+    /// When slow requests are sent a second time.
+    pub(super) hedge: HedgeOptions,
     /// Number of commands issued before the finale.
     pub(super) commands: u32,
     /// Number of clients of each gateway.
@@ -61,6 +64,8 @@ pub(super) struct Plan {
     pub(super) rots: bool,
     /// Whether the store refuses everyone's credentials from time to time.
     pub(super) refuses: bool,
+    /// Number of commands, of 10,000, that are about snapshots.
+    pub(super) snapshots: u32,
 }
 
 /// How clients reach a server.
@@ -144,9 +149,20 @@ impl Plan {
             true => RetryOptions { write: Patience { deadline: None, refusals: Some(3) }, ..retry },
             false => retry,
         };
+        // Few latencies and small ones suffice, so that many requests are sent twice.
+        let mut hedged = SmallRng::seed_from_u64(seed ^ 0x5eed_0000_0000_0009);
+        let hedge = HedgeOptions {
+            percent: u32::try_from(pick(&mut hedged, &[0, 5, 50, 100])).unwrap(),
+            floor: ms(pick(&mut hedged, &[1, 5])),
+            least_known: usize::try_from(pick(&mut hedged, &[4, 16])).unwrap(),
+        };
+        let mut kept = SmallRng::seed_from_u64(seed ^ 0x5eed_0000_0000_000b);
+        let snapshots = pick(&mut kept, &[0, 150, 400, 800]) / if busy { 10 } else { 1 };
         Self {
             seed,
             options,
+            hedge,
+            snapshots: u32::try_from(snapshots).unwrap(),
             cache_bytes: pick(&mut random, &[0, 2, 8, 64]) * 66_000,
             budget_bytes: pick(&mut random, &[16, 64, 256, 4096]) << 10,
             concurrency: usize::try_from(pick(&mut random, &[2, 8, 64])).unwrap(),

@@ -114,6 +114,7 @@ pub(super) fn on_threads(threads: usize, work: impl Fn(&Watch) + Sync) {
             scope.spawn(|| {
                 let _left = Leaving(&left, &all_done);
                 work(watch);
+                watch.count.store(0, Ordering::Relaxed);
             });
         }
         let mut left = left.lock();
@@ -138,7 +139,7 @@ pub(super) fn on_threads(threads: usize, work: impl Fn(&Watch) + Sync) {
 /// A run that has not ended when it was looked at twice, so long after one another, hangs.
 const HANGS: Duration = Duration::from_secs(120);
 
-/// What a thread is at; the count is 0 once it is done.
+/// What a thread is at. The count is 0 before it begins and once it is done.
 #[derive(Default)]
 pub(super) struct Watch {
     count: AtomicU64,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use cairn::store::{ByteRange, Condition, ETag, Error, ListFrom, Listing, MemoryStore, Object};
-use cairn::volume::format::keys::{Epoch, Keys, Parsed};
+use cairn::volume::format::keys::{Keys, Parsed, Slot};
 use cairn::volume::format::record::{Record, RecordKind};
 use cairn::volume::format::root::KeptRoot;
 use cairn::volume::signal::Signal;
@@ -144,8 +144,8 @@ pub(super) struct ProcessState {
     pub(super) deleted: Vec<String>,
     /// Number of requests in flight whose answers it waits for, by class.
     pub(super) waiting: BTreeMap<Class, usize>,
-    /// Number of PUTs of records in flight whose answers it waits for, by log.
-    pub(super) records: BTreeMap<Epoch, usize>,
+    /// Number of PUTs of each record in flight whose answers it waits for.
+    pub(super) records: BTreeMap<Slot, usize>,
     /// The values of its volume that are checked against limits.
     pub(super) bounded: Option<Bounded>,
     /// How often the store falsely reported to it that an object does not exist.
@@ -186,6 +186,8 @@ pub(super) struct Inner {
     /// Whether the store refuses everyone's credentials: they were exchanged, and the new ones are not
     /// available yet.
     pub(super) refused: bool,
+    /// What is known about snapshots.
+    pub(super) snapshots: super::snapshots::Ledger,
     /// What is known about names, in a run that tests names.
     pub(super) ledger: Option<Ledger>,
     /// Gateways that crash at this instant.
@@ -229,6 +231,7 @@ impl World {
             strays: BTreeSet::new(),
             storm: false,
             refused: false,
+            snapshots: super::snapshots::Ledger::default(),
             ledger: None,
             crashing: Vec::new(),
             quiet: 0,
@@ -311,6 +314,7 @@ impl Inner {
                 state.leased_at = state.leased_at.max(sent_at);
                 return;
             }
+            Some(Parsed::Root(id)) => return self.table_lands(id, body),
             _ => return,
         };
         self.check_bound(key, body);
@@ -370,8 +374,9 @@ impl Inner {
         if let Err(why) = prefix::check(&self.history.epochs[&newest], &found.image) {
             self.broken(format!("after epoch {newest}: {why}"));
         }
+        self.check_snapshots(&objects, &found);
         for kept in found.table.roots.iter().rev().take(GRACED) {
-            if !self.is_within_grace(kept) {
+            if kept.snapshot.is_some() || !self.is_within_grace(kept) {
                 continue;
             }
             let checked =

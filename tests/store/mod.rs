@@ -5,6 +5,7 @@
 mod contract;
 mod credentials;
 mod fault;
+mod hedge;
 mod probe;
 mod refusals;
 mod retry;

@@ -4,7 +4,8 @@
 use bytes::Bytes;
 use cairn::metrics::StoreOutcome;
 use cairn::store::{
-    ByteRange, Condition, ETag, Entry, Error, ListFrom, Listing, PageToken, Pages, S3Options, S3Store, Store,
+    ByteRange, Condition, ETag, Entry, Error, ListFrom, Listing, PageToken, Pages, S3Options, S3Store,
+    SignBody, Store,
 };
 
 use crate::support::fake_s3::{FakeS3, Reply, Request, answer, error, head};
@@ -176,9 +177,36 @@ async fn only_an_answer_of_the_store_itself_means_that_an_object_does_not_exist(
     }
 }
 
+/// `printf 123456789 | sha256sum`.
+const SHA256: &str = "15e2b0d3c33891ebb0f1ef609ec419420c20e320ce94c65fbc8c3312448eb225";
+
+#[tokio::test]
+async fn a_body_is_signed_unless_nobody_else_can_change_it() {
+    let unsigned = "UNSIGNED-PAYLOAD";
+    for (sign_body, expected) in [
+        // Where the requests go is known only after the first one.
+        (SignBody::Auto, [SHA256, unsigned, unsigned]),
+        (SignBody::Always, [SHA256; 3]),
+        (SignBody::Never, [unsigned; 3]),
+    ] {
+        let server = FakeS3::start(|_| Reply::Whole(answer("200 OK", &[ETAG], b""))).await;
+        let options = S3Options { sign_body, ..server.options() };
+        let store = S3Store::open("disks", "at", options).await.unwrap();
+        for _ in 0..3 {
+            store.put("key", Bytes::from_static(b"123456789"), Condition::Always).await.unwrap();
+        }
+        let requests = server.requests();
+        let header = |n: usize, name: &str| requests[n].headers.get(name).map(String::as_str);
+        assert_eq!([0, 1, 2].map(|n| header(n, "x-amz-content-sha256")), expected.map(Some), "{sign_body:?}");
+        assert_eq!([0, 1, 2].map(|n| header(n, "x-amz-checksum-crc32")), [Some("y/Q5Jg=="); 3]);
+    }
+}
+
 #[tokio::test]
 async fn a_put_carries_its_condition_its_length_and_checksums() {
-    let (server, store) = served(|_| Reply::Whole(answer("200 OK", &[ETAG], b""))).await;
+    let server = FakeS3::start(|_| Reply::Whole(answer("200 OK", &[ETAG], b""))).await;
+    let options = S3Options { sign_body: SignBody::Always, ..server.options() };
+    let store = S3Store::open("disks", "at", options).await.unwrap();
     let body = Bytes::from_static(b"123456789");
     let etag = store.put("a/key", body.clone(), Condition::IfAbsent).await.unwrap();
     assert_eq!(&*etag.0, ETAG.1);
@@ -191,9 +219,7 @@ async fn a_put_carries_its_condition_its_length_and_checksums() {
         assert_eq!(request.target.split('?').next(), Some("/disks/at/a/key"));
         assert_eq!(header(n, "content-length"), Some("9"));
         assert_eq!(header(n, "x-amz-checksum-crc32"), Some("y/Q5Jg=="));
-        // `printf 123456789 | sha256sum`: over plain HTTP, the signature covers the body.
-        let sha256 = "15e2b0d3c33891ebb0f1ef609ec419420c20e320ce94c65fbc8c3312448eb225";
-        assert_eq!(header(n, "x-amz-content-sha256"), Some(sha256));
+        assert_eq!(header(n, "x-amz-content-sha256"), Some(SHA256));
         assert_eq!((header(n, "expect"), header(n, "content-encoding")), (None, None));
     }
     let conditions = [0, 1, 2].map(|n| (header(n, "if-none-match"), header(n, "if-match")));

@@ -19,11 +19,12 @@ const VOLUME: &[&[&str]] = &[
     &["environment"],
     &["objects", "shared"],
     &["read", "write", "keeper"],
-    &["collect"],
+    &["collect", "snapshot"],
     &["fold"],
     &["disk"],
     &["open"],
     &["catalog"],
+    &["check"],
 ];
 
 /// Columns of the drawing's first column, with the space behind it.

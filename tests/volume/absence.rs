@@ -13,6 +13,7 @@ use cairn::volume::format::head::Head;
 use cairn::volume::format::keys::{Keys, ObjectId};
 use cairn::volume::format::pack;
 use cairn::volume::format::root::{KeptRoot, RootTable};
+use cairn::volume::format::snapshot::Snapshot;
 use cairn::volume::{Error, Volume, catalog};
 
 use super::bench::{Bench, MIB, bytes_of, pattern, read};
@@ -326,7 +327,7 @@ async fn a_full_root_table_is_noticed_before_anything_is_uploaded() {
     let kept = |k| KeptRoot {
         root: ObjectId { epoch: 0, k },
         parent: None,
-        snapshot: format!("daily-{k}"),
+        snapshot: Some(Snapshot { name: format!("daily-{k}"), taken_at_seconds: k }),
         retired_at_seconds: 0,
         pins: Vec::new(),
         commit: current.commit,

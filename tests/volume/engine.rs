@@ -22,10 +22,10 @@ const BLOCK: u64 = 4096;
 const COLLECTED: Duration = Duration::from_secs(60);
 
 /// A generator of numbers that is the same in each run.
-struct Numbers(u64);
+pub(super) struct Numbers(pub(super) u64);
 
 impl Numbers {
-    fn below(&mut self, end: u64) -> u64 {
+    pub(super) fn below(&mut self, end: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -34,13 +34,14 @@ impl Numbers {
 }
 
 /// What a part of the disk contains.
-struct Model {
-    start: u64,
-    bytes: Vec<u8>,
+#[derive(Clone)]
+pub(super) struct Model {
+    pub(super) start: u64,
+    pub(super) bytes: Vec<u8>,
 }
 
 impl Model {
-    fn new(start: u64, length: u64) -> Self {
+    pub(super) fn new(start: u64, length: u64) -> Self {
         Self { start, bytes: vec![0; usize::try_from(length).unwrap()] }
     }
 
@@ -49,24 +50,24 @@ impl Model {
         &mut self.bytes[from..from + length]
     }
 
-    async fn write(&mut self, volume: &Volume, offset: u64, seed: u64, length: usize) {
+    pub(super) async fn write(&mut self, volume: &Volume, offset: u64, seed: u64, length: usize) {
         volume.write(offset, pattern(seed, length), Volatile).await.unwrap();
         self.part(offset, length).copy_from_slice(&pattern(seed, length));
     }
 
-    async fn zero(&mut self, volume: &Volume, offset: u64, length: usize, hole: bool) {
+    pub(super) async fn zero(&mut self, volume: &Volume, offset: u64, length: usize, hole: bool) {
         let zeroing = if hole { Zeroing::Deallocate } else { Zeroing::Allocate };
         volume.zero(offset, length as u64, zeroing, Volatile).await.unwrap();
         self.part(offset, length).fill(0);
     }
 
-    async fn check(&self, volume: &Volume, when: &str) {
+    pub(super) async fn check(&self, volume: &Volume, when: &str) {
         assert!(read(volume, self.start, self.bytes.len() as u64).await == self.bytes, "{when}");
     }
 }
 
 /// Fills a disk from its start with a pattern, one MiB after the other, and puts it into chunk objects.
-async fn fill(volume: &Volume, model: &mut Model) {
+pub(super) async fn fill(volume: &Volume, model: &mut Model) {
     let mut at = 0;
     while at < model.bytes.len() {
         let length = (model.bytes.len() - at).min(1 << 20);
@@ -314,7 +315,7 @@ async fn a_trim_of_a_disk_with_packs_releases_all_of_them_and_reads_no_data() {
 /// A disk of two map pages whose next checkpoint does all that a checkpoint can do: it packs blocks of both
 /// map pages into several packs, rewrites a chunk that changed and one that lies half in packs, rewrites a
 /// pack, discards and zeroes chunks, merges overlays and replaces both map pages. All changes are flushed.
-async fn busy(bench: &mut Bench) -> (Arc<Volume>, [Model; 2]) {
+pub(super) async fn busy(bench: &mut Bench) -> (Arc<Volume>, [Model; 2]) {
     bench.options.pack_bytes = 4 * BLOCK;
     bench.options.overlays = 2;
     bench.options.embed_bytes = 0;
@@ -356,7 +357,7 @@ async fn check_both(volume: &Volume, models: &[Model; 2], when: &str) {
     }
 }
 
-async fn busy_bench() -> Bench {
+pub(super) async fn busy_bench() -> Bench {
     Bench::with_chunks(257 * MIB, 64 * KIB).await
 }
 

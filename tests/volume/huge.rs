@@ -173,7 +173,7 @@ async fn filled(bench: &mut Bench, mib: u64, cache_mib: u64, requests: usize) ->
     volume.close().await.unwrap();
     let plain = bench.env(cache_mib * MIB);
     let metrics = Metrics::new().store();
-    let store = Classes::limited(&plain.store.reads, requests, &metrics, |limited| limited);
+    let store = Classes::limited(&plain.store.reads, requests, &metrics, |_, limited| limited);
     let env = Environment { store, ..plain };
     let id = catalog::resolve(&env, "disk").await.unwrap();
     let volume = Volume::open(&env, bench.options.clone(), id, true).await.unwrap();

@@ -158,6 +158,11 @@ async fn a_broken_chain_is_refused() {
     bench.memory.insert(&record, flipped.into());
     let error = bench.try_open(true).await.expect_err("the record fails its check");
     assert!(matches!(&error, OpenError::Damaged { key, .. } if *key == record), "{error}");
+    for left in [0, 1, 60, body.len() - 1] {
+        bench.memory.insert(&record, body.slice(..left));
+        let error = bench.try_open(true).await.expect_err("the record is cut short");
+        assert!(matches!(&error, OpenError::Damaged { key, .. } if *key == record), "{left}: {error}");
+    }
     bench.memory.insert(&record, body);
     let volume = bench.open().await;
     for n in 0..3_u64 {

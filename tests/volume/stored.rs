@@ -13,7 +13,8 @@ use cairn::volume::format::keys::{Keys, ObjectId, volume_of};
 use cairn::volume::format::map::{Base, MapPage, OverlayPlace};
 use cairn::volume::format::overlay::Overlay;
 use cairn::volume::format::pack;
-use cairn::volume::format::root::{BlockCounts, PackUse, Root};
+use cairn::volume::format::root::{BlockCounts, PackUse, Root, RootTable};
+use cairn::volume::format::snapshot::Snapshot;
 use cairn::volume::read::base::{Located, located};
 
 use super::bench::Bench;
@@ -36,13 +37,19 @@ impl Stored {
         let head = objects.keys().find(|key| key.ends_with("/head")).expect("one volume");
         let keys = Keys::new(volume_of(head).expect("a volume's head"));
         let head = Head::decode(keys.volume(), &objects[head]).expect("a head");
-        let root_key = keys.root(head.root);
-        let root = Root::decode(keys.volume(), head.root, &objects[&root_key]).expect("a root");
-        let named = BTreeSet::from([root_key, keys.root(head.root_table)]);
+        let mut stored = Self::of_root(&objects, keys, head.root);
+        stored.keys.insert(keys.root(head.root_table));
+        stored
+    }
+
+    fn of_root(objects: &BTreeMap<String, bytes::Bytes>, keys: Keys, id: ObjectId) -> Self {
+        let root_key = keys.root(id);
+        let root = Root::decode(keys.volume(), id, &objects[&root_key]).expect("a root");
+        let named = BTreeSet::from([root_key]);
         let mut stored = Self { root, keys: named, overlays: BTreeMap::new(), in_use: BTreeMap::new() };
         let pages: Vec<_> = stored.root.map_pages.iter().map(|(number, page)| (*number, *page)).collect();
         for (number, reference) in pages {
-            let counts = stored.add_page(&objects, keys, number, reference.id);
+            let counts = stored.add_page(objects, keys, number, reference.id);
             assert_eq!(counts, reference.counts, "map page {number}");
         }
         for (id, in_use) in &stored.root.packs {
@@ -119,14 +126,57 @@ impl Stored {
     /// Asserts that the bucket has no object of the volume besides those that the root references, the head
     /// and the journal.
     pub(crate) fn assert_nothing_else(&self, bench: &Bench) {
-        let objects = bench.memory.objects();
-        let apart =
-            |key: &&String| volume_of(key).is_none() || key.ends_with("/head") || key.contains("/journal/");
-        let found: BTreeSet<String> = objects.keys().filter(|key| !apart(key)).cloned().collect();
-        let orphans: Vec<&String> = found.difference(&self.keys).collect();
-        let missing: Vec<&String> = self.keys.difference(&found).collect();
-        assert!(orphans.is_empty() && missing.is_empty(), "orphans {orphans:?}, missing {missing:?}");
+        assert_holds_exactly(bench, &self.keys);
     }
+}
+
+/// The current root and the roots of the snapshots, with what they reference.
+pub(crate) struct Kept {
+    pub(crate) current: Stored,
+    /// The snapshots in the order in which they were taken.
+    pub(crate) snapshots: Vec<(Snapshot, Stored)>,
+}
+
+impl Kept {
+    /// Reads the objects of the only volume of a bench.
+    pub(crate) fn of(bench: &Bench) -> Self {
+        let objects = bench.memory.objects();
+        let head = objects.keys().find(|key| key.ends_with("/head")).expect("one volume");
+        let keys = Keys::new(volume_of(head).expect("a volume's head"));
+        let id = Head::decode(keys.volume(), &objects[head]).expect("a head").root_table;
+        let table = RootTable::decode(keys.volume(), id, &objects[&keys.root(id)]).expect("a root table");
+        let named = table.roots.into_iter().filter_map(|kept| Some((kept.snapshot?, kept.root)));
+        let snapshots = named.map(|(snapshot, root)| (snapshot, Stored::of_root(&objects, keys, root)));
+        Self { current: Stored::of(bench), snapshots: snapshots.collect() }
+    }
+
+    /// Names of the snapshots in the order in which they were taken.
+    pub(crate) fn names(&self) -> Vec<&str> {
+        self.snapshots.iter().map(|(snapshot, _)| snapshot.name.as_str()).collect()
+    }
+
+    /// Asserts that the counts of every kept root are right, and that the bucket has no object of the volume
+    /// besides those that these roots reference, the root table, the head and the journal.
+    pub(crate) fn assert_exact(&self, bench: &Bench) {
+        let mut keys = self.current.keys.clone();
+        self.current.assert_counts();
+        for (_, stored) in &self.snapshots {
+            stored.assert_counts();
+            keys.extend(stored.keys.iter().cloned());
+        }
+        assert_holds_exactly(bench, &keys);
+    }
+}
+
+/// Asserts that the bucket has these objects of the volume and no other besides the head and the journal.
+fn assert_holds_exactly(bench: &Bench, keys: &BTreeSet<String>) {
+    let objects = bench.memory.objects();
+    let apart =
+        |key: &&String| volume_of(key).is_none() || key.ends_with("/head") || key.contains("/journal/");
+    let found: BTreeSet<String> = objects.keys().filter(|key| !apart(key)).cloned().collect();
+    let orphans: Vec<&String> = found.difference(keys).collect();
+    let missing: Vec<&String> = keys.difference(&found).collect();
+    assert!(orphans.is_empty() && missing.is_empty(), "orphans {orphans:?}, missing {missing:?}");
 }
 
 /// Number of blocks of a run, within one chunk, that a chunk object stores.

@@ -34,6 +34,8 @@ async fn store(args: Store, options: Options, metrics: &Metrics) -> Result<(), E
     options.store.setup = Setup::Existing;
     options.store.s3.create_bucket = false;
     options.store.probe = None;
+    // What the store itself needs for each request is measured.
+    options.store.hedge.percent = 0;
     let (env, _) = environment(&options, metrics).await?;
     let prefix = format!("{}bench-{}/", probe::PREFIX, env.entropy.uuid().simple());
     let bench = Bench::new(env.store, metrics.store(), prefix, plan, env.entropy.next_u64());

@@ -1,8 +1,9 @@
 //! Why the program failed, and its exit status.
 //!
 //! Owns the exit statuses of all commands but `cairn nbd`, and must not know how an error came about.
-//! Invariant: a mistake in the command line or configuration exits with 2, a takeover with 10, and everything
-//! else with 1.
+//! Invariant: a mistake in the command line or configuration exits with 2, a takeover with 10, and
+//! everything else with 1. Only `cairn check` differs: it exits with 1 for damage alone, and with 2 for any
+//! other failure.
 
 use std::io;
 use std::path::PathBuf;
@@ -19,6 +20,9 @@ pub(super) use nbd::NbdError;
 
 /// Exit status for a mistake in the command line or configuration, as clap uses it.
 const USAGE: u8 = 2;
+
+/// Exit status of a check that could not be made, so that scripts can tell this from damage.
+const UNCHECKED: u8 = 2;
 
 /// Exit status of a gateway whose volumes another gateway took over. Whoever restarts it must not let it take
 /// them back.
@@ -41,6 +45,25 @@ pub(super) enum Error {
         /// The error of the operation.
         source: volume::OpenError,
     },
+    /// Another gateway holds the volume of a snapshot.
+    #[error(
+        "volume {name:?} is in use by {holder}: add --gateway on the machine of that gateway, or use its \
+         API; if it is gone for good, wait until its lease has expired"
+    )]
+    HeldElsewhere {
+        /// Name of the volume.
+        name: String,
+        /// Who holds the volume.
+        holder: String,
+    },
+    /// An operation on a snapshot failed.
+    #[error("snapshot {of:?}: {}", chain(.source))]
+    Snapshot {
+        /// Names of the volume and of the snapshot, `VOLUME@NAME`.
+        of: String,
+        /// The error of the operation.
+        source: volume::SnapshotError,
+    },
     /// A configured volume cannot be opened.
     #[error("volume {name:?}: {}", chain(.source.as_ref()))]
     Open {
@@ -49,6 +72,27 @@ pub(super) enum Error {
         /// The error of the opening.
         source: Arc<volume::OpenError>,
     },
+    /// A check found damage.
+    #[error("volume {name:?} is damaged: {objects} findings, {bytes} bytes of the volume are affected")]
+    Damaged {
+        /// Name of the volume.
+        name: String,
+        /// Number of objects that are not as they should be.
+        objects: u64,
+        /// Bytes of the volume that cannot be read as they were written.
+        bytes: u64,
+    },
+    /// A volume changes faster than it can be read.
+    #[error("volume {name:?}: {why}")]
+    Unsteady {
+        /// Name of the volume.
+        name: String,
+        /// What was tried.
+        why: String,
+    },
+    /// A volume could not be checked.
+    #[error("{0}")]
+    Unchecked(Box<Self>),
     /// The list of volumes cannot be read.
     #[error("{}", chain(.0))]
     List(volume::OpenError),
@@ -142,6 +186,14 @@ impl From<config::Error> for Error {
 }
 
 impl Error {
+    /// Makes the error of `cairn check` of a failure: everything but damage means that nothing is known.
+    pub(super) fn unchecked(self) -> Self {
+        match self {
+            Self::Config(_) | Self::Damaged { .. } => self,
+            other => Self::Unchecked(Box::new(other)),
+        }
+    }
+
     /// Returns 2 for a mistake of the user, 10 if another gateway took over a volume, and 1 for every other
     /// failure.
     pub(super) fn exit_code(&self) -> ExitCode {
@@ -153,6 +205,7 @@ impl Error {
             | Self::Volume {
                 source: volume::OpenError::BadName(_) | volume::OpenError::Geometry(_), ..
             } => ExitCode::from(USAGE),
+            Self::Unchecked(_) => ExitCode::from(UNCHECKED),
             Self::Nbd(error) => error.exit_code(),
             Self::Fenced => ExitCode::from(FENCED),
             Self::Open { source, .. } if matches!(**source, volume::OpenError::Lost(_)) => {
@@ -160,8 +213,12 @@ impl Error {
             }
             Self::Store(_)
             | Self::Volume { .. }
+            | Self::HeldElsewhere { .. }
+            | Self::Snapshot { .. }
             | Self::Open { .. }
             | Self::List(_)
+            | Self::Damaged { .. }
+            | Self::Unsteady { .. }
             | Self::Listen(_)
             | Self::AdminSocket(_)
             | Self::Inherited(_)

@@ -73,7 +73,10 @@ fn oldstyle_and_tls(config: &Config, errors: &mut Vec<config::Error>) {
     let exports =
         server.oldstyle.iter().filter_map(|text| text.parse::<Oldstyle>().ok()).map(|old| old.export);
     for export in exports {
-        let is_its = |text: &&String| text.split_once('=').is_some_and(|(of, _)| of == export);
+        // What holds for a volume holds for its snapshots.
+        let holds =
+            |of: &str| export.strip_prefix(of).is_some_and(|rest| rest.is_empty() || rest.starts_with('@'));
+        let is_its = |text: &&String| text.split_once('=').is_some_and(|(of, _)| holds(of));
         if let Some(subject) = tls.subjects.iter().find(is_its) {
             let why =
                 format!("oldstyle clients present no certificate, but tls.subjects contains {subject:?}");
@@ -151,6 +154,13 @@ mod tests {
         let subject = [("server.oldstyle", "127.0.0.1:1=disk"), ("tls.mode", "allowed")];
         let hidden = of(&[&subject[..], &[("tls.subjects", "other=CN=a,disk=CN=b")]].concat());
         assert!(hidden[0].starts_with("server.oldstyle") && hidden[0].contains("tls.subjects"), "{hidden:?}");
+        let snapshot = [
+            ("server.oldstyle", "127.0.0.1:1=disk@monday"),
+            ("tls.mode", "allowed"),
+            ("tls.subjects", "disk=CN=b"),
+        ];
+        let hidden = of(&snapshot);
+        assert!(hidden[0].starts_with("server.oldstyle") && hidden[0].contains("tls.subjects"), "{hidden:?}");
     }
 
     #[test]
@@ -159,6 +169,7 @@ mod tests {
             &[][..],
             &[("server.oldstyle", "127.0.0.1:1=disk"), ("tls.mode", "allowed")],
             &[("server.oldstyle", "127.0.0.1:1=disk"), ("tls.mode", "allowed"), ("tls.subjects", "x=CN=a")],
+            &[("server.oldstyle", "127.0.0.1:1=disk"), ("tls.mode", "allowed"), ("tls.subjects", "dis=CN=a")],
             &[("server.bytes_in_flight", "256MiB"), ("server.total_bytes_in_flight", "256MiB")],
             &[("lease.head_interval", "1s"), ("lease.ttl", "1s")],
             &[("volumes.maximum", "2"), ("volumes.open", "a,b"), ("volumes.create", "a=1MiB")],

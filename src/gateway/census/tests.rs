@@ -129,15 +129,53 @@ async fn while_data_is_written_the_store_is_listed_once_a_minute_on_average() {
     for census in lists.chunks_exact(pages) {
         assert!(census.windows(2).all(|two| two[1] - two[0] == SECOND), "one LIST a second: {census:?}");
     }
-    let period = 5 * SECOND + 5 * MINUTE;
-    for (n, census) in lists.chunks_exact(pages).enumerate().skip(1) {
-        let before = lists[(n - 1) * pages];
-        assert_eq!(census[0] - before, period, "a minute of rest for each LIST, before census {n}");
+    let names = bench.lists(NAMES, start);
+    for (n, two) in lists.chunks_exact(pages).collect::<Vec<_>>().windows(2).enumerate() {
+        let (begin, next) = (two[0][0], two[1][0]);
+        let sent = pages + names.iter().filter(|at| (begin..next).contains(*at)).count();
+        let period = 5 * SECOND + u32::try_from(sent).unwrap() * MINUTE;
+        assert_eq!(next - begin, period, "a minute of rest for each LIST, after census {n}");
     }
-    let minutes = 24 * 60;
-    assert!((minutes * 9 / 10..=minutes).contains(&lists.len()), "{} LISTs in a day", lists.len());
-    let names = bench.lists(NAMES, start).len();
+    let (minutes, sent) = (24 * 60, lists.len() + names.len());
+    assert!((minutes * 9 / 10..=minutes).contains(&sent), "{sent} LISTs in a day");
+    let names = names.len();
     assert!((20..=24).contains(&names), "names are looked up once an hour: {names} times in a day");
+}
+
+/// Then names are looked up at each census.
+#[tokio::test(start_paused = true)]
+async fn at_the_shortest_interval_the_store_is_listed_once_a_minute_on_average() {
+    for writes in [false, true] {
+        let bench = Bench::new(100, Some(MINUTE)).await;
+        let start = Instant::now();
+        if writes {
+            write_for_a_day(&bench).await;
+        } else {
+            tokio::time::sleep(DAY).await;
+        }
+        let (objects, names) = (bench.lists(OBJECTS, start).len(), bench.lists(NAMES, start).len());
+        let (minutes, sent) = (24 * 60, objects + names);
+        assert_eq!(objects, names, "both at each census");
+        assert!((minutes * 9 / 10..=minutes).contains(&sent), "{sent} LISTs in a day (writes: {writes})");
+    }
+}
+
+/// Whoever creates a volume a minute waits for the names, not for a count of all objects.
+#[tokio::test(start_paused = true)]
+async fn changes_that_are_made_here_do_not_delay_the_count_and_add_one_list_each() {
+    let bench = Bench::new(4200, Some(HOUR)).await;
+    tokio::time::sleep(HOUR).await;
+    let start = Instant::now();
+    for n in 0..60 {
+        create(&bench.env, &format!("made-{n}")).await;
+        bench.census.has_changed();
+        tokio::time::sleep(MINUTE).await;
+    }
+    tokio::time::sleep(MINUTE * 10).await;
+    let (objects, names) = (bench.lists(OBJECTS, start).len(), bench.lists(NAMES, start).len());
+    assert!((5..=10).contains(&objects), "{objects} LISTs of objects: one census, or two");
+    assert!((60..=62).contains(&names), "{names} LISTs of names for 60 changes");
+    assert_eq!(bench.names().unwrap().len(), 61);
 }
 
 /// The renewal of its lease is all that an open volume writes while nobody uses it.
@@ -179,12 +217,13 @@ async fn a_change_that_is_made_here_is_known_at_once() {
     bench.census.has_changed();
     tokio::time::sleep(SECOND * 2).await;
     assert_eq!(bench.names().unwrap(), ["a", "b"]);
-    assert_eq!(bench.lists(OBJECTS, start).len(), 1);
     // A deletion that was cut short has taken the name and left the objects.
     bench.memory.remove("name/b").unwrap();
     bench.census.has_changed();
     tokio::time::sleep(SECOND * 2).await;
     assert_eq!(bench.names().unwrap(), ["a"]);
+    assert_eq!(bench.lists(NAMES, start).len(), 2, "one for each change");
+    assert_eq!(bench.lists(OBJECTS, start).len(), 0, "objects are counted when it is their time");
 }
 
 /// Names are looked up before their interval is over only if the set of volumes has changed.
@@ -208,9 +247,34 @@ async fn a_store_that_fails_is_listed_once_a_minute() {
     let lists = bench.lists(OBJECTS, start);
     assert_eq!(lists.len(), 60);
     assert!(lists.windows(2).all(|two| two[1] - two[0] == MINUTE), "{lists:?}");
+    // Nor does anybody who asks in the meantime, as an open page does.
+    let start = Instant::now();
+    for _ in 0..30 * 30 {
+        assert_eq!(bench.names(), None);
+        tokio::time::sleep(SECOND * 2).await;
+    }
+    // The first query has one sent at once.
+    let lists = bench.lists(OBJECTS, start).len();
+    assert!((30..=31).contains(&lists), "{lists} LISTs in half an hour");
     bench.fault.clear();
     tokio::time::sleep(MINUTE * 2).await;
     assert_eq!(bench.names().unwrap(), ["a"]);
+}
+
+/// A failure after a change leaves a list that is out of date, which must not stay for the whole interval.
+#[tokio::test(start_paused = true)]
+async fn names_that_could_not_be_looked_up_are_looked_up_within_minutes() {
+    let bench = Bench::new(100, Some(HOUR)).await;
+    tokio::time::sleep(MINUTE * 5).await;
+    assert_eq!(bench.names().unwrap(), ["a"]);
+    create(&bench.env, "b").await;
+    bench.fault.add(Rule::new(Action::FailBefore(Failure::Transient)).on(Operation::List));
+    bench.census.has_changed();
+    tokio::time::sleep(MINUTE / 2).await;
+    assert_eq!(bench.names().unwrap(), ["a"], "what is known is shown");
+    bench.fault.clear();
+    tokio::time::sleep(MINUTE * 2).await;
+    assert_eq!(bench.names().unwrap(), ["a", "b"]);
 }
 
 #[tokio::test(start_paused = true)]

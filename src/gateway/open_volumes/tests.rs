@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::effect::Durability::Volatile;
+use crate::gateway::OpenSnapshots;
 use crate::gateway::catalogue::Catalogue;
 use crate::gateway::exports::VolumeExports;
 use crate::gateway::status::{GatewayStatus, Serving};
@@ -22,6 +23,7 @@ const SIZE: u64 = 1 << 30;
 
 struct Gateway {
     volumes: Arc<OpenVolumes>,
+    snapshots: Arc<OpenSnapshots>,
     exports: VolumeExports,
     metrics: Metrics,
 }
@@ -43,12 +45,14 @@ fn gateway(store: &MemoryStore, number: u64, default: Option<&str>) -> Gateway {
 
 fn gateway_on(env: Environment, number: u64, default: Option<&str>) -> Gateway {
     let volume = volume::Options { holder_name: format!("gateway {number}"), ..volume::Options::default() };
-    let options = Options { volume, idle_timeout: IDLE, maximum_open: 2 };
+    let options = Options { volume: volume.clone(), idle_timeout: IDLE, maximum_open: 2 };
     let metrics = Metrics::new();
     let volumes = OpenVolumes::new(env.clone(), options, metrics.clone());
+    let snapshots = OpenSnapshots::new(env.clone(), volume, metrics.clone(), Arc::clone(&volumes));
     let catalogue = Arc::new(Catalogue::new(env, Duration::from_secs(5)));
-    let exports = VolumeExports::new(Arc::clone(&volumes), catalogue, default.map(str::to_owned));
-    Gateway { volumes, exports, metrics }
+    let default = default.map(str::to_owned);
+    let exports = VolumeExports::new(Arc::clone(&volumes), Arc::clone(&snapshots), catalogue, default);
+    Gateway { volumes, snapshots, exports, metrics }
 }
 
 async fn store_of(names: &[&str]) -> MemoryStore {
@@ -220,6 +224,7 @@ async fn it_is_ready_while_the_store_answers_and_no_configured_volume_is_lost() 
         connect: Vec::new(),
         env,
         volumes: Arc::clone(&first.volumes),
+        snapshots: Arc::clone(&first.snapshots),
         catalogue,
         store_check: StoreCheck::new(Arc::new(fault.clone()), Duration::ZERO),
         server: Arc::new(server),

@@ -25,9 +25,11 @@ use aws_sdk_s3::config::{ConfigBag, Credentials, Intercept, RuntimeComponents};
 use aws_sdk_s3::error::{BoxError, ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{BucketLocationConstraint, CreateBucketConfiguration, Delete, ObjectIdentifier};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::time::Instant;
+use url::{Host, Url};
 
+use super::buffers::Buffers;
 use super::error::cause;
 use super::{
     ByteRange, Condition, ETag, Entry, Error, ListFrom, Listing, MAX_WHOLE_BYTES, MAXIMUM_DELETE_KEYS,
@@ -36,6 +38,9 @@ use super::{
 use connect::{Connection, PLAIN_REGION, Service};
 use credentials::Clients;
 use failure::{Asked, delete_failure, failure, is_for_credentials, timeout};
+
+/// Limit on the memory of idle buffers for received bodies: as many as a sequential reader has in flight.
+const IDLE_BUFFER_BYTES: usize = 8 << 20;
 
 /// How to reach the bucket. A `None` leaves the choice to the SDK's standard chain (environment, profile,
 /// instance).
@@ -49,6 +54,8 @@ pub struct S3Options {
     pub credentials: Option<Credentials>,
     /// Put the bucket name in the path instead of the host name. MinIO needs this.
     pub path_style: bool,
+    /// Whether the signatures of PUTs cover their bodies.
+    pub sign_body: SignBody,
     /// Create the bucket if it does not exist.
     pub create_bucket: bool,
     /// Time limit for establishing a connection.
@@ -69,6 +76,7 @@ impl Default for S3Options {
             region: None,
             credentials: None,
             path_style: false,
+            sign_body: SignBody::default(),
             create_bucket: false,
             connect_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(10),
@@ -76,6 +84,19 @@ impl Default for S3Options {
             stall_timeout: Duration::from_secs(5),
         }
     }
+}
+
+/// Whether the signature of a PUT covers its body. That takes a SHA-256 of the body, which is a sixth of the
+/// gateway's work when a disk is written. All PUTs carry a CRC-32 of the body, which the service checks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SignBody {
+    /// Only if somebody else could change the body on its way: not over TLS, nor to the same machine.
+    #[default]
+    Auto,
+    /// Always.
+    Always,
+    /// Never. Whoever can change the traffic can then change what is stored.
+    Never,
 }
 
 /// A store in an S3 bucket, below a prefix.
@@ -87,6 +108,8 @@ pub struct S3Store {
     prefix: String,
     options: S3Options,
     transport: Transport,
+    /// Buffers of received bodies.
+    buffers: Arc<Buffers>,
 }
 
 impl fmt::Debug for S3Store {
@@ -101,21 +124,32 @@ impl fmt::Debug for S3Store {
     }
 }
 
-/// Notes whether requests use TLS. TLS then protects the body, in place of a SHA-256 in the signature, which
-/// is most of the cost of a PUT. The endpoint can come from many sources, so this looks at the requests
-/// themselves; the body of the first request is signed.
+/// Notes whether nobody else can change a body on its way: requests use TLS, or do not leave the machine. The
+/// endpoint can come from many sources, so this looks at the requests themselves; the body of the first
+/// request is signed.
 #[derive(Clone, Debug, Default)]
 struct Transport {
-    tls: Arc<AtomicBool>,
+    is_safe: Arc<AtomicBool>,
 }
 
 impl Transport {
     fn note(&self, uri: &str) {
-        self.tls.store(uri.starts_with("https:"), Ordering::Relaxed);
+        self.is_safe.store(uri.starts_with("https:") || is_loopback(uri), Ordering::Relaxed);
     }
 
     fn protects(&self) -> bool {
-        self.tls.load(Ordering::Relaxed)
+        self.is_safe.load(Ordering::Relaxed)
+    }
+}
+
+/// Whether requests to a URL do not leave the machine. A host name other than `localhost` may change what it
+/// stands for.
+fn is_loopback(uri: &str) -> bool {
+    match uri.parse::<Url>().ok().as_ref().and_then(Url::host) {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
     }
 }
 
@@ -151,7 +185,8 @@ impl S3Store {
         let connection = options.credentials.is_none().then_some(connection);
         let clients = Clients::new(client, connection, options.request_timeout);
         let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
-        let store = Self { clients, service, bucket: bucket.to_owned(), prefix, options, transport };
+        let (bucket, buffers) = (bucket.to_owned(), Buffers::new(IDLE_BUFFER_BYTES));
+        let store = Self { clients, service, bucket, prefix, options, transport, buffers };
         if store.options.create_bucket {
             store.create_bucket().await?;
         }
@@ -267,7 +302,8 @@ impl S3Store {
             got: u64::try_from(got).expect("a length fits in 64 bits"),
         };
         let capacity = usize::try_from(wanted).map_err(|_| truncated(0))?;
-        let mut collected = BytesMut::with_capacity(capacity);
+        let mut collected = self.buffers.take(capacity);
+        collected.clear();
         loop {
             let next = tokio::time::timeout(self.options.stall_timeout, body.try_next()).await;
             match next.map_err(|_| timeout(key, self.options.stall_timeout))? {
@@ -276,7 +312,7 @@ impl S3Store {
                     return Err(Error::Transient { key: key.to_owned(), source });
                 }
                 Ok(Some(part)) => collected.extend_from_slice(&part),
-                Ok(None) if collected.len() == capacity => return Ok(collected.freeze()),
+                Ok(None) if collected.len() == capacity => return Ok(self.buffers.lend(collected)),
                 Ok(None) => return Err(truncated(collected.len())),
                 Err(error) if collected.len() < capacity => {
                     tracing::debug!(key, %error, "the body ended early");
@@ -386,7 +422,12 @@ impl Store for S3Store {
             Condition::IfMatch(etag) => request.if_match(&*etag.0),
         };
         let request = request.body(ByteStream::from(body)).customize();
-        let request = if self.transport.protects() { request.disable_payload_signing() } else { request };
+        let is_signed = match self.options.sign_body {
+            SignBody::Auto => !self.transport.protects(),
+            SignBody::Always => true,
+            SignBody::Never => false,
+        };
+        let request = if is_signed { request } else { request.disable_payload_signing() };
         let asked = Asked::Put(&condition);
         let answer = self.within(key, asked, length, request.send()).await.map_err(Failed::into_error)?;
         let without = || Error::Rejected { key: key.to_owned(), source: cause("the answer has no ETag") };
@@ -444,13 +485,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bodies_are_unsigned_only_after_requests_used_tls() {
+    fn only_tls_and_the_machine_itself_protect_a_body() {
         let transport = Transport::default();
         assert!(!transport.protects());
+        let host = |host: &str| format!("http://{host}/disks/a?x-id=PutObject");
+        for safe in ["127.0.0.1:9000", "127.8.9.1", "[::1]:9000", "localhost:9000"] {
+            transport.note(&host(safe));
+            assert!(transport.protects(), "{safe}");
+        }
+        for unsafe_ in ["10.0.0.1:9000", "minio:9000", "localhost.example", "[fe80::1]", "127.0.0.1.example"]
+        {
+            transport.note(&host(unsafe_));
+            assert!(!transport.protects(), "{unsafe_}");
+        }
         transport.note("https://disks.s3.eu-central-1.amazonaws.com/a");
         assert!(transport.protects());
-        transport.note("http://127.0.0.1:9000/disks/a");
-        assert!(!transport.protects());
     }
 
     #[test]

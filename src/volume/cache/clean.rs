@@ -1,10 +1,12 @@
 //! The pieces in memory: the contents of the page cache, within a bound that can change at run time.
 //!
-//! Must not know about stores. The bound of a moka cache is fixed, so a new bound takes a new cache, to which
-//! the pieces move. Invariants: each piece is counted once when it is inserted and once when it is removed,
-//! whatever the reason. No piece stays in a cache that was replaced.
+//! Must not know about stores. The pieces are divided among shards, each a moka cache. The bound of a moka
+//! cache is fixed, so a new bound takes a new cache, to which the pieces move: one shard after another, so
+//! that little memory is held twice. Invariants: each piece is counted once when it is inserted and once when
+//! it is removed, whatever the reason. No piece stays in a cache that was replaced.
 
 use std::collections::BTreeMap;
+use std::hash::BuildHasher as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -13,20 +15,31 @@ use futures::FutureExt as _;
 use moka::future::Cache;
 use xxhash_rust::xxh3::Xxh3Builder;
 
+use super::ahead::Ahead;
 use super::counts::Counts;
 use super::fetch::{CacheKey, Fetch};
 use super::held::Held;
 
 /// Memory that an entry takes in addition to its bytes: keys, counters and lists of the cache, and
-/// what the allocator wastes on small entries. With 320, a cache of 256 MiB full of blocks took the
-/// process to 411 MiB.
-const ENTRY_BYTES: usize = 768;
+/// what the allocator wastes on small entries. It is measured: when the cache grew from 64 MiB to 256 MiB
+/// full of blocks, the process grew by 1,150 bytes for each entry besides its block.
+const ENTRY_BYTES: usize = 1152;
 
 /// Limit on the bytes that are inserted before pending evictions run.
 const UNSETTLED_BYTES: u64 = 1 << 20;
 
+/// Limit on the number of shards.
+const MOST_SHARDS: u64 = 16;
+/// Shards are not made smaller than this many bytes: each must hold enough pieces that no use of the disk
+/// fills one shard and leaves another empty.
+const SHARD_BYTES: u64 = 8 << 20;
+/// Seed of the hash that chooses the shard of a piece. moka finds the piece in the shard by another hash, so
+/// that its buckets are used evenly.
+const SHARD_SEED: u64 = 0x5348_4152_4453;
+
 impl Held {
-    fn weight(&self) -> u32 {
+    /// Bytes of memory that it takes in the cache.
+    pub(super) fn weight(&self) -> u32 {
         u32::try_from(self.data.len() + ENTRY_BYTES).unwrap_or(u32::MAX)
     }
 }
@@ -35,7 +48,11 @@ type Pieces = Cache<CacheKey, Held, Xxh3Builder>;
 
 /// The clean pieces in memory, with their counts.
 pub(crate) struct Clean {
-    pieces: ArcSwap<Pieces>,
+    shards: Box<[ArcSwap<Pieces>]>,
+    /// Pieces that were read ahead when the shards had no room for them.
+    ahead: Ahead,
+    /// Bound of `ahead` in bytes.
+    most_ahead_bytes: AtomicU64,
     pub(crate) counts: Arc<Counts>,
     /// Bytes that were inserted since evictions last ran. At `most_unsettled_bytes` they run again.
     unsettled_bytes: AtomicU64,
@@ -57,8 +74,12 @@ impl Clean {
     /// Creates a cache of at most `bytes` bytes. If `eager`, evictions run with each insertion.
     pub(crate) fn new(bytes: u64, eager: bool) -> Self {
         let counts = Arc::new(Counts::default());
+        let number = (bytes / SHARD_BYTES).clamp(1, MOST_SHARDS);
+        let shards = (0..number).map(|_| ArcSwap::from_pointee(pieces(bytes / number, &counts)));
         Self {
-            pieces: ArcSwap::from_pointee(pieces(bytes, &counts)),
+            shards: shards.collect(),
+            ahead: Ahead::default(),
+            most_ahead_bytes: AtomicU64::new(0),
             counts,
             unsettled_bytes: AtomicU64::new(0),
             most_unsettled_bytes: if eager { 0 } else { UNSETTLED_BYTES },
@@ -68,8 +89,15 @@ impl Clean {
     /// Changes the bound to `bytes` bytes. If the pieces exceed it, which of them are evicted does not depend
     /// on how they were used.
     pub(crate) async fn resize(&self, bytes: u64) {
+        let number = u64::try_from(self.shards.len()).expect("there are few shards");
+        for shard in &self.shards {
+            self.resize_shard(shard, bytes / number).await;
+        }
+    }
+
+    async fn resize_shard(&self, shard: &ArcSwap<Pieces>, bytes: u64) {
         let new = Arc::new(pieces(bytes, &self.counts));
-        let old = self.pieces.swap(Arc::clone(&new));
+        let old = shard.swap(Arc::clone(&new));
         for (key, value) in old.iter() {
             old.invalidate(&*key).await;
             if !new.contains_key(&*key) {
@@ -81,9 +109,60 @@ impl Clean {
         new.run_pending_tasks().await;
     }
 
+    fn shard(&self, key: &CacheKey) -> &ArcSwap<Pieces> {
+        let hash = Xxh3Builder::new().with_seed(SHARD_SEED).hash_one(key);
+        let place = usize::try_from(hash >> 32).expect("32 bits fit");
+        &self.shards[place % self.shards.len()]
+    }
+
+    fn loaded(&self) -> impl Iterator<Item = Arc<Pieces>> {
+        self.shards.iter().map(ArcSwap::load_full)
+    }
+
     /// Bytes that the pieces take, including the overhead of each.
     pub(super) fn held_bytes(&self) -> u64 {
-        self.pieces.load().weighted_size()
+        self.loaded().map(|pieces| pieces.weighted_size()).sum::<u64>() + self.ahead.held_bytes()
+    }
+
+    /// Bounds the pieces that were read ahead when there was no other room for them.
+    pub(super) async fn limit_ahead(&self, bytes: u64) {
+        self.most_ahead_bytes.store(bytes, Ordering::Relaxed);
+        self.admit(self.ahead.shorten(bytes)).await;
+    }
+
+    /// Bound in bytes of the pieces that were read ahead when there was no other room for them.
+    pub(super) fn most_ahead_bytes(&self) -> u64 {
+        self.most_ahead_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether `bytes` bytes fit without an eviction.
+    pub(super) fn has_room(&self, bytes: u64) -> bool {
+        let unsettled = self.unsettled_bytes.load(Ordering::Relaxed);
+        let (mut held, mut most) = (0, 0);
+        for pieces in self.loaded() {
+            held += pieces.weighted_size();
+            most += pieces.policy().max_capacity().unwrap_or_default();
+        }
+        held + unsettled + bytes <= most
+    }
+
+    /// Inserts blocks that were read ahead. They stay until they are read, unless so much is read ahead that
+    /// they have to go.
+    pub(super) async fn put_ahead(&self, key: CacheKey, blocks: Held) {
+        let inserted = self.ahead.put(key, &blocks, self.most_ahead_bytes());
+        self.counts.added(&key, inserted.weight);
+        if let Some(before) = inserted.replaced {
+            self.counts.moved(&key, before);
+        }
+        self.admit(inserted.gone).await;
+    }
+
+    /// Moves pieces to where they compete with all others.
+    async fn admit(&self, pieces: impl IntoIterator<Item = (CacheKey, Held)>) {
+        for (key, held) in pieces {
+            self.counts.moved(&key, held.weight());
+            self.put(key, held).await;
+        }
     }
 
     /// Inserts blocks of a piece beside those that are held already.
@@ -91,7 +170,8 @@ impl Clean {
         if blocks.mask == 0 {
             return;
         }
-        let pieces = self.pieces.load_full();
+        let shard = self.shard(&key);
+        let pieces = shard.load_full();
         // Between the lookup and the insertion another task may insert other blocks of the piece, which are
         // lost then. They are only fetched again.
         let blocks = match pieces.get(&key).await {
@@ -101,38 +181,48 @@ impl Clean {
         };
         self.added(&key, &blocks);
         pieces.insert(key, blocks).await;
-        self.leave_if_replaced(&pieces, &key).await;
+        // The move to a new cache may have missed a piece that was inserted meanwhile.
+        if !Arc::ptr_eq(&pieces, &shard.load()) {
+            pieces.invalidate(&key).await;
+        }
         self.settle_when_due().await;
     }
 
-    /// Removes a piece from a cache that was replaced during the insertion: the move to the new cache may
-    /// have missed it.
-    async fn leave_if_replaced(&self, pieces: &Arc<Pieces>, key: &CacheKey) {
-        if !Arc::ptr_eq(pieces, &self.pieces.load()) {
-            pieces.invalidate(key).await;
+    /// Returns what is held of a piece, of which the blocks in `mask` are read now. Counts as a use.
+    pub(crate) async fn get(&self, key: &CacheKey, mask: u16) -> Held {
+        let held = self.shard(key).load().get(key).await.unwrap_or_default();
+        if mask & !held.mask == 0 {
+            return held;
         }
-    }
-
-    /// Returns what is held of a piece. Counts as a use.
-    pub(crate) async fn get(&self, key: &CacheKey) -> Option<Held> {
-        self.pieces.load().get(key).await
+        let Some((ahead, leaves)) = self.ahead.read(key, mask) else { return held };
+        let held = held.joined(&ahead);
+        if leaves {
+            self.admit([(*key, ahead)]).await;
+        }
+        held
     }
 
     /// Whether all wanted blocks of a piece are held.
     pub(crate) fn contains(&self, fetch: &Fetch) -> bool {
         // The cache has no lookup that leaves the order of use alone and returns the value. It never waits.
-        let held = self.pieces.load().get(&fetch.key).now_or_never().flatten();
-        held.is_some_and(|held| fetch.mask() & !held.mask == 0)
+        let held = self.shard(&fetch.key).load().get(&fetch.key).now_or_never().flatten();
+        let held = held.map_or(0, |held| held.mask) | self.ahead.mask(&fetch.key);
+        fetch.mask() & !held == 0
     }
 
     /// Removes a piece.
     pub(crate) async fn remove(&self, key: &CacheKey) {
-        self.pieces.load().invalidate(key).await;
+        self.shard(key).load().invalidate(key).await;
+        if let Some(held) = self.ahead.remove(key) {
+            self.counts.dropped(key, held.weight(), false);
+        }
     }
 
     /// Runs pending evictions.
     pub(crate) async fn settle(&self) {
-        self.pieces.load().run_pending_tasks().await;
+        for pieces in self.loaded() {
+            pieces.run_pending_tasks().await;
+        }
     }
 
     fn added(&self, key: &CacheKey, value: &Held) {
@@ -152,7 +242,14 @@ impl Clean {
 
     /// Returns which blocks of which pieces are held, for all volumes.
     pub(crate) fn all(&self) -> HeldPieces {
-        HeldPieces(self.pieces.load().iter().map(|(key, held)| (*key, held.mask)).collect())
+        let mut all = BTreeMap::new();
+        for pieces in self.loaded() {
+            all.extend(pieces.iter().map(|(key, held)| (*key, held.mask)));
+        }
+        for (key, mask) in self.ahead.all() {
+            *all.entry(key).or_default() |= mask;
+        }
+        HeldPieces(all)
     }
 }
 
@@ -219,6 +316,26 @@ mod tests {
         let grown = clean.held_bytes();
         assert!(grown > 40 << 20 && grown <= 64 << 20, "{grown}");
         assert_eq!(counted(&metrics).0, grown);
+    }
+
+    #[tokio::test]
+    async fn shards_are_filled_evenly_and_keep_their_pieces_when_the_bound_grows() {
+        let (clean, metrics) = clean(128 << 20);
+        assert_eq!(clean.shards.len(), 16);
+        for n in 0..1000 {
+            clean.put(key(n), page()).await;
+        }
+        let one = u64::from(page().weight());
+        let pieces: Vec<u64> = clean.loaded().map(|pieces| pieces.weighted_size() / one).collect();
+        assert_eq!(pieces.iter().sum::<u64>(), 1000);
+        assert!(pieces.iter().all(|count| (30..=100).contains(count)), "{pieces:?}");
+        clean.resize(256 << 20).await;
+        let moved: Vec<u64> = clean.loaded().map(|pieces| pieces.weighted_size() / one).collect();
+        assert_eq!(moved, pieces);
+        assert_eq!(counted(&metrics), (1000 * one, 0));
+        for n in 0..1000 {
+            assert_eq!(clean.get(&key(n), 1).await.mask, u16::MAX, "piece {n}");
+        }
     }
 
     #[tokio::test]

@@ -36,6 +36,12 @@ impl Counts {
         self.with(key.volume, |metrics| metrics.cache_bytes.of(Tier::Memory).add(i64::from(weight)));
     }
 
+    /// Counts off a piece that moves to another place of the cache, where it is counted again. `weight` is in
+    /// bytes.
+    pub(super) fn moved(&self, key: &CacheKey, weight: u32) {
+        self.with(key.volume, |metrics| metrics.cache_bytes.of(Tier::Memory).sub(i64::from(weight)));
+    }
+
     /// Counts a piece that was removed, because it was evicted, dropped or replaced.
     pub(crate) fn dropped(&self, key: &CacheKey, weight: u32, evicted: bool) {
         let wasted = self.ahead.lock().remove(key);

@@ -273,6 +273,25 @@ impl Fetch {
         }
     }
 
+    /// As [`Fetch::wanted`]. If `is_most`, the same reader wants most of what is held, so the result may
+    /// share its memory.
+    pub(super) fn wanted_of(&self, held: &Held, is_most: bool) -> Option<Bytes> {
+        match &self.check {
+            Check::Run(record, change) if is_most => {
+                (held.mask == 1).then(|| held.data.slice(self.within(record, *change)))
+            }
+            _ => self.wanted(held),
+        }
+    }
+
+    /// Bytes of the piece that are wanted.
+    pub(super) fn wanted_bytes(&self) -> usize {
+        match &self.check {
+            Check::Run(record, change) => self.within(record, *change).len(),
+            Check::Frames(..) | Check::Tag(..) => usize::try_from(self.length).expect("a page"),
+        }
+    }
+
     /// Returns a fetch of the wanted change alone, if this is a run. If a run is damaged, most of its changes
     /// may be intact.
     #[must_use]

@@ -4,11 +4,14 @@
 //! data. So the index has a cache of its own, without a filter for rarely used entries, and data gives way
 //! to it. Invariant: concurrent misses of one map page share one load.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use moka::future::Cache;
 use moka::policy::EvictionPolicy;
+use parking_lot::Mutex;
+use tokio::sync::OnceCell;
 use xxhash_rust::xxh3::Xxh3Builder;
 
 use super::counts::Counts;
@@ -60,10 +63,34 @@ impl MapView {
 
 type Views = Cache<CacheKey, Arc<MapView>, Xxh3Builder>;
 
-/// The map pages in memory.
+/// The outcome of a load, once that is known.
+type Load = Arc<OnceCell<Result<Arc<MapView>, Error>>>;
+
+/// The map pages in memory, and those that are being loaded.
 pub(super) struct Index {
     views: ArcSwap<Views>,
+    /// moka can share loads too, but the order in which it wakes those who wait depends on how long they
+    /// waited, in real time.
+    loading: Mutex<BTreeMap<CacheKey, Load>>,
     counts: Arc<Counts>,
+}
+
+/// A share in a load. The last one to leave removes the load, so that later readers start another.
+struct Share<'a> {
+    index: &'a Index,
+    key: CacheKey,
+    load: Load,
+}
+
+impl Drop for Share<'_> {
+    fn drop(&mut self) {
+        let mut loading = self.index.loading.lock();
+        // One reference is in the map, and one is ours.
+        let is_over = self.load.initialized() || Arc::strong_count(&self.load) == 2;
+        if is_over && loading.get(&self.key).is_some_and(|load| Arc::ptr_eq(load, &self.load)) {
+            loading.remove(&self.key);
+        }
+    }
 }
 
 fn views(bytes: u64, counts: &Arc<Counts>) -> Views {
@@ -81,7 +108,11 @@ fn views(bytes: u64, counts: &Arc<Counts>) -> Views {
 impl Index {
     /// Creates an index of at most `bytes` bytes.
     pub(super) fn new(bytes: u64, counts: &Arc<Counts>) -> Self {
-        Self { views: ArcSwap::from_pointee(views(bytes, counts)), counts: Arc::clone(counts) }
+        Self {
+            views: ArcSwap::from_pointee(views(bytes, counts)),
+            loading: Mutex::default(),
+            counts: Arc::clone(counts),
+        }
     }
 
     /// Changes the bound to `bytes` bytes. The index starts empty.
@@ -102,21 +133,25 @@ impl Index {
     where
         F: Future<Output = Result<Arc<MapView>, Error>> + Send,
     {
-        let views = self.views.load_full();
-        if let Some(view) = views.get(&key).await {
+        if let Some(view) = self.held(&key).await {
             return Ok((view, false));
         }
-        let load = async {
-            let view = load.await?;
-            self.counts.added(&key, view.weight());
-            Ok(view)
+        let share = {
+            let load = Arc::clone(self.loading.lock().entry(key).or_default());
+            Share { index: self, key, load }
         };
-        let view = views.try_get_with(key, load).await.map_err(|error: Arc<Error>| Error::clone(&error))?;
-        if view.is_incomplete() || !Arc::ptr_eq(&views, &self.views.load()) {
-            views.invalidate(&key).await;
-        }
-        views.run_pending_tasks().await;
-        Ok((view, true))
+        let outcome = share.load.get_or_init(|| async {
+            // It may have been inserted between the two lookups.
+            if let Some(view) = self.held(&key).await {
+                return Ok(view);
+            }
+            let view = load.await?;
+            if !view.is_incomplete() {
+                self.put(key, Arc::clone(&view)).await;
+            }
+            Ok(view)
+        });
+        Ok((outcome.await.clone()?, true))
     }
 
     /// Returns a map page if it is held.

@@ -28,8 +28,10 @@ const GAP_BYTES: u64 = PAGE_BYTES / 2;
 /// Whether fetched pieces stay in the cache.
 #[derive(Clone, Copy)]
 pub(super) enum Keep {
-    /// In the cache.
+    /// In the cache, if it admits them.
     Cached,
+    /// In the cache, until they are read: they were read ahead.
+    Ahead,
     /// Not at all, unless others will need them.
     Passing,
 }
@@ -78,7 +80,10 @@ impl Begun {
             let stays = !matches!(keep, Keep::Passing) || matches!(fetch.check, Check::Run(..));
             if stays && held.mask != 0 {
                 held.data = own(std::mem::take(&mut held.data));
-                clean.put(fetch.key, held.clone()).await;
+                match keep {
+                    Keep::Ahead => clean.put_ahead(fetch.key, held.clone()).await,
+                    Keep::Cached | Keep::Passing => clean.put(fetch.key, held.clone()).await,
+                }
             }
         }
         self.hand_over(outcomes);

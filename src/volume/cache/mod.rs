@@ -5,6 +5,7 @@
 //! store, so that eviction loses nothing. Invariants: every block in the cache has passed its check.
 //! Concurrent misses of one block share one GET. A block that failed its check is not in the cache.
 
+mod ahead;
 pub(super) mod clean;
 mod counts;
 pub mod fetch;
@@ -12,13 +13,17 @@ pub mod held;
 pub mod index;
 mod load;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{self, StreamExt as _};
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use self::clean::{Clean, HeldPieces};
@@ -38,6 +43,12 @@ pub const AHEAD_GETS: usize = 8;
 const INDEX_SHARE: u64 = 2;
 /// The capacity is divided between index and data in steps of one part of this many.
 const BALANCE_STEPS: u64 = 16;
+
+/// Share of the capacity that what was read ahead may take while there is no other room for it: one part of
+/// this many.
+const AHEAD_SHARE: u64 = 8;
+/// How long that share stays free for the next sequential reader.
+const AHEAD_IDLE: Duration = Duration::from_secs(60);
 
 /// What a fetch returns.
 #[derive(Debug)]
@@ -63,8 +74,13 @@ pub struct PageCache {
     clean: Arc<Clean>,
     index: Index,
     capacity_bytes: AtomicU64,
-    /// Bytes of the capacity that data leaves to the index. The lock is held while data is moved.
+    /// Bytes of the capacity that data leaves to the index and to what was read ahead. The lock is held while
+    /// data is moved.
     reserved_bytes: tokio::sync::Mutex<u64>,
+    /// Memory in bytes that locates what is in the journal, by volume.
+    journal_index: Mutex<BTreeMap<Uuid, u64>>,
+    /// When there was last no other room for what was read ahead.
+    ahead_used: Mutex<Option<Instant>>,
     loading: Arc<Loading>,
     /// Limit on the bytes of one GET.
     get_bytes: u64,
@@ -102,6 +118,8 @@ impl PageCache {
             index,
             capacity_bytes: AtomicU64::new(bytes),
             reserved_bytes: tokio::sync::Mutex::new(reserved),
+            journal_index: Mutex::default(),
+            ahead_used: Mutex::new(None),
             loading: Arc::default(),
             get_bytes,
             ahead: Arc::new(Semaphore::new(AHEAD_GETS)),
@@ -128,16 +146,35 @@ impl PageCache {
         self.clean.held_bytes() + self.index.held_bytes()
     }
 
-    /// Divides the capacity between index and data, if their shares are no longer right or `always`.
+    /// Limit on the bytes that should be read ahead of one stream, so that they are read before they have to
+    /// go.
+    #[must_use]
+    pub fn most_ahead_bytes(&self) -> u64 {
+        self.capacity_bytes() / AHEAD_SHARE / 2
+    }
+
+    /// Divides the capacity between data, index, and what was read ahead, if their shares are no longer right
+    /// or `always`.
     async fn divide(&self, always: bool) {
         let mut reserved = self.reserved_bytes.lock().await;
-        let needed = reserved_bytes(self.capacity_bytes(), self.index.held_bytes());
+        let capacity = self.capacity_bytes();
+        let is_ahead = self.ahead_used.lock().is_some_and(|used| used.elapsed() < AHEAD_IDLE);
+        let ahead = if is_ahead { capacity / AHEAD_SHARE } else { 0 };
+        if !is_ahead {
+            // What nobody came to read must not stay in room that the index may take.
+            self.clean.limit_ahead(0).await;
+        }
+        let index = self.index.held_bytes() + self.journal_index.lock().values().sum::<u64>();
+        let needed = reserved_bytes(capacity, index) + ahead;
         // The index shrinks and grows with each checkpoint. Data takes back only what was free for long.
         let is_right = needed <= *reserved && *reserved <= 2 * needed;
         if always || !is_right {
             *reserved = needed;
-            self.clean.resize(self.capacity_bytes() - needed).await;
+            // What gives room away does so before the other takes it.
+            self.clean.limit_ahead(ahead.min(self.clean.most_ahead_bytes())).await;
+            self.clean.resize(capacity - needed).await;
         }
+        self.clean.limit_ahead(ahead).await;
     }
 
     /// Reports the pieces of a volume's objects to `metrics` from now on.
@@ -145,8 +182,15 @@ impl PageCache {
         self.clean.counts.volumes.lock().insert(volume, metrics);
     }
 
+    /// Says how many bytes of memory locate what is in the journal of a volume. Data leaves as much of the
+    /// capacity free, within the share of the index.
+    pub(super) fn set_journal_index(&self, volume: Uuid, bytes: u64) {
+        self.journal_index.lock().insert(volume, bytes);
+    }
+
     /// Stops counting the pieces of a volume's objects.
     pub fn forget(&self, volume: Uuid) {
+        self.journal_index.lock().remove(&volume);
         self.clean.counts.volumes.lock().remove(&volume);
     }
 
@@ -225,14 +269,21 @@ impl PageCache {
     async fn fetch_and(&self, store: &Arc<dyn Store>, wanted: &[Fetch], keep: Keep) -> Fetched {
         let mut parts: Vec<Option<Result<Bytes, Error>>> = Vec::with_capacity(wanted.len());
         let mut missing = Vec::new();
-        for (place, fetch) in wanted.iter().enumerate() {
-            let held = self.clean.get(&fetch.key).await.unwrap_or_default();
-            let found = fetch.wanted(&held);
-            if found.is_none() {
-                let mask = fetch.mask() & !held.mask;
-                missing.push(Missing { place, held, mask: if mask == 0 { fetch.mask() } else { mask } });
+        // Parts of one piece are neighbours, and share a lookup.
+        for same in wanted.chunk_by(|one, next| one.key == next.key) {
+            let held =
+                self.clean.get(&same[0].key, same.iter().fold(0, |all, fetch| all | fetch.mask())).await;
+            let bytes: usize = same.iter().map(Fetch::wanted_bytes).sum();
+            let is_most = bytes * 2 > held.data.len();
+            for fetch in same {
+                let found = fetch.wanted_of(&held, is_most);
+                if found.is_none() {
+                    let (place, mask) = (parts.len(), fetch.mask() & !held.mask);
+                    let mask = if mask == 0 { fetch.mask() } else { mask };
+                    missing.push(Missing { place, held: held.clone(), mask });
+                }
+                parts.push(found.map(Ok));
             }
-            parts.push(found.map(Ok));
         }
         let misses = missing.len();
         self.clean.counts.asked(wanted, misses);
@@ -293,17 +344,30 @@ impl PageCache {
         missing
     }
 
-    /// Starts to fetch pieces that are neither in memory nor in flight. Does not wait for them.
-    pub fn prefetch(&self, store: &Arc<dyn Store>, wanted: &[Fetch]) {
+    /// Starts to fetch pieces that are neither in memory nor in flight. Does not wait for them. They stay in
+    /// memory until they are read, within [`PageCache::most_ahead_bytes`].
+    pub async fn prefetch(&self, store: &Arc<dyn Store>, wanted: &[Fetch]) {
         let mut missing = self.missing(wanted);
+        let keep = self.keep_ahead(wanted.iter().map(|fetch| u64::from(fetch.length)).sum()).await;
         missing.sort_by_key(|missing| (wanted[missing.place].object, wanted[missing.place].at));
         for begun in self.begin(wanted, &missing).1 {
             drop(self.tasks.spawn_until_cancelled(begun.load(
                 Arc::clone(store),
                 Arc::clone(&self.clean),
-                Keep::Cached,
+                keep,
             )));
         }
+    }
+
+    /// Returns where to keep `bytes` bytes that are read ahead: beside everything else if the cache has room
+    /// for them, and otherwise in a share of the capacity that data leaves to them.
+    async fn keep_ahead(&self, bytes: u64) -> Keep {
+        if self.clean.has_room(bytes) {
+            return Keep::Cached;
+        }
+        *self.ahead_used.lock() = Some(Instant::now());
+        self.divide(false).await;
+        Keep::Ahead
     }
 
     /// Fetches pieces that are neither in memory nor in flight, and waits for them. At most [`AHEAD_GETS`]
@@ -380,4 +444,46 @@ impl PageCache {
 fn reserved_bytes(capacity: u64, held: u64) -> u64 {
     let step = (capacity / BALANCE_STEPS).max(1);
     (held.div_ceil(step).max(1) * step).min(capacity / INDEX_SHARE).min(capacity)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fetch::Unit;
+    use super::*;
+    use crate::volume::format::geometry::ChunkIndex;
+    use crate::volume::format::keys::ObjectId;
+
+    const MIB: u64 = 1 << 20;
+
+    #[tokio::test]
+    async fn data_gives_way_to_what_locates_the_journal() {
+        let (cache, volume) = (PageCache::new(64 * MIB, MIB), Uuid::from_u128(7));
+        let fill = async || {
+            for n in 0..1100 {
+                let unit = Unit::Page(ChunkIndex(n), ObjectId { epoch: 1, k: 1 }, 0);
+                let data = Bytes::from(vec![7; 65_536]);
+                cache.insert(CacheKey { volume, unit }, Held { mask: u16::MAX, data }).await;
+            }
+            cache.settle().await;
+        };
+        fill().await;
+        let full = cache.held_bytes();
+        assert!((50 * MIB..=60 * MIB).contains(&full), "{full}");
+        cache.set_journal_index(volume, 18 * MIB);
+        cache.divide(false).await;
+        fill().await;
+        let less = cache.held_bytes();
+        assert!((34 * MIB..=44 * MIB).contains(&less), "{less}");
+        // Never more than the share of the index.
+        cache.set_journal_index(volume, 1 << 40);
+        cache.divide(false).await;
+        fill().await;
+        let least = cache.held_bytes();
+        assert!((24 * MIB..=32 * MIB).contains(&least), "{least}");
+        cache.forget(volume);
+        cache.divide(false).await;
+        fill().await;
+        let again = cache.held_bytes();
+        assert!((50 * MIB..=60 * MIB).contains(&again), "{again}");
+    }
 }

@@ -183,7 +183,7 @@ async fn make(
         packs: std::collections::BTreeMap::new(),
         zeroed: crate::volume::format::interval::IntervalMap::default(),
     };
-    let kept = KeptRoot { parent: None, ..KeptRoot::current(&root, root_id) };
+    let kept = KeptRoot { parent: None, ..KeptRoot::current(&root, root_id, None) };
     let table = RootTable { id: table_id, roots: vec![kept] };
     let head = Head {
         volume,

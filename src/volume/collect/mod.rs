@@ -1,44 +1,41 @@
 //! Garbage collection: deletes objects that nothing references any more, after a grace period.
 //!
-//! Owns the queue of garbage and the root table, which the folder and the collector share. It does not know
-//! how a fold makes a root. The rule: when a root is deleted, those objects of this volume are deleted that
-//! it references and that neither its parent nor a child references, and after them its entry in the root
-//! table.
+//! Owns the task that deletes. `trash` has the queue of garbage and the root table. It does not know how a
+//! fold makes a root. The rule: when a root is deleted, those objects of this volume are deleted that it
+//! references and that none of its relatives references: its parent, its children and its siblings. After
+//! them goes its entry in the root table, and its children become children of its parent.
+//!
+//! Why this is enough: of all kept roots that reference an object, each is a relative of another. A fold adds
+//! a child, so that is so at first. A root that is deleted leaves its relatives as relatives of each other.
+//! Only a restored snapshot has several children, so siblings are rare.
 //!
 //! Invariants: only the holder of the epoch deletes. The list of objects is fixed first and the head is read
 //! after it; if the head has another epoch, nothing is deleted. Seals are never deleted. An object that the
 //! open volume itself knows to be in use is not deleted, no matter what reported it as garbage.
 
 mod sweep;
+mod trash;
 
-use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
-use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use self::trash::grace_left;
+pub(super) use self::trash::{Garbage, TableFull, Trash};
 use crate::mutant::{self, Mutant};
 use crate::store;
 use crate::volume::error::{Error, OpenError};
-use crate::volume::format::keys::{ObjectId, Parsed, Slot};
+use crate::volume::format::keys::{ObjectId, Parsed};
 use crate::volume::format::map::Entry;
-use crate::volume::format::root::{KeptRoot, MAX_ROOTS, Root, RootTable};
+use crate::volume::format::root::{KeptRoot, Root};
 use crate::volume::objects::read_head;
 use crate::volume::read::base::{self, Mapped, names_chunk, names_overlay, overlays_of};
 use crate::volume::shared::Shared;
 use crate::volume::store_exact::{CheckedError, fetch_checked, fetch_if_present};
 
-/// Limit on queued garbage, counted in batches. Beyond it, the oldest batch is deleted before its grace
-/// period is over. The root table has room for more.
-const MAX_WAITING: usize = 1024;
 /// Pause before a failed scan or deletion is tried again.
 const RETRY_PAUSE: Duration = Duration::from_secs(10);
-
-/// The root table has no room for another root.
-#[derive(Debug)]
-pub(super) struct TableFull;
 
 /// Mutants that misjudge what is garbage. While one of them is active, the check before deletion is off too,
 /// because it would hide the mutant.
@@ -52,215 +49,6 @@ const GARBAGE_MISJUDGED: [Mutant; 8] = [
     Mutant::OverlaySharedDeleted,
     Mutant::LiveCountLow,
 ];
-
-/// Objects to delete.
-#[derive(Debug)]
-pub(super) enum Garbage {
-    /// Object keys, deleted in this order. The next opener finds each of them again.
-    Objects(Vec<String>),
-    /// Object keys that no head, root or record ever referenced. Only a sweep would find them again.
-    Orphans(Vec<String>),
-    /// A root that a checkpoint replaced, and the objects that only it references.
-    Root(ObjectId),
-}
-
-/// The queue of garbage, and the root table that the folder and the collector share.
-///
-/// One lock protects all of it: the table and the collected roots together determine which roots are kept,
-/// and an orphan counts as unswept from the instant at which it is queued.
-#[derive(Debug)]
-pub(super) struct Trash {
-    state: Mutex<TrashState>,
-    wake: Notify,
-}
-
-#[derive(Debug)]
-struct TrashState {
-    /// The root table that the head references.
-    table: RootTable,
-    /// The last record that no read needs any more. The head may be further ahead while the answer to its
-    /// update is in flight.
-    folded: Slot,
-    /// Roots that are deleted or about to be deleted. The next table leaves them out.
-    collected: BTreeSet<ObjectId>,
-    /// Queued garbage with the time at which it is due, ordered by that time.
-    queue: VecDeque<(Instant, Garbage)>,
-    /// Count of what only a sweep can find: each queued batch of orphans, and the sweep itself until it has
-    /// ended.
-    unswept: usize,
-}
-
-impl Trash {
-    pub(super) fn new(table: RootTable, folded: Slot, unswept: bool) -> Self {
-        let state = TrashState {
-            table,
-            folded,
-            collected: BTreeSet::new(),
-            queue: VecDeque::new(),
-            unswept: usize::from(unswept),
-        };
-        Self { state: Mutex::new(state), wake: Notify::new() }
-    }
-
-    /// Whether objects may exist that only a sweep finds.
-    pub(super) fn is_unswept(&self) -> bool {
-        self.state.lock().unswept > 0
-    }
-
-    /// Records that the sweep, or the deletion of a batch of orphans, is complete.
-    fn swept(&self) {
-        self.state.lock().unswept -= 1;
-    }
-
-    /// Id of the root table that the head references.
-    pub(super) fn table_id(&self) -> ObjectId {
-        self.state.lock().table.id
-    }
-
-    /// The kept roots: those of the table that are not collected.
-    pub(super) fn kept(&self) -> Vec<KeptRoot> {
-        self.state.lock().kept()
-    }
-
-    /// Whether the next table has room for another root.
-    ///
-    /// # Errors
-    /// If the table is full, until the collector has made room.
-    pub(super) fn check_room(&self) -> Result<(), TableFull> {
-        if self.kept().len() >= MAX_ROOTS { Err(TableFull) } else { Ok(()) }
-    }
-
-    /// Returns the table that is valid once `root` has replaced `old`.
-    ///
-    /// # Errors
-    /// If the table is full, until the collector has made room.
-    pub(super) fn next_table(
-        &self,
-        id: ObjectId,
-        old: &Root,
-        root: &Root,
-        now_seconds: u64,
-    ) -> Result<RootTable, TableFull> {
-        self.check_room()?;
-        let mut roots = self.kept();
-        for kept in &mut roots {
-            if kept.root == old.id && kept.snapshot.is_empty() && kept.pins.is_empty() {
-                kept.retired_at_seconds = now_seconds.max(1);
-            }
-        }
-        roots.push(KeptRoot::current(root, old.id));
-        Ok(RootTable { id, roots })
-    }
-
-    /// Records the table that the head references from now on.
-    pub(super) fn set_table(&self, table: RootTable) {
-        self.state.lock().table = table;
-    }
-
-    /// The last record that no read needs any more.
-    pub(super) fn folded(&self) -> Slot {
-        self.state.lock().folded
-    }
-
-    /// Records that no read needs this record, or any before it, any more.
-    pub(super) fn set_folded(&self, folded: Slot) {
-        self.state.lock().folded = folded;
-    }
-
-    /// Queues garbage for deletion after the grace period. Orphans need no grace period, because no reader
-    /// knows of them.
-    pub(super) fn add(&self, shared: &Shared, garbage: Garbage) {
-        match &garbage {
-            Garbage::Objects(names) | Garbage::Orphans(names) if names.is_empty() => {}
-            Garbage::Orphans(_) => {
-                let mut state = self.state.lock();
-                state.unswept += 1;
-                state.add(Instant::now(), garbage);
-                self.wake.notify_one();
-            }
-            _ if mutant::is(Mutant::GraceSkipped) => self.add_due(Instant::now(), garbage),
-            _ => self.add_due(Instant::now() + shared.options.deletion_grace, garbage),
-        }
-    }
-
-    /// Queues objects that an earlier epoch left behind. They are due when the grace period since
-    /// `retired_at_seconds` (Unix time) is over: an opening does not restart it.
-    pub(super) fn add_left(&self, shared: &Shared, names: Vec<String>, retired_at_seconds: u64) {
-        if !names.is_empty() {
-            self.add_due(Instant::now() + grace_left(shared, retired_at_seconds), Garbage::Objects(names));
-        }
-    }
-
-    fn add_due(&self, due: Instant, garbage: Garbage) {
-        self.state.lock().add(due, garbage);
-        self.wake.notify_one();
-    }
-
-    /// Records that a root is deleted or about to be deleted.
-    fn set_collected(&self, root: ObjectId) {
-        self.state.lock().collected.insert(root);
-    }
-
-    /// Records that garbage exists that only the sweep of a later opening deletes.
-    fn leave_to_sweep(&self) {
-        self.state.lock().unswept += 1;
-    }
-
-    /// Removes and returns the first batch that is due, if any.
-    fn take_due(&self) -> Option<Garbage> {
-        let queue = &mut self.state.lock().queue;
-        match queue.front() {
-            Some((due, _)) if *due <= Instant::now() => queue.pop_front().map(|(_, garbage)| garbage),
-            _ => None,
-        }
-    }
-
-    /// Returns when the next batch is due.
-    fn next_due(&self) -> Option<Instant> {
-        self.state.lock().queue.front().map(|(due, _)| *due)
-    }
-}
-
-impl TrashState {
-    fn kept(&self) -> Vec<KeptRoot> {
-        without(&self.table.roots, &self.collected)
-    }
-
-    fn add(&mut self, due: Instant, garbage: Garbage) {
-        let place = self.queue.partition_point(|(other, _)| *other <= due);
-        self.queue.insert(place, (due, garbage));
-        if self.queue.len() > MAX_WAITING {
-            // The grace period is a courtesy: if checkpoints outrun it, the oldest garbage is deleted now.
-            let now = Instant::now();
-            let hasty = self.queue.len() - MAX_WAITING;
-            for (due, _) in self.queue.iter_mut().take(hasty) {
-                *due = now.min(*due);
-            }
-        }
-    }
-}
-
-/// Returns what remains of the grace period of an object retired at `retired_at_seconds` (Unix time).
-fn grace_left(shared: &Shared, retired_at_seconds: u64) -> Duration {
-    let age = (shared.env.wall_clock)().saturating_sub(retired_at_seconds);
-    shared.options.deletion_grace.saturating_sub(Duration::from_secs(age))
-}
-
-/// Returns the roots without the collected ones. The children of a collected root pass to its parent.
-fn without(roots: &[KeptRoot], collected: &BTreeSet<ObjectId>) -> Vec<KeptRoot> {
-    let parent_of = |id: ObjectId| roots.iter().find(|kept| kept.root == id).and_then(|kept| kept.parent);
-    roots
-        .iter()
-        .filter(|kept| !collected.contains(&kept.root))
-        .map(|kept| {
-            let mut kept = kept.clone();
-            while let Some(parent) = kept.parent.filter(|parent| collected.contains(parent)) {
-                kept.parent = parent_of(parent);
-            }
-            kept
-        })
-        .collect()
-}
 
 /// The task that deletes garbage.
 #[derive(Debug)]
@@ -386,8 +174,8 @@ impl Collector {
             Some(Parsed::Chunk(index, id)) => {
                 let root = {
                     let state = shared.state.lock();
-                    let folding = state.folding.iter().flat_map(|folding| folding.chunks.iter());
-                    if state.committed.chunks.iter().chain(folding).any(|named| *named == (index, id)) {
+                    let mut in_journal = state.unfolded().flat_map(|segment| segment.chunks.iter());
+                    if in_journal.any(|named| *named == (index, id)) {
                         return Ok(true);
                     }
                     Arc::clone(&state.root)
@@ -436,11 +224,15 @@ impl Collector {
         let shared = &self.shared;
         let kept = self.trash.kept();
         let Some(entry) = kept.iter().find(|kept| kept.root == id) else { return Ok(()) };
-        let neighbour_ids: Vec<ObjectId> = kept
-            .iter()
-            .filter(|other| other.parent == Some(id) || entry.parent == Some(other.root))
-            .map(|other| other.root)
-            .collect();
+        if !entry.is_retired() {
+            return Ok(());
+        }
+        let is_relative = |other: &&KeptRoot| {
+            let is_parent = entry.parent == Some(other.root) && !mutant::is(Mutant::ParentSkipped);
+            other.parent == Some(id) || is_parent || other.parent == entry.parent
+        };
+        let others = kept.iter().filter(|other| other.root != id);
+        let neighbour_ids: Vec<ObjectId> = others.filter(is_relative).map(|other| other.root).collect();
         let Some(root) = self.root(id).await? else {
             self.trash.set_collected(id);
             return Ok(());
@@ -481,18 +273,7 @@ impl Collector {
 
     /// Reads a kept root. Returns `None` if the root is already deleted.
     pub(super) async fn root(&self, id: ObjectId) -> Result<Option<Root>, Error> {
-        let key = self.shared.keys.root(id);
-        let decode = |body: &[u8]| Root::decode(self.shared.keys.volume(), id, body);
-        let store = self.shared.env.store.bulk.as_ref();
-        let fetched = match mutant::is(Mutant::RootSkipped) {
-            false => fetch_checked(store, &key, decode).await,
-            true => fetch_if_present(store, &key, decode).await,
-        };
-        match fetched {
-            Ok((root, _)) => Ok(Some(root)),
-            Err(CheckedError::Store(store::Error::NotFound { .. })) => Ok(None),
-            Err(error) => Err(error.referenced(key)),
-        }
+        kept_root(&self.shared, id).await
     }
 
     /// Returns the keys of this volume's chunk objects and overlays that a map page of `root` references
@@ -549,5 +330,21 @@ impl Collector {
             }
         }
         Ok(names)
+    }
+}
+
+/// Reads a kept root of the volume. Returns `None` if the root is already deleted.
+pub(super) async fn kept_root(shared: &Shared, id: ObjectId) -> Result<Option<Root>, Error> {
+    let key = shared.keys.root(id);
+    let decode = |body: &[u8]| Root::decode(shared.keys.volume(), id, body);
+    let store = shared.env.store.bulk.as_ref();
+    let fetched = match mutant::is(Mutant::RootSkipped) {
+        false => fetch_checked(store, &key, decode).await,
+        true => fetch_if_present(store, &key, decode).await,
+    };
+    match fetched {
+        Ok((root, _)) => Ok(Some(root)),
+        Err(CheckedError::Store(store::Error::NotFound { .. })) => Ok(None),
+        Err(error) => Err(error.referenced(key)),
     }
 }

@@ -24,6 +24,7 @@ use crate::volume::store_exact::CheckedError;
 
 /// Number of folded records read before their garbage is deleted.
 const WINDOW: usize = 128;
+
 /// Returns the record, or an error if it references a chunk of another epoch. A record references only chunk
 /// objects of its own epoch, which is over. One that seems to reference another's must not decide what is
 /// deleted.
@@ -36,13 +37,25 @@ fn own_chunks_only(record: Record) -> Result<Record, DecodeError> {
     }
 }
 
+/// An object that map pages reference.
+#[derive(Clone, Copy)]
+enum Mapped {
+    Chunk(ChunkIndex, ObjectId),
+    Overlay(u32, ObjectId),
+}
+
 /// What decides which objects of older epochs are still needed.
 struct Needed {
     /// Chunk objects that records after the checkpoint referenced when the scan began. If a checkpoint has
     /// folded one of them since, its root references it too.
     by_journal: BTreeSet<(ChunkIndex, ObjectId)>,
-    /// The kept roots, by id.
+    /// Ids of the kept roots.
+    kept: BTreeSet<ObjectId>,
+    /// The kept roots, by id. They are read when the first object is compared with them: a volume may have
+    /// thousands of snapshots, and after most openings there is nothing to compare.
     roots: BTreeMap<ObjectId, Root>,
+    /// Whether all kept roots are read.
+    is_read: bool,
     /// Kept roots whose deletion may have begun, so that objects they reference may be missing.
     retired: BTreeSet<ObjectId>,
     /// Id of the root table that the head references.
@@ -72,17 +85,18 @@ impl Collector {
         // Copied before the roots are read, since a checkpoint moves chunks from the journal to the root.
         let by_journal: BTreeSet<(ChunkIndex, ObjectId)> = {
             let state = shared.state.lock();
-            let folding = state.folding.iter().flat_map(|folding| folding.chunks.iter());
-            state.committed.chunks.iter().chain(folding).copied().collect()
+            state.unfolded().flat_map(|segment| segment.chunks.iter()).copied().collect()
         };
         let by_journal = if mutant::is(Mutant::JournalForgotten) { BTreeSet::new() } else { by_journal };
         let mut needed = Needed {
             by_journal,
+            kept: BTreeSet::new(),
             roots: BTreeMap::new(),
+            is_read: false,
             retired: BTreeSet::new(),
             table: self.trash.table_id(),
         };
-        self.renew(&mut needed).await?;
+        self.renew(&mut needed);
         self.queue_folded_records(self.trash.folded(), &mut needed).await?;
         self.sweep(&shared.keys.roots(), &mut needed).await?;
         if unswept {
@@ -98,19 +112,30 @@ impl Collector {
     /// shares with those that replaced it.
     async fn give_way(&self, needed: &mut Needed) -> Result<(), Error> {
         self.delete_due().await?;
-        self.renew(needed).await
+        self.renew(needed);
+        Ok(())
     }
 
-    async fn renew(&self, needed: &mut Needed) -> Result<(), Error> {
+    fn renew(&self, needed: &mut Needed) {
+        let kept = self.trash.kept();
+        needed.kept = kept.iter().map(|kept| kept.root).collect();
+        needed.retired = kept.iter().filter(|kept| kept.is_retired()).map(|kept| kept.root).collect();
+        needed.roots.retain(|id, _| needed.kept.contains(id));
+        needed.is_read = false;
+    }
+
+    /// Reads the kept roots that are not read yet.
+    async fn read_roots(&self, needed: &mut Needed) -> Result<(), Error> {
+        if needed.is_read {
+            return Ok(());
+        }
         // The current root is in memory, so it is not read from the store.
         let current = Arc::clone(&self.shared.state.lock().root);
-        let kept = self.trash.kept();
-        needed.roots.retain(|id, _| kept.iter().any(|kept| kept.root == *id));
-        needed.retired = kept.iter().filter(|kept| kept.is_retired()).map(|kept| kept.root).collect();
+        self.renew(needed);
         if !mutant::is(Mutant::RootSkipped) {
             needed.roots.insert(current.id, Root::clone(&current));
         }
-        for id in kept.iter().map(|kept| kept.root) {
+        for id in needed.kept.clone() {
             if needed.roots.contains_key(&id) {
                 continue;
             }
@@ -121,6 +146,7 @@ impl Collector {
                 None => return Err(Error::lost(self.shared.keys.root(id))),
             }
         }
+        needed.is_read = true;
         Ok(())
     }
 
@@ -179,7 +205,7 @@ impl Collector {
 
     /// Returns what can be deleted with a folded record: the chunk objects that nothing else references, and
     /// last the record.
-    async fn left_by(&self, slot: Slot, entry: &Entry, needed: &Needed) -> Result<Vec<String>, Error> {
+    async fn left_by(&self, slot: Slot, entry: &Entry, needed: &mut Needed) -> Result<Vec<String>, Error> {
         let record = match self.folded_record(slot, entry).await {
             Ok(record) => record,
             Err(CheckedError::Store(store::Error::NotFound { .. })) => return Ok(Vec::new()),
@@ -196,7 +222,7 @@ impl Collector {
         for change in &record.changes {
             if let Change::Chunk { index, id, stored } = change
                 && !stored.is_empty()
-                && !self.is_needed(needed, *index, *id).await?
+                && !self.is_needed(needed, Mapped::Chunk(*index, *id)).await?
             {
                 garbage.push(self.shared.keys.chunk(*index, *id));
             }
@@ -212,29 +238,30 @@ impl Collector {
         own_chunks_only(record).map_err(CheckedError::Damaged)
     }
 
-    async fn is_needed(&self, needed: &Needed, index: ChunkIndex, id: ObjectId) -> Result<bool, Error> {
-        if needed.by_journal.contains(&(index, id)) {
-            return Ok(true);
-        }
+    /// Whether the journal or a kept root references an object, or may do so.
+    async fn is_needed(&self, needed: &mut Needed, object: Mapped) -> Result<bool, Error> {
+        let number = match object {
+            Mapped::Chunk(index, id) if needed.by_journal.contains(&(index, id)) => return Ok(true),
+            Mapped::Chunk(index, _) => index.map_page(),
+            Mapped::Overlay(number, _) => number,
+        };
+        self.read_roots(needed).await?;
+        // Snapshots share most map pages. Each is asked once.
+        let mut asked = BTreeSet::new();
         for root in needed.roots.values() {
-            match names_chunk(&self.shared, root, index, id).await {
+            let own = root.map_pages.get(&number).filter(|page| page.origin == 0).map(|page| page.id);
+            if own.is_some_and(|id| asked.contains(&id)) {
+                continue;
+            }
+            let named = match object {
+                Mapped::Chunk(index, id) => names_chunk(&self.shared, root, index, id).await,
+                Mapped::Overlay(number, id) => names_overlay(&self.shared, root, number, id).await,
+            };
+            match named {
                 Ok(true) => return Ok(true),
-                Ok(false) => {}
+                Ok(false) => asked.extend(own),
                 // A retired root that an earlier attempt deleted in part references nothing any more that it
                 // does not share. For any other root, an object whose use is unknown is kept.
-                Err(Error::Lost { .. }) if needed.retired.contains(&root.id) => {}
-                Err(error) if error.is_loss() => return Ok(true),
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(false)
-    }
-
-    async fn is_overlay_needed(&self, needed: &Needed, number: u32, id: ObjectId) -> Result<bool, Error> {
-        for root in needed.roots.values() {
-            match names_overlay(&self.shared, root, number, id).await {
-                Ok(true) => return Ok(true),
-                Ok(false) => {}
                 Err(Error::Lost { .. }) if needed.retired.contains(&root.id) => {}
                 Err(error) if error.is_loss() => return Ok(true),
                 Err(error) => return Err(error),
@@ -267,20 +294,26 @@ impl Collector {
     }
 
     /// Whether an object belongs to an older epoch and nothing references it.
-    async fn is_orphan(&self, key: &str, needed: &Needed) -> Result<bool, Error> {
+    async fn is_orphan(&self, key: &str, needed: &mut Needed) -> Result<bool, Error> {
         let end = self.shared.epoch + u32::from(mutant::is(Mutant::OwnEpochSwept));
-        Ok(match self.shared.keys.parse(key) {
-            Some(Parsed::Chunk(index, id)) if id.epoch < end => !self.is_needed(needed, index, id).await?,
+        let object = self.shared.keys.parse(key);
+        if matches!(object, Some(Parsed::MapPage(_, id) | Parsed::Pack(id)) if id.epoch < end) {
+            self.read_roots(needed).await?;
+        }
+        Ok(match object {
+            Some(Parsed::Chunk(index, id)) if id.epoch < end => {
+                !self.is_needed(needed, Mapped::Chunk(index, id)).await?
+            }
             Some(Parsed::MapPage(number, id)) if id.epoch < end => !needed.roots.values().any(|root| {
                 root.map_pages.get(&number).is_some_and(|page| page.origin == 0 && page.id == id)
             }),
             Some(Parsed::Overlay(number, id)) if id.epoch < end => {
-                !self.is_overlay_needed(needed, number, id).await?
+                !self.is_needed(needed, Mapped::Overlay(number, id)).await?
             }
             Some(Parsed::Pack(id)) if id.epoch < end => {
                 !needed.roots.values().any(|root| root.packs.contains_key(&id))
             }
-            Some(Parsed::Root(id)) if id.epoch < end => needed.table != id && !needed.roots.contains_key(&id),
+            Some(Parsed::Root(id)) if id.epoch < end => needed.table != id && !needed.kept.contains(&id),
             _ => false,
         })
     }

@@ -16,8 +16,8 @@ use crate::volume::format::geometry::{BLOCK_LEN, PAGE_BYTES, PAGE_LEN, SECTOR_LE
 use crate::volume::format::map::{Damage, SECTOR_MASK_BYTES};
 use crate::volume::read::base::BasePart;
 use crate::volume::shared::Shared;
-use crate::volume::state::Committed;
 use crate::volume::state::piece::{InMemory, Piece};
+use crate::volume::state::segments::Committed;
 use crate::volume::store_exact::confirm_gone;
 
 /// The mask of a page of which all sectors are intact.
@@ -96,7 +96,7 @@ impl Batch {
                     Source::Ready(bytes)
                 }
                 None => {
-                    let (fetch, at) = shared.piece_fetch(&piece, length);
+                    let (fetch, at) = shared.reader().piece_fetch(&piece, length);
                     let at = usize::try_from(at).expect("within a page");
                     self.fetched(shared, &mut composition, &part, fetch, (at, None))
                 }

@@ -7,7 +7,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::packing::Packs;
@@ -78,7 +77,7 @@ pub(super) struct Background {
 }
 
 /// The results of a fold: names of objects, recorded before they are sent; chunks, packs and map pages that
-/// are finished; and buffers for reuse.
+/// are finished.
 #[derive(Debug, Default)]
 pub(super) struct Made {
     names: Mutex<Vec<String>>,
@@ -88,8 +87,6 @@ pub(super) struct Made {
     chunks: Mutex<BTreeMap<ChunkIndex, Entry>>,
     /// Map pages that are durable, or need no object.
     map_pages: Mutex<BTreeMap<u32, FoldedPage>>,
-    /// Buffers of durable objects, for reuse: at most as many as there are objects in the making at a time.
-    memory: Mutex<Vec<Vec<u8>>>,
     /// The background work, once it is decided.
     pub(super) background: Mutex<Option<Background>>,
     /// The packs. Only one task fills them.
@@ -164,19 +161,5 @@ impl Made {
             std::mem::take(&mut *names).into_iter().partition(|name| kept.contains(name));
         *names = used;
         unfinished
-    }
-
-    /// Returns a buffer for an object of `bytes` bytes. Reused memory is cheaper: the system clears new
-    /// memory page by page.
-    pub(crate) fn memory(&self, bytes: u64) -> Vec<u8> {
-        let bytes = usize::try_from(bytes).expect("at most 33 MiB");
-        self.memory.lock().pop().unwrap_or_else(|| Vec::with_capacity(bytes))
-    }
-
-    /// Takes back the buffer of an object, unless the store still holds it.
-    pub(crate) fn reclaim(&self, object: Bytes) {
-        if object.is_unique() {
-            self.memory.lock().push(Vec::from(object));
-        }
     }
 }

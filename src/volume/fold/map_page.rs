@@ -23,12 +23,12 @@ use crate::volume::error::Error;
 use crate::volume::format::geometry::{BLOCK_BYTES, BLOCK_LEN, BLOCKS_PER_PAGE, ChunkIndex, PAGE_BYTES};
 use crate::volume::format::interval::Value;
 use crate::volume::format::keys::{ObjectId, Slot};
-use crate::volume::format::map::{Base, Entry, MapPage, OverlayPlace, OverlayRef};
+use crate::volume::format::map::{Base, Entry};
 use crate::volume::format::page_set::PageSet;
 use crate::volume::format::root::Root;
 use crate::volume::read::base::{self, BasePart, Located, Mapped};
-use crate::volume::state::Committed;
 use crate::volume::state::piece::{Piece, is_zero};
+use crate::volume::state::segments::Committed;
 use crate::volume::store_exact::confirm_gone;
 
 /// Number of blocks that are composed together.
@@ -437,7 +437,6 @@ impl Folder {
             return Ok(FoldedPage::uniform(None, page.released));
         }
         let counts = page.counts();
-        let mut references = Vec::with_capacity(page.overlays.len());
         let mut overlay_keys = Vec::new();
         for loaded in &mut page.overlays {
             let overlay = loaded.overlay.as_ref().expect("what is lost was given up");
@@ -449,14 +448,8 @@ impl Folder {
                 overlay_keys.push(key);
                 loaded.id = Some(id);
             }
-            let place = match loaded.id {
-                Some(id) => OverlayPlace::Object { origin: 0, id },
-                None => OverlayPlace::Embedded(Arc::clone(overlay)),
-            };
-            references.push(OverlayRef { place, chunks: loaded.chunks.clone() });
         }
-        let origins = page.map.as_ref().map(|map| map.view.page.origins().to_vec()).unwrap_or_default();
-        let map_page = MapPage::new(page.number, shared.geometry, origins, references, &page.entries);
+        let map_page = page.map_page();
         let id = shared.next_id();
         let volume = shared.keys.volume();
         let key = shared.keys.map_page(page.number, id);

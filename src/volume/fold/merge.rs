@@ -80,6 +80,13 @@ pub(super) fn merge(
     LoadedOverlay { overlay: Ok(Arc::new(builder.finish())), owner: keys, id: None, chunks }
 }
 
+/// Returns an overlay that `keys` owns and that says the same as an overlay of another volume.
+pub(super) fn adopted(keys: Keys, geometry: Geometry, foreign: &LoadedOverlay) -> LoadedOverlay {
+    let nothing = Ok(Arc::new(Overlay::default()));
+    let older = LoadedOverlay { overlay: nothing, owner: keys, id: None, chunks: ChunkSet::default() };
+    merge(keys, geometry, &older, foreign)
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;

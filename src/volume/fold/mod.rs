@@ -9,13 +9,16 @@
 
 mod background;
 mod compose;
+mod handle;
 mod made;
 mod map_page;
 mod merge;
+mod origins;
 mod packing;
 mod page;
 mod plan;
 mod rewrite;
+pub(super) mod snapshots;
 mod uniform;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,9 +27,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use self::background::{Eagerness, packs_after, victims};
+pub(super) use self::handle::FoldHandle;
+use self::handle::{REQUESTS, Request, Scope, answer};
 use self::made::{Background, Content, Made};
 use crate::metrics::labels::{FoldResult, ObjectKind};
 use crate::mutant::{self, Mutant};
@@ -43,92 +48,17 @@ use crate::volume::keeper::HeadHandle;
 use crate::volume::read::base::names_chunk;
 use crate::volume::shared::Shared;
 use crate::volume::state::piece::Piece;
-use crate::volume::state::{Committed, Stage, State};
+use crate::volume::state::segments::{Committed, Segments};
+use crate::volume::state::{Stage, State};
 use crate::volume::store_exact::{Placed, create_exact, fetch_part_checked};
 
-/// Limit on waiting requests to the folding task.
-const REQUESTS: usize = 16;
 /// Pause after the first failure of a fold. It doubles with each further one.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// Longest pause after a fold that failed.
 const LONGEST_RETRY_PAUSE: Duration = Duration::from_secs(10);
 
-/// A request to the folding task.
-#[derive(Debug)]
-enum Request {
-    /// Fold what is committed, and answer when the checkpoint is published.
-    Fold(Scope, oneshot::Sender<()>),
-    /// Fold nothing more, and answer when no fold is running.
-    Rest(oneshot::Sender<()>),
-}
-
-/// How much a fold is to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Scope {
-    /// What is committed, and the background work that is due.
-    Committed,
-    /// Also consolidate chunks of which overlays locate anything, up to [`STEP_BYTES`].
-    Consolidate,
-}
-
 /// Limit on the bytes of chunks that one step of a consolidation rewrites.
 const STEP_BYTES: u64 = 256 << 20;
-
-/// Sends requests to the folding task.
-#[derive(Clone, Debug)]
-pub(super) struct FoldHandle {
-    requests: mpsc::Sender<Request>,
-    trash: Arc<Trash>,
-}
-
-impl FoldHandle {
-    /// Folds everything that is committed now. Returns once the checkpoint is published.
-    pub(super) async fn fold(&self, shared: &Shared) -> Result<(), Error> {
-        self.request(shared, Scope::Committed).await
-    }
-
-    /// Folds everything that is committed, and moves all blocks from packs back to chunk objects.
-    pub(super) async fn consolidate(&self, shared: &Shared) -> Result<(), Error> {
-        let overlaid = || {
-            let root = Arc::clone(&shared.state.lock().root);
-            root.map_pages.values().map(|page| u64::from(page.counts.overlaid)).sum::<u64>()
-        };
-        loop {
-            let before = overlaid();
-            self.request(shared, Scope::Consolidate).await?;
-            // What clients write meanwhile is left to the usual checkpoints.
-            if overlaid() == 0 || overlaid() >= before.max(1) {
-                return Ok(());
-            }
-        }
-    }
-
-    async fn request(&self, shared: &Shared, scope: Scope) -> Result<(), Error> {
-        let (done, answer) = oneshot::channel();
-        if mutant::is(Mutant::CheckpointUnawaited) {
-            return self.requests.try_send(Request::Fold(scope, done)).or(Ok(()));
-        }
-        if self.requests.send(Request::Fold(scope, done)).await.is_err() || answer.await.is_err() {
-            shared.check_serving()?;
-            return Err(Error::Stopped("the volume is closed".to_owned()));
-        }
-        Ok(())
-    }
-
-    /// Stops folding. Returns once no fold is running; none will start after that.
-    pub(super) async fn rest(&self) {
-        let (done, answer) = oneshot::channel();
-        // If there is no answer, the task has already ended.
-        if self.requests.send(Request::Rest(done)).await.is_err() || answer.await.is_err() {
-            tracing::debug!("the folder rests already");
-        }
-    }
-
-    /// Whether objects may exist that only a sweep finds.
-    pub(super) fn is_unswept(&self) -> bool {
-        self.trash.is_unswept()
-    }
-}
 
 /// The folding task.
 #[derive(Debug)]
@@ -149,9 +79,11 @@ pub(super) struct Folder {
 impl Shared {
     /// Whether the journal is over its limit.
     pub(super) fn wants_fold(&self, state: &State) -> bool {
-        let (bytes, records) = (state.committed.weight, state.committed.slots.len() as u64);
+        let (bytes, records) = (state.committed.weight(), state.committed.records());
         state.folding.is_none()
-            && (bytes >= self.options.journal_max_bytes || records >= self.options.journal_max_records)
+            && (bytes >= self.options.journal_max_bytes
+                || records >= self.options.journal_max_records
+                || state.committed.closed() > 0)
     }
 }
 
@@ -179,45 +111,58 @@ impl Folder {
         self.shared.tasks.spawn_until_cancelled(collector.run());
         loop {
             let age = self.shared.options.journal_max_age;
-            let due = self.shared.state.lock().committed.since.map(|since| since + age);
+            let due = self.shared.state.lock().committed.since().map(|since| since + age);
             let due = due.unwrap_or_else(|| tokio::time::Instant::now() + age);
-            let (mut done, mut scope) = (None, Scope::Committed);
-            tokio::select! {
+            let request = tokio::select! {
                 biased;
-                request = self.requests.recv() => match request {
-                    Some(Request::Fold(wanted, asker)) => (done, scope) = (Some(asker), wanted),
-                    Some(Request::Rest(asker)) => {
-                        if asker.send(()).is_err() {
-                            tracing::debug!("nobody waits for the folder to rest any more");
-                        }
-                        return;
-                    }
-                    None => {}
-                },
-                () = self.shared.fold_wake.notified() => {}
-                () = tokio::time::sleep_until(due) => {}
-            }
+                request = self.requests.recv() => request,
+                () = self.shared.fold_wake.notified() => None,
+                () = tokio::time::sleep_until(due) => None,
+            };
             if self.shared.check_serving().is_err() {
                 return;
             }
-            let wanted = done.is_some() || {
-                let state = self.shared.state.lock();
-                self.shared.wants_fold(&state)
-                    || state.committed.since.is_some_and(|since| since.elapsed() >= age)
+            // Callers that wait for an answer notice when this task ends and drops their channel.
+            let served = match request {
+                Some(Request::Fold(scope, done)) => self.fold_all(scope).await.map(|()| answer(done, ())),
+                Some(Request::FoldSnapshots(done)) => self.fold_closed().await.map(|()| answer(done, ())),
+                Some(Request::DeleteSnapshot(name, done)) => self.serve_deletion(&name, done).await,
+                Some(Request::Restore(name, done)) => self.serve_restoration(&name, done).await,
+                Some(Request::Rest(done)) => return answer(done, ()),
+                None => self.fold_due(age).await,
             };
-            if wanted && self.fold_until_done(scope).await.is_err() {
-                // Callers that wait for the checkpoint notice when this task ends and drops its channel.
+            if served.is_err() {
                 return;
-            }
-            if let Some(done) = done
-                && done.send(()).is_err()
-            {
-                tracing::debug!("nobody waits for the checkpoint any more");
             }
         }
     }
 
-    /// Folds what is committed now, with retries. Returns an error only once the volume has stopped.
+    /// Folds what is committed now, and every snapshot before it.
+    async fn fold_all(&self, scope: Scope) -> Result<(), Error> {
+        self.fold_closed().await?;
+        self.fold_until_done(scope).await
+    }
+
+    /// Folds the segments that end with a snapshot.
+    async fn fold_closed(&self) -> Result<(), Error> {
+        while self.shared.state.lock().committed.closed() > 0 {
+            self.fold_until_done(Scope::Committed).await?;
+        }
+        Ok(())
+    }
+
+    /// Folds what is due: snapshots, and the rest of the journal once it is over its limit or `age` old.
+    async fn fold_due(&self, age: Duration) -> Result<(), Error> {
+        self.fold_closed().await?;
+        let is_due = {
+            let state = self.shared.state.lock();
+            let is_old = |since: tokio::time::Instant| since.elapsed() >= age;
+            self.shared.wants_fold(&state) || state.committed.since().is_some_and(is_old)
+        };
+        if is_due { self.fold_until_done(Scope::Committed).await } else { Ok(()) }
+    }
+
+    /// Folds the oldest segment, with retries. Returns an error only once the volume has stopped.
     async fn fold_until_done(&self, scope: Scope) -> Result<(), Error> {
         let Some(folding) = self.begin(scope) else { return Ok(()) };
         let begun = tokio::time::Instant::now();
@@ -244,19 +189,27 @@ impl Folder {
         Ok(())
     }
 
-    /// Moves the committed changes into the state of being folded.
+    /// Moves the oldest segment into the state of being folded.
     fn begin(&self, scope: Scope) -> Option<Arc<Committed>> {
         let mut state = self.shared.state.lock();
         assert!(state.folding.is_none(), "one task folds");
         if state.committed.is_empty() && scope == Scope::Committed {
             return None;
         }
-        let mut folding = std::mem::take(&mut state.committed);
+        let mut folding = state.committed.take_oldest();
         folding.end.get_or_insert(*self.last.lock());
         if mutant::is(Mutant::FoldsNewer)
             && let Some(Stage::Sent(newest)) = state.in_flight.back().map(|commit| &commit.stage)
         {
             for (range, piece) in newest.pieces.iter().step_by(2) {
+                folding.pieces.insert(range, piece.clone());
+            }
+        }
+        if mutant::is(Mutant::SegmentsMixed)
+            && folding.snapshot.is_some()
+            && let Some(next) = state.committed.oldest_first().next()
+        {
+            for (range, piece) in next.pieces.iter() {
                 folding.pieces.insert(range, piece.clone());
             }
         }
@@ -274,7 +227,8 @@ impl Folder {
         let (root, table) = match self.make_root(scope, &old, folding, checkpoint, made).await? {
             Some(root) => {
                 let now = (shared.env.wall_clock)();
-                let table = self.trash.next_table(shared.next_id(), &old, &root, now);
+                let snapshot = folding.snapshot.clone();
+                let table = self.trash.next_table(shared.next_id(), &old, &root, old.id, snapshot, now);
                 let table = table.map_err(|TableFull| self.table_full())?;
                 (Arc::new(root), Some(table))
             }
@@ -305,7 +259,7 @@ impl Folder {
             state.root = Arc::clone(&root);
             state.folding = None;
             if mutant::is(Mutant::NewerDropped) {
-                state.committed = Committed::default();
+                state.committed = Segments::default();
             }
             shared.gauge(&state);
         }
@@ -320,6 +274,7 @@ impl Folder {
         shared.gauge_root(&root);
         self.forget_folded(&old, &root, folding).await;
         self.discard(&old, &root, replaced_table, folding).await;
+        shared.rest_buffers();
         Ok(())
     }
 
@@ -353,7 +308,10 @@ impl Folder {
         let mut names = Vec::new();
         if let Some(table) = replaced_table {
             names.push(shared.keys.root(table));
-            self.trash.add(shared, Garbage::Root(old.id));
+            // A snapshot or a clone may keep the old root.
+            if self.trash.is_retired(old.id) {
+                self.trash.add(shared, Garbage::Root(old.id));
+            }
         }
         let superseded = folding.superseded.iter().map(|(index, id)| shared.keys.chunk(*index, *id));
         self.trash.add(shared, Garbage::Orphans(superseded.collect()));
@@ -387,7 +345,8 @@ impl Folder {
         self.decide_background(scope, old, folding, made).await?;
         let mut root = Root { commit: checkpoint.slot, ..old.clone() };
         let affected = self.affected(scope, old, folding, checkpoint, &mut root, made);
-        if affected.is_empty() && folding.pieces.is_empty() {
+        // A snapshot gets a root of its own, even if it contains the same as the one before.
+        if affected.is_empty() && folding.pieces.is_empty() && folding.snapshot.is_none() {
             return Ok(None);
         }
         // Checked before anything is made.

@@ -37,6 +37,9 @@ struct OpenPack {
     hot: (u16, Vec<u8>),
 }
 
+/// Capacity with which a pack begins, in bytes. It grows as needed.
+const PACK_BYTES: usize = 1 << 20;
+
 /// Where a block was put.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Packed {
@@ -57,7 +60,8 @@ impl Packs {
         let frames = most_frames(shared);
         let open = self.open.get_or_insert_with(|| {
             let id = shared.next_id();
-            OpenPack { id, writer: PackWriter::new(shared.keys.volume(), id, 0), hot: (0, Vec::new()) }
+            let writer = PackWriter::within(shared.keys.volume(), id, shared.buffers.take(PACK_BYTES));
+            OpenPack { id, writer, hot: (0, Vec::new()) }
         });
         let frame = open.writer.frames();
         open.writer.block(block, payload);
@@ -80,7 +84,7 @@ impl Packs {
         if let Some(mut open) = self.open.take() {
             open.keep_hot(shared).await;
             self.frames.insert(open.id, open.writer.frames());
-            self.unsent.push((open.id, open.writer.finish()));
+            self.unsent.push((open.id, shared.buffers.lend(open.writer.finish())));
         }
     }
 

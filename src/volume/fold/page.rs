@@ -9,12 +9,13 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::merge;
+use super::origins::Origins;
 use super::plan;
 use crate::mutant::{self, Mutant};
 use crate::volume::cache::index::LoadedOverlay;
 use crate::volume::format::geometry::{BLOCKS_PER_PAGE, ChunkIndex, Geometry};
 use crate::volume::format::keys::{Keys, ObjectId};
-use crate::volume::format::map::{ChunkSet, Entry};
+use crate::volume::format::map::{ChunkSet, Entry, MapPage, OverlayPlace, OverlayRef};
 use crate::volume::format::overlay::OverlayBuilder;
 use crate::volume::format::page_set::PageSet;
 use crate::volume::format::root::BlockCounts;
@@ -38,6 +39,8 @@ pub(super) struct PageUpdate {
     /// The map page as it was, if it was an object that can be read.
     pub(super) map: Option<LoadedMapPage>,
     pub(super) entries: BTreeMap<u16, Entry>,
+    /// The owners of the chunk objects that the entries reference.
+    origins: Origins,
     /// The overlays, oldest first, with the chunks that they still apply to.
     pub(super) overlays: Vec<LoadedOverlay>,
     /// Stored blocks that overlays replace.
@@ -52,11 +55,21 @@ impl PageUpdate {
         keys: Keys,
         geometry: Geometry,
         map: Option<LoadedMapPage>,
-        entries: BTreeMap<u16, Entry>,
+        mut entries: BTreeMap<u16, Entry>,
         hidden: u32,
     ) -> Self {
-        let overlays = map.as_ref().map(|map| map.view.overlays.clone()).unwrap_or_default();
-        Self { number, keys, geometry, map, entries, overlays, hidden, released: BTreeMap::new() }
+        let mut overlays = map.as_ref().map(|map| map.view.overlays.clone()).unwrap_or_default();
+        let mut origins = Origins::new(keys.volume());
+        if let Some(map) = &map {
+            origins.adopt(&mut entries, |origin| map.origin(origin).volume());
+            // An overlay within the map page belongs to whoever owns the map page.
+            for overlay in overlays.iter_mut().filter(|overlay| overlay.id.is_none()) {
+                if overlay.owner != keys {
+                    *overlay = merge::adopted(keys, geometry, overlay);
+                }
+            }
+        }
+        Self { number, keys, geometry, map, entries, origins, overlays, hidden, released: BTreeMap::new() }
     }
 
     /// Number of blocks of a chunk.
@@ -216,6 +229,23 @@ impl PageUpdate {
                 overlay.chunks.remove(slot);
             }
         }
+    }
+
+    /// Makes the map page, with no other owners than it needs. Overlays without an id become part of it.
+    pub(super) fn map_page(&self) -> MapPage {
+        let mut origins = Origins::new(self.keys.volume());
+        let mut entries = self.entries.clone();
+        origins.adopt(&mut entries, |origin| self.origins.owner(origin));
+        let references = self.overlays.iter().map(|loaded| {
+            let place = match (loaded.id, &loaded.overlay) {
+                (Some(id), _) => OverlayPlace::Object { origin: origins.number(loaded.owner.volume()), id },
+                (None, Ok(overlay)) => OverlayPlace::Embedded(Arc::clone(overlay)),
+                (None, Err(_)) => unreachable!("what is lost was given up"),
+            };
+            OverlayRef { place, chunks: loaded.chunks.clone() }
+        });
+        let references = references.collect();
+        MapPage::new(self.number, self.geometry, origins.into_others(), references, &entries)
     }
 
     /// The counts of blocks of the map page.

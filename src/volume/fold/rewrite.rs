@@ -20,8 +20,8 @@ use crate::volume::format::keys::{ObjectId, Slot};
 use crate::volume::format::map::{Base, Damage, Entry};
 use crate::volume::format::page_set::PageSet;
 use crate::volume::shared::Shared;
-use crate::volume::state::Committed;
 use crate::volume::state::piece::{ChunkRef, is_zero};
+use crate::volume::state::segments::Committed;
 
 /// Blocks of a new object that are to stay in memory: the page, the blocks of it, their bytes.
 type Hot = Vec<(u16, Held)>;
@@ -64,7 +64,8 @@ impl Shared {
         let (volume, pages_per_chunk) = (self.keys.volume(), self.geometry.pages_per_chunk());
         let id = self.next_id();
         let id = if mutant::is(Mutant::NameReused) { ObjectId { k: 1, ..id } } else { id };
-        let memory = made.memory(object_bytes(pages_per_chunk, u32::from(pages_per_chunk)));
+        let most = object_bytes(pages_per_chunk, u32::from(pages_per_chunk));
+        let memory = self.buffers.take(usize::try_from(most).expect("at most 33 MiB"));
         let mut writer = ChunkWriter::within(volume, index, id, pages_per_chunk, memory);
         let (mut hot, mut bytes) = (Hot::new(), vec![0; PAGE_LEN]);
         for composition in &batch.compositions {
@@ -82,7 +83,8 @@ impl Shared {
         drop(fetched);
         let stored = writer.stored();
         if !stored.is_empty() {
-            self.put_chunk(index, id, stored, writer.finish(), hot, made).await?;
+            let object = self.buffers.lend(writer.finish());
+            self.put_chunk(index, id, stored, object, hot, made).await?;
             entry.base = Some(Base { origin: 0, id, stored });
         }
         if !entry.damage.is_empty() {
@@ -112,7 +114,6 @@ impl Shared {
             let key = Fetch::filled(self.keys.volume(), &chunk, first, BLOCKS_PER_PAGE).key;
             self.env.cache.insert(key, blocks).await;
         }
-        made.reclaim(object);
         Ok(())
     }
 }

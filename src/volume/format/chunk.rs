@@ -8,7 +8,6 @@
 //! begins at [`frame_offset`] of the rank of its page among the stored pages, so a map entry with these pages
 //! is enough to find it.
 
-use bytes::Bytes;
 use uuid::Uuid;
 
 use super::codec::{Checksum, DecodeError, Decoder, Encoder, Kind, invalid};
@@ -112,11 +111,11 @@ impl ChunkWriter {
 
     /// Completes the object and returns its bytes.
     #[must_use]
-    pub fn finish(mut self) -> Bytes {
+    pub fn finish(mut self) -> Vec<u8> {
         let end = usize::try_from(header_bytes(self.pages_per_chunk)).expect("a small number");
         let start = end - PageSet::encoded_bytes(self.pages_per_chunk);
         self.stored.write(&mut self.to.bytes()[start..end]);
-        Bytes::from(self.to.finish())
+        self.to.finish()
     }
 }
 

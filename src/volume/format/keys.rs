@@ -261,7 +261,8 @@ impl Keys {
         (self.key_of(parsed) == key).then_some(parsed)
     }
 
-    fn key_of(&self, parsed: Parsed) -> String {
+    /// Returns the key of an object.
+    pub(crate) fn key_of(&self, parsed: Parsed) -> String {
         match parsed {
             Parsed::Head => self.head(),
             Parsed::Record(slot) => self.record(slot),
@@ -275,7 +276,7 @@ impl Keys {
 }
 
 /// Returns a prefix that spreads keys over the partitions of a store.
-fn shard(number: &[u8]) -> u8 {
+pub(crate) fn shard(number: &[u8]) -> u8 {
     xxh3_64(number).to_le_bytes()[0]
 }
 

@@ -16,6 +16,8 @@ pub mod codec;
 pub mod identity;
 // Head of a volume.
 pub mod head;
+// Names of snapshots, in records and root tables.
+pub mod snapshot;
 // Records, and the description of a record in a slot that was taken.
 pub(super) mod fence;
 pub mod record;

@@ -7,7 +7,6 @@
 //! length, so the offset of a frame depends only on its number. A frame's tag covers the block's place on the
 //! volume, so a map that locates a block in the wrong frame is noticed.
 
-use bytes::Bytes;
 use uuid::Uuid;
 
 use super::chunk::check_codec;
@@ -96,7 +95,7 @@ impl PackWriter {
 
     /// Completes the object and returns its bytes.
     #[must_use]
-    pub fn finish(mut self) -> Bytes {
+    pub fn finish(mut self) -> Vec<u8> {
         let count = self.frames().to_le_bytes();
         let end = usize::try_from(HEADER_BYTES).expect("a small number");
         self.to.bytes()[end - 4..end].copy_from_slice(&count);
@@ -106,7 +105,7 @@ impl PackWriter {
         }
         let tag = self.place.tag(INDEX, &self.to.written()[start..]);
         self.to.raw(&tag.0);
-        Bytes::from(self.to.finish())
+        self.to.finish()
     }
 }
 

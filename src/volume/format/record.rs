@@ -16,8 +16,9 @@ use uuid::Uuid;
 use super::codec::{Checksum, DecodeError, Decoder, Encoder, Kind, invalid};
 use super::frame::Place;
 use super::geometry::{ChunkIndex, MAX_PAGES_PER_CHUNK, PAGE_BYTES};
-use super::keys::{Epoch, ObjectId, Slot, is_valid_name};
+use super::keys::{Epoch, ObjectId, Slot};
 use super::page_set::PageSet;
+use super::snapshot::Snapshot;
 
 /// The kind of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,11 +68,8 @@ pub enum Change {
         /// The new size in bytes.
         size_bytes: u64,
     },
-    /// A snapshot of the volume as it is at this change.
-    Snapshot {
-        /// Name of the snapshot, by the rules for names of volumes.
-        name: String,
-    },
+    /// A snapshot of the volume as it is at this change, which is the last of its record.
+    Snapshot(Snapshot),
 }
 
 /// The contents of a record, without the data of its changes.
@@ -109,6 +107,12 @@ pub const DATA_CHANGE_BYTES: u64 = 1 + 8 + 4 + 16;
 #[must_use]
 pub fn chunk_change_bytes(pages_per_chunk: u16) -> u64 {
     (1 + 4 + 12 + PageSet::encoded_bytes(pages_per_chunk)) as u64
+}
+
+/// Returns the length in bytes of a `Snapshot` change in the table.
+#[must_use]
+pub fn snapshot_change_bytes(snapshot: &Snapshot) -> u64 {
+    1 + snapshot.encoded_bytes()
 }
 
 /// Builds a record, change by change.
@@ -170,22 +174,21 @@ impl RecordWriter {
     /// Encodes the record. Returns the record, its bytes and the checksum of its table.
     #[must_use]
     pub fn finish(self) -> (Record, Bytes, Checksum) {
-        self.finish_within(Vec::new())
+        let (record, bytes, checksum) = self.finish_within(Vec::with_capacity);
+        (record, Bytes::from(bytes), checksum)
     }
 
-    /// As [`RecordWriter::finish`], but reuses the memory of another record. Its contents are discarded.
+    /// As [`RecordWriter::finish`], in a buffer that `memory` returns for a number of bytes. The old contents
+    /// of the buffer are discarded.
     #[must_use]
-    pub fn finish_within(mut self, mut memory: Vec<u8>) -> (Record, Bytes, Checksum) {
+    pub fn finish_within(mut self, memory: impl FnOnce(usize) -> Vec<u8>) -> (Record, Vec<u8>, Checksum) {
         let mut table = HEADER_BYTES + Checksum::BYTES;
         for change in &self.record.changes {
             table += change_bytes(change, self.record.pages_per_chunk);
         }
         let data_bytes = usize::try_from(self.record.data_bytes).expect("a record fits into memory");
         let bytes = table + data_bytes + Checksum::BYTES;
-        if memory.capacity() < bytes {
-            memory = Vec::with_capacity(bytes);
-        }
-        let mut to = Encoder::within(Kind::Record, self.volume, memory);
+        let mut to = Encoder::within(Kind::Record, self.volume, memory(bytes));
         self.record.encode_table(&mut to);
         let checksum = Checksum::of(to.written());
         to.raw(&checksum.0);
@@ -198,7 +201,7 @@ impl RecordWriter {
                 *at += u64::try_from(table).expect("small");
             }
         }
-        (self.record, Bytes::from(to.finish()), checksum)
+        (self.record, to.finish(), checksum)
     }
 }
 
@@ -212,7 +215,7 @@ fn change_bytes(change: &Change, pages: u16) -> usize {
         Change::Zero { .. } => ZERO_CHANGE_BYTES,
         Change::Chunk { .. } => chunk_change_bytes(pages),
         Change::Resize { .. } => 9,
-        Change::Snapshot { name } => 2 + name.len() as u64,
+        Change::Snapshot(snapshot) => snapshot_change_bytes(snapshot),
     };
     usize::try_from(bytes).expect("at most a name or a bitmap")
 }
@@ -256,9 +259,9 @@ impl Record {
                     to.u8(4);
                     to.u64(*size_bytes);
                 }
-                Change::Snapshot { name } => {
+                Change::Snapshot(snapshot) => {
                     to.u8(5);
-                    to.short_string(name);
+                    snapshot.encode(to);
                 }
             }
         }
@@ -386,6 +389,9 @@ impl Record {
             if let Change::Data { length, .. } = &change {
                 data_total += u64::from(*length);
             }
+            if matches!(changes.last(), Some(Change::Snapshot(_))) {
+                return Err(invalid("snapshot", "is not the last change"));
+            }
             changes.push(change);
         }
         if data_total != data_bytes {
@@ -423,13 +429,7 @@ fn decode_change(from: &mut Decoder<'_>, pages: u16, at: u64) -> Result<Change, 
             stored: PageSet::decode(pages, from)?,
         },
         4 => Change::Resize { size_bytes: from.u64()? },
-        5 => {
-            let name = from.short_string("snapshot")?;
-            if !is_valid_name(&name) {
-                return Err(invalid("snapshot", format!("{name:?} is not a name")));
-            }
-            Change::Snapshot { name }
-        }
+        5 => Change::Snapshot(Snapshot::decode(from)?),
         other => return Err(invalid("change", format!("{other} is unknown"))),
     })
 }
@@ -450,7 +450,7 @@ mod tests {
         });
         to.data(65_536, Bytes::from(vec![1; 4096]));
         to.data(131_072, Bytes::from(vec![2; 512]));
-        let (record, bytes, checksum) = to.finish_within(vec![0xff; 100]);
+        let (record, bytes, checksum) = to.finish_within(|_| vec![0xff; 100]);
         assert_eq!(Record::decode(volume, slot, &bytes).unwrap(), (record.clone(), checksum));
         let end = Record::table_bytes(volume, &bytes[..HEADER_BYTES], bytes.len() as u64).unwrap();
         let table = &bytes[..usize::try_from(end).unwrap()];

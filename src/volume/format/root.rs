@@ -14,6 +14,7 @@ use super::geometry::{Geometry, MAX_MAP_PAGES};
 use super::interval::{IntervalMap, Value};
 use super::keys::{ObjectId, Slot};
 use super::pack::MAX_FRAMES;
+use super::snapshot::Snapshot;
 
 /// The content of a volume at one commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -304,8 +305,8 @@ pub struct KeptRoot {
     pub parent: Option<ObjectId>,
     /// The last commit whose changes the root contains.
     pub commit: Slot,
-    /// Name of the snapshot that keeps the root; empty if there is none.
-    pub snapshot: String,
+    /// The snapshot that keeps the root, if any.
+    pub snapshot: Option<Snapshot>,
     /// The clones that keep the root.
     pub pins: Vec<Uuid>,
     /// When a checkpoint replaced the root, in seconds since 1970. It is 0 while the root is current or is
@@ -317,16 +318,22 @@ impl KeptRoot {
     /// Whether a checkpoint replaced the root and nothing else needs it. Its deletion may
     /// begin, or has begun.
     pub(crate) fn is_retired(&self) -> bool {
-        self.retired_at_seconds != 0 && self.snapshot.is_empty() && self.pins.is_empty()
+        self.retired_at_seconds != 0 && !self.is_held()
     }
 
-    /// Creates the entry for a root that a checkpoint just made.
-    pub(crate) fn current(root: &Root, parent: ObjectId) -> Self {
+    /// Whether a snapshot or a clone keeps the root.
+    pub(crate) fn is_held(&self) -> bool {
+        self.snapshot.is_some() || !self.pins.is_empty()
+    }
+
+    /// Creates the entry for a root that a checkpoint just made. The checkpoint ends with `snapshot` if there
+    /// is one.
+    pub(crate) fn current(root: &Root, parent: ObjectId, snapshot: Option<Snapshot>) -> Self {
         Self {
             root: root.id,
             parent: Some(parent),
             commit: root.commit,
-            snapshot: String::new(),
+            snapshot,
             pins: Vec::new(),
             retired_at_seconds: 0,
         }
@@ -344,7 +351,7 @@ pub struct RootTable {
 
 /// Limit on the roots in a table.
 pub const MAX_ROOTS: usize = 4096;
-const KEPT_ROOT_BYTES: usize = 12 + 1 + 12 + 1 + 4 + 8;
+const KEPT_ROOT_BYTES: usize = 12 + 1 + 12 + 1 + 8 + 4 + 8;
 
 impl RootTable {
     /// Encodes the object.
@@ -360,7 +367,7 @@ impl RootTable {
                 parent.encode(&mut to);
             }
             kept.commit.encode(&mut to);
-            to.short_string(&kept.snapshot);
+            Snapshot::encode_optional(kept.snapshot.as_ref(), &mut to);
             encode_origins(&kept.pins, &mut to);
             to.u64(kept.retired_at_seconds);
         }
@@ -389,7 +396,7 @@ impl RootTable {
                 false => None,
             };
             let commit = Slot::decode(&mut from)?;
-            let snapshot = from.short_string("snapshot")?;
+            let snapshot = Snapshot::decode_optional(&mut from)?;
             let pins = decode_origins(&mut from)?;
             let retired_at_seconds = from.u64()?;
             roots.push(KeptRoot { root, parent, commit, snapshot, pins, retired_at_seconds });

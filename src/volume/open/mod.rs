@@ -32,7 +32,8 @@ use crate::volume::keeper::{HeadHandle, HeadKeeper};
 use crate::volume::objects::{fetch, load_roots, read_head};
 use crate::volume::options::Options;
 use crate::volume::shared::Shared;
-use crate::volume::state::{Committed, State, Status};
+use crate::volume::state::segments::Segments;
+use crate::volume::state::{State, Status};
 use crate::volume::write::commit::Committer;
 
 /// Number of times that another's head is read per lease time, to see whether the lease is renewed.
@@ -76,23 +77,10 @@ impl Volume {
                 }
                 Err(error) => return Err(explained(env, keys, &head, error).await),
             };
-        tracing::info!(%volume, epoch = head.epoch, unswept, records = committed.slots.len() - 1,
-            journal_bytes = committed.bytes, "volume opened");
+        tracing::info!(%volume, epoch = head.epoch, unswept, records = committed.records() - 1,
+            journal_bytes = committed.bytes(), "volume opened");
         let geometry = root.geometry;
-        let state = State {
-            status: Status::Serving,
-            dirty: crate::volume::state::layer::DirtyLayer::default(),
-            dirty_since: None,
-            dirty_permits: 0,
-            filled_at: None,
-            flushes: 0,
-            waiting_writes: 0,
-            next_n: 2,
-            in_flight: VecDeque::new(),
-            committed,
-            folding: None,
-            root: Arc::new(root),
-        };
+        let state = serving(root, committed);
         let shared = Arc::new(Shared::new(env.clone(), options, keys, geometry, &held, metrics, state));
         shared.metrics.size_bytes.set(i64::try_from(shared.size_bytes).unwrap_or(i64::MAX));
         shared.metrics.fenced.set(0);
@@ -106,6 +94,10 @@ impl Volume {
         let folder = Folder::new(Arc::clone(&shared), handle.clone(), table, from, unswept);
         let folds = folder.handle();
         shared.tasks.spawn_until_cancelled(folder.run());
+        if shared.state.lock().committed.closed() > 0 {
+            // A snapshot has no root yet, so other gateways cannot read it.
+            shared.fold_wake.notify_one();
+        }
         if shared.epoch - from.slot.epoch > REPLAYED_EPOCHS {
             // A gateway that keeps crashing must not leave an ever longer series of logs to replay.
             let (shared, folds) = (Arc::clone(&shared), folds.clone());
@@ -119,12 +111,30 @@ impl Volume {
     }
 }
 
+/// The state of a volume that begins to serve.
+fn serving(root: Root, committed: Segments) -> State {
+    State {
+        status: Status::Serving,
+        dirty: crate::volume::state::layer::DirtyLayer::default(),
+        dirty_since: None,
+        dirty_permits: 0,
+        filled_at: None,
+        flushes: 0,
+        waiting_writes: 0,
+        next_n: 2,
+        in_flight: VecDeque::new(),
+        committed,
+        folding: None,
+        root: Arc::new(root),
+    }
+}
+
 /// The state that an opening recovers.
 struct Recovered {
     root: Root,
     table: RootTable,
     /// The changes of the journal after the checkpoint.
-    committed: Committed,
+    committed: Segments,
     /// Checksum of our opening record.
     opening: Checksum,
 }

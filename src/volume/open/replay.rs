@@ -24,9 +24,11 @@ use crate::volume::format::interval::IntervalMap;
 use crate::volume::format::keys::{Epoch, Keys, ObjectId, Parsed, Slot};
 use crate::volume::format::record::{Change, Record, RecordKind, RecordWriter};
 use crate::volume::format::root::Root;
+use crate::volume::format::snapshot::Snapshot;
 use crate::volume::objects::{fetch_table, unless_damaged};
+use crate::volume::state::Sent;
 use crate::volume::state::piece::{ChunkRef, Piece, RecordRef, insert_data};
-use crate::volume::state::{Committed, Sent};
+use crate::volume::state::segments::Segments;
 use crate::volume::store_exact::{Placed, create_exact};
 
 /// Number of records fetched ahead of the one being applied.
@@ -43,7 +45,7 @@ pub(super) struct Replay<'a> {
     epoch: Epoch,
     /// Checksum of the last record or seal.
     previous: Checksum,
-    committed: Committed,
+    committed: Segments,
 }
 
 /// A record of the journal, whose table was read and verified.
@@ -52,6 +54,17 @@ struct Entry {
     checksum: Checksum,
     /// Bytes of its object.
     bytes: u64,
+}
+
+/// What a record changes.
+#[derive(Default)]
+struct Changes {
+    /// The changes by offset on the volume.
+    pieces: IntervalMap<Piece>,
+    /// The chunk objects that it references.
+    chunks: Vec<(ChunkIndex, ObjectId)>,
+    /// The snapshot that it ends with, if any.
+    snapshot: Option<Snapshot>,
 }
 
 /// What was found in a slot.
@@ -70,13 +83,13 @@ impl<'a> Replay<'a> {
             size_bytes,
             epoch,
             previous: from.checksum,
-            committed: Committed::default(),
+            committed: Segments::default(),
         }
     }
 
     /// Replays everything after `from` below our epoch, seals the logs that are not sealed, and puts our
     /// opening record. Returns the changes and the opening record's checksum.
-    pub(crate) async fn run(mut self, from: Checkpoint) -> Result<(Committed, Checksum), OpenError> {
+    pub(crate) async fn run(mut self, from: Checkpoint) -> Result<(Segments, Checksum), OpenError> {
         // The listing is only a hint of what to fetch ahead.
         let Logs(listed) = Logs::list(self.env, self.keys, from.slot).await?;
         let end = if mutant::is(Mutant::OneLogReplayed) { from.slot.epoch + 1 } else { self.epoch };
@@ -170,7 +183,7 @@ impl<'a> Replay<'a> {
         match placed {
             Placed::Ours => {
                 let end = Checkpoint { slot, checksum };
-                self.merge(IntervalMap::default(), bytes.len() as u64, end, Vec::new());
+                self.merge(Changes::default(), bytes.len() as u64, end);
                 Ok(checksum)
             }
             Placed::Other(found) => {
@@ -199,32 +212,26 @@ impl<'a> Replay<'a> {
         if record.kind == RecordKind::Seal {
             return Ok(if mutant::is(Mutant::SealPassed) { Found::Record } else { Found::Seal });
         }
-        let (pieces, chunks) = self.pieces(record).map_err(broken)?;
-        self.merge(pieces, *bytes, Checkpoint { slot, checksum: *checksum }, chunks);
+        let changes = self.changes(record).map_err(broken)?;
+        self.merge(changes, *bytes, Checkpoint { slot, checksum: *checksum });
         Ok(Found::Record)
     }
 
-    fn merge(
-        &mut self,
-        pieces: IntervalMap<Piece>,
-        bytes: u64,
-        end: Checkpoint,
-        chunks: Vec<(ChunkIndex, ObjectId)>,
-    ) {
-        let sent = Sent { pieces, record: None, bytes, end, chunks, superseded: Vec::new() };
+    fn merge(&mut self, changes: Changes, bytes: u64, end: Checkpoint) {
+        let Changes { pieces, chunks, snapshot } = changes;
+        let sent = Sent { pieces, record: None, bytes, end, chunks, superseded: Vec::new(), snapshot };
         self.committed.merge(&sent, Instant::now());
     }
 
-    #[expect(clippy::type_complexity, reason = "a pair of what a commit has")]
-    fn pieces(&self, record: &Record) -> Result<(IntervalMap<Piece>, Vec<(ChunkIndex, ObjectId)>), String> {
-        let mut pieces = IntervalMap::default();
-        let mut chunks = Vec::new();
+    /// Converts the changes of a record.
+    fn changes(&self, record: &Record) -> Result<Changes, String> {
+        let Changes { mut pieces, mut chunks, mut snapshot } = Changes::default();
         for change in &record.changes {
             let end = match change {
                 Change::Data { offset, length, .. } => offset.saturating_add(u64::from(*length)),
                 Change::Zero { offset, length, .. } => offset.saturating_add(*length),
                 Change::Chunk { index, .. } => self.geometry.chunk_range(*index).start.saturating_add(1),
-                Change::Resize { .. } | Change::Snapshot { .. } => 0,
+                Change::Resize { .. } | Change::Snapshot(_) => 0,
             };
             if end > self.size_bytes {
                 return Err(format!("changes byte {} of a volume of {}", end - 1, self.size_bytes));
@@ -244,13 +251,12 @@ impl<'a> Replay<'a> {
                 Change::Resize { .. } => {
                     return Err("holds a resize, which this version does not know".to_owned());
                 }
-                Change::Snapshot { .. } => {
-                    return Err("holds a snapshot, which this version does not know".to_owned());
-                }
+                Change::Snapshot(_) if mutant::is(Mutant::SnapshotUnreplayed) => {}
+                Change::Snapshot(taken) => snapshot = Some(taken.clone()),
             }
         }
         insert_data(&Arc::new(RecordRef::new(record, None)), &record.changes, &mut pieces);
-        Ok((pieces, chunks))
+        Ok(Changes { pieces, chunks, snapshot })
     }
 }
 

@@ -26,29 +26,22 @@ struct Stream {
 }
 
 /// The sequential streams of one volume.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct ReadAhead {
     streams: [Stream; STREAMS],
-    /// Limit on the bytes that are read ahead of a stream.
-    most: u64,
     /// Logical time: the number of reads so far.
     clock: u64,
 }
 
 impl ReadAhead {
-    /// Creates a tracker that reads at most `most` bytes ahead. With 0 it never reads ahead.
-    pub(crate) fn new(most: u64) -> Self {
-        Self { streams: [Stream::default(); STREAMS], most, clock: 0 }
-    }
-
-    /// Records a read. Returns the range to fetch ahead of it, if any.
-    pub(crate) fn note(&mut self, read: Range<u64>, size: u64) -> Option<Range<u64>> {
-        if self.most == 0 {
+    /// Records a read on a volume of `size` bytes. Returns the range to fetch ahead of it, if any, so that at
+    /// most `most` bytes are read ahead of the stream. With 0, nothing is read ahead.
+    pub(crate) fn note(&mut self, read: Range<u64>, size: u64, most: u64) -> Option<Range<u64>> {
+        if most == 0 {
             return None;
         }
         self.clock += 1;
-        let near =
-            |stream: &Stream| stream.used > 0 && read.start.abs_diff(stream.next) <= SLACK.min(self.most);
+        let near = |stream: &Stream| stream.used > 0 && read.start.abs_diff(stream.next) <= SLACK.min(most);
         let exact = self.streams.iter().position(|stream| stream.used > 0 && stream.next == read.start);
         let Some(place) = exact.or_else(|| self.streams.iter().position(near)) else {
             let oldest = self.streams.iter_mut().min_by_key(|stream| stream.used).expect("there are eight");
@@ -67,7 +60,7 @@ impl ReadAhead {
             return None;
         }
         // The longer a stream has lasted, the farther ahead of it to read.
-        let window = (2 * stream.run).min(self.most);
+        let window = (2 * stream.run).min(most);
         let until = (read.end + window).min(size);
         let from = stream.ahead.max(read.end);
         // At least half a window is requested at a time, so that each GET is large enough to
@@ -88,11 +81,11 @@ mod tests {
 
     #[test]
     fn a_stream_is_read_ahead_of_once_and_within_the_bound() {
-        let mut ahead = ReadAhead::new(1 << 20);
+        let mut ahead = ReadAhead::default();
         let mut until = 0;
         for n in 0..100_u64 {
             let read = n * 65_536..(n + 1) * 65_536;
-            if let Some(range) = ahead.note(read.clone(), SIZE) {
+            if let Some(range) = ahead.note(read.clone(), SIZE, 1 << 20) {
                 assert!(range.start >= until && range.start >= read.end, "given once, and ahead");
                 assert!(range.end - read.end <= 1 << 20, "within the bound");
                 until = range.end;
@@ -103,18 +96,18 @@ mod tests {
 
     #[test]
     fn random_reads_cause_none() {
-        let mut ahead = ReadAhead::new(1 << 20);
+        let mut ahead = ReadAhead::default();
         for n in 0..1000_u64 {
             let start = n * 7919 % 100 * (8 << 20);
-            assert_eq!(ahead.note(start..start + 4096, SIZE), None);
+            assert_eq!(ahead.note(start..start + 4096, SIZE, 1 << 20), None);
         }
     }
 
     #[test]
     fn nothing_lies_beyond_the_volume() {
-        let mut ahead = ReadAhead::new(1 << 20);
+        let mut ahead = ReadAhead::default();
         for n in 0..16_u64 {
-            if let Some(range) = ahead.note(n * 65_536..(n + 1) * 65_536, 1 << 20) {
+            if let Some(range) = ahead.note(n * 65_536..(n + 1) * 65_536, 1 << 20, 1 << 20) {
                 assert!(range.end <= 1 << 20);
             }
         }

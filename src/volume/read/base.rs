@@ -151,6 +151,52 @@ pub enum Mapped {
     Page(LoadedMapPage),
 }
 
+/// Where a root references a map page that is an object.
+struct MapPlace<'a> {
+    env: &'a Environment,
+    owner: Keys,
+    geometry: Geometry,
+    number: u32,
+    id: ObjectId,
+}
+
+impl<'a> MapPlace<'a> {
+    /// Returns the place of map page `number` of `root`, or what the root has instead of an object.
+    fn of(
+        env: &'a Environment,
+        keys: Keys,
+        geometry: Geometry,
+        root: &Root,
+        number: u32,
+    ) -> Result<Self, Mapped> {
+        let MapPageRef { origin, id, .. } = match root.stretch(number).0 {
+            Stretch::Holes => return Err(Mapped::Holes),
+            Stretch::Zeroed(birth) => return Err(Mapped::Zeroed(birth)),
+            Stretch::Page(reference) => reference,
+        };
+        let owner = match origin {
+            0 => keys,
+            other => Keys::new(root.origins[usize::from(other) - 1]),
+        };
+        Ok(Self { env, owner, geometry, number, id })
+    }
+
+    fn cache_key(&self, unit: impl Fn(u32, ObjectId) -> Unit) -> CacheKey {
+        CacheKey { volume: self.owner.volume(), unit: unit(self.number, self.id) }
+    }
+
+    /// Fetches the map page, without its overlays.
+    async fn fetch(&self) -> Result<MapPage, Error> {
+        let Self { env, owner, geometry, number, id } = *self;
+        let key = owner.map_page(number, id);
+        let decode = |body: &[u8]| MapPage::decode(owner.volume(), number, id, geometry, body);
+        match Box::pin(fetch_checked(env.store.as_ref(), &key, decode)).await {
+            Ok((page, _)) => Ok(page),
+            Err(error) => Err(error.referenced(key)),
+        }
+    }
+}
+
 /// Loads map page `number` of `root` with its overlays if it is an object. An overlay that is lost is part
 /// of the result, because chunks that it does not apply to can still be read.
 ///
@@ -163,26 +209,20 @@ pub async fn map_page(
     root: &Root,
     number: u32,
 ) -> Result<Mapped, Error> {
-    let MapPageRef { origin, id, .. } = match root.stretch(number).0 {
-        Stretch::Holes => return Ok(Mapped::Holes),
-        Stretch::Zeroed(birth) => return Ok(Mapped::Zeroed(birth)),
-        Stretch::Page(reference) => reference,
+    let place = match MapPlace::of(env, keys, geometry, root, number) {
+        Ok(place) => place,
+        Err(mapped) => return Ok(mapped),
     };
-    let owner = match origin {
-        0 => keys,
-        other => Keys::new(root.origins[usize::from(other) - 1]),
-    };
-    let cache_key = CacheKey { volume: owner.volume(), unit: Unit::Map(number, id) };
+    if let Some(view) = env.cache.held_map_view(&place.cache_key(Unit::Map)).await {
+        return Ok(Mapped::Page(LoadedMapPage { view, owner: place.owner }));
+    }
     let load = async {
-        let key = owner.map_page(number, id);
-        let decode = |body: &[u8]| MapPage::decode(owner.volume(), number, id, geometry, body);
-        match Box::pin(fetch_checked(env.store.as_ref(), &key, decode)).await {
-            Ok((page, _)) => Box::pin(load_overlays(env, owner, geometry, number, page)).await.map(Arc::new),
-            Err(error) => Err(error.referenced(key)),
-        }
+        let page = place.fetch().await?;
+        load_overlays(env, place.owner, geometry, number, page).await.map(Arc::new)
     };
-    let view = env.cache.map_view(cache_key, load).await?;
-    Ok(Mapped::Page(LoadedMapPage { view, owner }))
+    // Boxed, because every read contains this future, and few reads need it.
+    let view = Box::pin(env.cache.map_view(place.cache_key(Unit::Map), load)).await?;
+    Ok(Mapped::Page(LoadedMapPage { view, owner: place.owner }))
 }
 
 /// As [`map_page`], but the overlays are not needed: they may be missing from the result, although the map
@@ -197,28 +237,16 @@ pub(crate) async fn map_entries(
     root: &Root,
     number: u32,
 ) -> Result<Mapped, Error> {
-    let MapPageRef { origin, id, .. } = match root.stretch(number).0 {
-        Stretch::Holes => return Ok(Mapped::Holes),
-        Stretch::Zeroed(birth) => return Ok(Mapped::Zeroed(birth)),
-        Stretch::Page(reference) => reference,
+    let place = match MapPlace::of(env, keys, geometry, root, number) {
+        Ok(place) => place,
+        Err(mapped) => return Ok(mapped),
     };
-    let owner = match origin {
-        0 => keys,
-        other => Keys::new(root.origins[usize::from(other) - 1]),
-    };
-    let cache_key = |unit| CacheKey { volume: owner.volume(), unit };
-    if let Some(view) = env.cache.held_map_view(&cache_key(Unit::Map(number, id))).await {
+    let owner = place.owner;
+    if let Some(view) = env.cache.held_map_view(&place.cache_key(Unit::Map)).await {
         return Ok(Mapped::Page(LoadedMapPage { view, owner }));
     }
-    let load = async {
-        let key = owner.map_page(number, id);
-        let decode = |body: &[u8]| MapPage::decode(owner.volume(), number, id, geometry, body);
-        match Box::pin(fetch_checked(env.store.as_ref(), &key, decode)).await {
-            Ok((page, _)) => Ok(Arc::new(MapView { page, overlays: Vec::new() })),
-            Err(error) => Err(error.referenced(key)),
-        }
-    };
-    let view = env.cache.map_view(cache_key(Unit::Entries(number, id)), load).await?;
+    let load = async { Ok(Arc::new(MapView { page: place.fetch().await?, overlays: Vec::new() })) };
+    let view = env.cache.map_view(place.cache_key(Unit::Entries), load).await?;
     Ok(Mapped::Page(LoadedMapPage { view, owner }))
 }
 

@@ -7,7 +7,8 @@
 use std::ops::Range;
 
 use super::base::{self, BasePart, LoadedMapPage, Mapped};
-use super::{Loads, PIECES, at_pages, page_of};
+use super::reader::{at_pages, page_of};
+use super::{Loads, PIECES};
 use crate::volume::cache::clean::HeldPieces;
 use crate::volume::cache::fetch::Fetch;
 use crate::volume::error::Error;
@@ -160,7 +161,7 @@ impl Shared {
                     || self.env.cache.contains(&Fetch::change(self.keys.volume(), record, *change)),
             ),
             Piece::Chunk(chunk, at) => match *chunk.memory.lock() {
-                ChunkMemory::Gone => held.blocks(&self.chunk_fetch(chunk, *at, length)),
+                ChunkMemory::Gone => held.blocks(&self.reader().chunk_fetch(chunk, *at, length)),
                 _ => u16::MAX,
             },
         })

@@ -7,6 +7,7 @@
 
 pub mod layer;
 pub mod piece;
+pub mod segments;
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -14,14 +15,17 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use self::layer::{DirtyLayer, PIECE_WEIGHT};
+use self::layer::DirtyLayer;
 use self::piece::{Piece, RecordRef};
+use self::segments::{Committed, Segments};
 use crate::mutant::{self, Mutant};
 use crate::volume::format::geometry::{ChunkIndex, Geometry};
 use crate::volume::format::head::Checkpoint;
-use crate::volume::format::interval::{IntervalMap, gaps};
-use crate::volume::format::keys::{ObjectId, Slot};
+use crate::volume::format::interval::{IntervalMap, Value as _, gaps};
+use crate::volume::format::keys::ObjectId;
+use crate::volume::format::record::snapshot_change_bytes;
 use crate::volume::format::root::Root;
+use crate::volume::format::snapshot::Snapshot;
 
 /// Limit on the layers that are cut and wait for earlier records to be sent. Every read
 /// searches each of them.
@@ -57,6 +61,8 @@ pub struct InFlight {
     pub dirty_since: Instant,
     /// Number of flushes that wait for the commit.
     pub flushes: u32,
+    /// The snapshot that the commit ends with, if any.
+    pub snapshot: Option<Snapshot>,
 }
 
 /// How far a commit in flight has come.
@@ -83,54 +89,8 @@ pub struct Sent {
     pub chunks: Vec<(ChunkIndex, ObjectId)>,
     /// Chunk objects that were uploaded for the commit, but that nothing references.
     pub superseded: Vec<(ChunkIndex, ObjectId)>,
-}
-
-/// Durable changes that are not in a root yet.
-#[derive(Debug, Default)]
-pub struct Committed {
-    /// The changes. Where changes overlap, the newest wins.
-    pub pieces: IntervalMap<Piece>,
-    /// Total size of the records in bytes.
-    pub bytes: u64,
-    /// Total weight, which bounds the journal: the bytes of the records, and the memory
-    /// that their changes take.
-    pub weight: u64,
-    /// Slots of the records, in order.
-    pub slots: Vec<Slot>,
-    /// The last record, or `None` if there is none.
-    pub end: Option<Checkpoint>,
-    /// Chunk objects that the records reference, including those that a later change replaced.
-    pub chunks: Vec<(ChunkIndex, ObjectId)>,
-    /// Chunk objects that nothing references.
-    pub superseded: Vec<(ChunkIndex, ObjectId)>,
-    /// When the first of the commits was merged.
-    pub since: Option<Instant>,
-}
-
-impl Committed {
-    /// Whether there are no records, not even records without changes.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.end.is_none()
-    }
-
-    /// Adds a durable commit.
-    ///
-    /// # Panics
-    /// Panics if the commit is not newer than all before it.
-    pub fn merge(&mut self, sent: &Sent, now: Instant) {
-        assert!(self.end.is_none_or(|end| end.slot < sent.end.slot), "commits are taken in order");
-        for (range, piece) in sent.pieces.iter() {
-            self.pieces.insert(range, piece.clone());
-        }
-        self.bytes += sent.bytes;
-        self.weight += sent.bytes + sent.pieces.len() as u64 * PIECE_WEIGHT;
-        self.slots.push(sent.end.slot);
-        self.end = Some(sent.end);
-        self.chunks.extend_from_slice(&sent.chunks);
-        self.superseded.extend_from_slice(&sent.superseded);
-        self.since.get_or_insert(now);
-    }
+    /// The snapshot that the commit ends with, if any.
+    pub snapshot: Option<Snapshot>,
 }
 
 /// The layers' answer for a range: which pieces cover it, and which parts are left to the root.
@@ -168,7 +128,7 @@ pub struct State {
     /// Commits in flight, the oldest first.
     pub in_flight: VecDeque<InFlight>,
     /// Durable changes that no fold has taken yet.
-    pub committed: Committed,
+    pub committed: Segments,
     /// Durable changes that a fold is writing to a new root.
     pub folding: Option<Arc<Committed>>,
     /// The root of the last checkpoint.
@@ -199,9 +159,8 @@ impl State {
             }
         }
         let uncommitted = pieces.len();
-        left = overlay(&self.committed.pieces, left, &mut pieces);
-        if let Some(folding) = &self.folding {
-            left = overlay(&folding.pieces, left, &mut pieces);
+        for segment in self.unfolded().rev() {
+            left = overlay(&segment.pieces, left, &mut pieces);
         }
         Resolved { pieces, uncommitted, base: left, root: Arc::clone(&self.root) }
     }
@@ -214,10 +173,29 @@ impl State {
             Stage::Frozen(layer) => layer.reach(geometry, range.clone(), most),
             Stage::Sent(sent) => sent.pieces.reach(range.clone(), most),
         });
-        let folding = self.folding.iter().map(|folding| folding.pieces.reach(range.clone(), most));
-        let committed = self.committed.pieces.reach(range.clone(), most);
+        let unfolded = self.unfolded().map(|segment| segment.pieces.reach(range.clone(), most));
         let dirty = self.dirty.reach(geometry, range.clone(), most);
-        commits.chain(folding).fold(committed.min(dirty), u64::min)
+        commits.chain(unfolded).fold(dirty, u64::min)
+    }
+
+    /// The segments of durable changes that are not in the root, the oldest first.
+    pub fn unfolded(&self) -> impl DoubleEndedIterator<Item = &Committed> {
+        self.folding.as_deref().into_iter().chain(self.committed.oldest_first())
+    }
+
+    /// Whether a snapshot of this name is not in a root yet.
+    #[must_use]
+    pub fn has_snapshot(&self, name: &str) -> bool {
+        let in_flight = self.in_flight.iter().map(|commit| &commit.snapshot);
+        let mut all = in_flight.chain(self.unfolded().map(|segment| &segment.snapshot)).flatten();
+        all.any(|snapshot| snapshot.name == name)
+    }
+
+    /// Number of snapshots that are not in a root yet.
+    #[must_use]
+    pub fn waiting_snapshots(&self) -> usize {
+        let in_flight = self.in_flight.iter().filter(|commit| commit.snapshot.is_some()).count();
+        in_flight + self.unfolded().filter(|segment| segment.snapshot.is_some()).count()
     }
 
     /// Whether another layer may be cut if at most `records` records may be in flight.
@@ -226,9 +204,10 @@ impl State {
         self.in_flight.len() < records + WAITING_CUTS
     }
 
-    /// Turns the dirty layer into the next commit.
-    pub fn cut(&mut self, geometry: Geometry, now: Instant) {
-        let weight = self.dirty.weight(geometry);
+    /// Turns the dirty layer into the next commit, which ends with a snapshot if one is given.
+    pub fn cut(&mut self, geometry: Geometry, now: Instant, snapshot: Option<Snapshot>) {
+        let named = snapshot.as_ref().map_or(0, snapshot_change_bytes);
+        let weight = self.dirty.weight(geometry) + named;
         let layer = Arc::new(std::mem::take(&mut self.dirty));
         let permits = std::mem::take(&mut self.dirty_permits);
         self.in_flight.push_back(InFlight {
@@ -240,6 +219,7 @@ impl State {
             cut_at: now,
             dirty_since: self.dirty_since.unwrap_or(now),
             flushes: std::mem::take(&mut self.flushes),
+            snapshot,
         });
         self.next_n += 1;
         self.dirty_since = None;
@@ -257,7 +237,7 @@ impl State {
     /// Weight of the records in the journal that are not in a root yet.
     #[must_use]
     pub fn journal_weight(&self) -> u64 {
-        self.committed.weight + self.folding.as_ref().map_or(0, |folding| folding.weight)
+        self.unfolded().map(|segment| segment.weight).sum()
     }
 
     /// Limit on the weight of the records that the journal is still to receive.
@@ -272,26 +252,43 @@ impl State {
     /// Total bytes and number of the records in the journal that are not in a root yet.
     #[must_use]
     pub fn journal(&self) -> (u64, u64) {
-        let folding = self.folding.as_ref().map_or((0, 0), |f| (f.bytes, f.slots.len()));
-        let records = self.committed.slots.len() + folding.1;
-        (self.committed.bytes + folding.0, records as u64)
+        let add = |(bytes, records), segment: &Committed| {
+            (bytes + segment.bytes, records + segment.slots.len() as u64)
+        };
+        self.unfolded().fold((0, 0), add)
     }
 }
 
-/// Appends the pieces of `map` that cover ranges in `left` to `found`. Returns what is left.
+/// Appends the pieces of `map` that cover ranges in `left` to `found`. Returns what is left. `left` must be
+/// in order of offset, and so is the result.
 pub fn overlay(
     map: &IntervalMap<Piece>,
-    left: Vec<Range<u64>>,
+    mut left: Vec<Range<u64>>,
     found: &mut Vec<(Range<u64>, Piece)>,
 ) -> Vec<Range<u64>> {
     if map.is_empty() {
         return left;
     }
-    let mut rest = Vec::new();
-    for gap in left {
+    let mut cut = Vec::new();
+    left.retain(|gap| {
+        // One piece often covers all of a short range, and then one lookup finds it.
+        if let Some((range, piece)) = map.at(gap.start)
+            && range.end >= gap.end
+        {
+            found.push((gap.clone(), piece.advanced(gap.start - range.start)));
+            return false;
+        }
         let before = found.len();
         found.extend(map.overlaps(gap.clone()));
-        rest.extend(gaps(gap, found[before..].iter().map(|(part, _)| part.clone())));
+        let is_whole = found.len() == before;
+        if !is_whole {
+            cut.extend(gaps(gap.clone(), found[before..].iter().map(|(part, _)| part.clone())));
+        }
+        is_whole
+    });
+    if !cut.is_empty() {
+        left.append(&mut cut);
+        left.sort_unstable_by_key(|gap| gap.start);
     }
-    rest
+    left
 }

@@ -191,7 +191,7 @@ impl Shared {
     /// Whether the journal, together with the records still to come and a change that adds `growth` to it,
     /// would exceed twice its limit, so that folding must catch up first. Below the limit nothing folds, so
     /// waiting would not help.
-    fn journal_is_full(&self, state: &State, growth: u64) -> bool {
+    pub(super) fn journal_is_full(&self, state: &State, growth: u64) -> bool {
         let (bytes, (_, records)) = (state.journal_weight(), state.journal());
         let (most_bytes, most_records) = (self.options.journal_max_bytes, self.options.journal_max_records);
         // The dirty layer is a record to come, and the change may have to start another.
@@ -252,7 +252,7 @@ impl Shared {
             if !state.may_cut(self.options.commits_in_flight) {
                 return Err(Obstacle::Cuts);
             }
-            state.cut(self.geometry, now);
+            state.cut(self.geometry, now, None);
             self.gauge(&state);
             self.commit_wake.notify_one();
         }
@@ -274,7 +274,7 @@ impl Shared {
         if let Some((range, hole)) = zero {
             state.dirty.zero(self.geometry, range, hole);
             if mutant::is(Mutant::ChangeTorn) && state.in_flight.len() < self.options.commits_in_flight {
-                state.cut(self.geometry, now);
+                state.cut(self.geometry, now, None);
             }
         }
         let filled = state.dirty.write(self.geometry, write);

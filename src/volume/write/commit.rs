@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::change::Permits;
@@ -26,6 +27,7 @@ use crate::volume::format::head::Checkpoint;
 use crate::volume::format::interval::IntervalMap;
 use crate::volume::format::keys::Slot;
 use crate::volume::format::record::{Change, RecordKind, RecordWriter};
+use crate::volume::format::snapshot::Snapshot;
 use crate::volume::shared::Shared;
 use crate::volume::state::layer::DirtyLayer;
 use crate::volume::state::piece::{ChunkRef, Piece, RecordRef, insert_data};
@@ -42,9 +44,18 @@ const GATHER_PART: u32 = 8;
 #[derive(Debug)]
 pub(crate) struct Committer {
     shared: Arc<Shared>,
+    sender: Arc<Sender>,
     /// Checksum of the last record made.
     previous: Checksum,
     last_cut: Option<Instant>,
+}
+
+/// Sends records and settles their commits: what the committer shares with the tasks that send.
+#[derive(Debug)]
+struct Sender {
+    shared: Arc<Shared>,
+    /// Moving average of the duration of a record's PUT.
+    put_latency: Mutex<Duration>,
 }
 
 /// What the committer does next.
@@ -56,7 +67,9 @@ enum Next {
 
 impl Committer {
     pub(crate) fn new(shared: Arc<Shared>, previous: Checksum) -> Self {
-        Self { shared, previous, last_cut: None }
+        let put_latency = Mutex::new(Duration::ZERO);
+        let sender = Arc::new(Sender { shared: Arc::clone(&shared), put_latency });
+        Self { shared, sender, previous, last_cut: None }
     }
 
     /// Runs until the volume stops.
@@ -67,7 +80,7 @@ impl Committer {
                 let mut state = self.shared.state.lock();
                 let next = self.next(&state, now);
                 if matches!(next, Next::Cut) {
-                    state.cut(self.shared.geometry, now);
+                    state.cut(self.shared.geometry, now, None);
                     self.shared.gauge(&state);
                 }
                 next
@@ -98,7 +111,7 @@ impl Committer {
             return Next::Wait(None);
         }
         if state.flushes > 0 || self.shared.record_is_full(state) || self.writes_starve(state) {
-            let gather = *self.shared.put_latency.lock() / GATHER_PART;
+            let gather = *self.sender.put_latency.lock() / GATHER_PART;
             return match self.last_cut.map(|last| last + gather) {
                 Some(earliest) if !state.in_flight.is_empty() && now < earliest => Next::Wait(Some(earliest)),
                 _ => Next::Cut,
@@ -134,13 +147,13 @@ impl Committer {
                     return;
                 }
                 state.in_flight.iter().find_map(|commit| match &commit.stage {
-                    Stage::Frozen(layer) => Some((commit.n, Arc::clone(layer))),
+                    Stage::Frozen(layer) => Some((commit.n, Arc::clone(layer), commit.snapshot.clone())),
                     Stage::Sent(_) => None,
                 })
             };
-            let Some((n, layer)) = frozen else { return };
+            let Some((n, layer, snapshot)) = frozen else { return };
             let slot = Slot { epoch: self.shared.epoch, n };
-            let (sent, body) = make_record(&self.shared, slot, self.previous, &layer);
+            let (sent, body) = make_record(&self.shared, slot, self.previous, &layer, snapshot.as_ref());
             self.previous = sent.end.checksum;
             let sent = Arc::new(sent);
             {
@@ -153,15 +166,22 @@ impl Committer {
             // exist.
             let chunks = layer.chunks().chain(layer.superseded()).map(Arc::clone).collect();
             let recut = mutant::is(Mutant::SlotRecut)
-                .then(|| make_record(&self.shared, slot, sent.end.checksum, &layer).1);
-            let shared = Arc::clone(&self.shared);
-            self.shared.tasks.spawn_until_cancelled(shared.send(slot, chunks, body, recut));
+                .then(|| make_record(&self.shared, slot, sent.end.checksum, &layer, snapshot.as_ref()).1);
+            let sender = Arc::clone(&self.sender);
+            self.shared.tasks.spawn_until_cancelled(sender.send(slot, chunks, body, recut));
         }
     }
 }
 
-/// Makes the record of a frozen layer: zeros first, then chunks, then data, from the bottom up.
-fn make_record(shared: &Shared, slot: Slot, previous: Checksum, layer: &DirtyLayer) -> (Sent, Bytes) {
+/// Makes the record of a frozen layer: zeros first, then chunks, then data, from the bottom up. The snapshot
+/// is last, because it contains all of them.
+fn make_record(
+    shared: &Shared,
+    slot: Slot,
+    previous: Checksum,
+    layer: &DirtyLayer,
+    snapshot: Option<&Snapshot>,
+) -> (Sent, Bytes) {
     let (volume, nonce) = (shared.keys.volume(), shared.env.entropy.next_u64());
     let pages = shared.geometry.pages_per_chunk();
     let mut writer = RecordWriter::new(volume, RecordKind::Commit, slot, slot.epoch, nonce, previous, pages);
@@ -194,8 +214,11 @@ fn make_record(shared: &Shared, slot: Slot, previous: Checksum, layer: &DirtyLay
     if !run.is_empty() {
         add_run(&mut writer, run);
     }
-    let memory = std::mem::take(&mut *shared.record_memory.lock());
-    let (record, body, checksum) = writer.finish_within(memory);
+    if let Some(snapshot) = snapshot {
+        writer.change(Change::Snapshot(snapshot.clone()));
+    }
+    let (record, body, checksum) = writer.finish_within(|bytes| shared.buffers.take(bytes));
+    let body = shared.buffers.lend(body);
     let reference = Arc::new(RecordRef::new(&record, Some(body.clone())));
     insert_data(&reference, &record.changes, &mut pieces);
     let record = (record.data_bytes > 0).then_some(reference);
@@ -209,6 +232,7 @@ fn make_record(shared: &Shared, slot: Slot, previous: Checksum, layer: &DirtyLay
         end: Checkpoint { slot, checksum },
         chunks,
         superseded,
+        snapshot: snapshot.cloned(),
     };
     (sent, body)
 }
@@ -222,7 +246,7 @@ fn add_run(writer: &mut RecordWriter, mut run: Vec<(Range<u64>, Bytes)>) {
     writer.data(start, bytes);
 }
 
-impl Shared {
+impl Sender {
     /// Sends a record until its outcome is known, then settles it.
     async fn send(
         self: Arc<Self>,
@@ -231,33 +255,34 @@ impl Shared {
         mut body: Bytes,
         recut: Option<Bytes>,
     ) {
+        let shared = &self.shared;
         for chunk in chunks {
             if !mutant::is(Mutant::RecordBeforeChunks) {
                 chunk.uploaded.wait(|uploaded| uploaded.then_some(())).await;
             }
         }
         let begun = Instant::now();
-        let key = self.keys.record(slot);
+        let key = shared.keys.record(slot);
         if let Some(recut) = recut {
-            let first = create_exact(self.env.store.journal.as_ref(), &key, &body);
+            let first = create_exact(shared.env.store.journal.as_ref(), &key, &body);
             if tokio::time::timeout(Duration::from_millis(500), first).await.is_err() {
                 body = recut;
             }
         }
         loop {
-            match create_exact(self.env.store.journal.as_ref(), &key, &body).await {
+            match create_exact(shared.env.store.journal.as_ref(), &key, &body).await {
                 Ok(Placed::Other(_) | Placed::Larger(_)) if mutant::is(Mutant::TakenSlotIgnored) => break,
                 Ok(Placed::Ours) => {
-                    self.metrics.put_bytes.of(ObjectKind::Journal).inc_by(body.len() as u64);
+                    shared.metrics.put_bytes.of(ObjectKind::Journal).inc_by(body.len() as u64);
                     break;
                 }
                 Ok(Placed::Other(found)) => {
-                    let what = crate::volume::format::fence::describe(self.keys.volume(), slot, &found);
-                    return self
+                    let what = crate::volume::format::fence::describe(shared.keys.volume(), slot, &found);
+                    return shared
                         .fence(format!("another gateway took the volume over: {what} stands at {key}"));
                 }
                 Ok(Placed::Larger(bytes)) => {
-                    return self.fence(format!("another's record of {bytes} bytes stands at {key}"));
+                    return shared.fence(format!("another's record of {bytes} bytes stands at {key}"));
                 }
                 Err(error) => {
                     tracing::error!(%key, "commit record not durable yet, sending it again: {error}");
@@ -280,11 +305,12 @@ impl Shared {
     /// Marks a commit durable. Merges it and the durable commits after it into the committed state, up to the
     /// first gap.
     async fn settle(&self, n: u64) {
+        let shared = &self.shared;
         let mut settled: Vec<InFlight> = Vec::new();
         let now = Instant::now();
         let fold;
         {
-            let mut state = self.state.lock();
+            let mut state = shared.state.lock();
             if matches!(state.status, Status::Stopped(_)) {
                 return;
             }
@@ -296,55 +322,50 @@ impl Shared {
                 state.committed.merge(sent, now);
                 settled.push(commit);
             }
-            fold = self.wants_fold(&state);
-            self.gauge(&state);
+            fold = shared.wants_fold(&state);
+            shared.gauge(&state);
         }
         if mutant::is(Mutant::AnsweredOutOfOrder) {
-            self.progress.update(|progress| progress.durable_n = progress.durable_n.max(n));
+            shared.progress.update(|progress| progress.durable_n = progress.durable_n.max(n));
         }
         let Some(last) = settled.last() else { return };
         let durable_n = last.n;
-        self.progress.update(|progress| progress.durable_n = progress.durable_n.max(durable_n));
-        self.commit_wake.notify_one();
+        shared.progress.update(|progress| progress.durable_n = progress.durable_n.max(durable_n));
+        shared.commit_wake.notify_one();
         if fold {
-            self.fold_wake.notify_one();
+            shared.fold_wake.notify_one();
         }
         // The permits are returned however this ends: a task may be cancelled at any await.
-        let held = |commit: InFlight| (Permits { shared: self, permits: commit.permits }, commit);
+        let held = |commit: InFlight| (Permits { shared, permits: commit.permits }, commit);
         for (_permits, commit) in settled.into_iter().map(held).collect::<Vec<_>>() {
             if let Stage::Sent(sent) = &commit.stage {
-                self.metrics.commits.inc();
-                self.metrics.commit_bytes.inc_by(sent.bytes);
-                self.metrics.commit_duration.observe((now - commit.cut_at).as_secs_f64());
-                self.metrics.commit_group.observe(f64::from(commit.flushes));
+                shared.metrics.commits.inc();
+                shared.metrics.commit_bytes.inc_by(sent.bytes);
+                shared.metrics.commit_duration.observe((now - commit.cut_at).as_secs_f64());
+                shared.metrics.commit_group.observe(f64::from(commit.flushes));
                 self.leave_memory(sent).await;
             }
         }
+        shared.rest_buffers();
     }
 
     /// Moves the data of a durable record from its body into the page cache.
     async fn leave_memory(&self, sent: &Sent) {
+        let shared = &self.shared;
         let Some(record) = &sent.record else { return };
         let body = record.body.lock().clone().expect("only this drops it");
         for (number, run) in (0..).zip(record.runs()) {
             let start = usize::try_from(run.at).expect("within the record");
             let bytes = Bytes::copy_from_slice(&body[start..start + run.length as usize]);
-            let key = CacheKey { volume: self.keys.volume(), unit: Unit::Run(record.slot, number) };
-            self.env.cache.insert(key, Held::whole(bytes)).await;
+            let key = CacheKey { volume: shared.keys.volume(), unit: Unit::Run(record.slot, number) };
+            shared.env.cache.insert(key, Held::whole(bytes)).await;
         }
-        self.env.cache.settle().await;
-        drop(body);
-        let body = record.body.lock().take();
-        self.reclaim(body.expect("only this drops it"));
+        shared.env.cache.settle().await;
+        *record.body.lock() = None;
     }
+}
 
-    /// Keeps the buffer of a record for the next one while there is more to commit.
-    fn reclaim(&self, body: Bytes) {
-        let is_busy = !self.state.lock().dirty.is_empty();
-        let memory = if is_busy && body.is_unique() { Vec::from(body) } else { Vec::new() };
-        *self.record_memory.lock() = memory;
-    }
-
+impl Shared {
     /// Returns when every change applied before the call is durable.
     pub(crate) async fn flush(&self) -> Result<(), Error> {
         let target = {

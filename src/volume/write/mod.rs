@@ -6,4 +6,5 @@
 
 pub(super) mod change;
 pub(super) mod commit;
+mod snapshot;
 mod upload;

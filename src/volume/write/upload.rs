@@ -11,7 +11,7 @@ use bytes::Bytes;
 use crate::metrics::labels::ObjectKind;
 use crate::store::Condition;
 use crate::volume::cache::held::Held;
-use crate::volume::format::chunk::ChunkWriter;
+use crate::volume::format::chunk::{ChunkWriter, object_bytes};
 use crate::volume::format::frame::FRAME_LEN;
 use crate::volume::format::geometry::{BLOCK_LEN, PAGE_BYTES};
 use crate::volume::shared::Shared;
@@ -51,7 +51,7 @@ impl Shared {
             }
             self.metrics.put_bytes.of(ObjectKind::Chunk).inc_by(object.len() as u64);
             for page in chunk.stored.iter() {
-                let fetch = self.chunk_fetch(chunk, u64::from(page) * PAGE_BYTES, PAGE_BYTES);
+                let fetch = self.reader().chunk_fetch(chunk, u64::from(page) * PAGE_BYTES, PAGE_BYTES);
                 let (start, length) = (usize::try_from(fetch.at), usize::try_from(fetch.stored_bytes()));
                 let start = start.expect("within the object");
                 let frames = &object[start..start + length.expect("a page")];
@@ -68,16 +68,13 @@ impl Shared {
         let ChunkMemory::Blocks(blocks) = chunk.memory.lock().clone() else {
             unreachable!("only the upload takes the blocks");
         };
-        let mut writer = ChunkWriter::new(
-            self.keys.volume(),
-            chunk.index,
-            chunk.id,
-            chunk.pages_per_chunk,
-            chunk.stored.len(),
-        );
+        let bytes = object_bytes(chunk.pages_per_chunk, chunk.stored.len());
+        let memory = self.buffers.take(usize::try_from(bytes).expect("at most 33 MiB"));
+        let (volume, pages) = (self.keys.volume(), chunk.pages_per_chunk);
+        let mut writer = ChunkWriter::within(volume, chunk.index, chunk.id, pages, memory);
         for page in chunk.stored.iter() {
             writer.page_of(page, blocks_of_page(&blocks, page).iter().map(|block| &block[..]));
         }
-        writer.finish()
+        self.buffers.lend(writer.finish())
     }
 }

@@ -1,0 +1,135 @@
+//! `cairn snapshot`: takes, lists and deletes snapshots.
+//!
+//! Owns the choice between the store and a gateway, and must not know how a snapshot is stored. Invariant:
+//! in the store, a volume is changed only while no gateway holds it, and never taken over.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::api_client::Gateway;
+use super::args::{SnapshotAction, SnapshotName};
+use super::environment::{environment, for_reading};
+use super::error::Error;
+use super::printed::{print, print_json, table};
+use super::process;
+use super::settings::Options;
+use super::volume::Place;
+use crate::admin::SnapshotView;
+use crate::metrics::Metrics;
+use crate::store::Setup;
+use crate::volume::{self, OpenError, SnapshotError, Volume, catalog, snapshot};
+
+/// How long the store may take, if nothing is configured.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Executes a command.
+pub(super) async fn run(action: SnapshotAction, options: Options, place: Place) -> Result<(), Error> {
+    match place {
+        Place::Store => in_store(action, options).await,
+        Place::Gateway(gateway) => by_gateway(action, &gateway).await,
+    }
+}
+
+async fn by_gateway(action: SnapshotAction, gateway: &Gateway) -> Result<(), Error> {
+    match action {
+        SnapshotAction::Create(args) => {
+            let taken = gateway.take_snapshot(&args.of.volume, &args.of.name).await?;
+            print_taken(&args.of, &taken, args.json)
+        }
+        SnapshotAction::List(args) => print_all(&gateway.snapshots(&args.volume).await?, args.json),
+        SnapshotAction::Delete(args) => {
+            gateway.delete_snapshot(&args.of.volume, &args.of.name).await?;
+            print(&format!("deleted {}\n", args.of))
+        }
+    }
+}
+
+async fn in_store(action: SnapshotAction, options: Options) -> Result<(), Error> {
+    match action {
+        SnapshotAction::Create(args) => {
+            let volume = open(options, &args.of.volume).await?;
+            let taken = volume.snapshot(&args.of.name).await;
+            let closed = close(&volume, &args.of.volume).await;
+            let taken = taken.map_err(|source| failed(&args.of, source))?;
+            print_taken(&args.of, &taken.into(), args.json)?;
+            closed
+        }
+        SnapshotAction::List(args) => {
+            let env = for_reading(options, &Metrics::new()).await?;
+            let of = |source| Error::Volume { name: args.volume.clone(), source };
+            let id = catalog::resolve(&env, &args.volume).await.map_err(of)?;
+            let listed = snapshot::list(&env, id).await.map_err(of)?;
+            print_all(&listed.into_iter().map(SnapshotView::from).collect::<Vec<_>>(), args.json)
+        }
+        SnapshotAction::Delete(args) => {
+            let volume = open(options, &args.of.volume).await?;
+            let deleted = volume.delete_snapshot(&args.of.name).await;
+            let closed = close(&volume, &args.of.volume).await;
+            deleted.map_err(|source| failed(&args.of, source))?;
+            print(&format!("deleted {}\n", args.of))?;
+            closed
+        }
+    }
+}
+
+/// Makes a volume what it was at a snapshot.
+pub(super) async fn restore(of: SnapshotName, options: Options) -> Result<(), Error> {
+    let volume = open(options, &of.volume).await?;
+    if let Err(error) = volume.restore(&of.name).await {
+        if matches!(error, SnapshotError::NoSuchSnapshot(_)) {
+            close(&volume, &of.volume).await?;
+        }
+        return Err(failed(&of, error));
+    }
+    print(&format!("restored {of}\n"))
+}
+
+/// Opens a volume that no gateway holds.
+async fn open(options: Options, name: &str) -> Result<Arc<Volume>, Error> {
+    let mut options = options.impatient();
+    options.store.setup = Setup::Existing;
+    options.store.s3.create_bucket = false;
+    let (env, _) = environment(&options, &Metrics::new()).await?;
+    let of_volume = volume::Options {
+        // The configured name is that of a gateway. Under this name we would take its volume from it.
+        holder_name: process::name(),
+        holder_is_stable: false,
+        store_deadline: options.volume.store_deadline.or(Some(PATIENCE)),
+        ..options.volume
+    };
+    let failed = |source| match source {
+        OpenError::Held { holder } => Error::HeldElsewhere { name: name.to_owned(), holder },
+        source => Error::Volume { name: name.to_owned(), source },
+    };
+    let id = catalog::resolve(&env, name).await.map_err(failed)?;
+    Volume::open(&env, of_volume, id, false).await.map_err(failed)
+}
+
+/// Closes a volume, so that a gateway can open it at once.
+async fn close(volume: &Volume, name: &str) -> Result<(), Error> {
+    match volume.close().await {
+        Ok(()) => Ok(()),
+        Err(error) => {
+            tracing::error!(volume = name, "the volume was not closed cleanly: {error}");
+            volume.abandon().await;
+            Err(Error::Close(vec![name.to_owned()]))
+        }
+    }
+}
+
+fn failed(of: &SnapshotName, source: SnapshotError) -> Error {
+    Error::Snapshot { of: of.to_string(), source }
+}
+
+fn print_taken(of: &SnapshotName, taken: &SnapshotView, json: bool) -> Result<(), Error> {
+    if json { print_json(taken) } else { print(&format!("created {of}\n")) }
+}
+
+fn print_all(snapshots: &[SnapshotView], json: bool) -> Result<(), Error> {
+    if json {
+        return print_json(&snapshots);
+    }
+    let head = ["NAME", "TAKEN"].map(str::to_owned);
+    let rows = snapshots.iter().map(|snapshot| [snapshot.name.clone(), snapshot.taken_at.clone()]);
+    print(&table(&std::iter::once(head).chain(rows).collect::<Vec<_>>()))
+}

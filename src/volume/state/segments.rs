@@ -1,0 +1,158 @@
+//! The durable changes that no fold has taken yet, cut into segments where snapshots were taken.
+//!
+//! A checkpoint ends with a segment, so a snapshot gets a root of its own. Must not know how records are made
+//! or folded. Invariants: every segment but the last ends with a snapshot, and the last has none. Commits are
+//! merged in the order of their slots.
+
+use std::collections::VecDeque;
+
+use tokio::time::Instant;
+
+use super::Sent;
+use super::layer::PIECE_WEIGHT;
+use super::piece::Piece;
+use crate::mutant::{self, Mutant};
+use crate::volume::format::geometry::ChunkIndex;
+use crate::volume::format::head::Checkpoint;
+use crate::volume::format::interval::IntervalMap;
+use crate::volume::format::keys::{ObjectId, Slot};
+use crate::volume::format::snapshot::Snapshot;
+
+/// A segment: durable changes that one checkpoint takes as a whole.
+#[derive(Debug, Default)]
+pub struct Committed {
+    /// The changes. Where changes overlap, the newest wins.
+    pub pieces: IntervalMap<Piece>,
+    /// Total size of the records in bytes.
+    pub bytes: u64,
+    /// Total weight, which bounds the journal: the bytes of the records, and the memory
+    /// that their changes take.
+    pub weight: u64,
+    /// Slots of the records, in order.
+    pub slots: Vec<Slot>,
+    /// The last record, or `None` if there is none.
+    pub end: Option<Checkpoint>,
+    /// Chunk objects that the records reference, including those that a later change replaced.
+    pub chunks: Vec<(ChunkIndex, ObjectId)>,
+    /// Chunk objects that nothing references.
+    pub superseded: Vec<(ChunkIndex, ObjectId)>,
+    /// When the first of the commits was merged.
+    pub since: Option<Instant>,
+    /// The snapshot that the last of the commits ends with. No commit is merged after it.
+    pub snapshot: Option<Snapshot>,
+}
+
+impl Committed {
+    /// Whether there are no records, not even records without changes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.end.is_none()
+    }
+
+    /// Adds a durable commit.
+    ///
+    /// # Panics
+    /// Panics if the commit is not newer than all before it, or if the segment already ends with a snapshot.
+    fn merge(&mut self, sent: &Sent, now: Instant) {
+        let is_open = self.snapshot.is_none() || mutant::is(Mutant::SegmentReopened);
+        assert!(is_open, "a segment ends with its snapshot");
+        assert!(self.end.is_none_or(|end| end.slot < sent.end.slot), "commits are taken in order");
+        for (range, piece) in sent.pieces.iter() {
+            self.pieces.insert(range, piece.clone());
+        }
+        self.bytes += sent.bytes;
+        self.weight += sent.bytes + sent.pieces.len() as u64 * PIECE_WEIGHT;
+        self.slots.push(sent.end.slot);
+        self.end = Some(sent.end);
+        self.chunks.extend_from_slice(&sent.chunks);
+        self.superseded.extend_from_slice(&sent.superseded);
+        self.since.get_or_insert(now);
+        if sent.snapshot.is_some() {
+            self.snapshot.clone_from(&sent.snapshot);
+        }
+    }
+}
+
+/// All durable changes that no fold has taken yet.
+#[derive(Debug, Default)]
+pub struct Segments {
+    /// Segments that end with a snapshot, the oldest first.
+    closed: VecDeque<Committed>,
+    /// The newest segment, to which commits are added.
+    open: Committed,
+}
+
+impl Segments {
+    /// Adds a durable commit.
+    ///
+    /// # Panics
+    /// Panics if the commit is not newer than all before it.
+    pub fn merge(&mut self, sent: &Sent, now: Instant) {
+        let is_early = mutant::is(Mutant::SnapshotBeforeCommit) && sent.snapshot.is_some();
+        if is_early {
+            self.open.snapshot.clone_from(&sent.snapshot);
+            self.close();
+        }
+        let segment = match self.closed.back_mut() {
+            Some(last) if mutant::is(Mutant::SegmentReopened) => last,
+            _ => &mut self.open,
+        };
+        segment.merge(sent, now);
+        if is_early {
+            self.open.snapshot = None;
+        }
+        if self.open.snapshot.is_some() {
+            self.close();
+        }
+    }
+
+    fn close(&mut self) {
+        self.closed.push_back(std::mem::take(&mut self.open));
+    }
+
+    /// Removes and returns the oldest segment, which may be empty.
+    pub fn take_oldest(&mut self) -> Committed {
+        self.closed.pop_front().unwrap_or_else(|| std::mem::take(&mut self.open))
+    }
+
+    /// The segments, the oldest first.
+    pub fn oldest_first(&self) -> impl DoubleEndedIterator<Item = &Committed> {
+        self.closed.iter().chain([&self.open])
+    }
+
+    /// Whether there are no records, not even records without changes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.closed.is_empty() && self.open.is_empty()
+    }
+
+    /// The number of segments that end with a snapshot.
+    #[must_use]
+    pub fn closed(&self) -> usize {
+        self.closed.len()
+    }
+
+    /// Total size of the records in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.oldest_first().map(|segment| segment.bytes).sum()
+    }
+
+    /// Total weight, which bounds the journal.
+    #[must_use]
+    pub fn weight(&self) -> u64 {
+        self.oldest_first().map(|segment| segment.weight).sum()
+    }
+
+    /// Number of records.
+    #[must_use]
+    pub fn records(&self) -> u64 {
+        self.oldest_first().map(|segment| segment.slots.len() as u64).sum()
+    }
+
+    /// When the first of the commits was merged.
+    #[must_use]
+    pub fn since(&self) -> Option<Instant> {
+        self.oldest_first().find_map(|segment| segment.since)
+    }
+}

@@ -1,0 +1,66 @@
+//! Taking a snapshot: the commit that ends with it.
+//!
+//! Owns the instant of a snapshot. It does not know roots: the fold that ends with this commit makes one.
+//! Invariants: the snapshot contains every change that was applied before its instant, and none after.
+//! Clients do not wait for it.
+
+use tokio::time::Instant;
+
+use crate::volume::error::Error;
+use crate::volume::format::record::{EMPTY_RECORD_BYTES, snapshot_change_bytes};
+use crate::volume::format::snapshot::Snapshot;
+use crate::volume::shared::Shared;
+use crate::volume::state::{State, Status};
+
+/// Limit on the snapshots that wait for their roots. Every read searches the changes between them.
+const WAITING_SNAPSHOTS: usize = 16;
+
+/// What a snapshot needs before it can be taken.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Room {
+    /// Nothing: it can be taken now.
+    Free,
+    /// Earlier commits must be sent or folded first.
+    Full,
+    /// The volume accepts no changes any more.
+    Closed,
+}
+
+impl Shared {
+    /// Takes a snapshot: cuts a commit that ends with it. Returns the number of the commit's slot. The
+    /// snapshot exists once that commit is durable. The caller ensures that no other snapshot has its name.
+    pub(crate) async fn snapshot(&self, snapshot: Snapshot) -> Result<u64, Error> {
+        loop {
+            let room = {
+                let mut state = self.state.lock();
+                let room = self.room_for(&state, &snapshot);
+                if room == Room::Free {
+                    let n = state.next_n;
+                    state.cut(self.geometry, Instant::now(), Some(snapshot));
+                    self.gauge(&state);
+                    self.commit_wake.notify_one();
+                    return Ok(n);
+                }
+                room
+            };
+            if room == Room::Closed {
+                self.check_serving()?;
+                return Err(Error::Stopped("the volume is being closed".to_owned()));
+            }
+            self.fold_wake.notify_one();
+            self.wait(|_| self.room_for(&self.state.lock(), &snapshot) != Room::Full).await?;
+        }
+    }
+
+    fn room_for(&self, state: &State, snapshot: &Snapshot) -> Room {
+        if state.status != Status::Serving {
+            return Room::Closed;
+        }
+        let begins_record = if state.dirty.is_empty() { EMPTY_RECORD_BYTES } else { 0 };
+        let growth = begins_record + snapshot_change_bytes(snapshot);
+        let is_full = state.waiting_snapshots() >= WAITING_SNAPSHOTS
+            || !state.may_cut(self.options.commits_in_flight)
+            || self.journal_is_full(state, growth);
+        if is_full { Room::Full } else { Room::Free }
+    }
+}

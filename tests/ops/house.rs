@@ -1,0 +1,138 @@
+//! A gateway over a store in memory, for the tests of the admin server. It serves no clients.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use cairn::gateway::{Failure, Gateway, IfHeld, Known, OpenVolume, Stage};
+use cairn::metrics::Metrics;
+use cairn::server::Connection;
+use cairn::store::MemoryStore;
+use cairn::volume::catalog::{self, Info, Listed, Unnamed};
+use cairn::volume::format::snapshot::Snapshot;
+use cairn::volume::{DirtyBudget, Entropy, Environment, Options as VolumeOptions, PageCache, Volume};
+use parking_lot::Mutex;
+use uuid::Uuid;
+
+pub(super) const MIB: u64 = 1 << 20;
+
+/// The name of snapshots that clients of the gateway read.
+pub(super) const READ: &str = "read";
+
+/// A gateway over a store in memory.
+pub(super) struct House {
+    pub(super) env: Environment,
+    pub(super) options: VolumeOptions,
+    pub(super) open: Mutex<Vec<OpenVolume>>,
+    pub(super) obstacles: Mutex<Vec<String>>,
+    pub(super) drained: Mutex<bool>,
+    pub(super) known: Mutex<Option<Known>>,
+}
+
+impl House {
+    pub(super) fn new() -> Arc<Self> {
+        let env = Environment {
+            store: cairn::store::Classes::one(Arc::new(MemoryStore::new())),
+            cache: PageCache::new(16 * MIB, MIB),
+            budget: DirtyBudget::new(16 * MIB),
+            entropy: Entropy::seeded(1),
+            wall_clock: Arc::new(|| 1_800_000_000),
+        };
+        let options = VolumeOptions {
+            holder_name: "here".to_owned(),
+            head_interval: Duration::from_millis(10),
+            ..VolumeOptions::default()
+        };
+        let (open, obstacles, drained, known) =
+            (Mutex::default(), Mutex::default(), Mutex::default(), Mutex::default());
+        Arc::new(Self { env, options, open, obstacles, drained, known })
+    }
+
+    /// Makes a volume and opens it.
+    pub(super) async fn opened(self: &Arc<Self>, metrics: &Metrics, name: &str) -> Arc<Volume> {
+        let info = catalog::create(&self.env, &self.options, name, 64 * MIB, 4 * MIB).await.unwrap();
+        let metrics = metrics.volume(name);
+        let options = VolumeOptions { metrics: Some(metrics.clone()), ..self.options.clone() };
+        let volume = Volume::open(&self.env, options, info.volume, false).await.unwrap();
+        let open = OpenVolume { name: name.to_owned(), volume: Arc::clone(&volume), metrics, clients: 1 };
+        self.open.lock().push(open);
+        volume
+    }
+}
+
+#[async_trait]
+impl Gateway for House {
+    async fn obstacles(&self) -> Vec<String> {
+        self.obstacles.lock().clone()
+    }
+
+    async fn volumes(&self) -> Result<Vec<Listed>, Failure> {
+        Ok(catalog::volumes(&self.env).await?)
+    }
+
+    async fn unnamed(&self) -> Result<Vec<Unnamed>, Failure> {
+        Ok(catalog::unnamed(&self.env).await?)
+    }
+
+    async fn volume(&self, name: &str) -> Result<Info, Failure> {
+        Ok(catalog::info(&self.env, name).await?)
+    }
+
+    async fn create(&self, name: &str, size: u64, chunk: Option<u64>) -> Result<Info, Failure> {
+        Ok(catalog::create(&self.env, &self.options, name, size, chunk.unwrap_or(4 * MIB)).await?)
+    }
+
+    async fn delete(&self, name: &str, if_held: IfHeld) -> Result<(), Failure> {
+        Ok(catalog::delete(&self.env, &self.options, name, if_held == IfHeld::TakeOver).await?)
+    }
+
+    async fn delete_by_id(&self, volume: Uuid, if_held: IfHeld) -> Result<(), Failure> {
+        Ok(catalog::delete_by_id(&self.env, &self.options, volume, if_held == IfHeld::TakeOver).await?)
+    }
+
+    async fn snapshots(&self, volume: &str) -> Result<Vec<Snapshot>, Failure> {
+        let volume = catalog::resolve(&self.env, volume).await?;
+        Ok(cairn::volume::snapshot::list(&self.env, volume).await?)
+    }
+
+    async fn take_snapshot(&self, volume: &str, snapshot: &str) -> Result<Snapshot, Failure> {
+        catalog::resolve(&self.env, volume).await?;
+        let open = self.open_volumes().into_iter().find(|open| open.name == volume);
+        let open = open.ok_or_else(|| Failure::NotServing("the house is full".to_owned()))?;
+        Ok(open.volume.snapshot(snapshot).await?)
+    }
+
+    async fn delete_snapshot(&self, volume: &str, snapshot: &str) -> Result<(), Failure> {
+        catalog::resolve(&self.env, volume).await?;
+        if snapshot == READ {
+            return Err(Failure::InUse(format!("2 connections read {volume}@{snapshot}")));
+        }
+        let open = self.open_volumes().into_iter().find(|open| open.name == volume);
+        let open = open.ok_or_else(|| Failure::NotServing("the house is full".to_owned()))?;
+        Ok(open.volume.delete_snapshot(snapshot).await?)
+    }
+
+    fn stage(&self) -> Stage {
+        Stage::Serving
+    }
+
+    fn known(&self) -> Option<Known> {
+        self.known.lock().clone()
+    }
+
+    fn connect(&self) -> Vec<String> {
+        vec!["nbd://127.0.0.1:10809/{name}".to_owned()]
+    }
+
+    fn open_volumes(&self) -> Vec<OpenVolume> {
+        self.open.lock().clone()
+    }
+
+    fn connections(&self) -> Vec<Connection> {
+        vec![Connection { id: 7, peer: "127.0.0.1:4711".to_owned(), export: Some("disk".to_owned()) }]
+    }
+
+    fn drain(&self) {
+        *self.drained.lock() = true;
+    }
+}
