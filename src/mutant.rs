@@ -5,7 +5,8 @@
 //! whole program. In every other build [`is`] is the constant `false`, and the compiler removes the code that
 //! depends on it.
 //!
-//! Invariant: a mutant changes what Cairn does at one place, and no code that checks results knows about
+//! Invariants: a mutant is a condition where a rule is kept, and what it adds to that place is one statement
+//! or a different value. Nothing else in the code exists for its sake. No code that checks results knows about
 //! mutants. tests/README.md lists what each mutant breaks and how soon the tests find it.
 
 /// Declares the mutants together with the names that select them.
@@ -45,11 +46,11 @@ mutants! {
     ClosedUncommitted = "closed-uncommitted",
     /// A slot that holds another gateway's record is treated as if it held ours.
     TakenSlotIgnored = "taken-slot-ignored",
-    /// A record whose PUT was not answered is built again, with other content, for the same slot.
+    /// A record whose PUT was not answered is built again, without its content, for the same slot.
     SlotRecut = "slot-recut",
     /// A record is sent before the chunk objects that it references are durable.
     RecordBeforeChunks = "record-before-chunks",
-    /// A record lists the chunks before the zeros that belong below them.
+    /// A record lists the zeros that belong below the chunks once more, after them.
     ZerosAfterChunks = "zeros-after-chunks",
     /// A read searches the commits in flight from the oldest to the newest.
     OldestCommitFirst = "oldest-commit-first",

@@ -94,11 +94,10 @@ async fn run(export: &dyn Export, rules: &Rules, job: Job, payload: Bytes) -> Re
         //= Ordering of messages and writes: MUST be written to non-volatile storage prior to replying to
         //# that `NBD_CMD_FLUSH`
         Job::Flush => export.flush().await?,
-        Job::Write { offset, durability } => {
-            let is_forgotten = mutant::is(Mutant::FuaNotPassedOn);
-            let durability = if is_forgotten { Durability::Volatile } else { durability };
-            export.write(offset, payload, durability).await?;
+        Job::Write { offset, .. } if mutant::is(Mutant::FuaNotPassedOn) => {
+            export.write(offset, payload, Durability::Volatile).await?;
         }
+        Job::Write { offset, durability } => export.write(offset, payload, durability).await?,
         Job::Trim { offset, length, durability } => export.trim(offset, length, durability).await?,
         Job::WriteZeroes { offset, length, zeroing, speed, durability } => {
             export.write_zeroes(offset, length, zeroing, speed, durability).await?;

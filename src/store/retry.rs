@@ -103,11 +103,11 @@ impl Retry {
     /// Treats refusals as outages from now on: they are retried until the deadline, because disks are in use
     /// and an operator can fix the credentials or permissions.
     pub fn wait_out_refusals(&self) {
-        self.waits_out_refusals.store(!mutant::is(Mutant::RefusalIsFinal), Ordering::Relaxed);
+        self.waits_out_refusals.store(true, Ordering::Relaxed);
     }
 
     fn gives_up(&self, patience: Patience, refusals: u32) -> bool {
-        !self.waits_out_refusals.load(Ordering::Relaxed)
+        (!self.waits_out_refusals.load(Ordering::Relaxed) || mutant::is(Mutant::RefusalIsFinal))
             && patience.refusals.is_some_and(|bound| refusals > bound)
     }
 

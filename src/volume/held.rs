@@ -37,9 +37,10 @@ pub(super) async fn update_head(
     let bytes = Bytes::from(head.encode());
     let mut contradictions = Contradictions::default();
     loop {
-        let condition = match mutant::is(Mutant::HeadUnconditional) {
-            false => Condition::IfMatch(etag.clone()),
-            true => Condition::Always,
+        let condition = if mutant::is(Mutant::HeadUnconditional) {
+            Condition::Always
+        } else {
+            Condition::IfMatch(etag.clone())
         };
         match store.put(key, bytes.clone(), condition).await {
             Ok(etag) => return Ok(Updated::Done(etag)),

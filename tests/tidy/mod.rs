@@ -5,6 +5,7 @@
 mod booleans;
 mod circles;
 mod fuzzing;
+mod guards;
 mod house;
 mod layers;
 mod ledger;

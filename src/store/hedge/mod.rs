@@ -236,10 +236,6 @@ impl Hedge {
 
     /// Creates an object whose first PUT is slow: sends it again, or looks whether it has taken effect.
     async fn put_again(&self, key: &str, body: Bytes) -> Result<ETag, Error> {
-        let condition = match mutant::is(Mutant::HedgeUnconditional) {
-            false => Condition::IfAbsent,
-            true => Condition::Always,
-        };
         if self.looks.load(Ordering::Relaxed) && body.len() <= LOOK_BYTES {
             match self.inner.get(key, ByteRange::Full).await {
                 Ok(found) if found.body == body => return Ok(found.etag),
@@ -253,6 +249,8 @@ impl Hedge {
                 return Err(Error::NotFound { key: key.to_owned() });
             }
         }
+        let condition =
+            if mutant::is(Mutant::HedgeUnconditional) { Condition::Always } else { Condition::IfAbsent };
         match self.inner.put(key, body, condition).await {
             Err(Error::PreconditionFailed { .. }) if mutant::is(Mutant::HedgeRefusedIsSuccess) => {
                 Ok(ETag(key.into()))

@@ -63,11 +63,6 @@ fn open_directory(at: &File, path: &str) -> io::Result<File> {
     Ok(rustix::fs::openat(at, path, flags, Mode::empty())?.into())
 }
 
-/// Makes the content of a file durable.
-fn sync_file(file: &File) -> io::Result<()> {
-    if mutant::is(Mutant::FileUnsynced) { Ok(()) } else { file.sync_all() }
-}
-
 /// Makes the entries of a directory durable.
 fn sync_directory(directory: &File) -> io::Result<()> {
     if mutant::is(Mutant::DirectoryUnsynced) { Ok(()) } else { directory.sync_all() }
@@ -301,7 +296,9 @@ impl Tree {
                 tracing::trace!(%error, "no extended attribute: reading a range hashes the whole file");
             }
             direct::write_all(&temporary.file, body, &self.pool)?;
-            sync_file(&temporary.file)?;
+            if !mutant::is(Mutant::FileUnsynced) {
+                temporary.file.sync_all()?;
+            }
             return Ok(temporary);
         }
     }

@@ -50,10 +50,8 @@ impl Unit {
     /// Identifies a page of a chunk object.
     #[must_use]
     pub fn page(index: ChunkIndex, id: ObjectId, page: u16) -> Self {
-        match mutant::is(Mutant::CachedByOffset) {
-            false => Self::Page(index, id, page),
-            true => Self::Page(index, ObjectId { epoch: 0, k: 0 }, page),
-        }
+        let id = if mutant::is(Mutant::CachedByOffset) { ObjectId { epoch: 0, k: 0 } } else { id };
+        Self::Page(index, id, page)
     }
 }
 
@@ -220,28 +218,23 @@ impl Fetch {
     /// it was written, and whether that is all of it.
     #[must_use]
     pub fn open(&self, stored: &Bytes) -> (Held, bool) {
-        let unchecked = mutant::is(Mutant::TagUnchecked);
         match &self.check {
-            Check::Frames(place, number) => self.open_frames(place, *number, stored, unchecked),
-            Check::Tag(place, number, tag) => {
-                let is_right = unchecked || place.tag(*number, stored) == *tag;
-                Held::whole_if(is_right, stored)
-            }
+            Check::Frames(place, number) => self.open_frames(place, *number, stored),
+            Check::Tag(place, number, tag) => Held::whole_if(place.tag(*number, stored) == *tag, stored),
             Check::Run(record, change) => {
                 let number = record.run_of(*change);
-                let is_right = unchecked || record.verify_run(self.key.volume, number, stored);
-                Held::whole_if(is_right, stored)
+                Held::whole_if(record.verify_run(self.key.volume, number, stored), stored)
             }
         }
     }
 
-    fn open_frames(&self, place: &Place, number: u64, stored: &Bytes, unchecked: bool) -> (Held, bool) {
+    fn open_frames(&self, place: &Place, number: u64, stored: &Bytes) -> (Held, bool) {
         let is_good = |frame: &[u8], offset: u64| {
             let is_of = |number: u64| place.open(number, frame).is_some();
             let number = number + offset;
             frame.len() == FRAME_LEN
-                && (unchecked
-                    || is_of(number)
+                && (is_of(number)
+                    || mutant::is(Mutant::TagUnchecked)
                     || (mutant::is(Mutant::TagUnbound)
                         && (is_of(number + 1) || is_of(number.wrapping_sub(1)))))
         };

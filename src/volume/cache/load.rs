@@ -75,8 +75,14 @@ impl Begun {
     /// Loads the run and inserts its pieces into the cache.
     pub(super) async fn load(mut self, store: Arc<dyn Store>, clean: Arc<Clean>, keep: Keep) {
         let fetches: Vec<Fetch> = self.run.iter().map(|(fetch, _)| fetch.clone()).collect();
-        let mut outcomes = load(store.as_ref(), &fetches).await;
-        for (fetch, (held, _)) in fetches.iter().zip(&mut outcomes) {
+        let mut outcomes = fetch_run(store.as_ref(), &fetches).await;
+        for (fetch, (held, error)) in fetches.iter().zip(&mut outcomes) {
+            if (mutant::is(Mutant::MissingIsZeros) && matches!(error, Some(Error::Lost { .. })))
+                || (mutant::is(Mutant::FailureIsZeros) && error.is_some())
+            {
+                (*held, *error) =
+                    (Held { mask: fetch.mask(), data: vec![0; fetch.length as usize].into() }, None);
+            }
             let stays = !matches!(keep, Keep::Passing) || matches!(fetch.check, Check::Run(..));
             if stays && held.mask != 0 {
                 held.data = own(std::mem::take(&mut held.data));
@@ -117,7 +123,7 @@ impl Drop for Begun {
 
 /// Fetches a single piece outside the cache. The load is not shared.
 pub(super) async fn load_alone(store: &dyn Store, fetch: Fetch) -> Result<Bytes, Error> {
-    let (held, error) = load(store, std::slice::from_ref(&fetch)).await.pop().expect("one for each");
+    let (held, error) = fetch_run(store, std::slice::from_ref(&fetch)).await.pop().expect("one for each");
     match (fetch.wanted(&held), error) {
         (Some(bytes), _) => Ok(bytes),
         (None, Some(error)) => Err(error),
@@ -125,25 +131,8 @@ pub(super) async fn load_alone(store: &dyn Store, fetch: Fetch) -> Result<Bytes,
     }
 }
 
-/// Fetches a run of neighbouring pieces. The outcomes are in the order of the run.
-async fn load(store: &dyn Store, run: &[Fetch]) -> Vec<Outcome> {
-    let mut outcomes = fetch_run(store, run).await;
-    for (fetch, outcome) in run.iter().zip(&mut outcomes) {
-        let is_committed = match outcome.1 {
-            Some(Error::Lost { .. }) => mutant::is(Mutant::MissingIsZeros),
-            Some(_) => mutant::is(Mutant::FailureIsZeros),
-            None => false,
-        };
-        if is_committed {
-            let data = Bytes::from(vec![0; fetch.length as usize]);
-            *outcome = (Held { mask: fetch.mask(), data }, None);
-        }
-    }
-    outcomes
-}
-
 /// Fetches a run of neighbouring pieces with one GET. Repeats it while a failed check may be due
-/// to damage in transit.
+/// to damage in transit. The outcomes are in the order of the run.
 async fn fetch_run(store: &dyn Store, run: &[Fetch]) -> Vec<Outcome> {
     let (first, last) = (&run[0], &run[run.len() - 1]);
     let object = first.object_key();

@@ -79,10 +79,10 @@ pub(crate) async fn look(env: &Environment, name: &str) -> Result<Found, OpenErr
 /// Like [`look`], for callers that make no change if nothing exists: one false answer would leave the name
 /// bound to a volume that is being deleted.
 pub(crate) async fn look_closely(env: &Environment, name: &str) -> Result<Found, OpenError> {
-    let fetched = match mutant::is(Mutant::NameDenied) {
-        false => fetch_checked(env.store.as_ref(), &keys::name(name), |bytes| decode(name, bytes)).await,
-        true => fetch_if_present(env.store.as_ref(), &keys::name(name), |bytes| decode(name, bytes)).await,
-    };
+    if mutant::is(Mutant::NameDenied) {
+        return look(env, name).await;
+    }
+    let fetched = fetch_checked(env.store.as_ref(), &keys::name(name), |bytes| decode(name, bytes)).await;
     found(env, name, fetched).await
 }
 
@@ -166,7 +166,8 @@ pub(super) async fn unbind(
             Some(bound) if bound == volume => which != Unbind::Free,
             // The name was bound to another volume in the meantime, so the creator of this one comes too
             // late.
-            Some(_) => mutant::is(Mutant::UnboundBlindly),
+            Some(_) if mutant::is(Mutant::UnboundBlindly) => true,
+            Some(_) => false,
             None => which != Unbind::Bound && !mutant::is(Mutant::FreeNameKept),
         };
         if !changes {
@@ -186,9 +187,10 @@ async fn swap(env: &Environment, name: &str, read: &Found, to: &NameBinding) -> 
     let bytes = Bytes::from(to.encode());
     let old = read.object.as_ref().map(|(etag, _)| etag);
     for _ in 0..REFUSALS {
-        let condition = match mutant::is(Mutant::BoundUnconditionally) && to.name.is_some() {
-            false => old.map_or(Condition::IfAbsent, |etag| Condition::IfMatch(etag.clone())),
-            true => Condition::Always,
+        let condition = match old {
+            _ if to.name.is_some() && mutant::is(Mutant::BoundUnconditionally) => Condition::Always,
+            Some(etag) => Condition::IfMatch(etag.clone()),
+            None => Condition::IfAbsent,
         };
         match store.put(&key, bytes.clone(), condition).await {
             Ok(_) => return Ok(Swapped::Done),

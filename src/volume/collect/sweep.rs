@@ -87,7 +87,6 @@ impl Collector {
             let state = shared.state.lock();
             state.unfolded().flat_map(|segment| segment.chunks.iter()).copied().collect()
         };
-        let by_journal = if mutant::is(Mutant::JournalForgotten) { BTreeSet::new() } else { by_journal };
         let mut needed = Needed {
             by_journal,
             kept: BTreeSet::new(),
@@ -241,7 +240,11 @@ impl Collector {
     /// Whether the journal or a kept root references an object, or may do so.
     async fn is_needed(&self, needed: &mut Needed, object: Mapped) -> Result<bool, Error> {
         let number = match object {
-            Mapped::Chunk(index, id) if needed.by_journal.contains(&(index, id)) => return Ok(true),
+            Mapped::Chunk(index, id)
+                if needed.by_journal.contains(&(index, id)) && !mutant::is(Mutant::JournalForgotten) =>
+            {
+                return Ok(true);
+            }
             Mapped::Chunk(index, _) => index.map_page(),
             Mapped::Overlay(number, _) => number,
         };
@@ -295,7 +298,8 @@ impl Collector {
 
     /// Whether an object belongs to an older epoch and nothing references it.
     async fn is_orphan(&self, key: &str, needed: &mut Needed) -> Result<bool, Error> {
-        let end = self.shared.epoch + u32::from(mutant::is(Mutant::OwnEpochSwept));
+        let own = self.shared.epoch;
+        let end = if mutant::is(Mutant::OwnEpochSwept) { own + 1 } else { own };
         let object = self.shared.keys.parse(key);
         if matches!(object, Some(Parsed::MapPage(_, id) | Parsed::Pack(id)) if id.epoch < end) {
             self.read_roots(needed).await?;

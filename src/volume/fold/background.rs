@@ -105,7 +105,7 @@ pub(super) fn packs_after(
     after.extend(made.iter().map(|(id, frames)| (*id, PackUse { frames: *frames, live: *frames })));
     for (id, released) in released {
         if let Some(pack) = after.get_mut(id) {
-            let released = released + u32::from(mutant::is(Mutant::LiveCountLow));
+            let released = if mutant::is(Mutant::LiveCountLow) { released + 1 } else { *released };
             pack.live = pack.live.saturating_sub(released);
         }
     }

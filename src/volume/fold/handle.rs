@@ -69,8 +69,7 @@ impl FoldHandle {
 
     async fn request(&self, shared: &Shared, scope: Scope) -> Result<(), Error> {
         if mutant::is(Mutant::CheckpointUnawaited) {
-            let (done, _) = oneshot::channel();
-            return self.requests.try_send(Request::Fold(scope, done)).or(Ok(()));
+            return self.requests.try_send(Request::Fold(scope, oneshot::channel().0)).or(Ok(()));
         }
         self.ask(shared, |done| Request::Fold(scope, done)).await
     }

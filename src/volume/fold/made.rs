@@ -96,11 +96,6 @@ pub(super) struct Made {
 }
 
 impl Made {
-    /// Returns the object names recorded so far.
-    pub(crate) fn names(&self) -> Vec<String> {
-        self.names.lock().clone()
-    }
-
     /// Records a name and returns it.
     pub(crate) fn note(&self, key: String) -> String {
         self.names.lock().push(key.clone());

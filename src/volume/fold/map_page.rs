@@ -201,14 +201,9 @@ impl Folder {
             let blocks = page.within(&(block..block + 1));
             let index = page.chunk_of(blocks.start);
             let at = fresh.partition_point(|(run, _)| run.end <= block);
-            let newer = fresh.get(at).filter(|(run, _)| run.start <= block);
-            let is_fresh = match newer {
-                Some((_, Fresh::Data)) => !mutant::is(Mutant::MoveWins),
-                newer => newer.is_some(),
-            };
+            let is_fresh = fresh.get(at).is_some_and(|(run, _)| run.start <= block);
             let stays = packing.rewrites.contains(&index) || is_fresh;
             if !stays && is_in(page, index.slot(), blocks, pack) {
-                packing.blocks.retain(|(other, _)| !mutant::is(Mutant::MoveWins) || *other != block);
                 packing.blocks.push((block, Some(pack)));
             }
         }
@@ -317,11 +312,17 @@ impl Folder {
                 return Ok(());
             }
             let mut batch = Batch::default();
-            let nothing = Committed::default();
-            for (block, moved) in jobs {
+            for (block, _) in jobs {
                 let range = block * BLOCK_BYTES..(block + 1) * BLOCK_BYTES;
-                let changes =
-                    if moved.is_some() && mutant::is(Mutant::MoveWins) { &nothing } else { folding };
+                let changes = if mutant::is(Mutant::MoveWins)
+                    && let Some(background) = &*made.background.lock()
+                    && let Some(moves) = background.moves.get(&page.number)
+                    && moves.iter().any(|(moved, _)| moved == block)
+                {
+                    &Committed::default()
+                } else {
+                    folding
+                };
                 batch.add(shared, range.clone(), changes, || page.below(range));
             }
             let fetched = batch.fetch(shared).await?;

@@ -55,7 +55,7 @@ pub(super) fn merge(
     let mut builder = OverlayBuilder::new(keys.volume(), geometry);
     let mut over = applying(newer, geometry).peekable();
     let mut covered = 0;
-    for (number, run) in applying(older, geometry).enumerate() {
+    for run in applying(older, geometry) {
         let Range { start, end } = run.range();
         let mut at = start.max(covered);
         while at < end {
@@ -66,7 +66,7 @@ pub(super) fn merge(
                 continue;
             }
             let until = over.peek().map_or(end, |next| next.first().min(end));
-            if !mutant::is(Mutant::MergeDropsRun) || number % 4 != 1 {
+            if !mutant::is(Mutant::MergeDropsRun) || start % 4 != 1 {
                 push(&mut builder, older, at..until, run.target().advanced(at - start));
             }
             at = until;

@@ -170,7 +170,7 @@ impl Folder {
         loop {
             let Err(error) = self.fold(scope, &folding, &made).await else { break };
             if mutant::is(Mutant::CleansUpWhenFenced) && self.shared.check_serving().is_err() {
-                self.shared.env.store.delete(&made.names()).await?;
+                self.shared.env.store.delete(&made.take_unfinished()).await?;
             }
             self.shared.check_serving()?;
             // Nothing was published, so nothing references these objects.

@@ -129,10 +129,10 @@ impl PageUpdate {
     /// Makes the overlays say nothing about a chunk any more.
     pub(super) fn clear(&mut self, slot: u16) {
         self.release(slot, self.chunk_blocks(slot));
-        let newest = self.overlays.len().saturating_sub(1);
-        for (place, overlay) in self.overlays.iter_mut().enumerate() {
-            if !mutant::is(Mutant::OverlaysUncleared) || place == newest {
-                overlay.chunks.remove(slot);
+        for overlay in self.overlays.iter_mut().rev() {
+            overlay.chunks.remove(slot);
+            if mutant::is(Mutant::OverlaysUncleared) {
+                break;
             }
         }
     }

@@ -75,14 +75,15 @@ impl Folder {
         let (id, old_table) = (table.id, self.trash.table_id());
         self.put_all(vec![(shared.keys.root(id), table.encode(shared.keys.volume()))]).await?;
         let (checkpoint, current) = (*self.last.lock(), shared.state.lock().root.id);
-        if mutant::is(Mutant::SnapshotFreedEarly) {
-            self.trash.set_table(table.clone());
-            self.trash.add(shared, Garbage::Root(root));
+        if !mutant::is(Mutant::SnapshotFreedEarly) {
+            self.head.publish(shared, checkpoint, current, id).await?;
         }
-        self.head.publish(shared, checkpoint, current, id).await?;
         self.trash.set_table(table);
         if self.trash.is_retired(root) {
             self.trash.add(shared, Garbage::Root(root));
+        }
+        if mutant::is(Mutant::SnapshotFreedEarly) {
+            self.head.publish(shared, checkpoint, current, id).await?;
         }
         self.trash.add(shared, Garbage::Objects(vec![shared.keys.root(old_table)]));
         tracing::info!(volume = %shared.keys.volume(), snapshot = name, "deleted the snapshot");

@@ -72,8 +72,9 @@ pub(super) fn zeroed_throughout(
             && entry.lost.is_empty()
             && entry.allocated == allocated
     };
-    let looked_at = if mutant::is(Mutant::ZerosSwallowData) { 1 } else { entries.len() };
-    let all = entries.len() as u64 == chunks && entries.values().take(looked_at).all(is_zeroed);
+    let all = entries.len() as u64 == chunks
+        && (entries.values().all(is_zeroed)
+            || (mutant::is(Mutant::ZerosSwallowData) && entries.values().take(1).all(is_zeroed)));
     entries.values().filter_map(|entry| entry.birth).max().filter(|_| all)
 }
 

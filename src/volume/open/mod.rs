@@ -206,13 +206,8 @@ async fn take_epoch(
     takeover: bool,
     metrics: &VolumeMetrics,
 ) -> Result<(HeldHead, bool), OpenError> {
-    let mut first = None;
-    for _ in 0..BIDS {
-        let (mut old, etag) = read_head(env, keys).await?;
-        let first: &Head = first.get_or_insert_with(|| old.clone());
-        if mutant::is(Mutant::StaleCheckpoint) {
-            (old.checkpoint, old.root, old.root_table) = (first.checkpoint, first.root, first.root_table);
-        }
+    let (mut old, mut etag) = read_head(env, keys).await?;
+    for bids_left in (0..BIDS).rev() {
         if old.state == VolumeState::Deleting {
             return Err(OpenError::Deleting);
         }
@@ -243,7 +238,16 @@ async fn take_epoch(
                 return Ok((held, old.lease != Lease::Released));
             }
             Updated::Lost(holder) if !takeover && !is_own => return Err(OpenError::Held { holder }),
-            Updated::Lost(_) => {}
+            Updated::Lost(_) if bids_left == 0 => {}
+            Updated::Lost(_) => {
+                let newer;
+                (newer, etag) = read_head(env, keys).await?;
+                old = if mutant::is(Mutant::StaleCheckpoint) {
+                    Head { checkpoint: old.checkpoint, root: old.root, root_table: old.root_table, ..newer }
+                } else {
+                    newer
+                };
+            }
         }
     }
     Err(OpenError::Lost("its holder, which updates the head faster than we can take it over".to_owned()))

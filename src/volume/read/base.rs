@@ -86,14 +86,14 @@ impl LoadedMapPage {
 pub fn located(overlays: &[LoadedOverlay], slot: u16, blocks: Range<u32>) -> Vec<(Range<u32>, Located)> {
     let mut found: Vec<(Range<u32>, Located)> = Vec::new();
     let mut left = vec![blocks];
-    let applying = overlays.iter().filter(|overlay| overlay.chunks.contains(slot));
-    let mut newest_first: Vec<&LoadedOverlay> = applying.rev().collect();
-    if mutant::is(Mutant::OverlaysReversed) {
-        newest_first.reverse();
-    }
-    for loaded in newest_first {
+    for place in (0..overlays.len()).rev() {
+        let place = if mutant::is(Mutant::OverlaysReversed) { overlays.len() - 1 - place } else { place };
+        let loaded = &overlays[place];
         if left.is_empty() {
             break;
+        }
+        if !loaded.chunks.contains(slot) {
+            continue;
         }
         let overlay = match &loaded.overlay {
             Ok(overlay) => overlay,

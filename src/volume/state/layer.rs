@@ -285,11 +285,11 @@ impl DirtyLayer {
         );
         self.zero_chunks(geometry, &range);
         let touched = range.start / BLOCK_BYTES..range.end.div_ceil(BLOCK_BYTES);
-        let mut numbers: Vec<u64> = self.blocks.range(touched).map(|(number, _)| *number).collect();
-        if mutant::is(Mutant::TrimLeavesBlocks) {
-            numbers.clear();
-        }
+        let numbers: Vec<u64> = self.blocks.range(touched).map(|(number, _)| *number).collect();
         for number in numbers {
+            if mutant::is(Mutant::TrimLeavesBlocks) {
+                break;
+            }
             let start = number * BLOCK_BYTES;
             let part = range.start.max(start)..range.end.min(start + BLOCK_BYTES);
             let block = self.blocks.get_mut(&number).expect("just found");

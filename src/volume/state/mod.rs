@@ -145,11 +145,9 @@ impl State {
             if left.is_empty() {
                 break;
             }
-            let commit = match mutant::is(Mutant::OldestCommitFirst) {
-                false => &self.in_flight[place],
-                true => &self.in_flight[self.in_flight.len() - 1 - place],
-            };
-            match &commit.stage {
+            let place =
+                if mutant::is(Mutant::OldestCommitFirst) { self.in_flight.len() - 1 - place } else { place };
+            match &self.in_flight[place].stage {
                 Stage::Frozen(layer) => {
                     let gaps = std::mem::take(&mut left);
                     left =

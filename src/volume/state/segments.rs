@@ -52,10 +52,8 @@ impl Committed {
     /// Adds a durable commit.
     ///
     /// # Panics
-    /// Panics if the commit is not newer than all before it, or if the segment already ends with a snapshot.
+    /// Panics if the commit is not newer than all before it.
     fn merge(&mut self, sent: &Sent, now: Instant) {
-        let is_open = self.snapshot.is_none() || mutant::is(Mutant::SegmentReopened);
-        assert!(is_open, "a segment ends with its snapshot");
         assert!(self.end.is_none_or(|end| end.slot < sent.end.slot), "commits are taken in order");
         for (range, piece) in sent.pieces.iter() {
             self.pieces.insert(range, piece.clone());
@@ -67,9 +65,6 @@ impl Committed {
         self.chunks.extend_from_slice(&sent.chunks);
         self.superseded.extend_from_slice(&sent.superseded);
         self.since.get_or_insert(now);
-        if sent.snapshot.is_some() {
-            self.snapshot.clone_from(&sent.snapshot);
-        }
     }
 }
 
@@ -88,26 +83,27 @@ impl Segments {
     /// # Panics
     /// Panics if the commit is not newer than all before it.
     pub fn merge(&mut self, sent: &Sent, now: Instant) {
-        let is_early = mutant::is(Mutant::SnapshotBeforeCommit) && sent.snapshot.is_some();
-        if is_early {
-            self.open.snapshot.clone_from(&sent.snapshot);
-            self.close();
+        if mutant::is(Mutant::SnapshotBeforeCommit)
+            && let Some(snapshot) = &sent.snapshot
+        {
+            self.close(snapshot.clone());
         }
         let segment = match self.closed.back_mut() {
             Some(last) if mutant::is(Mutant::SegmentReopened) => last,
             _ => &mut self.open,
         };
         segment.merge(sent, now);
-        if is_early {
-            self.open.snapshot = None;
-        }
-        if self.open.snapshot.is_some() {
-            self.close();
+        if let Some(snapshot) = &sent.snapshot
+            && !mutant::is(Mutant::SnapshotBeforeCommit)
+        {
+            self.close(snapshot.clone());
         }
     }
 
-    fn close(&mut self) {
-        self.closed.push_back(std::mem::take(&mut self.open));
+    /// Ends the open segment with a snapshot, and opens the next.
+    fn close(&mut self, snapshot: Snapshot) {
+        let ended = std::mem::take(&mut self.open);
+        self.closed.push_back(Committed { snapshot: Some(snapshot), ..ended });
     }
 
     /// Removes and returns the oldest segment, which may be empty.

@@ -165,10 +165,8 @@ impl Committer {
             // Waits for superseded chunks too: they are deleted later, which must not happen before they
             // exist.
             let chunks = layer.chunks().chain(layer.superseded()).map(Arc::clone).collect();
-            let recut = mutant::is(Mutant::SlotRecut)
-                .then(|| make_record(&self.shared, slot, sent.end.checksum, &layer, snapshot.as_ref()).1);
             let sender = Arc::clone(&self.sender);
-            self.shared.tasks.spawn_until_cancelled(sender.send(slot, chunks, body, recut));
+            self.shared.tasks.spawn_until_cancelled(sender.send(slot, chunks, body));
         }
     }
 }
@@ -186,20 +184,18 @@ fn make_record(
     let pages = shared.geometry.pages_per_chunk();
     let mut writer = RecordWriter::new(volume, RecordKind::Commit, slot, slot.epoch, nonce, previous, pages);
     let mut pieces = IntervalMap::default();
-    let chunk_change =
-        |chunk: &ChunkRef| Change::Chunk { index: chunk.index, id: chunk.id, stored: chunk.stored };
-    if mutant::is(Mutant::ZerosAfterChunks) {
-        layer.chunks().for_each(|chunk| writer.change(chunk_change(chunk)));
-    }
     for (range, hole) in layer.zeros() {
         writer.change(Change::Zero { offset: range.start, length: range.end - range.start, hole });
         pieces.insert(range, Piece::Zero { hole });
     }
     for chunk in layer.chunks() {
-        if !mutant::is(Mutant::ZerosAfterChunks) {
-            writer.change(chunk_change(chunk));
-        }
+        writer.change(Change::Chunk { index: chunk.index, id: chunk.id, stored: chunk.stored });
         pieces.insert(shared.geometry.chunk_range(chunk.index), Piece::Chunk(Arc::clone(chunk), 0));
+    }
+    if mutant::is(Mutant::ZerosAfterChunks) {
+        for (range, hole) in layer.zeros() {
+            writer.change(Change::Zero { offset: range.start, length: range.end - range.start, hole });
+        }
     }
     let mut run: Vec<(Range<u64>, Bytes)> = Vec::new();
     for (range, bytes) in layer.runs() {
@@ -248,13 +244,7 @@ fn add_run(writer: &mut RecordWriter, mut run: Vec<(Range<u64>, Bytes)>) {
 
 impl Sender {
     /// Sends a record until its outcome is known, then settles it.
-    async fn send(
-        self: Arc<Self>,
-        slot: Slot,
-        chunks: Vec<Arc<ChunkRef>>,
-        mut body: Bytes,
-        recut: Option<Bytes>,
-    ) {
+    async fn send(self: Arc<Self>, slot: Slot, chunks: Vec<Arc<ChunkRef>>, body: Bytes) {
         let shared = &self.shared;
         for chunk in chunks {
             if !mutant::is(Mutant::RecordBeforeChunks) {
@@ -263,14 +253,18 @@ impl Sender {
         }
         let begun = Instant::now();
         let key = shared.keys.record(slot);
-        if let Some(recut) = recut {
-            let first = create_exact(shared.env.store.journal.as_ref(), &key, &body);
-            if tokio::time::timeout(Duration::from_millis(500), first).await.is_err() {
-                body = recut;
-            }
-        }
+        let journal = shared.env.store.journal.as_ref();
+        let body = if mutant::is(Mutant::SlotRecut)
+            && tokio::time::timeout(Duration::from_millis(500), create_exact(journal, &key, &body))
+                .await
+                .is_err()
+        {
+            make_record(shared, slot, Checksum::default(), &DirtyLayer::default(), None).1
+        } else {
+            body
+        };
         loop {
-            match create_exact(shared.env.store.journal.as_ref(), &key, &body).await {
+            match create_exact(journal, &key, &body).await {
                 Ok(Placed::Other(_) | Placed::Larger(_)) if mutant::is(Mutant::TakenSlotIgnored) => break,
                 Ok(Placed::Ours) => {
                     shared.metrics.put_bytes.of(ObjectKind::Journal).inc_by(body.len() as u64);
@@ -384,9 +378,10 @@ impl Shared {
         if mutant::is(Mutant::FlushAnsweredEarly) {
             return Ok(());
         }
-        let target = match mutant::is(Mutant::FlushAnsweredByFirst) {
-            true => self.state.lock().in_flight.front().map_or(target, |first| first.n),
-            false => target,
+        let target = if mutant::is(Mutant::FlushAnsweredByFirst) {
+            self.state.lock().in_flight.front().map_or(target, |first| first.n)
+        } else {
+            target
         };
         let outcome = self.wait(|progress| progress.durable_n >= target).await;
         if outcome.is_err() && mutant::is(Mutant::CleanAfterFailure) {
