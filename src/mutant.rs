@@ -5,9 +5,9 @@
 //! whole program. In every other build [`is`] is the constant `false`, and the compiler removes the code that
 //! depends on it.
 //!
-//! Invariants: a mutant is a condition where a rule is kept, and what it adds to that place is one statement
-//! or a different value. Nothing else in the code exists for its sake. No code that checks results knows about
-//! mutants. tests/README.md lists what each mutant breaks and how soon the tests find it.
+//! Invariants: a mutant is a condition where a rule is kept. What it adds there is one statement or another
+//! value, and nothing else in the code exists for its sake. No code that checks results knows about mutants.
+//! tests/README.md lists what each mutant breaks and how soon the tests find it.
 
 /// Declares the mutants together with the names that select them.
 macro_rules! mutants {
