@@ -20,11 +20,12 @@ use super::format::snapshot::Snapshot;
 use super::info::Info;
 use super::keeper::HeadHandle;
 use super::read::ahead::ReadAhead;
-use super::read::picture::Picture;
-use super::read::{Extent, Segment};
+use super::read::picture::{self, Picture};
+use super::read::{self, Extent, Segment};
 use super::shared::Shared;
 use super::state::Status;
-use super::write::change::Change;
+use super::write::change::{self, Change};
+use super::write::{commit, snapshot};
 use crate::effect::{Durability, Zeroing};
 use crate::metrics::labels::Command;
 use crate::mutant::{self, Mutant};
@@ -169,13 +170,13 @@ impl Volume {
         if let Some(ahead) = ahead {
             let shared = Arc::clone(&self.shared);
             self.shared.tasks.spawn_until_cancelled(async move {
-                if let Err(error) = shared.read_ahead(ahead).await {
+                if let Err(error) = read::read_ahead(&shared, ahead).await {
                     tracing::debug!("read-ahead failed: {error}");
                 }
             });
         }
         let _busy = self.shared.metrics.in_flight();
-        let segments = self.shared.read(range).await?;
+        let segments = read::read_range(&self.shared, range).await?;
         self.shared.metrics.succeeded(Command::Read, length);
         Ok(segments)
     }
@@ -201,14 +202,14 @@ impl Volume {
 
     async fn timed(&self, change: Change) -> Result<(), Error> {
         let begun = Instant::now();
-        self.shared.change(change).await?;
+        change::apply(&self.shared, change).await?;
         self.shared.metrics.write_duration.observe(begun.elapsed().as_secs_f64());
         Ok(())
     }
 
     async fn durable(&self) -> Result<(), Error> {
         let begun = Instant::now();
-        self.shared.flush().await?;
+        commit::flush(&self.shared).await?;
         self.shared.metrics.flush_duration.observe(begun.elapsed().as_secs_f64());
         Ok(())
     }
@@ -262,7 +263,7 @@ impl Volume {
         let range = self.range(offset, length)?;
         self.shared.check_serving()?;
         if !range.is_empty() {
-            self.shared.prefetch(range).await?;
+            read::prefetch(&self.shared, range).await?;
         }
         self.shared.metrics.succeeded(Command::Cache, length);
         Ok(())
@@ -276,7 +277,7 @@ impl Volume {
     pub async fn allocation(&self, offset: u64, length: u64, limit: usize) -> Result<Vec<Extent>, Error> {
         let range = self.range(offset, length)?;
         self.shared.check_serving()?;
-        let extents = self.shared.allocation(range, limit).await?;
+        let extents = read::allocation(&self.shared, range, limit).await?;
         self.shared.metrics.succeeded(Command::BlockStatus, extents.iter().map(|extent| extent.length).sum());
         Ok(extents)
     }
@@ -287,7 +288,7 @@ impl Volume {
     /// If the volume stopped, or its map cannot be read.
     pub async fn picture(&self, cells: u64) -> Result<Picture, Error> {
         self.shared.check_serving()?;
-        self.shared.picture(cells).await
+        picture::take(&self.shared, cells).await
     }
 
     /// Takes a snapshot of the volume as it is at one instant during the call. It contains every change that
@@ -307,7 +308,7 @@ impl Volume {
         let n = {
             let _naming = self.shared.within_deadline(self.naming.lock()).await?;
             self.check_name(name)?;
-            self.shared.snapshot(snapshot.clone()).await?
+            snapshot::take(&self.shared, snapshot.clone()).await?
         };
         if mutant::is(Mutant::SnapshotAnsweredEarly) {
             return Ok(snapshot);
@@ -363,7 +364,7 @@ impl Volume {
             return Err(SnapshotError::NoSuchSnapshot(name.to_owned()));
         }
         self.refuse_changes();
-        let restored = match self.shared.flush().await {
+        let restored = match commit::flush(&self.shared).await {
             Ok(()) => self.folds.restore(&self.shared, name).await,
             Err(error) => Err(error.into()),
         };
@@ -376,7 +377,7 @@ impl Volume {
     /// # Errors
     /// If the volume stopped.
     pub async fn checkpoint(&self) -> Result<(), Error> {
-        self.shared.flush().await?;
+        commit::flush(&self.shared).await?;
         self.folds.fold(&self.shared).await
     }
 
@@ -387,7 +388,7 @@ impl Volume {
     /// # Errors
     /// If the volume stopped.
     pub async fn consolidate(&self) -> Result<(), Error> {
-        self.shared.flush().await?;
+        commit::flush(&self.shared).await?;
         self.folds.consolidate(&self.shared).await
     }
 
@@ -417,7 +418,7 @@ impl Volume {
     pub async fn hand_on(&self) -> Result<(), Error> {
         self.refuse_changes();
         if !mutant::is(Mutant::ClosedUncommitted) {
-            self.shared.flush().await?;
+            commit::flush(&self.shared).await?;
         }
         let usage = self.usage();
         let options = &self.shared.options;

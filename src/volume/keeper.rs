@@ -155,7 +155,7 @@ impl HeadKeeper {
         }
         match self.held.update(self.shared.env.store.journal.as_ref()).await {
             Ok(()) => {
-                *self.shared.lease_ends_at.lock() = self.held.ends_at();
+                self.shared.renewed_until(self.held.ends_at());
                 true
             }
             Err(unheld @ Unheld::TakenOver(_)) => {

@@ -1,7 +1,10 @@
 //! What the parts of an open volume share: state, store, cache, budget, progress.
 //!
-//! Must not know how the parts work. Invariants: the lock of the state is never held across an await.
-//! `progress` only grows. A volume that has stopped stays stopped.
+//! Must not know how the parts work. A field is here only if several parts use it, and a method only if
+//! several parts call it; what one part does is in that part's folder.
+//!
+//! Invariants: the lock of the state is never held across an await. `progress` only grows. A volume that has
+//! stopped stays stopped.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -46,29 +49,41 @@ pub struct Progress {
 /// What the parts of an open volume share.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    /// The store, the cache and the budget, which other volumes use too.
+    /// The store, the cache and the budget. Every part needs one of them, and other volumes use them too.
     pub(super) env: Environment,
+    /// What an operator can set. Writes, commits and folds obey the same limits of the journal. Folds and the
+    /// head keeper find their intervals here.
     pub(super) options: Options,
+    /// Every part counts what it does.
     pub(super) metrics: VolumeMetrics,
+    /// Names the objects that writes, folds and the collector create and delete, and that reads fetch.
     pub(super) keys: Keys,
+    /// Divides the volume for reads, writes and folds alike.
     pub(super) geometry: Geometry,
-    /// Size of the volume in bytes.
+    /// Size of the volume in bytes. The disk checks ranges against it, and a fold ends there.
     pub(super) size_bytes: u64,
-    /// Our epoch, which is part of the id of every object that we create.
+    /// Our epoch. It is in the slots of commits and in every object id, and the collector compares it with
+    /// the head's.
     pub(super) epoch: Epoch,
+    /// All layers, behind one lock: writes, commits and folds move changes from one layer to the next, and a
+    /// read must find each change in exactly one.
     pub(super) state: Mutex<State>,
+    /// How far the commits and folds have come. Commands wait for it.
     pub(super) progress: Signal<Progress>,
-    /// Wakes the committer, which cuts and sends commits.
+    /// Wakes the committer, which cuts and sends commits: a write, a flush or a snapshot needs one, or the
+    /// volume has stopped.
     pub(super) commit_wake: Notify,
-    /// Wakes the task that folds the journal.
+    /// Wakes the folder: a write waits for room in the journal, a commit has filled it, a snapshot needs a
+    /// root, or the volume has stopped.
     pub(super) fold_wake: Notify,
+    /// The tasks of all parts. They end together.
     pub(super) tasks: Tasks,
-    /// When our lease expires, according to the answers of the store. A strict volume serves
-    /// nothing from then on.
-    pub(super) lease_ends_at: Mutex<Instant>,
-    /// Buffers of objects that are being uploaded.
+    /// When our lease expires, according to the answers that the head keeper got. A strict volume serves no
+    /// command from then on.
+    lease_ends_at: Mutex<Instant>,
+    /// Buffers of objects that are being uploaded. Commits, chunks and folds take turns in using them.
     pub(super) buffers: Arc<Buffers>,
-    /// Number of the next object id of this epoch.
+    /// Number of the next object id of this epoch. Writes and folds take their ids from the same sequence.
     next_k: AtomicU64,
 }
 
@@ -156,6 +171,15 @@ impl Shared {
         self.fold_wake.notify_one();
     }
 
+    /// Whether the journal is over its limit.
+    pub(super) fn wants_fold(&self, state: &State) -> bool {
+        let (bytes, records) = (state.committed.weight(), state.committed.records());
+        state.folding.is_none()
+            && (bytes >= self.options.journal_max_bytes
+                || records >= self.options.journal_max_records
+                || state.committed.closed() > 0)
+    }
+
     /// Updates the gauges from the state.
     pub(super) fn gauge(&self, state: &State) {
         let (journal_bytes, journal_records) = state.journal();
@@ -198,6 +222,11 @@ impl Shared {
             Status::Stopped(why) => Err(Error::Stopped(why.clone())),
             Status::Serving | Status::Draining => Ok(()),
         }
+    }
+
+    /// Records when the lease expires, now that it was renewed.
+    pub(super) fn renewed_until(&self, ends_at: Instant) {
+        *self.lease_ends_at.lock() = ends_at;
     }
 
     fn is_lease_over(&self) -> bool {

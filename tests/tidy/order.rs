@@ -18,7 +18,8 @@ const VOLUME: &[&[&str]] = &[
     &["budget"],
     &["environment"],
     &["objects", "shared"],
-    &["read", "write", "keeper"],
+    &["read", "keeper"],
+    &["write"],
     &["collect", "snapshot"],
     &["fold"],
     &["disk"],
@@ -161,7 +162,7 @@ fn an_import_against_the_order_is_found() {
     let upward = "use crate::volume::fold::Folder;";
     assert_eq!(wrong("src/volume/cache/mod.rs", upward), ["src/volume/cache/mod.rs:1: cache → fold"]);
     assert_eq!(wrong("src/volume/cache/deep.rs", "use super::super::Opened;").len(), 1, "by a re-export");
-    assert_eq!(wrong("src/volume/read/mod.rs", "use crate::volume::write::f;").len(), 1, "within a row");
+    assert_eq!(wrong("src/volume/read/mod.rs", "use crate::volume::keeper::f;").len(), 1, "within a row");
     assert_eq!(wrong("src/volume/read/mod.rs", "use crate::volume::*;").len(), 1, "by a glob");
     assert_eq!(wrong("src/volume/open.rs", "use super::fold::Folder;"), Vec::<String>::new());
     let tests = "#[cfg(test)] mod tests { use crate::volume::fold::Folder; }";

@@ -15,6 +15,7 @@ use crate::volume::error::Error;
 use crate::volume::format::geometry::{BLOCK_LEN, PAGE_BYTES, PAGE_LEN, SECTOR_LEN};
 use crate::volume::format::map::{Damage, SECTOR_MASK_BYTES};
 use crate::volume::read::base::BasePart;
+use crate::volume::read::reader_of;
 use crate::volume::shared::Shared;
 use crate::volume::state::piece::{InMemory, Piece};
 use crate::volume::state::segments::Committed;
@@ -96,7 +97,7 @@ impl Batch {
                     Source::Ready(bytes)
                 }
                 None => {
-                    let (fetch, at) = shared.reader().piece_fetch(&piece, length);
+                    let (fetch, at) = reader_of(shared).piece_fetch(&piece, length);
                     let at = usize::try_from(at).expect("within a page");
                     self.fetched(shared, &mut composition, &part, fetch, (at, None))
                 }

@@ -288,7 +288,7 @@ impl Folder {
         if let Some(entry) = made.finished_chunk(index) {
             return Ok((index, entry));
         }
-        let entry = self.shared.rewrite_chunk(page, index, changes, folding, birth, made).await?;
+        let entry = self.rewrite_chunk(page, index, changes, folding, birth, made).await?;
         made.finish_chunk(self.shared.keys, index, entry.clone());
         Ok((index, entry))
     }

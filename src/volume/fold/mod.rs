@@ -47,9 +47,9 @@ use crate::volume::format::root::{MapPageRef, Root, RootTable};
 use crate::volume::keeper::HeadHandle;
 use crate::volume::read::base::names_chunk;
 use crate::volume::shared::Shared;
+use crate::volume::state::Stage;
 use crate::volume::state::piece::Piece;
 use crate::volume::state::segments::{Committed, Segments};
-use crate::volume::state::{Stage, State};
 use crate::volume::store_exact::{Placed, create_exact, fetch_part_checked};
 
 /// Pause after the first failure of a fold. It doubles with each further one.
@@ -74,17 +74,6 @@ pub(super) struct Folder {
     /// The first chunk that the next consolidation may rewrite. Chunks are consolidated in order of offset,
     /// because then all packs of a range go at once.
     cursor: Mutex<u32>,
-}
-
-impl Shared {
-    /// Whether the journal is over its limit.
-    pub(super) fn wants_fold(&self, state: &State) -> bool {
-        let (bytes, records) = (state.committed.weight(), state.committed.records());
-        state.folding.is_none()
-            && (bytes >= self.options.journal_max_bytes
-                || records >= self.options.journal_max_records
-                || state.committed.closed() > 0)
-    }
 }
 
 impl Folder {

@@ -4,6 +4,7 @@
 
 use bytes::Bytes;
 
+use super::Folder;
 use super::compose::{ALL_GOOD, Batch};
 use super::made::Made;
 use super::page::PageUpdate;
@@ -19,14 +20,13 @@ use crate::volume::format::geometry::{BLOCK_LEN, BLOCKS_PER_PAGE, ChunkIndex, PA
 use crate::volume::format::keys::{ObjectId, Slot};
 use crate::volume::format::map::{Base, Damage, Entry};
 use crate::volume::format::page_set::PageSet;
-use crate::volume::shared::Shared;
 use crate::volume::state::piece::{ChunkRef, is_zero};
 use crate::volume::state::segments::Committed;
 
 /// Blocks of a new object that are to stay in memory: the page, the blocks of it, their bytes.
 type Hot = Vec<(u16, Held)>;
 
-impl Shared {
+impl Folder {
     /// Makes the entry of a chunk at the commit `birth` from what lies below and the changes since, which are
     /// sorted by offset. Uploads the chunk's object.
     pub(super) async fn rewrite_chunk(
@@ -38,14 +38,15 @@ impl Shared {
         birth: Slot,
         made: &Made,
     ) -> Result<Entry, Error> {
+        let shared = &self.shared;
         let old = page.entries.get(&index.slot()).cloned().unwrap_or_default();
         let birth = if changes.is_empty() { old.birth } else { Some(birth) };
         let mut entry = Entry { birth, allocated: old.allocated, lost: old.lost, ..Entry::default() };
-        let start = self.geometry.chunk_range(index).start;
+        let start = shared.geometry.chunk_range(index).start;
         let mut batch = Batch::default();
-        for number in 0..self.geometry.pages_per_chunk() {
+        for number in 0..shared.geometry.pages_per_chunk() {
             let page_start = start + u64::from(number) * PAGE_BYTES;
-            let cover = Cover::of(changes, page_start, self.size_bytes);
+            let cover = Cover::of(changes, page_start, shared.size_bytes);
             if entry.lost.contains(number) && cover.bytes == 0 {
                 continue;
             }
@@ -58,18 +59,18 @@ impl Shared {
                 entry.allocated.insert(number);
             }
             let range = page_start..page_start + PAGE_BYTES;
-            batch.add(self, range.clone(), folding, || page.below(range));
+            batch.add(shared, range.clone(), folding, || page.below(range));
         }
-        let fetched = batch.fetch(self).await?;
-        let (volume, pages_per_chunk) = (self.keys.volume(), self.geometry.pages_per_chunk());
-        let id = self.next_id();
+        let fetched = batch.fetch(shared).await?;
+        let (volume, pages_per_chunk) = (shared.keys.volume(), shared.geometry.pages_per_chunk());
+        let id = shared.next_id();
         let id = if mutant::is(Mutant::NameReused) { ObjectId { k: 1, ..id } } else { id };
         let most = object_bytes(pages_per_chunk, u32::from(pages_per_chunk));
-        let memory = self.buffers.take(usize::try_from(most).expect("at most 33 MiB"));
+        let memory = shared.buffers.take(usize::try_from(most).expect("at most 33 MiB"));
         let mut writer = ChunkWriter::within(volume, index, id, pages_per_chunk, memory);
         let (mut hot, mut bytes) = (Hot::new(), vec![0; PAGE_LEN]);
         for composition in &batch.compositions {
-            let number = self.geometry.page_at(composition.range.start);
+            let number = shared.geometry.page_at(composition.range.start);
             let good = composition.compose(&fetched, &mut bytes)?;
             if good != ALL_GOOD {
                 entry.damage.push(Damage { page: number, good_sectors: good });
@@ -83,12 +84,12 @@ impl Shared {
         drop(fetched);
         let stored = writer.stored();
         if !stored.is_empty() {
-            let object = self.buffers.lend(writer.finish());
+            let object = shared.buffers.lend(writer.finish());
             self.put_chunk(index, id, stored, object, hot, made).await?;
             entry.base = Some(Base { origin: 0, id, stored });
         }
         if !entry.damage.is_empty() {
-            tracing::error!(volume = %self.keys.volume(), chunk = index.0, pages = entry.damage.len(),
+            tracing::error!(volume = %shared.keys.volume(), chunk = index.0, pages = entry.damage.len(),
                 "sectors of a chunk were lost");
         }
         Ok(entry)
@@ -104,15 +105,16 @@ impl Shared {
         hot: Hot,
         made: &Made,
     ) -> Result<(), Error> {
-        let key = made.note(self.keys.chunk(index, id));
-        self.env.store.bulk.put(&key, object.clone(), Condition::Always).await?;
-        self.metrics.put_bytes.of(ObjectKind::Chunk).inc_by(object.len() as u64);
-        let chunk = ChunkRef::durable(index, id, self.geometry.pages_per_chunk(), stored);
+        let shared = &self.shared;
+        let key = made.note(shared.keys.chunk(index, id));
+        shared.env.store.bulk.put(&key, object.clone(), Condition::Always).await?;
+        shared.metrics.put_bytes.of(ObjectKind::Chunk).inc_by(object.len() as u64);
+        let chunk = ChunkRef::durable(index, id, shared.geometry.pages_per_chunk(), stored);
         for (page, blocks) in hot {
             let page = if mutant::is(Mutant::NeighbourCached) { page ^ 1 } else { page };
             let first = u32::from(page) * BLOCKS_PER_PAGE;
-            let key = Fetch::filled(self.keys.volume(), &chunk, first, BLOCKS_PER_PAGE).key;
-            self.env.cache.insert(key, blocks).await;
+            let key = Fetch::filled(shared.keys.volume(), &chunk, first, BLOCKS_PER_PAGE).key;
+            shared.env.cache.insert(key, blocks).await;
         }
         Ok(())
     }

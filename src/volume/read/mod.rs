@@ -121,136 +121,144 @@ impl Loads {
     }
 }
 
-impl Shared {
-    /// Reads what is resolved already.
-    pub(super) fn reader(&self) -> Reader<'_> {
-        Reader { env: &self.env, keys: self.keys }
-    }
+/// Returns what reads ranges of an open volume that are already resolved.
+pub(super) fn reader_of(shared: &Shared) -> Reader<'_> {
+    Reader { env: &shared.env, keys: shared.keys }
+}
 
-    /// Resolves a range and calls `of` with the result. If an object is gone, both are repeated, because a
-    /// checkpoint may have moved its bytes. An object that is still referenced after a second lookup is lost.
-    pub(super) async fn look_up<T, F>(
-        &self,
-        range: &Range<u64>,
-        mut of: impl FnMut(Resolved) -> F,
-    ) -> Result<T, Error>
-    where
-        F: Future<Output = Result<T, Error>> + Send,
-    {
-        let mut gone = BTreeSet::new();
-        loop {
-            if !mutant::is(Mutant::ReadsAfterStop) {
-                self.check_serving()?;
+/// Resolves a range and calls `of` with the result. If an object is gone, both are repeated, because a
+/// checkpoint may have moved its bytes. An object that is still referenced after a second lookup is lost.
+pub(super) async fn look_up<T, F>(
+    shared: &Shared,
+    range: &Range<u64>,
+    mut of: impl FnMut(Resolved) -> F,
+) -> Result<T, Error>
+where
+    F: Future<Output = Result<T, Error>> + Send,
+{
+    let mut gone = BTreeSet::new();
+    loop {
+        if !mutant::is(Mutant::ReadsAfterStop) {
+            shared.check_serving()?;
+        }
+        let resolved = shared.state.lock().resolve(shared.geometry, range.clone());
+        match of(resolved).await {
+            Err(Error::Lost { key, .. }) if gone.insert(key.clone()) => {
+                tracing::debug!(%key, "object is gone, looking the range up again");
             }
-            let resolved = self.state.lock().resolve(self.geometry, range.clone());
-            match of(resolved).await {
-                Err(Error::Lost { key, .. }) if gone.insert(key.clone()) => {
-                    tracing::debug!(%key, "object is gone, looking the range up again");
-                }
-                outcome => return outcome,
-            }
+            outcome => return outcome,
         }
     }
+}
 
-    /// Reads a range. The range must lie within the volume.
-    pub(super) async fn read(&self, range: Range<u64>) -> Result<Vec<Segment>, Error> {
-        let begun = tokio::time::Instant::now();
-        let (segments, source) =
-            self.look_up(&range, |resolved| self.reader().read_segments(resolved)).await?;
-        self.metrics.read_duration.of(source).observe(begun.elapsed().as_secs_f64());
-        Ok(segments)
+/// Reads a range. The range must lie within the volume.
+pub(super) async fn read_range(shared: &Shared, range: Range<u64>) -> Result<Vec<Segment>, Error> {
+    let begun = tokio::time::Instant::now();
+    let (segments, source) =
+        look_up(shared, &range, |resolved| reader_of(shared).read_segments(resolved)).await?;
+    shared.metrics.read_duration.of(source).observe(begun.elapsed().as_secs_f64());
+    Ok(segments)
+}
+
+/// Reads a range that was already resolved, into one contiguous buffer.
+pub(super) async fn read_resolved(
+    shared: &Shared,
+    range: Range<u64>,
+    resolved: Resolved,
+) -> Result<Bytes, Error> {
+    // Boxed, because every change contains this future, and few changes need it.
+    let mut segments = match Box::pin(reader_of(shared).read_segments(resolved)).await {
+        Err(Error::Lost { .. }) => Box::pin(read_range(shared, range.clone())).await?,
+        outcome => outcome?.0,
+    };
+    if let [Segment::Data(_)] = segments[..] {
+        let Some(Segment::Data(bytes)) = segments.pop() else { unreachable!("just matched") };
+        return Ok(bytes);
     }
+    Ok(Bytes::from(concat(&segments)))
+}
 
-    /// Reads a range that was already resolved, into one contiguous buffer.
-    pub(super) async fn read_resolved(&self, range: Range<u64>, resolved: Resolved) -> Result<Bytes, Error> {
-        // Boxed, because every change contains this future, and few changes need it.
-        let mut segments = match Box::pin(self.reader().read_segments(resolved)).await {
-            Err(Error::Lost { .. }) => Box::pin(self.read(range.clone())).await?,
-            outcome => outcome?.0,
+/// Returns the first part of a range that is examined in one step. It is never empty, is of one
+/// kind in the map, has at most `pieces` pieces in each layer, and covers at most `mapped_bytes`
+/// bytes if a map page covers it. The window only bounds the work: its content may have changed by
+/// the time it is examined.
+pub(super) fn first_window(shared: &Shared, range: Range<u64>, pieces: usize, mapped_bytes: u64) -> Window {
+    let (reach, root) = {
+        let state = shared.state.lock();
+        (state.reach(shared.geometry, &range, pieces), Arc::clone(&state.root))
+    };
+    Window::of(&root, range.start..reach.min(range.end), mapped_bytes)
+}
+
+/// Starts to fetch a range that a sequential reader is expected to read next. Does not wait for the data.
+pub(super) async fn read_ahead(shared: &Shared, range: Range<u64>) -> Result<(), Error> {
+    let fetches = look_up(shared, &range, |resolved| reader_of(shared).fetches(resolved)).await?;
+    shared.env.cache.prefetch(&shared.env.store, &fetches).await;
+    Ok(())
+}
+
+/// Brings a range into the cache, one window at a time. Stops when as many bytes were requested as the
+/// cache can hold, when [`CACHE_MAP_PAGES`] map pages were loaded, or when the volume is being closed.
+/// Data that cannot be fetched is left to the READ that needs it.
+pub(super) async fn prefetch(shared: &Shared, range: Range<u64>) -> Result<(), Error> {
+    let mut room = shared.env.cache.capacity_bytes();
+    let mut map_pages = Loads::new(CACHE_MAP_PAGES);
+    let mut at = range.start;
+    while at < range.end && shared.state.lock().status == Status::Serving {
+        let window = first_window(shared, at..range.end, CACHE_PIECES, WINDOW_BYTES);
+        if !map_pages.note(&window) {
+            break;
+        }
+        at = window.range.end;
+        let mut fetches =
+            look_up(shared, &window.range, |resolved| reader_of(shared).fetches(resolved)).await?;
+        let mut fits = 0;
+        while let Some(fetch) = fetches.get(fits)
+            && u64::from(fetch.length) <= room
+        {
+            room -= u64::from(fetch.length);
+            fits += 1;
+        }
+        let is_full = fits < fetches.len();
+        fetches.truncate(fits);
+        shared.env.cache.fetch_ahead(&shared.env.store.ahead, &fetches).await;
+        if is_full {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    Ok(())
+}
+
+/// Returns the allocation of a range as at most `limit` extents; adjacent extents of the same kind are
+/// merged. The extents may end before the range does: one call examines at most [`STATUS_WINDOWS`]
+/// windows, and so loads at most that many map pages.
+pub(super) async fn allocation(
+    shared: &Shared,
+    range: Range<u64>,
+    limit: usize,
+) -> Result<Vec<Extent>, Error> {
+    let mut extents: Vec<Extent> = Vec::new();
+    let mut at = range.start;
+    for _ in 0..STATUS_WINDOWS {
+        if at == range.end {
+            break;
+        }
+        let window = first_window(shared, at..range.end, PIECES, WINDOW_BYTES).range;
+        at = window.end;
+        let parts = match look_up(shared, &window, |resolved| reader_of(shared).allocation_of(resolved)).await
+        {
+            // A client that copies the disk continues after the lost range. Its READ of that range
+            // reports the loss.
+            Err(error) if error.is_loss() => vec![(window, false, false)],
+            parts => parts?,
         };
-        if let [Segment::Data(_)] = segments[..] {
-            let Some(Segment::Data(bytes)) = segments.pop() else { unreachable!("just matched") };
-            return Ok(bytes);
+        if Extent::push_all(&mut extents, parts, limit).is_break() {
+            break;
         }
-        Ok(Bytes::from(concat(&segments)))
+        tokio::task::yield_now().await;
     }
-
-    /// Returns the first part of a range that is examined in one step. It is never empty, is of one
-    /// kind in the map, has at most `pieces` pieces in each layer, and covers at most `mapped_bytes`
-    /// bytes if a map page covers it. The window only bounds the work: its content may have changed by
-    /// the time it is examined.
-    pub(super) fn window(&self, range: Range<u64>, pieces: usize, mapped_bytes: u64) -> Window {
-        let (reach, root) = {
-            let state = self.state.lock();
-            (state.reach(self.geometry, &range, pieces), Arc::clone(&state.root))
-        };
-        Window::of(&root, range.start..reach.min(range.end), mapped_bytes)
-    }
-
-    /// Starts to fetch a range that a sequential reader is expected to read next. Does not wait for the data.
-    pub(super) async fn read_ahead(&self, range: Range<u64>) -> Result<(), Error> {
-        let fetches = self.look_up(&range, |resolved| self.reader().fetches(resolved)).await?;
-        self.env.cache.prefetch(&self.env.store, &fetches).await;
-        Ok(())
-    }
-
-    /// Brings a range into the cache, one window at a time. Stops when as many bytes were requested as the
-    /// cache can hold, when [`CACHE_MAP_PAGES`] map pages were loaded, or when the volume is being closed.
-    /// Data that cannot be fetched is left to the READ that needs it.
-    pub(super) async fn prefetch(&self, range: Range<u64>) -> Result<(), Error> {
-        let mut room = self.env.cache.capacity_bytes();
-        let mut map_pages = Loads::new(CACHE_MAP_PAGES);
-        let mut at = range.start;
-        while at < range.end && self.state.lock().status == Status::Serving {
-            let window = self.window(at..range.end, CACHE_PIECES, WINDOW_BYTES);
-            if !map_pages.note(&window) {
-                break;
-            }
-            at = window.range.end;
-            let mut fetches = self.look_up(&window.range, |resolved| self.reader().fetches(resolved)).await?;
-            let mut fits = 0;
-            while let Some(fetch) = fetches.get(fits)
-                && u64::from(fetch.length) <= room
-            {
-                room -= u64::from(fetch.length);
-                fits += 1;
-            }
-            let is_full = fits < fetches.len();
-            fetches.truncate(fits);
-            self.env.cache.fetch_ahead(&self.env.store.ahead, &fetches).await;
-            if is_full {
-                break;
-            }
-            tokio::task::yield_now().await;
-        }
-        Ok(())
-    }
-
-    /// Returns the allocation of a range as at most `limit` extents; adjacent extents of the same kind are
-    /// merged. The extents may end before the range does: one call examines at most [`STATUS_WINDOWS`]
-    /// windows, and so loads at most that many map pages.
-    pub(super) async fn allocation(&self, range: Range<u64>, limit: usize) -> Result<Vec<Extent>, Error> {
-        let mut extents: Vec<Extent> = Vec::new();
-        let mut at = range.start;
-        for _ in 0..STATUS_WINDOWS {
-            if at == range.end {
-                break;
-            }
-            let window = self.window(at..range.end, PIECES, WINDOW_BYTES).range;
-            at = window.end;
-            let parts = match self.look_up(&window, |resolved| self.reader().allocation_of(resolved)).await {
-                // A client that copies the disk continues after the lost range. Its READ of that range
-                // reports the loss.
-                Err(error) if error.is_loss() => vec![(window, false, false)],
-                parts => parts?,
-            };
-            if Extent::push_all(&mut extents, parts, limit).is_break() {
-                break;
-            }
-            tokio::task::yield_now().await;
-        }
-        Ok(extents)
-    }
+    Ok(extents)
 }
 
 /// Concatenates the bytes of segments.

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::base::{self, BasePart, LoadedMapPage, Mapped};
 use super::reader::{at_pages, page_of};
-use super::{Loads, PIECES};
+use super::{Loads, PIECES, first_window, look_up, reader_of};
 use crate::volume::cache::clean::HeldPieces;
 use crate::volume::cache::fetch::Fetch;
 use crate::volume::error::Error;
@@ -97,75 +97,73 @@ impl Picture {
     }
 }
 
-impl Shared {
-    /// Summarizes the disk in at most `cells` parts.
-    pub(crate) async fn picture(&self, cells: u64) -> Result<Picture, Error> {
-        let mut picture = Picture::new(self.size_bytes, cells);
-        let mut loads = Loads::new(MAP_PAGES);
-        let held = self.env.cache.held();
-        let mut at = 0;
-        while at < self.size_bytes {
-            let window = self.window(at..self.size_bytes, PIECES, u64::MAX);
-            at = window.range.end;
-            let is_looked_at = loads.note(&window);
-            let range = window.range;
-            let number = self.geometry.chunk_at(range.start).map_page();
-            let (Resolved { pieces, uncommitted, base, root }, map) = self
-                .look_up(&range, |resolved| async move {
-                    let (env, root) = (&self.env, &resolved.root);
-                    let map = match is_looked_at {
-                        true => match base::map_page(env, self.keys, self.geometry, root, number).await {
-                            Err(error) if error.is_loss() => Mapped::Holes,
-                            map => map?,
-                        },
-                        false => Mapped::Holes,
-                    };
-                    Ok((resolved, map))
-                })
-                .await?;
-            for (n, (range, piece)) in pieces.into_iter().enumerate() {
-                if n < uncommitted {
-                    picture.add(range, |cell, bytes| cell.dirty_bytes += bytes);
-                    continue;
-                }
-                for (range, piece) in at_pages(range, piece) {
-                    let length = range.end - range.start;
-                    if let Some(cached) = self.stored_in_memory(&piece, length, &held) {
-                        picture.add_blocks(range, cached);
-                    }
-                }
+/// Summarizes the disk in at most `cells` parts.
+pub(crate) async fn take(shared: &Shared, cells: u64) -> Result<Picture, Error> {
+    let mut picture = Picture::new(shared.size_bytes, cells);
+    let mut loads = Loads::new(MAP_PAGES);
+    let held = shared.env.cache.held();
+    let mut at = 0;
+    while at < shared.size_bytes {
+        let window = first_window(shared, at..shared.size_bytes, PIECES, u64::MAX);
+        at = window.range.end;
+        let is_looked_at = loads.note(&window);
+        let range = window.range;
+        let number = shared.geometry.chunk_at(range.start).map_page();
+        let (Resolved { pieces, uncommitted, base, root }, map) =
+            look_up(shared, &range, |resolved| async move {
+                let (env, root) = (&shared.env, &resolved.root);
+                let map = match is_looked_at {
+                    true => match base::map_page(env, shared.keys, shared.geometry, root, number).await {
+                        Err(error) if error.is_loss() => Mapped::Holes,
+                        map => map?,
+                    },
+                    false => Mapped::Holes,
+                };
+                Ok((resolved, map))
+            })
+            .await?;
+        for (n, (range, piece)) in pieces.into_iter().enumerate() {
+            if n < uncommitted {
+                picture.add(range, |cell, bytes| cell.dirty_bytes += bytes);
+                continue;
             }
-            match map {
-                Mapped::Page(map) => {
-                    base.into_iter().for_each(|gap| picture.add_mapped(&map, &held, self.geometry, gap));
+            for (range, piece) in at_pages(range, piece) {
+                let length = range.end - range.start;
+                if let Some(cached) = stored_in_memory(shared, &piece, length, &held) {
+                    picture.add_blocks(range, cached);
                 }
-                _ if root.map_pages.contains_key(&number) => {
-                    base.into_iter().for_each(|gap| picture.add_stored(gap, false));
-                }
-                Mapped::Holes | Mapped::Zeroed(_) => {}
             }
         }
-        Ok(picture)
+        match map {
+            Mapped::Page(map) => {
+                base.into_iter().for_each(|gap| picture.add_mapped(&map, &held, shared.geometry, gap));
+            }
+            _ if root.map_pages.contains_key(&number) => {
+                base.into_iter().for_each(|gap| picture.add_stored(gap, false));
+            }
+            Mapped::Holes | Mapped::Zeroed(_) => {}
+        }
     }
+    Ok(picture)
+}
 
-    /// Returns which blocks of a durable piece, which lies within one page, are also in memory, the first one
-    /// in the lowest bit; `None` if it reads as zeros.
-    fn stored_in_memory(&self, piece: &Piece, length: u64, held: &HeldPieces) -> Option<u16> {
-        let all_if = |is_cached: bool| if is_cached { u16::MAX } else { 0 };
-        Some(match piece {
-            Piece::Zero { .. } => return None,
-            Piece::Chunk(chunk, at) if !chunk.stored.contains(page_of(*at)) => return None,
-            Piece::Block(..) => u16::MAX,
-            Piece::Data { record, change, .. } => all_if(
-                record.body.lock().is_some()
-                    || self.env.cache.contains(&Fetch::change(self.keys.volume(), record, *change)),
-            ),
-            Piece::Chunk(chunk, at) => match *chunk.memory.lock() {
-                ChunkMemory::Gone => held.blocks(&self.reader().chunk_fetch(chunk, *at, length)),
-                _ => u16::MAX,
-            },
-        })
-    }
+/// Returns which blocks of a durable piece, which lies within one page, are also in memory, the first one
+/// in the lowest bit; `None` if it reads as zeros.
+fn stored_in_memory(shared: &Shared, piece: &Piece, length: u64, held: &HeldPieces) -> Option<u16> {
+    let all_if = |is_cached: bool| if is_cached { u16::MAX } else { 0 };
+    Some(match piece {
+        Piece::Zero { .. } => return None,
+        Piece::Chunk(chunk, at) if !chunk.stored.contains(page_of(*at)) => return None,
+        Piece::Block(..) => u16::MAX,
+        Piece::Data { record, change, .. } => all_if(
+            record.body.lock().is_some()
+                || shared.env.cache.contains(&Fetch::change(shared.keys.volume(), record, *change)),
+        ),
+        Piece::Chunk(chunk, at) => match *chunk.memory.lock() {
+            ChunkMemory::Gone => held.blocks(&reader_of(shared).chunk_fetch(chunk, *at, length)),
+            _ => u16::MAX,
+        },
+    })
 }
 
 #[cfg(test)]

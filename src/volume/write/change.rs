@@ -11,10 +11,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use super::upload;
 use crate::mutant::{self, Mutant};
 use crate::volume::error::Error;
 use crate::volume::format::geometry::{SECTOR_BYTES, SECTOR_LEN};
 use crate::volume::format::keys::ObjectId;
+use crate::volume::read::read_resolved;
 use crate::volume::shared::Shared;
 use crate::volume::state::layer::{Growth, PreparedWrite};
 use crate::volume::state::piece::{ChunkRef, InMemory, Piece};
@@ -123,221 +125,219 @@ impl Change {
     }
 }
 
-impl Shared {
-    /// Applies a change. Returns once every later command sees it.
-    pub(crate) async fn change(self: &Arc<Self>, change: Change) -> Result<(), Error> {
-        let permits = self.take_budget(change.blocks()).await?;
-        let growth = change.growth().weight(self.geometry);
-        let mut guard = Permits { shared: self, permits };
-        let mut change = Some(change);
-        let mut known = Vec::new();
-        loop {
-            let obstacle = match self.try_apply(&mut change, &known, &mut guard.permits) {
-                Ok(filled) => {
-                    for (chunk, permits) in filled {
-                        self.start_upload(chunk, permits);
-                    }
-                    return Ok(());
+/// Applies a change. Returns once every later command sees it.
+pub(crate) async fn apply(shared: &Arc<Shared>, change: Change) -> Result<(), Error> {
+    let permits = take_budget(shared, change.blocks()).await?;
+    let growth = change.growth().weight(shared.geometry);
+    let mut guard = Permits { shared, permits };
+    let mut change = Some(change);
+    let mut known = Vec::new();
+    loop {
+        let obstacle = match try_apply(shared, &mut change, &known, &mut guard.permits) {
+            Ok(filled) => {
+                for (chunk, permits) in filled {
+                    upload::start(shared, chunk, permits);
                 }
-                Err(obstacle) => obstacle,
-            };
-            match obstacle {
-                Obstacle::Unread(sectors) => {
-                    // Keep what is known of the other sectors, or two sectors could evict each other forever.
-                    known.retain(|known: &Known| !sectors.contains(&known.sector));
-                    for sector in sectors {
-                        known.push(self.read_sector(sector).await?);
-                    }
-                }
-                Obstacle::Cuts => {
-                    let _throttled = self.metrics.write_throttled.begin();
-                    self.wait(|_| self.state.lock().may_cut(self.options.commits_in_flight)).await?;
-                }
-                Obstacle::Journal => {
-                    let _throttled = self.metrics.write_throttled.begin();
-                    self.fold_wake.notify_one();
-                    self.wait(|_| !self.journal_is_full(&self.state.lock(), growth)).await?;
-                }
-                Obstacle::Stopped(why) => return Err(Error::Stopped(why)),
+                return Ok(());
             }
-        }
-    }
-
-    async fn take_budget(&self, blocks: usize) -> Result<usize, Error> {
-        if let Some(permits) = self.env.budget.try_take(blocks) {
-            return Ok(permits);
-        }
-        if mutant::is(Mutant::DirtyUnbounded) {
-            return Ok(0);
-        }
-        let _waiting = WaitingWrite::new(self);
-        let _throttled = self.metrics.write_throttled.begin();
-        let taken = self.env.budget.take(blocks);
-        tokio::pin!(taken);
-        let stopped = self.progress.wait(|now| now.stopped.then_some(()));
-        let either = async {
-            tokio::select! {
-                biased;
-                permits = &mut taken => Some(permits),
-                () = stopped => None,
-            }
+            Err(obstacle) => obstacle,
         };
-        match self.within_deadline(either).await? {
-            Some(permits) => Ok(permits),
-            None => self.check_serving().map(|()| 0),
-        }
-    }
-
-    /// Whether the journal, together with the records still to come and a change that adds `growth` to it,
-    /// would exceed twice its limit, so that folding must catch up first. Below the limit nothing folds, so
-    /// waiting would not help.
-    pub(super) fn journal_is_full(&self, state: &State, growth: u64) -> bool {
-        let (bytes, (_, records)) = (state.journal_weight(), state.journal());
-        let (most_bytes, most_records) = (self.options.journal_max_bytes, self.options.journal_max_records);
-        // The dirty layer is a record to come, and the change may have to start another.
-        let coming = state.in_flight.len() as u64 + 1 + u64::from(!state.dirty.is_empty());
-        if mutant::is(Mutant::JournalUnbounded) {
-            return false;
-        }
-        (bytes >= most_bytes && bytes + state.coming_weight(self.geometry) + growth > 2 * most_bytes)
-            || (records >= most_records && records + coming > 2 * most_records)
-    }
-
-    /// Whether a change needs a new layer: it would overwrite part of a filled chunk, or the record would be
-    /// too long.
-    fn needs_a_cut(&self, state: &State, change: &Change) -> bool {
-        if let Some((range, _)) = &change.zero
-            && state.dirty.cuts_filled_chunk(self.geometry, range)
-        {
-            return true;
-        }
-        let most = self.options.commit_max_bytes;
-        !state.dirty.is_empty()
-            && !mutant::is(Mutant::RecordUnbounded)
-            && !state.dirty.has_room(self.geometry, change.growth(), most)
-    }
-
-    fn try_apply(
-        &self,
-        change: &mut Option<Change>,
-        known: &[Known],
-        permits: &mut usize,
-    ) -> Result<Vec<(Arc<ChunkRef>, usize)>, Obstacle> {
-        let mut state = self.state.lock();
-        match &state.status {
-            Status::Serving => {}
-            Status::Draining => return Err(Obstacle::Stopped("the volume is being closed".to_owned())),
-            Status::Stopped(why) => return Err(Obstacle::Stopped(why.clone())),
-        }
-        let pending = change.as_mut().expect("applied once");
-        if self.journal_is_full(&state, pending.growth().weight(self.geometry)) {
-            return Err(Obstacle::Journal);
-        }
-        let mut edges = Vec::with_capacity(pending.partials.len());
-        let mut unread = Vec::new();
-        for partial in &pending.partials {
-            match self.sector_below(&state, partial.sector, known) {
-                Some(mut sector) => {
-                    sector[partial.from..partial.from + partial.bytes.len()].copy_from_slice(&partial.bytes);
-                    edges.push((partial.sector, sector));
+        match obstacle {
+            Obstacle::Unread(sectors) => {
+                // Keep what is known of the other sectors, or two sectors could evict each other forever.
+                known.retain(|known: &Known| !sectors.contains(&known.sector));
+                for sector in sectors {
+                    known.push(read_sector(shared, sector).await?);
                 }
-                None => unread.push(partial.sector),
             }
-        }
-        if !unread.is_empty() {
-            return Err(Obstacle::Unread(unread));
-        }
-        let now = Instant::now();
-        if self.needs_a_cut(&state, pending) {
-            if !state.may_cut(self.options.commits_in_flight) {
-                return Err(Obstacle::Cuts);
+            Obstacle::Cuts => {
+                let _throttled = shared.metrics.write_throttled.begin();
+                shared.wait(|_| shared.state.lock().may_cut(shared.options.commits_in_flight)).await?;
             }
-            state.cut(self.geometry, now, None);
-            self.gauge(&state);
-            self.commit_wake.notify_one();
-        }
-        let Change { zero, mut write, .. } = change.take().expect("checked above");
-        for (sector, bytes) in edges {
-            write.add_sector(sector, bytes);
-        }
-        Ok(self.apply(&mut state, zero, write, permits, now))
-    }
-
-    fn apply(
-        &self,
-        state: &mut State,
-        zero: Option<(Range<u64>, bool)>,
-        write: PreparedWrite,
-        permits: &mut usize,
-        now: Instant,
-    ) -> Vec<(Arc<ChunkRef>, usize)> {
-        if let Some((range, hole)) = zero {
-            state.dirty.zero(self.geometry, range, hole);
-            if mutant::is(Mutant::ChangeTorn) && state.in_flight.len() < self.options.commits_in_flight {
-                state.cut(self.geometry, now, None);
+            Obstacle::Journal => {
+                let _throttled = shared.metrics.write_throttled.begin();
+                shared.fold_wake.notify_one();
+                shared.wait(|_| !journal_is_full(shared, &shared.state.lock(), growth)).await?;
             }
+            Obstacle::Stopped(why) => return Err(Error::Stopped(why)),
         }
-        let filled = state.dirty.write(self.geometry, write);
-        let held = state.dirty_permits + *permits;
-        let needed = state.dirty.block_count();
-        // A write larger than the whole budget holds fewer permits than it needs.
-        state.dirty_permits = held.min(needed);
-        *permits = held - state.dirty_permits;
-        state.dirty_since.get_or_insert(now);
-        let mut chunks = Vec::with_capacity(filled.len());
-        for index in filled {
-            let blocks = state.dirty.take_filled(self.geometry, index);
-            let id = self.next_id();
-            let chunk = Arc::new(ChunkRef::filled(index, id, self.geometry.pages_per_chunk(), blocks));
-            state.dirty.promote(Arc::clone(&chunk));
-            state.filled_at = Some(now);
-            let moved = state.dirty_permits - state.dirty_permits.min(state.dirty.block_count());
-            state.dirty_permits -= moved;
-            chunks.push((chunk, moved));
-        }
-        if !chunks.is_empty() || state.dirty_since == Some(now) || self.record_is_full(state) {
-            self.commit_wake.notify_one();
-        }
-        self.gauge_dirty(state);
-        chunks
     }
+}
 
-    /// Whether the dirty layer is as large as a record may be.
-    pub(super) fn record_is_full(&self, state: &State) -> bool {
-        state.dirty.record_bytes(self.geometry) >= self.options.commit_max_bytes
+async fn take_budget(shared: &Shared, blocks: usize) -> Result<usize, Error> {
+    if let Some(permits) = shared.env.budget.try_take(blocks) {
+        return Ok(permits);
     }
+    if mutant::is(Mutant::DirtyUnbounded) {
+        return Ok(0);
+    }
+    let _waiting = WaitingWrite::new(shared);
+    let _throttled = shared.metrics.write_throttled.begin();
+    let taken = shared.env.budget.take(blocks);
+    tokio::pin!(taken);
+    let stopped = shared.progress.wait(|now| now.stopped.then_some(()));
+    let either = async {
+        tokio::select! {
+            biased;
+            permits = &mut taken => Some(permits),
+            () = stopped => None,
+        }
+    };
+    match shared.within_deadline(either).await? {
+        Some(permits) => Ok(permits),
+        None => shared.check_serving().map(|()| 0),
+    }
+}
 
-    /// Returns the current content of a sector, if it is in memory or among `known`.
-    fn sector_below(&self, state: &State, sector: u64, known: &[Known]) -> Option<[u8; SECTOR_LEN]> {
-        let resolved = state.resolve(self.geometry, sector..sector + SECTOR_BYTES);
-        if let Some((_, piece)) = resolved.pieces.first() {
-            match piece.in_memory(SECTOR_BYTES) {
-                Some(InMemory::Bytes(bytes)) => return Some(bytes[..].try_into().expect("a sector")),
-                Some(InMemory::Zero) => return Some([0; SECTOR_LEN]),
-                None => {}
+/// Whether the journal, together with the records still to come and a change that adds `growth` to it,
+/// would exceed twice its limit, so that folding must catch up first. Below the limit nothing folds, so
+/// waiting would not help.
+pub(super) fn journal_is_full(shared: &Shared, state: &State, growth: u64) -> bool {
+    let (bytes, (_, records)) = (state.journal_weight(), state.journal());
+    let (most_bytes, most_records) = (shared.options.journal_max_bytes, shared.options.journal_max_records);
+    // The dirty layer is a record to come, and the change may have to start another.
+    let coming = state.in_flight.len() as u64 + 1 + u64::from(!state.dirty.is_empty());
+    if mutant::is(Mutant::JournalUnbounded) {
+        return false;
+    }
+    (bytes >= most_bytes && bytes + state.coming_weight(shared.geometry) + growth > 2 * most_bytes)
+        || (records >= most_records && records + coming > 2 * most_records)
+}
+
+/// Whether a change needs a new layer: it would overwrite part of a filled chunk, or the record would be
+/// too long.
+fn needs_a_cut(shared: &Shared, state: &State, change: &Change) -> bool {
+    if let Some((range, _)) = &change.zero
+        && state.dirty.cuts_filled_chunk(shared.geometry, range)
+    {
+        return true;
+    }
+    let most = shared.options.commit_max_bytes;
+    !state.dirty.is_empty()
+        && !mutant::is(Mutant::RecordUnbounded)
+        && !state.dirty.has_room(shared.geometry, change.growth(), most)
+}
+
+fn try_apply(
+    shared: &Shared,
+    change: &mut Option<Change>,
+    known: &[Known],
+    permits: &mut usize,
+) -> Result<Vec<(Arc<ChunkRef>, usize)>, Obstacle> {
+    let mut state = shared.state.lock();
+    match &state.status {
+        Status::Serving => {}
+        Status::Draining => return Err(Obstacle::Stopped("the volume is being closed".to_owned())),
+        Status::Stopped(why) => return Err(Obstacle::Stopped(why.clone())),
+    }
+    let pending = change.as_mut().expect("applied once");
+    if journal_is_full(shared, &state, pending.growth().weight(shared.geometry)) {
+        return Err(Obstacle::Journal);
+    }
+    let mut edges = Vec::with_capacity(pending.partials.len());
+    let mut unread = Vec::new();
+    for partial in &pending.partials {
+        match sector_below(shared, &state, partial.sector, known) {
+            Some(mut sector) => {
+                sector[partial.from..partial.from + partial.bytes.len()].copy_from_slice(&partial.bytes);
+                edges.push((partial.sector, sector));
             }
+            None => unread.push(partial.sector),
         }
-        let known = known.iter().find(|known| known.sector == sector)?;
-        let same = match (&known.source, resolved.pieces.first()) {
-            (Source::Piece(found), Some((_, piece))) => found.is_same(piece),
-            (Source::Base(root), None) => *root == resolved.root.id,
-            _ => false,
-        };
-        let same = same || mutant::is(Mutant::StaleSector);
-        same.then(|| known.bytes[..].try_into().expect("a sector"))
     }
+    if !unread.is_empty() {
+        return Err(Obstacle::Unread(unread));
+    }
+    let now = Instant::now();
+    if needs_a_cut(shared, &state, pending) {
+        if !state.may_cut(shared.options.commits_in_flight) {
+            return Err(Obstacle::Cuts);
+        }
+        state.cut(shared.geometry, now, None);
+        shared.gauge(&state);
+        shared.commit_wake.notify_one();
+    }
+    let Change { zero, mut write, .. } = change.take().expect("checked above");
+    for (sector, bytes) in edges {
+        write.add_sector(sector, bytes);
+    }
+    Ok(enter(shared, &mut state, zero, write, permits, now))
+}
 
-    async fn read_sector(&self, sector: u64) -> Result<Known, Error> {
-        let range = sector..sector + SECTOR_BYTES;
-        let resolved = self.state.lock().resolve(self.geometry, range.clone());
-        let source = match resolved.pieces.first() {
-            Some((_, piece)) => Source::Piece(piece.clone()),
-            None => Source::Base(resolved.root.id),
-        };
-        let bytes = self.read_resolved(range, resolved).await?;
-        assert_eq!(bytes.len(), SECTOR_LEN, "a sector was asked for");
-        Ok(Known { sector, source, bytes })
+fn enter(
+    shared: &Shared,
+    state: &mut State,
+    zero: Option<(Range<u64>, bool)>,
+    write: PreparedWrite,
+    permits: &mut usize,
+    now: Instant,
+) -> Vec<(Arc<ChunkRef>, usize)> {
+    if let Some((range, hole)) = zero {
+        state.dirty.zero(shared.geometry, range, hole);
+        if mutant::is(Mutant::ChangeTorn) && state.in_flight.len() < shared.options.commits_in_flight {
+            state.cut(shared.geometry, now, None);
+        }
     }
+    let filled = state.dirty.write(shared.geometry, write);
+    let held = state.dirty_permits + *permits;
+    let needed = state.dirty.block_count();
+    // A write larger than the whole budget holds fewer permits than it needs.
+    state.dirty_permits = held.min(needed);
+    *permits = held - state.dirty_permits;
+    state.dirty_since.get_or_insert(now);
+    let mut chunks = Vec::with_capacity(filled.len());
+    for index in filled {
+        let blocks = state.dirty.take_filled(shared.geometry, index);
+        let id = shared.next_id();
+        let chunk = Arc::new(ChunkRef::filled(index, id, shared.geometry.pages_per_chunk(), blocks));
+        state.dirty.promote(Arc::clone(&chunk));
+        state.filled_at = Some(now);
+        let moved = state.dirty_permits - state.dirty_permits.min(state.dirty.block_count());
+        state.dirty_permits -= moved;
+        chunks.push((chunk, moved));
+    }
+    if !chunks.is_empty() || state.dirty_since == Some(now) || record_is_full(shared, state) {
+        shared.commit_wake.notify_one();
+    }
+    shared.gauge_dirty(state);
+    chunks
+}
+
+/// Whether the dirty layer is as large as a record may be.
+pub(super) fn record_is_full(shared: &Shared, state: &State) -> bool {
+    state.dirty.record_bytes(shared.geometry) >= shared.options.commit_max_bytes
+}
+
+/// Returns the current content of a sector, if it is in memory or among `known`.
+fn sector_below(shared: &Shared, state: &State, sector: u64, known: &[Known]) -> Option<[u8; SECTOR_LEN]> {
+    let resolved = state.resolve(shared.geometry, sector..sector + SECTOR_BYTES);
+    if let Some((_, piece)) = resolved.pieces.first() {
+        match piece.in_memory(SECTOR_BYTES) {
+            Some(InMemory::Bytes(bytes)) => return Some(bytes[..].try_into().expect("a sector")),
+            Some(InMemory::Zero) => return Some([0; SECTOR_LEN]),
+            None => {}
+        }
+    }
+    let known = known.iter().find(|known| known.sector == sector)?;
+    let same = match (&known.source, resolved.pieces.first()) {
+        (Source::Piece(found), Some((_, piece))) => found.is_same(piece),
+        (Source::Base(root), None) => *root == resolved.root.id,
+        _ => false,
+    };
+    let same = same || mutant::is(Mutant::StaleSector);
+    same.then(|| known.bytes[..].try_into().expect("a sector"))
+}
+
+async fn read_sector(shared: &Shared, sector: u64) -> Result<Known, Error> {
+    let range = sector..sector + SECTOR_BYTES;
+    let resolved = shared.state.lock().resolve(shared.geometry, range.clone());
+    let source = match resolved.pieces.first() {
+        Some((_, piece)) => Source::Piece(piece.clone()),
+        None => Source::Base(resolved.root.id),
+    };
+    let bytes = read_resolved(shared, range, resolved).await?;
+    assert_eq!(bytes.len(), SECTOR_LEN, "a sector was asked for");
+    Ok(Known { sector, source, bytes })
 }
 
 /// Permits that a command or task holds and has not passed on. They are returned when it ends, however it

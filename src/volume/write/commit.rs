@@ -15,7 +15,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::change::Permits;
+use super::change::{Permits, record_is_full};
 use crate::metrics::labels::ObjectKind;
 use crate::mutant::{self, Mutant};
 use crate::volume::cache::fetch::{CacheKey, Unit};
@@ -110,7 +110,7 @@ impl Committer {
         if state.in_flight.len() >= options.commits_in_flight {
             return Next::Wait(None);
         }
-        if state.flushes > 0 || self.shared.record_is_full(state) || self.writes_starve(state) {
+        if state.flushes > 0 || record_is_full(&self.shared, state) || self.writes_starve(state) {
             let gather = *self.sender.put_latency.lock() / GATHER_PART;
             return match self.last_cut.map(|last| last + gather) {
                 Some(earliest) if !state.in_flight.is_empty() && now < earliest => Next::Wait(Some(earliest)),
@@ -359,34 +359,32 @@ impl Sender {
     }
 }
 
-impl Shared {
-    /// Returns when every change applied before the call is durable.
-    pub(crate) async fn flush(&self) -> Result<(), Error> {
-        let target = {
-            let mut state = self.state.lock();
-            if let Status::Stopped(why) = &state.status {
-                return Err(Error::Stopped(why.clone()));
-            }
-            if state.dirty.is_empty() {
-                state.next_n - 1
-            } else {
-                state.flushes += 1;
-                self.commit_wake.notify_one();
-                state.next_n
-            }
-        };
-        if mutant::is(Mutant::FlushAnsweredEarly) {
-            return Ok(());
+/// Returns when every change applied before the call is durable.
+pub(crate) async fn flush(shared: &Shared) -> Result<(), Error> {
+    let target = {
+        let mut state = shared.state.lock();
+        if let Status::Stopped(why) = &state.status {
+            return Err(Error::Stopped(why.clone()));
         }
-        let target = if mutant::is(Mutant::FlushAnsweredByFirst) {
-            self.state.lock().in_flight.front().map_or(target, |first| first.n)
+        if state.dirty.is_empty() {
+            state.next_n - 1
         } else {
-            target
-        };
-        let outcome = self.wait(|progress| progress.durable_n >= target).await;
-        if outcome.is_err() && mutant::is(Mutant::CleanAfterFailure) {
-            self.state.lock().dirty = DirtyLayer::default();
+            state.flushes += 1;
+            shared.commit_wake.notify_one();
+            state.next_n
         }
-        outcome
+    };
+    if mutant::is(Mutant::FlushAnsweredEarly) {
+        return Ok(());
     }
+    let target = if mutant::is(Mutant::FlushAnsweredByFirst) {
+        shared.state.lock().in_flight.front().map_or(target, |first| first.n)
+    } else {
+        target
+    };
+    let outcome = shared.wait(|progress| progress.durable_n >= target).await;
+    if outcome.is_err() && mutant::is(Mutant::CleanAfterFailure) {
+        shared.state.lock().dirty = DirtyLayer::default();
+    }
+    outcome
 }

@@ -6,5 +6,5 @@
 
 pub(super) mod change;
 pub(super) mod commit;
-mod snapshot;
+pub(super) mod snapshot;
 mod upload;

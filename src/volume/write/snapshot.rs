@@ -6,6 +6,7 @@
 
 use tokio::time::Instant;
 
+use super::change::journal_is_full;
 use crate::volume::error::Error;
 use crate::volume::format::record::{EMPTY_RECORD_BYTES, snapshot_change_bytes};
 use crate::volume::format::snapshot::Snapshot;
@@ -26,41 +27,39 @@ enum Room {
     Closed,
 }
 
-impl Shared {
-    /// Takes a snapshot: cuts a commit that ends with it. Returns the number of the commit's slot. The
-    /// snapshot exists once that commit is durable. The caller ensures that no other snapshot has its name.
-    pub(crate) async fn snapshot(&self, snapshot: Snapshot) -> Result<u64, Error> {
-        loop {
-            let room = {
-                let mut state = self.state.lock();
-                let room = self.room_for(&state, &snapshot);
-                if room == Room::Free {
-                    let n = state.next_n;
-                    state.cut(self.geometry, Instant::now(), Some(snapshot));
-                    self.gauge(&state);
-                    self.commit_wake.notify_one();
-                    return Ok(n);
-                }
-                room
-            };
-            if room == Room::Closed {
-                self.check_serving()?;
-                return Err(Error::Stopped("the volume is being closed".to_owned()));
+/// Takes a snapshot: cuts a commit that ends with it. Returns the number of the commit's slot. The
+/// snapshot exists once that commit is durable. The caller ensures that no other snapshot has its name.
+pub(crate) async fn take(shared: &Shared, snapshot: Snapshot) -> Result<u64, Error> {
+    loop {
+        let room = {
+            let mut state = shared.state.lock();
+            let room = room_for(shared, &state, &snapshot);
+            if room == Room::Free {
+                let n = state.next_n;
+                state.cut(shared.geometry, Instant::now(), Some(snapshot));
+                shared.gauge(&state);
+                shared.commit_wake.notify_one();
+                return Ok(n);
             }
-            self.fold_wake.notify_one();
-            self.wait(|_| self.room_for(&self.state.lock(), &snapshot) != Room::Full).await?;
+            room
+        };
+        if room == Room::Closed {
+            shared.check_serving()?;
+            return Err(Error::Stopped("the volume is being closed".to_owned()));
         }
+        shared.fold_wake.notify_one();
+        shared.wait(|_| room_for(shared, &shared.state.lock(), &snapshot) != Room::Full).await?;
     }
+}
 
-    fn room_for(&self, state: &State, snapshot: &Snapshot) -> Room {
-        if state.status != Status::Serving {
-            return Room::Closed;
-        }
-        let begins_record = if state.dirty.is_empty() { EMPTY_RECORD_BYTES } else { 0 };
-        let growth = begins_record + snapshot_change_bytes(snapshot);
-        let is_full = state.waiting_snapshots() >= WAITING_SNAPSHOTS
-            || !state.may_cut(self.options.commits_in_flight)
-            || self.journal_is_full(state, growth);
-        if is_full { Room::Full } else { Room::Free }
+fn room_for(shared: &Shared, state: &State, snapshot: &Snapshot) -> Room {
+    if state.status != Status::Serving {
+        return Room::Closed;
     }
+    let begins_record = if state.dirty.is_empty() { EMPTY_RECORD_BYTES } else { 0 };
+    let growth = begins_record + snapshot_change_bytes(snapshot);
+    let is_full = state.waiting_snapshots() >= WAITING_SNAPSHOTS
+        || !state.may_cut(shared.options.commits_in_flight)
+        || journal_is_full(shared, state, growth);
+    if is_full { Room::Full } else { Room::Free }
 }

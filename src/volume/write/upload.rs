@@ -14,6 +14,7 @@ use crate::volume::cache::held::Held;
 use crate::volume::format::chunk::{ChunkWriter, object_bytes};
 use crate::volume::format::frame::FRAME_LEN;
 use crate::volume::format::geometry::{BLOCK_LEN, PAGE_BYTES};
+use crate::volume::read::reader_of;
 use crate::volume::shared::Shared;
 use crate::volume::state::piece::{ChunkMemory, ChunkRef, blocks_of_page};
 
@@ -29,52 +30,50 @@ impl Drop for Permits {
     }
 }
 
-impl Shared {
-    /// Starts uploading a chunk. Its permits are returned once the chunk is durable and has left memory.
-    pub(super) fn start_upload(self: &Arc<Self>, chunk: Arc<ChunkRef>, permits: usize) {
-        let held = Permits { shared: Arc::clone(self), permits };
-        self.tasks.spawn_until_cancelled(async move {
-            held.shared.upload(&chunk).await;
-            drop(held);
-        });
-    }
+/// Starts uploading a chunk. Its permits are returned once the chunk is durable and has left memory.
+pub(super) fn start(shared: &Arc<Shared>, chunk: Arc<ChunkRef>, permits: usize) {
+    let held = Permits { shared: Arc::clone(shared), permits };
+    shared.tasks.spawn_until_cancelled(async move {
+        upload(&held.shared, &chunk).await;
+        drop(held);
+    });
+}
 
-    async fn upload(&self, chunk: &ChunkRef) {
-        if !chunk.stored.is_empty() {
-            let object = self.chunk_object(chunk);
-            *chunk.memory.lock() = ChunkMemory::Object(object.clone());
-            let key = self.keys.chunk(chunk.index, chunk.id);
-            // Each name is used once, so an unconditional PUT can only repeat itself.
-            while let Err(error) = self.env.store.uploads.put(&key, object.clone(), Condition::Always).await {
-                tracing::error!(%key, "chunk not durable yet, sending it again: {error}");
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-            self.metrics.put_bytes.of(ObjectKind::Chunk).inc_by(object.len() as u64);
-            for page in chunk.stored.iter() {
-                let fetch = self.reader().chunk_fetch(chunk, u64::from(page) * PAGE_BYTES, PAGE_BYTES);
-                let (start, length) = (usize::try_from(fetch.at), usize::try_from(fetch.stored_bytes()));
-                let start = start.expect("within the object");
-                let frames = &object[start..start + length.expect("a page")];
-                let blocks = frames.chunks(FRAME_LEN).map(|frame| &frame[..BLOCK_LEN]);
-                let data = Bytes::from(blocks.collect::<Vec<_>>().concat());
-                self.env.cache.insert(fetch.key, Held { mask: fetch.mask(), data }).await;
-            }
+async fn upload(shared: &Shared, chunk: &ChunkRef) {
+    if !chunk.stored.is_empty() {
+        let object = chunk_object(shared, chunk);
+        *chunk.memory.lock() = ChunkMemory::Object(object.clone());
+        let key = shared.keys.chunk(chunk.index, chunk.id);
+        // Each name is used once, so an unconditional PUT can only repeat itself.
+        while let Err(error) = shared.env.store.uploads.put(&key, object.clone(), Condition::Always).await {
+            tracing::error!(%key, "chunk not durable yet, sending it again: {error}");
+            tokio::time::sleep(Duration::from_secs(1)).await;
         }
-        *chunk.memory.lock() = ChunkMemory::Gone;
-        chunk.uploaded.set(true);
-    }
-
-    fn chunk_object(&self, chunk: &ChunkRef) -> Bytes {
-        let ChunkMemory::Blocks(blocks) = chunk.memory.lock().clone() else {
-            unreachable!("only the upload takes the blocks");
-        };
-        let bytes = object_bytes(chunk.pages_per_chunk, chunk.stored.len());
-        let memory = self.buffers.take(usize::try_from(bytes).expect("at most 33 MiB"));
-        let (volume, pages) = (self.keys.volume(), chunk.pages_per_chunk);
-        let mut writer = ChunkWriter::within(volume, chunk.index, chunk.id, pages, memory);
+        shared.metrics.put_bytes.of(ObjectKind::Chunk).inc_by(object.len() as u64);
         for page in chunk.stored.iter() {
-            writer.page_of(page, blocks_of_page(&blocks, page).iter().map(|block| &block[..]));
+            let fetch = reader_of(shared).chunk_fetch(chunk, u64::from(page) * PAGE_BYTES, PAGE_BYTES);
+            let (start, length) = (usize::try_from(fetch.at), usize::try_from(fetch.stored_bytes()));
+            let start = start.expect("within the object");
+            let frames = &object[start..start + length.expect("a page")];
+            let blocks = frames.chunks(FRAME_LEN).map(|frame| &frame[..BLOCK_LEN]);
+            let data = Bytes::from(blocks.collect::<Vec<_>>().concat());
+            shared.env.cache.insert(fetch.key, Held { mask: fetch.mask(), data }).await;
         }
-        self.buffers.lend(writer.finish())
     }
+    *chunk.memory.lock() = ChunkMemory::Gone;
+    chunk.uploaded.set(true);
+}
+
+fn chunk_object(shared: &Shared, chunk: &ChunkRef) -> Bytes {
+    let ChunkMemory::Blocks(blocks) = chunk.memory.lock().clone() else {
+        unreachable!("only the upload takes the blocks");
+    };
+    let bytes = object_bytes(chunk.pages_per_chunk, chunk.stored.len());
+    let memory = shared.buffers.take(usize::try_from(bytes).expect("at most 33 MiB"));
+    let (volume, pages) = (shared.keys.volume(), chunk.pages_per_chunk);
+    let mut writer = ChunkWriter::within(volume, chunk.index, chunk.id, pages, memory);
+    for page in chunk.stored.iter() {
+        writer.page_of(page, blocks_of_page(&blocks, page).iter().map(|block| &block[..]));
+    }
+    shared.buffers.lend(writer.finish())
 }
