@@ -180,7 +180,7 @@ fn cache_hit(bencher: Bencher<'_, '_>) {
     let fetch = |n: u64| {
         let block = |n: u64| u32::try_from(n).expect("few blocks");
         let chunk = (ChunkIndex(block(n / 1024)), ObjectId { epoch: 1, k: n / 1024 }, &stored);
-        Fetch::chunk(Uuid::from_u128(1), 64, chunk, block(n % 1024), 1)
+        Fetch::chunk(Uuid::from_u128(1), 64, chunk, block(n % 1024)..block(n % 1024 + 1))
     };
     let page: Bytes = block(9).repeat(16).into();
     runtime.block_on(async {

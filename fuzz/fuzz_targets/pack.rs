@@ -32,7 +32,7 @@ fuzz_target!(|input: &[u8]| {
     match Pack::decode(VOLUME, &bytes) {
         Ok(pack) => {
             assert!(is_valid);
-            assert!(pack.blocks.iter().map(|(block, _)| *block).eq(blocks));
+            assert!(pack.blocks.iter().map(|(block, _)| block.0).eq(blocks));
             for (number, (_, payload)) in (0_u8..).zip(&pack.blocks) {
                 assert!(payload.iter().all(|byte| *byte == number));
             }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use cairn::volume::format::chunk::{self, ChunkObject, ChunkWriter};
 use cairn::volume::format::codec::DecodeError;
-use cairn::volume::format::geometry::{BLOCK_LEN, ChunkIndex, Geometry, PAGE_BYTES};
+use cairn::volume::format::geometry::{BLOCK_LEN, BlockIndex, ChunkIndex, Geometry, PAGE_BYTES};
 use cairn::volume::format::head::Head;
 use cairn::volume::format::identity::{Identity, NameBinding};
 use cairn::volume::format::keys::{ObjectId, Slot};
@@ -137,7 +137,7 @@ impl Object {
             Self::Overlay { page, id, overlay, .. } => overlay.encode(volume, *page, *id),
             Self::Pack { id, blocks } => {
                 let mut to = PackWriter::new(volume, *id, u32::try_from(blocks.len()).unwrap());
-                blocks.iter().for_each(|(block, payload)| to.block(*block, payload));
+                blocks.iter().for_each(|(block, payload)| to.block(BlockIndex(*block), payload));
                 to.finish().to_vec()
             }
             Self::Chunk { index, id, pages_per_chunk, pages } => {
@@ -226,7 +226,7 @@ fn decode_pack(volume: Uuid, bytes: &[u8]) -> Result<Object, DecodeError> {
     let frames = u32::try_from(blocks.len()).unwrap();
     let start = usize::try_from(pack::frame_offset(frames)).unwrap();
     let index = &bytes[start..start + usize::try_from(pack::index_bytes(frames)).unwrap()];
-    let numbers: Vec<u64> = blocks.iter().map(|(block, _)| *block).collect();
+    let numbers: Vec<BlockIndex> = blocks.iter().map(|(block, _)| *block).collect();
     assert_eq!(pack::decode_index(volume, id, frames, index), Ok(numbers));
     for (frame, (_, payload)) in (0..).zip(&blocks) {
         let at = usize::try_from(pack::frame_offset(frame)).unwrap();
@@ -235,7 +235,7 @@ fn decode_pack(volume: Uuid, bytes: &[u8]) -> Result<Object, DecodeError> {
     assert_eq!(pack::object_bytes(frames), bytes.len() as u64);
     Ok(Object::Pack {
         id,
-        blocks: blocks.into_iter().map(|(block, payload)| (block, payload.to_vec())).collect(),
+        blocks: blocks.into_iter().map(|(block, payload)| (block.0, payload.to_vec())).collect(),
     })
 }
 

@@ -113,7 +113,7 @@ proptest! {
         prop_assert_eq!(&runs, &parts.runs);
         prop_assert_eq!(overlay.packs(), &parts.packs);
         prop_assert_eq!(overlay.origins(), &parts.origins);
-        let made = runs.into_iter().map(|(first, count, target)| Run::new(first, count, target));
+        let made = runs.into_iter().map(|(first, count, target)| Run::new(first..first + count, target));
         prop_assert_eq!(overlay.runs(), made.collect::<Vec<_>>());
     }
 

@@ -298,7 +298,7 @@ impl<'a> Reader<'a> {
                 return Err(format!("{key} is another pack"));
             }
             let blocks = pack.blocks.iter();
-            let blocks = blocks.map(|(block, payload)| (*block, who(layout, block * BLOCK_BYTES, payload)));
+            let blocks = blocks.map(|(block, payload)| (block.0, who(layout, block.offset(), payload)));
             Ok(Packed(blocks.collect()))
         })
     }

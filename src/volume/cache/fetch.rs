@@ -14,7 +14,7 @@ use crate::mutant::{self, Mutant};
 use crate::volume::format::chunk;
 use crate::volume::format::codec::Checksum;
 use crate::volume::format::frame::{FRAME_BYTES, FRAME_LEN, Place};
-use crate::volume::format::geometry::{BLOCK_LEN, BLOCKS_PER_PAGE, ChunkIndex};
+use crate::volume::format::geometry::{BLOCK_LEN, BLOCKS_PER_PAGE, BlockIndex, ChunkIndex};
 use crate::volume::format::keys::{Keys, ObjectId, Slot};
 use crate::volume::format::pack;
 use crate::volume::format::page_set::PageSet;
@@ -99,16 +99,16 @@ pub struct Fetch {
 
 impl Fetch {
     /// Returns the fetch for successive blocks of one page of a chunk object. `owner` is the volume that
-    /// owns the object, `stored` the pages that it stores, `first` the first block, counted from the start
-    /// of the chunk.
+    /// owns the object, `stored` the pages that it stores. The blocks are counted from the start of the
+    /// chunk.
     #[must_use]
     pub fn chunk(
         owner: Uuid,
         pages_per_chunk: u16,
         (index, id, stored): (ChunkIndex, ObjectId, &PageSet),
-        first: u32,
-        count: u32,
+        blocks: Range<u32>,
     ) -> Self {
+        let (first, count) = (blocks.start, blocks.end - blocks.start);
         let page = u16::try_from(first / BLOCKS_PER_PAGE).expect("less than 512");
         let within = first % BLOCKS_PER_PAGE;
         Self {
@@ -124,14 +124,14 @@ impl Fetch {
 
     /// Returns the fetch for successive blocks of a chunk that a commit references.
     #[must_use]
-    pub fn filled(volume: Uuid, chunk: &ChunkRef, first: u32, count: u32) -> Self {
-        Self::chunk(volume, chunk.pages_per_chunk, (chunk.index, chunk.id, &chunk.stored), first, count)
+    pub fn filled(volume: Uuid, chunk: &ChunkRef, blocks: Range<u32>) -> Self {
+        Self::chunk(volume, chunk.pages_per_chunk, (chunk.index, chunk.id, &chunk.stored), blocks)
     }
 
     /// Returns the fetch for successive frames of a pack, all within the same 16. `block` is the block of the
-    /// first frame, counted from the start of the volume.
+    /// first frame.
     #[must_use]
-    pub fn pack(owner: Uuid, id: ObjectId, frame: u16, count: u32, block: u64) -> Self {
+    pub fn pack(owner: Uuid, id: ObjectId, frame: u16, count: u32, block: BlockIndex) -> Self {
         let group = frame / 16;
         Self {
             key: CacheKey { volume: owner, unit: Unit::Packed(id, group) },
@@ -140,7 +140,7 @@ impl Fetch {
             first: u32::from(frame % 16),
             count,
             length: count * u32::try_from(BLOCK_LEN).expect("4 KiB"),
-            check: Check::Frames(Place::pack(owner, id), block),
+            check: Check::Frames(Place::pack(owner, id), block.0),
         }
     }
 
@@ -258,7 +258,7 @@ impl Fetch {
     #[must_use]
     pub fn wanted(&self, held: &Held) -> Option<Bytes> {
         match &self.check {
-            Check::Frames(..) => held.blocks(self.first, self.count),
+            Check::Frames(..) => held.blocks(self.first..self.first + self.count),
             Check::Tag(..) => (held.mask == 1).then(|| held.data.clone()),
             Check::Run(record, change) => {
                 (held.mask == 1).then(|| part(&held.data, self.within(record, *change)))

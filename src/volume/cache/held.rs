@@ -3,6 +3,8 @@
 //! Must not know where the blocks come from. Invariant: the data consists of exactly the blocks of the
 //! mask, in order.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 
 use crate::mutant::{self, Mutant};
@@ -34,12 +36,12 @@ impl Held {
         (if is_right { Self::whole(data.clone()) } else { Self::default() }, is_right)
     }
 
-    /// Returns `count` successive blocks from block `first` on if all of them are held.
+    /// Returns successive blocks if all of them are held.
     #[must_use]
-    pub fn blocks(&self, first: u32, count: u32) -> Option<Bytes> {
-        let wanted = ((1_u32 << count) - 1) << first;
-        let start = rank(self.mask, first) * BLOCK_LEN;
-        let end = start + usize::try_from(count).expect("at most 16") * BLOCK_LEN;
+    pub fn blocks(&self, blocks: Range<u32>) -> Option<Bytes> {
+        let wanted = ((1_u32 << blocks.len()) - 1) << blocks.start;
+        let start = rank(self.mask, blocks.start) * BLOCK_LEN;
+        let end = start + blocks.len() * BLOCK_LEN;
         let is_held = wanted & !u32::from(self.mask) == 0;
         (is_held || (end <= self.data.len() && mutant::is(Mutant::BitmapLies)))
             .then(|| self.data.slice(start..end))
@@ -80,7 +82,8 @@ mod tests {
     #[test]
     fn blocks_are_found_only_if_all_of_them_are_held() {
         let held = held(&[1, 2, 3, 9, 15]);
-        let fill = |first, count| held.blocks(first, count).map(|bytes| (bytes[0], bytes.len() / BLOCK_LEN));
+        let fill =
+            |first, count| held.blocks(first..first + count).map(|bytes| (bytes[0], bytes.len() / BLOCK_LEN));
         assert_eq!(fill(1, 3), Some((1, 3)));
         assert_eq!(fill(2, 2), Some((2, 2)));
         assert_eq!(fill(15, 1), Some((15, 1)));

@@ -15,7 +15,7 @@ use super::suspects::{Loss, Part, Suspects};
 use crate::store::{self, ByteRange, Store};
 use crate::volume::format::codec::{Checksum, Encoder, Kind};
 use crate::volume::format::frame::{FRAME_BYTES, FRAME_LEN, Place};
-use crate::volume::format::geometry::{BLOCKS_PER_PAGE, ChunkIndex};
+use crate::volume::format::geometry::{BLOCKS_PER_PAGE, BlockIndex, ChunkIndex};
 use crate::volume::format::keys::{ObjectId, Parsed};
 use crate::volume::format::page_set::PageSet;
 use crate::volume::format::record::{Change, Record};
@@ -71,17 +71,22 @@ impl Expected {
     }
 
     /// The pack `id` of a volume, which has these blocks.
-    pub(super) fn pack(volume: Uuid, id: ObjectId, blocks: &[u64]) -> Self {
+    pub(super) fn pack(volume: Uuid, id: ObjectId, blocks: &[BlockIndex]) -> Self {
         let mut to = Encoder::new(Kind::Pack, volume, 64);
         id.encode(&mut to);
         to.u8(0);
         to.u8(0);
         to.len(blocks.len());
         let place = Place::pack(volume, id);
-        let mut tail: Vec<u8> = blocks.iter().flat_map(|block| block.to_le_bytes()).collect();
+        let mut tail: Vec<u8> = blocks.iter().flat_map(|block| block.0.to_le_bytes()).collect();
         let tag = place.tag(u64::MAX, &tail);
         tail.extend_from_slice(&tag.0);
-        Self { header: to.written().to_vec(), place, numbers: blocks.to_vec(), tail }
+        Self {
+            header: to.written().to_vec(),
+            place,
+            numbers: blocks.iter().map(|block| block.0).collect(),
+            tail,
+        }
     }
 
     /// Offset in the object of a frame; of the tail, if there is none with this number.

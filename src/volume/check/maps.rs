@@ -19,7 +19,7 @@ use super::suspects::{Loss, Part, Suspects};
 use crate::volume::cache::index::{LoadedOverlay, MapView};
 use crate::volume::error::Error;
 use crate::volume::format::chunk;
-use crate::volume::format::geometry::{BLOCK_BYTES, BLOCKS_PER_PAGE, ChunkIndex};
+use crate::volume::format::geometry::{BLOCKS_PER_PAGE, BlockIndex, ChunkIndex};
 use crate::volume::format::keys::{ObjectId, Parsed};
 use crate::volume::format::map::{Entry, OverlayPlace, OverlayRef};
 use crate::volume::format::overlay::Overlay;
@@ -223,17 +223,17 @@ impl PageCheck<'_> {
         let Some(index) = self.indexes.of(pack) else { return };
         let start = u64::from(self.number) * 4096 * u64::from(blocks);
         for (block, frame) in run.clone().zip(usize::from(frame)..) {
-            let wanted = start + u64::from(block);
-            let found = index.get(frame).copied();
-            if found == Some(wanted) {
+            let wanted = BlockIndex(start + u64::from(block));
+            let found = index.get(frame);
+            if found == Some(&wanted) {
                 continue;
             }
-            let found = found.map_or("no block".to_owned(), |found| format!("block {found}"));
+            let found = found.map_or("no block".to_owned(), |found| format!("block {}", found.0));
             let key = self.context.keys.pack(pack);
-            let why = format!("it locates block {wanted} in frame {frame} of {key}, which has {found} there");
-            let bytes = wanted * BLOCK_BYTES..(wanted + 1) * BLOCK_BYTES;
+            let number = wanted.0;
+            let why = format!("it locates block {number} in frame {frame} of {key}, which has {found} there");
             let (object, loss) = (self.locates(slot, block), Loss::damaged(why));
-            self.context.note(self.suspects, object, loss, Part::Volume(vec![bytes]));
+            self.context.note(self.suspects, object, loss, Part::Volume(vec![wanted.range()]));
         }
     }
 

@@ -14,6 +14,7 @@ use super::report::{Depth, Trouble};
 use super::sizes::{self, Fit};
 use super::suspects::{Loss, Part, Suspects};
 use crate::store::ByteRange;
+use crate::volume::format::geometry::BlockIndex;
 use crate::volume::format::keys::{ObjectId, Parsed};
 use crate::volume::format::pack;
 use crate::volume::format::root::{PackUse, Root};
@@ -26,11 +27,11 @@ const PACKS_AT_ONCE: usize = 4;
 
 /// The indexes of a group of packs: the block of each frame.
 #[derive(Debug, Default)]
-pub(super) struct Indexes(BTreeMap<ObjectId, Vec<u64>>);
+pub(super) struct Indexes(BTreeMap<ObjectId, Vec<BlockIndex>>);
 
 impl Indexes {
     /// The block of each frame of a pack, if it is in the group and its index can be read.
-    pub(super) fn of(&self, pack: ObjectId) -> Option<&[u64]> {
+    pub(super) fn of(&self, pack: ObjectId) -> Option<&[BlockIndex]> {
         self.0.get(&pack).map(Vec::as_slice)
     }
 }

@@ -28,11 +28,11 @@ impl Ranges {
         if let Some((&before, &its_end)) = self.ends.range(..start).next_back()
             && its_end >= start
         {
-            self.remove(before, its_end);
+            self.remove(before..its_end);
             (start, end) = (before, end.max(its_end));
         }
         while let Some((&next, &its_end)) = self.ends.range(start..=end).next() {
-            self.remove(next, its_end);
+            self.remove(next..its_end);
             end = end.max(its_end);
         }
         if self.ends.len() >= MAX_RANGES {
@@ -43,9 +43,9 @@ impl Ranges {
         self.bytes += end - start;
     }
 
-    fn remove(&mut self, start: u64, end: u64) {
-        self.ends.remove(&start);
-        self.bytes -= end - start;
+    fn remove(&mut self, range: Range<u64>) {
+        self.ends.remove(&range.start);
+        self.bytes -= range.end - range.start;
     }
 
     /// Adds all ranges of another set.

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 
 use super::packing::Packs;
 use super::page::Put;
-use crate::volume::format::geometry::ChunkIndex;
+use crate::volume::format::geometry::{BlockIndex, ChunkIndex};
 use crate::volume::format::keys::{Keys, ObjectId, Slot};
 use crate::volume::format::map::Entry;
 use crate::volume::format::root::BlockCounts;
@@ -48,9 +48,8 @@ impl FoldedPage {
 pub(super) struct Packing {
     /// The chunks to rewrite, with or without changes.
     pub(super) rewrites: BTreeSet<ChunkIndex>,
-    /// The blocks to pack, in order, counted from the start of the volume. A block that is only moved has
-    /// the pack that it is in.
-    pub(super) blocks: Vec<(u64, Option<ObjectId>)>,
+    /// The blocks to pack, in order. A block that is only moved has the pack that it is in.
+    pub(super) blocks: Vec<(BlockIndex, Option<ObjectId>)>,
     /// How many of them are done.
     pub(super) done: usize,
     /// Where blocks were put, counted from the start of the map page.
@@ -67,11 +66,11 @@ pub(super) struct Background {
     /// A chunk is consolidated from this number of overlaid blocks on.
     pub(super) consolidate_from: u64,
     /// The first chunk that this fold may consolidate.
-    pub(super) from: u32,
+    pub(super) from: ChunkIndex,
     /// The first chunk that the next fold may consolidate.
-    pub(super) cursor: u32,
+    pub(super) cursor: ChunkIndex,
     /// Blocks to move, with the packs that they are in, by map page.
-    pub(super) moves: BTreeMap<u32, Vec<(u64, ObjectId)>>,
+    pub(super) moves: BTreeMap<u32, Vec<(BlockIndex, ObjectId)>>,
     /// The packs whose blocks are all moved.
     pub(super) emptied: Vec<ObjectId>,
 }

@@ -13,14 +13,16 @@ use futures::stream::{self, StreamExt};
 use super::compose::Batch;
 use super::made::{Background, Content, FoldedPage, Made, Packing};
 use super::page::{PageUpdate, Put};
-use super::plan::{self, Changes, Fresh};
+use super::plan::{self, Changes, Fresh, FreshRun};
 use super::{Folder, put_new, uniform};
 use crate::metrics::labels::{ObjectKind, Work};
 use crate::mutant::{self, Mutant};
 use crate::volume::cache::fetch::{CacheKey, Unit};
 use crate::volume::cache::index::MapView;
 use crate::volume::error::Error;
-use crate::volume::format::geometry::{BLOCK_BYTES, BLOCK_LEN, BLOCKS_PER_PAGE, ChunkIndex, PAGE_BYTES};
+use crate::volume::format::geometry::{
+    BLOCK_BYTES, BLOCK_LEN, BLOCKS_PER_PAGE, BlockIndex, ChunkIndex, PAGE_BYTES,
+};
 use crate::volume::format::interval::Value;
 use crate::volume::format::keys::{ObjectId, Slot};
 use crate::volume::format::map::{Base, Entry};
@@ -183,7 +185,7 @@ impl Folder {
         let ripe = page.entries.iter().filter(|(_, entry)| is_ripe(entry));
         let ripe = ripe.map(|(slot, _)| ChunkIndex::at(page.number, *slot));
         let candidates: BTreeSet<ChunkIndex> = touched.keys().copied().chain(ripe).collect();
-        let mut fresh: Vec<(Range<u64>, Fresh)> = Vec::new();
+        let mut fresh: Vec<FreshRun> = Vec::new();
         for index in candidates {
             let runs = touched.get(&index).map(plan::fresh_runs).unwrap_or_default();
             if self.is_rewritten(page, index, &runs, background) {
@@ -194,11 +196,11 @@ impl Folder {
         }
         for (run, kind) in &fresh {
             if *kind == Fresh::Data {
-                packing.blocks.extend(run.clone().map(|block| (block, None)));
+                packing.blocks.extend((run.start.0..run.end.0).map(|block| (BlockIndex(block), None)));
             }
         }
         for (block, pack) in background.moves.get(&page.number).cloned().unwrap_or_default() {
-            let blocks = page.within(&(block..block + 1));
+            let blocks = page.within(&block.alone());
             let index = page.chunk_of(blocks.start);
             let at = fresh.partition_point(|(run, _)| run.end <= block);
             let is_fresh = fresh.get(at).is_some_and(|(run, _)| run.start <= block);
@@ -216,7 +218,7 @@ impl Folder {
         &self,
         page: &PageUpdate,
         index: ChunkIndex,
-        runs: &[(Range<u64>, Fresh)],
+        runs: &[FreshRun],
         background: &mut Background,
     ) -> bool {
         let blocks_per_chunk = self.shared.geometry.blocks_per_chunk();
@@ -228,9 +230,9 @@ impl Folder {
         for (run, _) in runs {
             let located = page.located(index.slot(), page.within(run));
             let known: u32 = located.iter().map(|(run, _)| run.end - run.start).sum();
-            overlaid += run.end - run.start - u64::from(known);
+            overlaid += run.end.0 - run.start.0 - u64::from(known);
         }
-        if overlaid < background.consolidate_from || index.0 < background.from {
+        if overlaid < background.consolidate_from || index < background.from {
             return false;
         }
         let cost = (blocks_per_chunk - data) * BLOCK_BYTES;
@@ -238,14 +240,14 @@ impl Folder {
             Some(left) => {
                 background.budget = left;
                 self.shared.metrics.background_bytes.of(Work::Consolidate).inc_by(cost);
-                background.cursor = 0;
+                background.cursor = ChunkIndex::default();
                 true
             }
             None => {
                 // The next checkpoint goes on here.
                 background.budget = 0;
-                background.cursor = index.0;
-                background.from = u32::MAX;
+                background.cursor = index;
+                background.from = ChunkIndex(u32::MAX);
                 false
             }
         }
@@ -313,7 +315,7 @@ impl Folder {
             }
             let mut batch = Batch::default();
             for (block, _) in jobs {
-                let range = block * BLOCK_BYTES..(block + 1) * BLOCK_BYTES;
+                let range = block.range();
                 let changes = if mutant::is(Mutant::MoveWins)
                     && let Some(background) = &*made.background.lock()
                     && let Some(moves) = background.moves.get(&page.number)
@@ -337,12 +339,12 @@ impl Folder {
             for (((block, moved), bytes), (good, is_hot)) in
                 jobs.iter().zip(bytes.chunks(BLOCK_LEN)).zip(composed)
             {
-                let blocks = page.within(&(*block..block + 1));
+                let blocks = page.within(&block.alone());
                 let at = blocks.start;
                 if let Some(pack) = moved
                     && good != self.good_before(page, at)
                 {
-                    tracing::warn!(volume = %shared.keys.volume(), block,
+                    tracing::warn!(volume = %shared.keys.volume(), block = block.0,
                         "a block cannot be moved from its pack");
                     let mut background = made.background.lock();
                     background.as_mut().expect("decided").emptied.retain(|emptied| emptied != pack);
@@ -385,8 +387,8 @@ impl Folder {
     ) {
         let slot = index.slot();
         let mut entry = page.entries.get(&slot).cloned().unwrap_or_default();
-        let start = self.shared.geometry.chunk_range(index).start;
-        plan::update_pages(&mut entry, changes, start, self.shared.size_bytes);
+        let Range { start, end } = self.shared.geometry.chunk_range(index);
+        plan::update_pages(&mut entry, changes, &(start..end.min(self.shared.size_bytes)));
         entry.birth = Some(birth);
         let blocks_per_chunk = page.blocks_per_chunk();
         let place = |block: u32| {

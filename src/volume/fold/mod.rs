@@ -39,7 +39,7 @@ use crate::store::ByteRange;
 use crate::volume::cache::fetch::{CacheKey, Unit};
 use crate::volume::collect::{Collector, Garbage, TableFull, Trash};
 use crate::volume::error::Error;
-use crate::volume::format::geometry::BLOCK_BYTES;
+use crate::volume::format::geometry::{BLOCK_BYTES, ChunkIndex};
 use crate::volume::format::head::Checkpoint;
 use crate::volume::format::keys::ObjectId;
 use crate::volume::format::pack;
@@ -73,7 +73,7 @@ pub(super) struct Folder {
     last: Mutex<Checkpoint>,
     /// The first chunk that the next consolidation may rewrite. Chunks are consolidated in order of offset,
     /// because then all packs of a range go at once.
-    cursor: Mutex<u32>,
+    cursor: Mutex<ChunkIndex>,
 }
 
 impl Folder {
@@ -86,7 +86,7 @@ impl Folder {
     ) -> Self {
         let (sender, requests) = mpsc::channel(REQUESTS);
         let trash = Arc::new(Trash::new(table, last.slot, unswept));
-        let (last, cursor) = (Mutex::new(last), Mutex::new(0));
+        let (last, cursor) = (Mutex::new(last), Mutex::new(ChunkIndex::default()));
         Self { shared, head, trash, unswept, requests, sender, last, cursor }
     }
 
@@ -254,7 +254,8 @@ impl Folder {
         }
         self.trash.set_folded(checkpoint.slot);
         *self.last.lock() = checkpoint;
-        *self.cursor.lock() = made.background.lock().as_ref().map_or(0, |background| background.cursor);
+        *self.cursor.lock() =
+            made.background.lock().as_ref().map_or(ChunkIndex::default(), |background| background.cursor);
         shared.progress.update(|progress| progress.checkpoints += 1);
         let now = (shared.env.wall_clock)();
         shared.metrics.checkpoint_time.set(i64::try_from(now).unwrap_or(i64::MAX));
@@ -476,7 +477,7 @@ impl Folder {
             let map_page_blocks = u64::from(shared.geometry.map_page_blocks());
             for block in blocks {
                 // A pack has no blocks beyond the end of the volume, unless its index lies.
-                let Ok(number) = u32::try_from(block / map_page_blocks) else { continue };
+                let Ok(number) = u32::try_from(block.0 / map_page_blocks) else { continue };
                 if old.map_pages.contains_key(&number) {
                     background.moves.entry(number).or_default().push((block, id));
                 }

@@ -14,7 +14,7 @@ use crate::store::Condition;
 use crate::volume::cache::fetch::{CacheKey, Unit};
 use crate::volume::cache::held::Held;
 use crate::volume::error::Error;
-use crate::volume::format::geometry::BLOCK_BYTES;
+use crate::volume::format::geometry::{BLOCK_BYTES, BlockIndex};
 use crate::volume::format::keys::ObjectId;
 use crate::volume::format::pack::{MAX_FRAMES, PackWriter};
 use crate::volume::shared::Shared;
@@ -53,7 +53,7 @@ impl Packs {
     pub(super) async fn append(
         &mut self,
         shared: &Shared,
-        block: u64,
+        block: BlockIndex,
         payload: &[u8],
         is_hot: bool,
     ) -> Packed {

@@ -13,7 +13,7 @@ use super::origins::Origins;
 use super::plan;
 use crate::mutant::{self, Mutant};
 use crate::volume::cache::index::LoadedOverlay;
-use crate::volume::format::geometry::{BLOCKS_PER_PAGE, ChunkIndex, Geometry};
+use crate::volume::format::geometry::{BLOCKS_PER_PAGE, BlockIndex, ChunkIndex, Geometry};
 use crate::volume::format::keys::{Keys, ObjectId};
 use crate::volume::format::map::{ChunkSet, Entry, MapPage, OverlayPlace, OverlayRef};
 use crate::volume::format::overlay::OverlayBuilder;
@@ -77,15 +77,10 @@ impl PageUpdate {
         u32::try_from(self.geometry.blocks_per_chunk()).expect("at most 8,192")
     }
 
-    /// The first block of the map page, counted from the start of the volume.
-    pub(super) fn first_block(&self) -> u64 {
-        u64::from(self.number) * u64::from(self.geometry.map_page_blocks())
-    }
-
     /// Converts blocks of the volume to blocks of this map page.
-    pub(super) fn within(&self, blocks: &Range<u64>) -> Range<u32> {
-        let first = self.first_block();
-        let block = |at: u64| u32::try_from(at - first).expect("within the map page");
+    pub(super) fn within(&self, blocks: &Range<BlockIndex>) -> Range<u32> {
+        let first = u64::from(self.number) * u64::from(self.geometry.map_page_blocks());
+        let block = |at: BlockIndex| u32::try_from(at.0 - first).expect("within the map page");
         block(blocks.start)..block(blocks.end)
     }
 

@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use crate::mutant::{self, Mutant};
-use crate::volume::format::geometry::{BLOCK_BYTES, BLOCKS_PER_PAGE, PAGE_BYTES};
+use crate::volume::format::geometry::{BLOCK_BYTES, BLOCKS_PER_PAGE, BlockIndex, PAGE_BYTES};
 use crate::volume::format::map::{Damage, Entry, SECTOR_MASK_BYTES};
 use crate::volume::state::piece::Piece;
 
@@ -22,12 +22,15 @@ pub(super) enum Fresh {
     Data,
 }
 
-/// Returns the blocks that changes touch, in order, counted from the start of the volume.
-pub(super) fn fresh_runs(changes: &Changes) -> Vec<(Range<u64>, Fresh)> {
-    let mut runs: Vec<(Range<u64>, Fresh)> = Vec::new();
+/// Successive blocks of the volume, and what becomes of them.
+pub(super) type FreshRun = (Range<BlockIndex>, Fresh);
+
+/// Returns the blocks that changes touch, in order.
+pub(super) fn fresh_runs(changes: &Changes) -> Vec<FreshRun> {
+    let mut runs: Vec<FreshRun> = Vec::new();
     for (range, piece) in changes {
-        let whole = range.start.div_ceil(BLOCK_BYTES)..range.end / BLOCK_BYTES;
-        let touched = range.start / BLOCK_BYTES..range.end.div_ceil(BLOCK_BYTES);
+        let whole = BlockIndex(range.start.div_ceil(BLOCK_BYTES))..BlockIndex::at(range.end);
+        let touched = BlockIndex::touched_by(range);
         let whole = match piece {
             Piece::Zero { .. } if mutant::is(Mutant::ZeroTakesBlock) => touched.clone(),
             _ => whole,
@@ -48,7 +51,7 @@ pub(super) fn fresh_runs(changes: &Changes) -> Vec<(Range<u64>, Fresh)> {
 }
 
 /// Appends a run, joined to the last one where they touch or share a block that both change in part.
-fn push(runs: &mut Vec<(Range<u64>, Fresh)>, mut blocks: Range<u64>, fresh: Fresh) {
+fn push(runs: &mut Vec<FreshRun>, mut blocks: Range<BlockIndex>, fresh: Fresh) {
     if let Some((last, kind)) = runs.last_mut() {
         blocks.start = blocks.start.max(last.end);
         if *kind == fresh && last.end == blocks.start && !blocks.is_empty() {
@@ -62,8 +65,8 @@ fn push(runs: &mut Vec<(Range<u64>, Fresh)>, mut blocks: Range<u64>, fresh: Fres
 }
 
 /// Number of blocks in `runs` that have to be composed.
-pub(super) fn data_blocks(runs: &[(Range<u64>, Fresh)]) -> u64 {
-    runs.iter().filter(|(_, fresh)| *fresh == Fresh::Data).map(|(run, _)| run.end - run.start).sum()
+pub(super) fn data_blocks(runs: &[FreshRun]) -> u64 {
+    runs.iter().filter(|(_, fresh)| *fresh == Fresh::Data).map(|(run, _)| run.end.0 - run.start.0).sum()
 }
 
 /// How changes cover one page.
@@ -76,10 +79,9 @@ pub(super) struct Cover {
 }
 
 impl Cover {
-    /// Returns how changes cover the page that begins at byte `start` of the volume. The part of a page
-    /// beyond the end of the volume counts as changed.
-    pub(super) fn of(changes: &Changes, start: u64, size_bytes: u64) -> Self {
-        let page = start..start + PAGE_BYTES;
+    /// Returns how changes cover a page. `page` is the part of it within the volume. The part beyond the end
+    /// of the volume counts as changed.
+    pub(super) fn of(changes: &Changes, page: &Range<u64>) -> Self {
         let first = changes.partition_point(|(range, _)| range.end <= page.start);
         let touching = changes[first..].iter().take_while(|(range, _)| range.start < page.end);
         let (mut bytes, mut all_holes) = (0, true);
@@ -88,7 +90,7 @@ impl Cover {
             all_holes &= matches!(piece, Piece::Zero { hole: true });
         }
         if bytes > 0 {
-            bytes += page.end.saturating_sub(size_bytes.max(page.start));
+            bytes += PAGE_BYTES - (page.end - page.start);
         }
         Self { bytes, all_holes }
     }
@@ -104,15 +106,16 @@ impl Cover {
 }
 
 /// Updates which pages of an entry are allocated, lost and damaged, for changes whose blocks are packed.
-/// The blocks that the changes touch are marked one by one, with [`set_good`].
-pub(super) fn update_pages(entry: &mut Entry, changes: &Changes, chunk_start: u64, size_bytes: u64) {
+/// The blocks that the changes touch are marked one by one, with [`set_good`]. `chunk` is the part of the
+/// chunk within the volume.
+pub(super) fn update_pages(entry: &mut Entry, changes: &Changes, chunk: &Range<u64>) {
     let mut next = 0;
     for (range, _) in changes {
-        let page = |at: u64| u16::try_from((at - chunk_start) / PAGE_BYTES).expect("within a chunk");
+        let page = |at: u64| u16::try_from((at - chunk.start) / PAGE_BYTES).expect("within a chunk");
         for page in page(range.start).max(next)..=page(range.end - 1) {
             next = page + 1;
-            let start = chunk_start + u64::from(page) * PAGE_BYTES;
-            let cover = Cover::of(changes, start, size_bytes);
+            let start = chunk.start + u64::from(page) * PAGE_BYTES;
+            let cover = Cover::of(changes, &(start..(start + PAGE_BYTES).min(chunk.end)));
             if cover.discards() {
                 entry.allocated.remove(page);
             } else if !cover.all_holes {
@@ -171,10 +174,14 @@ mod tests {
             zero(6 * 4096 + 512..6 * 4096 + 1024, false),
         ];
         let runs = fresh_runs(&changes);
-        let expected =
-            [(0..1, Fresh::Data), (1..3, Fresh::Zero(true)), (3..5, Fresh::Data), (5..6, Fresh::Zero(false))];
-        assert_eq!(runs[..4], expected);
-        assert_eq!(runs[4..], [(6..7, Fresh::Data)]);
+        let expected = [
+            (0..1, Fresh::Data),
+            (1..3, Fresh::Zero(true)),
+            (3..5, Fresh::Data),
+            (5..6, Fresh::Zero(false)),
+            (6..7, Fresh::Data),
+        ];
+        assert_eq!(runs, expected.map(|(run, fresh)| (BlockIndex(run.start)..BlockIndex(run.end), fresh)));
         assert_eq!(data_blocks(&runs), 4);
     }
 
@@ -186,8 +193,7 @@ mod tests {
         update_pages(
             &mut entry,
             &vec![zero(0..65_536, true), zero(65_536..65_536 + 4096, false)],
-            0,
-            1 << 20,
+            &(0..1 << 20),
         );
         set_good(&mut entry, 1, 0, 0xff);
         assert_eq!(entry.lost.iter().collect::<Vec<_>>(), [2]);

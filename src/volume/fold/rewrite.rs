@@ -46,7 +46,7 @@ impl Folder {
         let mut batch = Batch::default();
         for number in 0..shared.geometry.pages_per_chunk() {
             let page_start = start + u64::from(number) * PAGE_BYTES;
-            let cover = Cover::of(changes, page_start, shared.size_bytes);
+            let cover = Cover::of(changes, &(page_start..(page_start + PAGE_BYTES).min(shared.size_bytes)));
             if entry.lost.contains(number) && cover.bytes == 0 {
                 continue;
             }
@@ -113,7 +113,7 @@ impl Folder {
         for (page, blocks) in hot {
             let page = if mutant::is(Mutant::NeighbourCached) { page ^ 1 } else { page };
             let first = u32::from(page) * BLOCKS_PER_PAGE;
-            let key = Fetch::filled(shared.keys.volume(), &chunk, first, BLOCKS_PER_PAGE).key;
+            let key = Fetch::filled(shared.keys.volume(), &chunk, first..first + BLOCKS_PER_PAGE).key;
             shared.env.cache.insert(key, blocks).await;
         }
         Ok(())

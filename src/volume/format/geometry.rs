@@ -34,7 +34,7 @@ pub const DEFAULT_CHUNK_BYTES: u32 = 4 * 1024 * 1024;
 pub const MAX_PAGES_PER_CHUNK: u16 = 512;
 
 /// The position of a chunk in its volume, counted in chunks from 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChunkIndex(pub u32);
 
 impl ChunkIndex {
@@ -54,6 +54,42 @@ impl ChunkIndex {
     #[must_use]
     pub fn at(page: u32, slot: u16) -> Self {
         Self(page * MAP_PAGE_ENTRIES + u32::from(slot))
+    }
+}
+
+/// The position of a block in its volume, counted in blocks from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BlockIndex(pub u64);
+
+impl BlockIndex {
+    /// Returns the block that contains the byte at `offset` of the volume.
+    #[must_use]
+    pub fn at(offset: u64) -> Self {
+        Self(offset / BLOCK_BYTES)
+    }
+
+    /// Returns the blocks that a range of bytes of the volume touches.
+    #[must_use]
+    pub fn touched_by(range: &Range<u64>) -> Range<Self> {
+        Self::at(range.start)..Self(range.end.div_ceil(BLOCK_BYTES))
+    }
+
+    /// Returns the offset of the block's first byte on the volume.
+    #[must_use]
+    pub fn offset(self) -> u64 {
+        self.0 * BLOCK_BYTES
+    }
+
+    /// Returns the range of bytes of the volume that the block covers.
+    #[must_use]
+    pub fn range(self) -> Range<u64> {
+        self.offset()..self.offset() + BLOCK_BYTES
+    }
+
+    /// Returns the range that consists of this block alone.
+    #[must_use]
+    pub fn alone(self) -> Range<Self> {
+        self..Self(self.0 + 1)
     }
 }
 

@@ -61,12 +61,13 @@ impl Target {
 pub struct Run(u64);
 
 impl Run {
-    /// Creates a run. `first` is counted in blocks from the start of the map page.
+    /// Creates a run of blocks, which are counted from the start of the map page.
     ///
     /// # Panics
-    /// Panics if `count` is not 1 to 64, or if `first` is beyond 2^26.
+    /// Panics if there are not 1 to 64 blocks, or if one is beyond 2^26.
     #[must_use]
-    pub fn new(first: u32, count: u32, target: Target) -> Self {
+    pub fn new(blocks: Range<u32>, target: Target) -> Self {
+        let (first, count) = (blocks.start, blocks.end.saturating_sub(blocks.start));
         assert!((1..=MAX_RUN_BLOCKS).contains(&count) && first < 1 << 26, "a run is short, and in its page");
         let (pack, frame) = match target {
             Target::Frame { pack, frame } => (pack, frame),
@@ -408,7 +409,7 @@ impl OverlayBuilder {
                 let room =
                     (MAX_RUN_BLOCKS - last.count()).min(self.blocks_per_chunk - at % self.blocks_per_chunk);
                 let count = room.min(blocks.end - at);
-                let longer = Run::new(last.first(), last.count() + count, last.target());
+                let longer = Run::new(last.first()..at + count, last.target());
                 *self.overlay.runs.last_mut().expect("just seen") = longer;
                 (at, target) = (at + count, target.advanced(count));
             }
@@ -416,7 +417,7 @@ impl OverlayBuilder {
         while at < blocks.end {
             let chunk_end = (at / self.blocks_per_chunk + 1) * self.blocks_per_chunk;
             let end = blocks.end.min(chunk_end).min(at + MAX_RUN_BLOCKS);
-            self.overlay.runs.push(Run::new(at, end - at, target));
+            self.overlay.runs.push(Run::new(at..end, target));
             (at, target) = (end, target.advanced(end - at));
         }
     }

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::chunk::check_codec;
 use super::codec::{Checksum, DecodeError, Decoder, Encoder, Kind, invalid};
 use super::frame::{FRAME_BYTES, FRAME_LEN, Place};
-use super::geometry::BLOCK_LEN;
+use super::geometry::{BLOCK_LEN, BlockIndex};
 use super::keys::ObjectId;
 
 /// Length in bytes of the header, which ends where the first frame begins.
@@ -48,7 +48,7 @@ pub fn object_bytes(frames: u32) -> u64 {
 pub struct PackWriter {
     to: Encoder,
     place: Place,
-    blocks: Vec<u64>,
+    blocks: Vec<BlockIndex>,
 }
 
 impl PackWriter {
@@ -70,20 +70,21 @@ impl PackWriter {
         Self { to, place: Place::pack(volume, id), blocks: Vec::new() }
     }
 
-    /// Appends block `block` of the volume. Blocks must be appended in ascending order.
+    /// Appends a block of the volume. Blocks must be appended in ascending order.
     ///
     /// # Panics
     /// Panics if the block does not follow those so far, if `payload` is not as long as a block, or if the
     /// pack has [`MAX_FRAMES`] frames already.
-    pub fn block(&mut self, block: u64, payload: &[u8]) {
+    pub fn block(&mut self, block: BlockIndex, payload: &[u8]) {
         assert!(
             self.blocks.last().is_none_or(|last| *last < block),
-            "block {block} is not behind the others"
+            "block {} is not behind the others",
+            block.0
         );
         assert_eq!(payload.len(), BLOCK_LEN, "a block is whole");
         assert!(self.frames() < MAX_FRAMES, "a pack has at most {MAX_FRAMES} frames");
         self.to.raw(payload);
-        self.to.raw(&self.place.tag(block, payload).0);
+        self.to.raw(&self.place.tag(block.0, payload).0);
         self.blocks.push(block);
     }
 
@@ -101,7 +102,7 @@ impl PackWriter {
         self.to.bytes()[end - 4..end].copy_from_slice(&count);
         let start = self.to.position();
         for block in &self.blocks {
-            self.to.u64(*block);
+            self.to.u64(block.0);
         }
         let tag = self.place.tag(INDEX, &self.to.written()[start..]);
         self.to.raw(&tag.0);
@@ -115,7 +116,7 @@ pub struct Pack<'a> {
     /// Id of the pack.
     pub id: ObjectId,
     /// Each frame: the block on the volume, and its payload.
-    pub blocks: Vec<(u64, &'a [u8])>,
+    pub blocks: Vec<(BlockIndex, &'a [u8])>,
 }
 
 impl<'a> Pack<'a> {
@@ -137,7 +138,7 @@ impl<'a> Pack<'a> {
         let place = Place::pack(volume, id);
         let mut blocks = Vec::with_capacity(count);
         for (block, frame) in index.into_iter().zip(all.chunks(FRAME_LEN)) {
-            blocks.push((block, place.open(block, frame).ok_or(DecodeError::Checksum)?));
+            blocks.push((block, place.open(block.0, frame).ok_or(DecodeError::Checksum)?));
         }
         Ok(Self { id, blocks })
     }
@@ -147,16 +148,21 @@ impl<'a> Pack<'a> {
 ///
 /// # Errors
 /// Returns an error if the bytes are not the index of the pack `id` with `frames` frames.
-pub fn decode_index(volume: Uuid, id: ObjectId, frames: u32, bytes: &[u8]) -> Result<Vec<u64>, DecodeError> {
+pub fn decode_index(
+    volume: Uuid,
+    id: ObjectId,
+    frames: u32,
+    bytes: &[u8],
+) -> Result<Vec<BlockIndex>, DecodeError> {
     if bytes.len() as u64 != index_bytes(frames) {
         return Err(invalid("index", format!("{} bytes for {frames} frames", bytes.len())));
     }
     let index = Place::pack(volume, id).open(INDEX, bytes).ok_or(DecodeError::Checksum)?;
-    let blocks: Vec<u64> = index
+    let blocks: Vec<BlockIndex> = index
         .chunks_exact(8)
-        .map(|block| u64::from_le_bytes(block.try_into().expect("eight bytes")))
+        .map(|block| BlockIndex(u64::from_le_bytes(block.try_into().expect("eight bytes"))))
         .collect();
-    if !blocks.is_sorted_by(|a, b| a < b) || blocks.last().is_some_and(|last| *last >= MAX_BLOCKS) {
+    if !blocks.is_sorted_by(|a, b| a < b) || blocks.last().is_some_and(|last| last.0 >= MAX_BLOCKS) {
         return Err(invalid("index", "the blocks are not in ascending order, or beyond the largest volume"));
     }
     Ok(blocks)
@@ -172,7 +178,7 @@ mod tests {
         let mut writer = PackWriter::new(volume, id, 3);
         let blocks = [(3, 7), (4, 8), (1 << 40, 9)];
         for (block, fill) in blocks {
-            writer.block(block, &[fill; BLOCK_LEN]);
+            writer.block(BlockIndex(block), &[fill; BLOCK_LEN]);
         }
         let bytes = writer.finish();
         assert_eq!(bytes.len() as u64, object_bytes(3));
@@ -184,10 +190,10 @@ mod tests {
         }
         let at = usize::try_from(frame_offset(3)).unwrap();
         let index = &bytes[at..at + usize::try_from(index_bytes(3)).unwrap()];
-        assert_eq!(decode_index(volume, id, 3, index).unwrap(), [3, 4, 1 << 40]);
+        assert_eq!(decode_index(volume, id, 3, index).unwrap(), [3, 4, 1 << 40].map(BlockIndex));
         decode_index(volume, id, 2, index).expect_err("it has three frames");
         decode_index(volume, ObjectId { epoch: 1, k: 3 }, 3, index).expect_err("another pack");
         let pack = Pack::decode(volume, &bytes).unwrap();
-        assert_eq!(pack.blocks.iter().map(|(block, data)| (*block, data[0])).collect::<Vec<_>>(), blocks);
+        assert_eq!(pack.blocks.iter().map(|(block, data)| (block.0, data[0])).collect::<Vec<_>>(), blocks);
     }
 }

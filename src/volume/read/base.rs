@@ -14,7 +14,7 @@ use crate::volume::cache::fetch::{CacheKey, Fetch, Unit};
 use crate::volume::cache::index::{LoadedOverlay, MapView};
 use crate::volume::environment::Environment;
 use crate::volume::error::Error;
-use crate::volume::format::geometry::{BLOCK_BYTES, BLOCKS_PER_PAGE, ChunkIndex, Geometry};
+use crate::volume::format::geometry::{BLOCK_BYTES, BLOCKS_PER_PAGE, BlockIndex, ChunkIndex, Geometry};
 use crate::volume::format::interval::gaps;
 use crate::volume::format::keys::{Keys, ObjectId, Slot};
 use crate::volume::format::map::{Damage, Entry, MapPage, OverlayPlace, OverlayRef};
@@ -368,30 +368,32 @@ impl ChunkParts<'_> {
             match located {
                 Located::Zero(hole) => push_zero(parts, part, hole),
                 Located::Unknown(error) => parts.push((part, BasePart::Lost(error))),
-                Located::Frames(owner, id, frame) => self.push_frames(owner, id, (first, frame), part, parts),
+                Located::Frames(owner, id, frame) => {
+                    self.push_frames(owner, id, (BlockIndex::at(first), frame), part, parts);
+                }
             }
         }
         self.push_base(at..range.end, parts);
     }
 
-    /// Appends blocks in successive frames of a pack. `frame` is the frame of the block at byte `first`.
+    /// Appends blocks in successive frames of a pack. `frame` is the frame of the block `first`.
     fn push_frames(
         &self,
         owner: Keys,
         id: ObjectId,
-        (first, frame): (u64, u16),
+        (first, frame): (BlockIndex, u16),
         range: Range<u64>,
         parts: &mut Vec<(Range<u64>, BasePart)>,
     ) {
         let mut at = range.start;
         while at < range.end {
-            let block = at / BLOCK_BYTES;
-            let frame = frame + u16::try_from(block - first / BLOCK_BYTES).expect("within a run");
+            let block = BlockIndex::at(at);
+            let frame = frame + u16::try_from(block.0 - first.0).expect("within a run");
             // What is fetched together shares a cache key, and damage is recorded by page.
-            let in_page = BLOCKS_PER_PAGE - u32::try_from(block % 16).expect("less than 16");
+            let in_page = BLOCKS_PER_PAGE - u32::try_from(block.0 % 16).expect("less than 16");
             let in_group = 16 - u32::from(frame % 16);
-            let end = range.end.min((block + u64::from(in_page.min(in_group))) * BLOCK_BYTES);
-            let count = u32::try_from(end.div_ceil(BLOCK_BYTES) - block).expect("at most 16");
+            let end = range.end.min(block.offset() + u64::from(in_page.min(in_group)) * BLOCK_BYTES);
+            let count = u32::try_from(end.div_ceil(BLOCK_BYTES) - block.0).expect("at most 16");
             let fetch = Fetch::pack(owner.volume(), id, frame, count, block);
             let damage = self.entry.damage_of(self.geometry.page_at(at)).copied();
             parts.push((at..end, BasePart::Stored { fetch, at: at % BLOCK_BYTES, damage }));
@@ -410,13 +412,13 @@ impl ChunkParts<'_> {
             let damage = self.entry.damage_of(page).copied();
             match self.entry.base.as_ref().filter(|base| base.stored.contains(page)) {
                 Some(base) => {
-                    let first = u32::try_from((at - chunk_start) / BLOCK_BYTES).expect("within a chunk");
-                    let last =
-                        u32::try_from((end - chunk_start).div_ceil(BLOCK_BYTES)).expect("within a chunk");
+                    let block = |at: u64| u32::try_from(at).expect("within a chunk");
+                    let (first, after) =
+                        ((at - chunk_start) / BLOCK_BYTES, (end - chunk_start).div_ceil(BLOCK_BYTES));
                     let owner = self.map.origin(base.origin).volume();
                     let pages = self.geometry.pages_per_chunk();
                     let chunk = (self.index, base.id, &base.stored);
-                    let fetch = Fetch::chunk(owner, pages, chunk, first, last - first);
+                    let fetch = Fetch::chunk(owner, pages, chunk, block(first)..block(after));
                     parts.push((at..end, BasePart::Stored { fetch, at: at % BLOCK_BYTES, damage }));
                 }
                 None if self.entry.lost.contains(page) => parts.push((at..end, BasePart::Lost(self.lost()))),

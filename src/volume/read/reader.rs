@@ -135,7 +135,7 @@ impl Reader<'_> {
     pub(crate) fn chunk_fetch(self, chunk: &ChunkRef, at: u64, length: u64) -> Fetch {
         let block = |at: u64| u32::try_from(at).expect("within a chunk");
         let (first, end) = (block(at / BLOCK_BYTES), block((at + length).div_ceil(BLOCK_BYTES)));
-        Fetch::filled(self.keys.volume(), chunk, first, end - first)
+        Fetch::filled(self.keys.volume(), chunk, first..end)
     }
 
     /// Returns the parts of a range that was already resolved, in order of offset. Each has two flags:

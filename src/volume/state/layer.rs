@@ -14,7 +14,7 @@ use bytes::{Bytes, BytesMut};
 use super::piece::{Block, ChunkRef, Piece, own};
 use crate::mutant::{self, Mutant};
 use crate::volume::format::geometry::{
-    BLOCK_BYTES, BLOCK_LEN, ChunkIndex, Geometry, SECTOR_BYTES, SECTOR_LEN,
+    BLOCK_BYTES, BLOCK_LEN, BlockIndex, ChunkIndex, Geometry, SECTOR_BYTES, SECTOR_LEN,
 };
 use crate::volume::format::interval::{IntervalMap, gaps};
 use crate::volume::format::record::{
@@ -38,8 +38,8 @@ fn sector_bits(range: &Range<u64>) -> u8 {
 /// A write that is already cut into blocks, so that little work remains under the volume's lock.
 #[derive(Debug, Default)]
 pub struct PreparedWrite {
-    /// Whole blocks, by number of the block.
-    full: Vec<(u64, Bytes)>,
+    /// Whole blocks.
+    full: Vec<(BlockIndex, Bytes)>,
     /// Runs of sectors within a block, by offset on the volume.
     edges: Vec<(u64, Bytes)>,
 }
@@ -56,7 +56,7 @@ impl PreparedWrite {
         );
         let mut prepared = Self::default();
         if data.len() == BLOCK_LEN && offset.is_multiple_of(BLOCK_BYTES) {
-            prepared.full.push((offset / BLOCK_BYTES, own(data)));
+            prepared.full.push((BlockIndex::at(offset), own(data)));
             return prepared;
         }
         let (mut at, mut rest) = (offset, &data[..]);
@@ -65,7 +65,7 @@ impl PreparedWrite {
             let length = rest.len().min(BLOCK_LEN - within);
             let (part, after) = rest.split_at(length);
             match length {
-                BLOCK_LEN => prepared.full.push((at / BLOCK_BYTES, Bytes::copy_from_slice(part))),
+                BLOCK_LEN => prepared.full.push((BlockIndex::at(at), Bytes::copy_from_slice(part))),
                 _ => prepared.edges.push((at, Bytes::copy_from_slice(part))),
             }
             at += length as u64;
@@ -89,12 +89,12 @@ impl PreparedWrite {
     fn whole_chunks(&self, geometry: Geometry) -> u64 {
         let (Some((first, _)), Some((last, _))) = (self.full.first(), self.full.last()) else { return 0 };
         let blocks = geometry.blocks_per_chunk();
-        ((last + 1) / blocks).saturating_sub(first.div_ceil(blocks))
+        ((last.0 + 1) / blocks).saturating_sub(first.0.div_ceil(blocks))
     }
 
-    fn block_numbers(&self) -> impl Iterator<Item = u64> + '_ {
-        let edges = self.edges.iter().map(|(offset, _)| offset / BLOCK_BYTES);
-        self.full.iter().map(|(number, _)| *number).chain(edges)
+    fn touched(&self) -> impl Iterator<Item = BlockIndex> + '_ {
+        let edges = self.edges.iter().map(|(offset, _)| BlockIndex::at(*offset));
+        self.full.iter().map(|(block, _)| *block).chain(edges)
     }
 }
 
@@ -139,8 +139,8 @@ fn pieces_weight(blocks_and_chunks: usize, zeros: usize) -> u64 {
 /// Uncommitted changes, which become one commit.
 #[derive(Debug, Default)]
 pub struct DirtyLayer {
-    /// Blocks with dirty sectors, by number of the block.
-    blocks: BTreeMap<u64, Block>,
+    /// Blocks with dirty sectors.
+    blocks: BTreeMap<BlockIndex, Block>,
     /// How many blocks of each chunk have only dirty sectors. Chunks without such a block are left out.
     full_blocks: BTreeMap<ChunkIndex, u64>,
     /// Chunks that were filled completely.
@@ -191,8 +191,8 @@ impl DirtyLayer {
             return true;
         }
         // Blocks that are already dirty take no additional room.
-        let numbers = change.write.block_numbers();
-        let known = numbers.filter(|number| self.blocks.contains_key(number)).count() as u64;
+        let touched = change.write.touched();
+        let known = touched.filter(|block| self.blocks.contains_key(block)).count() as u64;
         with_all - known * BLOCK_RECORD_BYTES <= most
     }
 
@@ -205,17 +205,17 @@ impl DirtyLayer {
     /// Applies a write. Returns the chunks that it filled.
     pub fn write(&mut self, geometry: Geometry, write: PreparedWrite) -> Vec<ChunkIndex> {
         let mut filled = Vec::new();
-        for (number, data) in write.full {
-            let old = self.blocks.insert(number, Block { sectors: ALL_SECTORS, data });
+        for (index, data) in write.full {
+            let old = self.blocks.insert(index, Block { sectors: ALL_SECTORS, data });
             if old.is_none_or(|old| old.sectors != ALL_SECTORS) {
-                self.count_full(geometry, number, &mut filled);
+                self.count_full(geometry, index, &mut filled);
             }
         }
         for (offset, data) in write.edges {
-            let number = offset / BLOCK_BYTES;
+            let index = BlockIndex::at(offset);
             let within = usize::try_from(offset % BLOCK_BYTES).expect("4 KiB");
             let empty = || Block { sectors: 0, data: Bytes::from_static(&[0; BLOCK_LEN]) };
-            let block = self.blocks.entry(number).or_insert_with(empty);
+            let block = self.blocks.entry(index).or_insert_with(empty);
             // Changes the bytes in place, or a copy of them if a reader holds them.
             let mut bytes = BytesMut::from(std::mem::take(&mut block.data));
             bytes[within..within + data.len()].copy_from_slice(&data);
@@ -223,14 +223,14 @@ impl DirtyLayer {
             let before = block.sectors;
             block.sectors |= sector_bits(&(offset..offset + data.len() as u64));
             if before != ALL_SECTORS && block.sectors == ALL_SECTORS {
-                self.count_full(geometry, number, &mut filled);
+                self.count_full(geometry, index, &mut filled);
             }
         }
         filled
     }
 
-    fn count_full(&mut self, geometry: Geometry, number: u64, filled: &mut Vec<ChunkIndex>) {
-        let index = geometry.chunk_at(number * BLOCK_BYTES);
+    fn count_full(&mut self, geometry: Geometry, block: BlockIndex, filled: &mut Vec<ChunkIndex>) {
+        let index = geometry.chunk_at(block.offset());
         let count = self.full_blocks.entry(index).or_insert(0);
         *count += 1;
         if *count == geometry.blocks_per_chunk() {
@@ -238,8 +238,8 @@ impl DirtyLayer {
         }
     }
 
-    fn uncount_full(&mut self, geometry: Geometry, number: u64) {
-        let index = geometry.chunk_at(number * BLOCK_BYTES);
+    fn uncount_full(&mut self, geometry: Geometry, block: BlockIndex) {
+        let index = geometry.chunk_at(block.offset());
         if let Some(count) = self.full_blocks.get_mut(&index) {
             *count -= 1;
             if *count == 0 {
@@ -256,8 +256,8 @@ impl DirtyLayer {
     #[must_use]
     pub fn take_filled(&mut self, geometry: Geometry, index: ChunkIndex) -> Vec<Bytes> {
         let range = geometry.chunk_range(index);
-        let mut rest = self.blocks.split_off(&(range.start / BLOCK_BYTES));
-        let mut after = rest.split_off(&(range.end / BLOCK_BYTES));
+        let mut rest = self.blocks.split_off(&BlockIndex::at(range.start));
+        let mut after = rest.split_off(&BlockIndex::at(range.end));
         self.blocks.append(&mut after);
         self.full_blocks.remove(&index);
         assert_eq!(rest.len() as u64, geometry.blocks_per_chunk(), "a filled chunk has all its blocks");
@@ -284,24 +284,24 @@ impl DirtyLayer {
             "a zero that would cut a chunk is for a later layer"
         );
         self.zero_chunks(geometry, &range);
-        let touched = range.start / BLOCK_BYTES..range.end.div_ceil(BLOCK_BYTES);
-        let numbers: Vec<u64> = self.blocks.range(touched).map(|(number, _)| *number).collect();
-        for number in numbers {
+        let touched = self.blocks.range(BlockIndex::touched_by(&range));
+        let touched: Vec<BlockIndex> = touched.map(|(index, _)| *index).collect();
+        for index in touched {
             if mutant::is(Mutant::TrimLeavesBlocks) {
                 break;
             }
-            let start = number * BLOCK_BYTES;
-            let part = range.start.max(start)..range.end.min(start + BLOCK_BYTES);
-            let block = self.blocks.get_mut(&number).expect("just found");
+            let whole = index.range();
+            let part = range.start.max(whole.start)..range.end.min(whole.end);
+            let block = self.blocks.get_mut(&index).expect("just found");
             let left = block.sectors & !sector_bits(&part);
             let was_full = block.sectors == ALL_SECTORS;
             if left == 0 {
-                self.blocks.remove(&number);
+                self.blocks.remove(&index);
             } else {
                 block.sectors = left;
             }
             if was_full {
-                self.uncount_full(geometry, number);
+                self.uncount_full(geometry, index);
             }
         }
         self.zeros.insert(range, hole);
@@ -344,9 +344,8 @@ impl DirtyLayer {
             return vec![range];
         }
         let before = found.len();
-        let touched = range.start / BLOCK_BYTES..range.end.div_ceil(BLOCK_BYTES);
-        for (number, block) in self.blocks.range(touched) {
-            for_each_run(number * BLOCK_BYTES, block.sectors, &range, |part| {
+        for (index, block) in self.blocks.range(BlockIndex::touched_by(&range)) {
+            for_each_run(*index, block.sectors, &range, |part| {
                 let at = usize::try_from(part.start % BLOCK_BYTES).expect("4 KiB");
                 let length = usize::try_from(part.end - part.start).expect("4 KiB");
                 found.push((part, Piece::Block(block.data.slice(at..at + length))));
@@ -374,8 +373,8 @@ impl DirtyLayer {
     /// chunks and `most` zeroed ranges. `most` must not be 0.
     #[must_use]
     pub fn reach(&self, geometry: Geometry, range: Range<u64>, most: usize) -> u64 {
-        let touched = range.start / BLOCK_BYTES..range.end.div_ceil(BLOCK_BYTES);
-        let block = self.blocks.range(touched).nth(most).map(|(number, _)| number * BLOCK_BYTES);
+        let mut touched = self.blocks.range(BlockIndex::touched_by(&range));
+        let block = touched.nth(most).map(|(index, _)| index.offset());
         let within = geometry.chunk_at(range.start)..=geometry.chunk_at(range.end - 1);
         let chunk = self.chunks.range(within).nth(most).map(|(index, _)| geometry.chunk_range(*index).start);
         let zeros = self.zeros.reach(range, most);
@@ -415,11 +414,10 @@ impl DirtyLayer {
 
     /// The runs of dirty sectors within each block, with their bytes, in order of offset.
     pub fn runs(&self) -> impl Iterator<Item = (Range<u64>, Bytes)> + '_ {
-        self.blocks.iter().flat_map(|(number, block)| {
-            let start = number * BLOCK_BYTES;
+        self.blocks.iter().flat_map(|(index, block)| {
             let mut runs = Vec::new();
-            for_each_run(start, block.sectors, &(start..start + BLOCK_BYTES), |part| {
-                let within = |at| usize::try_from(at - start).expect("4 KiB");
+            for_each_run(*index, block.sectors, &index.range(), |part| {
+                let within = |at| usize::try_from(at - index.offset()).expect("4 KiB");
                 let bytes = block.data.slice(within(part.start)..within(part.end));
                 runs.push((part, bytes));
             });
@@ -428,9 +426,10 @@ impl DirtyLayer {
     }
 }
 
-/// Calls `with` for each run of sectors that are set in `sectors`, the bits of the block at `start`. Runs are
-/// cut to `range`.
-fn for_each_run(start: u64, sectors: u8, range: &Range<u64>, mut with: impl FnMut(Range<u64>)) {
+/// Calls `with` for each run of sectors that are set in `sectors`, the bits of a block. Runs are cut to
+/// `range`.
+fn for_each_run(block: BlockIndex, sectors: u8, range: &Range<u64>, mut with: impl FnMut(Range<u64>)) {
+    let start = block.offset();
     let mut sector = 0;
     while sector < 8 {
         if sectors >> sector & 1 == 0 {

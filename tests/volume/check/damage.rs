@@ -8,6 +8,7 @@ use cairn::store::{Fault, MemoryStore};
 use cairn::volume::check::{Depth, Effect, Finding, ObjectKind, Report, Trouble};
 use cairn::volume::format::chunk;
 use cairn::volume::format::frame::FRAME_BYTES;
+use cairn::volume::format::geometry::BlockIndex;
 use cairn::volume::format::head::Head;
 use cairn::volume::format::keys::{Keys, Parsed, Slot, volume_of};
 use cairn::volume::format::pack::{self, Pack, PackWriter};
@@ -352,7 +353,8 @@ async fn an_overlay_and_a_pack_that_disagree_are_found() {
     let mut writer = PackWriter::new(keys.volume(), id, 4);
     for (block, payload) in &found.blocks {
         // The second block moves by one.
-        writer.block(block + u64::from(*block == written.packed[1].start / BLOCK), payload);
+        let moves = *block == BlockIndex::at(written.packed[1].start);
+        writer.block(BlockIndex(block.0 + u64::from(moves)), payload);
     }
     let mut bench = copy(&bench);
     bench.memory.insert(&key, Bytes::from(writer.finish()));
