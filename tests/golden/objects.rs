@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use cairn::volume::format::chunk::{self, ChunkObject, ChunkWriter};
 use cairn::volume::format::codec::DecodeError;
-use cairn::volume::format::geometry::{BLOCK_LEN, BlockIndex, ChunkIndex, Geometry, PAGE_BYTES};
+use cairn::volume::format::geometry::{BLOCK_LEN, BlockIndex, ChunkIndex, Geometry, PAGE_BYTES, PageIndex};
 use cairn::volume::format::head::Head;
 use cairn::volume::format::identity::{Identity, NameBinding};
 use cairn::volume::format::keys::{ObjectId, Slot};
@@ -144,7 +144,7 @@ impl Object {
                 let count = u32::try_from(pages.len()).unwrap();
                 let mut to = ChunkWriter::new(volume, *index, *id, *pages_per_chunk, count);
                 for (page, payload) in pages {
-                    to.page(*page, payload);
+                    to.page(PageIndex(*page), payload);
                 }
                 to.finish().to_vec()
             }
@@ -216,7 +216,8 @@ fn decode_chunk(volume: Uuid, bytes: &[u8]) -> Result<Object, DecodeError> {
         let at = usize::try_from(chunk::frame_offset(pages_per_chunk, number / 16, number % 16)).unwrap();
         assert_eq!(&bytes[at..at + BLOCK_LEN], *block);
     }
-    let pages = object.stored.iter().zip(object.blocks.chunks(16).map(<[_]>::concat)).collect();
+    let pages =
+        object.stored.iter().map(|page| page.0).zip(object.blocks.chunks(16).map(<[_]>::concat)).collect();
     Ok(Object::Chunk { index: object.index, id: object.id, pages_per_chunk, pages })
 }
 
@@ -242,7 +243,7 @@ fn decode_pack(volume: Uuid, bytes: &[u8]) -> Result<Object, DecodeError> {
 /// A set of these pages.
 pub(super) fn page_set(pages: impl IntoIterator<Item = u16>) -> PageSet {
     let mut set = PageSet::EMPTY;
-    pages.into_iter().for_each(|page| set.insert(page));
+    pages.into_iter().for_each(|page| set.insert(PageIndex(page)));
     set
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use cairn::volume::format::codec::Checksum;
-use cairn::volume::format::geometry::ChunkIndex;
+use cairn::volume::format::geometry::{ChunkIndex, PageIndex};
 use cairn::volume::format::head::{Checkpoint, Head, HolderName, Lease, VolumeState};
 use cairn::volume::format::identity::{Identity, NameBinding};
 use cairn::volume::format::interval::IntervalMap;
@@ -319,8 +319,8 @@ fn map_page_entries() -> BTreeMap<u16, Entry> {
                 allocated: page_set([1, 2, 3, 4, 5, 6, 7, 40]),
                 overlaid: 70,
                 damage: vec![
-                    Damage { page: 4, good_sectors: lost_last },
-                    Damage { page: 40, good_sectors: lost_first },
+                    Damage { page: PageIndex(4), good_sectors: lost_last },
+                    Damage { page: PageIndex(40), good_sectors: lost_first },
                 ],
                 lost: PageSet::EMPTY,
             },
@@ -361,7 +361,7 @@ fn map_page_after_a_loss() -> Object {
                 base: Some(Base { origin: 0, id: id(7, 15), stored: page_set([1]) }),
                 allocated: page_set([0, 1, 2, 63]),
                 overlaid: 1,
-                damage: vec![Damage { page: 1, good_sectors: first_is_good }],
+                damage: vec![Damage { page: PageIndex(1), good_sectors: first_is_good }],
                 lost: page_set([2, 63]),
             },
         ),

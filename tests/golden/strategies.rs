@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use cairn::volume::format::codec::Checksum;
-use cairn::volume::format::geometry::{ChunkIndex, Geometry, PAGE_BYTES};
+use cairn::volume::format::geometry::{ChunkIndex, Geometry, PAGE_BYTES, PageIndex};
 use cairn::volume::format::head::{Checkpoint, Head, HolderName, Lease, VolumeState};
 use cairn::volume::format::identity::{Identity, NameBinding};
 use cairn::volume::format::interval::IntervalMap;
@@ -187,10 +187,12 @@ fn entry(pages_per_chunk: u16, origins: usize) -> impl Strategy<Value = Entry> {
     (optional, sets, 0..=16 * pages_per_chunk, damage).prop_map(
         |((birth, base), (allocated, lost), overlaid, damage)| {
             let lost = lost.unwrap_or(PageSet::EMPTY);
-            let damage =
-                damage.into_iter().map(|(page, good_sectors)| Damage { page, good_sectors }).collect();
-            let is_stored = |page: &u16| base.is_some_and(|base: Base| base.stored.contains(*page));
-            let lost = page_set(lost.iter().filter(|page| !is_stored(page)));
+            let damage = damage
+                .into_iter()
+                .map(|(page, good_sectors)| Damage { page: PageIndex(page), good_sectors })
+                .collect();
+            let is_stored = |page: &PageIndex| base.is_some_and(|base: Base| base.stored.contains(*page));
+            let lost = page_set(lost.iter().filter(|page| !is_stored(page)).map(|page| page.0));
             Entry { birth, base, allocated, overlaid, damage, lost }
         },
     )
@@ -291,7 +293,7 @@ fn fit(entry: &mut Entry, slot: u16, pages: u16, overlays: &[OverlayRef]) {
     let is_known = applying().all(|overlay| matches!(overlay.place, OverlayPlace::Embedded(_)));
     entry.overlaid = if is_known { least } else { entry.overlaid.max(least).max(1) };
     for (block, _) in located.into_iter().filter(|(_, is_frame)| *is_frame) {
-        entry.lost.remove(u16::try_from(block / 16).unwrap());
+        entry.lost.remove(PageIndex::of_block(block));
     }
 }
 

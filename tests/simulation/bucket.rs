@@ -11,7 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use cairn::volume::format::chunk::ChunkObject;
 use cairn::volume::format::codec::Checksum;
-use cairn::volume::format::geometry::{BLOCK_BYTES, ChunkIndex, PAGE_BYTES};
+use cairn::volume::format::geometry::{BLOCK_BYTES, ChunkIndex, PAGE_BYTES, PageIndex};
 use cairn::volume::format::head::Head;
 use cairn::volume::format::keys::{Keys, ObjectId, Parsed, Slot};
 use cairn::volume::format::map::{Entry, MapPage, OverlayPlace, OverlayRef};
@@ -374,7 +374,7 @@ impl<'a> Reader<'a> {
         }
         for (block, pack) in located {
             counted.page.overlaid += 1;
-            let page = u16::try_from((block * BLOCK_BYTES - start) / PAGE_BYTES).expect("within a chunk");
+            let page = PageIndex::at(block * BLOCK_BYTES - start);
             counted.page.hidden += u32::from(entry.base.is_some_and(|base| base.stored.contains(page)));
             let Some(pack) = pack else { continue };
             *counted.live.entry(pack).or_default() += 1;
@@ -383,12 +383,12 @@ impl<'a> Reader<'a> {
             }
         }
         for page in entry.lost.iter() {
-            let page = start + u64::from(page) * PAGE_BYTES;
+            let page = start + page.offset();
             let cells = self.layout.cells_of(&(page..page + PAGE_BYTES));
             self.lost.extend(cells.into_iter().flat_map(|(_, cells)| cells));
         }
         for damage in &entry.damage {
-            let page = start + u64::from(damage.page) * PAGE_BYTES;
+            let page = start + damage.page.offset();
             for sector in (0..PAGE_BYTES / 512).filter(|sector| !damage.is_good(*sector)) {
                 let bytes = page + sector * 512..page + (sector + 1) * 512;
                 self.lost.extend(self.layout.cells_of(&bytes).into_iter().flat_map(|(_, cells)| cells));
@@ -411,7 +411,7 @@ impl<'a> Reader<'a> {
             let object = ChunkObject::decode(volume, bytes).map_err(|error| format!("{key}: {error}"))?;
             let blocks = object.stored.iter().flat_map(|page| (0..16).map(move |block| (page, block)));
             let blocks = blocks.zip(&object.blocks).map(|((page, block), payload)| {
-                let start = start + u64::from(page) * PAGE_BYTES + block * BLOCK_BYTES;
+                let start = start + page.offset() + block * BLOCK_BYTES;
                 (start, who(layout, start, payload))
             });
             let blocks = blocks.collect();

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use cairn::volume::cache::index::LoadedOverlay;
-use cairn::volume::format::geometry::{BLOCKS_PER_PAGE, ChunkIndex};
+use cairn::volume::format::geometry::{BLOCKS_PER_PAGE, ChunkIndex, PageIndex};
 use cairn::volume::format::head::Head;
 use cairn::volume::format::keys::{Keys, ObjectId, volume_of};
 use cairn::volume::format::map::{Base, MapPage, OverlayPlace};
@@ -182,6 +182,6 @@ fn assert_holds_exactly(bench: &Bench, keys: &BTreeSet<String>) {
 /// Number of blocks of a run, within one chunk, that a chunk object stores.
 fn stored_blocks(base: Option<Base>, blocks_per_chunk: u32, run: &Range<u32>) -> u32 {
     let Some(base) = base else { return 0 };
-    let page = |block: u32| u16::try_from(block % blocks_per_chunk / BLOCKS_PER_PAGE).expect("at most 512");
-    u32::try_from(run.clone().filter(|block| base.stored.contains(page(*block))).count()).expect("few")
+    let is_stored = |block: &u32| base.stored.contains(PageIndex::of_block(block % blocks_per_chunk));
+    u32::try_from(run.clone().filter(is_stored).count()).expect("few")
 }

@@ -272,12 +272,12 @@ mod tests {
     use super::super::fetch::Unit;
     use super::*;
     use crate::metrics::{Metrics, Tier, VolumeMetrics};
-    use crate::volume::format::geometry::ChunkIndex;
+    use crate::volume::format::geometry::{ChunkIndex, PageIndex};
     use crate::volume::format::keys::ObjectId;
 
     fn key(n: u32) -> CacheKey {
         let id = ObjectId { epoch: 1, k: u64::from(n) };
-        CacheKey { volume: Uuid::from_u128(7), unit: Unit::Page(ChunkIndex(n), id, 0) }
+        CacheKey { volume: Uuid::from_u128(7), unit: Unit::Page(ChunkIndex(n), id, PageIndex(0)) }
     }
 
     fn page() -> Held {

@@ -14,7 +14,7 @@ use crate::mutant::{self, Mutant};
 use crate::volume::format::chunk;
 use crate::volume::format::codec::Checksum;
 use crate::volume::format::frame::{FRAME_BYTES, FRAME_LEN, Place};
-use crate::volume::format::geometry::{BLOCK_LEN, BLOCKS_PER_PAGE, BlockIndex, ChunkIndex};
+use crate::volume::format::geometry::{BLOCK_LEN, BLOCKS_PER_PAGE, BlockIndex, ChunkIndex, PageIndex};
 use crate::volume::format::keys::{Keys, ObjectId, Slot};
 use crate::volume::format::pack;
 use crate::volume::format::page_set::PageSet;
@@ -33,7 +33,7 @@ pub struct CacheKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Unit {
     /// The blocks of a page of a chunk object: chunk, object, page in the chunk.
-    Page(ChunkIndex, ObjectId, u16),
+    Page(ChunkIndex, ObjectId, PageIndex),
     /// 16 successive frames of a pack: pack, number of the first frame divided by 16.
     Packed(ObjectId, u16),
     /// The data of a run of changes of a record: slot, number of the run.
@@ -49,7 +49,7 @@ pub enum Unit {
 impl Unit {
     /// Identifies a page of a chunk object.
     #[must_use]
-    pub fn page(index: ChunkIndex, id: ObjectId, page: u16) -> Self {
+    pub fn page(index: ChunkIndex, id: ObjectId, page: PageIndex) -> Self {
         let id = if mutant::is(Mutant::CachedByOffset) { ObjectId { epoch: 0, k: 0 } } else { id };
         Self::Page(index, id, page)
     }
@@ -109,7 +109,7 @@ impl Fetch {
         blocks: Range<u32>,
     ) -> Self {
         let (first, count) = (blocks.start, blocks.end - blocks.start);
-        let page = u16::try_from(first / BLOCKS_PER_PAGE).expect("less than 512");
+        let page = PageIndex::of_block(first);
         let within = first % BLOCKS_PER_PAGE;
         Self {
             key: CacheKey { volume: owner, unit: Unit::page(index, id, page) },

@@ -450,7 +450,7 @@ fn reserved_bytes(capacity: u64, held: u64) -> u64 {
 mod tests {
     use super::fetch::Unit;
     use super::*;
-    use crate::volume::format::geometry::ChunkIndex;
+    use crate::volume::format::geometry::{ChunkIndex, PageIndex};
     use crate::volume::format::keys::ObjectId;
 
     const MIB: u64 = 1 << 20;
@@ -460,7 +460,7 @@ mod tests {
         let (cache, volume) = (PageCache::new(64 * MIB, MIB), Uuid::from_u128(7));
         let fill = async || {
             for n in 0..1100 {
-                let unit = Unit::Page(ChunkIndex(n), ObjectId { epoch: 1, k: 1 }, 0);
+                let unit = Unit::Page(ChunkIndex(n), ObjectId { epoch: 1, k: 1 }, PageIndex(0));
                 let data = Bytes::from(vec![7; 65_536]);
                 cache.insert(CacheKey { volume, unit }, Held { mask: u16::MAX, data }).await;
             }

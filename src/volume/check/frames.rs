@@ -63,7 +63,7 @@ impl Expected {
         stored.encode(pages_per_chunk, &mut to);
         let per_page = u64::from(BLOCKS_PER_PAGE);
         let numbers = stored.iter().flat_map(|page| {
-            let first = u64::from(page) * per_page;
+            let first = u64::from(page.first_block());
             first..first + per_page
         });
         let place = Place::chunk(volume, index.0, id);

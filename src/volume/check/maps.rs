@@ -19,7 +19,7 @@ use super::suspects::{Loss, Part, Suspects};
 use crate::volume::cache::index::{LoadedOverlay, MapView};
 use crate::volume::error::Error;
 use crate::volume::format::chunk;
-use crate::volume::format::geometry::{BLOCKS_PER_PAGE, BlockIndex, ChunkIndex};
+use crate::volume::format::geometry::{BLOCKS_PER_PAGE, BlockIndex, ChunkIndex, PageIndex};
 use crate::volume::format::keys::{ObjectId, Parsed};
 use crate::volume::format::map::{Entry, OverlayPlace, OverlayRef};
 use crate::volume::format::overlay::Overlay;
@@ -202,8 +202,7 @@ impl PageCheck<'_> {
                         *counted.live.entry(id).or_default() += count;
                         self.place(slot, &run, id, frame, blocks);
                     }
-                    let page =
-                        |block: u32| u16::try_from((block - first) / BLOCKS_PER_PAGE).expect("at most 511");
+                    let page = |block: u32| PageIndex::of_block(block - first);
                     if run.clone().any(|block| entry.lost.contains(page(block))) {
                         let why = format!("chunk {slot} has a lost page of which an overlay locates a block");
                         context.note(self.suspects, self.object(), Loss::damaged(why), Part::Unread);
@@ -255,8 +254,8 @@ impl PageCheck<'_> {
 /// Number of blocks of a run that a chunk object stores too. `first` is the first block of the chunk.
 fn hidden(stored: Option<&PageSet>, first: u32, run: &Range<u32>) -> u32 {
     let Some(stored) = stored else { return 0 };
-    let page = |block: u32| u16::try_from((block - first) / BLOCKS_PER_PAGE).expect("at most 511");
-    u32::try_from(run.clone().filter(|block| stored.contains(page(*block))).count()).expect("at most 8,192")
+    let is_stored = |block: &u32| stored.contains(PageIndex::of_block(block - first));
+    u32::try_from(run.clone().filter(is_stored).count()).expect("at most 8,192")
 }
 
 impl Counted {

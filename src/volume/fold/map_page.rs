@@ -21,7 +21,7 @@ use crate::volume::cache::fetch::{CacheKey, Unit};
 use crate::volume::cache::index::MapView;
 use crate::volume::error::Error;
 use crate::volume::format::geometry::{
-    BLOCK_BYTES, BLOCK_LEN, BLOCKS_PER_PAGE, BlockIndex, ChunkIndex, PAGE_BYTES,
+    BLOCK_BYTES, BLOCK_LEN, BLOCKS_PER_PAGE, BlockIndex, ChunkIndex, PAGE_BYTES, PageIndex,
 };
 use crate::volume::format::interval::Value;
 use crate::volume::format::keys::{ObjectId, Slot};
@@ -370,7 +370,7 @@ impl Folder {
     /// The intact sectors of a block before the fold.
     fn good_before(&self, page: &PageUpdate, block: u32) -> u8 {
         let within = block % page.blocks_per_chunk();
-        let number = u16::try_from(within / BLOCKS_PER_PAGE).expect("less than 512");
+        let number = PageIndex::of_block(within);
         let entry = page.entries.get(&page.chunk_of(block).slot());
         entry.map_or(0xff, |entry| plan::good(entry, number, within % BLOCKS_PER_PAGE))
     }
@@ -393,7 +393,7 @@ impl Folder {
         let blocks_per_chunk = page.blocks_per_chunk();
         let place = |block: u32| {
             let within = block % blocks_per_chunk;
-            (u16::try_from(within / BLOCKS_PER_PAGE).expect("less than 512"), within % BLOCKS_PER_PAGE)
+            (PageIndex::of_block(within), within % BLOCKS_PER_PAGE)
         };
         let mut zeros = Vec::new();
         for (run, fresh) in plan::fresh_runs(changes) {

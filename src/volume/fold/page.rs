@@ -13,7 +13,7 @@ use super::origins::Origins;
 use super::plan;
 use crate::mutant::{self, Mutant};
 use crate::volume::cache::index::LoadedOverlay;
-use crate::volume::format::geometry::{BLOCKS_PER_PAGE, BlockIndex, ChunkIndex, Geometry};
+use crate::volume::format::geometry::{BLOCKS_PER_PAGE, BlockIndex, ChunkIndex, Geometry, PageIndex};
 use crate::volume::format::keys::{Keys, ObjectId};
 use crate::volume::format::map::{ChunkSet, Entry, MapPage, OverlayPlace, OverlayRef};
 use crate::volume::format::overlay::OverlayBuilder;
@@ -116,8 +116,7 @@ impl PageUpdate {
     fn stored_blocks(&self, stored: Option<&PageSet>, run: &Range<u32>) -> u32 {
         let Some(stored) = stored else { return 0 };
         let within = |block: u32| block % self.blocks_per_chunk();
-        let page = |block: u32| u16::try_from(within(block) / BLOCKS_PER_PAGE).expect("less than 512");
-        let is_stored = |block: &u32| stored.contains(page(*block));
+        let is_stored = |block: &u32| stored.contains(PageIndex::of_block(within(*block)));
         u32::try_from(run.clone().filter(is_stored).count()).expect("at most 8,192")
     }
 
@@ -209,7 +208,7 @@ impl PageUpdate {
                     known[page] |= 1 << (within % BLOCKS_PER_PAGE);
                 }
             }
-            for (page, known) in (0..).zip(known) {
+            for (page, known) in (0..).map(PageIndex).zip(known) {
                 entry.allocated.insert(page);
                 if known == 0 {
                     entry.damage.retain(|damage| damage.page != page);

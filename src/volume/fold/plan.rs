@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use crate::mutant::{self, Mutant};
-use crate::volume::format::geometry::{BLOCK_BYTES, BLOCKS_PER_PAGE, BlockIndex, PAGE_BYTES};
+use crate::volume::format::geometry::{BLOCK_BYTES, BLOCKS_PER_PAGE, BlockIndex, PAGE_BYTES, PageIndex};
 use crate::volume::format::map::{Damage, Entry, SECTOR_MASK_BYTES};
 use crate::volume::state::piece::Piece;
 
@@ -111,10 +111,10 @@ impl Cover {
 pub(super) fn update_pages(entry: &mut Entry, changes: &Changes, chunk: &Range<u64>) {
     let mut next = 0;
     for (range, _) in changes {
-        let page = |at: u64| u16::try_from((at - chunk.start) / PAGE_BYTES).expect("within a chunk");
-        for page in page(range.start).max(next)..=page(range.end - 1) {
-            next = page + 1;
-            let start = chunk.start + u64::from(page) * PAGE_BYTES;
+        let page = |at: u64| PageIndex::at(at - chunk.start).0;
+        for page in (page(range.start).max(next)..=page(range.end - 1)).map(PageIndex) {
+            next = page.0 + 1;
+            let start = chunk.start + page.offset();
             let cover = Cover::of(changes, &(start..(start + PAGE_BYTES).min(chunk.end)));
             if cover.discards() {
                 entry.allocated.remove(page);
@@ -135,7 +135,7 @@ pub(super) fn update_pages(entry: &mut Entry, changes: &Changes, chunk: &Range<u
 }
 
 /// Sets which sectors of a block are intact: one bit for each of its eight.
-pub(super) fn set_good(entry: &mut Entry, page: u16, block: u32, good: u8) {
+pub(super) fn set_good(entry: &mut Entry, page: PageIndex, block: u32, good: u8) {
     let place = entry.damage.partition_point(|damage| damage.page < page);
     if entry.damage.get(place).is_none_or(|damage| damage.page != page) {
         if good == 0xff {
@@ -151,7 +151,7 @@ pub(super) fn set_good(entry: &mut Entry, page: u16, block: u32, good: u8) {
 }
 
 /// Returns which sectors of a block are intact: one bit for each of its eight.
-pub(super) fn good(entry: &Entry, page: u16, block: u32) -> u8 {
+pub(super) fn good(entry: &Entry, page: PageIndex, block: u32) -> u8 {
     let block = usize::try_from(block).expect("less than 16");
     entry.damage_of(page).map_or(0xff, |damage| damage.good_sectors[block])
 }
@@ -188,19 +188,20 @@ mod tests {
     #[test]
     fn a_lost_page_that_is_changed_in_part_has_damage_instead() {
         let mut entry = Entry::default();
-        (0..3).for_each(|page| entry.lost.insert(page));
+        (0..3).for_each(|page| entry.lost.insert(PageIndex(page)));
         let zero = |range: Range<u64>, hole| (range, Piece::Zero { hole });
         update_pages(
             &mut entry,
             &vec![zero(0..65_536, true), zero(65_536..65_536 + 4096, false)],
             &(0..1 << 20),
         );
-        set_good(&mut entry, 1, 0, 0xff);
-        assert_eq!(entry.lost.iter().collect::<Vec<_>>(), [2]);
-        assert_eq!(entry.allocated.iter().collect::<Vec<_>>(), [1]);
+        set_good(&mut entry, PageIndex(1), 0, 0xff);
+        assert_eq!(entry.lost.iter().collect::<Vec<_>>(), [PageIndex(2)]);
+        assert_eq!(entry.allocated.iter().collect::<Vec<_>>(), [PageIndex(1)]);
         assert_eq!(entry.damage.len(), 1);
-        assert_eq!((good(&entry, 1, 0), good(&entry, 1, 1), good(&entry, 0, 0)), (0xff, 0, 0xff));
-        (1..16).for_each(|block| set_good(&mut entry, 1, block, 0xff));
+        let good = |page, block| good(&entry, PageIndex(page), block);
+        assert_eq!((good(1, 0), good(1, 1), good(0, 0)), (0xff, 0, 0xff));
+        (1..16).for_each(|block| set_good(&mut entry, PageIndex(1), block, 0xff));
         assert!(entry.damage.is_empty());
     }
 }

@@ -16,7 +16,9 @@ use crate::volume::cache::fetch::Fetch;
 use crate::volume::cache::held::Held;
 use crate::volume::error::Error;
 use crate::volume::format::chunk::{ChunkWriter, object_bytes};
-use crate::volume::format::geometry::{BLOCK_LEN, BLOCKS_PER_PAGE, ChunkIndex, PAGE_BYTES, PAGE_LEN};
+use crate::volume::format::geometry::{
+    BLOCK_LEN, BLOCKS_PER_PAGE, ChunkIndex, PAGE_BYTES, PAGE_LEN, PageIndex,
+};
 use crate::volume::format::keys::{ObjectId, Slot};
 use crate::volume::format::map::{Base, Damage, Entry};
 use crate::volume::format::page_set::PageSet;
@@ -24,7 +26,7 @@ use crate::volume::state::piece::{ChunkRef, is_zero};
 use crate::volume::state::segments::Committed;
 
 /// Blocks of a new object that are to stay in memory: the page, the blocks of it, their bytes.
-type Hot = Vec<(u16, Held)>;
+type Hot = Vec<(PageIndex, Held)>;
 
 impl Folder {
     /// Makes the entry of a chunk at the commit `birth` from what lies below and the changes since, which are
@@ -44,8 +46,8 @@ impl Folder {
         let mut entry = Entry { birth, allocated: old.allocated, lost: old.lost, ..Entry::default() };
         let start = shared.geometry.chunk_range(index).start;
         let mut batch = Batch::default();
-        for number in 0..shared.geometry.pages_per_chunk() {
-            let page_start = start + u64::from(number) * PAGE_BYTES;
+        for number in (0..shared.geometry.pages_per_chunk()).map(PageIndex) {
+            let page_start = start + number.offset();
             let cover = Cover::of(changes, &(page_start..(page_start + PAGE_BYTES).min(shared.size_bytes)));
             if entry.lost.contains(number) && cover.bytes == 0 {
                 continue;
@@ -111,8 +113,8 @@ impl Folder {
         shared.metrics.put_bytes.of(ObjectKind::Chunk).inc_by(object.len() as u64);
         let chunk = ChunkRef::durable(index, id, shared.geometry.pages_per_chunk(), stored);
         for (page, blocks) in hot {
-            let page = if mutant::is(Mutant::NeighbourCached) { page ^ 1 } else { page };
-            let first = u32::from(page) * BLOCKS_PER_PAGE;
+            let page = if mutant::is(Mutant::NeighbourCached) { PageIndex(page.0 ^ 1) } else { page };
+            let first = page.first_block();
             let key = Fetch::filled(shared.keys.volume(), &chunk, first..first + BLOCKS_PER_PAGE).key;
             shared.env.cache.insert(key, blocks).await;
         }

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::codec::{Checksum, DecodeError, Decoder, Encoder, Kind, invalid};
 use super::frame::{FRAME_BYTES, FRAME_LEN, Place};
-use super::geometry::{BLOCK_LEN, BLOCKS_PER_PAGE, ChunkIndex, MAX_PAGES_PER_CHUNK, PAGE_LEN};
+use super::geometry::{BLOCK_LEN, BLOCKS_PER_PAGE, ChunkIndex, MAX_PAGES_PER_CHUNK, PAGE_LEN, PageIndex};
 use super::keys::ObjectId;
 use super::page_set::PageSet;
 
@@ -79,7 +79,7 @@ impl ChunkWriter {
     ///
     /// # Panics
     /// Panics if `page` does not follow the pages so far, or if `payload` is not as long as a page.
-    pub fn page(&mut self, page: u16, payload: &[u8]) {
+    pub fn page(&mut self, page: PageIndex, payload: &[u8]) {
         assert_eq!(payload.len(), PAGE_LEN, "a page is whole");
         self.page_of(page, payload.chunks(BLOCK_LEN));
     }
@@ -88,9 +88,10 @@ impl ChunkWriter {
     ///
     /// # Panics
     /// Panics if `page` does not follow the pages so far, or if `blocks` are not 16 whole blocks.
-    pub fn page_of<'a>(&mut self, page: u16, blocks: impl IntoIterator<Item = &'a [u8]>) {
-        assert!((self.next..self.pages_per_chunk).contains(&page), "page {page} is not behind the others");
-        let first = u64::from(page) * u64::from(BLOCKS_PER_PAGE);
+    pub fn page_of<'a>(&mut self, page: PageIndex, blocks: impl IntoIterator<Item = &'a [u8]>) {
+        let follows = (self.next..self.pages_per_chunk).contains(&page.0);
+        assert!(follows, "page {} is not behind the others", page.0);
+        let first = u64::from(page.first_block());
         let mut count = 0;
         for block in blocks {
             assert_eq!(block.len(), BLOCK_LEN, "a block is whole");
@@ -100,7 +101,7 @@ impl ChunkWriter {
         }
         assert_eq!(count, u64::from(BLOCKS_PER_PAGE), "a page has all its blocks");
         self.stored.insert(page);
-        self.next = page + 1;
+        self.next = page.0 + 1;
     }
 
     /// Returns the pages appended so far.
@@ -154,7 +155,7 @@ impl<'a> ChunkObject<'a> {
         let mut blocks = Vec::new();
         for page in stored.iter() {
             for block in 0..BLOCKS_PER_PAGE {
-                let number = u64::from(u32::from(page) * BLOCKS_PER_PAGE + block);
+                let number = u64::from(page.first_block() + block);
                 blocks.push(place.open(number, from.raw(FRAME_LEN)?).ok_or(DecodeError::Checksum)?);
             }
         }
@@ -180,9 +181,9 @@ mod tests {
         let volume = Uuid::from_u128(1);
         let id = ObjectId { epoch: 1, k: 2 };
         let mut stored = PageSet::EMPTY;
-        [1, 5, 63].into_iter().for_each(|p| stored.insert(p));
+        [1, 5, 63].into_iter().for_each(|page| stored.insert(PageIndex(page)));
         let mut writer = ChunkWriter::new(volume, ChunkIndex(3), id, 64, stored.len());
-        let fill = |page: u16, block: u32| u8::try_from(u32::from(page) + block).unwrap();
+        let fill = |page: PageIndex, block: u32| u8::try_from(u32::from(page.0) + block).unwrap();
         for page in stored.iter() {
             let blocks: Vec<Vec<u8>> = (0..16).map(|block| vec![fill(page, block); BLOCK_LEN]).collect();
             writer.page_of(page, blocks.iter().map(|block| &block[..]));
@@ -192,7 +193,7 @@ mod tests {
         for page in stored.iter() {
             for block in 0..BLOCKS_PER_PAGE {
                 let at = usize::try_from(frame_offset(64, stored.rank(page), block)).unwrap();
-                let number = u64::from(page) * 16 + u64::from(block);
+                let number = u64::from(page.first_block() + block);
                 let opened = Place::chunk(volume, 3, id).open(number, &bytes[at..at + FRAME_LEN]);
                 assert_eq!(opened, Some(&vec![fill(page, block); BLOCK_LEN][..]));
             }

@@ -57,6 +57,36 @@ impl ChunkIndex {
     }
 }
 
+/// The position of a page in its chunk, counted in pages from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PageIndex(pub u16);
+
+impl PageIndex {
+    /// Returns the page that contains the byte at `offset` of the chunk.
+    #[must_use]
+    pub fn at(offset: u64) -> Self {
+        Self(u16::try_from(offset / PAGE_BYTES).expect("less than 512"))
+    }
+
+    /// Returns the page that contains a block, which is counted from the start of the chunk.
+    #[must_use]
+    pub fn of_block(block: u32) -> Self {
+        Self(u16::try_from(block / BLOCKS_PER_PAGE).expect("less than 512"))
+    }
+
+    /// Returns the offset of the page's first byte in the chunk.
+    #[must_use]
+    pub fn offset(self) -> u64 {
+        u64::from(self.0) * PAGE_BYTES
+    }
+
+    /// Returns the first block of the page, counted from the start of the chunk.
+    #[must_use]
+    pub fn first_block(self) -> u32 {
+        u32::from(self.0) * BLOCKS_PER_PAGE
+    }
+}
+
 /// The position of a block in its volume, counted in blocks from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlockIndex(pub u64);
@@ -198,7 +228,7 @@ impl Geometry {
 
     /// Returns the page, within its chunk, that contains the byte at `offset`.
     #[must_use]
-    pub fn page_at(self, offset: u64) -> u16 {
-        u16::try_from(offset % self.chunk_bytes() / PAGE_BYTES).expect("less than 512")
+    pub fn page_at(self, offset: u64) -> PageIndex {
+        PageIndex::at(offset % self.chunk_bytes())
     }
 }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use super::codec::{DecodeError, Decoder, Encoder, Kind, invalid};
-use super::geometry::{BLOCKS_PER_PAGE, Geometry, MAP_PAGE_ENTRIES, SECTOR_BYTES};
+use super::geometry::{BLOCKS_PER_PAGE, Geometry, MAP_PAGE_ENTRIES, PageIndex, SECTOR_BYTES};
 use super::keys::{ObjectId, Slot};
 use super::overlay::{Located, Overlay};
 use super::page_set::PageSet;
@@ -174,8 +174,8 @@ fn check_origin(origin: u16, origins: usize) -> Result<u16, DecodeError> {
 /// A page with sectors that could not be read when the page was rewritten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Damage {
-    /// Number of the page in its chunk.
-    pub page: u16,
+    /// The page.
+    pub page: PageIndex,
     /// One bit for each sector, lowest first. It is set if the sector is intact.
     pub good_sectors: [u8; SECTOR_MASK_BYTES],
 }
@@ -227,7 +227,7 @@ impl Entry {
 
     /// Returns the damage of a page, if it has any.
     #[must_use]
-    pub fn damage_of(&self, page: u16) -> Option<&Damage> {
+    pub fn damage_of(&self, page: PageIndex) -> Option<&Damage> {
         self.damage.iter().find(|d| d.page == page)
     }
 
@@ -253,7 +253,7 @@ impl Entry {
         if !self.damage.is_empty() {
             to.len(self.damage.len());
             for damage in &self.damage {
-                to.u16(damage.page);
+                to.u16(damage.page.0);
                 to.raw(&damage.good_sectors);
             }
         }
@@ -314,7 +314,7 @@ fn decode_damage(pages: u16, from: &mut Decoder<'_>) -> Result<Vec<Damage>, Deco
             return Err(invalid("damage", format!("page {page} is out of order or beyond the chunk")));
         }
         least = page + 1;
-        damage.push(Damage { page, good_sectors: from.array()? });
+        damage.push(Damage { page: PageIndex(page), good_sectors: from.array()? });
     }
     if damage.is_empty() {
         return Err(invalid("damage", "announced but empty"));
@@ -541,7 +541,7 @@ fn check_embedded(
         return Err(invalid("overlaid", format!("{overlaid} blocks of chunk {slot}, {count} found")));
     }
     match entry.lost.iter().find(|page| located.has_frame_of(*page)) {
-        Some(page) => Err(invalid("lost", format!("an overlay locates a block of page {page}"))),
+        Some(page) => Err(invalid("lost", format!("an overlay locates a block of page {}", page.0))),
         None => Ok(()),
     }
 }

@@ -10,7 +10,7 @@ use std::ops::Range;
 use uuid::Uuid;
 
 use super::codec::{DecodeError, Decoder, Encoder, Kind, invalid};
-use super::geometry::{BLOCKS_PER_PAGE, Geometry, MAX_PAGES_PER_CHUNK};
+use super::geometry::{BLOCKS_PER_PAGE, Geometry, MAX_PAGES_PER_CHUNK, PageIndex};
 use super::keys::ObjectId;
 use super::root::{MAX_ORIGINS, decode_origins, encode_origins};
 
@@ -337,7 +337,7 @@ impl Located {
     }
 
     /// Whether a block of a page is in a frame.
-    pub(super) fn has_frame_of(&self, page: u16) -> bool {
+    pub(super) fn has_frame_of(&self, PageIndex(page): PageIndex) -> bool {
         self.frames[usize::from(page / 4)] >> (page % 4 * 16) & 0xffff != 0
     }
 }

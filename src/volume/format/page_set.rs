@@ -4,11 +4,11 @@
 //! pages of the chunk.
 
 use super::codec::{DecodeError, Decoder, Encoder, invalid};
-use super::geometry::MAX_PAGES_PER_CHUNK;
+use super::geometry::{MAX_PAGES_PER_CHUNK, PageIndex};
 
 const WORDS: usize = MAX_PAGES_PER_CHUNK as usize / 64;
 
-/// A set of page numbers, each below 512.
+/// A set of pages, each below 512.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PageSet {
     /// One bit for each page, page 0 in the lowest bit of the first word.
@@ -24,31 +24,31 @@ impl PageSet {
     pub fn first(count: u16) -> Self {
         let mut set = Self::EMPTY;
         for page in 0..count {
-            set.insert(page);
+            set.insert(PageIndex(page));
         }
         set
     }
 
     /// Whether the set contains a page.
     #[must_use]
-    pub fn contains(&self, page: u16) -> bool {
+    pub fn contains(&self, PageIndex(page): PageIndex) -> bool {
         self.words[usize::from(page / 64)] >> (page % 64) & 1 == 1
     }
 
     /// Adds a page to the set.
-    pub fn insert(&mut self, page: u16) {
+    pub fn insert(&mut self, PageIndex(page): PageIndex) {
         self.words[usize::from(page / 64)] |= 1 << (page % 64);
     }
 
     /// Removes a page from the set.
-    pub fn remove(&mut self, page: u16) {
+    pub fn remove(&mut self, PageIndex(page): PageIndex) {
         self.words[usize::from(page / 64)] &= !(1 << (page % 64));
     }
 
     /// Returns how many pages of the set come before `page`. In an object that stores the set, this is the
     /// rank of its frame.
     #[must_use]
-    pub fn rank(&self, page: u16) -> u32 {
+    pub fn rank(&self, PageIndex(page): PageIndex) -> u32 {
         let word = usize::from(page / 64);
         let before: u32 = self.words[..word].iter().map(|w| w.count_ones()).sum();
         before + (self.words[word] & ((1 << (page % 64)) - 1)).count_ones()
@@ -67,10 +67,10 @@ impl PageSet {
     }
 
     /// Returns the pages in ascending order.
-    pub fn iter(&self) -> impl Iterator<Item = u16> + '_ {
+    pub fn iter(&self) -> impl Iterator<Item = PageIndex> + '_ {
         let places = (0..MAX_PAGES_PER_CHUNK).step_by(64).zip(self.words).filter(|(_, word)| *word != 0);
         places.flat_map(|(first, word)| {
-            (0..64).filter(move |bit| word >> bit & 1 == 1).map(move |bit| first + bit)
+            (0..64).filter(move |bit| word >> bit & 1 == 1).map(move |bit| PageIndex(first + bit))
         })
     }
 
@@ -118,13 +118,15 @@ mod tests {
     #[test]
     fn rank_counts_the_pages_before() {
         let mut set = PageSet::EMPTY;
-        for page in [0, 3, 63, 64, 200, 511] {
-            set.insert(page);
-        }
-        assert_eq!(set.iter().collect::<Vec<_>>(), [0, 3, 63, 64, 200, 511]);
-        assert_eq!([0, 3, 4, 63, 64, 65, 200, 511].map(|p| set.rank(p)), [0, 1, 2, 2, 3, 4, 4, 5]);
-        set.remove(63);
-        assert_eq!((set.len(), set.rank(511), set.contains(63)), (5, 4, false));
+        let pages = [0, 3, 63, 64, 200, 511].map(PageIndex);
+        pages.into_iter().for_each(|page| set.insert(page));
+        assert_eq!(set.iter().collect::<Vec<_>>(), pages);
+        assert_eq!(
+            [0, 3, 4, 63, 64, 65, 200, 511].map(|page| set.rank(PageIndex(page))),
+            [0, 1, 2, 2, 3, 4, 4, 5]
+        );
+        set.remove(PageIndex(63));
+        assert_eq!((set.len(), set.rank(PageIndex(511)), set.contains(PageIndex(63))), (5, 4, false));
         assert_eq!(PageSet::first(70).len(), 70);
     }
 }

@@ -7,12 +7,12 @@
 use std::ops::Range;
 
 use super::base::{self, BasePart, LoadedMapPage, Mapped};
-use super::reader::{at_pages, page_of};
+use super::reader::at_pages;
 use super::{Loads, PIECES, first_window, look_up, reader_of};
 use crate::volume::cache::clean::HeldPieces;
 use crate::volume::cache::fetch::Fetch;
 use crate::volume::error::Error;
-use crate::volume::format::geometry::{BLOCK_BYTES, Geometry};
+use crate::volume::format::geometry::{BLOCK_BYTES, Geometry, PageIndex};
 use crate::volume::shared::Shared;
 use crate::volume::state::Resolved;
 use crate::volume::state::piece::{ChunkMemory, Piece};
@@ -153,7 +153,7 @@ fn stored_in_memory(shared: &Shared, piece: &Piece, length: u64, held: &HeldPiec
     let all_if = |is_cached: bool| if is_cached { u16::MAX } else { 0 };
     Some(match piece {
         Piece::Zero { .. } => return None,
-        Piece::Chunk(chunk, at) if !chunk.stored.contains(page_of(*at)) => return None,
+        Piece::Chunk(chunk, at) if !chunk.stored.contains(PageIndex::at(*at)) => return None,
         Piece::Block(..) => u16::MAX,
         Piece::Data { record, change, .. } => all_if(
             record.body.lock().is_some()

@@ -14,7 +14,7 @@ use crate::volume::cache::Fetched;
 use crate::volume::cache::fetch::Fetch;
 use crate::volume::environment::Environment;
 use crate::volume::error::Error;
-use crate::volume::format::geometry::{BLOCK_BYTES, PAGE_BYTES};
+use crate::volume::format::geometry::{BLOCK_BYTES, PAGE_BYTES, PageIndex};
 use crate::volume::format::keys::Keys;
 use crate::volume::state::Resolved;
 use crate::volume::state::piece::{ChunkRef, InMemory, Piece, part};
@@ -146,7 +146,7 @@ impl Reader<'_> {
             for (range, piece) in at_pages(range, piece) {
                 let (hole, zero) = match &piece {
                     Piece::Zero { hole } => (*hole, true),
-                    Piece::Chunk(chunk, at) => (false, !chunk.stored.contains(page_of(*at))),
+                    Piece::Chunk(chunk, at) => (false, !chunk.stored.contains(PageIndex::at(*at))),
                     Piece::Block(..) | Piece::Data { .. } => (false, false),
                 };
                 match parts.last_mut() {
@@ -190,10 +190,6 @@ fn in_order(
         }
     }
     (parts, sorted)
-}
-
-pub(super) fn page_of(at: u64) -> u16 {
-    u16::try_from(at / PAGE_BYTES).expect("within a chunk")
 }
 
 /// Cuts a piece at page boundaries if its bytes are read page by page. Other pieces stay whole.

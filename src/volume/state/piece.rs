@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::volume::format::chunk::frame_offset;
 use crate::volume::format::codec::Checksum;
 use crate::volume::format::frame::{FRAME_BYTES, Place};
-use crate::volume::format::geometry::{BLOCK_BYTES, BLOCK_LEN, ChunkIndex, PAGE_BYTES, PAGE_LEN};
+use crate::volume::format::geometry::{BLOCK_BYTES, BLOCK_LEN, ChunkIndex, PAGE_BYTES, PAGE_LEN, PageIndex};
 use crate::volume::format::interval::{IntervalMap, Value};
 use crate::volume::format::keys::{ObjectId, Slot};
 use crate::volume::format::page_set::PageSet;
@@ -167,7 +167,7 @@ impl ChunkRef {
     pub fn filled(index: ChunkIndex, id: ObjectId, pages_per_chunk: u16, blocks: Vec<Bytes>) -> Self {
         let mut stored = PageSet::EMPTY;
         let blocks_per_page = usize::try_from(PAGE_BYTES / BLOCK_BYTES).expect("16");
-        for (page, blocks) in (0..pages_per_chunk).zip(blocks.chunks(blocks_per_page)) {
+        for (page, blocks) in (0..pages_per_chunk).map(PageIndex).zip(blocks.chunks(blocks_per_page)) {
             if !blocks.iter().all(|block| is_zero(block)) {
                 stored.insert(page);
             }
@@ -186,7 +186,7 @@ impl ChunkRef {
     /// Returns `length` bytes from byte `at` of the chunk if no fetch is needed. They must
     /// lie within one page.
     fn in_memory(&self, at: u64, length: usize) -> Option<InMemory> {
-        let page = u16::try_from(at / PAGE_BYTES).expect("within a chunk");
+        let page = PageIndex::at(at);
         if !self.stored.contains(page) {
             return Some(InMemory::Zero);
         }
@@ -300,9 +300,9 @@ fn copy_frames(object: &Bytes, page_at: u64, at: u64, length: usize) -> Bytes {
 
 /// Returns the blocks of one page, from the blocks of a whole chunk.
 #[must_use]
-pub fn blocks_of_page(blocks: &[Bytes], page: u16) -> &[Bytes] {
+pub fn blocks_of_page(blocks: &[Bytes], page: PageIndex) -> &[Bytes] {
     let blocks_per_page = PAGE_LEN / BLOCK_LEN;
-    &blocks[usize::from(page) * blocks_per_page..][..blocks_per_page]
+    &blocks[usize::from(page.0) * blocks_per_page..][..blocks_per_page]
 }
 
 /// Whether all bytes are zero.

@@ -51,7 +51,7 @@ async fn upload(shared: &Shared, chunk: &ChunkRef) {
         }
         shared.metrics.put_bytes.of(ObjectKind::Chunk).inc_by(object.len() as u64);
         for page in chunk.stored.iter() {
-            let fetch = reader_of(shared).chunk_fetch(chunk, u64::from(page) * PAGE_BYTES, PAGE_BYTES);
+            let fetch = reader_of(shared).chunk_fetch(chunk, page.offset(), PAGE_BYTES);
             let (start, length) = (usize::try_from(fetch.at), usize::try_from(fetch.stored_bytes()));
             let start = start.expect("within the object");
             let frames = &object[start..start + length.expect("a page")];
