@@ -313,6 +313,9 @@ refused runbookUrlPrefix --set alerts.runbookUrlPrefix=https://forge.example/cai
 refused runbookUrlPrefix --set alerts.runbookUrlPrefix=forge.example/
 refused alerts --set alerts.enabled=true
 refused 'library mode' --set mode=library,monitoring.serviceMonitor.enabled=true
+refused networkPolicy.enabled --set mode=library,networkPolicy.enabled=true
+refused tls.mode --set mode=library,tls.mode=required,tls.secret=tls
+refused admin.tokenSecret --set mode=library,admin.tokenSecret=token
 refused 'Kubernetes 1.30' --set drain.preStopSeconds=5 --kube-version 1.29.0
 refused CAIRN_TLS__MODE --set settings.CAIRN_TLS__MODE=off
 refused CAIRN_ADMIN__READ_WITHOUT_TOKEN --set 'gateways[0].name=a,gateways[0].volumes[0].name=x,gateways[0].volumes[0].size=1GiB,gateways[0].settings.CAIRN_ADMIN__READ_WITHOUT_TOKEN=x'
