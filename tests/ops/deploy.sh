@@ -286,6 +286,21 @@ mounts_are_there() {
     while read -r source; do [ -f "$source" ] || [ "$source" = /dev/null ] || { echo "no $source"; return 1; }; done <"$WORK/mounts"
 }
 check "what docker-compose.yml mounts" mounts_are_there
+# What the comment in front of MinIO says of another store, done: what is left is whole, and asks for nothing that was removed.
+another_store_fits() {
+    local left="del(.services.minio, .volumes.objects, .services.cairn.depends_on)" store=.services.cairn.environment
+    compose config --format json >"$WORK/compose.json" &&
+        jq -e "$store | has(\"CAIRN_STORE__URL\") and has(\"AWS_REGION\") and has(\"AWS_ACCESS_KEY_ID\")" "$WORK/compose.json" >/dev/null || return 1
+    jq "$left | del($store.CAIRN_STORE__ENDPOINT, $store.CAIRN_STORE__PATH_STYLE) | $store.CAIRN_STORE__URL = \"s3://mine/disks\"" \
+        "$WORK/compose.json" >"$WORK/bucket.json"
+    jq "$left | $store |= with_entries(select(.key | test(\"^AWS|STORE\") | not)) | $store.CAIRN_STORE__URL = \"file:///data\"
+        | .services.cairn.volumes += [{type: \"bind\", source: \"/tmp\", target: \"/data\"}]" "$WORK/compose.json" >"$WORK/directory.json"
+    local file
+    for file in bucket directory; do
+        "$TOOLS/compose/bin/docker-compose" --file "$WORK/$file.json" config --quiet && ! grep -q minio "$WORK/$file.json" || return 1
+    done
+}
+check "docker-compose.yml with another store" another_store_fits
 images_are_pinned() {
     compose config --format json | jq -e '[.services[].image] | length > 3 and all(test(":[^:]*[0-9]") and (test(":latest") | not))' >/dev/null
 }
