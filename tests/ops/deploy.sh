@@ -250,7 +250,7 @@ package_is_whole() {
     dpkg-deb --extract "$own"/cairn-nbd_*.deb "$files" && dpkg-deb --field "$own"/cairn-nbd_*.deb >"$WORK/control" || return 1
     grep -q '^Package: cairn-nbd$' "$WORK/control" || return 1
     grep -q '^Depends: .*ca-certificates.*libc6' "$WORK/control" || { cat "$WORK/control"; return 1; }
-    for path in usr/bin/cairn usr/lib/systemd/system/cairn.{service,socket} usr/share/cairn/{alerts.yml,cairn.json} \
+    for path in usr/bin/cairn usr/lib/systemd/system/cairn.{service,socket} usr/share/cairn/{alerts.yml,alertmanager.yml,cairn.json} \
         usr/share/doc/cairn-nbd/{README.md,LICENSE-MIT,LICENSE-APACHE,copyright}; do
         [ -f "$files/$path" ] || { echo "no $path"; return 1; }
     done
