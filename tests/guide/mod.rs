@@ -19,10 +19,10 @@ mod quotes;
 
 use std::path::Path;
 
-/// Every document, with its path from the crate's root: the README and all chapters.
+/// Every document, with its path from the crate's root: the README, that of the chart, and all chapters.
 pub(crate) fn documents() -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut files = vec!["README.md".to_owned()];
+    let mut files = vec!["README.md".to_owned(), "helm/cairn/README.md".to_owned()];
     for entry in std::fs::read_dir(root.join("docs")).expect("the guide can be read") {
         let name = entry.expect("an entry").file_name().into_string().expect("a plain name");
         if name.ends_with(".md") {

@@ -66,6 +66,26 @@ cost_is_right_at_once() {
 }
 check "the cost of requests" cost_is_right_at_once
 
+# What whoever is woken looks for first: alerts, restarts and takeovers. Each latency is there as p50 and p99, by name.
+is_for_the_night() {
+    jq -e '[.panels[] | [.targets[]? | select(.expr | startswith("histogram_quantile"))] | select(length > 0)
+            | map({of: (.expr | capture("quantile[(](?<of>[0-9.]+)").of), name: (.legendFormat | split(" ") | last)})] as $latencies
+        | ($latencies | length >= 5 and all(. == [{of: "0.5", name: "p50"}, {of: "0.99", name: "p99"}]))
+        and any(.panels[]; .type == "alertlist")
+        and ([.annotations.list[].name] as $marks | all("Restarts", "Takeovers"; IN($marks[])))
+        and ([.panels[] | select(.fieldConfig.defaults.thresholds.steps | length > 1)] | length >= 10)' "$1" >/dev/null
+}
+dashboard_is_for_the_night() {
+    local broken latency='(.panels[] | select(.title == "FLUSH latency")).targets'
+    is_for_the_night ../grafana/cairn.json || return 1
+    for broken in "del(${latency}[0])" "${latency}[1].legendFormat = \"{{volume}}\"" 'del(.panels[] | select(.type == "alertlist"))' \
+        'del(.annotations.list[] | select(.name == "Takeovers"))' 'del(.panels[].fieldConfig.defaults.thresholds)'; do
+        jq "$broken" ../grafana/cairn.json >"$WORK/broken.json" || return 1
+        if is_for_the_night "$WORK/broken.json"; then echo "nothing is missing after $broken"; return 1; fi
+    done
+}
+check "what the dashboard shows first" dashboard_is_for_the_night
+
 # Every alert is explained where it points to.
 every_alert_is_explained() {
     local alert
@@ -230,7 +250,7 @@ package_is_whole() {
     dpkg-deb --extract "$own"/cairn-nbd_*.deb "$files" && dpkg-deb --field "$own"/cairn-nbd_*.deb >"$WORK/control" || return 1
     grep -q '^Package: cairn-nbd$' "$WORK/control" || return 1
     grep -q '^Depends: .*ca-certificates.*libc6' "$WORK/control" || { cat "$WORK/control"; return 1; }
-    for path in usr/bin/cairn usr/lib/systemd/system/cairn.{service,socket} usr/share/cairn/{alerts.yml,cairn.json} \
+    for path in usr/bin/cairn usr/lib/systemd/system/cairn.{service,socket} usr/share/cairn/{alerts.yml,alertmanager.yml,cairn.json} \
         usr/share/doc/cairn-nbd/{README.md,LICENSE-MIT,LICENSE-APACHE,copyright}; do
         [ -f "$files/$path" ] || { echo "no $path"; return 1; }
     done
@@ -266,6 +286,21 @@ mounts_are_there() {
     while read -r source; do [ -f "$source" ] || [ "$source" = /dev/null ] || { echo "no $source"; return 1; }; done <"$WORK/mounts"
 }
 check "what docker-compose.yml mounts" mounts_are_there
+# What the comment in front of MinIO says of another store, done: what is left is whole, and asks for nothing that was removed.
+another_store_fits() {
+    local left="del(.services.minio, .volumes.objects, .services.cairn.depends_on)" store=.services.cairn.environment
+    compose config --format json >"$WORK/compose.json" &&
+        jq -e "$store | has(\"CAIRN_STORE__URL\") and has(\"AWS_REGION\") and has(\"AWS_ACCESS_KEY_ID\")" "$WORK/compose.json" >/dev/null || return 1
+    jq "$left | del($store.CAIRN_STORE__ENDPOINT, $store.CAIRN_STORE__PATH_STYLE) | $store.CAIRN_STORE__URL = \"s3://mine/disks\"" \
+        "$WORK/compose.json" >"$WORK/bucket.json"
+    jq "$left | $store |= with_entries(select(.key | test(\"^AWS|STORE\") | not)) | $store.CAIRN_STORE__URL = \"file:///data\"
+        | .services.cairn.volumes += [{type: \"bind\", source: \"/tmp\", target: \"/data\"}]" "$WORK/compose.json" >"$WORK/directory.json"
+    local file
+    for file in bucket directory; do
+        "$TOOLS/compose/bin/docker-compose" --file "$WORK/$file.json" config --quiet && ! grep -q minio "$WORK/$file.json" || return 1
+    done
+}
+check "docker-compose.yml with another store" another_store_fits
 images_are_pinned() {
     compose config --format json | jq -e '[.services[].image] | length > 3 and all(test(":[^:]*[0-9]") and (test(":latest") | not))' >/dev/null
 }

@@ -1,12 +1,12 @@
 """Looks at the status page as a person's browser does, and says what is wrong with it.
 
-    page.py load|busy|actions|token|many|outage URL DIRECTORY [TOKEN]
+    page.py load|busy|actions|token|declined|changed|many|outage URL DIRECTORY [TOKEN]
 
 Pictures go to the directory. `load`: a volume `disk` of 64 MiB whose first quarter is durable and whose last block is
 written; one client uses it. `busy`: a client reads, writes and flushes `disk` all the time. `actions`: as `load`, but nothing is
-committed or folded unasked, everybody may read, and changes need the token. `token`: reading needs the token too. `many`: 42
-volumes, of which `closed-1` and `closed-2` are not open. `outage`: the store of `disk` answers nothing, and a client waits for
-a FLUSH.
+committed or folded unasked, everybody may read, and changes need the token. `token`, `declined`, `changed`: reading needs the
+token too. `many`: 42 volumes, of which `closed-1` and `closed-2` are not open. `outage`: the store of `disk` answers nothing,
+and a client waits for a FLUSH.
 """
 import re
 import sys
@@ -135,7 +135,7 @@ def load(browser):
 def busy(browser):
     """A picture under load: what a client does is shown as rates, latencies and lines."""
     for scheme, points in [("light", 24), ("dark", 6)]:
-        look = Look(browser, scheme, 1100, 810)
+        look = Look(browser, scheme, 1100, 900)
         page = look.page
         row = page.locator("tr[data-volume=disk]")
         # A line needs some points.

@@ -46,6 +46,14 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- end -}}
 
+{{/* Gives the series of a standalone gateway the name of its workload. Pods of a library have none. */}}
+{{- define "cairn.gatewayLabel" -}}
+- sourceLabels: [__meta_kubernetes_pod_label_cairn_internal_gateway]
+  regex: (.+)
+  targetLabel: gateway
+  replacement: {{ include "cairn.fullname" . }}-${1}
+{{- end -}}
+
 {{/* The secret with the store's keys; empty where a role gives access. */}}
 {{- define "cairn.storeSecret" -}}
 {{- if .Values.store.existingSecret -}}

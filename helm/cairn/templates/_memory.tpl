@@ -16,6 +16,9 @@ What a gateway may take with these settings, in MiB, rounded up: the bounds that
 */}}
 {{- define "cairn.memoryMiB" -}}
 {{- $defaults := dict "CAIRN_CACHE__CLEAN" "256MiB" "CAIRN_CACHE__DIRTY" "128MiB" "CAIRN_SERVER__TOTAL_BYTES_IN_FLIGHT" "256MiB" "CAIRN_JOURNAL__FOLD_BYTES" "32MiB" "CAIRN_SERVER__CONNECTIONS" "1024" -}}
+{{- range .root.Values.extraEnv -}}
+{{- if hasKey $defaults .name }}{{ fail (printf "extraEnv.%s: write it under settings, so that the limit of memory follows it" .name) }}{{ end -}}
+{{- end -}}
 {{- $all := mergeOverwrite $defaults (deepCopy .root.Values.settings) (deepCopy (default dict .settings)) -}}
 {{- $bytes := 33554432 -}}
 {{- range list "CAIRN_CACHE__CLEAN" "CAIRN_CACHE__DIRTY" "CAIRN_SERVER__TOTAL_BYTES_IN_FLIGHT" -}}
