@@ -307,6 +307,7 @@ impl Volume {
         let snapshot = Snapshot { name: name.to_owned(), taken_at_seconds };
         let n = {
             let _naming = self.shared.within_deadline(self.naming.lock()).await?;
+            self.shared.check_serving()?;
             self.check_name(name)?;
             snapshot::take(&self.shared, snapshot.clone()).await?
         };
@@ -360,6 +361,7 @@ impl Volume {
     /// # Errors
     /// If there is no such snapshot, if its root is lost, if the volume stopped, or if the store failed.
     pub async fn restore(&self, name: &str) -> Result<(), SnapshotError> {
+        self.shared.check_serving()?;
         if !self.folds.snapshots().iter().any(|snapshot| snapshot.name == name) {
             return Err(SnapshotError::NoSuchSnapshot(name.to_owned()));
         }

@@ -25,7 +25,7 @@ use super::state::{State, Status};
 use crate::metrics::VolumeMetrics;
 use crate::metrics::labels::Share;
 use crate::mutant::{self, Mutant};
-use crate::store::buffers::Buffers;
+use crate::store::{self, buffers::Buffers};
 use crate::task::Tasks;
 
 /// Limit on the memory of idle buffers for uploads, of each volume. They are freed when nothing is left to
@@ -243,6 +243,22 @@ impl Shared {
         let Some(deadline) = self.options.store_deadline else { return Ok(waited.await) };
         let after_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
         tokio::time::timeout(deadline, waited).await.map_err(|_| Error::Deadline { after_ms })
+    }
+
+    /// Waits for `waited`, but not after the volume has stopped. What a volume that was taken over waits for
+    /// may take long: its journal is being deleted.
+    pub(super) async fn while_serving<T>(
+        &self,
+        waited: impl Future<Output = Result<T, store::Error>> + Send,
+    ) -> Result<T, Error> {
+        tokio::select! {
+            biased;
+            () = self.progress.wait(|now| now.stopped.then_some(())) => {
+                self.check_serving()?;
+                Err(Error::Stopped("the volume is closed".to_owned()))
+            }
+            found = waited => Ok(found?),
+        }
     }
 
     /// Waits until `reached` returns `true` for the progress. Returns an error if the volume stops or the

@@ -126,6 +126,7 @@ impl Batch {
     /// their sectors are marked as lost, and what is left of the objects is deleted.
     pub(super) async fn fetch(&mut self, shared: &Shared) -> Result<Vec<Found>, Error> {
         let fetches = std::mem::take(&mut self.fetches);
+        shared.check_serving()?;
         let store = &shared.env.store.bulk;
         let fetched = shared.env.cache.fetch_passing(store, &fetches).await;
         let mut all: Vec<Found> = fetched.into_iter().map(|found| vec![found]).collect();
@@ -147,7 +148,7 @@ impl Batch {
             .collect();
         for key in lost {
             if !mutant::is(Mutant::AbsenceBelieved) {
-                confirm_gone(shared.env.store.bulk.as_ref(), key).await?;
+                confirm_lost(shared, key).await?;
             }
         }
         Ok(all)
@@ -202,6 +203,12 @@ impl Composition {
         }
         Ok(good)
     }
+}
+
+/// Confirms that an object is gone for good, unless the volume stops meanwhile: whoever took it over may have
+/// deleted the object.
+pub(super) async fn confirm_lost(shared: &Shared, key: &str) -> Result<(), Error> {
+    shared.while_serving(confirm_gone(shared.env.store.bulk.as_ref(), key)).await
 }
 
 /// Copies what a fetch found, from byte `at` on, to a part of a page. `marked` is the mask of the page and

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use futures::stream::{self, StreamExt};
 
-use super::compose::Batch;
+use super::compose::{Batch, confirm_lost};
 use super::made::{Background, Content, FoldedPage, Made, Packing};
 use super::page::{PageUpdate, Put};
 use super::plan::{self, Changes, Fresh, FreshRun};
@@ -31,7 +31,6 @@ use crate::volume::format::root::Root;
 use crate::volume::read::base::{self, BasePart, Located, Mapped};
 use crate::volume::state::piece::{Piece, is_zero};
 use crate::volume::state::segments::Committed;
-use crate::volume::store_exact::confirm_gone;
 
 /// Number of blocks that are composed together.
 const BATCH_BLOCKS: usize = 256;
@@ -119,7 +118,7 @@ impl Folder {
         };
         for overlay in map.iter().flat_map(|map| &map.view.overlays) {
             if let Err(Error::Lost { key, .. }) = &overlay.overlay {
-                confirm_gone(shared.env.store.bulk.as_ref(), key).await?;
+                confirm_lost(shared, key).await?;
             }
         }
         let mut page = PageUpdate::new(number, shared.keys, geometry, map, entries, hidden);
@@ -136,7 +135,7 @@ impl Folder {
             mapped => return mapped.map(Some),
         };
         if let Error::Lost { key, .. } = &error {
-            confirm_gone(self.shared.env.store.bulk.as_ref(), key).await?;
+            confirm_lost(&self.shared, key).await?;
         }
         tracing::error!(volume = %self.shared.keys.volume(), map_page = number,
             "a map page was lost: {error}");

@@ -68,6 +68,7 @@ impl Folder {
 
     async fn delete_snapshot(&self, name: &str) -> Result<(), SnapshotError> {
         let shared = &self.shared;
+        shared.check_serving()?;
         let now = (shared.env.wall_clock)();
         let without = self.trash.table_without(shared.next_id(), name, now);
         let without = without.map_err(|clones| SnapshotError::Pinned { name: name.to_owned(), clones })?;
