@@ -4,13 +4,14 @@
 //! precedence over the other sources.
 
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 use url::Url;
 
+use super::endpoint::{Endpoint, Exported, Format};
+use super::nbd::Waiting;
+use super::snapshot_name::SnapshotName;
 use crate::config::{self, Config, Flag, FlagValue, Size};
-use crate::volume::format::keys::is_valid_name;
 
 /// NBD disks that live in object storage.
 #[derive(Clone, Debug, Parser)]
@@ -29,6 +30,11 @@ pub(super) enum Command {
     /// Take, list and delete snapshots: what a volume contained at one instant, served read-only as
     /// VOLUME@NAME
     Snapshot(Snapshot),
+    /// Make a new volume of a raw or qcow2 image, an NBD export or standard input. It gets its name once all
+    /// of it is in the store
+    Import(Import),
+    /// Copy a snapshot, or a volume that no gateway holds, to an image, an NBD export or standard output
+    Export(Export),
     /// Verify a volume in the store, also while a gateway serves it; changes nothing. Exits with 0 if it is
     /// sound, with 1 if damage was found, and with 2 if it could not be checked
     Check(Check),
@@ -79,6 +85,78 @@ impl Check {
     pub(super) fn config(&self) -> Result<Config, config::Errors> {
         self.common.config(Vec::new())
     }
+}
+
+/// How an image is read or written.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Transfer {
+    #[command(flatten)]
+    common: Common,
+    /// Format of the file
+    #[arg(long, value_enum)]
+    pub(super) format: Option<Format>,
+    /// Go on where an earlier run was cut short
+    #[arg(long)]
+    pub(super) resume: bool,
+    #[command(flatten)]
+    pub(super) waiting: Waiting,
+    /// Number of connections to an NBD server that allows several
+    #[arg(long, value_name = "NUMBER", default_value_t = 4)]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(super) connections: u16,
+    /// Show no progress
+    #[arg(long)]
+    pub(super) quiet: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct Import {
+    /// File, block device or NBD URI, or - for standard input; by default, a file that begins like a qcow2
+    /// image is one
+    pub(super) source: Endpoint,
+    /// Name of the new volume: 1 to 128 characters of A-Z a-z 0-9 . _ -, not beginning with a dot
+    #[arg(value_name = "VOLUME")]
+    pub(super) name: String,
+    /// Size of the objects that hold the data; cannot be changed later: 64KiB to 32MiB, a power of two
+    /// [default: 4MiB]
+    #[arg(long, value_name = "SIZE", conflicts_with = "resume")]
+    chunk_size: Option<String>,
+    #[command(flatten)]
+    pub(super) transfer: Transfer,
+}
+
+impl Import {
+    /// Loads the settings, with these flags taking precedence.
+    pub(super) fn config(&self) -> Result<Config, config::Errors> {
+        self.transfer.common.config(chunk_size_flag(self.chunk_size.as_ref()))
+    }
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct Export {
+    /// Name of the volume, or VOLUME@SNAPSHOT
+    #[arg(value_name = "VOLUME[@SNAPSHOT]")]
+    pub(super) of: Exported,
+    /// File, block device or NBD URI, or - for standard output; a file is replaced once the export is
+    /// complete; by default, a name that ends in .qcow2 is for a qcow2 image
+    pub(super) target: Endpoint,
+    #[command(flatten)]
+    pub(super) transfer: Transfer,
+}
+
+impl Export {
+    /// Loads the settings, with these flags taking precedence.
+    pub(super) fn config(&self) -> Result<Config, config::Errors> {
+        self.transfer.common.config(Vec::new())
+    }
+}
+
+fn chunk_size_flag(size: Option<&String>) -> Vec<Flag> {
+    let flag = |size: &String| {
+        let value = FlagValue::One(size.clone());
+        Flag { key: "volumes.chunk_size", flag: "--chunk-size", value }
+    };
+    size.map(flag).into_iter().collect()
 }
 
 #[derive(Clone, Debug, Args)]
@@ -159,11 +237,7 @@ impl Volume {
     pub(super) fn config(&self) -> Result<Config, config::Errors> {
         match &self.action {
             Action::Create(Create { place: Place { common, .. }, chunk_size, .. }) => {
-                let chunk = chunk_size.as_ref().map(|size| {
-                    let value = FlagValue::One(size.clone());
-                    Flag { key: "volumes.chunk_size", flag: "--chunk-size", value }
-                });
-                common.config(chunk.into_iter().collect())
+                common.config(chunk_size_flag(chunk_size.as_ref()))
             }
             other => other.common().config(Vec::new()),
         }
@@ -363,34 +437,6 @@ pub(super) struct SnapshotDelete {
     pub(super) of: SnapshotName,
 }
 
-/// A snapshot on the command line: `VOLUME@NAME`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct SnapshotName {
-    pub(super) volume: String,
-    pub(super) name: String,
-}
-
-impl FromStr for SnapshotName {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once('@') {
-            Some((volume, name)) if is_valid_name(volume) && is_valid_name(name) => {
-                Ok(Self { volume: volume.to_owned(), name: name.to_owned() })
-            }
-            _ => Err("must be VOLUME@NAME, each of 1 to 128 characters of A-Z a-z 0-9 . _ -, not beginning \
-                with a dot"
-                .to_owned()),
-        }
-    }
-}
-
-impl std::fmt::Display for SnapshotName {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}@{}", self.volume, self.name)
-    }
-}
-
 impl Common {
     fn config(&self, mut flags: Vec<Flag>) -> Result<Config, config::Errors> {
         if let Some(url) = &self.store {
@@ -469,6 +515,14 @@ mod tests {
             "cairn snapshot list",
             "cairn snapshot list --gateway=/s --store file:///x disk",
             "cairn snapshot delete disk monday",
+            "cairn import disk.img",
+            "cairn import disk.img disk extra",
+            "cairn import disk.img disk --resume --chunk-size 1MiB",
+            "cairn import disk.img disk --format vmdk",
+            "cairn export disk",
+            "cairn export disk@ disk.img",
+            "cairn export disk@a@b disk.img",
+            "cairn export disk disk.img --gateway",
             "cairn check",
             "cairn check disk --gateway",
             "cairn check a b",

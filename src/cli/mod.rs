@@ -10,12 +10,17 @@ mod args;
 mod bench;
 mod check;
 mod check_view;
+mod checksum;
 mod configured;
+mod endpoint;
 mod environment;
 mod error;
+mod export;
 mod handover;
 mod health;
 mod http;
+mod image_file;
+mod import;
 mod limits;
 mod listeners;
 mod log;
@@ -23,12 +28,16 @@ mod nbd;
 mod output;
 mod printed;
 mod process;
+mod progress;
+mod qemu;
 mod reload;
 mod runtime_directory;
 mod serve;
 mod settings;
 mod size;
 mod snapshot;
+mod snapshot_name;
+mod stored_disk;
 mod supervisor;
 mod text;
 mod usage_view;
@@ -108,6 +117,20 @@ fn run(cli: Cli, allocator: Allocator) -> Result<(), Error> {
             log::start_quiet(&config, metrics.log())?;
             process::raise_descriptor_limit();
             process::block_on(bench::run(args.action, options, &metrics))
+        }
+        Command::Import(args) => {
+            let config = args.config()?;
+            let options = settings::Options::of(&config)?;
+            log::start_quiet(&config, metrics.log())?;
+            process::raise_descriptor_limit();
+            process::block_on(import::run(args, options))
+        }
+        Command::Export(args) => {
+            let config = args.config()?;
+            let options = settings::Options::of(&config)?;
+            log::start_quiet(&config, metrics.log())?;
+            process::raise_descriptor_limit();
+            process::block_on(export::run(args, options))
         }
         Command::Check(args) => check::checked(&args, &metrics).map_err(Error::unchecked),
         Command::Volume(args) => {

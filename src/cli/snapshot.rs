@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::api_client::Gateway;
-use super::args::{SnapshotAction, SnapshotName};
+use super::args::SnapshotAction;
 use super::environment::{environment, for_reading};
 use super::error::Error;
 use super::printed::{print, print_json, table};
 use super::process;
 use super::settings::Options;
+use super::snapshot_name::SnapshotName;
 use super::volume::Place;
 use crate::admin::SnapshotView;
 use crate::metrics::Metrics;
@@ -85,7 +86,7 @@ pub(super) async fn restore(of: SnapshotName, options: Options) -> Result<(), Er
 }
 
 /// Opens a volume that no gateway holds.
-async fn open(options: Options, name: &str) -> Result<Arc<Volume>, Error> {
+pub(super) async fn open(options: Options, name: &str) -> Result<Arc<Volume>, Error> {
     let mut options = options.impatient();
     options.store.setup = Setup::Existing;
     options.store.s3.create_bucket = false;
@@ -106,7 +107,7 @@ async fn open(options: Options, name: &str) -> Result<Arc<Volume>, Error> {
 }
 
 /// Closes a volume, so that a gateway can open it at once.
-async fn close(volume: &Volume, name: &str) -> Result<(), Error> {
+pub(super) async fn close(volume: &Volume, name: &str) -> Result<(), Error> {
     match volume.close().await {
         Ok(()) => Ok(()),
         Err(error) => {

@@ -225,3 +225,41 @@ pub enum OpenError {
     #[error(transparent)]
     Store(#[from] store::Error),
 }
+
+/// Why a volume cannot be imported.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ImportError {
+    /// No import of this name was cut short.
+    #[error("there is no import of {0:?} to resume")]
+    NothingToResume(String),
+    /// An object of a resumed import exists with other bytes than the source has now.
+    #[error(
+        "{key}: the store has other data than the source; the source has changed since the import began, so \
+         delete what was imported and begin again"
+    )]
+    SourceChanged {
+        /// Key of the object in the store.
+        key: String,
+    },
+    /// The name was bound and freed again since the import began, or somebody has deleted the import.
+    #[error(
+        "the name {0:?} was used by others since the import began, or the import was deleted; delete what is \
+         left of it and begin again"
+    )]
+    NameChanged(String),
+    /// The volume cannot be made, or the store failed.
+    #[error(transparent)]
+    Volume(#[from] OpenError),
+}
+
+impl From<GeometryError> for ImportError {
+    fn from(error: GeometryError) -> Self {
+        Self::Volume(error.into())
+    }
+}
+
+impl From<store::Error> for ImportError {
+    fn from(error: store::Error) -> Self {
+        Self::Volume(error.into())
+    }
+}

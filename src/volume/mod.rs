@@ -20,7 +20,8 @@
 //! 9. `disk`: the open volume, as its users see it.
 //! 10. `open`: lease, replay, opening record. `catalog`: names; how volumes are created and deleted.
 //! 11. `snapshot`: a snapshot as a disk that can only be read.
-//! 12. `check`: verifies a volume in the store without opening it.
+//! 12. `import`: a new volume from content that comes in order.
+//! 13. `check`: verifies a volume in the store without opening it.
 
 mod budget;
 pub mod cache;
@@ -34,6 +35,7 @@ pub mod error;
 mod fold;
 pub mod format;
 mod held;
+mod import;
 mod info;
 mod keeper;
 mod objects;
@@ -51,7 +53,8 @@ pub use budget::DirtyBudget;
 pub use cache::PageCache;
 pub use disk::{Usage, Volume};
 pub use environment::Environment;
-pub use error::{Error, OpenError, SnapshotError};
+pub use error::{Error, ImportError, OpenError, SnapshotError};
+pub use import::{IN_FLIGHT_BYTES, Import};
 pub use options::{Entropy, Options, WallClock};
 pub use read::picture::{Cell, Picture};
 pub use read::{Extent, Segment};

@@ -123,6 +123,12 @@ impl SnapshotDisk {
         &self.snapshot
     }
 
+    /// Returns what identifies the content of the disk: no two snapshots that differ have the same.
+    #[must_use]
+    pub fn identity(&self) -> String {
+        self.keys.root(self.root.id)
+    }
+
     /// Size of the disk in bytes when the snapshot was taken.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {

@@ -6,6 +6,7 @@ mod check;
 mod readme;
 mod serve;
 mod snapshot;
+mod transfer;
 mod volume;
 
 use std::io::{BufRead as _, BufReader, Read as _};

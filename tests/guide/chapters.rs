@@ -99,11 +99,12 @@ async fn typed(file: &str) {
 }
 
 /// Chapters with blocks that are run, each by a test.
-const CHAPTERS: [&str; 6] = [
+const CHAPTERS: [&str; 7] = [
     "docs/backup.md",
     "docs/buckets.md",
     "docs/configuration.md",
     "docs/getting-started.md",
+    "docs/import.md",
     "docs/monitoring.md",
     "docs/snapshots.md",
 ];
@@ -130,6 +131,12 @@ async fn configuration() {
 #[ignore = "needs MinIO, QEMU, curl, iproute2, libnbd, util-linux"]
 async fn getting_started() {
     typed("docs/getting-started.md").await;
+}
+
+#[tokio::test]
+#[ignore = "needs MinIO, QEMU, curl, iproute2, libnbd, util-linux"]
+async fn import_and_export() {
+    typed("docs/import.md").await;
 }
 
 #[tokio::test]

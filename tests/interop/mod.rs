@@ -20,6 +20,7 @@ mod stalled;
 mod storm;
 mod takeover;
 mod tls;
+mod transfer;
 mod trouble;
 mod welcome;
 

@@ -1,6 +1,15 @@
 //! `cairn nbd copy` between files and servers of every kind. Other programs read what it wrote.
 
+use std::sync::Arc;
+
+use cairn::effect::Durability;
+use cairn::protocol::TransmissionFlags;
+use cairn::server::{
+    Export as _, ExportDescription, Greeting, Listener, NoMetrics, Options, Server, SingleExport,
+};
+
 use crate::support::files::{assert_same, noise};
+use crate::support::memory_export::MemoryExport;
 use crate::support::process::{command, run};
 
 use super::{Files, Other, Served, allocated, assert_alike, ends_with};
@@ -154,4 +163,51 @@ async fn on_a_terminal_it_shows_progress() {
     assert!(said.contains(" % [") && said.contains("8.00 MiB"), "{said:?}");
     let quiet = ends_with(0, &["copy", "--quiet", &source, &target]).await;
     assert!(quiet.stderr.is_empty(), "{quiet:?}");
+}
+
+/// A server that refuses commands that are not aligned to blocks of 64 KiB.
+async fn coarse_server(size_bytes: u64, flags: TransmissionFlags) -> (Server, Arc<MemoryExport>, String) {
+    let disk = Arc::new(MemoryExport::described(ExportDescription {
+        flags: TransmissionFlags::HAS_FLAGS | flags,
+        minimum_block_bytes: 64 << 10,
+        preferred_block_bytes: 64 << 10,
+        ..ExportDescription::new("disk", size_bytes)
+    }));
+    let exports = SingleExport::new("disk", Arc::<MemoryExport>::clone(&disk));
+    let server = Server::new(Arc::new(exports), Options::default(), NoMetrics);
+    let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let uri = format!("nbd://{}/disk", server.listen(listener, Greeting::Newstyle));
+    (server, disk, uri)
+}
+
+/// Data and holes of a file begin and end anywhere, and so does the file.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_gets_whole_blocks_whatever_the_file_has() {
+    let files = Files::new();
+    let mut bytes = vec![0; 900_001];
+    bytes[..12_288].copy_from_slice(&noise(1, 12_288));
+    bytes[299_008..400_000].copy_from_slice(&noise(2, 100_992));
+    let source = files.sparse("source", 900_001);
+    let file = std::fs::File::options().write(true).open(files.path("source")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &bytes[..12_288], 0).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &bytes[299_008..400_000], 299_008).unwrap();
+    for flags in [TransmissionFlags::SEND_FLUSH, TransmissionFlags::SEND_WRITE_ZEROES] {
+        let (server, disk, uri) = coarse_server(1 << 20, flags).await;
+        let before = noise(9, MIB);
+        disk.write(0, before.clone().into(), Durability::Volatile).await.unwrap();
+        let said = ends_with(0, &["copy", &source, &uri]).await.stdout;
+        assert!(said.starts_with("copied 900001 bytes"), "{said}");
+        let back = files.text("back");
+        ends_with(0, &["copy", &uri, &back]).await;
+        let found = std::fs::read(&back).unwrap();
+        assert!(found[..900_001] == bytes && found[900_001..] == before[900_001..], "{flags:?}");
+        server.drain().await;
+    }
+    // There is no room for the last block.
+    let (server, _, uri) = coarse_server(900_001, TransmissionFlags::empty()).await;
+    let refused = ends_with(1, &["copy", &source, &uri]).await;
+    assert!(refused.stderr.contains("only writes blocks of 65536 bytes"), "{refused:?}");
+    let refused = ends_with(1, &["copy", &uri, &files.text("other")]).await;
+    assert!(refused.stderr.contains("the last 48033 bytes"), "{refused:?}");
+    server.drain().await;
 }

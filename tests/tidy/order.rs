@@ -25,7 +25,7 @@ const VOLUME: &[&[&str]] = &[
     &["disk"],
     &["open"],
     &["catalog"],
-    &["check"],
+    &["check", "import"],
 ];
 
 /// Columns of the drawing's first column, with the space behind it.

@@ -13,6 +13,7 @@ mod engine;
 mod engine_trouble;
 mod hedge;
 mod huge;
+mod import;
 mod model;
 mod names;
 mod origins;

@@ -56,6 +56,56 @@ pub(super) enum Error {
         /// Who holds the volume.
         holder: String,
     },
+    /// A volume cannot be imported.
+    #[error("volume {name:?}: {}", chain(.source))]
+    Import {
+        /// Name of the volume.
+        name: String,
+        /// The error of the import.
+        source: volume::ImportError,
+    },
+    /// A gateway holds the volume that is to be exported.
+    #[error(
+        "volume {name:?} is in use by {holder}, so it changes: take a snapshot of it and export that \
+         (cairn snapshot create {name}@NAME --gateway on the machine of that gateway, then cairn export \
+         {name}@NAME)"
+    )]
+    ExportHeld {
+        /// Name of the volume.
+        name: String,
+        /// Who holds the volume.
+        holder: String,
+    },
+    /// An import or export was cut short, and something of it is left.
+    #[error("{source}; {advice}")]
+    Cut {
+        /// Why it ended.
+        source: Box<Self>,
+        /// What is left, and what can be done with it.
+        advice: String,
+    },
+    /// A signal ended the command.
+    #[error("stopped by {by}")]
+    Interrupted {
+        /// Name of the signal.
+        by: &'static str,
+    },
+    /// A program that the command needs is not installed.
+    #[error("{program} is not installed: it is in the package {package}")]
+    NoProgram {
+        /// Name of the program.
+        program: &'static str,
+        /// Names of packages that contain it.
+        package: &'static str,
+    },
+    /// Another program failed.
+    #[error("{program}: {why}")]
+    Program {
+        /// Name of the program.
+        program: &'static str,
+        /// What it printed, or how it ended.
+        why: String,
+    },
     /// An operation on a snapshot failed.
     #[error("snapshot {of:?}: {}", chain(.source))]
     Snapshot {
@@ -206,6 +256,7 @@ impl Error {
                 source: volume::OpenError::BadName(_) | volume::OpenError::Geometry(_), ..
             } => ExitCode::from(USAGE),
             Self::Unchecked(_) => ExitCode::from(UNCHECKED),
+            Self::Cut { source, .. } => source.exit_code(),
             Self::Nbd(error) => error.exit_code(),
             Self::Fenced => ExitCode::from(FENCED),
             Self::Open { source, .. } if matches!(**source, volume::OpenError::Lost(_)) => {
@@ -214,6 +265,11 @@ impl Error {
             Self::Store(_)
             | Self::Volume { .. }
             | Self::HeldElsewhere { .. }
+            | Self::Import { .. }
+            | Self::ExportHeld { .. }
+            | Self::Interrupted { .. }
+            | Self::NoProgram { .. }
+            | Self::Program { .. }
             | Self::Snapshot { .. }
             | Self::Open { .. }
             | Self::List(_)

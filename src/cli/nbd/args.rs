@@ -55,7 +55,7 @@ pub(super) struct Host {
 
 /// How long servers are waited for.
 #[derive(Clone, Copy, Debug, Args)]
-pub(super) struct Waiting {
+pub(in crate::cli) struct Waiting {
     /// Give up on a server that owes an answer but neither sends nor accepts a byte for this long, such as
     /// 30s; or never. The handshake may take this long too, but at most 30s
     #[arg(long, value_name = "DURATION", default_value = "5m")]
@@ -87,7 +87,7 @@ impl FromStr for Limit {
 
 impl Waiting {
     /// Returns the client options with these limits.
-    pub(super) fn options(self) -> Options {
+    pub(in crate::cli) fn options(self) -> Options {
         let Limit(stall_timeout) = self.timeout;
         let mut options = Options { stall_timeout, ..Options::default() };
         if let Some(limit) = stall_timeout {

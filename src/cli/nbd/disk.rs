@@ -14,7 +14,7 @@ use crate::cli::error::NbdError;
 use crate::server::Export;
 
 /// An open disk.
-pub(super) struct Disk {
+pub(in crate::cli) struct Disk {
     name: DiskName,
     kind: Kind,
 }
@@ -26,7 +26,11 @@ enum Kind {
 
 impl Disk {
     /// Opens an existing disk.
-    pub(super) async fn open(name: &DiskName, how: &Connecting, read_only: bool) -> Result<Self, NbdError> {
+    pub(in crate::cli) async fn open(
+        name: &DiskName,
+        how: &Connecting,
+        read_only: bool,
+    ) -> Result<Self, NbdError> {
         let kind = match &name.place {
             Place::Export(uri) => Kind::Remote(Arc::new(RemoteExport::connect(uri, how).await?)),
             Place::File(path) => Kind::File(Arc::new(named(path, FileExport::open(path, "", read_only))?)),
@@ -83,7 +87,7 @@ impl Disk {
     }
 
     /// Returns the disk as an export that can be served or copied.
-    pub(super) fn export(&self) -> Arc<dyn Export> {
+    pub(in crate::cli) fn export(&self) -> Arc<dyn Export> {
         match &self.kind {
             Kind::File(file) => Arc::<FileExport>::clone(file),
             Kind::Remote(remote) => Arc::<RemoteExport>::clone(remote),
@@ -91,7 +95,7 @@ impl Disk {
     }
 
     /// Ends the session with a server, unless the export is still in use.
-    pub(super) async fn close(self) {
+    pub(in crate::cli) async fn close(self) {
         if let Kind::Remote(remote) = self.kind
             && let Some(remote) = Arc::into_inner(remote)
         {

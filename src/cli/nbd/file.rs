@@ -33,7 +33,7 @@ const LARGEST_MINIMUM_BYTES: u32 = 1 << 16;
 
 /// An open file or block device.
 #[derive(Debug)]
-pub(super) struct FileExport {
+pub(in crate::cli) struct FileExport {
     file: Arc<File>,
     name: String,
     size_bytes: u64,
@@ -93,7 +93,7 @@ impl FileExport {
 
     /// Creates a file, or sets its size; existing content up to that size stays. A block device is used as it
     /// is.
-    pub(super) fn create(path: &Path, size_bytes: u64) -> io::Result<Self> {
+    pub(in crate::cli) fn create(path: &Path, size_bytes: u64) -> io::Result<Self> {
         match std::fs::metadata(path) {
             Ok(found) => check_kind(&found)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}

@@ -14,9 +14,10 @@ use futures::TryStreamExt as _;
 use parking_lot::Mutex;
 
 use super::args::Mirror;
-use super::copy::{Copier, Failure, Piece};
+use super::copy::{Copier, Failure};
 use super::disk::Disk;
 use super::host::{Hosted, mention};
+use super::pieces::Piece;
 use super::ranges::RangeLocks;
 use super::remote::Connecting;
 use crate::cli::error::{Error, NbdError};

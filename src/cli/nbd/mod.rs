@@ -1,6 +1,7 @@
 //! `cairn nbd`: commands that work on NBD and files alone, without a store.
 //!
-//! Owns these commands, and must not know volumes. Files and exports of servers are both
+//! Owns these commands and what they have in common with `cairn import` and `cairn export`. It must not know
+//! volumes. Files and exports of servers are both
 //! [`Export`](crate::server::Export)s here ([`disk`]). Invariant: what works with one kind of disk works with
 //! the other.
 
@@ -11,12 +12,21 @@ mod file;
 mod host;
 mod identity;
 mod mirror;
+mod pieces;
 mod place;
 mod query;
 mod ranges;
 mod remote;
+mod target;
 
-pub(super) use args::Action;
+pub(super) use args::{Action, Waiting};
+pub(super) use copy::{check_source, check_target};
+pub(super) use disk::Disk;
+pub(super) use file::FileExport;
+pub(super) use pieces::{Content, Part, Source, Units};
+pub(super) use place::{DiskName, DiskNameError, Place};
+pub(super) use remote::Connecting;
+pub(super) use target::Target;
 
 use super::error::Error;
 use super::listeners::Inherited;

@@ -14,21 +14,29 @@ use crate::client::{Address, Uri, UriError};
 
 /// A file, a block device or an export, as the user named it.
 #[derive(Clone, Debug)]
-pub(super) struct DiskName {
+pub(in crate::cli) struct DiskName {
     text: String,
-    pub(super) place: Place,
+    pub(in crate::cli) place: Place,
+}
+
+impl DiskName {
+    /// Names the default export of a server on a Unix socket. `text` is for people.
+    pub(in crate::cli) fn at_socket(socket: PathBuf, text: String) -> Self {
+        let uri = Uri { address: Address::Unix(socket), export: String::new(), tls: None };
+        Self { text, place: Place::Export(Box::new(uri)) }
+    }
 }
 
 /// Where a disk is.
 #[derive(Clone, Debug)]
-pub(super) enum Place {
+pub(in crate::cli) enum Place {
     File(PathBuf),
     Export(Box<Uri>),
 }
 
 /// Why a text does not name a disk.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum DiskNameError {
+pub(in crate::cli) enum DiskNameError {
     #[error(
         "standard input and output cannot be a disk, because a disk needs random access; for a file named -, \
          write ./-"

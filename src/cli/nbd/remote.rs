@@ -26,10 +26,10 @@ pub(super) struct RemoteExport {
 
 /// How to connect to servers.
 #[derive(Clone, Debug)]
-pub(super) struct Connecting {
-    pub(super) options: Options,
+pub(in crate::cli) struct Connecting {
+    pub(in crate::cli) options: Options,
     /// Number of connections to a server that allows several.
-    pub(super) connections: u16,
+    pub(in crate::cli) connections: u16,
 }
 
 impl RemoteExport {

@@ -1,13 +1,14 @@
-//! Standard output and standard error. This is the only place that writes to them.
+//! Standard output and standard error. This is the only place that writes to them. And standard input, as
+//! far as it is content.
 //!
-//! Owns both streams, and must not know what is written. A gateway never waits for a reader, and a command
+//! Owns these streams, and must not know what is written. A gateway never waits for a reader, and a command
 //! exits even if nobody reads. Invariant: a failed write is never a panic, and the exit of the process waits
 //! for a write no longer than [`LAST_WORDS`].
 
 mod outlet;
 
 use std::fs::File;
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _, Read as _, Write as _};
 use std::os::fd::AsFd;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -65,6 +66,26 @@ pub(super) fn announce(text: &str) {
 pub(super) fn answer(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush())
+}
+
+/// Writes content to standard output, and waits until it is written.
+///
+/// # Errors
+/// If nobody reads it, or if it cannot be written.
+pub(super) fn pour(content: &[u8]) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(content).and_then(|()| out.flush())
+}
+
+/// Reads the next bytes of standard input: `bytes` of them, fewer at its end, and none after it.
+///
+/// # Errors
+/// If it cannot be read.
+pub(super) fn take(bytes: usize) -> io::Result<Vec<u8>> {
+    let mut content = Vec::with_capacity(bytes);
+    let limit = u64::try_from(bytes).expect("a usize fits 64 bits");
+    io::stdin().lock().take(limit).read_to_end(&mut content)?;
+    Ok(content)
 }
 
 /// Waits for pending writes, but no longer than [`LAST_WORDS`] per stream.

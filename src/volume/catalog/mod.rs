@@ -5,6 +5,7 @@
 //! from a volume only when that is being deleted.
 
 mod deletion;
+pub(super) mod draft;
 mod name;
 mod volumes;
 

@@ -50,7 +50,8 @@ impl Found {
         etag(self) == etag(other)
     }
 
-    fn next_version(&self, env: &Environment) -> u64 {
+    /// The version that the name has after the next change.
+    pub(super) fn next_version(&self, env: &Environment) -> u64 {
         match &self.object {
             None => 1,
             Some((_, Ok(binding))) => binding.version + 1,

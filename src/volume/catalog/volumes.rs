@@ -33,6 +33,13 @@ const CREATIONS: u32 = 16;
 /// another one with the same name.
 const LOOKUPS: u32 = 4;
 
+/// Id of the root that a volume is created with.
+const FIRST_ROOT: ObjectId = ObjectId { epoch: 0, k: 1 };
+/// Id of the root table that a volume is created with.
+const FIRST_TABLE: ObjectId = ObjectId { epoch: 0, k: 2 };
+/// The slot before the first record of the journal.
+const START: Slot = Slot { epoch: 0, n: 0 };
+
 /// A name and the volume that it is bound to. A damaged or partly deleted volume does not keep the others
 /// from being listed.
 #[derive(Clone, Debug)]
@@ -60,7 +67,7 @@ pub struct Unnamed {
 /// How far the creation or deletion of a volume without a name has come.
 #[derive(Clone, Debug)]
 pub enum Progress {
-    /// The head does not exist yet, or is already deleted.
+    /// The head or its root does not exist yet, as during an import, or is already deleted.
     Incomplete,
     /// The volume is complete, and its name is not bound yet.
     Unbound,
@@ -110,16 +117,7 @@ pub async fn create(
         let volume = env.entropy.uuid();
         let keys = Keys::new(volume);
         let created_at_seconds = (env.wall_clock)();
-        let identity = Identity {
-            volume,
-            features: 0,
-            write_features: 0,
-            geometry,
-            codec: 0,
-            cipher: 0,
-            created_at_seconds,
-            name: name.to_owned(),
-        };
+        let identity = new_identity(name, volume, geometry, created_at_seconds);
         // After a failure nothing is removed: requests in flight may still take effect, and the volume can be
         // found as long as the identity exists.
         make(env, options, &identity, size_bytes).await?;
@@ -144,9 +142,28 @@ pub async fn create(
     Err(OpenError::Contended(name.to_owned()))
 }
 
+/// The identity of a volume that is made for a name.
+pub(super) fn new_identity(
+    name: &str,
+    volume: Uuid,
+    geometry: Geometry,
+    created_at_seconds: u64,
+) -> Identity {
+    Identity {
+        volume,
+        features: 0,
+        write_features: 0,
+        geometry,
+        codec: 0,
+        cipher: 0,
+        created_at_seconds,
+        name: name.to_owned(),
+    }
+}
+
 /// Returns what exists under a name if a volume may be bound to it: nothing, or a volume that is being
 /// deleted.
-async fn claimable(env: &Environment, name: &str) -> Result<Found, OpenError> {
+pub(super) async fn claimable(env: &Environment, name: &str) -> Result<Found, OpenError> {
     for _ in 0..CREATIONS {
         let found = name::read(env, name).await?;
         let Some(volume) = found.volume() else { return Ok(found) };
@@ -171,44 +188,56 @@ async fn make(
 ) -> Result<(), OpenError> {
     let (volume, geometry) = (identity.volume, identity.geometry);
     let keys = Keys::new(volume);
-    let (root_id, table_id) = (ObjectId { epoch: 0, k: 1 }, ObjectId { epoch: 0, k: 2 });
-    let start = Slot { epoch: 0, n: 0 };
-    let root = Root {
-        id: root_id,
-        commit: start,
+    let root = empty_root(geometry, size_bytes);
+    let (table, head) = (first_table(&root), first_head(env, options, volume));
+    create_object(env, &keys.identity(), identity.encode()).await?;
+    create_object(env, &keys.root(root.id), root.encode(volume)).await?;
+    create_object(env, &keys.root(table.id), table.encode(volume)).await?;
+    create_object(env, &keys.head(), head.encode()).await?;
+    Ok(())
+}
+
+/// The first root of a volume, which has no chunks.
+pub(super) fn empty_root(geometry: Geometry, size_bytes: u64) -> Root {
+    Root {
+        id: FIRST_ROOT,
+        commit: START,
         size_bytes,
         geometry,
         origins: Vec::new(),
         map_pages: std::collections::BTreeMap::new(),
         packs: std::collections::BTreeMap::new(),
         zeroed: crate::volume::format::interval::IntervalMap::default(),
-    };
-    let kept = KeptRoot { parent: None, ..KeptRoot::current(&root, root_id, None) };
-    let table = RootTable { id: table_id, roots: vec![kept] };
-    let head = Head {
+    }
+}
+
+/// The table of a volume that only ever had its first root.
+pub(super) fn first_table(root: &Root) -> RootTable {
+    let kept = KeptRoot { parent: None, ..KeptRoot::current(root, root.id, None) };
+    RootTable { id: FIRST_TABLE, roots: vec![kept] }
+}
+
+/// The head of a volume that was never opened. It references the first root and the first table.
+pub(super) fn first_head(env: &Environment, options: &Options, volume: Uuid) -> Head {
+    Head {
         volume,
         version: 1,
         epoch: 0,
         holder: env.entropy.next_u128(),
         holder_name: HolderName::new(&options.holder_name),
         lease: Lease::Released,
-        checkpoint: Checkpoint { slot: start, checksum: Checksum::default() },
-        root: root_id,
-        root_table: table_id,
+        checkpoint: Checkpoint { slot: START, checksum: Checksum::default() },
+        root: FIRST_ROOT,
+        root_table: FIRST_TABLE,
         wrapped_key: Vec::new(),
         local_journal: String::new(),
         state: VolumeState::Live,
-    };
-    create_object(env, &keys.identity(), identity.encode()).await?;
-    create_object(env, &keys.root(root_id), root.encode(volume)).await?;
-    create_object(env, &keys.root(table_id), table.encode(volume)).await?;
-    create_object(env, &keys.head(), head.encode()).await?;
-    Ok(())
+    }
 }
 
 /// Deletes the objects of a volume that its creator did not bind to a name.
 async fn unmake(env: &Environment, keys: Keys) {
-    let (root, table) = (keys.root(ObjectId { epoch: 0, k: 1 }), keys.root(ObjectId { epoch: 0, k: 2 }));
+    let (root, table) = (keys.root(FIRST_ROOT), keys.root(FIRST_TABLE));
     // The identity is deleted last, so that the volume can be found while any object is left.
     for objects in [vec![root, table, keys.head()], vec![keys.identity()]] {
         if let Err(error) = env.store.delete(&objects).await {
@@ -324,10 +353,20 @@ async fn look_at_unnamed(env: &Environment, volume: Uuid) -> Option<Unnamed> {
         (Ok((head, _)), _) if head.state == VolumeState::Deleting => Progress::Deleting,
         (Err(OpenError::Store(store::Error::NotFound { .. })), _) => Progress::Incomplete,
         (Err(error), _) | (Ok(_), Some(error)) => Progress::Unknown(Arc::new(error)),
-        (Ok(_), None) => Progress::Unbound,
+        (Ok((head, _)), None) => progress_of(env, keys, &head).await,
     };
     let created_at_seconds = identity.as_ref().map(|identity| identity.created_at_seconds);
     Some(Unnamed { volume, made_for: identity.map(|identity| identity.name), created_at_seconds, progress })
+}
+
+/// Returns whether a volume with a live head and without a name is complete.
+async fn progress_of(env: &Environment, keys: Keys, head: &Head) -> Progress {
+    let decode = |bytes: &[u8]| Root::decode(keys.volume(), head.root, bytes);
+    match fetch_if_present(env, &keys.root(head.root), decode).await {
+        Ok(_) => Progress::Unbound,
+        Err(OpenError::Store(store::Error::NotFound { .. })) => Progress::Incomplete,
+        Err(error) => Progress::Unknown(Arc::new(error)),
+    }
 }
 
 /// Describes a volume from its objects, without opening it.
