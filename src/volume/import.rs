@@ -19,7 +19,9 @@ use super::environment::Environment;
 use super::error::ImportError;
 use super::format::chunk::{ChunkWriter, object_bytes};
 use super::format::codec::Checksum;
-use super::format::geometry::{BLOCK_BYTES, BLOCKS_PER_PAGE, ChunkIndex, Geometry, GeometryError, PAGE_LEN};
+use super::format::geometry::{
+    BLOCK_BYTES, BLOCKS_PER_PAGE, ChunkIndex, Geometry, GeometryError, PAGE_LEN, PageIndex,
+};
 use super::format::keys::{Keys, ObjectId, Parsed, Slot};
 use super::format::map::{Base, Entry, MapPage};
 use super::format::page_set::PageSet;
@@ -318,7 +320,7 @@ fn within(at: u64, chunk_bytes: u64) -> usize {
 fn encode(keys: Keys, index: ChunkIndex, pages_per_chunk: u16, mut content: Vec<u8>) -> (PageSet, Bytes) {
     content.resize(content.len().next_multiple_of(PAGE_LEN), 0);
     let mut pages = PageSet::EMPTY;
-    for (page, bytes) in (0..).zip(content.chunks(PAGE_LEN)) {
+    for (page, bytes) in (0..).map(PageIndex).zip(content.chunks(PAGE_LEN)) {
         if bytes.iter().any(|byte| *byte != 0) {
             pages.insert(page);
         }
@@ -329,7 +331,7 @@ fn encode(keys: Keys, index: ChunkIndex, pages_per_chunk: u16, mut content: Vec<
     let id = chunk_id(index);
     let mut writer = ChunkWriter::new(keys.volume(), index, id, pages_per_chunk, pages.len());
     for page in pages.iter() {
-        writer.page(page, &content[usize::from(page) * PAGE_LEN..][..PAGE_LEN]);
+        writer.page(page, &content[usize::from(page.0) * PAGE_LEN..][..PAGE_LEN]);
     }
     let object = writer.finish();
     debug_assert_eq!(object.len() as u64, object_bytes(pages_per_chunk, pages.len()));

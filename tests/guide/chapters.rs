@@ -28,6 +28,8 @@ stop() {
 }
 serve() {
     stop
+    # What the gateway before it said must not be taken for what this one says.
+    : >gateway.out
     bash -eu "$1" >gateway.out 2>gateway.log &
     server=$!
     until grep -q '^listening on' gateway.out; do

@@ -170,8 +170,9 @@ def answer(page, **fields):
 
 
 def actions(browser):
-    """Each action is confirmed on the page, and its effect is looked up in the API, which the page has no part in."""
-    look = Look(browser, errors=("401",))
+    """Each action is confirmed on the page, and its effect is looked up in the API, which the page has no part in.
+    The gateway refuses a name that is not valid (422), and the page has to show why."""
+    look = Look(browser, errors=("401", "422"))
     page = look.page
 
     def api(path, status=200):

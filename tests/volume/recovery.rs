@@ -43,6 +43,39 @@ async fn the_deposed_gateway_fails_everything_and_no_flushed_write_is_missing() 
     assert_eq!(read(&third, 0, 8192).await, [pattern(1, 4096), pattern(4, 4096)].concat());
 }
 
+/// The new holder deletes the journal that the old one is folding. The old one must not ask for many seconds
+/// whether each record is really gone.
+#[tokio::test(start_paused = true)]
+async fn the_checkpoint_of_a_deposed_gateway_ends_although_its_journal_is_gone() {
+    let mut bench = Bench::new(64 * MIB).await;
+    bench.options.deletion_grace = Duration::ZERO;
+    let writer = bench.open().await;
+    for n in 0..20 {
+        writer.write(n * MIB, pattern(n, 512), Durable).await.unwrap();
+    }
+    writer.abandon().await;
+    let mut other = bench.beside();
+    let first = bench.open().await;
+    let gate = bench.fault.hold(Operation::Get, "/journal/");
+    let (outcome, released) = tokio::join!(first.checkpoint(), async {
+        gate.reached(1).await;
+        let second = other.open().await;
+        second.checkpoint().await.unwrap();
+        // The opening record and the seal may stay.
+        while bench.keys("/journal/0000000001/").len() > 2 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        gate.release();
+        let released = tokio::time::Instant::now();
+        first.stopped().await;
+        (released, second)
+    });
+    let (released, second) = released;
+    assert!(matches!(&outcome, Err(Error::Stopped(_))), "{outcome:?}");
+    assert!(released.elapsed() < Duration::from_secs(15), "it ended after {:?}", released.elapsed());
+    assert_eq!(read(&second, 19 * MIB, 512).await, pattern(19, 512));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_record_that_lands_late_counts_only_before_the_seal() {
     let mut bench = Bench::new(64 * MIB).await;

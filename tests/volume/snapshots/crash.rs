@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use cairn::store::Operation;
 use cairn::store::fault::{Action, Failure, Gate, Rule};
-use cairn::volume::{SnapshotError, Volume};
+use cairn::volume::{Error, SnapshotError, Volume};
 
 use super::super::bench::Bench;
 use super::super::engine::{Model, busy, busy_bench};
@@ -228,4 +228,25 @@ async fn a_creation_whose_requests_fail_in_turn_succeeds_and_leaves_nothing_behi
 #[tokio::test(start_paused = true)]
 async fn a_deletion_whose_requests_fail_in_turn_leaves_nothing_behind() {
     fail_every_request(Step::Delete).await;
+}
+
+/// A deposed gateway no longer knows which names are used.
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_stopped_says_so_whatever_the_name() {
+    let mut bench = busy_bench().await;
+    let first = bench.open().await;
+    first.snapshot("used").await.unwrap();
+    let second = bench.open().await;
+    first.stopped().await;
+    for name in ["used", "free"] {
+        let outcomes = [
+            first.snapshot(name).await.map(drop),
+            first.delete_snapshot(name).await,
+            first.restore(name).await,
+        ];
+        for outcome in outcomes {
+            assert!(matches!(&outcome, Err(SnapshotError::Volume(Error::Stopped(_)))), "{name}: {outcome:?}");
+        }
+    }
+    assert_eq!(second.snapshots().len(), 1, "{:?}", second.snapshots());
 }
