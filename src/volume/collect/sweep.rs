@@ -205,7 +205,8 @@ impl Collector {
     /// Returns what can be deleted with a folded record: the chunk objects that nothing else references, and
     /// last the record.
     async fn left_by(&self, slot: Slot, entry: &Entry, needed: &mut Needed) -> Result<Vec<String>, Error> {
-        // Whoever took the volume over deletes these records. Each that is gone would be asked for many times.
+        // Whoever took the volume over deletes these records. Each that is gone would be asked for again and
+        // again.
         self.shared.check_serving()?;
         let record = match self.folded_record(slot, entry).await {
             Ok(record) => record,
