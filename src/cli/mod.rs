@@ -25,7 +25,6 @@ mod limits;
 mod listeners;
 mod log;
 mod nbd;
-mod opened;
 mod output;
 mod printed;
 mod process;

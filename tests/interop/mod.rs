@@ -13,7 +13,6 @@ mod log;
 mod memory;
 mod names;
 mod real_input;
-mod resize;
 mod sigterm;
 mod snapshots;
 mod sparse;
