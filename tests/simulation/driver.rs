@@ -64,21 +64,13 @@ pub(super) struct Driver {
     events: u64,
 }
 
-/// Runs a seed: gateways that fight for a volume, then processes that create and delete volumes of a few names, then
-/// a disk that grows and shrinks.
+/// Runs a seed: gateways that fight for a volume, then processes that create and delete volumes of a few names.
 pub(super) fn run(seed: u64, print: bool) -> Outcome {
     let mut driver = Driver::new(Plan::draw(seed), print);
     driver.chaos();
     driver.finale();
     let outcome = driver.outcome();
-    if outcome.violation.is_some() {
-        return outcome;
-    }
-    let outcome = outcome.and(super::names::run(seed, print));
-    if outcome.violation.is_some() {
-        return outcome;
-    }
-    Outcome { violation: super::sizes::run(seed), ..outcome }
+    if outcome.violation.is_some() { outcome } else { outcome.and(super::names::run(seed, print)) }
 }
 
 impl Outcome {

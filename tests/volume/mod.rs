@@ -20,7 +20,6 @@ mod origins;
 mod picture;
 mod recovery;
 mod requests;
-mod resize;
 mod snapshots;
 mod stored;
 mod trouble;

@@ -1,9 +1,8 @@
-//! The durable changes that no fold has taken yet, cut into segments where snapshots were taken and where the
-//! size changed.
+//! The durable changes that no fold has taken yet, cut into segments where snapshots were taken.
 //!
-//! A checkpoint ends with a segment, so a snapshot gets a root of its own, and a root has the size as of its
-//! commit. Must not know how records are made or folded. Invariants: every segment but the last ends with a
-//! snapshot or a new size, and the last has neither. Commits are merged in the order of their slots.
+//! A checkpoint ends with a segment, so a snapshot gets a root of its own. Must not know how records are made
+//! or folded. Invariants: every segment but the last ends with a snapshot, and the last has none. Commits are
+//! merged in the order of their slots.
 
 use std::collections::VecDeque;
 
@@ -39,9 +38,6 @@ pub struct Committed {
     pub superseded: Vec<(ChunkIndex, ObjectId)>,
     /// When the first of the commits was merged.
     pub since: Option<Instant>,
-    /// The size in bytes that the last of the commits gives the volume, if it changes it. No commit is merged
-    /// after it.
-    pub resized: Option<u64>,
     /// The snapshot that the last of the commits ends with. No commit is merged after it.
     pub snapshot: Option<Snapshot>,
 }
@@ -51,19 +47,6 @@ impl Committed {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.end.is_none()
-    }
-
-    /// Whether the segment has ended.
-    #[must_use]
-    pub fn is_closed(&self) -> bool {
-        self.resized.is_some() || self.snapshot.is_some()
-    }
-
-    /// The end of what the segment changes on a volume of `size_bytes`, which is beyond the end of the volume
-    /// if the segment makes it smaller. What the segment leaves beyond its own size is unallocated.
-    #[must_use]
-    pub fn reach(&self, size_bytes: u64) -> u64 {
-        self.resized.map_or(size_bytes, |resized| resized.max(size_bytes))
     }
 
     /// Adds a durable commit.
@@ -88,7 +71,7 @@ impl Committed {
 /// All durable changes that no fold has taken yet.
 #[derive(Debug, Default)]
 pub struct Segments {
-    /// Segments that have ended, the oldest first.
+    /// Segments that end with a snapshot, the oldest first.
     closed: VecDeque<Committed>,
     /// The newest segment, to which commits are added.
     open: Committed,
@@ -100,30 +83,27 @@ impl Segments {
     /// # Panics
     /// Panics if the commit is not newer than all before it.
     pub fn merge(&mut self, sent: &Sent, now: Instant) {
-        if mutant::is(Mutant::SnapshotBeforeCommit) && sent.snapshot.is_some() {
-            self.close(sent);
+        if mutant::is(Mutant::SnapshotBeforeCommit)
+            && let Some(snapshot) = &sent.snapshot
+        {
+            self.close(snapshot.clone());
         }
         let segment = match self.closed.back_mut() {
             Some(last) if mutant::is(Mutant::SegmentReopened) => last,
             _ => &mut self.open,
         };
         segment.merge(sent, now);
-        let is_snapshot = sent.snapshot.is_some() && !mutant::is(Mutant::SnapshotBeforeCommit);
-        if is_snapshot || sent.resized.is_some() {
-            self.close(sent);
+        if let Some(snapshot) = &sent.snapshot
+            && !mutant::is(Mutant::SnapshotBeforeCommit)
+        {
+            self.close(snapshot.clone());
         }
     }
 
-    /// Ends the open segment with what a commit ends with, and opens the next.
-    fn close(&mut self, sent: &Sent) {
+    /// Ends the open segment with a snapshot, and opens the next.
+    fn close(&mut self, snapshot: Snapshot) {
         let ended = std::mem::take(&mut self.open);
-        self.closed.push_back(Committed { resized: sent.resized, snapshot: sent.snapshot.clone(), ..ended });
-    }
-
-    /// The size in bytes that the newest of the commits that change it gives the volume, if any does.
-    #[must_use]
-    pub fn resized(&self) -> Option<u64> {
-        self.closed.iter().rev().find_map(|segment| segment.resized)
+        self.closed.push_back(Committed { snapshot: Some(snapshot), ..ended });
     }
 
     /// Removes and returns the oldest segment, which may be empty.
@@ -142,7 +122,7 @@ impl Segments {
         self.closed.is_empty() && self.open.is_empty()
     }
 
-    /// The number of segments that have ended: with a snapshot, or with a new size.
+    /// The number of segments that end with a snapshot.
     #[must_use]
     pub fn closed(&self) -> usize {
         self.closed.len()
