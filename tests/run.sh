@@ -253,7 +253,7 @@ suite_module() {
     # It says how long commands waited while gateways were replaced.
     lifecycle) options=(--nocapture) ;;
     interop) ! is_small || mapfile -t marked < <(printf '%s\n' "${marked[@]}" | grep -vxF "$(printf '%s\n' "${LONG[@]}")") ;;
-    crash) ! is_small || export CAIRN_CRASH_ROUNDS=${CAIRN_CRASH_ROUNDS:-1} ;;
+    crash) ! is_small || local -x CAIRN_CRASH_ROUNDS=${CAIRN_CRASH_ROUNDS:-1} ;;
     esac
     [ ${#plain[@]} = 0 ] || limited 2400 "$BARE" "$binary" --exact "${plain[@]}" "${options[@]}" || status=$?
     [ ${#marked[@]} = 0 ] || limited 2400 "$binary" --ignored --exact "${marked[@]}" "${options[@]}" || status=$?
@@ -293,11 +293,11 @@ suite_power() {
 # Deliberate faults, each of which the simulation must catch, and those that take a power cut. The small size commits one
 # in four by turn, and leaves out those that take a machine.
 suite_mutants() {
-    local binary of_power=("${MUTANTS_OF_POWER[@]}")
+    local binary turn of_power=("${MUTANTS_OF_POWER[@]}")
     binary=$(cat "$LOGS/simulation.path")
     if is_small; then
-        CAIRN_MUTANTS_TURN=${CAIRN_MUTANTS_TURN:-$(turn)}
-        export CAIRN_MUTANTS_TURN
+        turn=$(turn)
+        local -x CAIRN_MUTANTS_TURN=${CAIRN_MUTANTS_TURN:-$turn}
         of_power=("${MUTANTS_OF_POWER[0]}")
     fi
     limited 1800 "$BARE" "$binary" --exact --nocapture mutants::committed::every_mutant_is_caught || return 1

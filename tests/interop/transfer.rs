@@ -116,7 +116,12 @@ async fn on_a_terminal_both_show_progress() {
         // The variables of the store, for another program.
         let cairn = store.cairn([]);
         let mut script = command(["script", "--quiet", "--return", "--command", &line, "/dev/null"]);
-        script.envs(cairn.as_std().get_envs().filter_map(|(name, value)| Some((name, value?))));
+        for (name, value) in cairn.as_std().get_envs() {
+            match value {
+                Some(value) => script.env(name, value),
+                None => script.env_remove(name),
+            };
+        }
         run(script.env("TERM", "xterm").current_dir(files.path())).await
     };
     for words in ["import in.img shown", "export shown out.img"] {
