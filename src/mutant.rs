@@ -74,6 +74,16 @@ mutants! {
     CurrentRootRetired = "current-root-retired",
     /// What a replaced root shares with its parent goes with it.
     ParentSkipped = "parent-skipped",
+    /// A new size is answered while its commit is on its way.
+    ResizeAnsweredEarly = "resize-answered-early",
+    /// What is between the old and the new size is kept, and is there again when the volume grows.
+    ResizeUnzeroed = "resize-unzeroed",
+    /// An opening ignores the new sizes in the journal.
+    ResizeUnreplayed = "resize-unreplayed",
+    /// A checkpoint at a new size makes a root of the old size.
+    ResizeUnfolded = "resize-unfolded",
+    /// A write that waited while the volume became smaller is made beyond its new end.
+    ShrinkOvertaken = "shrink-overtaken",
     /// A TRIM ignores the partial sectors at its two ends.
     TrimEdgeDropped = "trim-edge-dropped",
     /// A TRIM leaves the dirty blocks of its range in place, where they hide it.

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::error::{Error, SnapshotError};
+use super::error::{Error, ResizeError, SnapshotError};
 use super::fold::FoldHandle;
 use super::fold::snapshots::MAX_SNAPSHOTS;
 use super::format::keys::{Epoch, is_valid_name};
@@ -25,6 +25,7 @@ use super::read::{self, Extent, Segment};
 use super::shared::Shared;
 use super::state::Status;
 use super::write::change::{self, Change};
+use super::write::resize::{self, Shrink};
 use super::write::{commit, snapshot};
 use crate::effect::{Durability, Zeroing};
 use crate::metrics::labels::Command;
@@ -82,10 +83,10 @@ impl Volume {
         self.shared.keys.volume()
     }
 
-    /// Size of the disk in bytes, as its root records it.
+    /// Size of the disk in bytes.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
-        self.shared.size_bytes
+        self.shared.state.lock().size_bytes
     }
 
     /// Description of the volume under the given name. It is the same that
@@ -315,9 +316,29 @@ impl Volume {
             return Ok(snapshot);
         }
         self.shared.wait(|progress| progress.durable_n >= n).await?;
-        self.folds.fold_snapshots(&self.shared).await?;
+        self.folds.fold_closed(&self.shared).await?;
         tracing::info!(volume = %self.id(), snapshot = name, "took a snapshot");
         Ok(snapshot)
+    }
+
+    /// Changes the size of the disk at one instant during the call. A larger disk reads as zeros beyond its
+    /// old end. A smaller one discards what is beyond its new end, for good. Clients are not paused. Commands
+    /// beyond the new end fail from that instant on. Returns once a root has the new size, so that everyone
+    /// who looks the volume up in the store sees it. If the call fails after that instant, for example
+    /// because the deadline passed, the disk may have the new size nevertheless.
+    ///
+    /// # Errors
+    /// If the size is not valid, if the disk would become smaller and `shrink` does not allow that, if the
+    /// volume stopped, or if the store's deadline passed.
+    pub async fn resize(&self, size_bytes: u64, shrink: Shrink) -> Result<(), ResizeError> {
+        let n = resize::take(&self.shared, size_bytes, shrink).await?;
+        if mutant::is(Mutant::ResizeAnsweredEarly) {
+            return Ok(());
+        }
+        self.shared.wait(|progress| progress.durable_n >= n).await?;
+        self.folds.fold_closed(&self.shared).await?;
+        tracing::info!(volume = %self.id(), size_bytes, "the volume has this size now");
+        Ok(())
     }
 
     /// Checks that another snapshot may have this name. A snapshot moves from the state to the root table, so

@@ -133,6 +133,27 @@ pub enum SnapshotError {
     Volume(#[from] Error),
 }
 
+/// Why the size of a volume cannot be changed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ResizeError {
+    /// The requested size is not valid.
+    #[error(transparent)]
+    Geometry(#[from] GeometryError),
+    /// The volume would become smaller, and the caller did not allow that.
+    #[error(
+        "the volume has {size} bytes: to discard what is beyond {wanted} bytes, allow it to shrink (--shrink)"
+    )]
+    Smaller {
+        /// Size of the volume in bytes.
+        size: u64,
+        /// The requested size in bytes.
+        wanted: u64,
+    },
+    /// The volume stopped, or the store failed.
+    #[error(transparent)]
+    Volume(#[from] Error),
+}
+
 fn ids(of: &[uuid::Uuid]) -> String {
     of.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }

@@ -60,8 +60,6 @@ pub(crate) struct Shared {
     pub(super) keys: Keys,
     /// Divides the volume for reads, writes and folds alike.
     pub(super) geometry: Geometry,
-    /// Size of the volume in bytes. The disk checks ranges against it, and a fold ends there.
-    pub(super) size_bytes: u64,
     /// Our epoch. It is in the slots of commits and in every object id, and the collector compares it with
     /// the head's.
     pub(super) epoch: Epoch,
@@ -70,11 +68,11 @@ pub(crate) struct Shared {
     pub(super) state: Mutex<State>,
     /// How far the commits and folds have come. Commands wait for it.
     pub(super) progress: Signal<Progress>,
-    /// Wakes the committer, which cuts and sends commits: a write, a flush or a snapshot needs one, or the
-    /// volume has stopped.
+    /// Wakes the committer, which cuts and sends commits: a write, a flush, a snapshot or a new size
+    /// needs one, or the volume has stopped.
     pub(super) commit_wake: Notify,
-    /// Wakes the folder: a write waits for room in the journal, a commit has filled it, a snapshot needs a
-    /// root, or the volume has stopped.
+    /// Wakes the folder: a write waits for room in the journal, a commit has filled it, a snapshot or a
+    /// new size needs a root, or the volume has stopped.
     pub(super) fold_wake: Notify,
     /// The tasks of all parts. They end together.
     pub(super) tasks: Tasks,
@@ -105,7 +103,6 @@ impl Shared {
             metrics,
             keys,
             geometry,
-            size_bytes: state.root.size_bytes,
             epoch: held.head().epoch,
             state: Mutex::new(state),
             progress: Signal::new(Progress { durable_n, checkpoints: 0, stopped: false, fenced: false }),
@@ -184,6 +181,7 @@ impl Shared {
     pub(super) fn gauge(&self, state: &State) {
         let (journal_bytes, journal_records) = state.journal();
         self.gauge_dirty(state);
+        self.metrics.size_bytes.set(count(state.size_bytes));
         self.metrics.commits_in_flight.set(count(state.in_flight.len() as u64));
         self.metrics.journal_bytes.set(count(journal_bytes));
         self.metrics.journal_records.set(count(journal_records));

@@ -64,13 +64,21 @@ pub(super) struct Driver {
     events: u64,
 }
 
-/// Runs a seed: gateways that fight for a volume, then processes that create and delete volumes of a few names.
+/// Runs a seed: gateways that fight for a volume, then processes that create and delete volumes of a few names, then
+/// a disk that grows and shrinks.
 pub(super) fn run(seed: u64, print: bool) -> Outcome {
     let mut driver = Driver::new(Plan::draw(seed), print);
     driver.chaos();
     driver.finale();
     let outcome = driver.outcome();
-    if outcome.violation.is_some() { outcome } else { outcome.and(super::names::run(seed, print)) }
+    if outcome.violation.is_some() {
+        return outcome;
+    }
+    let outcome = outcome.and(super::names::run(seed, print));
+    if outcome.violation.is_some() {
+        return outcome;
+    }
+    Outcome { violation: super::sizes::run(seed), ..outcome }
 }
 
 impl Outcome {

@@ -26,6 +26,8 @@
 //! * A volume that was created and that no process deletes is found under its name and can be opened. No
 //!   deletion takes the name of another volume. No listing fails because of one volume. Whatever was
 //!   interrupted is found and removed at the end ([`names`], [`ledger`]).
+//! * A size that was answered lasts, everyone sees it, and what was beyond the end of the disk never comes back
+//!   ([`sizes`]).
 //! * If an object was damaged or lost at rest, every read is right or fails ([`rot`]).
 //! * Only errors that the weather explains occur; in fair weather every request is answered.
 //!
@@ -54,6 +56,7 @@ mod power;
 mod requests;
 mod rot;
 mod seeds;
+mod sizes;
 mod snapshots;
 #[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "the integration tests use the rest")]

@@ -20,6 +20,7 @@ mod origins;
 mod picture;
 mod recovery;
 mod requests;
+mod resize;
 mod snapshots;
 mod stored;
 mod trouble;

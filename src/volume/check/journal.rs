@@ -58,6 +58,8 @@ impl Value for Source {
 pub(super) struct Journal {
     /// Where the changed ranges of the volume are.
     pub(super) changes: IntervalMap<Source>,
+    /// Size of the volume in bytes after these records, if one of them changes it.
+    pub(super) resized: Option<u64>,
     /// Chunk objects that these records reference: index, id, pages that the object stores.
     pub(super) chunks: Vec<(ChunkIndex, ObjectId, PageSet)>,
     /// Epochs with records before the checkpoint that wait for their deletion.
@@ -190,8 +192,12 @@ impl Chain<'_> {
             if record.pages_per_chunk != geometry.pages_per_chunk() {
                 return Err("it was written for another chunk size".to_owned());
             }
+            record.check_within(geometry, size_bytes).map_err(|why| format!("it {why}"))?;
             for change in &record.changes {
-                self.change(record.slot, change, size_bytes, geometry)?;
+                self.change(record.slot, change, size_bytes, geometry);
+            }
+            if let Some(size_bytes) = record.resized() {
+                (self.volume, self.journal.resized) = (Some((size_bytes, geometry)), Some(size_bytes));
             }
         }
         self.previous = checksum;
@@ -202,13 +208,7 @@ impl Chain<'_> {
         Ok(())
     }
 
-    fn change(
-        &mut self,
-        slot: Slot,
-        change: &Change,
-        size_bytes: u64,
-        geometry: Geometry,
-    ) -> Result<(), String> {
+    fn change(&mut self, slot: Slot, change: &Change, size_bytes: u64, geometry: Geometry) {
         let (range, source) = match change {
             Change::Data { offset, length, at, .. } => {
                 (*offset..offset.saturating_add(u64::from(*length)), Source::Data { slot, at: *at })
@@ -222,16 +222,9 @@ impl Chain<'_> {
                 let end = range.end.min(size_bytes.max(range.start));
                 (range.start..end, Source::Chunk(*index, *id, Box::new(*stored)))
             }
-            Change::Snapshot(_) => return Ok(()),
-            Change::Resize { .. } => {
-                return Err("it has a change that this version does not know".to_owned());
-            }
+            Change::Resize { .. } | Change::Snapshot(_) => return,
         };
-        if range.is_empty() || range.end > size_bytes {
-            return Err(format!("it changes byte {} of a volume of {size_bytes}", range.end.max(1) - 1));
-        }
         self.journal.changes.insert(range, source);
-        Ok(())
     }
 
     /// The slot `next` is free, and later records exist.

@@ -106,6 +106,7 @@ async fn check_once(
     report.size_bytes = basis.root.as_ref().map(|root| root.size_bytes);
     let volume = basis.root.as_ref().map(|root| (root.size_bytes, root.geometry));
     let mut journal = journal::check(&context, volume, suspects).await?;
+    report.size_bytes = journal.resized.or(report.size_bytes);
     report.notes.append(&mut journal.notes);
     let Some(root) = &basis.root else { return Ok(()) };
     let sources = Sources { root, table: basis.table.as_ref(), journal: &journal };

@@ -19,8 +19,8 @@ pub(super) const REQUESTS: usize = 16;
 pub(super) enum Request {
     /// Fold what is committed, and answer when the checkpoint is published.
     Fold(Scope, oneshot::Sender<()>),
-    /// Fold every segment that ends with a snapshot, and answer when their checkpoints are published.
-    FoldSnapshots(oneshot::Sender<()>),
+    /// Fold every segment that has ended, and answer when their checkpoints are published.
+    FoldClosed(oneshot::Sender<()>),
     /// Delete a snapshot, and answer when the volume no longer keeps it.
     DeleteSnapshot(String, oneshot::Sender<Result<(), SnapshotError>>),
     /// Make the volume what it was at a snapshot, and answer when the head says so.
@@ -49,6 +49,12 @@ impl FoldHandle {
     /// Folds everything that is committed now. Returns once the checkpoint is published.
     pub(crate) async fn fold(&self, shared: &Shared) -> Result<(), Error> {
         self.request(shared, Scope::Committed).await
+    }
+
+    /// Folds every durable commit up to the last one that ends with a snapshot or a new size. Returns once
+    /// their checkpoints are published.
+    pub(crate) async fn fold_closed(&self, shared: &Shared) -> Result<(), Error> {
+        self.ask(shared, Request::FoldClosed).await
     }
 
     /// Folds everything that is committed, and moves all blocks from packs back to chunk objects.

@@ -73,9 +73,11 @@ impl Folder {
     ) -> Result<FoldedPage, Error> {
         let geometry = self.shared.geometry;
         let start = u64::from(number) * geometry.map_page_bytes();
-        let covers = start..(start + geometry.map_page_bytes()).min(self.shared.size_bytes);
+        // What a volume that becomes smaller loses is folded too: as zeros.
+        let end = folding.reach(old.size_bytes);
+        let covers = start..(start + geometry.map_page_bytes()).min(end);
         let chunks = (covers.end - covers.start).div_ceil(geometry.chunk_bytes());
-        let mut page = self.load(old, number, chunks, birth).await?;
+        let mut page = self.load(old, (number, end), chunks, birth).await?;
         let changes: Changes = folding.pieces.overlaps(covers).collect();
         let touched = self.replace_whole_chunks(&mut page, changes, birth);
         let mut packing = made.packing.lock().await;
@@ -99,8 +101,15 @@ impl Folder {
         self.finish(page, chunks, made).await
     }
 
-    /// Loads a map page to be changed. What is lost for good is given up.
-    async fn load(&self, old: &Root, number: u32, chunks: u64, birth: Slot) -> Result<PageUpdate, Error> {
+    /// Loads a map page to be changed. What is lost for good is given up. `end` is the end of the volume for
+    /// this fold.
+    async fn load(
+        &self,
+        old: &Root,
+        (number, end): (u32, u64),
+        chunks: u64,
+        birth: Slot,
+    ) -> Result<PageUpdate, Error> {
         let (shared, geometry) = (&self.shared, self.shared.geometry);
         let mapped = base::map_page(&shared.env, shared.keys, geometry, old, number).await;
         let (map, entries) = match self.unless_lost(mapped, number).await? {
@@ -121,7 +130,7 @@ impl Folder {
                 confirm_lost(shared, key).await?;
             }
         }
-        let mut page = PageUpdate::new(number, shared.keys, geometry, map, entries, hidden);
+        let mut page = PageUpdate::new(number, shared.keys, (geometry, end), map, entries, hidden);
         page.lose_overlays();
         Ok(page)
     }
@@ -154,7 +163,7 @@ impl Folder {
                 let chunk = geometry.chunk_range(index);
                 let part = at..range.end.min(chunk.end);
                 // The last chunk of a volume may extend beyond its end, where nothing was ever written.
-                let whole = part.start == chunk.start && part.end == chunk.end.min(self.shared.size_bytes);
+                let whole = part.start == chunk.start && part.end == chunk.end.min(page.end);
                 at = part.end;
                 let zeroed = Entry { birth: Some(birth), allocated: all_pages, ..Entry::default() };
                 match &piece {
@@ -387,7 +396,7 @@ impl Folder {
         let slot = index.slot();
         let mut entry = page.entries.get(&slot).cloned().unwrap_or_default();
         let Range { start, end } = self.shared.geometry.chunk_range(index);
-        plan::update_pages(&mut entry, changes, &(start..end.min(self.shared.size_bytes)));
+        plan::update_pages(&mut entry, changes, &(start..end.min(page.end)));
         entry.birth = Some(birth);
         let blocks_per_chunk = page.blocks_per_chunk();
         let place = |block: u32| {

@@ -114,7 +114,7 @@ impl Folder {
             // Callers that wait for an answer notice when this task ends and drops their channel.
             let served = match request {
                 Some(Request::Fold(scope, done)) => self.fold_all(scope).await.map(|()| answer(done, ())),
-                Some(Request::FoldSnapshots(done)) => self.fold_closed().await.map(|()| answer(done, ())),
+                Some(Request::FoldClosed(done)) => self.fold_closed().await.map(|()| answer(done, ())),
                 Some(Request::DeleteSnapshot(name, done)) => self.serve_deletion(&name, done).await,
                 Some(Request::Restore(name, done)) => self.serve_restoration(&name, done).await,
                 Some(Request::Rest(done)) => return answer(done, ()),
@@ -126,13 +126,13 @@ impl Folder {
         }
     }
 
-    /// Folds what is committed now, and every snapshot before it.
+    /// Folds what is committed now, and every segment that has ended before it.
     async fn fold_all(&self, scope: Scope) -> Result<(), Error> {
         self.fold_closed().await?;
         self.fold_until_done(scope).await
     }
 
-    /// Folds the segments that end with a snapshot.
+    /// Folds the segments that have ended, with a snapshot or with a new size.
     async fn fold_closed(&self) -> Result<(), Error> {
         while self.shared.state.lock().committed.closed() > 0 {
             self.fold_until_done(Scope::Committed).await?;
@@ -140,7 +140,8 @@ impl Folder {
         Ok(())
     }
 
-    /// Folds what is due: snapshots, and the rest of the journal once it is over its limit or `age` old.
+    /// Folds what is due: segments that have ended, and the rest of the journal once it is over its limit or
+    /// `age` old.
     async fn fold_due(&self, age: Duration) -> Result<(), Error> {
         self.fold_closed().await?;
         let is_due = {
@@ -336,7 +337,7 @@ impl Folder {
         let mut root = Root { commit: checkpoint.slot, ..old.clone() };
         let affected = self.affected(scope, old, folding, checkpoint, &mut root, made);
         // A snapshot gets a root of its own, even if it contains the same as the one before.
-        if affected.is_empty() && folding.pieces.is_empty() && folding.snapshot.is_none() {
+        if affected.is_empty() && folding.pieces.is_empty() && !folding.is_closed() {
             return Ok(None);
         }
         // Checked before anything is made.
@@ -355,6 +356,11 @@ impl Folder {
             for (pack, frames) in folded.released {
                 *released.entry(pack).or_default() += frames;
             }
+        }
+        if let Some(size_bytes) = folding.resized
+            && !mutant::is(Mutant::ResizeUnfolded)
+        {
+            root.resize(size_bytes);
         }
         let mut packs = made.packs.lock().await;
         packs.close(shared).await;
@@ -378,12 +384,13 @@ impl Folder {
     ) -> BTreeSet<u32> {
         let shared = &self.shared;
         let is_overlaid = |page: &MapPageRef| page.counts.overlaid > 0;
+        let reach = folding.reach(old.size_bytes);
         let mut affected = BTreeSet::new();
         for (range, piece) in folding.pieces.iter() {
             let touched = uniform::map_pages_of(shared.geometry, &range);
             match piece {
                 Piece::Zero { hole } => {
-                    let whole = uniform::whole_map_pages(shared.geometry, shared.size_bytes, &range);
+                    let whole = uniform::whole_map_pages(shared.geometry, reach, &range);
                     affected.extend(touched.start..whole.start);
                     affected.extend(whole.end..touched.end);
                     if !whole.is_empty() {

@@ -36,6 +36,8 @@ pub(super) struct PageUpdate {
     pub(super) number: u32,
     pub(super) keys: Keys,
     pub(super) geometry: Geometry,
+    /// The end of the volume for this fold, in bytes: of the larger one if the fold changes its size.
+    pub(super) end: u64,
     /// The map page as it was, if it was an object that can be read.
     pub(super) map: Option<LoadedMapPage>,
     pub(super) entries: BTreeMap<u16, Entry>,
@@ -53,7 +55,7 @@ impl PageUpdate {
     pub(super) fn new(
         number: u32,
         keys: Keys,
-        geometry: Geometry,
+        (geometry, end): (Geometry, u64),
         map: Option<LoadedMapPage>,
         mut entries: BTreeMap<u16, Entry>,
         hidden: u32,
@@ -69,7 +71,18 @@ impl PageUpdate {
                 }
             }
         }
-        Self { number, keys, geometry, map, entries, origins, overlays, hidden, released: BTreeMap::new() }
+        Self {
+            number,
+            keys,
+            geometry,
+            end,
+            map,
+            entries,
+            origins,
+            overlays,
+            hidden,
+            released: BTreeMap::new(),
+        }
     }
 
     /// Number of blocks of a chunk.

@@ -48,7 +48,7 @@ impl Folder {
         let mut batch = Batch::default();
         for number in (0..shared.geometry.pages_per_chunk()).map(PageIndex) {
             let page_start = start + number.offset();
-            let cover = Cover::of(changes, &(page_start..(page_start + PAGE_BYTES).min(shared.size_bytes)));
+            let cover = Cover::of(changes, &(page_start..(page_start + PAGE_BYTES).min(page.end)));
             if entry.lost.contains(number) && cover.bytes == 0 {
                 continue;
             }

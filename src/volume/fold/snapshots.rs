@@ -27,11 +27,6 @@ impl FoldHandle {
         self.trash.snapshots().into_iter().map(|(snapshot, _)| snapshot).collect()
     }
 
-    /// Returns once every snapshot whose commit is durable has a root.
-    pub(crate) async fn fold_snapshots(&self, shared: &Shared) -> Result<(), Error> {
-        self.ask(shared, Request::FoldSnapshots).await
-    }
-
     /// Deletes a snapshot. Returns once the head no longer keeps it.
     ///
     /// # Errors
@@ -127,7 +122,11 @@ impl Folder {
         self.put_all(objects.map(|(id, bytes)| (shared.keys.root(id), bytes)).into()).await?;
         self.head.publish(shared, checkpoint, root.id, table.id).await?;
         self.trash.set_table(table);
-        shared.state.lock().root = Arc::clone(&root);
+        {
+            let mut state = shared.state.lock();
+            state.size_bytes = root.size_bytes;
+            state.root = Arc::clone(&root);
+        }
         shared.gauge_root(&root);
         if self.trash.is_retired(old.id) {
             self.trash.add(shared, Garbage::Root(old.id));

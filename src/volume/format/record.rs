@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::codec::{Checksum, DecodeError, Decoder, Encoder, Kind, invalid};
 use super::frame::Place;
-use super::geometry::{ChunkIndex, MAX_PAGES_PER_CHUNK, PAGE_BYTES};
+use super::geometry::{ChunkIndex, Geometry, MAX_PAGES_PER_CHUNK, PAGE_BYTES};
 use super::keys::{Epoch, ObjectId, Slot};
 use super::page_set::PageSet;
 use super::snapshot::Snapshot;
@@ -63,7 +63,8 @@ pub enum Change {
         /// Pages that the object stores. The other pages are zeros. All pages of the chunk become allocated.
         stored: PageSet,
     },
-    /// A new size of the volume. If it shrinks, the range beyond the new size is zeroed first.
+    /// A new size of the volume. Only a snapshot may follow it in its record. Before it, the record makes the
+    /// range between the two sizes unallocated, whichever of them is larger.
     Resize {
         /// The new size in bytes.
         size_bytes: u64,
@@ -98,6 +99,8 @@ const LEAST_CHANGE_BYTES: usize = 2;
 pub const EMPTY_RECORD_BYTES: u64 = (HEADER_BYTES + 2 * Checksum::BYTES) as u64;
 /// Length in bytes of a `Zero` change in the table.
 pub const ZERO_CHANGE_BYTES: u64 = 1 + 8 + 8 + 1;
+/// Length in bytes of a `Resize` change in the table.
+pub const RESIZE_CHANGE_BYTES: u64 = 1 + 8;
 /// Length in bytes of the header, which ends where the table begins.
 const HEADER_BYTES: usize = Encoder::PROLOGUE_BYTES + 2 + 12 + 4 + 8 + 16 + 2 + 4 + 8;
 /// Length in bytes of a `Data` change in the table, without its data.
@@ -214,13 +217,59 @@ fn change_bytes(change: &Change, pages: u16) -> usize {
         Change::Data { .. } => DATA_CHANGE_BYTES,
         Change::Zero { .. } => ZERO_CHANGE_BYTES,
         Change::Chunk { .. } => chunk_change_bytes(pages),
-        Change::Resize { .. } => 9,
+        Change::Resize { .. } => RESIZE_CHANGE_BYTES,
         Change::Snapshot(snapshot) => snapshot_change_bytes(snapshot),
     };
     usize::try_from(bytes).expect("at most a name or a bitmap")
 }
 
 impl Record {
+    /// The size in bytes that the record gives the volume, if it changes it.
+    #[must_use]
+    pub fn resized(&self) -> Option<u64> {
+        self.changes.iter().rev().find_map(|change| match change {
+            Change::Resize { size_bytes } => Some(*size_bytes),
+            _ => None,
+        })
+    }
+
+    /// Checks that the changes lie within a volume of `size_bytes`. If they give it a new size, that must be
+    /// the last change but for a snapshot, and the range between the two sizes must be unallocated.
+    ///
+    /// # Errors
+    /// Returns what is wrong, for people, without a subject.
+    pub fn check_within(&self, geometry: Geometry, size_bytes: u64) -> Result<(), String> {
+        let resized = self.resized().unwrap_or(size_bytes);
+        geometry.check_size(resized).map_err(|error| format!("changes the size: {error}"))?;
+        let between = size_bytes.min(resized)..size_bytes.max(resized);
+        let cleared = Change::Zero { offset: between.start, length: between.end - between.start, hole: true };
+        let (mut is_cleared, mut is_last) = (between.is_empty(), false);
+        for change in &self.changes {
+            if is_last && !matches!(change, Change::Snapshot(_)) {
+                return Err("has a change after the new size".to_owned());
+            }
+            let range = match change {
+                Change::Data { offset, length, .. } => *offset..offset.saturating_add(u64::from(*length)),
+                Change::Zero { offset, length, .. } => *offset..offset.saturating_add(*length),
+                Change::Chunk { index, .. } => {
+                    let start = geometry.chunk_range(*index).start;
+                    start..start.saturating_add(1)
+                }
+                Change::Snapshot(_) => continue,
+                Change::Resize { .. } => {
+                    is_last = true;
+                    continue;
+                }
+            };
+            if *change == cleared {
+                is_cleared = true;
+            } else if range.end > between.start {
+                return Err(format!("changes byte {} of a volume of {}", range.end - 1, between.start));
+            }
+        }
+        if is_cleared { Ok(()) } else { Err("changes the size and keeps what is between".to_owned()) }
+    }
+
     fn encode_table(&self, to: &mut Encoder) {
         to.u8(match self.kind {
             RecordKind::Opening => 1,
@@ -464,5 +513,43 @@ mod tests {
         }
         Record::table_bytes(Uuid::nil(), &bytes, bytes.len() as u64).expect_err("it is another volume's");
         Record::table_bytes(volume, &bytes, 4608 + 32).expect_err("there is no room for a header");
+    }
+
+    #[test]
+    fn a_new_size_is_the_last_change_and_leaves_nothing_between_the_sizes() {
+        let geometry = Geometry::new(65_536).expect("a chunk size");
+        let zero = |offset, length, hole| Change::Zero { offset, length, hole };
+        let resize = |size_bytes| Change::Resize { size_bytes };
+        let snapshot = || Change::Snapshot(Snapshot { name: "s".to_owned(), taken_at_seconds: 1 });
+        let check = |changes: &[Change]| {
+            let slot = Slot { epoch: 1, n: 2 };
+            let kind = RecordKind::Commit;
+            let mut to = RecordWriter::new(Uuid::from_u128(1), kind, slot, 1, 7, Checksum::default(), 1);
+            changes.iter().for_each(|change| to.change(change.clone()));
+            to.finish().0.check_within(geometry, 8192)
+        };
+        for right in [
+            &[][..],
+            &[zero(0, 8192, false)],
+            &[zero(4096, 4096, true), resize(4096)],
+            &[zero(8192, 512, true), zero(0, 8192, false), resize(8704), snapshot()],
+            &[zero(512, 512, true), resize(8192)],
+        ] {
+            assert_eq!(check(right), Ok(()), "{right:?}");
+        }
+        for (wrong, why) in [
+            (&[zero(0, 8704, true)][..], "changes byte 8703"),
+            (&[resize(4096)], "keeps what is between"),
+            (&[zero(4096, 4096, false), resize(4096)], "changes byte 8191"),
+            (&[zero(4096, 4096, true), zero(0, 4608, true), resize(4096)], "changes byte 4607"),
+            (&[zero(8192, 1024, true), resize(8704)], "changes byte 9215"),
+            (&[zero(8192, 512, true), resize(8704), zero(0, 512, true)], "after the new size"),
+            (&[resize(8192), resize(8192)], "after the new size"),
+            (&[zero(0, 8192, true), resize(0)], "multiple of 512"),
+            (&[resize(513)], "multiple of 512"),
+        ] {
+            let error = check(wrong).expect_err("it is wrong");
+            assert!(error.contains(why), "{wrong:?}: {error}");
+        }
     }
 }

@@ -123,7 +123,7 @@ pub(crate) fn decode_origins(from: &mut Decoder<'_>) -> Result<Vec<Uuid>, Decode
 
 impl Root {
     /// Returns the content of map page `number`, and the first map page after it that
-    /// may have another content.
+    /// may have another content. Beyond the end of the volume there are holes.
     #[must_use]
     pub fn stretch(&self, number: u32) -> (Stretch, u32) {
         if let Some(reference) = self.map_pages.get(&number) {
@@ -136,7 +136,7 @@ impl Root {
         let page = self.map_pages.range(number..).next().map(|(page, _)| *page);
         let run = self.zeroed.next_start(u64::from(number)).map(as_number);
         let end = page.into_iter().chain(run).min();
-        (Stretch::Holes, end.unwrap_or_else(|| self.geometry.map_pages(self.size_bytes)))
+        (Stretch::Holes, end.unwrap_or(MAX_MAP_PAGES).max(number + 1))
     }
 
     /// Counts the blocks that the root stores.
@@ -164,6 +164,12 @@ impl Root {
             Some(birth) => self.zeroed.insert(run, birth),
             None => self.zeroed.remove(run),
         }
+    }
+
+    /// Changes the size. The map pages beyond the new end become holes, so that none lies beyond it.
+    pub fn resize(&mut self, size_bytes: u64) {
+        self.set_uniform(self.geometry.map_pages(size_bytes)..MAX_MAP_PAGES, None);
+        self.size_bytes = size_bytes;
     }
 
     /// Makes a map page an object.

@@ -82,7 +82,6 @@ impl Volume {
         let geometry = root.geometry;
         let state = serving(root, committed);
         let shared = Arc::new(Shared::new(env.clone(), options, keys, geometry, &held, metrics, state));
-        shared.metrics.size_bytes.set(i64::try_from(shared.size_bytes).unwrap_or(i64::MAX));
         shared.metrics.fenced.set(0);
         shared.gauge(&shared.state.lock());
         shared.gauge_root(&shared.state.lock().root);
@@ -95,7 +94,7 @@ impl Volume {
         let folds = folder.handle();
         shared.tasks.spawn_until_cancelled(folder.run());
         if shared.state.lock().committed.closed() > 0 {
-            // A snapshot has no root yet, so other gateways cannot read it.
+            // A snapshot or a new size has no root yet, so other gateways do not see it.
             shared.fold_wake.notify_one();
         }
         if shared.epoch - from.slot.epoch > REPLAYED_EPOCHS {
@@ -115,6 +114,7 @@ impl Volume {
 fn serving(root: Root, committed: Segments) -> State {
     State {
         status: Status::Serving,
+        size_bytes: committed.resized().unwrap_or(root.size_bytes),
         dirty: crate::volume::state::layer::DirtyLayer::default(),
         dirty_since: None,
         dirty_permits: 0,

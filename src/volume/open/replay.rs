@@ -40,6 +40,7 @@ pub(super) struct Replay<'a> {
     env: &'a Environment,
     keys: Keys,
     geometry: Geometry,
+    /// Size of the volume in bytes, after the records that were applied.
     size_bytes: u64,
     /// The epoch that this opening has taken.
     epoch: Epoch,
@@ -63,6 +64,8 @@ struct Changes {
     pieces: IntervalMap<Piece>,
     /// The chunk objects that it references.
     chunks: Vec<(ChunkIndex, ObjectId)>,
+    /// The size in bytes that it gives the volume, if it changes it.
+    resized: Option<u64>,
     /// The snapshot that it ends with, if any.
     snapshot: Option<Snapshot>,
 }
@@ -214,24 +217,18 @@ impl<'a> Replay<'a> {
     }
 
     fn merge(&mut self, changes: Changes, bytes: u64, end: Checkpoint) {
-        let Changes { pieces, chunks, snapshot } = changes;
-        let sent = Sent { pieces, record: None, bytes, end, chunks, superseded: Vec::new(), snapshot };
+        let Changes { pieces, chunks, resized, snapshot } = changes;
+        self.size_bytes = resized.unwrap_or(self.size_bytes);
+        let sent =
+            Sent { pieces, record: None, bytes, end, chunks, superseded: Vec::new(), resized, snapshot };
         self.committed.merge(&sent, Instant::now());
     }
 
     /// Converts the changes of a record.
     fn changes(&self, record: &Record) -> Result<Changes, String> {
-        let Changes { mut pieces, mut chunks, mut snapshot } = Changes::default();
+        let Changes { mut pieces, mut chunks, mut resized, mut snapshot } = Changes::default();
+        record.check_within(self.geometry, self.size_bytes)?;
         for change in &record.changes {
-            let end = match change {
-                Change::Data { offset, length, .. } => offset.saturating_add(u64::from(*length)),
-                Change::Zero { offset, length, .. } => offset.saturating_add(*length),
-                Change::Chunk { index, .. } => self.geometry.chunk_range(*index).start.saturating_add(1),
-                Change::Resize { .. } | Change::Snapshot(_) => 0,
-            };
-            if end > self.size_bytes {
-                return Err(format!("changes byte {} of a volume of {}", end - 1, self.size_bytes));
-            }
             match change {
                 Change::Zero { offset, length, hole } => {
                     pieces.insert(*offset..*offset + *length, Piece::Zero { hole: *hole });
@@ -244,15 +241,14 @@ impl<'a> Replay<'a> {
                     }
                 }
                 Change::Data { .. } => {}
-                Change::Resize { .. } => {
-                    return Err("holds a resize, which this version does not know".to_owned());
-                }
+                Change::Resize { .. } if mutant::is(Mutant::ResizeUnreplayed) => {}
+                Change::Resize { size_bytes } => resized = Some(*size_bytes),
                 Change::Snapshot(_) if mutant::is(Mutant::SnapshotUnreplayed) => {}
                 Change::Snapshot(taken) => snapshot = Some(taken.clone()),
             }
         }
         insert_data(&Arc::new(RecordRef::new(record, None)), &record.changes, &mut pieces);
-        Ok(Changes { pieces, chunks, snapshot })
+        Ok(Changes { pieces, chunks, resized, snapshot })
     }
 }
 

@@ -99,12 +99,13 @@ impl Picture {
 
 /// Summarizes the disk in at most `cells` parts.
 pub(crate) async fn take(shared: &Shared, cells: u64) -> Result<Picture, Error> {
-    let mut picture = Picture::new(shared.size_bytes, cells);
+    let size_bytes = shared.state.lock().size_bytes;
+    let mut picture = Picture::new(size_bytes, cells);
     let mut loads = Loads::new(MAP_PAGES);
     let held = shared.env.cache.held();
     let mut at = 0;
-    while at < shared.size_bytes {
-        let window = first_window(shared, at..shared.size_bytes, PIECES, u64::MAX);
+    while at < size_bytes {
+        let window = first_window(shared, at..size_bytes, PIECES, u64::MAX);
         at = window.range.end;
         let is_looked_at = loads.note(&window);
         let range = window.range;

@@ -23,7 +23,7 @@ use crate::volume::format::geometry::{ChunkIndex, Geometry};
 use crate::volume::format::head::Checkpoint;
 use crate::volume::format::interval::{IntervalMap, Value as _, gaps};
 use crate::volume::format::keys::ObjectId;
-use crate::volume::format::record::snapshot_change_bytes;
+use crate::volume::format::record::{RESIZE_CHANGE_BYTES, snapshot_change_bytes};
 use crate::volume::format::root::Root;
 use crate::volume::format::snapshot::Snapshot;
 
@@ -61,6 +61,8 @@ pub struct InFlight {
     pub dirty_since: Instant,
     /// Number of flushes that wait for the commit.
     pub flushes: u32,
+    /// The size in bytes that the commit gives the volume, if it changes it.
+    pub resized: Option<u64>,
     /// The snapshot that the commit ends with, if any.
     pub snapshot: Option<Snapshot>,
 }
@@ -89,6 +91,8 @@ pub struct Sent {
     pub chunks: Vec<(ChunkIndex, ObjectId)>,
     /// Chunk objects that were uploaded for the commit, but that nothing references.
     pub superseded: Vec<(ChunkIndex, ObjectId)>,
+    /// The size in bytes that the commit gives the volume, if it changes it.
+    pub resized: Option<u64>,
     /// The snapshot that the commit ends with, if any.
     pub snapshot: Option<Snapshot>,
 }
@@ -111,6 +115,8 @@ pub struct Resolved {
 pub struct State {
     /// Whether the volume serves commands.
     pub status: Status,
+    /// Size of the volume in bytes, after all changes that were accepted. No change lies beyond it.
+    pub size_bytes: u64,
     /// Changes that are not part of a commit yet.
     pub dirty: DirtyLayer,
     /// When the oldest of these changes was made.
@@ -196,6 +202,14 @@ impl State {
         in_flight + self.unfolded().filter(|segment| segment.snapshot.is_some()).count()
     }
 
+    /// Number of commits that wait for a root of their own, because they end with a snapshot or a new size.
+    #[must_use]
+    pub fn waiting_roots(&self) -> usize {
+        let ends = |commit: &&InFlight| commit.resized.is_some() || commit.snapshot.is_some();
+        self.in_flight.iter().filter(ends).count()
+            + self.unfolded().filter(|segment| segment.is_closed()).count()
+    }
+
     /// Whether another layer may be cut if at most `records` records may be in flight.
     #[must_use]
     pub fn may_cut(&self, records: usize) -> bool {
@@ -217,11 +231,26 @@ impl State {
             cut_at: now,
             dirty_since: self.dirty_since.unwrap_or(now),
             flushes: std::mem::take(&mut self.flushes),
+            resized: None,
             snapshot,
         });
         self.next_n += 1;
         self.dirty_since = None;
         self.filled_at = None;
+    }
+
+    /// Changes the size: makes the range between the old and the new size unallocated, and cuts a commit that
+    /// ends with the change. That range must not cover only a part of a filled chunk.
+    pub fn resize(&mut self, geometry: Geometry, now: Instant, size_bytes: u64) {
+        let between = self.size_bytes.min(size_bytes)..self.size_bytes.max(size_bytes);
+        if !mutant::is(Mutant::ResizeUnzeroed) {
+            self.dirty.zero(geometry, between, true);
+        }
+        self.cut(geometry, now, None);
+        let commit = self.in_flight.back_mut().expect("just cut");
+        commit.resized = Some(size_bytes);
+        commit.weight += RESIZE_CHANGE_BYTES;
+        self.size_bytes = size_bytes;
     }
 
     /// Discards the dirty layer. Returns the number of permits that it and the commits in flight held.

@@ -1,8 +1,9 @@
-//! The durable changes that no fold has taken yet, cut into segments where snapshots were taken.
+//! The durable changes that no fold has taken yet, cut into segments where snapshots were taken and where the
+//! size changed.
 //!
-//! A checkpoint ends with a segment, so a snapshot gets a root of its own. Must not know how records are made
-//! or folded. Invariants: every segment but the last ends with a snapshot, and the last has none. Commits are
-//! merged in the order of their slots.
+//! A checkpoint ends with a segment, so a snapshot gets a root of its own, and a root has the size as of its
+//! commit. Must not know how records are made or folded. Invariants: every segment but the last ends with a
+//! snapshot or a new size, and the last has neither. Commits are merged in the order of their slots.
 
 use std::collections::VecDeque;
 
@@ -38,6 +39,9 @@ pub struct Committed {
     pub superseded: Vec<(ChunkIndex, ObjectId)>,
     /// When the first of the commits was merged.
     pub since: Option<Instant>,
+    /// The size in bytes that the last of the commits gives the volume, if it changes it. No commit is merged
+    /// after it.
+    pub resized: Option<u64>,
     /// The snapshot that the last of the commits ends with. No commit is merged after it.
     pub snapshot: Option<Snapshot>,
 }
@@ -47,6 +51,19 @@ impl Committed {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.end.is_none()
+    }
+
+    /// Whether the segment has ended.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.resized.is_some() || self.snapshot.is_some()
+    }
+
+    /// The end of what the segment changes on a volume of `size_bytes`, which is beyond the end of the volume
+    /// if the segment makes it smaller. What the segment leaves beyond its own size is unallocated.
+    #[must_use]
+    pub fn reach(&self, size_bytes: u64) -> u64 {
+        self.resized.map_or(size_bytes, |resized| resized.max(size_bytes))
     }
 
     /// Adds a durable commit.
@@ -71,7 +88,7 @@ impl Committed {
 /// All durable changes that no fold has taken yet.
 #[derive(Debug, Default)]
 pub struct Segments {
-    /// Segments that end with a snapshot, the oldest first.
+    /// Segments that have ended, the oldest first.
     closed: VecDeque<Committed>,
     /// The newest segment, to which commits are added.
     open: Committed,
@@ -83,27 +100,30 @@ impl Segments {
     /// # Panics
     /// Panics if the commit is not newer than all before it.
     pub fn merge(&mut self, sent: &Sent, now: Instant) {
-        if mutant::is(Mutant::SnapshotBeforeCommit)
-            && let Some(snapshot) = &sent.snapshot
-        {
-            self.close(snapshot.clone());
+        if mutant::is(Mutant::SnapshotBeforeCommit) && sent.snapshot.is_some() {
+            self.close(sent);
         }
         let segment = match self.closed.back_mut() {
             Some(last) if mutant::is(Mutant::SegmentReopened) => last,
             _ => &mut self.open,
         };
         segment.merge(sent, now);
-        if let Some(snapshot) = &sent.snapshot
-            && !mutant::is(Mutant::SnapshotBeforeCommit)
-        {
-            self.close(snapshot.clone());
+        let is_snapshot = sent.snapshot.is_some() && !mutant::is(Mutant::SnapshotBeforeCommit);
+        if is_snapshot || sent.resized.is_some() {
+            self.close(sent);
         }
     }
 
-    /// Ends the open segment with a snapshot, and opens the next.
-    fn close(&mut self, snapshot: Snapshot) {
+    /// Ends the open segment with what a commit ends with, and opens the next.
+    fn close(&mut self, sent: &Sent) {
         let ended = std::mem::take(&mut self.open);
-        self.closed.push_back(Committed { snapshot: Some(snapshot), ..ended });
+        self.closed.push_back(Committed { resized: sent.resized, snapshot: sent.snapshot.clone(), ..ended });
+    }
+
+    /// The size in bytes that the newest of the commits that change it gives the volume, if any does.
+    #[must_use]
+    pub fn resized(&self) -> Option<u64> {
+        self.closed.iter().rev().find_map(|segment| segment.resized)
     }
 
     /// Removes and returns the oldest segment, which may be empty.
@@ -122,7 +142,7 @@ impl Segments {
         self.closed.is_empty() && self.open.is_empty()
     }
 
-    /// The number of segments that end with a snapshot.
+    /// The number of segments that have ended: with a snapshot, or with a new size.
     #[must_use]
     pub fn closed(&self) -> usize {
         self.closed.len()

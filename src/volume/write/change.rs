@@ -2,8 +2,8 @@
 //!
 //! Owns how a change enters the dirty layer, and when it must wait. It does not know how records are sent.
 //! Invariants: a change is applied as a whole at one instant under the volume's lock, so no commit contains
-//! half of it. A sector that a change covers only in part is read first, and the bytes read are used only if
-//! the sector still reads the same.
+//! half of it, and it lies within the size that the volume has then. A sector that a change covers only in
+//! part is read first, and the bytes read are used only if the sector still reads the same.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -33,6 +33,8 @@ struct Partial {
 /// A change, split at sector boundaries.
 #[derive(Debug)]
 pub(crate) struct Change {
+    /// The bytes of the volume that it changes.
+    range: Range<u64>,
     zero: Option<(Range<u64>, bool)>,
     write: PreparedWrite,
     partials: Vec<Partial>,
@@ -61,6 +63,8 @@ enum Obstacle {
     Journal,
     /// The volume no longer serves requests, for this reason.
     Stopped(String),
+    /// The range ends beyond the volume, which has become smaller.
+    Beyond(Error),
 }
 
 /// Splits a range into its whole sectors and the partial sectors at its ends.
@@ -81,7 +85,8 @@ fn within_sector(at: u64) -> usize {
 impl Change {
     /// Makes the change of a WRITE of `data` at `offset`, in bytes.
     pub(crate) fn write(offset: u64, data: Bytes) -> Self {
-        let (whole, parts) = split(offset..offset + data.len() as u64);
+        let range = offset..offset + data.len() as u64;
+        let (whole, parts) = split(range.clone());
         let within = |at: u64| usize::try_from(at - offset).expect("within the data");
         let partials = parts
             .iter()
@@ -96,12 +101,12 @@ impl Change {
             false if parts.is_empty() => PreparedWrite::new(offset, data),
             false => PreparedWrite::new(whole.start, data.slice(within(whole.start)..within(whole.end))),
         };
-        Self { zero: None, write, partials }
+        Self { range, zero: None, write, partials }
     }
 
     /// Makes the change of a TRIM (`hole`) or WRITE_ZEROES of a byte range.
     pub(crate) fn zero(range: Range<u64>, hole: bool) -> Self {
-        let (whole, parts) = split(range);
+        let (whole, parts) = split(range.clone());
         let partials = parts
             .iter()
             .map(|part| Partial {
@@ -112,7 +117,7 @@ impl Change {
             .collect();
         let zero = (!whole.is_empty()).then_some((whole, hole));
         let partials = if mutant::is(Mutant::TrimEdgeDropped) { Vec::new() } else { partials };
-        Self { zero, write: PreparedWrite::default(), partials }
+        Self { range, zero, write: PreparedWrite::default(), partials }
     }
 
     fn growth(&self) -> Growth<'_> {
@@ -160,6 +165,7 @@ pub(crate) async fn apply(shared: &Arc<Shared>, change: Change) -> Result<(), Er
                 shared.wait(|_| !journal_is_full(shared, &shared.state.lock(), growth)).await?;
             }
             Obstacle::Stopped(why) => return Err(Error::Stopped(why)),
+            Obstacle::Beyond(error) => return Err(error),
         }
     }
 }
@@ -231,6 +237,15 @@ fn try_apply(
         Status::Stopped(why) => return Err(Obstacle::Stopped(why.clone())),
     }
     let pending = change.as_mut().expect("applied once");
+    // Checked again under the lock: the volume may have become smaller while the change waited.
+    let Range { start: offset, end } = pending.range;
+    if end > state.size_bytes && !mutant::is(Mutant::ShrinkOvertaken) {
+        return Err(Obstacle::Beyond(Error::OutOfRange {
+            offset,
+            length: end - offset,
+            size: state.size_bytes,
+        }));
+    }
     if journal_is_full(shared, &state, pending.growth().weight(shared.geometry)) {
         return Err(Obstacle::Journal);
     }

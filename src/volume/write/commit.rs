@@ -147,13 +147,16 @@ impl Committer {
                     return;
                 }
                 state.in_flight.iter().find_map(|commit| match &commit.stage {
-                    Stage::Frozen(layer) => Some((commit.n, Arc::clone(layer), commit.snapshot.clone())),
+                    Stage::Frozen(layer) => {
+                        Some((commit.n, Arc::clone(layer), commit.resized, commit.snapshot.clone()))
+                    }
                     Stage::Sent(_) => None,
                 })
             };
-            let Some((n, layer, snapshot)) = frozen else { return };
+            let Some((n, layer, resized, snapshot)) = frozen else { return };
             let slot = Slot { epoch: self.shared.epoch, n };
-            let (sent, body) = make_record(&self.shared, slot, self.previous, &layer, snapshot.as_ref());
+            let ending = (resized, snapshot.as_ref());
+            let (sent, body) = make_record(&self.shared, slot, self.previous, &layer, ending);
             self.previous = sent.end.checksum;
             let sent = Arc::new(sent);
             {
@@ -171,14 +174,14 @@ impl Committer {
     }
 }
 
-/// Makes the record of a frozen layer: zeros first, then chunks, then data, from the bottom up. The snapshot
-/// is last, because it contains all of them.
+/// Makes the record of a frozen layer: zeros first, then chunks, then data, from the bottom up. What the
+/// commit ends with is last: a new size, or a snapshot, which contains all of them.
 fn make_record(
     shared: &Shared,
     slot: Slot,
     previous: Checksum,
     layer: &DirtyLayer,
-    snapshot: Option<&Snapshot>,
+    (resized, snapshot): (Option<u64>, Option<&Snapshot>),
 ) -> (Sent, Bytes) {
     let (volume, nonce) = (shared.keys.volume(), shared.env.entropy.next_u64());
     let pages = shared.geometry.pages_per_chunk();
@@ -210,6 +213,9 @@ fn make_record(
     if !run.is_empty() {
         add_run(&mut writer, run);
     }
+    if let Some(size_bytes) = resized {
+        writer.change(Change::Resize { size_bytes });
+    }
     if let Some(snapshot) = snapshot {
         writer.change(Change::Snapshot(snapshot.clone()));
     }
@@ -228,6 +234,7 @@ fn make_record(
         end: Checkpoint { slot, checksum },
         chunks,
         superseded,
+        resized,
         snapshot: snapshot.cloned(),
     };
     (sent, body)
@@ -259,7 +266,7 @@ impl Sender {
                 .await
                 .is_err()
         {
-            make_record(shared, slot, Checksum::default(), &DirtyLayer::default(), None).1
+            make_record(shared, slot, Checksum::default(), &DirtyLayer::default(), (None, None)).1
         } else {
             body
         };

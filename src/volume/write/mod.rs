@@ -6,5 +6,6 @@
 
 pub(super) mod change;
 pub(super) mod commit;
+pub(super) mod resize;
 pub(super) mod snapshot;
 mod upload;
