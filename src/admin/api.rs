@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use super::view::{
     ConnectionView, MapView, NewSnapshot, NewVolume, Problem, SnapshotView, StatusView, UnnamedView,
-    VolumeView, stored,
+    VolumeChange, VolumeView, stored,
 };
 use super::{Context, OpenVolume};
 use crate::gateway::IfHeld;
@@ -41,7 +41,7 @@ pub(super) fn routes() -> Router<Context> {
         .route("/api/v1/openapi.json", get(openapi))
         .route("/api/v1/status", get(status))
         .route("/api/v1/volumes", get(list).post(create))
-        .route("/api/v1/volumes/{name}", get(info).delete(delete))
+        .route("/api/v1/volumes/{name}", get(info).patch(change).delete(delete))
         .route("/api/v1/unnamed", get(unnamed))
         .route("/api/v1/unnamed/{id}", axum::routing::delete(delete_by_id))
         .route("/api/v1/volumes/{name}/map", get(map))
@@ -137,6 +137,17 @@ async fn create(
     // A valid name contains only characters that may appear in a path.
     let location = format!("/api/v1/volumes/{}", info.name);
     Ok((StatusCode::CREATED, [(LOCATION, location)], Json(VolumeView::new(info, None, None))).into_response())
+}
+
+async fn change(
+    State(context): State<Context>,
+    Path(name): Path<String>,
+    body: Result<Json<VolumeChange>, JsonRejection>,
+) -> Answer<Json<VolumeView>> {
+    let Json(change) = body.map_err(|error| Problem::new(error.status(), error.body_text()))?;
+    let info = context.gateway.resize(&name, change.size_bytes.0, change.shrink()).await?;
+    let (open, (_, stored)) = (context.gateway.open_volumes(), stored(&context));
+    Ok(Json(view(info, &open, &stored)))
 }
 
 #[derive(Clone, Debug, Deserialize)]

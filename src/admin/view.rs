@@ -20,7 +20,7 @@ use crate::server;
 use crate::volume::catalog::{Info, Unnamed};
 use crate::volume::format::geometry::BLOCK_BYTES;
 use crate::volume::format::snapshot::Snapshot;
-use crate::volume::{self, OpenError, Picture, SnapshotError, Status};
+use crate::volume::{self, OpenError, Picture, ResizeError, Shrink, SnapshotError, Status};
 
 /// The last second of the year 9999, the latest time that RFC 3339 can express.
 const LAST_SECOND: u64 = 253_402_300_799;
@@ -51,6 +51,7 @@ impl From<Failure> for Problem {
             Failure::NotServing(why) => return Self::new(StatusCode::SERVICE_UNAVAILABLE, why),
             Failure::InUse(why) => return Self::new(StatusCode::CONFLICT, why),
             Failure::Snapshot(error) => return error.into(),
+            Failure::Resize(error) => return error.into(),
             Failure::Volume(error) => error,
         };
         let status = match &*error {
@@ -105,6 +106,17 @@ impl From<SnapshotError> for Problem {
     }
 }
 
+impl From<ResizeError> for Problem {
+    fn from(error: ResizeError) -> Self {
+        match error {
+            ResizeError::Volume(error) => error.into(),
+            ResizeError::Geometry(_) | ResizeError::Smaller { .. } => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string())
+            }
+        }
+    }
+}
+
 /// The body of the readiness check.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Ready {
@@ -119,6 +131,21 @@ pub(super) struct NewVolume {
     pub(super) name: String,
     pub(super) size_bytes: Whole,
     pub(super) chunk_bytes: Option<Whole>,
+}
+
+/// A request to change a volume.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct VolumeChange {
+    pub(super) size_bytes: Whole,
+    #[serde(default)]
+    shrink: bool,
+}
+
+impl VolumeChange {
+    pub(super) fn shrink(&self) -> Shrink {
+        if self.shrink { Shrink::Discard } else { Shrink::Refuse }
+    }
 }
 
 /// A request to take a snapshot.

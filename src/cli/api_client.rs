@@ -95,6 +95,12 @@ impl Gateway {
         self.info_of(self.parsed(&self.ask("POST", VOLUMES, Some(&new)).await?)?)
     }
 
+    /// Changes the size of a volume. `shrink` allows it to become smaller.
+    pub(super) async fn resize(&self, name: &str, size_bytes: u64, shrink: bool) -> Result<Info, Error> {
+        let change = json!({ "size_bytes": size_bytes, "shrink": shrink });
+        self.info_of(self.parsed(&self.ask("PATCH", &path(name, "")?, Some(&change)).await?)?)
+    }
+
     /// Deletes a volume that is not open in that gateway. `takeover` deletes it even if another gateway holds
     /// it.
     pub(super) async fn delete(&self, name: &str, takeover: bool) -> Result<(), Error> {

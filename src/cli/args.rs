@@ -12,6 +12,7 @@ use super::endpoint::{Endpoint, Exported, Format};
 use super::nbd::Waiting;
 use super::snapshot_name::SnapshotName;
 use crate::config::{self, Config, Flag, FlagValue, Size};
+use crate::volume::Shrink;
 
 /// NBD disks that live in object storage.
 #[derive(Clone, Debug, Parser)]
@@ -25,7 +26,7 @@ pub struct Cli {
 pub(super) enum Command {
     /// Serve volumes over NBD until SIGTERM or SIGINT
     Serve(Serve),
-    /// Create, list, show and delete volumes, and show what they take
+    /// Create, list, show, resize and delete volumes, and show what they take
     Volume(Volume),
     /// Take, list and delete snapshots: what a volume contained at one instant, served read-only as
     /// VOLUME@NAME
@@ -260,6 +261,9 @@ pub(super) enum Action {
     Info(Info),
     /// Show what a volume takes in the store: what is live, and what is garbage
     Usage(Usage),
+    /// Change the size of a volume, also while clients use it; without --gateway, only of a volume that no
+    /// gateway holds. Clients see the new size when they connect again
+    Resize(Resize),
     /// Delete a volume and all its data
     Delete(Delete),
     /// Make a volume what it was at a snapshot. What was written since then is lost, unless another snapshot
@@ -274,6 +278,7 @@ impl Action {
             Self::Create(Create { place, .. })
             | Self::List(List { place, .. })
             | Self::Info(Info { place, .. })
+            | Self::Resize(Resize { place, .. })
             | Self::Delete(Delete { place, .. }) => Some(place),
             Self::Usage(_) | Self::Restore(_) => None,
         }
@@ -284,6 +289,7 @@ impl Action {
             Self::Create(Create { place, .. })
             | Self::List(List { place, .. })
             | Self::Info(Info { place, .. })
+            | Self::Resize(Resize { place, .. })
             | Self::Delete(Delete { place, .. }) => &place.common,
             Self::Usage(Usage { common, .. }) | Self::Restore(Restore { common, .. }) => common,
         }
@@ -339,6 +345,28 @@ pub(super) struct Usage {
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct Resize {
+    #[command(flatten)]
+    place: Place,
+    /// Name of the volume
+    pub(super) name: String,
+    /// New size, such as 20GiB, 20GB or 4096
+    pub(super) size: Size,
+    /// Allow a smaller size: what is beyond it is discarded for good, except from snapshots
+    #[arg(long)]
+    pub(super) shrink: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+impl Resize {
+    pub(super) fn shrink(&self) -> Shrink {
+        if self.shrink { Shrink::Discard } else { Shrink::Refuse }
+    }
 }
 
 #[derive(Clone, Debug, Args)]
@@ -527,6 +555,9 @@ mod tests {
             "cairn check disk --gateway",
             "cairn check a b",
             "cairn volume list --gateway=/s --store file:///x",
+            "cairn volume resize disk",
+            "cairn volume resize disk 1G",
+            "cairn volume resize disk 1GiB 2GiB",
             "cairn volume delete",
             "cairn volume delete disk --id 00000000-0000-4000-8000-000000000001",
             "cairn volume delete --id disk",

@@ -25,6 +25,7 @@ mod limits;
 mod listeners;
 mod log;
 mod nbd;
+mod opened;
 mod output;
 mod printed;
 mod process;

@@ -3,25 +3,18 @@
 //! Owns the choice between the store and a gateway, and must not know how a snapshot is stored. Invariant:
 //! in the store, a volume is changed only while no gateway holds it, and never taken over.
 
-use std::sync::Arc;
-use std::time::Duration;
-
 use super::api_client::Gateway;
 use super::args::SnapshotAction;
-use super::environment::{environment, for_reading};
+use super::environment::for_reading;
 use super::error::Error;
+use super::opened::{close, open};
 use super::printed::{print, print_json, table};
-use super::process;
 use super::settings::Options;
 use super::snapshot_name::SnapshotName;
 use super::volume::Place;
 use crate::admin::SnapshotView;
 use crate::metrics::Metrics;
-use crate::store::Setup;
-use crate::volume::{self, OpenError, SnapshotError, Volume, catalog, snapshot};
-
-/// How long the store may take, if nothing is configured.
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::volume::{SnapshotError, catalog, snapshot};
 
 /// Executes a command.
 pub(super) async fn run(action: SnapshotAction, options: Options, place: Place) -> Result<(), Error> {
@@ -83,39 +76,6 @@ pub(super) async fn restore(of: SnapshotName, options: Options) -> Result<(), Er
         return Err(failed(&of, error));
     }
     print(&format!("restored {of}\n"))
-}
-
-/// Opens a volume that no gateway holds.
-pub(super) async fn open(options: Options, name: &str) -> Result<Arc<Volume>, Error> {
-    let mut options = options.impatient();
-    options.store.setup = Setup::Existing;
-    options.store.s3.create_bucket = false;
-    let (env, _) = environment(&options, &Metrics::new()).await?;
-    let of_volume = volume::Options {
-        // The configured name is that of a gateway. Under this name we would take its volume from it.
-        holder_name: process::name(),
-        holder_is_stable: false,
-        store_deadline: options.volume.store_deadline.or(Some(PATIENCE)),
-        ..options.volume
-    };
-    let failed = |source| match source {
-        OpenError::Held { holder } => Error::HeldElsewhere { name: name.to_owned(), holder },
-        source => Error::Volume { name: name.to_owned(), source },
-    };
-    let id = catalog::resolve(&env, name).await.map_err(failed)?;
-    Volume::open(&env, of_volume, id, false).await.map_err(failed)
-}
-
-/// Closes a volume, so that a gateway can open it at once.
-pub(super) async fn close(volume: &Volume, name: &str) -> Result<(), Error> {
-    match volume.close().await {
-        Ok(()) => Ok(()),
-        Err(error) => {
-            tracing::error!(volume = name, "the volume was not closed cleanly: {error}");
-            volume.abandon().await;
-            Err(Error::Close(vec![name.to_owned()]))
-        }
-    }
 }
 
 fn failed(of: &SnapshotName, source: SnapshotError) -> Error {

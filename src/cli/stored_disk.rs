@@ -11,8 +11,8 @@ use bytes::Bytes;
 use super::endpoint::Exported;
 use super::environment::for_reading;
 use super::error::Error;
+use super::opened;
 use super::settings::Options;
-use super::snapshot;
 use crate::effect::Durability;
 use crate::gateway::chain;
 use crate::metrics::Metrics;
@@ -30,7 +30,7 @@ pub(super) enum StoredDisk {
 impl StoredDisk {
     pub(super) async fn open(of: &Exported, options: Options) -> Result<Self, Error> {
         match of {
-            Exported::Volume(name) => match snapshot::open(options, name).await {
+            Exported::Volume(name) => match opened::open(options, name).await {
                 Ok(volume) => Ok(Self::Volume(name.clone(), volume)),
                 Err(Error::HeldElsewhere { name, holder }) => Err(Error::ExportHeld { name, holder }),
                 Err(error) => Err(error),
@@ -65,7 +65,7 @@ impl StoredDisk {
     /// Closes a volume, so that a gateway can open it at once.
     pub(super) async fn close(&self) -> Result<(), Error> {
         match self {
-            Self::Volume(name, volume) => snapshot::close(volume, name).await,
+            Self::Volume(name, volume) => opened::close(volume, name).await,
             Self::Snapshot(_) => Ok(()),
         }
     }

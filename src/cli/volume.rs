@@ -1,16 +1,17 @@
-//! `cairn volume`: creates, lists, shows, measures and deletes volumes.
+//! `cairn volume`: creates, lists, shows, measures, resizes and deletes volumes.
 //!
 //! Owns the choice between the store and a gateway, and must not know how a volume is stored. Invariant: only
 //! a creation may create a store.
 
 use super::api_client::Gateway;
-use super::args::{Action, Delete, List, Usage};
+use super::args::{Action, Delete, List, Resize, Usage};
 use super::environment::{environment, for_reading};
 use super::error::Error;
+use super::opened::{close, open};
 use super::printed::print;
 use super::settings::Options;
 use super::usage_view::print_usage;
-use super::volume_view::{Row, print_all, print_created, print_one, print_unnamed};
+use super::volume_view::{Row, print_all, print_created, print_one, print_resized, print_unnamed};
 use crate::admin::UnnamedView;
 use crate::config::{Config, Size};
 use crate::metrics::Metrics;
@@ -44,9 +45,12 @@ pub(super) async fn run(
 }
 
 async fn in_store(action: Action, options: Options) -> Result<(), Error> {
-    if let Action::Usage(args) = action {
-        return usage(options, args).await;
-    }
+    let action = match action {
+        Action::Usage(args) => return usage(options, args).await,
+        // Boxed, because the other commands need not make room for it.
+        Action::Resize(args) => return Box::pin(resize(options, args)).await,
+        action => action,
+    };
     let mut options = options.impatient();
     match &action {
         Action::Create(args) => {
@@ -54,7 +58,7 @@ async fn in_store(action: Action, options: Options) -> Result<(), Error> {
             let checked = catalog::check(&args.name, args.size.0, options.chunk_bytes);
             checked.map_err(|source| Error::Volume { name: args.name.clone(), source })?;
         }
-        Action::List(_) | Action::Info(_) | Action::Usage(_) | Action::Delete(_) | Action::Restore(_) => {
+        _ => {
             // Without a store there is nothing to show and nothing to delete.
             options.store.setup = Setup::Existing;
             options.store.s3.create_bucket = false;
@@ -85,9 +89,22 @@ async fn in_store(action: Action, options: Options) -> Result<(), Error> {
             let info = info.map_err(|source| Error::Volume { name: args.name, source })?;
             print_one(&info, args.json)
         }
-        Action::Usage(_) | Action::Restore(_) => unreachable!("it was carried out above"),
+        Action::Usage(_) | Action::Resize(_) | Action::Restore(_) => {
+            unreachable!("it was carried out above")
+        }
         Action::Delete(args) => delete(&env, &options, args).await,
     }
+}
+
+async fn resize(options: Options, args: Resize) -> Result<(), Error> {
+    let Size(bytes) = args.size;
+    let volume = open(options, &args.name).await?;
+    let resized = volume.resize(bytes, args.shrink()).await;
+    let info = volume.info(&args.name);
+    let closed = close(&volume, &args.name).await;
+    resized.map_err(|source| Error::Resize { name: args.name, source })?;
+    print_resized(&info, args.json)?;
+    closed
 }
 
 async fn usage(options: Options, args: Usage) -> Result<(), Error> {
@@ -112,6 +129,10 @@ async fn by_gateway(action: Action, chunk_bytes: Option<u64>, gateway: &Gateway)
         Action::List(args) if args.unnamed => print_unnamed(gateway.unnamed().await?, args.json),
         Action::List(args) => print_all(gateway.list().await?, args.json),
         Action::Info(args) => print_one(&gateway.info(&args.name).await?, args.json),
+        Action::Resize(args) => {
+            let Size(bytes) = args.size;
+            print_resized(&gateway.resize(&args.name, bytes, args.shrink).await?, args.json)
+        }
         Action::Usage(_) | Action::Restore(_) => unreachable!("the grammar has no gateway for it"),
         Action::Delete(args) => {
             let shown = match (args.name, args.id) {

@@ -42,6 +42,13 @@ pub(super) fn print_created(info: &Info, json: bool) -> Result<(), Error> {
     print(&format!("created {} of {}\n", info.name, size(info.size_bytes)))
 }
 
+pub(super) fn print_resized(info: &Info, json: bool) -> Result<(), Error> {
+    if json {
+        return print_json(&Shown::of(info));
+    }
+    print(&format!("resized {} to {}\n", info.name, size(info.size_bytes)))
+}
+
 pub(super) fn print_all(rows: Vec<Row>, json: bool) -> Result<(), Error> {
     if json {
         print_json(&rows.iter().map(ShownRow::of).collect::<Vec<_>>())

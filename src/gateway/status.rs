@@ -21,7 +21,7 @@ use super::surface::{Failure, Gateway, IfHeld, Known, OpenVolume, Stage as Shown
 use crate::server::{Connection, Server};
 use crate::volume::catalog::{self, Info, Listed, Unnamed};
 use crate::volume::format::snapshot::Snapshot;
-use crate::volume::{self, Environment};
+use crate::volume::{self, Environment, Shrink};
 
 /// What can be queried while the gateway serves.
 pub(crate) struct Serving {
@@ -145,6 +145,16 @@ impl Gateway for GatewayStatus {
         serving.catalogue.forget();
         serving.census.has_changed();
         Ok(made)
+    }
+
+    async fn resize(&self, name: &str, size_bytes: u64, shrink: Shrink) -> Result<Info, Failure> {
+        let serving = self.serving()?;
+        let of = serving.join(name).await?;
+        let resized = of.volume.resize(size_bytes, shrink).await;
+        serving.catalogue.forget();
+        serving.census.has_changed();
+        resized?;
+        Ok(of.volume.info(name))
     }
 
     async fn delete(&self, name: &str, if_held: IfHeld) -> Result<(), Failure> {

@@ -12,7 +12,7 @@ use crate::metrics::VolumeMetrics;
 use crate::server::Connection;
 use crate::volume::catalog::{Info, Listed, Unnamed};
 use crate::volume::format::snapshot::Snapshot;
-use crate::volume::{OpenError, SnapshotError, Volume};
+use crate::volume::{OpenError, ResizeError, Shrink, SnapshotError, Volume};
 
 /// A volume that is open in this gateway.
 #[derive(Clone, Debug)]
@@ -71,6 +71,9 @@ pub enum Failure {
     /// A snapshot cannot be taken or deleted.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+    /// The size of a volume cannot be changed.
+    #[error(transparent)]
+    Resize(#[from] ResizeError),
 }
 
 impl From<OpenError> for Failure {
@@ -93,6 +96,8 @@ pub trait Gateway: Send + Sync + 'static {
     async fn volume(&self, name: &str) -> Result<Info, Failure>;
     /// Creates a volume that reads as zeros. Without `chunk_bytes`, it has the configured chunk size.
     async fn create(&self, name: &str, size_bytes: u64, chunk_bytes: Option<u64>) -> Result<Info, Failure>;
+    /// Changes the size of a volume, which is opened for it if necessary. Returns the volume.
+    async fn resize(&self, name: &str, size_bytes: u64, shrink: Shrink) -> Result<Info, Failure>;
     /// Deletes a volume that is not open here.
     async fn delete(&self, name: &str, if_held: IfHeld) -> Result<(), Failure>;
     /// Deletes a volume by its id, so that it need not have a name.

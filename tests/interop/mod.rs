@@ -13,6 +13,7 @@ mod log;
 mod memory;
 mod names;
 mod real_input;
+mod resize;
 mod sigterm;
 mod snapshots;
 mod sparse;

@@ -112,6 +112,10 @@ async fn mistakes_are_answered_with_what_is_wrong() {
         ("POST", "/api/v1/volumes/idle/flush", None, 409, "not open"),
         ("POST", "/api/v1/volumes/idle/checkpoint", None, 409, "not open"),
         ("GET", "/api/v1/volumes/idle/map", None, 409, "not open"),
+        ("PATCH", "/api/v1/volumes/none", Some(json!({ "size_bytes": MIB })), 404, "none"),
+        ("PATCH", "/api/v1/volumes/idle", Some(json!({ "size_bytes": MIB })), 503, "full"),
+        ("PATCH", "/api/v1/volumes/idle", Some(json!({ "size": MIB })), 422, "size"),
+        ("PATCH", "/api/v1/volumes/idle", None, 415, "Content-Type"),
         ("GET", "/api/v1/volumes/none/snapshots", None, 404, "none"),
         ("GET", "/api/v1/volumes/.none/snapshots", None, 422, "name"),
         ("POST", "/api/v1/volumes/none/snapshots", Some(json!({ "name": "x" })), 404, "none"),
@@ -171,6 +175,35 @@ async fn an_open_volume_is_shown_flushed_folded_and_not_deleted() {
     let (_, shown) = bench.ask("GET", "/api/v1/volumes/disk", None).await;
     assert_eq!(shown["open"]["state"], "stopped");
     assert_eq!(bench.ask("POST", "/api/v1/volumes/disk/flush", None).await.0, 409);
+}
+
+#[tokio::test]
+async fn a_volume_is_resized_and_everything_shows_it() {
+    let bench = Bench::new().await;
+    let volume = bench.house.opened(&bench.metrics, "disk").await;
+    let path = "/api/v1/volumes/disk";
+    let change = |size: u64, shrink: bool| Some(json!({ "size_bytes": size, "shrink": shrink }));
+    for (size, shrink) in [(128 * MIB, false), (32 * MIB, true), (32 * MIB, false)] {
+        let (status, answer) = bench.ask("PATCH", path, change(size, shrink)).await;
+        assert_eq!((status, &answer["size_bytes"]), (200, &json!(size)), "{answer}");
+        conforms(&answer, &description()["components"]["schemas"]["Volume"], &description(), path);
+        assert_eq!(bench.ask("GET", path, None).await.1["size_bytes"], size);
+        assert_eq!(bench.ask("GET", "/api/v1/status", None).await.1["volumes"][0]["size_bytes"], size);
+        assert_eq!(bench.ask("GET", &format!("{path}/map"), None).await.1["size_bytes"], size);
+        let shown = bench.get("/metrics").await.body;
+        assert!(shown.contains(&format!("cairn_volume_size_bytes{{volume=\"disk\"}} {size}\n")), "{shown}");
+        assert_eq!(volume.size_bytes(), size);
+    }
+    for (change, word) in [
+        (json!({ "size_bytes": MIB }), "shrink"),
+        (json!({ "size_bytes": 513, "shrink": true }), "512"),
+        (json!({ "shrink": true }), "size_bytes"),
+    ] {
+        let (status, answer) = bench.ask("PATCH", path, Some(change)).await;
+        assert!(status == 422 && answer["error"].as_str().unwrap().contains(word), "{status} {answer}");
+    }
+    volume.abandon().await;
+    assert_eq!(bench.ask("PATCH", path, change(MIB, true)).await.0, 409);
 }
 
 #[tokio::test]

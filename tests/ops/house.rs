@@ -10,7 +10,7 @@ use cairn::server::Connection;
 use cairn::store::MemoryStore;
 use cairn::volume::catalog::{self, Info, Listed, Unnamed};
 use cairn::volume::format::snapshot::Snapshot;
-use cairn::volume::{DirtyBudget, Entropy, Environment, Options as VolumeOptions, PageCache, Volume};
+use cairn::volume::{DirtyBudget, Entropy, Environment, Options as VolumeOptions, PageCache, Shrink, Volume};
 use parking_lot::Mutex;
 use uuid::Uuid;
 
@@ -80,6 +80,14 @@ impl Gateway for House {
 
     async fn create(&self, name: &str, size: u64, chunk: Option<u64>) -> Result<Info, Failure> {
         Ok(catalog::create(&self.env, &self.options, name, size, chunk.unwrap_or(4 * MIB)).await?)
+    }
+
+    async fn resize(&self, name: &str, size_bytes: u64, shrink: Shrink) -> Result<Info, Failure> {
+        catalog::resolve(&self.env, name).await?;
+        let open = self.open_volumes().into_iter().find(|open| open.name == name);
+        let open = open.ok_or_else(|| Failure::NotServing("the house is full".to_owned()))?;
+        open.volume.resize(size_bytes, shrink).await?;
+        Ok(open.volume.info(name))
     }
 
     async fn delete(&self, name: &str, if_held: IfHeld) -> Result<(), Failure> {

@@ -45,7 +45,7 @@ pub(super) enum Error {
         /// The error of the operation.
         source: volume::OpenError,
     },
-    /// Another gateway holds the volume of a snapshot.
+    /// Another gateway holds the volume.
     #[error(
         "volume {name:?} is in use by {holder}: add --gateway on the machine of that gateway, or use its \
          API; if it is gone for good, wait until its lease has expired"
@@ -105,6 +105,14 @@ pub(super) enum Error {
         program: &'static str,
         /// What it printed, or how it ended.
         why: String,
+    },
+    /// The size of a volume cannot be changed.
+    #[error("volume {name:?}: {}", chain(.source))]
+    Resize {
+        /// Name of the volume.
+        name: String,
+        /// The error of the operation.
+        source: volume::ResizeError,
     },
     /// An operation on a snapshot failed.
     #[error("snapshot {of:?}: {}", chain(.source))]
@@ -252,6 +260,10 @@ impl Error {
             | Self::Mistake(_)
             | Self::OldstyleNeedsTls { .. }
             | Self::Gateway { is_mistake: true, .. }
+            | Self::Resize {
+                source: volume::ResizeError::Geometry(_) | volume::ResizeError::Smaller { .. },
+                ..
+            }
             | Self::Volume {
                 source: volume::OpenError::BadName(_) | volume::OpenError::Geometry(_), ..
             } => ExitCode::from(USAGE),
@@ -270,6 +282,7 @@ impl Error {
             | Self::Interrupted { .. }
             | Self::NoProgram { .. }
             | Self::Program { .. }
+            | Self::Resize { .. }
             | Self::Snapshot { .. }
             | Self::Open { .. }
             | Self::List(_)

@@ -1,0 +1,51 @@
+//! A volume that a command opens, changes and closes, without a gateway.
+//!
+//! Owns how such a volume is opened, and must not know what is done with it. Invariant: a volume that a
+//! gateway holds is never taken over.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::environment::environment;
+use super::error::Error;
+use super::process;
+use super::settings::Options;
+use crate::metrics::Metrics;
+use crate::store::Setup;
+use crate::volume::{self, OpenError, Volume, catalog};
+
+/// How long the store may take, if nothing is configured.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Opens a volume that no gateway holds.
+pub(super) async fn open(options: Options, name: &str) -> Result<Arc<Volume>, Error> {
+    let mut options = options.impatient();
+    options.store.setup = Setup::Existing;
+    options.store.s3.create_bucket = false;
+    let (env, _) = environment(&options, &Metrics::new()).await?;
+    let of_volume = volume::Options {
+        // The configured name is that of a gateway. Under this name we would take its volume from it.
+        holder_name: process::name(),
+        holder_is_stable: false,
+        store_deadline: options.volume.store_deadline.or(Some(PATIENCE)),
+        ..options.volume
+    };
+    let failed = |source| match source {
+        OpenError::Held { holder } => Error::HeldElsewhere { name: name.to_owned(), holder },
+        source => Error::Volume { name: name.to_owned(), source },
+    };
+    let id = catalog::resolve(&env, name).await.map_err(failed)?;
+    Volume::open(&env, of_volume, id, false).await.map_err(failed)
+}
+
+/// Closes a volume, so that a gateway can open it at once.
+pub(super) async fn close(volume: &Volume, name: &str) -> Result<(), Error> {
+    match volume.close().await {
+        Ok(()) => Ok(()),
+        Err(error) => {
+            tracing::error!(volume = name, "the volume was not closed cleanly: {error}");
+            volume.abandon().await;
+            Err(Error::Close(vec![name.to_owned()]))
+        }
+    }
+}
