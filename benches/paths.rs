@@ -21,6 +21,7 @@ use cairn::volume::format::geometry::ChunkIndex;
 use cairn::volume::format::keys::{ObjectId, Slot};
 use cairn::volume::format::page_set::PageSet;
 use cairn::volume::format::record::{RecordKind, RecordWriter};
+use cairn::volume::format::sealing::Sealing;
 use cairn::volume::{DirtyBudget, Entropy, Environment, Options, PageCache, Volume, catalog};
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
@@ -145,9 +146,9 @@ fn server_answers_32_reads(bencher: Bencher<'_, '_>) {
 #[divan::bench]
 fn record_of_256_blocks(bencher: Bencher<'_, '_>) {
     let blocks: Vec<_> = (0..BATCH).map(block).collect();
-    let (volume, slot) = (Uuid::from_u128(1), Slot { epoch: 1, n: 2 });
+    let (sealing, slot) = (Sealing::new(Uuid::from_u128(1)), Slot { epoch: 1, n: 2 });
     bencher.counter(BytesCount::new(BATCH * BLOCK as u64)).bench_local(|| {
-        let mut writer = RecordWriter::new(volume, RecordKind::Commit, slot, 1, 3, Checksum([0; 16]), 64);
+        let mut writer = RecordWriter::new(sealing, RecordKind::Commit, slot, 1, 3, Checksum([0; 16]), 64);
         for (block, n) in blocks.iter().zip(0..) {
             writer.data(n * BLOCK as u64, block.clone());
         }
@@ -158,7 +159,7 @@ fn record_of_256_blocks(bencher: Bencher<'_, '_>) {
 /// The check of a fetched frame.
 #[divan::bench(args = [4096, 65536])]
 fn frame_is_verified(bencher: Bencher<'_, '_>, bytes: usize) {
-    let place = Place::chunk(Uuid::from_u128(1), 2, ObjectId { epoch: 1, k: 3 });
+    let place = Place::chunk(Sealing::new(Uuid::from_u128(1)), 2, ObjectId { epoch: 1, k: 3 });
     let mut frame: Vec<u8> = block(7).iter().copied().cycle().take(bytes).collect();
     frame.extend_from_slice(&place.tag(5, &frame).0);
     bencher
@@ -180,7 +181,7 @@ fn cache_hit(bencher: Bencher<'_, '_>) {
     let fetch = |n: u64| {
         let block = |n: u64| u32::try_from(n).expect("few blocks");
         let chunk = (ChunkIndex(block(n / 1024)), ObjectId { epoch: 1, k: n / 1024 }, &stored);
-        Fetch::chunk(Uuid::from_u128(1), 64, chunk, block(n % 1024)..block(n % 1024 + 1))
+        Fetch::chunk(Sealing::new(Uuid::from_u128(1)), 64, chunk, block(n % 1024)..block(n % 1024 + 1))
     };
     let page: Bytes = block(9).repeat(16).into();
     runtime.block_on(async {

@@ -6,7 +6,7 @@ use cairn::volume::format::codec::Kind;
 use cairn::volume::format::geometry::Geometry;
 use cairn::volume::format::keys::ObjectId;
 use cairn::volume::format::overlay::{Overlay, Target};
-use cairn_fuzz::{VOLUME, number_at, object, pair_at};
+use cairn_fuzz::{SEALING, VOLUME, number_at, object, pair_at};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {
@@ -15,8 +15,8 @@ fuzz_target!(|input: &[u8]| {
     let id = ObjectId { epoch, k };
     for shift in [16, 20, 22, 25] {
         let geometry = Geometry::new(1 << shift).expect("a chunk size");
-        let Ok(overlay) = Overlay::decode(VOLUME, page, id, geometry, &bytes) else { continue };
-        assert_eq!(overlay.encode(VOLUME, page, id), bytes);
+        let Ok(overlay) = Overlay::decode(SEALING, page, id, geometry, &bytes) else { continue };
+        assert_eq!(overlay.encode(SEALING, page, id), bytes);
         let (blocks, mut end) = (geometry.map_page_blocks() / 4096, 0);
         for run in overlay.runs() {
             let range = run.range();

@@ -4,7 +4,7 @@
 use cairn::volume::format::codec::Kind;
 use cairn::volume::format::keys::ObjectId;
 use cairn::volume::format::pack::{Pack, decode_index};
-use cairn_fuzz::{VOLUME, object, pack, pair_at};
+use cairn_fuzz::{SEALING, object, pack, pair_at};
 use libfuzzer_sys::fuzz_target;
 
 /// The most blocks of a pack: enough for every order of a few.
@@ -14,12 +14,12 @@ fuzz_target!(|input: &[u8]| {
     let bytes = object(Kind::Pack, input);
     let (epoch, k) = pair_at(&bytes, 26);
     let id = ObjectId { epoch, k };
-    if let Ok(pack) = Pack::decode(VOLUME, &bytes) {
+    if let Ok(pack) = Pack::decode(SEALING, &bytes) {
         assert_eq!(pack.id, id);
     }
     // An index ends with its tag, which is as long as two blocks of the index.
     let frames = u32::try_from(input.len() / 8).expect("an input is short").saturating_sub(2);
-    if let Ok(blocks) = decode_index(VOLUME, id, frames, input) {
+    if let Ok(blocks) = decode_index(SEALING, id, frames, input) {
         assert!(blocks.is_sorted_by(|a, b| a < b));
     }
 
@@ -29,7 +29,7 @@ fuzz_target!(|input: &[u8]| {
         && blocks.is_sorted_by(|a, b| a < b)
         && blocks.iter().all(|block| *block < 1 << 41);
     let bytes = pack(id, &blocks);
-    match Pack::decode(VOLUME, &bytes) {
+    match Pack::decode(SEALING, &bytes) {
         Ok(pack) => {
             assert!(is_valid);
             assert!(pack.blocks.iter().map(|(block, _)| block.0).eq(blocks));

@@ -4,7 +4,7 @@
 use cairn::volume::format::codec::Kind;
 use cairn::volume::format::keys::Slot;
 use cairn::volume::format::record::{Change, Record};
-use cairn_fuzz::{VOLUME, object, pair_at};
+use cairn_fuzz::{SEALING, object, pair_at};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {
@@ -12,9 +12,9 @@ fuzz_target!(|input: &[u8]| {
     let (epoch, n) = pair_at(&bytes, 28);
     let slot = Slot { epoch, n };
     let table =
-        Record::table_bytes(VOLUME, &bytes, bytes.len() as u64).ok().map(|end| &bytes[..end as usize]);
-    let of_table = table.and_then(|table| Record::decode_table(VOLUME, slot, table).ok());
-    if let Ok((record, checksum)) = Record::decode(VOLUME, slot, &bytes) {
+        Record::table_bytes(SEALING, &bytes, bytes.len() as u64).ok().map(|end| &bytes[..end as usize]);
+    let of_table = table.and_then(|table| Record::decode_table(SEALING, slot, table).ok());
+    if let Ok((record, checksum)) = Record::decode(SEALING, slot, &bytes) {
         assert!(table.is_some_and(|table| table.ends_with(&checksum.0)));
         assert_eq!(of_table.as_ref(), Some(&(record.clone(), checksum)), "the table alone says the same");
         let end = (bytes.len() - checksum.0.len()) as u64;

@@ -4,13 +4,13 @@
 use cairn::volume::format::codec::Kind;
 use cairn::volume::format::keys::ObjectId;
 use cairn::volume::format::root::RootTable;
-use cairn_fuzz::{VOLUME, object, pair_at};
+use cairn_fuzz::{SEALING, object, pair_at};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {
     let bytes = object(Kind::RootTable, input);
     let (epoch, k) = pair_at(&bytes, 26);
-    if let Ok(table) = RootTable::decode(VOLUME, ObjectId { epoch, k }, &bytes) {
-        assert_eq!(table.encode(VOLUME), bytes);
+    if let Ok(table) = RootTable::decode(SEALING, ObjectId { epoch, k }, &bytes) {
+        assert_eq!(table.encode(SEALING), bytes);
     }
 });

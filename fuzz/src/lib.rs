@@ -5,10 +5,13 @@ use cairn::volume::format::codec::{Checksum, Encoder, FORMAT_VERSION, Kind};
 use cairn::volume::format::frame::Place;
 use cairn::volume::format::keys::ObjectId;
 use cairn::volume::format::record::Record;
+use cairn::volume::format::sealing::Sealing;
 use uuid::Uuid;
 
 /// The volume of every object.
 pub const VOLUME: Uuid = Uuid::from_u128(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff);
+/// With what the objects are sealed.
+pub const SEALING: Sealing = Sealing::new(VOLUME);
 
 /// The bytes as an object of this kind; those too short for one as they are. The checksum of a record's table
 /// fits too.
@@ -21,7 +24,7 @@ pub fn object(kind: Kind, input: &[u8]) -> Vec<u8> {
         bytes[10..26].copy_from_slice(VOLUME.as_bytes());
         let size_bytes = bytes.len() as u64;
         if kind == Kind::Record
-            && let Ok(end) = Record::table_bytes(VOLUME, &bytes, size_bytes)
+            && let Ok(end) = Record::table_bytes(SEALING, &bytes, size_bytes)
         {
             seal(&mut bytes[..usize::try_from(end).expect("within the bytes")]);
         }
@@ -39,7 +42,7 @@ fn seal(bytes: &mut [u8]) {
 /// The pack `id` of these blocks, in this order, whose tags and checksum fit. Each block repeats one byte.
 #[must_use]
 pub fn pack(id: ObjectId, blocks: &[u64]) -> Vec<u8> {
-    let place = Place::pack(VOLUME, id);
+    let place = Place::pack(SEALING, id);
     let mut to = Encoder::new(Kind::Pack, VOLUME, 0);
     id.encode(&mut to);
     to.raw(&[0; 2]);

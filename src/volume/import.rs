@@ -299,7 +299,7 @@ impl Import {
         let id = ObjectId { epoch: 0, k: MAP_PAGE_K + u64::from(number) };
         let page = MapPage::new(number, self.geometry(), Vec::new(), Vec::new(), &entries);
         let key = keys.map_page(number, id);
-        create(&*self.env.store.bulk, key, Bytes::from(page.encode(keys.volume(), id))).await?;
+        create(&*self.env.store.bulk, key, Bytes::from(page.encode(keys.sealing(), id))).await?;
         let counts = BlockCounts { stored: stored_blocks, ..BlockCounts::default() };
         self.root.set_page(number, MapPageRef { origin: 0, id, counts });
         Ok(())
@@ -329,7 +329,7 @@ fn encode(keys: Keys, index: ChunkIndex, pages_per_chunk: u16, mut content: Vec<
         return (pages, Bytes::new());
     }
     let id = chunk_id(index);
-    let mut writer = ChunkWriter::new(keys.volume(), index, id, pages_per_chunk, pages.len());
+    let mut writer = ChunkWriter::new(keys.sealing(), index, id, pages_per_chunk, pages.len());
     for page in pages.iter() {
         writer.page(page, &content[usize::from(page.0) * PAGE_LEN..][..PAGE_LEN]);
     }

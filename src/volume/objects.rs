@@ -7,7 +7,6 @@
 use std::ops::Range;
 
 use bytes::Bytes;
-use uuid::Uuid;
 
 use super::environment::Environment;
 use super::error::OpenError;
@@ -16,6 +15,7 @@ use super::format::head::Head;
 use super::format::keys::{Keys, Slot};
 use super::format::record::Record;
 use super::format::root::{Root, RootTable};
+use super::format::sealing::Sealing;
 use super::store_exact::{
     self, CheckedError, Doubt, Placed, Verdict, create_exact, damaged_on_the_way, fetch_checked,
 };
@@ -56,10 +56,11 @@ pub(super) async fn load_roots(
     keys: Keys,
     head: &Head,
 ) -> Result<(Root, RootTable), OpenError> {
-    let volume = keys.volume();
-    let (root, _) = fetch(env, &keys.root(head.root), |bytes| Root::decode(volume, head.root, bytes)).await?;
+    let sealing = keys.sealing();
+    let (root, _) =
+        fetch(env, &keys.root(head.root), |bytes| Root::decode(sealing, head.root, bytes)).await?;
     let (table, _) =
-        fetch(env, &keys.root(head.root_table), |bytes| RootTable::decode(volume, head.root_table, bytes))
+        fetch(env, &keys.root(head.root_table), |bytes| RootTable::decode(sealing, head.root_table, bytes))
             .await?;
     Ok((root, table))
 }
@@ -75,11 +76,11 @@ pub(super) async fn fetch_table(
     slot: Slot,
     size_bytes: u64,
 ) -> Result<(Record, Checksum), CheckedError> {
-    let (volume, key) = (keys.volume(), keys.record(slot));
+    let (sealing, key) = (keys.sealing(), keys.record(slot));
     let mut doubt = Doubt::default();
     loop {
-        let (error, reading) = match read_table(store, volume, &key, size_bytes).await {
-            Ok(table) => match Record::decode_table(volume, slot, &table) {
+        let (error, reading) = match read_table(store, sealing, &key, size_bytes).await {
+            Ok(table) => match Record::decode_table(sealing, slot, &table) {
                 Ok(found) => return Ok(found),
                 Err(error) => (error, table),
             },
@@ -100,7 +101,7 @@ pub(super) async fn fetch_table(
 /// Reads a record up to the start of its data.
 async fn read_table(
     store: &dyn Store,
-    volume: Uuid,
+    sealing: Sealing,
     key: &str,
     size_bytes: u64,
 ) -> Result<Bytes, CheckedError> {
@@ -119,7 +120,7 @@ async fn read_table(
     }
     let first = size_bytes.min(TABLE_BYTES);
     let start = get(0..first).await?;
-    let end = Record::table_bytes(volume, &start, size_bytes).map_err(CheckedError::Damaged)?;
+    let end = Record::table_bytes(sealing, &start, size_bytes).map_err(CheckedError::Damaged)?;
     if end <= first {
         return Ok(start.slice(..usize::try_from(end).expect("within the bytes")));
     }

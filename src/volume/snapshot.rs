@@ -49,7 +49,7 @@ async fn kept(env: &Environment, keys: Keys) -> Result<Vec<(Snapshot, ObjectId)>
             return Err(OpenError::Deleting);
         }
         let id = head.root_table;
-        match fetch(env, &keys.root(id), |bytes| RootTable::decode(keys.volume(), id, bytes)).await {
+        match fetch(env, &keys.root(id), |bytes| RootTable::decode(keys.sealing(), id, bytes)).await {
             Ok((table, _)) => {
                 let named = table.roots.into_iter().filter_map(|kept| Some((kept.snapshot?, kept.root)));
                 return Ok(named.collect());
@@ -96,7 +96,7 @@ impl SnapshotDisk {
         let keys = Keys::new(volume);
         let found = kept(env, keys).await?.into_iter().find(|(snapshot, _)| snapshot.name == name);
         let (snapshot, id) = found.ok_or_else(|| OpenError::NoSuchSnapshot(name.to_owned()))?;
-        let root = match fetch(env, &keys.root(id), |bytes| Root::decode(volume, id, bytes)).await {
+        let root = match fetch(env, &keys.root(id), |bytes| Root::decode(keys.sealing(), id, bytes)).await {
             Ok((root, _)) => root,
             Err(OpenError::Store(store::Error::NotFound { .. })) if !has_root(env, keys, id).await? => {
                 return Err(OpenError::NoSuchSnapshot(name.to_owned()));

@@ -20,7 +20,7 @@ use cairn::volume::format::codec::{Checksum, DecodeError, FORMAT_VERSION};
 use uuid::Uuid;
 
 use objects::Object;
-use samples::{Sample, VOLUME, samples};
+use samples::{SEALING, Sample, samples};
 
 /// The files of every version, and their XXH3-128: lines are only ever added.
 const FILES: &[(u16, &str, u128)] = &[
@@ -67,7 +67,7 @@ fn golden() -> Vec<(Sample, Vec<u8>)> {
 }
 
 fn decode(sample: &Sample, bytes: &[u8]) -> Result<Object, DecodeError> {
-    Object::decode(VOLUME, sample.object.expected(), bytes)
+    Object::decode(SEALING, sample.object.expected(), bytes)
 }
 
 #[test]
@@ -80,7 +80,7 @@ fn each_file_decodes_to_its_value() {
 #[test]
 fn each_value_encodes_to_its_file() {
     for (sample, bytes) in golden() {
-        let encoded = sample.object.encode(VOLUME);
+        let encoded = sample.object.encode(SEALING);
         assert!(
             encoded == bytes,
             "{}: what changes the bytes of an object takes a new format version",
@@ -105,7 +105,7 @@ fn the_checksums_of_tables_are_the_peers() {
     let json: serde_json::Value = serde_json::from_slice(&read(FORMAT_VERSION, "golden.json")).unwrap();
     for (sample, bytes) in golden() {
         let Object::Record(record, _) = &sample.object else { continue };
-        let (_, Checksum(found)) = Record::decode(VOLUME, record.slot, &bytes).unwrap();
+        let (_, Checksum(found)) = Record::decode(SEALING, record.slot, &bytes).unwrap();
         let found = format!("{:032x}", u128::from_be_bytes(found));
         assert_eq!(json[sample.file]["fields"]["table_checksum"], found, "{}", sample.file);
     }
@@ -199,7 +199,7 @@ fn an_object_is_not_taken_for_another_of_its_kind() {
         ("overlay.bin", Expected::Overlay(2, ObjectId { epoch: 7, k: 16 }, objects::geometry(32))),
     ];
     for (file, expected) in others {
-        let found = Object::decode(VOLUME, expected, &read(FORMAT_VERSION, file));
+        let found = Object::decode(SEALING, expected, &read(FORMAT_VERSION, file));
         assert!(matches!(found, Err(DecodeError::Invalid { .. })), "{file} as {expected:?}: {found:?}");
     }
 }

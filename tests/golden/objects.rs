@@ -17,6 +17,7 @@ use cairn::volume::format::pack::{self, Pack, PackWriter};
 use cairn::volume::format::page_set::PageSet;
 use cairn::volume::format::record::{Change, Record, RecordWriter};
 use cairn::volume::format::root::{Root, RootTable};
+use cairn::volume::format::sealing::Sealing;
 use uuid::Uuid;
 
 /// What a reader knows of an object before it reads it.
@@ -72,53 +73,53 @@ pub(super) enum Object {
 
 impl Expected {
     /// Has the library read an object of a volume, and do nothing with it.
-    pub(super) fn read(self, volume: Uuid, bytes: &[u8]) {
+    pub(super) fn read(self, sealing: Sealing, bytes: &[u8]) {
         match self {
-            Self::Identity => drop(Identity::decode(volume, bytes)),
+            Self::Identity => drop(Identity::decode(sealing.volume(), bytes)),
             Self::Name => drop(NameBinding::decode(bytes)),
-            Self::Head => drop(Head::decode(volume, bytes)),
-            Self::Root(id) => drop(Root::decode(volume, id, bytes)),
-            Self::RootTable(id) => drop(RootTable::decode(volume, id, bytes)),
-            Self::Record(slot) => drop(Record::decode(volume, slot, bytes)),
-            Self::MapPage(page, id, geometry) => drop(MapPage::decode(volume, page, id, geometry, bytes)),
-            Self::Overlay(page, id, geometry) => drop(Overlay::decode(volume, page, id, geometry, bytes)),
-            Self::Chunk => drop(ChunkObject::decode(volume, bytes)),
-            Self::Pack => drop(Pack::decode(volume, bytes)),
+            Self::Head => drop(Head::decode(sealing.volume(), bytes)),
+            Self::Root(id) => drop(Root::decode(sealing, id, bytes)),
+            Self::RootTable(id) => drop(RootTable::decode(sealing, id, bytes)),
+            Self::Record(slot) => drop(Record::decode(sealing, slot, bytes)),
+            Self::MapPage(page, id, geometry) => drop(MapPage::decode(sealing, page, id, geometry, bytes)),
+            Self::Overlay(page, id, geometry) => drop(Overlay::decode(sealing, page, id, geometry, bytes)),
+            Self::Chunk => drop(ChunkObject::decode(sealing, bytes)),
+            Self::Pack => drop(Pack::decode(sealing, bytes)),
         }
     }
 }
 
 impl Object {
     /// Reads an object of a volume.
-    pub(super) fn decode(volume: Uuid, expected: Expected, bytes: &[u8]) -> Result<Self, DecodeError> {
+    pub(super) fn decode(sealing: Sealing, expected: Expected, bytes: &[u8]) -> Result<Self, DecodeError> {
         Ok(match expected {
-            Expected::Identity => Self::Identity(Identity::decode(volume, bytes)?),
+            Expected::Identity => Self::Identity(Identity::decode(sealing.volume(), bytes)?),
             Expected::Name => Self::Name(NameBinding::decode(bytes)?),
-            Expected::Head => Self::Head(Head::decode(volume, bytes)?),
-            Expected::Root(id) => Self::Root(Root::decode(volume, id, bytes)?),
-            Expected::RootTable(id) => Self::RootTable(RootTable::decode(volume, id, bytes)?),
-            Expected::Record(slot) => decode_record(volume, slot, bytes)?,
-            Expected::MapPage(page, id, geometry) => decode_map_page(volume, page, id, geometry, bytes)?,
+            Expected::Head => Self::Head(Head::decode(sealing.volume(), bytes)?),
+            Expected::Root(id) => Self::Root(Root::decode(sealing, id, bytes)?),
+            Expected::RootTable(id) => Self::RootTable(RootTable::decode(sealing, id, bytes)?),
+            Expected::Record(slot) => decode_record(sealing, slot, bytes)?,
+            Expected::MapPage(page, id, geometry) => decode_map_page(sealing, page, id, geometry, bytes)?,
             Expected::Overlay(page, id, geometry) => {
-                let overlay = Overlay::decode(volume, page, id, geometry, bytes)?;
+                let overlay = Overlay::decode(sealing, page, id, geometry, bytes)?;
                 Self::Overlay { page, id, geometry, overlay }
             }
-            Expected::Chunk => decode_chunk(volume, bytes)?,
-            Expected::Pack => decode_pack(volume, bytes)?,
+            Expected::Chunk => decode_chunk(sealing, bytes)?,
+            Expected::Pack => decode_pack(sealing, bytes)?,
         })
     }
 
     /// The object's bytes.
-    pub(super) fn encode(&self, volume: Uuid) -> Vec<u8> {
+    pub(super) fn encode(&self, sealing: Sealing) -> Vec<u8> {
         match self {
             Self::Identity(identity) => identity.encode(),
             Self::Name(name) => name.encode(),
             Self::Head(head) => head.encode(),
-            Self::Root(root) => root.encode(volume),
-            Self::RootTable(table) => table.encode(volume),
+            Self::Root(root) => root.encode(sealing),
+            Self::RootTable(table) => table.encode(sealing),
             Self::Record(record, data) => {
                 let Record { kind, slot, writer, nonce, previous, pages_per_chunk, .. } = *record;
-                let mut to = RecordWriter::new(volume, kind, slot, writer, nonce, previous, pages_per_chunk);
+                let mut to = RecordWriter::new(sealing, kind, slot, writer, nonce, previous, pages_per_chunk);
                 let mut data = data.iter();
                 for change in &record.changes {
                     match change {
@@ -132,17 +133,17 @@ impl Object {
             }
             Self::MapPage { page, id, geometry, origins, overlays, entries } => {
                 let (origins, overlays) = (origins.clone(), overlays.clone());
-                MapPage::new(*page, *geometry, origins, overlays, entries).encode(volume, *id)
+                MapPage::new(*page, *geometry, origins, overlays, entries).encode(sealing, *id)
             }
-            Self::Overlay { page, id, overlay, .. } => overlay.encode(volume, *page, *id),
+            Self::Overlay { page, id, overlay, .. } => overlay.encode(sealing, *page, *id),
             Self::Pack { id, blocks } => {
-                let mut to = PackWriter::new(volume, *id, u32::try_from(blocks.len()).unwrap());
+                let mut to = PackWriter::new(sealing, *id, u32::try_from(blocks.len()).unwrap());
                 blocks.iter().for_each(|(block, payload)| to.block(BlockIndex(*block), payload));
                 to.finish().to_vec()
             }
             Self::Chunk { index, id, pages_per_chunk, pages } => {
                 let count = u32::try_from(pages.len()).unwrap();
-                let mut to = ChunkWriter::new(volume, *index, *id, *pages_per_chunk, count);
+                let mut to = ChunkWriter::new(sealing, *index, *id, *pages_per_chunk, count);
                 for (page, payload) in pages {
                     to.page(PageIndex(*page), payload);
                 }
@@ -169,12 +170,12 @@ impl Object {
 }
 
 /// Reads a record and its data. Its table alone must say the same.
-fn decode_record(volume: Uuid, slot: Slot, bytes: &[u8]) -> Result<Object, DecodeError> {
-    let (record, checksum) = Record::decode(volume, slot, bytes)?;
-    let end = Record::table_bytes(volume, bytes, bytes.len() as u64).unwrap();
+fn decode_record(sealing: Sealing, slot: Slot, bytes: &[u8]) -> Result<Object, DecodeError> {
+    let (record, checksum) = Record::decode(sealing, slot, bytes)?;
+    let end = Record::table_bytes(sealing, bytes, bytes.len() as u64).unwrap();
     let table = &bytes[..usize::try_from(end).unwrap()];
     assert_eq!(checksum.0, table[table.len() - 16..], "the checksum of the table is behind the table");
-    assert_eq!(Record::decode_table(volume, slot, table), Ok((record.clone(), checksum)));
+    assert_eq!(Record::decode_table(sealing, slot, table), Ok((record.clone(), checksum)));
     let data = record.changes.iter().filter_map(|change| match change {
         Change::Data { at, length, .. } => {
             let at = usize::try_from(*at).unwrap();
@@ -188,13 +189,13 @@ fn decode_record(volume: Uuid, slot: Slot, bytes: &[u8]) -> Result<Object, Decod
 
 /// Reads a map page. Each entry alone must be as among all.
 fn decode_map_page(
-    volume: Uuid,
+    sealing: Sealing,
     page: u32,
     id: ObjectId,
     geometry: Geometry,
     bytes: &[u8],
 ) -> Result<Object, DecodeError> {
-    let map = MapPage::decode(volume, page, id, geometry, bytes)?;
+    let map = MapPage::decode(sealing, page, id, geometry, bytes)?;
     let (origins, overlays, entries) = (map.origins().to_vec(), map.overlays().to_vec(), map.entries());
     assert_eq!(map.len(), entries.len());
     for slot in 0..4096 {
@@ -207,8 +208,8 @@ fn decode_map_page(
 }
 
 /// Reads a chunk object. Each frame must be where its page and block say.
-fn decode_chunk(volume: Uuid, bytes: &[u8]) -> Result<Object, DecodeError> {
-    let object = ChunkObject::decode(volume, bytes)?;
+fn decode_chunk(sealing: Sealing, bytes: &[u8]) -> Result<Object, DecodeError> {
+    let object = ChunkObject::decode(sealing, bytes)?;
     // A reader of the whole object takes the number of pages from it.
     let pages_per_chunk = u16::from_le_bytes(bytes[42..44].try_into().unwrap());
     assert_eq!(object.stored.len() as usize * 16, object.blocks.len());
@@ -222,13 +223,13 @@ fn decode_chunk(volume: Uuid, bytes: &[u8]) -> Result<Object, DecodeError> {
 }
 
 /// Reads a pack. Its index alone must say the same.
-fn decode_pack(volume: Uuid, bytes: &[u8]) -> Result<Object, DecodeError> {
-    let Pack { id, blocks } = Pack::decode(volume, bytes)?;
+fn decode_pack(sealing: Sealing, bytes: &[u8]) -> Result<Object, DecodeError> {
+    let Pack { id, blocks } = Pack::decode(sealing, bytes)?;
     let frames = u32::try_from(blocks.len()).unwrap();
     let start = usize::try_from(pack::frame_offset(frames)).unwrap();
     let index = &bytes[start..start + usize::try_from(pack::index_bytes(frames)).unwrap()];
     let numbers: Vec<BlockIndex> = blocks.iter().map(|(block, _)| *block).collect();
-    assert_eq!(pack::decode_index(volume, id, frames, index), Ok(numbers));
+    assert_eq!(pack::decode_index(sealing, id, frames, index), Ok(numbers));
     for (frame, (_, payload)) in (0..).zip(&blocks) {
         let at = usize::try_from(pack::frame_offset(frame)).unwrap();
         assert_eq!(&bytes[at..at + BLOCK_LEN], *payload);

@@ -10,7 +10,7 @@ use cairn::volume::format::keys::ObjectId;
 use cairn::volume::format::overlay::{Overlay, PackRef, Target};
 use uuid::Uuid;
 
-use super::samples::VOLUME;
+use super::samples::{SEALING, VOLUME};
 
 /// A run: its first block in the map page, its number of blocks, and where they are.
 pub(super) type RunParts = (u32, u32, Target);
@@ -46,7 +46,7 @@ impl OverlayParts {
     /// What a reader finds in the object of this overlay.
     pub(super) fn decode(&self, geometry: Geometry) -> Result<Overlay, DecodeError> {
         let id = ObjectId { epoch: 1, k: 2 };
-        Overlay::decode(VOLUME, 3, id, geometry, &self.object(3, id))
+        Overlay::decode(SEALING, 3, id, geometry, &self.object(3, id))
     }
 }
 
@@ -63,7 +63,7 @@ pub(super) fn run_bytes((first, blocks, target): RunParts) -> [u8; 8] {
 
 /// The object of a pack with these blocks, each of which repeats one byte.
 pub(super) fn pack_object(id: ObjectId, blocks: &[(u64, u8)]) -> Vec<u8> {
-    let place = Place::pack(VOLUME, id);
+    let place = Place::pack(SEALING, id);
     let mut fields = [id_bytes(id), vec![0; 2], count(blocks.len())].concat();
     for (block, byte) in blocks {
         let payload = [*byte; 4096];

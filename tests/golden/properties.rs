@@ -15,7 +15,7 @@ use proptest::prelude::*;
 
 use super::allocation::measured;
 use super::objects::{Expected, Object, geometry};
-use super::samples::VOLUME;
+use super::samples::SEALING;
 use super::strategies::{chunks, head, object, overlay_parts, pages_per_chunk};
 use super::{decode, golden, read, seal};
 
@@ -85,10 +85,10 @@ fn sealed(envelope: &[u8], fields: &[u8]) -> Vec<u8> {
 /// Decodes bytes. What they decode to encodes to the same bytes, and decoding took memory in proportion to
 /// them.
 fn check(expected: Expected, bytes: &[u8]) -> Result<(), TestCaseError> {
-    let ((), memory) = measured(|| expected.read(VOLUME, bytes));
+    let ((), memory) = measured(|| expected.read(SEALING, bytes));
     prop_assert!(memory <= 128 * bytes.len() + 16_384, "{} bytes took {} of memory", bytes.len(), memory);
-    if let Ok(object) = Object::decode(VOLUME, expected, bytes) {
-        prop_assert_eq!(&object.encode(VOLUME)[..], bytes);
+    if let Ok(object) = Object::decode(SEALING, expected, bytes) {
+        prop_assert_eq!(&object.encode(SEALING)[..], bytes);
     }
     Ok(())
 }
@@ -98,8 +98,8 @@ proptest! {
 
     #[test]
     fn what_is_encoded_decodes_to_the_same(object in object()) {
-        let bytes = object.encode(VOLUME);
-        prop_assert_eq!(Object::decode(VOLUME, object.expected(), &bytes), Ok(object));
+        let bytes = object.encode(SEALING);
+        prop_assert_eq!(Object::decode(SEALING, object.expected(), &bytes), Ok(object));
     }
 
     #[test]
@@ -119,7 +119,7 @@ proptest! {
 
     #[test]
     fn a_head_stays_small(object in head()) {
-        prop_assert!(object.encode(VOLUME).len() <= MAX_HEAD_BYTES);
+        prop_assert!(object.encode(SEALING).len() <= MAX_HEAD_BYTES);
     }
 
     #[test]
@@ -153,7 +153,7 @@ proptest! {
         object in object(),
         mutations in vec(mutation(), 1..6),
     ) {
-        let bytes = mutated(&object.encode(VOLUME), mutations);
+        let bytes = mutated(&object.encode(SEALING), mutations);
         check(object.expected(), &bytes)?;
     }
 }
@@ -176,12 +176,12 @@ fn no_count_is_believed() {
 #[test]
 fn many_small_changes_take_memory_in_proportion() {
     let slot = Slot { epoch: 1, n: 2 };
-    let mut to = RecordWriter::new(VOLUME, RecordKind::Commit, slot, 1, 0, Checksum::default(), 64);
+    let mut to = RecordWriter::new(SEALING, RecordKind::Commit, slot, 1, 0, Checksum::default(), 64);
     for _ in 0..100_000 {
         to.change(Change::Resize { size_bytes: 512 });
     }
     let (_, bytes, _) = to.finish();
-    let (record, _) = Record::decode(VOLUME, slot, &bytes).unwrap();
+    let (record, _) = Record::decode(SEALING, slot, &bytes).unwrap();
     assert!(record.changes.capacity() * size_of::<Change>() <= 32 * bytes.len());
 }
 
@@ -199,7 +199,7 @@ fn many_runs_take_memory_in_proportion() {
         long.extend_from_slice(&[0; 16]);
         seal(&mut long);
         let sample = golden().into_iter().find(|(sample, _)| sample.file == "overlay.bin").unwrap().0;
-        let ((), memory) = measured(|| sample.object.expected().read(VOLUME, &long));
+        let ((), memory) = measured(|| sample.object.expected().read(SEALING, &long));
         assert!(memory <= 2 * long.len() + 4096, "{count} runs took {memory} bytes");
         assert!(decode(&sample, &long).is_ok());
     }
@@ -211,7 +211,7 @@ fn an_empty_chunk_of_another_number_of_pages_is_another_value() {
     for (pages_per_chunk, other) in [(1, 16), (64, 1), (128, 65_535), (2, 3)] {
         let (index, id) = (ChunkIndex(7), ObjectId { epoch: 1, k: 2 });
         let object = Object::Chunk { index, id, pages_per_chunk, pages: BTreeMap::new() };
-        let mut bytes = object.encode(VOLUME);
+        let mut bytes = object.encode(SEALING);
         bytes[42..44].copy_from_slice(&u16::to_le_bytes(other));
         seal(&mut bytes);
         check(Expected::Chunk, &bytes).unwrap();

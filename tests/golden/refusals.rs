@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::objects::{Expected, Object, geometry, page_set};
 use super::parts::{OverlayParts, RunParts, pack_object};
-use super::samples::{Sample, VOLUME, samples};
+use super::samples::{SEALING, Sample, samples};
 use super::{decode, read, seal, seal_end};
 
 /// A golden file, edits of it, and the field that is then refused.
@@ -208,10 +208,10 @@ fn a_record_has_as_much_data_as_its_changes() {
         let end = changed.len() - 16;
         changed.splice(end - removed..end, vec![0; 1 - removed]);
         seal(&mut changed);
-        let found = Object::decode(VOLUME, Expected::Record(slot), &changed);
+        let found = Object::decode(SEALING, Expected::Record(slot), &changed);
         assert_eq!(field(&found), Some("data"), "{data} bytes: {found:?}");
         assert_eq!(
-            Record::decode_table(VOLUME, slot, &changed[..279]).map(drop).map_err(name),
+            Record::decode_table(SEALING, slot, &changed[..279]).map(drop).map_err(name),
             Err(Some("data"))
         );
     }
@@ -225,11 +225,15 @@ fn a_table_is_verified_without_the_data() {
     for at in [82, 254, 255, 270] {
         let mut changed = bytes.clone();
         changed[at] ^= 0x10;
-        let found = Record::decode_table(VOLUME, slot, &changed[..279]).map(drop);
+        let found = Record::decode_table(SEALING, slot, &changed[..279]).map(drop);
         assert_eq!(found, Err(DecodeError::Checksum), "byte {at}");
         // The checksum of the object does not make good for that of the table.
         seal_end(&mut changed);
-        assert_eq!(Record::decode(VOLUME, slot, &changed).map(drop), Err(DecodeError::Checksum), "byte {at}");
+        assert_eq!(
+            Record::decode(SEALING, slot, &changed).map(drop),
+            Err(DecodeError::Checksum),
+            "byte {at}"
+        );
     }
 }
 
@@ -346,7 +350,7 @@ fn the_frames_of_a_pack_are_in_order_of_block() {
     let id = ObjectId { epoch: 1, k: 2 };
     let decode = |blocks: &[u64]| {
         let blocks: Vec<(u64, u8)> = blocks.iter().copied().zip(1..).collect();
-        Object::decode(VOLUME, Expected::Pack, &pack_object(id, &blocks)).map(drop).map_err(name)
+        Object::decode(SEALING, Expected::Pack, &pack_object(id, &blocks)).map(drop).map_err(name)
     };
     for blocks in [&[0][..], &[0, 1], &[3, 1 << 40, (1 << 41) - 1]] {
         assert_eq!(decode(blocks), Ok(()), "{blocks:?}");
@@ -366,7 +370,7 @@ fn a_holder_is_described_in_200_bytes_at_most() {
         bytes[54] = length;
         bytes.splice(55 + 200..55 + 200, vec![b'x'; usize::from(length) - 200]);
         seal(&mut bytes);
-        let found = Object::decode(VOLUME, Expected::Head, &bytes);
+        let found = Object::decode(SEALING, Expected::Head, &bytes);
         assert_eq!(field(&found), refused, "{length} bytes");
         assert_eq!(found.is_err(), refused.is_some(), "{found:?}");
     }
@@ -379,16 +383,16 @@ fn lists_are_no_longer_than_their_bounds() {
     for (more, refused) in [(0, false), (1, true)] {
         let mut pinned = table.clone();
         pinned.roots[0].pins = vec![Uuid::nil(); MAX_ORIGINS + more];
-        let found = Object::decode(VOLUME, Expected::RootTable(table.id), &pinned.encode(VOLUME));
+        let found = Object::decode(SEALING, Expected::RootTable(table.id), &pinned.encode(SEALING));
         assert_eq!(field(&found), refused.then_some("origins"));
 
         let long = RootTable { id: table.id, roots: vec![table.roots[0].clone(); MAX_ROOTS + more] };
-        let found = Object::decode(VOLUME, Expected::RootTable(table.id), &long.encode(VOLUME));
+        let found = Object::decode(SEALING, Expected::RootTable(table.id), &long.encode(SEALING));
         assert_eq!(field(&found), refused.then_some("roots"));
 
         let mut cloned = root.clone();
         cloned.origins = vec![Uuid::nil(); MAX_ORIGINS + more];
-        let found = Object::decode(VOLUME, Expected::Root(root.id), &cloned.encode(VOLUME));
+        let found = Object::decode(SEALING, Expected::Root(root.id), &cloned.encode(SEALING));
         assert_eq!(field(&found), refused.then_some("origins"));
     }
 
@@ -407,9 +411,9 @@ fn lists_are_no_longer_than_their_bounds() {
 fn record_of(changes: Vec<Change>) -> Result<Object, DecodeError> {
     let slot = Slot { epoch: 1, n: 2 };
     let previous = cairn::volume::format::codec::Checksum::default();
-    let mut to = RecordWriter::new(VOLUME, RecordKind::Commit, slot, 1, 0, previous, 64);
+    let mut to = RecordWriter::new(SEALING, RecordKind::Commit, slot, 1, 0, previous, 64);
     changes.into_iter().for_each(|change| to.change(change));
-    Object::decode(VOLUME, Expected::Record(slot), &to.finish().1)
+    Object::decode(SEALING, Expected::Record(slot), &to.finish().1)
 }
 
 #[test]
@@ -436,10 +440,11 @@ fn no_page_lies_beyond_its_chunk() {
     for pages_per_chunk in [1, 2, 4, 8, 16, 32] {
         for (page, refused) in [(pages_per_chunk - 1, None), (pages_per_chunk, Some("pages"))] {
             let previous = cairn::volume::format::codec::Checksum::default();
-            let mut to = RecordWriter::new(VOLUME, RecordKind::Commit, slot, 1, 0, previous, pages_per_chunk);
+            let mut to =
+                RecordWriter::new(SEALING, RecordKind::Commit, slot, 1, 0, previous, pages_per_chunk);
             let (index, id) = (ChunkIndex(0), ObjectId { epoch: 1, k: 1 });
             to.change(Change::Chunk { index, id, stored: page_set([page]) });
-            let found = Object::decode(VOLUME, Expected::Record(slot), &to.finish().1);
+            let found = Object::decode(SEALING, Expected::Record(slot), &to.finish().1);
             assert_eq!(field(&found), refused, "page {page} of {pages_per_chunk}");
         }
     }

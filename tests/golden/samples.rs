@@ -17,6 +17,7 @@ use cairn::volume::format::overlay::{Overlay, OverlayBuilder};
 use cairn::volume::format::page_set::PageSet;
 use cairn::volume::format::record::{Change, Record, RecordKind};
 use cairn::volume::format::root::{BlockCounts, KeptRoot, MapPageRef, PackUse, Root, RootTable};
+use cairn::volume::format::sealing::Sealing;
 use cairn::volume::format::snapshot::Snapshot;
 use uuid::Uuid;
 
@@ -24,6 +25,8 @@ use super::objects::{Object, geometry, page_set};
 
 /// The volume of every golden file.
 pub(super) const VOLUME: Uuid = Uuid::from_u128(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff);
+/// With what its objects are sealed.
+pub(super) const SEALING: Sealing = Sealing::new(VOLUME);
 const ORIGIN_A: Uuid = Uuid::from_u128(0xa0a1_a2a3_a4a5_a6a7_a8a9_aaab_acad_aeaf);
 const ORIGIN_B: Uuid = Uuid::from_u128(0xb0b1_b2b3_b4b5_b6b7_b8b9_babb_bcbd_bebf);
 

@@ -23,7 +23,7 @@ use uuid::Uuid;
 
 use super::objects::{Object, geometry, page_set};
 use super::parts::OverlayParts;
-use super::samples::VOLUME;
+use super::samples::{SEALING, VOLUME};
 
 fn id() -> impl Strategy<Value = ObjectId> {
     (any::<u32>(), any::<u64>()).prop_map(|(epoch, k)| ObjectId { epoch, k })
@@ -343,7 +343,7 @@ fn record() -> impl Strategy<Value = Object> {
             if kind != RecordKind::Commit {
                 changes.clear();
             }
-            let mut to = RecordWriter::new(VOLUME, kind, slot, writer, nonce, previous, pages);
+            let mut to = RecordWriter::new(SEALING, kind, slot, writer, nonce, previous, pages);
             let mut data = Vec::new();
             for change in changes {
                 match change {

@@ -20,6 +20,7 @@ use cairn::volume::format::pack::Pack;
 use cairn::volume::format::page_set::PageSet;
 use cairn::volume::format::record::{Change, Record, RecordKind};
 use cairn::volume::format::root::{BlockCounts, PackUse, Root, RootTable};
+use cairn::volume::format::sealing::Sealing;
 use cairn::volume::format::snapshot::Snapshot;
 use uuid::Uuid;
 
@@ -158,7 +159,7 @@ pub(super) fn table(objects: &Objects, volume: Uuid) -> Result<RootTable, String
     let id = head(objects, volume)?.root_table;
     let key = Keys::new(volume).root(id);
     let bytes = objects.get(&key).ok_or_else(|| format!("{key} is named and gone"))?;
-    RootTable::decode(volume, id, bytes).map_err(|error| format!("root table: {error}"))
+    RootTable::decode(Sealing::new(volume), id, bytes).map_err(|error| format!("root table: {error}"))
 }
 
 /// Recovers what an opener would recover now.
@@ -215,7 +216,7 @@ impl<'a> Reader<'a> {
     fn root(&mut self, id: ObjectId) -> Result<Root, String> {
         let key = self.keys.root(id);
         let bytes = self.object(&key)?;
-        Root::decode(self.keys.volume(), id, bytes).map_err(|error| format!("{key}: {error}"))
+        Root::decode(self.keys.sealing(), id, bytes).map_err(|error| format!("{key}: {error}"))
     }
 
     fn apply_root(&mut self, root: &Root) -> Result<(), String> {
@@ -223,9 +224,9 @@ impl<'a> Reader<'a> {
         for (number, reference) in &root.map_pages {
             let key = self.keys.map_page(*number, reference.id);
             let bytes = self.object(&key)?;
-            let volume = self.keys.volume();
+            let sealing = self.keys.sealing();
             let page = once(&mut self.known.maps, &key, bytes, || {
-                MapPage::decode(volume, *number, reference.id, root.geometry, bytes)
+                MapPage::decode(sealing, *number, reference.id, root.geometry, bytes)
                     .map_err(|error| format!("{key}: {error}"))
             })?;
             let mut overlays = Vec::new();
@@ -274,9 +275,9 @@ impl<'a> Reader<'a> {
         };
         let key = self.keys.overlay(number, id);
         let bytes = self.object(&key)?;
-        let volume = self.keys.volume();
+        let sealing = self.keys.sealing();
         once(&mut self.known.overlays, &key, bytes, || {
-            Overlay::decode(volume, number, id, root.geometry, bytes)
+            Overlay::decode(sealing, number, id, root.geometry, bytes)
                 .map_err(|error| format!("{key}: {error}"))
         })
     }
@@ -291,9 +292,9 @@ impl<'a> Reader<'a> {
     fn packed(&mut self, id: ObjectId) -> Result<Arc<Packed>, String> {
         let key = self.keys.pack(id);
         let bytes = self.objects.get(&key).ok_or_else(|| format!("{key} is named and gone"))?;
-        let (volume, layout) = (self.keys.volume(), self.layout);
+        let (sealing, layout) = (self.keys.sealing(), self.layout);
         once(&mut self.known.packs, &key, bytes, || {
-            let pack = Pack::decode(volume, bytes).map_err(|error| format!("{key}: {error}"))?;
+            let pack = Pack::decode(sealing, bytes).map_err(|error| format!("{key}: {error}"))?;
             if pack.id != id {
                 return Err(format!("{key} is another pack"));
             }
@@ -406,9 +407,9 @@ impl<'a> Reader<'a> {
         }
         let key = self.keys.chunk(index, id);
         let bytes = self.object(&key)?;
-        let (volume, layout) = (self.keys.volume(), self.layout);
+        let (sealing, layout) = (self.keys.sealing(), self.layout);
         let chunk = once(&mut self.known.chunks, &key, bytes, || {
-            let object = ChunkObject::decode(volume, bytes).map_err(|error| format!("{key}: {error}"))?;
+            let object = ChunkObject::decode(sealing, bytes).map_err(|error| format!("{key}: {error}"))?;
             let blocks = object.stored.iter().flat_map(|page| (0..16).map(move |block| (page, block)));
             let blocks = blocks.zip(&object.blocks).map(|((page, block), payload)| {
                 let start = start + page.offset() + block * BLOCK_BYTES;
@@ -462,9 +463,9 @@ impl<'a> Reader<'a> {
                 return Ok(());
             };
             self.named.insert(key.clone());
-            let (volume, layout) = (self.keys.volume(), self.layout);
+            let (sealing, layout) = (self.keys.sealing(), self.layout);
             let told = once(&mut self.known.records, &key, bytes, || {
-                Told::of(volume, layout, slot, bytes).map_err(|why| format!("{key}: {why}"))
+                Told::of(sealing, layout, slot, bytes).map_err(|why| format!("{key}: {why}"))
             })?;
             if told.record.previous != previous {
                 return Err(format!("{key} does not follow the record before it"));
@@ -515,8 +516,8 @@ fn who(layout: &Layout, start: u64, bytes: &[u8]) -> Vec<Id> {
 }
 
 impl Told {
-    fn of(volume: Uuid, layout: &Layout, slot: Slot, bytes: &Bytes) -> Result<Self, String> {
-        let (record, checksum) = Record::decode(volume, slot, bytes).map_err(|error| error.to_string())?;
+    fn of(sealing: Sealing, layout: &Layout, slot: Slot, bytes: &Bytes) -> Result<Self, String> {
+        let (record, checksum) = Record::decode(sealing, slot, bytes).map_err(|error| error.to_string())?;
         let data = record.changes.iter().filter_map(|change| match change {
             Change::Data { offset, length, at, .. } => {
                 let at = usize::try_from(*at).expect("within the record");
@@ -541,7 +542,7 @@ pub(super) fn garbage(
     let is_kept = |key: &str| match keys.parse(key) {
         Some(Parsed::Root(id)) => id == recovered.head.root_table || recovered.named.contains(key),
         Some(Parsed::Record(slot)) => {
-            let decoded = Record::decode(volume, slot, &objects[key]);
+            let decoded = Record::decode(keys.sealing(), slot, &objects[key]);
             recovered.named.contains(key)
                 || slot == recovered.head.checkpoint.slot
                 || decoded.is_ok_and(|(record, _)| record.kind == RecordKind::Seal)

@@ -13,6 +13,7 @@ use cairn::store::{ByteRange, Condition, ETag, Error, ListFrom, Listing, MemoryS
 use cairn::volume::format::keys::{Keys, Parsed, Slot};
 use cairn::volume::format::record::{Record, RecordKind};
 use cairn::volume::format::root::KeptRoot;
+use cairn::volume::format::sealing::Sealing;
 use cairn::volume::signal::Signal;
 use parking_lot::{Mutex, MutexGuard};
 use rand::SeedableRng;
@@ -321,7 +322,7 @@ impl Inner {
         if slot.n != 1 || self.history.newest() >= slot.epoch {
             return;
         }
-        let decoded = Record::decode(self.volume, slot, body);
+        let decoded = Record::decode(Sealing::new(self.volume), slot, body);
         if !decoded.is_ok_and(|(record, _)| record.kind == RecordKind::Opening) {
             return;
         }

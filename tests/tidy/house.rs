@@ -174,6 +174,33 @@ fn own_uris(sources: &[Source<'_>]) -> Vec<String> {
     found
 }
 
+/// The folder that knows where frames lie in their objects.
+const FORMAT: &str = "src/volume/format/";
+/// What tells where a frame lies, and the files outside [`FORMAT`] that may ask. An index of compressed objects
+/// would have to be asked in each of them. `cache/fetch.rs` decides for everything that is fetched.
+/// `cache/load.rs` limits the length of a GET, and `check/frames.rs` compares whole objects with what it expects
+/// in them.
+const PLACES_OF_FRAMES: &[(&str, &[&str])] = &[
+    ("frame_offset", &["src/volume/cache/fetch.rs"]),
+    ("FRAME_BYTES", &["src/volume/cache/fetch.rs", "src/volume/cache/load.rs", "src/volume/check/frames.rs"]),
+    ("FRAME_LEN", &["src/volume/cache/fetch.rs", "src/volume/check/frames.rs"]),
+];
+
+/// Files that decide where a frame lies and are not on the list, and entries of the list that are not needed.
+fn frame_places(sources: &[Source<'_>]) -> Vec<String> {
+    let outside = || sources.iter().filter(|(file, _)| !file.starts_with(FORMAT));
+    let mut found = Vec::new();
+    for (word, may) in PLACES_OF_FRAMES {
+        let files: Vec<&str> =
+            outside().filter(|(_, text)| text.contains(word)).map(|(file, _)| *file).collect();
+        let other = files.iter().filter(|file| !may.contains(file));
+        found.extend(other.map(|file| format!("{file}: {word} outside {may:?}")));
+        let unused = may.iter().filter(|file| !files.contains(file));
+        found.extend(unused.map(|file| format!("{file}: it does not need {word}")));
+    }
+    found
+}
+
 /// Where the order of events must depend on nothing but the events: what a simulation runs.
 const ORDERED: &[&str] = &["src/client/", "src/server/", "src/store/", "src/volume/"];
 
@@ -263,6 +290,23 @@ fn who_is_asked_first_is_not_drawn() {
 #[test]
 fn nbd_uris_are_put_together_in_one_place() {
     complain(&own_uris(&borrowed(&read_tree("src"))));
+}
+
+#[test]
+fn one_module_decides_where_a_frame_lies() {
+    complain(&frame_places(&borrowed(&read_tree("src"))));
+    let right = [
+        ("src/volume/cache/fetch.rs", "chunk::frame_offset(), FRAME_BYTES, FRAME_LEN"),
+        ("src/volume/cache/load.rs", "FRAME_BYTES"),
+        ("src/volume/check/frames.rs", "FRAME_BYTES, FRAME_LEN"),
+        ("src/volume/format/pack.rs", "frame_offset, FRAME_BYTES, FRAME_LEN"),
+    ];
+    complain(&frame_places(&right));
+    for (word, _) in PLACES_OF_FRAMES {
+        let wrong = [&right[..], &[("src/volume/fold/mod.rs", *word)]].concat();
+        assert_eq!(frame_places(&wrong).len(), 1, "{word}");
+    }
+    assert_eq!(frame_places(&right[1..]).len(), 3, "the list is too long");
 }
 
 #[test]

@@ -321,7 +321,8 @@ async fn a_full_root_table_is_noticed_before_anything_is_uploaded() {
     let keys = Keys::new(id);
     let head = Head::decode(id, &bench.memory.objects()[&keys.head()]).unwrap();
     let table_key = keys.root(head.root_table);
-    let mut table = RootTable::decode(id, head.root_table, &bench.memory.objects()[&table_key]).unwrap();
+    let mut table =
+        RootTable::decode(keys.sealing(), head.root_table, &bench.memory.objects()[&table_key]).unwrap();
     let current = table.roots.pop().expect("a current root");
     // Snapshots keep all other roots alive.
     let kept = |k| KeptRoot {
@@ -334,7 +335,7 @@ async fn a_full_root_table_is_noticed_before_anything_is_uploaded() {
     };
     table.roots = (1000..1000 + 4095).map(kept).collect();
     table.roots.push(current.clone());
-    bench.memory.insert(&table_key, table.encode(id).into());
+    bench.memory.insert(&table_key, table.encode(keys.sealing()).into());
     let volume = bench.open().await;
     volume.write(512, pattern(2, 512), Durable).await.unwrap();
     bench.memory.reset_tallies();

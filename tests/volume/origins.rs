@@ -13,6 +13,7 @@ use cairn::volume::format::head::Head;
 use cairn::volume::format::keys::Keys;
 use cairn::volume::format::map::{MapPage, OverlayPlace};
 use cairn::volume::format::root::{MapPageRef, Root};
+use cairn::volume::format::sealing::Sealing;
 use cairn::volume::{Options, Volume, catalog};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -34,7 +35,7 @@ struct Side {
 fn root_of(bench: &Bench, volume: Uuid) -> (Head, Root) {
     let (keys, objects) = (Keys::new(volume), bench.memory.objects());
     let head = Head::decode(volume, &objects[&keys.head()]).expect("a head");
-    let root = Root::decode(volume, head.root, &objects[&keys.root(head.root)]).expect("a root");
+    let root = Root::decode(keys.sealing(), head.root, &objects[&keys.root(head.root)]).expect("a root");
     (head, root)
 }
 
@@ -55,8 +56,8 @@ async fn cloned(bench: &mut Bench, parent: &Side, name: &'static str) -> Side {
     };
     root.map_pages = theirs.map_pages.iter().map(|(number, page)| (*number, passed_on(page))).collect();
     root.zeroed = theirs.zeroed.clone();
-    let key = Keys::new(volume).root(head.root);
-    bench.memory.insert(&key, Bytes::from(root.encode(volume)));
+    let keys = Keys::new(volume);
+    bench.memory.insert(&keys.root(head.root), Bytes::from(root.encode(keys.sealing())));
     Side { name, volume, model: parent.model.clone() }
 }
 
@@ -167,5 +168,5 @@ fn a_map_page(bench: &Bench, side: &Side) -> MapPage {
     let page = root.map_pages[&0];
     assert_eq!(page.origin, 0, "the volume has a map page of its own");
     let body = &bench.memory.objects()[&Keys::new(side.volume).map_page(0, page.id)];
-    MapPage::decode(side.volume, 0, page.id, root.geometry, body).expect("a map page")
+    MapPage::decode(Sealing::new(side.volume), 0, page.id, root.geometry, body).expect("a map page")
 }

@@ -44,7 +44,7 @@ impl Stored {
 
     fn of_root(objects: &BTreeMap<String, bytes::Bytes>, keys: Keys, id: ObjectId) -> Self {
         let root_key = keys.root(id);
-        let root = Root::decode(keys.volume(), id, &objects[&root_key]).expect("a root");
+        let root = Root::decode(keys.sealing(), id, &objects[&root_key]).expect("a root");
         let named = BTreeSet::from([root_key]);
         let mut stored = Self { root, keys: named, overlays: BTreeMap::new(), in_use: BTreeMap::new() };
         let pages: Vec<_> = stored.root.map_pages.iter().map(|(number, page)| (*number, *page)).collect();
@@ -67,9 +67,9 @@ impl Stored {
         number: u32,
         id: ObjectId,
     ) -> BlockCounts {
-        let (volume, geometry) = (keys.volume(), self.root.geometry);
+        let (sealing, geometry) = (keys.sealing(), self.root.geometry);
         let key = keys.map_page(number, id);
-        let page = MapPage::decode(volume, number, id, geometry, &objects[&key]).expect("a map page");
+        let page = MapPage::decode(sealing, number, id, geometry, &objects[&key]).expect("a map page");
         self.keys.insert(key);
         let mut overlays = Vec::new();
         for reference in page.overlays() {
@@ -77,7 +77,7 @@ impl Stored {
                 OverlayPlace::Embedded(overlay) => (Arc::clone(overlay), None),
                 OverlayPlace::Object { id, .. } => {
                     let key = keys.overlay(number, *id);
-                    let overlay = Overlay::decode(volume, number, *id, geometry, &objects[&key]);
+                    let overlay = Overlay::decode(sealing, number, *id, geometry, &objects[&key]);
                     self.keys.insert(key);
                     (Arc::new(overlay.expect("an overlay")), Some(*id))
                 }
@@ -144,7 +144,7 @@ impl Kept {
         let head = objects.keys().find(|key| key.ends_with("/head")).expect("one volume");
         let keys = Keys::new(volume_of(head).expect("a volume's head"));
         let id = Head::decode(keys.volume(), &objects[head]).expect("a head").root_table;
-        let table = RootTable::decode(keys.volume(), id, &objects[&keys.root(id)]).expect("a root table");
+        let table = RootTable::decode(keys.sealing(), id, &objects[&keys.root(id)]).expect("a root table");
         let named = table.roots.into_iter().filter_map(|kept| Some((kept.snapshot?, kept.root)));
         let snapshots = named.map(|(snapshot, root)| (snapshot, Stored::of_root(&objects, keys, root)));
         Self { current: Stored::of(bench), snapshots: snapshots.collect() }

@@ -18,6 +18,7 @@ use crate::volume::format::geometry::{BLOCK_LEN, BLOCKS_PER_PAGE, BlockIndex, Ch
 use crate::volume::format::keys::{Keys, ObjectId, Slot};
 use crate::volume::format::pack;
 use crate::volume::format::page_set::PageSet;
+use crate::volume::format::sealing::Sealing;
 use crate::volume::state::piece::{ChunkRef, RecordRef, part};
 
 /// Identifies a piece of an object in the cache.
@@ -75,10 +76,16 @@ pub enum Check {
     /// By a tag that is already known. Contains the number that was hashed into the tag.
     Tag(Place, u64, Checksum),
     /// A run of changes, each by its own tag. Contains the number of the change that is wanted.
-    Run(Arc<RecordRef>, u32),
+    Run(Place, Arc<RecordRef>, u32),
 }
 
 /// A piece to fetch: where it is stored and how it is verified.
+///
+/// Outside `format`, only the functions of this type decide where a frame lies in an object that is fetched.
+/// Today all frames are equally long, so the offset of a frame follows from its number. In a compressed object
+/// it would come from an index, which is part of the object and may have to be fetched first. Then
+/// [`Fetch::chunk`] and [`Fetch::pack`] would look it up through the cache and become async, and with them what
+/// lies between them and the async functions that need the fetches.
 #[derive(Clone, Debug)]
 pub struct Fetch {
     /// Identifies the piece in the cache.
@@ -98,12 +105,12 @@ pub struct Fetch {
 }
 
 impl Fetch {
-    /// Returns the fetch for successive blocks of one page of a chunk object. `owner` is the volume that
-    /// owns the object, `stored` the pages that it stores. The blocks are counted from the start of the
-    /// chunk.
+    /// Returns the fetch for successive blocks of one page of a chunk object. `owner` is the sealing
+    /// of the volume that owns the object, `stored` the pages that it stores. The blocks are counted from
+    /// the start of the chunk.
     #[must_use]
     pub fn chunk(
-        owner: Uuid,
+        owner: Sealing,
         pages_per_chunk: u16,
         (index, id, stored): (ChunkIndex, ObjectId, &PageSet),
         blocks: Range<u32>,
@@ -112,7 +119,7 @@ impl Fetch {
         let page = PageIndex::of_block(first);
         let within = first % BLOCKS_PER_PAGE;
         Self {
-            key: CacheKey { volume: owner, unit: Unit::page(index, id, page) },
+            key: CacheKey { volume: owner.volume(), unit: Unit::page(index, id, page) },
             object: Source::Chunk(index, id),
             at: chunk::frame_offset(pages_per_chunk, stored.rank(page), within),
             first: within,
@@ -124,17 +131,17 @@ impl Fetch {
 
     /// Returns the fetch for successive blocks of a chunk that a commit references.
     #[must_use]
-    pub fn filled(volume: Uuid, chunk: &ChunkRef, blocks: Range<u32>) -> Self {
-        Self::chunk(volume, chunk.pages_per_chunk, (chunk.index, chunk.id, &chunk.stored), blocks)
+    pub fn filled(sealing: Sealing, chunk: &ChunkRef, blocks: Range<u32>) -> Self {
+        Self::chunk(sealing, chunk.pages_per_chunk, (chunk.index, chunk.id, &chunk.stored), blocks)
     }
 
     /// Returns the fetch for successive frames of a pack, all within the same 16. `block` is the block of the
     /// first frame.
     #[must_use]
-    pub fn pack(owner: Uuid, id: ObjectId, frame: u16, count: u32, block: BlockIndex) -> Self {
+    pub fn pack(owner: Sealing, id: ObjectId, frame: u16, count: u32, block: BlockIndex) -> Self {
         let group = frame / 16;
         Self {
-            key: CacheKey { volume: owner, unit: Unit::Packed(id, group) },
+            key: CacheKey { volume: owner.volume(), unit: Unit::Packed(id, group) },
             object: Source::Pack(id),
             at: pack::frame_offset(u32::from(frame)),
             first: u32::from(frame % 16),
@@ -147,17 +154,17 @@ impl Fetch {
     /// Returns the fetch for the data of a change of a record. The whole run that contains the change is
     /// fetched and cached.
     #[must_use]
-    pub fn change(volume: Uuid, record: &Arc<RecordRef>, change: u32) -> Self {
+    pub fn change(sealing: Sealing, record: &Arc<RecordRef>, change: u32) -> Self {
         let number = record.run_of(change);
         let run = record.run(number);
         Self {
-            key: CacheKey { volume, unit: Unit::Run(record.slot, number) },
+            key: CacheKey { volume: sealing.volume(), unit: Unit::Run(record.slot, number) },
             object: Source::Record(record.slot),
             at: run.at,
             first: 0,
             count: 1,
             length: run.length,
-            check: Check::Run(Arc::clone(record), change),
+            check: Check::Run(Place::record(sealing, record.slot), Arc::clone(record), change),
         }
     }
 
@@ -187,13 +194,21 @@ impl Fetch {
         let count = 16 - mask.leading_zeros() - first;
         let skipped = first - self.first;
         Self {
-            at: self.at + u64::from(skipped) * FRAME_BYTES,
+            at: self.frame(skipped).start,
             first,
             count,
             length: count * u32::try_from(BLOCK_LEN).expect("4 KiB"),
             check: Check::Frames(place, number + u64::from(skipped)),
             ..self.clone()
         }
+    }
+
+    /// Returns the bytes of the object that a frame of the piece takes. `number` is counted from the first frame
+    /// of the piece.
+    #[must_use]
+    pub fn frame(&self, number: u32) -> Range<u64> {
+        let start = self.at + u64::from(number) * FRAME_BYTES;
+        start..start + FRAME_BYTES
     }
 
     /// Bytes that the piece takes in the object: the payload, and the tags if they follow each block.
@@ -221,9 +236,9 @@ impl Fetch {
         match &self.check {
             Check::Frames(place, number) => self.open_frames(place, *number, stored),
             Check::Tag(place, number, tag) => Held::whole_if(place.tag(*number, stored) == *tag, stored),
-            Check::Run(record, change) => {
+            Check::Run(place, record, change) => {
                 let number = record.run_of(*change);
-                Held::whole_if(record.verify_run(self.key.volume, number, stored), stored)
+                Held::whole_if(record.verify_run(place, number, stored), stored)
             }
         }
     }
@@ -260,7 +275,7 @@ impl Fetch {
         match &self.check {
             Check::Frames(..) => held.blocks(self.first..self.first + self.count),
             Check::Tag(..) => (held.mask == 1).then(|| held.data.clone()),
-            Check::Run(record, change) => {
+            Check::Run(_, record, change) => {
                 (held.mask == 1).then(|| part(&held.data, self.within(record, *change)))
             }
         }
@@ -270,7 +285,7 @@ impl Fetch {
     /// share its memory.
     pub(super) fn wanted_of(&self, held: &Held, is_most: bool) -> Option<Bytes> {
         match &self.check {
-            Check::Run(record, change) if is_most => {
+            Check::Run(_, record, change) if is_most => {
                 (held.mask == 1).then(|| held.data.slice(self.within(record, *change)))
             }
             _ => self.wanted(held),
@@ -280,7 +295,7 @@ impl Fetch {
     /// Bytes of the piece that are wanted.
     pub(super) fn wanted_bytes(&self) -> usize {
         match &self.check {
-            Check::Run(record, change) => self.within(record, *change).len(),
+            Check::Run(_, record, change) => self.within(record, *change).len(),
             Check::Frames(..) | Check::Tag(..) => usize::try_from(self.length).expect("a page"),
         }
     }
@@ -289,9 +304,8 @@ impl Fetch {
     /// may be intact.
     #[must_use]
     pub fn alone(&self) -> Option<Self> {
-        let Check::Run(record, change) = &self.check else { return None };
+        let Check::Run(frames, record, change) = &self.check else { return None };
         let place = record.place(*change);
-        let frames = Place::record(self.key.volume, record.slot);
         Some(Self {
             key: CacheKey { unit: Unit::Change(record.slot, *change), ..self.key },
             object: self.object,
@@ -299,7 +313,7 @@ impl Fetch {
             first: 0,
             count: 1,
             length: place.length,
-            check: Check::Tag(frames, u64::from(*change), place.tag),
+            check: Check::Tag(*frames, u64::from(*change), place.tag),
         })
     }
 

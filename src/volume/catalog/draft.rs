@@ -98,8 +98,8 @@ impl Draft {
     /// Completes the volume with its root, whose map pages are durable, and binds the name to it.
     pub(in crate::volume) async fn publish(self, env: &Environment, root: Root) -> Result<Info, ImportError> {
         let (keys, volume) = (self.keys(), self.identity.volume);
-        let table = first_table(&root);
-        for (id, bytes) in [(root.id, root.encode(volume)), (table.id, table.encode(volume))] {
+        let (sealing, table) = (keys.sealing(), first_table(&root));
+        for (id, bytes) in [(root.id, root.encode(sealing)), (table.id, table.encode(sealing))] {
             let key = keys.root(id);
             if !create(env, &key, bytes).await? {
                 return Err(ImportError::SourceChanged { key });

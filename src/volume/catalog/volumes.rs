@@ -191,8 +191,8 @@ async fn make(
     let root = empty_root(geometry, size_bytes);
     let (table, head) = (first_table(&root), first_head(env, options, volume));
     create_object(env, &keys.identity(), identity.encode()).await?;
-    create_object(env, &keys.root(root.id), root.encode(volume)).await?;
-    create_object(env, &keys.root(table.id), table.encode(volume)).await?;
+    create_object(env, &keys.root(root.id), root.encode(keys.sealing())).await?;
+    create_object(env, &keys.root(table.id), table.encode(keys.sealing())).await?;
     create_object(env, &keys.head(), head.encode()).await?;
     Ok(())
 }
@@ -361,7 +361,7 @@ async fn look_at_unnamed(env: &Environment, volume: Uuid) -> Option<Unnamed> {
 
 /// Returns whether a volume with a live head and without a name is complete.
 async fn progress_of(env: &Environment, keys: Keys, head: &Head) -> Progress {
-    let decode = |bytes: &[u8]| Root::decode(keys.volume(), head.root, bytes);
+    let decode = |bytes: &[u8]| Root::decode(keys.sealing(), head.root, bytes);
     match fetch_if_present(env, &keys.root(head.root), decode).await {
         Ok(_) => Progress::Unbound,
         Err(OpenError::Store(store::Error::NotFound { .. })) => Progress::Incomplete,
@@ -395,7 +395,8 @@ async fn describe(env: &Environment, name: &str, volume: Uuid) -> Result<Info, O
         return Err(OpenError::Deleting);
     }
     let (identity, _) = fetch(env, &keys.identity(), |bytes| Identity::decode(volume, bytes)).await?;
-    let (root, _) = fetch(env, &keys.root(head.root), |bytes| Root::decode(volume, head.root, bytes)).await?;
+    let (root, _) =
+        fetch(env, &keys.root(head.root), |bytes| Root::decode(keys.sealing(), head.root, bytes)).await?;
     Ok(Info {
         name: name.to_owned(),
         volume,

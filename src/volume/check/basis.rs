@@ -62,9 +62,9 @@ pub(super) struct Basis {
 /// Checks the identity, the root and the root table.
 pub(super) async fn check(context: &Context<'_>, suspects: &mut Suspects) -> Result<Basis, Stop> {
     let identity = check_identity(context, suspects).await?;
-    let (volume, Head { root, root_table, checkpoint, .. }) = (context.volume(), &context.head);
+    let (sealing, Head { root, root_table, checkpoint, .. }) = (context.keys.sealing(), &context.head);
     let object = Parsed::Root(*root);
-    let decode = |bytes: &[u8]| Root::decode(volume, *root, bytes);
+    let decode = |bytes: &[u8]| Root::decode(sealing, *root, bytes);
     let read = context.fetch(object, &context.keys.root(*root), decode).await?;
     let root = read.map_err(|loss| context.note(suspects, object, loss, Part::Opening)).ok();
     if let Some(root) = &root {
@@ -80,7 +80,7 @@ pub(super) async fn check(context: &Context<'_>, suspects: &mut Suspects) -> Res
         }
     }
     let object = Parsed::Root(*root_table);
-    let decode = |bytes: &[u8]| RootTable::decode(volume, *root_table, bytes);
+    let decode = |bytes: &[u8]| RootTable::decode(sealing, *root_table, bytes);
     let read = context.fetch(object, &context.keys.root(*root_table), decode).await?;
     let table = read.map_err(|loss| context.note(suspects, object, loss, Part::Opening)).ok();
     if let Some(table) = &table

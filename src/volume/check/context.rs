@@ -110,9 +110,9 @@ impl Context<'_> {
     }
 
     async fn root(&self, head: &Head) -> Result<Root, Stop> {
-        let (volume, id) = (self.volume(), head.root);
+        let (sealing, id) = (self.keys.sealing(), head.root);
         let key = self.keys.root(id);
-        let fetched = fetch_checked(self.store(), &key, |bytes| Root::decode(volume, id, bytes)).await;
+        let fetched = fetch_checked(self.store(), &key, |bytes| Root::decode(sealing, id, bytes)).await;
         self.newer(fetched.map(|(root, _)| root))
     }
 
@@ -144,7 +144,7 @@ impl Context<'_> {
     ) -> Result<MapPage, CheckedError> {
         let owner = self.owner(root, reference.origin);
         let decode =
-            |bytes: &[u8]| MapPage::decode(owner.volume(), number, reference.id, root.geometry, bytes);
+            |bytes: &[u8]| MapPage::decode(owner.sealing(), number, reference.id, root.geometry, bytes);
         let key = owner.map_page(number, reference.id);
         fetch_checked(self.store(), &key, decode).await.map(|(page, _)| page)
     }

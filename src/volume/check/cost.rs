@@ -13,9 +13,7 @@ use super::maps;
 use super::report::Trouble;
 use super::suspects::{Part, Suspects};
 use crate::volume::cache::fetch::Fetch;
-use crate::volume::format::chunk;
-use crate::volume::format::frame::FRAME_BYTES;
-use crate::volume::format::geometry::{BLOCK_BYTES, PAGE_BYTES, SECTOR_BYTES};
+use crate::volume::format::geometry::{BLOCK_BYTES, BLOCKS_PER_PAGE, PAGE_BYTES, SECTOR_BYTES};
 use crate::volume::format::interval::gaps;
 use crate::volume::format::keys::{Parsed, Slot};
 use crate::volume::format::map::Damage;
@@ -70,17 +68,19 @@ impl Cost<'_> {
                 Source::Zero => {}
                 Source::Data { slot, at } => self.of_data(*slot, *at, range),
                 Source::Chunk(index, id, stored) => {
-                    let key = self.context.keys.chunk(*index, *id);
-                    let pages = self.root.geometry.pages_per_chunk();
-                    for (page, part) in parts(range, PAGE_BYTES) {
-                        let page = self.root.geometry.page_at(page);
+                    let (keys, geometry) = (self.context.keys, self.root.geometry);
+                    let key = keys.chunk(*index, *id);
+                    for (start, part) in parts(range, PAGE_BYTES) {
+                        let page = geometry.page_at(start);
                         if !stored.contains(page) {
                             continue;
                         }
+                        let blocks = page.first_block()..page.first_block() + BLOCKS_PER_PAGE;
+                        let chunk = (*index, *id, &**stored);
+                        let page = Fetch::chunk(keys.sealing(), geometry.pages_per_chunk(), chunk, blocks);
                         for (block, part) in parts(part, BLOCK_BYTES) {
                             let block = u32::try_from(block % PAGE_BYTES / BLOCK_BYTES).expect("at most 15");
-                            let at = chunk::frame_offset(pages, stored.rank(page), block);
-                            self.add(&key, &(at..at + FRAME_BYTES), part);
+                            self.add(&key, &page.frame(block), part);
                         }
                     }
                 }
@@ -176,8 +176,8 @@ impl Cost<'_> {
         let first = range.start - at;
         for (block, part) in parts(range, BLOCK_BYTES) {
             let block = block / BLOCK_BYTES * BLOCK_BYTES;
-            let at = fetch.at + (block - first) / BLOCK_BYTES * FRAME_BYTES;
-            self.add(&key, &(at..at + FRAME_BYTES), part.clone());
+            let frame = u32::try_from((block - first) / BLOCK_BYTES).expect("at most 15");
+            self.add(&key, &fetch.frame(frame), part.clone());
             let Some(damage) = damage else { continue };
             for (sector, part) in parts(part, SECTOR_BYTES) {
                 if !damage.is_good(sector % PAGE_BYTES / SECTOR_BYTES) {

@@ -6,7 +6,6 @@
 use std::ops::Range;
 
 use bytes::Bytes;
-use uuid::Uuid;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::context::{Context, Stop};
@@ -19,6 +18,7 @@ use crate::volume::format::geometry::{BLOCKS_PER_PAGE, BlockIndex, ChunkIndex};
 use crate::volume::format::keys::{ObjectId, Parsed};
 use crate::volume::format::page_set::PageSet;
 use crate::volume::format::record::{Change, Record};
+use crate::volume::format::sealing::Sealing;
 use crate::volume::store_exact::{CheckedError, Doubt, Verdict, damaged_on_the_way, get_referenced};
 
 /// Number of frames that are read by one request: about 1 MiB.
@@ -48,13 +48,13 @@ pub(super) struct Expected {
 impl Expected {
     /// The chunk object `id` of a volume.
     pub(super) fn chunk(
-        volume: Uuid,
+        sealing: Sealing,
         index: ChunkIndex,
         id: ObjectId,
         pages_per_chunk: u16,
         stored: &PageSet,
     ) -> Self {
-        let mut to = Encoder::new(Kind::Chunk, volume, 128);
+        let mut to = Encoder::new(Kind::Chunk, sealing.volume(), 128);
         to.u32(index.0);
         id.encode(&mut to);
         to.u16(pages_per_chunk);
@@ -66,18 +66,18 @@ impl Expected {
             let first = u64::from(page.first_block());
             first..first + per_page
         });
-        let place = Place::chunk(volume, index.0, id);
+        let place = Place::chunk(sealing, index.0, id);
         Self { header: to.written().to_vec(), place, numbers: numbers.collect(), tail: Vec::new() }
     }
 
     /// The pack `id` of a volume, which has these blocks.
-    pub(super) fn pack(volume: Uuid, id: ObjectId, blocks: &[BlockIndex]) -> Self {
-        let mut to = Encoder::new(Kind::Pack, volume, 64);
+    pub(super) fn pack(sealing: Sealing, id: ObjectId, blocks: &[BlockIndex]) -> Self {
+        let mut to = Encoder::new(Kind::Pack, sealing.volume(), 64);
         id.encode(&mut to);
         to.u8(0);
         to.u8(0);
         to.len(blocks.len());
-        let place = Place::pack(volume, id);
+        let place = Place::pack(sealing, id);
         let mut tail: Vec<u8> = blocks.iter().flat_map(|block| block.0.to_le_bytes()).collect();
         let tag = place.tag(u64::MAX, &tail);
         tail.extend_from_slice(&tag.0);
@@ -255,8 +255,8 @@ pub(super) async fn verify_record(
     record: &Record,
     size_bytes: u64,
 ) -> Result<Option<Bad>, CheckedError> {
-    let (volume, key) = (context.volume(), context.keys.record(record.slot));
-    let place = Place::record(volume, record.slot);
+    let (sealing, key) = (context.keys.sealing(), context.keys.record(record.slot));
+    let place = Place::record(sealing, record.slot);
     let data: Vec<(u64, Range<u64>, Checksum)> = (0_u64..)
         .zip(&record.changes)
         .filter_map(|(number, change)| match change {
@@ -268,7 +268,7 @@ pub(super) async fn verify_record(
     let table = size_bytes - record.data_bytes - Checksum::BYTES as u64;
     let mut hash = Xxh3::new();
     let mut bad: Vec<Range<u64>> = Vec::new();
-    let check = |bytes: &[u8]| match Record::decode_table(volume, record.slot, bytes) {
+    let check = |bytes: &[u8]| match Record::decode_table(sealing, record.slot, bytes) {
         Ok(_) => Vec::new(),
         Err(_) => std::iter::once(0..table).collect(),
     };

@@ -301,10 +301,10 @@ async fn table(
     slot: Slot,
     bytes: u64,
 ) -> Result<Result<(Record, Checksum), Loss>, Stop> {
-    let (volume, key) = (context.volume(), context.keys.record(slot));
+    let (sealing, key) = (context.keys.sealing(), context.keys.record(slot));
     if bytes < EMPTY_RECORD_BYTES {
         // No record is that short.
-        let decode = |object: &[u8]| Record::decode_table_of(volume, slot, object);
+        let decode = |object: &[u8]| Record::decode_table_of(sealing, slot, object);
         return context.fetch(Parsed::Record(slot), &key, decode).await;
     }
     for _ in 0..DENIALS {

@@ -132,7 +132,7 @@ fn unreferenced(
 
 /// Whether an object is a root table, and not a root.
 async fn is_table(context: &Context<'_>, id: ObjectId, key: &str) -> Result<bool, Stop> {
-    let decode = |bytes: &[u8]| RootTable::decode(context.volume(), id, bytes);
+    let decode = |bytes: &[u8]| RootTable::decode(context.keys.sealing(), id, bytes);
     match fetch_if_present(context.store(), key, decode).await {
         Ok(_) => Ok(true),
         Err(CheckedError::Damaged(_) | CheckedError::Store(store::Error::NotFound { .. })) => Ok(false),

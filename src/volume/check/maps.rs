@@ -81,7 +81,7 @@ async fn load_overlay(
         OverlayPlace::Object { origin, id } => (map.origin(*origin), *id),
     };
     let key = owner.overlay(number, id);
-    let decode = |bytes: &[u8]| Overlay::decode(owner.volume(), number, id, root.geometry, bytes);
+    let decode = |bytes: &[u8]| Overlay::decode(owner.sealing(), number, id, root.geometry, bytes);
     let (overlay, loss) = match context.fetch(Parsed::Overlay(number, id), &key, decode).await? {
         Ok(overlay) => (Ok(Arc::new(overlay)), None),
         Err(loss) => (Err(Error::lost(key)), Some(loss)),
@@ -301,7 +301,7 @@ pub(super) async fn verify_objects(
     suspects: &mut Suspects,
 ) -> Result<bool, Stop> {
     let reads = stream::iter(chunks).map(|(index, id, stored)| async move {
-        let expected = Expected::chunk(context.volume(), index, id, pages_per_chunk, &stored);
+        let expected = Expected::chunk(context.keys.sealing(), index, id, pages_per_chunk, &stored);
         let key = context.keys.chunk(index, id);
         (Parsed::Chunk(index, id), frames::verify(context.store(), &key, &expected).await)
     });

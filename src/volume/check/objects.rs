@@ -230,7 +230,7 @@ impl Pass<'_> {
     ) -> Result<Option<Root>, Stop> {
         let (context, id) = (self.context, kept.root);
         let key = context.keys.root(id);
-        let decode = |bytes: &[u8]| Root::decode(context.volume(), id, bytes);
+        let decode = |bytes: &[u8]| Root::decode(context.keys.sealing(), id, bytes);
         let loss = match fetch_checked(context.store(), &key, decode).await {
             Ok((root, _)) => return Ok(Some(root)),
             Err(CheckedError::Store(store::Error::NotFound { .. })) if kept.is_retired() => return Ok(None),

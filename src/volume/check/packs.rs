@@ -63,9 +63,9 @@ pub(super) async fn check(
     let packs = root.packs.iter().skip(group.start).take(group.len()).map(|(id, pack)| (*id, *pack));
     let reads = stream::iter(packs).map(|(id, PackUse { frames, .. })| async move {
         let key = context.keys.pack(id);
-        let range =
-            ByteRange::Bounded { offset: pack::frame_offset(frames), length: pack::index_bytes(frames) };
-        let decode = |bytes: &[u8]| pack::decode_index(context.volume(), id, frames, bytes);
+        let index = pack::index_range(frames);
+        let range = ByteRange::Bounded { offset: index.start, length: index.end - index.start };
+        let decode = |bytes: &[u8]| pack::decode_index(context.keys.sealing(), id, frames, bytes);
         (id, frames, key.clone(), fetch_part_checked(context.store(), &key, range, decode).await)
     });
     let mut reads = reads.buffered(PACKS_AT_ONCE);
@@ -88,7 +88,7 @@ pub(super) async fn check(
             }
         };
         if context.depth == Depth::Data && !verified.contains(&id) {
-            let expected = Expected::pack(context.volume(), id, &index);
+            let expected = Expected::pack(context.keys.sealing(), id, &index);
             let read = bytes_of::verify(context.store(), &key, &expected).await;
             if bytes_of::note(context, object, read, suspects).await? {
                 verified.insert(id);

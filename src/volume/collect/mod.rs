@@ -330,7 +330,7 @@ impl Collector {
 /// Reads a kept root of the volume. Returns `None` if the root is already deleted.
 pub(super) async fn kept_root(shared: &Shared, id: ObjectId) -> Result<Option<Root>, Error> {
     let key = shared.keys.root(id);
-    let decode = |body: &[u8]| Root::decode(shared.keys.volume(), id, body);
+    let decode = |body: &[u8]| Root::decode(shared.keys.sealing(), id, body);
     let store = shared.env.store.bulk.as_ref();
     let fetched = if mutant::is(Mutant::RootSkipped) {
         fetch_if_present(store, &key, decode).await

@@ -454,7 +454,7 @@ impl Folder {
             if loaded.id.is_none() && overlay.encoded_bytes() as u64 > shared.options.embed_bytes {
                 let id = shared.next_id();
                 let key = made.note(shared.keys.overlay(page.number, id));
-                let bytes = overlay.encode(shared.keys.volume(), page.number, id);
+                let bytes = overlay.encode(shared.keys.sealing(), page.number, id);
                 put_new(shared, ObjectKind::Map, key.clone(), bytes).await?;
                 overlay_keys.push(key);
                 loaded.id = Some(id);
@@ -464,7 +464,7 @@ impl Folder {
         let id = shared.next_id();
         let volume = shared.keys.volume();
         let key = shared.keys.map_page(page.number, id);
-        put_new(shared, ObjectKind::Map, made.note(key), map_page.encode(volume, id)).await?;
+        put_new(shared, ObjectKind::Map, made.note(key), map_page.encode(shared.keys.sealing(), id)).await?;
         let cache_key = CacheKey { volume, unit: Unit::Map(page.number, id) };
         let view = Arc::new(MapView { page: map_page, overlays: page.overlays });
         shared.env.cache.insert_map_view(cache_key, view).await;

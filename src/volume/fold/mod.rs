@@ -231,8 +231,8 @@ impl Folder {
             self.head.publish(shared, checkpoint, root.id, table.id).await?;
         }
         if let Some(table) = &table {
-            let volume = shared.keys.volume();
-            for (id, bytes) in [(root.id, root.encode(volume)), (table.id, table.encode(volume))] {
+            let sealing = shared.keys.sealing();
+            for (id, bytes) in [(root.id, root.encode(sealing)), (table.id, table.encode(sealing))] {
                 put_new(shared, ObjectKind::Root, made.note(shared.keys.root(id)), bytes).await?;
             }
         }
@@ -465,11 +465,9 @@ impl Folder {
         let frames = packing::most_frames(shared);
         for (id, pack) in victims(old, eagerness, frames, background.budget) {
             let key = shared.keys.pack(id);
-            let range = ByteRange::Bounded {
-                offset: pack::frame_offset(pack.frames),
-                length: pack::index_bytes(pack.frames),
-            };
-            let decode = |body: &[u8]| pack::decode_index(shared.keys.volume(), id, pack.frames, body);
+            let index = pack::index_range(pack.frames);
+            let range = ByteRange::Bounded { offset: index.start, length: index.end - index.start };
+            let decode = |body: &[u8]| pack::decode_index(shared.keys.sealing(), id, pack.frames, body);
             let store = shared.env.store.bulk.as_ref();
             let blocks = match fetch_part_checked(store, &key, range, decode).await {
                 Ok(blocks) => blocks,

@@ -60,7 +60,7 @@ impl Packs {
         let frames = most_frames(shared);
         let open = self.open.get_or_insert_with(|| {
             let id = shared.next_id();
-            let writer = PackWriter::within(shared.keys.volume(), id, shared.buffers.take(PACK_BYTES));
+            let writer = PackWriter::within(shared.keys.sealing(), id, shared.buffers.take(PACK_BYTES));
             OpenPack { id, writer, hot: (0, Vec::new()) }
         });
         let frame = open.writer.frames();

@@ -12,17 +12,14 @@ use super::plan::{Changes, Cover};
 use crate::metrics::labels::ObjectKind;
 use crate::mutant::{self, Mutant};
 use crate::store::Condition;
-use crate::volume::cache::fetch::Fetch;
+use crate::volume::cache::fetch::{CacheKey, Unit};
 use crate::volume::cache::held::Held;
 use crate::volume::error::Error;
 use crate::volume::format::chunk::{ChunkWriter, object_bytes};
-use crate::volume::format::geometry::{
-    BLOCK_LEN, BLOCKS_PER_PAGE, ChunkIndex, PAGE_BYTES, PAGE_LEN, PageIndex,
-};
+use crate::volume::format::geometry::{BLOCK_LEN, ChunkIndex, PAGE_BYTES, PAGE_LEN, PageIndex};
 use crate::volume::format::keys::{ObjectId, Slot};
 use crate::volume::format::map::{Base, Damage, Entry};
-use crate::volume::format::page_set::PageSet;
-use crate::volume::state::piece::{ChunkRef, is_zero};
+use crate::volume::state::piece::is_zero;
 use crate::volume::state::segments::Committed;
 
 /// Blocks of a new object that are to stay in memory: the page, the blocks of it, their bytes.
@@ -64,12 +61,12 @@ impl Folder {
             batch.add(shared, range.clone(), folding, || page.below(range));
         }
         let fetched = batch.fetch(shared).await?;
-        let (volume, pages_per_chunk) = (shared.keys.volume(), shared.geometry.pages_per_chunk());
+        let (sealing, pages_per_chunk) = (shared.keys.sealing(), shared.geometry.pages_per_chunk());
         let id = shared.next_id();
         let id = if mutant::is(Mutant::NameReused) { ObjectId { k: 1, ..id } } else { id };
         let most = object_bytes(pages_per_chunk, u32::from(pages_per_chunk));
         let memory = shared.buffers.take(usize::try_from(most).expect("at most 33 MiB"));
-        let mut writer = ChunkWriter::within(volume, index, id, pages_per_chunk, memory);
+        let mut writer = ChunkWriter::within(sealing, index, id, pages_per_chunk, memory);
         let (mut hot, mut bytes) = (Hot::new(), vec![0; PAGE_LEN]);
         for composition in &batch.compositions {
             let number = shared.geometry.page_at(composition.range.start);
@@ -87,7 +84,7 @@ impl Folder {
         let stored = writer.stored();
         if !stored.is_empty() {
             let object = shared.buffers.lend(writer.finish());
-            self.put_chunk(index, id, stored, object, hot, made).await?;
+            self.put_chunk(index, id, object, hot, made).await?;
             entry.base = Some(Base { origin: 0, id, stored });
         }
         if !entry.damage.is_empty() {
@@ -102,7 +99,6 @@ impl Folder {
         &self,
         index: ChunkIndex,
         id: ObjectId,
-        stored: PageSet,
         object: Bytes,
         hot: Hot,
         made: &Made,
@@ -111,11 +107,9 @@ impl Folder {
         let key = made.note(shared.keys.chunk(index, id));
         shared.env.store.bulk.put(&key, object.clone(), Condition::Always).await?;
         shared.metrics.put_bytes.of(ObjectKind::Chunk).inc_by(object.len() as u64);
-        let chunk = ChunkRef::durable(index, id, shared.geometry.pages_per_chunk(), stored);
         for (page, blocks) in hot {
             let page = if mutant::is(Mutant::NeighbourCached) { PageIndex(page.0 ^ 1) } else { page };
-            let first = page.first_block();
-            let key = Fetch::filled(shared.keys.volume(), &chunk, first..first + BLOCKS_PER_PAGE).key;
+            let key = CacheKey { volume: shared.keys.volume(), unit: Unit::page(index, id, page) };
             shared.env.cache.insert(key, blocks).await;
         }
         Ok(())

@@ -69,7 +69,7 @@ impl Folder {
         let without = without.map_err(|clones| SnapshotError::Pinned { name: name.to_owned(), clones })?;
         let (table, root) = without.ok_or_else(|| SnapshotError::NoSuchSnapshot(name.to_owned()))?;
         let (id, old_table) = (table.id, self.trash.table_id());
-        self.put_all(vec![(shared.keys.root(id), table.encode(shared.keys.volume()))]).await?;
+        self.put_all(vec![(shared.keys.root(id), table.encode(shared.keys.sealing()))]).await?;
         let (checkpoint, current) = (*self.last.lock(), shared.state.lock().root.id);
         if !mutant::is(Mutant::SnapshotFreedEarly) {
             self.head.publish(shared, checkpoint, current, id).await?;
@@ -117,8 +117,8 @@ impl Folder {
         let now = (shared.env.wall_clock)();
         let table = self.trash.next_table(shared.next_id(), &old, &root, id, None, now);
         let table = table.map_err(|TableFull| self.table_full())?;
-        let (volume, old_table) = (shared.keys.volume(), self.trash.table_id());
-        let objects = [(root.id, root.encode(volume)), (table.id, table.encode(volume))];
+        let (sealing, old_table) = (shared.keys.sealing(), self.trash.table_id());
+        let objects = [(root.id, root.encode(sealing)), (table.id, table.encode(sealing))];
         self.put_all(objects.map(|(id, bytes)| (shared.keys.root(id), bytes)).into()).await?;
         self.head.publish(shared, checkpoint, root.id, table.id).await?;
         self.trash.set_table(table);
@@ -132,7 +132,7 @@ impl Folder {
             self.trash.add(shared, Garbage::Root(old.id));
         }
         self.trash.add(shared, Garbage::Objects(vec![shared.keys.root(old_table)]));
-        tracing::info!(volume = %volume, snapshot = name, "restored the snapshot");
+        tracing::info!(volume = %sealing.volume(), snapshot = name, "restored the snapshot");
         Ok(())
     }
 

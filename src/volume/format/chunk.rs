@@ -8,13 +8,12 @@
 //! begins at [`frame_offset`] of the rank of its page among the stored pages, so a map entry with these pages
 //! is enough to find it.
 
-use uuid::Uuid;
-
 use super::codec::{Checksum, DecodeError, Decoder, Encoder, Kind, invalid};
 use super::frame::{FRAME_BYTES, FRAME_LEN, Place};
 use super::geometry::{BLOCK_LEN, BLOCKS_PER_PAGE, ChunkIndex, MAX_PAGES_PER_CHUNK, PAGE_LEN, PageIndex};
 use super::keys::ObjectId;
 use super::page_set::PageSet;
+use super::sealing::Sealing;
 
 /// Returns the length of the header in bytes: the offset of the first frame.
 #[must_use]
@@ -36,6 +35,17 @@ pub fn object_bytes(pages_per_chunk: u16, stored: u32) -> u64 {
     frame_offset(pages_per_chunk, stored, 0) + Checksum::BYTES as u64
 }
 
+/// Returns the payload of block `block` (0 to 15) of the stored page with this rank, from the bytes of a whole
+/// object. They are not verified.
+///
+/// # Panics
+/// Panics if the object ends before the payload does.
+#[must_use]
+pub fn payload(object: &[u8], pages_per_chunk: u16, rank: u32, block: u32) -> &[u8] {
+    let at = usize::try_from(frame_offset(pages_per_chunk, rank, block)).expect("at most 33 MiB");
+    &object[at..at + BLOCK_LEN]
+}
+
 /// Writes a chunk object, page by page.
 #[derive(Debug)]
 pub struct ChunkWriter {
@@ -49,29 +59,29 @@ pub struct ChunkWriter {
 impl ChunkWriter {
     /// Starts the object `id`, with capacity for `pages` pages.
     #[must_use]
-    pub fn new(volume: Uuid, index: ChunkIndex, id: ObjectId, pages_per_chunk: u16, pages: u32) -> Self {
+    pub fn new(sealing: Sealing, index: ChunkIndex, id: ObjectId, pages_per_chunk: u16, pages: u32) -> Self {
         let capacity = object_bytes(pages_per_chunk, pages);
         let memory = Vec::with_capacity(usize::try_from(capacity).expect("at most 33 MiB"));
-        Self::within(volume, index, id, pages_per_chunk, memory)
+        Self::within(sealing, index, id, pages_per_chunk, memory)
     }
 
     /// Starts the object `id` in a buffer that is reused. The old contents of `memory` are discarded.
     #[must_use]
     pub fn within(
-        volume: Uuid,
+        sealing: Sealing,
         index: ChunkIndex,
         id: ObjectId,
         pages_per_chunk: u16,
         memory: Vec<u8>,
     ) -> Self {
-        let mut to = Encoder::within(Kind::Chunk, volume, memory);
+        let mut to = Encoder::within(Kind::Chunk, sealing.volume(), memory);
         to.u32(index.0);
         id.encode(&mut to);
         to.u16(pages_per_chunk);
         to.u8(0);
         to.u8(0);
         PageSet::EMPTY.encode(pages_per_chunk, &mut to);
-        let place = Place::chunk(volume, index.0, id);
+        let place = Place::chunk(sealing, index.0, id);
         Self { to, place, pages_per_chunk, stored: PageSet::EMPTY, next: 0 }
     }
 
@@ -138,8 +148,8 @@ impl<'a> ChunkObject<'a> {
     ///
     /// # Errors
     /// Returns an error if the object is damaged, or belongs to another volume.
-    pub fn decode(volume: Uuid, bytes: &'a [u8]) -> Result<Self, DecodeError> {
-        let mut from = Decoder::object_of(Kind::Chunk, volume, bytes)?;
+    pub fn decode(sealing: Sealing, bytes: &'a [u8]) -> Result<Self, DecodeError> {
+        let mut from = Decoder::object_of(Kind::Chunk, sealing.volume(), bytes)?;
         let index = ChunkIndex(from.u32()?);
         let id = ObjectId::decode(&mut from)?;
         let pages_per_chunk = from.u16()?;
@@ -151,7 +161,7 @@ impl<'a> ChunkObject<'a> {
         }
         check_codec(&mut from)?;
         let stored = PageSet::decode(pages_per_chunk, &mut from)?;
-        let place = Place::chunk(volume, index.0, id);
+        let place = Place::chunk(sealing, index.0, id);
         let mut blocks = Vec::new();
         for page in stored.iter() {
             for block in 0..BLOCKS_PER_PAGE {
@@ -174,15 +184,17 @@ pub(super) fn check_codec(from: &mut Decoder<'_>) -> Result<(), DecodeError> {
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
 
     #[test]
     fn each_frame_lies_where_the_bitmap_says() {
-        let volume = Uuid::from_u128(1);
+        let sealing = Sealing::new(Uuid::from_u128(1));
         let id = ObjectId { epoch: 1, k: 2 };
         let mut stored = PageSet::EMPTY;
         [1, 5, 63].into_iter().for_each(|page| stored.insert(PageIndex(page)));
-        let mut writer = ChunkWriter::new(volume, ChunkIndex(3), id, 64, stored.len());
+        let mut writer = ChunkWriter::new(sealing, ChunkIndex(3), id, 64, stored.len());
         let fill = |page: PageIndex, block: u32| u8::try_from(u32::from(page.0) + block).unwrap();
         for page in stored.iter() {
             let blocks: Vec<Vec<u8>> = (0..16).map(|block| vec![fill(page, block); BLOCK_LEN]).collect();
@@ -194,11 +206,12 @@ mod tests {
             for block in 0..BLOCKS_PER_PAGE {
                 let at = usize::try_from(frame_offset(64, stored.rank(page), block)).unwrap();
                 let number = u64::from(page.first_block() + block);
-                let opened = Place::chunk(volume, 3, id).open(number, &bytes[at..at + FRAME_LEN]);
+                let opened = Place::chunk(sealing, 3, id).open(number, &bytes[at..at + FRAME_LEN]);
                 assert_eq!(opened, Some(&vec![fill(page, block); BLOCK_LEN][..]));
+                assert_eq!(opened, Some(payload(&bytes, 64, stored.rank(page), block)));
             }
         }
-        let object = ChunkObject::decode(volume, &bytes).unwrap();
+        let object = ChunkObject::decode(sealing, &bytes).unwrap();
         assert_eq!(
             (object.index, object.id, object.stored, object.blocks.len()),
             (ChunkIndex(3), id, stored, 48)

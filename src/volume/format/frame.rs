@@ -7,12 +7,12 @@
 //! Must not know what the payload means. Invariant: [`Place::open`] returns exactly the payload that
 //! [`Place::tag`] was computed for, or `None`.
 
-use uuid::Uuid;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128_with_seed};
 
 use super::codec::Checksum;
 use super::geometry::BLOCK_BYTES;
 use super::keys::{ObjectId, Slot};
+use super::sealing::Sealing;
 
 /// Length of a frame's tag in bytes.
 pub const TAG_BYTES: u64 = 16;
@@ -31,25 +31,25 @@ pub struct Place {
 impl Place {
     /// The frames of a chunk object. A frame's number is its block in the chunk.
     #[must_use]
-    pub fn chunk(volume: Uuid, index: u32, id: ObjectId) -> Self {
-        Self::new(volume, 1, index, id.epoch, id.k)
+    pub fn chunk(sealing: Sealing, index: u32, id: ObjectId) -> Self {
+        Self::new(sealing, 1, index, id.epoch, id.k)
     }
 
     /// The frames of a pack. A frame's number is its block on the volume.
     #[must_use]
-    pub fn pack(volume: Uuid, id: ObjectId) -> Self {
-        Self::new(volume, 2, 0, id.epoch, id.k)
+    pub fn pack(sealing: Sealing, id: ObjectId) -> Self {
+        Self::new(sealing, 2, 0, id.epoch, id.k)
     }
 
     /// The data of a record. A frame's number is the index of its change in the record's table.
     #[must_use]
-    pub fn record(volume: Uuid, slot: Slot) -> Self {
-        Self::new(volume, 3, 0, slot.epoch, slot.n)
+    pub fn record(sealing: Sealing, slot: Slot) -> Self {
+        Self::new(sealing, 3, 0, slot.epoch, slot.n)
     }
 
-    fn new(volume: Uuid, kind: u8, index: u32, epoch: u32, k: u64) -> Self {
+    fn new(sealing: Sealing, kind: u8, index: u32, epoch: u32, k: u64) -> Self {
         let mut context = [0_u8; 33];
-        context[..16].copy_from_slice(volume.as_bytes());
+        context[..16].copy_from_slice(sealing.volume().as_bytes());
         context[16] = kind;
         context[17..21].copy_from_slice(&index.to_le_bytes());
         context[21..25].copy_from_slice(&epoch.to_le_bytes());
@@ -76,22 +76,28 @@ impl Place {
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
 
     #[test]
     fn a_frame_is_valid_in_its_own_place_only() {
-        let volume = Uuid::from_u128(1);
+        let sealing = Sealing::new(Uuid::from_u128(1));
         let id = ObjectId { epoch: 2, k: 3 };
-        let place = Place::chunk(volume, 4, id);
+        let place = Place::chunk(sealing, 4, id);
         let mut frame = b"payload".to_vec();
         frame.extend_from_slice(&place.tag(5, b"payload").0);
         assert_eq!(place.open(5, &frame), Some(&b"payload"[..]));
         assert_eq!(place.open(6, &frame), None, "another block");
-        assert_eq!(Place::chunk(volume, 5, id).open(5, &frame), None, "another chunk");
-        assert_eq!(Place::pack(volume, id).open(5, &frame), None, "another kind");
-        assert_eq!(Place::chunk(Uuid::from_u128(9), 4, id).open(5, &frame), None, "another volume");
+        assert_eq!(Place::chunk(sealing, 5, id).open(5, &frame), None, "another chunk");
+        assert_eq!(Place::pack(sealing, id).open(5, &frame), None, "another kind");
         assert_eq!(
-            Place::chunk(volume, 4, ObjectId { epoch: 2, k: 4 }).open(5, &frame),
+            Place::chunk(Sealing::new(Uuid::from_u128(9)), 4, id).open(5, &frame),
+            None,
+            "another volume"
+        );
+        assert_eq!(
+            Place::chunk(sealing, 4, ObjectId { epoch: 2, k: 4 }).open(5, &frame),
             None,
             "another object"
         );

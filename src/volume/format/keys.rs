@@ -8,6 +8,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::codec::{DecodeError, Decoder, Encoder};
 use super::geometry::ChunkIndex;
+use super::sealing::Sealing;
 
 /// Generation of a volume's writer. Each opening for writing takes the next one.
 pub type Epoch = u32;
@@ -137,6 +138,12 @@ impl Keys {
     #[must_use]
     pub fn volume(&self) -> Uuid {
         self.volume
+    }
+
+    /// Returns with what the objects of the volume are sealed.
+    #[must_use]
+    pub fn sealing(&self) -> Sealing {
+        Sealing::new(self.volume)
     }
 
     /// Returns the prefix of all objects of the volume except its identity.

@@ -17,6 +17,7 @@ use super::keys::{ObjectId, Slot};
 use super::overlay::{Located, Overlay};
 use super::page_set::PageSet;
 use super::root::{decode_origins, encode_origins};
+use super::sealing::Sealing;
 
 /// Limit on the overlays of a map page.
 pub const MAX_OVERLAYS: usize = 8;
@@ -373,10 +374,10 @@ impl MapPage {
 
     /// Encodes the object with the id `id`.
     #[must_use]
-    pub fn encode(&self, volume: Uuid, id: ObjectId) -> Vec<u8> {
+    pub fn encode(&self, sealing: Sealing, id: ObjectId) -> Vec<u8> {
         let overlays = self.overlays.iter().map(OverlayRef::encoded_bytes).sum::<usize>();
         let bytes = 128 + self.entries.len() + 16 * self.origins.len() + overlays;
-        let mut to = Encoder::new(Kind::MapPage, volume, bytes);
+        let mut to = Encoder::new(Kind::MapPage, sealing.volume(), bytes);
         to.u32(self.page);
         id.encode(&mut to);
         to.u16(self.pages_per_chunk);
@@ -393,13 +394,13 @@ impl MapPage {
     /// # Errors
     /// Returns an error if the object is damaged, or is another object.
     pub fn decode(
-        volume: Uuid,
+        sealing: Sealing,
         page: u32,
         id: ObjectId,
         geometry: Geometry,
         bytes: &[u8],
     ) -> Result<Self, DecodeError> {
-        let mut from = Decoder::object_of(Kind::MapPage, volume, bytes)?;
+        let mut from = Decoder::object_of(Kind::MapPage, sealing.volume(), bytes)?;
         let found = (from.u32()?, ObjectId::decode(&mut from)?);
         if found != (page, id) {
             return Err(invalid("map page", format!("is {found:?}, not {:?}", (page, id))));

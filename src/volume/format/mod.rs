@@ -8,8 +8,9 @@
 pub mod geometry;
 pub mod interval;
 pub mod page_set;
-// Keys of objects.
+// Keys of objects, and with what the objects are sealed.
 pub mod keys;
+pub mod sealing;
 // The envelope of every object.
 pub mod codec;
 // Identity and name.

@@ -13,6 +13,7 @@ use super::codec::{DecodeError, Decoder, Encoder, Kind, invalid};
 use super::geometry::{BLOCKS_PER_PAGE, Geometry, MAX_PAGES_PER_CHUNK, PageIndex};
 use super::keys::ObjectId;
 use super::root::{MAX_ORIGINS, decode_origins, encode_origins};
+use super::sealing::Sealing;
 
 /// Limit on the blocks of one run.
 pub const MAX_RUN_BLOCKS: u32 = 64;
@@ -261,8 +262,8 @@ impl Overlay {
 
     /// Encodes the object with the id `id`, an overlay of map page `page`.
     #[must_use]
-    pub fn encode(&self, volume: Uuid, page: u32, id: ObjectId) -> Vec<u8> {
-        let mut to = Encoder::new(Kind::Overlay, volume, 64 + self.encoded_bytes());
+    pub fn encode(&self, sealing: Sealing, page: u32, id: ObjectId) -> Vec<u8> {
+        let mut to = Encoder::new(Kind::Overlay, sealing.volume(), 64 + self.encoded_bytes());
         to.u32(page);
         id.encode(&mut to);
         self.encode_runs(&mut to);
@@ -274,13 +275,13 @@ impl Overlay {
     /// # Errors
     /// Returns an error if the object is damaged, or is another object.
     pub fn decode(
-        volume: Uuid,
+        sealing: Sealing,
         page: u32,
         id: ObjectId,
         geometry: Geometry,
         bytes: &[u8],
     ) -> Result<Self, DecodeError> {
-        let mut from = Decoder::object_of(Kind::Overlay, volume, bytes)?;
+        let mut from = Decoder::object_of(Kind::Overlay, sealing.volume(), bytes)?;
         let found = (from.u32()?, ObjectId::decode(&mut from)?);
         if found != (page, id) {
             return Err(invalid("overlay", format!("is {found:?}, not {:?}", (page, id))));
@@ -491,11 +492,12 @@ mod tests {
         assert_eq!(found[0], (4..5, frame(0, 1)));
         assert_eq!(found[3], (256..258, Target::Zero { hole: true }));
         let id = ObjectId { epoch: 2, k: 3 };
-        let bytes = overlay.encode(volume, 5, id);
+        let bytes = overlay.encode(Sealing::new(volume), 5, id);
         assert_eq!(bytes.len(), 26 + 16 + overlay.encoded_bytes() + 16);
-        assert_eq!(Overlay::decode(volume, 5, id, geometry(), &bytes).unwrap(), overlay);
-        Overlay::decode(volume, 6, id, geometry(), &bytes).expect_err("another map page");
+        assert_eq!(Overlay::decode(Sealing::new(volume), 5, id, geometry(), &bytes).unwrap(), overlay);
+        Overlay::decode(Sealing::new(volume), 6, id, geometry(), &bytes).expect_err("another map page");
         let larger = Geometry::new(64 << 10).expect("a chunk size");
-        Overlay::decode(volume, 5, id, larger, &bytes).expect_err("runs cross chunks of 16 blocks");
+        Overlay::decode(Sealing::new(volume), 5, id, larger, &bytes)
+            .expect_err("runs cross chunks of 16 blocks");
     }
 }

@@ -7,13 +7,14 @@
 //! length, so the offset of a frame depends only on its number. A frame's tag covers the block's place on the
 //! volume, so a map that locates a block in the wrong frame is noticed.
 
-use uuid::Uuid;
+use std::ops::Range;
 
 use super::chunk::check_codec;
 use super::codec::{Checksum, DecodeError, Decoder, Encoder, Kind, invalid};
 use super::frame::{FRAME_BYTES, FRAME_LEN, Place};
 use super::geometry::{BLOCK_LEN, BlockIndex};
 use super::keys::ObjectId;
+use super::sealing::Sealing;
 
 /// Length in bytes of the header, which ends where the first frame begins.
 pub const HEADER_BYTES: u64 = (Encoder::PROLOGUE_BYTES + 12 + 2 + 4) as u64;
@@ -30,17 +31,23 @@ pub fn frame_offset(frame: u32) -> u64 {
     HEADER_BYTES + u64::from(frame) * FRAME_BYTES
 }
 
-/// Returns the length in bytes of the index of a pack of `frames` frames, with its tag. It begins at
-/// [`frame_offset`] of `frames`.
+/// Returns the length in bytes of the index of a pack of `frames` frames, with its tag.
 #[must_use]
 pub fn index_bytes(frames: u32) -> u64 {
     u64::from(frames) * 8 + Checksum::BYTES as u64
 }
 
+/// Returns the bytes of a pack of `frames` frames that are its index, with its tag.
+#[must_use]
+pub fn index_range(frames: u32) -> Range<u64> {
+    let start = frame_offset(frames);
+    start..start + index_bytes(frames)
+}
+
 /// Returns the length in bytes of a pack of `frames` frames.
 #[must_use]
 pub fn object_bytes(frames: u32) -> u64 {
-    frame_offset(frames) + index_bytes(frames) + Checksum::BYTES as u64
+    index_range(frames).end + Checksum::BYTES as u64
 }
 
 /// Writes a pack, block by block.
@@ -54,20 +61,20 @@ pub struct PackWriter {
 impl PackWriter {
     /// Starts the pack `id`, with capacity for `frames` frames.
     #[must_use]
-    pub fn new(volume: Uuid, id: ObjectId, frames: u32) -> Self {
+    pub fn new(sealing: Sealing, id: ObjectId, frames: u32) -> Self {
         let capacity = usize::try_from(object_bytes(frames)).expect("at most 257 MiB");
-        Self::within(volume, id, Vec::with_capacity(capacity))
+        Self::within(sealing, id, Vec::with_capacity(capacity))
     }
 
     /// Starts the pack `id` in a buffer that is reused. The old contents of `memory` are discarded.
     #[must_use]
-    pub fn within(volume: Uuid, id: ObjectId, memory: Vec<u8>) -> Self {
-        let mut to = Encoder::within(Kind::Pack, volume, memory);
+    pub fn within(sealing: Sealing, id: ObjectId, memory: Vec<u8>) -> Self {
+        let mut to = Encoder::within(Kind::Pack, sealing.volume(), memory);
         id.encode(&mut to);
         to.u8(0);
         to.u8(0);
         to.u32(0);
-        Self { to, place: Place::pack(volume, id), blocks: Vec::new() }
+        Self { to, place: Place::pack(sealing, id), blocks: Vec::new() }
     }
 
     /// Appends a block of the volume. Blocks must be appended in ascending order.
@@ -124,8 +131,8 @@ impl<'a> Pack<'a> {
     ///
     /// # Errors
     /// Returns an error if the object is damaged, or belongs to another volume.
-    pub fn decode(volume: Uuid, bytes: &'a [u8]) -> Result<Self, DecodeError> {
-        let mut from = Decoder::object_of(Kind::Pack, volume, bytes)?;
+    pub fn decode(sealing: Sealing, bytes: &'a [u8]) -> Result<Self, DecodeError> {
+        let mut from = Decoder::object_of(Kind::Pack, sealing.volume(), bytes)?;
         let id = ObjectId::decode(&mut from)?;
         check_codec(&mut from)?;
         let count = from.count(FRAME_LEN + 8)?;
@@ -134,8 +141,8 @@ impl<'a> Pack<'a> {
             return Err(invalid("frames", format!("{count} are not 1 to {MAX_FRAMES}")));
         };
         let all = from.raw(count * FRAME_LEN)?;
-        let index = decode_index(volume, id, frames, from.raw(from.remaining())?)?;
-        let place = Place::pack(volume, id);
+        let index = decode_index(sealing, id, frames, from.raw(from.remaining())?)?;
+        let place = Place::pack(sealing, id);
         let mut blocks = Vec::with_capacity(count);
         for (block, frame) in index.into_iter().zip(all.chunks(FRAME_LEN)) {
             blocks.push((block, place.open(block.0, frame).ok_or(DecodeError::Checksum)?));
@@ -149,7 +156,7 @@ impl<'a> Pack<'a> {
 /// # Errors
 /// Returns an error if the bytes are not the index of the pack `id` with `frames` frames.
 pub fn decode_index(
-    volume: Uuid,
+    sealing: Sealing,
     id: ObjectId,
     frames: u32,
     bytes: &[u8],
@@ -157,7 +164,7 @@ pub fn decode_index(
     if bytes.len() as u64 != index_bytes(frames) {
         return Err(invalid("index", format!("{} bytes for {frames} frames", bytes.len())));
     }
-    let index = Place::pack(volume, id).open(INDEX, bytes).ok_or(DecodeError::Checksum)?;
+    let index = Place::pack(sealing, id).open(INDEX, bytes).ok_or(DecodeError::Checksum)?;
     let blocks: Vec<BlockIndex> = index
         .chunks_exact(8)
         .map(|block| BlockIndex(u64::from_le_bytes(block.try_into().expect("eight bytes"))))
@@ -170,12 +177,14 @@ pub fn decode_index(
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
 
     #[test]
     fn each_frame_lies_where_its_number_says_and_is_bound_to_its_block() {
-        let (volume, id) = (Uuid::from_u128(1), ObjectId { epoch: 1, k: 2 });
-        let mut writer = PackWriter::new(volume, id, 3);
+        let (sealing, id) = (Sealing::new(Uuid::from_u128(1)), ObjectId { epoch: 1, k: 2 });
+        let mut writer = PackWriter::new(sealing, id, 3);
         let blocks = [(3, 7), (4, 8), (1 << 40, 9)];
         for (block, fill) in blocks {
             writer.block(BlockIndex(block), &[fill; BLOCK_LEN]);
@@ -185,15 +194,15 @@ mod tests {
         for (frame, (block, fill)) in (0..).zip(blocks) {
             let at = usize::try_from(frame_offset(frame)).unwrap();
             let stored = &bytes[at..at + FRAME_LEN];
-            assert_eq!(Place::pack(volume, id).open(block, stored), Some(&[fill; BLOCK_LEN][..]));
-            assert_eq!(Place::pack(volume, id).open(block + 1, stored), None);
+            assert_eq!(Place::pack(sealing, id).open(block, stored), Some(&[fill; BLOCK_LEN][..]));
+            assert_eq!(Place::pack(sealing, id).open(block + 1, stored), None);
         }
         let at = usize::try_from(frame_offset(3)).unwrap();
         let index = &bytes[at..at + usize::try_from(index_bytes(3)).unwrap()];
-        assert_eq!(decode_index(volume, id, 3, index).unwrap(), [3, 4, 1 << 40].map(BlockIndex));
-        decode_index(volume, id, 2, index).expect_err("it has three frames");
-        decode_index(volume, ObjectId { epoch: 1, k: 3 }, 3, index).expect_err("another pack");
-        let pack = Pack::decode(volume, &bytes).unwrap();
+        assert_eq!(decode_index(sealing, id, 3, index).unwrap(), [3, 4, 1 << 40].map(BlockIndex));
+        decode_index(sealing, id, 2, index).expect_err("it has three frames");
+        decode_index(sealing, ObjectId { epoch: 1, k: 3 }, 3, index).expect_err("another pack");
+        let pack = Pack::decode(sealing, &bytes).unwrap();
         assert_eq!(pack.blocks.iter().map(|(block, data)| (block.0, data[0])).collect::<Vec<_>>(), blocks);
     }
 }

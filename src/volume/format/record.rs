@@ -10,15 +10,14 @@
 //! Must not know how records are sent or replayed. Invariant: the checksum of a record's table covers the
 //! tags of its data and the checksum of the record before it, and so the whole journal up to this record.
 
-use bytes::Bytes;
-use uuid::Uuid;
-
 use super::codec::{Checksum, DecodeError, Decoder, Encoder, Kind, invalid};
 use super::frame::Place;
 use super::geometry::{ChunkIndex, Geometry, MAX_PAGES_PER_CHUNK, PAGE_BYTES};
 use super::keys::{Epoch, ObjectId, Slot};
 use super::page_set::PageSet;
+use super::sealing::Sealing;
 use super::snapshot::Snapshot;
+use bytes::Bytes;
 
 /// The kind of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,7 +122,7 @@ pub fn snapshot_change_bytes(snapshot: &Snapshot) -> u64 {
 pub struct RecordWriter {
     record: Record,
     place: Place,
-    volume: Uuid,
+    sealing: Sealing,
     data: Vec<Bytes>,
 }
 
@@ -131,7 +130,7 @@ impl RecordWriter {
     /// Starts a record without changes.
     #[must_use]
     pub fn new(
-        volume: Uuid,
+        sealing: Sealing,
         kind: RecordKind,
         slot: Slot,
         writer: Epoch,
@@ -149,7 +148,7 @@ impl RecordWriter {
             changes: Vec::new(),
             data_bytes: 0,
         };
-        Self { record, place: Place::record(volume, slot), volume, data: Vec::new() }
+        Self { record, place: Place::record(sealing, slot), sealing, data: Vec::new() }
     }
 
     /// Appends a change that has no data.
@@ -191,7 +190,7 @@ impl RecordWriter {
         }
         let data_bytes = usize::try_from(self.record.data_bytes).expect("a record fits into memory");
         let bytes = table + data_bytes + Checksum::BYTES;
-        let mut to = Encoder::within(Kind::Record, self.volume, memory(bytes));
+        let mut to = Encoder::within(Kind::Record, self.sealing.volume(), memory(bytes));
         self.record.encode_table(&mut to);
         let checksum = Checksum::of(to.written());
         to.raw(&checksum.0);
@@ -320,13 +319,13 @@ impl Record {
     ///
     /// # Errors
     /// Returns an error if the record is damaged, belongs to another volume, or is not the record of `slot`.
-    pub fn decode(volume: Uuid, slot: Slot, bytes: &[u8]) -> Result<(Self, Checksum), DecodeError> {
-        Decoder::object_of(Kind::Record, volume, bytes)?;
-        let end = Self::table_bytes(volume, bytes, bytes.len() as u64)?;
+    pub fn decode(sealing: Sealing, slot: Slot, bytes: &[u8]) -> Result<(Self, Checksum), DecodeError> {
+        Decoder::object_of(Kind::Record, sealing.volume(), bytes)?;
+        let end = Self::table_bytes(sealing, bytes, bytes.len() as u64)?;
         let end = usize::try_from(end).expect("within the bytes");
-        let (record, checksum) = Self::decode_table(volume, slot, &bytes[..end])?;
+        let (record, checksum) = Self::decode_table(sealing, slot, &bytes[..end])?;
         let mut from = Decoder::fields(&bytes[end..bytes.len() - Checksum::BYTES]);
-        let place = Place::record(volume, slot);
+        let place = Place::record(sealing, slot);
         for (number, change) in (0..).zip(&record.changes) {
             if let Change::Data { length, tag, .. } = change {
                 let data = from.raw(usize::try_from(*length).expect("at most a page"))?;
@@ -344,12 +343,12 @@ impl Record {
     ///
     /// # Errors
     /// Returns an error if this is not a record of the volume, or not of this size.
-    pub fn table_bytes(volume: Uuid, start: &[u8], size_bytes: u64) -> Result<u64, DecodeError> {
+    pub fn table_bytes(sealing: Sealing, start: &[u8], size_bytes: u64) -> Result<u64, DecodeError> {
         let Some(last) = start.get(HEADER_BYTES - 8..HEADER_BYTES) else {
             return Err(DecodeError::Truncated { missing: HEADER_BYTES - start.len() });
         };
         let (found, _) = Decoder::prologue(Kind::Record, start)?;
-        if found != volume {
+        if found != sealing.volume() {
             return Err(DecodeError::Volume(found));
         }
         let data_bytes = Decoder::fields(last).u64()?;
@@ -365,12 +364,12 @@ impl Record {
     ///
     /// # Errors
     /// Returns an error if the bytes are not the table of the record of `slot` of the volume.
-    pub fn decode_table(volume: Uuid, slot: Slot, bytes: &[u8]) -> Result<(Self, Checksum), DecodeError> {
+    pub fn decode_table(sealing: Sealing, slot: Slot, bytes: &[u8]) -> Result<(Self, Checksum), DecodeError> {
         let Some((table, checksum)) = bytes.split_last_chunk() else {
             return Err(DecodeError::Truncated { missing: Checksum::BYTES - bytes.len() });
         };
         let (found, mut from) = Decoder::prologue(Kind::Record, table)?;
-        if found != volume {
+        if found != sealing.volume() {
             return Err(DecodeError::Volume(found));
         }
         let checksum = Checksum(*checksum);
@@ -386,9 +385,13 @@ impl Record {
     ///
     /// # Errors
     /// Returns an error if the object is not the record of `slot` of the volume, or its table is damaged.
-    pub fn decode_table_of(volume: Uuid, slot: Slot, object: &[u8]) -> Result<(Self, Checksum), DecodeError> {
-        let end = Self::table_bytes(volume, object, object.len() as u64)?;
-        Self::decode_table(volume, slot, &object[..usize::try_from(end).expect("within the object")])
+    pub fn decode_table_of(
+        sealing: Sealing,
+        slot: Slot,
+        object: &[u8],
+    ) -> Result<(Self, Checksum), DecodeError> {
+        let end = Self::table_bytes(sealing, object, object.len() as u64)?;
+        Self::decode_table(sealing, slot, &object[..usize::try_from(end).expect("within the object")])
     }
 
     /// Reads the fields between the prologue and the checksum of the table.
@@ -485,12 +488,14 @@ fn decode_change(from: &mut Decoder<'_>, pages: u16, at: u64) -> Result<Change, 
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
 
     #[test]
     fn the_table_says_what_the_record_says_and_nothing_shorter_does() {
-        let (volume, slot) = (Uuid::from_u128(1), Slot { epoch: 1, n: 2 });
-        let mut to = RecordWriter::new(volume, RecordKind::Commit, slot, 1, 7, Checksum::default(), 64);
+        let (sealing, slot) = (Sealing::new(Uuid::from_u128(1)), Slot { epoch: 1, n: 2 });
+        let mut to = RecordWriter::new(sealing, RecordKind::Commit, slot, 1, 7, Checksum::default(), 64);
         to.change(Change::Zero { offset: 512, length: 512, hole: true });
         to.change(Change::Chunk {
             index: ChunkIndex(3),
@@ -500,19 +505,20 @@ mod tests {
         to.data(65_536, Bytes::from(vec![1; 4096]));
         to.data(131_072, Bytes::from(vec![2; 512]));
         let (record, bytes, checksum) = to.finish_within(|_| vec![0xff; 100]);
-        assert_eq!(Record::decode(volume, slot, &bytes).unwrap(), (record.clone(), checksum));
-        let end = Record::table_bytes(volume, &bytes[..HEADER_BYTES], bytes.len() as u64).unwrap();
+        assert_eq!(Record::decode(sealing, slot, &bytes).unwrap(), (record.clone(), checksum));
+        let end = Record::table_bytes(sealing, &bytes[..HEADER_BYTES], bytes.len() as u64).unwrap();
         let table = &bytes[..usize::try_from(end).unwrap()];
-        assert_eq!(Record::decode_table(volume, slot, table).unwrap(), (record, checksum));
+        assert_eq!(Record::decode_table(sealing, slot, table).unwrap(), (record, checksum));
         for length in 0..table.len() {
-            Record::decode_table(volume, slot, &table[..length]).expect_err("it is cut short");
+            Record::decode_table(sealing, slot, &table[..length]).expect_err("it is cut short");
         }
         for length in 0..HEADER_BYTES {
-            Record::table_bytes(volume, &bytes[..length], bytes.len() as u64)
+            Record::table_bytes(sealing, &bytes[..length], bytes.len() as u64)
                 .expect_err("there is no header");
         }
-        Record::table_bytes(Uuid::nil(), &bytes, bytes.len() as u64).expect_err("it is another volume's");
-        Record::table_bytes(volume, &bytes, 4608 + 32).expect_err("there is no room for a header");
+        Record::table_bytes(Sealing::new(Uuid::nil()), &bytes, bytes.len() as u64)
+            .expect_err("it is another volume's");
+        Record::table_bytes(sealing, &bytes, 4608 + 32).expect_err("there is no room for a header");
     }
 
     #[test]
@@ -524,7 +530,8 @@ mod tests {
         let check = |changes: &[Change]| {
             let slot = Slot { epoch: 1, n: 2 };
             let kind = RecordKind::Commit;
-            let mut to = RecordWriter::new(Uuid::from_u128(1), kind, slot, 1, 7, Checksum::default(), 1);
+            let mut to =
+                RecordWriter::new(Sealing::new(Uuid::from_u128(1)), kind, slot, 1, 7, Checksum::default(), 1);
             changes.iter().for_each(|change| to.change(change.clone()));
             to.finish().0.check_within(geometry, 8192)
         };

@@ -14,6 +14,7 @@ use super::geometry::{Geometry, MAX_MAP_PAGES};
 use super::interval::{IntervalMap, Value};
 use super::keys::{ObjectId, Slot};
 use super::pack::MAX_FRAMES;
+use super::sealing::Sealing;
 use super::snapshot::Snapshot;
 
 /// The content of a volume at one commit.
@@ -180,10 +181,10 @@ impl Root {
 
     /// Encodes the object.
     #[must_use]
-    pub fn encode(&self, volume: Uuid) -> Vec<u8> {
+    pub fn encode(&self, sealing: Sealing) -> Vec<u8> {
         let maps = self.map_pages.len() * MAP_PAGE_REF_BYTES + self.zeroed.len() * ZEROED_RUN_BYTES;
         let maps = maps + self.packs.len() * PACK_USE_BYTES;
-        let mut to = Encoder::new(Kind::Root, volume, 128 + maps + 16 * self.origins.len());
+        let mut to = Encoder::new(Kind::Root, sealing.volume(), 128 + maps + 16 * self.origins.len());
         self.id.encode(&mut to);
         self.commit.encode(&mut to);
         to.u64(self.size_bytes);
@@ -217,8 +218,8 @@ impl Root {
     ///
     /// # Errors
     /// Returns an error if the object is damaged, or is another object.
-    pub fn decode(volume: Uuid, id: ObjectId, bytes: &[u8]) -> Result<Self, DecodeError> {
-        let mut from = Decoder::object_of(Kind::Root, volume, bytes)?;
+    pub fn decode(sealing: Sealing, id: ObjectId, bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut from = Decoder::object_of(Kind::Root, sealing.volume(), bytes)?;
         let found = ObjectId::decode(&mut from)?;
         if found != id {
             return Err(invalid("root", format!("is {found:?}, not {id:?}")));
@@ -362,8 +363,8 @@ const KEPT_ROOT_BYTES: usize = 12 + 1 + 12 + 1 + 8 + 4 + 8;
 impl RootTable {
     /// Encodes the object.
     #[must_use]
-    pub fn encode(&self, volume: Uuid) -> Vec<u8> {
-        let mut to = Encoder::new(Kind::RootTable, volume, 128 + self.roots.len() * 64);
+    pub fn encode(&self, sealing: Sealing) -> Vec<u8> {
+        let mut to = Encoder::new(Kind::RootTable, sealing.volume(), 128 + self.roots.len() * 64);
         self.id.encode(&mut to);
         to.len(self.roots.len());
         for kept in &self.roots {
@@ -384,8 +385,8 @@ impl RootTable {
     ///
     /// # Errors
     /// Returns an error if the object is damaged, or is another object.
-    pub fn decode(volume: Uuid, id: ObjectId, bytes: &[u8]) -> Result<Self, DecodeError> {
-        let mut from = Decoder::object_of(Kind::RootTable, volume, bytes)?;
+    pub fn decode(sealing: Sealing, id: ObjectId, bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut from = Decoder::object_of(Kind::RootTable, sealing.volume(), bytes)?;
         let found = ObjectId::decode(&mut from)?;
         if found != id {
             return Err(invalid("root table", format!("is {found:?}, not {id:?}")));

@@ -145,7 +145,7 @@ impl<'a> Replay<'a> {
                         return Ok(());
                     }
                     Placed::Other(body) => {
-                        let (record, checksum) = Record::decode_table_of(keys.volume(), slot, &body)
+                        let (record, checksum) = Record::decode_table_of(keys.sealing(), slot, &body)
                             .map_err(|source| OpenError::Damaged { key: keys.record(slot), source })?;
                         Entry { record, checksum, bytes: body.len() as u64 }
                     }
@@ -161,9 +161,9 @@ impl<'a> Replay<'a> {
     fn record(&self, kind: RecordKind, slot: Slot) -> (Bytes, Checksum) {
         let nonce = self.env.entropy.next_u64();
         let pages = self.geometry.pages_per_chunk();
-        let volume = self.keys.volume();
+        let sealing = self.keys.sealing();
         let (_, bytes, checksum) =
-            RecordWriter::new(volume, kind, slot, self.epoch, nonce, self.previous, pages).finish();
+            RecordWriter::new(sealing, kind, slot, self.epoch, nonce, self.previous, pages).finish();
         (bytes, checksum)
     }
 
@@ -183,9 +183,11 @@ impl<'a> Replay<'a> {
                 self.merge(Changes::default(), bytes.len() as u64, end);
                 Ok(checksum)
             }
-            Placed::Other(found) => {
-                Err(OpenError::Lost(crate::volume::format::fence::describe(self.keys.volume(), slot, &found)))
-            }
+            Placed::Other(found) => Err(OpenError::Lost(crate::volume::format::fence::describe(
+                self.keys.sealing(),
+                slot,
+                &found,
+            ))),
             Placed::Larger(bytes) => Err(OpenError::Lost(format!("a record of {bytes} bytes"))),
         }
     }
@@ -330,11 +332,11 @@ async fn seal_log(
         // seal's writer, so the checksum of the previous record is left empty.
         let nonce = env.entropy.next_u64();
         let seal =
-            RecordWriter::new(keys.volume(), RecordKind::Seal, slot, writer, nonce, Checksum::default(), 1);
+            RecordWriter::new(keys.sealing(), RecordKind::Seal, slot, writer, nonce, Checksum::default(), 1);
         let (_, bytes, _) = seal.finish();
         match create_exact(env.store.as_ref(), &keys.record(slot), &bytes).await {
             Ok(Placed::Ours) => return Ok(()),
-            Ok(Placed::Other(body)) => match Record::decode_table_of(keys.volume(), slot, &body) {
+            Ok(Placed::Other(body)) => match Record::decode_table_of(keys.sealing(), slot, &body) {
                 Ok((record, _)) if record.kind == RecordKind::Seal => return Ok(()),
                 Ok(_) | Err(_) => n += 1,
             },

@@ -189,7 +189,7 @@ impl<'a> MapPlace<'a> {
     async fn fetch(&self) -> Result<MapPage, Error> {
         let Self { env, owner, geometry, number, id } = *self;
         let key = owner.map_page(number, id);
-        let decode = |body: &[u8]| MapPage::decode(owner.volume(), number, id, geometry, body);
+        let decode = |body: &[u8]| MapPage::decode(owner.sealing(), number, id, geometry, body);
         match Box::pin(fetch_checked(env.store.as_ref(), &key, decode)).await {
             Ok((page, _)) => Ok(page),
             Err(error) => Err(error.referenced(key)),
@@ -285,7 +285,7 @@ async fn load_overlay(
         OverlayPlace::Object { id, .. } => *id,
     };
     let key = owner.overlay(number, id);
-    let decode = |body: &[u8]| Overlay::decode(owner.volume(), number, id, geometry, body);
+    let decode = |body: &[u8]| Overlay::decode(owner.sealing(), number, id, geometry, body);
     let overlay = match fetch_checked(env.store.as_ref(), &key, decode).await {
         Ok((overlay, _)) => Ok(Arc::new(overlay)),
         Err(error) => match error.referenced(key) {
@@ -394,7 +394,7 @@ impl ChunkParts<'_> {
             let in_group = 16 - u32::from(frame % 16);
             let end = range.end.min(block.offset() + u64::from(in_page.min(in_group)) * BLOCK_BYTES);
             let count = u32::try_from(end.div_ceil(BLOCK_BYTES) - block.0).expect("at most 16");
-            let fetch = Fetch::pack(owner.volume(), id, frame, count, block);
+            let fetch = Fetch::pack(owner.sealing(), id, frame, count, block);
             let damage = self.entry.damage_of(self.geometry.page_at(at)).copied();
             parts.push((at..end, BasePart::Stored { fetch, at: at % BLOCK_BYTES, damage }));
             at = end;
@@ -415,7 +415,7 @@ impl ChunkParts<'_> {
                     let block = |at: u64| u32::try_from(at).expect("within a chunk");
                     let (first, after) =
                         ((at - chunk_start) / BLOCK_BYTES, (end - chunk_start).div_ceil(BLOCK_BYTES));
-                    let owner = self.map.origin(base.origin).volume();
+                    let owner = self.map.origin(base.origin).sealing();
                     let pages = self.geometry.pages_per_chunk();
                     let chunk = (self.index, base.id, &base.stored);
                     let fetch = Fetch::chunk(owner, pages, chunk, block(first)..block(after));

@@ -158,7 +158,7 @@ fn stored_in_memory(shared: &Shared, piece: &Piece, length: u64, held: &HeldPiec
         Piece::Block(..) => u16::MAX,
         Piece::Data { record, change, .. } => all_if(
             record.body.lock().is_some()
-                || shared.env.cache.contains(&Fetch::change(shared.keys.volume(), record, *change)),
+                || shared.env.cache.contains(&Fetch::change(shared.keys.sealing(), record, *change)),
         ),
         Piece::Chunk(chunk, at) => match *chunk.memory.lock() {
             ChunkMemory::Gone => held.blocks(&reader_of(shared).chunk_fetch(chunk, *at, length)),

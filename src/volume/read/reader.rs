@@ -124,7 +124,7 @@ impl Reader<'_> {
     /// bytes the piece begins.
     pub(crate) fn piece_fetch(self, piece: &Piece, length: u64) -> (Fetch, u64) {
         match piece {
-            Piece::Data { record, change, at } => (Fetch::change(self.keys.volume(), record, *change), *at),
+            Piece::Data { record, change, at } => (Fetch::change(self.keys.sealing(), record, *change), *at),
             Piece::Chunk(chunk, at) => (self.chunk_fetch(chunk, *at, length), at % BLOCK_BYTES),
             Piece::Block(..) | Piece::Zero { .. } => unreachable!("always in memory"),
         }
@@ -135,7 +135,7 @@ impl Reader<'_> {
     pub(crate) fn chunk_fetch(self, chunk: &ChunkRef, at: u64, length: u64) -> Fetch {
         let block = |at: u64| u32::try_from(at).expect("within a chunk");
         let (first, end) = (block(at / BLOCK_BYTES), block((at + length).div_ceil(BLOCK_BYTES)));
-        Fetch::filled(self.keys.volume(), chunk, first..end)
+        Fetch::filled(self.keys.sealing(), chunk, first..end)
     }
 
     /// Returns the parts of a range that was already resolved, in order of offset. Each has two flags:

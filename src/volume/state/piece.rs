@@ -8,11 +8,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use uuid::Uuid;
 
-use crate::volume::format::chunk::frame_offset;
+use crate::volume::format::chunk;
 use crate::volume::format::codec::Checksum;
-use crate::volume::format::frame::{FRAME_BYTES, Place};
+use crate::volume::format::frame::Place;
 use crate::volume::format::geometry::{BLOCK_BYTES, BLOCK_LEN, ChunkIndex, PAGE_BYTES, PAGE_LEN, PageIndex};
 use crate::volume::format::interval::{IntervalMap, Value};
 use crate::volume::format::keys::{ObjectId, Slot};
@@ -118,17 +117,16 @@ impl RecordRef {
         &self.runs
     }
 
-    /// Whether the data of every change in a run matches its tag.
+    /// Whether the data of every change in a run matches its tag. `place` is the record's.
     #[must_use]
-    pub fn verify_run(&self, volume: Uuid, number: u32, bytes: &[u8]) -> bool {
+    pub fn verify_run(&self, place: &Place, number: u32, bytes: &[u8]) -> bool {
         let run = self.run(number);
         let end = self.runs.get(number as usize + 1).map_or(self.data.len(), |next| next.first as usize);
-        let frame = Place::record(volume, self.slot);
-        (run.first..).zip(&self.data[run.first as usize..end]).all(|(change, place)| {
-            let Some(place) = place else { return true };
-            let start = usize::try_from(place.at - run.at).expect("within the run");
-            let data = bytes.get(start..start + place.length as usize);
-            data.is_some_and(|data| frame.tag(u64::from(change), data) == place.tag)
+        (run.first..).zip(&self.data[run.first as usize..end]).all(|(change, data)| {
+            let Some(data) = data else { return true };
+            let start = usize::try_from(data.at - run.at).expect("within the run");
+            let bytes = bytes.get(start..start + data.length as usize);
+            bytes.is_some_and(|bytes| place.tag(u64::from(change), bytes) == data.tag)
         })
     }
 }
@@ -192,12 +190,25 @@ impl ChunkRef {
         }
         match &*self.memory.lock() {
             ChunkMemory::Blocks(blocks) => Some(InMemory::Bytes(copy_blocks(blocks, at, length))),
-            ChunkMemory::Object(object) => {
-                let page_at = frame_offset(self.pages_per_chunk, self.stored.rank(page), 0);
-                Some(InMemory::Bytes(copy_frames(object, page_at, at % PAGE_BYTES, length)))
-            }
+            ChunkMemory::Object(object) => Some(InMemory::Bytes(self.copy_frames(object, at, length))),
             ChunkMemory::Gone => None,
         }
+    }
+
+    /// Copies `length` bytes from byte `at` of the chunk on, which lie within one stored page, from the bytes
+    /// of the object.
+    fn copy_frames(&self, object: &[u8], at: u64, length: usize) -> Bytes {
+        let (rank, mut at) = (self.stored.rank(PageIndex::at(at)), at % PAGE_BYTES);
+        let mut bytes = Vec::with_capacity(length);
+        while bytes.len() < length {
+            let block = u32::try_from(at / BLOCK_BYTES).expect("within a page");
+            let block = chunk::payload(object, self.pages_per_chunk, rank, block);
+            let within = usize::try_from(at % BLOCK_BYTES).expect("4 KiB");
+            let part = (BLOCK_LEN - within).min(length - bytes.len());
+            bytes.extend_from_slice(&block[within..within + part]);
+            at += part as u64;
+        }
+        Bytes::from(bytes)
     }
 }
 
@@ -283,21 +294,6 @@ fn copy_blocks(blocks: &[Bytes], at: u64, length: usize) -> Bytes {
     Bytes::from(bytes)
 }
 
-/// Copies `length` bytes from byte `at` of a page on, whose frames begin at byte `page_at` of an object.
-fn copy_frames(object: &Bytes, page_at: u64, at: u64, length: usize) -> Bytes {
-    let mut bytes = Vec::with_capacity(length);
-    let mut at = at;
-    while bytes.len() < length {
-        let start = usize::try_from(page_at + at / BLOCK_BYTES * FRAME_BYTES + at % BLOCK_BYTES);
-        let start = start.expect("within the object");
-        let left_in_block = usize::try_from(BLOCK_BYTES - at % BLOCK_BYTES).expect("4 KiB");
-        let part = left_in_block.min(length - bytes.len());
-        bytes.extend_from_slice(&object[start..start + part]);
-        at += part as u64;
-    }
-    Bytes::from(bytes)
-}
-
 /// Returns the blocks of one page, from the blocks of a whole chunk.
 #[must_use]
 pub fn blocks_of_page(blocks: &[Bytes], page: PageIndex) -> &[Bytes] {
@@ -363,9 +359,12 @@ pub(crate) fn insert_data(record: &Arc<RecordRef>, changes: &[Change], pieces: &
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
     use crate::volume::format::codec::Checksum;
     use crate::volume::format::record::{RecordKind, RecordWriter};
+    use crate::volume::format::sealing::Sealing;
 
     /// Bytes that a reply keeps in memory once the memory that it was read from is released.
     fn held_alone(reply: Option<InMemory>) -> usize {
@@ -376,7 +375,8 @@ mod tests {
     fn record_of_blocks(blocks: u64) -> Arc<RecordRef> {
         let slot = Slot { epoch: 1, n: 2 };
         let kind = RecordKind::Commit;
-        let mut writer = RecordWriter::new(Uuid::from_u128(1), kind, slot, 1, 7, Checksum::default(), 64);
+        let mut writer =
+            RecordWriter::new(Sealing::new(Uuid::from_u128(1)), kind, slot, 1, 7, Checksum::default(), 64);
         for block in 0..blocks {
             writer.data(block * BLOCK_BYTES, Bytes::from(vec![7; BLOCK_LEN]));
         }

@@ -183,9 +183,9 @@ fn make_record(
     layer: &DirtyLayer,
     (resized, snapshot): (Option<u64>, Option<&Snapshot>),
 ) -> (Sent, Bytes) {
-    let (volume, nonce) = (shared.keys.volume(), shared.env.entropy.next_u64());
+    let (sealing, nonce) = (shared.keys.sealing(), shared.env.entropy.next_u64());
     let pages = shared.geometry.pages_per_chunk();
-    let mut writer = RecordWriter::new(volume, RecordKind::Commit, slot, slot.epoch, nonce, previous, pages);
+    let mut writer = RecordWriter::new(sealing, RecordKind::Commit, slot, slot.epoch, nonce, previous, pages);
     let mut pieces = IntervalMap::default();
     for (range, hole) in layer.zeros() {
         writer.change(Change::Zero { offset: range.start, length: range.end - range.start, hole });
@@ -278,7 +278,7 @@ impl Sender {
                     break;
                 }
                 Ok(Placed::Other(found)) => {
-                    let what = crate::volume::format::fence::describe(shared.keys.volume(), slot, &found);
+                    let what = crate::volume::format::fence::describe(shared.keys.sealing(), slot, &found);
                     return shared
                         .fence(format!("another gateway took the volume over: {what} stands at {key}"));
                 }

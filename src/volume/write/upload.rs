@@ -10,11 +10,10 @@ use bytes::Bytes;
 
 use crate::metrics::labels::ObjectKind;
 use crate::store::Condition;
+use crate::volume::cache::fetch::{CacheKey, Unit};
 use crate::volume::cache::held::Held;
-use crate::volume::format::chunk::{ChunkWriter, object_bytes};
-use crate::volume::format::frame::FRAME_LEN;
-use crate::volume::format::geometry::{BLOCK_LEN, PAGE_BYTES};
-use crate::volume::read::reader_of;
+use crate::volume::format::chunk::{ChunkWriter, object_bytes, payload};
+use crate::volume::format::geometry::BLOCKS_PER_PAGE;
 use crate::volume::shared::Shared;
 use crate::volume::state::piece::{ChunkMemory, ChunkRef, blocks_of_page};
 
@@ -51,13 +50,12 @@ async fn upload(shared: &Shared, chunk: &ChunkRef) {
         }
         shared.metrics.put_bytes.of(ObjectKind::Chunk).inc_by(object.len() as u64);
         for page in chunk.stored.iter() {
-            let fetch = reader_of(shared).chunk_fetch(chunk, page.offset(), PAGE_BYTES);
-            let (start, length) = (usize::try_from(fetch.at), usize::try_from(fetch.stored_bytes()));
-            let start = start.expect("within the object");
-            let frames = &object[start..start + length.expect("a page")];
-            let blocks = frames.chunks(FRAME_LEN).map(|frame| &frame[..BLOCK_LEN]);
-            let data = Bytes::from(blocks.collect::<Vec<_>>().concat());
-            shared.env.cache.insert(fetch.key, Held { mask: fetch.mask(), data }).await;
+            let rank = chunk.stored.rank(page);
+            let block = |block| payload(&object, chunk.pages_per_chunk, rank, block);
+            let data = Bytes::from((0..BLOCKS_PER_PAGE).map(block).collect::<Vec<_>>().concat());
+            let unit = Unit::page(chunk.index, chunk.id, page);
+            let key = CacheKey { volume: shared.keys.volume(), unit };
+            shared.env.cache.insert(key, Held { mask: u16::MAX, data }).await;
         }
     }
     *chunk.memory.lock() = ChunkMemory::Gone;
@@ -70,8 +68,8 @@ fn chunk_object(shared: &Shared, chunk: &ChunkRef) -> Bytes {
     };
     let bytes = object_bytes(chunk.pages_per_chunk, chunk.stored.len());
     let memory = shared.buffers.take(usize::try_from(bytes).expect("at most 33 MiB"));
-    let (volume, pages) = (shared.keys.volume(), chunk.pages_per_chunk);
-    let mut writer = ChunkWriter::within(volume, chunk.index, chunk.id, pages, memory);
+    let (sealing, pages) = (shared.keys.sealing(), chunk.pages_per_chunk);
+    let mut writer = ChunkWriter::within(sealing, chunk.index, chunk.id, pages, memory);
     for page in chunk.stored.iter() {
         writer.page_of(page, blocks_of_page(&blocks, page).iter().map(|block| &block[..]));
     }

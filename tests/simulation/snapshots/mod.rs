@@ -19,6 +19,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use cairn::volume::format::keys::{ObjectId, Slot};
 use cairn::volume::format::root::RootTable;
+use cairn::volume::format::sealing::Sealing;
 use cairn::volume::format::snapshot::Snapshot;
 use cairn::volume::{Error, OpenError};
 
@@ -340,7 +341,7 @@ impl Inner {
 
     /// A root table was put: notes what its snapshots have, before anyone can read them.
     pub(super) fn table_lands(&mut self, id: ObjectId, body: &Bytes) {
-        let Ok(table) = RootTable::decode(self.volume, id, body) else { return };
+        let Ok(table) = RootTable::decode(Sealing::new(self.volume), id, body) else { return };
         if self.rotten {
             return;
         }

@@ -320,12 +320,12 @@ async fn wrong_counts_in_a_root_are_found() {
     let keys = keys_of(&bench);
     let id = head_of(&bench).root;
     let key = keys.root(id);
-    let root = Root::decode(keys.volume(), id, &bench.memory.objects()[&key]).expect("a root");
+    let root = Root::decode(keys.sealing(), id, &bench.memory.objects()[&key]).expect("a root");
     let altered = |alter: &dyn Fn(&mut Root)| {
         let bench = copy(&bench);
         let mut root = root.clone();
         alter(&mut root);
-        bench.memory.insert(&key, Bytes::from(root.encode(keys.volume())));
+        bench.memory.insert(&key, Bytes::from(root.encode(keys.sealing())));
         bench
     };
     let fewer = altered(&|root| root.packs.values_mut().for_each(|pack| pack.live -= 1));
@@ -349,8 +349,8 @@ async fn an_overlay_and_a_pack_that_disagree_are_found() {
     let key = bench.keys("/pack/").remove(0);
     let objects = bench.memory.objects();
     let Some(Parsed::Pack(id)) = keys.parse(&key) else { panic!("{key} is no pack") };
-    let found = Pack::decode(keys.volume(), &objects[&key]).expect("a pack");
-    let mut writer = PackWriter::new(keys.volume(), id, 4);
+    let found = Pack::decode(keys.sealing(), &objects[&key]).expect("a pack");
+    let mut writer = PackWriter::new(keys.sealing(), id, 4);
     for (block, payload) in &found.blocks {
         // The second block moves by one.
         let moves = *block == BlockIndex::at(written.packed[1].start);

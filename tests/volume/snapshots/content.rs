@@ -232,14 +232,14 @@ fn add_snapshots(bench: &Bench, copies: usize) {
     let head = objects.keys().find(|key| key.ends_with("/head")).unwrap();
     let keys = Keys::new(volume_of(head).unwrap());
     let id = Head::decode(keys.volume(), &objects[head]).unwrap().root_table;
-    let mut table = RootTable::decode(keys.volume(), id, &objects[&keys.root(id)]).unwrap();
+    let mut table = RootTable::decode(keys.sealing(), id, &objects[&keys.root(id)]).unwrap();
     let place = table.roots.iter().position(|kept| kept.snapshot.is_some()).unwrap();
     for number in 0..copies {
         let mut kept = table.roots[place].clone();
         kept.snapshot.as_mut().unwrap().name = format!("copy-{number}");
         table.roots.insert(place, kept);
     }
-    bench.memory.insert(&keys.root(id), table.encode(keys.volume()).into());
+    bench.memory.insert(&keys.root(id), table.encode(keys.sealing()).into());
 }
 
 #[tokio::test(start_paused = true)]
