@@ -315,7 +315,7 @@ impl Volume {
         if mutant::is(Mutant::SnapshotAnsweredEarly) {
             return Ok(snapshot);
         }
-        self.shared.wait(|progress| progress.durable_n >= n).await?;
+        self.shared.wait(|progress| progress.is_in_bucket(n)).await?;
         self.folds.fold_closed(&self.shared).await?;
         tracing::info!(volume = %self.id(), snapshot = name, "took a snapshot");
         Ok(snapshot)
@@ -335,7 +335,7 @@ impl Volume {
         if mutant::is(Mutant::ResizeAnsweredEarly) {
             return Ok(());
         }
-        self.shared.wait(|progress| progress.durable_n >= n).await?;
+        self.shared.wait(|progress| progress.is_in_bucket(n)).await?;
         self.folds.fold_closed(&self.shared).await?;
         tracing::info!(volume = %self.id(), size_bytes, "the volume has this size now");
         Ok(())
@@ -387,7 +387,7 @@ impl Volume {
             return Err(SnapshotError::NoSuchSnapshot(name.to_owned()));
         }
         self.refuse_changes();
-        let restored = match commit::flush(&self.shared).await {
+        let restored = match commit::into_bucket(&self.shared).await {
             Ok(()) => self.folds.restore(&self.shared, name).await,
             Err(error) => Err(error.into()),
         };
@@ -400,7 +400,7 @@ impl Volume {
     /// # Errors
     /// If the volume stopped.
     pub async fn checkpoint(&self) -> Result<(), Error> {
-        commit::flush(&self.shared).await?;
+        commit::into_bucket(&self.shared).await?;
         self.folds.fold(&self.shared).await
     }
 
@@ -411,7 +411,7 @@ impl Volume {
     /// # Errors
     /// If the volume stopped.
     pub async fn consolidate(&self) -> Result<(), Error> {
-        commit::flush(&self.shared).await?;
+        commit::into_bucket(&self.shared).await?;
         self.folds.consolidate(&self.shared).await
     }
 
@@ -441,7 +441,7 @@ impl Volume {
     pub async fn hand_on(&self) -> Result<(), Error> {
         self.refuse_changes();
         if !mutant::is(Mutant::ClosedUncommitted) {
-            commit::flush(&self.shared).await?;
+            commit::into_bucket(&self.shared).await?;
         }
         let usage = self.usage();
         let options = &self.shared.options;

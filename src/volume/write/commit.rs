@@ -28,7 +28,7 @@ use crate::volume::format::interval::IntervalMap;
 use crate::volume::format::keys::Slot;
 use crate::volume::format::record::{Change, RecordKind, RecordWriter};
 use crate::volume::format::snapshot::Snapshot;
-use crate::volume::shared::Shared;
+use crate::volume::shared::{Progress, Shared};
 use crate::volume::state::layer::DirtyLayer;
 use crate::volume::state::piece::{ChunkRef, Piece, RecordRef, insert_data};
 use crate::volume::state::{InFlight, Sent, Stage, State, Status};
@@ -366,8 +366,18 @@ impl Sender {
     }
 }
 
-/// Returns when every change applied before the call is durable.
+/// Returns when every change applied before the call is as durable as the answer to a FLUSH promises.
 pub(crate) async fn flush(shared: &Shared) -> Result<(), Error> {
+    commit_all(shared, Progress::answers_flush).await
+}
+
+/// Returns when every change applied before the call is in the bucket.
+pub(crate) async fn into_bucket(shared: &Shared) -> Result<(), Error> {
+    commit_all(shared, Progress::is_in_bucket).await
+}
+
+/// Commits every change applied before the call. Returns once the progress is `enough` for the last commit.
+async fn commit_all(shared: &Shared, enough: fn(&Progress, u64) -> bool) -> Result<(), Error> {
     let target = {
         let mut state = shared.state.lock();
         if let Status::Stopped(why) = &state.status {
@@ -389,7 +399,7 @@ pub(crate) async fn flush(shared: &Shared) -> Result<(), Error> {
     } else {
         target
     };
-    let outcome = shared.wait(|progress| progress.durable_n >= target).await;
+    let outcome = shared.wait(|progress| enough(progress, target)).await;
     if outcome.is_err() && mutant::is(Mutant::CleanAfterFailure) {
         shared.state.lock().dirty = DirtyLayer::default();
     }
