@@ -36,9 +36,9 @@ const IDLE_BUFFER_BYTES: usize = 4 << 20;
 /// How far an open volume has come. Tasks wait on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// Every commit of our epoch up to this slot number is durable. The bucket is the only place where commits
-    /// become durable, so this one number answers both `answers_flush` and `is_in_bucket`. Whoever waits asks
-    /// one of these, and never the number.
+    /// Every commit of our epoch up to this slot number is durable. Commits become durable only in the
+    /// bucket, so this one number answers both `answers_flush` and `is_in_bucket`. Whoever waits asks one of
+    /// these, and never the number.
     pub durable_n: u64,
     /// Number of checkpoints published since the volume was opened.
     pub checkpoints: u64,
@@ -49,7 +49,8 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Whether the commits of our epoch up to slot number `n` are as durable as the answer to a FLUSH promises.
+    /// Whether the commits of our epoch up to slot number `n` are as durable as the answer to a FLUSH
+    /// promises.
     pub(super) fn answers_flush(&self, n: u64) -> bool {
         self.durable_n >= n
     }

@@ -75,17 +75,17 @@ pub enum Check {
     Frames(Place, u64),
     /// By a tag that is already known. Contains the number that was hashed into the tag.
     Tag(Place, u64, Checksum),
-    /// A run of changes, each by its own tag. Contains the number of the change that is wanted.
+    /// A run of changes, each by its own tag. Contains the place of the record's data, and the number of the
+    /// change that is wanted.
     Run(Place, Arc<RecordRef>, u32),
 }
 
 /// A piece to fetch: where it is stored and how it is verified.
 ///
 /// Outside `format`, only the functions of this type decide where a frame lies in an object that is fetched.
-/// Today all frames are equally long, so the offset of a frame follows from its number. In a compressed object
-/// it would come from an index, which is part of the object and may have to be fetched first. Then
-/// [`Fetch::chunk`] and [`Fetch::pack`] would look it up through the cache and become async, and with them what
-/// lies between them and the async functions that need the fetches.
+/// All frames are equally long, so the offset of a frame follows from its number. In a compressed object it
+/// would come from an index, which is part of the object and may have to be fetched first. Then
+/// [`Fetch::chunk`] and [`Fetch::pack`] would be async, and look it up through the cache.
 #[derive(Clone, Debug)]
 pub struct Fetch {
     /// Identifies the piece in the cache.
@@ -203,8 +203,8 @@ impl Fetch {
         }
     }
 
-    /// Returns the bytes of the object that a frame of the piece takes. `number` is counted from the first frame
-    /// of the piece.
+    /// Returns the bytes of the object that a frame of the piece takes. `number` is counted from the first
+    /// frame of the piece.
     #[must_use]
     pub fn frame(&self, number: u32) -> Range<u64> {
         let start = self.at + u64::from(number) * FRAME_BYTES;

@@ -35,8 +35,8 @@ pub fn object_bytes(pages_per_chunk: u16, stored: u32) -> u64 {
     frame_offset(pages_per_chunk, stored, 0) + Checksum::BYTES as u64
 }
 
-/// Returns the payload of block `block` (0 to 15) of the stored page with this rank, from the bytes of a whole
-/// object. They are not verified.
+/// Returns the payload of block `block` (0 to 15) of the stored page with this rank, from a whole object. It
+/// is not verified.
 ///
 /// # Panics
 /// Panics if the object ends before the payload does.

@@ -1,16 +1,16 @@
-//! With what the objects of one volume are sealed, so that no other bytes pass for them.
+//! What binds the objects of a volume to it, so that no other bytes pass for them.
 //!
-//! Must not know what the objects contain, nor where their frames lie. Invariant: an object that was sealed
-//! with one sealing is refused with any other.
+//! Must not know what the objects contain, nor where their frames lie. Invariant: an object that was encoded
+//! with one sealing is refused by whoever decodes it with another one.
 
 use uuid::Uuid;
 
-/// With what the objects of one volume are sealed: the volume that owns them. The envelope of each object names
-/// it, and the tag of each frame covers it.
+/// What binds the objects of a volume to it: its uuid. The envelope of each object contains it, and the tag
+/// of each frame covers it. The key of an encrypted volume would be here too, and nowhere else.
 ///
-/// Whoever encodes or decodes such an object, or makes a [`Place`](super::frame::Place) of its frames, needs
-/// the sealing of the object's owner, which may be another volume than the one that is read. If volumes are
-/// encrypted one day, their key comes in here and nowhere else.
+/// Encoding and decoding such an object, and the [`Place`](super::frame::Place) of its frames, take the
+/// sealing of the volume that owns the object. With clones, that can be another volume than the one that is
+/// read.
 ///
 /// The identity, the head and the object of a name take no sealing. They are read before any key can be
 /// known: the identity says which cipher a volume has, and the head contains its wrapped key.
