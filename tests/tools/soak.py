@@ -4,11 +4,13 @@
 usage: soak.py sample PID METRICS-URL STORE FILE     adds a line of JSON to FILE every 10 s, until it is killed
        soak.py verify BYTES <DISK                    checks each block of a disk that fio wrote with --verify=sha1
        soak.py report SOURCE SAMPLES FIO LOGS OUT    writes OUT/soak.json and OUT/soak.svg; exits with 3 if something rises
+       soak.py draw JSON SVG                         draws the plot of a report again
 
 Needs nothing but Python.
 """
 import hashlib
 import json
+import math
 import os
 import struct
 import sys
@@ -158,6 +160,12 @@ PANELS = (
 WIDTH, HEIGHT, LEFT, TOP, GAP = 860, 130, 70, 34, 52
 
 
+def rounded_up(highest):
+    """The least number, not less than this one, of which a quarter is 1, 2, 2.5 or 5 times a power of ten."""
+    power = 10 ** math.floor(math.log10(highest / 4))
+    return next(4 * factor * power for factor in (1, 2, 2.5, 5, 10) if 4 * factor * power >= highest)
+
+
 def plot(points, title):
     last = points[-1]["second"]
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH + LEFT + 20}" height="{TOP + len(PANELS) * (HEIGHT + GAP)}" '
@@ -165,12 +173,13 @@ def plot(points, title):
            f'<text x="{LEFT}" y="16" font-size="13">{title}</text>']
     for number, (name, lines) in enumerate(PANELS):
         top = TOP + number * (HEIGHT + GAP) + 14
-        highest = max((point[key] / unit for _, key, unit, _ in lines for point in points if point[key] is not None), default=0) or 1
+        values = [point[key] / unit for _, key, unit, _ in lines for point in points if point[key] is not None]
+        highest = rounded_up(max(values, default=0) or 1)
         out.append(f'<text x="{LEFT}" y="{top - 5}">{name}</text>')
         for part in range(5):
             y = top + HEIGHT - HEIGHT * part / 4
             out.append(f'<line x1="{LEFT}" x2="{LEFT + WIDTH}" y1="{y}" y2="{y}" stroke="#dddddd"/>')
-            out.append(f'<text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{highest * part / 4:.4g}</text>')
+            out.append(f'<text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{highest * part / 4:,.12g}</text>')
         for part in range(7):
             x = LEFT + WIDTH * part / 6
             out.append(f'<text x="{x}" y="{top + HEIGHT + 15}" text-anchor="middle">{last * part / 6 / 60:.3g} min</text>')
@@ -181,6 +190,12 @@ def plot(points, title):
             if len(lines) > 1:
                 out.append(f'<text x="{LEFT + 220 + place * 80}" y="{top - 5}" fill="{color}">{label}</text>')
     return "\n".join(out + ["</svg>", ""])
+
+
+def draw(file, picture):
+    result = json.loads(Path(file).read_text(encoding="utf-8"))
+    title = f"{result['version']}, commit {result['commit']}: {result['command']}"
+    Path(picture).write_text(plot(result["samples"], title), encoding="utf-8")
 
 
 def report(source, samples, fio, logs, out):
@@ -206,7 +221,7 @@ def report(source, samples, fio, logs, out):
         for name, latencies in fio_latencies(logs).items():
             file.write(f',\n  "fio_{name}_latency_ms_by_second": {json.dumps(latencies)}')
         file.write(',\n  "samples": [\n    ' + ",\n    ".join(map(json.dumps, points)) + "\n  ]\n}\n")
-    (Path(out) / "soak.svg").write_text(plot(points, f"{result['version']}, commit {result['commit']}: {result['command']}"), encoding="utf-8")
+    draw(Path(out) / "soak.json", Path(out) / "soak.svg")
     print(json.dumps(result, indent=2))
     if not all(level["level"] for level in result["levels"].values()):
         print("NOT LEVEL", file=sys.stderr)
@@ -221,5 +236,7 @@ if __name__ == "__main__":
             verify(int(size))
         case ["report", source, samples, fio, logs, out]:
             report(source, samples, fio, logs, out)
+        case ["draw", file, picture]:
+            draw(file, picture)
         case _:
             sys.exit(__doc__)
