@@ -220,7 +220,9 @@ fn volume(runtime: &Runtime) -> Arc<Volume> {
         ..Options::default()
     };
     runtime.block_on(async {
-        catalog::create(&env, &options, "disk", 64 * MIB, 4 * MIB).await.expect("created");
+        catalog::create(&env, &options, "disk", 64 * MIB, catalog::ChunkBytes(4 * MIB))
+            .await
+            .expect("created");
         let id = catalog::resolve(&env, "disk").await.expect("it is there");
         Volume::open(&env, options, id, false).await.expect("opened")
     })

@@ -102,7 +102,7 @@ impl Disk {
 
 impl Gateway {
     pub(crate) async fn create(&self, disk_bytes: u64) -> Result<(), Failure> {
-        catalog::create(&self.env, &self.options, NAME, disk_bytes, CHUNK_BYTES).await?;
+        catalog::create(&self.env, &self.options, NAME, disk_bytes, catalog::ChunkBytes(CHUNK_BYTES)).await?;
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use super::error::Error;
 use super::settings::Options;
 use super::size::Wanted;
 use crate::gateway::OpenVolumes;
-use crate::volume::catalog;
+use crate::volume::catalog::{self, ChunkBytes};
 use crate::volume::{Environment, OpenError};
 
 /// Creates the configured volumes that do not exist, then opens all configured volumes concurrently.
@@ -60,7 +60,8 @@ async fn ensure(env: &Environment, options: &Options, wanted: &Wanted) -> Result
             Err(OpenError::NoSuchVolume(_) | OpenError::Deleting) => {}
             Err(error) => return Err(error),
         }
-        match catalog::create(env, &options.volume, name, *size_bytes, options.chunk_bytes).await {
+        let chunk = ChunkBytes(options.chunk_bytes);
+        match catalog::create(env, &options.volume, name, *size_bytes, chunk).await {
             Ok(made) => {
                 tracing::info!(volume = name, id = %made.volume, size_bytes, "created");
                 return Ok(());

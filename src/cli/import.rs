@@ -31,7 +31,8 @@ const READ_BYTES: usize = 1 << 20;
 pub(super) async fn run(args: args::Import, options: Options) -> Result<(), Error> {
     let of_volume = |source| Error::Volume { name: args.name.clone(), source };
     // Checked before a store is created for the volume; the size is checked later.
-    catalog::check(&args.name, options.chunk_bytes, options.chunk_bytes).map_err(of_volume)?;
+    let chunk = catalog::ChunkBytes(options.chunk_bytes);
+    catalog::check(&args.name, options.chunk_bytes, chunk).map_err(of_volume)?;
     let input = Input::open(&args).await?;
     let imported = import(&args, &input, options).await;
     // Even after a failure, a client must end its session with DISC.
@@ -119,11 +120,12 @@ impl Input {
 async fn import(args: &args::Import, input: &Input, options: Options) -> Result<Imported, Error> {
     let of_volume = |source| Error::Import { name: args.name.clone(), source };
     let mut signals = Signals::new()?;
+    let chunk = catalog::ChunkBytes(options.chunk_bytes);
     let options = options.impatient();
     let (env, _) = environment(&options, &Metrics::new()).await?;
     let begun = match args.transfer.resume {
         true => Import::resume(&env, &args.name, IN_FLIGHT_BYTES).await,
-        false => Import::begin(&env, &options.volume, &args.name, options.chunk_bytes, IN_FLIGHT_BYTES).await,
+        false => Import::begin(&env, &options.volume, &args.name, chunk, IN_FLIGHT_BYTES).await,
     };
     let mut import = begun.map_err(of_volume)?;
     let id = import.volume();

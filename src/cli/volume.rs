@@ -17,7 +17,7 @@ use crate::config::{Config, Size};
 use crate::metrics::Metrics;
 use crate::store::Setup;
 use crate::volume::Environment;
-use crate::volume::catalog;
+use crate::volume::catalog::{self, ChunkBytes};
 use crate::volume::check::{self, Depth};
 
 /// Where a command on volumes is executed.
@@ -52,10 +52,11 @@ async fn in_store(action: Action, options: Options) -> Result<(), Error> {
         action => action,
     };
     let mut options = options.impatient();
+    let chunk = ChunkBytes(options.chunk_bytes);
     match &action {
         Action::Create(args) => {
             // Checked before a store is created for the volume.
-            let checked = catalog::check(&args.name, args.size.0, options.chunk_bytes);
+            let checked = catalog::check(&args.name, args.size.0, chunk);
             checked.map_err(|source| Error::Volume { name: args.name.clone(), source })?;
         }
         _ => {
@@ -72,7 +73,7 @@ async fn in_store(action: Action, options: Options) -> Result<(), Error> {
     match action {
         Action::Create(args) => {
             let Size(bytes) = args.size;
-            let made = catalog::create(&env, &options.volume, &args.name, bytes, options.chunk_bytes).await;
+            let made = catalog::create(&env, &options.volume, &args.name, bytes, chunk).await;
             let info = made.map_err(|source| Error::Volume { name: args.name, source })?;
             print_created(&info, args.json)
         }

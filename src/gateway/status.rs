@@ -19,7 +19,7 @@ use super::scheduler::export;
 use super::store_check::StoreCheck;
 use super::surface::{Failure, Gateway, IfHeld, Known, OpenVolume, Stage as Shown};
 use crate::server::{Connection, Server};
-use crate::volume::catalog::{self, Info, Listed, Unnamed};
+use crate::volume::catalog::{self, ChunkBytes, Info, Listed, Unnamed};
 use crate::volume::format::snapshot::Snapshot;
 use crate::volume::{self, Environment, Shrink};
 
@@ -140,8 +140,8 @@ impl Gateway for GatewayStatus {
 
     async fn create(&self, name: &str, size_bytes: u64, chunk_bytes: Option<u64>) -> Result<Info, Failure> {
         let serving = self.serving()?;
-        let chunk_bytes = chunk_bytes.unwrap_or(serving.chunk_bytes);
-        let made = catalog::create(&serving.env, &serving.options, name, size_bytes, chunk_bytes).await?;
+        let chunk = ChunkBytes(chunk_bytes.unwrap_or(serving.chunk_bytes));
+        let made = catalog::create(&serving.env, &serving.options, name, size_bytes, chunk).await?;
         serving.catalogue.forget();
         serving.census.has_changed();
         Ok(made)

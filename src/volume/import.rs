@@ -20,7 +20,7 @@ use super::error::ImportError;
 use super::format::chunk::{ChunkWriter, object_bytes};
 use super::format::codec::Checksum;
 use super::format::geometry::{
-    BLOCK_BYTES, BLOCKS_PER_PAGE, ChunkIndex, Geometry, GeometryError, PAGE_LEN, PageIndex,
+    BLOCK_BYTES, BLOCKS_PER_PAGE, ChunkBytes, ChunkIndex, Geometry, GeometryError, PAGE_LEN, PageIndex,
 };
 use super::format::keys::{Keys, ObjectId, Parsed, Slot};
 use super::format::map::{Base, Entry, MapPage};
@@ -90,10 +90,10 @@ impl Import {
         env: &Environment,
         options: &Options,
         name: &str,
-        chunk_bytes: u64,
+        chunk: ChunkBytes,
         in_flight_bytes: u64,
     ) -> Result<Self, ImportError> {
-        let draft = Draft::begin(env, options, name, chunk_bytes).await?;
+        let draft = Draft::begin(env, options, name, chunk).await?;
         Ok(Self::of(env, draft, in_flight_bytes, BTreeMap::new()))
     }
 

@@ -93,7 +93,9 @@ async fn a_volume_is_made_shown_and_deleted() {
 #[tokio::test]
 async fn mistakes_are_answered_with_what_is_wrong() {
     let bench = Bench::new().await;
-    catalog::create(&bench.house.env, &bench.house.options, "idle", MIB, MIB).await.unwrap();
+    catalog::create(&bench.house.env, &bench.house.options, "idle", MIB, catalog::ChunkBytes(MIB))
+        .await
+        .unwrap();
     for (method, path, body, status, word) in [
         ("POST", "/api/v1/volumes", Some(json!({ "name": "a/b", "size_bytes": 512 })), 422, "name"),
         ("POST", "/api/v1/volumes", Some(json!({ "name": "a", "size_bytes": 513 })), 422, "512"),
@@ -337,7 +339,9 @@ async fn on_loopback_and_without_a_token_everything_is_read_and_nothing_changed(
     for host in ["127.0.0.1", "127.0.0.2"] {
         let bench = Bench::over_tcp(host, None).await;
         bench.house.opened(&bench.metrics, "disk").await;
-        catalog::create(&bench.house.env, &bench.house.options, "idle", MIB, MIB).await.unwrap();
+        catalog::create(&bench.house.env, &bench.house.options, "idle", MIB, catalog::ChunkBytes(MIB))
+            .await
+            .unwrap();
         let mut changes = operations();
         changes.push(("DELETE".to_owned(), "/api/v1/volumes/idle?takeover=true".to_owned()));
         for (method, path) in changes {

@@ -50,7 +50,9 @@ impl House {
 
     /// Makes a volume and opens it.
     pub(super) async fn opened(self: &Arc<Self>, metrics: &Metrics, name: &str) -> Arc<Volume> {
-        let info = catalog::create(&self.env, &self.options, name, 64 * MIB, 4 * MIB).await.unwrap();
+        let info = catalog::create(&self.env, &self.options, name, 64 * MIB, catalog::ChunkBytes(4 * MIB))
+            .await
+            .unwrap();
         let metrics = metrics.volume(name);
         let options = VolumeOptions { metrics: Some(metrics.clone()), ..self.options.clone() };
         let volume = Volume::open(&self.env, options, info.volume, false).await.unwrap();
@@ -79,7 +81,14 @@ impl Gateway for House {
     }
 
     async fn create(&self, name: &str, size: u64, chunk: Option<u64>) -> Result<Info, Failure> {
-        Ok(catalog::create(&self.env, &self.options, name, size, chunk.unwrap_or(4 * MIB)).await?)
+        Ok(catalog::create(
+            &self.env,
+            &self.options,
+            name,
+            size,
+            catalog::ChunkBytes(chunk.unwrap_or(4 * MIB)),
+        )
+        .await?)
     }
 
     async fn resize(&self, name: &str, size_bytes: u64, shrink: Shrink) -> Result<Info, Failure> {

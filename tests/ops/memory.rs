@@ -15,7 +15,9 @@ use cairn::volume::catalog;
 async fn the_status_has_what_is_open_and_what_was_known_of_the_rest() {
     let bench = Bench::new().await;
     bench.house.opened(&bench.metrics, "disk").await;
-    let idle = catalog::create(&bench.house.env, &bench.house.options, "idle", MIB, MIB).await.unwrap();
+    let idle = catalog::create(&bench.house.env, &bench.house.options, "idle", MIB, catalog::ChunkBytes(MIB))
+        .await
+        .unwrap();
     let (_, status) = bench.ask("GET", "/api/v1/status", None).await;
     let names = |status: &serde_json::Value| -> Vec<String> {
         let volumes = status["volumes"].as_array().unwrap().iter();

@@ -223,7 +223,9 @@ fn replay(workload: Workload, points: u64, seed: u64) -> Result<(), String> {
     let runtime = simulated();
     let volume = runtime.block_on(async {
         let env = environment(&memory, seed);
-        catalog::create(&env, &volume_options(), "disk", size, CHUNK).await.expect("created");
+        catalog::create(&env, &volume_options(), "disk", size, catalog::ChunkBytes(CHUNK))
+            .await
+            .expect("created");
         open(&env).await
     });
     let overlaps = recording.overlaps();

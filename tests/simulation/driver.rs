@@ -114,7 +114,9 @@ impl Driver {
     fn new(plan: Plan, print: bool) -> Self {
         let (memory, env) = empty_store(plan.seed);
         let layout = &plan.layout;
-        let created = catalog::create(&env, &plan.options, "disk", layout.size, layout.chunk).now_or_never();
+        let created =
+            catalog::create(&env, &plan.options, "disk", layout.size, catalog::ChunkBytes(layout.chunk))
+                .now_or_never();
         let volume = created.expect("memory answers at once").expect("an empty store takes a volume").volume;
         Self::with(World::new(plan, volume, memory, print), Gateway::start)
     }

@@ -60,7 +60,8 @@ pub(super) fn run(seed: u64, print: bool) -> Outcome {
         inner.rotten = true;
         if random.random_bool(0.3) {
             let options = inner.plan.options.clone();
-            let created = catalog::create(&env, &options, CRACKED, SIZE, CHUNK).now_or_never();
+            let created =
+                catalog::create(&env, &options, CRACKED, SIZE, catalog::ChunkBytes(CHUNK)).now_or_never();
             let cracked = created.expect("memory answers at once").expect("an empty store takes a volume");
             inner.plant(CRACKED, cracked.volume);
         }
@@ -235,7 +236,7 @@ impl Citizen {
         let options = self.options();
         match deed {
             Deed::Create(name) => {
-                let info = catalog::create(env, &options, name, SIZE, CHUNK).await?;
+                let info = catalog::create(env, &options, name, SIZE, catalog::ChunkBytes(CHUNK)).await?;
                 world.lock().created(name, info.volume);
             }
             Deed::Delete(name, takeover) => catalog::delete(env, &options, name, *takeover).await?,

@@ -126,7 +126,9 @@ impl Run {
         let cells = vec![Cell::default(); usize::try_from(MOST).expect("few")];
         let (sizes, numbers, volume) = (Vec::new(), 0, None);
         let run = Self { random, memory, options, budget_bytes, seed, cells, size, sizes, numbers, volume };
-        let made = catalog::create(&run.env(None), &run.options, "disk", size * CELL, CHUNK).await;
+        let made =
+            catalog::create(&run.env(None), &run.options, "disk", size * CELL, catalog::ChunkBytes(CHUNK))
+                .await;
         made.expect("an empty store takes a volume");
         run
     }

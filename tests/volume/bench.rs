@@ -39,7 +39,9 @@ impl Bench {
         let bench =
             Self { memory, fault, options, dirty_bytes: 128 * MIB, now_seconds, holder: None, seed: 1 };
         let env = bench.env(64 * MIB);
-        catalog::create(&env, &bench.options, "disk", size_bytes, chunk_bytes).await.expect("created");
+        catalog::create(&env, &bench.options, "disk", size_bytes, catalog::ChunkBytes(chunk_bytes))
+            .await
+            .expect("created");
         bench
     }
 

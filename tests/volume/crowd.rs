@@ -70,7 +70,8 @@ impl Client {
         let name = NAMES[self.random.random_range(0..NAMES.len())];
         match self.random.random_range(0..8) {
             0 | 1 => {
-                let created = catalog::create(&self.env, &self.options, name, MIB, MIB).await;
+                let created =
+                    catalog::create(&self.env, &self.options, name, MIB, catalog::ChunkBytes(MIB)).await;
                 expected(created.map(drop), |e| matches!(e, OpenError::Exists(_) | OpenError::Contended(_)));
             }
             2 | 3 => {

@@ -52,7 +52,7 @@ fn bytes(source: &Source) -> Vec<u8> {
 }
 
 async fn begin(bench: &Bench) -> Result<Import, ImportError> {
-    Import::begin(&env(bench), &bench.options, "image", CHUNK, 4 * CHUNK).await
+    Import::begin(&env(bench), &bench.options, "image", catalog::ChunkBytes(CHUNK), 4 * CHUNK).await
 }
 
 async fn resume(bench: &Bench) -> Result<Import, ImportError> {
@@ -156,7 +156,10 @@ async fn a_sparse_source_of_many_tebibytes_costs_what_it_stores() {
     let bench = Bench::new(MIB).await;
     let (tib, chunk) = (MIB << 20, 4 * MIB);
     bench.memory.reset_tallies();
-    let mut import = Import::begin(&env(&bench), &bench.options, "image", chunk, 4 * chunk).await.unwrap();
+    let mut import =
+        Import::begin(&env(&bench), &bench.options, "image", catalog::ChunkBytes(chunk), 4 * chunk)
+            .await
+            .unwrap();
     import.write(&pattern(1, 4096)).await.unwrap();
     import.zeros(9 * tib - 4096).await.unwrap();
     import.write(&[0; 100_000]).await.unwrap();
@@ -298,19 +301,19 @@ async fn a_name_that_exists_is_refused_before_anything_is_made_and_at_the_end() 
     let bench = Bench::new(MIB).await;
     let before = bench.memory.objects().len();
     for refused in [
-        Import::begin(&env(&bench), &bench.options, "disk", CHUNK, CHUNK).await,
+        Import::begin(&env(&bench), &bench.options, "disk", catalog::ChunkBytes(CHUNK), CHUNK).await,
         Import::resume(&env(&bench), "disk", CHUNK).await,
     ] {
         assert!(matches!(refused, Err(ImportError::Volume(OpenError::Exists(_)))));
     }
-    let refused = Import::begin(&env(&bench), &bench.options, ".x", CHUNK, CHUNK).await;
+    let refused = Import::begin(&env(&bench), &bench.options, ".x", catalog::ChunkBytes(CHUNK), CHUNK).await;
     assert!(matches!(refused, Err(ImportError::Volume(OpenError::BadName(_)))));
     assert!(matches!(resume(&bench).await, Err(ImportError::NothingToResume(_))));
     assert_eq!(bench.memory.objects().len(), before);
 
     let mut late = begin(&bench).await.unwrap();
     pass(&mut late, SOURCE).await.unwrap();
-    catalog::create(&env(&bench), &bench.options, "image", MIB, CHUNK).await.unwrap();
+    catalog::create(&env(&bench), &bench.options, "image", MIB, catalog::ChunkBytes(CHUNK)).await.unwrap();
     assert!(matches!(late.finish().await, Err(ImportError::Volume(OpenError::Exists(_)))));
     let volume = open(&bench, "image").await.unwrap();
     assert_eq!(volume.size_bytes(), MIB, "it is the one that was created");

@@ -24,7 +24,7 @@ fn env(bench: &Bench) -> Environment {
 }
 
 async fn create(bench: &Bench, name: &str) -> Result<catalog::Info, OpenError> {
-    catalog::create(&env(bench), &bench.options, name, MIB, CHUNK).await
+    catalog::create(&env(bench), &bench.options, name, MIB, catalog::ChunkBytes(CHUNK)).await
 }
 
 async fn delete(bench: &Bench, name: &str, takeover: bool) -> Result<(), OpenError> {

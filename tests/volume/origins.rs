@@ -44,7 +44,7 @@ async fn cloned(bench: &mut Bench, parent: &Side, name: &'static str) -> Side {
     // Another gateway, which chooses other ids.
     *bench = bench.beside();
     let env = bench.env(64 * MIB);
-    catalog::create(&env, &bench.options, name, SIZE, CHUNK).await.expect("created");
+    catalog::create(&env, &bench.options, name, SIZE, catalog::ChunkBytes(CHUNK)).await.expect("created");
     let volume = catalog::resolve(&env, name).await.expect("a volume");
     let (_, theirs) = root_of(bench, parent.volume);
     let (head, mut root) = root_of(bench, volume);

@@ -105,7 +105,10 @@ fn environment(store: Arc<dyn Store>, seed: u64) -> Environment {
 }
 
 async fn create(env: &Environment, name: &str) -> Uuid {
-    catalog::create(env, &volume::Options::default(), name, 1 << 30, 4 << 20).await.unwrap().volume
+    catalog::create(env, &volume::Options::default(), name, 1 << 30, catalog::ChunkBytes(4 << 20))
+        .await
+        .unwrap()
+        .volume
 }
 
 /// Writes and flushes a block every half minute for a day.

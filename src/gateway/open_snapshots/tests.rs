@@ -61,7 +61,9 @@ async fn store_of(names: &[&str]) -> MemoryStore {
     let store = MemoryStore::new();
     let env = environment(Arc::new(store.clone()), 99);
     for name in names {
-        catalog::create(&env, &volume::Options::default(), name, SIZE, 4 << 20).await.unwrap();
+        catalog::create(&env, &volume::Options::default(), name, SIZE, catalog::ChunkBytes(4 << 20))
+            .await
+            .unwrap();
     }
     store
 }

@@ -59,7 +59,9 @@ async fn store_of(names: &[&str]) -> MemoryStore {
     let store = MemoryStore::new();
     let env = environment(&store, 99);
     for name in names {
-        catalog::create(&env, &volume::Options::default(), name, SIZE, 4 << 20).await.unwrap();
+        catalog::create(&env, &volume::Options::default(), name, SIZE, catalog::ChunkBytes(4 << 20))
+            .await
+            .unwrap();
     }
     store
 }
@@ -394,7 +396,10 @@ async fn a_volume_that_is_recreated_while_it_is_opened_is_opened() {
         let replaces = async {
             gate.reached(1).await;
             catalog::delete(&env, &volume::Options::default(), "a", true).await.unwrap();
-            let made = catalog::create(&env, &volume::Options::default(), "a", SIZE, 4 << 20).await.unwrap();
+            let made =
+                catalog::create(&env, &volume::Options::default(), "a", SIZE, catalog::ChunkBytes(4 << 20))
+                    .await
+                    .unwrap();
             gate.release();
             made.volume
         };

@@ -38,7 +38,7 @@ impl Bench {
         let of_volume =
             volume::Options { store_deadline: Some(Duration::from_secs(1)), ..volume::Options::default() };
         for name in ["open", "closed"] {
-            catalog::create(&env, &of_volume, name, 1 << 30, 4 << 20).await.unwrap();
+            catalog::create(&env, &of_volume, name, 1 << 30, catalog::ChunkBytes(4 << 20)).await.unwrap();
         }
         let metrics = Metrics::new();
         let how =

@@ -13,7 +13,7 @@ use super::volumes::{check_name, claimable, empty_root, first_head, first_table,
 use crate::store;
 use crate::volume::environment::Environment;
 use crate::volume::error::{ImportError, OpenError};
-use crate::volume::format::geometry::Geometry;
+use crate::volume::format::geometry::{ChunkBytes, Geometry};
 use crate::volume::format::head::{Head, VolumeState};
 use crate::volume::format::identity::Identity;
 use crate::volume::format::keys::Keys;
@@ -36,10 +36,10 @@ impl Draft {
         env: &Environment,
         options: &Options,
         name: &str,
-        chunk_bytes: u64,
+        chunk: ChunkBytes,
     ) -> Result<Self, OpenError> {
         check_name(name)?;
-        let geometry = Geometry::new(chunk_bytes)?;
+        let geometry = Geometry::new(chunk.0)?;
         let before = free(env, name).await?;
         let volume = env.entropy.uuid();
         let identity = new_identity(name, volume, geometry, (env.wall_clock)());

@@ -9,6 +9,7 @@ pub(super) mod draft;
 mod name;
 mod volumes;
 
+pub use super::format::geometry::ChunkBytes;
 pub use super::info::Info;
 pub use deletion::{delete, delete_by_id};
 pub use volumes::{

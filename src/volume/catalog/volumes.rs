@@ -16,7 +16,7 @@ use crate::store::{self, Pages};
 use crate::volume::environment::Environment;
 use crate::volume::error::OpenError;
 use crate::volume::format::codec::Checksum;
-use crate::volume::format::geometry::Geometry;
+use crate::volume::format::geometry::{ChunkBytes, Geometry};
 use crate::volume::format::head::{Checkpoint, Head, HolderName, Lease, VolumeState};
 use crate::volume::format::identity::{Identity, NameBinding};
 use crate::volume::format::keys::{self, IDENTITIES, Keys, NAMES, ObjectId, Slot};
@@ -92,9 +92,9 @@ impl std::fmt::Display for Progress {
 ///
 /// # Errors
 /// If the name or one of the sizes is not valid.
-pub fn check(name: &str, size_bytes: u64, chunk_bytes: u64) -> Result<(), OpenError> {
+pub fn check(name: &str, size_bytes: u64, chunk: ChunkBytes) -> Result<(), OpenError> {
     check_name(name)?;
-    Ok(Geometry::new(chunk_bytes)?.check_size(size_bytes)?)
+    Ok(Geometry::new(chunk.0)?.check_size(size_bytes)?)
 }
 
 /// Creates an empty volume, which is one hole, and binds the name to it.
@@ -107,10 +107,10 @@ pub async fn create(
     options: &Options,
     name: &str,
     size_bytes: u64,
-    chunk_bytes: u64,
+    chunk: ChunkBytes,
 ) -> Result<Info, OpenError> {
-    check(name, size_bytes, chunk_bytes)?;
-    let geometry = Geometry::new(chunk_bytes)?;
+    check(name, size_bytes, chunk)?;
+    let geometry = Geometry::new(chunk.0)?;
     for _ in 0..CREATIONS {
         // Read before anything is made: see the invariant at the top of this file.
         let before = claimable(env, name).await?;
@@ -129,7 +129,7 @@ pub async fn create(
                     name,
                     volume,
                     size_bytes,
-                    chunk_bytes,
+                    chunk_bytes: chunk.0,
                     created_at_seconds,
                     epoch,
                     holder: None,

@@ -183,7 +183,8 @@ mod tests {
             wall_clock: Arc::new(|| 1_800_000_000),
         };
         let options = Options { embed_bytes: 0, pack_bytes: 4 * 4096, ..Options::default() };
-        let made = catalog::create(&env, &options, "disk", 1 << 30, CHUNK).await.unwrap();
+        let made =
+            catalog::create(&env, &options, "disk", 1 << 30, catalog::ChunkBytes(CHUNK)).await.unwrap();
         let volume = Volume::open(&env, options, made.volume, false).await.unwrap();
         for chunk in (0..80).chain(4096..4100) {
             let bytes = Bytes::from(vec![u8::try_from(chunk % 251).unwrap(); 1 << 16]);

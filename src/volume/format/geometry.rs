@@ -33,6 +33,10 @@ pub const DEFAULT_CHUNK_BYTES: u32 = 4 * 1024 * 1024;
 /// Number of pages in the largest chunk.
 pub const MAX_PAGES_PER_CHUNK: u16 = 512;
 
+/// Size in bytes that the chunks of a new volume are to have. [`Geometry::new`] checks it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChunkBytes(pub u64);
+
 /// The position of a chunk in its volume, counted in chunks from 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChunkIndex(pub u32);

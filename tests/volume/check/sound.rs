@@ -6,8 +6,8 @@ use cairn::effect::Durability::Volatile;
 use cairn::effect::Zeroing;
 use cairn::store::fault::{Action, Failure, Gate, Rule};
 use cairn::store::{MemoryStore, Operation};
-use cairn::volume::OpenError;
 use cairn::volume::check::{Depth, ObjectKind, Purpose, check};
+use cairn::volume::{OpenError, catalog};
 
 use super::super::bench::{Bench, pattern};
 use super::super::stored::Stored;
@@ -149,7 +149,7 @@ async fn it_reads_no_data_unless_asked_and_lists_instead_of_asking_for_each_obje
     // Sorted listings in pages of 1,000.
     bench.memory = MemoryStore::new();
     bench.fault = cairn::store::Fault::new(Arc::new(bench.memory.clone()), 1);
-    cairn::volume::catalog::create(&bench.env(MIB), &bench.options, "disk", SIZE, CHUNK).await.unwrap();
+    catalog::create(&bench.env(MIB), &bench.options, "disk", SIZE, catalog::ChunkBytes(CHUNK)).await.unwrap();
     let volume = bench.open().await;
     volume.write(0, pattern(1, 1 << 25), Volatile).await.unwrap();
     volume.close().await.unwrap();
