@@ -26,7 +26,7 @@ pub struct Cli {
 pub(super) enum Command {
     /// Serve volumes over NBD until SIGTERM or SIGINT
     Serve(Serve),
-    /// Create, list, show, resize and delete volumes, and show what they take
+    /// Create, list, show, resize, rename and delete volumes, and show what they take
     Volume(Volume),
     /// Take, list and delete snapshots: what a volume contained at one instant, served read-only as
     /// VOLUME@NAME
@@ -264,6 +264,9 @@ pub(super) enum Action {
     /// Change the size of a volume, also while clients use it; without --gateway, only of a volume that no
     /// gateway holds. Clients see the new size when they connect again
     Resize(Resize),
+    /// Give a volume another name, also while clients use it; without --gateway, only one that no gateway
+    /// holds. Clients that are connected stay connected
+    Rename(Rename),
     /// Delete a volume and all its data
     Delete(Delete),
     /// Make a volume what it was at a snapshot. What was written since then is lost, unless another snapshot
@@ -279,6 +282,7 @@ impl Action {
             | Self::List(List { place, .. })
             | Self::Info(Info { place, .. })
             | Self::Resize(Resize { place, .. })
+            | Self::Rename(Rename { place, .. })
             | Self::Delete(Delete { place, .. }) => Some(place),
             Self::Usage(_) | Self::Restore(_) => None,
         }
@@ -290,6 +294,7 @@ impl Action {
             | Self::List(List { place, .. })
             | Self::Info(Info { place, .. })
             | Self::Resize(Resize { place, .. })
+            | Self::Rename(Rename { place, .. })
             | Self::Delete(Delete { place, .. }) => &place.common,
             Self::Usage(Usage { common, .. }) | Self::Restore(Restore { common, .. }) => common,
         }
@@ -376,6 +381,21 @@ pub(super) struct Restore {
     /// Name of the volume and of its snapshot
     #[arg(value_name = "VOLUME@NAME")]
     pub(super) of: SnapshotName,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct Rename {
+    #[command(flatten)]
+    place: Place,
+    /// Name of the volume
+    #[arg(value_name = "OLD")]
+    pub(super) name: String,
+    /// Its new name: 1 to 128 characters of A-Z a-z 0-9 . _ -, not beginning with a dot
+    #[arg(value_name = "NEW")]
+    pub(super) to: String,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 #[derive(Clone, Debug, Args)]
