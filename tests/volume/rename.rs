@@ -34,7 +34,7 @@ async fn bound(bench: &Bench, name: &str) -> Option<Uuid> {
 }
 
 async fn create(bench: &Bench, name: &str) -> Result<Uuid, OpenError> {
-    let made = catalog::create(&env(bench), &bench.options, name, MIB, 4 * MIB).await;
+    let made = catalog::create(&env(bench), &bench.options, name, MIB, catalog::ChunkBytes(4 * MIB)).await;
     made.map(|info| info.volume)
 }
 
