@@ -43,7 +43,6 @@ const CASES: &[Case] = &[
     ("name-free.bin", &[(34, &[1])], "name"),
     ("head-fresh.bin", &[(59, &[1])], "checkpoint"),
     ("head-fresh.bin", &[(113, &[4])], "state"),
-    ("head-fresh.bin", &[(113, &[2])], "name"),
     ("head-renamed.bin", &[(119, &[6])], "state"),
     ("head-renamed.bin", &[(121, b".")], "name"),
     ("head-renaming.bin", &[(133, b"/")], "name"),
