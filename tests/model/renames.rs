@@ -45,9 +45,7 @@ fn target(scope: &Scope, process: &Process, to: Name) -> Name {
 
 /// What follows the record of a new name.
 fn after_record(scope: &Scope, process: &Process, volume: Volume) -> Stage {
-    if process.name.stands_for(volume) {
-        Stage::FreesOld
-    } else if scope.breaks(Broken::FreesOldFirst) {
+    if process.name.stands_for(volume) || scope.breaks(Broken::FreesOldFirst) {
         Stage::FreesOld
     } else {
         Stage::Binds
