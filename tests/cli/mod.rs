@@ -4,7 +4,6 @@ mod admin;
 mod bench;
 mod check;
 mod readme;
-mod rename;
 mod resize;
 mod serve;
 mod snapshot;

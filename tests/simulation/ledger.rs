@@ -2,9 +2,9 @@
 //! under each name.
 //!
 //! It observes requests when they take effect in the store, whoever sent them and whenever. It must not know
-//! how Cairn creates, renames and deletes volumes. Invariants that it checks: the object under a name is only
+//! how Cairn creates and deletes volumes. Invariants that it checks: the object under a name is only
 //! replaced, by a later version. A name is bound only to a complete volume, and taken from a volume only when
-//! that is being deleted or has another name.
+//! that is being deleted.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,6 +25,7 @@ pub(super) type Operation = u64;
 /// A volume whose creation was answered.
 #[derive(Clone, Debug)]
 pub(super) struct Made {
+    pub(super) name: String,
     /// The newest mark that was flushed onto it; 0 if there is none.
     pub(super) flushed: u64,
 }
@@ -34,7 +35,7 @@ pub(super) struct Made {
 pub(super) struct Standing {
     version: u64,
     pub(super) volume: Option<Uuid>,
-    /// When a binding of it to a volume last ended.
+    /// When it was last bound to a volume, if it no longer is.
     pub(super) until: Option<Time>,
 }
 
@@ -63,20 +64,10 @@ impl Ledger {
         self.made.contains_key(&volume) && self.aimed.get(&volume).is_none_or(BTreeSet::is_empty)
     }
 
-    /// All names of volumes that must exist. While a volume is being renamed it has two.
+    /// All volumes that must exist, by name.
     pub(super) fn owed(&self) -> BTreeMap<String, Uuid> {
-        let bound = self.names.iter().filter_map(|(name, standing)| Some((name, standing.volume?)));
-        bound.filter(|(_, volume)| self.is_owed(*volume)).map(|(name, to)| (name.clone(), to)).collect()
-    }
-
-    /// Whether a name is bound to a volume.
-    pub(super) fn has_name(&self, volume: Uuid) -> bool {
-        self.names.values().any(|standing| standing.volume == Some(volume))
-    }
-
-    /// Returns the version of a name, 0 if it was never used.
-    pub(super) fn version_of(&self, name: &str) -> u64 {
-        self.names.get(name).map_or(0, |standing| standing.version)
+        let owed = self.made.iter().filter(|(volume, _)| self.is_owed(**volume));
+        owed.map(|(volume, made)| (made.name.clone(), *volume)).collect()
     }
 
     /// Returns the volume that a name is bound to.
@@ -141,8 +132,11 @@ impl Inner {
         let to = binding.name.is_some().then_some(binding.volume);
         let standing = self.ledger().names.entry(name.to_owned()).or_default();
         let (version, from) = (standing.version, standing.volume);
-        let until = from.map(|_| now).or(standing.until);
-        *standing = Standing { version: binding.version, volume: to, until };
+        *standing = Standing { version: binding.version, volume: to, until: from.map(|_| now) };
+        if to.is_none() && from.is_none() {
+            // The name was bound to no volume before.
+            standing.until = None;
+        }
         if binding.version <= version {
             self.broken(format!("version {} of the name {name} follows {version}", binding.version));
         }
@@ -157,9 +151,6 @@ impl Inner {
 
     /// Checks that a name may be taken from a volume.
     fn check_taken(&mut self, name: &str, from: Uuid) {
-        if self.ledger().has_name(from) {
-            return;
-        }
         if self.ledger().is_owed(from) {
             self.broken(format!("the name {name} is taken from {from}, which nobody deletes"));
         }

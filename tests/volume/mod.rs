@@ -19,7 +19,6 @@ mod names;
 mod origins;
 mod picture;
 mod recovery;
-mod rename;
 mod requests;
 mod resize;
 mod snapshots;
