@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use axum::Json;
@@ -20,7 +21,7 @@ use crate::server;
 use crate::volume::catalog::{Info, Unnamed};
 use crate::volume::format::geometry::BLOCK_BYTES;
 use crate::volume::format::snapshot::Snapshot;
-use crate::volume::{self, OpenError, Picture, ResizeError, Shrink, SnapshotError, Status};
+use crate::volume::{self, CloneError, OpenError, Picture, ResizeError, Shrink, SnapshotError, Status};
 
 /// The last second of the year 9999, the latest time that RFC 3339 can express.
 const LAST_SECOND: u64 = 253_402_300_799;
@@ -52,6 +53,11 @@ impl From<Failure> for Problem {
             Failure::InUse(why) => return Self::new(StatusCode::CONFLICT, why),
             Failure::Snapshot(error) => return error.into(),
             Failure::Resize(error) => return error.into(),
+            Failure::Clone(CloneError::Snapshot(error)) => return error.into(),
+            Failure::Clone(CloneError::Volume(error)) => Arc::new(error),
+            Failure::Clone(error @ CloneError::TooDeep(_)) => {
+                return Self::new(StatusCode::CONFLICT, error.to_string());
+            }
             Failure::Volume(error) => error,
         };
         let status = match &*error {
@@ -61,6 +67,7 @@ impl From<Failure> for Problem {
             OpenError::BadName(_) | OpenError::Geometry(_) => StatusCode::UNPROCESSABLE_ENTITY,
             OpenError::Exists(_)
             | OpenError::SizeDiffers { .. }
+            | OpenError::HasClones { .. }
             | OpenError::Held { .. }
             | OpenError::Lost(_)
             | OpenError::Unclear { .. }
@@ -98,9 +105,10 @@ impl From<SnapshotError> for Problem {
             SnapshotError::Volume(error) => return error.into(),
             SnapshotError::NoSuchSnapshot(_) => StatusCode::NOT_FOUND,
             SnapshotError::BadName(_) => StatusCode::UNPROCESSABLE_ENTITY,
-            SnapshotError::Exists(_) | SnapshotError::TooMany(_) | SnapshotError::Pinned { .. } => {
-                StatusCode::CONFLICT
-            }
+            SnapshotError::Exists(_)
+            | SnapshotError::TooMany(_)
+            | SnapshotError::Pinned { .. }
+            | SnapshotError::TooManyClones { .. } => StatusCode::CONFLICT,
         };
         Self::new(status, error.to_string())
     }
@@ -155,6 +163,13 @@ pub(super) struct NewSnapshot {
     pub(super) name: String,
 }
 
+/// A request to clone a snapshot.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NewClone {
+    pub(super) name: String,
+}
+
 /// A non-negative integer. JSON has only one kind of number, and JSON Schema treats `512.0` as an integer
 /// too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -199,6 +214,7 @@ pub(super) struct VolumeView {
     created_at: Option<String>,
     epoch: Option<u32>,
     holder: Option<String>,
+    clone_of: Option<uuid::Uuid>,
     stored_bytes: Option<u64>,
     problem: Option<String>,
     open: Option<OpenView>,
@@ -220,6 +236,7 @@ impl VolumeView {
             created_at: Some(time(info.created_at_seconds)),
             epoch: Some(info.epoch),
             holder: info.holder,
+            clone_of: info.clone_of,
             stored_bytes,
             problem: None,
             open: open.map(OpenView::of),
@@ -236,6 +253,7 @@ impl VolumeView {
             created_at: None,
             epoch: None,
             holder: None,
+            clone_of: None,
             stored_bytes: None,
             problem: Some(error.to_string()),
             open: None,
