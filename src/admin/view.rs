@@ -110,9 +110,8 @@ impl From<ResizeError> for Problem {
     fn from(error: ResizeError) -> Self {
         match error {
             ResizeError::Volume(error) => error.into(),
-            ResizeError::Geometry(_) | ResizeError::Smaller { .. } => {
-                Self::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string())
-            }
+            ResizeError::Geometry(_) => Self::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()),
+            ResizeError::Smaller { .. } => Self::new(StatusCode::CONFLICT, error.to_string()),
         }
     }
 }

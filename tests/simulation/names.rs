@@ -406,17 +406,17 @@ impl Inner {
     }
 
     fn created(&mut self, name: &str, volume: Uuid) {
-        if let Some(other) = self.names().owed().get(name) {
-            let other = *other;
-            self.broken(format!("the name {name} is to stand for {other} and for {volume}"));
-        }
         let (is_bound, is_aimed) = {
             let ledger = self.names();
             let is_aimed = ledger.aimed.get(&volume).is_some_and(|aimed| !aimed.is_empty());
             (ledger.stands_for(name) == Some(volume), is_aimed)
         };
+        // While a deletion is aimed at it, its name may lawfully stand for another volume by now.
         if !is_bound && !is_aimed {
             self.broken(format!("{volume} was created, and {name} does not stand for it"));
+        }
+        if let Some(other) = self.names().owed().get(name).copied().filter(|_| !is_aimed) {
+            self.broken(format!("the name {name} is to stand for {other} and for {volume}"));
         }
         let made = Made { name: name.to_owned(), flushed: 0 };
         self.names().made.insert(volume, made);
