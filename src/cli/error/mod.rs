@@ -260,10 +260,7 @@ impl Error {
             | Self::Mistake(_)
             | Self::OldstyleNeedsTls { .. }
             | Self::Gateway { is_mistake: true, .. }
-            | Self::Resize {
-                source: volume::ResizeError::Geometry(_) | volume::ResizeError::Smaller { .. },
-                ..
-            }
+            | Self::Resize { source: volume::ResizeError::Geometry(_), .. }
             | Self::Volume {
                 source: volume::OpenError::BadName(_) | volume::OpenError::Geometry(_), ..
             } => ExitCode::from(USAGE),
