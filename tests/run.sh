@@ -221,10 +221,13 @@ BARE=$ROOT/tests/tools/bare.sh
 
 suite_unit() { limited 1200 "$BARE" "$(cat "$LOGS/lib.path")"; }
 
-# Clippy has checked the dependencies in this profile already, so that rustdoc need not.
+# Clippy has checked the dependencies in this profile already, so that rustdoc need not. The examples link the library that
+# this size has built.
 suite_doc() {
+    local features=()
+    ! is_small || features=(--features mutants)
     RUSTDOCFLAGS='-D warnings' limited 1200 cargo doc --release --no-deps --quiet &&
-        limited 1200 cargo test --release --doc && count 1 0
+        limited 1200 cargo test --release --doc "${features[@]}" && count 1 0
 }
 
 # One suite per module of the integration binary, as libtest lists them: cheap ones first, virtual machines last.

@@ -71,7 +71,7 @@ impl Volume {
             match held.renewed_during(env.store.journal.as_ref(), recovering).await.flatten() {
                 Ok(recovered) => {
                     if !mutant::is(Mutant::DeletionUnnoticed) {
-                        check_not_deleted(env, keys).await?;
+                        check_not_deleted(env, keys, &head).await?;
                     }
                     recovered
                 }
@@ -160,11 +160,18 @@ async fn recover(
 /// anything, so everything read before the head was seen without the mark was complete. Without this check,
 /// an opening could mistake records and seals that a deletion removes ahead of it for the end of the journal,
 /// and serve an empty disk.
-async fn check_not_deleted(env: &Environment, keys: Keys) -> Result<(), OpenError> {
+async fn check_not_deleted(env: &Environment, keys: Keys, ours: &Head) -> Result<(), OpenError> {
     match read_head(env, keys).await.map_err(incomplete)? {
-        (head, _) if head.state == VolumeState::Deleting => Err(OpenError::Deleting),
+        (now, _) if is_deleted(&now, ours) => Err(OpenError::Deleting),
         _ => Ok(()),
     }
+}
+
+/// Whether a volume is being or has been deleted, as far as its head shows. Epochs only rise. A head of an
+/// earlier epoch than ours is the first one, which a late request of the volume's creator has made once more
+/// after the deletion.
+fn is_deleted(now: &Head, ours: &Head) -> bool {
+    now.state == VolumeState::Deleting || now.epoch < ours.epoch
 }
 
 /// Returns the cause of a failed opening. If a later gateway has the volume, it may have folded and deleted
@@ -180,12 +187,11 @@ async fn explained(env: &Environment, keys: Keys, ours: &Head, error: OpenError)
         return error;
     }
     match read_head(env, keys).await {
-        Ok((now, _)) if now.state == VolumeState::Deleting => OpenError::Deleting,
-        Err(OpenError::Store(store::Error::NotFound { .. })) => incomplete(error),
+        Ok((now, _)) if is_deleted(&now, ours) => OpenError::Deleting,
         Ok((now, _)) if now.epoch > ours.epoch => {
             OpenError::Lost(format!("epoch {} of {}", now.epoch, now.holder_name))
         }
-        _ => error,
+        _ => incomplete(error),
     }
 }
 
