@@ -1,5 +1,5 @@
 //! What `tests/simulation-ledger.tsv` says can be believed: each line is whole, no seed was counted twice, and some
-//! state of the sources has been through all that the project claims.
+//! state of the sources has been through all that the project claims. README claims no more than it says.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -66,9 +66,45 @@ fn faults(ledger: &str) -> Vec<String> {
 
 #[test]
 fn the_ledger_counts_no_seed_twice_and_enough_of_them() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/simulation-ledger.tsv");
-    let ledger = fs::read_to_string(path).expect("the ledger can be read");
-    assert_eq!(faults(&ledger), Vec::<String>::new());
+    assert_eq!(faults(&read("tests/simulation-ledger.tsv")), Vec::<String>::new());
+}
+
+fn read(path: &str) -> String {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The number that stands before these words.
+fn number_before(text: &str, words: &str) -> Option<u64> {
+    let number = text[..text.find(words)?].rsplit(' ').next()?;
+    number.replace(',', "").parse().ok()
+}
+
+/// The numbers in README are not above those of the ledger, and at least nine tenths of them.
+#[test]
+fn the_readme_claims_what_the_ledger_says() {
+    let (readme, ledger) = (read("README.md"), read("tests/simulation-ledger.tsv"));
+    let runs: Vec<Run> = ledger.lines().filter_map(run).collect();
+    let commands: u64 = runs.iter().map(|run| run.commands).sum();
+    let recoveries: u64 = runs.iter().map(|run| run.recoveries).sum();
+    for (words, counted) in [(" commands and ", commands), (" recoveries after a crash", recoveries)] {
+        let claimed = number_before(&readme, words).expect("README says how many");
+        assert!(
+            claimed <= counted && claimed >= counted / 10 * 9,
+            "{claimed}{words}: the ledger has {counted}"
+        );
+    }
+}
+
+/// As many faults as README says can be put into Cairn.
+#[test]
+fn the_readme_counts_the_deliberate_faults() {
+    let list = read("src/mutant.rs");
+    let mutants = list
+        .lines()
+        .filter(|line| line.starts_with("    ") && line.ends_with("\",") && line.contains(" = \""));
+    let claimed = number_before(&read("README.md"), " faults put into Cairn on purpose");
+    assert_eq!(claimed, Some(mutants.count() as u64));
 }
 
 #[test]

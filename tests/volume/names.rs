@@ -573,7 +573,13 @@ async fn a_deletion_that_was_cut_short_is_gone_on_with_although_the_store_denies
 #[tokio::test(start_paused = true)]
 async fn a_volume_whose_name_is_denied_once_is_not_said_to_have_none() {
     let bench = Bench::new(64 * MIB).await;
-    let denial = Rule::new(Action::FailBefore(Failure::NotFound)).on(Operation::Get).prefix("name/");
-    bench.fault.add(denial.times(1));
+    let rule = |failure| Rule::new(Action::FailBefore(failure)).on(Operation::Get).prefix("name/");
+    bench.fault.add(rule(Failure::NotFound).times(1));
     assert_eq!(catalog::unnamed(&bench.env(MIB)).await.unwrap().len(), 0);
+    // The store denies it once, and fails from then on.
+    bench.fault.clear();
+    bench.fault.add(rule(Failure::NotFound).times(1));
+    bench.fault.add(rule(Failure::Rejected).skip(1));
+    let listed = catalog::unnamed(&bench.env(MIB)).await;
+    assert!(matches!(listed, Err(OpenError::Store(_))), "{listed:?}");
 }

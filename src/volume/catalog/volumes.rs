@@ -324,30 +324,31 @@ pub async fn unnamed(env: &Environment) -> Result<Vec<Unnamed>, OpenError> {
     let all: Vec<Uuid> = all.filter(|volume| !volume.is_nil()).collect();
     let names = list(env).await?;
     let lookups = stream::iter(names)
-        .map(|name| async move { Ok::<_, OpenError>(name::look(env, &name).await?.volume()) });
+        .map(|name| async move { Ok::<_, OpenError>(name::look_closely(env, &name).await?.volume()) });
     let named: Vec<Option<Uuid>> = lookups.buffered(CONCURRENT_LOOKUPS).try_collect().await?;
     let named: BTreeSet<Uuid> = named.into_iter().flatten().collect();
     let without = all.into_iter().filter(|volume| !named.contains(volume));
     let found = stream::iter(without).map(|volume| look_at_unnamed(env, volume));
-    let found: Vec<Option<Unnamed>> = found.buffered(CONCURRENT_LOOKUPS).collect().await;
+    let found: Vec<Option<Unnamed>> = found.buffered(CONCURRENT_LOOKUPS).try_collect().await?;
     Ok(found.into_iter().flatten().collect())
 }
 
 /// Describes a volume without a name. Returns `None` if it was deleted, or bound to its name, in the
-/// meantime.
-async fn look_at_unnamed(env: &Environment, volume: Uuid) -> Option<Unnamed> {
+/// meantime. Fails if its name cannot be read: whoever deletes what is listed must not meet a volume in use.
+async fn look_at_unnamed(env: &Environment, volume: Uuid) -> Result<Option<Unnamed>, OpenError> {
     let keys = Keys::new(volume);
     let identity = fetch_if_present(env, &keys.identity(), |bytes| Identity::decode(volume, bytes)).await;
     let (identity, unreadable) = match identity {
         Ok((identity, _)) => (Some(identity), None),
-        Err(OpenError::Store(store::Error::NotFound { .. })) => return None,
-        Err(error) => (None, Some(error)),
+        Err(OpenError::Store(store::Error::NotFound { .. })) => return Ok(None),
+        Err(error @ OpenError::Damaged { .. }) => (None, Some(error)),
+        Err(error) => return Err(error),
     };
     // The listing may have omitted its name.
     if let Some(Identity { name, .. }) = &identity
-        && name::look(env, name).await.is_ok_and(|found| found.volume() == Some(volume))
+        && name::look(env, name).await?.volume() == Some(volume)
     {
-        return None;
+        return Ok(None);
     }
     let progress = match (read_head(env, keys).await, unreadable) {
         (Ok((head, _)), _) if head.state == VolumeState::Deleting => Progress::Deleting,
@@ -356,7 +357,8 @@ async fn look_at_unnamed(env: &Environment, volume: Uuid) -> Option<Unnamed> {
         (Ok((head, _)), None) => progress_of(env, keys, &head).await,
     };
     let created_at_seconds = identity.as_ref().map(|identity| identity.created_at_seconds);
-    Some(Unnamed { volume, made_for: identity.map(|identity| identity.name), created_at_seconds, progress })
+    let made_for = identity.map(|identity| identity.name);
+    Ok(Some(Unnamed { volume, made_for, created_at_seconds, progress }))
 }
 
 /// Returns whether a volume with a live head and without a name is complete.
