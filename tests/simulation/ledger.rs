@@ -35,7 +35,7 @@ pub(super) struct Made {
 pub(super) struct Standing {
     version: u64,
     pub(super) volume: Option<Uuid>,
-    /// When it was last bound to a volume, if it no longer is.
+    /// When a binding of it to a volume last ended.
     pub(super) until: Option<Time>,
 }
 
@@ -132,11 +132,8 @@ impl Inner {
         let to = binding.name.is_some().then_some(binding.volume);
         let standing = self.ledger().names.entry(name.to_owned()).or_default();
         let (version, from) = (standing.version, standing.volume);
-        *standing = Standing { version: binding.version, volume: to, until: from.map(|_| now) };
-        if to.is_none() && from.is_none() {
-            // The name was bound to no volume before.
-            standing.until = None;
-        }
+        let until = from.map(|_| now).or(standing.until);
+        *standing = Standing { version: binding.version, volume: to, until };
         if binding.version <= version {
             self.broken(format!("version {} of the name {name} follows {version}", binding.version));
         }
