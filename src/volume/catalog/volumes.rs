@@ -121,22 +121,18 @@ pub async fn create(
         // After a failure nothing is removed: requests in flight may still take effect, and the volume can be
         // found as long as the identity exists.
         make(env, options, &identity, size_bytes).await?;
-        match name::bind(env, name, &before, volume).await? {
-            Swapped::Done => {
-                let name = name.to_owned();
-                let epoch = 0;
-                return Ok(Info {
-                    name,
-                    volume,
-                    size_bytes,
-                    chunk_bytes: chunk.0,
-                    created_at_seconds,
-                    epoch,
-                    holder: None,
-                });
-            }
-            // Never retried with the same volume: it may have been deleted by its id, which changes the name.
-            Swapped::Lost => unmake(env, keys).await,
+        let is_bound = name::bind(env, name, &before, volume).await? == Swapped::Done;
+        // Never retried with the same volume: it may have been deleted by its id, which changes the name.
+        if is_bound || was_bound(env, keys).await? {
+            return Ok(Info {
+                name: name.to_owned(),
+                volume,
+                size_bytes,
+                chunk_bytes: chunk.0,
+                created_at_seconds,
+                epoch: 0,
+                holder: None,
+            });
         }
     }
     Err(OpenError::Contended(name.to_owned()))
@@ -232,6 +228,23 @@ pub(super) fn first_head(env: &Environment, options: &Options, volume: Uuid) -> 
         wrapped_key: Vec::new(),
         local_journal: String::new(),
         state: VolumeState::Live,
+    }
+}
+
+/// Whether a volume was bound to its name although its creator was told that it comes too late. The answer to
+/// the creator's first request was lost then, and the volume has been opened since. If the volume never had a
+/// name, its objects are deleted. If it is being deleted, that is left to whoever does it: the volume may have
+/// a journal by now, which only a deletion removes.
+async fn was_bound(env: &Environment, keys: Keys) -> Result<bool, OpenError> {
+    match read_head(env, keys).await {
+        // Only a name leads to a volume, and each opening begins an epoch.
+        Ok((head, _)) if head.state == VolumeState::Live && head.epoch > 0 => Ok(true),
+        Ok((head, _)) if head.state == VolumeState::Live => {
+            unmake(env, keys).await;
+            Ok(false)
+        }
+        Ok(_) | Err(OpenError::Store(store::Error::NotFound { .. })) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
