@@ -18,7 +18,7 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use super::view::{
-    ConnectionView, MapView, NewSnapshot, NewVolume, Problem, SnapshotView, StatusView, UnnamedView,
+    ConnectionView, MapView, NewName, NewSnapshot, NewVolume, Problem, SnapshotView, StatusView, UnnamedView,
     VolumeChange, VolumeView, stored,
 };
 use super::{Context, OpenVolume};
@@ -44,6 +44,7 @@ pub(super) fn routes() -> Router<Context> {
         .route("/api/v1/volumes/{name}", get(info).patch(change).delete(delete))
         .route("/api/v1/unnamed", get(unnamed))
         .route("/api/v1/unnamed/{id}", axum::routing::delete(delete_by_id))
+        .route("/api/v1/volumes/{name}/rename", post(rename))
         .route("/api/v1/volumes/{name}/map", get(map))
         .route("/api/v1/volumes/{name}/flush", post(flush))
         .route("/api/v1/volumes/{name}/checkpoint", post(checkpoint))
@@ -146,6 +147,17 @@ async fn change(
 ) -> Answer<Json<VolumeView>> {
     let Json(change) = body.map_err(|error| Problem::new(error.status(), error.body_text()))?;
     let info = context.gateway.resize(&name, change.size_bytes.0, change.shrink()).await?;
+    let (open, (_, stored)) = (context.gateway.open_volumes(), stored(&context));
+    Ok(Json(view(info, &open, &stored)))
+}
+
+async fn rename(
+    State(context): State<Context>,
+    Path(name): Path<String>,
+    body: Result<Json<NewName>, JsonRejection>,
+) -> Answer<Json<VolumeView>> {
+    let Json(new) = body.map_err(|error| Problem::new(error.status(), error.body_text()))?;
+    let info = context.gateway.rename(&name, &new.name).await?;
     let (open, (_, stored)) = (context.gateway.open_volumes(), stored(&context));
     Ok(Json(view(info, &open, &stored)))
 }

@@ -20,7 +20,7 @@ use crate::server;
 use crate::volume::catalog::{Info, Unnamed};
 use crate::volume::format::geometry::BLOCK_BYTES;
 use crate::volume::format::snapshot::Snapshot;
-use crate::volume::{self, OpenError, Picture, ResizeError, Shrink, SnapshotError, Status};
+use crate::volume::{self, OpenError, Picture, RenameError, ResizeError, Shrink, SnapshotError, Status};
 
 /// The last second of the year 9999, the latest time that RFC 3339 can express.
 const LAST_SECOND: u64 = 253_402_300_799;
@@ -47,14 +47,20 @@ impl IntoResponse for Problem {
 
 impl From<Failure> for Problem {
     fn from(failure: Failure) -> Self {
-        let error = match failure {
-            Failure::NotServing(why) => return Self::new(StatusCode::SERVICE_UNAVAILABLE, why),
-            Failure::InUse(why) => return Self::new(StatusCode::CONFLICT, why),
-            Failure::Snapshot(error) => return error.into(),
-            Failure::Resize(error) => return error.into(),
-            Failure::Volume(error) => error,
-        };
-        let status = match &*error {
+        match failure {
+            Failure::NotServing(why) => Self::new(StatusCode::SERVICE_UNAVAILABLE, why),
+            Failure::InUse(why) => Self::new(StatusCode::CONFLICT, why),
+            Failure::Snapshot(error) => error.into(),
+            Failure::Resize(error) => error.into(),
+            Failure::Rename(error) => error.into(),
+            Failure::Volume(error) => Self::from(&*error),
+        }
+    }
+}
+
+impl From<&OpenError> for Problem {
+    fn from(error: &OpenError) -> Self {
+        let status = match error {
             OpenError::NoSuchVolume(_) | OpenError::NoSuchId(_) | OpenError::NoSuchSnapshot(_) => {
                 StatusCode::NOT_FOUND
             }
@@ -106,6 +112,15 @@ impl From<SnapshotError> for Problem {
     }
 }
 
+impl From<RenameError> for Problem {
+    fn from(error: RenameError) -> Self {
+        match error {
+            RenameError::Name(error) => Self::from(&error),
+            RenameError::Volume(error) => error.into(),
+        }
+    }
+}
+
 impl From<ResizeError> for Problem {
     fn from(error: ResizeError) -> Self {
         match error {
@@ -145,6 +160,13 @@ impl VolumeChange {
     pub(super) fn shrink(&self) -> Shrink {
         if self.shrink { Shrink::Discard } else { Shrink::Refuse }
     }
+}
+
+/// A request to give a volume another name.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NewName {
+    pub(super) name: String,
 }
 
 /// A request to take a snapshot.

@@ -35,7 +35,11 @@ pub(super) async fn open(options: Options, name: &str) -> Result<Arc<Volume>, Er
         source => Error::Volume { name: name.to_owned(), source },
     };
     let id = catalog::resolve(&env, name).await.map_err(failed)?;
-    Volume::open(&env, of_volume, id, false).await.map_err(failed)
+    let volume = Volume::open(&env, of_volume, id, false).await.map_err(failed)?;
+    if let Err(error) = catalog::finish_rename(&volume).await {
+        tracing::warn!(volume = name, "a renaming that was cut short is not finished: {error}");
+    }
+    Ok(volume)
 }
 
 /// Closes a volume, so that a gateway can open it at once.

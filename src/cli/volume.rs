@@ -1,17 +1,19 @@
-//! `cairn volume`: creates, lists, shows, measures, resizes and deletes volumes.
+//! `cairn volume`: creates, lists, shows, measures, resizes, renames and deletes volumes.
 //!
 //! Owns the choice between the store and a gateway, and must not know how a volume is stored. Invariant: only
 //! a creation may create a store.
 
 use super::api_client::Gateway;
-use super::args::{Action, Delete, List, Resize, Usage};
+use super::args::{Action, Delete, List, Rename, Resize, Usage};
 use super::environment::{environment, for_reading};
 use super::error::Error;
 use super::opened::{close, open};
 use super::printed::print;
 use super::settings::Options;
 use super::usage_view::print_usage;
-use super::volume_view::{Row, print_all, print_created, print_one, print_resized, print_unnamed};
+use super::volume_view::{
+    Row, print_all, print_created, print_one, print_renamed, print_resized, print_unnamed,
+};
 use crate::admin::UnnamedView;
 use crate::config::{Config, Size};
 use crate::metrics::Metrics;
@@ -49,6 +51,7 @@ async fn in_store(action: Action, options: Options) -> Result<(), Error> {
         Action::Usage(args) => return usage(options, args).await,
         // Boxed, because the other commands need not make room for it.
         Action::Resize(args) => return Box::pin(resize(options, args)).await,
+        Action::Rename(args) => return Box::pin(rename(options, args)).await,
         action => action,
     };
     let mut options = options.impatient();
@@ -90,7 +93,7 @@ async fn in_store(action: Action, options: Options) -> Result<(), Error> {
             let info = info.map_err(|source| Error::Volume { name: args.name, source })?;
             print_one(&info, args.json)
         }
-        Action::Usage(_) | Action::Resize(_) | Action::Restore(_) => {
+        Action::Usage(_) | Action::Resize(_) | Action::Rename(_) | Action::Restore(_) => {
             unreachable!("it was carried out above")
         }
         Action::Delete(args) => delete(&env, &options, args).await,
@@ -105,6 +108,16 @@ async fn resize(options: Options, args: Resize) -> Result<(), Error> {
     let closed = close(&volume, &args.name).await;
     resized.map_err(|source| Error::Resize { name: args.name, source })?;
     print_resized(&info, args.json)?;
+    closed
+}
+
+async fn rename(options: Options, args: Rename) -> Result<(), Error> {
+    let volume = open(options, &args.name).await?;
+    let renamed = catalog::rename(&volume, &args.to).await;
+    let info = volume.info(&args.to);
+    let closed = close(&volume, &args.name).await;
+    renamed.map_err(|source| Error::Rename { name: args.name.clone(), source })?;
+    print_renamed(&args.name, &info, args.json)?;
     closed
 }
 
@@ -133,6 +146,9 @@ async fn by_gateway(action: Action, chunk_bytes: Option<u64>, gateway: &Gateway)
         Action::Resize(args) => {
             let Size(bytes) = args.size;
             print_resized(&gateway.resize(&args.name, bytes, args.shrink).await?, args.json)
+        }
+        Action::Rename(args) => {
+            print_renamed(&args.name, &gateway.rename(&args.name, &args.to).await?, args.json)
         }
         Action::Usage(_) | Action::Restore(_) => unreachable!("the grammar has no gateway for it"),
         Action::Delete(args) => {

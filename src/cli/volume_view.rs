@@ -49,6 +49,13 @@ pub(super) fn print_resized(info: &Info, json: bool) -> Result<(), Error> {
     print(&format!("resized {} to {}\n", info.name, size(info.size_bytes)))
 }
 
+pub(super) fn print_renamed(from: &str, info: &Info, json: bool) -> Result<(), Error> {
+    if json {
+        return print_json(&Shown::of(info));
+    }
+    print(&format!("renamed {from} to {}\n", info.name))
+}
+
 pub(super) fn print_all(rows: Vec<Row>, json: bool) -> Result<(), Error> {
     if json {
         print_json(&rows.iter().map(ShownRow::of).collect::<Vec<_>>())

@@ -15,6 +15,7 @@ mod open_volumes;
 mod schedule;
 mod scheduler;
 mod server_metrics;
+mod slots;
 mod snapshot_export;
 mod status;
 mod store_check;

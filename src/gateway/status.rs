@@ -14,8 +14,9 @@ use super::catalogue::{Catalogue, list_snapshots};
 use super::census::Census;
 use super::failure::chain;
 use super::open_snapshots::OpenSnapshots;
-use super::open_volumes::{OpenVolumes, Use};
+use super::open_volumes::OpenVolumes;
 use super::scheduler::export;
+use super::slots::Use;
 use super::store_check::StoreCheck;
 use super::surface::{Failure, Gateway, IfHeld, Known, OpenVolume, Stage as Shown};
 use crate::server::{Connection, Server};
@@ -155,6 +156,22 @@ impl Gateway for GatewayStatus {
         serving.census.has_changed();
         resized?;
         Ok(of.volume.info(name))
+    }
+
+    async fn rename(&self, name: &str, to: &str) -> Result<Info, Failure> {
+        let serving = self.serving()?;
+        let of = serving.join(name).await?;
+        if serving.volumes.is_configured(&of) {
+            return Err(Failure::InUse(format!(
+                "{name} is in the configuration of this gateway, whose next start would miss it: remove it \
+                 from volumes.create and volumes.open and reload, or end the gateway, and rename it then"
+            )));
+        }
+        let renamed = serving.volumes.rename(&of, to).await;
+        serving.catalogue.forget();
+        serving.census.has_changed();
+        renamed?;
+        Ok(of.volume.info(to))
     }
 
     async fn delete(&self, name: &str, if_held: IfHeld) -> Result<(), Failure> {

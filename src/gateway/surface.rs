@@ -12,7 +12,7 @@ use crate::metrics::VolumeMetrics;
 use crate::server::Connection;
 use crate::volume::catalog::{Info, Listed, Unnamed};
 use crate::volume::format::snapshot::Snapshot;
-use crate::volume::{OpenError, ResizeError, Shrink, SnapshotError, Volume};
+use crate::volume::{OpenError, RenameError, ResizeError, Shrink, SnapshotError, Volume};
 
 /// A volume that is open in this gateway.
 #[derive(Clone, Debug)]
@@ -62,7 +62,7 @@ pub enum Failure {
     /// It is starting or ending, or it has as many volumes open as it may have.
     #[error("{0}")]
     NotServing(String),
-    /// Clients of this gateway use what should be deleted.
+    /// Clients or the configuration of this gateway use what should be deleted or renamed.
     #[error("{0}")]
     InUse(String),
     /// An operation on a volume failed.
@@ -74,6 +74,9 @@ pub enum Failure {
     /// The size of a volume cannot be changed.
     #[error(transparent)]
     Resize(#[from] ResizeError),
+    /// A volume cannot get another name.
+    #[error(transparent)]
+    Rename(#[from] RenameError),
 }
 
 impl From<OpenError> for Failure {
@@ -98,6 +101,9 @@ pub trait Gateway: Send + Sync + 'static {
     async fn create(&self, name: &str, size_bytes: u64, chunk_bytes: Option<u64>) -> Result<Info, Failure>;
     /// Changes the size of a volume, which is opened for it if necessary. Returns the volume.
     async fn resize(&self, name: &str, size_bytes: u64, shrink: Shrink) -> Result<Info, Failure>;
+    /// Gives a volume another name. It is opened for it if necessary, and must not be configured. Returns the
+    /// volume.
+    async fn rename(&self, name: &str, to: &str) -> Result<Info, Failure>;
     /// Deletes a volume that is not open here.
     async fn delete(&self, name: &str, if_held: IfHeld) -> Result<(), Failure>;
     /// Deletes a volume by its id, so that it need not have a name.

@@ -12,9 +12,11 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::environment::Environment;
 use super::error::{Error, ResizeError, SnapshotError};
 use super::fold::FoldHandle;
 use super::fold::snapshots::MAX_SNAPSHOTS;
+use super::format::head::Names;
 use super::format::keys::{Epoch, is_valid_name};
 use super::format::snapshot::Snapshot;
 use super::info::Info;
@@ -40,6 +42,10 @@ pub struct Volume {
     read_ahead: Mutex<ReadAhead>,
     /// Held while a snapshot gets its name, so that no two get the same.
     naming: tokio::sync::Mutex<()>,
+    /// Held while the volume gets another name.
+    renaming: tokio::sync::Mutex<()>,
+    /// The names that may be bound to the volume. A new one is noted before it is recorded in the head.
+    names: Mutex<Names>,
     created_at_seconds: u64,
 }
 
@@ -71,16 +77,48 @@ impl Volume {
         shared: Arc<Shared>,
         head: HeadHandle,
         folds: FoldHandle,
+        names: Names,
         created_at_seconds: u64,
     ) -> Self {
         let read_ahead = Mutex::new(ReadAhead::default());
-        Self { shared, head, folds, read_ahead, naming: tokio::sync::Mutex::new(()), created_at_seconds }
+        let (naming, renaming) = (tokio::sync::Mutex::new(()), tokio::sync::Mutex::new(()));
+        let names = Mutex::new(names);
+        Self { shared, head, folds, read_ahead, naming, renaming, names, created_at_seconds }
     }
 
     /// The UUID of the volume, which never changes.
     #[must_use]
     pub fn id(&self) -> Uuid {
         self.shared.keys.volume()
+    }
+
+    /// The name of the volume, as far as this gateway knows it. If a renaming was cut short, the next name
+    /// may be bound to the volume too.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.names.lock().current.clone()
+    }
+
+    /// The names that may be bound to the volume.
+    pub(super) fn names(&self) -> Names {
+        self.names.lock().clone()
+    }
+
+    /// Waits for the turn to give the volume another name. Only one renaming is in progress at a time.
+    pub(super) async fn turn_to_rename(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.renaming.lock().await
+    }
+
+    /// Notes the names of the volume and records them in the head. Returns once that is durable, which proves
+    /// that the volume was still held after the call began.
+    pub(super) async fn record_names(&self, names: Names) -> Result<(), Error> {
+        *self.names.lock() = names.clone();
+        self.head.record_names(&self.shared, names).await
+    }
+
+    /// What this volume shares with all others of the process.
+    pub(super) fn environment(&self) -> &Environment {
+        &self.shared.env
     }
 
     /// Size of the disk in bytes.

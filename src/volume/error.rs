@@ -154,6 +154,17 @@ pub enum ResizeError {
     Volume(#[from] Error),
 }
 
+/// Why a volume cannot get another name.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum RenameError {
+    /// The name is not valid or not free, or the store failed.
+    #[error(transparent)]
+    Name(#[from] OpenError),
+    /// The volume stopped.
+    #[error(transparent)]
+    Volume(#[from] Error),
+}
+
 fn ids(of: &[uuid::Uuid]) -> String {
     of.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }

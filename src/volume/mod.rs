@@ -53,7 +53,7 @@ pub use budget::DirtyBudget;
 pub use cache::PageCache;
 pub use disk::{Usage, Volume};
 pub use environment::Environment;
-pub use error::{Error, ImportError, OpenError, ResizeError, SnapshotError};
+pub use error::{Error, ImportError, OpenError, RenameError, ResizeError, SnapshotError};
 pub use import::{IN_FLIGHT_BYTES, Import};
 pub use options::{Entropy, Options, WallClock};
 pub use read::picture::{Cell, Picture};

@@ -4,6 +4,7 @@ mod admin;
 mod bench;
 mod check;
 mod readme;
+mod rename;
 mod resize;
 mod serve;
 mod snapshot;

@@ -101,13 +101,14 @@ async fn typed(file: &str) {
 }
 
 /// Chapters with blocks that are run, each by a test.
-const CHAPTERS: [&str; 8] = [
+const CHAPTERS: [&str; 9] = [
     "docs/backup.md",
     "docs/buckets.md",
     "docs/configuration.md",
     "docs/getting-started.md",
     "docs/import.md",
     "docs/monitoring.md",
+    "docs/renaming.md",
     "docs/resizing.md",
     "docs/snapshots.md",
 ];
@@ -146,6 +147,12 @@ async fn import_and_export() {
 #[ignore = "needs MinIO, QEMU, curl, iproute2, libnbd, util-linux"]
 async fn monitoring() {
     typed("docs/monitoring.md").await;
+}
+
+#[tokio::test]
+#[ignore = "needs MinIO, QEMU, curl, iproute2, libnbd, util-linux"]
+async fn renaming() {
+    typed("docs/renaming.md").await;
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 //! this file owns what must hold in each of its states, and checks that breaking each rule is found.
 
 use super::explore::{Machine, check};
-use super::names::{At, Broken, Head, Role, Scope, State, Step, Volume};
+use super::names::{At, Broken, Head, Name, Role, Scope, State, Step, Volume};
 
 /// A condition that must never occur.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -16,6 +16,8 @@ pub(super) enum Violation {
     Torn,
     /// A creation or deletion left an object that no listing finds.
     Unfindable,
+    /// A name is bound to a live volume whose head does not record it.
+    Unrecorded,
 }
 
 impl Machine for State {
@@ -34,7 +36,12 @@ impl Machine for State {
     fn violation(&self, scope: &Scope) -> Option<Violation> {
         let serves = |at: At, volume: Volume| at == At::Serves(volume);
         for (volume, disk) in (0_u8..).zip(&self.disks) {
-            let bound = self.name.stands_for(volume);
+            let names: Vec<Name> = (0..)
+                .zip(&self.names)
+                .filter(|(_, name)| name.stands_for(volume))
+                .map(|(name, _)| name)
+                .collect();
+            let bound = !names.is_empty();
             let made = (scope.roles.iter().zip(&self.processes))
                 .any(|(role, p)| *role == Role::Creates(volume) && p.at == At::Done(Some(volume)));
             let live = matches!(disk.head, Head::Live(..));
@@ -42,10 +49,15 @@ impl Machine for State {
                 return Some(Violation::Nameless);
             }
             let whole = disk.identity && disk.content && live;
-            if bound && !whole && !matches!(disk.head, Head::Deleting(_)) {
+            if bound && !whole && !matches!(disk.head, Head::Deleting(..)) {
                 return Some(Violation::Dangling);
             }
-            let deleting = matches!(disk.head, Head::Deleting(_));
+            if let Head::Live(_, _, (current, next)) = disk.head
+                && names.iter().any(|name| *name != current && Some(*name) != next)
+            {
+                return Some(Violation::Unrecorded);
+            }
+            let deleting = matches!(disk.head, Head::Deleting(..));
             if deleting && self.processes.iter().any(|p| serves(p.at, volume)) {
                 return Some(Violation::Torn);
             }
@@ -65,14 +77,19 @@ fn leaves_nothing_late(scope: &Scope) -> bool {
 }
 
 fn scope(roles: &[Role], first_stands: bool, late_duplicates: bool, broken: Option<Broken>) -> Scope {
-    Scope { roles: roles.to_vec(), first_stands, late_duplicates, broken }
+    Scope { roles: roles.to_vec(), first_stands, late_duplicates, takeover: false, broken }
 }
 
 const CREATE: Role = Role::Creates(0);
 const CREATE_ANOTHER: Role = Role::Creates(1);
-const DELETE: Role = Role::DeletesByName;
+const DELETE: Role = Role::DeletesByName(0);
+const DELETE_NEW: Role = Role::DeletesByName(1);
 const DELETE_ID: Role = Role::DeletesById(0);
+const DELETE_ANOTHER_ID: Role = Role::DeletesById(1);
 const OPEN: Role = Role::Opens;
+const RENAME: Role = Role::Renames(0, 1);
+const RENAME_BACK: Role = Role::Renames(1, 0);
+const RENAME_ELSE: Role = Role::Renames(0, 2);
 
 /// Checks that the unbroken rules have no violation, in exactly this number of states.
 fn holds(roles: &[Role], first_stands: bool, late_duplicates: bool, states: usize) {
@@ -92,22 +109,22 @@ fn finds(roles: &[Role], first_stands: bool, late_duplicates: bool, broken: Brok
 #[test]
 fn a_name_always_stands_for_a_whole_volume_or_one_that_is_being_deleted() {
     holds(&[CREATE, CREATE_ANOTHER, OPEN], false, false, 504);
-    holds(&[CREATE_ANOTHER, DELETE, DELETE], true, false, 5_316);
-    holds(&[CREATE_ANOTHER, DELETE, DELETE, OPEN], true, false, 37_926);
-    holds(&[CREATE, CREATE_ANOTHER, DELETE, OPEN], false, false, 6_728);
+    holds(&[CREATE_ANOTHER, DELETE, DELETE], true, false, 4_525);
+    holds(&[CREATE_ANOTHER, DELETE, DELETE, OPEN], true, false, 32_031);
+    holds(&[CREATE, CREATE_ANOTHER, DELETE, OPEN], false, false, 6_598);
 }
 
 #[test]
 fn also_when_requests_land_twice_and_answers_are_lost() {
-    holds(&[CREATE_ANOTHER, DELETE, OPEN], true, true, 5_521);
-    holds(&[CREATE, CREATE_ANOTHER, DELETE], false, true, 26_010);
+    holds(&[CREATE_ANOTHER, DELETE, OPEN], true, true, 6_141);
+    holds(&[CREATE, CREATE_ANOTHER, DELETE], false, true, 29_522);
 }
 
 #[test]
 fn a_volume_may_be_deleted_by_its_id_while_it_is_being_made() {
-    holds(&[CREATE, DELETE_ID, OPEN], false, false, 607);
-    holds(&[CREATE, CREATE_ANOTHER, DELETE_ID], false, false, 6_386);
-    holds(&[CREATE, DELETE, DELETE_ID], false, true, 23_488);
+    holds(&[CREATE, DELETE_ID, OPEN], false, false, 659);
+    holds(&[CREATE, CREATE_ANOTHER, DELETE_ID], false, false, 7_172);
+    holds(&[CREATE, DELETE, DELETE_ID], false, true, 32_364);
 }
 
 #[test]
@@ -168,4 +185,87 @@ fn what_a_listing_shows_is_removed_last() {
 #[test]
 fn the_mark_replaces_exactly_the_head_that_nobody_held() {
     finds(&[DELETE, OPEN], true, false, Broken::MarksBlindly, Violation::Torn);
+}
+
+#[test]
+fn a_creator_binds_no_name_over_a_volume_that_is_being_deleted() {
+    holds(&[CREATE_ANOTHER, DELETE, DELETE_ANOTHER_ID], true, false, 3_494);
+    finds(
+        &[CREATE_ANOTHER, DELETE, DELETE_ANOTHER_ID],
+        true,
+        false,
+        Broken::BindsOverDeleting,
+        Violation::Dangling,
+    );
+}
+
+/// Checks that the unbroken rules have no violation with renamings, in exactly this number of states. Whoever
+/// deletes takes the volume from whoever holds it.
+fn renaming_holds(roles: &[Role], late_duplicates: bool, states: usize) {
+    let scope = Scope { takeover: true, ..scope(roles, true, late_duplicates, None) };
+    let found = check::<State>(&scope);
+    assert!(found.violations.is_empty(), "{scope:?}: {:#?}", found.violations);
+    assert_eq!(found.states, states, "{scope:?}");
+}
+
+/// Checks that breaking a rule of renamings is found as this violation.
+fn renaming_finds(roles: &[Role], broken: Broken, expected: Violation) {
+    let scope = Scope { takeover: true, ..scope(roles, true, false, Some(broken)) };
+    let found = check::<State>(&scope);
+    assert!(found.violations.contains_key(&expected), "{scope:?}: {found:#?}");
+}
+
+#[test]
+fn a_volume_that_is_renamed_always_has_a_name_and_its_head_records_each() {
+    renaming_holds(&[RENAME], false, 16);
+    renaming_holds(&[RENAME, RENAME], false, 1_500);
+    renaming_holds(&[RENAME, RENAME_BACK], true, 3_678);
+    renaming_holds(&[RENAME, RENAME_BACK, RENAME_ELSE], false, 61_335);
+    renaming_holds(&[RENAME, RENAME_BACK, RENAME_ELSE, OPEN], false, 1_179_712);
+}
+
+#[test]
+fn also_while_it_is_deleted() {
+    renaming_holds(&[RENAME, DELETE, DELETE_NEW], false, 8_296);
+    renaming_holds(&[RENAME, DELETE_ID, DELETE], false, 17_078);
+    renaming_holds(&[RENAME, RENAME_BACK, DELETE_ID], true, 1_334_858);
+    renaming_holds(&[RENAME, RENAME_ELSE, DELETE_ID, DELETE_NEW], false, 1_538_113);
+    renaming_holds(&[RENAME, DELETE_ID], true, 5_255);
+}
+
+#[test]
+fn also_while_another_volume_is_created_under_the_old_name() {
+    renaming_holds(&[RENAME, CREATE_ANOTHER, RENAME], false, 14_647);
+    renaming_holds(&[RENAME, CREATE_ANOTHER, RENAME_BACK], false, 4_102);
+    renaming_holds(&[RENAME, CREATE_ANOTHER, DELETE], false, 5_872);
+    renaming_holds(&[RENAME, CREATE_ANOTHER, DELETE_ID], false, 15_165);
+    renaming_holds(&[RENAME, CREATE_ANOTHER, RENAME_BACK, DELETE], false, 396_066);
+    renaming_holds(&[RENAME, CREATE_ANOTHER, RENAME_BACK, DELETE_ANOTHER_ID], false, 164_522);
+    renaming_holds(&[RENAME, CREATE_ANOTHER, RENAME_BACK], true, 100_306);
+}
+
+#[test]
+fn freeing_the_old_name_first_leaves_a_volume_without_a_name() {
+    renaming_finds(&[RENAME], Broken::FreesOldFirst, Violation::Nameless);
+}
+
+#[test]
+fn a_new_name_is_recorded_before_it_is_bound() {
+    renaming_finds(&[RENAME], Broken::Unrecorded, Violation::Unrecorded);
+    renaming_finds(&[RENAME, DELETE_ID], Broken::Unrecorded, Violation::Dangling);
+}
+
+#[test]
+fn names_are_read_before_the_head_proves_that_the_volume_is_held() {
+    renaming_finds(&[RENAME, RENAME_BACK], Broken::ReadsOldLate, Violation::Nameless);
+}
+
+#[test]
+fn a_deletion_frees_the_name_that_the_volume_is_getting() {
+    renaming_finds(&[RENAME, DELETE], Broken::LeavesNextName, Violation::Dangling);
+}
+
+#[test]
+fn a_renaming_that_was_cut_short_is_finished_first() {
+    renaming_finds(&[RENAME, RENAME_ELSE], Broken::ForgetsNextName, Violation::Unrecorded);
 }

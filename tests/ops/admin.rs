@@ -210,6 +210,29 @@ async fn a_volume_is_resized_and_everything_shows_it() {
 }
 
 #[tokio::test]
+async fn a_volume_is_renamed_and_everything_shows_it() {
+    let bench = Bench::new().await;
+    let volume = bench.house.opened(&bench.metrics, "disk").await;
+    let id = json!(volume.id().to_string());
+    let to = |name: &str| Some(json!({ "name": name }));
+    let (status, answer) = bench.ask("POST", "/api/v1/volumes/disk/rename", to("new")).await;
+    assert_eq!((status, &answer["name"], &answer["id"]), (200, &json!("new"), &id), "{answer}");
+    conforms(&answer, &description()["components"]["schemas"]["Volume"], &description(), "rename");
+    assert_eq!(bench.ask("GET", "/api/v1/volumes/new", None).await.1["id"], id);
+    assert_eq!(bench.ask("GET", "/api/v1/status", None).await.1["volumes"][0]["name"], "new");
+    assert_eq!(bench.ask("GET", "/api/v1/volumes/disk", None).await.0, 404);
+    assert_eq!(bench.ask("POST", "/api/v1/volumes/disk/rename", to("x")).await.0, 404);
+    let other = json!({ "name": "other", "size_bytes": MIB });
+    assert_eq!(bench.ask("POST", "/api/v1/volumes", Some(other)).await.0, 201);
+    for (name, expected) in [("other", 409), (".x", 422)] {
+        let (status, answer) = bench.ask("POST", "/api/v1/volumes/new/rename", to(name)).await;
+        assert_eq!(status, expected, "{answer}");
+    }
+    volume.abandon().await;
+    assert_eq!(bench.ask("POST", "/api/v1/volumes/new/rename", to("disk")).await.0, 409);
+}
+
+#[tokio::test]
 async fn snapshots_are_taken_listed_and_deleted() {
     let bench = Bench::new().await;
     let volume = bench.house.opened(&bench.metrics, "disk").await;

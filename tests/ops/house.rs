@@ -99,6 +99,17 @@ impl Gateway for House {
         Ok(open.volume.info(name))
     }
 
+    async fn rename(&self, name: &str, to: &str) -> Result<Info, Failure> {
+        catalog::resolve(&self.env, name).await?;
+        let open = self.open_volumes().into_iter().find(|open| open.name == name);
+        let open = open.ok_or_else(|| Failure::NotServing("the house is full".to_owned()))?;
+        catalog::rename(&open.volume, to).await?;
+        for open in self.open.lock().iter_mut().filter(|open| open.name == name) {
+            open.name = to.to_owned();
+        }
+        Ok(open.volume.info(to))
+    }
+
     async fn delete(&self, name: &str, if_held: IfHeld) -> Result<(), Failure> {
         Ok(catalog::delete(&self.env, &self.options, name, if_held == IfHeld::TakeOver).await?)
     }

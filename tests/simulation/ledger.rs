@@ -2,9 +2,9 @@
 //! under each name.
 //!
 //! It observes requests when they take effect in the store, whoever sent them and whenever. It must not know
-//! how Cairn creates and deletes volumes. Invariants that it checks: the object under a name is only
+//! how Cairn creates, renames and deletes volumes. Invariants that it checks: the object under a name is only
 //! replaced, by a later version. A name is bound only to a complete volume, and taken from a volume only when
-//! that is being deleted.
+//! that is being deleted or has another name.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,7 +25,6 @@ pub(super) type Operation = u64;
 /// A volume whose creation was answered.
 #[derive(Clone, Debug)]
 pub(super) struct Made {
-    pub(super) name: String,
     /// The newest mark that was flushed onto it; 0 if there is none.
     pub(super) flushed: u64,
 }
@@ -35,7 +34,7 @@ pub(super) struct Made {
 pub(super) struct Standing {
     version: u64,
     pub(super) volume: Option<Uuid>,
-    /// When it was last bound to a volume, if it no longer is.
+    /// When a binding of it to a volume last ended.
     pub(super) until: Option<Time>,
 }
 
@@ -64,10 +63,20 @@ impl Ledger {
         self.made.contains_key(&volume) && self.aimed.get(&volume).is_none_or(BTreeSet::is_empty)
     }
 
-    /// All volumes that must exist, by name.
+    /// All names of volumes that must exist. While a volume is being renamed it has two.
     pub(super) fn owed(&self) -> BTreeMap<String, Uuid> {
-        let owed = self.made.iter().filter(|(volume, _)| self.is_owed(**volume));
-        owed.map(|(volume, made)| (made.name.clone(), *volume)).collect()
+        let bound = self.names.iter().filter_map(|(name, standing)| Some((name, standing.volume?)));
+        bound.filter(|(_, volume)| self.is_owed(*volume)).map(|(name, to)| (name.clone(), to)).collect()
+    }
+
+    /// Whether a name is bound to a volume.
+    pub(super) fn has_name(&self, volume: Uuid) -> bool {
+        self.names.values().any(|standing| standing.volume == Some(volume))
+    }
+
+    /// Returns the version of a name, 0 if it was never used.
+    pub(super) fn version_of(&self, name: &str) -> u64 {
+        self.names.get(name).map_or(0, |standing| standing.version)
     }
 
     /// Returns the volume that a name is bound to.
@@ -132,11 +141,8 @@ impl Inner {
         let to = binding.name.is_some().then_some(binding.volume);
         let standing = self.ledger().names.entry(name.to_owned()).or_default();
         let (version, from) = (standing.version, standing.volume);
-        *standing = Standing { version: binding.version, volume: to, until: from.map(|_| now) };
-        if to.is_none() && from.is_none() {
-            // The name was bound to no volume before.
-            standing.until = None;
-        }
+        let until = from.map(|_| now).or(standing.until);
+        *standing = Standing { version: binding.version, volume: to, until };
         if binding.version <= version {
             self.broken(format!("version {} of the name {name} follows {version}", binding.version));
         }
@@ -151,6 +157,9 @@ impl Inner {
 
     /// Checks that a name may be taken from a volume.
     fn check_taken(&mut self, name: &str, from: Uuid) {
+        if self.ledger().has_name(from) {
+            return;
+        }
         if self.ledger().is_owed(from) {
             self.broken(format!("the name {name} is taken from {from}, which nobody deletes"));
         }

@@ -1,11 +1,12 @@
-//! Simulates several processes that create, delete, open and list volumes of a few names, in the weather in
-//! which gateways fight for a volume, and that may crash anywhere.
+//! Simulates several processes that create, rename, delete, open and list volumes of a few names, in the weather
+//! in which gateways fight for a volume, and that may crash anywhere.
 //!
 //! Besides the invariants that [`super::ledger`] checks in the store, this must hold: a volume that was
 //! created and that no process deletes is found under its name, is listed, can be opened, and has the data
-//! that was flushed to it. No listing fails because of one volume. At the end, whatever was interrupted is
+//! that was flushed to it. A volume that was opened has one name. No listing fails because of one volume. At the end, whatever was interrupted is
 //! found and removed, until only free names are left.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use cairn::effect::Durability::Volatile;
 use cairn::store::Error as StoreError;
 use cairn::volume::catalog::{self, Listed};
 use cairn::volume::read::concat;
-use cairn::volume::{Error, OpenError, Options, Volume};
+use cairn::volume::{Error, OpenError, Options, RenameError, Volume};
 use futures::FutureExt;
 use rand::rngs::SmallRng;
 use rand::seq::IteratorRandom;
@@ -121,6 +122,7 @@ enum Deed {
     Delete(String, bool),
     DeleteById(Uuid, bool),
     Open(String, bool),
+    Rename(String, String, bool),
     List,
 }
 
@@ -139,6 +141,15 @@ impl From<OpenError> for Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         Self::Serving(error)
+    }
+}
+
+impl From<RenameError> for Failure {
+    fn from(error: RenameError) -> Self {
+        match error {
+            RenameError::Name(error) => Self::Opening(error),
+            RenameError::Volume(error) => Self::Serving(error),
+        }
     }
 }
 
@@ -194,12 +205,12 @@ impl Citizen {
 
     fn draw(&mut self) -> Deed {
         let random = &mut self.parts.random;
-        let name = ["a", "a", "b", "c"][random.random_range(0..4)].to_owned();
+        let [name, other] = [(); 2].map(|()| ["a", "a", "b", "c"][random.random_range(0..4)].to_owned());
         let takeover = random.random_bool(0.6);
         match random.random_range(0..100) {
-            0..36 => Deed::Create(name),
-            36..62 => Deed::Delete(name, takeover),
-            62..72 => {
+            0..32 => Deed::Create(name),
+            32..54 => Deed::Delete(name, takeover),
+            54..63 => {
                 let inner = self.parts.world.lock();
                 let seen = &inner.ledger.as_ref().expect("the run is about names").seen;
                 match seen.iter().choose(random) {
@@ -207,7 +218,8 @@ impl Citizen {
                     None => Deed::List,
                 }
             }
-            72..90 => Deed::Open(name, takeover),
+            63..77 => Deed::Open(name, takeover),
+            77..91 => Deed::Rename(name, other, takeover),
             _ => Deed::List,
         }
     }
@@ -248,6 +260,11 @@ impl Citizen {
                 world.lock().resolved(before, name, volume);
                 self.use_volume(volume, *takeover).await?;
             }
+            Deed::Rename(from, to, takeover) => {
+                let volume = catalog::resolve(env, from).await?;
+                world.lock().resolved(before, from, volume);
+                self.rename(volume, to, *takeover).await?;
+            }
             Deed::List => {
                 let all = catalog::volumes(env).await?;
                 let is_denied = self.is_denied(before);
@@ -282,7 +299,25 @@ impl Citizen {
         let Parts { world, env, .. } = &self.parts;
         let flushed = world.lock().flushed_mark(id);
         let volume = Volume::open(env, self.options(), id, takeover).await?;
-        let outcome = self.mark(&volume, id, flushed).await;
+        let outcome = match catalog::finish_rename(&volume).await {
+            Ok(()) => self.mark(&volume, id, flushed).await,
+            Err(error) => Err(error.into()),
+        };
+        if outcome.is_err() {
+            volume.abandon().await;
+        }
+        outcome
+    }
+
+    /// Opens a volume, gives it another name, and uses it.
+    async fn rename(&self, id: Uuid, to: &str, takeover: bool) -> Result<(), Failure> {
+        let Parts { world, env, .. } = &self.parts;
+        let flushed = world.lock().flushed_mark(id);
+        let volume = Volume::open(env, self.options(), id, takeover).await?;
+        let outcome = match catalog::rename(&volume, to).await {
+            Ok(()) => self.mark(&volume, id, flushed).await,
+            Err(error) => Err(error.into()),
+        };
         if outcome.is_err() {
             volume.abandon().await;
         }
@@ -329,7 +364,7 @@ impl Citizen {
                 inner.deleted(deed, before);
             }
             Some(Err(error)) => {
-                if matches!(error, Failure::Opening(OpenError::Held { .. })) {
+                if matches!(error, Failure::Opening(OpenError::Held { .. } | OpenError::NoSuchVolume(_))) {
                     // It has not marked the head, and never will.
                     for aimed in ledger.aimed.values_mut() {
                         aimed.remove(&before.operation);
@@ -346,18 +381,26 @@ impl Citizen {
     /// The final check, in fair weather.
     async fn clean_up(&self) -> Result<(), String> {
         let Parts { world, env, .. } = &self.parts;
-        let owed = world.lock().ledger.as_ref().expect("the run is about names").owed();
-        for (name, volume) in &owed {
+        let owed = || world.lock().ledger.as_ref().expect("the run is about names").owed();
+        for (name, volume) in &owed() {
+            if owed().get(name) != Some(volume) {
+                // It is the old name of a volume that was used under the new one just now.
+                continue;
+            }
             self.check_owed(name, *volume).await?;
             let used = self.use_volume(*volume, true).await;
             used.map_err(|error| format!("{name} cannot be used: {error}"))?;
         }
         self.remove_unnamed().await?;
         let listed = catalog::volumes(env).await.map_err(|error| format!("no listing: {error}"))?;
-        for (name, volume) in &owed {
+        let mut seen = BTreeSet::new();
+        for (name, volume) in &owed() {
             self.check_owed(name, *volume).await?;
             if !listed.iter().any(|listed| listed.name == *name && listed.found.is_ok()) {
                 return Err(format!("{name} is not listed"));
+            }
+            if !seen.insert(*volume) {
+                return Err(format!("{volume} was opened, and has two names"));
             }
         }
         for Listed { name, .. } in listed {
@@ -367,6 +410,12 @@ impl Citizen {
             }
             let before = self.begin(&Deed::Delete(name.clone(), true));
             let deleted = catalog::delete(env, &self.options(), &name, true).await;
+            let is_gone =
+                world.lock().ledger.as_ref().is_some_and(|ledger| ledger.stands_for(&name).is_none());
+            if matches!(deleted, Err(OpenError::NoSuchVolume(_))) && is_gone {
+                // It was the second name of a volume that was deleted under the first.
+                continue;
+            }
             deleted.map_err(|error| format!("{name} cannot be deleted: {error}"))?;
             self.end(&Deed::Delete(name, true), &before, Some(Ok(())));
         }
@@ -406,26 +455,22 @@ impl Inner {
     }
 
     fn created(&mut self, name: &str, volume: Uuid) {
-        let (is_bound, is_aimed) = {
-            let ledger = self.names();
-            let is_aimed = ledger.aimed.get(&volume).is_some_and(|aimed| !aimed.is_empty());
-            (ledger.stands_for(name) == Some(volume), is_aimed)
-        };
-        // While a deletion is aimed at it, its name may lawfully stand for another volume by now.
-        if !is_bound && !is_aimed {
+        let ledger = self.names();
+        let is_aimed = ledger.aimed.get(&volume).is_some_and(|aimed| !aimed.is_empty());
+        // It may have got another name by now.
+        if !ledger.has_name(volume) && !is_aimed {
             self.broken(format!("{volume} was created, and {name} does not stand for it"));
         }
-        if let Some(other) = self.names().owed().get(name).copied().filter(|_| !is_aimed) {
-            self.broken(format!("the name {name} is to stand for {other} and for {volume}"));
-        }
-        let made = Made { name: name.to_owned(), flushed: 0 };
-        self.names().made.insert(volume, made);
+        self.names().made.insert(volume, Made { flushed: 0 });
     }
 
-    /// Returns the volume that had to exist under a name when an operation began, if it still must.
+    /// Returns the volume that had to exist under a name when an operation began, if it still must, and if the
+    /// name was not changed since.
     fn owed_since(&self, before: &Before, name: &str) -> Option<Uuid> {
         let volume = *before.ledger.owed().get(name)?;
-        self.ledger.as_ref().expect("the run is about names").is_owed(volume).then_some(volume)
+        let ledger = self.ledger.as_ref().expect("the run is about names");
+        let is_unchanged = ledger.version_of(name) == before.ledger.version_of(name);
+        (is_unchanged && ledger.is_owed(volume)).then_some(volume)
     }
 
     fn resolved(&mut self, before: &Before, name: &str, found: Uuid) {
@@ -493,7 +538,9 @@ impl Inner {
     /// Whether the weather, or another process, explains that an operation failed.
     fn explains(&self, deed: &Deed, before: &Before, failure: &Failure, is_denied: bool) -> bool {
         let owed = match deed {
-            Deed::Create(name) | Deed::Delete(name, _) | Deed::Open(name, _) => self.owed_since(before, name),
+            Deed::Create(name) | Deed::Delete(name, _) | Deed::Open(name, _) | Deed::Rename(name, ..) => {
+                self.owed_since(before, name)
+            }
             Deed::DeleteById(..) | Deed::List => None,
         };
         match failure {
@@ -509,10 +556,10 @@ impl Inner {
             }
             Failure::Opening(OpenError::Exists(name)) => {
                 let was_there = self.stood_until(name).is_some_and(|until| until >= before.now);
-                matches!(deed, Deed::Create(_)) && was_there
+                matches!(deed, Deed::Create(_) | Deed::Rename(..)) && was_there
             }
             Failure::Opening(OpenError::Incomplete { .. } | OpenError::Deleting) => {
-                matches!(deed, Deed::Open(..)) && owed.is_none()
+                matches!(deed, Deed::Open(..) | Deed::Rename(..)) && owed.is_none()
             }
             // Nobody can say whether a damaged head is somebody's.
             Failure::Opening(OpenError::Unclear { .. }) => matches!(deed, Deed::DeleteById(..)),

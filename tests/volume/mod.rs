@@ -19,6 +19,7 @@ mod names;
 mod origins;
 mod picture;
 mod recovery;
+mod rename;
 mod requests;
 mod resize;
 mod snapshots;

@@ -274,6 +274,38 @@ async fn a_volume_that_is_deleted_while_it_is_being_made_gets_no_name() {
     }
 }
 
+/// A creator may take the name of a volume that is being deleted. If its own volume is deleted meanwhile, it
+/// must come too late all the same.
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_is_deleted_while_it_takes_the_name_of_another_gets_no_name() {
+    let bench = Bench::new(64 * MIB).await;
+    let old = id(&bench).await;
+    let slow = bench.beside();
+    // The deletion of the old volume hangs after it has marked the head.
+    let gate = slow.fault.hold(Operation::Put, "name/");
+    let other = bench.beside();
+    let (env, options) = (env(&slow), slow.options.clone());
+    let mut deletes = pin!(catalog::delete(&env, &options, "disk", false));
+    tokio::select! { _ = deletes.as_mut() => panic!("it is held"), () = gate.reached(1) => {} }
+    let binds = bench.fault.hold(Operation::Put, "/head");
+    let creates = create(&bench, "disk");
+    let meanwhile = async {
+        binds.reached(1).await;
+        let of_new = |key: &String| key.starts_with("identity/") && !key.ends_with(&old.to_string());
+        let made = other.keys("identity/").into_iter().find(of_new).expect("it is being made");
+        let made = made["identity/".len()..].parse().unwrap();
+        delete_id(&other, made, false).await.unwrap();
+        binds.release();
+        made
+    };
+    let (created, made) = tokio::join!(creates, meanwhile);
+    gate.release();
+    deletes.await.unwrap();
+    assert_ne!(created.unwrap().volume, made);
+    assert_ne!(id(&other).await, made);
+    assert_eq!(catalog::volumes(&other.env(MIB)).await.unwrap().len(), 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn of_two_creators_one_has_the_name_and_the_other_leaves_nothing() {
     let bench = Bench::new(64 * MIB).await;

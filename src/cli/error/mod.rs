@@ -114,6 +114,14 @@ pub(super) enum Error {
         /// The error of the operation.
         source: volume::ResizeError,
     },
+    /// A volume cannot get another name.
+    #[error("volume {name:?}: {}", chain(.source))]
+    Rename {
+        /// Name of the volume.
+        name: String,
+        /// The error of the operation.
+        source: volume::RenameError,
+    },
     /// An operation on a snapshot failed.
     #[error("snapshot {of:?}: {}", chain(.source))]
     Snapshot {
@@ -266,7 +274,10 @@ impl Error {
             }
             | Self::Volume {
                 source: volume::OpenError::BadName(_) | volume::OpenError::Geometry(_), ..
-            } => ExitCode::from(USAGE),
+            }
+            | Self::Rename { source: volume::RenameError::Name(volume::OpenError::BadName(_)), .. } => {
+                ExitCode::from(USAGE)
+            }
             Self::Unchecked(_) => ExitCode::from(UNCHECKED),
             Self::Cut { source, .. } => source.exit_code(),
             Self::Nbd(error) => error.exit_code(),
@@ -283,6 +294,7 @@ impl Error {
             | Self::NoProgram { .. }
             | Self::Program { .. }
             | Self::Resize { .. }
+            | Self::Rename { .. }
             | Self::Snapshot { .. }
             | Self::Open { .. }
             | Self::List(_)

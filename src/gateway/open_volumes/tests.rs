@@ -449,3 +449,58 @@ async fn the_catalogue_caches_no_answer_requested_before_a_change() {
     let late = catalogue.info("a").await.unwrap_err();
     assert!(matches!(&*late, OpenError::NoSuchVolume(_)), "{late}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_is_renamed_while_clients_use_it() {
+    let store = store_of(&["a", "b"]).await;
+    let gateway = gateway(&store, 1, None);
+    let client = gateway.exports.open("a").await.unwrap();
+    client.write(0, Bytes::from_static(b"kept"), Volatile).await.unwrap();
+    let of = gateway.volumes.join("a").await.unwrap();
+    gateway.volumes.rename(&of, "new").await.unwrap();
+    // The client stays, and new ones find the same volume under its new name only.
+    client.write(4, Bytes::from_static(b" too"), Volatile).await.unwrap();
+    assert_eq!(client.description().name, "new");
+    let again = gateway.exports.open("new").await.unwrap();
+    assert_eq!(again.read(0, 8).await.unwrap(), [Segment::Data(Bytes::from_static(b"kept too"))]);
+    assert!(!gateway.volumes.has("a"));
+    assert!(matches!(gateway.volumes.join("a").await, Err(Unopened::Failed(error))
+        if matches!(&*error, OpenError::NoSuchVolume(_))));
+    let shown = gateway.volumes.reports();
+    assert_eq!(shown.iter().map(|open| &*open.name).collect::<Vec<_>>(), ["new"]);
+    let error = gateway.volumes.rename(&of, "b").await.expect_err("it is another volume's");
+    assert!(matches!(error, RenameError::Name(OpenError::Exists(_))), "{error}");
+    // It is closed once nobody uses it, as before.
+    drop((client, again, of));
+    while holder(&store, "new").await.is_some() {
+        tokio::time::sleep(IDLE / 10).await;
+    }
+    assert!(!gateway.volumes.has("new"));
+}
+
+/// Between the two steps of a renaming, both names refer to the volume, which must not be opened twice.
+#[tokio::test(start_paused = true)]
+async fn a_volume_with_two_names_is_open_once() {
+    let store = store_of(&["a"]).await;
+    let fault = Fault::new(Arc::new(store.clone()), 1);
+    let env = Environment { store: Classes::one(Arc::new(fault.clone())), ..environment(&store, 1) };
+    let gateway = gateway_on(env, 1, None);
+    let client = gateway.exports.open("a").await.unwrap();
+    let of = gateway.volumes.join("a").await.unwrap();
+    let gate = fault.hold(Operation::Put, "name/a");
+    let renaming = gateway.volumes.rename(&of, "new");
+    let meanwhile = async {
+        gate.reached(1).await;
+        let second = gateway.exports.open("new").await.unwrap();
+        second.write(0, Bytes::from_static(b"shared"), Volatile).await.unwrap();
+        gate.release();
+        second
+    };
+    let (renamed, second) = tokio::join!(renaming, meanwhile);
+    renamed.unwrap();
+    assert_eq!(client.read(0, 6).await.unwrap(), [Segment::Data(Bytes::from_static(b"shared"))]);
+    assert_eq!(gateway.volumes.reports().len(), 1);
+    assert_eq!(catalog::info(&environment(&store, 98), "new").await.unwrap().epoch, 1, "it was opened once");
+    drop(second);
+    assert!(gateway.volumes.has("new") && !gateway.volumes.has("a"));
+}

@@ -3,7 +3,8 @@
 //! It does not know when a volume is complete or being deleted; `volumes` and `deletion` decide that.
 //! Invariants: the object under a name is never deleted, and its version grows with every change. A request
 //! that was sent for an earlier version therefore never takes effect, however late it arrives. A name is
-//! bound to a volume only once that is complete, and taken from a volume only once that is being deleted.
+//! bound to a volume only once that is complete, and taken from a volume only once that is being deleted or
+//! has another name. Only a name that is absent, free or damaged is bound: a bound one is freed first.
 
 use std::time::Duration;
 
@@ -135,6 +136,17 @@ pub(super) async fn bind(
 ) -> Result<Swapped, OpenError> {
     let version = read.next_version(env);
     swap(env, name, read, &NameBinding { version, volume, name: Some(name.to_owned()) }).await
+}
+
+/// Takes the name from the volume that it was bound to when it was read, unless it was changed since.
+pub(super) async fn free(
+    env: &Environment,
+    name: &str,
+    read: &Found,
+    volume: Uuid,
+) -> Result<Swapped, OpenError> {
+    let version = read.next_version(env);
+    swap(env, name, read, &NameBinding { version, volume, name: None }).await
 }
 
 /// Which names a deletion changes.

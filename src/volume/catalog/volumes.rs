@@ -2,7 +2,8 @@
 //!
 //! Invariant: a name is bound last, to a complete volume, and only if the name is unchanged since before the
 //! volume's first object was made. A process that has changed the name in the meantime, for example to delete
-//! that volume, therefore need not know whether the creator is still running. `deletion` is the other half.
+//! that volume, therefore need not know whether the creator is still running. `deletion` is the other half,
+//! and `rename` gives a volume another name.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -10,9 +11,9 @@ use std::sync::Arc;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use uuid::Uuid;
 
-use super::name::{self, Found, Swapped};
+use super::name::{self, Found, Swapped, Unbind};
 use crate::mutant::{self, Mutant};
-use crate::store::{self, Pages};
+use crate::store::{self, ETag, Pages};
 use crate::volume::environment::Environment;
 use crate::volume::error::OpenError;
 use crate::volume::format::codec::Checksum;
@@ -113,7 +114,7 @@ pub async fn create(
     let geometry = Geometry::new(chunk.0)?;
     for _ in 0..CREATIONS {
         // Read before anything is made: see the invariant at the top of this file.
-        let before = claimable(env, name).await?;
+        let before = claim(env, name).await?;
         let volume = env.entropy.uuid();
         let keys = Keys::new(volume);
         let created_at_seconds = (env.wall_clock)();
@@ -161,14 +162,20 @@ pub(super) fn new_identity(
     }
 }
 
-/// Returns what exists under a name if a volume may be bound to it: nothing, or a volume that is being
-/// deleted.
-pub(super) async fn claimable(env: &Environment, name: &str) -> Result<Found, OpenError> {
+/// Returns what exists under a name to which another volume may be bound: nothing, or a free name. A name
+/// that is bound to a volume that is being deleted is taken from it first. Otherwise a deletion by id could
+/// not make the one who binds the name come too late: it leaves names of other volumes as they are.
+pub(super) async fn claim(env: &Environment, name: &str) -> Result<Found, OpenError> {
     for _ in 0..CREATIONS {
         let found = name::read(env, name).await?;
         let Some(volume) = found.volume() else { return Ok(found) };
         match read_head(env, Keys::new(volume)).await {
-            Ok((head, _)) if head.state == VolumeState::Deleting => return Ok(found),
+            Ok((head, _)) if head.state == VolumeState::Deleting => {
+                if mutant::is(Mutant::BoundOverDeleting) {
+                    return Ok(found);
+                }
+                name::unbind(env, name, volume, Unbind::Bound).await?;
+            }
             // Deleted since the name was read, or never complete: reading the name again decides.
             Err(OpenError::Store(store::Error::NotFound { .. }))
                 if !name::read(env, name).await?.is(&found) => {}
@@ -232,6 +239,7 @@ pub(super) fn first_head(env: &Environment, options: &Options, volume: Uuid) -> 
         wrapped_key: Vec::new(),
         local_journal: String::new(),
         state: VolumeState::Live,
+        names: None,
     }
 }
 
@@ -343,13 +351,21 @@ async fn look_at_unnamed(env: &Environment, volume: Uuid) -> Option<Unnamed> {
         Err(OpenError::Store(store::Error::NotFound { .. })) => return None,
         Err(error) => (None, Some(error)),
     };
-    // The listing may have omitted its name.
-    if let Some(Identity { name, .. }) = &identity
-        && name::look(env, name).await.is_ok_and(|found| found.volume() == Some(volume))
-    {
-        return None;
+    let mut head = read_head(env, keys).await;
+    for _ in 0..LOOKUPS {
+        let names = names_in(&head);
+        // The listing may have omitted its name, or it is getting another one just now.
+        for name in identity.iter().map(|identity| &identity.name).chain(&names) {
+            if name::look(env, name).await.is_ok_and(|found| found.volume() == Some(volume)) {
+                return None;
+            }
+        }
+        head = read_head(env, keys).await;
+        if names_in(&head) == names {
+            break;
+        }
     }
-    let progress = match (read_head(env, keys).await, unreadable) {
+    let progress = match (head, unreadable) {
         (Ok((head, _)), _) if head.state == VolumeState::Deleting => Progress::Deleting,
         (Err(OpenError::Store(store::Error::NotFound { .. })), _) => Progress::Incomplete,
         (Err(error), _) | (Ok(_), Some(error)) => Progress::Unknown(Arc::new(error)),
@@ -357,6 +373,12 @@ async fn look_at_unnamed(env: &Environment, volume: Uuid) -> Option<Unnamed> {
     };
     let created_at_seconds = identity.as_ref().map(|identity| identity.created_at_seconds);
     Some(Unnamed { volume, made_for: identity.map(|identity| identity.name), created_at_seconds, progress })
+}
+
+/// Returns the names that a head records.
+fn names_in(head: &Result<(Head, ETag), OpenError>) -> Vec<String> {
+    let names = head.as_ref().ok().and_then(|(head, _)| head.names.clone());
+    names.map_or_else(Vec::new, |names| std::iter::once(names.current).chain(names.next).collect())
 }
 
 /// Returns whether a volume with a live head and without a name is complete.

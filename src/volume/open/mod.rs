@@ -23,7 +23,7 @@ use crate::volume::environment::Environment;
 use crate::volume::error::OpenError;
 use crate::volume::fold::Folder;
 use crate::volume::format::codec::Checksum;
-use crate::volume::format::head::{Head, HolderName, Lease, VolumeState};
+use crate::volume::format::head::{Head, HolderName, Lease, Names, VolumeState};
 use crate::volume::format::identity::Identity;
 use crate::volume::format::keys::Keys;
 use crate::volume::format::root::{Root, RootTable};
@@ -66,6 +66,8 @@ impl Volume {
         let (mut held, unswept) = taken.map_err(incomplete)?;
         let head = held.head().clone();
         let from = head.checkpoint;
+        let names =
+            head.names.clone().unwrap_or_else(|| Names { current: identity.name.clone(), next: None });
         let recovering = recover(env, keys, &identity, &head);
         let Recovered { root, table, committed, opening } =
             match held.renewed_during(env.store.journal.as_ref(), recovering).await.flatten() {
@@ -106,7 +108,7 @@ impl Volume {
                 }
             });
         }
-        Ok(Arc::new(Self::new(shared, handle, folds, identity.created_at_seconds)))
+        Ok(Arc::new(Self::new(shared, handle, folds, names, identity.created_at_seconds)))
     }
 }
 
