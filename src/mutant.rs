@@ -56,6 +56,14 @@ mutants! {
     OldestCommitFirst = "oldest-commit-first",
     /// A checkpoint forgets the snapshot of the root that it replaces.
     SnapshotForgotten = "snapshot-forgotten",
+    /// The root table does not say that a clone keeps a snapshot.
+    PinLeftOut = "pin-left-out",
+    /// A snapshot is deleted although clones keep it.
+    PinIgnored = "pin-ignored",
+    /// A clone counts as gone while its creator has not made its head yet.
+    PinReleasedEarly = "pin-released-early",
+    /// The root of a clone references the map pages of its parent as if they were its own.
+    OriginUntranslated = "origin-untranslated",
     /// A commit that ends with a snapshot comes after it.
     SnapshotBeforeCommit = "snapshot-before-commit",
     /// Commits are added to a segment that ended with a snapshot.

@@ -1,4 +1,5 @@
-//! The API below `/api/v1`: volumes, snapshots, connections, draining, and the description of the API itself.
+//! The API below `/api/v1`: volumes, snapshots, clones, connections, draining, and the description of the API
+//! itself.
 //!
 //! Must not know how the gateway does its work. Invariant: `openapi.json` describes exactly the routes that
 //! exist here.
@@ -18,8 +19,8 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use super::view::{
-    ConnectionView, MapView, NewName, NewSnapshot, NewVolume, Problem, SnapshotView, StatusView, UnnamedView,
-    VolumeChange, VolumeView, stored,
+    ConnectionView, MapView, NewClone, NewName, NewSnapshot, NewVolume, Problem, SnapshotView, StatusView,
+    UnnamedView, VolumeChange, VolumeView, stored,
 };
 use super::{Context, OpenVolume};
 use crate::gateway::IfHeld;
@@ -50,6 +51,7 @@ pub(super) fn routes() -> Router<Context> {
         .route("/api/v1/volumes/{name}/checkpoint", post(checkpoint))
         .route("/api/v1/volumes/{name}/snapshots", get(snapshots).post(take_snapshot))
         .route("/api/v1/volumes/{name}/snapshots/{snapshot}", axum::routing::delete(delete_snapshot))
+        .route("/api/v1/volumes/{name}/snapshots/{snapshot}/clones", post(clone_snapshot))
         .route("/api/v1/connections", get(connections))
         .route("/api/v1/drain", post(drain))
 }
@@ -282,6 +284,17 @@ async fn delete_snapshot(
 ) -> Answer<StatusCode> {
     context.gateway.delete_snapshot(&volume, &snapshot).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+async fn clone_snapshot(
+    State(context): State<Context>,
+    Path((volume, snapshot)): Path<(String, String)>,
+    body: Result<Json<NewClone>, JsonRejection>,
+) -> Answer<Response> {
+    let Json(new) = body.map_err(|error| Problem::new(error.status(), error.body_text()))?;
+    let info = context.gateway.clone_snapshot(&volume, &snapshot, &new.name).await?;
+    let location = format!("/api/v1/volumes/{}", info.name);
+    Ok((StatusCode::CREATED, [(LOCATION, location)], Json(VolumeView::new(info, None, None))).into_response())
 }
 
 async fn connections(State(context): State<Context>) -> Json<Vec<ConnectionView>> {

@@ -20,7 +20,9 @@ use crate::server;
 use crate::volume::catalog::{Info, Unnamed};
 use crate::volume::format::geometry::BLOCK_BYTES;
 use crate::volume::format::snapshot::Snapshot;
-use crate::volume::{self, OpenError, Picture, RenameError, ResizeError, Shrink, SnapshotError, Status};
+use crate::volume::{
+    self, CloneError, OpenError, Picture, RenameError, ResizeError, Shrink, SnapshotError, Status,
+};
 
 /// The last second of the year 9999, the latest time that RFC 3339 can express.
 const LAST_SECOND: u64 = 253_402_300_799;
@@ -53,6 +55,11 @@ impl From<Failure> for Problem {
             Failure::Snapshot(error) => error.into(),
             Failure::Resize(error) => error.into(),
             Failure::Rename(error) => error.into(),
+            Failure::Clone(CloneError::Snapshot(error)) => error.into(),
+            Failure::Clone(CloneError::Volume(error)) => Self::from(&error),
+            Failure::Clone(error @ CloneError::TooDeep(_)) => {
+                Self::new(StatusCode::CONFLICT, error.to_string())
+            }
             Failure::Volume(error) => Self::from(&*error),
         }
     }
@@ -67,6 +74,7 @@ impl From<&OpenError> for Problem {
             OpenError::BadName(_) | OpenError::Geometry(_) => StatusCode::UNPROCESSABLE_ENTITY,
             OpenError::Exists(_)
             | OpenError::SizeDiffers { .. }
+            | OpenError::HasClones { .. }
             | OpenError::Held { .. }
             | OpenError::Lost(_)
             | OpenError::Unclear { .. }
@@ -104,9 +112,10 @@ impl From<SnapshotError> for Problem {
             SnapshotError::Volume(error) => return error.into(),
             SnapshotError::NoSuchSnapshot(_) => StatusCode::NOT_FOUND,
             SnapshotError::BadName(_) => StatusCode::UNPROCESSABLE_ENTITY,
-            SnapshotError::Exists(_) | SnapshotError::TooMany(_) | SnapshotError::Pinned { .. } => {
-                StatusCode::CONFLICT
-            }
+            SnapshotError::Exists(_)
+            | SnapshotError::TooMany(_)
+            | SnapshotError::Pinned { .. }
+            | SnapshotError::TooManyClones { .. } => StatusCode::CONFLICT,
         };
         Self::new(status, error.to_string())
     }
@@ -176,6 +185,13 @@ pub(super) struct NewSnapshot {
     pub(super) name: String,
 }
 
+/// A request to clone a snapshot.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NewClone {
+    pub(super) name: String,
+}
+
 /// A non-negative integer. JSON has only one kind of number, and JSON Schema treats `512.0` as an integer
 /// too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -220,6 +236,7 @@ pub(super) struct VolumeView {
     created_at: Option<String>,
     epoch: Option<u32>,
     holder: Option<String>,
+    clone_of: Option<uuid::Uuid>,
     stored_bytes: Option<u64>,
     problem: Option<String>,
     open: Option<OpenView>,
@@ -241,6 +258,7 @@ impl VolumeView {
             created_at: Some(time(info.created_at_seconds)),
             epoch: Some(info.epoch),
             holder: info.holder,
+            clone_of: info.clone_of,
             stored_bytes,
             problem: None,
             open: open.map(OpenView::of),
@@ -257,6 +275,7 @@ impl VolumeView {
             created_at: None,
             epoch: None,
             holder: None,
+            clone_of: None,
             stored_bytes: None,
             problem: Some(error.to_string()),
             open: None,

@@ -47,6 +47,7 @@ struct Described {
     created_at: String,
     epoch: u32,
     holder: Option<String>,
+    clone_of: Option<uuid::Uuid>,
 }
 
 /// An entry of a list as the API describes it.
@@ -131,6 +132,12 @@ impl Gateway {
         self.parsed(&self.ask("POST", &path(volume, SNAPSHOTS)?, Some(&new)).await?)
     }
 
+    /// Creates a volume that begins with the content of a snapshot. A valid name needs no percent-encoding.
+    pub(super) async fn clone_snapshot(&self, volume: &str, name: &str, new: &str) -> Result<Info, Error> {
+        let path = path(volume, &format!("{SNAPSHOTS}/{name}/clones"))?;
+        self.info_of(self.parsed(&self.ask("POST", &path, Some(&json!({ "name": new }))).await?)?)
+    }
+
     /// Deletes a snapshot that no client of that gateway reads. A valid name needs no percent-encoding.
     pub(super) async fn delete_snapshot(&self, volume: &str, name: &str) -> Result<(), Error> {
         self.ask("DELETE", &path(volume, &format!("{SNAPSHOTS}/{name}"))?, None).await.map(drop)
@@ -181,6 +188,7 @@ impl Gateway {
             chunk_bytes: described.chunk_bytes,
             epoch: described.epoch,
             holder: described.holder,
+            clone_of: described.clone_of,
         })
     }
 

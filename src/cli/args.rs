@@ -10,6 +10,7 @@ use url::Url;
 
 use super::endpoint::{Endpoint, Exported, Format};
 use super::nbd::Waiting;
+use super::place::{Common, Place};
 use super::snapshot_name::SnapshotName;
 use crate::config::{self, Config, Flag, FlagValue, Size};
 use crate::volume::Shrink;
@@ -31,6 +32,9 @@ pub(super) enum Command {
     /// Take, list and delete snapshots: what a volume contained at one instant, served read-only as
     /// VOLUME@NAME
     Snapshot(Snapshot),
+    /// Make a new volume that begins with the content of a snapshot and shares its objects; without
+    /// --gateway, only of a volume that no gateway holds
+    Clone(CloneArgs),
     /// Make a new volume of a raw or qcow2 image, an NBD export or standard input. It gets its name once all
     /// of it is in the store
     Import(Import),
@@ -158,29 +162,6 @@ fn chunk_size_flag(size: Option<&String>) -> Vec<Flag> {
         Flag { key: "volumes.chunk_size", flag: "--chunk-size", value }
     };
     size.map(flag).into_iter().collect()
-}
-
-#[derive(Clone, Debug, Args)]
-pub(super) struct Common {
-    /// Configuration file (TOML); environment variables (CAIRN_<SECTION>__<KEY>) and flags override it
-    #[allow(rustdoc::invalid_html_tags, reason = "clap prints this text as it is")]
-    #[arg(long, value_name = "FILE", env = config::CONFIG_FILE)]
-    config: Option<PathBuf>,
-    /// Where the volumes are stored: file:///path, file://./path or s3://bucket/prefix [default:
-    /// file://./cairn-data]
-    #[arg(long, value_name = "URL")]
-    store: Option<String>,
-}
-
-/// Where a command on volumes is carried out.
-#[derive(Clone, Debug, Args)]
-pub(super) struct Place {
-    #[command(flatten)]
-    common: Common,
-    /// Send the command to the admin socket of a gateway on this machine instead of the store [default:
-    /// admin.socket]
-    #[arg(long, value_name = "SOCKET", num_args = 0..=1, require_equals = true, conflicts_with = "store")]
-    gateway: Option<Option<PathBuf>>,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -485,12 +466,30 @@ pub(super) struct SnapshotDelete {
     pub(super) of: SnapshotName,
 }
 
-impl Common {
-    fn config(&self, mut flags: Vec<Flag>) -> Result<Config, config::Errors> {
-        if let Some(url) = &self.store {
-            flags.push(Flag { key: "store.url", flag: "--store", value: FlagValue::One(url.clone()) });
-        }
-        config::load(self.config.as_deref(), std::env::vars_os(), flags)
+#[derive(Clone, Debug, Args)]
+pub(super) struct CloneArgs {
+    #[command(flatten)]
+    place: Place,
+    /// Names of the volume and of its snapshot, separated by @
+    #[arg(value_name = "VOLUME@NAME")]
+    pub(super) of: SnapshotName,
+    /// Name of the new volume: 1 to 128 characters of A-Z a-z 0-9 . _ -, not beginning with a dot
+    #[arg(value_name = "NEW")]
+    pub(super) name: String,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+impl CloneArgs {
+    /// Loads the settings, with these flags taking precedence.
+    pub(super) fn config(&self) -> Result<Config, config::Errors> {
+        self.place.common.config(Vec::new())
+    }
+
+    /// As [`Volume::gateway`].
+    pub(super) fn gateway(&self) -> Option<&Option<PathBuf>> {
+        self.place.gateway.as_ref()
     }
 }
 

@@ -11,6 +11,7 @@ mod bench;
 mod check;
 mod check_view;
 mod checksum;
+mod clone;
 mod configured;
 mod endpoint;
 mod environment;
@@ -27,6 +28,7 @@ mod log;
 mod nbd;
 mod opened;
 mod output;
+mod place;
 mod printed;
 mod process;
 mod progress;
@@ -143,6 +145,13 @@ fn run(cli: Cli, allocator: Allocator) -> Result<(), Error> {
             }
             let place = place(args.gateway(), &options)?;
             process::block_on(volume::run(args.action, &config, options, place))
+        }
+        Command::Clone(args) => {
+            let config = args.config()?;
+            let options = settings::Options::of(&config)?;
+            log::start_quiet(&config, metrics.log())?;
+            let place = place(args.gateway(), &options)?;
+            process::block_on(clone::run(args, options, place))
         }
         Command::Snapshot(args) => {
             let config = args.config()?;

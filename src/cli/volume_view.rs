@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::error::Error;
 use super::printed::{print, print_json, table};
+use super::snapshot_name::SnapshotName;
 use crate::admin::UnnamedView;
 use crate::config::Size;
 use crate::gateway::chain;
@@ -40,6 +41,13 @@ pub(super) fn print_created(info: &Info, json: bool) -> Result<(), Error> {
         return print_json(&Shown::of(info));
     }
     print(&format!("created {} of {}\n", info.name, size(info.size_bytes)))
+}
+
+pub(super) fn print_cloned(info: &Info, of: &SnapshotName, json: bool) -> Result<(), Error> {
+    if json {
+        return print_json(&Shown::of(info));
+    }
+    print(&format!("created {} of {}, a clone of {of}\n", info.name, size(info.size_bytes)))
 }
 
 pub(super) fn print_resized(info: &Info, json: bool) -> Result<(), Error> {
@@ -82,6 +90,7 @@ struct Shown<'a> {
     created_at: String,
     epoch: u32,
     holder: Option<&'a str>,
+    clone_of: Option<uuid::Uuid>,
 }
 
 impl<'a> Shown<'a> {
@@ -94,6 +103,7 @@ impl<'a> Shown<'a> {
             created_at: time(info.created_at_seconds),
             epoch: info.epoch,
             holder: info.holder.as_deref(),
+            clone_of: info.clone_of,
         }
     }
 }
@@ -156,7 +166,7 @@ fn unnamed_table(unnamed: &[UnnamedView]) -> String {
 
 fn details(info: &Info) -> String {
     let holder = info.holder.as_deref().unwrap_or("nobody");
-    let fields = [
+    let mut fields = vec![
         ("name", info.name.clone()),
         ("id", info.volume.to_string()),
         ("size", format!("{} ({} bytes)", size(info.size_bytes), info.size_bytes)),
@@ -165,5 +175,6 @@ fn details(info: &Info) -> String {
         ("epoch", info.epoch.to_string()),
         ("held by", holder.to_owned()),
     ];
+    fields.extend(info.clone_of.map(|parent| ("clone of", parent.to_string())));
     fields.iter().map(|(field, value)| format!("{field:<11} {value}\n")).collect()
 }

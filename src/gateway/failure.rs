@@ -33,6 +33,7 @@ pub(super) fn open_error(name: &str, error: &volume::OpenError) -> OpenError {
             OpenError::Refused(chain(error))
         }
         Why::Exists(_)
+        | Why::HasClones { .. }
         | Why::NoSuchId(_)
         | Why::Contended(_)
         | Why::Incomplete { .. }

@@ -228,6 +228,15 @@ impl Gateway for GatewayStatus {
         Ok(deleted?)
     }
 
+    async fn clone_snapshot(&self, volume: &str, snapshot: &str, name: &str) -> Result<Info, Failure> {
+        let serving = self.serving()?;
+        let of = serving.join(volume).await?;
+        let made = catalog::clone(&of.volume, snapshot, name).await;
+        serving.catalogue.forget();
+        serving.census.has_changed();
+        Ok(made?)
+    }
+
     fn stage(&self) -> Shown {
         match &*self.stage.lock() {
             Stage::Starting => Shown::Starting,

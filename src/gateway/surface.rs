@@ -12,7 +12,7 @@ use crate::metrics::VolumeMetrics;
 use crate::server::Connection;
 use crate::volume::catalog::{Info, Listed, Unnamed};
 use crate::volume::format::snapshot::Snapshot;
-use crate::volume::{OpenError, RenameError, ResizeError, Shrink, SnapshotError, Volume};
+use crate::volume::{CloneError, OpenError, RenameError, ResizeError, Shrink, SnapshotError, Volume};
 
 /// A volume that is open in this gateway.
 #[derive(Clone, Debug)]
@@ -71,6 +71,9 @@ pub enum Failure {
     /// A snapshot cannot be taken or deleted.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+    /// A snapshot cannot be cloned.
+    #[error(transparent)]
+    Clone(#[from] CloneError),
     /// The size of a volume cannot be changed.
     #[error(transparent)]
     Resize(#[from] ResizeError),
@@ -114,6 +117,9 @@ pub trait Gateway: Send + Sync + 'static {
     async fn take_snapshot(&self, volume: &str, snapshot: &str) -> Result<Snapshot, Failure>;
     /// Deletes a snapshot that no client of this gateway uses. The volume is opened for it if necessary.
     async fn delete_snapshot(&self, volume: &str, snapshot: &str) -> Result<(), Failure>;
+    /// Creates a volume that begins with the content of a snapshot. The volume of the snapshot is opened for
+    /// it if necessary.
+    async fn clone_snapshot(&self, volume: &str, snapshot: &str, name: &str) -> Result<Info, Failure>;
     /// Returns the stage of the gateway.
     fn stage(&self) -> Stage;
     /// Returns the contents of the store at the last census, without a request to the store.

@@ -12,15 +12,19 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::clones;
 use super::environment::Environment;
 use super::error::{Error, ResizeError, SnapshotError};
-use super::fold::FoldHandle;
 use super::fold::snapshots::MAX_SNAPSHOTS;
+use super::fold::{FoldHandle, OfSnapshot, Refused};
+use super::format::geometry::Geometry;
 use super::format::head::Names;
 use super::format::keys::{Epoch, is_valid_name};
+use super::format::root::Root;
 use super::format::snapshot::Snapshot;
 use super::info::Info;
 use super::keeper::HeadHandle;
+use super::options::Options;
 use super::read::ahead::ReadAhead;
 use super::read::picture::{self, Picture};
 use super::read::{self, Extent, Segment};
@@ -139,6 +143,7 @@ impl Volume {
             created_at_seconds: self.created_at_seconds,
             epoch: self.epoch(),
             holder: Some(self.shared.options.holder_name.clone()),
+            clone_of: self.origins().first().copied(),
         }
     }
 
@@ -410,7 +415,66 @@ impl Volume {
     /// # Errors
     /// If there is no such snapshot, if a clone needs it, if the volume stopped, or if the store failed.
     pub async fn delete_snapshot(&self, name: &str) -> Result<(), SnapshotError> {
-        self.folds.delete_snapshot(&self.shared, name).await
+        let deleted = self.unless_gone(name, |of| self.folds.delete_snapshot(&self.shared, of)).await?;
+        match deleted {
+            Ok(()) => Ok(()),
+            Err(clones) => {
+                let clones = clones::labels(&self.shared.env, &clones).await;
+                Err(SnapshotError::Pinned { name: name.to_owned(), clones })
+            }
+        }
+    }
+
+    /// Keeps the root of a snapshot for a clone, whose identity exists already. Returns that root once the
+    /// head says that it is kept.
+    ///
+    /// # Errors
+    /// If there is no such snapshot, if it has too many clones, if its root is lost, if the volume stopped,
+    /// or if the store failed.
+    pub(super) async fn pin(&self, name: &str, clone: Uuid) -> Result<Root, SnapshotError> {
+        let pinned = self.unless_gone(name, |of| self.folds.pin(&self.shared, of, clone)).await?;
+        pinned.map_err(|clones| SnapshotError::TooManyClones { name: name.to_owned(), count: clones.len() })
+    }
+
+    /// Executes a request about a snapshot. If clones are in the way, looks which of them still exist, and
+    /// executes it once more. Returns the clones that are in the way.
+    async fn unless_gone<T, F>(
+        &self,
+        name: &str,
+        request: impl Fn(OfSnapshot) -> F,
+    ) -> Result<Result<T, Vec<Uuid>>, SnapshotError>
+    where
+        F: Future<Output = Result<T, Refused>>,
+    {
+        let mut gone = Vec::new();
+        loop {
+            match request(OfSnapshot { name: name.to_owned(), gone: gone.clone() }).await {
+                Ok(done) => return Ok(Ok(done)),
+                Err(Refused::Other(error)) => return Err(error),
+                Err(Refused::Clones(clones)) => {
+                    let found = clones::gone(&self.shared.env, &clones).await.map_err(Error::Store)?;
+                    if found.is_empty() {
+                        return Ok(Err(clones));
+                    }
+                    gone.extend(found);
+                }
+            }
+        }
+    }
+
+    /// What an operator has set.
+    pub(super) fn options(&self) -> &Options {
+        &self.shared.options
+    }
+
+    /// How the volume is divided into chunks.
+    pub(super) fn geometry(&self) -> Geometry {
+        self.shared.geometry
+    }
+
+    /// The other volumes whose objects the volume may read: none unless it is a clone.
+    pub(super) fn origins(&self) -> Vec<Uuid> {
+        self.shared.state.lock().root.origins.clone()
     }
 
     /// Makes the volume what it was at a snapshot, and closes it: the next opening has the old content. What

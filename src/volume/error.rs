@@ -121,12 +121,20 @@ pub enum SnapshotError {
     #[error("the volume has {0} snapshots, which is the maximum: delete some first")]
     TooMany(usize),
     /// Clones read the snapshot's objects.
-    #[error("snapshot {name:?} is needed by the clones {}", ids(.clones))]
+    #[error("snapshot {name:?} is needed by {}: delete clones first", clones_text(.clones))]
     Pinned {
         /// Name of the snapshot.
         name: String,
-        /// Ids of the volumes that are clones of it.
-        clones: Vec<uuid::Uuid>,
+        /// Names of the volumes that are clones of it, or the id of each that has no name.
+        clones: Vec<String>,
+    },
+    /// The snapshot has as many clones as it may have.
+    #[error("snapshot {name:?} has {count} clones, which is the maximum: clone another snapshot")]
+    TooManyClones {
+        /// Name of the snapshot.
+        name: String,
+        /// Number of its clones.
+        count: usize,
     },
     /// The volume stopped, or the store failed.
     #[error(transparent)]
@@ -165,8 +173,29 @@ pub enum RenameError {
     Volume(#[from] Error),
 }
 
-fn ids(of: &[uuid::Uuid]) -> String {
-    of.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+/// Why a snapshot cannot be cloned.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CloneError {
+    /// The clone would read the objects of too many volumes.
+    #[error("a clone of this volume would need the objects of {0} other volumes, which are too many")]
+    TooDeep(usize),
+    /// The snapshot cannot be kept for the clone.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// The new volume cannot be made.
+    #[error(transparent)]
+    Volume(#[from] OpenError),
+}
+
+/// The first names of a list of clones, and how many more there are.
+fn clones_text(names: &[String]) -> String {
+    const SHOWN: usize = 8;
+    let shown = names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match names.len() {
+        1 => format!("its clone {shown}"),
+        count if count > SHOWN => format!("its clones {shown} and {} more", count - SHOWN),
+        _ => format!("its clones {shown}"),
+    }
 }
 
 /// Why a volume cannot be opened, created or deleted.
@@ -190,8 +219,12 @@ pub enum OpenError {
         /// Key of the object in the store.
         key: String,
     },
-    /// It cannot be determined whether a gateway holds the volume. Take over if none does.
-    #[error("whether a gateway holds the volume cannot be read ({why}); if none does, take over")]
+    /// It cannot be determined whether a gateway holds the volume, or whether a clone needs it. Take over if
+    /// none does.
+    #[error(
+        "whether a gateway holds the volume or a clone needs it cannot be read ({why}); if none does, take \
+         over"
+    )]
     Unclear {
         /// What cannot be read, and why.
         why: String,
@@ -220,6 +253,12 @@ pub enum OpenError {
     Held {
         /// Who holds the volume, for people.
         holder: String,
+    },
+    /// Clones read the objects of the volume.
+    #[error("the volume is needed by {}: delete clones first", clones_text(.clones))]
+    HasClones {
+        /// Names of the volumes that are clones of it, or the id of each that has no name.
+        clones: Vec<String>,
     },
     /// Another gateway took the volume over while this one was opening it, or is deleting it.
     /// Contains who that is.

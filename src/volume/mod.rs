@@ -14,6 +14,7 @@
 //! 3. `state`: what an open volume has in memory, from the dirty layer to the root.
 //! 4. `cache`: clean pages, by object and page; what fetches and verifies them.
 //! 5. `budget`, `environment`, `objects`, `shared`: what volumes share, and what one volume's tasks share.
+//!    `clones`: whether a clone still exists.
 //! 6. `read`: which layer has a range, and its bytes. `write`: changes and commits. `keeper`: head and lease.
 //! 7. `collect`: deletes what nothing references any more.
 //! 8. `fold`: makes new objects and a new root from the journal.
@@ -28,6 +29,7 @@ pub mod cache;
 pub mod catalog;
 pub mod census;
 pub mod check;
+mod clones;
 mod collect;
 mod disk;
 mod environment;
@@ -53,7 +55,7 @@ pub use budget::DirtyBudget;
 pub use cache::PageCache;
 pub use disk::{Usage, Volume};
 pub use environment::Environment;
-pub use error::{Error, ImportError, OpenError, RenameError, ResizeError, SnapshotError};
+pub use error::{CloneError, Error, ImportError, OpenError, RenameError, ResizeError, SnapshotError};
 pub use import::{IN_FLIGHT_BYTES, Import};
 pub use options::{Entropy, Options, WallClock};
 pub use read::picture::{Cell, Picture};

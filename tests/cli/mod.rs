@@ -3,6 +3,7 @@
 mod admin;
 mod bench;
 mod check;
+mod clone;
 mod readme;
 mod rename;
 mod resize;

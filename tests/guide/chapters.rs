@@ -101,9 +101,10 @@ async fn typed(file: &str) {
 }
 
 /// Chapters with blocks that are run, each by a test.
-const CHAPTERS: [&str; 9] = [
+const CHAPTERS: [&str; 10] = [
     "docs/backup.md",
     "docs/buckets.md",
+    "docs/clones.md",
     "docs/configuration.md",
     "docs/getting-started.md",
     "docs/import.md",
@@ -123,6 +124,12 @@ async fn backup() {
 #[ignore = "needs MinIO, QEMU, curl, iproute2, libnbd, util-linux"]
 async fn buckets() {
     typed("docs/buckets.md").await;
+}
+
+#[tokio::test]
+#[ignore = "needs MinIO, QEMU, curl, iproute2, libnbd, util-linux"]
+async fn clones() {
+    typed("docs/clones.md").await;
 }
 
 #[tokio::test]

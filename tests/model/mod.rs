@@ -7,9 +7,11 @@
 //! printed for the same scope.
 //!
 //! [`binding`] checks the binding of names to volumes and their renaming in the same way, [`packs`] how the objects of
-//! checkpoints are published and deleted, and [`snapshots`] how snapshots keep roots.
+//! checkpoints are published and deleted, [`snapshots`] how snapshots keep roots, and [`clones`] how clones keep
+//! snapshots.
 
 mod binding;
+mod clones;
 mod deletions;
 mod explore;
 mod kept;

@@ -78,8 +78,8 @@ async fn a_volume_is_made_shown_and_deleted() {
     assert_eq!(status, 201);
     let expected = json!({
         "name": "disk", "id": made["id"], "size_bytes": 1 << 30, "chunk_bytes": 4 << 20,
-        "created_at": "2027-01-15T08:00:00Z", "epoch": 0, "holder": null, "stored_bytes": null, "problem": null,
-        "open": null,
+        "created_at": "2027-01-15T08:00:00Z", "epoch": 0, "holder": null, "clone_of": null, "stored_bytes": null,
+        "problem": null, "open": null,
     });
     assert_eq!(made, expected);
     assert_eq!(bench.ask("GET", "/api/v1/volumes", None).await, (200, json!([expected])));
@@ -125,6 +125,10 @@ async fn mistakes_are_answered_with_what_is_wrong() {
         ("POST", "/api/v1/volumes/idle/snapshots", Some(json!({ "nam": "x" })), 422, "nam"),
         ("POST", "/api/v1/volumes/idle/snapshots", None, 415, "Content-Type"),
         ("DELETE", "/api/v1/volumes/none/snapshots/x", None, 404, "none"),
+        ("POST", "/api/v1/volumes/none/snapshots/x/clones", Some(json!({ "name": "y" })), 404, "none"),
+        ("POST", "/api/v1/volumes/idle/snapshots/x/clones", Some(json!({ "name": "y" })), 503, "full"),
+        ("POST", "/api/v1/volumes/idle/snapshots/x/clones", Some(json!({ "nam": "y" })), 422, "nam"),
+        ("POST", "/api/v1/volumes/idle/snapshots/x/clones", None, 415, "Content-Type"),
         ("DELETE", "/api/v1/volumes/idle/snapshots/read", None, 409, "connections"),
         ("GET", "/api/v1/volumes/idle/map?cells=0", None, 400, "4096"),
         ("GET", "/api/v1/volumes/idle/map?cells=4097", None, 400, "4096"),
@@ -252,6 +256,30 @@ async fn snapshots_are_taken_listed_and_deleted() {
     assert_eq!(bench.ask("DELETE", &format!("{path}/monday"), None).await, (204, Value::Null));
     assert_eq!(bench.ask("DELETE", &format!("{path}/monday"), None).await.0, 404);
     assert_eq!(bench.ask("GET", path, None).await, (200, json!([evening])));
+    volume.abandon().await;
+    assert_eq!(bench.ask("POST", path, new("late")).await.0, 409);
+}
+
+#[tokio::test]
+async fn snapshots_are_cloned_and_stay_while_their_clones_do() {
+    let bench = Bench::new().await;
+    let volume = bench.house.opened(&bench.metrics, "disk").await;
+    volume.snapshot("v1").await.unwrap();
+    let path = "/api/v1/volumes/disk/snapshots/v1/clones";
+    let new = |name: &str| Some(json!({ "name": name }));
+    let made = bench.client.send("POST", path, &[], new("copy").as_ref()).await;
+    assert_eq!((made.status, made.header("location")), (201, "/api/v1/volumes/copy"));
+    let (status, info) = bench.ask("GET", "/api/v1/volumes/copy", None).await;
+    assert_eq!((status, &info["clone_of"]), (200, &json!(volume.id())));
+    let none = "/api/v1/volumes/disk/snapshots/none/clones";
+    for (path, name, status, word) in
+        [(path, "copy", 409, "exists"), (path, "a@b", 422, "name"), (none, "other", 404, "no snapshot named")]
+    {
+        let (got, answer) = bench.ask("POST", path, new(name)).await;
+        assert!(got == status && answer["error"].as_str().unwrap().contains(word), "{name}: {got} {answer}");
+    }
+    let (status, answer) = bench.ask("DELETE", "/api/v1/volumes/disk/snapshots/v1", None).await;
+    assert!(status == 409 && answer["error"].as_str().unwrap().contains("its clone copy"), "{answer}");
     volume.abandon().await;
     assert_eq!(bench.ask("POST", path, new("late")).await.0, 409);
 }

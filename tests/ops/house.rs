@@ -140,6 +140,13 @@ impl Gateway for House {
         Ok(open.volume.delete_snapshot(snapshot).await?)
     }
 
+    async fn clone_snapshot(&self, volume: &str, snapshot: &str, name: &str) -> Result<Info, Failure> {
+        catalog::resolve(&self.env, volume).await?;
+        let open = self.open_volumes().into_iter().find(|open| open.name == volume);
+        let open = open.ok_or_else(|| Failure::NotServing("the house is full".to_owned()))?;
+        Ok(catalog::clone(&open.volume, snapshot, name).await?)
+    }
+
     fn stage(&self) -> Stage {
         Stage::Serving
     }

@@ -18,7 +18,7 @@ const VOLUME: &[&[&str]] = &[
     &["budget"],
     &["environment"],
     &["objects", "shared"],
-    &["read", "keeper"],
+    &["clones", "read", "keeper"],
     &["write"],
     &["collect", "snapshot"],
     &["fold"],

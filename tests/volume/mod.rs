@@ -5,6 +5,7 @@ mod amplification;
 mod bench;
 mod bounds;
 mod check;
+mod clone;
 mod cost;
 pub(crate) mod crowd;
 mod deletion;

@@ -122,6 +122,14 @@ pub(super) enum Error {
         /// The error of the operation.
         source: volume::RenameError,
     },
+    /// A snapshot cannot be cloned.
+    #[error("snapshot {of:?}: {}", chain(.source))]
+    Clone {
+        /// Names of the volume and of the snapshot, `VOLUME@NAME`.
+        of: String,
+        /// The underlying error.
+        source: volume::CloneError,
+    },
     /// An operation on a snapshot failed.
     #[error("snapshot {of:?}: {}", chain(.source))]
     Snapshot {
@@ -296,6 +304,7 @@ impl Error {
             | Self::Resize { .. }
             | Self::Rename { .. }
             | Self::Snapshot { .. }
+            | Self::Clone { .. }
             | Self::Open { .. }
             | Self::List(_)
             | Self::Damaged { .. }

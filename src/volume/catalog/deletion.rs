@@ -15,11 +15,13 @@ use super::volumes::{self, CONCURRENT_LOOKUPS};
 use crate::mutant::{self, Mutant};
 use crate::store::error::cause;
 use crate::store::{self, ByteRange, ETag, Pages};
+use crate::volume::clones;
 use crate::volume::environment::Environment;
 use crate::volume::error::OpenError;
 use crate::volume::format::head::{Checkpoint, Head, HolderName, Lease, Names, VolumeState};
 use crate::volume::format::identity::Identity;
 use crate::volume::format::keys::{Keys, ObjectId, Parsed, Slot};
+use crate::volume::format::root::RootTable;
 use crate::volume::held::{Updated, update_head};
 use crate::volume::objects::{fetch, read_head};
 use crate::volume::open::replay::{Logs, seal_all};
@@ -155,6 +157,11 @@ async fn mark(
         if matches!(old.lease, Lease::Held { .. }) && !takeover {
             return Err(OpenError::Held { holder: format!("{} (epoch {})", old.holder_name, old.epoch) });
         }
+        // A clone that is made meanwhile changes the head, so that it cannot be marked as it was read.
+        let Some(clones) = clones_of(env, keys, &old, takeover).await? else { continue };
+        if !clones.is_empty() {
+            return Err(OpenError::HasClones { clones: clones::labels(env, &clones).await });
+        }
         let head = Head {
             version: old.version + 1,
             epoch: old.epoch + 1,
@@ -172,6 +179,47 @@ async fn mark(
         }
     }
     Err(OpenError::Lost("its holder, which updates the head faster than it can be marked".to_owned()))
+}
+
+/// Returns the clones that need objects of a volume with the head `head`. Returns `None` if there is another
+/// head by now.
+async fn clones_of(
+    env: &Environment,
+    keys: Keys,
+    head: &Head,
+    takeover: bool,
+) -> Result<Option<Vec<Uuid>>, OpenError> {
+    if head.version == 0 {
+        // It stands in for a damaged head, which nobody can open any more.
+        return Ok(Some(Vec::new()));
+    }
+    let (key, id) = (keys.root(head.root_table), head.root_table);
+    let table = match fetch(env, &key, |bytes| RootTable::decode(keys.sealing(), id, bytes)).await {
+        Ok((table, _)) => table,
+        Err(OpenError::Store(store::Error::NotFound { .. })) if head.epoch == 0 => {
+            // An import makes the table last. Whoever clones a snapshot opens the volume before.
+            return Ok(Some(Vec::new()));
+        }
+        Err(OpenError::Store(error)) if !matches!(error, store::Error::NotFound { .. }) => {
+            return Err(error.into());
+        }
+        Err(lost) => {
+            return match read_head(env, keys).await {
+                Ok((now, _)) if now.version == head.version && takeover => {
+                    tracing::warn!(%key, "deleting the volume although its clones are not known: {lost}");
+                    Ok(Some(Vec::new()))
+                }
+                Ok((now, _)) if now.version == head.version => {
+                    Err(OpenError::Unclear { why: lost.to_string() })
+                }
+                // A checkpoint replaced the table, or the volume is being deleted.
+                _ => Ok(None),
+            };
+        }
+    };
+    let pins: Vec<Uuid> = table.roots.into_iter().flat_map(|kept| kept.pins).collect();
+    let gone = clones::gone(env, &pins).await?;
+    Ok(Some(pins.into_iter().filter(|clone| !gone.contains(clone)).collect()))
 }
 
 /// Returns an error unless a listing, too, shows that there is no head.

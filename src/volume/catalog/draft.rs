@@ -117,6 +117,7 @@ impl Draft {
                 size_bytes: root.size_bytes,
                 chunk_bytes: root.geometry.chunk_bytes(),
                 created_at_seconds: self.identity.created_at_seconds,
+                clone_of: None,
                 epoch: 0,
                 holder: None,
             }),

@@ -29,7 +29,7 @@ use crate::volume::options::Options;
 /// Limit on concurrent lookups of volumes.
 pub const CONCURRENT_LOOKUPS: usize = 16;
 /// Limit on attempts to create a volume whose name other processes bind and free in the meantime.
-const CREATIONS: u32 = 16;
+pub(super) const CREATIONS: u32 = 16;
 /// Limit on lookups of a volume with a missing object: another process may be deleting it, and creating
 /// another one with the same name.
 const LOOKUPS: u32 = 4;
@@ -121,7 +121,8 @@ pub async fn create(
         let identity = new_identity(name, volume, geometry, created_at_seconds);
         // After a failure nothing is removed: requests in flight may still take effect, and the volume can be
         // found as long as the identity exists.
-        make(env, options, &identity, size_bytes).await?;
+        create_object(env, &keys.identity(), identity.encode()).await?;
+        make(env, options, volume, &empty_root(geometry, size_bytes)).await?;
         match name::bind(env, name, &before, volume).await? {
             Swapped::Done => {
                 let name = name.to_owned();
@@ -134,6 +135,7 @@ pub async fn create(
                     created_at_seconds,
                     epoch,
                     holder: None,
+                    clone_of: None,
                 });
             }
             // Never retried with the same volume: it may have been deleted by its id, which changes the name.
@@ -185,19 +187,16 @@ pub(super) async fn claim(env: &Environment, name: &str) -> Result<Found, OpenEr
     Err(OpenError::Contended(name.to_owned()))
 }
 
-/// Creates the objects of an empty volume, the identity first and the head last. Their keys contain 128
-/// random bits, so whatever exists under them is ours.
-async fn make(
+/// Creates the objects of a volume whose identity exists, the head last. Their keys contain 128 random bits,
+/// so whatever exists under them is ours.
+pub(super) async fn make(
     env: &Environment,
     options: &Options,
-    identity: &Identity,
-    size_bytes: u64,
+    volume: Uuid,
+    root: &Root,
 ) -> Result<(), OpenError> {
-    let (volume, geometry) = (identity.volume, identity.geometry);
     let keys = Keys::new(volume);
-    let root = empty_root(geometry, size_bytes);
-    let (table, head) = (first_table(&root), first_head(env, options, volume));
-    create_object(env, &keys.identity(), identity.encode()).await?;
+    let (table, head) = (first_table(root), first_head(env, options, volume));
     create_object(env, &keys.root(root.id), root.encode(keys.sealing())).await?;
     create_object(env, &keys.root(table.id), table.encode(keys.sealing())).await?;
     create_object(env, &keys.head(), head.encode()).await?;
@@ -244,7 +243,7 @@ pub(super) fn first_head(env: &Environment, options: &Options, volume: Uuid) -> 
 }
 
 /// Deletes the objects of a volume that its creator did not bind to a name.
-async fn unmake(env: &Environment, keys: Keys) {
+pub(super) async fn unmake(env: &Environment, keys: Keys) {
     let (root, table) = (keys.root(FIRST_ROOT), keys.root(FIRST_TABLE));
     // The identity is deleted last, so that the volume can be found while any object is left.
     for objects in [vec![root, table, keys.head()], vec![keys.identity()]] {
@@ -427,5 +426,6 @@ async fn describe(env: &Environment, name: &str, volume: Uuid) -> Result<Info, O
         created_at_seconds: identity.created_at_seconds,
         epoch: head.epoch,
         holder: matches!(head.lease, Lease::Held { .. }).then(|| head.holder_name.to_string()),
+        clone_of: root.origins.first().copied(),
     })
 }

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::mutant::{self, Mutant};
 use crate::volume::format::keys::{ObjectId, Slot};
-use crate::volume::format::root::{KeptRoot, MAX_ROOTS, Root, RootTable};
+use crate::volume::format::root::{KeptRoot, MAX_ORIGINS, MAX_ROOTS, Root, RootTable};
 use crate::volume::format::snapshot::Snapshot;
 use crate::volume::shared::Shared;
 
@@ -138,7 +138,7 @@ impl Trash {
 
     /// Returns the table that is valid once the snapshot `name` is deleted, and the id of the root that the
     /// snapshot kept. That root is retired, unless it is the current root, which is the last. Returns `None`
-    /// if there is no such snapshot.
+    /// if there is no such snapshot. Pins of clones that are `gone` do not count.
     ///
     /// # Errors
     /// If a clone needs the snapshot. Contains the volumes of the clones.
@@ -146,19 +146,45 @@ impl Trash {
         &self,
         id: ObjectId,
         name: &str,
+        gone: &[Uuid],
         now_seconds: u64,
     ) -> Result<Option<(RootTable, ObjectId)>, Vec<Uuid>> {
         let mut roots = self.kept();
         let current = roots.last().map(|last| last.root);
-        let named =
-            |kept: &&mut KeptRoot| kept.snapshot.as_ref().is_some_and(|snapshot| snapshot.name == name);
-        let Some(kept) = roots.iter_mut().find(named) else { return Ok(None) };
-        if !kept.pins.is_empty() {
+        let Some(kept) = named(&mut roots, name) else { return Ok(None) };
+        kept.pins.retain(|clone| !gone.contains(clone));
+        if !kept.pins.is_empty() && !mutant::is(Mutant::PinIgnored) {
             return Err(kept.pins.clone());
         }
+        kept.pins.clear();
         kept.snapshot = None;
         if current != Some(kept.root) || mutant::is(Mutant::CurrentRootRetired) {
             kept.retired_at_seconds = now_seconds.max(1);
+        }
+        let root = kept.root;
+        Ok(Some((RootTable { id, roots }, root)))
+    }
+
+    /// Returns the table in which the clone `clone` keeps the root of the snapshot `name`, and the id of that
+    /// root. Pins of clones that are `gone` are left out. Returns `None` if there is no such snapshot.
+    ///
+    /// # Errors
+    /// If the snapshot has as many clones as it may have. Contains their volumes.
+    pub(crate) fn table_with_pin(
+        &self,
+        id: ObjectId,
+        name: &str,
+        clone: Uuid,
+        gone: &[Uuid],
+    ) -> Result<Option<(RootTable, ObjectId)>, Vec<Uuid>> {
+        let mut roots = self.kept();
+        let Some(kept) = named(&mut roots, name) else { return Ok(None) };
+        kept.pins.retain(|clone| !gone.contains(clone));
+        if kept.pins.len() >= MAX_ORIGINS {
+            return Err(kept.pins.clone());
+        }
+        if !mutant::is(Mutant::PinLeftOut) {
+            kept.pins.push(clone);
         }
         let root = kept.root;
         Ok(Some((RootTable { id, roots }, root)))
@@ -260,6 +286,11 @@ impl TrashState {
             }
         }
     }
+}
+
+/// Returns the root that the snapshot `name` keeps.
+fn named<'a>(roots: &'a mut [KeptRoot], name: &str) -> Option<&'a mut KeptRoot> {
+    roots.iter_mut().find(|kept| kept.snapshot.as_ref().is_some_and(|snapshot| snapshot.name == name))
 }
 
 /// Returns what remains of the grace period of an object retired at `retired_at_seconds` (Unix time).

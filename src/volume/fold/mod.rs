@@ -16,6 +16,7 @@ mod merge;
 mod origins;
 mod packing;
 mod page;
+mod pins;
 mod plan;
 mod rewrite;
 pub(super) mod snapshots;
@@ -30,7 +31,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use self::background::{Eagerness, packs_after, victims};
-pub(super) use self::handle::FoldHandle;
+pub(super) use self::handle::{FoldHandle, OfSnapshot, Refused};
 use self::handle::{REQUESTS, Request, Scope, answer};
 use self::made::{Background, Content, Made};
 use crate::metrics::labels::{FoldResult, ObjectKind};
@@ -115,7 +116,8 @@ impl Folder {
             let served = match request {
                 Some(Request::Fold(scope, done)) => self.fold_all(scope).await.map(|()| answer(done, ())),
                 Some(Request::FoldClosed(done)) => self.fold_closed().await.map(|()| answer(done, ())),
-                Some(Request::DeleteSnapshot(name, done)) => self.serve_deletion(&name, done).await,
+                Some(Request::DeleteSnapshot(of, done)) => self.serve_deletion(&of, done).await,
+                Some(Request::Pin(of, clone, done)) => self.serve_pin(&of, clone, done).await,
                 Some(Request::Restore(name, done)) => self.serve_restoration(&name, done).await,
                 Some(Request::Rest(done)) => return answer(done, ()),
                 None => self.fold_due(age).await,

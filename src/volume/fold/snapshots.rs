@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::{FoldHandle, Folder, Request, Scope, answer, put_new};
+use super::{FoldHandle, Folder, OfSnapshot, Refused, Request, Scope, answer, put_new};
 use crate::metrics::labels::ObjectKind;
 use crate::mutant::{self, Mutant};
 use crate::volume::collect::{Garbage, TableFull, kept_root};
@@ -31,8 +31,8 @@ impl FoldHandle {
     ///
     /// # Errors
     /// If there is no such snapshot, if a clone needs it, if the store fails, or if the volume stopped.
-    pub(crate) async fn delete_snapshot(&self, shared: &Shared, name: &str) -> Result<(), SnapshotError> {
-        self.ask(shared, |done| Request::DeleteSnapshot(name.to_owned(), done)).await?
+    pub(crate) async fn delete_snapshot(&self, shared: &Shared, of: OfSnapshot) -> Result<(), Refused> {
+        self.ask(shared, |done| Request::DeleteSnapshot(of, done)).await?
     }
 }
 
@@ -52,21 +52,21 @@ impl Folder {
     /// error only once the volume has stopped.
     pub(super) async fn serve_deletion(
         &self,
-        name: &str,
-        done: oneshot::Sender<Result<(), SnapshotError>>,
+        of: &OfSnapshot,
+        done: oneshot::Sender<Result<(), Refused>>,
     ) -> Result<(), Error> {
         self.fold_closed().await?;
-        let deleted = self.delete_snapshot(name).await;
+        let deleted = self.delete_snapshot(of).await;
         answer(done, deleted);
         self.shared.check_serving()
     }
 
-    async fn delete_snapshot(&self, name: &str) -> Result<(), SnapshotError> {
+    async fn delete_snapshot(&self, OfSnapshot { name, gone }: &OfSnapshot) -> Result<(), Refused> {
         let shared = &self.shared;
         shared.check_serving()?;
         let now = (shared.env.wall_clock)();
-        let without = self.trash.table_without(shared.next_id(), name, now);
-        let without = without.map_err(|clones| SnapshotError::Pinned { name: name.to_owned(), clones })?;
+        let without = self.trash.table_without(shared.next_id(), name, gone, now);
+        let without = without.map_err(Refused::Clones)?;
         let (table, root) = without.ok_or_else(|| SnapshotError::NoSuchSnapshot(name.to_owned()))?;
         let (id, old_table) = (table.id, self.trash.table_id());
         self.put_all(vec![(shared.keys.root(id), table.encode(shared.keys.sealing()))]).await?;
@@ -138,7 +138,7 @@ impl Folder {
 
     /// Creates objects that the next head references. If that fails, they are garbage, and even the last one
     /// may exist although the store reported a failure.
-    async fn put_all(&self, objects: Vec<(String, Vec<u8>)>) -> Result<(), Error> {
+    pub(super) async fn put_all(&self, objects: Vec<(String, Vec<u8>)>) -> Result<(), Error> {
         let mut keys = Vec::with_capacity(objects.len());
         for (key, bytes) in objects {
             keys.push(key.clone());
