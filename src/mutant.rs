@@ -64,6 +64,8 @@ mutants! {
     PinReleasedEarly = "pin-released-early",
     /// The root of a clone references the map pages of its parent as if they were its own.
     OriginUntranslated = "origin-untranslated",
+    /// A creator that comes too late deletes its volume, which was opened and renamed meanwhile.
+    RenamedUnmade = "renamed-unmade",
     /// A commit that ends with a snapshot comes after it.
     SnapshotBeforeCommit = "snapshot-before-commit",
     /// Commits are added to a segment that ended with a snapshot.

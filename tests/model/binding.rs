@@ -245,6 +245,15 @@ fn also_while_another_volume_is_created_under_the_old_name() {
 }
 
 #[test]
+fn a_creator_whose_answer_was_lost_keeps_the_volume_that_was_renamed_since() {
+    let renamed = [CREATE, RENAME];
+    holds(&renamed, false, true, 0);
+    holds(&[CREATE, RENAME, CREATE_ANOTHER], false, true, 0);
+    holds(&[CREATE, RENAME, DELETE_NEW], false, true, 0);
+    finds(&renamed, false, true, Broken::DeletesRenamed, Violation::Dangling);
+}
+
+#[test]
 fn freeing_the_old_name_first_leaves_a_volume_without_a_name() {
     renaming_finds(&[RENAME], Broken::FreesOldFirst, Violation::Nameless);
 }

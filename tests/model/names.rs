@@ -131,6 +131,8 @@ pub(super) enum Broken {
     LeavesNextName,
     /// An opener does not finish a renaming that was cut short, and records its own in the head.
     ForgetsNextName,
+    /// A creator that comes too late deletes its volume without a look at the head.
+    DeletesRenamed,
 }
 
 /// The size of a check.
@@ -171,6 +173,8 @@ pub(super) enum At {
     Clears(Volume),
     Makes(Part),
     Binds,
+    /// The name cannot be bound any more: the head shows whether it was.
+    Judges(Volume),
     /// Deleter: reads the head, and marks it.
     Marks(Volume),
     /// Reads the name, and unbinds it.
@@ -366,6 +370,15 @@ impl State {
                 let from = (!scope.breaks(Broken::BindsBlindly)).then_some(process.name);
                 Some(self.sends(scope, p, role, Request::Name { name: FIRST, from, to }))
             }
+            (At::Judges(volume), _) => Some(self.reads(p, role, |now| {
+                now.at = match self.disk(volume).head {
+                    // Nobody has opened it, so it never had a name.
+                    Head::Live(1, ..) => removal(scope, volume, None),
+                    Head::Live(..) if scope.breaks(Broken::DeletesRenamed) => removal(scope, volume, None),
+                    Head::Live(..) => At::Done(Some(volume)),
+                    Head::Absent | Head::Deleting(..) => At::Failed,
+                };
+            })),
             (At::Begins, Role::DeletesByName(name)) => Some(self.reads(p, role, |now| {
                 now.name = self.name(name);
                 now.at = match now.name {
@@ -547,8 +560,8 @@ fn answered(scope: &Scope, role: Role, process: &mut Process, request: Request, 
         (At::Binds, _) if done && half_made => At::Makes(Part::Head),
         (At::Binds, Role::Creates(volume)) if done => At::Done(Some(volume)),
         (At::Binds, _) if scope.breaks(Broken::BindsAgain) => At::Binds,
-        // The name belongs to another volume, or was changed since it was read: what was made is deleted.
-        (At::Binds, Role::Creates(volume)) => removal(scope, volume, None),
+        // The name belongs to another volume, or was changed since it was read.
+        (At::Binds, Role::Creates(volume)) => At::Judges(volume),
         (At::Marks(volume), _) if done && scope.breaks(Broken::UnbindsFirst) => removal(scope, volume, None),
         (At::Marks(volume), _) if done && scope.breaks(Broken::UnbindsLast) => removal(scope, volume, None),
         (At::Marks(volume), _) if done => At::Unbinds(volume),

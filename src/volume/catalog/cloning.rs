@@ -7,7 +7,7 @@
 use uuid::Uuid;
 
 use super::name::{self, Swapped};
-use super::volumes::{CREATIONS, check_name, claim, empty_root, make, new_identity, unmake};
+use super::volumes::{CREATIONS, check_name, claim, empty_root, make, new_identity, unmake, was_bound};
 use crate::mutant::{self, Mutant};
 use crate::volume::disk::Volume;
 use crate::volume::error::{CloneError, OpenError, SnapshotError};
@@ -49,23 +49,21 @@ pub async fn clone(parent: &Volume, snapshot: &str, name: &str) -> Result<Info, 
         };
         let root = shared_root(kept, parent.id());
         make(env, options, volume, &root).await?;
-        match name::bind(env, name, &before, volume).await? {
-            Swapped::Done => {
-                tracing::info!(parent = %parent.id(), snapshot, clone = %volume, "cloned the snapshot");
-                return Ok(Info {
-                    name: name.to_owned(),
-                    volume,
-                    size_bytes: root.size_bytes,
-                    chunk_bytes: root.geometry.chunk_bytes(),
-                    created_at_seconds: identity.created_at_seconds,
-                    epoch: 0,
-                    holder: None,
-                    clone_of: Some(parent.id()),
-                });
-            }
-            // Never retried with the same volume, as for every creation. The pin is left: nothing needs it
-            // once the identity is gone.
-            Swapped::Lost => unmake(env, keys).await,
+        // Never retried with the same volume, as for every creation. If it got no name, its pin is left: nothing
+        // needs it once the identity is gone.
+        let is_bound = name::bind(env, name, &before, volume).await? == Swapped::Done;
+        if is_bound || was_bound(env, keys).await? {
+            tracing::info!(parent = %parent.id(), snapshot, clone = %volume, "cloned the snapshot");
+            return Ok(Info {
+                name: name.to_owned(),
+                volume,
+                size_bytes: root.size_bytes,
+                chunk_bytes: root.geometry.chunk_bytes(),
+                created_at_seconds: identity.created_at_seconds,
+                epoch: 0,
+                holder: None,
+                clone_of: Some(parent.id()),
+            });
         }
     }
     Err(OpenError::Contended(name.to_owned()).into())

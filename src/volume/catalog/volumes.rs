@@ -123,23 +123,19 @@ pub async fn create(
         // found as long as the identity exists.
         create_object(env, &keys.identity(), identity.encode()).await?;
         make(env, options, volume, &empty_root(geometry, size_bytes)).await?;
-        match name::bind(env, name, &before, volume).await? {
-            Swapped::Done => {
-                let name = name.to_owned();
-                let epoch = 0;
-                return Ok(Info {
-                    name,
-                    volume,
-                    size_bytes,
-                    chunk_bytes: chunk.0,
-                    created_at_seconds,
-                    epoch,
-                    holder: None,
-                    clone_of: None,
-                });
-            }
-            // Never retried with the same volume: it may have been deleted by its id, which changes the name.
-            Swapped::Lost => unmake(env, keys).await,
+        let is_bound = name::bind(env, name, &before, volume).await? == Swapped::Done;
+        // Never retried with the same volume: it may have been deleted by its id, which changes the name.
+        if is_bound || was_bound(env, keys).await? {
+            return Ok(Info {
+                name: name.to_owned(),
+                volume,
+                size_bytes,
+                chunk_bytes: chunk.0,
+                created_at_seconds,
+                epoch: 0,
+                holder: None,
+                clone_of: None,
+            });
         }
     }
     Err(OpenError::Contended(name.to_owned()))
@@ -239,6 +235,25 @@ pub(super) fn first_head(env: &Environment, options: &Options, volume: Uuid) -> 
         local_journal: String::new(),
         state: VolumeState::Live,
         names: None,
+    }
+}
+
+/// Whether a volume was bound to its name although its creator was told that it comes too late. The answer to
+/// the creator's first request was lost then, and the volume has been opened and renamed since. If the volume
+/// never had a name, its objects are deleted.
+pub(super) async fn was_bound(env: &Environment, keys: Keys) -> Result<bool, OpenError> {
+    match read_head(env, keys).await {
+        Ok((head, _)) if head.state == VolumeState::Live => {
+            // Only a name leads to a volume, and each opening begins an epoch.
+            if head.epoch > 0 && !mutant::is(Mutant::RenamedUnmade) {
+                return Ok(true);
+            }
+            unmake(env, keys).await;
+            Ok(false)
+        }
+        // It is being deleted by its id, or it was.
+        Ok(_) | Err(OpenError::Store(store::Error::NotFound { .. })) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
