@@ -241,6 +241,8 @@ mutants! {
     OldNameFirst = "old-name-first",
     /// A renaming binds the new name without recording it in the head first.
     RenameUnrecorded = "rename-unrecorded",
+    /// An opener does not finish a renaming that was cut short.
+    RenameUnfinished = "rename-unfinished",
     /// A renaming frees the old name although it was bound anew since the head was updated.
     OldNameLookedUpLate = "old-name-looked-up-late",
     /// A deletion removes the identity first, although it is the object by which volumes are found.

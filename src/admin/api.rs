@@ -19,7 +19,7 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use super::view::{
-    ConnectionView, MapView, NewClone, NewName, NewSnapshot, NewVolume, Problem, SnapshotView, StatusView,
+    Change, ConnectionView, MapView, NewClone, NewSnapshot, NewVolume, Problem, SnapshotView, StatusView,
     UnnamedView, VolumeChange, VolumeView, stored,
 };
 use super::{Context, OpenVolume};
@@ -45,7 +45,6 @@ pub(super) fn routes() -> Router<Context> {
         .route("/api/v1/volumes/{name}", get(info).patch(change).delete(delete))
         .route("/api/v1/unnamed", get(unnamed))
         .route("/api/v1/unnamed/{id}", axum::routing::delete(delete_by_id))
-        .route("/api/v1/volumes/{name}/rename", post(rename))
         .route("/api/v1/volumes/{name}/map", get(map))
         .route("/api/v1/volumes/{name}/flush", post(flush))
         .route("/api/v1/volumes/{name}/checkpoint", post(checkpoint))
@@ -148,20 +147,34 @@ async fn change(
     body: Result<Json<VolumeChange>, JsonRejection>,
 ) -> Answer<Json<VolumeView>> {
     let Json(change) = body.map_err(|error| Problem::new(error.status(), error.body_text()))?;
-    let info = context.gateway.resize(&name, change.size_bytes.0, change.shrink()).await?;
+    let info = match change.what()? {
+        Change::Size(size_bytes, shrink) => context.gateway.resize(&name, size_bytes, shrink).await?,
+        Change::Name(to) => {
+            let id = asked(&context, context.gateway.resolve(&name)).await?;
+            check_closed(&context, id, &name)?;
+            context.gateway.rename(&name, &to).await?
+        }
+    };
     let (open, (_, stored)) = (context.gateway.open_volumes(), stored(&context));
     Ok(Json(view(info, &open, &stored)))
 }
 
-async fn rename(
-    State(context): State<Context>,
-    Path(name): Path<String>,
-    body: Result<Json<NewName>, JsonRejection>,
-) -> Answer<Json<VolumeView>> {
-    let Json(new) = body.map_err(|error| Problem::new(error.status(), error.body_text()))?;
-    let info = context.gateway.rename(&name, &new.name).await?;
-    let (open, (_, stored)) = (context.gateway.open_volumes(), stored(&context));
-    Ok(Json(view(info, &open, &stored)))
+/// Fails with 409 if this gateway serves a volume, under whatever name. A stopped volume is not served:
+/// another gateway holds it or is deleting it.
+fn check_closed(context: &Context, id: Uuid, shown: &str) -> Answer<()> {
+    let open = context.gateway.open_volumes();
+    let serves =
+        |open: &&OpenVolume| open.volume.id() == id && !matches!(open.volume.status(), Status::Stopped(_));
+    let Some(open) = open.iter().find(serves) else { return Ok(()) };
+    let why = match (open.is_configured, open.clients) {
+        (true, _) => "the configuration names it; remove it from volumes.create and volumes.open, and reload"
+            .to_owned(),
+        (false, 0) => "no client uses it any more, and it is closed after volumes.idle_timeout".to_owned(),
+        (false, clients) => format!(
+            "connections that use it: {clients}; disconnect them, and it is closed after volumes.idle_timeout"
+        ),
+    };
+    Err(Problem::new(StatusCode::CONFLICT, format!("{shown} is open in this gateway: {why}")))
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -183,14 +196,9 @@ async fn delete(
     query: Result<Query<Deletion>, QueryRejection>,
 ) -> Answer<StatusCode> {
     let Query(deletion) = query.map_err(|error| Problem::new(error.status(), error.body_text()))?;
-    // A stopped volume does not prevent deletion: another gateway holds it or is deleting it.
-    let serves = |open: &OpenVolume| !matches!(open.volume.status(), Status::Stopped(_));
-    if context.gateway.open_volumes().iter().any(|open| open.name == name && serves(open)) {
-        let why = format!(
-            "{name} is open in this gateway: disconnect its clients, or remove it from the configuration"
-        );
-        return Err(Problem::new(StatusCode::CONFLICT, why));
-    }
+    // By its id: the volume may be open here under another name.
+    let id = asked(&context, context.gateway.resolve(&name)).await?;
+    check_closed(&context, id, &name)?;
     context.gateway.delete(&name, deletion.if_held()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -204,14 +212,7 @@ async fn delete_by_id(
     let id: Uuid = id.parse().map_err(|error| {
         Problem::new(StatusCode::UNPROCESSABLE_ENTITY, format!("{id:?} is not an id: {error}"))
     })?;
-    let serves =
-        |open: &OpenVolume| open.volume.id() == id && !matches!(open.volume.status(), Status::Stopped(_));
-    if context.gateway.open_volumes().iter().any(serves) {
-        let why = format!(
-            "{id} is open in this gateway: disconnect its clients, or remove it from the configuration"
-        );
-        return Err(Problem::new(StatusCode::CONFLICT, why));
-    }
+    check_closed(&context, id, &id.to_string())?;
     context.gateway.delete_by_id(id, deletion.if_held()).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -20,9 +20,7 @@ use crate::server;
 use crate::volume::catalog::{Info, Unnamed};
 use crate::volume::format::geometry::BLOCK_BYTES;
 use crate::volume::format::snapshot::Snapshot;
-use crate::volume::{
-    self, CloneError, OpenError, Picture, RenameError, ResizeError, Shrink, SnapshotError, Status,
-};
+use crate::volume::{self, CloneError, OpenError, Picture, ResizeError, Shrink, SnapshotError, Status};
 
 /// The last second of the year 9999, the latest time that RFC 3339 can express.
 const LAST_SECOND: u64 = 253_402_300_799;
@@ -54,7 +52,6 @@ impl From<Failure> for Problem {
             Failure::InUse(why) => Self::new(StatusCode::CONFLICT, why),
             Failure::Snapshot(error) => error.into(),
             Failure::Resize(error) => error.into(),
-            Failure::Rename(error) => error.into(),
             Failure::Clone(CloneError::Snapshot(error)) => error.into(),
             Failure::Clone(CloneError::Volume(error)) => Self::from(&error),
             Failure::Clone(error @ CloneError::TooDeep(_)) => {
@@ -68,9 +65,10 @@ impl From<Failure> for Problem {
 impl From<&OpenError> for Problem {
     fn from(error: &OpenError) -> Self {
         let status = match error {
-            OpenError::NoSuchVolume(_) | OpenError::NoSuchId(_) | OpenError::NoSuchSnapshot(_) => {
-                StatusCode::NOT_FOUND
-            }
+            OpenError::NoSuchVolume(_)
+            | OpenError::Renamed { .. }
+            | OpenError::NoSuchId(_)
+            | OpenError::NoSuchSnapshot(_) => StatusCode::NOT_FOUND,
             OpenError::BadName(_) | OpenError::Geometry(_) => StatusCode::UNPROCESSABLE_ENTITY,
             OpenError::Exists(_)
             | OpenError::SizeDiffers { .. }
@@ -121,15 +119,6 @@ impl From<SnapshotError> for Problem {
     }
 }
 
-impl From<RenameError> for Problem {
-    fn from(error: RenameError) -> Self {
-        match error {
-            RenameError::Name(error) => Self::from(&error),
-            RenameError::Volume(error) => error.into(),
-        }
-    }
-}
-
 impl From<ResizeError> for Problem {
     fn from(error: ResizeError) -> Self {
         match error {
@@ -160,22 +149,35 @@ pub(super) struct NewVolume {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct VolumeChange {
-    pub(super) size_bytes: Whole,
-    #[serde(default)]
-    shrink: bool,
+    size_bytes: Option<Whole>,
+    shrink: Option<bool>,
+    name: Option<String>,
+}
+
+/// What to change of a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// Its size in bytes.
+    Size(u64, Shrink),
+    /// Its name.
+    Name(String),
 }
 
 impl VolumeChange {
-    pub(super) fn shrink(&self) -> Shrink {
-        if self.shrink { Shrink::Discard } else { Shrink::Refuse }
+    /// Returns the one change that is requested.
+    pub(super) fn what(self) -> Result<Change, Problem> {
+        match self {
+            Self { size_bytes: Some(Whole(size)), shrink, name: None } => {
+                let shrink = if shrink == Some(true) { Shrink::Discard } else { Shrink::Refuse };
+                Ok(Change::Size(size, shrink))
+            }
+            Self { size_bytes: None, shrink: None, name: Some(name) } => Ok(Change::Name(name)),
+            _ => {
+                let why = "give either size_bytes, with or without shrink, or name";
+                Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, why))
+            }
+        }
     }
-}
-
-/// A request to give a volume another name.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct NewName {
-    pub(super) name: String,
 }
 
 /// A request to take a snapshot.

@@ -104,8 +104,8 @@ impl Gateway {
 
     /// Gives a volume another name.
     pub(super) async fn rename(&self, name: &str, to: &str) -> Result<Info, Error> {
-        let new = json!({ "name": to });
-        self.info_of(self.parsed(&self.ask("POST", &path(name, "/rename")?, Some(&new)).await?)?)
+        let change = json!({ "name": to });
+        self.info_of(self.parsed(&self.ask("PATCH", &path(name, "")?, Some(&change)).await?)?)
     }
 
     /// Deletes a volume that is not open in that gateway. `takeover` deletes it even if another gateway holds

@@ -245,8 +245,7 @@ pub(super) enum Action {
     /// Change the size of a volume, also while clients use it; without --gateway, only of a volume that no
     /// gateway holds. Clients see the new size when they connect again
     Resize(Resize),
-    /// Give a volume another name, also while clients use it; without --gateway, only one that no gateway
-    /// holds. Clients that are connected stay connected
+    /// Give a volume another name. No gateway may have it open, and no configuration may name it
     Rename(Rename),
     /// Delete a volume and all its data
     Delete(Delete),

@@ -7,7 +7,7 @@ use super::api_client::Gateway;
 use super::args::{Action, Delete, List, Rename, Resize, Usage};
 use super::environment::{environment, for_reading};
 use super::error::Error;
-use super::opened::{close, open};
+use super::opened::{close, open, prepare};
 use super::printed::print;
 use super::settings::Options;
 use super::usage_view::print_usage;
@@ -18,9 +18,9 @@ use crate::admin::UnnamedView;
 use crate::config::{Config, Size};
 use crate::metrics::Metrics;
 use crate::store::Setup;
-use crate::volume::Environment;
 use crate::volume::catalog::{self, ChunkBytes};
 use crate::volume::check::{self, Depth};
+use crate::volume::{Environment, OpenError};
 
 /// Where a command on volumes is executed.
 pub(super) enum Place {
@@ -37,6 +37,9 @@ pub(super) async fn run(
     options: Options,
     place: Place,
 ) -> Result<(), Error> {
+    if let Action::Rename(args) = &action {
+        check_unconfigured(args, &options)?;
+    }
     match place {
         Place::Store => in_store(action, options).await,
         Place::Gateway(gateway) => {
@@ -112,13 +115,27 @@ async fn resize(options: Options, args: Resize) -> Result<(), Error> {
 }
 
 async fn rename(options: Options, args: Rename) -> Result<(), Error> {
-    let volume = open(options, &args.name).await?;
-    let renamed = catalog::rename(&volume, &args.to).await;
-    let info = volume.info(&args.to);
-    let closed = close(&volume, &args.name).await;
-    renamed.map_err(|source| Error::Rename { name: args.name.clone(), source })?;
-    print_renamed(&args.name, &info, args.json)?;
-    closed
+    let (env, options) = prepare(options).await?;
+    let renamed = catalog::rename(&env, &options, &args.name, &args.to, false).await;
+    let info = renamed.map_err(|source| match source {
+        OpenError::Held { holder } => Error::RenameHeld { name: args.name.clone(), holder },
+        source => Error::Volume { name: args.name.clone(), source },
+    })?;
+    print_renamed(&args.name, &info, args.json)
+}
+
+/// Fails if the configuration names the volume to be renamed: a gateway with this configuration would miss it
+/// at its next start, or create an empty volume in its place.
+fn check_unconfigured(args: &Rename, options: &Options) -> Result<(), Error> {
+    if options.configured().contains(&args.name) {
+        return Err(Error::Mistake(format!(
+            "the configuration names {0:?}, and a gateway would miss the volume or create an empty one in \
+             its place: first remove {0:?} from volumes.create and volumes.open, and add {1:?} there after \
+             the renaming",
+            args.name, args.to
+        )));
+    }
+    Ok(())
 }
 
 async fn usage(options: Options, args: Usage) -> Result<(), Error> {

@@ -13,8 +13,7 @@ use parking_lot::RwLock;
 use super::catalogue::Catalogue;
 use super::failure::{chain, command_error, open_error};
 use super::open_snapshots::{Identity, OpenSnapshots};
-use super::open_volumes::OpenVolumes;
-use super::slots::Use;
+use super::open_volumes::{OpenVolumes, Use};
 use super::snapshot_export::{self, SnapshotExport};
 use super::translation::{allocations, counted, description, errno, segments};
 use crate::effect::{Durability, ZeroSpeed, Zeroing};
@@ -177,7 +176,7 @@ impl VolumeExport {
         };
         let failure = command_error(error, beyond);
         self.of.metrics.failed(command, errno(failure.error));
-        tracing::debug!(volume = &*self.of.name(), ?command, "the command failed: {failure}");
+        tracing::debug!(volume = self.of.name, ?command, "the command failed: {failure}");
         failure
     }
 }
@@ -185,7 +184,7 @@ impl VolumeExport {
 #[async_trait]
 impl Export for VolumeExport {
     fn description(&self) -> ExportDescription {
-        description(&self.of.name(), self.of.volume.size_bytes(), FLAGS)
+        description(&self.of.name, self.of.volume.size_bytes(), FLAGS)
     }
 
     fn refused(&self, command: protocol::Command, error: Error) {

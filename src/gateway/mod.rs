@@ -15,7 +15,6 @@ mod open_volumes;
 mod schedule;
 mod scheduler;
 mod server_metrics;
-mod slots;
 mod snapshot_export;
 mod status;
 mod store_check;

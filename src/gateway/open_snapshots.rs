@@ -16,8 +16,7 @@ use tokio::sync::OnceCell;
 use uuid::Uuid;
 
 use super::failure::{chain, open_error};
-use super::open_volumes::OpenVolumes;
-use super::slots::Place;
+use super::open_volumes::{OpenVolumes, Place};
 use crate::metrics::{Metrics, VolumeMetrics};
 use crate::server::OpenError;
 use crate::task::Tasks;

@@ -2,27 +2,23 @@
 //!
 //! Owns when volumes are opened and closed, and must not know exports. Configured volumes are opened at the
 //! start and stay open. Others are opened for their first client, and closed after nobody has used them for a
-//! while. Invariants: a volume is never open twice, even if two names refer to it. A volume in use is closed
-//! only by [`OpenVolumes::close_all`], and nothing is opened after that.
+//! while. Invariants: a volume is never open twice. A volume in use is closed only by
+//! [`OpenVolumes::close_all`], and nothing is opened after that.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use uuid::Uuid;
 
 use super::failure::chain;
-use super::slots::{Phase, Place, Served, Slot, Slots, Stay, Use};
 use super::surface::OpenVolume;
 use super::unopened::Unopened;
 use crate::metrics::{Metrics, VolumeMetrics};
 use crate::server;
 use crate::task::Tasks;
-use crate::volume::{self, Environment, OpenError, RenameError, Status, Volume, catalog};
-
-/// How often to try opening a volume by name while others delete and recreate it.
-const OPENINGS: u32 = 4;
+use crate::volume::{self, Environment, OpenError, Status, Volume, catalog};
 
 /// Time between two log lines about volumes that are still being closed.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
@@ -42,6 +38,91 @@ pub(crate) enum Next {
     Waits,
     /// Nobody is known to wait for it.
     Unknown,
+}
+
+/// An open volume.
+#[derive(Debug)]
+pub(crate) struct Served {
+    pub(crate) name: String,
+    pub(crate) volume: Arc<Volume>,
+    pub(crate) metrics: VolumeMetrics,
+    stay: watch::Sender<Stay>,
+    users: watch::Sender<usize>,
+}
+
+/// The right to use an open volume. It ends on drop.
+#[derive(Debug)]
+pub(crate) struct Use(Arc<Served>);
+
+impl Use {
+    fn of(served: &Arc<Served>) -> Self {
+        served.users.send_modify(|users| *users += 1);
+        served.metrics.clients.inc();
+        Self(Arc::clone(served))
+    }
+}
+
+impl std::ops::Deref for Use {
+    type Target = Served;
+
+    fn deref(&self) -> &Served {
+        &self.0
+    }
+}
+
+impl Drop for Use {
+    fn drop(&mut self) {
+        self.0.users.send_modify(|users| *users -= 1);
+        self.0.metrics.clients.dec();
+    }
+}
+
+/// Counts as an open volume until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Place {
+    _counted: Arc<()>,
+}
+
+/// Whether a volume stays open while nobody uses it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stay {
+    /// The volume is configured.
+    Always,
+    /// The volume was opened for a client.
+    WhileUsed,
+}
+
+/// The life cycle of a volume in this gateway.
+#[derive(Clone, Debug)]
+enum Phase {
+    Opening,
+    Open(Arc<Served>),
+    /// Being closed. Nobody may use it any more.
+    Closing(Arc<Served>),
+    /// It is closed, or could not be opened. Its slot is no longer in the map.
+    Gone(Option<Arc<OpenError>>),
+}
+
+type Slot = watch::Sender<Phase>;
+
+#[derive(Debug, Default)]
+struct Slots {
+    by_name: BTreeMap<String, Arc<Slot>>,
+    /// One reference more than there are [`Place`]s.
+    places: Arc<()>,
+    draining: bool,
+}
+
+impl Slots {
+    /// Fails if nothing more may be opened.
+    fn check_room(&self, maximum: usize) -> Result<(), Unopened> {
+        let taken = self.by_name.len() + Arc::strong_count(&self.places) - 1;
+        match (self.draining, taken >= maximum) {
+            (true, _) => Err(Unopened::Draining),
+            (false, true) => Err(Unopened::Full(maximum)),
+            (false, false) => Ok(()),
+        }
+    }
 }
 
 /// The open volumes of a gateway.
@@ -90,7 +171,7 @@ impl OpenVolumes {
         loop {
             let slot = {
                 let mut slots = self.slots.lock();
-                match slots.find(name) {
+                match slots.by_name.get(name) {
                     // Checked under the lock, as the idle check is.
                     Some(slot) => match &*slot.borrow() {
                         Phase::Open(served) => {
@@ -113,7 +194,7 @@ impl OpenVolumes {
     /// Marks a volume as no longer configured. It is closed when nobody uses it.
     pub(crate) fn unpin(&self, name: &str) {
         let slots = self.slots.lock();
-        let Some(slot) = slots.find(name) else { return };
+        let Some(slot) = slots.by_name.get(name) else { return };
         if let Phase::Open(served) = &*slot.borrow()
             && served.stay.send_replace(Stay::WhileUsed) == Stay::Always
         {
@@ -144,7 +225,7 @@ impl OpenVolumes {
                 if slots.draining {
                     return Err(Unopened::Draining);
                 }
-                match slots.find(name) {
+                match slots.by_name.get(name) {
                     // Counted under the lock, as the idle check is.
                     Some(slot) => match &*slot.borrow() {
                         Phase::Open(served) => return admit(served),
@@ -173,13 +254,13 @@ impl OpenVolumes {
 
     /// Returns whether a volume of this name is open, being opened or being closed.
     pub(crate) fn has(&self, name: &str) -> bool {
-        self.slots.lock().find(name).is_some()
+        self.slots.lock().by_name.contains_key(name)
     }
 
     /// Returns the size of an open volume, for a description without a request to the store.
     pub(crate) fn size_bytes(&self, name: &str) -> Option<u64> {
         let slots = self.slots.lock();
-        match &*slots.find(name)?.borrow() {
+        match &*slots.by_name.get(name)?.borrow() {
             Phase::Open(served) => Some(served.volume.size_bytes()),
             Phase::Opening | Phase::Closing(_) | Phase::Gone(_) => None,
         }
@@ -188,7 +269,7 @@ impl OpenVolumes {
     /// Returns a volume if it is open here and has not stopped.
     pub(crate) fn serving(&self, name: &str) -> Option<Arc<Volume>> {
         let slots = self.slots.lock();
-        match &*slots.find(name)?.borrow() {
+        match &*slots.by_name.get(name)?.borrow() {
             Phase::Open(served) if !matches!(served.volume.status(), Status::Stopped(_)) => {
                 Some(Arc::clone(&served.volume))
             }
@@ -220,28 +301,33 @@ impl OpenVolumes {
         *self.wanted.lock() = names.to_vec();
     }
 
+    /// Returns whether a volume of this name is configured, even if it is not open.
+    pub(crate) fn is_configured(&self, name: &str) -> bool {
+        self.wanted.lock().iter().any(|wanted| wanted == name)
+    }
+
     /// Returns a message for each configured volume that is not served.
     pub(crate) fn lost(&self) -> Vec<String> {
         let open = self.open_now();
         let wanted = self.wanted.lock();
-        let lost =
-            wanted.iter().filter_map(|name| match open.iter().find(|served| *served.name() == **name) {
-                None => Some(format!("volume {name:?} is not open")),
-                Some(served) => match served.volume.status() {
-                    Status::Stopped(why) => Some(format!("volume {name:?} stopped: {why}")),
-                    Status::Serving | Status::Draining => None,
-                },
-            });
+        let lost = wanted.iter().filter_map(|name| match open.iter().find(|served| served.name == *name) {
+            None => Some(format!("volume {name:?} is not open")),
+            Some(served) => match served.volume.status() {
+                Status::Stopped(why) => Some(format!("volume {name:?} stopped: {why}")),
+                Status::Serving | Status::Draining => None,
+            },
+        });
         lost.collect()
     }
 
     /// Returns the open volumes, in order of name.
     pub(crate) fn reports(&self) -> Vec<OpenVolume> {
         let report = |served: Arc<Served>| OpenVolume {
-            name: served.name().to_string(),
+            name: served.name.clone(),
             volume: Arc::clone(&served.volume),
             metrics: served.metrics.clone(),
             clients: *served.users.borrow(),
+            is_configured: *served.stay.borrow() == Stay::Always,
         };
         self.open_now().into_iter().map(report).collect()
     }
@@ -264,7 +350,7 @@ impl OpenVolumes {
         futures::future::join_all(open.iter().map(|served| async move {
             if let Err(error) = served.volume.checkpoint().await {
                 tracing::warn!(
-                    volume = &*served.name(),
+                    volume = served.name,
                     "the checkpoint before the shutdown failed: {}",
                     chain(&error)
                 );
@@ -282,15 +368,15 @@ impl OpenVolumes {
         // most, and volumes being closed, which are closed again below.
         self.tasks.shutdown().await;
         let open = self.open_now();
-        let closing: Mutex<Vec<Arc<str>>> = Mutex::new(open.iter().map(|served| served.name()).collect());
+        let closing: Mutex<Vec<&str>> = Mutex::new(open.iter().map(|served| served.name.as_str()).collect());
         let failed = Mutex::new(Vec::new());
         let close_each = futures::future::join_all(open.iter().map(|served| {
             let (closing, failed) = (&closing, &failed);
             async move {
                 if !close(served, next).await {
-                    failed.lock().push(served.name().to_string());
+                    failed.lock().push(served.name.clone());
                 }
-                closing.lock().retain(|name| *name != served.name());
+                closing.lock().retain(|name| *name != served.name);
             }
         }));
         let progress = async {
@@ -303,7 +389,7 @@ impl OpenVolumes {
             _ = close_each => {}
             () = progress => {}
             () = tokio::time::sleep(patience) => {
-                let left: Vec<String> = closing.lock().iter().map(|name| name.to_string()).collect();
+                let left: Vec<String> = closing.lock().iter().map(|name| (*name).to_owned()).collect();
                 tracing::error!("not closed within {patience:?}: {}", left.join(", "));
                 failed.lock().extend(left);
             }
@@ -322,44 +408,25 @@ impl OpenVolumes {
         slot
     }
 
-    async fn run(&self, name: &str, slot: &Arc<Slot>, pinned: Stay, takeover: bool) {
-        let (volume, metrics) = match self.open_volume(name, slot, takeover).await {
-            Ok(Some(opened)) => opened,
-            // It is open under its other name, where those who wait find it.
-            Ok(None) => return self.leave(slot, None),
+    async fn run(&self, name: &str, slot: &Slot, pinned: Stay, takeover: bool) {
+        let (volume, metrics) = match self.open_volume(name, takeover).await {
+            Ok(opened) => opened,
             Err(error) => {
                 tracing::warn!(volume = name, "cannot open the volume: {}", chain(&error));
-                return self.leave(slot, Some(Arc::new(error)));
+                return self.leave(name, slot, Some(Arc::new(error)));
             }
         };
         tracing::info!(volume = name, id = %volume.id(), epoch = volume.epoch(), "open");
-        let served = Arc::new(Served {
-            name: Mutex::new(Arc::from(name)),
-            volume,
-            metrics,
-            stay: watch::Sender::new(Stay::WhileUsed),
-            users: watch::Sender::new(0),
-        });
-        // A name in the configuration is left to the volume. Otherwise the next start would miss it.
-        if (pinned == Stay::WhileUsed || served.volume.name() != name)
-            && let Err(error) = catalog::finish_rename(&served.volume).await
-        {
-            tracing::warn!(volume = name, "a renaming that was cut short is not finished: {}", chain(&error));
-        }
-        self.follow_name(&served);
+        let users = watch::Sender::new(0);
+        let stay = watch::Sender::new(Stay::WhileUsed);
+        let served = Arc::new(Served { name: name.to_owned(), volume, metrics, stay, users });
         if pinned == Stay::Always {
             self.pin(&served);
         }
         slot.send_replace(Phase::Open(Arc::clone(&served)));
-        self.serve(&served, slot).await;
-        self.leave(slot, None);
-    }
-
-    /// Serves a volume until it stops, or until nobody has used it for a while.
-    async fn serve(&self, served: &Arc<Served>, slot: &Slot) {
         tokio::select! {
             why = served.volume.stopped() => {
-                tracing::error!(volume = &*served.name(), "the volume is no longer served: {why}");
+                tracing::error!(volume = name, "the volume is no longer served: {why}");
                 served.volume.abandon().await;
                 if *served.stay.borrow() == Stay::Always {
                     let fenced = served.volume.is_fenced();
@@ -368,81 +435,31 @@ impl OpenVolumes {
                         now.fenced |= fenced;
                     });
                     // The slot stays while the volume is configured, so that clients learn the reason.
-                    released(served).await;
+                    released(&served).await;
                 }
             }
-            () = self.idle(served, slot) => {
-                if close(served, Next::Unknown).await {
-                    tracing::info!(volume = &*served.name(), "closed the volume because no client used it");
+            () = self.idle(&served, slot) => {
+                if close(&served, Next::Unknown).await {
+                    tracing::info!(volume = name, "closed the volume because no client used it");
                 }
             }
         }
+        self.leave(name, slot, None);
     }
 
-    /// Gives an open volume another name. Its clients stay connected. New ones find it under the new name.
-    pub(crate) async fn rename(&self, of: &Use, to: &str) -> Result<(), RenameError> {
-        if self.has_another(of.volume.id(), to) {
-            return Err(OpenError::Exists(to.to_owned()).into());
-        }
-        let renamed = catalog::rename(&of.volume, to).await;
-        self.follow_name(of);
-        renamed
-    }
-
-    /// Returns whether another volume is open under a name, though it may have stopped.
-    fn has_another(&self, volume: Uuid, name: &str) -> bool {
-        let slots = self.slots.lock();
-        let Some(slot) = slots.find(name) else { return false };
-        matches!(&*slot.borrow(), Phase::Open(served) if served.volume.id() != volume)
-    }
-
-    /// Returns whether an open volume is configured.
-    pub(crate) fn is_configured(&self, of: &Use) -> bool {
-        *of.stay.borrow() == Stay::Always
-    }
-
-    /// Serves a volume under the name that it has now.
-    fn follow_name(&self, served: &Served) {
-        let mut slots = self.slots.lock();
-        let now = served.volume.name();
-        *served.name.lock() = Arc::from(&*now);
-        if let Some(slot) = slots.of(served.volume.id()).cloned() {
-            slots.rename(&slot, &now);
-        }
-    }
-
-    /// Opens a volume. Returns `None` if it has another slot, under another name.
     async fn open_volume(
         &self,
         name: &str,
-        slot: &Arc<Slot>,
         takeover: bool,
-    ) -> Result<Option<(Arc<Volume>, VolumeMetrics)>, OpenError> {
-        let mut id = catalog::resolve(&self.env, name).await?;
-        for _ in 0..OPENINGS {
-            if !self.slots.lock().take(id, name, slot) {
-                return Ok(None);
-            }
+    ) -> Result<(Arc<Volume>, VolumeMetrics), OpenError> {
+        let mut metrics = None;
+        let options = || {
             // Only a name that exists gets time series.
-            let metrics = self.metrics.volume(name);
-            let options = volume::Options { metrics: Some(metrics.clone()), ..self.options.volume.clone() };
-            let error = match Volume::open(&self.env, options, id, takeover).await {
-                Ok(volume) => return Ok(Some((volume, metrics))),
-                Err(error) => error,
-            };
-            let may_be_deleted =
-                matches!(error, OpenError::Deleting | OpenError::Incomplete { .. } | OpenError::Lost(_));
-            if !may_be_deleted {
-                return Err(error);
-            }
-            // The name may refer to another volume by now, or to none.
-            let now = catalog::resolve(&self.env, name).await?;
-            if now == id {
-                return Err(error);
-            }
-            id = now;
-        }
-        Err(OpenError::Contended(name.to_owned()))
+            metrics = Some(self.metrics.volume(name));
+            volume::Options { metrics: metrics.clone(), ..self.options.volume.clone() }
+        };
+        let volume = catalog::open(&self.env, options, name, takeover).await?;
+        Ok((volume, metrics.expect("no volume is opened without options")))
     }
 
     /// Waits until the volume is not configured and nobody has used it for the idle timeout. From then on
@@ -466,8 +483,8 @@ impl OpenVolumes {
     }
 
     /// Removes the slot, and wakes everybody who waits for it.
-    fn leave(&self, slot: &Arc<Slot>, error: Option<Arc<OpenError>>) {
-        self.slots.lock().remove(slot);
+    fn leave(&self, name: &str, slot: &Slot, error: Option<Arc<OpenError>>) {
+        self.slots.lock().by_name.remove(name);
         slot.send_replace(Phase::Gone(error));
     }
 }
@@ -475,7 +492,7 @@ impl OpenVolumes {
 /// Lets a client use an open volume, unless the volume has stopped.
 fn admit(served: &Arc<Served>) -> Result<Use, Unopened> {
     match served.volume.status() {
-        Status::Stopped(why) => Err(Unopened::Stopped(format!("{} stopped: {why}", served.name()))),
+        Status::Stopped(why) => Err(Unopened::Stopped(format!("{} stopped: {why}", served.name))),
         Status::Serving | Status::Draining => Ok(Use::of(served)),
     }
 }
@@ -489,7 +506,7 @@ async fn released(served: &Served) {
 /// Closes a volume. Returns whether it was closed cleanly.
 async fn close(served: &Served, next: Next) -> bool {
     if let Status::Stopped(why) = served.volume.status() {
-        tracing::info!(volume = &*served.name(), "the volume needs no closing: {why}");
+        tracing::info!(volume = served.name, "the volume needs no closing: {why}");
         return true;
     }
     let closed = match next {
@@ -498,11 +515,11 @@ async fn close(served: &Served, next: Next) -> bool {
     };
     match closed {
         Ok(()) => {
-            tracing::info!(volume = &*served.name(), "closed the volume and released its lease");
+            tracing::info!(volume = served.name, "closed the volume and released its lease");
             true
         }
         Err(error) => {
-            tracing::error!(volume = &*served.name(), "the volume was not closed cleanly: {}", chain(&error));
+            tracing::error!(volume = served.name, "the volume was not closed cleanly: {}", chain(&error));
             served.volume.abandon().await;
             false
         }

@@ -14,15 +14,14 @@ use super::catalogue::{Catalogue, list_snapshots};
 use super::census::Census;
 use super::failure::chain;
 use super::open_snapshots::OpenSnapshots;
-use super::open_volumes::OpenVolumes;
+use super::open_volumes::{OpenVolumes, Use};
 use super::scheduler::export;
-use super::slots::Use;
 use super::store_check::StoreCheck;
 use super::surface::{Failure, Gateway, IfHeld, Known, OpenVolume, Stage as Shown};
 use crate::server::{Connection, Server};
 use crate::volume::catalog::{self, ChunkBytes, Info, Listed, Unnamed};
 use crate::volume::format::snapshot::Snapshot;
-use crate::volume::{self, Environment, Shrink};
+use crate::volume::{self, Environment, OpenError, Shrink};
 
 /// What can be queried while the gateway serves.
 pub(crate) struct Serving {
@@ -158,20 +157,31 @@ impl Gateway for GatewayStatus {
         Ok(of.volume.info(name))
     }
 
+    async fn resolve(&self, name: &str) -> Result<Uuid, Failure> {
+        Ok(catalog::resolve(&self.serving()?.env, name).await?)
+    }
+
     async fn rename(&self, name: &str, to: &str) -> Result<Info, Failure> {
         let serving = self.serving()?;
-        let of = serving.join(name).await?;
-        if serving.volumes.is_configured(&of) {
+        if serving.volumes.is_configured(name) {
             return Err(Failure::InUse(format!(
-                "{name} is in the configuration of this gateway, whose next start would miss it: remove it \
-                 from volumes.create and volumes.open and reload, or end the gateway, and rename it then"
+                "{name} is in the configuration of this gateway, which would miss it or create it anew: \
+                 remove it from volumes.create and volumes.open and reload, and add the new name after the \
+                 renaming"
             )));
         }
-        let renamed = serving.volumes.rename(&of, to).await;
+        serving.check_unread(catalog::resolve(&serving.env, name).await?)?;
+        // Under a stable name, it would take the volume from this gateway if a client opens it just now.
+        let options = volume::Options { holder_is_stable: false, ..serving.options.clone() };
+        let renamed = catalog::rename(&serving.env, &options, name, to, false).await;
         serving.catalogue.forget();
         serving.census.has_changed();
-        renamed?;
-        Ok(of.volume.info(to))
+        match renamed {
+            Err(OpenError::Held { holder }) => Err(Failure::InUse(format!(
+                "{name} is in use by {holder}: a volume can be renamed only while no gateway has it open"
+            ))),
+            renamed => Ok(renamed?),
+        }
     }
 
     async fn delete(&self, name: &str, if_held: IfHeld) -> Result<(), Failure> {

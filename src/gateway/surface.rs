@@ -12,7 +12,7 @@ use crate::metrics::VolumeMetrics;
 use crate::server::Connection;
 use crate::volume::catalog::{Info, Listed, Unnamed};
 use crate::volume::format::snapshot::Snapshot;
-use crate::volume::{CloneError, OpenError, RenameError, ResizeError, Shrink, SnapshotError, Volume};
+use crate::volume::{CloneError, OpenError, ResizeError, Shrink, SnapshotError, Volume};
 
 /// A volume that is open in this gateway.
 #[derive(Clone, Debug)]
@@ -25,6 +25,8 @@ pub struct OpenVolume {
     pub metrics: VolumeMetrics,
     /// Number of NBD connections that use it.
     pub clients: usize,
+    /// Whether it stays open without clients, because the configuration names it.
+    pub is_configured: bool,
 }
 
 /// The stage of the gateway's life.
@@ -77,9 +79,6 @@ pub enum Failure {
     /// The size of a volume cannot be changed.
     #[error(transparent)]
     Resize(#[from] ResizeError),
-    /// A volume cannot get another name.
-    #[error(transparent)]
-    Rename(#[from] RenameError),
 }
 
 impl From<OpenError> for Failure {
@@ -104,8 +103,9 @@ pub trait Gateway: Send + Sync + 'static {
     async fn create(&self, name: &str, size_bytes: u64, chunk_bytes: Option<u64>) -> Result<Info, Failure>;
     /// Changes the size of a volume, which is opened for it if necessary. Returns the volume.
     async fn resize(&self, name: &str, size_bytes: u64, shrink: Shrink) -> Result<Info, Failure>;
-    /// Gives a volume another name. It is opened for it if necessary, and must not be configured. Returns the
-    /// volume.
+    /// Returns the id of the volume that a name refers to now.
+    async fn resolve(&self, name: &str) -> Result<Uuid, Failure>;
+    /// Gives another name to a volume that is not open here and not configured. Returns the volume.
     async fn rename(&self, name: &str, to: &str) -> Result<Info, Failure>;
     /// Deletes a volume that is not open here.
     async fn delete(&self, name: &str, if_held: IfHeld) -> Result<(), Failure>;

@@ -46,8 +46,6 @@ pub struct Volume {
     read_ahead: Mutex<ReadAhead>,
     /// Held while a snapshot gets its name, so that no two get the same.
     naming: tokio::sync::Mutex<()>,
-    /// Held while the volume gets another name.
-    renaming: tokio::sync::Mutex<()>,
     /// The names that may be bound to the volume. A new one is noted before it is recorded in the head.
     names: Mutex<Names>,
     created_at_seconds: u64,
@@ -85,9 +83,8 @@ impl Volume {
         created_at_seconds: u64,
     ) -> Self {
         let read_ahead = Mutex::new(ReadAhead::default());
-        let (naming, renaming) = (tokio::sync::Mutex::new(()), tokio::sync::Mutex::new(()));
-        let names = Mutex::new(names);
-        Self { shared, head, folds, read_ahead, naming, renaming, names, created_at_seconds }
+        let (naming, names) = (tokio::sync::Mutex::new(()), Mutex::new(names));
+        Self { shared, head, folds, read_ahead, naming, names, created_at_seconds }
     }
 
     /// The UUID of the volume, which never changes.
@@ -96,8 +93,8 @@ impl Volume {
         self.shared.keys.volume()
     }
 
-    /// The name of the volume, as far as this gateway knows it. If a renaming was cut short, the next name
-    /// may be bound to the volume too.
+    /// The name of the volume. If it was opened by its id, another name may be bound to it too, because a
+    /// renaming was cut short.
     #[must_use]
     pub fn name(&self) -> String {
         self.names.lock().current.clone()
@@ -106,11 +103,6 @@ impl Volume {
     /// The names that may be bound to the volume.
     pub(super) fn names(&self) -> Names {
         self.names.lock().clone()
-    }
-
-    /// Waits for the turn to give the volume another name. Only one renaming is in progress at a time.
-    pub(super) async fn turn_to_rename(&self) -> tokio::sync::MutexGuard<'_, ()> {
-        self.renaming.lock().await
     }
 
     /// Notes the names of the volume and records them in the head. Returns once that is durable, which proves

@@ -162,17 +162,6 @@ pub enum ResizeError {
     Volume(#[from] Error),
 }
 
-/// Why a volume cannot get another name.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum RenameError {
-    /// The name is not valid or not free, or the store failed.
-    #[error(transparent)]
-    Name(#[from] OpenError),
-    /// The volume stopped.
-    #[error(transparent)]
-    Volume(#[from] Error),
-}
-
 /// Why a snapshot cannot be cloned.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum CloneError {
@@ -198,12 +187,20 @@ fn clones_text(names: &[String]) -> String {
     }
 }
 
-/// Why a volume cannot be opened, created or deleted.
+/// Why a volume cannot be opened, created, renamed or deleted.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum OpenError {
     /// No volume has this name.
     #[error("no volume named {0:?}")]
     NoSuchVolume(String),
+    /// The volume that had this name has another one by now.
+    #[error("the volume was renamed from {from:?} to {to:?}")]
+    Renamed {
+        /// Its old name, by which it was to be opened.
+        from: String,
+        /// Its name.
+        to: String,
+    },
     /// The volume has no snapshot of this name.
     #[error("no snapshot named {0:?}")]
     NoSuchSnapshot(String),

@@ -19,7 +19,8 @@
 //! 7. `collect`: deletes what nothing references any more.
 //! 8. `fold`: makes new objects and a new root from the journal.
 //! 9. `disk`: the open volume, as its users see it.
-//! 10. `open`: lease, replay, opening record. `catalog`: names; how volumes are created and deleted.
+//! 10. `open`: lease, replay, opening record. `catalog`: names; how volumes are created, opened by name,
+//!     renamed and deleted.
 //! 11. `snapshot`: a snapshot as a disk that can only be read.
 //! 12. `import`: a new volume from content that comes in order.
 //! 13. `check`: verifies a volume in the store without opening it.
@@ -55,7 +56,7 @@ pub use budget::DirtyBudget;
 pub use cache::PageCache;
 pub use disk::{Usage, Volume};
 pub use environment::Environment;
-pub use error::{CloneError, Error, ImportError, OpenError, RenameError, ResizeError, SnapshotError};
+pub use error::{CloneError, Error, ImportError, OpenError, ResizeError, SnapshotError};
 pub use import::{IN_FLIGHT_BYTES, Import};
 pub use options::{Entropy, Options, WallClock};
 pub use read::picture::{Cell, Picture};

@@ -33,9 +33,27 @@ fn a_volume_gets_another_name_while_no_gateway_holds_it() {
     assert_eq!(succeed(at, "volume list --unnamed").lines().count(), 1);
 }
 
-/// Only the gateway that holds a volume can rename it, and the message says how to ask it.
+/// A gateway would create an empty volume under a configured name.
 #[test]
-fn while_a_gateway_holds_the_volume_it_renames_it() {
+fn a_volume_that_the_configuration_names_keeps_its_name() {
+    let at = tempdir().unwrap();
+    let at = at.path();
+    succeed(at, "volume create disk 1MiB");
+    for (setting, value) in [("CREATE", "disk=1MiB"), ("OPEN", "disk")] {
+        let mut refused = cairn(at, "volume rename disk new");
+        refused.env(format!("CAIRN_VOLUMES__{setting}"), value);
+        let refused = run(refused);
+        assert_eq!(refused.code, Some(2), "{}", refused.err);
+        assert!(refused.err.contains("first remove \"disk\" from volumes.create"), "{}", refused.err);
+    }
+    succeed(at, "volume info disk");
+    let mut renamed = cairn(at, "volume rename disk new");
+    renamed.env("CAIRN_VOLUMES__CREATE", "new=1MiB");
+    assert_eq!(run(renamed).out, "renamed disk to new\n");
+}
+
+#[test]
+fn a_gateway_renames_what_it_has_not_open_and_says_who_uses_the_rest() {
     let at = tempdir().unwrap();
     let at = at.path();
     succeed(at, "volume create disk 1MiB");
@@ -48,21 +66,30 @@ fn while_a_gateway_holds_the_volume_it_renames_it() {
     let uri = listens.and_then(|rest| rest.split_whitespace().next()).expect("it listens");
     let uri = uri.trim_end_matches('/');
 
-    // A volume that is not open is opened for it, and stays open for a while.
     assert_eq!(succeed(at, &format!("volume rename disk new {by}")), "renamed disk to new\n");
-    assert_eq!(succeed(at, &format!("nbd size {uri}/new")), "1048576\n");
-    fail(at, &format!("nbd size {uri}/disk"), 1);
-    let mut refused = cairn(at, "volume rename new disk");
-    refused.env("CAIRN_LEASE__HOLDER", "gateway-a");
-    let refused = run(refused);
-    assert_eq!(refused.code, Some(1), "{}", refused.err);
-    assert!(refused.err.contains("gateway-a") && refused.err.contains("--gateway"), "{}", refused.err);
-
-    let error = fail(at, &format!("volume rename fixed new {by}"), 1);
-    assert!(error.contains("configuration") && error.contains("reload"), "{error}");
     assert!(fail(at, &format!("volume rename new fixed {by}"), 1).contains("exists already"));
     assert!(fail(at, &format!("volume rename new .x {by}"), 2).contains("is not a volume name"));
     assert!(fail(at, &format!("volume rename none x {by}"), 1).contains("no volume named"));
+    let error = fail(at, &format!("volume rename fixed other {by}"), 1);
+    assert!(error.contains("the configuration names it") && error.contains("reload"), "{error}");
+
+    // Now a client opens it, and it stays open for a while.
+    assert_eq!(succeed(at, &format!("nbd size {uri}/new")), "1048576\n");
+    fail(at, &format!("nbd size {uri}/disk"), 1);
+    let error = fail(at, &format!("volume rename new disk {by}"), 1);
+    assert!(error.contains("is open in this gateway") && error.contains("idle_timeout"), "{error}");
+    for name in ["new", "fixed"] {
+        // Even under the name of the gateway, whose own volumes a gateway takes back.
+        let mut refused = cairn(at, &format!("volume rename {name} disk"));
+        refused.env("CAIRN_LEASE__HOLDER", "gateway-a");
+        let refused = run(refused);
+        assert_eq!(refused.code, Some(1), "{}", refused.err);
+        for word in ["gateway-a", "disconnect its clients", "end the gateway", "volumes.create"] {
+            assert!(refused.err.contains(word), "{word}: {}", refused.err);
+        }
+    }
     gateway.terminate();
+    assert_eq!(succeed(at, "volume rename fixed other"), "renamed fixed to other\n");
     succeed(at, "check new --data");
+    succeed(at, "check other --data");
 }

@@ -2,7 +2,7 @@
 //! this file owns what must hold in each of its states, and checks that breaking each rule is found.
 
 use super::explore::{Machine, check};
-use super::names::{At, Broken, Head, Name, Role, Scope, State, Step, Volume};
+use super::names::{At, Broken, FIRST, Head, Name, Process, Role, Scope, State, Step, Volume};
 
 /// A condition that must never occur.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -18,6 +18,10 @@ pub(super) enum Violation {
     Unfindable,
     /// A name is bound to a live volume whose head does not record it.
     Unrecorded,
+    /// A gateway serves a volume under a name that is not bound to it.
+    Misnamed,
+    /// Two renamings that found a volume under the same name both succeeded.
+    RenamedTwice,
 }
 
 impl Machine for State {
@@ -57,8 +61,13 @@ impl Machine for State {
             {
                 return Some(Violation::Unrecorded);
             }
+            // Whoever has lost the volume to another serves nothing.
+            let holds = |p: &Process| serves(p.at, volume) && p.head == disk.head;
+            if !names.contains(&FIRST) && self.processes.iter().any(holds) {
+                return Some(Violation::Misnamed);
+            }
             let deleting = matches!(disk.head, Head::Deleting(..));
-            if deleting && self.processes.iter().any(|p| serves(p.at, volume)) {
+            if deleting && !scope.takeover && self.processes.iter().any(|p| serves(p.at, volume)) {
                 return Some(Violation::Torn);
             }
             let something = disk.content || disk.head != Head::Absent;
@@ -66,8 +75,17 @@ impl Machine for State {
                 return Some(Violation::Unfindable);
             }
         }
-        None
+        let renamed = (scope.roles.iter().zip(&self.processes))
+            .filter(|(role, p)| matches!(role, Role::Renames(FIRST, _)) && matches!(p.at, At::Done(_)));
+        (gives_the_name_once(scope) && renamed.count() > 1).then_some(Violation::RenamedTwice)
     }
+}
+
+/// Whether a volume that has lost the first name never gets it again, nor any other volume, and no two processes give
+/// it the same name.
+fn gives_the_name_once(scope: &Scope) -> bool {
+    let gives_back = |role: &Role| matches!(role, Role::Creates(_) | Role::Renames(_, FIRST));
+    !scope.roles.iter().any(gives_back) && !scope.roles.windows(2).any(|pair| pair[0] == pair[1])
 }
 
 /// Whether no request can land on a volume that is already deleted. An object that lands then is left behind:
@@ -108,23 +126,23 @@ fn finds(roles: &[Role], first_stands: bool, late_duplicates: bool, broken: Brok
 
 #[test]
 fn a_name_always_stands_for_a_whole_volume_or_one_that_is_being_deleted() {
-    holds(&[CREATE, CREATE_ANOTHER, OPEN], false, false, 504);
+    holds(&[CREATE, CREATE_ANOTHER, OPEN], false, false, 522);
     holds(&[CREATE_ANOTHER, DELETE, DELETE], true, false, 4_525);
     holds(&[CREATE_ANOTHER, DELETE, DELETE, OPEN], true, false, 32_031);
-    holds(&[CREATE, CREATE_ANOTHER, DELETE, OPEN], false, false, 6_598);
+    holds(&[CREATE, CREATE_ANOTHER, DELETE, OPEN], false, false, 6_824);
 }
 
 #[test]
 fn also_when_requests_land_twice_and_answers_are_lost() {
     holds(&[CREATE_ANOTHER, DELETE, OPEN], true, true, 6_141);
-    holds(&[CREATE, CREATE_ANOTHER, DELETE], false, true, 29_522);
+    holds(&[CREATE, CREATE_ANOTHER, DELETE], false, true, 17_378);
 }
 
 #[test]
 fn a_volume_may_be_deleted_by_its_id_while_it_is_being_made() {
-    holds(&[CREATE, DELETE_ID, OPEN], false, false, 659);
-    holds(&[CREATE, CREATE_ANOTHER, DELETE_ID], false, false, 7_172);
-    holds(&[CREATE, DELETE, DELETE_ID], false, true, 32_364);
+    holds(&[CREATE, DELETE_ID, OPEN], false, false, 669);
+    holds(&[CREATE, CREATE_ANOTHER, DELETE_ID], false, false, 7_587);
+    holds(&[CREATE, DELETE, DELETE_ID], false, true, 19_012);
 }
 
 #[test]
@@ -189,7 +207,7 @@ fn the_mark_replaces_exactly_the_head_that_nobody_held() {
 
 #[test]
 fn a_creator_binds_no_name_over_a_volume_that_is_being_deleted() {
-    holds(&[CREATE_ANOTHER, DELETE, DELETE_ANOTHER_ID], true, false, 3_494);
+    holds(&[CREATE_ANOTHER, DELETE, DELETE_ANOTHER_ID], true, false, 3_554);
     finds(
         &[CREATE_ANOTHER, DELETE, DELETE_ANOTHER_ID],
         true,
@@ -218,10 +236,11 @@ fn renaming_finds(roles: &[Role], broken: Broken, expected: Violation) {
 #[test]
 fn a_volume_that_is_renamed_always_has_a_name_and_its_head_records_each() {
     renaming_holds(&[RENAME], false, 16);
-    renaming_holds(&[RENAME, RENAME], false, 1_500);
+    renaming_holds(&[RENAME, RENAME], false, 1_450);
     renaming_holds(&[RENAME, RENAME_BACK], true, 3_678);
-    renaming_holds(&[RENAME, RENAME_BACK, RENAME_ELSE], false, 61_335);
-    renaming_holds(&[RENAME, RENAME_BACK, RENAME_ELSE, OPEN], false, 1_179_712);
+    renaming_holds(&[RENAME, RENAME_BACK, RENAME_ELSE], false, 39_337);
+    renaming_holds(&[RENAME, RENAME_BACK, OPEN], false, 36_252);
+    renaming_holds(&[RENAME, RENAME_ELSE, OPEN], false, 109_537);
 }
 
 #[test]
@@ -229,27 +248,27 @@ fn also_while_it_is_deleted() {
     renaming_holds(&[RENAME, DELETE, DELETE_NEW], false, 8_296);
     renaming_holds(&[RENAME, DELETE_ID, DELETE], false, 17_078);
     renaming_holds(&[RENAME, RENAME_BACK, DELETE_ID], true, 1_334_858);
-    renaming_holds(&[RENAME, RENAME_ELSE, DELETE_ID, DELETE_NEW], false, 1_538_113);
+    renaming_holds(&[RENAME, RENAME_ELSE, DELETE_ID, DELETE_NEW], false, 983_110);
     renaming_holds(&[RENAME, DELETE_ID], true, 5_255);
 }
 
 #[test]
 fn also_while_another_volume_is_created_under_the_old_name() {
-    renaming_holds(&[RENAME, CREATE_ANOTHER, RENAME], false, 14_647);
-    renaming_holds(&[RENAME, CREATE_ANOTHER, RENAME_BACK], false, 4_102);
+    renaming_holds(&[RENAME, CREATE_ANOTHER, RENAME], false, 14_047);
+    renaming_holds(&[RENAME, CREATE_ANOTHER, RENAME_BACK], false, 4_222);
     renaming_holds(&[RENAME, CREATE_ANOTHER, DELETE], false, 5_872);
-    renaming_holds(&[RENAME, CREATE_ANOTHER, DELETE_ID], false, 15_165);
-    renaming_holds(&[RENAME, CREATE_ANOTHER, RENAME_BACK, DELETE], false, 396_066);
-    renaming_holds(&[RENAME, CREATE_ANOTHER, RENAME_BACK, DELETE_ANOTHER_ID], false, 164_522);
-    renaming_holds(&[RENAME, CREATE_ANOTHER, RENAME_BACK], true, 100_306);
+    renaming_holds(&[RENAME, CREATE_ANOTHER, DELETE_ID], false, 15_482);
+    renaming_holds(&[RENAME, CREATE_ANOTHER, RENAME_BACK, DELETE], false, 408_970);
+    renaming_holds(&[RENAME, CREATE_ANOTHER, RENAME_BACK, DELETE_ANOTHER_ID], false, 175_160);
+    renaming_holds(&[RENAME, CREATE_ANOTHER, RENAME_BACK], true, 107_266);
 }
 
 #[test]
 fn a_creator_whose_answer_was_lost_keeps_the_volume_that_was_renamed_since() {
     let renamed = [CREATE, RENAME];
-    holds(&renamed, false, true, 0);
-    holds(&[CREATE, RENAME, CREATE_ANOTHER], false, true, 0);
-    holds(&[CREATE, RENAME, DELETE_NEW], false, true, 0);
+    holds(&renamed, false, true, 202);
+    holds(&[CREATE, RENAME, CREATE_ANOTHER], false, true, 14_082);
+    holds(&[CREATE, RENAME, DELETE_NEW], false, true, 1_240);
     finds(&renamed, false, true, Broken::DeletesRenamed, Violation::Dangling);
 }
 
@@ -277,4 +296,20 @@ fn a_deletion_frees_the_name_that_the_volume_is_getting() {
 #[test]
 fn a_renaming_that_was_cut_short_is_finished_first() {
     renaming_finds(&[RENAME, RENAME_ELSE], Broken::ForgetsNextName, Violation::Unrecorded);
+}
+
+#[test]
+fn whoever_opens_a_volume_finishes_its_renaming_before_it_is_used() {
+    renaming_holds(&[RENAME, OPEN], true, 2_641);
+    renaming_holds(&[RENAME, OPEN, OPEN], false, 57_924);
+    renaming_holds(&[RENAME, OPEN, DELETE], false, 17_201);
+    renaming_holds(&[RENAME, OPEN, CREATE_ANOTHER], false, 4_394);
+    renaming_finds(&[RENAME, OPEN], Broken::LeavesRenaming, Violation::Misnamed);
+}
+
+#[test]
+fn nobody_takes_a_volume_that_has_lost_the_name_by_which_it_was_found() {
+    renaming_finds(&[RENAME, OPEN], Broken::OpensByOldName, Violation::Misnamed);
+    renaming_holds(&[RENAME, RENAME_ELSE], true, 5_193);
+    renaming_finds(&[RENAME, RENAME_ELSE], Broken::RenamesOn, Violation::RenamedTwice);
 }

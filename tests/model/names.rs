@@ -129,8 +129,14 @@ pub(super) enum Broken {
     ReadsOldLate,
     /// A deletion frees the name of the volume, and not the one that it is getting.
     LeavesNextName,
-    /// An opener does not finish a renaming that was cut short, and records its own in the head.
+    /// A renaming does not finish one that was cut short, and records its own in the head.
     ForgetsNextName,
+    /// A renaming gives the volume its name although the volume has lost the one by which it was found.
+    RenamesOn,
+    /// An opener does not finish a renaming that was cut short.
+    LeavesRenaming,
+    /// An opener takes a volume that has lost the name by which it was found.
+    OpensByOldName,
     /// A creator that comes too late deletes its volume without a look at the head.
     DeletesRenamed,
 }
@@ -143,7 +149,7 @@ pub(super) struct Scope {
     pub first_stands: bool,
     /// Whether each change of a name may land twice.
     pub late_duplicates: bool,
-    /// Whether deletions take a volume from whoever holds it.
+    /// Whether deletions and openers take a volume from whoever holds it.
     pub takeover: bool,
     pub broken: Option<Broken>,
 }
@@ -189,7 +195,9 @@ pub(super) enum At {
     Recovers(Volume),
     Serves(Volume),
     Releases(Volume),
-    /// Holder that renames: see [`super::renames`].
+    /// Releases the lease, and fails: the volume has another name than the one by which it was found.
+    GivesBack(Volume),
+    /// Holder that renames, or finishes a renaming: see [`super::renames`].
     Renames(Volume, renames::Stage),
     /// The operation was answered with success.
     Done(Option<Volume>),
@@ -409,7 +417,12 @@ impl State {
                 };
             })),
             (At::Takes(volume), _) => match self.disk(volume).head {
-                Head::Live(version, held, names) if !held || matches!(role, Role::Renames(..)) => {
+                Head::Live(_, _, names) if renames::has_lost_its_name(scope, role, names) => {
+                    Some(self.reads(p, role, |now| now.at = At::Failed))
+                }
+                Head::Live(version, held, names)
+                    if !held || scope.takeover || matches!(role, Role::Renames(..)) =>
+                {
                     let from = Some(Head::Live(version, held, names));
                     let to = Head::Live(version + 1, true, names);
                     Some(self.sends(scope, p, role, Request::Head { volume, from, to }))
@@ -418,27 +431,16 @@ impl State {
             },
             (At::Recovers(volume), _) => Some(self.reads(p, role, |now| {
                 let whole = self.disk(volume).identity && self.disk(volume).content;
-                now.at = if whole { At::Serves(volume) } else { At::Failed };
+                now.at = if whole { renames::after_taking(scope, now, role, volume) } else { At::Failed };
             })),
             (At::Serves(volume), _) => self.commit(p, process, volume),
-            (At::Releases(volume), _) => {
+            (At::Releases(volume) | At::GivesBack(volume), _) => {
                 let Head::Live(version, _, names) = process.head else { return None };
                 let (from, to) = (Some(process.head), Head::Live(version + 1, false, names));
                 Some(self.sends(scope, p, role, Request::Head { volume, from, to }))
             }
-            (At::Renames(volume, stage), Role::Renames(_, to)) => {
-                Some(self.rename(scope, p, role, volume, stage, to))
-            }
-            (
-                At::Makes(_)
-                | At::Binds
-                | At::Checks(_)
-                | At::Clears(_)
-                | At::Renames(..)
-                | At::Done(_)
-                | At::Failed,
-                _,
-            ) => None,
+            (At::Renames(volume, stage), _) => Some(self.rename(scope, p, role, volume, stage)),
+            (At::Makes(_) | At::Binds | At::Checks(_) | At::Clears(_) | At::Done(_) | At::Failed, _) => None,
         }
     }
 
@@ -582,16 +584,16 @@ fn answered(scope: &Scope, role: Role, process: &mut Process, request: Request, 
             let Request::Head { to, .. } = request else { unreachable!("it asked for the head") };
             process.head = to;
             match role {
-                Role::Renames(..) => At::Renames(volume, renames::Stage::ReadsOld),
+                Role::Renames(..) => renames::after_taking(scope, process, role, volume),
                 _ => At::Recovers(volume),
             }
         }
         (At::Takes(_), _) => At::Failed,
-        (At::Renames(volume, stage), Role::Renames(_, to)) => {
-            renames::answered(scope, process, request, done, volume, stage, to)
+        (At::Renames(volume, stage), _) => {
+            renames::answered(scope, role, process, request, done, volume, stage)
         }
         (At::Releases(volume), _) if done => At::Done(Some(volume)),
-        (At::Releases(_), _) => At::Failed,
+        (At::Releases(_) | At::GivesBack(_), _) => At::Failed,
         (at, _) => at,
     };
 }

@@ -2,7 +2,8 @@
 //!
 //! A process that renames holds the volume, and may lose it to another at any time. It reads both names,
 //! records in the head that the volume gets the new one, binds that, frees the old one, and records that. The
-//! next holder finishes what was cut short, by the same steps.
+//! next holder finishes what was cut short, by the same steps, before it serves the volume or renames it. It
+//! gives the volume back if that has another name then than the one by which it was found.
 
 use super::names::{
     At, Binding, Broken, Head, Name, Names, Process, Request, Role, Scope, State, Step, Volume,
@@ -35,11 +36,51 @@ fn names(process: &Process) -> Names {
     }
 }
 
+/// The name of a renaming that was cut short.
+fn pending(scope: &Scope, process: &Process) -> Option<Name> {
+    names(process).1.filter(|_| !scope.breaks(Broken::ForgetsNextName))
+}
+
 /// The name that the volume gets: first the one that an earlier renaming recorded.
-fn target(scope: &Scope, process: &Process, to: Name) -> Name {
-    match names(process).1 {
-        Some(next) if !scope.breaks(Broken::ForgetsNextName) => next,
-        _ => to,
+fn target(scope: &Scope, process: &Process, role: Role) -> Name {
+    match (pending(scope, process), role) {
+        (Some(next), _) => next,
+        (None, Role::Renames(_, to)) => to,
+        (None, _) => unreachable!("it finishes a renaming"),
+    }
+}
+
+/// Whether a volume has lost the name by which a process found it.
+pub(super) fn has_lost_its_name(scope: &Scope, role: Role, (current, next): Names) -> bool {
+    let name = State::name_of(role);
+    let is_ignored = match role {
+        Role::Renames(..) => scope.breaks(Broken::RenamesOn),
+        _ => scope.breaks(Broken::OpensByOldName),
+    };
+    current != name && next != Some(name) && !is_ignored
+}
+
+/// What a process does that has taken a volume.
+pub(super) fn after_taking(scope: &Scope, process: &Process, role: Role, volume: Volume) -> At {
+    match pending(scope, process) {
+        Some(_) if role == Role::Opens && scope.breaks(Broken::LeavesRenaming) => At::Serves(volume),
+        Some(_) => At::Renames(volume, Stage::ReadsOld),
+        None => settled(scope, process, role, volume),
+    }
+}
+
+/// What a process does with a volume of which no renaming is left to be finished.
+fn settled(scope: &Scope, process: &Process, role: Role, volume: Volume) -> At {
+    let now = names(process).0;
+    match role {
+        Role::Renames(_, to) if now == to => At::Releases(volume),
+        Role::Renames(from, _) if now == from || scope.breaks(Broken::RenamesOn) => {
+            At::Renames(volume, Stage::ReadsOld)
+        }
+        Role::Opens if now == State::name_of(role) || scope.breaks(Broken::OpensByOldName) => {
+            At::Serves(volume)
+        }
+        _ => At::GivesBack(volume),
     }
 }
 
@@ -61,14 +102,12 @@ impl State {
         role: Role,
         volume: Volume,
         stage: Stage,
-        to: Name,
     ) -> (Step, Self) {
         let process = &self.processes[usize::from(p)];
         let (current, next) = names(process);
-        let target = target(scope, process, to);
+        let target = target(scope, process, role);
         let then = |stage| At::Renames(volume, stage);
         match stage {
-            Stage::ReadsOld if current == target => self.reads(p, role, |now| now.at = At::Releases(volume)),
             Stage::ReadsOld => self.reads(p, role, |now| {
                 now.old = self.name(current);
                 now.at = then(Stage::ReadsNew);
@@ -87,7 +126,7 @@ impl State {
                 now.at = match self.disk(other).head {
                     Head::Deleting(..) => then(Stage::Clears),
                     _ if next.is_some() => then(Stage::GivesUp),
-                    _ => At::Releases(volume),
+                    _ => At::GivesBack(volume),
                 };
             }),
             Stage::Clears => self.clear(scope, p, role, target),
@@ -127,12 +166,12 @@ impl State {
 /// Returns what a process that renames does once it knows the outcome of its request.
 pub(super) fn answered(
     scope: &Scope,
+    role: Role,
     process: &mut Process,
     request: Request,
     done: bool,
     volume: Volume,
     stage: Stage,
-    to: Name,
 ) -> At {
     let then = |stage| At::Renames(volume, stage);
     let first = scope.breaks(Broken::FreesOldFirst) && !process.name.stands_for(volume);
@@ -145,9 +184,8 @@ pub(super) fn answered(
             process.head = made;
             match stage {
                 Stage::Records => then(after_record(scope, process, volume)),
-                // It was an earlier renaming that was finished, and its own follows.
-                Stage::Settles if names(process).0 != to => then(Stage::ReadsOld),
-                _ => At::Releases(volume),
+                // It may have been an earlier renaming that was finished or dropped.
+                _ => settled(scope, process, role, volume),
             }
         }
         (Stage::FreesOld, _) if first => then(Stage::Binds),

@@ -64,7 +64,7 @@ impl Bench {
         (answer.status, answer.json())
     }
 
-    async fn get(&self, path: &str) -> Answer {
+    pub(super) async fn get(&self, path: &str) -> Answer {
         self.client.send("GET", path, &[], None).await
     }
 }
@@ -118,6 +118,11 @@ async fn mistakes_are_answered_with_what_is_wrong() {
         ("PATCH", "/api/v1/volumes/idle", Some(json!({ "size_bytes": MIB })), 503, "full"),
         ("PATCH", "/api/v1/volumes/idle", Some(json!({ "size": MIB })), 422, "size"),
         ("PATCH", "/api/v1/volumes/idle", None, 415, "Content-Type"),
+        ("PATCH", "/api/v1/volumes/idle", Some(json!({})), 422, "either"),
+        ("PATCH", "/api/v1/volumes/idle", Some(json!({ "name": "a", "size_bytes": MIB })), 422, "either"),
+        ("PATCH", "/api/v1/volumes/idle", Some(json!({ "name": "a", "shrink": false })), 422, "either"),
+        ("PATCH", "/api/v1/volumes/idle", Some(json!({ "name": ".a" })), 422, "not a volume name"),
+        ("PATCH", "/api/v1/volumes/none", Some(json!({ "name": "a" })), 404, "none"),
         ("GET", "/api/v1/volumes/none/snapshots", None, 404, "none"),
         ("GET", "/api/v1/volumes/.none/snapshots", None, 422, "name"),
         ("POST", "/api/v1/volumes/none/snapshots", Some(json!({ "name": "x" })), 404, "none"),
@@ -181,59 +186,6 @@ async fn an_open_volume_is_shown_flushed_folded_and_not_deleted() {
     let (_, shown) = bench.ask("GET", "/api/v1/volumes/disk", None).await;
     assert_eq!(shown["open"]["state"], "stopped");
     assert_eq!(bench.ask("POST", "/api/v1/volumes/disk/flush", None).await.0, 409);
-}
-
-#[tokio::test]
-async fn a_volume_is_resized_and_everything_shows_it() {
-    let bench = Bench::new().await;
-    let volume = bench.house.opened(&bench.metrics, "disk").await;
-    let path = "/api/v1/volumes/disk";
-    let change = |size: u64, shrink: bool| Some(json!({ "size_bytes": size, "shrink": shrink }));
-    for (size, shrink) in [(128 * MIB, false), (32 * MIB, true), (32 * MIB, false)] {
-        let (status, answer) = bench.ask("PATCH", path, change(size, shrink)).await;
-        assert_eq!((status, &answer["size_bytes"]), (200, &json!(size)), "{answer}");
-        conforms(&answer, &description()["components"]["schemas"]["Volume"], &description(), path);
-        assert_eq!(bench.ask("GET", path, None).await.1["size_bytes"], size);
-        assert_eq!(bench.ask("GET", "/api/v1/status", None).await.1["volumes"][0]["size_bytes"], size);
-        assert_eq!(bench.ask("GET", &format!("{path}/map"), None).await.1["size_bytes"], size);
-        let shown = bench.get("/metrics").await.body;
-        assert!(shown.contains(&format!("cairn_volume_size_bytes{{volume=\"disk\"}} {size}\n")), "{shown}");
-        assert_eq!(volume.size_bytes(), size);
-    }
-    for (change, expected, word) in [
-        (json!({ "size_bytes": MIB }), 409, "shrink"),
-        (json!({ "size_bytes": 513, "shrink": true }), 422, "512"),
-        (json!({ "shrink": true }), 422, "size_bytes"),
-    ] {
-        let (status, answer) = bench.ask("PATCH", path, Some(change)).await;
-        assert_eq!(status, expected, "{answer}");
-        assert!(answer["error"].as_str().unwrap().contains(word), "{answer}");
-    }
-    volume.abandon().await;
-    assert_eq!(bench.ask("PATCH", path, change(MIB, true)).await.0, 409);
-}
-
-#[tokio::test]
-async fn a_volume_is_renamed_and_everything_shows_it() {
-    let bench = Bench::new().await;
-    let volume = bench.house.opened(&bench.metrics, "disk").await;
-    let id = json!(volume.id().to_string());
-    let to = |name: &str| Some(json!({ "name": name }));
-    let (status, answer) = bench.ask("POST", "/api/v1/volumes/disk/rename", to("new")).await;
-    assert_eq!((status, &answer["name"], &answer["id"]), (200, &json!("new"), &id), "{answer}");
-    conforms(&answer, &description()["components"]["schemas"]["Volume"], &description(), "rename");
-    assert_eq!(bench.ask("GET", "/api/v1/volumes/new", None).await.1["id"], id);
-    assert_eq!(bench.ask("GET", "/api/v1/status", None).await.1["volumes"][0]["name"], "new");
-    assert_eq!(bench.ask("GET", "/api/v1/volumes/disk", None).await.0, 404);
-    assert_eq!(bench.ask("POST", "/api/v1/volumes/disk/rename", to("x")).await.0, 404);
-    let other = json!({ "name": "other", "size_bytes": MIB });
-    assert_eq!(bench.ask("POST", "/api/v1/volumes", Some(other)).await.0, 201);
-    for (name, expected) in [("other", 409), (".x", 422)] {
-        let (status, answer) = bench.ask("POST", "/api/v1/volumes/new/rename", to(name)).await;
-        assert_eq!(status, expected, "{answer}");
-    }
-    volume.abandon().await;
-    assert_eq!(bench.ask("POST", "/api/v1/volumes/new/rename", to("disk")).await.0, 409);
 }
 
 #[tokio::test]
@@ -504,7 +456,7 @@ async fn it_ends_and_takes_its_socket_with_it() {
     assert!(!path.exists());
 }
 
-fn description() -> Value {
+pub(super) fn description() -> Value {
     serde_json::from_str(include_str!("../../src/admin/openapi.json")).unwrap()
 }
 
@@ -547,7 +499,7 @@ async fn the_description_has_every_route_and_no_other() {
 }
 
 /// Whether a value is as a schema says; says where it is not.
-fn conforms(value: &Value, schema: &Value, document: &Value, at: &str) {
+pub(super) fn conforms(value: &Value, schema: &Value, document: &Value, at: &str) {
     if let Some(path) = schema["$ref"].as_str() {
         let name = path.strip_prefix("#/components/schemas/").unwrap();
         return conforms(value, &document["components"]["schemas"][name], document, at);

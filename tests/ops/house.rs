@@ -56,7 +56,8 @@ impl House {
         let metrics = metrics.volume(name);
         let options = VolumeOptions { metrics: Some(metrics.clone()), ..self.options.clone() };
         let volume = Volume::open(&self.env, options, info.volume, false).await.unwrap();
-        let open = OpenVolume { name: name.to_owned(), volume: Arc::clone(&volume), metrics, clients: 1 };
+        let (name, clients) = (name.to_owned(), 1);
+        let open = OpenVolume { name, volume: Arc::clone(&volume), metrics, clients, is_configured: false };
         self.open.lock().push(open);
         volume
     }
@@ -99,15 +100,12 @@ impl Gateway for House {
         Ok(open.volume.info(name))
     }
 
+    async fn resolve(&self, name: &str) -> Result<Uuid, Failure> {
+        Ok(catalog::resolve(&self.env, name).await?)
+    }
+
     async fn rename(&self, name: &str, to: &str) -> Result<Info, Failure> {
-        catalog::resolve(&self.env, name).await?;
-        let open = self.open_volumes().into_iter().find(|open| open.name == name);
-        let open = open.ok_or_else(|| Failure::NotServing("the house is full".to_owned()))?;
-        catalog::rename(&open.volume, to).await?;
-        for open in self.open.lock().iter_mut().filter(|open| open.name == name) {
-            open.name = to.to_owned();
-        }
-        Ok(open.volume.info(to))
+        Ok(catalog::rename(&self.env, &self.options, name, to, false).await?)
     }
 
     async fn delete(&self, name: &str, if_held: IfHeld) -> Result<(), Failure> {

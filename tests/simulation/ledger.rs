@@ -4,7 +4,7 @@
 //! It observes requests when they take effect in the store, whoever sent them and whenever. It must not know
 //! how Cairn creates, renames and deletes volumes. Invariants that it checks: the object under a name is only
 //! replaced, by a later version. A name is bound only to a complete volume, and taken from a volume only when
-//! that is being deleted or has another name.
+//! that is being deleted or has another name. The head and the identity are deleted after the names are taken.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -117,6 +117,9 @@ impl Inner {
                 if let Some(name) = keys.iter().find(|key| key.starts_with(NAMES)) {
                     self.broken(format!("{name} is deleted: a late request could bring it back"));
                 }
+                for key in keys {
+                    self.check_removed(key);
+                }
             }
             Call::Get(..) | Call::List(..) => {}
         }
@@ -129,6 +132,15 @@ impl Inner {
         let is_aimed = self.ledger().aimed.get(&volume).is_some_and(|aimed| !aimed.is_empty());
         if unheard || is_aimed || self.peek(&Keys::new(volume).identity()).is_none() {
             self.strays.insert(key.to_owned());
+        }
+    }
+
+    /// Checks that a volume to which a name is bound keeps its head and its identity.
+    fn check_removed(&mut self, key: &str) {
+        let Some(volume) = volume_of(key) else { return };
+        let keys = Keys::new(volume);
+        if [keys.head(), keys.identity()].iter().any(|of| of == key) && self.ledger().has_name(volume) {
+            self.broken(format!("{key} is deleted, and a name is bound to its volume"));
         }
     }
 

@@ -3,8 +3,8 @@
 //!
 //! Besides the invariants that [`super::ledger`] checks in the store, this must hold: a volume that was
 //! created and that no process deletes is found under its name, is listed, can be opened, and has the data
-//! that was flushed to it. A volume that was opened has one name. No listing fails because of one volume. At the end, whatever was interrupted is
-//! found and removed, until only free names are left.
+//! that was flushed to it. A volume that was opened by a name has that name alone. No listing fails because of one
+//! volume. At the end, whatever was interrupted is found and removed, until only free names are left.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use cairn::effect::Durability::Volatile;
 use cairn::store::Error as StoreError;
 use cairn::volume::catalog::{self, Listed};
 use cairn::volume::read::concat;
-use cairn::volume::{Error, OpenError, Options, RenameError, Volume};
+use cairn::volume::{Error, OpenError, Options, Volume};
 use futures::FutureExt;
 use rand::rngs::SmallRng;
 use rand::seq::IteratorRandom;
@@ -144,15 +144,6 @@ impl From<Error> for Failure {
     }
 }
 
-impl From<RenameError> for Failure {
-    fn from(error: RenameError) -> Self {
-        match error {
-            RenameError::Name(error) => Self::Opening(error),
-            RenameError::Volume(error) => Self::Serving(error),
-        }
-    }
-}
-
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -256,14 +247,12 @@ impl Citizen {
                 catalog::delete_by_id(env, &options, *volume, *takeover).await?;
             }
             Deed::Open(name, takeover) => {
-                let volume = catalog::resolve(env, name).await?;
+                let volume = self.use_volume(name, *takeover).await?;
                 world.lock().resolved(before, name, volume);
-                self.use_volume(volume, *takeover).await?;
             }
             Deed::Rename(from, to, takeover) => {
-                let volume = catalog::resolve(env, from).await?;
-                world.lock().resolved(before, from, volume);
-                self.rename(volume, to, *takeover).await?;
+                catalog::rename(env, &options, from, to, *takeover).await?;
+                self.use_volume(to, *takeover).await?;
             }
             Deed::List => {
                 let all = catalog::volumes(env).await?;
@@ -294,34 +283,19 @@ impl Citizen {
         self.parts.world.lock().processes[&self.parts.process].denials - before.denials
     }
 
-    /// Opens a volume, checks the mark that was flushed last, and writes another.
-    async fn use_volume(&self, id: Uuid, takeover: bool) -> Result<(), Failure> {
+    /// Opens a volume, checks the mark that was flushed last, and writes another. Returns the volume.
+    async fn use_volume(&self, name: &str, takeover: bool) -> Result<Uuid, Failure> {
         let Parts { world, env, .. } = &self.parts;
-        let flushed = world.lock().flushed_mark(id);
-        let volume = Volume::open(env, self.options(), id, takeover).await?;
-        let outcome = match catalog::finish_rename(&volume).await {
-            Ok(()) => self.mark(&volume, id, flushed).await,
-            Err(error) => Err(error.into()),
-        };
-        if outcome.is_err() {
+        // Looked up before, because another process may take the volume over and flush a newer mark.
+        let made = world.lock().names().made.clone();
+        let volume = catalog::open(env, || self.options(), name, takeover).await?;
+        let id = volume.id();
+        let flushed = made.get(&id).map_or(0, |made| made.flushed);
+        if let Err(error) = self.mark(&volume, id, flushed).await {
             volume.abandon().await;
+            return Err(error);
         }
-        outcome
-    }
-
-    /// Opens a volume, gives it another name, and uses it.
-    async fn rename(&self, id: Uuid, to: &str, takeover: bool) -> Result<(), Failure> {
-        let Parts { world, env, .. } = &self.parts;
-        let flushed = world.lock().flushed_mark(id);
-        let volume = Volume::open(env, self.options(), id, takeover).await?;
-        let outcome = match catalog::rename(&volume, to).await {
-            Ok(()) => self.mark(&volume, id, flushed).await,
-            Err(error) => Err(error.into()),
-        };
-        if outcome.is_err() {
-            volume.abandon().await;
-        }
-        outcome
+        Ok(id)
     }
 
     async fn mark(&self, volume: &Arc<Volume>, id: Uuid, flushed: u64) -> Result<(), Failure> {
@@ -388,7 +362,11 @@ impl Citizen {
                 continue;
             }
             self.check_owed(name, *volume).await?;
-            let used = self.use_volume(*volume, true).await;
+            let used = match self.use_volume(name, true).await {
+                // Its renaming was finished.
+                Err(Failure::Opening(OpenError::Renamed { to, .. })) => self.use_volume(&to, true).await,
+                used => used,
+            };
             used.map_err(|error| format!("{name} cannot be used: {error}"))?;
         }
         self.remove_unnamed().await?;
@@ -506,10 +484,6 @@ impl Inner {
         }
     }
 
-    fn flushed_mark(&mut self, volume: Uuid) -> u64 {
-        self.names().made.get(&volume).map_or(0, |made| made.flushed)
-    }
-
     fn flushed_onto(&mut self, volume: Uuid, mark: u64) {
         if let Some(made) = self.names().made.get_mut(&volume) {
             made.flushed = made.flushed.max(mark);
@@ -551,6 +525,9 @@ impl Inner {
             Failure::Opening(OpenError::Store(error)) => self.is_weather(error),
             Failure::Opening(OpenError::Held { .. } | OpenError::Lost(_) | OpenError::Contended(_)) => true,
             Failure::Opening(OpenError::NoSuchVolume(_)) => owed.is_none() || is_denied,
+            Failure::Opening(OpenError::Renamed { .. }) => {
+                matches!(deed, Deed::Open(..) | Deed::Rename(..)) && owed.is_none()
+            }
             Failure::Opening(OpenError::NoSuchId(volume)) => {
                 is_denied || !self.ledger.as_ref().is_some_and(|ledger| ledger.is_owed(*volume))
             }

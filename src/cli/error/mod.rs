@@ -114,13 +114,18 @@ pub(super) enum Error {
         /// The error of the operation.
         source: volume::ResizeError,
     },
-    /// A volume cannot get another name.
-    #[error("volume {name:?}: {}", chain(.source))]
-    Rename {
+    /// A gateway holds the volume that is to be renamed.
+    #[error(
+        "volume {name:?} is in use by {holder}, and only a volume that no gateway has open can be renamed: \
+         disconnect its clients and wait until that gateway has closed it (volumes.idle_timeout), or end the \
+         gateway. Remove {name:?} from its configuration before: a gateway creates an empty volume under the \
+         old name if volumes.create contains it"
+    )]
+    RenameHeld {
         /// Name of the volume.
         name: String,
-        /// The error of the operation.
-        source: volume::RenameError,
+        /// Who holds the volume.
+        holder: String,
     },
     /// A snapshot cannot be cloned.
     #[error("snapshot {of:?}: {}", chain(.source))]
@@ -282,10 +287,7 @@ impl Error {
             }
             | Self::Volume {
                 source: volume::OpenError::BadName(_) | volume::OpenError::Geometry(_), ..
-            }
-            | Self::Rename { source: volume::RenameError::Name(volume::OpenError::BadName(_)), .. } => {
-                ExitCode::from(USAGE)
-            }
+            } => ExitCode::from(USAGE),
             Self::Unchecked(_) => ExitCode::from(UNCHECKED),
             Self::Cut { source, .. } => source.exit_code(),
             Self::Nbd(error) => error.exit_code(),
@@ -296,13 +298,13 @@ impl Error {
             Self::Store(_)
             | Self::Volume { .. }
             | Self::HeldElsewhere { .. }
+            | Self::RenameHeld { .. }
             | Self::Import { .. }
             | Self::ExportHeld { .. }
             | Self::Interrupted { .. }
             | Self::NoProgram { .. }
             | Self::Program { .. }
             | Self::Resize { .. }
-            | Self::Rename { .. }
             | Self::Snapshot { .. }
             | Self::Clone { .. }
             | Self::Open { .. }

@@ -3,8 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
-use crate::gateway::open_volumes::Options;
-use crate::gateway::slots::Use;
+use crate::gateway::open_volumes::{Options, Use};
 use crate::store::fault::{Action as Fate, Failure, Rule};
 use crate::store::{Classes, Fault, MemoryStore, Operation};
 use crate::volume::format::snapshot::Snapshot;

@@ -49,8 +49,8 @@ pub async fn clone(parent: &Volume, snapshot: &str, name: &str) -> Result<Info, 
         };
         let root = shared_root(kept, parent.id());
         make(env, options, volume, &root).await?;
-        // Never retried with the same volume, as for every creation. If it got no name, its pin is left: nothing
-        // needs it once the identity is gone.
+        // Never retried with the same volume, as for every creation. If it got no name, its pin is left:
+        // nothing needs it once the identity is gone.
         let is_bound = name::bind(env, name, &before, volume).await? == Swapped::Done;
         if is_bound || was_bound(env, keys).await? {
             tracing::info!(parent = %parent.id(), snapshot, clone = %volume, "cloned the snapshot");

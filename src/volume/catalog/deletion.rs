@@ -149,8 +149,7 @@ async fn mark(
             Err(error) => return Err(error),
         };
         if let (Some(name), Some(names)) = (found_by, &old.names)
-            && names.current != name
-            && names.next.as_deref() != Some(name)
+            && !names.contain(name)
         {
             return Err(OpenError::NoSuchVolume(name.to_owned()));
         }

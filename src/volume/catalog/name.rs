@@ -45,6 +45,16 @@ impl Found {
         }
     }
 
+    /// Returns an error if the object is damaged.
+    pub(super) fn check(&self, name: &str) -> Result<(), OpenError> {
+        match &self.object {
+            Some((_, Err(source))) => {
+                Err(OpenError::Damaged { key: keys::name(name), source: source.clone() })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Whether both were read from the same version of the object.
     pub(crate) fn is(&self, other: &Self) -> bool {
         let etag = |found: &Self| found.object.as_ref().map(|(etag, _)| etag.clone());
@@ -112,10 +122,8 @@ async fn found(
 /// If the object is damaged, or if the store fails.
 pub(crate) async fn read(env: &Environment, name: &str) -> Result<Found, OpenError> {
     let found = look(env, name).await?;
-    match found.object {
-        Some((_, Err(source))) => Err(OpenError::Damaged { key: keys::name(name), source }),
-        _ => Ok(found),
-    }
+    found.check(name)?;
+    Ok(found)
 }
 
 /// The outcome of a change.

@@ -3,7 +3,7 @@
 //! Invariant: a name is bound last, to a complete volume, and only if the name is unchanged since before the
 //! volume's first object was made. A process that has changed the name in the meantime, for example to delete
 //! that volume, therefore need not know whether the creator is still running. `deletion` is the other half,
-//! and `rename` gives a volume another name.
+//! `opening` opens a volume by its name, and `rename` gives it another one.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -177,6 +177,10 @@ pub(super) async fn claim(env: &Environment, name: &str) -> Result<Found, OpenEr
             // Deleted since the name was read, or never complete: reading the name again decides.
             Err(OpenError::Store(store::Error::NotFound { .. }))
                 if !name::read(env, name).await?.is(&found) => {}
+            Err(OpenError::Store(error)) if !matches!(error, store::Error::NotFound { .. }) => {
+                return Err(error.into());
+            }
+            // Whether or not its head can be read, it is not known to be deleted.
             Ok(_) | Err(_) => return Err(OpenError::Exists(name.to_owned())),
         }
     }
@@ -274,7 +278,7 @@ pub(super) fn check_name(name: &str) -> Result<(), OpenError> {
     if keys::is_valid_name(name) { Ok(()) } else { Err(OpenError::BadName(name.to_owned())) }
 }
 
-/// Returns the UUID of the volume that a name is bound to.
+/// Returns the UUID of the volume that a name is bound to. To open the volume, use [`open`](super::open).
 ///
 /// # Errors
 /// If the name is not valid or not bound, or if the store fails.

@@ -101,6 +101,14 @@ pub struct Names {
     pub next: Option<String>,
 }
 
+impl Names {
+    /// Whether this is one of the names.
+    #[must_use]
+    pub fn contain(&self, name: &str) -> bool {
+        self.current == name || self.next.as_deref() == Some(name)
+    }
+}
+
 /// The contents of a head.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
