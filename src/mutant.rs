@@ -62,6 +62,10 @@ mutants! {
     PinIgnored = "pin-ignored",
     /// A clone counts as gone while its creator has not made its head yet.
     PinReleasedEarly = "pin-released-early",
+    /// A clone counts as gone once the store has denied it once.
+    GoneUnconfirmed = "gone-unconfirmed",
+    /// A volume whose root table cannot be read is deleted as if it had no clones.
+    ClonesUnsearched = "clones-unsearched",
     /// The root of a clone references the map pages of its parent as if they were its own.
     OriginUntranslated = "origin-untranslated",
     /// A creator that comes too late deletes its volume, which was opened and renamed meanwhile.

@@ -75,6 +75,7 @@ impl From<&OpenError> for Problem {
             OpenError::Exists(_)
             | OpenError::SizeDiffers { .. }
             | OpenError::HasClones { .. }
+            | OpenError::MayHaveClones { .. }
             | OpenError::Held { .. }
             | OpenError::Lost(_)
             | OpenError::Unclear { .. }

@@ -91,7 +91,11 @@ async fn in_store(action: Action, options: Options) -> Result<(), Error> {
         Action::Info(args) => {
             let info = catalog::info(&env, &args.name).await;
             let info = info.map_err(|source| Error::Volume { name: args.name, source })?;
-            print_one(&info, args.json)
+            let parent = match info.clone_of {
+                Some(parent) => catalog::name_of(&env, parent).await,
+                None => None,
+            };
+            print_one(&info, parent, args.json)
         }
         Action::Usage(_) | Action::Resize(_) | Action::Rename(_) | Action::Restore(_) => {
             unreachable!("it was carried out above")
@@ -142,7 +146,14 @@ async fn by_gateway(action: Action, chunk_bytes: Option<u64>, gateway: &Gateway)
         }
         Action::List(args) if args.unnamed => print_unnamed(gateway.unnamed().await?, args.json),
         Action::List(args) => print_all(gateway.list().await?, args.json),
-        Action::Info(args) => print_one(&gateway.info(&args.name).await?, args.json),
+        Action::Info(args) => {
+            let info = gateway.info(&args.name).await?;
+            let parent = match info.clone_of {
+                Some(parent) => name_among(gateway.list().await?, parent),
+                None => None,
+            };
+            print_one(&info, parent, args.json)
+        }
         Action::Resize(args) => {
             let Size(bytes) = args.size;
             print_resized(&gateway.resize(&args.name, bytes, args.shrink).await?, args.json)
@@ -166,6 +177,14 @@ async fn by_gateway(action: Action, chunk_bytes: Option<u64>, gateway: &Gateway)
             print(&format!("deleted {shown}\n"))
         }
     }
+}
+
+/// Returns the name of the volume with an id.
+fn name_among(rows: Vec<Row>, id: uuid::Uuid) -> Option<String> {
+    rows.into_iter().find_map(|row| match row {
+        Row::Volume(info) if info.volume == id => Some(info.name),
+        _ => None,
+    })
 }
 
 async fn delete(env: &Environment, options: &Options, args: Delete) -> Result<(), Error> {

@@ -76,8 +76,9 @@ pub(super) fn print_unnamed(unnamed: Vec<UnnamedView>, json: bool) -> Result<(),
     if json { print_json(&unnamed) } else { print(&unnamed_table(&unnamed)) }
 }
 
-pub(super) fn print_one(info: &Info, json: bool) -> Result<(), Error> {
-    if json { print_json(&Shown::of(info)) } else { print(&details(info)) }
+/// Prints a volume. `parent` is the name of the volume that it is a clone of, if that has one.
+pub(super) fn print_one(info: &Info, parent: Option<String>, json: bool) -> Result<(), Error> {
+    if json { print_json(&Shown::of(info)) } else { print(&details(info, parent)) }
 }
 
 /// A volume in JSON.
@@ -164,7 +165,7 @@ fn unnamed_table(unnamed: &[UnnamedView]) -> String {
     table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
 }
 
-fn details(info: &Info) -> String {
+fn details(info: &Info, parent: Option<String>) -> String {
     let holder = info.holder.as_deref().unwrap_or("nobody");
     let mut fields = vec![
         ("name", info.name.clone()),
@@ -175,6 +176,9 @@ fn details(info: &Info) -> String {
         ("epoch", info.epoch.to_string()),
         ("held by", holder.to_owned()),
     ];
-    fields.extend(info.clone_of.map(|parent| ("clone of", parent.to_string())));
+    fields.extend(info.clone_of.map(|id| match parent {
+        Some(name) => ("clone of", format!("{name} ({id})")),
+        None => ("clone of", id.to_string()),
+    }));
     fields.iter().map(|(field, value)| format!("{field:<11} {value}\n")).collect()
 }

@@ -34,6 +34,7 @@ pub(super) fn open_error(name: &str, error: &volume::OpenError) -> OpenError {
         }
         Why::Exists(_)
         | Why::HasClones { .. }
+        | Why::MayHaveClones { .. }
         | Why::NoSuchId(_)
         | Why::Contended(_)
         | Why::Incomplete { .. }

@@ -15,8 +15,8 @@ use uuid::Uuid;
 use super::clones;
 use super::environment::Environment;
 use super::error::{Error, ResizeError, SnapshotError};
+use super::fold::FoldHandle;
 use super::fold::snapshots::MAX_SNAPSHOTS;
-use super::fold::{FoldHandle, OfSnapshot, Refused};
 use super::format::geometry::Geometry;
 use super::format::head::Names;
 use super::format::keys::{Epoch, is_valid_name};
@@ -25,6 +25,7 @@ use super::format::snapshot::Snapshot;
 use super::info::Info;
 use super::keeper::HeadHandle;
 use super::options::Options;
+use super::pins::{Look, Pins};
 use super::read::ahead::ReadAhead;
 use super::read::picture::{self, Picture};
 use super::read::{self, Extent, Segment};
@@ -46,6 +47,7 @@ pub struct Volume {
     read_ahead: Mutex<ReadAhead>,
     /// Held while a snapshot gets its name, so that no two get the same.
     naming: tokio::sync::Mutex<()>,
+    pins: Pins,
     /// Held while the volume gets another name.
     renaming: tokio::sync::Mutex<()>,
     /// The names that may be bound to the volume. A new one is noted before it is recorded in the head.
@@ -86,8 +88,8 @@ impl Volume {
     ) -> Self {
         let read_ahead = Mutex::new(ReadAhead::default());
         let (naming, renaming) = (tokio::sync::Mutex::new(()), tokio::sync::Mutex::new(()));
-        let names = Mutex::new(names);
-        Self { shared, head, folds, read_ahead, naming, renaming, names, created_at_seconds }
+        let (names, pins) = (Mutex::new(names), Pins::default());
+        Self { shared, head, folds, read_ahead, naming, pins, renaming, names, created_at_seconds }
     }
 
     /// The UUID of the volume, which never changes.
@@ -415,14 +417,29 @@ impl Volume {
     /// # Errors
     /// If there is no such snapshot, if a clone needs it, if the volume stopped, or if the store failed.
     pub async fn delete_snapshot(&self, name: &str) -> Result<(), SnapshotError> {
-        let deleted = self.unless_gone(name, |of| self.folds.delete_snapshot(&self.shared, of)).await?;
-        match deleted {
+        match self.delete_unpinned(name).await? {
             Ok(()) => Ok(()),
             Err(clones) => {
-                let clones = clones::labels(&self.shared.env, &clones).await;
+                let clones = clones::mention(&self.shared.env, &clones).await;
                 Err(SnapshotError::Pinned { name: name.to_owned(), clones })
             }
         }
+    }
+
+    /// As [`Volume::delete_snapshot`], but does not look up what clones that need the snapshot are called:
+    /// returns their ids.
+    ///
+    /// # Errors
+    /// If there is no such snapshot, if the volume stopped, or if the store failed.
+    pub async fn delete_unpinned(&self, name: &str) -> Result<Result<(), Vec<Uuid>>, SnapshotError> {
+        let delete = || self.folds.delete_snapshot(&self.shared, name);
+        self.pins.unless_needed(&self.shared, &self.folds, Look::UntilAlive, delete).await
+    }
+
+    /// Whether clones keep a snapshot, as far as the volume knows. Clones may have been deleted since.
+    #[must_use]
+    pub fn is_pinned(&self, name: &str) -> bool {
+        self.folds.is_pinned(name)
     }
 
     /// Keeps the root of a snapshot for a clone, whose identity exists already. Returns that root once the
@@ -432,34 +449,9 @@ impl Volume {
     /// If there is no such snapshot, if it has too many clones, if its root is lost, if the volume stopped,
     /// or if the store failed.
     pub(super) async fn pin(&self, name: &str, clone: Uuid) -> Result<Root, SnapshotError> {
-        let pinned = self.unless_gone(name, |of| self.folds.pin(&self.shared, of, clone)).await?;
+        let pin = || self.folds.pin(&self.shared, name, clone);
+        let pinned = self.pins.unless_needed(&self.shared, &self.folds, Look::AtAll, pin).await?;
         pinned.map_err(|clones| SnapshotError::TooManyClones { name: name.to_owned(), count: clones.len() })
-    }
-
-    /// Executes a request about a snapshot. If clones are in the way, looks which of them still exist, and
-    /// executes it once more. Returns the clones that are in the way.
-    async fn unless_gone<T, F>(
-        &self,
-        name: &str,
-        request: impl Fn(OfSnapshot) -> F,
-    ) -> Result<Result<T, Vec<Uuid>>, SnapshotError>
-    where
-        F: Future<Output = Result<T, Refused>>,
-    {
-        let mut gone = Vec::new();
-        loop {
-            match request(OfSnapshot { name: name.to_owned(), gone: gone.clone() }).await {
-                Ok(done) => return Ok(Ok(done)),
-                Err(Refused::Other(error)) => return Err(error),
-                Err(Refused::Clones(clones)) => {
-                    let found = clones::gone(&self.shared.env, &clones).await.map_err(Error::Store)?;
-                    if found.is_empty() {
-                        return Ok(Err(clones));
-                    }
-                    gone.extend(found);
-                }
-            }
-        }
     }
 
     /// What an operator has set.

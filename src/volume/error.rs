@@ -121,12 +121,12 @@ pub enum SnapshotError {
     #[error("the volume has {0} snapshots, which is the maximum: delete some first")]
     TooMany(usize),
     /// Clones read the snapshot's objects.
-    #[error("snapshot {name:?} is needed by {}: delete clones first", clones_text(.clones))]
+    #[error("snapshot {name:?} is needed by {}: delete clones first", clones.as_clones())]
     Pinned {
         /// Name of the snapshot.
         name: String,
-        /// Names of the volumes that are clones of it, or the id of each that has no name.
-        clones: Vec<String>,
+        /// The clones of it.
+        clones: Mentioned,
     },
     /// The snapshot has as many clones as it may have.
     #[error("snapshot {name:?} has {count} clones, which is the maximum: clone another snapshot")]
@@ -187,14 +187,26 @@ pub enum CloneError {
     Volume(#[from] OpenError),
 }
 
-/// The first names of a list of clones, and how many more there are.
-fn clones_text(names: &[String]) -> String {
-    const SHOWN: usize = 8;
-    let shown = names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
-    match names.len() {
-        1 => format!("its clone {shown}"),
-        count if count > SHOWN => format!("its clones {shown} and {} more", count - SHOWN),
-        _ => format!("its clones {shown}"),
+/// Volumes, as a message for people mentions them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mentioned {
+    /// The names of the first of them, or the id of each that has no name.
+    pub names: Vec<String>,
+    /// How many more there are.
+    pub more: usize,
+}
+
+impl Mentioned {
+    fn as_clones(&self) -> String {
+        let noun = if self.names.len() + self.more == 1 { "its clone" } else { "its clones" };
+        format!("{noun} {self}")
+    }
+}
+
+impl std::fmt::Display for Mentioned {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.names.join(", "))?;
+        if self.more > 0 { write!(f, " and {} more", self.more) } else { Ok(()) }
     }
 }
 
@@ -219,12 +231,8 @@ pub enum OpenError {
         /// Key of the object in the store.
         key: String,
     },
-    /// It cannot be determined whether a gateway holds the volume, or whether a clone needs it. Take over if
-    /// none does.
-    #[error(
-        "whether a gateway holds the volume or a clone needs it cannot be read ({why}); if none does, take \
-         over"
-    )]
+    /// It cannot be determined whether a gateway holds the volume. Take over if none does.
+    #[error("whether a gateway holds the volume cannot be read ({why}); if none does, take over")]
     Unclear {
         /// What cannot be read, and why.
         why: String,
@@ -255,10 +263,20 @@ pub enum OpenError {
         holder: String,
     },
     /// Clones read the objects of the volume.
-    #[error("the volume is needed by {}: delete clones first", clones_text(.clones))]
+    #[error("the volume is needed by {}: delete clones first", clones.as_clones())]
     HasClones {
-        /// Names of the volumes that are clones of it, or the id of each that has no name.
-        clones: Vec<String>,
+        /// The clones of it.
+        clones: Mentioned,
+    },
+    /// The root table of the volume cannot be read, and neither can other volumes, which may be clones of it.
+    /// Restore or delete these first.
+    #[error(
+        "the root table of the volume cannot be read, and neither can volumes that may be clones of it: \
+         {others}; restore or delete those first"
+    )]
+    MayHaveClones {
+        /// The other volumes.
+        others: Mentioned,
     },
     /// Another gateway took the volume over while this one was opening it, or is deleting it.
     /// Contains who that is.

@@ -18,7 +18,7 @@
 //! 6. `read`: which layer has a range, and its bytes. `write`: changes and commits. `keeper`: head and lease.
 //! 7. `collect`: deletes what nothing references any more.
 //! 8. `fold`: makes new objects and a new root from the journal.
-//! 9. `disk`: the open volume, as its users see it.
+//! 9. `pins`: requests that clones may be in the way of. `disk`: the open volume, as its users see it.
 //! 10. `open`: lease, replay, opening record. `catalog`: names; how volumes are created and deleted.
 //! 11. `snapshot`: a snapshot as a disk that can only be read.
 //! 12. `import`: a new volume from content that comes in order.
@@ -43,6 +43,7 @@ mod keeper;
 mod objects;
 mod open;
 pub mod options;
+mod pins;
 pub mod read;
 pub mod shared;
 pub mod signal;
@@ -55,7 +56,9 @@ pub use budget::DirtyBudget;
 pub use cache::PageCache;
 pub use disk::{Usage, Volume};
 pub use environment::Environment;
-pub use error::{CloneError, Error, ImportError, OpenError, RenameError, ResizeError, SnapshotError};
+pub use error::{
+    CloneError, Error, ImportError, Mentioned, OpenError, RenameError, ResizeError, SnapshotError,
+};
 pub use import::{IN_FLIGHT_BYTES, Import};
 pub use options::{Entropy, Options, WallClock};
 pub use read::picture::{Cell, Picture};

@@ -20,7 +20,7 @@ fn a_clone_from_creation_to_deletion() {
     assert_eq!(golden["clone_of"], Value::Null);
     let shown = succeed(at, "volume info web");
     let parent = golden["id"].as_str().expect("an id");
-    assert!(shown.lines().any(|line| line == format!("clone of    {parent}")), "{shown}");
+    assert!(shown.lines().any(|line| line == format!("clone of    golden ({parent})")), "{shown}");
     succeed(at, "export web out.img");
     assert!(std::fs::read(at.join("out.img")).unwrap() == content, "it has what the snapshot has");
     succeed(at, "check web --data");

@@ -7,6 +7,7 @@
 //! * Every disk reads as what was written to it last, and a new clone as the snapshot.
 //! * A clone that was answered exists. One that exists has all its data, whatever happens to other volumes.
 //! * A snapshot is deleted only if no clone of it exists, and a volume only if none of it does.
+//! * That also holds while the store denies clones that exist, and if the table or the head of the volume is lost.
 //! * In the end, what was cut short is found and removed, until nothing is left but one disk.
 
 use std::collections::BTreeMap;
@@ -15,9 +16,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cairn::effect::{Durability, Zeroing};
-use cairn::store::fault::{Action, Rule};
+use cairn::store::fault::{Action, Failure, Rule, RuleId};
 use cairn::store::{Classes, Fault, MemoryStore, Operation};
 use cairn::volume::catalog::ChunkBytes;
+use cairn::volume::format::head::Head;
+use cairn::volume::format::keys::Keys;
 use cairn::volume::read::concat;
 use cairn::volume::{
     DirtyBudget, Entropy, Environment, OpenError, Options, PageCache, SnapshotError, Volume, catalog,
@@ -53,6 +56,8 @@ struct Side {
     /// The volume and the snapshot that it is a clone of.
     of: Option<(String, String)>,
     volume: Arc<Volume>,
+    /// What its gateway suffers.
+    fault: Fault,
 }
 
 struct Run {
@@ -122,8 +127,13 @@ impl Run {
         Ok(run)
     }
 
-    /// The environment of a new gateway. Its requests take some time, and those that make a clone a long one.
+    /// The environment of a new process.
     fn env(&mut self) -> Environment {
+        self.faulty_env().0
+    }
+
+    /// The environment of a new gateway, and what makes its requests fail. Its requests take some time, and those that make a clone a long one.
+    fn faulty_env(&mut self) -> (Environment, Fault) {
         self.numbers += 1;
         let fault = Fault::new(Arc::new(self.memory.clone()), self.seed ^ self.numbers);
         let delay = Duration::from_millis(pick(&mut self.random, &[0, 3, 30]));
@@ -136,21 +146,22 @@ impl Run {
             let making = Rule::new(Action::Delay(Duration::ZERO, long)).on(Operation::Put);
             fault.add(making.containing("/root/0-"));
         }
-        Environment {
-            store: Classes::one(Arc::new(fault)),
+        let env = Environment {
+            store: Classes::one(Arc::new(fault.clone())),
             cache: PageCache::new(128 << 10, 1 << 20),
             budget: DirtyBudget::new(1 << 20),
             entropy: Entropy::seeded(self.seed ^ (self.numbers << 32)),
             wall_clock: Arc::new(|| 1_800_000_000),
-        }
+        };
+        (env, fault)
     }
 
-    async fn open(&mut self, name: &str) -> Result<Arc<Volume>, String> {
-        let env = self.env();
+    async fn open(&mut self, name: &str) -> Result<(Arc<Volume>, Fault), String> {
+        let (env, fault) = self.faulty_env();
         let id =
             catalog::resolve(&env, name).await.map_err(|error| format!("{name} has no name: {error}"))?;
         let opened = Volume::open(&env, self.options.clone(), id, true).await;
-        opened.map_err(|error| format!("{name} cannot be opened: {error}"))
+        Ok((opened.map_err(|error| format!("{name} cannot be opened: {error}"))?, fault))
     }
 
     /// Opens a volume that is new here.
@@ -160,15 +171,16 @@ impl Run {
         content: Content,
         of: Option<(String, String)>,
     ) -> Result<(), String> {
-        let volume = self.open(name).await?;
+        let (volume, fault) = self.open(name).await?;
         let snapshots = BTreeMap::new();
-        self.sides.push(Side { name: name.to_owned(), content, snapshots, of, volume });
+        self.sides.push(Side { name: name.to_owned(), content, snapshots, of, volume, fault });
         self.check(self.sides.len() - 1).await
     }
 
     async fn reopen(&mut self, at: usize) -> Result<(), String> {
         let name = self.sides[at].name.clone();
-        self.sides[at].volume = self.open(&name).await?;
+        let (volume, fault) = self.open(&name).await?;
+        (self.sides[at].volume, self.sides[at].fault) = (volume, fault);
         self.check(at).await
     }
 
@@ -273,6 +285,8 @@ impl Run {
             _ => PATIENCE,
         };
         let volume = Arc::clone(&self.sides[at].volume);
+        let denies = deletes && self.random.random_range(0..3) == 0;
+        let denied = if denies { self.deny_clones(at) } else { Vec::new() };
         let (mut made, mut deleted) = (None, None);
         let make = async {
             if makes {
@@ -286,6 +300,7 @@ impl Run {
             }
         };
         let is_cut = tokio::time::timeout(ends, async { tokio::join!(make, delete) }).await.is_err();
+        denied.into_iter().for_each(|rule| self.sides[at].fault.remove(rule));
         if is_cut {
             volume.abandon().await;
         }
@@ -328,6 +343,33 @@ impl Run {
         Ok(())
     }
 
+    /// Makes the store deny, to the gateway of a volume, both objects that show that a clone exists, once.
+    fn deny_clones(&mut self, at: usize) -> Vec<RuleId> {
+        let Side { name, fault, .. } = &self.sides[at];
+        let is_clone = |side: &&Side| side.of.as_ref().is_some_and(|(of, _)| of == name);
+        let rule = |clone: &Side| {
+            let denied = Rule::new(Action::FailBefore(Failure::NotFound)).on(Operation::Get);
+            fault.add(denied.containing(&clone.volume.id().to_string()).times(2))
+        };
+        self.sides.iter().filter(is_clone).map(rule).collect()
+    }
+
+    /// Damages or removes the root table of a closed volume or its head, or does neither. Returns what repairs it.
+    fn lose(&mut self, at: usize) -> Option<(String, Bytes)> {
+        let (keys, objects) = (Keys::new(self.sides[at].volume.id()), self.memory.objects());
+        let head = Head::decode(keys.volume(), &objects[&keys.head()]).expect("a head");
+        let key = match self.random.random_range(0..6) {
+            0 => keys.root(head.root_table),
+            1 => keys.head(),
+            _ => return None,
+        };
+        let kept = self.memory.remove(&key).expect("it exists");
+        if self.random.random() {
+            self.memory.insert(&key, Bytes::from_static(b"damaged"));
+        }
+        Some((key, kept))
+    }
+
     async fn delete(&mut self, at: usize) -> Result<(), String> {
         if self.sides.len() == 1 {
             return Ok(());
@@ -337,7 +379,12 @@ impl Run {
         closed.map_err(|error| format!("{name} is not closed: {error}"))?;
         let env = self.env();
         let is_cloned = self.is_cloned(&name, None);
-        match catalog::delete(&env, &self.options, &name, false).await {
+        let lost = self.lose(at);
+        let deleted = catalog::delete(&env, &self.options, &name, lost.is_some()).await;
+        if let (Some((key, kept)), Err(_)) = (&lost, &deleted) {
+            self.memory.insert(key, kept.clone());
+        }
+        match deleted {
             Ok(()) if is_cloned => Err(format!("{name} is deleted under its clone")),
             Ok(()) => {
                 self.sides.remove(at);
@@ -345,6 +392,8 @@ impl Run {
             }
             // A clone whose creator crashed is one, too, until somebody removes what is left.
             Err(OpenError::HasClones { .. }) => self.reopen(at).await,
+            // What such a creator left has no root yet.
+            Err(OpenError::MayHaveClones { .. }) if self.leaves_any => self.reopen(at).await,
             Err(error) => Err(format!("{name} is not deleted: {error}")),
         }
     }

@@ -22,6 +22,7 @@ const VOLUME: &[&[&str]] = &[
     &["write"],
     &["collect", "snapshot"],
     &["fold"],
+    &["pins"],
     &["disk"],
     &["open"],
     &["catalog"],

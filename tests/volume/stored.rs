@@ -98,9 +98,11 @@ impl Stored {
         for (slot, entry) in page.entries() {
             let first = u32::from(slot) * blocks;
             let mut overlaid = 0;
+            // The counts are of what belongs to the owner of the map page.
+            let own = entry.base.filter(|base| base.origin == 0);
             for (run, place) in located(&overlays, slot, first..first + blocks) {
                 overlaid += run.end - run.start;
-                counts.hidden += stored_blocks(entry.base, blocks, &run);
+                counts.hidden += stored_blocks(own, blocks, &run);
                 match place {
                     Located::Frames(owner, id, _) if owner == ours => {
                         *self.in_use.entry(id).or_default() += run.end - run.start;
@@ -116,7 +118,7 @@ impl Stored {
             assert_eq!(overlaid, u32::from(entry.overlaid), "chunk {slot} of map page {number}");
             counts.overlaid += overlaid;
             if let Some(base) = entry.base {
-                counts.stored += base.stored.len() * BLOCKS_PER_PAGE;
+                counts.stored += own.map_or(0, |own| own.stored.len()) * BLOCKS_PER_PAGE;
                 let owner = owner(of_page, page.origins(), base.origin);
                 let key = owner.chunk(ChunkIndex::at(number, slot), base.id);
                 assert!(objects.contains_key(&key), "{key}");

@@ -11,17 +11,16 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use uuid::Uuid;
 
 use super::name::{self, Unbind};
+use super::needed::{Answer, Known};
 use super::volumes::{self, CONCURRENT_LOOKUPS};
 use crate::mutant::{self, Mutant};
 use crate::store::error::cause;
 use crate::store::{self, ByteRange, ETag, Pages};
-use crate::volume::clones;
 use crate::volume::environment::Environment;
 use crate::volume::error::OpenError;
 use crate::volume::format::head::{Checkpoint, Head, HolderName, Lease, Names, VolumeState};
 use crate::volume::format::identity::Identity;
 use crate::volume::format::keys::{Keys, ObjectId, Parsed, Slot};
-use crate::volume::format::root::RootTable;
 use crate::volume::held::{Updated, update_head};
 use crate::volume::objects::{fetch, read_head};
 use crate::volume::open::replay::{Logs, seal_all};
@@ -33,7 +32,8 @@ const MARKS: u32 = 100;
 /// Deletes the volume that a name is bound to, or continues its interrupted deletion.
 ///
 /// # Errors
-/// If a gateway holds the volume (unless `takeover`), or if the store fails. The call can then be repeated.
+/// If a gateway holds the volume (unless `takeover`), if a clone needs it, or if the store fails. The call
+/// can then be repeated.
 pub async fn delete(
     env: &Environment,
     options: &Options,
@@ -57,8 +57,8 @@ pub async fn delete(
 /// deletion was interrupted. If the volume's creator is still at work, the creation fails.
 ///
 /// # Errors
-/// If no object of the volume exists, if a gateway holds it (unless `takeover`), or if the store fails. The
-/// call can then be repeated.
+/// If no object of the volume exists, if a gateway holds it (unless `takeover`), if a clone needs it, or if
+/// the store fails. The call can then be repeated.
 pub async fn delete_by_id(
     env: &Environment,
     options: &Options,
@@ -123,7 +123,7 @@ async fn bound_to(env: &Environment, volume: Uuid) -> Result<Vec<String>, OpenEr
 }
 
 /// Marks the head of a volume as being deleted. Returns `None` if the volume has no head. Fails if the volume
-/// no longer has the name by which it was found.
+/// no longer has the name by which it was found, or if a clone needs it.
 async fn mark(
     env: &Environment,
     options: &Options,
@@ -131,12 +131,15 @@ async fn mark(
     found_by: Option<&str>,
     takeover: bool,
 ) -> Result<Option<Head>, OpenError> {
+    // Kept from attempt to attempt: looking for clones takes longer than a holder takes to renew its lease.
+    let mut known = Known::default();
     for _ in 0..MARKS {
         let (old, etag) = match read_head(env, keys).await {
             Ok((old, _)) if old.state == VolumeState::Deleting => return Ok(Some(old)),
             Ok(found) => found,
             Err(OpenError::Store(store::Error::NotFound { .. })) => {
                 check_absent(env, keys).await?;
+                known.check_without_head(env, keys).await?;
                 return Ok(None);
             }
             Err(OpenError::Damaged { key, source }) if takeover => {
@@ -158,9 +161,11 @@ async fn mark(
             return Err(OpenError::Held { holder: format!("{} (epoch {})", old.holder_name, old.epoch) });
         }
         // A clone that is made meanwhile changes the head, so that it cannot be marked as it was read.
-        let Some(clones) = clones_of(env, keys, &old, takeover).await? else { continue };
-        if !clones.is_empty() {
-            return Err(OpenError::HasClones { clones: clones::labels(env, &clones).await });
+        match old.version {
+            // It stands in for a damaged head.
+            0 => known.check_without_head(env, keys).await?,
+            _ if known.check(env, keys, &old).await? == Answer::Moved => continue,
+            _ => {}
         }
         let head = Head {
             version: old.version + 1,
@@ -179,47 +184,6 @@ async fn mark(
         }
     }
     Err(OpenError::Lost("its holder, which updates the head faster than it can be marked".to_owned()))
-}
-
-/// Returns the clones that need objects of a volume with the head `head`. Returns `None` if there is another
-/// head by now.
-async fn clones_of(
-    env: &Environment,
-    keys: Keys,
-    head: &Head,
-    takeover: bool,
-) -> Result<Option<Vec<Uuid>>, OpenError> {
-    if head.version == 0 {
-        // It stands in for a damaged head, which nobody can open any more.
-        return Ok(Some(Vec::new()));
-    }
-    let (key, id) = (keys.root(head.root_table), head.root_table);
-    let table = match fetch(env, &key, |bytes| RootTable::decode(keys.sealing(), id, bytes)).await {
-        Ok((table, _)) => table,
-        Err(OpenError::Store(store::Error::NotFound { .. })) if head.epoch == 0 => {
-            // An import makes the table last. Whoever clones a snapshot opens the volume before.
-            return Ok(Some(Vec::new()));
-        }
-        Err(OpenError::Store(error)) if !matches!(error, store::Error::NotFound { .. }) => {
-            return Err(error.into());
-        }
-        Err(lost) => {
-            return match read_head(env, keys).await {
-                Ok((now, _)) if now.version == head.version && takeover => {
-                    tracing::warn!(%key, "deleting the volume although its clones are not known: {lost}");
-                    Ok(Some(Vec::new()))
-                }
-                Ok((now, _)) if now.version == head.version => {
-                    Err(OpenError::Unclear { why: lost.to_string() })
-                }
-                // A checkpoint replaced the table, or the volume is being deleted.
-                _ => Ok(None),
-            };
-        }
-    };
-    let pins: Vec<Uuid> = table.roots.into_iter().flat_map(|kept| kept.pins).collect();
-    let gone = clones::gone(env, &pins).await?;
-    Ok(Some(pins.into_iter().filter(|clone| !gone.contains(clone)).collect()))
 }
 
 /// Returns an error unless a listing, too, shows that there is no head.

@@ -8,10 +8,12 @@ mod cloning;
 mod deletion;
 pub(super) mod draft;
 mod name;
+mod needed;
 mod rename;
 mod volumes;
 
 pub use self::cloning::clone;
+pub use super::clones::name_of;
 pub use super::format::geometry::ChunkBytes;
 pub use super::info::Info;
 pub use deletion::{delete, delete_by_id};

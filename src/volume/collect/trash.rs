@@ -138,7 +138,7 @@ impl Trash {
 
     /// Returns the table that is valid once the snapshot `name` is deleted, and the id of the root that the
     /// snapshot kept. That root is retired, unless it is the current root, which is the last. Returns `None`
-    /// if there is no such snapshot. Pins of clones that are `gone` do not count.
+    /// if there is no such snapshot.
     ///
     /// # Errors
     /// If a clone needs the snapshot. Contains the volumes of the clones.
@@ -146,13 +146,11 @@ impl Trash {
         &self,
         id: ObjectId,
         name: &str,
-        gone: &[Uuid],
         now_seconds: u64,
     ) -> Result<Option<(RootTable, ObjectId)>, Vec<Uuid>> {
         let mut roots = self.kept();
         let current = roots.last().map(|last| last.root);
         let Some(kept) = named(&mut roots, name) else { return Ok(None) };
-        kept.pins.retain(|clone| !gone.contains(clone));
         if !kept.pins.is_empty() && !mutant::is(Mutant::PinIgnored) {
             return Err(kept.pins.clone());
         }
@@ -166,7 +164,7 @@ impl Trash {
     }
 
     /// Returns the table in which the clone `clone` keeps the root of the snapshot `name`, and the id of that
-    /// root. Pins of clones that are `gone` are left out. Returns `None` if there is no such snapshot.
+    /// root. Returns `None` if there is no such snapshot.
     ///
     /// # Errors
     /// If the snapshot has as many clones as it may have. Contains their volumes.
@@ -175,11 +173,9 @@ impl Trash {
         id: ObjectId,
         name: &str,
         clone: Uuid,
-        gone: &[Uuid],
     ) -> Result<Option<(RootTable, ObjectId)>, Vec<Uuid>> {
         let mut roots = self.kept();
         let Some(kept) = named(&mut roots, name) else { return Ok(None) };
-        kept.pins.retain(|clone| !gone.contains(clone));
         if kept.pins.len() >= MAX_ORIGINS {
             return Err(kept.pins.clone());
         }
@@ -188,6 +184,21 @@ impl Trash {
         }
         let root = kept.root;
         Ok(Some((RootTable { id, roots }, root)))
+    }
+
+    /// Returns the table in which no clone of `gone` keeps a root. Returns `None` if none does so now.
+    pub(crate) fn table_without_pins(&self, id: ObjectId, gone: &[Uuid]) -> Option<RootTable> {
+        let gone: BTreeSet<&Uuid> = gone.iter().collect();
+        let mut roots = self.kept();
+        let count = |roots: &[KeptRoot]| roots.iter().map(|kept| kept.pins.len()).sum::<usize>();
+        let before = count(&roots);
+        roots.iter_mut().for_each(|kept| kept.pins.retain(|clone| !gone.contains(clone)));
+        (count(&roots) < before).then_some(RootTable { id, roots })
+    }
+
+    /// Whether a clone keeps the root of the snapshot `name`.
+    pub(crate) fn is_pinned(&self, name: &str) -> bool {
+        named(&mut self.kept(), name).is_some_and(|kept| !kept.pins.is_empty())
     }
 
     /// Whether a root is kept, but nothing needs it any more.

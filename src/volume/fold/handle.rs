@@ -24,28 +24,21 @@ pub(super) enum Request {
     /// Fold every segment that has ended, and answer when their checkpoints are published.
     FoldClosed(oneshot::Sender<()>),
     /// Delete a snapshot, and answer when the volume no longer keeps it.
-    DeleteSnapshot(OfSnapshot, oneshot::Sender<Result<(), Refused>>),
+    DeleteSnapshot(String, oneshot::Sender<Result<(), Refused>>),
     /// Keep the root of a snapshot for a clone, and answer with that root when the head says so.
-    Pin(OfSnapshot, Uuid, oneshot::Sender<Result<Root, Refused>>),
+    Pin(String, Uuid, oneshot::Sender<Result<Root, Refused>>),
+    /// Keep no root for these clones any more, and answer when the head says so.
+    Unpin(Vec<Uuid>, oneshot::Sender<Result<(), Error>>),
     /// Make the volume what it was at a snapshot, and answer when the head says so.
     Restore(String, oneshot::Sender<Result<(), SnapshotError>>),
     /// Fold nothing more, and answer when no fold is running.
     Rest(oneshot::Sender<()>),
 }
 
-/// A snapshot, and what is known about its clones.
-#[derive(Clone, Debug)]
-pub(crate) struct OfSnapshot {
-    /// Name of the snapshot.
-    pub(crate) name: String,
-    /// Clones that do not exist any more. They need no snapshot.
-    pub(crate) gone: Vec<Uuid>,
-}
-
 /// Why a snapshot is not deleted, or not kept for a clone.
 #[derive(Clone, Debug)]
 pub(crate) enum Refused {
-    /// Because of these clones, unless they are gone.
+    /// Because of these clones, unless they are gone and unpinned.
     Clones(Vec<Uuid>),
     /// For another reason.
     Other(SnapshotError),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::{FoldHandle, Folder, OfSnapshot, Refused, Request, Scope, answer, put_new};
+use super::{FoldHandle, Folder, Refused, Request, Scope, answer, put_new};
 use crate::metrics::labels::ObjectKind;
 use crate::mutant::{self, Mutant};
 use crate::volume::collect::{Garbage, TableFull, kept_root};
@@ -31,12 +31,10 @@ impl FoldHandle {
     ///
     /// # Errors
     /// If there is no such snapshot, if a clone needs it, if the store fails, or if the volume stopped.
-    pub(crate) async fn delete_snapshot(&self, shared: &Shared, of: OfSnapshot) -> Result<(), Refused> {
-        self.ask(shared, |done| Request::DeleteSnapshot(of, done)).await?
+    pub(crate) async fn delete_snapshot(&self, shared: &Shared, name: &str) -> Result<(), Refused> {
+        self.ask(shared, |done| Request::DeleteSnapshot(name.to_owned(), done)).await?
     }
-}
 
-impl FoldHandle {
     /// Makes the volume what it was at a snapshot. Returns once the head says so. The volume must not accept
     /// changes any more, and all of them must be durable.
     ///
@@ -52,20 +50,20 @@ impl Folder {
     /// error only once the volume has stopped.
     pub(super) async fn serve_deletion(
         &self,
-        of: &OfSnapshot,
+        name: &str,
         done: oneshot::Sender<Result<(), Refused>>,
     ) -> Result<(), Error> {
         self.fold_closed().await?;
-        let deleted = self.delete_snapshot(of).await;
+        let deleted = self.delete_snapshot(name).await;
         answer(done, deleted);
         self.shared.check_serving()
     }
 
-    async fn delete_snapshot(&self, OfSnapshot { name, gone }: &OfSnapshot) -> Result<(), Refused> {
+    async fn delete_snapshot(&self, name: &str) -> Result<(), Refused> {
         let shared = &self.shared;
         shared.check_serving()?;
         let now = (shared.env.wall_clock)();
-        let without = self.trash.table_without(shared.next_id(), name, gone, now);
+        let without = self.trash.table_without(shared.next_id(), name, now);
         let without = without.map_err(Refused::Clones)?;
         let (table, root) = without.ok_or_else(|| SnapshotError::NoSuchSnapshot(name.to_owned()))?;
         let (id, old_table) = (table.id, self.trash.table_id());
