@@ -256,18 +256,31 @@ async fn others(env: &Environment, but: Uuid) -> Result<BTreeSet<Uuid>, OpenErro
 
 /// Finds out whether a volume is a clone of `parent`, from any of its roots.
 async fn kinship(env: &Environment, keys: Keys, parent: Uuid) -> Result<Kinship, OpenError> {
+    let by = |root: &Root| if root.origins.contains(&parent) { Kinship::Clone } else { Kinship::None };
     let roots = roots(env, keys).await?;
     for id in &roots {
         if let Some(Stored::Root(root)) = stored(env, keys, *id).await? {
-            return Ok(if root.origins.contains(&parent) { Kinship::Clone } else { Kinship::None });
+            return Ok(by(&root));
         }
     }
-    match read_head(env, keys).await {
+    let head = match read_head(env, keys).await {
+        Ok((head, _)) => head,
+        Err(OpenError::Damaged { .. } | OpenError::Store(store::Error::NotFound { .. })) => {
+            return Ok(Kinship::Unknown);
+        }
+        Err(error) => return Err(error),
+    };
+    let decode = |bytes: &[u8]| Root::decode(keys.sealing(), head.root, bytes);
+    match fetch(env, &keys.root(head.root), decode).await {
+        // The listing left it out.
+        Ok((root, _)) => Ok(by(&root)),
         // It is never opened again.
-        Ok((head, _)) if head.state == VolumeState::Deleting => Ok(Kinship::None),
+        Err(_) if head.state == VolumeState::Deleting => Ok(Kinship::None),
         // An import that is not complete. The head of a clone is made after its root.
-        Ok((head, _)) if head.epoch == 0 && roots.is_empty() => Ok(Kinship::None),
-        Ok(_) | Err(OpenError::Damaged { .. } | OpenError::Store(store::Error::NotFound { .. })) => {
+        Err(OpenError::Store(store::Error::NotFound { .. })) if head.epoch == 0 && roots.is_empty() => {
+            Ok(Kinship::None)
+        }
+        Err(OpenError::Damaged { .. } | OpenError::Store(store::Error::NotFound { .. })) => {
             Ok(Kinship::Unknown)
         }
         Err(error) => Err(error),

@@ -15,7 +15,7 @@ use crate::store::{self, ByteRange, Store};
 use crate::volume::format::codec::{Checksum, Encoder, Kind};
 use crate::volume::format::frame::{FRAME_BYTES, FRAME_LEN, Place};
 use crate::volume::format::geometry::{BLOCKS_PER_PAGE, BlockIndex, ChunkIndex};
-use crate::volume::format::keys::{ObjectId, Parsed};
+use crate::volume::format::keys::ObjectId;
 use crate::volume::format::page_set::PageSet;
 use crate::volume::format::record::{Change, Record};
 use crate::volume::format::sealing::Sealing;
