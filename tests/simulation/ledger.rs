@@ -184,10 +184,9 @@ impl Inner {
     pub(super) fn aims(&mut self, process: Process, body: &Bytes) {
         let Some((operation, name)) = self.ledger().aiming.get(&process).cloned() else { return };
         let Ok(binding) = NameBinding::decode(body) else { return };
-        if binding.name.as_ref().is_none_or(|bound| *bound == name) {
-            self.ledger().aiming.remove(&process);
-        }
+        // A second request for the same read may have brought another answer at the same instant.
         if binding.name == Some(name) {
+            self.ledger().aiming.remove(&process);
             self.ledger().aimed.entry(binding.volume).or_default().insert(operation);
             self.say(format_args!("P{process} deletes {}", binding.volume));
         }

@@ -232,9 +232,9 @@ pub(super) fn first_head(env: &Environment, options: &Options, volume: Uuid) -> 
 }
 
 /// Whether a volume was bound to its name although its creator was told that it comes too late. The answer to
-/// the creator's first request was lost then, and the volume has been opened since. If the volume never had a
-/// name, its objects are deleted. If it is being deleted, that is left to whoever does it: the volume may have
-/// a journal by now, which only a deletion removes.
+/// the first request of the creator was lost then, and the volume has been opened since. If the volume never
+/// had a name, its objects are deleted. If it is being deleted, that is left to whoever does it: the volume
+/// may have a journal by now, which only a deletion removes.
 async fn was_bound(env: &Environment, keys: Keys) -> Result<bool, OpenError> {
     match read_head(env, keys).await {
         // Only a name leads to a volume, and each opening begins an epoch.
