@@ -79,7 +79,7 @@ async fn no_volume_is_opened_that_is_deleted_meanwhile() {
         let mut refused = 0;
         for operation in [Operation::Get, Operation::Put, Operation::List] {
             for nth in 0.. {
-                match opened_beside_deletion(operation, nth, head_returns).await {
+                match Box::pin(opened_beside_deletion(operation, nth, head_returns)).await {
                     Some(Ok(volume)) => match volume.read(0, 4096).await {
                         // It was opened before the deletion began. A read returns the flushed data, or fails.
                         Ok(read) => assert_eq!(bytes_of(&read), pattern(1, 4096), "{operation:?} {nth}"),
