@@ -151,6 +151,7 @@ impl Driver {
         let panics = super::seeds::panics();
         loop {
             self.crash_those_who_must();
+            self.pause_those_who_must();
             let next = self.world.lock().next_time().expect("something is always to come");
             let behind = self.gateways.values_mut().filter(|gateway| !gateway.paused && gateway.time < next);
             match behind.min_by_key(|gateway| (gateway.time, gateway.process)) {
@@ -301,6 +302,15 @@ impl Driver {
         for process in crashing {
             if self.gateways.contains_key(&process) {
                 self.crash(process);
+            }
+        }
+    }
+
+    fn pause_those_who_must(&mut self) {
+        let pausing = std::mem::take(&mut self.world.lock().pausing);
+        for process in pausing {
+            if self.gateways.contains_key(&process) {
+                self.pause(process);
             }
         }
     }

@@ -50,6 +50,8 @@ pub(super) struct Ledger {
     pub(super) deleted: BTreeSet<Uuid>,
     /// Deletions by name that have not read the name yet.
     pub(super) aiming: BTreeMap<Process, (Operation, String)>,
+    /// Names that processes are opening, or have opened and use.
+    pub(super) opened: BTreeMap<Process, String>,
     /// Names that were ever used.
     pub(super) names: BTreeMap<String, Standing>,
     /// Every volume that was seen in a listing or under a name.

@@ -200,7 +200,10 @@ impl Citizen {
         let takeover = random.random_bool(0.6);
         match random.random_range(0..100) {
             0..36 => Deed::Create(name),
-            36..62 => Deed::Delete(name, takeover),
+            36..62 => match self.parts.world.lock().deletes_opened(random) {
+                Some(opened) => Deed::Delete(opened, true),
+                None => Deed::Delete(name, takeover),
+            },
             62..72 => {
                 let inner = self.parts.world.lock();
                 let seen = &inner.ledger.as_ref().expect("the run is about names").seen;
@@ -228,7 +231,10 @@ impl Citizen {
             Deed::DeleteById(volume, _) => {
                 ledger.aimed.entry(*volume).or_default().insert(operation);
             }
-            _ => {}
+            Deed::Open(name, _) => {
+                ledger.opened.insert(process, name.clone());
+            }
+            Deed::Create(_) | Deed::List => {}
         }
         Before { operation, now, ledger: before, denials }
     }
@@ -325,6 +331,7 @@ impl Citizen {
         inner.end(process, before.operation, &how);
         let ledger = inner.ledger.as_mut().expect("the run is about names");
         ledger.aiming.remove(&process);
+        ledger.opened.remove(&process);
         match outcome {
             Some(Ok(())) => {
                 inner.quiet = 0;
@@ -405,6 +412,21 @@ impl Citizen {
 impl Inner {
     fn names(&mut self) -> &mut Ledger {
         self.ledger.as_mut().expect("the run is about names")
+    }
+
+    /// Picks for a deletion, now and then, the name of a volume that a process is opening, and pauses that process:
+    /// a deletion can do no more harm than between two requests of an opening.
+    fn deletes_opened(&mut self, random: &mut SmallRng) -> Option<String> {
+        let opened: Vec<_> = self.names().opened.clone().into_iter().collect();
+        let alive = opened.into_iter().filter(|(process, _)| self.processes[process].alive);
+        let (process, name) = alive.choose(random)?;
+        if random.random_bool(0.3) {
+            return None;
+        }
+        if self.calm.is_none() && random.random_bool(0.7) {
+            self.pausing.push(process);
+        }
+        Some(name)
     }
 
     fn created(&mut self, name: &str, volume: Uuid) {

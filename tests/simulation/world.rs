@@ -193,6 +193,8 @@ pub(super) struct Inner {
     pub(super) ledger: Option<Ledger>,
     /// Gateways that crash at this instant.
     pub(super) crashing: Vec<Process>,
+    /// Processes to be paused before the next event.
+    pub(super) pausing: Vec<Process>,
     /// Number of disasters since a command was last answered.
     pub(super) quiet: u32,
     /// Whether an object was damaged or lost at rest, so that the state to be recovered is no longer
@@ -235,6 +237,7 @@ impl World {
             snapshots: super::snapshots::Ledger::default(),
             ledger: None,
             crashing: Vec::new(),
+            pausing: Vec::new(),
             quiet: 0,
             rotten: false,
             rotten_chunk: false,
