@@ -201,6 +201,26 @@ async fn what_is_left_goes_while_the_look_for_more_is_on_its_way() {
     assert_eq!(read(&volume, 399 * 4096, 512).await, pattern(399, 512));
 }
 
+/// The listing has pages of 5 keys, so these are more pages than batches may wait in the queue.
+#[tokio::test(start_paused = true)]
+async fn however_many_records_an_opening_finds_each_is_kept_for_its_grace_period() {
+    let mut bench = Bench::new(64 * MIB).await;
+    let volume = bench.open().await;
+    for n in 0..6000_u64 {
+        volume.write(n * 4096, pattern(n, 512), Durable).await.unwrap();
+    }
+    volume.checkpoint().await.unwrap();
+    volume.abandon().await;
+    let kept = |bench: &Bench| (bench.keys("/root/").len(), bench.keys("/journal/0000000001/").len());
+    assert_eq!(kept(&bench), (6, 6001), "three roots, a table of each; the opening record and all others");
+    let volume = bench.open().await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(kept(&bench), (4, 6002), "only two replaced tables are gone; a seal is new");
+    tokio::time::sleep(bench.options.deletion_grace).await;
+    assert_eq!(kept(&bench), (2, 1), "the current root and its table, and the seal");
+    assert_eq!(read(&volume, 5999 * 4096, 512).await, pattern(5999, 512));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_folded_record_that_names_the_chunk_of_another_epoch_is_left_alone() {
     let (mut bench, key) = closed_with_leftovers().await;

@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::trash::{Trash, grace_left};
 use super::{Collector, Garbage};
 use crate::mutant::{self, Mutant};
 use crate::store::{self, Entry, Pages};
@@ -20,10 +21,13 @@ use crate::volume::format::record::{Change, EMPTY_RECORD_BYTES, Record, RecordKi
 use crate::volume::format::root::{KeptRoot, Root};
 use crate::volume::objects::fetch_table;
 use crate::volume::read::base::{names_chunk, names_overlay};
+use crate::volume::shared::Shared;
 use crate::volume::store_exact::CheckedError;
 
 /// Number of folded records read before their garbage is deleted.
 const WINDOW: usize = 128;
+/// Limit on the keys that wait to be queued together.
+const GATHERED_KEYS: usize = 16 * store::MAXIMUM_DELETE_KEYS;
 
 /// Returns the record, or an error if it references a chunk of another epoch. A record references only chunk
 /// objects of its own epoch, which is over. One that seems to reference another's must not decide what is
@@ -60,6 +64,36 @@ struct Needed {
     retired: BTreeSet<ObjectId>,
     /// Id of the root table that the head references.
     table: ObjectId,
+}
+
+/// Objects that earlier epochs left behind, by the time at which they were folded (Unix time in seconds).
+/// They are gathered over the pages of a listing. Queued page by page, they could be so many batches that the
+/// queue could not keep any until its grace period is over.
+#[derive(Default)]
+struct Leftovers(BTreeMap<u64, Vec<String>>);
+
+impl Leftovers {
+    fn add(&mut self, folded_at_seconds: u64, names: impl IntoIterator<Item = String>) {
+        self.0.entry(folded_at_seconds).or_default().extend(names);
+    }
+
+    /// Queues what is due, and what is enough for a request. Queues everything once it is too much to keep.
+    fn queue_some(&mut self, trash: &Trash, shared: &Shared) {
+        let gathered: usize = self.0.values().map(Vec::len).sum();
+        for (folded_at_seconds, names) in &mut self.0 {
+            let is_due = grace_left(shared, *folded_at_seconds).is_zero();
+            if is_due || names.len() >= store::MAXIMUM_DELETE_KEYS || gathered > GATHERED_KEYS {
+                trash.add_left(shared, std::mem::take(names), *folded_at_seconds);
+            }
+        }
+        self.0.retain(|_, names| !names.is_empty());
+    }
+
+    fn queue_all(self, trash: &Trash, shared: &Shared) {
+        for (folded_at_seconds, names) in self.0 {
+            trash.add_left(shared, names, folded_at_seconds);
+        }
+    }
 }
 
 /// Returns when a record of an earlier epoch was folded, as Unix time in seconds: the time at which the first
@@ -153,18 +187,17 @@ impl Collector {
         let shared = &self.shared;
         let journal = shared.keys.journal();
         let mut pages = Pages::new(shared.env.store.bulk.as_ref(), &journal);
-        let mut begun = BTreeSet::new();
+        let (mut begun, mut leftovers) = (BTreeSet::new(), Leftovers::default());
         while let Some(entries) = pages.next().await? {
             for window in entries.chunks(WINDOW) {
                 let kept = self.trash.kept();
-                let mut garbage: BTreeMap<u64, Vec<String>> = BTreeMap::new();
                 for entry in window {
                     // Only logs of older epochs are scanned, since our own records are known.
                     match shared.keys.parse(&entry.key) {
                         Some(Parsed::Record(slot)) if slot <= checkpoint && slot.epoch < shared.epoch => {
                             if !is_empty(entry) {
                                 let left = self.left_by(slot, entry, needed).await?;
-                                garbage.entry(folded_at_seconds(&kept, slot)).or_default().extend(left);
+                                leftovers.add(folded_at_seconds(&kept, slot), left);
                             } else if slot.n == 1 {
                                 begun.insert(slot.epoch);
                             }
@@ -172,12 +205,11 @@ impl Collector {
                         _ => {}
                     }
                 }
-                for (folded_at_seconds, names) in garbage {
-                    self.trash.add_left(shared, names, folded_at_seconds);
-                }
+                leftovers.queue_some(&self.trash, shared);
                 self.give_way(needed).await?;
             }
         }
+        leftovers.queue_all(&self.trash, shared);
         if begun.is_empty() { Ok(()) } else { self.queue_opening_records(begun).await }
     }
 
@@ -187,6 +219,7 @@ impl Collector {
         let shared = &self.shared;
         let journal = shared.keys.journal();
         let mut pages = Pages::new(shared.env.store.bulk.as_ref(), &journal);
+        let mut leftovers = Leftovers::default();
         while let Some(entries) = pages.next().await? {
             let kept = self.trash.kept();
             for entry in &entries {
@@ -194,11 +227,12 @@ impl Collector {
                     && begun.remove(&epoch)
                 {
                     let opening = Slot { epoch, n: 1 };
-                    let folded_at_seconds = folded_at_seconds(&kept, opening);
-                    self.trash.add_left(shared, vec![shared.keys.record(opening)], folded_at_seconds);
+                    leftovers.add(folded_at_seconds(&kept, opening), [shared.keys.record(opening)]);
                 }
             }
+            leftovers.queue_some(&self.trash, shared);
         }
+        leftovers.queue_all(&self.trash, shared);
         Ok(())
     }
 
