@@ -125,7 +125,7 @@ settings! {
         /// How long a write or a flush waits for the store before it fails. Its data is kept, and Cairn keeps
         /// sending it.
         deadline: Option<Duration> = None, seconds(1)..=DAY;
-        /// How long a read waits for the store before it fails.
+        /// How long a client's read waits for the store before it fails.
         read_deadline: Option<Duration> = Some(seconds(60)), seconds(1)..=DAY;
         /// Longest pause before the first retry. It doubles with each further retry.
         retry_base: Duration = milliseconds(100), milliseconds(1)..=seconds(60);

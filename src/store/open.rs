@@ -114,7 +114,8 @@ pub struct Control {
 }
 
 impl Control {
-    /// Treats refusals as outages from now on, because disks are in use. See [`Retry::wait_out_refusals`].
+    /// Treats refusals as outages from now on, because disks are in use, and lets background work wait without
+    /// a deadline. See [`Retry::wait_out_refusals`].
     pub fn wait_out_refusals(&self) {
         self.retries.iter().for_each(|retry| retry.wait_out_refusals());
     }
@@ -172,7 +173,7 @@ pub async fn open(
     let hedging = Hedging::new(HedgeOptions { percent, ..options.hedge }, metrics.clone());
     let retried = |class, limited| -> Arc<dyn Store> {
         let hedged = hedging.above(class, limited);
-        let retry = Arc::new(Retry::new(hedged, options.retry, metrics.clone(), seed));
+        let retry = Arc::new(Retry::new(hedged, options.retry, metrics.clone(), seed).of_class(class));
         seed = seed.wrapping_add(1);
         retries.push(Arc::clone(&retry));
         retry

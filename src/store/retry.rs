@@ -8,7 +8,9 @@
 //!
 //! At start-up, a refusal (credentials, permissions, bucket, host name of the service) is an error after a
 //! few attempts, because an operator is watching. Once disks are in use, it is treated as an outage: see
-//! [`Retry::wait_out_refusals`].
+//! [`Retry::wait_out_refusals`]. From then on background work has no deadline. A checkpoint sends many reads
+//! at once, which wait for each other. With a deadline, the last of them would fail behind a slow store, and
+//! would fail again in each further attempt.
 
 use std::fmt;
 use std::future::Future;
@@ -23,7 +25,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use tokio::time::Instant;
 
-use crate::metrics::StoreMetrics;
+use crate::metrics::{StoreClass, StoreMetrics};
 use crate::mutant::{self, Mutant};
 
 use super::{ByteRange, Condition, ETag, Error, ListFrom, Listing, Object, Operation, Pages, Store, key};
@@ -31,7 +33,8 @@ use super::{ByteRange, Condition, ETag, Error, ListFrom, Listing, Object, Operat
 /// When to give up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Patience {
-    /// Time limit for all attempts together. `None` means no limit.
+    /// Time limit for all attempts together, including the time until the request is admitted. `None` means
+    /// no limit.
     pub deadline: Option<Duration>,
     /// How often to retry a refusal ([`Error::is_refusal`]). `None` retries until the deadline, because an
     /// operator can fix credentials, permissions and buckets. Ignored once refusals are treated as outages.
@@ -73,8 +76,9 @@ pub struct Retry {
     metrics: StoreMetrics,
     random: Mutex<SmallRng>,
     log: Mutex<Log>,
-    /// Whether refusals are treated as outages.
-    waits_out_refusals: AtomicBool,
+    /// Whether disks are in use, so that refusals are treated as outages.
+    in_use: AtomicBool,
+    is_background: bool,
 }
 
 /// When failures were last logged, and how many were not.
@@ -96,19 +100,32 @@ impl Retry {
     #[must_use]
     pub fn new(inner: Arc<dyn Store>, options: RetryOptions, metrics: StoreMetrics, seed: u64) -> Self {
         let random = Mutex::new(SmallRng::seed_from_u64(seed));
-        let waits_out_refusals = AtomicBool::new(false);
-        Self { inner, options, metrics, random, log: Mutex::default(), waits_out_refusals }
+        let (in_use, is_background) = (AtomicBool::new(false), false);
+        Self { inner, options, metrics, random, log: Mutex::default(), in_use, is_background }
+    }
+
+    /// Sets the class of the requests. Those of [`StoreClass::Bulk`] have no deadline once disks are in use.
+    #[must_use]
+    pub fn of_class(self, class: StoreClass) -> Self {
+        Self { is_background: class == StoreClass::Bulk, ..self }
     }
 
     /// Treats refusals as outages from now on: they are retried until the deadline, because disks are in use
     /// and an operator can fix the credentials or permissions.
     pub fn wait_out_refusals(&self) {
-        self.waits_out_refusals.store(true, Ordering::Relaxed);
+        self.in_use.store(true, Ordering::Relaxed);
     }
 
     fn gives_up(&self, patience: Patience, refusals: u32) -> bool {
-        (!self.waits_out_refusals.load(Ordering::Relaxed) || mutant::is(Mutant::RefusalIsFinal))
+        (!self.in_use.load(Ordering::Relaxed) || mutant::is(Mutant::RefusalIsFinal))
             && patience.refusals.is_some_and(|bound| refusals > bound)
+    }
+
+    fn deadline(&self, patience: Patience, begun: Instant) -> Option<Instant> {
+        if self.is_background && self.in_use.load(Ordering::Relaxed) {
+            return None;
+        }
+        patience.deadline.and_then(|deadline| begun.checked_add(deadline))
     }
 
     fn pause(&self, failures: u32) -> Duration {
@@ -142,7 +159,7 @@ impl Retry {
         F: Future<Output = Result<T, Error>>,
     {
         let begun = Instant::now();
-        let deadline = patience.deadline.and_then(|deadline| begun.checked_add(deadline));
+        let deadline = self.deadline(patience, begun);
         let mut attempts = Attempts::default();
         loop {
             let error = match until(deadline, request()).await {
@@ -239,11 +256,14 @@ impl Attempts {
     }
 }
 
-/// Waits for a future until the deadline. `None` if the deadline comes first.
+/// Waits for a future until the deadline. `None` if the deadline comes first. The deadline is looked at first:
+/// when the time of many waiting requests is over at once, none of them is sent in vain.
 async fn until<F: Future>(deadline: Option<Instant>, future: F) -> Option<F::Output> {
-    match deadline {
-        Some(deadline) => tokio::time::timeout_at(deadline, future).await.ok(),
-        None => Some(future.await),
+    let Some(deadline) = deadline else { return Some(future.await) };
+    tokio::select! {
+        biased;
+        () = tokio::time::sleep_until(deadline) => None,
+        output = future => Some(output),
     }
 }
 

@@ -93,7 +93,8 @@ pub(super) fn classes(
     let hedging = Hedging::new(plan.hedge, metrics.clone());
     let store = Classes::limited(store, plan.concurrency, metrics, |class, limited| {
         let hedged = hedging.above(class, limited);
-        let retry = Arc::new(Retry::new(hedged, plan.retry, metrics.clone(), random.random()));
+        let retry = Retry::new(hedged, plan.retry, metrics.clone(), random.random()).of_class(class);
+        let retry = Arc::new(retry);
         control.retries.push(Arc::clone(&retry));
         Arc::new(Watched {
             inner: retry,

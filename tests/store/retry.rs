@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use cairn::metrics::{Metrics, StoreOutcome as Is};
+use cairn::metrics::{Metrics, StoreClass, StoreOutcome as Is};
 use cairn::store::fault::{Action, Failure, Gate, Rule};
 use cairn::store::retry::{Patience, RetryOptions};
 use cairn::store::{
@@ -191,6 +191,29 @@ async fn a_write_survives_an_outage_of_any_kind() {
         assert!(memory.objects().contains_key("a"));
         delete.await.unwrap();
         assert!(memory.objects().is_empty());
+    }
+}
+
+/// Reads that wait for each other longer than the deadline, as those of a checkpoint do behind a slow store.
+#[tokio::test(start_paused = true)]
+async fn a_read_in_the_background_waits_its_turn_however_long_that_takes() {
+    for class in [StoreClass::Bulk, StoreClass::Reads] {
+        let (memory, metrics) = (MemoryStore::new(), Metrics::new());
+        memory.insert("a", Bytes::from_static(b"a"));
+        let fault = Fault::new(Arc::new(memory.clone()), 0);
+        let second = Duration::from_secs(1);
+        fault.add(Rule::new(Action::DelayAnswer(second, second)));
+        let limit = Limit::new(Arc::new(fault), 1, metrics.store());
+        let store = Retry::new(Arc::new(limit), RetryOptions::default(), metrics.store(), 0).of_class(class);
+        let failed = async |store: &Retry| {
+            let reads = join_all((0..100).map(|_| get(store, "a"))).await;
+            reads.iter().filter(|read| read.is_err()).count()
+        };
+        assert!(failed(&store).await >= 40, "at the start the deadline of a minute holds");
+        let sent = memory.tally(Operation::Get, |_| true).requests;
+        assert!(sent <= 60, "{sent} were sent, some of them after their time was over");
+        store.wait_out_refusals();
+        assert_eq!(failed(&store).await == 0, class == StoreClass::Bulk, "{class:?}");
     }
 }
 

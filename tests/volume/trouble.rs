@@ -1,17 +1,20 @@
 //! Trouble in the store: never wrong data, never given up early.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use cairn::effect::Durability::{Durable, Volatile};
 use cairn::effect::Zeroing;
-use cairn::store::Operation;
+use cairn::metrics::Metrics;
 use cairn::store::fault::{Action, Failure, Rule};
-use cairn::volume::Error;
+use cairn::store::retry::RetryOptions;
+use cairn::store::{Classes, Operation, Retry, Store};
 use cairn::volume::format::{chunk, pack};
+use cairn::volume::{Environment, Error, Volume, catalog};
 
 use super::bench::{Bench, MIB, bytes_of, pattern, read};
 
-async fn stored(bench: &mut Bench) -> std::sync::Arc<cairn::volume::Volume> {
+async fn stored(bench: &mut Bench) -> Arc<Volume> {
     let volume = bench.open().await;
     volume.write(0, pattern(1, 4 << 20), Volatile).await.unwrap();
     volume.close().await.unwrap();
@@ -36,6 +39,36 @@ async fn flipped_bits_are_an_error_and_never_cached() {
     assert!(matches!(error, Error::Damaged { .. }), "{error}");
     bench.memory.insert(&key, whole);
     assert_eq!(read(&volume, 0, 4096).await, pattern(1, 4 << 20)[..4096]);
+}
+
+/// A checkpoint reads many blocks, whose requests wait for each other. Behind a slow store that takes longer than a
+/// single read may take.
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_ends_however_slow_the_store_is() {
+    let mut bench = Bench::new(64 * MIB).await;
+    stored(&mut bench).await.abandon().await;
+    let metrics = Metrics::new().store();
+    let base: Arc<dyn Store> = Arc::new(bench.fault.clone());
+    let store = Classes::limited(&base, 4, &metrics, |class, limited| {
+        let retry = Retry::new(limited, RetryOptions::default(), metrics.clone(), 1).of_class(class);
+        retry.wait_out_refusals();
+        Arc::new(retry)
+    });
+    let env = Environment { store, ..bench.env(0) };
+    let id = catalog::resolve(&env, "disk").await.unwrap();
+    let volume = Volume::open(&env, bench.options.clone(), id, true).await.unwrap();
+    let second = Duration::from_secs(1);
+    bench.fault.add(Rule::new(Action::DelayAnswer(second, second)).on(Operation::Get).containing("/chunk/"));
+    for n in 0..200_u64 {
+        volume.write(n * 16_384, pattern(n, 512), Volatile).await.unwrap();
+    }
+    let begun = tokio::time::Instant::now();
+    let hour = Duration::from_secs(3600);
+    tokio::time::timeout(hour, volume.checkpoint()).await.expect("it ends").unwrap();
+    assert!(begun.elapsed() > RetryOptions::default().read.deadline.expect("a minute"));
+    bench.fault.clear();
+    assert_eq!(read(&volume, 199 * 16_384, 512).await, pattern(199, 512));
+    volume.close().await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
