@@ -300,6 +300,10 @@ suite_module() {
     interop) ! is_small || mapfile -t marked < <(printf '%s\n' "${marked[@]}" | grep -vxF "$(printf '%s\n' "${LONG[@]}")") ;;
     crash) ! is_small || local -x CAIRN_CRASH_ROUNDS=${CAIRN_CRASH_ROUNDS:-1} ;;
     esac
+    # Most of their time these wait for other programs.
+    case $1 in
+    cli | guide | interop | ops) ! is_small || options+=(--test-threads=$((2 * $(nproc)))) ;;
+    esac
     [ ${#plain[@]} = 0 ] || limited 2400 "$BARE" "$binary" --exact "${plain[@]}" "${options[@]}" || status=$?
     [ ${#marked[@]} = 0 ] || limited 2400 "$binary" --ignored --exact "${marked[@]}" "${options[@]}" || status=$?
     return "$status"

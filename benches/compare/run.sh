@@ -10,7 +10,5 @@
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../../tests/tools/common.sh"
 
-# Cairn refuses settings that it does not know.
-unset CAIRN_CACHE
 export PYTHONDONTWRITEBYTECODE=1
 exec /usr/bin/python3 "$ROOT/benches/compare" "$@"

@@ -3,9 +3,13 @@
 # Sourced, never run.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-CACHE=${CAIRN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/cairn}
+# CAIRN_CACHE is another place for the tools. Cairn, which the tests start, would refuse it as a setting that it does not know,
+# so the scripts that this one starts learn of the place by another name.
+CACHE=${CAIRN_CACHE:-${TESTS_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/cairn}}
+unset CAIRN_CACHE
+TESTS_CACHE=$CACHE
 TOOLS=$CACHE/tools
-export ROOT CACHE TOOLS
+export ROOT CACHE TESTS_CACHE TOOLS
 
 say() { printf '%s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
