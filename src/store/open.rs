@@ -114,8 +114,8 @@ pub struct Control {
 }
 
 impl Control {
-    /// Treats refusals as outages from now on, because disks are in use, and lets background work wait without
-    /// a deadline. See [`Retry::wait_out_refusals`].
+    /// Treats refusals as outages from now on, because disks are in use, and lets background work wait
+    /// without a deadline. See [`Retry::wait_out_refusals`].
     pub fn wait_out_refusals(&self) {
         self.retries.iter().for_each(|retry| retry.wait_out_refusals());
     }

@@ -256,8 +256,8 @@ impl Attempts {
     }
 }
 
-/// Waits for a future until the deadline. `None` if the deadline comes first. The deadline is looked at first:
-/// when the time of many waiting requests is over at once, none of them is sent in vain.
+/// Waits for a future until the deadline. `None` if the deadline comes first. The deadline is looked at
+/// first: when the time of many waiting requests is over at once, none of them is sent in vain.
 async fn until<F: Future>(deadline: Option<Instant>, future: F) -> Option<F::Output> {
     let Some(deadline) = deadline else { return Some(future.await) };
     tokio::select! {

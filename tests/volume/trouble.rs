@@ -57,14 +57,14 @@ async fn a_checkpoint_ends_however_slow_the_store_is() {
     let env = Environment { store, ..bench.env(0) };
     let id = catalog::resolve(&env, "disk").await.unwrap();
     let volume = Volume::open(&env, bench.options.clone(), id, true).await.unwrap();
-    let second = Duration::from_secs(1);
-    bench.fault.add(Rule::new(Action::DelayAnswer(second, second)).on(Operation::Get).containing("/chunk/"));
+    let slow = Duration::from_secs(30);
+    bench.fault.add(Rule::new(Action::DelayAnswer(slow, slow)).on(Operation::Get).containing("/chunk/"));
     for n in 0..200_u64 {
         volume.write(n * 16_384, pattern(n, 512), Volatile).await.unwrap();
     }
     let begun = tokio::time::Instant::now();
-    let hour = Duration::from_secs(3600);
-    tokio::time::timeout(hour, volume.checkpoint()).await.expect("it ends").unwrap();
+    let hours = Duration::from_secs(10 * 3600);
+    tokio::time::timeout(hours, volume.checkpoint()).await.expect("it ends").unwrap();
     assert!(begun.elapsed() > RetryOptions::default().read.deadline.expect("a minute"));
     bench.fault.clear();
     assert_eq!(read(&volume, 199 * 16_384, 512).await, pattern(199, 512));
