@@ -209,8 +209,8 @@ suite_fuzz() { limited 3600 "$ROOT/tests/tools/fuzz.sh" 30 5; }
 # The full size makes two programs. The one that can commit deliberate faults is built first, and is put aside; then what
 # ships, and the tests of it. The simulation and the power cuts are in the first build alone: without a fault chosen they are
 # the honest run, and the power cuts run the program that ships. A string that is in one program alone shows which is which.
-# The small size makes only the first program, hardly optimized, and tests it without a fault chosen: one build takes a third of
-# the time of two.
+# The small size makes only the first program, hardly optimized, and tests it without a fault chosen: this takes less than half
+# the time of the two builds.
 suite_build() {
     local faulty=$LOGS/artifacts-mutants.json honest=$LOGS/artifacts.json
     if is_small; then build_small "$honest"; else build_all "$faulty" "$honest"; fi
