@@ -78,7 +78,8 @@ pub(super) fn run(seed: u64, print: bool) -> Outcome {
     if outcome.violation.is_some() {
         return outcome;
     }
-    Outcome { violation: super::sizes::run(seed), ..outcome }
+    let violation = super::sizes::run(seed).or_else(|| super::clones::run(seed));
+    Outcome { violation, ..outcome }
 }
 
 impl Outcome {

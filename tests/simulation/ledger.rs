@@ -2,9 +2,9 @@
 //! under each name.
 //!
 //! It observes requests when they take effect in the store, whoever sent them and whenever. It must not know
-//! how Cairn creates and deletes volumes. Invariants that it checks: the object under a name is only
+//! how Cairn creates, renames and deletes volumes. Invariants that it checks: the object under a name is only
 //! replaced, by a later version. A name is bound only to a complete volume, and taken from a volume only when
-//! that is being deleted.
+//! that is being deleted or has another name. The head and the identity are deleted after the names are taken.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,7 +25,6 @@ pub(super) type Operation = u64;
 /// A volume whose creation was answered.
 #[derive(Clone, Debug)]
 pub(super) struct Made {
-    pub(super) name: String,
     /// The newest mark that was flushed onto it; 0 if there is none.
     pub(super) flushed: u64,
 }
@@ -66,10 +65,20 @@ impl Ledger {
         self.made.contains_key(&volume) && self.aimed.get(&volume).is_none_or(BTreeSet::is_empty)
     }
 
-    /// All volumes that must exist, by name.
+    /// All names of volumes that must exist. While a volume is being renamed it has two.
     pub(super) fn owed(&self) -> BTreeMap<String, Uuid> {
-        let owed = self.made.iter().filter(|(volume, _)| self.is_owed(**volume));
-        owed.map(|(volume, made)| (made.name.clone(), *volume)).collect()
+        let bound = self.names.iter().filter_map(|(name, standing)| Some((name, standing.volume?)));
+        bound.filter(|(_, volume)| self.is_owed(*volume)).map(|(name, to)| (name.clone(), to)).collect()
+    }
+
+    /// Whether a name is bound to a volume.
+    pub(super) fn has_name(&self, volume: Uuid) -> bool {
+        self.names.values().any(|standing| standing.volume == Some(volume))
+    }
+
+    /// Returns the version of a name, 0 if it was never used.
+    pub(super) fn version_of(&self, name: &str) -> u64 {
+        self.names.get(name).map_or(0, |standing| standing.version)
     }
 
     /// Returns the volume that a name is bound to.
@@ -110,6 +119,9 @@ impl Inner {
                 if let Some(name) = keys.iter().find(|key| key.starts_with(NAMES)) {
                     self.broken(format!("{name} is deleted: a late request could bring it back"));
                 }
+                for key in keys {
+                    self.check_removed(key);
+                }
             }
             Call::Get(..) | Call::List(..) => {}
         }
@@ -122,6 +134,15 @@ impl Inner {
         let is_aimed = self.ledger().aimed.get(&volume).is_some_and(|aimed| !aimed.is_empty());
         if unheard || is_aimed || self.peek(&Keys::new(volume).identity()).is_none() {
             self.strays.insert(key.to_owned());
+        }
+    }
+
+    /// Checks that a volume to which a name is bound keeps its head and its identity.
+    fn check_removed(&mut self, key: &str) {
+        let Some(volume) = volume_of(key) else { return };
+        let keys = Keys::new(volume);
+        if [keys.head(), keys.identity()].iter().any(|of| of == key) && self.ledger().has_name(volume) {
+            self.broken(format!("{key} is deleted, and a name is bound to its volume"));
         }
     }
 
@@ -150,6 +171,9 @@ impl Inner {
 
     /// Checks that a name may be taken from a volume.
     fn check_taken(&mut self, name: &str, from: Uuid) {
+        if self.ledger().has_name(from) {
+            return;
+        }
         if self.ledger().is_owed(from) {
             self.broken(format!("the name {name} is taken from {from}, which nobody deletes"));
         }
