@@ -428,6 +428,8 @@ impl Citizen {
                 let before = self.begin(&deed);
                 match catalog::delete_by_id(env, &self.options(), found.volume, true).await {
                     Ok(()) | Err(OpenError::NoSuchId(_)) => self.end(&deed, &before, Some(Ok(()))),
+                    // The damaged ones are removed in this round, too.
+                    Err(OpenError::MayHaveClones { .. }) if self.parts.world.lock().has_planted() => {}
                     Err(error) => return Err(format!("{} cannot be removed: {error}", found.volume)),
                 }
             }
@@ -533,6 +535,11 @@ impl Inner {
         }
     }
 
+    /// Whether objects were damaged before the run began.
+    fn has_planted(&self) -> bool {
+        self.ledger.as_ref().is_some_and(|ledger| !ledger.planted.is_empty())
+    }
+
     /// Whether the weather, or another process, explains that an operation failed.
     fn explains(&self, deed: &Deed, before: &Before, failure: &Failure, is_denied: bool) -> bool {
         let owed = match deed {
@@ -564,6 +571,10 @@ impl Inner {
             }
             // Nobody can say whether a damaged head is somebody's.
             Failure::Opening(OpenError::Unclear { .. }) => matches!(deed, Deed::DeleteById(..)),
+            // Late requests brought back something of a volume without a head. It may be what a damaged volume shares.
+            Failure::Opening(OpenError::MayHaveClones { .. }) => {
+                matches!(deed, Deed::Delete(..) | Deed::DeleteById(..)) && self.has_planted()
+            }
             Failure::Serving(Error::Stopped(_) | Error::Lost { .. }) => true,
             Failure::Serving(Error::Store(error)) => self.is_weather(error),
             Failure::Serving(Error::Deadline { .. }) => self.plan.options.store_deadline.is_some(),

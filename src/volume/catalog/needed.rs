@@ -96,7 +96,7 @@ impl Known {
         env: &Environment,
         keys: Keys,
     ) -> Result<(), OpenError> {
-        if was_ever_opened(env, keys).await? {
+        if may_be_shared(env, keys).await? {
             tracing::warn!(volume = %keys.volume(),
                 "asking all other volumes whether they are clones of this one: it has no head");
             self.check_without_table(env, keys).await?;
@@ -141,12 +141,25 @@ fn pins(table: &RootTable) -> Vec<Uuid> {
     table.roots.iter().flat_map(|kept| kept.pins.iter().copied()).collect()
 }
 
-/// Whether any object is from an epoch, which the first opening of a volume begins.
-async fn was_ever_opened(env: &Environment, keys: Keys) -> Result<bool, OpenError> {
+/// Whether clones may need objects of a volume without a head. Whoever made one opened the volume before,
+/// which begins an epoch. A clone never reads journal records: those that a former holder sends late may be
+/// left of a volume that was deleted.
+async fn may_be_shared(env: &Environment, keys: Keys) -> Result<bool, OpenError> {
     let prefix = keys.prefix();
     let mut pages = Pages::new(env.store.as_ref(), &prefix);
+    let (mut was_opened, mut has_content) = (false, false);
     while let Some(entries) = pages.next().await? {
-        if entries.iter().filter_map(|entry| epoch_of(keys.parse(&entry.key)?)).any(|epoch| epoch > 0) {
+        for object in entries.iter().filter_map(|entry| keys.parse(&entry.key)) {
+            let is_later = epoch_of(object).is_some_and(|epoch| epoch > 0);
+            was_opened |= is_later;
+            has_content |= match object {
+                Parsed::Head | Parsed::Record(_) => false,
+                // Every volume has roots of epoch 0.
+                Parsed::Root(_) => is_later,
+                Parsed::MapPage(..) | Parsed::Chunk(..) | Parsed::Overlay(..) | Parsed::Pack(_) => true,
+            };
+        }
+        if was_opened && has_content {
             return Ok(true);
         }
     }

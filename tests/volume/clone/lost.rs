@@ -194,3 +194,29 @@ async fn what_was_never_opened_is_deleted_without_asking_others() {
         of_it.for_each(|(key, bytes)| bench.memory.insert(&key, bytes));
     }
 }
+
+/// Of a volume that was deleted, only records are left, which its holder sent late. No clone reads those, so it does
+/// not matter what cannot be read of others.
+#[tokio::test(start_paused = true)]
+async fn late_records_of_a_deleted_volume_are_deleted_although_others_are_damaged() {
+    let bench = small_bench().await;
+    let env = process(&bench, 78);
+    let (parent, _) = golden(&bench, &env).await;
+    parent.write(0, Bytes::from_static(&[7; 4096]), cairn::effect::Durability::Durable).await.unwrap();
+    let id = parent.id();
+    parent.abandon().await;
+    let journal = Keys::new(id).journal();
+    let late: Vec<(String, Bytes)> =
+        bench.memory.objects().into_iter().filter(|(key, _)| key.starts_with(&journal)).collect();
+    assert!(!late.is_empty(), "a flushed write is in the journal");
+    catalog::delete(&env, &bench.options, "disk", true).await.unwrap();
+    late.iter().for_each(|(key, bytes)| bench.memory.insert(key, bytes.clone()));
+    // Nobody can say of what it is a clone.
+    let unknown = Uuid::from_u128(0x00ff_0000_0000_4000_8000_0000_0000_0001);
+    bench.memory.insert(&Keys::new(unknown).identity(), Bytes::from_static(b"damaged"));
+
+    catalog::delete_by_id(&env, &bench.options, id, false).await.unwrap();
+    let left: Vec<String> =
+        bench.memory.objects().into_keys().filter(|key| key.contains(&id.to_string())).collect();
+    assert_eq!(left, [""; 0]);
+}
