@@ -37,7 +37,9 @@ async fn a_clone_takes_no_space_and_shares_what_its_snapshot_has() {
     tokio::time::sleep(COLLECTED).await;
     let after = usage(&env, "clone").await.usage;
     assert!(after.space.live >= 8 && after.space.live <= 16, "{after:?}");
-    assert_eq!(after.shared_blocks + 8, of_clone.shared_blocks, "what was overwritten is not read any more");
+    // The checkpoint may have rewritten the whole chunk.
+    let blocks = after.shared_blocks + after.space.live;
+    assert_eq!(blocks, of_clone.shared_blocks, "each block is either shared or the clone's own");
     for chunk in 0..16 {
         model.write(&clone, chunk * 64 * KIB, chunk + 100, 64 << 10).await;
     }
