@@ -51,6 +51,8 @@ pub(super) struct Ledger {
     pub(super) aiming: BTreeMap<Process, (Operation, String)>,
     /// Names that processes are opening, or have opened and use.
     pub(super) opened: BTreeMap<Process, String>,
+    /// Names that processes are binding. If that is a renaming, also the old name.
+    pub(super) binding: BTreeMap<Process, (String, Option<String>)>,
     /// Names that were ever used.
     pub(super) names: BTreeMap<String, Standing>,
     /// Every volume that was seen in a listing or under a name.

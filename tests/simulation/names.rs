@@ -215,7 +215,10 @@ impl Citizen {
                 }
             }
             63..77 => Deed::Open(name, takeover),
-            77..91 => Deed::Rename(name, other, takeover),
+            77..91 => match self.parts.world.lock().renames_bound(random) {
+                Some((bound, old)) => Deed::Rename(bound, old.unwrap_or(other), true),
+                None => Deed::Rename(name, other, takeover),
+            },
             _ => Deed::List,
         }
     }
@@ -234,10 +237,17 @@ impl Citizen {
             Deed::DeleteById(volume, _) => {
                 ledger.aimed.entry(*volume).or_default().insert(operation);
             }
-            Deed::Open(name, _) | Deed::Rename(name, ..) => {
+            Deed::Open(name, _) => {
                 ledger.opened.insert(process, name.clone());
             }
-            Deed::Create(_) | Deed::List => {}
+            Deed::Rename(from, to, _) => {
+                ledger.opened.insert(process, from.clone());
+                ledger.binding.insert(process, (to.clone(), Some(from.clone())));
+            }
+            Deed::Create(name) => {
+                ledger.binding.insert(process, (name.clone(), None));
+            }
+            Deed::List => {}
         }
         Before { operation, now, ledger: before, denials }
     }
@@ -341,6 +351,7 @@ impl Citizen {
         let ledger = inner.ledger.as_mut().expect("the run is about names");
         ledger.aiming.remove(&process);
         ledger.opened.remove(&process);
+        ledger.binding.remove(&process);
         match outcome {
             Some(Ok(())) => {
                 inner.quiet = 0;
@@ -441,6 +452,24 @@ impl Citizen {
 impl Inner {
     fn names(&mut self) -> &mut Ledger {
         self.ledger.as_mut().expect("the run is about names")
+    }
+
+    /// Picks for a renaming, now and then, a name that a process has bound but may not know to be bound, and pauses
+    /// that process. If it renames a volume itself, the new one gives the old name back.
+    fn renames_bound(&mut self, random: &mut SmallRng) -> Option<(String, Option<String>)> {
+        let ledger = self.ledger.as_ref().expect("the run is about names");
+        let bound = ledger.binding.iter().filter(|(process, (name, _))| {
+            self.processes[*process].alive && ledger.stands_for(name).is_some()
+        });
+        let (process, names) = bound.choose(random)?;
+        let (process, names) = (*process, names.clone());
+        if random.random_bool(0.3) {
+            return None;
+        }
+        if self.calm.is_none() && random.random_bool(0.7) {
+            self.pausing.push(process);
+        }
+        Some(names)
     }
 
     /// Picks for a deletion, now and then, the name of a volume that a process is opening, and pauses that process:
