@@ -41,7 +41,7 @@ pub(super) async fn run(
         check_unconfigured(args, &options)?;
     }
     match place {
-        Place::Store => in_store(action, options).await,
+        Place::Store => Box::pin(in_store(action, options)).await,
         Place::Gateway(gateway) => {
             let chunk_bytes = config.is_given("volumes.chunk_size").then_some(options.chunk_bytes);
             by_gateway(action, chunk_bytes, &gateway).await
@@ -52,9 +52,8 @@ pub(super) async fn run(
 async fn in_store(action: Action, options: Options) -> Result<(), Error> {
     let action = match action {
         Action::Usage(args) => return usage(options, args).await,
-        // Boxed, because the other commands need not make room for it.
-        Action::Resize(args) => return Box::pin(resize(options, args)).await,
-        Action::Rename(args) => return Box::pin(rename(options, args)).await,
+        Action::Resize(args) => return resize(options, args).await,
+        Action::Rename(args) => return rename(options, args).await,
         action => action,
     };
     let mut options = options.impatient();

@@ -1,10 +1,11 @@
 //! The ledger of names: which volumes were created, which operations may have deleted them, and what exists
 //! under each name.
 //!
-//! It observes requests when they take effect in the store, whoever sent them and whenever. It must not know
-//! how Cairn creates, renames and deletes volumes. Invariants that it checks: the object under a name is only
-//! replaced, by a later version. A name is bound only to a complete volume, and taken from a volume only when
-//! that is being deleted or has another name. The head and the identity are deleted after the names are taken.
+//! It observes requests when they take effect in the store, whoever sent them and whenever. It also picks what
+//! meets an operation of another process midway. It must not know how Cairn creates, renames and deletes
+//! volumes. Invariants that it checks: the object under a name is only replaced, by a later version. A name is
+//! bound only to a complete volume, and taken from a volume only when that is being deleted or has another
+//! name. The head and the identity are deleted after the names are taken.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,6 +15,9 @@ use cairn::volume::format::head::{Head, VolumeState};
 use cairn::volume::format::identity::NameBinding;
 use cairn::volume::format::keys::{self, IDENTITIES, Keys, NAMES};
 use futures::FutureExt;
+use rand::Rng;
+use rand::rngs::SmallRng;
+use rand::seq::IteratorRandom;
 use uuid::Uuid;
 
 use super::weather::Phase;
@@ -110,6 +114,39 @@ impl Inner {
         self.ledger.as_mut().expect("the run is about names")
     }
 
+    /// Picks for a renaming, now and then, a name that a process has bound but may not know to be bound, and pauses
+    /// that process. If it renames a volume itself, the new one gives the old name back.
+    pub(super) fn renames_bound(&mut self, random: &mut SmallRng) -> Option<(String, Option<String>)> {
+        let ledger = self.ledger.as_ref().expect("the run is about names");
+        let bound = ledger.binding.iter().filter(|(process, (name, _))| {
+            self.processes[*process].alive && ledger.stands_for(name).is_some()
+        });
+        let (process, names) = bound.choose(random)?;
+        let (process, names) = (*process, names.clone());
+        if random.random_bool(0.3) {
+            return None;
+        }
+        if self.calm.is_none() && random.random_bool(0.7) {
+            self.pausing.push(process);
+        }
+        Some(names)
+    }
+
+    /// Picks for a deletion, now and then, the name of a volume that a process is opening, and pauses that process:
+    /// a deletion can do no more harm than between two requests of an opening.
+    pub(super) fn deletes_opened(&mut self, random: &mut SmallRng) -> Option<String> {
+        let opened: Vec<_> = self.ledger().opened.clone().into_iter().collect();
+        let alive = opened.into_iter().filter(|(process, _)| self.processes[process].alive);
+        let (process, name) = alive.choose(random)?;
+        if random.random_bool(0.3) {
+            return None;
+        }
+        if self.calm.is_none() && random.random_bool(0.7) {
+            self.pausing.push(process);
+        }
+        Some(name)
+    }
+
     /// Interprets a request that took effect. `unheard` if its caller will never know.
     pub(super) fn name_lands(&mut self, call: &Call, unheard: bool) {
         match call {
@@ -168,6 +205,21 @@ impl Inner {
         if let Some(to) = to {
             self.ledger().seen.insert(to);
             self.check_binding(name, to);
+            self.cut_off_creator(name);
+        }
+    }
+
+    /// Cuts off, now and then, a process that creates a volume of this name, which is bound from now on. So the
+    /// process learns that late.
+    fn cut_off_creator(&mut self, name: &str) {
+        let creates = |(of, old): &(String, Option<String>)| of == name && old.is_none();
+        let creator =
+            self.ledger().binding.iter().find(|(_, names)| creates(names)).map(|(process, _)| *process);
+        if let Some(creator) = creator
+            && self.calm.is_none()
+            && self.random.random_bool(0.2)
+        {
+            self.cutting_off.push(creator);
         }
     }
 

@@ -454,39 +454,6 @@ impl Inner {
         self.ledger.as_mut().expect("the run is about names")
     }
 
-    /// Picks for a renaming, now and then, a name that a process has bound but may not know to be bound, and pauses
-    /// that process. If it renames a volume itself, the new one gives the old name back.
-    fn renames_bound(&mut self, random: &mut SmallRng) -> Option<(String, Option<String>)> {
-        let ledger = self.ledger.as_ref().expect("the run is about names");
-        let bound = ledger.binding.iter().filter(|(process, (name, _))| {
-            self.processes[*process].alive && ledger.stands_for(name).is_some()
-        });
-        let (process, names) = bound.choose(random)?;
-        let (process, names) = (*process, names.clone());
-        if random.random_bool(0.3) {
-            return None;
-        }
-        if self.calm.is_none() && random.random_bool(0.7) {
-            self.pausing.push(process);
-        }
-        Some(names)
-    }
-
-    /// Picks for a deletion, now and then, the name of a volume that a process is opening, and pauses that process:
-    /// a deletion can do no more harm than between two requests of an opening.
-    fn deletes_opened(&mut self, random: &mut SmallRng) -> Option<String> {
-        let opened: Vec<_> = self.names().opened.clone().into_iter().collect();
-        let alive = opened.into_iter().filter(|(process, _)| self.processes[process].alive);
-        let (process, name) = alive.choose(random)?;
-        if random.random_bool(0.3) {
-            return None;
-        }
-        if self.calm.is_none() && random.random_bool(0.7) {
-            self.pausing.push(process);
-        }
-        Some(name)
-    }
-
     fn created(&mut self, name: &str, volume: Uuid) {
         let ledger = self.names();
         let is_aimed = ledger.aimed.get(&volume).is_some_and(|aimed| !aimed.is_empty());

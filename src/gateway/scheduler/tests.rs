@@ -157,6 +157,9 @@ async fn a_snapshot_that_a_clone_keeps_is_looked_at_once_an_hour_and_holds_up_no
     assert_eq!(names(&disk), [&hours[0], &hours[2]].map(Clone::clone), "the look is still on");
     gate.release();
     bench.fault.clear();
+    // Now the look ends.
+    bench.passes(1).await;
+    assert_eq!(names(&disk).len(), 2, "the clone was there");
 
     catalog::delete(&env, &volume::Options::default(), "clone", false).await.unwrap();
     bench.passes(1).await;

@@ -148,7 +148,7 @@ async fn what_was_found_is_kept_although_nobody_waits_for_it() {
     impatient.expect_err("it takes longer");
     assert_eq!(pins(&bench, parent.id()).len(), 30);
     tokio::time::sleep(CERTAIN.end).await;
-    assert_eq!(pins(&bench, parent.id()), [Uuid::nil(); 0]);
+    assert!(pins(&bench, parent.id()).is_empty());
     assert_eq!(parent.snapshots().len(), 1, "the request was withdrawn");
     let begun = Instant::now();
     parent.delete_snapshot("golden").await.unwrap();
