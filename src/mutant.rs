@@ -196,6 +196,8 @@ mutants! {
     SharedDeleted = "shared-deleted",
     /// The sweep ignores that the journal references chunk objects.
     JournalForgotten = "journal-forgotten",
+    /// What only a snapshot or a replaced root references counts as an orphan.
+    KeptRootSkipped = "kept-root-skipped",
     /// Seals are deleted together with the records before them.
     SealsDeleted = "seals-deleted",
     /// The sweep treats objects of its own epoch as orphans.

@@ -43,6 +43,9 @@ pub(super) enum Command {
     /// Verify a volume in the store, also while a gateway serves it; changes nothing. Exits with 0 if it is
     /// sound, with 1 if damage was found, and with 2 if it could not be checked
     Check(Check),
+    /// Delete the objects of volumes that nothing references: what crashes and late requests left; without
+    /// --gateway, only of volumes that no gateway holds
+    Gc(Gc),
     /// NBD tools that need no store: serve files, query servers, copy and mirror disks
     Nbd(Nbd),
     /// Measure a store
@@ -89,6 +92,33 @@ impl Check {
     /// Loads the settings, with these flags taking precedence.
     pub(super) fn config(&self) -> Result<Config, config::Errors> {
         self.common.config(Vec::new())
+    }
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct Gc {
+    #[command(flatten)]
+    place: Place,
+    /// Names of the volumes; without any, all volumes, and volumes without a name are listed
+    #[arg(value_name = "VOLUME")]
+    pub(super) names: Vec<String>,
+    /// Only show what would be deleted, also while a gateway serves the volumes
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+impl Gc {
+    /// Loads the settings, with these flags taking precedence.
+    pub(super) fn config(&self) -> Result<Config, config::Errors> {
+        self.place.common.config(Vec::new())
+    }
+
+    /// As [`Volume::gateway`].
+    pub(super) fn gateway(&self) -> Option<&Option<PathBuf>> {
+        self.place.gateway.as_ref()
     }
 }
 

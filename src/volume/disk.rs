@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::clones;
+use super::collect::Collector;
 use super::environment::Environment;
 use super::error::{Error, ResizeError, SnapshotError};
 use super::fold::FoldHandle;
@@ -449,6 +450,11 @@ impl Volume {
     /// What an operator has set.
     pub(super) fn options(&self) -> &Options {
         &self.shared.options
+    }
+
+    /// What deletes the garbage of the volume.
+    pub(super) fn collector(&self) -> Collector {
+        self.folds.collector(&self.shared)
     }
 
     /// How the volume is divided into chunks.

@@ -24,6 +24,7 @@
 //! 11. `snapshot`: a snapshot as a disk that can only be read.
 //! 12. `import`: a new volume from content that comes in order.
 //! 13. `check`: verifies a volume in the store without opening it.
+//! 14. `gc`: deletes, on request, what a check finds that nothing references.
 
 mod budget;
 pub mod cache;
@@ -37,6 +38,7 @@ mod environment;
 pub mod error;
 mod fold;
 pub mod format;
+pub mod gc;
 mod held;
 mod import;
 mod info;
@@ -57,7 +59,9 @@ pub use budget::DirtyBudget;
 pub use cache::PageCache;
 pub use disk::{Usage, Volume};
 pub use environment::Environment;
-pub use error::{CloneError, Error, ImportError, Mentioned, OpenError, ResizeError, SnapshotError};
+pub use error::{
+    CloneError, CollectError, Error, ImportError, Mentioned, OpenError, ResizeError, SnapshotError,
+};
 pub use import::{IN_FLIGHT_BYTES, Import};
 pub use options::{Entropy, Options, WallClock};
 pub use read::picture::{Cell, Picture};

@@ -9,6 +9,7 @@
 //! * A snapshot is deleted only if no clone of it exists, and a volume only if none of it does.
 //! * That also holds while the store denies clones that exist, and if the table or the head of the volume is lost.
 //! * In the end, what was cut short is found and removed, until nothing is left but one disk.
+//! * All of that also holds if what nothing references is deleted on request at any time.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,7 +24,7 @@ use cairn::volume::format::head::Head;
 use cairn::volume::format::keys::Keys;
 use cairn::volume::read::concat;
 use cairn::volume::{
-    DirtyBudget, Entropy, Environment, OpenError, Options, PageCache, SnapshotError, Volume, catalog,
+    DirtyBudget, Entropy, Environment, OpenError, Options, PageCache, SnapshotError, Volume, catalog, gc,
 };
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
@@ -62,6 +63,8 @@ struct Side {
 
 struct Run {
     random: SmallRng,
+    /// Decides when garbage is collected on request.
+    collects: SmallRng,
     memory: MemoryStore,
     options: Options,
     seed: u64,
@@ -118,8 +121,9 @@ impl Run {
             ..Options::default()
         };
         let memory = MemoryStore::unsorted(7);
-        let mut run =
-            Self { random, memory, options, seed, sides: Vec::new(), numbers: 0, leaves_any: false };
+        let collects = SmallRng::seed_from_u64(seed ^ 0x5eed_0000_0000_00c2);
+        let (sides, numbers, leaves_any) = (Vec::new(), 0, false);
+        let mut run = Self { random, collects, memory, options, seed, sides, numbers, leaves_any };
         let size = CELLS as u64 * CELL;
         let made = catalog::create(&run.env(), &run.options, "disk", size, ChunkBytes(CHUNK)).await;
         made.expect("an empty store takes a volume");
@@ -215,11 +219,25 @@ impl Run {
                     self.reopen(at).await?;
                 }
             }
+            if self.collects.random_range(0..4) == 0 {
+                self.collect(at % self.sides.len()).await?;
+            }
         }
         for at in 0..self.sides.len() {
             self.check(at).await?;
         }
         self.end().await
+    }
+
+    /// Deletes what nothing references of a disk, and of no other.
+    async fn collect(&mut self, at: usize) -> Result<(), String> {
+        let Side { name, volume, .. } = &self.sides[at];
+        let collected = gc::collect(volume, None).await;
+        let collected = collected.map_err(|error| format!("{name}: no collection: {error}"))?;
+        match collected.after.orphans.objects {
+            0 => self.check(at).await,
+            left => Err(format!("{name}: {left} orphans are left by a collection")),
+        }
     }
 
     /// Writes some cells, and makes them durable.

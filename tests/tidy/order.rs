@@ -27,6 +27,7 @@ const VOLUME: &[&[&str]] = &[
     &["open"],
     &["catalog"],
     &["check", "import"],
+    &["gc"],
 ];
 
 /// Columns of the drawing's first column, with the space behind it.

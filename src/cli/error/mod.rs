@@ -135,6 +135,22 @@ pub(super) enum Error {
         /// The underlying error.
         source: volume::CloneError,
     },
+    /// The garbage of a volume cannot be collected.
+    #[error("volume {name:?}: {}", chain(.source))]
+    Collect {
+        /// Name of the volume.
+        name: String,
+        /// The error of the collection.
+        source: volume::CollectError,
+    },
+    /// The garbage of some volumes was not collected; the output says why.
+    #[error("the garbage of {failed} of {all} volumes was not collected")]
+    Uncollected {
+        /// How many volumes these are.
+        failed: usize,
+        /// Number of all volumes.
+        all: usize,
+    },
     /// An operation on a snapshot failed.
     #[error("snapshot {of:?}: {}", chain(.source))]
     Snapshot {
@@ -302,6 +318,8 @@ impl Error {
             | Self::NoProgram { .. }
             | Self::Program { .. }
             | Self::Resize { .. }
+            | Self::Collect { .. }
+            | Self::Uncollected { .. }
             | Self::Snapshot { .. }
             | Self::Clone { .. }
             | Self::Open { .. }

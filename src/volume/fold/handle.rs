@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
 use crate::mutant::{self, Mutant};
-use crate::volume::collect::Trash;
+use crate::volume::collect::{Collector, Trash};
 use crate::volume::error::{Error, SnapshotError};
 use crate::volume::format::root::Root;
 use crate::volume::shared::Shared;
@@ -130,6 +130,11 @@ impl FoldHandle {
         if self.requests.send(Request::Rest(done)).await.is_err() || answer.await.is_err() {
             tracing::debug!("the folder rests already");
         }
+    }
+
+    /// Returns what deletes the garbage of the volume.
+    pub(in crate::volume) fn collector(&self, shared: &Arc<Shared>) -> Collector {
+        Collector::new(Arc::clone(shared), Arc::clone(&self.trash))
     }
 
     /// Whether objects may exist that only a sweep finds.

@@ -67,7 +67,6 @@ pub(super) struct Folder {
     shared: Arc<Shared>,
     head: HeadHandle,
     trash: Arc<Trash>,
-    unswept: bool,
     requests: mpsc::Receiver<Request>,
     sender: mpsc::Sender<Request>,
     /// The checkpoint in the head.
@@ -88,7 +87,7 @@ impl Folder {
         let (sender, requests) = mpsc::channel(REQUESTS);
         let trash = Arc::new(Trash::new(table, last.slot, unswept));
         let (last, cursor) = (Mutex::new(last), Mutex::new(ChunkIndex::default()));
-        Self { shared, head, trash, unswept, requests, sender, last, cursor }
+        Self { shared, head, trash, requests, sender, last, cursor }
     }
 
     pub(super) fn handle(&self) -> FoldHandle {
@@ -97,7 +96,7 @@ impl Folder {
 
     /// Runs until the volume stops, or until [`FoldHandle::rest`] is called.
     pub(super) async fn run(mut self) {
-        let collector = Collector::new(Arc::clone(&self.shared), Arc::clone(&self.trash), self.unswept);
+        let collector = Collector::new(Arc::clone(&self.shared), Arc::clone(&self.trash));
         self.shared.tasks.spawn_until_cancelled(collector.run());
         loop {
             let age = self.shared.options.journal_max_age;
