@@ -314,7 +314,7 @@ async fn collect_garbage(
     query: Result<Query<Collection>, QueryRejection>,
 ) -> Answer<Json<GarbageView>> {
     let Query(collection) = query.map_err(|error| Problem::new(error.status(), error.body_text()))?;
-    let view = match collection.dry_run {
+    let view: GarbageView = match collection.dry_run {
         true => context.gateway.look_for_garbage(&name).await?.into(),
         false => context.gateway.collect_garbage(&name).await?.into(),
     };

@@ -92,7 +92,7 @@ pub async fn look(env: &Environment, name: &str) -> Result<Found, CollectError> 
 }
 
 async fn look_for(env: &Environment, name: &str, most: usize) -> Result<Found, CollectError> {
-    let report = check::orphans(env, name, most).await?;
+    let report = Box::pin(check::orphans(env, name, most)).await?;
     if let Some(why) = report.incomplete {
         return Err(CollectError::Unsteady(why));
     }
@@ -124,12 +124,12 @@ async fn collect_at_most(
     let deleted_before = if before.is_some() { 0 } else { deleted() };
     volume.collector().pass_again().await?;
     let (env, name) = (volume.environment(), volume.name());
-    let mut now = Box::pin(look_for(env, &name, most)).await?;
+    let mut now = look_for(env, &name, most).await?;
     let before = before.map_or(now.tally, |before| before.tally);
     while !now.orphans.is_empty() {
         volume.collector().delete_orphans(&now.orphans).await?;
         let last = now.tally.orphans.objects;
-        now = Box::pin(look_for(env, &name, most)).await?;
+        now = look_for(env, &name, most).await?;
         if now.tally.orphans.objects >= last {
             // What is left is in use, or the store deletes nothing.
             break;

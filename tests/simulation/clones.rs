@@ -230,7 +230,7 @@ impl Run {
     }
 
     /// Deletes what nothing references of a disk, and of no other.
-    async fn collect(&mut self, at: usize) -> Result<(), String> {
+    async fn collect(&self, at: usize) -> Result<(), String> {
         let Side { name, volume, .. } = &self.sides[at];
         let collected = gc::collect(volume, None).await;
         let collected = collected.map_err(|error| format!("{name}: no collection: {error}"))?;
