@@ -64,6 +64,10 @@ mutants! {
     PinReleasedEarly = "pin-released-early",
     /// A clone counts as gone once the store has denied it once.
     GoneUnconfirmed = "gone-unconfirmed",
+    /// A clone counts as one that needs no other volume, whatever its root says.
+    UntiedUnread = "untied-unread",
+    /// The origins leave the root of a clone although its snapshots need them.
+    DetachedEarly = "detached-early",
     /// A volume whose root table cannot be read is deleted as if it had no clones.
     ClonesUnsearched = "clones-unsearched",
     /// The root of a clone references the map pages of its parent as if they were its own.

@@ -22,7 +22,7 @@ use super::view::{
     Change, ConnectionView, MapView, NewClone, NewSnapshot, NewVolume, Problem, SnapshotView, StatusView,
     UnnamedView, VolumeChange, VolumeView, stored,
 };
-use super::{Context, GarbageView, OpenVolume};
+use super::{Context, FlattenView, GarbageView, OpenVolume};
 use crate::gateway::IfHeld;
 use crate::volume::Status;
 use crate::volume::catalog::Info;
@@ -52,6 +52,7 @@ pub(super) fn routes() -> Router<Context> {
         .route("/api/v1/volumes/{name}/snapshots/{snapshot}", axum::routing::delete(delete_snapshot))
         .route("/api/v1/volumes/{name}/snapshots/{snapshot}/clones", post(clone_snapshot))
         .route("/api/v1/volumes/{name}/gc", post(collect_garbage))
+        .route("/api/v1/volumes/{name}/flatten", post(flatten))
         .route("/api/v1/connections", get(connections))
         .route("/api/v1/drain", post(drain))
 }
@@ -319,6 +320,11 @@ async fn collect_garbage(
         false => context.gateway.collect_garbage(&name).await?.into(),
     };
     Ok(Json(view))
+}
+
+/// Flattens a clone. The volume goes on with it if the client disconnects.
+async fn flatten(State(context): State<Context>, Path(name): Path<String>) -> Answer<Json<FlattenView>> {
+    Ok(Json(context.gateway.flatten(&name).await?.into()))
 }
 
 async fn connections(State(context): State<Context>) -> Json<Vec<ConnectionView>> {

@@ -7,6 +7,7 @@
 
 mod access;
 mod api;
+mod flatten_view;
 mod garbage_view;
 mod health;
 mod http;
@@ -25,6 +26,7 @@ use crate::server::{ListenAddress, Listener};
 use crate::task::Tasks;
 
 pub use access::{Access, Token, TokenError};
+pub use flatten_view::FlattenView;
 pub use garbage_view::{GarbageView, TallyView};
 pub use view::{SnapshotView, UnnamedView};
 

@@ -14,7 +14,7 @@ use tokio::net::UnixStream;
 use super::error::Error;
 use super::http::{Answer, exchange};
 use super::volume_view::Row;
-use crate::admin::{GarbageView, SnapshotView, UnnamedView};
+use crate::admin::{FlattenView, GarbageView, SnapshotView, UnnamedView};
 use crate::volume::OpenError;
 use crate::volume::catalog::Info;
 use crate::volume::format::keys;
@@ -148,6 +148,11 @@ impl Gateway {
     pub(super) async fn collect(&self, volume: &str, dry_run: bool) -> Result<GarbageView, Error> {
         let path = path(volume, if dry_run { "/gc?dry_run=true" } else { "/gc" })?;
         self.parsed(&self.ask_patiently("POST", &path, None).await?)
+    }
+
+    /// Flattens a clone. It takes as long as it takes to rewrite what the clone shares.
+    pub(super) async fn flatten(&self, volume: &str) -> Result<FlattenView, Error> {
+        self.parsed(&self.ask_patiently("POST", &path(volume, "/flatten")?, None).await?)
     }
 
     /// Sends a request, and returns the body of a successful response.

@@ -277,6 +277,9 @@ pub(super) enum Action {
     Resize(Resize),
     /// Give a volume another name. No gateway may have it open, and no configuration may name it
     Rename(Rename),
+    /// Make a clone independent of other volumes: what it shares with them is written once more, as its own;
+    /// without --gateway, only of a volume that no gateway holds
+    Flatten(Flatten),
     /// Delete a volume and all its data
     Delete(Delete),
     /// Make a volume what it was at a snapshot. What was written since then is lost, unless another snapshot
@@ -293,6 +296,7 @@ impl Action {
             | Self::Info(Info { place, .. })
             | Self::Resize(Resize { place, .. })
             | Self::Rename(Rename { place, .. })
+            | Self::Flatten(Flatten { place, .. })
             | Self::Delete(Delete { place, .. }) => Some(place),
             Self::Usage(_) | Self::Restore(_) => None,
         }
@@ -305,6 +309,7 @@ impl Action {
             | Self::Info(Info { place, .. })
             | Self::Resize(Resize { place, .. })
             | Self::Rename(Rename { place, .. })
+            | Self::Flatten(Flatten { place, .. })
             | Self::Delete(Delete { place, .. }) => &place.common,
             Self::Usage(Usage { common, .. }) | Self::Restore(Restore { common, .. }) => common,
         }
@@ -382,6 +387,17 @@ impl Resize {
     pub(super) fn shrink(&self) -> Shrink {
         if self.shrink { Shrink::Discard } else { Shrink::Refuse }
     }
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct Flatten {
+    #[command(flatten)]
+    place: Place,
+    /// Name of the volume
+    pub(super) name: String,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 #[derive(Clone, Debug, Args)]

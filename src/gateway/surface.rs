@@ -13,7 +13,9 @@ use crate::server::Connection;
 use crate::volume::catalog::{Info, Listed, Unnamed};
 use crate::volume::format::snapshot::Snapshot;
 use crate::volume::gc::{Collected, Found};
-use crate::volume::{CloneError, CollectError, OpenError, ResizeError, Shrink, SnapshotError, Volume};
+use crate::volume::{
+    CloneError, CollectError, Flattened, OpenError, ResizeError, Shrink, SnapshotError, Volume,
+};
 
 /// A volume that is open in this gateway.
 #[derive(Clone, Debug)]
@@ -128,6 +130,8 @@ pub trait Gateway: Send + Sync + 'static {
     async fn look_for_garbage(&self, name: &str) -> Result<Found, Failure>;
     /// Deletes what nothing references of a volume, which is opened for it if necessary.
     async fn collect_garbage(&self, name: &str) -> Result<Collected, Failure>;
+    /// Makes a clone independent of other volumes, as far as possible. It is opened for it if necessary.
+    async fn flatten(&self, name: &str) -> Result<Flattened, Failure>;
     /// Returns the stage of the gateway.
     fn stage(&self) -> Stage;
     /// Returns the contents of the store at the last census, without a request to the store.

@@ -10,6 +10,7 @@
 //! * That also holds while the store denies clones that exist, and if the table or the head of the volume is lost.
 //! * In the end, what was cut short is found and removed, until nothing is left but one disk.
 //! * All of that also holds if what nothing references is deleted on request at any time.
+//! * A clone that was flattened needs nothing of its parent any more.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,7 +25,7 @@ use cairn::volume::format::head::Head;
 use cairn::volume::format::keys::Keys;
 use cairn::volume::read::concat;
 use cairn::volume::{
-    DirtyBudget, Entropy, Environment, OpenError, Options, PageCache, SnapshotError, Volume, catalog, gc,
+    DirtyBudget, Entropy, Environment, Flattened, OpenError, Options, PageCache, SnapshotError, Volume, catalog, gc,
 };
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
@@ -219,14 +220,39 @@ impl Run {
                     self.reopen(at).await?;
                 }
             }
-            if self.collects.random_range(0..4) == 0 {
-                self.collect(at % self.sides.len()).await?;
+            let at = at % self.sides.len();
+            match self.collects.random_range(0..8) {
+                0 | 1 => self.collect(at).await?,
+                2 => self.flatten(at).await?,
+                _ => {}
             }
         }
         for at in 0..self.sides.len() {
             self.check(at).await?;
         }
         self.end().await
+    }
+
+    /// Makes a clone independent of its parent, if no snapshot of it is in the way.
+    async fn flatten(&mut self, at: usize) -> Result<(), String> {
+        let Side { name, volume, of, .. } = &mut self.sides[at];
+        loop {
+            let flattened = volume.flatten().await;
+            match flattened.map_err(|error| format!("{name}: not flattened: {error}"))? {
+                Flattened::Done | Flattened::NoClone => {
+                    *of = None;
+                    break;
+                }
+                Flattened::Waits { .. } => tokio::time::sleep(COLLECTED).await,
+                Flattened::Held { .. } => {
+                    // What goes on in the background ends in the same way.
+                    tokio::time::sleep(COLLECTED).await;
+                    break;
+                }
+                other @ Flattened::Unreadable { .. } => return Err(format!("{name}: {other:?}")),
+            }
+        }
+        self.check(at).await
     }
 
     /// Deletes what nothing references of a disk, and of no other.

@@ -22,7 +22,7 @@ const VOLUME: &[&[&str]] = &[
     &["write"],
     &["collect", "snapshot"],
     &["fold"],
-    &["pins"],
+    &["pins", "flatten"],
     &["disk"],
     &["open"],
     &["catalog"],

@@ -23,8 +23,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use self::trash::grace_left;
-pub(super) use self::trash::{Garbage, TableFull, Trash};
+pub(super) use self::trash::{Garbage, TableFull, Trash, grace_left};
 use crate::mutant::{self, Mutant};
 use crate::store;
 use crate::volume::error::{Error, OpenError};

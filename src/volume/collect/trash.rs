@@ -335,7 +335,7 @@ fn named<'a>(roots: &'a mut [KeptRoot], name: &str) -> Option<&'a mut KeptRoot> 
 }
 
 /// Returns what remains of the grace period of an object retired at `retired_at_seconds` (Unix time).
-pub(super) fn grace_left(shared: &Shared, retired_at_seconds: u64) -> Duration {
+pub(crate) fn grace_left(shared: &Shared, retired_at_seconds: u64) -> Duration {
     let age = (shared.env.wall_clock)().saturating_sub(retired_at_seconds);
     shared.options.deletion_grace.saturating_sub(Duration::from_secs(age))
 }

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
+use super::adopt::Adopted;
+use super::detach::Detached;
 use crate::mutant::{self, Mutant};
 use crate::volume::collect::{Collector, Trash};
 use crate::volume::error::{Error, SnapshotError};
@@ -29,6 +31,11 @@ pub(super) enum Request {
     Pin(String, Uuid, oneshot::Sender<Result<Root, Refused>>),
     /// Keep no root for these clones any more, and answer when the head says so.
     Unpin(Vec<Uuid>, oneshot::Sender<Result<(), Error>>),
+    /// Make objects of other volumes this volume's own, from a map page on, and answer when the checkpoint is
+    /// published.
+    Adopt(u32, oneshot::Sender<Result<Adopted, Error>>),
+    /// Reference no other volume any more, and answer when the head says so.
+    Detach(oneshot::Sender<Result<Detached, Error>>),
     /// Make the volume what it was at a snapshot, and answer when the head says so.
     Restore(String, oneshot::Sender<Result<(), SnapshotError>>),
     /// Fold nothing more, and answer when no fold is running.
@@ -63,6 +70,9 @@ pub(super) enum Scope {
     Committed,
     /// Also consolidate chunks of which overlays locate anything, up to [`STEP_BYTES`].
     Consolidate,
+    /// Also rewrite chunks of which other volumes store anything, in the chosen map pages, up to
+    /// [`STEP_BYTES`].
+    Adopt,
 }
 
 /// Sends requests to the folding task.
