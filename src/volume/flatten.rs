@@ -11,8 +11,7 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 
 use super::error::Error;
-use super::fold::FoldHandle;
-use super::fold::detach::Detached;
+use super::fold::{Detached, FoldHandle};
 use super::shared::Shared;
 
 /// Shortest pause before the volume is looked at again, if roots wait for the end of their grace period.

@@ -10,20 +10,12 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::{FoldHandle, Folder, Request, STEP_BYTES, Scope, answer};
+use super::handle::{Adopted, Request, Scope, answer};
+use super::{FoldHandle, Folder, STEP_BYTES};
 use crate::volume::error::Error;
 use crate::volume::format::root::Root;
 use crate::volume::read::base::{self, LoadedMapPage, Located, Mapped};
 use crate::volume::shared::Shared;
-
-/// What a step did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Adopted {
-    /// The map page at which the next step begins; `None` after the last one.
-    next: Option<u32>,
-    /// Chunks and map pages that cannot be read, in the map pages that are done.
-    unreadable: u64,
-}
 
 /// The map pages of a step.
 #[derive(Debug, Default)]

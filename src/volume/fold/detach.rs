@@ -5,29 +5,16 @@
 //! volume, and none ever will. So any root of a volume shows whether the volume may need another one.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::{FoldHandle, Folder, Request, answer};
+use super::handle::{Detached, Request, answer};
+use super::{FoldHandle, Folder};
 use crate::mutant::{self, Mutant};
 use crate::volume::collect::{grace_left, kept_root};
 use crate::volume::error::Error;
 use crate::volume::format::root::{KeptRoot, Root};
 use crate::volume::shared::Shared;
-
-/// Whether a volume was detached.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Detached {
-    /// Its root lists no origins.
-    Done,
-    /// The current root references objects of other volumes.
-    Foreign,
-    /// Roots that were replaced do so, and wait this long for the end of their grace period.
-    Waits(Duration),
-    /// These snapshots do so.
-    Held(Vec<String>),
-}
 
 impl FoldHandle {
     /// Makes the root list no origins, if nothing that the volume keeps references another volume.
@@ -64,8 +51,10 @@ impl Folder {
         }
         let (mut held, mut waits) = (Vec::new(), None);
         for kept in self.trash.kept().iter().filter(|kept| kept.root != current.id) {
+            if !self.is_foreign_root(&current, kept).await? {
+                continue;
+            }
             match &kept.snapshot {
-                _ if !self.is_foreign_root(&current, kept).await? => {}
                 Some(snapshot) => held.push(snapshot.name.clone()),
                 None => waits = waits.max(Some(grace_left(shared, kept.retired_at_seconds))),
             }

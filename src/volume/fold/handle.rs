@@ -4,12 +4,11 @@
 //! answer, or an error once the task has ended.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
-use super::adopt::Adopted;
-use super::detach::Detached;
 use crate::mutant::{self, Mutant};
 use crate::volume::collect::{Collector, Trash};
 use crate::volume::error::{Error, SnapshotError};
@@ -49,6 +48,28 @@ pub(crate) enum Refused {
     Clones(Vec<Uuid>),
     /// For another reason.
     Other(SnapshotError),
+}
+
+/// What a step of an adoption did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Adopted {
+    /// The map page at which the next step begins; `None` after the last one.
+    pub(super) next: Option<u32>,
+    /// Chunks and map pages that cannot be read, in the map pages that are done.
+    pub(super) unreadable: u64,
+}
+
+/// Whether a volume was detached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Detached {
+    /// Its root lists no origins.
+    Done,
+    /// The current root references objects of other volumes.
+    Foreign,
+    /// Roots that were replaced do so, and wait this long for the end of their grace period.
+    Waits(Duration),
+    /// These snapshots do so.
+    Held(Vec<String>),
 }
 
 impl From<SnapshotError> for Refused {

@@ -10,7 +10,7 @@
 mod adopt;
 mod background;
 mod compose;
-pub(super) mod detach;
+mod detach;
 mod handle;
 mod made;
 mod map_page;
@@ -33,7 +33,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use self::background::{Eagerness, packs_after, victims};
-pub(super) use self::handle::{FoldHandle, Refused};
+pub(super) use self::handle::{Detached, FoldHandle, Refused};
 use self::handle::{REQUESTS, Request, Scope, answer};
 use self::made::{Background, Content, Made};
 use crate::metrics::labels::{FoldResult, ObjectKind};
