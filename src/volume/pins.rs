@@ -55,7 +55,8 @@ impl Pins {
                 turn = Some(Arc::clone(&self.0).lock_owned().await);
                 continue;
             };
-            let Sighted { alive, doubtful } = clones::look(&shared.env, &clones).await.map_err(Error::Store)?;
+            let Sighted { alive, doubtful } =
+                clones::look(&shared.env, &clones).await.map_err(Error::Store)?;
             let untied = clones::untied(&shared.env, &alive, shared.keys.volume()).await;
             let untied = untied.map_err(Error::Store)?;
             let tied: Vec<Uuid> = alive.into_iter().filter(|clone| !untied.contains(clone)).collect();

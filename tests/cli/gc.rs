@@ -42,7 +42,10 @@ fn what_nothing_references_goes_and_a_dry_run_only_shows_it() {
     assert!(!of_disk.exists() && of_other.exists());
     let done = answer(at, "gc --json");
     assert!(!of_other.exists());
-    assert_eq!((&done["dry_run"], &done["volumes"][1]["after"]["orphan_objects"]), (&json!(false), &json!(0)));
+    assert_eq!(
+        (&done["dry_run"], &done["volumes"][1]["after"]["orphan_objects"]),
+        (&json!(false), &json!(0))
+    );
     // The volumes are left closed, and sound.
     for name in ["disk", "other"] {
         assert_eq!(answer(at, &format!("volume info {name} --json"))["holder"], Value::Null);
@@ -59,7 +62,10 @@ fn volumes_without_a_name_are_left_alone_and_it_says_what_to_type() {
     std::fs::remove_file(at.join("cairn-data/name/disk")).unwrap();
     let said = succeed(at, "gc");
     assert!(said.starts_with("the store has no volumes\nvolumes without a name"), "{said}");
-    assert!(said.contains(&format!("\n  cairn volume delete --id {id}    made for disk, created 20")), "{said}");
+    assert!(
+        said.contains(&format!("\n  cairn volume delete --id {id}    made for disk, created 20")),
+        "{said}"
+    );
     let shown = answer(at, "gc --json");
     assert_eq!(shown["unnamed"][0]["id"], id.as_str());
     let typed = shown["unnamed"][0]["delete_with"].as_str().expect("a command").to_owned();

@@ -111,10 +111,7 @@ impl State {
         let now = self.now();
         let is_in_the_way = |(place, root): (usize, &Root)| {
             let ignored = if root.is_held { Broken::HeldIgnored } else { Broken::RetiredIgnored };
-            place != self.current
-                && root.place == Place::Table
-                && root.is_foreign
-                && broken != Some(ignored)
+            place != self.current && root.place == Place::Table && root.is_foreign && broken != Some(ignored)
         };
         now.lists && !now.is_foreign && !self.roots.iter().enumerate().any(is_in_the_way)
     }

@@ -109,7 +109,8 @@ async fn garbage_is_shown_and_collected() {
     let store = bench.house.env.store.as_ref();
     store.put(&stray, Bytes::from_static(b"left behind"), Condition::IfAbsent).await.unwrap();
     let path = "/api/v1/volumes/disk/gc";
-    for (query, is_dry, deleted) in [("?dry_run=true", true, 0), ("", false, 1), ("?dry_run=false", false, 0)] {
+    for (query, is_dry, deleted) in [("?dry_run=true", true, 0), ("", false, 1), ("?dry_run=false", false, 0)]
+    {
         let (status, answer) = bench.ask("POST", &format!("{path}{query}"), None).await;
         assert_eq!((status, &answer["dry_run"]), (200, &json!(is_dry)), "{answer}");
         assert_eq!(answer["deleted_objects"], deleted, "{answer}");

@@ -12,7 +12,8 @@ use cairn::volume::catalog::{self, Info, Listed, Unnamed};
 use cairn::volume::format::snapshot::Snapshot;
 use cairn::volume::gc::{self, Collected, Found};
 use cairn::volume::{
-    DirtyBudget, Entropy, Environment, Flattened, Options as VolumeOptions, PageCache, Shrink, SnapshotError, Volume,
+    DirtyBudget, Entropy, Environment, Flattened, Options as VolumeOptions, PageCache, Shrink, SnapshotError,
+    Volume,
 };
 use parking_lot::Mutex;
 use uuid::Uuid;

@@ -25,7 +25,8 @@ use cairn::volume::format::head::Head;
 use cairn::volume::format::keys::Keys;
 use cairn::volume::read::concat;
 use cairn::volume::{
-    DirtyBudget, Entropy, Environment, Flattened, OpenError, Options, PageCache, SnapshotError, Volume, catalog, gc,
+    DirtyBudget, Entropy, Environment, Flattened, OpenError, Options, PageCache, SnapshotError, Volume,
+    catalog, gc,
 };
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;

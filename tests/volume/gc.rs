@@ -11,7 +11,8 @@ use bytes::Bytes;
 use cairn::effect::Durability::{Durable, Volatile};
 use cairn::store::fault::{Action, Failure, Gate, Rule};
 use cairn::store::{
-    ByteRange, Classes, Condition, ETag, Error, Fault, ListFrom, Listing, MemoryStore, Object, Operation, Store,
+    ByteRange, Classes, Condition, ETag, Error, Fault, ListFrom, Listing, MemoryStore, Object, Operation,
+    Store,
 };
 use cairn::volume::format::geometry::ChunkIndex;
 use cairn::volume::format::head::Head;
@@ -320,7 +321,8 @@ async fn of_a_damaged_volume_nothing_is_deleted() {
     let objects = filled.memory.objects();
     let head = Head::decode(keys.volume(), &objects[&keys.head()]).expect("a head");
     let root = Root::decode(keys.sealing(), head.root, &objects[&keys.root(head.root)]).expect("a root");
-    let current = |key: &String| root.map_pages.iter().any(|(number, page)| *key == keys.map_page(*number, page.id));
+    let current =
+        |key: &String| root.map_pages.iter().any(|(number, page)| *key == keys.map_page(*number, page.id));
     let of_snapshot = filled.keys("/map/").into_iter().find(|key| !current(key));
     let pack = keys.pack(*root.packs.keys().next().expect("the disk has a block in a pack"));
     for lost in [of_snapshot.expect("the snapshot has a map page of its own"), pack] {

@@ -122,12 +122,7 @@ impl Known {
     }
 
     /// Returns an error if one of the clones exists and needs the volume.
-    async fn refuse(
-        &mut self,
-        env: &Environment,
-        volume: Uuid,
-        clones: Vec<Uuid>,
-    ) -> Result<(), OpenError> {
+    async fn refuse(&mut self, env: &Environment, volume: Uuid, clones: Vec<Uuid>) -> Result<(), OpenError> {
         let unknown: Vec<Uuid> = clones.into_iter().filter(|clone| !self.gone.contains(clone)).collect();
         let sighted = clones::look(env, &unknown).await?;
         self.gone.extend(clones::untied(env, &sighted.alive, volume).await?);

@@ -59,7 +59,8 @@ async fn stands_alone(bench: &Bench, model: &Model, when: &str) {
     deleted.unwrap_or_else(|error| panic!("{when}: {error}"));
     let clone = open(&process(bench, 92), &bench.options, "clone").await;
     let id = clone.id().to_string();
-    let others = bench.memory.objects().into_keys().filter(|key| !key.starts_with("name/") && !key.contains(&id));
+    let others =
+        bench.memory.objects().into_keys().filter(|key| !key.starts_with("name/") && !key.contains(&id));
     assert_eq!(others.collect::<Vec<_>>(), [""; 0], "{when}");
     model.check(&clone, when).await;
     clone.checkpoint().await.unwrap();
