@@ -1,12 +1,14 @@
 //! What the API changes of a volume: its size, its name and its garbage. What is open keeps its name, and is not
 //! deleted.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use cairn::effect::Durability::Volatile;
 use cairn::gateway::Gateway;
 use cairn::store::Condition;
-use cairn::volume::catalog;
 use cairn::volume::format::keys::{Keys, ObjectId};
+use cairn::volume::{Volume, catalog};
 use serde_json::{Value, json};
 
 use super::admin::{Bench, conforms, description};
@@ -128,4 +130,32 @@ async fn garbage_is_shown_and_collected() {
     }
     volume.abandon().await;
     assert_eq!(bench.ask("POST", path, None).await.0, 409);
+}
+
+#[tokio::test]
+async fn a_clone_is_flattened() {
+    let bench = Bench::new().await;
+    let volume = bench.house.opened(&bench.metrics, "disk").await;
+    let path = "/api/v1/volumes/disk/flatten";
+    let (status, answer) = bench.ask("POST", path, None).await;
+    assert_eq!(
+        (status, &answer["state"], &answer["seconds"]),
+        (200, &json!("flat"), &Value::Null),
+        "{answer}"
+    );
+    conforms(&answer, &description()["components"]["schemas"]["Flattened"], &description(), path);
+    volume.write(0, Bytes::from(vec![7; 8192]), Volatile).await.unwrap();
+    volume.snapshot("golden").await.unwrap();
+    catalog::clone(&volume, "golden", "clone").await.unwrap();
+    let id = catalog::resolve(&bench.house.env, "clone").await.unwrap();
+    let clone = Volume::open(&bench.house.env, bench.house.options.clone(), id, false).await.unwrap();
+    bench.house.open.lock()[0].volume = Arc::clone(&clone);
+    bench.house.open.lock()[0].name = "clone".to_owned();
+    let (status, answer) = bench.ask("POST", "/api/v1/volumes/clone/flatten", None).await;
+    assert_eq!((status, &answer["state"]), (200, &json!("waits")), "{answer}");
+    assert!(answer["seconds"].as_u64().is_some_and(|seconds| seconds > 3000), "{answer}");
+    conforms(&answer, &description()["components"]["schemas"]["Flattened"], &description(), path);
+    assert_eq!(bench.ask("POST", "/api/v1/volumes/none/flatten", None).await.0, 404);
+    clone.abandon().await;
+    assert_eq!(bench.ask("POST", "/api/v1/volumes/clone/flatten", None).await.0, 409);
 }

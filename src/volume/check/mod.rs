@@ -62,11 +62,7 @@ pub async fn check(env: &Environment, name: &str, depth: Depth) -> Result<Report
 ///
 /// # Errors
 /// As [`check`].
-pub(super) async fn orphans(
-    env: &Environment,
-    name: &str,
-    most_orphans: usize,
-) -> Result<Report, OpenError> {
+pub(super) async fn orphans(env: &Environment, name: &str, most_orphans: usize) -> Result<Report, OpenError> {
     let limits = Limits { orphans: most_orphans, ..Limits::default() };
     check_within(env, name, Depth::References, limits).await
 }
