@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 
 use super::handle::{Adopted, Request, Scope, answer};
 use super::{FoldHandle, Folder, STEP_BYTES};
+use crate::volume::cache::index::LoadedOverlay;
 use crate::volume::error::Error;
 use crate::volume::format::root::Root;
 use crate::volume::read::base::{self, LoadedMapPage, Located, Mapped};
@@ -100,8 +101,8 @@ impl Folder {
         Ok(step)
     }
 
-    /// Counts what a map page of a root references of other volumes: chunks, and the map page itself. Returns
-    /// `None` if it cannot be read.
+    /// Counts what a map page of a root references of other volumes: chunks, and the map page itself or its
+    /// overlays. Returns `None` if it cannot be read.
     pub(super) async fn foreign_in(&self, root: &Root, number: u32) -> Result<Option<u64>, Error> {
         let shared = &self.shared;
         let map = match base::map_page(&shared.env, shared.keys, shared.geometry, root, number).await {
@@ -115,16 +116,20 @@ impl Folder {
         }
         let slots = map.view.page.entries().into_iter();
         let chunks = slots.filter(|(slot, _)| self.is_foreign(&map, *slot)).count() as u64;
-        Ok(Some(chunks + u64::from(map.owner != shared.keys)))
+        let is_listed = map.view.overlays.iter().any(|overlay| overlay.owner != shared.keys);
+        Ok(Some(chunks + u64::from(is_listed || map.owner != shared.keys)))
     }
 
-    /// Whether another volume stores anything of a chunk that a read can return.
+    /// Whether a read of a chunk needs an object of another volume. An overlay that applies to the chunk is
+    /// read even if newer ones hide all that it locates.
     fn is_foreign(&self, map: &LoadedMapPage, slot: u16) -> bool {
         let (keys, geometry) = (self.shared.keys, self.shared.geometry);
         let blocks = u32::try_from(geometry.blocks_per_chunk()).expect("at most 8,192");
         let blocks = u32::from(slot) * blocks..(u32::from(slot) + 1) * blocks;
         let base = map.entry(slot).and_then(|entry| entry.base);
+        let applies = |overlay: &LoadedOverlay| overlay.owner != keys && overlay.chunks.contains(slot);
         base.is_some_and(|base| map.origin(base.origin) != keys)
+            || map.view.overlays.iter().any(applies)
             || base::located(&map.view.overlays, slot, blocks).iter().any(|(_, located)| match located {
                 Located::Frames(owner, ..) => *owner != keys,
                 Located::Zero(_) | Located::Unknown(_) => false,

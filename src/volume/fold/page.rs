@@ -276,10 +276,13 @@ impl PageUpdate {
             })
     }
 
-    /// Whether another volume stores anything of a chunk that a read can return.
+    /// Whether a read of a chunk needs an object of another volume. An overlay that applies to the chunk is
+    /// read even if newer ones hide all that it locates.
     pub(super) fn is_foreign(&self, slot: u16) -> bool {
         let Some(entry) = self.entries.get(&slot) else { return false };
+        let applies = |overlay: &LoadedOverlay| overlay.owner != self.keys && overlay.chunks.contains(slot);
         entry.base.is_some_and(|base| base.origin != 0)
+            || self.overlays.iter().any(applies)
             || self.located(slot, self.chunk_blocks(slot)).iter().any(|(_, located)| match located {
                 Located::Frames(owner, ..) => *owner != self.keys,
                 Located::Zero(_) | Located::Unknown(_) => false,
