@@ -141,10 +141,10 @@ struct Chain<'a> {
 impl Chain<'_> {
     async fn follow(mut self, listed: &Listed, suspects: &mut Suspects) -> Result<Journal, Stop> {
         let context = self.context;
-        let fetches = listed
-            .iter()
-            .map(|(slot, bytes)| async move { (*slot, *bytes, table(context, *slot, *bytes).await) });
-        let mut records = stream::iter(fetches).buffered(FETCHED_AHEAD);
+        let records: Vec<(Slot, u64)> = listed.iter().map(|(slot, bytes)| (*slot, *bytes)).collect();
+        let fetches = stream::iter(records)
+            .map(|(slot, bytes)| async move { (slot, bytes, table(context, slot, bytes).await) });
+        let mut records = fetches.buffered(FETCHED_AHEAD);
         while let Some((slot, bytes, read)) = records.next().await {
             if slot < self.next {
                 // After a seal, nothing in its log counts.
