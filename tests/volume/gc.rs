@@ -152,7 +152,7 @@ async fn every_orphan_goes_and_nothing_else_does() {
     let volume = opened(&mut bench).await;
     gc::collect(&volume, None).await.unwrap();
     assert_eq!(left(&bench, &[own, foreign.clone()]), 1);
-    bench.memory.remove(&foreign);
+    drop(bench.memory.remove(&foreign));
     volume.close().await.unwrap();
     assert_whole(&bench, &strays, "in the end").await;
 }
@@ -329,7 +329,7 @@ async fn of_a_damaged_volume_nothing_is_deleted() {
     for lost in [of_snapshot.expect("the snapshot has a map page of its own"), pack] {
         let mut bench = copy(&filled);
         let strays = litter(&bench);
-        bench.memory.remove(&lost);
+        drop(bench.memory.remove(&lost));
         let volume = opened(&mut bench).await;
         let before = bench.memory.objects().len();
         let refused = gc::collect(&volume, None).await;
