@@ -100,7 +100,7 @@ fn a_clone_is_flattened_and_its_parent_can_go() {
     assert!(said.contains("all data of web is its own") && said.contains("repeat the command"), "{said}");
     let at_once = || {
         let mut flatten = cairn(at, "volume flatten web");
-        flatten.env("CAIRN_VOLUMES__DELETION_GRACE", "0s");
+        flatten.env("CAIRN_STORE__DELETION_GRACE", "0s");
         let done = run(flatten);
         assert_eq!(done.code, Some(0), "{}", done.err);
         done.out == "web needs no other volume\n"
