@@ -64,6 +64,10 @@ mutants! {
     PinReleasedEarly = "pin-released-early",
     /// A clone counts as gone once the store has denied it once.
     GoneUnconfirmed = "gone-unconfirmed",
+    /// A clone counts as one that needs no other volume, whatever its root says.
+    UntiedUnread = "untied-unread",
+    /// The origins leave the root of a clone although its snapshots need them.
+    DetachedEarly = "detached-early",
     /// A volume whose root table cannot be read is deleted as if it had no clones.
     ClonesUnsearched = "clones-unsearched",
     /// The root of a clone references the map pages of its parent as if they were its own.
@@ -196,6 +200,8 @@ mutants! {
     SharedDeleted = "shared-deleted",
     /// The sweep ignores that the journal references chunk objects.
     JournalForgotten = "journal-forgotten",
+    /// What only a snapshot or a replaced root references counts as an orphan.
+    KeptRootSkipped = "kept-root-skipped",
     /// Seals are deleted together with the records before them.
     SealsDeleted = "seals-deleted",
     /// The sweep treats objects of its own epoch as orphans.

@@ -1,5 +1,5 @@
-//! The API below `/api/v1`: volumes, snapshots, clones, connections, draining, and the description of the API
-//! itself.
+//! The API below `/api/v1`: volumes, snapshots, clones, garbage, connections, draining, and the description
+//! of the API itself.
 //!
 //! Must not know how the gateway does its work. Invariant: `openapi.json` describes exactly the routes that
 //! exist here.
@@ -22,7 +22,7 @@ use super::view::{
     Change, ConnectionView, MapView, NewClone, NewSnapshot, NewVolume, Problem, SnapshotView, StatusView,
     UnnamedView, VolumeChange, VolumeView, stored,
 };
-use super::{Context, OpenVolume};
+use super::{Context, FlattenView, GarbageView, OpenVolume};
 use crate::gateway::IfHeld;
 use crate::volume::Status;
 use crate::volume::catalog::Info;
@@ -51,6 +51,8 @@ pub(super) fn routes() -> Router<Context> {
         .route("/api/v1/volumes/{name}/snapshots", get(snapshots).post(take_snapshot))
         .route("/api/v1/volumes/{name}/snapshots/{snapshot}", axum::routing::delete(delete_snapshot))
         .route("/api/v1/volumes/{name}/snapshots/{snapshot}/clones", post(clone_snapshot))
+        .route("/api/v1/volumes/{name}/gc", post(collect_garbage))
+        .route("/api/v1/volumes/{name}/flatten", post(flatten))
         .route("/api/v1/connections", get(connections))
         .route("/api/v1/drain", post(drain))
 }
@@ -296,6 +298,33 @@ async fn clone_snapshot(
     let info = context.gateway.clone_snapshot(&volume, &snapshot, &new.name).await?;
     let location = format!("/api/v1/volumes/{}", info.name);
     Ok((StatusCode::CREATED, [(LOCATION, location)], Json(VolumeView::new(info, None, None))).into_response())
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Collection {
+    #[serde(default)]
+    dry_run: bool,
+}
+
+/// Collects the garbage of a volume. It takes as long as the volume has objects to list, and ends when the
+/// client disconnects.
+async fn collect_garbage(
+    State(context): State<Context>,
+    Path(name): Path<String>,
+    query: Result<Query<Collection>, QueryRejection>,
+) -> Answer<Json<GarbageView>> {
+    let Query(collection) = query.map_err(|error| Problem::new(error.status(), error.body_text()))?;
+    let view: GarbageView = match collection.dry_run {
+        true => context.gateway.look_for_garbage(&name).await?.into(),
+        false => context.gateway.collect_garbage(&name).await?.into(),
+    };
+    Ok(Json(view))
+}
+
+/// Flattens a clone. The volume goes on with it if the client disconnects.
+async fn flatten(State(context): State<Context>, Path(name): Path<String>) -> Answer<Json<FlattenView>> {
+    Ok(Json(context.gateway.flatten(&name).await?.into()))
 }
 
 async fn connections(State(context): State<Context>) -> Json<Vec<ConnectionView>> {

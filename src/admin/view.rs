@@ -20,7 +20,9 @@ use crate::server;
 use crate::volume::catalog::{Info, Unnamed};
 use crate::volume::format::geometry::BLOCK_BYTES;
 use crate::volume::format::snapshot::Snapshot;
-use crate::volume::{self, CloneError, OpenError, Picture, ResizeError, Shrink, SnapshotError, Status};
+use crate::volume::{
+    self, CloneError, CollectError, OpenError, Picture, ResizeError, Shrink, SnapshotError, Status,
+};
 
 /// The last second of the year 9999, the latest time that RFC 3339 can express.
 const LAST_SECOND: u64 = 253_402_300_799;
@@ -57,7 +59,19 @@ impl From<Failure> for Problem {
             Failure::Clone(error @ CloneError::TooDeep(_)) => {
                 Self::new(StatusCode::CONFLICT, error.to_string())
             }
+            Failure::Collect(error) => error.into(),
             Failure::Volume(error) => Self::from(&*error),
+        }
+    }
+}
+
+impl From<CollectError> for Problem {
+    fn from(error: CollectError) -> Self {
+        match error {
+            CollectError::Open(error) => Self::from(&error),
+            CollectError::Volume(error) => error.into(),
+            CollectError::Damaged { .. } => Self::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+            CollectError::Unsteady(_) => Self::new(StatusCode::CONFLICT, error.to_string()),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A client for a gateway's API at its admin socket: `cairn volume --gateway` and `cairn snapshot --gateway`.
+//! A client for a gateway's API at its admin socket: `cairn volume --gateway` and its siblings.
 //!
 //! Owns the requests and the reading of responses, and must not know the store. Invariant: it only relies on
 //! what `openapi.json` describes. It sends no token, because the admin socket serves the user who runs the
@@ -14,7 +14,7 @@ use tokio::net::UnixStream;
 use super::error::Error;
 use super::http::{Answer, exchange};
 use super::volume_view::Row;
-use crate::admin::{SnapshotView, UnnamedView};
+use crate::admin::{FlattenView, GarbageView, SnapshotView, UnnamedView};
 use crate::volume::OpenError;
 use crate::volume::catalog::Info;
 use crate::volume::format::keys;
@@ -143,8 +143,28 @@ impl Gateway {
         self.ask("DELETE", &path(volume, &format!("{SNAPSHOTS}/{name}"))?, None).await.map(drop)
     }
 
+    /// Collects the garbage of a volume. It may take as long as it takes to list all objects of the volume,
+    /// and ends when this future is dropped.
+    pub(super) async fn collect(&self, volume: &str, dry_run: bool) -> Result<GarbageView, Error> {
+        let path = path(volume, if dry_run { "/gc?dry_run=true" } else { "/gc" })?;
+        self.parsed(&self.ask_patiently("POST", &path, None).await?)
+    }
+
+    /// Flattens a clone. It takes as long as it takes to rewrite what the clone shares.
+    pub(super) async fn flatten(&self, volume: &str) -> Result<FlattenView, Error> {
+        self.parsed(&self.ask_patiently("POST", &path(volume, "/flatten")?, None).await?)
+    }
+
     /// Sends a request, and returns the body of a successful response.
     async fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> Result<String, Error> {
+        match tokio::time::timeout(PATIENCE, self.ask_patiently(method, path, body)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(self.failed(format!("no answer within {PATIENCE:?}"))),
+        }
+    }
+
+    /// As [`Gateway::ask`], without a limit on the time.
+    async fn ask_patiently(&self, method: &str, path: &str, body: Option<&Value>) -> Result<String, Error> {
         let mut request = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
         if let Some(body) = body.map(Value::to_string) {
             request.push_str("Content-Type: application/json\r\n");
@@ -154,10 +174,7 @@ impl Gateway {
         }
         let asked =
             async { exchange(UnixStream::connect(&self.socket).await?, &request, ANSWER_BYTES).await };
-        let Answer { status, body } = match tokio::time::timeout(PATIENCE, asked).await {
-            Ok(answer) => answer.map_err(|error| self.failed(error.to_string()))?,
-            Err(_) => return Err(self.failed(format!("no answer within {PATIENCE:?}"))),
-        };
+        let Answer { status, body } = asked.await.map_err(|error| self.failed(error.to_string()))?;
         match status {
             Some(200..=299) => Ok(body),
             Some(status) => {

@@ -43,6 +43,9 @@ pub(super) enum Command {
     /// Verify a volume in the store, also while a gateway serves it; changes nothing. Exits with 0 if it is
     /// sound, with 1 if damage was found, and with 2 if it could not be checked
     Check(Check),
+    /// Delete the objects of volumes that nothing references: what crashes and late requests left; without
+    /// --gateway, only of volumes that no gateway holds
+    Gc(Gc),
     /// NBD tools that need no store: serve files, query servers, copy and mirror disks
     Nbd(Nbd),
     /// Measure a store
@@ -89,6 +92,33 @@ impl Check {
     /// Loads the settings, with these flags taking precedence.
     pub(super) fn config(&self) -> Result<Config, config::Errors> {
         self.common.config(Vec::new())
+    }
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct Gc {
+    #[command(flatten)]
+    place: Place,
+    /// Names of the volumes; without any, all volumes, and volumes without a name are listed
+    #[arg(value_name = "VOLUME")]
+    pub(super) names: Vec<String>,
+    /// Only show what would be deleted, also while a gateway serves the volumes
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+impl Gc {
+    /// Loads the settings, with these flags taking precedence.
+    pub(super) fn config(&self) -> Result<Config, config::Errors> {
+        self.place.common.config(Vec::new())
+    }
+
+    /// As [`Volume::gateway`].
+    pub(super) fn gateway(&self) -> Option<&Option<PathBuf>> {
+        self.place.gateway.as_ref()
     }
 }
 
@@ -247,6 +277,9 @@ pub(super) enum Action {
     Resize(Resize),
     /// Give a volume another name. No gateway may have it open, and no configuration may name it
     Rename(Rename),
+    /// Make a clone independent of other volumes: what it shares with them is written once more, as its own;
+    /// without --gateway, only of a volume that no gateway holds
+    Flatten(Flatten),
     /// Delete a volume and all its data
     Delete(Delete),
     /// Make a volume what it was at a snapshot. What was written since then is lost, unless another snapshot
@@ -263,6 +296,7 @@ impl Action {
             | Self::Info(Info { place, .. })
             | Self::Resize(Resize { place, .. })
             | Self::Rename(Rename { place, .. })
+            | Self::Flatten(Flatten { place, .. })
             | Self::Delete(Delete { place, .. }) => Some(place),
             Self::Usage(_) | Self::Restore(_) => None,
         }
@@ -275,6 +309,7 @@ impl Action {
             | Self::Info(Info { place, .. })
             | Self::Resize(Resize { place, .. })
             | Self::Rename(Rename { place, .. })
+            | Self::Flatten(Flatten { place, .. })
             | Self::Delete(Delete { place, .. }) => &place.common,
             Self::Usage(Usage { common, .. }) | Self::Restore(Restore { common, .. }) => common,
         }
@@ -352,6 +387,17 @@ impl Resize {
     pub(super) fn shrink(&self) -> Shrink {
         if self.shrink { Shrink::Discard } else { Shrink::Refuse }
     }
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct Flatten {
+    #[command(flatten)]
+    place: Place,
+    /// Name of the volume
+    pub(super) name: String,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 #[derive(Clone, Debug, Args)]

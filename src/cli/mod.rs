@@ -17,6 +17,8 @@ mod endpoint;
 mod environment;
 mod error;
 mod export;
+mod gc;
+mod gc_view;
 mod handover;
 mod health;
 mod http;
@@ -143,6 +145,11 @@ fn run(cli: Cli, allocator: Allocator) -> Result<(), Error> {
             let options = quiet_options(&args.config()?, &metrics)?;
             let place = place(args.gateway(), &options)?;
             process::block_on(clone::run(args, options, place))
+        }
+        Command::Gc(args) => {
+            let options = quiet_options(&args.config()?, &metrics)?;
+            let place = place(args.gateway(), &options)?;
+            process::block_on(gc::run(args, options, place))
         }
         Command::Snapshot(args) => {
             let options = quiet_options(&args.config()?, &metrics)?;

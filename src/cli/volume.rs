@@ -1,10 +1,10 @@
-//! `cairn volume`: creates, lists, shows, measures, resizes, renames and deletes volumes.
+//! `cairn volume`: creates, lists, shows, measures, resizes, renames, flattens and deletes volumes.
 //!
 //! Owns the choice between the store and a gateway, and must not know how a volume is stored. Invariant: only
 //! a creation may create a store.
 
 use super::api_client::Gateway;
-use super::args::{Action, Delete, List, Rename, Resize, Usage};
+use super::args::{Action, Delete, Flatten, List, Rename, Resize, Usage};
 use super::environment::{environment, for_reading};
 use super::error::Error;
 use super::opened::{close, open, prepare};
@@ -12,9 +12,10 @@ use super::printed::print;
 use super::settings::Options;
 use super::usage_view::print_usage;
 use super::volume_view::{
-    Row, print_all, print_created, print_one, print_renamed, print_resized, print_unnamed,
+    Later, Row, print_all, print_created, print_flattened, print_one, print_renamed, print_resized,
+    print_unnamed,
 };
-use crate::admin::UnnamedView;
+use crate::admin::{FlattenView, UnnamedView};
 use crate::config::{Config, Size};
 use crate::metrics::Metrics;
 use crate::store::Setup;
@@ -54,6 +55,7 @@ async fn in_store(action: Action, options: Options) -> Result<(), Error> {
         Action::Usage(args) => return usage(options, args).await,
         Action::Resize(args) => return resize(options, args).await,
         Action::Rename(args) => return rename(options, args).await,
+        Action::Flatten(args) => return flatten(options, args).await,
         action => action,
     };
     let mut options = options.impatient();
@@ -99,9 +101,11 @@ async fn in_store(action: Action, options: Options) -> Result<(), Error> {
             };
             print_one(&info, parent, args.json)
         }
-        Action::Usage(_) | Action::Resize(_) | Action::Rename(_) | Action::Restore(_) => {
-            unreachable!("it was carried out above")
-        }
+        Action::Usage(_)
+        | Action::Resize(_)
+        | Action::Rename(_)
+        | Action::Flatten(_)
+        | Action::Restore(_) => unreachable!("it was carried out above"),
         Action::Delete(args) => delete(&env, &options, args).await,
     }
 }
@@ -115,6 +119,27 @@ async fn resize(options: Options, args: Resize) -> Result<(), Error> {
     resized.map_err(|source| Error::Resize { name: args.name, source })?;
     print_resized(&info, args.json)?;
     closed
+}
+
+async fn flatten(options: Options, args: Flatten) -> Result<(), Error> {
+    let volume = open(options, &args.name).await?;
+    let done = volume.flatten().await;
+    let closed = close(&volume, &args.name).await;
+    let done = done.map_err(|source| Error::Flatten { name: args.name.clone(), source })?;
+    flattened(&args.name, &done.into(), args.json, Later::Again)?;
+    closed
+}
+
+/// Prints how far a volume is flattened. Fails if it does not become independent by itself.
+fn flattened(name: &str, view: &FlattenView, json: bool, later: Later) -> Result<(), Error> {
+    print_flattened(name, view, json, later)?;
+    match (&view.snapshots, view.chunks) {
+        (Some(snapshots), _) => {
+            Err(Error::FlattenHeld { name: name.to_owned(), snapshots: snapshots.join(", ") })
+        }
+        (None, Some(chunks)) => Err(Error::FlattenUnread { name: name.to_owned(), chunks }),
+        (None, None) => Ok(()),
+    }
 }
 
 async fn rename(options: Options, args: Rename) -> Result<(), Error> {
@@ -176,6 +201,9 @@ async fn by_gateway(action: Action, chunk_bytes: Option<u64>, gateway: &Gateway)
         }
         Action::Rename(args) => {
             print_renamed(&args.name, &gateway.rename(&args.name, &args.to).await?, args.json)
+        }
+        Action::Flatten(args) => {
+            flattened(&args.name, &gateway.flatten(&args.name).await?, args.json, Later::ByGateway)
         }
         Action::Usage(_) | Action::Restore(_) => unreachable!("the grammar has no gateway for it"),
         Action::Delete(args) => {

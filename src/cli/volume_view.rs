@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::error::Error;
 use super::printed::{print, print_json, table};
 use super::snapshot_name::SnapshotName;
-use crate::admin::UnnamedView;
+use crate::admin::{FlattenView, UnnamedView};
 use crate::config::Size;
 use crate::gateway::chain;
 use crate::volume::catalog::{Info, Listed};
@@ -62,6 +62,34 @@ pub(super) fn print_renamed(from: &str, info: &Info, json: bool) -> Result<(), E
         return print_json(&Shown::of(info));
     }
     print(&format!("renamed {from} to {}\n", info.name))
+}
+
+/// Who does what is left of a flattening when the grace period is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Later {
+    /// The gateway.
+    ByGateway,
+    /// Whoever repeats the command.
+    Again,
+}
+
+/// Prints that a volume is flattened or will be. What is in the way is an error of the command.
+pub(super) fn print_flattened(name: &str, view: &FlattenView, json: bool, later: Later) -> Result<(), Error> {
+    if json {
+        return print_json(view);
+    }
+    match (&*view.state, view.seconds) {
+        ("flat", _) => print(&format!("{name} needs no other volume\n")),
+        ("waits", Some(seconds)) => {
+            let after = humantime::format_duration(std::time::Duration::from_secs(seconds));
+            let what = match later {
+                Later::ByGateway => "the gateway cuts the tie then, while it has the volume open",
+                Later::Again => "repeat the command then to cut the tie",
+            };
+            print(&format!("all data of {name} is its own; what it replaced is kept for {after}: {what}\n"))
+        }
+        _ => Ok(()),
+    }
 }
 
 pub(super) fn print_all(rows: Vec<Row>, json: bool) -> Result<(), Error> {

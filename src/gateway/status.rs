@@ -21,7 +21,8 @@ use super::surface::{Failure, Gateway, IfHeld, Known, OpenVolume, Stage as Shown
 use crate::server::{Connection, Server};
 use crate::volume::catalog::{self, ChunkBytes, Info, Listed, Unnamed};
 use crate::volume::format::snapshot::Snapshot;
-use crate::volume::{self, Environment, OpenError, Shrink};
+use crate::volume::gc::{self, Collected, Found};
+use crate::volume::{self, Environment, Flattened, OpenError, Shrink, SnapshotError};
 
 /// What can be queried while the gateway serves.
 pub(crate) struct Serving {
@@ -245,6 +246,23 @@ impl Gateway for GatewayStatus {
         serving.catalogue.forget();
         serving.census.has_changed();
         Ok(made?)
+    }
+
+    async fn look_for_garbage(&self, name: &str) -> Result<Found, Failure> {
+        Ok(gc::look(&self.serving()?.env, name).await?)
+    }
+
+    async fn collect_garbage(&self, name: &str) -> Result<Collected, Failure> {
+        let of = self.serving()?.join(name).await?;
+        Ok(gc::collect(&of.volume, None).await?)
+    }
+
+    async fn flatten(&self, name: &str) -> Result<Flattened, Failure> {
+        let serving = self.serving()?;
+        let of = serving.join(name).await?;
+        let flattened = of.volume.flatten().await;
+        serving.catalogue.forget();
+        Ok(flattened.map_err(SnapshotError::Volume)?)
     }
 
     fn stage(&self) -> Shown {

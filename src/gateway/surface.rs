@@ -12,7 +12,10 @@ use crate::metrics::VolumeMetrics;
 use crate::server::Connection;
 use crate::volume::catalog::{Info, Listed, Unnamed};
 use crate::volume::format::snapshot::Snapshot;
-use crate::volume::{CloneError, OpenError, ResizeError, Shrink, SnapshotError, Volume};
+use crate::volume::gc::{Collected, Found};
+use crate::volume::{
+    CloneError, CollectError, Flattened, OpenError, ResizeError, Shrink, SnapshotError, Volume,
+};
 
 /// A volume that is open in this gateway.
 #[derive(Clone, Debug)]
@@ -79,6 +82,9 @@ pub enum Failure {
     /// The size of a volume cannot be changed.
     #[error(transparent)]
     Resize(#[from] ResizeError),
+    /// The garbage of a volume cannot be collected.
+    #[error(transparent)]
+    Collect(#[from] CollectError),
 }
 
 impl From<OpenError> for Failure {
@@ -120,6 +126,12 @@ pub trait Gateway: Send + Sync + 'static {
     /// Creates a volume that begins with the content of a snapshot. The volume of the snapshot is opened for
     /// it if necessary.
     async fn clone_snapshot(&self, volume: &str, snapshot: &str, name: &str) -> Result<Info, Failure>;
+    /// Finds what nothing references of a volume, without opening it.
+    async fn look_for_garbage(&self, name: &str) -> Result<Found, Failure>;
+    /// Deletes what nothing references of a volume, which is opened for it if necessary.
+    async fn collect_garbage(&self, name: &str) -> Result<Collected, Failure>;
+    /// Makes a clone independent of other volumes, as far as possible. It is opened for it if necessary.
+    async fn flatten(&self, name: &str) -> Result<Flattened, Failure>;
     /// Returns the stage of the gateway.
     fn stage(&self) -> Stage;
     /// Returns the contents of the store at the last census, without a request to the store.

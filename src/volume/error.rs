@@ -176,6 +176,29 @@ pub enum CloneError {
     Volume(#[from] OpenError),
 }
 
+/// Why the garbage of a volume cannot be collected.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CollectError {
+    /// The volume cannot be found or read.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// Objects are lost. What nothing references may help to repair the volume, so nothing is deleted.
+    #[error(
+        "{objects} objects of the volume are missing or damaged (cairn check says which), so nothing is \
+         deleted: what seems to be garbage may help to repair it"
+    )]
+    Damaged {
+        /// Number of objects that are not as they should be.
+        objects: u64,
+    },
+    /// The volume changes faster than it can be read. Contains what was tried.
+    #[error("{0}")]
+    Unsteady(String),
+    /// The volume stopped, or the store failed.
+    #[error(transparent)]
+    Volume(#[from] Error),
+}
+
 /// Volumes, as a message for people mentions them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Mentioned {

@@ -7,13 +7,14 @@
 //! printed for the same scope.
 //!
 //! [`binding`] checks the binding of names to volumes and their renaming in the same way, [`packs`] how the objects of
-//! checkpoints are published and deleted, [`snapshots`] how snapshots keep roots, and [`clones`] how clones keep
-//! snapshots.
+//! checkpoints are published and deleted, [`snapshots`] how snapshots keep roots, [`clones`] how clones keep
+//! snapshots, and [`flattening`] when they keep them no more.
 
 mod binding;
 mod clones;
 mod deletions;
 mod explore;
+mod flattening;
 mod kept;
 mod names;
 mod packs;

@@ -10,7 +10,11 @@ use cairn::server::Connection;
 use cairn::store::MemoryStore;
 use cairn::volume::catalog::{self, Info, Listed, Unnamed};
 use cairn::volume::format::snapshot::Snapshot;
-use cairn::volume::{DirtyBudget, Entropy, Environment, Options as VolumeOptions, PageCache, Shrink, Volume};
+use cairn::volume::gc::{self, Collected, Found};
+use cairn::volume::{
+    DirtyBudget, Entropy, Environment, Flattened, Options as VolumeOptions, PageCache, Shrink, SnapshotError,
+    Volume,
+};
 use parking_lot::Mutex;
 use uuid::Uuid;
 
@@ -143,6 +147,24 @@ impl Gateway for House {
         let open = self.open_volumes().into_iter().find(|open| open.name == volume);
         let open = open.ok_or_else(|| Failure::NotServing("the house is full".to_owned()))?;
         Ok(catalog::clone(&open.volume, snapshot, name).await?)
+    }
+
+    async fn look_for_garbage(&self, name: &str) -> Result<Found, Failure> {
+        Ok(gc::look(&self.env, name).await?)
+    }
+
+    async fn collect_garbage(&self, name: &str) -> Result<Collected, Failure> {
+        catalog::resolve(&self.env, name).await?;
+        let open = self.open_volumes().into_iter().find(|open| open.name == name);
+        let open = open.ok_or_else(|| Failure::NotServing("the house is full".to_owned()))?;
+        Ok(gc::collect(&open.volume, None).await?)
+    }
+
+    async fn flatten(&self, name: &str) -> Result<Flattened, Failure> {
+        catalog::resolve(&self.env, name).await?;
+        let open = self.open_volumes().into_iter().find(|open| open.name == name);
+        let open = open.ok_or_else(|| Failure::NotServing("the house is full".to_owned()))?;
+        Ok(open.volume.flatten().await.map_err(SnapshotError::Volume)?)
     }
 
     fn stage(&self) -> Stage {

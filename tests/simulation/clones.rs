@@ -9,6 +9,8 @@
 //! * A snapshot is deleted only if no clone of it exists, and a volume only if none of it does.
 //! * That also holds while the store denies clones that exist, and if the table or the head of the volume is lost.
 //! * In the end, what was cut short is found and removed, until nothing is left but one disk.
+//! * All of that also holds if what nothing references is deleted on request at any time.
+//! * A clone that was flattened needs nothing of its parent any more.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,7 +25,8 @@ use cairn::volume::format::head::Head;
 use cairn::volume::format::keys::Keys;
 use cairn::volume::read::concat;
 use cairn::volume::{
-    DirtyBudget, Entropy, Environment, OpenError, Options, PageCache, SnapshotError, Volume, catalog,
+    DirtyBudget, Entropy, Environment, Flattened, OpenError, Options, PageCache, SnapshotError, Volume,
+    catalog, gc,
 };
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
@@ -62,6 +65,8 @@ struct Side {
 
 struct Run {
     random: SmallRng,
+    /// Decides when garbage is collected on request.
+    collects: SmallRng,
     memory: MemoryStore,
     options: Options,
     seed: u64,
@@ -118,8 +123,9 @@ impl Run {
             ..Options::default()
         };
         let memory = MemoryStore::unsorted(7);
-        let mut run =
-            Self { random, memory, options, seed, sides: Vec::new(), numbers: 0, leaves_any: false };
+        let collects = SmallRng::seed_from_u64(seed ^ 0x5eed_0000_0000_00c2);
+        let (sides, numbers, leaves_any) = (Vec::new(), 0, false);
+        let mut run = Self { random, collects, memory, options, seed, sides, numbers, leaves_any };
         let size = CELLS as u64 * CELL;
         let made = catalog::create(&run.env(), &run.options, "disk", size, ChunkBytes(CHUNK)).await;
         made.expect("an empty store takes a volume");
@@ -215,11 +221,50 @@ impl Run {
                     self.reopen(at).await?;
                 }
             }
+            let at = at % self.sides.len();
+            match self.collects.random_range(0..8) {
+                0 | 1 => self.collect(at).await?,
+                2 => self.flatten(at).await?,
+                _ => {}
+            }
         }
         for at in 0..self.sides.len() {
             self.check(at).await?;
         }
         self.end().await
+    }
+
+    /// Makes a clone independent of its parent, if no snapshot of it is in the way.
+    async fn flatten(&mut self, at: usize) -> Result<(), String> {
+        let Side { name, volume, of, .. } = &mut self.sides[at];
+        loop {
+            let flattened = volume.flatten().await;
+            match flattened.map_err(|error| format!("{name}: not flattened: {error}"))? {
+                Flattened::Done | Flattened::NoClone => {
+                    *of = None;
+                    break;
+                }
+                Flattened::Waits { .. } => tokio::time::sleep(COLLECTED).await,
+                Flattened::Held { .. } => {
+                    // What goes on in the background ends in the same way.
+                    tokio::time::sleep(COLLECTED).await;
+                    break;
+                }
+                other @ Flattened::Unreadable { .. } => return Err(format!("{name}: {other:?}")),
+            }
+        }
+        self.check(at).await
+    }
+
+    /// Deletes what nothing references of a disk, and of no other.
+    async fn collect(&self, at: usize) -> Result<(), String> {
+        let Side { name, volume, .. } = &self.sides[at];
+        let collected = gc::collect(volume, None).await;
+        let collected = collected.map_err(|error| format!("{name}: no collection: {error}"))?;
+        match collected.after.orphans.objects {
+            0 => self.check(at).await,
+            left => Err(format!("{name}: {left} orphans are left by a collection")),
+        }
     }
 
     /// Writes some cells, and makes them durable.

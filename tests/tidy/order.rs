@@ -22,11 +22,12 @@ const VOLUME: &[&[&str]] = &[
     &["write"],
     &["collect", "snapshot"],
     &["fold"],
-    &["pins"],
+    &["pins", "flatten"],
     &["disk"],
     &["open"],
     &["catalog"],
     &["check", "import"],
+    &["gc"],
 ];
 
 /// Columns of the drawing's first column, with the space behind it.

@@ -12,6 +12,7 @@ mod deletion;
 mod durability;
 mod engine;
 mod engine_trouble;
+mod gc;
 mod hedge;
 mod huge;
 mod import;

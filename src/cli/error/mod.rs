@@ -135,6 +135,52 @@ pub(super) enum Error {
         /// The underlying error.
         source: volume::CloneError,
     },
+    /// A clone cannot be flattened.
+    #[error("volume {name:?}: {}", chain(.source))]
+    Flatten {
+        /// Name of the volume.
+        name: String,
+        /// The error of the operation.
+        source: volume::Error,
+    },
+    /// Snapshots of a clone need the volumes that it shares objects with.
+    #[error(
+        "all data of volume {name:?} is its own, but its snapshots {snapshots} were taken before that and \
+         need other volumes: delete them, and repeat the command"
+    )]
+    FlattenHeld {
+        /// Name of the volume.
+        name: String,
+        /// Names of the snapshots.
+        snapshots: String,
+    },
+    /// Some of what a clone shares cannot be read.
+    #[error(
+        "volume {name:?}: {chunks} chunks or map pages that it shares cannot be read, and are left as they \
+         are (cairn check says which): bring the objects back or overwrite the ranges, and repeat the command"
+    )]
+    FlattenUnread {
+        /// Name of the volume.
+        name: String,
+        /// How many these are.
+        chunks: u64,
+    },
+    /// The garbage of a volume cannot be collected.
+    #[error("volume {name:?}: {}", chain(.source))]
+    Collect {
+        /// Name of the volume.
+        name: String,
+        /// The error of the collection.
+        source: volume::CollectError,
+    },
+    /// The garbage of some volumes was not collected; the output says why.
+    #[error("the garbage of {failed} of {all} volumes was not collected")]
+    Uncollected {
+        /// How many volumes these are.
+        failed: usize,
+        /// Number of all volumes.
+        all: usize,
+    },
     /// An operation on a snapshot failed.
     #[error("snapshot {of:?}: {}", chain(.source))]
     Snapshot {
@@ -302,6 +348,11 @@ impl Error {
             | Self::NoProgram { .. }
             | Self::Program { .. }
             | Self::Resize { .. }
+            | Self::Flatten { .. }
+            | Self::FlattenHeld { .. }
+            | Self::FlattenUnread { .. }
+            | Self::Collect { .. }
+            | Self::Uncollected { .. }
             | Self::Snapshot { .. }
             | Self::Clone { .. }
             | Self::Open { .. }

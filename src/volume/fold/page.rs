@@ -49,6 +49,8 @@ pub(super) struct PageUpdate {
     hidden: u32,
     /// Frames of packs of this volume that are no longer in use, by pack.
     pub(super) released: BTreeMap<ObjectId, u32>,
+    /// Whether the fold makes this volume's own what other volumes store of the map page.
+    pub(super) is_adopted: bool,
 }
 
 impl PageUpdate {
@@ -82,6 +84,7 @@ impl PageUpdate {
             overlays,
             hidden,
             released: BTreeMap::new(),
+            is_adopted: false,
         }
     }
 
@@ -269,6 +272,19 @@ impl PageUpdate {
         self.entries.get(&slot).and_then(own_stored).is_none()
             && !self.located(slot, self.chunk_blocks(slot)).iter().any(|(_, located)| match located {
                 Located::Frames(owner, ..) => *owner == self.keys,
+                Located::Zero(_) | Located::Unknown(_) => false,
+            })
+    }
+
+    /// Whether a read of a chunk needs an object of another volume. An overlay that applies to the chunk is
+    /// read even if newer ones hide all that it locates.
+    pub(super) fn is_foreign(&self, slot: u16) -> bool {
+        let Some(entry) = self.entries.get(&slot) else { return false };
+        let applies = |overlay: &LoadedOverlay| overlay.owner != self.keys && overlay.chunks.contains(slot);
+        entry.base.is_some_and(|base| base.origin != 0)
+            || self.overlays.iter().any(applies)
+            || self.located(slot, self.chunk_blocks(slot)).iter().any(|(_, located)| match located {
+                Located::Frames(owner, ..) => *owner != self.keys,
                 Located::Zero(_) | Located::Unknown(_) => false,
             })
     }

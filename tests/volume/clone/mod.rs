@@ -2,6 +2,7 @@
 
 mod check;
 mod crash;
+mod flatten;
 mod gone;
 mod lost;
 mod model;
