@@ -68,6 +68,7 @@ impl From<&OpenError> for Problem {
             OpenError::NoSuchVolume(_)
             | OpenError::Renamed { .. }
             | OpenError::NoSuchId(_)
+            | OpenError::NotDeleted(_)
             | OpenError::NoSuchSnapshot(_) => StatusCode::NOT_FOUND,
             OpenError::BadName(_) | OpenError::Geometry(_) => StatusCode::UNPROCESSABLE_ENTITY,
             OpenError::Exists(_)
@@ -79,6 +80,9 @@ impl From<&OpenError> for Problem {
             | OpenError::Unclear { .. }
             | OpenError::Contended(_)
             | OpenError::LeaseOver
+            | OpenError::Ambiguous { .. }
+            | OpenError::Taken(_)
+            | OpenError::Unkeepable { .. }
             | OpenError::Deleting => StatusCode::CONFLICT,
             OpenError::Damaged { .. } | OpenError::Incomplete { .. } | OpenError::BrokenJournal { .. } => {
                 StatusCode::INTERNAL_SERVER_ERROR
