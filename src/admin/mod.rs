@@ -24,7 +24,7 @@ use crate::server::{ListenAddress, Listener};
 use crate::task::Tasks;
 
 pub use access::{Access, Token, TokenError};
-pub use view::{SnapshotView, UnnamedView};
+pub use view::{DeletedView, SnapshotView, UnnamedView};
 
 pub use crate::gateway::{Failure, Gateway, Known, OpenVolume, Stage};
 

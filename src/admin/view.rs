@@ -17,7 +17,7 @@ use super::{Context, Failure, Known, OpenVolume, Stage};
 use crate::metrics::labels::Share;
 use crate::metrics::{Command, Label as _, Limits, ReadSource, Tier, VolumeMetrics};
 use crate::server;
-use crate::volume::catalog::{Info, Unnamed};
+use crate::volume::catalog::{Deleted, Info, Unnamed};
 use crate::volume::format::geometry::BLOCK_BYTES;
 use crate::volume::format::snapshot::Snapshot;
 use crate::volume::{self, CloneError, OpenError, Picture, ResizeError, Shrink, SnapshotError, Status};
@@ -197,6 +197,13 @@ pub(super) struct NewSnapshot {
 #[serde(deny_unknown_fields)]
 pub(super) struct NewClone {
     pub(super) name: String,
+}
+
+/// A request to bring a deleted volume back.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Undeletion {
+    pub(super) name: Option<String>,
 }
 
 /// A non-negative integer. JSON has only one kind of number, and JSON Schema treats `512.0` as an integer
@@ -397,6 +404,33 @@ impl From<Unnamed> for UnnamedView {
             made_for: unnamed.made_for,
             created_at: unnamed.created_at_seconds.map(time),
             state: unnamed.progress.to_string(),
+        }
+    }
+}
+
+/// A deleted volume that can be brought back.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DeletedView {
+    /// Id of the volume.
+    pub id: uuid::Uuid,
+    /// The name that the volume had.
+    pub name: String,
+    /// Size of the volume in bytes; `None` if its root cannot be read.
+    pub size_bytes: Option<u64>,
+    /// When the volume was deleted (RFC 3339, UTC), by the clock of whoever did it.
+    pub deleted_at: String,
+    /// Until when the volume is kept at least (RFC 3339, UTC). It is an estimate.
+    pub kept_until: String,
+}
+
+impl From<Deleted> for DeletedView {
+    fn from(deleted: Deleted) -> Self {
+        Self {
+            id: deleted.volume,
+            name: deleted.name,
+            size_bytes: deleted.size_bytes,
+            deleted_at: time(deleted.deleted_at_seconds),
+            kept_until: time(deleted.kept_until_seconds),
         }
     }
 }

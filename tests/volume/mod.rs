@@ -26,3 +26,4 @@ mod resize;
 mod snapshots;
 mod stored;
 mod trouble;
+mod undelete;
