@@ -43,13 +43,16 @@ pub(super) async fn replace(
 }
 
 /// Takes its names from a deleted volume, if that is kept. Returns its head then: no name is bound to the
-/// volume and none can be, until this head is replaced. Returns `None` if the volume is not kept.
+/// volume and none can be, until this head is replaced. Returns `None` if the volume is not kept, or is gone.
 ///
 /// # Errors
-/// If the volume has no readable head, if others change it all the time, or if the store fails.
+/// If the head is damaged, if others change it all the time, or if the store fails.
 pub(super) async fn settle(env: &Environment, keys: Keys) -> Result<Option<(Head, ETag)>, OpenError> {
     for _ in 0..ATTEMPTS {
-        let (old, etag) = read_head(env, keys).await?;
+        let (old, etag) = match read_head(env, keys).await {
+            Err(OpenError::Store(store::Error::NotFound { .. })) => return Ok(None),
+            read => read?,
+        };
         if !matches!(old.state, VolumeState::Kept(_)) {
             return Ok(None);
         }
@@ -75,7 +78,7 @@ async fn read_names(env: &Environment, head: &Head) -> Result<Vec<(String, Found
     let mut read = Vec::new();
     if let Some(Names { current, next }) = &head.names {
         for name in std::iter::once(current).chain(next) {
-            read.push((name.clone(), name::look_closely(env, name).await?));
+            read.push((name.clone(), name::look(env, name).await?));
         }
     }
     Ok(read)

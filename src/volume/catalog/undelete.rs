@@ -101,7 +101,7 @@ pub async fn set_aside(
             }
             // A deletion was cut short before it took the name.
             VolumeState::Kept(kept) => {
-                take_names(env, keys).await?;
+                settle(env, keys).await?;
                 return Ok(Some(Duration::from_secs(kept.seconds_left.into())));
             }
             VolumeState::Live => refuse(&old, Some(name), takeover)?,
@@ -110,7 +110,8 @@ pub async fn set_aside(
         if mutant::is(Mutant::SealedAside) {
             seal_all(env, keys, &head).await?;
         }
-        take_names(env, keys).await?;
+        // Others may have brought it back or deleted it for good meanwhile.
+        settle(env, keys).await?;
         tracing::info!(%volume, name, "deleted the volume, and keep it for {:?}", options.undelete);
         return Ok(Some(options.undelete));
     }
@@ -132,14 +133,6 @@ fn kept(env: &Environment, options: &Options, old: Head, name: &str) -> Head {
     }
 }
 
-/// Takes the names from a kept volume. Others may have brought it back or deleted it for good meanwhile.
-async fn take_names(env: &Environment, keys: Keys) -> Result<(), OpenError> {
-    match settle(env, keys).await {
-        Ok(_) | Err(OpenError::Store(store::Error::NotFound { .. })) => Ok(()),
-        Err(error) => Err(error),
-    }
-}
-
 /// Brings a deleted volume back, under a name that is free. Without `to`, this is the name that it had.
 ///
 /// # Errors
@@ -151,12 +144,8 @@ pub async fn undelete(env: &Environment, volume: Uuid, to: Option<&str>) -> Resu
         check_name(to)?;
     }
     for _ in 0..ATTEMPTS {
-        let settled = match settle(env, Keys::new(volume)).await {
-            Err(OpenError::Store(store::Error::NotFound { .. })) => None,
-            settled => settled?,
-        };
         let not_deleted = || OpenError::NotDeleted(volume.to_string());
-        let (head, etag) = settled.ok_or_else(not_deleted)?;
+        let (head, etag) = settle(env, Keys::new(volume)).await?.ok_or_else(not_deleted)?;
         let Names { current, .. } = head.names.clone().ok_or_else(not_deleted)?;
         let name = to.unwrap_or(&current).to_owned();
         let found = match claim(env, &name).await {
