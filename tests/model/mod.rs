@@ -7,8 +7,8 @@
 //! printed for the same scope.
 //!
 //! [`binding`] checks the binding of names to volumes and their renaming in the same way, [`packs`] how the objects of
-//! checkpoints are published and deleted, [`snapshots`] how snapshots keep roots, and [`clones`] how clones keep
-//! snapshots.
+//! checkpoints are published and deleted, [`snapshots`] how snapshots keep roots, [`clones`] how clones keep
+//! snapshots, [`undeletes`] how deleted volumes are kept and brought back, and [`watchers`] for how long.
 
 mod binding;
 mod clones;
@@ -20,6 +20,8 @@ mod packs;
 mod protocol;
 mod renames;
 mod snapshots;
+mod undeletes;
+mod watchers;
 
 use explore::{Machine, check};
 use protocol::Twice::{Commits, Every, Never};
