@@ -1,8 +1,8 @@
 //! Exhaustive check, at small scope, of how gateways count the time for which a deleted volume is kept.
 //!
 //! Two gateways look at the head whenever they like, and time passes between any two of their requests. A gateway that
-//! restarts has seen nothing. Whoever has seen the very same head for some time replaces it by one that has as much less
-//! left, or deletes the volume if nothing is left. This must never be too early. Each rule is broken once.
+//! restarts has seen nothing. Whoever has seen the very same head for some time replaces it by one that has as much
+//! less left, or deletes the volume if nothing is left. This must never be too early. Each rule is broken once.
 
 use std::fmt;
 
