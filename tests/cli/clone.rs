@@ -36,7 +36,8 @@ fn a_clone_from_creation_to_deletion() {
     // A clone that can be brought back needs the snapshot still.
     succeed(at, "volume delete db");
     let error = fail(at, "snapshot delete golden@v1", 1);
-    assert!(error.contains("\"v1\" is needed by its clones web, ") && error.contains("(deleted db)"), "{error}");
+    assert!(error.contains("\"v1\" is needed by its clones web, "), "{error}");
+    assert!(error.contains("(deleted db)"), "{error}");
     succeed(at, "volume undelete db");
     for clone in ["web-2", "web", "db"] {
         succeed(at, &format!("volume delete {clone} --now"));

@@ -1,12 +1,14 @@
-//! Exhaustive check, at small scope, of how a deleted volume is kept, brought back under a name, and deleted for good.
+//! Exhaustive check, at small scope, of how a deleted volume is kept, brought back under a name, and deleted
+//! for good.
 //!
-//! One volume, two names, and processes that take their requests in any order. Each of them may stop for ever at any
-//! request, which is a crash, or go on long after the others. They delete the volume so that it is kept, bring it back,
-//! create another volume under a name, or delete it for good. Each request for the head or a name replaces exactly the
-//! version that was read. A second machine counts the time with two watchers.
+//! One volume, two names, and processes that take their requests in any order. Each of them may stop for ever
+//! at any request, which is a crash, or go on long after the others. They delete the volume so that it is
+//! kept, bring it back, create another volume under a name, or delete it for good. Each request for the head
+//! or a name replaces exactly the version that was read. A second machine counts the time with two watchers.
 //!
-//! A rule that is broken must be found. What must never occur is a volume in use without a name, or with one that its
-//! head does not record; a name of a volume that is gone; and a volume in use that is deleted for good.
+//! A rule that is broken must be found. What must never occur is a volume in use without a name, or with one
+//! that its head does not record; a name of a volume that is gone; and a volume in use that is deleted for
+//! good.
 
 use std::fmt;
 
@@ -169,7 +171,8 @@ impl State {
         true
     }
 
-    /// Replaces a name if it is still as it was read. The same object that somebody else wrote counts as success.
+    /// Replaces a name if it is still as it was read. The same object that somebody else wrote counts as
+    /// success.
     fn swap(&mut self, name: usize, read: Name, to: Option<Volume>) -> bool {
         let wanted = Name { version: read.version + 1, to };
         if self.names[name] == read {

@@ -1,8 +1,9 @@
 //! Exhaustive check, at small scope, of how gateways count the time for which a deleted volume is kept.
 //!
-//! Two gateways look at the head whenever they like, and time passes between any two of their requests. A gateway that
-//! restarts has seen nothing. Whoever has seen the very same head for some time replaces it by one that has as much
-//! less left, or deletes the volume if nothing is left. This must never be too early. Each rule is broken once.
+//! Two gateways look at the head whenever they like, and time passes between any two of their requests. A
+//! gateway that restarts has seen nothing. Whoever has seen the very same head for some time replaces it by
+//! one that has as much less left, or deletes the volume if nothing is left. This must never be too early.
+//! Each rule is broken once.
 
 use std::fmt;
 
@@ -174,11 +175,7 @@ fn no_gateway_deletes_a_volume_for_good_before_its_time() {
 
 #[test]
 fn each_rule_of_counting_is_needed() {
-    for broken in [
-        Broken::CountsAnyHead,
-        Broken::CountsFromItsQuestion,
-        Broken::ReplacesAnyHead,
-    ] {
+    for broken in [Broken::CountsAnyHead, Broken::CountsFromItsQuestion, Broken::ReplacesAnyHead] {
         let found = check_to_first::<State>(&Some(broken));
         assert!(!found.violations.is_empty(), "{broken:?}");
     }

@@ -1,10 +1,11 @@
-//! Names once more, with processes that also delete volumes so that they can be brought back, bring them back, and
-//! count how long they are kept.
+//! Names once more, with processes that also delete volumes so that they can be brought back, bring them
+//! back, and count how long they are kept.
 //!
-//! The processes, the weather and the checks are those of [`super::names`] and [`super::ledger`]. Besides these
-//! must hold: a volume that is brought back has exactly one name before it is in use, and its head records that. A
-//! kept volume is deleted for good only once it was kept for its time, unless somebody asks for it. In the
-//! end every volume that nobody deleted for good is in use or can be brought back, with the data that was flushed.
+//! The processes, the weather and the checks are those of [`super::names`] and [`super::ledger`]. Besides
+//! these must hold: a volume that is brought back has exactly one name before it is in use, and its head
+//! records that. A kept volume is deleted for good only once it was kept for its time, unless somebody asks
+//! for it. In the end every volume that nobody deleted for good is in use or can be brought back, with the
+//! data that was flushed.
 
 use std::time::Duration;
 
@@ -96,10 +97,8 @@ impl Citizen {
             back.map_err(|error| format!("{volume} cannot be brought back: {error}"))?;
         }
         let listed = catalog::volumes(env).await.map_err(|error| format!("no listing: {error}"))?;
-        let named: Vec<(String, Uuid)> = listed
-            .into_iter()
-            .filter_map(|listed| Some((listed.name, listed.found.ok()?.volume)))
-            .collect();
+        let named: Vec<(String, Uuid)> =
+            listed.into_iter().filter_map(|listed| Some((listed.name, listed.found.ok()?.volume))).collect();
         let made: Vec<Uuid> = world.lock().names().made.keys().copied().collect();
         for volume in made {
             if !world.lock().names().must_exist(volume) {

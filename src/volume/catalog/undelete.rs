@@ -214,10 +214,7 @@ async fn look(env: &Environment, volume: Uuid) -> Result<Option<Deleted>, OpenEr
 ///
 /// # Errors
 /// If there is none, or if several had this name.
-pub fn choose<'a>(
-    deleted: impl IntoIterator<Item = (Uuid, &'a str)>,
-    text: &str,
-) -> Result<Uuid, OpenError> {
+pub fn choose<'a>(deleted: impl IntoIterator<Item = (Uuid, &'a str)>, text: &str) -> Result<Uuid, OpenError> {
     let id = Uuid::parse_str(text).ok();
     let mut named = Vec::new();
     for (volume, name) in deleted {

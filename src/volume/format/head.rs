@@ -97,7 +97,8 @@ impl VolumeState {
 /// of day decides when the volume is deleted for good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kept {
-    /// When the volume was deleted, as Unix time in seconds, by the clock of whoever did it. It is for people.
+    /// When the volume was deleted, as Unix time in seconds, by the clock of whoever did it. It is shown to
+    /// people.
     pub deleted_at_seconds: u64,
     /// How long the volume is kept still, in seconds. Whoever has seen this head unchanged for some time may
     /// replace it by one that has as much less left.
@@ -246,9 +247,7 @@ impl Head {
         let names = if flags & NAMED == 0 { None } else { Some(names(&mut from)?) };
         let state = match flags & (DELETING | KEPT) {
             DELETING => VolumeState::Deleting,
-            KEPT => {
-                VolumeState::Kept(Kept { deleted_at_seconds: from.u64()?, seconds_left: from.u32()? })
-            }
+            KEPT => VolumeState::Kept(Kept { deleted_at_seconds: from.u64()?, seconds_left: from.u32()? }),
             _ => VolumeState::Live,
         };
         from.finish()?;

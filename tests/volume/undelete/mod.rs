@@ -1,5 +1,5 @@
-//! A deleted volume is kept and can be brought back, with all that was flushed, whoever dies, hangs or interferes
-//! meanwhile. A volume in use always has exactly one name, and a kept one is always found.
+//! A deleted volume is kept and can be brought back, with all that was flushed, whoever dies, hangs or
+//! interferes meanwhile. A volume in use always has exactly one name, and a kept one is always found.
 
 mod watch;
 
@@ -201,9 +201,8 @@ async fn a_deleted_volume_is_chosen_by_its_id_or_by_its_name_if_only_one_had_tha
     let third = create(&bench, "third").await.unwrap();
     set_aside(&bench, "third").await.unwrap();
     let all = catalog::deleted(&env(&bench)).await.unwrap();
-    let choose = |text: &str| {
-        catalog::choose(all.iter().map(|deleted| (deleted.volume, &*deleted.name)), text)
-    };
+    let choose =
+        |text: &str| catalog::choose(all.iter().map(|deleted| (deleted.volume, &*deleted.name)), text);
     for id in [first, second, third] {
         assert_eq!(choose(&id.to_string()).unwrap(), id);
     }
@@ -236,8 +235,8 @@ async fn a_volume_whose_head_cannot_be_read_is_deleted_only_for_good() {
     }
 }
 
-/// After a deletion that failed at any request, with or without effect, the volume is in use under its name, or it is
-/// kept and found by its id. Its name may be taken at once.
+/// After a deletion that failed at any request, with or without effect, the volume is in use under its name,
+/// or it is kept and found by its id. Its name may be taken at once.
 #[tokio::test(start_paused = true)]
 async fn a_deletion_that_is_cut_short_anywhere_leaves_a_volume_in_use_or_one_that_is_kept() {
     let mut cut = 0;
@@ -250,7 +249,8 @@ async fn a_deletion_that_is_cut_short_anywhere_leaves_a_volume_in_use_or_one_tha
             bench.fault.clear();
             assert_eq!(catalog::unnamed(&env(&bench)).await.unwrap().len(), 0, "{requests}");
             let is_live = live(&bench).await == owned("disk", id);
-            assert_eq!(kept(&bench).await, if is_live { Vec::new() } else { owned("disk", id) }, "{requests}");
+            let expected = if is_live { Vec::new() } else { owned("disk", id) };
+            assert_eq!(kept(&bench).await, expected, "{requests}");
             let has_name = bound(&bench, "disk").await.is_some();
             assert!(!ended || !has_name);
             cut += usize::from(has_name && !is_live);
@@ -286,8 +286,8 @@ async fn a_deletion_that_is_cut_short_anywhere_leaves_a_volume_in_use_or_one_tha
     assert!(cut > 0, "it was never cut short before the name was freed");
 }
 
-/// After an attempt to bring a volume back that failed at any request, with or without effect, the volume is in use
-/// under exactly one name, or it is kept and found by its id.
+/// After an attempt to bring a volume back that failed at any request, with or without effect, the volume is
+/// in use under exactly one name, or it is kept and found by its id.
 #[tokio::test(start_paused = true)]
 async fn an_undelete_that_is_cut_short_anywhere_leaves_a_volume_in_use_or_one_that_is_kept() {
     let mut cut = 0;
@@ -362,8 +362,8 @@ async fn hung<T>(work: &mut (impl Future<Output = T> + Unpin), gate: &Gate) -> O
     }
 }
 
-/// A deletion hangs at any request. Meanwhile somebody else finishes it, brings the volume back under the same name or
-/// another one, and uses it. What the first one does when it goes on changes nothing of that.
+/// A deletion hangs at any request. Meanwhile somebody else finishes it, brings the volume back under the
+/// same name or another one, and uses it. What the first one does when it goes on changes nothing of that.
 #[tokio::test(start_paused = true)]
 async fn a_deletion_that_hangs_anywhere_harms_nothing_that_was_brought_back() {
     for operation in [Operation::Get, Operation::Put] {
@@ -411,9 +411,9 @@ async fn a_deletion_that_hangs_anywhere_harms_nothing_that_was_brought_back() {
     }
 }
 
-/// An attempt to bring a volume back hangs at any request. Meanwhile somebody else brings it back under another name,
-/// takes the name, or deletes the volume for good. In the end each volume in use has one name, and each name has one
-/// volume.
+/// An attempt to bring a volume back hangs at any request. Meanwhile somebody else brings it back under
+/// another name, takes the name, or deletes the volume for good. In the end each volume in use has one name,
+/// and each name has one volume.
 #[tokio::test(start_paused = true)]
 async fn an_undelete_that_hangs_anywhere_gives_no_second_name_and_takes_none() {
     for operation in [Operation::Get, Operation::Put] {

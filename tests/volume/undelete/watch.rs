@@ -1,5 +1,5 @@
-//! How long a deleted volume is kept: never shorter than its head says, whatever the clocks of the gateways show, and
-//! not much longer while one of them runs.
+//! How long a deleted volume is kept: never shorter than its head says, whatever the clocks of the gateways
+//! show, and not much longer while one of them runs.
 
 use cairn::volume::catalog::Watch;
 use tokio::time::{Instant, advance};
