@@ -1,6 +1,7 @@
 //! A deleted volume is kept and can be brought back, with all that was flushed, whoever dies, hangs or
 //! interferes meanwhile. A volume in use always has exactly one name, and a kept one is always found.
 
+mod history;
 mod watch;
 
 use std::pin::pin;
