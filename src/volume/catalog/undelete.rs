@@ -158,8 +158,9 @@ pub async fn undelete(env: &Environment, volume: Uuid, to: Option<&str>) -> Resu
         let next = (name != current).then(|| name.clone());
         let head = Head { names: Some(Names { current, next }), ..head };
         let Some((head, etag)) = replace(env, head, &etag).await? else { continue };
-        let is_late = mutant::is(Mutant::LiveBeforeNamed);
-        if !is_late && name::bind(env, &name, &found, volume).await? == Swapped::Lost {
+        if !mutant::is(Mutant::LiveBeforeNamed)
+            && name::bind(env, &name, &found, volume).await? == Swapped::Lost
+        {
             continue;
         }
         let names = Some(Names { current: name.clone(), next: None });
@@ -167,7 +168,7 @@ pub async fn undelete(env: &Environment, volume: Uuid, to: Option<&str>) -> Resu
         if replace(env, live, &etag).await?.is_none() {
             continue;
         }
-        if is_late {
+        if mutant::is(Mutant::LiveBeforeNamed) {
             name::bind(env, &name, &found, volume).await?;
         }
         tracing::info!(%volume, name, "brought the volume back");
