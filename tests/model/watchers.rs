@@ -117,7 +117,6 @@ impl State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Early;
 
-#[derive(Debug)]
 enum Step {
     TimePasses,
     IsDeleted,
@@ -127,7 +126,12 @@ enum Step {
 
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self:?}")
+        match self {
+            Self::TimePasses => write!(f, "time passes"),
+            Self::IsDeleted => write!(f, "the volume is deleted"),
+            Self::Watches(number) => write!(f, "gateway {number} goes on"),
+            Self::Restarts(number) => write!(f, "gateway {number} restarts"),
+        }
     }
 }
 
