@@ -169,7 +169,8 @@ async fn a_deletion_for_good_that_was_cut_short_is_finished() {
     only_free_names(&bench);
 }
 
-/// A look that fails at any request deletes nothing that should stay, and a later one goes on.
+/// A look that fails at any request deletes nothing that should stay, and a later one goes on while there is
+/// a head. An identity without a head may be that of a volume that is being made, so it is left to people.
 #[tokio::test(start_paused = true)]
 async fn a_look_that_is_cut_short_anywhere_is_repeated() {
     for effect in [Action::FailBefore(Failure::Rejected), Action::FailAfter(Failure::Rejected)] {
@@ -185,11 +186,14 @@ async fn a_look_that_is_cut_short_anywhere_is_repeated() {
             let ended = watcher.looks(&bench, &[id]).await;
             bench.fault.clear();
             let mut looks = 0;
-            while !ended && bench.keys("identity/").len() == 1 {
+            while !ended && bench.keys("/head").len() == 1 {
                 advance(2 * HOUR).await;
                 watcher.looks(&bench, &[id]).await;
                 looks += 1;
                 assert!(looks < 5, "{requests}");
+            }
+            for unnamed in catalog::unnamed(&env(&bench)).await.unwrap() {
+                delete_for_good(&bench, unnamed.volume).await;
             }
             only_free_names(&bench);
             if ended {
