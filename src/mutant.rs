@@ -249,16 +249,10 @@ mutants! {
     RenameUnfinished = "rename-unfinished",
     /// A renaming frees the old name although it was bound anew since the head was updated.
     OldNameLookedUpLate = "old-name-looked-up-late",
-    /// A deletion that keeps the volume frees the name as it is after the head was replaced.
-    NamesReadLate = "names-read-late",
-    /// A deletion that keeps the volume leaves a free name unchanged, so that others can still bind it.
-    FreeNameUnfenced = "free-name-unfenced",
     /// A deleted volume is in use again before its name is bound.
     LiveBeforeNamed = "live-before-named",
     /// The journal of a volume that is kept is sealed, as if the volume were deleted for good.
     SealedAside = "sealed-aside",
-    /// A volume whose time is over is deleted for good although it was brought back since.
-    PurgedAnyway = "purged-anyway",
     /// A gateway counts the time of a kept volume that another gateway has counted.
     CountedTwice = "counted-twice",
     /// A deletion removes the identity first, although it is the object by which volumes are found.

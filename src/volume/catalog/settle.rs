@@ -15,7 +15,6 @@
 //! stays recorded in the head until nobody can bind it to the volume any more.
 
 use super::name::{self, Found, Swapped};
-use crate::mutant::{self, Mutant};
 use crate::store::{self, ETag};
 use crate::volume::environment::Environment;
 use crate::volume::error::OpenError;
@@ -56,11 +55,8 @@ pub(super) async fn settle(env: &Environment, keys: Keys) -> Result<Option<(Head
         if !matches!(old.state, VolumeState::Kept(_)) {
             return Ok(None);
         }
-        let mut read = read_names(env, &old).await?;
+        let read = read_names(env, &old).await?;
         let Some((head, etag)) = replace(env, old, &etag).await? else { continue };
-        if mutant::is(Mutant::NamesReadLate) {
-            read = read_names(env, &head).await?;
-        }
         if free_all(env, &head, &read).await? == Swapped::Lost {
             continue;
         }
@@ -89,7 +85,6 @@ async fn free_all(env: &Environment, head: &Head, read: &[(String, Found)]) -> R
     for (name, found) in read {
         let is_bindable = match found.volume() {
             Some(bound) => bound == head.volume,
-            None if mutant::is(Mutant::FreeNameUnfenced) => false,
             // Nobody binds a damaged name, which may be that of another volume by now.
             None => found.check(name).is_ok(),
         };

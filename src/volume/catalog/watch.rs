@@ -121,9 +121,6 @@ impl Watch {
         let passed_seconds = u32::try_from(passed.as_secs()).unwrap_or(u32::MAX);
         let seconds_left = kept.seconds_left.saturating_sub(passed_seconds);
         if seconds_left == 0 {
-            if mutant::is(Mutant::PurgedAnyway) {
-                return delete_by_id(env, options, volume, false).await.map(|()| true);
-            }
             return purge(env, options, head, etag).await;
         }
         if passed >= COUNT_EVERY {
