@@ -295,7 +295,7 @@ settings! {
         /// How long a deleted volume is kept, so that `cairn volume undelete` can bring it back. Gateways
         /// count the time while they run, and delete the volume for good when it is over. 0 does that at
         /// once.
-        undelete: Duration = DAY, seconds(0)..=seconds(90 * 86_400);
+        undelete: Duration = DAY, seconds(0)..=seconds(30 * 86_400);
         /// How long closing the volumes may take after SIGTERM: commit, checkpoint, release of the lease.
         close_timeout: Duration = seconds(60), seconds(1)..=DAY;
     }
