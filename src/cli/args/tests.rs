@@ -86,9 +86,6 @@ fn mistakes_are_refused() {
         "cairn volume delete",
         "cairn volume delete disk --id 00000000-0000-4000-8000-000000000001",
         "cairn volume delete --id disk",
-        "cairn volume undelete",
-        "cairn volume undelete disk new",
-        "cairn volume list --deleted --unnamed",
         "cairn bench",
         "cairn bench store",
         "cairn bench store s3://b --store s3://c",
@@ -112,6 +109,18 @@ fn mistakes_are_refused() {
         "cairn nbd copy a b c",
         "cairn nbd copy a b --connections 0",
         "cairn nbd mirror a --no-tls",
+    ] {
+        assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
+    }
+}
+
+#[test]
+fn mistakes_about_deleted_volumes_are_refused() {
+    for line in [
+        "cairn volume undelete",
+        "cairn volume undelete disk new",
+        "cairn volume undelete disk --as",
+        "cairn volume list --deleted --unnamed",
     ] {
         assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
     }
