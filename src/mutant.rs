@@ -255,6 +255,12 @@ mutants! {
     RenameUnfinished = "rename-unfinished",
     /// A renaming frees the old name although it was bound anew since the head was updated.
     OldNameLookedUpLate = "old-name-looked-up-late",
+    /// A deleted volume is in use again before its name is bound.
+    LiveBeforeNamed = "live-before-named",
+    /// The journal of a volume that is kept is sealed, as if the volume were deleted for good.
+    SealedAside = "sealed-aside",
+    /// A gateway counts the time of a kept volume that another gateway has counted.
+    CountedTwice = "counted-twice",
     /// A deletion removes the identity first, although it is the object by which volumes are found.
     IdentityFirst = "identity-first",
     /// A listing fails if one of the volumes cannot be looked up.

@@ -19,11 +19,11 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use super::view::{
-    Change, ConnectionView, MapView, NewClone, NewSnapshot, NewVolume, Problem, SnapshotView, StatusView,
-    UnnamedView, VolumeChange, VolumeView, stored,
+    Change, ConnectionView, DeletedView, MapView, NewClone, NewSnapshot, NewVolume, Problem, SnapshotView,
+    StatusView, Undeletion, UnnamedView, VolumeChange, VolumeView, stored,
 };
 use super::{Context, FlattenView, GarbageView, OpenVolume};
-use crate::gateway::IfHeld;
+use crate::gateway::{Fate, IfHeld};
 use crate::volume::Status;
 use crate::volume::catalog::Info;
 
@@ -45,6 +45,8 @@ pub(super) fn routes() -> Router<Context> {
         .route("/api/v1/volumes/{name}", get(info).patch(change).delete(delete))
         .route("/api/v1/unnamed", get(unnamed))
         .route("/api/v1/unnamed/{id}", axum::routing::delete(delete_by_id))
+        .route("/api/v1/deleted", get(deleted))
+        .route("/api/v1/deleted/{id}/undelete", post(undelete))
         .route("/api/v1/volumes/{name}/map", get(map))
         .route("/api/v1/volumes/{name}/flush", post(flush))
         .route("/api/v1/volumes/{name}/checkpoint", post(checkpoint))
@@ -131,6 +133,28 @@ async fn unnamed(State(context): State<Context>) -> Answer<Json<Vec<UnnamedView>
     Ok(Json(unnamed.into_iter().map(UnnamedView::from).collect()))
 }
 
+async fn deleted(State(context): State<Context>) -> Answer<Json<Vec<DeletedView>>> {
+    let deleted = asked(&context, context.gateway.deleted()).await?;
+    Ok(Json(deleted.into_iter().map(DeletedView::from).collect()))
+}
+
+async fn undelete(
+    State(context): State<Context>,
+    Path(id): Path<String>,
+    body: Result<Json<Undeletion>, JsonRejection>,
+) -> Answer<Json<VolumeView>> {
+    let Json(undeletion) = body.map_err(|error| Problem::new(error.status(), error.body_text()))?;
+    let info = context.gateway.undelete(parsed(&id)?, undeletion.name.as_deref()).await?;
+    Ok(Json(VolumeView::new(info, None, None)))
+}
+
+/// Reads the id of a volume.
+fn parsed(id: &str) -> Answer<Uuid> {
+    id.parse().map_err(|error| {
+        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, format!("{id:?} is not an id: {error}"))
+    })
+}
+
 async fn create(
     State(context): State<Context>,
     body: Result<Json<NewVolume>, JsonRejection>,
@@ -186,22 +210,30 @@ struct Deletion {
     takeover: bool,
 }
 
-impl Deletion {
-    fn if_held(&self) -> IfHeld {
-        if self.takeover { IfHeld::TakeOver } else { IfHeld::Refuse }
-    }
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DeletionByName {
+    #[serde(default)]
+    takeover: bool,
+    #[serde(default)]
+    now: bool,
+}
+
+fn if_held(takeover: bool) -> IfHeld {
+    if takeover { IfHeld::TakeOver } else { IfHeld::Refuse }
 }
 
 async fn delete(
     State(context): State<Context>,
     Path(name): Path<String>,
-    query: Result<Query<Deletion>, QueryRejection>,
+    query: Result<Query<DeletionByName>, QueryRejection>,
 ) -> Answer<StatusCode> {
     let Query(deletion) = query.map_err(|error| Problem::new(error.status(), error.body_text()))?;
+    let fate = if deletion.now { Fate::Gone } else { Fate::Kept };
     // By its id: the volume may be open here under another name.
     let id = asked(&context, context.gateway.resolve(&name)).await?;
     check_closed(&context, id, &name)?;
-    context.gateway.delete(&name, deletion.if_held()).await?;
+    context.gateway.delete(&name, if_held(deletion.takeover), fate).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -211,11 +243,9 @@ async fn delete_by_id(
     query: Result<Query<Deletion>, QueryRejection>,
 ) -> Answer<StatusCode> {
     let Query(deletion) = query.map_err(|error| Problem::new(error.status(), error.body_text()))?;
-    let id: Uuid = id.parse().map_err(|error| {
-        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, format!("{id:?} is not an id: {error}"))
-    })?;
+    let id = parsed(&id)?;
     check_closed(&context, id, &id.to_string())?;
-    context.gateway.delete_by_id(id, deletion.if_held()).await?;
+    context.gateway.delete_by_id(id, if_held(deletion.takeover)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -28,7 +28,7 @@ use crate::task::Tasks;
 pub use access::{Access, Token, TokenError};
 pub use flatten_view::FlattenView;
 pub use garbage_view::{GarbageView, TallyView};
-pub use view::{SnapshotView, UnnamedView};
+pub use view::{DeletedView, SnapshotView, UnnamedView};
 
 pub use crate::gateway::{Failure, Gateway, Known, OpenVolume, Stage};
 

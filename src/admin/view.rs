@@ -17,7 +17,7 @@ use super::{Context, Failure, Known, OpenVolume, Stage};
 use crate::metrics::labels::Share;
 use crate::metrics::{Command, Label as _, Limits, ReadSource, Tier, VolumeMetrics};
 use crate::server;
-use crate::volume::catalog::{Info, Unnamed};
+use crate::volume::catalog::{Deleted, Info, Unnamed};
 use crate::volume::format::geometry::BLOCK_BYTES;
 use crate::volume::format::snapshot::Snapshot;
 use crate::volume::{
@@ -82,6 +82,7 @@ impl From<&OpenError> for Problem {
             OpenError::NoSuchVolume(_)
             | OpenError::Renamed { .. }
             | OpenError::NoSuchId(_)
+            | OpenError::NotDeleted(_)
             | OpenError::NoSuchSnapshot(_) => StatusCode::NOT_FOUND,
             OpenError::BadName(_) | OpenError::Geometry(_) => StatusCode::UNPROCESSABLE_ENTITY,
             OpenError::Exists(_)
@@ -93,6 +94,9 @@ impl From<&OpenError> for Problem {
             | OpenError::Unclear { .. }
             | OpenError::Contended(_)
             | OpenError::LeaseOver
+            | OpenError::Ambiguous { .. }
+            | OpenError::Taken(_)
+            | OpenError::Unkeepable { .. }
             | OpenError::Deleting => StatusCode::CONFLICT,
             OpenError::Damaged { .. } | OpenError::Incomplete { .. } | OpenError::BrokenJournal { .. } => {
                 StatusCode::INTERNAL_SERVER_ERROR
@@ -207,6 +211,13 @@ pub(super) struct NewSnapshot {
 #[serde(deny_unknown_fields)]
 pub(super) struct NewClone {
     pub(super) name: String,
+}
+
+/// A request to bring a deleted volume back.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Undeletion {
+    pub(super) name: Option<String>,
 }
 
 /// A non-negative integer. JSON has only one kind of number, and JSON Schema treats `512.0` as an integer
@@ -407,6 +418,33 @@ impl From<Unnamed> for UnnamedView {
             made_for: unnamed.made_for,
             created_at: unnamed.created_at_seconds.map(time),
             state: unnamed.progress.to_string(),
+        }
+    }
+}
+
+/// A deleted volume that can be brought back.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DeletedView {
+    /// Id of the volume.
+    pub id: uuid::Uuid,
+    /// The name that the volume had.
+    pub name: String,
+    /// Size of the volume in bytes; `None` if its root cannot be read.
+    pub size_bytes: Option<u64>,
+    /// When the volume was deleted (RFC 3339, UTC), by the clock of whoever did it.
+    pub deleted_at: String,
+    /// Until when the volume is kept at least (RFC 3339, UTC). It is an estimate.
+    pub kept_until: String,
+}
+
+impl From<Deleted> for DeletedView {
+    fn from(deleted: Deleted) -> Self {
+        Self {
+            id: deleted.volume,
+            name: deleted.name,
+            size_bytes: deleted.size_bytes,
+            deleted_at: time(deleted.deleted_at_seconds),
+            kept_until: time(deleted.kept_until_seconds),
         }
     }
 }

@@ -14,7 +14,7 @@ use tokio::net::UnixStream;
 use super::error::Error;
 use super::http::{Answer, exchange};
 use super::volume_view::Row;
-use crate::admin::{FlattenView, GarbageView, SnapshotView, UnnamedView};
+use crate::admin::{DeletedView, FlattenView, GarbageView, SnapshotView, UnnamedView};
 use crate::volume::OpenError;
 use crate::volume::catalog::Info;
 use crate::volume::format::keys;
@@ -30,6 +30,8 @@ const VOLUMES: &str = "/api/v1/volumes";
 const SNAPSHOTS: &str = "/snapshots";
 /// Path of the volumes without a name in the API.
 const UNNAMED: &str = "/api/v1/unnamed";
+/// Path of the deleted volumes that can be brought back in the API.
+const DELETED: &str = "/api/v1/deleted";
 
 /// A gateway that receives requests.
 #[derive(Clone, Debug)]
@@ -109,13 +111,25 @@ impl Gateway {
     }
 
     /// Deletes a volume that is not open in that gateway. `takeover` deletes it even if another gateway holds
-    /// it.
-    pub(super) async fn delete(&self, name: &str, takeover: bool) -> Result<(), Error> {
-        let query = if takeover { "?takeover=true" } else { "" };
-        self.ask("DELETE", &path(name, query)?, None).await.map(drop)
+    /// it. With `now` it cannot be brought back.
+    pub(super) async fn delete(&self, name: &str, takeover: bool, now: bool) -> Result<(), Error> {
+        let query = format!("?takeover={takeover}&now={now}");
+        self.ask("DELETE", &path(name, &query)?, None).await.map(drop)
     }
 
-    /// Deletes a volume without a name. `takeover` deletes it even if another gateway holds it.
+    /// Lists the deleted volumes that can be brought back.
+    pub(super) async fn deleted(&self) -> Result<Vec<DeletedView>, Error> {
+        self.parsed(&self.ask("GET", DELETED, None).await?)
+    }
+
+    /// Brings a deleted volume back, under another name if one is given.
+    pub(super) async fn undelete(&self, id: uuid::Uuid, to: Option<&str>) -> Result<Info, Error> {
+        let undeletion = json!({ "name": to });
+        let path = format!("{DELETED}/{id}/undelete");
+        self.info_of(self.parsed(&self.ask("POST", &path, Some(&undeletion)).await?)?)
+    }
+
+    /// Deletes a volume for good by its id. `takeover` deletes it even if another gateway holds it.
     pub(super) async fn delete_by_id(&self, id: uuid::Uuid, takeover: bool) -> Result<(), Error> {
         let query = if takeover { "?takeover=true" } else { "" };
         self.ask("DELETE", &format!("{UNNAMED}/{id}{query}"), None).await.map(drop)

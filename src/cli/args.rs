@@ -27,7 +27,8 @@ pub struct Cli {
 pub(super) enum Command {
     /// Serve volumes over NBD until SIGTERM or SIGINT
     Serve(Serve),
-    /// Create, list, show, resize, rename and delete volumes, and show what they take
+    /// Create, list, show, resize, rename and delete volumes, bring deleted ones back, and show what volumes
+    /// take
     Volume(Volume),
     /// Take, list and delete snapshots: what a volume contained at one instant, served read-only as
     /// VOLUME@NAME
@@ -280,8 +281,11 @@ pub(super) enum Action {
     /// Make a clone independent of other volumes: what it shares with them is written once more, as its own;
     /// without --gateway, only of a volume that no gateway holds
     Flatten(Flatten),
-    /// Delete a volume and all its data
+    /// Delete a volume and all its data. `volume undelete` brings it back while it is kept: for
+    /// `volumes.undelete`, a day by default
     Delete(Delete),
+    /// Bring a deleted volume back with its data and snapshots. `volume list --deleted` shows which can be
+    Undelete(Undelete),
     /// Make a volume what it was at a snapshot. What was written since then is lost, unless another snapshot
     /// has it. No gateway may hold the volume
     Restore(Restore),
@@ -297,7 +301,8 @@ impl Action {
             | Self::Resize(Resize { place, .. })
             | Self::Rename(Rename { place, .. })
             | Self::Flatten(Flatten { place, .. })
-            | Self::Delete(Delete { place, .. }) => Some(place),
+            | Self::Delete(Delete { place, .. })
+            | Self::Undelete(Undelete { place, .. }) => Some(place),
             Self::Usage(_) | Self::Restore(_) => None,
         }
     }
@@ -310,7 +315,8 @@ impl Action {
             | Self::Resize(Resize { place, .. })
             | Self::Rename(Rename { place, .. })
             | Self::Flatten(Flatten { place, .. })
-            | Self::Delete(Delete { place, .. }) => &place.common,
+            | Self::Delete(Delete { place, .. })
+            | Self::Undelete(Undelete { place, .. }) => &place.common,
             Self::Usage(Usage { common, .. }) | Self::Restore(Restore { common, .. }) => common,
         }
     }
@@ -340,6 +346,9 @@ pub(super) struct List {
     /// List only volumes without a name: their creation or deletion is in progress or was interrupted
     #[arg(long)]
     pub(super) unnamed: bool,
+    /// List only deleted volumes that `volume undelete` can bring back
+    #[arg(long, conflicts_with = "unnamed")]
+    pub(super) deleted: bool,
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
@@ -431,13 +440,31 @@ pub(super) struct Delete {
     /// Name of the volume
     #[arg(required_unless_present = "id")]
     pub(super) name: Option<String>,
-    /// Id of the volume, as `volume list --unnamed` shows it, instead of a name; if it is still being
-    /// created, the creation fails
+    /// Id of the volume, as `volume list` shows it with --unnamed or --deleted, instead of a name; it is
+    /// deleted for good. If it is still being created, the creation fails
     #[arg(long, value_name = "ID", conflicts_with = "name")]
     pub(super) id: Option<uuid::Uuid>,
+    /// Delete the volume for good, at once
+    #[arg(long)]
+    pub(super) now: bool,
     /// Delete the volume even if a gateway holds it; that gateway loses it
     #[arg(long)]
     pub(super) takeover: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct Undelete {
+    #[command(flatten)]
+    place: Place,
+    /// The name that the volume had, or its id
+    #[arg(value_name = "NAME|ID")]
+    pub(super) which: String,
+    /// Bring it back under another name: 1 to 128 characters of A-Z a-z 0-9 . _ -, not beginning with a dot
+    #[arg(long = "as", value_name = "NEW")]
+    pub(super) to: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -1,10 +1,11 @@
-//! `cairn volume`: creates, lists, shows, measures, resizes, renames, flattens and deletes volumes.
+//! `cairn volume`: creates, lists, shows, measures, resizes, renames, flattens and deletes volumes, and brings
+//! deleted ones back.
 //!
 //! Owns the choice between the store and a gateway, and must not know how a volume is stored. Invariant: only
 //! a creation may create a store.
 
 use super::api_client::Gateway;
-use super::args::{Action, Delete, Flatten, List, Rename, Resize, Usage};
+use super::args::{Action, Delete, Flatten, List, Rename, Resize, Undelete, Usage};
 use super::environment::{environment, for_reading};
 use super::error::Error;
 use super::opened::{close, open, prepare};
@@ -12,10 +13,10 @@ use super::printed::print;
 use super::settings::Options;
 use super::usage_view::print_usage;
 use super::volume_view::{
-    Later, Row, print_all, print_created, print_flattened, print_one, print_renamed, print_resized,
-    print_unnamed,
+    Later, Row, print_all, print_created, print_deleted, print_flattened, print_one, print_renamed,
+    print_resized, print_undeleted, print_unnamed,
 };
-use crate::admin::{FlattenView, UnnamedView};
+use crate::admin::{DeletedView, FlattenView, UnnamedView};
 use crate::config::{Config, Size};
 use crate::metrics::Metrics;
 use crate::store::Setup;
@@ -88,6 +89,10 @@ async fn in_store(action: Action, options: Options) -> Result<(), Error> {
             let unnamed = catalog::unnamed(&env).await.map_err(Error::List)?;
             print_unnamed(unnamed.into_iter().map(UnnamedView::from).collect(), json)
         }
+        Action::List(List { deleted: true, json, .. }) => {
+            let deleted = catalog::deleted(&env).await.map_err(Error::List)?;
+            print_deleted(deleted.into_iter().map(DeletedView::from).collect(), json)
+        }
         Action::List(args) => {
             let volumes = catalog::volumes(&env).await.map_err(Error::List)?;
             print_all(volumes.into_iter().map(Row::from).collect(), args.json)
@@ -107,6 +112,7 @@ async fn in_store(action: Action, options: Options) -> Result<(), Error> {
         | Action::Flatten(_)
         | Action::Restore(_) => unreachable!("it was carried out above"),
         Action::Delete(args) => delete(&env, &options, args).await,
+        Action::Undelete(args) => undelete(&env, args).await,
     }
 }
 
@@ -186,6 +192,7 @@ async fn by_gateway(action: Action, chunk_bytes: Option<u64>, gateway: &Gateway)
             print_created(&gateway.create(&args.name, bytes, chunk_bytes).await?, args.json)
         }
         Action::List(args) if args.unnamed => print_unnamed(gateway.unnamed().await?, args.json),
+        Action::List(args) if args.deleted => print_deleted(gateway.deleted().await?, args.json),
         Action::List(args) => print_all(gateway.list().await?, args.json),
         Action::Info(args) => {
             let info = gateway.info(&args.name).await?;
@@ -209,7 +216,7 @@ async fn by_gateway(action: Action, chunk_bytes: Option<u64>, gateway: &Gateway)
         Action::Delete(args) => {
             let shown = match (args.name, args.id) {
                 (Some(name), _) => {
-                    gateway.delete(&name, args.takeover).await?;
+                    gateway.delete(&name, args.takeover, args.now).await?;
                     name
                 }
                 (None, Some(id)) => {
@@ -219,6 +226,13 @@ async fn by_gateway(action: Action, chunk_bytes: Option<u64>, gateway: &Gateway)
                 (None, None) => unreachable!("the grammar asks for one of them"),
             };
             print(&format!("deleted {shown}\n"))
+        }
+        Action::Undelete(args) => {
+            let deleted = gateway.deleted().await?;
+            let all = deleted.iter().map(|volume| (volume.id, &*volume.name));
+            let volume = catalog::choose(all, &args.which);
+            let volume = volume.map_err(|source| Error::Volume { name: args.which.clone(), source })?;
+            print_undeleted(&gateway.undelete(volume, args.to.as_deref()).await?, args.json)
         }
     }
 }
@@ -232,13 +246,32 @@ fn name_among(rows: Vec<Row>, id: uuid::Uuid) -> Option<String> {
 }
 
 async fn delete(env: &Environment, options: &Options, args: Delete) -> Result<(), Error> {
+    let options = &options.volume;
     let (deleted, shown) = match (args.name, args.id) {
-        (Some(name), _) => (catalog::delete(env, &options.volume, &name, args.takeover).await, name),
+        (Some(name), _) if args.now => {
+            (catalog::delete(env, options, &name, args.takeover).await.map(|()| None), name)
+        }
+        (Some(name), _) => (catalog::set_aside(env, options, &name, args.takeover).await, name),
         (None, Some(id)) => {
-            (catalog::delete_by_id(env, &options.volume, id, args.takeover).await, id.to_string())
+            let deleted = catalog::delete_by_id(env, options, id, args.takeover).await;
+            (deleted.map(|()| None), id.to_string())
         }
         (None, None) => unreachable!("the grammar asks for one of them"),
     };
-    deleted.map_err(|source| Error::Volume { name: shown.clone(), source })?;
-    print(&format!("deleted {shown}\n"))
+    match deleted.map_err(|source| Error::Volume { name: shown.clone(), source })? {
+        None => print(&format!("deleted {shown}\n")),
+        Some(time) => {
+            let time = humantime::format_duration(time);
+            print(&format!("deleted {shown}; for {time}, cairn volume undelete {shown} brings it back\n"))
+        }
+    }
+}
+
+async fn undelete(env: &Environment, args: Undelete) -> Result<(), Error> {
+    let failed = |source| Error::Volume { name: args.which.clone(), source };
+    let deleted = catalog::deleted(env).await.map_err(Error::List)?;
+    let all = deleted.iter().map(|volume| (volume.volume, &*volume.name));
+    let volume = catalog::choose(all, &args.which).map_err(failed)?;
+    let info = catalog::undelete(env, volume, args.to.as_deref()).await.map_err(failed)?;
+    print_undeleted(&info, args.json)
 }

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::error::Error;
 use super::printed::{print, print_json, table};
 use super::snapshot_name::SnapshotName;
-use crate::admin::{FlattenView, UnnamedView};
+use crate::admin::{DeletedView, FlattenView, UnnamedView};
 use crate::config::Size;
 use crate::gateway::chain;
 use crate::volume::catalog::{Info, Listed};
@@ -90,6 +90,17 @@ pub(super) fn print_flattened(name: &str, view: &FlattenView, json: bool, later:
         }
         _ => Ok(()),
     }
+}
+
+pub(super) fn print_undeleted(info: &Info, json: bool) -> Result<(), Error> {
+    if json {
+        return print_json(&Shown::of(info));
+    }
+    print(&format!("brought back {}\n", info.name))
+}
+
+pub(super) fn print_deleted(deleted: Vec<DeletedView>, json: bool) -> Result<(), Error> {
+    if json { print_json(&deleted) } else { print(&deleted_table(&deleted)) }
 }
 
 pub(super) fn print_all(rows: Vec<Row>, json: bool) -> Result<(), Error> {
@@ -189,6 +200,16 @@ fn unnamed_table(unnamed: &[UnnamedView]) -> String {
     let known = |value: &Option<String>| value.clone().unwrap_or_else(|| "?".to_owned());
     let rows = unnamed.iter().map(|volume| {
         [volume.id.to_string(), known(&volume.made_for), known(&volume.created_at), volume.state.clone()]
+    });
+    table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
+}
+
+fn deleted_table(deleted: &[DeletedView]) -> String {
+    let head = ["ID", "NAME", "SIZE", "DELETED", "KEPT UNTIL"].map(str::to_owned);
+    let rows = deleted.iter().map(|volume| {
+        let size = volume.size_bytes.map_or_else(|| "?".to_owned(), size);
+        let (deleted_at, kept_until) = (volume.deleted_at.clone(), volume.kept_until.clone());
+        [volume.id.to_string(), volume.name.clone(), size, deleted_at, kept_until]
     });
     table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
 }

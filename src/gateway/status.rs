@@ -17,9 +17,9 @@ use super::open_snapshots::OpenSnapshots;
 use super::open_volumes::{OpenVolumes, Use};
 use super::scheduler::export;
 use super::store_check::StoreCheck;
-use super::surface::{Failure, Gateway, IfHeld, Known, OpenVolume, Stage as Shown};
+use super::surface::{Failure, Fate, Gateway, IfHeld, Known, OpenVolume, Stage as Shown};
 use crate::server::{Connection, Server};
-use crate::volume::catalog::{self, ChunkBytes, Info, Listed, Unnamed};
+use crate::volume::catalog::{self, ChunkBytes, Deleted, Info, Listed, Unnamed};
 use crate::volume::format::snapshot::Snapshot;
 use crate::volume::gc::{self, Collected, Found};
 use crate::volume::{self, Environment, Flattened, OpenError, Shrink, SnapshotError};
@@ -185,13 +185,16 @@ impl Gateway for GatewayStatus {
         }
     }
 
-    async fn delete(&self, name: &str, if_held: IfHeld) -> Result<(), Failure> {
+    async fn delete(&self, name: &str, if_held: IfHeld, fate: Fate) -> Result<(), Failure> {
         let serving = self.serving()?;
         if serving.snapshots.has_any() {
             serving.check_unread(catalog::resolve(&serving.env, name).await?)?;
         }
-        let deleted =
-            catalog::delete(&serving.env, &serving.options, name, if_held == IfHeld::TakeOver).await;
+        let (env, options, takeover) = (&serving.env, &serving.options, if_held == IfHeld::TakeOver);
+        let deleted = match fate {
+            Fate::Kept => catalog::set_aside(env, options, name, takeover).await.map(drop),
+            Fate::Gone => catalog::delete(env, options, name, takeover).await,
+        };
         serving.catalogue.forget();
         serving.census.has_changed();
         Ok(deleted?)
@@ -205,6 +208,18 @@ impl Gateway for GatewayStatus {
         serving.catalogue.forget();
         serving.census.has_changed();
         Ok(deleted?)
+    }
+
+    async fn deleted(&self) -> Result<Vec<Deleted>, Failure> {
+        Ok(catalog::deleted(&self.serving()?.env).await?)
+    }
+
+    async fn undelete(&self, volume: Uuid, to: Option<&str>) -> Result<Info, Failure> {
+        let serving = self.serving()?;
+        let info = catalog::undelete(&serving.env, volume, to).await;
+        serving.catalogue.forget();
+        serving.census.has_changed();
+        Ok(info?)
     }
 
     async fn snapshots(&self, volume: &str) -> Result<Vec<Snapshot>, Failure> {

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::metrics::VolumeMetrics;
 use crate::server::Connection;
-use crate::volume::catalog::{Info, Listed, Unnamed};
+use crate::volume::catalog::{Deleted, Info, Listed, Unnamed};
 use crate::volume::format::snapshot::Snapshot;
 use crate::volume::gc::{Collected, Found};
 use crate::volume::{
@@ -59,6 +59,15 @@ pub enum IfHeld {
     Refuse,
     /// Take the volume over.
     TakeOver,
+}
+
+/// What becomes of a volume that is deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It can be brought back, for the configured time.
+    Kept,
+    /// It is gone for good.
+    Gone,
 }
 
 /// Why the gateway cannot do what was requested.
@@ -114,9 +123,13 @@ pub trait Gateway: Send + Sync + 'static {
     /// Gives another name to a volume that is not open here and not configured. Returns the volume.
     async fn rename(&self, name: &str, to: &str) -> Result<Info, Failure>;
     /// Deletes a volume that is not open here.
-    async fn delete(&self, name: &str, if_held: IfHeld) -> Result<(), Failure>;
-    /// Deletes a volume by its id, so that it need not have a name.
+    async fn delete(&self, name: &str, if_held: IfHeld, fate: Fate) -> Result<(), Failure>;
+    /// Deletes a volume for good by its id, so that it need not have a name.
     async fn delete_by_id(&self, volume: Uuid, if_held: IfHeld) -> Result<(), Failure>;
+    /// Returns the deleted volumes that can be brought back.
+    async fn deleted(&self) -> Result<Vec<Deleted>, Failure>;
+    /// Brings a deleted volume back, under its old name or another one. Returns the volume.
+    async fn undelete(&self, volume: Uuid, to: Option<&str>) -> Result<Info, Failure>;
     /// Returns the snapshots of a volume, in the order in which they were taken.
     async fn snapshots(&self, volume: &str) -> Result<Vec<Snapshot>, Failure>;
     /// Takes a snapshot of a volume, which is opened for it if necessary.

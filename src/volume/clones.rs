@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::environment::Environment;
 use super::error::{Mentioned, OpenError};
-use super::format::head::Head;
+use super::format::head::{Head, VolumeState};
 use super::format::identity::{Identity, NameBinding};
 use super::format::keys::{self, Keys};
 use super::format::root::Root;
@@ -140,9 +140,19 @@ pub(super) async fn mention(env: &Environment, volumes: &[Uuid]) -> Mentioned {
     Mentioned { names: labels.buffered(NAMED).collect().await, more: volumes.len() - first.len() }
 }
 
-/// Returns the name of a volume, or its id if it has none or if the name cannot be read.
+/// Returns the name of a volume, or its id if it has none or if the name cannot be read. Of a deleted volume
+/// that is kept, also the name that it had: people do not know it by its id.
 async fn label(env: &Environment, volume: Uuid) -> String {
-    name_of(env, volume).await.unwrap_or_else(|| volume.to_string())
+    if let Some(name) = name_of(env, volume).await {
+        return name;
+    }
+    let decode = |bytes: &[u8]| Head::decode(volume, bytes);
+    match fetch_if_present(env, &Keys::new(volume).head(), decode).await {
+        Ok((Head { state: VolumeState::Kept(_), names: Some(names), .. }, _)) => {
+            format!("{volume} (deleted {})", names.current)
+        }
+        _ => volume.to_string(),
+    }
 }
 
 /// Returns the name of a volume. Returns `None` if it has none, or if the name cannot be read.

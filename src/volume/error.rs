@@ -306,9 +306,34 @@ pub enum OpenError {
     /// error only with `lease.strict`.
     #[error("the lease ran out while the volume was being opened, and could not be renewed (lease.strict)")]
     LeaseOver,
-    /// The volume is being deleted. Deleting it again completes a deletion that was interrupted.
-    #[error("volume is being deleted; deleting it again ends a deletion that was cut short")]
+    /// The volume was deleted and may be kept, or it is being deleted for good. Deleting it again completes a
+    /// deletion that was interrupted.
+    #[error(
+        "volume is being deleted; deleting it again ends a deletion that was cut short; cairn volume list \
+         --deleted shows what can be brought back"
+    )]
     Deleting,
+    /// The head of a volume that is to be deleted cannot be read, so the volume cannot be kept. Delete it for
+    /// good.
+    #[error("the volume cannot be kept, because its head cannot be read ({why}): delete it for good (--now)")]
+    Unkeepable {
+        /// What is wrong with the head.
+        why: String,
+    },
+    /// No deleted volume with this name or id is kept.
+    #[error("no deleted volume {0:?} is kept: cairn volume list --deleted shows those that are")]
+    NotDeleted(String),
+    /// Several deleted volumes had this name. Choose one by its id.
+    #[error("{volumes} deleted volumes were named {name:?}: give an id of cairn volume list --deleted")]
+    Ambiguous {
+        /// The name.
+        name: String,
+        /// How many volumes had it.
+        volumes: usize,
+    },
+    /// The name under which a deleted volume is to be brought back belongs to another volume.
+    #[error("a volume named {0:?} exists: bring the deleted one back under another name (--as NEW)")]
+    Taken(String),
     /// The bytes of an object are not what was written.
     #[error("{key}: {source}")]
     Damaged {

@@ -14,7 +14,6 @@ use uuid::Uuid;
 
 use super::environment::Environment;
 use super::error::{Error, OpenError};
-use super::format::head::VolumeState;
 use super::format::keys::{Keys, ObjectId};
 use super::format::root::{Root, RootTable};
 use super::format::snapshot::Snapshot;
@@ -45,7 +44,7 @@ pub async fn list(env: &Environment, volume: Uuid) -> Result<Vec<Snapshot>, Open
 async fn kept(env: &Environment, keys: Keys) -> Result<Vec<(Snapshot, ObjectId)>, OpenError> {
     for _ in 0..LOOKUPS {
         let (head, _) = read_head(env, keys).await?;
-        if head.state == VolumeState::Deleting {
+        if !head.state.is_live() {
             return Err(OpenError::Deleting);
         }
         let id = head.root_table;

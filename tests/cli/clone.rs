@@ -29,15 +29,22 @@ fn a_clone_from_creation_to_deletion() {
 
     let error = fail(at, "snapshot delete golden@v1", 1);
     assert!(error.contains("\"v1\" is needed by its clones web, db"), "{error}");
-    let error = fail(at, "volume delete golden", 1);
+    let error = fail(at, "volume delete golden --now", 1);
     assert!(error.contains("the volume is needed by its clones web, db"), "{error}");
-    assert!(fail(at, "volume delete web --takeover", 1).contains("its clone web-2"), "whoever holds it");
+    let error = fail(at, "volume delete web --now --takeover", 1);
+    assert!(error.contains("its clone web-2"), "whoever holds it: {error}");
+    // A clone that can be brought back needs the snapshot still.
+    succeed(at, "volume delete db");
+    let error = fail(at, "snapshot delete golden@v1", 1);
+    assert!(error.contains("\"v1\" is needed by its clones web, "), "{error}");
+    assert!(error.contains("(deleted db)"), "{error}");
+    succeed(at, "volume undelete db");
     for clone in ["web-2", "web", "db"] {
-        succeed(at, &format!("volume delete {clone}"));
+        succeed(at, &format!("volume delete {clone} --now"));
     }
     assert_eq!(succeed(at, "snapshot delete golden@v1"), "deleted golden@v1\n");
     succeed(at, "check golden --data");
-    succeed(at, "volume delete golden");
+    succeed(at, "volume delete golden --now");
 }
 
 #[test]
@@ -81,7 +88,7 @@ fn while_a_gateway_holds_the_volume_it_makes_the_clones() {
     assert_eq!(std::fs::read(at.join("new.img")).unwrap(), vec![0; 1 << 20]);
     assert!(fail(at, &format!("snapshot delete disk@v1 {by}"), 1).contains("its clone new"));
     gateway.terminate();
-    succeed(at, "volume delete new");
+    succeed(at, "volume delete new --now");
     succeed(at, "snapshot delete disk@v1");
 }
 

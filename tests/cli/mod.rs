@@ -11,6 +11,7 @@ mod resize;
 mod serve;
 mod snapshot;
 mod transfer;
+mod undelete;
 mod volume;
 
 use std::io::{BufRead as _, BufReader, Read as _};

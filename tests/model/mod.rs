@@ -8,7 +8,8 @@
 //!
 //! [`binding`] checks the binding of names to volumes and their renaming in the same way, [`packs`] how the objects of
 //! checkpoints are published and deleted, [`snapshots`] how snapshots keep roots, [`clones`] how clones keep
-//! snapshots, and [`flattening`] when they keep them no more.
+//! snapshots, [`flattening`] when they keep them no more, [`undeletes`] how deleted volumes are kept and brought
+//! back, and [`watchers`] for how long.
 
 mod binding;
 mod clones;
@@ -21,6 +22,8 @@ mod packs;
 mod protocol;
 mod renames;
 mod snapshots;
+mod undeletes;
+mod watchers;
 
 use explore::{Machine, check};
 use protocol::Twice::{Commits, Every, Never};

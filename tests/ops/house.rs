@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use cairn::gateway::{Failure, Gateway, IfHeld, Known, OpenVolume, Stage};
+use cairn::gateway::{Failure, Fate, Gateway, IfHeld, Known, OpenVolume, Stage};
 use cairn::metrics::Metrics;
 use cairn::server::Connection;
 use cairn::store::MemoryStore;
-use cairn::volume::catalog::{self, Info, Listed, Unnamed};
+use cairn::volume::catalog::{self, Deleted, Info, Listed, Unnamed};
 use cairn::volume::format::snapshot::Snapshot;
 use cairn::volume::gc::{self, Collected, Found};
 use cairn::volume::{
@@ -112,12 +112,25 @@ impl Gateway for House {
         Ok(catalog::rename(&self.env, &self.options, name, to, false).await?)
     }
 
-    async fn delete(&self, name: &str, if_held: IfHeld) -> Result<(), Failure> {
-        Ok(catalog::delete(&self.env, &self.options, name, if_held == IfHeld::TakeOver).await?)
+    async fn delete(&self, name: &str, if_held: IfHeld, fate: Fate) -> Result<(), Failure> {
+        let takeover = if_held == IfHeld::TakeOver;
+        match fate {
+            Fate::Kept => catalog::set_aside(&self.env, &self.options, name, takeover).await.map(drop)?,
+            Fate::Gone => catalog::delete(&self.env, &self.options, name, takeover).await?,
+        }
+        Ok(())
     }
 
     async fn delete_by_id(&self, volume: Uuid, if_held: IfHeld) -> Result<(), Failure> {
         Ok(catalog::delete_by_id(&self.env, &self.options, volume, if_held == IfHeld::TakeOver).await?)
+    }
+
+    async fn deleted(&self) -> Result<Vec<Deleted>, Failure> {
+        Ok(catalog::deleted(&self.env).await?)
+    }
+
+    async fn undelete(&self, volume: Uuid, to: Option<&str>) -> Result<Info, Failure> {
+        Ok(catalog::undelete(&self.env, volume, to).await?)
     }
 
     async fn snapshots(&self, volume: &str) -> Result<Vec<Snapshot>, Failure> {

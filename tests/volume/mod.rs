@@ -27,3 +27,4 @@ mod resize;
 mod snapshots;
 mod stored;
 mod trouble;
+mod undelete;

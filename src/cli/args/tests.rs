@@ -113,3 +113,15 @@ fn mistakes_are_refused() {
         assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
     }
 }
+
+#[test]
+fn mistakes_about_deleted_volumes_are_refused() {
+    for line in [
+        "cairn volume undelete",
+        "cairn volume undelete disk new",
+        "cairn volume undelete disk --as",
+        "cairn volume list --deleted --unnamed",
+    ] {
+        assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
+    }
+}

@@ -9,7 +9,7 @@ use crate::gateway::catalogue::Catalogue;
 use crate::gateway::exports::VolumeExports;
 use crate::gateway::status::{GatewayStatus, Serving};
 use crate::gateway::store_check::StoreCheck;
-use crate::gateway::{Gateway as _, IfHeld};
+use crate::gateway::{Fate, Gateway as _, IfHeld};
 use crate::metrics::{Label as _, StoreMetrics, StoreOutcome};
 use crate::protocol::Error as Value;
 use crate::server::{Exports as _, OpenError as Refusal, Segment};
@@ -78,8 +78,9 @@ fn serving(gateway: &Gateway, env: Environment) -> Arc<GatewayStatus> {
     let server = server::Server::new(Arc::new(exports), server::Options::default(), Metrics::new().server());
     let volumes = Arc::clone(&gateway.volumes);
     let status = GatewayStatus::starting();
+    let reaper = super::super::Reaper::new(env.clone(), volume::Options::default());
     status.serves(Serving {
-        census: super::super::census::Census::start(env.clone(), volumes, Metrics::new(), None),
+        census: super::super::census::Census::start(env.clone(), volumes, Metrics::new(), reaper, None),
         connect: Vec::new(),
         store_check: StoreCheck::new(Arc::clone(&env.store.reads), Duration::ZERO),
         env,
@@ -252,7 +253,7 @@ async fn it_is_ready_while_the_store_answers_and_no_configured_volume_is_lost() 
     assert_eq!(open.iter().map(|open| (&*open.name, open.clients)).collect::<Vec<_>>(), [("a", 1)]);
     status.create("c", SIZE, None).await.unwrap();
     assert_eq!(status.volume("c").await.unwrap().chunk_bytes, 4 << 20);
-    status.delete("b", IfHeld::Refuse).await.unwrap();
+    status.delete("b", IfHeld::Refuse, Fate::Kept).await.unwrap();
     assert_eq!(names(status.volumes().await.unwrap()), ["a", "c"]);
     store.reset_tallies();
     assert_eq!(status.obstacles().await, Vec::<String>::new());

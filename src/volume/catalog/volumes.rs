@@ -12,6 +12,7 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use uuid::Uuid;
 
 use super::name::{self, Found, Swapped, Unbind};
+use super::settle::settle;
 use crate::mutant::{self, Mutant};
 use crate::store::{self, ETag, Pages};
 use crate::volume::environment::Environment;
@@ -161,8 +162,9 @@ pub(super) fn new_identity(
 }
 
 /// Returns what exists under a name to which another volume may be bound: nothing, or a free name. A name
-/// that is bound to a volume that is being deleted is taken from it first. Otherwise a deletion by id could
-/// not make the one who binds the name come too late: it leaves names of other volumes as they are.
+/// that is bound to a volume that is being deleted, or that was deleted and is kept, is taken from it first.
+/// Otherwise a deletion by id could not make the one who binds the name come too late: it leaves names of
+/// other volumes as they are.
 pub(super) async fn claim(env: &Environment, name: &str) -> Result<Found, OpenError> {
     for _ in 0..CREATIONS {
         let found = name::read(env, name).await?;
@@ -173,6 +175,10 @@ pub(super) async fn claim(env: &Environment, name: &str) -> Result<Found, OpenEr
                     return Ok(found);
                 }
                 name::unbind(env, name, volume, Unbind::Bound).await?;
+            }
+            // Somebody may be bringing it back, so the name is not freed as it is now.
+            Ok((head, _)) if matches!(head.state, VolumeState::Kept(_)) => {
+                drop(settle(env, Keys::new(volume)).await?);
             }
             // Deleted since the name was read, or never complete: reading the name again decides.
             Err(OpenError::Store(store::Error::NotFound { .. }))
@@ -338,16 +344,14 @@ impl Listed {
     }
 }
 
-/// Returns all volumes to which no name is bound.
+/// Returns all volumes to which no name is bound, except those that were deleted and are kept.
 ///
 /// # Errors
 /// If the store cannot list identities and names, or cannot return a name. A failure that concerns one volume
 /// is reported with that volume.
 pub async fn unnamed(env: &Environment) -> Result<Vec<Unnamed>, OpenError> {
     // Listed before the names, so that a volume bound in the meantime is not reported.
-    let listed = list_all(env, IDENTITIES).await?;
-    let all = listed.iter().filter_map(|entry| Uuid::parse_str(entry.key.strip_prefix(IDENTITIES)?).ok());
-    let all: Vec<Uuid> = all.filter(|volume| !volume.is_nil()).collect();
+    let all = identities(env).await?;
     let names = list(env).await?;
     let lookups = stream::iter(names)
         .map(|name| async move { Ok::<_, OpenError>(name::look_closely(env, &name).await?.volume()) });
@@ -359,8 +363,16 @@ pub async fn unnamed(env: &Environment) -> Result<Vec<Unnamed>, OpenError> {
     Ok(found.into_iter().flatten().collect())
 }
 
-/// Describes a volume without a name. Returns `None` if it was deleted, or bound to its name, in the
-/// meantime. Fails if its name cannot be read: whoever deletes what is listed must not meet a volume in use.
+/// Returns the ids of all volumes that have an identity.
+pub(super) async fn identities(env: &Environment) -> Result<Vec<Uuid>, OpenError> {
+    let listed = list_all(env, IDENTITIES).await?;
+    let all = listed.iter().filter_map(|entry| Uuid::parse_str(entry.key.strip_prefix(IDENTITIES)?).ok());
+    Ok(all.filter(|volume| !volume.is_nil()).collect())
+}
+
+/// Describes a volume without a name. Returns `None` if it was deleted for good, or bound to its name, in the
+/// meantime, and if it is kept. Fails if its name cannot be read: whoever deletes what is listed must not
+/// meet a volume in use.
 async fn look_at_unnamed(env: &Environment, volume: Uuid) -> Result<Option<Unnamed>, OpenError> {
     let keys = Keys::new(volume);
     let identity = fetch_if_present(env, &keys.identity(), |bytes| Identity::decode(volume, bytes)).await;
@@ -385,6 +397,7 @@ async fn look_at_unnamed(env: &Environment, volume: Uuid) -> Result<Option<Unnam
         }
     }
     let progress = match (head, unreadable) {
+        (Ok((head, _)), _) if matches!(head.state, VolumeState::Kept(_)) => return Ok(None),
         (Ok((head, _)), _) if head.state == VolumeState::Deleting => Progress::Deleting,
         (Err(OpenError::Store(store::Error::NotFound { .. })), _) => Progress::Incomplete,
         (Err(error), _) | (Ok(_), Some(error)) => Progress::Unknown(Arc::new(error)),
@@ -433,7 +446,7 @@ pub async fn info(env: &Environment, name: &str) -> Result<Info, OpenError> {
 async fn describe(env: &Environment, name: &str, volume: Uuid) -> Result<Info, OpenError> {
     let keys = Keys::new(volume);
     let (head, _) = read_head(env, keys).await?;
-    if head.state == VolumeState::Deleting {
+    if !head.state.is_live() {
         return Err(OpenError::Deleting);
     }
     let (identity, _) = fetch(env, &keys.identity(), |bytes| Identity::decode(volume, bytes)).await?;

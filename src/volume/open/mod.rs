@@ -23,7 +23,7 @@ use crate::volume::environment::Environment;
 use crate::volume::error::OpenError;
 use crate::volume::fold::Folder;
 use crate::volume::format::codec::Checksum;
-use crate::volume::format::head::{Head, HolderName, Lease, Names, VolumeState};
+use crate::volume::format::head::{Head, HolderName, Lease, Names};
 use crate::volume::format::identity::Identity;
 use crate::volume::format::keys::Keys;
 use crate::volume::format::root::{Root, RootTable};
@@ -186,7 +186,7 @@ async fn check_not_deleted(env: &Environment, keys: Keys, ours: &Head) -> Result
 /// earlier epoch than ours is the first one, which a late request of the volume's creator has made once more
 /// after the deletion.
 fn is_deleted(now: &Head, ours: &Head) -> bool {
-    now.state == VolumeState::Deleting || now.epoch < ours.epoch
+    !now.state.is_live() || now.epoch < ours.epoch
 }
 
 /// Returns the cause of a failed opening. If a later gateway has the volume, it may have folded and deleted
@@ -230,7 +230,7 @@ async fn take_epoch(
 ) -> Result<(HeldHead, bool), OpenError> {
     let (mut old, mut etag) = read_head(env, keys).await?;
     for bids_left in (0..BIDS).rev() {
-        if old.state == VolumeState::Deleting {
+        if !old.state.is_live() {
             return Err(OpenError::Deleting);
         }
         if let (Some(name), Some(names)) = (found_by, &old.names)
