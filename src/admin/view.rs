@@ -18,9 +18,12 @@ use crate::metrics::labels::Share;
 use crate::metrics::{Command, Label as _, Limits, ReadSource, Tier, VolumeMetrics};
 use crate::server;
 use crate::volume::catalog::{Info, Unnamed};
+use crate::volume::diff::Page;
 use crate::volume::format::geometry::BLOCK_BYTES;
 use crate::volume::format::snapshot::Snapshot;
-use crate::volume::{self, CloneError, OpenError, Picture, ResizeError, Shrink, SnapshotError, Status};
+use crate::volume::{
+    self, CloneError, DiffError, OpenError, Picture, ResizeError, Shrink, SnapshotError, Status,
+};
 
 /// The last second of the year 9999, the latest time that RFC 3339 can express.
 const LAST_SECOND: u64 = 253_402_300_799;
@@ -52,6 +55,11 @@ impl From<Failure> for Problem {
             Failure::InUse(why) => Self::new(StatusCode::CONFLICT, why),
             Failure::Snapshot(error) => error.into(),
             Failure::Resize(error) => error.into(),
+            Failure::Compare(DiffError::Open(error)) => Self::from(&error),
+            Failure::Compare(DiffError::Volume(error)) => error.into(),
+            Failure::Compare(error @ DiffError::Unrelated) => {
+                Self::new(StatusCode::CONFLICT, error.to_string())
+            }
             Failure::Clone(CloneError::Snapshot(error)) => error.into(),
             Failure::Clone(CloneError::Volume(error)) => Self::from(&error),
             Failure::Clone(error @ CloneError::TooDeep(_)) => {
@@ -409,6 +417,39 @@ pub struct SnapshotView {
 impl From<Snapshot> for SnapshotView {
     fn from(snapshot: Snapshot) -> Self {
         Self { name: snapshot.name, taken_at: time(snapshot.taken_at_seconds) }
+    }
+}
+
+/// A range that differs between two snapshots.
+#[derive(Clone, Debug, Serialize)]
+struct RangeView {
+    offset: u64,
+    length: u64,
+    zero: bool,
+}
+
+/// A part of what differs between two snapshots.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct ChangesView {
+    since_size_bytes: u64,
+    size_bytes: u64,
+    ranges: Vec<RangeView>,
+    next_offset: Option<u64>,
+}
+
+impl From<Page> for ChangesView {
+    fn from(page: Page) -> Self {
+        let range = |change: volume::Change| RangeView {
+            offset: change.range.start,
+            length: change.range.end - change.range.start,
+            zero: change.zero,
+        };
+        Self {
+            since_size_bytes: page.before_bytes,
+            size_bytes: page.after_bytes,
+            ranges: page.changes.into_iter().map(range).collect(),
+            next_offset: page.next_offset,
+        }
     }
 }
 

@@ -11,8 +11,9 @@ use uuid::Uuid;
 use crate::metrics::VolumeMetrics;
 use crate::server::Connection;
 use crate::volume::catalog::{Info, Listed, Unnamed};
+use crate::volume::diff::Page;
 use crate::volume::format::snapshot::Snapshot;
-use crate::volume::{CloneError, OpenError, ResizeError, Shrink, SnapshotError, Volume};
+use crate::volume::{CloneError, DiffError, OpenError, ResizeError, Shrink, SnapshotError, Volume};
 
 /// A volume that is open in this gateway.
 #[derive(Clone, Debug)]
@@ -79,6 +80,9 @@ pub enum Failure {
     /// The size of a volume cannot be changed.
     #[error(transparent)]
     Resize(#[from] ResizeError),
+    /// Two snapshots cannot be compared.
+    #[error(transparent)]
+    Compare(#[from] DiffError),
 }
 
 impl From<OpenError> for Failure {
@@ -113,6 +117,14 @@ pub trait Gateway: Send + Sync + 'static {
     async fn delete_by_id(&self, volume: Uuid, if_held: IfHeld) -> Result<(), Failure>;
     /// Returns the snapshots of a volume, in the order in which they were taken.
     async fn snapshots(&self, volume: &str) -> Result<Vec<Snapshot>, Failure>;
+    /// Returns what differs between two snapshots of a volume, from an offset on: at most `most` ranges.
+    async fn compare(
+        &self,
+        volume: &str,
+        snapshots: (&str, &str),
+        offset: u64,
+        most: usize,
+    ) -> Result<Page, Failure>;
     /// Takes a snapshot of a volume, which is opened for it if necessary.
     async fn take_snapshot(&self, volume: &str, snapshot: &str) -> Result<Snapshot, Failure>;
     /// Deletes a snapshot that no client of this gateway uses. The volume is opened for it if necessary.

@@ -4,6 +4,7 @@ mod admin;
 mod bench;
 mod check;
 mod clone;
+mod incremental;
 mod readme;
 mod rename;
 mod resize;

@@ -24,9 +24,9 @@ const VOLUME: &[&[&str]] = &[
     &["fold"],
     &["pins"],
     &["disk"],
-    &["open"],
+    &["open", "diff"],
     &["catalog"],
-    &["check", "import"],
+    &["check", "import", "incremental"],
 ];
 
 /// Columns of the drawing's first column, with the space behind it.
