@@ -72,7 +72,7 @@ mutants! {
     RenamedUnmade = "renamed-unmade",
     /// A comparison of two snapshots does not report what became zeros.
     DiffMissesZeros = "diff-misses-zeros",
-    /// A comparison takes a chunk of a clone for unchanged if the numbers of two commits of two volumes agree.
+    /// A comparison takes a chunk of a clone for unchanged if the slots of two commits of two volumes agree.
     DiffTrustsBirths = "diff-trusts-births",
     /// A commit that ends with a snapshot comes after it.
     SnapshotBeforeCommit = "snapshot-before-commit",

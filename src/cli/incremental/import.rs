@@ -54,8 +54,8 @@ pub(in crate::cli) async fn import(args: args::Import, onto: String, options: Op
     if let Err(error) = completed {
         let (onto, begun) = (&job.onto, receive::begun_name(&header));
         let advice = format!(
-            "{onto} has a part of the stream: to go on, repeat the command with --resume, and to take it back: \
-             cairn volume restore {onto}@{begun}"
+            "{onto} has a part of the stream: to go on, repeat the command with --resume, and to take it \
+             back: cairn volume restore {onto}@{begun}"
         );
         return Err(Error::Cut { source: Box::new(error), advice });
     }
