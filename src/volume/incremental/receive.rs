@@ -140,6 +140,8 @@ impl Target {
 
     /// Finds out what the volume has.
     async fn judge(&self, snapshot: Option<&str>) -> Result<Found, ReceiveError> {
+        // A snapshot that a run before took in its last moment has no root yet, and is not listed without.
+        self.volume.checkpoint().await?;
         let header = &self.header;
         let (result, base) = (copy_name(header, header.result.root), copy_name(header, header.base.root));
         if self.has(&result) {
