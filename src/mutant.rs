@@ -74,6 +74,10 @@ mutants! {
     OriginUntranslated = "origin-untranslated",
     /// A creator that comes too late deletes its volume, which was opened and renamed meanwhile.
     RenamedUnmade = "renamed-unmade",
+    /// A comparison of two snapshots does not report what became zeros.
+    DiffMissesZeros = "diff-misses-zeros",
+    /// A comparison takes a chunk of a clone for unchanged if the slots of two commits of two volumes agree.
+    DiffTrustsBirths = "diff-trusts-births",
     /// A commit that ends with a snapshot comes after it.
     SnapshotBeforeCommit = "snapshot-before-commit",
     /// Commits are added to a segment that ended with a snapshot.

@@ -1,5 +1,5 @@
-//! The API below `/api/v1`: volumes, snapshots, clones, garbage, connections, draining, and the description
-//! of the API itself.
+//! The API below `/api/v1`: volumes, snapshots and their differences, clones, garbage, connections, draining,
+//! and the description of the API itself.
 //!
 //! Must not know how the gateway does its work. Invariant: `openapi.json` describes exactly the routes that
 //! exist here.
@@ -18,6 +18,7 @@ use axum::{Json, extract::rejection::QueryRejection};
 use serde::Deserialize;
 use uuid::Uuid;
 
+use super::changes_view::ChangesView;
 use super::view::{
     Change, ConnectionView, DeletedView, MapView, NewClone, NewSnapshot, NewVolume, Problem, SnapshotView,
     StatusView, Undeletion, UnnamedView, VolumeChange, VolumeView, stored,
@@ -34,6 +35,10 @@ pub(super) const OPENAPI: &str = include_str!("openapi.json");
 const MAP_CELLS: u64 = 1024;
 /// Maximum number of cells in a map.
 const MAXIMUM_MAP_CELLS: u64 = 4096;
+/// Number of ranges of a comparison in an answer if the client does not choose one.
+const RANGES: usize = 1024;
+/// Maximum number of ranges in an answer.
+const MAXIMUM_RANGES: usize = 16_384;
 
 type Answer<T> = Result<T, Problem>;
 
@@ -53,6 +58,7 @@ pub(super) fn routes() -> Router<Context> {
         .route("/api/v1/volumes/{name}/snapshots", get(snapshots).post(take_snapshot))
         .route("/api/v1/volumes/{name}/snapshots/{snapshot}", axum::routing::delete(delete_snapshot))
         .route("/api/v1/volumes/{name}/snapshots/{snapshot}/clones", post(clone_snapshot))
+        .route("/api/v1/volumes/{name}/snapshots/{snapshot}/changes", get(changes))
         .route("/api/v1/volumes/{name}/gc", post(collect_garbage))
         .route("/api/v1/volumes/{name}/flatten", post(flatten))
         .route("/api/v1/connections", get(connections))
@@ -328,6 +334,31 @@ async fn clone_snapshot(
     let info = context.gateway.clone_snapshot(&volume, &snapshot, &new.name).await?;
     let location = format!("/api/v1/volumes/{}", info.name);
     Ok((StatusCode::CREATED, [(LOCATION, location)], Json(VolumeView::new(info, None, None))).into_response())
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ChangesQuery {
+    since: String,
+    offset: Option<u64>,
+    limit: Option<usize>,
+}
+
+async fn changes(
+    State(context): State<Context>,
+    Path((volume, snapshot)): Path<(String, String)>,
+    query: Result<Query<ChangesQuery>, QueryRejection>,
+) -> Answer<Json<ChangesView>> {
+    let Query(query) = query.map_err(|error| Problem::new(error.status(), error.body_text()))?;
+    let limit = query.limit.unwrap_or(RANGES);
+    if !(1..=MAXIMUM_RANGES).contains(&limit) {
+        let why = format!("limit = {limit}: must be between 1 and {MAXIMUM_RANGES}");
+        return Err(Problem::new(StatusCode::BAD_REQUEST, why));
+    }
+    let snapshots = (&*query.since, &*snapshot);
+    let offset = query.offset.unwrap_or(0);
+    let page = asked(&context, context.gateway.compare(&volume, snapshots, offset, limit)).await?;
+    Ok(Json(page.into()))
 }
 
 #[derive(Clone, Debug, Deserialize)]

@@ -7,6 +7,7 @@
 
 mod access;
 mod api;
+mod changes_view;
 mod flatten_view;
 mod garbage_view;
 mod health;

@@ -21,7 +21,7 @@ use crate::volume::catalog::{Deleted, Info, Unnamed};
 use crate::volume::format::geometry::BLOCK_BYTES;
 use crate::volume::format::snapshot::Snapshot;
 use crate::volume::{
-    self, CloneError, CollectError, OpenError, Picture, ResizeError, Shrink, SnapshotError, Status,
+    self, CloneError, CollectError, DiffError, OpenError, Picture, ResizeError, Shrink, SnapshotError, Status,
 };
 
 /// The last second of the year 9999, the latest time that RFC 3339 can express.
@@ -54,6 +54,11 @@ impl From<Failure> for Problem {
             Failure::InUse(why) => Self::new(StatusCode::CONFLICT, why),
             Failure::Snapshot(error) => error.into(),
             Failure::Resize(error) => error.into(),
+            Failure::Compare(DiffError::Open(error)) => Self::from(&error),
+            Failure::Compare(DiffError::Volume(error)) => error.into(),
+            Failure::Compare(error @ DiffError::Unrelated) => {
+                Self::new(StatusCode::CONFLICT, error.to_string())
+            }
             Failure::Clone(CloneError::Snapshot(error)) => error.into(),
             Failure::Clone(CloneError::Volume(error)) => Self::from(&error),
             Failure::Clone(error @ CloneError::TooDeep(_)) => {

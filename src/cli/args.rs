@@ -11,7 +11,8 @@ use url::Url;
 use super::endpoint::{Endpoint, Exported, Format};
 use super::nbd::Waiting;
 use super::place::{Common, Place};
-use super::snapshot_name::SnapshotName;
+use super::snapshot_args::{CloneArgs, Snapshot};
+use super::snapshot_name::{Earlier, SnapshotName};
 use crate::config::{self, Config, Flag, FlagValue, Size};
 use crate::volume::Shrink;
 
@@ -30,16 +31,17 @@ pub(super) enum Command {
     /// Create, list, show, resize, rename and delete volumes, bring deleted ones back, and show what volumes
     /// take
     Volume(Volume),
-    /// Take, list and delete snapshots: what a volume contained at one instant, served read-only as
+    /// Take, list, compare and delete snapshots: what a volume contained at one instant, served read-only as
     /// VOLUME@NAME
     Snapshot(Snapshot),
     /// Make a new volume that begins with the content of a snapshot and shares its objects; without
     /// --gateway, only of a volume that no gateway holds
     Clone(CloneArgs),
     /// Make a new volume of a raw or qcow2 image, an NBD export or standard input. It gets its name once all
-    /// of it is in the store
+    /// of it is in the store. With --onto, bring a copy up to date with what cairn export --since wrote
     Import(Import),
-    /// Copy a snapshot, or a volume that no gateway holds, to an image, an NBD export or standard output
+    /// Copy a snapshot, or a volume that no gateway holds, to an image, an NBD export or standard output.
+    /// With --since, write only what differs from an earlier snapshot
     Export(Export),
     /// Verify a volume in the store, also while a gateway serves it; changes nothing. Exits with 0 if it is
     /// sound, with 1 if damage was found, and with 2 if it could not be checked
@@ -151,17 +153,29 @@ pub(super) struct Import {
     /// image is one
     pub(super) source: Endpoint,
     /// Name of the new volume: 1 to 128 characters of A-Z a-z 0-9 . _ -, not beginning with a dot
-    #[arg(value_name = "VOLUME")]
-    pub(super) name: String,
+    #[arg(value_name = "VOLUME", required_unless_present = "onto")]
+    name: Option<String>,
     /// Size of the objects that hold the data; cannot be changed later: 64KiB to 32MiB, a power of two
     /// [default: 4MiB]
     #[arg(long, value_name = "SIZE", conflicts_with = "resume")]
     chunk_size: Option<String>,
+    /// Apply what cairn export --since wrote to this volume, which no gateway may hold. It must have the
+    /// content of the snapshot that was named there
+    #[arg(long, value_name = "VOLUME", conflicts_with_all = ["name", "chunk_size", "format"])]
+    pub(super) onto: Option<String>,
+    /// Take a snapshot of this name of the volume in the end
+    #[arg(long, value_name = "NAME", requires = "onto")]
+    pub(super) snapshot: Option<String>,
     #[command(flatten)]
     pub(super) transfer: Transfer,
 }
 
 impl Import {
+    /// The name of the new volume.
+    pub(super) fn name(&self) -> &str {
+        self.name.as_deref().expect("the grammar demands it without --onto")
+    }
+
     /// Loads the settings, with these flags taking precedence.
     pub(super) fn config(&self) -> Result<Config, config::Errors> {
         self.transfer.common.config(chunk_size_flag(self.chunk_size.as_ref()))
@@ -176,6 +190,13 @@ pub(super) struct Export {
     /// File, block device or NBD URI, or - for standard output; a file is replaced once the export is
     /// complete; by default, a name that ends in .qcow2 is for a qcow2 image
     pub(super) target: Endpoint,
+    /// Write only what differs from this earlier snapshot of the volume, to a file or standard output; cairn
+    /// import --onto applies it to a copy
+    #[arg(long, value_name = "@SNAPSHOT", conflicts_with_all = ["format", "resume"])]
+    pub(super) since: Option<Earlier>,
+    /// Read all of both snapshots and add their SHA-256, by which any copy of the earlier one is recognised
+    #[arg(long, requires = "since")]
+    pub(super) digest: bool,
     #[command(flatten)]
     pub(super) transfer: Transfer,
 }
@@ -465,104 +486,6 @@ pub(super) struct Undelete {
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
-}
-
-#[derive(Clone, Debug, Args)]
-pub(super) struct Snapshot {
-    #[command(subcommand)]
-    pub(super) action: SnapshotAction,
-}
-
-impl Snapshot {
-    /// Loads the settings, with these flags taking precedence.
-    pub(super) fn config(&self) -> Result<Config, config::Errors> {
-        self.action.place().common.config(Vec::new())
-    }
-
-    /// As [`Volume::gateway`].
-    pub(super) fn gateway(&self) -> Option<&Option<PathBuf>> {
-        self.action.place().gateway.as_ref()
-    }
-}
-
-#[derive(Clone, Debug, Subcommand)]
-pub(super) enum SnapshotAction {
-    /// Take a snapshot; without --gateway, only of a volume that no gateway holds
-    Create(SnapshotCreate),
-    /// List the snapshots of a volume, in the order in which they were taken
-    List(SnapshotList),
-    /// Delete a snapshot; without --gateway, only of a volume that no gateway holds
-    Delete(SnapshotDelete),
-}
-
-impl SnapshotAction {
-    fn place(&self) -> &Place {
-        match self {
-            Self::Create(SnapshotCreate { place, .. })
-            | Self::List(SnapshotList { place, .. })
-            | Self::Delete(SnapshotDelete { place, .. }) => place,
-        }
-    }
-}
-
-#[derive(Clone, Debug, Args)]
-pub(super) struct SnapshotCreate {
-    #[command(flatten)]
-    place: Place,
-    /// Names of the volume and of the new snapshot, separated by @
-    #[arg(value_name = "VOLUME@NAME")]
-    pub(super) of: SnapshotName,
-    /// Print JSON
-    #[arg(long)]
-    pub(super) json: bool,
-}
-
-#[derive(Clone, Debug, Args)]
-pub(super) struct SnapshotList {
-    #[command(flatten)]
-    place: Place,
-    /// Name of the volume
-    #[arg(value_name = "VOLUME")]
-    pub(super) volume: String,
-    /// Print JSON
-    #[arg(long)]
-    pub(super) json: bool,
-}
-
-#[derive(Clone, Debug, Args)]
-pub(super) struct SnapshotDelete {
-    #[command(flatten)]
-    place: Place,
-    /// Names of the volume and of the snapshot, separated by @
-    #[arg(value_name = "VOLUME@NAME")]
-    pub(super) of: SnapshotName,
-}
-
-#[derive(Clone, Debug, Args)]
-pub(super) struct CloneArgs {
-    #[command(flatten)]
-    place: Place,
-    /// Names of the volume and of its snapshot, separated by @
-    #[arg(value_name = "VOLUME@NAME")]
-    pub(super) of: SnapshotName,
-    /// Name of the new volume: 1 to 128 characters of A-Z a-z 0-9 . _ -, not beginning with a dot
-    #[arg(value_name = "NEW")]
-    pub(super) name: String,
-    /// Print JSON
-    #[arg(long)]
-    pub(super) json: bool,
-}
-
-impl CloneArgs {
-    /// Loads the settings, with these flags taking precedence.
-    pub(super) fn config(&self) -> Result<Config, config::Errors> {
-        self.place.common.config(Vec::new())
-    }
-
-    /// As [`Volume::gateway`].
-    pub(super) fn gateway(&self) -> Option<&Option<PathBuf>> {
-        self.place.gateway.as_ref()
-    }
 }
 
 #[cfg(test)]

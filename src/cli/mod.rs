@@ -13,6 +13,7 @@ mod check_view;
 mod checksum;
 mod clone;
 mod configured;
+mod diff;
 mod endpoint;
 mod environment;
 mod error;
@@ -24,6 +25,7 @@ mod health;
 mod http;
 mod image_file;
 mod import;
+mod incremental;
 mod limits;
 mod listeners;
 mod log;
@@ -41,6 +43,7 @@ mod serve;
 mod settings;
 mod size;
 mod snapshot;
+mod snapshot_args;
 mod snapshot_name;
 mod stored_disk;
 mod supervisor;
@@ -124,12 +127,18 @@ fn run(cli: Cli, allocator: Allocator) -> Result<(), Error> {
         Command::Import(args) => {
             let options = quiet_options(&args.config()?, &metrics)?;
             process::raise_descriptor_limit();
-            process::block_on(import::run(args, options))
+            match args.onto.clone() {
+                Some(onto) => process::block_on(incremental::import(args, onto, options)),
+                None => process::block_on(import::run(args, options)),
+            }
         }
         Command::Export(args) => {
             let options = quiet_options(&args.config()?, &metrics)?;
             process::raise_descriptor_limit();
-            process::block_on(export::run(args, options))
+            match args.since.clone() {
+                Some(since) => process::block_on(incremental::export(args, since, options)),
+                None => process::block_on(export::run(args, options)),
+            }
         }
         Command::Check(args) => check::checked(&args, &metrics).map_err(Error::unchecked),
         Command::Volume(args) => {

@@ -20,6 +20,7 @@ use super::store_check::StoreCheck;
 use super::surface::{Failure, Fate, Gateway, IfHeld, Known, OpenVolume, Stage as Shown};
 use crate::server::{Connection, Server};
 use crate::volume::catalog::{self, ChunkBytes, Deleted, Info, Listed, Unnamed};
+use crate::volume::diff::{self, Page};
 use crate::volume::format::snapshot::Snapshot;
 use crate::volume::gc::{self, Collected, Found};
 use crate::volume::{self, Environment, Flattened, OpenError, Shrink, SnapshotError};
@@ -228,6 +229,18 @@ impl Gateway for GatewayStatus {
             Some(open) => Ok(open.snapshots()),
             None => Ok(list_snapshots(&serving.env, volume).await?.snapshots.to_vec()),
         }
+    }
+
+    async fn compare(
+        &self,
+        volume: &str,
+        snapshots: (&str, &str),
+        offset: u64,
+        most: usize,
+    ) -> Result<Page, Failure> {
+        let serving = self.serving()?;
+        let id = catalog::resolve(&serving.env, volume).await?;
+        Ok(diff::page(&serving.env, &serving.options, id, snapshots, offset, most).await?)
     }
 
     async fn take_snapshot(&self, volume: &str, snapshot: &str) -> Result<Snapshot, Failure> {

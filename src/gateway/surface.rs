@@ -11,10 +11,11 @@ use uuid::Uuid;
 use crate::metrics::VolumeMetrics;
 use crate::server::Connection;
 use crate::volume::catalog::{Deleted, Info, Listed, Unnamed};
+use crate::volume::diff::Page;
 use crate::volume::format::snapshot::Snapshot;
 use crate::volume::gc::{Collected, Found};
 use crate::volume::{
-    CloneError, CollectError, Flattened, OpenError, ResizeError, Shrink, SnapshotError, Volume,
+    CloneError, CollectError, DiffError, Flattened, OpenError, ResizeError, Shrink, SnapshotError, Volume,
 };
 
 /// A volume that is open in this gateway.
@@ -94,6 +95,9 @@ pub enum Failure {
     /// The garbage of a volume cannot be collected.
     #[error(transparent)]
     Collect(#[from] CollectError),
+    /// Two snapshots cannot be compared.
+    #[error(transparent)]
+    Compare(#[from] DiffError),
 }
 
 impl From<OpenError> for Failure {
@@ -132,6 +136,14 @@ pub trait Gateway: Send + Sync + 'static {
     async fn undelete(&self, volume: Uuid, to: Option<&str>) -> Result<Info, Failure>;
     /// Returns the snapshots of a volume, in the order in which they were taken.
     async fn snapshots(&self, volume: &str) -> Result<Vec<Snapshot>, Failure>;
+    /// Returns what differs between two snapshots of a volume, from an offset on: at most `most` ranges.
+    async fn compare(
+        &self,
+        volume: &str,
+        snapshots: (&str, &str),
+        offset: u64,
+        most: usize,
+    ) -> Result<Page, Failure>;
     /// Takes a snapshot of a volume, which is opened for it if necessary.
     async fn take_snapshot(&self, volume: &str, snapshot: &str) -> Result<Snapshot, Failure>;
     /// Deletes a snapshot that no client of this gateway uses. The volume is opened for it if necessary.

@@ -123,6 +123,11 @@ impl Volume {
         &self.shared.env
     }
 
+    /// The root of the last checkpoint.
+    pub(super) fn root(&self) -> Arc<Root> {
+        Arc::clone(&self.shared.state.lock().root)
+    }
+
     /// Size of the disk in bytes.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {

@@ -5,6 +5,7 @@
 
 use super::format::codec::DecodeError;
 use super::format::geometry::GeometryError;
+use super::format::stream::Digest;
 use crate::store;
 
 /// Why a command on an open volume failed.
@@ -384,6 +385,98 @@ pub enum ImportError {
     /// The volume cannot be made, or the store failed.
     #[error(transparent)]
     Volume(#[from] OpenError),
+}
+
+/// Why two contents cannot be compared.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum DiffError {
+    /// The two have no volume in common.
+    #[error(
+        "the two have nothing in common: compare snapshots of one volume, or of a volume and a clone of it"
+    )]
+    Unrelated,
+    /// A snapshot cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// A volume stopped, or the store failed.
+    #[error(transparent)]
+    Volume(#[from] Error),
+}
+
+/// Why an incremental stream cannot be applied to a volume.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ReceiveError {
+    /// Nothing shows that the volume has the content of the base.
+    #[error(
+        "nothing shows that the volume has the content of the snapshot {of:?} that the stream begins with: \
+         it has no snapshot {marker:?}, which an import of the stream before this one leaves, and this \
+         stream has no digest; apply the streams in order, or export this one with --digest"
+    )]
+    NoBase {
+        /// Name of the snapshot of the volume that is missing.
+        marker: String,
+        /// Name of the snapshot that the stream leads from.
+        of: String,
+    },
+    /// The volume was written to since it had the content of a snapshot.
+    #[error(
+        "the volume has changed since its snapshot {snapshot:?}, first at byte {offset}: to take that back, \
+         use cairn volume restore"
+    )]
+    Changed {
+        /// Name of the snapshot.
+        snapshot: String,
+        /// Offset of the first byte that may differ.
+        offset: u64,
+    },
+    /// The volume has another size than the base.
+    #[error("the volume has {found} bytes, and the snapshot that the stream begins with has {wanted}")]
+    OtherSize {
+        /// Size of the volume in bytes.
+        found: u64,
+        /// Size of the base in bytes.
+        wanted: u64,
+    },
+    /// The volume has another content than the base.
+    #[error(
+        "the volume is no copy of the snapshot that the stream begins with: its SHA-256 is {found}, and \
+         that of the snapshot {wanted}"
+    )]
+    OtherContent {
+        /// Digest of the volume.
+        found: Digest,
+        /// Digest of the base.
+        wanted: Digest,
+    },
+    /// The volume has another content than the result after everything was applied.
+    #[error("the SHA-256 of the volume is {found} after the import, and should be {wanted}")]
+    OtherResult {
+        /// Digest of the volume.
+        found: Digest,
+        /// Digest of the result.
+        wanted: Digest,
+    },
+    /// An import of the same stream was cut short.
+    #[error(
+        "an import of this stream was cut short: add --resume to discard what was written to the volume \
+         since it began, and to apply the stream again"
+    )]
+    CutShort,
+    /// The volume and its snapshot cannot be compared.
+    #[error(transparent)]
+    Diff(#[from] DiffError),
+    /// The volume cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// A snapshot of the volume cannot be taken or deleted.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// The volume cannot get the size of the result.
+    #[error(transparent)]
+    Resize(#[from] ResizeError),
+    /// The volume stopped, or the store failed.
+    #[error(transparent)]
+    Volume(#[from] Error),
 }
 
 impl From<GeometryError> for ImportError {

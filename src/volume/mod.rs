@@ -22,8 +22,9 @@
 //!    `disk`: the open volume, as its users see it.
 //! 10. `open`: lease, replay, opening record. `catalog`: names; how volumes are created, opened by name,
 //!     renamed and deleted.
-//! 11. `snapshot`: a snapshot as a disk that can only be read.
-//! 12. `import`: a new volume from content that comes in order.
+//! 11. `snapshot`: a snapshot as a disk that can only be read. `diff`: what differs between two contents.
+//! 12. `import`: a new volume from content that comes in order. `incremental`: what differs between two
+//!     snapshots, as a stream that brings a copy up to date.
 //! 13. `check`: verifies a volume in the store without opening it.
 //! 14. `gc`: deletes, on request, what a check finds that nothing references.
 
@@ -34,6 +35,7 @@ pub mod census;
 pub mod check;
 mod clones;
 mod collect;
+pub mod diff;
 mod disk;
 mod environment;
 pub mod error;
@@ -43,6 +45,7 @@ pub mod format;
 pub mod gc;
 mod held;
 mod import;
+pub mod incremental;
 mod info;
 mod keeper;
 mod objects;
@@ -59,10 +62,12 @@ mod write;
 
 pub use budget::DirtyBudget;
 pub use cache::PageCache;
+pub use diff::{Change, Diff, Side};
 pub use disk::{Usage, Volume};
 pub use environment::Environment;
 pub use error::{
-    CloneError, CollectError, Error, ImportError, Mentioned, OpenError, ResizeError, SnapshotError,
+    CloneError, CollectError, DiffError, Error, ImportError, Mentioned, OpenError, ReceiveError, ResizeError,
+    SnapshotError,
 };
 pub use flatten::Flattened;
 pub use import::{IN_FLIGHT_BYTES, Import};

@@ -128,6 +128,21 @@ impl SnapshotDisk {
         self.keys.root(self.root.id)
     }
 
+    /// What the disk shares with all others of the process.
+    pub(super) fn environment(&self) -> &Environment {
+        &self.env
+    }
+
+    /// Keys of the volume that the snapshot is of.
+    pub(super) fn keys(&self) -> Keys {
+        self.keys
+    }
+
+    /// The root that has the content of the snapshot.
+    pub(super) fn root(&self) -> &Arc<Root> {
+        &self.root
+    }
+
     /// Size of the disk in bytes when the snapshot was taken.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
@@ -178,7 +193,7 @@ impl SnapshotDisk {
     }
 
     /// Returns the cause of a failed read. Objects of a deleted snapshot are no loss.
-    async fn explained(&self, error: Error) -> Error {
+    pub(super) async fn explained(&self, error: Error) -> Error {
         if error.is_loss() && matches!(self.is_kept().await, Ok(false)) {
             return self.check_kept().err().unwrap_or(error);
         }

@@ -5,6 +5,7 @@ mod bench;
 mod check;
 mod clone;
 mod gc;
+mod incremental;
 mod readme;
 mod rename;
 mod resize;

@@ -11,6 +11,7 @@ mod properties;
 mod refusals;
 mod samples;
 mod strategies;
+mod stream;
 
 use std::collections::BTreeSet;
 use std::fs;

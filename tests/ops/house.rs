@@ -9,6 +9,7 @@ use cairn::metrics::Metrics;
 use cairn::server::Connection;
 use cairn::store::MemoryStore;
 use cairn::volume::catalog::{self, Deleted, Info, Listed, Unnamed};
+use cairn::volume::diff::{self, Page};
 use cairn::volume::format::snapshot::Snapshot;
 use cairn::volume::gc::{self, Collected, Found};
 use cairn::volume::{
@@ -136,6 +137,17 @@ impl Gateway for House {
     async fn snapshots(&self, volume: &str) -> Result<Vec<Snapshot>, Failure> {
         let volume = catalog::resolve(&self.env, volume).await?;
         Ok(cairn::volume::snapshot::list(&self.env, volume).await?)
+    }
+
+    async fn compare(
+        &self,
+        volume: &str,
+        snapshots: (&str, &str),
+        offset: u64,
+        most: usize,
+    ) -> Result<Page, Failure> {
+        let volume = catalog::resolve(&self.env, volume).await?;
+        Ok(diff::page(&self.env, &self.options, volume, snapshots, offset, most).await?)
     }
 
     async fn take_snapshot(&self, volume: &str, snapshot: &str) -> Result<Snapshot, Failure> {

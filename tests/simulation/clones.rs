@@ -8,6 +8,7 @@
 //! * A clone that was answered exists. One that exists has all its data, whatever happens to other volumes.
 //! * A snapshot is deleted only if no clone of it exists, and a volume only if none of it does.
 //! * That also holds while the store denies clones that exist, and if the table or the head of the volume is lost.
+//! * A comparison of two snapshots, of one disk or of a disk and a clone, lists every cell that differs.
 //! * In the end, what was cut short is found and removed, until nothing is left but one disk.
 //! * All of that also holds if what nothing references is deleted on request at any time.
 //! * A clone that was flattened needs nothing of its parent any more.
@@ -25,8 +26,8 @@ use cairn::volume::format::head::Head;
 use cairn::volume::format::keys::Keys;
 use cairn::volume::read::concat;
 use cairn::volume::{
-    DirtyBudget, Entropy, Environment, Flattened, OpenError, Options, PageCache, SnapshotError, Volume,
-    catalog, gc,
+    Diff, DiffError, DirtyBudget, Entropy, Environment, Flattened, OpenError, Options, PageCache,
+    Side as Compared, SnapshotDisk, SnapshotError, Volume, catalog, gc,
 };
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
@@ -43,6 +44,8 @@ const CHUNK: u64 = 64 << 10;
 const ROUNDS: u32 = 24;
 /// Limit on the volumes of a run.
 const MOST: usize = 5;
+/// How many snapshots of each disk are compared with all others.
+const COMPARED: usize = 3;
 /// Longer than the collector needs.
 const COLLECTED: Duration = Duration::from_secs(60);
 /// Limit on the duration of anything.
@@ -231,6 +234,7 @@ impl Run {
         for at in 0..self.sides.len() {
             self.check(at).await?;
         }
+        self.compare().await?;
         self.end().await
     }
 
@@ -265,6 +269,36 @@ impl Run {
             0 => self.check(at).await,
             left => Err(format!("{name}: {left} orphans are left by a collection")),
         }
+    }
+
+    /// Compares snapshots of all disks with each other.
+    async fn compare(&self) -> Result<(), String> {
+        let env = Environment {
+            store: Classes::one(Arc::new(self.memory.clone())),
+            cache: PageCache::new(1 << 20, 1 << 20),
+            budget: DirtyBudget::new(1 << 20),
+            entropy: Entropy::seeded(1),
+            wall_clock: Arc::new(|| 1_800_000_000),
+        };
+        let mut snapshots = Vec::new();
+        for Side { name: of, snapshots: taken, volume, .. } in &self.sides {
+            for (name, content) in taken.iter().take(COMPARED) {
+                let opened = SnapshotDisk::open(&env, &self.options, volume.id(), name).await;
+                let disk = opened.map_err(|error| format!("{of}@{name} cannot be opened: {error}"))?;
+                snapshots.push((format!("{of}@{name}"), Compared::of_snapshot(&disk), content));
+            }
+        }
+        for (one, before, old) in &snapshots {
+            for (other, after, new) in &snapshots {
+                let diff = match Diff::between(before.clone(), after.clone()) {
+                    // Their common parent is no volume of theirs any more.
+                    Err(DiffError::Unrelated) => continue,
+                    diff => diff.map_err(|error| error.to_string())?,
+                };
+                judge(diff, old, new).await.map_err(|why| format!("{one} and {other}: {why}"))?;
+            }
+        }
+        Ok(())
     }
 
     /// Writes some cells, and makes them durable.
@@ -483,6 +517,24 @@ impl Run {
             Some(key) => Err(format!("{key} is left, and belongs to nothing")),
             None => Ok(()),
         }
+    }
+}
+
+/// Checks that a comparison lists every cell that differs, and that what it calls zeros is.
+async fn judge(mut diff: Diff, old: &Content, new: &Content) -> Result<(), String> {
+    let mut listed = [false; CELLS];
+    while let Some(change) = diff.next_change().await.map_err(|error| error.to_string())? {
+        for at in change.range.start / CELL..change.range.end.div_ceil(CELL) {
+            let cell = usize::try_from(at).expect("few");
+            listed[cell] = true;
+            if change.zero && new[cell] != 0 {
+                return Err(format!("cell {cell} is {}, and listed as zeros", new[cell]));
+            }
+        }
+    }
+    match (0..CELLS).find(|cell| old[*cell] != new[*cell] && !listed[*cell]) {
+        Some(cell) => Err(format!("cell {cell} differs, and is not listed")),
+        None => Ok(()),
     }
 }
 

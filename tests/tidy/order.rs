@@ -24,9 +24,9 @@ const VOLUME: &[&[&str]] = &[
     &["fold"],
     &["pins", "flatten"],
     &["disk"],
-    &["open"],
+    &["open", "diff"],
     &["catalog"],
-    &["check", "import"],
+    &["check", "import", "incremental"],
     &["gc"],
 ];
 

@@ -76,6 +76,43 @@ pub(super) enum Error {
         /// Who holds the volume.
         holder: String,
     },
+    /// A gateway holds the volume that is to be compared with a snapshot.
+    #[error(
+        "volume {name:?} is in use by {holder}, so it changes: take a snapshot of it and compare with that \
+         (cairn snapshot create {name}@NAME --gateway on the machine of that gateway)"
+    )]
+    CompareHeld {
+        /// Name of the volume.
+        name: String,
+        /// Who holds the volume.
+        holder: String,
+    },
+    /// Two contents cannot be compared.
+    #[error("{from} and {to}: {}", chain(.source))]
+    Compare {
+        /// What was to be compared.
+        from: String,
+        /// What it was to be compared with.
+        to: String,
+        /// The error of the comparison.
+        source: volume::DiffError,
+    },
+    /// The bytes are not those of an incremental stream, or not all of them.
+    #[error("{name} is not a whole stream of cairn export --since: {source}")]
+    Stream {
+        /// The file, as the user named it.
+        name: String,
+        /// What is wrong with it.
+        source: volume::format::codec::DecodeError,
+    },
+    /// An incremental stream cannot be applied to a volume.
+    #[error("volume {name:?}: {}", chain(.source))]
+    Receive {
+        /// Name of the volume.
+        name: String,
+        /// The error of the import.
+        source: volume::ReceiveError,
+    },
     /// An import or export was cut short, and something of it is left.
     #[error("{source}; {advice}")]
     Cut {
@@ -344,6 +381,10 @@ impl Error {
             | Self::RenameHeld { .. }
             | Self::Import { .. }
             | Self::ExportHeld { .. }
+            | Self::CompareHeld { .. }
+            | Self::Compare { .. }
+            | Self::Stream { .. }
+            | Self::Receive { .. }
             | Self::Interrupted { .. }
             | Self::NoProgram { .. }
             | Self::Program { .. }
