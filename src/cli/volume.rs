@@ -1,5 +1,5 @@
-//! `cairn volume`: creates, lists, shows, measures, resizes, renames, flattens and deletes volumes, and brings
-//! deleted ones back.
+//! `cairn volume`: creates, lists, shows, measures, resizes, renames, flattens and deletes volumes, and
+//! brings deleted ones back.
 //!
 //! Owns the choice between the store and a gateway, and must not know how a volume is stored. Invariant: only
 //! a creation may create a store.

@@ -8,7 +8,8 @@
 //!
 //! Why a chunk with the same birth is the same, wherever its blocks are: the birth is the commit at which the
 //! chunk last changed, no two commits of a volume have the same slot, and a volume that is restored goes on
-//! with later ones. The map page of a clone may have births of two volumes, so they show nothing there.
+//! with later ones. What a clone has from its parent is born at the start, once the map page is the clone's
+//! own. Until then the births are those of the parent, so they show nothing while a root has origins.
 
 use std::collections::VecDeque;
 use std::ops::Range;

@@ -39,8 +39,6 @@ const LOOKUPS: u32 = 4;
 const FIRST_ROOT: ObjectId = ObjectId { epoch: 0, k: 1 };
 /// Id of the root table that a volume is created with.
 const FIRST_TABLE: ObjectId = ObjectId { epoch: 0, k: 2 };
-/// The slot before the first record of the journal.
-const START: Slot = Slot { epoch: 0, n: 0 };
 
 /// A name and the volume that it is bound to. A damaged or partly deleted volume does not keep the others
 /// from being listed.
@@ -213,7 +211,7 @@ pub(super) async fn make(
 pub(super) fn empty_root(geometry: Geometry, size_bytes: u64) -> Root {
     Root {
         id: FIRST_ROOT,
-        commit: START,
+        commit: Slot::START,
         size_bytes,
         geometry,
         origins: Vec::new(),
@@ -238,7 +236,7 @@ pub(super) fn first_head(env: &Environment, options: &Options, volume: Uuid) -> 
         holder: env.entropy.next_u128(),
         holder_name: HolderName::new(&options.holder_name),
         lease: Lease::Released,
-        checkpoint: Checkpoint { slot: START, checksum: Checksum::default() },
+        checkpoint: Checkpoint { slot: Slot::START, checksum: Checksum::default() },
         root: FIRST_ROOT,
         root_table: FIRST_TABLE,
         wrapped_key: Vec::new(),

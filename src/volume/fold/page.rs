@@ -14,7 +14,7 @@ use super::plan;
 use crate::mutant::{self, Mutant};
 use crate::volume::cache::index::LoadedOverlay;
 use crate::volume::format::geometry::{BLOCKS_PER_PAGE, BlockIndex, ChunkIndex, Geometry, PageIndex};
-use crate::volume::format::keys::{Keys, ObjectId};
+use crate::volume::format::keys::{Keys, ObjectId, Slot};
 use crate::volume::format::map::{ChunkSet, Entry, MapPage, OverlayPlace, OverlayRef};
 use crate::volume::format::overlay::OverlayBuilder;
 use crate::volume::format::page_set::PageSet;
@@ -66,6 +66,11 @@ impl PageUpdate {
         let mut origins = Origins::new(keys.volume());
         if let Some(map) = &map {
             origins.adopt(&mut entries, |origin| map.origin(origin).volume());
+            if map.owner != keys {
+                // A commit of this volume may have the slot of any commit of the other one.
+                let births = entries.values_mut().filter_map(|entry| entry.birth.as_mut());
+                births.for_each(|birth| *birth = Slot::START);
+            }
             // An overlay within the map page belongs to whoever owns the map page.
             for overlay in overlays.iter_mut().filter(|overlay| overlay.id.is_none()) {
                 if overlay.owner != keys {

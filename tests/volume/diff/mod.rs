@@ -10,7 +10,7 @@ use std::time::Duration;
 use cairn::effect::Durability::Volatile;
 use cairn::effect::Zeroing;
 use cairn::store::Operation;
-use cairn::volume::{Change, Diff, DiffError, Error, Shrink, Side, SnapshotDisk, Volume, catalog};
+use cairn::volume::{Change, Diff, DiffError, Error, Flattened, Shrink, Side, SnapshotDisk, Volume, catalog};
 
 use super::bench::{Bench, MIB, pattern};
 use super::engine::{Model, fill};
@@ -292,6 +292,42 @@ async fn a_clone_is_compared_with_its_parent() {
     }
     let listed = all(Diff::between(of("disk", "golden").await, of("clone", "c7").await)).await;
     assert_eq!(listed, [data(3 * BLOCK..4 * BLOCK)]);
+    clone.close().await.unwrap();
+    parent.close().await.unwrap();
+}
+
+/// What a clone has from its parent was written by commits of the parent. Those of the clone have the same numbers.
+#[tokio::test(start_paused = true)]
+async fn a_flattened_clone_is_compared_by_its_own_commits() {
+    let mut bench = Bench::with_chunks(MIB, CHUNK).await;
+    bench.options.deletion_grace = Duration::ZERO;
+    let parent = bench.open().await;
+    for n in 0..16 {
+        write(&parent, n * CHUNK, n + 1, BLOCK).await;
+        parent.checkpoint().await.unwrap();
+    }
+    parent.snapshot("golden").await.unwrap();
+    catalog::clone(&parent, "golden", "clone").await.unwrap();
+    let env = bench.beside().env(64 * MIB);
+    let clone = catalog::open(&env, || bench.options.clone(), "clone", false).await.unwrap();
+    let is_flat = async || matches!(clone.flatten().await.unwrap(), Flattened::Done | Flattened::NoClone);
+    if !is_flat().await {
+        // Longer than the collector needs if there is no grace period.
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert!(is_flat().await);
+    }
+    clone.snapshot("flat").await.unwrap();
+    let of = async |name: &str| Side::of_snapshot(&disk_of(&bench, "clone", name).await);
+    for k in 0..16 {
+        for n in 0..16 {
+            write(&clone, n * CHUNK, 100 + 16 * k + n, BLOCK).await;
+        }
+        let name = format!("c{k}");
+        clone.snapshot(&name).await.unwrap();
+        let listed = all(Diff::between(of("flat").await, of(&name).await)).await;
+        let is_listed = |at: u64| listed.iter().any(|change| change.range.contains(&at));
+        assert!((0..16).all(|n| is_listed(n * CHUNK)), "{name}: {listed:?}");
+    }
     clone.close().await.unwrap();
     parent.close().await.unwrap();
 }
