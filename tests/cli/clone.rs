@@ -116,7 +116,7 @@ fn a_clone_is_flattened_and_its_parent_can_go() {
     assert!((0..20).any(|_| at_once()), "it waits for ever");
     assert!(!succeed(at, "volume info web").contains("clone of"));
     succeed(at, "snapshot delete golden@v1");
-    succeed(at, "volume delete golden");
+    succeed(at, "volume delete golden --now");
     succeed(at, "check web --data");
     succeed(at, "export web again.img --quiet");
     assert!(std::fs::read(at.join("again.img")).unwrap() == vec![7; 1 << 20]);
