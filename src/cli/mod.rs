@@ -98,19 +98,7 @@ pub fn main(allocator: Allocator) -> ExitCode {
 fn run(cli: Cli, allocator: Allocator) -> Result<(), Error> {
     let metrics = Metrics::new();
     match cli.command {
-        Command::Serve(args) => {
-            let inherited = Inherited::take(args.stdio)?;
-            let config = args.config()?;
-            let options = settings::Options::of(&config)?;
-            let set_level = log::start(&config, metrics.log())?;
-            process::abort_on_panic();
-            process::raise_descriptor_limit();
-            if !allocator.is_tuned {
-                tracing::warn!("the allocator cannot be tuned, so Cairn may use more memory");
-            }
-            let settings = reload::Settings::new(args, config, set_level, allocator.give_back);
-            process::block_on(serve::serve(options, settings, inherited, metrics))
-        }
+        Command::Serve(args) => run_gateway(args, allocator, metrics),
         Command::Health(args) => process::block_on(health::ask(&args.url)),
         Command::Nbd(args) => {
             let inherited = args.action.inherited()?;
@@ -166,6 +154,20 @@ fn run(cli: Cli, allocator: Allocator) -> Result<(), Error> {
             process::block_on(snapshot::run(args.action, options, place))
         }
     }
+}
+
+fn run_gateway(args: args::Serve, allocator: Allocator, metrics: Metrics) -> Result<(), Error> {
+    let inherited = Inherited::take(args.stdio)?;
+    let config = args.config()?;
+    let options = settings::Options::of(&config)?;
+    let set_level = log::start(&config, metrics.log())?;
+    process::abort_on_panic();
+    process::raise_descriptor_limit();
+    if !allocator.is_tuned {
+        tracing::warn!("the allocator cannot be tuned, so Cairn may use more memory");
+    }
+    let settings = reload::Settings::new(args, config, set_level, allocator.give_back);
+    process::block_on(serve::serve(options, settings, inherited, metrics))
 }
 
 /// Maps the settings to the layers' options, for a command that logs only what goes wrong.
