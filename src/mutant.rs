@@ -249,8 +249,6 @@ mutants! {
     FreeNameKept = "free-name-kept",
     /// A deletion trusts a single answer that the name it must free does not exist.
     NameDenied = "name-denied",
-    /// A creator replaces the name of a volume that is being deleted without freeing it first.
-    BoundOverDeleting = "bound-over-deleting",
     /// A renaming frees the old name before the new one is bound.
     OldNameFirst = "old-name-first",
     /// A renaming binds the new name without recording it in the head first.

@@ -52,9 +52,10 @@ impl Inner {
             }
             // Nobody can say whether a damaged head is somebody's.
             Failure::Opening(OpenError::Unclear { .. }) => matches!(deed, Deed::DeleteById(..)),
-            // Late requests brought back something of a volume without a head. It may be what a damaged volume shares.
+            // Late requests brought back something of a volume without a head. It may be what a damaged or incomplete
+            // volume shares. In the end all of these must go.
             Failure::Opening(OpenError::MayHaveClones { .. }) => {
-                matches!(deed, Deed::Delete(..) | Deed::DeleteById(..)) && self.has_planted()
+                matches!(deed, Deed::Delete(..) | Deed::DeleteById(..))
             }
             Failure::Serving(Error::Stopped(_) | Error::Lost { .. }) => true,
             Failure::Serving(Error::Store(error)) => self.is_weather(error),

@@ -461,8 +461,8 @@ impl Citizen {
                 let before = self.begin(&deed);
                 match catalog::delete_by_id(env, &self.options(), found.volume, true).await {
                     Ok(()) | Err(OpenError::NoSuchId(_)) => self.end(&deed, &before, Some(Ok(()))),
-                    // The damaged ones are removed in this round, too.
-                    Err(OpenError::MayHaveClones { .. }) if self.parts.world.lock().has_planted() => {}
+                    // Those that cannot be read are removed in this round, too.
+                    Err(OpenError::MayHaveClones { .. }) => {}
                     Err(error) => return Err(format!("{} cannot be removed: {error}", found.volume)),
                 }
             }
@@ -548,10 +548,5 @@ impl Inner {
                 self.broken(format!("{volume} was deleted, and {name} still stands for it"));
             }
         }
-    }
-
-    /// Whether objects were damaged before the run began.
-    pub(super) fn has_planted(&self) -> bool {
-        self.ledger.as_ref().is_some_and(|ledger| !ledger.planted.is_empty())
     }
 }

@@ -169,9 +169,6 @@ pub(super) async fn claim(env: &Environment, name: &str) -> Result<Found, OpenEr
         let Some(volume) = found.volume() else { return Ok(found) };
         match read_head(env, Keys::new(volume)).await {
             Ok((head, _)) if head.state == VolumeState::Deleting => {
-                if mutant::is(Mutant::BoundOverDeleting) {
-                    return Ok(found);
-                }
                 name::unbind(env, name, volume, Unbind::Bound).await?;
             }
             // Somebody may be bringing it back, so the name is not freed as it is now.
