@@ -56,6 +56,20 @@ mutants! {
     OldestCommitFirst = "oldest-commit-first",
     /// A checkpoint forgets the snapshot of the root that it replaces.
     SnapshotForgotten = "snapshot-forgotten",
+    /// The root table does not say that a clone keeps a snapshot.
+    PinLeftOut = "pin-left-out",
+    /// A snapshot is deleted although clones keep it.
+    PinIgnored = "pin-ignored",
+    /// A clone counts as gone while its creator has not made its head yet.
+    PinReleasedEarly = "pin-released-early",
+    /// A clone counts as gone once the store has denied it once.
+    GoneUnconfirmed = "gone-unconfirmed",
+    /// A volume whose root table cannot be read is deleted as if it had no clones.
+    ClonesUnsearched = "clones-unsearched",
+    /// The root of a clone references the map pages of its parent as if they were its own.
+    OriginUntranslated = "origin-untranslated",
+    /// A creator that comes too late deletes its volume, which was opened and renamed meanwhile.
+    RenamedUnmade = "renamed-unmade",
     /// A commit that ends with a snapshot comes after it.
     SnapshotBeforeCommit = "snapshot-before-commit",
     /// Commits are added to a segment that ended with a snapshot.
@@ -225,6 +239,14 @@ mutants! {
     FreeNameKept = "free-name-kept",
     /// A deletion trusts a single answer that the name it must free does not exist.
     NameDenied = "name-denied",
+    /// A renaming frees the old name before the new one is bound.
+    OldNameFirst = "old-name-first",
+    /// A renaming binds the new name without recording it in the head first.
+    RenameUnrecorded = "rename-unrecorded",
+    /// An opener does not finish a renaming that was cut short.
+    RenameUnfinished = "rename-unfinished",
+    /// A renaming frees the old name although it was bound anew since the head was updated.
+    OldNameLookedUpLate = "old-name-looked-up-late",
     /// A deletion removes the identity first, although it is the object by which volumes are found.
     IdentityFirst = "identity-first",
     /// A listing fails if one of the volumes cannot be looked up.

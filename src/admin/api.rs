@@ -1,4 +1,5 @@
-//! The API below `/api/v1`: volumes, snapshots, connections, draining, and the description of the API itself.
+//! The API below `/api/v1`: volumes, snapshots, clones, connections, draining, and the description of the API
+//! itself.
 //!
 //! Must not know how the gateway does its work. Invariant: `openapi.json` describes exactly the routes that
 //! exist here.
@@ -18,8 +19,8 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use super::view::{
-    ConnectionView, MapView, NewSnapshot, NewVolume, Problem, SnapshotView, StatusView, UnnamedView,
-    VolumeChange, VolumeView, stored,
+    Change, ConnectionView, MapView, NewClone, NewSnapshot, NewVolume, Problem, SnapshotView, StatusView,
+    UnnamedView, VolumeChange, VolumeView, stored,
 };
 use super::{Context, OpenVolume};
 use crate::gateway::IfHeld;
@@ -49,6 +50,7 @@ pub(super) fn routes() -> Router<Context> {
         .route("/api/v1/volumes/{name}/checkpoint", post(checkpoint))
         .route("/api/v1/volumes/{name}/snapshots", get(snapshots).post(take_snapshot))
         .route("/api/v1/volumes/{name}/snapshots/{snapshot}", axum::routing::delete(delete_snapshot))
+        .route("/api/v1/volumes/{name}/snapshots/{snapshot}/clones", post(clone_snapshot))
         .route("/api/v1/connections", get(connections))
         .route("/api/v1/drain", post(drain))
 }
@@ -145,9 +147,34 @@ async fn change(
     body: Result<Json<VolumeChange>, JsonRejection>,
 ) -> Answer<Json<VolumeView>> {
     let Json(change) = body.map_err(|error| Problem::new(error.status(), error.body_text()))?;
-    let info = context.gateway.resize(&name, change.size_bytes.0, change.shrink()).await?;
+    let info = match change.what()? {
+        Change::Size(size_bytes, shrink) => context.gateway.resize(&name, size_bytes, shrink).await?,
+        Change::Name(to) => {
+            let id = asked(&context, context.gateway.resolve(&name)).await?;
+            check_closed(&context, id, &name)?;
+            context.gateway.rename(&name, &to).await?
+        }
+    };
     let (open, (_, stored)) = (context.gateway.open_volumes(), stored(&context));
     Ok(Json(view(info, &open, &stored)))
+}
+
+/// Fails with 409 if this gateway serves a volume, under whatever name. A stopped volume is not served:
+/// another gateway holds it or is deleting it.
+fn check_closed(context: &Context, id: Uuid, shown: &str) -> Answer<()> {
+    let open = context.gateway.open_volumes();
+    let serves =
+        |open: &&OpenVolume| open.volume.id() == id && !matches!(open.volume.status(), Status::Stopped(_));
+    let Some(open) = open.iter().find(serves) else { return Ok(()) };
+    let why = match (open.is_configured, open.clients) {
+        (true, _) => "the configuration names it; remove it from volumes.create and volumes.open, and reload"
+            .to_owned(),
+        (false, 0) => "no client uses it any more, and it is closed after volumes.idle_timeout".to_owned(),
+        (false, clients) => format!(
+            "connections that use it: {clients}; disconnect them, and it is closed after volumes.idle_timeout"
+        ),
+    };
+    Err(Problem::new(StatusCode::CONFLICT, format!("{shown} is open in this gateway: {why}")))
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -169,14 +196,9 @@ async fn delete(
     query: Result<Query<Deletion>, QueryRejection>,
 ) -> Answer<StatusCode> {
     let Query(deletion) = query.map_err(|error| Problem::new(error.status(), error.body_text()))?;
-    // A stopped volume does not prevent deletion: another gateway holds it or is deleting it.
-    let serves = |open: &OpenVolume| !matches!(open.volume.status(), Status::Stopped(_));
-    if context.gateway.open_volumes().iter().any(|open| open.name == name && serves(open)) {
-        let why = format!(
-            "{name} is open in this gateway: disconnect its clients, or remove it from the configuration"
-        );
-        return Err(Problem::new(StatusCode::CONFLICT, why));
-    }
+    // By its id: the volume may be open here under another name.
+    let id = asked(&context, context.gateway.resolve(&name)).await?;
+    check_closed(&context, id, &name)?;
     context.gateway.delete(&name, deletion.if_held()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -190,14 +212,7 @@ async fn delete_by_id(
     let id: Uuid = id.parse().map_err(|error| {
         Problem::new(StatusCode::UNPROCESSABLE_ENTITY, format!("{id:?} is not an id: {error}"))
     })?;
-    let serves =
-        |open: &OpenVolume| open.volume.id() == id && !matches!(open.volume.status(), Status::Stopped(_));
-    if context.gateway.open_volumes().iter().any(serves) {
-        let why = format!(
-            "{id} is open in this gateway: disconnect its clients, or remove it from the configuration"
-        );
-        return Err(Problem::new(StatusCode::CONFLICT, why));
-    }
+    check_closed(&context, id, &id.to_string())?;
     context.gateway.delete_by_id(id, deletion.if_held()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -270,6 +285,17 @@ async fn delete_snapshot(
 ) -> Answer<StatusCode> {
     context.gateway.delete_snapshot(&volume, &snapshot).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+async fn clone_snapshot(
+    State(context): State<Context>,
+    Path((volume, snapshot)): Path<(String, String)>,
+    body: Result<Json<NewClone>, JsonRejection>,
+) -> Answer<Response> {
+    let Json(new) = body.map_err(|error| Problem::new(error.status(), error.body_text()))?;
+    let info = context.gateway.clone_snapshot(&volume, &snapshot, &new.name).await?;
+    let location = format!("/api/v1/volumes/{}", info.name);
+    Ok((StatusCode::CREATED, [(LOCATION, location)], Json(VolumeView::new(info, None, None))).into_response())
 }
 
 async fn connections(State(context): State<Context>) -> Json<Vec<ConnectionView>> {

@@ -96,6 +96,7 @@ function facts(volume, countedAt) {
   } else {
     list.push(["Last epoch", String(volume.epoch)], ["Last held by", volume.holder ?? "nobody"]);
   }
+  if (volume.clone_of) list.push(["Clone of", volume.clone_of]);
   byId("facts").replaceChildren(...list.map(([what, value]) => {
     const group = element("div");
     group.append(element("dt", what), element("dd", value));

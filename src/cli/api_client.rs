@@ -47,6 +47,7 @@ struct Described {
     created_at: String,
     epoch: u32,
     holder: Option<String>,
+    clone_of: Option<uuid::Uuid>,
 }
 
 /// An entry of a list as the API describes it.
@@ -101,6 +102,12 @@ impl Gateway {
         self.info_of(self.parsed(&self.ask("PATCH", &path(name, "")?, Some(&change)).await?)?)
     }
 
+    /// Gives a volume another name.
+    pub(super) async fn rename(&self, name: &str, to: &str) -> Result<Info, Error> {
+        let change = json!({ "name": to });
+        self.info_of(self.parsed(&self.ask("PATCH", &path(name, "")?, Some(&change)).await?)?)
+    }
+
     /// Deletes a volume that is not open in that gateway. `takeover` deletes it even if another gateway holds
     /// it.
     pub(super) async fn delete(&self, name: &str, takeover: bool) -> Result<(), Error> {
@@ -123,6 +130,12 @@ impl Gateway {
     pub(super) async fn take_snapshot(&self, volume: &str, name: &str) -> Result<SnapshotView, Error> {
         let new = json!({ "name": name });
         self.parsed(&self.ask("POST", &path(volume, SNAPSHOTS)?, Some(&new)).await?)
+    }
+
+    /// Creates a volume that begins with the content of a snapshot. A valid name needs no percent-encoding.
+    pub(super) async fn clone_snapshot(&self, volume: &str, name: &str, new: &str) -> Result<Info, Error> {
+        let path = path(volume, &format!("{SNAPSHOTS}/{name}/clones"))?;
+        self.info_of(self.parsed(&self.ask("POST", &path, Some(&json!({ "name": new }))).await?)?)
     }
 
     /// Deletes a snapshot that no client of that gateway reads. A valid name needs no percent-encoding.
@@ -175,6 +188,7 @@ impl Gateway {
             chunk_bytes: described.chunk_bytes,
             epoch: described.epoch,
             holder: described.holder,
+            clone_of: described.clone_of,
         })
     }
 

@@ -10,6 +10,7 @@ use url::Url;
 
 use super::endpoint::{Endpoint, Exported, Format};
 use super::nbd::Waiting;
+use super::place::{Common, Place};
 use super::snapshot_name::SnapshotName;
 use crate::config::{self, Config, Flag, FlagValue, Size};
 use crate::volume::Shrink;
@@ -26,11 +27,14 @@ pub struct Cli {
 pub(super) enum Command {
     /// Serve volumes over NBD until SIGTERM or SIGINT
     Serve(Serve),
-    /// Create, list, show, resize and delete volumes, and show what they take
+    /// Create, list, show, resize, rename and delete volumes, and show what they take
     Volume(Volume),
     /// Take, list and delete snapshots: what a volume contained at one instant, served read-only as
     /// VOLUME@NAME
     Snapshot(Snapshot),
+    /// Make a new volume that begins with the content of a snapshot and shares its objects; without
+    /// --gateway, only of a volume that no gateway holds
+    Clone(CloneArgs),
     /// Make a new volume of a raw or qcow2 image, an NBD export or standard input. It gets its name once all
     /// of it is in the store
     Import(Import),
@@ -161,29 +165,6 @@ fn chunk_size_flag(size: Option<&String>) -> Vec<Flag> {
 }
 
 #[derive(Clone, Debug, Args)]
-pub(super) struct Common {
-    /// Configuration file (TOML); environment variables (CAIRN_<SECTION>__<KEY>) and flags override it
-    #[allow(rustdoc::invalid_html_tags, reason = "clap prints this text as it is")]
-    #[arg(long, value_name = "FILE", env = config::CONFIG_FILE)]
-    config: Option<PathBuf>,
-    /// Where the volumes are stored: file:///path, file://./path or s3://bucket/prefix [default:
-    /// file://./cairn-data]
-    #[arg(long, value_name = "URL")]
-    store: Option<String>,
-}
-
-/// Where a command on volumes is carried out.
-#[derive(Clone, Debug, Args)]
-pub(super) struct Place {
-    #[command(flatten)]
-    common: Common,
-    /// Send the command to the admin socket of a gateway on this machine instead of the store [default:
-    /// admin.socket]
-    #[arg(long, value_name = "SOCKET", num_args = 0..=1, require_equals = true, conflicts_with = "store")]
-    gateway: Option<Option<PathBuf>>,
-}
-
-#[derive(Clone, Debug, Args)]
 pub(super) struct Serve {
     #[command(flatten)]
     common: Common,
@@ -264,6 +245,8 @@ pub(super) enum Action {
     /// Change the size of a volume, also while clients use it; without --gateway, only of a volume that no
     /// gateway holds. Clients see the new size when they connect again
     Resize(Resize),
+    /// Give a volume another name. No gateway may have it open, and no configuration may name it
+    Rename(Rename),
     /// Delete a volume and all its data
     Delete(Delete),
     /// Make a volume what it was at a snapshot. What was written since then is lost, unless another snapshot
@@ -279,6 +262,7 @@ impl Action {
             | Self::List(List { place, .. })
             | Self::Info(Info { place, .. })
             | Self::Resize(Resize { place, .. })
+            | Self::Rename(Rename { place, .. })
             | Self::Delete(Delete { place, .. }) => Some(place),
             Self::Usage(_) | Self::Restore(_) => None,
         }
@@ -290,6 +274,7 @@ impl Action {
             | Self::List(List { place, .. })
             | Self::Info(Info { place, .. })
             | Self::Resize(Resize { place, .. })
+            | Self::Rename(Rename { place, .. })
             | Self::Delete(Delete { place, .. }) => &place.common,
             Self::Usage(Usage { common, .. }) | Self::Restore(Restore { common, .. }) => common,
         }
@@ -379,6 +364,21 @@ pub(super) struct Restore {
 }
 
 #[derive(Clone, Debug, Args)]
+pub(super) struct Rename {
+    #[command(flatten)]
+    place: Place,
+    /// Name of the volume
+    #[arg(value_name = "OLD")]
+    pub(super) name: String,
+    /// Its new name: 1 to 128 characters of A-Z a-z 0-9 . _ -, not beginning with a dot
+    #[arg(value_name = "NEW")]
+    pub(super) to: String,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
 pub(super) struct Delete {
     #[command(flatten)]
     place: Place,
@@ -465,127 +465,32 @@ pub(super) struct SnapshotDelete {
     pub(super) of: SnapshotName,
 }
 
-impl Common {
-    fn config(&self, mut flags: Vec<Flag>) -> Result<Config, config::Errors> {
-        if let Some(url) = &self.store {
-            flags.push(Flag { key: "store.url", flag: "--store", value: FlagValue::One(url.clone()) });
-        }
-        config::load(self.config.as_deref(), std::env::vars_os(), flags)
+#[derive(Clone, Debug, Args)]
+pub(super) struct CloneArgs {
+    #[command(flatten)]
+    place: Place,
+    /// Names of the volume and of its snapshot, separated by @
+    #[arg(value_name = "VOLUME@NAME")]
+    pub(super) of: SnapshotName,
+    /// Name of the new volume: 1 to 128 characters of A-Z a-z 0-9 . _ -, not beginning with a dot
+    #[arg(value_name = "NEW")]
+    pub(super) name: String,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+impl CloneArgs {
+    /// Loads the settings, with these flags taking precedence.
+    pub(super) fn config(&self) -> Result<Config, config::Errors> {
+        self.place.common.config(Vec::new())
+    }
+
+    /// As [`Volume::gateway`].
+    pub(super) fn gateway(&self) -> Option<&Option<PathBuf>> {
+        self.place.gateway.as_ref()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use clap::CommandFactory;
-
-    use super::*;
-
-    #[test]
-    fn the_grammar_is_sound() {
-        Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn a_full_command_line() {
-        let line =
-            "cairn serve --store s3://b/p --listen 127.0.0.1:0 --listen unix:/s --create a=1GiB --takeover";
-        let cli = Cli::try_parse_from(line.split(' ')).unwrap();
-        let Command::Serve(serve) = cli.command else { panic!("not serve") };
-        assert_eq!(serve.listen, ["127.0.0.1:0", "unix:/s"]);
-        assert_eq!(serve.create, ["a=1GiB"]);
-        assert!(serve.takeover);
-    }
-
-    #[test]
-    fn a_gateway_is_found_at_the_given_or_default_socket() {
-        let gateway = |line: &str| {
-            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
-            let Command::Volume(volume) = cli.command else { panic!("not volume") };
-            volume.gateway().cloned()
-        };
-        assert_eq!(gateway("cairn volume list"), None);
-        assert_eq!(gateway("cairn volume delete --gateway disk"), Some(None));
-        assert_eq!(gateway("cairn volume info disk --gateway=/s"), Some(Some("/s".into())));
-    }
-
-    #[test]
-    fn a_snapshot_is_named_after_its_volume() {
-        let cli = Cli::try_parse_from(["cairn", "snapshot", "delete", "--gateway", "disk@monday.1"]).unwrap();
-        let Command::Snapshot(snapshot) = cli.command else { panic!("not snapshot") };
-        assert_eq!(snapshot.gateway(), Some(&None));
-        let SnapshotAction::Delete(delete) = snapshot.action else { panic!("not delete") };
-        assert_eq!((&*delete.of.volume, &*delete.of.name), ("disk", "monday.1"));
-        assert_eq!(delete.of.to_string(), "disk@monday.1");
-    }
-
-    #[test]
-    fn mistakes_are_refused() {
-        for line in [
-            "cairn",
-            "cairn sevre",
-            "cairn serve extra",
-            "cairn serve --listen",
-            "cairn volume",
-            "cairn volume create disk",
-            "cairn volume create disk 1G",
-            "cairn volume create disk -1",
-            "cairn volume info",
-            "cairn volume list name",
-            "cairn volume usage",
-            "cairn volume usage disk --gateway",
-            "cairn snapshot",
-            "cairn snapshot create disk",
-            "cairn snapshot create @monday",
-            "cairn snapshot create disk@",
-            "cairn snapshot create disk@a@b",
-            "cairn snapshot create a/b@monday",
-            "cairn snapshot create disk@.hidden",
-            "cairn snapshot list",
-            "cairn snapshot list --gateway=/s --store file:///x disk",
-            "cairn snapshot delete disk monday",
-            "cairn import disk.img",
-            "cairn import disk.img disk extra",
-            "cairn import disk.img disk --resume --chunk-size 1MiB",
-            "cairn import disk.img disk --format vmdk",
-            "cairn export disk",
-            "cairn export disk@ disk.img",
-            "cairn export disk@a@b disk.img",
-            "cairn export disk disk.img --gateway",
-            "cairn check",
-            "cairn check disk --gateway",
-            "cairn check a b",
-            "cairn volume list --gateway=/s --store file:///x",
-            "cairn volume resize disk",
-            "cairn volume resize disk 1G",
-            "cairn volume resize disk 1GiB 2GiB",
-            "cairn volume delete",
-            "cairn volume delete disk --id 00000000-0000-4000-8000-000000000001",
-            "cairn volume delete --id disk",
-            "cairn bench",
-            "cairn bench store",
-            "cairn bench store s3://b --store s3://c",
-            "cairn bench store s3://b --size 4M",
-            "cairn health 127.0.0.1:9180",
-            "cairn nbd",
-            "cairn nbd serve disk.img",
-            "cairn nbd serve disk.img --certfile c.pem --no-tls",
-            "cairn nbd serve --no-tls",
-            "cairn nbd size host 70000",
-            "cairn nbd copy - b",
-            "cairn nbd copy a -",
-            "cairn nbd copy http://host/a b",
-            "cairn nbd copy a b --timeout 0s",
-            "cairn nbd serve a --no-tls --stdio --socket s",
-            "cairn nbd serve a --no-tls --stdio --port 0",
-            "cairn nbd serve a --no-tls --stdio --address ::1",
-            "cairn nbd serve a --no-tls --socket s --port 0",
-            "cairn nbd mirror a b --no-tls --stdio --socket s",
-            "cairn nbd mirror a - --no-tls",
-            "cairn nbd copy a b c",
-            "cairn nbd copy a b --connections 0",
-            "cairn nbd mirror a --no-tls",
-        ] {
-            assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
-        }
-    }
-}
+mod tests;

@@ -11,6 +11,7 @@ mod bench;
 mod check;
 mod check_view;
 mod checksum;
+mod clone;
 mod configured;
 mod endpoint;
 mod environment;
@@ -27,6 +28,7 @@ mod log;
 mod nbd;
 mod opened;
 mod output;
+mod place;
 mod printed;
 mod process;
 mod progress;
@@ -113,45 +115,48 @@ fn run(cli: Cli, allocator: Allocator) -> Result<(), Error> {
             process::block_on(nbd::run(args.action, inherited))
         }
         Command::Bench(args) => {
-            let config = args.action.config()?;
-            let options = settings::Options::of(&config)?;
-            log::start_quiet(&config, metrics.log())?;
+            let options = quiet_options(&args.action.config()?, &metrics)?;
             process::raise_descriptor_limit();
             process::block_on(bench::run(args.action, options, &metrics))
         }
         Command::Import(args) => {
-            let config = args.config()?;
-            let options = settings::Options::of(&config)?;
-            log::start_quiet(&config, metrics.log())?;
+            let options = quiet_options(&args.config()?, &metrics)?;
             process::raise_descriptor_limit();
             process::block_on(import::run(args, options))
         }
         Command::Export(args) => {
-            let config = args.config()?;
-            let options = settings::Options::of(&config)?;
-            log::start_quiet(&config, metrics.log())?;
+            let options = quiet_options(&args.config()?, &metrics)?;
             process::raise_descriptor_limit();
             process::block_on(export::run(args, options))
         }
         Command::Check(args) => check::checked(&args, &metrics).map_err(Error::unchecked),
         Command::Volume(args) => {
             let config = args.config()?;
-            let options = settings::Options::of(&config)?;
-            log::start_quiet(&config, metrics.log())?;
+            let options = quiet_options(&config, &metrics)?;
             if let Action::Restore(restore) = args.action {
                 return process::block_on(snapshot::restore(restore.of, options));
             }
             let place = place(args.gateway(), &options)?;
             process::block_on(volume::run(args.action, &config, options, place))
         }
+        Command::Clone(args) => {
+            let options = quiet_options(&args.config()?, &metrics)?;
+            let place = place(args.gateway(), &options)?;
+            process::block_on(clone::run(args, options, place))
+        }
         Command::Snapshot(args) => {
-            let config = args.config()?;
-            let options = settings::Options::of(&config)?;
-            log::start_quiet(&config, metrics.log())?;
+            let options = quiet_options(&args.config()?, &metrics)?;
             let place = place(args.gateway(), &options)?;
             process::block_on(snapshot::run(args.action, options, place))
         }
     }
+}
+
+/// Maps the settings to the layers' options, for a command that logs only what goes wrong.
+fn quiet_options(config: &crate::config::Config, metrics: &Metrics) -> Result<settings::Options, Error> {
+    let options = settings::Options::of(config)?;
+    log::start_quiet(config, metrics.log())?;
+    Ok(options)
 }
 
 /// Returns where a command is executed: in the store, or by the gateway that the flag names.

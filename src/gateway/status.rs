@@ -21,7 +21,7 @@ use super::surface::{Failure, Gateway, IfHeld, Known, OpenVolume, Stage as Shown
 use crate::server::{Connection, Server};
 use crate::volume::catalog::{self, ChunkBytes, Info, Listed, Unnamed};
 use crate::volume::format::snapshot::Snapshot;
-use crate::volume::{self, Environment, Shrink};
+use crate::volume::{self, Environment, OpenError, Shrink};
 
 /// What can be queried while the gateway serves.
 pub(crate) struct Serving {
@@ -157,6 +157,33 @@ impl Gateway for GatewayStatus {
         Ok(of.volume.info(name))
     }
 
+    async fn resolve(&self, name: &str) -> Result<Uuid, Failure> {
+        Ok(catalog::resolve(&self.serving()?.env, name).await?)
+    }
+
+    async fn rename(&self, name: &str, to: &str) -> Result<Info, Failure> {
+        let serving = self.serving()?;
+        if serving.volumes.is_configured(name) {
+            return Err(Failure::InUse(format!(
+                "{name} is in the configuration of this gateway, which would miss it or create it anew: \
+                 remove it from volumes.create and volumes.open and reload, and add the new name after the \
+                 renaming"
+            )));
+        }
+        serving.check_unread(catalog::resolve(&serving.env, name).await?)?;
+        // Under a stable name, it would take the volume from this gateway if a client opens it just now.
+        let options = volume::Options { holder_is_stable: false, ..serving.options.clone() };
+        let renamed = catalog::rename(&serving.env, &options, name, to, false).await;
+        serving.catalogue.forget();
+        serving.census.has_changed();
+        match renamed {
+            Err(OpenError::Held { holder }) => Err(Failure::InUse(format!(
+                "{name} is in use by {holder}: a volume can be renamed only while no gateway has it open"
+            ))),
+            renamed => Ok(renamed?),
+        }
+    }
+
     async fn delete(&self, name: &str, if_held: IfHeld) -> Result<(), Failure> {
         let serving = self.serving()?;
         if serving.snapshots.has_any() {
@@ -209,6 +236,15 @@ impl Gateway for GatewayStatus {
         export(&of.volume, &of.metrics);
         serving.catalogue.forget();
         Ok(deleted?)
+    }
+
+    async fn clone_snapshot(&self, volume: &str, snapshot: &str, name: &str) -> Result<Info, Failure> {
+        let serving = self.serving()?;
+        let of = serving.join(volume).await?;
+        let made = catalog::clone(&of.volume, snapshot, name).await;
+        serving.catalogue.forget();
+        serving.census.has_changed();
+        Ok(made?)
     }
 
     fn stage(&self) -> Shown {

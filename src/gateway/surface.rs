@@ -12,7 +12,7 @@ use crate::metrics::VolumeMetrics;
 use crate::server::Connection;
 use crate::volume::catalog::{Info, Listed, Unnamed};
 use crate::volume::format::snapshot::Snapshot;
-use crate::volume::{OpenError, ResizeError, Shrink, SnapshotError, Volume};
+use crate::volume::{CloneError, OpenError, ResizeError, Shrink, SnapshotError, Volume};
 
 /// A volume that is open in this gateway.
 #[derive(Clone, Debug)]
@@ -25,6 +25,8 @@ pub struct OpenVolume {
     pub metrics: VolumeMetrics,
     /// Number of NBD connections that use it.
     pub clients: usize,
+    /// Whether it stays open without clients, because the configuration names it.
+    pub is_configured: bool,
 }
 
 /// The stage of the gateway's life.
@@ -62,7 +64,7 @@ pub enum Failure {
     /// It is starting or ending, or it has as many volumes open as it may have.
     #[error("{0}")]
     NotServing(String),
-    /// Clients of this gateway use what should be deleted.
+    /// Clients or the configuration of this gateway use what should be deleted or renamed.
     #[error("{0}")]
     InUse(String),
     /// An operation on a volume failed.
@@ -71,6 +73,9 @@ pub enum Failure {
     /// A snapshot cannot be taken or deleted.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+    /// A snapshot cannot be cloned.
+    #[error(transparent)]
+    Clone(#[from] CloneError),
     /// The size of a volume cannot be changed.
     #[error(transparent)]
     Resize(#[from] ResizeError),
@@ -98,6 +103,10 @@ pub trait Gateway: Send + Sync + 'static {
     async fn create(&self, name: &str, size_bytes: u64, chunk_bytes: Option<u64>) -> Result<Info, Failure>;
     /// Changes the size of a volume, which is opened for it if necessary. Returns the volume.
     async fn resize(&self, name: &str, size_bytes: u64, shrink: Shrink) -> Result<Info, Failure>;
+    /// Returns the id of the volume that a name refers to now.
+    async fn resolve(&self, name: &str) -> Result<Uuid, Failure>;
+    /// Gives another name to a volume that is not open here and not configured. Returns the volume.
+    async fn rename(&self, name: &str, to: &str) -> Result<Info, Failure>;
     /// Deletes a volume that is not open here.
     async fn delete(&self, name: &str, if_held: IfHeld) -> Result<(), Failure>;
     /// Deletes a volume by its id, so that it need not have a name.
@@ -108,6 +117,9 @@ pub trait Gateway: Send + Sync + 'static {
     async fn take_snapshot(&self, volume: &str, snapshot: &str) -> Result<Snapshot, Failure>;
     /// Deletes a snapshot that no client of this gateway uses. The volume is opened for it if necessary.
     async fn delete_snapshot(&self, volume: &str, snapshot: &str) -> Result<(), Failure>;
+    /// Creates a volume that begins with the content of a snapshot. The volume of the snapshot is opened for
+    /// it if necessary.
+    async fn clone_snapshot(&self, volume: &str, snapshot: &str, name: &str) -> Result<Info, Failure>;
     /// Returns the stage of the gateway.
     fn stage(&self) -> Stage;
     /// Returns the contents of the store at the last census, without a request to the store.

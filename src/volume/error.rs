@@ -121,12 +121,20 @@ pub enum SnapshotError {
     #[error("the volume has {0} snapshots, which is the maximum: delete some first")]
     TooMany(usize),
     /// Clones read the snapshot's objects.
-    #[error("snapshot {name:?} is needed by the clones {}", ids(.clones))]
+    #[error("snapshot {name:?} is needed by {}: delete clones first", clones.as_clones())]
     Pinned {
         /// Name of the snapshot.
         name: String,
-        /// Ids of the volumes that are clones of it.
-        clones: Vec<uuid::Uuid>,
+        /// The clones of it.
+        clones: Mentioned,
+    },
+    /// The snapshot has as many clones as it may have.
+    #[error("snapshot {name:?} has {count} clones, which is the maximum: clone another snapshot")]
+    TooManyClones {
+        /// Name of the snapshot.
+        name: String,
+        /// Number of its clones.
+        count: usize,
     },
     /// The volume stopped, or the store failed.
     #[error(transparent)]
@@ -154,16 +162,57 @@ pub enum ResizeError {
     Volume(#[from] Error),
 }
 
-fn ids(of: &[uuid::Uuid]) -> String {
-    of.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+/// Why a snapshot cannot be cloned.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CloneError {
+    /// The clone would read the objects of too many volumes.
+    #[error("a clone of this volume would need the objects of {0} other volumes, which are too many")]
+    TooDeep(usize),
+    /// The snapshot cannot be kept for the clone.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// The new volume cannot be made.
+    #[error(transparent)]
+    Volume(#[from] OpenError),
 }
 
-/// Why a volume cannot be opened, created or deleted.
+/// Volumes, as a message for people mentions them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mentioned {
+    /// The names of the first of them, or the id of each that has no name.
+    pub names: Vec<String>,
+    /// How many more there are.
+    pub more: usize,
+}
+
+impl Mentioned {
+    fn as_clones(&self) -> String {
+        let noun = if self.names.len() + self.more == 1 { "its clone" } else { "its clones" };
+        format!("{noun} {self}")
+    }
+}
+
+impl std::fmt::Display for Mentioned {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.names.join(", "))?;
+        if self.more > 0 { write!(f, " and {} more", self.more) } else { Ok(()) }
+    }
+}
+
+/// Why a volume cannot be opened, created, renamed or deleted.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum OpenError {
     /// No volume has this name.
     #[error("no volume named {0:?}")]
     NoSuchVolume(String),
+    /// The volume that had this name has another one by now.
+    #[error("the volume was renamed from {from:?} to {to:?}")]
+    Renamed {
+        /// Its old name, by which it was to be opened.
+        from: String,
+        /// Its name.
+        to: String,
+    },
     /// The volume has no snapshot of this name.
     #[error("no snapshot named {0:?}")]
     NoSuchSnapshot(String),
@@ -209,6 +258,22 @@ pub enum OpenError {
     Held {
         /// Who holds the volume, for people.
         holder: String,
+    },
+    /// Clones read the objects of the volume.
+    #[error("the volume is needed by {}: delete clones first", clones.as_clones())]
+    HasClones {
+        /// The clones of it.
+        clones: Mentioned,
+    },
+    /// The root table of the volume cannot be read, and neither can other volumes, which may be clones of it.
+    /// Restore or delete these first.
+    #[error(
+        "the root table of the volume cannot be read, and neither can volumes that may be clones of it: \
+         {others}; restore or delete those first"
+    )]
+    MayHaveClones {
+        /// The other volumes.
+        others: Mentioned,
     },
     /// Another gateway took the volume over while this one was opening it, or is deleting it.
     /// Contains who that is.

@@ -14,11 +14,13 @@
 //! 3. `state`: what an open volume has in memory, from the dirty layer to the root.
 //! 4. `cache`: clean pages, by object and page; what fetches and verifies them.
 //! 5. `budget`, `environment`, `objects`, `shared`: what volumes share, and what one volume's tasks share.
+//!    `clones`: whether a clone still exists.
 //! 6. `read`: which layer has a range, and its bytes. `write`: changes and commits. `keeper`: head and lease.
 //! 7. `collect`: deletes what nothing references any more.
 //! 8. `fold`: makes new objects and a new root from the journal.
-//! 9. `disk`: the open volume, as its users see it.
-//! 10. `open`: lease, replay, opening record. `catalog`: names; how volumes are created and deleted.
+//! 9. `pins`: requests that clones may be in the way of. `disk`: the open volume, as its users see it.
+//! 10. `open`: lease, replay, opening record. `catalog`: names; how volumes are created, opened by name,
+//!     renamed and deleted.
 //! 11. `snapshot`: a snapshot as a disk that can only be read.
 //! 12. `import`: a new volume from content that comes in order.
 //! 13. `check`: verifies a volume in the store without opening it.
@@ -28,6 +30,7 @@ pub mod cache;
 pub mod catalog;
 pub mod census;
 pub mod check;
+mod clones;
 mod collect;
 mod disk;
 mod environment;
@@ -41,6 +44,7 @@ mod keeper;
 mod objects;
 mod open;
 pub mod options;
+mod pins;
 pub mod read;
 pub mod shared;
 pub mod signal;
@@ -53,7 +57,7 @@ pub use budget::DirtyBudget;
 pub use cache::PageCache;
 pub use disk::{Usage, Volume};
 pub use environment::Environment;
-pub use error::{Error, ImportError, OpenError, ResizeError, SnapshotError};
+pub use error::{CloneError, Error, ImportError, Mentioned, OpenError, ResizeError, SnapshotError};
 pub use import::{IN_FLIGHT_BYTES, Import};
 pub use options::{Entropy, Options, WallClock};
 pub use read::picture::{Cell, Picture};

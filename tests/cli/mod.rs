@@ -3,7 +3,9 @@
 mod admin;
 mod bench;
 mod check;
+mod clone;
 mod readme;
+mod rename;
 mod resize;
 mod serve;
 mod snapshot;

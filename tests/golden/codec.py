@@ -217,7 +217,11 @@ def head(io, _, f):
     f("root_table", pair)
     f("wrapped_key", lambda io, v: hexed(io, u8(io, v is not None and len(v) // 2), v))
     f("local_journal", text)
-    need(f("state", u8) in (0, 1), "state")
+    state = f("state", u8)
+    need(state < 4, "state")
+    if state & 2:
+        current, following = f("name", text), f("next_name", text)
+        need(is_name(current) and (following == "" or is_name(following)) and following != current, "names")
 
 
 def record(io, volume, f):

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use cairn::volume::format::codec::Checksum;
 use cairn::volume::format::geometry::{ChunkIndex, Geometry, PAGE_BYTES, PageIndex};
-use cairn::volume::format::head::{Checkpoint, Head, HolderName, Lease, VolumeState};
+use cairn::volume::format::head::{Checkpoint, Head, HolderName, Lease, Names, VolumeState};
 use cairn::volume::format::identity::{Identity, NameBinding};
 use cairn::volume::format::interval::IntervalMap;
 use cairn::volume::format::keys::{ObjectId, Slot};
@@ -87,9 +87,15 @@ pub(super) fn head() -> impl Strategy<Value = Object> {
     ];
     let state = prop_oneof![Just(VolumeState::Live), Just(VolumeState::Deleting)];
     let checkpoint = (slot(), checksum()).prop_map(|(slot, checksum)| Checkpoint { slot, checksum });
+    let names =
+        proptest::option::of(("[A-Za-z0-9_][A-Za-z0-9._-]{0,127}", proptest::option::of("[a-z]{1,128}")));
+    let names = names.prop_map(|names| {
+        names.map(|(current, next)| Names { next: next.filter(|next| *next != current), current })
+    });
     let strings = ("[ -~é]{0,100}", "[ -~é]{0,120}", vec(any::<u8>(), 0..=255));
+    let state = (state, names);
     ((any::<u64>(), any::<u32>(), any::<u128>()), lease, checkpoint, (id(), id()), strings, state).prop_map(
-        |((version, epoch, holder), lease, checkpoint, (root, root_table), strings, state)| {
+        |((version, epoch, holder), lease, checkpoint, (root, root_table), strings, (state, names))| {
             let (holder_name, local_journal, wrapped_key) = strings;
             let epoch = epoch.max(checkpoint.slot.epoch);
             Object::Head(Head {
@@ -105,6 +111,7 @@ pub(super) fn head() -> impl Strategy<Value = Object> {
                 wrapped_key,
                 local_journal,
                 state,
+                names,
             })
         },
     )

@@ -101,13 +101,15 @@ async fn typed(file: &str) {
 }
 
 /// Chapters with blocks that are run, each by a test.
-const CHAPTERS: [&str; 8] = [
+const CHAPTERS: [&str; 10] = [
     "docs/backup.md",
     "docs/buckets.md",
+    "docs/clones.md",
     "docs/configuration.md",
     "docs/getting-started.md",
     "docs/import.md",
     "docs/monitoring.md",
+    "docs/renaming.md",
     "docs/resizing.md",
     "docs/snapshots.md",
 ];
@@ -122,6 +124,12 @@ async fn backup() {
 #[ignore = "needs MinIO, QEMU, curl, iproute2, libnbd, util-linux"]
 async fn buckets() {
     typed("docs/buckets.md").await;
+}
+
+#[tokio::test]
+#[ignore = "needs MinIO, QEMU, curl, iproute2, libnbd, util-linux"]
+async fn clones() {
+    typed("docs/clones.md").await;
 }
 
 #[tokio::test]
@@ -146,6 +154,12 @@ async fn import_and_export() {
 #[ignore = "needs MinIO, QEMU, curl, iproute2, libnbd, util-linux"]
 async fn monitoring() {
     typed("docs/monitoring.md").await;
+}
+
+#[tokio::test]
+#[ignore = "needs MinIO, QEMU, curl, iproute2, libnbd, util-linux"]
+async fn renaming() {
+    typed("docs/renaming.md").await;
 }
 
 #[tokio::test]

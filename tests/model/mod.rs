@@ -6,15 +6,19 @@
 //! that of the expected table, which an independent implementation of the same machine in another language
 //! printed for the same scope.
 //!
-//! [`binding`] checks the binding of names to volumes in the same way, [`packs`] how the objects of
-//! checkpoints are published and deleted, and [`snapshots`] how snapshots keep roots.
+//! [`binding`] checks the binding of names to volumes and their renaming in the same way, [`packs`] how the objects of
+//! checkpoints are published and deleted, [`snapshots`] how snapshots keep roots, and [`clones`] how clones keep
+//! snapshots.
 
 mod binding;
+mod clones;
+mod deletions;
 mod explore;
 mod kept;
 mod names;
 mod packs;
 mod protocol;
+mod renames;
 mod snapshots;
 
 use explore::{Machine, check};

@@ -56,7 +56,8 @@ impl House {
         let metrics = metrics.volume(name);
         let options = VolumeOptions { metrics: Some(metrics.clone()), ..self.options.clone() };
         let volume = Volume::open(&self.env, options, info.volume, false).await.unwrap();
-        let open = OpenVolume { name: name.to_owned(), volume: Arc::clone(&volume), metrics, clients: 1 };
+        let (name, clients) = (name.to_owned(), 1);
+        let open = OpenVolume { name, volume: Arc::clone(&volume), metrics, clients, is_configured: false };
         self.open.lock().push(open);
         volume
     }
@@ -99,6 +100,14 @@ impl Gateway for House {
         Ok(open.volume.info(name))
     }
 
+    async fn resolve(&self, name: &str) -> Result<Uuid, Failure> {
+        Ok(catalog::resolve(&self.env, name).await?)
+    }
+
+    async fn rename(&self, name: &str, to: &str) -> Result<Info, Failure> {
+        Ok(catalog::rename(&self.env, &self.options, name, to, false).await?)
+    }
+
     async fn delete(&self, name: &str, if_held: IfHeld) -> Result<(), Failure> {
         Ok(catalog::delete(&self.env, &self.options, name, if_held == IfHeld::TakeOver).await?)
     }
@@ -127,6 +136,13 @@ impl Gateway for House {
         let open = self.open_volumes().into_iter().find(|open| open.name == volume);
         let open = open.ok_or_else(|| Failure::NotServing("the house is full".to_owned()))?;
         Ok(open.volume.delete_snapshot(snapshot).await?)
+    }
+
+    async fn clone_snapshot(&self, volume: &str, snapshot: &str, name: &str) -> Result<Info, Failure> {
+        catalog::resolve(&self.env, volume).await?;
+        let open = self.open_volumes().into_iter().find(|open| open.name == volume);
+        let open = open.ok_or_else(|| Failure::NotServing("the house is full".to_owned()))?;
+        Ok(catalog::clone(&open.volume, snapshot, name).await?)
     }
 
     fn stage(&self) -> Stage {

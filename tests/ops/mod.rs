@@ -2,6 +2,7 @@
 
 mod admin;
 mod browser;
+mod changes;
 mod client;
 mod crowd;
 mod hostile;

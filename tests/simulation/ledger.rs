@@ -1,10 +1,11 @@
 //! The ledger of names: which volumes were created, which operations may have deleted them, and what exists
 //! under each name.
 //!
-//! It observes requests when they take effect in the store, whoever sent them and whenever. It must not know
-//! how Cairn creates and deletes volumes. Invariants that it checks: the object under a name is only
-//! replaced, by a later version. A name is bound only to a complete volume, and taken from a volume only when
-//! that is being deleted.
+//! It observes requests when they take effect in the store, whoever sent them and whenever. It also picks what
+//! meets an operation of another process midway. It must not know how Cairn creates, renames and deletes
+//! volumes. Invariants that it checks: the object under a name is only replaced, by a later version. A name is
+//! bound only to a complete volume, and taken from a volume only when that is being deleted or has another
+//! name. The head and the identity are deleted after the names are taken.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,6 +15,9 @@ use cairn::volume::format::head::{Head, VolumeState};
 use cairn::volume::format::identity::NameBinding;
 use cairn::volume::format::keys::{self, IDENTITIES, Keys, NAMES};
 use futures::FutureExt;
+use rand::Rng;
+use rand::rngs::SmallRng;
+use rand::seq::IteratorRandom;
 use uuid::Uuid;
 
 use super::weather::Phase;
@@ -25,7 +29,6 @@ pub(super) type Operation = u64;
 /// A volume whose creation was answered.
 #[derive(Clone, Debug)]
 pub(super) struct Made {
-    pub(super) name: String,
     /// The newest mark that was flushed onto it; 0 if there is none.
     pub(super) flushed: u64,
 }
@@ -52,6 +55,8 @@ pub(super) struct Ledger {
     pub(super) aiming: BTreeMap<Process, (Operation, String)>,
     /// Names that processes are opening, or have opened and use.
     pub(super) opened: BTreeMap<Process, String>,
+    /// Names that processes are binding. If that is a renaming, also the old name.
+    pub(super) binding: BTreeMap<Process, (String, Option<String>)>,
     /// Names that were ever used.
     pub(super) names: BTreeMap<String, Standing>,
     /// Every volume that was seen in a listing or under a name.
@@ -66,10 +71,20 @@ impl Ledger {
         self.made.contains_key(&volume) && self.aimed.get(&volume).is_none_or(BTreeSet::is_empty)
     }
 
-    /// All volumes that must exist, by name.
+    /// All names of volumes that must exist. While a volume is being renamed it has two.
     pub(super) fn owed(&self) -> BTreeMap<String, Uuid> {
-        let owed = self.made.iter().filter(|(volume, _)| self.is_owed(**volume));
-        owed.map(|(volume, made)| (made.name.clone(), *volume)).collect()
+        let bound = self.names.iter().filter_map(|(name, standing)| Some((name, standing.volume?)));
+        bound.filter(|(_, volume)| self.is_owed(*volume)).map(|(name, to)| (name.clone(), to)).collect()
+    }
+
+    /// Whether a name is bound to a volume.
+    pub(super) fn has_name(&self, volume: Uuid) -> bool {
+        self.names.values().any(|standing| standing.volume == Some(volume))
+    }
+
+    /// Returns the version of a name, 0 if it was never used.
+    pub(super) fn version_of(&self, name: &str) -> u64 {
+        self.names.get(name).map_or(0, |standing| standing.version)
     }
 
     /// Returns the volume that a name is bound to.
@@ -99,6 +114,39 @@ impl Inner {
         self.ledger.as_mut().expect("the run is about names")
     }
 
+    /// Picks for a renaming, now and then, a name that a process has bound but may not know to be bound, and pauses
+    /// that process. If it renames a volume itself, the new one gives the old name back.
+    pub(super) fn renames_bound(&mut self, random: &mut SmallRng) -> Option<(String, Option<String>)> {
+        let ledger = self.ledger.as_ref().expect("the run is about names");
+        let bound = ledger.binding.iter().filter(|(process, (name, _))| {
+            self.processes[*process].alive && ledger.stands_for(name).is_some()
+        });
+        let (process, names) = bound.choose(random)?;
+        let (process, names) = (*process, names.clone());
+        if random.random_bool(0.3) {
+            return None;
+        }
+        if self.calm.is_none() && random.random_bool(0.7) {
+            self.pausing.push(process);
+        }
+        Some(names)
+    }
+
+    /// Picks for a deletion, now and then, the name of a volume that a process is opening, and pauses that process:
+    /// a deletion can do no more harm than between two requests of an opening.
+    pub(super) fn deletes_opened(&mut self, random: &mut SmallRng) -> Option<String> {
+        let opened: Vec<_> = self.ledger().opened.clone().into_iter().collect();
+        let alive = opened.into_iter().filter(|(process, _)| self.processes[process].alive);
+        let (process, name) = alive.choose(random)?;
+        if random.random_bool(0.3) {
+            return None;
+        }
+        if self.calm.is_none() && random.random_bool(0.7) {
+            self.pausing.push(process);
+        }
+        Some(name)
+    }
+
     /// Interprets a request that took effect. `unheard` if its caller will never know.
     pub(super) fn name_lands(&mut self, call: &Call, unheard: bool) {
         match call {
@@ -109,6 +157,9 @@ impl Inner {
             Call::Delete(keys) => {
                 if let Some(name) = keys.iter().find(|key| key.starts_with(NAMES)) {
                     self.broken(format!("{name} is deleted: a late request could bring it back"));
+                }
+                for key in keys {
+                    self.check_removed(key);
                 }
             }
             Call::Get(..) | Call::List(..) => {}
@@ -122,6 +173,15 @@ impl Inner {
         let is_aimed = self.ledger().aimed.get(&volume).is_some_and(|aimed| !aimed.is_empty());
         if unheard || is_aimed || self.peek(&Keys::new(volume).identity()).is_none() {
             self.strays.insert(key.to_owned());
+        }
+    }
+
+    /// Checks that a volume to which a name is bound keeps its head and its identity.
+    fn check_removed(&mut self, key: &str) {
+        let Some(volume) = volume_of(key) else { return };
+        let keys = Keys::new(volume);
+        if [keys.head(), keys.identity()].iter().any(|of| of == key) && self.ledger().has_name(volume) {
+            self.broken(format!("{key} is deleted, and a name is bound to its volume"));
         }
     }
 
@@ -145,11 +205,29 @@ impl Inner {
         if let Some(to) = to {
             self.ledger().seen.insert(to);
             self.check_binding(name, to);
+            self.cut_off_creator(name);
+        }
+    }
+
+    /// Cuts off, now and then, a process that creates a volume of this name, which is bound from now on. So the
+    /// process learns that late.
+    fn cut_off_creator(&mut self, name: &str) {
+        let creates = |(of, old): &(String, Option<String>)| of == name && old.is_none();
+        let creator =
+            self.ledger().binding.iter().find(|(_, names)| creates(names)).map(|(process, _)| *process);
+        if let Some(creator) = creator
+            && self.calm.is_none()
+            && self.random.random_bool(0.2)
+        {
+            self.cutting_off.push(creator);
         }
     }
 
     /// Checks that a name may be taken from a volume.
     fn check_taken(&mut self, name: &str, from: Uuid) {
+        if self.ledger().has_name(from) {
+            return;
+        }
         if self.ledger().is_owed(from) {
             self.broken(format!("the name {name} is taken from {from}, which nobody deletes"));
         }

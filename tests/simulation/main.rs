@@ -28,6 +28,7 @@
 //!   interrupted is found and removed at the end ([`names`], [`ledger`]).
 //! * A size that was answered lasts, everyone sees it, and what was beyond the end of the disk never comes back
 //!   ([`sizes`]).
+//! * A clone has what its snapshot has, and keeps it, whatever is deleted and whoever crashes ([`clones`]).
 //! * If an object was damaged or lost at rest, every read is right or fails ([`rot`]).
 //! * Only errors that the weather explains occur; in fair weather every request is answered.
 //!
@@ -43,6 +44,7 @@ mod bucket;
 #[path = "../checker/mod.rs"]
 mod checker;
 mod client;
+mod clones;
 mod driver;
 mod finale;
 mod gateway;

@@ -114,6 +114,27 @@ pub(super) enum Error {
         /// The error of the operation.
         source: volume::ResizeError,
     },
+    /// A gateway holds the volume that is to be renamed.
+    #[error(
+        "volume {name:?} is in use by {holder}, and only a volume that no gateway has open can be renamed: \
+         disconnect its clients and wait until that gateway has closed it (volumes.idle_timeout), or end the \
+         gateway. Remove {name:?} from its configuration before: a gateway creates an empty volume under the \
+         old name if volumes.create contains it"
+    )]
+    RenameHeld {
+        /// Name of the volume.
+        name: String,
+        /// Who holds the volume.
+        holder: String,
+    },
+    /// A snapshot cannot be cloned.
+    #[error("snapshot {of:?}: {}", chain(.source))]
+    Clone {
+        /// Names of the volume and of the snapshot, `VOLUME@NAME`.
+        of: String,
+        /// The underlying error.
+        source: volume::CloneError,
+    },
     /// An operation on a snapshot failed.
     #[error("snapshot {of:?}: {}", chain(.source))]
     Snapshot {
@@ -274,6 +295,7 @@ impl Error {
             Self::Store(_)
             | Self::Volume { .. }
             | Self::HeldElsewhere { .. }
+            | Self::RenameHeld { .. }
             | Self::Import { .. }
             | Self::ExportHeld { .. }
             | Self::Interrupted { .. }
@@ -281,6 +303,7 @@ impl Error {
             | Self::Program { .. }
             | Self::Resize { .. }
             | Self::Snapshot { .. }
+            | Self::Clone { .. }
             | Self::Open { .. }
             | Self::List(_)
             | Self::Damaged { .. }

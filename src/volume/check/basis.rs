@@ -65,7 +65,7 @@ pub(super) async fn check(context: &Context<'_>, suspects: &mut Suspects) -> Res
     let (sealing, Head { root, root_table, checkpoint, .. }) = (context.keys.sealing(), &context.head);
     let object = Parsed::Root(*root);
     let decode = |bytes: &[u8]| Root::decode(sealing, *root, bytes);
-    let read = context.fetch(object, &context.keys.root(*root), decode).await?;
+    let read = context.fetch(object, decode).await?;
     let root = read.map_err(|loss| context.note(suspects, object, loss, Part::Opening)).ok();
     if let Some(root) = &root {
         let wrong = if identity.as_ref().is_some_and(|identity| identity.geometry != root.geometry) {
@@ -81,7 +81,7 @@ pub(super) async fn check(context: &Context<'_>, suspects: &mut Suspects) -> Res
     }
     let object = Parsed::Root(*root_table);
     let decode = |bytes: &[u8]| RootTable::decode(sealing, *root_table, bytes);
-    let read = context.fetch(object, &context.keys.root(*root_table), decode).await?;
+    let read = context.fetch(object, decode).await?;
     let table = read.map_err(|loss| context.note(suspects, object, loss, Part::Opening)).ok();
     if let Some(table) = &table
         && table.roots.last().is_none_or(|last| last.root != context.head.root)

@@ -305,7 +305,7 @@ async fn table(
     if bytes < EMPTY_RECORD_BYTES {
         // No record is that short.
         let decode = |object: &[u8]| Record::decode_table_of(sealing, slot, object);
-        return context.fetch(Parsed::Record(slot), &key, decode).await;
+        return context.fetch(Parsed::Record(slot), decode).await;
     }
     for _ in 0..DENIALS {
         let read = fetch_table(context.store(), context.keys, slot, bytes).await;

@@ -13,7 +13,7 @@ use super::sizes;
 use super::suspects::{Loss, Part, Suspects};
 use crate::store::{self, ByteRange, Entry, Pages};
 use crate::volume::format::head::Lease;
-use crate::volume::format::keys::{Epoch, ObjectId, Parsed};
+use crate::volume::format::keys::{Epoch, Keys, ObjectId, Parsed};
 use crate::volume::format::root::RootTable;
 use crate::volume::store_exact::{CheckedError, fetch_if_present, get_referenced};
 
@@ -43,7 +43,35 @@ pub(super) async fn check(
             }
         }
     }
-    look_for_missing(context, references, suspects).await
+    look_for_missing(context, context.keys, references, suspects).await?;
+    for (owner, shared) in &mut references.shared {
+        check_shared(context, Keys::new(*owner), shared, suspects).await?;
+    }
+    Ok(())
+}
+
+/// Lists a share of another volume, and compares it with what is referenced of it. What else it has belongs
+/// to that volume.
+async fn check_shared(
+    context: &Context<'_>,
+    owner: Keys,
+    references: &mut References,
+    suspects: &mut Suspects,
+) -> Result<(), Stop> {
+    for prefix in references.share.chunk_prefixes(owner) {
+        let mut pages = Pages::new(context.store(), &prefix);
+        while let Some(entries) = pages.next().await? {
+            for entry in entries {
+                let Some(object @ Parsed::Chunk(index, id)) = owner.parse(&entry.key) else { continue };
+                let Some(reference) = references.chunks.get_mut(&(index, id)) else { continue };
+                reference.is_listed = true;
+                if reference.bytes != entry.size_bytes {
+                    sizes::check(context, (owner, object), reference.bytes, suspects).await?;
+                }
+            }
+        }
+    }
+    look_for_missing(context, owner, references, suspects).await
 }
 
 async fn check_entry(
@@ -156,6 +184,7 @@ impl Seen {
 /// Notes the chunk objects and packs in use that exist neither in the listing nor otherwise.
 async fn look_for_missing(
     context: &Context<'_>,
+    owner: Keys,
     references: &References,
     suspects: &mut Suspects,
 ) -> Result<(), Stop> {
@@ -168,7 +197,7 @@ async fn look_for_missing(
     let room = suspects.room();
     let (mut absent, mut omitted) = (Vec::new(), 0);
     for object in chunks.chain(packs) {
-        match suspects.is_missing(&context.keys.key_of(object)) {
+        match suspects.is_missing(&owner.key_of(object)) {
             true => {}
             false if absent.len() < room => absent.push(object),
             false => omitted += 1,
@@ -176,7 +205,7 @@ async fn look_for_missing(
     }
     suspects.omit(omitted);
     let reads = stream::iter(absent).map(|object| async move {
-        let key = context.keys.key_of(object);
+        let key = owner.key_of(object);
         let one = ByteRange::Bounded { offset: 0, length: 1 };
         (object, get_referenced(context.store(), &key, one).await)
     });
@@ -186,8 +215,8 @@ async fn look_for_missing(
             // The listing left it out.
             Ok(_) => {}
             Err(store::Error::NotFound { .. }) => {
-                context.confirm(object).await?;
-                context.note(suspects, object, Loss::missing(), Part::Whole);
+                context.confirm((owner, object)).await?;
+                context.note(suspects, (owner, object), Loss::missing(), Part::Whole);
             }
             // An empty object was listed, so it was too short before.
             Err(store::Error::CutShort { .. }) => {}

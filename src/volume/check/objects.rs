@@ -6,10 +6,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use uuid::Uuid;
+
 use super::context::{Context, Stop};
 use super::journal::Journal;
 use super::listing::{self, Seen};
-use super::maps::{self, Counted};
+use super::maps::{self, ChunkAt, Counted};
 use super::packs::{self, INDEX_FRAMES, Indexes};
 use super::references::{Full, LIMIT, MOST_SHARES, References, Share};
 use super::report::{Depth, Purpose};
@@ -27,7 +29,7 @@ use crate::volume::store_exact::{CheckedError, fetch_checked};
 pub(super) struct Verified {
     /// The map page objects whose chunk objects were all verified, by number.
     map_pages: BTreeMap<u32, ObjectId>,
-    packs: BTreeSet<ObjectId>,
+    packs: BTreeSet<(Uuid, ObjectId)>,
 }
 
 /// Limits on what is in memory at a time.
@@ -63,7 +65,17 @@ pub(super) async fn check(
 ) -> Result<(Seen, Vec<String>), Stop> {
     let mut of = shares(sources, limits);
     loop {
-        let mut pass = Pass { context, sources, limits, verified, suspects, of, notes: Vec::new() };
+        let mut pass = Pass {
+            context,
+            sources,
+            limits,
+            verified,
+            suspects,
+            of,
+            notes: Vec::new(),
+            shared_packs: BTreeSet::new(),
+            shared_blocks: 0,
+        };
         match pass.run().await? {
             Ok(seen) => return Ok((seen, pass.notes)),
             Err(Full) => of *= 2,
@@ -89,13 +101,18 @@ struct Pass<'a> {
     suspects: &'a mut Suspects,
     of: u32,
     notes: Vec<String>,
+    /// The packs of other volumes that the current root needs.
+    shared_packs: BTreeSet<(Uuid, ObjectId)>,
+    /// Blocks that a read gets from other volumes.
+    shared_blocks: u64,
 }
 
 impl Pass<'_> {
     async fn run(&mut self) -> Result<Result<Seen, Full>, Stop> {
+        let own = packs::own(self.context, self.sources.root);
         let groups = match self.context.depth {
             Depth::References => Vec::new(),
-            Depth::Structure | Depth::Data => packs::groups(self.sources.root, self.limits.index_frames),
+            Depth::Structure | Depth::Data => packs::groups(&own, self.limits.index_frames),
         };
         let shares = usize::try_from(self.of).expect("at most 256");
         let mut seen = Seen::default();
@@ -103,8 +120,8 @@ impl Pass<'_> {
             let indexes = match groups.get(round) {
                 None => Indexes::default(),
                 Some(group) => {
-                    let (context, root, group) = (self.context, self.sources.root, group.clone());
-                    packs::check(context, root, group, &mut self.verified.packs, self.suspects).await?
+                    let group = &own[group.clone()];
+                    packs::check(self.context, group, &mut self.verified.packs, self.suspects).await?
                 }
             };
             let number = u32::try_from(round).expect("a root has fewer packs than that");
@@ -122,7 +139,30 @@ impl Pass<'_> {
             let (context, journal) = (self.context, self.sources.journal);
             listing::check(context, &mut references, journal, &mut seen, self.suspects).await?;
         }
+        self.check_shared_packs().await?;
+        seen.usage.shared_blocks = self.shared_blocks;
         Ok(Ok(seen))
+    }
+
+    /// Checks the packs of other volumes, and that the map locates the right blocks in them.
+    async fn check_shared_packs(&mut self) -> Result<(), Stop> {
+        if self.context.depth == Depth::References || self.shared_packs.is_empty() {
+            return Ok(());
+        }
+        let (context, root) = (self.context, self.sources.root);
+        let shared = packs::shared(context, &self.shared_packs, self.suspects).await?;
+        for group in packs::groups(&shared, self.limits.index_frames) {
+            let group = &shared[group];
+            let indexes = packs::check(context, group, &mut self.verified.packs, self.suspects).await?;
+            for (number, reference) in &root.map_pages {
+                if let Some(map) = maps::load(context, root, *number, *reference, self.suspects).await? {
+                    let mut counted = Counted::default();
+                    let into = (&mut counted, &mut *self.suspects);
+                    maps::check(context, root, (*number, *reference), &map, &indexes, into);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Checks the map pages of the current root, and collects what they reference.
@@ -138,13 +178,18 @@ impl Pass<'_> {
         }
         let mut counted = Counted::default();
         for (number, reference) in &root.map_pages {
-            references.map_page(*number, reference.id, Purpose::Live);
+            if reference.origin == 0 {
+                references.map_page(*number, reference.id, Purpose::Live);
+            }
             let Some(map) = maps::load(context, root, *number, *reference, self.suspects).await? else {
                 references.unknown_pages.insert(*number);
                 counted.lose();
                 continue;
             };
             maps::add_references(context, root, (*number, &map), Purpose::Live, references);
+            if is_first {
+                self.shared_blocks += maps::shared_blocks(context, root, &map);
+            }
             if let Err(full) = references.check_room(2 * self.limits.references) {
                 return Ok(Err(full));
             }
@@ -166,8 +211,16 @@ impl Pass<'_> {
             references.chunk(*index, *id, chunk::object_bytes(pages, stored.len()), Purpose::Live);
         }
         if is_first && context.depth == Depth::Data {
-            maps::verify_objects(context, pages, journal.clone(), self.suspects).await?;
+            let owner = context.keys;
+            let chunks = journal.iter().map(|(index, id, stored)| ChunkAt {
+                owner,
+                index: *index,
+                id: *id,
+                stored: *stored,
+            });
+            maps::verify_objects(context, pages, chunks.collect(), self.suspects).await?;
         }
+        self.shared_packs.append(&mut counted.shared_packs);
         if is_first && context.depth != Depth::References {
             let packs = counted.check(context, root, self.suspects);
             if packs > 0 {

@@ -185,6 +185,8 @@ pub struct Usage {
     /// The blocks that chunk objects and packs of the current root store, and how many of them a read can
     /// return.
     pub space: Space,
+    /// The blocks that a read gets from the objects of other volumes. They are not in `space`.
+    pub shared_blocks: u64,
 }
 
 impl Usage {

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::mutant::{self, Mutant};
 use crate::volume::format::keys::{ObjectId, Slot};
-use crate::volume::format::root::{KeptRoot, MAX_ROOTS, Root, RootTable};
+use crate::volume::format::root::{KeptRoot, MAX_ORIGINS, MAX_ROOTS, Root, RootTable};
 use crate::volume::format::snapshot::Snapshot;
 use crate::volume::shared::Shared;
 
@@ -150,18 +150,55 @@ impl Trash {
     ) -> Result<Option<(RootTable, ObjectId)>, Vec<Uuid>> {
         let mut roots = self.kept();
         let current = roots.last().map(|last| last.root);
-        let named =
-            |kept: &&mut KeptRoot| kept.snapshot.as_ref().is_some_and(|snapshot| snapshot.name == name);
-        let Some(kept) = roots.iter_mut().find(named) else { return Ok(None) };
-        if !kept.pins.is_empty() {
+        let Some(kept) = named(&mut roots, name) else { return Ok(None) };
+        if !kept.pins.is_empty() && !mutant::is(Mutant::PinIgnored) {
             return Err(kept.pins.clone());
         }
+        kept.pins.clear();
         kept.snapshot = None;
         if current != Some(kept.root) || mutant::is(Mutant::CurrentRootRetired) {
             kept.retired_at_seconds = now_seconds.max(1);
         }
         let root = kept.root;
         Ok(Some((RootTable { id, roots }, root)))
+    }
+
+    /// Returns the table in which the clone `clone` keeps the root of the snapshot `name`, and the id of that
+    /// root. Returns `None` if there is no such snapshot.
+    ///
+    /// # Errors
+    /// If the snapshot has as many clones as it may have. Contains their volumes.
+    pub(crate) fn table_with_pin(
+        &self,
+        id: ObjectId,
+        name: &str,
+        clone: Uuid,
+    ) -> Result<Option<(RootTable, ObjectId)>, Vec<Uuid>> {
+        let mut roots = self.kept();
+        let Some(kept) = named(&mut roots, name) else { return Ok(None) };
+        if kept.pins.len() >= MAX_ORIGINS {
+            return Err(kept.pins.clone());
+        }
+        if !mutant::is(Mutant::PinLeftOut) {
+            kept.pins.push(clone);
+        }
+        let root = kept.root;
+        Ok(Some((RootTable { id, roots }, root)))
+    }
+
+    /// Returns the table in which no clone of `gone` keeps a root. Returns `None` if none does so now.
+    pub(crate) fn table_without_pins(&self, id: ObjectId, gone: &[Uuid]) -> Option<RootTable> {
+        let gone: BTreeSet<&Uuid> = gone.iter().collect();
+        let mut roots = self.kept();
+        let count = |roots: &[KeptRoot]| roots.iter().map(|kept| kept.pins.len()).sum::<usize>();
+        let before = count(&roots);
+        roots.iter_mut().for_each(|kept| kept.pins.retain(|clone| !gone.contains(clone)));
+        (count(&roots) < before).then_some(RootTable { id, roots })
+    }
+
+    /// Whether a clone keeps the root of the snapshot `name`.
+    pub(crate) fn is_pinned(&self, name: &str) -> bool {
+        named(&mut self.kept(), name).is_some_and(|kept| !kept.pins.is_empty())
     }
 
     /// Whether a root is kept, but nothing needs it any more.
@@ -260,6 +297,11 @@ impl TrashState {
             }
         }
     }
+}
+
+/// Returns the root that the snapshot `name` keeps.
+fn named<'a>(roots: &'a mut [KeptRoot], name: &str) -> Option<&'a mut KeptRoot> {
+    roots.iter_mut().find(|kept| kept.snapshot.as_ref().is_some_and(|snapshot| snapshot.name == name))
 }
 
 /// Returns what remains of the grace period of an object retired at `retired_at_seconds` (Unix time).

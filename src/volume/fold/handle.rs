@@ -6,10 +6,12 @@
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
+use uuid::Uuid;
 
 use crate::mutant::{self, Mutant};
 use crate::volume::collect::Trash;
 use crate::volume::error::{Error, SnapshotError};
+use crate::volume::format::root::Root;
 use crate::volume::shared::Shared;
 
 /// Limit on waiting requests to the folding task.
@@ -22,11 +24,36 @@ pub(super) enum Request {
     /// Fold every segment that has ended, and answer when their checkpoints are published.
     FoldClosed(oneshot::Sender<()>),
     /// Delete a snapshot, and answer when the volume no longer keeps it.
-    DeleteSnapshot(String, oneshot::Sender<Result<(), SnapshotError>>),
+    DeleteSnapshot(String, oneshot::Sender<Result<(), Refused>>),
+    /// Keep the root of a snapshot for a clone, and answer with that root when the head says so.
+    Pin(String, Uuid, oneshot::Sender<Result<Root, Refused>>),
+    /// Keep no root for these clones any more, and answer when the head says so.
+    Unpin(Vec<Uuid>, oneshot::Sender<Result<(), Error>>),
     /// Make the volume what it was at a snapshot, and answer when the head says so.
     Restore(String, oneshot::Sender<Result<(), SnapshotError>>),
     /// Fold nothing more, and answer when no fold is running.
     Rest(oneshot::Sender<()>),
+}
+
+/// Why a snapshot is not deleted, or not kept for a clone.
+#[derive(Clone, Debug)]
+pub(crate) enum Refused {
+    /// Because of these clones, unless they are gone and unpinned.
+    Clones(Vec<Uuid>),
+    /// For another reason.
+    Other(SnapshotError),
+}
+
+impl From<SnapshotError> for Refused {
+    fn from(error: SnapshotError) -> Self {
+        Self::Other(error)
+    }
+}
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        Self::Other(error.into())
+    }
 }
 
 /// How much a fold is to do.

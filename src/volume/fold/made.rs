@@ -65,6 +65,8 @@ pub(super) struct Background {
     pub(super) budget: u64,
     /// A chunk is consolidated from this number of overlaid blocks on.
     pub(super) consolidate_from: u64,
+    /// Whether chunks of which nothing belongs to this volume are left as they are, unless they are changed.
+    pub(super) spares_shared: bool,
     /// The first chunk that this fold may consolidate.
     pub(super) from: ChunkIndex,
     /// The first chunk that the next fold may consolidate.

@@ -122,7 +122,11 @@ impl Folder {
             }
         };
         let hidden = match &map {
-            Some(_) => old.map_pages.get(&number).map_or(0, |page| page.counts.hidden),
+            // What the map page of another volume counts belongs to that volume.
+            Some(_) => {
+                let page = old.map_pages.get(&number).filter(|page| page.origin == 0);
+                page.map_or(0, |page| page.counts.hidden)
+            }
             None => 0,
         };
         for overlay in map.iter().flat_map(|map| &map.view.overlays) {
@@ -190,7 +194,8 @@ impl Folder {
         let mut background = made.background.lock();
         let background = background.as_mut().expect("decided before the first map page");
         let is_ripe = |entry: &Entry| u64::from(entry.overlaid) >= background.consolidate_from;
-        let ripe = page.entries.iter().filter(|(_, entry)| is_ripe(entry));
+        let is_spared = |slot: u16| background.spares_shared && page.is_shared(slot);
+        let ripe = page.entries.iter().filter(|(slot, entry)| is_ripe(entry) && !is_spared(**slot));
         let ripe = ripe.map(|(slot, _)| ChunkIndex::at(page.number, *slot));
         let candidates: BTreeSet<ChunkIndex> = touched.keys().copied().chain(ripe).collect();
         let mut fresh: Vec<FreshRun> = Vec::new();

@@ -16,6 +16,7 @@ mod merge;
 mod origins;
 mod packing;
 mod page;
+mod pins;
 mod plan;
 mod rewrite;
 pub(super) mod snapshots;
@@ -30,7 +31,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use self::background::{Eagerness, packs_after, victims};
-pub(super) use self::handle::FoldHandle;
+pub(super) use self::handle::{FoldHandle, Refused};
 use self::handle::{REQUESTS, Request, Scope, answer};
 use self::made::{Background, Content, Made};
 use crate::metrics::labels::{FoldResult, ObjectKind};
@@ -116,6 +117,8 @@ impl Folder {
                 Some(Request::Fold(scope, done)) => self.fold_all(scope).await.map(|()| answer(done, ())),
                 Some(Request::FoldClosed(done)) => self.fold_closed().await.map(|()| answer(done, ())),
                 Some(Request::DeleteSnapshot(name, done)) => self.serve_deletion(&name, done).await,
+                Some(Request::Pin(name, clone, done)) => self.serve_pin(&name, clone, done).await,
+                Some(Request::Unpin(gone, done)) => self.serve_unpinning(&gone, done).await,
                 Some(Request::Restore(name, done)) => self.serve_restoration(&name, done).await,
                 Some(Request::Rest(done)) => return answer(done, ()),
                 None => self.fold_due(age).await,
@@ -443,6 +446,7 @@ impl Folder {
                 budget: eagerness.budget(space, written).max(chunk_bytes.min(eagerness.percent << 32)),
                 consolidate_from: (shared.geometry.blocks_per_chunk() * eagerness.consolidate_percent / 100)
                     .max(1),
+                spares_shared: true,
                 from: *self.cursor.lock(),
                 ..Background::default()
             },

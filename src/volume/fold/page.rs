@@ -45,7 +45,7 @@ pub(super) struct PageUpdate {
     origins: Origins,
     /// The overlays, oldest first, with the chunks that they still apply to.
     pub(super) overlays: Vec<LoadedOverlay>,
-    /// Stored blocks that overlays replace.
+    /// Blocks of chunk objects of this volume that overlays replace.
     hidden: u32,
     /// Frames of packs of this volume that are no longer in use, by pack.
     pub(super) released: BTreeMap<ObjectId, u32>,
@@ -110,7 +110,7 @@ impl PageUpdate {
 
     /// Records that overlays no longer decide about some blocks of a chunk.
     fn release(&mut self, slot: u16, blocks: Range<u32>) {
-        let stored = self.entries.get(&slot).and_then(|entry| entry.base).map(|base| base.stored);
+        let stored = self.entries.get(&slot).and_then(own_stored);
         for (run, located) in self.located(slot, blocks) {
             let count = run.end - run.start;
             self.hidden = self.hidden.saturating_sub(self.stored_blocks(stored.as_ref(), &run));
@@ -169,7 +169,7 @@ impl PageUpdate {
             chunks.insert(slot);
             let entry = self.entries.entry(slot).or_default();
             entry.overlaid += u16::try_from(blocks.end - blocks.start).expect("at most 8,192");
-            let stored = entry.base.map(|base| base.stored);
+            let stored = own_stored(entry);
             self.hidden += self.stored_blocks(stored.as_ref(), blocks);
         }
         if !builder.is_empty() {
@@ -257,11 +257,20 @@ impl PageUpdate {
 
     /// The counts of blocks of the map page.
     pub(super) fn counts(&self) -> BlockCounts {
-        let stored = self.entries.values().filter_map(|entry| entry.base).map(|base| base.stored.len());
+        let stored = self.entries.values().filter_map(own_stored).map(|stored| stored.len());
         let overlaid = self.entries.values().map(|entry| u32::from(entry.overlaid)).sum();
         let stored = stored.sum::<u32>() * BLOCKS_PER_PAGE;
         // After a loss the count of hidden blocks is an estimate.
         BlockCounts { stored, overlaid, hidden: self.hidden.min(stored).min(overlaid) }
+    }
+
+    /// Whether nothing that is stored of a chunk belongs to this volume.
+    pub(super) fn is_shared(&self, slot: u16) -> bool {
+        self.entries.get(&slot).and_then(own_stored).is_none()
+            && !self.located(slot, self.chunk_blocks(slot)).iter().any(|(_, located)| match located {
+                Located::Frames(owner, ..) => *owner == self.keys,
+                Located::Zero(_) | Located::Unknown(_) => false,
+            })
     }
 
     /// Returns the chunk of a block of the map page.
@@ -269,4 +278,9 @@ impl PageUpdate {
         let slot = u16::try_from(block / self.blocks_per_chunk()).expect("less than 4,096");
         ChunkIndex::at(self.number, slot)
     }
+}
+
+/// What this volume itself stores of a chunk. The entries of a [`PageUpdate`] number its own objects 0.
+fn own_stored(entry: &Entry) -> Option<PageSet> {
+    entry.base.filter(|base| base.origin == 0).map(|base| base.stored)
 }

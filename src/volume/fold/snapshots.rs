@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::{FoldHandle, Folder, Request, Scope, answer, put_new};
+use super::{FoldHandle, Folder, Refused, Request, Scope, answer, put_new};
 use crate::metrics::labels::ObjectKind;
 use crate::mutant::{self, Mutant};
 use crate::volume::collect::{Garbage, TableFull, kept_root};
@@ -31,12 +31,10 @@ impl FoldHandle {
     ///
     /// # Errors
     /// If there is no such snapshot, if a clone needs it, if the store fails, or if the volume stopped.
-    pub(crate) async fn delete_snapshot(&self, shared: &Shared, name: &str) -> Result<(), SnapshotError> {
+    pub(crate) async fn delete_snapshot(&self, shared: &Shared, name: &str) -> Result<(), Refused> {
         self.ask(shared, |done| Request::DeleteSnapshot(name.to_owned(), done)).await?
     }
-}
 
-impl FoldHandle {
     /// Makes the volume what it was at a snapshot. Returns once the head says so. The volume must not accept
     /// changes any more, and all of them must be durable.
     ///
@@ -53,7 +51,7 @@ impl Folder {
     pub(super) async fn serve_deletion(
         &self,
         name: &str,
-        done: oneshot::Sender<Result<(), SnapshotError>>,
+        done: oneshot::Sender<Result<(), Refused>>,
     ) -> Result<(), Error> {
         self.fold_closed().await?;
         let deleted = self.delete_snapshot(name).await;
@@ -61,12 +59,12 @@ impl Folder {
         self.shared.check_serving()
     }
 
-    async fn delete_snapshot(&self, name: &str) -> Result<(), SnapshotError> {
+    async fn delete_snapshot(&self, name: &str) -> Result<(), Refused> {
         let shared = &self.shared;
         shared.check_serving()?;
         let now = (shared.env.wall_clock)();
         let without = self.trash.table_without(shared.next_id(), name, now);
-        let without = without.map_err(|clones| SnapshotError::Pinned { name: name.to_owned(), clones })?;
+        let without = without.map_err(Refused::Clones)?;
         let (table, root) = without.ok_or_else(|| SnapshotError::NoSuchSnapshot(name.to_owned()))?;
         let (id, old_table) = (table.id, self.trash.table_id());
         self.put_all(vec![(shared.keys.root(id), table.encode(shared.keys.sealing()))]).await?;
@@ -138,7 +136,7 @@ impl Folder {
 
     /// Creates objects that the next head references. If that fails, they are garbage, and even the last one
     /// may exist although the store reported a failure.
-    async fn put_all(&self, objects: Vec<(String, Vec<u8>)>) -> Result<(), Error> {
+    pub(super) async fn put_all(&self, objects: Vec<(String, Vec<u8>)>) -> Result<(), Error> {
         let mut keys = Vec::with_capacity(objects.len());
         for (key, bytes) in objects {
             keys.push(key.clone());

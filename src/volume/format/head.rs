@@ -9,10 +9,10 @@ use std::fmt;
 use uuid::Uuid;
 
 use super::codec::{Checksum, DecodeError, Decoder, Encoder, Kind, invalid};
-use super::keys::{Epoch, ObjectId, Slot};
+use super::keys::{Epoch, ObjectId, Slot, is_valid_name};
 
 /// Limit on the length of a head in bytes.
-pub const MAX_HEAD_BYTES: usize = 1024;
+pub const MAX_HEAD_BYTES: usize = 1280;
 /// The name of the gateway that holds a volume, for people. It has at most [`HolderName::MAX_BYTES`] bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HolderName(String);
@@ -83,6 +83,32 @@ pub enum VolumeState {
     Deleting,
 }
 
+/// Bit of the state: the volume is being deleted.
+const DELETING: u8 = 1;
+/// Bit of the state: the names of the volume follow.
+const NAMED: u8 = 2;
+
+/// The names that may be bound to a volume.
+///
+/// A volume that was never renamed has the name in its identity. Until a new name is recorded here, it is not
+/// bound to the volume; and until the old one is recorded as gone, it may still be. So whoever replaces the
+/// head knows every name that a request in flight can bind to the volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Names {
+    /// The name of the volume.
+    pub current: String,
+    /// The name that the volume is about to get, or has got already, in place of the current one.
+    pub next: Option<String>,
+}
+
+impl Names {
+    /// Whether this is one of the names.
+    #[must_use]
+    pub fn contain(&self, name: &str) -> bool {
+        self.current == name || self.next.as_deref() == Some(name)
+    }
+}
+
 /// The contents of a head.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
@@ -110,6 +136,8 @@ pub struct Head {
     pub local_journal: String,
     /// Whether the volume is in use or being deleted.
     pub state: VolumeState,
+    /// The names of the volume; `None` if it was never renamed, so that it has the name in its identity.
+    pub names: Option<Names>,
 }
 
 impl Head {
@@ -137,12 +165,17 @@ impl Head {
         to.u8(u8::try_from(self.wrapped_key.len()).expect("a wrapped key has at most 255 bytes"));
         to.raw(&self.wrapped_key);
         to.short_string(&self.local_journal);
-        to.u8(match self.state {
+        let deleting = match self.state {
             VolumeState::Live => 0,
-            VolumeState::Deleting => 1,
-        });
+            VolumeState::Deleting => DELETING,
+        };
+        to.u8(deleting | if self.names.is_some() { NAMED } else { 0 });
+        if let Some(Names { current, next }) = &self.names {
+            to.short_string(current);
+            to.short_string(next.as_deref().unwrap_or_default());
+        }
         let bytes = to.finish();
-        assert!(bytes.len() <= MAX_HEAD_BYTES, "all fields at their bounds stay under 1 KiB");
+        assert!(bytes.len() <= MAX_HEAD_BYTES, "all fields at their bounds stay within the limit");
         bytes
     }
 
@@ -171,11 +204,12 @@ impl Head {
         let key_bytes = usize::from(from.u8()?);
         let wrapped_key = from.raw(key_bytes)?.to_vec();
         let local_journal = from.short_string("local journal")?;
-        let state = match from.u8()? {
-            0 => VolumeState::Live,
-            1 => VolumeState::Deleting,
-            other => return Err(invalid("state", format!("{other} is unknown"))),
-        };
+        let flags = from.u8()?;
+        if flags & !(DELETING | NAMED) != 0 {
+            return Err(invalid("state", format!("{flags} is unknown")));
+        }
+        let state = if flags & DELETING == 0 { VolumeState::Live } else { VolumeState::Deleting };
+        let names = if flags & NAMED == 0 { None } else { Some(names(&mut from)?) };
         from.finish()?;
         Ok(Self {
             volume,
@@ -190,6 +224,22 @@ impl Head {
             wrapped_key,
             local_journal,
             state,
+            names,
         })
     }
+}
+
+/// Reads the names of a volume.
+fn names(from: &mut Decoder<'_>) -> Result<Names, DecodeError> {
+    let (current, next) = (from.short_string("name")?, from.short_string("next name")?);
+    let next = Some(next).filter(|next| !next.is_empty());
+    if let Some(wrong) =
+        [Some(&current), next.as_ref()].into_iter().flatten().find(|name| !is_valid_name(name))
+    {
+        return Err(invalid("name", format!("{wrong:?} is not a name")));
+    }
+    if next.as_ref() == Some(&current) {
+        return Err(invalid("next name", "is the current one"));
+    }
+    Ok(Names { current, next })
 }
