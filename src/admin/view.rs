@@ -150,9 +150,17 @@ pub(super) struct NewVolume {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct VolumeChange {
+    #[serde(default, deserialize_with = "not_null")]
     size_bytes: Option<Whole>,
+    #[serde(default, deserialize_with = "not_null")]
     shrink: Option<bool>,
+    #[serde(default, deserialize_with = "not_null")]
     name: Option<String>,
+}
+
+/// Reads a field that may be left out, and is no `null`: as its description says.
+fn not_null<'de, T: Deserialize<'de>, D: Deserializer<'de>>(field: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(field).map(Some)
 }
 
 /// What to change of a volume.

@@ -261,6 +261,13 @@ async fn the_api_keeps_to_its_description_under_a_fuzzer() {
         run(&mut store.cairn(["volume", "create", &name, "1MiB", "--store", &store.url()])).await;
         std::fs::remove_file(directory.path().join("name").join(name)).expect("it had a name");
     }
+    // The volumes and snapshots that the description has as examples.
+    for name in ["image", "spare"] {
+        run(&mut store.cairn(["volume", "create", name, "1MiB", "--store", &store.url()])).await;
+    }
+    for snapshot in ["image@golden", "image@old"] {
+        run(&mut store.cairn(["snapshot", "create", snapshot, "--store", &store.url()])).await;
+    }
     let files = tempfile::tempdir().expect("a directory for its notes");
     // Nothing is changed over TCP without one.
     let token = files.path().join("token");
