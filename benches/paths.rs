@@ -223,8 +223,7 @@ fn volume(runtime: &Runtime) -> Arc<Volume> {
         catalog::create(&env, &options, "disk", 64 * MIB, catalog::ChunkBytes(4 * MIB))
             .await
             .expect("created");
-        let id = catalog::resolve(&env, "disk").await.expect("it is there");
-        Volume::open(&env, options, id, false).await.expect("opened")
+        catalog::open(&env, || options, "disk", false).await.expect("opened")
     })
 }
 

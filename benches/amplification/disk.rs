@@ -107,8 +107,7 @@ impl Gateway {
     }
 
     pub(crate) async fn open(&self) -> Result<Arc<Volume>, Failure> {
-        let volume = catalog::resolve(&self.env, NAME).await?;
-        Ok(Volume::open(&self.env, self.options.clone(), volume, true).await?)
+        Ok(catalog::open(&self.env, || self.options.clone(), NAME, true).await?)
     }
 
     /// Publishes a checkpoint, and waits until the background work is done. Calls `watch` while it waits.

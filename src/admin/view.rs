@@ -17,10 +17,12 @@ use super::{Context, Failure, Known, OpenVolume, Stage};
 use crate::metrics::labels::Share;
 use crate::metrics::{Command, Label as _, Limits, ReadSource, Tier, VolumeMetrics};
 use crate::server;
-use crate::volume::catalog::{Info, Unnamed};
+use crate::volume::catalog::{Deleted, Info, Unnamed};
 use crate::volume::format::geometry::BLOCK_BYTES;
 use crate::volume::format::snapshot::Snapshot;
-use crate::volume::{self, OpenError, Picture, ResizeError, Shrink, SnapshotError, Status};
+use crate::volume::{
+    self, CloneError, CollectError, DiffError, OpenError, Picture, ResizeError, Shrink, SnapshotError, Status,
+};
 
 /// The last second of the year 9999, the latest time that RFC 3339 can express.
 const LAST_SECOND: u64 = 253_402_300_799;
@@ -47,25 +49,59 @@ impl IntoResponse for Problem {
 
 impl From<Failure> for Problem {
     fn from(failure: Failure) -> Self {
-        let error = match failure {
-            Failure::NotServing(why) => return Self::new(StatusCode::SERVICE_UNAVAILABLE, why),
-            Failure::InUse(why) => return Self::new(StatusCode::CONFLICT, why),
-            Failure::Snapshot(error) => return error.into(),
-            Failure::Resize(error) => return error.into(),
-            Failure::Volume(error) => error,
-        };
-        let status = match &*error {
-            OpenError::NoSuchVolume(_) | OpenError::NoSuchId(_) | OpenError::NoSuchSnapshot(_) => {
-                StatusCode::NOT_FOUND
+        match failure {
+            Failure::NotServing(why) => Self::new(StatusCode::SERVICE_UNAVAILABLE, why),
+            Failure::InUse(why) => Self::new(StatusCode::CONFLICT, why),
+            Failure::Snapshot(error) => error.into(),
+            Failure::Resize(error) => error.into(),
+            Failure::Compare(DiffError::Open(error)) => Self::from(&error),
+            Failure::Compare(DiffError::Volume(error)) => error.into(),
+            Failure::Compare(error @ DiffError::Unrelated) => {
+                Self::new(StatusCode::CONFLICT, error.to_string())
             }
+            Failure::Clone(CloneError::Snapshot(error)) => error.into(),
+            Failure::Clone(CloneError::Volume(error)) => Self::from(&error),
+            Failure::Clone(error @ CloneError::TooDeep(_)) => {
+                Self::new(StatusCode::CONFLICT, error.to_string())
+            }
+            Failure::Collect(error) => error.into(),
+            Failure::Volume(error) => Self::from(&*error),
+        }
+    }
+}
+
+impl From<CollectError> for Problem {
+    fn from(error: CollectError) -> Self {
+        match error {
+            CollectError::Open(error) => Self::from(&error),
+            CollectError::Volume(error) => error.into(),
+            CollectError::Damaged { .. } => Self::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+            CollectError::Unsteady(_) => Self::new(StatusCode::CONFLICT, error.to_string()),
+        }
+    }
+}
+
+impl From<&OpenError> for Problem {
+    fn from(error: &OpenError) -> Self {
+        let status = match error {
+            OpenError::NoSuchVolume(_)
+            | OpenError::Renamed { .. }
+            | OpenError::NoSuchId(_)
+            | OpenError::NotDeleted(_)
+            | OpenError::NoSuchSnapshot(_) => StatusCode::NOT_FOUND,
             OpenError::BadName(_) | OpenError::Geometry(_) => StatusCode::UNPROCESSABLE_ENTITY,
             OpenError::Exists(_)
             | OpenError::SizeDiffers { .. }
+            | OpenError::HasClones { .. }
+            | OpenError::MayHaveClones { .. }
             | OpenError::Held { .. }
             | OpenError::Lost(_)
             | OpenError::Unclear { .. }
             | OpenError::Contended(_)
             | OpenError::LeaseOver
+            | OpenError::Ambiguous { .. }
+            | OpenError::Taken(_)
+            | OpenError::Unkeepable { .. }
             | OpenError::Deleting => StatusCode::CONFLICT,
             OpenError::Damaged { .. } | OpenError::Incomplete { .. } | OpenError::BrokenJournal { .. } => {
                 StatusCode::INTERNAL_SERVER_ERROR
@@ -98,9 +134,10 @@ impl From<SnapshotError> for Problem {
             SnapshotError::Volume(error) => return error.into(),
             SnapshotError::NoSuchSnapshot(_) => StatusCode::NOT_FOUND,
             SnapshotError::BadName(_) => StatusCode::UNPROCESSABLE_ENTITY,
-            SnapshotError::Exists(_) | SnapshotError::TooMany(_) | SnapshotError::Pinned { .. } => {
-                StatusCode::CONFLICT
-            }
+            SnapshotError::Exists(_)
+            | SnapshotError::TooMany(_)
+            | SnapshotError::Pinned { .. }
+            | SnapshotError::TooManyClones { .. } => StatusCode::CONFLICT,
         };
         Self::new(status, error.to_string())
     }
@@ -136,14 +173,34 @@ pub(super) struct NewVolume {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct VolumeChange {
-    pub(super) size_bytes: Whole,
-    #[serde(default)]
-    shrink: bool,
+    size_bytes: Option<Whole>,
+    shrink: Option<bool>,
+    name: Option<String>,
+}
+
+/// What to change of a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// Its size in bytes.
+    Size(u64, Shrink),
+    /// Its name.
+    Name(String),
 }
 
 impl VolumeChange {
-    pub(super) fn shrink(&self) -> Shrink {
-        if self.shrink { Shrink::Discard } else { Shrink::Refuse }
+    /// Returns the one change that is requested.
+    pub(super) fn what(self) -> Result<Change, Problem> {
+        match self {
+            Self { size_bytes: Some(Whole(size)), shrink, name: None } => {
+                let shrink = if shrink == Some(true) { Shrink::Discard } else { Shrink::Refuse };
+                Ok(Change::Size(size, shrink))
+            }
+            Self { size_bytes: None, shrink: None, name: Some(name) } => Ok(Change::Name(name)),
+            _ => {
+                let why = "give either size_bytes, with or without shrink, or name";
+                Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, why))
+            }
+        }
     }
 }
 
@@ -152,6 +209,20 @@ impl VolumeChange {
 #[serde(deny_unknown_fields)]
 pub(super) struct NewSnapshot {
     pub(super) name: String,
+}
+
+/// A request to clone a snapshot.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NewClone {
+    pub(super) name: String,
+}
+
+/// A request to bring a deleted volume back.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Undeletion {
+    pub(super) name: Option<String>,
 }
 
 /// A non-negative integer. JSON has only one kind of number, and JSON Schema treats `512.0` as an integer
@@ -198,6 +269,7 @@ pub(super) struct VolumeView {
     created_at: Option<String>,
     epoch: Option<u32>,
     holder: Option<String>,
+    clone_of: Option<uuid::Uuid>,
     stored_bytes: Option<u64>,
     problem: Option<String>,
     open: Option<OpenView>,
@@ -219,6 +291,7 @@ impl VolumeView {
             created_at: Some(time(info.created_at_seconds)),
             epoch: Some(info.epoch),
             holder: info.holder,
+            clone_of: info.clone_of,
             stored_bytes,
             problem: None,
             open: open.map(OpenView::of),
@@ -235,6 +308,7 @@ impl VolumeView {
             created_at: None,
             epoch: None,
             holder: None,
+            clone_of: None,
             stored_bytes: None,
             problem: Some(error.to_string()),
             open: None,
@@ -349,6 +423,33 @@ impl From<Unnamed> for UnnamedView {
             made_for: unnamed.made_for,
             created_at: unnamed.created_at_seconds.map(time),
             state: unnamed.progress.to_string(),
+        }
+    }
+}
+
+/// A deleted volume that can be brought back.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DeletedView {
+    /// Id of the volume.
+    pub id: uuid::Uuid,
+    /// The name that the volume had.
+    pub name: String,
+    /// Size of the volume in bytes; `None` if its root cannot be read.
+    pub size_bytes: Option<u64>,
+    /// When the volume was deleted (RFC 3339, UTC), by the clock of whoever did it.
+    pub deleted_at: String,
+    /// Until when the volume is kept at least (RFC 3339, UTC). It is an estimate.
+    pub kept_until: String,
+}
+
+impl From<Deleted> for DeletedView {
+    fn from(deleted: Deleted) -> Self {
+        Self {
+            id: deleted.volume,
+            name: deleted.name,
+            size_bytes: deleted.size_bytes,
+            deleted_at: time(deleted.deleted_at_seconds),
+            kept_until: time(deleted.kept_until_seconds),
         }
     }
 }

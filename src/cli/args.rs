@@ -10,7 +10,9 @@ use url::Url;
 
 use super::endpoint::{Endpoint, Exported, Format};
 use super::nbd::Waiting;
-use super::snapshot_name::SnapshotName;
+use super::place::{Common, Place};
+use super::snapshot_args::{CloneArgs, Snapshot};
+use super::snapshot_name::{Earlier, SnapshotName};
 use crate::config::{self, Config, Flag, FlagValue, Size};
 use crate::volume::Shrink;
 
@@ -26,19 +28,27 @@ pub struct Cli {
 pub(super) enum Command {
     /// Serve volumes over NBD until SIGTERM or SIGINT
     Serve(Serve),
-    /// Create, list, show, resize and delete volumes, and show what they take
+    /// Create, list, show, resize, rename and delete volumes, bring deleted ones back, and show what volumes
+    /// take
     Volume(Volume),
-    /// Take, list and delete snapshots: what a volume contained at one instant, served read-only as
+    /// Take, list, compare and delete snapshots: what a volume contained at one instant, served read-only as
     /// VOLUME@NAME
     Snapshot(Snapshot),
+    /// Make a new volume that begins with the content of a snapshot and shares its objects; without
+    /// --gateway, only of a volume that no gateway holds
+    Clone(CloneArgs),
     /// Make a new volume of a raw or qcow2 image, an NBD export or standard input. It gets its name once all
-    /// of it is in the store
+    /// of it is in the store. With --onto, bring a copy up to date with what cairn export --since wrote
     Import(Import),
-    /// Copy a snapshot, or a volume that no gateway holds, to an image, an NBD export or standard output
+    /// Copy a snapshot, or a volume that no gateway holds, to an image, an NBD export or standard output.
+    /// With --since, write only what differs from an earlier snapshot
     Export(Export),
     /// Verify a volume in the store, also while a gateway serves it; changes nothing. Exits with 0 if it is
     /// sound, with 1 if damage was found, and with 2 if it could not be checked
     Check(Check),
+    /// Delete the objects of volumes that nothing references: what crashes and late requests left; without
+    /// --gateway, only of volumes that no gateway holds
+    Gc(Gc),
     /// NBD tools that need no store: serve files, query servers, copy and mirror disks
     Nbd(Nbd),
     /// Measure a store
@@ -88,6 +98,33 @@ impl Check {
     }
 }
 
+#[derive(Clone, Debug, Args)]
+pub(super) struct Gc {
+    #[command(flatten)]
+    place: Place,
+    /// Names of the volumes; without any, all volumes, and volumes without a name are listed
+    #[arg(value_name = "VOLUME")]
+    pub(super) names: Vec<String>,
+    /// Only show what would be deleted, also while a gateway serves the volumes
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+impl Gc {
+    /// Loads the settings, with these flags taking precedence.
+    pub(super) fn config(&self) -> Result<Config, config::Errors> {
+        self.place.common.config(Vec::new())
+    }
+
+    /// As [`Volume::gateway`].
+    pub(super) fn gateway(&self) -> Option<&Option<PathBuf>> {
+        self.place.gateway.as_ref()
+    }
+}
+
 /// How an image is read or written.
 #[derive(Clone, Debug, Args)]
 pub(super) struct Transfer {
@@ -116,17 +153,29 @@ pub(super) struct Import {
     /// image is one
     pub(super) source: Endpoint,
     /// Name of the new volume: 1 to 128 characters of A-Z a-z 0-9 . _ -, not beginning with a dot
-    #[arg(value_name = "VOLUME")]
-    pub(super) name: String,
+    #[arg(value_name = "VOLUME", required_unless_present = "onto")]
+    name: Option<String>,
     /// Size of the objects that hold the data; cannot be changed later: 64KiB to 32MiB, a power of two
     /// [default: 4MiB]
     #[arg(long, value_name = "SIZE", conflicts_with = "resume")]
     chunk_size: Option<String>,
+    /// Apply what cairn export --since wrote to this volume, which no gateway may hold. It must have the
+    /// content of the snapshot that was named there
+    #[arg(long, value_name = "VOLUME", conflicts_with_all = ["name", "chunk_size", "format"])]
+    pub(super) onto: Option<String>,
+    /// Take a snapshot of this name of the volume in the end
+    #[arg(long, value_name = "NAME", requires = "onto")]
+    pub(super) snapshot: Option<String>,
     #[command(flatten)]
     pub(super) transfer: Transfer,
 }
 
 impl Import {
+    /// The name of the new volume.
+    pub(super) fn name(&self) -> &str {
+        self.name.as_deref().expect("the grammar demands it without --onto")
+    }
+
     /// Loads the settings, with these flags taking precedence.
     pub(super) fn config(&self) -> Result<Config, config::Errors> {
         self.transfer.common.config(chunk_size_flag(self.chunk_size.as_ref()))
@@ -141,6 +190,13 @@ pub(super) struct Export {
     /// File, block device or NBD URI, or - for standard output; a file is replaced once the export is
     /// complete; by default, a name that ends in .qcow2 is for a qcow2 image
     pub(super) target: Endpoint,
+    /// Write only what differs from this earlier snapshot of the volume, to a file or standard output; cairn
+    /// import --onto applies it to a copy
+    #[arg(long, value_name = "@SNAPSHOT", conflicts_with_all = ["format", "resume"])]
+    pub(super) since: Option<Earlier>,
+    /// Read all of both snapshots and add their SHA-256, by which any copy of the earlier one is recognised
+    #[arg(long, requires = "since")]
+    pub(super) digest: bool,
     #[command(flatten)]
     pub(super) transfer: Transfer,
 }
@@ -158,29 +214,6 @@ fn chunk_size_flag(size: Option<&String>) -> Vec<Flag> {
         Flag { key: "volumes.chunk_size", flag: "--chunk-size", value }
     };
     size.map(flag).into_iter().collect()
-}
-
-#[derive(Clone, Debug, Args)]
-pub(super) struct Common {
-    /// Configuration file (TOML); environment variables (CAIRN_<SECTION>__<KEY>) and flags override it
-    #[allow(rustdoc::invalid_html_tags, reason = "clap prints this text as it is")]
-    #[arg(long, value_name = "FILE", env = config::CONFIG_FILE)]
-    config: Option<PathBuf>,
-    /// Where the volumes are stored: file:///path, file://./path or s3://bucket/prefix [default:
-    /// file://./cairn-data]
-    #[arg(long, value_name = "URL")]
-    store: Option<String>,
-}
-
-/// Where a command on volumes is carried out.
-#[derive(Clone, Debug, Args)]
-pub(super) struct Place {
-    #[command(flatten)]
-    common: Common,
-    /// Send the command to the admin socket of a gateway on this machine instead of the store [default:
-    /// admin.socket]
-    #[arg(long, value_name = "SOCKET", num_args = 0..=1, require_equals = true, conflicts_with = "store")]
-    gateway: Option<Option<PathBuf>>,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -264,8 +297,16 @@ pub(super) enum Action {
     /// Change the size of a volume, also while clients use it; without --gateway, only of a volume that no
     /// gateway holds. Clients see the new size when they connect again
     Resize(Resize),
-    /// Delete a volume and all its data
+    /// Give a volume another name. No gateway may have it open, and no configuration may name it
+    Rename(Rename),
+    /// Make a clone independent of other volumes: what it shares with them is written once more, as its own;
+    /// without --gateway, only of a volume that no gateway holds
+    Flatten(Flatten),
+    /// Delete a volume and all its data. `volume undelete` brings it back while it is kept: for
+    /// `volumes.undelete`, a day by default
     Delete(Delete),
+    /// Bring a deleted volume back with its data and snapshots. `volume list --deleted` shows which can be
+    Undelete(Undelete),
     /// Make a volume what it was at a snapshot. What was written since then is lost, unless another snapshot
     /// has it. No gateway may hold the volume
     Restore(Restore),
@@ -279,7 +320,10 @@ impl Action {
             | Self::List(List { place, .. })
             | Self::Info(Info { place, .. })
             | Self::Resize(Resize { place, .. })
-            | Self::Delete(Delete { place, .. }) => Some(place),
+            | Self::Rename(Rename { place, .. })
+            | Self::Flatten(Flatten { place, .. })
+            | Self::Delete(Delete { place, .. })
+            | Self::Undelete(Undelete { place, .. }) => Some(place),
             Self::Usage(_) | Self::Restore(_) => None,
         }
     }
@@ -290,7 +334,10 @@ impl Action {
             | Self::List(List { place, .. })
             | Self::Info(Info { place, .. })
             | Self::Resize(Resize { place, .. })
-            | Self::Delete(Delete { place, .. }) => &place.common,
+            | Self::Rename(Rename { place, .. })
+            | Self::Flatten(Flatten { place, .. })
+            | Self::Delete(Delete { place, .. })
+            | Self::Undelete(Undelete { place, .. }) => &place.common,
             Self::Usage(Usage { common, .. }) | Self::Restore(Restore { common, .. }) => common,
         }
     }
@@ -320,6 +367,9 @@ pub(super) struct List {
     /// List only volumes without a name: their creation or deletion is in progress or was interrupted
     #[arg(long)]
     pub(super) unnamed: bool,
+    /// List only deleted volumes that `volume undelete` can bring back
+    #[arg(long, conflicts_with = "unnamed")]
+    pub(super) deleted: bool,
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
@@ -370,6 +420,17 @@ impl Resize {
 }
 
 #[derive(Clone, Debug, Args)]
+pub(super) struct Flatten {
+    #[command(flatten)]
+    place: Place,
+    /// Name of the volume
+    pub(super) name: String,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
 pub(super) struct Restore {
     #[command(flatten)]
     common: Common,
@@ -379,213 +440,53 @@ pub(super) struct Restore {
 }
 
 #[derive(Clone, Debug, Args)]
+pub(super) struct Rename {
+    #[command(flatten)]
+    place: Place,
+    /// Name of the volume
+    #[arg(value_name = "OLD")]
+    pub(super) name: String,
+    /// Its new name: 1 to 128 characters of A-Z a-z 0-9 . _ -, not beginning with a dot
+    #[arg(value_name = "NEW")]
+    pub(super) to: String,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
 pub(super) struct Delete {
     #[command(flatten)]
     place: Place,
     /// Name of the volume
     #[arg(required_unless_present = "id")]
     pub(super) name: Option<String>,
-    /// Id of the volume, as `volume list --unnamed` shows it, instead of a name; if it is still being
-    /// created, the creation fails
+    /// Id of the volume, as `volume list` shows it with --unnamed or --deleted, instead of a name; it is
+    /// deleted for good. If it is still being created, the creation fails
     #[arg(long, value_name = "ID", conflicts_with = "name")]
     pub(super) id: Option<uuid::Uuid>,
+    /// Delete the volume for good, at once
+    #[arg(long)]
+    pub(super) now: bool,
     /// Delete the volume even if a gateway holds it; that gateway loses it
     #[arg(long)]
     pub(super) takeover: bool,
 }
 
 #[derive(Clone, Debug, Args)]
-pub(super) struct Snapshot {
-    #[command(subcommand)]
-    pub(super) action: SnapshotAction,
-}
-
-impl Snapshot {
-    /// Loads the settings, with these flags taking precedence.
-    pub(super) fn config(&self) -> Result<Config, config::Errors> {
-        self.action.place().common.config(Vec::new())
-    }
-
-    /// As [`Volume::gateway`].
-    pub(super) fn gateway(&self) -> Option<&Option<PathBuf>> {
-        self.action.place().gateway.as_ref()
-    }
-}
-
-#[derive(Clone, Debug, Subcommand)]
-pub(super) enum SnapshotAction {
-    /// Take a snapshot; without --gateway, only of a volume that no gateway holds
-    Create(SnapshotCreate),
-    /// List the snapshots of a volume, in the order in which they were taken
-    List(SnapshotList),
-    /// Delete a snapshot; without --gateway, only of a volume that no gateway holds
-    Delete(SnapshotDelete),
-}
-
-impl SnapshotAction {
-    fn place(&self) -> &Place {
-        match self {
-            Self::Create(SnapshotCreate { place, .. })
-            | Self::List(SnapshotList { place, .. })
-            | Self::Delete(SnapshotDelete { place, .. }) => place,
-        }
-    }
-}
-
-#[derive(Clone, Debug, Args)]
-pub(super) struct SnapshotCreate {
+pub(super) struct Undelete {
     #[command(flatten)]
     place: Place,
-    /// Names of the volume and of the new snapshot, separated by @
-    #[arg(value_name = "VOLUME@NAME")]
-    pub(super) of: SnapshotName,
+    /// The name that the volume had, or its id
+    #[arg(value_name = "NAME|ID")]
+    pub(super) which: String,
+    /// Bring it back under another name: 1 to 128 characters of A-Z a-z 0-9 . _ -, not beginning with a dot
+    #[arg(long = "as", value_name = "NEW")]
+    pub(super) to: Option<String>,
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
-}
-
-#[derive(Clone, Debug, Args)]
-pub(super) struct SnapshotList {
-    #[command(flatten)]
-    place: Place,
-    /// Name of the volume
-    #[arg(value_name = "VOLUME")]
-    pub(super) volume: String,
-    /// Print JSON
-    #[arg(long)]
-    pub(super) json: bool,
-}
-
-#[derive(Clone, Debug, Args)]
-pub(super) struct SnapshotDelete {
-    #[command(flatten)]
-    place: Place,
-    /// Names of the volume and of the snapshot, separated by @
-    #[arg(value_name = "VOLUME@NAME")]
-    pub(super) of: SnapshotName,
-}
-
-impl Common {
-    fn config(&self, mut flags: Vec<Flag>) -> Result<Config, config::Errors> {
-        if let Some(url) = &self.store {
-            flags.push(Flag { key: "store.url", flag: "--store", value: FlagValue::One(url.clone()) });
-        }
-        config::load(self.config.as_deref(), std::env::vars_os(), flags)
-    }
 }
 
 #[cfg(test)]
-mod tests {
-    use clap::CommandFactory;
-
-    use super::*;
-
-    #[test]
-    fn the_grammar_is_sound() {
-        Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn a_full_command_line() {
-        let line =
-            "cairn serve --store s3://b/p --listen 127.0.0.1:0 --listen unix:/s --create a=1GiB --takeover";
-        let cli = Cli::try_parse_from(line.split(' ')).unwrap();
-        let Command::Serve(serve) = cli.command else { panic!("not serve") };
-        assert_eq!(serve.listen, ["127.0.0.1:0", "unix:/s"]);
-        assert_eq!(serve.create, ["a=1GiB"]);
-        assert!(serve.takeover);
-    }
-
-    #[test]
-    fn a_gateway_is_found_at_the_given_or_default_socket() {
-        let gateway = |line: &str| {
-            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
-            let Command::Volume(volume) = cli.command else { panic!("not volume") };
-            volume.gateway().cloned()
-        };
-        assert_eq!(gateway("cairn volume list"), None);
-        assert_eq!(gateway("cairn volume delete --gateway disk"), Some(None));
-        assert_eq!(gateway("cairn volume info disk --gateway=/s"), Some(Some("/s".into())));
-    }
-
-    #[test]
-    fn a_snapshot_is_named_after_its_volume() {
-        let cli = Cli::try_parse_from(["cairn", "snapshot", "delete", "--gateway", "disk@monday.1"]).unwrap();
-        let Command::Snapshot(snapshot) = cli.command else { panic!("not snapshot") };
-        assert_eq!(snapshot.gateway(), Some(&None));
-        let SnapshotAction::Delete(delete) = snapshot.action else { panic!("not delete") };
-        assert_eq!((&*delete.of.volume, &*delete.of.name), ("disk", "monday.1"));
-        assert_eq!(delete.of.to_string(), "disk@monday.1");
-    }
-
-    #[test]
-    fn mistakes_are_refused() {
-        for line in [
-            "cairn",
-            "cairn sevre",
-            "cairn serve extra",
-            "cairn serve --listen",
-            "cairn volume",
-            "cairn volume create disk",
-            "cairn volume create disk 1G",
-            "cairn volume create disk -1",
-            "cairn volume info",
-            "cairn volume list name",
-            "cairn volume usage",
-            "cairn volume usage disk --gateway",
-            "cairn snapshot",
-            "cairn snapshot create disk",
-            "cairn snapshot create @monday",
-            "cairn snapshot create disk@",
-            "cairn snapshot create disk@a@b",
-            "cairn snapshot create a/b@monday",
-            "cairn snapshot create disk@.hidden",
-            "cairn snapshot list",
-            "cairn snapshot list --gateway=/s --store file:///x disk",
-            "cairn snapshot delete disk monday",
-            "cairn import disk.img",
-            "cairn import disk.img disk extra",
-            "cairn import disk.img disk --resume --chunk-size 1MiB",
-            "cairn import disk.img disk --format vmdk",
-            "cairn export disk",
-            "cairn export disk@ disk.img",
-            "cairn export disk@a@b disk.img",
-            "cairn export disk disk.img --gateway",
-            "cairn check",
-            "cairn check disk --gateway",
-            "cairn check a b",
-            "cairn volume list --gateway=/s --store file:///x",
-            "cairn volume resize disk",
-            "cairn volume resize disk 1G",
-            "cairn volume resize disk 1GiB 2GiB",
-            "cairn volume delete",
-            "cairn volume delete disk --id 00000000-0000-4000-8000-000000000001",
-            "cairn volume delete --id disk",
-            "cairn bench",
-            "cairn bench store",
-            "cairn bench store s3://b --store s3://c",
-            "cairn bench store s3://b --size 4M",
-            "cairn health 127.0.0.1:9180",
-            "cairn nbd",
-            "cairn nbd serve disk.img",
-            "cairn nbd serve disk.img --certfile c.pem --no-tls",
-            "cairn nbd serve --no-tls",
-            "cairn nbd size host 70000",
-            "cairn nbd copy - b",
-            "cairn nbd copy a -",
-            "cairn nbd copy http://host/a b",
-            "cairn nbd copy a b --timeout 0s",
-            "cairn nbd serve a --no-tls --stdio --socket s",
-            "cairn nbd serve a --no-tls --stdio --port 0",
-            "cairn nbd serve a --no-tls --stdio --address ::1",
-            "cairn nbd serve a --no-tls --socket s --port 0",
-            "cairn nbd mirror a b --no-tls --stdio --socket s",
-            "cairn nbd mirror a - --no-tls",
-            "cairn nbd copy a b c",
-            "cairn nbd copy a b --connections 0",
-            "cairn nbd mirror a --no-tls",
-        ] {
-            assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
-        }
-    }
-}
+mod tests;

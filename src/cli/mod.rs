@@ -11,22 +11,28 @@ mod bench;
 mod check;
 mod check_view;
 mod checksum;
+mod clone;
 mod configured;
+mod diff;
 mod endpoint;
 mod environment;
 mod error;
 mod export;
+mod gc;
+mod gc_view;
 mod handover;
 mod health;
 mod http;
 mod image_file;
 mod import;
+mod incremental;
 mod limits;
 mod listeners;
 mod log;
 mod nbd;
 mod opened;
 mod output;
+mod place;
 mod printed;
 mod process;
 mod progress;
@@ -37,6 +43,7 @@ mod serve;
 mod settings;
 mod size;
 mod snapshot;
+mod snapshot_args;
 mod snapshot_name;
 mod stored_disk;
 mod supervisor;
@@ -91,19 +98,7 @@ pub fn main(allocator: Allocator) -> ExitCode {
 fn run(cli: Cli, allocator: Allocator) -> Result<(), Error> {
     let metrics = Metrics::new();
     match cli.command {
-        Command::Serve(args) => {
-            let inherited = Inherited::take(args.stdio)?;
-            let config = args.config()?;
-            let options = settings::Options::of(&config)?;
-            let set_level = log::start(&config, metrics.log())?;
-            process::abort_on_panic();
-            process::raise_descriptor_limit();
-            if !allocator.is_tuned {
-                tracing::warn!("the allocator cannot be tuned, so Cairn may use more memory");
-            }
-            let settings = reload::Settings::new(args, config, set_level, allocator.give_back);
-            process::block_on(serve::serve(options, settings, inherited, metrics))
-        }
+        Command::Serve(args) => run_gateway(args, allocator, metrics),
         Command::Health(args) => process::block_on(health::ask(&args.url)),
         Command::Nbd(args) => {
             let inherited = args.action.inherited()?;
@@ -113,45 +108,73 @@ fn run(cli: Cli, allocator: Allocator) -> Result<(), Error> {
             process::block_on(nbd::run(args.action, inherited))
         }
         Command::Bench(args) => {
-            let config = args.action.config()?;
-            let options = settings::Options::of(&config)?;
-            log::start_quiet(&config, metrics.log())?;
+            let options = quiet_options(&args.action.config()?, &metrics)?;
             process::raise_descriptor_limit();
             process::block_on(bench::run(args.action, options, &metrics))
         }
         Command::Import(args) => {
-            let config = args.config()?;
-            let options = settings::Options::of(&config)?;
-            log::start_quiet(&config, metrics.log())?;
+            let options = quiet_options(&args.config()?, &metrics)?;
             process::raise_descriptor_limit();
-            process::block_on(import::run(args, options))
+            match args.onto.clone() {
+                Some(onto) => process::block_on(incremental::import(args, onto, options)),
+                None => process::block_on(import::run(args, options)),
+            }
         }
         Command::Export(args) => {
-            let config = args.config()?;
-            let options = settings::Options::of(&config)?;
-            log::start_quiet(&config, metrics.log())?;
+            let options = quiet_options(&args.config()?, &metrics)?;
             process::raise_descriptor_limit();
-            process::block_on(export::run(args, options))
+            match args.since.clone() {
+                Some(since) => process::block_on(incremental::export(args, since, options)),
+                None => process::block_on(export::run(args, options)),
+            }
         }
         Command::Check(args) => check::checked(&args, &metrics).map_err(Error::unchecked),
         Command::Volume(args) => {
             let config = args.config()?;
-            let options = settings::Options::of(&config)?;
-            log::start_quiet(&config, metrics.log())?;
+            let options = quiet_options(&config, &metrics)?;
             if let Action::Restore(restore) = args.action {
                 return process::block_on(snapshot::restore(restore.of, options));
             }
             let place = place(args.gateway(), &options)?;
             process::block_on(volume::run(args.action, &config, options, place))
         }
+        Command::Clone(args) => {
+            let options = quiet_options(&args.config()?, &metrics)?;
+            let place = place(args.gateway(), &options)?;
+            process::block_on(clone::run(args, options, place))
+        }
+        Command::Gc(args) => {
+            let options = quiet_options(&args.config()?, &metrics)?;
+            let place = place(args.gateway(), &options)?;
+            process::block_on(gc::run(args, options, place))
+        }
         Command::Snapshot(args) => {
-            let config = args.config()?;
-            let options = settings::Options::of(&config)?;
-            log::start_quiet(&config, metrics.log())?;
+            let options = quiet_options(&args.config()?, &metrics)?;
             let place = place(args.gateway(), &options)?;
             process::block_on(snapshot::run(args.action, options, place))
         }
     }
+}
+
+fn run_gateway(args: args::Serve, allocator: Allocator, metrics: Metrics) -> Result<(), Error> {
+    let inherited = Inherited::take(args.stdio)?;
+    let config = args.config()?;
+    let options = settings::Options::of(&config)?;
+    let set_level = log::start(&config, metrics.log())?;
+    process::abort_on_panic();
+    process::raise_descriptor_limit();
+    if !allocator.is_tuned {
+        tracing::warn!("the allocator cannot be tuned, so Cairn may use more memory");
+    }
+    let settings = reload::Settings::new(args, config, set_level, allocator.give_back);
+    process::block_on(serve::serve(options, settings, inherited, metrics))
+}
+
+/// Maps the settings to the layers' options, for a command that logs only what goes wrong.
+fn quiet_options(config: &crate::config::Config, metrics: &Metrics) -> Result<settings::Options, Error> {
+    let options = settings::Options::of(config)?;
+    log::start_quiet(config, metrics.log())?;
+    Ok(options)
 }
 
 /// Returns where a command is executed: in the store, or by the gateway that the flag names.

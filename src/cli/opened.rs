@@ -12,13 +12,13 @@ use super::process;
 use super::settings::Options;
 use crate::metrics::Metrics;
 use crate::store::Setup;
-use crate::volume::{self, OpenError, Volume, catalog};
+use crate::volume::{self, Environment, OpenError, Volume, catalog};
 
 /// How long the store may take, if nothing is configured.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Opens a volume that no gateway holds.
-pub(super) async fn open(options: Options, name: &str) -> Result<Arc<Volume>, Error> {
+/// Opens the store of a volume that no gateway holds. Returns the options with which to open the volume.
+pub(super) async fn prepare(options: Options) -> Result<(Environment, volume::Options), Error> {
     let mut options = options.impatient();
     options.store.setup = Setup::Existing;
     options.store.s3.create_bucket = false;
@@ -30,12 +30,25 @@ pub(super) async fn open(options: Options, name: &str) -> Result<Arc<Volume>, Er
         store_deadline: options.volume.store_deadline.or(Some(PATIENCE)),
         ..options.volume
     };
-    let failed = |source| match source {
+    Ok((env, of_volume))
+}
+
+/// Opens a volume that no gateway holds.
+pub(super) async fn open(options: Options, name: &str) -> Result<Arc<Volume>, Error> {
+    let (env, options) = prepare(options).await?;
+    open_in(&env, options, name).await
+}
+
+/// As [`open`], in a store that [`prepare`] has opened.
+pub(super) async fn open_in(
+    env: &Environment,
+    options: volume::Options,
+    name: &str,
+) -> Result<Arc<Volume>, Error> {
+    catalog::open(env, || options, name, false).await.map_err(|source| match source {
         OpenError::Held { holder } => Error::HeldElsewhere { name: name.to_owned(), holder },
         source => Error::Volume { name: name.to_owned(), source },
-    };
-    let id = catalog::resolve(&env, name).await.map_err(failed)?;
-    Volume::open(&env, of_volume, id, false).await.map_err(failed)
+    })
 }
 
 /// Closes a volume, so that a gateway can open it at once.

@@ -1,6 +1,6 @@
-//! The syntax `VOLUME@NAME`.
+//! The syntax `VOLUME@NAME`, and `@NAME` where the volume is known.
 //!
-//! Owns this syntax, and must not know snapshots. Invariant: both names are valid.
+//! Owns this syntax, and must not know snapshots. Invariant: all names are valid.
 
 use std::str::FromStr;
 
@@ -31,5 +31,20 @@ impl FromStr for SnapshotName {
 impl std::fmt::Display for SnapshotName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}@{}", self.volume, self.name)
+    }
+}
+
+/// An earlier snapshot of a volume that is named beside it: `@NAME`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Earlier(pub(super) String);
+
+impl FromStr for Earlier {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.strip_prefix('@').filter(|name| is_valid_name(name)) {
+            Some(name) => Ok(Self(name.to_owned())),
+            None => Err("must be @ and the name of a snapshot".to_owned()),
+        }
     }
 }

@@ -35,6 +35,8 @@ struct Shown<'a> {
 struct Data {
     stored_bytes: u64,
     live_bytes: u64,
+    /// What a read gets from the objects of other volumes.
+    shared_bytes: u64,
 }
 
 /// The objects of one kind.
@@ -86,7 +88,11 @@ impl<'a> Shown<'a> {
             name: &report.name,
             id: report.volume,
             size_bytes: report.size_bytes,
-            data: Data { stored_bytes: space.stored * BLOCK_BYTES, live_bytes: space.live * BLOCK_BYTES },
+            data: Data {
+                stored_bytes: space.stored * BLOCK_BYTES,
+                live_bytes: space.live * BLOCK_BYTES,
+                shared_bytes: report.usage.shared_blocks * BLOCK_BYTES,
+            },
             kinds: report.usage.kinds().into_iter().map(|kind| Row::of(report, Some(kind))).collect(),
             garbage_bytes: total.waiting_bytes.saturating_add(total.orphan_bytes),
             total,
@@ -101,13 +107,13 @@ fn text(report: &Report) -> String {
     let head = ["KIND", "OBJECTS", "BYTES", "LIVE", "WAITING", "UNSETTLED", "ORPHANS"].map(str::to_owned);
     let rows = shown.kinds.iter().chain([&shown.total]).map(Row::cells);
     let mut text = table(&std::iter::once(head).chain(rows).collect::<Vec<_>>());
-    let Data { stored_bytes, live_bytes } = shown.data;
-    text += &format!(
-        "data of the last checkpoint: {} live of {} stored\ngarbage: {}\n",
-        size(live_bytes),
-        size(stored_bytes),
-        size(shown.garbage_bytes)
-    );
+    let Data { stored_bytes, live_bytes, shared_bytes } = shown.data;
+    text +=
+        &format!("data of the last checkpoint: {} live of {} stored", size(live_bytes), size(stored_bytes));
+    if shared_bytes > 0 {
+        text += &format!(", and {} shared with other volumes", size(shared_bytes));
+    }
+    text += &format!("\ngarbage: {}\n", size(shown.garbage_bytes));
     if report.is_damaged() {
         text += "objects are missing or damaged: run cairn check\n";
     }

@@ -1,24 +1,28 @@
-//! `cairn volume`: creates, lists, shows, measures, resizes and deletes volumes.
+//! `cairn volume`: creates, lists, shows, measures, resizes, renames, flattens and deletes volumes, and
+//! brings deleted ones back.
 //!
 //! Owns the choice between the store and a gateway, and must not know how a volume is stored. Invariant: only
 //! a creation may create a store.
 
 use super::api_client::Gateway;
-use super::args::{Action, Delete, List, Resize, Usage};
+use super::args::{Action, Delete, Flatten, List, Rename, Resize, Undelete, Usage};
 use super::environment::{environment, for_reading};
 use super::error::Error;
-use super::opened::{close, open};
+use super::opened::{close, open, prepare};
 use super::printed::print;
 use super::settings::Options;
 use super::usage_view::print_usage;
-use super::volume_view::{Row, print_all, print_created, print_one, print_resized, print_unnamed};
-use crate::admin::UnnamedView;
+use super::volume_view::{
+    Later, Row, print_all, print_created, print_deleted, print_flattened, print_one, print_renamed,
+    print_resized, print_undeleted, print_unnamed,
+};
+use crate::admin::{DeletedView, FlattenView, UnnamedView};
 use crate::config::{Config, Size};
 use crate::metrics::Metrics;
 use crate::store::Setup;
-use crate::volume::Environment;
 use crate::volume::catalog::{self, ChunkBytes};
 use crate::volume::check::{self, Depth};
+use crate::volume::{Environment, OpenError};
 
 /// Where a command on volumes is executed.
 pub(super) enum Place {
@@ -35,8 +39,11 @@ pub(super) async fn run(
     options: Options,
     place: Place,
 ) -> Result<(), Error> {
+    if let Action::Rename(args) = &action {
+        check_unconfigured(args, &options)?;
+    }
     match place {
-        Place::Store => in_store(action, options).await,
+        Place::Store => Box::pin(in_store(action, options)).await,
         Place::Gateway(gateway) => {
             let chunk_bytes = config.is_given("volumes.chunk_size").then_some(options.chunk_bytes);
             by_gateway(action, chunk_bytes, &gateway).await
@@ -47,8 +54,9 @@ pub(super) async fn run(
 async fn in_store(action: Action, options: Options) -> Result<(), Error> {
     let action = match action {
         Action::Usage(args) => return usage(options, args).await,
-        // Boxed, because the other commands need not make room for it.
-        Action::Resize(args) => return Box::pin(resize(options, args)).await,
+        Action::Resize(args) => return resize(options, args).await,
+        Action::Rename(args) => return rename(options, args).await,
+        Action::Flatten(args) => return flatten(options, args).await,
         action => action,
     };
     let mut options = options.impatient();
@@ -81,6 +89,10 @@ async fn in_store(action: Action, options: Options) -> Result<(), Error> {
             let unnamed = catalog::unnamed(&env).await.map_err(Error::List)?;
             print_unnamed(unnamed.into_iter().map(UnnamedView::from).collect(), json)
         }
+        Action::List(List { deleted: true, json, .. }) => {
+            let deleted = catalog::deleted(&env).await.map_err(Error::List)?;
+            print_deleted(deleted.into_iter().map(DeletedView::from).collect(), json)
+        }
         Action::List(args) => {
             let volumes = catalog::volumes(&env).await.map_err(Error::List)?;
             print_all(volumes.into_iter().map(Row::from).collect(), args.json)
@@ -88,12 +100,19 @@ async fn in_store(action: Action, options: Options) -> Result<(), Error> {
         Action::Info(args) => {
             let info = catalog::info(&env, &args.name).await;
             let info = info.map_err(|source| Error::Volume { name: args.name, source })?;
-            print_one(&info, args.json)
+            let parent = match info.clone_of {
+                Some(parent) => catalog::name_of(&env, parent).await,
+                None => None,
+            };
+            print_one(&info, parent, args.json)
         }
-        Action::Usage(_) | Action::Resize(_) | Action::Restore(_) => {
-            unreachable!("it was carried out above")
-        }
+        Action::Usage(_)
+        | Action::Resize(_)
+        | Action::Rename(_)
+        | Action::Flatten(_)
+        | Action::Restore(_) => unreachable!("it was carried out above"),
         Action::Delete(args) => delete(&env, &options, args).await,
+        Action::Undelete(args) => undelete(&env, args).await,
     }
 }
 
@@ -106,6 +125,51 @@ async fn resize(options: Options, args: Resize) -> Result<(), Error> {
     resized.map_err(|source| Error::Resize { name: args.name, source })?;
     print_resized(&info, args.json)?;
     closed
+}
+
+async fn flatten(options: Options, args: Flatten) -> Result<(), Error> {
+    let volume = open(options, &args.name).await?;
+    let done = volume.flatten().await;
+    let closed = close(&volume, &args.name).await;
+    let done = done.map_err(|source| Error::Flatten { name: args.name.clone(), source })?;
+    flattened(&args.name, &done.into(), args.json, Later::Again)?;
+    closed
+}
+
+/// Prints how far a volume is flattened. Fails if it does not become independent by itself.
+fn flattened(name: &str, view: &FlattenView, json: bool, later: Later) -> Result<(), Error> {
+    print_flattened(name, view, json, later)?;
+    match (&view.snapshots, view.chunks) {
+        (Some(snapshots), _) => {
+            Err(Error::FlattenHeld { name: name.to_owned(), snapshots: snapshots.join(", ") })
+        }
+        (None, Some(chunks)) => Err(Error::FlattenUnread { name: name.to_owned(), chunks }),
+        (None, None) => Ok(()),
+    }
+}
+
+async fn rename(options: Options, args: Rename) -> Result<(), Error> {
+    let (env, options) = prepare(options).await?;
+    let renamed = catalog::rename(&env, &options, &args.name, &args.to, false).await;
+    let info = renamed.map_err(|source| match source {
+        OpenError::Held { holder } => Error::RenameHeld { name: args.name.clone(), holder },
+        source => Error::Volume { name: args.name.clone(), source },
+    })?;
+    print_renamed(&args.name, &info, args.json)
+}
+
+/// Fails if the configuration names the volume to be renamed: a gateway with this configuration would miss it
+/// at its next start, or create an empty volume in its place.
+fn check_unconfigured(args: &Rename, options: &Options) -> Result<(), Error> {
+    if options.configured().contains(&args.name) {
+        return Err(Error::Mistake(format!(
+            "the configuration names {0:?}, and a gateway would miss the volume or create an empty one in \
+             its place: first remove {0:?} from volumes.create and volumes.open, and add {1:?} there after \
+             the renaming",
+            args.name, args.to
+        )));
+    }
+    Ok(())
 }
 
 async fn usage(options: Options, args: Usage) -> Result<(), Error> {
@@ -128,17 +192,31 @@ async fn by_gateway(action: Action, chunk_bytes: Option<u64>, gateway: &Gateway)
             print_created(&gateway.create(&args.name, bytes, chunk_bytes).await?, args.json)
         }
         Action::List(args) if args.unnamed => print_unnamed(gateway.unnamed().await?, args.json),
+        Action::List(args) if args.deleted => print_deleted(gateway.deleted().await?, args.json),
         Action::List(args) => print_all(gateway.list().await?, args.json),
-        Action::Info(args) => print_one(&gateway.info(&args.name).await?, args.json),
+        Action::Info(args) => {
+            let info = gateway.info(&args.name).await?;
+            let parent = match info.clone_of {
+                Some(parent) => name_among(gateway.list().await?, parent),
+                None => None,
+            };
+            print_one(&info, parent, args.json)
+        }
         Action::Resize(args) => {
             let Size(bytes) = args.size;
             print_resized(&gateway.resize(&args.name, bytes, args.shrink).await?, args.json)
+        }
+        Action::Rename(args) => {
+            print_renamed(&args.name, &gateway.rename(&args.name, &args.to).await?, args.json)
+        }
+        Action::Flatten(args) => {
+            flattened(&args.name, &gateway.flatten(&args.name).await?, args.json, Later::ByGateway)
         }
         Action::Usage(_) | Action::Restore(_) => unreachable!("the grammar has no gateway for it"),
         Action::Delete(args) => {
             let shown = match (args.name, args.id) {
                 (Some(name), _) => {
-                    gateway.delete(&name, args.takeover).await?;
+                    gateway.delete(&name, args.takeover, args.now).await?;
                     name
                 }
                 (None, Some(id)) => {
@@ -149,17 +227,51 @@ async fn by_gateway(action: Action, chunk_bytes: Option<u64>, gateway: &Gateway)
             };
             print(&format!("deleted {shown}\n"))
         }
+        Action::Undelete(args) => {
+            let deleted = gateway.deleted().await?;
+            let all = deleted.iter().map(|volume| (volume.id, &*volume.name));
+            let volume = catalog::choose(all, &args.which);
+            let volume = volume.map_err(|source| Error::Volume { name: args.which.clone(), source })?;
+            print_undeleted(&gateway.undelete(volume, args.to.as_deref()).await?, args.json)
+        }
     }
 }
 
+/// Returns the name of the volume with an id.
+fn name_among(rows: Vec<Row>, id: uuid::Uuid) -> Option<String> {
+    rows.into_iter().find_map(|row| match row {
+        Row::Volume(info) if info.volume == id => Some(info.name),
+        _ => None,
+    })
+}
+
 async fn delete(env: &Environment, options: &Options, args: Delete) -> Result<(), Error> {
+    let options = &options.volume;
     let (deleted, shown) = match (args.name, args.id) {
-        (Some(name), _) => (catalog::delete(env, &options.volume, &name, args.takeover).await, name),
+        (Some(name), _) if args.now => {
+            (catalog::delete(env, options, &name, args.takeover).await.map(|()| None), name)
+        }
+        (Some(name), _) => (catalog::set_aside(env, options, &name, args.takeover).await, name),
         (None, Some(id)) => {
-            (catalog::delete_by_id(env, &options.volume, id, args.takeover).await, id.to_string())
+            let deleted = catalog::delete_by_id(env, options, id, args.takeover).await;
+            (deleted.map(|()| None), id.to_string())
         }
         (None, None) => unreachable!("the grammar asks for one of them"),
     };
-    deleted.map_err(|source| Error::Volume { name: shown.clone(), source })?;
-    print(&format!("deleted {shown}\n"))
+    match deleted.map_err(|source| Error::Volume { name: shown.clone(), source })? {
+        None => print(&format!("deleted {shown}\n")),
+        Some(time) => {
+            let time = humantime::format_duration(time);
+            print(&format!("deleted {shown}; for {time}, cairn volume undelete {shown} brings it back\n"))
+        }
+    }
+}
+
+async fn undelete(env: &Environment, args: Undelete) -> Result<(), Error> {
+    let failed = |source| Error::Volume { name: args.which.clone(), source };
+    let deleted = catalog::deleted(env).await.map_err(Error::List)?;
+    let all = deleted.iter().map(|volume| (volume.volume, &*volume.name));
+    let volume = catalog::choose(all, &args.which).map_err(failed)?;
+    let info = catalog::undelete(env, volume, args.to.as_deref()).await.map_err(failed)?;
+    print_undeleted(&info, args.json)
 }

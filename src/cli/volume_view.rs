@@ -8,7 +8,8 @@ use serde::Serialize;
 
 use super::error::Error;
 use super::printed::{print, print_json, table};
-use crate::admin::UnnamedView;
+use super::snapshot_name::SnapshotName;
+use crate::admin::{DeletedView, FlattenView, UnnamedView};
 use crate::config::Size;
 use crate::gateway::chain;
 use crate::volume::catalog::{Info, Listed};
@@ -42,11 +43,64 @@ pub(super) fn print_created(info: &Info, json: bool) -> Result<(), Error> {
     print(&format!("created {} of {}\n", info.name, size(info.size_bytes)))
 }
 
+pub(super) fn print_cloned(info: &Info, of: &SnapshotName, json: bool) -> Result<(), Error> {
+    if json {
+        return print_json(&Shown::of(info));
+    }
+    print(&format!("created {} of {}, a clone of {of}\n", info.name, size(info.size_bytes)))
+}
+
 pub(super) fn print_resized(info: &Info, json: bool) -> Result<(), Error> {
     if json {
         return print_json(&Shown::of(info));
     }
     print(&format!("resized {} to {}\n", info.name, size(info.size_bytes)))
+}
+
+pub(super) fn print_renamed(from: &str, info: &Info, json: bool) -> Result<(), Error> {
+    if json {
+        return print_json(&Shown::of(info));
+    }
+    print(&format!("renamed {from} to {}\n", info.name))
+}
+
+/// Who does what is left of a flattening when the grace period is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Later {
+    /// The gateway.
+    ByGateway,
+    /// Whoever repeats the command.
+    Again,
+}
+
+/// Prints that a volume is flattened or will be. What is in the way is an error of the command.
+pub(super) fn print_flattened(name: &str, view: &FlattenView, json: bool, later: Later) -> Result<(), Error> {
+    if json {
+        return print_json(view);
+    }
+    match (&*view.state, view.seconds) {
+        ("flat", _) => print(&format!("{name} needs no other volume\n")),
+        ("waits", Some(seconds)) => {
+            let after = humantime::format_duration(std::time::Duration::from_secs(seconds));
+            let what = match later {
+                Later::ByGateway => "the gateway cuts the tie then, while it has the volume open",
+                Later::Again => "repeat the command then to cut the tie",
+            };
+            print(&format!("all data of {name} is its own; what it replaced is kept for {after}: {what}\n"))
+        }
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn print_undeleted(info: &Info, json: bool) -> Result<(), Error> {
+    if json {
+        return print_json(&Shown::of(info));
+    }
+    print(&format!("brought back {}\n", info.name))
+}
+
+pub(super) fn print_deleted(deleted: Vec<DeletedView>, json: bool) -> Result<(), Error> {
+    if json { print_json(&deleted) } else { print(&deleted_table(&deleted)) }
 }
 
 pub(super) fn print_all(rows: Vec<Row>, json: bool) -> Result<(), Error> {
@@ -61,8 +115,9 @@ pub(super) fn print_unnamed(unnamed: Vec<UnnamedView>, json: bool) -> Result<(),
     if json { print_json(&unnamed) } else { print(&unnamed_table(&unnamed)) }
 }
 
-pub(super) fn print_one(info: &Info, json: bool) -> Result<(), Error> {
-    if json { print_json(&Shown::of(info)) } else { print(&details(info)) }
+/// Prints a volume. `parent` is the name of the volume that it is a clone of, if that has one.
+pub(super) fn print_one(info: &Info, parent: Option<String>, json: bool) -> Result<(), Error> {
+    if json { print_json(&Shown::of(info)) } else { print(&details(info, parent)) }
 }
 
 /// A volume in JSON.
@@ -75,6 +130,7 @@ struct Shown<'a> {
     created_at: String,
     epoch: u32,
     holder: Option<&'a str>,
+    clone_of: Option<uuid::Uuid>,
 }
 
 impl<'a> Shown<'a> {
@@ -87,6 +143,7 @@ impl<'a> Shown<'a> {
             created_at: time(info.created_at_seconds),
             epoch: info.epoch,
             holder: info.holder.as_deref(),
+            clone_of: info.clone_of,
         }
     }
 }
@@ -147,9 +204,19 @@ fn unnamed_table(unnamed: &[UnnamedView]) -> String {
     table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
 }
 
-fn details(info: &Info) -> String {
+fn deleted_table(deleted: &[DeletedView]) -> String {
+    let head = ["ID", "NAME", "SIZE", "DELETED", "KEPT UNTIL"].map(str::to_owned);
+    let rows = deleted.iter().map(|volume| {
+        let size = volume.size_bytes.map_or_else(|| "?".to_owned(), size);
+        let (deleted_at, kept_until) = (volume.deleted_at.clone(), volume.kept_until.clone());
+        [volume.id.to_string(), volume.name.clone(), size, deleted_at, kept_until]
+    });
+    table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
+}
+
+fn details(info: &Info, parent: Option<String>) -> String {
     let holder = info.holder.as_deref().unwrap_or("nobody");
-    let fields = [
+    let mut fields = vec![
         ("name", info.name.clone()),
         ("id", info.volume.to_string()),
         ("size", format!("{} ({} bytes)", size(info.size_bytes), info.size_bytes)),
@@ -158,5 +225,9 @@ fn details(info: &Info) -> String {
         ("epoch", info.epoch.to_string()),
         ("held by", holder.to_owned()),
     ];
+    fields.extend(info.clone_of.map(|id| match parent {
+        Some(name) => ("clone of", format!("{name} ({id})")),
+        None => ("clone of", id.to_string()),
+    }));
     fields.iter().map(|(field, value)| format!("{field:<11} {value}\n")).collect()
 }

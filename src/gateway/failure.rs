@@ -26,14 +26,21 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 pub(super) fn open_error(name: &str, error: &volume::OpenError) -> OpenError {
     use volume::OpenError as Why;
     match error {
-        Why::NoSuchVolume(_) | Why::NoSuchSnapshot(_) | Why::BadName(_) => {
+        // A client need not learn the other name of a volume.
+        Why::NoSuchVolume(_) | Why::Renamed { .. } | Why::NoSuchSnapshot(_) | Why::BadName(_) => {
             OpenError::Unknown(name.to_owned())
         }
         Why::Held { .. } | Why::Lost(_) | Why::Unclear { .. } | Why::LeaseOver | Why::Deleting => {
             OpenError::Refused(chain(error))
         }
         Why::Exists(_)
+        | Why::HasClones { .. }
+        | Why::MayHaveClones { .. }
         | Why::NoSuchId(_)
+        | Why::NotDeleted(_)
+        | Why::Ambiguous { .. }
+        | Why::Taken(_)
+        | Why::Unkeepable { .. }
         | Why::Contended(_)
         | Why::Incomplete { .. }
         | Why::SizeDiffers { .. }

@@ -20,9 +20,6 @@ use crate::server;
 use crate::task::Tasks;
 use crate::volume::{self, Environment, OpenError, Status, Volume, catalog};
 
-/// How often to try opening a volume by name while others delete and recreate it.
-const OPENINGS: u32 = 4;
-
 /// Time between two log lines about volumes that are still being closed.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -304,6 +301,11 @@ impl OpenVolumes {
         *self.wanted.lock() = names.to_vec();
     }
 
+    /// Returns whether a volume of this name is configured, even if it is not open.
+    pub(crate) fn is_configured(&self, name: &str) -> bool {
+        self.wanted.lock().iter().any(|wanted| wanted == name)
+    }
+
     /// Returns a message for each configured volume that is not served.
     pub(crate) fn lost(&self) -> Vec<String> {
         let open = self.open_now();
@@ -325,6 +327,7 @@ impl OpenVolumes {
             volume: Arc::clone(&served.volume),
             metrics: served.metrics.clone(),
             clients: *served.users.borrow(),
+            is_configured: *served.stay.borrow() == Stay::Always,
         };
         self.open_now().into_iter().map(report).collect()
     }
@@ -449,28 +452,14 @@ impl OpenVolumes {
         name: &str,
         takeover: bool,
     ) -> Result<(Arc<Volume>, VolumeMetrics), OpenError> {
-        let mut id = catalog::resolve(&self.env, name).await?;
-        for _ in 0..OPENINGS {
+        let mut metrics = None;
+        let options = || {
             // Only a name that exists gets time series.
-            let metrics = self.metrics.volume(name);
-            let options = volume::Options { metrics: Some(metrics.clone()), ..self.options.volume.clone() };
-            let error = match Volume::open(&self.env, options, id, takeover).await {
-                Ok(volume) => return Ok((volume, metrics)),
-                Err(error) => error,
-            };
-            let may_be_deleted =
-                matches!(error, OpenError::Deleting | OpenError::Incomplete { .. } | OpenError::Lost(_));
-            if !may_be_deleted {
-                return Err(error);
-            }
-            // The name may refer to another volume by now, or to none.
-            let now = catalog::resolve(&self.env, name).await?;
-            if now == id {
-                return Err(error);
-            }
-            id = now;
-        }
-        Err(OpenError::Contended(name.to_owned()))
+            metrics = Some(self.metrics.volume(name));
+            volume::Options { metrics: metrics.clone(), ..self.options.volume.clone() }
+        };
+        let volume = catalog::open(&self.env, options, name, takeover).await?;
+        Ok((volume, metrics.expect("no volume is opened without options")))
     }
 
     /// Waits until the volume is not configured and nobody has used it for the idle timeout. From then on

@@ -3,14 +3,18 @@
 //! Owns when the schedule is consulted, and must not know what it says. Only volumes that are open in this
 //! gateway are looked after, because only their holder may change them. Invariants: nothing is deleted after
 //! something could not be taken. A snapshot that clients of this gateway read, or that a clone needs, is left
-//! for later.
+//! for later. Whether a clone still exists may take long to find out, and holds up no other snapshot.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{StreamExt as _, stream};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::time::Instant;
+use uuid::Uuid;
 
 use super::failure::chain;
 use super::open_snapshots::OpenSnapshots;
@@ -23,6 +27,8 @@ use crate::volume::{self, Environment, SnapshotError, Volume};
 
 /// How often the schedule is consulted. It costs no request unless something is due.
 const TICK: Duration = Duration::from_secs(20);
+/// How long a snapshot that clones keep is left alone before they are looked for again.
+const KEPT: Duration = Duration::from_secs(3600);
 /// How many volumes are looked after at the same time.
 const CONCURRENT: usize = 8;
 
@@ -34,6 +40,8 @@ pub(crate) struct Scheduler {
     snapshots: Arc<OpenSnapshots>,
     metrics: Metrics,
     schedule: Mutex<Schedule>,
+    /// The snapshots that clones kept when they were due, each with the time until which it is left alone.
+    kept: Mutex<BTreeMap<(Uuid, String), Instant>>,
     changed: Notify,
     tasks: Tasks,
 }
@@ -47,9 +55,16 @@ impl Scheduler {
         metrics: Metrics,
         schedule: Schedule,
     ) -> Arc<Self> {
-        let (changed, tasks) = (Notify::new(), Tasks::new());
-        let this =
-            Arc::new(Self { env, volumes, snapshots, metrics, schedule: Mutex::default(), changed, tasks });
+        let this = Arc::new(Self {
+            env,
+            volumes,
+            snapshots,
+            metrics,
+            schedule: Mutex::default(),
+            kept: Mutex::default(),
+            changed: Notify::new(),
+            tasks: Tasks::new(),
+        });
         this.set(schedule);
         let of_task = Arc::clone(&this);
         drop(this.tasks.spawn_until_cancelled(async move { of_task.run().await }));
@@ -83,10 +98,17 @@ impl Scheduler {
     async fn look_after(&self, open: &OpenVolume) {
         let schedule = self.schedule.lock().clone();
         export(&open.volume, &open.metrics);
+        let mut kept = Vec::new();
         for action in schedule.due((self.env.wall_clock)(), &open.volume.snapshots()) {
             // It may be about to be closed, or have stopped.
             if self.volumes.serving(&open.name).is_none_or(|now| now.id() != open.volume.id()) {
                 return;
+            }
+            if let Action::Delete(name) = &action
+                && open.volume.is_pinned(name)
+            {
+                kept.push(name.clone());
+                continue;
             }
             match self.carry_out(open, &action).await {
                 Ok(()) => {}
@@ -101,7 +123,41 @@ impl Scheduler {
                 }
             }
         }
+        self.delete_kept(open, kept);
         export(&open.volume, &open.metrics);
+    }
+
+    /// Deletes snapshots that clones keep, unless the clones exist. A task does it, which looks at each
+    /// snapshot once in [`KEPT`].
+    fn delete_kept(&self, open: &OpenVolume, mut names: Vec<String>) {
+        {
+            let (now, mut kept) = (Instant::now(), self.kept.lock());
+            kept.retain(|_, until| *until > now);
+            names.retain(|name| match kept.entry((open.volume.id(), name.clone())) {
+                Entry::Occupied(_) => false,
+                Entry::Vacant(entry) => *entry.insert(now + KEPT) > now,
+            });
+        }
+        if names.is_empty() {
+            return;
+        }
+        let (open, snapshots) = (open.clone(), Arc::clone(&self.snapshots));
+        self.tasks.spawn_until_cancelled(async move {
+            for name in names {
+                if snapshots.clients(open.volume.id(), Some(&name)) > 0 {
+                    continue;
+                }
+                match open.volume.delete_unpinned(&name).await {
+                    Ok(_) | Err(SnapshotError::NoSuchSnapshot(_)) => {}
+                    Err(SnapshotError::Volume(volume::Error::Stopped(_))) => return,
+                    Err(error) => {
+                        open.metrics.snapshot_failures.inc();
+                        let why = chain(&error);
+                        tracing::warn!(volume = open.name, name, "an old snapshot is not deleted: {why}");
+                    }
+                }
+            }
+        });
     }
 
     async fn carry_out(&self, open: &OpenVolume, action: &Action) -> Result<(), SnapshotError> {
@@ -115,10 +171,10 @@ impl Scheduler {
                 );
                 Ok(())
             }
-            Action::Delete(name) => match open.volume.delete_snapshot(name).await {
-                // Clones need it, or somebody else has deleted it.
-                Err(SnapshotError::Pinned { .. } | SnapshotError::NoSuchSnapshot(_)) => Ok(()),
-                deleted => deleted,
+            Action::Delete(name) => match open.volume.delete_unpinned(name).await {
+                // A clone was made of it just now, or somebody else has deleted it.
+                Ok(_) | Err(SnapshotError::NoSuchSnapshot(_)) => Ok(()),
+                Err(error) => Err(error),
             },
         }
     }

@@ -17,11 +17,13 @@ use super::open_snapshots::OpenSnapshots;
 use super::open_volumes::{OpenVolumes, Use};
 use super::scheduler::export;
 use super::store_check::StoreCheck;
-use super::surface::{Failure, Gateway, IfHeld, Known, OpenVolume, Stage as Shown};
+use super::surface::{Failure, Fate, Gateway, IfHeld, Known, OpenVolume, Stage as Shown};
 use crate::server::{Connection, Server};
-use crate::volume::catalog::{self, ChunkBytes, Info, Listed, Unnamed};
+use crate::volume::catalog::{self, ChunkBytes, Deleted, Info, Listed, Unnamed};
+use crate::volume::diff::{self, Page};
 use crate::volume::format::snapshot::Snapshot;
-use crate::volume::{self, Environment, Shrink};
+use crate::volume::gc::{self, Collected, Found};
+use crate::volume::{self, Environment, Flattened, OpenError, Shrink, SnapshotError};
 
 /// What can be queried while the gateway serves.
 pub(crate) struct Serving {
@@ -157,13 +159,43 @@ impl Gateway for GatewayStatus {
         Ok(of.volume.info(name))
     }
 
-    async fn delete(&self, name: &str, if_held: IfHeld) -> Result<(), Failure> {
+    async fn resolve(&self, name: &str) -> Result<Uuid, Failure> {
+        Ok(catalog::resolve(&self.serving()?.env, name).await?)
+    }
+
+    async fn rename(&self, name: &str, to: &str) -> Result<Info, Failure> {
+        let serving = self.serving()?;
+        if serving.volumes.is_configured(name) {
+            return Err(Failure::InUse(format!(
+                "{name} is in the configuration of this gateway, which would miss it or create it anew: \
+                 remove it from volumes.create and volumes.open and reload, and add the new name after the \
+                 renaming"
+            )));
+        }
+        serving.check_unread(catalog::resolve(&serving.env, name).await?)?;
+        // Under a stable name, it would take the volume from this gateway if a client opens it just now.
+        let options = volume::Options { holder_is_stable: false, ..serving.options.clone() };
+        let renamed = catalog::rename(&serving.env, &options, name, to, false).await;
+        serving.catalogue.forget();
+        serving.census.has_changed();
+        match renamed {
+            Err(OpenError::Held { holder }) => Err(Failure::InUse(format!(
+                "{name} is in use by {holder}: a volume can be renamed only while no gateway has it open"
+            ))),
+            renamed => Ok(renamed?),
+        }
+    }
+
+    async fn delete(&self, name: &str, if_held: IfHeld, fate: Fate) -> Result<(), Failure> {
         let serving = self.serving()?;
         if serving.snapshots.has_any() {
             serving.check_unread(catalog::resolve(&serving.env, name).await?)?;
         }
-        let deleted =
-            catalog::delete(&serving.env, &serving.options, name, if_held == IfHeld::TakeOver).await;
+        let (env, options, takeover) = (&serving.env, &serving.options, if_held == IfHeld::TakeOver);
+        let deleted = match fate {
+            Fate::Kept => catalog::set_aside(env, options, name, takeover).await.map(drop),
+            Fate::Gone => catalog::delete(env, options, name, takeover).await,
+        };
         serving.catalogue.forget();
         serving.census.has_changed();
         Ok(deleted?)
@@ -179,12 +211,36 @@ impl Gateway for GatewayStatus {
         Ok(deleted?)
     }
 
+    async fn deleted(&self) -> Result<Vec<Deleted>, Failure> {
+        Ok(catalog::deleted(&self.serving()?.env).await?)
+    }
+
+    async fn undelete(&self, volume: Uuid, to: Option<&str>) -> Result<Info, Failure> {
+        let serving = self.serving()?;
+        let info = catalog::undelete(&serving.env, volume, to).await;
+        serving.catalogue.forget();
+        serving.census.has_changed();
+        Ok(info?)
+    }
+
     async fn snapshots(&self, volume: &str) -> Result<Vec<Snapshot>, Failure> {
         let serving = self.serving()?;
         match serving.volumes.serving(volume) {
             Some(open) => Ok(open.snapshots()),
             None => Ok(list_snapshots(&serving.env, volume).await?.snapshots.to_vec()),
         }
+    }
+
+    async fn compare(
+        &self,
+        volume: &str,
+        snapshots: (&str, &str),
+        offset: u64,
+        most: usize,
+    ) -> Result<Page, Failure> {
+        let serving = self.serving()?;
+        let id = catalog::resolve(&serving.env, volume).await?;
+        Ok(diff::page(&serving.env, &serving.options, id, snapshots, offset, most).await?)
     }
 
     async fn take_snapshot(&self, volume: &str, snapshot: &str) -> Result<Snapshot, Failure> {
@@ -209,6 +265,32 @@ impl Gateway for GatewayStatus {
         export(&of.volume, &of.metrics);
         serving.catalogue.forget();
         Ok(deleted?)
+    }
+
+    async fn clone_snapshot(&self, volume: &str, snapshot: &str, name: &str) -> Result<Info, Failure> {
+        let serving = self.serving()?;
+        let of = serving.join(volume).await?;
+        let made = catalog::clone(&of.volume, snapshot, name).await;
+        serving.catalogue.forget();
+        serving.census.has_changed();
+        Ok(made?)
+    }
+
+    async fn look_for_garbage(&self, name: &str) -> Result<Found, Failure> {
+        Ok(gc::look(&self.serving()?.env, name).await?)
+    }
+
+    async fn collect_garbage(&self, name: &str) -> Result<Collected, Failure> {
+        let of = self.serving()?.join(name).await?;
+        Ok(gc::collect(&of.volume, None).await?)
+    }
+
+    async fn flatten(&self, name: &str) -> Result<Flattened, Failure> {
+        let serving = self.serving()?;
+        let of = serving.join(name).await?;
+        let flattened = of.volume.flatten().await;
+        serving.catalogue.forget();
+        Ok(flattened.map_err(SnapshotError::Volume)?)
     }
 
     fn stage(&self) -> Shown {

@@ -164,10 +164,13 @@ definitions! {
         "Bytes of objects uploaded for the volume, by kind of object.");
 
     DATA_BYTES = gauge("cairn_data_bytes", "bytes", &["volume", "share"],
-        "Bytes of blocks in chunk objects and packs as of the last checkpoint, by whether they are in use.");
+        "Bytes of blocks in the volume's own chunk objects and packs as of the last checkpoint, by whether \
+         they are in use.");
     OVERLAID_BYTES = gauge("cairn_overlaid_bytes", "bytes", &["volume"],
-        "Bytes of the disk that overlays locate in packs or zero, as of the last checkpoint.");
-    PACKS = gauge("cairn_packs", "packs", &["volume"], "Packs in use as of the last checkpoint.");
+        "Bytes of the disk that overlays of the volume's own map pages locate in packs or zero, as of the \
+         last checkpoint.");
+    PACKS = gauge("cairn_packs", "packs", &["volume"],
+        "Packs of the volume itself that are in use as of the last checkpoint.");
     BACKGROUND_BYTES = counter("cairn_background_bytes_total", "bytes", &["volume", "work"],
         "Bytes that checkpoints rewrote in addition to what clients wrote, by kind of work.");
 

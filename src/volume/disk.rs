@@ -12,13 +12,22 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::clones;
+use super::collect::Collector;
+use super::environment::Environment;
 use super::error::{Error, ResizeError, SnapshotError};
+use super::flatten::{Flattened, Flattening};
 use super::fold::FoldHandle;
 use super::fold::snapshots::MAX_SNAPSHOTS;
+use super::format::geometry::Geometry;
+use super::format::head::Names;
 use super::format::keys::{Epoch, is_valid_name};
+use super::format::root::Root;
 use super::format::snapshot::Snapshot;
 use super::info::Info;
 use super::keeper::HeadHandle;
+use super::options::Options;
+use super::pins::{Look, Pins};
 use super::read::ahead::ReadAhead;
 use super::read::picture::{self, Picture};
 use super::read::{self, Extent, Segment};
@@ -40,6 +49,10 @@ pub struct Volume {
     read_ahead: Mutex<ReadAhead>,
     /// Held while a snapshot gets its name, so that no two get the same.
     naming: tokio::sync::Mutex<()>,
+    pins: Pins,
+    flattening: Flattening,
+    /// The names that may be bound to the volume. A new one is noted before it is recorded in the head.
+    names: Mutex<Names>,
     created_at_seconds: u64,
 }
 
@@ -71,16 +84,48 @@ impl Volume {
         shared: Arc<Shared>,
         head: HeadHandle,
         folds: FoldHandle,
+        names: Names,
         created_at_seconds: u64,
     ) -> Self {
         let read_ahead = Mutex::new(ReadAhead::default());
-        Self { shared, head, folds, read_ahead, naming: tokio::sync::Mutex::new(()), created_at_seconds }
+        let (naming, names, pins) = (tokio::sync::Mutex::new(()), Mutex::new(names), Pins::default());
+        let flattening = Flattening::default();
+        Self { shared, head, folds, read_ahead, naming, pins, flattening, names, created_at_seconds }
     }
 
     /// The UUID of the volume, which never changes.
     #[must_use]
     pub fn id(&self) -> Uuid {
         self.shared.keys.volume()
+    }
+
+    /// The name of the volume. If it was opened by its id, another name may be bound to it too, because a
+    /// renaming was cut short.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.names.lock().current.clone()
+    }
+
+    /// The names that may be bound to the volume.
+    pub(super) fn names(&self) -> Names {
+        self.names.lock().clone()
+    }
+
+    /// Notes the names of the volume and records them in the head. Returns once that is durable, which proves
+    /// that the volume was still held after the call began.
+    pub(super) async fn record_names(&self, names: Names) -> Result<(), Error> {
+        *self.names.lock() = names.clone();
+        self.head.record_names(&self.shared, names).await
+    }
+
+    /// What this volume shares with all others of the process.
+    pub(super) fn environment(&self) -> &Environment {
+        &self.shared.env
+    }
+
+    /// The root of the last checkpoint.
+    pub(super) fn root(&self) -> Arc<Root> {
+        Arc::clone(&self.shared.state.lock().root)
     }
 
     /// Size of the disk in bytes.
@@ -101,6 +146,7 @@ impl Volume {
             created_at_seconds: self.created_at_seconds,
             epoch: self.epoch(),
             holder: Some(self.shared.options.holder_name.clone()),
+            clone_of: self.origins().first().copied(),
         }
     }
 
@@ -372,7 +418,70 @@ impl Volume {
     /// # Errors
     /// If there is no such snapshot, if a clone needs it, if the volume stopped, or if the store failed.
     pub async fn delete_snapshot(&self, name: &str) -> Result<(), SnapshotError> {
-        self.folds.delete_snapshot(&self.shared, name).await
+        match self.delete_unpinned(name).await? {
+            Ok(()) => Ok(()),
+            Err(clones) => {
+                let clones = clones::mention(&self.shared.env, &clones).await;
+                Err(SnapshotError::Pinned { name: name.to_owned(), clones })
+            }
+        }
+    }
+
+    /// As [`Volume::delete_snapshot`], but does not look up what clones that need the snapshot are called:
+    /// returns their ids.
+    ///
+    /// # Errors
+    /// If there is no such snapshot, if the volume stopped, or if the store failed.
+    pub async fn delete_unpinned(&self, name: &str) -> Result<Result<(), Vec<Uuid>>, SnapshotError> {
+        let delete = || self.folds.delete_snapshot(&self.shared, name);
+        self.pins.unless_needed(&self.shared, &self.folds, Look::UntilAlive, delete).await
+    }
+
+    /// Whether clones keep a snapshot, as far as the volume knows. Clones may have been deleted since.
+    #[must_use]
+    pub fn is_pinned(&self, name: &str) -> bool {
+        self.folds.is_pinned(name)
+    }
+
+    /// Keeps the root of a snapshot for a clone, whose identity exists already. Returns that root once the
+    /// head says that it is kept.
+    ///
+    /// # Errors
+    /// If there is no such snapshot, if it has too many clones, if its root is lost, if the volume stopped,
+    /// or if the store failed.
+    pub(super) async fn pin(&self, name: &str, clone: Uuid) -> Result<Root, SnapshotError> {
+        let pin = || self.folds.pin(&self.shared, name, clone);
+        let pinned = self.pins.unless_needed(&self.shared, &self.folds, Look::AtAll, pin).await?;
+        pinned.map_err(|clones| SnapshotError::TooManyClones { name: name.to_owned(), count: clones.len() })
+    }
+
+    /// Rewrites what a clone shares with other volumes into objects of its own, while clients use it, so that
+    /// it needs them no more. The work goes on if the call is dropped.
+    ///
+    /// # Errors
+    /// If the volume stopped, or if the store failed. What is done stays done.
+    pub async fn flatten(&self) -> Result<Flattened, Error> {
+        self.flattening.run(&self.shared, &self.folds).await
+    }
+
+    /// What an operator has set.
+    pub(super) fn options(&self) -> &Options {
+        &self.shared.options
+    }
+
+    /// What deletes the garbage of the volume.
+    pub(super) fn collector(&self) -> Collector {
+        self.folds.collector(&self.shared)
+    }
+
+    /// How the volume is divided into chunks.
+    pub(super) fn geometry(&self) -> Geometry {
+        self.shared.geometry
+    }
+
+    /// The other volumes whose objects the volume may read: none unless it is a clone.
+    pub(super) fn origins(&self) -> Vec<Uuid> {
+        self.shared.state.lock().root.origins.clone()
     }
 
     /// Makes the volume what it was at a snapshot, and closes it: the next opening has the old content. What

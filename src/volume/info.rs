@@ -22,4 +22,6 @@ pub struct Info {
     pub epoch: u32,
     /// Name of the gateway whose lease is in the head, if any. The lease may have expired.
     pub holder: Option<String>,
+    /// Uuid of the volume that this one is a clone of, if any.
+    pub clone_of: Option<Uuid>,
 }

@@ -1,5 +1,6 @@
 //! The head keeper: the only task that updates `head` while a volume is open. It renews the lease, publishes
-//! checkpoints and releases the lease, one update at a time. It does not know how a checkpoint is made.
+//! checkpoints, records names and releases the lease, one update at a time. It does not know how a checkpoint
+//! is made.
 //!
 //! Invariant: if another opening has changed the head, the volume stops.
 
@@ -9,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::error::Error;
-use super::format::head::{Checkpoint, Lease};
+use super::format::head::{Checkpoint, Lease, Names};
 use super::format::keys::ObjectId;
 use super::held::{HeldHead, Unheld};
 use super::shared::Shared;
@@ -18,7 +19,19 @@ use super::shared::Shared;
 #[derive(Debug)]
 enum Request {
     Publish { checkpoint: Checkpoint, root: ObjectId, root_table: ObjectId, done: oneshot::Sender<()> },
+    Name { names: Names, done: oneshot::Sender<()> },
     Release { unswept: bool, done: oneshot::Sender<()> },
+}
+
+/// What an update of the head means for the next one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    /// It waits for the minimum interval since the previous one.
+    Waits,
+    /// It is rare, and somebody waits for it.
+    AtOnce,
+    /// It is the last one.
+    Last,
 }
 
 /// Sends requests to the head keeper.
@@ -28,7 +41,7 @@ pub(super) struct HeadHandle {
     hurry: CancellationToken,
 }
 
-/// Limit on waiting requests. Only the folder and one closing send any.
+/// Limit on waiting requests. Only the folder, one renaming and one closing send any.
 const REQUESTS: usize = 4;
 
 impl HeadHandle {
@@ -55,6 +68,13 @@ impl HeadHandle {
     ) -> Result<(), Error> {
         let (done, answer) = oneshot::channel();
         self.ask(shared, Request::Publish { checkpoint, root, root_table, done }, answer).await
+    }
+
+    /// Records the names of the volume in the head. Returns once the head is durable, which proves that the
+    /// volume was still held after the call began.
+    pub(super) async fn record_names(&self, shared: &Shared, names: Names) -> Result<(), Error> {
+        let (done, answer) = oneshot::channel();
+        self.ask(shared, Request::Name { names, done }, answer).await
     }
 
     /// Releases the lease, after which the head keeper ends. `unswept` records in the head whether
@@ -112,21 +132,25 @@ impl HeadKeeper {
                 }
             };
             let head = self.held.head_mut();
-            let (done, last) = match request {
+            let (done, turn) = match request {
                 None => return,
                 Some(Request::Publish { checkpoint, root, root_table, done }) => {
                     assert!(checkpoint.slot >= head.checkpoint.slot, "a checkpoint never goes back");
                     head.checkpoint = checkpoint;
                     head.root = root;
                     head.root_table = root_table;
-                    (done, false)
+                    (done, Turn::Waits)
+                }
+                Some(Request::Name { names, done }) => {
+                    head.names = Some(names);
+                    (done, Turn::AtOnce)
                 }
                 Some(Request::Release { unswept, done }) => {
                     head.lease = if unswept { Lease::Unswept } else { Lease::Released };
-                    (done, true)
+                    (done, Turn::Last)
                 }
             };
-            if !last {
+            if turn == Turn::Waits {
                 // The wait never outlasts the lease.
                 let rested = self.held.updated_at() + self.shared.options.head_interval.min(renewal);
                 tokio::select! {
@@ -141,7 +165,7 @@ impl HeadKeeper {
             if done.send(()).is_err() {
                 tracing::debug!("nobody waits for the update of the head any more");
             }
-            if last {
+            if turn == Turn::Last {
                 return;
             }
         }

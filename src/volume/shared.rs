@@ -207,7 +207,7 @@ impl Shared {
 
     /// Updates the gauges of what a root stores.
     pub(super) fn gauge_root(&self, root: &Root) {
-        let overlaid: u64 = root.map_pages.values().map(|page| u64::from(page.counts.overlaid)).sum();
+        let overlaid: u64 = root.own_pages().map(|page| u64::from(page.counts.overlaid)).sum();
         let space = root.space();
         self.metrics.packs.set(count(root.packs.len() as u64));
         self.metrics.overlaid_bytes.set(count(overlaid * BLOCK_BYTES));

@@ -14,7 +14,6 @@ use uuid::Uuid;
 
 use super::environment::Environment;
 use super::error::{Error, OpenError};
-use super::format::head::VolumeState;
 use super::format::keys::{Keys, ObjectId};
 use super::format::root::{Root, RootTable};
 use super::format::snapshot::Snapshot;
@@ -45,7 +44,7 @@ pub async fn list(env: &Environment, volume: Uuid) -> Result<Vec<Snapshot>, Open
 async fn kept(env: &Environment, keys: Keys) -> Result<Vec<(Snapshot, ObjectId)>, OpenError> {
     for _ in 0..LOOKUPS {
         let (head, _) = read_head(env, keys).await?;
-        if head.state == VolumeState::Deleting {
+        if !head.state.is_live() {
             return Err(OpenError::Deleting);
         }
         let id = head.root_table;
@@ -129,6 +128,21 @@ impl SnapshotDisk {
         self.keys.root(self.root.id)
     }
 
+    /// What the disk shares with all others of the process.
+    pub(super) fn environment(&self) -> &Environment {
+        &self.env
+    }
+
+    /// Keys of the volume that the snapshot is of.
+    pub(super) fn keys(&self) -> Keys {
+        self.keys
+    }
+
+    /// The root that has the content of the snapshot.
+    pub(super) fn root(&self) -> &Arc<Root> {
+        &self.root
+    }
+
     /// Size of the disk in bytes when the snapshot was taken.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
@@ -179,7 +193,7 @@ impl SnapshotDisk {
     }
 
     /// Returns the cause of a failed read. Objects of a deleted snapshot are no loss.
-    async fn explained(&self, error: Error) -> Error {
+    pub(super) async fn explained(&self, error: Error) -> Error {
         if error.is_loss() && matches!(self.is_kept().await, Ok(false)) {
             return self.check_kept().err().unwrap_or(error);
         }

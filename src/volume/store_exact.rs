@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::error::{self, OpenError};
 use super::format::codec::DecodeError;
@@ -201,12 +202,9 @@ impl Absence {
             tokio::time::sleep(*pause).await;
             return Ok(true);
         }
-        let mut pages = Pages::new(store, key);
-        while let Some(entries) = pages.next().await? {
-            if entries.iter().any(|entry| entry.key == key) {
-                let source = cause("the store lists the object, and says that it does not exist");
-                return Err(Error::Transient { key: key.to_owned(), source });
-            }
+        if is_listed(store, key).await? {
+            let source = cause("the store lists the object, and says that it does not exist");
+            return Err(Error::Transient { key: key.to_owned(), source });
         }
         Ok(false)
     }
@@ -234,19 +232,76 @@ pub(super) async fn get_referenced(store: &dyn Store, key: &str, range: ByteRang
 pub(super) async fn confirm_gone(store: &dyn Store, key: &str) -> Result<(), Error> {
     let mut absence = Absence::default();
     loop {
-        match store.get(key, ByteRange::Bounded { offset: 0, length: 1 }).await {
-            Err(Error::NotFound { .. }) => {
-                if !absence.ask_again_after(ABSENT_FOR_GOOD, store, key).await? {
-                    return Ok(());
-                }
-            }
-            Ok(_) | Err(Error::Truncated { .. } | Error::CutShort { .. }) => {
-                let source = cause("the object was not found at first, and exists after all");
-                return Err(Error::Transient { key: key.to_owned(), source });
-            }
-            Err(error) => return Err(error),
+        if !is_absent(store, key).await? {
+            let source = cause("the object was not found at first, and exists after all");
+            return Err(Error::Transient { key: key.to_owned(), source });
+        }
+        if !absence.ask_again_after(ABSENT_FOR_GOOD, store, key).await? {
+            return Ok(());
         }
     }
+}
+
+/// Whether the store says that an object does not exist. A single answer proves nothing.
+///
+/// # Errors
+/// If the store does not answer.
+pub(super) async fn is_absent(store: &dyn Store, key: &str) -> Result<bool, Error> {
+    match store.get(key, ByteRange::Bounded { offset: 0, length: 1 }).await {
+        Err(Error::NotFound { .. }) => Ok(true),
+        Ok(_) | Err(Error::Truncated { .. } | Error::CutShort { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// As [`confirm_gone`], for many things of which each exists while one of its objects does, and which the
+/// store has denied once. Returns those that are gone. All of them are asked for between two pauses, so the
+/// pauses do not add up. At most `concurrent` requests are in flight.
+///
+/// # Errors
+/// If the store does not answer.
+pub(super) async fn all_gone<T>(
+    store: &dyn Store,
+    mut things: Vec<(T, Vec<String>)>,
+    concurrent: usize,
+) -> Result<Vec<T>, Error> {
+    for pause in ABSENT_FOR_GOOD {
+        if things.is_empty() {
+            break;
+        }
+        tokio::time::sleep(*pause).await;
+        let looks = stream::iter(things).map(|(thing, keys)| async move {
+            for key in &keys {
+                if !is_absent(store, key).await? {
+                    return Ok::<_, Error>(None);
+                }
+            }
+            Ok(Some((thing, keys)))
+        });
+        let absent: Vec<Option<(T, Vec<String>)>> = looks.buffered(concurrent).try_collect().await?;
+        things = absent.into_iter().flatten().collect();
+    }
+    let listings = stream::iter(things).map(|(thing, keys)| async move {
+        for key in &keys {
+            if is_listed(store, key).await? {
+                return Ok::<_, Error>(None);
+            }
+        }
+        Ok(Some(thing))
+    });
+    let gone: Vec<Option<T>> = listings.buffered(concurrent).try_collect().await?;
+    Ok(gone.into_iter().flatten().collect())
+}
+
+/// Whether a listing has an object.
+async fn is_listed(store: &dyn Store, key: &str) -> Result<bool, Error> {
+    let mut pages = Pages::new(store, key);
+    while let Some(entries) = pages.next().await? {
+        if entries.iter().any(|entry| entry.key == key) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Why an object could not be read.

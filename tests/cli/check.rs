@@ -120,7 +120,7 @@ fn usage_shows_what_the_bucket_holds() {
     let told = json(&succeed(at, "volume usage disk --json"));
     assert_eq!(told["total"]["objects"], below.len() as u64, "{told}");
     assert_eq!(told["total"]["bytes"], bytes, "{told}");
-    assert_eq!(told["data"], json(r#"{"stored_bytes": 0, "live_bytes": 0}"#));
+    assert_eq!(told["data"], json(r#"{"stored_bytes": 0, "live_bytes": 0, "shared_bytes": 0}"#));
     let table = succeed(at, "volume usage disk");
     let rows: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(rows[0], ["KIND", "OBJECTS", "BYTES", "LIVE", "WAITING", "UNSETTLED", "ORPHANS"]);

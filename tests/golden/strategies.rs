@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use cairn::volume::format::codec::Checksum;
 use cairn::volume::format::geometry::{ChunkIndex, Geometry, PAGE_BYTES, PageIndex};
-use cairn::volume::format::head::{Checkpoint, Head, HolderName, Lease, VolumeState};
+use cairn::volume::format::head::{Checkpoint, Head, HolderName, Kept, Lease, Names, VolumeState};
 use cairn::volume::format::identity::{Identity, NameBinding};
 use cairn::volume::format::interval::IntervalMap;
 use cairn::volume::format::keys::{ObjectId, Slot};
@@ -85,13 +85,27 @@ pub(super) fn head() -> impl Strategy<Value = Object> {
         Just(Lease::Unswept),
         (1..u32::MAX).prop_map(|ttl_ms| Lease::Held { ttl_ms })
     ];
-    let state = prop_oneof![Just(VolumeState::Live), Just(VolumeState::Deleting)];
+    let kept = (any::<u64>(), any::<u32>()).prop_map(|(deleted_at_seconds, seconds_left)| {
+        VolumeState::Kept(Kept { deleted_at_seconds, seconds_left })
+    });
+    let state = prop_oneof![Just(VolumeState::Live), Just(VolumeState::Deleting), kept];
     let checkpoint = (slot(), checksum()).prop_map(|(slot, checksum)| Checkpoint { slot, checksum });
+    let names =
+        proptest::option::of(("[A-Za-z0-9_][A-Za-z0-9._-]{0,127}", proptest::option::of("[a-z]{1,128}")));
+    let names = names.prop_map(|names| {
+        names.map(|(current, next)| Names { next: next.filter(|next| *next != current), current })
+    });
     let strings = ("[ -~é]{0,100}", "[ -~é]{0,120}", vec(any::<u8>(), 0..=255));
+    let state = (state, names);
     ((any::<u64>(), any::<u32>(), any::<u128>()), lease, checkpoint, (id(), id()), strings, state).prop_map(
-        |((version, epoch, holder), lease, checkpoint, (root, root_table), strings, state)| {
+        |((version, epoch, holder), lease, checkpoint, (root, root_table), strings, (state, names))| {
             let (holder_name, local_journal, wrapped_key) = strings;
             let epoch = epoch.max(checkpoint.slot.epoch);
+            // A volume that is kept has its names in the head.
+            let state = match state {
+                VolumeState::Kept(_) if names.is_none() => VolumeState::Live,
+                state => state,
+            };
             Object::Head(Head {
                 volume: VOLUME,
                 version,
@@ -105,6 +119,7 @@ pub(super) fn head() -> impl Strategy<Value = Object> {
                 wrapped_key,
                 local_journal,
                 state,
+                names,
             })
         },
     )

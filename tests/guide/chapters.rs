@@ -101,15 +101,18 @@ async fn typed(file: &str) {
 }
 
 /// Chapters with blocks that are run, each by a test.
-const CHAPTERS: [&str; 8] = [
+const CHAPTERS: [&str; 11] = [
     "docs/backup.md",
     "docs/buckets.md",
+    "docs/clones.md",
     "docs/configuration.md",
     "docs/getting-started.md",
     "docs/import.md",
     "docs/monitoring.md",
+    "docs/renaming.md",
     "docs/resizing.md",
     "docs/snapshots.md",
+    "docs/undelete.md",
 ];
 
 #[tokio::test]
@@ -122,6 +125,12 @@ async fn backup() {
 #[ignore = "needs MinIO, QEMU, curl, iproute2, libnbd, util-linux"]
 async fn buckets() {
     typed("docs/buckets.md").await;
+}
+
+#[tokio::test]
+#[ignore = "needs MinIO, QEMU, curl, iproute2, libnbd, util-linux"]
+async fn clones() {
+    typed("docs/clones.md").await;
 }
 
 #[tokio::test]
@@ -150,6 +159,12 @@ async fn monitoring() {
 
 #[tokio::test]
 #[ignore = "needs MinIO, QEMU, curl, iproute2, libnbd, util-linux"]
+async fn renaming() {
+    typed("docs/renaming.md").await;
+}
+
+#[tokio::test]
+#[ignore = "needs MinIO, QEMU, curl, iproute2, libnbd, util-linux"]
 async fn resizing() {
     typed("docs/resizing.md").await;
 }
@@ -158,6 +173,12 @@ async fn resizing() {
 #[ignore = "needs MinIO, QEMU, curl, iproute2, libnbd, util-linux"]
 async fn snapshots() {
     typed("docs/snapshots.md").await;
+}
+
+#[tokio::test]
+#[ignore = "needs MinIO, QEMU, curl, iproute2, libnbd, util-linux"]
+async fn undelete() {
+    typed("docs/undelete.md").await;
 }
 
 #[test]

@@ -1,18 +1,33 @@
 //! The binding of names as a machine of small states: what each process may do next, and what a request does
 //! when it lands.
 //!
-//! Processes create, delete (by name and by id) and open volumes under one name. A request is sent in one
-//! step and lands in another, however late, even after its sender died; a process that dies takes no further
-//! step. With `late_duplicates` each change of the name may land twice, and the answer of the first landing
-//! may be lost. The journal and the lease are included only as far as a deletion must respect them. This file
-//! must not know what has to hold: that is in [`super`]. A rename or a clone would be another [`Role`].
+//! Processes create, delete (by name and by id), open and rename volumes under a few names. A request is sent in
+//! one step and lands in another, however late, even after its sender died; a process that dies takes no
+//! further step. With `late_duplicates` each change of a name may land twice, and the answer of the first
+//! landing may be lost. The journal and the lease are included only as far as a deletion or a renaming must
+//! respect them. This file must not know what has to hold: that is in [`super`]. The steps of a renaming are in
+//! [`super::renames`], and those of a deletion in [`super::deletions`]. A clone would be another [`Role`].
 
 use std::fmt;
+
+use super::deletions::{after_unbinding, cleared, removal};
+use super::renames;
 
 /// A volume: its index among all that are ever made.
 pub(super) type Volume = u8;
 
-/// The object under the name. Its version grows with every change, so that no version returns.
+/// A name: an index. Volumes are created under the first.
+pub(super) type Name = u8;
+
+/// The name under which volumes are created.
+pub(super) const FIRST: Name = 0;
+/// Number of names.
+const NAMES: usize = 3;
+
+/// The names that a head records: that of the volume, and the one that it is getting.
+pub(super) type Names = (Name, Option<Name>);
+
+/// The object under a name. Its version grows with every change, so that no version returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Binding {
     /// No object exists: the name was never used.
@@ -24,7 +39,7 @@ pub(super) enum Binding {
 }
 
 impl Binding {
-    fn version(self) -> u8 {
+    pub(super) fn version(self) -> u8 {
         match self {
             Self::Absent => 0,
             Self::Free(version) | Self::Bound(version, _) => version,
@@ -40,9 +55,9 @@ impl Binding {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Head {
     Absent,
-    /// The version, and whether a gateway holds the lease.
-    Live(u8, bool),
-    Deleting(u8),
+    /// The version, whether a gateway holds the lease, and the names of the volume.
+    Live(u8, bool, Names),
+    Deleting(u8, Names),
 }
 
 /// The objects of a volume, but for the head.
@@ -69,9 +84,11 @@ pub(super) struct Disk {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Role {
     Creates(Volume),
-    DeletesByName,
+    DeletesByName(Name),
     DeletesById(Volume),
     Opens,
+    /// Renames the volume that has the first of these names. Takes it from whoever holds it.
+    Renames(Name, Name),
 }
 
 /// A rule that a check can break, to show that the rule is needed and that breaking it is found.
@@ -102,6 +119,26 @@ pub(super) enum Broken {
     IdentityFirst,
     /// A deletion checks the lease, and then marks whatever head exists.
     MarksBlindly,
+    /// A creator replaces the name of a volume that is being deleted, instead of freeing it first.
+    BindsOverDeleting,
+    /// A renaming frees the old name before it binds the new one.
+    FreesOldFirst,
+    /// A renaming does not record the new name in the head first.
+    Unrecorded,
+    /// A renaming reads the old name after it has updated the head.
+    ReadsOldLate,
+    /// A deletion frees the name of the volume, and not the one that it is getting.
+    LeavesNextName,
+    /// A renaming does not finish one that was cut short, and records its own in the head.
+    ForgetsNextName,
+    /// A renaming gives the volume its name although the volume has lost the one by which it was found.
+    RenamesOn,
+    /// An opener does not finish a renaming that was cut short.
+    LeavesRenaming,
+    /// An opener takes a volume that has lost the name by which it was found.
+    OpensByOldName,
+    /// A creator that comes too late deletes its volume without a look at the head.
+    DeletesRenamed,
 }
 
 /// The size of a check.
@@ -110,13 +147,15 @@ pub(super) struct Scope {
     pub roles: Vec<Role>,
     /// Whether volume 0 exists at the start, complete, with data and bound to the name.
     pub first_stands: bool,
-    /// Whether each change of the name may land twice.
+    /// Whether each change of a name may land twice.
     pub late_duplicates: bool,
+    /// Whether deletions and openers take a volume from whoever holds it.
+    pub takeover: bool,
     pub broken: Option<Broken>,
 }
 
 impl Scope {
-    fn breaks(&self, rule: Broken) -> bool {
+    pub(super) fn breaks(&self, rule: Broken) -> bool {
         self.broken == Some(rule)
     }
 
@@ -134,14 +173,20 @@ impl Scope {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum At {
     Begins,
-    /// Creator: the name is bound to this volume; checks whether that is being deleted.
+    /// The name to be bound is bound to this volume: checks whether that is being deleted.
     Checks(Volume),
+    /// It is, so the name is taken from it.
+    Clears(Volume),
     Makes(Part),
     Binds,
+    /// The name cannot be bound any more: the head shows whether it was.
+    Judges(Volume),
     /// Deleter: reads the head, and marks it.
     Marks(Volume),
     /// Reads the name, and unbinds it.
     Unbinds(Volume),
+    /// The same with the names that the marked head records: the first or the second.
+    UnbindsRecorded(Volume, bool),
     /// By id, without a head: makes sure that the name is never bound to the volume.
     Fences(Volume),
     Removes(Volume, Part),
@@ -150,6 +195,10 @@ pub(super) enum At {
     Recovers(Volume),
     Serves(Volume),
     Releases(Volume),
+    /// Releases the lease, and fails: the volume has another name than the one by which it was found.
+    GivesBack(Volume),
+    /// Holder that renames, or finishes a renaming: see [`super::renames`].
+    Renames(Volume, renames::Stage),
     /// The operation was answered with success.
     Done(Option<Volume>),
     /// The operation was answered with an error.
@@ -159,8 +208,9 @@ pub(super) enum At {
 /// A request that changes something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Request {
-    /// Replaces the name's object if it is exactly `from`; with `None`, unconditionally.
+    /// Replaces a name's object if it is exactly `from`; with `None`, unconditionally.
     Name {
+        name: Name,
         from: Option<Binding>,
         to: Binding,
     },
@@ -177,8 +227,10 @@ pub(super) enum Request {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Process {
     pub at: At,
-    /// The name as it was read.
+    /// The name to be bound or unbound, as it was read.
     pub name: Binding,
+    /// Renaming: the old name, as it was read.
+    pub old: Binding,
     /// The head that it made.
     pub head: Head,
     /// A request without an answer yet.
@@ -199,7 +251,7 @@ pub(super) struct Flight {
 /// The bucket, the network and every process.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct State {
-    pub name: Binding,
+    pub names: [Binding; NAMES],
     pub disks: Vec<Disk>,
     pub processes: Vec<Process>,
     /// Requests in flight, sorted and without duplicates.
@@ -236,18 +288,37 @@ impl State {
     pub(super) fn first(scope: &Scope) -> Self {
         let none = Disk { identity: false, content: false, head: Head::Absent, committed: false };
         let mut disks = vec![none; scope.volumes()];
-        let mut name = Binding::Absent;
+        let mut names = [Binding::Absent; NAMES];
         if scope.first_stands {
-            disks[0] = Disk { identity: true, content: true, head: Head::Live(1, false), committed: true };
-            name = Binding::Bound(1, 0);
+            let head = Head::Live(1, false, (FIRST, None));
+            disks[0] = Disk { identity: true, content: true, head, committed: true };
+            names[usize::from(FIRST)] = Binding::Bound(1, 0);
         }
-        let process =
-            Process { at: At::Begins, name: Binding::Absent, head: Head::Absent, waits: None, refused: None };
-        Self { name, disks, processes: vec![process; scope.roles.len()], flights: Vec::new() }
+        let process = Process {
+            at: At::Begins,
+            name: Binding::Absent,
+            old: Binding::Absent,
+            head: Head::Absent,
+            waits: None,
+            refused: None,
+        };
+        Self { names, disks, processes: vec![process; scope.roles.len()], flights: Vec::new() }
     }
 
-    fn disk(&self, volume: Volume) -> &Disk {
+    pub(super) fn disk(&self, volume: Volume) -> &Disk {
         &self.disks[usize::from(volume)]
+    }
+
+    pub(super) fn name(&self, name: Name) -> Binding {
+        self.names[usize::from(name)]
+    }
+
+    /// The name that a process reads to find or free its volume.
+    pub(super) fn name_of(role: Role) -> Name {
+        match role {
+            Role::DeletesByName(name) | Role::Renames(name, _) => name,
+            Role::Creates(_) | Role::DeletesById(_) | Role::Opens => FIRST,
+        }
     }
 
     /// Returns every possible step and the state after it.
@@ -276,21 +347,27 @@ impl State {
         }
         match (process.at, role) {
             (At::Begins, Role::Creates(_)) => Some(self.reads(p, role, |now| {
-                now.name = self.name;
-                now.at = match self.name {
+                now.name = self.name(FIRST);
+                now.at = match now.name {
                     Binding::Bound(_, other) => At::Checks(other),
                     Binding::Absent | Binding::Free(_) => At::Makes(Part::Identity),
                 };
             })),
-            (At::Checks(other), _) => Some(self.reads(p, role, |now| {
-                let deleting = matches!(self.disk(other).head, Head::Deleting(_));
-                let takes = deleting || scope.breaks(Broken::TakesLiveName);
-                now.at = if takes { At::Makes(Part::Identity) } else { At::Failed };
+            (At::Checks(other), Role::Creates(_)) => Some(self.reads(p, role, |now| {
+                let deleting = matches!(self.disk(other).head, Head::Deleting(..));
+                now.at = match deleting {
+                    _ if scope.breaks(Broken::TakesLiveName) => At::Makes(Part::Identity),
+                    true if scope.breaks(Broken::BindsOverDeleting) => At::Makes(Part::Identity),
+                    true => At::Clears(other),
+                    false => At::Failed,
+                };
             })),
+            (At::Clears(_), Role::Creates(_)) => Some(self.clear(scope, p, role, FIRST)),
             (At::Makes(part), Role::Creates(volume)) => {
                 let request = match part {
                     Part::Head => {
-                        Request::Head { volume, from: Some(Head::Absent), to: Head::Live(1, false) }
+                        let to = Head::Live(1, false, (FIRST, None));
+                        Request::Head { volume, from: Some(Head::Absent), to }
                     }
                     Part::Identity | Part::Content => Request::Make(volume, part),
                 };
@@ -299,11 +376,20 @@ impl State {
             (At::Binds, Role::Creates(volume)) => {
                 let to = Binding::Bound(process.name.version() + 1, volume);
                 let from = (!scope.breaks(Broken::BindsBlindly)).then_some(process.name);
-                Some(self.sends(scope, p, role, Request::Name { from, to }))
+                Some(self.sends(scope, p, role, Request::Name { name: FIRST, from, to }))
             }
-            (At::Begins, Role::DeletesByName) => Some(self.reads(p, role, |now| {
-                now.name = self.name;
-                now.at = match self.name {
+            (At::Judges(volume), _) => Some(self.reads(p, role, |now| {
+                now.at = match self.disk(volume).head {
+                    // Nobody has opened it, so it never had a name.
+                    Head::Live(1, ..) => removal(scope, volume, None),
+                    Head::Live(..) if scope.breaks(Broken::DeletesRenamed) => removal(scope, volume, None),
+                    Head::Live(..) => At::Done(Some(volume)),
+                    Head::Absent | Head::Deleting(..) => At::Failed,
+                };
+            })),
+            (At::Begins, Role::DeletesByName(name)) => Some(self.reads(p, role, |now| {
+                now.name = self.name(name);
+                now.at = match now.name {
                     Binding::Bound(_, volume) if scope.breaks(Broken::UnbindsFirst) => At::Unbinds(volume),
                     Binding::Bound(_, volume) => At::Marks(volume),
                     Binding::Absent | Binding::Free(_) => At::Failed,
@@ -313,35 +399,48 @@ impl State {
                 now.at = if self.disk(volume).identity { At::Marks(volume) } else { At::Failed };
             })),
             (At::Marks(volume), _) => Some(self.mark(scope, p, role, volume)),
-            (At::Fences(volume), _) if self.name.stands_for(volume) => {
+            (At::Fences(volume), _) if self.name(FIRST).stands_for(volume) => {
                 Some(self.reads(p, role, |now| now.at = At::Marks(volume)))
             }
-            (At::Unbinds(volume) | At::Fences(volume), _) => Some(self.unbind(scope, p, role, volume)),
+            (At::Unbinds(volume) | At::Fences(volume), _) => {
+                let fences = matches!(role, Role::DeletesById(_)) && !scope.breaks(Broken::LeavesNameFree);
+                Some(self.unbind(scope, p, role, Self::name_of(role), volume, fences))
+            }
+            (At::UnbindsRecorded(volume, next), _) => {
+                Some(self.unbind_recorded(scope, p, role, volume, next))
+            }
             (At::Removes(volume, part), _) => Some(self.sends(scope, p, role, Request::Delete(volume, part))),
-            (At::Begins, Role::Opens) => Some(self.reads(p, role, |now| {
-                now.at = match self.name {
+            (At::Begins, Role::Opens | Role::Renames(..)) => Some(self.reads(p, role, |now| {
+                now.at = match self.name(Self::name_of(role)) {
                     Binding::Bound(_, volume) => At::Takes(volume),
                     Binding::Absent | Binding::Free(_) => At::Failed,
                 };
             })),
             (At::Takes(volume), _) => match self.disk(volume).head {
-                Head::Live(version, false) => {
-                    let (from, to) = (Some(Head::Live(version, false)), Head::Live(version + 1, true));
+                Head::Live(_, _, names) if renames::has_lost_its_name(scope, role, names) => {
+                    Some(self.reads(p, role, |now| now.at = At::Failed))
+                }
+                Head::Live(version, held, names)
+                    if !held || scope.takeover || matches!(role, Role::Renames(..)) =>
+                {
+                    let from = Some(Head::Live(version, held, names));
+                    let to = Head::Live(version + 1, true, names);
                     Some(self.sends(scope, p, role, Request::Head { volume, from, to }))
                 }
                 _ => Some(self.reads(p, role, |now| now.at = At::Failed)),
             },
             (At::Recovers(volume), _) => Some(self.reads(p, role, |now| {
                 let whole = self.disk(volume).identity && self.disk(volume).content;
-                now.at = if whole { At::Serves(volume) } else { At::Failed };
+                now.at = if whole { renames::after_taking(scope, now, role, volume) } else { At::Failed };
             })),
             (At::Serves(volume), _) => self.commit(p, process, volume),
-            (At::Releases(volume), _) => {
-                let Head::Live(version, _) = process.head else { return None };
-                let (from, to) = (Some(process.head), Head::Live(version + 1, false));
+            (At::Releases(volume) | At::GivesBack(volume), _) => {
+                let Head::Live(version, _, names) = process.head else { return None };
+                let (from, to) = (Some(process.head), Head::Live(version + 1, false, names));
                 Some(self.sends(scope, p, role, Request::Head { volume, from, to }))
             }
-            (At::Makes(_) | At::Binds | At::Done(_) | At::Failed, _) => None,
+            (At::Renames(volume, stage), _) => Some(self.rename(scope, p, role, volume, stage)),
+            (At::Makes(_) | At::Binds | At::Checks(_) | At::Clears(_) | At::Done(_) | At::Failed, _) => None,
         }
     }
 
@@ -355,59 +454,11 @@ impl State {
         })
     }
 
-    /// Reads the head. If it is live and not held, replaces it by one that says that the volume is being
-    /// deleted.
-    fn mark(&self, scope: &Scope, p: u8, role: Role, volume: Volume) -> (Step, Self) {
-        let next = self.after_mark(scope, volume);
-        match self.disk(volume).head {
-            Head::Live(version, false) => {
-                let from = (!scope.breaks(Broken::MarksBlindly)).then_some(Head::Live(version, false));
-                self.sends(scope, p, role, Request::Head { volume, from, to: Head::Deleting(version + 1) })
-            }
-            Head::Live(_, true) => self.reads(p, role, |now| now.at = At::Failed),
-            // An earlier deletion was interrupted, or a creation before it made the head.
-            Head::Deleting(_) => self.reads(p, role, |now| now.at = next),
-            Head::Absent if role != Role::DeletesByName => {
-                let unfenced = scope.breaks(Broken::UnbindsUnmarked);
-                self.reads(p, role, |now| now.at = if unfenced { next } else { At::Fences(volume) })
-            }
-            // By name: another deletion has removed the volume, and had taken the name before.
-            Head::Absent => self.reads(p, role, |now| now.at = At::Failed),
-        }
-    }
-
-    fn after_mark(&self, scope: &Scope, volume: Volume) -> At {
-        if scope.breaks(Broken::UnbindsFirst) || scope.breaks(Broken::UnbindsLast) {
-            removal(scope, volume, None)
-        } else {
-            At::Unbinds(volume)
-        }
-    }
-
-    /// Frees the name if it is bound to this volume. By id, a free name is changed too: a creator that is
-    /// still to bind it read it before it made the volume, and thus comes too late.
-    fn unbind(&self, scope: &Scope, p: u8, role: Role, volume: Volume) -> (Step, Self) {
-        let fences = matches!(role, Role::DeletesById(_)) && !scope.breaks(Broken::LeavesNameFree);
-        let to = if scope.breaks(Broken::DeletesName) {
-            Binding::Absent
-        } else {
-            Binding::Free(self.name.version() + 1)
-        };
-        let from = (!scope.breaks(Broken::UnbindsBlindly)).then_some(self.name);
-        match self.name {
-            name if name.stands_for(volume) => self.sends(scope, p, role, Request::Name { from, to }),
-            Binding::Absent | Binding::Free(_) if fences => {
-                self.sends(scope, p, role, Request::Name { from, to })
-            }
-            _ => self.reads(p, role, |now| now.at = after_unbinding(scope, volume)),
-        }
-    }
-
     /// A refused request has taken effect after all if the existing object has its bytes: an earlier answer
     /// was lost.
     fn looks(&self, scope: &Scope, p: u8, role: Role, request: Request) -> (Step, Self) {
         let ours = match request {
-            Request::Name { to, .. } => self.name == to,
+            Request::Name { name, to, .. } => self.name(name) == to,
             Request::Head { volume, to, .. } => self.disk(volume).head == to,
             Request::Make(..) | Request::Delete(..) => true,
         };
@@ -415,15 +466,15 @@ impl State {
             now.refused = None;
             answered(scope, role, now, request, ours);
             if !ours && now.at == At::Binds && scope.breaks(Broken::BindsAgain) {
-                now.name = self.name;
+                now.name = self.name(FIRST);
             }
-            if now.at == At::Binds && matches!(self.name, Binding::Bound(..)) && !ours {
+            if now.at == At::Binds && matches!(self.name(FIRST), Binding::Bound(..)) && !ours {
                 now.at = At::Failed;
             }
         })
     }
 
-    fn reads(&self, p: u8, role: Role, change: impl FnOnce(&mut Process)) -> (Step, Self) {
+    pub(super) fn reads(&self, p: u8, role: Role, change: impl FnOnce(&mut Process)) -> (Step, Self) {
         let mut next = self.clone();
         let process = &mut next.processes[usize::from(p)];
         change(process);
@@ -431,7 +482,7 @@ impl State {
         (Step::Reads { process: p, role, then }, next)
     }
 
-    fn sends(&self, scope: &Scope, p: u8, role: Role, request: Request) -> (Step, Self) {
+    pub(super) fn sends(&self, scope: &Scope, p: u8, role: Role, request: Request) -> (Step, Self) {
         let mut next = self.clone();
         next.processes[usize::from(p)].waits = Some(request);
         let twice = scope.late_duplicates && matches!(request, Request::Name { .. });
@@ -469,10 +520,11 @@ impl State {
 
     fn apply(&mut self, request: Request) -> bool {
         match request {
-            Request::Name { from, to } => {
-                let applies = from.is_none_or(|from| from == self.name);
+            Request::Name { name, from, to } => {
+                let name = &mut self.names[usize::from(name)];
+                let applies = from.is_none_or(|from| from == *name);
                 if applies {
-                    self.name = to;
+                    *name = to;
                 }
                 applies
             }
@@ -510,14 +562,19 @@ fn answered(scope: &Scope, role: Role, process: &mut Process, request: Request, 
         (At::Binds, _) if done && half_made => At::Makes(Part::Head),
         (At::Binds, Role::Creates(volume)) if done => At::Done(Some(volume)),
         (At::Binds, _) if scope.breaks(Broken::BindsAgain) => At::Binds,
-        // The name belongs to another volume, or was changed since it was read: what was made is deleted.
-        (At::Binds, Role::Creates(volume)) => removal(scope, volume, None),
+        // The name belongs to another volume, or was changed since it was read.
+        (At::Binds, Role::Creates(volume)) => At::Judges(volume),
         (At::Marks(volume), _) if done && scope.breaks(Broken::UnbindsFirst) => removal(scope, volume, None),
         (At::Marks(volume), _) if done && scope.breaks(Broken::UnbindsLast) => removal(scope, volume, None),
         (At::Marks(volume), _) if done => At::Unbinds(volume),
         (At::Marks(volume), _) => At::Marks(volume),
-        (At::Unbinds(volume) | At::Fences(volume), _) if done => after_unbinding(scope, volume),
-        (At::Unbinds(volume), _) => At::Unbinds(volume),
+        (at @ (At::Unbinds(volume) | At::Fences(volume) | At::UnbindsRecorded(volume, _)), _) if done => {
+            after_unbinding(scope, at, volume)
+        }
+        (At::Clears(_), _) => {
+            cleared(process);
+            process.at
+        }
         (At::Removes(volume, part), Role::Creates(_)) => match removal(scope, volume, Some(part)) {
             At::Unbinds(_) | At::Done(_) => At::Failed,
             next => next,
@@ -526,36 +583,17 @@ fn answered(scope: &Scope, role: Role, process: &mut Process, request: Request, 
         (At::Takes(volume), _) if done => {
             let Request::Head { to, .. } = request else { unreachable!("it asked for the head") };
             process.head = to;
-            At::Recovers(volume)
+            match role {
+                Role::Renames(..) => renames::after_taking(scope, process, role, volume),
+                _ => At::Recovers(volume),
+            }
         }
         (At::Takes(_), _) => At::Failed,
+        (At::Renames(volume, stage), _) => {
+            renames::answered(scope, role, process, request, done, volume, stage)
+        }
         (At::Releases(volume), _) if done => At::Done(Some(volume)),
-        (At::Releases(_), _) => At::Failed,
+        (At::Releases(_) | At::GivesBack(_), _) => At::Failed,
         (at, _) => at,
     };
-}
-
-fn after_unbinding(scope: &Scope, volume: Volume) -> At {
-    if scope.breaks(Broken::UnbindsFirst) {
-        At::Marks(volume)
-    } else if scope.breaks(Broken::UnbindsLast) {
-        At::Done(Some(volume))
-    } else {
-        removal(scope, volume, None)
-    }
-}
-
-/// Returns what a deletion removes after a part. What a listing shows is removed last.
-fn removal(scope: &Scope, volume: Volume, after: Option<Part>) -> At {
-    let order = if scope.breaks(Broken::IdentityFirst) {
-        [Part::Identity, Part::Content, Part::Head]
-    } else {
-        [Part::Content, Part::Head, Part::Identity]
-    };
-    let place = after.map_or(0, |part| order.iter().position(|p| *p == part).expect("a part") + 1);
-    match order.get(place) {
-        Some(part) => At::Removes(volume, *part),
-        None if scope.breaks(Broken::UnbindsLast) => At::Unbinds(volume),
-        None => At::Done(Some(volume)),
-    }
 }

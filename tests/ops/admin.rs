@@ -64,7 +64,7 @@ impl Bench {
         (answer.status, answer.json())
     }
 
-    async fn get(&self, path: &str) -> Answer {
+    pub(super) async fn get(&self, path: &str) -> Answer {
         self.client.send("GET", path, &[], None).await
     }
 }
@@ -78,8 +78,8 @@ async fn a_volume_is_made_shown_and_deleted() {
     assert_eq!(status, 201);
     let expected = json!({
         "name": "disk", "id": made["id"], "size_bytes": 1 << 30, "chunk_bytes": 4 << 20,
-        "created_at": "2027-01-15T08:00:00Z", "epoch": 0, "holder": null, "stored_bytes": null, "problem": null,
-        "open": null,
+        "created_at": "2027-01-15T08:00:00Z", "epoch": 0, "holder": null, "clone_of": null, "stored_bytes": null,
+        "problem": null, "open": null,
     });
     assert_eq!(made, expected);
     assert_eq!(bench.ask("GET", "/api/v1/volumes", None).await, (200, json!([expected])));
@@ -118,6 +118,11 @@ async fn mistakes_are_answered_with_what_is_wrong() {
         ("PATCH", "/api/v1/volumes/idle", Some(json!({ "size_bytes": MIB })), 503, "full"),
         ("PATCH", "/api/v1/volumes/idle", Some(json!({ "size": MIB })), 422, "size"),
         ("PATCH", "/api/v1/volumes/idle", None, 415, "Content-Type"),
+        ("PATCH", "/api/v1/volumes/idle", Some(json!({})), 422, "either"),
+        ("PATCH", "/api/v1/volumes/idle", Some(json!({ "name": "a", "size_bytes": MIB })), 422, "either"),
+        ("PATCH", "/api/v1/volumes/idle", Some(json!({ "name": "a", "shrink": false })), 422, "either"),
+        ("PATCH", "/api/v1/volumes/idle", Some(json!({ "name": ".a" })), 422, "not a volume name"),
+        ("PATCH", "/api/v1/volumes/none", Some(json!({ "name": "a" })), 404, "none"),
         ("GET", "/api/v1/volumes/none/snapshots", None, 404, "none"),
         ("GET", "/api/v1/volumes/.none/snapshots", None, 422, "name"),
         ("POST", "/api/v1/volumes/none/snapshots", Some(json!({ "name": "x" })), 404, "none"),
@@ -125,6 +130,14 @@ async fn mistakes_are_answered_with_what_is_wrong() {
         ("POST", "/api/v1/volumes/idle/snapshots", Some(json!({ "nam": "x" })), 422, "nam"),
         ("POST", "/api/v1/volumes/idle/snapshots", None, 415, "Content-Type"),
         ("DELETE", "/api/v1/volumes/none/snapshots/x", None, 404, "none"),
+        ("GET", "/api/v1/volumes/none/snapshots/x/changes?since=y", None, 404, "none"),
+        ("GET", "/api/v1/volumes/idle/snapshots/x/changes?since=y", None, 404, "no snapshot"),
+        ("GET", "/api/v1/volumes/idle/snapshots/x/changes", None, 400, "since"),
+        ("GET", "/api/v1/volumes/idle/snapshots/x/changes?since=y&limit=0", None, 400, "limit"),
+        ("POST", "/api/v1/volumes/none/snapshots/x/clones", Some(json!({ "name": "y" })), 404, "none"),
+        ("POST", "/api/v1/volumes/idle/snapshots/x/clones", Some(json!({ "name": "y" })), 503, "full"),
+        ("POST", "/api/v1/volumes/idle/snapshots/x/clones", Some(json!({ "nam": "y" })), 422, "nam"),
+        ("POST", "/api/v1/volumes/idle/snapshots/x/clones", None, 415, "Content-Type"),
         ("DELETE", "/api/v1/volumes/idle/snapshots/read", None, 409, "connections"),
         ("GET", "/api/v1/volumes/idle/map?cells=0", None, 400, "4096"),
         ("GET", "/api/v1/volumes/idle/map?cells=4097", None, 400, "4096"),
@@ -180,36 +193,6 @@ async fn an_open_volume_is_shown_flushed_folded_and_not_deleted() {
 }
 
 #[tokio::test]
-async fn a_volume_is_resized_and_everything_shows_it() {
-    let bench = Bench::new().await;
-    let volume = bench.house.opened(&bench.metrics, "disk").await;
-    let path = "/api/v1/volumes/disk";
-    let change = |size: u64, shrink: bool| Some(json!({ "size_bytes": size, "shrink": shrink }));
-    for (size, shrink) in [(128 * MIB, false), (32 * MIB, true), (32 * MIB, false)] {
-        let (status, answer) = bench.ask("PATCH", path, change(size, shrink)).await;
-        assert_eq!((status, &answer["size_bytes"]), (200, &json!(size)), "{answer}");
-        conforms(&answer, &description()["components"]["schemas"]["Volume"], &description(), path);
-        assert_eq!(bench.ask("GET", path, None).await.1["size_bytes"], size);
-        assert_eq!(bench.ask("GET", "/api/v1/status", None).await.1["volumes"][0]["size_bytes"], size);
-        assert_eq!(bench.ask("GET", &format!("{path}/map"), None).await.1["size_bytes"], size);
-        let shown = bench.get("/metrics").await.body;
-        assert!(shown.contains(&format!("cairn_volume_size_bytes{{volume=\"disk\"}} {size}\n")), "{shown}");
-        assert_eq!(volume.size_bytes(), size);
-    }
-    for (change, expected, word) in [
-        (json!({ "size_bytes": MIB }), 409, "shrink"),
-        (json!({ "size_bytes": 513, "shrink": true }), 422, "512"),
-        (json!({ "shrink": true }), 422, "size_bytes"),
-    ] {
-        let (status, answer) = bench.ask("PATCH", path, Some(change)).await;
-        assert_eq!(status, expected, "{answer}");
-        assert!(answer["error"].as_str().unwrap().contains(word), "{answer}");
-    }
-    volume.abandon().await;
-    assert_eq!(bench.ask("PATCH", path, change(MIB, true)).await.0, 409);
-}
-
-#[tokio::test]
 async fn snapshots_are_taken_listed_and_deleted() {
     let bench = Bench::new().await;
     let volume = bench.house.opened(&bench.metrics, "disk").await;
@@ -229,6 +212,30 @@ async fn snapshots_are_taken_listed_and_deleted() {
     assert_eq!(bench.ask("DELETE", &format!("{path}/monday"), None).await, (204, Value::Null));
     assert_eq!(bench.ask("DELETE", &format!("{path}/monday"), None).await.0, 404);
     assert_eq!(bench.ask("GET", path, None).await, (200, json!([evening])));
+    volume.abandon().await;
+    assert_eq!(bench.ask("POST", path, new("late")).await.0, 409);
+}
+
+#[tokio::test]
+async fn snapshots_are_cloned_and_stay_while_their_clones_do() {
+    let bench = Bench::new().await;
+    let volume = bench.house.opened(&bench.metrics, "disk").await;
+    volume.snapshot("v1").await.unwrap();
+    let path = "/api/v1/volumes/disk/snapshots/v1/clones";
+    let new = |name: &str| Some(json!({ "name": name }));
+    let made = bench.client.send("POST", path, &[], new("copy").as_ref()).await;
+    assert_eq!((made.status, made.header("location")), (201, "/api/v1/volumes/copy"));
+    let (status, info) = bench.ask("GET", "/api/v1/volumes/copy", None).await;
+    assert_eq!((status, &info["clone_of"]), (200, &json!(volume.id())));
+    let none = "/api/v1/volumes/disk/snapshots/none/clones";
+    for (path, name, status, word) in
+        [(path, "copy", 409, "exists"), (path, "a@b", 422, "name"), (none, "other", 404, "no snapshot named")]
+    {
+        let (got, answer) = bench.ask("POST", path, new(name)).await;
+        assert!(got == status && answer["error"].as_str().unwrap().contains(word), "{name}: {got} {answer}");
+    }
+    let (status, answer) = bench.ask("DELETE", "/api/v1/volumes/disk/snapshots/v1", None).await;
+    assert!(status == 409 && answer["error"].as_str().unwrap().contains("its clone copy"), "{answer}");
     volume.abandon().await;
     assert_eq!(bench.ask("POST", path, new("late")).await.0, 409);
 }
@@ -453,7 +460,7 @@ async fn it_ends_and_takes_its_socket_with_it() {
     assert!(!path.exists());
 }
 
-fn description() -> Value {
+pub(super) fn description() -> Value {
     serde_json::from_str(include_str!("../../src/admin/openapi.json")).unwrap()
 }
 
@@ -496,7 +503,7 @@ async fn the_description_has_every_route_and_no_other() {
 }
 
 /// Whether a value is as a schema says; says where it is not.
-fn conforms(value: &Value, schema: &Value, document: &Value, at: &str) {
+pub(super) fn conforms(value: &Value, schema: &Value, document: &Value, at: &str) {
     if let Some(path) = schema["$ref"].as_str() {
         let name = path.strip_prefix("#/components/schemas/").unwrap();
         return conforms(value, &document["components"]["schemas"][name], document, at);
@@ -542,9 +549,15 @@ async fn answers_are_as_the_description_says() {
     let bench = Bench::new().await;
     let volume = bench.house.opened(&bench.metrics, "disk").await;
     volume.snapshot("monday").await.unwrap();
+    volume.write(8192, Bytes::from_static(&[1; 4096]), Volatile).await.unwrap();
+    volume.snapshot("tuesday").await.unwrap();
     let document = description();
     for (path, asked) in [
         ("/api/v1/volumes/{name}/snapshots", "/api/v1/volumes/disk/snapshots"),
+        (
+            "/api/v1/volumes/{name}/snapshots/{snapshot}/changes",
+            "/api/v1/volumes/disk/snapshots/tuesday/changes?since=monday",
+        ),
         ("/api/v1/status", "/api/v1/status"),
         ("/api/v1/volumes", "/api/v1/volumes"),
         ("/api/v1/volumes/{name}", "/api/v1/volumes/disk"),

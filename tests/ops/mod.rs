@@ -2,9 +2,11 @@
 
 mod admin;
 mod browser;
+mod changes;
 mod client;
 mod crowd;
 mod hostile;
 mod house;
 mod memory;
 mod queries;
+mod undelete;

@@ -65,7 +65,7 @@ pub(super) struct Driver {
 }
 
 /// Runs a seed: gateways that fight for a volume, then processes that create and delete volumes of a few names, then
-/// a disk that grows and shrinks.
+/// those that also bring them back, then a disk that grows and shrinks, and clones.
 pub(super) fn run(seed: u64, print: bool) -> Outcome {
     let mut driver = Driver::new(Plan::draw(seed), print);
     driver.chaos();
@@ -78,7 +78,12 @@ pub(super) fn run(seed: u64, print: bool) -> Outcome {
     if outcome.violation.is_some() {
         return outcome;
     }
-    Outcome { violation: super::sizes::run(seed), ..outcome }
+    let outcome = outcome.and(super::undeletes::run(seed, print));
+    if outcome.violation.is_some() {
+        return outcome;
+    }
+    let violation = super::sizes::run(seed).or_else(|| super::clones::run(seed));
+    Outcome { violation, ..outcome }
 }
 
 impl Outcome {
@@ -151,7 +156,7 @@ impl Driver {
         let panics = super::seeds::panics();
         loop {
             self.crash_those_who_must();
-            self.pause_those_who_must();
+            self.hold_up_those_who_must();
             let next = self.world.lock().next_time().expect("something is always to come");
             let behind = self.gateways.values_mut().filter(|gateway| !gateway.paused && gateway.time < next);
             match behind.min_by_key(|gateway| (gateway.time, gateway.process)) {
@@ -306,11 +311,19 @@ impl Driver {
         }
     }
 
-    fn pause_those_who_must(&mut self) {
-        let pausing = std::mem::take(&mut self.world.lock().pausing);
+    fn hold_up_those_who_must(&mut self) {
+        let (pausing, cutting_off) = {
+            let mut inner = self.world.lock();
+            (std::mem::take(&mut inner.pausing), std::mem::take(&mut inner.cutting_off))
+        };
         for process in pausing {
             if self.gateways.contains_key(&process) {
                 self.pause(process);
+            }
+        }
+        for process in cutting_off {
+            if self.gateways.contains_key(&process) {
+                self.partition(process);
             }
         }
     }

@@ -1,10 +1,11 @@
 //! The ledger of names: which volumes were created, which operations may have deleted them, and what exists
 //! under each name.
 //!
-//! It observes requests when they take effect in the store, whoever sent them and whenever. It must not know
-//! how Cairn creates and deletes volumes. Invariants that it checks: the object under a name is only
-//! replaced, by a later version. A name is bound only to a complete volume, and taken from a volume only when
-//! that is being deleted.
+//! It observes requests when they take effect in the store, whoever sent them and whenever. It also picks what
+//! meets an operation of another process midway. It must not know how Cairn creates, renames and deletes
+//! volumes. Invariants that it checks: the object under a name is only replaced, by a later version. A name is
+//! bound only to a complete volume, and taken from a volume only when that is being deleted or has another
+//! name. The head and the identity are deleted after the names are taken.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,6 +15,9 @@ use cairn::volume::format::head::{Head, VolumeState};
 use cairn::volume::format::identity::NameBinding;
 use cairn::volume::format::keys::{self, IDENTITIES, Keys, NAMES};
 use futures::FutureExt;
+use rand::Rng;
+use rand::rngs::SmallRng;
+use rand::seq::IteratorRandom;
 use uuid::Uuid;
 
 use super::weather::Phase;
@@ -25,7 +29,6 @@ pub(super) type Operation = u64;
 /// A volume whose creation was answered.
 #[derive(Clone, Debug)]
 pub(super) struct Made {
-    pub(super) name: String,
     /// The newest mark that was flushed onto it; 0 if there is none.
     pub(super) flushed: u64,
 }
@@ -39,19 +42,36 @@ pub(super) struct Standing {
     pub(super) until: Option<Time>,
 }
 
+/// What a deletion by name is about to do to the volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Aim {
+    /// It is deleted for good.
+    Delete,
+    /// It is kept, so that it can be brought back.
+    SetAside,
+}
+
 /// What the run knows about names and volumes.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Ledger {
+    /// Whether processes also delete volumes so that they can be brought back.
+    pub(super) keeps: bool,
+    /// Volumes that a process may have deleted in that way. Nobody can say whether they have a name.
+    pub(super) aside: BTreeSet<Uuid>,
+    /// The state of each volume, and since when a kept one was kept.
+    pub(super) states: BTreeMap<Uuid, (VolumeState, Time)>,
     /// Volumes whose creation was answered.
     pub(super) made: BTreeMap<Uuid, Made>,
     /// Deletions that may have been aimed at a volume.
     pub(super) aimed: BTreeMap<Uuid, BTreeSet<Operation>>,
     /// Volumes whose deletion was answered with success.
     pub(super) deleted: BTreeSet<Uuid>,
-    /// Deletions by name that have not read the name yet.
-    pub(super) aiming: BTreeMap<Process, (Operation, String)>,
+    /// Deletions by name that have not read the name yet, and what they do then.
+    pub(super) aiming: BTreeMap<Process, (Operation, String, Aim)>,
     /// Names that processes are opening, or have opened and use.
     pub(super) opened: BTreeMap<Process, String>,
+    /// Names that processes are binding. If that is a renaming, also the old name.
+    pub(super) binding: BTreeMap<Process, (String, Option<String>)>,
     /// Names that were ever used.
     pub(super) names: BTreeMap<String, Standing>,
     /// Every volume that was seen in a listing or under a name.
@@ -63,13 +83,33 @@ pub(super) struct Ledger {
 impl Ledger {
     /// Whether a volume was created and no operation can have deleted it.
     pub(super) fn is_owed(&self, volume: Uuid) -> bool {
-        self.made.contains_key(&volume) && self.aimed.get(&volume).is_none_or(BTreeSet::is_empty)
+        self.must_exist(volume) && !self.aside.contains(&volume)
     }
 
-    /// All volumes that must exist, by name.
+    /// Whether a volume was created and no operation can have deleted it for good.
+    pub(super) fn must_exist(&self, volume: Uuid) -> bool {
+        self.made.contains_key(&volume) && !self.is_aimed(volume)
+    }
+
+    /// Whether an operation may have deleted a volume for good.
+    pub(super) fn is_aimed(&self, volume: Uuid) -> bool {
+        self.aimed.get(&volume).is_some_and(|aimed| !aimed.is_empty())
+    }
+
+    /// All names of volumes that must exist. While a volume is being renamed it has two.
     pub(super) fn owed(&self) -> BTreeMap<String, Uuid> {
-        let owed = self.made.iter().filter(|(volume, _)| self.is_owed(**volume));
-        owed.map(|(volume, made)| (made.name.clone(), *volume)).collect()
+        let bound = self.names.iter().filter_map(|(name, standing)| Some((name, standing.volume?)));
+        bound.filter(|(_, volume)| self.is_owed(*volume)).map(|(name, to)| (name.clone(), to)).collect()
+    }
+
+    /// Whether a name is bound to a volume.
+    pub(super) fn has_name(&self, volume: Uuid) -> bool {
+        self.names.values().any(|standing| standing.volume == Some(volume))
+    }
+
+    /// Returns the version of a name, 0 if it was never used.
+    pub(super) fn version_of(&self, name: &str) -> u64 {
+        self.names.get(name).map_or(0, |standing| standing.version)
     }
 
     /// Returns the volume that a name is bound to.
@@ -89,14 +129,47 @@ pub(super) fn phase(call: &Call) -> Phase {
 }
 
 /// The volume to which a key belongs.
-fn volume_of(key: &str) -> Option<Uuid> {
+pub(super) fn volume_of(key: &str) -> Option<Uuid> {
     let rest = key.strip_prefix("volume/").or_else(|| key.strip_prefix(IDENTITIES))?;
     Uuid::parse_str(rest.get(..36)?).ok()
 }
 
 impl Inner {
-    fn ledger(&mut self) -> &mut Ledger {
+    pub(super) fn names(&mut self) -> &mut Ledger {
         self.ledger.as_mut().expect("the run is about names")
+    }
+
+    /// Picks for a renaming, now and then, a name that a process has bound but may not know to be bound, and pauses
+    /// that process. If it renames a volume itself, the new one gives the old name back.
+    pub(super) fn renames_bound(&mut self, random: &mut SmallRng) -> Option<(String, Option<String>)> {
+        let ledger = self.ledger.as_ref().expect("the run is about names");
+        let bound = ledger.binding.iter().filter(|(process, (name, _))| {
+            self.processes[*process].alive && ledger.stands_for(name).is_some()
+        });
+        let (process, names) = bound.choose(random)?;
+        let (process, names) = (*process, names.clone());
+        if random.random_bool(0.3) {
+            return None;
+        }
+        if self.calm.is_none() && random.random_bool(0.7) {
+            self.pausing.push(process);
+        }
+        Some(names)
+    }
+
+    /// Picks for a deletion, now and then, the name of a volume that a process is opening, and pauses that process:
+    /// a deletion can do no more harm than between two requests of an opening.
+    pub(super) fn deletes_opened(&mut self, random: &mut SmallRng) -> Option<String> {
+        let opened: Vec<_> = self.names().opened.clone().into_iter().collect();
+        let alive = opened.into_iter().filter(|(process, _)| self.processes[process].alive);
+        let (process, name) = alive.choose(random)?;
+        if random.random_bool(0.3) {
+            return None;
+        }
+        if self.calm.is_none() && random.random_bool(0.7) {
+            self.pausing.push(process);
+        }
+        Some(name)
     }
 
     /// Interprets a request that took effect. `unheard` if its caller will never know.
@@ -104,11 +177,17 @@ impl Inner {
         match call {
             Call::Put(key, body, _) => match key.strip_prefix(NAMES) {
                 Some(name) => self.name_changes(name, body),
-                None => self.note_stray(key, unheard),
+                None => {
+                    self.head_changes(key, body);
+                    self.note_stray(key, unheard);
+                }
             },
             Call::Delete(keys) => {
                 if let Some(name) = keys.iter().find(|key| key.starts_with(NAMES)) {
                     self.broken(format!("{name} is deleted: a late request could bring it back"));
+                }
+                for key in keys {
+                    self.check_removed(key);
                 }
             }
             Call::Get(..) | Call::List(..) => {}
@@ -119,9 +198,18 @@ impl Inner {
     /// Nothing can find it once the identity is gone.
     fn note_stray(&mut self, key: &str, unheard: bool) {
         let Some(volume) = volume_of(key) else { return };
-        let is_aimed = self.ledger().aimed.get(&volume).is_some_and(|aimed| !aimed.is_empty());
+        let is_aimed = self.names().aimed.get(&volume).is_some_and(|aimed| !aimed.is_empty());
         if unheard || is_aimed || self.peek(&Keys::new(volume).identity()).is_none() {
             self.strays.insert(key.to_owned());
+        }
+    }
+
+    /// Checks that a volume to which a name is bound keeps its head and its identity.
+    fn check_removed(&mut self, key: &str) {
+        let Some(volume) = volume_of(key) else { return };
+        let keys = Keys::new(volume);
+        if [keys.head(), keys.identity()].iter().any(|of| of == key) && self.names().has_name(volume) {
+            self.broken(format!("{key} is deleted, and a name is bound to its volume"));
         }
     }
 
@@ -132,7 +220,7 @@ impl Inner {
             Err(error) => return self.broken(format!("under the name {name} stands: {error}")),
         };
         let to = binding.name.is_some().then_some(binding.volume);
-        let standing = self.ledger().names.entry(name.to_owned()).or_default();
+        let standing = self.names().names.entry(name.to_owned()).or_default();
         let (version, from) = (standing.version, standing.volume);
         let until = from.map(|_| now).or(standing.until);
         *standing = Standing { version: binding.version, volume: to, until };
@@ -143,14 +231,32 @@ impl Inner {
             self.check_taken(name, from);
         }
         if let Some(to) = to {
-            self.ledger().seen.insert(to);
+            self.names().seen.insert(to);
             self.check_binding(name, to);
+            self.cut_off_creator(name);
+        }
+    }
+
+    /// Cuts off, now and then, a process that creates a volume of this name, which is bound from now on. So the
+    /// process learns that late.
+    fn cut_off_creator(&mut self, name: &str) {
+        let creates = |(of, old): &(String, Option<String>)| of == name && old.is_none();
+        let creator =
+            self.names().binding.iter().find(|(_, names)| creates(names)).map(|(process, _)| *process);
+        if let Some(creator) = creator
+            && self.calm.is_none()
+            && self.random.random_bool(0.2)
+        {
+            self.cutting_off.push(creator);
         }
     }
 
     /// Checks that a name may be taken from a volume.
     fn check_taken(&mut self, name: &str, from: Uuid) {
-        if self.ledger().is_owed(from) {
+        if self.names().has_name(from) {
+            return;
+        }
+        if self.names().is_owed(from) {
             self.broken(format!("the name {name} is taken from {from}, which nobody deletes"));
         }
         if self.state_of(from) == Some(VolumeState::Live) {
@@ -160,13 +266,14 @@ impl Inner {
 
     /// Checks that a name may be bound to a volume.
     fn check_binding(&mut self, name: &str, to: Uuid) {
-        if self.ledger().deleted.contains(&to) {
+        if self.names().deleted.contains(&to) {
             self.broken(format!("the name {name} is bound to {to}, which was deleted"));
         }
-        let is_aimed = self.ledger().aimed.get(&to).is_some_and(|aimed| !aimed.is_empty());
+        let is_aimed = self.names().is_aimed(to);
         if !is_aimed && self.state_of(to).is_none() {
             self.broken(format!("the name {name} is bound to {to}, which is not whole"));
         }
+        self.check_recorded(name, to);
     }
 
     /// Returns the state in the head of a volume. Returns `None` if it has no readable head, or no identity.
@@ -177,19 +284,26 @@ impl Inner {
     }
 
     /// Returns the object under a key, without a request.
-    fn peek(&self, key: &str) -> Option<Bytes> {
+    pub(super) fn peek(&self, key: &str) -> Option<Bytes> {
         let object = self.memory.get(key, ByteRange::Full).now_or_never()?;
         object.ok().map(|object| object.body)
     }
 
     /// Notes that a process has read an object: a deletion by name now knows which volume it deletes.
     pub(super) fn aims(&mut self, process: Process, body: &Bytes) {
-        let Some((operation, name)) = self.ledger().aiming.get(&process).cloned() else { return };
+        let Some((operation, name, aim)) = self.names().aiming.get(&process).cloned() else { return };
         let Ok(binding) = NameBinding::decode(body) else { return };
         // A second request for the same read may have brought another answer at the same instant.
         if binding.name == Some(name) {
-            self.ledger().aiming.remove(&process);
-            self.ledger().aimed.entry(binding.volume).or_default().insert(operation);
+            self.names().aiming.remove(&process);
+            match aim {
+                Aim::Delete => {
+                    self.names().aimed.entry(binding.volume).or_default().insert(operation);
+                }
+                Aim::SetAside => {
+                    self.names().aside.insert(binding.volume);
+                }
+            }
             self.say(format_args!("P{process} deletes {}", binding.volume));
         }
     }
@@ -214,7 +328,7 @@ impl Inner {
     /// Checks that of all volumes and names only free names are left, and objects that nothing can find.
     pub(super) fn look_for_leftovers(&mut self) {
         let objects = self.objects();
-        let planted = self.ledger().planted.clone();
+        let planted = self.names().planted.clone();
         let is_free = |key: &str| {
             let binding = NameBinding::decode(&objects[key]);
             key.starts_with(NAMES) && binding.is_ok_and(|binding| binding.name.is_none())
@@ -235,8 +349,8 @@ impl Inner {
         let unknown = Uuid::from_u128(0x00ff_0000_0000_4000_8000_0000_0000_0001);
         self.memory.insert(&Keys::new(unknown).identity(), damaged.clone());
         self.memory.insert(&Keys::new(volume).head(), damaged);
-        self.ledger().planted.insert(name);
+        self.names().planted.insert(name);
         let standing = Standing { version: 1, volume: Some(volume), until: None };
-        self.ledger().names.insert(cracked.to_owned(), standing);
+        self.names().names.insert(cracked.to_owned(), standing);
     }
 }

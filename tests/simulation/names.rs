@@ -1,21 +1,22 @@
-//! Simulates several processes that create, delete, open and list volumes of a few names, in the weather in
-//! which gateways fight for a volume, and that may crash anywhere.
+//! Simulates several processes that create, rename, delete, open and list volumes of a few names, in the weather
+//! in which gateways fight for a volume, and that may crash anywhere.
 //!
 //! Besides the invariants that [`super::ledger`] checks in the store, this must hold: a volume that was
 //! created and that no process deletes is found under its name, is listed, can be opened, and has the data
-//! that was flushed to it. No listing fails because of one volume. At the end, whatever was interrupted is
-//! found and removed, until only free names are left.
+//! that was flushed to it. A volume that was opened by a name has that name alone. No listing fails because of one
+//! volume. At the end, whatever was interrupted is found and removed, until only free names are left.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use cairn::effect::Durability::Volatile;
-use cairn::store::Error as StoreError;
-use cairn::volume::catalog::{self, Listed};
+use cairn::volume::catalog::{self, Listed, Watch};
 use cairn::volume::read::concat;
 use cairn::volume::{Error, OpenError, Options, Volume};
 use futures::FutureExt;
+use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::seq::IteratorRandom;
 use rand::{Rng, SeedableRng};
@@ -23,7 +24,7 @@ use uuid::Uuid;
 
 use super::driver::{Driver, Outcome, PATIENCE, empty_store};
 use super::gateway::{Gateway, Parts};
-use super::ledger::{Ledger, Made, Operation};
+use super::ledger::{Aim, Ledger, Made, Operation};
 use super::plan::Plan;
 use super::world::{Inner, Order, Process, World};
 
@@ -37,8 +38,13 @@ const ROUNDS: u32 = 5;
 
 /// Runs a seed.
 pub(super) fn run(seed: u64, print: bool) -> Outcome {
-    let mut random = SmallRng::seed_from_u64(seed ^ 0x5eed_0000_0000_0007);
-    let plan = Plan::draw(seed);
+    let random = SmallRng::seed_from_u64(seed ^ 0x5eed_0000_0000_0007);
+    run_with(Plan::draw(seed), random, Ledger::default(), print)
+}
+
+/// Runs a plan. The ledger says which operations are drawn.
+pub(super) fn run_with(plan: Plan, mut random: SmallRng, ledger: Ledger, print: bool) -> Outcome {
+    let seed = plan.seed;
     let plan = Plan {
         commands: random.random_range(20..70),
         gateways: random.random_range(2..=5),
@@ -55,7 +61,7 @@ pub(super) fn run(seed: u64, print: bool) -> Outcome {
     let world = World::new(plan, Uuid::nil(), memory, print);
     {
         let mut inner = world.lock();
-        inner.ledger = Some(Ledger::default());
+        inner.ledger = Some(ledger);
         // There is no single volume whose recovery could be checked.
         inner.rotten = true;
         if random.random_bool(0.3) {
@@ -76,7 +82,7 @@ pub(super) fn run(seed: u64, print: bool) -> Outcome {
 }
 
 fn start(world: &World, process: Process, _: bool) -> Gateway {
-    let gateway = Gateway::spawn(world, process, |parts| Citizen { parts }.live());
+    let gateway = Gateway::spawn(world, process, |parts| Citizen::new(parts).live());
     world.lock().processes.get_mut(&process).expect("just born").opening = false;
     gateway
 }
@@ -101,7 +107,7 @@ impl Driver {
         let number = self.number();
         let janitor = Gateway::spawn(&self.world, number, |parts| async move {
             let (world, process) = (parts.world.clone(), parts.process);
-            let outcome = Citizen { parts }.clean_up().await;
+            let outcome = Citizen::new(parts).clean_up().await;
             let mut inner = world.lock();
             if let Err(why) = outcome {
                 inner.broken(format!("at last: {why}"));
@@ -118,16 +124,20 @@ impl Driver {
 
 /// An operation of a process.
 #[derive(Clone, Debug)]
-enum Deed {
+pub(super) enum Deed {
     Create(String),
     Delete(String, bool),
     DeleteById(Uuid, bool),
     Open(String, bool),
+    Rename(String, String, bool),
     List,
+    SetAside(String, bool),
+    Undelete(Uuid, Option<String>),
+    Watch,
 }
 
 /// Why an operation failed.
-enum Failure {
+pub(super) enum Failure {
     Opening(OpenError),
     Serving(Error),
 }
@@ -154,20 +164,26 @@ impl std::fmt::Display for Failure {
 }
 
 /// The state when an operation began.
-struct Before {
-    operation: Operation,
+pub(super) struct Before {
+    pub(super) operation: Operation,
     /// World time in milliseconds.
-    now: u64,
-    ledger: Ledger,
+    pub(super) now: u64,
+    pub(super) ledger: Ledger,
     denials: u64,
 }
 
 /// A process that performs one operation after another.
-struct Citizen {
-    parts: Parts,
+pub(super) struct Citizen {
+    pub(super) parts: Parts,
+    /// What it has seen of deleted volumes.
+    pub(super) watch: Mutex<Watch>,
 }
 
 impl Citizen {
+    fn new(parts: Parts) -> Self {
+        Self { parts, watch: Mutex::default() }
+    }
+
     async fn live(mut self) {
         if self.parts.random.random_bool(0.5) {
             self.parts.control.wait_out_refusals();
@@ -179,7 +195,8 @@ impl Citizen {
             if *self.parts.orders.borrow() != Order::Serve || !self.parts.world.lock().take_command() {
                 break;
             }
-            let deed = self.draw();
+            let keeps = self.parts.world.lock().names().keeps;
+            let deed = if keeps { self.draw_of_all() } else { self.draw() };
             // Sometimes the caller goes away, and the operation ends at its current await point.
             let patience = match self.parts.random.random_range(0..10) {
                 0 => Duration::from_millis(self.parts.random.random_range(0..300)),
@@ -196,15 +213,15 @@ impl Citizen {
 
     fn draw(&mut self) -> Deed {
         let random = &mut self.parts.random;
-        let name = ["a", "a", "b", "c"][random.random_range(0..4)].to_owned();
+        let [name, other] = [(); 2].map(|()| ["a", "a", "b", "c"][random.random_range(0..4)].to_owned());
         let takeover = random.random_bool(0.6);
         match random.random_range(0..100) {
-            0..36 => Deed::Create(name),
-            36..62 => match self.parts.world.lock().deletes_opened(random) {
+            0..32 => Deed::Create(name),
+            32..54 => match self.parts.world.lock().deletes_opened(random) {
                 Some(opened) => Deed::Delete(opened, true),
                 None => Deed::Delete(name, takeover),
             },
-            62..72 => {
+            54..63 => {
                 let inner = self.parts.world.lock();
                 let seen = &inner.ledger.as_ref().expect("the run is about names").seen;
                 match seen.iter().choose(random) {
@@ -212,7 +229,11 @@ impl Citizen {
                     None => Deed::List,
                 }
             }
-            72..90 => Deed::Open(name, takeover),
+            63..77 => Deed::Open(name, takeover),
+            77..91 => match self.parts.world.lock().renames_bound(random) {
+                Some((bound, old)) => Deed::Rename(bound, old.unwrap_or(other), true),
+                None => Deed::Rename(name, other, takeover),
+            },
             _ => Deed::List,
         }
     }
@@ -226,7 +247,10 @@ impl Citizen {
         let before = ledger.clone();
         match deed {
             Deed::Delete(name, _) => {
-                ledger.aiming.insert(process, (operation, name.clone()));
+                ledger.aiming.insert(process, (operation, name.clone(), Aim::Delete));
+            }
+            Deed::SetAside(name, _) => {
+                ledger.aiming.insert(process, (operation, name.clone(), Aim::SetAside));
             }
             Deed::DeleteById(volume, _) => {
                 ledger.aimed.entry(*volume).or_default().insert(operation);
@@ -234,7 +258,14 @@ impl Citizen {
             Deed::Open(name, _) => {
                 ledger.opened.insert(process, name.clone());
             }
-            Deed::Create(_) | Deed::List => {}
+            Deed::Rename(from, to, _) => {
+                ledger.opened.insert(process, from.clone());
+                ledger.binding.insert(process, (to.clone(), Some(from.clone())));
+            }
+            Deed::Create(name) => {
+                ledger.binding.insert(process, (name.clone(), None));
+            }
+            Deed::List | Deed::Undelete(..) | Deed::Watch => {}
         }
         Before { operation, now, ledger: before, denials }
     }
@@ -252,9 +283,12 @@ impl Citizen {
                 catalog::delete_by_id(env, &options, *volume, *takeover).await?;
             }
             Deed::Open(name, takeover) => {
-                let volume = catalog::resolve(env, name).await?;
+                let volume = self.use_volume(name, *takeover).await?;
                 world.lock().resolved(before, name, volume);
-                self.use_volume(volume, *takeover).await?;
+            }
+            Deed::Rename(from, to, takeover) => {
+                catalog::rename(env, &options, from, to, *takeover).await?;
+                self.use_volume(to, *takeover).await?;
             }
             Deed::List => {
                 let all = catalog::volumes(env).await?;
@@ -266,11 +300,12 @@ impl Citizen {
                 let unnamed = unnamed.into_iter().map(|unnamed| unnamed.volume).collect();
                 world.lock().without_name(before, unnamed, is_denied);
             }
+            Deed::SetAside(..) | Deed::Undelete(..) | Deed::Watch => self.act_on_deleted(deed).await?,
         }
         Ok(())
     }
 
-    fn options(&self) -> Options {
+    pub(super) fn options(&self) -> Options {
         let mut options = self.parts.world.lock().plan.options.clone();
         options.holder_name = format!("P{}", self.parts.process);
         options
@@ -285,16 +320,19 @@ impl Citizen {
         self.parts.world.lock().processes[&self.parts.process].denials - before.denials
     }
 
-    /// Opens a volume, checks the mark that was flushed last, and writes another.
-    async fn use_volume(&self, id: Uuid, takeover: bool) -> Result<(), Failure> {
+    /// Opens a volume, checks the mark that was flushed last, and writes another. Returns the volume.
+    pub(super) async fn use_volume(&self, name: &str, takeover: bool) -> Result<Uuid, Failure> {
         let Parts { world, env, .. } = &self.parts;
-        let flushed = world.lock().flushed_mark(id);
-        let volume = Volume::open(env, self.options(), id, takeover).await?;
-        let outcome = self.mark(&volume, id, flushed).await;
-        if outcome.is_err() {
+        // Looked up before, because another process may take the volume over and flush a newer mark.
+        let made = world.lock().names().made.clone();
+        let volume = catalog::open(env, || self.options(), name, takeover).await?;
+        let id = volume.id();
+        let flushed = made.get(&id).map_or(0, |made| made.flushed);
+        if let Err(error) = self.mark(&volume, id, flushed).await {
             volume.abandon().await;
+            return Err(error);
         }
-        outcome
+        Ok(id)
     }
 
     async fn mark(&self, volume: &Arc<Volume>, id: Uuid, flushed: u64) -> Result<(), Failure> {
@@ -332,13 +370,14 @@ impl Citizen {
         let ledger = inner.ledger.as_mut().expect("the run is about names");
         ledger.aiming.remove(&process);
         ledger.opened.remove(&process);
+        ledger.binding.remove(&process);
         match outcome {
             Some(Ok(())) => {
                 inner.quiet = 0;
                 inner.deleted(deed, before);
             }
             Some(Err(error)) => {
-                if matches!(error, Failure::Opening(OpenError::Held { .. })) {
+                if matches!(error, Failure::Opening(OpenError::Held { .. } | OpenError::NoSuchVolume(_))) {
                     // It has not marked the head, and never will.
                     for aimed in ledger.aimed.values_mut() {
                         aimed.remove(&before.operation);
@@ -355,18 +394,33 @@ impl Citizen {
     /// The final check, in fair weather.
     async fn clean_up(&self) -> Result<(), String> {
         let Parts { world, env, .. } = &self.parts;
-        let owed = world.lock().ledger.as_ref().expect("the run is about names").owed();
-        for (name, volume) in &owed {
+        let owed = || world.lock().names().owed();
+        if world.lock().names().keeps {
+            self.bring_all_back().await?;
+        }
+        for (name, volume) in &owed() {
+            if owed().get(name) != Some(volume) {
+                // It is the old name of a volume that was used under the new one just now.
+                continue;
+            }
             self.check_owed(name, *volume).await?;
-            let used = self.use_volume(*volume, true).await;
+            let used = match self.use_volume(name, true).await {
+                // Its renaming was finished.
+                Err(Failure::Opening(OpenError::Renamed { to, .. })) => self.use_volume(&to, true).await,
+                used => used,
+            };
             used.map_err(|error| format!("{name} cannot be used: {error}"))?;
         }
         self.remove_unnamed().await?;
         let listed = catalog::volumes(env).await.map_err(|error| format!("no listing: {error}"))?;
-        for (name, volume) in &owed {
+        let mut seen = BTreeSet::new();
+        for (name, volume) in &owed() {
             self.check_owed(name, *volume).await?;
             if !listed.iter().any(|listed| listed.name == *name && listed.found.is_ok()) {
                 return Err(format!("{name} is not listed"));
+            }
+            if !seen.insert(*volume) {
+                return Err(format!("{volume} was opened, and has two names"));
             }
         }
         for Listed { name, .. } in listed {
@@ -376,6 +430,12 @@ impl Citizen {
             }
             let before = self.begin(&Deed::Delete(name.clone(), true));
             let deleted = catalog::delete(env, &self.options(), &name, true).await;
+            let is_gone =
+                world.lock().ledger.as_ref().is_some_and(|ledger| ledger.stands_for(&name).is_none());
+            if matches!(deleted, Err(OpenError::NoSuchVolume(_))) && is_gone {
+                // It was the second name of a volume that was deleted under the first.
+                continue;
+            }
             deleted.map_err(|error| format!("{name} cannot be deleted: {error}"))?;
             self.end(&Deed::Delete(name, true), &before, Some(Ok(())));
         }
@@ -401,6 +461,8 @@ impl Citizen {
                 let before = self.begin(&deed);
                 match catalog::delete_by_id(env, &self.options(), found.volume, true).await {
                     Ok(()) | Err(OpenError::NoSuchId(_)) => self.end(&deed, &before, Some(Ok(()))),
+                    // Those that cannot be read are removed in this round, too.
+                    Err(OpenError::MayHaveClones { .. }) => {}
                     Err(error) => return Err(format!("{} cannot be removed: {error}", found.volume)),
                 }
             }
@@ -410,46 +472,24 @@ impl Citizen {
 }
 
 impl Inner {
-    fn names(&mut self) -> &mut Ledger {
-        self.ledger.as_mut().expect("the run is about names")
-    }
-
-    /// Picks for a deletion, now and then, the name of a volume that a process is opening, and pauses that process:
-    /// a deletion can do no more harm than between two requests of an opening.
-    fn deletes_opened(&mut self, random: &mut SmallRng) -> Option<String> {
-        let opened: Vec<_> = self.names().opened.clone().into_iter().collect();
-        let alive = opened.into_iter().filter(|(process, _)| self.processes[process].alive);
-        let (process, name) = alive.choose(random)?;
-        if random.random_bool(0.3) {
-            return None;
-        }
-        if self.calm.is_none() && random.random_bool(0.7) {
-            self.pausing.push(process);
-        }
-        Some(name)
-    }
-
     fn created(&mut self, name: &str, volume: Uuid) {
-        let (is_bound, is_aimed) = {
-            let ledger = self.names();
-            let is_aimed = ledger.aimed.get(&volume).is_some_and(|aimed| !aimed.is_empty());
-            (ledger.stands_for(name) == Some(volume), is_aimed)
-        };
-        // While a deletion is aimed at it, its name may lawfully stand for another volume by now.
-        if !is_bound && !is_aimed {
+        let ledger = self.names();
+        let is_aimed = ledger.aimed.get(&volume).is_some_and(|aimed| !aimed.is_empty());
+        // It may have got another name by now.
+        let is_aimed = is_aimed || ledger.aside.contains(&volume);
+        if !ledger.has_name(volume) && !is_aimed {
             self.broken(format!("{volume} was created, and {name} does not stand for it"));
         }
-        if let Some(other) = self.names().owed().get(name).copied().filter(|_| !is_aimed) {
-            self.broken(format!("the name {name} is to stand for {other} and for {volume}"));
-        }
-        let made = Made { name: name.to_owned(), flushed: 0 };
-        self.names().made.insert(volume, made);
+        self.names().made.insert(volume, Made { flushed: 0 });
     }
 
-    /// Returns the volume that had to exist under a name when an operation began, if it still must.
-    fn owed_since(&self, before: &Before, name: &str) -> Option<Uuid> {
+    /// Returns the volume that had to exist under a name when an operation began, if it still must, and if the
+    /// name was not changed since.
+    pub(super) fn owed_since(&self, before: &Before, name: &str) -> Option<Uuid> {
         let volume = *before.ledger.owed().get(name)?;
-        self.ledger.as_ref().expect("the run is about names").is_owed(volume).then_some(volume)
+        let ledger = self.ledger.as_ref().expect("the run is about names");
+        let is_unchanged = ledger.version_of(name) == before.ledger.version_of(name);
+        (is_unchanged && ledger.is_owed(volume)).then_some(volume)
     }
 
     fn resolved(&mut self, before: &Before, name: &str, found: Uuid) {
@@ -485,10 +525,6 @@ impl Inner {
         }
     }
 
-    fn flushed_mark(&mut self, volume: Uuid) -> u64 {
-        self.names().made.get(&volume).map_or(0, |made| made.flushed)
-    }
-
     fn flushed_onto(&mut self, volume: Uuid, mark: u64) {
         if let Some(made) = self.names().made.get_mut(&volume) {
             made.flushed = made.flushed.max(mark);
@@ -511,39 +547,6 @@ impl Inner {
                 let name = name.clone();
                 self.broken(format!("{volume} was deleted, and {name} still stands for it"));
             }
-        }
-    }
-
-    /// Whether the weather, or another process, explains that an operation failed.
-    fn explains(&self, deed: &Deed, before: &Before, failure: &Failure, is_denied: bool) -> bool {
-        let owed = match deed {
-            Deed::Create(name) | Deed::Delete(name, _) | Deed::Open(name, _) => self.owed_since(before, name),
-            Deed::DeleteById(..) | Deed::List => None,
-        };
-        match failure {
-            // The volume being created was deleted by its id.
-            Failure::Opening(OpenError::Store(StoreError::NotFound { key })) => {
-                matches!(deed, Deed::Create(_)) && self.is_deleted(key)
-            }
-            Failure::Opening(OpenError::Store(error)) => self.is_weather(error),
-            Failure::Opening(OpenError::Held { .. } | OpenError::Lost(_) | OpenError::Contended(_)) => true,
-            Failure::Opening(OpenError::NoSuchVolume(_)) => owed.is_none() || is_denied,
-            Failure::Opening(OpenError::NoSuchId(volume)) => {
-                is_denied || !self.ledger.as_ref().is_some_and(|ledger| ledger.is_owed(*volume))
-            }
-            Failure::Opening(OpenError::Exists(name)) => {
-                let was_there = self.stood_until(name).is_some_and(|until| until >= before.now);
-                matches!(deed, Deed::Create(_)) && was_there
-            }
-            Failure::Opening(OpenError::Incomplete { .. } | OpenError::Deleting) => {
-                matches!(deed, Deed::Open(..)) && owed.is_none()
-            }
-            // Nobody can say whether a damaged head is somebody's.
-            Failure::Opening(OpenError::Unclear { .. }) => matches!(deed, Deed::DeleteById(..)),
-            Failure::Serving(Error::Stopped(_) | Error::Lost { .. }) => true,
-            Failure::Serving(Error::Store(error)) => self.is_weather(error),
-            Failure::Serving(Error::Deadline { .. }) => self.plan.options.store_deadline.is_some(),
-            Failure::Opening(_) | Failure::Serving(_) => false,
         }
     }
 }

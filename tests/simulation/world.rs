@@ -195,6 +195,8 @@ pub(super) struct Inner {
     pub(super) crashing: Vec<Process>,
     /// Processes to be paused before the next event.
     pub(super) pausing: Vec<Process>,
+    /// Processes to be cut off from the store before the next event.
+    pub(super) cutting_off: Vec<Process>,
     /// Number of disasters since a command was last answered.
     pub(super) quiet: u32,
     /// Whether an object was damaged or lost at rest, so that the state to be recovered is no longer
@@ -238,6 +240,7 @@ impl World {
             ledger: None,
             crashing: Vec::new(),
             pausing: Vec::new(),
+            cutting_off: Vec::new(),
             quiet: 0,
             rotten: false,
             rotten_chunk: false,

@@ -18,14 +18,16 @@ const VOLUME: &[&[&str]] = &[
     &["budget"],
     &["environment"],
     &["objects", "shared"],
-    &["read", "keeper"],
+    &["clones", "read", "keeper"],
     &["write"],
     &["collect", "snapshot"],
     &["fold"],
+    &["pins", "flatten"],
     &["disk"],
-    &["open"],
+    &["open", "diff"],
     &["catalog"],
-    &["check", "import"],
+    &["check", "import", "incremental"],
+    &["gc"],
 ];
 
 /// Columns of the drawing's first column, with the space behind it.

@@ -26,6 +26,9 @@ pub(crate) struct Stored {
     pub(crate) keys: BTreeSet<String>,
     /// The overlays of each map page.
     pub(crate) overlays: BTreeMap<u32, usize>,
+    /// Where each block is: the key of its object, and which of the object's blocks it is. The others are
+    /// zeros.
+    pub(crate) places: BTreeMap<u64, (String, u64)>,
     /// How many frames of each pack are in use.
     in_use: BTreeMap<ObjectId, u32>,
 }
@@ -46,10 +49,12 @@ impl Stored {
         let root_key = keys.root(id);
         let root = Root::decode(keys.sealing(), id, &objects[&root_key]).expect("a root");
         let named = BTreeSet::from([root_key]);
-        let mut stored = Self { root, keys: named, overlays: BTreeMap::new(), in_use: BTreeMap::new() };
+        let (overlays, in_use, places) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let mut stored = Self { root, keys: named, overlays, places, in_use };
         let pages: Vec<_> = stored.root.map_pages.iter().map(|(number, page)| (*number, *page)).collect();
         for (number, reference) in pages {
-            let counts = stored.add_page(objects, keys, number, reference.id);
+            let owner = owner(keys, &stored.root.origins, reference.origin);
+            let counts = stored.add_page(objects, (keys, owner), number, reference.id);
             assert_eq!(counts, reference.counts, "map page {number}");
         }
         for (id, in_use) in &stored.root.packs {
@@ -63,28 +68,30 @@ impl Stored {
     fn add_page(
         &mut self,
         objects: &BTreeMap<String, bytes::Bytes>,
-        keys: Keys,
+        (ours, of_page): (Keys, Keys),
         number: u32,
         id: ObjectId,
     ) -> BlockCounts {
-        let (sealing, geometry) = (keys.sealing(), self.root.geometry);
-        let key = keys.map_page(number, id);
-        let page = MapPage::decode(sealing, number, id, geometry, &objects[&key]).expect("a map page");
+        let geometry = self.root.geometry;
+        let key = of_page.map_page(number, id);
+        let page = MapPage::decode(of_page.sealing(), number, id, geometry, &objects[&key]);
+        let page = page.expect("a map page");
         self.keys.insert(key);
         let mut overlays = Vec::new();
         for reference in page.overlays() {
-            let (overlay, id) = match &reference.place {
-                OverlayPlace::Embedded(overlay) => (Arc::clone(overlay), None),
-                OverlayPlace::Object { id, .. } => {
-                    let key = keys.overlay(number, *id);
-                    let overlay = Overlay::decode(sealing, number, *id, geometry, &objects[&key]);
+            let (overlay, owner, id) = match &reference.place {
+                OverlayPlace::Embedded(overlay) => (Arc::clone(overlay), of_page, None),
+                OverlayPlace::Object { origin, id } => {
+                    let owner = owner(of_page, page.origins(), *origin);
+                    let key = owner.overlay(number, *id);
+                    let overlay = Overlay::decode(owner.sealing(), number, *id, geometry, &objects[&key]);
                     self.keys.insert(key);
-                    (Arc::new(overlay.expect("an overlay")), Some(*id))
+                    (Arc::new(overlay.expect("an overlay")), owner, Some(*id))
                 }
             };
             overlays.push(LoadedOverlay {
                 overlay: Ok(overlay),
-                owner: keys,
+                owner,
                 id,
                 chunks: reference.chunks.clone(),
             });
@@ -95,19 +102,47 @@ impl Stored {
         for (slot, entry) in page.entries() {
             let first = u32::from(slot) * blocks;
             let mut overlaid = 0;
+            // The counts are of what belongs to the owner of the map page.
+            let own = entry.base.filter(|base| base.origin == 0);
+            let start = u64::from(number) * u64::from(geometry.map_page_blocks()) + u64::from(first);
+            if let Some(base) = entry.base {
+                let owner = owner(of_page, page.origins(), base.origin);
+                let key = owner.chunk(ChunkIndex::at(number, slot), base.id);
+                for block in base.stored.iter().flat_map(|page| page.first_block()..page.first_block() + 16) {
+                    self.places.insert(start + u64::from(block), (key.clone(), u64::from(block)));
+                }
+            }
             for (run, place) in located(&overlays, slot, first..first + blocks) {
                 overlaid += run.end - run.start;
-                counts.hidden += stored_blocks(entry.base, blocks, &run);
-                if let Located::Frames(owner, id, _) = place {
-                    assert_eq!(owner, keys);
-                    *self.in_use.entry(id).or_default() += run.end - run.start;
+                counts.hidden += stored_blocks(own, blocks, &run);
+                for block in run.clone() {
+                    let at = start + u64::from(block - first);
+                    match &place {
+                        Located::Frames(owner, id, frame) => {
+                            let frame = u64::from(*frame) + u64::from(block - run.start);
+                            self.places.insert(at, (owner.pack(*id), frame));
+                        }
+                        Located::Zero(_) | Located::Unknown(_) => drop(self.places.remove(&at)),
+                    }
+                }
+                match place {
+                    Located::Frames(owner, id, _) if owner == ours => {
+                        *self.in_use.entry(id).or_default() += run.end - run.start;
+                    }
+                    Located::Frames(owner, id, _) => {
+                        let key = owner.pack(id);
+                        assert!(objects.contains_key(&key), "{key}");
+                        self.keys.insert(key);
+                    }
+                    Located::Zero(_) | Located::Unknown(_) => {}
                 }
             }
             assert_eq!(overlaid, u32::from(entry.overlaid), "chunk {slot} of map page {number}");
             counts.overlaid += overlaid;
             if let Some(base) = entry.base {
-                counts.stored += base.stored.len() * BLOCKS_PER_PAGE;
-                let key = keys.chunk(ChunkIndex::at(number, slot), base.id);
+                counts.stored += own.map_or(0, |own| own.stored.len()) * BLOCKS_PER_PAGE;
+                let owner = owner(of_page, page.origins(), base.origin);
+                let key = owner.chunk(ChunkIndex::at(number, slot), base.id);
                 assert!(objects.contains_key(&key), "{key}");
                 self.keys.insert(key);
             }
@@ -168,7 +203,34 @@ impl Kept {
     }
 }
 
-/// Asserts that the bucket has these objects of the volume and no other besides the head and the journal.
+/// Keys of the volume that owns an object, of which a root or a map page of `of` has the number `origin`.
+fn owner(of: Keys, origins: &[uuid::Uuid], origin: u16) -> Keys {
+    match origin {
+        0 => of,
+        other => Keys::new(origins[usize::from(other) - 1]),
+    }
+}
+
+/// Asserts that the counts of every root are right that a volume of the bench keeps, and that the bucket has
+/// no object besides those that these roots reference, the root tables, the heads and the journals.
+pub(crate) fn assert_exact_for_all(bench: &Bench) {
+    let objects = bench.memory.objects();
+    let mut needed = BTreeSet::new();
+    for key in objects.keys().filter(|key| key.ends_with("/head")) {
+        let keys = Keys::new(volume_of(key).expect("a volume's head"));
+        let id = Head::decode(keys.volume(), &objects[key]).expect("a head").root_table;
+        let table = RootTable::decode(keys.sealing(), id, &objects[&keys.root(id)]).expect("a root table");
+        needed.insert(keys.root(id));
+        for kept in table.roots.iter().filter(|kept| kept.retired_at_seconds == 0) {
+            let stored = Stored::of_root(&objects, keys, kept.root);
+            stored.assert_counts();
+            needed.extend(stored.keys);
+        }
+    }
+    assert_holds_exactly(bench, &needed);
+}
+
+/// Asserts that the bucket has these objects of volumes and no other besides the head and the journal.
 fn assert_holds_exactly(bench: &Bench, keys: &BTreeSet<String>) {
     let objects = bench.memory.objects();
     let apart =

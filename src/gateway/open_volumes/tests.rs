@@ -9,7 +9,7 @@ use crate::gateway::catalogue::Catalogue;
 use crate::gateway::exports::VolumeExports;
 use crate::gateway::status::{GatewayStatus, Serving};
 use crate::gateway::store_check::StoreCheck;
-use crate::gateway::{Gateway as _, IfHeld};
+use crate::gateway::{Fate, Gateway as _, IfHeld};
 use crate::metrics::{Label as _, StoreMetrics, StoreOutcome};
 use crate::protocol::Error as Value;
 use crate::server::{Exports as _, OpenError as Refusal, Segment};
@@ -64,6 +64,34 @@ async fn store_of(names: &[&str]) -> MemoryStore {
             .unwrap();
     }
     store
+}
+
+/// The interface of a gateway for its admin server, over the store of `env`.
+fn serving(gateway: &Gateway, env: Environment) -> Arc<GatewayStatus> {
+    let catalogue = Arc::new(Catalogue::new(env.clone(), Duration::ZERO));
+    let exports = VolumeExports::new(
+        Arc::clone(&gateway.volumes),
+        Arc::clone(&gateway.snapshots),
+        Arc::clone(&catalogue),
+        None,
+    );
+    let server = server::Server::new(Arc::new(exports), server::Options::default(), Metrics::new().server());
+    let volumes = Arc::clone(&gateway.volumes);
+    let status = GatewayStatus::starting();
+    let reaper = super::super::Reaper::new(env.clone(), volume::Options::default());
+    status.serves(Serving {
+        census: super::super::census::Census::start(env.clone(), volumes, Metrics::new(), reaper, None),
+        connect: Vec::new(),
+        store_check: StoreCheck::new(Arc::clone(&env.store.reads), Duration::ZERO),
+        env,
+        volumes: Arc::clone(&gateway.volumes),
+        snapshots: Arc::clone(&gateway.snapshots),
+        catalogue,
+        server: Arc::new(server),
+        options: volume::Options { holder_name: "admin".to_owned(), ..volume::Options::default() },
+        chunk_bytes: 4 << 20,
+    });
+    status
 }
 
 async fn holder(store: &MemoryStore, name: &str) -> Option<String> {
@@ -212,27 +240,7 @@ async fn it_is_ready_while_the_store_answers_and_no_configured_volume_is_lost() 
     let fault = Fault::new(Arc::new(store.clone()), 0);
     let env =
         Environment { store: crate::store::Classes::one(Arc::new(fault.clone())), ..environment(&store, 3) };
-    let catalogue = Arc::new(Catalogue::new(env.clone(), Duration::ZERO));
-    let exports = Arc::new(gateway(&store, 4, None).exports);
-    let server = server::Server::new(exports, server::Options::default(), Metrics::new().server());
-    let status = GatewayStatus::starting();
-    status.serves(Serving {
-        census: super::super::census::Census::start(
-            env.clone(),
-            Arc::clone(&first.volumes),
-            Metrics::new(),
-            None,
-        ),
-        connect: Vec::new(),
-        env,
-        volumes: Arc::clone(&first.volumes),
-        snapshots: Arc::clone(&first.snapshots),
-        catalogue,
-        store_check: StoreCheck::new(Arc::new(fault.clone()), Duration::ZERO),
-        server: Arc::new(server),
-        options: volume::Options::default(),
-        chunk_bytes: 4 << 20,
-    });
+    let status = serving(&first, env);
     first.volumes.configure(&["a".to_owned(), "z".to_owned()]);
     assert_eq!(status.obstacles().await, ["volume \"z\" is not open"]);
     first.volumes.configure(&["a".to_owned()]);
@@ -245,7 +253,7 @@ async fn it_is_ready_while_the_store_answers_and_no_configured_volume_is_lost() 
     assert_eq!(open.iter().map(|open| (&*open.name, open.clients)).collect::<Vec<_>>(), [("a", 1)]);
     status.create("c", SIZE, None).await.unwrap();
     assert_eq!(status.volume("c").await.unwrap().chunk_bytes, 4 << 20);
-    status.delete("b", IfHeld::Refuse).await.unwrap();
+    status.delete("b", IfHeld::Refuse, Fate::Kept).await.unwrap();
     assert_eq!(names(status.volumes().await.unwrap()), ["a", "c"]);
     store.reset_tallies();
     assert_eq!(status.obstacles().await, Vec::<String>::new());
@@ -448,4 +456,59 @@ async fn the_catalogue_caches_no_answer_requested_before_a_change() {
     early.expect("it was there when it was asked for");
     let late = catalogue.info("a").await.unwrap_err();
     assert!(matches!(&*late, OpenError::NoSuchVolume(_)), "{late}");
+}
+
+/// A process hangs while it renames a volume, before it frees the old name. A gateway takes the volume over
+/// by the old name, which is configured.
+#[tokio::test(start_paused = true)]
+async fn a_renaming_that_was_cut_short_is_finished_before_the_volume_is_served() {
+    let store = store_of(&["a", "b"]).await;
+    let fault = Fault::new(Arc::new(store.clone()), 1);
+    let renamer = Environment { store: Classes::one(Arc::new(fault.clone())), ..environment(&store, 1) };
+    let gate = fault.hold(Operation::Put, "name/a");
+    let options = volume::Options::default();
+    let gateway = gateway(&store, 2, None);
+    let meanwhile = async {
+        gate.reached(1).await;
+        let error = gateway.volumes.open_configured("a", true).await.unwrap_err();
+        assert!(matches!(&*error, OpenError::Renamed { from, to } if from == "a" && to == "new"), "{error}");
+        assert_eq!(holder(&store, "new").await, None);
+        let client = gateway.exports.open("new").await.unwrap();
+        client.write(0, Bytes::from_static(b"kept"), Volatile).await.unwrap();
+        gate.release();
+        client
+    };
+    let (renamed, client) = tokio::join!(catalog::rename(&renamer, &options, "a", "new", false), meanwhile);
+    renamed.expect_err("the gateway has the volume");
+    client.flush().await.unwrap();
+    assert_eq!(catalog::list(&environment(&store, 98)).await.unwrap(), ["b", "new"]);
+    assert_eq!(client.description().name, "new");
+    let refused = gateway.exports.open("a").await.map(|_| ()).unwrap_err();
+    assert!(matches!(&refused, Refusal::Unknown(name) if name == "a"), "{refused:?}");
+    assert!(gateway.volumes.has("new") && !gateway.volumes.has("a"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_is_renamed_only_if_no_gateway_has_it_and_this_one_will_not_miss_it() {
+    let store = store_of(&["a", "b"]).await;
+    let (first, second) = (gateway(&store, 1, None), gateway(&store, 2, None));
+    let status = serving(&first, environment(&store, 3));
+    let refused = |failure: crate::gateway::Failure, word: &str| {
+        let says = matches!(&failure, crate::gateway::Failure::InUse(why) if why.contains(word));
+        assert!(says, "{failure:?}");
+    };
+    first.volumes.configure(&["a".to_owned()]);
+    refused(status.rename("a", "new").await.unwrap_err(), "configuration");
+    let client = second.exports.open("b").await.unwrap();
+    refused(status.rename("b", "new").await.unwrap_err(), "gateway 2");
+    client.write(0, Bytes::from_static(b"kept"), Volatile).await.unwrap();
+    drop(client);
+    while holder(&store, "b").await.is_some() {
+        tokio::time::sleep(IDLE / 10).await;
+    }
+    let renamed = status.rename("b", "new").await.unwrap();
+    assert_eq!((&*renamed.name, &renamed.holder), ("new", &None));
+    assert!(status.volume("b").await.is_err());
+    let client = first.exports.open("new").await.unwrap();
+    assert_eq!(client.read(0, 4).await.unwrap(), [Segment::Data(Bytes::from_static(b"kept"))]);
 }

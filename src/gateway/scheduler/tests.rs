@@ -17,6 +17,7 @@ struct Bench {
     volumes: Arc<OpenVolumes>,
     snapshots: Arc<OpenSnapshots>,
     metrics: Metrics,
+    memory: MemoryStore,
     fault: Fault,
     time: Arc<AtomicU64>,
     scheduler: Arc<Scheduler>,
@@ -25,7 +26,8 @@ struct Bench {
 impl Bench {
     /// Creates a store with two volumes, and a gateway with this schedule.
     async fn new(schedule: &str) -> Self {
-        let fault = Fault::new(Arc::new(MemoryStore::new()), 0);
+        let memory = MemoryStore::new();
+        let fault = Fault::new(Arc::new(memory.clone()), 0);
         let time = Arc::new(AtomicU64::new(START));
         let clock = Arc::clone(&time);
         let env = Environment {
@@ -48,7 +50,7 @@ impl Bench {
         let schedule = schedule.parse().unwrap();
         let (of_task, open) = (Arc::clone(&snapshots), Arc::clone(&volumes));
         let scheduler = Scheduler::start(env, open, of_task, metrics.clone(), schedule);
-        Self { volumes, snapshots, metrics, fault, time, scheduler }
+        Self { volumes, snapshots, metrics, memory, fault, time, scheduler }
     }
 
     async fn used(&self) -> Use {
@@ -128,4 +130,41 @@ async fn what_cannot_be_taken_costs_no_older_one_and_is_taken_later() {
     bench.passes(1).await;
     bench.passes(1).await;
     assert_eq!(names(&disk), ["hourly-2026-11-28T15-00Z"]);
+}
+
+/// To find out that a clone is gone takes long, so it is tried once an hour, beside everything else.
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_that_a_clone_keeps_is_looked_at_once_an_hour_and_holds_up_no_other() {
+    let bench = Bench::new("hourly:1").await;
+    let (disk, env) = (bench.used().await, bench.scheduler.env.clone());
+    bench.passes(0).await;
+    let hours: Vec<String> = (14..18).map(|hour| format!("hourly-2026-11-28T{hour}-00Z")).collect();
+    let clone = catalog::clone(&disk.volume, &hours[0], "clone").await.unwrap().volume.to_string();
+    let looks = || bench.memory.tally(Operation::Get, |key| key.contains(&clone)).requests;
+    let before = looks();
+    bench.passes(HOUR).await;
+    for _ in 0..20 {
+        bench.passes(1).await;
+    }
+    assert_eq!((names(&disk), looks() - before), (hours[..2].to_vec(), 1));
+    assert_eq!(disk.metrics.snapshot_failures.get(), 0);
+
+    let gate = bench.fault.hold(Operation::Get, &clone);
+    tokio::time::sleep(KEPT).await;
+    gate.reached(1).await;
+    bench.passes(HOUR).await;
+    bench.passes(1).await;
+    assert_eq!(names(&disk), [&hours[0], &hours[2]].map(Clone::clone), "the look is still on");
+    gate.release();
+    bench.fault.clear();
+    // Now the look ends.
+    bench.passes(1).await;
+    assert_eq!(names(&disk).len(), 2, "the clone was there");
+
+    catalog::delete(&env, &volume::Options::default(), "clone", false).await.unwrap();
+    bench.passes(1).await;
+    assert_eq!(names(&disk).len(), 2, "not yet");
+    tokio::time::sleep(KEPT + Duration::from_secs(30)).await;
+    assert_eq!(names(&disk), [hours[2].clone()]);
+    bench.scheduler.stop().await;
 }

@@ -1,36 +1,41 @@
-//! Deletes volumes: complete or incomplete, sound or damaged.
+//! Deletes volumes for good: complete or incomplete, sound or damaged, in use or kept.
 //!
-//! Owns the order of a deletion. Invariants: first the head is marked as being deleted, under a new epoch;
-//! this decides whether a gateway or the deletion has the volume. Then the name is taken from the volume,
-//! before any object is deleted. The identity, by which a volume without a name is found, is deleted last. A
-//! deletion that is interrupted therefore leaves a volume that is never opened again and that can be deleted
-//! again by its id. A deletion that resumes late touches no names and objects of other volumes.
+//! Owns the order of such a deletion. `undelete` deletes volumes so that they can be brought back.
+//! Invariants: first the head is marked as being deleted, under a new epoch; this decides whether a gateway
+//! or the deletion has the volume. Then its names are taken from the volume, before any object is deleted:
+//! the one that its creator binds, and those that the marked head records. Those of a kept volume are free
+//! already, and are replaced once more, so that whoever brings the volume back comes too late. The identity,
+//! by which a volume without a name is found, is deleted last. A deletion that is interrupted therefore
+//! leaves a volume that is never opened again and that can be deleted again by its id. A deletion that
+//! resumes late touches no names and objects of other volumes.
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use uuid::Uuid;
 
-use super::name::{self, Unbind};
+use super::name::{self, Found, Unbind};
+use super::needed::{Answer, Known};
+use super::settle::replace;
 use super::volumes::{self, CONCURRENT_LOOKUPS};
 use crate::mutant::{self, Mutant};
 use crate::store::error::cause;
 use crate::store::{self, ByteRange, ETag, Pages};
 use crate::volume::environment::Environment;
 use crate::volume::error::OpenError;
-use crate::volume::format::head::{Checkpoint, Head, HolderName, Lease, VolumeState};
+use crate::volume::format::head::{Checkpoint, Head, HolderName, Lease, Names, VolumeState};
 use crate::volume::format::identity::Identity;
 use crate::volume::format::keys::{Keys, ObjectId, Parsed, Slot};
-use crate::volume::held::{Updated, update_head};
 use crate::volume::objects::{fetch, read_head};
 use crate::volume::open::replay::{Logs, seal_all};
 use crate::volume::options::Options;
 
 /// Limit on attempts to mark the head while its holder keeps updating it.
-const MARKS: u32 = 100;
+pub(super) const MARKS: u32 = 100;
 
-/// Deletes the volume that a name is bound to, or continues its interrupted deletion.
+/// Deletes the volume that a name is bound to for good, or continues its interrupted deletion.
 ///
 /// # Errors
-/// If a gateway holds the volume (unless `takeover`), or if the store fails. The call can then be repeated.
+/// If a gateway holds the volume (unless `takeover`), if a clone needs it, or if the store fails. The call
+/// can then be repeated.
 pub async fn delete(
     env: &Environment,
     options: &Options,
@@ -40,21 +45,54 @@ pub async fn delete(
     volumes::check_name(name)?;
     let found = name::read(env, name).await?;
     let volume = found.volume().ok_or_else(|| OpenError::NoSuchVolume(name.to_owned()))?;
-    let marked = mark(env, options, Keys::new(volume), takeover).await?;
-    if marked.is_none() && !name::look_closely(env, name).await?.is(&found) {
+    let marked = mark(env, options, Keys::new(volume), Some(name), takeover).await?;
+    finish(env, name, &found, volume, marked.as_ref()).await
+}
+
+/// Finishes the deletion of a volume that was found by a name, once its head is marked or gone.
+pub(super) async fn finish(
+    env: &Environment,
+    name: &str,
+    found: &Found,
+    volume: Uuid,
+    marked: Option<&Head>,
+) -> Result<(), OpenError> {
+    if marked.is_none() && !name::look_closely(env, name).await?.is(found) {
         // Another deletion was faster: it took the name from the volume before it deleted the head.
         return Ok(());
     }
     name::unbind(env, name, volume, Unbind::Bound).await?;
-    remove(env, Keys::new(volume), marked.as_ref()).await
+    unbind_recorded(env, volume, marked).await?;
+    remove(env, Keys::new(volume), marked).await
 }
 
-/// Deletes a volume by its id, whether or not a name is bound to it. This includes volumes whose creation or
-/// deletion was interrupted. If the volume's creator is still at work, the creation fails.
+/// Deletes a kept volume for good, if it still has exactly the head that was read. Returns whether it had.
 ///
 /// # Errors
-/// If no object of the volume exists, if a gateway holds it (unless `takeover`), or if the store fails. The
-/// call can then be repeated.
+/// If a clone needs the volume, or if the store fails.
+pub(super) async fn purge(
+    env: &Environment,
+    options: &Options,
+    head: Head,
+    read: &ETag,
+) -> Result<bool, OpenError> {
+    let keys = Keys::new(head.volume);
+    if Known::default().check(env, keys, &head).await? == Answer::Moved {
+        return Ok(false);
+    }
+    // A head that was read afresh could be that of a volume that was brought back.
+    let Some((marked, _)) = replace(env, doomed(options, head), read).await? else { return Ok(false) };
+    unbind_recorded(env, keys.volume(), Some(&marked)).await?;
+    remove(env, keys, Some(&marked)).await?;
+    Ok(true)
+}
+
+/// Deletes a volume for good by its id, whether or not a name is bound to it. This includes volumes whose
+/// creation or deletion was interrupted. If the volume's creator is still at work, the creation fails.
+///
+/// # Errors
+/// If no object of the volume exists, if a gateway holds it (unless `takeover`), if a clone needs it, or if
+/// the store fails. The call can then be repeated.
 pub async fn delete_by_id(
     env: &Environment,
     options: &Options,
@@ -63,12 +101,12 @@ pub async fn delete_by_id(
 ) -> Result<(), OpenError> {
     let keys = Keys::new(volume);
     let names = names_of(env, volume).await?;
-    let mut marked = mark(env, options, keys, takeover).await?;
+    let mut marked = mark(env, options, keys, None, takeover).await?;
     if marked.is_none() {
         for name in &names {
             // A creator may be about to create the head and bind the name.
             if name::unbind(env, name, volume, Unbind::Free).await? == Some(volume) {
-                marked = mark(env, options, keys, takeover).await?;
+                marked = mark(env, options, keys, None, takeover).await?;
             }
         }
     }
@@ -76,10 +114,22 @@ pub async fn delete_by_id(
         name::unbind(env, name, volume, if marked.is_some() { Unbind::BoundOrFree } else { Unbind::Bound })
             .await?;
     }
+    unbind_recorded(env, volume, marked.as_ref()).await?;
     remove(env, keys, marked.as_ref()).await
 }
 
-/// Returns the names that are bound to a volume or may still be bound to it.
+/// Makes sure that none of the names that a head records is bound to its volume, which is being deleted. The
+/// next name may be free, and about to be bound.
+async fn unbind_recorded(env: &Environment, volume: Uuid, marked: Option<&Head>) -> Result<(), OpenError> {
+    let Some(Names { current, next }) = marked.and_then(|head| head.names.as_ref()) else { return Ok(()) };
+    for name in std::iter::once(current).chain(next) {
+        name::unbind(env, name, volume, Unbind::BoundOrFree).await?;
+    }
+    Ok(())
+}
+
+/// Returns the names that the creator of a volume has bound to it or may still bind to it. Without the
+/// identity, which names the creator's, these are all names that are bound to the volume.
 async fn names_of(env: &Environment, volume: Uuid) -> Result<Vec<String>, OpenError> {
     let keys = Keys::new(volume);
     match fetch(env, &keys.identity(), |bytes| Identity::decode(volume, bytes)).await {
@@ -92,6 +142,11 @@ async fn names_of(env: &Environment, volume: Uuid) -> Result<Vec<String>, OpenEr
         }
         Err(error) => return Err(error),
     }
+    bound_to(env, volume).await
+}
+
+/// Returns all names that are bound to a volume.
+async fn bound_to(env: &Environment, volume: Uuid) -> Result<Vec<String>, OpenError> {
     let all = volumes::list(env).await?;
     let lookups = stream::iter(all).map(|name| async move {
         let stands = name::look_closely(env, &name).await?.volume() == Some(volume);
@@ -101,19 +156,24 @@ async fn names_of(env: &Environment, volume: Uuid) -> Result<Vec<String>, OpenEr
     Ok(found.into_iter().flatten().collect())
 }
 
-/// Marks the head of a volume as being deleted. Returns `None` if the volume has no head.
+/// Marks the head of a volume as being deleted. Returns `None` if the volume has no head. Fails if the volume
+/// no longer has the name by which it was found, or if a clone needs it.
 async fn mark(
     env: &Environment,
     options: &Options,
     keys: Keys,
+    found_by: Option<&str>,
     takeover: bool,
 ) -> Result<Option<Head>, OpenError> {
+    // Kept from attempt to attempt: looking for clones takes longer than a holder takes to renew its lease.
+    let mut known = Known::default();
     for _ in 0..MARKS {
         let (old, etag) = match read_head(env, keys).await {
             Ok((old, _)) if old.state == VolumeState::Deleting => return Ok(Some(old)),
             Ok(found) => found,
             Err(OpenError::Store(store::Error::NotFound { .. })) => {
                 check_absent(env, keys).await?;
+                known.check_without_head(env, keys).await?;
                 return Ok(None);
             }
             Err(OpenError::Damaged { key, source }) if takeover => {
@@ -125,26 +185,44 @@ async fn mark(
             }
             Err(error) => return Err(error),
         };
-        if matches!(old.lease, Lease::Held { .. }) && !takeover {
-            return Err(OpenError::Held { holder: format!("{} (epoch {})", old.holder_name, old.epoch) });
+        refuse(&old, found_by, takeover)?;
+        // A clone that is made meanwhile changes the head, so that it cannot be marked as it was read.
+        match old.version {
+            // It stands in for a damaged head.
+            0 => known.check_without_head(env, keys).await?,
+            _ if known.check(env, keys, &old).await? == Answer::Moved => continue,
+            _ => {}
         }
-        let head = Head {
-            version: old.version + 1,
-            epoch: old.epoch + 1,
-            holder: env.entropy.next_u128(),
-            holder_name: HolderName::new(&options.holder_name),
-            lease: Lease::Released,
-            state: VolumeState::Deleting,
-            ..old
-        };
-        match update_head(env.store.as_ref(), &keys.head(), &etag, &head).await {
-            Ok(Updated::Done(_)) => return Ok(Some(head)),
-            // The head was changed or deleted since it was read.
-            Ok(Updated::Lost(_)) | Err(store::Error::NotFound { .. }) => {}
-            Err(error) => return Err(error.into()),
+        // Otherwise the head was changed or deleted since it was read.
+        if let Some((marked, _)) = replace(env, doomed(options, old), &etag).await? {
+            return Ok(Some(marked));
         }
     }
     Err(OpenError::Lost("its holder, which updates the head faster than it can be marked".to_owned()))
+}
+
+/// Returns an error if the volume no longer has the name by which it was found, or if a gateway holds it.
+pub(super) fn refuse(old: &Head, found_by: Option<&str>, takeover: bool) -> Result<(), OpenError> {
+    if let (Some(name), Some(names)) = (found_by, &old.names)
+        && !names.contain(name)
+    {
+        return Err(OpenError::NoSuchVolume(name.to_owned()));
+    }
+    if matches!(old.lease, Lease::Held { .. }) && !takeover {
+        return Err(OpenError::Held { holder: format!("{} (epoch {})", old.holder_name, old.epoch) });
+    }
+    Ok(())
+}
+
+/// The head of a volume once it is marked as being deleted, under a new epoch.
+fn doomed(options: &Options, old: Head) -> Head {
+    Head {
+        epoch: old.epoch + 1,
+        holder_name: HolderName::new(&options.holder_name),
+        lease: Lease::Released,
+        state: VolumeState::Deleting,
+        ..old
+    }
 }
 
 /// Returns an error unless a listing, too, shows that there is no head.
@@ -157,8 +235,8 @@ async fn check_absent(env: &Environment, keys: Keys) -> Result<(), OpenError> {
     Err(store::Error::Transient { key, source: cause(why) }.into())
 }
 
-/// Returns a stand-in for a damaged head, with an epoch above all that the journal shows. Returns `None` if
-/// the head is readable by now.
+/// Returns a stand-in for a damaged head, with an epoch above all that the journal shows, and with the names
+/// that are bound to the volume. Returns `None` if the head is readable by now.
 async fn stand_in(
     env: &Environment,
     keys: Keys,
@@ -170,6 +248,9 @@ async fn stand_in(
     if Head::decode(keys.volume(), &object.body).is_ok() {
         return Ok(None);
     }
+    // A volume that was renamed is found under another name than that in its identity. It has two at most.
+    let mut bound = bound_to(env, keys.volume()).await?.into_iter();
+    let names = bound.next().map(|current| Names { current, next: bound.next() });
     let logs = Logs::list(env, keys, Slot { epoch: 0, n: 0 }).await?;
     let id = ObjectId { epoch: 0, k: 0 };
     let head = Head {
@@ -189,6 +270,7 @@ async fn stand_in(
         wrapped_key: Vec::new(),
         local_journal: String::new(),
         state: VolumeState::Live,
+        names,
     };
     Ok(Some((head, object.etag)))
 }

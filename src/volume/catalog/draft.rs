@@ -9,7 +9,7 @@
 use uuid::Uuid;
 
 use super::name::{self, Found, Swapped};
-use super::volumes::{check_name, claimable, empty_root, first_head, first_table, new_identity, unnamed};
+use super::volumes::{check_name, claim, empty_root, first_head, first_table, new_identity, unnamed};
 use crate::store;
 use crate::volume::environment::Environment;
 use crate::volume::error::{ImportError, OpenError};
@@ -40,7 +40,7 @@ impl Draft {
     ) -> Result<Self, OpenError> {
         check_name(name)?;
         let geometry = Geometry::new(chunk.0)?;
-        let before = free(env, name).await?;
+        let before = claim(env, name).await?;
         let volume = env.entropy.uuid();
         let identity = new_identity(name, volume, geometry, (env.wall_clock)());
         let head = Head { version: before.next_version(env), ..first_head(env, options, volume) };
@@ -53,7 +53,7 @@ impl Draft {
     /// Finds the volume that was made last for a name and did not get it.
     pub(in crate::volume) async fn find(env: &Environment, name: &str) -> Result<Self, ImportError> {
         check_name(name)?;
-        let before = free(env, name).await?;
+        let before = claim(env, name).await?;
         let mut made: Vec<(u64, Uuid)> = unnamed(env)
             .await?
             .into_iter()
@@ -108,7 +108,7 @@ impl Draft {
         let name = self.identity.name;
         match name::bind(env, &name, &self.before, volume).await? {
             Swapped::Lost => {
-                free(env, &name).await?;
+                claim(env, &name).await?;
                 Err(ImportError::NameChanged(name))
             }
             Swapped::Done => Ok(Info {
@@ -117,20 +117,10 @@ impl Draft {
                 size_bytes: root.size_bytes,
                 chunk_bytes: root.geometry.chunk_bytes(),
                 created_at_seconds: self.identity.created_at_seconds,
+                clone_of: None,
                 epoch: 0,
                 holder: None,
             }),
         }
-    }
-}
-
-/// Reads a name to which no volume is bound.
-///
-/// A name that is bound to a volume which is being deleted is refused: the deletion of an import would leave
-/// it as it is, and the import could bind it afterwards.
-async fn free(env: &Environment, name: &str) -> Result<Found, OpenError> {
-    match claimable(env, name).await? {
-        found if found.volume().is_none() => Ok(found),
-        _ => Err(OpenError::Deleting),
     }
 }

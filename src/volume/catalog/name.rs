@@ -3,7 +3,8 @@
 //! It does not know when a volume is complete or being deleted; `volumes` and `deletion` decide that.
 //! Invariants: the object under a name is never deleted, and its version grows with every change. A request
 //! that was sent for an earlier version therefore never takes effect, however late it arrives. A name is
-//! bound to a volume only once that is complete, and taken from a volume only once that is being deleted.
+//! bound to a volume only once that is complete, and taken from a volume only once that is deleted or has
+//! another name. Only a name that is absent, free or damaged is bound: a bound one is freed first.
 
 use std::time::Duration;
 
@@ -41,6 +42,16 @@ impl Found {
         match &self.object {
             Some((_, Ok(NameBinding { volume, name: Some(_), .. }))) => Some(*volume),
             _ => None,
+        }
+    }
+
+    /// Returns an error if the object is damaged.
+    pub(super) fn check(&self, name: &str) -> Result<(), OpenError> {
+        match &self.object {
+            Some((_, Err(source))) => {
+                Err(OpenError::Damaged { key: keys::name(name), source: source.clone() })
+            }
+            _ => Ok(()),
         }
     }
 
@@ -111,10 +122,8 @@ async fn found(
 /// If the object is damaged, or if the store fails.
 pub(crate) async fn read(env: &Environment, name: &str) -> Result<Found, OpenError> {
     let found = look(env, name).await?;
-    match found.object {
-        Some((_, Err(source))) => Err(OpenError::Damaged { key: keys::name(name), source }),
-        _ => Ok(found),
-    }
+    found.check(name)?;
+    Ok(found)
 }
 
 /// The outcome of a change.
@@ -135,6 +144,17 @@ pub(super) async fn bind(
 ) -> Result<Swapped, OpenError> {
     let version = read.next_version(env);
     swap(env, name, read, &NameBinding { version, volume, name: Some(name.to_owned()) }).await
+}
+
+/// Takes the name from the volume that it was bound to when it was read, unless it was changed since.
+pub(super) async fn free(
+    env: &Environment,
+    name: &str,
+    read: &Found,
+    volume: Uuid,
+) -> Result<Swapped, OpenError> {
+    let version = read.next_version(env);
+    swap(env, name, read, &NameBinding { version, volume, name: None }).await
 }
 
 /// Which names a deletion changes.

@@ -2,7 +2,8 @@
 //!
 //! Invariant: a name is bound last, to a complete volume, and only if the name is unchanged since before the
 //! volume's first object was made. A process that has changed the name in the meantime, for example to delete
-//! that volume, therefore need not know whether the creator is still running. `deletion` is the other half.
+//! that volume, therefore need not know whether the creator is still running. `deletion` is the other half,
+//! `opening` opens a volume by its name, and `rename` gives it another one.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -10,9 +11,10 @@ use std::sync::Arc;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use uuid::Uuid;
 
-use super::name::{self, Found, Swapped};
+use super::name::{self, Found, Swapped, Unbind};
+use super::settle::settle;
 use crate::mutant::{self, Mutant};
-use crate::store::{self, Pages};
+use crate::store::{self, ETag, Pages};
 use crate::volume::environment::Environment;
 use crate::volume::error::OpenError;
 use crate::volume::format::codec::Checksum;
@@ -28,7 +30,7 @@ use crate::volume::options::Options;
 /// Limit on concurrent lookups of volumes.
 pub const CONCURRENT_LOOKUPS: usize = 16;
 /// Limit on attempts to create a volume whose name other processes bind and free in the meantime.
-const CREATIONS: u32 = 16;
+pub(super) const CREATIONS: u32 = 16;
 /// Limit on lookups of a volume with a missing object: another process may be deleting it, and creating
 /// another one with the same name.
 const LOOKUPS: u32 = 4;
@@ -37,8 +39,6 @@ const LOOKUPS: u32 = 4;
 const FIRST_ROOT: ObjectId = ObjectId { epoch: 0, k: 1 };
 /// Id of the root table that a volume is created with.
 const FIRST_TABLE: ObjectId = ObjectId { epoch: 0, k: 2 };
-/// The slot before the first record of the journal.
-const START: Slot = Slot { epoch: 0, n: 0 };
 
 /// A name and the volume that it is bound to. A damaged or partly deleted volume does not keep the others
 /// from being listed.
@@ -113,14 +113,15 @@ pub async fn create(
     let geometry = Geometry::new(chunk.0)?;
     for _ in 0..CREATIONS {
         // Read before anything is made: see the invariant at the top of this file.
-        let before = claimable(env, name).await?;
+        let before = claim(env, name).await?;
         let volume = env.entropy.uuid();
         let keys = Keys::new(volume);
         let created_at_seconds = (env.wall_clock)();
         let identity = new_identity(name, volume, geometry, created_at_seconds);
         // After a failure nothing is removed: requests in flight may still take effect, and the volume can be
         // found as long as the identity exists.
-        make(env, options, &identity, size_bytes).await?;
+        create_object(env, &keys.identity(), identity.encode()).await?;
+        make(env, options, volume, &empty_root(geometry, size_bytes)).await?;
         let is_bound = name::bind(env, name, &before, volume).await? == Swapped::Done;
         // Never retried with the same volume: it may have been deleted by its id, which changes the name.
         if is_bound || was_bound(env, keys).await? {
@@ -132,6 +133,7 @@ pub async fn create(
                 created_at_seconds,
                 epoch: 0,
                 holder: None,
+                clone_of: None,
             });
         }
     }
@@ -157,36 +159,45 @@ pub(super) fn new_identity(
     }
 }
 
-/// Returns what exists under a name if a volume may be bound to it: nothing, or a volume that is being
-/// deleted.
-pub(super) async fn claimable(env: &Environment, name: &str) -> Result<Found, OpenError> {
+/// Returns what exists under a name to which another volume may be bound: nothing, or a free name. A name
+/// that is bound to a volume that is being deleted, or that was deleted and is kept, is taken from it first.
+/// Otherwise a deletion by id could not make the one who binds the name come too late: it leaves names of
+/// other volumes as they are.
+pub(super) async fn claim(env: &Environment, name: &str) -> Result<Found, OpenError> {
     for _ in 0..CREATIONS {
         let found = name::read(env, name).await?;
         let Some(volume) = found.volume() else { return Ok(found) };
         match read_head(env, Keys::new(volume)).await {
-            Ok((head, _)) if head.state == VolumeState::Deleting => return Ok(found),
+            Ok((head, _)) if head.state == VolumeState::Deleting => {
+                name::unbind(env, name, volume, Unbind::Bound).await?;
+            }
+            // Somebody may be bringing it back, so the name is not freed as it is now.
+            Ok((head, _)) if matches!(head.state, VolumeState::Kept(_)) => {
+                drop(settle(env, Keys::new(volume)).await?);
+            }
             // Deleted since the name was read, or never complete: reading the name again decides.
             Err(OpenError::Store(store::Error::NotFound { .. }))
                 if !name::read(env, name).await?.is(&found) => {}
+            Err(OpenError::Store(error)) if !matches!(error, store::Error::NotFound { .. }) => {
+                return Err(error.into());
+            }
+            // Whether or not its head can be read, it is not known to be deleted.
             Ok(_) | Err(_) => return Err(OpenError::Exists(name.to_owned())),
         }
     }
     Err(OpenError::Contended(name.to_owned()))
 }
 
-/// Creates the objects of an empty volume, the identity first and the head last. Their keys contain 128
-/// random bits, so whatever exists under them is ours.
-async fn make(
+/// Creates the objects of a volume whose identity exists, the head last. Their keys contain 128 random bits,
+/// so whatever exists under them is ours.
+pub(super) async fn make(
     env: &Environment,
     options: &Options,
-    identity: &Identity,
-    size_bytes: u64,
+    volume: Uuid,
+    root: &Root,
 ) -> Result<(), OpenError> {
-    let (volume, geometry) = (identity.volume, identity.geometry);
     let keys = Keys::new(volume);
-    let root = empty_root(geometry, size_bytes);
-    let (table, head) = (first_table(&root), first_head(env, options, volume));
-    create_object(env, &keys.identity(), identity.encode()).await?;
+    let (table, head) = (first_table(root), first_head(env, options, volume));
     create_object(env, &keys.root(root.id), root.encode(keys.sealing())).await?;
     create_object(env, &keys.root(table.id), table.encode(keys.sealing())).await?;
     create_object(env, &keys.head(), head.encode()).await?;
@@ -197,7 +208,7 @@ async fn make(
 pub(super) fn empty_root(geometry: Geometry, size_bytes: u64) -> Root {
     Root {
         id: FIRST_ROOT,
-        commit: START,
+        commit: Slot::START,
         size_bytes,
         geometry,
         origins: Vec::new(),
@@ -222,12 +233,13 @@ pub(super) fn first_head(env: &Environment, options: &Options, volume: Uuid) -> 
         holder: env.entropy.next_u128(),
         holder_name: HolderName::new(&options.holder_name),
         lease: Lease::Released,
-        checkpoint: Checkpoint { slot: START, checksum: Checksum::default() },
+        checkpoint: Checkpoint { slot: Slot::START, checksum: Checksum::default() },
         root: FIRST_ROOT,
         root_table: FIRST_TABLE,
         wrapped_key: Vec::new(),
         local_journal: String::new(),
         state: VolumeState::Live,
+        names: None,
     }
 }
 
@@ -235,11 +247,13 @@ pub(super) fn first_head(env: &Environment, options: &Options, volume: Uuid) -> 
 /// the first request of the creator was lost then, and the volume has been opened since. If the volume never
 /// had a name, its objects are deleted. If it is being deleted, that is left to whoever does it: the volume
 /// may have a journal by now, which only a deletion removes.
-async fn was_bound(env: &Environment, keys: Keys) -> Result<bool, OpenError> {
+pub(super) async fn was_bound(env: &Environment, keys: Keys) -> Result<bool, OpenError> {
     match read_head(env, keys).await {
-        // Only a name leads to a volume, and each opening begins an epoch.
-        Ok((head, _)) if head.state == VolumeState::Live && head.epoch > 0 => Ok(true),
         Ok((head, _)) if head.state == VolumeState::Live => {
+            // Only a name leads to a volume, and each opening begins an epoch.
+            if head.epoch > 0 && !mutant::is(Mutant::RenamedUnmade) {
+                return Ok(true);
+            }
             unmake(env, keys).await;
             Ok(false)
         }
@@ -249,7 +263,7 @@ async fn was_bound(env: &Environment, keys: Keys) -> Result<bool, OpenError> {
 }
 
 /// Deletes the objects of a volume that its creator did not bind to a name.
-async fn unmake(env: &Environment, keys: Keys) {
+pub(super) async fn unmake(env: &Environment, keys: Keys) {
     let (root, table) = (keys.root(FIRST_ROOT), keys.root(FIRST_TABLE));
     // The identity is deleted last, so that the volume can be found while any object is left.
     for objects in [vec![root, table, keys.head()], vec![keys.identity()]] {
@@ -265,7 +279,7 @@ pub(super) fn check_name(name: &str) -> Result<(), OpenError> {
     if keys::is_valid_name(name) { Ok(()) } else { Err(OpenError::BadName(name.to_owned())) }
 }
 
-/// Returns the UUID of the volume that a name is bound to.
+/// Returns the UUID of the volume that a name is bound to. To open the volume, use [`open`](super::open).
 ///
 /// # Errors
 /// If the name is not valid or not bound, or if the store fails.
@@ -325,16 +339,14 @@ impl Listed {
     }
 }
 
-/// Returns all volumes to which no name is bound.
+/// Returns all volumes to which no name is bound, except those that were deleted and are kept.
 ///
 /// # Errors
 /// If the store cannot list identities and names, or cannot return a name. A failure that concerns one volume
 /// is reported with that volume.
 pub async fn unnamed(env: &Environment) -> Result<Vec<Unnamed>, OpenError> {
     // Listed before the names, so that a volume bound in the meantime is not reported.
-    let listed = list_all(env, IDENTITIES).await?;
-    let all = listed.iter().filter_map(|entry| Uuid::parse_str(entry.key.strip_prefix(IDENTITIES)?).ok());
-    let all: Vec<Uuid> = all.filter(|volume| !volume.is_nil()).collect();
+    let all = identities(env).await?;
     let names = list(env).await?;
     let lookups = stream::iter(names)
         .map(|name| async move { Ok::<_, OpenError>(name::look_closely(env, &name).await?.volume()) });
@@ -346,8 +358,16 @@ pub async fn unnamed(env: &Environment) -> Result<Vec<Unnamed>, OpenError> {
     Ok(found.into_iter().flatten().collect())
 }
 
-/// Describes a volume without a name. Returns `None` if it was deleted, or bound to its name, in the
-/// meantime. Fails if its name cannot be read: whoever deletes what is listed must not meet a volume in use.
+/// Returns the ids of all volumes that have an identity.
+pub(super) async fn identities(env: &Environment) -> Result<Vec<Uuid>, OpenError> {
+    let listed = list_all(env, IDENTITIES).await?;
+    let all = listed.iter().filter_map(|entry| Uuid::parse_str(entry.key.strip_prefix(IDENTITIES)?).ok());
+    Ok(all.filter(|volume| !volume.is_nil()).collect())
+}
+
+/// Describes a volume without a name. Returns `None` if it was deleted for good, or bound to its name, in the
+/// meantime, and if it is kept. Fails if its name cannot be read: whoever deletes what is listed must not
+/// meet a volume in use.
 async fn look_at_unnamed(env: &Environment, volume: Uuid) -> Result<Option<Unnamed>, OpenError> {
     let keys = Keys::new(volume);
     let identity = fetch_if_present(env, &keys.identity(), |bytes| Identity::decode(volume, bytes)).await;
@@ -357,13 +377,22 @@ async fn look_at_unnamed(env: &Environment, volume: Uuid) -> Result<Option<Unnam
         Err(error @ OpenError::Damaged { .. }) => (None, Some(error)),
         Err(error) => return Err(error),
     };
-    // The listing may have omitted its name.
-    if let Some(Identity { name, .. }) = &identity
-        && name::look(env, name).await?.volume() == Some(volume)
-    {
-        return Ok(None);
+    let mut head = read_head(env, keys).await;
+    for _ in 0..LOOKUPS {
+        let names = names_in(&head);
+        // The listing may have omitted its name, or it is getting another one just now.
+        for name in identity.iter().map(|identity| &identity.name).chain(&names) {
+            if name::look(env, name).await?.volume() == Some(volume) {
+                return Ok(None);
+            }
+        }
+        head = read_head(env, keys).await;
+        if names_in(&head) == names {
+            break;
+        }
     }
-    let progress = match (read_head(env, keys).await, unreadable) {
+    let progress = match (head, unreadable) {
+        (Ok((head, _)), _) if matches!(head.state, VolumeState::Kept(_)) => return Ok(None),
         (Ok((head, _)), _) if head.state == VolumeState::Deleting => Progress::Deleting,
         (Err(OpenError::Store(store::Error::NotFound { .. })), _) => Progress::Incomplete,
         (Err(error), _) | (Ok(_), Some(error)) => Progress::Unknown(Arc::new(error)),
@@ -372,6 +401,12 @@ async fn look_at_unnamed(env: &Environment, volume: Uuid) -> Result<Option<Unnam
     let created_at_seconds = identity.as_ref().map(|identity| identity.created_at_seconds);
     let made_for = identity.map(|identity| identity.name);
     Ok(Some(Unnamed { volume, made_for, created_at_seconds, progress }))
+}
+
+/// Returns the names that a head records.
+fn names_in(head: &Result<(Head, ETag), OpenError>) -> Vec<String> {
+    let names = head.as_ref().ok().and_then(|(head, _)| head.names.clone());
+    names.map_or_else(Vec::new, |names| std::iter::once(names.current).chain(names.next).collect())
 }
 
 /// Returns whether a volume with a live head and without a name is complete.
@@ -406,7 +441,7 @@ pub async fn info(env: &Environment, name: &str) -> Result<Info, OpenError> {
 async fn describe(env: &Environment, name: &str, volume: Uuid) -> Result<Info, OpenError> {
     let keys = Keys::new(volume);
     let (head, _) = read_head(env, keys).await?;
-    if head.state == VolumeState::Deleting {
+    if !head.state.is_live() {
         return Err(OpenError::Deleting);
     }
     let (identity, _) = fetch(env, &keys.identity(), |bytes| Identity::decode(volume, bytes)).await?;
@@ -420,5 +455,6 @@ async fn describe(env: &Environment, name: &str, volume: Uuid) -> Result<Info, O
         created_at_seconds: identity.created_at_seconds,
         epoch: head.epoch,
         holder: matches!(head.lease, Lease::Held { .. }).then(|| head.holder_name.to_string()),
+        clone_of: root.origins.first().copied(),
     })
 }

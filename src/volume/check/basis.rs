@@ -10,7 +10,7 @@ use crate::store;
 use crate::volume::catalog;
 use crate::volume::environment::Environment;
 use crate::volume::error::OpenError;
-use crate::volume::format::head::{Head, VolumeState};
+use crate::volume::format::head::Head;
 use crate::volume::format::identity::Identity;
 use crate::volume::format::keys::{self, Keys, Parsed};
 use crate::volume::format::root::{Root, RootTable};
@@ -35,7 +35,7 @@ pub(super) async fn find<'a>(
     report.volume = Some(volume);
     let keys = Keys::new(volume);
     let loss = match read_head(env, keys).await {
-        Ok((head, _)) if head.state == VolumeState::Deleting => return Err(OpenError::Deleting.into()),
+        Ok((head, _)) if !head.state.is_live() => return Err(OpenError::Deleting.into()),
         Ok((head, _)) => {
             report.epoch = Some(head.epoch);
             return Ok(Some(Context { env, keys, head, depth }));
@@ -65,7 +65,7 @@ pub(super) async fn check(context: &Context<'_>, suspects: &mut Suspects) -> Res
     let (sealing, Head { root, root_table, checkpoint, .. }) = (context.keys.sealing(), &context.head);
     let object = Parsed::Root(*root);
     let decode = |bytes: &[u8]| Root::decode(sealing, *root, bytes);
-    let read = context.fetch(object, &context.keys.root(*root), decode).await?;
+    let read = context.fetch(object, decode).await?;
     let root = read.map_err(|loss| context.note(suspects, object, loss, Part::Opening)).ok();
     if let Some(root) = &root {
         let wrong = if identity.as_ref().is_some_and(|identity| identity.geometry != root.geometry) {
@@ -81,7 +81,7 @@ pub(super) async fn check(context: &Context<'_>, suspects: &mut Suspects) -> Res
     }
     let object = Parsed::Root(*root_table);
     let decode = |bytes: &[u8]| RootTable::decode(sealing, *root_table, bytes);
-    let read = context.fetch(object, &context.keys.root(*root_table), decode).await?;
+    let read = context.fetch(object, decode).await?;
     let table = read.map_err(|loss| context.note(suspects, object, loss, Part::Opening)).ok();
     if let Some(table) = &table
         && table.roots.last().is_none_or(|last| last.root != context.head.root)

@@ -5,19 +5,23 @@
 //! gateway deletes only what no head references, so what it deletes while a check runs is never taken for
 //! damage.
 
+use std::sync::Arc;
+
 use uuid::Uuid;
 
 use super::report::{Depth, ObjectKind, Trouble};
 use super::suspects::{Loss, Part, Suspects};
 use crate::store::{self, Store};
+use crate::volume::cache::index::MapView;
 use crate::volume::environment::Environment;
 use crate::volume::error::OpenError;
 use crate::volume::format::codec::DecodeError;
-use crate::volume::format::head::{Head, VolumeState};
+use crate::volume::format::head::Head;
 use crate::volume::format::keys::{Keys, Parsed};
 use crate::volume::format::map::{MapPage, OverlayPlace};
 use crate::volume::format::root::{MapPageRef, Root};
 use crate::volume::objects::read_head;
+use crate::volume::read::base::LoadedMapPage;
 use crate::volume::store_exact::{CheckedError, fetch_checked};
 
 /// Why a check does not go on.
@@ -38,6 +42,26 @@ impl From<OpenError> for Stop {
 impl From<store::Error> for Stop {
     fn from(error: store::Error) -> Self {
         Self::Failed(error.into())
+    }
+}
+
+/// An object of the volume that is checked, or of another volume that it shares objects with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Owned {
+    /// The owner, unless it is the volume that is checked.
+    owner: Option<Keys>,
+    object: Parsed,
+}
+
+impl From<Parsed> for Owned {
+    fn from(object: Parsed) -> Self {
+        Self { owner: None, object }
+    }
+}
+
+impl From<(Keys, Parsed)> for Owned {
+    fn from((owner, object): (Keys, Parsed)) -> Self {
+        Self { owner: Some(owner), object }
     }
 }
 
@@ -63,7 +87,7 @@ impl Context<'_> {
     /// Reads the current head.
     pub(super) async fn head_now(&self) -> Result<Head, Stop> {
         match read_head(self.env, self.keys).await {
-            Ok((head, _)) if head.state == VolumeState::Deleting => Err(OpenError::Deleting.into()),
+            Ok((head, _)) if !head.state.is_live() => Err(OpenError::Deleting.into()),
             Ok((head, _)) => Ok(head),
             Err(OpenError::Store(store::Error::NotFound { .. })) => Err(Stop::Moved),
             Err(error) => Err(error.into()),
@@ -71,8 +95,8 @@ impl Context<'_> {
     }
 
     /// Returns normally only if the current head still references an object.
-    pub(super) async fn confirm(&self, object: Parsed) -> Result<(), Stop> {
-        if self.is_referenced(object).await? { Ok(()) } else { Err(Stop::Moved) }
+    pub(super) async fn confirm(&self, object: impl Into<Owned>) -> Result<(), Stop> {
+        if self.is_referenced(object.into()).await? { Ok(()) } else { Err(Stop::Moved) }
     }
 
     /// Returns normally only if the current head continues at the same place of the journal.
@@ -81,31 +105,37 @@ impl Context<'_> {
         if now.checkpoint == self.head.checkpoint { Ok(()) } else { Err(Stop::Moved) }
     }
 
-    async fn is_referenced(&self, object: Parsed) -> Result<bool, Stop> {
+    async fn is_referenced(&self, Owned { owner, object }: Owned) -> Result<bool, Stop> {
         let now = self.head_now().await?;
+        let owner = owner.unwrap_or(self.keys);
         let (number, id) = match object {
             Parsed::Head => return Ok(true),
             Parsed::Record(_) => return Ok(now.checkpoint == self.head.checkpoint),
             Parsed::Root(id) => return Ok(now.root == id || now.root_table == id),
             _ if now.root == self.head.root => return Ok(true),
+            // Nothing deletes what a clone shares, whether or not the clone still reads it.
+            Parsed::Pack(_) if owner != self.keys => return Ok(true),
             Parsed::Pack(id) => return Ok(self.root(&now).await?.packs.contains_key(&id)),
             Parsed::MapPage(number, id) | Parsed::Overlay(number, id) => (number, id),
             Parsed::Chunk(index, id) => (index.map_page(), id),
         };
         let root = self.root(&now).await?;
         let Some(reference) = root.map_pages.get(&number) else { return Ok(false) };
+        let of_page = self.owner(&root, reference.origin);
         if let Parsed::MapPage(..) = object {
-            return Ok(reference.id == id);
+            return Ok(reference.id == id && of_page == owner);
         }
         let page = self.newer(self.map_page(&root, number, *reference).await)?;
+        let map = LoadedMapPage { view: Arc::new(MapView { page, overlays: Vec::new() }), owner: of_page };
         Ok(match object {
-            Parsed::Chunk(index, _) => {
-                page.entry(index.slot()).and_then(|entry| entry.base).is_some_and(|base| base.id == id)
-            }
-            _ => page
-                .overlays()
-                .iter()
-                .any(|overlay| matches!(overlay.place, OverlayPlace::Object { id: its, .. } if its == id)),
+            Parsed::Chunk(index, _) => map
+                .entry(index.slot())
+                .and_then(|entry| entry.base)
+                .is_some_and(|base| base.id == id && map.origin(base.origin) == owner),
+            _ => map.view.page.overlays().iter().any(|overlay| match overlay.place {
+                OverlayPlace::Object { origin, id: its } => its == id && map.origin(origin) == owner,
+                OverlayPlace::Embedded(_) => false,
+            }),
         })
     }
 
@@ -153,18 +183,18 @@ impl Context<'_> {
     /// referenced still.
     pub(super) async fn fetch<T>(
         &self,
-        object: Parsed,
-        key: &str,
+        object: impl Into<Owned>,
         decode: impl Fn(&[u8]) -> Result<T, DecodeError>,
     ) -> Result<Result<T, Loss>, Stop> {
-        let fetched = fetch_checked(self.store(), key, decode).await;
+        let object = object.into();
+        let fetched = fetch_checked(self.store(), &self.key_of(object), decode).await;
         self.unless_replaced(object, fetched.map(|(value, _)| value)).await
     }
 
     /// Separates losses from failures of the store.
     pub(super) async fn unless_replaced<T>(
         &self,
-        object: Parsed,
+        object: impl Into<Owned>,
         fetched: Result<T, CheckedError>,
     ) -> Result<Result<T, Loss>, Stop> {
         let loss = match fetched {
@@ -181,8 +211,15 @@ impl Context<'_> {
         Ok(Err(loss))
     }
 
-    /// Notes an object of this volume that is not as it should be.
-    pub(super) fn note(&self, suspects: &mut Suspects, object: Parsed, loss: Loss, part: Part) {
-        suspects.note(self.keys.key_of(object), ObjectKind::of(object), loss, part);
+    /// Returns the key of an object.
+    pub(super) fn key_of(&self, object: impl Into<Owned>) -> String {
+        let Owned { owner, object } = object.into();
+        owner.unwrap_or(self.keys).key_of(object)
+    }
+
+    /// Notes an object that is not as it should be.
+    pub(super) fn note(&self, suspects: &mut Suspects, object: impl Into<Owned>, loss: Loss, part: Part) {
+        let object = object.into();
+        suspects.note(self.key_of(object), ObjectKind::of(object.object), loss, part);
     }
 }

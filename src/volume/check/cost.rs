@@ -15,7 +15,7 @@ use super::suspects::{Part, Suspects};
 use crate::volume::cache::fetch::Fetch;
 use crate::volume::format::geometry::{BLOCK_BYTES, BLOCKS_PER_PAGE, PAGE_BYTES, SECTOR_BYTES};
 use crate::volume::format::interval::gaps;
-use crate::volume::format::keys::{Parsed, Slot};
+use crate::volume::format::keys::{self, Keys, Parsed, Slot};
 use crate::volume::format::map::Damage;
 use crate::volume::format::root::{MapPageRef, Root};
 use crate::volume::read::base::{BasePart, LoadedMapPage, resolve_page};
@@ -103,7 +103,7 @@ impl Cost<'_> {
     async fn of_root(&mut self) -> Result<(), Stop> {
         let (mut numbers, mut is_any) = (BTreeSet::new(), false);
         for key in self.suspects.keys() {
-            match self.context.keys.parse(key) {
+            match keys::volume_of(key).and_then(|owner| Keys::new(owner).parse(key)) {
                 Some(Parsed::MapPage(number, _) | Parsed::Overlay(number, _)) => {
                     numbers.insert(number);
                 }
@@ -126,7 +126,7 @@ impl Cost<'_> {
         let (root, geometry) = (self.root, self.root.geometry);
         let start = u64::from(number) * geometry.map_page_bytes();
         let end = (start + geometry.map_page_bytes()).min(root.size_bytes);
-        let key = self.context.keys.map_page(number, reference.id);
+        let key = self.context.owner(root, reference.origin).map_page(number, reference.id);
         let Some(map) = maps::load(self.context, root, number, reference, self.suspects).await? else {
             for range in uncovered(self.journal, start..end) {
                 self.add_whole(&key, range);

@@ -8,14 +8,14 @@ use std::ops::Range;
 use bytes::Bytes;
 use xxhash_rust::xxh3::Xxh3;
 
-use super::context::{Context, Stop};
+use super::context::{Context, Owned, Stop};
 use super::report::Trouble;
 use super::suspects::{Loss, Part, Suspects};
 use crate::store::{self, ByteRange, Store};
 use crate::volume::format::codec::{Checksum, Encoder, Kind};
 use crate::volume::format::frame::{FRAME_BYTES, FRAME_LEN, Place};
 use crate::volume::format::geometry::{BLOCKS_PER_PAGE, BlockIndex, ChunkIndex};
-use crate::volume::format::keys::{ObjectId, Parsed};
+use crate::volume::format::keys::ObjectId;
 use crate::volume::format::page_set::PageSet;
 use crate::volume::format::record::{Change, Record};
 use crate::volume::format::sealing::Sealing;
@@ -309,10 +309,11 @@ pub(super) async fn verify_record(
 /// Notes what is wrong with the bytes of an object. Returns whether nothing is.
 pub(super) async fn note(
     context: &Context<'_>,
-    object: Parsed,
+    object: impl Into<Owned>,
     read: Result<Option<Bad>, CheckedError>,
     suspects: &mut Suspects,
 ) -> Result<bool, Stop> {
+    let object = object.into();
     match context.unless_replaced(object, read).await? {
         Ok(None) => return Ok(true),
         Ok(Some(bad)) => {

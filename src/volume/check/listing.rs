@@ -8,12 +8,12 @@ use futures::stream::{self, StreamExt as _};
 use super::context::{Context, Stop};
 use super::journal::Journal;
 use super::references::{Reference, References};
-use super::report::{MAX_ORPHANS, ObjectKind, Orphans, Purpose, Usage};
+use super::report::{ObjectKind, Orphans, Purpose, Usage};
 use super::sizes;
 use super::suspects::{Loss, Part, Suspects};
 use crate::store::{self, ByteRange, Entry, Pages};
 use crate::volume::format::head::Lease;
-use crate::volume::format::keys::{Epoch, ObjectId, Parsed};
+use crate::volume::format::keys::{Epoch, Keys, ObjectId, Parsed};
 use crate::volume::format::root::RootTable;
 use crate::volume::store_exact::{CheckedError, fetch_if_present, get_referenced};
 
@@ -21,10 +21,12 @@ use crate::volume::store_exact::{CheckedError, fetch_if_present, get_referenced}
 const LOOKED_FOR_AT_ONCE: usize = 16;
 
 /// What the listings have shown so far.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Seen {
     pub(super) usage: Usage,
     pub(super) orphans: Orphans,
+    /// Limit on the orphans whose keys are kept.
+    most_orphans: usize,
 }
 
 /// Lists a share and compares it with what is referenced.
@@ -43,7 +45,35 @@ pub(super) async fn check(
             }
         }
     }
-    look_for_missing(context, references, suspects).await
+    look_for_missing(context, context.keys, references, suspects).await?;
+    for (owner, shared) in &mut references.shared {
+        check_shared(context, Keys::new(*owner), shared, suspects).await?;
+    }
+    Ok(())
+}
+
+/// Lists a share of another volume, and compares it with what is referenced of it. What else it has belongs
+/// to that volume.
+async fn check_shared(
+    context: &Context<'_>,
+    owner: Keys,
+    references: &mut References,
+    suspects: &mut Suspects,
+) -> Result<(), Stop> {
+    for prefix in references.share.chunk_prefixes(owner) {
+        let mut pages = Pages::new(context.store(), &prefix);
+        while let Some(entries) = pages.next().await? {
+            for entry in entries {
+                let Some(object @ Parsed::Chunk(index, id)) = owner.parse(&entry.key) else { continue };
+                let Some(reference) = references.chunks.get_mut(&(index, id)) else { continue };
+                reference.is_listed = true;
+                if reference.bytes != entry.size_bytes {
+                    sizes::check(context, (owner, object), reference.bytes, suspects).await?;
+                }
+            }
+        }
+    }
+    look_for_missing(context, owner, references, suspects).await
 }
 
 async fn check_entry(
@@ -119,8 +149,9 @@ fn unreferenced(
         references.is_root_unknown || page.is_some_and(|page| references.unknown_pages.contains(&page));
     // A folded record that waits for its deletion may reference a chunk object of its epoch, and so may a
     // record that cannot be read.
+    let is_unread = journal.unread_from.is_some_and(|first| epoch >= first);
     let may_be_folded =
-        matches!(object, Parsed::Chunk(..)) && (journal.has_unread || journal.folded_epochs.contains(&epoch));
+        matches!(object, Parsed::Chunk(..)) && (is_unread || journal.folded_epochs.contains(&epoch));
     if !is_over {
         Purpose::Unsettled
     } else if is_unknown || may_be_folded {
@@ -141,12 +172,16 @@ async fn is_table(context: &Context<'_>, id: ObjectId, key: &str) -> Result<bool
 }
 
 impl Seen {
+    pub(super) fn new(most_orphans: usize) -> Self {
+        Self { usage: Usage::default(), orphans: Orphans::default(), most_orphans }
+    }
+
     fn add(&mut self, kind: ObjectKind, purpose: Purpose, entry: &Entry) {
         self.usage.add(kind, purpose, entry.size_bytes);
         if purpose == Purpose::Orphan {
             self.orphans.objects += 1;
             self.orphans.bytes = self.orphans.bytes.saturating_add(entry.size_bytes);
-            if self.orphans.listed.len() < MAX_ORPHANS {
+            if self.orphans.listed.len() < self.most_orphans {
                 self.orphans.listed.push((entry.key.clone(), entry.size_bytes));
             }
         }
@@ -156,6 +191,7 @@ impl Seen {
 /// Notes the chunk objects and packs in use that exist neither in the listing nor otherwise.
 async fn look_for_missing(
     context: &Context<'_>,
+    owner: Keys,
     references: &References,
     suspects: &mut Suspects,
 ) -> Result<(), Stop> {
@@ -168,7 +204,7 @@ async fn look_for_missing(
     let room = suspects.room();
     let (mut absent, mut omitted) = (Vec::new(), 0);
     for object in chunks.chain(packs) {
-        match suspects.is_missing(&context.keys.key_of(object)) {
+        match suspects.is_missing(&owner.key_of(object)) {
             true => {}
             false if absent.len() < room => absent.push(object),
             false => omitted += 1,
@@ -176,7 +212,7 @@ async fn look_for_missing(
     }
     suspects.omit(omitted);
     let reads = stream::iter(absent).map(|object| async move {
-        let key = context.keys.key_of(object);
+        let key = owner.key_of(object);
         let one = ByteRange::Bounded { offset: 0, length: 1 };
         (object, get_referenced(context.store(), &key, one).await)
     });
@@ -186,8 +222,8 @@ async fn look_for_missing(
             // The listing left it out.
             Ok(_) => {}
             Err(store::Error::NotFound { .. }) => {
-                context.confirm(object).await?;
-                context.note(suspects, object, Loss::missing(), Part::Whole);
+                context.confirm((owner, object)).await?;
+                context.note(suspects, (owner, object), Loss::missing(), Part::Whole);
             }
             // An empty object was listed, so it was too short before.
             Err(store::Error::CutShort { .. }) => {}

@@ -3,14 +3,15 @@
 //! Must not know listings. Invariants: one map page with its overlays is in memory at a time. What a damaged
 //! object would have said is not counted, so no count is called wrong because of another object's damage.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
 use futures::future::try_join_all;
 use futures::stream::{self, StreamExt as _};
+use uuid::Uuid;
 
-use super::context::{Context, Stop};
+use super::context::{Context, Owned, Stop};
 use super::frames::{self, Expected};
 use super::packs::Indexes;
 use super::references::References;
@@ -20,8 +21,8 @@ use crate::volume::cache::index::{LoadedOverlay, MapView};
 use crate::volume::error::Error;
 use crate::volume::format::chunk;
 use crate::volume::format::geometry::{BLOCKS_PER_PAGE, BlockIndex, ChunkIndex, PageIndex};
-use crate::volume::format::keys::{ObjectId, Parsed};
-use crate::volume::format::map::{Entry, OverlayPlace, OverlayRef};
+use crate::volume::format::keys::{Keys, ObjectId, Parsed};
+use crate::volume::format::map::{Base, Entry, OverlayPlace, OverlayRef};
 use crate::volume::format::overlay::Overlay;
 use crate::volume::format::page_set::PageSet;
 use crate::volume::format::root::{BlockCounts, MapPageRef, Root};
@@ -38,7 +39,8 @@ pub(super) async fn load(
     reference: MapPageRef,
     suspects: &mut Suspects,
 ) -> Result<Option<LoadedMapPage>, Stop> {
-    let object = Parsed::MapPage(number, reference.id);
+    let owner = context.owner(root, reference.origin);
+    let object = (owner, Parsed::MapPage(number, reference.id));
     let read = context.map_page(root, number, reference).await;
     let page = match context.unless_replaced(object, read).await? {
         Ok(page) => page,
@@ -47,9 +49,9 @@ pub(super) async fn load(
             return Ok(None);
         }
     };
-    let owner = context.owner(root, reference.origin);
     let map = LoadedMapPage { view: Arc::new(MapView { page, overlays: Vec::new() }), owner };
-    if context.depth == Depth::References {
+    // What a clone shares is counted by block.
+    if context.depth == Depth::References && root.origins.is_empty() {
         return Ok(Some(map));
     }
     let loads =
@@ -57,7 +59,7 @@ pub(super) async fn load(
     let mut overlays = Vec::new();
     for (overlay, loss) in try_join_all(loads).await? {
         if let (Some(loss), Some(id)) = (loss, overlay.id) {
-            context.note(suspects, Parsed::Overlay(number, id), loss, Part::Whole);
+            context.note(suspects, (overlay.owner, Parsed::Overlay(number, id)), loss, Part::Whole);
         }
         overlays.push(overlay);
     }
@@ -80,11 +82,11 @@ async fn load_overlay(
         }
         OverlayPlace::Object { origin, id } => (map.origin(*origin), *id),
     };
-    let key = owner.overlay(number, id);
+    let object = (owner, Parsed::Overlay(number, id));
     let decode = |bytes: &[u8]| Overlay::decode(owner.sealing(), number, id, root.geometry, bytes);
-    let (overlay, loss) = match context.fetch(Parsed::Overlay(number, id), &key, decode).await? {
+    let (overlay, loss) = match context.fetch(object, decode).await? {
         Ok(overlay) => (Ok(Arc::new(overlay)), None),
-        Err(loss) => (Err(Error::lost(key)), Some(loss)),
+        Err(loss) => (Err(Error::lost(context.key_of(object))), Some(loss)),
     };
     Ok((LoadedOverlay { overlay, owner, id: Some(id), chunks }, loss))
 }
@@ -104,24 +106,55 @@ pub(super) fn add_references(
             references.overlay(number, id, purpose);
         }
     }
-    for (index, id, stored) in bases(context, map, number, &map.view.page.entries()) {
+    for ChunkAt { owner, index, id, stored } in bases(map, number) {
         let bytes = chunk::object_bytes(root.geometry.pages_per_chunk(), stored.len());
-        references.chunk(index, id, bytes, purpose);
+        if owner == context.keys {
+            references.chunk(index, id, bytes, purpose);
+        } else if purpose == Purpose::Live && context.depth != Depth::References {
+            references.shared_chunk(owner.volume(), index, id, bytes);
+        }
     }
 }
 
-/// The chunk objects of this volume that a map page references.
-fn bases(
-    context: &Context<'_>,
-    map: &LoadedMapPage,
-    number: u32,
-    entries: &BTreeMap<u16, Entry>,
-) -> Vec<(ChunkIndex, ObjectId, PageSet)> {
-    let bases = entries.iter().filter_map(|(slot, entry)| {
-        let base = entry.base.filter(|base| map.origin(base.origin) == context.keys)?;
-        Some((ChunkIndex::at(number, *slot), base.id, base.stored))
+/// A chunk object, and the pages that it stores.
+pub(super) struct ChunkAt {
+    pub(super) owner: Keys,
+    pub(super) index: ChunkIndex,
+    pub(super) id: ObjectId,
+    pub(super) stored: PageSet,
+}
+
+/// The chunk objects that a map page references.
+fn bases(map: &LoadedMapPage, number: u32) -> Vec<ChunkAt> {
+    let entries = map.view.page.entries();
+    let bases = entries.into_iter().filter_map(|(slot, entry)| {
+        let Base { origin, id, stored } = entry.base?;
+        let (owner, index) = (map.origin(origin), ChunkIndex::at(number, slot));
+        (!stored.is_empty()).then_some(ChunkAt { owner, index, id, stored })
     });
-    bases.filter(|(_, _, stored)| !stored.is_empty()).collect()
+    bases.collect()
+}
+
+/// Counts the blocks of a map page that a read gets from objects of other volumes.
+pub(super) fn shared_blocks(context: &Context<'_>, root: &Root, map: &LoadedMapPage) -> u64 {
+    let blocks = u32::try_from(root.geometry.blocks_per_chunk()).expect("at most 8,192");
+    let mut count = 0;
+    for (slot, entry) in map.view.page.entries() {
+        let first = u32::from(slot) * blocks;
+        let base = entry.base.filter(|base| map.origin(base.origin) != context.keys);
+        let stored = base.map(|base| base.stored);
+        let mut shared = stored.map_or(0, |stored| stored.len()) * BLOCKS_PER_PAGE;
+        for (run, place) in located(&map.view.overlays, slot, first..first + blocks) {
+            shared -= hidden(stored.as_ref(), first, &run);
+            if let Located::Frames(owner, ..) = place
+                && owner != context.keys
+            {
+                shared += run.end - run.start;
+            }
+        }
+        count += u64::from(shared);
+    }
+    count
 }
 
 /// What is counted over all map pages of a root.
@@ -129,6 +162,8 @@ fn bases(
 pub(super) struct Counted {
     /// Frames in use, by pack.
     live: BTreeMap<ObjectId, u32>,
+    /// The packs of other volumes of which a frame is in use.
+    pub(super) shared_packs: BTreeSet<(Uuid, ObjectId)>,
     /// Whether a map page or an overlay is lost, so that the counts are too low.
     is_partial: bool,
 }
@@ -160,7 +195,7 @@ pub(super) fn check(
     }
 }
 
-fn wrong_count(context: &Context<'_>, suspects: &mut Suspects, object: Parsed, why: String) {
+fn wrong_count(context: &Context<'_>, suspects: &mut Suspects, object: impl Into<Owned>, why: String) {
     context.note(suspects, object, Loss { trouble: Trouble::WrongCount, why }, Part::Unread);
 }
 
@@ -175,8 +210,8 @@ struct PageCheck<'a> {
 }
 
 impl PageCheck<'_> {
-    fn object(&self) -> Parsed {
-        Parsed::MapPage(self.number, self.reference.id)
+    fn object(&self) -> (Keys, Parsed) {
+        (self.map.owner, Parsed::MapPage(self.number, self.reference.id))
     }
 
     fn entry(&mut self, blocks: u32, slot: u16, entry: &Entry, counted: &mut Counted) {
@@ -187,7 +222,8 @@ impl PageCheck<'_> {
             context.note(self.suspects, self.object(), loss, Part::Whole);
         }
         let first = u32::from(slot) * blocks;
-        let stored = entry.base.map(|base| base.stored);
+        // The counts are of what belongs to the owner of the map page.
+        let stored = entry.base.filter(|base| base.origin == 0).map(|base| base.stored);
         self.counts.stored += stored.map_or(0, |stored| stored.len()) * BLOCKS_PER_PAGE;
         let (mut overlaid, mut is_known) = (0, true);
         for (run, place) in located(&self.map.view.overlays, slot, first..first + blocks) {
@@ -200,8 +236,10 @@ impl PageCheck<'_> {
                 Located::Frames(owner, id, frame) => {
                     if owner == context.keys {
                         *counted.live.entry(id).or_default() += count;
-                        self.place(slot, &run, id, frame, blocks);
+                    } else {
+                        counted.shared_packs.insert((owner.volume(), id));
                     }
+                    self.place(slot, &run, (owner, id), frame, blocks);
                     let page = |block: u32| PageIndex::of_block(block - first);
                     if run.clone().any(|block| entry.lost.contains(page(block))) {
                         let why = format!("chunk {slot} has a lost page of which an overlay locates a block");
@@ -218,8 +256,9 @@ impl PageCheck<'_> {
     }
 
     /// Compares the frames that a run locates with the index of their pack.
-    fn place(&mut self, slot: u16, run: &Range<u32>, pack: ObjectId, frame: u16, blocks: u32) {
-        let Some(index) = self.indexes.of(pack) else { return };
+    fn place(&mut self, slot: u16, run: &Range<u32>, pack: (Keys, ObjectId), frame: u16, blocks: u32) {
+        let (owner, id) = pack;
+        let Some(index) = self.indexes.of(owner, id) else { return };
         let start = u64::from(self.number) * 4096 * u64::from(blocks);
         for (block, frame) in run.clone().zip(usize::from(frame)..) {
             let wanted = BlockIndex(start + u64::from(block));
@@ -228,7 +267,7 @@ impl PageCheck<'_> {
                 continue;
             }
             let found = found.map_or("no block".to_owned(), |found| format!("block {}", found.0));
-            let key = self.context.keys.pack(pack);
+            let key = owner.pack(id);
             let number = wanted.0;
             let why = format!("it locates block {number} in frame {frame} of {key}, which has {found} there");
             let (object, loss) = (self.locates(slot, block), Loss::damaged(why));
@@ -238,14 +277,15 @@ impl PageCheck<'_> {
 
     /// The object that locates a block: the newest overlay that has it, or the map page that contains that
     /// overlay.
-    fn locates(&self, slot: u16, block: u32) -> Parsed {
+    fn locates(&self, slot: u16, block: u32) -> (Keys, Parsed) {
         let has = |overlay: &&LoadedOverlay| {
             let found = overlay.overlay.as_ref();
             overlay.chunks.contains(slot)
                 && found.is_ok_and(|found| found.overlaps(block..block + 1).next().is_some())
         };
-        match self.map.view.overlays.iter().rev().find(has).and_then(|overlay| overlay.id) {
-            Some(id) => Parsed::Overlay(self.number, id),
+        let found = self.map.view.overlays.iter().rev().find(has);
+        match found.and_then(|overlay| Some((overlay.owner, overlay.id?))) {
+            Some((owner, id)) => (owner, Parsed::Overlay(self.number, id)),
             None => self.object(),
         }
     }
@@ -289,21 +329,20 @@ pub(super) async fn verify_chunks(
     (number, map): (u32, &LoadedMapPage),
     suspects: &mut Suspects,
 ) -> Result<bool, Stop> {
-    let bases = bases(context, map, number, &map.view.page.entries());
-    verify_objects(context, root.geometry.pages_per_chunk(), bases, suspects).await
+    verify_objects(context, root.geometry.pages_per_chunk(), bases(map, number), suspects).await
 }
 
 /// Verifies every byte of these chunk objects. Returns whether all are sound.
 pub(super) async fn verify_objects(
     context: &Context<'_>,
     pages_per_chunk: u16,
-    chunks: Vec<(ChunkIndex, ObjectId, PageSet)>,
+    chunks: Vec<ChunkAt>,
     suspects: &mut Suspects,
 ) -> Result<bool, Stop> {
-    let reads = stream::iter(chunks).map(|(index, id, stored)| async move {
-        let expected = Expected::chunk(context.keys.sealing(), index, id, pages_per_chunk, &stored);
-        let key = context.keys.chunk(index, id);
-        (Parsed::Chunk(index, id), frames::verify(context.store(), &key, &expected).await)
+    let reads = stream::iter(chunks).map(|ChunkAt { owner, index, id, stored }| async move {
+        let expected = Expected::chunk(owner.sealing(), index, id, pages_per_chunk, &stored);
+        let key = owner.chunk(index, id);
+        ((owner, Parsed::Chunk(index, id)), frames::verify(context.store(), &key, &expected).await)
     });
     let mut reads = reads.buffer_unordered(DATA_AT_ONCE);
     let mut are_sound = true;

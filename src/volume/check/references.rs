@@ -6,6 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use uuid::Uuid;
+
 use super::report::Purpose;
 use crate::volume::format::geometry::ChunkIndex;
 use crate::volume::format::keys::{Keys, ObjectId, shard};
@@ -44,9 +46,17 @@ impl Share {
         if self.number == 0 {
             prefixes.extend([keys.head(), keys.roots(), keys.packs()]);
         }
-        let shards = (self.number..MOST_SHARES).step_by(usize::try_from(self.of).expect("at most 256"));
-        prefixes.extend(shards.map(|shard| format!("{}{shard:02x}/", keys.chunks())));
+        prefixes.extend(self.chunk_prefixes(keys));
         prefixes
+    }
+
+    /// The prefixes that a listing of the chunk objects of the share consists of.
+    pub(super) fn chunk_prefixes(self, keys: Keys) -> Vec<String> {
+        if self.of == 1 {
+            return vec![keys.chunks()];
+        }
+        let shards = (self.number..MOST_SHARES).step_by(usize::try_from(self.of).expect("at most 256"));
+        shards.map(|shard| format!("{}{shard:02x}/", keys.chunks())).collect()
     }
 }
 
@@ -76,6 +86,8 @@ pub(super) struct References {
     pub(super) unknown_pages: BTreeSet<u32>,
     /// Whether a whole root cannot be read.
     pub(super) is_root_unknown: bool,
+    /// The references of the current root to chunk objects of other volumes, by owner.
+    pub(super) shared: BTreeMap<Uuid, References>,
 }
 
 impl References {
@@ -89,6 +101,7 @@ impl References {
             overlays: BTreeMap::new(),
             unknown_pages: BTreeSet::new(),
             is_root_unknown: false,
+            shared: BTreeMap::new(),
         }
     }
 
@@ -97,6 +110,12 @@ impl References {
         if self.share.has_chunk(index) {
             self.chunks.entry((index, id)).or_insert(Reference { purpose, bytes, is_listed: false });
         }
+    }
+
+    /// Adds a chunk object of another volume.
+    pub(super) fn shared_chunk(&mut self, owner: Uuid, index: ChunkIndex, id: ObjectId, bytes: u64) {
+        let share = self.share;
+        self.shared.entry(owner).or_insert_with(|| Self::new(share)).chunk(index, id, bytes, Purpose::Live);
     }
 
     /// Adds a pack, unless it was added before.
@@ -120,7 +139,8 @@ impl References {
 
     /// Returns an error if the volume must be divided into more shares.
     pub(super) fn check_room(&self, limit: usize) -> Result<(), Full> {
-        let count = self.chunks.len() + self.overlays.len();
+        let shared: usize = self.shared.values().map(|shared| shared.chunks.len()).sum();
+        let count = self.chunks.len() + self.overlays.len() + shared;
         if count > limit && self.share.of < MOST_SHARES { Err(Full) } else { Ok(()) }
     }
 
@@ -137,8 +157,6 @@ impl References {
 
 #[cfg(test)]
 mod tests {
-    use uuid::Uuid;
-
     use super::*;
 
     #[test]

@@ -165,7 +165,7 @@ pub enum Purpose {
     /// be deleted, or it was left by a request that failed.
     Unsettled,
     /// Nothing references it, and whoever made it no longer holds the volume. The sweep of a later opening
-    /// deletes it.
+    /// deletes it, or a collection on request.
     Orphan,
 }
 
@@ -185,6 +185,8 @@ pub struct Usage {
     /// The blocks that chunk objects and packs of the current root store, and how many of them a read can
     /// return.
     pub space: Space,
+    /// The blocks that a read gets from the objects of other volumes. They are not in `space`.
+    pub shared_blocks: u64,
 }
 
 impl Usage {

@@ -3,11 +3,10 @@
 //! Must not know what the object contains. Invariant: no single listing is believed if it shows another
 //! length than the right one.
 
-use super::context::{Context, Stop};
+use super::context::{Context, Owned, Stop};
 use super::frames::too_short;
 use super::suspects::{Loss, Part, Suspects};
 use crate::store::{Error, Pages, Store};
-use crate::volume::format::keys::Parsed;
 
 /// How many listings of one object in a row must show the same length.
 const LISTINGS: u32 = 3;
@@ -24,11 +23,12 @@ pub(super) enum Fit {
 /// Lists an object, and notes it if it does not have `expected` bytes.
 pub(super) async fn check(
     context: &Context<'_>,
-    object: Parsed,
+    object: impl Into<Owned>,
     expected: u64,
     suspects: &mut Suspects,
 ) -> Result<Fit, Stop> {
-    let key = context.keys.key_of(object);
+    let object = object.into();
+    let key = context.key_of(object);
     let mut last = None;
     for _ in 0..LISTINGS {
         let found = listed_bytes(context.store(), &key).await?;

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::mutant::{self, Mutant};
 use crate::volume::format::keys::{ObjectId, Slot};
-use crate::volume::format::root::{KeptRoot, MAX_ROOTS, Root, RootTable};
+use crate::volume::format::root::{KeptRoot, MAX_ORIGINS, MAX_ROOTS, Root, RootTable};
 use crate::volume::format::snapshot::Snapshot;
 use crate::volume::shared::Shared;
 
@@ -44,6 +44,8 @@ pub(crate) enum Garbage {
 pub(crate) struct Trash {
     state: Mutex<TrashState>,
     pub(super) wake: Notify,
+    /// Held by whoever takes garbage from the queue and deletes it.
+    pub(super) turn: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -60,6 +62,10 @@ struct TrashState {
     /// Count of what only a sweep can find: each queued batch of orphans, and the sweep itself until it has
     /// ended.
     unswept: usize,
+    /// Whether the sweep that the opening asked for has not ended yet.
+    is_sweep_due: bool,
+    /// Number of objects whose deletion the store has answered since the volume was opened.
+    deleted: u64,
 }
 
 impl Trash {
@@ -70,8 +76,10 @@ impl Trash {
             collected: BTreeSet::new(),
             queue: VecDeque::new(),
             unswept: usize::from(unswept),
+            is_sweep_due: unswept,
+            deleted: 0,
         };
-        Self { state: Mutex::new(state), wake: Notify::new() }
+        Self { state: Mutex::new(state), wake: Notify::new(), turn: tokio::sync::Mutex::new(()) }
     }
 
     /// Whether objects may exist that only a sweep finds.
@@ -79,9 +87,31 @@ impl Trash {
         self.state.lock().unswept > 0
     }
 
-    /// Records that the sweep, or the deletion of a batch of orphans, is complete.
+    /// Whether the sweep that the opening asked for has not ended yet.
+    pub(crate) fn is_sweep_due(&self) -> bool {
+        self.state.lock().is_sweep_due
+    }
+
+    /// Records that the sweep is complete.
+    pub(crate) fn sweep_is_done(&self) {
+        let mut state = self.state.lock();
+        state.is_sweep_due = false;
+        state.unswept -= 1;
+    }
+
+    /// Records that the deletion of a batch of orphans is complete.
     pub(crate) fn swept(&self) {
         self.state.lock().unswept -= 1;
+    }
+
+    /// Records that objects were deleted.
+    pub(crate) fn count_deleted(&self, objects: usize) {
+        self.state.lock().deleted += objects as u64;
+    }
+
+    /// Number of objects that were deleted since the volume was opened.
+    pub(crate) fn deleted(&self) -> u64 {
+        self.state.lock().deleted
     }
 
     /// Id of the root table that the head references.
@@ -150,18 +180,55 @@ impl Trash {
     ) -> Result<Option<(RootTable, ObjectId)>, Vec<Uuid>> {
         let mut roots = self.kept();
         let current = roots.last().map(|last| last.root);
-        let named =
-            |kept: &&mut KeptRoot| kept.snapshot.as_ref().is_some_and(|snapshot| snapshot.name == name);
-        let Some(kept) = roots.iter_mut().find(named) else { return Ok(None) };
-        if !kept.pins.is_empty() {
+        let Some(kept) = named(&mut roots, name) else { return Ok(None) };
+        if !kept.pins.is_empty() && !mutant::is(Mutant::PinIgnored) {
             return Err(kept.pins.clone());
         }
+        kept.pins.clear();
         kept.snapshot = None;
         if current != Some(kept.root) || mutant::is(Mutant::CurrentRootRetired) {
             kept.retired_at_seconds = now_seconds.max(1);
         }
         let root = kept.root;
         Ok(Some((RootTable { id, roots }, root)))
+    }
+
+    /// Returns the table in which the clone `clone` keeps the root of the snapshot `name`, and the id of that
+    /// root. Returns `None` if there is no such snapshot.
+    ///
+    /// # Errors
+    /// If the snapshot has as many clones as it may have. Contains their volumes.
+    pub(crate) fn table_with_pin(
+        &self,
+        id: ObjectId,
+        name: &str,
+        clone: Uuid,
+    ) -> Result<Option<(RootTable, ObjectId)>, Vec<Uuid>> {
+        let mut roots = self.kept();
+        let Some(kept) = named(&mut roots, name) else { return Ok(None) };
+        if kept.pins.len() >= MAX_ORIGINS {
+            return Err(kept.pins.clone());
+        }
+        if !mutant::is(Mutant::PinLeftOut) {
+            kept.pins.push(clone);
+        }
+        let root = kept.root;
+        Ok(Some((RootTable { id, roots }, root)))
+    }
+
+    /// Returns the table in which no clone of `gone` keeps a root. Returns `None` if none does so now.
+    pub(crate) fn table_without_pins(&self, id: ObjectId, gone: &[Uuid]) -> Option<RootTable> {
+        let gone: BTreeSet<&Uuid> = gone.iter().collect();
+        let mut roots = self.kept();
+        let count = |roots: &[KeptRoot]| roots.iter().map(|kept| kept.pins.len()).sum::<usize>();
+        let before = count(&roots);
+        roots.iter_mut().for_each(|kept| kept.pins.retain(|clone| !gone.contains(clone)));
+        (count(&roots) < before).then_some(RootTable { id, roots })
+    }
+
+    /// Whether a clone keeps the root of the snapshot `name`.
+    pub(crate) fn is_pinned(&self, name: &str) -> bool {
+        named(&mut self.kept(), name).is_some_and(|kept| !kept.pins.is_empty())
     }
 
     /// Whether a root is kept, but nothing needs it any more.
@@ -262,8 +329,13 @@ impl TrashState {
     }
 }
 
+/// Returns the root that the snapshot `name` keeps.
+fn named<'a>(roots: &'a mut [KeptRoot], name: &str) -> Option<&'a mut KeptRoot> {
+    roots.iter_mut().find(|kept| kept.snapshot.as_ref().is_some_and(|snapshot| snapshot.name == name))
+}
+
 /// Returns what remains of the grace period of an object retired at `retired_at_seconds` (Unix time).
-pub(super) fn grace_left(shared: &Shared, retired_at_seconds: u64) -> Duration {
+pub(crate) fn grace_left(shared: &Shared, retired_at_seconds: u64) -> Duration {
     let age = (shared.env.wall_clock)().saturating_sub(retired_at_seconds);
     shared.options.deletion_grace.saturating_sub(Duration::from_secs(age))
 }

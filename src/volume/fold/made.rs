@@ -65,10 +65,14 @@ pub(super) struct Background {
     pub(super) budget: u64,
     /// A chunk is consolidated from this number of overlaid blocks on.
     pub(super) consolidate_from: u64,
+    /// Whether chunks of which nothing belongs to this volume are left as they are, unless they are changed.
+    pub(super) spares_shared: bool,
     /// The first chunk that this fold may consolidate.
     pub(super) from: ChunkIndex,
     /// The first chunk that the next fold may consolidate.
     pub(super) cursor: ChunkIndex,
+    /// Map pages of which this volume gets everything that belongs to other volumes, while the budget lasts.
+    pub(super) adopts: BTreeSet<u32>,
     /// Blocks to move, with the packs that they are in, by map page.
     pub(super) moves: BTreeMap<u32, Vec<(BlockIndex, ObjectId)>>,
     /// The packs whose blocks are all moved.

@@ -78,6 +78,7 @@ impl Folder {
         let covers = start..(start + geometry.map_page_bytes()).min(end);
         let chunks = (covers.end - covers.start).div_ceil(geometry.chunk_bytes());
         let mut page = self.load(old, (number, end), chunks, birth).await?;
+        page.is_adopted = made.background.lock().as_ref().is_some_and(|work| work.adopts.contains(&number));
         let changes: Changes = folding.pieces.overlaps(covers).collect();
         let touched = self.replace_whole_chunks(&mut page, changes, birth);
         let mut packing = made.packing.lock().await;
@@ -122,7 +123,11 @@ impl Folder {
             }
         };
         let hidden = match &map {
-            Some(_) => old.map_pages.get(&number).map_or(0, |page| page.counts.hidden),
+            // What the map page of another volume counts belongs to that volume.
+            Some(_) => {
+                let page = old.map_pages.get(&number).filter(|page| page.origin == 0);
+                page.map_or(0, |page| page.counts.hidden)
+            }
             None => 0,
         };
         for overlay in map.iter().flat_map(|map| &map.view.overlays) {
@@ -190,7 +195,10 @@ impl Folder {
         let mut background = made.background.lock();
         let background = background.as_mut().expect("decided before the first map page");
         let is_ripe = |entry: &Entry| u64::from(entry.overlaid) >= background.consolidate_from;
-        let ripe = page.entries.iter().filter(|(_, entry)| is_ripe(entry));
+        let is_spared = |slot: u16| background.spares_shared && page.is_shared(slot);
+        let is_adopted = |slot: u16| page.is_adopted && page.is_foreign(slot);
+        let is_due = |slot: u16, entry: &Entry| is_ripe(entry) && !is_spared(slot) || is_adopted(slot);
+        let ripe = page.entries.iter().filter(|(slot, entry)| is_due(**slot, entry));
         let ripe = ripe.map(|(slot, _)| ChunkIndex::at(page.number, *slot));
         let candidates: BTreeSet<ChunkIndex> = touched.keys().copied().chain(ripe).collect();
         let mut fresh: Vec<FreshRun> = Vec::new();
@@ -240,7 +248,8 @@ impl Folder {
             let known: u32 = located.iter().map(|(run, _)| run.end - run.start).sum();
             overlaid += run.end.0 - run.start.0 - u64::from(known);
         }
-        if overlaid < background.consolidate_from || index < background.from {
+        let is_adopted = page.is_adopted && page.is_foreign(index.slot());
+        if !is_adopted && (overlaid < background.consolidate_from || index < background.from) {
             return false;
         }
         let cost = (blocks_per_chunk - data) * BLOCK_BYTES;
@@ -281,11 +290,12 @@ impl Folder {
         let parallel = usize::try_from(parallel).unwrap_or(1).max(1);
         // Waits for all, even if one fails: a request in flight could take effect after its object was
         // deleted.
-        let rewritten: Vec<Result<(ChunkIndex, Entry), Error>> =
+        let rewritten: Vec<Result<Option<(ChunkIndex, Entry)>, Error>> =
             stream::iter(jobs).buffer_unordered(parallel).collect().await;
-        rewritten.into_iter().collect()
+        rewritten.into_iter().filter_map(Result::transpose).collect()
     }
 
+    /// Rewrites a chunk, unless an earlier attempt did. Returns `None` if the chunk stays as it is.
     async fn rewrite(
         &self,
         page: &PageUpdate,
@@ -294,13 +304,14 @@ impl Folder {
         folding: &Committed,
         birth: Slot,
         made: &Made,
-    ) -> Result<(ChunkIndex, Entry), Error> {
+    ) -> Result<Option<(ChunkIndex, Entry)>, Error> {
         if let Some(entry) = made.finished_chunk(index) {
-            return Ok((index, entry));
+            return Ok(Some((index, entry)));
         }
-        let entry = self.rewrite_chunk(page, index, changes, folding, birth, made).await?;
+        let rewritten = self.rewrite_chunk(page, index, changes, folding, birth, made).await?;
+        let Some(entry) = rewritten else { return Ok(None) };
         made.finish_chunk(self.shared.keys, index, entry.clone());
-        Ok((index, entry))
+        Ok(Some((index, entry)))
     }
 
     /// Packs the blocks that were decided on, from where the last attempt stopped.

@@ -14,7 +14,7 @@ use super::plan;
 use crate::mutant::{self, Mutant};
 use crate::volume::cache::index::LoadedOverlay;
 use crate::volume::format::geometry::{BLOCKS_PER_PAGE, BlockIndex, ChunkIndex, Geometry, PageIndex};
-use crate::volume::format::keys::{Keys, ObjectId};
+use crate::volume::format::keys::{Keys, ObjectId, Slot};
 use crate::volume::format::map::{ChunkSet, Entry, MapPage, OverlayPlace, OverlayRef};
 use crate::volume::format::overlay::OverlayBuilder;
 use crate::volume::format::page_set::PageSet;
@@ -45,10 +45,12 @@ pub(super) struct PageUpdate {
     origins: Origins,
     /// The overlays, oldest first, with the chunks that they still apply to.
     pub(super) overlays: Vec<LoadedOverlay>,
-    /// Stored blocks that overlays replace.
+    /// Blocks of chunk objects of this volume that overlays replace.
     hidden: u32,
     /// Frames of packs of this volume that are no longer in use, by pack.
     pub(super) released: BTreeMap<ObjectId, u32>,
+    /// Whether the fold makes this volume's own what other volumes store of the map page.
+    pub(super) is_adopted: bool,
 }
 
 impl PageUpdate {
@@ -64,6 +66,11 @@ impl PageUpdate {
         let mut origins = Origins::new(keys.volume());
         if let Some(map) = &map {
             origins.adopt(&mut entries, |origin| map.origin(origin).volume());
+            if map.owner != keys {
+                // A commit of this volume may have the slot of any commit of the other one.
+                let births = entries.values_mut().filter_map(|entry| entry.birth.as_mut());
+                births.for_each(|birth| *birth = Slot::START);
+            }
             // An overlay within the map page belongs to whoever owns the map page.
             for overlay in overlays.iter_mut().filter(|overlay| overlay.id.is_none()) {
                 if overlay.owner != keys {
@@ -82,6 +89,7 @@ impl PageUpdate {
             overlays,
             hidden,
             released: BTreeMap::new(),
+            is_adopted: false,
         }
     }
 
@@ -110,7 +118,7 @@ impl PageUpdate {
 
     /// Records that overlays no longer decide about some blocks of a chunk.
     fn release(&mut self, slot: u16, blocks: Range<u32>) {
-        let stored = self.entries.get(&slot).and_then(|entry| entry.base).map(|base| base.stored);
+        let stored = self.entries.get(&slot).and_then(own_stored);
         for (run, located) in self.located(slot, blocks) {
             let count = run.end - run.start;
             self.hidden = self.hidden.saturating_sub(self.stored_blocks(stored.as_ref(), &run));
@@ -169,7 +177,7 @@ impl PageUpdate {
             chunks.insert(slot);
             let entry = self.entries.entry(slot).or_default();
             entry.overlaid += u16::try_from(blocks.end - blocks.start).expect("at most 8,192");
-            let stored = entry.base.map(|base| base.stored);
+            let stored = own_stored(entry);
             self.hidden += self.stored_blocks(stored.as_ref(), blocks);
         }
         if !builder.is_empty() {
@@ -257,11 +265,33 @@ impl PageUpdate {
 
     /// The counts of blocks of the map page.
     pub(super) fn counts(&self) -> BlockCounts {
-        let stored = self.entries.values().filter_map(|entry| entry.base).map(|base| base.stored.len());
+        let stored = self.entries.values().filter_map(own_stored).map(|stored| stored.len());
         let overlaid = self.entries.values().map(|entry| u32::from(entry.overlaid)).sum();
         let stored = stored.sum::<u32>() * BLOCKS_PER_PAGE;
         // After a loss the count of hidden blocks is an estimate.
         BlockCounts { stored, overlaid, hidden: self.hidden.min(stored).min(overlaid) }
+    }
+
+    /// Whether nothing that is stored of a chunk belongs to this volume.
+    pub(super) fn is_shared(&self, slot: u16) -> bool {
+        self.entries.get(&slot).and_then(own_stored).is_none()
+            && !self.located(slot, self.chunk_blocks(slot)).iter().any(|(_, located)| match located {
+                Located::Frames(owner, ..) => *owner == self.keys,
+                Located::Zero(_) | Located::Unknown(_) => false,
+            })
+    }
+
+    /// Whether a read of a chunk needs an object of another volume. An overlay that applies to the chunk is
+    /// read even if newer ones hide all that it locates.
+    pub(super) fn is_foreign(&self, slot: u16) -> bool {
+        let Some(entry) = self.entries.get(&slot) else { return false };
+        let applies = |overlay: &LoadedOverlay| overlay.owner != self.keys && overlay.chunks.contains(slot);
+        entry.base.is_some_and(|base| base.origin != 0)
+            || self.overlays.iter().any(applies)
+            || self.located(slot, self.chunk_blocks(slot)).iter().any(|(_, located)| match located {
+                Located::Frames(owner, ..) => *owner != self.keys,
+                Located::Zero(_) | Located::Unknown(_) => false,
+            })
     }
 
     /// Returns the chunk of a block of the map page.
@@ -269,4 +299,9 @@ impl PageUpdate {
         let slot = u16::try_from(block / self.blocks_per_chunk()).expect("less than 4,096");
         ChunkIndex::at(self.number, slot)
     }
+}
+
+/// What this volume itself stores of a chunk. The entries of a [`PageUpdate`] number its own objects 0.
+fn own_stored(entry: &Entry) -> Option<PageSet> {
+    entry.base.filter(|base| base.origin == 0).map(|base| base.stored)
 }

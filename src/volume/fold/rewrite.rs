@@ -27,7 +27,8 @@ type Hot = Vec<(PageIndex, Held)>;
 
 impl Folder {
     /// Makes the entry of a chunk at the commit `birth` from what lies below and the changes since, which are
-    /// sorted by offset. Uploads the chunk's object.
+    /// sorted by offset. Uploads the chunk's object. Returns `None` if the chunk is only to become this
+    /// volume's own, and not all of it can be read: its owner may still get it back.
     pub(super) async fn rewrite_chunk(
         &self,
         page: &PageUpdate,
@@ -36,7 +37,7 @@ impl Folder {
         folding: &Committed,
         birth: Slot,
         made: &Made,
-    ) -> Result<Entry, Error> {
+    ) -> Result<Option<Entry>, Error> {
         let shared = &self.shared;
         let old = page.entries.get(&index.slot()).cloned().unwrap_or_default();
         let birth = if changes.is_empty() { old.birth } else { Some(birth) };
@@ -71,6 +72,10 @@ impl Folder {
         for composition in &batch.compositions {
             let number = shared.geometry.page_at(composition.range.start);
             let good = composition.compose(&fetched, &mut bytes)?;
+            let known = old.damage_of(number).map_or(ALL_GOOD, |damage| damage.good_sectors);
+            if page.is_adopted && changes.is_empty() && good != known {
+                return Ok(None);
+            }
             if good != ALL_GOOD {
                 entry.damage.push(Damage { page: number, good_sectors: good });
                 entry.allocated.insert(number);
@@ -91,7 +96,7 @@ impl Folder {
             tracing::error!(volume = %shared.keys.volume(), chunk = index.0, pages = entry.damage.len(),
                 "sectors of a chunk were lost");
         }
-        Ok(entry)
+        Ok(Some(entry))
     }
 
     /// Uploads a chunk object and caches those of its blocks that were in memory before.

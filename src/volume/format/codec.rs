@@ -56,6 +56,8 @@ pub enum Kind {
     Pack,
     /// The object that binds a name to a volume (`name/<name>`).
     Name,
+    /// The header of an incremental stream, which is never an object of a store.
+    Stream,
 }
 
 impl Kind {
@@ -73,6 +75,7 @@ impl Kind {
             Self::Chunk => b"CAIRNCHK",
             Self::Pack => b"CAIRNPAK",
             Self::Name => b"CAIRNNAM",
+            Self::Stream => b"CAIRNINC",
         }
     }
 }

@@ -117,6 +117,25 @@ impl PackWriter {
     }
 }
 
+/// Decodes the header of the pack `id`, which is not verified. Returns the number of frames.
+///
+/// # Errors
+/// Returns an error if it is the header of no pack, or of another.
+pub fn decode_header(sealing: Sealing, id: ObjectId, bytes: &[u8]) -> Result<u32, DecodeError> {
+    let mut to = Encoder::new(Kind::Pack, sealing.volume(), 64);
+    id.encode(&mut to);
+    to.u8(0);
+    to.u8(0);
+    let expected = to.written();
+    let frames =
+        bytes.strip_prefix(expected).and_then(|rest| Some(u32::from_le_bytes(rest.try_into().ok()?)));
+    match frames {
+        Some(frames) if (1..=MAX_FRAMES).contains(&frames) => Ok(frames),
+        Some(frames) => Err(invalid("frames", format!("{frames} are not 1 to {MAX_FRAMES}"))),
+        None => Err(invalid("pack", "has the header of another object".to_owned())),
+    }
+}
+
 /// A decoded and verified pack.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Pack<'a> {

@@ -66,7 +66,8 @@ pub struct PackUse {
     pub live: u32,
 }
 
-/// How many blocks a volume stores, and how many of them are in use.
+/// How many blocks a volume stores itself, and how many of them are in use. What it shares with other volumes
+/// is not counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Space {
     /// Blocks in chunk objects and packs.
@@ -75,7 +76,8 @@ pub struct Space {
     pub live: u64,
 }
 
-/// Numbers of blocks of a map page, which show how much of what is stored is in use.
+/// Numbers of blocks of a map page, which show how much of what is stored is in use. Chunk objects of other
+/// volumes than the owner of the map page do not count as stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BlockCounts {
     /// Blocks that chunk objects store.
@@ -140,11 +142,16 @@ impl Root {
         (Stretch::Holes, end.unwrap_or(MAX_MAP_PAGES).max(number + 1))
     }
 
-    /// Counts the blocks that the root stores.
+    /// The references to the map pages that the volume owns.
+    pub(crate) fn own_pages(&self) -> impl Iterator<Item = &MapPageRef> {
+        self.map_pages.values().filter(|page| page.origin == 0)
+    }
+
+    /// Counts the blocks that the volume stores itself.
     #[must_use]
     pub fn space(&self) -> Space {
         let mut space = Space::default();
-        for page in self.map_pages.values() {
+        for page in self.own_pages() {
             space.stored += u64::from(page.counts.stored);
             space.live += u64::from(page.counts.stored - page.counts.hidden);
         }

@@ -23,7 +23,7 @@ use crate::volume::environment::Environment;
 use crate::volume::error::OpenError;
 use crate::volume::fold::Folder;
 use crate::volume::format::codec::Checksum;
-use crate::volume::format::head::{Head, HolderName, Lease, VolumeState};
+use crate::volume::format::head::{Head, HolderName, Lease, Names};
 use crate::volume::format::identity::Identity;
 use crate::volume::format::keys::Keys;
 use crate::volume::format::root::{Root, RootTable};
@@ -44,7 +44,8 @@ const REPLAYED_EPOCHS: u32 = 4;
 const BIDS: u32 = 100;
 
 impl Volume {
-    /// Opens a volume for writing. If another gateway's lease has not expired, waits up to one lease time to
+    /// Opens a volume by its id for writing; [`catalog::open`](crate::volume::catalog::open) opens one by its
+    /// name. If another gateway's lease has not expired, waits up to one lease time to
     /// see whether that gateway is still alive. With `takeover`, does not wait.
     ///
     /// # Errors
@@ -55,6 +56,18 @@ impl Volume {
         volume: Uuid,
         takeover: bool,
     ) -> Result<Arc<Self>, OpenError> {
+        Self::open_by(env, options, volume, None, takeover).await
+    }
+
+    /// Like [`Volume::open`], for a caller that found the volume by a name. If the volume has another name by
+    /// now, the call fails and takes it from nobody.
+    pub(super) async fn open_by(
+        env: &Environment,
+        options: Options,
+        volume: Uuid,
+        found_by: Option<&str>,
+        takeover: bool,
+    ) -> Result<Arc<Self>, OpenError> {
         let keys = Keys::new(volume);
         let (identity, _) = fetch(env, &keys.identity(), |bytes| Identity::decode(volume, bytes))
             .await
@@ -62,10 +75,12 @@ impl Volume {
         let metrics =
             options.metrics.clone().unwrap_or_else(|| Metrics::new().volume(&keys.volume().to_string()));
         // Another process may delete the volume at any time, and with it the head.
-        let taken = take_epoch(env, &options, keys, takeover, &metrics).await;
+        let taken = take_epoch(env, &options, keys, found_by, takeover, &metrics).await;
         let (mut held, unswept) = taken.map_err(incomplete)?;
         let head = held.head().clone();
         let from = head.checkpoint;
+        let names =
+            head.names.clone().unwrap_or_else(|| Names { current: identity.name.clone(), next: None });
         let recovering = recover(env, keys, &identity, &head);
         let Recovered { root, table, committed, opening } =
             match held.renewed_during(env.store.journal.as_ref(), recovering).await.flatten() {
@@ -106,7 +121,7 @@ impl Volume {
                 }
             });
         }
-        Ok(Arc::new(Self::new(shared, handle, folds, identity.created_at_seconds)))
+        Ok(Arc::new(Self::new(shared, handle, folds, names, identity.created_at_seconds)))
     }
 }
 
@@ -171,7 +186,7 @@ async fn check_not_deleted(env: &Environment, keys: Keys, ours: &Head) -> Result
 /// earlier epoch than ours is the first one, which a late request of the volume's creator has made once more
 /// after the deletion.
 fn is_deleted(now: &Head, ours: &Head) -> bool {
-    now.state == VolumeState::Deleting || now.epoch < ours.epoch
+    !now.state.is_live() || now.epoch < ours.epoch
 }
 
 /// Returns the cause of a failed opening. If a later gateway has the volume, it may have folded and deleted
@@ -203,19 +218,25 @@ fn incomplete(error: OpenError) -> OpenError {
     }
 }
 
-/// Waits until no other gateway's lease protects the volume, and takes the next epoch. Also returns whether
-/// unreferenced objects may exist.
+/// Waits until no other gateway's lease protects the volume, and takes the next epoch, unless the volume has
+/// lost the name by which it was found. Also returns whether unreferenced objects may exist.
 async fn take_epoch(
     env: &Environment,
     options: &Options,
     keys: Keys,
+    found_by: Option<&str>,
     takeover: bool,
     metrics: &VolumeMetrics,
 ) -> Result<(HeldHead, bool), OpenError> {
     let (mut old, mut etag) = read_head(env, keys).await?;
     for bids_left in (0..BIDS).rev() {
-        if old.state == VolumeState::Deleting {
+        if !old.state.is_live() {
             return Err(OpenError::Deleting);
+        }
+        if let (Some(name), Some(names)) = (found_by, &old.names)
+            && !names.contain(name)
+        {
+            return Err(OpenError::Renamed { from: name.to_owned(), to: names.current.clone() });
         }
         let holder_name = HolderName::new(&options.holder_name);
         let is_own = options.holder_is_stable && old.holder_name == holder_name;

@@ -1,6 +1,8 @@
 //! A name is always bound to a complete volume or to one that is being deleted, whatever is created, deleted
 //! and opened concurrently.
 
+mod damaged;
+
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -292,6 +294,38 @@ async fn a_volume_that_is_deleted_while_it_is_being_made_gets_no_name() {
     }
 }
 
+/// A creator may take the name of a volume that is being deleted. If its own volume is deleted meanwhile, it
+/// must come too late all the same.
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_is_deleted_while_it_takes_the_name_of_another_gets_no_name() {
+    let bench = Bench::new(64 * MIB).await;
+    let old = id(&bench).await;
+    let slow = bench.beside();
+    // The deletion of the old volume hangs after it has marked the head.
+    let gate = slow.fault.hold(Operation::Put, "name/");
+    let other = bench.beside();
+    let (env, options) = (env(&slow), slow.options.clone());
+    let mut deletes = pin!(catalog::delete(&env, &options, "disk", false));
+    tokio::select! { _ = deletes.as_mut() => panic!("it is held"), () = gate.reached(1) => {} }
+    let binds = bench.fault.hold(Operation::Put, "/head");
+    let creates = create(&bench, "disk");
+    let meanwhile = async {
+        binds.reached(1).await;
+        let of_new = |key: &String| key.starts_with("identity/") && !key.ends_with(&old.to_string());
+        let made = other.keys("identity/").into_iter().find(of_new).expect("it is being made");
+        let made = made["identity/".len()..].parse().unwrap();
+        delete_id(&other, made, false).await.unwrap();
+        binds.release();
+        made
+    };
+    let (created, made) = tokio::join!(creates, meanwhile);
+    gate.release();
+    deletes.await.unwrap();
+    assert_ne!(created.unwrap().volume, made);
+    assert_ne!(id(&other).await, made);
+    assert_eq!(catalog::volumes(&other.env(MIB)).await.unwrap().len(), 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn of_two_creators_one_has_the_name_and_the_other_leaves_nothing() {
     let bench = Bench::new(64 * MIB).await;
@@ -380,119 +414,6 @@ async fn an_opening_of_a_volume_that_is_being_deleted_says_so() {
     let opened = Volume::open(&other.env(MIB), other.options.clone(), first, true).await;
     assert!(matches!(opened, Err(OpenError::Incomplete { .. })), "{opened:?}");
     assert!(matches!(bench.try_open(true).await, Err(OpenError::NoSuchVolume(_))));
-}
-
-/// The ways to spoil a volume: a part of a key, and whether the object is damaged (true) or removed (false).
-const WRONG: [(&str, bool); 8] = [
-    ("identity/", false),
-    ("identity/", true),
-    ("/head", false),
-    ("/head", true),
-    ("/root/0-1", false),
-    ("/root/0-1", true),
-    ("name/bad", true),
-    ("/journal/0000000001/00000000000000000002", true),
-];
-
-/// Removes or damages an object of the volume `bad` at rest.
-fn spoil(bench: &Bench, bad: Uuid, part: &str, damage: bool) {
-    let key = match part {
-        "name/bad" => part.to_owned(),
-        "identity/" => format!("identity/{bad}"),
-        _ => format!("volume/{bad}{part}"),
-    };
-    let body = bench.memory.remove(&key).unwrap_or_else(|| panic!("{key}"));
-    if damage {
-        let mut body = body.to_vec();
-        body[40] ^= 1;
-        bench.memory.insert(&key, Bytes::from(body));
-    }
-}
-
-/// Creates a second volume, `bad`, with a record in its journal.
-async fn bad_volume(bench: &Bench) -> Uuid {
-    let bad = create(bench, "bad").await.unwrap().volume;
-    let volume = Volume::open(&bench.env(MIB), bench.options.clone(), bad, false).await.unwrap();
-    volume.write(0, pattern(7, 8192), Durable).await.unwrap();
-    volume.abandon().await;
-    bad
-}
-
-#[tokio::test(start_paused = true)]
-async fn one_volume_that_is_damaged_or_incomplete_keeps_no_other_from_being_listed() {
-    for (part, damage) in WRONG {
-        let bench = Bench::new(64 * MIB).await;
-        let bad = bad_volume(&bench).await;
-        create(&bench, "zero").await.unwrap();
-        spoil(&bench, bad, part, damage);
-        let listed = catalog::volumes(&bench.env(MIB)).await.unwrap();
-        let names: Vec<&str> = listed.iter().map(|listed| &*listed.name).collect();
-        assert_eq!(names, ["bad", "disk", "zero"], "{part}");
-        let wrong = listed[0].found.is_err();
-        assert_eq!(wrong, !part.contains("journal"), "{part}: {:?}", listed[0]);
-        assert!(listed[1].found.is_ok() && listed[2].found.is_ok(), "{part}: {listed:?}");
-        catalog::unnamed(&bench.env(MIB)).await.unwrap();
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_volume_with_any_damaged_or_missing_object_can_be_deleted() {
-    for (part, damage) in WRONG {
-        let bench = Bench::new(64 * MIB).await;
-        let bad = bad_volume(&bench).await;
-        spoil(&bench, bad, part, damage);
-        if part == "name/bad" {
-            let error = delete(&bench, "bad", true).await.expect_err("its name cannot be read");
-            assert!(matches!(error, OpenError::Damaged { .. }), "{error}");
-            delete_id(&bench, bad, true).await.unwrap();
-        } else {
-            if part == "/head" && damage {
-                let error = delete(&bench, "bad", false).await.expect_err("who holds it cannot be read");
-                assert!(matches!(error, OpenError::Unclear { .. }), "{error}");
-            }
-            delete(&bench, "bad", true).await.unwrap_or_else(|e| panic!("{part}, {damage}: {e}"));
-        }
-        let left = bench.keys(&bad.to_string());
-        assert_eq!(left, Vec::<String>::new(), "{part}, {damage}");
-        create(&bench, "bad").await.unwrap_or_else(|e| panic!("{part}, {damage}: {e}"));
-        assert_eq!(catalog::unnamed(&bench.env(MIB)).await.unwrap().len(), 0);
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn the_same_by_its_id() {
-    for (part, damage) in WRONG {
-        let bench = Bench::new(64 * MIB).await;
-        let bad = bad_volume(&bench).await;
-        spoil(&bench, bad, part, damage);
-        delete_id(&bench, bad, true).await.unwrap_or_else(|e| panic!("{part}, {damage}: {e}"));
-        assert_eq!(bench.keys(&bad.to_string()), Vec::<String>::new(), "{part}, {damage}");
-        create(&bench, "bad").await.unwrap_or_else(|e| panic!("{part}, {damage}: {e}"));
-        let again = delete_id(&bench, bad, true).await;
-        assert!(matches!(again, Err(OpenError::NoSuchId(_))), "{again:?}");
-    }
-}
-
-/// While a volume with a damaged record is being deleted, its writer cannot get a flush answered any more.
-#[tokio::test(start_paused = true)]
-async fn deleting_a_volume_with_a_damaged_record_seals_its_log() {
-    let mut bench = Bench::new(64 * MIB).await;
-    let volume = bench.open().await;
-    for n in 0..4_u64 {
-        volume.write(n * 4096, pattern(n, 4096), Durable).await.unwrap();
-    }
-    let record = bench.keys("/journal/0000000001/00000000000000000003").pop().unwrap();
-    let mut body = bench.memory.remove(&record).unwrap().to_vec();
-    body[100] ^= 1;
-    bench.memory.insert(&record, body.into());
-    let gate = bench.fault.hold(Operation::Delete, "/journal/");
-    let (deleted, ()) = tokio::join!(delete(&bench, "disk", true), async {
-        gate.reached(1).await;
-        volume.write(0, pattern(9, 4096), Durable).await.expect_err("its log is sealed");
-        gate.release();
-    });
-    deleted.unwrap();
-    only_free_names(&bench);
 }
 
 /// After a false 404 for an existing head, a deletion must still check who holds the volume.
