@@ -51,6 +51,7 @@ pub(super) fn routes() -> Router<Context> {
         .route("/api/v1/unnamed", get(unnamed))
         .route("/api/v1/unnamed/{id}", axum::routing::delete(delete_by_id))
         .route("/api/v1/deleted", get(deleted))
+        .route("/api/v1/deleted/{id}", axum::routing::delete(delete_kept))
         .route("/api/v1/deleted/{id}/undelete", post(undelete))
         .route("/api/v1/volumes/{name}/map", get(map))
         .route("/api/v1/volumes/{name}/flush", post(flush))
@@ -252,6 +253,12 @@ async fn delete_by_id(
     let id = parsed(&id)?;
     check_closed(&context, id, &id.to_string())?;
     context.gateway.delete_by_id(id, if_held(deletion.takeover)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Deletes a volume for good that is kept. What is open here does not matter: a volume in use is not kept.
+async fn delete_kept(State(context): State<Context>, Path(id): Path<String>) -> Answer<StatusCode> {
+    context.gateway.delete_kept(parsed(&id)?).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -438,7 +438,7 @@ pub struct DeletedView {
     pub size_bytes: Option<u64>,
     /// When the volume was deleted (RFC 3339, UTC), by the clock of whoever did it.
     pub deleted_at: String,
-    /// Until when the volume is kept at least (RFC 3339, UTC). It is an estimate.
+    /// About until when the volume is kept (RFC 3339, UTC). It is an estimate.
     pub kept_until: String,
 }
 

@@ -122,11 +122,21 @@ impl Gateway {
         self.parsed(&self.ask("GET", DELETED, None).await?)
     }
 
-    /// Brings a deleted volume back, under another name if one is given.
-    pub(super) async fn undelete(&self, id: uuid::Uuid, to: Option<&str>) -> Result<Info, Error> {
+    /// Brings a deleted volume back, under another name if one is given. Returns `None` if none with this id
+    /// is kept.
+    pub(super) async fn undelete(&self, id: uuid::Uuid, to: Option<&str>) -> Result<Option<Info>, Error> {
         let undeletion = json!({ "name": to });
         let path = format!("{DELETED}/{id}/undelete");
-        self.info_of(self.parsed(&self.ask("POST", &path, Some(&undeletion)).await?)?)
+        let answer = self.within_patience(self.send("POST", &path, Some(&undeletion))).await?;
+        if answer.status == Some(404) {
+            return Ok(None);
+        }
+        self.info_of(self.parsed(&self.accepted(answer)?)?).map(Some)
+    }
+
+    /// Deletes a volume for good that is kept.
+    pub(super) async fn delete_kept(&self, id: uuid::Uuid) -> Result<(), Error> {
+        self.ask("DELETE", &format!("{DELETED}/{id}"), None).await.map(drop)
     }
 
     /// Deletes a volume for good by its id. `takeover` deletes it even if another gateway holds it.
@@ -171,7 +181,12 @@ impl Gateway {
 
     /// Sends a request, and returns the body of a successful response.
     async fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> Result<String, Error> {
-        match tokio::time::timeout(PATIENCE, self.ask_patiently(method, path, body)).await {
+        self.within_patience(self.ask_patiently(method, path, body)).await
+    }
+
+    /// Limits the time of a request.
+    async fn within_patience<T>(&self, asked: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        match tokio::time::timeout(PATIENCE, asked).await {
             Ok(answer) => answer,
             Err(_) => Err(self.failed(format!("no answer within {PATIENCE:?}"))),
         }
@@ -179,6 +194,11 @@ impl Gateway {
 
     /// As [`Gateway::ask`], without a limit on the time.
     async fn ask_patiently(&self, method: &str, path: &str, body: Option<&Value>) -> Result<String, Error> {
+        self.accepted(self.send(method, path, body).await?)
+    }
+
+    /// Sends a request, and returns the response.
+    async fn send(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Answer, Error> {
         let mut request = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
         if let Some(body) = body.map(Value::to_string) {
             request.push_str("Content-Type: application/json\r\n");
@@ -188,7 +208,11 @@ impl Gateway {
         }
         let asked =
             async { exchange(UnixStream::connect(&self.socket).await?, &request, ANSWER_BYTES).await };
-        let Answer { status, body } = asked.await.map_err(|error| self.failed(error.to_string()))?;
+        asked.await.map_err(|error| self.failed(error.to_string()))
+    }
+
+    /// Returns the body of a successful response.
+    fn accepted(&self, Answer { status, body }: Answer) -> Result<String, Error> {
         match status {
             Some(200..=299) => Ok(body),
             Some(status) => {

@@ -12,7 +12,7 @@ use super::endpoint::{Endpoint, Exported, Format};
 use super::nbd::Waiting;
 use super::place::{Common, Place};
 use super::snapshot_args::{CloneArgs, Snapshot};
-use super::snapshot_name::{Earlier, SnapshotName};
+use super::snapshot_name::{self, Earlier, SnapshotName};
 use crate::config::{self, Config, Flag, FlagValue, Size};
 use crate::volume::Shrink;
 
@@ -164,7 +164,7 @@ pub(super) struct Import {
     #[arg(long, value_name = "VOLUME", conflicts_with_all = ["name", "chunk_size", "format"])]
     pub(super) onto: Option<String>,
     /// Take a snapshot of this name of the volume in the end
-    #[arg(long, value_name = "NAME", requires = "onto")]
+    #[arg(long, value_name = "NAME", requires = "onto", value_parser = snapshot_name::name)]
     pub(super) snapshot: Option<String>,
     #[command(flatten)]
     pub(super) transfer: Transfer,
@@ -459,18 +459,44 @@ pub(super) struct Delete {
     #[command(flatten)]
     place: Place,
     /// Name of the volume
-    #[arg(required_unless_present = "id")]
+    #[arg(required_unless_present_any = ["id", "deleted"])]
     pub(super) name: Option<String>,
-    /// Id of the volume, as `volume list` shows it with --unnamed or --deleted, instead of a name; it is
-    /// deleted for good. If it is still being created, the creation fails
+    /// Id of the volume, as `volume list --unnamed` shows it, instead of a name; it is deleted for good,
+    /// whether or not it is in use. If it is still being created, the creation fails
     #[arg(long, value_name = "ID", conflicts_with = "name")]
     pub(super) id: Option<uuid::Uuid>,
+    /// Id of a deleted volume, as `volume list --deleted` shows it; it is deleted for good, unless it was
+    /// brought back meanwhile
+    #[arg(long, value_name = "ID", conflicts_with_all = ["name", "id", "takeover"])]
+    pub(super) deleted: Option<uuid::Uuid>,
     /// Delete the volume for good, at once
     #[arg(long)]
     pub(super) now: bool,
     /// Delete the volume even if a gateway holds it; that gateway loses it
     #[arg(long)]
     pub(super) takeover: bool,
+}
+
+/// The volume that a command deletes.
+#[derive(Clone, Debug)]
+pub(super) enum Doomed {
+    /// The one with this name.
+    Named(String),
+    /// The one with this id.
+    Id(uuid::Uuid),
+    /// The one with this id, but only while it is kept.
+    Kept(uuid::Uuid),
+}
+
+impl Delete {
+    pub(super) fn which(&self) -> Doomed {
+        match (&self.name, self.id, self.deleted) {
+            (Some(name), ..) => Doomed::Named(name.clone()),
+            (None, Some(id), _) => Doomed::Id(id),
+            (None, None, Some(id)) => Doomed::Kept(id),
+            (None, None, None) => unreachable!("the grammar asks for one of them"),
+        }
+    }
 }
 
 #[derive(Clone, Debug, Args)]

@@ -85,7 +85,7 @@ fn line(outcome: &Outcome) -> String {
     match &outcome.collected {
         Ok(collected) => format!("{}: {}\n", outcome.name, said(collected)),
         // The errors name the volume themselves.
-        Err(error) => format!("{error}\n"),
+        Err(error) => format!("{}\n", printable(&error.to_string())),
     }
 }
 
@@ -133,4 +133,18 @@ fn advice(unnamed: &[UnnamedView]) -> String {
         text += &format!("  {}    {}\n", deletion(volume), printable(&what));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An error may contain what a store, a gateway or another holder sent.
+    #[test]
+    fn an_error_controls_no_terminal() {
+        let why = "changes\n\x1b[2Jall is well".to_owned();
+        let error = Error::Unsteady { name: "disk".to_owned(), why };
+        let outcome = Outcome { name: "disk".to_owned(), collected: Err(error) };
+        assert_eq!(line(&outcome), "volume \"disk\": changes\\n\\u{1b}[2Jall is well\n");
+    }
 }

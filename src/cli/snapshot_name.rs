@@ -1,4 +1,4 @@
-//! The syntax `VOLUME@NAME`, and `@NAME` where the volume is known.
+//! The syntax `VOLUME@NAME`, and `@NAME` or `NAME` where the volume is known.
 //!
 //! Owns this syntax, and must not know snapshots. Invariant: all names are valid.
 
@@ -34,6 +34,14 @@ impl std::fmt::Display for SnapshotName {
     }
 }
 
+/// Parses the name of a snapshot whose volume is named beside it.
+pub(super) fn name(text: &str) -> Result<String, String> {
+    match is_valid_name(text) {
+        true => Ok(text.to_owned()),
+        false => Err("must be 1 to 128 characters of A-Z a-z 0-9 . _ -, not beginning with a dot".to_owned()),
+    }
+}
+
 /// An earlier snapshot of a volume that is named beside it: `@NAME`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Earlier(pub(super) String);
@@ -42,9 +50,7 @@ impl FromStr for Earlier {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text.strip_prefix('@').filter(|name| is_valid_name(name)) {
-            Some(name) => Ok(Self(name.to_owned())),
-            None => Err("must be @ and the name of a snapshot".to_owned()),
-        }
+        let text = text.strip_prefix('@').ok_or("must be @ and the name of a snapshot")?;
+        Ok(Self(name(text)?))
     }
 }

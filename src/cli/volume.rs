@@ -5,7 +5,7 @@
 //! a creation may create a store.
 
 use super::api_client::Gateway;
-use super::args::{Action, Delete, Flatten, List, Rename, Resize, Undelete, Usage};
+use super::args::{Action, Delete, Doomed, Flatten, List, Rename, Resize, Undelete, Usage};
 use super::environment::{environment, for_reading};
 use super::error::Error;
 use super::opened::{close, open, prepare};
@@ -214,27 +214,42 @@ async fn by_gateway(action: Action, chunk_bytes: Option<u64>, gateway: &Gateway)
         }
         Action::Usage(_) | Action::Restore(_) => unreachable!("the grammar has no gateway for it"),
         Action::Delete(args) => {
-            let shown = match (args.name, args.id) {
-                (Some(name), _) => {
+            let shown = match args.which() {
+                Doomed::Named(name) => {
                     gateway.delete(&name, args.takeover, args.now).await?;
                     name
                 }
-                (None, Some(id)) => {
+                Doomed::Id(id) => {
                     gateway.delete_by_id(id, args.takeover).await?;
                     id.to_string()
                 }
-                (None, None) => unreachable!("the grammar asks for one of them"),
+                Doomed::Kept(id) => {
+                    gateway.delete_kept(id).await?;
+                    id.to_string()
+                }
             };
             print(&format!("deleted {shown}\n"))
         }
-        Action::Undelete(args) => {
-            let deleted = gateway.deleted().await?;
-            let all = deleted.iter().map(|volume| (volume.id, &*volume.name));
-            let volume = catalog::choose(all, &args.which);
-            let volume = volume.map_err(|source| Error::Volume { name: args.which.clone(), source })?;
-            print_undeleted(&gateway.undelete(volume, args.to.as_deref()).await?, args.json)
-        }
+        Action::Undelete(args) => undelete_by_gateway(gateway, args).await,
     }
+}
+
+/// Brings a volume back. Only for a name are all deleted volumes looked up.
+async fn undelete_by_gateway(gateway: &Gateway, args: Undelete) -> Result<(), Error> {
+    let to = args.to.as_deref();
+    if let Ok(id) = uuid::Uuid::parse_str(&args.which)
+        && let Some(info) = gateway.undelete(id, to).await?
+    {
+        return print_undeleted(&info, args.json);
+    }
+    // It may be a name all the same.
+    let failed = |source| Error::Volume { name: args.which.clone(), source };
+    let deleted = gateway.deleted().await?;
+    let all = deleted.iter().map(|volume| (volume.id, &*volume.name));
+    let id = catalog::choose(all, &args.which).map_err(failed)?;
+    let info = gateway.undelete(id, to).await?;
+    let info = info.ok_or_else(|| failed(OpenError::NotDeleted(args.which.clone())))?;
+    print_undeleted(&info, args.json)
 }
 
 /// Returns the name of the volume with an id.
@@ -247,16 +262,16 @@ fn name_among(rows: Vec<Row>, id: uuid::Uuid) -> Option<String> {
 
 async fn delete(env: &Environment, options: &Options, args: Delete) -> Result<(), Error> {
     let options = &options.volume;
-    let (deleted, shown) = match (args.name, args.id) {
-        (Some(name), _) if args.now => {
+    let (deleted, shown) = match args.which() {
+        Doomed::Named(name) if args.now => {
             (catalog::delete(env, options, &name, args.takeover).await.map(|()| None), name)
         }
-        (Some(name), _) => (catalog::set_aside(env, options, &name, args.takeover).await, name),
-        (None, Some(id)) => {
+        Doomed::Named(name) => (catalog::set_aside(env, options, &name, args.takeover).await, name),
+        Doomed::Id(id) => {
             let deleted = catalog::delete_by_id(env, options, id, args.takeover).await;
             (deleted.map(|()| None), id.to_string())
         }
-        (None, None) => unreachable!("the grammar asks for one of them"),
+        Doomed::Kept(id) => (catalog::delete_kept(env, options, id).await.map(|()| None), id.to_string()),
     };
     match deleted.map_err(|source| Error::Volume { name: shown.clone(), source })? {
         None => print(&format!("deleted {shown}\n")),
@@ -268,10 +283,7 @@ async fn delete(env: &Environment, options: &Options, args: Delete) -> Result<()
 }
 
 async fn undelete(env: &Environment, args: Undelete) -> Result<(), Error> {
-    let failed = |source| Error::Volume { name: args.which.clone(), source };
-    let deleted = catalog::deleted(env).await.map_err(Error::List)?;
-    let all = deleted.iter().map(|volume| (volume.volume, &*volume.name));
-    let volume = catalog::choose(all, &args.which).map_err(failed)?;
-    let info = catalog::undelete(env, volume, args.to.as_deref()).await.map_err(failed)?;
+    let info = catalog::undelete_by(env, &args.which, args.to.as_deref()).await;
+    let info = info.map_err(|source| Error::Volume { name: args.which, source })?;
     print_undeleted(&info, args.json)
 }

@@ -1,14 +1,16 @@
 //! Deletes the volumes for good whose time to be brought back is over.
 //!
 //! Owns the task that does so, and must not know how the time is counted: `Watch` does that. The census says
-//! which volumes no name refers to, so this costs one GET for each of them and no LIST. Invariant: one look
-//! at a time is in progress, so the volumes of one look are not asked for once more by the next one.
+//! which volumes no name refers to, so this costs one GET for each of them and no LIST. Invariants: one look
+//! at a time is in progress, so the volumes of one look are not asked for once more by the next one. Nothing
+//! of it takes a place from requests that clients wait for.
 
 use std::sync::Arc;
 
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
+use crate::store::Classes;
 use crate::task::Tasks;
 use crate::volume::catalog::Watch;
 use crate::volume::{self, Environment};
@@ -25,6 +27,7 @@ pub(crate) struct Reaper {
 impl Reaper {
     /// Creates a reaper that has seen nothing yet.
     pub(crate) fn new(env: Environment, options: volume::Options) -> Arc<Self> {
+        let env = Environment { store: Classes::one(Arc::clone(&env.store.bulk)), ..env };
         Arc::new(Self { env, options, watch: Mutex::default(), tasks: Tasks::new() })
     }
 

@@ -215,6 +215,15 @@ impl Gateway for GatewayStatus {
         Ok(catalog::deleted(&self.serving()?.env).await?)
     }
 
+    async fn delete_kept(&self, volume: Uuid) -> Result<(), Failure> {
+        let serving = self.serving()?;
+        serving.check_unread(volume)?;
+        let deleted = catalog::delete_kept(&serving.env, &serving.options, volume).await;
+        serving.catalogue.forget();
+        serving.census.has_changed();
+        Ok(deleted?)
+    }
+
     async fn undelete(&self, volume: Uuid, to: Option<&str>) -> Result<Info, Failure> {
         let serving = self.serving()?;
         let info = catalog::undelete(&serving.env, volume, to).await;
@@ -288,7 +297,7 @@ impl Gateway for GatewayStatus {
     async fn flatten(&self, name: &str) -> Result<Flattened, Failure> {
         let serving = self.serving()?;
         let of = serving.join(name).await?;
-        let flattened = of.volume.flatten().await;
+        let flattened = serving.volumes.flatten(of).await;
         serving.catalogue.forget();
         Ok(flattened.map_err(SnapshotError::Volume)?)
     }

@@ -132,6 +132,8 @@ pub trait Gateway: Send + Sync + 'static {
     async fn delete_by_id(&self, volume: Uuid, if_held: IfHeld) -> Result<(), Failure>;
     /// Returns the deleted volumes that can be brought back.
     async fn deleted(&self) -> Result<Vec<Deleted>, Failure>;
+    /// Deletes a volume for good that can be brought back. If it was brought back, it stays.
+    async fn delete_kept(&self, volume: Uuid) -> Result<(), Failure>;
     /// Brings a deleted volume back, under its old name or another one. Returns the volume.
     async fn undelete(&self, volume: Uuid, to: Option<&str>) -> Result<Info, Failure>;
     /// Returns the snapshots of a volume, in the order in which they were taken.

@@ -462,6 +462,10 @@ pub enum ReceiveError {
          since it began, and to apply the stream again"
     )]
     CutShort,
+    /// The volume has the base, and the first steps failed. Nothing of the stream was written, but the volume
+    /// may have the size of the result, and the snapshot that says that a stream is being applied.
+    #[error(transparent)]
+    Begun(Box<Self>),
     /// The volume and its snapshot cannot be compared.
     #[error(transparent)]
     Diff(#[from] DiffError),

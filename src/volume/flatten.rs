@@ -2,10 +2,11 @@
 //!
 //! Owns the order of the steps and who does them: a task of the volume, so that the work goes on in the
 //! background if the caller gives up. It must not know how objects are rewritten. Invariants: one task of a
-//! volume does it at a time. Nothing of it has to be remembered: what is left to do follows from the roots,
-//! so a later call goes on with that, whoever holds the volume then.
+//! volume does it at a time, and at most one waits to go on. Nothing of it has to be remembered: what is left
+//! to do follows from the roots, so a later call goes on with that, whoever holds the volume then.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Mutex;
@@ -42,9 +43,25 @@ pub enum Flattened {
     },
 }
 
-/// The turns of a volume.
-#[derive(Debug, Default)]
-pub(super) struct Flattening(Arc<Mutex<()>>);
+/// The turns of a volume, and whether a task goes on later.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Flattening {
+    /// Held by whoever flattens the volume.
+    turn: Arc<Mutex<()>>,
+    /// Whether a task waits for the end of the grace period. As long as the volume is open, this changes only
+    /// while the turn is held.
+    goes_on: Arc<AtomicBool>,
+}
+
+/// The task that goes on later, until it is dropped.
+#[derive(Debug)]
+struct Continuation(Arc<AtomicBool>);
+
+impl Drop for Continuation {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
 
 impl Flattening {
     /// Flattens the volume as far as possible.
@@ -55,14 +72,14 @@ impl Flattening {
         if shared.state.lock().root.origins.is_empty() {
             return Ok(Flattened::NoClone);
         }
-        let turn = Arc::clone(&self.0).lock_owned().await;
-        let (of_task, folds, turns) = (Arc::clone(shared), folds.clone(), Arc::clone(&self.0));
+        let turn = Arc::clone(&self.turn).lock_owned().await;
+        let (this, of_task, folds) = (self.clone(), Arc::clone(shared), folds.clone());
         let work = shared.tasks.spawn_until_cancelled(async move {
             let flattened = flatten(&of_task, &folds).await;
-            drop(turn);
             if let Ok(Flattened::Waits { seconds }) = flattened {
-                go_on_later(&of_task, folds, turns, seconds);
+                this.go_on_later(&of_task, folds, seconds);
             }
+            drop(turn);
             flattened
         });
         match work.await {
@@ -73,6 +90,48 @@ impl Flattening {
             }
         }
     }
+
+    /// Does the rest when the grace period of the roots that wait is over, unless a task does so already.
+    fn go_on_later(&self, shared: &Arc<Shared>, folds: FoldHandle, seconds: u64) {
+        if self.goes_on.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let continuation = Continuation(Arc::clone(&self.goes_on));
+        let (turns, of_task, volume) = (Arc::clone(&self.turn), Arc::clone(shared), shared.keys.volume());
+        shared.tasks.spawn_until_cancelled(async move {
+            let (mut left, mut is_failing) = (Duration::from_secs(seconds), false);
+            loop {
+                tokio::time::sleep(left.max(PAUSE)).await;
+                let turn = turns.lock().await;
+                match go_on(&of_task, &folds).await {
+                    Ok(Flattened::Waits { seconds }) => {
+                        (left, is_failing) = (Duration::from_secs(seconds), false);
+                    }
+                    Err(error) if of_task.check_serving().is_ok() => {
+                        if !is_failing {
+                            tracing::warn!(%volume, "the flattening fails, trying again: {error}");
+                        }
+                        (left, is_failing) = (PAUSE, true);
+                    }
+                    ended => {
+                        tracing::info!(%volume, ?ended, "went on with the flattening");
+                        // Before another call has the turn, which must not rely on this task.
+                        drop(continuation);
+                        drop(turn);
+                        return;
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// One more attempt, unless somebody has done the rest.
+async fn go_on(shared: &Shared, folds: &FoldHandle) -> Result<Flattened, Error> {
+    if shared.state.lock().root.origins.is_empty() {
+        return Ok(Flattened::NoClone);
+    }
+    flatten(shared, folds).await
 }
 
 async fn flatten(shared: &Shared, folds: &FoldHandle) -> Result<Flattened, Error> {
@@ -89,27 +148,4 @@ async fn flatten(shared: &Shared, folds: &FoldHandle) -> Result<Flattened, Error
             Detached::Foreign => {}
         }
     }
-}
-
-/// Does the rest when the grace period of the roots that wait is over.
-fn go_on_later(shared: &Arc<Shared>, folds: FoldHandle, turns: Arc<Mutex<()>>, seconds: u64) {
-    let (of_task, volume) = (Arc::clone(shared), shared.keys.volume());
-    let mut left = Duration::from_secs(seconds);
-    shared.tasks.spawn_until_cancelled(async move {
-        loop {
-            tokio::time::sleep(left.max(PAUSE)).await;
-            let _turn = turns.lock().await;
-            match flatten(&of_task, &folds).await {
-                Ok(Flattened::Waits { seconds }) => left = Duration::from_secs(seconds),
-                Ok(flattened) => {
-                    tracing::info!(%volume, ?flattened, "went on with the flattening");
-                    return;
-                }
-                Err(error) => {
-                    tracing::warn!(%volume, "the flattening ends: {error}");
-                    return;
-                }
-            }
-        }
-    });
 }

@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::environment::Environment;
 use super::error::{Error, OpenError};
+use super::format::codec::Checksum;
 use super::format::keys::{Keys, ObjectId};
 use super::format::root::{Root, RootTable};
 use super::format::snapshot::Snapshot;
@@ -73,6 +74,7 @@ pub struct SnapshotDisk {
     keys: Keys,
     snapshot: Snapshot,
     root: Arc<Root>,
+    root_checksum: Checksum,
     metrics: VolumeMetrics,
     read_ahead: Mutex<ReadAhead>,
     most_ahead_bytes: u64,
@@ -95,8 +97,12 @@ impl SnapshotDisk {
         let keys = Keys::new(volume);
         let found = kept(env, keys).await?.into_iter().find(|(snapshot, _)| snapshot.name == name);
         let (snapshot, id) = found.ok_or_else(|| OpenError::NoSuchSnapshot(name.to_owned()))?;
-        let root = match fetch(env, &keys.root(id), |bytes| Root::decode(keys.sealing(), id, bytes)).await {
-            Ok((root, _)) => root,
+        let decode = |bytes: &[u8]| {
+            let root = Root::decode(keys.sealing(), id, bytes);
+            root.map(|root| (root, Checksum::at_end_of(bytes)))
+        };
+        let (root, root_checksum) = match fetch(env, &keys.root(id), decode).await {
+            Ok((found, _)) => found,
             Err(OpenError::Store(store::Error::NotFound { .. })) if !has_root(env, keys, id).await? => {
                 return Err(OpenError::NoSuchSnapshot(name.to_owned()));
             }
@@ -108,6 +114,7 @@ impl SnapshotDisk {
             keys,
             snapshot,
             root: Arc::new(root),
+            root_checksum,
             metrics,
             read_ahead: Mutex::new(ReadAhead::default()),
             most_ahead_bytes: options.read_ahead_bytes.min(env.cache.most_ahead_bytes()),
@@ -141,6 +148,11 @@ impl SnapshotDisk {
     /// The root that has the content of the snapshot.
     pub(super) fn root(&self) -> &Arc<Root> {
         &self.root
+    }
+
+    /// The checksum of that root, as the store has it.
+    pub(super) fn root_checksum(&self) -> Checksum {
+        self.root_checksum
     }
 
     /// Size of the disk in bytes when the snapshot was taken.

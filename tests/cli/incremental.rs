@@ -3,8 +3,9 @@
 
 use std::io::Write as _;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
+use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::tempdir;
 
@@ -161,8 +162,30 @@ fn a_stream_that_was_cut_off_is_noticed_and_applied_again() {
     assert!(failed.contains("is not a whole stream") && failed.contains("--resume"), "{failed}");
     let refused = fail(at, &format!("import {onto} whole.inc"), 1);
     assert!(refused.contains("was cut short: add --resume"), "{refused}");
+    // Whoever serves it meanwhile is told.
+    let mut serve = cairn(at, "serve --listen unix:nbd.sock --store file://./backup");
+    serve.env("CAIRN_VOLUMES__OPEN", "copy");
+    let mut gateway = Gateway::start(serve);
+    gateway.wait_for_log("a mixture of what it had and what it gets");
+    gateway.terminate();
     succeed(at, &format!("import {onto} whole.inc --resume"));
     assert!(exported(at, "copy --store file://./backup") == days[2]);
+}
+
+#[test]
+fn a_signal_ends_an_import_that_waits_for_its_stream() {
+    let at = tempdir().unwrap();
+    let at = at.path();
+    succeed(at, "volume create disk 1MiB");
+    assert!(Command::new("mkfifo").arg(at.join("in.inc")).status().unwrap().success());
+    let mut import = Gateway::spawn(cairn(at, "import --onto disk in.inc"));
+    // Returns once the import has opened it too, and before that, the import listens for signals.
+    let source = std::fs::File::options().write(true).open(at.join("in.inc")).unwrap();
+    import.signal(Signal::INT);
+    let (_, run) = import.end();
+    drop(source);
+    assert_eq!((run.code, run.out.as_str()), (Some(1), ""), "{}", run.err);
+    assert!(run.err.contains("stopped by SIGINT"), "{}", run.err);
 }
 
 #[test]
@@ -178,6 +201,8 @@ fn mistakes_are_refused_and_change_nothing() {
         "import in.inc disk --onto copy",
         "import in.inc disk --snapshot x",
         "import in.inc --onto copy --chunk-size 1MiB",
+        "import in.inc --onto copy --snapshot .x",
+        "import in.inc --onto copy --snapshot a/b",
     ] {
         fail(at, line, 2);
     }

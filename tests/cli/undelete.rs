@@ -91,9 +91,15 @@ fn volumes_that_had_the_same_name_are_chosen_by_their_ids() {
     assert_eq!(json(&succeed(at, "volume info disk --json"))["size_bytes"], 2 << 20);
     assert_eq!(succeed(at, &format!("volume undelete {} --as first", ids[0])), "brought back first\n");
     assert_eq!(id_of(at, "first"), ids[0]);
-    // One is left, and is deleted for good.
-    assert_eq!(succeed(at, &format!("volume delete --id {}", ids[2])), format!("deleted {}\n", ids[2]));
+    // One is left, and is deleted for good. Those that were brought back are not.
+    let delete = |id: &str| format!("volume delete --deleted {id}");
+    assert_eq!(succeed(at, &delete(&ids[2])), format!("deleted {}\n", ids[2]));
     assert_eq!(deleted(at, ""), []);
+    for id in &ids {
+        let error = fail(at, &delete(id), 1);
+        assert!(error.contains("no deleted volume") && error.contains("is kept"), "{error}");
+    }
+    assert_eq!((id_of(at, "first"), id_of(at, "disk")), (ids[0].clone(), ids[1].clone()));
 }
 
 #[test]
@@ -134,6 +140,18 @@ fn a_gateway_lists_deleted_volumes_and_brings_them_back() {
     assert!(fail(at, &format!("volume undelete none {by}"), 1).contains("no deleted volume \"none\""));
     assert_eq!(succeed(at, &format!("volume undelete disk {by}")), "brought back disk\n");
     assert_eq!(id_of(at, "disk"), id);
+    let error = fail(at, &format!("volume delete --deleted {id} {by}"), 1);
+    assert!(error.contains("no deleted volume") && error.contains("is kept"), "it is in use: {error}");
+    assert_eq!(succeed(at, &format!("volume delete disk {by}")), "deleted disk\n");
+    assert_eq!(succeed(at, &format!("volume undelete {id} --as other {by}")), "brought back other\n");
+    for which in [&id, "6f9619ff-8b86-4011-b42d-00c04fc964ff"] {
+        let error = fail(at, &format!("volume undelete {which} {by}"), 1);
+        assert!(error.contains(&format!("no deleted volume \"{which}\"")), "{error}");
+    }
+    assert_eq!(succeed(at, &format!("volume delete other {by}")), "deleted other\n");
+    assert_eq!(succeed(at, &format!("volume delete --deleted {id} {by}")), format!("deleted {id}\n"));
+    assert_eq!(deleted(at, &by), []);
+    succeed(at, "volume create disk 1MiB");
     assert_eq!(succeed(at, &format!("volume delete disk --now {by}")), "deleted disk\n");
     assert_eq!(deleted(at, &by), []);
     gateway.terminate();

@@ -88,6 +88,7 @@ fn only_creating_a_volume_creates_a_store() {
         "volume delete disk",
         "volume undelete disk",
         "volume delete --id 6f9619ff-8b86-4011-b42d-00c04fc964ff",
+        "volume delete --deleted 6f9619ff-8b86-4011-b42d-00c04fc964ff",
         "serve --listen 127.0.0.1:0",
         "bench",
     ] {

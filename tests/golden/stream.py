@@ -17,8 +17,9 @@ VERSION = 2
 FILE = Path(__file__).parent / f"v{VERSION}" / "incremental.stream"
 VOLUME = uuid.UUID("00112233-4455-6677-8899-aabbccddeeff")
 
-BASE = {"root": (7, 10), "commit": (7, 2), "size": 1 << 30, "name": "monday", "taken": 1_700_000_000}
-RESULT = {"root": (8, 44), "commit": (8, 900), "size": (1 << 30) + 1536, "name": "tuesday.2_b-c", "taken": 1_700_086_400}
+BASE = {"root": (7, 10), "sum": bytes(range(0x40, 0x50)), "commit": (7, 2), "size": 1 << 30, "name": "monday", "taken": 1_700_000_000}
+RESULT = {"root": (8, 44), "sum": bytes(range(0x60, 0x70)), "commit": (8, 900), "size": (1 << 30) + 1536, "name": "tuesday.2_b-c"}
+RESULT["taken"] = 1_700_086_400
 BASE_DIGEST = bytes(range(32))
 RESULT_DIGEST = bytes(range(0x80, 0xa0))
 EXTENTS = [
@@ -36,7 +37,12 @@ def checksum(data):
 
 def state(s):
     name = s["name"].encode()
-    return struct.pack("<IQIQQB", *s["root"], *s["commit"], s["size"], len(name)) + name + struct.pack("<Q", s["taken"])
+    fields = struct.pack("<IQ16sIQQB", *s["root"], s["sum"], *s["commit"], s["size"], len(name))
+    return fields + name + struct.pack("<Q", s["taken"])
+
+
+def copy_name(s):
+    return f"copy-of-{VOLUME.hex}-{int.from_bytes(checksum(state(s)), 'little'):032x}"
 
 
 def encode():
@@ -77,9 +83,9 @@ class Reader:
         assert self.raw(16) == expected, f"checksum before byte {self.at}"
 
     def state(self):
-        numbers, size = self.take("IQIQ"), self.take("Q")
+        root, root_sum, commit, size = self.take("IQ"), self.raw(16), self.take("IQ"), self.take("Q")
         name = self.raw(self.take("B")).decode()
-        return {"root": numbers[:2], "commit": numbers[2:], "size": size, "name": name, "taken": self.take("Q")}
+        return {"root": root, "sum": root_sum, "commit": commit, "size": size, "name": name, "taken": self.take("Q")}
 
     def digest(self):
         return self.raw(32) if self.take("B") else None
@@ -118,7 +124,7 @@ def main():
         return 0
     found = decode(FILE.read_bytes())
     differs = found != (VOLUME, 4 << 20, BASE, RESULT, BASE_DIGEST, EXTENTS, RESULT_DIGEST) or FILE.read_bytes() != encode()
-    print(f"1 golden stream, {int(differs)} differ")
+    print(f"1 golden stream, {int(differs)} differ; a copy of its base has the snapshot {copy_name(BASE)}")
     return int(differs)
 
 

@@ -7,10 +7,11 @@ use std::path::Path;
 
 use bytes::Bytes;
 use cairn::volume::format::codec::{Checksum, DecodeError, FORMAT_VERSION};
-use cairn::volume::format::keys::{ObjectId, Slot};
+use cairn::volume::format::keys::{ObjectId, Slot, is_valid_name};
 use cairn::volume::format::snapshot::Snapshot;
 use cairn::volume::format::stream::{
-    Digest, Header, MAX_DATA_BYTES, Part, State, StreamDecoder, StreamEncoder, Totals,
+    Digest, Header, MAX_DATA_BYTES, Part, State, StreamDecoder, StreamEncoder, Totals, is_begun_name,
+    is_copy_name,
 };
 use proptest::prelude::*;
 
@@ -18,9 +19,11 @@ use super::objects::geometry;
 use super::samples::VOLUME;
 
 /// The XXH3-128 of the file.
-const FROZEN: u128 = 0xf4bb_4c38_d7bc_bc24_41e5_410e_ff4b_1d5b;
+const FROZEN: u128 = 0xc9ca_6edd_8b24_c7cf_92e2_4255_9190_56fb;
 /// Length in bytes of the header of the file.
-const HEADER_BYTES: usize = 184;
+const HEADER_BYTES: usize = 216;
+/// The checksum that stands for the content of the base.
+const BASE: u128 = 0x01cd_5da8_e6d9_487c_db0d_01a2_8408_f984;
 
 fn golden() -> Vec<u8> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -29,23 +32,31 @@ fn golden() -> Vec<u8> {
 }
 
 fn digest(first: u8) -> Digest {
-    Digest(std::array::from_fn(|at| first + u8::try_from(at).unwrap()))
+    Digest(counting(first))
+}
+
+/// Bytes that count up.
+fn counting<const N: usize>(first: u8) -> [u8; N] {
+    std::array::from_fn(|at| first + u8::try_from(at).unwrap())
 }
 
 fn header() -> Header {
-    let state = |root: (u32, u64), commit: (u32, u64), size_bytes, name: &str, taken_at_seconds| State {
-        root: ObjectId { epoch: root.0, k: root.1 },
-        commit: Slot { epoch: commit.0, n: commit.1 },
-        size_bytes,
-        snapshot: Snapshot { name: name.to_owned(), taken_at_seconds },
+    let snapshot = |name: &str, taken_at_seconds| Snapshot { name: name.to_owned(), taken_at_seconds };
+    let base = State {
+        root: ObjectId { epoch: 7, k: 10 },
+        root_checksum: Checksum(counting(0x40)),
+        commit: Slot { epoch: 7, n: 2 },
+        size_bytes: 1 << 30,
+        snapshot: snapshot("monday", 1_700_000_000),
     };
-    Header {
-        volume: VOLUME,
-        geometry: geometry(64),
-        base: state((7, 10), (7, 2), 1 << 30, "monday", 1_700_000_000),
-        result: state((8, 44), (8, 900), (1 << 30) + 1536, "tuesday.2_b-c", 1_700_086_400),
-        base_digest: Some(digest(0)),
-    }
+    let result = State {
+        root: ObjectId { epoch: 8, k: 44 },
+        root_checksum: Checksum(counting(0x60)),
+        commit: Slot { epoch: 8, n: 900 },
+        size_bytes: (1 << 30) + 1536,
+        snapshot: snapshot("tuesday.2_b-c", 1_700_086_400),
+    };
+    Header { volume: VOLUME, geometry: geometry(64), base, result, base_digest: Some(digest(0)) }
 }
 
 fn parts() -> Vec<Part> {
@@ -97,11 +108,37 @@ fn the_golden_stream_is_what_the_peer_wrote() {
     assert!(encode(&parts()) == bytes, "what changes the bytes of a stream takes a new format version");
     assert_eq!(Header::decode(&bytes[..HEADER_BYTES]), Ok(header()));
     assert_eq!(header().id().0, bytes[HEADER_BYTES - 16..HEADER_BYTES]);
+    assert_eq!(header().base.checksum().0, BASE.to_le_bytes());
+    let name = header().copy_name(&header().base);
+    assert_eq!(name, format!("copy-of-00112233445566778899aabbccddeeff-{BASE:032x}"));
+    assert!(is_copy_name(&name) && is_valid_name(&name) && !is_copy_name("copy-of-mine"));
+    assert!(is_begun_name(&header().begun_name()) && !is_begun_name("receiving-mail"));
+    assert_eq!(Checksum::of(&bytes[34..34 + 57 + 6]).0, BASE.to_le_bytes());
     let mut decoder = StreamDecoder::default();
     decoder.push(&bytes);
     while let Ok(Some(_)) = decoder.next_part() {}
     let zero_bytes = 8192 + (1 << 30) - (1 << 20);
     assert_eq!(decoder.totals(), Totals { extents: 5, data_bytes: 4096 + 512 + 1536, zero_bytes });
+}
+
+/// The checksum of a snapshot tells it from one of another history of the volume, which has the same ids.
+#[test]
+fn whatever_is_known_of_a_snapshot_counts() {
+    let base = header().base;
+    let others = [
+        State { root: ObjectId { epoch: 7, k: 11 }, ..base.clone() },
+        State { root_checksum: Checksum(counting(0x41)), ..base.clone() },
+        State { commit: Slot { epoch: 7, n: 3 }, ..base.clone() },
+        State { size_bytes: 512, ..base.clone() },
+        State { snapshot: Snapshot { name: "tuesday".to_owned(), ..base.snapshot.clone() }, ..base.clone() },
+        State {
+            snapshot: Snapshot { taken_at_seconds: 1_700_000_001, ..base.snapshot.clone() },
+            ..base.clone()
+        },
+    ];
+    for other in others {
+        assert_ne!(other.checksum(), base.checksum(), "{other:?}");
+    }
 }
 
 #[test]
@@ -168,10 +205,10 @@ fn what_breaks_a_rule_is_refused_although_the_checksums_fit() {
         (26, &[10], "header"),
         (26, &[0, 4, 1], "header"),
         (30, &[1], "chunk size"),
-        (58, &[1], "size"),
-        (58, &[0xff; 8], "size"),
-        (67, b".", "snapshot"),
-        (135, &[2], "digest"),
+        (74, &[1], "size"),
+        (74, &[0xff; 8], "size"),
+        (83, b".", "snapshot"),
+        (167, &[2], "digest"),
         (first, &[0], "part"),
         (first, &[4], "part"),
         (first + 1, &[1], "extent"),
@@ -196,7 +233,7 @@ proptest! {
     #[test]
     fn any_bytes_are_a_stream_or_an_error(
         bytes in prop::collection::vec(any::<u8>(), 0..300),
-        at in 0..6600_usize,
+        at in 0..6700_usize,
     ) {
         prop_assert!(decode(&bytes).is_err());
         let golden = golden();

@@ -545,6 +545,29 @@ pub(super) fn conforms(value: &Value, schema: &Value, document: &Value, at: &str
 }
 
 #[tokio::test]
+async fn what_differs_between_two_snapshots_is_listed_page_by_page() {
+    let bench = Bench::new().await;
+    let volume = bench.house.opened(&bench.metrics, "disk").await;
+    volume.write(0, Bytes::from_static(&[1; 8192]), Volatile).await.unwrap();
+    volume.snapshot("a").await.unwrap();
+    volume.zero(0, 4096, cairn::effect::Zeroing::Deallocate, Volatile).await.unwrap();
+    volume.write(12_288, Bytes::from_static(&[2; 4096]), Volatile).await.unwrap();
+    volume.snapshot("b").await.unwrap();
+    let range = |offset, zero| json!({ "offset": offset, "length": 4096, "zero": zero });
+    let (zero, data) = (range(0, true), range(12_288, false));
+    for (query, ranges, next) in [
+        ("", vec![&zero, &data], Value::Null),
+        ("&limit=1", vec![&zero], json!(12_288)),
+        ("&offset=12288", vec![&data], Value::Null),
+    ] {
+        let path = format!("/api/v1/volumes/disk/snapshots/b/changes?since=a{query}");
+        let (status, answer) = bench.ask("GET", &path, None).await;
+        assert_eq!((status, &answer["ranges"]), (200, &json!(ranges)), "{query}");
+        assert_eq!(answer["next_offset"], next, "{query}");
+    }
+}
+
+#[tokio::test]
 async fn answers_are_as_the_description_says() {
     let bench = Bench::new().await;
     let volume = bench.house.opened(&bench.metrics, "disk").await;

@@ -130,6 +130,10 @@ impl Gateway for House {
         Ok(catalog::deleted(&self.env).await?)
     }
 
+    async fn delete_kept(&self, volume: Uuid) -> Result<(), Failure> {
+        Ok(catalog::delete_kept(&self.env, &self.options, volume).await?)
+    }
+
     async fn undelete(&self, volume: Uuid, to: Option<&str>) -> Result<Info, Failure> {
         Ok(catalog::undelete(&self.env, volume, to).await?)
     }

@@ -52,6 +52,28 @@ async fn a_deleted_volume_is_listed_and_brought_back() {
 }
 
 #[tokio::test]
+async fn a_kept_volume_is_deleted_for_good_and_no_other() {
+    let bench = Bench::new().await;
+    let id = bench.house.create("disk", MIB, None).await.unwrap().volume;
+    let path = format!("/api/v1/deleted/{id}");
+    for (path, expected, word) in [
+        (path.clone(), 404, "no deleted volume"),
+        (format!("/api/v1/deleted/{NONE}"), 404, "no deleted volume"),
+        ("/api/v1/deleted/disk".to_owned(), 422, "not an id"),
+    ] {
+        let (status, answer) = bench.ask("DELETE", &path, None).await;
+        assert_eq!(status, expected, "{path}: {answer}");
+        assert!(answer["error"].as_str().unwrap().contains(word), "{path}: {answer}");
+    }
+    assert_eq!(bench.ask("GET", "/api/v1/volumes/disk", None).await.1["id"], json!(id), "it is in use");
+    assert_eq!(bench.ask("DELETE", "/api/v1/volumes/disk", None).await.0, 204);
+    assert_eq!(bench.ask("DELETE", &path, None).await, (204, Value::Null));
+    for list in ["deleted", "unnamed", "volumes"] {
+        assert_eq!(bench.ask("GET", &format!("/api/v1/{list}"), None).await, (200, json!([])), "{list}");
+    }
+}
+
+#[tokio::test]
 async fn a_volume_that_is_deleted_for_good_is_not_kept() {
     let bench = Bench::new().await;
     for (name, query) in [("a", "?now=true"), ("b", "?now=true&takeover=true")] {

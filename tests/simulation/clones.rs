@@ -286,17 +286,18 @@ impl Run {
             for (name, content) in taken.iter().take(COMPARED) {
                 let opened = SnapshotDisk::open(&env, &self.options, volume.id(), name).await;
                 let disk = opened.map_err(|error| format!("{of}@{name} cannot be opened: {error}"))?;
-                snapshots.push((format!("{of}@{name}"), Compared::of_snapshot(&disk), content));
+                snapshots.push(((of, name), Compared::of_snapshot(&disk), content));
             }
         }
-        for (one, before, old) in &snapshots {
-            for (other, after, new) in &snapshots {
+        for ((of, one), before, old) in &snapshots {
+            for ((of_other, other), after, new) in &snapshots {
+                let pair = format!("{of}@{one} and {of_other}@{other}");
                 let diff = match Diff::between(before.clone(), after.clone()) {
                     // Their common parent is no volume of theirs any more.
-                    Err(DiffError::Unrelated) => continue,
-                    diff => diff.map_err(|error| error.to_string())?,
+                    Err(DiffError::Unrelated) if of != of_other => continue,
+                    diff => diff.map_err(|error| format!("{pair}: {error}"))?,
                 };
-                judge(diff, old, new).await.map_err(|why| format!("{one} and {other}: {why}"))?;
+                judge(diff, old, new).await.map_err(|why| format!("{pair}: {why}"))?;
             }
         }
         Ok(())

@@ -17,7 +17,9 @@ impl Inner {
             | Deed::SetAside(name, _)
             | Deed::Open(name, _)
             | Deed::Rename(name, ..) => self.owed_since(before, name),
-            Deed::DeleteById(..) | Deed::List | Deed::Undelete(..) | Deed::Watch => None,
+            Deed::DeleteById(..) | Deed::DeleteKept(_) | Deed::List | Deed::Undelete(..) | Deed::Watch => {
+                None
+            }
         };
         match failure {
             // The volume being created was deleted by its id.
@@ -28,7 +30,9 @@ impl Inner {
             Failure::Opening(OpenError::Held { .. } | OpenError::Lost(_) | OpenError::Contended(_)) => true,
             Failure::Opening(OpenError::NoSuchVolume(_)) => owed.is_none() || is_denied,
             // Nobody can say whether it was kept just then. The last look finds all that must be.
-            Failure::Opening(OpenError::NotDeleted(_)) => matches!(deed, Deed::Undelete(..)),
+            Failure::Opening(OpenError::NotDeleted(_)) => {
+                matches!(deed, Deed::Undelete(..) | Deed::DeleteById(..) | Deed::DeleteKept(_))
+            }
             Failure::Opening(OpenError::Unkeepable { .. }) => {
                 matches!(deed, Deed::SetAside(..)) && (owed.is_none() || is_denied)
             }
@@ -51,11 +55,13 @@ impl Inner {
                 matches!(deed, Deed::Open(..) | Deed::Rename(..) | Deed::Undelete(..)) && owed.is_none()
             }
             // Nobody can say whether a damaged head is somebody's.
-            Failure::Opening(OpenError::Unclear { .. }) => matches!(deed, Deed::DeleteById(..)),
+            Failure::Opening(OpenError::Unclear { .. }) => {
+                matches!(deed, Deed::DeleteById(..) | Deed::DeleteKept(_))
+            }
             // Late requests brought back something of a volume without a head. It may be what a damaged or incomplete
             // volume shares. In the end all of these must go.
             Failure::Opening(OpenError::MayHaveClones { .. }) => {
-                matches!(deed, Deed::Delete(..) | Deed::DeleteById(..))
+                matches!(deed, Deed::Delete(..) | Deed::DeleteById(..) | Deed::DeleteKept(_))
             }
             Failure::Serving(Error::Stopped(_) | Error::Lost { .. }) => true,
             Failure::Serving(Error::Store(error)) => self.is_weather(error),

@@ -56,8 +56,13 @@ pub(super) enum Aim {
 pub(super) struct Ledger {
     /// Whether processes also delete volumes so that they can be brought back.
     pub(super) keeps: bool,
-    /// Volumes that a process may have deleted in that way. Nobody can say whether they have a name.
-    pub(super) aside: BTreeSet<Uuid>,
+    /// Operations that may have deleted a volume in that way since it was last brought back, and whether each of
+    /// them has ended. While there are any, nobody can say whether the volume has a name.
+    pub(super) aside: BTreeMap<Uuid, BTreeMap<Operation, bool>>,
+    /// Volumes that a process may ever have deleted in that way.
+    pub(super) ever_aside: BTreeSet<Uuid>,
+    /// Volumes that a process may have deleted for good while they were kept.
+    pub(super) doomed: BTreeSet<Uuid>,
     /// The state of each volume, and since when a kept one was kept.
     pub(super) states: BTreeMap<Uuid, (VolumeState, Time)>,
     /// Volumes whose creation was answered.
@@ -83,7 +88,7 @@ pub(super) struct Ledger {
 impl Ledger {
     /// Whether a volume was created and no operation can have deleted it.
     pub(super) fn is_owed(&self, volume: Uuid) -> bool {
-        self.must_exist(volume) && !self.aside.contains(&volume)
+        self.must_exist(volume) && self.aside.get(&volume).is_none_or(BTreeMap::is_empty)
     }
 
     /// Whether a volume was created and no operation can have deleted it for good.
@@ -277,7 +282,7 @@ impl Inner {
     }
 
     /// Returns the state in the head of a volume. Returns `None` if it has no readable head, or no identity.
-    fn state_of(&self, volume: Uuid) -> Option<VolumeState> {
+    pub(super) fn state_of(&self, volume: Uuid) -> Option<VolumeState> {
         let keys = Keys::new(volume);
         let head = Head::decode(volume, &self.peek(&keys.head())?).ok()?;
         self.peek(&keys.identity()).map(|_| head.state)
@@ -301,7 +306,8 @@ impl Inner {
                     self.names().aimed.entry(binding.volume).or_default().insert(operation);
                 }
                 Aim::SetAside => {
-                    self.names().aside.insert(binding.volume);
+                    self.names().ever_aside.insert(binding.volume);
+                    self.names().aside.entry(binding.volume).or_default().insert(operation, false);
                 }
             }
             self.say(format_args!("P{process} deletes {}", binding.volume));

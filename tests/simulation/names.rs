@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cairn::effect::Durability::Volatile;
-use cairn::volume::catalog::{self, Listed, Watch};
+use cairn::volume::catalog::{self, Listed, Progress, Unnamed, Watch};
 use cairn::volume::read::concat;
 use cairn::volume::{Error, OpenError, Options, Volume};
 use futures::FutureExt;
@@ -128,6 +128,7 @@ pub(super) enum Deed {
     Create(String),
     Delete(String, bool),
     DeleteById(Uuid, bool),
+    DeleteKept(Uuid),
     Open(String, bool),
     Rename(String, String, bool),
     List,
@@ -255,6 +256,9 @@ impl Citizen {
             Deed::DeleteById(volume, _) => {
                 ledger.aimed.entry(*volume).or_default().insert(operation);
             }
+            Deed::DeleteKept(volume) => {
+                ledger.doomed.insert(*volume);
+            }
             Deed::Open(name, _) => {
                 ledger.opened.insert(process, name.clone());
             }
@@ -295,12 +299,12 @@ impl Citizen {
                 let is_denied = self.is_denied(before);
                 world.lock().listed(before, &all, is_denied);
                 let unnamed = catalog::unnamed(env).await?;
-                // A single false answer must not be believed.
-                let is_denied = self.denials(before) > 1;
-                let unnamed = unnamed.into_iter().map(|unnamed| unnamed.volume).collect();
-                world.lock().without_name(before, unnamed, is_denied);
+                let denials = self.denials(before);
+                world.lock().without_name(before, &unnamed, denials);
             }
-            Deed::SetAside(..) | Deed::Undelete(..) | Deed::Watch => self.act_on_deleted(deed).await?,
+            Deed::SetAside(..) | Deed::Undelete(..) | Deed::DeleteKept(_) | Deed::Watch => {
+                self.act_on_deleted(deed, before).await?;
+            }
         }
         Ok(())
     }
@@ -371,6 +375,7 @@ impl Citizen {
         ledger.aiming.remove(&process);
         ledger.opened.remove(&process);
         ledger.binding.remove(&process);
+        ledger.aside_ends(before.operation);
         match outcome {
             Some(Ok(())) => {
                 inner.quiet = 0;
@@ -381,6 +386,9 @@ impl Citizen {
                     // It has not marked the head, and never will.
                     for aimed in ledger.aimed.values_mut() {
                         aimed.remove(&before.operation);
+                    }
+                    for aside in ledger.aside.values_mut() {
+                        aside.remove(&before.operation);
                     }
                 }
                 if !inner.explains(deed, before, &error, is_denied) {
@@ -476,7 +484,7 @@ impl Inner {
         let ledger = self.names();
         let is_aimed = ledger.aimed.get(&volume).is_some_and(|aimed| !aimed.is_empty());
         // It may have got another name by now.
-        let is_aimed = is_aimed || ledger.aside.contains(&volume);
+        let is_aimed = is_aimed || ledger.ever_aside.contains(&volume);
         if !ledger.has_name(volume) && !is_aimed {
             self.broken(format!("{volume} was created, and {name} does not stand for it"));
         }
@@ -515,12 +523,18 @@ impl Inner {
         }
     }
 
-    fn without_name(&mut self, before: &Before, found: Vec<Uuid>, is_denied: bool) {
-        for volume in found {
+    /// Checks what is said to have no name. Meanwhile the process got so many false answers.
+    fn without_name(&mut self, before: &Before, found: &[Unnamed], denials: u64) {
+        for Unnamed { volume, progress, .. } in found {
+            let volume = *volume;
             self.names().seen.insert(volume);
-            let was_owed = before.ledger.is_owed(volume);
-            if was_owed && !is_denied && self.names().is_owed(volume) {
-                self.broken(format!("{volume}, which was created, is said to have no name"));
+            // A single false answer must not be believed.
+            let is_owed = before.ledger.is_owed(volume) && self.names().is_owed(volume) && denials <= 1;
+            // Even if it is deleted and brought back meanwhile, it has a name whenever it is in use.
+            let must_exist = before.ledger.must_exist(volume) && self.names().must_exist(volume);
+            let is_in_use = must_exist && matches!(progress, Progress::Unbound) && denials == 0;
+            if is_owed || is_in_use {
+                self.broken(format!("{volume}, which was created, is said to have no name: {progress}"));
             }
         }
     }
@@ -538,6 +552,7 @@ impl Inner {
                 let aimed = self.names().aimed.iter();
                 aimed.filter(|(_, by)| by.contains(&before.operation)).map(|(volume, _)| *volume).collect()
             }
+            Deed::DeleteKept(volume) => vec![*volume],
             _ => return,
         };
         for volume in gone {

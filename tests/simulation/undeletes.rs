@@ -4,8 +4,9 @@
 //! The processes, the weather and the checks are those of [`super::names`] and [`super::ledger`]. Besides
 //! these must hold: a volume that is brought back has exactly one name before it is in use, and its head
 //! records that. A kept volume is deleted for good only once it was kept for its time, unless somebody asks
-//! for it. In the end every volume that nobody deleted for good is in use or can be brought back, with the
-//! data that was flushed.
+//! for it; and whoever wants to delete a kept volume deletes none in use. Once an attempt to bring a volume back
+//! has succeeded, the deletions that had ended before do nothing to it any more. In the end every volume that
+//! nobody deleted for good is in use or can be brought back, with the data that was flushed.
 
 use std::time::Duration;
 
@@ -21,12 +22,12 @@ use uuid::Uuid;
 
 use super::driver::Outcome;
 use super::ledger::{Ledger, Operation, volume_of};
-use super::names::{Citizen, Deed, Failure, run_with};
+use super::names::{Before, Citizen, Deed, Failure, run_with};
 use super::plan::Plan;
 use super::world::{Inner, Time};
 
-/// What deletes a volume whose time is over.
-const BY_TIME: Operation = Operation::MAX;
+/// What deletes a volume because it is kept: its time is over, or somebody asks for it.
+const BY_STATE: Operation = Operation::MAX;
 
 /// Runs a seed.
 pub(super) fn run(seed: u64, print: bool) -> Outcome {
@@ -46,7 +47,7 @@ impl Citizen {
         let mut inner = self.parts.world.lock();
         let known = inner.names();
         let seen = known.seen.iter().copied().choose(random);
-        let aside = known.aside.iter().copied().choose(random);
+        let aside = known.ever_aside.iter().copied().choose(random);
         match (random.random_range(0..100), seen, aside) {
             (0..24, ..) => Deed::Create(name),
             (24..46, ..) => match inner.deletes_opened(random) {
@@ -55,7 +56,10 @@ impl Citizen {
             },
             (46..66, _, Some(volume)) => Deed::Undelete(volume, random.random_bool(0.6).then_some(name)),
             (66..69, ..) => Deed::Delete(name, takeover),
-            (69..72, Some(volume), _) => Deed::DeleteById(volume, takeover),
+            (69..72, Some(volume), _) => match inner.names().states.get(&volume) {
+                Some((VolumeState::Kept(_), _)) if takeover => Deed::DeleteKept(volume),
+                _ => Deed::DeleteById(volume, takeover),
+            },
             (72..82, ..) => Deed::Open(name, takeover),
             (82..87, ..) => Deed::Rename(name, other, takeover),
             (87..96, ..) => Deed::Watch,
@@ -63,7 +67,7 @@ impl Citizen {
         }
     }
 
-    pub(super) async fn act_on_deleted(&self, deed: &Deed) -> Result<(), Failure> {
+    pub(super) async fn act_on_deleted(&self, deed: &Deed, before: &Before) -> Result<(), Failure> {
         let (env, options) = (&self.parts.env, self.options());
         match deed {
             Deed::SetAside(name, takeover) => {
@@ -71,8 +75,10 @@ impl Citizen {
             }
             Deed::Undelete(volume, to) => {
                 let info = catalog::undelete(env, *volume, to.as_deref()).await?;
+                self.parts.world.lock().brought_back(before, *volume);
                 self.use_volume(&info.name, false).await?;
             }
+            Deed::DeleteKept(volume) => catalog::delete_kept(env, &options, *volume).await?,
             Deed::Watch => {
                 let seen: Vec<Uuid> = self.parts.world.lock().names().seen.iter().copied().collect();
                 // If the look is given up, it is as if the process had restarted.
@@ -117,7 +123,34 @@ impl Citizen {
     }
 }
 
+impl Ledger {
+    /// Notes that an operation has ended, or that its caller does not wait for it. Requests that it has sent may
+    /// still take effect.
+    pub(super) fn aside_ends(&mut self, operation: Operation) {
+        for has_ended in self.aside.values_mut().filter_map(|by| by.get_mut(&operation)) {
+            *has_ended = true;
+        }
+    }
+}
+
 impl Inner {
+    /// Notes that a volume was brought back, and checks that it is in use and has a name, unless another
+    /// operation may have deleted it since. Those that had ended before this one began cannot: whatever they
+    /// sent replaces only the head and the names that they had read, and these were replaced since.
+    fn brought_back(&mut self, before: &Before, volume: Uuid) {
+        let ended = before.ledger.aside.get(&volume).cloned().unwrap_or_default();
+        if let Some(by) = self.names().aside.get_mut(&volume) {
+            by.retain(|operation, _| ended.get(operation) != Some(&true));
+        }
+        if !self.names().is_owed(volume) {
+            return;
+        }
+        let state = self.state_of(volume);
+        if state != Some(VolumeState::Live) || !self.names().has_name(volume) {
+            self.broken(format!("{volume} was brought back, and is {state:?} or has no name"));
+        }
+    }
+
     /// Checks the state in a head that was just replaced.
     pub(super) fn head_changes(&mut self, key: &str, body: &Bytes) {
         let Some(volume) = volume_of(key).filter(|volume| Keys::new(*volume).head() == key) else { return };
@@ -135,11 +168,14 @@ impl Inner {
         self.names().states.insert(volume, (head.state, if was_kept && is_kept { began } else { now }));
         let is_aimed = self.names().is_aimed(volume);
         match head.state {
-            VolumeState::Kept(_) if !self.names().aside.contains(&volume) => {
+            VolumeState::Kept(_) if !self.names().ever_aside.contains(&volume) => {
                 self.broken(format!("{volume} is deleted, and nobody asked for it"));
             }
             VolumeState::Live if was_kept => self.check_back(volume, &head),
             VolumeState::Deleting if was == Some(VolumeState::Deleting) || is_aimed => {}
+            VolumeState::Deleting if was_kept && self.names().doomed.contains(&volume) => {
+                self.names().aimed.entry(volume).or_default().insert(BY_STATE);
+            }
             VolumeState::Deleting => self.check_over(volume, was_kept, now - began),
             VolumeState::Kept(_) | VolumeState::Live => {}
         }
@@ -166,7 +202,7 @@ impl Inner {
         } else if kept < keep {
             self.broken(format!("{volume} is deleted for good after {kept} ms, and not after {keep}"));
         }
-        self.names().aimed.entry(volume).or_default().insert(BY_TIME);
+        self.names().aimed.entry(volume).or_default().insert(BY_STATE);
     }
 
     /// Checks that a name is recorded in the head of the volume in use that it is bound to.

@@ -174,6 +174,28 @@ async fn what_the_opening_deletes_is_counted() {
     holds(&volume, &bench).await;
 }
 
+/// A collection cuts no grace period short, however often it is asked for.
+#[tokio::test(start_paused = true)]
+async fn what_a_checkpoint_replaced_of_an_earlier_gateway_waits() {
+    const GRACE: Duration = Duration::from_secs(3600);
+    let mut bench = filled().await;
+    bench.options.deletion_grace = GRACE;
+    let volume = opened(&mut bench).await;
+    let (keys, objects) = (keys_of(&bench), bench.memory.objects());
+    let head = Head::decode(keys.volume(), &objects[&keys.head()]).expect("a head");
+    let replaced = [keys.root(head.root), keys.root(head.root_table)];
+    volume.write(8 * CHUNK, pattern(81, 1 << 16), Volatile).await.unwrap();
+    volume.checkpoint().await.unwrap();
+    for _ in 0..3 {
+        let collected = gc::collect(&volume, None).await.unwrap();
+        assert_eq!((collected.deleted_objects, left(&bench, &replaced)), (0, 2), "{collected:?}");
+    }
+    tokio::time::sleep(GRACE + COLLECTED).await;
+    assert_eq!(left(&bench, &replaced), 0);
+    holds(&volume, &bench).await;
+    volume.close().await.unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_look_changes_nothing_also_while_a_gateway_serves() {
     let mut bench = filled().await;

@@ -9,11 +9,10 @@ use cairn::effect::Durability::Volatile;
 use cairn::effect::Zeroing;
 use cairn::store::fault::{Action, Failure, Gate, Rule};
 use cairn::volume::check::{self, Depth};
-use cairn::volume::format::codec::DecodeError;
+use cairn::volume::format::codec::{Checksum, DecodeError};
+use cairn::volume::format::keys::Keys;
 use cairn::volume::format::stream::{Digest, Header, Part, StreamDecoder};
-use cairn::volume::incremental::receive::{
-    self, Begun, Leftovers, Received, Receiver, begun_name, copy_name,
-};
+use cairn::volume::incremental::receive::{self, Begun, Leftovers, Received, Receiver};
 use cairn::volume::incremental::send::Sender;
 use cairn::volume::{
     DiffError, Entropy, Environment, Options, ReceiveError, Shrink, SnapshotDisk, SnapshotError, Volume,
@@ -128,6 +127,20 @@ impl World {
         copy.close().await.unwrap();
     }
 
+    /// Opens the disk again, changes a block, and takes a snapshot `d`.
+    async fn go_on(&mut self, seed: u64) {
+        self.volume = self.source.open().await;
+        self.write(0, seed, BLOCK).await;
+        self.snapshot("d").await;
+    }
+
+    /// Makes a clone of a snapshot of the copy.
+    async fn clone_of_copy(&self, snapshot: &str, name: &str) {
+        let copy = open_copy(&self.target).await;
+        catalog::clone(&copy, snapshot, name).await.unwrap();
+        copy.close().await.unwrap();
+    }
+
     async fn snapshots_of_copy(&self) -> Vec<String> {
         let env = env(&self.target);
         let id = catalog::resolve(&env, "copy").await.unwrap();
@@ -216,7 +229,7 @@ async fn streams_bring_a_copy_from_snapshot_to_snapshot() {
     import(&world.target, &first, Some("monday"), Leftovers::Refuse).await.unwrap();
     world.copy_has("b", "after the first").await;
     let header = header_of(&first);
-    let marker = copy_name(&header, header.result.root);
+    let marker = header.copy_name(&header.result);
     assert_eq!(world.snapshots_of_copy().await, [marker, "monday".to_owned()]);
     // From now on, the copy itself shows what it has.
     let second = world.stream("b", "c", None).await;
@@ -229,7 +242,7 @@ async fn streams_bring_a_copy_from_snapshot_to_snapshot() {
     import(&world.target, &back, None, Leftovers::Refuse).await.unwrap();
     world.copy_has("a", "after the way back").await;
     let header = header_of(&back);
-    let marker = copy_name(&header, header.result.root);
+    let marker = header.copy_name(&header.result);
     assert_eq!(world.snapshots_of_copy().await, ["monday", "again", &marker]);
     world.volume.close().await.unwrap();
 }
@@ -274,6 +287,9 @@ async fn a_volume_without_the_base_is_refused_and_unchanged() {
     let larger = world.stream("c", "b", Some(DIGEST)).await;
     let refused = begin(target, &larger, None, refuse).await;
     assert!(matches!(refused, Err(ReceiveError::OtherSize { .. })), "another size: {refused:?}");
+    let refused = begin(target, &with, Some(".mine"), refuse).await;
+    let is_bad = |error: ReceiveError| matches!(error, ReceiveError::Snapshot(SnapshotError::BadName(_)));
+    assert!(refused.is_err_and(is_bad), "a name that no snapshot may have");
     assert_eq!(world.snapshots_of_copy().await, Vec::<String>::new());
     world.copy_has("a", "after what was refused").await;
 
@@ -296,6 +312,107 @@ async fn a_volume_without_the_base_is_refused_and_unchanged() {
     copy.restore(&snapshot).await.unwrap();
     import(target, &next, None, refuse).await.unwrap();
     world.copy_has("c", "after the restoration").await;
+    world.volume.close().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_digest_decides_even_if_the_copy_says_that_it_has_the_base() {
+    let world = World::new().await;
+    let (target, refuse) = (&world.target, Leftovers::Refuse);
+    import(target, &world.stream("a", "b", Some(DIGEST)).await, None, refuse).await.unwrap();
+    let next = world.stream("b", "c", Some(DIGEST)).await;
+    let Ok(Begun::Unproved(unproved)) = begin(target, &next, None, refuse).await else {
+        panic!("the digest is not skipped")
+    };
+    let refused = unproved.prove(Digest([8; 32])).await;
+    assert!(matches!(refused, Err(ReceiveError::OtherContent { .. })), "another content: {refused:?}");
+    world.copy_has("b", "after what was refused").await;
+    import(target, &next, None, refuse).await.unwrap();
+    world.copy_has("c", "after what has the right digest").await;
+    world.volume.close().await.unwrap();
+}
+
+/// A bucket that is restored from a backup begins a second history, with the same ids.
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_of_another_history_is_no_base() {
+    let mut world = World::new().await;
+    let refuse = Leftovers::Refuse;
+    import(&world.target, &world.stream("a", "c", Some(DIGEST)).await, None, refuse).await.unwrap();
+    world.volume.close().await.unwrap();
+    let backup = world.source.memory.objects();
+    world.go_on(7).await;
+    let first = header_of(&world.stream("c", "d", None).await).result;
+    import(&world.target, &world.stream("c", "d", None).await, None, refuse).await.unwrap();
+    world.copy_has("d", "in the first history").await;
+    let root = world.source.memory.objects()[&Keys::new(world.volume.id()).root(first.root)].clone();
+    assert_eq!(first.root_checksum, Checksum::of(&root[..root.len() - Checksum::BYTES]));
+    world.volume.close().await.unwrap();
+
+    for key in world.source.memory.objects().into_keys() {
+        world.source.memory.remove(&key);
+    }
+    for (key, object) in backup {
+        world.source.memory.insert(&key, object);
+    }
+    world.source.now_seconds.fetch_add(60, Ordering::Relaxed);
+    world.go_on(8).await;
+    world.write(MIB / 2, 9, BLOCK).await;
+    world.snapshot("e").await;
+    let second = world.stream("d", "e", None).await;
+    let base = header_of(&second).base;
+    assert_eq!((base.root, base.commit), (first.root, first.commit), "the ids are the same");
+    let refused = begin(&world.target, &second, None, refuse).await;
+    assert!(matches!(refused, Err(ReceiveError::NoBase { .. })), "another history: {refused:?}");
+    world.copy_has("d", "after what was refused").await;
+    world.volume.close().await.unwrap();
+}
+
+/// Clones keep the snapshots by which imports know what the copy has. These say nothing wrong later.
+#[tokio::test(start_paused = true)]
+async fn snapshots_that_clones_keep_mislead_no_import() {
+    let world = World::new().await;
+    let (target, refuse) = (&world.target, Leftovers::Refuse);
+    let first = world.stream("a", "b", Some(DIGEST)).await;
+    let failed = import(target, &first[..first.len() / 2], None, refuse).await;
+    assert_eq!(failed, Err("the stream is cut off".to_owned()));
+    let header = header_of(&first);
+    let (begun, of_b) = (header.begun_name(), header.copy_name(&header.result));
+    world.clone_of_copy(&begun, "one").await;
+    import(target, &first, None, Leftovers::Discard).await.unwrap();
+    world.clone_of_copy(&of_b, "two").await;
+    let back = world.stream("b", "a", None).await;
+    import(target, &back, None, refuse).await.unwrap();
+    world.copy_has("a", "after the way back").await;
+    assert_eq!(world.snapshots_of_copy().await[..2], [begun, of_b.clone()], "clones keep both");
+    import(target, &first, None, refuse).await.unwrap();
+    world.copy_has("b", "after the first stream once more").await;
+    // The map does not show that the copy has again what it had at the old snapshot.
+    let refused = begin(target, &world.stream("b", "c", None).await, None, refuse).await;
+    let is_of_b =
+        |error: &ReceiveError| matches!(error, ReceiveError::Changed { snapshot, .. } if *snapshot == of_b);
+    assert!(refused.as_ref().is_err_and(is_of_b), "{refused:?}");
+    import(target, &world.stream("b", "c", Some(DIGEST)).await, None, refuse).await.unwrap();
+    world.copy_has("c", "by the digest").await;
+    world.volume.close().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn giving_up_ends_while_the_store_is_down() {
+    let world = World::new().await;
+    let stream = world.stream("a", "c", Some(DIGEST)).await;
+    let Ok(Begun::Unproved(unproved)) = begin(&world.target, &stream, None, Leftovers::Refuse).await else {
+        panic!("only the digest shows it")
+    };
+    let receiver = unproved.prove(DIGEST).await.unwrap();
+    for part in parts(&stream, stream.len()).unwrap().into_iter().take(4) {
+        receiver.apply(part).await.unwrap();
+    }
+    world.target.fault.add(Rule::new(Action::FailBefore(Failure::Transient)));
+    let patience = Duration::from_secs(120);
+    tokio::time::timeout(patience, receiver.release()).await.expect("it ends though nothing can be stored");
+    world.target.fault.clear();
+    open_copy(&world.target).await.close().await.unwrap();
+    judge_and_resume(&world, &stream, "given up in an outage").await;
     world.volume.close().await.unwrap();
 }
 
@@ -350,7 +467,7 @@ async fn a_stream_that_ends_anywhere_is_noticed_and_can_be_repeated() {
         let cut = &stream[..stream.len() * share / 100];
         let failed = import(&world.target, cut, None, Leftovers::Refuse).await;
         assert_eq!(failed, Err("the stream is cut off".to_owned()));
-        let begun = begun_name(&header_of(&stream));
+        let begun = header_of(&stream).begun_name();
         assert!(world.snapshots_of_copy().await.contains(&begun), "a part of it is there");
         // It can be taken back.
         let copy = open_copy(&world.target).await;

@@ -122,6 +122,12 @@ fn mistakes_about_deleted_volumes_are_refused() {
         "cairn volume undelete disk new",
         "cairn volume undelete disk --as",
         "cairn volume list --deleted --unnamed",
+        "cairn volume delete --deleted",
+        "cairn volume delete --deleted disk",
+        "cairn volume delete disk --deleted 00000000-0000-4000-8000-000000000001",
+        "cairn volume delete --deleted 00000000-0000-4000-8000-000000000001 --takeover",
+        "cairn volume delete --deleted 00000000-0000-4000-8000-000000000001 --id \
+         00000000-0000-4000-8000-000000000002",
     ] {
         assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
     }

@@ -1,10 +1,13 @@
 //! `cairn import --onto`: applies a stream to a volume that no gateway holds.
 //!
-//! Owns the course of the import, and must not know how a stream is applied. Invariant: the volume is closed
-//! afterwards, whatever happens.
+//! Owns the course of the import, and must not know how a stream is applied. Invariants: a signal ends the
+//! command at any time. The volume is closed afterwards, unless the store does not allow that, or a signal
+//! came while the import began or ended. Then it is left as after a crash, from which the import recovers.
 
 use std::fs::File;
+use std::future::Future;
 use std::io::Read as _;
+use std::pin::pin;
 use std::sync::Arc;
 
 use indicatif::ProgressBar;
@@ -32,39 +35,61 @@ const READ_BYTES: usize = 1 << 20;
 pub(in crate::cli) async fn import(args: args::Import, onto: String, options: Options) -> Result<(), Error> {
     let mut signals = Signals::new()?;
     let mut job = Job { stream: Stream::open(&args.source)?, onto, shown: Shown::of(args.transfer.quiet) };
-    let header = job.header().await?;
+    let header = unless_ended(pin!(job.header()), &mut signals).await?;
     let snapshot = args.snapshot.as_deref();
     let leftovers = if args.transfer.resume { Leftovers::Discard } else { Leftovers::Refuse };
-    let (env, of_volume) = prepare(options).await?;
-    let begun = receive::begin(&env, &of_volume, &job.onto, header.clone(), snapshot, leftovers).await;
-    let receiver = match begun.map_err(|error| job.failed(error))? {
+    let (env, of_volume) = unless_ended(pin!(prepare(options)), &mut signals).await?;
+    let begun = async {
+        let begun = receive::begin(&env, &of_volume, &job.onto, header.clone(), snapshot, leftovers);
+        begun.await.map_err(|error| job.failed(error))
+    };
+    let begun = unless_ended(pin!(begun), &mut signals).await?;
+    let receiver = match begun {
         Begun::Ready(receiver) => receiver,
         Begun::Unproved(unproved) => job.prove(unproved, &mut signals).await?,
         Begun::Done(received) => {
-            received.complete(snapshot).await.map_err(|error| job.failed(error))?;
+            job.complete(received, snapshot, &mut signals).await?;
             let (onto, name) = (&job.onto, &header.result.snapshot.name);
             return print(&format!("{onto} has the content of the snapshot {name} already\n"));
         }
     };
-    let received = job.apply(receiver, &header, &mut signals).await;
-    let completed = match received {
-        Ok(received) => received.complete(snapshot).await.map_err(|error| job.failed(error)),
-        Err(error) => Err(error),
+    let received = match job.apply(receiver, &header, &mut signals).await {
+        Ok(received) => received,
+        Err(error) => {
+            let (onto, begun) = (&job.onto, header.begun_name());
+            let advice = format!(
+                "{onto} has a part of the stream: to go on, repeat the command with --resume, and to take it \
+                 back: cairn volume restore {onto}@{begun}"
+            );
+            return Err(Error::Cut { source: Box::new(error), advice });
+        }
     };
-    if let Err(error) = completed {
-        let (onto, begun) = (&job.onto, receive::begun_name(&header));
-        let advice = format!(
-            "{onto} has a part of the stream: to go on, repeat the command with --resume, and to take it \
-             back: cairn volume restore {onto}@{begun}"
-        );
-        return Err(Error::Cut { source: Box::new(error), advice });
-    }
+    job.complete(received, snapshot, &mut signals).await?;
     let Totals { extents, data_bytes, zero_bytes } = job.stream.decoder.totals();
     let (onto, name) = (&job.onto, &header.result.snapshot.name);
     print(&format!(
         "imported {extents} extents onto {onto}, {data_bytes} bytes of data and {zero_bytes} bytes of zeros\n\
          {onto} has the content of the snapshot {name}\n"
     ))
+}
+
+/// Waits for some work, unless a signal ends the command. Then the work is dropped, as in a crash.
+async fn unless_ended<T>(
+    work: impl Future<Output = Result<T, Error>>,
+    signals: &mut Signals,
+) -> Result<T, Error> {
+    tokio::select! {
+        done = work => done,
+        by = signals.next() => Err(Error::Interrupted { by }),
+    }
+}
+
+/// Waits until a volume is given up. A signal ends that too.
+async fn released(release: impl Future<Output = ()>, signals: &mut Signals) {
+    tokio::select! {
+        () = release => {}
+        _ = signals.next() => {}
+    }
 }
 
 /// An import that runs.
@@ -80,6 +105,10 @@ impl Job {
         match source {
             ReceiveError::Open(OpenError::Held { holder }) => Error::HeldElsewhere { name, holder },
             ReceiveError::Open(source) => Error::Volume { name, source },
+            ReceiveError::Begun(source) => {
+                let advice = format!("nothing of it is in {name} yet: repeat the command with --resume");
+                Error::Cut { source: Box::new(self.failed(*source)), advice }
+            }
             source => Error::Receive { name, source },
         }
     }
@@ -94,18 +123,18 @@ impl Job {
     /// Reads the content of a volume. Returns its digest.
     async fn digest(&self, volume: &Arc<Volume>, signals: &mut Signals) -> Result<Digest, Error> {
         let disk = StoredDisk::Volume(self.onto.clone(), Arc::clone(volume));
-        tokio::select! {
-            found = digest(&self.onto, disk, self.shown) => found,
-            by = signals.next() => Err(Error::Interrupted { by }),
-        }
+        unless_ended(pin!(digest(&self.onto, disk, self.shown)), signals).await
     }
 
     /// Finds out by the digest of the volume whether it has the base.
     async fn prove(&self, unproved: Unproved, signals: &mut Signals) -> Result<Receiver, Error> {
         match self.digest(unproved.volume(), signals).await {
-            Ok(found) => unproved.prove(found).await.map_err(|error| self.failed(error)),
+            Ok(found) => {
+                let proved = async { unproved.prove(found).await.map_err(|error| self.failed(error)) };
+                unless_ended(pin!(proved), signals).await
+            }
             Err(error) => {
-                unproved.release().await;
+                released(unproved.release(), signals).await;
                 Err(error)
             }
         }
@@ -119,27 +148,42 @@ impl Job {
         signals: &mut Signals,
     ) -> Result<Received, Error> {
         let bar = self.shown.bar(header.result.size_bytes);
-        let applied = tokio::select! {
-            applied = self.apply_parts(&receiver, &bar) => applied,
-            by = signals.next() => Err(Error::Interrupted { by }),
-        };
+        let applied = unless_ended(pin!(self.apply_parts(&receiver, &bar)), signals).await;
         bar.finish_and_clear();
         let result_digest = match applied {
             Ok(result_digest) => result_digest,
             Err(error) => {
-                receiver.release().await;
+                released(receiver.release(), signals).await;
                 return Err(error);
             }
         };
-        let received = receiver.finish().await.map_err(|error| self.failed(error))?;
+        let finished = async { receiver.finish().await.map_err(|error| self.failed(error)) };
+        let received = unless_ended(pin!(finished), signals).await?;
         let Some(wanted) = result_digest else { return Ok(received) };
         let error = match self.digest(received.volume(), signals).await {
             Ok(found) if found == wanted => return Ok(received),
             Ok(found) => self.failed(ReceiveError::OtherResult { found, wanted }),
             Err(error) => error,
         };
-        received.release().await;
+        released(received.release(), signals).await;
         Err(error)
+    }
+
+    /// Ends an import of which everything was applied.
+    async fn complete(
+        &self,
+        received: Received,
+        snapshot: Option<&str>,
+        signals: &mut Signals,
+    ) -> Result<(), Error> {
+        let completed = async { received.complete(snapshot).await.map_err(|error| self.failed(error)) };
+        unless_ended(pin!(completed), signals).await.map_err(|error| {
+            let advice = format!(
+                "{} has all of the stream, but the import is not complete: repeat the command with --resume",
+                self.onto
+            );
+            Error::Cut { source: Box::new(error), advice }
+        })
     }
 
     /// Applies all extents. Returns the digest that the end of the stream has.

@@ -285,9 +285,11 @@ async fn a_volume_is_opened_for_its_snapshots_and_what_clients_read_is_not_delet
     assert_eq!(status.snapshots("disk").await.unwrap(), [taken]);
     let clients =
         [gateway.exports.open("disk@x").await.unwrap(), gateway.exports.open("disk@x").await.unwrap()];
+    let id = status.resolve("disk").await.unwrap();
     for refused in [
         status.delete_snapshot("disk", "x").await.unwrap_err(),
         status.delete("disk", IfHeld::Refuse, Fate::Kept).await.unwrap_err(),
+        status.delete_kept(id).await.unwrap_err(),
     ] {
         assert!(matches!(&refused, Refused::InUse(why) if why.ends_with(": 2")), "{refused:?}");
     }

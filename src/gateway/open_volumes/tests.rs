@@ -512,3 +512,30 @@ async fn a_volume_is_renamed_only_if_no_gateway_has_it_and_this_one_will_not_mis
     let client = first.exports.open("new").await.unwrap();
     assert_eq!(client.read(0, 4).await.unwrap(), [Segment::Data(Bytes::from_static(b"kept"))]);
 }
+
+/// Nobody uses the clone then, and it is not configured.
+#[tokio::test(start_paused = true)]
+async fn a_clone_stays_open_until_it_is_flattened_if_the_caller_gives_up() {
+    let store = store_of(&["a"]).await;
+    let fault = Fault::new(Arc::new(store.clone()), 0);
+    let env = Environment { store: Classes::one(Arc::new(fault.clone())), ..environment(&store, 1) };
+    let gateway = gateway_on(env.clone(), 1, None);
+    let status = serving(&gateway, env);
+    let client = gateway.exports.open("a").await.unwrap();
+    client.write(0, Bytes::from_static(b"kept"), Volatile).await.unwrap();
+    status.take_snapshot("a", "golden").await.unwrap();
+    let clone = status.clone_snapshot("a", "golden", "b").await.unwrap();
+    let gate = fault.hold(Operation::Put, &volume::format::keys::Keys::new(clone.volume).map_pages());
+    tokio::select! {
+        biased;
+        flattened = status.flatten("b") => panic!("it is held: {flattened:?}"),
+        () = gate.reached(1) => {}
+    }
+    tokio::time::sleep(IDLE * 2).await;
+    assert!(gateway.volumes.serving("b").is_some(), "it is not done yet");
+    gate.release();
+    while holder(&store, "b").await.is_some() {
+        tokio::time::sleep(IDLE / 10).await;
+    }
+    drop(client);
+}

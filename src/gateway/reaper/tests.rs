@@ -5,7 +5,8 @@ use std::time::Duration;
 use super::*;
 use crate::gateway::{Census, OpenVolumes, Options};
 use crate::metrics::Metrics;
-use crate::store::{Classes, MemoryStore, Operation};
+use crate::store::fault::{Action, Failure, Rule};
+use crate::store::{Classes, Fault, MemoryStore, Operation};
 use crate::volume::{DirtyBudget, Entropy, PageCache, catalog};
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -66,5 +67,27 @@ async fn without_a_census_a_deleted_volume_stays() {
     tokio::time::sleep(100 * HOUR).await;
     assert_eq!(left(&store).await, (1, 1));
     census.stop().await;
+    reaper.stop().await;
+}
+
+/// All its requests are of the class of background work, which leaves places for those of clients.
+#[tokio::test(start_paused = true)]
+async fn it_takes_no_place_from_requests_that_clients_wait_for() {
+    let store = MemoryStore::new();
+    let options = volume::Options { undelete: HOUR, ..volume::Options::default() };
+    let env = environment(&store, 1);
+    let chunk = catalog::ChunkBytes(4 << 20);
+    let deleted = catalog::create(&env, &options, "deleted", 1 << 30, chunk).await.unwrap().volume;
+    catalog::set_aside(&env, &options, "deleted", false).await.unwrap();
+    let others = Fault::new(Arc::new(store.clone()), 1);
+    others.add(Rule::new(Action::FailBefore(Failure::Rejected)));
+    let classes = Classes { bulk: Arc::new(store.clone()), ..Classes::one(Arc::new(others)) };
+    let reaper = Reaper::new(Environment { store: classes, ..environment(&store, 3) }, options);
+    for _ in 0..4 {
+        reaper.look(vec![deleted]);
+        tokio::time::sleep(HOUR).await;
+    }
+    assert_eq!(left(&store).await, (0, 0));
+    assert_eq!(store.objects().into_keys().filter(|key| !key.starts_with("name/")).count(), 0);
     reaper.stop().await;
 }

@@ -87,12 +87,41 @@ pub(super) async fn purge(
     Ok(true)
 }
 
-/// Deletes a volume for good by its id, whether or not a name is bound to it. This includes volumes whose
-/// creation or deletion was interrupted. If the volume's creator is still at work, the creation fails.
+/// Deletes a volume for good by its id, but only while it is kept: a volume that was brought back stays. If
+/// its deletion for good has begun, this call finishes that.
 ///
 /// # Errors
-/// If no object of the volume exists, if a gateway holds it (unless `takeover`), if a clone needs it, or if
-/// the store fails. The call can then be repeated.
+/// If the volume is not kept, if a clone needs it, or if the store fails. The call can then be repeated.
+pub async fn delete_kept(env: &Environment, options: &Options, volume: Uuid) -> Result<(), OpenError> {
+    for _ in 0..MARKS {
+        let (head, etag) = match read_head(env, Keys::new(volume)).await {
+            Err(OpenError::Store(store::Error::NotFound { .. })) => {
+                return Err(OpenError::NotDeleted(volume.to_string()));
+            }
+            read => read?,
+        };
+        match head.state {
+            VolumeState::Live => return Err(OpenError::NotDeleted(volume.to_string())),
+            // This state is final.
+            VolumeState::Deleting => return delete_by_id(env, options, volume, false).await,
+            VolumeState::Kept(_) => {}
+        }
+        // Otherwise a gateway has counted the time, or somebody has brought the volume back.
+        if purge(env, options, head, &etag).await? {
+            return Ok(());
+        }
+    }
+    Err(OpenError::Contended(volume.to_string()))
+}
+
+/// Deletes a volume for good by its id, whether or not a name is bound to it. This includes volumes whose
+/// creation or deletion was interrupted. If the volume's creator is still at work, the creation fails. If the
+/// volume was kept and is brought back meanwhile, it stays; but a volume that was brought back before is
+/// deleted, so use [`delete_kept`] for what was kept according to a list.
+///
+/// # Errors
+/// If no object of the volume exists, if a gateway holds it (unless `takeover`), if a clone needs it, if it
+/// was brought back meanwhile, or if the store fails. The call can then be repeated.
 pub async fn delete_by_id(
     env: &Environment,
     options: &Options,
@@ -157,7 +186,8 @@ async fn bound_to(env: &Environment, volume: Uuid) -> Result<Vec<String>, OpenEr
 }
 
 /// Marks the head of a volume as being deleted. Returns `None` if the volume has no head. Fails if the volume
-/// no longer has the name by which it was found, or if a clone needs it.
+/// no longer has the name by which it was found, if it was found by its id and is brought back meanwhile, or
+/// if a clone needs it.
 async fn mark(
     env: &Environment,
     options: &Options,
@@ -167,9 +197,13 @@ async fn mark(
 ) -> Result<Option<Head>, OpenError> {
     // Kept from attempt to attempt: looking for clones takes longer than a holder takes to renew its lease.
     let mut known = Known::default();
+    let mut was_kept = false;
     for _ in 0..MARKS {
         let (old, etag) = match read_head(env, keys).await {
             Ok((old, _)) if old.state == VolumeState::Deleting => return Ok(Some(old)),
+            Ok((old, _)) if was_kept && found_by.is_none() && old.state.is_live() => {
+                return Err(OpenError::NotDeleted(keys.volume().to_string()));
+            }
             Ok(found) => found,
             Err(OpenError::Store(store::Error::NotFound { .. })) => {
                 check_absent(env, keys).await?;
@@ -186,6 +220,7 @@ async fn mark(
             Err(error) => return Err(error),
         };
         refuse(&old, found_by, takeover)?;
+        was_kept = matches!(old.state, VolumeState::Kept(_));
         // A clone that is made meanwhile changes the head, so that it cannot be marked as it was read.
         match old.version {
             // It stands in for a damaged head.

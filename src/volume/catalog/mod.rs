@@ -20,9 +20,9 @@ pub use self::cloning::clone;
 pub use super::clones::name_of;
 pub use super::format::geometry::ChunkBytes;
 pub use super::info::Info;
-pub use deletion::{delete, delete_by_id};
+pub use deletion::{delete, delete_by_id, delete_kept};
 pub use opening::{open, rename};
-pub use undelete::{Deleted, choose, deleted, set_aside, undelete};
+pub use undelete::{Deleted, choose, deleted, set_aside, undelete, undelete_by};
 pub use volumes::{
     CONCURRENT_LOOKUPS, Listed, Progress, Unnamed, check, create, info, list, resolve, unnamed, volumes,
 };

@@ -28,7 +28,7 @@ use uuid::Uuid;
 use super::deletion::{MARKS, delete, finish, refuse};
 use super::name::{self, Swapped};
 use super::settle::{ATTEMPTS, replace, settle};
-use super::volumes::{CONCURRENT_LOOKUPS, check_name, claim, identities, info};
+use super::volumes::{CONCURRENT_LOOKUPS, check_name, claim, describe, identities};
 use crate::mutant::{self, Mutant};
 use crate::store;
 use crate::volume::environment::Environment;
@@ -52,8 +52,8 @@ pub struct Deleted {
     pub size_bytes: Option<u64>,
     /// When the volume was deleted, as Unix time in seconds, by the clock of whoever did it.
     pub deleted_at_seconds: u64,
-    /// Until when the volume is kept at least, as Unix time in seconds by the local clock. It is an estimate
-    /// for people: gateways count the time that is left.
+    /// About until when the volume is kept, as Unix time in seconds by the local clock. It is an estimate for
+    /// people: gateways count the time that is left, and the last count may be some time ago.
     pub kept_until_seconds: u64,
 }
 
@@ -127,8 +127,15 @@ fn kept(env: &Environment, options: &Options, old: Head, name: &str) -> Head {
         // What a holder that is deposed leaves behind must be found by the next opening.
         lease: if old.lease == Lease::Released { Lease::Released } else { Lease::Unswept },
         state: VolumeState::Kept(Kept { deleted_at_seconds: (env.wall_clock)(), seconds_left }),
-        // A volume that was never renamed has the name by which it was found.
-        names: Some(old.names.unwrap_or_else(|| Names { current: name.to_owned(), next: None })),
+        names: Some(match old.names {
+            // A volume that was never renamed has the name by which it was found.
+            None => Names { current: name.to_owned(), next: None },
+            // Its renaming was cut short. People look for it under the name by which they deleted it.
+            Some(Names { current, next: Some(next) }) if next == name => {
+                Names { current: next, next: Some(current) }
+            }
+            Some(names) => names,
+        }),
         ..old
     }
 }
@@ -137,8 +144,10 @@ fn kept(env: &Environment, options: &Options, old: Head, name: &str) -> Head {
 ///
 /// # Errors
 /// If the volume is not kept, if the name is not valid or bound to another volume, or if the store fails. The
-/// volume is still kept then, or is in use under the name, or is kept and has a name that the next creation,
-/// deletion or attempt to bring it back takes.
+/// volume is still kept then, perhaps with a name that the next creation, deletion or attempt to bring it
+/// back takes. It is in use under the name only if the answer to the last request was lost, or if its
+/// identity or its root is damaged or missing, as the error says. Such a volume may have sound snapshots,
+/// which would be lost if it could not be brought back.
 pub async fn undelete(env: &Environment, volume: Uuid, to: Option<&str>) -> Result<Info, OpenError> {
     if let Some(to) = to {
         check_name(to)?;
@@ -148,6 +157,12 @@ pub async fn undelete(env: &Environment, volume: Uuid, to: Option<&str>) -> Resu
         let (head, etag) = settle(env, Keys::new(volume)).await?.ok_or_else(not_deleted)?;
         let Names { current, .. } = head.names.clone().ok_or_else(not_deleted)?;
         let name = to.unwrap_or(&current).to_owned();
+        // Read before the volume is in use, so that it stays kept if the store fails.
+        let info = match describe(env, &name, &head).await {
+            Err(OpenError::Store(store::Error::NotFound { key })) => Err(OpenError::Incomplete { key }),
+            Err(OpenError::Store(error)) => return Err(error.into()),
+            described => described,
+        };
         let found = match claim(env, &name).await {
             Ok(found) => found,
             // Somebody else brought it back.
@@ -171,10 +186,31 @@ pub async fn undelete(env: &Environment, volume: Uuid, to: Option<&str>) -> Resu
         if mutant::is(Mutant::LiveBeforeNamed) {
             name::bind(env, &name, &found, volume).await?;
         }
-        tracing::info!(%volume, name, "brought the volume back");
-        return info(env, &name).await;
+        match &info {
+            Ok(_) => tracing::info!(%volume, name, "brought the volume back"),
+            Err(error) => tracing::warn!(%volume, name, "brought a volume back that is damaged: {error}"),
+        }
+        return info;
     }
     Err(OpenError::Contended(volume.to_string()))
+}
+
+/// Brings back the deleted volume that a text means, as [`undelete`] does: the one with this id, or else the
+/// one that had this name. Only for a name are all deleted volumes looked up.
+///
+/// # Errors
+/// As [`undelete`] and [`choose`].
+pub async fn undelete_by(env: &Environment, text: &str, to: Option<&str>) -> Result<Info, OpenError> {
+    if let Ok(volume) = Uuid::parse_str(text) {
+        match undelete(env, volume, to).await {
+            // It may be a name all the same.
+            Err(OpenError::NotDeleted(_)) => {}
+            done => return done,
+        }
+    }
+    let all = deleted(env).await?;
+    let volume = choose(all.iter().map(|deleted| (deleted.volume, &*deleted.name)), text)?;
+    undelete(env, volume, to).await
 }
 
 /// Returns all deleted volumes that can be brought back, in order of name and of the time of deletion. This

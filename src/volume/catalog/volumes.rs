@@ -339,7 +339,8 @@ impl Listed {
     }
 }
 
-/// Returns all volumes to which no name is bound, except those that were deleted and are kept.
+/// Returns all volumes to which no name is bound, except those that were deleted and are kept, and those in
+/// use that are changed so often that nobody can say so.
 ///
 /// # Errors
 /// If the store cannot list identities and names, or cannot return a name. A failure that concerns one volume
@@ -378,8 +379,9 @@ async fn look_at_unnamed(env: &Environment, volume: Uuid) -> Result<Option<Unnam
         Err(error) => return Err(error),
     };
     let mut head = read_head(env, keys).await;
+    let mut is_steady = false;
     for _ in 0..LOOKUPS {
-        let names = names_in(&head);
+        let (names, holder) = (names_in(&head), holder_in(&head));
         // The listing may have omitted its name, or it is getting another one just now.
         for name in identity.iter().map(|identity| &identity.name).chain(&names) {
             if name::look(env, name).await?.volume() == Some(volume) {
@@ -387,12 +389,16 @@ async fn look_at_unnamed(env: &Environment, volume: Uuid) -> Result<Option<Unnam
             }
         }
         head = read_head(env, keys).await;
-        if names_in(&head) == names {
+        // The names alone do not show that the volume was brought back under the name that it had.
+        is_steady = names_in(&head) == names && holder_in(&head) == holder;
+        if is_steady {
             break;
         }
     }
     let progress = match (head, unreadable) {
         (Ok((head, _)), _) if matches!(head.state, VolumeState::Kept(_)) => return Ok(None),
+        // Somebody changes it all the time, so it may have got its name since that was looked up.
+        (Ok((head, _)), _) if head.state.is_live() && !is_steady => return Ok(None),
         (Ok((head, _)), _) if head.state == VolumeState::Deleting => Progress::Deleting,
         (Err(OpenError::Store(store::Error::NotFound { .. })), _) => Progress::Incomplete,
         (Err(error), _) | (Ok(_), Some(error)) => Progress::Unknown(Arc::new(error)),
@@ -407,6 +413,11 @@ async fn look_at_unnamed(env: &Environment, volume: Uuid) -> Result<Option<Unnam
 fn names_in(head: &Result<(Head, ETag), OpenError>) -> Vec<String> {
     let names = head.as_ref().ok().and_then(|(head, _)| head.names.clone());
     names.map_or_else(Vec::new, |names| std::iter::once(names.current).chain(names.next).collect())
+}
+
+/// Returns what each opening, deletion and return of a volume changes in its head. Its holder keeps it.
+fn holder_in(head: &Result<(Head, ETag), OpenError>) -> Option<u128> {
+    head.as_ref().ok().map(|(head, _)| head.holder)
 }
 
 /// Returns whether a volume with a live head and without a name is complete.
@@ -428,7 +439,7 @@ pub async fn info(env: &Environment, name: &str) -> Result<Info, OpenError> {
     let mut missing = String::new();
     for _ in 0..LOOKUPS {
         let volume = resolve(env, name).await?;
-        match describe(env, name, volume).await {
+        match look_up(env, name, volume).await {
             // The volume was deleted since the name was read, or a checkpoint was published since the head
             // was: look it up again.
             Err(OpenError::Store(store::Error::NotFound { key })) => missing = key,
@@ -438,12 +449,15 @@ pub async fn info(env: &Environment, name: &str) -> Result<Info, OpenError> {
     Err(OpenError::Incomplete { key: missing })
 }
 
-async fn describe(env: &Environment, name: &str, volume: Uuid) -> Result<Info, OpenError> {
+async fn look_up(env: &Environment, name: &str, volume: Uuid) -> Result<Info, OpenError> {
+    let (head, _) = read_head(env, Keys::new(volume)).await?;
+    if head.state.is_live() { describe(env, name, &head).await } else { Err(OpenError::Deleting) }
+}
+
+/// Describes a volume that has this name and this head, from its identity and its root.
+pub(super) async fn describe(env: &Environment, name: &str, head: &Head) -> Result<Info, OpenError> {
+    let volume = head.volume;
     let keys = Keys::new(volume);
-    let (head, _) = read_head(env, keys).await?;
-    if !head.state.is_live() {
-        return Err(OpenError::Deleting);
-    }
     let (identity, _) = fetch(env, &keys.identity(), |bytes| Identity::decode(volume, bytes)).await?;
     let (root, _) =
         fetch(env, &keys.root(head.root), |bytes| Root::decode(keys.sealing(), head.root, bytes)).await?;

@@ -28,7 +28,7 @@ use crate::volume::options::Options;
 /// Limit on volumes that one look deletes for good.
 const PURGES: usize = 64;
 /// Least time that a gateway subtracts. It is also the age at which it finishes a deletion that was cut
-/// short.
+/// short, and the least time between two looks at a volume, however often volumes are created and deleted.
 const COUNT_EVERY: Duration = Duration::from_secs(600);
 /// What a clock may be fast by is not counted: one part in this many.
 const SLACK: u32 = 64;
@@ -37,6 +37,8 @@ const SLACK: u32 = 64;
 #[derive(Debug, Default)]
 pub struct Watch {
     seen: BTreeMap<Uuid, Seen>,
+    /// When each volume was last asked for. It limits the requests, and counts no time.
+    asked: BTreeMap<Uuid, Instant>,
 }
 
 /// A head, and since when this gateway has seen it unchanged.
@@ -49,15 +51,22 @@ struct Seen {
 impl Watch {
     /// Looks at volumes, all of those that no name refers to: subtracts from the time for which deleted ones
     /// are kept, and deletes those for good whose time is over. Also finishes deletions that were cut short.
-    /// Returns what was deleted. A failure that concerns one volume is only logged.
+    /// Leaves out volumes that it has asked for a short time ago. Returns what was deleted. A failure that
+    /// concerns one volume is only logged.
     pub async fn look(&mut self, env: &Environment, options: &Options, volumes: &[Uuid]) -> Vec<Uuid> {
         let listed: BTreeSet<Uuid> = volumes.iter().copied().collect();
         self.seen.retain(|volume, _| listed.contains(volume));
+        self.asked.retain(|volume, _| listed.contains(volume));
+        let pause = COUNT_EVERY.min(options.undelete / 2);
         let mut deleted = Vec::new();
         for volume in listed {
             if deleted.len() == PURGES {
                 break;
             }
+            if self.asked.get(&volume).is_some_and(|asked_at| asked_at.elapsed() < pause) {
+                continue;
+            }
+            self.asked.insert(volume, Instant::now());
             match self.look_at(env, options, volume).await {
                 Ok(false) => {}
                 Ok(true) => {

@@ -78,20 +78,27 @@ impl Collector {
         }
     }
 
-    /// Looks for what earlier epochs left behind, and deletes everything that is due. If the volume is
-    /// unswept, that includes all objects that nothing references.
+    /// Looks for what earlier epochs left behind, unless an earlier pass did, and deletes everything that is
+    /// due. If the volume is unswept, it looks for all objects that nothing references.
+    ///
+    /// It looks once: what was found waits in the queue, and a second look would queue it again. By then, a
+    /// checkpoint may also have replaced the root table of the epoch before, which waits too.
     async fn pass(&self) -> Result<(), Error> {
         let _turn = self.trash.turn.lock().await;
-        let unswept = self.trash.is_sweep_due();
-        self.queue_leftovers(unswept).await?;
-        if unswept {
-            self.trash.sweep_is_done();
+        if !self.trash.has_passed() {
+            let unswept = self.trash.is_sweep_due();
+            self.queue_leftovers(unswept).await?;
+            if unswept {
+                self.trash.sweep_is_done();
+            }
+            self.trash.pass_is_done();
         }
         self.delete_due().await
     }
 
-    /// Makes a pass once more, after the one that follows the opening. A task of the volume does it: if the
-    /// caller gives up, a batch that was taken from the queue is deleted nevertheless.
+    /// Makes the pass that follows the opening, if it is not made yet. Otherwise deletes what is due since. A
+    /// task of the volume does it: if the caller gives up, a batch that was taken from the queue is deleted
+    /// nevertheless.
     pub(super) async fn pass_again(self) -> Result<(), Error> {
         let shared = Arc::clone(&self.shared);
         let passing = shared.tasks.spawn_until_cancelled(async move { self.pass().await });

@@ -64,6 +64,8 @@ struct TrashState {
     unswept: usize,
     /// Whether the sweep that the opening asked for has not ended yet.
     is_sweep_due: bool,
+    /// Whether everything that earlier epochs left behind was queued.
+    has_passed: bool,
     /// Number of objects whose deletion the store has answered since the volume was opened.
     deleted: u64,
 }
@@ -77,6 +79,7 @@ impl Trash {
             queue: VecDeque::new(),
             unswept: usize::from(unswept),
             is_sweep_due: unswept,
+            has_passed: false,
             deleted: 0,
         };
         Self { state: Mutex::new(state), wake: Notify::new(), turn: tokio::sync::Mutex::new(()) }
@@ -90,6 +93,16 @@ impl Trash {
     /// Whether the sweep that the opening asked for has not ended yet.
     pub(crate) fn is_sweep_due(&self) -> bool {
         self.state.lock().is_sweep_due
+    }
+
+    /// Whether everything that earlier epochs left behind was queued since the volume was opened.
+    pub(crate) fn has_passed(&self) -> bool {
+        self.state.lock().has_passed
+    }
+
+    /// Records that everything that earlier epochs left behind is queued.
+    pub(crate) fn pass_is_done(&self) {
+        self.state.lock().has_passed = true;
     }
 
     /// Records that the sweep is complete.

@@ -2,8 +2,9 @@
 //!
 //! Owns which map pages come next. The fold rewrites the chunks, as it consolidates others. Invariants: it is
 //! done in steps, and each is a checkpoint, so it can end anywhere and go on with what is left. What cannot
-//! be read is left as it is: no loss is recorded for good, because the owner may get the object back. One
-//! map page with its overlays is in memory at a time, and the numbers of those of one step.
+//! be read is left as it is: no loss is recorded for good, because the owner may get the object back. The
+//! changes of clients in such a chunk are packed. One map page with its overlays is in memory at a time, and
+//! the numbers of those of one step. A step is short, because nothing else is folded meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,6 +18,9 @@ use crate::volume::error::Error;
 use crate::volume::format::root::Root;
 use crate::volume::read::base::{self, LoadedMapPage, Located, Mapped};
 use crate::volume::shared::Shared;
+
+/// Limit on the map pages that one step looks at.
+const STEP_MAP_PAGES: usize = 64;
 
 /// The map pages of a step.
 #[derive(Debug, Default)]
@@ -51,7 +55,8 @@ impl Folder {
         from: u32,
         done: oneshot::Sender<Result<Adopted, Error>>,
     ) -> Result<(), Error> {
-        self.fold_closed().await?;
+        // A step need not make a checkpoint, and the next step may follow at once.
+        self.fold_due(self.shared.options.journal_max_age).await?;
         let adopted = self.adopt(from).await;
         self.adopting.lock().clear();
         answer(done, adopted);
@@ -83,7 +88,7 @@ impl Folder {
         let root = Arc::clone(&self.shared.state.lock().root);
         let most = (STEP_BYTES / self.shared.geometry.chunk_bytes()).max(1);
         let (mut step, mut chunks) = (Step::default(), 0);
-        for number in root.map_pages.range(from..).map(|(number, _)| *number) {
+        for (looked_at, number) in (1..).zip(root.map_pages.range(from..).map(|(number, _)| *number)) {
             self.shared.check_serving()?;
             match self.foreign_in(&root, number).await? {
                 None => step.unreadable += 1,
@@ -93,7 +98,7 @@ impl Folder {
                     chunks += foreign;
                 }
             }
-            if chunks >= most {
+            if chunks >= most || looked_at >= STEP_MAP_PAGES {
                 step.next = number.checked_add(1);
                 break;
             }

@@ -45,6 +45,7 @@ impl Folder {
             return Ok(Detached::Done);
         }
         for number in current.map_pages.keys() {
+            shared.check_serving()?;
             if self.foreign_in(&current, *number).await? != Some(0) {
                 return Ok(Detached::Foreign);
             }
@@ -78,6 +79,7 @@ impl Folder {
             return Ok(!kept.is_retired());
         };
         for (number, page) in &root.map_pages {
+            self.shared.check_serving()?;
             if current.map_pages.get(number).is_some_and(|of| of.origin == page.origin && of.id == page.id) {
                 continue;
             }

@@ -87,6 +87,7 @@ impl Folder {
         }
         let (_, packing) = packing.as_mut().expect("just decided");
         let rewritten = self.rewrite_chunks(&page, packing, &touched, folding, birth, made).await?;
+        pack_instead(packing, &rewritten, &touched);
         self.pack(&page, packing, folding, made).await?;
         let mut puts = packing.puts.clone();
         for (index, entry) in rewritten {
@@ -210,11 +211,7 @@ impl Folder {
                 fresh.extend(runs);
             }
         }
-        for (run, kind) in &fresh {
-            if *kind == Fresh::Data {
-                packing.blocks.extend((run.start.0..run.end.0).map(|block| (BlockIndex(block), None)));
-            }
-        }
+        packing.blocks.extend(to_pack(&fresh));
         for (block, pack) in background.moves.get(&page.number).cloned().unwrap_or_default() {
             let blocks = page.within(&block.alone());
             let index = page.chunk_of(blocks.start);
@@ -480,6 +477,25 @@ impl Folder {
         let view = Arc::new(MapView { page: map_page, overlays: page.overlays });
         shared.env.cache.insert_map_view(cache_key, view).await;
         Ok(FoldedPage { content: Content::Object(id, counts), released: page.released, overlay_keys })
+    }
+}
+
+/// Returns the blocks of `runs` that have to be composed. None of them is in a pack.
+fn to_pack(runs: &[FreshRun]) -> impl Iterator<Item = (BlockIndex, Option<ObjectId>)> {
+    let data = runs.iter().filter(|(_, kind)| *kind == Fresh::Data);
+    data.flat_map(|(run, _)| (run.start.0..run.end.0).map(|block| (BlockIndex(block), None)))
+}
+
+/// Packs the changed blocks of the chunks that were not rewritten although that was decided. A later attempt
+/// finds all changed chunks either finished or packed, so it adds nothing.
+fn pack_instead(packing: &mut Packing, rewritten: &[(ChunkIndex, Entry)], touched: &Touched) {
+    let done: BTreeSet<ChunkIndex> = rewritten.iter().map(|(index, _)| *index).collect();
+    for (index, changes) in touched.iter().filter(|(index, _)| !done.contains(index)) {
+        if packing.rewrites.remove(index) {
+            assert_eq!(packing.done, 0, "no block is packed before all chunks are rewritten or left");
+            packing.blocks.extend(to_pack(&plan::fresh_runs(changes)));
+            packing.blocks.sort_by_key(|(block, _)| *block);
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use crate::volume::error::Error;
 use crate::volume::format::chunk::{ChunkWriter, object_bytes};
 use crate::volume::format::geometry::{BLOCK_LEN, ChunkIndex, PAGE_BYTES, PAGE_LEN, PageIndex};
 use crate::volume::format::keys::{ObjectId, Slot};
-use crate::volume::format::map::{Base, Damage, Entry};
+use crate::volume::format::map::{Base, Damage, Entry, SECTOR_MASK_BYTES};
 use crate::volume::state::piece::is_zero;
 use crate::volume::state::segments::Committed;
 
@@ -27,8 +27,8 @@ type Hot = Vec<(PageIndex, Held)>;
 
 impl Folder {
     /// Makes the entry of a chunk at the commit `birth` from what lies below and the changes since, which are
-    /// sorted by offset. Uploads the chunk's object. Returns `None` if the chunk is only to become this
-    /// volume's own, and not all of it can be read: its owner may still get it back.
+    /// sorted by offset. Uploads the chunk's object. Returns `None` if the chunk is to become this volume's
+    /// own, and not all of it can be read: its owner may still get it back.
     pub(super) async fn rewrite_chunk(
         &self,
         page: &PageUpdate,
@@ -69,11 +69,11 @@ impl Folder {
         let memory = shared.buffers.take(usize::try_from(most).expect("at most 33 MiB"));
         let mut writer = ChunkWriter::within(sealing, index, id, pages_per_chunk, memory);
         let (mut hot, mut bytes) = (Hot::new(), vec![0; PAGE_LEN]);
+        let may_come_back = page.is_adopted && page.is_foreign(index.slot());
         for composition in &batch.compositions {
             let number = shared.geometry.page_at(composition.range.start);
             let good = composition.compose(&fetched, &mut bytes)?;
-            let known = old.damage_of(number).map_or(ALL_GOOD, |damage| damage.good_sectors);
-            if page.is_adopted && changes.is_empty() && good != known {
+            if may_come_back && is_newly_lost(&old, number, &good) {
                 return Ok(None);
             }
             if good != ALL_GOOD {
@@ -119,6 +119,13 @@ impl Folder {
         }
         Ok(())
     }
+}
+
+/// Whether sectors of a page are lost now that its chunk's entry does not mark as lost. `good` are the intact
+/// ones.
+fn is_newly_lost(entry: &Entry, page: PageIndex, good: &[u8; SECTOR_MASK_BYTES]) -> bool {
+    let known = entry.damage_of(page).map_or(ALL_GOOD, |damage| damage.good_sectors);
+    !entry.lost.contains(page) && known.iter().zip(good).any(|(known, good)| known & !good != 0)
 }
 
 /// Returns some of the blocks of a page.

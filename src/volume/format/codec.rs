@@ -25,6 +25,15 @@ impl Checksum {
     pub fn of(bytes: &[u8]) -> Self {
         Self(xxh3_128(bytes).to_le_bytes())
     }
+
+    /// Returns the checksum that a whole object ends with. It must have been verified.
+    ///
+    /// # Panics
+    /// Panics if the bytes are too few for an object.
+    #[must_use]
+    pub fn at_end_of(object: &[u8]) -> Self {
+        Self(*object.last_chunk().expect("an object ends with its checksum"))
+    }
 }
 
 impl std::fmt::Debug for Checksum {

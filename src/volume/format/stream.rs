@@ -31,6 +31,11 @@ const ZERO_BYTES: usize = 1 + 8 + 8;
 /// Length in bytes of the end up to and including its flag: kind, three counts, flag.
 const END_START: usize = 1 + 3 * 8 + 1;
 
+/// What the name of a snapshot begins with that says which content a copy has.
+const COPY: &str = "copy-of-";
+/// What the name of a snapshot begins with that says that a stream is being applied.
+const BEGUN: &str = "receiving-";
+
 const DATA: u8 = 1;
 const ZERO: u8 = 2;
 const END: u8 = 3;
@@ -73,8 +78,11 @@ impl fmt::Debug for Digest {
 /// A snapshot that a stream leads from or to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct State {
-    /// Id of the snapshot's root. No two snapshots of a volume that differ have the same.
+    /// Id of the snapshot's root. It is unique only in one history of the volume: if a bucket is restored to
+    /// an earlier moment, the volume goes on with ids that it has had before.
     pub root: ObjectId,
+    /// Checksum of the root, by which roots of two histories differ if their maps do.
+    pub root_checksum: Checksum,
     /// The last commit that it contains.
     pub commit: Slot,
     /// Size of the disk in bytes.
@@ -86,16 +94,29 @@ pub struct State {
 impl State {
     fn encode(&self, to: &mut Encoder) {
         self.root.encode(to);
+        to.raw(&self.root_checksum.0);
         self.commit.encode(to);
         to.u64(self.size_bytes);
         self.snapshot.encode(to);
     }
 
     fn decode(geometry: Geometry, from: &mut Decoder<'_>) -> Result<Self, DecodeError> {
-        let (root, commit) = (ObjectId::decode(from)?, Slot::decode(from)?);
-        let size_bytes = from.u64()?;
+        let (root, root_checksum) = (ObjectId::decode(from)?, from.checksum()?);
+        let (commit, size_bytes) = (Slot::decode(from)?, from.u64()?);
         geometry.check_size(size_bytes).map_err(|error| invalid("size", error.to_string()))?;
-        Ok(Self { root, commit, size_bytes, snapshot: Snapshot::decode(from)? })
+        Ok(Self { root, root_checksum, commit, size_bytes, snapshot: Snapshot::decode(from)? })
+    }
+
+    /// Returns what stands for the content of the snapshot: the checksum of everything that is known of it.
+    /// Two snapshots of one history never have the same. Two of different histories of a volume have the same
+    /// only if they have the same name, were taken in the same second after the same commits, and their maps
+    /// agree in all numbers.
+    #[must_use]
+    pub fn checksum(&self) -> Checksum {
+        // Only the fields count, and not the envelope before them.
+        let mut fields = Encoder::new(Kind::Stream, Uuid::nil(), 256);
+        self.encode(&mut fields);
+        Checksum::of(&fields.written()[Encoder::PROLOGUE_BYTES..])
     }
 }
 
@@ -150,9 +171,40 @@ impl Header {
     /// Returns what identifies the stream: its checksum. Two exports of the same difference have the same.
     #[must_use]
     pub fn id(&self) -> Checksum {
-        let encoded = self.encode();
-        Checksum(encoded[encoded.len() - Checksum::BYTES..].try_into().expect("16 bytes"))
+        Checksum::at_end_of(&self.encode())
     }
+
+    /// Name of the snapshot of a copy that says which content it has: that of the snapshot `of` of the
+    /// stream's volume.
+    #[must_use]
+    pub fn copy_name(&self, of: &State) -> String {
+        format!("{COPY}{}-{:?}", self.volume.simple(), of.checksum())
+    }
+
+    /// Name of the snapshot of a copy that says that a stream is being applied to it.
+    #[must_use]
+    pub fn begun_name(&self) -> String {
+        format!("{BEGUN}{:?}", self.id())
+    }
+}
+
+/// Whether a snapshot says which content a copy had when it was taken.
+#[must_use]
+pub fn is_copy_name(name: &str) -> bool {
+    let rest = name.strip_prefix(COPY).and_then(|rest| rest.split_once('-'));
+    rest.is_some_and(|(volume, checksum)| is_number(volume) && is_number(checksum))
+}
+
+/// Whether a snapshot says that some stream is being applied. Once another one was applied as a whole, it
+/// says nothing any more.
+#[must_use]
+pub fn is_begun_name(name: &str) -> bool {
+    name.strip_prefix(BEGUN).is_some_and(is_number)
+}
+
+/// Whether a part of a name is a number of 16 bytes.
+fn is_number(digits: &str) -> bool {
+    digits.len() == 32 && digits.bytes().all(|digit| digit.is_ascii_hexdigit())
 }
 
 /// What a stream has in total.

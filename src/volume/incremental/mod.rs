@@ -9,9 +9,14 @@
 //! are two ways to know it:
 //!
 //! * A stream that was applied completely leaves a snapshot in the copy whose name says which content it is:
-//!   the volume and the root of the snapshot that was sent. The id of a root is never reused, so the name
-//!   stands for one content. If the map of the copy says that nothing has changed since, the copy has it.
-//! * The first stream after a full copy has the SHA-256 of the whole base, with which the copy is compared.
+//!   the volume, and a checksum of all that is known of the snapshot that was sent. In one history of a
+//!   volume, the id of a root is never reused, so the name stands for one content. A bucket that is restored
+//!   from a backup begins a second history, with the same ids. Then the name, the time and the root's
+//!   checksum tell the snapshots apart. If the map of the copy says that nothing has changed since, the copy
+//!   has that content.
+//! * If a stream has the SHA-256 of the whole base, the copy is compared with it, whatever its snapshots say.
+//!   That shows the content itself. The first stream after a full copy needs it, and so does the first one
+//!   after a bucket was restored, because what is known of two snapshots could be the same by chance.
 
 pub mod receive;
 pub mod send;

@@ -3,13 +3,15 @@
 //! Owns the steps, and what shows in the volume how far it is. Must not know where the stream comes from or
 //! how a digest is computed. Invariants: nothing is written before the volume is known to have the base. From
 //! then on, until the volume has the result, it has a snapshot of the base by which an import that was cut
-//! short is noticed and taken back.
+//! short is noticed and taken back. So a caller may drop a call at any time, which is like a crash.
 //!
 //! The steps: take the snapshot that says that this stream is being applied; write; flush; take the snapshot
 //! that says which content this is; delete the first snapshot, and the one that said what the base was. A
-//! repetition finds out from these snapshots what the last run has done.
+//! repetition finds out from these snapshots what the last run has done. A snapshot that a clone needs cannot
+//! be deleted. So one that is left from earlier counts only for what the map or its place in the order shows.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::effect::{Durability, Zeroing};
 use crate::volume::catalog;
@@ -17,11 +19,14 @@ use crate::volume::diff::{Diff, Side};
 use crate::volume::disk::Volume;
 use crate::volume::environment::Environment;
 use crate::volume::error::{ReceiveError, SnapshotError};
-use crate::volume::format::keys::ObjectId;
-use crate::volume::format::stream::{Digest, Header, Part};
+use crate::volume::format::keys::is_valid_name;
+use crate::volume::format::stream::{Digest, Header, Part, is_begun_name, is_copy_name};
 use crate::volume::options::Options;
 use crate::volume::snapshot::SnapshotDisk;
 use crate::volume::write::resize::Shrink;
+
+/// How long the store may take to close a volume on which an import gives up, if nothing is configured.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What happens to what an import of the same stream has left that was cut short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,35 +78,24 @@ enum Found {
     Result,
 }
 
-/// Name of the snapshot of a copy that says which content it has: that of the root `root` of the volume that
-/// the stream is of.
-#[must_use]
-pub fn copy_name(header: &Header, root: ObjectId) -> String {
-    format!("copy-of-{}-{}-{}", header.volume.simple(), root.epoch, root.k)
-}
-
-/// What the name of a snapshot begins with that says that a stream is being applied.
-const BEGUN: &str = "receiving-";
-
-/// Name of the snapshot of a copy that says that a stream is being applied to it.
-#[must_use]
-pub fn begun_name(header: &Header) -> String {
-    format!("{BEGUN}{:?}", header.id())
-}
-
-/// Whether a snapshot says that some stream is being applied. Once another one was applied as a whole, it
-/// says nothing any more.
-fn is_begun_name(name: &str) -> bool {
-    let digits = name.strip_prefix(BEGUN);
-    digits.is_some_and(|digits| digits.len() == 32 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()))
+/// What has happened to a volume since one of its snapshots, as its map says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Since {
+    /// There is no such snapshot.
+    Missing,
+    /// Nothing has changed.
+    Same,
+    /// It may have changed, first at this offset.
+    Changed(u64),
 }
 
 /// Opens the volume `name` to apply the stream with this header to it. `snapshot` is the name of the snapshot
 /// that is to be taken at the end, if any.
 ///
 /// # Errors
-/// If the volume does not have the base, if a gateway holds it, if it has a snapshot of that name, or if the
-/// store fails. The volume is not held afterwards, and has the content that it had before.
+/// If the volume does not have the base, if a gateway holds it, if the name is not valid or the volume has a
+/// snapshot of that name, or if the store fails. The volume is not held afterwards, and has the content that
+/// it had before, unless the error is [`ReceiveError::Begun`].
 pub async fn begin(
     env: &Environment,
     options: &Options,
@@ -110,14 +104,21 @@ pub async fn begin(
     snapshot: Option<&str>,
     leftovers: Leftovers,
 ) -> Result<Begun, ReceiveError> {
+    if let Some(wrong) = snapshot.filter(|name| !is_valid_name(name)) {
+        return Err(SnapshotError::BadName(wrong.to_owned()).into());
+    }
     let open = || catalog::open(env, || options.clone(), name, false);
     let mut target = Target { volume: open().await?, header };
     let found = match target.judge(snapshot).await {
         Ok(Found::Part) if leftovers == Leftovers::Discard => {
             // This closes the volume.
-            target.volume.restore(&begun_name(&target.header)).await?;
-            target.volume = open().await?;
-            Ok(Found::Base)
+            match target.volume.restore(&target.header.begun_name()).await {
+                Ok(()) => {
+                    target.volume = open().await?;
+                    Ok(Found::Base)
+                }
+                Err(error) => Err(error.into()),
+            }
         }
         Ok(Found::Part) => Err(ReceiveError::CutShort),
         found => found,
@@ -143,43 +144,59 @@ impl Target {
         // A snapshot that a run before took in its last moment has no root yet, and is not listed without.
         self.volume.checkpoint().await?;
         let header = &self.header;
-        let (result, base) = (copy_name(header, header.result.root), copy_name(header, header.base.root));
-        if self.has(&result) {
-            return self.unchanged(&result).await.map(|()| Found::Result);
+        let (result, base) = (header.copy_name(&header.result), header.copy_name(&header.base));
+        let since_result = self.since(&result).await?;
+        if since_result == Since::Same {
+            return Ok(Found::Result);
         }
         if let Some(name) = snapshot.filter(|name| self.has(name)) {
             return Err(SnapshotError::Exists(name.to_owned()).into());
         }
-        let begun = begun_name(header);
-        if self.has(&begun) {
-            return match self.unchanged(&begun).await {
-                Ok(()) => Ok(Found::Base),
-                Err(ReceiveError::Changed { .. }) => Ok(Found::Part),
-                Err(error) => Err(error),
-            };
+        let since_base = self.since(&base).await?;
+        if since_base == Since::Same {
+            // A digest decides even then.
+            return Ok(if header.base_digest.is_some() { Found::BaseByDigest } else { Found::Base });
         }
-        if self.has(&base) {
-            return self.unchanged(&base).await.map(|()| Found::Base);
+        let begun = header.begun_name();
+        if self.is_latest(&begun) {
+            match self.since(&begun).await? {
+                Since::Same => return Ok(Found::Base),
+                Since::Changed(_) => return Ok(Found::Part),
+                Since::Missing => {}
+            }
         }
         let (found, wanted) = (self.volume.size_bytes(), header.base.size_bytes);
-        match header.base_digest {
-            None => Err(ReceiveError::NoBase { marker: base, of: header.base.snapshot.name.clone() }),
-            Some(_) if found != wanted => Err(ReceiveError::OtherSize { found, wanted }),
-            Some(_) => Ok(Found::BaseByDigest),
+        match (header.base_digest, since_base, since_result) {
+            (Some(_), ..) if found != wanted => Err(ReceiveError::OtherSize { found, wanted }),
+            (Some(_), ..) => Ok(Found::BaseByDigest),
+            (None, _, Since::Changed(offset)) if self.is_latest(&result) => {
+                Err(ReceiveError::Changed { snapshot: result, offset })
+            }
+            (None, Since::Changed(offset), _) => Err(ReceiveError::Changed { snapshot: base, offset }),
+            _ => Err(ReceiveError::NoBase { marker: base, of: header.base.snapshot.name.clone() }),
         }
     }
 
-    /// Checks that the volume has what it had at one of its snapshots. Reads the map alone.
-    async fn unchanged(&self, name: &str) -> Result<(), ReceiveError> {
+    /// Whether no stream was applied as a whole since a snapshot was taken.
+    fn is_latest(&self, name: &str) -> bool {
+        let snapshots = self.volume.snapshots();
+        let names = snapshots.iter().rev().map(|snapshot| &*snapshot.name);
+        !names.take_while(|later| *later != name).any(is_copy_name)
+    }
+
+    /// Compares what the volume has with what it had at one of its snapshots. Reads the map alone.
+    async fn since(&self, name: &str) -> Result<Since, ReceiveError> {
+        if !self.has(name) {
+            return Ok(Since::Missing);
+        }
         let (env, options, id) = (self.volume.environment(), self.volume.options(), self.volume.id());
         let before = Side::of_snapshot(&SnapshotDisk::open(env, options, id, name).await?);
         let after = Side::of_volume(&self.volume).await?;
-        let changed = |offset| ReceiveError::Changed { snapshot: name.to_owned(), offset };
         let (old, new) = (before.size_bytes(), after.size_bytes());
         if let Some(change) = Diff::between(before, after)?.next_change().await? {
-            return Err(changed(change.range.start));
+            return Ok(Since::Changed(change.range.start));
         }
-        if old == new { Ok(()) } else { Err(changed(old.min(new))) }
+        Ok(if old == new { Since::Same } else { Since::Changed(old.min(new)) })
     }
 
     /// Notes in the volume, which has the base, that the stream is being applied.
@@ -188,13 +205,21 @@ impl Target {
             Ok(()) => Ok(Receiver(self)),
             Err(error) => {
                 self.release().await;
-                Err(error)
+                Err(ReceiveError::Begun(Box::new(error)))
             }
         }
     }
 
     async fn prepare(&self) -> Result<(), ReceiveError> {
-        let begun = begun_name(&self.header);
+        let begun = self.header.begun_name();
+        if self.has(&begun) && !self.is_latest(&begun) {
+            // A clone needed it, and what it says is over. If it stays, it has the base still, but this import
+            // cannot be repeated with [`Leftovers::Discard`] if it is cut short.
+            match self.volume.delete_snapshot(&begun).await {
+                Ok(()) | Err(SnapshotError::Pinned { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
         if !self.has(&begun) {
             self.volume.snapshot(&begun).await?;
         }
@@ -205,26 +230,31 @@ impl Target {
         Ok(())
     }
 
-    /// Closes the volume, so that others can open it at once.
+    /// Closes the volume, so that others can open it at once. If the store does not allow that, leaves it as
+    /// a crash would.
     async fn release(self) {
-        if let Err(error) = self.volume.close().await {
-            tracing::warn!(volume = %self.volume.id(), "the volume was not closed cleanly: {error}");
-            self.volume.abandon().await;
-        }
+        let patience = self.volume.options().store_deadline.unwrap_or(PATIENCE);
+        let why = match tokio::time::timeout(patience, self.volume.close()).await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("the store did not answer within {patience:?}"),
+        };
+        tracing::warn!(volume = %self.volume.id(), "the volume was not closed cleanly: {why}");
+        self.volume.abandon().await;
     }
 
     /// Takes the snapshots that say which content the volume has, and deletes those that the import needed.
     async fn complete(&self, snapshot: Option<&str>) -> Result<(), ReceiveError> {
         let header = &self.header;
-        let result = copy_name(header, header.result.root);
-        for name in [Some(&*result), snapshot].into_iter().flatten() {
-            match self.has(name) {
-                false => drop(self.volume.snapshot(name).await?),
-                true if self.unchanged(name).await.is_ok() => {}
-                true => return Err(SnapshotError::Exists(name.to_owned()).into()),
+        let (result, base) = (header.copy_name(&header.result), header.copy_name(&header.base));
+        self.mark(&result).await?;
+        if let Some(name) = snapshot {
+            match self.since(name).await? {
+                Since::Missing => drop(self.volume.snapshot(name).await?),
+                Since::Same => {}
+                Since::Changed(_) => return Err(SnapshotError::Exists(name.to_owned()).into()),
             }
         }
-        let base = copy_name(header, header.base.root);
         let is_obsolete = |name: &str| name != result && (name == base || is_begun_name(name));
         for name in self.volume.snapshots().into_iter().map(|snapshot| snapshot.name) {
             if !is_obsolete(&name) {
@@ -237,6 +267,26 @@ impl Target {
             }
         }
         self.volume.close().await?;
+        Ok(())
+    }
+
+    /// Takes the snapshot `result`, which says that the volume has the result.
+    async fn mark(&self, result: &str) -> Result<(), ReceiveError> {
+        match self.since(result).await? {
+            Since::Same => return Ok(()),
+            Since::Missing => {}
+            // It is left from earlier and has the same content, but the map does not show that.
+            Since::Changed(_) => match self.volume.delete_snapshot(result).await {
+                Ok(()) => {}
+                Err(SnapshotError::Pinned { clones, .. }) => {
+                    tracing::warn!(volume = %self.volume.id(), snapshot = result, ?clones,
+                        "clones need an earlier snapshot of this content, so the next stream needs a digest");
+                    return Ok(());
+                }
+                Err(error) => return Err(error.into()),
+            },
+        }
+        self.volume.snapshot(result).await?;
         Ok(())
     }
 }

@@ -12,9 +12,11 @@ use futures::stream::FuturesOrdered;
 
 use crate::volume::diff::{Change, Diff, Side};
 use crate::volume::error::{DiffError, Error};
+use crate::volume::format::geometry::BLOCK_LEN;
 use crate::volume::format::stream::{Digest, Header, MAX_DATA_BYTES, State, StreamEncoder, Totals};
 use crate::volume::read::Segment;
 use crate::volume::snapshot::SnapshotDisk;
+use crate::volume::state::piece::is_zero;
 
 /// Number of pieces that are read concurrently.
 const PIECES_AHEAD: usize = 16;
@@ -137,11 +139,19 @@ impl Sender {
         bytes
     }
 
-    /// Encodes data that begins at `at`, if there is any. Returns its end.
+    /// Encodes data that begins at `at`, if there is any. Returns its end. Stored pages have zeros too, so
+    /// blocks of zeros are encoded as zeros.
     fn encode_data(&mut self, at: u64, data: &mut Vec<u8>, to: &mut Vec<u8>) -> u64 {
         let data = std::mem::take(data);
-        if !data.is_empty() {
-            self.encoder.data(at, &data, to);
+        let blocks: Vec<&[u8]> = data.chunks(BLOCK_LEN).collect();
+        let mut from = 0;
+        for run in blocks.chunk_by(|one, next| is_zero(one) == is_zero(next)) {
+            let end = from + run.iter().map(|block| block.len()).sum::<usize>();
+            match is_zero(run[0]) {
+                true => self.encoder.zeros(at + from as u64, (end - from) as u64, to),
+                false => self.encoder.data(at + from as u64, &data[from..end], to),
+            }
+            from = end;
         }
         at + data.len() as u64
     }
@@ -152,6 +162,7 @@ fn state(disk: &SnapshotDisk) -> State {
     let root = disk.root();
     State {
         root: root.id,
+        root_checksum: disk.root_checksum(),
         commit: root.commit,
         size_bytes: root.size_bytes,
         snapshot: disk.snapshot().clone(),

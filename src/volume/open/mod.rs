@@ -27,6 +27,7 @@ use crate::volume::format::head::{Head, HolderName, Lease, Names};
 use crate::volume::format::identity::Identity;
 use crate::volume::format::keys::Keys;
 use crate::volume::format::root::{Root, RootTable};
+use crate::volume::format::stream::{is_begun_name, is_copy_name};
 use crate::volume::held::{HeldHead, Updated, update_head};
 use crate::volume::keeper::{HeadHandle, HeadKeeper};
 use crate::volume::objects::{fetch, load_roots, read_head};
@@ -162,6 +163,7 @@ async fn recover(
     head: &Head,
 ) -> Result<Recovered, OpenError> {
     let (root, table) = load_roots(env, keys, head).await?;
+    warn_of_mixture(keys, &table);
     if root.geometry != identity.geometry {
         let why = "its chunk size is not the volume's".to_owned();
         return Err(OpenError::BrokenJournal { key: keys.root(root.id), why });
@@ -169,6 +171,17 @@ async fn recover(
     let replay = Replay::new(env, keys, &root, head.epoch, head.checkpoint);
     let (committed, opening) = replay.run(head.checkpoint).await?;
     Ok(Recovered { root, table, committed, opening })
+}
+
+/// Says so in the log if an incremental import was cut short, because nothing else shows it to those who use
+/// the disk.
+fn warn_of_mixture(keys: Keys, table: &RootTable) {
+    let names = table.roots.iter().rev().filter_map(|kept| Some(&*kept.snapshot.as_ref()?.name));
+    if let Some(begun) = names.take_while(|name| !is_copy_name(name)).find(|name| is_begun_name(name)) {
+        tracing::warn!(volume = %keys.volume(), snapshot = begun,
+            "an import of an incremental stream has begun and not ended: until it is repeated, the volume is \
+             a mixture of what it had and what it gets");
+    }
 }
 
 /// Returns an error if the volume is being or has been deleted. A deletion marks the head before it deletes

@@ -1,15 +1,25 @@
 //! A clone that is flattened has the same content and needs no other volume. Until then it keeps all that it needs.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use bytes::Bytes;
+use cairn::effect::Durability::Volatile;
 use cairn::store::Operation;
 use cairn::store::fault::{Action, Failure, Gate, Rule};
+use cairn::volume::format::head::Head;
+use cairn::volume::format::keys::{Keys, Parsed};
+use cairn::volume::format::root::{KeptRoot, RootTable};
 use cairn::volume::{Environment, Flattened, SnapshotError, Volume, catalog};
+use uuid::Uuid;
 
-use super::super::bench::Bench;
+use super::super::bench::{Bench, MIB, pattern, read};
 use super::super::engine::{Model, Numbers};
 use super::super::stored::assert_exact_for_all;
-use super::{COLLECTED, change, golden, open, process, root_of, small_bench};
+use super::{BLOCK, COLLECTED, KIB, change, golden, open, process, root_of, small_bench};
+
+/// The grace period of a clone that waits for its end.
+const GRACE: Duration = Duration::from_secs(600);
 
 /// A disk, and a clone of its snapshot `golden` that has changes of its own.
 struct Family {
@@ -35,6 +45,18 @@ impl Family {
         tokio::time::sleep(COLLECTED).await;
         Self { bench, env, parent, clone, model }
     }
+}
+
+/// A clone of which all data is its own. Its roots from before are in their grace period.
+async fn waiting() -> (Bench, Arc<Volume>) {
+    let Family { mut bench, env, parent, clone, .. } = Family::new().await;
+    parent.close().await.unwrap();
+    clone.close().await.unwrap();
+    bench.options.deletion_grace = GRACE;
+    let clone = open(&env, &bench.options, "clone").await;
+    let flattened = clone.flatten().await.unwrap();
+    assert!(matches!(flattened, Flattened::Waits { .. }), "{flattened:?}");
+    (bench, clone)
 }
 
 /// Flattens a clone, as often as it takes.
@@ -196,20 +218,87 @@ async fn a_crash_at_any_request_of_a_flattening_loses_nothing_and_it_can_be_repe
 #[tokio::test(start_paused = true)]
 async fn a_request_that_fails_costs_nothing_and_it_can_be_repeated() {
     for effect in [Action::FailBefore(Failure::Transient), Action::FailAfter(Failure::Transient)] {
-        for nth in (0..60).step_by(3) {
+        for nth in 0.. {
             let Family { bench, parent, clone, model, .. } = Family::new().await;
             parent.close().await.unwrap();
+            // It is open, and counts the request that fails.
+            let gate = Gate::new();
+            gate.release();
+            bench.fault.add(Rule::new(Action::Hold(gate.clone())).skip(nth).times(1));
             bench.fault.add(Rule::new(effect.clone()).skip(nth).times(1));
             // It may give up.
             drop(clone.flatten().await);
             bench.fault.clear();
+            let has_failed = gate.count() > 0;
             let when = format!("after {effect:?} of request {nth}");
             model.check(&clone, &when).await;
             flatten(&clone, &when).await;
             clone.close().await.unwrap();
             stands_alone(&bench, &model, &when).await;
+            if !has_failed {
+                assert!(nth > 10, "a flattening takes more than {nth} requests");
+                break;
+            }
         }
     }
+}
+
+/// However often somebody asks meanwhile.
+#[tokio::test(start_paused = true)]
+async fn one_task_waits_for_the_end_of_the_grace_period_and_does_the_rest() {
+    let (bench, clone) = waiting().await;
+    let tasks = async || {
+        // Whatever is short-lived has ended then.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        tokio::runtime::Handle::current().metrics().num_alive_tasks()
+    };
+    let before = tasks().await;
+    for _ in 0..10 {
+        let flattened = clone.flatten().await.unwrap();
+        assert!(matches!(flattened, Flattened::Waits { .. }), "{flattened:?}");
+    }
+    assert_eq!(tasks().await, before);
+    // By the clock of the bench, the grace period begins anew if it is asked for too early.
+    tokio::time::sleep(2 * GRACE + COLLECTED).await;
+    assert!(root_of(&bench, clone.id()).1.origins.is_empty());
+    clone.close().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_left_is_done_in_the_end_although_the_store_fails_for_a_while() {
+    let (bench, clone) = waiting().await;
+    let failing = Rule::new(Action::FailBefore(Failure::Transient)).on(Operation::Get).containing("/root/");
+    bench.fault.add(failing);
+    tokio::time::sleep(GRACE + COLLECTED).await;
+    assert!(!root_of(&bench, clone.id()).1.origins.is_empty());
+    bench.fault.clear();
+    tokio::time::sleep(2 * GRACE + COLLECTED).await;
+    assert!(root_of(&bench, clone.id()).1.origins.is_empty());
+    clone.close().await.unwrap();
+}
+
+/// Nothing else is folded during a step.
+#[tokio::test(start_paused = true)]
+async fn a_step_is_over_after_64_map_pages() {
+    const PAGES: u64 = 65;
+    let bench = Bench::with_chunks(PAGES * 256 * MIB, 64 * KIB).await;
+    let env = process(&bench, 77);
+    let parent = open(&env, &bench.options, "disk").await;
+    for page in 0..PAGES {
+        parent.write(page * 256 * MIB, pattern(page + 1, 4096), Volatile).await.unwrap();
+    }
+    parent.snapshot("golden").await.unwrap();
+    catalog::clone(&parent, "golden", "clone").await.unwrap();
+    let clone = open(&env, &bench.options, "clone").await;
+    let before = clone.usage().checkpoints;
+    let flattened = clone.flatten().await.unwrap();
+    assert!(matches!(flattened, Flattened::Waits { .. }), "{flattened:?}");
+    assert_eq!(clone.usage().checkpoints, before + 2, "each step makes a checkpoint");
+    for page in 0..PAGES {
+        assert!(read(&clone, page * 256 * MIB, BLOCK).await == pattern(page + 1, 4096), "map page {page}");
+    }
+    clone.close().await.unwrap();
+    parent.close().await.unwrap();
 }
 
 /// What cannot be read may come back, so it is not recorded as lost.
@@ -244,6 +333,60 @@ async fn what_the_parent_has_lost_is_left_as_it_is() {
     stands_alone(&bench, &model, "in the end").await;
 }
 
+/// A client has changed a block of what cannot be read, and no checkpoint was made since: the rest may come back.
+#[tokio::test(start_paused = true)]
+async fn a_change_of_a_chunk_that_the_parent_has_lost_does_not_give_up_the_rest() {
+    let mut unreadable = 0;
+    for is_damaged in [false, true] {
+        for nth in 0.. {
+            let Family { bench, parent, clone, mut model, .. } = Family::new().await;
+            parent.close().await.unwrap();
+            clone.close().await.unwrap();
+            let of_parent = Keys::new(parent.id());
+            let chunk = |key: String| match of_parent.parse(&key) {
+                Some(Parsed::Chunk(index, _)) => Some((key, u64::from(index.0))),
+                _ => None,
+            };
+            let Some((key, index)) = bench.keys("/chunk/").into_iter().filter_map(chunk).nth(nth) else {
+                assert!(nth > 0, "the parent has chunks");
+                break;
+            };
+            let whole = bench.memory.remove(&key).expect("it exists");
+            if is_damaged {
+                bench.memory.insert(&key, whole.iter().map(|byte| !byte).collect::<Bytes>());
+            }
+            let clone = open(&process(&bench, 94), &bench.options, "clone").await;
+            model.write(&clone, index * 64 * KIB + 3 * BLOCK, 5, 4096).await;
+            clone.flush().await.unwrap();
+            match clone.flatten().await.unwrap() {
+                Flattened::Unreadable { chunks } => unreadable += chunks,
+                // The changes from before cover it.
+                Flattened::Waits { .. } | Flattened::Done => {}
+                other => panic!("{key}: {other:?}"),
+            }
+            // No further checkpoint is made.
+            clone.abandon().await;
+            bench.memory.insert(&key, whole);
+            let clone = open(&process(&bench, 95), &bench.options, "clone").await;
+            model.check(&clone, &key).await;
+            flatten(&clone, &key).await;
+            model.check(&clone, &key).await;
+            clone.close().await.unwrap();
+        }
+    }
+    assert!(unreadable > 0, "some of it was needed");
+}
+
+/// The clones that keep the snapshot `golden` of a disk, as its root table says.
+fn pins(bench: &Bench, disk: Uuid) -> Vec<Uuid> {
+    let (keys, objects) = (Keys::new(disk), bench.memory.objects());
+    let id = Head::decode(disk, &objects[&keys.head()]).expect("a head").root_table;
+    let table = RootTable::decode(keys.sealing(), id, &objects[&keys.root(id)]).expect("a root table");
+    let is_golden =
+        |kept: &KeptRoot| kept.snapshot.as_ref().is_some_and(|snapshot| snapshot.name == "golden");
+    table.roots.into_iter().find(is_golden).expect("the snapshot").pins
+}
+
 /// What the store denies of a clone that is tied never frees the snapshot.
 #[tokio::test(start_paused = true)]
 async fn one_false_answer_about_a_clone_frees_no_snapshot() {
@@ -256,6 +399,7 @@ async fn one_false_answer_about_a_clone_frees_no_snapshot() {
             bench.fault.add(denied.skip(nth).times(1));
             parent.delete_snapshot("golden").await.unwrap_err();
             bench.fault.clear();
+            assert_eq!(pins(&bench, parent.id()), [clone.id()], "{failure:?} of GET {nth}");
         }
     }
     let clone = open(&process(&bench, 97), &bench.options, "clone").await;

@@ -71,10 +71,11 @@ impl Reference {
                 }
                 None => drop(set_aside(bench, name).await.expect_err("nothing has the name")),
             },
-            Step::DeleteNow(name) => match self.named.remove(name) {
-                Some(id) => delete_for_good(bench, id).await,
-                None => {}
-            },
+            Step::DeleteNow(name) => {
+                if let Some(id) = self.named.remove(name) {
+                    delete_for_good(bench, id).await;
+                }
+            }
             Step::Undelete(which, to) => self.undeletes(bench, which, to).await,
             Step::Write(name) => {
                 if let Some(id) = self.named.get(name) {

@@ -64,6 +64,32 @@ async fn nobody_counts_time_that_they_have_not_seen() {
     holds(&bench, "disk").await;
 }
 
+/// However often volumes are created and deleted, a kept one is asked for six times an hour. The time between
+/// is counted nevertheless.
+#[tokio::test(start_paused = true)]
+async fn looks_in_quick_succession_ask_once_and_count_all_the_time() {
+    let (bench, id) = filled().await;
+    set_aside(&bench, "disk").await.unwrap();
+    let mut watcher = Watcher::new(&bench, 0);
+    bench.memory.reset_tallies();
+    for _ in 0..60 {
+        assert!(!watcher.looks(&bench, &[id]).await);
+        advance(HOUR / 60).await;
+    }
+    assert_eq!(bench.gets("/head").requests, 6);
+    let counted = bench.puts("/head").requests;
+    assert!((1..=6).contains(&counted), "{counted}");
+    let VolumeState::Kept(kept) = head(&bench, id).state else { panic!("it is kept") };
+    assert!(u64::from(kept.seconds_left) < (DAY - HOUR / 2).as_secs(), "{kept:?}");
+    // Another volume is asked for at once.
+    let other = create(&bench, "other").await.unwrap();
+    set_aside(&bench, "other").await.unwrap();
+    bench.memory.reset_tallies();
+    watcher.looks(&bench, &[id, other]).await;
+    watcher.looks(&bench, &[id, other]).await;
+    assert_eq!(bench.gets(&format!("{other}/head")).requests, 1);
+}
+
 /// Whoever deletes a volume again has the whole time once more.
 #[tokio::test(start_paused = true)]
 async fn the_time_begins_anew_with_each_deletion() {
