@@ -64,12 +64,20 @@ mutants! {
     PinReleasedEarly = "pin-released-early",
     /// A clone counts as gone once the store has denied it once.
     GoneUnconfirmed = "gone-unconfirmed",
+    /// A clone counts as one that needs no other volume, whatever its root says.
+    UntiedUnread = "untied-unread",
+    /// The origins leave the root of a clone although its snapshots need them.
+    DetachedEarly = "detached-early",
     /// A volume whose root table cannot be read is deleted as if it had no clones.
     ClonesUnsearched = "clones-unsearched",
     /// The root of a clone references the map pages of its parent as if they were its own.
     OriginUntranslated = "origin-untranslated",
     /// A creator that comes too late deletes its volume, which was opened and renamed meanwhile.
     RenamedUnmade = "renamed-unmade",
+    /// A comparison of two snapshots does not report what became zeros.
+    DiffMissesZeros = "diff-misses-zeros",
+    /// A comparison takes a chunk of a clone for unchanged if the slots of two commits of two volumes agree.
+    DiffTrustsBirths = "diff-trusts-births",
     /// A commit that ends with a snapshot comes after it.
     SnapshotBeforeCommit = "snapshot-before-commit",
     /// Commits are added to a segment that ended with a snapshot.
@@ -196,6 +204,8 @@ mutants! {
     SharedDeleted = "shared-deleted",
     /// The sweep ignores that the journal references chunk objects.
     JournalForgotten = "journal-forgotten",
+    /// What only a snapshot or a replaced root references counts as an orphan.
+    KeptRootSkipped = "kept-root-skipped",
     /// Seals are deleted together with the records before them.
     SealsDeleted = "seals-deleted",
     /// The sweep treats objects of its own epoch as orphans.
@@ -247,6 +257,12 @@ mutants! {
     RenameUnfinished = "rename-unfinished",
     /// A renaming frees the old name although it was bound anew since the head was updated.
     OldNameLookedUpLate = "old-name-looked-up-late",
+    /// A deleted volume is in use again before its name is bound.
+    LiveBeforeNamed = "live-before-named",
+    /// The journal of a volume that is kept is sealed, as if the volume were deleted for good.
+    SealedAside = "sealed-aside",
+    /// A gateway counts the time of a kept volume that another gateway has counted.
+    CountedTwice = "counted-twice",
     /// A deletion removes the identity first, although it is the object by which volumes are found.
     IdentityFirst = "identity-first",
     /// A listing fails if one of the volumes cannot be looked up.

@@ -201,7 +201,9 @@ suite_clippy() {
 suite_deny() { limited 300 "$TOOLS/bin/cargo-deny" --offline check bans licenses sources && count 3 0; }
 
 # Each golden file, read by a program that shares nothing with Cairn.
-suite_peer() { limited 300 /usr/bin/python3 "$ROOT/tests/golden/codec.py" && count 1 0; }
+suite_peer() {
+    limited 300 /usr/bin/python3 "$ROOT/tests/golden/codec.py" && limited 300 /usr/bin/python3 "$ROOT/tests/golden/stream.py" && count 2 0
+}
 
 # Every fuzz target from its corpus: half a minute for each of the protocol's machines, a few seconds for each decoder.
 suite_fuzz() { limited 3600 "$ROOT/tests/tools/fuzz.sh" 30 5; }

@@ -1,5 +1,5 @@
-//! The API below `/api/v1`: volumes, snapshots, clones, connections, draining, and the description of the API
-//! itself.
+//! The API below `/api/v1`: volumes, snapshots and their differences, clones, garbage, connections, draining,
+//! and the description of the API itself.
 //!
 //! Must not know how the gateway does its work. Invariant: `openapi.json` describes exactly the routes that
 //! exist here.
@@ -18,12 +18,13 @@ use axum::{Json, extract::rejection::QueryRejection};
 use serde::Deserialize;
 use uuid::Uuid;
 
+use super::body::{Change, NewClone, NewSnapshot, NewVolume, Undeletion, VolumeChange};
+use super::changes_view::ChangesView;
 use super::view::{
-    Change, ConnectionView, MapView, NewClone, NewSnapshot, NewVolume, Problem, SnapshotView, StatusView,
-    UnnamedView, VolumeChange, VolumeView, stored,
+    ConnectionView, DeletedView, MapView, Problem, SnapshotView, StatusView, UnnamedView, VolumeView, stored,
 };
-use super::{Context, OpenVolume};
-use crate::gateway::IfHeld;
+use super::{Context, FlattenView, GarbageView, OpenVolume};
+use crate::gateway::{Fate, IfHeld};
 use crate::volume::Status;
 use crate::volume::catalog::Info;
 
@@ -34,6 +35,10 @@ pub(super) const OPENAPI: &str = include_str!("openapi.json");
 const MAP_CELLS: u64 = 1024;
 /// Maximum number of cells in a map.
 const MAXIMUM_MAP_CELLS: u64 = 4096;
+/// Number of ranges of a comparison in an answer if the client does not choose one.
+const RANGES: usize = 1024;
+/// Maximum number of ranges in an answer.
+const MAXIMUM_RANGES: usize = 16_384;
 
 type Answer<T> = Result<T, Problem>;
 
@@ -45,12 +50,18 @@ pub(super) fn routes() -> Router<Context> {
         .route("/api/v1/volumes/{name}", get(info).patch(change).delete(delete))
         .route("/api/v1/unnamed", get(unnamed))
         .route("/api/v1/unnamed/{id}", axum::routing::delete(delete_by_id))
+        .route("/api/v1/deleted", get(deleted))
+        .route("/api/v1/deleted/{id}", axum::routing::delete(delete_kept))
+        .route("/api/v1/deleted/{id}/undelete", post(undelete))
         .route("/api/v1/volumes/{name}/map", get(map))
         .route("/api/v1/volumes/{name}/flush", post(flush))
         .route("/api/v1/volumes/{name}/checkpoint", post(checkpoint))
         .route("/api/v1/volumes/{name}/snapshots", get(snapshots).post(take_snapshot))
         .route("/api/v1/volumes/{name}/snapshots/{snapshot}", axum::routing::delete(delete_snapshot))
         .route("/api/v1/volumes/{name}/snapshots/{snapshot}/clones", post(clone_snapshot))
+        .route("/api/v1/volumes/{name}/snapshots/{snapshot}/changes", get(changes))
+        .route("/api/v1/volumes/{name}/gc", post(collect_garbage))
+        .route("/api/v1/volumes/{name}/flatten", post(flatten))
         .route("/api/v1/connections", get(connections))
         .route("/api/v1/drain", post(drain))
 }
@@ -129,6 +140,28 @@ async fn unnamed(State(context): State<Context>) -> Answer<Json<Vec<UnnamedView>
     Ok(Json(unnamed.into_iter().map(UnnamedView::from).collect()))
 }
 
+async fn deleted(State(context): State<Context>) -> Answer<Json<Vec<DeletedView>>> {
+    let deleted = asked(&context, context.gateway.deleted()).await?;
+    Ok(Json(deleted.into_iter().map(DeletedView::from).collect()))
+}
+
+async fn undelete(
+    State(context): State<Context>,
+    Path(id): Path<String>,
+    body: Result<Json<Undeletion>, JsonRejection>,
+) -> Answer<Json<VolumeView>> {
+    let Json(undeletion) = body.map_err(|error| Problem::new(error.status(), error.body_text()))?;
+    let info = context.gateway.undelete(parsed(&id)?, undeletion.name.as_deref()).await?;
+    Ok(Json(VolumeView::new(info, None, None)))
+}
+
+/// Reads the id of a volume.
+fn parsed(id: &str) -> Answer<Uuid> {
+    id.parse().map_err(|error| {
+        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, format!("{id:?} is not an id: {error}"))
+    })
+}
+
 async fn create(
     State(context): State<Context>,
     body: Result<Json<NewVolume>, JsonRejection>,
@@ -184,22 +217,30 @@ struct Deletion {
     takeover: bool,
 }
 
-impl Deletion {
-    fn if_held(&self) -> IfHeld {
-        if self.takeover { IfHeld::TakeOver } else { IfHeld::Refuse }
-    }
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DeletionByName {
+    #[serde(default)]
+    takeover: bool,
+    #[serde(default)]
+    now: bool,
+}
+
+fn if_held(takeover: bool) -> IfHeld {
+    if takeover { IfHeld::TakeOver } else { IfHeld::Refuse }
 }
 
 async fn delete(
     State(context): State<Context>,
     Path(name): Path<String>,
-    query: Result<Query<Deletion>, QueryRejection>,
+    query: Result<Query<DeletionByName>, QueryRejection>,
 ) -> Answer<StatusCode> {
     let Query(deletion) = query.map_err(|error| Problem::new(error.status(), error.body_text()))?;
+    let fate = if deletion.now { Fate::Gone } else { Fate::Kept };
     // By its id: the volume may be open here under another name.
     let id = asked(&context, context.gateway.resolve(&name)).await?;
     check_closed(&context, id, &name)?;
-    context.gateway.delete(&name, deletion.if_held()).await?;
+    context.gateway.delete(&name, if_held(deletion.takeover), fate).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -209,11 +250,15 @@ async fn delete_by_id(
     query: Result<Query<Deletion>, QueryRejection>,
 ) -> Answer<StatusCode> {
     let Query(deletion) = query.map_err(|error| Problem::new(error.status(), error.body_text()))?;
-    let id: Uuid = id.parse().map_err(|error| {
-        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, format!("{id:?} is not an id: {error}"))
-    })?;
+    let id = parsed(&id)?;
     check_closed(&context, id, &id.to_string())?;
-    context.gateway.delete_by_id(id, deletion.if_held()).await?;
+    context.gateway.delete_by_id(id, if_held(deletion.takeover)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Deletes a volume for good that is kept. What is open here does not matter: a volume in use is not kept.
+async fn delete_kept(State(context): State<Context>, Path(id): Path<String>) -> Answer<StatusCode> {
+    context.gateway.delete_kept(parsed(&id)?).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -296,6 +341,58 @@ async fn clone_snapshot(
     let info = context.gateway.clone_snapshot(&volume, &snapshot, &new.name).await?;
     let location = format!("/api/v1/volumes/{}", info.name);
     Ok((StatusCode::CREATED, [(LOCATION, location)], Json(VolumeView::new(info, None, None))).into_response())
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ChangesQuery {
+    since: String,
+    offset: Option<u64>,
+    limit: Option<usize>,
+}
+
+async fn changes(
+    State(context): State<Context>,
+    Path((volume, snapshot)): Path<(String, String)>,
+    query: Result<Query<ChangesQuery>, QueryRejection>,
+) -> Answer<Json<ChangesView>> {
+    let Query(query) = query.map_err(|error| Problem::new(error.status(), error.body_text()))?;
+    let limit = query.limit.unwrap_or(RANGES);
+    if !(1..=MAXIMUM_RANGES).contains(&limit) {
+        let why = format!("limit = {limit}: must be between 1 and {MAXIMUM_RANGES}");
+        return Err(Problem::new(StatusCode::BAD_REQUEST, why));
+    }
+    let snapshots = (&*query.since, &*snapshot);
+    let offset = query.offset.unwrap_or(0);
+    let page = asked(&context, context.gateway.compare(&volume, snapshots, offset, limit)).await?;
+    Ok(Json(page.into()))
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Collection {
+    #[serde(default)]
+    dry_run: bool,
+}
+
+/// Collects the garbage of a volume. It takes as long as the volume has objects to list, and ends when the
+/// client disconnects.
+async fn collect_garbage(
+    State(context): State<Context>,
+    Path(name): Path<String>,
+    query: Result<Query<Collection>, QueryRejection>,
+) -> Answer<Json<GarbageView>> {
+    let Query(collection) = query.map_err(|error| Problem::new(error.status(), error.body_text()))?;
+    let view: GarbageView = match collection.dry_run {
+        true => context.gateway.look_for_garbage(&name).await?.into(),
+        false => context.gateway.collect_garbage(&name).await?.into(),
+    };
+    Ok(Json(view))
+}
+
+/// Flattens a clone. The volume goes on with it if the client disconnects.
+async fn flatten(State(context): State<Context>, Path(name): Path<String>) -> Answer<Json<FlattenView>> {
+    Ok(Json(context.gateway.flatten(&name).await?.into()))
 }
 
 async fn connections(State(context): State<Context>) -> Json<Vec<ConnectionView>> {

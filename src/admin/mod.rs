@@ -7,6 +7,10 @@
 
 mod access;
 mod api;
+mod body;
+mod changes_view;
+mod flatten_view;
+mod garbage_view;
 mod health;
 mod http;
 mod status;
@@ -24,7 +28,9 @@ use crate::server::{ListenAddress, Listener};
 use crate::task::Tasks;
 
 pub use access::{Access, Token, TokenError};
-pub use view::{SnapshotView, UnnamedView};
+pub use flatten_view::FlattenView;
+pub use garbage_view::{GarbageView, TallyView};
+pub use view::{DeletedView, SnapshotView, UnnamedView};
 
 pub use crate::gateway::{Failure, Gateway, Known, OpenVolume, Stage};
 

@@ -1,26 +1,26 @@
-//! The JSON types of the API, built from the state of the layers below.
+//! What the API answers as JSON, built from the state of the layers below.
 //!
 //! Must not know routes or access control. Invariant: `openapi.json` describes every field here; a test
 //! compares them.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::time::{Duration, UNIX_EPOCH};
 
 use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use serde::de::{self, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 use super::{Context, Failure, Known, OpenVolume, Stage};
 use crate::metrics::labels::Share;
 use crate::metrics::{Command, Label as _, Limits, ReadSource, Tier, VolumeMetrics};
 use crate::server;
-use crate::volume::catalog::{Info, Unnamed};
+use crate::volume::catalog::{Deleted, Info, Unnamed};
 use crate::volume::format::geometry::BLOCK_BYTES;
 use crate::volume::format::snapshot::Snapshot;
-use crate::volume::{self, CloneError, OpenError, Picture, ResizeError, Shrink, SnapshotError, Status};
+use crate::volume::{
+    self, CloneError, CollectError, DiffError, OpenError, Picture, ResizeError, SnapshotError, Status,
+};
 
 /// The last second of the year 9999, the latest time that RFC 3339 can express.
 const LAST_SECOND: u64 = 253_402_300_799;
@@ -52,12 +52,29 @@ impl From<Failure> for Problem {
             Failure::InUse(why) => Self::new(StatusCode::CONFLICT, why),
             Failure::Snapshot(error) => error.into(),
             Failure::Resize(error) => error.into(),
+            Failure::Compare(DiffError::Open(error)) => Self::from(&error),
+            Failure::Compare(DiffError::Volume(error)) => error.into(),
+            Failure::Compare(error @ DiffError::Unrelated) => {
+                Self::new(StatusCode::CONFLICT, error.to_string())
+            }
             Failure::Clone(CloneError::Snapshot(error)) => error.into(),
             Failure::Clone(CloneError::Volume(error)) => Self::from(&error),
             Failure::Clone(error @ CloneError::TooDeep(_)) => {
                 Self::new(StatusCode::CONFLICT, error.to_string())
             }
+            Failure::Collect(error) => error.into(),
             Failure::Volume(error) => Self::from(&*error),
+        }
+    }
+}
+
+impl From<CollectError> for Problem {
+    fn from(error: CollectError) -> Self {
+        match error {
+            CollectError::Open(error) => Self::from(&error),
+            CollectError::Volume(error) => error.into(),
+            CollectError::Damaged { .. } => Self::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+            CollectError::Unsteady(_) => Self::new(StatusCode::CONFLICT, error.to_string()),
         }
     }
 }
@@ -68,6 +85,7 @@ impl From<&OpenError> for Problem {
             OpenError::NoSuchVolume(_)
             | OpenError::Renamed { .. }
             | OpenError::NoSuchId(_)
+            | OpenError::NotDeleted(_)
             | OpenError::NoSuchSnapshot(_) => StatusCode::NOT_FOUND,
             OpenError::BadName(_) | OpenError::Geometry(_) => StatusCode::UNPROCESSABLE_ENTITY,
             OpenError::Exists(_)
@@ -79,6 +97,9 @@ impl From<&OpenError> for Problem {
             | OpenError::Unclear { .. }
             | OpenError::Contended(_)
             | OpenError::LeaseOver
+            | OpenError::Ambiguous { .. }
+            | OpenError::Taken(_)
+            | OpenError::Unkeepable { .. }
             | OpenError::Deleting => StatusCode::CONFLICT,
             OpenError::Damaged { .. } | OpenError::Incomplete { .. } | OpenError::BrokenJournal { .. } => {
                 StatusCode::INTERNAL_SERVER_ERROR
@@ -135,106 +156,6 @@ impl From<ResizeError> for Problem {
 pub(super) struct Ready {
     pub(super) ready: bool,
     pub(super) reasons: Vec<String>,
-}
-
-/// A request to create a volume.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct NewVolume {
-    pub(super) name: String,
-    pub(super) size_bytes: Whole,
-    pub(super) chunk_bytes: Option<Whole>,
-}
-
-/// A request to change a volume.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct VolumeChange {
-    #[serde(default, deserialize_with = "not_null")]
-    size_bytes: Option<Whole>,
-    #[serde(default, deserialize_with = "not_null")]
-    shrink: Option<bool>,
-    #[serde(default, deserialize_with = "not_null")]
-    name: Option<String>,
-}
-
-/// Reads a field that may be left out, and is no `null`: as its description says.
-fn not_null<'de, T: Deserialize<'de>, D: Deserializer<'de>>(field: D) -> Result<Option<T>, D::Error> {
-    T::deserialize(field).map(Some)
-}
-
-/// What to change of a volume.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Change {
-    /// Its size in bytes.
-    Size(u64, Shrink),
-    /// Its name.
-    Name(String),
-}
-
-impl VolumeChange {
-    /// Returns the one change that is requested.
-    pub(super) fn what(self) -> Result<Change, Problem> {
-        match self {
-            Self { size_bytes: Some(Whole(size)), shrink, name: None } => {
-                let shrink = if shrink == Some(true) { Shrink::Discard } else { Shrink::Refuse };
-                Ok(Change::Size(size, shrink))
-            }
-            Self { size_bytes: None, shrink: None, name: Some(name) } => Ok(Change::Name(name)),
-            _ => {
-                let why = "give either size_bytes, with or without shrink, or name";
-                Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, why))
-            }
-        }
-    }
-}
-
-/// A request to take a snapshot.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct NewSnapshot {
-    pub(super) name: String,
-}
-
-/// A request to clone a snapshot.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct NewClone {
-    pub(super) name: String,
-}
-
-/// A non-negative integer. JSON has only one kind of number, and JSON Schema treats `512.0` as an integer
-/// too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Whole(pub(super) u64);
-
-impl<'de> Deserialize<'de> for Whole {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct Number;
-
-        impl Visitor<'_> for Number {
-            type Value = Whole;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a whole number")
-            }
-
-            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Whole, E> {
-                Ok(Whole(number))
-            }
-
-            fn visit_f64<E: de::Error>(self, number: f64) -> Result<Whole, E> {
-                // Formatted without a fraction or an exponent, however large the number is.
-                let digits = format!("{number:.0}");
-                match digits.parse() {
-                    Ok(whole) if number.fract() == 0.0 => Ok(Whole(whole)),
-                    _ => Err(E::invalid_value(de::Unexpected::Float(number), &self)),
-                }
-            }
-        }
-
-        from.deserialize_any(Number)
-    }
 }
 
 /// A volume in the store, with its state if it is open here.
@@ -401,6 +322,33 @@ impl From<Unnamed> for UnnamedView {
             made_for: unnamed.made_for,
             created_at: unnamed.created_at_seconds.map(time),
             state: unnamed.progress.to_string(),
+        }
+    }
+}
+
+/// A deleted volume that can be brought back.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DeletedView {
+    /// Id of the volume.
+    pub id: uuid::Uuid,
+    /// The name that the volume had.
+    pub name: String,
+    /// Size of the volume in bytes; `None` if its root cannot be read.
+    pub size_bytes: Option<u64>,
+    /// When the volume was deleted (RFC 3339, UTC), by the clock of whoever did it.
+    pub deleted_at: String,
+    /// About until when the volume is kept (RFC 3339, UTC). It is an estimate.
+    pub kept_until: String,
+}
+
+impl From<Deleted> for DeletedView {
+    fn from(deleted: Deleted) -> Self {
+        Self {
+            id: deleted.volume,
+            name: deleted.name,
+            size_bytes: deleted.size_bytes,
+            deleted_at: time(deleted.deleted_at_seconds),
+            kept_until: time(deleted.kept_until_seconds),
         }
     }
 }

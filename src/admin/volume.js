@@ -213,6 +213,6 @@ byId("checkpoint").addEventListener("click", () => act(`Make a checkpoint of ${s
 byId("snapshot").addEventListener("click", () => act(`Take a snapshot of ${shown.name}`,
   "It keeps what was written until now. Clients are not held up.", "Take it", [["Name of the snapshot", null]],
   ([name]) => changeSnapshots("POST", pathOf(shown.name, "/snapshots"), { name })));
-byId("delete").addEventListener("click", () => act(`Delete ${shown.name} for ever`,
-  "Its data is deleted from the store. This cannot be undone.", "Delete", [["Type its name", shown.name]],
+byId("delete").addEventListener("click", () => act(`Delete ${shown.name}`,
+  "Its name is free at once. cairn volume undelete brings it back while it is kept (volumes.undelete).", "Delete", [["Type its name", shown.name]],
   () => ask("DELETE", pathOf(shown.name))));

@@ -1,4 +1,4 @@
-//! A client for a gateway's API at its admin socket: `cairn volume --gateway` and `cairn snapshot --gateway`.
+//! A client for a gateway's API at its admin socket: `cairn volume --gateway` and its siblings.
 //!
 //! Owns the requests and the reading of responses, and must not know the store. Invariant: it only relies on
 //! what `openapi.json` describes. It sends no token, because the admin socket serves the user who runs the
@@ -14,7 +14,7 @@ use tokio::net::UnixStream;
 use super::error::Error;
 use super::http::{Answer, exchange};
 use super::volume_view::Row;
-use crate::admin::{SnapshotView, UnnamedView};
+use crate::admin::{DeletedView, FlattenView, GarbageView, SnapshotView, UnnamedView};
 use crate::volume::OpenError;
 use crate::volume::catalog::Info;
 use crate::volume::format::keys;
@@ -30,6 +30,8 @@ const VOLUMES: &str = "/api/v1/volumes";
 const SNAPSHOTS: &str = "/snapshots";
 /// Path of the volumes without a name in the API.
 const UNNAMED: &str = "/api/v1/unnamed";
+/// Path of the deleted volumes that can be brought back in the API.
+const DELETED: &str = "/api/v1/deleted";
 
 /// A gateway that receives requests.
 #[derive(Clone, Debug)]
@@ -109,13 +111,35 @@ impl Gateway {
     }
 
     /// Deletes a volume that is not open in that gateway. `takeover` deletes it even if another gateway holds
-    /// it.
-    pub(super) async fn delete(&self, name: &str, takeover: bool) -> Result<(), Error> {
-        let query = if takeover { "?takeover=true" } else { "" };
-        self.ask("DELETE", &path(name, query)?, None).await.map(drop)
+    /// it. With `now` it cannot be brought back.
+    pub(super) async fn delete(&self, name: &str, takeover: bool, now: bool) -> Result<(), Error> {
+        let query = format!("?takeover={takeover}&now={now}");
+        self.ask("DELETE", &path(name, &query)?, None).await.map(drop)
     }
 
-    /// Deletes a volume without a name. `takeover` deletes it even if another gateway holds it.
+    /// Lists the deleted volumes that can be brought back.
+    pub(super) async fn deleted(&self) -> Result<Vec<DeletedView>, Error> {
+        self.parsed(&self.ask("GET", DELETED, None).await?)
+    }
+
+    /// Brings a deleted volume back, under another name if one is given. Returns `None` if none with this id
+    /// is kept.
+    pub(super) async fn undelete(&self, id: uuid::Uuid, to: Option<&str>) -> Result<Option<Info>, Error> {
+        let undeletion = json!({ "name": to });
+        let path = format!("{DELETED}/{id}/undelete");
+        let answer = self.within_patience(self.send("POST", &path, Some(&undeletion))).await?;
+        if answer.status == Some(404) {
+            return Ok(None);
+        }
+        self.info_of(self.parsed(&self.accepted(answer)?)?).map(Some)
+    }
+
+    /// Deletes a volume for good that is kept.
+    pub(super) async fn delete_kept(&self, id: uuid::Uuid) -> Result<(), Error> {
+        self.ask("DELETE", &format!("{DELETED}/{id}"), None).await.map(drop)
+    }
+
+    /// Deletes a volume for good by its id. `takeover` deletes it even if another gateway holds it.
     pub(super) async fn delete_by_id(&self, id: uuid::Uuid, takeover: bool) -> Result<(), Error> {
         let query = if takeover { "?takeover=true" } else { "" };
         self.ask("DELETE", &format!("{UNNAMED}/{id}{query}"), None).await.map(drop)
@@ -143,8 +167,38 @@ impl Gateway {
         self.ask("DELETE", &path(volume, &format!("{SNAPSHOTS}/{name}"))?, None).await.map(drop)
     }
 
+    /// Collects the garbage of a volume. It may take as long as it takes to list all objects of the volume,
+    /// and ends when this future is dropped.
+    pub(super) async fn collect(&self, volume: &str, dry_run: bool) -> Result<GarbageView, Error> {
+        let path = path(volume, if dry_run { "/gc?dry_run=true" } else { "/gc" })?;
+        self.parsed(&self.ask_patiently("POST", &path, None).await?)
+    }
+
+    /// Flattens a clone. It takes as long as it takes to rewrite what the clone shares.
+    pub(super) async fn flatten(&self, volume: &str) -> Result<FlattenView, Error> {
+        self.parsed(&self.ask_patiently("POST", &path(volume, "/flatten")?, None).await?)
+    }
+
     /// Sends a request, and returns the body of a successful response.
     async fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> Result<String, Error> {
+        self.within_patience(self.ask_patiently(method, path, body)).await
+    }
+
+    /// Limits the time of a request.
+    async fn within_patience<T>(&self, asked: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        match tokio::time::timeout(PATIENCE, asked).await {
+            Ok(answer) => answer,
+            Err(_) => Err(self.failed(format!("no answer within {PATIENCE:?}"))),
+        }
+    }
+
+    /// As [`Gateway::ask`], without a limit on the time.
+    async fn ask_patiently(&self, method: &str, path: &str, body: Option<&Value>) -> Result<String, Error> {
+        self.accepted(self.send(method, path, body).await?)
+    }
+
+    /// Sends a request, and returns the response.
+    async fn send(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Answer, Error> {
         let mut request = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
         if let Some(body) = body.map(Value::to_string) {
             request.push_str("Content-Type: application/json\r\n");
@@ -154,10 +208,11 @@ impl Gateway {
         }
         let asked =
             async { exchange(UnixStream::connect(&self.socket).await?, &request, ANSWER_BYTES).await };
-        let Answer { status, body } = match tokio::time::timeout(PATIENCE, asked).await {
-            Ok(answer) => answer.map_err(|error| self.failed(error.to_string()))?,
-            Err(_) => return Err(self.failed(format!("no answer within {PATIENCE:?}"))),
-        };
+        asked.await.map_err(|error| self.failed(error.to_string()))
+    }
+
+    /// Returns the body of a successful response.
+    fn accepted(&self, Answer { status, body }: Answer) -> Result<String, Error> {
         match status {
             Some(200..=299) => Ok(body),
             Some(status) => {

@@ -11,7 +11,8 @@ use url::Url;
 use super::endpoint::{Endpoint, Exported, Format};
 use super::nbd::Waiting;
 use super::place::{Common, Place};
-use super::snapshot_name::SnapshotName;
+use super::snapshot_args::{CloneArgs, Snapshot};
+use super::snapshot_name::{self, Earlier, SnapshotName};
 use crate::config::{self, Config, Flag, FlagValue, Size};
 use crate::volume::Shrink;
 
@@ -27,22 +28,27 @@ pub struct Cli {
 pub(super) enum Command {
     /// Serve volumes over NBD until SIGTERM or SIGINT
     Serve(Serve),
-    /// Create, list, show, resize, rename and delete volumes, and show what they take
+    /// Create, list, show, resize, rename and delete volumes, bring deleted ones back, and show what volumes
+    /// take
     Volume(Volume),
-    /// Take, list and delete snapshots: what a volume contained at one instant, served read-only as
+    /// Take, list, compare and delete snapshots: what a volume contained at one instant, served read-only as
     /// VOLUME@NAME
     Snapshot(Snapshot),
     /// Make a new volume that begins with the content of a snapshot and shares its objects; without
     /// --gateway, only of a volume that no gateway holds
     Clone(CloneArgs),
     /// Make a new volume of a raw or qcow2 image, an NBD export or standard input. It gets its name once all
-    /// of it is in the store
+    /// of it is in the store. With --onto, bring a copy up to date with what cairn export --since wrote
     Import(Import),
-    /// Copy a snapshot, or a volume that no gateway holds, to an image, an NBD export or standard output
+    /// Copy a snapshot, or a volume that no gateway holds, to an image, an NBD export or standard output.
+    /// With --since, write only what differs from an earlier snapshot
     Export(Export),
     /// Verify a volume in the store, also while a gateway serves it; changes nothing. Exits with 0 if it is
     /// sound, with 1 if damage was found, and with 2 if it could not be checked
     Check(Check),
+    /// Delete the objects of volumes that nothing references: what crashes and late requests left; without
+    /// --gateway, only of volumes that no gateway holds
+    Gc(Gc),
     /// NBD tools that need no store: serve files, query servers, copy and mirror disks
     Nbd(Nbd),
     /// Measure a store
@@ -92,6 +98,33 @@ impl Check {
     }
 }
 
+#[derive(Clone, Debug, Args)]
+pub(super) struct Gc {
+    #[command(flatten)]
+    place: Place,
+    /// Names of the volumes; without any, all volumes, and volumes without a name are listed
+    #[arg(value_name = "VOLUME")]
+    pub(super) names: Vec<String>,
+    /// Only show what would be deleted, also while a gateway serves the volumes
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+impl Gc {
+    /// Loads the settings, with these flags taking precedence.
+    pub(super) fn config(&self) -> Result<Config, config::Errors> {
+        self.place.common.config(Vec::new())
+    }
+
+    /// As [`Volume::gateway`].
+    pub(super) fn gateway(&self) -> Option<&Option<PathBuf>> {
+        self.place.gateway.as_ref()
+    }
+}
+
 /// How an image is read or written.
 #[derive(Clone, Debug, Args)]
 pub(super) struct Transfer {
@@ -120,17 +153,30 @@ pub(super) struct Import {
     /// image is one
     pub(super) source: Endpoint,
     /// Name of the new volume: 1 to 128 characters of A-Z a-z 0-9 . _ -, not beginning with a dot
-    #[arg(value_name = "VOLUME")]
-    pub(super) name: String,
+    #[arg(value_name = "VOLUME", required_unless_present = "onto")]
+    name: Option<String>,
     /// Size of the objects that hold the data; cannot be changed later: 64KiB to 32MiB, a power of two
     /// [default: 4MiB]
     #[arg(long, value_name = "SIZE", conflicts_with = "resume")]
     chunk_size: Option<String>,
+    /// Apply what cairn export --since wrote to this volume, which no gateway may hold. It must have the
+    /// content of the snapshot that was named there
+    #[arg(long, value_name = "VOLUME", conflicts_with_all = ["name", "chunk_size", "format"])]
+    pub(super) onto: Option<String>,
+    /// Take a snapshot of this name of the volume in the end
+    #[arg(long, value_name = "NAME", requires = "onto", conflicts_with = "name",
+          value_parser = snapshot_name::name)]
+    pub(super) snapshot: Option<String>,
     #[command(flatten)]
     pub(super) transfer: Transfer,
 }
 
 impl Import {
+    /// The name of the new volume.
+    pub(super) fn name(&self) -> &str {
+        self.name.as_deref().expect("the grammar demands it without --onto")
+    }
+
     /// Loads the settings, with these flags taking precedence.
     pub(super) fn config(&self) -> Result<Config, config::Errors> {
         self.transfer.common.config(chunk_size_flag(self.chunk_size.as_ref()))
@@ -145,6 +191,13 @@ pub(super) struct Export {
     /// File, block device or NBD URI, or - for standard output; a file is replaced once the export is
     /// complete; by default, a name that ends in .qcow2 is for a qcow2 image
     pub(super) target: Endpoint,
+    /// Write only what differs from this earlier snapshot of the volume, to a file or standard output; cairn
+    /// import --onto applies it to a copy
+    #[arg(long, value_name = "@SNAPSHOT", conflicts_with_all = ["format", "resume"])]
+    pub(super) since: Option<Earlier>,
+    /// Read all of both snapshots and add their SHA-256, by which any copy of the earlier one is recognised
+    #[arg(long, requires = "since")]
+    pub(super) digest: bool,
     #[command(flatten)]
     pub(super) transfer: Transfer,
 }
@@ -247,8 +300,14 @@ pub(super) enum Action {
     Resize(Resize),
     /// Give a volume another name. No gateway may have it open, and no configuration may name it
     Rename(Rename),
-    /// Delete a volume and all its data
+    /// Make a clone independent of other volumes: what it shares with them is written once more, as its own;
+    /// without --gateway, only of a volume that no gateway holds
+    Flatten(Flatten),
+    /// Delete a volume and all its data. `volume undelete` brings it back while it is kept: for
+    /// `volumes.undelete`, a day by default
     Delete(Delete),
+    /// Bring a deleted volume back with its data and snapshots. `volume list --deleted` shows which can be
+    Undelete(Undelete),
     /// Make a volume what it was at a snapshot. What was written since then is lost, unless another snapshot
     /// has it. No gateway may hold the volume
     Restore(Restore),
@@ -263,7 +322,9 @@ impl Action {
             | Self::Info(Info { place, .. })
             | Self::Resize(Resize { place, .. })
             | Self::Rename(Rename { place, .. })
-            | Self::Delete(Delete { place, .. }) => Some(place),
+            | Self::Flatten(Flatten { place, .. })
+            | Self::Delete(Delete { place, .. })
+            | Self::Undelete(Undelete { place, .. }) => Some(place),
             Self::Usage(_) | Self::Restore(_) => None,
         }
     }
@@ -275,7 +336,9 @@ impl Action {
             | Self::Info(Info { place, .. })
             | Self::Resize(Resize { place, .. })
             | Self::Rename(Rename { place, .. })
-            | Self::Delete(Delete { place, .. }) => &place.common,
+            | Self::Flatten(Flatten { place, .. })
+            | Self::Delete(Delete { place, .. })
+            | Self::Undelete(Undelete { place, .. }) => &place.common,
             Self::Usage(Usage { common, .. }) | Self::Restore(Restore { common, .. }) => common,
         }
     }
@@ -305,6 +368,9 @@ pub(super) struct List {
     /// List only volumes without a name: their creation or deletion is in progress or was interrupted
     #[arg(long)]
     pub(super) unnamed: bool,
+    /// List only deleted volumes that `volume undelete` can bring back
+    #[arg(long, conflicts_with = "unnamed")]
+    pub(super) deleted: bool,
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
@@ -355,6 +421,17 @@ impl Resize {
 }
 
 #[derive(Clone, Debug, Args)]
+pub(super) struct Flatten {
+    #[command(flatten)]
+    place: Place,
+    /// Name of the volume
+    pub(super) name: String,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
 pub(super) struct Restore {
     #[command(flatten)]
     common: Common,
@@ -383,113 +460,59 @@ pub(super) struct Delete {
     #[command(flatten)]
     place: Place,
     /// Name of the volume
-    #[arg(required_unless_present = "id")]
+    #[arg(required_unless_present_any = ["id", "deleted"])]
     pub(super) name: Option<String>,
-    /// Id of the volume, as `volume list --unnamed` shows it, instead of a name; if it is still being
-    /// created, the creation fails
+    /// Id of the volume, as `volume list --unnamed` shows it, instead of a name; it is deleted for good,
+    /// whether or not it is in use. If it is still being created, the creation fails
     #[arg(long, value_name = "ID", conflicts_with = "name")]
     pub(super) id: Option<uuid::Uuid>,
+    /// Id of a deleted volume, as `volume list --deleted` shows it; it is deleted for good, unless it was
+    /// brought back meanwhile
+    #[arg(long, value_name = "ID", conflicts_with_all = ["name", "id", "takeover"])]
+    pub(super) deleted: Option<uuid::Uuid>,
+    /// Delete the volume for good, at once
+    #[arg(long)]
+    pub(super) now: bool,
     /// Delete the volume even if a gateway holds it; that gateway loses it
     #[arg(long)]
     pub(super) takeover: bool,
 }
 
-#[derive(Clone, Debug, Args)]
-pub(super) struct Snapshot {
-    #[command(subcommand)]
-    pub(super) action: SnapshotAction,
+/// The volume that a command deletes.
+#[derive(Clone, Debug)]
+pub(super) enum Doomed {
+    /// The one with this name.
+    Named(String),
+    /// The one with this id.
+    Id(uuid::Uuid),
+    /// The one with this id, but only while it is kept.
+    Kept(uuid::Uuid),
 }
 
-impl Snapshot {
-    /// Loads the settings, with these flags taking precedence.
-    pub(super) fn config(&self) -> Result<Config, config::Errors> {
-        self.action.place().common.config(Vec::new())
-    }
-
-    /// As [`Volume::gateway`].
-    pub(super) fn gateway(&self) -> Option<&Option<PathBuf>> {
-        self.action.place().gateway.as_ref()
-    }
-}
-
-#[derive(Clone, Debug, Subcommand)]
-pub(super) enum SnapshotAction {
-    /// Take a snapshot; without --gateway, only of a volume that no gateway holds
-    Create(SnapshotCreate),
-    /// List the snapshots of a volume, in the order in which they were taken
-    List(SnapshotList),
-    /// Delete a snapshot; without --gateway, only of a volume that no gateway holds
-    Delete(SnapshotDelete),
-}
-
-impl SnapshotAction {
-    fn place(&self) -> &Place {
-        match self {
-            Self::Create(SnapshotCreate { place, .. })
-            | Self::List(SnapshotList { place, .. })
-            | Self::Delete(SnapshotDelete { place, .. }) => place,
+impl Delete {
+    pub(super) fn which(&self) -> Doomed {
+        match (&self.name, self.id, self.deleted) {
+            (Some(name), ..) => Doomed::Named(name.clone()),
+            (None, Some(id), _) => Doomed::Id(id),
+            (None, None, Some(id)) => Doomed::Kept(id),
+            (None, None, None) => unreachable!("the grammar asks for one of them"),
         }
     }
 }
 
 #[derive(Clone, Debug, Args)]
-pub(super) struct SnapshotCreate {
+pub(super) struct Undelete {
     #[command(flatten)]
     place: Place,
-    /// Names of the volume and of the new snapshot, separated by @
-    #[arg(value_name = "VOLUME@NAME")]
-    pub(super) of: SnapshotName,
+    /// The name that the volume had, or its id
+    #[arg(value_name = "NAME|ID")]
+    pub(super) which: String,
+    /// Bring it back under another name: 1 to 128 characters of A-Z a-z 0-9 . _ -, not beginning with a dot
+    #[arg(long = "as", value_name = "NEW")]
+    pub(super) to: Option<String>,
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
-}
-
-#[derive(Clone, Debug, Args)]
-pub(super) struct SnapshotList {
-    #[command(flatten)]
-    place: Place,
-    /// Name of the volume
-    #[arg(value_name = "VOLUME")]
-    pub(super) volume: String,
-    /// Print JSON
-    #[arg(long)]
-    pub(super) json: bool,
-}
-
-#[derive(Clone, Debug, Args)]
-pub(super) struct SnapshotDelete {
-    #[command(flatten)]
-    place: Place,
-    /// Names of the volume and of the snapshot, separated by @
-    #[arg(value_name = "VOLUME@NAME")]
-    pub(super) of: SnapshotName,
-}
-
-#[derive(Clone, Debug, Args)]
-pub(super) struct CloneArgs {
-    #[command(flatten)]
-    place: Place,
-    /// Names of the volume and of its snapshot, separated by @
-    #[arg(value_name = "VOLUME@NAME")]
-    pub(super) of: SnapshotName,
-    /// Name of the new volume: 1 to 128 characters of A-Z a-z 0-9 . _ -, not beginning with a dot
-    #[arg(value_name = "NEW")]
-    pub(super) name: String,
-    /// Print JSON
-    #[arg(long)]
-    pub(super) json: bool,
-}
-
-impl CloneArgs {
-    /// Loads the settings, with these flags taking precedence.
-    pub(super) fn config(&self) -> Result<Config, config::Errors> {
-        self.place.common.config(Vec::new())
-    }
-
-    /// As [`Volume::gateway`].
-    pub(super) fn gateway(&self) -> Option<&Option<PathBuf>> {
-        self.place.gateway.as_ref()
-    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 use aws_lc_rs::digest::{Context, SHA256};
 
 use super::nbd::{Content, Part};
+use crate::volume::format::stream::Digest;
 
 /// Zeros that are hashed at a time.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
@@ -42,9 +43,14 @@ impl Checksum {
         }
     }
 
+    /// Returns the checksum.
+    pub(super) fn digest(&self) -> Digest {
+        Digest(self.0.clone().finish().as_ref().try_into().expect("32 bytes"))
+    }
+
     /// Returns the checksum in hexadecimal digits.
     pub(super) fn text(&self) -> String {
-        self.0.clone().finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+        self.digest().to_string()
     }
 }
 

@@ -3,10 +3,10 @@
 //! Owns the choice between the store and a gateway, and must not know how a clone is stored. Invariant: in
 //! the store, the volume of the snapshot is changed only while no gateway holds it, and never taken over.
 
-use super::args::CloneArgs;
 use super::error::Error;
 use super::opened::{close, open};
 use super::settings::Options;
+use super::snapshot_args::CloneArgs;
 use super::volume::Place;
 use super::volume_view::print_cloned;
 use crate::volume::{CloneError, catalog};

@@ -69,6 +69,11 @@ impl ImageFile {
         &self.partial
     }
 
+    /// Returns the partial file, to write it from its start.
+    pub(super) fn writer(&self) -> Result<File, Error> {
+        named(&self.partial, self.file.try_clone())
+    }
+
     /// Empties the partial file.
     pub(super) fn clear(&self) -> Result<(), Error> {
         named(&self.record, remove(&self.record))?;

@@ -29,10 +29,10 @@ const READ_BYTES: usize = 1 << 20;
 
 /// Executes the command.
 pub(super) async fn run(args: args::Import, options: Options) -> Result<(), Error> {
-    let of_volume = |source| Error::Volume { name: args.name.clone(), source };
+    let of_volume = |source| Error::Volume { name: args.name().to_owned(), source };
     // Checked before a store is created for the volume; the size is checked later.
     let chunk = catalog::ChunkBytes(options.chunk_bytes);
-    catalog::check(&args.name, options.chunk_bytes, chunk).map_err(of_volume)?;
+    catalog::check(args.name(), options.chunk_bytes, chunk).map_err(of_volume)?;
     let input = Input::open(&args).await?;
     let imported = import(&args, &input, options).await;
     // Even after a failure, a client must end its session with DISC.
@@ -44,7 +44,7 @@ pub(super) async fn run(args: args::Import, options: Options) -> Result<(), Erro
         0 => String::new(),
         zeros => format!(" and {zeros} zeros"),
     };
-    print(&format!("imported {read_bytes} bytes of {source}{padded} as {}\nsha256 {sha256}\n", args.name))
+    print(&format!("imported {read_bytes} bytes of {source}{padded} as {}\nsha256 {sha256}\n", args.name()))
 }
 
 /// What was imported.
@@ -118,14 +118,14 @@ impl Input {
 }
 
 async fn import(args: &args::Import, input: &Input, options: Options) -> Result<Imported, Error> {
-    let of_volume = |source| Error::Import { name: args.name.clone(), source };
+    let of_volume = |source| Error::Import { name: args.name().to_owned(), source };
     let mut signals = Signals::new()?;
     let chunk = catalog::ChunkBytes(options.chunk_bytes);
     let options = options.impatient();
     let (env, _) = environment(&options, &Metrics::new()).await?;
     let begun = match args.transfer.resume {
-        true => Import::resume(&env, &args.name, IN_FLIGHT_BYTES).await,
-        false => Import::begin(&env, &options.volume, &args.name, chunk, IN_FLIGHT_BYTES).await,
+        true => Import::resume(&env, args.name(), IN_FLIGHT_BYTES).await,
+        false => Import::begin(&env, &options.volume, args.name(), chunk, IN_FLIGHT_BYTES).await,
     };
     let mut import = begun.map_err(of_volume)?;
     let id = import.volume();
@@ -161,7 +161,7 @@ async fn fill(
     checksum: &mut Checksum,
     bar: &ProgressBar,
 ) -> Result<(), Error> {
-    let of_volume = |source| Error::Import { name: args.name.clone(), source };
+    let of_volume = |source| Error::Import { name: args.name().to_owned(), source };
     match input {
         Input::Standard => {
             let work = Tasks::new();

@@ -13,15 +13,19 @@ mod check_view;
 mod checksum;
 mod clone;
 mod configured;
+mod diff;
 mod endpoint;
 mod environment;
 mod error;
 mod export;
+mod gc;
+mod gc_view;
 mod handover;
 mod health;
 mod http;
 mod image_file;
 mod import;
+mod incremental;
 mod limits;
 mod listeners;
 mod log;
@@ -39,6 +43,7 @@ mod serve;
 mod settings;
 mod size;
 mod snapshot;
+mod snapshot_args;
 mod snapshot_name;
 mod stored_disk;
 mod supervisor;
@@ -93,19 +98,7 @@ pub fn main(allocator: Allocator) -> ExitCode {
 fn run(cli: Cli, allocator: Allocator) -> Result<(), Error> {
     let metrics = Metrics::new();
     match cli.command {
-        Command::Serve(args) => {
-            let inherited = Inherited::take(args.stdio)?;
-            let config = args.config()?;
-            let options = settings::Options::of(&config)?;
-            let set_level = log::start(&config, metrics.log())?;
-            process::abort_on_panic();
-            process::raise_descriptor_limit();
-            if !allocator.is_tuned {
-                tracing::warn!("the allocator cannot be tuned, so Cairn may use more memory");
-            }
-            let settings = reload::Settings::new(args, config, set_level, allocator.give_back);
-            process::block_on(serve::serve(options, settings, inherited, metrics))
-        }
+        Command::Serve(args) => run_gateway(args, allocator, metrics),
         Command::Health(args) => process::block_on(health::ask(&args.url)),
         Command::Nbd(args) => {
             let inherited = args.action.inherited()?;
@@ -122,12 +115,18 @@ fn run(cli: Cli, allocator: Allocator) -> Result<(), Error> {
         Command::Import(args) => {
             let options = quiet_options(&args.config()?, &metrics)?;
             process::raise_descriptor_limit();
-            process::block_on(import::run(args, options))
+            match args.onto.clone() {
+                Some(onto) => process::block_on(incremental::import(args, onto, options)),
+                None => process::block_on(import::run(args, options)),
+            }
         }
         Command::Export(args) => {
             let options = quiet_options(&args.config()?, &metrics)?;
             process::raise_descriptor_limit();
-            process::block_on(export::run(args, options))
+            match args.since.clone() {
+                Some(since) => process::block_on(incremental::export(args, since, options)),
+                None => process::block_on(export::run(args, options)),
+            }
         }
         Command::Check(args) => check::checked(&args, &metrics).map_err(Error::unchecked),
         Command::Volume(args) => {
@@ -144,12 +143,31 @@ fn run(cli: Cli, allocator: Allocator) -> Result<(), Error> {
             let place = place(args.gateway(), &options)?;
             process::block_on(clone::run(args, options, place))
         }
+        Command::Gc(args) => {
+            let options = quiet_options(&args.config()?, &metrics)?;
+            let place = place(args.gateway(), &options)?;
+            process::block_on(gc::run(args, options, place))
+        }
         Command::Snapshot(args) => {
             let options = quiet_options(&args.config()?, &metrics)?;
             let place = place(args.gateway(), &options)?;
             process::block_on(snapshot::run(args.action, options, place))
         }
     }
+}
+
+fn run_gateway(args: args::Serve, allocator: Allocator, metrics: Metrics) -> Result<(), Error> {
+    let inherited = Inherited::take(args.stdio)?;
+    let config = args.config()?;
+    let options = settings::Options::of(&config)?;
+    let set_level = log::start(&config, metrics.log())?;
+    process::abort_on_panic();
+    process::raise_descriptor_limit();
+    if !allocator.is_tuned {
+        tracing::warn!("the allocator cannot be tuned, so Cairn may use more memory");
+    }
+    let settings = reload::Settings::new(args, config, set_level, allocator.give_back);
+    process::block_on(serve::serve(options, settings, inherited, metrics))
 }
 
 /// Maps the settings to the layers' options, for a command that logs only what goes wrong.

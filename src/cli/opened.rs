@@ -36,7 +36,16 @@ pub(super) async fn prepare(options: Options) -> Result<(Environment, volume::Op
 /// Opens a volume that no gateway holds.
 pub(super) async fn open(options: Options, name: &str) -> Result<Arc<Volume>, Error> {
     let (env, options) = prepare(options).await?;
-    catalog::open(&env, || options, name, false).await.map_err(|source| match source {
+    open_in(&env, options, name).await
+}
+
+/// As [`open`], in a store that [`prepare`] has opened.
+pub(super) async fn open_in(
+    env: &Environment,
+    options: volume::Options,
+    name: &str,
+) -> Result<Arc<Volume>, Error> {
+    catalog::open(env, || options, name, false).await.map_err(|source| match source {
         OpenError::Held { holder } => Error::HeldElsewhere { name: name.to_owned(), holder },
         source => Error::Volume { name: name.to_owned(), source },
     })

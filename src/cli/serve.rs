@@ -20,8 +20,8 @@ use super::reload::{Running, Settings};
 use super::settings::Options;
 use super::{limits, output, supervisor, welcome};
 use crate::gateway::{
-    self, Catalogue, Census, GatewayStatus, Next, OpenSnapshots, OpenVolumes, Scheduler, Serving, StoreCheck,
-    VolumeExports,
+    self, Catalogue, Census, GatewayStatus, Next, OpenSnapshots, OpenVolumes, Reaper, Scheduler, Serving,
+    StoreCheck, VolumeExports,
 };
 use crate::metrics::{Metrics, Reload};
 use crate::server::{Drained, Greeting, ListenAddress, Server, Stream, Tls};
@@ -162,6 +162,7 @@ struct Served {
     server: Arc<Server>,
     metrics: Metrics,
     census: Arc<Census>,
+    reaper: Arc<Reaper>,
     scheduler: Arc<Scheduler>,
     admin: Option<AdminServers>,
     stream: Option<Box<dyn Stream>>,
@@ -207,7 +208,9 @@ fn listen(opened: Opened, metrics: &Metrics, stdout_is_nbd: bool) -> Served {
     let addresses: Vec<_> =
         doors.map(|door| (server.listen(door.listener, door.greeting.clone()), door.greeting)).collect();
     metrics.gateway().reloaded(Reload::Applied, (env.wall_clock)());
-    let census = Census::start(env.clone(), Arc::clone(&volumes), metrics.clone(), options.census_interval);
+    let reaper = Reaper::new(env.clone(), options.volume.clone());
+    let (of_census, interval) = (Arc::clone(&reaper), options.census_interval);
+    let census = Census::start(env.clone(), Arc::clone(&volumes), metrics.clone(), of_census, interval);
     status.serves(Serving {
         census: Arc::clone(&census),
         connect: addresses.iter().filter_map(|(at, greeting)| connect(at, greeting, &options)).collect(),
@@ -244,6 +247,7 @@ fn listen(opened: Opened, metrics: &Metrics, stdout_is_nbd: bool) -> Served {
         server,
         metrics,
         census,
+        reaper,
         scheduler,
         admin,
         stream,
@@ -279,7 +283,7 @@ async fn run(served: &mut Served, settings: &mut Settings, signals: &mut Signals
 /// Ends the gateway: checkpoints first, then the drain, the volumes, and the admin servers last.
 async fn finish(served: Served, end: End, signals: &mut Signals) -> Result<(), Error> {
     // The handover point must live until the end.
-    let Served { options, status, volumes, server, census, scheduler, mut admin, point: _point, .. } = served;
+    let Served { options, status, volumes, server, mut admin, point: _point, .. } = served;
     let next = match &end {
         End::Told if !options.hang_up => Next::Unknown,
         End::NothingLeft => Next::Unknown,
@@ -290,8 +294,9 @@ async fn finish(served: Served, end: End, signals: &mut Signals) -> Result<(), E
         patience -= checkpoint_ahead(&volumes, patience / 2, signals).await;
     }
     status.ends();
-    census.stop().await;
-    scheduler.stop().await;
+    served.census.stop().await;
+    served.reaper.stop().await;
+    served.scheduler.stop().await;
     supervisor::stopping("answering commands in flight");
     let (result, successor) = match end {
         End::Told => (Ok(()), None),

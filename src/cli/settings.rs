@@ -285,7 +285,7 @@ fn server_options(config: &Config) -> server::Options {
 }
 
 fn volume_options(config: &Config) -> volume::Options {
-    let Config { store, cache, commit, journal, packs, lease, .. } = config;
+    let Config { store, cache, commit, journal, packs, lease, volumes, .. } = config;
     volume::Options {
         // Each volume has metrics of its own.
         metrics: None,
@@ -309,6 +309,7 @@ fn volume_options(config: &Config) -> volume::Options {
         lease_strict: lease.strict,
         head_interval: lease.head_interval,
         deletion_grace: store.deletion_grace,
+        undelete: volumes.undelete,
         read_ahead_bytes: cache.read_ahead.0,
         get_bytes: cache.fetch.0,
         ..volume::Options::default()

@@ -1,15 +1,16 @@
-//! `cairn snapshot`: takes, lists and deletes snapshots.
+//! `cairn snapshot`: takes, lists, compares and deletes snapshots.
 //!
 //! Owns the choice between the store and a gateway, and must not know how a snapshot is stored. Invariant:
 //! in the store, a volume is changed only while no gateway holds it, and never taken over.
 
 use super::api_client::Gateway;
-use super::args::SnapshotAction;
+use super::diff;
 use super::environment::for_reading;
 use super::error::Error;
 use super::opened::{close, open};
 use super::printed::{print, print_json, table};
 use super::settings::Options;
+use super::snapshot_args::SnapshotAction;
 use super::snapshot_name::SnapshotName;
 use super::volume::Place;
 use crate::admin::SnapshotView;
@@ -35,6 +36,7 @@ async fn by_gateway(action: SnapshotAction, gateway: &Gateway) -> Result<(), Err
             gateway.delete_snapshot(&args.of.volume, &args.of.name).await?;
             print(&format!("deleted {}\n", args.of))
         }
+        SnapshotAction::Diff(_) => unreachable!("the grammar has no gateway for it"),
     }
 }
 
@@ -63,6 +65,7 @@ async fn in_store(action: SnapshotAction, options: Options) -> Result<(), Error>
             print(&format!("deleted {}\n", args.of))?;
             closed
         }
+        SnapshotAction::Diff(args) => Box::pin(diff::run(args, options)).await,
     }
 }
 

@@ -1,6 +1,6 @@
-//! The syntax `VOLUME@NAME`.
+//! The syntax `VOLUME@NAME`, and `@NAME` or `NAME` where the volume is known.
 //!
-//! Owns this syntax, and must not know snapshots. Invariant: both names are valid.
+//! Owns this syntax, and must not know snapshots. Invariant: all names are valid.
 
 use std::str::FromStr;
 
@@ -31,5 +31,26 @@ impl FromStr for SnapshotName {
 impl std::fmt::Display for SnapshotName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}@{}", self.volume, self.name)
+    }
+}
+
+/// Parses the name of a snapshot whose volume is named beside it.
+pub(super) fn name(text: &str) -> Result<String, String> {
+    match is_valid_name(text) {
+        true => Ok(text.to_owned()),
+        false => Err("must be 1 to 128 characters of A-Z a-z 0-9 . _ -, not beginning with a dot".to_owned()),
+    }
+}
+
+/// An earlier snapshot of a volume that is named beside it: `@NAME`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Earlier(pub(super) String);
+
+impl FromStr for Earlier {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let text = text.strip_prefix('@').ok_or("must be @ and the name of a snapshot")?;
+        Ok(Self(name(text)?))
     }
 }

@@ -18,7 +18,7 @@ use crate::gateway::chain;
 use crate::metrics::Metrics;
 use crate::protocol::{Error as CommandError, TransmissionFlags};
 use crate::server::{Allocation, Export, ExportDescription, ExportError, Segment};
-use crate::volume::{self, Extent, SnapshotDisk, Volume, catalog};
+use crate::volume::{self, Extent, Side, SnapshotDisk, Volume, catalog};
 
 /// An open disk.
 #[derive(Clone, Debug)]
@@ -59,6 +59,14 @@ impl StoredDisk {
         match self {
             Self::Volume(..) => None,
             Self::Snapshot(disk) => Some(disk.identity()),
+        }
+    }
+
+    /// Returns the content for a comparison by the maps.
+    pub(super) async fn side(&self) -> Result<Side, volume::Error> {
+        match self {
+            Self::Volume(_, volume) => Side::of_volume(volume).await,
+            Self::Snapshot(disk) => Ok(Side::of_snapshot(disk)),
         }
     }
 

@@ -1,10 +1,11 @@
-//! `cairn volume`: creates, lists, shows, measures, resizes, renames and deletes volumes.
+//! `cairn volume`: creates, lists, shows, measures, resizes, renames, flattens and deletes volumes, and
+//! brings deleted ones back.
 //!
 //! Owns the choice between the store and a gateway, and must not know how a volume is stored. Invariant: only
 //! a creation may create a store.
 
 use super::api_client::Gateway;
-use super::args::{Action, Delete, List, Rename, Resize, Usage};
+use super::args::{Action, Delete, Doomed, Flatten, List, Rename, Resize, Undelete, Usage};
 use super::environment::{environment, for_reading};
 use super::error::Error;
 use super::opened::{close, open, prepare};
@@ -12,9 +13,10 @@ use super::printed::print;
 use super::settings::Options;
 use super::usage_view::print_usage;
 use super::volume_view::{
-    Row, print_all, print_created, print_one, print_renamed, print_resized, print_unnamed,
+    Later, Row, print_all, print_created, print_deleted, print_flattened, print_one, print_renamed,
+    print_resized, print_undeleted, print_unnamed,
 };
-use crate::admin::UnnamedView;
+use crate::admin::{DeletedView, FlattenView, UnnamedView};
 use crate::config::{Config, Size};
 use crate::metrics::Metrics;
 use crate::store::Setup;
@@ -54,6 +56,7 @@ async fn in_store(action: Action, options: Options) -> Result<(), Error> {
         Action::Usage(args) => return usage(options, args).await,
         Action::Resize(args) => return resize(options, args).await,
         Action::Rename(args) => return rename(options, args).await,
+        Action::Flatten(args) => return flatten(options, args).await,
         action => action,
     };
     let mut options = options.impatient();
@@ -86,6 +89,10 @@ async fn in_store(action: Action, options: Options) -> Result<(), Error> {
             let unnamed = catalog::unnamed(&env).await.map_err(Error::List)?;
             print_unnamed(unnamed.into_iter().map(UnnamedView::from).collect(), json)
         }
+        Action::List(List { deleted: true, json, .. }) => {
+            let deleted = catalog::deleted(&env).await.map_err(Error::List)?;
+            print_deleted(deleted.into_iter().map(DeletedView::from).collect(), json)
+        }
         Action::List(args) => {
             let volumes = catalog::volumes(&env).await.map_err(Error::List)?;
             print_all(volumes.into_iter().map(Row::from).collect(), args.json)
@@ -99,10 +106,13 @@ async fn in_store(action: Action, options: Options) -> Result<(), Error> {
             };
             print_one(&info, parent, args.json)
         }
-        Action::Usage(_) | Action::Resize(_) | Action::Rename(_) | Action::Restore(_) => {
-            unreachable!("it was carried out above")
-        }
+        Action::Usage(_)
+        | Action::Resize(_)
+        | Action::Rename(_)
+        | Action::Flatten(_)
+        | Action::Restore(_) => unreachable!("it was carried out above"),
         Action::Delete(args) => delete(&env, &options, args).await,
+        Action::Undelete(args) => undelete(&env, args).await,
     }
 }
 
@@ -115,6 +125,27 @@ async fn resize(options: Options, args: Resize) -> Result<(), Error> {
     resized.map_err(|source| Error::Resize { name: args.name, source })?;
     print_resized(&info, args.json)?;
     closed
+}
+
+async fn flatten(options: Options, args: Flatten) -> Result<(), Error> {
+    let volume = open(options, &args.name).await?;
+    let done = volume.flatten().await;
+    let closed = close(&volume, &args.name).await;
+    let done = done.map_err(|source| Error::Flatten { name: args.name.clone(), source })?;
+    flattened(&args.name, &done.into(), args.json, Later::Again)?;
+    closed
+}
+
+/// Prints how far a volume is flattened. Fails if it does not become independent by itself.
+fn flattened(name: &str, view: &FlattenView, json: bool, later: Later) -> Result<(), Error> {
+    print_flattened(name, view, json, later)?;
+    match (&view.snapshots, view.chunks) {
+        (Some(snapshots), _) => {
+            Err(Error::FlattenHeld { name: name.to_owned(), snapshots: snapshots.join(", ") })
+        }
+        (None, Some(chunks)) => Err(Error::FlattenUnread { name: name.to_owned(), chunks }),
+        (None, None) => Ok(()),
+    }
 }
 
 async fn rename(options: Options, args: Rename) -> Result<(), Error> {
@@ -161,6 +192,7 @@ async fn by_gateway(action: Action, chunk_bytes: Option<u64>, gateway: &Gateway)
             print_created(&gateway.create(&args.name, bytes, chunk_bytes).await?, args.json)
         }
         Action::List(args) if args.unnamed => print_unnamed(gateway.unnamed().await?, args.json),
+        Action::List(args) if args.deleted => print_deleted(gateway.deleted().await?, args.json),
         Action::List(args) => print_all(gateway.list().await?, args.json),
         Action::Info(args) => {
             let info = gateway.info(&args.name).await?;
@@ -177,22 +209,47 @@ async fn by_gateway(action: Action, chunk_bytes: Option<u64>, gateway: &Gateway)
         Action::Rename(args) => {
             print_renamed(&args.name, &gateway.rename(&args.name, &args.to).await?, args.json)
         }
+        Action::Flatten(args) => {
+            flattened(&args.name, &gateway.flatten(&args.name).await?, args.json, Later::ByGateway)
+        }
         Action::Usage(_) | Action::Restore(_) => unreachable!("the grammar has no gateway for it"),
         Action::Delete(args) => {
-            let shown = match (args.name, args.id) {
-                (Some(name), _) => {
-                    gateway.delete(&name, args.takeover).await?;
+            let shown = match args.which() {
+                Doomed::Named(name) => {
+                    gateway.delete(&name, args.takeover, args.now).await?;
                     name
                 }
-                (None, Some(id)) => {
+                Doomed::Id(id) => {
                     gateway.delete_by_id(id, args.takeover).await?;
                     id.to_string()
                 }
-                (None, None) => unreachable!("the grammar asks for one of them"),
+                Doomed::Kept(id) => {
+                    gateway.delete_kept(id).await?;
+                    id.to_string()
+                }
             };
             print(&format!("deleted {shown}\n"))
         }
+        Action::Undelete(args) => undelete_by_gateway(gateway, args).await,
     }
+}
+
+/// Brings a volume back. Only for a name are all deleted volumes looked up.
+async fn undelete_by_gateway(gateway: &Gateway, args: Undelete) -> Result<(), Error> {
+    let to = args.to.as_deref();
+    if let Ok(id) = uuid::Uuid::parse_str(&args.which)
+        && let Some(info) = gateway.undelete(id, to).await?
+    {
+        return print_undeleted(&info, args.json);
+    }
+    // It may be a name all the same.
+    let failed = |source| Error::Volume { name: args.which.clone(), source };
+    let deleted = gateway.deleted().await?;
+    let all = deleted.iter().map(|volume| (volume.id, &*volume.name));
+    let id = catalog::choose(all, &args.which).map_err(failed)?;
+    let info = gateway.undelete(id, to).await?;
+    let info = info.ok_or_else(|| failed(OpenError::NotDeleted(args.which.clone())))?;
+    print_undeleted(&info, args.json)
 }
 
 /// Returns the name of the volume with an id.
@@ -204,13 +261,29 @@ fn name_among(rows: Vec<Row>, id: uuid::Uuid) -> Option<String> {
 }
 
 async fn delete(env: &Environment, options: &Options, args: Delete) -> Result<(), Error> {
-    let (deleted, shown) = match (args.name, args.id) {
-        (Some(name), _) => (catalog::delete(env, &options.volume, &name, args.takeover).await, name),
-        (None, Some(id)) => {
-            (catalog::delete_by_id(env, &options.volume, id, args.takeover).await, id.to_string())
+    let options = &options.volume;
+    let (deleted, shown) = match args.which() {
+        Doomed::Named(name) if args.now => {
+            (catalog::delete(env, options, &name, args.takeover).await.map(|()| None), name)
         }
-        (None, None) => unreachable!("the grammar asks for one of them"),
+        Doomed::Named(name) => (catalog::set_aside(env, options, &name, args.takeover).await, name),
+        Doomed::Id(id) => {
+            let deleted = catalog::delete_by_id(env, options, id, args.takeover).await;
+            (deleted.map(|()| None), id.to_string())
+        }
+        Doomed::Kept(id) => (catalog::delete_kept(env, options, id).await.map(|()| None), id.to_string()),
     };
-    deleted.map_err(|source| Error::Volume { name: shown.clone(), source })?;
-    print(&format!("deleted {shown}\n"))
+    match deleted.map_err(|source| Error::Volume { name: shown.clone(), source })? {
+        None => print(&format!("deleted {shown}\n")),
+        Some(time) => {
+            let time = humantime::format_duration(time);
+            print(&format!("deleted {shown}; for {time}, cairn volume undelete {shown} brings it back\n"))
+        }
+    }
+}
+
+async fn undelete(env: &Environment, args: Undelete) -> Result<(), Error> {
+    let info = catalog::undelete_by(env, &args.which, args.to.as_deref()).await;
+    let info = info.map_err(|source| Error::Volume { name: args.which, source })?;
+    print_undeleted(&info, args.json)
 }

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::error::Error;
 use super::printed::{print, print_json, table};
 use super::snapshot_name::SnapshotName;
-use crate::admin::UnnamedView;
+use crate::admin::{DeletedView, FlattenView, UnnamedView};
 use crate::config::Size;
 use crate::gateway::chain;
 use crate::volume::catalog::{Info, Listed};
@@ -62,6 +62,45 @@ pub(super) fn print_renamed(from: &str, info: &Info, json: bool) -> Result<(), E
         return print_json(&Shown::of(info));
     }
     print(&format!("renamed {from} to {}\n", info.name))
+}
+
+/// Who does what is left of a flattening when the grace period is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Later {
+    /// The gateway.
+    ByGateway,
+    /// Whoever repeats the command.
+    Again,
+}
+
+/// Prints that a volume is flattened or will be. What is in the way is an error of the command.
+pub(super) fn print_flattened(name: &str, view: &FlattenView, json: bool, later: Later) -> Result<(), Error> {
+    if json {
+        return print_json(view);
+    }
+    match (&*view.state, view.seconds) {
+        ("flat", _) => print(&format!("{name} needs no other volume\n")),
+        ("waits", Some(seconds)) => {
+            let after = humantime::format_duration(std::time::Duration::from_secs(seconds));
+            let what = match later {
+                Later::ByGateway => "the gateway cuts the tie then, while it has the volume open",
+                Later::Again => "repeat the command then to cut the tie",
+            };
+            print(&format!("all data of {name} is its own; what it replaced is kept for {after}: {what}\n"))
+        }
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn print_undeleted(info: &Info, json: bool) -> Result<(), Error> {
+    if json {
+        return print_json(&Shown::of(info));
+    }
+    print(&format!("brought back {}\n", info.name))
+}
+
+pub(super) fn print_deleted(deleted: Vec<DeletedView>, json: bool) -> Result<(), Error> {
+    if json { print_json(&deleted) } else { print(&deleted_table(&deleted)) }
 }
 
 pub(super) fn print_all(rows: Vec<Row>, json: bool) -> Result<(), Error> {
@@ -161,6 +200,16 @@ fn unnamed_table(unnamed: &[UnnamedView]) -> String {
     let known = |value: &Option<String>| value.clone().unwrap_or_else(|| "?".to_owned());
     let rows = unnamed.iter().map(|volume| {
         [volume.id.to_string(), known(&volume.made_for), known(&volume.created_at), volume.state.clone()]
+    });
+    table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
+}
+
+fn deleted_table(deleted: &[DeletedView]) -> String {
+    let head = ["ID", "NAME", "SIZE", "DELETED", "KEPT UNTIL"].map(str::to_owned);
+    let rows = deleted.iter().map(|volume| {
+        let size = volume.size_bytes.map_or_else(|| "?".to_owned(), size);
+        let (deleted_at, kept_until) = (volume.deleted_at.clone(), volume.kept_until.clone());
+        [volume.id.to_string(), volume.name.clone(), size, deleted_at, kept_until]
     });
     table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
 }

@@ -292,6 +292,10 @@ settings! {
         /// Snapshots to take of each volume that this gateway has open, and how many of each kind to keep,
         /// such as `hourly:24 daily:7 weekly:4 monthly:12`. Empty for none.
         snapshots: String = String::new(), Any;
+        /// How long a deleted volume is kept, so that `cairn volume undelete` can bring it back. Gateways
+        /// count the time while they run, and delete the volume for good when it is over. 0 does that at
+        /// once.
+        undelete: Duration = DAY, seconds(0)..=seconds(30 * 86_400);
         /// How long closing the volumes may take after SIGTERM: commit, checkpoint, release of the lease.
         close_timeout: Duration = seconds(60), seconds(1)..=DAY;
     }

@@ -5,8 +5,9 @@
 //! on average, including those that look up names. While this gateway writes nothing, it counts once per
 //! `store.census_interval`. It looks names up again only at that interval, or when the set of volumes in the
 //! store has changed. Apart from that bound, names are looked up after each creation and deletion here, whose
-//! own requests cost more. Invariant: queries are answered from memory, so neither a scrape nor an open page
-//! costs a request to the store, except that the first query requests the first census.
+//! own requests cost more. Whenever names are looked up, the reaper learns which volumes have none.
+//! Invariant: queries are answered from memory, so neither a scrape nor an open page costs a request to the
+//! store, except that the first query requests the first census.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use uuid::Uuid;
 use self::lists::Lists;
 use super::failure::chain;
 use super::open_volumes::OpenVolumes;
+use super::reaper::Reaper;
 use super::surface::{Known, OpenVolume};
 use crate::metrics::{Label as _, Metrics, ObjectKind};
 use crate::task::Tasks;
@@ -88,6 +90,8 @@ pub(crate) struct Census {
     env: Environment,
     volumes: Arc<OpenVolumes>,
     metrics: Metrics,
+    /// Learns which volumes have no name.
+    reaper: Arc<Reaper>,
     known: Mutex<Option<Known>>,
     /// Whether anybody has asked for the result of a census.
     is_asked: AtomicBool,
@@ -103,11 +107,12 @@ impl Census {
         env: Environment,
         volumes: Arc<OpenVolumes>,
         metrics: Metrics,
+        reaper: Arc<Reaper>,
         interval: Option<Duration>,
     ) -> Arc<Self> {
         let (known, is_asked) = (Mutex::default(), AtomicBool::new(false));
         let (wanted, tasks) = (Notify::new(), Tasks::new());
-        let this = Arc::new(Self { env, volumes, metrics, known, is_asked, wanted, tasks });
+        let this = Arc::new(Self { env, volumes, metrics, reaper, known, is_asked, wanted, tasks });
         if let Some(interval) = interval {
             let census = Arc::clone(&this);
             drop(this.tasks.spawn_until_cancelled(async move { census.run(interval).await }));
@@ -218,6 +223,9 @@ impl Census {
     async fn look_up(&self, env: &Environment, volumes: BTreeSet<Uuid>) -> Result<Named, OpenError> {
         let (at, at_seconds) = (Instant::now(), (self.env.wall_clock)());
         let mut listed = catalog::volumes(env).await?;
+        let named = listed.iter().filter_map(|listed| Some(listed.found.as_ref().ok()?.volume));
+        let named: BTreeSet<Uuid> = named.collect();
+        self.reaper.look(volumes.difference(&named).copied().collect());
         listed.truncate(SHOWN);
         Ok(Named { listed, volumes, at, at_seconds })
     }

@@ -37,6 +37,10 @@ pub(super) fn open_error(name: &str, error: &volume::OpenError) -> OpenError {
         | Why::HasClones { .. }
         | Why::MayHaveClones { .. }
         | Why::NoSuchId(_)
+        | Why::NotDeleted(_)
+        | Why::Ambiguous { .. }
+        | Why::Taken(_)
+        | Why::Unkeepable { .. }
         | Why::Contended(_)
         | Why::Incomplete { .. }
         | Why::SizeDiffers { .. }

@@ -3,8 +3,9 @@
 //!
 //! It opens a volume for its first client and closes it after its last (`OpenVolumes`), and so it does with
 //! snapshots (`OpenSnapshots`). It shows both as exports (`VolumeExports`), caches what the store holds for a
-//! moment (`Catalogue`), takes snapshots by a schedule (`Scheduler`), and reports its state
-//! (`GatewayStatus`). It must not know where settings come from. Invariant: a volume is never open twice.
+//! moment (`Catalogue`), takes snapshots by a schedule (`Scheduler`), deletes volumes for good that nobody
+//! has brought back (`Reaper`), and reports its state (`GatewayStatus`). It must not know where settings come
+//! from. Invariant: a volume is never open twice.
 
 mod catalogue;
 mod census;
@@ -12,6 +13,7 @@ mod exports;
 mod failure;
 mod open_snapshots;
 mod open_volumes;
+mod reaper;
 mod schedule;
 mod scheduler;
 mod server_metrics;
@@ -28,8 +30,9 @@ pub(crate) use exports::VolumeExports;
 pub(crate) use failure::chain;
 pub(crate) use open_snapshots::OpenSnapshots;
 pub(crate) use open_volumes::{Next, OpenVolumes, Options};
+pub(crate) use reaper::Reaper;
 pub(crate) use schedule::Schedule;
 pub(crate) use scheduler::Scheduler;
 pub(crate) use status::{GatewayStatus, Serving};
 pub(crate) use store_check::StoreCheck;
-pub use surface::{Failure, Gateway, IfHeld, Known, OpenVolume, Stage};
+pub use surface::{Failure, Fate, Gateway, IfHeld, Known, OpenVolume, Stage};

@@ -18,7 +18,7 @@ use super::unopened::Unopened;
 use crate::metrics::{Metrics, VolumeMetrics};
 use crate::server;
 use crate::task::Tasks;
-use crate::volume::{self, Environment, OpenError, Status, Volume, catalog};
+use crate::volume::{self, Environment, Flattened, OpenError, Status, Volume, catalog};
 
 /// Time between two log lines about volumes that are still being closed.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
@@ -242,6 +242,15 @@ impl OpenVolumes {
             if let Phase::Gone(Some(error)) = &*settled.expect("we hold the sender") {
                 return Err(Unopened::Failed(Arc::clone(error)));
             }
+        }
+    }
+
+    /// Flattens an open volume. It stays in use until that has ended, even if the caller gives up.
+    pub(crate) async fn flatten(&self, of: Use) -> Result<Flattened, volume::Error> {
+        let flattening = self.tasks.spawn_until_cancelled(async move { of.volume.flatten().await });
+        match flattening.await {
+            Ok(Some(flattened)) => flattened,
+            Ok(None) | Err(_) => Err(volume::Error::Stopped("the gateway is shutting down".to_owned())),
         }
     }
 

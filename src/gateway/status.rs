@@ -17,11 +17,13 @@ use super::open_snapshots::OpenSnapshots;
 use super::open_volumes::{OpenVolumes, Use};
 use super::scheduler::export;
 use super::store_check::StoreCheck;
-use super::surface::{Failure, Gateway, IfHeld, Known, OpenVolume, Stage as Shown};
+use super::surface::{Failure, Fate, Gateway, IfHeld, Known, OpenVolume, Stage as Shown};
 use crate::server::{Connection, Server};
-use crate::volume::catalog::{self, ChunkBytes, Info, Listed, Unnamed};
+use crate::volume::catalog::{self, ChunkBytes, Deleted, Info, Listed, Unnamed};
+use crate::volume::diff::{self, Page};
 use crate::volume::format::snapshot::Snapshot;
-use crate::volume::{self, Environment, OpenError, Shrink};
+use crate::volume::gc::{self, Collected, Found};
+use crate::volume::{self, Environment, Flattened, OpenError, Shrink, SnapshotError};
 
 /// What can be queried while the gateway serves.
 pub(crate) struct Serving {
@@ -184,13 +186,16 @@ impl Gateway for GatewayStatus {
         }
     }
 
-    async fn delete(&self, name: &str, if_held: IfHeld) -> Result<(), Failure> {
+    async fn delete(&self, name: &str, if_held: IfHeld, fate: Fate) -> Result<(), Failure> {
         let serving = self.serving()?;
         if serving.snapshots.has_any() {
             serving.check_unread(catalog::resolve(&serving.env, name).await?)?;
         }
-        let deleted =
-            catalog::delete(&serving.env, &serving.options, name, if_held == IfHeld::TakeOver).await;
+        let (env, options, takeover) = (&serving.env, &serving.options, if_held == IfHeld::TakeOver);
+        let deleted = match fate {
+            Fate::Kept => catalog::set_aside(env, options, name, takeover).await.map(drop),
+            Fate::Gone => catalog::delete(env, options, name, takeover).await,
+        };
         serving.catalogue.forget();
         serving.census.has_changed();
         Ok(deleted?)
@@ -206,12 +211,45 @@ impl Gateway for GatewayStatus {
         Ok(deleted?)
     }
 
+    async fn deleted(&self) -> Result<Vec<Deleted>, Failure> {
+        Ok(catalog::deleted(&self.serving()?.env).await?)
+    }
+
+    async fn delete_kept(&self, volume: Uuid) -> Result<(), Failure> {
+        let serving = self.serving()?;
+        serving.check_unread(volume)?;
+        let deleted = catalog::delete_kept(&serving.env, &serving.options, volume).await;
+        serving.catalogue.forget();
+        serving.census.has_changed();
+        Ok(deleted?)
+    }
+
+    async fn undelete(&self, volume: Uuid, to: Option<&str>) -> Result<Info, Failure> {
+        let serving = self.serving()?;
+        let info = catalog::undelete(&serving.env, volume, to).await;
+        serving.catalogue.forget();
+        serving.census.has_changed();
+        Ok(info?)
+    }
+
     async fn snapshots(&self, volume: &str) -> Result<Vec<Snapshot>, Failure> {
         let serving = self.serving()?;
         match serving.volumes.serving(volume) {
             Some(open) => Ok(open.snapshots()),
             None => Ok(list_snapshots(&serving.env, volume).await?.snapshots.to_vec()),
         }
+    }
+
+    async fn compare(
+        &self,
+        volume: &str,
+        snapshots: (&str, &str),
+        offset: u64,
+        most: usize,
+    ) -> Result<Page, Failure> {
+        let serving = self.serving()?;
+        let id = catalog::resolve(&serving.env, volume).await?;
+        Ok(diff::page(&serving.env, &serving.options, id, snapshots, offset, most).await?)
     }
 
     async fn take_snapshot(&self, volume: &str, snapshot: &str) -> Result<Snapshot, Failure> {
@@ -245,6 +283,23 @@ impl Gateway for GatewayStatus {
         serving.catalogue.forget();
         serving.census.has_changed();
         Ok(made?)
+    }
+
+    async fn look_for_garbage(&self, name: &str) -> Result<Found, Failure> {
+        Ok(gc::look(&self.serving()?.env, name).await?)
+    }
+
+    async fn collect_garbage(&self, name: &str) -> Result<Collected, Failure> {
+        let of = self.serving()?.join(name).await?;
+        Ok(gc::collect(&of.volume, None).await?)
+    }
+
+    async fn flatten(&self, name: &str) -> Result<Flattened, Failure> {
+        let serving = self.serving()?;
+        let of = serving.join(name).await?;
+        let flattened = serving.volumes.flatten(of).await;
+        serving.catalogue.forget();
+        Ok(flattened.map_err(SnapshotError::Volume)?)
     }
 
     fn stage(&self) -> Shown {

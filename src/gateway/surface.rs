@@ -10,9 +10,13 @@ use uuid::Uuid;
 
 use crate::metrics::VolumeMetrics;
 use crate::server::Connection;
-use crate::volume::catalog::{Info, Listed, Unnamed};
+use crate::volume::catalog::{Deleted, Info, Listed, Unnamed};
+use crate::volume::diff::Page;
 use crate::volume::format::snapshot::Snapshot;
-use crate::volume::{CloneError, OpenError, ResizeError, Shrink, SnapshotError, Volume};
+use crate::volume::gc::{Collected, Found};
+use crate::volume::{
+    CloneError, CollectError, DiffError, Flattened, OpenError, ResizeError, Shrink, SnapshotError, Volume,
+};
 
 /// A volume that is open in this gateway.
 #[derive(Clone, Debug)]
@@ -58,6 +62,15 @@ pub enum IfHeld {
     TakeOver,
 }
 
+/// What becomes of a volume that is deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It can be brought back, for the configured time.
+    Kept,
+    /// It is gone for good.
+    Gone,
+}
+
 /// Why the gateway cannot do what was requested.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Failure {
@@ -79,6 +92,12 @@ pub enum Failure {
     /// The size of a volume cannot be changed.
     #[error(transparent)]
     Resize(#[from] ResizeError),
+    /// The garbage of a volume cannot be collected.
+    #[error(transparent)]
+    Collect(#[from] CollectError),
+    /// Two snapshots cannot be compared.
+    #[error(transparent)]
+    Compare(#[from] DiffError),
 }
 
 impl From<OpenError> for Failure {
@@ -108,11 +127,25 @@ pub trait Gateway: Send + Sync + 'static {
     /// Gives another name to a volume that is not open here and not configured. Returns the volume.
     async fn rename(&self, name: &str, to: &str) -> Result<Info, Failure>;
     /// Deletes a volume that is not open here.
-    async fn delete(&self, name: &str, if_held: IfHeld) -> Result<(), Failure>;
-    /// Deletes a volume by its id, so that it need not have a name.
+    async fn delete(&self, name: &str, if_held: IfHeld, fate: Fate) -> Result<(), Failure>;
+    /// Deletes a volume for good by its id, so that it need not have a name.
     async fn delete_by_id(&self, volume: Uuid, if_held: IfHeld) -> Result<(), Failure>;
+    /// Returns the deleted volumes that can be brought back.
+    async fn deleted(&self) -> Result<Vec<Deleted>, Failure>;
+    /// Deletes a volume for good that can be brought back. If it was brought back, it stays.
+    async fn delete_kept(&self, volume: Uuid) -> Result<(), Failure>;
+    /// Brings a deleted volume back, under its old name or another one. Returns the volume.
+    async fn undelete(&self, volume: Uuid, to: Option<&str>) -> Result<Info, Failure>;
     /// Returns the snapshots of a volume, in the order in which they were taken.
     async fn snapshots(&self, volume: &str) -> Result<Vec<Snapshot>, Failure>;
+    /// Returns what differs between two snapshots of a volume, from an offset on: at most `most` ranges.
+    async fn compare(
+        &self,
+        volume: &str,
+        snapshots: (&str, &str),
+        offset: u64,
+        most: usize,
+    ) -> Result<Page, Failure>;
     /// Takes a snapshot of a volume, which is opened for it if necessary.
     async fn take_snapshot(&self, volume: &str, snapshot: &str) -> Result<Snapshot, Failure>;
     /// Deletes a snapshot that no client of this gateway uses. The volume is opened for it if necessary.
@@ -120,6 +153,12 @@ pub trait Gateway: Send + Sync + 'static {
     /// Creates a volume that begins with the content of a snapshot. The volume of the snapshot is opened for
     /// it if necessary.
     async fn clone_snapshot(&self, volume: &str, snapshot: &str, name: &str) -> Result<Info, Failure>;
+    /// Finds what nothing references of a volume, without opening it.
+    async fn look_for_garbage(&self, name: &str) -> Result<Found, Failure>;
+    /// Deletes what nothing references of a volume, which is opened for it if necessary.
+    async fn collect_garbage(&self, name: &str) -> Result<Collected, Failure>;
+    /// Makes a clone independent of other volumes, as far as possible. It is opened for it if necessary.
+    async fn flatten(&self, name: &str) -> Result<Flattened, Failure>;
     /// Returns the stage of the gateway.
     fn stage(&self) -> Stage;
     /// Returns the contents of the store at the last census, without a request to the store.

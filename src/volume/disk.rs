@@ -13,8 +13,10 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::clones;
+use super::collect::Collector;
 use super::environment::Environment;
 use super::error::{Error, ResizeError, SnapshotError};
+use super::flatten::{Flattened, Flattening};
 use super::fold::FoldHandle;
 use super::fold::snapshots::MAX_SNAPSHOTS;
 use super::format::geometry::Geometry;
@@ -48,6 +50,7 @@ pub struct Volume {
     /// Held while a snapshot gets its name, so that no two get the same.
     naming: tokio::sync::Mutex<()>,
     pins: Pins,
+    flattening: Flattening,
     /// The names that may be bound to the volume. A new one is noted before it is recorded in the head.
     names: Mutex<Names>,
     created_at_seconds: u64,
@@ -86,7 +89,8 @@ impl Volume {
     ) -> Self {
         let read_ahead = Mutex::new(ReadAhead::default());
         let (naming, names, pins) = (tokio::sync::Mutex::new(()), Mutex::new(names), Pins::default());
-        Self { shared, head, folds, read_ahead, naming, pins, names, created_at_seconds }
+        let flattening = Flattening::default();
+        Self { shared, head, folds, read_ahead, naming, pins, flattening, names, created_at_seconds }
     }
 
     /// The UUID of the volume, which never changes.
@@ -117,6 +121,11 @@ impl Volume {
     /// What this volume shares with all others of the process.
     pub(super) fn environment(&self) -> &Environment {
         &self.shared.env
+    }
+
+    /// The root of the last checkpoint.
+    pub(super) fn root(&self) -> Arc<Root> {
+        Arc::clone(&self.shared.state.lock().root)
     }
 
     /// Size of the disk in bytes.
@@ -446,9 +455,23 @@ impl Volume {
         pinned.map_err(|clones| SnapshotError::TooManyClones { name: name.to_owned(), count: clones.len() })
     }
 
+    /// Rewrites what a clone shares with other volumes into objects of its own, while clients use it, so that
+    /// it needs them no more. The work goes on if the call is dropped.
+    ///
+    /// # Errors
+    /// If the volume stopped, or if the store failed. What is done stays done.
+    pub async fn flatten(&self) -> Result<Flattened, Error> {
+        self.flattening.run(&self.shared, &self.folds).await
+    }
+
     /// What an operator has set.
     pub(super) fn options(&self) -> &Options {
         &self.shared.options
+    }
+
+    /// What deletes the garbage of the volume.
+    pub(super) fn collector(&self) -> Collector {
+        self.folds.collector(&self.shared)
     }
 
     /// How the volume is divided into chunks.

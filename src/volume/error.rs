@@ -5,6 +5,7 @@
 
 use super::format::codec::DecodeError;
 use super::format::geometry::GeometryError;
+use super::format::stream::Digest;
 use crate::store;
 
 /// Why a command on an open volume failed.
@@ -176,6 +177,29 @@ pub enum CloneError {
     Volume(#[from] OpenError),
 }
 
+/// Why the garbage of a volume cannot be collected.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CollectError {
+    /// The volume cannot be found or read.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// Objects are lost. What nothing references may help to repair the volume, so nothing is deleted.
+    #[error(
+        "{objects} objects of the volume are missing or damaged (cairn check says which), so nothing is \
+         deleted: what seems to be garbage may help to repair it"
+    )]
+    Damaged {
+        /// Number of objects that are not as they should be.
+        objects: u64,
+    },
+    /// The volume changes faster than it can be read. Contains what was tried.
+    #[error("{0}")]
+    Unsteady(String),
+    /// The volume stopped, or the store failed.
+    #[error(transparent)]
+    Volume(#[from] Error),
+}
+
 /// Volumes, as a message for people mentions them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Mentioned {
@@ -283,9 +307,34 @@ pub enum OpenError {
     /// error only with `lease.strict`.
     #[error("the lease ran out while the volume was being opened, and could not be renewed (lease.strict)")]
     LeaseOver,
-    /// The volume is being deleted. Deleting it again completes a deletion that was interrupted.
-    #[error("volume is being deleted; deleting it again ends a deletion that was cut short")]
+    /// The volume was deleted and may be kept, or it is being deleted for good. Deleting it again completes a
+    /// deletion that was interrupted.
+    #[error(
+        "volume is being deleted; deleting it again ends a deletion that was cut short; cairn volume list \
+         --deleted shows what can be brought back"
+    )]
     Deleting,
+    /// The head of a volume that is to be deleted cannot be read, so the volume cannot be kept. Delete it for
+    /// good.
+    #[error("the volume cannot be kept, because its head cannot be read ({why}): delete it for good (--now)")]
+    Unkeepable {
+        /// What is wrong with the head.
+        why: String,
+    },
+    /// No deleted volume with this name or id is kept.
+    #[error("no deleted volume {0:?} is kept: cairn volume list --deleted shows those that are")]
+    NotDeleted(String),
+    /// Several deleted volumes had this name. Choose one by its id.
+    #[error("{volumes} deleted volumes were named {name:?}: give an id of cairn volume list --deleted")]
+    Ambiguous {
+        /// The name.
+        name: String,
+        /// How many volumes had it.
+        volumes: usize,
+    },
+    /// The name under which a deleted volume is to be brought back belongs to another volume.
+    #[error("a volume named {0:?} exists: bring the deleted one back under another name (--as NEW)")]
+    Taken(String),
     /// The bytes of an object are not what was written.
     #[error("{key}: {source}")]
     Damaged {
@@ -336,6 +385,102 @@ pub enum ImportError {
     /// The volume cannot be made, or the store failed.
     #[error(transparent)]
     Volume(#[from] OpenError),
+}
+
+/// Why two contents cannot be compared.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum DiffError {
+    /// The two have no volume in common.
+    #[error(
+        "the two have nothing in common: compare snapshots of one volume, or of a volume and a clone of it"
+    )]
+    Unrelated,
+    /// A snapshot cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// A volume stopped, or the store failed.
+    #[error(transparent)]
+    Volume(#[from] Error),
+}
+
+/// Why an incremental stream cannot be applied to a volume.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ReceiveError {
+    /// Nothing shows that the volume has the content of the base.
+    #[error(
+        "nothing shows that the volume has the content of the snapshot {of:?} that the stream begins with: \
+         it has no snapshot {marker:?}, which an import of the stream before this one leaves, and this \
+         stream has no digest; apply the streams in order, or export this one with --digest"
+    )]
+    NoBase {
+        /// Name of the snapshot of the volume that is missing.
+        marker: String,
+        /// Name of the snapshot that the stream leads from.
+        of: String,
+    },
+    /// The volume was written to since it had the content of a snapshot.
+    #[error(
+        "the volume has changed since its snapshot {snapshot:?}, first at byte {offset}: to take that back, \
+         use cairn volume restore"
+    )]
+    Changed {
+        /// Name of the snapshot.
+        snapshot: String,
+        /// Offset of the first byte that may differ.
+        offset: u64,
+    },
+    /// The volume has another size than the base.
+    #[error("the volume has {found} bytes, and the snapshot that the stream begins with has {wanted}")]
+    OtherSize {
+        /// Size of the volume in bytes.
+        found: u64,
+        /// Size of the base in bytes.
+        wanted: u64,
+    },
+    /// The volume has another content than the base.
+    #[error(
+        "the volume is no copy of the snapshot that the stream begins with: its SHA-256 is {found}, and \
+         that of the snapshot {wanted}"
+    )]
+    OtherContent {
+        /// Digest of the volume.
+        found: Digest,
+        /// Digest of the base.
+        wanted: Digest,
+    },
+    /// The volume has another content than the result after everything was applied.
+    #[error("the SHA-256 of the volume is {found} after the import, and should be {wanted}")]
+    OtherResult {
+        /// Digest of the volume.
+        found: Digest,
+        /// Digest of the result.
+        wanted: Digest,
+    },
+    /// An import of the same stream was cut short.
+    #[error(
+        "an import of this stream was cut short: add --resume to discard what was written to the volume \
+         since it began, and to apply the stream again"
+    )]
+    CutShort,
+    /// The volume has the base, and the first steps failed. Nothing of the stream was written, but the volume
+    /// may have the size of the result, and the snapshot that says that a stream is being applied.
+    #[error(transparent)]
+    Begun(Box<Self>),
+    /// The volume and its snapshot cannot be compared.
+    #[error(transparent)]
+    Diff(#[from] DiffError),
+    /// The volume cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// A snapshot of the volume cannot be taken or deleted.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// The volume cannot get the size of the result.
+    #[error(transparent)]
+    Resize(#[from] ResizeError),
+    /// The volume stopped, or the store failed.
+    #[error(transparent)]
+    Volume(#[from] Error),
 }
 
 impl From<GeometryError> for ImportError {

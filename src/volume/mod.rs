@@ -18,12 +18,15 @@
 //! 6. `read`: which layer has a range, and its bytes. `write`: changes and commits. `keeper`: head and lease.
 //! 7. `collect`: deletes what nothing references any more.
 //! 8. `fold`: makes new objects and a new root from the journal.
-//! 9. `pins`: requests that clones may be in the way of. `disk`: the open volume, as its users see it.
+//! 9. `pins`: requests that clones may be in the way of. `flatten`: a clone gets objects of its own.
+//!    `disk`: the open volume, as its users see it.
 //! 10. `open`: lease, replay, opening record. `catalog`: names; how volumes are created, opened by name,
 //!     renamed and deleted.
-//! 11. `snapshot`: a snapshot as a disk that can only be read.
-//! 12. `import`: a new volume from content that comes in order.
+//! 11. `snapshot`: a snapshot as a disk that can only be read. `diff`: what differs between two contents.
+//! 12. `import`: a new volume from content that comes in order. `incremental`: what differs between two
+//!     snapshots, as a stream that brings a copy up to date.
 //! 13. `check`: verifies a volume in the store without opening it.
+//! 14. `gc`: deletes, on request, what a check finds that nothing references.
 
 mod budget;
 pub mod cache;
@@ -32,13 +35,17 @@ pub mod census;
 pub mod check;
 mod clones;
 mod collect;
+pub mod diff;
 mod disk;
 mod environment;
 pub mod error;
+mod flatten;
 mod fold;
 pub mod format;
+pub mod gc;
 mod held;
 mod import;
+pub mod incremental;
 mod info;
 mod keeper;
 mod objects;
@@ -55,9 +62,14 @@ mod write;
 
 pub use budget::DirtyBudget;
 pub use cache::PageCache;
+pub use diff::{Change, Diff, Side};
 pub use disk::{Usage, Volume};
 pub use environment::Environment;
-pub use error::{CloneError, Error, ImportError, Mentioned, OpenError, ResizeError, SnapshotError};
+pub use error::{
+    CloneError, CollectError, DiffError, Error, ImportError, Mentioned, OpenError, ReceiveError, ResizeError,
+    SnapshotError,
+};
+pub use flatten::Flattened;
 pub use import::{IN_FLIGHT_BYTES, Import};
 pub use options::{Entropy, Options, WallClock};
 pub use read::picture::{Cell, Picture};

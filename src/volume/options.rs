@@ -63,6 +63,9 @@ pub struct Options {
     pub head_interval: Duration,
     /// How long objects are kept after nothing references them any more.
     pub deletion_grace: Duration,
+    /// How long a deleted volume is kept, so that it can be brought back. If zero, it is deleted for good at
+    /// once.
+    pub undelete: Duration,
     /// Limit on the bytes that are read ahead of a sequential stream. 0 disables read-ahead.
     pub read_ahead_bytes: u64,
     /// Limit on the bytes of one GET that fetches adjacent pages.
@@ -94,6 +97,7 @@ impl Default for Options {
             lease_strict: false,
             head_interval: Duration::from_secs(1),
             deletion_grace: Duration::from_secs(3600),
+            undelete: Duration::from_secs(24 * 3600),
             read_ahead_bytes: 8 << 20,
             get_bytes: 1 << 20,
         }

@@ -1,15 +1,15 @@
-//! Requests that clones may be in the way of: they keep a snapshot until they are gone.
+//! Requests that clones may be in the way of: they keep a snapshot until they are gone or flattened.
 //!
-//! Owns the turns in which an open volume finds out which of its clones are gone. Must not know how pins are
-//! stored. Invariants: one task of a volume does that at a time. Whatever it finds is recorded in the root
-//! table, even if whoever asked has given up meanwhile.
+//! Owns the turns in which an open volume finds out which of its clones are gone or need it no more. Must not
+//! know how pins are stored. Invariants: one task of a volume does that at a time. Whatever it finds is
+//! recorded in the root table, even if whoever asked has given up meanwhile.
 
 use std::sync::Arc;
 
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use uuid::Uuid;
 
-use super::clones;
+use super::clones::{self, Sighted};
 use super::error::{Error, SnapshotError};
 use super::fold::{FoldHandle, Refused};
 use super::shared::Shared;
@@ -55,28 +55,35 @@ impl Pins {
                 turn = Some(Arc::clone(&self.0).lock_owned().await);
                 continue;
             };
-            let sighted = clones::look(&shared.env, &clones).await.map_err(Error::Store)?;
-            if sighted.doubtful.is_empty() || (look == Look::UntilAlive && !sighted.alive.is_empty()) {
-                return Ok(Err(sighted.alive));
+            let Sighted { alive, doubtful } =
+                clones::look(&shared.env, &clones).await.map_err(Error::Store)?;
+            let untied = clones::untied(&shared.env, &alive, shared.keys.volume()).await;
+            let untied = untied.map_err(Error::Store)?;
+            let tied: Vec<Uuid> = alive.into_iter().filter(|clone| !untied.contains(clone)).collect();
+            let is_any_free = !doubtful.is_empty() || !untied.is_empty();
+            if !is_any_free || (look == Look::UntilAlive && !tied.is_empty()) {
+                return Ok(Err(tied));
             }
-            if unpin(shared, folds, sighted.doubtful.clone(), mine).await? == 0 {
-                return Ok(Err(sighted.alive.into_iter().chain(sighted.doubtful).collect()));
+            if unpin(shared, folds, (untied, doubtful.clone()), mine).await? == 0 {
+                return Ok(Err(tied.into_iter().chain(doubtful).collect()));
             }
         }
     }
 }
 
-/// Keeps no snapshot any more for those of the clones that do not exist any more. Returns how many these are.
-/// A task of the volume does it, so that a caller who gives up costs nobody what was found.
+/// Keeps no snapshot any more for the untied clones, and for those of the doubtful ones that do not exist any
+/// more. Returns how many these are. A task of the volume does it, so that a caller who gives up costs nobody
+/// what was found.
 async fn unpin(
     shared: &Arc<Shared>,
     folds: &FoldHandle,
-    doubtful: Vec<Uuid>,
+    (untied, doubtful): (Vec<Uuid>, Vec<Uuid>),
     turn: OwnedMutexGuard<()>,
 ) -> Result<usize, Error> {
     let (of_task, folds) = (Arc::clone(shared), folds.clone());
     let unpinning = shared.tasks.spawn_until_cancelled(async move {
-        let gone = clones::gone(&of_task.env, &doubtful).await?;
+        let mut gone = clones::gone(&of_task.env, &doubtful).await?;
+        gone.extend(untied);
         let count = gone.len();
         if count > 0 {
             folds.unpin(&of_task, gone).await?;

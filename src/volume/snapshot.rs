@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::environment::Environment;
 use super::error::{Error, OpenError};
-use super::format::head::VolumeState;
+use super::format::codec::Checksum;
 use super::format::keys::{Keys, ObjectId};
 use super::format::root::{Root, RootTable};
 use super::format::snapshot::Snapshot;
@@ -45,7 +45,7 @@ pub async fn list(env: &Environment, volume: Uuid) -> Result<Vec<Snapshot>, Open
 async fn kept(env: &Environment, keys: Keys) -> Result<Vec<(Snapshot, ObjectId)>, OpenError> {
     for _ in 0..LOOKUPS {
         let (head, _) = read_head(env, keys).await?;
-        if head.state == VolumeState::Deleting {
+        if !head.state.is_live() {
             return Err(OpenError::Deleting);
         }
         let id = head.root_table;
@@ -74,6 +74,7 @@ pub struct SnapshotDisk {
     keys: Keys,
     snapshot: Snapshot,
     root: Arc<Root>,
+    root_checksum: Checksum,
     metrics: VolumeMetrics,
     read_ahead: Mutex<ReadAhead>,
     most_ahead_bytes: u64,
@@ -96,8 +97,12 @@ impl SnapshotDisk {
         let keys = Keys::new(volume);
         let found = kept(env, keys).await?.into_iter().find(|(snapshot, _)| snapshot.name == name);
         let (snapshot, id) = found.ok_or_else(|| OpenError::NoSuchSnapshot(name.to_owned()))?;
-        let root = match fetch(env, &keys.root(id), |bytes| Root::decode(keys.sealing(), id, bytes)).await {
-            Ok((root, _)) => root,
+        let decode = |bytes: &[u8]| {
+            let root = Root::decode(keys.sealing(), id, bytes);
+            root.map(|root| (root, Checksum::at_end_of(bytes)))
+        };
+        let (root, root_checksum) = match fetch(env, &keys.root(id), decode).await {
+            Ok((found, _)) => found,
             Err(OpenError::Store(store::Error::NotFound { .. })) if !has_root(env, keys, id).await? => {
                 return Err(OpenError::NoSuchSnapshot(name.to_owned()));
             }
@@ -109,6 +114,7 @@ impl SnapshotDisk {
             keys,
             snapshot,
             root: Arc::new(root),
+            root_checksum,
             metrics,
             read_ahead: Mutex::new(ReadAhead::default()),
             most_ahead_bytes: options.read_ahead_bytes.min(env.cache.most_ahead_bytes()),
@@ -127,6 +133,26 @@ impl SnapshotDisk {
     #[must_use]
     pub fn identity(&self) -> String {
         self.keys.root(self.root.id)
+    }
+
+    /// What the disk shares with all others of the process.
+    pub(super) fn environment(&self) -> &Environment {
+        &self.env
+    }
+
+    /// Keys of the volume that the snapshot is of.
+    pub(super) fn keys(&self) -> Keys {
+        self.keys
+    }
+
+    /// The root that has the content of the snapshot.
+    pub(super) fn root(&self) -> &Arc<Root> {
+        &self.root
+    }
+
+    /// The checksum of that root, as the store has it.
+    pub(super) fn root_checksum(&self) -> Checksum {
+        self.root_checksum
     }
 
     /// Size of the disk in bytes when the snapshot was taken.
@@ -179,7 +205,7 @@ impl SnapshotDisk {
     }
 
     /// Returns the cause of a failed read. Objects of a deleted snapshot are no loss.
-    async fn explained(&self, error: Error) -> Error {
+    pub(super) async fn explained(&self, error: Error) -> Error {
         if error.is_loss() && matches!(self.is_kept().await, Ok(false)) {
             return self.check_kept().err().unwrap_or(error);
         }

@@ -3,7 +3,7 @@
 use serde_json::Value;
 use tempfile::tempdir;
 
-use super::{Gateway, cairn, fail, succeed};
+use super::{Gateway, cairn, fail, run, succeed};
 
 #[test]
 fn a_clone_from_creation_to_deletion() {
@@ -29,15 +29,22 @@ fn a_clone_from_creation_to_deletion() {
 
     let error = fail(at, "snapshot delete golden@v1", 1);
     assert!(error.contains("\"v1\" is needed by its clones web, db"), "{error}");
-    let error = fail(at, "volume delete golden", 1);
+    let error = fail(at, "volume delete golden --now", 1);
     assert!(error.contains("the volume is needed by its clones web, db"), "{error}");
-    assert!(fail(at, "volume delete web --takeover", 1).contains("its clone web-2"), "whoever holds it");
+    let error = fail(at, "volume delete web --now --takeover", 1);
+    assert!(error.contains("its clone web-2"), "whoever holds it: {error}");
+    // A clone that can be brought back needs the snapshot still.
+    succeed(at, "volume delete db");
+    let error = fail(at, "snapshot delete golden@v1", 1);
+    assert!(error.contains("\"v1\" is needed by its clones web, "), "{error}");
+    assert!(error.contains("(deleted db)"), "{error}");
+    succeed(at, "volume undelete db");
     for clone in ["web-2", "web", "db"] {
-        succeed(at, &format!("volume delete {clone}"));
+        succeed(at, &format!("volume delete {clone} --now"));
     }
     assert_eq!(succeed(at, "snapshot delete golden@v1"), "deleted golden@v1\n");
     succeed(at, "check golden --data");
-    succeed(at, "volume delete golden");
+    succeed(at, "volume delete golden --now");
 }
 
 #[test]
@@ -81,6 +88,37 @@ fn while_a_gateway_holds_the_volume_it_makes_the_clones() {
     assert_eq!(std::fs::read(at.join("new.img")).unwrap(), vec![0; 1 << 20]);
     assert!(fail(at, &format!("snapshot delete disk@v1 {by}"), 1).contains("its clone new"));
     gateway.terminate();
-    succeed(at, "volume delete new");
+    succeed(at, "volume delete new --now");
     succeed(at, "snapshot delete disk@v1");
+}
+
+#[test]
+fn a_clone_is_flattened_and_its_parent_can_go() {
+    let at = tempdir().unwrap();
+    let at = at.path();
+    std::fs::write(at.join("disk.img"), vec![7; 1 << 20]).unwrap();
+    succeed(at, "import disk.img golden --quiet");
+    succeed(at, "snapshot create golden@v1");
+    succeed(at, "clone golden@v1 web");
+    assert!(succeed(at, "volume info web").contains("clone of"));
+    assert!(fail(at, "snapshot delete golden@v1", 1).contains("its clone web"));
+    // What it replaces is kept for the grace period.
+    let said = succeed(at, "volume flatten web");
+    assert!(said.contains("all data of web is its own") && said.contains("repeat the command"), "{said}");
+    let at_once = || {
+        let mut flatten = cairn(at, "volume flatten web");
+        flatten.env("CAIRN_STORE__DELETION_GRACE", "0s");
+        let done = run(flatten);
+        assert_eq!(done.code, Some(0), "{}", done.err);
+        done.out == "web needs no other volume\n"
+    };
+    // The next opening deletes them.
+    assert!((0..20).any(|_| at_once()), "it waits for ever");
+    assert!(!succeed(at, "volume info web").contains("clone of"));
+    succeed(at, "snapshot delete golden@v1");
+    succeed(at, "volume delete golden --now");
+    succeed(at, "check web --data");
+    succeed(at, "export web again.img --quiet");
+    assert!(std::fs::read(at.join("again.img")).unwrap() == vec![7; 1 << 20]);
+    assert!(fail(at, "volume flatten none", 1).contains("no volume named"));
 }

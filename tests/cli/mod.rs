@@ -4,12 +4,15 @@ mod admin;
 mod bench;
 mod check;
 mod clone;
+mod gc;
+mod incremental;
 mod readme;
 mod rename;
 mod resize;
 mod serve;
 mod snapshot;
 mod transfer;
+mod undelete;
 mod volume;
 
 use std::io::{BufRead as _, BufReader, Read as _};

@@ -30,7 +30,11 @@ fn every_command_has_help() {
         ),
         ("volume --help", vec!["create", "list", "info", "delete"]),
         ("volume create --help", vec!["<NAME>", "<SIZE>", "--chunk-size", "--store", "--json"]),
-        ("volume delete --help", vec!["[NAME]", "--id", "--takeover", "--store", "--gateway"]),
+        (
+            "volume delete --help",
+            vec!["[NAME]", "--id", "--deleted", "--now", "--takeover", "--store", "--gateway"],
+        ),
+        ("volume undelete --help", vec!["<NAME|ID>", "--as", "--json", "--store", "--gateway"]),
         ("volume list --help", vec!["--unnamed", "--json", "--store"]),
         ("--version", vec![env!("CARGO_PKG_VERSION")]),
     ] {

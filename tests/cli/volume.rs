@@ -83,9 +83,12 @@ fn only_creating_a_volume_creates_a_store() {
         "volume list",
         "volume list --json",
         "volume list --unnamed",
+        "volume list --deleted",
         "volume info disk",
         "volume delete disk",
+        "volume undelete disk",
         "volume delete --id 6f9619ff-8b86-4011-b42d-00c04fc964ff",
+        "volume delete --deleted 6f9619ff-8b86-4011-b42d-00c04fc964ff",
         "serve --listen 127.0.0.1:0",
         "bench",
     ] {
@@ -133,7 +136,9 @@ fn a_broken_volume_is_listed_with_the_others_and_can_be_deleted() {
     let table = succeed(at, "volume list");
     assert!(table.lines().any(|line| line.starts_with("b ") && line.contains("incomplete")), "{table}");
     assert!(fail(at, "volume info b", 1).contains("incomplete"));
-    succeed(at, "volume delete b");
+    let error = fail(at, "volume delete b", 1);
+    assert!(error.contains("cannot be kept") && error.contains("--now"), "{error}");
+    succeed(at, "volume delete b --now");
     assert_eq!(json(&succeed(at, "volume list --json")).as_array().map(Vec::len), Some(2));
     succeed(at, "volume create b 2MiB");
     // A damaged head does not contain the holder of the volume.
@@ -141,8 +146,9 @@ fn a_broken_volume_is_listed_with_the_others_and_can_be_deleted() {
     let mut bytes = std::fs::read(&head).unwrap();
     bytes[60] ^= 1;
     std::fs::write(&head, bytes).unwrap();
-    assert!(fail(at, "volume delete c", 1).contains("take over"));
-    succeed(at, "volume delete c --takeover");
+    assert!(fail(at, "volume delete c --takeover", 1).contains("--now"));
+    assert!(fail(at, "volume delete c --now", 1).contains("take over"));
+    succeed(at, "volume delete c --now --takeover");
     assert_eq!(succeed(at, "volume list --unnamed").lines().count(), 1, "only the heading");
 }
 

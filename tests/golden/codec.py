@@ -218,10 +218,13 @@ def head(io, _, f):
     f("wrapped_key", lambda io, v: hexed(io, u8(io, v is not None and len(v) // 2), v))
     f("local_journal", text)
     state = f("state", u8)
-    need(state < 4, "state")
+    need(state < 8 and state & 5 != 5 and state & 6 != 4, "state")
     if state & 2:
         current, following = f("name", text), f("next_name", text)
         need(is_name(current) and (following == "" or is_name(following)) and following != current, "names")
+    if state & 4:
+        f("deleted_at", u64)
+        f("seconds_left", u32)
 
 
 def record(io, volume, f):

@@ -11,6 +11,7 @@ mod properties;
 mod refusals;
 mod samples;
 mod strategies;
+mod stream;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -27,6 +28,7 @@ const FILES: &[(u16, &str, u128)] = &[
     (2, "chunk.bin", 0x6357_cc32_4e15_e32d_96b9_5a6a_8d93_3c4b),
     (2, "head-fresh.bin", 0x72e8_1291_5c9d_6907_b184_1028_9360_5ce2),
     (2, "head-full.bin", 0x56c3_0b88_7ccf_d882_e6a4_2ec8_c28f_b780),
+    (2, "head-kept.bin", 0xa9f7_c8c0_6eb2_bb68_79de_2012_696f_0b89),
     (2, "head-renamed.bin", 0x22ba_fcf1_c7f7_b39e_73f9_1932_306c_6c31),
     (2, "head-renaming.bin", 0x5719_0471_1079_2aaf_bb5f_5faa_15c4_4e09),
     (2, "head-unswept.bin", 0x924e_b3b6_5997_9897_6f8e_5007_2673_eb51),

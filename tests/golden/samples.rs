@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use cairn::volume::format::codec::Checksum;
 use cairn::volume::format::geometry::{ChunkIndex, PageIndex};
-use cairn::volume::format::head::{Checkpoint, Head, HolderName, Lease, Names, VolumeState};
+use cairn::volume::format::head::{Checkpoint, Head, HolderName, Kept, Lease, Names, VolumeState};
 use cairn::volume::format::identity::{Identity, NameBinding};
 use cairn::volume::format::interval::IntervalMap;
 use cairn::volume::format::keys::{self, Keys, ObjectId, Slot};
@@ -71,6 +71,7 @@ pub(super) fn samples() -> Vec<Sample> {
         sample("head-unswept.bin", keys.head(), Object::Head(unswept_head())),
         sample("head-renamed.bin", keys.head(), Object::Head(renamed_head())),
         sample("head-renaming.bin", keys.head(), Object::Head(renaming_head())),
+        sample("head-kept.bin", keys.head(), Object::Head(kept_head())),
         sample("record-opening.bin", keys.record(slot(7, 1)), opening()),
         sample("record-seal.bin", keys.record(slot(6, 98)), seal()),
         sample("record-commit.bin", keys.record(slot(7, 2)), commit()),
@@ -157,6 +158,12 @@ fn renamed_head() -> Head {
 fn renaming_head() -> Head {
     let names = Names { current: "Disk_1.img".to_owned(), next: Some("Disk_2.img".to_owned()) };
     Head { version: 15, state: VolumeState::Deleting, names: Some(names), ..unswept_head() }
+}
+
+fn kept_head() -> Head {
+    let names = Names { current: "Disk_1.img".to_owned(), next: None };
+    let state = VolumeState::Kept(Kept { deleted_at_seconds: 1_700_000_000, seconds_left: 86_400 });
+    Head { version: 16, state, names: Some(names), ..unswept_head() }
 }
 
 fn record(kind: RecordKind, slot: Slot, changes: Vec<Change>, data: Vec<Bytes>) -> Object {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use cairn::volume::format::codec::Checksum;
 use cairn::volume::format::geometry::{ChunkIndex, Geometry, PAGE_BYTES, PageIndex};
-use cairn::volume::format::head::{Checkpoint, Head, HolderName, Lease, Names, VolumeState};
+use cairn::volume::format::head::{Checkpoint, Head, HolderName, Kept, Lease, Names, VolumeState};
 use cairn::volume::format::identity::{Identity, NameBinding};
 use cairn::volume::format::interval::IntervalMap;
 use cairn::volume::format::keys::{ObjectId, Slot};
@@ -85,7 +85,10 @@ pub(super) fn head() -> impl Strategy<Value = Object> {
         Just(Lease::Unswept),
         (1..u32::MAX).prop_map(|ttl_ms| Lease::Held { ttl_ms })
     ];
-    let state = prop_oneof![Just(VolumeState::Live), Just(VolumeState::Deleting)];
+    let kept = (any::<u64>(), any::<u32>()).prop_map(|(deleted_at_seconds, seconds_left)| {
+        VolumeState::Kept(Kept { deleted_at_seconds, seconds_left })
+    });
+    let state = prop_oneof![Just(VolumeState::Live), Just(VolumeState::Deleting), kept];
     let checkpoint = (slot(), checksum()).prop_map(|(slot, checksum)| Checkpoint { slot, checksum });
     let names =
         proptest::option::of(("[A-Za-z0-9_][A-Za-z0-9._-]{0,127}", proptest::option::of("[a-z]{1,128}")));
@@ -98,6 +101,11 @@ pub(super) fn head() -> impl Strategy<Value = Object> {
         |((version, epoch, holder), lease, checkpoint, (root, root_table), strings, (state, names))| {
             let (holder_name, local_journal, wrapped_key) = strings;
             let epoch = epoch.max(checkpoint.slot.epoch);
+            // A volume that is kept has its names in the head.
+            let state = match state {
+                VolumeState::Kept(_) if names.is_none() => VolumeState::Live,
+                state => state,
+            };
             Object::Head(Head {
                 volume: VOLUME,
                 version,

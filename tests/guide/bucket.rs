@@ -123,7 +123,7 @@ async fn lives(env: &[(String, String)]) {
     let log = gateway.process.output();
     assert!(status.success(), "{status}: {log}");
     assert!(!log.contains("denied") && !log.contains("WARN"), "{log}");
-    for line in [&["volume", "delete", "disk"][..], &["volume", "list"]] {
+    for line in [&["volume", "delete", "disk", "--now"][..], &["volume", "list"]] {
         let left = run(program().args(line).args(["--store", URL]).envs(pairs(env))).await;
         assert_eq!(left.contains("disk"), line[1] == "delete", "{left}");
     }
@@ -132,7 +132,7 @@ async fn lives(env: &[(String, String)]) {
 /// What Cairn says where it lacks a right: a volume is made and deleted.
 async fn refused(env: &[(String, String)]) -> String {
     let mut said = String::new();
-    for line in [&["create", "disk", "16MiB"][..], &["delete", "disk"]] {
+    for line in [&["create", "disk", "16MiB"][..], &["delete", "disk", "--now"]] {
         let done = finish(program().arg("volume").args(line).args(["--store", URL]).envs(pairs(env))).await;
         if !done.status.success() {
             assert_eq!(done.status.code(), Some(1), "{}", done.stderr);

@@ -101,7 +101,7 @@ async fn typed(file: &str) {
 }
 
 /// Chapters with blocks that are run, each by a test.
-const CHAPTERS: [&str; 10] = [
+const CHAPTERS: [&str; 11] = [
     "docs/backup.md",
     "docs/buckets.md",
     "docs/clones.md",
@@ -112,6 +112,7 @@ const CHAPTERS: [&str; 10] = [
     "docs/renaming.md",
     "docs/resizing.md",
     "docs/snapshots.md",
+    "docs/undelete.md",
 ];
 
 #[tokio::test]
@@ -172,6 +173,12 @@ async fn resizing() {
 #[ignore = "needs MinIO, QEMU, curl, iproute2, libnbd, util-linux"]
 async fn snapshots() {
     typed("docs/snapshots.md").await;
+}
+
+#[tokio::test]
+#[ignore = "needs MinIO, QEMU, curl, iproute2, libnbd, util-linux"]
+async fn undelete() {
+    typed("docs/undelete.md").await;
 }
 
 #[test]

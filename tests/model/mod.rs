@@ -7,19 +7,23 @@
 //! printed for the same scope.
 //!
 //! [`binding`] checks the binding of names to volumes and their renaming in the same way, [`packs`] how the objects of
-//! checkpoints are published and deleted, [`snapshots`] how snapshots keep roots, and [`clones`] how clones keep
-//! snapshots.
+//! checkpoints are published and deleted, [`snapshots`] how snapshots keep roots, [`clones`] how clones keep
+//! snapshots, [`flattening`] when they keep them no more, [`undeletes`] how deleted volumes are kept and brought
+//! back, and [`watchers`] for how long.
 
 mod binding;
 mod clones;
 mod deletions;
 mod explore;
+mod flattening;
 mod kept;
 mod names;
 mod packs;
 mod protocol;
 mod renames;
 mod snapshots;
+mod undeletes;
+mod watchers;
 
 use explore::{Machine, check};
 use protocol::Twice::{Commits, Every, Never};

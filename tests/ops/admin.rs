@@ -130,6 +130,10 @@ async fn mistakes_are_answered_with_what_is_wrong() {
         ("POST", "/api/v1/volumes/idle/snapshots", Some(json!({ "nam": "x" })), 422, "nam"),
         ("POST", "/api/v1/volumes/idle/snapshots", None, 415, "Content-Type"),
         ("DELETE", "/api/v1/volumes/none/snapshots/x", None, 404, "none"),
+        ("GET", "/api/v1/volumes/none/snapshots/x/changes?since=y", None, 404, "none"),
+        ("GET", "/api/v1/volumes/idle/snapshots/x/changes?since=y", None, 404, "no snapshot"),
+        ("GET", "/api/v1/volumes/idle/snapshots/x/changes", None, 400, "since"),
+        ("GET", "/api/v1/volumes/idle/snapshots/x/changes?since=y&limit=0", None, 400, "limit"),
         ("POST", "/api/v1/volumes/none/snapshots/x/clones", Some(json!({ "name": "y" })), 404, "none"),
         ("POST", "/api/v1/volumes/idle/snapshots/x/clones", Some(json!({ "name": "y" })), 503, "full"),
         ("POST", "/api/v1/volumes/idle/snapshots/x/clones", Some(json!({ "nam": "y" })), 422, "nam"),
@@ -541,13 +545,42 @@ pub(super) fn conforms(value: &Value, schema: &Value, document: &Value, at: &str
 }
 
 #[tokio::test]
+async fn what_differs_between_two_snapshots_is_listed_page_by_page() {
+    let bench = Bench::new().await;
+    let volume = bench.house.opened(&bench.metrics, "disk").await;
+    volume.write(0, Bytes::from_static(&[1; 8192]), Volatile).await.unwrap();
+    volume.snapshot("a").await.unwrap();
+    volume.zero(0, 4096, cairn::effect::Zeroing::Deallocate, Volatile).await.unwrap();
+    volume.write(12_288, Bytes::from_static(&[2; 4096]), Volatile).await.unwrap();
+    volume.snapshot("b").await.unwrap();
+    let range = |offset, zero| json!({ "offset": offset, "length": 4096, "zero": zero });
+    let (zero, data) = (range(0, true), range(12_288, false));
+    for (query, ranges, next) in [
+        ("", vec![&zero, &data], Value::Null),
+        ("&limit=1", vec![&zero], json!(12_288)),
+        ("&offset=12288", vec![&data], Value::Null),
+    ] {
+        let path = format!("/api/v1/volumes/disk/snapshots/b/changes?since=a{query}");
+        let (status, answer) = bench.ask("GET", &path, None).await;
+        assert_eq!((status, &answer["ranges"]), (200, &json!(ranges)), "{query}");
+        assert_eq!(answer["next_offset"], next, "{query}");
+    }
+}
+
+#[tokio::test]
 async fn answers_are_as_the_description_says() {
     let bench = Bench::new().await;
     let volume = bench.house.opened(&bench.metrics, "disk").await;
     volume.snapshot("monday").await.unwrap();
+    volume.write(8192, Bytes::from_static(&[1; 4096]), Volatile).await.unwrap();
+    volume.snapshot("tuesday").await.unwrap();
     let document = description();
     for (path, asked) in [
         ("/api/v1/volumes/{name}/snapshots", "/api/v1/volumes/disk/snapshots"),
+        (
+            "/api/v1/volumes/{name}/snapshots/{snapshot}/changes",
+            "/api/v1/volumes/disk/snapshots/tuesday/changes?since=monday",
+        ),
         ("/api/v1/status", "/api/v1/status"),
         ("/api/v1/volumes", "/api/v1/volumes"),
         ("/api/v1/volumes/{name}", "/api/v1/volumes/disk"),

@@ -1,9 +1,14 @@
-//! What the API changes of a volume: its size and its name. What is open keeps its name, and is not deleted.
+//! What the API changes of a volume: its size, its name and its garbage. What is open keeps its name, and is not
+//! deleted.
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 use cairn::effect::Durability::Volatile;
 use cairn::gateway::Gateway;
-use cairn::volume::catalog;
+use cairn::store::Condition;
+use cairn::volume::format::keys::{Keys, ObjectId};
+use cairn::volume::{Volume, catalog};
 use serde_json::{Value, json};
 
 use super::admin::{Bench, conforms, description};
@@ -96,4 +101,61 @@ async fn a_volume_that_is_open_keeps_its_name_and_its_data() {
     assert_eq!(bench.ask("DELETE", "/api/v1/volumes/other", None).await.0, 204);
     volume.write(0, Bytes::from_static(b"kept"), Volatile).await.unwrap();
     volume.flush().await.unwrap();
+}
+
+#[tokio::test]
+async fn garbage_is_shown_and_collected() {
+    let bench = Bench::new().await;
+    let volume = bench.house.opened(&bench.metrics, "disk").await;
+    let stray = Keys::new(volume.id()).overlay(0, ObjectId { epoch: 0, k: 77 });
+    let store = bench.house.env.store.as_ref();
+    store.put(&stray, Bytes::from_static(b"left behind"), Condition::IfAbsent).await.unwrap();
+    let path = "/api/v1/volumes/disk/gc";
+    for (query, is_dry, deleted) in [("?dry_run=true", true, 0), ("", false, 1), ("?dry_run=false", false, 0)]
+    {
+        let (status, answer) = bench.ask("POST", &format!("{path}{query}"), None).await;
+        assert_eq!((status, &answer["dry_run"]), (200, &json!(is_dry)), "{answer}");
+        assert_eq!(answer["deleted_objects"], deleted, "{answer}");
+        conforms(&answer, &description()["components"]["schemas"]["Garbage"], &description(), path);
+    }
+    for (path, expected, word) in [
+        ("/api/v1/volumes/none/gc", 404, "no volume named"),
+        ("/api/v1/volumes/none/gc?dry_run=true", 404, "no volume named"),
+        ("/api/v1/volumes/.x/gc", 422, "is not a volume name"),
+        ("/api/v1/volumes/disk/gc?takeover=true", 400, "takeover"),
+    ] {
+        let (status, answer) = bench.ask("POST", path, None).await;
+        assert_eq!(status, expected, "{answer}");
+        assert!(answer["error"].as_str().unwrap().contains(word), "{answer}");
+    }
+    volume.abandon().await;
+    assert_eq!(bench.ask("POST", path, None).await.0, 409);
+}
+
+#[tokio::test]
+async fn a_clone_is_flattened() {
+    let bench = Bench::new().await;
+    let volume = bench.house.opened(&bench.metrics, "disk").await;
+    let path = "/api/v1/volumes/disk/flatten";
+    let (status, answer) = bench.ask("POST", path, None).await;
+    assert_eq!(
+        (status, &answer["state"], &answer["seconds"]),
+        (200, &json!("flat"), &Value::Null),
+        "{answer}"
+    );
+    conforms(&answer, &description()["components"]["schemas"]["Flattened"], &description(), path);
+    volume.write(0, Bytes::from(vec![7; 8192]), Volatile).await.unwrap();
+    volume.snapshot("golden").await.unwrap();
+    catalog::clone(&volume, "golden", "clone").await.unwrap();
+    let id = catalog::resolve(&bench.house.env, "clone").await.unwrap();
+    let clone = Volume::open(&bench.house.env, bench.house.options.clone(), id, false).await.unwrap();
+    bench.house.open.lock()[0].volume = Arc::clone(&clone);
+    bench.house.open.lock()[0].name = "clone".to_owned();
+    let (status, answer) = bench.ask("POST", "/api/v1/volumes/clone/flatten", None).await;
+    assert_eq!((status, &answer["state"]), (200, &json!("waits")), "{answer}");
+    assert!(answer["seconds"].as_u64().is_some_and(|seconds| seconds > 3000), "{answer}");
+    conforms(&answer, &description()["components"]["schemas"]["Flattened"], &description(), path);
+    assert_eq!(bench.ask("POST", "/api/v1/volumes/none/flatten", None).await.0, 404);
+    clone.abandon().await;
+    assert_eq!(bench.ask("POST", "/api/v1/volumes/clone/flatten", None).await.0, 409);
 }

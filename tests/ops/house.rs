@@ -4,13 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use cairn::gateway::{Failure, Gateway, IfHeld, Known, OpenVolume, Stage};
+use cairn::gateway::{Failure, Fate, Gateway, IfHeld, Known, OpenVolume, Stage};
 use cairn::metrics::Metrics;
 use cairn::server::Connection;
 use cairn::store::MemoryStore;
-use cairn::volume::catalog::{self, Info, Listed, Unnamed};
+use cairn::volume::catalog::{self, Deleted, Info, Listed, Unnamed};
+use cairn::volume::diff::{self, Page};
 use cairn::volume::format::snapshot::Snapshot;
-use cairn::volume::{DirtyBudget, Entropy, Environment, Options as VolumeOptions, PageCache, Shrink, Volume};
+use cairn::volume::gc::{self, Collected, Found};
+use cairn::volume::{
+    DirtyBudget, Entropy, Environment, Flattened, Options as VolumeOptions, PageCache, Shrink, SnapshotError,
+    Volume,
+};
 use parking_lot::Mutex;
 use uuid::Uuid;
 
@@ -108,17 +113,45 @@ impl Gateway for House {
         Ok(catalog::rename(&self.env, &self.options, name, to, false).await?)
     }
 
-    async fn delete(&self, name: &str, if_held: IfHeld) -> Result<(), Failure> {
-        Ok(catalog::delete(&self.env, &self.options, name, if_held == IfHeld::TakeOver).await?)
+    async fn delete(&self, name: &str, if_held: IfHeld, fate: Fate) -> Result<(), Failure> {
+        let takeover = if_held == IfHeld::TakeOver;
+        match fate {
+            Fate::Kept => catalog::set_aside(&self.env, &self.options, name, takeover).await.map(drop)?,
+            Fate::Gone => catalog::delete(&self.env, &self.options, name, takeover).await?,
+        }
+        Ok(())
     }
 
     async fn delete_by_id(&self, volume: Uuid, if_held: IfHeld) -> Result<(), Failure> {
         Ok(catalog::delete_by_id(&self.env, &self.options, volume, if_held == IfHeld::TakeOver).await?)
     }
 
+    async fn deleted(&self) -> Result<Vec<Deleted>, Failure> {
+        Ok(catalog::deleted(&self.env).await?)
+    }
+
+    async fn delete_kept(&self, volume: Uuid) -> Result<(), Failure> {
+        Ok(catalog::delete_kept(&self.env, &self.options, volume).await?)
+    }
+
+    async fn undelete(&self, volume: Uuid, to: Option<&str>) -> Result<Info, Failure> {
+        Ok(catalog::undelete(&self.env, volume, to).await?)
+    }
+
     async fn snapshots(&self, volume: &str) -> Result<Vec<Snapshot>, Failure> {
         let volume = catalog::resolve(&self.env, volume).await?;
         Ok(cairn::volume::snapshot::list(&self.env, volume).await?)
+    }
+
+    async fn compare(
+        &self,
+        volume: &str,
+        snapshots: (&str, &str),
+        offset: u64,
+        most: usize,
+    ) -> Result<Page, Failure> {
+        let volume = catalog::resolve(&self.env, volume).await?;
+        Ok(diff::page(&self.env, &self.options, volume, snapshots, offset, most).await?)
     }
 
     async fn take_snapshot(&self, volume: &str, snapshot: &str) -> Result<Snapshot, Failure> {
@@ -143,6 +176,24 @@ impl Gateway for House {
         let open = self.open_volumes().into_iter().find(|open| open.name == volume);
         let open = open.ok_or_else(|| Failure::NotServing("the house is full".to_owned()))?;
         Ok(catalog::clone(&open.volume, snapshot, name).await?)
+    }
+
+    async fn look_for_garbage(&self, name: &str) -> Result<Found, Failure> {
+        Ok(gc::look(&self.env, name).await?)
+    }
+
+    async fn collect_garbage(&self, name: &str) -> Result<Collected, Failure> {
+        catalog::resolve(&self.env, name).await?;
+        let open = self.open_volumes().into_iter().find(|open| open.name == name);
+        let open = open.ok_or_else(|| Failure::NotServing("the house is full".to_owned()))?;
+        Ok(gc::collect(&open.volume, None).await?)
+    }
+
+    async fn flatten(&self, name: &str) -> Result<Flattened, Failure> {
+        catalog::resolve(&self.env, name).await?;
+        let open = self.open_volumes().into_iter().find(|open| open.name == name);
+        let open = open.ok_or_else(|| Failure::NotServing("the house is full".to_owned()))?;
+        Ok(open.volume.flatten().await.map_err(SnapshotError::Volume)?)
     }
 
     fn stage(&self) -> Stage {

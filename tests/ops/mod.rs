@@ -9,3 +9,4 @@ mod hostile;
 mod house;
 mod memory;
 mod queries;
+mod undelete;

@@ -8,7 +8,10 @@
 //! * A clone that was answered exists. One that exists has all its data, whatever happens to other volumes.
 //! * A snapshot is deleted only if no clone of it exists, and a volume only if none of it does.
 //! * That also holds while the store denies clones that exist, and if the table or the head of the volume is lost.
+//! * A comparison of two snapshots, of one disk or of a disk and a clone, lists every cell that differs.
 //! * In the end, what was cut short is found and removed, until nothing is left but one disk.
+//! * All of that also holds if what nothing references is deleted on request at any time.
+//! * A clone that was flattened needs nothing of its parent any more.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,7 +26,8 @@ use cairn::volume::format::head::Head;
 use cairn::volume::format::keys::Keys;
 use cairn::volume::read::concat;
 use cairn::volume::{
-    DirtyBudget, Entropy, Environment, OpenError, Options, PageCache, SnapshotError, Volume, catalog,
+    Diff, DiffError, DirtyBudget, Entropy, Environment, Flattened, OpenError, Options, PageCache,
+    Side as Compared, SnapshotDisk, SnapshotError, Volume, catalog, gc,
 };
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
@@ -40,6 +44,8 @@ const CHUNK: u64 = 64 << 10;
 const ROUNDS: u32 = 24;
 /// Limit on the volumes of a run.
 const MOST: usize = 5;
+/// How many snapshots of each disk are compared with all others.
+const COMPARED: usize = 3;
 /// Longer than the collector needs.
 const COLLECTED: Duration = Duration::from_secs(60);
 /// Limit on the duration of anything.
@@ -62,6 +68,8 @@ struct Side {
 
 struct Run {
     random: SmallRng,
+    /// Decides when garbage is collected on request.
+    collects: SmallRng,
     memory: MemoryStore,
     options: Options,
     seed: u64,
@@ -118,8 +126,9 @@ impl Run {
             ..Options::default()
         };
         let memory = MemoryStore::unsorted(7);
-        let mut run =
-            Self { random, memory, options, seed, sides: Vec::new(), numbers: 0, leaves_any: false };
+        let collects = SmallRng::seed_from_u64(seed ^ 0x5eed_0000_0000_00c2);
+        let (sides, numbers, leaves_any) = (Vec::new(), 0, false);
+        let mut run = Self { random, collects, memory, options, seed, sides, numbers, leaves_any };
         let size = CELLS as u64 * CELL;
         let made = catalog::create(&run.env(), &run.options, "disk", size, ChunkBytes(CHUNK)).await;
         made.expect("an empty store takes a volume");
@@ -204,7 +213,8 @@ impl Run {
                 0..4 => self.write(at).await?,
                 4 | 5 => self.snapshot(at).await?,
                 6..9 => self.make_and_delete(at).await?,
-                9 => self.delete(at).await?,
+                9 if self.sides.len() > 1 => drop(self.delete(at).await?),
+                9 => {}
                 10 => self.restore(at).await?,
                 _ => {
                     let volume = &self.sides[at].volume;
@@ -215,11 +225,82 @@ impl Run {
                     self.reopen(at).await?;
                 }
             }
+            let at = at % self.sides.len();
+            match self.collects.random_range(0..8) {
+                0 | 1 => self.collect(at).await?,
+                2 => self.flatten(at).await?,
+                _ => {}
+            }
         }
         for at in 0..self.sides.len() {
             self.check(at).await?;
         }
+        self.compare().await?;
         self.end().await
+    }
+
+    /// Makes a clone independent of its parent, if no snapshot of it is in the way.
+    async fn flatten(&mut self, at: usize) -> Result<(), String> {
+        let Side { name, volume, of, .. } = &mut self.sides[at];
+        loop {
+            let flattened = volume.flatten().await;
+            match flattened.map_err(|error| format!("{name}: not flattened: {error}"))? {
+                Flattened::Done | Flattened::NoClone => {
+                    *of = None;
+                    break;
+                }
+                Flattened::Waits { .. } => tokio::time::sleep(COLLECTED).await,
+                Flattened::Held { .. } => {
+                    // What goes on in the background ends in the same way.
+                    tokio::time::sleep(COLLECTED).await;
+                    break;
+                }
+                other @ Flattened::Unreadable { .. } => return Err(format!("{name}: {other:?}")),
+            }
+        }
+        self.check(at).await
+    }
+
+    /// Deletes what nothing references of a disk, and of no other.
+    async fn collect(&self, at: usize) -> Result<(), String> {
+        let Side { name, volume, .. } = &self.sides[at];
+        let collected = gc::collect(volume, None).await;
+        let collected = collected.map_err(|error| format!("{name}: no collection: {error}"))?;
+        match collected.after.orphans.objects {
+            0 => self.check(at).await,
+            left => Err(format!("{name}: {left} orphans are left by a collection")),
+        }
+    }
+
+    /// Compares snapshots of all disks with each other.
+    async fn compare(&self) -> Result<(), String> {
+        let env = Environment {
+            store: Classes::one(Arc::new(self.memory.clone())),
+            cache: PageCache::new(1 << 20, 1 << 20),
+            budget: DirtyBudget::new(1 << 20),
+            entropy: Entropy::seeded(1),
+            wall_clock: Arc::new(|| 1_800_000_000),
+        };
+        let mut snapshots = Vec::new();
+        for Side { name: of, snapshots: taken, volume, .. } in &self.sides {
+            for (name, content) in taken.iter().take(COMPARED) {
+                let opened = SnapshotDisk::open(&env, &self.options, volume.id(), name).await;
+                let disk = opened.map_err(|error| format!("{of}@{name} cannot be opened: {error}"))?;
+                snapshots.push(((of, name), Compared::of_snapshot(&disk), content));
+            }
+        }
+        for ((of, one), before, old) in &snapshots {
+            for ((of_other, other), after, new) in &snapshots {
+                let pair = format!("{of}@{one} and {of_other}@{other}");
+                let diff = match Diff::between(before.clone(), after.clone()) {
+                    // Their common parent is no volume of theirs any more.
+                    Err(DiffError::Unrelated) if of != of_other => continue,
+                    diff => diff.map_err(|error| format!("{pair}: {error}"))?,
+                };
+                judge(diff, old, new).await.map_err(|why| format!("{pair}: {why}"))?;
+            }
+        }
+        Ok(())
     }
 
     /// Writes some cells, and makes them durable.
@@ -371,10 +452,8 @@ impl Run {
         Some((key, kept))
     }
 
-    async fn delete(&mut self, at: usize) -> Result<(), String> {
-        if self.sides.len() == 1 {
-            return Ok(());
-        }
+    /// Deletes a disk. Returns why that was refused, if what is left of a clone may need it.
+    async fn delete(&mut self, at: usize) -> Result<Option<OpenError>, String> {
         let name = self.sides[at].name.clone();
         let closed = self.sides[at].volume.close().await;
         closed.map_err(|error| format!("{name} is not closed: {error}"))?;
@@ -389,12 +468,18 @@ impl Run {
             Ok(()) if is_cloned => Err(format!("{name} is deleted under its clone")),
             Ok(()) => {
                 self.sides.remove(at);
-                Ok(())
+                Ok(None)
             }
             // A clone whose creator crashed is one, too, until somebody removes what is left.
-            Err(OpenError::HasClones { .. }) => self.reopen(at).await,
+            Err(error @ OpenError::HasClones { .. }) => {
+                self.reopen(at).await?;
+                Ok(Some(error))
+            }
             // What such a creator left has no root yet.
-            Err(OpenError::MayHaveClones { .. }) if self.leaves_any => self.reopen(at).await,
+            Err(error @ OpenError::MayHaveClones { .. }) if self.leaves_any => {
+                self.reopen(at).await?;
+                Ok(Some(error))
+            }
             Err(error) => Err(format!("{name} is not deleted: {error}")),
         }
     }
@@ -417,10 +502,9 @@ impl Run {
         }
         while self.sides.len() > 1 {
             let leaf = self.sides.iter().position(|side| !self.is_cloned(&side.name, None));
-            let (count, leaf) = (self.sides.len(), leaf.ok_or("each disk is a clone of another")?);
-            self.delete(leaf).await?;
-            if self.sides.len() == count {
-                return Err(format!("{} has no clone, and is not deleted", self.sides[leaf].name));
+            let leaf = leaf.ok_or("each disk is a clone of another")?;
+            if let Some(error) = self.delete(leaf).await? {
+                return Err(format!("{} has no clone, and is not deleted: {error}", self.sides[leaf].name));
             }
             for at in 0..self.sides.len() {
                 self.check(at).await?;
@@ -438,6 +522,24 @@ impl Run {
             Some(key) => Err(format!("{key} is left, and belongs to nothing")),
             None => Ok(()),
         }
+    }
+}
+
+/// Checks that a comparison lists every cell that differs, and that what it calls zeros is.
+async fn judge(mut diff: Diff, old: &Content, new: &Content) -> Result<(), String> {
+    let mut listed = [false; CELLS];
+    while let Some(change) = diff.next_change().await.map_err(|error| error.to_string())? {
+        for at in change.range.start / CELL..change.range.end.div_ceil(CELL) {
+            let cell = usize::try_from(at).expect("few");
+            listed[cell] = true;
+            if change.zero && new[cell] != 0 {
+                return Err(format!("cell {cell} is {}, and listed as zeros", new[cell]));
+            }
+        }
+    }
+    match (0..CELLS).find(|cell| old[*cell] != new[*cell] && !listed[*cell]) {
+        Some(cell) => Err(format!("cell {cell} differs, and is not listed")),
+        None => Ok(()),
     }
 }
 

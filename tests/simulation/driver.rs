@@ -65,7 +65,7 @@ pub(super) struct Driver {
 }
 
 /// Runs a seed: gateways that fight for a volume, then processes that create and delete volumes of a few names, then
-/// a disk that grows and shrinks.
+/// those that also bring them back, then a disk that grows and shrinks, and clones.
 pub(super) fn run(seed: u64, print: bool) -> Outcome {
     let mut driver = Driver::new(Plan::draw(seed), print);
     driver.chaos();
@@ -75,6 +75,10 @@ pub(super) fn run(seed: u64, print: bool) -> Outcome {
         return outcome;
     }
     let outcome = outcome.and(super::names::run(seed, print));
+    if outcome.violation.is_some() {
+        return outcome;
+    }
+    let outcome = outcome.and(super::undeletes::run(seed, print));
     if outcome.violation.is_some() {
         return outcome;
     }

@@ -42,17 +42,37 @@ pub(super) struct Standing {
     pub(super) until: Option<Time>,
 }
 
+/// What a deletion by name is about to do to the volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Aim {
+    /// It is deleted for good.
+    Delete,
+    /// It is kept, so that it can be brought back.
+    SetAside,
+}
+
 /// What the run knows about names and volumes.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Ledger {
+    /// Whether processes also delete volumes so that they can be brought back.
+    pub(super) keeps: bool,
+    /// Operations that may have deleted a volume in that way since it was last brought back, and whether each of
+    /// them has ended. While there are any, nobody can say whether the volume has a name.
+    pub(super) aside: BTreeMap<Uuid, BTreeMap<Operation, bool>>,
+    /// Volumes that a process may ever have deleted in that way.
+    pub(super) ever_aside: BTreeSet<Uuid>,
+    /// Volumes that a process may have deleted for good while they were kept.
+    pub(super) doomed: BTreeSet<Uuid>,
+    /// The state of each volume, and since when a kept one was kept.
+    pub(super) states: BTreeMap<Uuid, (VolumeState, Time)>,
     /// Volumes whose creation was answered.
     pub(super) made: BTreeMap<Uuid, Made>,
     /// Deletions that may have been aimed at a volume.
     pub(super) aimed: BTreeMap<Uuid, BTreeSet<Operation>>,
     /// Volumes whose deletion was answered with success.
     pub(super) deleted: BTreeSet<Uuid>,
-    /// Deletions by name that have not read the name yet.
-    pub(super) aiming: BTreeMap<Process, (Operation, String)>,
+    /// Deletions by name that have not read the name yet, and what they do then.
+    pub(super) aiming: BTreeMap<Process, (Operation, String, Aim)>,
     /// Names that processes are opening, or have opened and use.
     pub(super) opened: BTreeMap<Process, String>,
     /// Names that processes are binding. If that is a renaming, also the old name.
@@ -68,7 +88,17 @@ pub(super) struct Ledger {
 impl Ledger {
     /// Whether a volume was created and no operation can have deleted it.
     pub(super) fn is_owed(&self, volume: Uuid) -> bool {
-        self.made.contains_key(&volume) && self.aimed.get(&volume).is_none_or(BTreeSet::is_empty)
+        self.must_exist(volume) && self.aside.get(&volume).is_none_or(BTreeMap::is_empty)
+    }
+
+    /// Whether a volume was created and no operation can have deleted it for good.
+    pub(super) fn must_exist(&self, volume: Uuid) -> bool {
+        self.made.contains_key(&volume) && !self.is_aimed(volume)
+    }
+
+    /// Whether an operation may have deleted a volume for good.
+    pub(super) fn is_aimed(&self, volume: Uuid) -> bool {
+        self.aimed.get(&volume).is_some_and(|aimed| !aimed.is_empty())
     }
 
     /// All names of volumes that must exist. While a volume is being renamed it has two.
@@ -104,13 +134,13 @@ pub(super) fn phase(call: &Call) -> Phase {
 }
 
 /// The volume to which a key belongs.
-fn volume_of(key: &str) -> Option<Uuid> {
+pub(super) fn volume_of(key: &str) -> Option<Uuid> {
     let rest = key.strip_prefix("volume/").or_else(|| key.strip_prefix(IDENTITIES))?;
     Uuid::parse_str(rest.get(..36)?).ok()
 }
 
 impl Inner {
-    fn ledger(&mut self) -> &mut Ledger {
+    pub(super) fn names(&mut self) -> &mut Ledger {
         self.ledger.as_mut().expect("the run is about names")
     }
 
@@ -135,7 +165,7 @@ impl Inner {
     /// Picks for a deletion, now and then, the name of a volume that a process is opening, and pauses that process:
     /// a deletion can do no more harm than between two requests of an opening.
     pub(super) fn deletes_opened(&mut self, random: &mut SmallRng) -> Option<String> {
-        let opened: Vec<_> = self.ledger().opened.clone().into_iter().collect();
+        let opened: Vec<_> = self.names().opened.clone().into_iter().collect();
         let alive = opened.into_iter().filter(|(process, _)| self.processes[process].alive);
         let (process, name) = alive.choose(random)?;
         if random.random_bool(0.3) {
@@ -152,7 +182,10 @@ impl Inner {
         match call {
             Call::Put(key, body, _) => match key.strip_prefix(NAMES) {
                 Some(name) => self.name_changes(name, body),
-                None => self.note_stray(key, unheard),
+                None => {
+                    self.head_changes(key, body);
+                    self.note_stray(key, unheard);
+                }
             },
             Call::Delete(keys) => {
                 if let Some(name) = keys.iter().find(|key| key.starts_with(NAMES)) {
@@ -170,7 +203,7 @@ impl Inner {
     /// Nothing can find it once the identity is gone.
     fn note_stray(&mut self, key: &str, unheard: bool) {
         let Some(volume) = volume_of(key) else { return };
-        let is_aimed = self.ledger().aimed.get(&volume).is_some_and(|aimed| !aimed.is_empty());
+        let is_aimed = self.names().aimed.get(&volume).is_some_and(|aimed| !aimed.is_empty());
         if unheard || is_aimed || self.peek(&Keys::new(volume).identity()).is_none() {
             self.strays.insert(key.to_owned());
         }
@@ -180,7 +213,7 @@ impl Inner {
     fn check_removed(&mut self, key: &str) {
         let Some(volume) = volume_of(key) else { return };
         let keys = Keys::new(volume);
-        if [keys.head(), keys.identity()].iter().any(|of| of == key) && self.ledger().has_name(volume) {
+        if [keys.head(), keys.identity()].iter().any(|of| of == key) && self.names().has_name(volume) {
             self.broken(format!("{key} is deleted, and a name is bound to its volume"));
         }
     }
@@ -192,7 +225,7 @@ impl Inner {
             Err(error) => return self.broken(format!("under the name {name} stands: {error}")),
         };
         let to = binding.name.is_some().then_some(binding.volume);
-        let standing = self.ledger().names.entry(name.to_owned()).or_default();
+        let standing = self.names().names.entry(name.to_owned()).or_default();
         let (version, from) = (standing.version, standing.volume);
         let until = from.map(|_| now).or(standing.until);
         *standing = Standing { version: binding.version, volume: to, until };
@@ -203,7 +236,7 @@ impl Inner {
             self.check_taken(name, from);
         }
         if let Some(to) = to {
-            self.ledger().seen.insert(to);
+            self.names().seen.insert(to);
             self.check_binding(name, to);
             self.cut_off_creator(name);
         }
@@ -214,7 +247,7 @@ impl Inner {
     fn cut_off_creator(&mut self, name: &str) {
         let creates = |(of, old): &(String, Option<String>)| of == name && old.is_none();
         let creator =
-            self.ledger().binding.iter().find(|(_, names)| creates(names)).map(|(process, _)| *process);
+            self.names().binding.iter().find(|(_, names)| creates(names)).map(|(process, _)| *process);
         if let Some(creator) = creator
             && self.calm.is_none()
             && self.random.random_bool(0.2)
@@ -225,10 +258,10 @@ impl Inner {
 
     /// Checks that a name may be taken from a volume.
     fn check_taken(&mut self, name: &str, from: Uuid) {
-        if self.ledger().has_name(from) {
+        if self.names().has_name(from) {
             return;
         }
-        if self.ledger().is_owed(from) {
+        if self.names().is_owed(from) {
             self.broken(format!("the name {name} is taken from {from}, which nobody deletes"));
         }
         if self.state_of(from) == Some(VolumeState::Live) {
@@ -238,36 +271,45 @@ impl Inner {
 
     /// Checks that a name may be bound to a volume.
     fn check_binding(&mut self, name: &str, to: Uuid) {
-        if self.ledger().deleted.contains(&to) {
+        if self.names().deleted.contains(&to) {
             self.broken(format!("the name {name} is bound to {to}, which was deleted"));
         }
-        let is_aimed = self.ledger().aimed.get(&to).is_some_and(|aimed| !aimed.is_empty());
+        let is_aimed = self.names().is_aimed(to);
         if !is_aimed && self.state_of(to).is_none() {
             self.broken(format!("the name {name} is bound to {to}, which is not whole"));
         }
+        self.check_recorded(name, to);
     }
 
     /// Returns the state in the head of a volume. Returns `None` if it has no readable head, or no identity.
-    fn state_of(&self, volume: Uuid) -> Option<VolumeState> {
+    pub(super) fn state_of(&self, volume: Uuid) -> Option<VolumeState> {
         let keys = Keys::new(volume);
         let head = Head::decode(volume, &self.peek(&keys.head())?).ok()?;
         self.peek(&keys.identity()).map(|_| head.state)
     }
 
     /// Returns the object under a key, without a request.
-    fn peek(&self, key: &str) -> Option<Bytes> {
+    pub(super) fn peek(&self, key: &str) -> Option<Bytes> {
         let object = self.memory.get(key, ByteRange::Full).now_or_never()?;
         object.ok().map(|object| object.body)
     }
 
     /// Notes that a process has read an object: a deletion by name now knows which volume it deletes.
     pub(super) fn aims(&mut self, process: Process, body: &Bytes) {
-        let Some((operation, name)) = self.ledger().aiming.get(&process).cloned() else { return };
+        let Some((operation, name, aim)) = self.names().aiming.get(&process).cloned() else { return };
         let Ok(binding) = NameBinding::decode(body) else { return };
         // A second request for the same read may have brought another answer at the same instant.
         if binding.name == Some(name) {
-            self.ledger().aiming.remove(&process);
-            self.ledger().aimed.entry(binding.volume).or_default().insert(operation);
+            self.names().aiming.remove(&process);
+            match aim {
+                Aim::Delete => {
+                    self.names().aimed.entry(binding.volume).or_default().insert(operation);
+                }
+                Aim::SetAside => {
+                    self.names().ever_aside.insert(binding.volume);
+                    self.names().aside.entry(binding.volume).or_default().insert(operation, false);
+                }
+            }
             self.say(format_args!("P{process} deletes {}", binding.volume));
         }
     }
@@ -292,7 +334,7 @@ impl Inner {
     /// Checks that of all volumes and names only free names are left, and objects that nothing can find.
     pub(super) fn look_for_leftovers(&mut self) {
         let objects = self.objects();
-        let planted = self.ledger().planted.clone();
+        let planted = self.names().planted.clone();
         let is_free = |key: &str| {
             let binding = NameBinding::decode(&objects[key]);
             key.starts_with(NAMES) && binding.is_ok_and(|binding| binding.name.is_none())
@@ -313,8 +355,8 @@ impl Inner {
         let unknown = Uuid::from_u128(0x00ff_0000_0000_4000_8000_0000_0000_0001);
         self.memory.insert(&Keys::new(unknown).identity(), damaged.clone());
         self.memory.insert(&Keys::new(volume).head(), damaged);
-        self.ledger().planted.insert(name);
+        self.names().planted.insert(name);
         let standing = Standing { version: 1, volume: Some(volume), until: None };
-        self.ledger().names.insert(cracked.to_owned(), standing);
+        self.names().names.insert(cracked.to_owned(), standing);
     }
 }

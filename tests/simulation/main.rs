@@ -26,6 +26,8 @@
 //! * A volume that was created and that no process deletes is found under its name and can be opened. No
 //!   deletion takes the name of another volume. No listing fails because of one volume. Whatever was
 //!   interrupted is found and removed at the end ([`names`], [`ledger`]).
+//! * A deleted volume is kept for its time, and can be brought back with what was flushed to it. A volume in use
+//!   always has one name ([`undeletes`]).
 //! * A size that was answered lasts, everyone sees it, and what was beyond the end of the disk never comes back
 //!   ([`sizes`]).
 //! * A clone has what its snapshot has, and keeps it, whatever is deleted and whoever crashes ([`clones`]).
@@ -46,6 +48,7 @@ mod checker;
 mod client;
 mod clones;
 mod driver;
+mod explained;
 mod finale;
 mod gateway;
 mod ledger;
@@ -64,6 +67,7 @@ mod snapshots;
 #[allow(dead_code, reason = "the integration tests use the rest")]
 mod support;
 mod trace;
+mod undeletes;
 mod weather;
 mod wire;
 mod world;

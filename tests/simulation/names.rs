@@ -12,11 +12,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cairn::effect::Durability::Volatile;
-use cairn::store::Error as StoreError;
-use cairn::volume::catalog::{self, Listed};
+use cairn::volume::catalog::{self, Listed, Progress, Unnamed, Watch};
 use cairn::volume::read::concat;
 use cairn::volume::{Error, OpenError, Options, Volume};
 use futures::FutureExt;
+use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::seq::IteratorRandom;
 use rand::{Rng, SeedableRng};
@@ -24,7 +24,7 @@ use uuid::Uuid;
 
 use super::driver::{Driver, Outcome, PATIENCE, empty_store};
 use super::gateway::{Gateway, Parts};
-use super::ledger::{Ledger, Made, Operation};
+use super::ledger::{Aim, Ledger, Made, Operation};
 use super::plan::Plan;
 use super::world::{Inner, Order, Process, World};
 
@@ -38,8 +38,13 @@ const ROUNDS: u32 = 5;
 
 /// Runs a seed.
 pub(super) fn run(seed: u64, print: bool) -> Outcome {
-    let mut random = SmallRng::seed_from_u64(seed ^ 0x5eed_0000_0000_0007);
-    let plan = Plan::draw(seed);
+    let random = SmallRng::seed_from_u64(seed ^ 0x5eed_0000_0000_0007);
+    run_with(Plan::draw(seed), random, Ledger::default(), print)
+}
+
+/// Runs a plan. The ledger says which operations are drawn.
+pub(super) fn run_with(plan: Plan, mut random: SmallRng, ledger: Ledger, print: bool) -> Outcome {
+    let seed = plan.seed;
     let plan = Plan {
         commands: random.random_range(20..70),
         gateways: random.random_range(2..=5),
@@ -56,7 +61,7 @@ pub(super) fn run(seed: u64, print: bool) -> Outcome {
     let world = World::new(plan, Uuid::nil(), memory, print);
     {
         let mut inner = world.lock();
-        inner.ledger = Some(Ledger::default());
+        inner.ledger = Some(ledger);
         // There is no single volume whose recovery could be checked.
         inner.rotten = true;
         if random.random_bool(0.3) {
@@ -77,7 +82,7 @@ pub(super) fn run(seed: u64, print: bool) -> Outcome {
 }
 
 fn start(world: &World, process: Process, _: bool) -> Gateway {
-    let gateway = Gateway::spawn(world, process, |parts| Citizen { parts }.live());
+    let gateway = Gateway::spawn(world, process, |parts| Citizen::new(parts).live());
     world.lock().processes.get_mut(&process).expect("just born").opening = false;
     gateway
 }
@@ -102,7 +107,7 @@ impl Driver {
         let number = self.number();
         let janitor = Gateway::spawn(&self.world, number, |parts| async move {
             let (world, process) = (parts.world.clone(), parts.process);
-            let outcome = Citizen { parts }.clean_up().await;
+            let outcome = Citizen::new(parts).clean_up().await;
             let mut inner = world.lock();
             if let Err(why) = outcome {
                 inner.broken(format!("at last: {why}"));
@@ -119,17 +124,21 @@ impl Driver {
 
 /// An operation of a process.
 #[derive(Clone, Debug)]
-enum Deed {
+pub(super) enum Deed {
     Create(String),
     Delete(String, bool),
     DeleteById(Uuid, bool),
+    DeleteKept(Uuid),
     Open(String, bool),
     Rename(String, String, bool),
     List,
+    SetAside(String, bool),
+    Undelete(Uuid, Option<String>),
+    Watch,
 }
 
 /// Why an operation failed.
-enum Failure {
+pub(super) enum Failure {
     Opening(OpenError),
     Serving(Error),
 }
@@ -156,20 +165,26 @@ impl std::fmt::Display for Failure {
 }
 
 /// The state when an operation began.
-struct Before {
-    operation: Operation,
+pub(super) struct Before {
+    pub(super) operation: Operation,
     /// World time in milliseconds.
-    now: u64,
-    ledger: Ledger,
+    pub(super) now: u64,
+    pub(super) ledger: Ledger,
     denials: u64,
 }
 
 /// A process that performs one operation after another.
-struct Citizen {
-    parts: Parts,
+pub(super) struct Citizen {
+    pub(super) parts: Parts,
+    /// What it has seen of deleted volumes.
+    pub(super) watch: Mutex<Watch>,
 }
 
 impl Citizen {
+    fn new(parts: Parts) -> Self {
+        Self { parts, watch: Mutex::default() }
+    }
+
     async fn live(mut self) {
         if self.parts.random.random_bool(0.5) {
             self.parts.control.wait_out_refusals();
@@ -181,7 +196,8 @@ impl Citizen {
             if *self.parts.orders.borrow() != Order::Serve || !self.parts.world.lock().take_command() {
                 break;
             }
-            let deed = self.draw();
+            let keeps = self.parts.world.lock().names().keeps;
+            let deed = if keeps { self.draw_of_all() } else { self.draw() };
             // Sometimes the caller goes away, and the operation ends at its current await point.
             let patience = match self.parts.random.random_range(0..10) {
                 0 => Duration::from_millis(self.parts.random.random_range(0..300)),
@@ -232,10 +248,16 @@ impl Citizen {
         let before = ledger.clone();
         match deed {
             Deed::Delete(name, _) => {
-                ledger.aiming.insert(process, (operation, name.clone()));
+                ledger.aiming.insert(process, (operation, name.clone(), Aim::Delete));
+            }
+            Deed::SetAside(name, _) => {
+                ledger.aiming.insert(process, (operation, name.clone(), Aim::SetAside));
             }
             Deed::DeleteById(volume, _) => {
                 ledger.aimed.entry(*volume).or_default().insert(operation);
+            }
+            Deed::DeleteKept(volume) => {
+                ledger.doomed.insert(*volume);
             }
             Deed::Open(name, _) => {
                 ledger.opened.insert(process, name.clone());
@@ -247,7 +269,7 @@ impl Citizen {
             Deed::Create(name) => {
                 ledger.binding.insert(process, (name.clone(), None));
             }
-            Deed::List => {}
+            Deed::List | Deed::Undelete(..) | Deed::Watch => {}
         }
         Before { operation, now, ledger: before, denials }
     }
@@ -277,16 +299,17 @@ impl Citizen {
                 let is_denied = self.is_denied(before);
                 world.lock().listed(before, &all, is_denied);
                 let unnamed = catalog::unnamed(env).await?;
-                // A single false answer must not be believed.
-                let is_denied = self.denials(before) > 1;
-                let unnamed = unnamed.into_iter().map(|unnamed| unnamed.volume).collect();
-                world.lock().without_name(before, unnamed, is_denied);
+                let denials = self.denials(before);
+                world.lock().without_name(before, &unnamed, denials);
+            }
+            Deed::SetAside(..) | Deed::Undelete(..) | Deed::DeleteKept(_) | Deed::Watch => {
+                self.act_on_deleted(deed, before).await?;
             }
         }
         Ok(())
     }
 
-    fn options(&self) -> Options {
+    pub(super) fn options(&self) -> Options {
         let mut options = self.parts.world.lock().plan.options.clone();
         options.holder_name = format!("P{}", self.parts.process);
         options
@@ -302,7 +325,7 @@ impl Citizen {
     }
 
     /// Opens a volume, checks the mark that was flushed last, and writes another. Returns the volume.
-    async fn use_volume(&self, name: &str, takeover: bool) -> Result<Uuid, Failure> {
+    pub(super) async fn use_volume(&self, name: &str, takeover: bool) -> Result<Uuid, Failure> {
         let Parts { world, env, .. } = &self.parts;
         // Looked up before, because another process may take the volume over and flush a newer mark.
         let made = world.lock().names().made.clone();
@@ -352,6 +375,7 @@ impl Citizen {
         ledger.aiming.remove(&process);
         ledger.opened.remove(&process);
         ledger.binding.remove(&process);
+        ledger.aside_ends(before.operation);
         match outcome {
             Some(Ok(())) => {
                 inner.quiet = 0;
@@ -362,6 +386,9 @@ impl Citizen {
                     // It has not marked the head, and never will.
                     for aimed in ledger.aimed.values_mut() {
                         aimed.remove(&before.operation);
+                    }
+                    for aside in ledger.aside.values_mut() {
+                        aside.remove(&before.operation);
                     }
                 }
                 if !inner.explains(deed, before, &error, is_denied) {
@@ -375,7 +402,10 @@ impl Citizen {
     /// The final check, in fair weather.
     async fn clean_up(&self) -> Result<(), String> {
         let Parts { world, env, .. } = &self.parts;
-        let owed = || world.lock().ledger.as_ref().expect("the run is about names").owed();
+        let owed = || world.lock().names().owed();
+        if world.lock().names().keeps {
+            self.bring_all_back().await?;
+        }
         for (name, volume) in &owed() {
             if owed().get(name) != Some(volume) {
                 // It is the old name of a volume that was used under the new one just now.
@@ -439,7 +469,7 @@ impl Citizen {
                 let before = self.begin(&deed);
                 match catalog::delete_by_id(env, &self.options(), found.volume, true).await {
                     Ok(()) | Err(OpenError::NoSuchId(_)) => self.end(&deed, &before, Some(Ok(()))),
-                    // The damaged and the incomplete ones are removed in this round, too.
+                    // Those that cannot be read are removed in this round, too.
                     Err(OpenError::MayHaveClones { .. }) => {}
                     Err(error) => return Err(format!("{} cannot be removed: {error}", found.volume)),
                 }
@@ -450,14 +480,11 @@ impl Citizen {
 }
 
 impl Inner {
-    fn names(&mut self) -> &mut Ledger {
-        self.ledger.as_mut().expect("the run is about names")
-    }
-
     fn created(&mut self, name: &str, volume: Uuid) {
         let ledger = self.names();
         let is_aimed = ledger.aimed.get(&volume).is_some_and(|aimed| !aimed.is_empty());
         // It may have got another name by now.
+        let is_aimed = is_aimed || ledger.ever_aside.contains(&volume);
         if !ledger.has_name(volume) && !is_aimed {
             self.broken(format!("{volume} was created, and {name} does not stand for it"));
         }
@@ -466,7 +493,7 @@ impl Inner {
 
     /// Returns the volume that had to exist under a name when an operation began, if it still must, and if the
     /// name was not changed since.
-    fn owed_since(&self, before: &Before, name: &str) -> Option<Uuid> {
+    pub(super) fn owed_since(&self, before: &Before, name: &str) -> Option<Uuid> {
         let volume = *before.ledger.owed().get(name)?;
         let ledger = self.ledger.as_ref().expect("the run is about names");
         let is_unchanged = ledger.version_of(name) == before.ledger.version_of(name);
@@ -496,12 +523,18 @@ impl Inner {
         }
     }
 
-    fn without_name(&mut self, before: &Before, found: Vec<Uuid>, is_denied: bool) {
-        for volume in found {
+    /// Checks what is said to have no name. Meanwhile the process got so many false answers.
+    fn without_name(&mut self, before: &Before, found: &[Unnamed], denials: u64) {
+        for Unnamed { volume, progress, .. } in found {
+            let volume = *volume;
             self.names().seen.insert(volume);
-            let was_owed = before.ledger.is_owed(volume);
-            if was_owed && !is_denied && self.names().is_owed(volume) {
-                self.broken(format!("{volume}, which was created, is said to have no name"));
+            // A single false answer must not be believed.
+            let is_owed = before.ledger.is_owed(volume) && self.names().is_owed(volume) && denials <= 1;
+            // Even if it is deleted and brought back meanwhile, it has a name whenever it is in use.
+            let must_exist = before.ledger.must_exist(volume) && self.names().must_exist(volume);
+            let is_in_use = must_exist && matches!(progress, Progress::Unbound) && denials == 0;
+            if is_owed || is_in_use {
+                self.broken(format!("{volume}, which was created, is said to have no name: {progress}"));
             }
         }
     }
@@ -519,6 +552,7 @@ impl Inner {
                 let aimed = self.names().aimed.iter();
                 aimed.filter(|(_, by)| by.contains(&before.operation)).map(|(volume, _)| *volume).collect()
             }
+            Deed::DeleteKept(volume) => vec![*volume],
             _ => return,
         };
         for volume in gone {
@@ -528,49 +562,6 @@ impl Inner {
                 let name = name.clone();
                 self.broken(format!("{volume} was deleted, and {name} still stands for it"));
             }
-        }
-    }
-
-    /// Whether the weather, or another process, explains that an operation failed.
-    fn explains(&self, deed: &Deed, before: &Before, failure: &Failure, is_denied: bool) -> bool {
-        let owed = match deed {
-            Deed::Create(name) | Deed::Delete(name, _) | Deed::Open(name, _) | Deed::Rename(name, ..) => {
-                self.owed_since(before, name)
-            }
-            Deed::DeleteById(..) | Deed::List => None,
-        };
-        match failure {
-            // The volume being created was deleted by its id.
-            Failure::Opening(OpenError::Store(StoreError::NotFound { key })) => {
-                matches!(deed, Deed::Create(_)) && self.is_deleted(key)
-            }
-            Failure::Opening(OpenError::Store(error)) => self.is_weather(error),
-            Failure::Opening(OpenError::Held { .. } | OpenError::Lost(_) | OpenError::Contended(_)) => true,
-            Failure::Opening(OpenError::NoSuchVolume(_)) => owed.is_none() || is_denied,
-            Failure::Opening(OpenError::Renamed { .. }) => {
-                matches!(deed, Deed::Open(..) | Deed::Rename(..)) && owed.is_none()
-            }
-            Failure::Opening(OpenError::NoSuchId(volume)) => {
-                is_denied || !self.ledger.as_ref().is_some_and(|ledger| ledger.is_owed(*volume))
-            }
-            Failure::Opening(OpenError::Exists(name)) => {
-                let was_there = self.stood_until(name).is_some_and(|until| until >= before.now);
-                matches!(deed, Deed::Create(_) | Deed::Rename(..)) && was_there
-            }
-            Failure::Opening(OpenError::Incomplete { .. } | OpenError::Deleting) => {
-                matches!(deed, Deed::Open(..) | Deed::Rename(..)) && owed.is_none()
-            }
-            // Nobody can say whether a damaged head is somebody's.
-            Failure::Opening(OpenError::Unclear { .. }) => matches!(deed, Deed::DeleteById(..)),
-            // Late requests brought back something of a volume without a head. It may be what a damaged or incomplete
-            // volume shares. In the end all of these must go.
-            Failure::Opening(OpenError::MayHaveClones { .. }) => {
-                matches!(deed, Deed::Delete(..) | Deed::DeleteById(..))
-            }
-            Failure::Serving(Error::Stopped(_) | Error::Lost { .. }) => true,
-            Failure::Serving(Error::Store(error)) => self.is_weather(error),
-            Failure::Serving(Error::Deadline { .. }) => self.plan.options.store_deadline.is_some(),
-            Failure::Opening(_) | Failure::Serving(_) => false,
         }
     }
 }

@@ -22,11 +22,12 @@ const VOLUME: &[&[&str]] = &[
     &["write"],
     &["collect", "snapshot"],
     &["fold"],
-    &["pins"],
+    &["pins", "flatten"],
     &["disk"],
-    &["open"],
+    &["open", "diff"],
     &["catalog"],
-    &["check", "import"],
+    &["check", "import", "incremental"],
+    &["gc"],
 ];
 
 /// Columns of the drawing's first column, with the space behind it.

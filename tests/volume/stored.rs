@@ -26,6 +26,9 @@ pub(crate) struct Stored {
     pub(crate) keys: BTreeSet<String>,
     /// The overlays of each map page.
     pub(crate) overlays: BTreeMap<u32, usize>,
+    /// Where each block is: the key of its object, and which of the object's blocks it is. The others are
+    /// zeros.
+    pub(crate) places: BTreeMap<u64, (String, u64)>,
     /// How many frames of each pack are in use.
     in_use: BTreeMap<ObjectId, u32>,
 }
@@ -46,7 +49,8 @@ impl Stored {
         let root_key = keys.root(id);
         let root = Root::decode(keys.sealing(), id, &objects[&root_key]).expect("a root");
         let named = BTreeSet::from([root_key]);
-        let mut stored = Self { root, keys: named, overlays: BTreeMap::new(), in_use: BTreeMap::new() };
+        let (overlays, in_use, places) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let mut stored = Self { root, keys: named, overlays, places, in_use };
         let pages: Vec<_> = stored.root.map_pages.iter().map(|(number, page)| (*number, *page)).collect();
         for (number, reference) in pages {
             let owner = owner(keys, &stored.root.origins, reference.origin);
@@ -100,9 +104,27 @@ impl Stored {
             let mut overlaid = 0;
             // The counts are of what belongs to the owner of the map page.
             let own = entry.base.filter(|base| base.origin == 0);
+            let start = u64::from(number) * u64::from(geometry.map_page_blocks()) + u64::from(first);
+            if let Some(base) = entry.base {
+                let owner = owner(of_page, page.origins(), base.origin);
+                let key = owner.chunk(ChunkIndex::at(number, slot), base.id);
+                for block in base.stored.iter().flat_map(|page| page.first_block()..page.first_block() + 16) {
+                    self.places.insert(start + u64::from(block), (key.clone(), u64::from(block)));
+                }
+            }
             for (run, place) in located(&overlays, slot, first..first + blocks) {
                 overlaid += run.end - run.start;
                 counts.hidden += stored_blocks(own, blocks, &run);
+                for block in run.clone() {
+                    let at = start + u64::from(block - first);
+                    match &place {
+                        Located::Frames(owner, id, frame) => {
+                            let frame = u64::from(*frame) + u64::from(block - run.start);
+                            self.places.insert(at, (owner.pack(*id), frame));
+                        }
+                        Located::Zero(_) | Located::Unknown(_) => drop(self.places.remove(&at)),
+                    }
+                }
                 match place {
                     Located::Frames(owner, id, _) if owner == ours => {
                         *self.in_use.entry(id).or_default() += run.end - run.start;

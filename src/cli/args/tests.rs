@@ -2,6 +2,7 @@
 
 use clap::CommandFactory;
 
+use super::super::snapshot_args::SnapshotAction;
 use super::*;
 
 #[test]
@@ -109,6 +110,42 @@ fn mistakes_are_refused() {
         "cairn nbd copy a b c",
         "cairn nbd copy a b --connections 0",
         "cairn nbd mirror a --no-tls",
+    ] {
+        assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
+    }
+}
+
+#[test]
+fn mistakes_about_deleted_volumes_are_refused() {
+    for line in [
+        "cairn volume undelete",
+        "cairn volume undelete disk new",
+        "cairn volume undelete disk --as",
+        "cairn volume list --deleted --unnamed",
+        "cairn volume delete --deleted",
+        "cairn volume delete --deleted disk",
+        "cairn volume delete disk --deleted 00000000-0000-4000-8000-000000000001",
+        "cairn volume delete --deleted 00000000-0000-4000-8000-000000000001 --takeover",
+        "cairn volume delete --deleted 00000000-0000-4000-8000-000000000001 --id \
+         00000000-0000-4000-8000-000000000002",
+    ] {
+        assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
+    }
+}
+
+#[test]
+fn mistakes_about_differences_are_refused() {
+    for line in [
+        "cairn snapshot diff disk@a",
+        "cairn snapshot diff disk disk@a",
+        "cairn snapshot diff disk@a disk@b --gateway",
+        "cairn import disk.img disk --onto copy",
+        "cairn import disk.img disk --snapshot monday",
+        "cairn import disk.inc --onto copy --chunk-size 1MiB",
+        "cairn export disk@b disk.inc --since a",
+        "cairn export disk@b disk.inc --since disk@a",
+        "cairn export disk@b disk.inc --since @a --resume",
+        "cairn export disk@b disk.inc --digest",
     ] {
         assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
     }

@@ -76,6 +76,43 @@ pub(super) enum Error {
         /// Who holds the volume.
         holder: String,
     },
+    /// A gateway holds the volume that is to be compared with a snapshot.
+    #[error(
+        "volume {name:?} is in use by {holder}, so it changes: take a snapshot of it and compare with that \
+         (cairn snapshot create {name}@NAME --gateway on the machine of that gateway)"
+    )]
+    CompareHeld {
+        /// Name of the volume.
+        name: String,
+        /// Who holds the volume.
+        holder: String,
+    },
+    /// Two contents cannot be compared.
+    #[error("{from} and {to}: {}", chain(.source))]
+    Compare {
+        /// What was to be compared.
+        from: String,
+        /// What it was to be compared with.
+        to: String,
+        /// The error of the comparison.
+        source: volume::DiffError,
+    },
+    /// The bytes are not those of an incremental stream, or not all of them.
+    #[error("{name} is not a whole stream of cairn export --since: {source}")]
+    Stream {
+        /// The file, as the user named it.
+        name: String,
+        /// What is wrong with it.
+        source: volume::format::codec::DecodeError,
+    },
+    /// An incremental stream cannot be applied to a volume.
+    #[error("volume {name:?}: {}", chain(.source))]
+    Receive {
+        /// Name of the volume.
+        name: String,
+        /// The error of the import.
+        source: volume::ReceiveError,
+    },
     /// An import or export was cut short, and something of it is left.
     #[error("{source}; {advice}")]
     Cut {
@@ -134,6 +171,52 @@ pub(super) enum Error {
         of: String,
         /// The underlying error.
         source: volume::CloneError,
+    },
+    /// A clone cannot be flattened.
+    #[error("volume {name:?}: {}", chain(.source))]
+    Flatten {
+        /// Name of the volume.
+        name: String,
+        /// The error of the operation.
+        source: volume::Error,
+    },
+    /// Snapshots of a clone need the volumes that it shares objects with.
+    #[error(
+        "all data of volume {name:?} is its own, but its snapshots {snapshots} were taken before that and \
+         need other volumes: delete them, and repeat the command"
+    )]
+    FlattenHeld {
+        /// Name of the volume.
+        name: String,
+        /// Names of the snapshots.
+        snapshots: String,
+    },
+    /// Some of what a clone shares cannot be read.
+    #[error(
+        "volume {name:?}: {chunks} chunks or map pages that it shares cannot be read, and are left as they \
+         are (cairn check says which): bring the objects back or overwrite the ranges, and repeat the command"
+    )]
+    FlattenUnread {
+        /// Name of the volume.
+        name: String,
+        /// How many these are.
+        chunks: u64,
+    },
+    /// The garbage of a volume cannot be collected.
+    #[error("volume {name:?}: {}", chain(.source))]
+    Collect {
+        /// Name of the volume.
+        name: String,
+        /// The error of the collection.
+        source: volume::CollectError,
+    },
+    /// The garbage of some volumes was not collected; the output says why.
+    #[error("the garbage of {failed} of {all} volumes was not collected")]
+    Uncollected {
+        /// How many volumes these are.
+        failed: usize,
+        /// Number of all volumes.
+        all: usize,
     },
     /// An operation on a snapshot failed.
     #[error("snapshot {of:?}: {}", chain(.source))]
@@ -298,10 +381,19 @@ impl Error {
             | Self::RenameHeld { .. }
             | Self::Import { .. }
             | Self::ExportHeld { .. }
+            | Self::CompareHeld { .. }
+            | Self::Compare { .. }
+            | Self::Stream { .. }
+            | Self::Receive { .. }
             | Self::Interrupted { .. }
             | Self::NoProgram { .. }
             | Self::Program { .. }
             | Self::Resize { .. }
+            | Self::Flatten { .. }
+            | Self::FlattenHeld { .. }
+            | Self::FlattenUnread { .. }
+            | Self::Collect { .. }
+            | Self::Uncollected { .. }
             | Self::Snapshot { .. }
             | Self::Clone { .. }
             | Self::Open { .. }

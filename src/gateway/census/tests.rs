@@ -76,7 +76,8 @@ impl Bench {
         let metrics = Metrics::new();
         let volumes = OpenVolumes::new(env.clone(), options, metrics.clone());
         let counting = environment(Arc::<Timed>::clone(&timed), 2);
-        let census = Census::start(counting, Arc::clone(&volumes), metrics.clone(), interval);
+        let reaper = Reaper::new(counting.clone(), volume::Options::default());
+        let census = Census::start(counting, Arc::clone(&volumes), metrics.clone(), reaper, interval);
         Self { env, memory, fault, timed, volumes, metrics, census }
     }
 

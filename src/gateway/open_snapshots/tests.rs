@@ -6,8 +6,8 @@ use super::*;
 use crate::effect::Durability::Durable;
 use crate::gateway::open_volumes::{Next, Options};
 use crate::gateway::{
-    Catalogue, Census, Failure as Refused, Gateway as _, GatewayStatus, IfHeld, Serving, StoreCheck,
-    VolumeExports,
+    Catalogue, Census, Failure as Refused, Fate, Gateway as _, GatewayStatus, IfHeld, Reaper, Serving,
+    StoreCheck, VolumeExports,
 };
 use crate::protocol::{Error as Value, TransmissionFlags};
 use crate::server::{self, Allocation, Export, Exports, OpenError as Refusal, Segment};
@@ -81,8 +81,9 @@ impl Gateway {
         let exports = Arc::clone(&self.exports) as Arc<dyn Exports>;
         let server = server::Server::new(exports, server::Options::default(), metrics.server());
         let status = GatewayStatus::starting();
+        let reaper = Reaper::new(self.env.clone(), volume::Options::default());
         status.serves(Serving {
-            census: Census::start(self.env.clone(), Arc::clone(&self.volumes), metrics, None),
+            census: Census::start(self.env.clone(), Arc::clone(&self.volumes), metrics, reaper, None),
             connect: Vec::new(),
             env: self.env.clone(),
             volumes: Arc::clone(&self.volumes),
@@ -284,9 +285,11 @@ async fn a_volume_is_opened_for_its_snapshots_and_what_clients_read_is_not_delet
     assert_eq!(status.snapshots("disk").await.unwrap(), [taken]);
     let clients =
         [gateway.exports.open("disk@x").await.unwrap(), gateway.exports.open("disk@x").await.unwrap()];
+    let id = status.resolve("disk").await.unwrap();
     for refused in [
         status.delete_snapshot("disk", "x").await.unwrap_err(),
-        status.delete("disk", IfHeld::Refuse).await.unwrap_err(),
+        status.delete("disk", IfHeld::Refuse, Fate::Kept).await.unwrap_err(),
+        status.delete_kept(id).await.unwrap_err(),
     ] {
         assert!(matches!(&refused, Refused::InUse(why) if why.ends_with(": 2")), "{refused:?}");
     }

@@ -9,7 +9,7 @@ use crate::gateway::catalogue::Catalogue;
 use crate::gateway::exports::VolumeExports;
 use crate::gateway::status::{GatewayStatus, Serving};
 use crate::gateway::store_check::StoreCheck;
-use crate::gateway::{Gateway as _, IfHeld};
+use crate::gateway::{Fate, Gateway as _, IfHeld};
 use crate::metrics::{Label as _, StoreMetrics, StoreOutcome};
 use crate::protocol::Error as Value;
 use crate::server::{Exports as _, OpenError as Refusal, Segment};
@@ -78,8 +78,9 @@ fn serving(gateway: &Gateway, env: Environment) -> Arc<GatewayStatus> {
     let server = server::Server::new(Arc::new(exports), server::Options::default(), Metrics::new().server());
     let volumes = Arc::clone(&gateway.volumes);
     let status = GatewayStatus::starting();
+    let reaper = super::super::Reaper::new(env.clone(), volume::Options::default());
     status.serves(Serving {
-        census: super::super::census::Census::start(env.clone(), volumes, Metrics::new(), None),
+        census: super::super::census::Census::start(env.clone(), volumes, Metrics::new(), reaper, None),
         connect: Vec::new(),
         store_check: StoreCheck::new(Arc::clone(&env.store.reads), Duration::ZERO),
         env,
@@ -252,7 +253,7 @@ async fn it_is_ready_while_the_store_answers_and_no_configured_volume_is_lost() 
     assert_eq!(open.iter().map(|open| (&*open.name, open.clients)).collect::<Vec<_>>(), [("a", 1)]);
     status.create("c", SIZE, None).await.unwrap();
     assert_eq!(status.volume("c").await.unwrap().chunk_bytes, 4 << 20);
-    status.delete("b", IfHeld::Refuse).await.unwrap();
+    status.delete("b", IfHeld::Refuse, Fate::Kept).await.unwrap();
     assert_eq!(names(status.volumes().await.unwrap()), ["a", "c"]);
     store.reset_tallies();
     assert_eq!(status.obstacles().await, Vec::<String>::new());
@@ -510,4 +511,31 @@ async fn a_volume_is_renamed_only_if_no_gateway_has_it_and_this_one_will_not_mis
     assert!(status.volume("b").await.is_err());
     let client = first.exports.open("new").await.unwrap();
     assert_eq!(client.read(0, 4).await.unwrap(), [Segment::Data(Bytes::from_static(b"kept"))]);
+}
+
+/// Nobody uses the clone then, and it is not configured.
+#[tokio::test(start_paused = true)]
+async fn a_clone_stays_open_until_it_is_flattened_if_the_caller_gives_up() {
+    let store = store_of(&["a"]).await;
+    let fault = Fault::new(Arc::new(store.clone()), 0);
+    let env = Environment { store: Classes::one(Arc::new(fault.clone())), ..environment(&store, 1) };
+    let gateway = gateway_on(env.clone(), 1, None);
+    let status = serving(&gateway, env);
+    let client = gateway.exports.open("a").await.unwrap();
+    client.write(0, Bytes::from_static(b"kept"), Volatile).await.unwrap();
+    status.take_snapshot("a", "golden").await.unwrap();
+    let clone = status.clone_snapshot("a", "golden", "b").await.unwrap();
+    let gate = fault.hold(Operation::Put, &volume::format::keys::Keys::new(clone.volume).map_pages());
+    tokio::select! {
+        biased;
+        flattened = status.flatten("b") => panic!("it is held: {flattened:?}"),
+        () = gate.reached(1) => {}
+    }
+    tokio::time::sleep(IDLE * 2).await;
+    assert!(gateway.volumes.serving("b").is_some(), "it is not done yet");
+    gate.release();
+    while holder(&store, "b").await.is_some() {
+        tokio::time::sleep(IDLE / 10).await;
+    }
+    drop(client);
 }

@@ -11,7 +11,7 @@ use super::volumes::{CREATIONS, check_name, claim, empty_root, make, new_identit
 use crate::mutant::{self, Mutant};
 use crate::volume::disk::Volume;
 use crate::volume::error::{CloneError, OpenError, SnapshotError};
-use crate::volume::format::keys::Keys;
+use crate::volume::format::keys::{Keys, Slot};
 use crate::volume::format::root::{MAX_ORIGINS, MapPageRef, Root};
 use crate::volume::info::Info;
 use crate::volume::objects::create as create_object;
@@ -47,6 +47,12 @@ pub async fn clone(parent: &Volume, snapshot: &str, name: &str) -> Result<Info, 
                 return Err(error.into());
             }
         };
+        // The snapshot may be from a time at which its disk needed more volumes than now.
+        let origins = kept.origins.len() + 1;
+        if origins > MAX_ORIGINS {
+            unmake(env, keys).await;
+            return Err(CloneError::TooDeep(origins));
+        }
         let root = shared_root(kept, parent.id());
         make(env, options, volume, &root).await?;
         // Never retried with the same volume, as for every creation. If it got no name, its pin is left:
@@ -78,11 +84,14 @@ fn shared_root(kept: Root, parent: Uuid) -> Root {
         }
         MapPageRef { origin: page.origin + 1, ..page }
     };
-    let first = empty_root(kept.geometry, kept.size_bytes);
-    Root {
+    let mut root = Root {
         origins: std::iter::once(parent).chain(kept.origins).collect(),
         map_pages: kept.map_pages.into_iter().map(|(number, page)| (number, passed_on(page))).collect(),
-        zeroed: kept.zeroed,
-        ..first
+        ..empty_root(kept.geometry, kept.size_bytes)
+    };
+    // A commit of the clone may have the slot of any commit of the parent.
+    for (run, _) in kept.zeroed.iter() {
+        root.zeroed.insert(run, Slot::START);
     }
+    root
 }

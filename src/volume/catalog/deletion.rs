@@ -1,17 +1,20 @@
-//! Deletes volumes: complete or incomplete, sound or damaged.
+//! Deletes volumes for good: complete or incomplete, sound or damaged, in use or kept.
 //!
-//! Owns the order of a deletion. Invariants: first the head is marked as being deleted, under a new epoch;
-//! this decides whether a gateway or the deletion has the volume. Then its names are taken from the volume,
-//! before any object is deleted: the one that its creator binds, and those that the marked head records. The
-//! identity, by which a volume without a name is found, is deleted last. A deletion that is interrupted
-//! therefore leaves a volume that is never opened again and that can be deleted again by its id. A deletion
-//! that resumes late touches no names and objects of other volumes.
+//! Owns the order of such a deletion. `undelete` deletes volumes so that they can be brought back.
+//! Invariants: first the head is marked as being deleted, under a new epoch; this decides whether a gateway
+//! or the deletion has the volume. Then its names are taken from the volume, before any object is deleted:
+//! the one that its creator binds, and those that the marked head records. Those of a kept volume are free
+//! already, and are replaced once more, so that whoever brings the volume back comes too late. The identity,
+//! by which a volume without a name is found, is deleted last. A deletion that is interrupted therefore
+//! leaves a volume that is never opened again and that can be deleted again by its id. A deletion that
+//! resumes late touches no names and objects of other volumes.
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use uuid::Uuid;
 
-use super::name::{self, Unbind};
+use super::name::{self, Found, Unbind};
 use super::needed::{Answer, Known};
+use super::settle::replace;
 use super::volumes::{self, CONCURRENT_LOOKUPS};
 use crate::mutant::{self, Mutant};
 use crate::store::error::cause;
@@ -21,15 +24,14 @@ use crate::volume::error::OpenError;
 use crate::volume::format::head::{Checkpoint, Head, HolderName, Lease, Names, VolumeState};
 use crate::volume::format::identity::Identity;
 use crate::volume::format::keys::{Keys, ObjectId, Parsed, Slot};
-use crate::volume::held::{Updated, update_head};
 use crate::volume::objects::{fetch, read_head};
 use crate::volume::open::replay::{Logs, seal_all};
 use crate::volume::options::Options;
 
 /// Limit on attempts to mark the head while its holder keeps updating it.
-const MARKS: u32 = 100;
+pub(super) const MARKS: u32 = 100;
 
-/// Deletes the volume that a name is bound to, or continues its interrupted deletion.
+/// Deletes the volume that a name is bound to for good, or continues its interrupted deletion.
 ///
 /// # Errors
 /// If a gateway holds the volume (unless `takeover`), if a clone needs it, or if the store fails. The call
@@ -44,21 +46,82 @@ pub async fn delete(
     let found = name::read(env, name).await?;
     let volume = found.volume().ok_or_else(|| OpenError::NoSuchVolume(name.to_owned()))?;
     let marked = mark(env, options, Keys::new(volume), Some(name), takeover).await?;
-    if marked.is_none() && !name::look_closely(env, name).await?.is(&found) {
+    finish(env, name, &found, volume, marked.as_ref()).await
+}
+
+/// Finishes the deletion of a volume that was found by a name, once its head is marked or gone.
+pub(super) async fn finish(
+    env: &Environment,
+    name: &str,
+    found: &Found,
+    volume: Uuid,
+    marked: Option<&Head>,
+) -> Result<(), OpenError> {
+    if marked.is_none() && !name::look_closely(env, name).await?.is(found) {
         // Another deletion was faster: it took the name from the volume before it deleted the head.
         return Ok(());
     }
     name::unbind(env, name, volume, Unbind::Bound).await?;
-    unbind_recorded(env, volume, marked.as_ref()).await?;
-    remove(env, Keys::new(volume), marked.as_ref()).await
+    unbind_recorded(env, volume, marked).await?;
+    remove(env, Keys::new(volume), marked).await
 }
 
-/// Deletes a volume by its id, whether or not a name is bound to it. This includes volumes whose creation or
-/// deletion was interrupted. If the volume's creator is still at work, the creation fails.
+/// Deletes a kept volume for good, if it still has exactly the head that was read. Returns whether it had.
 ///
 /// # Errors
-/// If no object of the volume exists, if a gateway holds it (unless `takeover`), if a clone needs it, or if
-/// the store fails. The call can then be repeated.
+/// If a clone needs the volume, or if the store fails.
+pub(super) async fn purge(
+    env: &Environment,
+    options: &Options,
+    head: Head,
+    read: &ETag,
+) -> Result<bool, OpenError> {
+    let keys = Keys::new(head.volume);
+    if Known::default().check(env, keys, &head).await? == Answer::Moved {
+        return Ok(false);
+    }
+    // A head that was read afresh could be that of a volume that was brought back.
+    let Some((marked, _)) = replace(env, doomed(options, head), read).await? else { return Ok(false) };
+    unbind_recorded(env, keys.volume(), Some(&marked)).await?;
+    remove(env, keys, Some(&marked)).await?;
+    Ok(true)
+}
+
+/// Deletes a volume for good by its id, but only while it is kept: a volume that was brought back stays. If
+/// its deletion for good has begun, this call finishes that.
+///
+/// # Errors
+/// If the volume is not kept, if a clone needs it, or if the store fails. The call can then be repeated.
+pub async fn delete_kept(env: &Environment, options: &Options, volume: Uuid) -> Result<(), OpenError> {
+    for _ in 0..MARKS {
+        let (head, etag) = match read_head(env, Keys::new(volume)).await {
+            Err(OpenError::Store(store::Error::NotFound { .. })) => {
+                return Err(OpenError::NotDeleted(volume.to_string()));
+            }
+            read => read?,
+        };
+        match head.state {
+            VolumeState::Live => return Err(OpenError::NotDeleted(volume.to_string())),
+            // This state is final.
+            VolumeState::Deleting => return delete_by_id(env, options, volume, false).await,
+            VolumeState::Kept(_) => {}
+        }
+        // Otherwise a gateway has counted the time, or somebody has brought the volume back.
+        if purge(env, options, head, &etag).await? {
+            return Ok(());
+        }
+    }
+    Err(OpenError::Contended(volume.to_string()))
+}
+
+/// Deletes a volume for good by its id, whether or not a name is bound to it. This includes volumes whose
+/// creation or deletion was interrupted. If the volume's creator is still at work, the creation fails. If the
+/// volume was kept and is brought back meanwhile, it stays; but a volume that was brought back before is
+/// deleted, so use [`delete_kept`] for what was kept according to a list.
+///
+/// # Errors
+/// If no object of the volume exists, if a gateway holds it (unless `takeover`), if a clone needs it, if it
+/// was brought back meanwhile, or if the store fails. The call can then be repeated.
 pub async fn delete_by_id(
     env: &Environment,
     options: &Options,
@@ -123,7 +186,8 @@ async fn bound_to(env: &Environment, volume: Uuid) -> Result<Vec<String>, OpenEr
 }
 
 /// Marks the head of a volume as being deleted. Returns `None` if the volume has no head. Fails if the volume
-/// no longer has the name by which it was found, or if a clone needs it.
+/// no longer has the name by which it was found, if it was found by its id and is brought back meanwhile, or
+/// if a clone needs it.
 async fn mark(
     env: &Environment,
     options: &Options,
@@ -133,9 +197,13 @@ async fn mark(
 ) -> Result<Option<Head>, OpenError> {
     // Kept from attempt to attempt: looking for clones takes longer than a holder takes to renew its lease.
     let mut known = Known::default();
+    let mut was_kept = false;
     for _ in 0..MARKS {
         let (old, etag) = match read_head(env, keys).await {
             Ok((old, _)) if old.state == VolumeState::Deleting => return Ok(Some(old)),
+            Ok((old, _)) if was_kept && found_by.is_none() && old.state.is_live() => {
+                return Err(OpenError::NotDeleted(keys.volume().to_string()));
+            }
             Ok(found) => found,
             Err(OpenError::Store(store::Error::NotFound { .. })) => {
                 check_absent(env, keys).await?;
@@ -151,14 +219,8 @@ async fn mark(
             }
             Err(error) => return Err(error),
         };
-        if let (Some(name), Some(names)) = (found_by, &old.names)
-            && !names.contain(name)
-        {
-            return Err(OpenError::NoSuchVolume(name.to_owned()));
-        }
-        if matches!(old.lease, Lease::Held { .. }) && !takeover {
-            return Err(OpenError::Held { holder: format!("{} (epoch {})", old.holder_name, old.epoch) });
-        }
+        refuse(&old, found_by, takeover)?;
+        was_kept = matches!(old.state, VolumeState::Kept(_));
         // A clone that is made meanwhile changes the head, so that it cannot be marked as it was read.
         match old.version {
             // It stands in for a damaged head.
@@ -166,23 +228,36 @@ async fn mark(
             _ if known.check(env, keys, &old).await? == Answer::Moved => continue,
             _ => {}
         }
-        let head = Head {
-            version: old.version + 1,
-            epoch: old.epoch + 1,
-            holder: env.entropy.next_u128(),
-            holder_name: HolderName::new(&options.holder_name),
-            lease: Lease::Released,
-            state: VolumeState::Deleting,
-            ..old
-        };
-        match update_head(env.store.as_ref(), &keys.head(), &etag, &head).await {
-            Ok(Updated::Done(_)) => return Ok(Some(head)),
-            // The head was changed or deleted since it was read.
-            Ok(Updated::Lost(_)) | Err(store::Error::NotFound { .. }) => {}
-            Err(error) => return Err(error.into()),
+        // Otherwise the head was changed or deleted since it was read.
+        if let Some((marked, _)) = replace(env, doomed(options, old), &etag).await? {
+            return Ok(Some(marked));
         }
     }
     Err(OpenError::Lost("its holder, which updates the head faster than it can be marked".to_owned()))
+}
+
+/// Returns an error if the volume no longer has the name by which it was found, or if a gateway holds it.
+pub(super) fn refuse(old: &Head, found_by: Option<&str>, takeover: bool) -> Result<(), OpenError> {
+    if let (Some(name), Some(names)) = (found_by, &old.names)
+        && !names.contain(name)
+    {
+        return Err(OpenError::NoSuchVolume(name.to_owned()));
+    }
+    if matches!(old.lease, Lease::Held { .. }) && !takeover {
+        return Err(OpenError::Held { holder: format!("{} (epoch {})", old.holder_name, old.epoch) });
+    }
+    Ok(())
+}
+
+/// The head of a volume once it is marked as being deleted, under a new epoch.
+fn doomed(options: &Options, old: Head) -> Head {
+    Head {
+        epoch: old.epoch + 1,
+        holder_name: HolderName::new(&options.holder_name),
+        lease: Lease::Released,
+        state: VolumeState::Deleting,
+        ..old
+    }
 }
 
 /// Returns an error unless a listing, too, shows that there is no head.

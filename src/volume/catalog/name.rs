@@ -3,8 +3,8 @@
 //! It does not know when a volume is complete or being deleted; `volumes` and `deletion` decide that.
 //! Invariants: the object under a name is never deleted, and its version grows with every change. A request
 //! that was sent for an earlier version therefore never takes effect, however late it arrives. A name is
-//! bound to a volume only once that is complete, and taken from a volume only once that is being deleted or
-//! has another name. Only a name that is absent, free or damaged is bound: a bound one is freed first.
+//! bound to a volume only once that is complete, and taken from a volume only once that is deleted or has
+//! another name. Only a name that is absent, free or damaged is bound: a bound one is freed first.
 
 use std::time::Duration;
 

@@ -4,8 +4,8 @@
 //! an object of it cannot be read. Clones that are gone stay gone, so they are looked for once.
 //!
 //! The root table that the head references lists the clones. If it cannot be read, every other volume is
-//! asked: each root of a clone lists the volumes whose objects it may read, and all roots of a volume list
-//! the same ones.
+//! asked: each root of a clone lists the volumes whose objects it may read. All roots of a volume list the
+//! same ones, except that a later one may list none: then no root of that volume needs them any more.
 
 use std::collections::BTreeSet;
 
@@ -37,7 +37,7 @@ pub(super) enum Answer {
 /// What is known about the clones of a volume, from one attempt to mark its head to the next.
 #[derive(Debug, Default)]
 pub(super) struct Known {
-    /// Clones that do not exist any more.
+    /// Clones that do not exist any more, or need nothing of the volume.
     gone: BTreeSet<Uuid>,
     /// A root table that cannot be read, and that no other volume turned out to be pinned by. Whoever makes a
     /// clone replaces the table.
@@ -68,7 +68,7 @@ impl Known {
         let (key, id) = (keys.root(head.root_table), head.root_table);
         let lost = match fetch(env, &key, |bytes| RootTable::decode(keys.sealing(), id, bytes)).await {
             Ok((table, _)) => {
-                self.refuse(env, pins(&table)).await?;
+                self.refuse(env, keys.volume(), pins(&table)).await?;
                 return Ok(Answer::Unneeded);
             }
             Err(lost @ (OpenError::Damaged { .. } | OpenError::Store(store::Error::NotFound { .. }))) => lost,
@@ -120,15 +120,17 @@ impl Known {
                 pinned.extend(pins(&table));
             }
         }
-        self.refuse(env, pinned.into_iter().collect()).await?;
+        self.refuse(env, keys.volume(), pinned.into_iter().collect()).await?;
         search(env, keys.volume()).await
     }
 
-    /// Returns an error if one of the clones exists.
-    async fn refuse(&mut self, env: &Environment, clones: Vec<Uuid>) -> Result<(), OpenError> {
+    /// Returns an error if one of the clones exists and needs the volume.
+    async fn refuse(&mut self, env: &Environment, volume: Uuid, clones: Vec<Uuid>) -> Result<(), OpenError> {
         let unknown: Vec<Uuid> = clones.into_iter().filter(|clone| !self.gone.contains(clone)).collect();
         let sighted = clones::look(env, &unknown).await?;
-        let mut there = sighted.alive;
+        self.gone.extend(clones::untied(env, &sighted.alive, volume).await?);
+        let mut there: Vec<Uuid> =
+            sighted.alive.into_iter().filter(|clone| !self.gone.contains(clone)).collect();
         if there.is_empty() {
             self.gone.extend(clones::gone(env, &sighted.doubtful).await?);
             there = sighted.doubtful.into_iter().filter(|clone| !self.gone.contains(clone)).collect();
@@ -276,7 +278,11 @@ async fn kinship(env: &Environment, keys: Keys, parent: Uuid) -> Result<Kinship,
     let roots = roots(env, keys).await?;
     for id in &roots {
         if let Some(Stored::Root(root)) = stored(env, keys, *id).await? {
-            return Ok(by(&root));
+            // A root from before the clone was flattened may be left for a while. So may what a clone of it listed.
+            return match by(&root) {
+                Kinship::Clone if clones::is_untied(env, keys.volume(), parent).await? => Ok(Kinship::None),
+                kinship => Ok(kinship),
+            };
         }
     }
     let head = match read_head(env, keys).await {

@@ -12,6 +12,7 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use uuid::Uuid;
 
 use super::name::{self, Found, Swapped, Unbind};
+use super::settle::settle;
 use crate::mutant::{self, Mutant};
 use crate::store::{self, ETag, Pages};
 use crate::volume::environment::Environment;
@@ -38,8 +39,6 @@ const LOOKUPS: u32 = 4;
 const FIRST_ROOT: ObjectId = ObjectId { epoch: 0, k: 1 };
 /// Id of the root table that a volume is created with.
 const FIRST_TABLE: ObjectId = ObjectId { epoch: 0, k: 2 };
-/// The slot before the first record of the journal.
-const START: Slot = Slot { epoch: 0, n: 0 };
 
 /// A name and the volume that it is bound to. A damaged or partly deleted volume does not keep the others
 /// from being listed.
@@ -161,8 +160,9 @@ pub(super) fn new_identity(
 }
 
 /// Returns what exists under a name to which another volume may be bound: nothing, or a free name. A name
-/// that is bound to a volume that is being deleted is taken from it first. Otherwise a deletion by id could
-/// not make the one who binds the name come too late: it leaves names of other volumes as they are.
+/// that is bound to a volume that is being deleted, or that was deleted and is kept, is taken from it first.
+/// Otherwise a deletion by id could not make the one who binds the name come too late: it leaves names of
+/// other volumes as they are.
 pub(super) async fn claim(env: &Environment, name: &str) -> Result<Found, OpenError> {
     for _ in 0..CREATIONS {
         let found = name::read(env, name).await?;
@@ -170,6 +170,10 @@ pub(super) async fn claim(env: &Environment, name: &str) -> Result<Found, OpenEr
         match read_head(env, Keys::new(volume)).await {
             Ok((head, _)) if head.state == VolumeState::Deleting => {
                 name::unbind(env, name, volume, Unbind::Bound).await?;
+            }
+            // Somebody may be bringing it back, so the name is not freed as it is now.
+            Ok((head, _)) if matches!(head.state, VolumeState::Kept(_)) => {
+                drop(settle(env, Keys::new(volume)).await?);
             }
             // Deleted since the name was read, or never complete: reading the name again decides.
             Err(OpenError::Store(store::Error::NotFound { .. }))
@@ -204,7 +208,7 @@ pub(super) async fn make(
 pub(super) fn empty_root(geometry: Geometry, size_bytes: u64) -> Root {
     Root {
         id: FIRST_ROOT,
-        commit: START,
+        commit: Slot::START,
         size_bytes,
         geometry,
         origins: Vec::new(),
@@ -229,7 +233,7 @@ pub(super) fn first_head(env: &Environment, options: &Options, volume: Uuid) -> 
         holder: env.entropy.next_u128(),
         holder_name: HolderName::new(&options.holder_name),
         lease: Lease::Released,
-        checkpoint: Checkpoint { slot: START, checksum: Checksum::default() },
+        checkpoint: Checkpoint { slot: Slot::START, checksum: Checksum::default() },
         root: FIRST_ROOT,
         root_table: FIRST_TABLE,
         wrapped_key: Vec::new(),
@@ -335,16 +339,15 @@ impl Listed {
     }
 }
 
-/// Returns all volumes to which no name is bound.
+/// Returns all volumes to which no name is bound, except those that were deleted and are kept, and those in
+/// use that are changed so often that nobody can say so.
 ///
 /// # Errors
 /// If the store cannot list identities and names, or cannot return a name. A failure that concerns one volume
 /// is reported with that volume.
 pub async fn unnamed(env: &Environment) -> Result<Vec<Unnamed>, OpenError> {
     // Listed before the names, so that a volume bound in the meantime is not reported.
-    let listed = list_all(env, IDENTITIES).await?;
-    let all = listed.iter().filter_map(|entry| Uuid::parse_str(entry.key.strip_prefix(IDENTITIES)?).ok());
-    let all: Vec<Uuid> = all.filter(|volume| !volume.is_nil()).collect();
+    let all = identities(env).await?;
     let names = list(env).await?;
     let lookups = stream::iter(names)
         .map(|name| async move { Ok::<_, OpenError>(name::look_closely(env, &name).await?.volume()) });
@@ -356,8 +359,16 @@ pub async fn unnamed(env: &Environment) -> Result<Vec<Unnamed>, OpenError> {
     Ok(found.into_iter().flatten().collect())
 }
 
-/// Describes a volume without a name. Returns `None` if it was deleted, or bound to its name, in the
-/// meantime. Fails if its name cannot be read: whoever deletes what is listed must not meet a volume in use.
+/// Returns the ids of all volumes that have an identity.
+pub(super) async fn identities(env: &Environment) -> Result<Vec<Uuid>, OpenError> {
+    let listed = list_all(env, IDENTITIES).await?;
+    let all = listed.iter().filter_map(|entry| Uuid::parse_str(entry.key.strip_prefix(IDENTITIES)?).ok());
+    Ok(all.filter(|volume| !volume.is_nil()).collect())
+}
+
+/// Describes a volume without a name. Returns `None` if it was deleted for good, or bound to its name, in the
+/// meantime, and if it is kept. Fails if its name cannot be read: whoever deletes what is listed must not
+/// meet a volume in use.
 async fn look_at_unnamed(env: &Environment, volume: Uuid) -> Result<Option<Unnamed>, OpenError> {
     let keys = Keys::new(volume);
     let identity = fetch_if_present(env, &keys.identity(), |bytes| Identity::decode(volume, bytes)).await;
@@ -368,8 +379,9 @@ async fn look_at_unnamed(env: &Environment, volume: Uuid) -> Result<Option<Unnam
         Err(error) => return Err(error),
     };
     let mut head = read_head(env, keys).await;
+    let mut is_steady = false;
     for _ in 0..LOOKUPS {
-        let names = names_in(&head);
+        let (names, holder) = (names_in(&head), holder_in(&head));
         // The listing may have omitted its name, or it is getting another one just now.
         for name in identity.iter().map(|identity| &identity.name).chain(&names) {
             if name::look(env, name).await?.volume() == Some(volume) {
@@ -377,11 +389,16 @@ async fn look_at_unnamed(env: &Environment, volume: Uuid) -> Result<Option<Unnam
             }
         }
         head = read_head(env, keys).await;
-        if names_in(&head) == names {
+        // The names alone do not show that the volume was brought back under the name that it had.
+        is_steady = names_in(&head) == names && holder_in(&head) == holder;
+        if is_steady {
             break;
         }
     }
     let progress = match (head, unreadable) {
+        (Ok((head, _)), _) if matches!(head.state, VolumeState::Kept(_)) => return Ok(None),
+        // Somebody changes it all the time, so it may have got its name since that was looked up.
+        (Ok((head, _)), _) if head.state.is_live() && !is_steady => return Ok(None),
         (Ok((head, _)), _) if head.state == VolumeState::Deleting => Progress::Deleting,
         (Err(OpenError::Store(store::Error::NotFound { .. })), _) => Progress::Incomplete,
         (Err(error), _) | (Ok(_), Some(error)) => Progress::Unknown(Arc::new(error)),
@@ -396,6 +413,11 @@ async fn look_at_unnamed(env: &Environment, volume: Uuid) -> Result<Option<Unnam
 fn names_in(head: &Result<(Head, ETag), OpenError>) -> Vec<String> {
     let names = head.as_ref().ok().and_then(|(head, _)| head.names.clone());
     names.map_or_else(Vec::new, |names| std::iter::once(names.current).chain(names.next).collect())
+}
+
+/// Returns what each opening, deletion and return of a volume changes in its head. Its holder keeps it.
+fn holder_in(head: &Result<(Head, ETag), OpenError>) -> Option<u128> {
+    head.as_ref().ok().map(|(head, _)| head.holder)
 }
 
 /// Returns whether a volume with a live head and without a name is complete.
@@ -417,7 +439,7 @@ pub async fn info(env: &Environment, name: &str) -> Result<Info, OpenError> {
     let mut missing = String::new();
     for _ in 0..LOOKUPS {
         let volume = resolve(env, name).await?;
-        match describe(env, name, volume).await {
+        match look_up(env, name, volume).await {
             // The volume was deleted since the name was read, or a checkpoint was published since the head
             // was: look it up again.
             Err(OpenError::Store(store::Error::NotFound { key })) => missing = key,
@@ -427,12 +449,15 @@ pub async fn info(env: &Environment, name: &str) -> Result<Info, OpenError> {
     Err(OpenError::Incomplete { key: missing })
 }
 
-async fn describe(env: &Environment, name: &str, volume: Uuid) -> Result<Info, OpenError> {
+async fn look_up(env: &Environment, name: &str, volume: Uuid) -> Result<Info, OpenError> {
+    let (head, _) = read_head(env, Keys::new(volume)).await?;
+    if head.state.is_live() { describe(env, name, &head).await } else { Err(OpenError::Deleting) }
+}
+
+/// Describes a volume that has this name and this head, from its identity and its root.
+pub(super) async fn describe(env: &Environment, name: &str, head: &Head) -> Result<Info, OpenError> {
+    let volume = head.volume;
     let keys = Keys::new(volume);
-    let (head, _) = read_head(env, keys).await?;
-    if head.state == VolumeState::Deleting {
-        return Err(OpenError::Deleting);
-    }
     let (identity, _) = fetch(env, &keys.identity(), |bytes| Identity::decode(volume, bytes)).await?;
     let (root, _) =
         fetch(env, &keys.root(head.root), |bytes| Root::decode(keys.sealing(), head.root, bytes)).await?;

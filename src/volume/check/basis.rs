@@ -10,7 +10,7 @@ use crate::store;
 use crate::volume::catalog;
 use crate::volume::environment::Environment;
 use crate::volume::error::OpenError;
-use crate::volume::format::head::{Head, VolumeState};
+use crate::volume::format::head::Head;
 use crate::volume::format::identity::Identity;
 use crate::volume::format::keys::{self, Keys, Parsed};
 use crate::volume::format::root::{Root, RootTable};
@@ -35,7 +35,7 @@ pub(super) async fn find<'a>(
     report.volume = Some(volume);
     let keys = Keys::new(volume);
     let loss = match read_head(env, keys).await {
-        Ok((head, _)) if head.state == VolumeState::Deleting => return Err(OpenError::Deleting.into()),
+        Ok((head, _)) if !head.state.is_live() => return Err(OpenError::Deleting.into()),
         Ok((head, _)) => {
             report.epoch = Some(head.epoch);
             return Ok(Some(Context { env, keys, head, depth }));

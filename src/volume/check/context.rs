@@ -16,7 +16,7 @@ use crate::volume::cache::index::MapView;
 use crate::volume::environment::Environment;
 use crate::volume::error::OpenError;
 use crate::volume::format::codec::DecodeError;
-use crate::volume::format::head::{Head, VolumeState};
+use crate::volume::format::head::Head;
 use crate::volume::format::keys::{Keys, Parsed};
 use crate::volume::format::map::{MapPage, OverlayPlace};
 use crate::volume::format::root::{MapPageRef, Root};
@@ -87,7 +87,7 @@ impl Context<'_> {
     /// Reads the current head.
     pub(super) async fn head_now(&self) -> Result<Head, Stop> {
         match read_head(self.env, self.keys).await {
-            Ok((head, _)) if head.state == VolumeState::Deleting => Err(OpenError::Deleting.into()),
+            Ok((head, _)) if !head.state.is_live() => Err(OpenError::Deleting.into()),
             Ok((head, _)) => Ok(head),
             Err(OpenError::Store(store::Error::NotFound { .. })) => Err(Stop::Moved),
             Err(error) => Err(error.into()),

@@ -64,9 +64,9 @@ pub(super) struct Journal {
     pub(super) chunks: Vec<(ChunkIndex, ObjectId, PageSet)>,
     /// Epochs with records before the checkpoint that wait for their deletion.
     pub(super) folded_epochs: BTreeSet<Epoch>,
-    /// Whether records follow that do not count, or cannot be read. Chunk objects that only they reference
-    /// are not known.
-    pub(super) has_unread: bool,
+    /// The first epoch with records that do not count, or cannot be read. Chunk objects that only they
+    /// reference are not known. Each record references chunk objects of its own epoch only.
+    pub(super) unread_from: Option<Epoch>,
     pub(super) usage: Usage,
     pub(super) notes: Vec<String>,
 }
@@ -141,10 +141,10 @@ struct Chain<'a> {
 impl Chain<'_> {
     async fn follow(mut self, listed: &Listed, suspects: &mut Suspects) -> Result<Journal, Stop> {
         let context = self.context;
-        let fetches = listed
-            .iter()
-            .map(|(slot, bytes)| async move { (*slot, *bytes, table(context, *slot, *bytes).await) });
-        let mut records = stream::iter(fetches).buffered(FETCHED_AHEAD);
+        let records: Vec<(Slot, u64)> = listed.iter().map(|(slot, bytes)| (*slot, *bytes)).collect();
+        let fetches = stream::iter(records)
+            .map(|(slot, bytes)| async move { (slot, bytes, table(context, slot, bytes).await) });
+        let mut records = fetches.buffered(FETCHED_AHEAD);
         while let Some((slot, bytes, read)) = records.next().await {
             if slot < self.next {
                 // After a seal, nothing in its log counts.
@@ -175,7 +175,7 @@ impl Chain<'_> {
 
     /// Notes a record that breaks the chain: the volume is not opened.
     async fn broken(mut self, slot: Slot, loss: Loss, suspects: &mut Suspects) -> Result<Journal, Stop> {
-        self.journal.has_unread = true;
+        self.journal.unread_from = Some(slot.epoch);
         self.context.confirm_checkpoint().await?;
         self.context.note(suspects, Parsed::Record(slot), loss, Part::Opening);
         Ok(self.journal)
@@ -230,8 +230,8 @@ impl Chain<'_> {
     /// The slot `next` is free, and later records exist.
     async fn hole(&mut self, listed: &Listed, suspects: &mut Suspects) -> Result<(), Stop> {
         let context = self.context;
-        self.journal.has_unread = true;
         let hole = self.next;
+        self.journal.unread_from = Some(hole.epoch);
         let key = context.keys.record(hole);
         context.confirm_checkpoint().await?;
         match get_referenced(context.store(), &key, ByteRange::Bounded { offset: 0, length: 1 }).await {

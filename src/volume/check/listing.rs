@@ -8,7 +8,7 @@ use futures::stream::{self, StreamExt as _};
 use super::context::{Context, Stop};
 use super::journal::Journal;
 use super::references::{Reference, References};
-use super::report::{MAX_ORPHANS, ObjectKind, Orphans, Purpose, Usage};
+use super::report::{ObjectKind, Orphans, Purpose, Usage};
 use super::sizes;
 use super::suspects::{Loss, Part, Suspects};
 use crate::store::{self, ByteRange, Entry, Pages};
@@ -21,10 +21,12 @@ use crate::volume::store_exact::{CheckedError, fetch_if_present, get_referenced}
 const LOOKED_FOR_AT_ONCE: usize = 16;
 
 /// What the listings have shown so far.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Seen {
     pub(super) usage: Usage,
     pub(super) orphans: Orphans,
+    /// Limit on the orphans whose keys are kept.
+    most_orphans: usize,
 }
 
 /// Lists a share and compares it with what is referenced.
@@ -147,8 +149,9 @@ fn unreferenced(
         references.is_root_unknown || page.is_some_and(|page| references.unknown_pages.contains(&page));
     // A folded record that waits for its deletion may reference a chunk object of its epoch, and so may a
     // record that cannot be read.
+    let is_unread = journal.unread_from.is_some_and(|first| epoch >= first);
     let may_be_folded =
-        matches!(object, Parsed::Chunk(..)) && (journal.has_unread || journal.folded_epochs.contains(&epoch));
+        matches!(object, Parsed::Chunk(..)) && (is_unread || journal.folded_epochs.contains(&epoch));
     if !is_over {
         Purpose::Unsettled
     } else if is_unknown || may_be_folded {
@@ -169,12 +172,16 @@ async fn is_table(context: &Context<'_>, id: ObjectId, key: &str) -> Result<bool
 }
 
 impl Seen {
+    pub(super) fn new(most_orphans: usize) -> Self {
+        Self { usage: Usage::default(), orphans: Orphans::default(), most_orphans }
+    }
+
     fn add(&mut self, kind: ObjectKind, purpose: Purpose, entry: &Entry) {
         self.usage.add(kind, purpose, entry.size_bytes);
         if purpose == Purpose::Orphan {
             self.orphans.objects += 1;
             self.orphans.bytes = self.orphans.bytes.saturating_add(entry.size_bytes);
-            if self.orphans.listed.len() < MAX_ORPHANS {
+            if self.orphans.listed.len() < self.most_orphans {
                 self.orphans.listed.push((entry.key.clone(), entry.size_bytes));
             }
         }

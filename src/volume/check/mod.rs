@@ -57,6 +57,16 @@ pub async fn check(env: &Environment, name: &str, depth: Depth) -> Result<Report
     check_within(env, name, depth, Limits::default()).await
 }
 
+/// Finds the objects of a volume that nothing references, for a caller that deletes them. The report lists at
+/// most `most_orphans` of them. Only reads.
+///
+/// # Errors
+/// As [`check`].
+pub(super) async fn orphans(env: &Environment, name: &str, most_orphans: usize) -> Result<Report, OpenError> {
+    let limits = Limits { orphans: most_orphans, ..Limits::default() };
+    check_within(env, name, Depth::References, limits).await
+}
+
 async fn check_within(
     env: &Environment,
     name: &str,
@@ -204,7 +214,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_volume_that_is_checked_in_shares_is_checked_as_a_whole() {
         let (memory, env) = volume().await;
-        let few = Limits { references: 5, index_frames: 4 };
+        let few = Limits { references: 5, index_frames: 4, ..Limits::default() };
         let whole = |depth| check(&env, "disk", depth);
         let shared = |depth| check_within(&env, "disk", depth, few);
         for depth in [Depth::References, Depth::Structure, Depth::Data] {

@@ -5,6 +5,7 @@
 //! again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use uuid::Uuid;
 
@@ -14,14 +15,17 @@ use super::listing::{self, Seen};
 use super::maps::{self, ChunkAt, Counted};
 use super::packs::{self, INDEX_FRAMES, Indexes};
 use super::references::{Full, LIMIT, MOST_SHARES, References, Share};
-use super::report::{Depth, Purpose};
+use super::report::{Depth, MAX_ORPHANS, Purpose};
 use super::suspects::{Loss, Part, Suspects};
+use crate::mutant::{self, Mutant};
 use crate::store;
+use crate::volume::cache::index::MapView;
 use crate::volume::format::chunk;
 use crate::volume::format::geometry::{BLOCKS_PER_PAGE, MAP_PAGE_ENTRIES};
 use crate::volume::format::keys::{ObjectId, Parsed};
 use crate::volume::format::pack;
-use crate::volume::format::root::{KeptRoot, Root, RootTable};
+use crate::volume::format::root::{KeptRoot, MapPageRef, Root, RootTable};
+use crate::volume::read::base::LoadedMapPage;
 use crate::volume::store_exact::{CheckedError, fetch_checked};
 
 /// What stays known when a check begins again.
@@ -39,11 +43,13 @@ pub(super) struct Limits {
     pub(super) references: usize,
     /// Frames of the packs whose indexes are in memory.
     pub(super) index_frames: u64,
+    /// Orphans whose keys are in the report.
+    pub(super) orphans: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { references: LIMIT, index_frames: INDEX_FRAMES }
+        Self { references: LIMIT, index_frames: INDEX_FRAMES, orphans: MAX_ORPHANS }
     }
 }
 
@@ -115,7 +121,7 @@ impl Pass<'_> {
             Depth::Structure | Depth::Data => packs::groups(&own, self.limits.index_frames),
         };
         let shares = usize::try_from(self.of).expect("at most 256");
-        let mut seen = Seen::default();
+        let mut seen = Seen::new(self.limits.orphans);
         for round in 0..shares.max(groups.len()) {
             let indexes = match groups.get(round) {
                 None => Indexes::default(),
@@ -233,16 +239,24 @@ impl Pass<'_> {
         Ok(Ok(()))
     }
 
-    /// Collects what the roots reference that were replaced. Their deletion may have begun, so nothing of
-    /// them is missed.
+    /// Collects what the roots reference that were replaced, or that a snapshot or a clone keeps. The
+    /// deletion of those that were replaced may have begun, so nothing of them is missed.
     async fn others(&mut self, references: &mut References) -> Result<Result<(), Full>, Stop> {
         let context = self.context;
         let Some(table) = self.sources.table else {
             references.is_root_unknown = true;
             return Ok(Ok(()));
         };
-        for kept in table.roots.iter().filter(|kept| kept.root != context.head.root) {
+        // Those that are kept come first, because a page that two roots share is read once: a page that does
+        // not exist is a loss for the one, and for the other its deletion may have begun.
+        let mut roots: Vec<&KeptRoot> =
+            table.roots.iter().filter(|kept| kept.root != context.head.root).collect();
+        roots.sort_by_key(|kept| kept.is_retired());
+        for kept in roots {
             references.roots.insert(kept.root, Purpose::Waiting);
+            if mutant::is(Mutant::KeptRootSkipped) {
+                continue;
+            }
             let Some(root) = self.kept_root(kept, references).await? else { continue };
             for (id, pack) in &root.packs {
                 references.pack(*id, pack::object_bytes(pack.frames), Purpose::Waiting);
@@ -251,21 +265,8 @@ impl Pass<'_> {
                 if !references.map_page(*number, reference.id, Purpose::Waiting) {
                     continue;
                 }
-                match context.map_page(&root, *number, *reference).await {
-                    Ok(page) => {
-                        let view = crate::volume::cache::index::MapView { page, overlays: Vec::new() };
-                        let view = std::sync::Arc::new(view);
-                        let owner = context.owner(&root, reference.origin);
-                        let map = crate::volume::read::base::LoadedMapPage { view, owner };
-                        maps::add_references(context, &root, (*number, &map), Purpose::Waiting, references);
-                    }
-                    Err(CheckedError::Store(store::Error::NotFound { .. })) => {}
-                    Err(CheckedError::Store(error)) => return Err(error.into()),
-                    Err(CheckedError::Damaged(error)) => {
-                        references.unknown_pages.insert(*number);
-                        let object = Parsed::MapPage(*number, reference.id);
-                        context.note(self.suspects, object, Loss::damaged(error), Part::Unread);
-                    }
+                if let Some(map) = self.kept_page(kept, &root, (*number, *reference), references).await? {
+                    maps::add_references(context, &root, (*number, &map), Purpose::Waiting, references);
                 }
                 if let Err(full) = references.check_room(2 * self.limits.references) {
                     return Ok(Err(full));
@@ -273,6 +274,34 @@ impl Pass<'_> {
             }
         }
         Ok(Ok(()))
+    }
+
+    /// Reads a map page of a root that was replaced, unless it is deleted already. If the root is kept, a
+    /// page that does not exist is a loss: it is unknown what it referenced.
+    async fn kept_page(
+        &mut self,
+        kept: &KeptRoot,
+        root: &Root,
+        (number, reference): (u32, MapPageRef),
+        references: &mut References,
+    ) -> Result<Option<LoadedMapPage>, Stop> {
+        let context = self.context;
+        let loss = match context.map_page(root, number, reference).await {
+            Ok(page) => {
+                let view = Arc::new(MapView { page, overlays: Vec::new() });
+                return Ok(Some(LoadedMapPage { view, owner: context.owner(root, reference.origin) }));
+            }
+            Err(CheckedError::Store(store::Error::NotFound { .. })) if kept.is_retired() => return Ok(None),
+            Err(CheckedError::Store(store::Error::NotFound { .. })) => {
+                context.confirm(Parsed::Root(context.head.root_table)).await?;
+                Loss::missing()
+            }
+            Err(CheckedError::Store(error)) => return Err(error.into()),
+            Err(CheckedError::Damaged(error)) => Loss::damaged(error),
+        };
+        references.unknown_pages.insert(number);
+        context.note(self.suspects, Parsed::MapPage(number, reference.id), loss, Part::Unread);
+        Ok(None)
     }
 
     /// Reads a root that was replaced, unless it is deleted already.

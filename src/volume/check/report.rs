@@ -165,7 +165,7 @@ pub enum Purpose {
     /// be deleted, or it was left by a request that failed.
     Unsettled,
     /// Nothing references it, and whoever made it no longer holds the volume. The sweep of a later opening
-    /// deletes it.
+    /// deletes it, or a collection on request.
     Orphan,
 }
 

@@ -1,6 +1,7 @@
 //! Garbage collection: deletes objects that nothing references any more, after a grace period.
 //!
-//! Owns the task that deletes. `trash` has the queue of garbage and the root table. It does not know how a
+//! Owns the task that deletes, and what else deletes in the same way: whoever does it takes turns with the
+//! task. `trash` has the queue of garbage and the root table. It does not know how a
 //! fold makes a root. The rule: when a root is deleted, those objects of this volume are deleted that it
 //! references and that none of its relatives references: its parent, its children and its siblings. After
 //! them goes its entry in the root table, and its children become children of its parent.
@@ -16,13 +17,13 @@
 mod sweep;
 mod trash;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use self::trash::grace_left;
-pub(super) use self::trash::{Garbage, TableFull, Trash};
+pub(super) use self::trash::{Garbage, TableFull, Trash, grace_left};
 use crate::mutant::{self, Mutant};
 use crate::store;
 use crate::volume::error::{Error, OpenError};
@@ -37,17 +38,16 @@ use crate::volume::store_exact::{CheckedError, fetch_checked, fetch_if_present};
 /// Pause before a failed scan or deletion is tried again.
 const RETRY_PAUSE: Duration = Duration::from_secs(10);
 
-/// The task that deletes garbage.
+/// Deletes the garbage of a volume.
 #[derive(Debug)]
 pub(super) struct Collector {
     pub(super) shared: Arc<Shared>,
     pub(super) trash: Arc<Trash>,
-    unswept: bool,
 }
 
 impl Collector {
-    pub(super) fn new(shared: Arc<Shared>, trash: Arc<Trash>, unswept: bool) -> Self {
-        Self { shared, trash, unswept }
+    pub(super) fn new(shared: Arc<Shared>, trash: Arc<Trash>) -> Self {
+        Self { shared, trash }
     }
 
     /// Runs until the volume stops.
@@ -55,10 +55,10 @@ impl Collector {
         self.queue_retired();
         // Roots that are due are deleted first, because the scan for leftovers checks every object against
         // every kept root.
-        if self.delete_due().await.is_err() {
+        if self.delete_in_turn().await.is_err() {
             return;
         }
-        while let Err(error) = self.queue_leftovers(self.unswept).await {
+        while let Err(error) = self.pass().await {
             if self.shared.check_serving().is_err() {
                 return;
             }
@@ -66,10 +66,7 @@ impl Collector {
                 "looking for leftovers failed, trying again: {error}");
             tokio::time::sleep(RETRY_PAUSE).await;
         }
-        if self.unswept {
-            self.trash.swept();
-        }
-        while self.delete_due().await.is_ok() {
+        while self.delete_in_turn().await.is_ok() {
             match self.trash.next_due() {
                 None => self.trash.wake.notified().await,
                 Some(due) => tokio::select! {
@@ -79,6 +76,67 @@ impl Collector {
                 },
             }
         }
+    }
+
+    /// Looks for what earlier epochs left behind, unless an earlier pass did, and deletes everything that is
+    /// due. If the volume is unswept, it looks for all objects that nothing references.
+    ///
+    /// It looks once: what was found waits in the queue, and a second look would queue it again. By then, a
+    /// checkpoint may also have replaced the root table of the epoch before, which waits too.
+    async fn pass(&self) -> Result<(), Error> {
+        let _turn = self.trash.turn.lock().await;
+        if !self.trash.has_passed() {
+            let unswept = self.trash.is_sweep_due();
+            self.queue_leftovers(unswept).await?;
+            if unswept {
+                self.trash.sweep_is_done();
+            }
+            self.trash.pass_is_done();
+        }
+        self.delete_due().await
+    }
+
+    /// Makes the pass that follows the opening, if it is not made yet. Otherwise deletes what is due since. A
+    /// task of the volume does it: if the caller gives up, a batch that was taken from the queue is deleted
+    /// nevertheless.
+    pub(super) async fn pass_again(self) -> Result<(), Error> {
+        let shared = Arc::clone(&self.shared);
+        let passing = shared.tasks.spawn_until_cancelled(async move { self.pass().await });
+        match passing.await {
+            Ok(Some(passed)) => passed,
+            Ok(None) | Err(_) => {
+                shared.check_serving()?;
+                Err(Error::Stopped("the volume is closed".to_owned()))
+            }
+        }
+    }
+
+    /// Deletes objects that a check of the volume in the store took for orphans. Leaves those alone that an
+    /// earlier epoch has not made, and those that the open volume knows to be in use.
+    pub(super) async fn delete_orphans(&self, keys: &[String]) -> Result<(), Error> {
+        let (shared, kept) = (&self.shared, self.trash.kept());
+        let kept: BTreeSet<ObjectId> = kept.iter().map(|kept| kept.root).collect();
+        let is_old = |key: &&String| match shared.keys.parse(key) {
+            Some(Parsed::Root(id)) => id.epoch < shared.epoch && !kept.contains(&id),
+            Some(
+                Parsed::Chunk(_, id) | Parsed::MapPage(_, id) | Parsed::Overlay(_, id) | Parsed::Pack(id),
+            ) => id.epoch < shared.epoch,
+            Some(Parsed::Head | Parsed::Record(_)) | None => false,
+        };
+        let old: Vec<String> = keys.iter().filter(is_old).cloned().collect();
+        self.delete_objects(&old).await
+    }
+
+    /// Number of objects that were deleted since the volume was opened.
+    pub(super) fn deleted(&self) -> u64 {
+        self.trash.deleted()
+    }
+
+    /// As [`Collector::delete_due`], when nobody else deletes: the deletion of a root relies on the other
+    /// roots being whole.
+    async fn delete_in_turn(&self) -> Result<(), Error> {
+        let _turn = self.trash.turn.lock().await;
+        self.delete_due().await
     }
 
     /// Deletes everything that is due. A batch that fails is due again after [`RETRY_PAUSE`]. Returns an
@@ -122,6 +180,7 @@ impl Collector {
             let batch = self.without_used(batch).await?;
             self.check_epoch().await?;
             self.shared.env.store.bulk.delete(&batch).await?;
+            self.trash.count_deleted(batch.len());
         }
         Ok(())
     }

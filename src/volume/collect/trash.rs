@@ -44,6 +44,8 @@ pub(crate) enum Garbage {
 pub(crate) struct Trash {
     state: Mutex<TrashState>,
     pub(super) wake: Notify,
+    /// Held by whoever takes garbage from the queue and deletes it.
+    pub(super) turn: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -60,6 +62,12 @@ struct TrashState {
     /// Count of what only a sweep can find: each queued batch of orphans, and the sweep itself until it has
     /// ended.
     unswept: usize,
+    /// Whether the sweep that the opening asked for has not ended yet.
+    is_sweep_due: bool,
+    /// Whether everything that earlier epochs left behind was queued.
+    has_passed: bool,
+    /// Number of objects whose deletion the store has answered since the volume was opened.
+    deleted: u64,
 }
 
 impl Trash {
@@ -70,8 +78,11 @@ impl Trash {
             collected: BTreeSet::new(),
             queue: VecDeque::new(),
             unswept: usize::from(unswept),
+            is_sweep_due: unswept,
+            has_passed: false,
+            deleted: 0,
         };
-        Self { state: Mutex::new(state), wake: Notify::new() }
+        Self { state: Mutex::new(state), wake: Notify::new(), turn: tokio::sync::Mutex::new(()) }
     }
 
     /// Whether objects may exist that only a sweep finds.
@@ -79,9 +90,41 @@ impl Trash {
         self.state.lock().unswept > 0
     }
 
-    /// Records that the sweep, or the deletion of a batch of orphans, is complete.
+    /// Whether the sweep that the opening asked for has not ended yet.
+    pub(crate) fn is_sweep_due(&self) -> bool {
+        self.state.lock().is_sweep_due
+    }
+
+    /// Whether everything that earlier epochs left behind was queued since the volume was opened.
+    pub(crate) fn has_passed(&self) -> bool {
+        self.state.lock().has_passed
+    }
+
+    /// Records that everything that earlier epochs left behind is queued.
+    pub(crate) fn pass_is_done(&self) {
+        self.state.lock().has_passed = true;
+    }
+
+    /// Records that the sweep is complete.
+    pub(crate) fn sweep_is_done(&self) {
+        let mut state = self.state.lock();
+        state.is_sweep_due = false;
+        state.unswept -= 1;
+    }
+
+    /// Records that the deletion of a batch of orphans is complete.
     pub(crate) fn swept(&self) {
         self.state.lock().unswept -= 1;
+    }
+
+    /// Records that objects were deleted.
+    pub(crate) fn count_deleted(&self, objects: usize) {
+        self.state.lock().deleted += objects as u64;
+    }
+
+    /// Number of objects that were deleted since the volume was opened.
+    pub(crate) fn deleted(&self) -> u64 {
+        self.state.lock().deleted
     }
 
     /// Id of the root table that the head references.
@@ -305,7 +348,7 @@ fn named<'a>(roots: &'a mut [KeptRoot], name: &str) -> Option<&'a mut KeptRoot> 
 }
 
 /// Returns what remains of the grace period of an object retired at `retired_at_seconds` (Unix time).
-pub(super) fn grace_left(shared: &Shared, retired_at_seconds: u64) -> Duration {
+pub(crate) fn grace_left(shared: &Shared, retired_at_seconds: u64) -> Duration {
     let age = (shared.env.wall_clock)().saturating_sub(retired_at_seconds);
     shared.options.deletion_grace.saturating_sub(Duration::from_secs(age))
 }

@@ -4,12 +4,13 @@
 //! answer, or an error once the task has ended.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
 use crate::mutant::{self, Mutant};
-use crate::volume::collect::Trash;
+use crate::volume::collect::{Collector, Trash};
 use crate::volume::error::{Error, SnapshotError};
 use crate::volume::format::root::Root;
 use crate::volume::shared::Shared;
@@ -29,6 +30,11 @@ pub(super) enum Request {
     Pin(String, Uuid, oneshot::Sender<Result<Root, Refused>>),
     /// Keep no root for these clones any more, and answer when the head says so.
     Unpin(Vec<Uuid>, oneshot::Sender<Result<(), Error>>),
+    /// Make objects of other volumes this volume's own, from a map page on, and answer when the checkpoint is
+    /// published.
+    Adopt(u32, oneshot::Sender<Result<Adopted, Error>>),
+    /// Reference no other volume any more, and answer when the head says so.
+    Detach(oneshot::Sender<Result<Detached, Error>>),
     /// Make the volume what it was at a snapshot, and answer when the head says so.
     Restore(String, oneshot::Sender<Result<(), SnapshotError>>),
     /// Fold nothing more, and answer when no fold is running.
@@ -42,6 +48,28 @@ pub(crate) enum Refused {
     Clones(Vec<Uuid>),
     /// For another reason.
     Other(SnapshotError),
+}
+
+/// What a step of an adoption did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Adopted {
+    /// The map page at which the next step begins; `None` after the last one.
+    pub(super) next: Option<u32>,
+    /// Chunks and map pages that cannot be read, in the map pages that are done.
+    pub(super) unreadable: u64,
+}
+
+/// Whether a volume was detached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Detached {
+    /// Its root lists no origins.
+    Done,
+    /// The current root references objects of other volumes.
+    Foreign,
+    /// Roots that were replaced do so, and wait this long for the end of their grace period.
+    Waits(Duration),
+    /// These snapshots do so.
+    Held(Vec<String>),
 }
 
 impl From<SnapshotError> for Refused {
@@ -63,6 +91,9 @@ pub(super) enum Scope {
     Committed,
     /// Also consolidate chunks of which overlays locate anything, up to [`STEP_BYTES`].
     Consolidate,
+    /// Also rewrite chunks of which other volumes store anything, in the chosen map pages, up to
+    /// [`STEP_BYTES`].
+    Adopt,
 }
 
 /// Sends requests to the folding task.
@@ -130,6 +161,11 @@ impl FoldHandle {
         if self.requests.send(Request::Rest(done)).await.is_err() || answer.await.is_err() {
             tracing::debug!("the folder rests already");
         }
+    }
+
+    /// Returns what deletes the garbage of the volume.
+    pub(in crate::volume) fn collector(&self, shared: &Arc<Shared>) -> Collector {
+        Collector::new(Arc::clone(shared), Arc::clone(&self.trash))
     }
 
     /// Whether objects may exist that only a sweep finds.

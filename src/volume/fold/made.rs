@@ -71,6 +71,8 @@ pub(super) struct Background {
     pub(super) from: ChunkIndex,
     /// The first chunk that the next fold may consolidate.
     pub(super) cursor: ChunkIndex,
+    /// Map pages of which this volume gets everything that belongs to other volumes, while the budget lasts.
+    pub(super) adopts: BTreeSet<u32>,
     /// Blocks to move, with the packs that they are in, by map page.
     pub(super) moves: BTreeMap<u32, Vec<(BlockIndex, ObjectId)>>,
     /// The packs whose blocks are all moved.

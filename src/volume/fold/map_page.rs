@@ -78,6 +78,7 @@ impl Folder {
         let covers = start..(start + geometry.map_page_bytes()).min(end);
         let chunks = (covers.end - covers.start).div_ceil(geometry.chunk_bytes());
         let mut page = self.load(old, (number, end), chunks, birth).await?;
+        page.is_adopted = made.background.lock().as_ref().is_some_and(|work| work.adopts.contains(&number));
         let changes: Changes = folding.pieces.overlaps(covers).collect();
         let touched = self.replace_whole_chunks(&mut page, changes, birth);
         let mut packing = made.packing.lock().await;
@@ -86,6 +87,7 @@ impl Folder {
         }
         let (_, packing) = packing.as_mut().expect("just decided");
         let rewritten = self.rewrite_chunks(&page, packing, &touched, folding, birth, made).await?;
+        pack_instead(packing, &rewritten, &touched);
         self.pack(&page, packing, folding, made).await?;
         let mut puts = packing.puts.clone();
         for (index, entry) in rewritten {
@@ -195,7 +197,9 @@ impl Folder {
         let background = background.as_mut().expect("decided before the first map page");
         let is_ripe = |entry: &Entry| u64::from(entry.overlaid) >= background.consolidate_from;
         let is_spared = |slot: u16| background.spares_shared && page.is_shared(slot);
-        let ripe = page.entries.iter().filter(|(slot, entry)| is_ripe(entry) && !is_spared(**slot));
+        let is_adopted = |slot: u16| page.is_adopted && page.is_foreign(slot);
+        let is_due = |slot: u16, entry: &Entry| is_ripe(entry) && !is_spared(slot) || is_adopted(slot);
+        let ripe = page.entries.iter().filter(|(slot, entry)| is_due(**slot, entry));
         let ripe = ripe.map(|(slot, _)| ChunkIndex::at(page.number, *slot));
         let candidates: BTreeSet<ChunkIndex> = touched.keys().copied().chain(ripe).collect();
         let mut fresh: Vec<FreshRun> = Vec::new();
@@ -207,11 +211,7 @@ impl Folder {
                 fresh.extend(runs);
             }
         }
-        for (run, kind) in &fresh {
-            if *kind == Fresh::Data {
-                packing.blocks.extend((run.start.0..run.end.0).map(|block| (BlockIndex(block), None)));
-            }
-        }
+        packing.blocks.extend(to_pack(&fresh));
         for (block, pack) in background.moves.get(&page.number).cloned().unwrap_or_default() {
             let blocks = page.within(&block.alone());
             let index = page.chunk_of(blocks.start);
@@ -245,7 +245,8 @@ impl Folder {
             let known: u32 = located.iter().map(|(run, _)| run.end - run.start).sum();
             overlaid += run.end.0 - run.start.0 - u64::from(known);
         }
-        if overlaid < background.consolidate_from || index < background.from {
+        let is_adopted = page.is_adopted && page.is_foreign(index.slot());
+        if !is_adopted && (overlaid < background.consolidate_from || index < background.from) {
             return false;
         }
         let cost = (blocks_per_chunk - data) * BLOCK_BYTES;
@@ -286,11 +287,12 @@ impl Folder {
         let parallel = usize::try_from(parallel).unwrap_or(1).max(1);
         // Waits for all, even if one fails: a request in flight could take effect after its object was
         // deleted.
-        let rewritten: Vec<Result<(ChunkIndex, Entry), Error>> =
+        let rewritten: Vec<Result<Option<(ChunkIndex, Entry)>, Error>> =
             stream::iter(jobs).buffer_unordered(parallel).collect().await;
-        rewritten.into_iter().collect()
+        rewritten.into_iter().filter_map(Result::transpose).collect()
     }
 
+    /// Rewrites a chunk, unless an earlier attempt did. Returns `None` if the chunk stays as it is.
     async fn rewrite(
         &self,
         page: &PageUpdate,
@@ -299,13 +301,14 @@ impl Folder {
         folding: &Committed,
         birth: Slot,
         made: &Made,
-    ) -> Result<(ChunkIndex, Entry), Error> {
+    ) -> Result<Option<(ChunkIndex, Entry)>, Error> {
         if let Some(entry) = made.finished_chunk(index) {
-            return Ok((index, entry));
+            return Ok(Some((index, entry)));
         }
-        let entry = self.rewrite_chunk(page, index, changes, folding, birth, made).await?;
+        let rewritten = self.rewrite_chunk(page, index, changes, folding, birth, made).await?;
+        let Some(entry) = rewritten else { return Ok(None) };
         made.finish_chunk(self.shared.keys, index, entry.clone());
-        Ok((index, entry))
+        Ok(Some((index, entry)))
     }
 
     /// Packs the blocks that were decided on, from where the last attempt stopped.
@@ -474,6 +477,25 @@ impl Folder {
         let view = Arc::new(MapView { page: map_page, overlays: page.overlays });
         shared.env.cache.insert_map_view(cache_key, view).await;
         Ok(FoldedPage { content: Content::Object(id, counts), released: page.released, overlay_keys })
+    }
+}
+
+/// Returns the blocks of `runs` that have to be composed. None of them is in a pack.
+fn to_pack(runs: &[FreshRun]) -> impl Iterator<Item = (BlockIndex, Option<ObjectId>)> {
+    let data = runs.iter().filter(|(_, kind)| *kind == Fresh::Data);
+    data.flat_map(|(run, _)| (run.start.0..run.end.0).map(|block| (BlockIndex(block), None)))
+}
+
+/// Packs the changed blocks of the chunks that were not rewritten although that was decided. A later attempt
+/// finds all changed chunks either finished or packed, so it adds nothing.
+fn pack_instead(packing: &mut Packing, rewritten: &[(ChunkIndex, Entry)], touched: &Touched) {
+    let done: BTreeSet<ChunkIndex> = rewritten.iter().map(|(index, _)| *index).collect();
+    for (index, changes) in touched.iter().filter(|(index, _)| !done.contains(index)) {
+        if packing.rewrites.remove(index) {
+            assert_eq!(packing.done, 0, "no block is packed before all chunks are rewritten or left");
+            packing.blocks.extend(to_pack(&plan::fresh_runs(changes)));
+            packing.blocks.sort_by_key(|(block, _)| *block);
+        }
     }
 }
 

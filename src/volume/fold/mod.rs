@@ -7,8 +7,10 @@
 //! exactly the checkpoint's commit. A head references only durable objects. Nothing is handed to the
 //! collector before the head that replaces it is durable.
 
+mod adopt;
 mod background;
 mod compose;
+mod detach;
 mod handle;
 mod made;
 mod map_page;
@@ -31,7 +33,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use self::background::{Eagerness, packs_after, victims};
-pub(super) use self::handle::{FoldHandle, Refused};
+pub(super) use self::handle::{Detached, FoldHandle, Refused};
 use self::handle::{REQUESTS, Request, Scope, answer};
 use self::made::{Background, Content, Made};
 use crate::metrics::labels::{FoldResult, ObjectKind};
@@ -67,7 +69,6 @@ pub(super) struct Folder {
     shared: Arc<Shared>,
     head: HeadHandle,
     trash: Arc<Trash>,
-    unswept: bool,
     requests: mpsc::Receiver<Request>,
     sender: mpsc::Sender<Request>,
     /// The checkpoint in the head.
@@ -75,6 +76,8 @@ pub(super) struct Folder {
     /// The first chunk that the next consolidation may rewrite. Chunks are consolidated in order of offset,
     /// because then all packs of a range go at once.
     cursor: Mutex<ChunkIndex>,
+    /// The map pages that the next adoption is about.
+    adopting: Mutex<BTreeSet<u32>>,
 }
 
 impl Folder {
@@ -88,7 +91,7 @@ impl Folder {
         let (sender, requests) = mpsc::channel(REQUESTS);
         let trash = Arc::new(Trash::new(table, last.slot, unswept));
         let (last, cursor) = (Mutex::new(last), Mutex::new(ChunkIndex::default()));
-        Self { shared, head, trash, unswept, requests, sender, last, cursor }
+        Self { shared, head, trash, requests, sender, last, cursor, adopting: Mutex::default() }
     }
 
     pub(super) fn handle(&self) -> FoldHandle {
@@ -97,7 +100,7 @@ impl Folder {
 
     /// Runs until the volume stops, or until [`FoldHandle::rest`] is called.
     pub(super) async fn run(mut self) {
-        let collector = Collector::new(Arc::clone(&self.shared), Arc::clone(&self.trash), self.unswept);
+        let collector = Collector::new(Arc::clone(&self.shared), Arc::clone(&self.trash));
         self.shared.tasks.spawn_until_cancelled(collector.run());
         loop {
             let age = self.shared.options.journal_max_age;
@@ -119,6 +122,8 @@ impl Folder {
                 Some(Request::DeleteSnapshot(name, done)) => self.serve_deletion(&name, done).await,
                 Some(Request::Pin(name, clone, done)) => self.serve_pin(&name, clone, done).await,
                 Some(Request::Unpin(gone, done)) => self.serve_unpinning(&gone, done).await,
+                Some(Request::Adopt(from, done)) => self.serve_adoption(from, done).await,
+                Some(Request::Detach(done)) => self.serve_detachment(done).await,
                 Some(Request::Restore(name, done)) => self.serve_restoration(&name, done).await,
                 Some(Request::Rest(done)) => return answer(done, ()),
                 None => self.fold_due(age).await,
@@ -409,6 +414,7 @@ impl Folder {
         }
         if let Some(background) = &*made.background.lock() {
             affected.extend(background.moves.keys());
+            affected.extend(&background.adopts);
         }
         if scope == Scope::Consolidate {
             let overlaid = old.map_pages.iter().filter(|(_, page)| is_overlaid(page));
@@ -439,6 +445,13 @@ impl Folder {
             Scope::Consolidate => Background {
                 budget: STEP_BYTES.max(chunk_bytes),
                 consolidate_from: 1,
+                ..Background::default()
+            },
+            Scope::Adopt => Background {
+                budget: STEP_BYTES.max(chunk_bytes),
+                consolidate_from: u64::MAX,
+                spares_shared: true,
+                adopts: self.adopting.lock().clone(),
                 ..Background::default()
             },
             Scope::Committed => Background {

@@ -14,7 +14,7 @@ use super::plan;
 use crate::mutant::{self, Mutant};
 use crate::volume::cache::index::LoadedOverlay;
 use crate::volume::format::geometry::{BLOCKS_PER_PAGE, BlockIndex, ChunkIndex, Geometry, PageIndex};
-use crate::volume::format::keys::{Keys, ObjectId};
+use crate::volume::format::keys::{Keys, ObjectId, Slot};
 use crate::volume::format::map::{ChunkSet, Entry, MapPage, OverlayPlace, OverlayRef};
 use crate::volume::format::overlay::OverlayBuilder;
 use crate::volume::format::page_set::PageSet;
@@ -49,6 +49,8 @@ pub(super) struct PageUpdate {
     hidden: u32,
     /// Frames of packs of this volume that are no longer in use, by pack.
     pub(super) released: BTreeMap<ObjectId, u32>,
+    /// Whether the fold makes this volume's own what other volumes store of the map page.
+    pub(super) is_adopted: bool,
 }
 
 impl PageUpdate {
@@ -64,6 +66,11 @@ impl PageUpdate {
         let mut origins = Origins::new(keys.volume());
         if let Some(map) = &map {
             origins.adopt(&mut entries, |origin| map.origin(origin).volume());
+            if map.owner != keys {
+                // A commit of this volume may have the slot of any commit of the other one.
+                let births = entries.values_mut().filter_map(|entry| entry.birth.as_mut());
+                births.for_each(|birth| *birth = Slot::START);
+            }
             // An overlay within the map page belongs to whoever owns the map page.
             for overlay in overlays.iter_mut().filter(|overlay| overlay.id.is_none()) {
                 if overlay.owner != keys {
@@ -82,6 +89,7 @@ impl PageUpdate {
             overlays,
             hidden,
             released: BTreeMap::new(),
+            is_adopted: false,
         }
     }
 
@@ -269,6 +277,19 @@ impl PageUpdate {
         self.entries.get(&slot).and_then(own_stored).is_none()
             && !self.located(slot, self.chunk_blocks(slot)).iter().any(|(_, located)| match located {
                 Located::Frames(owner, ..) => *owner == self.keys,
+                Located::Zero(_) | Located::Unknown(_) => false,
+            })
+    }
+
+    /// Whether a read of a chunk needs an object of another volume. An overlay that applies to the chunk is
+    /// read even if newer ones hide all that it locates.
+    pub(super) fn is_foreign(&self, slot: u16) -> bool {
+        let Some(entry) = self.entries.get(&slot) else { return false };
+        let applies = |overlay: &LoadedOverlay| overlay.owner != self.keys && overlay.chunks.contains(slot);
+        entry.base.is_some_and(|base| base.origin != 0)
+            || self.overlays.iter().any(applies)
+            || self.located(slot, self.chunk_blocks(slot)).iter().any(|(_, located)| match located {
+                Located::Frames(owner, ..) => *owner != self.keys,
                 Located::Zero(_) | Located::Unknown(_) => false,
             })
     }

@@ -70,7 +70,9 @@ impl Folder {
         let root = kept_root(shared, id).await?.ok_or_else(|| Error::lost(shared.keys.root(id)))?;
         self.replace_table(table).await?;
         tracing::info!(volume = %shared.keys.volume(), snapshot = name, %clone, "a clone keeps the snapshot");
-        Ok(root)
+        // A snapshot may list origins that neither it nor the volume needs any more.
+        let is_detached = shared.state.lock().root.origins.is_empty();
+        Ok(if is_detached { Root { origins: Vec::new(), ..root } } else { root })
     }
 
     async fn unpin(&self, gone: &[Uuid]) -> Result<(), Error> {

@@ -18,7 +18,7 @@ use crate::volume::error::Error;
 use crate::volume::format::chunk::{ChunkWriter, object_bytes};
 use crate::volume::format::geometry::{BLOCK_LEN, ChunkIndex, PAGE_BYTES, PAGE_LEN, PageIndex};
 use crate::volume::format::keys::{ObjectId, Slot};
-use crate::volume::format::map::{Base, Damage, Entry};
+use crate::volume::format::map::{Base, Damage, Entry, SECTOR_MASK_BYTES};
 use crate::volume::state::piece::is_zero;
 use crate::volume::state::segments::Committed;
 
@@ -27,7 +27,8 @@ type Hot = Vec<(PageIndex, Held)>;
 
 impl Folder {
     /// Makes the entry of a chunk at the commit `birth` from what lies below and the changes since, which are
-    /// sorted by offset. Uploads the chunk's object.
+    /// sorted by offset. Uploads the chunk's object. Returns `None` if the chunk is to become this volume's
+    /// own, and not all of it can be read: its owner may still get it back.
     pub(super) async fn rewrite_chunk(
         &self,
         page: &PageUpdate,
@@ -36,7 +37,7 @@ impl Folder {
         folding: &Committed,
         birth: Slot,
         made: &Made,
-    ) -> Result<Entry, Error> {
+    ) -> Result<Option<Entry>, Error> {
         let shared = &self.shared;
         let old = page.entries.get(&index.slot()).cloned().unwrap_or_default();
         let birth = if changes.is_empty() { old.birth } else { Some(birth) };
@@ -68,9 +69,13 @@ impl Folder {
         let memory = shared.buffers.take(usize::try_from(most).expect("at most 33 MiB"));
         let mut writer = ChunkWriter::within(sealing, index, id, pages_per_chunk, memory);
         let (mut hot, mut bytes) = (Hot::new(), vec![0; PAGE_LEN]);
+        let may_come_back = page.is_adopted && page.is_foreign(index.slot());
         for composition in &batch.compositions {
             let number = shared.geometry.page_at(composition.range.start);
             let good = composition.compose(&fetched, &mut bytes)?;
+            if may_come_back && is_newly_lost(&old, number, &good) {
+                return Ok(None);
+            }
             if good != ALL_GOOD {
                 entry.damage.push(Damage { page: number, good_sectors: good });
                 entry.allocated.insert(number);
@@ -91,7 +96,7 @@ impl Folder {
             tracing::error!(volume = %shared.keys.volume(), chunk = index.0, pages = entry.damage.len(),
                 "sectors of a chunk were lost");
         }
-        Ok(entry)
+        Ok(Some(entry))
     }
 
     /// Uploads a chunk object and caches those of its blocks that were in memory before.
@@ -114,6 +119,13 @@ impl Folder {
         }
         Ok(())
     }
+}
+
+/// Whether sectors of a page are lost now that its chunk's entry does not mark as lost. `good` are the intact
+/// ones.
+fn is_newly_lost(entry: &Entry, page: PageIndex, good: &[u8; SECTOR_MASK_BYTES]) -> bool {
+    let known = entry.damage_of(page).map_or(ALL_GOOD, |damage| damage.good_sectors);
+    !entry.lost.contains(page) && known.iter().zip(good).any(|(known, good)| known & !good != 0)
 }
 
 /// Returns some of the blocks of a page.

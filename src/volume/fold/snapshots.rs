@@ -13,6 +13,7 @@ use crate::metrics::labels::ObjectKind;
 use crate::mutant::{self, Mutant};
 use crate::volume::collect::{Garbage, TableFull, kept_root};
 use crate::volume::error::{Error, SnapshotError};
+use crate::volume::format::keys::ObjectId;
 use crate::volume::format::root::Root;
 use crate::volume::format::snapshot::Snapshot;
 use crate::volume::shared::Shared;
@@ -102,7 +103,6 @@ impl Folder {
         let found = self.trash.snapshots().into_iter().find(|(snapshot, _)| snapshot.name == name);
         let (_, id) = found.ok_or_else(|| SnapshotError::NoSuchSnapshot(name.to_owned()))?;
         let restored = kept_root(shared, id).await?.ok_or_else(|| Error::lost(shared.keys.root(id)))?;
-        self.trash.check_room().map_err(|TableFull| self.table_full())?;
         let checkpoint = *self.last.lock();
         let (old, is_settled) = {
             let state = shared.state.lock();
@@ -111,26 +111,35 @@ impl Folder {
             (Arc::clone(&state.root), is_settled)
         };
         assert!(is_settled, "a volume that accepts no changes is restored after all of them are folded");
-        let root = Arc::new(Root { id: shared.next_id(), commit: checkpoint.slot, ..restored });
+        // A snapshot may list origins that the volume does not need any more.
+        let origins = if old.origins.is_empty() { Vec::new() } else { restored.origins.clone() };
+        let root = Root { id: shared.next_id(), commit: checkpoint.slot, origins, ..restored };
+        let size_bytes = root.size_bytes;
+        self.replace_root(&old, root, id).await?;
+        shared.state.lock().size_bytes = size_bytes;
+        tracing::info!(volume = %shared.keys.volume(), snapshot = name, "restored the snapshot");
+        Ok(())
+    }
+
+    /// Publishes a root that no fold made, at the last checkpoint, and discards the current root `old`.
+    pub(super) async fn replace_root(&self, old: &Root, root: Root, parent: ObjectId) -> Result<(), Error> {
+        let (shared, root) = (&self.shared, Arc::new(root));
+        self.trash.check_room().map_err(|TableFull| self.table_full())?;
         let now = (shared.env.wall_clock)();
-        let table = self.trash.next_table(shared.next_id(), &old, &root, id, None, now);
+        let table = self.trash.next_table(shared.next_id(), old, &root, parent, None, now);
         let table = table.map_err(|TableFull| self.table_full())?;
         let (sealing, old_table) = (shared.keys.sealing(), self.trash.table_id());
         let objects = [(root.id, root.encode(sealing)), (table.id, table.encode(sealing))];
         self.put_all(objects.map(|(id, bytes)| (shared.keys.root(id), bytes)).into()).await?;
+        let checkpoint = *self.last.lock();
         self.head.publish(shared, checkpoint, root.id, table.id).await?;
         self.trash.set_table(table);
-        {
-            let mut state = shared.state.lock();
-            state.size_bytes = root.size_bytes;
-            state.root = Arc::clone(&root);
-        }
+        shared.state.lock().root = Arc::clone(&root);
         shared.gauge_root(&root);
         if self.trash.is_retired(old.id) {
             self.trash.add(shared, Garbage::Root(old.id));
         }
         self.trash.add(shared, Garbage::Objects(vec![shared.keys.root(old_table)]));
-        tracing::info!(volume = %sealing.volume(), snapshot = name, "restored the snapshot");
         Ok(())
     }
 

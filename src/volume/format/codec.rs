@@ -25,6 +25,15 @@ impl Checksum {
     pub fn of(bytes: &[u8]) -> Self {
         Self(xxh3_128(bytes).to_le_bytes())
     }
+
+    /// Returns the checksum that a whole object ends with. It must have been verified.
+    ///
+    /// # Panics
+    /// Panics if the bytes are too few for an object.
+    #[must_use]
+    pub fn at_end_of(object: &[u8]) -> Self {
+        Self(*object.last_chunk().expect("an object ends with its checksum"))
+    }
 }
 
 impl std::fmt::Debug for Checksum {
@@ -56,6 +65,8 @@ pub enum Kind {
     Pack,
     /// The object that binds a name to a volume (`name/<name>`).
     Name,
+    /// The header of an incremental stream, which is never an object of a store.
+    Stream,
 }
 
 impl Kind {
@@ -73,6 +84,7 @@ impl Kind {
             Self::Chunk => b"CAIRNCHK",
             Self::Pack => b"CAIRNPAK",
             Self::Name => b"CAIRNNAM",
+            Self::Stream => b"CAIRNINC",
         }
     }
 }

@@ -74,19 +74,43 @@ pub enum Lease {
     },
 }
 
-/// Whether the volume is in use or being deleted.
+/// Whether the volume is in use, was deleted and is kept, or is being deleted for good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VolumeState {
     /// The volume is in use.
     Live,
+    /// The volume was deleted, and it can be brought back. It is not opened meanwhile.
+    Kept(Kept),
     /// The volume is being deleted, or only this tombstone is left. It is never opened again.
     Deleting,
+}
+
+impl VolumeState {
+    /// Whether the volume may be opened and read.
+    #[must_use]
+    pub const fn is_live(self) -> bool {
+        matches!(self, Self::Live)
+    }
+}
+
+/// What is known of a deleted volume that can be brought back. The time is counted down here, so that no time
+/// of day decides when the volume is deleted for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// When the volume was deleted, as Unix time in seconds, by the clock of whoever did it. It is shown to
+    /// people.
+    pub deleted_at_seconds: u64,
+    /// How long the volume is kept still, in seconds. Whoever has seen this head unchanged for some time may
+    /// replace it by one that has as much less left.
+    pub seconds_left: u32,
 }
 
 /// Bit of the state: the volume is being deleted.
 const DELETING: u8 = 1;
 /// Bit of the state: the names of the volume follow.
 const NAMED: u8 = 2;
+/// Bit of the state: the volume was deleted and is kept. What is known of that follows the names.
+const KEPT: u8 = 4;
 
 /// The names that may be bound to a volume.
 ///
@@ -134,9 +158,10 @@ pub struct Head {
     pub wrapped_key: Vec<u8>,
     /// Location of commits that may be missing in the bucket; empty if there are none.
     pub local_journal: String,
-    /// Whether the volume is in use or being deleted.
+    /// Whether the volume is in use, kept, or being deleted.
     pub state: VolumeState,
-    /// The names of the volume; `None` if it was never renamed, so that it has the name in its identity.
+    /// The names of the volume; `None` if it was never renamed, so that it has the name in its identity. A
+    /// volume that is kept always has them here.
     pub names: Option<Names>,
 }
 
@@ -144,7 +169,7 @@ impl Head {
     /// Encodes the object.
     ///
     /// # Panics
-    /// Panics if a field exceeds its limit.
+    /// Panics if a field exceeds its limit, or if the volume is kept and has no names.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut to = Encoder::new(Kind::Head, self.volume, MAX_HEAD_BYTES);
@@ -165,14 +190,20 @@ impl Head {
         to.u8(u8::try_from(self.wrapped_key.len()).expect("a wrapped key has at most 255 bytes"));
         to.raw(&self.wrapped_key);
         to.short_string(&self.local_journal);
-        let deleting = match self.state {
+        let state = match self.state {
             VolumeState::Live => 0,
+            VolumeState::Kept(_) => KEPT,
             VolumeState::Deleting => DELETING,
         };
-        to.u8(deleting | if self.names.is_some() { NAMED } else { 0 });
+        to.u8(state | if self.names.is_some() { NAMED } else { 0 });
         if let Some(Names { current, next }) = &self.names {
             to.short_string(current);
             to.short_string(next.as_deref().unwrap_or_default());
+        }
+        if let VolumeState::Kept(kept) = self.state {
+            assert!(self.names.is_some(), "the head of a volume that is kept has its names");
+            to.u64(kept.deleted_at_seconds);
+            to.u32(kept.seconds_left);
         }
         let bytes = to.finish();
         assert!(bytes.len() <= MAX_HEAD_BYTES, "all fields at their bounds stay within the limit");
@@ -205,11 +236,20 @@ impl Head {
         let wrapped_key = from.raw(key_bytes)?.to_vec();
         let local_journal = from.short_string("local journal")?;
         let flags = from.u8()?;
-        if flags & !(DELETING | NAMED) != 0 {
+        let is_valid = match flags & (DELETING | KEPT) {
+            0 | DELETING => true,
+            KEPT => flags & NAMED != 0,
+            _ => false,
+        };
+        if flags & !(DELETING | NAMED | KEPT) != 0 || !is_valid {
             return Err(invalid("state", format!("{flags} is unknown")));
         }
-        let state = if flags & DELETING == 0 { VolumeState::Live } else { VolumeState::Deleting };
         let names = if flags & NAMED == 0 { None } else { Some(names(&mut from)?) };
+        let state = match flags & (DELETING | KEPT) {
+            DELETING => VolumeState::Deleting,
+            KEPT => VolumeState::Kept(Kept { deleted_at_seconds: from.u64()?, seconds_left: from.u32()? }),
+            _ => VolumeState::Live,
+        };
         from.finish()?;
         Ok(Self {
             volume,

@@ -51,6 +51,8 @@ impl ObjectId {
 }
 
 impl Slot {
+    /// The slot before the first record of the journal: that of what a volume begins with.
+    pub const START: Self = Self { epoch: 0, n: 0 };
     /// Length of an encoded slot in bytes.
     pub const BYTES: usize = 4 + 8;
 

@@ -32,3 +32,5 @@ pub mod chunk;
 pub mod pack;
 // Tags of frames.
 pub mod frame;
+// The incremental stream, which is no object of a store.
+pub mod stream;

@@ -23,10 +23,11 @@ use crate::volume::environment::Environment;
 use crate::volume::error::OpenError;
 use crate::volume::fold::Folder;
 use crate::volume::format::codec::Checksum;
-use crate::volume::format::head::{Head, HolderName, Lease, Names, VolumeState};
+use crate::volume::format::head::{Head, HolderName, Lease, Names};
 use crate::volume::format::identity::Identity;
 use crate::volume::format::keys::Keys;
 use crate::volume::format::root::{Root, RootTable};
+use crate::volume::format::stream::{is_begun_name, is_copy_name};
 use crate::volume::held::{HeldHead, Updated, update_head};
 use crate::volume::keeper::{HeadHandle, HeadKeeper};
 use crate::volume::objects::{fetch, load_roots, read_head};
@@ -162,6 +163,7 @@ async fn recover(
     head: &Head,
 ) -> Result<Recovered, OpenError> {
     let (root, table) = load_roots(env, keys, head).await?;
+    warn_of_mixture(keys, &table);
     if root.geometry != identity.geometry {
         let why = "its chunk size is not the volume's".to_owned();
         return Err(OpenError::BrokenJournal { key: keys.root(root.id), why });
@@ -169,6 +171,17 @@ async fn recover(
     let replay = Replay::new(env, keys, &root, head.epoch, head.checkpoint);
     let (committed, opening) = replay.run(head.checkpoint).await?;
     Ok(Recovered { root, table, committed, opening })
+}
+
+/// Says so in the log if an incremental import was cut short, because nothing else shows it to those who use
+/// the disk.
+fn warn_of_mixture(keys: Keys, table: &RootTable) {
+    let names = table.roots.iter().rev().filter_map(|kept| Some(&*kept.snapshot.as_ref()?.name));
+    if let Some(begun) = names.take_while(|name| !is_copy_name(name)).find(|name| is_begun_name(name)) {
+        tracing::warn!(volume = %keys.volume(), snapshot = begun,
+            "an import of an incremental stream has begun and not ended: until it is repeated, the volume is \
+             a mixture of what it had and what it gets");
+    }
 }
 
 /// Returns an error if the volume is being or has been deleted. A deletion marks the head before it deletes
@@ -186,7 +199,7 @@ async fn check_not_deleted(env: &Environment, keys: Keys, ours: &Head) -> Result
 /// earlier epoch than ours is the first one, which a late request of the volume's creator has made once more
 /// after the deletion.
 fn is_deleted(now: &Head, ours: &Head) -> bool {
-    now.state == VolumeState::Deleting || now.epoch < ours.epoch
+    !now.state.is_live() || now.epoch < ours.epoch
 }
 
 /// Returns the cause of a failed opening. If a later gateway has the volume, it may have folded and deleted
@@ -230,7 +243,7 @@ async fn take_epoch(
 ) -> Result<(HeldHead, bool), OpenError> {
     let (mut old, mut etag) = read_head(env, keys).await?;
     for bids_left in (0..BIDS).rev() {
-        if old.state == VolumeState::Deleting {
+        if !old.state.is_live() {
             return Err(OpenError::Deleting);
         }
         if let (Some(name), Some(names)) = (found_by, &old.names)

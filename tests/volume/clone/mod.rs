@@ -2,6 +2,7 @@
 
 mod check;
 mod crash;
+mod flatten;
 mod gone;
 mod lost;
 mod model;
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use cairn::effect::Durability::Volatile;
 use cairn::store::Operation;
 use cairn::store::fault::{Action, Gate, Rule};
 use cairn::volume::catalog::ChunkBytes;
@@ -20,7 +22,7 @@ use cairn::volume::format::root::{MAX_ORIGINS, Root};
 use cairn::volume::{CloneError, Entropy, Environment, OpenError, Options, SnapshotError, Volume, catalog};
 use uuid::Uuid;
 
-use super::bench::{Bench, MIB};
+use super::bench::{Bench, MIB, pattern};
 use super::engine::{Model, Numbers, fill};
 use super::stored::assert_exact_for_all;
 
@@ -240,8 +242,19 @@ async fn a_clone_that_would_need_the_objects_of_too_many_volumes_is_refused() {
             Err(CloneError::TooDeep(1025)) if !fits => {}
             other => panic!("{origins} origins: {other:?}"),
         }
+        parent.write(0, pattern(1, 4096), Volatile).await.unwrap();
+        parent.checkpoint().await.unwrap();
         parent.close().await.unwrap();
     }
+    // The disk needs no other volume any more, but its snapshot still lists them.
+    let (keys, mut root) = root_of(&bench, id);
+    root.origins.clear();
+    bench.memory.insert(&keys.root(root.id), Bytes::from(root.encode(keys.sealing())));
+    let parent = open(&env, &bench.options, "disk").await;
+    let refused = catalog::clone(&parent, &format!("with-{MAX_ORIGINS}"), "new").await.unwrap_err();
+    assert!(matches!(refused, CloneError::TooDeep(1025)), "{refused}");
+    assert!(catalog::unnamed(&env).await.unwrap().is_empty(), "nothing is left of it");
+    parent.close().await.unwrap();
 }
 
 /// Holds a creator before it makes the object that `part` is in.

@@ -1,0 +1,143 @@
+//! Adoption: what a clone reads from other volumes is rewritten into objects of its own.
+//!
+//! Owns which map pages come next. The fold rewrites the chunks, as it consolidates others. Invariants: it is
+//! done in steps, and each is a checkpoint, so it can end anywhere and go on with what is left. What cannot
+//! be read is left as it is: no loss is recorded for good, because the owner may get the object back. The
+//! changes of clients in such a chunk are packed. One map page with its overlays is in memory at a time, and
+//! the numbers of those of one step. A step is short, because nothing else is folded meanwhile.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use super::handle::{Adopted, Request, Scope, answer};
+use super::{FoldHandle, Folder, STEP_BYTES};
+use crate::volume::cache::index::LoadedOverlay;
+use crate::volume::error::Error;
+use crate::volume::format::root::Root;
+use crate::volume::read::base::{self, LoadedMapPage, Located, Mapped};
+use crate::volume::shared::Shared;
+
+/// Limit on the map pages that one step looks at.
+const STEP_MAP_PAGES: usize = 64;
+
+/// The map pages of a step.
+#[derive(Debug, Default)]
+struct Step {
+    /// How much of each is not this volume's own.
+    pages: BTreeMap<u32, u64>,
+    next: Option<u32>,
+    unreadable: u64,
+}
+
+impl FoldHandle {
+    /// Makes everything that the current root references of other volumes this volume's own. Returns how many
+    /// chunks and map pages cannot be read, and are left as they are.
+    ///
+    /// # Errors
+    /// If the store fails, or if the volume stopped.
+    pub(crate) async fn adopt(&self, shared: &Shared) -> Result<u64, Error> {
+        let (mut next, mut unreadable) = (Some(0), 0);
+        while let Some(from) = next {
+            let adopted = self.ask(shared, |done| Request::Adopt(from, done)).await??;
+            unreadable += adopted.unreadable;
+            next = adopted.next;
+        }
+        Ok(unreadable)
+    }
+}
+
+impl Folder {
+    /// Serves a request for one step. Returns an error only once the volume has stopped.
+    pub(super) async fn serve_adoption(
+        &self,
+        from: u32,
+        done: oneshot::Sender<Result<Adopted, Error>>,
+    ) -> Result<(), Error> {
+        // A step need not make a checkpoint, and the next step may follow at once.
+        self.fold_due(self.shared.options.journal_max_age).await?;
+        let adopted = self.adopt(from).await;
+        self.adopting.lock().clear();
+        answer(done, adopted);
+        self.shared.check_serving()
+    }
+
+    async fn adopt(&self, from: u32) -> Result<Adopted, Error> {
+        let Step { pages, next, unreadable } = self.choose_step(from).await?;
+        if pages.is_empty() {
+            return Ok(Adopted { next, unreadable });
+        }
+        *self.adopting.lock() = pages.keys().copied().collect::<BTreeSet<u32>>();
+        self.fold_until_done(Scope::Adopt).await?;
+        let root = Arc::clone(&self.shared.state.lock().root);
+        let (before, mut left) = (pages.values().sum::<u64>(), 0);
+        for number in pages.keys() {
+            left += self.foreign_in(&root, *number).await?.unwrap_or(1);
+        }
+        Ok(match left {
+            0 => Adopted { next, unreadable },
+            // The step was full.
+            left if left < before => Adopted { next: Some(from), unreadable: 0 },
+            left => Adopted { next, unreadable: unreadable + left },
+        })
+    }
+
+    /// Chooses map pages for one step.
+    async fn choose_step(&self, from: u32) -> Result<Step, Error> {
+        let root = Arc::clone(&self.shared.state.lock().root);
+        let most = (STEP_BYTES / self.shared.geometry.chunk_bytes()).max(1);
+        let (mut step, mut chunks) = (Step::default(), 0);
+        for (looked_at, number) in (1..).zip(root.map_pages.range(from..).map(|(number, _)| *number)) {
+            self.shared.check_serving()?;
+            match self.foreign_in(&root, number).await? {
+                None => step.unreadable += 1,
+                Some(0) => {}
+                Some(foreign) => {
+                    step.pages.insert(number, foreign);
+                    chunks += foreign;
+                }
+            }
+            if chunks >= most || looked_at >= STEP_MAP_PAGES {
+                step.next = number.checked_add(1);
+                break;
+            }
+        }
+        Ok(step)
+    }
+
+    /// Counts what a map page of a root references of other volumes: chunks, and the map page itself or its
+    /// overlays. Returns `None` if it cannot be read.
+    pub(super) async fn foreign_in(&self, root: &Root, number: u32) -> Result<Option<u64>, Error> {
+        let shared = &self.shared;
+        let map = match base::map_page(&shared.env, shared.keys, shared.geometry, root, number).await {
+            Ok(Mapped::Page(map)) => map,
+            Ok(Mapped::Holes | Mapped::Zeroed(_)) => return Ok(Some(0)),
+            Err(error) if error.is_loss() => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        if map.view.overlays.iter().any(|overlay| overlay.overlay.is_err()) {
+            return Ok(None);
+        }
+        let slots = map.view.page.entries().into_iter();
+        let chunks = slots.filter(|(slot, _)| self.is_foreign(&map, *slot)).count() as u64;
+        let is_listed = map.view.overlays.iter().any(|overlay| overlay.owner != shared.keys);
+        Ok(Some(chunks + u64::from(is_listed || map.owner != shared.keys)))
+    }
+
+    /// Whether a read of a chunk needs an object of another volume. An overlay that applies to the chunk is
+    /// read even if newer ones hide all that it locates.
+    fn is_foreign(&self, map: &LoadedMapPage, slot: u16) -> bool {
+        let (keys, geometry) = (self.shared.keys, self.shared.geometry);
+        let blocks = u32::try_from(geometry.blocks_per_chunk()).expect("at most 8,192");
+        let blocks = u32::from(slot) * blocks..(u32::from(slot) + 1) * blocks;
+        let base = map.entry(slot).and_then(|entry| entry.base);
+        let applies = |overlay: &LoadedOverlay| overlay.owner != keys && overlay.chunks.contains(slot);
+        base.is_some_and(|base| map.origin(base.origin) != keys)
+            || map.view.overlays.iter().any(applies)
+            || base::located(&map.view.overlays, slot, blocks).iter().any(|(_, located)| match located {
+                Located::Frames(owner, ..) => *owner != keys,
+                Located::Zero(_) | Located::Unknown(_) => false,
+            })
+    }
+}
