@@ -285,6 +285,7 @@ listed() { "$@" --list --format terse | sed -n 's/: test$//p' | LC_ALL=C sort; }
 
 # Each takes a minute or more; the small size leaves them out.
 LONG=(interop::memory::random_writes_over_64_gib_stay_within_the_bounds_of_memory
+    interop::snapshots::snapshots_of_a_busy_file_system_and_database_are_whole
     interop::real_input::a_file_tree_survives_the_death_of_its_gateway)
 
 # Tests that need no other program run where there is none; those that say what they need then run with everything.

@@ -38,6 +38,11 @@ fn conversation(sent: &[u8], piece: usize) -> (Vec<u8>, String) {
                 let export = export(ticket.name());
                 machine.handle_description(ticket, export);
             }
+            ServerAction::Contexts(ticket) => {
+                let bitmap = WireString::try_from("qemu:dirty-bitmap:a").expect("a short name");
+                let offered = export(ticket.name()).map(|_| vec![bitmap]);
+                machine.handle_contexts(ticket, offered);
+            }
             ServerAction::Open(ticket) => {
                 let export = export(ticket.name());
                 machine.handle_opened(ticket, export);

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use url::Url;
 
+use super::backup_args::Backup;
 use super::endpoint::{Endpoint, Exported, Format};
 use super::nbd::Waiting;
 use super::place::{Common, Place};
@@ -43,6 +44,9 @@ pub(super) enum Command {
     /// Copy a snapshot, or a volume that no gateway holds, to an image, an NBD export or standard output.
     /// With --since, write only what differs from an earlier snapshot
     Export(Export),
+    /// Bring a copy of a snapshot into another store, as a volume that has a snapshot for each backup. Only
+    /// what has changed since the last backup is sent. The volume may be in use; the copy may not
+    Backup(Backup),
     /// Verify a volume in the store, also while a gateway serves it; changes nothing. Exits with 0 if it is
     /// sound, with 1 if damage was found, and with 2 if it could not be checked
     Check(Check),

@@ -22,7 +22,7 @@ use super::settings::Options;
 use super::{output, progress};
 use crate::metrics::Metrics;
 use crate::task::Tasks;
-use crate::volume::{Environment, IN_FLIGHT_BYTES, Import, ImportError, OpenError, catalog};
+use crate::volume::{self, Environment, IN_FLIGHT_BYTES, Import, ImportError, OpenError, catalog};
 
 /// Bytes that are read from standard input at a time.
 const READ_BYTES: usize = 1 << 20;
@@ -149,7 +149,7 @@ async fn import(args: &args::Import, input: &Input, options: Options) -> Result<
             checksum.add_zeros(info.size_bytes - read_bytes);
             Ok(Imported { read_bytes, size_bytes: info.size_bytes, sha256: checksum.text() })
         }
-        Err(error) => Err(cut(&env, &options, id, error).await),
+        Err(error) => Err(cut(&env, &options.volume, id, "", error).await),
     }
 }
 
@@ -199,12 +199,19 @@ async fn fill(
     }
 }
 
-/// Adds to an error what is left of the import. What cannot be completed is deleted.
-async fn cut(env: &Environment, options: &Options, id: uuid::Uuid, error: Error) -> Error {
-    let delete = format!("cairn volume delete --id {id}");
+/// Adds to an error what is left of the import. What cannot be completed is deleted. `flags` are those by
+/// which a command finds the store, with a space before each.
+pub(super) async fn cut(
+    env: &Environment,
+    options: &volume::Options,
+    id: uuid::Uuid,
+    flags: &str,
+    error: Error,
+) -> Error {
+    let delete = format!("cairn volume delete --id {id}{flags}");
     let advice = match &error {
         Error::Import { source: ImportError::Volume(OpenError::Geometry(_)), .. } => {
-            match catalog::delete_by_id(env, &options.volume, id, false).await {
+            match catalog::delete_by_id(env, options, id, false).await {
                 Ok(()) => return error,
                 Err(left) => format!("what was imported could not be deleted ({left}): {delete}"),
             }

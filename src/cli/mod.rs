@@ -7,6 +7,7 @@
 mod admin;
 mod api_client;
 mod args;
+mod backup_args;
 mod bench;
 mod check;
 mod check_view;
@@ -127,6 +128,11 @@ fn run(cli: Cli, allocator: Allocator) -> Result<(), Error> {
                 Some(since) => process::block_on(incremental::export(args, since, options)),
                 None => process::block_on(export::run(args, options)),
             }
+        }
+        Command::Backup(args) => {
+            let options = quiet_options(&args.config()?, &metrics)?;
+            process::raise_descriptor_limit();
+            process::block_on(incremental::backup(args, options))
         }
         Command::Check(args) => check::checked(&args, &metrics).map_err(Error::unchecked),
         Command::Volume(args) => {

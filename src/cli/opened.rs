@@ -23,14 +23,18 @@ pub(super) async fn prepare(options: Options) -> Result<(Environment, volume::Op
     options.store.setup = Setup::Existing;
     options.store.s3.create_bucket = false;
     let (env, _) = environment(&options, &Metrics::new()).await?;
-    let of_volume = volume::Options {
+    Ok((env, of_command(options.volume)))
+}
+
+/// The options with which a command opens a volume.
+pub(super) fn of_command(options: volume::Options) -> volume::Options {
+    volume::Options {
         // The configured name is that of a gateway. Under this name we would take its volume from it.
         holder_name: process::name(),
         holder_is_stable: false,
-        store_deadline: options.volume.store_deadline.or(Some(PATIENCE)),
-        ..options.volume
-    };
-    Ok((env, of_volume))
+        store_deadline: options.store_deadline.or(Some(PATIENCE)),
+        ..options
+    }
 }
 
 /// Opens a volume that no gateway holds.

@@ -3,7 +3,7 @@
 //! Owns the flags that many commands share, and must not know a command. Invariant: a command is for a store
 //! or for a gateway, never for both.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
@@ -34,6 +34,11 @@ pub(super) struct Place {
 }
 
 impl Common {
+    /// The configuration file, if one is given.
+    pub(super) fn file(&self) -> Option<&Path> {
+        self.config.as_deref()
+    }
+
     /// Loads the settings, with these flags and `flags` taking precedence.
     pub(super) fn config(&self, mut flags: Vec<Flag>) -> Result<Config, config::Errors> {
         if let Some(url) = &self.store {

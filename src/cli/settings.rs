@@ -101,9 +101,7 @@ impl Options {
                 errors.0.push(config.refuse("volumes.create", format!("{name}: {why}")));
             }
         }
-        if let Some(Err(why)) = given(&config.store.endpoint).map(|text| store::s3::endpoint::parse(&text)) {
-            errors.0.push(config.refuse("store.endpoint", why));
-        }
+        errors.0.extend(check_endpoint(config).err());
         if config.lease.holder.len() > HolderName::MAX_BYTES {
             let why = format!("must not be longer than {} bytes", HolderName::MAX_BYTES);
             errors.0.push(config.refuse("lease.holder", why));
@@ -157,6 +155,24 @@ impl Options {
         }
     }
 
+    /// Replaces how the store is used by what other settings say, but not where it is.
+    pub(super) fn with_store_of(mut self, config: &Config) -> Result<Self, config::Errors> {
+        // Other sections do not count here, and a gateway may have set the rest of them elsewhere.
+        let mut errors = config::Errors(contradictions::of(config));
+        errors.0.retain(|error| match error {
+            config::Error::Invalid { key, .. } => key.starts_with("store."),
+            config::Error::File { .. } | config::Error::Unknown { .. } => true,
+        });
+        errors.0.extend(check_endpoint(config).err());
+        if !errors.0.is_empty() {
+            return Err(errors);
+        }
+        self.store = store_options(config);
+        self.volume.store_deadline = config.store.deadline;
+        self.volume.deletion_grace = config.store.deletion_grace;
+        Ok(self)
+    }
+
     /// Limits how long to wait for a store that does not answer, because somebody waits for the command.
     pub(super) fn impatient(mut self) -> Self {
         self.store.retry.write = Patience { deadline: Some(COMMAND_PATIENCE), refusals: Some(REFUSALS) };
@@ -170,6 +186,13 @@ impl Options {
         names.sort();
         names.dedup();
         names
+    }
+}
+
+fn check_endpoint(config: &Config) -> Result<(), config::Error> {
+    match given(&config.store.endpoint).map(|text| store::s3::endpoint::parse(&text)) {
+        Some(Err(why)) => Err(config.refuse("store.endpoint", why)),
+        _ => Ok(()),
     }
 }
 

@@ -47,7 +47,8 @@ pub struct Options {
     pub structured_replies: bool,
     /// Ask for extended headers, which have 64-bit lengths.
     pub extended_headers: bool,
-    /// Metadata contexts to select, such as `base:allocation`.
+    /// Metadata contexts to select, such as `base:allocation`. [`Client::contexts`](super::Client::contexts)
+    /// returns those that the server offers. If a server refuses to select as many, it selects none.
     pub contexts: Vec<String>,
     /// How long connecting and the handshake may take together.
     pub handshake_timeout: Duration,

@@ -281,9 +281,25 @@ impl Client {
     /// Returns the extents of a range in the context `base:allocation`, starting at `offset`. They may end
     /// before or after the end of the range.
     pub async fn allocation(&self, offset: u64, length: u64) -> Result<Vec<BlockDescriptor>, Error> {
+        self.extents_in(BASE_ALLOCATION, offset, length).await
+    }
+
+    /// Returns the extents of a range in one metadata context, such as `qemu:dirty-bitmap:monday`, starting
+    /// at `offset`. They may end before or after the end of the range. [`Options::contexts`] must have the
+    /// name of the context. Fails with [`Error::NotAllowed`] if the server did not select it, and with
+    /// [`Error::Command`] if the server cannot find out the status.
+    pub async fn extents_in(
+        &self,
+        context: &str,
+        offset: u64,
+        length: u64,
+    ) -> Result<Vec<BlockDescriptor>, Error> {
+        if !self.contexts().iter().any(|selected| selected.name.as_str() == context) {
+            return Err(Error::NotAllowed("the server does not offer this metadata context"));
+        }
         let contexts = self.block_status(offset, length, ExtentLimit::Many).await?;
-        let allocation = contexts.into_iter().find(|it| it.context.name.as_str() == BASE_ALLOCATION);
-        allocation.map(|it| it.extents).ok_or(Error::NotAllowed("base:allocation was not selected"))
+        let found = contexts.into_iter().find(|it| it.context.name.as_str() == context);
+        Ok(found.map(|it| it.extents).unwrap_or_default())
     }
 
     /// Tells the server that this client is done, and waits until the server has closed the connection.

@@ -12,10 +12,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::{StreamExt as _, stream};
-use moka::future::Cache;
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
+use super::facts::Facts;
 use crate::store;
 use crate::volume::catalog::{self, CONCURRENT_LOOKUPS, Info};
 use crate::volume::format::snapshot::Snapshot;
@@ -48,30 +48,30 @@ pub(crate) struct Catalogue {
     /// answers are never found.
     changes: AtomicU64,
     /// Whether a name refers to a volume.
-    standing: Cache<(u64, String), bool>,
+    standing: Facts<bool>,
     /// The same for names that a client may not know about. Kept apart, so that such a client cannot notice
     /// by the response time whether others use the name.
-    concealed: Cache<(u64, String), bool>,
+    concealed: Facts<bool>,
     lookups: Semaphore,
-    names: Cache<u64, Arc<Vec<String>>>,
-    infos: Cache<(u64, String), Arc<Info>>,
+    names: Facts<Arc<Vec<String>>>,
+    infos: Facts<Arc<Info>>,
     /// The snapshots of a volume, by its name. They are cached as briefly as names.
-    snapshots: Cache<(u64, String), Snapshots>,
+    snapshots: Facts<Snapshots>,
 }
 
 impl Catalogue {
     /// Creates a cache whose entries expire after `age`.
     pub(crate) fn new(env: Environment, age: Duration) -> Self {
-        let names = || Cache::builder().max_capacity(NAMES_KEPT).time_to_live(age.min(MOMENT)).build();
+        let names = || Facts::new(NAMES_KEPT, Some(age.min(MOMENT)));
         Self {
             env,
             changes: AtomicU64::new(0),
             standing: names(),
             concealed: names(),
             lookups: Semaphore::new(LOOKUPS),
-            names: Cache::builder().max_capacity(1).time_to_live(age).build(),
-            infos: Cache::builder().max_capacity(KEPT).time_to_live(age).build(),
-            snapshots: Cache::builder().max_capacity(KEPT).time_to_live(age.min(MOMENT)).build(),
+            names: Facts::new(1, Some(age)),
+            infos: Facts::new(KEPT, Some(age)),
+            snapshots: Facts::new(KEPT, Some(age.min(MOMENT))),
         }
     }
 
@@ -82,7 +82,7 @@ impl Catalogue {
     /// Returns all names, in order.
     pub(crate) async fn names(&self) -> Result<Arc<Vec<String>>, Arc<OpenError>> {
         let load = async { catalog::list(&self.env).await.map(Arc::new) };
-        self.names.try_get_with(self.now(), load).await
+        self.names.try_get_with((self.now(), String::new()), load).await
     }
 
     /// Looks up every name, some at a time, and returns the results in order of name.
@@ -102,11 +102,11 @@ impl Catalogue {
     /// Empties the caches, because a volume or a snapshot was created or deleted here.
     pub(crate) fn forget(&self) {
         self.changes.fetch_add(1, Ordering::SeqCst);
-        self.names.invalidate_all();
-        self.infos.invalidate_all();
-        self.snapshots.invalidate_all();
-        self.standing.invalidate_all();
-        self.concealed.invalidate_all();
+        self.names.forget();
+        self.infos.forget();
+        self.snapshots.forget();
+        self.standing.forget();
+        self.concealed.forget();
     }
 
     /// Succeeds if a volume of this name existed at the last lookup.

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 
 use super::catalogue::Catalogue;
+use super::changed_since::{self, Others};
 use super::failure::{chain, command_error, open_error};
 use super::open_snapshots::{Identity, OpenSnapshots};
 use super::open_volumes::{OpenVolumes, Use};
@@ -20,9 +21,11 @@ use crate::effect::{Durability, ZeroSpeed, Zeroing};
 use crate::metrics::Command;
 use crate::protocol::{self, Error, TransmissionFlags};
 use crate::server::{
-    Allocation, Export, ExportDescription, ExportError, Exports, ListEntry, OpenError, Segment,
+    Allocation, Export, ExportDescription, ExportError, Exports, ListEntry, OfferedContext, OpenError,
+    Segment,
 };
 use crate::volume;
+use crate::volume::format::snapshot::Snapshot;
 
 /// The features of every volume.
 const FLAGS: TransmissionFlags = TransmissionFlags::HAS_FLAGS
@@ -37,6 +40,13 @@ const FLAGS: TransmissionFlags = TransmissionFlags::HAS_FLAGS
 /// Separates the name of a volume from that of its snapshot in the name of an export. No name of a volume
 /// contains it.
 const AT: char = '@';
+
+/// A snapshot that a client requests.
+struct Found {
+    identity: Identity,
+    /// All snapshots of the volume, in the order in which they were taken.
+    snapshots: Arc<Vec<Snapshot>>,
+}
 
 /// The volumes of a store as exports, and their snapshots. A list contains the volumes only.
 #[derive(Debug)]
@@ -73,7 +83,7 @@ impl VolumeExports {
     }
 
     /// Finds the snapshot to which the name of an export refers.
-    async fn find_snapshot(&self, name: &str, volume: &str, snapshot: &str) -> Result<Identity, OpenError> {
+    async fn find_snapshot(&self, name: &str, volume: &str, snapshot: &str) -> Result<Found, OpenError> {
         let (id, snapshots) = match self.volumes.serving(volume) {
             Some(open) => (open.id(), Arc::new(open.snapshots())),
             None => {
@@ -83,7 +93,7 @@ impl VolumeExports {
         };
         let found = snapshots.iter().find(|found| found.name == snapshot).cloned();
         let found = found.ok_or_else(|| OpenError::Unknown(name.to_owned()))?;
-        Ok(Identity { volume: id, snapshot: found })
+        Ok(Found { identity: Identity { volume: id, snapshot: found }, snapshots })
     }
 }
 
@@ -107,7 +117,7 @@ impl Exports for VolumeExports {
         let name = &*self.resolve(name)?;
         if let Some((volume, snapshot)) = name.split_once(AT) {
             let found = self.find_snapshot(name, volume, snapshot).await?;
-            let size_bytes = self.snapshots.size_bytes(name, &found).await?;
+            let size_bytes = self.snapshots.size_bytes(name, &found.identity).await?;
             return Ok(snapshot_export::describe(name, size_bytes));
         }
         let size_bytes = match self.volumes.size_bytes(name) {
@@ -117,11 +127,21 @@ impl Exports for VolumeExports {
         Ok(description(name, size_bytes, FLAGS))
     }
 
+    /// A volume has none: what was written last is in memory and in the journal, which no comparison reads.
+    async fn meta_contexts(&self, name: &str) -> Result<Vec<OfferedContext>, OpenError> {
+        let name = &*self.resolve(name)?;
+        let Some((volume, snapshot)) = name.split_once(AT) else { return Ok(Vec::new()) };
+        let found = self.find_snapshot(name, volume, snapshot).await?;
+        Ok(changed_since::contexts(volume, &found.snapshots, snapshot))
+    }
+
     async fn open(&self, name: &str) -> Result<Arc<dyn Export>, OpenError> {
         let name = &*self.resolve(name)?;
         if let Some((volume, snapshot)) = name.split_once(AT) {
             let found = self.find_snapshot(name, volume, snapshot).await?;
-            return Ok(Arc::new(SnapshotExport::new(self.snapshots.open(name, &found).await?)));
+            let of = self.snapshots.open(name, &found.identity).await?;
+            let others = Others::new(&self.snapshots, volume, found.identity.volume, found.snapshots);
+            return Ok(Arc::new(SnapshotExport::new(of, others)));
         }
         // Only a volume that exists may count towards the limit of open volumes.
         if !self.volumes.has(name) {

@@ -9,7 +9,9 @@
 
 mod catalogue;
 mod census;
+mod changed_since;
 mod exports;
+mod facts;
 mod failure;
 mod open_snapshots;
 mod open_volumes;

@@ -10,11 +10,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use moka::future::Cache;
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 use uuid::Uuid;
 
+use super::facts::Facts;
 use super::failure::{chain, open_error};
 use super::open_volumes::{OpenVolumes, Place};
 use crate::metrics::{Metrics, VolumeMetrics};
@@ -101,7 +101,7 @@ pub(crate) struct OpenSnapshots {
     volumes: Arc<OpenVolumes>,
     open: Mutex<BTreeMap<Identity, Entry>>,
     /// Sizes for descriptions. A snapshot never changes its size.
-    sizes: Cache<Identity, u64>,
+    sizes: Facts<u64>,
 }
 
 impl OpenSnapshots {
@@ -112,7 +112,7 @@ impl OpenSnapshots {
         metrics: Metrics,
         volumes: Arc<OpenVolumes>,
     ) -> Arc<Self> {
-        let sizes = Cache::builder().max_capacity(SIZES_KEPT).build();
+        let sizes = Facts::new(SIZES_KEPT, None);
         Arc::new(Self { env, options, metrics, volumes, open: Mutex::default(), sizes })
     }
 
@@ -139,7 +139,9 @@ impl OpenSnapshots {
             let metrics = self.metrics.volume(name);
             self.load(identity, metrics).await.map(|disk| disk.size_bytes())
         };
-        let size = self.sizes.try_get_with(identity.clone(), load).await;
+        let Snapshot { name: called, taken_at_seconds } = &identity.snapshot;
+        let key = (*taken_at_seconds, format!("{}@{called}", identity.volume));
+        let size = self.sizes.try_get_with(key, load).await;
         size.map_err(|error: Arc<volume::OpenError>| open_error(name, &error))
     }
 

@@ -63,7 +63,7 @@ impl Serving {
         match self.snapshots.clients(volume, None) {
             0 => Ok(()),
             clients => Err(Failure::InUse(format!(
-                "connections to this gateway that read snapshots of the volume: {clients}"
+                "connections to this gateway that read or compare snapshots of the volume: {clients}"
             ))),
         }
     }
@@ -267,7 +267,7 @@ impl Gateway for GatewayStatus {
         let clients = serving.snapshots.clients(of.volume.id(), Some(snapshot));
         if clients > 0 {
             return Err(Failure::InUse(format!(
-                "connections to this gateway that read {volume}@{snapshot}: {clients}"
+                "connections to this gateway that read {volume}@{snapshot} or compare with it: {clients}"
             )));
         }
         let deleted = of.volume.delete_snapshot(snapshot).await;

@@ -9,8 +9,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use moka::future::Cache;
-
+use super::facts::Facts;
 use crate::store::passed::RECORD;
 use crate::store::{ByteRange, Error, Store};
 
@@ -19,13 +18,13 @@ use crate::store::{ByteRange, Error, Store};
 pub(crate) struct StoreCheck {
     store: Arc<dyn Store>,
     /// Contains an entry while the last answer is recent enough.
-    answered: Cache<(), ()>,
+    answered: Facts<()>,
 }
 
 impl StoreCheck {
     /// Creates a check whose answers count for `age`.
     pub(crate) fn new(store: Arc<dyn Store>, age: Duration) -> Self {
-        Self { store, answered: Cache::builder().max_capacity(1).time_to_live(age).build() }
+        Self { store, answered: Facts::new(1, Some(age)) }
     }
 
     /// Succeeds if the store answered a read within the last `age`, or answers one now.
@@ -36,7 +35,7 @@ impl StoreCheck {
                 Err(error) => Err(error),
             }
         };
-        self.answered.try_get_with((), read).await
+        self.answered.try_get_with((0, String::new()), read).await
     }
 }
 

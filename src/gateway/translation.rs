@@ -4,8 +4,9 @@
 //! which export they are for. Invariant: nothing is lost or added in a conversion.
 
 use crate::metrics::{Command, Errno};
+use crate::protocol::meta_context::STATE_DIRTY;
 use crate::protocol::{self, Error, TransmissionFlags};
-use crate::server::{Allocation, ExportDescription, Segment};
+use crate::server::{Allocation, ContextStatus, ExportDescription, Segment};
 use crate::volume;
 
 /// Minimum block size in bytes: volumes accept any alignment.
@@ -41,6 +42,15 @@ pub(super) fn segments(of: Vec<volume::Segment>) -> Vec<Segment> {
 /// Converts the result of a BLOCK_STATUS.
 pub(super) fn allocations(of: Vec<volume::Extent>) -> Vec<Allocation> {
     let convert = |e: volume::Extent| Allocation { length_bytes: e.length, hole: e.hole, zero: e.zero };
+    of.into_iter().map(convert).collect()
+}
+
+/// Converts the result of a BLOCK_STATUS that compares.
+pub(super) fn dirtiness(of: Vec<volume::Portion>) -> Vec<ContextStatus> {
+    let convert = |portion: volume::Portion| ContextStatus {
+        length_bytes: portion.length,
+        status: if portion.may_differ { STATE_DIRTY } else { 0 },
+    };
     of.into_iter().map(convert).collect()
 }
 

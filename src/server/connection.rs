@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::connections::Seat;
 use super::dispatch::Rules;
-use super::export::{Export, ExportDescription, OpenError};
+use super::export::{Export, ExportDescription, OfferedContext, OpenError};
 use super::metrics::{HandshakeFailure, OpenConnection};
 use super::shared::Shared;
 use super::tls::{Identity, Tls};
@@ -166,6 +166,10 @@ impl<'a> Handshake<'a> {
                     let described = self.describe(ticket.name()).await;
                     machine.handle_description(ticket, described);
                 }
+                ServerAction::Contexts(ticket) => {
+                    let offered = self.contexts(ticket.name()).await;
+                    machine.handle_contexts(ticket, offered);
+                }
                 ServerAction::Open(ticket) => {
                     let result = self.open(ticket.name()).await;
                     let (export, info) = match result {
@@ -224,6 +228,21 @@ impl<'a> Handshake<'a> {
             return Err(self.conceal(name).await);
         }
         self.export_info(&description)
+    }
+
+    /// Names the metadata contexts of an export that this client may see, besides `base:allocation`.
+    async fn contexts(&mut self, name: &str) -> Result<Vec<WireString>, Refusal> {
+        self.describe(name).await?;
+        let asked = self.ask(self.shared.exports.meta_contexts(name)).await;
+        let mut offered = asked.map_err(|refusal| self.hide(refusal))?;
+        let may_use = |export: &str| self.identity.may_use(self.tls.as_ref(), export);
+        offered.retain(|context| context.about.as_deref().is_none_or(may_use));
+        let name_of = |context: OfferedContext| {
+            WireString::try_from(context.name).map_err(|_| {
+                Refusal::new(OptionError::Platform, "a metadata context's name does not fit the protocol")
+            })
+        };
+        offered.into_iter().map(name_of).collect()
     }
 
     async fn open(&mut self, name: &str) -> Result<(Arc<dyn Export>, ExportInfo), Refusal> {

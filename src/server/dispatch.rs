@@ -5,12 +5,17 @@
 //! its range lies within the export; its length is not 0, except for a READ; it does not write if the export
 //! is read-only.
 
+use std::sync::Arc;
+
 use super::export::Alignment;
 use crate::effect::{Durability, ZeroSpeed, Zeroing};
 use crate::protocol::info::BlockSize;
+use crate::protocol::meta_context::MAXIMUM_SELECTED;
 use crate::protocol::negotiate_server::Session;
 use crate::protocol::request::HeaderStyle;
-use crate::protocol::{BlockStatusPayload, Command, CommandFlags, Error, Request, TransmissionFlags};
+use crate::protocol::{
+    BlockStatusPayload, Command, CommandFlags, Error, MetaContext, Request, TransmissionFlags,
+};
 
 /// The work that a request causes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,10 +32,53 @@ pub(crate) enum Job {
     WriteZeroes { offset: u64, length: u64, zeroing: Zeroing, speed: ZeroSpeed, durability: Durability },
     /// Prefetch the range into the cache (CACHE).
     Cache { offset: u64, length: u64 },
-    /// Report which parts of the range are allocated. With `one`, report only the first extent.
-    BlockStatus { offset: u64, length: u64, one: bool },
+    /// Report the status of the range in some of the selected metadata contexts. With `one`, report only the
+    /// first extent in each.
+    BlockStatus { offset: u64, length: u64, one: bool, contexts: Chosen },
     /// Do nothing: the range is empty.
     Nothing,
+}
+
+/// Some of the metadata contexts that a connection selected, by their place in [`Rules::contexts`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Chosen(u32);
+
+const _: () = assert!(MAXIMUM_SELECTED <= 32, "every selected context has a bit");
+
+impl Chosen {
+    const ALL: Self = Self(u32::MAX);
+
+    /// Returns the contexts with these ids. `None` if there is no id, or one that is unknown or repeated.
+    fn by_ids(contexts: &[MetaContext], ids: &[u32]) -> Option<Self> {
+        let mut chosen = 0_u32;
+        for id in ids {
+            let place = contexts.iter().position(|context| context.id == *id)?;
+            let bit = 1_u32 << place;
+            if chosen & bit != 0 {
+                return None;
+            }
+            chosen |= bit;
+        }
+        (chosen != 0).then_some(Self(chosen))
+    }
+
+    /// Returns the chosen ones of these contexts, in their order.
+    pub(crate) fn of(self, contexts: &[MetaContext]) -> impl Iterator<Item = &MetaContext> {
+        let is_chosen = move |(place, _): &(u32, &MetaContext)| (self.0 >> *place) & 1 == 1;
+        (0..u32::BITS).zip(contexts).filter(is_chosen).map(|(_, context)| context)
+    }
+}
+
+impl Job {
+    /// Limits a BLOCK_STATUS to some of the selected metadata contexts.
+    pub(super) fn limited_to(self, chosen: Chosen) -> Self {
+        match self {
+            Self::BlockStatus { offset, length, one, .. } => {
+                Self::BlockStatus { offset, length, one, contexts: chosen }
+            }
+            other => other,
+        }
+    }
 }
 
 /// A request that fails without being carried out.
@@ -47,14 +95,15 @@ const fn refused<T>(error: Error, message: &'static str) -> Result<T, Refused> {
 }
 
 /// What a connection negotiated, as far as it decides which requests are valid.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Rules {
     pub(crate) headers: HeaderStyle,
     size_bytes: u64,
     flags: TransmissionFlags,
     block_size: BlockSize,
     alignment: Alignment,
-    pub(crate) base_allocation: Option<u32>,
+    /// The metadata contexts that the client selected.
+    pub(crate) contexts: Arc<[MetaContext]>,
 }
 
 impl Rules {
@@ -65,7 +114,7 @@ impl Rules {
             flags: session.export.disk.flags,
             block_size: session.export.block_size,
             alignment,
-            base_allocation: session.base_allocation,
+            contexts: session.contexts.iter().cloned().collect(),
         }
     }
 
@@ -82,19 +131,23 @@ impl Rules {
             && self.flags.contains(TransmissionFlags::BLOCK_STATUS_PAYLOAD)
     }
 
-    /// Checks the list of contexts of a BLOCK_STATUS, and returns the equivalent request without a payload.
-    pub(super) fn with_contexts(&self, request: Request, payload: &[u8]) -> Result<Request, Refused> {
+    /// Checks the list of contexts of a BLOCK_STATUS. Returns the equivalent request without a payload, and
+    /// the contexts.
+    pub(super) fn with_contexts(
+        &self,
+        request: Request,
+        payload: &[u8],
+    ) -> Result<(Request, Chosen), Refused> {
         let Ok(payload) = BlockStatusPayload::decode(payload) else {
             return refused(Error::Inval, "malformed payload of BLOCK_STATUS");
         };
-        // Only one context can be selected, so every other list is empty, or has an unknown or a repeated id.
         //= Request types: the server MUST gracefully consume the client's payload before failing with
         //# `NBD_EINVAL`
-        if self.base_allocation.is_none_or(|id| payload.context_ids != [id]) {
+        let Some(chosen) = Chosen::by_ids(&self.contexts, &payload.context_ids) else {
             return refused(Error::Inval, "BLOCK_STATUS for contexts that were not selected");
-        }
+        };
         let flags = request.flags - CommandFlags::PAYLOAD_LEN;
-        Ok(Request { flags, length: payload.effect_length, ..request })
+        Ok((Request { flags, length: payload.effect_length, ..request }, chosen))
     }
 
     /// Checks a request and returns the work it causes. The payload is not examined. The caller must handle
@@ -145,7 +198,10 @@ impl Rules {
                 durability,
             }),
             Command::Cache => Ok(Job::Cache { offset, length }),
-            Command::BlockStatus => Ok(Job::BlockStatus { offset, length, one: has(CommandFlags::REQ_ONE) }),
+            Command::BlockStatus => {
+                let one = has(CommandFlags::REQ_ONE);
+                Ok(Job::BlockStatus { offset, length, one, contexts: Chosen::ALL })
+            }
             Command::Flush | Command::Disc | Command::Resize | Command::Unknown(_) => {
                 refused(Error::Inval, "unknown command")
             }
@@ -167,7 +223,7 @@ impl Rules {
             Command::Trim => TransmissionFlags::SEND_TRIM,
             Command::WriteZeroes => TransmissionFlags::SEND_WRITE_ZEROES,
             Command::Cache => TransmissionFlags::SEND_CACHE,
-            Command::BlockStatus if self.base_allocation.is_some() => return Ok(()),
+            Command::BlockStatus if !self.contexts.is_empty() => return Ok(()),
             Command::BlockStatus => {
                 //= Request types: A client MUST NOT send `NBD_CMD_BLOCK_STATUS` unless within the
                 //# negotiation phase it sent `NBD_OPT_SET_META_CONTEXT` at least once

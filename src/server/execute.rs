@@ -10,15 +10,16 @@ use std::panic::AssertUnwindSafe;
 use bytes::Bytes;
 use futures::FutureExt as _;
 
-use super::dispatch::{Job, Refused, Rules};
-use super::export::{Allocation, Export, ExportError, Segment};
+use super::dispatch::{Chosen, Job, Refused, Rules};
+use super::export::{ContextStatus, Export, ExportError, Segment};
 use super::in_flight::Charge;
 use crate::effect::{Durability, ZeroSpeed};
 use crate::mutant::{self, Mutant};
+use crate::protocol::meta_context::BASE_ALLOCATION;
 use crate::protocol::request::HeaderStyle;
-use crate::protocol::{Cookie, Error, Request};
+use crate::protocol::{Cookie, Error, MetaContext, Request};
 
-/// Maximum number of extents in one reply to BLOCK_STATUS.
+/// Maximum number of extents in one reply to BLOCK_STATUS, in each context.
 pub(super) const MAXIMUM_EXTENTS: usize = 4096;
 
 /// The longest extent that a 32-bit length can hold at any alignment up to 65,536 bytes.
@@ -31,8 +32,17 @@ pub(crate) enum Answer {
     Done,
     /// Data of a READ.
     Data { segments: Vec<Segment>, single_chunk: bool },
-    /// Extents of a BLOCK_STATUS.
-    Extents { context_id: u32, extents: Vec<Allocation> },
+    /// Extents of a BLOCK_STATUS, in each of the contexts.
+    Extents(Vec<ContextExtents>),
+}
+
+/// The extents of a range in one metadata context.
+#[derive(Debug)]
+pub(crate) struct ContextExtents {
+    /// Id of the context.
+    pub(crate) context_id: u32,
+    /// The extents in order; at least one.
+    pub(crate) extents: Vec<ContextStatus>,
 }
 
 /// The result of a request, with what is needed to encode the reply.
@@ -54,11 +64,14 @@ impl From<Refused> for ExportError {
 
 impl Job {
     /// Payload bytes that the request and its reply hold in memory, not counting headers.
-    pub(crate) fn payload_bytes(&self, request: &Request) -> u32 {
+    pub(crate) fn payload_bytes(&self, request: &Request, rules: &Rules) -> u32 {
         match self {
             Self::Read { length, .. } => *length,
             Self::Write { .. } => u32::try_from(request.length).unwrap_or(u32::MAX),
-            Self::BlockStatus { .. } => u32::try_from(MAXIMUM_EXTENTS * 16).unwrap_or(u32::MAX),
+            Self::BlockStatus { contexts, .. } => {
+                let extents = contexts.of(&rules.contexts).count() * MAXIMUM_EXTENTS;
+                u32::try_from(extents * 16).unwrap_or(u32::MAX)
+            }
             Self::Flush
             | Self::Trim { .. }
             | Self::WriteZeroes { .. }
@@ -117,11 +130,10 @@ async fn run(export: &dyn Export, rules: &Rules, job: Job, payload: Bytes) -> Re
             }
             return Ok(Answer::Data { segments, single_chunk });
         }
-        Job::BlockStatus { offset, length, one } => {
+        Job::BlockStatus { offset, length, one, contexts } => {
             //= Command flags: If this flag is present, the server MUST NOT send metadata on more than one
             //# extent in the reply.
             let limit = if one { 1 } else { MAXIMUM_EXTENTS };
-            let mut extents = export.block_status(offset, length, limit).await?;
             let longest = match rules.headers {
                 //= Structured reply types: that descriptor MUST NOT exceed the *length* of the original
                 //# request
@@ -129,21 +141,57 @@ async fn run(export: &dyn Export, rules: &Rules, job: Job, payload: Bytes) -> Re
                 HeaderStyle::Extended => u64::MAX,
                 HeaderStyle::Simple | HeaderStyle::Structured => LONGEST_COMPACT_EXTENT,
             };
-            clip(&mut extents, length, limit, longest);
-            let context_id = rules.base_allocation.unwrap_or_default();
-            //= Request types: the server MUST return at least one status descriptor
-            if extents.is_empty() {
-                return Err(broken("BLOCK_STATUS returned no extent"));
-            }
-            return Ok(Answer::Extents { context_id, extents });
+            let wanted = Wanted { offset, length, limit, longest };
+            return block_status(export, &wanted, &rules.contexts, contexts).await.map(Answer::Extents);
         }
     }
     Ok(Answer::Done)
 }
 
+/// What a BLOCK_STATUS asks of each context.
+#[derive(Clone, Copy, Debug)]
+struct Wanted {
+    offset: u64,
+    length: u64,
+    /// Maximum number of extents.
+    limit: usize,
+    /// Maximum length of an extent in bytes.
+    longest: u64,
+}
+
+/// Returns the extents of a range in each of the chosen contexts. If one of them fails, the command fails.
+async fn block_status(
+    export: &dyn Export,
+    wanted: &Wanted,
+    contexts: &[MetaContext],
+    chosen: Chosen,
+) -> Result<Vec<ContextExtents>, ExportError> {
+    let &Wanted { offset, length, limit, longest } = wanted;
+    let mut answers = Vec::new();
+    //= Metadata querying: the server MUST respond with one structured reply chunk of type
+    //# `NBD_REPLY_TYPE_BLOCK_STATUS` per metadata context selected during negotiation
+    let contexts: Vec<&MetaContext> = chosen.of(contexts).collect();
+    for context in contexts {
+        let mut extents: Vec<ContextStatus> = match context.name.as_str() {
+            BASE_ALLOCATION => {
+                let allocation = export.block_status(offset, length, limit).await?;
+                allocation.into_iter().map(ContextStatus::from).collect()
+            }
+            name => export.context_status(name, offset, length, limit).await?,
+        };
+        clip(&mut extents, length, limit, longest);
+        //= Request types: the server MUST return at least one status descriptor
+        if extents.is_empty() {
+            return Err(broken("BLOCK_STATUS returned no extent"));
+        }
+        answers.push(ContextExtents { context_id: context.id, extents });
+    }
+    Ok(answers)
+}
+
 /// Cuts off the extents after the end of the range, after `limit` extents, or after the first extent that had
 /// to be shortened to `longest`.
-fn clip(extents: &mut Vec<Allocation>, length: u64, limit: usize, longest: u64) {
+fn clip(extents: &mut Vec<ContextStatus>, length: u64, limit: usize, longest: u64) {
     extents.retain(|extent| extent.length_bytes != 0);
     extents.truncate(limit);
     let mut covered = 0_u64;

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::effect::{Durability, ZeroSpeed, Zeroing};
-use crate::protocol::{Command, Error, TransmissionFlags};
+use crate::protocol::{AllocationFlags, Command, Error, TransmissionFlags};
 
 /// What clients learn about an export. It does not change while the export is open; only new connections see
 /// a resize.
@@ -79,6 +79,36 @@ pub struct Allocation {
     pub hole: bool,
     /// `NBD_STATE_ZERO`: the extent reads as zeros.
     pub zero: bool,
+}
+
+/// An extent of BLOCK_STATUS in any metadata context. Extents are in order and have no gaps between them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ContextStatus {
+    /// Length of the extent in bytes.
+    pub length_bytes: u64,
+    /// The status flags, as the context defines them.
+    pub status: u32,
+}
+
+impl From<Allocation> for ContextStatus {
+    /// Returns the status of an extent in the context `base:allocation`.
+    fn from(extent: Allocation) -> Self {
+        let mut flags = AllocationFlags::empty();
+        flags.set(AllocationFlags::HOLE, extent.hole);
+        flags.set(AllocationFlags::ZERO, extent.zero);
+        let status = u32::try_from(flags.bits()).expect("the flags are the two lowest bits");
+        Self { length_bytes: extent.length_bytes, status }
+    }
+}
+
+/// A metadata context that an export offers besides `base:allocation`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OfferedContext {
+    /// Name of the context: a namespace, a colon and a leaf-name.
+    pub name: String,
+    /// Name of another export, if the context reveals something about its content. Clients that may not use
+    /// that export are not offered the context.
+    pub about: Option<String>,
 }
 
 /// How the export handles a command whose range is not aligned to the minimum block size.
@@ -149,6 +179,13 @@ pub trait Exports: Send + Sync + 'static {
     async fn list(&self) -> Result<Vec<ListEntry>, OpenError>;
     /// Describes an export for INFO. Does not open it and takes no lease.
     async fn describe(&self, name: &str) -> Result<ExportDescription, OpenError>;
+    /// Returns the metadata contexts that an export offers besides `base:allocation`, each of them once, in
+    /// the order in which clients see them. Does not open the export. The server calls it after
+    /// [`Exports::describe`] has succeeded. [`Export::context_status`] is called for what a client selects.
+    /// By default, there are none.
+    async fn meta_contexts(&self, _name: &str) -> Result<Vec<OfferedContext>, OpenError> {
+        Ok(Vec::new())
+    }
     /// Returns the refusal for an export that must stay hidden from a client. It must be what
     /// [`Exports::describe`] and [`Exports::open`] return for a name that does not exist, after the same
     /// work, so that a client can tell the two apart neither by the answer nor by its timing.
@@ -223,6 +260,30 @@ pub trait Export: Send + Sync + 'static {
         _limit: usize,
     ) -> Result<Vec<Allocation>, ExportError> {
         Ok(vec![Allocation { length_bytes: length, hole: false, zero: false }])
+    }
+
+    /// The metadata contexts that the export offers besides `base:allocation`, as
+    /// [`SingleExport`](super::SingleExport) passes them on. Other [`Exports`] may know them without
+    /// opening the export; see [`Exports::meta_contexts`].
+    fn meta_contexts(&self) -> Vec<OfferedContext> {
+        Vec::new()
+    }
+
+    /// Reports the status of the range in one of the metadata contexts that the client selected, as at most
+    /// `limit` extents, the first of which starts at `offset`. Equal neighbours are merged. The result may
+    /// end before the range does, but is never empty.
+    ///
+    /// # Errors
+    /// If the status cannot be found out. A client takes a status of 0 for an answer, so it must be true. By
+    /// default, the command fails with EINVAL.
+    async fn context_status(
+        &self,
+        _context: &str,
+        _offset: u64,
+        _length: u64,
+        _limit: usize,
+    ) -> Result<Vec<ContextStatus>, ExportError> {
+        Err(unsupported(Command::BlockStatus))
     }
 }
 

@@ -31,7 +31,8 @@ pub use crate::effect::{Durability, ZeroSpeed, Zeroing};
 pub use connection::Greeting;
 pub use connections::Connection;
 pub use export::{
-    Alignment, Allocation, Export, ExportDescription, ExportError, Exports, ListEntry, OpenError, Segment,
+    Alignment, Allocation, ContextStatus, Export, ExportDescription, ExportError, Exports, ListEntry,
+    OfferedContext, OpenError, Segment,
 };
 pub use listener::{AddressError, ListenAddress, ListenError, Listener, SharedListener, SocketPermissions};
 pub use metrics::{Direction, HandshakeFailure, Metrics, NoMetrics, TransportKind};

@@ -9,12 +9,10 @@ use std::io::IoSlice;
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use super::execute::{Answer, Answered};
-use super::export::{Allocation, Segment};
+use super::execute::{Answer, Answered, ContextExtents};
+use super::export::{ContextStatus, Segment};
 use crate::protocol::request::HeaderStyle;
-use crate::protocol::{
-    AllocationFlags, BlockDescriptor, Chunk, Cookie, Error, Reply, ReplyFlags, WireString,
-};
+use crate::protocol::{BlockDescriptor, Chunk, Cookie, Error, Reply, ReplyFlags, WireString};
 
 /// The source of the zeros that are sent.
 static ZERO_PAGE: [u8; 64 << 10] = [0; 64 << 10];
@@ -75,15 +73,12 @@ impl Outgoing {
             (Answer::Data { segments, single_chunk }, _) => {
                 self.push_content(framing, segments, *single_chunk);
             }
-            (Answer::Extents { context_id, extents }, headers) => {
-                let descriptors = extents.iter().map(descriptor).collect();
-                let context_id = *context_id;
-                let chunk = if headers == HeaderStyle::Extended {
-                    Chunk::BlockStatusExt { context_id, descriptors }
-                } else {
-                    Chunk::BlockStatus { context_id, descriptors }
-                };
-                self.push_chunk(framing, true, &chunk, &mut []);
+            (Answer::Extents(contexts), _) => {
+                let mut left = contexts.len();
+                for context in contexts {
+                    left -= 1;
+                    self.push_chunk(framing, left == 0, &status_chunk(framing.headers, context), &mut []);
+                }
             }
         }
     }
@@ -246,9 +241,15 @@ impl Framing {
     }
 }
 
-fn descriptor(extent: &Allocation) -> BlockDescriptor {
-    let mut flags = AllocationFlags::empty();
-    flags.set(AllocationFlags::HOLE, extent.hole);
-    flags.set(AllocationFlags::ZERO, extent.zero);
-    BlockDescriptor { length: extent.length_bytes, status: flags.bits() }
+/// Makes the chunk with the extents of one context.
+fn status_chunk(headers: HeaderStyle, context: &ContextExtents) -> Chunk {
+    let descriptor = |extent: &ContextStatus| BlockDescriptor {
+        length: extent.length_bytes,
+        status: u64::from(extent.status),
+    };
+    let (context_id, descriptors) = (context.context_id, context.extents.iter().map(descriptor).collect());
+    match headers {
+        HeaderStyle::Extended => Chunk::BlockStatusExt { context_id, descriptors },
+        HeaderStyle::Simple | HeaderStyle::Structured => Chunk::BlockStatus { context_id, descriptors },
+    }
 }

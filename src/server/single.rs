@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::export::{Export, ExportDescription, Exports, ListEntry, OpenError};
+use super::export::{Export, ExportDescription, Exports, ListEntry, OfferedContext, OpenError};
 
 /// A single export. Clients reach it by its name or as the default export.
 pub struct SingleExport {
@@ -47,6 +47,10 @@ impl Exports for SingleExport {
 
     async fn describe(&self, name: &str) -> Result<ExportDescription, OpenError> {
         Ok(self.find(name)?.description())
+    }
+
+    async fn meta_contexts(&self, name: &str) -> Result<Vec<OfferedContext>, OpenError> {
+        Ok(self.find(name)?.meta_contexts())
     }
 
     async fn open(&self, name: &str) -> Result<Arc<dyn Export>, OpenError> {
@@ -104,5 +108,7 @@ mod tests {
         let extents = Least.block_status(0, 512, 1).await.unwrap();
         assert_eq!(extents.len(), 1);
         assert!(extents[0].length_bytes == 512 && !extents[0].hole && !extents[0].zero);
+        assert!(Least.meta_contexts().is_empty());
+        assert_eq!(Least.context_status("x-a:b", 0, 512, 1).await.unwrap_err().error, Error::Inval);
     }
 }

@@ -108,7 +108,9 @@ pub(crate) async fn run(transmission: Transmission, shared: &Shared) -> Result<E
         () = closed.closed() => Err(Broken::Write),
     };
     receiver.over.cancel();
-    let Receiver { mut requests, replies, .. } = receiver;
+    let Receiver { mut requests, replies, export, .. } = receiver;
+    // Before the writer can end: a client that sees the end of the stream finds the export released.
+    drop(export);
     drop((replies, closed));
     in_flight.wait_until_idle().await;
     //= Request types: The server MUST handle all outstanding requests, shut down the TLS session (if one is
@@ -183,16 +185,17 @@ impl Receiver {
         if self.rules.headers == HeaderStyle::Extended && payload_length > maximum {
             return Err(Broken::PayloadTooLong(payload_length));
         }
-        let (request, judged) =
-            if self.rules.takes_contexts(&request) && payload_length <= CONTEXTS_PAYLOAD_BYTES {
-                let payload = self.requests.payload(payload_length).await?;
-                match self.rules.with_contexts(request, &payload) {
-                    Ok(request) => (request, self.judge(&request)),
-                    Err(refused) => (Request { length: 0, ..request }, Err(refused)),
-                }
-            } else {
-                (request, self.judge(&request))
-            };
+        let (request, judged) = if self.rules.takes_contexts(&request)
+            && payload_length <= CONTEXTS_PAYLOAD_BYTES
+        {
+            let payload = self.requests.payload(payload_length).await?;
+            match self.rules.with_contexts(request, &payload) {
+                Ok((request, chosen)) => (request, self.judge(&request).map(|job| job.limited_to(chosen))),
+                Err(refused) => (Request { length: 0, ..request }, Err(refused)),
+            }
+        } else {
+            (request, self.judge(&request))
+        };
         match judged {
             Ok(job) => self.start(request, job).await?,
             Err(refused) => {
@@ -217,9 +220,9 @@ impl Receiver {
     }
 
     async fn start(&mut self, request: Request, job: Job) -> Result<(), Broken> {
-        let charge = self.in_flight.charge(job.payload_bytes(&request)).await;
+        let charge = self.in_flight.charge(job.payload_bytes(&request, &self.rules)).await;
         let payload = self.requests.payload(request.payload_length(self.rules.headers)).await?;
-        let (rules, export, replies) = (self.rules, Arc::clone(&self.export), self.replies.clone());
+        let (rules, export, replies) = (self.rules.clone(), Arc::clone(&self.export), self.replies.clone());
         let ends_early = matches!(job, Job::Cache { .. }).then(|| (self.over.clone(), self.drain.clone()));
         let mut work = Box::pin(async move {
             let outcome = execute(&*export, &rules, &request, job, payload);

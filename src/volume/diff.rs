@@ -11,7 +11,7 @@
 //! with later ones. What a clone has from its parent is born at the start, once the map page is the clone's
 //! own. Until then the births are those of the parent, so they show nothing while a root has origins.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -23,6 +23,7 @@ use super::error::{DiffError, Error};
 use super::format::geometry::{
     BLOCK_BYTES, BLOCKS_PER_PAGE, ChunkIndex, Geometry, MAP_PAGE_ENTRIES, PageIndex,
 };
+use super::format::interval::IntervalMap;
 use super::format::keys::{Keys, ObjectId};
 use super::format::map::Entry;
 use super::format::root::{Root, Stretch};
@@ -81,8 +82,51 @@ pub async fn page(
     Ok(diff.page(offset, most).await?)
 }
 
+/// A part of the second content, and whether it may differ from the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Portion {
+    /// Length of the part in bytes.
+    pub length: u64,
+    /// Whether it may differ.
+    pub may_differ: bool,
+}
+
+impl Portion {
+    /// Appends a part, which may be empty. Merges neighbours that are alike.
+    fn push(to: &mut Vec<Self>, length: u64, may_differ: bool) {
+        match to.last_mut() {
+            _ if length == 0 => {}
+            Some(last) if last.may_differ == may_differ => last.length += length,
+            _ => to.push(Self { length, may_differ }),
+        }
+    }
+}
+
+/// Says of a range of a snapshot which parts may differ from another snapshot of the same volume, as
+/// [`Diff::portions`] does.
+///
+/// # Errors
+/// If the range is not within the second snapshot, if one of the two was deleted, if they are not related,
+/// or if the store fails.
+pub async fn portions(
+    (before, after): (&Arc<SnapshotDisk>, &Arc<SnapshotDisk>),
+    offset: u64,
+    length: u64,
+    most: usize,
+) -> Result<Vec<Portion>, DiffError> {
+    let range = after.range(offset, length)?;
+    before.check_kept()?;
+    let diff = Diff::between(Side::of_snapshot(before), Side::of_snapshot(after))?;
+    Ok(diff.portions(range, most).await?)
+}
+
 /// Limit on the map pages that a page of a comparison loads of each side.
 const PAGE_LOADS: usize = 64;
+/// Limit on the chunks that are compared for one call of [`Diff::portions`]. So it loads at most as many
+/// map pages of each side as these chunks have.
+const PORTIONS_CHUNKS: u64 = 4096;
+/// Limit on the bytes of these chunks. With larger ones, fewer are compared.
+const PORTIONS_BYTES: u64 = 16 << 30;
 
 /// What one side has for a map page.
 #[derive(Clone, Debug)]
@@ -136,6 +180,21 @@ impl Side {
         volume.checkpoint().await?;
         let (env, keys) = (volume.environment().clone(), Keys::new(volume.id()));
         Ok(Self { env, keys, root: volume.root(), snapshot: None })
+    }
+
+    /// A disk like another one that consists of one hole.
+    fn hole(like: &Self) -> Self {
+        let root = Root {
+            id: like.root.id,
+            commit: like.root.commit,
+            size_bytes: like.root.size_bytes,
+            geometry: like.root.geometry,
+            origins: Vec::new(),
+            map_pages: BTreeMap::new(),
+            packs: BTreeMap::new(),
+            zeroed: IntervalMap::default(),
+        };
+        Self { env: like.env.clone(), keys: like.keys, root: Arc::new(root), snapshot: None }
     }
 
     /// Size of the disk in bytes.
@@ -217,10 +276,21 @@ impl Diff {
         if !is_related || before.root.geometry != after.root.geometry {
             return Err(DiffError::Unrelated);
         }
+        Ok(Self::of(before, after))
+    }
+
+    /// Starts a comparison of a disk that consists of one hole with a content. Every range that is not listed
+    /// reads as zeros.
+    #[must_use]
+    pub fn of_all(content: Side) -> Self {
+        Self::of(Side::hole(&content), content)
+    }
+
+    fn of(before: Side, after: Side) -> Self {
         let is_alone = |side: &Side| side.root.origins.is_empty();
         let births_agree = before.keys == after.keys && is_alone(&before) && is_alone(&after);
         let (found, loads_left) = (VecDeque::new(), usize::MAX);
-        Ok(Self { before, after, births_agree, from: 0, at: 0, loads_left, found, loaded: None })
+        Self { before, after, births_agree, from: 0, at: 0, loads_left, found, loaded: None }
     }
 
     /// How far the disk has been compared, in bytes from its start.
@@ -261,6 +331,36 @@ impl Diff {
         Ok(Page { before_bytes, after_bytes, changes, next_offset })
     }
 
+    /// Says of a range of the second content which parts may differ, as at most `most` parts, the first of
+    /// which begins with the range. Neighbours are not alike. They may end before the range does, because a
+    /// call compares a bounded number of chunks, but they are never empty unless the range is.
+    ///
+    /// # Errors
+    /// As [`Diff::next_change`].
+    pub async fn portions(mut self, range: Range<u64>, most: usize) -> Result<Vec<Portion>, Error> {
+        let end = range.end.min(self.after.size_bytes());
+        (self.from, self.at) = (range.start, range.start);
+        let mut portions = Vec::new();
+        let mut told = range.start;
+        for _ in 0..PORTIONS_CHUNKS.min(PORTIONS_BYTES / self.geometry().chunk_bytes()) {
+            if told >= end || portions.len() > most {
+                break;
+            }
+            self.step().await?;
+            for Change { range: part, .. } in self.found.drain(..) {
+                let (start, stop) = (part.start.min(end), part.end.min(end));
+                Portion::push(&mut portions, start - told, false);
+                Portion::push(&mut portions, stop - start, true);
+                told = stop;
+            }
+            let compared = self.at.min(end);
+            Portion::push(&mut portions, compared - told, false);
+            told = compared;
+        }
+        portions.truncate(most);
+        Ok(portions)
+    }
+
     fn geometry(&self) -> Geometry {
         self.after.root.geometry
     }
@@ -276,6 +376,8 @@ impl Diff {
                 (self.before.root.stretch(number), self.after.root.stretch(number));
             if self.is_shared(before, after) {
                 self.at = size.min(u64::from(one.min(other)) * geometry.map_page_bytes());
+                // Nothing is read for it, so nothing else would let other tasks run.
+                tokio::task::coop::consume_budget().await;
                 return Ok(());
             }
             self.loads_left -= 1;

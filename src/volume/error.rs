@@ -429,6 +429,18 @@ pub enum ReceiveError {
         /// Offset of the first byte that may differ.
         offset: u64,
     },
+    /// A stream that has everything is applied only to a copy of the volume that it is of.
+    #[error(
+        "the volume is no copy of the volume with the id {of}: it has no snapshot that an import or a backup \
+         of that volume leaves"
+    )]
+    NoCopy {
+        /// Id of the volume that the stream is of.
+        of: uuid::Uuid,
+    },
+    /// Others may have opened a volume since it was made.
+    #[error("others may have used the volume since it was made, so it may have another content")]
+    Touched,
     /// The volume has another size than the base.
     #[error("the volume has {found} bytes, and the snapshot that the stream begins with has {wanted}")]
     OtherSize {
@@ -462,6 +474,21 @@ pub enum ReceiveError {
          since it began, and to apply the stream again"
     )]
     CutShort,
+    /// The snapshot to take in the end may not have this name.
+    #[error(
+        "a snapshot with a name like {0:?} says what a copy has, so none is taken by hand: choose another \
+         name"
+    )]
+    Reserved(String),
+    /// An import of another stream was cut short.
+    #[error(
+        "an import or a backup of another stream was cut short, so the volume has a part of that one since \
+         its snapshot {begun:?}: repeat that one with --resume, or take back what was written since"
+    )]
+    OtherCutShort {
+        /// Name of the snapshot that was taken when it began.
+        begun: String,
+    },
     /// The volume has the base, and the first steps failed. Nothing of the stream was written, but the volume
     /// may have the size of the result, and the snapshot that says that a stream is being applied.
     #[error(transparent)]

@@ -12,7 +12,7 @@
 //! What waits for its grace period is left to the collector, which deletes it when that is over.
 //!
 //! Memory is bounded by that of a check, which compares a large volume share by share, and by the keys of
-//! [`MOST_ORPHANS`] objects. If there are more, the volume is checked again once these are deleted.
+//! `MOST_ORPHANS` objects. If there are more, the volume is checked again once these are deleted.
 
 use uuid::Uuid;
 

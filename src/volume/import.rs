@@ -209,6 +209,14 @@ impl Import {
     /// If nothing was passed, if the name was used since the import began, or as [`Import::write`].
     pub async fn finish(mut self) -> Result<Info, ImportError> {
         self.zeros(self.at.next_multiple_of(BLOCK_BYTES) - self.at).await?;
+        self.finish_unpadded().await
+    }
+
+    /// As [`Import::finish`], but the size is exactly what was passed: a multiple of 512 bytes.
+    ///
+    /// # Errors
+    /// As [`Import::finish`], and if what was passed is no multiple of 512 bytes.
+    pub async fn finish_unpadded(mut self) -> Result<Info, ImportError> {
         self.geometry().check_size(self.at)?;
         if !self.at.is_multiple_of(self.geometry().chunk_bytes()) {
             self.complete().await?;

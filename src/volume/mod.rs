@@ -62,7 +62,7 @@ mod write;
 
 pub use budget::DirtyBudget;
 pub use cache::PageCache;
-pub use diff::{Change, Diff, Side};
+pub use diff::{Change, Diff, Portion, Side};
 pub use disk::{Usage, Volume};
 pub use environment::Environment;
 pub use error::{

@@ -161,6 +161,12 @@ impl SnapshotDisk {
         self.root.size_bytes
     }
 
+    /// Whether the snapshot was taken before another one of the same volume.
+    #[must_use]
+    pub fn precedes(&self, other: &Self) -> bool {
+        self.root.commit < other.root.commit
+    }
+
     /// Asks the store whether the snapshot still exists. If it does not, all commands fail from then on.
     ///
     /// # Errors
@@ -179,14 +185,22 @@ impl SnapshotDisk {
         Ok(is_kept)
     }
 
-    fn check_kept(&self) -> Result<(), Error> {
-        match self.is_deleted.load(Ordering::Relaxed) {
+    /// Whether it is known that the snapshot was deleted. [`SnapshotDisk::is_kept`] asks the store.
+    #[must_use]
+    pub fn is_deleted(&self) -> bool {
+        self.is_deleted.load(Ordering::Relaxed)
+    }
+
+    /// Fails once it is known that the snapshot was deleted.
+    pub(super) fn check_kept(&self) -> Result<(), Error> {
+        match self.is_deleted() {
             true => Err(Error::Stopped(format!("snapshot {} was deleted", self.snapshot.name))),
             false => Ok(()),
         }
     }
 
-    fn range(&self, offset: u64, length: u64) -> Result<Range<u64>, Error> {
+    /// Returns the bytes of a command, if they are within the disk.
+    pub(super) fn range(&self, offset: u64, length: u64) -> Result<Range<u64>, Error> {
         self.check_kept()?;
         let size = self.size_bytes();
         match offset.checked_add(length) {

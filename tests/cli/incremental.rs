@@ -3,8 +3,9 @@
 
 use std::io::Write as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::tempdir;
@@ -177,7 +178,8 @@ fn a_signal_ends_an_import_that_waits_for_its_stream() {
     let at = tempdir().unwrap();
     let at = at.path();
     succeed(at, "volume create disk 1MiB");
-    assert!(Command::new("mkfifo").arg(at.join("in.inc")).status().unwrap().success());
+    let (kind, mode) = (FileType::Fifo, Mode::RUSR | Mode::WUSR);
+    mknodat(CWD, at.join("in.inc"), kind, mode, 0).unwrap();
     let mut import = Gateway::spawn(cairn(at, "import --onto disk in.inc"));
     // Returns once the import has opened it too, and before that, the import listens for signals.
     let source = std::fs::File::options().write(true).open(at.join("in.inc")).unwrap();

@@ -1,6 +1,7 @@
 //! The `cairn` program as a user meets it: its output, what it refuses, and its exit statuses.
 
 mod admin;
+mod backup;
 mod bench;
 mod check;
 mod clone;

@@ -3,6 +3,7 @@
 //! Each test is a sentence of `doc/proto.md`; what is sent and expected is bytes.
 
 mod commands;
+mod contexts;
 mod crowd;
 mod extended_headers;
 mod greeting;

@@ -14,6 +14,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{self, ClientConfig};
 
 use crate::support::certificates::{Authority, Pair};
+use crate::support::marked_export::MarkedExport;
 use crate::support::memory_export::{MemoryExport, MemoryExports};
 use crate::support::wire::*;
 
@@ -307,6 +308,34 @@ async fn the_subjects_of_an_export_hold_for_its_parts() {
     let mut plain = harness.options().await;
     assert_eq!(names(&plain.replies_to(LIST, b"").await), [&b"disk"[..], b"secret-2"]);
     plain.haggle(GO, &info_request("secret@monday", &[]), REP_ERR_TLS_REQD).await;
+}
+
+/// A context that reveals something about an export is offered to those who may use that export.
+#[tokio::test]
+async fn the_subjects_of_an_export_hold_for_contexts_about_it() {
+    let authority = Authority::new();
+    let disk = MarkedExport::new(MemoryExport::new("disk", 1 << 20), ["x-test:below-512"]);
+    let disk = disk.about("x-test:below-1024", "secret").about("x-test:below-2048", "other");
+    let exports = MemoryExports::new(vec![Arc::new(disk)]);
+    let tls = Tls::load(&for_subject(&authority, "CN=vm-1")).unwrap();
+    let harness = Harness::new(exports, Options::default()).with_tls(tls);
+    let client = |name: &str| authority.client_config(Some(&authority.client(name)));
+    let (open, secret) = (["x-test:below-512", "x-test:below-2048"], "x-test:below-1024");
+    for (subject, is_admitted) in [(None, false), (Some("vm-2"), false), (Some("vm-1"), true)] {
+        let mut wire = harness.options().await;
+        if let Some(name) = subject {
+            wire = start_tls(wire, client(name)).await;
+        }
+        wire.haggle(STRUCTURED_REPLY, b"", REP_ACK).await;
+        for code in [LIST_META_CONTEXT, SET_META_CONTEXT] {
+            let all = [open[0], secret, open[1]];
+            let told = wire.replies_to(code, &meta_context("disk", &all)).await;
+            let told: Vec<&str> =
+                told.iter().map(|reply| std::str::from_utf8(&reply.data[4..]).unwrap()).collect();
+            let expected = if is_admitted { all.to_vec() } else { open.to_vec() };
+            assert_eq!(told, expected, "{subject:?}");
+        }
+    }
 }
 
 /// Exports that put down which of their methods was called for which name.

@@ -241,3 +241,28 @@ proptest! {
         prop_assert!(decode(&[&golden[..at], &bytes[..]].concat()).is_err() || bytes[..] == golden[at..]);
     }
 }
+
+/// A stream of everything says what each byte of the disk is.
+#[test]
+fn a_stream_of_everything_leaves_nothing_out() {
+    let header = Header { base: State::anything(&header().result), base_digest: None, ..header() };
+    assert!(header.is_whole());
+    let size = header.result.size_bytes;
+    let zeros = |offset, length| Part::Zero { offset, length };
+    let stream = |extents: &[Part]| {
+        let (begin, end) = (Part::Header(Box::new(header.clone())), Part::End { result_digest: None });
+        encode(&[&[begin], extents, &[end]].concat())
+    };
+    for whole in [vec![zeros(0, size)], vec![zeros(0, 4096), zeros(4096, size - 4096)]] {
+        assert!(decode(&stream(&whole)).is_ok(), "{whole:?}");
+    }
+    for (gap, extents) in [
+        (0, vec![]),
+        (0, vec![zeros(512, size - 512)]),
+        (512, vec![zeros(0, 512), zeros(1024, size - 1024)]),
+        (size - 512, vec![zeros(0, size - 512)]),
+    ] {
+        let refused = decode(&stream(&extents)).unwrap_err().to_string();
+        assert!(refused.contains(&format!("nothing says what is at {gap}")), "{extents:?}: {refused}");
+    }
+}

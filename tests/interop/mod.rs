@@ -15,6 +15,7 @@ mod names;
 mod real_input;
 mod resize;
 mod sigterm;
+mod since;
 mod snapshots;
 mod sparse;
 mod stalled;

@@ -1,10 +1,12 @@
 //! Snapshots with libnbd's tools and QEMU: `VOLUME@NAME` is a read-only disk that never changes.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use serde_json::Value;
 
-use crate::support::cairn::{Gateway, Setup, Store};
+use crate::support::cairn::{Gateway, Setup, Store, binary};
 use crate::support::files::{assert_same, noise};
 use crate::support::process::{Process, command, finish, run};
 
@@ -138,4 +140,32 @@ async fn another_gateway_serves_a_snapshot_until_it_is_deleted() {
     let unknown = finish(&mut command(["nbdinfo", &b.uri("disk@x")])).await;
     assert!(!unknown.status.success(), "{}", unknown.stdout);
     drop(overwriter);
+}
+
+/// fio and PostgreSQL write to an ext4, and are told what is synced. A snapshot is like a power cut for them: a clone of
+/// it has all that was answered before, and its file system and its database recover.
+#[tokio::test]
+#[ignore = "needs MinIO, PostgreSQL, e2fsprogs, fio, libnbd, util-linux"]
+async fn snapshots_of_a_busy_file_system_and_database_are_whole() {
+    let store = Store::minio().await;
+    let files = tempfile::tempdir().expect("a directory for the test");
+    let [admin, nbd, work] = ["admin.sock", "nbd.sock", "work"].map(|name| files.path().join(name));
+    // PostgreSQL runs as a user of its own.
+    for path in [files.path(), &work] {
+        std::fs::create_dir_all(path).expect("a directory can be made");
+        std::fs::set_permissions(path, Permissions::from_mode(0o755)).expect("it belongs to the test");
+    }
+    let setup = Setup::new(&store).unix(&nbd).env("CAIRN_ADMIN__SOCKET", &admin.display().to_string());
+    let _gateway = setup.create("disk", "512MiB").env("CAIRN_ADMIN__LISTEN", "none").start().await;
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop/busy.sh");
+    let alone = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", script];
+    let paths = [work.as_os_str(), &binary(), admin.as_os_str(), nbd.as_os_str(), "20".as_ref()];
+    let mut busy = Process::spawn("busy.sh", command(alone).args(paths));
+    for what in ["taken", "checked"] {
+        for n in 1..=20 {
+            let (step, begins) = (format!("snapshot {n} is {what}"), format!("{what} {n}:"));
+            busy.wait_for(&step, |line| line.starts_with(&begins).then_some(())).await;
+        }
+    }
+    assert!(busy.exit().await.success(), "{}", busy.output());
 }

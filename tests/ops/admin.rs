@@ -272,7 +272,8 @@ const ID: &str = "6f9619ff-8b86-4011-b42d-00c04fc964ff";
 
 /// A path of the description, with names in place of its parameters.
 fn path_of(path: &str, volume: &str) -> String {
-    path.replace("{name}", volume).replace("{id}", ID).replace("{snapshot}", "monday")
+    let query = if path.ends_with("/changes") { "?since=monday" } else { "" };
+    format!("{}{query}", path.replace("{name}", volume).replace("{id}", ID).replace("{snapshot}", "monday"))
 }
 
 /// Every method and path of the description, with a name for the volume.
@@ -324,7 +325,7 @@ async fn beyond_loopback_everybody_reads_where_the_operator_says_so_and_the_toke
         let listener = Listener::bind(&ListenAddress::Tcp("0.0.0.0:0".to_owned())).await.unwrap();
         let access = Access::at(listener.address(), token.map(|token| token.parse().unwrap()));
         let bench = Bench::with_access(listener, access.read_by_everybody(), tempfile::tempdir().unwrap());
-        bench.house.opened(&bench.metrics, "disk").await;
+        bench.house.snapshotted(&bench.metrics).await;
         for (method, path) in operations() {
             let (status, answer) = bench.ask(&method, &path, None).await;
             assert_eq!(status, if method == "GET" { 200 } else { refusal }, "{method} {path}: {answer}");
@@ -346,7 +347,7 @@ async fn beyond_loopback_everybody_reads_where_the_operator_says_so_and_the_toke
 async fn on_loopback_and_without_a_token_everything_is_read_and_nothing_changed() {
     for host in ["127.0.0.1", "127.0.0.2"] {
         let bench = Bench::over_tcp(host, None).await;
-        bench.house.opened(&bench.metrics, "disk").await;
+        bench.house.snapshotted(&bench.metrics).await;
         catalog::create(&bench.house.env, &bench.house.options, "idle", MIB, catalog::ChunkBytes(MIB))
             .await
             .unwrap();

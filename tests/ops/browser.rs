@@ -261,6 +261,11 @@ async fn the_api_keeps_to_its_description_under_a_fuzzer() {
         run(&mut store.cairn(["volume", "create", &name, "1MiB", "--store", &store.url()])).await;
         std::fs::remove_file(directory.path().join("name").join(name)).expect("it had a name");
     }
+    for n in 0..8 {
+        let name = format!("deleted-{n}");
+        run(&mut store.cairn(["volume", "create", &name, "1MiB", "--store", &store.url()])).await;
+        run(&mut store.cairn(["volume", "delete", &name, "--store", &store.url()])).await;
+    }
     // The volumes and snapshots that the description has as examples.
     for name in ["image", "spare"] {
         run(&mut store.cairn(["volume", "create", name, "1MiB", "--store", &store.url()])).await;

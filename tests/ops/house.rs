@@ -66,6 +66,11 @@ impl House {
         self.open.lock().push(open);
         volume
     }
+
+    /// Makes the volume `disk` with a snapshot `monday`, and opens it.
+    pub(super) async fn snapshotted(self: &Arc<Self>, metrics: &Metrics) {
+        self.opened(metrics, "disk").await.snapshot("monday").await.unwrap();
+    }
 }
 
 #[async_trait]

@@ -11,6 +11,11 @@ use proptest::prelude::*;
 
 use crate::support::wire::{info_request, meta_context, option};
 
+/// The names of contexts beyond `base:allocation`: `qemu:dirty-bitmap:0` and so on.
+fn bitmaps(count: usize) -> Vec<WireString> {
+    (0..count).map(|n| WireString::try_from(format!("qemu:dirty-bitmap:{n}")).unwrap()).collect()
+}
+
 /// All that a server says to these bytes, given in pieces; with the outcome.
 fn server_says(tls: TlsPolicy, pieces: &[&[u8]]) -> (Vec<u8>, String) {
     let mut machine = ServerHandshake::new(HandshakePolicy { tls, maximum_option_bytes: 1024 });
@@ -39,6 +44,10 @@ fn server_says(tls: TlsPolicy, pieces: &[&[u8]]) -> (Vec<u8>, String) {
                 let export = named(ticket.name());
                 machine.handle_description(ticket, export);
             }
+            ServerAction::Contexts(ticket) => {
+                let offered = named(ticket.name()).map(|_| bitmaps(2));
+                machine.handle_contexts(ticket, offered);
+            }
             ServerAction::Open(ticket) => {
                 let export = named(ticket.name());
                 machine.handle_opened(ticket, export);
@@ -57,6 +66,7 @@ fn haggling() -> impl Strategy<Value = Vec<u8>> {
         Just(info_request("disk", &[1, 3])),
         Just(info_request("other", &[])),
         Just(meta_context("disk", &["base:allocation"])),
+        Just(meta_context("disk", &["qemu:dirty-bitmap:1", "qemu:", "base:allocation"])),
         Just(meta_context("disk", &[])),
         vec(any::<u8>(), 0..64),
         vec(Just(0), 1000..1100),
@@ -150,6 +160,11 @@ fn converse(wishes: Wishes, policy: HandshakePolicy) -> (Result<Outcome, Handsha
                 server.handle_description(ticket, export);
                 continue;
             }
+            Some(ServerAction::Contexts(ticket)) => {
+                let offered = export(ticket.name()).map(|_| bitmaps(40));
+                server.handle_contexts(ticket, offered);
+                continue;
+            }
             Some(ServerAction::Open(ticket)) => {
                 let export = export(ticket.name());
                 server.handle_opened(ticket, export);
@@ -181,7 +196,14 @@ fn client_and_server_come_to_the_same_session() {
     for structured_replies in [false, true] {
         for extended_headers in [false, true] {
             for tls in [TlsPolicy::Off, TlsPolicy::Allowed, TlsPolicy::Required] {
-                for queries in [&[][..], &["base:allocation"], &["base:", "x-other:thing"]] {
+                let (one, two) = ("base:allocation", "qemu:dirty-bitmap:7");
+                for (queries, expected) in [
+                    (&[][..], &[][..]),
+                    (&[one][..], &[(1_u32, one)][..]),
+                    (&["base:", "x-other:thing", "qemu:"][..], &[][..]),
+                    (&[two, "qemu:dirty-bitmap:40", one][..], &[(1, one), (2, two)][..]),
+                    (&[two][..], &[(1, two)][..]),
+                ] {
                     let query = |text: &&str| WireString::try_from(*text).unwrap();
                     let wishes = Wishes {
                         tls: ClientTls::Opportunistic,
@@ -197,13 +219,28 @@ fn client_and_server_come_to_the_same_session() {
                     };
                     assert_eq!(client.export, server.export);
                     assert_eq!(client.headers, server.headers);
-                    let ids: Vec<_> = client.contexts.iter().map(|context| context.id).collect();
-                    assert_eq!(ids, server.base_allocation.into_iter().collect::<Vec<_>>());
-                    let selects = queries == ["base:allocation"] && server.headers > HeaderStyle::Simple;
-                    assert_eq!(server.base_allocation.is_some(), selects);
+                    assert_eq!(client.contexts, server.contexts);
+                    let expected = if server.headers > HeaderStyle::Simple { expected } else { &[] };
+                    let names: Vec<(u32, &str)> =
+                        server.contexts.iter().map(|context| (context.id, context.name.as_str())).collect();
+                    assert_eq!(names, expected);
                 }
             }
         }
+    }
+}
+
+/// Contexts are selected up to the limit; with one more, none are.
+#[test]
+fn a_client_may_select_a_limited_number_of_contexts() {
+    let policy = HandshakePolicy { tls: TlsPolicy::Off, maximum_option_bytes: 1024 };
+    let most = meta_context::MAXIMUM_SELECTED;
+    for (asked, selected) in [(most, most), (most + 1, 0)] {
+        let mut wishes = Wishes::new(Goal::Go(WireString::default()));
+        wishes.contexts = bitmaps(asked);
+        let (outcome, session) = converse(wishes, policy);
+        let (Ok(Outcome::Transmit(client)), Some(server)) = (outcome, session) else { panic!("no session") };
+        assert_eq!((client.contexts.len(), server.contexts.len()), (selected, selected));
     }
 }
 

@@ -10,7 +10,8 @@ use bytes::Bytes;
 use cairn::effect::{Durability, ZeroSpeed, Zeroing};
 use cairn::protocol::TransmissionFlags;
 use cairn::server::{
-    Allocation, Export, ExportDescription, ExportError, Exports, ListEntry, OpenError, Segment,
+    Allocation, Export, ExportDescription, ExportError, Exports, ListEntry, OfferedContext, OpenError,
+    Segment,
 };
 use parking_lot::Mutex;
 
@@ -216,6 +217,10 @@ impl Exports for MemoryExports {
 
     async fn describe(&self, name: &str) -> Result<ExportDescription, OpenError> {
         Ok(self.find(name)?.description())
+    }
+
+    async fn meta_contexts(&self, name: &str) -> Result<Vec<OfferedContext>, OpenError> {
+        Ok(self.find(name)?.meta_contexts())
     }
 
     async fn open(&self, name: &str) -> Result<Arc<dyn Export>, OpenError> {

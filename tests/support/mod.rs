@@ -10,6 +10,7 @@ pub(crate) mod http;
 #[allow(dead_code, reason = "the power cuts use the rest")]
 pub(crate) mod load;
 pub(crate) mod machine;
+pub(crate) mod marked_export;
 pub(crate) mod memory_export;
 pub(crate) mod minio;
 pub(crate) mod process;

@@ -76,12 +76,15 @@ go_command() {
     printf '%s\n' "$TOOLS/go/bin/go"
 }
 
+# Without what only a debugger reads, which saves a tenth of the time.
+GO_FLAGS=(-ldflags='-s -w' -gcflags='all=-dwarf=false')
+
 build_minio() {
     local go version
     go=$(go_command) || return 1
     for version in "${MINIO_VERSIONS[@]}"; do
         say "building MinIO $version"
-        if GOBIN=$TOOLS/bin GOFLAGS=-buildvcs=false "$go" install "github.com/minio/minio@$version"; then
+        if GOBIN=$TOOLS/bin GOFLAGS=-buildvcs=false "$go" install "${GO_FLAGS[@]}" "github.com/minio/minio@$version"; then
             printf '%s\n' "$version" >"$TOOLS/minio-version"
             return 0
         fi
@@ -153,7 +156,7 @@ install_helm() {
     stamped helm "$HELM_VERSION" && return
     say "building Helm $HELM_VERSION"
     go=$(go_command)
-    GOBIN=$TOOLS/bin GOFLAGS=-buildvcs=false "$go" install "helm.sh/helm/v3/cmd/helm@$HELM_VERSION"
+    GOBIN=$TOOLS/bin GOFLAGS=-buildvcs=false "$go" install "${GO_FLAGS[@]}" "helm.sh/helm/v3/cmd/helm@$HELM_VERSION"
     stamp helm "$HELM_VERSION"
 }
 

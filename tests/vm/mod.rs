@@ -3,6 +3,8 @@
 //! The machine (Debian's kernel, busybox) comes from `tests/tools/vm-image.sh`. What a guest has synced is known from its
 //! serial console alone, so nothing that the disk says is taken for proof of itself.
 
+mod backup;
+
 use std::path::Path;
 
 use crate::support::machine::Machine;

@@ -2,6 +2,7 @@
 
 mod absence;
 mod amplification;
+mod backup;
 mod bench;
 mod bounds;
 mod check;

@@ -134,6 +134,47 @@ fn mistakes_about_deleted_volumes_are_refused() {
 }
 
 #[test]
+fn a_backup_has_the_name_of_its_volume_or_another_one() {
+    let backup = |line: &str| {
+        let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+        let Command::Backup(backup) = cli.command else { panic!("not backup") };
+        backup
+    };
+    let plain = backup("cairn backup disk@monday s3://copies/here/ --store s3://disks");
+    assert_eq!((plain.of.to_string().as_str(), plain.name()), ("disk@monday", "disk"));
+    assert_eq!(plain.target.to_string(), "s3://copies/here");
+    assert!(!plain.full && !plain.resume && !plain.digest && !plain.quiet && !plain.json);
+    let line = "cairn backup disk@monday file://./copies --as web --full --resume --digest --quiet --json";
+    let full = backup(line);
+    assert_eq!(full.name(), "web");
+    assert!(full.full && full.resume && full.digest && full.quiet && full.json);
+    assert!(full.target_config().unwrap().is_none());
+}
+
+#[test]
+fn mistakes_about_backups_are_refused() {
+    for line in [
+        "cairn backup",
+        "cairn backup disk@monday",
+        "cairn backup disk file:///copies",
+        "cairn backup disk@ file:///copies",
+        "cairn backup disk@.monday file:///copies",
+        "cairn backup disk@monday /copies",
+        "cairn backup disk@monday http://copies",
+        "cairn backup disk@monday s3://C",
+        "cairn backup disk@monday file:///copies more",
+        "cairn backup disk@monday file:///copies --as",
+        "cairn backup disk@monday file:///copies --as a/b",
+        "cairn backup disk@monday file:///copies --as .web",
+        "cairn backup disk@monday file:///copies --as web@monday",
+        "cairn backup disk@monday file:///copies --gateway",
+        "cairn backup disk@monday file:///copies --target-config",
+    ] {
+        assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
+    }
+}
+
+#[test]
 fn mistakes_about_differences_are_refused() {
     for line in [
         "cairn snapshot diff disk@a",

@@ -14,8 +14,10 @@ use super::runtime_directory;
 use crate::gateway::chain;
 use crate::{config, server, store, volume};
 
+mod backup;
 mod nbd;
 
+pub(super) use backup::BackupError;
 pub(super) use nbd::NbdError;
 
 /// Exit status for a mistake in the command line or configuration, as clap uses it.
@@ -63,6 +65,18 @@ pub(super) enum Error {
         name: String,
         /// The error of the import.
         source: volume::ImportError,
+    },
+    /// A gateway holds the volume that a stream is to be applied to.
+    #[error(
+        "volume {name:?} is in use by {holder}, and nobody may use a copy while it is brought up to date: \
+         disconnect its clients and wait until that gateway has closed it (volumes.idle_timeout), or end the \
+         gateway; if it is gone for good, wait until its lease has expired"
+    )]
+    OntoHeld {
+        /// Name of the volume.
+        name: String,
+        /// Who holds the volume.
+        holder: String,
     },
     /// A gateway holds the volume that is to be exported.
     #[error(
@@ -112,6 +126,22 @@ pub(super) enum Error {
         name: String,
         /// The error of the import.
         source: volume::ReceiveError,
+    },
+    /// A backup failed after the snapshot was found.
+    #[error("backup to {to}: {source}")]
+    Backup {
+        /// URL of the other store.
+        to: String,
+        /// Why it failed.
+        source: Box<Self>,
+    },
+    /// A snapshot cannot be backed up onto what the other store has.
+    #[error("volume {name:?}: {source}")]
+    Refused {
+        /// Name of the copy.
+        name: String,
+        /// Why not.
+        source: Box<BackupError>,
     },
     /// An import or export was cut short, and something of it is left.
     #[error("{source}; {advice}")]
@@ -369,7 +399,8 @@ impl Error {
                 source: volume::OpenError::BadName(_) | volume::OpenError::Geometry(_), ..
             } => ExitCode::from(USAGE),
             Self::Unchecked(_) => ExitCode::from(UNCHECKED),
-            Self::Cut { source, .. } => source.exit_code(),
+            Self::Refused { source, .. } if source.is_mistake() => ExitCode::from(USAGE),
+            Self::Cut { source, .. } | Self::Backup { source, .. } => source.exit_code(),
             Self::Nbd(error) => error.exit_code(),
             Self::Fenced => ExitCode::from(FENCED),
             Self::Open { source, .. } if matches!(**source, volume::OpenError::Lost(_)) => {
@@ -380,11 +411,13 @@ impl Error {
             | Self::HeldElsewhere { .. }
             | Self::RenameHeld { .. }
             | Self::Import { .. }
+            | Self::OntoHeld { .. }
             | Self::ExportHeld { .. }
             | Self::CompareHeld { .. }
             | Self::Compare { .. }
             | Self::Stream { .. }
             | Self::Receive { .. }
+            | Self::Refused { .. }
             | Self::Interrupted { .. }
             | Self::NoProgram { .. }
             | Self::Program { .. }

@@ -1,12 +1,17 @@
-//! `cairn export --since` and `cairn import --onto`: a copy of a volume is brought up to date by a stream of
-//! what has changed.
+//! `cairn export --since`, `cairn import --onto` and `cairn backup`: a copy of a volume is brought up to date
+//! by a stream of what has changed.
 //!
 //! Owns where the stream is kept, the digests of whole disks, and what is printed. It must not know how
 //! contents are compared, or what a stream has. Invariant: a file appears under its name only if it has the
 //! whole stream.
 
+mod apply;
+mod backup;
 mod export;
+mod first;
 mod import;
+mod plan;
+mod stream;
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -14,6 +19,7 @@ use std::sync::Arc;
 use futures::StreamExt as _;
 use indicatif::ProgressBar;
 
+pub(super) use backup::backup;
 pub(super) use export::export;
 pub(super) use import::import;
 

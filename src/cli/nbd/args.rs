@@ -13,6 +13,7 @@ use super::place::{DiskName, ServerName};
 use crate::cli::error::Error;
 use crate::cli::listeners::Inherited;
 use crate::client::Options;
+use crate::protocol::meta_context::BASE_ALLOCATION;
 
 #[derive(Clone, Debug, Subcommand)]
 pub(in crate::cli) enum Action {
@@ -150,9 +151,11 @@ pub(in crate::cli) struct Info {
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
-    /// Show the allocation: offset, length and type of each extent
-    #[arg(long)]
-    pub(super) map: bool,
+    /// Show the allocation: offset, length and type of each extent; or the extents in another metadata
+    /// context, such as --map=qemu:dirty-bitmap:NAME
+    #[arg(long, value_name = "CONTEXT", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = BASE_ALLOCATION)]
+    pub(super) map: Option<String>,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -9,6 +9,7 @@ use super::args::{Info, List, Size};
 use super::host::{say, say_json};
 use crate::cli::error::{Error, NbdError};
 use crate::client::{self, Client, Options, Uri};
+use crate::protocol::meta_context::{BASE_ALLOCATION, CHANGED_SINCE_PREFIX, DIRTY_BITMAP_PREFIX};
 use crate::protocol::negotiate_client::HandshakeError;
 use crate::protocol::{AllocationFlags, HeaderStyle, OptionError, TransmissionFlags};
 
@@ -51,8 +52,13 @@ fn list_error(uri: &Uri, source: client::Error) -> NbdError {
 /// Executes `cairn nbd info`.
 pub(super) async fn info(args: Info) -> Result<(), Error> {
     let uri = args.server.uri(args.export.as_deref())?;
-    let client = connect(&uri, &args.waiting.options()).await?;
-    let map = if args.map { map(&client, &uri).await.map(Some) } else { Ok(None) };
+    let mut options = args.waiting.options();
+    options.contexts.extend(args.map.clone().filter(|context| context != BASE_ALLOCATION));
+    let client = connect(&uri, &options).await?;
+    let map = match &args.map {
+        Some(context) => map(&client, &uri, context).await.map(Some),
+        None => Ok(None),
+    };
     let told = map.map(|map| Told::of(&client, &uri, map));
     // Even after a failure, a client must end its session with DISC.
     client.disconnect().await;
@@ -96,13 +102,55 @@ struct BlockSizes {
     maximum: u32,
 }
 
-/// An extent of `base:allocation`.
+/// An extent of a metadata context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 struct Extent {
     offset: u64,
     length: u64,
-    hole: bool,
-    zero: bool,
+    #[serde(flatten)]
+    state: State,
+}
+
+/// The status of an extent, as its context defines it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+enum State {
+    /// Of `base:allocation`.
+    Allocation { hole: bool, zero: bool },
+    /// Of a context with dirty extents and others.
+    Dirtiness { dirty: bool },
+    /// Of a context that is not known here.
+    Other { status: u64 },
+}
+
+impl State {
+    fn of(context: &str, status: u64) -> Self {
+        match context {
+            BASE_ALLOCATION => {
+                let flags = AllocationFlags::from_wire(status);
+                let (hole, zero) =
+                    (flags.contains(AllocationFlags::HOLE), flags.contains(AllocationFlags::ZERO));
+                Self::Allocation { hole, zero }
+            }
+            _ if [CHANGED_SINCE_PREFIX, DIRTY_BITMAP_PREFIX].iter().any(|it| context.starts_with(it)) => {
+                Self::Dirtiness { dirty: status & 1 == 1 }
+            }
+            _ => Self::Other { status },
+        }
+    }
+
+    /// Returns the number and the name that `nbdinfo --map` prints.
+    fn told(self) -> (u64, &'static str) {
+        match self {
+            Self::Allocation { hole: false, zero: false } => (0, "data"),
+            Self::Allocation { hole: true, zero: false } => (1, "hole"),
+            Self::Allocation { hole: false, zero: true } => (2, "zero"),
+            Self::Allocation { hole: true, zero: true } => (3, "hole,zero"),
+            Self::Dirtiness { dirty: false } => (0, "clean"),
+            Self::Dirtiness { dirty: true } => (1, "dirty"),
+            Self::Other { status } => (status, ""),
+        }
+    }
 }
 
 impl Told {
@@ -171,33 +219,27 @@ impl Told {
 impl Extent {
     /// Formats the extent as `nbdinfo --map` does.
     fn line(&self) -> String {
-        let Self { offset, length, hole, zero } = *self;
-        let (state, name) = match (hole, zero) {
-            (false, false) => (0, "data"),
-            (true, false) => (1, "hole"),
-            (false, true) => (2, "zero"),
-            (true, true) => (3, "hole,zero"),
-        };
-        format!("{offset:>10}  {length:>10}    {state}  {name}")
+        let Self { offset, length, state } = *self;
+        let (status, name) = state.told();
+        format!("{offset:>10}  {length:>10}    {status}  {name}").trim_end().to_owned()
     }
 }
 
-/// Returns the allocation from the first byte to the last. Adjacent extents differ.
-async fn map(client: &Client, uri: &Uri) -> Result<Vec<Extent>, NbdError> {
+/// Returns the extents in a context from the first byte to the last. Adjacent extents differ.
+async fn map(client: &Client, uri: &Uri, context: &str) -> Result<Vec<Extent>, NbdError> {
     let failed = |source| NbdError::Client { server: uri.to_string(), source };
     let size = client.size_bytes();
     let mut map: Vec<Extent> = Vec::new();
     let mut offset = 0;
     while offset < size {
         let asked = (size - offset).min(client.maximum_effect_bytes());
-        for extent in client.allocation(offset, asked).await.map_err(failed)? {
-            let state = extent.allocation();
-            let (hole, zero) = (state.contains(AllocationFlags::HOLE), state.contains(AllocationFlags::ZERO));
+        for extent in client.extents_in(context, offset, asked).await.map_err(failed)? {
+            let state = State::of(context, extent.status);
             let length = extent.length.min(size - offset);
             match map.last_mut() {
                 _ if length == 0 => {}
-                Some(last) if (last.hole, last.zero) == (hole, zero) => last.length += length,
-                _ => map.push(Extent { offset, length, hole, zero }),
+                Some(last) if last.state == state => last.length += length,
+                _ => map.push(Extent { offset, length, state }),
             }
             offset += length;
         }
@@ -209,6 +251,20 @@ async fn map(client: &Client, uri: &Uri) -> Result<Vec<Extent>, NbdError> {
 mod tests {
     use super::*;
     use crate::protocol::{OptionCode, Refusal};
+
+    #[test]
+    fn the_status_of_an_extent_is_shown_as_its_context_defines_it() {
+        for (context, status, line, json) in [
+            ("base:allocation", 3, "3  hole,zero", r#"{"offset":0,"length":512,"hole":true,"zero":true}"#),
+            ("qemu:dirty-bitmap:a", 1, "1  dirty", r#"{"offset":0,"length":512,"dirty":true}"#),
+            ("cairn:changed-since=a", 0, "0  clean", r#"{"offset":0,"length":512,"dirty":false}"#),
+            ("qemu:allocation-depth", 7, "7", r#"{"offset":0,"length":512,"status":7}"#),
+        ] {
+            let extent = Extent { offset: 0, length: 512, state: State::of(context, status) };
+            assert_eq!(extent.line(), format!("         0         512    {line}"));
+            assert_eq!(serde_json::to_string(&extent).unwrap(), json);
+        }
+    }
 
     #[test]
     fn each_reason_for_a_missing_list_has_its_own_exit_status() {

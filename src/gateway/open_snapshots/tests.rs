@@ -10,7 +10,7 @@ use crate::gateway::{
     StoreCheck, VolumeExports,
 };
 use crate::protocol::{Error as Value, TransmissionFlags};
-use crate::server::{self, Allocation, Export, Exports, OpenError as Refusal, Segment};
+use crate::server::{self, Allocation, ContextStatus, Export, Exports, OpenError as Refusal, Segment};
 use crate::store::fault::{Action, Failure, Rule};
 use crate::store::{Classes, Fault, MemoryStore, Operation};
 use crate::volume::{DirtyBudget, Entropy, PageCache, SnapshotError, catalog};
@@ -202,6 +202,87 @@ async fn a_snapshot_that_another_gateway_deletes_answers_eshutdown_and_no_other_
     // The paused clock is not the one by which cached lists expire.
     reader.catalogue.forget();
     assert_eq!(start_of(&reader.exports.open("disk@y").await.unwrap()).await, text(b"later"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_reports_what_has_changed_since_the_others_of_its_volume() {
+    let store = store_of(&["disk"]).await;
+    let (writer, reader) = (gateway(&store, 1), gateway(&store, 2));
+    writer.writes("disk", b"first").await;
+    writer.takes("disk", "a").await;
+    let disk = writer.exports.open("disk").await.unwrap();
+    disk.write(5 << 20, Bytes::from(vec![1; 64 << 10]), Durable).await.unwrap();
+    writer.takes("disk", "b").await;
+    writer.writes("disk", b"later").await;
+    writer.takes("disk", "c").await;
+    let offered = reader.exports.meta_contexts("disk@b").await.unwrap();
+    let offers: Vec<_> = offered.iter().map(|it| (&*it.name, it.about.as_deref())).collect();
+    let expected = [
+        ("cairn:changed-since=c", Some("disk@c")),
+        ("qemu:dirty-bitmap:c", Some("disk@c")),
+        ("cairn:changed-since=a", Some("disk@a")),
+        ("qemu:dirty-bitmap:a", Some("disk@a")),
+    ];
+    assert_eq!(offers, expected);
+    for gateway in [&reader, &writer] {
+        assert_eq!(gateway.exports.meta_contexts("disk").await.unwrap(), [], "its last writes are in no map");
+    }
+    let unknown = reader.exports.meta_contexts("disk@none").await.unwrap_err();
+    assert!(matches!(unknown, Refusal::Unknown(_)), "{unknown:?}");
+
+    let export = reader.exports.open("disk@b").await.unwrap();
+    assert_eq!(export.meta_contexts(), offered);
+    let extent = |length_bytes, status| ContextStatus { length_bytes, status };
+    let changed = [extent(5 << 20, 0), extent(64 << 10, 1), extent((3 << 20) - (64 << 10), 0)];
+    for context in ["cairn:changed-since=a", "qemu:dirty-bitmap:a"] {
+        assert_eq!(export.context_status(context, 0, 8 << 20, 9).await.unwrap(), changed);
+        let one = export.context_status(context, (5 << 20) + 100, 9000, 1).await.unwrap();
+        assert_eq!(one, [extent(9000, 1)], "it is neither earlier nor longer than it was asked for");
+        assert_eq!(export.context_status(context, 0, 4096, 1).await.unwrap(), [extent(4096, 0)]);
+    }
+    let id = writer.volumes.serving("disk").unwrap().id();
+    assert_eq!(reader.snapshots.clients(id, Some("a")), 1, "both contexts use it once");
+    // The two snapshots take both places of the gateway.
+    let full = export.context_status("qemu:dirty-bitmap:c", 0, 4096, 1).await.unwrap_err();
+    assert!(full.error == Value::Io && full.message.contains("maximum"), "{full:?}");
+    drop(export);
+    assert!(!reader.snapshots.has_any());
+    // A later one is compared in the same way.
+    let export = reader.exports.open("disk@b").await.unwrap();
+    let since_c = async |offset: u64| export.context_status("qemu:dirty-bitmap:c", offset, 4096, 9).await;
+    assert_eq!(since_c(0).await.unwrap(), [extent(4096, 1)]);
+    assert_eq!(since_c(5 << 20).await.unwrap(), [extent(4096, 0)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_has_changed_since_a_deleted_snapshot_is_eio_and_all_else_goes_on() {
+    let store = store_of(&["disk"]).await;
+    let (writer, reader) = (gateway(&store, 1), gateway(&store, 2));
+    writer.writes("disk", b"first").await;
+    writer.takes("disk", "a").await;
+    writer.takes("disk", "unused").await;
+    writer.writes("disk", b"later").await;
+    writer.takes("disk", "b").await;
+    let export = reader.exports.open("disk@b").await.unwrap();
+    let since =
+        async |name: &str| export.context_status(&format!("qemu:dirty-bitmap:{name}"), 0, 4096, 1).await;
+    assert_eq!(since("a").await.unwrap(), [ContextStatus { length_bytes: 4096, status: 1 }]);
+    writer.deletes("disk", "unused").await;
+    writer.deletes("disk", "a").await;
+    tokio::time::sleep(LOOK_AT_MOST * 2).await;
+    for name in ["a", "unused", "none"] {
+        let failure = since(name).await.unwrap_err();
+        assert_eq!(failure.error, Value::Io, "{name}: {failure}");
+    }
+    assert_eq!(start_of(&export).await, text(b"later"));
+    assert_eq!(export.block_status(0, 4096, 1).await.unwrap().len(), 1);
+    let counted = r#"cairn_request_errors_total{command="block_status",errno="eio",volume="disk@b"} 3"#;
+    let shown = reader.metrics.render();
+    assert!(shown.contains(counted), "{shown}");
+    writer.deletes("disk", "b").await;
+    tokio::time::sleep(LOOK_AT_MOST * 2).await;
+    let failure = since("a").await.unwrap_err();
+    assert!(failure.error == Value::Shutdown && failure.message.contains("b was deleted"), "{failure}");
 }
 
 #[tokio::test(start_paused = true)]

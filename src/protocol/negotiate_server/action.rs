@@ -7,7 +7,7 @@
 use crate::protocol::codec::{DecodeError, WireString};
 use crate::protocol::info::{ExportInfo, InfoType};
 use crate::protocol::option::OptionCode;
-use crate::protocol::option_reply::Refusal;
+use crate::protocol::option_reply::{MetaContext, Refusal};
 use crate::protocol::request::HeaderStyle;
 
 /// Whether clients can or must use TLS.
@@ -40,6 +40,8 @@ pub enum ServerAction {
     List(ListTicket),
     /// Describe an export, then call [`super::ServerHandshake::handle_description`].
     Describe(DescribeTicket),
+    /// Look up the metadata contexts of an export, then call [`super::ServerHandshake::handle_contexts`].
+    Contexts(ContextsTicket),
     /// Open an export, then call [`super::ServerHandshake::handle_opened`].
     Open(OpenTicket),
     /// Run the TLS handshake, then call [`super::ServerHandshake::handle_tls_started`]. Close the connection
@@ -55,21 +57,36 @@ pub enum ServerAction {
 #[derive(Debug)]
 pub struct ListTicket(pub(super) ());
 
-/// An INFO, LIST_META_CONTEXT or SET_META_CONTEXT option that waits for the description of an export.
+/// An INFO option that waits for the description of an export.
 #[derive(Debug)]
 pub struct DescribeTicket {
     pub(super) name: WireString,
-    pub(super) purpose: DescribePurpose,
-}
-
-#[derive(Debug)]
-pub(super) enum DescribePurpose {
-    Info(Vec<InfoType>),
-    ListContexts(Vec<WireString>),
-    SetContexts(Vec<WireString>),
+    pub(super) requests: Vec<InfoType>,
 }
 
 impl DescribeTicket {
+    /// Name of the export; empty for the default export.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.name.as_str()
+    }
+}
+
+/// A LIST_META_CONTEXT or SET_META_CONTEXT option that waits for the contexts of an export.
+#[derive(Debug)]
+pub struct ContextsTicket {
+    pub(super) name: WireString,
+    pub(super) queries: Vec<WireString>,
+    pub(super) purpose: ContextsPurpose,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum ContextsPurpose {
+    List,
+    Select,
+}
+
+impl ContextsTicket {
     /// Name of the export; empty for the default export.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -104,8 +121,9 @@ pub struct Session {
     pub export: ExportInfo,
     /// The kind of headers that was negotiated.
     pub headers: HeaderStyle,
-    /// Id of the context `base:allocation`; `None` if the client did not select it.
-    pub base_allocation: Option<u32>,
+    /// The metadata contexts that the client selected, with their ids: at most
+    /// [`MAXIMUM_SELECTED`](crate::protocol::meta_context::MAXIMUM_SELECTED).
+    pub contexts: Vec<MetaContext>,
 }
 
 /// Why the server closes the connection during the handshake.

@@ -15,18 +15,19 @@ use super::announcement::{Announcement, Negotiate, NegotiateResponse};
 use super::codec::{DecodeError, MAXIMUM_STRING_BYTES, WireString};
 use super::flags::{ClientFlags, HandshakeFlags, TransmissionFlags};
 use super::info::{DiskInfo, ExportInfo, Info, InfoType, Padding};
-use super::meta_context;
+use super::meta_context::{self, MAXIMUM_SELECTED};
 use super::option::{ExportName, InfoRequest, MetaContextRequest, OptionCode, OptionRequestHeader};
 use super::option_reply::{MetaContext, OptionError, OptionReply, Refusal, ServerEntry, encode_option_reply};
 use super::request::HeaderStyle;
 
-use action::DescribePurpose;
+use action::ContextsPurpose;
 pub use action::{
-    CloseReason, DescribeTicket, HandshakePolicy, ListTicket, OpenTicket, ServerAction, Session, TlsPolicy,
-    TlsTicket,
+    CloseReason, ContextsTicket, DescribeTicket, HandshakePolicy, ListTicket, OpenTicket, ServerAction,
+    Session, TlsPolicy, TlsTicket,
 };
 
-/// The id of `base:allocation` in the reply to SET_META_CONTEXT.
+/// The id of `base:allocation` in the reply to SET_META_CONTEXT. Ids count from it, and this context is the
+/// first.
 pub const BASE_ALLOCATION_ID: u32 = 1;
 
 #[derive(Debug)]
@@ -61,8 +62,15 @@ pub struct ServerHandshake {
     tls_active: bool,
     shutting_down: bool,
     headers: HeaderStyle,
-    /// The export for which the client selected `base:allocation`.
-    allocation_for: Option<WireString>,
+    selection: Selection,
+}
+
+/// The metadata contexts that the client selected; none by default.
+#[derive(Debug, Default)]
+struct Selection {
+    /// The export for which they were selected.
+    export: WireString,
+    contexts: Vec<MetaContext>,
 }
 
 impl ServerHandshake {
@@ -82,7 +90,7 @@ impl ServerHandshake {
             tls_active: false,
             shutting_down: false,
             headers: HeaderStyle::Simple,
-            allocation_for: None,
+            selection: Selection::default(),
         }
     }
 
@@ -94,7 +102,7 @@ impl ServerHandshake {
         Announcement::V1.encode(&mut output);
         let DiskInfo { size_bytes, flags } = export.disk;
         Negotiate::V1 { size_bytes, flags }.encode(&mut output);
-        (output.freeze(), Session { export, headers: HeaderStyle::Simple, base_allocation: None })
+        (output.freeze(), Session { export, headers: HeaderStyle::Simple, contexts: Vec::new() })
     }
 
     /// Returns the bytes to send before the action returned by [`Self::poll`] is carried out.
@@ -174,34 +182,55 @@ impl ServerHandshake {
         }
     }
 
-    /// Answers the option of the ticket from an export's description, or with the reason why there is none.
+    /// Answers INFO with an export's description, or with the reason why there is none.
     pub fn handle_description(&mut self, ticket: DescribeTicket, export: Result<ExportInfo, Refusal>) {
-        let option = match ticket.purpose {
-            DescribePurpose::Info(_) => OptionCode::Info,
-            DescribePurpose::ListContexts(_) => OptionCode::ListMetaContext,
-            DescribePurpose::SetContexts(_) => OptionCode::SetMetaContext,
-        };
-        let export = match export {
-            Ok(export) => export,
-            Err(refusal) => return self.refuse(option, &self.fitting(option, refusal)),
-        };
-        match ticket.purpose {
-            DescribePurpose::Info(requests) => {
+        let option = OptionCode::Info;
+        match export {
+            Ok(export) => {
                 let export = self.as_told(&ticket.name, export);
-                self.reply_info(option, &ticket.name, &requests, &export);
+                self.reply_info(option, &ticket.name, &ticket.requests, &export);
+                self.acknowledge(option);
             }
-            DescribePurpose::ListContexts(queries) => {
-                if meta_context::lists_base_allocation(&queries) {
+            Err(refusal) => self.refuse(option, &self.fitting(option, refusal)),
+        }
+    }
+
+    /// Answers LIST_META_CONTEXT or SET_META_CONTEXT. `offered` has the names of the contexts that the export
+    /// offers besides `base:allocation`, each of them once, in the order in which they are listed; or the
+    /// reason why there is no such export.
+    pub fn handle_contexts(&mut self, ticket: ContextsTicket, offered: Result<Vec<WireString>, Refusal>) {
+        let ContextsTicket { name: export, queries, purpose } = ticket;
+        let option = match purpose {
+            ContextsPurpose::List => OptionCode::ListMetaContext,
+            ContextsPurpose::Select => OptionCode::SetMetaContext,
+        };
+        let mut contexts = vec![WireString::truncated(meta_context::BASE_ALLOCATION)];
+        match offered {
+            Ok(offered) => contexts.extend(offered),
+            Err(refusal) => return self.refuse(option, &self.fitting(option, refusal)),
+        }
+        match purpose {
+            ContextsPurpose::List => {
+                for name in meta_context::listed(&queries, contexts) {
                     //= Option types: The metadata context ID in these replies is reserved and SHOULD be set
                     //# to zero; clients MUST disregard it.
-                    self.reply_context(option, 0);
+                    self.reply_context(option, &MetaContext { id: 0, name });
                 }
             }
-            DescribePurpose::SetContexts(queries) => {
-                if meta_context::selects_base_allocation(&queries) {
-                    self.reply_context(option, BASE_ALLOCATION_ID);
-                    self.allocation_for = Some(ticket.name);
+            ContextsPurpose::Select => {
+                let selected = meta_context::selected(&queries, contexts);
+                //= Option types: The server MAY return `NBD_REP_ERR_TOO_BIG` if a request seeks to select too
+                //# many contexts.
+                if selected.len() > MAXIMUM_SELECTED {
+                    let message = format!("a client may select {MAXIMUM_SELECTED} metadata contexts at most");
+                    return self.refuse(option, &Refusal::new(OptionError::TooBig, &message));
                 }
+                //= Option types: one for each selected metadata context, each with a unique metadata context
+                //# ID
+                let numbered = (BASE_ALLOCATION_ID..).zip(selected);
+                let contexts: Vec<_> = numbered.map(|(id, name)| MetaContext { id, name }).collect();
+                contexts.iter().for_each(|context| self.reply_context(option, context));
+                self.selection = Selection { export, contexts };
             }
         }
         self.acknowledge(option);
@@ -239,8 +268,8 @@ impl ServerHandshake {
                 export.disk.encode(padding, &mut self.output);
             }
         }
-        let base_allocation = self.selected_for(&ticket.name).then_some(BASE_ALLOCATION_ID);
-        self.state = State::Ready(Box::new(Session { export, headers: self.headers, base_allocation }));
+        let contexts = self.selected_for(&ticket.name).to_vec();
+        self.state = State::Ready(Box::new(Session { export, headers: self.headers, contexts }));
     }
 
     /// Continues after the TLS handshake. Everything that was negotiated before is reset.
@@ -248,7 +277,7 @@ impl ServerHandshake {
         self.tls_active = true;
         //= Option types: When this command succeeds, the server MUST NOT preserve any negotiation state
         self.headers = HeaderStyle::Simple;
-        self.allocation_for = None;
+        self.selection = Selection::default();
         self.state = State::Option;
     }
 
@@ -274,7 +303,7 @@ impl ServerHandshake {
             //= Option types: replaces all previously-set metadata contexts (including when this command
             //# fails)
             // A SET_META_CONTEXT replaces the previous selection even if it fails.
-            self.allocation_for = None;
+            self.selection = Selection::default();
         }
         //= Option types: A server which wishes to use any other option MUST support fixed newstyle.
         if !self.client_flags.contains(ClientFlags::FIXED_NEWSTYLE) && option != OptionCode::ExportName {
@@ -381,14 +410,13 @@ impl ServerHandshake {
                     return Some(ServerAction::Open(OpenTicket { name, requests: Some(requests) }));
                 }
                 Ok(InfoRequest { name, requests }) => {
-                    let purpose = DescribePurpose::Info(requests);
-                    return Some(ServerAction::Describe(DescribeTicket { name, purpose }));
+                    return Some(ServerAction::Describe(DescribeTicket { name, requests }));
                 }
                 Err(error) => self.refuse(option, &malformed(error)),
             },
             OptionCode::ListMetaContext | OptionCode::SetMetaContext => {
                 match self.decode_meta_context(option, data) {
-                    Ok(ticket) => return Some(ServerAction::Describe(ticket)),
+                    Ok(ticket) => return Some(ServerAction::Contexts(ticket)),
                     Err(refusal) => self.refuse(option, &refusal),
                 }
             }
@@ -433,7 +461,7 @@ impl ServerHandshake {
         }
     }
 
-    fn decode_meta_context(&self, option: OptionCode, data: &[u8]) -> Result<DescribeTicket, Refusal> {
+    fn decode_meta_context(&self, option: OptionCode, data: &[u8]) -> Result<ContextsTicket, Refusal> {
         //= Option types: This option MUST NOT be requested unless structured replies or extended headers
         //# have been negotiated first.
         if self.headers == HeaderStyle::Simple {
@@ -442,23 +470,24 @@ impl ServerHandshake {
         let MetaContextRequest { export: name, queries } =
             MetaContextRequest::decode(data).map_err(malformed)?;
         meta_context::check_queries(&queries).map_err(malformed)?;
-        let purpose = if option == OptionCode::SetMetaContext {
-            DescribePurpose::SetContexts(queries)
-        } else {
-            DescribePurpose::ListContexts(queries)
+        let purpose = match option {
+            OptionCode::SetMetaContext => ContextsPurpose::Select,
+            _ => ContextsPurpose::List,
         };
-        Ok(DescribeTicket { name, purpose })
+        Ok(ContextsTicket { name, queries, purpose })
     }
 
-    fn selected_for(&self, name: &WireString) -> bool {
+    /// The contexts that the client selected for an export.
+    fn selected_for(&self, name: &WireString) -> &[MetaContext] {
         //= Metadata querying: used the same export name for the subsequent `NBD_OPT_GO` (or
         //# `NBD_OPT_EXPORT_NAME`)
-        self.allocation_for.as_ref() == Some(name)
+        if self.selection.export == *name { &self.selection.contexts } else { &[] }
     }
 
     /// Returns the export with the flags that are sent to this client.
     fn as_told(&self, name: &WireString, mut export: ExportInfo) -> ExportInfo {
-        export.disk.flags = effective_flags(export.disk.flags, self.headers, self.selected_for(name));
+        let selects = !self.selected_for(name).is_empty();
+        export.disk.flags = effective_flags(export.disk.flags, self.headers, selects);
         export
     }
 
@@ -484,9 +513,8 @@ impl ServerHandshake {
         }
     }
 
-    fn reply_context(&mut self, option: OptionCode, id: u32) {
-        let name = WireString::truncated(meta_context::BASE_ALLOCATION);
-        self.reply(option, OptionReply::MetaContext, |out| MetaContext { id, name }.encode(out));
+    fn reply_context(&mut self, option: OptionCode, context: &MetaContext) {
+        self.reply(option, OptionReply::MetaContext, |out| context.encode(out));
     }
 
     fn reply(&mut self, option: OptionCode, reply: OptionReply, encode_data: impl FnOnce(&mut BytesMut)) {

@@ -47,12 +47,6 @@ pub async fn clone(parent: &Volume, snapshot: &str, name: &str) -> Result<Info, 
                 return Err(error.into());
             }
         };
-        // The snapshot may be from a time at which its disk needed more volumes than now.
-        let origins = kept.origins.len() + 1;
-        if origins > MAX_ORIGINS {
-            unmake(env, keys).await;
-            return Err(CloneError::TooDeep(origins));
-        }
         let root = shared_root(kept, parent.id());
         make(env, options, volume, &root).await?;
         // Never retried with the same volume, as for every creation. If it got no name, its pin is left:

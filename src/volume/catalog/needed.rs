@@ -278,7 +278,8 @@ async fn kinship(env: &Environment, keys: Keys, parent: Uuid) -> Result<Kinship,
     let roots = roots(env, keys).await?;
     for id in &roots {
         if let Some(Stored::Root(root)) = stored(env, keys, *id).await? {
-            // A root from before the clone was flattened may be left for a while. So may what a clone of it listed.
+            // A root from before the clone was flattened may be left for a while. So may what a clone of it
+            // listed.
             return match by(&root) {
                 Kinship::Clone if clones::is_untied(env, keys.volume(), parent).await? => Ok(Kinship::None),
                 kinship => Ok(kinship),

@@ -2,8 +2,8 @@
 //!
 //! Part of the folding task, because only it replaces roots. Must not know what the parent does then.
 //! Invariant: once the current root lists no origins, no root of the table references an object of another
-//! volume, and none ever will. So any root of a volume shows whether the volume may need another one. What was
-//! cloned from its snapshots needs no more than they do: whoever pins one finds its root here.
+//! volume, and none ever will. So any root of a volume shows whether the volume may need another one. What
+//! was cloned from its snapshots needs no more than they do.
 
 use std::sync::Arc;
 

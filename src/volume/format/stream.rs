@@ -92,6 +92,21 @@ pub struct State {
 }
 
 impl State {
+    /// An id that no root has.
+    const NO_ROOT: ObjectId = ObjectId { epoch: 0, k: 0 };
+
+    /// Returns what stands for any content as the base of a stream that has all of `result`.
+    #[must_use]
+    pub fn anything(result: &Self) -> Self {
+        Self {
+            root: Self::NO_ROOT,
+            root_checksum: Checksum::default(),
+            commit: Slot::START,
+            size_bytes: result.size_bytes,
+            snapshot: Snapshot { name: result.snapshot.name.clone(), taken_at_seconds: 0 },
+        }
+    }
+
     fn encode(&self, to: &mut Encoder) {
         self.root.encode(to);
         to.raw(&self.root_checksum.0);
@@ -117,6 +132,12 @@ impl State {
         let mut fields = Encoder::new(Kind::Stream, Uuid::nil(), 256);
         self.encode(&mut fields);
         Checksum::of(&fields.written()[Encoder::PROLOGUE_BYTES..])
+    }
+
+    /// Name of the snapshot of a copy that says that it has the content of this snapshot of `volume`.
+    #[must_use]
+    pub fn copy_name(&self, volume: Uuid) -> String {
+        format!("{COPY}{}-{:?}", volume.simple(), self.checksum())
     }
 }
 
@@ -178,7 +199,13 @@ impl Header {
     /// stream's volume.
     #[must_use]
     pub fn copy_name(&self, of: &State) -> String {
-        format!("{COPY}{}-{:?}", self.volume.simple(), of.checksum())
+        of.copy_name(self.volume)
+    }
+
+    /// Whether the stream has all of its result, so that it fits any content.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.base.root == State::NO_ROOT
     }
 
     /// Name of the snapshot of a copy that says that a stream is being applied to it.
@@ -191,8 +218,14 @@ impl Header {
 /// Whether a snapshot says which content a copy had when it was taken.
 #[must_use]
 pub fn is_copy_name(name: &str) -> bool {
-    let rest = name.strip_prefix(COPY).and_then(|rest| rest.split_once('-'));
-    rest.is_some_and(|(volume, checksum)| is_number(volume) && is_number(checksum))
+    copied_volume(name).is_some()
+}
+
+/// The volume whose content a copy had when a snapshot was taken, if the name of the snapshot says so.
+#[must_use]
+pub fn copied_volume(name: &str) -> Option<Uuid> {
+    let (volume, checksum) = name.strip_prefix(COPY)?.split_once('-')?;
+    if is_number(volume) && is_number(checksum) { Uuid::parse_str(volume).ok() } else { None }
 }
 
 /// Whether a snapshot says that some stream is being applied. Once another one was applied as a whole, it
@@ -381,11 +414,14 @@ pub struct StreamDecoder {
     sum: Xxh3,
     next: Next,
     extents: Extents,
+    /// Whether the extents must cover the whole disk.
+    is_whole: bool,
 }
 
 impl Default for StreamDecoder {
     fn default() -> Self {
-        Self { pushed: BytesMut::new(), sum: Xxh3::new(), next: Next::Header, extents: Extents::default() }
+        let (pushed, sum, extents) = (BytesMut::new(), Xxh3::new(), Extents::default());
+        Self { pushed, sum, next: Next::Header, extents, is_whole: false }
     }
 }
 
@@ -429,6 +465,7 @@ impl StreamDecoder {
             Next::Header => {
                 let header = Header::decode(&part)?;
                 self.extents.size_bytes = header.result.size_bytes;
+                self.is_whole = header.is_whole();
                 self.next = Next::Extent;
                 Part::Header(Box::new(header))
             }
@@ -480,15 +517,18 @@ impl StreamDecoder {
         match from.u8()? {
             DATA => {
                 let (offset, length) = (from.u64()?, from.length()?);
+                self.check_gap(offset)?;
                 self.extents.add_data(offset, length)?;
                 Ok(Part::Data { offset, bytes: body.slice(DATA_START..DATA_START + length) })
             }
             ZERO => {
                 let (offset, length) = (from.u64()?, from.u64()?);
+                self.check_gap(offset)?;
                 self.extents.add_zeros(offset, length)?;
                 Ok(Part::Zero { offset, length })
             }
             _ => {
+                self.check_gap(self.extents.size_bytes)?;
                 let found = Totals { extents: from.u64()?, data_bytes: from.u64()?, zero_bytes: from.u64()? };
                 if found != self.extents.totals {
                     let before = self.extents.totals;
@@ -500,6 +540,14 @@ impl StreamDecoder {
                 Ok(Part::End { result_digest })
             }
         }
+    }
+
+    /// Checks that a stream of everything leaves nothing out before an offset.
+    fn check_gap(&self, offset: u64) -> Result<(), DecodeError> {
+        if self.is_whole && offset > self.extents.at {
+            return Err(invalid("extent", format!("nothing says what is at {}", self.extents.at)));
+        }
+        Ok(())
     }
 
     /// Checks that the stream is complete. Call it when no bytes follow.

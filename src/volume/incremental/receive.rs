@@ -6,9 +6,13 @@
 //! short is noticed and taken back. So a caller may drop a call at any time, which is like a crash.
 //!
 //! The steps: take the snapshot that says that this stream is being applied; write; flush; take the snapshot
-//! that says which content this is; delete the first snapshot, and the one that said what the base was. A
-//! repetition finds out from these snapshots what the last run has done. A snapshot that a clone needs cannot
-//! be deleted. So one that is left from earlier counts only for what the map or its place in the order shows.
+//! that says which content this is; delete the first snapshot, and those that said what the volume had
+//! before. A repetition finds out from these snapshots what the last run has done. A snapshot that a clone
+//! needs cannot be deleted. So one that is left from earlier counts only for what the map or its place in the
+//! order shows.
+//!
+//! A stream that has everything needs no base. It replaces the content of a volume, so it is applied only to
+//! one that was a copy of the same volume before.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +24,8 @@ use crate::volume::disk::Volume;
 use crate::volume::environment::Environment;
 use crate::volume::error::{ReceiveError, SnapshotError};
 use crate::volume::format::keys::is_valid_name;
-use crate::volume::format::stream::{Digest, Header, Part, is_begun_name, is_copy_name};
+use crate::volume::format::stream::{Digest, Header, Part, copied_volume, is_begun_name, is_copy_name};
+use crate::volume::info::Info;
 use crate::volume::options::Options;
 use crate::volume::snapshot::SnapshotDisk;
 use crate::volume::write::resize::Shrink;
@@ -107,6 +112,9 @@ pub async fn begin(
     if let Some(wrong) = snapshot.filter(|name| !is_valid_name(name)) {
         return Err(SnapshotError::BadName(wrong.to_owned()).into());
     }
+    if let Some(reserved) = snapshot.filter(|name| is_copy_name(name) || is_begun_name(name)) {
+        return Err(ReceiveError::Reserved(reserved.to_owned()));
+    }
     let open = || catalog::open(env, || options.clone(), name, false);
     let mut target = Target { volume: open().await?, header };
     let found = match target.judge(snapshot).await {
@@ -134,6 +142,28 @@ pub async fn begin(
     }
 }
 
+/// Opens a volume that was made with all of the content that the stream leads to, to mark it as a copy.
+///
+/// # Errors
+/// If others may have opened the volume since it was made, if a gateway holds it, or if the store fails. The
+/// volume is not held afterwards.
+pub async fn adopt(
+    env: &Environment,
+    options: &Options,
+    made: &Info,
+    header: Header,
+) -> Result<Received, ReceiveError> {
+    let volume = catalog::open(env, || options.clone(), &made.name, false).await?;
+    // Each opening takes the next epoch.
+    let is_untouched = volume.id() == made.volume && volume.epoch() == made.epoch + 1;
+    let target = Target { volume, header };
+    if is_untouched {
+        return Ok(Received(target));
+    }
+    target.release().await;
+    Err(ReceiveError::Touched)
+}
+
 impl Target {
     fn has(&self, snapshot: &str) -> bool {
         self.volume.snapshots().iter().any(|found| found.name == snapshot)
@@ -152,18 +182,22 @@ impl Target {
         if let Some(name) = snapshot.filter(|name| self.has(name)) {
             return Err(SnapshotError::Exists(name.to_owned()).into());
         }
+        if header.is_whole() {
+            return self.judge_copy().await;
+        }
         let since_base = self.since(&base).await?;
         if since_base == Since::Same {
             // A digest decides even then.
             return Ok(if header.base_digest.is_some() { Found::BaseByDigest } else { Found::Base });
         }
-        let begun = header.begun_name();
-        if self.is_latest(&begun) {
-            match self.since(&begun).await? {
-                Since::Same => return Ok(Found::Base),
-                Since::Changed(_) => return Ok(Found::Part),
-                Since::Missing => {}
-            }
+        if let Some(found) = self.judge_begun().await? {
+            return Ok(found);
+        }
+        if header.base_digest.is_none()
+            && matches!(since_base, Since::Changed(_))
+            && let Some(begun) = self.begun()
+        {
+            return Err(ReceiveError::OtherCutShort { begun });
         }
         let (found, wanted) = (self.volume.size_bytes(), header.base.size_bytes);
         match (header.base_digest, since_base, since_result) {
@@ -175,6 +209,42 @@ impl Target {
             (None, Since::Changed(offset), _) => Err(ReceiveError::Changed { snapshot: base, offset }),
             _ => Err(ReceiveError::NoBase { marker: base, of: header.base.snapshot.name.clone() }),
         }
+    }
+
+    /// Returns the snapshot that was taken when some stream was begun, if none was applied as a whole since.
+    fn begun(&self) -> Option<String> {
+        let names = self.volume.snapshots().into_iter().rev().map(|snapshot| snapshot.name);
+        let mut later = names.take_while(|name| !is_copy_name(name));
+        later.find(|name| is_begun_name(name))
+    }
+
+    /// Finds out what the volume has if an import of this stream was cut short.
+    async fn judge_begun(&self) -> Result<Option<Found>, ReceiveError> {
+        let begun = self.header.begun_name();
+        if !self.is_latest(&begun) {
+            return Ok(None);
+        }
+        Ok(match self.since(&begun).await? {
+            Since::Same => Some(Found::Base),
+            Since::Changed(_) => Some(Found::Part),
+            Since::Missing => None,
+        })
+    }
+
+    /// Finds out whether a stream that has everything may be applied.
+    async fn judge_copy(&self) -> Result<Found, ReceiveError> {
+        if let Some(found) = self.judge_begun().await? {
+            return Ok(found);
+        }
+        match self.volume.snapshots().iter().any(|found| self.is_marker(&found.name)) {
+            true => Ok(Found::Base),
+            false => Err(ReceiveError::NoCopy { of: self.header.volume }),
+        }
+    }
+
+    /// Whether a snapshot says that the volume had some content of the volume that the stream is of.
+    fn is_marker(&self, name: &str) -> bool {
+        copied_volume(name) == Some(self.header.volume)
     }
 
     /// Whether no stream was applied as a whole since a snapshot was taken.
@@ -245,8 +315,7 @@ impl Target {
 
     /// Takes the snapshots that say which content the volume has, and deletes those that the import needed.
     async fn complete(&self, snapshot: Option<&str>) -> Result<(), ReceiveError> {
-        let header = &self.header;
-        let (result, base) = (header.copy_name(&header.result), header.copy_name(&header.base));
+        let result = self.header.copy_name(&self.header.result);
         self.mark(&result).await?;
         if let Some(name) = snapshot {
             match self.since(name).await? {
@@ -255,7 +324,7 @@ impl Target {
                 Since::Changed(_) => return Err(SnapshotError::Exists(name.to_owned()).into()),
             }
         }
-        let is_obsolete = |name: &str| name != result && (name == base || is_begun_name(name));
+        let is_obsolete = |name: &str| name != result && (self.is_marker(name) || is_begun_name(name));
         for name in self.volume.snapshots().into_iter().map(|snapshot| snapshot.name) {
             if !is_obsolete(&name) {
                 continue;

@@ -1,7 +1,7 @@
-//! Makes the incremental stream of two snapshots of a volume.
+//! Makes the incremental stream of two snapshots of a volume, or a stream that has all of a snapshot.
 //!
 //! Owns what is read and in which order it is sent. Must not know where the bytes go. Invariant: at most
-//! [`PIECES_AHEAD`] pieces are in memory, each of at most [`MAX_DATA_BYTES`] bytes.
+//! `PIECES_AHEAD` pieces are in memory, each of at most [`MAX_DATA_BYTES`] bytes.
 
 use std::fmt;
 use std::sync::Arc;
@@ -31,6 +31,8 @@ pub struct Sender {
     /// What is left of the change that is being divided into pieces.
     rest: Option<Change>,
     reading: FuturesOrdered<BoxFuture<'static, Result<Piece, Error>>>,
+    /// End of what was encoded, if the stream has everything. Then what no change lists is sent as zeros.
+    whole_to: Option<u64>,
     encoder: StreamEncoder,
 }
 
@@ -63,9 +65,27 @@ impl Sender {
             result: state(after),
             base_digest,
         };
-        let (encoder, bytes) = StreamEncoder::new(&header);
+        Ok(Self::of(after, diff, &header, None))
+    }
+
+    /// Starts a stream that has all of a snapshot, zeros included. Returns its first bytes too.
+    #[must_use]
+    pub fn whole(disk: &Arc<SnapshotDisk>) -> (Self, Vec<u8>) {
+        let result = state(disk);
+        let header = Header {
+            volume: disk.keys().volume(),
+            geometry: disk.root().geometry,
+            base: State::anything(&result),
+            result,
+            base_digest: None,
+        };
+        Self::of(disk, Diff::of_all(Side::of_snapshot(disk)), &header, Some(0))
+    }
+
+    fn of(after: &Arc<SnapshotDisk>, diff: Diff, header: &Header, whole_to: Option<u64>) -> (Self, Vec<u8>) {
+        let (encoder, bytes) = StreamEncoder::new(header);
         let (after, reading) = (Arc::clone(after), FuturesOrdered::new());
-        Ok((Self { after, diff, rest: None, reading, encoder }, bytes))
+        (Self { after, diff, rest: None, reading, whole_to, encoder }, bytes)
     }
 
     /// What the stream has so far.
@@ -90,7 +110,11 @@ impl Sender {
         {
             self.reading.push_back(Box::pin(read(Arc::clone(&self.after), piece)));
         }
-        let Some(read) = self.reading.next().await else { return Ok(None) };
+        let Some(read) = self.reading.next().await else {
+            let mut bytes = Vec::new();
+            self.fill_to(self.after.size_bytes(), &mut bytes);
+            return Ok(if bytes.is_empty() { None } else { Some(bytes) });
+        };
         let (piece, segments) = read?;
         Ok(Some(self.encode(&piece, &segments)))
     }
@@ -121,6 +145,8 @@ impl Sender {
 
     fn encode(&mut self, piece: &Change, segments: &[Segment]) -> Vec<u8> {
         let mut bytes = Vec::new();
+        self.fill_to(piece.range.start, &mut bytes);
+        self.whole_to = self.whole_to.map(|_| piece.range.end);
         let (mut at, mut data) = (piece.range.start, Vec::new());
         if piece.zero {
             self.encoder.zeros(at, piece.range.end - at, &mut bytes);
@@ -139,6 +165,15 @@ impl Sender {
         bytes
     }
 
+    /// Encodes zeros up to an offset, if the stream has everything.
+    fn fill_to(&mut self, end: u64, to: &mut Vec<u8>) {
+        let Some(at) = self.whole_to else { return };
+        if at < end {
+            self.encoder.zeros(at, end - at, to);
+            self.whole_to = Some(end);
+        }
+    }
+
     /// Encodes data that begins at `at`, if there is any. Returns its end. Stored pages have zeros too, so
     /// blocks of zeros are encoded as zeros.
     fn encode_data(&mut self, at: u64, data: &mut Vec<u8>, to: &mut Vec<u8>) -> u64 {
@@ -155,6 +190,12 @@ impl Sender {
         }
         at + data.len() as u64
     }
+}
+
+/// Name of the snapshot of a copy that says that it has the content of this snapshot.
+#[must_use]
+pub fn copy_name(disk: &SnapshotDisk) -> String {
+    state(disk).copy_name(disk.keys().volume())
 }
 
 /// How a header describes a snapshot.

@@ -193,7 +193,10 @@ async fn what_was_cloned_from_a_clone_that_is_flattened_does_not_need_its_parent
     // If the one in the middle cannot be read, nobody knows what its clone needs.
     let kept = bench.memory.remove(&middle).expect("it exists");
     let refused = catalog::delete(&env, &bench.options, "disk", true).await.unwrap_err();
-    assert!(matches!(&refused, OpenError::HasClones { clones } if clones.names == ["early"]), "{refused}");
+    assert!(
+        matches!(&refused, OpenError::HasClones { .. }) && refused.to_string().contains("early"),
+        "{refused}"
+    );
     bench.memory.insert(&middle, kept);
     catalog::delete(&env, &bench.options, "disk", true).await.unwrap();
     for name in ["clone", "early", "late"] {

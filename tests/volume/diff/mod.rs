@@ -2,6 +2,7 @@
 //! reads no data.
 
 mod model;
+mod portions;
 
 use std::ops::Range;
 use std::sync::Arc;
