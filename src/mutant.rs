@@ -68,6 +68,8 @@ mutants! {
     UntiedUnread = "untied-unread",
     /// The origins leave the root of a clone although its snapshots need them.
     DetachedEarly = "detached-early",
+    /// A map page counts as one that needs no other volume because another version of it needs none.
+    OwnPageByNumber = "own-page-by-number",
     /// A volume whose root table cannot be read is deleted as if it had no clones.
     ClonesUnsearched = "clones-unsearched",
     /// The root of a clone references the map pages of its parent as if they were its own.

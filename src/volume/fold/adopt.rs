@@ -12,11 +12,9 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use super::handle::{Adopted, Request, Scope, answer};
+use super::own_pages::foreign_in;
 use super::{FoldHandle, Folder, STEP_BYTES};
-use crate::volume::cache::index::LoadedOverlay;
 use crate::volume::error::Error;
-use crate::volume::format::root::Root;
-use crate::volume::read::base::{self, LoadedMapPage, Located, Mapped};
 use crate::volume::shared::Shared;
 
 /// Limit on the map pages that one step looks at.
@@ -73,7 +71,7 @@ impl Folder {
         let root = Arc::clone(&self.shared.state.lock().root);
         let (before, mut left) = (pages.values().sum::<u64>(), 0);
         for number in pages.keys() {
-            left += self.foreign_in(&root, *number).await?.unwrap_or(1);
+            left += foreign_in(&self.shared, &root, *number).await?.unwrap_or(1);
         }
         Ok(match left {
             0 => Adopted { next, unreadable },
@@ -90,7 +88,7 @@ impl Folder {
         let (mut step, mut chunks) = (Step::default(), 0);
         for (looked_at, number) in (1..).zip(root.map_pages.range(from..).map(|(number, _)| *number)) {
             self.shared.check_serving()?;
-            match self.foreign_in(&root, number).await? {
+            match foreign_in(&self.shared, &root, number).await? {
                 None => step.unreadable += 1,
                 Some(0) => {}
                 Some(foreign) => {
@@ -104,40 +102,5 @@ impl Folder {
             }
         }
         Ok(step)
-    }
-
-    /// Counts what a map page of a root references of other volumes: chunks, and the map page itself or its
-    /// overlays. Returns `None` if it cannot be read.
-    pub(super) async fn foreign_in(&self, root: &Root, number: u32) -> Result<Option<u64>, Error> {
-        let shared = &self.shared;
-        let map = match base::map_page(&shared.env, shared.keys, shared.geometry, root, number).await {
-            Ok(Mapped::Page(map)) => map,
-            Ok(Mapped::Holes | Mapped::Zeroed(_)) => return Ok(Some(0)),
-            Err(error) if error.is_loss() => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        if map.view.overlays.iter().any(|overlay| overlay.overlay.is_err()) {
-            return Ok(None);
-        }
-        let slots = map.view.page.entries().into_iter();
-        let chunks = slots.filter(|(slot, _)| self.is_foreign(&map, *slot)).count() as u64;
-        let is_listed = map.view.overlays.iter().any(|overlay| overlay.owner != shared.keys);
-        Ok(Some(chunks + u64::from(is_listed || map.owner != shared.keys)))
-    }
-
-    /// Whether a read of a chunk needs an object of another volume. An overlay that applies to the chunk is
-    /// read even if newer ones hide all that it locates.
-    fn is_foreign(&self, map: &LoadedMapPage, slot: u16) -> bool {
-        let (keys, geometry) = (self.shared.keys, self.shared.geometry);
-        let blocks = u32::try_from(geometry.blocks_per_chunk()).expect("at most 8,192");
-        let blocks = u32::from(slot) * blocks..(u32::from(slot) + 1) * blocks;
-        let base = map.entry(slot).and_then(|entry| entry.base);
-        let applies = |overlay: &LoadedOverlay| overlay.owner != keys && overlay.chunks.contains(slot);
-        base.is_some_and(|base| map.origin(base.origin) != keys)
-            || map.view.overlays.iter().any(applies)
-            || base::located(&map.view.overlays, slot, blocks).iter().any(|(_, located)| match located {
-                Located::Frames(owner, ..) => *owner != keys,
-                Located::Zero(_) | Located::Unknown(_) => false,
-            })
     }
 }

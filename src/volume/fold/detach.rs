@@ -1,6 +1,7 @@
 //! Detachment: the root of a clone that needs no other volume any more lists no origins.
 //!
-//! Part of the folding task, because only it replaces roots. Must not know what the parent does then.
+//! Part of the folding task, because only it replaces roots. The maps are read beside this task before, which
+//! takes long for a large disk: it only reads what is new since. Must not know what the parent does then.
 //! Invariant: once the current root lists no origins, no root of the table references an object of another
 //! volume, and none ever will. So any root of a volume shows whether the volume may need another one. What
 //! was cloned from its snapshots needs no more than they do.
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use super::handle::{Detached, Request, answer};
+use super::own_pages::OwnPages;
 use super::{FoldHandle, Folder};
 use crate::mutant::{self, Mutant};
 use crate::volume::collect::{grace_left, kept_root};
@@ -23,7 +25,23 @@ impl FoldHandle {
     /// # Errors
     /// If the store fails, or if the volume stopped.
     pub(crate) async fn detach(&self, shared: &Shared) -> Result<Detached, Error> {
-        self.ask(shared, Request::Detach).await?
+        let mut own = OwnPages::default();
+        self.survey(shared, &mut own).await?;
+        self.ask(shared, |done| Request::Detach(own, done)).await?
+    }
+
+    /// Reads the maps of the roots, as far as they need no other volume.
+    async fn survey(&self, shared: &Shared, own: &mut OwnPages) -> Result<(), Error> {
+        let current = Arc::clone(&shared.state.lock().root);
+        if current.origins.is_empty() || !own.have(shared, &current).await? {
+            return Ok(());
+        }
+        for kept in self.trash.kept().iter().filter(|kept| kept.root != current.id) {
+            if let Some(root) = kept_root(shared, kept.root).await? {
+                own.have(shared, &root).await?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -31,29 +49,27 @@ impl Folder {
     /// Serves a request to detach the volume. Returns an error only once the volume has stopped.
     pub(super) async fn serve_detachment(
         &self,
+        own: OwnPages,
         done: oneshot::Sender<Result<Detached, Error>>,
     ) -> Result<(), Error> {
         self.fold_closed().await?;
-        answer(done, self.detach().await);
+        answer(done, self.detach(own).await);
         self.shared.check_serving()
     }
 
-    async fn detach(&self) -> Result<Detached, Error> {
+    async fn detach(&self, mut own: OwnPages) -> Result<Detached, Error> {
         let shared = &self.shared;
         shared.check_serving()?;
         let current = Arc::clone(&shared.state.lock().root);
         if current.origins.is_empty() {
             return Ok(Detached::Done);
         }
-        for number in current.map_pages.keys() {
-            shared.check_serving()?;
-            if self.foreign_in(&current, *number).await? != Some(0) {
-                return Ok(Detached::Foreign);
-            }
+        if !own.have(shared, &current).await? {
+            return Ok(Detached::Foreign);
         }
         let (mut held, mut waits) = (Vec::new(), None);
         for kept in self.trash.kept().iter().filter(|kept| kept.root != current.id) {
-            if !self.is_foreign_root(&current, kept).await? {
+            if is_own_root(shared, kept, &mut own).await? {
                 continue;
             }
             match &kept.snapshot {
@@ -73,21 +89,13 @@ impl Folder {
             }
         }
     }
+}
 
-    /// Whether a root other than the current one references objects of other volumes, or may do so.
-    async fn is_foreign_root(&self, current: &Root, kept: &KeptRoot) -> Result<bool, Error> {
-        let Some(root) = kept_root(&self.shared, kept.root).await? else {
-            return Ok(!kept.is_retired());
-        };
-        for (number, page) in &root.map_pages {
-            self.shared.check_serving()?;
-            if current.map_pages.get(number).is_some_and(|of| of.origin == page.origin && of.id == page.id) {
-                continue;
-            }
-            if page.origin != 0 || self.foreign_in(&root, *number).await? != Some(0) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+/// Whether a root other than the current one needs no other volume. A snapshot whose root cannot be read may
+/// need one; any other root that is gone is not read any more.
+async fn is_own_root(shared: &Shared, kept: &KeptRoot, own: &mut OwnPages) -> Result<bool, Error> {
+    match kept_root(shared, kept.root).await? {
+        Some(root) => own.have(shared, &root).await,
+        None => Ok(kept.is_retired()),
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
+use super::own_pages::OwnPages;
 use crate::mutant::{self, Mutant};
 use crate::volume::collect::{Collector, Trash};
 use crate::volume::error::{Error, SnapshotError};
@@ -33,8 +34,9 @@ pub(super) enum Request {
     /// Make objects of other volumes this volume's own, from a map page on, and answer when the checkpoint is
     /// published.
     Adopt(u32, oneshot::Sender<Result<Adopted, Error>>),
-    /// Reference no other volume any more, and answer when the head says so.
-    Detach(oneshot::Sender<Result<Detached, Error>>),
+    /// Reference no other volume any more, and answer when the head says so. These map pages are known to
+    /// need none.
+    Detach(OwnPages, oneshot::Sender<Result<Detached, Error>>),
     /// Make the volume what it was at a snapshot, and answer when the head says so.
     Restore(String, oneshot::Sender<Result<(), SnapshotError>>),
     /// Fold nothing more, and answer when no fold is running.

@@ -16,6 +16,7 @@ mod made;
 mod map_page;
 mod merge;
 mod origins;
+mod own_pages;
 mod packing;
 mod page;
 mod pins;
@@ -123,7 +124,7 @@ impl Folder {
                 Some(Request::Pin(name, clone, done)) => self.serve_pin(&name, clone, done).await,
                 Some(Request::Unpin(gone, done)) => self.serve_unpinning(&gone, done).await,
                 Some(Request::Adopt(from, done)) => self.serve_adoption(from, done).await,
-                Some(Request::Detach(done)) => self.serve_detachment(done).await,
+                Some(Request::Detach(own, done)) => self.serve_detachment(own, done).await,
                 Some(Request::Restore(name, done)) => self.serve_restoration(&name, done).await,
                 Some(Request::Rest(done)) => return answer(done, ()),
                 None => self.fold_due(age).await,
