@@ -388,6 +388,7 @@ struct OpenView {
     garbage_bytes: u64,
     overlaid_bytes: u64,
     packs: u64,
+    flatten_remaining_bytes: u64,
     totals: Totals,
 }
 
@@ -420,6 +421,7 @@ impl OpenView {
             garbage_bytes: positive(open.metrics.data_bytes.of(Share::Garbage).get()),
             overlaid_bytes: positive(open.metrics.overlaid_bytes.get()),
             packs: positive(open.metrics.packs.get()),
+            flatten_remaining_bytes: positive(open.metrics.flatten_remaining_bytes.get()),
             totals: Totals::of(&open.metrics),
         }
     }

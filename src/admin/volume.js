@@ -93,6 +93,7 @@ function facts(volume, countedAt) {
       ["Commits in flight", String(open.commits_in_flight)],
       ["Writes waited at a bound", duration(open.totals.throttled_seconds)],
     );
+    if (open.flatten_remaining_bytes > 0) list.push(["Being made independent", `at most ${bytes(open.flatten_remaining_bytes)} left`]);
   } else {
     list.push(["Last epoch", String(volume.epoch)], ["Last held by", volume.holder ?? "nobody"]);
   }

@@ -173,6 +173,8 @@ definitions! {
         "Packs of the volume itself that are in use as of the last checkpoint.");
     BACKGROUND_BYTES = counter("cairn_background_bytes_total", "bytes", &["volume", "work"],
         "Bytes that checkpoints rewrote in addition to what clients wrote, by kind of work.");
+    FLATTEN_REMAINING = gauge("cairn_flatten_remaining_bytes", "bytes", &["volume"],
+        "Bytes that the running flattening of a clone has yet to rewrite, at most; 0 if none is running.");
 
     SNAPSHOTS = gauge("cairn_snapshots", "snapshots", &["volume"], "Snapshots of the volume.");
     SNAPSHOT_TIME = gauge("cairn_snapshot_timestamp_seconds", "seconds", &["volume"],

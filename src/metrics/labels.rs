@@ -143,6 +143,8 @@ label! {
         Consolidate = "consolidate",
         /// Blocks are moved, because most of their pack is no longer in use.
         Relocate = "relocate",
+        /// Chunks of a clone are rewritten as its own, because other volumes store them.
+        Adopt = "adopt",
     }
 }
 

@@ -52,6 +52,7 @@ pub(super) struct VolumeFamilies {
     overlaid_bytes: IntGaugeVec,
     packs: IntGaugeVec,
     background_bytes: IntCounterVec,
+    flatten_remaining: IntGaugeVec,
     snapshots: IntGaugeVec,
     snapshot_time: IntGaugeVec,
     snapshot_failures: IntCounterVec,
@@ -97,6 +98,7 @@ impl VolumeFamilies {
             overlaid_bytes: gauges(registry, &define::OVERLAID_BYTES),
             packs: gauges(registry, &define::PACKS),
             background_bytes: counters(registry, &define::BACKGROUND_BYTES),
+            flatten_remaining: gauges(registry, &define::FLATTEN_REMAINING),
             snapshots: gauges(registry, &define::SNAPSHOTS),
             snapshot_time: gauges(registry, &define::SNAPSHOT_TIME),
             snapshot_failures: counters(registry, &define::SNAPSHOT_FAILURES),
@@ -173,6 +175,7 @@ impl VolumeFamilies {
             overlaid_bytes: owned.child(&self.overlaid_bytes, &[name]),
             packs: owned.child(&self.packs, &[name]),
             background_bytes: By::new(|l: Work| owned.child(&self.background_bytes, &[name, l.as_str()])),
+            flatten_remaining_bytes: owned.child(&self.flatten_remaining, &[name]),
             snapshot_failures: owned.child(&self.snapshot_failures, &[name]),
             cache_hits: By::new(|l: Tier| owned.child(&self.cache_hits, &[name, l.as_str()])),
             cache_misses: By::new(|l: Tier| owned.child(&self.cache_misses, &[name, l.as_str()])),
@@ -345,6 +348,8 @@ pub struct VolumeHandles {
     pub packs: IntGauge,
     /// Bytes that checkpoints rewrote in addition to what clients wrote.
     pub background_bytes: By<Work, IntCounter>,
+    /// Bytes that a flattening has yet to rewrite, at most.
+    pub flatten_remaining_bytes: IntGauge,
     /// Number of times that the schedule of snapshots could not be met.
     pub snapshot_failures: IntCounter,
     /// Number of pages found in the cache.

@@ -215,6 +215,11 @@ impl Shared {
         self.metrics.data_bytes.of(Share::Garbage).set(count((space.stored - space.live) * BLOCK_BYTES));
     }
 
+    /// Updates the gauge of what a flattening has yet to rewrite.
+    pub(super) fn gauge_flattening(&self, remaining_bytes: u64) {
+        self.metrics.flatten_remaining_bytes.set(count(remaining_bytes));
+    }
+
     /// Updates the gauges that a write changes.
     pub(super) fn gauge_dirty(&self, state: &State) {
         let dirty = state.dirty_permits as u64 * BLOCK_BYTES;

@@ -29,6 +29,16 @@ struct Step {
     unreadable: u64,
 }
 
+/// Shows how much an adoption has yet to rewrite, until it ends.
+#[derive(Debug)]
+struct Remaining<'a>(&'a Shared);
+
+impl Drop for Remaining<'_> {
+    fn drop(&mut self) {
+        self.0.gauge_flattening(0);
+    }
+}
+
 impl FoldHandle {
     /// Makes everything that the current root references of other volumes this volume's own. Returns how many
     /// chunks and map pages cannot be read, and are left as they are.
@@ -37,8 +47,11 @@ impl FoldHandle {
     /// If the store fails, or if the volume stopped.
     pub(crate) async fn adopt(&self, shared: &Shared) -> Result<u64, Error> {
         let (mut next, mut unreadable) = (Some(0), 0);
+        let remaining = Remaining(shared);
+        remaining.0.gauge_flattening(bytes_from(shared, next));
         while let Some(from) = next {
             let adopted = self.ask(shared, |done| Request::Adopt(from, done)).await??;
+            remaining.0.gauge_flattening(adopted.remaining_bytes);
             unreadable += adopted.unreadable;
             next = adopted.next;
         }
@@ -64,7 +77,7 @@ impl Folder {
     async fn adopt(&self, from: u32) -> Result<Adopted, Error> {
         let Step { pages, next, unreadable } = self.choose_step(from).await?;
         if pages.is_empty() {
-            return Ok(Adopted { next, unreadable });
+            return Ok(Adopted { next, unreadable, remaining_bytes: bytes_from(&self.shared, next) });
         }
         *self.adopting.lock() = pages.keys().copied().collect::<BTreeSet<u32>>();
         self.fold_until_done(Scope::Adopt).await?;
@@ -73,11 +86,15 @@ impl Folder {
         for number in pages.keys() {
             left += foreign_in(&self.shared, &root, *number).await?.unwrap_or(1);
         }
+        let remaining_bytes = bytes_from(&self.shared, next);
         Ok(match left {
-            0 => Adopted { next, unreadable },
+            0 => Adopted { next, unreadable, remaining_bytes },
             // The step was full.
-            left if left < before => Adopted { next: Some(from), unreadable: 0 },
-            left => Adopted { next, unreadable: unreadable + left },
+            left if left < before => {
+                let remaining_bytes = remaining_bytes + left * self.shared.geometry.chunk_bytes();
+                Adopted { next: Some(from), unreadable: 0, remaining_bytes }
+            }
+            left => Adopted { next, unreadable: unreadable + left, remaining_bytes },
         })
     }
 
@@ -103,4 +120,14 @@ impl Folder {
         }
         Ok(step)
     }
+}
+
+/// Bytes of the disk in the map pages from one on. Those that are no objects share nothing with another
+/// volume.
+fn bytes_from(shared: &Shared, from: Option<u32>) -> u64 {
+    let Some(from) = from else { return 0 };
+    let root = Arc::clone(&shared.state.lock().root);
+    let page_bytes = shared.geometry.map_page_bytes();
+    let of = |number: u32| root.size_bytes.saturating_sub(u64::from(number) * page_bytes).min(page_bytes);
+    root.map_pages.range(from..).map(|(number, _)| of(*number)).sum()
 }

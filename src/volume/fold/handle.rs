@@ -59,6 +59,8 @@ pub(super) struct Adopted {
     pub(super) next: Option<u32>,
     /// Chunks and map pages that cannot be read, in the map pages that are done.
     pub(super) unreadable: u64,
+    /// Bytes that the next steps have yet to rewrite, at most.
+    pub(super) remaining_bytes: u64,
 }
 
 /// Whether a volume was detached.

@@ -253,7 +253,8 @@ impl Folder {
         match background.budget.checked_sub(cost) {
             Some(left) => {
                 background.budget = left;
-                self.shared.metrics.background_bytes.of(Work::Consolidate).inc_by(cost);
+                let work = if is_adopted { Work::Adopt } else { Work::Consolidate };
+                self.shared.metrics.background_bytes.of(work).inc_by(cost);
                 background.cursor = ChunkIndex::default();
                 true
             }

@@ -1,16 +1,19 @@
 //! A clone that is flattened has the same content and needs no other volume. Until then it keeps all that it needs.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use cairn::effect::Durability::Volatile;
+use cairn::metrics::Metrics;
+use cairn::metrics::labels::Work;
 use cairn::store::Operation;
 use cairn::store::fault::{Action, Failure, Gate, Rule};
 use cairn::volume::format::head::Head;
 use cairn::volume::format::keys::{Keys, Parsed};
 use cairn::volume::format::root::{KeptRoot, RootTable};
-use cairn::volume::{Environment, Flattened, OpenError, SnapshotError, Volume, catalog};
+use cairn::volume::{Environment, Flattened, OpenError, Options, SnapshotError, Volume, catalog};
 use uuid::Uuid;
 
 use super::super::bench::{Bench, MIB, pattern, read};
@@ -327,11 +330,27 @@ async fn a_step_is_over_after_64_map_pages() {
     }
     parent.snapshot("golden").await.unwrap();
     catalog::clone(&parent, "golden", "clone").await.unwrap();
-    let clone = open(&env, &bench.options, "clone").await;
+    let metrics = Metrics::new().volume("clone");
+    let options = Options { metrics: Some(metrics.clone()), ..bench.options.clone() };
+    let clone = open(&env, &options, "clone").await;
     let before = clone.usage().checkpoints;
-    let flattened = clone.flatten().await.unwrap();
+    let second_step = Gate::new();
+    let of_chunks = Rule::new(Action::Hold(second_step.clone())).on(Operation::Put).containing("/chunk/");
+    bench.fault.add(of_chunks.skip(64).times(1));
+    let mut flattening = pin!(clone.flatten());
+    tokio::select! {
+        biased;
+        flattened = &mut flattening => panic!("{flattened:?} before the second step"),
+        () = second_step.reached(1) => {}
+    }
+    assert_eq!(metrics.flatten_remaining_bytes.get(), 256 << 20, "the last map page is left");
+    second_step.release();
+    let flattened = flattening.await.unwrap();
     assert!(matches!(flattened, Flattened::Waits { .. }), "{flattened:?}");
     assert_eq!(clone.usage().checkpoints, before + 2, "each step makes a checkpoint");
+    assert_eq!(metrics.flatten_remaining_bytes.get(), 0);
+    let adopted = metrics.background_bytes.of(Work::Adopt).get();
+    assert_eq!(adopted, PAGES * 64 * KIB, "one chunk of each map page");
     for page in 0..PAGES {
         assert!(read(&clone, page * 256 * MIB, BLOCK).await == pattern(page + 1, 4096), "map page {page}");
     }
