@@ -6,13 +6,16 @@ use std::time::Duration;
 
 use cairn::effect::Durability::Volatile;
 use cairn::effect::Zeroing;
+use cairn::store::Operation;
+use cairn::store::fault::{Action, Gate, Rule};
 use cairn::volume::catalog::{ChunkBytes, Info};
 use cairn::volume::check::{self, Depth};
-use cairn::volume::format::stream::{Header, Part, StreamDecoder, copied_volume};
+use cairn::volume::format::stream::{Digest, Header, Part, StreamDecoder, copied_volume};
 use cairn::volume::incremental::receive::{self, Begun, Leftovers, Receiver};
 use cairn::volume::incremental::send::{Sender, copy_name};
 use cairn::volume::{
-    Entropy, Environment, Import, Options, ReceiveError, SnapshotDisk, Volume, catalog, snapshot,
+    Entropy, Environment, Import, ImportError, OpenError, Options, ReceiveError, SnapshotDisk, Volume,
+    catalog, snapshot,
 };
 
 use super::bench::{Bench, MIB, bytes_of, pattern, read};
@@ -22,6 +25,15 @@ const BLOCK: u64 = 4096;
 const CHUNK: u64 = 64 * KIB;
 /// The size of the disk is no multiple of a block.
 const SIZE: u64 = MIB + 5 * BLOCK + 512;
+/// What a stream says of the content of its base, where nobody computes it.
+const DIGEST: Digest = Digest([7; 32]);
+/// Where a process can end: at which kind of request that changes the store, and whether it takes effect.
+const ENDS: [(Operation, bool); 4] = [
+    (Operation::Put, false),
+    (Operation::Put, true),
+    (Operation::Delete, false),
+    (Operation::Delete, true),
+];
 
 /// Two stores: one has a volume `disk`, and the other one gets its copy.
 struct World {
@@ -88,9 +100,17 @@ impl World {
 
     /// Makes the copy of a snapshot as a new volume of the same size.
     async fn import(&self, name: &str) -> Info {
+        self.fill(self.begin_import().await, name).await
+    }
+
+    async fn begin_import(&self) -> Import {
         let chunk = ChunkBytes(CHUNK);
         let begun = Import::begin(&env(&self.target), &options(&self.target), "copy", chunk, 4 * CHUNK).await;
-        let mut import = begun.unwrap();
+        begun.unwrap()
+    }
+
+    /// Passes all of a snapshot to an import.
+    async fn fill(&self, mut import: Import, name: &str) -> Info {
         for part in self.whole(name).await.1 {
             match part {
                 Part::Data { bytes, .. } => import.write(&bytes).await.unwrap(),
@@ -103,10 +123,44 @@ impl World {
 
     /// Makes the copy of the snapshot `a`, which has that snapshot too.
     async fn first(&self) {
-        let made = self.import("a").await;
+        self.complete_first(self.begin_import().await).await;
+    }
+
+    async fn complete_first(&self, import: Import) {
+        let made = self.fill(import, "a").await;
         let header = self.whole("a").await.0;
         let adopted = receive::adopt(&env(&self.target), &options(&self.target), &made, header).await;
         adopted.unwrap().complete(Some("a")).await.unwrap();
+    }
+
+    /// Goes on with the first backup after its process has ended, as the command does with `--resume`.
+    async fn resume_first(&self, when: &str) {
+        let target = env(&self.target);
+        if matches!(catalog::resolve(&target, "copy").await, Err(OpenError::NoSuchVolume(_))) {
+            let import = match Import::resume(&target, "copy", 4 * CHUNK).await {
+                // Not even the head was made.
+                Err(ImportError::NothingToResume(_)) => self.begin_import().await,
+                resumed => resumed.unwrap_or_else(|error| panic!("{when}: {error}")),
+            };
+            return self.complete_first(import).await;
+        }
+        // Whoever has ended does not release the volume.
+        self.open_copy().await.close().await.unwrap();
+        self.snapshots_have(|_| &self.content, when).await;
+        if self.snapshots_of_copy().await.contains(&"a".to_owned()) {
+            return;
+        }
+        let disk = self.disk("a").await;
+        let (header, parts) = decoded(Sender::begin(&disk, &disk, Some(DIGEST)).unwrap()).await;
+        match self.begin(&header, "a", Leftovers::Discard).await {
+            Ok(Begun::Unproved(unproved)) => {
+                let copy = unproved.volume();
+                assert!(read(copy, 0, copy.size_bytes()).await == self.content, "{when}: it has its name");
+                apply_all(unproved.prove(DIGEST).await.unwrap(), parts, "a").await;
+            }
+            Ok(Begun::Done(received)) => received.complete(Some("a")).await.unwrap(),
+            other => panic!("{when}: {other:?}"),
+        }
     }
 
     async fn begin(&self, header: &Header, name: &str, leftovers: Leftovers) -> Result<Begun, ReceiveError> {
@@ -132,6 +186,13 @@ impl World {
         assert!(read(&copy, 0, copy.size_bytes()).await == content, "{when}: the copy");
         copy.close().await.unwrap();
         self.snapshot_has(content, name, when).await;
+    }
+
+    /// Asserts of every snapshot of the copy that it has what it should have.
+    async fn snapshots_have<'a>(&self, expected: impl Fn(&str) -> &'a [u8], when: &str) {
+        for name in self.snapshots_of_copy().await {
+            self.snapshot_has(expected(&name), &name, when).await;
+        }
     }
 
     async fn snapshot_has(&self, content: &[u8], name: &str, when: &str) {
@@ -327,5 +388,90 @@ async fn a_stream_of_everything_that_was_cut_short_is_noticed_and_repeated() {
         let marker = header.copy_name(&header.result);
         assert_eq!(world.snapshots_of_copy().await, ["a".to_owned(), marker, "b".to_owned()]);
         world.volume.close().await.unwrap();
+    }
+}
+
+/// Does some work until it comes to a request, at which its process ends. Returns whether it came to that.
+async fn ends(
+    target: &Bench,
+    (operation, takes_effect): (Operation, bool),
+    nth: u32,
+    work: impl Future<Output = ()>,
+) -> bool {
+    let gate = Gate::new();
+    let action = match takes_effect {
+        false => Action::Hold(gate.clone()),
+        true => Action::HoldAnswer(gate.clone()),
+    };
+    target.fault.add(Rule::new(action).on(operation).skip(nth));
+    let has_ended = tokio::select! {
+        biased;
+        () = gate.reached(1) => true,
+        () = work => false,
+    };
+    target.fault.clear();
+    has_ended
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_backup_that_ends_at_any_request_has_no_snapshot_of_other_content_and_goes_on() {
+    for end in ENDS {
+        for nth in 0.. {
+            let when = format!("ended at {nth} of {end:?}");
+            let world = World::new().await;
+            let has_ended = ends(&world.target, end, nth, Box::pin(world.first())).await;
+            if has_ended {
+                Box::pin(world.resume_first(&when)).await;
+            }
+            world.copy_has(&world.content, "a", &when).await;
+            let marker = copy_name(&world.disk("a").await);
+            assert_eq!(world.snapshots_of_copy().await, [marker, "a".to_owned()], "{when}");
+            world.volume.close().await.unwrap();
+            if !has_ended {
+                assert!(nth > 15 || end.0 == Operation::Delete, "it takes some requests: {nth}");
+                break;
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_backup_that_ends_at_any_request_has_no_snapshot_of_other_content_and_is_repeated() {
+    for end in ENDS {
+        for nth in 0.. {
+            let when = format!("ended at {nth} of {end:?}");
+            let mut world = World::new().await;
+            world.first().await;
+            let first = world.content.clone();
+            world.write(0, &pattern(8, 3 * 4096)).await;
+            world.volume.snapshot("b").await.unwrap();
+            let (header, parts) = world.whole("b").await;
+            let marker = header.copy_name(&header.result);
+            let replacing = Box::pin(async {
+                let begun = world.begin(&header, "b", Leftovers::Refuse).await.unwrap();
+                let Begun::Ready(receiver) = begun else { panic!("it may be replaced") };
+                apply_all(receiver, parts.clone(), "b").await;
+            });
+            let has_ended = ends(&world.target, end, nth, replacing).await;
+            if has_ended {
+                // Whoever has ended does not release the volume.
+                world.open_copy().await.close().await.unwrap();
+                let of_b = |name: &str| name == "b" || name == marker;
+                world.snapshots_have(|name| if of_b(name) { &world.content } else { &first }, &when).await;
+                match world.begin(&header, "b", Leftovers::Discard).await {
+                    Ok(Begun::Ready(receiver)) => apply_all(receiver, parts, "b").await,
+                    Ok(Begun::Done(received)) => received.complete(Some("b")).await.unwrap(),
+                    other => panic!("{when}: {other:?}"),
+                }
+            }
+            world.copy_has(&world.content, "b", &when).await;
+            world.snapshot_has(&first, "a", &when).await;
+            assert_eq!(world.snapshots_of_copy().await, ["a".to_owned(), marker, "b".to_owned()], "{when}");
+            world.volume.close().await.unwrap();
+            if !has_ended {
+                assert!(nth > 10 || end.0 == Operation::Delete, "it takes some requests: {nth}");
+                break;
+            }
+        }
     }
 }
