@@ -4,6 +4,7 @@ mod check;
 mod crash;
 mod flatten;
 mod gone;
+mod hundred;
 mod lost;
 mod model;
 mod space;
