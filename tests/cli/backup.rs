@@ -6,8 +6,9 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::tempdir;
 
-use super::{Gateway, cairn, fail, succeed};
+use super::{Gateway, cairn, connection, fail, succeed};
 use crate::support::files::noise;
+use crate::support::process::Process;
 
 const MIB: usize = 1 << 20;
 /// The store of the copies, in the flags of other commands.
@@ -298,13 +299,13 @@ fn an_incremental_backup_that_was_cut_short_is_noticed_and_repeated() {
     assert!(content(at, "disk@a", THERE) == first);
 }
 
-#[test]
-fn a_signal_ends_a_backup_that_waits_for_the_other_store() {
+#[tokio::test]
+async fn a_signal_ends_a_backup_that_waits_for_the_other_store() {
     let at = tempdir().unwrap();
     let at = at.path();
     disk(at, &picture());
     // It accepts connections, and answers nothing.
-    let store = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let store = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let settings = format!(
         "[store]\nendpoint = \"http://{}\"\nregion = \"us-east-1\"\npath_style = true\n",
         store.local_addr().unwrap()
@@ -312,13 +313,14 @@ fn a_signal_ends_a_backup_that_waits_for_the_other_store() {
     std::fs::write(at.join("there.toml"), settings).unwrap();
     let mut backup = cairn(at, "backup disk@a s3://copies --target-config there.toml");
     backup.env("AWS_ACCESS_KEY_ID", "guest").env("AWS_SECRET_ACCESS_KEY", "guest-guest");
-    let mut backup = Gateway::spawn(backup);
-    let (connection, _) = store.accept().unwrap();
+    let mut backup = Process::spawn("cairn backup", &mut backup.into());
+    let connection = connection(&store, &mut backup).await;
     backup.signal(Signal::INT);
-    let (_, run) = backup.end();
+    let (status, said) = (backup.exit().await, backup.output());
     drop(connection);
-    assert_eq!((run.code, run.out.as_str()), (Some(1), ""), "{}", run.err);
-    assert!(run.err.contains("backup to s3://copies: stopped by SIGINT"), "{}", run.err);
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(said.contains("backup to s3://copies: stopped by SIGINT"), "{said}");
+    assert!(!said.contains("backed up"), "{said}");
 }
 
 #[test]

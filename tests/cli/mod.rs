@@ -22,6 +22,8 @@ use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Output,
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::support::process::Process;
+
 /// A command that runs the program in a directory, without any variable of Cairn or AWS in its environment.
 fn cairn(directory: &Path, line: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cairn"));
@@ -72,6 +74,14 @@ fn refuse(command: Command, expected: i32) -> String {
     let Run { code, out, err } = run(command);
     assert_eq!((code, out.as_str()), (Some(expected), ""), "{line}: {err}");
     err
+}
+
+/// Waits until a program connects. Fails if it ends before that.
+async fn connection(listener: &tokio::net::TcpListener, program: &mut Process) -> tokio::net::TcpStream {
+    tokio::select! {
+        accepted = listener.accept() => accepted.expect("a listener accepts").0,
+        status = program.exit() => panic!("it ended before it connected: {status}: {}", program.output()),
+    }
 }
 
 /// A running gateway. Dropping it kills it.

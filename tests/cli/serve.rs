@@ -9,7 +9,8 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair,
 use rustix::process::Signal;
 use tempfile::tempdir;
 
-use super::{Gateway, cairn, fail, refuse, succeed};
+use super::{Gateway, cairn, connection, fail, refuse, succeed};
+use crate::support::process::Process;
 
 #[test]
 fn every_command_has_help() {
@@ -201,23 +202,23 @@ fn gateways_in_restart_loops_take_no_volume_from_each_other() {
 }
 
 /// The store first closes connections, and then accepts them without ever responding.
-#[test]
-fn it_waits_for_a_store_that_does_not_answer_yet_until_a_signal_ends_it() {
+#[tokio::test]
+async fn it_waits_for_a_store_that_does_not_answer_yet_until_a_signal_ends_it() {
     let at = tempdir().unwrap();
-    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut serve = cairn(at.path(), "serve --listen 127.0.0.1:0 --store s3://disks --create disk=1MiB");
     serve.env("AWS_ACCESS_KEY_ID", "x").env("AWS_SECRET_ACCESS_KEY", "x").env("AWS_REGION", "us-east-1");
     serve.env("AWS_ENDPOINT_URL", format!("http://{}", silent.local_addr().unwrap()));
     serve.env("CAIRN_STORE__CREATE_BUCKET", "true");
-    let mut gateway = Gateway::spawn(serve);
+    let mut gateway = Process::spawn("cairn serve", &mut serve.into());
     for _ in 0..3 {
-        drop(silent.accept().unwrap());
+        drop(connection(&silent, &mut gateway).await);
     }
-    let _asked = silent.accept().unwrap();
+    let _asked = connection(&silent, &mut gateway).await;
     gateway.signal(Signal::TERM);
-    let (status, run) = gateway.end();
-    assert!(status.success(), "{status}: {}", run.err);
-    assert!(!run.out.contains("listening"), "{}", run.out);
+    let (status, said) = (gateway.exit().await, gateway.output());
+    assert!(status.success(), "{status}: {said}");
+    assert!(!said.lines().any(|line| line.starts_with("listening on ")), "{said}");
 }
 
 /// Starts a gateway on a store that prevents the release of the lease: a directory is in the place of the
