@@ -9,6 +9,7 @@ use url::Url;
 
 use super::error::Error;
 use super::http::{Answer, exchange};
+use crate::config::without_user;
 
 /// How long the response may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -17,7 +18,7 @@ const ANSWER_BYTES: u64 = 64 << 10;
 
 /// Succeeds if the response has status 200. Otherwise the error contains the response.
 pub(super) async fn ask(url: &Url) -> Result<(), Error> {
-    let failed = |why: String| Error::Unhealthy { url: url.to_string(), why };
+    let failed = |why: String| Error::Unhealthy { url: without_user(url.as_str()), why };
     let answer = match tokio::time::timeout(PATIENCE, get(url)).await {
         Ok(answer) => answer.map_err(|e| failed(e.to_string()))?,
         Err(_) => return Err(failed(format!("no answer within {PATIENCE:?}"))),

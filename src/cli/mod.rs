@@ -58,12 +58,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use clap::error::ContextValue;
 
 pub use args::Cli;
 use args::{Action, Command};
 use error::Error;
 use listeners::Inherited;
 
+use crate::config::without_user;
 use crate::metrics::Metrics;
 
 /// The properties of the allocator that the program was built with.
@@ -78,8 +80,7 @@ pub struct Allocator {
 /// Runs the program with the command line of this process.
 #[must_use]
 pub fn main(allocator: Allocator) -> ExitCode {
-    // Clap prints help and mistakes itself, and exits with 0 or 2.
-    let cli = Cli::parse();
+    let cli = parse();
     let code = match run(cli, allocator) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -94,6 +95,20 @@ pub fn main(allocator: Allocator) -> ExitCode {
     };
     output::finish();
     code
+}
+
+/// Parses the command line of this process. Clap prints help and mistakes itself, and exits with 0 or 2.
+fn parse() -> Cli {
+    Cli::try_parse().unwrap_or_else(|mut error| {
+        let quoted = error.context().filter_map(|(kind, value)| match value {
+            ContextValue::String(text) => Some((kind, ContextValue::String(without_user(text)))),
+            _ => None,
+        });
+        for (kind, shown) in quoted.collect::<Vec<_>>() {
+            error.insert(kind, shown);
+        }
+        error.exit()
+    })
 }
 
 fn run(cli: Cli, allocator: Allocator) -> Result<(), Error> {

@@ -1,7 +1,7 @@
 //! NBD URIs (NetworkBlockDevice/nbd, `doc/uri.md`).
 //!
-//! Owns parsing and formatting; must not connect to anything. Invariant: parsing is strict, so every part
-//! that is not understood is an error that quotes it.
+//! Owns parsing and formatting; must not connect to anything. Invariants: parsing is strict, so every part
+//! that is not understood is an error that quotes it. No error quotes a user, behind which a secret may be.
 
 use std::fmt;
 use std::os::unix::ffi::OsStrExt as _;
@@ -95,7 +95,8 @@ impl FromStr for Uri {
     type Err = UriError;
 
     fn from_str(text: &str) -> Result<Self, UriError> {
-        let scheme = || UriError::Scheme(text.to_owned());
+        let shown = || text.rsplit_once('@').map_or_else(|| text.to_owned(), |(_, rest)| format!("…@{rest}"));
+        let scheme = || UriError::Scheme(shown());
         let (name, rest) = text.split_once("://").ok_or_else(scheme)?;
         // "schemes are case-insensitive" (RFC 3986, section 3.1).
         let (unix, encrypted) = match name.to_ascii_lowercase().as_str() {
@@ -172,8 +173,8 @@ impl Query {
 /// Parses `[user@]host[:port]`. The user is ignored, because only authentication methods that are not
 /// supported here use it.
 fn parse_authority(authority: &str) -> Result<Address, UriError> {
-    let wrong = || UriError::Authority(authority.to_owned());
     let host_and_port = authority.rsplit_once('@').map_or(authority, |(_user, rest)| rest);
+    let wrong = || UriError::Authority(host_and_port.to_owned());
     let (host, port) = match host_and_port.strip_prefix('[') {
         Some(rest) => rest.split_once(']').ok_or_else(wrong)?,
         None => {
@@ -305,6 +306,8 @@ mod tests {
         assert!(matches!(error("nbd://host/%zz"), UriError::Encoding(_)));
         assert!(matches!(error("nbd://host/%ff"), UriError::Encoding(_)));
         assert!(matches!(error("nbd://host/%4"), UriError::Encoding(_)));
+        assert_eq!(error("nbd://user:secret@host:x/disk"), UriError::Authority("host:x".to_owned()));
+        assert_eq!(error("http://user:secret@host/"), UriError::Scheme("…@host/".to_owned()));
     }
 
     #[test]

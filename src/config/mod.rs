@@ -14,6 +14,7 @@ mod size;
 mod tests;
 
 pub use environment::{CONFIG_FILE, variable};
+pub(crate) use error::without_user;
 pub use error::{Error, Errors};
 pub use load::{Flag, FlagValue, load};
 pub use settings::{

@@ -10,6 +10,7 @@ mod incremental;
 mod readme;
 mod rename;
 mod resize;
+mod secrets;
 mod serve;
 mod snapshot;
 mod transfer;

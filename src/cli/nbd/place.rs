@@ -11,6 +11,7 @@ use clap::Args;
 
 use crate::cli::error::NbdError;
 use crate::client::{Address, Uri, UriError};
+use crate::config::without_user;
 
 /// A file, a block device or an export, as the user named it.
 #[derive(Clone, Debug)]
@@ -53,15 +54,14 @@ impl FromStr for DiskName {
         if text == "-" {
             return Err(DiskNameError::Standard);
         }
-        let place = match has_scheme(text) {
-            true => Place::Export(Box::new(text.parse()?)),
-            false => Place::File(PathBuf::from(text)),
-        };
-        Ok(Self { text: text.to_owned(), place })
+        Ok(match has_scheme(text) {
+            true => Self { text: without_user(text), place: Place::Export(Box::new(text.parse()?)) },
+            false => Self { text: text.to_owned(), place: Place::File(PathBuf::from(text)) },
+        })
     }
 }
 
-/// Shows the text as the user wrote it.
+/// Shows the text as it was written, but without the user of a URI, behind which a secret may be.
 impl fmt::Display for DiskName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
@@ -89,11 +89,12 @@ impl ServerName {
     /// Returns the URI of an export of the server. `--export` names the export if the URI does not.
     pub(super) fn uri(&self, export: Option<&str>) -> Result<Uri, NbdError> {
         let Self { server, port } = self;
+        let shown = without_user(server);
         let mut uri = match (has_scheme(server), *port) {
             (true, None) => server.parse::<Uri>()?,
             (true, Some(port)) => {
                 return Err(NbdError::Usage(format!(
-                    "{server} is a URI and contains its own port, so the port {port} is not allowed"
+                    "{shown} is a URI and contains its own port, so the port {port} is not allowed"
                 )));
             }
             (false, Some(port)) => {
@@ -102,7 +103,7 @@ impl ServerName {
             }
             (false, None) => {
                 return Err(NbdError::Usage(format!(
-                    "{server:?} is neither a URI (nbd, nbds, nbd+unix or nbds+unix) nor a host with its port"
+                    "{shown:?} is neither a URI (nbd, nbds, nbd+unix or nbds+unix) nor a host with its port"
                 )));
             }
         };
@@ -113,7 +114,7 @@ impl ServerName {
             }
             Some(export) => {
                 return Err(NbdError::Usage(format!(
-                    "{server} and --export {export:?} are two different exports"
+                    "{shown} and --export {export:?} are two different exports"
                 )));
             }
         }
