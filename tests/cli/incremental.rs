@@ -174,6 +174,29 @@ fn a_stream_that_was_cut_off_is_noticed_and_applied_again() {
 }
 
 #[test]
+fn a_copy_that_a_gateway_holds_is_refused_with_its_name_and_what_to_do() {
+    let at = tempdir().unwrap();
+    let at = at.path();
+    let days = days(at);
+    let there = "--store file://./backup";
+    succeed(at, &format!("import 0.img copy {there}"));
+    succeed(at, "export --since @d0 disk@d1 1.inc --digest");
+    let mut serve = cairn(at, &format!("serve --listen unix:there.sock {there}"));
+    serve.env("CAIRN_VOLUMES__OPEN", "copy").env("CAIRN_LEASE__HOLDER", "site/b");
+    let gateway = Gateway::start(serve);
+    for flags in ["", "--resume", "--snapshot d1"] {
+        let refused = fail(at, &format!("import --onto copy {there} 1.inc {flags}"), 1);
+        assert!(refused.contains("volume \"copy\" is in use by site/b"), "{flags}: {refused}");
+        assert!(refused.contains("or end the gateway"), "{flags}: {refused}");
+    }
+    gateway.terminate();
+    assert_eq!(succeed(at, &format!("snapshot list copy --json {there}")).trim(), "[]", "nothing has begun");
+    assert!(exported(at, &format!("copy {there}")) == days[0]);
+    succeed(at, &format!("import --onto copy {there} 1.inc"));
+    assert!(exported(at, &format!("copy {there}")) == days[1]);
+}
+
+#[test]
 fn a_signal_ends_an_import_that_waits_for_its_stream() {
     let at = tempdir().unwrap();
     let at = at.path();
