@@ -168,6 +168,40 @@ fn a_first_backup_is_complete_and_the_next_one_sends_what_has_changed() {
     copy_has(at, &first, "d");
 }
 
+/// Whoever schedules backups relies on the exit status and on these fields.
+#[test]
+fn the_report_in_json_has_every_field_and_a_failure_has_none() {
+    let at = tempdir().unwrap();
+    let at = at.path();
+    let first = picture();
+    disk(at, &first);
+    let id = |store: &str, volume: &str| {
+        json(&succeed(at, &format!("volume info {volume} --json {store}")))["id"].clone()
+    };
+    let line = |snapshot: &str| format!("backup disk@{snapshot} file://./backup --as copy --json");
+    let report = |snapshot: &str, kind: &str, base: Value| {
+        let report = json(&succeed(at, &line(snapshot)));
+        let sent = ["extents", "data_bytes", "zero_bytes"].map(|field| report[field].as_u64().unwrap());
+        let expected = serde_json::json!({
+            "volume": "disk", "volume_id": id("", "disk"), "snapshot": snapshot,
+            "target": "file://./backup", "target_volume": "copy", "target_volume_id": id(THERE, "copy"),
+            "kind": kind, "base": base, "extents": sent[0], "data_bytes": sent[1], "zero_bytes": sent[2],
+        });
+        assert_eq!(report, expected);
+        sent
+    };
+    let [extents, data_bytes, zero_bytes] = report("a", "first", Value::Null);
+    assert!(extents > 0 && data_bytes >= 5 * MIB as u64, "{extents}, {data_bytes}");
+    assert_eq!(data_bytes + zero_bytes, 12 * MIB as u64, "all of the disk");
+    change(at, &first, &[(8 * MIB, noise(18, 4096))], "b");
+    let [_, data_bytes, _] = report("b", "incremental", "a".into());
+    assert!((4096..=256 << 10).contains(&data_bytes), "{data_bytes}");
+    assert_eq!(report("b", "present", Value::Null), [0; 3]);
+    // `fail` checks that nothing is printed to standard output.
+    let failed = fail(at, &line("none"), 1);
+    assert!(failed.contains("no snapshot named \"none\""), "{failed}");
+}
+
 #[test]
 fn a_backup_that_is_there_is_not_made_again() {
     let at = tempdir().unwrap();
