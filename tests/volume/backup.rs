@@ -28,12 +28,8 @@ const SIZE: u64 = MIB + 5 * BLOCK + 512;
 /// What a stream says of the content of its base, where nobody computes it.
 const DIGEST: Digest = Digest([7; 32]);
 /// Where a process can end: at which kind of request that changes the store, and whether it takes effect.
-const ENDS: [(Operation, bool); 4] = [
-    (Operation::Put, false),
-    (Operation::Put, true),
-    (Operation::Delete, false),
-    (Operation::Delete, true),
-];
+const ENDS: [(Operation, bool); 4] =
+    [(Operation::Put, false), (Operation::Put, true), (Operation::Delete, false), (Operation::Delete, true)];
 
 /// Two stores: one has a volume `disk`, and the other one gets its copy.
 struct World {
@@ -424,7 +420,7 @@ async fn a_first_backup_that_ends_at_any_request_has_no_snapshot_of_other_conten
                 Box::pin(world.resume_first(&when)).await;
             }
             world.copy_has(&world.content, "a", &when).await;
-            let marker = copy_name(&world.disk("a").await);
+            let marker = copy_name(&*world.disk("a").await);
             assert_eq!(world.snapshots_of_copy().await, [marker, "a".to_owned()], "{when}");
             world.volume.close().await.unwrap();
             if !has_ended {

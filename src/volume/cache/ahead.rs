@@ -1,7 +1,7 @@
 //! Pieces that were read ahead of a sequential reader, until it has read them.
 //!
-//! Must not know how pieces are fetched. A full cache admits a new piece only if it is used more often than
-//! those that would have to go, and nobody has used these yet. So they wait here, in order of arrival.
+//! Must not know how pieces are fetched. A full cache would make room for these pieces by evicting those that
+//! were used, and then keep them after they are read. So they wait here, in order of arrival.
 //! Invariant: the pieces take at most the bound, whatever happens to them.
 
 use std::collections::BTreeMap;

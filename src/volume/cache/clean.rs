@@ -13,11 +13,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arc_swap::ArcSwap;
 use futures::FutureExt as _;
 use moka::future::Cache;
+use moka::policy::EvictionPolicy;
 use xxhash_rust::xxh3::Xxh3Builder;
 
 use super::ahead::Ahead;
 use super::counts::Counts;
-use super::fetch::{CacheKey, Fetch};
+use super::fetch::{CacheKey, Fetch, Unit};
 use super::held::Held;
 
 /// Memory that an entry takes in addition to its bytes: keys, counters and lists of the cache, and
@@ -27,6 +28,9 @@ const ENTRY_BYTES: usize = 1152;
 
 /// Limit on the bytes that are inserted before pending evictions run.
 const UNSETTLED_BYTES: u64 = 1 << 20;
+
+/// Share of the bound that runs of changes may take: one part of this many.
+const RUNS_SHARE: u64 = 16;
 
 /// Limit on the number of shards.
 const MOST_SHARDS: u64 = 16;
@@ -46,11 +50,38 @@ impl Held {
 
 type Pieces = Cache<CacheKey, Held, Xxh3Builder>;
 
+/// Number of pieces that [`Scanned`] remembers: of 64 KiB each, a gibibyte.
+const SCANNED: usize = 16_384;
+
+/// The pieces that sequential readers have read last, by hashes of their keys. A newer piece with the same slot
+/// replaces an older one, so a long scan is forgotten before it is repeated.
+struct Scanned(Box<[AtomicU64]>);
+
+impl Default for Scanned {
+    fn default() -> Self {
+        Self((0..SCANNED).map(|_| AtomicU64::new(0)).collect())
+    }
+}
+
+impl Scanned {
+    /// Remembers a piece. Returns whether it was remembered already.
+    fn again(&self, key: &CacheKey) -> bool {
+        let hash = Xxh3Builder::new().with_seed(SHARD_SEED).hash_one(key);
+        let place = usize::try_from(hash >> 32).expect("32 bits fit") % self.0.len();
+        self.0[place].swap(hash, Ordering::Relaxed) == hash
+    }
+}
+
 /// The clean pieces in memory, with their counts.
 pub(crate) struct Clean {
     shards: Box<[ArcSwap<Pieces>]>,
+    /// The runs of changes. Only a fold reads them, and only for as long as it is at this part of the disk, so
+    /// they must not displace what clients read.
+    runs: ArcSwap<Pieces>,
     /// Pieces that were read ahead when the shards had no room for them.
     ahead: Ahead,
+    /// Pieces that a sequential reader has read from there.
+    scanned: Scanned,
     /// Bound of `ahead` in bytes.
     most_ahead_bytes: AtomicU64,
     pub(crate) counts: Arc<Counts>,
@@ -63,6 +94,9 @@ fn pieces(bytes: u64, counts: &Arc<Counts>) -> Pieces {
     let counts = Arc::clone(counts);
     Cache::builder()
         .max_capacity(bytes)
+        // What was written last must stay, or a fold would have to fetch it. A filter by frequency refuses it,
+        // and keeps blocks that were read often before they were overwritten.
+        .eviction_policy(EvictionPolicy::lru())
         .eviction_listener(move |key: Arc<CacheKey>, value: Held, cause| {
             counts.dropped(&key, value.weight(), cause.was_evicted());
         })
@@ -74,11 +108,14 @@ impl Clean {
     /// Creates a cache of at most `bytes` bytes. If `eager`, evictions run with each insertion.
     pub(crate) fn new(bytes: u64, eager: bool) -> Self {
         let counts = Arc::new(Counts::default());
+        let (runs, bytes) = (bytes / RUNS_SHARE, bytes - bytes / RUNS_SHARE);
         let number = (bytes / SHARD_BYTES).clamp(1, MOST_SHARDS);
         let shards = (0..number).map(|_| ArcSwap::from_pointee(pieces(bytes / number, &counts)));
         Self {
             shards: shards.collect(),
+            runs: ArcSwap::from_pointee(pieces(runs, &counts)),
             ahead: Ahead::default(),
+            scanned: Scanned::default(),
             most_ahead_bytes: AtomicU64::new(0),
             counts,
             unsettled_bytes: AtomicU64::new(0),
@@ -89,6 +126,8 @@ impl Clean {
     /// Changes the bound to `bytes` bytes. If the pieces exceed it, which of them are evicted does not depend
     /// on how they were used.
     pub(crate) async fn resize(&self, bytes: u64) {
+        self.resize_shard(&self.runs, bytes / RUNS_SHARE).await;
+        let bytes = bytes - bytes / RUNS_SHARE;
         let number = u64::try_from(self.shards.len()).expect("there are few shards");
         for shard in &self.shards {
             self.resize_shard(shard, bytes / number).await;
@@ -110,13 +149,16 @@ impl Clean {
     }
 
     fn shard(&self, key: &CacheKey) -> &ArcSwap<Pieces> {
+        if let Unit::Run(..) = key.unit {
+            return &self.runs;
+        }
         let hash = Xxh3Builder::new().with_seed(SHARD_SEED).hash_one(key);
         let place = usize::try_from(hash >> 32).expect("32 bits fit");
         &self.shards[place % self.shards.len()]
     }
 
     fn loaded(&self) -> impl Iterator<Item = Arc<Pieces>> {
-        self.shards.iter().map(ArcSwap::load_full)
+        self.shards.iter().chain([&self.runs]).map(ArcSwap::load_full)
     }
 
     /// Bytes that the pieces take, including the overhead of each.
@@ -125,9 +167,9 @@ impl Clean {
     }
 
     /// Bounds the pieces that were read ahead when there was no other room for them.
-    pub(super) async fn limit_ahead(&self, bytes: u64) {
+    pub(super) fn limit_ahead(&self, bytes: u64) {
         self.most_ahead_bytes.store(bytes, Ordering::Relaxed);
-        self.admit(self.ahead.shorten(bytes)).await;
+        self.evict_ahead(self.ahead.shorten(bytes));
     }
 
     /// Bound in bytes of the pieces that were read ahead when there was no other room for them.
@@ -139,7 +181,7 @@ impl Clean {
     pub(super) fn has_room(&self, bytes: u64) -> bool {
         let unsettled = self.unsettled_bytes.load(Ordering::Relaxed);
         let (mut held, mut most) = (0, 0);
-        for pieces in self.loaded() {
+        for pieces in self.shards.iter().map(ArcSwap::load) {
             held += pieces.weighted_size();
             most += pieces.policy().max_capacity().unwrap_or_default();
         }
@@ -148,20 +190,19 @@ impl Clean {
 
     /// Inserts blocks that were read ahead. They stay until they are read, unless so much is read ahead that
     /// they have to go.
-    pub(super) async fn put_ahead(&self, key: CacheKey, blocks: Held) {
+    pub(super) fn put_ahead(&self, key: CacheKey, blocks: Held) {
         let inserted = self.ahead.put(key, &blocks, self.most_ahead_bytes());
         self.counts.added(&key, inserted.weight);
         if let Some(before) = inserted.replaced {
             self.counts.moved(&key, before);
         }
-        self.admit(inserted.gone).await;
+        self.evict_ahead(inserted.gone);
     }
 
-    /// Moves pieces to where they compete with all others.
-    async fn admit(&self, pieces: impl IntoIterator<Item = (CacheKey, Held)>) {
+    /// Counts off pieces that were read ahead, and that nobody came to read.
+    fn evict_ahead(&self, pieces: Vec<(CacheKey, Held)>) {
         for (key, held) in pieces {
-            self.counts.moved(&key, held.weight());
-            self.put(key, held).await;
+            self.counts.dropped(&key, held.weight(), true);
         }
     }
 
@@ -197,17 +238,20 @@ impl Clean {
         let Some((ahead, leaves)) = self.ahead.read(key, mask) else { return held };
         let held = held.joined(&ahead);
         if leaves {
-            self.admit([(*key, ahead)]).await;
+            self.counts.moved(key, ahead.weight());
+            // A disk that is read once from begin to end must not displace everything else.
+            if self.scanned.again(key) {
+                self.put(*key, ahead).await;
+            }
         }
         held
     }
 
-    /// Whether all wanted blocks of a piece are held.
-    pub(crate) fn contains(&self, fetch: &Fetch) -> bool {
+    /// Returns which blocks of a piece are held.
+    pub(crate) fn mask(&self, key: &CacheKey) -> u16 {
         // The cache has no lookup that leaves the order of use alone and returns the value. It never waits.
-        let held = self.shard(&fetch.key).load().get(&fetch.key).now_or_never().flatten();
-        let held = held.map_or(0, |held| held.mask) | self.ahead.mask(&fetch.key);
-        fetch.mask() & !held == 0
+        let held = self.shard(key).load().get(key).now_or_never().flatten();
+        held.map_or(0, |held| held.mask) | self.ahead.mask(key)
     }
 
     /// Removes a piece.

@@ -14,7 +14,9 @@ use crate::mutant::{self, Mutant};
 use crate::volume::format::chunk;
 use crate::volume::format::codec::Checksum;
 use crate::volume::format::frame::{FRAME_BYTES, FRAME_LEN, Place};
-use crate::volume::format::geometry::{BLOCK_LEN, BLOCKS_PER_PAGE, BlockIndex, ChunkIndex, PageIndex};
+use crate::volume::format::geometry::{
+    BLOCK_BYTES, BLOCK_LEN, BLOCKS_PER_PAGE, BlockIndex, ChunkIndex, PageIndex,
+};
 use crate::volume::format::keys::{Keys, ObjectId, Slot};
 use crate::volume::format::pack;
 use crate::volume::format::page_set::PageSet;
@@ -56,6 +58,17 @@ impl Unit {
     }
 }
 
+/// The blocks of a change with `length` bytes of data: one bit for each. A change that does not consist of whole
+/// blocks counts as one.
+#[must_use]
+pub fn mask_of(length: u32) -> u16 {
+    let blocks = usize::try_from(length).expect("at most a page") / BLOCK_LEN;
+    match (length as usize).is_multiple_of(BLOCK_LEN) {
+        true => u16::try_from((1_u32 << blocks) - 1).expect("at most 16 blocks"),
+        false => 1,
+    }
+}
+
 /// An object of a volume that pieces are fetched from. Its key is built only when something is fetched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Source {
@@ -94,11 +107,12 @@ pub struct Fetch {
     pub object: Source,
     /// Offset of the piece in the object, in bytes.
     pub at: u64,
-    /// For frames, the first block of the 16 that share the key. Otherwise 0.
+    /// The first wanted block of the up to 16 that share the key. For runs, and for changes that do not
+    /// consist of whole blocks, 0.
     pub first: u32,
-    /// For frames, the number of blocks. Otherwise 1.
+    /// The number of wanted blocks. For runs, and for changes that do not consist of whole blocks, 1.
     pub count: u32,
-    /// Length of the payload in bytes.
+    /// Length of the payload in bytes: of the wanted frames, or of the whole run or change.
     pub length: u32,
     /// How the piece is verified.
     pub check: Check,
@@ -151,10 +165,37 @@ impl Fetch {
         }
     }
 
-    /// Returns the fetch for the data of a change of a record. The whole run that contains the change is
-    /// fetched and cached.
+    /// Returns the fetch for a part of the data of a change of a record, and where in the fetched bytes the
+    /// part begins.
     #[must_use]
-    pub fn change(sealing: Sealing, record: &Arc<RecordRef>, change: u32) -> Self {
+    pub fn change(sealing: Sealing, record: &RecordRef, change: u32, part: Range<u64>) -> (Self, u64) {
+        let place = Place::record(sealing, record.slot);
+        let fetch = Self::whole_change(sealing.volume(), place, record, change);
+        if mask_of(fetch.length) == 1 {
+            return (fetch, part.start);
+        }
+        let block = |at: u64| u32::try_from(at).expect("a change is at most a page");
+        let (first, end) = (block(part.start / BLOCK_BYTES), block(part.end.div_ceil(BLOCK_BYTES)));
+        (Self { first, count: end - first, ..fetch }, part.start % BLOCK_BYTES)
+    }
+
+    fn whole_change(volume: Uuid, frames: Place, record: &RecordRef, change: u32) -> Self {
+        let place = record.place(change);
+        Self {
+            key: CacheKey { volume, unit: Unit::Change(record.slot, change) },
+            object: Source::Record(record.slot),
+            at: place.at,
+            first: 0,
+            count: mask_of(place.length).count_ones(),
+            length: place.length,
+            check: Check::Tag(frames, u64::from(change), place.tag),
+        }
+    }
+
+    /// As [`Fetch::change`], but the whole run that contains the change is fetched and cached: for whoever
+    /// will need the other changes of the run too.
+    #[must_use]
+    pub fn run(sealing: Sealing, record: &Arc<RecordRef>, change: u32) -> Self {
         let number = record.run_of(change);
         let run = record.run(number);
         Self {
@@ -186,10 +227,17 @@ impl Fetch {
     }
 
     /// Returns the fetch of only those blocks, from the first to the last in `mask`, which must be some of
-    /// the wanted blocks.
+    /// the wanted blocks. Of a record, more is fetched: what one tag covers.
     #[must_use]
     pub fn narrowed(&self, mask: u16) -> Self {
-        let Check::Frames(place, number) = self.check else { return self.clone() };
+        let (place, number) = match self.check {
+            Check::Frames(place, number) => (place, number),
+            // One tag covers all of it.
+            Check::Tag(..) => {
+                return Self { first: 0, count: mask_of(self.length).count_ones(), ..self.clone() };
+            }
+            Check::Run(..) => return self.clone(),
+        };
         let first = mask.trailing_zeros();
         let count = 16 - mask.leading_zeros() - first;
         let skipped = first - self.first;
@@ -235,7 +283,10 @@ impl Fetch {
     pub fn open(&self, stored: &Bytes) -> (Held, bool) {
         match &self.check {
             Check::Frames(place, number) => self.open_frames(place, *number, stored),
-            Check::Tag(place, number, tag) => Held::whole_if(place.tag(*number, stored) == *tag, stored),
+            Check::Tag(place, number, tag) => match place.tag(*number, stored) == *tag {
+                true => (Held::of_change(stored.clone()), true),
+                false => (Held::default(), false),
+            },
             Check::Run(place, record, change) => {
                 let number = record.run_of(*change);
                 Held::whole_if(record.verify_run(place, number, stored), stored)
@@ -274,7 +325,8 @@ impl Fetch {
     pub fn wanted(&self, held: &Held) -> Option<Bytes> {
         match &self.check {
             Check::Frames(..) => held.blocks(self.first..self.first + self.count),
-            Check::Tag(..) => (held.mask == 1).then(|| held.data.clone()),
+            Check::Tag(..) if mask_of(self.length) == 1 => (held.mask == 1).then(|| held.data.clone()),
+            Check::Tag(..) => held.blocks(self.first..self.first + self.count),
             Check::Run(_, record, change) => {
                 (held.mask == 1).then(|| part(&held.data, self.within(record, *change)))
             }
@@ -300,21 +352,18 @@ impl Fetch {
         }
     }
 
+    /// Whether each block of the piece has a tag of its own, so that it can be fetched alone.
+    #[must_use]
+    pub fn has_blocks(&self) -> bool {
+        matches!(self.check, Check::Frames(..)) && self.count > 1
+    }
+
     /// Returns a fetch of the wanted change alone, if this is a run. If a run is damaged, most of its changes
     /// may be intact.
     #[must_use]
     pub fn alone(&self) -> Option<Self> {
-        let Check::Run(frames, record, change) = &self.check else { return None };
-        let place = record.place(*change);
-        Some(Self {
-            key: CacheKey { unit: Unit::Change(record.slot, *change), ..self.key },
-            object: self.object,
-            at: place.at,
-            first: 0,
-            count: 1,
-            length: place.length,
-            check: Check::Tag(*frames, u64::from(*change), place.tag),
-        })
+        let Check::Run(place, record, change) = &self.check else { return None };
+        Some(Self::whole_change(self.key.volume, *place, record, *change))
     }
 
     fn within(&self, record: &RecordRef, change: u32) -> Range<usize> {

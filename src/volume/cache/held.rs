@@ -13,7 +13,8 @@ use crate::volume::format::geometry::BLOCK_LEN;
 /// Verified blocks that share a cache key, or the whole of a run of changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Held {
-    /// One bit for each block that is held, block 0 in the lowest bit. It is 1 for a run of changes.
+    /// One bit for each block that is held, block 0 in the lowest bit. It is 1 for a run of changes, and for a
+    /// change that does not consist of whole blocks.
     pub mask: u16,
     /// The bytes of the held blocks, in order, or those of the run.
     pub data: Bytes,
@@ -29,6 +30,13 @@ impl Held {
     #[must_use]
     pub fn whole(data: Bytes) -> Self {
         Self { mask: 1, data }
+    }
+
+    /// Holds all of a change of a record.
+    #[must_use]
+    pub fn of_change(data: Bytes) -> Self {
+        let length = u32::try_from(data.len()).expect("at most a page");
+        Self { mask: super::fetch::mask_of(length), data }
     }
 
     /// Holds all of a piece if it is as it was written. Also returns whether it is.

@@ -87,7 +87,7 @@ impl Begun {
             if stays && held.mask != 0 {
                 held.data = own(std::mem::take(&mut held.data));
                 match keep {
-                    Keep::Ahead => clean.put_ahead(fetch.key, held.clone()).await,
+                    Keep::Ahead => clean.put_ahead(fetch.key, held.clone()),
                     Keep::Cached | Keep::Passing => clean.put(fetch.key, held.clone()).await,
                 }
             }
@@ -161,7 +161,7 @@ async fn fetch_run(store: &dyn Store, run: &[Fetch]) -> Vec<Outcome> {
         match doubt.note(&object, &reading) {
             Verdict::Again => {}
             // The blocks before the damage can still be read, each with a GET of its own.
-            Verdict::AtRest if is_short && (run.len() > 1 || first.count > 1) => {
+            Verdict::AtRest if is_short && (run.len() > 1 || first.has_blocks()) => {
                 return one_by_one(store, run).await;
             }
             Verdict::AtRest => return outcomes,
@@ -175,7 +175,13 @@ async fn one_by_one(store: &dyn Store, run: &[Fetch]) -> Vec<Outcome> {
     let mut outcomes = Vec::with_capacity(run.len());
     for piece in run {
         let mut outcome: Outcome = (Held::default(), None);
-        for block in (piece.first..piece.first + piece.count).map(|block| piece.narrowed(1 << block)) {
+        let parts: Vec<Fetch> = match piece.has_blocks() {
+            true => {
+                (piece.first..piece.first + piece.count).map(|block| piece.narrowed(1 << block)).collect()
+            }
+            false => vec![piece.clone()],
+        };
+        for block in parts {
             let alone = Box::pin(fetch_run(store, std::slice::from_ref(&block))).await;
             let (held, error) = alone.into_iter().next().expect("one for each");
             outcome = (outcome.0.joined(&held), outcome.1.or(error));

@@ -12,6 +12,7 @@ pub mod fetch;
 pub mod held;
 pub mod index;
 mod load;
+pub mod moved;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -31,6 +32,7 @@ use self::fetch::{CacheKey, Fetch};
 use self::held::Held;
 use self::index::{Index, MapView};
 use self::load::{Begun, Keep, Load, Loading, load_alone};
+use self::moved::{HeldBlock, Moved};
 use crate::metrics::VolumeMetrics;
 use crate::store::Store;
 use crate::task::Tasks;
@@ -82,6 +84,7 @@ pub struct PageCache {
     /// When there was last no other room for what was read ahead.
     ahead_used: Mutex<Option<Instant>>,
     loading: Arc<Loading>,
+    moved: Moved,
     /// Limit on the bytes of one GET.
     get_bytes: u64,
     /// One permit for each GET of [`PageCache::fetch_ahead`].
@@ -121,6 +124,7 @@ impl PageCache {
             journal_index: Mutex::default(),
             ahead_used: Mutex::new(None),
             loading: Arc::default(),
+            moved: Moved::default(),
             get_bytes,
             ahead: Arc::new(Semaphore::new(AHEAD_GETS)),
             tasks: Tasks::new(),
@@ -162,7 +166,7 @@ impl PageCache {
         let ahead = if is_ahead { capacity / AHEAD_SHARE } else { 0 };
         if !is_ahead {
             // What nobody came to read must not stay in room that the index may take.
-            self.clean.limit_ahead(0).await;
+            self.clean.limit_ahead(0);
         }
         let index = self.index.held_bytes() + self.journal_index.lock().values().sum::<u64>();
         let needed = reserved_bytes(capacity, index) + ahead;
@@ -171,10 +175,10 @@ impl PageCache {
         if always || !is_right {
             *reserved = needed;
             // What gives room away does so before the other takes it.
-            self.clean.limit_ahead(ahead.min(self.clean.most_ahead_bytes())).await;
+            self.clean.limit_ahead(ahead.min(self.clean.most_ahead_bytes()));
             self.clean.resize(capacity - needed).await;
         }
-        self.clean.limit_ahead(ahead).await;
+        self.clean.limit_ahead(ahead);
     }
 
     /// Reports the pieces of a volume's objects to `metrics` from now on.
@@ -191,6 +195,7 @@ impl PageCache {
     /// Stops counting the pieces of a volume's objects.
     pub fn forget(&self, volume: Uuid) {
         self.journal_index.lock().remove(&volume);
+        self.moved.forget(volume);
         self.clean.counts.volumes.lock().remove(&volume);
     }
 
@@ -199,12 +204,34 @@ impl PageCache {
         self.clean.put(key, blocks).await;
     }
 
+    /// Records that a block of a change is held under a new name too. When `blocks` blocks of the change are,
+    /// the change is removed, and reads find its blocks under their new names.
+    pub async fn moved(&self, from: HeldBlock, to: HeldBlock, blocks: usize) {
+        if self.moved.note(from, to) >= blocks {
+            self.clean.remove(&from.key).await;
+        }
+    }
+
+    /// Returns what is held of a piece, of which the blocks in `mask` are read now. Counts as a use.
+    async fn held_of(&self, key: &CacheKey, mask: u16) -> Held {
+        let mut held = self.clean.get(key, mask).await;
+        if mask & !held.mask != 0 {
+            for (bit, to) in self.moved.of(key, mask & !held.mask) {
+                let found = self.clean.get(&to.key, 1 << to.bit).await;
+                if let Some(data) = found.blocks(to.bit..to.bit + 1) {
+                    held = held.joined(&Held { mask: 1 << bit, data });
+                }
+            }
+        }
+        held
+    }
+
     /// Removes pieces that are no longer referenced.
     pub async fn remove(&self, keys: impl IntoIterator<Item = CacheKey>) {
         for key in keys {
             self.clean.remove(&key).await;
+            self.moved.remove(&key);
         }
-        self.settle().await;
     }
 
     /// Runs pending evictions, so that the cache stays within its bound during bursts of insertions.
@@ -215,7 +242,11 @@ impl PageCache {
     /// Whether all wanted blocks of a piece are in memory.
     #[must_use]
     pub fn contains(&self, fetch: &Fetch) -> bool {
-        self.clean.contains(fetch)
+        let held = self.clean.mask(&fetch.key);
+        let missing = fetch.mask() & !held;
+        let moved = if missing == 0 { Vec::new() } else { self.moved.of(&fetch.key, missing) };
+        let moved = moved.iter().filter(|(_, to)| self.clean.mask(&to.key) >> to.bit & 1 == 1);
+        missing & !moved.fold(0, |mask, (bit, _)| mask | 1 << bit) == 0
     }
 
     /// Returns which pieces are in memory now.
@@ -271,8 +302,7 @@ impl PageCache {
         let mut missing = Vec::new();
         // Parts of one piece are neighbours, and share a lookup.
         for same in wanted.chunk_by(|one, next| one.key == next.key) {
-            let held =
-                self.clean.get(&same[0].key, same.iter().fold(0, |all, fetch| all | fetch.mask())).await;
+            let held = self.held_of(&same[0].key, same.iter().fold(0, |all, fetch| all | fetch.mask())).await;
             let bytes: usize = same.iter().map(Fetch::wanted_bytes).sum();
             let is_most = bytes * 2 > held.data.len();
             for fetch in same {

@@ -10,9 +10,10 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use crate::mutant::{self, Mutant};
-use crate::volume::cache::fetch::Fetch;
+use crate::volume::cache::fetch::{CacheKey, Check, Fetch, Unit};
+use crate::volume::cache::moved::HeldBlock;
 use crate::volume::error::Error;
-use crate::volume::format::geometry::{BLOCK_LEN, PAGE_BYTES, PAGE_LEN, SECTOR_LEN};
+use crate::volume::format::geometry::{BLOCK_BYTES, BLOCK_LEN, PAGE_BYTES, PAGE_LEN, SECTOR_LEN};
 use crate::volume::format::map::{Damage, SECTOR_MASK_BYTES};
 use crate::volume::read::base::BasePart;
 use crate::volume::read::reader_of;
@@ -43,6 +44,38 @@ pub(super) struct Composition {
     parts: Vec<(Range<usize>, Source)>,
     /// Which blocks of the page were in memory before. They stay there under their new place.
     pub(super) hot: u16,
+}
+
+/// A block that is all of one block of a change.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ChangedBlock {
+    /// The block of the change, in the cache.
+    from: HeldBlock,
+    /// How many blocks of the change this fold puts anywhere.
+    blocks: usize,
+}
+
+impl ChangedBlock {
+    /// Returns the block of a change that is the block at `start`, in bytes, if there is one.
+    pub(super) fn of(shared: &Shared, changes: &Committed, start: u64) -> Option<Self> {
+        let (range, piece) = changes.pieces.at(start)?;
+        let Piece::Data { record, change, at } = piece else { return None };
+        let at = at + (start - range.start);
+        let left = record.left_bytes(*change);
+        let is_block = |bytes: u64| bytes.is_multiple_of(BLOCK_BYTES);
+        if range.end < start + BLOCK_BYTES || !is_block(at) || !is_block(u64::from(left)) {
+            return None;
+        }
+        let key = CacheKey { volume: shared.keys.volume(), unit: Unit::Change(record.slot, *change) };
+        let bit = u32::try_from(at / BLOCK_BYTES).expect("a change is at most a page");
+        Some(Self { from: HeldBlock { key, bit }, blocks: left as usize / BLOCK_LEN })
+    }
+
+    /// Makes reads find the block as `to`, which has the same bytes, and frees the memory of the change if all
+    /// of it has moved.
+    pub(super) async fn moves(self, shared: &Shared, to: HeldBlock) {
+        shared.env.cache.moved(self.from, to, self.blocks).await;
+    }
 }
 
 /// What a fetch found: one result for all of it, or one for each of its blocks.
@@ -98,6 +131,13 @@ impl Batch {
                 }
                 None => {
                     let (fetch, at) = reader_of(shared).piece_fetch(&piece, length);
+                    let (fetch, at) = match &piece {
+                        // The fold needs the neighbours too, although for other chunks.
+                        Piece::Data { record, change, at } if !shared.env.cache.contains(&fetch) => {
+                            (Fetch::run(shared.keys.sealing(), record, *change), *at)
+                        }
+                        _ => (fetch, at),
+                    };
                     let at = usize::try_from(at).expect("within a page");
                     self.fetched(shared, &mut composition, &part, fetch, (at, None))
                 }
@@ -115,7 +155,8 @@ impl Batch {
         fetch: Fetch,
         (at, damage): (usize, Option<Damage>),
     ) -> Source {
-        if shared.env.cache.contains(&fetch) {
+        // Runs are only fetched by folds. They say nothing about what clients read.
+        if !matches!(fetch.check, Check::Run(..)) && shared.env.cache.contains(&fetch) {
             composition.heat(part);
         }
         self.fetches.push(fetch);
@@ -132,7 +173,7 @@ impl Batch {
         let mut all: Vec<Found> = fetched.into_iter().map(|found| vec![found]).collect();
         for (fetch, found) in fetches.iter().zip(&mut all) {
             // A damaged block must not take the blocks with it that were fetched together with it.
-            if fetch.count > 1 && matches!(found[0], Err(Error::Damaged { .. })) {
+            if fetch.has_blocks() && matches!(found[0], Err(Error::Damaged { .. })) {
                 let blocks: Vec<Fetch> =
                     (0..fetch.count).map(|block| fetch.narrowed(1 << (fetch.first + block))).collect();
                 *found = shared.env.cache.fetch_passing(store, &blocks).await;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use futures::stream::{self, StreamExt};
 
-use super::compose::{Batch, confirm_lost};
+use super::compose::{Batch, ChangedBlock, confirm_lost};
 use super::made::{Background, Content, FoldedPage, Made, Packing};
 use super::page::{PageUpdate, Put};
 use super::plan::{self, Changes, Fresh, FreshRun};
@@ -350,10 +350,11 @@ impl Folder {
                 let block = composition.range.start % PAGE_BYTES / BLOCK_BYTES;
                 let good = composition.compose(&fetched, bytes)?;
                 let is_hot = composition.hot >> block & 1 == 1;
-                composed.push((good[usize::try_from(block).expect("less than 16")], is_hot));
+                let hot = is_hot.then(|| ChangedBlock::of(shared, folding, composition.range.start));
+                composed.push((good[usize::try_from(block).expect("less than 16")], hot));
             }
             // From here on nothing fails, so that each block is appended once.
-            for (((block, moved), bytes), (good, is_hot)) in
+            for (((block, moved), bytes), (good, hot)) in
                 jobs.iter().zip(bytes.chunks(BLOCK_LEN)).zip(composed)
             {
                 let blocks = page.within(&block.alone());
@@ -374,7 +375,7 @@ impl Folder {
                         if moved.is_some() {
                             shared.metrics.background_bytes.of(Work::Relocate).inc_by(BLOCK_BYTES);
                         }
-                        let packed = packs.append(shared, *block, bytes, is_hot).await;
+                        let packed = packs.append(shared, *block, bytes, hot).await;
                         Put::Frames(packed.pack, packed.frame)
                     }
                 };

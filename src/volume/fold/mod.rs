@@ -281,15 +281,15 @@ impl Folder {
     /// Removes from the cache what reads find under a new name from now on.
     async fn forget_folded(&self, old: &Root, root: &Root, folding: &Committed) {
         let (cache, volume) = (&self.shared.env.cache, self.shared.keys.volume());
-        let folded: BTreeSet<Unit> = folding
-            .pieces
-            .iter()
-            .filter_map(|(_, piece)| match piece {
-                Piece::Data { record, change, .. } => Some(Unit::Run(record.slot, record.run_of(*change))),
-                _ => None,
-            })
-            .collect();
+        let mut folded: BTreeSet<Unit> = BTreeSet::new();
+        for (_, piece) in folding.pieces.iter() {
+            if let Piece::Data { record, change, .. } = piece {
+                folded.insert(Unit::Change(record.slot, *change));
+                folded.insert(Unit::Run(record.slot, record.run_of(*change)));
+            }
+        }
         cache.remove(folded.into_iter().map(|unit| CacheKey { volume, unit })).await;
+        cache.settle().await;
         for (number, replaced) in &old.map_pages {
             if replaced.origin == 0 && root.map_pages.get(number).is_none_or(|page| page.id != replaced.id) {
                 let unit = Unit::Map(*number, replaced.id);

@@ -8,11 +8,13 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
+use super::compose::ChangedBlock;
 use crate::metrics::labels::ObjectKind;
 use crate::mutant::{self, Mutant};
 use crate::store::Condition;
 use crate::volume::cache::fetch::{CacheKey, Unit};
 use crate::volume::cache::held::Held;
+use crate::volume::cache::moved::HeldBlock;
 use crate::volume::error::Error;
 use crate::volume::format::geometry::{BLOCK_BYTES, BlockIndex};
 use crate::volume::format::keys::ObjectId;
@@ -35,6 +37,8 @@ struct OpenPack {
     writer: PackWriter,
     /// The frames, of the last 16, that are to stay in memory.
     hot: (u16, Vec<u8>),
+    /// The changes that these frames were in memory as, each with the bit of the frame.
+    moved: Vec<(u32, ChangedBlock)>,
 }
 
 /// Capacity with which a pack begins, in bytes. It grows as needed.
@@ -48,26 +52,27 @@ pub(super) struct Packed {
 }
 
 impl Packs {
-    /// Appends a block of the volume. Blocks must be appended in ascending order within a fold. `is_hot` says
-    /// whether it is to be in the cache.
+    /// Appends a block of the volume. Blocks must be appended in ascending order within a fold. `hot` says
+    /// whether it is to be in the cache, and as which change it is there now.
     pub(super) async fn append(
         &mut self,
         shared: &Shared,
         block: BlockIndex,
         payload: &[u8],
-        is_hot: bool,
+        hot: Option<Option<ChangedBlock>>,
     ) -> Packed {
         let frames = most_frames(shared);
         let open = self.open.get_or_insert_with(|| {
             let id = shared.next_id();
             let writer = PackWriter::within(shared.keys.sealing(), id, shared.buffers.take(PACK_BYTES));
-            OpenPack { id, writer, hot: (0, Vec::new()) }
+            OpenPack { id, writer, hot: (0, Vec::new()), moved: Vec::new() }
         });
         let frame = open.writer.frames();
         open.writer.block(block, payload);
-        if is_hot {
+        if let Some(change) = hot {
             open.hot.0 |= 1 << (frame % 16);
             open.hot.1.extend_from_slice(payload);
+            open.moved.extend(change.map(|change| (frame % 16, change)));
         }
         let packed = Packed { pack: open.id, frame: u16::try_from(frame).expect("less than 65,535") };
         if frame % 16 == 15 {
@@ -122,6 +127,9 @@ impl OpenPack {
         let group = u16::try_from((self.writer.frames() - 1) / 16).expect("less than 4,096");
         let key = CacheKey { volume: shared.keys.volume(), unit: Unit::Packed(self.id, group) };
         shared.env.cache.insert(key, Held { mask, data: Bytes::from(data) }).await;
+        for (bit, change) in std::mem::take(&mut self.moved) {
+            change.moves(shared, HeldBlock { key, bit }).await;
+        }
     }
 }
 

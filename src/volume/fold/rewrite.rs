@@ -5,7 +5,7 @@
 use bytes::Bytes;
 
 use super::Folder;
-use super::compose::{ALL_GOOD, Batch};
+use super::compose::{ALL_GOOD, Batch, ChangedBlock, Composition};
 use super::made::Made;
 use super::page::PageUpdate;
 use super::plan::{Changes, Cover};
@@ -14,16 +14,24 @@ use crate::mutant::{self, Mutant};
 use crate::store::Condition;
 use crate::volume::cache::fetch::{CacheKey, Unit};
 use crate::volume::cache::held::Held;
+use crate::volume::cache::moved::HeldBlock;
 use crate::volume::error::Error;
 use crate::volume::format::chunk::{ChunkWriter, object_bytes};
-use crate::volume::format::geometry::{BLOCK_LEN, ChunkIndex, PAGE_BYTES, PAGE_LEN, PageIndex};
+use crate::volume::format::geometry::{
+    BLOCK_BYTES, BLOCK_LEN, BLOCKS_PER_PAGE, ChunkIndex, PAGE_BYTES, PAGE_LEN, PageIndex,
+};
 use crate::volume::format::keys::{ObjectId, Slot};
 use crate::volume::format::map::{Base, Damage, Entry, SECTOR_MASK_BYTES};
 use crate::volume::state::piece::is_zero;
 use crate::volume::state::segments::Committed;
 
-/// Blocks of a new object that are to stay in memory: the page, the blocks of it, their bytes.
-type Hot = Vec<(PageIndex, Held)>;
+/// Blocks of a page of a new object that are to stay in memory.
+struct HotPage {
+    page: PageIndex,
+    held: Held,
+    /// The changes that these blocks are in memory as, each with its block of the page.
+    moved: Vec<(u32, ChangedBlock)>,
+}
 
 impl Folder {
     /// Makes the entry of a chunk at the commit `birth` from what lies below and the changes since, which are
@@ -68,7 +76,7 @@ impl Folder {
         let most = object_bytes(pages_per_chunk, u32::from(pages_per_chunk));
         let memory = shared.buffers.take(usize::try_from(most).expect("at most 33 MiB"));
         let mut writer = ChunkWriter::within(sealing, index, id, pages_per_chunk, memory);
-        let (mut hot, mut bytes) = (Hot::new(), vec![0; PAGE_LEN]);
+        let (mut hot, mut bytes) = (Vec::new(), vec![0; PAGE_LEN]);
         let may_come_back = page.is_adopted && page.is_foreign(index.slot());
         for composition in &batch.compositions {
             let number = shared.geometry.page_at(composition.range.start);
@@ -83,7 +91,7 @@ impl Folder {
                 continue;
             }
             writer.page(number, &bytes);
-            hot.push((number, chosen(composition.hot, &bytes)));
+            hot.push(self.hot_page(number, composition, folding, &bytes));
         }
         drop(fetched);
         let stored = writer.stored();
@@ -105,19 +113,39 @@ impl Folder {
         index: ChunkIndex,
         id: ObjectId,
         object: Bytes,
-        hot: Hot,
+        hot: Vec<HotPage>,
         made: &Made,
     ) -> Result<(), Error> {
         let shared = &self.shared;
         let key = made.note(shared.keys.chunk(index, id));
         shared.env.store.bulk.put(&key, object.clone(), Condition::Always).await?;
         shared.metrics.put_bytes.of(ObjectKind::Chunk).inc_by(object.len() as u64);
-        for (page, blocks) in hot {
+        for HotPage { page, held, moved } in hot {
             let page = if mutant::is(Mutant::NeighbourCached) { PageIndex(page.0 ^ 1) } else { page };
             let key = CacheKey { volume: shared.keys.volume(), unit: Unit::page(index, id, page) };
-            shared.env.cache.insert(key, blocks).await;
+            shared.env.cache.insert(key, held).await;
+            for (bit, change) in moved {
+                change.moves(shared, HeldBlock { key, bit }).await;
+            }
         }
         Ok(())
+    }
+
+    /// Returns the blocks of a page that are to stay in memory, with the content that was composed.
+    fn hot_page(
+        &self,
+        page: PageIndex,
+        composed: &Composition,
+        folding: &Committed,
+        bytes: &[u8],
+    ) -> HotPage {
+        let is_hot = |bit: &u32| composed.hot >> bit & 1 == 1;
+        let change = |bit: u32| {
+            let start = composed.range.start + u64::from(bit) * BLOCK_BYTES;
+            ChangedBlock::of(&self.shared, folding, start).map(|change| (bit, change))
+        };
+        let moved = (0..BLOCKS_PER_PAGE).filter(is_hot).filter_map(change).collect();
+        HotPage { page, held: chosen(composed.hot, bytes), moved }
     }
 }
 

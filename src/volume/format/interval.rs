@@ -67,13 +67,20 @@ impl<V: Value> IntervalMap<V> {
 
     /// Removes a range. Ranges that overlap it are cut.
     pub fn remove(&mut self, range: Range<u64>) {
+        self.remove_and(range, &mut |_, _| ());
+    }
+
+    /// As [`IntervalMap::remove`]. Calls `removed` with each part that is removed, and the value of the range
+    /// that it was a part of.
+    fn remove_and(&mut self, range: Range<u64>, removed: &mut impl FnMut(Range<u64>, &V)) {
         if range.is_empty() {
             return;
         }
-        if let Some((&start, (end, _))) = self.ranges.range_mut(..range.start).next_back()
+        if let Some((&start, (end, value))) = self.ranges.range_mut(..range.start).next_back()
             && *end > range.start
         {
             let old_end = std::mem::replace(end, range.start);
+            removed(range.start..old_end.min(range.end), value);
             if old_end > range.end {
                 let value = self.ranges[&start].1.advanced(range.end - start);
                 self.ranges.insert(range.end, (old_end, value));
@@ -82,6 +89,7 @@ impl<V: Value> IntervalMap<V> {
         }
         while let Some((&start, &(end, _))) = self.ranges.range(range.clone()).next() {
             let (_, value) = self.ranges.remove(&start).expect("just found");
+            removed(start..end.min(range.end), &value);
             if end > range.end {
                 self.ranges.insert(range.end, (end, value.advanced(range.end - start)));
                 return;
@@ -91,6 +99,12 @@ impl<V: Value> IntervalMap<V> {
 
     /// Maps a range to a value. Replaces whatever the range overlaps.
     pub fn insert(&mut self, range: Range<u64>, value: V) {
+        self.insert_and(range, value, &mut |_, _| ());
+    }
+
+    /// As [`IntervalMap::insert`]. Calls `replaced` with each part that is replaced, and the value of the
+    /// range that it was a part of.
+    pub fn insert_and(&mut self, range: Range<u64>, value: V, replaced: &mut impl FnMut(Range<u64>, &V)) {
         if range.is_empty() {
             return;
         }
@@ -98,10 +112,11 @@ impl<V: Value> IntervalMap<V> {
         if let Some((end, old)) = self.ranges.get_mut(&range.start)
             && *end == range.end
         {
+            replaced(range, old);
             *old = value;
             return;
         }
-        self.remove(range.clone());
+        self.remove_and(range.clone(), replaced);
         self.ranges.insert(range.start, (range.end, value));
     }
 
@@ -168,11 +183,14 @@ mod tests {
         ) {
             let mut map = IntervalMap::default();
             let mut array: Vec<Option<Mark>> = vec![None; 128];
+            let mut left = vec![0; 40];
             for (number, (start, length, remove)) in steps.into_iter().enumerate() {
+                let mut replaced = |range: Range<u64>, mark: &Mark| left[mark.0] -= range.end - range.start;
                 match remove {
-                    true => map.remove(start..start + length),
-                    false => map.insert(start..start + length, Mark(number, 0)),
+                    true => map.remove_and(start..start + length, &mut replaced),
+                    false => map.insert_and(start..start + length, Mark(number, 0), &mut replaced),
                 }
+                left[number] = if remove { 0 } else { length };
                 for i in 0..length {
                     array[usize::try_from(start + i).unwrap()] = (!remove).then_some(Mark(number, i));
                 }
@@ -187,6 +205,10 @@ mod tests {
                 }
             }
             prop_assert_eq!(&seen, &array);
+            for (number, left) in (0..).zip(left) {
+                let held = array.iter().flatten().filter(|mark| mark.0 == number).count();
+                prop_assert_eq!(held as u64, left, "of insertion {}", number);
+            }
             let (start, end) = (asked.0, asked.0 + asked.1);
             let mut part: Vec<Option<Mark>> = vec![None; 128];
             for (range, value) in map.overlaps(start..end) {

@@ -223,7 +223,7 @@ impl<'a> Replay<'a> {
         self.size_bytes = resized.unwrap_or(self.size_bytes);
         let sent =
             Sent { pieces, record: None, bytes, end, chunks, superseded: Vec::new(), resized, snapshot };
-        self.committed.merge(&sent, Instant::now());
+        self.committed.merge(&sent, Instant::now(), |_, _| ());
     }
 
     /// Converts the changes of a record.

@@ -10,7 +10,6 @@ use super::base::{self, BasePart, LoadedMapPage, Mapped};
 use super::reader::at_pages;
 use super::{Loads, PIECES, first_window, look_up, reader_of};
 use crate::volume::cache::clean::HeldPieces;
-use crate::volume::cache::fetch::Fetch;
 use crate::volume::error::Error;
 use crate::volume::format::geometry::{BLOCK_BYTES, Geometry, PageIndex};
 use crate::volume::shared::Shared;
@@ -156,9 +155,9 @@ fn stored_in_memory(shared: &Shared, piece: &Piece, length: u64, held: &HeldPiec
         Piece::Zero { .. } => return None,
         Piece::Chunk(chunk, at) if !chunk.stored.contains(PageIndex::at(*at)) => return None,
         Piece::Block(..) => u16::MAX,
-        Piece::Data { record, change, .. } => all_if(
+        Piece::Data { record, .. } => all_if(
             record.body.lock().is_some()
-                || shared.env.cache.contains(&Fetch::change(shared.keys.sealing(), record, *change)),
+                || shared.env.cache.contains(&reader_of(shared).piece_fetch(piece, length).0),
         ),
         Piece::Chunk(chunk, at) => match *chunk.memory.lock() {
             ChunkMemory::Gone => held.blocks(&reader_of(shared).chunk_fetch(chunk, *at, length)),

@@ -124,7 +124,9 @@ impl Reader<'_> {
     /// bytes the piece begins.
     pub(crate) fn piece_fetch(self, piece: &Piece, length: u64) -> (Fetch, u64) {
         match piece {
-            Piece::Data { record, change, at } => (Fetch::change(self.keys.sealing(), record, *change), *at),
+            Piece::Data { record, change, at } => {
+                Fetch::change(self.keys.sealing(), record, *change, *at..*at + length)
+            }
             Piece::Chunk(chunk, at) => (self.chunk_fetch(chunk, *at, length), at % BLOCK_BYTES),
             Piece::Block(..) | Piece::Zero { .. } => unreachable!("always in memory"),
         }

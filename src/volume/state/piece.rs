@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -39,7 +40,7 @@ pub struct DataPlace {
     pub tag: Checksum,
 }
 
-/// Successive `Data` changes of a record whose data is adjacent. A run is cached and fetched as a unit.
+/// Successive `Data` changes of a record whose data is adjacent. A fold fetches a run as a unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
     /// Number of its first change.
@@ -57,6 +58,8 @@ pub struct RecordRef {
     pub slot: Slot,
     /// The places of its `Data` changes, by number of the change; `None` for other changes.
     data: Vec<Option<DataPlace>>,
+    /// How many bytes of each change no later change has replaced.
+    left: Vec<AtomicU32>,
     /// The runs that all `Data` changes form, in order.
     runs: Vec<Run>,
     /// The bytes of the record, until it is known to be durable.
@@ -86,7 +89,8 @@ impl RecordRef {
                 _ => runs.push(Run { first, at: place.at, length: place.length }),
             }
         }
-        Self { slot: record.slot, data, runs, body: Mutex::new(body) }
+        let left = data.iter().map(|place| AtomicU32::new(place.map_or(0, |place| place.length))).collect();
+        Self { slot: record.slot, data, left, runs, body: Mutex::new(body) }
     }
 
     /// Returns where the data of a `Data` change is stored.
@@ -96,6 +100,26 @@ impl RecordRef {
     #[must_use]
     pub fn place(&self, change: u32) -> DataPlace {
         self.data[change as usize].expect("a piece names a data change")
+    }
+
+    /// Records that a later change has replaced `bytes` bytes of a `Data` change. Returns whether all of it is
+    /// replaced now.
+    pub(crate) fn replace(&self, change: u32, bytes: u64) -> bool {
+        let bytes = u32::try_from(bytes).expect("at most a page");
+        self.left[change as usize].fetch_sub(bytes, Ordering::Relaxed) == bytes
+    }
+
+    /// Number of bytes of a `Data` change that no later change has replaced.
+    pub(crate) fn left_bytes(&self, change: u32) -> u32 {
+        self.left[change as usize].load(Ordering::Relaxed)
+    }
+
+    /// Returns the `Data` changes that are not replaced, with their places.
+    pub(crate) fn left(&self) -> impl Iterator<Item = (u32, DataPlace)> + '_ {
+        let changes = (0_u32..).zip(self.data.iter().zip(&self.left));
+        changes.filter_map(|(number, (place, left))| {
+            place.filter(|_| left.load(Ordering::Relaxed) > 0).map(|place| (number, place))
+        })
     }
 
     /// Returns the number of the run that contains a `Data` change.
@@ -109,12 +133,6 @@ impl RecordRef {
     #[must_use]
     pub fn run(&self, number: u32) -> Run {
         self.runs[number as usize]
-    }
-
-    /// All runs, in order.
-    #[must_use]
-    pub fn runs(&self) -> &[Run] {
-        &self.runs
     }
 
     /// Whether the data of every change in a run matches its tag. `place` is the record's.

@@ -6,6 +6,7 @@
 //! snapshot or a new size, and the last has neither. Commits are merged in the order of their slots.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use tokio::time::Instant;
 
@@ -70,10 +71,10 @@ impl Committed {
     ///
     /// # Panics
     /// Panics if the commit is not newer than all before it.
-    fn merge(&mut self, sent: &Sent, now: Instant) {
+    fn merge(&mut self, sent: &Sent, now: Instant, replaced: &mut impl FnMut(Range<u64>, &Piece)) {
         assert!(self.end.is_none_or(|end| end.slot < sent.end.slot), "commits are taken in order");
         for (range, piece) in sent.pieces.iter() {
-            self.pieces.insert(range, piece.clone());
+            self.pieces.insert_and(range, piece.clone(), replaced);
         }
         self.bytes += sent.bytes;
         self.weight += sent.bytes + sent.pieces.len() as u64 * PIECE_WEIGHT;
@@ -95,11 +96,12 @@ pub struct Segments {
 }
 
 impl Segments {
-    /// Adds a durable commit.
+    /// Adds a durable commit. Calls `replaced` with each part of an earlier change that it replaces and that
+    /// nothing else needs, and with the piece that contains the part.
     ///
     /// # Panics
     /// Panics if the commit is not newer than all before it.
-    pub fn merge(&mut self, sent: &Sent, now: Instant) {
+    pub fn merge(&mut self, sent: &Sent, now: Instant, mut replaced: impl FnMut(Range<u64>, &Piece)) {
         if mutant::is(Mutant::SnapshotBeforeCommit) && sent.snapshot.is_some() {
             self.close(sent);
         }
@@ -107,7 +109,7 @@ impl Segments {
             Some(last) if mutant::is(Mutant::SegmentReopened) => last,
             _ => &mut self.open,
         };
-        segment.merge(sent, now);
+        segment.merge(sent, now, &mut replaced);
         let is_snapshot = sent.snapshot.is_some() && !mutant::is(Mutant::SnapshotBeforeCommit);
         if is_snapshot || sent.resized.is_some() {
             self.close(sent);

@@ -308,6 +308,7 @@ impl Sender {
     async fn settle(&self, n: u64) {
         let shared = &self.shared;
         let mut settled: Vec<InFlight> = Vec::new();
+        let mut replaced: Vec<Unit> = Vec::new();
         let now = Instant::now();
         let fold;
         {
@@ -320,7 +321,7 @@ impl Sender {
             while state.in_flight.front().is_some_and(|commit| commit.durable) {
                 let commit = state.in_flight.pop_front().expect("just seen");
                 let Stage::Sent(sent) = &commit.stage else { panic!("durable before it was sent") };
-                state.committed.merge(sent, now);
+                state.committed.merge(sent, now, |range, piece| note_replaced(&mut replaced, &range, piece));
                 settled.push(commit);
             }
             fold = shared.wants_fold(&state);
@@ -336,6 +337,8 @@ impl Sender {
         if fold {
             shared.fold_wake.notify_one();
         }
+        let volume = shared.keys.volume();
+        shared.env.cache.remove(replaced.into_iter().map(|unit| CacheKey { volume, unit })).await;
         // The permits are returned however this ends: a task may be cancelled at any await.
         let held = |commit: InFlight| (Permits { shared, permits: commit.permits }, commit);
         for (_permits, commit) in settled.into_iter().map(held).collect::<Vec<_>>() {
@@ -355,14 +358,24 @@ impl Sender {
         let shared = &self.shared;
         let Some(record) = &sent.record else { return };
         let body = record.body.lock().clone().expect("only this drops it");
-        for (number, run) in (0..).zip(record.runs()) {
-            let start = usize::try_from(run.at).expect("within the record");
-            let bytes = Bytes::copy_from_slice(&body[start..start + run.length as usize]);
-            let key = CacheKey { volume: shared.keys.volume(), unit: Unit::Run(record.slot, number) };
-            shared.env.cache.insert(key, Held::whole(bytes)).await;
+        for (number, place) in record.left() {
+            let start = usize::try_from(place.at).expect("within the record");
+            let bytes = Bytes::copy_from_slice(&body[start..start + place.length as usize]);
+            let key = CacheKey { volume: shared.keys.volume(), unit: Unit::Change(record.slot, number) };
+            shared.env.cache.insert(key, Held::of_change(bytes)).await;
         }
         shared.env.cache.settle().await;
         *record.body.lock() = None;
+    }
+}
+
+/// Records which unit of the cache nobody will read again, because a later change has replaced the last part
+/// of it. `range` is the part of `piece` that was replaced.
+fn note_replaced(units: &mut Vec<Unit>, range: &Range<u64>, piece: &Piece) {
+    if let Piece::Data { record, change, .. } = piece
+        && record.replace(*change, range.end - range.start)
+    {
+        units.push(Unit::Change(record.slot, *change));
     }
 }
 
