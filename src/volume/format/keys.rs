@@ -339,7 +339,16 @@ mod tests {
     fn a_key_in_another_spelling_is_not_ours() {
         let keys = Keys::new(Uuid::from_u128(7));
         let prefix = keys.prefix();
-        for bad in ["journal/3/9", "root/012-1", "map/1-2", "chunk/zz/1-2-3", "head/x", "reads/1", "x", "map/1-2-3-4"] {
+        for bad in [
+            "journal/3/9",
+            "root/012-1",
+            "map/1-2",
+            "chunk/zz/1-2-3",
+            "head/x",
+            "reads/1",
+            "x",
+            "map/1-2-3-4",
+        ] {
             assert_eq!(keys.parse(&format!("{prefix}{bad}")), None, "{bad}");
         }
     }
