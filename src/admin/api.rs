@@ -23,10 +23,10 @@ use super::changes_view::ChangesView;
 use super::view::{
     ConnectionView, DeletedView, MapView, Problem, SnapshotView, StatusView, UnnamedView, VolumeView, stored,
 };
-use super::{Context, FlattenView, GarbageView, OpenVolume};
+use super::{Context, FlattenView, GarbageView, OpenVolume, WarmView};
 use crate::gateway::{Fate, IfHeld};
-use crate::volume::Status;
 use crate::volume::catalog::Info;
+use crate::volume::{Status, Warm};
 
 /// The OpenAPI description of the API.
 pub(super) const OPENAPI: &str = include_str!("openapi.json");
@@ -62,6 +62,7 @@ pub(super) fn routes() -> Router<Context> {
         .route("/api/v1/volumes/{name}/snapshots/{snapshot}/changes", get(changes))
         .route("/api/v1/volumes/{name}/gc", post(collect_garbage))
         .route("/api/v1/volumes/{name}/flatten", post(flatten))
+        .route("/api/v1/volumes/{name}/warm", post(warm))
         .route("/api/v1/connections", get(connections))
         .route("/api/v1/drain", post(drain))
 }
@@ -393,6 +394,24 @@ async fn collect_garbage(
 /// Flattens a clone. The volume goes on with it if the client disconnects.
 async fn flatten(State(context): State<Context>, Path(name): Path<String>) -> Answer<Json<FlattenView>> {
     Ok(Json(context.gateway.flatten(&name).await?.into()))
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Warming {
+    #[serde(default)]
+    all: bool,
+}
+
+/// Loads blocks of a volume into the cache. It ends when the client disconnects.
+async fn warm(
+    State(context): State<Context>,
+    Path(name): Path<String>,
+    query: Result<Query<Warming>, QueryRejection>,
+) -> Answer<Json<WarmView>> {
+    let Query(warming) = query.map_err(|error| Problem::new(error.status(), error.body_text()))?;
+    let what = if warming.all { Warm::Everything } else { Warm::FirstReads };
+    Ok(Json(context.gateway.warm(&name, what).await?.into()))
 }
 
 async fn connections(State(context): State<Context>) -> Json<Vec<ConnectionView>> {

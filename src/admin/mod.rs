@@ -15,6 +15,7 @@ mod health;
 mod http;
 mod status;
 mod view;
+mod warm_view;
 
 use std::fmt;
 use std::sync::Arc;
@@ -31,6 +32,7 @@ pub use access::{Access, Token, TokenError};
 pub use flatten_view::FlattenView;
 pub use garbage_view::{GarbageView, TallyView};
 pub use view::{DeletedView, SnapshotView, UnnamedView};
+pub use warm_view::WarmView;
 
 pub use crate::gateway::{Failure, Gateway, Known, OpenVolume, Stage};
 

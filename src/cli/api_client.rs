@@ -14,7 +14,7 @@ use tokio::net::UnixStream;
 use super::error::Error;
 use super::http::{Answer, exchange};
 use super::volume_view::Row;
-use crate::admin::{DeletedView, FlattenView, GarbageView, SnapshotView, UnnamedView};
+use crate::admin::{DeletedView, FlattenView, GarbageView, SnapshotView, UnnamedView, WarmView};
 use crate::volume::OpenError;
 use crate::volume::catalog::Info;
 use crate::volume::format::keys;
@@ -177,6 +177,12 @@ impl Gateway {
     /// Flattens a clone. It takes as long as it takes to rewrite what the clone shares.
     pub(super) async fn flatten(&self, volume: &str) -> Result<FlattenView, Error> {
         self.parsed(&self.ask_patiently("POST", &path(volume, "/flatten")?, None).await?)
+    }
+
+    /// Loads blocks of a volume into the cache. It takes as long as it takes to fetch them.
+    pub(super) async fn warm(&self, volume: &str, all: bool) -> Result<WarmView, Error> {
+        let path = path(volume, if all { "/warm?all=true" } else { "/warm" })?;
+        self.parsed(&self.ask_patiently("POST", &path, None).await?)
     }
 
     /// Sends a request, and returns the body of a successful response.

@@ -307,6 +307,10 @@ pub(super) enum Action {
     /// Make a clone independent of other volumes: what it shares with them is written once more, as its own;
     /// without --gateway, only of a volume that no gateway holds
     Flatten(Flatten),
+    /// Load a volume into the cache of a gateway (--gateway): what clients read first after an earlier
+    /// opening, which `volumes.record_reads` records. It takes at most half of the cache, and no room that is
+    /// in use
+    Warm(Warm),
     /// Delete a volume and all its data. `volume undelete` brings it back while it is kept: for
     /// `volumes.undelete`, a day by default
     Delete(Delete),
@@ -327,6 +331,7 @@ impl Action {
             | Self::Resize(Resize { place, .. })
             | Self::Rename(Rename { place, .. })
             | Self::Flatten(Flatten { place, .. })
+            | Self::Warm(Warm { place, .. })
             | Self::Delete(Delete { place, .. })
             | Self::Undelete(Undelete { place, .. }) => Some(place),
             Self::Usage(_) | Self::Restore(_) => None,
@@ -341,6 +346,7 @@ impl Action {
             | Self::Resize(Resize { place, .. })
             | Self::Rename(Rename { place, .. })
             | Self::Flatten(Flatten { place, .. })
+            | Self::Warm(Warm { place, .. })
             | Self::Delete(Delete { place, .. })
             | Self::Undelete(Undelete { place, .. }) => &place.common,
             Self::Usage(Usage { common, .. }) | Self::Restore(Restore { common, .. }) => common,
@@ -430,6 +436,20 @@ pub(super) struct Flatten {
     place: Place,
     /// Name of the volume
     pub(super) name: String,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct Warm {
+    #[command(flatten)]
+    place: Place,
+    /// Name of the volume
+    pub(super) name: String,
+    /// Load the data of the disk from its beginning, and not what was recorded
+    #[arg(long)]
+    pub(super) all: bool,
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,

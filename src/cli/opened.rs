@@ -33,6 +33,8 @@ pub(super) fn of_command(options: volume::Options) -> volume::Options {
         holder_name: process::name(),
         holder_is_stable: false,
         store_deadline: options.store_deadline.or(Some(PATIENCE)),
+        // What a command reads says nothing about what a client will.
+        record_reads: Duration::ZERO,
         ..options
     }
 }

@@ -333,6 +333,7 @@ fn volume_options(config: &Config) -> volume::Options {
         head_interval: lease.head_interval,
         deletion_grace: store.deletion_grace,
         undelete: volumes.undelete,
+        record_reads: volumes.record_reads,
         read_ahead_bytes: cache.read_ahead.0,
         get_bytes: cache.fetch.0,
         ..volume::Options::default()

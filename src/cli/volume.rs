@@ -1,5 +1,5 @@
-//! `cairn volume`: creates, lists, shows, measures, resizes, renames, flattens and deletes volumes, and
-//! brings deleted ones back.
+//! `cairn volume`: creates, lists, shows, measures, resizes, renames, flattens, warms and deletes volumes,
+//! and brings deleted ones back.
 //!
 //! Owns the choice between the store and a gateway, and must not know how a volume is stored. Invariant: only
 //! a creation may create a store.
@@ -14,7 +14,7 @@ use super::settings::Options;
 use super::usage_view::print_usage;
 use super::volume_view::{
     Later, Row, print_all, print_created, print_deleted, print_flattened, print_one, print_renamed,
-    print_resized, print_undeleted, print_unnamed,
+    print_resized, print_undeleted, print_unnamed, print_warmed,
 };
 use crate::admin::{DeletedView, FlattenView, UnnamedView};
 use crate::config::{Config, Size};
@@ -57,6 +57,7 @@ async fn in_store(action: Action, options: Options) -> Result<(), Error> {
         Action::Resize(args) => return resize(options, args).await,
         Action::Rename(args) => return rename(options, args).await,
         Action::Flatten(args) => return flatten(options, args).await,
+        Action::Warm(args) => return Err(warm_nothing(&args.name)),
         action => action,
     };
     let mut options = options.impatient();
@@ -110,6 +111,7 @@ async fn in_store(action: Action, options: Options) -> Result<(), Error> {
         | Action::Resize(_)
         | Action::Rename(_)
         | Action::Flatten(_)
+        | Action::Warm(_)
         | Action::Restore(_) => unreachable!("it was carried out above"),
         Action::Delete(args) => delete(&env, &options, args).await,
         Action::Undelete(args) => undelete(&env, args).await,
@@ -146,6 +148,14 @@ fn flattened(name: &str, view: &FlattenView, json: bool, later: Later) -> Result
         (None, Some(chunks)) => Err(Error::FlattenUnread { name: name.to_owned(), chunks }),
         (None, None) => Ok(()),
     }
+}
+
+/// Why a volume is not warmed without a gateway.
+fn warm_nothing(name: &str) -> Error {
+    Error::Mistake(format!(
+        "the cache is in the memory of a gateway: cairn volume warm {name} --gateway sends the command to \
+         the gateway on this machine, and --gateway=SOCKET to the one with that admin socket"
+    ))
 }
 
 async fn rename(options: Options, args: Rename) -> Result<(), Error> {
@@ -212,6 +222,7 @@ async fn by_gateway(action: Action, chunk_bytes: Option<u64>, gateway: &Gateway)
         Action::Flatten(args) => {
             flattened(&args.name, &gateway.flatten(&args.name).await?, args.json, Later::ByGateway)
         }
+        Action::Warm(args) => print_warmed(&args.name, &gateway.warm(&args.name, args.all).await?, args.json),
         Action::Usage(_) | Action::Restore(_) => unreachable!("the grammar has no gateway for it"),
         Action::Delete(args) => {
             let shown = match args.which() {

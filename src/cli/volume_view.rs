@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::error::Error;
 use super::printed::{print, print_json, table};
 use super::snapshot_name::SnapshotName;
-use crate::admin::{DeletedView, FlattenView, UnnamedView};
+use crate::admin::{DeletedView, FlattenView, UnnamedView, WarmView};
 use crate::config::Size;
 use crate::gateway::chain;
 use crate::volume::catalog::{Info, Listed};
@@ -90,6 +90,21 @@ pub(super) fn print_flattened(name: &str, view: &FlattenView, json: bool, later:
         }
         _ => Ok(()),
     }
+}
+
+/// Prints what was loaded into the cache.
+pub(super) fn print_warmed(name: &str, view: &WarmView, json: bool) -> Result<(), Error> {
+    if json {
+        return print_json(view);
+    }
+    if view.state == "no_record" {
+        return print(&format!(
+            "nothing is loaded: no first reads of {name} are recorded yet (volumes.record_reads); --all \
+             loads the disk from its beginning\n"
+        ));
+    }
+    let why = if view.full { "; the cache has no room for more" } else { "" };
+    print(&format!("loaded {} of {name} in {} requests{why}\n", size(view.bytes), view.requests))
 }
 
 pub(super) fn print_undeleted(info: &Info, json: bool) -> Result<(), Error> {

@@ -285,6 +285,9 @@ settings! {
         chunk_size: Size = mib(4), Size(65_536)..=mib(32);
         /// How long a volume that was opened for a client stays open after its last client has left.
         idle_timeout: Duration = seconds(60), seconds(0)..=DAY;
+        /// For how long after a volume was opened the blocks that its clients read are recorded, so that the
+        /// next opening loads them at once. 0 disables recording, and loading at an opening.
+        record_reads: Duration = seconds(0), seconds(0)..=seconds(3600);
         /// Largest number of open volumes, together with open snapshots.
         maximum: u32 = 256, 1..=65_536;
         /// How old the list of volumes that clients see may be.

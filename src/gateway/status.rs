@@ -23,7 +23,7 @@ use crate::volume::catalog::{self, ChunkBytes, Deleted, Info, Listed, Unnamed};
 use crate::volume::diff::{self, Page};
 use crate::volume::format::snapshot::Snapshot;
 use crate::volume::gc::{self, Collected, Found};
-use crate::volume::{self, Environment, Flattened, OpenError, Shrink, SnapshotError};
+use crate::volume::{self, Environment, Flattened, OpenError, Shrink, SnapshotError, Warm, Warmed};
 
 /// What can be queried while the gateway serves.
 pub(crate) struct Serving {
@@ -300,6 +300,11 @@ impl Gateway for GatewayStatus {
         let flattened = serving.volumes.flatten(of).await;
         serving.catalogue.forget();
         Ok(flattened.map_err(SnapshotError::Volume)?)
+    }
+
+    async fn warm(&self, name: &str, what: Warm) -> Result<Option<Warmed>, Failure> {
+        let of = self.serving()?.join(name).await?;
+        Ok(of.volume.warm(what).await.map_err(SnapshotError::Volume)?)
     }
 
     fn stage(&self) -> Shown {

@@ -16,6 +16,7 @@ use crate::volume::format::snapshot::Snapshot;
 use crate::volume::gc::{Collected, Found};
 use crate::volume::{
     CloneError, CollectError, DiffError, Flattened, OpenError, ResizeError, Shrink, SnapshotError, Volume,
+    Warm, Warmed,
 };
 
 /// A volume that is open in this gateway.
@@ -159,6 +160,9 @@ pub trait Gateway: Send + Sync + 'static {
     async fn collect_garbage(&self, name: &str) -> Result<Collected, Failure>;
     /// Makes a clone independent of other volumes, as far as possible. It is opened for it if necessary.
     async fn flatten(&self, name: &str) -> Result<Flattened, Failure>;
+    /// Loads blocks of a volume into the cache. It is opened for it if necessary. Returns `None` if nothing
+    /// says which blocks.
+    async fn warm(&self, name: &str, what: Warm) -> Result<Option<Warmed>, Failure>;
     /// Returns the stage of the gateway.
     fn stage(&self) -> Stage;
     /// Returns the contents of the store at the last census, without a request to the store.

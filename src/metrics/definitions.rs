@@ -191,6 +191,11 @@ definitions! {
     READ_AHEAD = counter("cairn_read_ahead_bytes_total", "bytes", &["volume", "result"],
         "Bytes read ahead of a sequential reader, by whether they were used or evicted without being used.");
 
+    WARMED = counter("cairn_warmed_bytes_total", "bytes", &["volume"],
+        "Bytes loaded into the cache because an earlier opening read them first, or on request.");
+    WARM_REQUESTS = counter("cairn_warm_requests_total", "requests", &["volume"],
+        "GETs that loaded these bytes.");
+
     LEASE_REMAINING = gauge("cairn_lease_remaining_seconds", "seconds", &["volume"],
         "Time until the lease expires unless it is renewed; 0 once it has expired.");
     LEASE_TTL = gauge("cairn_lease_ttl_seconds", "seconds", &["volume"],

@@ -61,6 +61,8 @@ pub(super) struct VolumeFamilies {
     cache_evictions: IntCounterVec,
     cache_bytes: IntGaugeVec,
     read_ahead: IntCounterVec,
+    warmed_bytes: IntCounterVec,
+    warm_requests: IntCounterVec,
     lease_remaining: GaugeVec,
     lease_ttl: GaugeVec,
     fenced: IntGaugeVec,
@@ -107,6 +109,8 @@ impl VolumeFamilies {
             cache_evictions: counters(registry, &define::CACHE_EVICTIONS),
             cache_bytes: gauges(registry, &define::CACHE_BYTES),
             read_ahead: counters(registry, &define::READ_AHEAD),
+            warmed_bytes: counters(registry, &define::WARMED),
+            warm_requests: counters(registry, &define::WARM_REQUESTS),
             lease_remaining: float_gauges(registry, &define::LEASE_REMAINING),
             lease_ttl: float_gauges(registry, &define::LEASE_TTL),
             fenced: gauges(registry, &define::FENCED),
@@ -182,6 +186,8 @@ impl VolumeFamilies {
             cache_evictions: By::new(|l: Tier| owned.child(&self.cache_evictions, &[name, l.as_str()])),
             cache_bytes: By::new(|l: Tier| owned.child(&self.cache_bytes, &[name, l.as_str()])),
             read_ahead_bytes: By::new(|l: ReadAhead| owned.child(&self.read_ahead, &[name, l.as_str()])),
+            warmed_bytes: owned.child(&self.warmed_bytes, &[name]),
+            warm_requests: owned.child(&self.warm_requests, &[name]),
             lease_ends: Moment::new(owned.child(&self.lease_remaining, &[name]), Reading::Remaining),
             lease_ttl: owned.child(&self.lease_ttl, &[name]),
             fenced: owned.child(&self.fenced, &[name]),
@@ -362,6 +368,10 @@ pub struct VolumeHandles {
     pub cache_bytes: By<Tier, IntGauge>,
     /// Bytes read ahead, once they are used or dropped.
     pub read_ahead_bytes: By<ReadAhead, IntCounter>,
+    /// Bytes loaded because an earlier opening read them first, or on request.
+    pub warmed_bytes: IntCounter,
+    /// Number of GETs that loaded them.
+    pub warm_requests: IntCounter,
     /// When the lease expires.
     pub lease_ends: Moment,
     /// Duration of the lease after a renewal in seconds; 0 while no lease is held.

@@ -68,7 +68,8 @@ pub enum ByteRange {
 /// The condition under which a PUT takes effect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Condition {
-    /// No condition. For keys whose content never differs, so that a repeated PUT is harmless.
+    /// No condition. For keys whose content never differs, or is only a hint, so that a repeated PUT is
+    /// harmless.
     Always,
     /// `If-None-Match: *`: only if the object does not exist.
     IfAbsent,

@@ -32,7 +32,8 @@ use super::read::ahead::ReadAhead;
 use super::read::picture::{self, Picture};
 use super::read::{self, Extent, Segment};
 use super::shared::Shared;
-use super::state::Status;
+use super::state::{Status, Usage};
+use super::warming::{self, Warm, Warmed, Warming};
 use super::write::change::{self, Change};
 use super::write::resize::{self, Shrink};
 use super::write::{commit, snapshot};
@@ -54,30 +55,12 @@ pub struct Volume {
     /// The names that may be bound to the volume. A new one is noted before it is recorded in the head.
     names: Mutex<Names>,
     created_at_seconds: u64,
+    warming: Warming,
 }
 
 /// Divisor of the journal's limits: [`Volume::hand_on`] leaves at most an eighth of them for the successor to
 /// replay.
 const HANDED_ON: u64 = 8;
-
-/// Amounts of dirty and unfolded data of a volume, for operators.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Usage {
-    /// Dirty blocks of 4 KiB that are not in a commit yet.
-    pub dirty_blocks: usize,
-    /// Commits that were cut and are not durable yet.
-    pub commits_in_flight: usize,
-    /// Total size in bytes of the records after the last checkpoint.
-    pub journal_bytes: u64,
-    /// Number of records after the last checkpoint.
-    pub journal_records: u64,
-    /// The value that the journal's limit applies to, in bytes: the size of the records after the last
-    /// checkpoint plus the memory that their changes take, plus an upper bound of the same for the records in
-    /// flight and those still to be made.
-    pub journal_weight_bytes: u64,
-    /// Number of checkpoints published since the volume was opened.
-    pub checkpoints: u64,
-}
 
 impl Volume {
     pub(super) fn new(
@@ -89,8 +72,8 @@ impl Volume {
     ) -> Self {
         let read_ahead = Mutex::new(ReadAhead::default());
         let (naming, names, pins) = (tokio::sync::Mutex::new(()), Mutex::new(names), Pins::default());
-        let flattening = Flattening::default();
-        Self { shared, head, folds, read_ahead, naming, pins, flattening, names, created_at_seconds }
+        let (flattening, warming) = (Flattening::default(), Warming::begin(&shared));
+        Self { shared, head, folds, read_ahead, naming, pins, flattening, names, created_at_seconds, warming }
     }
 
     /// The UUID of the volume, which never changes.
@@ -224,6 +207,7 @@ impl Volume {
         }
         let _busy = self.shared.metrics.in_flight();
         let segments = read::read_range(&self.shared, range).await?;
+        self.warming.note(offset, &segments);
         self.shared.metrics.succeeded(Command::Read, length);
         Ok(segments)
     }
@@ -314,6 +298,16 @@ impl Volume {
         }
         self.shared.metrics.succeeded(Command::Cache, length);
         Ok(())
+    }
+
+    /// Loads blocks into the cache before anybody asks for them, up to half of its capacity. Returns `None`
+    /// if nothing says which. Other requests to the store take precedence. The future may be dropped at any
+    /// time.
+    ///
+    /// # Errors
+    /// If the volume stopped, or if its map or the record cannot be read.
+    pub async fn warm(&self, what: Warm) -> Result<Option<Warmed>, Error> {
+        warming::warm(&self.shared, what).await
     }
 
     /// Returns the allocation of a range as at most `limit` extents, with equal neighbours merged. The
@@ -535,6 +529,7 @@ impl Volume {
         if !mutant::is(Mutant::ClosedUncommitted) {
             self.checkpoint().await?;
         }
+        self.warming.store(&self.shared).await;
         self.head.release(&self.shared, self.folds.is_unswept()).await?;
         self.shared.retire("the volume is closed".to_owned());
         self.shared.tasks.shutdown().await;

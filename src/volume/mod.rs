@@ -16,6 +16,7 @@
 //! 5. `budget`, `environment`, `objects`, `shared`: what volumes share, and what one volume's tasks share.
 //!    `clones`: whether a clone still exists.
 //! 6. `read`: which layer has a range, and its bytes. `write`: changes and commits. `keeper`: head and lease.
+//!    `warming`: what is read first is recorded, and loaded at the next opening.
 //! 7. `collect`: deletes what nothing references any more.
 //! 8. `fold`: makes new objects and a new root from the journal.
 //! 9. `pins`: requests that clones may be in the way of. `flatten`: a clone gets objects of its own.
@@ -58,12 +59,13 @@ pub mod signal;
 pub mod snapshot;
 pub mod state;
 mod store_exact;
+mod warming;
 mod write;
 
 pub use budget::DirtyBudget;
-pub use cache::PageCache;
+pub use cache::{Brought, PageCache};
 pub use diff::{Change, Diff, Portion, Side};
-pub use disk::{Usage, Volume};
+pub use disk::Volume;
 pub use environment::Environment;
 pub use error::{
     CloneError, CollectError, DiffError, Error, ImportError, Mentioned, OpenError, ReceiveError, ResizeError,
@@ -75,5 +77,6 @@ pub use options::{Entropy, Options, WallClock};
 pub use read::picture::{Cell, Picture};
 pub use read::{Extent, Segment};
 pub use snapshot::SnapshotDisk;
-pub use state::Status;
+pub use state::{Status, Usage};
+pub use warming::{Warm, Warmed};
 pub use write::resize::Shrink;

@@ -70,6 +70,9 @@ pub struct Options {
     pub read_ahead_bytes: u64,
     /// Limit on the bytes of one GET that fetches adjacent pages.
     pub get_bytes: u64,
+    /// For how long after the opening the reads of clients are recorded, so that the next opening loads the
+    /// same blocks at once. If zero, nothing is recorded, and an opening loads nothing.
+    pub record_reads: Duration,
 }
 
 impl Default for Options {
@@ -100,6 +103,7 @@ impl Default for Options {
             undelete: Duration::from_secs(24 * 3600),
             read_ahead_bytes: 8 << 20,
             get_bytes: 1 << 20,
+            record_reads: Duration::ZERO,
         }
     }
 }

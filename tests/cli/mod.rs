@@ -16,6 +16,7 @@ mod snapshot;
 mod transfer;
 mod undelete;
 mod volume;
+mod warm;
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::Path;

@@ -227,6 +227,16 @@ def head(io, _, f):
         f("seconds_left", u32)
 
 
+def first_reads(io, _, f):
+    def blocks(io, v):
+        r = Fields(io, v)
+        first, count = r("first", u64), r("count", u32)
+        need(count and first + count <= 1 << 41, "a range beyond the largest volume")
+        return r.out
+
+    need(f("ranges", lambda io, v: many(io, v, blocks, 16384)), "no range")
+
+
 def record(io, volume, f):
     kind = f("kind", u8)
     need(kind in (1, 2, 3), "kind")
@@ -518,7 +528,8 @@ def pack(io, volume, f):
 
 
 KINDS = {
-    "identity": (b"CAIRNVOL", identity), "name": (b"CAIRNNAM", name), "head": (b"CAIRNHED", head), "record": (b"CAIRNJNL", record),
+    "identity": (b"CAIRNVOL", identity), "name": (b"CAIRNNAM", name), "head": (b"CAIRNHED", head),
+    "first reads": (b"CAIRNRDS", first_reads), "record": (b"CAIRNJNL", record),
     "root": (b"CAIRNROO", root), "root table": (b"CAIRNTAB", root_table), "map page": (b"CAIRNMAP", map_page),
     "overlay": (b"CAIRNOVL", overlay), "chunk": (b"CAIRNCHK", chunk), "pack": (b"CAIRNPAK", pack),
 }
@@ -536,6 +547,7 @@ def key(kind, volume, v):
         return f"identity/{volume}"
     return f"volume/{volume}/" + {
         "head": lambda: "head",
+        "first reads": lambda: "reads",
         "record": lambda: f"journal/{v['slot'][0]:010}/{v['slot'][1]:020}",
         "root": lambda: "root/" + dashed(*v["id"]),
         "root table": lambda: "root/" + dashed(*v["id"]),

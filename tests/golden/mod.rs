@@ -26,6 +26,7 @@ use samples::{SEALING, Sample, samples};
 /// The files of every version, and their XXH3-128: lines are only ever added.
 const FILES: &[(u16, &str, u128)] = &[
     (2, "chunk.bin", 0x6357_cc32_4e15_e32d_96b9_5a6a_8d93_3c4b),
+    (2, "first-reads.bin", 0x1ec7_682e_3bbf_0ff7_32af_4f13_1d04_1234),
     (2, "head-fresh.bin", 0x72e8_1291_5c9d_6907_b184_1028_9360_5ce2),
     (2, "head-full.bin", 0x56c3_0b88_7ccf_d882_e6a4_2ec8_c28f_b780),
     (2, "head-kept.bin", 0xa9f7_c8c0_6eb2_bb68_79de_2012_696f_0b89),

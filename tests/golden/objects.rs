@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use cairn::volume::format::chunk::{self, ChunkObject, ChunkWriter};
 use cairn::volume::format::codec::DecodeError;
+use cairn::volume::format::first_reads::FirstReads;
 use cairn::volume::format::geometry::{BLOCK_LEN, BlockIndex, ChunkIndex, Geometry, PAGE_BYTES, PageIndex};
 use cairn::volume::format::head::Head;
 use cairn::volume::format::identity::{Identity, NameBinding};
@@ -26,6 +27,7 @@ pub(super) enum Expected {
     Identity,
     Name,
     Head,
+    FirstReads,
     Record(Slot),
     Root(ObjectId),
     RootTable(ObjectId),
@@ -41,6 +43,7 @@ pub(super) enum Object {
     Identity(Identity),
     Name(NameBinding),
     Head(Head),
+    FirstReads(FirstReads),
     /// A record, and the bytes of its data changes in order.
     Record(Record, Vec<Bytes>),
     Root(Root),
@@ -78,6 +81,7 @@ impl Expected {
             Self::Identity => drop(Identity::decode(sealing.volume(), bytes)),
             Self::Name => drop(NameBinding::decode(bytes)),
             Self::Head => drop(Head::decode(sealing.volume(), bytes)),
+            Self::FirstReads => drop(FirstReads::decode(sealing, bytes)),
             Self::Root(id) => drop(Root::decode(sealing, id, bytes)),
             Self::RootTable(id) => drop(RootTable::decode(sealing, id, bytes)),
             Self::Record(slot) => drop(Record::decode(sealing, slot, bytes)),
@@ -96,6 +100,7 @@ impl Object {
             Expected::Identity => Self::Identity(Identity::decode(sealing.volume(), bytes)?),
             Expected::Name => Self::Name(NameBinding::decode(bytes)?),
             Expected::Head => Self::Head(Head::decode(sealing.volume(), bytes)?),
+            Expected::FirstReads => Self::FirstReads(FirstReads::decode(sealing, bytes)?),
             Expected::Root(id) => Self::Root(Root::decode(sealing, id, bytes)?),
             Expected::RootTable(id) => Self::RootTable(RootTable::decode(sealing, id, bytes)?),
             Expected::Record(slot) => decode_record(sealing, slot, bytes)?,
@@ -115,6 +120,7 @@ impl Object {
             Self::Identity(identity) => identity.encode(),
             Self::Name(name) => name.encode(),
             Self::Head(head) => head.encode(),
+            Self::FirstReads(list) => list.encode(sealing),
             Self::Root(root) => root.encode(sealing),
             Self::RootTable(table) => table.encode(sealing),
             Self::Record(record, data) => {
@@ -158,6 +164,7 @@ impl Object {
             Self::Identity(_) => Expected::Identity,
             Self::Name(_) => Expected::Name,
             Self::Head(_) => Expected::Head,
+            Self::FirstReads(_) => Expected::FirstReads,
             Self::Record(record, _) => Expected::Record(record.slot),
             Self::Root(root) => Expected::Root(root.id),
             Self::RootTable(table) => Expected::RootTable(table.id),

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use cairn::volume::format::codec::Checksum;
-use cairn::volume::format::geometry::{ChunkIndex, PageIndex};
+use cairn::volume::format::first_reads::FirstReads;
+use cairn::volume::format::geometry::{BlockIndex, ChunkIndex, PageIndex};
 use cairn::volume::format::head::{Checkpoint, Head, HolderName, Kept, Lease, Names, VolumeState};
 use cairn::volume::format::identity::{Identity, NameBinding};
 use cairn::volume::format::interval::IntervalMap;
@@ -72,6 +73,7 @@ pub(super) fn samples() -> Vec<Sample> {
         sample("head-renamed.bin", keys.head(), Object::Head(renamed_head())),
         sample("head-renaming.bin", keys.head(), Object::Head(renaming_head())),
         sample("head-kept.bin", keys.head(), Object::Head(kept_head())),
+        sample("first-reads.bin", keys.first_reads(), Object::FirstReads(first_reads())),
         sample("record-opening.bin", keys.record(slot(7, 1)), opening()),
         sample("record-seal.bin", keys.record(slot(6, 98)), seal()),
         sample("record-commit.bin", keys.record(slot(7, 2)), commit()),
@@ -164,6 +166,12 @@ fn kept_head() -> Head {
     let names = Names { current: "Disk_1.img".to_owned(), next: None };
     let state = VolumeState::Kept(Kept { deleted_at_seconds: 1_700_000_000, seconds_left: 86_400 });
     Head { version: 16, state, names: Some(names), ..unswept_head() }
+}
+
+fn first_reads() -> FirstReads {
+    let ranges = [(0, 1), (70_000, 256), (16, 32), ((1 << 41) - 2, 2)];
+    let ranges = ranges.map(|(first, count)| BlockIndex(first)..BlockIndex(first + count));
+    FirstReads { ranges: ranges.to_vec() }
 }
 
 fn record(kind: RecordKind, slot: Slot, changes: Vec<Change>, data: Vec<Bytes>) -> Object {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use cairn::volume::format::codec::Checksum;
-use cairn::volume::format::geometry::{ChunkIndex, Geometry, PAGE_BYTES, PageIndex};
+use cairn::volume::format::first_reads::FirstReads;
+use cairn::volume::format::geometry::{BlockIndex, ChunkIndex, Geometry, PAGE_BYTES, PageIndex};
 use cairn::volume::format::head::{Checkpoint, Head, HolderName, Kept, Lease, Names, VolumeState};
 use cairn::volume::format::identity::{Identity, NameBinding};
 use cairn::volume::format::interval::IntervalMap;
@@ -394,11 +395,18 @@ fn pack() -> impl Strategy<Value = Object> {
 }
 
 /// Any object.
+fn first_reads() -> impl Strategy<Value = Object> {
+    let range = (0_u64..1 << 40, 1..=u64::from(u32::MAX));
+    let range = range.prop_map(|(first, count)| BlockIndex(first)..BlockIndex(first + count));
+    vec(range, 1..20).prop_map(|ranges| Object::FirstReads(FirstReads { ranges }))
+}
+
 pub(super) fn object() -> impl Strategy<Value = Object> {
     prop_oneof![
         identity(),
         name(),
         head(),
+        first_reads(),
         root(),
         root_table(),
         map_page(),

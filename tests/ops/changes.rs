@@ -159,3 +159,32 @@ async fn a_clone_is_flattened() {
     clone.abandon().await;
     assert_eq!(bench.ask("POST", "/api/v1/volumes/clone/flatten", None).await.0, 409);
 }
+
+#[tokio::test]
+async fn a_volume_is_warmed() {
+    let bench = Bench::new().await;
+    let volume = bench.house.opened(&bench.metrics, "disk").await;
+    volume.write(0, Bytes::from(vec![7; 8192]), Volatile).await.unwrap();
+    volume.checkpoint().await.unwrap();
+    let path = "/api/v1/volumes/disk/warm";
+    for (query, state) in [("", "no_record"), ("?all=true", "loaded"), ("?all=false", "no_record")] {
+        let (status, answer) = bench.ask("POST", &format!("{path}{query}"), None).await;
+        assert_eq!(
+            (status, &answer["state"], &answer["full"]),
+            (200, &json!(state), &json!(false)),
+            "{answer}"
+        );
+        conforms(&answer, &description()["components"]["schemas"]["Warmed"], &description(), path);
+    }
+    for (path, expected, word) in [
+        ("/api/v1/volumes/none/warm", 404, "no volume named"),
+        ("/api/v1/volumes/.x/warm", 422, "is not a volume name"),
+        ("/api/v1/volumes/disk/warm?takeover=true", 400, "takeover"),
+    ] {
+        let (status, answer) = bench.ask("POST", path, None).await;
+        assert_eq!(status, expected, "{answer}");
+        assert!(answer["error"].as_str().unwrap().contains(word), "{answer}");
+    }
+    volume.abandon().await;
+    assert_eq!(bench.ask("POST", path, None).await.0, 409);
+}

@@ -14,7 +14,7 @@ use cairn::volume::format::snapshot::Snapshot;
 use cairn::volume::gc::{self, Collected, Found};
 use cairn::volume::{
     DirtyBudget, Entropy, Environment, Flattened, Options as VolumeOptions, PageCache, Shrink, SnapshotError,
-    Volume,
+    Volume, Warm, Warmed,
 };
 use parking_lot::Mutex;
 use uuid::Uuid;
@@ -199,6 +199,13 @@ impl Gateway for House {
         let open = self.open_volumes().into_iter().find(|open| open.name == name);
         let open = open.ok_or_else(|| Failure::NotServing("the house is full".to_owned()))?;
         Ok(open.volume.flatten().await.map_err(SnapshotError::Volume)?)
+    }
+
+    async fn warm(&self, name: &str, what: Warm) -> Result<Option<Warmed>, Failure> {
+        catalog::resolve(&self.env, name).await?;
+        let open = self.open_volumes().into_iter().find(|open| open.name == name);
+        let open = open.ok_or_else(|| Failure::NotServing("the house is full".to_owned()))?;
+        Ok(open.volume.warm(what).await.map_err(SnapshotError::Volume)?)
     }
 
     fn stage(&self) -> Stage {

@@ -547,6 +547,8 @@ pub(super) fn garbage(
                 || slot == recovered.head.checkpoint.slot
                 || decoded.is_ok_and(|(record, _)| record.kind == RecordKind::Seal)
         }
+        // A hint that nothing references.
+        Some(Parsed::FirstReads) => true,
         _ => recovered.named.contains(key),
     };
     let is_left = |key: &&String| key.starts_with(&keys.prefix()) && !kept.contains(*key) && !is_kept(key);

@@ -143,6 +143,8 @@ impl Plan {
             background_percent: pick(&mut packed, &[0, 125, 125, 1000]),
             ..options
         };
+        let mut recorded = SmallRng::seed_from_u64(seed ^ 0x5eed_0000_0000_000f);
+        let options = Options { record_reads: ms(pick(&mut recorded, &[0, 0, 0, 300, 3000])), ..options };
         let mut further = SmallRng::seed_from_u64(seed ^ 0x5eed_0000_0000_0005);
         let refuses = further.random_bool(0.4);
         let retry = match further.random_bool(0.5) {

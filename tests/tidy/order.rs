@@ -19,7 +19,7 @@ const VOLUME: &[&[&str]] = &[
     &["environment"],
     &["objects", "shared"],
     &["clones", "read", "keeper"],
-    &["write"],
+    &["write", "warming"],
     &["collect", "snapshot"],
     &["fold"],
     &["pins", "flatten"],

@@ -11,7 +11,7 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 MACHINES=(server_handshake server_transmission client_handshake client_replies)
-DECODERS=(messages identity name head record root root_table map_page overlay chunk pack stream)
+DECODERS=(messages identity name head first_reads record root root_table map_page overlay chunk pack stream)
 BUILD=$CACHE/fuzz
 KEEP=
 if [ "${1:-}" = --keep ]; then

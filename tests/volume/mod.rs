@@ -31,3 +31,4 @@ mod snapshots;
 mod stored;
 mod trouble;
 mod undelete;
+mod warming;

@@ -72,6 +72,11 @@ impl Begun {
         share_a_get(&self.run[0].0, &self.run[self.run.len() - 1].0, fetch, get_bytes)
     }
 
+    /// The loads of the run, to wait for.
+    pub(super) fn loads(&self) -> impl Iterator<Item = Arc<Load>> {
+        self.run.iter().map(|(_, load)| Arc::clone(load))
+    }
+
     /// Loads the run and inserts its pieces into the cache.
     pub(super) async fn load(mut self, store: Arc<dyn Store>, clean: Arc<Clean>, keep: Keep) {
         let fetches: Vec<Fetch> = self.run.iter().map(|(fetch, _)| fetch.clone()).collect();

@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::ready;
 use futures::stream::{self, StreamExt as _};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -59,6 +60,24 @@ pub struct Fetched {
     pub parts: Vec<Result<Bytes, Error>>,
     /// How many of them were not in memory.
     pub misses: usize,
+}
+
+/// What was loaded before anybody asked for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Brought {
+    /// Bytes of the blocks and changes that were fetched. What was in memory or on its way already is not
+    /// counted.
+    pub bytes: u64,
+    /// Number of GETs that fetched them, not counting those that were repeated.
+    pub requests: u64,
+}
+
+impl Brought {
+    /// Adds what another fetch brought.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self { bytes: self.bytes + other.bytes, requests: self.requests + other.requests }
+    }
 }
 
 /// A piece that is not in memory, or not all of it.
@@ -148,6 +167,12 @@ impl PageCache {
     #[must_use]
     pub fn held_bytes(&self) -> u64 {
         self.clean.held_bytes() + self.index.held_bytes()
+    }
+
+    /// Whether `bytes` bytes of data fit without an eviction. Otherwise the cache refuses what is used less
+    /// often than what it holds.
+    pub(super) fn has_room(&self, bytes: u64) -> bool {
+        self.clean.has_room(bytes)
     }
 
     /// Limit on the bytes that should be read ahead of one stream, so that they are read before they have to
@@ -369,7 +394,12 @@ impl PageCache {
             let mask = fetch.mask();
             (!self.contains(fetch)).then(|| Missing { place, held: Held::default(), mask })
         };
-        let missing: Vec<Missing> = wanted.iter().enumerate().filter_map(is_missing).collect();
+        wanted.iter().enumerate().filter_map(is_missing).collect()
+    }
+
+    /// As [`PageCache::missing`], for pieces that are counted as read ahead.
+    fn missing_ahead(&self, wanted: &[Fetch]) -> Vec<Missing> {
+        let missing = self.missing(wanted);
         self.clean.counts.read_ahead(wanted, missing.iter().map(|missing| missing.place));
         missing
     }
@@ -377,7 +407,7 @@ impl PageCache {
     /// Starts to fetch pieces that are neither in memory nor in flight. Does not wait for them. They stay in
     /// memory until they are read, within [`PageCache::most_ahead_bytes`].
     pub async fn prefetch(&self, store: &Arc<dyn Store>, wanted: &[Fetch]) {
-        let mut missing = self.missing(wanted);
+        let mut missing = self.missing_ahead(wanted);
         let keep = self.keep_ahead(wanted.iter().map(|fetch| u64::from(fetch.length)).sum()).await;
         missing.sort_by_key(|missing| (wanted[missing.place].object, wanted[missing.place].at));
         for begun in self.begin(wanted, &missing).1 {
@@ -404,7 +434,21 @@ impl PageCache {
     /// GETs are in flight at once in the whole process. A load is registered only when it has a permit, so
     /// that a reader that joins it never waits for the loads before it.
     pub async fn fetch_ahead(&self, store: &Arc<dyn Store>, wanted: &[Fetch]) {
-        let mut missing = self.missing(wanted);
+        self.fetch_in_turns(store, wanted, self.missing_ahead(wanted)).await;
+    }
+
+    /// As [`PageCache::fetch_ahead`], but for pieces that are not counted as read ahead: whether a reader
+    /// comes for all of them says nothing about read-ahead. Returns what was fetched.
+    pub async fn warm(&self, store: &Arc<dyn Store>, wanted: &[Fetch]) -> Brought {
+        self.fetch_in_turns(store, wanted, self.missing(wanted)).await
+    }
+
+    async fn fetch_in_turns(
+        &self,
+        store: &Arc<dyn Store>,
+        wanted: &[Fetch],
+        mut missing: Vec<Missing>,
+    ) -> Brought {
         missing.sort_by_key(|missing| (wanted[missing.place].object, wanted[missing.place].at));
         let mut turns = Vec::new();
         let mut left = missing.as_slice();
@@ -418,13 +462,16 @@ impl PageCache {
             turns.push(self.fetch_at_turn(store, wanted, get));
             left = rest;
         }
-        stream::iter(turns).buffer_unordered(AHEAD_GETS).collect::<()>().await;
+        let fetched = stream::iter(turns).buffer_unordered(AHEAD_GETS);
+        fetched.fold(Brought::default(), |all, one| ready(all.and(one))).await
     }
 
-    async fn fetch_at_turn(&self, store: &Arc<dyn Store>, wanted: &[Fetch], missing: &[Missing]) {
+    async fn fetch_at_turn(&self, store: &Arc<dyn Store>, wanted: &[Fetch], missing: &[Missing]) -> Brought {
         let turn = Arc::clone(&self.ahead).acquire_owned().await.expect("the semaphore is never closed");
         let turn = Arc::new(turn);
         let (waits, runs) = self.begin(wanted, missing);
+        let ours: Vec<Arc<Load>> = runs.iter().flat_map(Begun::loads).collect();
+        let mut brought = Brought { bytes: 0, requests: runs.len() as u64 };
         for begun in runs {
             let load = begun.load(Arc::clone(store), Arc::clone(&self.clean), Keep::Cached);
             let turn = Arc::clone(&turn);
@@ -436,6 +483,11 @@ impl PageCache {
         for load in waits.into_iter().flatten() {
             load.wait(|loaded| loaded.is_some().then_some(())).await;
         }
+        for load in ours {
+            let bytes = load.wait(|loaded| loaded.as_ref().map(|(held, _)| held.data.len())).await;
+            brought.bytes += bytes as u64;
+        }
+        brought
     }
 
     /// Joins or starts the loads of the missing blocks. Returns the loads to wait for, by missing piece,

@@ -325,7 +325,7 @@ async fn remove(env: &Environment, keys: Keys, marked: Option<&Head>) -> Result<
     {
         delete_prefix(env, keys, &prefix).await?;
     }
-    // Objects of kinds that this version does not know.
+    // The hint which blocks are read first, and objects of kinds that this version does not know.
     delete_prefix(env, keys, &keys.prefix()).await?;
     env.store.delete(&[keys.head()]).await?;
     Ok(env.store.delete(&[keys.identity()]).await?)

@@ -158,7 +158,7 @@ async fn may_be_shared(env: &Environment, keys: Keys) -> Result<bool, OpenError>
             let is_later = epoch_of(object).is_some_and(|epoch| epoch > 0);
             was_opened |= is_later;
             has_content |= match object {
-                Parsed::Head | Parsed::Record(_) => false,
+                Parsed::Head | Parsed::FirstReads | Parsed::Record(_) => false,
                 // Every volume has roots of epoch 0.
                 Parsed::Root(_) => is_later,
                 Parsed::MapPage(..) | Parsed::Chunk(..) | Parsed::Overlay(..) | Parsed::Pack(_) => true,
@@ -173,7 +173,7 @@ async fn may_be_shared(env: &Environment, keys: Keys) -> Result<bool, OpenError>
 
 fn epoch_of(object: Parsed) -> Option<Epoch> {
     match object {
-        Parsed::Head => None,
+        Parsed::Head | Parsed::FirstReads => None,
         Parsed::Record(slot) => Some(slot.epoch),
         Parsed::Root(id)
         | Parsed::MapPage(_, id)

@@ -109,7 +109,7 @@ impl Context<'_> {
         let now = self.head_now().await?;
         let owner = owner.unwrap_or(self.keys);
         let (number, id) = match object {
-            Parsed::Head => return Ok(true),
+            Parsed::Head | Parsed::FirstReads => return Ok(true),
             Parsed::Record(_) => return Ok(now.checkpoint == self.head.checkpoint),
             Parsed::Root(id) => return Ok(now.root == id || now.root_table == id),
             _ if now.root == self.head.root => return Ok(true),

@@ -121,7 +121,7 @@ async fn check_entry(
 /// Why an object that is no chunk and no pack is needed.
 fn purpose_of(context: &Context<'_>, references: &References, object: Parsed) -> Option<Purpose> {
     match object {
-        Parsed::Head => Some(Purpose::Live),
+        Parsed::Head | Parsed::FirstReads => Some(Purpose::Live),
         Parsed::Root(id) if id == context.head.root || id == context.head.root_table => Some(Purpose::Live),
         Parsed::Root(id) => references.roots.get(&id).copied(),
         Parsed::MapPage(number, id) => references.map_pages.get(&(number, id)).copied(),
@@ -141,7 +141,7 @@ fn unreferenced(
         Parsed::Chunk(index, id) => (id.epoch, Some(index.map_page())),
         Parsed::MapPage(number, id) | Parsed::Overlay(number, id) => (id.epoch, Some(number)),
         Parsed::Root(id) | Parsed::Pack(id) => (id.epoch, None),
-        Parsed::Head | Parsed::Record(_) => return Purpose::Live,
+        Parsed::Head | Parsed::FirstReads | Parsed::Record(_) => return Purpose::Live,
     };
     let is_held = matches!(context.head.lease, Lease::Held { .. });
     let is_over = epoch < context.head.epoch || epoch == context.head.epoch && !is_held;

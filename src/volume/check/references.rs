@@ -44,7 +44,7 @@ impl Share {
         }
         let mut prefixes = vec![keys.map_pages(), keys.overlays()];
         if self.number == 0 {
-            prefixes.extend([keys.head(), keys.roots(), keys.packs()]);
+            prefixes.extend([keys.head(), keys.first_reads(), keys.roots(), keys.packs()]);
         }
         prefixes.extend(self.chunk_prefixes(keys));
         prefixes
@@ -150,7 +150,9 @@ impl References {
         match object {
             Parsed::Chunk(index, _) => self.share.has_chunk(index),
             Parsed::MapPage(number, _) | Parsed::Overlay(number, _) => self.share.has_page(number),
-            Parsed::Head | Parsed::Record(_) | Parsed::Root(_) | Parsed::Pack(_) => self.share.number == 0,
+            Parsed::Head | Parsed::FirstReads | Parsed::Record(_) | Parsed::Root(_) | Parsed::Pack(_) => {
+                self.share.number == 0
+            }
         }
     }
 }

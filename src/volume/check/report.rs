@@ -36,6 +36,8 @@ pub enum ObjectKind {
     Identity,
     /// The head.
     Head,
+    /// The blocks that were read first after an opening.
+    FirstReads,
     /// A root or a root table.
     Root,
     /// A map page.
@@ -57,6 +59,7 @@ impl ObjectKind {
     pub(super) const fn of(parsed: Parsed) -> Self {
         match parsed {
             Parsed::Head => Self::Head,
+            Parsed::FirstReads => Self::FirstReads,
             Parsed::Record(_) => Self::Record,
             Parsed::Root(_) => Self::Root,
             Parsed::MapPage(..) => Self::MapPage,
@@ -73,6 +76,7 @@ impl ObjectKind {
             Self::Name => "name",
             Self::Identity => "identity",
             Self::Head => "head",
+            Self::FirstReads => "first reads",
             Self::Root => "root",
             Self::MapPage => "map page",
             Self::Overlay => "overlay",

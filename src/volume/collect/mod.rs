@@ -121,7 +121,7 @@ impl Collector {
             Some(
                 Parsed::Chunk(_, id) | Parsed::MapPage(_, id) | Parsed::Overlay(_, id) | Parsed::Pack(id),
             ) => id.epoch < shared.epoch,
-            Some(Parsed::Head | Parsed::Record(_)) | None => false,
+            Some(Parsed::Head | Parsed::FirstReads | Parsed::Record(_)) | None => false,
         };
         let old: Vec<String> = keys.iter().filter(is_old).cloned().collect();
         self.delete_objects(&old).await

@@ -65,6 +65,8 @@ pub enum Kind {
     Pack,
     /// The object that binds a name to a volume (`name/<name>`).
     Name,
+    /// The blocks of a volume that were read first after an opening (`reads`).
+    FirstReads,
     /// The header of an incremental stream, which is never an object of a store.
     Stream,
 }
@@ -84,6 +86,7 @@ impl Kind {
             Self::Chunk => b"CAIRNCHK",
             Self::Pack => b"CAIRNPAK",
             Self::Name => b"CAIRNNAM",
+            Self::FirstReads => b"CAIRNRDS",
             Self::Stream => b"CAIRNINC",
         }
     }

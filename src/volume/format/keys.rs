@@ -115,6 +115,8 @@ pub struct Keys {
 pub enum Parsed {
     /// The head of the volume.
     Head,
+    /// The blocks that were read first after an opening.
+    FirstReads,
     /// The record or seal in this slot.
     Record(Slot),
     /// A root or a root table.
@@ -161,10 +163,17 @@ impl Keys {
         format!("{IDENTITIES}{}", self.volume)
     }
 
-    /// Returns the key of the head, the only object of a volume that is overwritten.
+    /// Returns the key of the head, the only object of a volume that is overwritten besides the hint
+    /// [`Keys::first_reads`].
     #[must_use]
     pub fn head(&self) -> String {
         format!("volume/{}/head", self.volume)
+    }
+
+    /// Returns the key of the blocks that were read first after an opening.
+    #[must_use]
+    pub fn first_reads(&self) -> String {
+        format!("volume/{}/reads", self.volume)
     }
 
     /// Returns the prefix of all records.
@@ -259,6 +268,7 @@ impl Keys {
         let rest = key.strip_prefix(&self.prefix())?;
         let parsed = match rest.split('/').collect::<Vec<_>>()[..] {
             ["head"] => Parsed::Head,
+            ["reads"] => Parsed::FirstReads,
             ["journal", epoch, n] => Parsed::Record(Slot { epoch: epoch.parse().ok()?, n: n.parse().ok()? }),
             ["root", name] => Parsed::Root(parse_id(name)?),
             ["map", name] => parse_indexed(name).map(|(page, id)| Parsed::MapPage(page, id))?,
@@ -274,6 +284,7 @@ impl Keys {
     pub(crate) fn key_of(&self, parsed: Parsed) -> String {
         match parsed {
             Parsed::Head => self.head(),
+            Parsed::FirstReads => self.first_reads(),
             Parsed::Record(slot) => self.record(slot),
             Parsed::Root(id) => self.root(id),
             Parsed::MapPage(page, id) => self.map_page(page, id),
@@ -309,6 +320,7 @@ mod tests {
         let id = ObjectId { epoch: 12, k: 34 };
         for (key, parsed) in [
             (keys.head(), Parsed::Head),
+            (keys.first_reads(), Parsed::FirstReads),
             (keys.record(Slot { epoch: 3, n: 9 }), Parsed::Record(Slot { epoch: 3, n: 9 })),
             (keys.root(id), Parsed::Root(id)),
             (keys.map_page(5, id), Parsed::MapPage(5, id)),
@@ -327,7 +339,16 @@ mod tests {
     fn a_key_in_another_spelling_is_not_ours() {
         let keys = Keys::new(Uuid::from_u128(7));
         let prefix = keys.prefix();
-        for bad in ["journal/3/9", "root/012-1", "map/1-2", "chunk/zz/1-2-3", "head/x", "x", "map/1-2-3-4"] {
+        for bad in [
+            "journal/3/9",
+            "root/012-1",
+            "map/1-2",
+            "chunk/zz/1-2-3",
+            "head/x",
+            "reads/1",
+            "x",
+            "map/1-2-3-4",
+        ] {
             assert_eq!(keys.parse(&format!("{prefix}{bad}")), None, "{bad}");
         }
     }

@@ -17,6 +17,8 @@ pub mod codec;
 pub mod identity;
 // Head of a volume.
 pub mod head;
+// What is read first after an opening.
+pub mod first_reads;
 // Names of snapshots, in records and root tables.
 pub mod snapshot;
 // Records, and the description of a record in a slot that was taken.

@@ -62,13 +62,13 @@ impl Extent {
 /// Limit on the pieces of each layer that one window contains.
 pub(super) const PIECES: usize = 1024;
 /// As [`PIECES`], for operations that list the pages of each piece. A chunk has up to 512 pages.
-const CACHE_PIECES: usize = 16;
+pub(super) const CACHE_PIECES: usize = 16;
 /// Limit on the bytes of a window that a map page covers: 4,096 pages.
 pub(super) const WINDOW_BYTES: u64 = 256 << 20;
 /// Limit on the windows that one BLOCK_STATUS examines.
 pub(super) const STATUS_WINDOWS: usize = 64;
-/// Limit on the map pages that one CACHE loads.
-const CACHE_MAP_PAGES: usize = 64;
+/// Limit on the map pages that one CACHE or one warming loads.
+pub(super) const CACHE_MAP_PAGES: usize = 64;
 
 /// A part of the volume that is examined in one step, so that each step does a bounded amount of work.
 #[derive(Clone, Debug, PartialEq, Eq)]

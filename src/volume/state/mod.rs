@@ -42,6 +42,25 @@ pub enum Status {
     Stopped(String),
 }
 
+/// Amounts of dirty and unfolded data of a volume, for operators.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Dirty blocks of 4 KiB that are not in a commit yet.
+    pub dirty_blocks: usize,
+    /// Commits that were cut and are not durable yet.
+    pub commits_in_flight: usize,
+    /// Total size in bytes of the records after the last checkpoint.
+    pub journal_bytes: u64,
+    /// Number of records after the last checkpoint.
+    pub journal_records: u64,
+    /// The value that the journal's limit applies to, in bytes: the size of the records after the last
+    /// checkpoint plus the memory that their changes take, plus an upper bound of the same for the records in
+    /// flight and those still to be made.
+    pub journal_weight_bytes: u64,
+    /// Number of checkpoints published since the volume was opened.
+    pub checkpoints: u64,
+}
+
 /// A commit that was cut, and that is not durable yet or waits for an earlier one.
 #[derive(Debug)]
 pub struct InFlight {
