@@ -158,6 +158,8 @@ mutants! {
     NewerDropped = "newer-dropped",
     /// A page of a rewritten chunk is cached under the name of its neighbour.
     NeighbourCached = "neighbour-cached",
+    /// A block that a fold has put into a new object is found beside its place in the cache.
+    MovedAstray = "moved-astray",
     /// A read asks the overlays of a map page from the oldest to the newest.
     OverlaysReversed = "overlays-reversed",
     /// A merge of two overlays loses some of the older one's runs.

@@ -27,7 +27,7 @@ trap 'rm -rf "$work"' EXIT
 cd "$ROOT"
 # Optimizing more takes minutes longer, and finds no more in runs of seconds.
 export CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_DEBUG=0
-PATH=$TOOLS/bin:$PATH cargo fuzz build --sanitizer none --target-dir "$BUILD" >&2
+PATH=$TOOLS/bin:$PATH cargo fuzz build --sanitizer none --codegen-units 16 --target-dir "$BUILD" >&2
 
 # run TARGET: runs one target from its corpus. Its output goes to a separate file.
 run() {
@@ -42,9 +42,16 @@ run() {
         -timeout=20 -rss_limit_mb=2048 -print_final_stats=1 -artifact_prefix="$work/$target-" >"$work/$target.log" 2>&1
 }
 
+# One target uses one processor.
+for target; do
+    while [ "$(jobs -pr | wc -l)" -ge "$(nproc)" ]; do wait -n || true; done
+    (run "$target" && touch "$work/$target.passed") &
+done
+wait
+
 passed=0 failed=0
 for target; do
-    if run "$target"; then
+    if [ -e "$work/$target.passed" ]; then
         passed=$((passed + 1))
         awk -v target="$target" '/stat::number_of_executed_units/ { print target ": " $2 " inputs" }' "$work/$target.log"
     else

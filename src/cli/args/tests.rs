@@ -84,9 +84,6 @@ fn mistakes_are_refused() {
         "cairn volume resize disk 1G",
         "cairn volume resize disk 1GiB 2GiB",
         "cairn volume rename disk",
-        "cairn volume warm",
-        "cairn volume warm disk other",
-        "cairn volume warm disk --gateway=/s --store file:///x",
         "cairn volume delete",
         "cairn volume delete disk --id 00000000-0000-4000-8000-000000000001",
         "cairn volume delete --id disk",
@@ -119,8 +116,11 @@ fn mistakes_are_refused() {
 }
 
 #[test]
-fn mistakes_about_deleted_volumes_are_refused() {
+fn mistakes_about_deleted_and_warmed_volumes_are_refused() {
     for line in [
+        "cairn volume warm",
+        "cairn volume warm disk other",
+        "cairn volume warm disk --gateway=/s --store file:///x",
         "cairn volume undelete",
         "cairn volume undelete disk new",
         "cairn volume undelete disk --as",

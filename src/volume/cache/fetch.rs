@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use uuid::Uuid;
 
-use super::held::Held;
+use super::held::{Held, mask_of};
 use crate::mutant::{self, Mutant};
 use crate::volume::format::chunk;
 use crate::volume::format::codec::Checksum;
@@ -55,17 +55,6 @@ impl Unit {
     pub fn page(index: ChunkIndex, id: ObjectId, page: PageIndex) -> Self {
         let id = if mutant::is(Mutant::CachedByOffset) { ObjectId { epoch: 0, k: 0 } } else { id };
         Self::Page(index, id, page)
-    }
-}
-
-/// The blocks of a change with `length` bytes of data: one bit for each. A change that does not consist of whole
-/// blocks counts as one.
-#[must_use]
-pub fn mask_of(length: u32) -> u16 {
-    let blocks = usize::try_from(length).expect("at most a page") / BLOCK_LEN;
-    match (length as usize).is_multiple_of(BLOCK_LEN) {
-        true => u16::try_from((1_u32 << blocks) - 1).expect("at most 16 blocks"),
-        false => 1,
     }
 }
 

@@ -13,8 +13,8 @@ use crate::volume::format::geometry::BLOCK_LEN;
 /// Verified blocks that share a cache key, or the whole of a run of changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Held {
-    /// One bit for each block that is held, block 0 in the lowest bit. It is 1 for a run of changes, and for a
-    /// change that does not consist of whole blocks.
+    /// One bit for each block that is held, block 0 in the lowest bit. It is 1 for a run of changes, and for
+    /// a change that does not consist of whole blocks.
     pub mask: u16,
     /// The bytes of the held blocks, in order, or those of the run.
     pub data: Bytes,
@@ -23,6 +23,17 @@ pub struct Held {
 /// Number of bits of `mask` below `bit`.
 fn rank(mask: u16, bit: u32) -> usize {
     usize::try_from((u32::from(mask) & ((1 << bit) - 1)).count_ones()).expect("at most 16")
+}
+
+/// Returns the blocks of a change with `length` bytes of data: one bit for each. A change that does not
+/// consist of whole blocks counts as one.
+#[must_use]
+pub fn mask_of(length: u32) -> u16 {
+    let blocks = usize::try_from(length).expect("at most a page") / BLOCK_LEN;
+    match (length as usize).is_multiple_of(BLOCK_LEN) {
+        true => u16::try_from((1_u32 << blocks) - 1).expect("at most 16 blocks"),
+        false => 1,
+    }
 }
 
 impl Held {
@@ -36,7 +47,7 @@ impl Held {
     #[must_use]
     pub fn of_change(data: Bytes) -> Self {
         let length = u32::try_from(data.len()).expect("at most a page");
-        Self { mask: super::fetch::mask_of(length), data }
+        Self { mask: mask_of(length), data }
     }
 
     /// Holds all of a piece if it is as it was written. Also returns whether it is.

@@ -35,6 +35,7 @@ use self::index::{Index, MapView};
 use self::load::{Begun, Keep, Load, Loading, load_alone};
 use self::moved::{HeldBlock, Moved};
 use crate::metrics::VolumeMetrics;
+use crate::mutant::{self, Mutant};
 use crate::store::Store;
 use crate::task::Tasks;
 use crate::volume::error::Error;
@@ -232,6 +233,7 @@ impl PageCache {
     /// Records that a block of a change is held under a new name too. When `blocks` blocks of the change are,
     /// the change is removed, and reads find its blocks under their new names.
     pub async fn moved(&self, from: HeldBlock, to: HeldBlock, blocks: usize) {
+        let to = if mutant::is(Mutant::MovedAstray) { HeldBlock { bit: to.bit ^ 1, ..to } } else { to };
         if self.moved.note(from, to) >= blocks {
             self.clean.remove(&from.key).await;
         }

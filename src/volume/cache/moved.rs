@@ -1,4 +1,5 @@
-//! Where blocks of changes are held once a checkpoint that is not published yet has put them into new objects.
+//! Where blocks of changes are held once a checkpoint that is not published yet has put them into new
+//! objects.
 //!
 //! Until it is published, reads find these blocks under the names that the changes have. Their bytes are held
 //! only under the new names, so that a checkpoint needs no memory for both. Must not know what is held.
@@ -69,5 +70,54 @@ impl Moved {
         let mut pieces = self.pieces.lock();
         change(&mut pieces);
         self.any.store(!pieces.is_empty(), Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::super::PageCache;
+    use super::super::fetch::Unit;
+    use super::super::held::Held;
+    use super::*;
+    use crate::volume::format::geometry::BLOCK_LEN;
+    use crate::volume::format::keys::{ObjectId, Slot};
+
+    const VOLUME: Uuid = Uuid::from_u128(7);
+
+    fn key(unit: Unit) -> CacheKey {
+        CacheKey { volume: VOLUME, unit }
+    }
+
+    fn bytes(blocks: &[u8]) -> Bytes {
+        blocks.iter().flat_map(|block| [*block; BLOCK_LEN]).collect()
+    }
+
+    #[tokio::test]
+    async fn blocks_that_have_moved_are_found_under_both_names_and_take_memory_once() {
+        let cache = PageCache::eager(1 << 20, 1 << 20);
+        let change = key(Unit::Change(Slot { epoch: 1, n: 2 }, 3));
+        let pack = key(Unit::Packed(ObjectId { epoch: 1, k: 4 }, 0));
+        cache.insert(change, Held::of_change(bytes(&[7, 8]))).await;
+        cache.insert(pack, Held { mask: 0b1010, data: bytes(&[8, 7]) }).await;
+        let moves = async |from, to| {
+            cache.moved(HeldBlock { key: change, bit: from }, HeldBlock { key: pack, bit: to }, 2).await;
+        };
+        moves(0, 3).await;
+        moves(0, 3).await;
+        assert_eq!(cache.clean.mask(&change), 0b11, "the other block has not moved");
+        moves(1, 1).await;
+        assert_eq!(cache.clean.mask(&change), 0, "its memory is free");
+        assert_eq!(cache.held_of(&change, 0b11).await, Held { mask: 0b11, data: bytes(&[7, 8]) });
+        assert_eq!(cache.held_of(&change, 0b10).await.blocks(1..2), Some(bytes(&[8])));
+        cache.remove([pack]).await;
+        assert_eq!(cache.held_of(&change, 0b11).await, Held::default(), "nobody holds it now");
+        cache.insert(pack, Held { mask: 0b1010, data: bytes(&[8, 7]) }).await;
+        cache.remove([change]).await;
+        assert_eq!(cache.held_of(&change, 0b11).await, Held::default(), "nobody looks for it now");
+        moves(0, 3).await;
+        cache.forget(VOLUME);
+        assert_eq!(cache.held_of(&change, 0b11).await, Held::default());
     }
 }

@@ -55,9 +55,20 @@ pub(super) struct ChangedBlock {
     blocks: usize,
 }
 
+/// Whether a block was in memory before a fold composed it, and as what.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Heat {
+    /// It was not.
+    Cold,
+    /// In parts, or as a block of an older object, which others may still read.
+    Warm,
+    /// As a block of a change, which nobody will read once the checkpoint is published.
+    Changed(ChangedBlock),
+}
+
 impl ChangedBlock {
     /// Returns the block of a change that is the block at `start`, in bytes, if there is one.
-    pub(super) fn of(shared: &Shared, changes: &Committed, start: u64) -> Option<Self> {
+    fn of(shared: &Shared, changes: &Committed, start: u64) -> Option<Self> {
         let (range, piece) = changes.pieces.at(start)?;
         let Piece::Data { record, change, at } = piece else { return None };
         let at = at + (start - range.start);
@@ -71,8 +82,8 @@ impl ChangedBlock {
         Some(Self { from: HeldBlock { key, bit }, blocks: left as usize / BLOCK_LEN })
     }
 
-    /// Makes reads find the block as `to`, which has the same bytes, and frees the memory of the change if all
-    /// of it has moved.
+    /// Makes reads find the block as `to`, which has the same bytes. Frees the memory of the change if all of
+    /// it has moved.
     pub(super) async fn moves(self, shared: &Shared, to: HeldBlock) {
         shared.env.cache.moved(self.from, to, self.blocks).await;
     }
@@ -200,6 +211,16 @@ impl Composition {
     fn push(&mut self, part: &Range<u64>, source: Source) {
         let within = |at: u64| usize::try_from(at - self.range.start).expect("within a page");
         self.parts.push((within(part.start)..within(part.end), source));
+    }
+
+    /// Returns whether a block of its page was in memory, and as what. `bit` is the number of the block.
+    pub(super) fn heat_of(&self, shared: &Shared, changes: &Committed, bit: u32) -> Heat {
+        if self.hot >> bit & 1 == 0 {
+            return Heat::Cold;
+        }
+        let page = self.range.start / PAGE_BYTES * PAGE_BYTES;
+        let block = ChangedBlock::of(shared, changes, page + u64::from(bit) * BLOCK_BYTES);
+        block.map_or(Heat::Warm, Heat::Changed)
     }
 
     /// Records that a part was in memory.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use futures::stream::{self, StreamExt};
 
-use super::compose::{Batch, ChangedBlock, confirm_lost};
+use super::compose::{Batch, confirm_lost};
 use super::made::{Background, Content, FoldedPage, Made, Packing};
 use super::page::{PageUpdate, Put};
 use super::plan::{self, Changes, Fresh, FreshRun};
@@ -347,14 +347,13 @@ impl Folder {
             let fetched = batch.fetch(shared).await?;
             let mut composed = Vec::with_capacity(jobs.len());
             for (composition, bytes) in batch.compositions.iter().zip(bytes.chunks_mut(BLOCK_LEN)) {
-                let block = composition.range.start % PAGE_BYTES / BLOCK_BYTES;
-                let good = composition.compose(&fetched, bytes)?;
-                let is_hot = composition.hot >> block & 1 == 1;
-                let hot = is_hot.then(|| ChangedBlock::of(shared, folding, composition.range.start));
-                composed.push((good[usize::try_from(block).expect("less than 16")], hot));
+                let block = BlockIndex::at(composition.range.start % PAGE_BYTES).0;
+                let good = composition.compose(&fetched, bytes)?[usize::try_from(block).expect("of 16")];
+                let bit = u32::try_from(block).expect("of 16");
+                composed.push((good, composition.heat_of(shared, folding, bit)));
             }
             // From here on nothing fails, so that each block is appended once.
-            for (((block, moved), bytes), (good, hot)) in
+            for (((block, moved), bytes), (good, heat)) in
                 jobs.iter().zip(bytes.chunks(BLOCK_LEN)).zip(composed)
             {
                 let blocks = page.within(&block.alone());
@@ -375,7 +374,7 @@ impl Folder {
                         if moved.is_some() {
                             shared.metrics.background_bytes.of(Work::Relocate).inc_by(BLOCK_BYTES);
                         }
-                        let packed = packs.append(shared, *block, bytes, hot).await;
+                        let packed = packs.append(shared, *block, bytes, heat).await;
                         Put::Frames(packed.pack, packed.frame)
                     }
                 };

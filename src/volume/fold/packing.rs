@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::compose::ChangedBlock;
+use super::compose::{ChangedBlock, Heat};
 use crate::metrics::labels::ObjectKind;
 use crate::mutant::{self, Mutant};
 use crate::store::Condition;
@@ -52,14 +52,14 @@ pub(super) struct Packed {
 }
 
 impl Packs {
-    /// Appends a block of the volume. Blocks must be appended in ascending order within a fold. `hot` says
-    /// whether it is to be in the cache, and as which change it is there now.
+    /// Appends a block of the volume. Blocks must be appended in ascending order within a fold. A block that
+    /// was in memory stays there.
     pub(super) async fn append(
         &mut self,
         shared: &Shared,
         block: BlockIndex,
         payload: &[u8],
-        hot: Option<Option<ChangedBlock>>,
+        heat: Heat,
     ) -> Packed {
         let frames = most_frames(shared);
         let open = self.open.get_or_insert_with(|| {
@@ -69,10 +69,12 @@ impl Packs {
         });
         let frame = open.writer.frames();
         open.writer.block(block, payload);
-        if let Some(change) = hot {
+        if !matches!(heat, Heat::Cold) {
             open.hot.0 |= 1 << (frame % 16);
             open.hot.1.extend_from_slice(payload);
-            open.moved.extend(change.map(|change| (frame % 16, change)));
+        }
+        if let Heat::Changed(change) = heat {
+            open.moved.push((frame % 16, change));
         }
         let packed = Packed { pack: open.id, frame: u16::try_from(frame).expect("less than 65,535") };
         if frame % 16 == 15 {

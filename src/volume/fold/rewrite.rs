@@ -5,7 +5,7 @@
 use bytes::Bytes;
 
 use super::Folder;
-use super::compose::{ALL_GOOD, Batch, ChangedBlock, Composition};
+use super::compose::{ALL_GOOD, Batch, ChangedBlock, Composition, Heat};
 use super::made::Made;
 use super::page::PageUpdate;
 use super::plan::{Changes, Cover};
@@ -18,7 +18,7 @@ use crate::volume::cache::moved::HeldBlock;
 use crate::volume::error::Error;
 use crate::volume::format::chunk::{ChunkWriter, object_bytes};
 use crate::volume::format::geometry::{
-    BLOCK_BYTES, BLOCK_LEN, BLOCKS_PER_PAGE, ChunkIndex, PAGE_BYTES, PAGE_LEN, PageIndex,
+    BLOCK_LEN, BLOCKS_PER_PAGE, ChunkIndex, PAGE_BYTES, PAGE_LEN, PageIndex,
 };
 use crate::volume::format::keys::{ObjectId, Slot};
 use crate::volume::format::map::{Base, Damage, Entry, SECTOR_MASK_BYTES};
@@ -139,12 +139,11 @@ impl Folder {
         folding: &Committed,
         bytes: &[u8],
     ) -> HotPage {
-        let is_hot = |bit: &u32| composed.hot >> bit & 1 == 1;
-        let change = |bit: u32| {
-            let start = composed.range.start + u64::from(bit) * BLOCK_BYTES;
-            ChangedBlock::of(&self.shared, folding, start).map(|change| (bit, change))
+        let change = |bit: u32| match composed.heat_of(&self.shared, folding, bit) {
+            Heat::Changed(change) => Some((bit, change)),
+            Heat::Cold | Heat::Warm => None,
         };
-        let moved = (0..BLOCKS_PER_PAGE).filter(is_hot).filter_map(change).collect();
+        let moved = (0..BLOCKS_PER_PAGE).filter_map(change).collect();
         HotPage { page, held: chosen(composed.hot, bytes), moved }
     }
 }

@@ -102,8 +102,8 @@ impl RecordRef {
         self.data[change as usize].expect("a piece names a data change")
     }
 
-    /// Records that a later change has replaced `bytes` bytes of a `Data` change. Returns whether all of it is
-    /// replaced now.
+    /// Records that a later change has replaced `bytes` bytes of a `Data` change. Returns whether all of it
+    /// is replaced now.
     pub(crate) fn replace(&self, change: u32, bytes: u64) -> bool {
         let bytes = u32::try_from(bytes).expect("at most a page");
         self.left[change as usize].fetch_sub(bytes, Ordering::Relaxed) == bytes
