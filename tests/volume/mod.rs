@@ -19,6 +19,7 @@ mod hedge;
 mod huge;
 mod import;
 mod incremental;
+mod memory;
 mod model;
 mod names;
 mod origins;

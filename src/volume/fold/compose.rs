@@ -72,9 +72,10 @@ impl ChangedBlock {
         let (range, piece) = changes.pieces.at(start)?;
         let Piece::Data { record, change, at } = piece else { return None };
         let at = at + (start - range.start);
-        let left = record.left_bytes(*change);
-        let is_block = |bytes: u64| bytes.is_multiple_of(BLOCK_BYTES);
-        if range.end < start + BLOCK_BYTES || !is_block(at) || !is_block(u64::from(left)) {
+        let (length, left) = (record.place(*change).length, record.left_bytes(*change));
+        let are_blocks =
+            [at, u64::from(length), u64::from(left)].iter().all(|n| n.is_multiple_of(BLOCK_BYTES));
+        if range.end < start + BLOCK_BYTES || !are_blocks {
             return None;
         }
         let key = CacheKey { volume: shared.keys.volume(), unit: Unit::Change(record.slot, *change) };
