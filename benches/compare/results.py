@@ -65,24 +65,29 @@ class Results:
                 "servers": {server.key: {"title": server.title, "note": server.note} for server in self.servers}}
 
     def table(self):
-        """The table in Markdown: each value, and in brackets its ratio to the reference."""
-        head = ["work", "state", "unit", *(server.title for server in self.servers)]
-        lines = [head, ["---"] * 3 + ["---:"] * len(self.servers)]
-        for row in self.rows:
-            cells = [shown(self.cell(row, server)) for server in self.servers]
-            lines.append([row.work, row.state, row.unit, *cells])
-        table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-        notes = "\n".join(f"* {server.title}: {server.note}." for server in self.servers)
-        return f"{table}\n\n{notes}\n"
+        return table_of(self.json())
+
+
+def table_of(document):
+    """The table in Markdown, from what `compare.json` has: each value, and in brackets its ratio to the reference."""
+    servers = document["servers"]
+    head = ["work", "state", "unit", *(server["title"] for server in servers.values())]
+    lines = [head, ["---"] * 3 + ["---:"] * len(servers)]
+    for row in document["rows"]:
+        cells = [shown(row["cells"][key]) for key in servers]
+        lines.append([row["work"], row["state"], row["unit"], *cells])
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    notes = "\n".join(f"* {server['title']}: {server['note']}." for server in servers.values())
+    return f"{table}\n\n{notes}\n"
 
 
 def shown(cell):
-    if cell.why_not:
+    if "why_not" in cell:
         return "–"
-    if cell.median is None:
+    if cell["median"] is None:
         return "MISSING"
-    text = number(cell.median)
-    return f"{text} ({ratio(cell.ratio)})" if cell.ratio is not None else text
+    text = number(cell["median"])
+    return f"{text} ({ratio(cell['ratio'])})" if cell["ratio"] is not None else text
 
 
 def ratio(value):

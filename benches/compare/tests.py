@@ -1,5 +1,6 @@
 """Tests of the comparison's own parts: `python3 benches/compare/tests.py`."""
 
+import json
 import pathlib
 import socket
 import sys
@@ -16,7 +17,7 @@ import jobs
 import plots
 import servers
 from processes import Failure, Process
-from results import Results, number, ratio
+from results import Results, number, ratio, table_of
 
 
 def iops_row(row_id, **more):
@@ -55,6 +56,17 @@ class Tables(unittest.TestCase):
         found.record(servers.CairnMinio, 0, "a", {"iops": 7})
         found.check(1)
         self.assertIn("| – | 7.00 |", found.table())
+
+    def test_the_readme_has_the_table_of_the_last_run_and_its_plots(self):
+        root = pathlib.Path(__file__).resolve().parents[2]
+        readme = (root / "README.md").read_text(encoding="utf-8")
+        document = json.loads((root / "docs/compare.json").read_text(encoding="utf-8"))
+        self.assertIn(table_of(document), readme)
+        for word in [document["commit"], document["command"], document["machine"]["cpu"]]:
+            self.assertIn(word, readme)
+        for name in plots.PLOTS:
+            self.assertIn(f"(docs/figures/{name}.svg)", readme)
+            self.assertTrue((root / f"docs/figures/{name}.svg").is_file())
 
     def test_every_row_is_of_a_stage_and_no_name_is_used_twice(self):
         rows = jobs.rows(jobs.FULL)
