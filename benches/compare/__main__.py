@@ -222,11 +222,11 @@ def measure_all(args, sizes, context, chosen_servers, results):
                 print(f"round {number + 1}: {stage}: {server_of.title}: {took:.1f} s", file=sys.stderr, flush=True)
 
 
-def write(args, sizes, results):
+def write(args, sizes, results, sources):
     figures = args.output / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     document = {
-        "machine": machine(), **commit(), "versions": versions(args),
+        "machine": machine(), **sources, "versions": versions(args),
         "command": shlex.join(["benches/compare/run.sh", *sys.argv[1:]]),
         "ended_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "sizes": sizes._asdict(), "rounds": args.rounds, **results.json(),
@@ -247,7 +247,7 @@ def main():
         private_mounts()
     # A row of two stages is computed from both.
     rows = [row for row in jobs.rows(sizes) if all(stage in args.stages for stage in row.stage.split())]
-    results = Results(rows, chosen_servers, servers.NbdkitMemory.key)
+    results, sources = Results(rows, chosen_servers, servers.NbdkitMemory.key), commit()
     work = pathlib.Path(tempfile.mkdtemp(prefix="cairn-compare-"))
     work.chmod(0o755)
     with contextlib.ExitStack() as undo:
@@ -256,7 +256,7 @@ def main():
         undo.callback(context.close)
         measure_all(args, sizes, context, chosen_servers, results)
     results.check(args.rounds)
-    write(args, sizes, results)
+    write(args, sizes, results, sources)
     print(results.table())
 
 

@@ -255,13 +255,14 @@ async fn in_an_outage_of_the_store_the_page_and_the_api_say_what_is_open() {
 async fn the_api_keeps_to_its_description_under_a_fuzzer() {
     let store = Store::directory();
     let Store::Directory(directory) = &store else { unreachable!("it is one") };
+    // As many as the fuzzer may delete or bring back.
     for n in 0..8 {
         // What a creator that died leaves.
         let name = format!("unnamed-{n}");
         run(&mut store.cairn(["volume", "create", &name, "1MiB", "--store", &store.url()])).await;
         std::fs::remove_file(directory.path().join("name").join(name)).expect("it had a name");
     }
-    for n in 0..8 {
+    for n in 0..24 {
         let name = format!("deleted-{n}");
         run(&mut store.cairn(["volume", "create", &name, "1MiB", "--store", &store.url()])).await;
         run(&mut store.cairn(["volume", "delete", &name, "--store", &store.url()])).await;
