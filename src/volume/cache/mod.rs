@@ -170,8 +170,7 @@ impl PageCache {
         self.clean.held_bytes() + self.index.held_bytes()
     }
 
-    /// Whether `bytes` bytes of data fit without an eviction. Otherwise the cache refuses what is used less
-    /// often than what it holds.
+    /// Whether `bytes` bytes of data fit without an eviction.
     pub(super) fn has_room(&self, bytes: u64) -> bool {
         self.clean.has_room(bytes)
     }

@@ -337,11 +337,12 @@ impl Sender {
         if fold {
             shared.fold_wake.notify_one();
         }
-        let volume = shared.keys.volume();
-        shared.env.cache.remove(replaced.into_iter().map(|unit| CacheKey { volume, unit })).await;
         // The permits are returned however this ends: a task may be cancelled at any await.
         let held = |commit: InFlight| (Permits { shared, permits: commit.permits }, commit);
-        for (_permits, commit) in settled.into_iter().map(held).collect::<Vec<_>>() {
+        let settled: Vec<_> = settled.into_iter().map(held).collect();
+        let volume = shared.keys.volume();
+        shared.env.cache.remove(replaced.into_iter().map(|unit| CacheKey { volume, unit })).await;
+        for (_permits, commit) in settled {
             if let Stage::Sent(sent) = &commit.stage {
                 shared.metrics.commits.inc();
                 shared.metrics.commit_bytes.inc_by(sent.bytes);
