@@ -73,15 +73,19 @@ class Disk(servers.CairnDelayed):
         return {"bytes": value("warmed_bytes"), "requests": value("warm_requests")}
 
 
-def qemu(files, disk):
+def qemu(files, disk, accelerator):
     drive = f"file={disk.uri},format=raw,if=virtio,snapshot=on"
-    return ["qemu-system-x86_64", "-machine", "accel=kvm:tcg", "-cpu", "max", "-smp", "2", "-m", "1024",
+    return ["qemu-system-x86_64", "-accel", accelerator, "-cpu", "max", "-smp", "2", "-m", "1024",
             "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio",
             "-kernel", files / "vmlinuz", "-initrd", files / "initrd",
             "-append", "console=ttyS0 quiet panic=-1 no_timer_check rdinit=/first", "-drive", drive]
 
 
-def boot(files, disk, record_reads, is_warmed=False):
+def accelerator(args):
+    return "kvm" if args.kvm else "tcg,thread=multi"
+
+
+def boot(args, disk, record_reads, is_warmed=False):
     """Boots once from a gateway that has just started. What the machine writes does not reach the disk."""
     disk.record_reads = record_reads
     disk.cold()
@@ -91,7 +95,7 @@ def boot(files, disk, record_reads, is_warmed=False):
         disk.warm()
         sample["warm_seconds"] = round(time.monotonic() - begun, 3)
     begun = time.monotonic()
-    machine = Process("the machine", qemu(files, disk), disk.log("machine"), "vm: booted")
+    machine = Process("the machine", qemu(args.files, disk, accelerator(args)), disk.log("machine"), "vm: booted")
     sample["boot_seconds"] = round(time.monotonic() - begun, 3)
     machine.kill()
     counted = disk.store_counters()
@@ -104,10 +108,10 @@ def measure(args, disk):
     """By turns, so that what changes on the machine meets all kinds alike."""
     samples = {"without": [], "with": [], "warmed": []}
     # This boot is recorded. The gateway stores the record when it ends.
-    boot(args.files, disk, RECORDED_FOR)
+    boot(args, disk, RECORDED_FOR)
     for number in range(args.rounds):
         for kind, of in [("without", (NEVER,)), ("with", (RECORDED_FOR,)), ("warmed", (NEVER, True))]:
-            sample = boot(args.files, disk, *of)
+            sample = boot(args, disk, *of)
             samples[kind].append(sample)
             print(f"round {number + 1}: {kind}: {json.dumps(sample)}", file=sys.stderr, flush=True)
     return samples
@@ -129,6 +133,7 @@ def arguments():
     parser.add_argument("--cairn", type=pathlib.Path, default=pathlib.Path(default),
                         help="the program (default: the release build)")
     parser.add_argument("--output", type=pathlib.Path, default=ROOT / "docs/boot.json", help="where the results go")
+    parser.add_argument("--kvm", action="store_true", help="use KVM (default: software emulation, as the tests do)")
     parser.add_argument("--limit", type=int, metavar="MINUTES", default=240, help="give up after this time (default 240)")
     return parser.parse_args()
 
@@ -150,7 +155,7 @@ def main():
         undo.callback(disk.abandon)
         samples = measure(args, disk)
         document = {
-            "machine": compare.machine(), "has_kvm": os.access("/dev/kvm", os.R_OK | os.W_OK), **compare.commit(),
+            "machine": compare.machine(), "accelerator": accelerator(args), **compare.commit(),
             "command": shlex.join(["benches/boot/run.sh", *sys.argv[3:]]),
             "qemu": run(["qemu-system-x86_64", "--version"]).splitlines()[0],
             "ended_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

@@ -7,7 +7,7 @@
 #   benches/boot/run.sh --rounds 1 --output target/boot.json   a first look
 #   benches/boot/run.sh --help                                 all options
 #
-# It needs root, for debootstrap, and what `tests/tools/install.sh packages s3 machine` installs. KVM is used if it is there.
+# It needs root, for debootstrap, and what `tests/tools/install.sh packages s3 machine` installs. `--kvm` uses KVM.
 # The image of the disk is made once, and kept in the tools cache.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../../tests/tools/common.sh"

@@ -1,5 +1,6 @@
 //! What stays in memory: what was written last, through its checkpoint, and nothing that was overwritten.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use cairn::effect::Durability::Volatile;
@@ -59,8 +60,26 @@ async fn blocks_stay_in_memory_when_a_checkpoint_rewrites_their_chunks() {
     read_from_memory(&bench, &volume, blocks(), 1).await;
     let before = bench.keys("/chunk/").len();
     volume.checkpoint().await.unwrap();
-    assert_eq!(bench.gets("/journal/").requests, 0, "the checkpoint took all of it from memory");
+    assert_eq!(bench.gets("/journal/").bytes, 0, "the checkpoint took all of it from memory");
     assert!(bench.keys("/chunk/").len() > before, "chunks were rewritten");
+    read_from_memory(&bench, &volume, blocks(), 1).await;
+    volume.close().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn blocks_stay_in_memory_when_a_checkpoint_packs_them() {
+    let mut bench = bench().await;
+    let volume = bench.open().await;
+    fill(&volume, 64 * MIB).await;
+    // A block is packed only if a checkpoint has its chunk already.
+    volume.close().await.unwrap();
+    let volume = bench.open().await;
+    let blocks = || scattered(64 * MIB / BLOCK / 4, 4);
+    overwrite(&volume, blocks(), 1).await;
+    read_from_memory(&bench, &volume, blocks(), 1).await;
+    volume.checkpoint().await.unwrap();
+    assert_eq!(bench.gets("/journal/").bytes, 0, "the checkpoint took all of it from memory");
+    assert!(!bench.keys("/pack/").is_empty(), "blocks were packed");
     read_from_memory(&bench, &volume, blocks(), 1).await;
     volume.close().await.unwrap();
 }
@@ -77,5 +96,31 @@ async fn what_is_overwritten_again_and_again_takes_memory_once() {
     }
     read_from_memory(&bench, &volume, others(), 7).await;
     read_from_memory(&bench, &volume, hot(), 9).await;
+    volume.close().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn reading_a_disk_from_begin_to_end_displaces_little_of_what_is_in_use() {
+    let mut bench = bench().await;
+    let volume = bench.open().await;
+    fill(&volume, 384 * MIB).await;
+    let used = || scattered(16 * MIB / BLOCK, 2).map(|at| 448 * MIB + at);
+    overwrite(&volume, used(), 3).await;
+    volume.close().await.unwrap();
+    let volume: Arc<Volume> = bench.open().await;
+    for at in used() {
+        read(&volume, at, BLOCK).await;
+    }
+    for at in (0..384 * MIB).step_by(1 << 20) {
+        assert_eq!(read(&volume, at, MIB).await, pattern(at, 1 << 20));
+        // Time passes once nothing else runs: the next part is being read ahead while the client is busy.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    bench.memory.reset_tallies();
+    for at in used() {
+        assert_eq!(read(&volume, at, BLOCK).await, pattern(3 + at, 4096));
+    }
+    let missed = bench.gets("").requests;
+    assert!(missed < 16 * MIB / BLOCK / 10, "{missed} blocks had to be fetched again");
     volume.close().await.unwrap();
 }

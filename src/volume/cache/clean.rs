@@ -16,15 +16,16 @@ use moka::future::Cache;
 use moka::policy::EvictionPolicy;
 use xxhash_rust::xxh3::Xxh3Builder;
 
-use super::ahead::Ahead;
+use super::ahead::{Ahead, Use};
 use super::counts::Counts;
 use super::fetch::{CacheKey, Fetch, Unit};
 use super::held::Held;
+use super::kept::Kept;
 
-/// Memory that an entry takes in addition to its bytes: keys, counters and lists of the cache, and
-/// what the allocator wastes on small entries. It is measured: when the cache grew from 64 MiB to 256 MiB
-/// full of blocks, the process grew by 1,150 bytes for each entry besides its block.
-const ENTRY_BYTES: usize = 1152;
+/// Memory that an entry takes in addition to its bytes: keys, counters and lists of the cache.
+const ENTRY_BYTES: usize = 640;
+/// Memory that each allocation of an entry takes in addition to its bytes.
+const ALLOCATION_BYTES: usize = 96;
 
 /// Limit on the bytes that are inserted before pending evictions run.
 const UNSETTLED_BYTES: u64 = 1 << 20;
@@ -34,9 +35,9 @@ const RUNS_SHARE: u64 = 16;
 
 /// Limit on the number of shards.
 const MOST_SHARDS: u64 = 16;
-/// Shards are not made smaller than this many bytes: each must hold enough pieces that no use of the disk
-/// fills one shard and leaves another empty.
-const SHARD_BYTES: u64 = 8 << 20;
+/// Shards are not made smaller than this many bytes: each must hold some hundreds of the largest pieces, so that
+/// no use of the disk fills one shard and leaves another empty.
+const SHARD_BYTES: u64 = 32 << 20;
 /// Seed of the hash that chooses the shard of a piece. moka finds the piece in the shard by another hash, so
 /// that its buckets are used evenly.
 const SHARD_SEED: u64 = 0x5348_4152_4453;
@@ -44,11 +45,12 @@ const SHARD_SEED: u64 = 0x5348_4152_4453;
 impl Held {
     /// Bytes of memory that it takes in the cache.
     pub(super) fn weight(&self) -> u32 {
-        u32::try_from(self.data.len() + ENTRY_BYTES).unwrap_or(u32::MAX)
+        let overhead = ENTRY_BYTES + self.allocations() * ALLOCATION_BYTES;
+        u32::try_from(self.bytes() + overhead).unwrap_or(u32::MAX)
     }
 }
 
-type Pieces = Cache<CacheKey, Held, Xxh3Builder>;
+type Pieces = Cache<CacheKey, Arc<Kept>, Xxh3Builder>;
 
 /// Number of pieces that [`Scanned`] remembers: of 64 KiB each, a gibibyte.
 const SCANNED: usize = 16_384;
@@ -78,13 +80,17 @@ pub(crate) struct Clean {
     /// The runs of changes. Only a fold reads them, and only for as long as it is at this part of the disk,
     /// so they must not displace what clients read.
     runs: ArcSwap<Pieces>,
-    /// Pieces that were read ahead when the shards had no room for them.
+    /// Pieces that were read ahead. They have the room that the shards do not need, and a share of their own.
     ahead: Ahead,
     /// Pieces that a sequential reader has read from there.
     scanned: Scanned,
-    /// Bound of `ahead` in bytes.
+    /// The share of `ahead` in bytes.
     most_ahead_bytes: AtomicU64,
     pub(crate) counts: Arc<Counts>,
+    /// Bound of the shards in bytes.
+    bound: AtomicU64,
+    /// Bytes that were inserted so far.
+    taken_bytes: AtomicU64,
     /// Bytes that were inserted since evictions last ran. At `most_unsettled_bytes` they run again.
     unsettled_bytes: AtomicU64,
     most_unsettled_bytes: u64,
@@ -97,10 +103,10 @@ fn pieces(bytes: u64, counts: &Arc<Counts>) -> Pieces {
         // What was written last must stay, or a fold would have to fetch it. A filter by frequency refuses
         // it, and keeps blocks that were read often before they were overwritten.
         .eviction_policy(EvictionPolicy::lru())
-        .eviction_listener(move |key: Arc<CacheKey>, value: Held, cause| {
-            counts.dropped(&key, value.weight(), cause.was_evicted());
+        .eviction_listener(move |key: Arc<CacheKey>, kept: Arc<Kept>, cause| {
+            counts.dropped(&key, kept.held.weight(), cause.was_evicted());
         })
-        .weigher(|_: &CacheKey, value: &Held| value.weight())
+        .weigher(|_: &CacheKey, kept: &Arc<Kept>| kept.held.weight())
         .build_with_hasher(Xxh3Builder::new())
 }
 
@@ -118,16 +124,19 @@ impl Clean {
             scanned: Scanned::default(),
             most_ahead_bytes: AtomicU64::new(0),
             counts,
+            bound: AtomicU64::new(bytes),
+            taken_bytes: AtomicU64::new(0),
             unsettled_bytes: AtomicU64::new(0),
             most_unsettled_bytes: if eager { 0 } else { UNSETTLED_BYTES },
         }
     }
 
-    /// Changes the bound to `bytes` bytes. If the pieces exceed it, which of them are evicted does not depend
-    /// on how they were used.
+    /// Changes the bound to `bytes` bytes. If the pieces exceed it, those that were not used for longest are
+    /// evicted.
     pub(crate) async fn resize(&self, bytes: u64) {
         self.resize_shard(&self.runs, bytes / RUNS_SHARE).await;
         let bytes = bytes - bytes / RUNS_SHARE;
+        self.bound.store(bytes, Ordering::Relaxed);
         let number = u64::try_from(self.shards.len()).expect("there are few shards");
         for shard in &self.shards {
             self.resize_shard(shard, bytes / number).await;
@@ -137,11 +146,15 @@ impl Clean {
     async fn resize_shard(&self, shard: &ArcSwap<Pieces>, bytes: u64) {
         let new = Arc::new(pieces(bytes, &self.counts));
         let old = shard.swap(Arc::clone(&new));
-        for (key, value) in old.iter() {
-            old.invalidate(&*key).await;
-            if !new.contains_key(&*key) {
-                self.counts.added(&key, value.weight());
-                new.insert(*key, value).await;
+        let mut pieces: Vec<(u64, Arc<CacheKey>)> =
+            old.iter().map(|(key, kept)| (kept.used(), key)).collect();
+        pieces.sort_unstable_by_key(|(used, _)| *used);
+        for (_, key) in pieces {
+            if let Some(kept) = old.remove(&*key).await
+                && !new.contains_key(&*key)
+            {
+                self.counts.added(&key, kept.held.weight());
+                new.insert(*key, kept).await;
             }
         }
         old.run_pending_tasks().await;
@@ -166,32 +179,43 @@ impl Clean {
         self.loaded().map(|pieces| pieces.weighted_size()).sum::<u64>() + self.ahead.held_bytes()
     }
 
-    /// Bounds the pieces that were read ahead when there was no other room for them.
+    /// Sets the share of the pieces that were read ahead, which they have besides the room that nothing else
+    /// needs.
     pub(super) fn limit_ahead(&self, bytes: u64) {
         self.most_ahead_bytes.store(bytes, Ordering::Relaxed);
-        self.evict_ahead(self.ahead.shorten(bytes));
+        self.shorten_ahead();
     }
 
-    /// Bound in bytes of the pieces that were read ahead when there was no other room for them.
+    /// The share in bytes of the pieces that were read ahead.
     pub(super) fn most_ahead_bytes(&self) -> u64 {
         self.most_ahead_bytes.load(Ordering::Relaxed)
     }
 
-    /// Whether `bytes` bytes fit without an eviction.
-    pub(super) fn has_room(&self, bytes: u64) -> bool {
+    /// Bytes that fit into the shards without an eviction.
+    fn room(&self) -> u64 {
         let unsettled = self.unsettled_bytes.load(Ordering::Relaxed);
-        let (mut held, mut most) = (0, 0);
-        for pieces in self.shards.iter().map(ArcSwap::load) {
-            held += pieces.weighted_size();
-            most += pieces.policy().max_capacity().unwrap_or_default();
-        }
-        held + unsettled + bytes <= most
+        let held: u64 = self.shards.iter().map(|shard| shard.load().weighted_size()).sum();
+        self.bound.load(Ordering::Relaxed).saturating_sub(held + unsettled)
     }
 
-    /// Inserts blocks that were read ahead. They stay until they are read, unless so much is read ahead that
-    /// they have to go.
+    /// Whether `bytes` bytes fit without an eviction of anything but what was read ahead.
+    pub(super) fn has_room(&self, bytes: u64) -> bool {
+        bytes <= self.room()
+    }
+
+    /// Whether `bytes` bytes that are read ahead fit where nothing else needs the room, beside those that wait
+    /// for their reader.
+    pub(super) fn has_room_ahead(&self, bytes: u64) -> bool {
+        self.ahead.unread_bytes() + bytes <= self.room()
+    }
+
+    fn shorten_ahead(&self) {
+        self.evict_ahead(self.ahead.shorten(self.room() + self.most_ahead_bytes()));
+    }
+
+    /// Inserts blocks that were read ahead.
     pub(super) fn put_ahead(&self, key: CacheKey, blocks: Held) {
-        let inserted = self.ahead.put(key, &blocks, self.most_ahead_bytes());
+        let inserted = self.ahead.put(key, &blocks, self.room() + self.most_ahead_bytes());
         self.counts.added(&key, inserted.weight);
         if let Some(before) = inserted.replaced {
             self.counts.moved(&key, before);
@@ -199,7 +223,7 @@ impl Clean {
         self.evict_ahead(inserted.gone);
     }
 
-    /// Counts off pieces that were read ahead, and that nobody came to read.
+    /// Counts off pieces that were read ahead, and had to go.
     fn evict_ahead(&self, pieces: Vec<(CacheKey, Held)>) {
         for (key, held) in pieces {
             self.counts.dropped(&key, held.weight(), true);
@@ -208,55 +232,107 @@ impl Clean {
 
     /// Inserts blocks of a piece beside those that are held already.
     pub(super) async fn put(&self, key: CacheKey, blocks: Held) {
-        if blocks.mask == 0 {
+        if blocks.mask() == 0 {
             return;
         }
-        let shard = self.shard(&key);
-        let pieces = shard.load_full();
         // Between the lookup and the insertion another task may insert other blocks of the piece, which are
         // lost then. They are only fetched again.
-        let blocks = match pieces.get(&key).await {
-            Some(held) if blocks.mask & !held.mask == 0 => return,
-            Some(held) => held.joined(&blocks),
-            None => blocks,
+        let found = self.shard(&key).load().get(&key).await;
+        let kept = match found {
+            Some(kept) if blocks.mask() & !kept.held.mask() == 0 => return,
+            Some(kept) => kept.with(kept.held.joined(&blocks), self.taken_bytes()),
+            None => Kept::new(blocks, self.taken_bytes(), self.counts.evicted_bytes()),
         };
-        self.added(&key, &blocks);
-        pieces.insert(key, blocks).await;
-        // The move to a new cache may have missed a piece that was inserted meanwhile.
-        if !Arc::ptr_eq(&pieces, &shard.load()) {
+        self.keep(key, kept).await;
+    }
+
+    /// Inserts a piece in place of what is held of it.
+    async fn keep(&self, key: CacheKey, kept: Kept) {
+        let (shard, weight) = (self.shard(&key), kept.held.weight());
+        let kept = Arc::new(kept);
+        self.taken_bytes.fetch_add(u64::from(weight), Ordering::Relaxed);
+        self.unsettled_bytes.fetch_add(u64::from(weight), Ordering::Relaxed);
+        loop {
+            let pieces = shard.load_full();
+            self.counts.added(&key, weight);
+            pieces.insert(key, Arc::clone(&kept)).await;
+            if Arc::ptr_eq(&pieces, &shard.load()) {
+                break;
+            }
+            // The move to a new cache may have missed it.
             pieces.invalidate(&key).await;
         }
         self.settle_when_due().await;
     }
 
+    fn taken_bytes(&self) -> u64 {
+        self.taken_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Keeps only those blocks of a piece that are in `mask`.
+    async fn keep_only(&self, key: &CacheKey, kept: &Kept, mask: u16) {
+        match kept.held.mask() & mask {
+            0 => self.shard(key).load().invalidate(key).await,
+            left if left == kept.held.mask() => {}
+            left => self.keep(*key, kept.with(kept.held.only(left), self.taken_bytes())).await,
+        }
+    }
+
+    /// Removes blocks of a piece.
+    pub(super) async fn let_go(&self, key: &CacheKey, mask: u16) {
+        let found = self.shard(key).load().get(key).await;
+        if let Some(kept) = found {
+            self.keep_only(key, &kept, !mask).await;
+        }
+        // What was read ahead of it can be fetched again.
+        self.remove_ahead(key);
+    }
+
     /// Returns what is held of a piece, of which the blocks in `mask` are read now. Counts as a use.
     pub(crate) async fn get(&self, key: &CacheKey, mask: u16) -> Held {
-        let held = self.shard(key).load().get(key).await.unwrap_or_default();
-        if mask & !held.mask == 0 {
+        let found = self.shard(key).load().get(key).await;
+        let held = match found {
+            Some(kept) => {
+                kept.note(mask, self.taken_bytes());
+                let bound = self.bound.load(Ordering::Relaxed);
+                if let Some(read) = kept.examine(self.counts.evicted_bytes(), bound) {
+                    self.keep_only(key, &kept, read).await;
+                }
+                kept.held.clone()
+            }
+            None => Held::default(),
+        };
+        if mask & !held.mask() == 0 {
             return held;
         }
-        let Some((ahead, leaves)) = self.ahead.read(key, mask) else { return held };
-        let held = held.joined(&ahead);
-        if leaves {
+        let Some((ahead, used)) = self.ahead.read(key, mask) else { return held };
+        let is_in_use = match used {
+            Use::Waits => false,
+            // A disk that is read once from begin to end must not displace what is in use.
+            Use::IsRead => self.scanned.again(key),
+            Use::Again => true,
+        };
+        if is_in_use && let Some(ahead) = self.ahead.remove(key) {
             self.counts.moved(key, ahead.weight());
-            // A disk that is read once from begin to end must not displace everything else.
-            if self.scanned.again(key) {
-                self.put(*key, ahead).await;
-            }
+            self.put(*key, ahead).await;
         }
-        held
+        held.joined(&ahead)
     }
 
     /// Returns which blocks of a piece are held.
     pub(crate) fn mask(&self, key: &CacheKey) -> u16 {
         // The cache has no lookup that leaves the order of use alone and returns the value. It never waits.
         let held = self.shard(key).load().get(key).now_or_never().flatten();
-        held.map_or(0, |held| held.mask) | self.ahead.mask(key)
+        held.map_or(0, |kept| kept.held.mask()) | self.ahead.mask(key)
     }
 
     /// Removes a piece.
     pub(crate) async fn remove(&self, key: &CacheKey) {
         self.shard(key).load().invalidate(key).await;
+        self.remove_ahead(key);
+    }
+
+    fn remove_ahead(&self, key: &CacheKey) {
         if let Some(held) = self.ahead.remove(key) {
             self.counts.dropped(key, held.weight(), false);
         }
@@ -269,18 +345,13 @@ impl Clean {
         }
     }
 
-    fn added(&self, key: &CacheKey, value: &Held) {
-        let weight = value.weight();
-        self.counts.added(key, weight);
-        self.unsettled_bytes.fetch_add(u64::from(weight), Ordering::Relaxed);
-    }
-
     /// Runs evictions if enough bytes were inserted. moka runs them after a number of insertions, whatever
     /// their size, so pages would take the cache far beyond its bound.
     async fn settle_when_due(&self) {
         if self.unsettled_bytes.load(Ordering::Relaxed) >= self.most_unsettled_bytes {
             self.unsettled_bytes.store(0, Ordering::Relaxed);
             self.settle().await;
+            self.shorten_ahead();
         }
     }
 
@@ -288,7 +359,7 @@ impl Clean {
     pub(crate) fn all(&self) -> HeldPieces {
         let mut all = BTreeMap::new();
         for pieces in self.loaded() {
-            all.extend(pieces.iter().map(|(key, held)| (*key, held.mask)));
+            all.extend(pieces.iter().map(|(key, kept)| (*key, kept.held.mask())));
         }
         for (key, mask) in self.ahead.all() {
             *all.entry(key).or_default() |= mask;
@@ -316,7 +387,7 @@ mod tests {
     use super::super::fetch::Unit;
     use super::*;
     use crate::metrics::{Metrics, Tier, VolumeMetrics};
-    use crate::volume::format::geometry::{ChunkIndex, PageIndex};
+    use crate::volume::format::geometry::{BLOCK_LEN, ChunkIndex, PageIndex};
     use crate::volume::format::keys::ObjectId;
 
     fn key(n: u32) -> CacheKey {
@@ -325,7 +396,7 @@ mod tests {
     }
 
     fn page() -> Held {
-        Held { mask: u16::MAX, data: Bytes::from(vec![7; 65_536]) }
+        Held::new(u16::MAX, Bytes::from(vec![7; 65_536]))
     }
 
     fn clean(bytes: u64) -> (Clean, VolumeMetrics) {
@@ -364,7 +435,7 @@ mod tests {
 
     #[tokio::test]
     async fn shards_are_filled_evenly_and_keep_their_pieces_when_the_bound_grows() {
-        let (clean, metrics) = clean(128 << 20);
+        let (clean, metrics) = clean(512 << 20);
         assert_eq!(clean.shards.len(), 15, "a sixteenth is for runs");
         for n in 0..1000 {
             clean.put(key(n), page()).await;
@@ -375,12 +446,57 @@ mod tests {
         let pieces = held();
         assert_eq!(pieces.iter().sum::<u64>(), 1000);
         assert!(pieces.iter().all(|count| (30..=100).contains(count)), "{pieces:?}");
-        clean.resize(256 << 20).await;
+        clean.resize(1 << 30).await;
         assert_eq!(held(), pieces);
         assert_eq!(counted(&metrics), (1000 * one, 0));
         for n in 0..1000 {
-            assert_eq!(clean.get(&key(n), 1).await.mask, u16::MAX, "piece {n}");
+            assert_eq!(clean.get(&key(n), 1).await.mask(), u16::MAX, "piece {n}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_was_used_last_stays_when_the_bound_shrinks() {
+        let (clean, _metrics) = clean(8 << 20);
+        for n in 0..100 {
+            clean.put(key(n), page()).await;
+        }
+        for n in (0..40).rev() {
+            assert_eq!(clean.get(&key(n), 1).await.mask(), u16::MAX);
+            // The order of use is counted in bytes that are inserted.
+            clean.put(key(200), page()).await;
+            clean.remove(&key(200)).await;
+        }
+        let room = 40 * u64::from(page().weight());
+        clean.resize((room * RUNS_SHARE).div_ceil(RUNS_SHARE - 1)).await;
+        let held: Vec<u32> = (0..100).filter(|n| clean.mask(&key(*n)) != 0).collect();
+        assert_eq!(held, (0..40).collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn blocks_that_nobody_reads_go_although_their_neighbours_are_read() {
+        let (clean, metrics) = clean(4 << 20);
+        clean.put(key(0), page()).await;
+        for n in 1..200 {
+            clean.put(key(n), page()).await;
+            clean.get(&key(0), 0b1001).await;
+        }
+        assert_eq!(clean.mask(&key(0)), 0b1001);
+        let one = clean.get(&key(0), 0b1001).await;
+        assert_eq!(one.blocks(3..4), Some(Bytes::from(vec![7; BLOCK_LEN])));
+        assert_eq!(counted(&metrics).0, clean.held_bytes(), "each is counted once");
+    }
+
+    #[tokio::test]
+    async fn blocks_are_let_go_one_by_one() {
+        let (clean, metrics) = clean(4 << 20);
+        let before = counted(&metrics);
+        clean.put(key(1), page()).await;
+        clean.let_go(&key(1), 0b110).await;
+        assert_eq!(clean.mask(&key(1)), !0b110);
+        clean.let_go(&key(1), u16::MAX).await;
+        clean.settle().await;
+        assert_eq!((clean.mask(&key(1)), counted(&metrics)), (0, before));
+        clean.let_go(&key(1), 1).await;
     }
 
     #[tokio::test]

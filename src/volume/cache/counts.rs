@@ -4,6 +4,7 @@
 //! used or as wasted.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use uuid::Uuid;
@@ -22,6 +23,8 @@ pub(crate) struct Counts {
     pub(crate) volumes: Mutex<BTreeMap<Uuid, VolumeMetrics>>,
     /// Pieces that were read ahead and have not been read or dropped since.
     ahead: Mutex<BTreeSet<CacheKey>>,
+    /// Bytes of the pieces that were evicted so far.
+    evicted_bytes: AtomicU64,
 }
 
 impl Counts {
@@ -29,6 +32,11 @@ impl Counts {
         if let Some(metrics) = self.volumes.lock().get(&volume) {
             count(metrics);
         }
+    }
+
+    /// Bytes of the pieces that were evicted so far.
+    pub(super) fn evicted_bytes(&self) -> u64 {
+        self.evicted_bytes.load(Ordering::Relaxed)
     }
 
     /// Counts a piece that was inserted. `weight` is in bytes.
@@ -45,6 +53,9 @@ impl Counts {
     /// Counts a piece that was removed, because it was evicted, dropped or replaced.
     pub(crate) fn dropped(&self, key: &CacheKey, weight: u32, evicted: bool) {
         let wasted = self.ahead.lock().remove(key);
+        if evicted {
+            self.evicted_bytes.fetch_add(u64::from(weight), Ordering::Relaxed);
+        }
         self.with(key.volume, |metrics| {
             metrics.cache_bytes.of(Tier::Memory).sub(i64::from(weight));
             if evicted {

@@ -21,7 +21,7 @@ use crate::volume::format::keys::{Keys, ObjectId, Slot};
 use crate::volume::format::pack;
 use crate::volume::format::page_set::PageSet;
 use crate::volume::format::sealing::Sealing;
-use crate::volume::state::piece::{ChunkRef, RecordRef, part};
+use crate::volume::state::piece::{ChunkRef, RecordRef, are_blocks, part};
 
 /// Identifies a piece of an object in the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,7 +41,8 @@ pub enum Unit {
     Packed(ObjectId, u16),
     /// The data of a run of changes of a record: slot, number of the run.
     Run(Slot, u32),
-    /// The data of one change of a record: slot, number of the change.
+    /// Up to 16 blocks of successive changes of a record, or one change that does not consist of blocks: slot,
+    /// number of the first change.
     Change(Slot, u32),
     /// A map page with its overlays: its number, its object.
     Map(u32, ObjectId),
@@ -75,8 +76,9 @@ pub enum Check {
     /// By the tag that follows each block. Contains the number of the first frame; those of the others
     /// follow it.
     Frames(Place, u64),
-    /// By a tag that is already known. Contains the number that was hashed into the tag.
-    Tag(Place, u64, Checksum),
+    /// A change, by a tag that is already known. Contains the number of the change, which was hashed into the
+    /// tag, and the number of its first block in the piece.
+    Tag(Place, u64, Checksum, u32),
     /// A run of changes, each by its own tag. Contains the place of the record's data, and the number of the
     /// change that is wanted.
     Run(Place, Arc<RecordRef>, u32),
@@ -160,24 +162,24 @@ impl Fetch {
     pub fn change(sealing: Sealing, record: &RecordRef, change: u32, part: Range<u64>) -> (Self, u64) {
         let place = Place::record(sealing, record.slot);
         let fetch = Self::whole_change(sealing.volume(), place, record, change);
-        if mask_of(fetch.length) == 1 {
+        if !are_blocks(fetch.length) {
             return (fetch, part.start);
         }
-        let block = |at: u64| u32::try_from(at).expect("a change is at most a page");
+        let block = |at: u64| fetch.first + u32::try_from(at).expect("a change is at most a page");
         let (first, end) = (block(part.start / BLOCK_BYTES), block(part.end.div_ceil(BLOCK_BYTES)));
         (Self { first, count: end - first, ..fetch }, part.start % BLOCK_BYTES)
     }
 
     fn whole_change(volume: Uuid, frames: Place, record: &RecordRef, change: u32) -> Self {
-        let place = record.place(change);
+        let (place, (named, blocks)) = (record.place(change), record.held_as(change));
         Self {
-            key: CacheKey { volume, unit: Unit::Change(record.slot, change) },
+            key: CacheKey { volume, unit: Unit::Change(record.slot, named) },
             object: Source::Record(record.slot),
             at: place.at,
-            first: 0,
-            count: mask_of(place.length).count_ones(),
+            first: blocks.start,
+            count: blocks.end - blocks.start,
             length: place.length,
-            check: Check::Tag(frames, u64::from(change), place.tag),
+            check: Check::Tag(frames, u64::from(change), place.tag, blocks.start),
         }
     }
 
@@ -212,7 +214,7 @@ impl Fetch {
     /// The blocks, of the 16 that share the key, that are wanted: one bit for each.
     #[must_use]
     pub fn mask(&self) -> u16 {
-        u16::try_from(((1_u32 << self.count) - 1) << self.first).expect("16 bits")
+        mask_of(&(self.first..self.first + self.count))
     }
 
     /// Returns the fetch of only those blocks, from the first to the last in `mask`, which must be some of
@@ -222,8 +224,8 @@ impl Fetch {
         let (place, number) = match self.check {
             Check::Frames(place, number) => (place, number),
             // One tag covers all of it.
-            Check::Tag(..) => {
-                return Self { first: 0, count: mask_of(self.length).count_ones(), ..self.clone() };
+            Check::Tag(.., first) => {
+                return Self { first, count: self.blocks().max(1), ..self.clone() };
             }
             Check::Run(..) => return self.clone(),
         };
@@ -272,15 +274,32 @@ impl Fetch {
     pub fn open(&self, stored: &Bytes) -> (Held, bool) {
         match &self.check {
             Check::Frames(place, number) => self.open_frames(place, *number, stored),
-            Check::Tag(place, number, tag) => match place.tag(*number, stored) == *tag {
-                true => (Held::of_change(stored.clone()), true),
-                false => (Held::default(), false),
-            },
+            Check::Tag(place, number, tag, _) => self.held_if(place.tag(*number, stored) == *tag, stored),
             Check::Run(place, record, change) => {
                 let number = record.run_of(*change);
-                Held::whole_if(record.verify_run(place, number, stored), stored)
+                self.held_if(record.verify_run(place, number, stored), stored)
             }
         }
+    }
+
+    fn held_if(&self, is_right: bool, stored: &Bytes) -> (Held, bool) {
+        (if is_right { self.held(stored.clone()) } else { Held::default() }, is_right)
+    }
+
+    /// Holds all of the piece. `payload` is what was written there.
+    pub(super) fn held(&self, payload: Bytes) -> Held {
+        match self.check {
+            Check::Frames(..) => Held::new(self.mask(), payload),
+            Check::Tag(.., first) if are_blocks(self.length) => {
+                Held::new(mask_of(&(first..first + self.blocks())), payload)
+            }
+            Check::Tag(..) | Check::Run(..) => Held::whole(payload),
+        }
+    }
+
+    /// Number of blocks that the payload consists of.
+    fn blocks(&self) -> u32 {
+        self.length / u32::try_from(BLOCK_LEN).expect("4 KiB")
     }
 
     fn open_frames(&self, place: &Place, number: u64, stored: &Bytes) -> (Held, bool) {
@@ -295,7 +314,7 @@ impl Fetch {
         };
         if self.count == 1 {
             return match is_good(stored, 0) {
-                true => (Held { mask: self.mask(), data: stored.slice(..BLOCK_LEN) }, true),
+                true => (self.held(stored.slice(..BLOCK_LEN)), true),
                 false => (Held::default(), false),
             };
         }
@@ -306,7 +325,7 @@ impl Fetch {
                 data.extend_from_slice(&frame[..BLOCK_LEN]);
             }
         }
-        (Held { mask, data: Bytes::from(data) }, mask == self.mask())
+        (Held::new(mask, Bytes::from(data)), mask == self.mask())
     }
 
     /// Extracts the wanted part of what is held of the piece, or `None` if it is not all there.
@@ -314,10 +333,10 @@ impl Fetch {
     pub fn wanted(&self, held: &Held) -> Option<Bytes> {
         match &self.check {
             Check::Frames(..) => held.blocks(self.first..self.first + self.count),
-            Check::Tag(..) if mask_of(self.length) == 1 => (held.mask == 1).then(|| held.data.clone()),
+            Check::Tag(..) if !are_blocks(self.length) => held.as_whole().cloned(),
             Check::Tag(..) => held.blocks(self.first..self.first + self.count),
             Check::Run(_, record, change) => {
-                (held.mask == 1).then(|| part(&held.data, self.within(record, *change)))
+                held.as_whole().map(|data| part(data, self.within(record, *change)))
             }
         }
     }
@@ -327,7 +346,7 @@ impl Fetch {
     pub(super) fn wanted_of(&self, held: &Held, is_most: bool) -> Option<Bytes> {
         match &self.check {
             Check::Run(_, record, change) if is_most => {
-                (held.mask == 1).then(|| held.data.slice(self.within(record, *change)))
+                held.as_whole().map(|data| data.slice(self.within(record, *change)))
             }
             _ => self.wanted(held),
         }

@@ -19,7 +19,6 @@ use crate::volume::error::Error;
 use crate::volume::format::frame::FRAME_BYTES;
 use crate::volume::format::geometry::{BLOCK_BYTES, PAGE_BYTES};
 use crate::volume::signal::Signal;
-use crate::volume::state::piece::own;
 use crate::volume::store_exact::{Doubt, Verdict, damaged_on_the_way, get_referenced};
 
 /// Limit on the bytes between two pieces that one GET fetches without need.
@@ -30,7 +29,7 @@ const GAP_BYTES: u64 = PAGE_BYTES / 2;
 pub(super) enum Keep {
     /// In the cache, if it admits them.
     Cached,
-    /// In the cache, until they are read: they were read ahead.
+    /// In the cache, where nothing else needs the room: they were read ahead.
     Ahead,
     /// Not at all, unless others will need them.
     Passing,
@@ -85,12 +84,11 @@ impl Begun {
             if (mutant::is(Mutant::MissingIsZeros) && matches!(error, Some(Error::Lost { .. })))
                 || (mutant::is(Mutant::FailureIsZeros) && error.is_some())
             {
-                (*held, *error) =
-                    (Held { mask: fetch.mask(), data: vec![0; fetch.length as usize].into() }, None);
+                (*held, *error) = (fetch.held(vec![0; fetch.length as usize].into()), None);
             }
             let stays = !matches!(keep, Keep::Passing) || matches!(fetch.check, Check::Run(..));
-            if stays && held.mask != 0 {
-                held.data = own(std::mem::take(&mut held.data));
+            if stays && held.mask() != 0 {
+                *held = std::mem::take(held).owned();
                 match keep {
                     Keep::Ahead => clean.put_ahead(fetch.key, held.clone()),
                     Keep::Cached | Keep::Passing => clean.put(fetch.key, held.clone()).await,

@@ -11,6 +11,7 @@ mod counts;
 pub mod fetch;
 pub mod held;
 pub mod index;
+mod kept;
 mod load;
 pub mod moved;
 
@@ -229,23 +230,29 @@ impl PageCache {
         self.clean.put(key, blocks).await;
     }
 
-    /// Records that a block of a change is held under a new name too. When `blocks` blocks of the change are,
-    /// the change is removed, and reads find its blocks under their new names.
-    pub async fn moved(&self, from: HeldBlock, to: HeldBlock, blocks: usize) {
+    /// Records that a block of a change is held under a new name. The block is let go, and reads find it under
+    /// its new name.
+    pub async fn moved(&self, from: HeldBlock, to: HeldBlock) {
         let to = if mutant::is(Mutant::MovedAstray) { HeldBlock { bit: to.bit ^ 1, ..to } } else { to };
-        if self.moved.note(from, to) >= blocks {
-            self.clean.remove(&from.key).await;
+        self.moved.note(from, to);
+        self.clean.let_go(&from.key, 1 << from.bit).await;
+    }
+
+    /// Lets go of blocks that no read will need any more: each piece with a mask of its blocks.
+    pub async fn let_go(&self, pieces: impl IntoIterator<Item = (CacheKey, u16)>) {
+        for (key, mask) in pieces {
+            self.clean.let_go(&key, mask).await;
         }
     }
 
     /// Returns what is held of a piece, of which the blocks in `mask` are read now. Counts as a use.
     async fn held_of(&self, key: &CacheKey, mask: u16) -> Held {
         let mut held = self.clean.get(key, mask).await;
-        if mask & !held.mask != 0 {
-            for (bit, to) in self.moved.of(key, mask & !held.mask) {
+        if mask & !held.mask() != 0 {
+            for (bit, to) in self.moved.of(key, mask & !held.mask()) {
                 let found = self.clean.get(&to.key, 1 << to.bit).await;
                 if let Some(data) = found.blocks(to.bit..to.bit + 1) {
-                    held = held.joined(&Held { mask: 1 << bit, data });
+                    held = held.joined(&Held::new(1 << bit, data));
                 }
             }
         }
@@ -330,11 +337,11 @@ impl PageCache {
         for same in wanted.chunk_by(|one, next| one.key == next.key) {
             let held = self.held_of(&same[0].key, same.iter().fold(0, |all, fetch| all | fetch.mask())).await;
             let bytes: usize = same.iter().map(Fetch::wanted_bytes).sum();
-            let is_most = bytes * 2 > held.data.len();
+            let is_most = bytes * 2 > held.bytes();
             for fetch in same {
                 let found = fetch.wanted_of(&held, is_most);
                 if found.is_none() {
-                    let (place, mask) = (parts.len(), fetch.mask() & !held.mask);
+                    let (place, mask) = (parts.len(), fetch.mask() & !held.mask());
                     let mask = if mask == 0 { fetch.mask() } else { mask };
                     missing.push(Missing { place, held: held.clone(), mask });
                 }
@@ -405,30 +412,29 @@ impl PageCache {
         missing
     }
 
-    /// Starts to fetch pieces that are neither in memory nor in flight. Does not wait for them. They stay in
-    /// memory until they are read, within [`PageCache::most_ahead_bytes`].
+    /// Starts to fetch pieces that are neither in memory nor in flight, ahead of a sequential reader. Does not
+    /// wait for them. They have only the room that nothing else needs, and a share of the capacity while there
+    /// is none.
     pub async fn prefetch(&self, store: &Arc<dyn Store>, wanted: &[Fetch]) {
         let mut missing = self.missing_ahead(wanted);
-        let keep = self.keep_ahead(wanted.iter().map(|fetch| u64::from(fetch.length)).sum()).await;
+        self.make_room_ahead(wanted.iter().map(|fetch| u64::from(fetch.length)).sum()).await;
         missing.sort_by_key(|missing| (wanted[missing.place].object, wanted[missing.place].at));
         for begun in self.begin(wanted, &missing).1 {
             drop(self.tasks.spawn_until_cancelled(begun.load(
                 Arc::clone(store),
                 Arc::clone(&self.clean),
-                keep,
+                Keep::Ahead,
             )));
         }
     }
 
-    /// Returns where to keep `bytes` bytes that are read ahead: beside everything else if the cache has room
-    /// for them, and otherwise in a share of the capacity that data leaves to them.
-    async fn keep_ahead(&self, bytes: u64) -> Keep {
-        if self.clean.has_room(bytes) {
-            return Keep::Cached;
+    /// Makes room for `bytes` bytes that are read ahead: data leaves a share of the capacity to them if it does
+    /// not leave enough anyway.
+    async fn make_room_ahead(&self, bytes: u64) {
+        if !self.clean.has_room_ahead(bytes) {
+            *self.ahead_used.lock() = Some(Instant::now());
+            self.divide(false).await;
         }
-        *self.ahead_used.lock() = Some(Instant::now());
-        self.divide(false).await;
-        Keep::Ahead
     }
 
     /// Fetches pieces that are neither in memory nor in flight, and waits for them. At most [`AHEAD_GETS`]
@@ -485,7 +491,7 @@ impl PageCache {
             load.wait(|loaded| loaded.is_some().then_some(())).await;
         }
         for load in ours {
-            let bytes = load.wait(|loaded| loaded.as_ref().map(|(held, _)| held.data.len())).await;
+            let bytes = load.wait(|loaded| loaded.as_ref().map(|(held, _)| held.bytes())).await;
             brought.bytes += bytes as u64;
         }
         brought
@@ -545,7 +551,7 @@ mod tests {
             for n in 0..1100 {
                 let unit = Unit::Page(ChunkIndex(n), ObjectId { epoch: 1, k: 1 }, PageIndex(0));
                 let data = Bytes::from(vec![7; 65_536]);
-                cache.insert(CacheKey { volume, unit }, Held { mask: u16::MAX, data }).await;
+                cache.insert(CacheKey { volume, unit }, Held::new(u16::MAX, data)).await;
             }
             cache.settle().await;
         };

@@ -32,8 +32,8 @@ pub(super) struct Moved {
 }
 
 impl Moved {
-    /// Records that a block has moved. Returns how many blocks of its piece have.
-    pub(super) fn note(&self, from: HeldBlock, to: HeldBlock) -> usize {
+    /// Records that a block has moved.
+    pub(super) fn note(&self, from: HeldBlock, to: HeldBlock) {
         let mut pieces = self.pieces.lock();
         let blocks = pieces.entry(from.key).or_default();
         match blocks.iter_mut().find(|(bit, _)| *bit == from.bit) {
@@ -41,7 +41,6 @@ impl Moved {
             None => blocks.push((from.bit, to)),
         }
         self.any.store(true, Ordering::Release);
-        blocks.len()
     }
 
     /// Returns the blocks of a piece that have moved, of those in `mask`.
@@ -99,25 +98,27 @@ mod tests {
         let cache = PageCache::eager(1 << 20, 1 << 20);
         let change = key(Unit::Change(Slot { epoch: 1, n: 2 }, 3));
         let pack = key(Unit::Packed(ObjectId { epoch: 1, k: 4 }, 0));
-        cache.insert(change, Held::of_change(bytes(&[7, 8]))).await;
-        cache.insert(pack, Held { mask: 0b1010, data: bytes(&[8, 7]) }).await;
+        cache.insert(change, Held::new(0b11, bytes(&[7, 8]))).await;
+        cache.insert(pack, Held::new(0b1010, bytes(&[8, 7]))).await;
         let moves = async |from, to| {
-            cache.moved(HeldBlock { key: change, bit: from }, HeldBlock { key: pack, bit: to }, 2).await;
+            cache.moved(HeldBlock { key: change, bit: from }, HeldBlock { key: pack, bit: to }).await;
         };
         moves(0, 3).await;
         moves(0, 3).await;
-        assert_eq!(cache.clean.mask(&change), 0b11, "the other block has not moved");
+        assert_eq!(cache.clean.mask(&change), 0b10, "the other block has not moved");
         moves(1, 1).await;
         assert_eq!(cache.clean.mask(&change), 0, "its memory is free");
-        assert_eq!(cache.held_of(&change, 0b11).await, Held { mask: 0b11, data: bytes(&[7, 8]) });
+        let found = async || cache.held_of(&change, 0b11).await.blocks(0..2);
+        assert_eq!(found().await, Some(bytes(&[7, 8])));
         assert_eq!(cache.held_of(&change, 0b10).await.blocks(1..2), Some(bytes(&[8])));
         cache.remove([pack]).await;
-        assert_eq!(cache.held_of(&change, 0b11).await, Held::default(), "nobody holds it now");
-        cache.insert(pack, Held { mask: 0b1010, data: bytes(&[8, 7]) }).await;
+        assert_eq!(found().await, None, "nobody holds it now");
+        cache.insert(pack, Held::new(0b1010, bytes(&[8, 7]))).await;
+        assert_eq!(found().await, Some(bytes(&[7, 8])));
         cache.remove([change]).await;
-        assert_eq!(cache.held_of(&change, 0b11).await, Held::default(), "nobody looks for it now");
+        assert_eq!(found().await, None, "nobody looks for it now");
         moves(0, 3).await;
         cache.forget(VOLUME);
-        assert_eq!(cache.held_of(&change, 0b11).await, Held::default());
+        assert_eq!(cache.held_of(&change, 0b11).await.mask(), 0);
     }
 }

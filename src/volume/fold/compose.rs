@@ -18,7 +18,7 @@ use crate::volume::format::map::{Damage, SECTOR_MASK_BYTES};
 use crate::volume::read::base::BasePart;
 use crate::volume::read::reader_of;
 use crate::volume::shared::Shared;
-use crate::volume::state::piece::{InMemory, Piece};
+use crate::volume::state::piece::{InMemory, Piece, are_blocks};
 use crate::volume::state::segments::Committed;
 use crate::volume::store_exact::confirm_gone;
 
@@ -51,8 +51,6 @@ pub(super) struct Composition {
 pub(super) struct ChangedBlock {
     /// The block of the change, in the cache.
     from: HeldBlock,
-    /// How many blocks of the change this fold puts anywhere.
-    blocks: usize,
 }
 
 /// Whether a block was in memory before a fold composed it, and as what.
@@ -72,21 +70,19 @@ impl ChangedBlock {
         let (range, piece) = changes.pieces.at(start)?;
         let Piece::Data { record, change, at } = piece else { return None };
         let at = at + (start - range.start);
-        let (length, left) = (record.place(*change).length, record.left_bytes(*change));
-        let are_blocks =
-            [at, u64::from(length), u64::from(left)].iter().all(|n| n.is_multiple_of(BLOCK_BYTES));
-        if range.end < start + BLOCK_BYTES || !are_blocks {
+        let is_block = at.is_multiple_of(BLOCK_BYTES) && are_blocks(record.place(*change).length);
+        if range.end < start + BLOCK_BYTES || !is_block {
             return None;
         }
-        let key = CacheKey { volume: shared.keys.volume(), unit: Unit::Change(record.slot, *change) };
-        let bit = u32::try_from(at / BLOCK_BYTES).expect("a change is at most a page");
-        Some(Self { from: HeldBlock { key, bit }, blocks: left as usize / BLOCK_LEN })
+        let (named, blocks) = record.held_as(*change);
+        let key = CacheKey { volume: shared.keys.volume(), unit: Unit::Change(record.slot, named) };
+        let bit = blocks.start + u32::try_from(at / BLOCK_BYTES).expect("a change is at most a page");
+        Some(Self { from: HeldBlock { key, bit } })
     }
 
-    /// Makes reads find the block as `to`, which has the same bytes. Frees the memory of the change if all of
-    /// it has moved.
+    /// Makes reads find the block as `to`, which has the same bytes. Frees its memory.
     pub(super) async fn moves(self, shared: &Shared, to: HeldBlock) {
-        shared.env.cache.moved(self.from, to, self.blocks).await;
+        shared.env.cache.moved(self.from, to).await;
     }
 }
 

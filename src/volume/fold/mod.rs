@@ -284,7 +284,7 @@ impl Folder {
         let mut folded: BTreeSet<Unit> = BTreeSet::new();
         for (_, piece) in folding.pieces.iter() {
             if let Piece::Data { record, change, .. } = piece {
-                folded.insert(Unit::Change(record.slot, *change));
+                folded.insert(Unit::Change(record.slot, record.held_as(*change).0));
                 folded.insert(Unit::Run(record.slot, record.run_of(*change)));
             }
         }

@@ -128,7 +128,7 @@ impl OpenPack {
         }
         let group = u16::try_from((self.writer.frames() - 1) / 16).expect("less than 4,096");
         let key = CacheKey { volume: shared.keys.volume(), unit: Unit::Packed(self.id, group) };
-        shared.env.cache.insert(key, Held { mask, data: Bytes::from(data) }).await;
+        shared.env.cache.insert(key, Held::new(mask, Bytes::from(data))).await;
         for (bit, change) in std::mem::take(&mut self.moved) {
             change.moves(shared, HeldBlock { key, bit }).await;
         }

@@ -159,5 +159,5 @@ fn is_newly_lost(entry: &Entry, page: PageIndex, good: &[u8; SECTOR_MASK_BYTES])
 fn chosen(mask: u16, page: &[u8]) -> Held {
     let blocks = page.chunks(BLOCK_LEN).enumerate().filter(|(block, _)| mask >> block & 1 == 1);
     let data = blocks.map(|(_, bytes)| bytes).collect::<Vec<_>>().concat();
-    Held { mask, data: Bytes::from(data) }
+    Held::new(mask, Bytes::from(data))
 }

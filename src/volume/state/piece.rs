@@ -40,7 +40,8 @@ pub struct DataPlace {
     pub tag: Checksum,
 }
 
-/// Successive `Data` changes of a record whose data is adjacent. A fold fetches a run as a unit.
+/// Successive `Data` changes of a record whose data is adjacent: either all of them consist of whole blocks, or
+/// none does. A fold fetches a run as a unit, and the cache holds the blocks of a run as a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
     /// Number of its first change.
@@ -81,8 +82,14 @@ impl RecordRef {
         let mut runs: Vec<Run> = Vec::new();
         for (first, place) in (0_u32..).zip(&data) {
             let Some(place) = place else { continue };
+            let is_alike = |run: &Run| {
+                let begins = data[run.first as usize].map(|place| are_blocks(place.length));
+                begins == Some(are_blocks(place.length))
+            };
             match runs.last_mut() {
-                Some(run) if u64::from(run.length) + u64::from(place.length) <= PAGE_BYTES => {
+                Some(run)
+                    if u64::from(run.length) + u64::from(place.length) <= PAGE_BYTES && is_alike(run) =>
+                {
                     assert_eq!(run.at + u64::from(run.length), place.at, "the data of a record has no gaps");
                     run.length += place.length;
                 }
@@ -109,17 +116,27 @@ impl RecordRef {
         self.left[change as usize].fetch_sub(bytes, Ordering::Relaxed) == bytes
     }
 
-    /// Number of bytes of a `Data` change that no later change has replaced.
-    pub(crate) fn left_bytes(&self, change: u32) -> u32 {
-        self.left[change as usize].load(Ordering::Relaxed)
-    }
-
     /// Returns the `Data` changes that are not replaced, with their places.
     pub(crate) fn left(&self) -> impl Iterator<Item = (u32, DataPlace)> + '_ {
         let changes = (0_u32..).zip(self.data.iter().zip(&self.left));
         changes.filter_map(|(number, (place, left))| {
             place.filter(|_| left.load(Ordering::Relaxed) > 0).map(|place| (number, place))
         })
+    }
+
+    /// Returns how the cache holds a `Data` change: the number of the change that names the piece, and which
+    /// blocks of the piece are the change's. The changes of a run share a piece if they consist of blocks. Any
+    /// other change is a piece by itself, and counts as one block.
+    #[must_use]
+    pub fn held_as(&self, change: u32) -> (u32, Range<u32>) {
+        let place = self.place(change);
+        if !are_blocks(place.length) {
+            return (change, 0..1);
+        }
+        let run = self.run(self.run_of(change));
+        let block = |bytes: u64| u32::try_from(bytes / BLOCK_BYTES).expect("a run is at most a page");
+        let start = block(place.at - run.at);
+        (run.first, start..start + block(u64::from(place.length)))
     }
 
     /// Returns the number of the run that contains a `Data` change.
@@ -147,6 +164,12 @@ impl RecordRef {
             bytes.is_some_and(|bytes| place.tag(u64::from(change), bytes) == data.tag)
         })
     }
+}
+
+/// Whether so many bytes of changes are whole blocks.
+#[must_use]
+pub const fn are_blocks(length: u32) -> bool {
+    (length as usize).is_multiple_of(BLOCK_LEN)
 }
 
 /// What memory contains of a chunk that was filled.

@@ -7,6 +7,7 @@
 //! references are durable. A commit is settled only when all before it are. No flush succeeds before its
 //! commit is settled.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,10 +20,10 @@ use super::change::{Permits, record_is_full};
 use crate::metrics::labels::ObjectKind;
 use crate::mutant::{self, Mutant};
 use crate::volume::cache::fetch::{CacheKey, Unit};
-use crate::volume::cache::held::Held;
+use crate::volume::cache::held::{Held, mask_of};
 use crate::volume::error::Error;
 use crate::volume::format::codec::Checksum;
-use crate::volume::format::geometry::{BLOCK_BYTES, PAGE_BYTES};
+use crate::volume::format::geometry::{BLOCK_BYTES, BLOCK_LEN, PAGE_BYTES, PAGE_LEN};
 use crate::volume::format::head::Checkpoint;
 use crate::volume::format::interval::IntervalMap;
 use crate::volume::format::keys::Slot;
@@ -30,7 +31,7 @@ use crate::volume::format::record::{Change, RecordKind, RecordWriter};
 use crate::volume::format::snapshot::Snapshot;
 use crate::volume::shared::{Progress, Shared};
 use crate::volume::state::layer::DirtyLayer;
-use crate::volume::state::piece::{ChunkRef, Piece, RecordRef, insert_data};
+use crate::volume::state::piece::{ChunkRef, DataPlace, Piece, RecordRef, are_blocks, insert_data};
 use crate::volume::state::{InFlight, Sent, Stage, State, Status};
 use crate::volume::store_exact::{Placed, create_exact};
 
@@ -308,7 +309,7 @@ impl Sender {
     async fn settle(&self, n: u64) {
         let shared = &self.shared;
         let mut settled: Vec<InFlight> = Vec::new();
-        let mut replaced: Vec<Unit> = Vec::new();
+        let mut replaced: BTreeMap<Unit, u16> = BTreeMap::new();
         let now = Instant::now();
         let fold;
         {
@@ -341,7 +342,8 @@ impl Sender {
         let held = |commit: InFlight| (Permits { shared, permits: commit.permits }, commit);
         let settled: Vec<_> = settled.into_iter().map(held).collect();
         let volume = shared.keys.volume();
-        shared.env.cache.remove(replaced.into_iter().map(|unit| CacheKey { volume, unit })).await;
+        let replaced = replaced.into_iter().map(|(unit, blocks)| (CacheKey { volume, unit }, blocks));
+        shared.env.cache.let_go(replaced).await;
         for (_permits, commit) in settled {
             if let Stage::Sent(sent) = &commit.stage {
                 shared.metrics.commits.inc();
@@ -359,24 +361,53 @@ impl Sender {
         let shared = &self.shared;
         let Some(record) = &sent.record else { return };
         let body = record.body.lock().clone().expect("only this drops it");
-        for (number, place) in record.left() {
-            let start = usize::try_from(place.at).expect("within the record");
-            let bytes = Bytes::copy_from_slice(&body[start..start + place.length as usize]);
-            let key = CacheKey { volume: shared.keys.volume(), unit: Unit::Change(record.slot, number) };
-            shared.env.cache.insert(key, Held::of_change(bytes)).await;
+        for (change, held) in held_of(record, &body) {
+            let key = CacheKey { volume: shared.keys.volume(), unit: Unit::Change(record.slot, change) };
+            shared.env.cache.insert(key, held).await;
         }
         shared.env.cache.settle().await;
         *record.body.lock() = None;
     }
 }
 
-/// Records which unit of the cache nobody will read again, because a later change has replaced the last part
-/// of it. `range` is the part of `piece` that was replaced.
-fn note_replaced(units: &mut Vec<Unit>, range: &Range<u64>, piece: &Piece) {
+/// Returns the pieces of the cache that a record consists of, each with the number of the change that names it.
+/// Changes that are replaced are left out. `body` is the bytes of the record.
+fn held_of<'a>(record: &'a RecordRef, body: &'a [u8]) -> impl Iterator<Item = (u32, Held)> + 'a {
+    let mut left = record.left().peekable();
+    std::iter::from_fn(move || {
+        let (change, place) = left.next()?;
+        let bytes = |place: DataPlace| {
+            let start = usize::try_from(place.at).expect("within the record");
+            &body[start..start + place.length as usize]
+        };
+        let (named, blocks) = record.held_as(change);
+        if !are_blocks(place.length) {
+            return Some((named, Held::whole(Bytes::copy_from_slice(bytes(place)))));
+        }
+        if blocks.len() == PAGE_LEN / BLOCK_LEN {
+            return Some((named, Held::new(mask_of(&blocks), Bytes::copy_from_slice(bytes(place)))));
+        }
+        let (mut mask, mut apart) = (0, Vec::with_capacity(PAGE_LEN / BLOCK_LEN));
+        let mut next = Some((place, blocks));
+        while let Some((place, blocks)) = next {
+            mask |= mask_of(&blocks);
+            apart.extend(bytes(place).chunks(BLOCK_LEN).map(Bytes::copy_from_slice));
+            let more = left
+                .next_if(|(change, place)| are_blocks(place.length) && record.held_as(*change).0 == named);
+            next = more.map(|(change, place)| (place, record.held_as(change).1));
+        }
+        Some((named, Held::apart(mask, apart)))
+    })
+}
+
+/// Records which blocks in the cache nobody will read again, because a later change has replaced the last part
+/// of what they belong to. `range` is the part of `piece` that was replaced.
+fn note_replaced(blocks: &mut BTreeMap<Unit, u16>, range: &Range<u64>, piece: &Piece) {
     if let Piece::Data { record, change, .. } = piece
         && record.replace(*change, range.end - range.start)
     {
-        units.push(Unit::Change(record.slot, *change));
+        let (named, replaced) = record.held_as(*change);
+        *blocks.entry(Unit::Change(record.slot, named)).or_default() |= mask_of(&replaced);
     }
 }
 

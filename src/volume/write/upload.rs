@@ -55,7 +55,7 @@ async fn upload(shared: &Shared, chunk: &ChunkRef) {
             let data = Bytes::from((0..BLOCKS_PER_PAGE).map(block).collect::<Vec<_>>().concat());
             let unit = Unit::page(chunk.index, chunk.id, page);
             let key = CacheKey { volume: shared.keys.volume(), unit };
-            shared.env.cache.insert(key, Held { mask: u16::MAX, data }).await;
+            shared.env.cache.insert(key, Held::new(u16::MAX, data)).await;
         }
     }
     *chunk.memory.lock() = ChunkMemory::Gone;
