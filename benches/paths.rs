@@ -186,7 +186,7 @@ fn cache_hit(bencher: Bencher<'_, '_>) {
     let page: Bytes = block(9).repeat(16).into();
     runtime.block_on(async {
         for n in 0..PAGES {
-            cache.insert(fetch(n * 16).key, Held { mask: u16::MAX, data: page.clone() }).await;
+            cache.insert(fetch(n * 16).key, Held::new(u16::MAX, page.clone())).await;
         }
         cache.settle().await;
         assert!((0..PAGES * 16).all(|n| cache.contains(&fetch(n))), "every block is a hit");

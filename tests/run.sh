@@ -235,8 +235,10 @@ build_all() {
             grep -q "$IN_FAULTY" "$FAULTY" || return 1
         passed=2
     fi
-    # The integration tests themselves are hardly optimized, which saves minutes. What they test is what ships.
-    limited 3000 cargo test --profile "$PROFILE" --no-run --lib --message-format=json-render-diagnostics >"$honest" &&
+    # The unit tests and the integration tests themselves are hardly optimized, which saves minutes. What the integration
+    # tests test is what ships.
+    limited 3000 cargo test --profile "$PROFILE" --no-run --lib --message-format=json-render-diagnostics \
+        --config "profile.$PROFILE.package.cairn-nbd.opt-level=1" >"$honest" &&
         limited 3000 cargo rustc --profile "$PROFILE" --test it --message-format=json-render-diagnostics -- \
             -C opt-level=1 -C debuginfo=0 >>"$honest" || return 1
     executable lib "$honest" >"$LOGS/lib.path" && executable it "$honest" >"$LOGS/it.path" || return 1

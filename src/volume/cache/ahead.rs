@@ -1,9 +1,9 @@
 //! Pieces that were read ahead of sequential readers: they have only the room that nothing else needs.
 //!
-//! Must not know how pieces are fetched, nor how much room there is. A disk that is read from begin to end once
-//! must not displace what is in use. So these pieces are held here, and leave before anything else does: first
-//! those that were read, then those that still wait for their reader. Invariant: the pieces take at most the
-//! bound, whatever happens to them.
+//! Must not know how pieces are fetched, nor how much room there is. A disk that is read from begin to end
+//! once must not displace what is in use. So these pieces are held here, and leave before anything else does:
+//! first those that were read, then those that still wait for their reader. Invariant: the pieces take at
+//! most the bound, whatever happens to them.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,8 +24,8 @@ pub(super) struct Ahead {
 #[derive(Debug, Default)]
 struct Pieces {
     pieces: BTreeMap<CacheKey, Piece>,
-    /// The keys of the pieces that have to go, in this order: by whether somebody has yet to read them, then by
-    /// the numbers that they have.
+    /// The keys of the pieces that have to go, in this order: by whether somebody has yet to read them, then
+    /// by the numbers that they have.
     order: BTreeMap<(bool, u64), CacheKey>,
     /// Number of the next piece that arrives, or has been read.
     next: u64,
@@ -104,7 +104,8 @@ impl Ahead {
         result
     }
 
-    /// Adds blocks of a piece, all of them unread. Pieces have to go if there would be more than `most` bytes.
+    /// Adds blocks of a piece, all of them unread. Pieces have to go if there would be more than `most`
+    /// bytes.
     pub(super) fn put(&self, key: CacheKey, blocks: &Held, most: u64) -> Inserted {
         self.change(|pieces| {
             let before = pieces.remove(&key);
@@ -126,7 +127,8 @@ impl Ahead {
         }
     }
 
-    /// Returns what is held of a piece, of which the blocks in `mask` are read now, and what that makes of it.
+    /// Returns what is held of a piece, of which the blocks in `mask` are read now, and what that makes of
+    /// it.
     pub(super) fn read(&self, key: &CacheKey, mask: u16) -> Option<(Held, Use)> {
         if !self.any.load(Ordering::Acquire) {
             return None;

@@ -35,8 +35,8 @@ const RUNS_SHARE: u64 = 16;
 
 /// Limit on the number of shards.
 const MOST_SHARDS: u64 = 16;
-/// Shards are not made smaller than this many bytes: each must hold some hundreds of the largest pieces, so that
-/// no use of the disk fills one shard and leaves another empty.
+/// Shards are not made smaller than this many bytes: each must hold some hundreds of the largest pieces, so
+/// that no use of the disk fills one shard and leaves another empty.
 const SHARD_BYTES: u64 = 32 << 20;
 /// Seed of the hash that chooses the shard of a piece. moka finds the piece in the shard by another hash, so
 /// that its buckets are used evenly.
@@ -203,8 +203,8 @@ impl Clean {
         bytes <= self.room()
     }
 
-    /// Whether `bytes` bytes that are read ahead fit where nothing else needs the room, beside those that wait
-    /// for their reader.
+    /// Whether `bytes` bytes that are read ahead fit where nothing else needs the room, beside those that
+    /// wait for their reader.
     pub(super) fn has_room_ahead(&self, bytes: u64) -> bool {
         self.ahead.unread_bytes() + bytes <= self.room()
     }

@@ -41,8 +41,8 @@ pub enum Unit {
     Packed(ObjectId, u16),
     /// The data of a run of changes of a record: slot, number of the run.
     Run(Slot, u32),
-    /// Up to 16 blocks of successive changes of a record, or one change that does not consist of blocks: slot,
-    /// number of the first change.
+    /// Up to 16 blocks of successive changes of a record, or one change that does not consist of blocks:
+    /// slot, number of the first change.
     Change(Slot, u32),
     /// A map page with its overlays: its number, its object.
     Map(u32, ObjectId),

@@ -1,8 +1,8 @@
-//! What memory holds of one piece: some of the 16 blocks that share a cache key, or bytes that are used only as
-//! a whole.
+//! What memory holds of one piece: some of the 16 blocks that share a cache key, or bytes that are used only
+//! as a whole.
 //!
-//! Must not know where the blocks come from. Invariants: the data consists of exactly the blocks of the mask, in
-//! order. Blocks that are held apart have memory of their own each, so that any of them can be let go.
+//! Must not know where the blocks come from. Invariants: the data consists of exactly the blocks of the mask,
+//! in order. Blocks that are held apart have memory of their own each, so that any of them can be let go.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! A piece in the cache, with what is known of its use.
 //!
-//! Must not know the cache that it is in. Invariant: a block that was read since the piece was last examined is
-//! not let go. Times are counted in bytes that the cache has taken or given up, so that they do not depend on a
-//! clock.
+//! Must not know the cache that it is in. Invariant: a block that was read since the piece was last examined
+//! is not let go. Times are counted in bytes that the cache has taken or given up, so that they do not depend
+//! on a clock.
 
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 

@@ -230,8 +230,8 @@ impl PageCache {
         self.clean.put(key, blocks).await;
     }
 
-    /// Records that a block of a change is held under a new name. The block is let go, and reads find it under
-    /// its new name.
+    /// Records that a block of a change is held under a new name. The block is let go, and reads find it
+    /// under its new name.
     pub async fn moved(&self, from: HeldBlock, to: HeldBlock) {
         let to = if mutant::is(Mutant::MovedAstray) { HeldBlock { bit: to.bit ^ 1, ..to } } else { to };
         self.moved.note(from, to);
@@ -412,9 +412,9 @@ impl PageCache {
         missing
     }
 
-    /// Starts to fetch pieces that are neither in memory nor in flight, ahead of a sequential reader. Does not
-    /// wait for them. They have only the room that nothing else needs, and a share of the capacity while there
-    /// is none.
+    /// Starts to fetch pieces that are neither in memory nor in flight, ahead of a sequential reader. Does
+    /// not wait for them. They have only the room that nothing else needs, and a share of the capacity while
+    /// there is none.
     pub async fn prefetch(&self, store: &Arc<dyn Store>, wanted: &[Fetch]) {
         let mut missing = self.missing_ahead(wanted);
         self.make_room_ahead(wanted.iter().map(|fetch| u64::from(fetch.length)).sum()).await;
@@ -428,8 +428,8 @@ impl PageCache {
         }
     }
 
-    /// Makes room for `bytes` bytes that are read ahead: data leaves a share of the capacity to them if it does
-    /// not leave enough anyway.
+    /// Makes room for `bytes` bytes that are read ahead: data leaves a share of the capacity to them if it
+    /// does not leave enough anyway.
     async fn make_room_ahead(&self, bytes: u64) {
         if !self.clean.has_room_ahead(bytes) {
             *self.ahead_used.lock() = Some(Instant::now());

@@ -40,8 +40,8 @@ pub struct DataPlace {
     pub tag: Checksum,
 }
 
-/// Successive `Data` changes of a record whose data is adjacent: either all of them consist of whole blocks, or
-/// none does. A fold fetches a run as a unit, and the cache holds the blocks of a run as a piece.
+/// Successive `Data` changes of a record whose data is adjacent: either all of them consist of whole blocks,
+/// or none does. A fold fetches a run as a unit, and the cache holds the blocks of a run as a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
     /// Number of its first change.
@@ -125,8 +125,8 @@ impl RecordRef {
     }
 
     /// Returns how the cache holds a `Data` change: the number of the change that names the piece, and which
-    /// blocks of the piece are the change's. The changes of a run share a piece if they consist of blocks. Any
-    /// other change is a piece by itself, and counts as one block.
+    /// blocks of the piece are the change's. The changes of a run share a piece if they consist of blocks.
+    /// Any other change is a piece by itself, and counts as one block.
     #[must_use]
     pub fn held_as(&self, change: u32) -> (u32, Range<u32>) {
         let place = self.place(change);

@@ -370,8 +370,8 @@ impl Sender {
     }
 }
 
-/// Returns the pieces of the cache that a record consists of, each with the number of the change that names it.
-/// Changes that are replaced are left out. `body` is the bytes of the record.
+/// Returns the pieces of the cache that a record consists of, each with the number of the change that names
+/// it. Changes that are replaced are left out. `body` is the bytes of the record.
 fn held_of<'a>(record: &'a RecordRef, body: &'a [u8]) -> impl Iterator<Item = (u32, Held)> + 'a {
     let mut left = record.left().peekable();
     std::iter::from_fn(move || {
@@ -400,8 +400,8 @@ fn held_of<'a>(record: &'a RecordRef, body: &'a [u8]) -> impl Iterator<Item = (u
     })
 }
 
-/// Records which blocks in the cache nobody will read again, because a later change has replaced the last part
-/// of what they belong to. `range` is the part of `piece` that was replaced.
+/// Records which blocks in the cache nobody will read again, because a later change has replaced the last
+/// part of what they belong to. `range` is the part of `piece` that was replaced.
 fn note_replaced(blocks: &mut BTreeMap<Unit, u16>, range: &Range<u64>, piece: &Piece) {
     if let Piece::Data { record, change, .. } = piece
         && record.replace(*change, range.end - range.start)
