@@ -307,7 +307,8 @@ suite_module() {
     esac
     # Most of their time these wait for other programs.
     case $1 in
-    cli | guide | interop | ops) ! is_small || options+=(--test-threads=$((2 * $(nproc)))) ;;
+    cli) options+=(--test-threads=$((2 * $(nproc)))) ;;
+    guide | interop | ops) ! is_small || options+=(--test-threads=$((2 * $(nproc)))) ;;
     esac
     [ ${#plain[@]} = 0 ] || limited 2400 "$BARE" "$binary" --exact "${plain[@]}" "${options[@]}" || status=$?
     [ ${#marked[@]} = 0 ] || limited 2400 "$binary" --ignored --exact "${marked[@]}" "${options[@]}" || status=$?

@@ -22,7 +22,9 @@ use super::fetch::{CacheKey, Fetch, Unit};
 use super::held::Held;
 use super::kept::Kept;
 
-/// Memory that an entry takes in addition to its bytes: keys, counters and lists of the cache.
+/// Memory that an entry takes in addition to its bytes: keys, counters and lists of the cache. This and the
+/// next one are measured: when the cache grew from 64 MiB to 256 MiB by random reads, its entries by 176.5 MB
+/// with what these two say, the process grew by 177.6 MB.
 const ENTRY_BYTES: usize = 640;
 /// Memory that each allocation of an entry takes in addition to its bytes.
 const ALLOCATION_BYTES: usize = 96;
@@ -104,7 +106,11 @@ fn pieces(bytes: u64, counts: &Arc<Counts>) -> Pieces {
         // it, and keeps blocks that were read often before they were overwritten.
         .eviction_policy(EvictionPolicy::lru())
         .eviction_listener(move |key: Arc<CacheKey>, kept: Arc<Kept>, cause| {
-            counts.dropped(&key, kept.held.weight(), cause.was_evicted());
+            let weight = kept.held.weight();
+            if cause.was_evicted() && !matches!(key.unit, Unit::Run(..)) {
+                counts.gave_way(weight);
+            }
+            counts.dropped(&key, weight, cause.was_evicted());
         })
         .weigher(|_: &CacheKey, kept: &Arc<Kept>| kept.held.weight())
         .build_with_hasher(Xxh3Builder::new())
@@ -484,6 +490,27 @@ mod tests {
         let one = clean.get(&key(0), 0b1001).await;
         assert_eq!(one.blocks(3..4), Some(Bytes::from(vec![7; BLOCK_LEN])));
         assert_eq!(counted(&metrics).0, clean.held_bytes(), "each is counted once");
+    }
+
+    #[tokio::test]
+    async fn what_is_read_ahead_makes_nothing_go() {
+        let (clean, _metrics) = clean(4 << 20);
+        clean.put(key(0), page()).await;
+        clean.limit_ahead(1 << 20);
+        for n in 1..400 {
+            clean.put_ahead(key(n), page());
+            assert_eq!(clean.get(&key(n), u16::MAX).await.mask(), u16::MAX);
+            clean.get(&key(0), 0b1001).await;
+        }
+        assert_eq!(clean.mask(&key(0)), u16::MAX);
+        assert!(clean.held_bytes() <= 5 << 20, "{}", clean.held_bytes());
+        clean.get(&key(399), 1).await;
+        clean.limit_ahead(0);
+        for n in 1000..1057 {
+            clean.put(key(n), page()).await;
+        }
+        assert_eq!(clean.mask(&key(399)), u16::MAX, "it is in use, since it was read again");
+        assert_eq!(clean.mask(&key(398)), 0, "the others gave way");
     }
 
     #[tokio::test]

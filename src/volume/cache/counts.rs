@@ -23,7 +23,7 @@ pub(crate) struct Counts {
     pub(crate) volumes: Mutex<BTreeMap<Uuid, VolumeMetrics>>,
     /// Pieces that were read ahead and have not been read or dropped since.
     ahead: Mutex<BTreeSet<CacheKey>>,
-    /// Bytes of the pieces that were evicted so far.
+    /// Bytes that were evicted so far, but for what was read ahead and for runs of changes.
     evicted_bytes: AtomicU64,
 }
 
@@ -34,7 +34,12 @@ impl Counts {
         }
     }
 
-    /// Bytes of the pieces that were evicted so far.
+    /// Records that `weight` bytes were evicted to make room for others that are in use.
+    pub(super) fn gave_way(&self, weight: u32) {
+        self.evicted_bytes.fetch_add(u64::from(weight), Ordering::Relaxed);
+    }
+
+    /// Bytes that were evicted so far to make room for others that are in use.
     pub(super) fn evicted_bytes(&self) -> u64 {
         self.evicted_bytes.load(Ordering::Relaxed)
     }
@@ -53,9 +58,6 @@ impl Counts {
     /// Counts a piece that was removed, because it was evicted, dropped or replaced.
     pub(crate) fn dropped(&self, key: &CacheKey, weight: u32, evicted: bool) {
         let wasted = self.ahead.lock().remove(key);
-        if evicted {
-            self.evicted_bytes.fetch_add(u64::from(weight), Ordering::Relaxed);
-        }
         self.with(key.volume, |metrics| {
             metrics.cache_bytes.of(Tier::Memory).sub(i64::from(weight));
             if evicted {
