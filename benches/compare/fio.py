@@ -20,25 +20,41 @@ class Job:
         if is_timed:
             self.options.append("--time_based")
 
-    def command(self, uri):
-        return ["fio", "--name=compare", "--ioengine=nbd", f"--uri={uri}", "--thread", "--group_reporting",
-                "--output-format=json", *self.options]
+    def command(self, uris):
+        common = ["fio", "--output-format=json", "--ioengine=nbd", "--thread", "--group_reporting", *self.options]
+        jobs = [["--name=compare", "--new_group", f"--uri={uri}"] for uri in uris]
+        # What comes before the first name holds for all.
+        return [*common, *(word for job in jobs for word in job)]
 
     def run(self, uri):
         """Runs the job. Returns its figures."""
-        out = run(self.command(uri), timeout=self.seconds + GRACE_SECONDS)
-        return figures(out, self.reads)
+        return self.of_each([uri])[0]
+
+    def run_on_each(self, uris):
+        """Runs the job on several disks at once. Returns the figures of all together, and the IOPS of each."""
+        each = self.of_each(uris)
+        total = {name: sum(found[name] for found in each) for name in ["requests", "bytes", "iops"]}
+        return {**total, "seconds": max(found["seconds"] for found in each),
+                "iops_by_volume": [found["iops"] for found in each]}
+
+    def of_each(self, uris):
+        out = run(self.command(uris), timeout=self.seconds + GRACE_SECONDS)
+        return figures(out, self.reads, len(uris))
 
 
-def figures(text, reads):
-    """The figures in fio's JSON, which may follow other lines. fio's time of a job includes its FLUSH at the end."""
+def figures(text, reads, disks=1):
+    """The figures of each disk in fio's JSON, which may follow other lines. fio's time of a job includes its FLUSH at the
+    end."""
     start = text.find("{\n")
     if start < 0:
         raise Failure(f"fio printed no JSON:\n{text[-2000:]}")
     jobs = json.JSONDecoder().raw_decode(text[start:])[0]["jobs"]
-    if len(jobs) != 1 or jobs[0]["error"] != 0:
+    if len(jobs) != disks or any(job["error"] != 0 for job in jobs):
         raise Failure(f"fio failed:\n{text[-2000:]}")
-    job = jobs[0]
+    return [figures_of(job, reads) for job in jobs]
+
+
+def figures_of(job, reads):
     side = job["read" if reads else "write"]
     if side["total_ios"] == 0:
         raise Failure("fio finished no command within the time of the job")
@@ -54,8 +70,8 @@ def percentiles(nanoseconds):
     return {name: of[key] / 1e6 for name, key in [("p50", "50.000000"), ("p99", "99.000000")] if key in of}
 
 
-def random_read(size, seconds, connections=1):
-    return Job("randread", "4k", 32, size, seconds, connections=connections, more=["--norandommap"])
+def random_read(size, seconds, connections=1, depth=32):
+    return Job("randread", "4k", depth, size, seconds, connections=connections, more=["--norandommap"])
 
 
 def random_write(size, seconds):

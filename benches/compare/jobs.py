@@ -13,12 +13,14 @@ from processes import run
 GIB, MIB = 1 << 30, 1 << 20
 # The bound on a job that ends when it has transferred everything, as a multiple of the time of timed jobs.
 UNTIMED = 12
+# Depth of each connection where there are many.
+CROWD_DEPTH = 8
 
-Sizes = collections.namedtuple("Sizes", "disk small hot cache large seconds pgbench_disk scale raw")
+Sizes = collections.namedtuple("Sizes", "disk small hot cache large seconds pgbench_disk scale raw crowd")
 FULL = Sizes(disk=GIB, small=128 * MIB, hot=256 * MIB, cache=256 * MIB, large=GIB, seconds=10,
-             pgbench_disk=4 * GIB, scale=10, raw=GIB)
+             pgbench_disk=4 * GIB, scale=10, raw=GIB, crowd=64)
 QUICK = Sizes(disk=64 * MIB, small=4 * MIB, hot=16 * MIB, cache=16 * MIB, large=64 * MIB, seconds=0.2,
-              pgbench_disk=256 * MIB, scale=1, raw=32 * MIB)
+              pgbench_disk=256 * MIB, scale=1, raw=32 * MIB, crowd=4)
 
 # A row: `value` takes the samples of one server and round by row, and returns the value or `None`. A ratio to the
 # reference makes sense for some. `needs`: what a server must have, see `why_not`.
@@ -48,6 +50,15 @@ def store_requests_per_gib(of):
     return lambda _, samples: sum(samples[of]["store"]["requests"].values()) * GIB / samples[of]["bytes"]
 
 
+def crowd_of_one(_, samples):
+    return samples["crowd"]["iops"] / samples["crowd-one"]["iops"]
+
+
+def slowest_of_mean(_, samples):
+    by_volume = samples["crowd"]["iops_by_volume"]
+    return min(by_volume) * len(by_volume) / sum(by_volume)
+
+
 def put_per_byte(of):
     return lambda _, samples: samples[of]["store"]["bytes"].get("put", 0) / samples[of]["bytes"]
 
@@ -68,6 +79,10 @@ def durable_ms(_, samples):
 
 def durable_of_put(row_id, samples):
     return durable_ms(row_id, samples) / 1000 / samples["raw"]["put_small"]["latency_seconds"]["p50"]
+
+
+def pgbench_of_put(_, samples):
+    return samples["pgbench"]["tps"] * samples["raw"]["put_small"]["latency_seconds"]["p50"] / postgres.CLIENTS
 
 
 def cold_of_raw_range(_, samples):
@@ -114,7 +129,18 @@ def rows(sizes):
         Row("flush-1-time", "flush", "4 KiB write + flush, 1 writer: the sum of both medians", "fresh", TIME, durable_ms,
             False),
         Row("flush-32", "flush", "4 KiB write + flush, 32 writers", "fresh", IOPS, iops),
+        Row("crowd-one", "crowd", f"4 KiB random read, depth {CROWD_DEPTH}, 4 connections, {small}, 1 volume", sequential,
+            IOPS, iops, False, "volumes"),
+        Row("crowd", "crowd", f"the same by {4 * sizes.crowd} connections to {sizes.crowd} volumes at once, all together",
+            sequential, IOPS, iops, False, "volumes"),
+        Row("crowd-of-one", "crowd", f"the same, of what 1 volume has", sequential, TIMES, crowd_of_one, False, "volumes"),
+        Row("crowd-slowest", "crowd", f"the slowest of the {sizes.crowd} volumes, of their mean", sequential, TIMES,
+            slowest_of_mean, False, "volumes"),
         Row("pgbench", "pgbench", pgbench, "a fresh file system", "tps", figure("tps")),
+        Row("pgbench-read", "pgbench", f"pgbench, only reading, {postgres.CLIENTS} clients, scale {sizes.scale}",
+            "after TPC-B", "tps", figure("tps")),
+        Row("pgbench-of-raw", "pgbench raw", f"pgbench TPC-B, of {postgres.CLIENTS} transactions in the time of a raw PUT of "
+            "4 KiB", "a fresh file system", TIMES, pgbench_of_put, False, "raw"),
         Row("cpu-cold", "large", f"CPU of the server: {stream}", "cold", CPU, cpu_per_gib("cold-stream"),
             needs="cold process"),
         Row("cpu-written", "large", "CPU of the server: 1 MiB sequential write and flush", "fresh", CPU,
@@ -145,7 +171,7 @@ def rows(sizes):
     ]
 
 
-STAGES = ["raw", "small", "hot", "large", "flush", "pgbench"]
+STAGES = ["raw", "small", "hot", "large", "flush", "crowd", "pgbench"]
 
 
 def why_not(row, server):
@@ -159,6 +185,8 @@ def why_not(row, server):
             return "no store seen"
         if need == "raw" and not server.has_raw:
             return "no store of Cairn"
+        if need == "volumes" and not server.has_volumes:
+            return "one disk"
     return None
 
 
@@ -226,13 +254,28 @@ def stage_flush(m):
     m.measure("flush-32", fio.write_and_flush(size, seconds, 32))
 
 
+def stage_crowd(m):
+    """Many volumes of one gateway at once. Together they are as large as the disk that one of them has to itself."""
+    if not m.server.has_volumes:
+        return
+    size, seconds, each = m.sizes.small, m.sizes.seconds, m.sizes.small // m.sizes.crowd
+    m.prepare(fio.sequential_write(size, UNTIMED * seconds))
+    m.measure("crowd-one", fio.random_read(size, seconds, connections=4, depth=CROWD_DEPTH))
+    m.server.begin_volumes(m.sizes.crowd, each)
+    for uri in m.server.uris():
+        fio.sequential_write(each, UNTIMED * seconds).run(uri)
+    crowd = fio.random_read(each, seconds, connections=4, depth=CROWD_DEPTH)
+    m.measure("crowd", lambda _: crowd.run_on_each(m.server.uris()))
+
+
 def stage_pgbench(m):
     """A database."""
     seconds, work = max(1, int(m.sizes.seconds * 3)), m.context.work / f"pgbench-{m.context.next_number()}"
     template = m.context.database()
     postgres.prepare(m.server.uri, template, work)
     m.server.begin_durable()
-    m.measure("pgbench", lambda uri: postgres.transactions_per_second(uri, template.name, work, seconds))
+    for name, more in [("pgbench", []), ("pgbench-read", ["--select-only"])]:
+        m.measure(name, lambda uri, of=more: postgres.transactions_per_second(uri, template.name, work, seconds, of))
 
 
 def steps(stage):

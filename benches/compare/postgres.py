@@ -77,15 +77,15 @@ def unmount(at):
         run(["umount", "--lazy", at], cleans_up=True)
 
 
-def transactions_per_second(uri, database, work, seconds):
-    """The rate of TPC-B (sort of) without the time for connecting."""
+def transactions_per_second(uri, database, work, seconds, options):
+    """The rate of TPC-B (sort of), unless the options of pgbench say otherwise, without the time for connecting."""
     with file_system(uri, work) as mounted:
         sockets = work / "sockets"
-        sockets.mkdir()
+        sockets.mkdir(exist_ok=True)
         sockets.chmod(0o777)
         server = serve(mounted / database, sockets, work / "postgres.log")
         try:
-            argv = [BIN / "pgbench", "-h", sockets, "-n", "-c", CLIENTS, "-j", 2, "-T", seconds, "postgres"]
+            argv = [BIN / "pgbench", "-h", sockets, "-n", "-c", CLIENTS, "-j", 2, "-T", seconds, *options, "postgres"]
             out = run(argv, timeout=seconds + 300, user=USER, cwd=sockets)
             stop(server)
         finally:

@@ -56,8 +56,8 @@ class Server:
     programs = []
     needs_root = False
     # Whether it was given on the command line; whether its requests to a store are counted; whether Cairn's own client
-    # can measure that store.
-    is_given = has_store = has_raw = False
+    # can measure that store; whether it can serve several disks.
+    is_given = has_store = has_raw = has_volumes = False
     processes = ()
 
     def __init__(self, context, size, stage):
@@ -153,7 +153,18 @@ class QemuNbd(Server):
 class Cairn(Server):
     """The release build with its default settings, but for the size of the cache at the quick size."""
 
-    has_store = has_raw = True
+    has_store = has_raw = has_volumes = True
+    # Name and size of each of its disks, if it has others than one.
+    volumes = None
+
+    def begin_volumes(self, number, size):
+        """From now on it serves as many disks of `size` bytes."""
+        self.stop()
+        self.volumes = {f"disk-{n}": size for n in range(number)}
+        self.start()
+
+    def uris(self):
+        return [f"nbd+unix:///{name}?socket={self.socket}" for name in self.volumes]
 
     def environment(self):
         return {name: value for name, value in os.environ.items() if not name.startswith(("CAIRN_", "AWS_"))}
@@ -162,7 +173,9 @@ class Cairn(Server):
         self.admin = free_port()
         env = self.environment()
         env.update(CAIRN_ADMIN__SOCKET="none", CAIRN_CACHE__CLEAN=str(self.context.sizes.cache))
-        argv = [self.context.cairn, "serve", "--store", self.store_url(), "--create", f"disk={self.size}",
+        volumes = self.volumes or {"disk": self.size}
+        argv = [self.context.cairn, "serve", "--store", self.store_url(),
+                *(f"--create={name}={size}" for name, size in volumes.items()),
                 "--listen", f"unix:{self.socket}", "--admin", f"127.0.0.1:{self.admin}"]
         self.processes = [Process(self.title, argv, self.log("cairn"), "listening on ", env)]
 

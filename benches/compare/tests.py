@@ -98,10 +98,20 @@ class Fio(unittest.TestCase):
             + SIDE % "{}" + ', "sync": {"total_ios": 2, "lat_ns": {"percentile": ' + TIMES + "}}}]}\n")
 
     def test_figures_are_those_of_the_side_that_works(self):
-        found = fio.figures(self.TEXT, reads=True)
+        [found] = fio.figures(self.TEXT, reads=True)
         self.assertEqual((found["iops"], found["seconds"], found["bytes"]), (16.0, 0.5, 32768))
         self.assertEqual(found["latency_ms"], {"p50": 2.0, "p99": 3.0})
         self.assertEqual(found["flush_ms"]["p50"], 2.0)
+
+    def test_several_disks_have_their_figures_each(self):
+        text = self.TEXT.replace("[", "[" + self.TEXT[self.TEXT.index("[") + 1:self.TEXT.index("]")] + ", ", 1)
+        self.assertEqual([found["iops"] for found in fio.figures(text, reads=True, disks=2)], [16.0, 16.0])
+        with self.assertRaises(Failure):
+            fio.figures(text, reads=True, disks=3)
+        command = fio.random_read(1 << 20, 1, connections=4).command(["nbd://a/x", "nbd://a/y"])
+        self.assertLess(command.index("--numjobs=4"), command.index("--name=compare"), "it holds for both")
+        self.assertEqual(command[-6:], ["--name=compare", "--new_group", "--uri=nbd://a/x",
+                                        "--name=compare", "--new_group", "--uri=nbd://a/y"])
 
     def test_a_job_that_failed_or_did_nothing_is_a_failure(self):
         for text in ["", self.TEXT.replace('"error": 0', '"error": 5'), self.TEXT.replace("8", "0", 1)]:
