@@ -7,6 +7,7 @@ use bytes::BytesMut;
 use cairn::store::{ByteRange, Condition, Error, Object, Store};
 use cairn::volume::format::head::Head;
 use cairn::volume::format::keys::{Keys, Parsed};
+use cairn::volume::format::record::{Record, RecordKind};
 use futures::FutureExt;
 use rand::Rng;
 
@@ -135,7 +136,8 @@ impl Inner {
     }
 
     /// Checks a deletion: once the list of objects was fixed, the gateway must have read who holds the
-    /// volume.
+    /// volume. The seal that ends a log stays for as long as the volume does: its slot is all that keeps a
+    /// late record of an earlier epoch out.
     fn look_before_deletion(&mut self, process: Process, call: &Call) {
         let state = self.processes.get_mut(&process).expect("it sent a request");
         if self.ledger.is_none()
@@ -146,7 +148,25 @@ impl Inner {
             if !std::mem::take(&mut state.asked) {
                 self.broken(format!("P{process} deletes {} unasked whose the volume is", keys.join(" ")));
             }
+            if let Some(seal) = keys.iter().find(|key| self.is_seal_of_a_log(key)) {
+                self.broken(format!("P{process} deletes the seal {seal} of a volume that is in use"));
+            }
         }
+    }
+
+    /// Whether an object is the seal that ends a log. An opener that was overtaken may put another into the
+    /// first slot of a log of which that slot has been deleted.
+    fn is_seal_of_a_log(&self, key: &str) -> bool {
+        let keys = Keys::new(self.volume);
+        let Some(Parsed::Record(slot)) = keys.parse(key) else { return false };
+        let found = self.memory.get(key, ByteRange::Full).now_or_never().expect("memory answers at once");
+        let record = found.ok().and_then(|object| Record::decode(keys.sealing(), slot, &object.body).ok());
+        let follows = |key: &String| match keys.parse(key) {
+            Some(Parsed::Record(other)) => other.epoch == slot.epoch && other.n > slot.n,
+            _ => false,
+        };
+        record.is_some_and(|(record, _)| record.kind == RecordKind::Seal)
+            && !self.objects().keys().any(follows)
     }
 
     /// Records that a gateway learns who holds the volume, from a head that it can read.
