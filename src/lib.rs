@@ -75,11 +75,12 @@
 //! ```text
 //! protocol → nothing        wire types and the handshake machine: no tokio, no clock, no log
 //! task, metrics, config → nothing        spawning with an owner; every metric; every setting
+//! buffers  → nothing        large buffers for reuse
 //! effect   → nothing        how a write or a zeroing takes effect: the same enums for all layers
 //! mutant   → nothing        deliberate faults, in builds that test the tests
-//! store    → metrics, task, mutant  get/put/delete/list over S3, a directory, memory; decorators
-//! volume   → store, metrics, task, mutant, effect  what a disk is: map, journal, cache, fold, recovery
-//! server   → protocol, task, mutant, effect  NBD over TCP and Unix sockets; owns the trait `Export`
+//! store    → metrics, task, mutant, buffers  get/put/delete/list over S3, a directory, memory; decorators
+//! volume   → store, metrics, task, mutant, effect, buffers  what a disk is: map, journal, cache, fold
+//! server   → protocol, task, mutant, effect, buffers  NBD over TCP and Unix sockets; the trait `Export`
 //! client   → protocol, task, effect  an NBD client
 //! gateway  → volume, server, protocol, store, metrics, task, effect  exports, catalogue, status
 //! admin    → gateway, volume, server, metrics, task  HTTP: metrics, health, the API, the status page
@@ -105,6 +106,7 @@
 
 #[cfg(feature = "gateway")]
 pub mod admin;
+mod buffers;
 #[cfg(feature = "gateway")]
 #[doc(hidden)]
 pub mod cli;

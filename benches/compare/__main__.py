@@ -209,7 +209,7 @@ def measure_all(args, sizes, context, chosen_servers, results):
             for server_of in chosen_servers:
                 begun = time.monotonic()
                 size = sizes.pgbench_disk if stage == "pgbench" else sizes.disk
-                if stage == "raw" and not server_of.has_raw:
+                if not jobs.takes_part(stage, server_of):
                     continue
                 server = server_of(context, size, stage)
                 try:

@@ -57,13 +57,14 @@ class Tables(unittest.TestCase):
         found.check(1)
         self.assertIn("| – | 7.00 |", found.table())
 
-    def test_the_readme_has_the_table_of_the_last_run_and_its_plots(self):
+    def test_the_readme_has_the_tables_of_the_last_runs_and_the_plots(self):
         root = pathlib.Path(__file__).resolve().parents[2]
         readme = (root / "README.md").read_text(encoding="utf-8")
-        document = json.loads((root / "docs/compare.json").read_text(encoding="utf-8"))
-        self.assertIn(table_of(document), readme)
-        for word in [document["commit"], document["command"], document["machine"]["cpu"]]:
-            self.assertIn(word, readme)
+        for name in ["compare", "pgbench"]:
+            document = json.loads((root / f"docs/{name}.json").read_text(encoding="utf-8"))
+            self.assertIn(table_of(document), readme)
+            for word in [document["commit"], document["command"], document["machine"]["cpu"], f"(docs/{name}.json)"]:
+                self.assertIn(word, readme)
         for name in plots.PLOTS:
             self.assertIn(f"(docs/figures/{name}.svg)", readme)
             self.assertTrue((root / f"docs/figures/{name}.svg").is_file())
@@ -73,6 +74,10 @@ class Tables(unittest.TestCase):
         self.assertEqual(len({row.id for row in rows}), len(rows))
         self.assertEqual(len({(row.work, row.state) for row in rows}), len(rows))
         self.assertEqual({stage for row in rows for stage in row.stage.split()}, set(jobs.STAGES))
+
+    def test_a_server_takes_part_in_what_it_has(self):
+        self.assertEqual([stage for stage in jobs.STAGES if not jobs.takes_part(stage, servers.QemuNbd)], ["raw", "crowd"])
+        self.assertTrue(all(jobs.takes_part(stage, servers.CairnMinio) for stage in jobs.STAGES))
 
     def test_numbers_keep_their_size(self):
         self.assertEqual([number(n) for n in [123456.7, 99.94, 9.999, 0.5]], ["123,457", "99.9", "10.00", "0.50"])

@@ -213,9 +213,9 @@ settings! {
         /// writes slow down.
         dirty: Size = mib(128), mib(1)..=Size(1 << 40);
         /// How far to read ahead of a sequential reader. 0 disables read-ahead.
-        read_ahead: Size = mib(8), Size(0)..=Size(1 << 30);
+        read_ahead: Size = mib(16), Size(0)..=Size(1 << 30);
         /// Largest single GET for adjacent pages.
-        fetch: Size = mib(1), Size(65_536)..=mib(32);
+        fetch: Size = mib(4), Size(65_536)..=mib(32);
     }
 
     /// When written data is made durable without a FLUSH.
@@ -261,7 +261,8 @@ settings! {
     lease: Lease {
         /// How long a gateway that stops renewing its lease keeps other gateways waiting.
         ttl: Duration = seconds(30), seconds(1)..=DAY;
-        /// Shortest time between two updates of a volume's head object.
+        /// Time between two updates of a volume's head object, on average. Up to four may follow each other
+        /// at once.
         head_interval: Duration = seconds(1), milliseconds(10)..=seconds(60);
         /// Take volumes over without waiting to see whether their holder is still alive. Use it by hand, for
         /// one start: gateways that are restarted with it take a volume from each other again and again.

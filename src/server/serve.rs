@@ -23,7 +23,9 @@ use super::metrics::{HandshakeFailure, Metrics};
 use super::options::Options;
 use super::shared::Shared;
 use super::tls::Tls;
+use super::transmission::IDLE_PAYLOAD_BYTES;
 use super::transport::{Stream, Transport};
+use crate::buffers::Buffers;
 use crate::task::Tasks;
 
 /// Pause after a failed accept. The cause may be a lack of file descriptors, which other connections have to
@@ -63,7 +65,9 @@ impl Server {
         let connections = Connections::default();
         let (budget, tls) = (Budget::new(&options), RwLock::new(None));
         let lingering = tasks.child();
-        let shared = Shared { exports, options, budget, tasks, lingering, drain, metrics, tls, connections };
+        let payloads = Buffers::new(IDLE_PAYLOAD_BYTES);
+        let shared =
+            Shared { exports, options, budget, tasks, lingering, drain, metrics, tls, connections, payloads };
         Self { shared: Arc::new(shared), admission, next_connection: Arc::new(AtomicU64::new(1)) }
     }
 

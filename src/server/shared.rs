@@ -14,6 +14,7 @@ use super::in_flight::Budget;
 use super::metrics::Metrics;
 use super::options::Options;
 use super::tls::Tls;
+use crate::buffers::Buffers;
 use crate::task::Tasks;
 
 /// The state that all connections of a server share.
@@ -29,4 +30,6 @@ pub(crate) struct Shared {
     /// The TLS configuration for new connections.
     pub(crate) tls: RwLock<Option<Tls>>,
     pub(crate) connections: Connections,
+    /// Memory for long payloads of WRITE.
+    pub(crate) payloads: Arc<Buffers>,
 }

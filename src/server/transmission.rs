@@ -24,6 +24,7 @@ use super::outgoing::Outgoing;
 use super::shared::Shared;
 use super::stall::Patience;
 use super::transport::{Halves, Reader, Writer};
+use crate::buffers::Buffers;
 use crate::mutant::{self, Mutant};
 use crate::protocol::request::HeaderStyle;
 use crate::protocol::{Command, DecodeError, Error, Request};
@@ -33,6 +34,8 @@ use crate::task::Tasks;
 pub(crate) const READ_BYTES: usize = 64 << 10;
 /// How many bytes of a payload are read at a time, at most.
 const PAYLOAD_READ_BYTES: usize = 1 << 20;
+/// Limit on the memory of idle buffers for payloads, of all connections.
+pub(super) const IDLE_PAYLOAD_BYTES: usize = 8 << 20;
 /// Maximum length of a payload that is read together with the requests after it, in bytes.
 const COPIED_PAYLOAD_BYTES: usize = 16 << 10;
 /// Maximum number of replies that are collected before they are written.
@@ -82,7 +85,7 @@ pub(crate) struct Transmission {
 
 /// Serves requests until the client or the server ends the connection.
 pub(crate) async fn run(transmission: Transmission, shared: &Shared) -> Result<End, Broken> {
-    let Shared { options, tasks, lingering, drain, metrics, .. } = shared;
+    let Shared { options, tasks, lingering, drain, metrics, payloads, .. } = shared;
     let Transmission { halves: Halves { reader, writer, read, written }, input, rules, export } =
         transmission;
     let capacity = usize::try_from(options.in_flight_requests).expect("32 bits fit a usize").max(1);
@@ -91,8 +94,9 @@ pub(crate) async fn run(transmission: Transmission, shared: &Shared) -> Result<E
     let writer = tasks.spawn_until_cancelled(write_replies(queue, writer, patience));
     let in_flight = InFlight::new(options, &shared.budget, Arc::clone(metrics));
     let closed = replies.clone();
+    let patience = Patience::new(options.stall_timeout, read);
     let mut receiver = Receiver {
-        requests: Requests { reader, buffer: input, patience: Patience::new(options.stall_timeout, read) },
+        requests: Requests { reader, buffer: input, patience, payloads: Arc::clone(payloads) },
         rules,
         export,
         in_flight: in_flight.clone(),
@@ -113,6 +117,7 @@ pub(crate) async fn run(transmission: Transmission, shared: &Shared) -> Result<E
     drop(export);
     drop((replies, closed));
     in_flight.wait_until_idle().await;
+    payloads.rest();
     //= Request types: The server MUST handle all outstanding requests, shut down the TLS session (if one is
     //# running), and close the TCP session.
     let written = writer.await;
@@ -272,6 +277,7 @@ struct Requests {
     reader: Reader,
     buffer: BytesMut,
     patience: Patience,
+    payloads: Arc<Buffers>,
 }
 
 impl Requests {
@@ -311,7 +317,7 @@ impl Requests {
         while length <= COPIED_PAYLOAD_BYTES && self.buffer.len() < length {
             self.read_more().await?;
         }
-        let mut payload = BytesMut::with_capacity(length);
+        let mut payload = self.payloads.take(length);
         let buffered = self.buffer.len().min(length);
         payload.extend_from_slice(&self.buffer[..buffered]);
         self.buffer.advance(buffered);
@@ -320,7 +326,7 @@ impl Requests {
             let mut rest = (&mut payload).limit(missing);
             arrived(self.patience.wait_for(self.reader.read_buf(&mut rest)).await)?;
         }
-        Ok(payload.freeze())
+        Ok(self.payloads.lend(payload))
     }
 
     /// Discards the next `length` bytes.

@@ -4,7 +4,6 @@
 //! request returns its full result or an error. A body is never partial, and an error is never reported as a
 //! result.
 
-pub(crate) mod buffers;
 pub mod classes;
 pub mod error;
 pub mod fault;

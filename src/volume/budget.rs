@@ -1,14 +1,21 @@
 //! The limit on dirty bytes of the process.
 //!
-//! Must not know which volumes use it. Invariant: only permits that were taken are returned. After the budget
-//! shrank, returned permits vanish until the new limit holds.
+//! Owns the buffers for uploads too, because a body takes the place of the dirty blocks in it. Must not know
+//! which volumes use it. Invariant: only permits that were taken are returned. After the budget shrank,
+//! returned permits vanish until the new limit holds.
 
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 
-use super::format::geometry::BLOCK_BYTES;
+use super::format::geometry::{BLOCK_BYTES, BLOCK_LEN};
+use crate::buffers::Buffers;
+
+/// The part of the budget that idle buffers for uploads may take in addition, and its limit in bytes. A full
+/// record has 16 MiB by default, and the default budget 128 MiB.
+const IDLE_BUFFERS: usize = 6;
+const MOST_IDLE_BYTES: usize = 32 << 20;
 
 /// The limit on dirty bytes of the process, shared by its volumes. Permits are for one block each, and are
 /// given out first come, first served.
@@ -18,6 +25,7 @@ pub struct DirtyBudget {
     total: watch::Sender<usize>,
     /// Number of permits that must vanish when they are returned, because the budget shrank.
     owed: Mutex<usize>,
+    buffers: Arc<Buffers>,
 }
 
 impl DirtyBudget {
@@ -26,7 +34,13 @@ impl DirtyBudget {
     pub fn new(bytes: u64) -> Arc<Self> {
         let total = Self::blocks(bytes);
         let (permits, owed) = (Semaphore::new(total), Mutex::new(0));
-        Arc::new(Self { permits, total: watch::Sender::new(total), owed })
+        let buffers = Buffers::new(idle_bytes(total));
+        Arc::new(Self { permits, total: watch::Sender::new(total), owed, buffers })
+    }
+
+    /// Returns the buffers for the bodies of uploads.
+    pub(super) fn buffers(&self) -> &Arc<Buffers> {
+        &self.buffers
     }
 
     fn blocks(bytes: u64) -> usize {
@@ -40,6 +54,7 @@ impl DirtyBudget {
         let mut owed = self.owed.lock();
         let (before, after) = (self.total(), Self::blocks(bytes));
         self.total.send_replace(after);
+        self.buffers.limit(idle_bytes(after));
         if after >= before {
             let grown = after - before;
             let paid = grown.min(*owed);
@@ -106,9 +121,16 @@ impl DirtyBudget {
     }
 }
 
+/// Limit on the idle buffers of a budget of so many blocks. Once nothing is left to upload, all are freed.
+fn idle_bytes(blocks: usize) -> usize {
+    (blocks.saturating_mul(BLOCK_LEN) / IDLE_BUFFERS).min(MOST_IDLE_BYTES)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::volume::format::chunk::object_bytes;
+    use crate::volume::options::Options;
 
     #[tokio::test]
     async fn a_budget_shrinks_as_blocks_come_back_and_grows_at_once() {
@@ -124,6 +146,23 @@ mod tests {
         assert_eq!((budget.used(), budget.try_take(2), budget.try_take(1)), (4, Some(2), None));
         budget.give(6);
         assert_eq!((budget.used(), budget.try_take(100)), (0, Some(6)));
+    }
+
+    /// Otherwise the system would clear the memory of each object anew.
+    #[test]
+    fn idle_buffers_have_room_for_a_full_record_and_for_several_chunks() {
+        let options = Options::default();
+        let idle = idle_bytes(DirtyBudget::blocks(128 << 20)) as u64;
+        let chunk = object_bytes(64, 64);
+        assert!(
+            idle >= options.commit_max_bytes && idle >= 4 * chunk,
+            "{idle} bytes, {chunk} for each chunk"
+        );
+        assert_eq!(idle_bytes(DirtyBudget::blocks(u64::MAX)), MOST_IDLE_BYTES);
+        let budget = DirtyBudget::new(128 << 20);
+        budget.resize(6 << 20);
+        drop([1, 2].map(|_| budget.buffers().lend(Vec::with_capacity(1 << 20))));
+        assert_eq!(budget.buffers().idle_bytes(), 1 << 20, "there is room for one of both");
     }
 
     /// A call that waits for more permits than the budget has gets all of them.

@@ -5,8 +5,10 @@
 //! Invariant: if another opening has changed the head, the volume stops.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::error::Error;
@@ -26,7 +28,7 @@ enum Request {
 /// What an update of the head means for the next one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Turn {
-    /// It waits for the minimum interval since the previous one.
+    /// It waits until the pace allows it.
     Waits,
     /// It is rare, and somebody waits for it.
     AtOnce,
@@ -52,8 +54,8 @@ impl HeadHandle {
         (Self { requests, hurry: hurry.clone() }, HeadRequests { requests: receiver, hurry })
     }
 
-    /// Makes updates stop waiting for the minimum interval since the previous one, because the volume is
-    /// being closed and a caller waits for it.
+    /// Makes updates stop waiting for their turn, because the volume is being closed and a caller waits for
+    /// it.
     pub(super) fn hurry(&self) {
         self.hurry.cancel();
     }
@@ -106,17 +108,51 @@ pub(super) struct HeadRequests {
     hurry: CancellationToken,
 }
 
+/// Number of updates of the head that may follow each other at once after a time without any.
+const AT_ONCE: u32 = 4;
+
+/// The pace of updates: a few at once, and on average one in each interval. Some stores refuse to replace an
+/// object more often.
+#[derive(Debug)]
+struct Pace {
+    interval: Duration,
+    /// When [`AT_ONCE`] updates are allowed at once again.
+    rested_at: Instant,
+}
+
+impl Pace {
+    /// Begins at the pace of a volume whose head was just updated.
+    fn new(interval: Duration, now: Instant) -> Self {
+        Self { interval, rested_at: now + interval }
+    }
+
+    /// Records an update.
+    fn spend(&mut self, now: Instant) {
+        self.rested_at = self.rested_at.max(now) + self.interval;
+    }
+
+    /// Returns how long the next update has to wait.
+    fn wait(&self, now: Instant) -> Duration {
+        let spare = self.interval * (AT_ONCE - 1);
+        self.rested_at.saturating_duration_since(now).saturating_sub(spare)
+    }
+}
+
 /// The task that updates the head.
 #[derive(Debug)]
 pub(super) struct HeadKeeper {
     shared: Arc<Shared>,
     requests: HeadRequests,
     held: HeldHead,
+    pace: Pace,
 }
 
 impl HeadKeeper {
     pub(super) fn new(shared: Arc<Shared>, requests: HeadRequests, held: HeldHead) -> Self {
-        Self { shared, requests, held }
+        // No wait outlasts the lease.
+        let interval = shared.options.head_interval.min(held.renewal());
+        let pace = Pace::new(interval, held.updated_at());
+        Self { shared, requests, held, pace }
     }
 
     /// Runs until the lease is released or the volume stops.
@@ -151,12 +187,11 @@ impl HeadKeeper {
                 }
             };
             if turn == Turn::Waits {
-                // The wait never outlasts the lease.
-                let rested = self.held.updated_at() + self.shared.options.head_interval.min(renewal);
+                let wait = self.pace.wait(Instant::now());
                 tokio::select! {
                     biased;
                     () = self.requests.hurry.cancelled() => {}
-                    () = tokio::time::sleep_until(rested) => {}
+                    () = tokio::time::sleep(wait) => {}
                 }
             }
             if !self.update().await {
@@ -179,6 +214,7 @@ impl HeadKeeper {
         }
         match self.held.update(self.shared.env.store.journal.as_ref()).await {
             Ok(()) => {
+                self.pace.spend(self.held.updated_at());
                 self.shared.renewed_until(self.held.ends_at());
                 true
             }
@@ -191,5 +227,36 @@ impl HeadKeeper {
                 false
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_few_updates_go_at_once_and_then_one_in_each_interval() {
+        let (second, begun) = (Duration::from_secs(1), Instant::now());
+        let mut pace = Pace::new(second, begun);
+        let mut now = begun;
+        let mut waits = Vec::new();
+        for _ in 0..6 {
+            waits.push(pace.wait(now));
+            now += pace.wait(now);
+            pace.spend(now);
+        }
+        // The opening was the first of the four.
+        assert_eq!(waits, [0, 0, 0, 1, 1, 1].map(|seconds| second * seconds));
+        now += second * 2;
+        assert_eq!(pace.wait(now), Duration::ZERO, "two intervals allow two updates");
+        pace.spend(now);
+        pace.spend(now);
+        assert_eq!(pace.wait(now), second);
+        now += second * 3600;
+        for _ in 0..AT_ONCE {
+            assert_eq!(pace.wait(now), Duration::ZERO);
+            pace.spend(now);
+        }
+        assert_eq!(pace.wait(now), second, "a long rest allows no more than that");
     }
 }

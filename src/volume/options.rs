@@ -59,7 +59,7 @@ pub struct Options {
     /// Whether the volume stops when its lease expires. Otherwise it continues to serve, and whatever must
     /// become durable waits.
     pub lease_strict: bool,
-    /// Minimum time between two updates of the head.
+    /// Time between two updates of the head, on average. Up to four may follow each other at once.
     pub head_interval: Duration,
     /// How long objects are kept after nothing references them any more.
     pub deletion_grace: Duration,
@@ -101,8 +101,8 @@ impl Default for Options {
             head_interval: Duration::from_secs(1),
             deletion_grace: Duration::from_secs(3600),
             undelete: Duration::from_secs(24 * 3600),
-            read_ahead_bytes: 8 << 20,
-            get_bytes: 1 << 20,
+            read_ahead_bytes: 16 << 20,
+            get_bytes: 4 << 20,
             record_reads: Duration::ZERO,
         }
     }

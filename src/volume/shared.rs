@@ -22,16 +22,12 @@ use super::held::{HeldHead, Unheld};
 use super::options::Options;
 use super::signal::Signal;
 use super::state::{State, Status};
+use crate::buffers::Buffers;
 use crate::metrics::VolumeMetrics;
 use crate::metrics::labels::Share;
 use crate::mutant::{self, Mutant};
-use crate::store::{self, buffers::Buffers};
+use crate::store;
 use crate::task::Tasks;
-
-/// Limit on the memory of idle buffers for uploads, of each volume. They are freed when nothing is left to
-/// upload. It is small, because idle buffers come on top of the caches: with 16 MiB, random writes over
-/// 64 GiB took the process to 402 MiB.
-const IDLE_BUFFER_BYTES: usize = 4 << 20;
 
 /// How far an open volume has come. Tasks wait on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,8 +91,6 @@ pub(crate) struct Shared {
     /// When our lease expires, according to the answers that the head keeper got. A strict volume serves no
     /// command from then on.
     lease_ends_at: Mutex<Instant>,
-    /// Buffers of objects that are being uploaded. Commits, chunks and folds take turns in using them.
-    pub(super) buffers: Arc<Buffers>,
     /// Number of the next object id of this epoch. Writes and folds take their ids from the same sequence.
     next_k: AtomicU64,
 }
@@ -126,9 +120,13 @@ impl Shared {
             fold_wake: Notify::new(),
             tasks: Tasks::new(),
             lease_ends_at: Mutex::new(held.ends_at()),
-            buffers: Buffers::new(IDLE_BUFFER_BYTES),
             next_k: AtomicU64::new(1),
         }
+    }
+
+    /// Returns the buffers for uploads.
+    pub(super) fn buffers(&self) -> &Arc<Buffers> {
+        self.env.budget.buffers()
     }
 
     /// Frees the buffers for uploads if nothing is left to upload.
@@ -138,7 +136,7 @@ impl Shared {
             state.dirty.is_empty() && state.in_flight.is_empty() && state.folding.is_none()
         };
         if is_idle {
-            self.buffers.clear();
+            self.buffers().rest();
         }
     }
 
@@ -178,7 +176,7 @@ impl Shared {
         if !mutant::is(Mutant::BudgetKept) {
             self.env.budget.give(permits);
         }
-        self.buffers.clear();
+        self.buffers().rest();
         self.progress.update(|progress| progress.stopped = true);
         self.commit_wake.notify_one();
         self.fold_wake.notify_one();

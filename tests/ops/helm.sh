@@ -160,11 +160,11 @@ asks vm 'one("StatefulSet") | pod.initContainers[0] | [.startupProbe, .readiness
 asks vm-everything 'one("StatefulSet") | .spec.replicas == 3 and (pod | .imagePullSecrets[0].name == "registry" and (.volumes | any(.configMap.name == "ca"))
     and (.initContainers[0].env | from_entries | .AWS_CA_BUNDLE == "/etc/cairn/store/authorities.pem" and .TZ == "UTC"))'
 # The limit is what the settings may take: 1024 - 256 MiB more than by default; and 2 volumes fold at a time.
-asks defaults 'one("Deployment") | pod.containers[0].resources == {limits: {memory: "768Mi"}, requests: {cpu: "100m", memory: "768Mi"}}'
-asks settings 'one("Deployment") | pod.containers[0].resources.limits.memory == "1536Mi"'
-asks two-gateways 'map(select(.kind == "Deployment") | pod.containers[0].resources.limits.memory) == ["800Mi", "768Mi"]'
+asks defaults 'one("Deployment") | pod.containers[0].resources == {limits: {memory: "832Mi"}, requests: {cpu: "100m", memory: "832Mi"}}'
+asks settings 'one("Deployment") | pod.containers[0].resources.limits.memory == "1600Mi"'
+asks two-gateways 'map(select(.kind == "Deployment") | pod.containers[0].resources.limits.memory) == ["864Mi", "832Mi"]'
 asks everything 'map(select(.kind == "Deployment")) | (.[0] | pod.containers[0].resources.limits.memory == "2Gi")
-    and (.[1] | pod.containers[0] | .resources.limits.memory == "528Mi" and (.env | from_entries.CAIRN_CACHE__CLEAN == "16MiB"))'
+    and (.[1] | pod.containers[0] | .resources.limits.memory == "592Mi" and (.env | from_entries.CAIRN_CACHE__CLEAN == "16MiB"))'
 asks everything 'one("Deployment") | pod | .containers[0].image == "cairn@sha256:'"$(printf '%064d' 7)"'" and .priorityClassName == "high"
     and .topologySpreadConstraints[0].maxSkew == 1 and .imagePullSecrets[0].name == "registry" and .securityContext.fsGroup == 7
     and .securityContext.runAsNonRoot and .containers[0].securityContext.runAsUser == 7 and .containers[0].args == ["serve", "--listen", "0.0.0.0:10810"]
@@ -300,9 +300,9 @@ refused kubeVersion --kube-version 1.28.0
 refused 'store.url is required' --set store.url=
 refused workload --set workload=DaemonSet
 refused digest --set image.digest=sha256:7
-refused 'may take 768Mi' --set resources.limits.memory=767Mi
-refused 'gateway a' --set resources.limits.memory=767Mi
-refused 'may take 896Mi' --set resources.limits.memory=768Mi,settings.CAIRN_CACHE__DIRTY=256MiB
+refused 'may take 832Mi' --set resources.limits.memory=831Mi
+refused 'gateway a' --set resources.limits.memory=831Mi
+refused 'may take 960Mi' --set resources.limits.memory=832Mi,settings.CAIRN_CACHE__DIRTY=256MiB
 refused extraEnv.CAIRN_CACHE__DIRTY --set 'extraEnv[0].name=CAIRN_CACHE__DIRTY,extraEnv[0].value=8GiB'
 refused 'is no size' --set resources.limits.memory=1GiBi
 refused tls.secret --set tls.mode=required

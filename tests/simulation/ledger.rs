@@ -77,6 +77,10 @@ pub(super) struct Ledger {
     pub(super) opened: BTreeMap<Process, String>,
     /// Names that processes are binding. If that is a renaming, also the old name.
     pub(super) binding: BTreeMap<Process, (String, Option<String>)>,
+    /// Answers that tell a process that the new name is bound, and the old name: by process and request.
+    pub(super) telling: BTreeMap<(Process, u64), String>,
+    /// The old names of processes that know that the new one is bound, and have not touched the old one since.
+    pub(super) told: BTreeMap<Process, String>,
     /// Names that were ever used.
     pub(super) names: BTreeMap<String, Standing>,
     /// Every volume that was seen in a listing or under a name.
@@ -266,6 +270,45 @@ impl Inner {
         }
         if self.state_of(from) == Some(VolumeState::Live) {
             self.broken(format!("the name {name} is taken from {from}, which is not being deleted"));
+        }
+    }
+
+    /// Notes that a renaming has bound the new name, which its process learns by the answer to this request.
+    pub(super) fn renaming_lands(&mut self, process: Process, number: u64, call: &Call) {
+        let Call::Put(key, body, _) = call else { return };
+        let ledger = self.names();
+        let Some((new, Some(old))) = ledger.binding.get(&process) else { return };
+        let binds = NameBinding::decode(body).is_ok_and(|binding| binding.name.as_ref() == Some(new));
+        if binds && key.strip_prefix(NAMES) == Some(new) {
+            let old = old.clone();
+            ledger.telling.insert((process, number), old);
+        }
+    }
+
+    /// Notes that a process has heard the answer to a request.
+    pub(super) fn renaming_hears(&mut self, process: Process, number: u64) {
+        if let Some(ledger) = &mut self.ledger
+            && let Some(old) = ledger.telling.remove(&(process, number))
+        {
+            ledger.told.insert(process, old);
+        }
+    }
+
+    /// Checks that a renaming which knows that the new name is bound does not look at the old one again before it
+    /// frees it. It may have lost the volume since, and then what it finds is somebody else's.
+    pub(super) fn check_renaming(&mut self, process: Process, call: &Call) {
+        let Some(ledger) = &mut self.ledger else { return };
+        let (Call::Get(key, _) | Call::Put(key, ..)) = call else { return };
+        let renames = ledger.binding.contains_key(&process);
+        if let Some(old) = ledger.told.get(&process)
+            && (!renames || key.strip_prefix(NAMES) == Some(old))
+        {
+            let old = ledger.told.remove(&process).expect("just found");
+            if renames && matches!(call, Call::Get(..)) {
+                self.broken(format!(
+                    "P{process} looks at the name {old} again, after it has bound the new one"
+                ));
+            }
         }
     }
 

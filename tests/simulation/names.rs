@@ -376,6 +376,7 @@ impl Citizen {
         ledger.aiming.remove(&process);
         ledger.opened.remove(&process);
         ledger.binding.remove(&process);
+        ledger.told.remove(&process);
         ledger.aside_ends(before.operation);
         match outcome {
             Some(Ok(())) => {

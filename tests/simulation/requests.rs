@@ -96,6 +96,7 @@ impl Inner {
         }
         self.circumstances(process, phase);
         self.look_before_deletion(process, &call);
+        self.check_renaming(process, &call);
         let prefix = Keys::new(self.volume).prefix();
         self.trace.line(
             at,
@@ -272,6 +273,9 @@ impl Inner {
             }
         }
         if let Some(reply) = reply {
+            if self.ledger.is_some() && result.is_ok() {
+                self.renaming_lands(process, number, &call);
+            }
             let result = self.on_the_way(outcome, &call, result);
             self.told_whose(process, &call, &result);
             if outcome == Outcome::Absent {
@@ -363,10 +367,12 @@ impl Inner {
         self.say(format_args!("P{process} #{number} hears: {}", told(&result)));
         let aims = self.ledger.is_some().then(|| result.clone());
         // There is no receiver if the caller gave the request up.
-        if reply.send(result).is_ok()
-            && let Some(Ok(Answer::Object(object))) = aims
-        {
-            self.aims(process, &object.body);
+        if reply.send(result).is_ok() {
+            match aims {
+                Some(Ok(Answer::Object(object))) => self.aims(process, &object.body),
+                Some(Ok(Answer::ETag(_))) => self.renaming_hears(process, number),
+                _ => {}
+            }
         }
     }
 }

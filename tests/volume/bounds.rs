@@ -391,6 +391,24 @@ async fn what_is_left_of_the_lease_is_shown_from_the_opening_on() {
     assert_eq!(lease_gauges(&metrics), (0.0, 0.0));
 }
 
+/// Commands that somebody waits for should not have to wait until the head is old enough.
+#[tokio::test(start_paused = true)]
+async fn a_few_checkpoints_follow_each_other_at_once() {
+    let mut bench = Bench::new(64 * MIB).await;
+    bench.options.head_interval = Duration::from_secs(1);
+    let volume = bench.open().await;
+    let begun = tokio::time::Instant::now();
+    let mut ends = Vec::new();
+    for n in 0..6 {
+        volume.write(0, pattern(n, 4096), Durable).await.unwrap();
+        volume.checkpoint().await.unwrap();
+        ends.push(begun.elapsed().as_secs());
+    }
+    // The opening was an update, too.
+    assert_eq!(ends, [0, 0, 0, 1, 2, 3]);
+    volume.close().await.unwrap();
+}
+
 /// The pause between two updates of the head may be longer than the lease, but not if the lease is strict.
 #[tokio::test(start_paused = true)]
 async fn a_checkpoint_of_a_strict_volume_waits_for_no_longer_than_the_lease_lasts() {
@@ -399,11 +417,14 @@ async fn a_checkpoint_of_a_strict_volume_waits_for_no_longer_than_the_lease_last
     bench.options.lease_ttl = Duration::from_secs(1);
     bench.options.head_interval = Duration::from_secs(60);
     let volume = bench.open().await;
-    volume.write(0, pattern(1, 4096), Durable).await.unwrap();
-    volume.checkpoint().await.unwrap();
+    // More than may follow each other at once.
+    for n in 0..10 {
+        volume.write(0, pattern(n, 4096), Durable).await.unwrap();
+        volume.checkpoint().await.unwrap();
+    }
     tokio::time::sleep(Duration::from_secs(10)).await;
     assert_eq!(volume.status(), Status::Serving);
-    assert_eq!(read(&volume, 0, 4096).await, pattern(1, 4096));
+    assert_eq!(read(&volume, 0, 4096).await, pattern(9, 4096));
 }
 
 #[tokio::test(start_paused = true)]

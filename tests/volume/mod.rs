@@ -14,6 +14,7 @@ mod diff;
 mod durability;
 mod engine;
 mod engine_trouble;
+mod folding;
 mod gc;
 mod hedge;
 mod huge;

@@ -170,7 +170,12 @@ async fn a_closing_waits_for_no_age_of_the_head() {
     bench.options.head_interval = Duration::from_secs(600);
     bench.options.lease_ttl = Duration::from_secs(3600);
     let volume = bench.open().await;
-    volume.write(0, pattern(1, 4096), Durable).await.unwrap();
+    // With the opening, these are as many updates as may follow each other at once.
+    for n in 0..3 {
+        volume.write(0, pattern(n, 4096), Durable).await.unwrap();
+        volume.checkpoint().await.unwrap();
+    }
+    volume.write(0, pattern(3, 4096), Durable).await.unwrap();
     let begun = tokio::time::Instant::now();
     volume.close().await.unwrap();
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());

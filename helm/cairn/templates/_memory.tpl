@@ -12,7 +12,7 @@
 
 {{/*
 What a gateway may take with these settings, in MiB, rounded up: the bounds that Cairn keeps (its README, Configuration),
-64 KiB for each connection, and 32 MiB for the program itself. Takes `root`, `settings` and `volumes`.
+64 KiB for each connection, and 96 MiB for the program itself and the buffers that it keeps. Takes `root`, `settings` and `volumes`.
 */}}
 {{- define "cairn.memoryMiB" -}}
 {{- $defaults := dict "CAIRN_CACHE__CLEAN" "256MiB" "CAIRN_CACHE__DIRTY" "128MiB" "CAIRN_SERVER__TOTAL_BYTES_IN_FLIGHT" "256MiB" "CAIRN_JOURNAL__FOLD_BYTES" "32MiB" "CAIRN_SERVER__CONNECTIONS" "1024" -}}
@@ -20,7 +20,7 @@ What a gateway may take with these settings, in MiB, rounded up: the bounds that
 {{- if hasKey $defaults .name }}{{ fail (printf "extraEnv.%s: write it under settings, so that the limit of memory follows it" .name) }}{{ end -}}
 {{- end -}}
 {{- $all := mergeOverwrite $defaults (deepCopy .root.Values.settings) (deepCopy (default dict .settings)) -}}
-{{- $bytes := 33554432 -}}
+{{- $bytes := 100663296 -}}
 {{- range list "CAIRN_CACHE__CLEAN" "CAIRN_CACHE__DIRTY" "CAIRN_SERVER__TOTAL_BYTES_IN_FLIGHT" -}}
 {{- $bytes = add $bytes (include "cairn.bytes" (get $all .)) -}}
 {{- end -}}

@@ -12,19 +12,31 @@ use std::sync::Arc;
 
 use rustix::fs::OFlags;
 
-use super::memory::{ALIGNMENT, Pool, SLICE_BYTES};
+use crate::buffers::Buffers;
 
 /// Minimum size in bytes of an object that is written this way.
 pub(super) const LEAST_BYTES: usize = 1 << 20;
+/// Required alignment of memory, offset and length in bytes. No file system in use requires more.
+const ALIGNMENT: usize = 4096;
+/// Size of one write in bytes.
+const SLICE_BYTES: usize = 1 << 20;
 
 /// Writes the whole content of a file that is still empty.
-pub(super) fn write_all(file: &File, body: &[u8], pool: &Arc<Pool>) -> io::Result<()> {
-    let written = if body.len() >= LEAST_BYTES { write_direct(file, body, pool.take().memory())? } else { 0 };
+pub(super) fn write_all(file: &File, body: &[u8], buffers: &Arc<Buffers>) -> io::Result<()> {
+    let written = if body.len() >= LEAST_BYTES { write_direct(file, body, buffers)? } else { 0 };
     file.write_all_at(&body[written..], written as u64)
 }
 
 /// Writes as many whole blocks as possible, and returns how many bytes these were.
-fn write_direct(file: &File, body: &[u8], memory: &mut [u8]) -> io::Result<usize> {
+fn write_direct(file: &File, body: &[u8], buffers: &Arc<Buffers>) -> io::Result<usize> {
+    let mut memory = buffers.take_filled(SLICE_BYTES + ALIGNMENT);
+    let written = write_slices(file, body, &mut memory);
+    drop(buffers.lend(memory));
+    written
+}
+
+/// Writes whole blocks by way of `memory`, which has room for a slice and its alignment.
+fn write_slices(file: &File, body: &[u8], memory: &mut [u8]) -> io::Result<usize> {
     let flags = rustix::fs::fcntl_getfl(file)?;
     if rustix::fs::fcntl_setfl(file, flags | OFlags::DIRECT).is_err() {
         return Ok(0);
@@ -55,13 +67,13 @@ mod tests {
     #[test]
     fn a_file_of_any_length_has_the_written_content() {
         let directory = tempfile::tempdir().unwrap();
-        let pool = Arc::new(Pool::default());
+        let buffers = Buffers::new(4 << 20);
         let lengths =
             [0, 1, LEAST_BYTES - 1, LEAST_BYTES, LEAST_BYTES + 1, (3 << 20) + 4096, (5 << 20) + 777];
         for length in lengths {
             let body: Vec<u8> = (0..length).map(|at| u8::try_from(at % 251).unwrap()).collect();
             let path = directory.path().join(length.to_string());
-            write_all(&File::create(&path).unwrap(), &body, &pool).unwrap();
+            write_all(&File::create(&path).unwrap(), &body, &buffers).unwrap();
             assert!(std::fs::read(&path).unwrap() == body, "{length} bytes");
         }
     }

@@ -5,7 +5,6 @@
 //! including the entries of directories.
 
 mod direct;
-mod memory;
 mod tree;
 mod walk;
 

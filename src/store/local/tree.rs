@@ -22,13 +22,13 @@ use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, ResolveFlags, XattrFlags
 use rustix::io::ReadWriteFlags;
 use xxhash_rust::xxh3;
 
+use crate::buffers::Buffers;
 use crate::mutant::{self, Mutant};
 
 use super::super::error::Source;
 use super::super::{ByteRange, Condition, ETag, Error, MAX_WHOLE_BYTES, Object};
 use super::Setup;
 use super::direct;
-use super::memory::{Buffer, Pool};
 
 const TEMPORARY: &str = "~tmp";
 const LOCKS: &str = "~lock";
@@ -39,8 +39,9 @@ const LOCK_COUNT: u64 = 16;
 const VERSION_ATTRIBUTE: &str = "user.cairn.etag";
 /// How often to recreate a directory that other processes keep removing as empty.
 const PARENT_ATTEMPTS: u32 = 64;
-/// Minimum length in bytes of a read that uses memory of the pool.
-const POOLED_FROM: usize = 128 << 10;
+/// Limit on the memory of idle buffers. A sequential reader has several bodies of the default `cache.fetch`
+/// in flight, of 4 MiB and their tags, and their number varies.
+const IDLE_BYTES: usize = 26 << 20;
 /// Access for the owner only, because the files contain the data of people's disks.
 const FILE_MODE: Mode = Mode::from_raw_mode(0o600);
 const DIRECTORY_MODE: Mode = Mode::from_raw_mode(0o700);
@@ -52,7 +53,7 @@ pub(super) struct Tree {
     locks: File,
     process: u32,
     temporaries: AtomicU64,
-    pool: Arc<Pool>,
+    buffers: Arc<Buffers>,
     /// Held for writing while directories are created, so that nobody uses a directory that is not durable
     /// yet.
     making: RwLock<()>,
@@ -128,14 +129,11 @@ fn read_at(file: &File, offset: u64, length: usize) -> io::Result<Bytes> {
     Ok(body.into())
 }
 
-/// Does what [`read_at`] does, but uses memory of the pool for lengths that are worth it.
-fn read_range(file: &File, offset: u64, length: usize, pool: &Arc<Pool>) -> io::Result<Bytes> {
-    if !(POOLED_FROM..=Buffer::LONGEST).contains(&length) {
-        return read_at(file, offset, length);
-    }
-    let mut buffer = pool.take();
-    file.read_exact_at(&mut buffer.memory()[..length], offset)?;
-    Ok(buffer.filled(length))
+/// Does what [`read_at`] does, but uses memory again.
+fn read_range(file: &File, offset: u64, length: usize, buffers: &Arc<Buffers>) -> io::Result<Bytes> {
+    let mut memory = buffers.take_filled(length);
+    file.read_exact_at(&mut memory, offset)?;
+    Ok(buffers.lend(memory))
 }
 
 /// A lock that is released when its file is closed.
@@ -183,7 +181,7 @@ impl Tree {
             locks,
             process: std::process::id(),
             temporaries: AtomicU64::new(0),
-            pool: Arc::default(),
+            buffers: Buffers::new(IDLE_BYTES),
             making: RwLock::new(()),
         })
     }
@@ -249,7 +247,7 @@ impl Tree {
         let length = usize::try_from(wanted).map_err(|_| short())?;
         let body = match range {
             ByteRange::Full => read_at(&file, offset, length),
-            ByteRange::Bounded { .. } => read_range(&file, offset, length, &self.pool),
+            ByteRange::Bounded { .. } => read_range(&file, offset, length, &self.buffers),
         };
         let body = body.map_err(failed)?;
         let etag = match range {
@@ -295,7 +293,7 @@ impl Tree {
             {
                 tracing::trace!(%error, "no extended attribute: reading a range hashes the whole file");
             }
-            direct::write_all(&temporary.file, body, &self.pool)?;
+            direct::write_all(&temporary.file, body, &self.buffers)?;
             if !mutant::is(Mutant::FileUnsynced) {
                 temporary.file.sync_all()?;
             }

@@ -29,18 +29,19 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use url::{Host, Url};
 
-use super::buffers::Buffers;
 use super::error::cause;
 use super::{
     ByteRange, Condition, ETag, Entry, Error, ListFrom, Listing, MAX_WHOLE_BYTES, MAXIMUM_DELETE_KEYS,
     Object, PageToken, Store, key,
 };
+use crate::buffers::Buffers;
 use connect::{Connection, PLAIN_REGION, Service};
 use credentials::Clients;
 use failure::{Asked, delete_failure, failure, is_for_credentials, timeout};
 
-/// Limit on the memory of idle buffers for received bodies: as many as a sequential reader has in flight.
-const IDLE_BUFFER_BYTES: usize = 8 << 20;
+/// Limit on the memory of idle buffers. A sequential reader has several bodies of the default `cache.fetch`
+/// in flight, of 4 MiB and their tags, and their number varies.
+const IDLE_BYTES: usize = 26 << 20;
 
 /// How to reach the bucket. A `None` leaves the choice to the SDK's standard chain (environment, profile,
 /// instance).
@@ -185,7 +186,7 @@ impl S3Store {
         let connection = options.credentials.is_none().then_some(connection);
         let clients = Clients::new(client, connection, options.request_timeout);
         let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
-        let (bucket, buffers) = (bucket.to_owned(), Buffers::new(IDLE_BUFFER_BYTES));
+        let (bucket, buffers) = (bucket.to_owned(), Buffers::new(IDLE_BYTES));
         let store = Self { clients, service, bucket, prefix, options, transport, buffers };
         if store.options.create_bucket {
             store.create_bucket().await?;
@@ -303,7 +304,6 @@ impl S3Store {
         };
         let capacity = usize::try_from(wanted).map_err(|_| truncated(0))?;
         let mut collected = self.buffers.take(capacity);
-        collected.clear();
         loop {
             let next = tokio::time::timeout(self.options.stall_timeout, body.try_next()).await;
             match next.map_err(|_| timeout(key, self.options.stall_timeout))? {

@@ -185,6 +185,11 @@ impl Clean {
         self.loaded().map(|pieces| pieces.weighted_size()).sum::<u64>() + self.ahead.held_bytes()
     }
 
+    /// Bound in bytes of the runs of changes.
+    pub(super) fn most_run_bytes(&self) -> u64 {
+        self.bound.load(Ordering::Relaxed) / (RUNS_SHARE - 1)
+    }
+
     /// Sets the share of the pieces that were read ahead, which they have besides the room that nothing else
     /// needs.
     pub(super) fn limit_ahead(&self, bytes: u64) {

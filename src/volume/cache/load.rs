@@ -71,6 +71,11 @@ impl Begun {
         share_a_get(&self.run[0].0, &self.run[self.run.len() - 1].0, fetch, get_bytes)
     }
 
+    /// Payload of the run in bytes.
+    pub(super) fn bytes(&self) -> u64 {
+        self.run.iter().map(|(fetch, _)| u64::from(fetch.length)).sum()
+    }
+
     /// The loads of the run, to wait for.
     pub(super) fn loads(&self) -> impl Iterator<Item = Arc<Load>> {
         self.run.iter().map(|(_, load)| Arc::clone(load))

@@ -14,6 +14,8 @@ pub mod index;
 mod kept;
 mod load;
 pub mod moved;
+mod under_way;
+pub mod waiting;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -35,6 +37,8 @@ use self::held::Held;
 use self::index::{Index, MapView};
 use self::load::{Begun, Keep, Load, Loading, load_alone};
 use self::moved::{HeldBlock, Moved};
+use self::under_way::UnderWay;
+use self::waiting::Waiting;
 use crate::metrics::VolumeMetrics;
 use crate::mutant::{self, Mutant};
 use crate::store::Store;
@@ -108,6 +112,9 @@ pub struct PageCache {
     moved: Moved,
     /// Limit on the bytes of one GET.
     get_bytes: u64,
+    /// Reads of clients that wait for the store.
+    waiting: Waiting,
+    under_way: UnderWay,
     /// One permit for each GET of [`PageCache::fetch_ahead`].
     ahead: Arc<Semaphore>,
     tasks: Tasks,
@@ -146,6 +153,8 @@ impl PageCache {
             ahead_used: Mutex::new(None),
             loading: Arc::default(),
             moved: Moved::default(),
+            waiting: Waiting::default(),
+            under_way: UnderWay::default(),
             get_bytes,
             ahead: Arc::new(Semaphore::new(AHEAD_GETS)),
             tasks: Tasks::new(),
@@ -174,6 +183,11 @@ impl PageCache {
     /// Whether `bytes` bytes of data fit without an eviction.
     pub(super) fn has_room(&self, bytes: u64) -> bool {
         self.clean.has_room(bytes)
+    }
+
+    /// Limit on the bytes of runs of changes that are held at once.
+    pub(super) fn most_run_bytes(&self) -> u64 {
+        self.clean.most_run_bytes()
     }
 
     /// Limit on the bytes that should be read ahead of one stream, so that they are read before they have to
@@ -272,6 +286,11 @@ impl PageCache {
         self.clean.settle().await;
     }
 
+    /// Returns the count of the reads of clients that wait for the store.
+    pub(super) fn waiting(&self) -> &Waiting {
+        &self.waiting
+    }
+
     /// Whether all wanted blocks of a piece are in memory.
     #[must_use]
     pub fn contains(&self, fetch: &Fetch) -> bool {
@@ -351,6 +370,7 @@ impl PageCache {
         let misses = missing.len();
         self.clean.counts.asked(wanted, misses);
         if !missing.is_empty() {
+            let _waits = matches!(keep, Keep::Cached).then(|| self.waiting.begin());
             self.fetch_missing(store, wanted, keep, missing, &mut parts).await;
         }
         let parts = parts.into_iter().map(|part| part.expect("in memory, or waited for")).collect();
@@ -416,15 +436,14 @@ impl PageCache {
     /// not wait for them. They have only the room that nothing else needs, and a share of the capacity while
     /// there is none.
     pub async fn prefetch(&self, store: &Arc<dyn Store>, wanted: &[Fetch]) {
+        let wanted = self.under_way.fitting(wanted, self.capacity_bytes());
         let mut missing = self.missing_ahead(wanted);
         self.make_room_ahead(wanted.iter().map(|fetch| u64::from(fetch.length)).sum()).await;
         missing.sort_by_key(|missing| (wanted[missing.place].object, wanted[missing.place].at));
         for begun in self.begin(wanted, &missing).1 {
-            drop(self.tasks.spawn_until_cancelled(begun.load(
-                Arc::clone(store),
-                Arc::clone(&self.clean),
-                Keep::Ahead,
-            )));
+            let bytes = begun.bytes();
+            let load = begun.load(Arc::clone(store), Arc::clone(&self.clean), Keep::Ahead);
+            drop(self.tasks.spawn_until_cancelled(self.under_way.during(bytes, load)));
         }
     }
 

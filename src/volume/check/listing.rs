@@ -14,7 +14,7 @@ use super::suspects::{Loss, Part, Suspects};
 use crate::store::{self, ByteRange, Entry, Pages};
 use crate::volume::format::head::Lease;
 use crate::volume::format::keys::{Epoch, Keys, ObjectId, Parsed};
-use crate::volume::format::root::RootTable;
+use crate::volume::format::root::{Root, RootTable};
 use crate::volume::store_exact::{CheckedError, fetch_if_present, get_referenced};
 
 /// Number of objects that are looked for at a time if the listing does not show them.
@@ -161,11 +161,16 @@ fn unreferenced(
     }
 }
 
-/// Whether an object is a root table, and not a root.
+/// Whether an object is a root table, and not a root. Their keys are alike. An object that is neither is no
+/// table.
 async fn is_table(context: &Context<'_>, id: ObjectId, key: &str) -> Result<bool, Stop> {
-    let decode = |bytes: &[u8]| RootTable::decode(context.keys.sealing(), id, bytes);
+    let sealing = context.keys.sealing();
+    let decode = |bytes: &[u8]| {
+        let table = RootTable::decode(sealing, id, bytes).map(|_| true);
+        table.or_else(|_| Root::decode(sealing, id, bytes).map(|_| false))
+    };
     match fetch_if_present(context.store(), key, decode).await {
-        Ok(_) => Ok(true),
+        Ok((is_table, _)) => Ok(is_table),
         Err(CheckedError::Damaged(_) | CheckedError::Store(store::Error::NotFound { .. })) => Ok(false),
         Err(CheckedError::Store(error)) => Err(error.into()),
     }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use super::handle::{Adopted, Request, Scope, answer};
+use super::made::Made;
 use super::own_pages::foreign_in;
 use super::{FoldHandle, Folder, STEP_BYTES};
 use crate::volume::error::Error;
@@ -80,7 +81,7 @@ impl Folder {
             return Ok(Adopted { next, unreadable, remaining_bytes: bytes_from(&self.shared, next) });
         }
         *self.adopting.lock() = pages.keys().copied().collect::<BTreeSet<u32>>();
-        self.fold_until_done(Scope::Adopt).await?;
+        self.fold_until_done(Scope::Adopt, Made::default()).await?;
         let root = Arc::clone(&self.shared.state.lock().root);
         let (before, mut left) = (pages.values().sum::<u64>(), 0);
         for number in pages.keys() {

@@ -4,8 +4,9 @@
 //! what a read at the checkpoint's commit returns. A sector that cannot be read is marked as lost until it is
 //! overwritten; it never becomes zeros.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -18,7 +19,7 @@ use crate::volume::format::map::{Damage, SECTOR_MASK_BYTES};
 use crate::volume::read::base::BasePart;
 use crate::volume::read::reader_of;
 use crate::volume::shared::Shared;
-use crate::volume::state::piece::{InMemory, Piece, are_blocks};
+use crate::volume::state::piece::{InMemory, Piece, RecordRef, are_blocks};
 use crate::volume::state::segments::Committed;
 use crate::volume::store_exact::confirm_gone;
 
@@ -171,13 +172,51 @@ impl Batch {
         Source::Fetched(self.fetches.len() - 1, at, damage)
     }
 
-    /// Fetches what the compositions need. Makes sure that objects that were not found are gone for good:
-    /// their sectors are marked as lost, and what is left of the objects is deleted.
-    pub(super) async fn fetch(&mut self, shared: &Shared) -> Result<Vec<Found>, Error> {
-        let fetches = std::mem::take(&mut self.fetches);
+    /// Returns the runs that follow the missing ones in their records, as far as the fold needs them and
+    /// there is room. A fold goes through all of its records at once, in order of offset, so the room is
+    /// divided among them.
+    fn runs_ahead(&self, shared: &Shared, records: usize) -> Vec<Fetch> {
+        let (cache, sealing) = (&shared.env.cache, shared.keys.sealing());
+        let room = cache.most_run_bytes() / 2 / (records as u64).max(1);
+        let is_missing = |record: &Arc<RecordRef>, change: &u32| {
+            let length = u64::from(record.place(*change).length);
+            !cache.contains(&Fetch::change(sealing, record, *change, 0..length).0)
+        };
+        let mut ahead: BTreeMap<CacheKey, Fetch> = BTreeMap::new();
+        let mut seen = BTreeSet::new();
+        for fetch in &self.fetches {
+            let Check::Run(_, record, change) = &fetch.check else { continue };
+            if !seen.insert(fetch.key) || cache.contains(fetch) {
+                continue;
+            }
+            let mut bytes = u64::from(fetch.length);
+            for number in record.run_of(*change) + 1.. {
+                let left = record.left_in_run(number).unwrap_or_default();
+                let Some(first) = left.into_iter().find(|change| is_missing(record, change)) else { break };
+                let next = Fetch::run(sealing, record, first);
+                bytes += u64::from(next.length);
+                if bytes > room || cache.contains(&next) || ahead.insert(next.key, next).is_some() {
+                    break;
+                }
+            }
+        }
+        ahead.into_values().collect()
+    }
+
+    /// Fetches what the compositions need; `records` is the number of records that are folded. Makes sure
+    /// that objects that were not found are gone for good: their sectors are marked as lost, and what is left
+    /// of the objects is deleted.
+    pub(super) async fn fetch(&mut self, shared: &Shared, records: usize) -> Result<Vec<Found>, Error> {
+        let ahead = self.runs_ahead(shared, records);
+        let mut fetches = std::mem::take(&mut self.fetches);
+        let wanted = fetches.len();
+        fetches.extend(ahead);
         shared.check_serving()?;
         let store = &shared.env.store.bulk;
-        let fetched = shared.env.cache.fetch_passing(store, &fetches).await;
+        let mut fetched = shared.env.cache.fetch_passing(store, &fetches).await;
+        // Whatever was not found of the runs that follow is fetched again when it is needed.
+        fetched.truncate(wanted);
+        fetches.truncate(wanted);
         let mut all: Vec<Found> = fetched.into_iter().map(|found| vec![found]).collect();
         for (fetch, found) in fetches.iter().zip(&mut all) {
             // A damaged block must not take the blocks with it that were fetched together with it.

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 
 use super::packing::Packs;
 use super::page::Put;
+use super::patience::Patience;
 use crate::volume::format::geometry::{BlockIndex, ChunkIndex};
 use crate::volume::format::keys::{Keys, ObjectId, Slot};
 use crate::volume::format::map::Entry;
@@ -96,9 +97,16 @@ pub(super) struct Made {
     pub(super) packs: tokio::sync::Mutex<Packs>,
     /// The map page whose blocks are being packed.
     pub(super) packing: tokio::sync::Mutex<Option<(u32, Packing)>>,
+    /// How the fold lets others go first, unless somebody waits for it.
+    pub(super) patience: Option<Patience>,
 }
 
 impl Made {
+    /// The results of a fold that nobody waits for.
+    pub(super) fn patient() -> Self {
+        Self { patience: Some(Patience::default()), ..Self::default() }
+    }
+
     /// Records a name and returns it.
     pub(crate) fn note(&self, key: String) -> String {
         self.names.lock().push(key.clone());

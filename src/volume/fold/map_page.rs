@@ -306,6 +306,7 @@ impl Folder {
         if let Some(entry) = made.finished_chunk(index) {
             return Ok(Some((index, entry)));
         }
+        let _step = self.step(made).await;
         let rewritten = self.rewrite_chunk(page, index, changes, folding, birth, made).await?;
         let Some(entry) = rewritten else { return Ok(None) };
         made.finish_chunk(self.shared.keys, index, entry.clone());
@@ -324,7 +325,7 @@ impl Folder {
         let mut packs = made.packs.lock().await;
         let mut bytes = vec![0; BATCH_BLOCKS.min(packing.blocks.len()) * BLOCK_LEN];
         loop {
-            self.send_packs(&mut packs, made).await?;
+            let _step = self.sending_step(&mut packs, made).await?;
             let end = packing.blocks.len().min(packing.done + BATCH_BLOCKS);
             let jobs = &packing.blocks[packing.done..end];
             if jobs.is_empty() {
@@ -344,7 +345,7 @@ impl Folder {
                 };
                 batch.add(shared, range.clone(), changes, || page.below(range));
             }
-            let fetched = batch.fetch(shared).await?;
+            let fetched = batch.fetch(shared, folding.slots.len()).await?;
             let mut composed = Vec::with_capacity(jobs.len());
             for (composition, bytes) in batch.compositions.iter().zip(bytes.chunks_mut(BLOCK_LEN)) {
                 let block = BlockIndex::at(composition.range.start % PAGE_BYTES).0;

@@ -19,6 +19,7 @@ mod origins;
 mod own_pages;
 mod packing;
 mod page;
+mod patience;
 mod pins;
 mod plan;
 mod rewrite;
@@ -37,6 +38,7 @@ use self::background::{Eagerness, packs_after, victims};
 pub(super) use self::handle::{Detached, FoldHandle, Refused};
 use self::handle::{REQUESTS, Request, Scope, answer};
 use self::made::{Background, Content, Made};
+use self::patience::Step;
 use crate::metrics::labels::{FoldResult, ObjectKind};
 use crate::mutant::{self, Mutant};
 use crate::store::ByteRange;
@@ -51,9 +53,9 @@ use crate::volume::format::root::{MapPageRef, Root, RootTable};
 use crate::volume::keeper::HeadHandle;
 use crate::volume::read::base::names_chunk;
 use crate::volume::shared::Shared;
-use crate::volume::state::Stage;
 use crate::volume::state::piece::Piece;
 use crate::volume::state::segments::{Committed, Segments};
+use crate::volume::state::{Stage, Status};
 use crate::volume::store_exact::{Placed, create_exact, fetch_part_checked};
 
 /// Pause after the first failure of a fold. It doubles with each further one.
@@ -138,13 +140,13 @@ impl Folder {
     /// Folds what is committed now, and every segment that has ended before it.
     async fn fold_all(&self, scope: Scope) -> Result<(), Error> {
         self.fold_closed().await?;
-        self.fold_until_done(scope).await
+        self.fold_until_done(scope, Made::default()).await
     }
 
     /// Folds the segments that have ended, with a snapshot or with a new size.
     async fn fold_closed(&self) -> Result<(), Error> {
         while self.shared.state.lock().committed.closed() > 0 {
-            self.fold_until_done(Scope::Committed).await?;
+            self.fold_until_done(Scope::Committed, Made::default()).await?;
         }
         Ok(())
     }
@@ -158,14 +160,14 @@ impl Folder {
             let is_old = |since: tokio::time::Instant| since.elapsed() >= age;
             self.shared.wants_fold(&state) || state.committed.since().is_some_and(is_old)
         };
-        if is_due { self.fold_until_done(Scope::Committed).await } else { Ok(()) }
+        if is_due { self.fold_until_done(Scope::Committed, Made::patient()).await } else { Ok(()) }
     }
 
     /// Folds the oldest segment, with retries. Returns an error only once the volume has stopped.
-    async fn fold_until_done(&self, scope: Scope) -> Result<(), Error> {
+    async fn fold_until_done(&self, scope: Scope, made: Made) -> Result<(), Error> {
         let Some(folding) = self.begin(scope) else { return Ok(()) };
         let begun = tokio::time::Instant::now();
-        let (made, mut pause) = (Made::default(), RETRY_PAUSE);
+        let mut pause = RETRY_PAUSE;
         loop {
             let Err(error) = self.fold(scope, &folding, &made).await else { break };
             if mutant::is(Mutant::CleansUpWhenFenced) && self.shared.check_serving().is_err() {
@@ -186,6 +188,23 @@ impl Folder {
         self.shared.metrics.folds.of(FoldResult::Done).inc();
         self.shared.metrics.fold_duration.observe(begun.elapsed().as_secs_f64());
         Ok(())
+    }
+
+    /// Begins a step of a fold. Reads of clients that wait for the store go first, unless somebody waits for
+    /// the fold: a request, a snapshot, the end of the volume, or soon writes, because the journal grows.
+    async fn step<'a>(&self, made: &'a Made) -> Option<Step<'a>> {
+        let is_pressed = || {
+            let options = &self.shared.options;
+            let state = self.shared.state.lock();
+            let newer = state.committed.weight() + state.coming_weight(self.shared.geometry);
+            !self.requests.is_empty()
+                || !matches!(state.status, Status::Serving)
+                || state.committed.closed() > 0
+                || newer >= options.journal_max_bytes / 2
+                || state.committed.records() >= options.journal_max_records / 2
+        };
+        let patience = made.patience.as_ref()?;
+        Some(patience.step(self.shared.env.cache.waiting(), is_pressed).await)
     }
 
     /// Moves the oldest segment into the state of being folded.
@@ -510,6 +529,17 @@ impl Folder {
             background.budget = background.budget.saturating_sub(moved);
         }
         Ok(())
+    }
+
+    /// Begins a step of a fold by sending the packs that the last step completed.
+    async fn sending_step<'a>(
+        &self,
+        packs: &mut packing::Packs,
+        made: &'a Made,
+    ) -> Result<Option<Step<'a>>, Error> {
+        let step = self.step(made).await;
+        self.send_packs(packs, made).await?;
+        Ok(step)
     }
 
     /// Sends the complete packs. Their names are recorded before.

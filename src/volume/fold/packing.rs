@@ -64,7 +64,7 @@ impl Packs {
         let frames = most_frames(shared);
         let open = self.open.get_or_insert_with(|| {
             let id = shared.next_id();
-            let writer = PackWriter::within(shared.keys.sealing(), id, shared.buffers.take(PACK_BYTES));
+            let writer = PackWriter::within(shared.keys.sealing(), id, shared.buffers().take(PACK_BYTES));
             OpenPack { id, writer, hot: (0, Vec::new()), moved: Vec::new() }
         });
         let frame = open.writer.frames();
@@ -91,7 +91,7 @@ impl Packs {
         if let Some(mut open) = self.open.take() {
             open.keep_hot(shared).await;
             self.frames.insert(open.id, open.writer.frames());
-            self.unsent.push((open.id, shared.buffers.lend(open.writer.finish())));
+            self.unsent.push((open.id, shared.buffers().lend(open.writer.finish())));
         }
     }
 

@@ -69,12 +69,12 @@ impl Folder {
             let range = page_start..page_start + PAGE_BYTES;
             batch.add(shared, range.clone(), folding, || page.below(range));
         }
-        let fetched = batch.fetch(shared).await?;
+        let fetched = batch.fetch(shared, folding.slots.len()).await?;
         let (sealing, pages_per_chunk) = (shared.keys.sealing(), shared.geometry.pages_per_chunk());
         let id = shared.next_id();
         let id = if mutant::is(Mutant::NameReused) { ObjectId { k: 1, ..id } } else { id };
         let most = object_bytes(pages_per_chunk, u32::from(pages_per_chunk));
-        let memory = shared.buffers.take(usize::try_from(most).expect("at most 33 MiB"));
+        let memory = shared.buffers().take(usize::try_from(most).expect("at most 33 MiB"));
         let mut writer = ChunkWriter::within(sealing, index, id, pages_per_chunk, memory);
         let (mut hot, mut bytes) = (Vec::new(), vec![0; PAGE_LEN]);
         let may_come_back = page.is_adopted && page.is_foreign(index.slot());
@@ -96,7 +96,7 @@ impl Folder {
         drop(fetched);
         let stored = writer.stored();
         if !stored.is_empty() {
-            let object = shared.buffers.lend(writer.finish());
+            let object = shared.buffers().lend(writer.finish());
             self.put_chunk(index, id, object, hot, made).await?;
             entry.base = Some(Base { origin: 0, id, stored });
         }

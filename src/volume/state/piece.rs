@@ -152,13 +152,27 @@ impl RecordRef {
         self.runs[number as usize]
     }
 
+    /// Returns the `Data` changes of the run with this number that are not replaced, or `None` if there is no
+    /// such run.
+    pub(crate) fn left_in_run(&self, number: u32) -> Option<Vec<u32>> {
+        self.runs.get(number as usize)?;
+        let left = |change: &u32| self.left[*change as usize].load(Ordering::Relaxed) > 0;
+        Some(self.changes_of_run(number).filter(left).collect())
+    }
+
+    /// The numbers of the changes of a run. Some may be no `Data` changes.
+    fn changes_of_run(&self, number: u32) -> Range<u32> {
+        let next = self.runs.get(number as usize + 1).map(|next| next.first);
+        let end = next.unwrap_or_else(|| u32::try_from(self.data.len()).expect("a count is four bytes"));
+        self.run(number).first..end
+    }
+
     /// Whether the data of every change in a run matches its tag. `place` is the record's.
     #[must_use]
     pub fn verify_run(&self, place: &Place, number: u32, bytes: &[u8]) -> bool {
         let run = self.run(number);
-        let end = self.runs.get(number as usize + 1).map_or(self.data.len(), |next| next.first as usize);
-        (run.first..).zip(&self.data[run.first as usize..end]).all(|(change, data)| {
-            let Some(data) = data else { return true };
+        self.changes_of_run(number).all(|change| {
+            let Some(data) = &self.data[change as usize] else { return true };
             let start = usize::try_from(data.at - run.at).expect("within the run");
             let bytes = bytes.get(start..start + data.length as usize);
             bytes.is_some_and(|bytes| place.tag(u64::from(change), bytes) == data.tag)
@@ -414,15 +428,38 @@ mod tests {
     }
 
     fn record_of_blocks(blocks: u64) -> Arc<RecordRef> {
+        let lengths = vec![BLOCK_LEN; usize::try_from(blocks).expect("few")];
+        record_of(&lengths)
+    }
+
+    /// A record of changes of these lengths in bytes, one after the other on the volume.
+    fn record_of(lengths: &[usize]) -> Arc<RecordRef> {
         let slot = Slot { epoch: 1, n: 2 };
         let kind = RecordKind::Commit;
         let mut writer =
             RecordWriter::new(Sealing::new(Uuid::from_u128(1)), kind, slot, 1, 7, Checksum::default(), 64);
-        for block in 0..blocks {
-            writer.data(block * BLOCK_BYTES, Bytes::from(vec![7; BLOCK_LEN]));
+        let mut offset = 0;
+        for length in lengths {
+            writer.data(offset, Bytes::from(vec![7; *length]));
+            offset += *length as u64;
         }
         let (record, body, _) = writer.finish();
         Arc::new(RecordRef::new(&record, Some(body)))
+    }
+
+    #[test]
+    fn only_changes_of_whole_blocks_share_a_piece() {
+        let sectors = [512; 8];
+        let record =
+            record_of(&[&sectors[..], &[BLOCK_LEN, 2 * BLOCK_LEN, BLOCK_LEN, 512, BLOCK_LEN]].concat());
+        let held: Vec<_> = (0..13).map(|change| record.held_as(change)).collect();
+        let alone = |change: u32| (change, 0..1);
+        // The eight sectors are as long as a block, but none of them is one.
+        let mut expected: Vec<_> = (0..8).map(alone).collect();
+        expected.extend([(8, 0..1), (8, 1..3), (8, 3..4), alone(11), alone(12)]);
+        assert_eq!(held, expected);
+        let runs: Vec<_> = (0..13).map(|change| record.run_of(change)).collect();
+        assert_eq!(runs, [0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 2, 3]);
     }
 
     #[test]

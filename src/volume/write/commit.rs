@@ -220,8 +220,8 @@ fn make_record(
     if let Some(snapshot) = snapshot {
         writer.change(Change::Snapshot(snapshot.clone()));
     }
-    let (record, body, checksum) = writer.finish_within(|bytes| shared.buffers.take(bytes));
-    let body = shared.buffers.lend(body);
+    let (record, body, checksum) = writer.finish_within(|bytes| shared.buffers().take(bytes));
+    let body = shared.buffers().lend(body);
     let reference = Arc::new(RecordRef::new(&record, Some(body.clone())));
     insert_data(&reference, &record.changes, &mut pieces);
     let record = (record.data_bytes > 0).then_some(reference);

@@ -67,11 +67,11 @@ fn chunk_object(shared: &Shared, chunk: &ChunkRef) -> Bytes {
         unreachable!("only the upload takes the blocks");
     };
     let bytes = object_bytes(chunk.pages_per_chunk, chunk.stored.len());
-    let memory = shared.buffers.take(usize::try_from(bytes).expect("at most 33 MiB"));
+    let memory = shared.buffers().take(usize::try_from(bytes).expect("at most 33 MiB"));
     let (sealing, pages) = (shared.keys.sealing(), chunk.pages_per_chunk);
     let mut writer = ChunkWriter::within(sealing, chunk.index, chunk.id, pages, memory);
     for page in chunk.stored.iter() {
         writer.page_of(page, blocks_of_page(&blocks, page).iter().map(|block| &block[..]));
     }
-    shared.buffers.lend(writer.finish())
+    shared.buffers().lend(writer.finish())
 }

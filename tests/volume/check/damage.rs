@@ -12,7 +12,7 @@ use cairn::volume::format::geometry::BlockIndex;
 use cairn::volume::format::head::Head;
 use cairn::volume::format::keys::{Keys, Parsed, Slot, volume_of};
 use cairn::volume::format::pack::{self, Pack, PackWriter};
-use cairn::volume::format::root::Root;
+use cairn::volume::format::root::{Root, RootTable};
 
 use super::super::bench::Bench;
 use super::*;
@@ -312,6 +312,27 @@ async fn every_kind_of_orphan_is_found_and_costs_only_space() {
     expected.sort();
     assert_eq!((listed, report.orphans.objects), (expected.clone(), 6));
     assert_eq!(report.orphans.bytes, expected.iter().map(|(_, bytes)| bytes).sum::<u64>());
+}
+
+/// Roots and root tables share a prefix. Neither is taken for a damaged object of the other kind, which would be
+/// read several times, with warnings.
+#[tokio::test(start_paused = true)]
+async fn a_root_that_is_an_orphan_is_read_once() {
+    let (bench, _) = fixture_bench().await;
+    let (keys, head) = (keys_of(&bench), head_of(&bench));
+    let id = |k| cairn::volume::format::keys::ObjectId { epoch: 0, k };
+    let objects = bench.memory.objects();
+    let mut root = Root::decode(keys.sealing(), head.root, &objects[&keys.root(head.root)]).expect("a root");
+    root.id = id(77);
+    let table = objects[&keys.root(head.root_table)].clone();
+    let mut table = RootTable::decode(keys.sealing(), head.root_table, &table).expect("a root table");
+    table.id = id(78);
+    let (orphan, replaced) = (keys.root(root.id), keys.root(table.id));
+    bench.memory.insert(&orphan, Bytes::from(root.encode(keys.sealing())));
+    bench.memory.insert(&replaced, Bytes::from(table.encode(keys.sealing())));
+    let report = checked(&bench, Depth::Data).await;
+    assert_eq!(report.orphans.listed.iter().map(|(key, _)| key).collect::<Vec<_>>(), [&orphan], "{report:?}");
+    assert_eq!((bench.gets(&orphan).requests, bench.gets(&replaced).requests), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]

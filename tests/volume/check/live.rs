@@ -5,11 +5,13 @@ use std::time::Duration;
 use cairn::store::Operation;
 use cairn::store::fault::{Action, Failure, Rule};
 use cairn::volume::check::{Depth, check};
+use tokio::time::MissedTickBehavior;
 
 use super::super::bench::Bench;
 use super::*;
 
-/// Writes, checkpoints and discards at random, until it is dropped.
+/// Writes, checkpoints and discards at random, until it is dropped. It makes a checkpoint in each interval of
+/// the head at most, which is the pace that a gateway keeps on average.
 async fn busy(bench: &mut Bench, seed: u64) {
     let mut state = seed | 1;
     let mut below = |end: u64| {
@@ -19,6 +21,9 @@ async fn busy(bench: &mut Bench, seed: u64) {
         state % end
     };
     let mut volume = bench.open().await;
+    let mut pace = tokio::time::interval(bench.options.head_interval);
+    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    pace.reset();
     for round in 0_u64.. {
         for _ in 0..1 + below(6) {
             let chunk = below(12) + if below(4) == 0 { 4096 } else { 0 };
@@ -31,14 +36,20 @@ async fn busy(bench: &mut Bench, seed: u64) {
                 _ => write(&volume, block(chunk, below(16)), round).await,
             }
         }
-        match below(10) {
+        let next = below(10);
+        if (2..=6).contains(&next) {
+            pace.tick().await;
+        }
+        match next {
             0 => {
                 volume.close().await.unwrap();
                 volume = bench.open().await;
+                pace.reset();
             }
             1 => {
                 drop(volume);
                 volume = bench.open().await;
+                pace.reset();
             }
             2 => volume.consolidate().await.unwrap(),
             3..=6 => volume.checkpoint().await.unwrap(),
